@@ -1,0 +1,152 @@
+"""A module as a pure function of its parameters, with BatchNorm under control.
+
+A module stays as its author wrote it: parameters are substituted by `torch.func.functional_call`, and each call of
+`torch.nn.functional.batch_norm` on the way is redirected to the statistics that the learner asks for. The k-th call
+gets the k-th statistics, so a norm that a module uses twice is two norms, as it should be.
+
+Shape legend: n examples, C channels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
+from typing import Any, Literal, get_args
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.overrides import TorchFunctionMode
+
+from kshot.types import Batch, Params, Tree
+
+BatchNorm = Literal["support", "query", "running"]
+"""Which statistics BatchNorm uses for a query: those of the task's support set (inductive), those of the query itself
+(transductive), or the module's own running ones (inductive; not updated by meta-training)."""
+
+Statistics = dict[str, dict[str, Tensor]]
+"""Mean and variance (C,) of each BatchNorm call of one forward, keyed by the number of the call."""
+
+
+class Function:
+    r"""A module as a function of its parameters, pure: the module's weights and buffers stay bitwise as they are.
+
+    Args:
+        module: any module.
+        batchnorm: which statistics BatchNorm uses for a query. For a support set it is the set's own, rows weighted,
+            or the running ones.
+
+    Attributes:
+        transductive: whether a query's prediction depends on the other queries.
+        keeps_statistics: whether `query` needs statistics from `support`.
+    """
+
+    def __init__(self, module: nn.Module, batchnorm: BatchNorm = "support") -> None:
+        if batchnorm not in get_args(BatchNorm):
+            raise ValueError(f"batchnorm must be one of {', '.join(get_args(BatchNorm))}, got {batchnorm!r}")
+        self.module, self.batchnorm = module, batchnorm
+        self.normed = any(isinstance(part, _BatchNorm) for part in module.modules())
+        self.transductive = self.normed and batchnorm == "query"
+        self.keeps_statistics = self.normed and batchnorm == "support"
+
+    def support(self, params: Params, batch: Batch) -> tuple[Tree, Statistics]:
+        """Call on a support set: what the module returns, and the BatchNorm statistics that queries will need."""
+        if self.batchnorm == "running":
+            return self._call(params, batch.inputs, _running), {}
+        used: Statistics = {}
+        prediction = self._call(params, batch.inputs, _of_batch(batch.weight), used)
+        return prediction, used if self.keeps_statistics else {}
+
+    def query(self, params: Params, statistics: Statistics, inputs: Tree) -> Tree:
+        """Call on inputs (m, ...), under the statistics that `support` gave."""
+        choose = {"support": _given(statistics), "query": _of_batch(None), "running": _running}[self.batchnorm]
+        return self._call(params, inputs, choose)
+
+    def _call(self, params: Params, inputs: Tree, choose: Choose, used: Statistics | None = None) -> Tree:
+        overrides: dict[str, Any] = {
+            name: None if name.endswith("num_batches_tracked") else buffer.clone()
+            for name, buffer in self.module.named_buffers()
+        }
+        overrides.update(params)
+        args, kwargs = inputs if isinstance(inputs, tuple) else (inputs,), {}
+        if isinstance(inputs, dict):
+            args, kwargs = (), inputs
+        with _Norm(choose, used) if self.normed else nullcontext():
+            return torch.func.functional_call(self.module, overrides, args, kwargs)
+
+
+Choose = Callable[[int, Tensor, Tensor | None, Tensor | None], tuple[Tensor, Tensor]]
+"""(number of the call, input, running mean, running variance) -> (mean, variance) to normalise by."""
+
+
+class _Norm(TorchFunctionMode):
+    """Redirects `batch_norm` to chosen statistics, and notes in `used` which they were."""
+
+    def __init__(self, choose: Choose, used: Statistics | None = None) -> None:
+        super().__init__()
+        self.choose, self.used, self.calls = choose, used, 0
+
+    def __torch_function__(
+        self, func: Callable, types: Any, args: tuple = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        if func is not F.batch_norm:
+            return func(*args, **(kwargs or {}))
+        return self._normalize(*args, **(kwargs or {}))
+
+    def _normalize(
+        self,
+        input: Tensor,
+        running_mean: Tensor | None,
+        running_var: Tensor | None,
+        weight: Tensor | None = None,
+        bias: Tensor | None = None,
+        training: bool = False,
+        momentum: float = 0.1,
+        eps: float = 1e-5,
+    ) -> Tensor:
+        mean, var = self.choose(self.calls, input, running_mean, running_var)
+        if self.used is not None:
+            self.used[str(self.calls)] = {"mean": mean, "var": var}
+        self.calls += 1
+        scale = torch.rsqrt(var + eps) if weight is None else torch.rsqrt(var + eps) * weight
+        shift = -mean * scale if bias is None else bias - mean * scale
+        return torch.addcmul(_along_channels(shift, input), input, _along_channels(scale, input))
+
+
+def _of_batch(weight: Tensor | None) -> Choose:
+    r"""The batch's own statistics, with rows weighted and the bar averaging over positions:
+
+    $$ \mu_c = \frac{\sum_i w_i \bar x_{ic}}{\sum_i w_i}, \qquad
+       \sigma^2_c = \frac{\sum_i w_i \overline{(x_{ic} - \mu_c)^2}}{\sum_i w_i} $$
+
+    The variance is the biased one, as in the training forward of BatchNorm.
+    """
+
+    def average(values: Tensor) -> Tensor:
+        rows = values.flatten(2).mean(2) if values.ndim > 2 else values  # (n, C)
+        return rows.mean(0) if weight is None else (weight / weight.sum()).to(rows.dtype) @ rows
+
+    def choose(call: int, input: Tensor, mean: Tensor | None, var: Tensor | None) -> tuple[Tensor, Tensor]:
+        mean = average(input)
+        return mean, average((input - _along_channels(mean, input)).square())
+
+    return choose
+
+
+def _given(statistics: Statistics) -> Choose:
+    return lambda call, input, mean, var: (statistics[str(call)]["mean"], statistics[str(call)]["var"])
+
+
+def _running(call: int, input: Tensor, mean: Tensor | None, var: Tensor | None) -> tuple[Tensor, Tensor]:
+    if mean is None or var is None:
+        raise ValueError(
+            "this model's BatchNorm keeps no running statistics (track_running_stats=False): "
+            "choose batchnorm='support' or 'query'"
+        )
+    return mean, var
+
+
+def _along_channels(vector: Tensor, like: Tensor) -> Tensor:
+    """(C,) as (C, 1, ...) so that it broadcasts against (n, C, ...)."""
+    return vector.reshape(-1, *[1] * (like.ndim - 2))

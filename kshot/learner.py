@@ -1,0 +1,46 @@
+"""The contract between everything that adapts and everything that trains, evaluates or serves it."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+from torch import Tensor, nn
+
+from kshot.objectives import Objective
+from kshot.types import Batch, Task, Tree
+
+
+class Learner(nn.Module, ABC):
+    r"""How a base model adapts to one task and predicts on it. Its parameters $\theta$ are the meta-parameters.
+
+    A learner is written for ONE task; the trainer batches. Subclasses supply
+
+    $$ \text{state} = \text{adapt}_\theta(\text{support}), \qquad \hat y = \text{predict}_\theta(\text{state}, x). $$
+
+    `adapt` is pure: weights and buffers are left bitwise as they were. The state holds everything that is particular
+    to the task, as nested dicts with string keys and tensors for leaves, so that it can be saved (see
+    `training.checkpoint.save_state`), sent and stacked.
+
+    Attributes:
+        objective: what the tasks ask.
+        transductive: True if a query's prediction depends on the other queries. Every report says so.
+    """
+
+    objective: Objective
+    transductive: bool = False
+
+    def __init__(self, objective: Objective) -> None:
+        super().__init__()
+        self.objective = objective
+
+    @abstractmethod
+    def adapt(self, support: Batch) -> Tree:
+        """Adapt to a task: support leaves (n, ...) in, the task's state out."""
+
+    @abstractmethod
+    def predict(self, state: Tree, inputs: Tree) -> Tree:
+        """Predict for inputs (m, ...) under a task's state: (m, ...), logits (m, ways) for classification."""
+
+    def forward(self, task: Task) -> Tensor:
+        r"""The outer loss of one task, $L_{\text{query}}(\text{predict}(\text{adapt}(\text{support}), x_{\text{query}}))$: ()."""
+        return self.objective.loss(self.predict(self.adapt(task.support), task.query.inputs), task.query)

@@ -1,0 +1,85 @@
+"""Small standard backbones. Each is a `body` that makes features and, where asked for, a linear `head`.
+
+Shape legend: n examples, H height, W width.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Literal
+
+import torch
+from torch import nn
+
+
+def mlp(inputs: int, outputs: int, hidden: Sequence[int] = (40, 40)) -> nn.Sequential:
+    """A perceptron with ReLU: (n, inputs) to (n, outputs). The default is the sinusoid network of the MAML paper.
+
+    Example:
+        >>> mlp(1, 1)(torch.zeros(3, 1)).shape
+        torch.Size([3, 1])
+    """
+    layers: list[nn.Module] = []
+    for width_in, width_out in pairwise([inputs, *hidden]):
+        layers += [nn.Linear(width_in, width_out), nn.ReLU()]
+    return _with_head(nn.Sequential(*layers), [inputs, *hidden][-1], outputs)
+
+
+def conv4(
+    channels_in: int,
+    outputs: int | None = None,
+    *,
+    channels: int = 64,
+    size: int = 28,
+    downsample: Literal["pool", "stride"] = "pool",
+) -> nn.Sequential:
+    """Four blocks of 3×3 convolution, BatchNorm, ReLU and halving: (n, channels_in, size, size) to (n, outputs).
+
+    Args:
+        channels_in: 1 for grey, 3 for colour.
+        outputs: outputs of a linear head; None gives the features (n, features) themselves.
+        channels: channels of each block.
+        size: height and width of the images, in pixels.
+        downsample: "pool" halves by max-pooling (rounding down), "stride" by the convolution's stride (rounding up),
+            which costs about a quarter; the MAML paper's Omniglot network is the latter.
+
+    Raises:
+        ValueError: images too small to be halved four times.
+
+    Example:
+        >>> conv4(1, 5)(torch.zeros(2, 1, 28, 28)).shape
+        torch.Size([2, 5])
+
+    References:
+        Vinyals et al., arXiv:1606.04080, section 4.1.1; Finn et al., arXiv:1703.03400, section 5.2.
+
+    Deviations:
+        Convolutions carry no bias: the BatchNorm that follows would subtract it.
+    """
+    if downsample not in ("pool", "stride"):
+        raise ValueError(f"downsample must be 'pool' or 'stride', got {downsample!r}")
+    layers: list[nn.Module] = []
+    side = size
+    for block in range(4):
+        stride = 2 if downsample == "stride" else 1
+        layers += [
+            nn.Conv2d(channels if block else channels_in, channels, 3, stride=stride, padding=1, bias=False),
+            nn.BatchNorm2d(channels),
+            nn.ReLU(),
+        ]
+        if downsample == "pool":
+            layers.append(nn.MaxPool2d(2))
+        side = side // 2 if downsample == "pool" else (side + 1) // 2
+    if side < 1:
+        raise ValueError(f"images of {size}×{size} pixels cannot be halved four times by pooling; use at least 16×16")
+    body = nn.Sequential(*layers, nn.Flatten())
+    return _with_head(body, channels * side * side, outputs)
+
+
+def _with_head(body: nn.Module, features: int, outputs: int | None) -> nn.Sequential:
+    parts: OrderedDict[str, nn.Module] = OrderedDict(body=body)
+    if outputs is not None:
+        parts["head"] = nn.Linear(features, outputs)
+    return nn.Sequential(parts)

@@ -1,0 +1,58 @@
+"""The contract of a task source: a distribution of tasks, cut into train, val and test by class, user, author…"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from kshot import types
+from kshot.objectives import Objective
+from kshot.types import SPLITS, Batch, Split, Task, tree_map
+
+
+class TaskSource(ABC):
+    """Where tasks come from.
+
+    `task` is pure in (seed, split, index): resuming needs one integer, rank r of w takes `indices[r::w]`, and a test
+    set is a range of integers.
+
+    Attributes:
+        objective: what the tasks ask.
+        seed: names the sequence of tasks.
+    """
+
+    objective: Objective
+    seed: int
+
+    @abstractmethod
+    def task(self, split: Split, index: int) -> Task:
+        """The task number `index` of a split; always the same one."""
+
+    def stack(self, split: Split, indices: Sequence[int]) -> Task:
+        """The tasks `indices` as one stack with a leading task axis. Override with a gather where speed asks for it."""
+        return types.stack([self.task(split, index) for index in indices])
+
+    def pretraining_batch(self, step: int, size: int) -> Batch:
+        """Batch number `step` of about `size` training examples for ordinary, task-blind training of a base model.
+
+        By default the examples of several tasks in one bag; a source of classes gives examples of all training
+        classes, one-hot over them.
+        """
+        first = self.task("train", 0)
+        per_task = len(first.support.weight) + len(first.query.weight)
+        count = max(1, size // per_task)
+        tasks = self.stack("train", range(step * count, (step + 1) * count))
+        return tree_map(lambda support, query: torch.cat([support, query], 1).flatten(0, 1), *tasks)
+
+    def describe(self) -> dict[str, Any]:
+        """What a report says of the tasks: at least the seed; ways, shots and queries where they exist."""
+        return {"seed": self.seed}
+
+
+def generator(seed: int, split: Split, index: int) -> np.random.Generator:
+    """The random numbers of one task: a function of (seed, split, index) and nothing else."""
+    return np.random.default_rng([seed, SPLITS.index(split), index])

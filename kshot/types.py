@@ -1,0 +1,136 @@
+"""The words of kshot as types: a batch of examples, and a task made of a support and a query batch.
+
+Both are NamedTuples, hence pytrees: `vmap`, stacking, moving and saving need no glue. A *stack* of tasks is a `Task`
+whose leaves carry one more leading axis.
+
+Shape legend: n examples, T tasks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal, NamedTuple, TypeVar, get_args
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_leaves, tree_map
+
+Tree = Any
+"""A tensor, or any nesting of dicts, tuples and lists of tensors."""
+
+Params = dict[str, Tensor]
+"""Parameters by their qualified name, as `nn.Module.named_parameters` gives them."""
+
+Split = Literal["train", "val", "test"]
+SPLITS: tuple[Split, ...] = get_args(Split)
+
+T = TypeVar("T")
+
+
+class Batch(NamedTuple):
+    """Examples of one task.
+
+    Attributes:
+        inputs: tree of tensors, leaves (n, ...).
+        targets: tree of tensors, leaves (n, ...). Class labels are one-hot (n, ways): the ways are a shape, never a
+            value, so every learner runs under `vmap`, takes any number of ways, and accepts soft labels.
+        weight: (n,) float; 0 marks padding, so that ragged tasks stack.
+    """
+
+    inputs: Tree
+    targets: Tree
+    weight: Tensor
+
+    @classmethod
+    def of(cls, inputs: Tree, targets: Tree, *, ways: int | None = None, weight: Tensor | None = None) -> Batch:
+        """Make a batch from what a user holds, checking it on the way.
+
+        Args:
+            inputs: tree of tensors, leaves (n, ...).
+            targets: tree of tensors, leaves (n, ...); with `ways` given, class ids (n,) that become one-hot.
+            ways: number of classes of the task.
+            weight: (n,) float; all ones by default.
+
+        Raises:
+            ValueError: sizes that disagree, values that are not finite, labels outside `0 … ways-1`.
+
+        Example:
+            >>> batch = Batch.of(torch.zeros(3, 2), torch.tensor([0, 1, 1]), ways=2)
+            >>> batch.targets.shape
+            torch.Size([3, 2])
+        """
+        if ways is not None:
+            targets = one_hot(targets, ways)
+        sizes = {len(leaf) for leaf in tree_leaves((inputs, targets))}
+        if len(sizes) != 1:
+            raise ValueError(
+                f"inputs and targets must hold the same number of examples on their first axis, got {sorted(sizes)}"
+            )
+        (count,) = sizes
+        for name, tree in (("inputs", inputs), ("targets", targets)):
+            for leaf in tree_leaves(tree):
+                check_finite(leaf, name)
+        if weight is None:
+            weight = torch.ones(count)
+        if weight.shape != (count,):
+            raise ValueError(f"weight must be ({count},), one number for each example, got {tuple(weight.shape)}")
+        return cls(inputs, targets, weight)
+
+
+class Task(NamedTuple):
+    """One small problem: a `support` set to adapt on and a `query` set to be scored on."""
+
+    support: Batch
+    query: Batch
+
+
+def one_hot(labels: Tensor, ways: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Class ids (n,) as one-hot rows (n, ways).
+
+    Raises:
+        ValueError: labels that are no vector of integers, or lie outside `0 … ways-1`.
+
+    Example:
+        >>> one_hot(torch.tensor([1, 0]), ways=2)
+        tensor([[0., 1.],
+                [1., 0.]])
+    """
+    if labels.ndim != 1 or labels.is_floating_point() or labels.is_complex():
+        raise ValueError(f"class ids must be integers of shape (n,), got {labels.dtype} {tuple(labels.shape)}")
+    outside = (labels < 0) | (labels >= ways)
+    if outside.any():
+        row = int(outside.nonzero()[0])
+        raise ValueError(f"label {int(labels[row])} in row {row} is outside the {ways} classes 0 … {ways - 1}")
+    return torch.nn.functional.one_hot(labels.long(), ways).to(dtype)
+
+
+def check_finite(values: Tensor, name: str) -> None:
+    """Raise `ValueError` naming the first row of `values` that holds a NaN or an infinity."""
+    if values.is_floating_point() and not torch.isfinite(values).all():
+        bad = (~torch.isfinite(values)).nonzero()
+        raise ValueError(
+            f"{name} hold {len(bad)} values that are not finite (NaN or infinity), the first in row {int(bad[0][0])}: "
+            "remove or replace them"
+        )
+
+
+def stack(tasks: Sequence[Task]) -> Task:
+    """Stack tasks of equal shapes along a new leading axis T.
+
+    Raises:
+        ValueError: tasks whose shapes differ; pad them with rows of weight 0 first.
+    """
+    try:
+        return tree_map(lambda *leaves: torch.stack(leaves), *tasks)
+    except (RuntimeError, ValueError) as error:
+        raise ValueError(f"tasks stack only when their shapes agree; pad with rows of weight 0 ({error})") from error
+
+
+def unstack(tasks: Task) -> list[Task]:
+    """Cut a stack of T tasks into its T tasks (views, no copies)."""
+    return [tree_map(lambda leaf, t=t: leaf[t], tasks) for t in range(len(tasks.support.weight))]
+
+
+def to(tree: T, device: torch.device | str | None) -> T:
+    """The same tree with every tensor on `device`; None leaves it where it is."""
+    return tree if device is None else tree_map(lambda leaf: leaf.to(device, non_blocking=True), tree)
