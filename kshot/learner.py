@@ -42,5 +42,5 @@ class Learner(nn.Module, ABC):
         """Predict for inputs (m, ...) under a task's state: (m, ...), logits (m, ways) for classification."""
 
     def forward(self, task: Task) -> Tensor:
-        r"""The outer loss of one task, $L_{\text{query}}(\text{predict}(\text{adapt}(\text{support}), x_{\text{query}}))$: ()."""
+        r"""The outer loss of one task, (): the objective on the query set, predicted after adapting to the support."""
         return self.objective.loss(self.predict(self.adapt(task.support), task.query.inputs), task.query)

@@ -47,7 +47,8 @@ class InnerSolver(nn.Module, ABC):
 class Unrolled(InnerSolver):
     r"""The exact derivative, through every inner step:
 
-    $$ \frac{d\theta_K}{d\theta_0} = \prod_{k=0}^{K-1} \bigl(I - \alpha \nabla^2 L(\theta_k)\bigr) \quad \text{for SGD.} $$
+    $$ \frac{d\theta_K}{d\theta_0} = \prod_{k=K-1}^{0} \bigl(I - \alpha \nabla^2 L(\theta_k)\bigr) \quad
+       \text{for SGD.} $$
     """
 
     def gradient(self, loss: Loss, params: Params) -> Params:

@@ -34,7 +34,8 @@ class Head(nn.Module, ABC):
 class HeadLearner(Learner):
     r"""Embeds with a module that all tasks share, and fits a head to the support features.
 
-    $$ \text{state} = \text{fit}(f_\theta(x_{\text{support}}), y), \qquad \hat y = \text{predict}(\text{state}, f_\theta(x)) $$
+    $$ \text{state} = \text{fit}(f_\theta(x_{\text{support}}), y), \quad
+       \hat y = \text{predict}(\text{state}, f_\theta(x)) $$
 
     The state is `{"head": …, "statistics": …}`; the latter is there for BatchNorm on support statistics only.
 

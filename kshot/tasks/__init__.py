@@ -1,0 +1,3 @@
+from kshot.tasks.synthetic import sinusoids
+
+__all__ = ["sinusoids"]

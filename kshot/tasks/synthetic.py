@@ -48,8 +48,8 @@ class Sinusoids(TaskSource):
         points = self.shots + self.queries
         draws = np.stack([generator(self.seed, split, index).random(2 + points) for index in indices])
         amplitude, phase = 0.1 + 4.9 * draws[:, :1], np.pi * draws[:, 1:2]
-        x = 10 * draws[:, 2:] - 5
-        x, y = (torch.from_numpy(a.astype(np.float32))[..., None] for a in (x, amplitude * np.sin(x - phase)))
+        at = 10 * draws[:, 2:] - 5
+        x, y = (torch.from_numpy(a.astype(np.float32))[..., None] for a in (at, amplitude * np.sin(at - phase)))
         weight = torch.ones(x.shape[:2])
         parts = slice(0, self.shots), slice(self.shots, None)
         return Task(*(Batch(x[:, part], y[:, part], weight[:, part]) for part in parts))

@@ -1,0 +1,239 @@
+"""The outer loop: sample, take the gradient, clip, step. One loop serves meta-training and pretraining."""
+
+from __future__ import annotations
+
+import math
+import time
+import warnings
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+from kshot.learner import Learner
+from kshot.tasks.source import TaskSource
+from kshot.training.checkpoint import load_checkpoint, save_checkpoint
+from kshot.training.step import Mode, meta_gradient
+from kshot.types import to
+
+Schedule = Literal["cosine", "constant"]
+
+
+class Diverged(ArithmeticError):
+    """The loss or its gradient is no longer finite. The parameters are still those of the last good step."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What may change between rounds.
+
+    Attributes:
+        outer_lr: rate of Adam over the meta-parameters.
+        clip: the gradient's norm is scaled down to this; None never clips.
+        schedule: "cosine" falls from `outer_lr` to a hundredth of it at `horizon`; "constant" stays.
+        horizon: steps that the schedule spans.
+        size: tasks of a meta-training step, examples of a pretraining step.
+    """
+
+    outer_lr: float = 1e-3
+    clip: float | None = 10.0
+    schedule: Schedule = "cosine"
+    horizon: int = 1000
+    size: int = 4
+
+    def __post_init__(self) -> None:
+        if not self.outer_lr > 0:
+            raise ValueError(f"outer_lr must be above 0, got {self.outer_lr}")
+        if self.clip is not None and not self.clip > 0:
+            raise ValueError(f"clip must be above 0, or None for no clipping, got {self.clip}")
+        if self.size < 1 or self.horizon < 1:
+            raise ValueError(f"a step needs at least one task and a schedule one step, got {self.size}, {self.horizon}")
+        if self.schedule not in get_args(Schedule):
+            raise ValueError(f"schedule must be one of {', '.join(get_args(Schedule))}, got {self.schedule!r}")
+
+    def rate(self, step: int) -> float:
+        r"""The outer rate at a step: $\alpha (0.01 + 0.99 \cdot \tfrac12 (1 + \cos \pi t / H))$ for "cosine"."""
+        if self.schedule == "constant":
+            return self.outer_lr
+        return self.outer_lr * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * min(step / self.horizon, 1.0))))
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What an observer sees after a step: its number, its loss, its rate in steps per second."""
+
+    step: int
+    loss: float
+    rate: float
+
+
+class OuterLoop:
+    """Adam over a module's parameters, on batches that are a pure function of the step.
+
+    Args:
+        module: what learns.
+        sample: (step, size) -> a tree of tensors for `backward`; pure.
+        backward: (module, batch) -> mean loss (); adds the gradient to `.grad`.
+        settings: rates and sizes; may be replaced between steps.
+        seed: with the step's number it determines all randomness inside the step, such as dropout.
+
+    Attributes:
+        step: steps taken so far.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        sample: Callable[[int, int], Any],
+        backward: Callable[[Any, Any], Tensor],
+        settings: Settings,
+        seed: int = 0,
+    ) -> None:
+        self.module, self.sample, self.backward, self.settings, self.seed = module, sample, backward, settings, seed
+        self.step = 0
+        self.parameters = [p for p in module.parameters() if p.requires_grad]
+        if not self.parameters:
+            raise ValueError("there is nothing to train: no parameter of the learner requires a gradient")
+        self.optimizer = torch.optim.Adam(self.parameters, lr=settings.outer_lr)
+        self.device = self.parameters[0].device
+
+    def run(
+        self, steps: int, observe: Callable[[Progress], None] | None = None, deadline: float = math.inf
+    ) -> list[float]:
+        """Take `steps` steps, fewer if the clock (`time.monotonic`) passes `deadline`; returns their losses.
+
+        Raises:
+            Diverged: a loss or gradient that is not finite; the parameters are those before that step.
+        """
+        self.module.train()
+        losses: list[float] = []
+        started = time.monotonic()
+        for number in range(steps):
+            if time.monotonic() >= deadline and number > 0:
+                break
+            losses.append(self._step())
+            if observe is not None:
+                observe(Progress(self.step, losses[-1], len(losses) / (time.monotonic() - started)))
+        return losses
+
+    def _step(self) -> float:
+        batch = to(self.sample(self.step, self.settings.size), self.device)
+        self.optimizer.zero_grad(set_to_none=True)
+        with seeded(self.seed, self.step, device=self.device):
+            loss = float(self.backward(self.module, batch))
+        if self.step == 0:
+            self._report_idle()
+        limit = math.inf if self.settings.clip is None else self.settings.clip
+        norm = float(nn.utils.clip_grad_norm_(self.parameters, limit))
+        if not (math.isfinite(loss) and math.isfinite(norm)):
+            raise Diverged(
+                f"step {self.step}: the loss is {loss} and its gradient's norm {norm}; "
+                "lower outer_lr or inner_lr, clip the gradient, or look for extreme values in the data"
+            )
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.settings.rate(self.step)
+        self.optimizer.step()
+        self.step += 1
+        return loss
+
+    def save(self, folder: Path, meta: dict[str, Any]) -> None:
+        """Write a checkpoint of the module, the optimiser, the step and the settings, with `meta` beside them."""
+        own = {"step": self.step, "settings": asdict(self.settings)}
+        save_checkpoint(folder, self.module, self.optimizer, own | meta)
+
+    def load(self, folder: Path) -> dict[str, Any]:
+        """Go on from what `save` wrote, bitwise; returns its `meta`. `ValueError` if it is damaged or does not fit."""
+        meta = load_checkpoint(folder, self.module, self.optimizer)
+        self.step, self.settings = meta["step"], Settings(**meta["settings"])
+        return meta
+
+    def _report_idle(self) -> None:
+        idle = [name for name, p in self.module.named_parameters() if p.requires_grad and p.grad is None]
+        if idle:
+            warnings.warn(
+                f"{len(idle)} parameters get no gradient and stay as they are: {', '.join(idle[:5])}"
+                + (", …" if len(idle) > 5 else ""),
+                stacklevel=4,
+            )
+
+
+def seeded(*key: int, device: torch.device | None = None) -> Any:
+    """A context in which torch's global random numbers are a function of `key`; outside it they are untouched."""
+    return _Seeded(key, device)
+
+
+class _Seeded:
+    def __init__(self, key: tuple[int, ...], device: torch.device | None) -> None:
+        cuda = device is not None and device.type == "cuda"
+        self.fork = torch.random.fork_rng(devices=[device] if cuda else [])
+        self.seed = hash(key) & (2**63 - 1)  # the hash of a tuple of ints is the same in every process
+
+    def __enter__(self) -> None:
+        self.fork.__enter__()
+        torch.manual_seed(self.seed)
+
+    def __exit__(self, *error: Any) -> None:
+        self.fork.__exit__(*error)
+
+
+def meta_training(
+    learner: Learner, source: TaskSource, settings: Settings, *, mode: Mode = "loop", seed: int = 0
+) -> OuterLoop:
+    """The outer loop that meta-trains `learner` on the training tasks of `source`, task by task in their order."""
+    return OuterLoop(
+        learner,
+        lambda step, size: source.stack("train", range(step * size, (step + 1) * size)),
+        lambda module, tasks: meta_gradient(module, tasks, mode),
+        settings,
+        seed,
+    )
+
+
+def fit(
+    learner: Learner,
+    source: TaskSource,
+    *,
+    steps: int,
+    tasks_per_step: int = 4,
+    outer_lr: float = 1e-3,
+    clip: float | None = 10.0,
+    schedule: Schedule = "cosine",
+    mode: Mode = "loop",
+    seed: int = 0,
+    observe: Callable[[Progress], None] | None = None,
+) -> list[float]:
+    r"""Meta-train a learner, in place: Adam on $\frac1T \sum_t L_{\text{query}}(\theta)$.
+
+    Args:
+        learner: what learns.
+        source: where its tasks come from; only the split "train" is read.
+        steps: outer steps.
+        tasks_per_step: T, the tasks of each step.
+        outer_lr: Adam's rate.
+        clip: bound of the gradient's norm; None for no bound.
+        schedule: "cosine" over `steps`, or "constant".
+        mode: "loop" (convolutions on a CPU) or "vmap" (small dense models); the gradients are equal.
+        seed: of dropout and the like; the tasks have their source's seed.
+        observe: called with a `Progress` after each step.
+
+    Returns:
+        The loss of each step.
+
+    Raises:
+        Diverged: a loss that is not finite.
+
+    Example:
+        >>> from kshot.learners.gradient import maml
+        >>> from kshot.models.backbones import mlp
+        >>> from kshot.objectives import mse
+        >>> from kshot.tasks.synthetic import sinusoids
+        >>> learner = maml(mlp(1, 1), inner_lr=0.01, objective=mse)
+        >>> losses = fit(learner, sinusoids(), steps=3, mode="vmap")
+        >>> len(losses)
+        3
+    """
+    settings = Settings(outer_lr, clip, schedule, horizon=steps, size=tasks_per_step)
+    return meta_training(learner, source, settings, mode=mode, seed=seed).run(steps, observe)

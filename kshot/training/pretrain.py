@@ -1,0 +1,126 @@
+"""Ordinary training of a base model before meta-training: no tasks, one bag of examples.
+
+Shape legend: n examples, D features, C training classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from kshot import objectives
+from kshot.tasks.source import TaskSource
+from kshot.training.fit import OuterLoop, Progress, Settings, seeded
+from kshot.types import Batch
+
+
+class Classifier(nn.Module):
+    r"""A model's features under a new linear layer over all training classes.
+
+    The features are what reaches the model's own `head` (its last linear layer, which is put aside), or what the model
+    gives if it has none.
+
+    Args:
+        model: whose features are trained, in place.
+        classes: C, the classes of the training split.
+        example: inputs (n, ...) to measure the features with.
+        head: qualified name of the module to put aside; ignored where the model has no such module.
+        seed: of the new layer's initial weights.
+    """
+
+    def __init__(self, model: nn.Module, classes: int, example: Tensor, *, head: str = "head", seed: int = 0) -> None:
+        super().__init__()
+        self.model, self._features = model, None
+        parts = dict(model.named_modules())
+        self._head = parts.get(head)
+        was_training = model.training
+        model.eval()  # measuring must not move BatchNorm's running statistics
+        with torch.no_grad():
+            width = self.features(example).shape[1]
+        model.train(was_training)
+        with seeded(seed):
+            self.output = nn.Linear(width, classes)
+
+    def features(self, inputs: Tensor) -> Tensor:
+        """What the model makes of inputs (n, ...) before its head: (n, D)."""
+        if self._head is None:
+            return self.model(inputs).flatten(1)
+        seen: list[Tensor] = []
+        hook = self._head.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+        try:
+            self.model(inputs)
+        finally:
+            hook.remove()
+        return seen[0].flatten(1)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return self.output(self.features(inputs))
+
+
+def pretraining(
+    model: nn.Module,
+    source: TaskSource,
+    settings: Settings,
+    *,
+    head: str = "head",
+    seed: int = 0,
+) -> OuterLoop:
+    """The outer loop that pretrains `model`: classification of all training classes, or the tasks' own objective on
+    the examples of many tasks in one bag where the source has no classes."""
+    classify = source.objective is objectives.classification
+    first = source.pretraining_batch(0, settings.size)
+    module: nn.Module = model
+    if classify:
+        device = next(model.parameters()).device
+        module = Classifier(model, first.targets.shape[1], first.inputs[:2].to(device), head=head, seed=seed).to(device)
+
+    def backward(module: nn.Module, batch: Batch) -> Tensor:
+        loss = source.objective.loss(module(batch.inputs), batch)
+        loss.backward()
+        return loss.detach()
+
+    return OuterLoop(module, source.pretraining_batch, backward, settings, seed)
+
+
+def pretrain(
+    model: nn.Module,
+    source: TaskSource,
+    *,
+    steps: int,
+    batch: int = 128,
+    outer_lr: float = 1e-3,
+    head: str = "head",
+    seed: int = 0,
+    observe: Callable[[Progress], None] | None = None,
+) -> list[float]:
+    """Pretrain a base model, in place, on the training split without tasks.
+
+    Where the source has classes: plain classification of all of them through a new linear layer on the features (what
+    enters the module named `head`), which is thrown away at the end. Else: the examples of many tasks in one bag.
+
+    Args:
+        model: any module; BatchNorm trains as usual, running statistics included.
+        source: whose training split is read.
+        steps: optimiser steps.
+        batch: examples of a step.
+        outer_lr: Adam's rate, falling by a cosine.
+        head: the module whose input are the features.
+        seed: of the new layer, and of dropout and the like.
+        observe: called with a `Progress` after each step.
+
+    Returns:
+        The loss of each step.
+
+    Example:
+        >>> from kshot.models.backbones import mlp
+        >>> from kshot.tasks.synthetic import sinusoids
+        >>> len(pretrain(mlp(1, 1), sinusoids(), steps=2, batch=40))
+        2
+
+    References:
+        Chen et al.: A Closer Look at Few-shot Classification, ICLR 2019, arXiv:1904.04232 (the pretraining stage).
+    """
+    settings = Settings(outer_lr, clip=None, horizon=steps, size=batch)
+    return pretraining(model, source, settings, head=head, seed=seed).run(steps, observe)
