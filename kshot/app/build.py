@@ -1,0 +1,88 @@
+"""From a run file to objects: source, model, learner, baselines."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from kshot import learners, models, objectives, tasks
+from kshot.app.spec import Conv4Spec, MamlSpec, Spec
+from kshot.learner import Learner
+from kshot.learners.gradient import GradientLearner
+from kshot.objectives import Objective
+from kshot.tasks.source import TaskSource
+from kshot.training.fit import seeded
+from kshot.types import Split
+
+Shapes = dict[str, list[int]]
+"""Shapes of one example: {"inputs": [...], "targets": [...]}; with a spec, all that a learner is built from."""
+
+
+def build_source(spec: Spec) -> TaskSource:
+    """The task source that a run file names."""
+    options = spec.source.model_dump(exclude={"kind"})
+    return getattr(tasks, spec.source.kind)(**options, seed=spec.seed)
+
+
+def shapes_of(source: TaskSource) -> Shapes:
+    """The shapes of one example of a source's tasks."""
+    batch = source.task("train", 0).support
+    return {"inputs": list(batch.inputs.shape[1:]), "targets": list(batch.targets.shape[1:])}
+
+
+def objective_of(spec: Spec) -> Objective:
+    """What the run's tasks ask."""
+    return objectives.mse if spec.source.kind == "sinusoids" else objectives.classification
+
+
+def build_model(spec: Spec, shapes: Shapes, *, head: bool) -> nn.Module:
+    """The base model, its weights drawn from the run's seed; `head` adds the layer that gives the task's outputs."""
+    inputs, outputs = shapes["inputs"], shapes["targets"][-1]
+    with seeded(spec.seed):
+        if isinstance(spec.model, Conv4Spec):
+            if len(inputs) != 3:
+                raise ValueError(f"model conv4 takes images (channels, height, width); these inputs are {tuple(inputs)}")
+            options = spec.model.model_dump(exclude={"kind"})
+            return models.conv4(inputs[0], outputs if head else None, size=inputs[1], **options)
+        width = 1
+        for side in inputs:
+            width *= side
+        model = models.mlp(width, outputs, spec.model.hidden)
+        flat = model if len(inputs) == 1 else nn.Sequential(nn.Flatten(), *model)
+        return flat
+
+
+def build_learner(spec: Spec, model: nn.Module) -> Learner:
+    """The learner around a base model."""
+    options = spec.learner.model_dump(exclude={"kind"})
+    factory = {"maml": learners.maml, "protonet": learners.protonet}[spec.learner.kind]
+    return factory(model, objective=objective_of(spec), **options)
+
+
+def has_head(spec: Spec) -> bool:
+    """Whether the run's learner predicts through the model's own last layer."""
+    return isinstance(spec.learner, MamlSpec)
+
+
+def base_model(learner: Learner) -> nn.Module:
+    """The base model inside a learner."""
+    return learner.model if isinstance(learner, GradientLearner) else learner.embedding  # type: ignore[return-value]
+
+
+def device_of(spec: Spec) -> torch.device:
+    """The device that the run file names; "auto" is the accelerator if there is one.
+
+    Raises:
+        ValueError: a device that torch does not know or this machine lacks.
+    """
+    if spec.device == "auto":
+        return torch.accelerator.current_accelerator() or torch.device("cpu")
+    try:
+        device = torch.device(spec.device)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"device {spec.device!r} is not to be had here: {str(error).splitlines()[0]}") from None
+    return device

@@ -1,0 +1,92 @@
+"""A run folder: what lies where, and how a finished or interrupted run is opened again.
+
+    spec.yaml               the run file, defaults spelt out
+    shapes.json             shapes of one example; with the spec, all that a learner is built from
+    events.jsonl            everything that happened, in order
+    checkpoints/pretrain/   the pretrained base model
+    checkpoints/train/      the latest and the best round
+    report.json, report.html
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+from pathlib import Path
+
+from kshot.app.build import Shapes, build_learner, build_model, has_head
+from kshot.app.spec import Spec, parse_spec
+from kshot.deciding.decisions import Round, Target
+from kshot.learner import Learner
+from kshot.training.checkpoint import META, WEIGHTS, Checkpoints, load_checkpoint
+
+FREE_TO_CHANGE = {"target", "budget", "evaluate", "baselines", "about", "device"}  # when a run is resumed
+
+
+class RunFolder:
+    """The paths of a run folder."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.spec, self.shapes, self.events = path / "spec.yaml", path / "shapes.json", path / "events.jsonl"
+        self.pretrain, self.train = path / "checkpoints" / "pretrain", path / "checkpoints" / "train"
+        self.report = path / "report.json"
+
+    def open_new(self, spec: Spec) -> None:
+        """Start a run here; `ValueError` if something lies here already."""
+        if self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
+            what = "already holds a run" if self.spec.exists() else "already exists and is not empty"
+            raise ValueError(f"{self.path} {what}: choose another --out, or go on with it by --resume")
+        self.path.mkdir(parents=True, exist_ok=True)
+        self.spec.write_text(spec.to_yaml())
+
+    def open_again(self, spec: Spec) -> None:
+        """Go on with the run that lies here; `ValueError` if there is none, or it is of another run file."""
+        if not self.spec.exists():
+            raise ValueError(f"{self.path} holds no run to resume")
+        before = read_spec(self.path).model_dump()
+        after = spec.model_dump()
+        differing = sorted(key for key in after if after[key] != before[key] and key not in FREE_TO_CHANGE)
+        if differing:
+            raise ValueError(
+                f"{self.path} holds a run with another {', '.join(differing)}: a resumed run may change only "
+                f"{', '.join(sorted(FREE_TO_CHANGE))}"
+            )
+        self.spec.write_text(spec.to_yaml())
+
+
+def free_folder(parent: Path, stem: str) -> Path:
+    """The first of `stem`, `stem-2`, `stem-3`… that does not exist in `parent` yet."""
+    names = (stem if number == 1 else f"{stem}-{number}" for number in itertools.count(1))
+    return next(path for path in map(parent.joinpath, names) if not path.exists())
+
+
+def read_spec(path: Path) -> Spec:
+    """The run file of a run folder."""
+    file = path / "spec.yaml"
+    if not file.is_file():
+        raise ValueError(f"{path} is no run folder: it holds no spec.yaml")
+    return parse_spec(file.read_text(), str(file))
+
+
+def load_run(path: Path) -> tuple[Spec, Shapes, Learner, str]:
+    """Open a run folder: its run file, its shapes, the learner of its best round, and the hash of those weights.
+
+    Raises:
+        ValueError: no run folder, no finished round in it, or a damaged checkpoint.
+    """
+    spec = read_spec(path)
+    folder = RunFolder(path)
+    latest = Checkpoints(folder.train).latest() if folder.train.exists() else None
+    if latest is None or not folder.shapes.exists():
+        raise ValueError(f"{path} holds no finished round yet; go on with `kshot run {spec.name} --out {path} --resume`")
+    rounds = [Round.from_json(entry) for entry in json.loads((latest / META).read_text())["rounds"]]
+    best = Target.parse(spec.target).best(rounds)
+    if best is None:
+        raise ValueError(f"{path} holds no finished round yet; go on with `kshot run {spec.name} --out {path} --resume`")
+    shapes = json.loads(folder.shapes.read_text())
+    learner = build_learner(spec, build_model(spec, shapes, head=has_head(spec)))
+    load_checkpoint(folder.train / best.checkpoint, learner)
+    weights = (folder.train / best.checkpoint / WEIGHTS).read_bytes()
+    return spec, shapes, learner, hashlib.sha256(weights).hexdigest()

@@ -1,0 +1,257 @@
+"""The run file: what a run is made of, as one checked model. Imports neither torch nor anything else that is slow."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args, get_origin
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+
+class SinusoidsSpec(_Strict):
+    kind: Literal["sinusoids"]
+    shots: int = Field(10, ge=1)
+    queries: int = Field(10, ge=1)
+
+
+class _ClassesSpec(_Strict):
+    ways: int = Field(5, ge=2)
+    shots: int = Field(1, ge=1)
+    queries: int = Field(15, ge=1)
+
+
+class GlyphsSpec(_ClassesSpec):
+    kind: Literal["glyphs"]
+
+
+class OmniglotSpec(_ClassesSpec):
+    kind: Literal["omniglot"]
+
+
+class MlpSpec(_Strict):
+    kind: Literal["mlp"]
+    hidden: list[Annotated[int, Field(ge=1)]] = [40, 40]
+
+
+class Conv4Spec(_Strict):
+    kind: Literal["conv4"]
+    channels: int = Field(64, ge=1)
+    downsample: Literal["pool", "stride"] = "pool"
+
+
+BatchNormSpec = Literal["support", "query", "running"]
+
+
+class MamlSpec(_Strict):
+    kind: Literal["maml"]
+    inner_lr: float = Field(gt=0)
+    steps: int = Field(1, ge=0)
+    order: Literal[1, 2] = 2
+    adaptable: str = "*"
+    batchnorm: BatchNormSpec = "support"
+
+
+class ProtonetSpec(_Strict):
+    kind: Literal["protonet"]
+    distance: Literal["euclidean", "cosine"] = "euclidean"
+    batchnorm: BatchNormSpec = "support"
+
+
+class PretrainSpec(_Strict):
+    steps: int = Field(ge=1)
+    batch: int = Field(128, ge=1)
+    outer_lr: float = Field(1e-3, gt=0)
+
+
+class TrainSpec(_Strict):
+    steps_per_round: int = Field(100, ge=1)
+    tasks_per_step: int = Field(4, ge=1)
+    outer_lr: float = Field(1e-3, gt=0)
+    clip: float | None = Field(10.0, gt=0)
+    schedule: Literal["cosine", "constant"] = "cosine"
+    mode: Literal["loop", "vmap"] = "loop"
+    checkpoint_seconds: float = Field(30.0, gt=0)
+
+
+class BudgetSpec(_Strict):
+    rounds: int | None = Field(20, ge=1)
+    steps: int | None = Field(None, ge=1)
+    minutes: float | None = Field(None, gt=0)
+
+
+class EvaluateSpec(_Strict):
+    val_tasks: int = Field(100, ge=2)
+    test_tasks: int = Field(600, ge=2)
+
+
+BaselineName = Literal["scratch", "fine_tune", "centroid", "pretrained_centroid", "support_mean"]
+
+
+class BaselinesSpec(_Strict):
+    """`inner_lrs` are tried on validation tasks; each baseline keeps its best."""
+
+    names: list[BaselineName] = []
+    steps: int = Field(50, ge=1)
+    inner_lrs: list[Annotated[float, Field(gt=0)]] = Field([0.01, 0.1], min_length=1)
+    val_tasks: int = Field(20, ge=2)
+    test_tasks: int = Field(100, ge=2)
+
+
+class Spec(_Strict):
+    """A run file. `docs` for each field stand in docs/run-files.md."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    about: str = ""
+    source: Annotated[SinusoidsSpec | GlyphsSpec | OmniglotSpec, Field(discriminator="kind")]
+    model: Annotated[MlpSpec | Conv4Spec, Field(discriminator="kind")]
+    learner: Annotated[MamlSpec | ProtonetSpec, Field(discriminator="kind")]
+    pretrain: PretrainSpec | None = None
+    train: TrainSpec = TrainSpec()
+    target: str
+    budget: BudgetSpec = BudgetSpec()
+    evaluate: EvaluateSpec = EvaluateSpec()
+    baselines: BaselinesSpec = BaselinesSpec()
+    seed: int = Field(0, ge=0)
+    device: str = "auto"
+
+    def to_yaml(self) -> str:
+        """The whole file, defaults spelt out."""
+        return yaml.safe_dump(self.model_dump(), sort_keys=False)
+
+
+def recipes() -> dict[str, str]:
+    """The recipes that come with kshot: name to text."""
+    folder = resources.files("kshot.app") / "recipes"
+    files = sorted((f for f in folder.iterdir() if f.name.endswith(".yaml")), key=lambda f: f.name)
+    return {f.name.removesuffix(".yaml"): f.read_text() for f in files}
+
+
+def load_spec(name: str, overrides: list[str] | None = None) -> Spec:
+    """Read a recipe by its name or a run file by its path, with `PATH=VALUE` overrides.
+
+    Raises:
+        ValueError: no such recipe or file, no YAML, a wrong key (naming it, its line and the nearest right one), a
+            value out of bounds.
+
+    Example:
+        >>> load_spec("sinusoid", ["learner.steps=2"]).learner.steps
+        2
+    """
+    known = recipes()
+    path = Path(name)
+    if name in known:
+        where, text = f"recipe {name}", known[name]
+    elif path.is_file():
+        where, text = str(path), path.read_text()
+    elif path.suffix in (".yaml", ".yml") or path.parent != Path("."):
+        raise ValueError(f"there is no run file {name}")
+    else:
+        raise ValueError(f"there is no recipe {name!r}{_nearest(name, known)}; `kshot recipes` lists them")
+    return parse_spec(text, where, overrides)
+
+
+def parse_spec(text: str, where: str, overrides: list[str] | None = None) -> Spec:
+    """Check the text of a run file; `where` names it in errors."""
+    try:
+        data = yaml.safe_load(text)
+        lines = dict(_lines(yaml.compose(text)))
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f", line {mark.line + 1}" if mark else ""
+        raise ValueError(f"{where}{line}: this is not YAML: {getattr(error, 'problem', None) or error}") from None
+    if not isinstance(data, dict):
+        raise ValueError(f"{where}: a run file holds keys and values, such as 'name: my-run'; this holds none")
+    for override in overrides or []:
+        lines[_override(data, override)] = 0
+    try:
+        return Spec.model_validate(data)
+    except ValidationError as error:
+        messages = [_explain(entry, lines, where) for entry in error.errors()]  # type: ignore[arg-type]
+        raise ValueError("\n".join(messages)) from None
+
+
+def _override(data: dict[str, Any], text: str) -> tuple[str, ...]:
+    """Set what a `PATH=VALUE` says, and return the path."""
+    path, equals, value = text.partition("=")
+    keys = path.strip().split(".")
+    if not equals or not all(keys):
+        raise ValueError(f"--set takes PATH=VALUE, as in train.outer_lr=0.001; got {text!r}")
+    node = data
+    for key in keys[:-1]:
+        if not isinstance(node.get(key) or {}, dict):
+            raise ValueError(f"--set {text}: {key!r} holds a value, not keys")
+        if node.get(key) is None:
+            node[key] = {}
+        node = node[key]
+    try:
+        node[keys[-1]] = yaml.safe_load(value)
+    except yaml.YAMLError:
+        raise ValueError(f"--set {text}: {value!r} is not a YAML value") from None
+    return tuple(keys)
+
+
+def _lines(node: yaml.Node | None, path: tuple[str | int, ...] = ()) -> Iterator[tuple[tuple[str | int, ...], int]]:
+    """Each key's path in the file, and its line counted from 1."""
+    if isinstance(node, yaml.MappingNode):
+        for key, value in node.value:
+            yield (*path, key.value), key.start_mark.line + 1
+            yield from _lines(value, (*path, key.value))
+    elif isinstance(node, yaml.SequenceNode):
+        for number, value in enumerate(node.value):
+            yield (*path, number), value.start_mark.line + 1
+            yield from _lines(value, (*path, number))
+
+
+def _explain(entry: dict[str, Any], lines: dict[tuple[str | int, ...], int], where: str) -> str:
+    model, path = _resolve(entry["loc"])
+    line = lines.get(path)
+    place = where if line is None else f"{where}, line {line}" if line else "--set"
+    key = ".".join(map(str, path)) or "the file"
+    if entry["type"] == "extra_forbidden":
+        fields = sorted(model.model_fields) if model else []
+        return f"{place}: unknown key {key!r}{_nearest(str(path[-1]), fields)}"
+    if entry["type"] == "missing":
+        return f"{place}: the key {key!r} is missing"
+    if entry["type"] == "union_tag_invalid":
+        given, expected = entry["ctx"]["tag"], entry["ctx"]["expected_tags"].replace("'", "")
+        return f"{place}: {key} has no kind {given!r}{_nearest(given, expected.split(', '))}"
+    if entry["type"] == "union_tag_not_found":
+        return f"{place}: {key} needs a 'kind'"
+    return f"{place}: {key}: {entry['msg'][0].lower()}{entry['msg'][1:]}, got {entry['input']!r}"
+
+
+def _resolve(loc: tuple[str | int, ...]) -> tuple[type[BaseModel] | None, tuple[str | int, ...]]:
+    """The model that a pydantic location ends in, and the location as a path in the file (union tags left out)."""
+    model: type[BaseModel] | None = Spec
+    path: list[str | int] = []
+    options: list[type[BaseModel]] = []
+    for part in loc:
+        tagged = [option for option in options if part in get_args(option.model_fields["kind"].annotation)]
+        if tagged:
+            model, options = tagged[0], []
+            continue
+        path.append(part)
+        field = model.model_fields.get(str(part)) if model else None
+        inner = _models(field.annotation) if field else []
+        if inner:
+            model, options = inner[0], inner if "kind" in inner[0].model_fields else []
+    return model, tuple(path)
+
+
+def _models(annotation: Any) -> list[type[BaseModel]]:
+    if isinstance(annotation, type) and get_origin(annotation) is None and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [model for part in get_args(annotation) for model in _models(part)]
+
+
+def _nearest(word: str, known: Any) -> str:
+    found = difflib.get_close_matches(word, list(known), 1, 0.5)
+    return f": did you mean {found[0]!r}?" if found else f"; known are {', '.join(known)}"
