@@ -1,0 +1,195 @@
+"""Omniglot: handwritten characters of 50 alphabets, the few-shot field's first yardstick.
+
+Shape legend: n drawings.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path, PurePosixPath
+from zipfile import ZipFile
+
+import numpy as np
+
+from kshot.tasks import library
+from kshot.tasks.fewshot import ClassTasks
+from kshot.types import SPLITS, Split
+
+PARTS = "images_background", "images_evaluation"
+SIDE = 105
+"""Pixels of an original drawing's side."""
+TURNS = {"rot000": 0, "rot090": 1, "rot180": 2, "rot270": 3}
+"""Counter-clockwise quarter turns of a line in the split lists."""
+
+_VERSION = 1  # counts the changes to the decoding below: part of the cache's name
+
+
+def omniglot(
+    *, ways: int = 5, shots: int = 1, queries: int = 15, seed: int = 0, size: int = 28, path: Path | str | None = None
+) -> ClassTasks:
+    """Tell handwritten characters apart: grey drawings, strokes bright on dark, 20 of each character.
+
+    The classes are those of the lists of Vinyals et al., each character in four rotations: 4,112 to train, 688 to
+    validate and 1,692 to test. A character's rotations are four classes of the same split; alphabets are not held out.
+
+    The 105×105 drawings are inverted, scaled down with antialiasing, and kept in the cache as one array.
+
+    Args:
+        ways: classes of a task.
+        shots: support drawings of each class.
+        queries: query drawings of each class; shots + queries is at most 20.
+        seed: names the sequence of tasks.
+        size: pixels of a drawing's side; the drawings take 130 kB × size² of memory, 102 MB at 28.
+        path: the folder that holds `images_background` and `images_evaluation`, as zips or as folders
+            `Alphabet/characterNN/*.png`, and `splits_vinyals/{train,val,test}.txt` with lines
+            `Alphabet/characterNN/rotRRR`; by default the one in the library.
+
+    Raises:
+        ValueError: the data set, one of its parts or a listed class is missing, a zip or an image is damaged, an image
+            is not grey 105×105, a split list can't be read, or a class has fewer than `shots + queries` drawings.
+
+    Example:
+        >>> omniglot(ways=20, shots=5).describe()["classes"]  # doctest: +SKIP
+        {'train': 4112, 'val': 688, 'test': 1692}
+
+    References:
+        Lake, Salakhutdinov, Tenenbaum: Human-level concept learning through probabilistic program induction, Science
+        350, 2015. Splits: Vinyals et al.: Matching Networks for One Shot Learning, NeurIPS 2016, arXiv:1606.04080, as
+        published with Snell, Swersky, Zemel: Prototypical Networks, NeurIPS 2017, arXiv:1703.05175.
+    """
+    if size < 1:
+        raise ValueError(f"size must be at least 1 pixel, got {size}")
+    folder = library.find("omniglot") if path is None else Path(path)
+    lists = {split: _split_list(folder, split) for split in SPLITS}
+    _check_rotations(lists)
+    parts = [_part(folder, part) for part in PARTS]
+    made = library.cached(f"omniglot-{size}-{_key(parts)}", lambda: _decode(parts, size))
+    drawings = made["images"][:, None]  # (n, 1, size, size)
+    images = np.concatenate([np.rot90(drawings, turns, axes=(2, 3)) for turns in TURNS.values()])
+    rows = _rows(made["characters"])
+    classes: dict[Split, dict[str, np.ndarray]] = {split: {} for split in SPLITS}
+    for split, listed in lists.items():
+        for line in listed:
+            character, rotation = line.rsplit("/", 1)
+            if character not in rows:
+                raise ValueError(
+                    f"{folder / 'splits_vinyals' / split}.txt lists {line}, but {folder} holds no drawings of "
+                    f"{character}; complete the images or take the line out"
+                )
+            classes[split][line] = rows[character] + TURNS[rotation] * len(drawings)
+    return ClassTasks(images, classes, ways=ways, shots=shots, queries=queries, seed=seed, name="omniglot")
+
+
+def _split_list(folder: Path, split: Split) -> list[str]:
+    """The lines `Alphabet/characterNN/rotRRR` of a split."""
+    if not folder.is_dir():
+        raise ValueError(f"{folder} is no folder; give the one that holds Omniglot, or add it to the library")
+    path = folder / "splits_vinyals" / f"{split}.txt"
+    if not path.is_file():
+        raise ValueError(
+            f"{path} is missing; put the lists train.txt, val.txt and test.txt of Vinyals et al. there, with lines "
+            "Alphabet/characterNN/rotRRR (github.com/jakesnell/prototypical-networks has them in "
+            "data/omniglot/splits/vinyals)"
+        )
+    lines = path.read_text(encoding="utf-8").splitlines()
+    for number, line in enumerate(lines, 1):
+        if line.count("/") != 2 or line.rsplit("/", 1)[1] not in TURNS:
+            raise ValueError(
+                f"{path}, line {number}: expected Alphabet/characterNN/rot000 (090, 180, 270), got {line!r}"
+            )
+    twice = [line for line, count in Counter(lines).items() if count > 1]
+    if twice:
+        raise ValueError(f"{path} lists {twice[0]} more than once; keep one line of it")
+    return lines
+
+
+def _check_rotations(lists: dict[Split, list[str]]) -> None:
+    """A rotated character is the same character: refuse it in a second split."""
+    home: dict[str, Split] = {}
+    for split, listed in lists.items():
+        for line in listed:
+            first = home.setdefault(line.rsplit("/", 1)[0], split)
+            if first != split:
+                raise ValueError(f"{line} is in {split}.txt, but the same character is in {first}.txt; keep it in one")
+
+
+def _part(folder: Path, name: str) -> Path:
+    """The zip or the folder of a half of the data set."""
+    for path in (folder / f"{name}.zip", folder / name):
+        if path.exists():
+            return path
+    raise ValueError(
+        f"{folder} holds neither {name}.zip nor {name}/; download it from github.com/brendenlake/omniglot, and add the "
+        "whole with `kshot data add omniglot --from FOLDER`"
+    )
+
+
+def _key(parts: list[Path]) -> str:
+    """The content of the zips; of a folder the names, sizes and times of its files."""
+    key = hashlib.sha256(f"{_VERSION}".encode())
+    for part in parts:
+        if part.is_file():
+            key.update(part.read_bytes())
+        else:
+            for path in _pngs(part):
+                facts = path.stat()
+                key.update(f"{path.relative_to(part.parent)} {facts.st_size} {facts.st_mtime_ns}\n".encode())
+    return key.hexdigest()[:16]
+
+
+def _decode(parts: list[Path], size: int) -> dict[str, np.ndarray]:
+    """Images (n, size, size) uint8 and the character (n,) `Alphabet/characterNN` of each, by name."""
+    found = []
+    with ExitStack() as stack:
+        for part in parts:
+            found += list(_members(part, stack))
+        found.sort(key=lambda member: member[0])
+        images = [_drawing(read, f"{place}", size) for _, place, read in found]
+    return {
+        "images": np.stack(images) if images else np.empty((0, size, size), np.uint8),
+        "characters": np.array([name.rsplit("/", 1)[0] for name, _, _ in found], np.str_),
+    }
+
+
+def _members(part: Path, stack: ExitStack) -> Iterator[tuple[str, str, Callable[[], bytes]]]:
+    """Every drawing of a half: its name `Alphabet/characterNN/file.png`, the words for where it is, and its reader."""
+    if part.is_dir():
+        for path in _pngs(part):
+            yield "/".join(path.parts[-3:]), str(path), path.read_bytes
+        return
+    archive: ZipFile = stack.enter_context(library.opened_zip(part))
+    for name in archive.namelist():
+        inner = PurePosixPath(name)
+        if inner.suffix == ".png" and len(inner.parts) >= 3 and "__MACOSX" not in inner.parts:
+            yield "/".join(inner.parts[-3:]), f"{part}: {name}", lambda name=name: archive.read(name)  # type: ignore[misc]
+
+
+def _pngs(part: Path) -> list[Path]:
+    return sorted(part.glob("*/*/*.png"))
+
+
+def _drawing(read: Callable[[], bytes], place: str, size: int) -> np.ndarray:
+    """One image as (size, size) uint8, strokes bright."""
+    from PIL import Image, ImageOps, UnidentifiedImageError
+
+    try:
+        with Image.open(io.BytesIO(read())) as image:
+            if image.size != (SIDE, SIDE) or image.mode not in ("1", "L"):
+                raise ValueError(
+                    f"{place} is {image.width}×{image.height} of mode {image.mode!r}, expected {SIDE}×{SIDE}, black on "
+                    "white ('1' or 'L'); put the original drawing back"
+                )
+            ink = ImageOps.invert(image.convert("L"))
+    except (UnidentifiedImageError, OSError, SyntaxError) as error:  # Pillow's words for a damaged file
+        raise ValueError(f"{place} cannot be read as an image ({error}); put the original drawing back") from error
+    return np.asarray(ink.resize((size, size), Image.Resampling.LANCZOS))
+
+
+def _rows(characters: np.ndarray) -> dict[str, np.ndarray]:
+    """The rows of each character."""
+    names, starts = np.unique(characters, return_index=True)  # they come sorted: each character is one run
+    return dict(zip(names.tolist(), np.split(np.arange(len(characters)), starts[1:])))
