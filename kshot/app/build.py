@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import copy
-from pathlib import Path
+from collections import OrderedDict
+from collections.abc import Callable
+from math import prod
 
 import torch
 from torch import nn
@@ -15,7 +16,6 @@ from kshot.learners.gradient import GradientLearner
 from kshot.objectives import Objective
 from kshot.tasks.source import TaskSource
 from kshot.training.fit import seeded
-from kshot.types import Split
 
 Shapes = dict[str, list[int]]
 """Shapes of one example: {"inputs": [...], "targets": [...]}; with a spec, all that a learner is built from."""
@@ -44,21 +44,21 @@ def build_model(spec: Spec, shapes: Shapes, *, head: bool) -> nn.Module:
     with seeded(spec.seed):
         if isinstance(spec.model, Conv4Spec):
             if len(inputs) != 3:
-                raise ValueError(f"model conv4 takes images (channels, height, width); these inputs are {tuple(inputs)}")
+                raise ValueError(
+                    f"model conv4 takes images (channels, height, width); these inputs are {tuple(inputs)}"
+                )
             options = spec.model.model_dump(exclude={"kind"})
             return models.conv4(inputs[0], outputs if head else None, size=inputs[1], **options)
-        width = 1
-        for side in inputs:
-            width *= side
-        model = models.mlp(width, outputs, spec.model.hidden)
-        flat = model if len(inputs) == 1 else nn.Sequential(nn.Flatten(), *model)
-        return flat
+        model = models.mlp(prod(inputs), outputs, spec.model.hidden)
+        return (
+            model if len(inputs) == 1 else nn.Sequential(OrderedDict(flat=nn.Flatten(), **dict(model.named_children())))
+        )
 
 
 def build_learner(spec: Spec, model: nn.Module) -> Learner:
     """The learner around a base model."""
     options = spec.learner.model_dump(exclude={"kind"})
-    factory = {"maml": learners.maml, "protonet": learners.protonet}[spec.learner.kind]
+    factory: Callable[..., Learner] = getattr(learners, spec.learner.kind)
     return factory(model, objective=objective_of(spec), **options)
 
 

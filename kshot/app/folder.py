@@ -1,11 +1,11 @@
 """A run folder: what lies where, and how a finished or interrupted run is opened again.
 
-    spec.yaml               the run file, defaults spelt out
-    shapes.json             shapes of one example; with the spec, all that a learner is built from
-    events.jsonl            everything that happened, in order
-    checkpoints/pretrain/   the pretrained base model
-    checkpoints/train/      the latest and the best round
-    report.json, report.html
+spec.yaml               the run file, defaults spelt out
+shapes.json             shapes of one example; with the spec, all that a learner is built from
+events.jsonl            everything that happened, in order
+checkpoints/pretrain/   the pretrained base model
+checkpoints/train/      the latest and the best round
+report.json, report.html
 """
 
 from __future__ import annotations
@@ -80,11 +80,15 @@ def load_run(path: Path) -> tuple[Spec, Shapes, Learner, str]:
     folder = RunFolder(path)
     latest = Checkpoints(folder.train).latest() if folder.train.exists() else None
     if latest is None or not folder.shapes.exists():
-        raise ValueError(f"{path} holds no finished round yet; go on with `kshot run {spec.name} --out {path} --resume`")
+        raise ValueError(
+            f"{path} holds no finished round yet; go on with `kshot run {spec.name} --out {path} --resume`"
+        )
     rounds = [Round.from_json(entry) for entry in json.loads((latest / META).read_text())["rounds"]]
     best = Target.parse(spec.target).best(rounds)
     if best is None:
-        raise ValueError(f"{path} holds no finished round yet; go on with `kshot run {spec.name} --out {path} --resume`")
+        raise ValueError(
+            f"{path} holds no finished round yet; go on with `kshot run {spec.name} --out {path} --resume`"
+        )
     shapes = json.loads(folder.shapes.read_text())
     learner = build_learner(spec, build_model(spec, shapes, head=has_head(spec)))
     load_checkpoint(folder.train / best.checkpoint, learner)

@@ -87,6 +87,14 @@ class Stop:
 
 
 Decision = Continue | Change | Rollback | Stop
+
+
+def plain(decision: Decision) -> dict[str, Any]:
+    """A decision as plain values, its kind under "action": for logs and reports."""
+    fields = {name: value.name if isinstance(value, Outcome) else value for name, value in vars(decision).items()}
+    return {"action": type(decision).__name__.lower(), **fields}
+
+
 Policy = Callable[[Sequence[Round]], Decision]
 """Pure: the rounds so far in, the next action out."""
 

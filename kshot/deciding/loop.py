@@ -7,9 +7,8 @@ import tempfile
 import time
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
-from kshot.deciding.decisions import Change, Decision, Outcome, Policy, Rollback, Round, Stop, Target
+from kshot.deciding.decisions import Change, Decision, Outcome, Policy, Rollback, Round, Stop, Target, plain
 from kshot.deciding.experience import Experience
 from kshot.deciding.policies import Budget, rules
 from kshot.evaluation.evaluate import evaluate
@@ -221,8 +220,7 @@ class _Rounds:
     def apply(self, decision: Decision, target: Target) -> None:
         """Log a decision and carry it out."""
         last = self.rounds[-1]
-        action = type(decision).__name__.lower()
-        self.experience.record("decision", round=last.to_json(), action=action, **_plain(decision))
+        self.experience.record("decision", round=last.to_json(), **plain(decision))
         if isinstance(decision, Rollback):
             step = self.loop.step
             self.loop.load(self.checkpoints.folder / self.rounds[decision.to_round - 1].checkpoint)
@@ -246,10 +244,3 @@ class _Rounds:
         }
         self.loop.save(self.checkpoints.folder / name, meta)
         self.checkpoints.wrote()
-
-
-def _plain(decision: Decision) -> dict[str, Any]:
-    fields = asdict(decision)
-    if isinstance(decision, Stop):
-        fields["outcome"] = decision.outcome.name
-    return fields

@@ -79,6 +79,7 @@ class OuterLoop:
         backward: (module, batch) -> mean loss (); adds the gradient to `.grad`.
         settings: rates and sizes; may be replaced between steps.
         seed: with the step's number it determines all randomness inside the step, such as dropout.
+        fixed: prefix of the names of parameters that are not trained.
 
     Attributes:
         step: steps taken so far.
@@ -91,14 +92,19 @@ class OuterLoop:
         backward: Callable[[Any, Any], Tensor],
         settings: Settings,
         seed: int = 0,
+        fixed: str | None = None,
     ) -> None:
         self.module, self.sample, self.backward, self.settings, self.seed = module, sample, backward, settings, seed
         self.step = 0
-        self.parameters = [p for p in module.parameters() if p.requires_grad]
+        self.parameters = {
+            name: parameter
+            for name, parameter in module.named_parameters()
+            if parameter.requires_grad and not (fixed and name.startswith(fixed))
+        }
         if not self.parameters:
             raise ValueError("there is nothing to train: no parameter of the learner requires a gradient")
-        self.optimizer = torch.optim.Adam(self.parameters, lr=settings.outer_lr)
-        self.device = self.parameters[0].device
+        self.optimizer = torch.optim.Adam(self.parameters.values(), lr=settings.outer_lr)
+        self.device = next(iter(self.parameters.values())).device
 
     def run(
         self, steps: int, observe: Callable[[Progress], None] | None = None, deadline: float = math.inf
@@ -127,7 +133,7 @@ class OuterLoop:
         if self.step == 0:
             self._report_idle()
         limit = math.inf if self.settings.clip is None else self.settings.clip
-        norm = float(nn.utils.clip_grad_norm_(self.parameters, limit))
+        norm = float(nn.utils.clip_grad_norm_(self.parameters.values(), limit))
         if not (math.isfinite(loss) and math.isfinite(norm)):
             raise Diverged(
                 f"step {self.step}: the loss is {loss} and its gradient's norm {norm}; "
@@ -151,7 +157,7 @@ class OuterLoop:
         return meta
 
     def _report_idle(self) -> None:
-        idle = [name for name, p in self.module.named_parameters() if p.requires_grad and p.grad is None]
+        idle = [name for name, parameter in self.parameters.items() if parameter.grad is None]
         if idle:
             warnings.warn(
                 f"{len(idle)} parameters get no gradient and stay as they are: {', '.join(idle[:5])}"

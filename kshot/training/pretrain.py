@@ -72,8 +72,10 @@ def pretraining(
     classify = source.objective is objectives.classification
     first = source.pretraining_batch(0, settings.size)
     module: nn.Module = model
+    fixed = None
     if classify:
         device = next(model.parameters()).device
+        fixed = f"model.{head}."
         module = Classifier(model, first.targets.shape[1], first.inputs[:2].to(device), head=head, seed=seed).to(device)
 
     def backward(module: nn.Module, batch: Batch) -> Tensor:
@@ -81,7 +83,7 @@ def pretraining(
         loss.backward()
         return loss.detach()
 
-    return OuterLoop(module, source.pretraining_batch, backward, settings, seed)
+    return OuterLoop(module, source.pretraining_batch, backward, settings, seed, fixed)
 
 
 def pretrain(

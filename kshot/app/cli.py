@@ -1,0 +1,155 @@
+"""The command line. Heavy imports stand inside the commands, so that help comes at once."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(
+    help="Meta-learning for real tasks: pretrain, adapt, evaluate, decide, repeat.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+data = typer.Typer(help="Data sets: list, add, check.", no_args_is_help=True)
+app.add_typer(data, name="data")
+
+RunDir = Annotated[Path, typer.Argument(metavar="RUN_DIR", help="Folder of a run.")]
+
+
+@app.command()
+def run(
+    recipe: Annotated[str, typer.Argument(metavar="RECIPE|FILE.yaml", help="A recipe's name, or a run file.")],
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="PATH=VALUE", help="Override a key, such as train.outer_lr=0.01."),
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for the run; a new one under runs/ by default.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run that lies in --out.")] = False,
+) -> None:
+    """Pretrain, then train, evaluate and decide until the target is met; then test and report.
+
+    Exit code: 0 if the target was met, 1 if not, 2 for bad input, 130 if interrupted.
+    """
+    from kshot.app.folder import free_folder
+    from kshot.app.spec import load_spec
+
+    spec = load_spec(recipe, set_)
+    if out is None:
+        if resume:
+            raise ValueError("--resume needs the folder of the run: --out DIR")
+        out = free_folder(Path("runs"), spec.name)
+    from kshot.app.run import run as carry_out
+
+    try:
+        report = carry_out(spec, out, resume=resume)
+    except KeyboardInterrupt:
+        typer.echo(f"\nInterrupted. Go on with: kshot run {recipe} --out {out} --resume", err=True)
+        raise typer.Exit(130) from None
+    from kshot.app.summary import print_summary
+
+    print_summary(report, out)
+    raise typer.Exit(0 if report["outcome"] == "TARGET_MET" else 1)
+
+
+@app.command()
+def evaluate(
+    run_dir: RunDir,
+    tasks: Annotated[int, typer.Option(help="How many tasks.", min=2)] = 600,
+    split: Annotated[str, typer.Option(help="test, or val.")] = "test",
+    json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Score the best round of a run on tasks it has not seen."""
+    from kshot.app.use import evaluate_run
+
+    evaluate_run(run_dir, tasks, split, json)
+
+
+@app.command()
+def adapt(
+    run_dir: RunDir,
+    support: Annotated[Path, typer.Option(help="Folder with one folder of images a class, or a CSV.")],
+    out: Annotated[Path, typer.Option(help="File for the adapted state.")],
+    resize: Annotated[bool, typer.Option("--resize", help="Scale images to the size the run was trained on.")] = False,
+    invert: Annotated[bool, typer.Option("--invert", help="Turn dark strokes on white into bright on black.")] = False,
+) -> None:
+    """Adapt to a few examples of your own, and write the state.
+
+    A CSV holds the columns path,label for images (paths relative to the CSV), or numbers, the last column the target.
+    """
+    from kshot.app.use import adapt_run
+
+    adapt_run(run_dir, support, out, resize=resize, invert=invert)
+
+
+@app.command()
+def predict(
+    run_dir: RunDir,
+    state: Annotated[Path, typer.Option(help="State written by `kshot adapt`.")],
+    inputs: Annotated[list[Path], typer.Option(help="Images, a folder of images, or a CSV; may be repeated.")],
+    resize: Annotated[bool, typer.Option("--resize", help="Scale images to the size the run was trained on.")] = False,
+    invert: Annotated[bool, typer.Option("--invert", help="Turn dark strokes on white into bright on black.")] = False,
+) -> None:
+    """Predict with an adapted state; CSV on standard output."""
+    from kshot.app.use import predict_run
+
+    predict_run(run_dir, state, inputs, resize=resize, invert=invert)
+
+
+@app.command()
+def recipes() -> None:
+    """List the recipes that come with kshot."""
+    import yaml
+
+    from kshot.app.spec import recipes as known
+
+    texts = known()
+    for name, text in texts.items():
+        typer.echo(f"{name:<{max(map(len, texts))}}  {yaml.safe_load(text)['about']}")
+
+
+@data.command("list")
+def data_list() -> None:
+    """List the known data sets and where they were found."""
+    from kshot.tasks import library
+
+    for row in library.known():
+        place = "built in" if row.built_in else row.where or "not found; add it with `kshot data add`"
+        typer.echo(f"{row.name:<10}  {place}\n{'':<10}  {row.description}; {row.licence}; split {row.cut}")
+        if row.address:
+            typer.echo(f"{'':<10}  {row.address}")
+
+
+@data.command("add")
+def data_add(
+    name: Annotated[str, typer.Argument(help="A known set; see `kshot data list`.")],
+    from_: Annotated[Path, typer.Option("--from", help="Folder or zip that holds the set.")],
+) -> None:
+    """Check a data set and copy it to where kshot looks for it."""
+    from kshot.tasks import library
+
+    typer.echo(f"added {library.add(name, from_)}")
+
+
+@data.command("check")
+def data_check(name: Annotated[str, typer.Argument(help="A known set; see `kshot data list`.")]) -> None:
+    """Open a data set, and count what is in it."""
+    from kshot.tasks import library
+
+    counts = library.check(name)
+    if not counts:
+        typer.echo(f"{name}: its tasks are drawn at run time, without end")
+    for split, numbers in counts.items():
+        typer.echo(f"{split:<6}" + ", ".join(f"{count:,} {what}" for what, count in numbers.items()))
+
+
+def main() -> None:
+    """Run the command line; what a user can mend is one sentence on standard error and exit code 2."""
+    try:
+        app()
+    except (ValueError, OSError) as error:
+        typer.echo(f"kshot: {error}", err=True)
+        sys.exit(2)

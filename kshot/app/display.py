@@ -1,0 +1,82 @@
+"""What a person sees while a run goes on: bars on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+from types import TracebackType
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from kshot.deciding.decisions import Decision, Round
+from kshot.deciding.loop import Observer
+from kshot.training import fit
+
+ACTIONS = {"Continue": "cyan", "Change": "yellow", "Rollback": "magenta", "Stop": "bold green"}
+
+
+class Display(Observer):
+    """Progress bars with rate, loss, validation figure and time left; silent about steps where there is no terminal.
+
+    Args:
+        console: where to print.
+        metric: the validation metric to show.
+    """
+
+    def __init__(self, console: Console, metric: str) -> None:
+        self.console, self.metric = console, metric
+        self.bars = Progress(
+            TextColumn("{task.description:<10}"),
+            BarColumn(bar_width=30),
+            TextColumn("{task.completed:.0f}/{task.total:.0f}"),
+            TextColumn("{task.fields[figures]}"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(elapsed_when_finished=False),
+            console=console,
+            transient=True,
+            disable=not console.is_terminal,
+        )
+        self.bar: TaskID | None = None
+        self.stage = ""
+        self.found = ""
+
+    def __enter__(self) -> Display:
+        self.bars.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        self.bars.stop()
+
+    def say(self, text: str, style: str = "") -> None:
+        """Print a line; `text` is taken literally."""
+        self.console.print(escape(text), style=style, highlight=False, soft_wrap=True)
+
+    def advance(self, stage: str, done: int, total: int, figures: str = "") -> None:
+        """Show that `done` of `total` of a stage are done."""
+        if stage != self.stage or self.bar is None:
+            if self.bar is not None:
+                self.bars.remove_task(self.bar)
+            self.stage, self.bar = stage, self.bars.add_task(stage, total=total, figures="")
+        self.bars.update(self.bar, completed=done, total=total, figures=figures)
+
+    def pretrain(self, progress: fit.Progress, end: int) -> None:
+        self.advance("pretrain", progress.step, end, f"{progress.rate:.1f} steps/s  loss {progress.loss:.3f}")
+
+    def step(self, progress: fit.Progress, end: int) -> None:
+        self.advance("train", progress.step, end, f"{progress.rate:.1f} steps/s  loss {progress.loss:.3f}{self.found}")
+
+    def task(self, done: int, total: int) -> None:
+        self.advance("validate", done, total, self.found.strip())
+
+    def decided(self, round: Round, decision: Decision) -> None:
+        figure = round.val.get(self.metric)
+        if figure is not None:
+            self.found = f"  val {self.metric} {figure.mean:.3f}"
+        action = type(decision).__name__
+        self.console.print(
+            f"[dim]round {round.number:>2}[/]  step {round.step:>6}  [{ACTIONS[action]}]{action.lower():<8}[/]  "
+            + escape(decision.reason),
+            highlight=False,
+            soft_wrap=True,
+        )

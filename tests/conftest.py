@@ -1,0 +1,32 @@
+"""What all tests share: one thread each, no global randomness, and where the real data lies."""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
+
+
+@pytest.fixture(autouse=True)
+def _seeded():
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread():
+    torch.set_num_threads(1)
+
+
+@pytest.fixture
+def shared_data() -> Path:
+    if not SHARED_DATA.is_dir():
+        pytest.skip("the real data sets do not lie beside this checkout (../shared/data)")
+    return SHARED_DATA
+
+
+@pytest.fixture
+def omniglot_data(shared_data, monkeypatch) -> Path:
+    monkeypatch.setenv("KSHOT_DATA", str(shared_data))
+    return shared_data / "omniglot"

@@ -1,0 +1,138 @@
+"""What every learner promises, one row of the zoo at a time."""
+
+import pytest
+import torch
+from torch.autograd.gradcheck import GradcheckError
+from torch.utils._pytree import tree_map
+from zoo import ZOO, make_task
+
+from kshot import Batch
+from kshot.training.checkpoint import flatten, load_state, save_state
+from kshot.training.step import meta_gradient
+from kshot.types import stack
+
+rows = pytest.mark.parametrize("row", ZOO.values(), ids=ZOO.keys())
+trained = pytest.mark.parametrize(
+    "row", [row for row in ZOO.values() if row.trains], ids=[name for name, row in ZOO.items() if row.trains]
+)
+
+
+def close(a, b, **tolerance):
+    flat_a, flat_b = flatten({"": a}), flatten({"": b})
+    assert flat_a.keys() == flat_b.keys()
+    for name in flat_a:
+        torch.testing.assert_close(flat_a[name], flat_b[name], **tolerance)
+
+
+@rows
+def test_adapting_and_predicting_leave_weights_and_buffers_bitwise_unchanged(row):
+    learner, task = row.make(3), make_task(row)
+    before = {name: tensor.clone() for name, tensor in learner.state_dict().items()}
+    learner.train()
+    learner.predict(learner.adapt(task.support), task.query.inputs)
+    for name, tensor in learner.state_dict().items():
+        assert torch.equal(tensor, before[name]), name
+
+
+@rows
+def test_rows_of_weight_zero_have_no_effect(row):
+    learner, task = row.make(3), make_task(row)
+
+    def pad(batch: Batch) -> Batch:
+        inputs, targets = (torch.cat([leaf, 7 * torch.ones_like(leaf[:2])]) for leaf in batch[:2])
+        return Batch(inputs, targets, torch.cat([batch.weight, torch.zeros(2)]))
+
+    padded = learner.adapt(pad(task.support))
+    close(padded, learner.adapt(task.support), rtol=1e-4, atol=1e-5)
+    if not row.transductive:
+        prediction = learner.predict(padded, pad(task.query).inputs)
+        loss = learner.objective.loss(prediction, pad(task.query))
+        torch.testing.assert_close(loss, learner(task), rtol=1e-4, atol=1e-5)
+
+
+@rows
+def test_a_prediction_follows_its_query_and_sees_the_others_only_if_declared(row):
+    learner, task = row.make(3), make_task(row)
+    assert learner.transductive == row.transductive
+    state = learner.adapt(task.support)
+    whole = learner.predict(state, task.query.inputs)
+    order = torch.randperm(len(whole))
+    torch.testing.assert_close(learner.predict(state, task.query.inputs[order]), whole[order], rtol=1e-4, atol=1e-5)
+    part = learner.predict(state, task.query.inputs[:4])
+    same = torch.allclose(part, whole[:4], rtol=1e-4, atol=1e-5)
+    assert same != row.transductive
+
+
+@rows
+def test_the_order_of_the_support_does_not_matter(row):
+    learner, task = row.make(3), make_task(row)
+    order = torch.randperm(len(task.support.weight))
+    close(
+        learner.adapt(tree_map(lambda leaf: leaf[order], task.support)),
+        learner.adapt(task.support),
+        rtol=1e-4,
+        atol=1e-5,
+    )
+
+
+@rows
+def test_a_state_survives_a_file(row, tmp_path):
+    learner, task = row.make(3), make_task(row)
+    with torch.no_grad():
+        state = learner.adapt(task.support)
+    save_state(tmp_path / "state.safetensors", state, {"note": "kept"})
+    loaded, meta = load_state(tmp_path / "state.safetensors")
+    assert meta == {"note": "kept"}
+    assert torch.equal(learner.predict(loaded, task.query.inputs), learner.predict(state, task.query.inputs))
+
+
+@trained
+def test_loop_and_vmap_give_the_same_gradient(row):
+    learner = row.make(3).double()
+    tasks = stack([make_task(row, seed=seed, dtype=torch.float64) for seed in range(3)])
+    found = {}
+    for mode in ("loop", "vmap"):
+        learner.zero_grad()
+        loss = meta_gradient(learner, tasks, mode)
+        found[mode] = [loss, *(p.grad.clone() for p in learner.parameters() if p.grad is not None)]
+    assert len(found["loop"]) > 1
+    for a, b in zip(found["loop"], found["vmap"], strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-8, atol=1e-10)
+
+
+@trained
+def test_the_meta_gradient_is_exact_or_declared_an_approximation(row):
+    learner = row.make(3).double()
+    task = make_task(row, dtype=torch.float64)
+    parameters = dict(learner.named_parameters())
+
+    def loss(*values):
+        return torch.func.functional_call(learner, dict(zip(parameters, values)), (task,))
+
+    values = tuple(parameters.values())
+    if row.exact:
+        assert torch.autograd.gradcheck(loss, values, fast_mode=True)
+    else:
+        with pytest.raises(GradcheckError, match="mismatch"):
+            torch.autograd.gradcheck(loss, values)
+
+
+@rows
+@pytest.mark.parametrize(("ways", "shots"), [(2, 1), (5, 3)])
+def test_any_number_of_ways_and_shots(row, ways, shots):
+    task = make_task(row, ways, shots)
+    prediction = row.make(ways).predict(row.make(ways).adapt(task.support), task.query.inputs)
+    assert prediction.shape == task.query.targets.shape
+    assert torch.isfinite(prediction).all()
+
+
+@rows
+def test_adapting_beats_not_adapting(row):
+    learner = row.make(3)
+    losses = {"adapted": 0.0, "foreign": 0.0}
+    for seed in range(20):
+        task, other = make_task(row, shots=4, seed=seed), make_task(row, shots=4, seed=seed + 100)
+        for name, support in (("adapted", task.support), ("foreign", other.support)):
+            prediction = learner.predict(learner.adapt(support), task.query.inputs)
+            losses[name] += float(learner.objective.loss(prediction, task.query).detach())
+    assert losses["adapted"] < losses["foreign"]
