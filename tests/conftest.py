@@ -1,6 +1,5 @@
-"""What all tests share: one thread each, no global randomness, and where the real data lies."""
+"""What all tests share: one thread, no global randomness, a cache of their own, and where the real data lies."""
 
-import os
 from pathlib import Path
 
 import pytest
@@ -19,6 +18,15 @@ def _one_thread():
     torch.set_num_threads(1)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An empty cache folder; glyphs and Omniglot are made once for all tests."""
+    folder = tmp_path_factory.mktemp("cache")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("KSHOT_CACHE", str(folder))
+        yield folder
+
+
 @pytest.fixture
 def shared_data() -> Path:
     if not SHARED_DATA.is_dir():
@@ -27,6 +35,6 @@ def shared_data() -> Path:
 
 
 @pytest.fixture
-def omniglot_data(shared_data, monkeypatch) -> Path:
+def omniglot_data(shared_data: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("KSHOT_DATA", str(shared_data))
     return shared_data / "omniglot"

@@ -23,9 +23,9 @@ Pool = Mapping[str, Sequence[int] | np.ndarray]
 class ClassTasks(TaskSource):
     r"""Tell N classes apart from K drawings of each; a task is a draw of classes and of their drawings.
 
-    A task takes `ways` classes of its split uniformly, and `shots + queries` different drawings of each, `shots` for
-    the support and `queries` for the query. The labels 0 … ways-1 fall on the classes at random, and the rows are
-    shuffled, so that neither a label nor a position tells anything beyond the task.
+    A task takes `ways` classes of its split, all equally likely, and `shots + queries` different drawings of each,
+    `shots` for the support and `queries` for the query. The labels 0 … ways-1 fall on the classes at random, and the
+    rows are shuffled, so that neither a label nor a position tells anything beyond the task.
 
     Inputs are float32 in 0 … 1, (ways * shots, C, H, W) in the support and (ways * queries, C, H, W) in the query;
     targets are one-hot float32 (n, ways).
@@ -84,7 +84,7 @@ class ClassTasks(TaskSource):
             )
         self.ways, self.shots, self.queries, self.seed, self.name = ways, shots, queries, seed, name
         self._images = torch.from_numpy(np.require(images, requirements=["C", "W"]))
-        self._rows = {split: _Rows.of(pool) for split, pool in classes.items()}
+        self._rows = {split: _Rows.of(pool, name) for split, pool in classes.items()}
         self.class_names = {split: tuple(pool) for split, pool in classes.items()}
         self._check()
 
@@ -110,7 +110,8 @@ class ClassTasks(TaskSource):
     def pretraining_batch(self, step: int, size: int) -> Batch:
         """`size` random training drawings; targets one-hot over all training classes, (size, num_train_classes)."""
         rows = self._rows_of("train")
-        places = np.random.default_rng([self.seed, len(SPLITS), step]).integers(len(rows.flat), size=size)
+        random = np.random.default_rng([self.seed, len(SPLITS), step])  # no split's number: other draws than any task's
+        places = random.integers(len(rows.flat), size=size)
         labels = rows.starts.searchsorted(places, side="right") - 1
         return Batch(self._inputs(rows.flat[places]), _one_hot(labels, len(rows.sizes)), torch.ones(size))
 
@@ -179,9 +180,13 @@ class _Rows:
         self.flat, self.sizes, self.starts = flat, sizes, sizes.cumsum() - sizes
 
     @classmethod
-    def of(cls, pool: Pool) -> _Rows:
-        rows = [np.asarray(rows, np.int64) for rows in pool.values()]
-        return cls(np.concatenate([*rows, np.empty(0, np.int64)]), np.array([len(r) for r in rows], np.int64))
+    def of(cls, pool: Pool, source: str) -> _Rows:
+        rows = {name: np.asarray(rows) for name, rows in pool.items()}
+        for name, own in rows.items():
+            if own.ndim != 1 or (own.size and own.dtype.kind not in "iu"):
+                raise ValueError(f"{source}: the rows of class {name!r} must be integers, got {own.dtype} {own.shape}")
+        flat = np.concatenate([*rows.values(), []]).astype(np.int64)
+        return cls(flat, np.array([len(own) for own in rows.values()], np.int64))
 
 
 def _distinct(draws: np.ndarray, counts: np.ndarray) -> np.ndarray:

@@ -45,7 +45,7 @@ ALIKE = 0.88
 SOLID = 0.75
 """A character whose ink fills this share of its bounding box or more is a bar or a dot, no shape: it is left out."""
 
-_VERSION = 1  # counts the changes to the drawings below: part of the cache's name
+_VERSION = 2  # counts the changes to the drawings below: part of the cache's name
 _FONT_SIZE = 64
 _FINER = 3  # drawings are made this many times larger and averaged down
 
@@ -59,8 +59,8 @@ def glyphs(*, ways: int = 5, shots: int = 1, queries: int = 15, seed: int = 0) -
     $$ x \mapsto s\,R(\theta) \begin{pmatrix} a & h \\ 0 & 1/a \end{pmatrix} x, \quad
        \theta \sim U[-20°, 20°], \; h \sim U[-0.25, 0.25], \; \ln a \sim U[-0.15, 0.15], $$
 
-    with s such that the longer side of the drawing is $U[19, 26]$ pixels, and strokes of the regular faces widened
-    by 0, 1 or 2 of the 64 pixels the font is drawn at.
+    with s such that the map takes the character's box to $U[19, 26]$ pixels, the middle of the ink in the middle of the
+    drawing, and strokes of the regular faces widened by 0, 1 or 2 of the 64 pixels the font is drawn at.
 
     Train, val and test are different scripts (see `SCRIPTS`): train is Latin, European digits, Greek, Coptic,
     Cyrillic, Lisu, Old Italic and Canadian syllabics; val is Hebrew, Arabic with its digits, and Lao; test is Georgian
@@ -178,7 +178,7 @@ def _canonical(character: str) -> np.ndarray:
 
 def _drawing(character: str, number: int) -> np.ndarray:
     """Drawing `number` of a character, (28, 28) uint8: a function of the two and nothing else."""
-    from PIL import Image
+    from PIL import Image, ImageChops
 
     random = np.random.default_rng([_VERSION, ord(character), number])
     faces = _faces_of(character)
@@ -194,7 +194,10 @@ def _drawing(character: str, number: int) -> np.ndarray:
     offset = np.array(ink.size) / 2 - back @ [side / 2, side / 2]
     matrix = (*back[0], offset[0], *back[1], offset[1])
     field = ink.transform((side, side), Image.Transform.AFFINE, matrix, Image.Resampling.BILINEAR)
-    return np.asarray(field.reduce(_FINER))
+    box = field.getbbox()
+    assert box is not None, character  # a candidate has ink
+    centred = ImageChops.offset(field, (side - box[0] - box[2]) // 2, (side - box[1] - box[3]) // 2)
+    return np.asarray(centred.reduce(_FINER))
 
 
 def _ink(character: str, face: int, stroke: int) -> Image.Image:

@@ -45,7 +45,13 @@ class DataSet(NamedTuple):
 
 
 KNOWN = (
-    DataSet("sinusoids", "sine waves to regress, drawn at run time", "none needed", "", "by amplitude and phase"),
+    DataSet(
+        "sinusoids",
+        "sine waves to regress, drawn at run time",
+        "none needed",
+        "",
+        "each split draws its own amplitudes and phases from one distribution",
+    ),
     DataSet(
         "glyphs",
         "characters of many scripts, drawn at run time from the fonts that matplotlib ships",
@@ -142,9 +148,15 @@ def add(name: str, source: Path) -> Path:
             content = beside / "unpacked"
             unpack(source, content)
         made = beside / "made"
-        _copy(_holding(content, row), made, row)
+        try:
+            _copy(_holding(content, row), made, row)
+        except OSError as error:
+            raise ValueError(f"{source} could not be copied to {target}: {error}") from error
         _open(row, path=made)
-        _rename(made, target)
+        try:
+            made.rename(target)
+        except OSError as error:  # somebody else added it meanwhile
+            raise ValueError(f"{target} could not be made ({error.strerror}); move away what is there") from error
     return target
 
 
@@ -195,7 +207,7 @@ def cached(name: str, make: Callable[[], dict[str, np.ndarray]]) -> dict[str, np
     path = cache_folder() / f"{name}.npz"
     if path.exists():
         try:
-            with np.load(path, allow_pickle=False) as arrays:
+            with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
                 return dict(arrays)
         except (zipfile.BadZipFile, zlib.error, ValueError, EOFError, OSError, KeyError):
             pass  # half-written or damaged: make it again
@@ -232,13 +244,6 @@ def _beside(target: Path) -> Iterator[Path]:
         shutil.rmtree(scratch, ignore_errors=True)
 
 
-def _rename(made: Path, target: Path) -> None:
-    try:
-        made.rename(target)
-    except OSError as error:  # somebody else added it meanwhile
-        raise ValueError(f"{target} exists already and is never written over; move it away first") from error
-
-
 def _row(name: str) -> DataSet:
     for row in KNOWN:
         if row.name == name:
@@ -270,9 +275,9 @@ def _holding(folder: Path, row: DataSet) -> Path:
 
 
 def _copy(source: Path, target: Path, row: DataSet) -> None:
-    target.mkdir()
     for part in row.parts:
-        if (source / part).is_dir():
-            shutil.copytree(source / part, target / part)
-        elif (source / part).exists():
-            shutil.copy2(source / part, target / part)
+        for path in [source / part, *(source / part).rglob("*")]:
+            if path.is_file():
+                copy = target / path.relative_to(source)
+                copy.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(path, copy)  # contents only: a read-only source makes no read-only library

@@ -8,10 +8,8 @@ from __future__ import annotations
 import hashlib
 import io
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
-from zipfile import ZipFile
 
 import numpy as np
 
@@ -143,41 +141,36 @@ def _key(parts: list[Path]) -> str:
 
 def _decode(parts: list[Path], size: int) -> dict[str, np.ndarray]:
     """Images (n, size, size) uint8 and the character (n,) `Alphabet/characterNN` of each, by name."""
-    found = []
-    with ExitStack() as stack:
-        for part in parts:
-            found += list(_members(part, stack))
-        found.sort(key=lambda member: member[0])
-        images = [_drawing(read, f"{place}", size) for _, place, read in found]
+    drawings = sorted((drawing for part in parts for drawing in _drawings(part, size)), key=lambda drawing: drawing[0])
     return {
-        "images": np.stack(images) if images else np.empty((0, size, size), np.uint8),
-        "characters": np.array([name.rsplit("/", 1)[0] for name, _, _ in found], np.str_),
+        "images": np.array([image for _, image in drawings], np.uint8).reshape(-1, size, size),
+        "characters": np.array([name.rsplit("/", 1)[0] for name, _ in drawings], np.str_),
     }
 
 
-def _members(part: Path, stack: ExitStack) -> Iterator[tuple[str, str, Callable[[], bytes]]]:
-    """Every drawing of a half: its name `Alphabet/characterNN/file.png`, the words for where it is, and its reader."""
+def _drawings(part: Path, size: int) -> Iterator[tuple[str, np.ndarray]]:
+    """Every drawing of a half: its name `Alphabet/characterNN/file.png`, and its image (size, size)."""
     if part.is_dir():
         for path in _pngs(part):
-            yield "/".join(path.parts[-3:]), str(path), path.read_bytes
+            yield "/".join(path.parts[-3:]), _drawing(path.read_bytes(), str(path), size)
         return
-    archive: ZipFile = stack.enter_context(library.opened_zip(part))
-    for name in archive.namelist():
-        inner = PurePosixPath(name)
-        if inner.suffix == ".png" and len(inner.parts) >= 3 and "__MACOSX" not in inner.parts:
-            yield "/".join(inner.parts[-3:]), f"{part}: {name}", lambda name=name: archive.read(name)  # type: ignore[misc]
+    with library.opened_zip(part) as archive:
+        for member in archive.namelist():
+            inner = PurePosixPath(member).parts
+            if member.endswith(".png") and len(inner) >= 3 and "__MACOSX" not in inner:
+                yield "/".join(inner[-3:]), _drawing(archive.read(member), f"{part}: {member}", size)
 
 
 def _pngs(part: Path) -> list[Path]:
     return sorted(part.glob("*/*/*.png"))
 
 
-def _drawing(read: Callable[[], bytes], place: str, size: int) -> np.ndarray:
-    """One image as (size, size) uint8, strokes bright."""
+def _drawing(content: bytes, place: str, size: int) -> np.ndarray:
+    """One PNG as (size, size) uint8, strokes bright."""
     from PIL import Image, ImageOps, UnidentifiedImageError
 
     try:
-        with Image.open(io.BytesIO(read())) as image:
+        with Image.open(io.BytesIO(content)) as image:
             if image.size != (SIDE, SIDE) or image.mode not in ("1", "L"):
                 raise ValueError(
                     f"{place} is {image.width}×{image.height} of mode {image.mode!r}, expected {SIDE}×{SIDE}, black on "
