@@ -160,6 +160,7 @@ def test_the_description_says_what_a_report_needs():
         "ways": 3,
         "shots": 2,
         "queries": 4,
+        "train_queries": 4,
         "seed": 9,
         "classes": {"train": 6, "val": 4, "test": 4},
         "image_size": [1, 3, 2],

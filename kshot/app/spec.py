@@ -26,6 +26,7 @@ class _ClassesSpec(_Strict):
     ways: int = Field(5, ge=2)
     shots: int = Field(1, ge=1)
     queries: int = Field(15, ge=1)
+    train_queries: int | None = Field(None, ge=1)
 
 
 class GlyphsSpec(_ClassesSpec):

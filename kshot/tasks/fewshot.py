@@ -37,6 +37,8 @@ class ClassTasks(TaskSource):
         ways: classes of a task.
         shots: support drawings of each class.
         queries: query drawings of each class.
+        train_queries: query drawings of each class in training tasks, as many as `queries` by default. Fewer make a
+            training step cheaper, and so buy more tasks for the same time.
         seed: names the sequence of tasks.
         name: what a report calls the source.
 
@@ -69,20 +71,23 @@ class ClassTasks(TaskSource):
         ways: int = 5,
         shots: int = 1,
         queries: int = 15,
+        train_queries: int | None = None,
         seed: int = 0,
         name: str = "classes",
     ) -> None:
-        if ways < 2 or shots < 1 or queries < 1:
+        train_queries = queries if train_queries is None else train_queries
+        if ways < 2 or shots < 1 or queries < 1 or train_queries < 1:
             raise ValueError(
                 "a task needs at least two ways, and one support and one query drawing of each, "
-                f"got {ways=}, {shots=}, {queries=}"
+                f"got {ways=}, {shots=}, {queries=}, {train_queries=}"
             )
         if images.dtype != np.uint8 or images.ndim != 4:
             raise ValueError(
                 f"images must be uint8 (num_images, C, H, W), got {images.dtype} {images.shape}; "
                 "scale floats to 0 … 255, and give grey images a channel axis of 1"
             )
-        self.ways, self.shots, self.queries, self.seed, self.name = ways, shots, queries, seed, name
+        self.ways, self.shots, self.seed, self.name = ways, shots, seed, name
+        self.queries = dict.fromkeys(SPLITS, queries) | {"train": train_queries}
         self._images = torch.from_numpy(np.require(images, requirements=["C", "W"]))
         self._rows = {split: _Rows.of(pool, name) for split, pool in classes.items()}
         self.class_names = {split: tuple(pool) for split, pool in classes.items()}
@@ -97,8 +102,9 @@ class ClassTasks(TaskSource):
         return tree_map(lambda leaf: leaf[0], self.stack(split, [index]))
 
     def stack(self, split: Split, indices: Sequence[int]) -> Task:
-        rows, ways, taken = self._rows_of(split), self.ways, self.shots + self.queries
-        sizes = [2 * ways, 2 * ways * taken, ways * self.shots, ways * self.queries]
+        rows, ways, queries = self._rows_of(split), self.ways, self.queries[split]
+        taken = self.shots + queries
+        sizes = [2 * ways, 2 * ways * taken, ways * self.shots, ways * queries]
         draws = np.stack([generator(self.seed, split, index).random(sum(sizes)) for index in indices])
         of_classes, of_drawings, *of_order = np.split(draws, np.cumsum(sizes)[:-1], axis=1)
         chosen = _distinct(of_classes.reshape(-1, 2, ways), np.array(len(rows.sizes)))  # (T, N)
@@ -120,7 +126,8 @@ class ClassTasks(TaskSource):
             "source": self.name,
             "ways": self.ways,
             "shots": self.shots,
-            "queries": self.queries,
+            "queries": self.queries["test"],
+            "train_queries": self.queries["train"],
             "seed": self.seed,
             "classes": {split: len(names) for split, names in self.class_names.items()},
             "image_size": list(self._images.shape[1:]),
@@ -150,11 +157,12 @@ class ClassTasks(TaskSource):
                     f"{self.name}: the {split} split has {len(names)} classes, fewer than the {self.ways} ways of a "
                     "task; lower ways or add classes"
                 )
-            short = np.flatnonzero(rows.sizes < self.shots + self.queries)
+            needed = self.shots + self.queries[split]
+            short = np.flatnonzero(rows.sizes < needed)
             if len(short):
                 raise ValueError(
                     f"{self.name}: class {names[short[0]]!r} in {split} has {rows.sizes[short[0]]} drawings, but "
-                    f"{self.shots} shots + {self.queries} queries need {self.shots + self.queries}; lower shots or "
+                    f"{self.shots} shots + {self.queries[split]} queries need {needed}; lower shots or "
                     f"queries, or leave out classes this small ({len(short)} in {split})"
                 )
             if rows.flat.min() < 0 or rows.flat.max() >= len(owner):

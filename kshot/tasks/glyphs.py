@@ -50,7 +50,9 @@ _FONT_SIZE = 64
 _FINER = 3  # drawings are made this many times larger and averaged down
 
 
-def glyphs(*, ways: int = 5, shots: int = 1, queries: int = 15, seed: int = 0) -> ClassTasks:
+def glyphs(
+    *, ways: int = 5, shots: int = 1, queries: int = 15, train_queries: int | None = None, seed: int = 0
+) -> ClassTasks:
     r"""Tell characters of unseen scripts apart: grey 28×28 drawings, strokes bright on dark, 20 of each character.
 
     A class is a letter or digit of the DejaVu fonts, its drawings are made from up to twelve faces (sans, mono and
@@ -77,6 +79,7 @@ def glyphs(*, ways: int = 5, shots: int = 1, queries: int = 15, seed: int = 0) -
         ways: classes of a task.
         shots: support drawings of each class.
         queries: query drawings of each class; shots + queries is at most 20.
+        train_queries: the same in training tasks, `queries` by default.
         seed: names the sequence of tasks; the drawings are the same for all seeds.
 
     Raises:
@@ -101,7 +104,16 @@ def glyphs(*, ways: int = 5, shots: int = 1, queries: int = 15, seed: int = 0) -
         }
         for split in SCRIPTS
     }
-    return ClassTasks(made["images"], classes, ways=ways, shots=shots, queries=queries, seed=seed, name="glyphs")
+    return ClassTasks(
+        made["images"],
+        classes,
+        ways=ways,
+        shots=shots,
+        queries=queries,
+        train_queries=train_queries,
+        seed=seed,
+        name="glyphs",
+    )
 
 
 def _split(name: str) -> Split | None:

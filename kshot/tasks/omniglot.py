@@ -27,7 +27,14 @@ _VERSION = 1  # counts the changes to the decoding below: part of the cache's na
 
 
 def omniglot(
-    *, ways: int = 5, shots: int = 1, queries: int = 15, seed: int = 0, size: int = 28, path: Path | str | None = None
+    *,
+    ways: int = 5,
+    shots: int = 1,
+    queries: int = 15,
+    train_queries: int | None = None,
+    seed: int = 0,
+    size: int = 28,
+    path: Path | str | None = None,
 ) -> ClassTasks:
     """Tell handwritten characters apart: grey drawings, strokes bright on dark, 20 of each character.
 
@@ -40,6 +47,7 @@ def omniglot(
         ways: classes of a task.
         shots: support drawings of each class.
         queries: query drawings of each class; shots + queries is at most 20.
+        train_queries: the same in training tasks, `queries` by default.
         seed: names the sequence of tasks.
         size: pixels of a drawing's side; the drawings take 130 kB × size² of memory, 102 MB at 28.
         path: the folder that holds `images_background` and `images_evaluation`, as zips or as folders
@@ -79,7 +87,16 @@ def omniglot(
                     f"{character}; complete the images or take the line out"
                 )
             classes[split][line] = rows[character] + TURNS[rotation] * len(drawings)
-    return ClassTasks(images, classes, ways=ways, shots=shots, queries=queries, seed=seed, name="omniglot")
+    return ClassTasks(
+        images,
+        classes,
+        ways=ways,
+        shots=shots,
+        queries=queries,
+        train_queries=train_queries,
+        seed=seed,
+        name="omniglot",
+    )
 
 
 def _split_list(folder: Path, split: Split) -> list[str]:

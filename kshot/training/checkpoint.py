@@ -28,7 +28,7 @@ def save_checkpoint(folder: Path, module: nn.Module, optimizer: Optimizer | None
     beside = folder.with_name(f".{folder.name}.{os.getpid()}")
     shutil.rmtree(beside, ignore_errors=True)
     beside.mkdir(parents=True)
-    save_file({name: tensor.detach().contiguous() for name, tensor in module.state_dict().items()}, beside / WEIGHTS)
+    save_file(_own_memory(module.state_dict()), beside / WEIGHTS)
     if optimizer is not None:
         save_file(_optimizer_tensors(optimizer), beside / OPTIMIZER)
     (beside / META).write_text(json.dumps(meta, indent=1))
@@ -112,7 +112,7 @@ def save_state(path: Path, state: Tree, meta: dict[str, str]) -> None:
         ({'head': {'w': tensor([1., 1.])}}, {'classes': 'a,b'})
     """
     beside = path.with_name(f".{path.name}.{os.getpid()}")
-    save_file({name: tensor.detach().contiguous() for name, tensor in flatten(state).items()}, beside, meta)
+    save_file(_own_memory(flatten(state)), beside, meta)
     beside.replace(path)
 
 
@@ -149,6 +149,11 @@ def flatten(state: Tree, prefix: str = "") -> dict[str, Tensor]:
             raise TypeError(f"a state's keys are strings without '/'; found {key!r} at '{prefix}'")
         flat.update(flatten(value, f"{prefix}/{key}" if prefix else key))
     return flat
+
+
+def _own_memory(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Copies that share nothing, as safetensors asks; tied weights are written under each of their names."""
+    return {name: tensor.detach().clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()}
 
 
 def _optimizer_tensors(optimizer: Optimizer) -> dict[str, Tensor]:

@@ -32,9 +32,8 @@ class Classifier(nn.Module):
 
     def __init__(self, model: nn.Module, classes: int, example: Tensor, *, head: str = "head", seed: int = 0) -> None:
         super().__init__()
-        self.model, self._features = model, None
-        parts = dict(model.named_modules())
-        self._head = parts.get(head)
+        self.model = model
+        self._head = head if head in dict(model.named_modules()) else None
         was_training = model.training
         model.eval()  # measuring must not move BatchNorm's running statistics
         with torch.no_grad():
@@ -48,7 +47,7 @@ class Classifier(nn.Module):
         if self._head is None:
             return self.model(inputs).flatten(1)
         seen: list[Tensor] = []
-        hook = self._head.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+        hook = self.model.get_submodule(self._head).register_forward_pre_hook(lambda module, args: seen.append(args[0]))
         try:
             self.model(inputs)
         finally:
