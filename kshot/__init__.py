@@ -1,32 +1,5 @@
-"""kshot: meta-learning for real tasks. The public names, nothing else."""
+"""kshot: meta-learning for real tasks. The public names stand in `__init__.pyi`, and are imported when first used."""
 
-from kshot import models, objectives, tasks
-from kshot.deciding.loop import run_until
-from kshot.evaluation.evaluate import evaluate
-from kshot.learner import Learner
-from kshot.learners.baselines import fine_tune, from_scratch, nearest_centroid
-from kshot.learners.gradient import maml
-from kshot.learners.heads import protonet
-from kshot.objectives import Objective
-from kshot.training.fit import fit
-from kshot.training.pretrain import pretrain
-from kshot.types import Batch, Task
+import lazy_loader
 
-__all__ = [
-    "Batch",
-    "Learner",
-    "Objective",
-    "Task",
-    "evaluate",
-    "fine_tune",
-    "fit",
-    "from_scratch",
-    "maml",
-    "models",
-    "nearest_centroid",
-    "objectives",
-    "pretrain",
-    "protonet",
-    "run_until",
-    "tasks",
-]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -1,0 +1,3 @@
+from kshot.app.cli import main
+
+main()
