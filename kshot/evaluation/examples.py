@@ -1,0 +1,201 @@
+"""Pictures of single tasks: what a learner was shown, what it was asked, and what it made of it.
+
+Shape legend: n examples, C channels, H height, W width.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from kshot.evaluation.look import BLUE, FAINT, GREEN, INK, MUTED, RED, WIDTH, canvas, quiet
+from kshot.learners.gradient import GradientLearner
+from kshot.types import Batch, Task, to
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+COLUMNS = 14  # images across the figure
+PITCH = 1.36  # from one line of query images to the next, in images; the mark stands between
+CLASSES, SUPPORT_ROWS, QUERY_ROWS = 10, 2, 3  # at most shown of a task
+
+
+class Example(NamedTuple):
+    """A task and what a learner predicted for its query: logits (n, ways)."""
+
+    task: Task
+    prediction: Tensor
+
+
+def classification_examples(tasks: Sequence[Example]) -> Figure:
+    """Image tasks with the answers: a column is a class, its support images above, its query images below.
+
+    A query image has a green frame and ✓ where it was classified rightly, else a red one and ✗ with the number of the
+    class it was taken for. The first images are shown, not chosen ones; the count of right answers is over all.
+
+    Args:
+        tasks: images (n, C, H, W) in 0 … 1, C = 1 or 3, with one-hot targets.
+
+    Raises:
+        ValueError: no tasks, or inputs that are no such images.
+
+    Example:
+        >>> images, labels = torch.rand(4, 1, 8, 8), torch.tensor([0, 1, 0, 1])
+        >>> batch = Batch.of(images, labels, ways=2)
+        >>> figure = classification_examples([Example(Task(batch, batch), batch.targets)])
+        >>> len(figure.axes[0].images)
+        8
+    """
+    if not tasks:
+        raise ValueError("there are no example tasks to draw")
+    for example in tasks:
+        for batch in example.task:
+            if batch.inputs.ndim != 4 or batch.inputs.shape[1] not in (1, 3):
+                raise ValueError(f"images must be (n, 1 or 3, H, W), got {tuple(batch.inputs.shape)}")
+    ways = min(max(example.task.query.targets.shape[1] for example in tasks), CLASSES)
+    across = min(max(1, COLUMNS // (ways + 1)), len(tasks))
+    down = math.ceil(len(tasks) / across)
+    support = max(_rows(example.task.support, SUPPORT_ROWS) for example in tasks)
+    lines = support + 0.2 + PITCH * max(_rows(example.task.query, QUERY_ROWS) for example in tasks)
+    cell = min((WIDTH - 0.5) / (across * (ways + 0.9)), 0.75)  # inches
+    figure = canvas(down * (cell * (lines + 0.4) + 0.4))
+    grid = figure.subplots(down, across, squeeze=False).flat
+    for number, axes in enumerate(grid, 1):
+        axes.set_axis_off()
+        axes.set_aspect("equal")
+        if number <= len(tasks):
+            _draw_task(axes, tasks[number - 1], f"task {number}")
+        axes.set_xlim(-0.75, ways)
+        axes.set_ylim(lines, -0.4)
+    return figure
+
+
+def regression_examples(learner: GradientLearner, tasks: Sequence[Task], *, steps: Sequence[int] = (0, 1, 5)) -> Figure:
+    """One-dimensional tasks before and after a few gradient steps: the points shown, the truth, the predictions.
+
+    Args:
+        learner: adapts with `adapt(support, steps=…)`; used in evaluation mode, and left as it was.
+        tasks: two or three; inputs and targets (n, 1). The curves go through the query points: give many of them.
+        steps: numbers of inner steps to draw.
+
+    Raises:
+        ValueError: no tasks, or tasks that are not one-dimensional.
+
+    Example:
+        >>> from kshot.learners.gradient import maml
+        >>> from kshot.models.backbones import mlp
+        >>> from kshot.objectives import mse
+        >>> from kshot.tasks.synthetic import sinusoids
+        >>> learner, source = maml(mlp(1, 1), inner_lr=0.01, objective=mse), sinusoids(queries=50)
+        >>> figure = regression_examples(learner, [source.task("test", 0), source.task("test", 1)])
+        >>> len(figure.axes)
+        2
+    """
+    if not tasks:
+        raise ValueError("there are no example tasks to draw")
+    for task in tasks:
+        if any(leaf.ndim != 2 or leaf.shape[1] != 1 for batch in task for leaf in (batch.inputs, batch.targets)):
+            got = f"{tuple(task.query.inputs.shape)} and {tuple(task.query.targets.shape)}"
+            raise ValueError(f"inputs and targets must be (n, 1) to be drawn as curves, got {got}")
+    figure = canvas(3.3)
+    panels = figure.subplots(1, len(tasks), sharey=True, squeeze=False)[0]
+    was_training = learner.training
+    learner.eval()
+    try:
+        for number, (axes, task) in enumerate(zip(panels, tasks), 1):
+            quiet(axes, f"task {number}")
+            _draw_curves(axes, learner, task, steps)
+    finally:
+        learner.train(was_training)
+    return figure
+
+
+def _draw_curves(axes: Axes, learner: GradientLearner, task: Task, steps: Sequence[int]) -> None:
+    device = next(learner.parameters()).device
+    keep = task.query.weight > 0
+    x, y = task.query.inputs[keep, 0].cpu(), task.query.targets[keep, 0].cpu()
+    order = x.argsort()
+    axes.plot(x[order], y[order], color="#c9d0d8", linewidth=5, solid_capstyle="round", label="truth", zorder=1)
+    seen = task.support.weight > 0
+    points = task.support.inputs[seen, 0].cpu(), task.support.targets[seen, 0].cpu()
+    axes.plot(*points, "o", color=INK, markersize=5, label=f"support, {int(seen.sum())} points", zorder=5)
+    dashes = [(0, (1, 1.5)), (0, (4, 1.5)), "-"]
+    for rank, count in enumerate(steps):
+        with torch.no_grad():
+            state = learner.adapt(to(task.support, device), steps=count)
+            predicted = learner.predict(state, task.query.inputs.to(device)).cpu()[keep, 0]
+        error = float((predicted - y).square().mean())
+        late = rank / max(len(steps) - 1, 1)
+        style: dict[str, Any] = {"color": BLUE, "alpha": 0.5 + 0.5 * late, "linestyle": dashes[min(round(2 * late), 2)]}
+        label = f"{count} step{'s' * (count != 1)}, mse {error:.3g}"
+        axes.plot(x[order], predicted[order], **style, linewidth=1.4 + 0.6 * late, label=label, zorder=2 + late)
+    place: dict[str, Any] = {
+        "loc": "upper left",
+        "bbox_to_anchor": (0, -0.1),
+        "borderaxespad": 0.4,
+        "handlelength": 2.2,
+    }
+    axes.legend(**place, frameon=False, fontsize=9, labelcolor=INK)
+
+
+def _rows(batch: Batch, most: int) -> int:
+    """Lines of images that a batch takes: its examples of the most frequent class, up to `most`."""
+    return min(most, max(len(column) for column in _by_class(batch)))
+
+
+def _by_class(batch: Batch) -> list[list[int]]:
+    """Row numbers of each class's examples, padding left out."""
+    label, real = batch.targets.argmax(1).tolist(), (batch.weight > 0).tolist()
+    ways = min(batch.targets.shape[1], CLASSES)
+    return [[row for row, kept in enumerate(real) if kept and label[row] == way] for way in range(ways)]
+
+
+def _draw_task(axes: Axes, example: Example, name: str) -> None:
+    from matplotlib.patches import Rectangle
+
+    (support, query), ways = example.task, example.task.query.targets.shape[1]
+    chosen = example.prediction.argmax(1).cpu()
+    hit = chosen == query.targets.argmax(1).cpu()
+    real = query.weight.cpu() > 0
+    score = f"{int(hit[real].sum())} of {int(real.sum())} right"
+    more = f", first {CLASSES} of {ways} classes" if ways > CLASSES else ""
+    axes.set_title(f"{name}: {score}{more}", loc="left", fontsize=9.5, color=INK, pad=4)
+    for way, rows in enumerate(_by_class(support)):
+        axes.text(way + 0.46, -0.06, str(way + 1), ha="center", va="bottom", fontsize=9, color=MUTED)
+        for line, row in enumerate(rows[:SUPPORT_ROWS]):
+            _draw_image(axes, support.inputs[row], way, line)
+            axes.add_patch(Rectangle((way, line), 0.92, 0.92, fill=False, edgecolor=FAINT, linewidth=0.8))
+    top = _rows(support, SUPPORT_ROWS)
+    side: dict[str, Any] = {"rotation": 90, "ha": "right", "va": "center", "fontsize": 8, "color": MUTED}
+    axes.text(-0.12, top / 2, "support", **side)
+    below = _rows(query, QUERY_ROWS)
+    axes.text(-0.12, top + 0.2 + (PITCH * below - 0.4) / 2, "query", **side)
+    for way, rows in enumerate(_by_class(query)):
+        for line, row in enumerate(rows[:QUERY_ROWS]):
+            y = top + 0.2 + PITCH * line
+            _draw_image(axes, query.inputs[row], way, y)
+            right = bool(hit[row])
+            colour = GREEN if right else RED
+            frame: dict[str, Any] = {
+                "fill": False,
+                "edgecolor": colour,
+                "linewidth": 1.8,
+                "gid": "right" if right else "wrong",
+            }
+            axes.add_patch(Rectangle((way, y), 0.92, 0.92, **frame))
+            mark = "✓" if right else f"✗ {int(chosen[row]) + 1}"
+            axes.text(way + 0.46, y + 1.0, mark, ha="center", va="top", fontsize=8.5, color=colour)
+
+
+def _draw_image(axes: Axes, image: Tensor, x: float, y: float) -> None:
+    """An image (C, H, W) on a 0.92 × 0.92 square whose upper left corner is (x, y)."""
+    pixels = np.clip(image.detach().cpu().float().movedim(0, -1).numpy(), 0, 1)
+    box = (x, x + 0.92, y + 0.92, y)
+    grey: dict[str, Any] = {"cmap": "gray", "vmin": 0, "vmax": 1} if pixels.shape[-1] == 1 else {}
+    axes.imshow(pixels.squeeze(-1) if grey else pixels, extent=box, interpolation="nearest", **grey)

@@ -1,0 +1,320 @@
+"""The report of a run: `report.json` for programs, and `report.html`, one page that needs nothing but a browser."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import math
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from kshot.evaluation.evaluate import Interval
+from kshot.evaluation.figures import parse_target
+from kshot.evaluation.verdict import Figures, best_baseline, read, verdict, written
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+__all__ = ["verdict", "write_report"]
+
+CAPTIONS = {
+    "baselines": "The learner among baselines that do no meta-learning, all on the same test tasks. The shaded band is "
+    "the learner's interval: a baseline whose interval reaches into it is as good.",
+    "rounds": "Validation after each round, and below it the decision that was taken. The target counts as met when "
+    "the whole interval is on its right side. The best baseline, if there is one, is given by its mean on the test "
+    "tasks: a dashed line, or an arrow to where it lies.",
+    "learning_curve": "The training loss as recorded (pale) and smoothed.",
+    "classification_examples": "The first test tasks. Above, the support images that the learner adapted to, by class; "
+    "below, query images: ✓ right, ✗ with the number of the class it was taken for.",
+    "regression_examples": "The first test tasks, before and after gradient steps on the support points.",
+}
+"""What stands under a figure of a known name; the order is that of the page."""
+
+PROTOCOL = {
+    "source": "source",
+    "ways": "ways",
+    "shots": "shots",
+    "queries": "queries",
+    "seed": "seed",
+    "test_tasks": "test tasks",
+    "val_tasks": "validation tasks",
+    "episodes_sha256": "hash of the test episodes",
+}
+"""Protocol entries that come first, in this order, and what to call them."""
+
+
+class Row(NamedTuple):
+    """A line of the table of learner and baselines."""
+
+    name: str
+    figure: str
+    tasks: int
+    about: str
+    ours: bool
+
+
+class Picture(NamedTuple):
+    """A figure as the page holds it."""
+
+    name: str
+    uri: str
+    alt: str
+    caption: str
+
+
+def write_report(
+    folder: Path, report: Mapping[str, Any], events: Sequence[Mapping[str, Any]], figures: Mapping[str, Figure]
+) -> Path:
+    """Write `report.json` and `report.html` into a folder, each beside its place first and then renamed.
+
+    Args:
+        folder: made if need be.
+        report: what the run found: `name`, `command`, `outcome`, `sentence`, `reason`, `target`, `metric`,
+            `higher_is_better`, `rounds`, `best_round`, `val`, `test`, `baselines`, `baselines_about`, `protocol`,
+            `environment`, `timing`, `kshot`. All but `metric` may be missing or None.
+        events: of the run's experience; they tell how often it was interrupted.
+        figures: by name; those named in `CAPTIONS` find their place and caption, others follow.
+
+    Returns:
+        The path of `report.html`.
+
+    Raises:
+        ValueError: a report that does not say its metric.
+
+    Example:
+        >>> import tempfile
+        >>> write_report(Path(tempfile.mkdtemp()), {"metric": "mse", "rounds": []}, [], {}).name
+        'report.html'
+    """
+    if not report.get("metric"):
+        raise ValueError(f"a report needs its 'metric', such as 'accuracy'; it has: {', '.join(report) or 'nothing'}")
+    folder.mkdir(parents=True, exist_ok=True)
+    plain = to_json(report)
+    _write(folder / "report.json", json.dumps(plain, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    page = folder / "report.html"
+    _write(page, _html(plain, events, figures))
+    return page
+
+
+def to_json(value: Any) -> Any:
+    """The same value as JSON knows it: numbers that are not finite become None, what it does not know its `str`."""
+    if isinstance(value, Mapping):
+        return {str(key): to_json(entry) for key, entry in value.items()}
+    if hasattr(value, "_asdict"):
+        return to_json(value._asdict())
+    if isinstance(value, list | tuple):
+        return [to_json(entry) for entry in value]
+    if value is None or isinstance(value, bool | int | str):
+        return value
+    if hasattr(value, "item"):  # a number of numpy or torch
+        value = value.item()
+    if isinstance(value, int | float):
+        return value if math.isfinite(value) else None
+    return str(value)
+
+
+def _write(path: Path, text: str) -> None:
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    beside.write_text(text, encoding="utf-8")
+    beside.replace(path)
+
+
+def _html(report: dict[str, Any], events: Sequence[Mapping[str, Any]], figures: Mapping[str, Figure]) -> str:
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    loader = FileSystemLoader(Path(__file__).parent)
+    environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True)
+    return environment.get_template("report.html.j2").render(_page(report, events, figures))
+
+
+def _page(report: dict[str, Any], events: Sequence[Mapping[str, Any]], figures: Mapping[str, Figure]) -> dict[str, Any]:
+    """All that the template shows, as finished strings: the template decides nothing."""
+    metric, higher = report["metric"], bool(report.get("higher_is_better", True))
+    test, baselines, protocol = report.get("test"), report.get("baselines") or {}, report.get("protocol") or {}
+    found, best = read(test, metric), best_baseline(baselines, metric, higher)
+    number, rounds = report.get("best_round"), report.get("rounds") or []
+    ordered = [name for name in CAPTIONS if name in figures] + [name for name in figures if name not in CAPTIONS]
+    seeds = protocol.get("seeds") or 1
+    columns, constant = _settings(rounds)
+    val = read(report.get("val"), metric)
+    return {
+        "name": report.get("name") or "run",
+        "version": report.get("kshot") or "",
+        "outcome": (report.get("outcome") or "").replace("_", " ").lower(),
+        "tone": {"TARGET_MET": "good", "DIVERGED": "bad"}.get(report.get("outcome") or "", "fair"),
+        "sentence": report.get("sentence") or "",
+        "reason": _capital(report.get("reason") or ""),
+        "metric": metric,
+        "better": "higher is better" if higher else "lower is better",
+        "test": written(found) if test else "",
+        "test_of": f"({_count(found.tasks, 'task')}, {_count(seeds, 'seed') if isinstance(seeds, int) else seeds})",
+        "best": best and {"name": best[0], "figure": written(best[1]), "of": f"({_count(best[1].tasks, 'task')})"},
+        "val": written(val) if math.isfinite(val.mean) else "",
+        "val_of": f"({_count(val.tasks, 'task')}" + (f", round {number})" if number else ")"),
+        "verdict": verdict(test, baselines, metric, higher),
+        "target": report.get("target") or "",
+        "on_test": _on_test(report.get("target"), metric, found) if test else "",
+        "rows": _rows(report, test, baselines),
+        "inductive": _inductive(protocol.get("inductive")),
+        "choice": _choice(number, bool(test)),
+        "protocol": _protocol(protocol),
+        "columns": columns,
+        "constant": constant,
+        "rounds": [_round(entry, metric, columns, entry.get("number") == number) for entry in rounds],
+        "timing": _timing(report.get("timing") or {}),
+        "resumed": sum(event.get("kind") == "resumed" for event in events),
+        "figures": {name: _picture(name, figures[name]) for name in ordered},
+        "environment": [(key, value) for key, value in _flat(report.get("environment") or {}) if value != ""],
+        "command": report.get("command") or "",
+    }
+
+
+def _on_test(target: str | None, of: str, found: Interval) -> str:
+    """Whether the test figure keeps what validation promised."""
+    if not target or not math.isfinite(found.mean):
+        return ""
+    metric, at_least, value = parse_target(target)
+    if metric != of:
+        return ""
+    half = found.ci95 if math.isfinite(found.ci95) else 0.0
+    low, high = found.mean - half, found.mean + half
+    if low >= value if at_least else high <= value:
+        return f"The target, {target}, holds on the test tasks too, with the whole interval."
+    if high < value if at_least else low > value:
+        return f"The test figure is short of the target, {target}."
+    return (
+        f"The target, {target}, lies within the test figure's interval: the test tasks do not settle whether it holds."
+    )
+
+
+def _rows(report: dict[str, Any], test: Figures | None, baselines: dict[str, Figures]) -> list[Row]:
+    metric, about = report["metric"], report.get("baselines_about") or {}
+    figures = {name: read(each, metric) for name, each in baselines.items()}
+    sign = -1 if report.get("higher_is_better", True) else 1
+    names = sorted(figures, key=lambda n: sign * figures[n].mean if math.isfinite(figures[n].mean) else math.inf)
+    rows = [Row(name, written(figures[name]), figures[name].tasks, about.get(name) or "", False) for name in names]
+    if test:
+        ours = read(test, metric)
+        rows.insert(
+            0, Row("learner", written(ours), ours.tasks, about.get("learner") or "This run, meta-learned.", True)
+        )
+    return rows
+
+
+def _inductive(inductive: bool | None) -> str:
+    if inductive is None:
+        return ""
+    if inductive:
+        return "Inductive: each query example is predicted on its own, from the support set alone."
+    return (
+        "Transductive: a prediction may depend on the other query examples of its task, so these figures do not "
+        "compare with inductive ones."
+    )
+
+
+def _choice(best_round: int | None, tested: bool) -> str:
+    if best_round is None:
+        return "No round gave a usable checkpoint." + ("" if tested else " The test tasks were left alone.")
+    chosen = f"One checkpoint, no ensemble: that of round {best_round}, chosen on validation tasks."
+    return f"{chosen} The test tasks were used once, at the end." if tested else chosen
+
+
+def _protocol(protocol: dict[str, Any]) -> list[tuple[str, str]]:
+    rest = {key: key.replace("_", " ") for key in protocol if key not in PROTOCOL and key != "inductive"}
+    named = {key: name for key, name in (PROTOCOL | rest).items() if protocol.get(key) is not None}
+    return [(name, _short(protocol[key])) for key, name in named.items()]
+
+
+def _settings(rounds: list[dict[str, Any]]) -> tuple[list[str], str]:
+    """Names of the settings that differ between rounds, and a phrase with those that do not."""
+    each = [entry.get("settings") or {} for entry in rounds]
+    names = list(dict.fromkeys(name for settings in each for name in settings))
+    vary = [name for name in names if any(settings.get(name) != each[0].get(name) for settings in each)]
+    return vary, ", ".join(f"{name} {_short(each[0][name])}" for name in names if name not in vary)
+
+
+def _round(entry: dict[str, Any], metric: str, columns: list[str], best: bool) -> dict[str, Any]:
+    decision, found, loss = entry.get("decision") or {}, read(entry.get("val"), metric), entry.get("train_loss")
+    return {
+        "number": entry.get("number", ""),
+        "step": entry.get("step", ""),
+        "loss": "–" if loss is None else f"{loss:.4g}",
+        "val": written(found) if math.isfinite(found.mean) else "diverged" if entry.get("diverged") else "none",
+        "settings": [_short((entry.get("settings") or {}).get(name)) for name in columns],
+        "time": "–" if entry.get("seconds") is None else duration(entry["seconds"]),
+        "action": decision.get("action") or "",
+        "reason": _capital(decision.get("reason") or entry.get("diverged") or ""),
+        "best": best,
+    }
+
+
+def _timing(timing: dict[str, Any]) -> list[tuple[str, str]]:
+    given = [
+        ("time in all", timing.get("seconds"), duration),
+        ("of it pretraining", timing.get("pretrain_seconds"), duration),
+        ("to adapt to one task (median)", timing.get("adapt_ms"), lambda ms: f"{ms:.3g} ms"),
+    ]
+    return [(name, form(value)) for name, value, form in given if value is not None]
+
+
+def duration(seconds: float) -> str:
+    """Seconds for a person.
+
+    Example:
+        >>> duration(4.21), duration(134), duration(7262)
+        ('4.2 s', '2 min 14 s', '2 h 1 min')
+    """
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def _picture(name: str, figure: Figure) -> Picture:
+    """A figure as a data URI: SVG, or PNG where it holds images, which browsers would blur in an SVG."""
+    from matplotlib import rc_context
+
+    raster = any(axes.images for axes in figure.axes)
+    kind, mime = ("png", "image/png") if raster else ("svg", "image/svg+xml")
+    buffer = io.BytesIO()
+    with rc_context({"svg.hashsalt": "kshot"}):  # equal figures, equal bytes
+        figure.savefig(buffer, format=kind, dpi=200, metadata={"Software": None} if raster else {"Date": None})
+    titles = [axes.get_title(loc="left") for axes in figure.axes]
+    alt = "; ".join(title for title in titles if title) or name.replace("_", " ")
+    caption = CAPTIONS.get(name) or _capital(name.replace("_", " ")) + "."
+    return Picture(name, f"data:{mime};base64,{base64.b64encode(buffer.getvalue()).decode()}", alt, caption)
+
+
+def _flat(entries: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
+    rows: list[tuple[str, str]] = []
+    for key, value in entries.items():
+        if isinstance(value, Mapping):
+            rows += _flat(value, f"{prefix}{key} ")
+        else:
+            rows.append((f"{prefix}{key}".replace("_", " "), _short(value)))
+    return rows
+
+
+def _short(value: Any) -> str:
+    if value is None:
+        return "none"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {_short(entry)}" for key, entry in value.items())
+    if isinstance(value, list):
+        return ", ".join(map(_short, value))
+    return str(value)
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'s' * (number != 1)}"
+
+
+def _capital(sentence: str) -> str:
+    return sentence[:1].upper() + sentence[1:]
