@@ -6,11 +6,12 @@ from hypothesis import strategies as st
 
 import kshot
 from kshot import objectives
-from kshot.deciding.decisions import Change, Continue, Outcome, Rollback, Round, Stop, Target
+from kshot.deciding.decisions import Change, Continue, Outcome, Rollback, Round, Stop
 from kshot.deciding.experience import Experience
 from kshot.deciding.loop import Observer, run_until
 from kshot.deciding.policies import Budget, rules
 from kshot.evaluation.evaluate import Interval
+from kshot.evaluation.target import Target
 from kshot.tasks import sinusoids
 from kshot.tasks.source import TaskSource
 

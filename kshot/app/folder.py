@@ -17,7 +17,8 @@ from pathlib import Path
 
 from kshot.app.build import Shapes, build_learner, build_model, has_head
 from kshot.app.spec import Spec, parse_spec
-from kshot.deciding.decisions import Round, Target
+from kshot.deciding.decisions import Round, best_round
+from kshot.evaluation.target import Target
 from kshot.learner import Learner
 from kshot.training.checkpoint import META, WEIGHTS, Checkpoints, load_checkpoint
 
@@ -84,7 +85,7 @@ def load_run(path: Path) -> tuple[Spec, Shapes, Learner, str]:
             f"{path} holds no finished round yet; go on with `kshot run {spec.name} --out {path} --resume`"
         )
     rounds = [Round.from_json(entry) for entry in json.loads((latest / META).read_text())["rounds"]]
-    best = Target.parse(spec.target).best(rounds)
+    best = best_round(rounds, Target.parse(spec.target))
     if best is None:
         raise ValueError(
             f"{path} holds no finished round yet; go on with `kshot run {spec.name} --out {path} --resume`"

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from rich.console import Console
@@ -27,20 +27,26 @@ from kshot.app.build import (
 )
 from kshot.app.display import Display
 from kshot.app.folder import RunFolder
-from kshot.app.spec import Spec
-from kshot.deciding.decisions import Target, plain
+from kshot.app.spec import SinusoidsSpec, Spec
+from kshot.deciding.decisions import plain
 from kshot.deciding.experience import Experience
 from kshot.deciding.loop import Run, run_until
 from kshot.deciding.policies import Budget
+from kshot.evaluation import figures
 from kshot.evaluation.evaluate import Evaluation, evaluate
-from kshot.evaluation.examples import draw_examples
 from kshot.evaluation.report import write_report
+from kshot.evaluation.target import Target
+from kshot.evaluation.verdict import best_baseline
 from kshot.learner import Learner
+from kshot.learners.gradient import GradientLearner
 from kshot.learners.heads import HeadLearner, Prototypes
 from kshot.tasks.source import TaskSource
 from kshot.training.checkpoint import Checkpoints
 from kshot.training.fit import Progress, Settings
 from kshot.training.pretrain import pretraining
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 BASELINES = {
     "scratch": "the same model, fitted to the support set alone from random weights",
@@ -98,8 +104,7 @@ def run(spec: Spec, out: Path, *, resume: bool = False, console: Console | None 
             baselines = _baselines(spec, source, pretrained, shapes, target, device, display)
         report = _report(spec, out, source, target, result, test, baselines, learner)
         report["timing"] |= {"pretrain_seconds": pretrain_seconds, "this_process_seconds": time.monotonic() - started}
-        figures = draw_examples(learner, source) if test else {}
-        write_report(out, report, experience.events, figures)
+        write_report(out, report, experience.events, _figures(report, experience, learner, spec))
         experience.record("finished", outcome=result.outcome.name)
     return report
 
@@ -216,7 +221,7 @@ def _report(
         "kshot": version("kshot"),
         "name": spec.name,
         "about": spec.about,
-        "command": f"kshot run {spec.name} --out {out}",
+        "command": f"kshot run {out / 'spec.yaml'}",
         "outcome": result.outcome.name,
         "sentence": result.outcome.value,
         "reason": result.reason,
@@ -228,7 +233,7 @@ def _report(
         "val": rounds[result.best.number - 1]["val"] if result.best else {},
         "test": summary["metrics"] if summary else None,
         "baselines": {name: evaluation.summary()["metrics"] for name, evaluation in baselines.items()},
-        "baselines_about": {name: BASELINES[name] for name in baselines},
+        "baselines_about": {name: BASELINES[name] for name in baselines} | {"learner": _about(spec)},
         "protocol": source.describe()
         | {
             "learner": spec.learner.model_dump(),
@@ -237,7 +242,7 @@ def _report(
             "episodes_sha256": test.episodes_sha256 if test else None,
             "test_tasks": spec.evaluate.test_tasks,
             "val_tasks": spec.evaluate.val_tasks,
-            "training_seeds": 1,
+            "seeds": 1,
             "selection": "one checkpoint, chosen on validation tasks; the test tasks are read once, at the end",
         },
         "environment": environment(),
@@ -246,6 +251,40 @@ def _report(
             "adapt_ms": test.adapt_ms if test else None,
         },
     }
+
+
+def _about(spec: Spec) -> str:
+    options = ", ".join(f"{name} {value}" for name, value in spec.learner.model_dump(exclude={"kind"}).items())
+    return f"{spec.learner.kind} ({options}), meta-trained on the training tasks"
+
+
+def _figures(report: dict[str, Any], experience: Experience, learner: Learner, spec: Spec) -> dict[str, Figure]:
+    metric, higher = report["metric"], report["higher_is_better"]
+    best = best_baseline(report["baselines"], metric, higher)
+    drawn = {
+        "rounds": figures.rounds_chart(report["rounds"], report["target"], baseline=best),
+        "learning_curve": figures.learning_curve(experience.events),
+    }
+    if report["test"] is None:
+        return drawn
+    if report["baselines"]:
+        drawn["baselines"] = figures.baselines_chart(
+            report["test"], report["baselines"], metric, higher_is_better=higher, learner=spec.learner.kind
+        )
+    learner = learner.cpu().eval()
+    if isinstance(spec.source, SinusoidsSpec):
+        if isinstance(learner, GradientLearner):
+            curves = build_source(spec.model_copy(update={"source": spec.source.model_copy(update={"queries": 100})}))
+            shown = [curves.task("test", index) for index in range(3)]
+            drawn["regression_examples"] = figures.regression_examples(learner, shown, steps=(0, 1, 5))
+        return drawn
+    source = build_source(spec)
+    examples = []
+    with torch.no_grad():
+        for index in range(4):
+            task = source.task("test", index)
+            examples.append(figures.Example(task, learner.predict(learner.adapt(task.support), task.query.inputs)))
+    return drawn | {"classification_examples": figures.classification_examples(examples)}
 
 
 def environment() -> dict[str, Any]:

@@ -8,10 +8,11 @@ import time
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
-from kshot.deciding.decisions import Change, Decision, Outcome, Policy, Rollback, Round, Stop, Target, plain
+from kshot.deciding.decisions import Change, Decision, Outcome, Policy, Rollback, Round, Stop, best_round, plain
 from kshot.deciding.experience import Experience
 from kshot.deciding.policies import Budget, rules
 from kshot.evaluation.evaluate import evaluate
+from kshot.evaluation.target import Target
 from kshot.learner import Learner
 from kshot.tasks.source import TaskSource
 from kshot.training.checkpoint import Checkpoints, load_checkpoint
@@ -134,7 +135,7 @@ def run_until(
             run.apply(decisions[-1], target)
             if isinstance(decisions[-1], Stop):
                 break
-        best = target.best(run.rounds)
+        best = best_round(run.rounds, target)
         if best is not None:
             load_checkpoint(run.checkpoints.folder / best.checkpoint, learner)
     return Run(decisions[-1].outcome, decisions[-1].reason, run.rounds, decisions, best)
@@ -227,7 +228,7 @@ class _Rounds:
             self.loop.step = step  # the tasks to come are new ones
         if isinstance(decision, Change | Rollback):
             self.loop.settings = replace(self.loop.settings, **decision.settings)
-        best = target.best(self.rounds)
+        best = best_round(self.rounds, target)
         self.checkpoints.prune(*([best.checkpoint] if best else []))
         self.observer.decided(last, decision)
 

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-from kshot.deciding.decisions import Change, Continue, Decision, Outcome, Policy, Rollback, Round, Stop, Target
+from kshot.deciding.decisions import Change, Continue, Decision, Outcome, Policy, Rollback, Round, Stop, best_round
+from kshot.evaluation.target import Target
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,7 @@ def rules(target: Target, budget: Budget, *, patience: int = 4, factor: float = 
         found = target.of(last.val)
         if target.met(found):
             return Stop(Outcome.TARGET_MET, f"validation {target.metric} {found} meets {target}")
-        best = target.best(rounds)
+        best = best_round(rounds, target)
         assert best is not None  # the last round was evaluated
         top = target.of(best.val)
         if spent := budget.spent(last):

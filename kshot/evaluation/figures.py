@@ -6,8 +6,8 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping, Sequence
+from dataclasses import astuple
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -15,6 +15,7 @@ import numpy as np
 from kshot.evaluation.evaluate import Interval
 from kshot.evaluation.examples import Example, classification_examples, regression_examples
 from kshot.evaluation.look import BLUE, GREEN, INK, MUTED, ORANGE, PURPLE, RED, canvas, quiet
+from kshot.evaluation.target import Target
 from kshot.evaluation.verdict import Figures, read, written
 
 if TYPE_CHECKING:
@@ -26,7 +27,6 @@ __all__ = [
     "baselines_chart",
     "classification_examples",
     "learning_curve",
-    "parse_target",
     "regression_examples",
     "rounds_chart",
 ]
@@ -92,7 +92,7 @@ def rounds_chart(
         >>> len(figure.axes)
         2
     """
-    metric, at_least, value = parse_target(target)
+    metric, at_least, value = astuple(Target.parse(target))
     figure = canvas(4.3)
     axes, strip = figure.subplots(2, 1, sharex=True, height_ratios=(6, 1))
     found = {int(r["number"]): read(r.get("val"), metric) for r in rounds}
@@ -195,14 +195,6 @@ def baselines_chart(
         _scale(axes, "x", np.array([found.mean for found in finite]), bounds)
     axes.margins(x=0.06)
     return figure
-
-
-def parse_target(target: str) -> tuple[str, bool, float]:
-    """Metric, whether at least, and value of a target such as "accuracy >= 0.9"; `ValueError` if it reads otherwise."""
-    match = re.fullmatch(r"\s*(\w+)\s*(>=|<=)\s*([-+.\deE]+)\s*", target)
-    if match is None:
-        raise ValueError(f"a target reads 'METRIC >= NUMBER' or 'METRIC <= NUMBER', got {target!r}")
-    return match[1], match[2] == ">=", float(match[3])
 
 
 def _losses(events: Sequence[Mapping[str, Any]], kind: str) -> dict[float, float]:

@@ -8,11 +8,12 @@ import json
 import math
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import astuple
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from kshot.evaluation.evaluate import Interval
-from kshot.evaluation.figures import parse_target
+from kshot.evaluation.target import Target
 from kshot.evaluation.verdict import Figures, best_baseline, read, verdict, written
 
 if TYPE_CHECKING:
@@ -176,7 +177,7 @@ def _on_test(target: str | None, of: str, found: Interval) -> str:
     """Whether the test figure keeps what validation promised."""
     if not target or not math.isfinite(found.mean):
         return ""
-    metric, at_least, value = parse_target(target)
+    metric, at_least, value = astuple(Target.parse(target))
     if metric != of:
         return ""
     half = found.ci95 if math.isfinite(found.ci95) else 0.0
