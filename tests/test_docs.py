@@ -1,0 +1,51 @@
+"""What the documents say is run."""
+
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+from kshot.app.spec import Spec, load_spec, recipes
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.mark.parametrize("document", ["README.md"])
+def test_python_blocks_run(document, capsys):
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / document).read_text(), re.DOTALL)
+    assert blocks
+    for block in blocks:
+        exec(compile(block, document, "exec"), {})
+    assert "100 tasks" in capsys.readouterr().out
+
+
+def test_the_documented_run_file_is_valid_and_names_every_key():
+    (block,) = re.findall(r"```yaml\n(.*?)```", (ROOT / "docs" / "run-files.md").read_text(), re.DOTALL)
+    written = yaml.safe_load(block)
+    spec = Spec.model_validate(written)
+    assert set(written) == set(Spec.model_fields)
+    for part in ("source", "learner", "pretrain", "train", "budget", "evaluate", "baselines"):
+        assert set(written[part]) == set(getattr(spec, part).model_dump()), part
+
+
+@pytest.mark.parametrize("name", recipes())
+def test_recipes_are_valid(name):
+    spec = load_spec(name)
+    assert spec.name == name
+    assert spec.about
+
+
+def test_the_tree_in_the_readme_names_what_there_is():
+    tree = re.search(r"```\nkshot/\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)[1]
+    words = set(re.findall(r"[\w*]+\.(?:py|yaml)", tree))
+    files = {path.name for path in (ROOT / "kshot").rglob("*.py")} | {"zoo.py", "*.yaml"}
+    assert words <= files
+    rooms = {path.name for path in (ROOT / "kshot").iterdir() if path.is_dir() and (path / "__init__.py").exists()}
+    assert all(f"  {room}/" in tree for room in rooms)
+
+
+def test_links_lead_somewhere():
+    for document in [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")]:
+        for link in re.findall(r"\]\((?!http)([^)#]+)", document.read_text()):
+            assert (document.parent / link).exists(), f"{document.name}: {link}"
