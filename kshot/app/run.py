@@ -43,7 +43,7 @@ from kshot.learners.heads import HeadLearner, Prototypes
 from kshot.tasks.source import TaskSource
 from kshot.training.checkpoint import Checkpoints
 from kshot.training.fit import Progress, Settings
-from kshot.training.pretrain import pretraining
+from kshot.training.pretrain import finish, pretraining
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -143,6 +143,7 @@ def _pretrain(
         display.pretrain(progress, options.steps)
 
     loop.run(options.steps - loop.step, observe)
+    finish(loop)
     seconds = before + time.monotonic() - started
     display.say(f"pretrained {options.steps} steps on all training classes in {seconds:.0f} s")
     return seconds

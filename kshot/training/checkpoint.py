@@ -30,7 +30,7 @@ def save_checkpoint(folder: Path, module: nn.Module, optimizer: Optimizer | None
     beside.mkdir(parents=True)
     save_file(_own_memory(module.state_dict()), beside / WEIGHTS)
     if optimizer is not None:
-        save_file(_optimizer_tensors(optimizer), beside / OPTIMIZER)
+        save_file(_own_memory(_optimizer_tensors(optimizer)), beside / OPTIMIZER)
     (beside / META).write_text(json.dumps(meta, indent=1))
     for file in beside.iterdir():
         with file.open("rb") as handle:
