@@ -50,8 +50,8 @@ if TYPE_CHECKING:
 
 BASELINES = {
     "scratch": "the same model, fitted to the support set alone from random weights",
-    "fine_tune": "the model pretrained on all training classes, then fine-tuned on the support set",
-    "pretrained_centroid": "nearest class mean in the features of the pretrained model",
+    "fine_tune": "the model after {steps} steps of pretraining on all training classes, fine-tuned on the support set",
+    "pretrained_centroid": "nearest class mean in the features of the model after {steps} steps of pretraining",
     "centroid": "nearest class mean of the raw inputs",
     "support_mean": "the mean of the support targets, whatever the input",
 }
@@ -218,6 +218,7 @@ def _report(
     for entry, decision in zip(result.rounds, result.decisions):
         rounds.append(entry.to_json() | {"decision": plain(decision)})
     summary = test.summary() if test else None
+    steps = spec.pretrain.steps if spec.pretrain else 0
     return {
         "kshot": version("kshot"),
         "name": spec.name,
@@ -234,7 +235,8 @@ def _report(
         "val": rounds[result.best.number - 1]["val"] if result.best else {},
         "test": summary["metrics"] if summary else None,
         "baselines": {name: evaluation.summary()["metrics"] for name, evaluation in baselines.items()},
-        "baselines_about": {name: BASELINES[name] for name in baselines} | {"learner": _about(spec)},
+        "baselines_about": {name: BASELINES[name].format(steps=steps) for name in baselines}
+        | {"learner": _about(spec)},
         "protocol": source.describe()
         | {
             "learner": spec.learner.model_dump(),
@@ -303,13 +305,11 @@ def environment() -> dict[str, Any]:
 
 def _commit() -> str | None:
     """The commit of the checkout that kshot runs from, if it is one."""
+    checkout = Path(__file__).parents[2]
+    if not (checkout / ".git").exists():
+        return None
+    command = ["git", "-C", str(checkout), "describe", "--always", "--dirty"]
     try:
-        done = subprocess.run(
-            ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"],
-            capture_output=True,
-            text=True,
-            timeout=10,
-        )
+        return subprocess.run(command, capture_output=True, text=True, timeout=10).stdout.strip() or None
     except (OSError, subprocess.TimeoutExpired):
         return None
-    return done.stdout.strip() or None

@@ -71,7 +71,10 @@ class Change:
 
 @dataclass(frozen=True)
 class Rollback:
-    """Return to the weights of an earlier round, and go on from there with some settings replaced."""
+    """Return to the weights of an earlier round, and go on from there with some settings replaced.
+
+    The checkpoint of the best round is always kept; those of others may have been deleted.
+    """
 
     to_round: int
     reason: str
