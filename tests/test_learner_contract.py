@@ -8,7 +8,7 @@ from zoo import ZOO, make_task
 
 from kshot import Batch
 from kshot.training.checkpoint import flatten, load_state, save_state
-from kshot.training.step import meta_gradient
+from kshot.training.step import MetaGradient
 from kshot.types import stack
 
 rows = pytest.mark.parametrize("row", ZOO.values(), ids=ZOO.keys())
@@ -87,17 +87,20 @@ def test_a_state_survives_a_file(row, tmp_path):
 
 
 @trained
-def test_loop_and_vmap_give_the_same_gradient(row):
+def test_loop_vmap_and_compiled_give_the_same_gradient(row):
     learner = row.make(3).double()
     tasks = stack([make_task(row, seed=seed, dtype=torch.float64) for seed in range(3)])
     found = {}
-    for mode in ("loop", "vmap"):
+    for mode in ("loop", "vmap", "compiled"):
         learner.zero_grad()
-        loss = meta_gradient(learner, tasks, mode)
+        gradient = MetaGradient(learner, mode, backend="eager")  # traced as for the compiler, then run as traced
+        loss = gradient(tasks)
+        assert not gradient.choice, gradient.choice
         found[mode] = [loss, *(p.grad.clone() for p in learner.parameters() if p.grad is not None)]
     assert len(found["loop"]) > 1
-    for a, b in zip(found["loop"], found["vmap"], strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-8, atol=1e-10)
+    for mode in ("vmap", "compiled"):
+        for a, b in zip(found["loop"], found[mode], strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-8, atol=1e-10)
 
 
 @trained

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from kshot.learner import Learner
 from kshot.tasks.source import TaskSource
 from kshot.training.checkpoint import load_checkpoint, save_checkpoint
-from kshot.training.step import Mode, meta_gradient
+from kshot.training.step import MetaGradient, Mode
 from kshot.types import to
 
 Schedule = Literal["cosine", "constant"]
@@ -189,10 +189,11 @@ def meta_training(
     learner: Learner, source: TaskSource, settings: Settings, *, mode: Mode = "loop", seed: int = 0
 ) -> OuterLoop:
     """The outer loop that meta-trains `learner` on the training tasks of `source`, task by task in their order."""
+    gradient = MetaGradient(learner, mode)
     return OuterLoop(
         learner,
         lambda step, size: source.stack("train", range(step * size, (step + 1) * size)),
-        lambda module, tasks: meta_gradient(module, tasks, mode),
+        lambda module, tasks: gradient(tasks),
         settings,
         seed,
     )
@@ -221,7 +222,7 @@ def fit(
         outer_lr: Adam's rate.
         clip: bound of the gradient's norm; None for no bound.
         schedule: "cosine" over `steps`, or "constant".
-        mode: "loop" (convolutions on a CPU) or "vmap" (small dense models); the gradients are equal.
+        mode: "loop", "vmap", "compiled", or "auto", which measures the first two; the gradients are equal.
         seed: of dropout and the like; the tasks have their source's seed.
         observe: called with a `Progress` after each step.
 
