@@ -1,8 +1,9 @@
 from kshot.inner.implicit import Implicit
+from kshot.inner.learned_rules import Alfa, CoordinateLSTM, CoordinateMLP, Curvature, GatedRule
 from kshot.inner.per_parameter import adaptable_params
 from kshot.inner.rates import LearnedRate
 from kshot.inner.rules import SGD, Adam, AdamW, RMSprop, UpdateRule
-from kshot.inner.solvers import FirstOrder, InnerSolver, Truncated, Unrolled
+from kshot.inner.solvers import Annealed, FirstOrder, InnerSolver, Truncated, Unrolled
 from kshot.inner.transforms import Accumulate, Chain, ClipNorm, Transform
 from kshot.inner.unrolling import trajectory, unroll
 
@@ -11,9 +12,15 @@ __all__ = [
     "Accumulate",
     "Adam",
     "AdamW",
+    "Alfa",
+    "Annealed",
     "Chain",
     "ClipNorm",
+    "CoordinateLSTM",
+    "CoordinateMLP",
+    "Curvature",
     "FirstOrder",
+    "GatedRule",
     "Implicit",
     "InnerSolver",
     "LearnedRate",

@@ -33,6 +33,9 @@ class InnerSolver(nn.Module, ABC):
     def exact(self, step: int, steps: int) -> bool:
         """Whether an outer derivative sees the gradient of step `step` of `steps`."""
 
+    def advance(self, progress: float) -> None:
+        """Told how far meta-training is, from 0 to 1; see `Learner.advance`. Nothing by default."""
+
     def trajectory(self, loss: Loss, params: Params, steps: Steps | None = None) -> list[Params]:
         """The parameters before the first step and after each one; arguments as for `forward`."""
         steps = self.steps if steps is None else steps
@@ -101,3 +104,28 @@ class Truncated(InnerSolver):
 
     def exact(self, step: int, steps: int) -> bool:
         return step >= steps - self.last
+
+
+class Annealed(InnerSolver):
+    r"""`FirstOrder` in the first part of meta-training, `Unrolled` after that and wherever nobody trains.
+
+    Args:
+        rule: how one step moves.
+        steps: $K$.
+        until: the part of meta-training, from 0 to 1, that is first-order.
+
+    References:
+        Antoniou, Edwards, Storkey: How to train your MAML, arXiv:1810.09502, section 4 (derivative-order annealing).
+    """
+
+    def __init__(self, rule: UpdateRule, steps: int, *, until: float) -> None:
+        super().__init__(rule, steps)
+        if not 0 <= until <= 1:
+            raise ValueError(f"until must be a part of the training, from 0 to 1, got {until}")
+        self.until, self.progress = until, 1.0
+
+    def advance(self, progress: float) -> None:
+        self.progress = progress
+
+    def exact(self, step: int, steps: int) -> bool:
+        return self.progress >= self.until
