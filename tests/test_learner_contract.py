@@ -27,8 +27,7 @@ def slopes(function, values, small=1e-5):
     """The derivative of a function along one direction, by autograd and by differences."""
     directions = [torch.randn_like(value) for value in values]
     grads = torch.autograd.grad(function(*values), values, materialize_grads=True)
-    with torch.no_grad():
-        up, down = (function(*(v + sign * small * d for v, d in zip(values, directions))) for sign in (1, -1))
+    up, down = (function(*(v + sign * small * d for v, d in zip(values, directions))).detach() for sign in (1, -1))
     return sum((g * d).sum() for g, d in zip(grads, directions)), (up - down) / (2 * small)
 
 
