@@ -12,6 +12,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
+from kshot.inner.explaining import differentiated
 from kshot.learner import Learner
 from kshot.types import Task, unstack
 
@@ -39,15 +40,17 @@ def meta_gradient(learner: Learner, tasks: Task, mode: Mode = "loop") -> Tensor:
         torch.Size([1, 1])
     """
     if mode == "vmap":
-        loss = torch.vmap(learner, randomness="different")(tasks).mean()
-        loss.backward()
+        with differentiated(learner, lambda: learner(unstack(tasks)[0])):
+            loss = torch.vmap(learner, randomness="different")(tasks).mean()
+            loss.backward()
         return loss.detach()
     if mode == "loop":
         each = unstack(tasks)
         total = tasks.support.weight.new_zeros(())
         for task in each:
-            loss = learner(task) / len(each)
-            loss.backward()
+            with differentiated(learner, lambda task=task: learner(task)):  # type: ignore[misc]
+                loss = learner(task) / len(each)
+                loss.backward()
             total += loss.detach()
         return total
     raise ValueError(f"mode must be one of {', '.join(get_args(Mode))}, got {mode!r}")
