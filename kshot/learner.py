@@ -33,6 +33,13 @@ class Learner(nn.Module, ABC):
         super().__init__()
         self.objective = objective
 
+    def advance(self, progress: float) -> None:
+        """Told by the trainer before each step: how far the training is, from 0 to 1.
+
+        For learners whose outer loss is annealed, such as MAML++; nothing by default. It is a function of the step, so
+        a resumed run needs no memory of it. A learner that was never told is to behave as at 1.
+        """
+
     @abstractmethod
     def adapt(self, support: Batch) -> Tree:
         """Adapt to a task: support leaves (n, ...) in, the task's state out."""

@@ -76,6 +76,10 @@ class Batch(NamedTuple):
             raise ValueError(f"weight must be ({count},), one number for each example, got {tuple(weight.shape)}")
         return cls(inputs, targets, weight)
 
+    def rows(self, which: slice | Tensor) -> Batch:
+        """The examples of a slice, or of an index (k,), as a batch."""
+        return Batch(*tree_map(lambda leaf: leaf[which], tuple(self)))
+
 
 class Task(NamedTuple):
     """One small problem: a `support` set to adapt on and a `query` set to be scored on."""

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+import kshot
 from kshot.app.spec import Spec, load_spec, recipes
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -18,6 +19,24 @@ def test_python_blocks_run(document, capsys):
     for block in blocks:
         exec(compile(block, document, "exec"), {})
     assert "100 tasks" in capsys.readouterr().out
+
+
+def test_blocks_on_parts_and_on_migrating_run():
+    migrating = (ROOT / "docs" / "migrating.md").read_text()
+    blocks = re.findall(r"\*\*After\*\*\n\n```python\n(.*?)```", migrating, re.DOTALL)
+    assert len(blocks) == migrating.count("**Before**") == 3
+    blocks += re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "algorithms.md").read_text(), re.DOTALL)
+    for block in blocks:
+        names: dict = {}
+        exec(compile(block, "documents", "exec"), names)
+        if "outer" in names:
+            assert all(parameter.grad.abs().sum() > 0 for parameter in names["model"].parameters())
+
+
+def test_every_factory_stands_in_the_table():
+    table = (ROOT / "docs" / "algorithms.md").read_text()
+    factories = set(kshot.learners.__all__) - {"GradientLearner", "HeadLearner", "SupportMean", "with_warps"}
+    assert all(f"`{name}`" in table for name in factories)
 
 
 def test_the_documented_run_file_is_valid_and_names_every_key():

@@ -37,8 +37,14 @@ def small_conv(outputs: int | None, *, norm: bool = True) -> nn.Module:
     return nn.Sequential(body, nn.Linear(16, outputs)) if outputs else body
 
 
-def wave() -> nn.Module:
-    return nn.Sequential(nn.Linear(1, 16), nn.Tanh(), nn.Linear(16, 1))
+def wave(inputs: int = 1) -> nn.Module:
+    return nn.Sequential(nn.Linear(inputs, 16), nn.Tanh(), nn.Linear(16, 1))
+
+
+def early(learner: Learner) -> Learner:
+    """A learner that was told that its training has just begun."""
+    learner.advance(0.05)
+    return learner
 
 
 ZOO = {
@@ -51,7 +57,39 @@ ZOO = {
     "maml, regression": Row(
         lambda ways: kshot.maml(wave(), inner_lr=0.05, steps=3, objective=objectives.mse), regression=True
     ),
-    "fomaml": Row(lambda ways: kshot.maml(small_conv(ways), inner_lr=0.2, steps=2, order=1), exact=False),
+    "fomaml": Row(lambda ways: kshot.fomaml(small_conv(ways), inner_lr=0.2, steps=2), exact=False),
+    "reptile": Row(lambda ways: kshot.reptile(small_conv(ways), inner_lr=0.2, steps=3), exact=False),
+    "anil": Row(lambda ways: kshot.anil(small_conv(ways), inner_lr=0.2, steps=2, head="1")),
+    "boil": Row(lambda ways: kshot.boil(small_conv(ways), inner_lr=0.2, steps=2, head="1")),
+    "meta-sgd": Row(lambda ways: kshot.meta_sgd(small_conv(ways), inner_lr=0.2, steps=2)),
+    "maml++": Row(lambda ways: kshot.maml_pp(small_conv(ways), inner_lr=0.2, steps=2)),
+    "maml++, early in training": Row(
+        lambda ways: early(kshot.maml_pp(small_conv(ways), inner_lr=0.2, steps=2, first_order=0.0))
+    ),
+    "imaml": Row(lambda ways: kshot.imaml(small_conv(ways), inner_lr=0.2, steps=3), exact=False),
+    "imaml, neumann": Row(
+        lambda ways: kshot.imaml(small_conv(ways), inner_lr=0.1, steps=3, proximity=2.0, method="neumann"), exact=False
+    ),
+    "cavia, film": Row(
+        lambda ways: kshot.cavia(small_conv(ways), context=6, inner_lr=1.0, steps=2, film=["0.1", "0.4", "1"])
+    ),
+    "cavia": Row(
+        lambda ways: kshot.cavia(wave(1 + 4), context=4, inner_lr=2.0, steps=5, objective=objectives.mse),
+        regression=True,
+    ),
+    "meta-curvature": Row(lambda ways: kshot.meta_curvature(small_conv(ways), inner_lr=0.2, steps=2)),
+    "alfa": Row(lambda ways: kshot.alfa(small_conv(ways), inner_lr=0.2, steps=2)),
+    "proto-maml": Row(lambda ways: kshot.proto_maml(small_conv(None), inner_lr=0.05, steps=2)),
+    "unicorn-maml": Row(lambda ways: kshot.unicorn_maml(small_conv(None), features=16, inner_lr=0.2, steps=3)),
+    "warp-maml": Row(lambda ways: kshot.warp_maml(small_conv(ways), warp="0.3.*", inner_lr=0.2, steps=2)),
+    "t-net": Row(lambda ways: kshot.t_net(small_conv(ways), inner_lr=0.2, steps=2)),
+    "learned optimizer, lstm": Row(lambda ways: kshot.learned_optimizer(small_conv(ways), inner_lr=0.2, steps=2)),
+    "learned optimizer, mlp": Row(
+        lambda ways: kshot.learned_optimizer(small_conv(ways), inner_lr=0.2, steps=2, kind="mlp")
+    ),
+    "learned optimizer, gates": Row(
+        lambda ways: kshot.learned_optimizer(small_conv(ways), inner_lr=0.2, steps=2, kind="gates")
+    ),
     "protonet": Row(lambda ways: kshot.protonet(small_conv(None))),
     "protonet, cosine": Row(lambda ways: kshot.protonet(small_conv(None, norm=False), distance="cosine")),
     "from scratch": Row(lambda ways: kshot.from_scratch(small_conv(ways), inner_lr=0.1, steps=5), exact=False),

@@ -18,7 +18,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves
 
+from kshot.inner.explaining import explained, is_batched
+from kshot.inner.kernels import kinds, settle, twice_differentiable
+from kshot.inner.recurrent import WRITTEN_OUT
+from kshot.inner.redirected import REDIRECTED, needs_redirecting
 from kshot.types import Batch, Params, Tree
 
 BatchNorm = Literal["support", "query", "running"]
@@ -48,6 +53,9 @@ class Function:
         self.module, self.batchnorm = module, batchnorm
         self.normed = any(isinstance(part, _BatchNorm) for part in module.modules())
         self.transductive = self.normed and batchnorm == "query"
+        self.redirected = self.normed or needs_redirecting(module)
+        self.kinds = kinds(module)
+        self.shared = _shared(module)
         self.keeps_statistics = self.normed and batchnorm == "support"
 
     def support(self, params: Params, batch: Batch) -> tuple[Tree, Statistics]:
@@ -69,30 +77,44 @@ class Function:
             for name, buffer in self.module.named_buffers()
         }
         overrides.update(params)
+        if self.shared:
+            overrides.update(self._lifted(overrides, inputs))
         args, kwargs = inputs if isinstance(inputs, tuple) else (inputs,), {}
         if isinstance(inputs, dict):
             args, kwargs = (), inputs
-        with _Norm(choose, used) if self.normed else nullcontext():
-            return torch.func.functional_call(self.module, overrides, args, kwargs)
+        written_out = WRITTEN_OUT if self.kinds["recurrent"] and is_batched(inputs) else {}
+        redirected = _Redirect(choose, used, written_out) if self.redirected else nullcontext()
+        try:
+            with redirected, twice_differentiable(**self.kinds), explained(self.module, inputs):
+                return torch.func.functional_call(self.module, overrides, args, kwargs)
+        finally:
+            if self.kinds["recurrent"]:
+                settle(self.module)
+
+    def _lifted(self, overrides: dict[str, Any], inputs: Tree) -> dict[str, Any]:
+        """Buffers, which the module may change in place, for each task its own: plus a zero of the inputs' tasks."""
+        zero = torch.zeros_like(tree_leaves(inputs)[0].flatten()[:1].sum())
+        return {name: overrides[name] + zero.to(overrides[name].dtype) for name in self.shared}
 
 
 Choose = Callable[[int, Tensor, Tensor | None, Tensor | None], tuple[Tensor, Tensor]]
 """(number of the call, input, running mean, running variance) -> (mean, variance) to normalise by."""
 
 
-class _Norm(TorchFunctionMode):
-    """Redirects `batch_norm` to chosen statistics, and notes in `used` which they were."""
+class _Redirect(TorchFunctionMode):
+    """Redirects `batch_norm` to chosen statistics, noting in `used` which they were, and what `vmap` gets wrong."""
 
-    def __init__(self, choose: Choose, used: Statistics | None = None) -> None:
+    def __init__(self, choose: Choose, used: Statistics | None, written_out: dict[Callable, Callable]) -> None:
         super().__init__()
         self.choose, self.used, self.calls = choose, used, 0
+        self.table = REDIRECTED | written_out
 
     def __torch_function__(
         self, func: Callable, types: Any, args: tuple = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        if func is not F.batch_norm:
-            return func(*args, **(kwargs or {}))
-        return self._normalize(*args, **(kwargs or {}))
+        if func is F.batch_norm:
+            return self._normalize(*args, **(kwargs or {}))
+        return self.table.get(func, func)(*args, **(kwargs or {}))
 
     def _normalize(
         self,
@@ -111,7 +133,8 @@ class _Norm(TorchFunctionMode):
         self.calls += 1
         scale = torch.rsqrt(var + eps) if weight is None else torch.rsqrt(var + eps) * weight
         shift = -mean * scale if bias is None else bias - mean * scale
-        return torch.addcmul(_along_channels(shift, input), input, _along_channels(scale, input))
+        normed = torch.addcmul(_along_channels(shift, input), input, _along_channels(scale, input))
+        return normed.to(input.dtype)  # parameters of another precision than the input's stay inside, as in PyTorch
 
 
 def _of_batch(weight: Tensor | None) -> Choose:
@@ -145,6 +168,17 @@ def _running(call: int, input: Tensor, mean: Tensor | None, var: Tensor | None) 
             "choose batchnorm='support' or 'query'"
         )
     return mean, var
+
+
+def _shared(module: nn.Module) -> list[str]:
+    """Names of the buffers, but for BatchNorm's."""
+    return [
+        f"{place}.{name}" if place else name
+        for place, part in module.named_modules()
+        if not isinstance(part, _BatchNorm)
+        for name, buffer in part.named_buffers(recurse=False)
+        if not name.endswith("num_batches_tracked")
+    ]
 
 
 def _along_channels(vector: Tensor, like: Tensor) -> Tensor:

@@ -2,14 +2,20 @@
 
 The interface is that of a gradient transformation: `init` makes the rule's state for a set of parameters, `update`
 takes gradients to new parameters. Both are pure, so a rule can be differentiated through, and run under `vmap`.
+A rule that needs the number of the step keeps it in its state, as an int.
+
+The rules made by hand equal `torch.optim` step by step.
 """
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
+from kshot.inner.rates import Rate, check_rate, rate_at
 from kshot.types import Params, Tree
 
 
@@ -26,22 +32,255 @@ class UpdateRule(nn.Module, ABC):
 
 
 class SGD(UpdateRule):
-    r"""Gradient descent, $\theta' = \theta - \alpha \nabla L(\theta)$.
+    r"""Gradient descent, with momentum $\mu$ and weight decay $\lambda$ where asked for.
+
+    $$ g_k = \nabla L(\theta_k) + \lambda \theta_k, \quad b_0 = g_0, \quad b_k = \mu b_{k-1} + (1 - \tau) g_k, \quad
+       \theta_{k+1} = \theta_k - \alpha \begin{cases} g_k + \mu b_k & \text{nesterov} \\ b_k & \text{else}
+       \end{cases} $$
 
     Args:
-        inner_lr: the rate $\alpha > 0$.
+        inner_lr: the rate $\alpha > 0$, or a `LearnedRate`.
+        momentum: $\mu$, from 0.
+        nesterov: look ahead; needs momentum, and no dampening.
+        dampening: $\tau$, of what enters the momentum after the first step.
+        weight_decay: $\lambda$, from 0; an L2 penalty, added to the gradient.
 
     Example:
-        >>> params, _ = SGD(0.5).update({"w": torch.tensor(2.0)}, (), {"w": torch.tensor(1.0)})
+        >>> rule, params = SGD(0.5), {"w": torch.tensor(1.0)}
+        >>> params, _ = rule.update({"w": torch.tensor(2.0)}, rule.init(params), params)
         >>> params["w"]
         tensor(0.)
+
+    References:
+        Equal to `torch.optim.SGD`.
     """
 
-    def __init__(self, inner_lr: float) -> None:
+    def __init__(
+        self,
+        inner_lr: Rate,
+        *,
+        momentum: float = 0.0,
+        nesterov: bool = False,
+        dampening: float = 0.0,
+        weight_decay: float = 0.0,
+    ) -> None:
         super().__init__()
-        if not inner_lr > 0:
-            raise ValueError(f"inner_lr must be above 0, got {inner_lr}")
-        self.inner_lr = inner_lr
+        check_rate(inner_lr)
+        _check_not_negative(momentum=momentum, weight_decay=weight_decay)
+        if nesterov and (momentum == 0 or dampening != 0):
+            raise ValueError(f"nesterov needs momentum above 0 and dampening 0, got {momentum} and {dampening}")
+        self.inner_lr, self.momentum, self.nesterov = inner_lr, momentum, nesterov
+        self.dampening, self.weight_decay = dampening, weight_decay
+
+    def init(self, params: Params) -> Tree:
+        return {"step": 0}
 
     def update(self, grads: Params, state: Tree, params: Params) -> tuple[Params, Tree]:
-        return {name: value - self.inner_lr * grads[name] for name, value in params.items()}, state
+        step, new = state["step"], {"step": state["step"] + 1}
+        moves = _decayed(grads, params, self.weight_decay)
+        if self.momentum:
+            inflow = 1 - self.dampening
+            held = moves if step == 0 else _mix(self.momentum, state["momentum"], inflow, moves)
+            new["momentum"] = held
+            moves = {n: moves[n] + self.momentum * held[n] for n in moves} if self.nesterov else held
+        return {n: value - rate_at(self.inner_lr, n, step) * moves[n] for n, value in params.items()}, new
+
+
+class Adam(UpdateRule):
+    r"""Adam, with weight decay $\lambda$ as an L2 penalty where asked for.
+
+    $$ g = \nabla L(\theta) + \lambda \theta, \quad m \leftarrow \beta_1 m + (1 - \beta_1) g, \quad
+       v \leftarrow \beta_2 v + (1 - \beta_2) g^2, \quad
+       \theta \leftarrow \theta - \alpha \frac{m / (1 - \beta_1^k)}{\sqrt{v / (1 - \beta_2^k)} + \epsilon} $$
+
+    The derivative of $\sqrt v$ at $v = 0$, a parameter that no gradient has reached, is taken as 0.
+
+    Args:
+        inner_lr: the rate $\alpha > 0$, or a `LearnedRate`.
+        betas: $\beta_1, \beta_2$, each in [0, 1).
+        eps: $\epsilon$.
+        weight_decay: $\lambda$, from 0.
+
+    Example:
+        >>> rule, params = Adam(0.5), {"w": torch.tensor(1.0)}
+        >>> params, _ = rule.update({"w": torch.tensor(7.0)}, rule.init(params), params)
+        >>> params["w"]
+        tensor(0.5000)
+
+    References:
+        Kingma, Ba, arXiv:1412.6980. Equal to `torch.optim.Adam`.
+    """
+
+    def __init__(
+        self,
+        inner_lr: Rate = 1e-3,
+        *,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+    ) -> None:
+        super().__init__()
+        _check_adam(inner_lr, betas, eps, weight_decay)
+        self.inner_lr, self.betas, self.eps, self.weight_decay = inner_lr, betas, eps, weight_decay
+
+    def init(self, params: Params) -> Tree:
+        return {"step": 0, "mean": _zeros(params), "square": _zeros(params)}
+
+    def update(self, grads: Params, state: Tree, params: Params) -> tuple[Params, Tree]:
+        grads = _decayed(grads, params, self.weight_decay)
+        moves, new = _adam_moves(grads, state, self.betas, self.eps)
+        step = state["step"]
+        return {n: value - rate_at(self.inner_lr, n, step) * moves[n] for n, value in params.items()}, new
+
+
+class AdamW(UpdateRule):
+    r"""Adam whose weight decay is decoupled from the gradient: as `Adam` with $\lambda = 0$, after
+
+    $$ \theta \leftarrow \theta - \alpha \lambda \theta. $$
+
+    Args:
+        inner_lr: the rate $\alpha > 0$, or a `LearnedRate`.
+        betas: $\beta_1, \beta_2$, each in [0, 1).
+        eps: $\epsilon$.
+        weight_decay: $\lambda$, from 0.
+
+    Example:
+        >>> rule, params = AdamW(0.5, weight_decay=0.1), {"w": torch.tensor(1.0)}
+        >>> params, _ = rule.update({"w": torch.tensor(7.0)}, rule.init(params), params)
+        >>> params["w"]
+        tensor(0.4500)
+
+    References:
+        Loshchilov, Hutter, arXiv:1711.05101. Equal to `torch.optim.AdamW`.
+    """
+
+    def __init__(
+        self,
+        inner_lr: Rate = 1e-3,
+        *,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 1e-2,
+    ) -> None:
+        super().__init__()
+        _check_adam(inner_lr, betas, eps, weight_decay)
+        self.inner_lr, self.betas, self.eps, self.weight_decay = inner_lr, betas, eps, weight_decay
+
+    def init(self, params: Params) -> Tree:
+        return {"step": 0, "mean": _zeros(params), "square": _zeros(params)}
+
+    def update(self, grads: Params, state: Tree, params: Params) -> tuple[Params, Tree]:
+        moves, new = _adam_moves(grads, state, self.betas, self.eps)
+        rates = {n: rate_at(self.inner_lr, n, state["step"]) for n in params}
+        return {n: v * (1 - rates[n] * self.weight_decay) - rates[n] * moves[n] for n, v in params.items()}, new
+
+
+class RMSprop(UpdateRule):
+    r"""Gradients scaled by a running root mean square, centred and with momentum $\mu$ where asked for.
+
+    $$ g = \nabla L(\theta) + \lambda \theta, \quad v \leftarrow \rho v + (1 - \rho) g^2, \quad
+       b \leftarrow \mu b + \frac{g}{\sqrt{v - \bar g^2} + \epsilon}, \quad \theta \leftarrow \theta - \alpha b $$
+
+    with $\bar g \leftarrow \rho \bar g + (1 - \rho) g$ if centred, else 0. The derivative of the root at 0 is taken
+    as 0.
+
+    Args:
+        inner_lr: the rate $\alpha > 0$, or a `LearnedRate`.
+        smoothing: $\rho$, in [0, 1); torch's `alpha`.
+        eps: $\epsilon$.
+        momentum: $\mu$, from 0.
+        centered: subtract the squared running mean.
+        weight_decay: $\lambda$, from 0; an L2 penalty.
+
+    Example:
+        >>> rule, params = RMSprop(0.1, smoothing=0.0), {"w": torch.tensor(1.0)}
+        >>> params, _ = rule.update({"w": torch.tensor(7.0)}, rule.init(params), params)
+        >>> params["w"]
+        tensor(0.9000)
+
+    References:
+        Graves, arXiv:1308.0850 (centred). Equal to `torch.optim.RMSprop`.
+    """
+
+    def __init__(
+        self,
+        inner_lr: Rate = 1e-2,
+        *,
+        smoothing: float = 0.99,
+        eps: float = 1e-8,
+        momentum: float = 0.0,
+        centered: bool = False,
+        weight_decay: float = 0.0,
+    ) -> None:
+        super().__init__()
+        check_rate(inner_lr)
+        _check_not_negative(eps=eps, momentum=momentum, weight_decay=weight_decay)
+        _check_below_one(smoothing=smoothing)
+        self.inner_lr, self.smoothing, self.eps = inner_lr, smoothing, eps
+        self.momentum, self.centered, self.weight_decay = momentum, centered, weight_decay
+
+    def init(self, params: Params) -> Tree:
+        state: dict[str, Tree] = {"step": 0, "square": _zeros(params)}
+        if self.centered:
+            state["mean"] = _zeros(params)
+        if self.momentum:
+            state["momentum"] = _zeros(params)
+        return state
+
+    def update(self, grads: Params, state: Tree, params: Params) -> tuple[Params, Tree]:
+        step, rho = state["step"], self.smoothing
+        grads = _decayed(grads, params, self.weight_decay)
+        new = {"step": step + 1, "square": _mix(rho, state["square"], 1 - rho, {n: g * g for n, g in grads.items()})}
+        spread = new["square"]
+        if self.centered:
+            new["mean"] = _mix(rho, state["mean"], 1 - rho, grads)
+            spread = {n: spread[n] - new["mean"][n].square() for n in spread}
+        moves = {n: g / (root(spread[n]) + self.eps) for n, g in grads.items()}
+        if self.momentum:
+            moves = new["momentum"] = _mix(self.momentum, state["momentum"], 1.0, moves)
+        return {n: value - rate_at(self.inner_lr, n, step) * moves[n] for n, value in params.items()}, new
+
+
+def root(values: Tensor) -> Tensor:
+    """The square root where `values` are above 0, else 0, and its derivative 0 there instead of infinity."""
+    positive = values > 0
+    return torch.where(positive, torch.where(positive, values, 1.0).sqrt(), 0.0)
+
+
+def _adam_moves(grads: Params, state: Tree, betas: tuple[float, float], eps: float) -> tuple[Params, Tree]:
+    (beta1, beta2), count = betas, state["step"] + 1
+    mean = _mix(beta1, state["mean"], 1 - beta1, grads)
+    square = _mix(beta2, state["square"], 1 - beta2, {n: g * g for n, g in grads.items()})
+    bias1, bias2 = 1 - beta1**count, math.sqrt(1 - beta2**count)
+    moves = {n: mean[n] / bias1 / (root(square[n]) / bias2 + eps) for n in grads}
+    return moves, {"step": count, "mean": mean, "square": square}
+
+
+def _mix(a: float, x: Params, b: float, y: Params) -> Params:
+    return {name: a * x[name] + b * y[name] for name in y}
+
+
+def _decayed(grads: Params, params: Params, weight_decay: float) -> Params:
+    return {n: g + weight_decay * params[n] for n, g in grads.items()} if weight_decay else grads
+
+
+def _zeros(params: Params) -> Params:
+    return {name: torch.zeros_like(value) for name, value in params.items()}
+
+
+def _check_adam(inner_lr: Rate, betas: tuple[float, float], eps: float, weight_decay: float) -> None:
+    check_rate(inner_lr)
+    _check_not_negative(eps=eps, weight_decay=weight_decay)
+    _check_below_one(beta1=betas[0], beta2=betas[1])
+
+
+def _check_not_negative(**values: float) -> None:
+    for name, value in values.items():
+        if not value >= 0:
+            raise ValueError(f"{name} must be at least 0, got {value}")
+
+
+def _check_below_one(**values: float) -> None:
+    for name, value in values.items():
+        if not 0 <= value < 1:
+            raise ValueError(f"{name} must be at least 0 and below 1, got {value}")

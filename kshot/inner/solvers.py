@@ -1,21 +1,18 @@
 """Solvers: how the inner problem is solved, and how its solution is differentiated.
 
-A solver owns the definition of d(adapted)/d(meta-parameters): `Unrolled` is exact, `FirstOrder` is an approximation
-that is asked for by its name.
+A solver owns the definition of d(adapted)/d(meta-parameters): `Unrolled` is exact, `FirstOrder` and `Truncated` are
+approximations that are asked for by name, and `inner.implicit.Implicit` goes by the implicit function theorem.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from kshot.inner.rules import UpdateRule
+from kshot.inner.unrolling import Loss, Steps, trajectory
 from kshot.types import Params
-
-Loss = Callable[[Params], Tensor]
 
 
 class InnerSolver(nn.Module, ABC):
@@ -33,15 +30,27 @@ class InnerSolver(nn.Module, ABC):
         self.rule, self.steps = rule, steps
 
     @abstractmethod
-    def gradient(self, loss: Loss, params: Params) -> Params:
-        """The gradient of `loss` at `params`, and what an outer derivative sees of it."""
+    def exact(self, step: int, steps: int) -> bool:
+        """Whether an outer derivative sees the gradient of step `step` of `steps`."""
 
-    def forward(self, loss: Loss, params: Params, steps: int | None = None) -> Params:
-        """Adapt `params` to `loss` in `steps` steps (the solver's own number by default)."""
-        state = self.rule.init(params)
-        for _ in range(self.steps if steps is None else steps):
-            params, state = self.rule.update(self.gradient(loss, params), state, params)
-        return params
+    def advance(self, progress: float) -> None:
+        """Told how far meta-training is, from 0 to 1; see `Learner.advance`. Nothing by default."""
+
+    def trajectory(self, loss: Loss, params: Params, steps: Steps | None = None) -> list[Params]:
+        """The parameters before the first step and after each one; arguments as for `forward`."""
+        steps = self.steps if steps is None else steps
+        count = steps if isinstance(steps, int) else len(steps)
+        return list(trajectory(loss, params, self.rule, steps, exact=lambda step: self.exact(step, count)))
+
+    def forward(self, loss: Loss, params: Params, steps: Steps | None = None) -> Params:
+        """Adapt `params` to `loss`.
+
+        Args:
+            loss: (params) -> (), or (params, batch) -> ().
+            params: where to start.
+            steps: how many, or one batch for each step; by default the solver's own number.
+        """
+        return self.trajectory(loss, params, steps)[-1]
 
 
 class Unrolled(InnerSolver):
@@ -51,8 +60,8 @@ class Unrolled(InnerSolver):
        \text{for SGD.} $$
     """
 
-    def gradient(self, loss: Loss, params: Params) -> Params:
-        return torch.func.grad(loss)(params)
+    def exact(self, step: int, steps: int) -> bool:
+        return True
 
 
 class FirstOrder(InnerSolver):
@@ -62,6 +71,61 @@ class FirstOrder(InnerSolver):
         Finn, Abbeel, Levine, arXiv:1703.03400, section 5.2; Nichol, Achiam, Schulman, arXiv:1803.02999.
     """
 
-    def gradient(self, loss: Loss, params: Params) -> Params:
-        with torch.no_grad():  # hides the inner derivative from an outer one; torch.func.grad itself still works
-            return torch.func.grad(loss)(params)
+    def exact(self, step: int, steps: int) -> bool:
+        return False
+
+
+class Truncated(InnerSolver):
+    r"""Differentiates the last steps exactly, and the earlier ones to first order:
+
+    $$ \frac{d\theta_K}{d\theta_0} \approx \prod_{k=K-1}^{K-m} \bigl(I - \alpha \nabla^2 L(\theta_k)\bigr) \quad
+       \text{for SGD.} $$
+
+    So $m = 0$ is `FirstOrder` and $m \ge K$ is `Unrolled`; time and memory grow with $m$ rather than $K$.
+
+    Args:
+        rule: how one step moves.
+        steps: $K$.
+        last: $m$, at least 0.
+
+    References:
+        Shaban et al.: Truncated Back-propagation for Bilevel Optimization, arXiv:1810.10667.
+
+    Deviations:
+        In the paper nothing flows back beyond the truncation, since the start is no meta-parameter there; here the
+        earlier steps pass the derivative on as the identity, so that the start learns too.
+    """
+
+    def __init__(self, rule: UpdateRule, steps: int, *, last: int) -> None:
+        super().__init__(rule, steps)
+        if last < 0:
+            raise ValueError(f"last must be at least 0, got {last}")
+        self.last = last
+
+    def exact(self, step: int, steps: int) -> bool:
+        return step >= steps - self.last
+
+
+class Annealed(InnerSolver):
+    r"""`FirstOrder` in the first part of meta-training, `Unrolled` after that and wherever nobody trains.
+
+    Args:
+        rule: how one step moves.
+        steps: $K$.
+        until: the part of meta-training, from 0 to 1, that is first-order.
+
+    References:
+        Antoniou, Edwards, Storkey: How to train your MAML, arXiv:1810.09502, section 4 (derivative-order annealing).
+    """
+
+    def __init__(self, rule: UpdateRule, steps: int, *, until: float) -> None:
+        super().__init__(rule, steps)
+        if not 0 <= until <= 1:
+            raise ValueError(f"until must be a part of the training, from 0 to 1, got {until}")
+        self.until, self.progress = until, 1.0
+
+    def advance(self, progress: float) -> None:
+        self.progress = progress
+
+    def exact(self, step: int, steps: int) -> bool:
+        return self.progress >= self.until

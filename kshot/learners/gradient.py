@@ -1,18 +1,37 @@
-"""Learners that adapt by gradient descent: MAML and its relatives, as factories over update rules × solvers."""
+"""Learners that adapt by gradient descent: one class over update rules × solvers, and the plainest factories."""
 
 from __future__ import annotations
 
-from fnmatch import fnmatchcase
+from abc import ABC, abstractmethod
+from typing import Any
 
 from torch import Tensor, nn
 
 from kshot import objectives
 from kshot.inner.functional import BatchNorm, Function
-from kshot.inner.rules import SGD
+from kshot.inner.per_parameter import Pattern, adaptable_params
+from kshot.inner.rules import SGD, UpdateRule
 from kshot.inner.solvers import FirstOrder, InnerSolver, Unrolled
 from kshot.learner import Learner
+from kshot.learners.outer import Outer, ReptileLoss, TrainOn, query_loss
 from kshot.objectives import Objective
-from kshot.types import Batch, Params, Tree
+from kshot.types import Batch, Params, Task, Tree
+
+
+class Start(nn.Module, ABC):
+    """Makes parameters that a task starts from out of its support set, such as a head with one row for each class."""
+
+    @abstractmethod
+    def forward(self, function: Function, support: Batch) -> Params:
+        """Parameters by name: support leaves (n, ...) in, differentiable. `function` calls the learner's model."""
+
+
+class PerStep(nn.Module, ABC):
+    """Parameters that are other ones at each inner step, and do not adapt. They stand in for the model's own."""
+
+    @abstractmethod
+    def forward(self, step: int) -> Params:
+        """Parameters by name, for the forward before step `step`; none where the model's own hold."""
 
 
 class GradientLearner(Learner):
@@ -28,10 +47,16 @@ class GradientLearner(Learner):
             stays yours: its parameters are the meta-parameters.
         objective: what the tasks ask.
         solver: how the inner problem is solved and differentiated.
-        adaptable: names of the parameters that adapt, as a shell pattern such as "head.*". The others are shared by
-            all tasks, and meta-learned. Parameters with `requires_grad=False` neither adapt nor learn.
+        adaptable: names of the parameters that adapt, as a shell pattern such as "head.*", or several (see
+            `inner.per_parameter.Pattern`). The others are shared by all tasks, and meta-learned. Parameters with
+            `requires_grad=False` neither adapt nor learn.
         batchnorm: which statistics BatchNorm uses for a query (see `inner.functional.BatchNorm`). While adapting it is
             the support set's own, or the running ones.
+        start: makes further parameters of each task that adapt.
+        per_step: parameters that differ from step to step.
+        outer: the loss that meta-training descends.
+        minibatch: rows that an inner step sees; None is the whole support set. Of m minibatches the j-th has the rows
+            j, j + m, j + 2m, …, and they take turns. With it the order of the support set matters.
     """
 
     def __init__(
@@ -40,40 +65,72 @@ class GradientLearner(Learner):
         objective: Objective,
         solver: InnerSolver,
         *,
-        adaptable: str = "*",
+        adaptable: Pattern = "*",
         batchnorm: BatchNorm = "support",
+        start: Start | None = None,
+        per_step: PerStep | None = None,
+        outer: Outer = query_loss,
+        minibatch: int | None = None,
     ) -> None:
         super().__init__(objective)
+        if minibatch is not None and minibatch < 1:
+            raise ValueError(f"minibatch must be at least 1 row, or None for the whole support set, got {minibatch}")
         self.model, self.solver, self.adaptable = model, solver, adaptable
+        self.start, self.per_step, self.outer, self.minibatch = start, per_step, outer, minibatch
         self.function = Function(model, batchnorm)
         self.transductive = self.function.transductive
-        if not self.adaptable_params():
-            names = ", ".join(name for name, _ in model.named_parameters()) or "none at all"
-            raise ValueError(f"no trainable parameter of the model matches adaptable={adaptable!r}; it has: {names}")
+        self.progress = 1.0
+        self.adaptable_params()  # a pattern that matches nothing is told at once
 
     def adaptable_params(self) -> Params:
         """The parameters that adapt, by name, at their meta-learned values."""
-        return {
-            name: parameter
-            for name, parameter in self.model.named_parameters()
-            if parameter.requires_grad and fnmatchcase(name, self.adaptable)
-        }
+        return adaptable_params(self.model, self.adaptable)
+
+    def advance(self, progress: float) -> None:
+        self.progress = progress
+        self.solver.advance(progress)
+
+    def forward(self, task: Task) -> Tensor:
+        """The outer loss of one task, ()."""
+        return self.outer(self, task)
 
     def adapt(self, support: Batch, *, steps: int | None = None) -> Tree:
         """Adapt to a support set; `steps` overrides the solver's number of inner steps."""
+        turns = self._turns(support, steps)
+        return self._state(self.solver(self._loss, self._begin(support), turns), support, len(turns))
 
-        def loss(params: Params) -> Tensor:
-            prediction, _ = self.function.support(params, support)
-            return self.objective.loss(prediction, support)
+    def trajectory(self, support: Batch, *, steps: int | None = None) -> list[Tree]:
+        """The state before the first inner step and after each one; arguments as for `adapt`."""
+        way = self.solver.trajectory(self._loss, self._begin(support), self._turns(support, steps))
+        return [self._state(params, support, step) for step, params in enumerate(way)]
 
-        params = self.solver(loss, self.adaptable_params(), steps)
+    def predict(self, state: Tree, inputs: Tree) -> Tree:
+        return self.function.query(state["params"], state.get("statistics", {}), inputs)
+
+    def _begin(self, support: Batch) -> Params:
+        params = self.adaptable_params()
+        return params if self.start is None else params | self.start(self.function, support)
+
+    def _turns(self, support: Batch, steps: int | None) -> list[Any]:
+        """What each inner step sees: its rows of the support set, and its number."""
+        steps, rows = self.solver.steps if steps is None else steps, len(support.weight)
+        count = 1 if self.minibatch is None else -(-rows // self.minibatch)
+        return [(support if count == 1 else support.rows(slice(k % count, None, count)), k) for k in range(steps)]
+
+    def _loss(self, params: Params, turn: tuple[Batch, int]) -> Tensor:
+        batch, step = turn
+        prediction, _ = self.function.support(self._at(params, step), batch)
+        return self.objective.loss(prediction, batch)
+
+    def _at(self, params: Params, step: int) -> Params:
+        return params if self.per_step is None else params | self.per_step(step)
+
+    def _state(self, params: Params, support: Batch, step: int) -> Tree:
+        params = self._at(params, step)
         if not self.function.keeps_statistics:
             return {"params": params}
         _, statistics = self.function.support(params, support)
         return {"params": params, "statistics": statistics}
-
-    def predict(self, state: Tree, inputs: Tree) -> Tree:
-        return self.function.query(state["params"], state.get("statistics", {}), inputs)
 
 
 def maml(
@@ -83,7 +140,7 @@ def maml(
     steps: int = 1,
     order: int = 2,
     objective: Objective = objectives.classification,
-    adaptable: str = "*",
+    adaptable: Pattern = "*",
     batchnorm: BatchNorm = "support",
 ) -> GradientLearner:
     r"""Model-agnostic meta-learning: an initialisation from which a few gradient steps solve a new task.
@@ -97,7 +154,7 @@ def maml(
         steps: $K$, the inner steps.
         order: 2 differentiates through the inner steps exactly; 1 is the first-order approximation (FOMAML).
         objective: what the tasks ask; `objectives.classification` or `objectives.mse`, or your own.
-        adaptable: shell pattern of the parameters that adapt.
+        adaptable: shell pattern of the parameters that adapt, or several (see `inner.per_parameter.Pattern`).
         batchnorm: "support" (inductive), "query" (transductive, the original code's choice) or "running".
 
     Returns:
@@ -107,7 +164,8 @@ def maml(
         ValueError: an order other than 1 or 2, a rate not above 0, a pattern that matches nothing.
 
     Example:
-        >>> learner = maml(torch.nn.Linear(1, 1), inner_lr=0.1, objective=objectives.mse)
+        >>> import torch
+        >>> learner = maml(nn.Linear(1, 1), inner_lr=0.1, objective=objectives.mse)
         >>> state = learner.adapt(Batch.of(torch.ones(4, 1), torch.ones(4, 1)))
         >>> learner.predict(state, torch.ones(2, 1)).shape
         torch.Size([2, 1])
@@ -119,7 +177,165 @@ def maml(
         BatchNorm uses support statistics for the query by default; the paper's code normalises the query by its own,
         which lets a prediction see the other queries.
     """
+    solver = of_order(order, SGD(inner_lr), steps)
+    return GradientLearner(model, objective, solver, adaptable=adaptable, batchnorm=batchnorm)
+
+
+def fomaml(
+    model: nn.Module,
+    *,
+    inner_lr: float,
+    steps: int = 1,
+    objective: Objective = objectives.classification,
+    adaptable: Pattern = "*",
+    batchnorm: BatchNorm = "support",
+) -> GradientLearner:
+    r"""First-order MAML: MAML whose inner gradients count as constants.
+
+    $$ \theta_{k+1} = \theta_k - \alpha \nabla L_{\text{support}}(\theta_k), \qquad
+       \text{outer gradient } \nabla L_{\text{query}}(\theta_K) $$
+
+    Args:
+        model, inner_lr, steps, objective, adaptable, batchnorm: as in `maml`, of which this is `order=1`.
+
+    Example:
+        >>> fomaml(nn.Linear(1, 1), inner_lr=0.1).solver.steps
+        1
+
+    References:
+        Finn, Abbeel, Levine, arXiv:1703.03400, section 5.2; Nichol, Achiam, Schulman, arXiv:1803.02999.
+    """
+    return maml(
+        model, inner_lr=inner_lr, steps=steps, order=1, objective=objective, adaptable=adaptable, batchnorm=batchnorm
+    )
+
+
+def reptile(
+    model: nn.Module,
+    *,
+    inner_lr: float,
+    steps: int = 5,
+    train_on: TrainOn = "both",
+    momentum: float = 0.0,
+    objective: Objective = objectives.classification,
+    adaptable: Pattern = "*",
+    batchnorm: BatchNorm = "support",
+    minibatch: int | None = None,
+) -> GradientLearner:
+    r"""Reptile: move the initialisation towards where gradient descent on each task ends.
+
+    $$ \theta_{k+1} = \theta_k - \alpha \nabla L(\theta_k), \qquad \text{outer gradient } \theta_0 - \theta_K $$
+
+    The loss that is reported is the query loss at $\theta_K$; its gradient is Reptile's.
+
+    Args:
+        model, inner_lr, objective, batchnorm: as in `maml`.
+        steps: $K$, 2 or more: with one step this is plain joint training.
+        train_on: what $L$ is while meta-training. "both" is support and query together, as in the paper, which does
+            not part a training task; then the reported loss is a training loss. "support" keeps the query for
+            reporting. Adapting to a new task is always on its support.
+        momentum: of the inner steps.
+        adaptable: the parameters that adapt; the others get no gradient and stay as they are.
+        minibatch: rows that an inner step sees; None is all.
+
+    Returns:
+        A learner for the ordinary trainer; SGD with rate $\epsilon$ outside is the paper's update.
+
+    Raises:
+        ValueError: as `maml`, and for a `train_on` that is neither.
+
+    Example:
+        >>> import torch
+        >>> learner = reptile(nn.Linear(1, 1), inner_lr=0.1, objective=objectives.mse)
+        >>> batch = Batch.of(torch.ones(4, 1), torch.ones(4, 1))
+        >>> learner(Task(batch, batch)).backward()
+
+    References:
+        Nichol, Achiam, Schulman: On First-Order Meta-Learning Algorithms, arXiv:1803.02999, section 3.
+
+    Deviations:
+        The paper's inner optimiser is Adam with $\beta_1 = 0$; pass a solver with it to `GradientLearner`.
+    """
+    return GradientLearner(
+        model,
+        objective,
+        FirstOrder(SGD(inner_lr, momentum=momentum), steps),
+        adaptable=adaptable,
+        batchnorm=batchnorm,
+        outer=ReptileLoss(train_on),
+        minibatch=minibatch,
+    )
+
+
+def anil(
+    model: nn.Module,
+    *,
+    inner_lr: float,
+    steps: int = 1,
+    head: str = "head",
+    order: int = 2,
+    objective: Objective = objectives.classification,
+    batchnorm: BatchNorm = "support",
+) -> GradientLearner:
+    r"""Almost no inner loop: MAML that adapts the head only; the body is shared by all tasks, and meta-learned.
+
+    $$ \theta^{\text{head}}_{k+1} = \theta^{\text{head}}_k - \alpha \nabla_{\text{head}} L_{\text{support}} $$
+
+    Args:
+        model, inner_lr, steps, order, objective, batchnorm: as in `maml`.
+        head: qualified name of the module that adapts.
+
+    Raises:
+        ValueError: as `maml`; also where the model has no trainable parameter under `head`.
+
+    Example:
+        >>> learner = anil(nn.Sequential(nn.Linear(1, 8), nn.Linear(8, 2)), inner_lr=0.1, head="1")
+        >>> list(learner.adaptable_params())
+        ['1.weight', '1.bias']
+
+    References:
+        Raghu et al.: Rapid Learning or Feature Reuse?, ICLR 2020, arXiv:1909.09157.
+    """
+    solver = of_order(order, SGD(inner_lr), steps)
+    return GradientLearner(model, objective, solver, adaptable=f"{head}.*", batchnorm=batchnorm)
+
+
+def boil(
+    model: nn.Module,
+    *,
+    inner_lr: float,
+    steps: int = 1,
+    head: str = "head",
+    order: int = 2,
+    objective: Objective = objectives.classification,
+    batchnorm: BatchNorm = "support",
+) -> GradientLearner:
+    r"""Body only update in the inner loop: MAML that adapts all but the head.
+
+    $$ \theta^{\text{body}}_{k+1} = \theta^{\text{body}}_k - \alpha \nabla_{\text{body}} L_{\text{support}} $$
+
+    Args:
+        model, inner_lr, steps, order, objective, batchnorm: as in `maml`.
+        head: qualified name of the module that does not adapt. It must not be zero, or no gradient reaches the body.
+
+    Raises:
+        ValueError: as `maml`; also where the model has no parameter under `head`.
+
+    Example:
+        >>> learner = boil(nn.Sequential(nn.Linear(1, 8), nn.Linear(8, 2)), inner_lr=0.1, head="1")
+        >>> list(learner.adaptable_params())
+        ['0.weight', '0.bias']
+
+    References:
+        Oh et al.: BOIL: Towards Representation Change for Few-shot Learning, ICLR 2021, arXiv:2008.08882.
+    """
+    adaptable_params(model, f"{head}.*")
+    solver = of_order(order, SGD(inner_lr), steps)
+    return GradientLearner(model, objective, solver, adaptable=("*", f"!{head}.*"), batchnorm=batchnorm)
+
+
+def of_order(order: int, rule: UpdateRule, steps: int) -> InnerSolver:
+    """The exact solver for order 2, the first-order approximation for order 1."""
     if order not in (1, 2):
         raise ValueError(f"order must be 2 (exact) or 1 (first-order approximation), got {order!r}")
-    solver = (Unrolled if order == 2 else FirstOrder)(SGD(inner_lr), steps)
-    return GradientLearner(model, objective, solver, adaptable=adaptable, batchnorm=batchnorm)
+    return (Unrolled if order == 2 else FirstOrder)(rule, steps)

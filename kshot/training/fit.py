@@ -128,6 +128,8 @@ class OuterLoop:
     def _step(self) -> float:
         batch = to(self.sample(self.step, self.settings.size), self.device)
         self.optimizer.zero_grad(set_to_none=True)
+        if isinstance(self.module, Learner):
+            self.module.advance(min(self.step / self.settings.horizon, 1.0))
         with seeded(self.seed, self.step, device=self.device):
             loss = float(self.backward(self.module, batch))
         if self.step == 0:

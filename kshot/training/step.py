@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 
+from kshot.inner.explaining import differentiated
 from kshot.learner import Learner
 from kshot.types import Params, Task, tree_leaves, unstack
 
@@ -77,14 +78,16 @@ class MetaGradient:
         each = unstack(tasks)
         total = tasks.support.weight.new_zeros(())
         for task in each:
-            loss = self.learner(task) / len(each)
-            loss.backward()
+            with differentiated(self.learner, lambda task=task: self.learner(task)):  # type: ignore[misc]
+                loss = self.learner(task) / len(each)
+                loss.backward()
             total += loss.detach()
         return total
 
     def _vmap(self, tasks: Task) -> Tensor:
-        loss = torch.vmap(self.learner, randomness="different")(tasks).mean()
-        loss.backward()
+        with differentiated(self.learner, lambda: self.learner(unstack(tasks)[0])):
+            loss = torch.vmap(self.learner, randomness="different")(tasks).mean()
+            loss.backward()
         return loss.detach()
 
     def _compiled(self, tasks: Task) -> Tensor:

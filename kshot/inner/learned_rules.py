@@ -1,0 +1,303 @@
+"""Rules that are learned themselves: meta-curvature, generated rates, and optimisers that are small networks.
+
+Each starts out as gradient descent, so that an untrained one adapts too.
+
+Shape legend: N elements of all adapting parameters together, P adapting tensors, H hidden width, F features.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from kshot.inner.per_parameter import PerParameter
+from kshot.inner.rates import check_rate
+from kshot.inner.rules import UpdateRule
+from kshot.inner.transforms import Transform
+from kshot.types import Params, Tree
+
+
+class Curvature(Transform):
+    r"""Meta-Curvature: multiplies a gradient along each of its modes by a learned matrix.
+
+    $$ \mathrm{MC}(G) = G \times_1 M_o \times_2 M_i \times_3 M_f, \qquad M_\cdot \text{ from } I $$
+
+    for $G$ (outputs, inputs, the rest folded into one); a matrix has two modes, a vector one.
+
+    Args:
+        params: the parameters that will adapt, by name.
+
+    Example:
+        >>> curvature, params = Curvature({"w": torch.ones(2, 3)}), {"w": torch.ones(2, 3)}
+        >>> sorted(matrix.shape[0] for matrix in curvature.parameters())
+        [2, 3]
+        >>> torch.equal(curvature.apply_to(params, (), params)[0]["w"], params["w"])
+        True
+
+    References:
+        Park, Oliva: Meta-Curvature, NeurIPS 2019, arXiv:1902.03356, section 3.
+
+    Deviations:
+        None.
+    """
+
+    def __init__(self, params: Params) -> None:
+        super().__init__()
+        self.matrices = PerParameter(
+            {
+                f"{name}.mode{mode}": torch.eye(size, dtype=value.dtype, device=value.device)
+                for name, value in params.items()
+                for mode, size in enumerate(_modes(value))
+            }
+        )
+
+    def apply_to(self, grads: Params, state: Tree, params: Params) -> tuple[Params, Tree]:
+        return {name: self._multiplied(name, grad) for name, grad in grads.items()}, state
+
+    def _multiplied(self, name: str, grad: Tensor) -> Tensor:
+        sizes = _modes(grad)
+        result = grad.reshape(sizes)
+        for mode in range(len(sizes)):
+            matrix = self.matrices[f"{name}.mode{mode}"]
+            result = torch.tensordot(matrix, result, ([1], [mode])).movedim(0, mode)
+        return result.reshape(grad.shape)
+
+
+class Alfa(UpdateRule):
+    r"""ALFA: rates and decays that a small network generates anew at each step of each task.
+
+    $$ \theta_{i} \leftarrow \beta_{ik} \theta_i - \alpha_{ik} \nabla_i L, \qquad
+       (\alpha_{ik}, \beta_{ik}) = (\alpha^0_{ik}, \beta^0_{ik}) \odot (1 + g_\phi(\tau_k))_i, \quad
+       \tau_k = \bigl[\overline{\nabla_i L}, \bar\theta_i\bigr]_{i=1}^P $$
+
+    The bars are means over the tensor $i$; $\alpha^0, \beta^0$ and $\phi$ are meta-learned. $g_\phi$ has two hidden
+    layers of width $2P$.
+
+    Args:
+        params: the parameters that will adapt, by name.
+        inner_lr: from where $\alpha^0$ starts; $\beta^0$ starts at 1.
+        steps: as many steps have their own $\alpha^0_{\cdot k}, \beta^0_{\cdot k}$; the last serves later ones too.
+
+    Example:
+        >>> params = {"w": torch.tensor([1.0, 1.0])}
+        >>> rule = Alfa(params, 0.5, steps=1)
+        >>> rule.update({"w": torch.tensor([2.0, 4.0])}, rule.init(params), params)[0]["w"].tolist()
+        [0.0, -1.0]
+
+    References:
+        Baik et al.: Meta-Learning with Adaptive Hyperparameters, NeurIPS 2020, arXiv:2011.00209, section 3.
+
+    Deviations:
+        The network's last layer starts at 0 and its output counts from 1, so that training starts from MAML.
+    """
+
+    def __init__(self, params: Params, inner_lr: float, *, steps: int) -> None:
+        super().__init__()
+        check_rate(inner_lr)
+        if steps < 1:
+            raise ValueError(f"steps must be at least 1, got {steps}")
+        like = next(iter(params.values()))
+        self.names, self.steps = list(params), steps
+        width = 2 * len(params)
+        self.rate = nn.Parameter(like.new_full((steps, len(params)), inner_lr))
+        self.decay = nn.Parameter(like.new_ones(steps, len(params)))
+        self.generator = nn.Sequential(
+            nn.Linear(width, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU(), nn.Linear(width, width)
+        ).to(like)
+        _start_at_zero(self.generator[-1])
+
+    def init(self, params: Params) -> Tree:
+        if set(params) != set(self.names):
+            raise ValueError(f"the rule was made for {', '.join(self.names)}; it is used on {', '.join(params)}")
+        return {"step": 0}
+
+    def update(self, grads: Params, state: Tree, params: Params) -> tuple[Params, Tree]:
+        step = min(state["step"], self.steps - 1)
+        means = [grads[name].mean() for name in self.names] + [params[name].mean() for name in self.names]
+        rates, decays = (1 + self.generator(torch.stack(means).to(self.rate))).chunk(2)
+        rates, decays = (rates * self.rate[step]).unbind(), (decays * self.decay[step]).unbind()
+        moved = {
+            name: decays[i].to(params[name]) * params[name] - rates[i].to(params[name]) * grads[name]
+            for i, name in enumerate(self.names)
+        }
+        return {name: moved[name] for name in params}, {"step": state["step"] + 1}
+
+
+class CoordinateLSTM(UpdateRule):
+    r"""A learned optimiser: one small LSTM, run on each element of the parameters with a state of its own.
+
+    $$ h_k, c_k = \mathrm{LSTM}(\mathrm{pre}(\nabla L), h_{k-1}, c_{k-1}), \qquad
+       \theta \leftarrow \theta - \alpha (\nabla L + w^\top h_k) $$
+
+    with two layers, and gradients preprocessed by `log_scale`.
+
+    Args:
+        inner_lr: $\alpha > 0$.
+        hidden: H, the width of each layer.
+
+    Example:
+        >>> rule, params = CoordinateLSTM(0.5), {"w": torch.tensor([1.0])}
+        >>> rule.update({"w": torch.tensor([2.0])}, rule.init(params), params)[0]["w"].tolist()
+        [0.0]
+
+    References:
+        Andrychowicz et al.: Learning to learn by gradient descent by gradient descent, arXiv:1606.04474.
+
+    Deviations:
+        The output $w$ starts at 0 and is added to the gradient, so that it starts as gradient descent. Exact
+        derivatives where the paper drops second ones: use a first-order solver for the paper's.
+    """
+
+    def __init__(self, inner_lr: float, *, hidden: int = 20) -> None:
+        super().__init__()
+        check_rate(inner_lr)
+        self.inner_lr, self.hidden = inner_lr, hidden
+        self.layers = nn.ModuleList([nn.Linear(features + hidden, 4 * hidden) for features in (2, hidden)])
+        self.output = nn.Linear(hidden, 1)
+        _start_at_zero(self.output)
+
+    def init(self, params: Params) -> Tree:
+        zero = next(self.parameters()).new_zeros(sum(value.numel() for value in params.values()), self.hidden)
+        return [(zero, zero) for _ in self.layers]
+
+    def update(self, grads: Params, state: Tree, params: Params) -> tuple[Params, Tree]:
+        grad_N = _flat(grads)
+        signal, new = log_scale(grad_N).to(state[0][0]), []
+        for layer, (out_NH, cell_NH) in zip(self.layers, state):
+            gates = layer(torch.cat([signal, out_NH], 1)).chunk(4, 1)
+            keep, let, give = (gate.sigmoid() for gate in gates[:3])
+            cell_NH = keep * cell_NH + let * gates[3].tanh()
+            signal = give * cell_NH.tanh()
+            new.append((signal, cell_NH))
+        return _stepped(params, self.inner_lr * (grad_N + self.output(signal).squeeze(1))), new
+
+
+class CoordinateMLP(UpdateRule):
+    r"""A learned optimiser: one small perceptron, run on each element of the parameters.
+
+    $$ m_k = 0.9\, m_{k-1} + 0.1\, g, \quad g = \nabla L, \qquad
+       \theta \leftarrow \theta - \alpha \bigl(g + f_\phi(\mathrm{pre}(g), \mathrm{pre}(m_k), \theta)\bigr) $$
+
+    Args:
+        inner_lr: $\alpha > 0$.
+        hidden: H, the width of the hidden layer.
+
+    Example:
+        >>> rule, params = CoordinateMLP(0.5), {"w": torch.tensor([1.0])}
+        >>> rule.update({"w": torch.tensor([2.0])}, rule.init(params), params)[0]["w"].tolist()
+        [0.0]
+
+    References:
+        Metz et al.: Understanding and correcting pathologies in the training of learned optimizers, arXiv:1810.10180,
+        whose inputs this simplifies.
+
+    Deviations:
+        Five features for each element rather than the paper's momenta at many time scales; the output starts at 0 and
+        is added to the gradient.
+    """
+
+    def __init__(self, inner_lr: float, *, hidden: int = 20) -> None:
+        super().__init__()
+        check_rate(inner_lr)
+        self.inner_lr = inner_lr
+        self.network = nn.Sequential(nn.Linear(5, hidden), nn.Tanh(), nn.Linear(hidden, 1))
+        _start_at_zero(self.network[-1])
+
+    def init(self, params: Params) -> Tree:
+        return torch.zeros_like(_flat(params))
+
+    def update(self, grads: Params, state: Tree, params: Params) -> tuple[Params, Tree]:
+        grad_N = _flat(grads)
+        mean_N = 0.9 * state + 0.1 * grad_N
+        feat_NF = torch.cat([log_scale(grad_N), log_scale(mean_N), _flat(params)[:, None]], 1)
+        extra_N = self.network(feat_NF.to(next(self.parameters()))).squeeze(1)
+        return _stepped(params, self.inner_lr * (grad_N + extra_N)), mean_N
+
+
+class GatedRule(UpdateRule):
+    r"""The meta-LSTM: parameters as the cell state of an LSTM, whose gates are learned rates and decays.
+
+    $$ \theta_k = f_k \odot \theta_{k-1} - i_k \odot \nabla L, \qquad
+       f_k = \sigma(w_f^\top [\mathrm{pre}(\nabla L), \theta_{k-1}, f_{k-1}] + b_f), \quad i_k \text{ likewise} $$
+
+    with weights that all elements share.
+
+    Args:
+        inner_lr: from where $i$ starts, between 0 and 1.
+        keep: from where $f$ starts, between 0 and 1.
+
+    Example:
+        >>> rule, params = GatedRule(0.5, keep=0.999), {"w": torch.tensor([1.0])}
+        >>> new, _ = rule.update({"w": torch.tensor([2.0])}, rule.init(params), params)
+        >>> round(new["w"].item(), 3)
+        -0.001
+
+    References:
+        Ravi, Larochelle: Optimization as a Model for Few-Shot Learning, ICLR 2017.
+
+    Deviations:
+        The gates see the gradient directly, where the paper runs an LSTM over gradient and loss before them. The
+        weights start at 0. Exact derivatives where the paper drops second ones.
+    """
+
+    def __init__(self, inner_lr: float, *, keep: float = 0.9999) -> None:
+        super().__init__()
+        for name, value in (("inner_lr", inner_lr), ("keep", keep)):
+            if not 0 < value < 1:
+                raise ValueError(f"{name} is the value of a gate, so it must lie between 0 and 1, got {value}")
+        self.gates = nn.ModuleList([nn.Linear(4, 1), nn.Linear(4, 1)])
+        for gate, value in zip(self.gates, (keep, inner_lr)):
+            nn.init.zeros_(gate.weight)  # type: ignore[arg-type]
+            nn.init.constant_(gate.bias, math.log(value / (1 - value)))  # type: ignore[arg-type]
+
+    def init(self, params: Params) -> Tree:
+        zero = torch.zeros_like(_flat(params))
+        return [zero + torch.sigmoid(gate.bias) for gate in self.gates]  # type: ignore[arg-type]
+
+    def update(self, grads: Params, state: Tree, params: Params) -> tuple[Params, Tree]:
+        grad_N, value_N = _flat(grads), _flat(params)
+        common = [log_scale(grad_N), value_N[:, None]]
+        keep_N, rate_N = new = [
+            torch.sigmoid(gate(torch.cat([*common, before[:, None]], 1)).squeeze(1))
+            for gate, before in zip(self.gates, state)
+        ]
+        return _stepped(params, value_N - keep_N * value_N + rate_N * grad_N), new
+
+
+def log_scale(values: Tensor, reach: float = 10.0) -> Tensor:
+    r"""Size and sign of values (N,) over many orders of magnitude, as two features (N, 2):
+
+    $$ \mathrm{pre}(v) = \begin{cases} (\log|v| / p,\ \operatorname{sgn} v) & |v| \ge e^{-p} \\ (-1,\ e^p v)
+       & \text{else} \end{cases} $$
+
+    Example:
+        >>> log_scale(torch.tensor([1.0, 0.0])).tolist()
+        [[0.0, 1.0], [-1.0, 0.0]]
+    """
+    floor = math.exp(-reach)
+    size = values.abs().clamp_min(floor).log() / reach
+    sign = torch.where(values.abs() >= floor, values.sign(), values / floor)
+    return torch.stack([size, sign], 1)
+
+
+def _modes(value: Tensor) -> tuple[int, ...]:
+    if value.ndim <= 2:
+        return tuple(value.shape) or (1,)
+    return value.shape[0], value.shape[1], value[0, 0].numel()
+
+
+def _flat(params: Params) -> Tensor:
+    return torch.cat([value.flatten() for value in params.values()])
+
+
+def _stepped(params: Params, move_N: Tensor) -> Params:
+    """The parameters minus a move that is flat, in their order."""
+    moves = move_N.split([value.numel() for value in params.values()])
+    return {n: value - move.view(value.shape).to(value) for (n, value), move in zip(params.items(), moves)}
+
+
+def _start_at_zero(layer: nn.Module) -> None:
+    for parameter in layer.parameters():
+        nn.init.zeros_(parameter)

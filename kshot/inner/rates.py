@@ -1,0 +1,69 @@
+"""Inner learning rates: a number, or meta-parameters of each tensor, element and step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal, get_args
+
+from torch import Tensor, nn
+
+from kshot.inner.per_parameter import PerParameter
+from kshot.types import Params
+
+Rate = float | Callable[[str, int], Tensor]
+"""A rate above 0, or a function of (parameter's name, number of the step from 0), such as a `LearnedRate`."""
+
+Per = Literal["tensor", "element"]
+
+
+class LearnedRate(nn.Module):
+    r"""Rates that are meta-learned: $\alpha_{ik}$ for tensor (or element) $i$ at step $k$.
+
+    Args:
+        params: the parameters that will adapt, by name; see `inner.per_parameter.adaptable_params`.
+        inner_lr: the value from which all rates start, above 0. Nothing keeps a learned rate above 0.
+        per: "tensor" learns one rate for each tensor, "element" one for each of its elements.
+        steps: rates of their own for this many steps, the last of which serves all later ones; None shares them.
+
+    Example:
+        >>> import torch
+        >>> rate = LearnedRate({"w": torch.zeros(3)}, 0.1, per="element", steps=2)
+        >>> rate("w", 5).shape
+        torch.Size([3])
+
+    References:
+        Li et al.: Meta-SGD, arXiv:1707.09835 (per element); Antoniou et al.: How to train your MAML,
+        arXiv:1810.09502, section 4 (LSLR: per tensor and step).
+    """
+
+    def __init__(self, params: Params, inner_lr: float, *, per: Per = "tensor", steps: int | None = None) -> None:
+        super().__init__()
+        check_rate(inner_lr)
+        if per not in get_args(Per):
+            raise ValueError(f"per must be one of {', '.join(get_args(Per))}, got {per!r}")
+        if steps is not None and steps < 1:
+            raise ValueError(f"steps must be at least 1, or None for rates that all steps share, got {steps}")
+        self.steps = steps
+        lead = () if steps is None else (steps,)
+        self.rates = PerParameter(
+            {
+                name: value.new_full((*lead, *(value.shape if per == "element" else ())), inner_lr)
+                for name, value in params.items()
+            }
+        )
+
+    def forward(self, name: str, step: int) -> Tensor:
+        """The rate of a parameter at a step: () or the parameter's shape."""
+        rates = self.rates[name]
+        return rates if self.steps is None else rates[min(step, self.steps - 1)]
+
+
+def check_rate(inner_lr: Rate) -> None:
+    """Raise `ValueError` for a number that is not above 0."""
+    if not callable(inner_lr) and not inner_lr > 0:
+        raise ValueError(f"inner_lr must be above 0, got {inner_lr}")
+
+
+def rate_at(inner_lr: Rate, name: str, step: int) -> float | Tensor:
+    """The rate of a parameter at a step."""
+    return inner_lr(name, step) if callable(inner_lr) else inner_lr

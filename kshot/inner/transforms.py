@@ -1,0 +1,132 @@
+"""What happens to a gradient before a rule sees it, and rules made of such parts and other rules."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+import torch
+from torch import nn
+
+from kshot.inner.rules import UpdateRule, root
+from kshot.types import Params, Tree
+
+
+class Transform(nn.Module, ABC):
+    """Gradients in, gradients out, as a pure function. Its Parameters are meta-parameters."""
+
+    def init(self, params: Params) -> Tree:
+        """The transform's state before the first step; nothing by default."""
+        return ()
+
+    @abstractmethod
+    def apply_to(self, grads: Params, state: Tree, params: Params) -> tuple[Params, Tree]:
+        """New gradients and new state from the gradients at `params`."""
+
+
+class ClipNorm(Transform):
+    r"""Scale all gradients down together so that their global norm is at most $c$.
+
+    $$ g \leftarrow g \cdot \min\Bigl(1, \frac{c}{\lVert g \rVert_2}\Bigr) $$
+
+    Args:
+        max_norm: $c > 0$.
+
+    Example:
+        >>> grads, _ = ClipNorm(1.0).apply_to({"w": torch.tensor([3.0, 4.0])}, (), {})
+        >>> grads["w"]
+        tensor([0.6000, 0.8000])
+
+    References:
+        Pascanu, Mikolov, Bengio, arXiv:1211.5063.
+
+    Deviations:
+        `torch.nn.utils.clip_grad_norm_` adds 1e-6 to the norm; nothing is added here.
+    """
+
+    def __init__(self, max_norm: float) -> None:
+        super().__init__()
+        if not max_norm > 0:
+            raise ValueError(f"max_norm must be above 0, got {max_norm}")
+        self.max_norm = max_norm
+
+    def apply_to(self, grads: Params, state: Tree, params: Params) -> tuple[Params, Tree]:
+        wide = torch.promote_types(torch.float32, next(iter(grads.values())).dtype)
+        norm = root(torch.stack([grad.to(wide).square().sum() for grad in grads.values()]).sum())
+        scale = torch.where(norm > self.max_norm, self.max_norm / norm.clamp_min(self.max_norm), 1.0)
+        return {name: grad * scale.to(grad.dtype) for name, grad in grads.items()}, state
+
+
+class Chain(UpdateRule):
+    r"""Transforms one after the other, then a rule: $\theta' = \text{rule}(t_m(\dots t_1(\nabla L(\theta))))$.
+
+    Args:
+        parts: transforms, and a rule as the last.
+
+    Raises:
+        ValueError: parts in another order.
+
+    Example:
+        >>> from kshot.inner.rules import SGD
+        >>> rule, params = Chain(ClipNorm(1.0), SGD(0.5)), {"w": torch.tensor(1.0)}
+        >>> params, _ = rule.update({"w": torch.tensor(8.0)}, rule.init(params), params)
+        >>> params["w"]
+        tensor(0.5000)
+    """
+
+    def __init__(self, *parts: Transform | UpdateRule) -> None:
+        super().__init__()
+        *transforms, rule = parts or (None,)
+        if not isinstance(rule, UpdateRule) or not all(isinstance(part, Transform) for part in transforms):
+            kinds = ", ".join(type(part).__name__ for part in parts) or "nothing"
+            raise ValueError(f"a chain is any number of transforms and then one rule, got: {kinds}")
+        self.transforms, self.rule = nn.ModuleList(transforms), rule
+
+    def init(self, params: Params) -> Tree:
+        return [transform.init(params) for transform in self.transforms], self.rule.init(params)  # type: ignore[operator]
+
+    def update(self, grads: Params, state: Tree, params: Params) -> tuple[Params, Tree]:
+        before, of_rule = state
+        after = []
+        for transform, own in zip(self.transforms, before):
+            grads, own = transform.apply_to(grads, own, params)  # type: ignore[operator]
+            after.append(own)
+        params, of_rule = self.rule.update(grads, of_rule, params)
+        return params, (after, of_rule)
+
+
+class Accumulate(UpdateRule):
+    r"""Gather the mean of $m$ gradients, then take one step of a rule; so $m$ small batches make one large one.
+
+    $$ \theta_{k+1} = \begin{cases} \text{rule}\bigl(\tfrac1m \sum_{j=0}^{m-1} g_{k-j}, \theta_k\bigr) &
+       m \text{ divides } k + 1 \\ \theta_k & \text{else} \end{cases} $$
+
+    Args:
+        rule: what steps.
+        every: $m$, gradients for each of its steps; the solver takes $m$ times as many steps.
+
+    Example:
+        >>> from kshot.inner.rules import SGD
+        >>> rule, params = Accumulate(SGD(1.0), every=2), {"w": torch.tensor(5.0)}
+        >>> state = rule.init(params)
+        >>> for grad in (1.0, 3.0):
+        ...     params, state = rule.update({"w": torch.tensor(grad)}, state, params)
+        >>> params["w"]
+        tensor(3.)
+    """
+
+    def __init__(self, rule: UpdateRule, every: int) -> None:
+        super().__init__()
+        if every < 1:
+            raise ValueError(f"every must be at least 1, got {every}")
+        self.rule, self.every = rule, every
+
+    def init(self, params: Params) -> Tree:
+        return {"count": 0, "sum": {}, "rule": self.rule.init(params)}
+
+    def update(self, grads: Params, state: Tree, params: Params) -> tuple[Params, Tree]:
+        count, before, own = state["count"] + 1, state["sum"], state["rule"]
+        total = {name: before[name] + grad for name, grad in grads.items()} if before else grads
+        if count < self.every:
+            return params, {"count": count, "sum": total, "rule": own}
+        params, own = self.rule.update({name: grad / self.every for name, grad in total.items()}, own, params)
+        return params, {"count": 0, "sum": {}, "rule": own}

@@ -1,0 +1,87 @@
+"""The inner loop itself: gradient, rule, gradient, rule, …, as a pure function of the parameters it starts from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kshot.inner.kernels import twice_differentiable
+from kshot.inner.rules import UpdateRule
+from kshot.types import Params
+
+Loss = Callable[..., Tensor]
+"""(params) -> (), or (params, batch) -> () where each step has a batch of its own."""
+
+Steps = int | Sequence[Any]
+"""How many steps, or one batch for each step."""
+
+
+def unroll(loss_fn: Loss, params: Params, rule: UpdateRule, steps: Steps, *, order: int = 2) -> Params:
+    r"""Adapt parameters by a rule, and keep the result differentiable.
+
+    $$ \theta_{k+1}, s_{k+1} = \text{rule}\bigl(\nabla_\theta L(\theta_k), s_k, \theta_k\bigr) $$
+
+    Args:
+        loss_fn: (params) -> (), such as a loss of `torch.func.functional_call(model, params, x)`; pure.
+        params: where to start, by name; `dict(model.named_parameters())`, or some of them.
+        rule: how a step moves; its Parameters can be learned.
+        steps: how many; or a sequence with one batch for each step, with which `loss_fn(params, batch)` is called.
+        order: 2 keeps derivatives through the inner gradients; 1 counts those as constants.
+
+    Returns:
+        The parameters after the last step; differentiable by `params`, by the rule's own Parameters and by what else
+        `loss_fn` uses.
+
+    Raises:
+        ValueError: an order other than 1 or 2.
+
+    Example:
+        >>> from kshot.inner.rules import SGD
+        >>> start = torch.tensor(1.0, requires_grad=True)
+        >>> adapted = unroll(lambda params: params["w"] ** 2, {"w": start}, SGD(0.1), steps=3)
+        >>> adapted["w"].backward()
+        >>> start.grad
+        tensor(0.5120)
+    """
+    if order not in (1, 2):
+        raise ValueError(f"order must be 2 (exact) or 1 (first-order approximation), got {order!r}")
+    for after in trajectory(loss_fn, params, rule, steps, exact=lambda step: order == 2):
+        params = after
+    return params
+
+
+def trajectory(
+    loss_fn: Loss, params: Params, rule: UpdateRule, steps: Steps, *, exact: Callable[[int], bool] = lambda step: True
+) -> Iterator[Params]:
+    """The parameters before the first step and after each one: steps + 1 of them.
+
+    Args:
+        loss_fn, params, rule, steps: as in `unroll`.
+        exact: number of a step, from 0 -> whether an outer derivative sees that step's gradient.
+
+    Example:
+        >>> from kshot.inner.rules import SGD
+        >>> ways = trajectory(lambda params: params["w"] ** 2, {"w": torch.tensor(1.0)}, SGD(0.25), steps=2)
+        >>> [float(params["w"]) for params in ways]
+        [1.0, 0.5, 0.25]
+    """
+    state = rule.init(params)
+    yield params
+    for step, batch in enumerate(arguments(steps)):
+        # no_grad hides the inner derivative from an outer one; torch.func.grad itself still works
+        with twice_differentiable() if exact(step) else torch.no_grad():
+            grads = torch.func.grad(lambda moved, batch=batch: loss_fn(moved, *batch))(params)
+        params, state = rule.update(grads, state, params)
+        yield params
+
+
+def arguments(steps: Steps) -> list[tuple]:
+    """What the loss is called with at each step, beside the parameters."""
+    if isinstance(steps, int):
+        if steps < 0:
+            raise ValueError(f"steps must be at least 0, got {steps}")
+        return [()] * steps
+    return [(batch,) for batch in steps]
