@@ -24,10 +24,12 @@ class Learner(nn.Module, ABC):
     Attributes:
         objective: what the tasks ask.
         transductive: True if a query's prediction depends on the other queries. Every report says so.
+        annealed: True if `advance` changes the outer loss; such a learner is not compiled once for all steps.
     """
 
     objective: Objective
     transductive: bool = False
+    annealed: bool = False
 
     def __init__(self, objective: Objective) -> None:
         super().__init__()

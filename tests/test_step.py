@@ -110,3 +110,19 @@ def test_the_real_compiler_gives_the_same_gradient():
     for a, b in zip(gradients(ours, gradient, tasks), gradients(ours, MetaGradient(ours, "loop"), tasks)):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
     assert not gradient.choice
+
+
+def test_an_annealed_learner_is_not_compiled():
+    ours = kshot.maml_pp(kshot.models.mlp(1, 1, [6]), inner_lr=0.05, steps=2, objective=objectives.mse)
+    gradient = MetaGradient(ours, "compiled")
+    assert gradient.way == "vmap"
+    assert "loss changes in the course of training" in gradient.choice
+
+
+def test_the_choice_is_logged(caplog):
+    ours, tasks = learner(), sinusoids().stack("train", range(2))
+    gradient = MetaGradient(ours)
+    with caplog.at_level("INFO", logger="kshot"):
+        for _ in range(2 * step.TRIALS):
+            gradient(tasks)
+    assert gradient.choice in caplog.text

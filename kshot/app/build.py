@@ -10,9 +10,8 @@ import torch
 from torch import nn
 
 from kshot import learners, models, objectives, tasks
-from kshot.app.spec import Conv4Spec, MamlSpec, Spec
+from kshot.app.spec import Conv4Spec, Spec
 from kshot.learner import Learner
-from kshot.learners.gradient import GradientLearner
 from kshot.objectives import Objective
 from kshot.tasks.source import TaskSource
 from kshot.training.fit import seeded
@@ -63,13 +62,8 @@ def build_learner(spec: Spec, model: nn.Module) -> Learner:
 
 
 def has_head(spec: Spec) -> bool:
-    """Whether the run's learner predicts through the model's own last layer."""
-    return isinstance(spec.learner, MamlSpec)
-
-
-def base_model(learner: Learner) -> nn.Module:
-    """The base model inside a learner."""
-    return learner.model if isinstance(learner, GradientLearner) else learner.embedding  # type: ignore[return-value]
+    """Whether the run's learner predicts through the model's own last layer, and so has a fixed number of ways."""
+    return spec.learner.kind not in ("protonet", "proto_maml")
 
 
 def device_of(spec: Spec) -> torch.device:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from types import TracebackType
 
 from rich.console import Console
@@ -37,16 +38,21 @@ class Display(Observer):
             transient=True,
             disable=not console.is_terminal,
         )
+        self.notes = _Notes(self)
         self.bar: TaskID | None = None
         self.stage = ""
         self.found = ""
 
     def __enter__(self) -> Display:
         self.bars.start()
+        log = logging.getLogger("kshot")
+        log.setLevel(logging.INFO)
+        log.addHandler(self.notes)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         self.bars.stop()
+        logging.getLogger("kshot").removeHandler(self.notes)
 
     def say(self, text: str, style: str = "") -> None:
         """Print a line; `text` is taken literally."""
@@ -80,3 +86,14 @@ class Display(Observer):
             highlight=False,
             soft_wrap=True,
         )
+
+
+class _Notes(logging.Handler):
+    """Shows what kshot logs, such as how the meta-gradient is taken, among the lines of the run."""
+
+    def __init__(self, display: Display) -> None:
+        super().__init__(logging.INFO)
+        self.display = display
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.display.say(record.getMessage(), "dim")

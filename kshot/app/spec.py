@@ -51,13 +51,50 @@ class Conv4Spec(_Strict):
 BatchNormSpec = Literal["support", "query", "running"]
 
 
-class MamlSpec(_Strict):
-    kind: Literal["maml"]
+class _GradientSpec(_Strict):
     inner_lr: float = Field(gt=0)
     steps: int = Field(1, ge=0)
+    batchnorm: BatchNormSpec = "support"
+
+
+class MamlSpec(_GradientSpec):
+    kind: Literal["maml", "meta_sgd", "meta_curvature", "alfa", "proto_maml"]
     order: Literal[1, 2] = 2
     adaptable: str = "*"
-    batchnorm: BatchNormSpec = "support"
+
+
+class AnilSpec(_GradientSpec):
+    kind: Literal["anil", "boil"]
+    order: Literal[1, 2] = 2
+
+
+class FomamlSpec(_GradientSpec):
+    kind: Literal["fomaml"]
+    adaptable: str = "*"
+
+
+class ReptileSpec(_GradientSpec):
+    kind: Literal["reptile"]
+    train_on: Literal["both", "support"] = "both"
+    momentum: float = Field(0.0, ge=0, lt=1)
+    adaptable: str = "*"
+    minibatch: int | None = Field(None, ge=1)
+
+
+class MamlPpSpec(_GradientSpec):
+    kind: Literal["maml_pp"]
+    multi_step: float = Field(0.15, ge=0, le=1)
+    first_order: float = Field(0.3, ge=0, le=1)
+    adaptable: str = "*"
+
+
+class ImamlSpec(_GradientSpec):
+    kind: Literal["imaml"]
+    proximity: float = Field(1.0, gt=0)
+    damping: float = Field(0.0, ge=0)
+    method: Literal["cg", "neumann"] = "cg"
+    iterations: int = Field(5, ge=1)
+    adaptable: str = "*"
 
 
 class ProtonetSpec(_Strict):
@@ -78,7 +115,7 @@ class TrainSpec(_Strict):
     outer_lr: float = Field(1e-3, gt=0)
     clip: float | None = Field(10.0, gt=0)
     schedule: Literal["cosine", "constant"] = "cosine"
-    mode: Literal["loop", "vmap"] = "loop"
+    mode: Literal["auto", "loop", "vmap", "compiled"] = "loop"
     checkpoint_seconds: float = Field(30.0, gt=0)
 
 
@@ -113,7 +150,10 @@ class Spec(_Strict):
     about: str = ""
     source: Annotated[SinusoidsSpec | GlyphsSpec | OmniglotSpec, Field(discriminator="kind")]
     model: Annotated[MlpSpec | Conv4Spec, Field(discriminator="kind")]
-    learner: Annotated[MamlSpec | ProtonetSpec, Field(discriminator="kind")]
+    learner: Annotated[
+        MamlSpec | AnilSpec | FomamlSpec | ReptileSpec | MamlPpSpec | ImamlSpec | ProtonetSpec,
+        Field(discriminator="kind"),
+    ]
     pretrain: PretrainSpec | None = None
     train: TrainSpec = TrainSpec()
     target: str

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from kshot.app.build import Shapes, build_source, device_of, objective_of
+from kshot.app.build import Shapes, build_source, device_of, has_head, objective_of
 from kshot.app.folder import load_run
 from kshot.app.inputs import read_images, read_table, support_images, support_table
 from kshot.app.spec import Spec
@@ -65,7 +65,7 @@ def _ways(spec: Spec, shapes: Shapes, classes: list[str]) -> int:
     """The width of the one-hot targets: the model's own where its last layer is fixed, else one per class."""
     if len(classes) < 2:
         raise ValueError(f"classification needs at least two classes, got {len(classes)}: {', '.join(classes)}")
-    if spec.learner.kind == "protonet":
+    if not has_head(spec):
         return len(classes)
     ways = shapes["targets"][-1]
     if len(classes) > ways:

@@ -11,9 +11,9 @@ from kshot import objectives
 from kshot.inner.functional import BatchNorm, Function
 from kshot.inner.per_parameter import Pattern, adaptable_params
 from kshot.inner.rules import SGD, UpdateRule
-from kshot.inner.solvers import FirstOrder, InnerSolver, Unrolled
+from kshot.inner.solvers import Annealed, FirstOrder, InnerSolver, Unrolled
 from kshot.learner import Learner
-from kshot.learners.outer import Outer, ReptileLoss, TrainOn, query_loss
+from kshot.learners.outer import MultiStepLoss, Outer, ReptileLoss, TrainOn, query_loss
 from kshot.objectives import Objective
 from kshot.types import Batch, Params, Task, Tree
 
@@ -79,6 +79,7 @@ class GradientLearner(Learner):
         self.start, self.per_step, self.outer, self.minibatch = start, per_step, outer, minibatch
         self.function = Function(model, batchnorm)
         self.transductive = self.function.transductive
+        self.annealed = isinstance(solver, Annealed) or isinstance(outer, MultiStepLoss)
         self.progress = 1.0
         self.adaptable_params()  # a pattern that matches nothing is told at once
 

@@ -7,6 +7,7 @@ measures the real step and picks. Only this file knows the difference.
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 from collections.abc import Callable
@@ -22,6 +23,8 @@ from kshot.types import Params, Task, tree_leaves, unstack
 
 Mode = Literal["auto", "loop", "vmap", "compiled"]
 Way = Literal["loop", "vmap", "compiled"]
+
+log = logging.getLogger(__name__)
 
 TRIALS = 3  # steps that "auto" takes each way before it picks; the first warms up and does not count
 
@@ -58,6 +61,8 @@ class MetaGradient:
         self.way: Way | None = None if mode == "auto" else mode
         self.choice = ""
         self._seconds: dict[Way, list[float]] = {"loop": [], "vmap": []}
+        if mode == "compiled" and learner.annealed:
+            self._take("vmap", "since this learner's loss changes in the course of training, and is not compiled")
         self._backend = backend
         self._programs: dict[Any, Callable[..., tuple[Params, Tensor]]] = {}  # by the shapes of the tasks
 
@@ -69,9 +74,8 @@ class MetaGradient:
             try:
                 return self._compiled(tasks)
             except Exception as error:  # whatever a compiler may raise; the step itself is taken the plain way
-                self.way = "vmap"
                 reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-                self.choice = f"vmap, since the step could not be compiled: {reason}"
+                self._take("vmap", f"since the step could not be compiled: {reason}")
         return self._loop(tasks) if self.way == "loop" else self._vmap(tasks)
 
     def _loop(self, tasks: Task) -> Tensor:
@@ -112,8 +116,7 @@ class MetaGradient:
         except RuntimeError as error:
             if way == "loop":
                 raise
-            self.way = "loop"
-            self.choice = f"loop, since these tasks do not run under vmap: {str(error).splitlines()[0]}"
+            self._take("loop", f"since these tasks do not run under vmap: {str(error).splitlines()[0]}")
             self.learner.zero_grad()
             return self._loop(tasks)
         if loss.is_cuda:
@@ -121,10 +124,14 @@ class MetaGradient:
         self._seconds[way].append(time.perf_counter() - started)
         if all(len(times) == TRIALS for times in self._seconds.values()):
             best = {w: min(times[1:]) for w, times in self._seconds.items()}
-            _, self.way = min((seconds, w) for w, seconds in best.items())
+            _, fastest = min((seconds, w) for w, seconds in best.items())
             told = ", ".join(f"{w} {1e3 * seconds:.0f} ms" for w, seconds in best.items())
-            self.choice = f"{self.way}, the fastest by measure ({told} a step)"
+            self._take(fastest, f"the fastest by measure ({told} a step)")
         return loss
+
+    def _take(self, way: Way, why: str) -> None:
+        self.way, self.choice = way, f"{way}, {why}"
+        log.info("the meta-gradient is taken as %s", self.choice)
 
 
 def meta_gradient(learner: Learner, tasks: Task, mode: Mode = "loop") -> Tensor:
