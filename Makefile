@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+PEERS := .venv-peers
 
 .PHONY: setup demo test slow lint bench clean
 .DEFAULT_GOAL := test
@@ -29,9 +30,16 @@ lint: setup
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-bench: setup
+$(PEERS)/.ready: pyproject.toml constraints.txt  # the libraries kshot is measured against, in a place of their own
+	test -x $(PEERS)/bin/python || $(PYTHON) -m venv $(PEERS)
+	$(PEERS)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e . \
+		higher==0.2.1 torchopt==0.7.3
+	touch $@
+
+bench: setup $(PEERS)/.ready
 	$(BIN)/python benchmarks/startup.py
 	$(BIN)/python benchmarks/step.py
+	$(PEERS)/bin/python benchmarks/peers.py
 
 clean:
-	rm -rf $(VENV) build *.egg-info
+	rm -rf $(VENV) $(PEERS) build *.egg-info

@@ -6,6 +6,8 @@ from torch import nn
 
 import kshot
 from kshot import Batch, Task, objectives
+from kshot.training.step import meta_gradient
+from kshot.types import one_hot, stack
 
 
 def line_task(dtype=torch.float64) -> Task:
@@ -82,6 +84,25 @@ def test_support_batchnorm_normalises_a_query_exactly_as_the_support():
     got = learner.predict(learner.adapt(batch), x[:1])
     model.train()
     torch.testing.assert_close(got, model(x)[:1])
+
+
+def test_query_batchnorm_gives_the_same_meta_gradient_by_the_kernel_written_out_for_padding_and_under_vmap():
+    model = nn.Sequential(nn.Conv2d(1, 3, 3), nn.BatchNorm2d(3), nn.Tanh(), nn.Flatten(), nn.Linear(12, 2)).double()
+    x, y = torch.randn(8, 1, 4, 4).double(), one_hot(torch.tensor([0, 1] * 4), 2, torch.float64)
+    query = Batch(x[4:], y[4:], torch.ones(4).double())
+    even = Task(Batch(x[:4], y[:4], torch.full((4,), 2.0).double()), query)
+    padded = Task(Batch(x[:5], y[:5], torch.tensor([1.0, 1, 1, 1, 0]).double()), query)
+    learner = kshot.maml(model, inner_lr=0.3, steps=3, batchnorm="query")
+
+    def gradients(task, mode):
+        learner.zero_grad()
+        meta_gradient(learner, stack([task]), mode)
+        return [parameter.grad.clone() for parameter in model.parameters()]
+
+    expected = gradients(even, "loop")
+    assert expected[2].abs().max() > 1e-6  # through the norm
+    for task, mode in ((padded, "loop"), (even, "vmap"), (padded, "vmap")):
+        torch.testing.assert_close(gradients(task, mode), expected)
 
 
 def test_running_batchnorm_equals_the_module_in_evaluation_mode():
