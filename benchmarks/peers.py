@@ -33,6 +33,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable
+from functools import partial
 from importlib import import_module, metadata
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -102,10 +103,9 @@ def episodes(*shape: int, count: int = 4, ways: int = 5, shots: int = 1, queries
 
 
 def works() -> list[Work]:
-    mlp = lambda: kshot.models.mlp(1, 1)  # noqa: E731
-    waves = lambda: kshot.tasks.sinusoids().stack("train", range(25))  # noqa: E731
-    conv, images = lambda: kshot.models.conv4(1, 5), lambda: episodes(1, 28, 28)
-    sequences = lambda: episodes(16, 8)  # noqa: E731
+    mlp, conv = partial(kshot.models.mlp, 1, 1), partial(kshot.models.conv4, 1, 5)
+    waves = partial(kshot.tasks.sinusoids().stack, "train", range(25))
+    images, sequences = partial(episodes, 1, 28, 28), partial(episodes, 16, 8)
     return [
         *(Work("sinusoid MLP", mlp, waves, 0.01, k, small=True, classes=False) for k in (1, 5, 20)),
         *(Work("Conv4-64", conv, images, 0.01, k, long=k == 20) for k in (1, 5, 20)),

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -168,23 +169,12 @@ class OuterLoop:
             )
 
 
-def seeded(*key: int, device: torch.device | None = None) -> Any:
+@contextmanager
+def seeded(*key: int, device: torch.device | None = None) -> Iterator[None]:
     """A context in which torch's global random numbers are a function of `key`; outside it they are untouched."""
-    return _Seeded(key, device)
-
-
-class _Seeded:
-    def __init__(self, key: tuple[int, ...], device: torch.device | None) -> None:
-        cuda = device is not None and device.type == "cuda"
-        self.fork = torch.random.fork_rng(devices=[device] if cuda else [])
-        self.seed = hash(key) & (2**63 - 1)  # the hash of a tuple of ints is the same in every process
-
-    def __enter__(self) -> None:
-        self.fork.__enter__()
-        torch.manual_seed(self.seed)
-
-    def __exit__(self, *error: Any) -> None:
-        self.fork.__exit__(*error)
+    with torch.random.fork_rng(devices=[device] if device is not None and device.type == "cuda" else []):
+        torch.manual_seed(hash(key) & (2**63 - 1))  # the hash of a tuple of ints is the same in every process
+        yield
 
 
 def meta_training(
