@@ -2,11 +2,12 @@
 
 An `Objective` is all that a learner knows about the domain.
 
-Shape legend: n examples, C classes.
+Shape legend: n examples, C classes, L positions of a window, V symbols of a vocabulary.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -71,3 +72,23 @@ r"""Regression: $\frac{1}{\sum w} \sum_i w_i \lVert \hat y_i - y_i \rVert^2 / d$
 classification = Objective(_cross_entropy, _accuracy)
 r"""Classification: $-\frac{1}{\sum w} \sum_i w_i \sum_c y_{ic} \log \mathrm{softmax}(\hat y_i)_c$; logits (n, C),
 one-hot or soft targets (n, C). Metric: accuracy, in 0 … 1."""
+
+
+def _symbol_loss(logits: Tensor, batch: Batch) -> Tensor:
+    targets = batch.targets
+    if targets.ndim != 2 or targets.is_floating_point() or logits.shape[:-1] != targets.shape:
+        raise ValueError(
+            f"the model predicts {tuple(logits.shape)} and the targets are {targets.dtype} {tuple(targets.shape)}; "
+            "next-token tasks need logits (n, length, symbols) for integer targets (n, length)"
+        )
+    chosen = torch.log_softmax(logits, -1).gather(-1, targets.clamp(min=0)[..., None]).squeeze(-1)  # (n, L)
+    counted = (targets >= 0) * batch.weight[:, None]
+    return -(chosen * counted).sum() / counted.sum()
+
+
+next_token = Objective(
+    _symbol_loss, lambda logits, batch: {"bits_per_character": _symbol_loss(logits, batch) / math.log(2)}
+)
+r"""Language modelling: $-\sum_{it} m_{it} \log \mathrm{softmax}(\hat y_{it})_{y_{it}} / \sum_{it} m_{it}$ with
+$m_{it} = w_i [y_{it} \ge 0]$: a negative target marks a position that is not scored, such as padding. Logits (n, L, V),
+integer targets (n, L). Metric: the same in bits, per character where a symbol is one."""
