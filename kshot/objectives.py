@@ -83,7 +83,7 @@ def _symbol_loss(logits: Tensor, batch: Batch) -> Tensor:
         )
     chosen = torch.log_softmax(logits, -1).gather(-1, targets.clamp(min=0)[..., None]).squeeze(-1)  # (n, L)
     counted = (targets >= 0) * batch.weight[:, None]
-    return -(chosen * counted).sum() / counted.sum()
+    return weighted_mean(-chosen.flatten(), counted.flatten())
 
 
 next_token = Objective(
