@@ -59,7 +59,7 @@ def zips(tree: Path) -> Path:
 
 
 def drawings(source: ClassTasks, split, name: str) -> np.ndarray:
-    return source._images.numpy()[source.classes(split)[name], 0]
+    return source.examples.images[source.classes(split)[name], 0]
 
 
 def test_drawings_are_inverted_and_scaled_down_with_antialiasing(tree):
@@ -107,7 +107,7 @@ def test_a_damaged_cache_is_made_again(zips, cache):
     source = omniglot(path=zips, size=11, **SMALL)
     (path,) = set(cache.iterdir()) - before
     path.write_bytes(path.read_bytes()[:-300])
-    assert torch.equal(omniglot(path=zips, size=11, **SMALL)._images, source._images)
+    assert np.array_equal(omniglot(path=zips, size=11, **SMALL).examples.images, source.examples.images)
     with np.load(path) as arrays:
         assert arrays["images"].shape == (3 * DRAWINGS, 11, 11)
 
@@ -184,7 +184,7 @@ def test_an_image_cut_short_is_named(tree, keep):
 
 def test_a_missing_class_and_a_class_with_too_few_drawings_are_named(tree):
     (tree / "images_background" / CHARACTERS["val"] / "0001_02.png").unlink()
-    with pytest.raises(ValueError, match=r"class 'Runes/character02/rot000' in val has 3 drawings, .*need 4"):
+    with pytest.raises(ValueError, match=r"class 'Runes/character02/rot000' in val has 3 examples, .*need 4"):
         omniglot(path=tree, **SMALL)
     shutil.rmtree(tree / "images_background" / CHARACTERS["val"])
     with pytest.raises(ValueError, match=r"val\.txt lists Runes/character02/rot000, but .* no drawings of"):
@@ -207,7 +207,7 @@ def test_the_real_data_has_the_published_classes(monkeypatch):
     monkeypatch.setenv("KSHOT_DATA", str(REAL.parent))
     source = omniglot(ways=20, shots=5)
     assert source.describe()["classes"] == {"train": 4112, "val": 688, "test": 1692}
-    assert source._images.shape == (4 * 32_460, 1, 28, 28)
+    assert source.examples.images.shape == (4 * 32_460, 1, 28, 28)
     stack = source.stack("test", range(2))
     assert stack.support.inputs.shape == (2, 100, 1, 28, 28)
     assert stack.query.targets.shape == (2, 300, 20)

@@ -1,9 +1,21 @@
 """Where tasks come from: the contract of a source, and the sources that kshot ships."""
 
+from kshot.tasks.examples import ArrayExamples, Examples, ImageExamples
 from kshot.tasks.fewshot import ClassTasks
 from kshot.tasks.glyphs import glyphs
+from kshot.tasks.groups import GroupTasks
 from kshot.tasks.omniglot import omniglot
 from kshot.tasks.source import TaskSource
 from kshot.tasks.synthetic import sinusoids
 
-__all__ = ["ClassTasks", "TaskSource", "glyphs", "omniglot", "sinusoids"]
+__all__ = [
+    "ArrayExamples",
+    "ClassTasks",
+    "Examples",
+    "GroupTasks",
+    "ImageExamples",
+    "TaskSource",
+    "glyphs",
+    "omniglot",
+    "sinusoids",
+]
