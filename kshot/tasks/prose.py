@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,26 +16,36 @@ _MARK = b"\xef\xbb\xbf"
 _WIDE = (b"\xff\xfe", b"\xfe\xff")
 
 
-def read_text(path: Path) -> str:
-    r"""The text of a UTF-8 file: without a byte order mark, its line ends as `\n`.
+def read_text(path: Path, encoding: str | None = None) -> str:
+    r"""The text of a file: without a byte order mark, its line ends as `\n`.
+
+    Args:
+        path: the file.
+        encoding: UTF-8 by default. A wrong guess would spoil words in silence, so none is made.
 
     Raises:
-        ValueError: it cannot be read, or is not UTF-8, naming the byte and the line.
+        ValueError: it cannot be read, or is in another encoding, naming the byte and the line.
     """
     try:
         content = path.read_bytes()
     except OSError as error:
         raise ValueError(f"{path} cannot be read: {error.strerror}") from None
+    content = content.removeprefix(_MARK)
+    known = encoding or "UTF-8"
     try:
-        text = content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        at = error.start + len(_MARK) * content.startswith(_MARK)  # it counts from behind the mark
-        what = "UTF-16" if content.startswith(_WIDE) else "of another encoding, such as Latin-1 or Windows-1252"
+        text = content.decode(known)
+    except LookupError:
         raise ValueError(
-            f"{path}, line {content.count(10, 0, at) + 1}: byte {at} (0x{content[at]:02x}) is not UTF-8; the file may be "
-            f"{what}: save it as UTF-8"
+            f"reading.encoding: there is no encoding {known!r}; common ones are utf-8, latin-1 and cp1252"
         ) from None
-    return text.replace("\r\n", "\n").replace("\r", "\n")
+    except UnicodeError as error:
+        at = getattr(error, "start", 0)
+        likely = "utf-16" if content.startswith(_WIDE) else "latin-1 or cp1252"
+        raise ValueError(
+            f"{path}, line {content.count(10, 0, at) + 1}: byte {at} (0x{content[at]:02x}) is not {known}; save the "
+            f"file as UTF-8, or name its encoding by reading.encoding, such as {likely}"
+        ) from None
+    return text.removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n")
 
 
 def files_of(folder: Path, pattern: str) -> list[Path]:
@@ -67,3 +78,21 @@ def texts_of(table: Table, column: str) -> polars.Series:
     blank = (texts.is_null() | (texts.str.strip_chars() == "")).fill_null(True)
     table.missing(column, blank.to_numpy(), "a text needs at least one character that is no space")
     return texts
+
+
+def words_of(table: Table, column: str, why: str) -> polars.Series:
+    """A column of names; a missing one is a fault of its row."""
+    table.need(column)
+    words = table.labels(column)
+    table.missing(column, words.is_null().to_numpy(), why)
+    return words
+
+
+def values_of(names: polars.Series, column: polars.Series) -> dict[str, set[str]]:
+    """The values of a column in the rows of each name."""
+    import polars as pl
+
+    found: dict[str, set[str]] = defaultdict(set)
+    for name, value in pl.DataFrame({"name": names, "value": column}).unique().iter_rows():
+        found[name].add(value)
+    return found
