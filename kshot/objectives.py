@@ -82,7 +82,8 @@ mse = Objective(_squared_error, lambda prediction, batch: {"mse": _squared_error
 r"""Regression: $\frac{1}{\sum w} \sum_i w_i \lVert \hat y_i - y_i \rVert^2 / d$; prediction and targets (n, ...)."""
 
 classification = Objective(_cross_entropy, _accuracy, own_classes=True)
-r"""Classification, each task with classes of its own: $-\frac{1}{\sum w} \sum_i w_i \sum_c y_{ic} \log \mathrm{softmax}(\hat y_i)_c$; logits (n, C),
+r"""Classification, each task with classes of its own:
+$-\frac{1}{\sum w} \sum_i w_i \sum_c y_{ic} \log \mathrm{softmax}(\hat y_i)_c$; logits (n, C),
 one-hot or soft targets (n, C). Metric: accuracy, in 0 … 1."""
 
 shared_classification = Objective(_cross_entropy, _accuracy)
