@@ -32,13 +32,13 @@ BadRows = Literal["error", "drop"]
 
 log = logging.getLogger(__name__)
 
-OF_FILES = ("file", "folder", "line")
+OF_FILES = ("file", "folder", "passage")
 """What a task of text files can be; anything else is a table's column."""
 RATIO = (0.7, 0.15, 0.15)
 """The shares of the tasks in train, val and test where nothing else is said."""
 IGNORED = -100
 """The target of a position that is not scored."""
-UNREADABLE, UNNAMED = "files in another encoding", "lines before the first that names a task"
+UNREADABLE, UNNAMED = "files in another encoding", "characters before the first that the pattern names"
 BYTES = Vocabulary(map(chr, range(256)))
 """The vocabulary of bytes: byte b has the id b + 2."""
 
@@ -78,11 +78,12 @@ def corpus(
 
     Args:
         path: a folder of text files, one such file, or a table (CSV, TSV, NDJSON, Parquet).
-        task: what a task is. Of files: "file", "folder" (that the file lies in), or "line", a passage that starts with
-            a line of its own, such as a speaker's. Of a table: the column that names it, such as author.
+        task: what a task is. Of files: "file", "folder" (that the file lies in), or "passage", where the files name who
+            speaks. Of a table: the column that names it, such as author.
         pattern: a regular expression whose first group is the task's name. For "file" and "folder" it is looked for in
             the path from the folder on, and is optional: `-(\w+)\.txt$` makes `1789-Washington.txt` a text of
-            Washington. For "line" it tells the lines that name who speaks from there on: `^(.+):$`.
+            Washington. For "passage" it is found where a file names who speaks from there on, such as a line
+            `^(.+):$`; the match itself is no part of anybody's text.
         text: a table's column with the texts; its rows are in order.
         files: the names of the files that are read from a folder.
         unit: "characters", or "bytes" of UTF-8, whose vocabulary of 258 is the same for all data.
@@ -210,7 +211,7 @@ class _Found(NamedTuple):
 def _of_table(path: Path, task: str, text: str, bad_rows: BadRows, reading: Reading) -> _Found:
     if path.is_dir():
         raise ValueError(
-            f"{path} is a folder; its tasks are a file, folder or line each, and {task!r} is none of these"
+            f"{path} is a folder; its tasks are a file, folder or passage each, and {task!r} is none of these"
         )
     import polars as pl
 
@@ -229,8 +230,8 @@ def _of_files(path: Path, task: str, pattern: str | None, files: str, bad_rows: 
         raise ValueError(f"pattern {pattern!r} is no regular expression: {error}") from None
     if path.is_file() and path.suffix.lower() in SUFFIXES and path.suffix.lower() != ".txt":
         raise ValueError(f"{path} is a table; name the column that tells whose a text is by task, such as task: author")
-    if expression is None and task == "line":
-        raise ValueError("task: line needs a pattern that tells the lines that start a passage, such as '^(.+):$'")
+    if expression is None and task == "passage":
+        raise ValueError("task: passage needs a pattern that names who speaks from there on, such as '^(.+):$'")
     root = path.parent if path.is_file() else path
     found: dict[str, list[str]] = defaultdict(list)
     dropped = {UNREADABLE: 0, UNNAMED: 0}
@@ -243,17 +244,17 @@ def _of_files(path: Path, task: str, pattern: str | None, files: str, bad_rows: 
             log.warning("left out: %s", error)
             dropped[UNREADABLE] += 1
             continue
-        if expression is None or task != "line":
+        if expression is None or task != "passage":
             place = file.relative_to(root) if task == "file" else file.relative_to(root).parent
             found[_name(place.as_posix(), expression, file)].append(content)
             continue
-        for name, lines in _passages(content, expression, file):
+        for name, passage in _passages(content, expression, file):
             if name is None:
-                dropped[UNNAMED] += sum(map(bool, map(str.strip, lines)))
-            elif passage := "\n".join(lines).strip("\n"):
+                dropped[UNNAMED] += len(passage)
+            elif passage:
                 found[name].append(passage)
     if not found:
-        raise ValueError(f"{path}: no line matches the pattern {pattern!r}, so that no task is named")
+        raise ValueError(f"{path}: the pattern {pattern!r} is found nowhere, so that no task is named")
     return _Found(dict(found), None, dropped)
 
 
@@ -271,18 +272,13 @@ def _name(place: str, expression: re.Pattern[str] | None, file: Path) -> str:
     return _group(match, str(file))
 
 
-def _passages(content: str, expression: re.Pattern[str], file: Path) -> Iterator[tuple[str | None, list[str]]]:
-    """The passages of a file: who is named, at first nobody, and the lines."""
-    name: str | None = None
-    lines: list[str] = []
-    for number, line in enumerate(content.split("\n"), 1):
-        match = expression.search(line)
-        if match is None:
-            lines.append(line)
-            continue
-        yield name, lines
-        name, lines = _group(match, f"{file}, line {number}"), []
-    yield name, lines
+def _passages(content: str, expression: re.Pattern[str], file: Path) -> Iterator[tuple[str | None, str]]:
+    """The passages of a file: who is named before each, at first nobody."""
+    name, start = None, 0
+    for match in expression.finditer(content):
+        yield name, content[start : match.start()].strip("\n")
+        name, start = _group(match, f"{file}, line {content.count(chr(10), 0, match.start()) + 1}"), match.end()
+    yield name, content[start:].strip("\n")
 
 
 def _group(match: re.Match[str], place: str) -> str:
