@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import difflib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
@@ -179,6 +179,10 @@ class Table:
         """A column as words, null where a value is missing. A whole number is the same word however it is stored."""
         return self._text(name)
 
+    def keys(self, name: str) -> polars.Series:
+        """A column that names things: whole numbers as they are, which is cheap, all else as words."""
+        return self.frame[name] if self.frame.schema[name].is_integer() else self._text(name)
+
     def seconds(self, name: str, format: str | None = None) -> np.ndarray:
         """A column of dates as float64 (rows,) seconds since 1970, UTC; NaN where a value is missing.
 
@@ -309,13 +313,14 @@ def _has_clock(form: str) -> bool:
     return any(code in form for code in ("%H", "%I", "%T", "%R", "%s", "%z", "%+"))
 
 
-def open_table(path: Path | str, reading: Reading = PLAIN, *, columns: Sequence[str] | None = None) -> Table:
+def open_table(path: Path | str, reading: Reading = PLAIN, *, columns: Sequence[str] | None = None, ignore: Sequence[str] = ()) -> Table:
     """Open a CSV, TSV, NDJSON or Parquet file; the format is told by the suffix.
 
     Args:
         path: the file.
         reading: how a file of text is written.
-        columns: read these alone, all by default; names that the file lacks are an error.
+        columns: read these alone, all by default.
+        ignore: read all but these.
 
     Raises:
         ValueError: no such file, a suffix that is not known, a file that is empty, has a header alone, cannot be read,
@@ -339,8 +344,15 @@ def open_table(path: Path | str, reading: Reading = PLAIN, *, columns: Sequence[
     if form is None:
         raise ValueError(f"{path}: the suffix {path.suffix!r} is not known; a table is one of {', '.join(SUFFIXES)}")
     opener = {"csv": _open_csv, "ndjson": _open_ndjson, "parquet": _open_parquet}[form]
+
+    def choose(names: list[str]) -> list[str]:
+        chosen = [name for name in names if name not in ignore] if columns is None else list(dict.fromkeys(columns))
+        if lost := [name for name in (*chosen, *ignore) if name not in names]:
+            raise ValueError(f"{path} has no column {lost[0]!r}{nearest(lost[0], names)}")
+        return chosen
+
     with sentences(path):
-        table = opener(path, reading, None if columns is None else list(dict.fromkeys(columns)))
+        table = opener(path, reading, choose)
     if not len(table) and not table.faults:
         raise ValueError(f"{path} holds a header but no rows")
     return table
@@ -369,7 +381,11 @@ def nearest(name: str, known: Sequence[str]) -> str:
     return f"; it has {listed}"
 
 
-def _open_csv(path: Path, reading: Reading, columns: list[str] | None) -> Table:
+Choice = Callable[[list[str]], list[str]]
+"""From the columns that a file has to those to read."""
+
+
+def _open_csv(path: Path, reading: Reading, choose: Choice) -> Table:
     import polars as pl
 
     text = delimited.decode(path.read_bytes(), reading.encoding, str(path))
@@ -382,10 +398,10 @@ def _open_csv(path: Path, reading: Reading, columns: list[str] | None) -> Table:
         )
     found = delimited.records(text, delimiter, str(path))
     names = _header(found.header, path, delimiter)
-    wanted = names if columns is None else columns
-    if lost := [name for name in wanted if name not in names]:
-        hint = _other_delimiter(found.header, path) if len(names) == 1 else ""
-        raise ValueError(f"{path} has no column {lost[0]!r}{nearest(lost[0], names)}{hint}")
+    try:
+        wanted = choose(names)
+    except ValueError as error:
+        raise ValueError(f"{error}{_other_delimiter(found.header)}") from None
     frame = pl.read_csv(
         found.text,
         separator=delimiter,
@@ -433,14 +449,15 @@ def _check_names(names: Sequence[str], path: Path) -> None:
         )
 
 
-def _other_delimiter(header: list[str], path: Path) -> str:
+def _other_delimiter(header: list[str]) -> str:
+    """The end of a sentence on a column that was not found, where the delimiter may be to blame."""
     for delimiter, word in delimited.DELIMITERS.items():
-        if delimiter in header[0]:
+        if len(header) == 1 and delimiter in header[0]:
             return f"; its one column looks like several with {word} between: set reading.delimiter to {delimiter!r}"
     return ""
 
 
-def _open_ndjson(path: Path, reading: Reading, columns: list[str] | None) -> Table:
+def _open_ndjson(path: Path, reading: Reading, choose: Choice) -> Table:
     import polars as pl
 
     text = delimited.decode(path.read_bytes(), reading.encoding, str(path))
@@ -458,11 +475,7 @@ def _open_ndjson(path: Path, reading: Reading, columns: list[str] | None) -> Tab
         lines = np.array(numbers, np.int64)
         names = list(dict.fromkeys(name for row in rows for name in row))
         frame = pl.DataFrame({name: _one_type([row.get(name) for row in rows]) for name in names}, strict=False)
-    table = Table(path, frame, reading, lines=lines, lost=lost)
-    if columns is not None:
-        table.need(*columns)
-        table.frame = frame.select(columns)
-    return table
+    return Table(path, frame.select(choose(frame.columns)), reading, lines=lines, lost=lost)
 
 
 def _json_lines(text: bytes, path: Path) -> tuple[list[dict[str, Any]], list[int], list[str]]:
@@ -494,15 +507,10 @@ def _one_type(values: list[Any]) -> list[Any]:
     return [None if value is None else value if isinstance(value, str) else json.dumps(value) for value in values]
 
 
-def _open_parquet(path: Path, reading: Reading, columns: list[str] | None) -> Table:
+def _open_parquet(path: Path, reading: Reading, choose: Choice) -> Table:
     import polars as pl
 
     if not path.stat().st_size:
         raise ValueError(f"{path} is empty")
     lazy = pl.scan_parquet(path, glob=False)
-    names = lazy.collect_schema().names()
-    if columns is not None:
-        if lost := [name for name in columns if name not in names]:
-            raise ValueError(f"{path} has no column {lost[0]!r}{nearest(lost[0], names)}")
-        lazy = lazy.select(columns)
-    return Table(path, lazy.collect(), reading)
+    return Table(path, lazy.select(choose(lazy.collect_schema().names())).collect(), reading)
