@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, PlainValidator, ValidationError
 
 
 class _Strict(BaseModel):
@@ -35,6 +35,42 @@ class GlyphsSpec(_ClassesSpec):
 
 class OmniglotSpec(_ClassesSpec):
     kind: Literal["omniglot"]
+
+
+def _whole_or_range(value: Any) -> int | list[int]:
+    ends = value if isinstance(value, list) and len(value) == 2 else [value]
+    if not all(type(end) is int and end >= 1 for end in ends) or ends != sorted(ends):
+        raise ValueError("must be a whole number of at least 1, or a rising range of two such as [1, 5]")
+    return value
+
+
+SizeSpec = Annotated[int | list[int], PlainValidator(_whole_or_range)]
+
+
+class AugmentSpec(_Strict):
+    flip: bool = False
+    shift: int = Field(0, ge=0)
+    jitter: float = Field(0.0, ge=0, le=1)
+
+
+class ImagesSpec(_Strict):
+    kind: Literal["images"]
+    path: str = Field(min_length=1)
+    ways: SizeSpec = 5
+    shots: SizeSpec = 1
+    queries: SizeSpec = 15
+    train_queries: SizeSpec | None = None
+    size: int = Field(84, ge=1)
+    colour: Literal["rgb", "grey"] = "rgb"
+    split: dict[str, Any] | None = None
+    within: Literal["domain"] | None = None
+    augment: AugmentSpec | None = None
+    turned_classes: bool = False
+    imbalance: Literal["random", "linear", "step"] | None = None
+    label_noise: float = Field(0.0, ge=0, lt=1)
+    small: Literal["error", "drop", "shrink"] = "error"
+    bad_images: Literal["error", "drop"] = "error"
+    outside: Literal["error", "allow"] = "error"
 
 
 class MlpSpec(_Strict):
@@ -148,7 +184,7 @@ class Spec(_Strict):
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     about: str = ""
-    source: Annotated[SinusoidsSpec | GlyphsSpec | OmniglotSpec, Field(discriminator="kind")]
+    source: Annotated[SinusoidsSpec | GlyphsSpec | OmniglotSpec | ImagesSpec, Field(discriminator="kind")]
     model: Annotated[MlpSpec | Conv4Spec, Field(discriminator="kind")]
     learner: Annotated[
         MamlSpec | AnilSpec | FomamlSpec | ReptileSpec | MamlPpSpec | ImamlSpec | ProtonetSpec,

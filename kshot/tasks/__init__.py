@@ -4,6 +4,7 @@ from kshot.tasks.examples import ArrayExamples, Examples, ImageExamples
 from kshot.tasks.fewshot import ClassTasks
 from kshot.tasks.glyphs import glyphs
 from kshot.tasks.groups import GroupTasks
+from kshot.tasks.images import images
 from kshot.tasks.omniglot import omniglot
 from kshot.tasks.source import TaskSource
 from kshot.tasks.synthetic import sinusoids
@@ -16,6 +17,7 @@ __all__ = [
     "ImageExamples",
     "TaskSource",
     "glyphs",
+    "images",
     "omniglot",
     "sinusoids",
 ]

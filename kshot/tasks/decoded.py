@@ -48,6 +48,7 @@ class DecodedImages:
     Attributes:
         files: as given; row i is file i.
         images: uint8 (n, C, size, size), a memory map; rows that were not decoded yet are undefined.
+        bad: the rows of images found to be bad so far, and what is wrong with them.
 
     Raises:
         ValueError: the cache can't be written.
@@ -55,6 +56,7 @@ class DecodedImages:
 
     def __init__(self, files: Sequence[ImageFile], root: Path, *, size: int, colour: Colour) -> None:
         self.files, self.root, self.size, self.colour = files, root, size, colour
+        self.bad: dict[int, BadImage] = {}
         self._folder = library.cache_folder() / f"images-{_key(files, root, size, colour)}"
         self._open()
 
@@ -69,12 +71,13 @@ class DecodedImages:
             ValueError: a file cannot be read or was changed since it was listed, or the disk is full.
         """
         while not self._trusted[rows].all():  # once, but where somebody empties the cache meanwhile
-            for bad in self.decode(rows).values():
-                raise BadImage(f"{bad}; replace it, or have such images left out by bad_images: drop") from bad
+            self.decode(rows)
+            for row in self.bad.keys() & set(rows.ravel().tolist()):
+                raise BadImage(f"{self.bad[row]}; replace it, or have such images left out by bad_images: drop")
         return ImageExamples(self.images).take(rows)
 
-    def decode(self, rows: np.ndarray, progress: Callable[[int, int], object] | None = None) -> dict[int, BadImage]:
-        """Decode the images of rows, int64 (...), as far as that was not done yet; the bad ones, and what is wrong.
+    def decode(self, rows: np.ndarray, progress: Callable[[int, int], object] | None = None) -> None:
+        """Decode the images of rows, int64 (...), as far as that was not done yet; bad ones go to `bad`.
 
         Args:
             rows: which.
@@ -84,16 +87,14 @@ class DecodedImages:
             ValueError: a file cannot be read or was changed since it was listed, or the disk is full.
         """
         wanted = np.unique(rows[~self._trusted[rows]])
-        bad: dict[int, BadImage] = {}
         for start in range(0, len(wanted), _TOGETHER):
             part = wanted[start : start + _TOGETHER]
             self._trusted[part] = self._kept(part)
             made = self._decoded(part[~self._trusted[part]].tolist())
-            bad |= {row: image for row, image in made.items() if isinstance(image, BadImage)}
+            self.bad |= {row: image for row, image in made.items() if isinstance(image, BadImage)}
             self._keep({row: image for row, image in made.items() if not isinstance(image, BadImage)})
             if progress:
                 progress(start + len(part), len(wanted))
-        return bad
 
     def _kept(self, rows: np.ndarray) -> list[bool]:
         """Which of the rows the cache holds whole."""
@@ -156,8 +157,8 @@ class DecodedImages:
         self._trusted = np.zeros(len(self.files), bool)
 
     def _make(self) -> None:
-        with library.beside(self._folder) as beside:
-            made = beside / "made"
+        with library.beside(self._folder) as scratch:
+            made = scratch / "made"
             made.mkdir()
             for name, size in self._sizes.items():
                 with (made / name).open("wb") as file:
@@ -166,7 +167,7 @@ class DecodedImages:
             (made / "about.json").write_text(json.dumps(about))  # for people who tidy up
             try:
                 if self._folder.exists():
-                    self._folder.rename(beside / "damaged")
+                    self._folder.rename(scratch / "damaged")
                 made.rename(self._folder)
             except OSError as error:
                 if not self._is_whole():  # or else another process was first
@@ -191,4 +192,4 @@ def _key(files: Sequence[ImageFile], root: Path, size: int, colour: Colour) -> s
 
 def _checksum(image: np.ndarray) -> np.uint32:
     """Never 0, which says that nothing was written."""
-    return _SUM.type(zlib.crc32(np.ascontiguousarray(image)) or 1)
+    return _SUM.type(zlib.crc32(image.tobytes()) or 1)

@@ -95,8 +95,8 @@ def _opened(content: bytes, place: str) -> Image.Image:
     most = Image.MAX_IMAGE_PIXELS
     if most is not None and image.width * image.height > most:
         raise BadImage(
-            f"{place} has {image.width}×{image.height} pixels, more than the {most:,} that are decoded, as a small file "
-            "can so fill the memory; scale it down, or raise PIL.Image.MAX_IMAGE_PIXELS if you trust it"
+            f"{place} has {image.width}×{image.height} pixels, more than the {most:,} that are decoded, as a small "
+            "file can so fill the memory; scale it down, or raise PIL.Image.MAX_IMAGE_PIXELS if you trust it"
         )
     if image.mode in ("I", "F"):
         raise BadImage(f"{place} holds 32-bit numbers, whose black and white are unknown; save it with 8 or 16 bits")

@@ -5,7 +5,7 @@ Shape legend: T tasks, N classes of a task (most ways), S support and Q query ex
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -18,6 +18,9 @@ from kshot.tasks.examples import Examples, ImageExamples
 from kshot.tasks.pools import Pool, Rows, Small, check_apart
 from kshot.tasks.source import TaskSource, generator
 from kshot.types import SPLITS, Batch, Split, Task, tree_map
+
+Augment = Callable[[Tensor, np.random.Generator], Tensor]
+"""Varies the inputs (n, ...) of a training task, as the generator says and nothing else."""
 
 Imbalance = Literal["random", "linear", "step"]
 """How shots differ within a task: each class draws its own, they are spread evenly, or half are low and half high."""
@@ -55,6 +58,7 @@ class ClassTasks(TaskSource):
         small: what becomes of a class with fewer than `shots + queries` examples (the most of a range): "error";
             "drop" leaves it out; "shrink" takes fewer queries of it, then fewer shots within the range, and leaves it
             out where even that fails. With "drop" and "shrink" a domain with too few classes is left out too.
+        augment: varies the inputs of training tasks and pretraining batches; all other splits stay as they are.
         seed: names the sequence of tasks.
         name: what a report calls the source.
 
@@ -96,6 +100,7 @@ class ClassTasks(TaskSource):
         imbalance: Imbalance | None = None,
         label_noise: float = 0.0,
         small: Small = "error",
+        augment: Augment | None = None,
         seed: int = 0,
         name: str = "classes",
     ) -> None:
@@ -114,7 +119,7 @@ class ClassTasks(TaskSource):
         if small not in ("error", "drop", "shrink"):
             raise ValueError(f"small must be error, drop or shrink, got {small!r}")
         self.imbalance, self.label_noise, self.small = imbalance, label_noise, small
-        self.seed, self.name = seed, name
+        self.augment, self.seed, self.name = augment, seed, name
         self.examples: Examples = ImageExamples(examples) if isinstance(examples, np.ndarray) else examples
         pools = {split: Pool(own, f"{name}: class") for split, own in classes.items()}
         check_apart(pools, len(self.examples), name, "class")
@@ -135,7 +140,8 @@ class ClassTasks(TaskSource):
         N, S, Q = self.ways.high, self.shots.high, self.queries[split].high
         # What later options draw comes last, so that recorded tasks stay the same.
         parts = [2 * N, 2 * N * (S + Q), N * S, N * Q, 4, N, 2 * N * S]
-        draws = np.stack([generator(self.seed, split, index).random(sum(parts)) for index in indices])
+        generators = [generator(self.seed, split, index) for index in indices]
+        draws = np.stack([random.random(sum(parts)) for random in generators])
         of_classes, of_examples, order_S, order_Q, of_task, of_shots, of_noise = np.split(
             draws, np.cumsum(parts)[:-1], axis=1
         )
@@ -160,7 +166,10 @@ class ClassTasks(TaskSource):
             labels = np.take_along_axis(labels_TNK, own, 2)
             if order is order_S and self.label_noise:
                 labels = self._flipped(labels, of_noise, shots_TN, ways_T)
-            batches.append(self._batch(np.take_along_axis(rows_TNK, own, 2), labels, real, order))
+            batch = self._batch(np.take_along_axis(rows_TNK, own, 2), labels, real, order)
+            if split == "train" and self.augment:
+                batch = batch._replace(inputs=torch.stack([*map(self.augment, batch.inputs, generators)]))
+            batches.append(batch)
         return Task(*batches)
 
     def pretraining_batch(self, step: int, size: int) -> Batch:
@@ -169,10 +178,12 @@ class ClassTasks(TaskSource):
         random = np.random.default_rng([self.seed, len(SPLITS), step])  # no split's number: other draws than any task's
         places = random.integers(len(pool.flat), size=size)
         labels = pool.member_of(places)
-        return Batch(self.examples.take(pool.flat[places]), _one_hot(labels, len(pool)), torch.ones(size))
+        inputs = self.examples.take(pool.flat[places])
+        inputs = self.augment(inputs, random) if self.augment else inputs
+        return Batch(inputs, _one_hot(labels, len(pool)), torch.ones(size))
 
     def describe(self) -> dict[str, Any]:
-        images = self.examples.images if isinstance(self.examples, ImageExamples) else None
+        images = getattr(self.examples, "images", None)
         return {
             "source": self.name,
             "ways": self.ways.plain(),
@@ -265,7 +276,7 @@ class ClassTasks(TaskSource):
             left_out = f" ({', '.join(self.dropped)} were left out)" if self.dropped else ""
             raise ValueError(
                 f"{self.name}: {what} {split} split has {count} classes, fewer than the {least} ways of a task"
-                f"{left_out}; lower ways or add classes"
+                f"{left_out}; lower ways, add classes{' or leave such domains out with small: drop' if within else ''}"
             )
         return domains
 

@@ -145,10 +145,10 @@ class _Walk:
                 else:
                     self.skipped[os.path.splitext(entry.name)[1].lower()] += 1
             if files and folders:
+                image, below = os.path.basename(files[0].name), folders[0][0][-1]
                 raise ValueError(
-                    f"{shown(self.root + os.sep + start)} holds images, such as {shown(os.path.basename(files[0].name))}, "
-                    f"beside folders, such as {shown(folders[0][0][-1])}; the folder of a class holds nothing but its "
-                    "images: move one of them away"
+                    f"{shown(self.root + os.sep + start)} holds images, such as {shown(image)}, beside folders, such as "
+                    f"{shown(below)}; the folder of a class holds nothing but its images: move one of them away"
                 )
             if not folders:
                 yield parts, files
@@ -163,8 +163,8 @@ class _Walk:
         target = os.path.realpath(link)
         if self.outside == "error" and not _inside(target, self.root):
             raise ValueError(
-                f"the link {shown(link)} leads out of {shown(self.root)}, to {shown(target)}; put the images themselves "
-                "there, or follow such links by outside: allow"
+                f"the link {shown(link)} leads out of {shown(self.root)}, to {shown(target)}; put the images "
+                "themselves there, or follow such links by outside: allow"
             )
         return target
 
@@ -172,8 +172,8 @@ class _Walk:
         first = self._met.setdefault(target, path)
         if first != path:
             raise ValueError(
-                f"{shown(first)} and {shown(path)} are the same by a link, or lead in a circle; an image belongs to one "
-                "class: remove the link"
+                f"{shown(first)} and {shown(path)} are the same by a link, or lead in a circle; an image belongs to "
+                "one class: remove the link"
             )
 
 
@@ -221,14 +221,14 @@ def _read(path: Path) -> polars.DataFrame:
 
     tabs = path.suffix.lower() in (".tsv", ".tab")
     try:
-        table = polars.read_csv(path, infer_schema=False, separator="\t" if tabs else ",", missing_utf8_is_empty_string=True)
+        table = polars.read_csv(path, infer_schema=False, separator="\t" if tabs else ",").fill_null("")
     except (polars.exceptions.PolarsError, OSError) as error:
         raise ValueError(f"{path} is no table that can be read: {str(error).splitlines()[0]}") from None
     missing = [name for name in ("path", "label") if name not in table.columns]
     if missing:
         raise ValueError(
-            f"{path} has no column {missing[0]}; it needs path and label, separated by {'tabs' if tabs else 'commas'}, and "
-            f"has {', '.join(map(repr, table.columns))}"
+            f"{path} has no column {missing[0]}; it needs path and label, separated by {'tabs' if tabs else 'commas'}, "
+            f"and has {', '.join(map(repr, table.columns))}"
         )
     for name in table.columns:
         empty = (table[name].str.strip_chars() == "").arg_true()

@@ -15,6 +15,7 @@ import numpy as np
 
 from kshot.tasks import library
 from kshot.tasks.fewshot import ClassTasks
+from kshot.tasks.unpacking import opened_zip
 from kshot.types import SPLITS, Split
 
 PARTS = "images_background", "images_evaluation"
@@ -171,7 +172,7 @@ def _drawings(part: Path, size: int) -> Iterator[tuple[str, np.ndarray]]:
         for path in _pngs(part):
             yield "/".join(path.parts[-3:]), _drawing(path.read_bytes(), str(path), size)
         return
-    with library.opened_zip(part) as archive:
+    with opened_zip(part) as archive:
         for member in archive.namelist():
             inner = PurePosixPath(member).parts
             if member.endswith(".png") and len(inner) >= 3 and "__MACOSX" not in inner:
