@@ -1,13 +1,16 @@
 """Where tasks come from: the contract of a source, and the sources that kshot ships."""
 
+from kshot.tasks.corpus import corpus
 from kshot.tasks.examples import ArrayExamples, Examples, ImageExamples
 from kshot.tasks.fewshot import ClassTasks
+from kshot.tasks.from_hf import from_hf
 from kshot.tasks.glyphs import glyphs
 from kshot.tasks.groups import GroupTasks
 from kshot.tasks.images import images
 from kshot.tasks.omniglot import omniglot
 from kshot.tasks.source import TaskSource
 from kshot.tasks.synthetic import sinusoids
+from kshot.tasks.text import text
 
 __all__ = [
     "ArrayExamples",
@@ -16,8 +19,11 @@ __all__ = [
     "GroupTasks",
     "ImageExamples",
     "TaskSource",
+    "corpus",
+    "from_hf",
     "glyphs",
     "images",
     "omniglot",
     "sinusoids",
+    "text",
 ]

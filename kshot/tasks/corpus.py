@@ -269,7 +269,7 @@ def _name(place: str, expression: re.Pattern[str] | None, file: Path) -> str:
         raise ValueError(
             f"{file}: the pattern {expression.pattern!r} is not found in {place!r}; narrow files or widen it"
         )
-    return _group(match, str(file))
+    return _group(match, file)
 
 
 def _passages(content: str, expression: re.Pattern[str], file: Path) -> Iterator[tuple[str | None, str]]:
@@ -277,15 +277,15 @@ def _passages(content: str, expression: re.Pattern[str], file: Path) -> Iterator
     name, start = None, 0
     for match in expression.finditer(content):
         yield name, content[start : match.start()].strip("\n")
-        name, start = _group(match, f"{file}, line {content.count(chr(10), 0, match.start()) + 1}"), match.end()
+        name, start = _group(match, file), match.end()
     yield name, content[start:].strip("\n")
 
 
-def _group(match: re.Match[str], place: str) -> str:
+def _group(match: re.Match[str], file: Path) -> str:
     """The name in a match: its first group, or all of it."""
     name = match[1] if match.re.groups else match[0]
     if name is None or not name.strip():
-        raise ValueError(f"{place}: the pattern {match.re.pattern!r} matches, but its first group names nobody")
+        raise ValueError(f"{file}: the pattern {match.re.pattern!r} is found in {match[0]!r}, but names nobody there")
     return name.strip()
 
 
