@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -221,10 +222,9 @@ def _read(file: HfFile, by_part: bool) -> polars.DataFrame:
     with sentences(file.path):
         if file.path.suffix == ".parquet":
             frame = pl.read_parquet(file.path, glob=False)
-        elif file.path.open("rb").read(6) == b"ARROW1":
-            frame = pl.read_ipc(file.path)
         else:
-            frame = pl.read_ipc_stream(file.path)
+            content = file.path.read_bytes()
+            frame = (pl.read_ipc if content.startswith(b"ARROW1") else pl.read_ipc_stream)(io.BytesIO(content))
     for column, names in file.names.items():
         if column in frame.columns and frame.schema[column].is_integer():
             numbers = frame[column]
