@@ -7,6 +7,8 @@ from torch import nn
 
 import kshot
 from kshot import Batch, Task
+from kshot.app.build import build_model
+from kshot.app.spec import load_spec
 from kshot.models import DropBlock, resnet12
 from kshot.models.resnet import ResidualBlock
 from kshot.training.fit import OuterLoop, Settings
@@ -183,3 +185,16 @@ def test_a_compiled_step_follows_the_schedule():
     learner.advance(0.0)
     torch.testing.assert_close(gradient(tasks), meta_gradient(learner, tasks, "loop"))
     assert not gradient.choice
+
+
+def test_a_run_file_builds_it():
+    recipe = load_spec("glyphs", ["model={kind: resnet12, widths: [2, 3, 4, 6], keep_prob: 0.8, block_size: 2}"])
+    shapes = {"inputs": [1, 28, 28], "targets": [5]}
+    model = build_model(recipe, shapes, head=True)
+    assert model(torch.zeros(2, 1, 28, 28)).shape == (2, 5)
+    assert build_model(recipe, shapes, head=False)(torch.zeros(2, 1, 28, 28)).shape == (2, 6)
+    assert [(d.keep_prob, d.block_size) for d in model.modules() if isinstance(d, DropBlock)] == [(0.8, 2)] * 2
+    with pytest.raises(ValueError, match="model resnet12 takes images"):
+        build_model(recipe, {"inputs": [7], "targets": [5]}, head=True)
+    with pytest.raises(ValueError, match=r"model.widths: list should have at least 4 items"):
+        load_spec("glyphs", ["model={kind: resnet12, widths: [64]}"])
