@@ -334,7 +334,7 @@ def test_vmap_equals_the_loop_for_every_module(name):
 
 
 def test_bert_takes_the_loop_for_its_padding_mask_and_vmap_for_one_by_pairs():
-    """`transformers` asks whether an attention mask (n, L) holds padding at all, but takes one (n, 1, L, L) as it is."""
+    """`transformers` asks whether a mask (n, L) holds padding at all, but takes one (n, 1, L, L) as it is."""
     model, tasks, _ = make(ZOO["BERT"])
     learner = kshot.maml(model.eval(), inner_lr=RATE, steps=STEPS)
     with pytest.raises(RuntimeError, match=r"the layer 'model.bert' \(BertModel\) .* use mode='loop'"):

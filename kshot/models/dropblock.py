@@ -20,8 +20,9 @@ class DropBlock(Scheduled):
     $$ \gamma = \frac{1 - p}{b^2} \cdot \frac{HW}{(H - b + 1)(W - b + 1)}, \qquad
        y = x \odot M \cdot \frac{CHW}{\sum M} $$
 
-    So a share of about $1 - p$ is dropped, somewhat less where squares overlap. The share grows linearly from 0 over the
-    first part of the training; the trainer tells how far that is (see `Scheduled`). In evaluation mode nothing is done.
+    So a share of about $1 - p$ is dropped, somewhat less where squares overlap. The share grows linearly from 0 over
+    the first part of the training; the trainer tells how far that is (see `Scheduled`). In evaluation mode nothing is
+    done.
 
     Args:
         keep_prob: $p$, the share that is kept in the end, above 0 and at most 1.
@@ -54,8 +55,8 @@ class DropBlock(Scheduled):
         if not 0 <= until <= 1:
             raise ValueError(f"until must be a part of the training, from 0 to 1, got {until}")
         self.keep_prob, self.block_size, self.until = keep_prob, block_size, until
-        self.register_buffer("share", torch.tensor(1 - keep_prob), persistent=False)  # a tensor, so that compiled
-        # programs follow the schedule
+        # a tensor, so that compiled programs follow the schedule
+        self.register_buffer("share", torch.tensor(1 - keep_prob), persistent=False)
 
     def advance(self, progress: float) -> None:
         self.share.fill_((1 - self.keep_prob) * (1 if progress >= self.until else progress / self.until))
