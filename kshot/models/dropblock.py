@@ -38,7 +38,7 @@ class DropBlock(Scheduled):
         1.000
 
     References:
-        Ghiasi, Lin, Le: DropBlock, arXiv:1810.12890, algorithm 1 and section 3.1 (scheduled).
+        Ghiasi, Lin, Le: DropBlock, arXiv:1810.12890, algorithm 1 and section 3 (scheduled DropBlock).
 
     Deviations:
         What is left is scaled for each example by itself, so that no example depends on the others of its batch.
