@@ -16,6 +16,7 @@ What the columns say:
     peak MiB      the most resident memory of a step above what the process held before it, in a process of its own,
                   after a step that does not count (Linux only)
     Δ32, Δ64      max |g - g'| / max |g'| over all parameters, g' the meta-gradient of the first peer; float32, float64
+    rounding      the same of g in float32 and g' in float64: a Δ32 of this size is as good as none
 
 The narrow ResNet-12 has a quarter of the usual channels (16-40-80-160), drops nothing, and sees colour images of 32×32
 pixels, so that a step takes seconds. A compiled step takes tens of seconds to compile, minutes for Conv4: that is done
@@ -297,13 +298,14 @@ def measure(work: Work, ways: list[str], repeats: int) -> list[dict[str, Any]]:
                 str(dtype).removeprefix("torch."): difference(value, reference[dtype])
                 for dtype, value in found[way].items()
             },
+            "rounding": difference(found[way][torch.float32].double(), reference[torch.float64]),
         }
     return rows
 
 
 def table(rows: list[dict[str, Any]], peers: list[str]) -> list[str]:
     """The rows as lines of a Markdown table."""
-    names = ["work", "threads", "way", "ms", *(f"× {peer}" for peer in peers), "peak MiB", "Δ32", "Δ64"]
+    names = ["work", "threads", "way", "ms", *(f"× {peer}" for peer in peers), "peak MiB", "Δ32", "Δ64", "rounding"]
     lines = ["| " + " | ".join(names) + " |", "|" + " --- |" * len(names)]
     for row in rows:
         cells = [row["work"], str(row["threads"]), row["way"]]
@@ -311,7 +313,7 @@ def table(rows: list[dict[str, Any]], peers: list[str]) -> list[str]:
             lines.append("| " + " | ".join([*cells, "does not run", *["–"] * (len(names) - 4)]) + " |")
             continue
         ratios = [row["faster_than"].get(peer) for peer in peers]
-        delta = [row["difference"].get(dtype) for dtype in ("float32", "float64")]
+        delta = [*(row["difference"].get(dtype) for dtype in ("float32", "float64")), row["rounding"]]
         cells += [f"{row['ms']:.1f}"]
         cells += ["–" if ratio is None else f"{ratio:.2f}" for ratio in ratios]
         cells += ["–" if row["peak_mib"] is None else f"{row['peak_mib']:.1f}"]
