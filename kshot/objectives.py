@@ -7,7 +7,8 @@ Shape legend: n examples, C classes.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -87,3 +88,32 @@ one-hot or soft targets (n, C). Metric: accuracy, in 0 … 1."""
 
 shared_classification = Objective(_cross_entropy, _accuracy)
 """As `classification`, with the same classes in all tasks, such as pass and fail: one may be missing from a support."""
+
+
+def in_units(scales: Sequence[float], names: Sequence[str]) -> Objective:
+    r"""Regression of targets that were divided by a scale each: the loss is `mse` of the scaled, figures are in units.
+
+    $$ \text{mse} = \frac{s^2}{\sum w} \sum_i w_i (\hat y_i - y_i)^2, \qquad
+       \text{mae} = \frac{s}{\sum w} \sum_i w_i \lvert \hat y_i - y_i \rvert $$
+
+    Args:
+        scales: $s$ of each target, in its own units.
+        names: of the targets; with several, a metric is told for each, as in `mse_price`.
+
+    Example:
+        >>> batch = Batch.of(torch.zeros(2, 1), torch.tensor([[0.0], [2.0]]))
+        >>> metrics = in_units([10.0], ["price"]).metrics(torch.zeros(2, 1), batch)
+        >>> {name: float(value) for name, value in metrics.items()}
+        {'mse': 200.0, 'mae': 10.0}
+    """
+
+    def metrics(prediction: Tensor, batch: Batch) -> dict[str, Tensor]:
+        found = {}
+        for place, (scale, name) in enumerate(zip(scales, names)):
+            error = scale * (prediction[:, place] - batch.targets[:, place])
+            end = "" if len(names) == 1 else "_" + re.sub(r"\W", "_", name)
+            found[f"mse{end}"] = weighted_mean(error.square(), batch.weight)
+            found[f"mae{end}"] = weighted_mean(error.abs(), batch.weight)
+        return found
+
+    return Objective(_squared_error, metrics)

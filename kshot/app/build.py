@@ -54,11 +54,11 @@ def build_model(spec: Spec, shapes: Shapes, *, head: bool) -> nn.Module:
         )
 
 
-def build_learner(spec: Spec, model: nn.Module) -> Learner:
-    """The learner around a base model."""
+def build_learner(spec: Spec, model: nn.Module, objective: Objective | None = None) -> Learner:
+    """The learner around a base model; the run file tells the objective where the data does not."""
     options = spec.learner.model_dump(exclude={"kind"})
     factory: Callable[..., Learner] = getattr(learners, spec.learner.kind)
-    return factory(model, objective=objective_of(spec), **options)
+    return factory(model, objective=objective or objective_of(spec), **options)
 
 
 def has_head(spec: Spec) -> bool:

@@ -74,6 +74,8 @@ def run(spec: Spec, out: Path, *, resume: bool = False, console: Console | None 
     folder = RunFolder(out)
     (folder.open_again if resume else folder.open_new)(spec)
     folder.shapes.write_text(json.dumps(shapes))
+    if source.encoding:
+        folder.encoding.write_text(json.dumps(source.encoding.to_json()))
     experience = Experience(folder.events)
     started = time.monotonic()
     with Display(console or Console(), target.metric) as display:
@@ -82,7 +84,7 @@ def run(spec: Spec, out: Path, *, resume: bool = False, console: Console | None 
         if spec.pretrain:
             pretrain_seconds = _pretrain(spec, model, source, folder, experience, display)
             pretrained = copy.deepcopy(model)
-        learner = build_learner(spec, model).to(device)
+        learner = build_learner(spec, model, source.objective).to(device)
         training = spec.train.model_dump()
         result = run_until(
             learner,
@@ -282,6 +284,8 @@ def _figures(report: dict[str, Any], experience: Experience, learner: Learner, s
             drawn["regression_examples"] = figures.regression_examples(learner, shown, steps=(0, 1, 5))
         return drawn
     source = build_source(spec)
+    if getattr(source.task("test", 0).query.inputs, "ndim", 0) != 4:
+        return drawn  # no images
     examples = []
     with torch.no_grad():
         for index in range(4):

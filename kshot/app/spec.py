@@ -37,6 +37,42 @@ class OmniglotSpec(_ClassesSpec):
     kind: Literal["omniglot"]
 
 
+SizeSpec = Annotated[int, Field(ge=1)] | Annotated[list[Annotated[int, Field(ge=1)]], Field(min_length=2, max_length=2)]
+
+
+class ReadingSpec(_Strict):
+    """How a file of text is written, where it cannot be told from the file."""
+
+    delimiter: str | None = None
+    encoding: str | None = None
+    decimal: Literal[".", ","] | None = None
+    missing: list[str] | None = None
+
+
+class TableSpec(_Strict):
+    kind: Literal["table"]
+    path: str
+    group: str | None = None
+    target: str | list[str] | None = None
+    classes: str | None = None
+    ask: Literal["regression", "classification"] | None = None
+    inputs: list[str] | None = None
+    ignore: list[str] = []
+    kinds: dict[str, str] = {}
+    time: str | None = None
+    domain: str | None = None
+    split: dict[str, Any] = {"ratio": [0.7, 0.15, 0.15]}
+    ways: SizeSpec = 5
+    shots: SizeSpec = 10
+    queries: SizeSpec = 10
+    train_queries: SizeSpec | None = None
+    imbalance: Literal["random", "linear", "step"] | None = None
+    label_noise: float = Field(0.0, ge=0, lt=1)
+    small: Literal["error", "drop", "shrink"] = "error"
+    reading: ReadingSpec = ReadingSpec()
+    bad_rows: Literal["error", "drop"] = "error"
+
+
 class MlpSpec(_Strict):
     kind: Literal["mlp"]
     hidden: list[Annotated[int, Field(ge=1)]] = [40, 40]
@@ -148,7 +184,7 @@ class Spec(_Strict):
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     about: str = ""
-    source: Annotated[SinusoidsSpec | GlyphsSpec | OmniglotSpec, Field(discriminator="kind")]
+    source: Annotated[SinusoidsSpec | GlyphsSpec | OmniglotSpec | TableSpec, Field(discriminator="kind")]
     model: Annotated[MlpSpec | Conv4Spec, Field(discriminator="kind")]
     learner: Annotated[
         MamlSpec | AnilSpec | FomamlSpec | ReptileSpec | MamlPpSpec | ImamlSpec | ProtonetSpec,

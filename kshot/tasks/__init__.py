@@ -7,6 +7,7 @@ from kshot.tasks.groups import GroupTasks
 from kshot.tasks.omniglot import omniglot
 from kshot.tasks.source import TaskSource
 from kshot.tasks.synthetic import sinusoids
+from kshot.tasks.tables import table
 
 __all__ = [
     "ArrayExamples",
@@ -18,4 +19,5 @@ __all__ = [
     "glyphs",
     "omniglot",
     "sinusoids",
+    "table",
 ]

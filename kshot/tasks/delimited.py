@@ -108,7 +108,7 @@ def find_delimiter(text: bytes) -> str:
 
 
 def records(text: bytes, delimiter: str, place: str) -> Records:
-    """Find the records of a text, and set aside those that are not whole.
+    r"""Find the records of a text, and set aside those that are not whole.
 
     A value in quotes may hold delimiters, line ends and doubled quotes, as RFC 4180 says. Where the quotes of a file do
     not add up, each line is looked at on its own: a line whose quotes don't is bad, and the others are kept.

@@ -1,4 +1,4 @@
-"""What a run keeps of its data, so that `kshot adapt` and `kshot predict` read a user's files without the training data."""
+"""What a run keeps of its data, so that `kshot adapt` and `predict` read a user's files without the training data."""
 
 from __future__ import annotations
 

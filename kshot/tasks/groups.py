@@ -142,6 +142,7 @@ class GroupTasks(TaskSource):
             "order": self.order,
             "seed": self.seed,
             "groups": {split: len(names) for split, names in self.group_names.items()},
+            **(self.encoding.describe() if self.encoding else {}),
             **({"dropped": self.dropped} if self.dropped else {}),
         }
 

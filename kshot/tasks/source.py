@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -12,6 +12,9 @@ import torch
 from kshot import types
 from kshot.objectives import Objective
 from kshot.types import SPLITS, Batch, Split, Task, tree_map
+
+if TYPE_CHECKING:
+    from kshot.tasks.encoding import Encoding
 
 
 class TaskSource(ABC):
@@ -23,10 +26,12 @@ class TaskSource(ABC):
     Attributes:
         objective: what the tasks ask.
         seed: names the sequence of tasks.
+        encoding: how a user's files become inputs of these tasks, where they were read from a table; a run keeps it.
     """
 
     objective: Objective
     seed: int
+    encoding: Encoding | None = None
 
     @abstractmethod
     def task(self, split: Split, index: int) -> Task:
