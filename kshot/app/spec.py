@@ -73,6 +73,29 @@ class TableSpec(_Strict):
     bad_rows: Literal["error", "drop"] = "error"
 
 
+class SeriesSpec(_Strict):
+    kind: Literal["series"]
+    path: str
+    time: str
+    series: str | None = None
+    value: str | None = None
+    covariates: list[str] = []
+    context: int = Field(24, ge=2)
+    horizon: int = Field(6, ge=1)
+    stride: int | None = Field(None, ge=1)
+    season: int = Field(1, ge=1)
+    scale: Literal["support", "global"] = "support"
+    kinds: dict[str, str] = {}
+    domain: str | None = None
+    split: dict[str, Any] = {"ratio": [0.7, 0.15, 0.15]}
+    shots: SizeSpec = 5
+    queries: SizeSpec = 5
+    train_queries: SizeSpec | None = None
+    small: Literal["error", "drop", "shrink"] = "error"
+    reading: ReadingSpec = ReadingSpec()
+    bad_rows: Literal["error", "drop"] = "error"
+
+
 class MlpSpec(_Strict):
     kind: Literal["mlp"]
     hidden: list[Annotated[int, Field(ge=1)]] = [40, 40]
@@ -184,7 +207,7 @@ class Spec(_Strict):
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     about: str = ""
-    source: Annotated[SinusoidsSpec | GlyphsSpec | OmniglotSpec | TableSpec, Field(discriminator="kind")]
+    source: Annotated[SinusoidsSpec | GlyphsSpec | OmniglotSpec | TableSpec | SeriesSpec, Field(discriminator="kind")]
     model: Annotated[MlpSpec | Conv4Spec, Field(discriminator="kind")]
     learner: Annotated[
         MamlSpec | AnilSpec | FomamlSpec | ReptileSpec | MamlPpSpec | ImamlSpec | ProtonetSpec,

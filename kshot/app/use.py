@@ -106,7 +106,7 @@ def predict_run(run_dir: Path, state_file: Path, inputs: list[Path], *, resize: 
     if classes:
         _print(rows | _labels(prediction, classes))
     elif run.encoding:
-        _print(rows | run.encoding.answers(prediction, kept))
+        _print(run.encoding.answers(prediction, kept))
     else:
         several = prediction.shape[1] > 1
         _print(rows | {f"prediction{i if several else ''}": own for i, own in enumerate(prediction.T.tolist())})

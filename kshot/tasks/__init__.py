@@ -5,6 +5,7 @@ from kshot.tasks.fewshot import ClassTasks
 from kshot.tasks.glyphs import glyphs
 from kshot.tasks.groups import GroupTasks
 from kshot.tasks.omniglot import omniglot
+from kshot.tasks.series import series
 from kshot.tasks.source import TaskSource
 from kshot.tasks.synthetic import sinusoids
 from kshot.tasks.tables import table
@@ -18,6 +19,7 @@ __all__ = [
     "TaskSource",
     "glyphs",
     "omniglot",
+    "series",
     "sinusoids",
     "table",
 ]

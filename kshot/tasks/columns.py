@@ -82,7 +82,7 @@ class Column:
             cycles = "year, week and day" if self.clock else "year and week"
             return f"date: linear, and sine and cosine of {cycles}{gaps}"
         if self.kind == "boolean":
-            return f"boolean: 0 or 1{gaps}"
+            return f"boolean: 0 or 1, less the mean of {self.mean:.4g}{gaps}"
         return f"number: (x − {self.mean:.4g}) / {self.std:.4g}{gaps}"
 
 

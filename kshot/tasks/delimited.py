@@ -136,6 +136,9 @@ def records(text: bytes, delimiter: str, place: str) -> Records:
     length = ends - starts
     blank = (length == 0) | ((length == 1) & (buffer[starts] == _CR))
     first = int(np.argmin(blank))
+    if fields[first] == 1:  # an empty line is a missing value, but for those at the end
+        last = len(blank) - int(np.argmin(blank[::-1]))
+        blank[first:last] = False
     if not sound[first]:
         raise ValueError(f"{place}, line {lines[first]}: the header's quotes do not add up; each opened must be closed")
     header_text = text[starts[first] : ends[first]].decode().rstrip("\r")

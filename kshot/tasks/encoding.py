@@ -11,7 +11,7 @@ from torch import Tensor
 from kshot.objectives import Objective
 from kshot.types import Tree
 
-KINDS = {"table": "kshot.tasks.tables:TableEncoding"}
+KINDS = {"table": "kshot.tasks.tables:TableEncoding", "series": "kshot.tasks.series:SeriesEncoding"}
 
 
 class Support(NamedTuple):
@@ -47,7 +47,7 @@ class Encoding(Protocol):
         ...
 
     def answers(self, prediction: Tensor, kept: dict[str, Any]) -> dict[str, list[Any]]:
-        """A prediction (n, ...) for a person: the columns of a table with n rows."""
+        """A prediction (n, ...) for a person: the columns of a table."""
         ...
 
     def describe(self) -> dict[str, Any]:

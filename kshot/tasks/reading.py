@@ -94,7 +94,7 @@ class Table:
         """Raise `ValueError` where the table lacks a column, naming the nearest it has."""
         for name in names:
             if name not in self.frame.columns:
-                raise ValueError(f"{self.path} has no column {name!r}{nearest(name, self.frame.columns)}")
+                raise _no_column(self.path, name, self.frame.columns)
 
     def kind(self, name: str) -> Kind:
         """What a column holds: its type, or for text what nearly all its values can be read as.
@@ -213,6 +213,11 @@ class Table:
     def bad(self, name: str, where: np.ndarray, why: str) -> None:
         """Mark rows (rows,) bool as bad for a reason of the caller's."""
         self._fault(name, where, self.frame[name], lambda value: f"{value!r} {why}")
+
+    @property
+    def good(self) -> np.ndarray:
+        """The rows (rows,) bool that nothing was found wrong with, so far."""
+        return ~self._bad
 
     def settle(self, bad_rows: Literal["error", "drop"]) -> np.ndarray:
         """The rows (rows,) bool that are good.
@@ -353,7 +358,7 @@ def open_table(
     def choose(names: list[str]) -> list[str]:
         chosen = [name for name in names if name not in ignore] if columns is None else list(dict.fromkeys(columns))
         if lost := [name for name in (*chosen, *ignore) if name not in names]:
-            raise ValueError(f"{path} has no column {lost[0]!r}{nearest(lost[0], names)}")
+            raise _no_column(path, lost[0], names)
         return chosen
 
     with sentences(path):
@@ -375,15 +380,18 @@ def sentences(path: Path) -> Iterator[None]:
         raise ValueError(f"{path} cannot be read: {first}") from None
 
 
-def nearest(name: str, known: Sequence[str]) -> str:
-    """The end of a sentence that missed a name: the nearest known one, or all of them."""
-    close = difflib.get_close_matches(name, known, 1, 0.5) or [
-        other for other in known if other.lower() == name.lower()
-    ]
-    if close:
-        return f": did you mean {close[0]!r}?"
-    listed = ", ".join(map(repr, known[:20])) + (", …" if len(known) > 20 else "")
-    return f"; it has {listed}"
+def _no_column(path: Path, name: str, known: list[str]) -> ValueError:
+    """That a table lacks a column: with the nearest it has, or a word on the delimiter if that may be to blame."""
+    close = difflib.get_close_matches(name, known, 1, 0.5) or [own for own in known if own.lower() == name.lower()]
+    split = [delimiter for delimiter in delimited.DELIMITERS if len(known) == 1 and delimiter in known[0]]
+    if split:
+        word = delimited.DELIMITERS[split[0]]
+        hint = f"; its one column looks like several with {word} between: set reading.delimiter to {split[0]!r}"
+    elif close:
+        hint = f": did you mean {close[0]!r}?"
+    else:
+        hint = f"; it has {', '.join(map(repr, known[:20]))}" + (", …" if len(known) > 20 else "")
+    return ValueError(f"{path} has no column {name!r}{hint}")
 
 
 Choice = Callable[[list[str]], list[str]]
@@ -403,10 +411,7 @@ def _open_csv(path: Path, reading: Reading, choose: Choice) -> Table:
         )
     found = delimited.records(text, delimiter, str(path))
     names = _header(found.header, path, delimiter)
-    try:
-        wanted = choose(names)
-    except ValueError as error:
-        raise ValueError(f"{error}{_other_delimiter(found.header)}") from None
+    wanted = choose(names)
     frame = pl.read_csv(
         found.text,
         separator=delimiter,
@@ -452,14 +457,6 @@ def _check_names(names: Sequence[str], path: Path) -> None:
         raise ValueError(
             f"{path}: {' and '.join(places)} are both columns {twice[0]!r}; give each column a name of its own"
         )
-
-
-def _other_delimiter(header: list[str]) -> str:
-    """The end of a sentence on a column that was not found, where the delimiter may be to blame."""
-    for delimiter, word in delimited.DELIMITERS.items():
-        if len(header) == 1 and delimiter in header[0]:
-            return f"; its one column looks like several with {word} between: set reading.delimiter to {delimiter!r}"
-    return ""
 
 
 def _open_ndjson(path: Path, reading: Reading, choose: Choice) -> Table:

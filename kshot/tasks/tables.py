@@ -347,14 +347,13 @@ class TableEncoding:
         return inputs
 
     def answers(self, prediction: Tensor, kept: dict[str, Any]) -> dict[str, list[Any]]:
+        rows: dict[str, list[Any]] = {"row": list(range(1, len(prediction) + 1))}
         if self.classes:
             chances = prediction.softmax(1)
-            told: dict[str, list[Any]] = {
-                self.targets[0]: [self.classes[place] for place in chances.argmax(1).tolist()]
-            }
-            return told | {f"p({name})": chances[:, place].tolist() for place, name in enumerate(self.classes)}
+            rows[self.targets[0]] = [self.classes[place] for place in chances.argmax(1).tolist()]
+            return rows | {f"p({name})": chances[:, place].tolist() for place, name in enumerate(self.classes)}
         values = prediction.double().numpy() * self.std + self.mean
-        return {name: values[:, place].tolist() for place, name in enumerate(self.targets)}
+        return rows | {name: values[:, place].tolist() for place, name in enumerate(self.targets)}
 
     def describe(self) -> dict[str, Any]:
         told: dict[str, Any] = {"inputs": self.columns.describe()}
