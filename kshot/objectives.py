@@ -88,3 +88,32 @@ one-hot or soft targets (n, C). Metric: accuracy, in 0 … 1."""
 
 shared_classification = Objective(_cross_entropy, _accuracy)
 """As `classification`, with the same classes in all tasks, such as pass and fail: one may be missing from a support."""
+
+
+def named(name: str) -> Objective:
+    """The objective of this module that goes by a name.
+
+    Raises:
+        ValueError: there is none.
+
+    Example:
+        >>> named("mse") is mse
+        True
+    """
+    found = globals().get(name)
+    if not isinstance(found, Objective):
+        known = [known for known, value in globals().items() if isinstance(value, Objective)]
+        raise ValueError(f"there is no objective {name!r}; known are {', '.join(known)}")
+    return found
+
+
+def name_of(objective: Objective) -> str:
+    """The name that an objective of this module goes by, so that a file can say it.
+
+    Raises:
+        ValueError: it is none of this module's.
+    """
+    for name, value in globals().items():
+        if isinstance(value, Objective) and value == objective:
+            return name
+    raise ValueError("the objective is none of kshot.objectives, so no file can name it")
