@@ -107,7 +107,9 @@ def test_metrics_are_told_in_the_targets_own_units(shop_file):
     metrics = source.objective.metrics(prediction, task.query)
     assert float(metrics["mse"]) == pytest.approx(float(error.square().mean()), rel=1e-5)
     assert float(metrics["mae"]) == pytest.approx(float(error.abs().mean()), rel=1e-5)
-    assert float(source.objective.loss(prediction, task.query)) == pytest.approx(float(metrics["mse"]) / std**2, rel=1e-5)
+    assert float(source.objective.loss(prediction, task.query)) == pytest.approx(
+        float(metrics["mse"]) / std**2, rel=1e-5
+    )
 
 
 def test_several_targets_have_figures_each(shop_file):
@@ -162,7 +164,9 @@ def test_splits_by_a_column(tmp_path):
 # encoding of columns ------------------------------------------------------------------------------------------------
 
 
-def encoded(tmp_path, columns: dict, train: list[bool], new: dict | None = None, **kinds: str) -> dict[str, list[float]]:
+def encoded(
+    tmp_path, columns: dict, train: list[bool], new: dict | None = None, **kinds: str
+) -> dict[str, list[float]]:
     """The features of a table fitted on its training rows; those of the rows of another file with `new`."""
     pl.DataFrame(columns).write_parquet(tmp_path / "fit.parquet")
     found = open_table(tmp_path / "fit.parquet")
@@ -209,10 +213,12 @@ def test_many_words_have_codes_that_are_apart(tmp_path):
 def test_dates_are_linear_and_cyclic(tmp_path):
     days = [f"2023-{month:02}-01" for month in range(1, 13)]
     found = encoded(tmp_path, {"d": days}, [True] * 12, {"d": ["2023-06-16", "2024-06-16", ""]})
-    assert [name for name in found] == [
+    assert list(found) == [
         "d", "d sin of year", "d cos of year", "d sin of week", "d cos of week",
     ]  # fmt: skip
-    assert found["d"][1] - found["d"][0] == pytest.approx(366 / np.std([(np.datetime64(d) - np.datetime64(days[0])).astype(int) for d in days]), rel=1e-4)  # noqa: E501
+    assert found["d"][1] - found["d"][0] == pytest.approx(
+        366 / np.std([(np.datetime64(d) - np.datetime64(days[0])).astype(int) for d in days]), rel=1e-4
+    )
     assert found["d cos of year"][0] == pytest.approx(found["d cos of year"][1], abs=0.02), "the same day of the year"
     assert found["d cos of year"][0] < -0.95, "the middle of the year"
     hours = encoded(tmp_path, {"t": ["2024-01-01 00:00:00", "2024-01-01 06:00:00", "2024-01-08 06:00:00"]}, [True] * 3)
@@ -283,7 +289,9 @@ def test_bad_rows_are_dropped_where_that_is_allowed_and_told(shop_file):
 
 
 def test_groups_of_one_row_are_dropped_where_that_is_allowed(tmp_path):
-    many = pl.DataFrame({"shop": [f"lonely {n}" for n in range(5000)], "advertising": [1.0] * 5000, "sales": [2.0] * 5000})
+    many = pl.DataFrame(
+        {"shop": [f"lonely {n}" for n in range(5000)], "advertising": [1.0] * 5000, "sales": [2.0] * 5000}
+    )
     pl.concat([shops().select("shop", "advertising", "sales"), many]).write_parquet(tmp_path / "t.parquet")
     with pytest.raises(ValueError, match="has 1 examples, but 4 shots"):
         open_shops(tmp_path / "t.parquet")
@@ -303,7 +311,9 @@ def test_any_table_gives_tasks_or_a_sentence(tmp_path, lines, bad_rows, time):
     path.write_text("\n".join(["g,x,y", *lines]))
     split = {"ratio": [1, 0, 0]}
     try:
-        source = table(path, group="g", target="y", shots=1, queries=1, small="drop", split=split, bad_rows=bad_rows, time=time)
+        source = table(
+            path, group="g", target="y", shots=1, queries=1, small="drop", split=split, bad_rows=bad_rows, time=time
+        )
     except ValueError as error:
         sentence = str(error)
     else:
@@ -323,9 +333,11 @@ def test_schools_are_tasks(shared_data, tmp_path):
 
     content = loadmat(shared_data / "school" / "school.mat")
     frames = [
-        pl.DataFrame(x, schema=[f"x{i}" for i in range(x.shape[1])]).with_columns(school=pl.lit(s), score=pl.Series(y[:, 0].astype(float)))
-        for s, (x, y) in enumerate(zip(content["X"].ravel(), content["Y"].ravel()))
-    ]  # fmt: skip
+        pl.DataFrame(x, schema=[f"x{i}" for i in range(28)]).with_columns(
+            school=pl.lit(number), score=pl.Series(y[:, 0].astype(float))
+        )
+        for number, (x, y) in enumerate(zip(content["X"].ravel(), content["Y"].ravel()))
+    ]
     pl.concat(frames).write_csv(tmp_path / "school.csv")
     source = table(tmp_path / "school.csv", group="school", target="score", shots=12, queries=10)
     assert sum(map(len, source.group_names.values())) == 139
@@ -388,7 +400,9 @@ def test_a_run_opens_again_without_its_data(kshot, shop_file, tmp_path, source, 
     shop_file.unlink()
     own = shops(2, 6).with_columns(shop=pl.Series(["new a"] * 6 + ["new b"] * 6), kind=pl.lit("zoo"))
     own.write_csv("support.csv")
-    own.drop(*{"shop", "sales", "visitors", "busy"} - set(json.loads(Path("run/encoding.json").read_text())["columns"][0])).write_csv("new.csv")  # noqa: E501
+    own.drop(
+        *{"shop", "sales", "visitors", "busy"} - set(json.loads(Path("run/encoding.json").read_text())["columns"][0])
+    ).write_csv("new.csv")
     assert "adapted to 12 examples" in kshot("adapt", "run", "--support", "support.csv", "--out", "state")
     new = own.with_columns(pl.lit(None, pl.Float64).alias("advertising"))
     new.write_parquet("new.parquet")
@@ -411,4 +425,6 @@ def test_a_run_opens_again_without_its_data(kshot, shop_file, tmp_path, source, 
     new.drop("kind").write_csv("wrong.csv")
     assert "has no column 'kind'" in kshot("predict", "run", "--state", "state", "--inputs", "wrong.csv")
     own.with_columns(advertising=pl.lit("much")).write_csv("wrong.csv")
-    assert "line 2, column 'advertising': 'much' is no number" in kshot("adapt", "run", "--support", "wrong.csv", "--out", "s")
+    assert "line 2, column 'advertising': 'much' is no number" in kshot(
+        "adapt", "run", "--support", "wrong.csv", "--out", "s"
+    )

@@ -114,8 +114,7 @@ def load_run(path: Path) -> OpenRun:
         )
     shapes = json.loads(folder.shapes.read_text())
     encoding = from_json(json.loads(folder.encoding.read_text())) if folder.encoding.exists() else None
-    objective = encoding.objective if encoding else None
-    learner = build_learner(spec, build_model(spec, shapes, head=has_head(spec)), objective)
+    learner = build_learner(spec, shapes, build_model(spec, shapes, head=has_head(spec)))
     load_checkpoint(folder.train / best.checkpoint, learner)
     weights = (folder.train / best.checkpoint / WEIGHTS).read_bytes()
     return OpenRun(spec, shapes, encoding, learner, hashlib.sha256(weights).hexdigest())

@@ -11,12 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kshot.app.build import Shapes, build_source, device_of, has_head, objective_of
+from kshot import objectives
+from kshot.app.build import Shapes, build_source, device_of, has_head
 from kshot.app.folder import OpenRun, load_run
 from kshot.app.inputs import read_images, read_table, support_images, support_table
 from kshot.app.spec import Spec
 from kshot.evaluation.evaluate import evaluate
-from kshot.objectives import classification
 from kshot.training.checkpoint import load_state, save_state
 from kshot.types import Batch, Tree, to, tree_map
 
@@ -47,7 +47,7 @@ def adapt_run(run_dir: Path, support: Path, out: Path, *, resize: bool, invert: 
     targets: Tensor | list[str]
     if run.encoding:
         inputs, targets, kept = run.encoding.support(support)
-    elif objective_of(run.spec) is classification:
+    elif objectives.named(run.shapes["objective"]).own_classes:
         inputs, targets = support_images(support, run.shapes["inputs"], resize=resize, invert=invert)
     else:
         inputs, targets = support_table(support, run.shapes["inputs"], run.shapes["targets"])

@@ -1,9 +1,11 @@
 """Where tasks come from: the contract of a source, and the sources that kshot ships."""
 
+from kshot.tasks.episodes import episodes, freeze
 from kshot.tasks.examples import ArrayExamples, Examples, ImageExamples
 from kshot.tasks.fewshot import ClassTasks
 from kshot.tasks.glyphs import glyphs
 from kshot.tasks.groups import GroupTasks
+from kshot.tasks.mixture import mixture
 from kshot.tasks.omniglot import omniglot
 from kshot.tasks.series import series
 from kshot.tasks.source import TaskSource
@@ -17,7 +19,10 @@ __all__ = [
     "GroupTasks",
     "ImageExamples",
     "TaskSource",
+    "episodes",
+    "freeze",
     "glyphs",
+    "mixture",
     "omniglot",
     "series",
     "sinusoids",

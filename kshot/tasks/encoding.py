@@ -8,7 +8,6 @@ from typing import Any, NamedTuple, Protocol
 
 from torch import Tensor
 
-from kshot.objectives import Objective
 from kshot.types import Tree
 
 KINDS = {"table": "kshot.tasks.tables:TableEncoding", "series": "kshot.tasks.series:SeriesEncoding"}
@@ -29,14 +28,7 @@ class Support(NamedTuple):
 
 
 class Encoding(Protocol):
-    """How files become inputs and targets, and predictions become figures in the data's own units.
-
-    Attributes:
-        objective: what the tasks ask.
-    """
-
-    @property
-    def objective(self) -> Objective: ...
+    """How files become inputs and targets, and predictions become figures in the data's own units."""
 
     def support(self, path: Path) -> Support:
         """A support set from a file; `ValueError` says what is wrong with it."""

@@ -162,9 +162,10 @@ class GroupTasks(TaskSource):
         short = pool.sizes < needed
         if short.any() and self.small == "error":
             first = int(short.argmax())
+            asked = f"{shots} shots + {queries} queries" + (f" + a gap of {self.gap}" if self.gap else "")
             raise ValueError(
                 f"{self.name}: group {pool.names[first]!r} in {split} has {pool.sizes[first]} examples, but "
-                f"{shots} shots + {queries} queries{f' + a gap of {self.gap}' if self.gap else ''} need {needed}; lower shots or queries, or allow groups this small "
+                f"{asked} need {needed}; lower shots or queries, or allow groups this small "
                 f"with small: drop or small: shrink ({short.sum()} in {split})"
             )
         if short.any():

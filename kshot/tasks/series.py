@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,7 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kshot.objectives import Objective, mse, weighted_mean
+from kshot import objectives
+from kshot.objectives import Objective
 from kshot.tasks.columns import moments, read_columns
 from kshot.tasks.drawing import Size
 from kshot.tasks.encoding import Support
@@ -85,13 +85,8 @@ def series(
         bad_rows: "error", or "drop" to leave out rows that lack a value, or repeat a time.
         seed: names the sequence of tasks.
 
-    The loss is the mean squared error of the scaled values. Metrics: mse, in the data's own units where the scale is
-    global, else in variances of the support; and
-
-    $$ \text{mase} = \frac{\text{mean} \; |\hat y - y|}{\text{mean} \; |x_t - x_{t-\text{season}}|} $$
-
-    over the query's horizons and contexts: below 1 is better than repeating the last season. A context that does not
-    move counts as moving by a thousandth of the scale.
+    The loss is the mean squared error of the scaled values. Metrics are mase, and mse in the data's own units where the
+    scale is global, else in variances of the support; see `kshot.objectives.forecast`.
 
     Raises:
         ValueError: what is wrong with the file or a value in it, with line and column; a column that is missing; series
@@ -106,13 +101,6 @@ def series(
         >>> task = source.task("train", 0)
         >>> task.support.inputs.shape, task.query.targets.shape
         (torch.Size([2, 12, 1]), torch.Size([2, 4]))
-
-    References:
-        Hyndman, Koehler: Another look at measures of forecast accuracy, International Journal of Forecasting 22, 2006.
-
-    Deviations:
-        The denominator of mase is taken over the query's contexts, all that the model is shown, in place of the whole
-        history.
     """
     stride = horizon if stride is None else stride
     if context < 1 or horizon < 1 or stride < 1 or not 1 <= season < context:
@@ -132,7 +120,7 @@ def series(
         raise ValueError(f"{found.path}: the time column {time!r} holds words; it needs dates or numbers")
     found.missing(time, np.isnan(times), "a row needs its time")
     if series is None:
-        members, times, flat, place = _wide(found, names, times, values, bad_rows)
+        members, times, flat, place = _wide(found, time, names, times, values, bad_rows)
         own = flat[:, None]
     else:
         for name, column in zip(names, values):
@@ -217,25 +205,26 @@ class SeriesTasks(GroupTasks):
 def support_scale(support: Batch) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation, each (T,), of all values in the support sets (T, n, …); 1 where nothing moves."""
     values_TnL = torch.cat([support.inputs[..., 0], support.targets], -1)
-    share_Tn1 = (support.weight / support.weight.sum(-1, keepdim=True))[..., None] / values_TnL.shape[-1]
+    weight_Tn = support.weight.to(values_TnL.dtype)
+    share_Tn1 = (weight_Tn / weight_Tn.sum(-1, keepdim=True))[..., None] / values_TnL.shape[-1]
     center_T = (values_TnL * share_Tn1).sum((-2, -1))
     variance_T = ((values_TnL - center_T[..., None, None]).square() * share_Tn1).sum((-2, -1))
-    moves = variance_T > 1e-10 * center_T.square().clamp_min(1e-20)
+    moves = variance_T > 1e-24 * center_T.square()
     return center_T, torch.where(moves, variance_T, 1.0).sqrt()
 
 
 def scaled(batch: Batch, center: Tensor, spread: Tensor) -> Batch:
-    """A batch whose values, but not its covariates, are (x - center) / spread; both (T,)."""
+    """A batch in float32 whose values, but not its covariates, are (x - center) / spread; both (T,)."""
     values = (batch.inputs[..., :1] - center[..., None, None, None]) / spread[..., None, None, None]
     targets = (batch.targets - center[..., None, None]) / spread[..., None, None]
-    return Batch(torch.cat([values, batch.inputs[..., 1:]], -1), targets, batch.weight)
+    return Batch(torch.cat([values, batch.inputs[..., 1:]], -1).float(), targets.float(), batch.weight)
 
 
 class WindowExamples:
     """Windows of series that lie end to end, cut out where they are taken: ((..., C, 1 + V), (..., H)).
 
     Args:
-        values: float32 (points, 1 + V), the value and its covariates.
+        values: (points, 1 + V), the value and its covariates; float64 where they are still to be scaled.
         starts: int64 (n,), where each window begins.
         context, horizon: C and H.
     """
@@ -279,28 +268,17 @@ class SeriesEncoding:
     std: tuple[float, ...]
     reading: Reading
 
-    @cached_property
+    @property
     def objective(self) -> Objective:
-        unit = self.std[0] if self.scale == "global" else 1.0
-
-        def metrics(prediction: Tensor, batch: Batch) -> dict[str, Tensor]:
-            past = batch.inputs[..., 0]
-            moved = (past[:, self.season :] - past[:, : -self.season]).abs().mean(1)
-            missed = (prediction - batch.targets).abs().mean(1)
-            naive = weighted_mean(moved, batch.weight).clamp_min(1e-3)
-            return {
-                "mase": weighted_mean(missed, batch.weight) / naive,
-                "mse": unit**2 * mse.loss(prediction, batch),
-            }
-
-        return Objective(mse.loss, metrics)
+        """What the tasks ask."""
+        return objectives.forecast(self.season, self.std[0] if self.scale == "global" else 1.0)
 
     def standardise(self, values: np.ndarray) -> np.ndarray:
-        """Values (..., 1 + V) as float32, by the training series; the value itself stays where the support scales it."""
+        """Values (..., 1 + V) by the training series; the value is left as it is where the support scales it."""
         mean, std = np.array(self.mean), np.array(self.std)
         if self.scale == "support":
             mean, std = np.r_[0.0, mean[1:]], np.r_[1.0, std[1:]]
-        return ((values - mean) / std).astype(np.float32)
+        return (values - mean) / std if self.scale == "support" else ((values - mean) / std).astype(np.float32)
 
     def support(self, path: Path) -> Support:
         """All windows of the one series in a file."""
@@ -320,7 +298,7 @@ class SeriesEncoding:
         if self.scale == "global":
             return inputs
         batch = Batch(inputs, torch.zeros(1, self.horizon), torch.ones(1))
-        return scaled(batch, torch.tensor(kept["center"]), torch.tensor(kept["spread"])).inputs
+        return scaled(batch, torch.tensor(kept["center"]).double(), torch.tensor(kept["spread"]).double()).inputs
 
     def answers(self, prediction: Tensor, kept: dict[str, Any]) -> dict[str, list[Any]]:
         """The steps ahead, and the value forecast for each."""
@@ -345,7 +323,9 @@ class SeriesEncoding:
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> SeriesEncoding:
-        plain = {name: tuple(own) if isinstance(own, list) else own for name, own in data.items() if name != "kind"}
+        plain: dict[str, Any] = {
+            name: tuple(own) if isinstance(own, list) else own for name, own in data.items() if name != "kind"
+        }
         return cls(**plain | {"reading": Reading(**data["reading"])})
 
     def _read(self, path: Path, least: int) -> np.ndarray:
@@ -353,14 +333,18 @@ class SeriesEncoding:
         found = open_table(path, self.reading, columns=[self.time, *self.columns] if self.columns else None)
         names = list(self.columns) or [name for name in found.frame.columns if name != self.time]
         if len(names) != 1 and not self.columns:
-            raise ValueError(f"{path} must hold one series, {self.time} and a column of values; it has {', '.join(names)}")
+            raise ValueError(
+                f"{path} must hold one series, {self.time} and a column of values; it has {', '.join(names)}"
+            )
         columns = read_columns(found, {self.time: self.format, **dict.fromkeys(names, "number")})
         for name, column in columns.items():
             found.missing(name, np.isnan(column.values), "a row needs it")
         found.settle("error")
         order = np.argsort(columns[self.time].values, kind="stable")
         times = columns[self.time].values[order]
-        found.bad(self.time, np.isin(np.arange(len(times)), order[1:][np.diff(times) == 0]), "is there twice: give one series")
+        found.bad(
+            self.time, np.isin(np.arange(len(times)), order[1:][np.diff(times) == 0]), "is there twice: give one series"
+        )
         found.settle("error")
         if len(found) < least:
             raise ValueError(f"{path} has {len(found)} values of the series; {least} are needed")
@@ -387,23 +371,25 @@ def _open(
 
 
 def _wide(
-    table: Table, names: list[str], times: np.ndarray, values: list[np.ndarray], bad_rows: BadRows
+    table: Table, time: str, names: list[str], times: np.ndarray, values: list[np.ndarray], bad_rows: BadRows
 ) -> tuple[Members, np.ndarray, np.ndarray, np.ndarray]:
     """Series that stand side by side: their places end to end, the times and the values there, and their rows."""
     order = np.argsort(times, kind="stable")
-    _mark_repeated(table, "", Members([""], order, np.array([len(order)])), times)
+    _mark_repeated(table, time, Members([""], order, np.array([len(order)])), times)
     order = order[table.settle(bad_rows)[order]]
     kept = [column[order] for column in values]
     known = [~np.isnan(column) for column in kept]
     sizes = np.array([own.sum() for own in known])
     if not sizes.all():
-        raise ValueError(f"{table.path}: column {names[int(np.argmin(sizes))]!r} holds no value; leave it out of the file")
+        raise ValueError(
+            f"{table.path}: column {names[int(np.argmin(sizes))]!r} holds no value; leave it out of the file"
+        )
     rows = np.concatenate([order[own] for own in known])
     flat = np.concatenate([column[own] for column, own in zip(kept, known)])
     return Members(names, np.arange(len(flat)), sizes), times[rows], flat, rows
 
 
-def _mark_repeated(table: Table, column: str, members: Members, times: np.ndarray) -> None:
+def _mark_repeated(table: Table, time: str, members: Members, times: np.ndarray) -> None:
     """Rows whose series has a value at their time already are bad."""
     own = times[members.flat]
     repeated = np.flatnonzero(np.diff(own) == 0) + 1
@@ -411,8 +397,7 @@ def _mark_repeated(table: Table, column: str, members: Members, times: np.ndarra
     repeated = repeated[~np.isin(repeated, firsts)]
     where = np.zeros(len(table), bool)
     where[members.flat[repeated]] = True
-    if where.any():
-        table.bad(column or table.frame.columns[0], where, "is there twice in one series; keep one value a time")
+    table.bad(time, where, "is there twice in one series; keep one value a time")
 
 
 def _windows(sizes: np.ndarray, length: int, stride: int) -> tuple[np.ndarray, np.ndarray]:
@@ -437,4 +422,5 @@ def _steps(members: Members, times: np.ndarray, table: Table, rows: np.ndarray) 
     odd = np.flatnonzero(inside)[steps != usual]
     member = members.sizes.cumsum().searchsorted(odd, side="right")
     first = f"the first before {table.place(int(rows[odd[0]]))}, in series {members.names[member[0]]!r}"
-    return f"{usual:g} in {counts.max() / len(steps):.1%} of steps; {len(odd):,} others in {len(np.unique(member)):,} series, {first}"
+    others = f"{len(odd):,} others in {len(np.unique(member)):,} series"
+    return f"{usual:g} in {counts.max() / len(steps):.1%} of steps; {others}, {first}"

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -309,8 +308,9 @@ class TableEncoding:
     classes: tuple[str, ...] = ()
     label: str | None = None
 
-    @cached_property
+    @property
     def objective(self) -> Objective:
+        """What the tasks ask."""
         if self.label is not None:
             return objectives.classification
         return objectives.shared_classification if self.classes else objectives.in_units(self.std, self.targets)

@@ -10,7 +10,6 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from kshot import objectives
 from kshot.tasks.source import TaskSource
 from kshot.training.fit import OuterLoop, Progress, Settings, seeded
 from kshot.types import Batch
