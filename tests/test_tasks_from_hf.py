@@ -84,7 +84,12 @@ def test_parts_can_be_the_splits(copy):
 
 def test_columns_get_the_names_that_are_looked_for(tmp_path):
     frame = pl.DataFrame(
-        {"sentence": [f"s {i}" for i in range(8)], "fine": list("abcdabcd"), "label": list("xyxyxyxy"), "count": [1] * 8}
+        {
+            "sentence": [f"s {i}" for i in range(8)],
+            "fine": list("abcdabcd"),
+            "label": list("xyxyxyxy"),
+            "count": [1] * 8,
+        }
     )
     frame.write_parquet(tmp_path / "train.parquet")
     source = from_hf(tmp_path, text, columns={"text": "sentence", "label": "fine"}, **OPTIONS)
@@ -176,9 +181,9 @@ def test_what_is_damaged_is_said(copy, name, spoil, message):
 @pytest.mark.parametrize(
     ("make", "options", "message"),
     [
-        (text, {"parts": ["val"]}, r"has no part 'val'; it has 'train', 'validation', 'test'"),
+        (text, {"parts": ["val"]}, r"has no part 'val'; it has train, validation, test"),
         (text, {"label": "intent"}, r"hf/dict has no column 'intent'"),
-        (images, {}, r"hf/dict has no column 'image'; it has 'text', 'label'; say which it is by columns"),
+        (images, {}, r"hf/dict has no column 'image' but text, label; say which it is by columns"),
         (images, {"columns": {"image": "text"}}, r"column 'image' holds String, not images"),
     ],
 )

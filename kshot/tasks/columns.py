@@ -62,7 +62,11 @@ class Column:
             return [*(known if len(known) <= ONE_HOT else coded), f"{self.name} is unknown", *missing]
         if self.kind == "date":
             cycles = ["year", "week", *(["day"] if self.clock else [])]
-            return [self.name, *(f"{self.name} {part} of {cycle}" for cycle in cycles for part in ("sin", "cos")), *missing]
+            return [
+                self.name,
+                *(f"{self.name} {part} of {cycle}" for cycle in cycles for part in ("sin", "cos")),
+                *missing,
+            ]
         return [self.name, *missing]
 
     def describe(self) -> str:
@@ -78,7 +82,7 @@ class Column:
             cycles = "year, week and day" if self.clock else "year and week"
             return f"date: linear, and sine and cosine of {cycles}{gaps}"
         if self.kind == "boolean":
-            return f"boolean: 0 or 1{gaps}"
+            return f"boolean: 0 or 1, less the mean of {self.mean:.4g}{gaps}"
         return f"number: (x − {self.mean:.4g}) / {self.std:.4g}{gaps}"
 
 
@@ -146,21 +150,26 @@ class Columns:
         columns = [_fit(name, values, train, name in asked) for name, values in raw.items()]
         if all(column.left_out for column in columns):
             reasons = "; ".join(f"{column.name!r}: {column.left_out}" for column in columns)
-            raise ValueError(f"no column is left to make inputs of ({reasons or 'there are none'}); name some in inputs")
+            raise ValueError(
+                f"no column is left to make inputs of ({reasons or 'there are none'}); name some in inputs"
+            )
         return cls(columns)
 
-    def encode(self, raw: Mapping[str, Raw]) -> Values:
-        """Values as read, standardised and numbered."""
+    def encode(self, raw: dict[str, Raw]) -> Values:
+        """Values as read, standardised and numbered; `raw` is emptied on the way, to hold no column twice."""
         count = len(next(iter(raw.values())).values)
         numbers = np.empty((count, len(self._numbers)), np.float32)
         for place, column in enumerate(self._numbers):
-            numbers[:, place] = (raw[column.name].values - column.mean) / column.std
+            numbers[:, place] = (raw.pop(column.name).values - column.mean) / column.std
         words = np.empty((count, len(self._words)), np.int32)
         for place, column in enumerate(self._words):
-            words[:, place] = _numbered(raw[column.name].values, column)
+            own = raw.pop(column.name).values
+            words[:, place] = place_of(own, column.words)
+            if column.gaps:
+                words[own.is_null().to_numpy(), place] = len(column.words) + 1
         dates = np.empty((count, len(self._dates)))
         for place, column in enumerate(self._dates):
-            dates[:, place] = raw[column.name].values
+            dates[:, place] = raw.pop(column.name).values
         return Values(numbers, words, dates)
 
     def spread(self, values: Values) -> np.ndarray:
@@ -215,8 +224,8 @@ def read_columns(table: Table, kinds: Mapping[str, str]) -> dict[str, Raw]:
             found[name] = Raw("date", table.seconds(name, form), form)
         else:
             raise ValueError(
-                f"kinds: {name!r} is no {kind!r}; a column is a number, boolean, category or date, or a format of dates "
-                "such as '%d/%m/%Y'"
+                f"kinds: {name!r} is no {kind!r}; a column is a number, boolean, category or date, or a format of "
+                "dates such as '%d/%m/%Y'"
             )
     return found
 
@@ -264,16 +273,15 @@ def _fit_words(name: str, words: Any, train: np.ndarray, asked: bool) -> Column:
     return Column(name, "category", gaps=gaps, words=() if left_out else tuple(known), left_out=left_out)
 
 
-def _numbered(words: Any, column: Column) -> np.ndarray:
-    """The place of each word; unknown ones come after the last, missing ones after that, or among the unknown."""
+def place_of(words: Any, known: Sequence[str]) -> np.ndarray:
+    """The place of each word (n,) among the known ones, int32; for other words and missing ones, how many are known."""
     import polars as pl
 
-    unknown = len(column.words)
-    places = words.replace_strict(
-        pl.Series(column.words, dtype=pl.String), pl.int_range(unknown, dtype=pl.Int32, eager=True), default=unknown
-    ) if unknown else pl.repeat(unknown, len(words), dtype=pl.Int32, eager=True)  # fmt: skip
-    places = places.to_numpy().astype(np.int32)
-    return np.where(words.is_null().to_numpy(), np.int32(unknown + column.gaps), places)
+    count = len(known)
+    if not count:
+        return np.zeros(len(words), np.int32)
+    places = pl.int_range(count, dtype=pl.Int32, eager=True)
+    return words.replace_strict(pl.Series(known), places, default=count).to_numpy().astype(np.int32)
 
 
 def _word_table(column: Column) -> np.ndarray:

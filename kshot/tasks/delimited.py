@@ -108,7 +108,7 @@ def find_delimiter(text: bytes) -> str:
 
 
 def records(text: bytes, delimiter: str, place: str) -> Records:
-    """Find the records of a text, and set aside those that are not whole.
+    r"""Find the records of a text, and set aside those that are not whole.
 
     A value in quotes may hold delimiters, line ends and doubled quotes, as RFC 4180 says. Where the quotes of a file do
     not add up, each line is looked at on its own: a line whose quotes don't is bad, and the others are kept.
@@ -136,6 +136,9 @@ def records(text: bytes, delimiter: str, place: str) -> Records:
     length = ends - starts
     blank = (length == 0) | ((length == 1) & (buffer[starts] == _CR))
     first = int(np.argmin(blank))
+    if fields[first] == 1:  # an empty line is a missing value, but for those at the end
+        last = len(blank) - int(np.argmin(blank[::-1]))
+        blank[first:last] = False
     if not sound[first]:
         raise ValueError(f"{place}, line {lines[first]}: the header's quotes do not add up; each opened must be closed")
     header_text = text[starts[first] : ends[first]].decode().rstrip("\r")

@@ -1,4 +1,4 @@
-"""What a run keeps of its data, so that `kshot adapt` and `kshot predict` read a user's files without the training data."""
+"""What a run keeps of its data, so that `kshot adapt` and `predict` read a user's files without the training data."""
 
 from __future__ import annotations
 
@@ -8,10 +8,13 @@ from typing import Any, NamedTuple, Protocol
 
 from torch import Tensor
 
-from kshot.objectives import Objective
 from kshot.types import Tree
 
-KINDS = {"table": "kshot.tasks.tables:TableEncoding"}
+KINDS = {
+    "table": "kshot.tasks.tables:TableEncoding",
+    "series": "kshot.tasks.series:SeriesEncoding",
+    "text": "kshot.tasks.text:TextEncoding",
+}
 
 
 class Support(NamedTuple):
@@ -29,14 +32,7 @@ class Support(NamedTuple):
 
 
 class Encoding(Protocol):
-    """How files become inputs and targets, and predictions become figures in the data's own units.
-
-    Attributes:
-        objective: what the tasks ask.
-    """
-
-    @property
-    def objective(self) -> Objective: ...
+    """How files become inputs and targets, and predictions become figures in the data's own units."""
 
     def support(self, path: Path) -> Support:
         """A support set from a file; `ValueError` says what is wrong with it."""
@@ -47,7 +43,7 @@ class Encoding(Protocol):
         ...
 
     def answers(self, prediction: Tensor, kept: dict[str, Any]) -> dict[str, list[Any]]:
-        """A prediction (n, ...) for a person: the columns of a table with n rows."""
+        """A prediction (n, ...) for a person: the columns of a table."""
         ...
 
     def describe(self) -> dict[str, Any]:

@@ -195,6 +195,7 @@ class ClassTasks(TaskSource):
             "seed": self.seed,
             "classes": {split: len(names) for split, names in self.class_names.items()},
             **({"image_size": list(images.shape[1:])} if images is not None else {}),
+            **(self.encoding.describe() if self.encoding else {}),
             **({"dropped": self.dropped} if self.dropped else {}),
         }
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from kshot.tasks import library
 from kshot.tasks.images import images
 from kshot.tasks.prose import read_text
-from kshot.tasks.reading import nearest, sentences
+from kshot.tasks.reading import Table, sentences
 from kshot.tasks.source import TaskSource
 
 if TYPE_CHECKING:
@@ -211,7 +211,7 @@ def _chosen(path: Path, files: list[HfFile], parts: Sequence[str] | None) -> lis
     known = list(dict.fromkeys(file.part for file in files))
     for part in parts or ():
         if part not in known:
-            raise ValueError(f"{path} has no part {part!r}{nearest(part, known)}")
+            raise ValueError(f"{path} has no part {part!r}; it has {', '.join(known)}")
     return [file for file in files if parts is None or file.part in parts]
 
 
@@ -239,9 +239,7 @@ def _read(file: HfFile, by_part: bool) -> polars.DataFrame:
 def _renamed(frame: polars.DataFrame, file: HfFile, columns: Mapping[str, str]) -> polars.DataFrame:
     import polars as pl
 
-    for old in columns.values():
-        if old not in frame.columns:
-            raise ValueError(f"{file.path} has no column {old!r}{nearest(old, frame.columns)}")
+    Table(file.path, frame).need(*columns.values())
     kept = [name for name in frame.columns if name not in columns and name not in columns.values()]
     return frame.select(*kept, *(pl.col(old).alias(new) for new, old in columns.items()))
 
@@ -271,7 +269,7 @@ def _write_images(frames: Iterator[polars.DataFrame], target: Path, path: Path) 
         for name in ("image", "label"):
             if name not in frame.columns:
                 raise ValueError(
-                    f"{path} has no column {name!r}{nearest(name, frame.columns)}; say which it is by columns: "
+                    f"{path} has no column {name!r} but {', '.join(frame.columns)}; say which it is by columns: "
                     f"{{{name}: …}}"
                 )
         names = []

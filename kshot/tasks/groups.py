@@ -41,6 +41,7 @@ class GroupTasks(TaskSource):
         queries: query examples.
         train_queries: query examples in training tasks, as many as `queries` by default.
         order: "random" or "given".
+        gap: examples left out between support and query, with `order="given"`: for those that overlap in time.
         small: what becomes of a group with fewer than `shots + queries` examples (the most of a range): "error";
             "drop" leaves it out; "shrink" takes fewer queries, then fewer shots within the range, and leaves it out
             where even that fails.
@@ -77,6 +78,7 @@ class GroupTasks(TaskSource):
         queries: Size,
         train_queries: Size | None = None,
         order: Order = "random",
+        gap: int = 0,
         small: Small = "error",
         seed: int = 0,
         name: str = "groups",
@@ -87,10 +89,12 @@ class GroupTasks(TaskSource):
         self.queries = dict.fromkeys(SPLITS, asked) | {"train": train}
         if order not in ("random", "given"):
             raise ValueError(f"order must be random or given, got {order!r}")
+        if gap < 0 or (gap and order != "given"):
+            raise ValueError(f"gap must be at least 0, and needs order given; got {gap}, order {order}")
         if small not in ("error", "drop", "shrink"):
             raise ValueError(f"small must be error, drop or shrink, got {small!r}")
         self.examples, self.objective, self.order, self.small = examples, objective, order, small
-        self.seed, self.name = seed, name
+        self.seed, self.name, self.gap = seed, name, gap
         pools = {split: Pool(own, f"{name}: group") for split, own in groups.items()}
         check_apart(pools, len(examples), name, "group")
         self.dropped: dict[str, int] = {}
@@ -109,7 +113,7 @@ class GroupTasks(TaskSource):
         draws = np.stack([generator(self.seed, split, index).random(4 + 2 * (S + Q)) for index in indices])
         of_group, of_shots, of_queries, of_start = draws[:, :4].T
         group_T = (of_group * len(pool)).astype(np.int64)
-        sizes_T = pool.sizes[group_T]
+        sizes_T = pool.sizes[group_T] - self.gap
         shots_T = np.minimum(self.shots.at(of_shots), sizes_T - 1)
         taken_T = np.minimum(shots_T + self.queries[split].at(of_queries), sizes_T)
         if self.order == "given":
@@ -118,11 +122,11 @@ class GroupTasks(TaskSource):
         else:
             places_TK = distinct(draws[:, 4:].reshape(-1, 2, S + Q), sizes_T, taken_T)
         batches = []
-        for first_T, end_T, most in ((np.zeros_like(shots_T), shots_T, S), (shots_T, taken_T, Q)):
+        for first_T, end_T, most, skip in ((np.zeros_like(shots_T), shots_T, S, 0), (shots_T, taken_T, Q, self.gap)):
             own = first_T[:, None] + np.arange(most)
             real = own < end_T[:, None]
             places = np.take_along_axis(places_TK, np.where(real, own, first_T[:, None]), 1)
-            inputs, targets = self.examples.take(pool.flat[pool.starts[group_T][:, None] + places])
+            inputs, targets = self.examples.take(pool.flat[pool.starts[group_T][:, None] + places + skip])
             batches.append(Batch(inputs, targets, torch.from_numpy(real.astype(np.float32))))
         return Task(*batches)
 
@@ -142,6 +146,7 @@ class GroupTasks(TaskSource):
             "order": self.order,
             "seed": self.seed,
             "groups": {split: len(names) for split, names in self.group_names.items()},
+            **(self.encoding.describe() if self.encoding else {}),
             **({"dropped": self.dropped} if self.dropped else {}),
         }
 
@@ -153,13 +158,14 @@ class GroupTasks(TaskSource):
     def _large_enough(self, split: Split, pool: Pool) -> Pool:
         """The pool without the groups that are too small."""
         shots, queries = self.shots.high, self.queries[split].high
-        needed = self.shots.low + 1 if self.small == "shrink" else shots + queries
+        needed = self.gap + (self.shots.low + 1 if self.small == "shrink" else shots + queries)
         short = pool.sizes < needed
         if short.any() and self.small == "error":
             first = int(short.argmax())
+            asked = f"{shots} shots + {queries} queries" + (f" + a gap of {self.gap}" if self.gap else "")
             raise ValueError(
                 f"{self.name}: group {pool.names[first]!r} in {split} has {pool.sizes[first]} examples, but "
-                f"{shots} shots + {queries} queries need {needed}; lower shots or queries, or allow groups this small "
+                f"{asked} need {needed}; lower shots or queries, or allow groups this small "
                 f"with small: drop or small: shrink ({short.sum()} in {split})"
             )
         if short.any():

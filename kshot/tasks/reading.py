@@ -41,13 +41,13 @@ class Reading(NamedTuple):
         delimiter: what stands between values; found by default.
         encoding: of the file; UTF-8, or what its byte order mark says, by default.
         decimal: "." or ","; where it's given, the other one may group thousands, as may spaces and apostrophes.
-        missing: what stands for a missing value, besides nothing; see `MISSING`.
+        missing: what stands for a missing value, besides nothing; `MISSING` by default.
     """
 
     delimiter: str | None = None
     encoding: str | None = None
     decimal: Literal[".", ","] | None = None
-    missing: Sequence[str] = MISSING
+    missing: Sequence[str] | None = None
 
 
 PLAIN = Reading()
@@ -83,7 +83,7 @@ class Table:
         self._lost = len(lost)  # records that never became a row
 
     def __len__(self) -> int:
-        return self.frame.height
+        return len(self._bad)
 
     def place(self, row: int, column: str | None = None) -> str:
         """Where a row stands, for a sentence: "sales.csv, line 12, column 'price'"."""
@@ -94,7 +94,7 @@ class Table:
         """Raise `ValueError` where the table lacks a column, naming the nearest it has."""
         for name in names:
             if name not in self.frame.columns:
-                raise ValueError(f"{self.path} has no column {name!r}{nearest(name, self.frame.columns)}")
+                raise _no_column(self.path, name, self.frame.columns)
 
     def kind(self, name: str) -> Kind:
         """What a column holds: its type, or for text what nearly all its values can be read as.
@@ -151,23 +151,20 @@ class Table:
             values = series.dt.total_seconds(fractional=True)
         else:
             raise ValueError(f"{self.path}: column {name!r} holds {series.dtype}, not numbers")
-        self._fault(
-            name,
-            values.is_infinite(),
-            values,
-            lambda value: f"{value} is not finite; write nothing where it is not known",
-        )
-        found = values.fill_null(np.nan).to_numpy().astype(np.float64)
-        found[~np.isfinite(found)] = np.nan
-        return found
+        infinite = values.is_infinite().fill_null(False).to_numpy()
+        self._fault(name, infinite, values, lambda value: f"{value} is not finite; write nothing where it is not known")
+        found = (values.fill_null(np.nan) if values.null_count() else values).to_numpy()
+        return np.where(infinite, np.nan, found) if infinite.any() else found
 
     def booleans(self, name: str) -> np.ndarray:
         """A column as float64 (rows,): 1 for true or yes, 0 for false or no, NaN where a value is missing."""
         import polars as pl
 
-        if self.frame.schema[name] == pl.Boolean or self.frame.schema[name].is_numeric():
+        if self.frame.schema[name] == pl.Boolean:
+            return self.numbers(name)
+        if self.frame.schema[name].is_numeric():
             found = self.numbers(name)
-            self._fault(name, pl.Series(~np.isin(found, [0, 1]) & ~np.isnan(found)), self.frame[name], _no_boolean)
+            self._fault(name, ~np.isin(found, [0, 1]) & ~np.isnan(found), self.frame[name], _no_boolean)
             return found
         text = self._text(name)
         low = text.str.to_lowercase()
@@ -203,20 +200,24 @@ class Table:
                         break
             written = format or "an ISO date such as 2024-05-31 or 2024-05-31 13:45"
             self._fault(name, series.is_null() & text.is_not_null(), text, lambda value: f"{value!r} is not {written}")
-        found = series.cast(pl.Datetime("us")).dt.timestamp("us").cast(pl.Float64) / 1e6
-        return found.fill_null(np.nan).to_numpy().astype(np.float64)
+        if series.dtype == pl.Date:
+            found = series.cast(pl.Int32).cast(pl.Float64) * 86400
+        else:
+            found = series.dt.timestamp("us").cast(pl.Float64) / 1e6
+        return found.fill_null(np.nan).to_numpy()
 
     def missing(self, name: str, where: np.ndarray, why: str) -> None:
         """Mark rows (rows,) bool as bad since they lack a value that none can do without."""
-        import polars as pl
-
-        self._fault(name, pl.Series(where & ~self._bad), self.frame[name], lambda value: f"the value is missing; {why}")
+        self._fault(name, where & ~self._bad, self.frame[name], lambda value: f"the value is missing; {why}")
 
     def bad(self, name: str, where: np.ndarray, why: str) -> None:
         """Mark rows (rows,) bool as bad for a reason of the caller's."""
-        import polars as pl
+        self._fault(name, where, self.frame[name], lambda value: f"{value!r} {why}")
 
-        self._fault(name, pl.Series(where), self.frame[name], lambda value: f"{value!r} {why}")
+    @property
+    def good(self) -> np.ndarray:
+        """The rows (rows,) bool that nothing was found wrong with, so far."""
+        return ~self._bad
 
     def settle(self, bad_rows: Literal["error", "drop"]) -> np.ndarray:
         """The rows (rows,) bool that are good.
@@ -242,8 +243,12 @@ class Table:
         """How many rows are bad, and the first of them in words."""
         return {"rows": int(self._bad.sum()) + self._lost, "first": self.faults[:SHOWN]}
 
+    def release(self, *keep: str) -> None:
+        """Give back the memory of the columns that are not among `keep`; what was read of them stays."""
+        self.frame = self.frame.select(keep)
+
     def _fault(self, name: str, where: Any, values: Any, why: Any) -> None:
-        rows = np.flatnonzero(where.fill_null(False).to_numpy())
+        rows = np.flatnonzero(where if isinstance(where, np.ndarray) else where.fill_null(False).to_numpy())
         self._bad[rows] = True
         for row in rows[:SHOWN].tolist():
             self.faults.append(f"{self.place(row, name)}: {why(values[row])}")
@@ -264,7 +269,9 @@ class Table:
         elif series.dtype in (pl.String, pl.Categorical, pl.Enum):
             text = series.cast(pl.String).str.strip_chars()
             text = pl.select(
-                pl.when(text.is_in(list({"", *self.reading.missing}))).then(None).otherwise(text)
+                pl.when(text.is_in(list({"", *(MISSING if self.reading.missing is None else self.reading.missing)})))
+                .then(None)
+                .otherwise(text)
             ).to_series()
         else:
             text = series.cast(pl.String)
@@ -313,7 +320,9 @@ def _has_clock(form: str) -> bool:
     return any(code in form for code in ("%H", "%I", "%T", "%R", "%s", "%z", "%+"))
 
 
-def open_table(path: Path | str, reading: Reading = PLAIN, *, columns: Sequence[str] | None = None, ignore: Sequence[str] = ()) -> Table:
+def open_table(
+    path: Path | str, reading: Reading = PLAIN, *, columns: Sequence[str] | None = None, ignore: Sequence[str] = ()
+) -> Table:
     """Open a CSV, TSV, NDJSON or Parquet file; the format is told by the suffix.
 
     Args:
@@ -327,7 +336,8 @@ def open_table(path: Path | str, reading: Reading = PLAIN, *, columns: Sequence[
             or names a column twice or not at all.
 
     Example:
-        >>> path = Path(getfixture("tmp_path")) / "sales.csv"
+        >>> import tempfile
+        >>> path = Path(tempfile.mkdtemp()) / "sales.csv"
         >>> _ = path.write_text("store;price\\na;1.5\\nb;2\\n")
         >>> table = open_table(path)
         >>> table.kind("price"), table.numbers("price").tolist()
@@ -348,7 +358,7 @@ def open_table(path: Path | str, reading: Reading = PLAIN, *, columns: Sequence[
     def choose(names: list[str]) -> list[str]:
         chosen = [name for name in names if name not in ignore] if columns is None else list(dict.fromkeys(columns))
         if lost := [name for name in (*chosen, *ignore) if name not in names]:
-            raise ValueError(f"{path} has no column {lost[0]!r}{nearest(lost[0], names)}")
+            raise _no_column(path, lost[0], names)
         return chosen
 
     with sentences(path):
@@ -370,15 +380,18 @@ def sentences(path: Path) -> Iterator[None]:
         raise ValueError(f"{path} cannot be read: {first}") from None
 
 
-def nearest(name: str, known: Sequence[str]) -> str:
-    """The end of a sentence that missed a name: the nearest known one, or all of them."""
-    close = difflib.get_close_matches(name, known, 1, 0.5) or [
-        other for other in known if other.lower() == name.lower()
-    ]
-    if close:
-        return f": did you mean {close[0]!r}?"
-    listed = ", ".join(map(repr, known[:20])) + (", …" if len(known) > 20 else "")
-    return f"; it has {listed}"
+def _no_column(path: Path, name: str, known: list[str]) -> ValueError:
+    """That a table lacks a column: with the nearest it has, or a word on the delimiter if that may be to blame."""
+    close = difflib.get_close_matches(name, known, 1, 0.5) or [own for own in known if own.lower() == name.lower()]
+    split = [delimiter for delimiter in delimited.DELIMITERS if len(known) == 1 and delimiter in known[0]]
+    if split:
+        word = delimited.DELIMITERS[split[0]]
+        hint = f"; its one column looks like several with {word} between: set reading.delimiter to {split[0]!r}"
+    elif close:
+        hint = f": did you mean {close[0]!r}?"
+    else:
+        hint = f"; it has {', '.join(map(repr, known[:20]))}" + (", …" if len(known) > 20 else "")
+    return ValueError(f"{path} has no column {name!r}{hint}")
 
 
 Choice = Callable[[list[str]], list[str]]
@@ -398,10 +411,7 @@ def _open_csv(path: Path, reading: Reading, choose: Choice) -> Table:
         )
     found = delimited.records(text, delimiter, str(path))
     names = _header(found.header, path, delimiter)
-    try:
-        wanted = choose(names)
-    except ValueError as error:
-        raise ValueError(f"{error}{_other_delimiter(found.header)}") from None
+    wanted = choose(names)
     frame = pl.read_csv(
         found.text,
         separator=delimiter,
@@ -447,14 +457,6 @@ def _check_names(names: Sequence[str], path: Path) -> None:
         raise ValueError(
             f"{path}: {' and '.join(places)} are both columns {twice[0]!r}; give each column a name of its own"
         )
-
-
-def _other_delimiter(header: list[str]) -> str:
-    """The end of a sentence on a column that was not found, where the delimiter may be to blame."""
-    for delimiter, word in delimited.DELIMITERS.items():
-        if len(header) == 1 and delimiter in header[0]:
-            return f"; its one column looks like several with {word} between: set reading.delimiter to {delimiter!r}"
-    return ""
 
 
 def _open_ndjson(path: Path, reading: Reading, choose: Choice) -> Table:

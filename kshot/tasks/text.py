@@ -9,18 +9,22 @@ import unicodedata
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
+from torch import Tensor
 
+from kshot import objectives
+from kshot.objectives import Objective
 from kshot.tasks.drawing import Size
+from kshot.tasks.encoding import Support
 from kshot.tasks.examples import Examples
 from kshot.tasks.features import Featuriser, character_ids, hashed_ngrams
 from kshot.tasks.fewshot import ClassTasks, Imbalance
 from kshot.tasks.labelled import open_labelled
 from kshot.tasks.pools import Rows, Small
 from kshot.tasks.prose import read_text, texts_of, values_of, words_of
-from kshot.tasks.reading import Reading, Table, nearest
+from kshot.tasks.reading import Reading, Table
 from kshot.tasks.splitting import cut
 from kshot.tasks.vocabulary import Vocabulary
 from kshot.types import Split
@@ -107,7 +111,8 @@ def text(
     """
     if not callable(features):
         ngrams = _ngrams(features, ngrams, width)
-    table = open_labelled(path, Reading(**(reading or {})), text, label)
+    how = Reading(**(reading or {}))
+    table = open_labelled(path, how, text, label)
     texts, labels = texts_of(table, text), words_of(table, label, "a text needs the name of its class")
     domains = _domains(table, domain, labels)
     good = table.settle(bad_rows)
@@ -133,24 +138,18 @@ def text(
         for part, names in cut(rows, split, values=values, domains=domain_of).items()
     }
     strings = texts.to_list()
-    about: dict[str, Any] = {"features": features, "ngrams": list(ngrams or ()), "width": width}
-    examples: Examples
+    encoding = None
     if callable(features):
-        about = {"features": getattr(features, "__name__", type(features).__name__)}
         examples = features(strings)
-    elif features == "ids":
-        known = np.concatenate(list(classes["train"].values())).tolist()
-        vocabulary = Vocabulary.fit(strings[row] for row in known)
-        about = {"features": features, "width": width, "symbols": len(vocabulary)}
-        examples = character_ids(strings, vocabulary=vocabulary, width=width)
     else:
-        assert ngrams is not None
-        examples = hashed_ngrams(strings, of=features, ngrams=ngrams, width=width)
+        known = np.concatenate(list(classes["train"].values())).tolist() if features == "ids" else []
+        characters = Vocabulary.fit(strings[row] for row in known).characters
+        encoding = TextEncoding(features, width, ngrams, characters, text, label, how)
+        examples = encoding.examples(strings)
     tasks = TextTasks(
         examples,
         classes,
         texts=strings,
-        about=about,
         ways=ways,
         shots=shots,
         queries=queries,
@@ -162,6 +161,7 @@ def text(
         seed=seed,
         name=f"texts of {table.path.name}",
     )
+    tasks.encoding = encoding
     tasks.dropped |= {what: count for what, count in dropped.items() if count}
     return tasks
 
@@ -171,23 +171,77 @@ class TextTasks(ClassTasks):
 
     Attributes:
         texts: row i of the examples is made of text i.
-        about: what the model gets of a text.
     """
 
     def __init__(
-        self,
-        examples: Examples,
-        classes: Mapping[Split, Mapping[str, Rows]],
-        *,
-        texts: Sequence[str],
-        about: Mapping[str, Any],
-        **options: Any,
+        self, examples: Examples, classes: Mapping[Split, Mapping[str, Rows]], *, texts: Sequence[str], **options: Any
     ) -> None:
         super().__init__(examples, classes, **options)
-        self.texts, self.about = texts, dict(about)
+        self.texts = texts
+
+
+class TextEncoding(NamedTuple):
+    """How texts become inputs; a run keeps it, so that it can read texts of your own.
+
+    Attributes:
+        features: words, characters or ids.
+        width: numbers that a text becomes.
+        ngrams: the smallest and the largest n.
+        characters: those that ids know.
+        text: the column with the texts.
+        label: the column with their classes.
+        reading: how files are written.
+    """
+
+    features: str
+    width: int
+    ngrams: tuple[int, int] | None
+    characters: str
+    text: str
+    label: str
+    reading: Reading
+
+    @property
+    def objective(self) -> Objective:
+        return objectives.classification
+
+    def examples(self, texts: Sequence[str]) -> Examples:
+        """Texts as examples, row by row."""
+        if self.features == "ids":
+            return character_ids(texts, vocabulary=Vocabulary(self.characters), width=self.width)
+        return hashed_ngrams(texts, of=self.features, ngrams=self.ngrams, width=self.width)  # type: ignore[arg-type]
+
+    def support(self, path: Path) -> Support:
+        """Texts with their classes, in any form that `text` opens."""
+        table = open_labelled(path, self.reading, self.text, self.label)
+        labels = words_of(table, self.label, "a support text needs its class")
+        return Support(self._inputs(table), labels.to_list(), {})
+
+    def inputs(self, path: Path, kept: dict[str, Any]) -> Tensor:
+        """Texts to predict for; labels aren't needed."""
+        return self._inputs(open_labelled(path, self.reading, self.text, self.label))
+
+    def answers(self, prediction: Tensor, kept: dict[str, Any]) -> dict[str, list[Any]]:
+        """Nothing: what is predicted are the classes of the support."""
+        return {}
 
     def describe(self) -> dict[str, Any]:
-        return super().describe() | self.about
+        sizes = {"symbols": len(self.characters) + 2} if self.features == "ids" else {"ngrams": list(self.ngrams or ())}
+        return {"features": self.features, "width": self.width, **sizes}
+
+    def to_json(self) -> dict[str, Any]:
+        return {"kind": "text", **self._asdict(), "reading": self.reading._asdict()}
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> TextEncoding:
+        fields = {name: data[name] for name in cls._fields}
+        ngrams = tuple(data["ngrams"]) if data["ngrams"] else None
+        return cls(**fields | {"ngrams": ngrams, "reading": Reading(**data["reading"])})
+
+    def _inputs(self, table: Table) -> Tensor:
+        texts = texts_of(table, self.text)
+        table.settle("error")
+        return self.examples(texts.to_list()).take(np.arange(len(texts)))
 
 
 def _ngrams(features: str, ngrams: Sequence[int] | None, width: int) -> tuple[int, int] | None:
@@ -238,9 +292,9 @@ def _listed_domains(path: Path, labels: Sequence[str]) -> dict[str, str]:
                     f"{path}: class {name!r} stands in the domains {found[name]!r} and {domain!r}; keep one"
                 )
     if not found.keys() & set(labels):
-        example = next(iter(found), None)
-        hint = "" if example is None else nearest(example, labels)
-        raise ValueError(f"{path} lists none of the classes that the data has, but classes such as {example!r}{hint}")
+        raise ValueError(
+            f"{path} lists none of the classes of the data, such as {labels[0]!r}, but {', '.join(list(found)[:5])}"
+        )
     return found
 
 
