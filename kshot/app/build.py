@@ -5,36 +5,41 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable
 from math import prod
+from typing import Any
 
 import torch
 from torch import nn
 
 from kshot import learners, models, objectives, tasks
-from kshot.app.spec import Conv4Spec, Spec
+from kshot.app.spec import Conv4Spec, EpisodesSpec, MixtureSpec, OneSourceSpec, Spec
 from kshot.learner import Learner
-from kshot.objectives import Objective
 from kshot.tasks.source import TaskSource
 from kshot.training.fit import seeded
 
-Shapes = dict[str, list[int]]
-"""Shapes of one example: {"inputs": [...], "targets": [...]}; with a spec, all that a learner is built from."""
+Shapes = dict[str, Any]
+"""Shapes of one example, and what is asked: {"inputs": [...], "targets": [...], "objective": name}; with a spec, all
+that a learner is built from."""
 
 
 def build_source(spec: Spec) -> TaskSource:
     """The task source that a run file names."""
-    options = spec.source.model_dump(exclude={"kind"})
-    return getattr(tasks, spec.source.kind)(**options, seed=spec.seed)
+    return _source(spec.source, spec.seed)
+
+
+def _source(named: OneSourceSpec | MixtureSpec, seed: int) -> TaskSource:
+    options = named.model_dump(exclude={"kind"})
+    if isinstance(named, EpisodesSpec):
+        return tasks.episodes(**options)
+    if isinstance(named, MixtureSpec):
+        options["sources"] = {name: _source(inner, seed) for name, inner in named.sources.items()}
+    return getattr(tasks, named.kind)(**options, seed=seed)
 
 
 def shapes_of(source: TaskSource) -> Shapes:
-    """The shapes of one example of a source's tasks."""
+    """The shapes of one example of a source's tasks, and what they ask."""
     batch = source.task("train", 0).support
-    return {"inputs": list(batch.inputs.shape[1:]), "targets": list(batch.targets.shape[1:])}
-
-
-def objective_of(spec: Spec) -> Objective:
-    """What the run's tasks ask."""
-    return objectives.mse if spec.source.kind == "sinusoids" else objectives.classification
+    shapes = {"inputs": list(batch.inputs.shape[1:]), "targets": list(batch.targets.shape[1:])}
+    return shapes | {"objective": objectives.name_of(source.objective)}
 
 
 def build_model(spec: Spec, shapes: Shapes, *, head: bool) -> nn.Module:
@@ -54,11 +59,11 @@ def build_model(spec: Spec, shapes: Shapes, *, head: bool) -> nn.Module:
         )
 
 
-def build_learner(spec: Spec, model: nn.Module) -> Learner:
+def build_learner(spec: Spec, shapes: Shapes, model: nn.Module) -> Learner:
     """The learner around a base model."""
     options = spec.learner.model_dump(exclude={"kind"})
     factory: Callable[..., Learner] = getattr(learners, spec.learner.kind)
-    return factory(model, objective=objective_of(spec), **options)
+    return factory(model, objective=objectives.named(shapes["objective"]), **options)
 
 
 def has_head(spec: Spec) -> bool:

@@ -165,6 +165,26 @@ def data_check(name: Annotated[str, typer.Argument(help="A known set; see `kshot
         typer.echo(f"{split:<6}" + ", ".join(f"{count:,} {what}" for what, count in numbers.items()))
 
 
+@data.command("freeze")
+def data_freeze(
+    recipe: Annotated[str, typer.Argument(metavar="RECIPE|FILE.yaml", help="Whose source to take tasks from.")],
+    out: Annotated[Path, typer.Option(help="File for the tasks, .safetensors.")],
+    split: Annotated[str, typer.Option(help="train, val or test.")] = "test",
+    tasks: Annotated[int, typer.Option(help="How many tasks, from the first.", min=1)] = 600,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", metavar="PATH=VALUE", help="Override a key, such as source.shots=5.")
+    ] = None,
+) -> None:
+    """Write a run file's tasks to one file, so that others score the very same: a source of kind episodes reads it."""
+    from kshot.app.build import build_source
+    from kshot.app.spec import load_spec
+    from kshot.tasks import freeze
+
+    spec = load_spec(recipe, set_)
+    sha256 = freeze(build_source(spec), out, split=split, tasks=tasks)  # type: ignore[arg-type]
+    typer.echo(f"{out}: {tasks} {split} tasks, episodes {sha256}")
+
+
 def main() -> None:
     """Run the command line; what a user can mend is one sentence on standard error and exit code 2."""
     try:

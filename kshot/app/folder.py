@@ -91,7 +91,7 @@ def load_run(path: Path) -> tuple[Spec, Shapes, Learner, str]:
             f"{path} holds no finished round yet; go on with `kshot run {spec.name} --out {path} --resume`"
         )
     shapes = json.loads(folder.shapes.read_text())
-    learner = build_learner(spec, build_model(spec, shapes, head=has_head(spec)))
+    learner = build_learner(spec, shapes, build_model(spec, shapes, head=has_head(spec)))
     load_checkpoint(folder.train / best.checkpoint, learner)
     weights = (folder.train / best.checkpoint / WEIGHTS).read_bytes()
     return spec, shapes, learner, hashlib.sha256(weights).hexdigest()

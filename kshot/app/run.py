@@ -18,6 +18,7 @@ from torch import nn
 
 from kshot import learners
 from kshot.app.build import (
+    Shapes,
     build_learner,
     build_model,
     build_source,
@@ -82,7 +83,7 @@ def run(spec: Spec, out: Path, *, resume: bool = False, console: Console | None 
         if spec.pretrain:
             pretrain_seconds = _pretrain(spec, model, source, folder, experience, display)
             pretrained = copy.deepcopy(model)
-        learner = build_learner(spec, model).to(device)
+        learner = build_learner(spec, shapes, model).to(device)
         training = spec.train.model_dump()
         result = run_until(
             learner,
@@ -159,7 +160,7 @@ def _baselines(
     spec: Spec,
     source: TaskSource,
     pretrained: nn.Module | None,
-    shapes: dict[str, list[int]],
+    shapes: Shapes,
     target: Target,
     device: torch.device,
     display: Display,
@@ -180,7 +181,7 @@ def _baselines(
 
 
 def _candidates(
-    name: str, spec: Spec, source: TaskSource, pretrained: nn.Module | None, shapes: dict[str, list[int]]
+    name: str, spec: Spec, source: TaskSource, pretrained: nn.Module | None, shapes: Shapes
 ) -> list[Learner]:
     objective = source.objective
     options = spec.baselines
@@ -282,6 +283,8 @@ def _figures(report: dict[str, Any], experience: Experience, learner: Learner, s
             drawn["regression_examples"] = figures.regression_examples(learner, shown, steps=(0, 1, 5))
         return drawn
     source = build_source(spec)
+    if source.task("test", 0).query.inputs.ndim != 4:
+        return drawn  # no images to show
     examples = []
     with torch.no_grad():
         for index in range(4):

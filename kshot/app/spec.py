@@ -22,21 +22,6 @@ class SinusoidsSpec(_Strict):
     queries: int = Field(10, ge=1)
 
 
-class _ClassesSpec(_Strict):
-    ways: int = Field(5, ge=2)
-    shots: int = Field(1, ge=1)
-    queries: int = Field(15, ge=1)
-    train_queries: int | None = Field(None, ge=1)
-
-
-class GlyphsSpec(_ClassesSpec):
-    kind: Literal["glyphs"]
-
-
-class OmniglotSpec(_ClassesSpec):
-    kind: Literal["omniglot"]
-
-
 def _whole_or_range(value: Any) -> int | list[int]:
     ends = value if isinstance(value, list) and len(value) == 2 else [value]
     if not all(type(end) is int and end >= 1 for end in ends) or ends != sorted(ends):
@@ -47,30 +32,57 @@ def _whole_or_range(value: Any) -> int | list[int]:
 SizeSpec = Annotated[int | list[int], PlainValidator(_whole_or_range)]
 
 
+class _ClassesSpec(_Strict):
+    ways: SizeSpec = 5
+    shots: SizeSpec = 1
+    queries: SizeSpec = 15
+    train_queries: SizeSpec | None = None
+    imbalance: Literal["random", "linear", "step"] | None = None
+    label_noise: float = Field(0.0, ge=0, lt=1)
+
+
+class GlyphsSpec(_ClassesSpec):
+    kind: Literal["glyphs"]
+
+
+class OmniglotSpec(_ClassesSpec):
+    kind: Literal["omniglot"]
+    within: Literal["alphabet"] | None = None
+
+
 class AugmentSpec(_Strict):
     flip: bool = False
     shift: int = Field(0, ge=0)
     jitter: float = Field(0.0, ge=0, le=1)
 
 
-class ImagesSpec(_Strict):
+class ImagesSpec(_ClassesSpec):
     kind: Literal["images"]
     path: str = Field(min_length=1)
-    ways: SizeSpec = 5
-    shots: SizeSpec = 1
-    queries: SizeSpec = 15
-    train_queries: SizeSpec | None = None
     size: int = Field(84, ge=1)
     colour: Literal["rgb", "grey"] = "rgb"
     split: dict[str, Any] | None = None
     within: Literal["domain"] | None = None
     augment: AugmentSpec | None = None
     turned_classes: bool = False
-    imbalance: Literal["random", "linear", "step"] | None = None
-    label_noise: float = Field(0.0, ge=0, lt=1)
     small: Literal["error", "drop", "shrink"] = "error"
     bad_images: Literal["error", "drop"] = "error"
     outside: Literal["error", "allow"] = "error"
+
+
+class EpisodesSpec(_Strict):
+    kind: Literal["episodes"]
+    path: str | list[str]
+
+
+OneSourceSpec = SinusoidsSpec | GlyphsSpec | OmniglotSpec | ImagesSpec | EpisodesSpec
+
+
+class MixtureSpec(_Strict):
+    kind: Literal["mixture"]
+    sources: dict[str, Annotated[OneSourceSpec, Field(discriminator="kind")]]
+    weights: dict[str, float] | None = None
+    heldout: dict[str, list[str]] | None = None
 
 
 class MlpSpec(_Strict):
@@ -184,7 +196,7 @@ class Spec(_Strict):
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     about: str = ""
-    source: Annotated[SinusoidsSpec | GlyphsSpec | OmniglotSpec | ImagesSpec, Field(discriminator="kind")]
+    source: Annotated[OneSourceSpec | MixtureSpec, Field(discriminator="kind")]
     model: Annotated[MlpSpec | Conv4Spec, Field(discriminator="kind")]
     learner: Annotated[
         MamlSpec | AnilSpec | FomamlSpec | ReptileSpec | MamlPpSpec | ImamlSpec | ProtonetSpec,
@@ -302,7 +314,8 @@ def _explain(entry: dict[str, Any], lines: dict[tuple[str | int, ...], int], whe
         return f"{place}: {key} has no kind {given!r}{_nearest(given, expected.split(', '))}"
     if entry["type"] == "union_tag_not_found":
         return f"{place}: {key} needs a 'kind'"
-    return f"{place}: {key}: {entry['msg'][0].lower()}{entry['msg'][1:]}, got {entry['input']!r}"
+    message = entry["msg"].removeprefix("Value error, ")
+    return f"{place}: {key}: {message[0].lower()}{message[1:]}, got {entry['input']!r}"
 
 
 def _resolve(loc: tuple[str | int, ...]) -> tuple[type[BaseModel] | None, tuple[str | int, ...]]:
@@ -310,13 +323,15 @@ def _resolve(loc: tuple[str | int, ...]) -> tuple[type[BaseModel] | None, tuple[
     model: type[BaseModel] | None = Spec
     path: list[str | int] = []
     options: list[type[BaseModel]] = []
+    named = False  # whether the next part is a name that the user gave, as those of a mixture's sources
     for part in loc:
         tagged = [option for option in options if part in get_args(option.model_fields["kind"].annotation)]
-        if tagged:
+        if tagged and not named:
             model, options = tagged[0], []
             continue
         path.append(part)
-        field = model.model_fields.get(str(part)) if model else None
+        field = model.model_fields.get(str(part)) if model and not named else None
+        named = field is not None and get_origin(field.annotation) is dict
         inner = _models(field.annotation) if field else []
         if inner:
             model, options = inner[0], inner if "kind" in inner[0].model_fields else []

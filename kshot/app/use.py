@@ -10,13 +10,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from kshot.app.build import Shapes, build_source, device_of, has_head, objective_of
+from kshot import objectives
+from kshot.app.build import Shapes, build_source, device_of, has_head
 from kshot.app.folder import load_run
 from kshot.app.inputs import read_images, read_table, support_images, support_table
 from kshot.app.spec import Spec
 from kshot.evaluation.evaluate import evaluate
 from kshot.learner import Learner
-from kshot.objectives import classification
 from kshot.training.checkpoint import load_state, save_state
 from kshot.types import Batch, Tree, to
 
@@ -43,7 +43,7 @@ def adapt_run(run_dir: Path, support: Path, out: Path, *, resize: bool, invert: 
     if out.exists():
         raise ValueError(f"{out} exists and is never written over; choose another --out")
     spec, shapes, learner, weights = load_run(run_dir)
-    if objective_of(spec) is classification:
+    if objectives.named(shapes["objective"]).own_classes:
         images, labels = support_images(support, shapes["inputs"], resize=resize, invert=invert)
         classes = sorted(set(labels))
         batch = Batch.of(

@@ -90,7 +90,7 @@ def fine_tune(
     """
     tuned = copy.deepcopy(model)
     part = dict(tuned.named_modules()).get(head)
-    if part is not None and objective is objectives.classification:
+    if part is not None and objective.own_classes:
         for parameter in part.parameters():
             nn.init.zeros_(parameter)
     return GradientLearner(tuned, objective, FirstOrder(SGD(inner_lr), steps), batchnorm=batchnorm)

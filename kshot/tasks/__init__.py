@@ -1,10 +1,12 @@
 """Where tasks come from: the contract of a source, and the sources that kshot ships."""
 
+from kshot.tasks.episodes import episodes, freeze
 from kshot.tasks.examples import ArrayExamples, Examples, ImageExamples
 from kshot.tasks.fewshot import ClassTasks
 from kshot.tasks.glyphs import glyphs
 from kshot.tasks.groups import GroupTasks
 from kshot.tasks.images import images
+from kshot.tasks.mixture import mixture
 from kshot.tasks.omniglot import omniglot
 from kshot.tasks.source import TaskSource
 from kshot.tasks.synthetic import sinusoids
@@ -16,8 +18,11 @@ __all__ = [
     "GroupTasks",
     "ImageExamples",
     "TaskSource",
+    "episodes",
+    "freeze",
     "glyphs",
     "images",
+    "mixture",
     "omniglot",
     "sinusoids",
 ]

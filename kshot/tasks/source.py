@@ -11,7 +11,7 @@ import torch
 
 from kshot import types
 from kshot.objectives import Objective
-from kshot.types import SPLITS, Batch, Split, Task, tree_map
+from kshot.types import SPLITS, Batch, Split, Task, tree_leaves, tree_map
 
 
 class TaskSource(ABC):
@@ -51,6 +51,13 @@ class TaskSource(ABC):
     def describe(self) -> dict[str, Any]:
         """What a report says of the tasks: at least the seed; ways, shots and queries where they exist."""
         return {"seed": self.seed}
+
+
+def hash_into(digest: Any, task: Task) -> None:
+    """Update a hash of `hashlib` by the content of a task: types, shapes and values of all its tensors."""
+    for leaf in tree_leaves(task):
+        digest.update(f"{leaf.dtype}{tuple(leaf.shape)}".encode())
+        digest.update(leaf.contiguous().cpu().numpy())
 
 
 def generator(seed: int, split: Split, index: int) -> np.random.Generator:

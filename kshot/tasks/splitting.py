@@ -6,6 +6,7 @@ A cut is written in a run file as one of
     split: {column: part}                                              # a column that says train, val or test
     split: {files: {train: train.txt, val: val.txt, test: test.txt}}   # one name a line
     split: {heldout: {val: [kitchen], test: [garden, garage]}}         # whole domains; the rest is train
+    split: {list: miniimagenet}                                        # as the literature has it; folder: where it lies
 """
 
 from __future__ import annotations
@@ -16,9 +17,18 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from kshot.tasks import library
+from kshot.tasks.published import PUBLISHED, read_lists
 from kshot.types import SPLITS, Split
 
-FORMS = ("ratio", "column", "files", "heldout")
+FORMS = {
+    "ratio": ("ratio: [0.7, 0.15, 0.15]", list | tuple, {"seed"}),
+    "column": ("column: NAME", str, set()),
+    "files": ("files: {train: train.txt, val: val.txt, test: test.txt}", Mapping, set()),
+    "heldout": ("heldout: {val: [NAME], test: [NAME]}", Mapping, set()),
+    "list": ("list: NAME", str, {"folder"}),
+}
+"""The forms: how each is written, what its value is, and its further keys."""
 
 
 def cut(
@@ -34,15 +44,15 @@ def cut(
 
     Args:
         names: the classes or groups that the data has.
-        split: one of the forms above; `ratio` may stand with a `seed` of its own, 0 by default.
+        split: one of the forms above, a key and its value; beside `ratio` may stand its `seed`, beside `list` a
+            `folder`.
         kind: what the names are, "class" or "group", for errors.
-        folder: what the paths of `files` are relative to.
+        folder: what paths are relative to.
         values: for `column`, the values that the column has in the rows of each name.
-        domains: for `heldout`, the domain of each name.
+        domains: for `heldout` and the list fc100, the domain of each name.
 
     Returns:
-        The names of each split in the order given; a split without names is not in it. Names that files do not list
-        are in none.
+        The names of each split; a split without names is not in it. Names that no file or list has are in none.
 
     Raises:
         ValueError: a form that is unknown or cannot be had here, a name in two splits, an empty train split, and what
@@ -54,15 +64,17 @@ def cut(
         {'train': ['cat', 'dog', 'yak'], 'test': ['owl']}
     """
     names = list(names)
-    forms = [form for form in split if form in FORMS]
+    forms = [form for form in FORMS if form in split]
     if len(forms) != 1:
         raise ValueError(
             f"split takes one of {', '.join(FORMS)}, as in split: {{ratio: [0.7, 0.15, 0.15]}}; got {dict(split)}"
         )
     form = forms[0]
-    allowed = {form, "seed"} if form == "ratio" else {form}
-    if extra := set(split) - allowed:
-        raise ValueError(f"split by {form} has no key {sorted(extra)[0]!r}")
+    written, type_, further = FORMS[form]
+    if not isinstance(split[form], type_):
+        raise ValueError(f"split by {form} is written {written}; got {split[form]!r}")
+    if extra := [key for key in split if key != form and key not in further]:
+        raise ValueError(f"split by {form} has no key {extra[0]!r}")
     if form == "ratio":
         found = by_ratio(names, split["ratio"], seed=split.get("seed", 0), kind=kind)
     elif form == "column":
@@ -71,10 +83,13 @@ def cut(
         found = by_column(names, values, column=split["column"], kind=kind)
     elif form == "files":
         found = by_files(names, {part: Path(folder) / path for part, path in split["files"].items()}, kind=kind)
-    else:
+    elif form == "heldout":
         if domains is None:
             raise ValueError(f"split by heldout needs the domain of each {kind}, which this data does not give")
         found = by_heldout(names, split["heldout"], domains, kind=kind)
+    else:
+        lists = Path(folder) / split["folder"] if "folder" in split else None
+        found = by_list(names, split["list"], folder=lists, domains=domains)
     if "train" not in found:
         raise ValueError(f"split by {form} leaves no {kind} to train on, of {len(names)}")
     return found
@@ -179,8 +194,8 @@ def by_heldout(
     home: dict[str, Split] = {}
     known = sorted(set(domains.values()))
     for part, held in heldout.items():
-        if part not in ("val", "test"):
-            raise ValueError(f"heldout takes val and test, each a list of domains; got {part!r}")
+        if part not in ("val", "test") or isinstance(held, str):
+            raise ValueError(f"heldout takes val and test, each a list of domains; got {part}: {held!r}")
         for domain in held:
             if domain not in known:
                 raise ValueError(f"heldout {part}: the data has no domain {domain!r}{_nearest(domain, known)}")
@@ -191,6 +206,52 @@ def by_heldout(
     for name in names:
         found[home.get(domains[name], "train")].append(name)
     return {part: own for part, own in found.items() if own}
+
+
+def by_list(
+    names: Sequence[str], which: str, *, folder: Path | None = None, domains: Mapping[str, str] | None = None
+) -> dict[Split, list[str]]:
+    """Cut as the literature does; classes that its list does not have are left out.
+
+    A name of the list is found among the data's as it is, or by its last part where that is unique: whale for
+    aquatic_mammals/whale.
+
+    Args:
+        names: the classes of the data.
+        which: one of `kshot.tasks.published.PUBLISHED`.
+        folder: holds its files train, val and test (see `kshot.tasks.published.read_lists`); by default the one in the
+            data set fewshot_image_splits of the library.
+        domains: the domain of each class, for lists of domains.
+
+    Raises:
+        ValueError: no such list, files that are missing or cannot be read, a listed class that the data lacks.
+    """
+    if which not in PUBLISHED:
+        raise ValueError(f"there is no list {which!r}; known are {', '.join(PUBLISHED)}")
+    row = PUBLISHED[which]
+    lists = read_lists(library.find("fewshot_image_splits") / row.folder if folder is None else folder)
+    if row.of == "domain":
+        if domains is None:
+            raise ValueError(f"the list {which} is of domains, and this data does not give the domain of each class")
+        members: dict[str, list[str]] = {}
+        for name in names:
+            members.setdefault(domains[name], []).append(name)
+    else:
+        members = {name: [name] for name in names}
+    short = {name.rpartition("/")[2]: own for name, own in members.items()}
+    if len(short) < len(members):
+        short = {}
+    found: dict[Split, list[str]] = {}
+    for part, listed in lists.items():
+        of_name = {name: members.get(name) or short.get(name.rpartition("/")[2]) for name in listed}
+        missing = [name for name, own in of_name.items() if own is None]
+        if missing:
+            raise ValueError(
+                f"{listed[missing[0]]}: the data has no {row.of} {missing[0]!r}{_nearest(missing[0], members)} "
+                f"({len(missing)} of the {len(listed)} in {part} are missing)"
+            )
+        found[part] = [name for own in of_name.values() if own is not None for name in own]
+    return found
 
 
 def _check_part(part: str, form: str) -> None:
