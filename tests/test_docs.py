@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 import kshot
-from kshot.app.spec import Spec, load_spec, recipes
+from kshot.app.spec import ImagesSpec, Spec, _ClassesSpec, load_spec, recipes
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -46,6 +46,16 @@ def test_the_documented_run_file_is_valid_and_names_every_key():
     assert set(written) == set(Spec.model_fields)
     for part in ("source", "learner", "pretrain", "train", "budget", "evaluate", "baselines"):
         assert set(written[part]) == set(getattr(spec, part).model_dump()), part
+
+
+def test_the_documented_images_source_names_every_key_of_its_own():
+    blocks = re.findall(
+        r"```yaml\n(source:\n  kind: images.*?)```", (ROOT / "docs" / "run-files.md").read_text(), re.DOTALL
+    )
+    written = yaml.safe_load(blocks[0])["source"]
+    spec = ImagesSpec.model_validate(written)
+    assert set(written) == set(spec.model_dump()) - set(_ClassesSpec.model_fields)
+    assert set(written["augment"]) == set(spec.augment.model_dump())
 
 
 @pytest.mark.parametrize("name", recipes())

@@ -194,7 +194,7 @@ def test_a_missing_class_and_a_class_with_too_few_drawings_are_named(tree):
 def test_an_absent_data_set_says_where_it_was_looked_for(monkeypatch, tmp_path):
     monkeypatch.setenv("KSHOT_DATA", str(tmp_path))
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "xdg"))
-    with pytest.raises(ValueError, match=r"looked for .*/omniglot, .*kshot data add omniglot --from FOLDER"):
+    with pytest.raises(ValueError, match=r"looked for .*/omniglot, .*kshot data add omniglot`"):
         omniglot()
     with pytest.raises(ValueError, match=r"nowhere is no folder"):
         omniglot(path=tmp_path / "nowhere")

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from kshot import learners, models, objectives, tasks
-from kshot.app.spec import Conv4Spec, EpisodesSpec, MixtureSpec, MlpSpec, OneSourceSpec, Spec
+from kshot.app.spec import Conv4Spec, EpisodesSpec, FromHfSpec, MixtureSpec, MlpSpec, OneSourceSpec, Spec
 from kshot.learner import Learner
 from kshot.tasks.source import TaskSource
 from kshot.training.fit import seeded
@@ -30,6 +30,9 @@ def _source(named: OneSourceSpec | MixtureSpec, seed: int) -> TaskSource:
     options = named.model_dump(exclude={"kind"})
     if isinstance(named, EpisodesSpec):
         return tasks.episodes(**options)
+    if isinstance(named, FromHfSpec):
+        make, inner = getattr(tasks, named.tasks.kind), named.tasks.model_dump(exclude={"kind", "path"})
+        return tasks.from_hf(named.path, make, parts=named.parts, columns=named.columns, **inner, seed=seed)
     if isinstance(named, MixtureSpec):
         options["sources"] = {name: _source(inner, seed) for name, inner in named.sources.items()}
     return getattr(tasks, named.kind)(**options, seed=seed)

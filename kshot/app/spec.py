@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, PlainValidator, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, PlainValidator, ValidationError, model_validator
 
 
 class _Strict(BaseModel):
@@ -56,21 +56,15 @@ class AugmentSpec(_Strict):
     jitter: float = Field(0.0, ge=0, le=1)
 
 
-class ImagesSpec(_Strict):
+class ImagesSpec(_ClassesSpec):
     kind: Literal["images"]
     path: str = Field(min_length=1)
-    ways: SizeSpec = 5
-    shots: SizeSpec = 1
-    queries: SizeSpec = 15
-    train_queries: SizeSpec | None = None
     size: int = Field(84, ge=1)
     colour: Literal["rgb", "grey"] = "rgb"
     split: dict[str, Any] | None = None
     within: Literal["domain"] | None = None
     augment: AugmentSpec | None = None
     turned_classes: bool = False
-    imbalance: Literal["random", "linear", "step"] | None = None
-    label_noise: float = Field(0.0, ge=0, lt=1)
     small: Literal["error", "drop", "shrink"] = "error"
     bad_images: Literal["error", "drop"] = "error"
     outside: Literal["error", "allow"] = "error"
@@ -137,7 +131,70 @@ class SeriesSpec(_Strict):
     bad_rows: Literal["error", "drop"] = "error"
 
 
-OneSourceSpec = SinusoidsSpec | GlyphsSpec | OmniglotSpec | ImagesSpec | TableSpec | SeriesSpec | EpisodesSpec
+class TextSpec(_ClassesSpec):
+    kind: Literal["text"]
+    path: str
+    text: str = "text"
+    label: str = "label"
+    domain: str = "domain"
+    features: Literal["words", "characters", "ids"] = "words"
+    ngrams: list[Annotated[int, Field(ge=1)]] | None = Field(None, min_length=2, max_length=2)
+    width: int = Field(1024, ge=1)
+    split: dict[str, Any] | None = None
+    within: Literal["domain"] | None = None
+    small: Literal["error", "drop", "shrink"] = "error"
+    bad_rows: Literal["error", "drop"] = "error"
+    reading: ReadingSpec = ReadingSpec()
+
+
+class CorpusSpec(_Strict):
+    kind: Literal["corpus"]
+    path: str
+    task: str = "file"
+    pattern: str | None = None
+    text: str = "text"
+    files: str = "*.txt"
+    unit: Literal["characters", "bytes"] = "characters"
+    length: int = Field(64, ge=1)
+    shots: SizeSpec = 8
+    queries: SizeSpec = 8
+    train_queries: SizeSpec | None = None
+    order: Literal["given", "random"] = "given"
+    split: dict[str, Any] | None = None
+    small: Literal["error", "drop", "shrink"] = "error"
+    bad_rows: Literal["error", "drop"] = "error"
+    reading: ReadingSpec = ReadingSpec()
+
+
+class FromHfSpec(_Strict):
+    """A Hugging Face dataset; `tasks` is the source that is made of it, without a path of its own."""
+
+    kind: Literal["from_hf"]
+    path: str
+    parts: list[str] | None = None
+    columns: dict[str, str] | None = None
+    tasks: Annotated[ImagesSpec | TableSpec | SeriesSpec | TextSpec | CorpusSpec, Field(discriminator="kind")]
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_path(cls, data: Any) -> Any:
+        if isinstance(data, dict) and isinstance(data.get("tasks"), dict) and "path" in data:
+            return data | {"tasks": data["tasks"] | {"path": data["path"]}}
+        return data
+
+
+OneSourceSpec = (
+    SinusoidsSpec
+    | GlyphsSpec
+    | OmniglotSpec
+    | ImagesSpec
+    | TableSpec
+    | SeriesSpec
+    | TextSpec
+    | CorpusSpec
+    | FromHfSpec
+    | EpisodesSpec
+)
 
 
 class MixtureSpec(_Strict):

@@ -30,6 +30,9 @@ class Augment:
         shift: move by up to so many pixels up or down and left or right, the edge repeated where the image ends.
         jitter: how far brightness, contrast and saturation may go from 1, 0 … 1.
 
+    Raises:
+        ValueError: a shift or a jitter out of bounds.
+
     Example:
         >>> image = torch.arange(4.0).reshape(1, 1, 1, 4)
         >>> Augment(flip=True)(image, np.random.default_rng(0)).flatten().tolist()
@@ -41,6 +44,12 @@ class Augment:
     flip: bool = False
     shift: int = 0
     jitter: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.shift < 0:
+            raise ValueError(f"shift must be at least 0 pixels, got {self.shift}")
+        if not 0 <= self.jitter <= 1:
+            raise ValueError(f"jitter must be 0 … 1, got {self.jitter}")
 
     def __call__(self, images: Tensor, random: np.random.Generator) -> Tensor:
         """Float32 images (n, C, H, W) in 0 … 1, varied."""

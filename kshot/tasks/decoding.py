@@ -23,6 +23,7 @@ VERSION = 1
 """Counts the changes to the decoding below: part of the key of what is kept of it."""
 
 _FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")  # no others: some of Pillow's start other programs
+_TOO_LARGE = "Scale it down, or raise PIL.Image.MAX_IMAGE_PIXELS if you trust it"
 _GREY_MODES = ("1", "L", "LA", "La", "I", "F")
 
 
@@ -34,7 +35,7 @@ def decode(content: bytes, place: str, *, size: int, colour: Colour) -> np.ndarr
     """An image file as uint8 (C, size, size).
 
     The first frame is turned as its EXIF orientation says, laid on white where it is transparent, brought from 16 to 8
-    bits, turned grey or RGB, cut to the square in its middle and scaled with antialiasing (Lanczos). A JPEG much larger
+    bits, turned grey or RGB, scaled with antialiasing (Lanczos) and cut to the square in its middle. A JPEG much larger
     than `size` is decoded at a half, a quarter or an eighth of its size, at least twice `size`, before it's scaled.
 
     Args:
@@ -88,16 +89,13 @@ def _opened(content: bytes, place: str) -> Image.Image:
     except Image.UnidentifiedImageError as error:
         start = content[:8]
         raise BadImage(f"{place} is no image that can be read; it begins with {start!r}") from error
-    except Image.DecompressionBombError as error:
-        raise BadImage(f"{place} is refused: {error}") from error
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise BadImage(f"{place} is too large: {error} {_TOO_LARGE}") from error
     except Exception as error:
         raise _damaged(place, error) from error
     most = Image.MAX_IMAGE_PIXELS
     if most is not None and image.width * image.height > most:
-        raise BadImage(
-            f"{place} has {image.width}×{image.height} pixels, more than the {most:,} that are decoded, as a small "
-            "file can so fill the memory; scale it down, or raise PIL.Image.MAX_IMAGE_PIXELS if you trust it"
-        )
+        raise BadImage(f"{place} is too large: {image.width}×{image.height} pixels, of at most {most:,}. {_TOO_LARGE}")
     if image.mode in ("I", "F"):
         raise BadImage(f"{place} holds 32-bit numbers, whose black and white are unknown; save it with 8 or 16 bits")
     return image

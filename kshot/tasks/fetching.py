@@ -47,6 +47,7 @@ def fetch(address: str, target: Path, progress: Progress | None = None) -> None:
         ValueError: no such address, no network, a server that refuses, a connection that breaks again and again, or a
             disk that is full.
     """
+    _check(address)
     part = target.with_name(f"{target.name}.part")
     for number in range(TRIES):
         if number:
@@ -65,6 +66,19 @@ def fetch(address: str, target: Path, progress: Progress | None = None) -> None:
     )
 
 
+def _check(address: str) -> None:
+    try:
+        parts = urlsplit(address)
+        fine = parts.scheme in ("http", "https") and parts.hostname and address.isprintable() and " " not in address
+    except ValueError:
+        fine = False
+    if not fine:
+        raise ValueError(
+            f"{address!r} is no address that can be fetched from: it begins with http:// or https://, and holds no "
+            "spaces. Give a file of this machine by its path"
+        )
+
+
 def _go_on(address: str, part: Path, progress: Progress) -> None:
     """Fetch what is missing of a part."""
     have, version = _begun(address, part)
@@ -81,6 +95,7 @@ def _go_on(address: str, part: Path, progress: Progress) -> None:
             left = response.headers.get("Content-Length")
             _receive(response, part, begun, None if left is None else begun + int(left), progress)
     except urllib.error.HTTPError as error:
+        error.close()
         if error.code == 416:  # the part is no beginning of what the server has
             part.unlink(missing_ok=True)
         if error.code in (416, 429) or error.code >= 500:
@@ -93,8 +108,6 @@ def _go_on(address: str, part: Path, progress: Progress) -> None:
             f"{urlsplit(address).hostname} cannot be reached ({reason}); "
             "check the network, or give a copy by --from PATH, another address by --from URL or KSHOT_MIRROR"
         ) from error
-    except http.client.InvalidURL as error:
-        raise ValueError(f"{address!r} is no address: {error}") from error
     except (http.client.HTTPException, ConnectionError, TimeoutError) as error:
         raise _Broken(str(error) or type(error).__name__) from error
 

@@ -277,7 +277,7 @@ class ClassTasks(TaskSource):
             left_out = f" ({', '.join(self.dropped)} were left out)" if self.dropped else ""
             raise ValueError(
                 f"{self.name}: {what} {split} split has {count} classes, fewer than the {least} ways of a task"
-                f"{left_out}; lower ways, add classes{' or leave such domains out with small: drop' if within else ''}"
+                f"{left_out}; lower ways or add classes{', or leave such domains out by small: drop' if within else ''}"
             )
         return domains
 

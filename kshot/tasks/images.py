@@ -91,6 +91,14 @@ def images(
     path = Path(path)
     if size < 1:
         raise ValueError(f"size must be at least 1 pixel, got {size}")
+    for option, given, known in (
+        ("colour", colour, ("rgb", "grey")),
+        ("bad_images", bad_images, ("error", "drop")),
+        ("outside", outside, ("error", "allow")),
+        ("within", within or "domain", ("domain",)),
+    ):
+        if given not in known:
+            raise ValueError(f"{option} must be {' or '.join(known)}, got {given!r}")
     varied = Augment(**augment) if augment else None
     listing = (list_table if path.is_file() else list_folder)(path, outside=outside)
     decoded = DecodedImages(listing.files, listing.root, size=size, colour=colour)

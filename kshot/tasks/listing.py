@@ -147,8 +147,8 @@ class _Walk:
             if files and folders:
                 image, below = os.path.basename(files[0].name), folders[0][0][-1]
                 raise ValueError(
-                    f"{shown(self.root + os.sep + start)} holds images, such as {shown(image)}, beside folders, such as "
-                    f"{shown(below)}; the folder of a class holds nothing but its images: move one of them away"
+                    f"{shown(self.root + os.sep + start)} holds images, such as {shown(image)}, beside folders, such "
+                    f"as {shown(below)}; the folder of a class holds nothing but its images: move one of them away"
                 )
             if not folders:
                 yield parts, files

@@ -150,8 +150,7 @@ def _part(folder: Path, name: str) -> Path:
         if path.exists():
             return path
     raise ValueError(
-        f"{folder} holds neither {name}.zip nor {name}/; download it from github.com/brendenlake/omniglot, and add the "
-        "whole with `kshot data add omniglot --from FOLDER`"
+        f"{folder} holds neither {name}.zip nor {name}/; `kshot data add omniglot` fetches both, with the lists"
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import lzma
+import io
 import os
 import stat
 import tarfile
@@ -24,6 +24,10 @@ MOST_GROWTH = 200
 """How many times its own size an archive may unpack to; text shrinks to a tenth, a bomb to a thousandth."""
 FREE_GROWTH = 16 << 20
 """Bytes that any archive may unpack to, whatever its size."""
+
+
+class _Refused(ValueError):
+    """An archive that could be read, but is not unpacked; the sentence says why."""
 
 
 class _Member(NamedTuple):
@@ -52,10 +56,10 @@ def unpack(archive: Path, folder: Path) -> None:
         for number, member in enumerate(members, 1):
             place = f"{archive}: {member.name!r}"
             if member.kind == "else" or _leads_out(member.name):
-                raise ValueError(f"{place} is a link or a device, or leads out of the archive; nothing was unpacked")
+                raise _Refused(f"{place} is a link or a device, or leads out of the archive; nothing was unpacked")
             total += member.size
             if number > MOST_MEMBERS or total > most:
-                raise ValueError(
+                raise _Refused(
                     f"{archive} unpacks to more than {most:,} bytes or {MOST_MEMBERS:,} files, as bombs do that fill a "
                     "disk; if you trust it, unpack it yourself and give the folder"
                 )
@@ -67,17 +71,18 @@ def _write(member: _Member, target: Path, place: str) -> None:
         (target if member.kind == "folder" else target.parent).mkdir(parents=True, exist_ok=True)
         made = target.open("xb") if member.kind == "file" else None
     except (FileExistsError, NotADirectoryError) as error:
-        raise ValueError(f"{place} stands twice in the archive, or is both a file and a folder") from error
-    except OSError as error:
-        raise ValueError(f"{place} cannot be unpacked to {target.parent}: {error.strerror}") from error
-    opened = member.opened()
-    if made and opened:
-        with made, opened:
-            while chunk := opened.read(1 << 20):
-                try:
-                    made.write(chunk)
-                except OSError as error:
-                    raise ValueError(f"{place} cannot be unpacked to {target}: {error.strerror}") from error
+        raise _Refused(f"{place} stands twice in the archive, or is both a file and a folder") from error
+    except (OSError, ValueError) as error:
+        raise _Refused(f"{place} cannot be unpacked to {target.parent}: {error}") from error
+    if made is None:
+        return
+    with made, member.opened() or io.BytesIO() as opened:
+        while chunk := opened.read(1 << 20):
+            try:
+                made.write(chunk)
+                made.flush()
+            except OSError as error:
+                raise _Refused(f"{place} cannot be unpacked to {target}: {error.strerror}") from error
 
 
 def _leads_out(name: str) -> bool:
@@ -89,14 +94,16 @@ def _leads_out(name: str) -> bool:
 @contextmanager
 def _members(path: Path) -> Iterator[Iterator[_Member]]:
     """What an archive holds, to be opened one after another."""
-    if zipfile.is_zipfile(path):
-        with opened_zip(path) as archive:
-            yield (_of_zip(archive, info) for info in archive.infolist())
-        return
     try:
-        with tarfile.open(path, "r|*") as stream:  # what comes later is not read before its turn
-            yield (_of_tar(stream, info) for info in stream)
-    except (tarfile.TarError, zlib.error, lzma.LZMAError, EOFError, OSError) as error:
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:
+                yield (_of_zip(archive, info) for info in archive.infolist())
+        else:
+            with tarfile.open(path, "r|*") as stream:  # what comes later is not read before its turn
+                yield (_of_tar(stream, info) for info in stream)
+    except _Refused:
+        raise
+    except Exception as error:  # the readers raise nearly every kind of error on damaged archives
         raise ValueError(f"{path} is damaged, or no zip or tar ({error}); get it again") from error
 
 
@@ -121,5 +128,3 @@ def opened_zip(path: Path) -> Iterator[zipfile.ZipFile]:
             yield archive
     except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as error:
         raise ValueError(f"{path} is damaged or not a zip ({error}); download it again") from error
-    except RuntimeError as error:  # zipfile's word for a password that is needed
-        raise ValueError(f"{path} cannot be read ({error}); unpack it yourself and give the folder") from error
