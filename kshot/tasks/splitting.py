@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from kshot.tasks import library
+from kshot.tasks.pools import plural
 from kshot.tasks.published import PUBLISHED, read_lists
 from kshot.types import SPLITS, Split
 
@@ -128,7 +129,7 @@ def by_ratio(
     for part, own in found.items():
         if not own:
             raise ValueError(
-                f"split by ratio {shares}: none of the {len(names)} {_many(kind)} falls into {part}; raise its share, "
+                f"split by ratio {shares}: none of the {len(names)} {plural(kind)} falls into {part}; raise its share, "
                 "take another seed (split: {ratio: …, seed: 1}), or list the names in files"
             )
     return found
@@ -266,10 +267,6 @@ def _lines(path: Path) -> list[str]:
         raise ValueError(f"{path} cannot be read ({error.strerror})") from None
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not UTF-8 text (byte {error.start}); save it as UTF-8") from None
-
-
-def _many(kind: str) -> str:
-    return f"{kind}es" if kind.endswith("s") else f"{kind}s"
 
 
 def _nearest(name: str, known: Iterable[str]) -> str:
