@@ -5,8 +5,8 @@ sampling costs in a meta-step.
 
 learn2learn does not install on current Python, so `PerItem` is its `TaskDataset` written anew: the chain NWays,
 KShots, LoadData, RemapLabels, ConsecutiveLabels over a list of items, each of which is opened as a PNG, inverted,
-scaled to 28×28 and made a tensor when it is reached, as its `FullOmniglot` does; then one collate. Its files are cached by the
-operating system. The ways take turns; medians.
+scaled to 28×28 and made a tensor when it is reached, as its `FullOmniglot` does; then one collate. Its files are in the
+cache of the operating system. The ways take turns; medians.
 """
 
 from __future__ import annotations

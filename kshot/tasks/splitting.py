@@ -122,7 +122,7 @@ def by_ratio(
     found: dict[Split, list[str]] = {part: [] for part, share in zip(SPLITS, shares) if share}
     ends = [sum(shares[: number + 1]) for number, share in enumerate(shares) if share]
     for name in names:
-        digest = hashlib.sha256(f"{seed}\0{name}".encode()).digest()
+        digest = hashlib.sha256(f"{seed}\0{name}".encode(errors="surrogatepass")).digest()
         place = int.from_bytes(digest[:8], "big") / 2**64
         number = sum(place >= end for end in ends[:-1])
         found[list(found)[number]].append(name)
