@@ -194,7 +194,7 @@ def cut_members(
     members: Members, table: Table, split: Mapping[str, Any], domain: str | None, *, kind: str
 ) -> dict[Split, dict[str, np.ndarray]]:
     """Cut groups or classes into splits: for each split, name to rows."""
-    values = _distinct_values(members, table, split["column"]) if "column" in split else None
+    values = distinct_values(members, table, split["column"]) if "column" in split else None
     domains = domains_of(members, table, domain) if "heldout" in split and domain else None
     parts = cut(members.names, split, kind=kind, values=values, domains=domains)
     rows = members.items()
@@ -207,7 +207,7 @@ def domains_of(members: Members, table: Table, column: str) -> dict[str, str]:
     Raises:
         ValueError: one whose rows have several, or none.
     """
-    found = _distinct_values(members, table, column)
+    found = distinct_values(members, table, column)
     for name, values in found.items():
         if len(values) != 1 or None in values:
             listed = ", ".join(sorted(map(str, values))[:3])
@@ -217,7 +217,7 @@ def domains_of(members: Members, table: Table, column: str) -> dict[str, str]:
     return {name: values[0] for name, values in found.items()}
 
 
-def _distinct_values(members: Members, table: Table, column: str) -> dict[str, list[str]]:
+def distinct_values(members: Members, table: Table, column: str) -> dict[str, list[str]]:
     import polars as pl
 
     number = np.repeat(np.arange(len(members.names)), members.sizes)
