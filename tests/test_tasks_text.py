@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import logging
+import sys
 import time
 from collections import Counter
 from contextlib import suppress
@@ -20,7 +21,9 @@ from hypothesis import strategies as st
 
 import kshot
 from kshot import types
+from kshot.app import cli
 from kshot.tasks import ArrayExamples, text
+from kshot.tasks.encoding import from_json
 from kshot.tasks.features import SparseExamples, hashed_ngrams
 from kshot.tasks.vocabulary import PADDING, UNKNOWN, Vocabulary
 
@@ -246,6 +249,75 @@ def test_ids_know_the_characters_of_training_classes_alone(tmp_path):
     seen = {tuple(row) for index in range(9) for row in source.task("test", index).query.inputs.tolist()}
     a, b = vocabulary.encode("ab").tolist()
     assert seen == {(a, b, UNKNOWN, PADDING), (b, a, UNKNOWN, UNKNOWN), (a, UNKNOWN, b, PADDING)}
+
+
+# In a run
+
+RUN = """\
+name: intents
+source: {kind: text, path: intents.csv, ways: 3, shots: 2, queries: 3, split: {heldout: {val: [b], test: [c]}}, OPTIONS}
+model: {kind: mlp, hidden: [8]}
+learner: {kind: protonet}
+train: {steps_per_round: 2, tasks_per_step: 2}
+target: accuracy >= 0.1
+budget: {rounds: 1}
+evaluate: {val_tasks: 3, test_tasks: 3}
+"""
+
+
+def command(monkeypatch, *words: object) -> None:
+    monkeypatch.setattr(sys, "argv", ["kshot", *map(str, words)])
+    cli.main()
+
+
+@pytest.fixture
+def intents(tmp_path, monkeypatch):
+    """A folder with texts of nine classes in three domains, which is the current one."""
+    rows = [
+        (f"{word} number {i}", word, domain)
+        for domain in "abc"
+        for word in (f"{domain}x", f"{domain}y", f"{domain}z")
+        for i in range(6)
+    ]
+    write(tmp_path / "intents.csv", rows)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_a_run_adapts_to_texts_of_ones_own(intents, monkeypatch, capsys):
+    (intents / "run.yaml").write_text(RUN.replace("OPTIONS", "features: characters, width: 512"))
+    with pytest.raises(SystemExit, match="0"):
+        command(monkeypatch, "run", "run.yaml", "--out", "run")
+    (intents / "mine.csv").write_text(
+        "text,label\nhow much is it,price\nwhat does it cost,price\nwhere are you,place\n"
+    )
+    (intents / "new.json").write_text('[{"text": "how much does it cost"}, {"text": "where is it"}]')
+    for words in (
+        ["adapt", "run", "--support", "mine.csv", "--out", "s"],
+        ["predict", "run", "--state", "s", "--inputs", "new.json"],
+    ):
+        capsys.readouterr()
+        with pytest.raises(SystemExit, match="0"):
+            command(monkeypatch, *words)
+    told = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
+    assert [row["label"] for row in told] == ["price", "place"]
+    assert all(float(row["p(price)"]) + float(row["p(place)"]) == pytest.approx(1, abs=1e-4) for row in told)
+
+
+def test_what_a_run_keeps_reads_texts_as_the_run_did(intents):
+    for features in ("words", "characters", "ids"):
+        source = text("intents.csv", features=features, width=32, queries=2, ways=3, split=ALL)
+        kept = from_json(json.loads(json.dumps(source.encoding.to_json())))
+        assert torch.equal(kept.inputs(intents / "intents.csv", {}), source.examples.take(np.arange(len(source.texts))))
+        assert kept.support(intents / "intents.csv").targets == pl.read_csv("intents.csv")["label"].to_list()
+        assert kept.describe().items() <= source.describe().items()
+
+
+def test_symbols_are_not_for_the_models_of_run_files(intents, monkeypatch, capsys):
+    (intents / "run.yaml").write_text(RUN.replace("OPTIONS", "features: ids"))
+    with pytest.raises(SystemExit, match="2"):
+        command(monkeypatch, "run", "run.yaml", "--out", "run")
+    assert "no model of a run file reads" in capsys.readouterr().err
 
 
 # What goes wrong

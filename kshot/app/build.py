@@ -40,8 +40,17 @@ def _source(named: OneSourceSpec | MixtureSpec, seed: int) -> TaskSource:
 
 
 def shapes_of(source: TaskSource) -> Shapes:
-    """The shapes of one example of a source's tasks, and what they ask."""
+    """The shapes of one example of a source's tasks, and what they ask.
+
+    Raises:
+        ValueError: inputs that no model of a run file takes.
+    """
     batch = source.task("train", 0).support
+    if batch.inputs.dtype == torch.int64:
+        raise ValueError(
+            "these tasks give the numbers of symbols, which no model of a run file reads: take n-grams of texts by "
+            "features: words or characters, or give kshot a model with an embedding in Python, see docs/your-data.md"
+        )
     shapes = {"inputs": list(batch.inputs.shape[1:]), "targets": list(batch.targets.shape[1:])}
     return shapes | {"objective": objectives.name_of(source.objective)}
 

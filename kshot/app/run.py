@@ -67,10 +67,10 @@ def run(spec: Spec, out: Path, *, resume: bool = False, console: Console | None 
     target = Target.parse(spec.target)
     device = device_of(spec)
     source = build_source(spec)
+    shapes = shapes_of(source)
     metric_names = _metrics_of(source)
     if target.metric not in metric_names:
         raise ValueError(f"target {spec.target!r}: these tasks report {', '.join(metric_names)}")
-    shapes = shapes_of(source)
     model = build_model(spec, shapes, head=has_head(spec)).to(device)
     folder = RunFolder(out)
     (folder.open_again if resume else folder.open_new)(spec)
