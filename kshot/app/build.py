@@ -11,15 +11,16 @@ import torch
 from torch import nn
 
 from kshot import learners, models, objectives, tasks
-from kshot.app.spec import Conv4Spec, EpisodesSpec, MixtureSpec, MlpSpec, OneSourceSpec, Spec
+from kshot.app.spec import Conv4Spec, EpisodesSpec, MixtureSpec, MlpSpec, OneSourceSpec, RatingMlpSpec, Spec
 from kshot.learner import Learner
 from kshot.objectives import Objective
+from kshot.tasks.ratings import RatingTasks
 from kshot.tasks.source import TaskSource
 from kshot.training.fit import seeded
 
 Shapes = dict[str, Any]
 """Shapes of one example, and what is asked: {"inputs": [...], "targets": [...], "objective": name}; with a spec, all
-that a learner is built from."""
+that a learner is built from. Where inputs are a dict, so are their shapes, and "items" counts the items of ratings."""
 
 
 def build_source(spec: Spec) -> TaskSource:
@@ -39,14 +40,28 @@ def _source(named: OneSourceSpec | MixtureSpec, seed: int) -> TaskSource:
 def shapes_of(source: TaskSource) -> Shapes:
     """The shapes of one example of a source's tasks, and what they ask."""
     batch = source.task("train", 0).support
-    shapes = {"inputs": list(batch.inputs.shape[1:]), "targets": list(batch.targets.shape[1:])}
+    inputs = (
+        {name: list(leaf.shape[1:]) for name, leaf in batch.inputs.items()} if isinstance(batch.inputs, dict) else None
+    )
+    shapes: Shapes = {"inputs": inputs or list(batch.inputs.shape[1:]), "targets": list(batch.targets.shape[1:])}
+    if isinstance(source, RatingTasks):
+        shapes["items"] = len(source.encoding.items)
     return shapes | {"objective": objectives.name_of(source.objective)}
 
 
 def build_model(spec: Spec, shapes: Shapes, *, head: bool) -> nn.Module:
     """The base model, its weights drawn from the run's seed; `head` adds the layer that gives the task's outputs."""
     inputs, outputs = shapes["inputs"], shapes["targets"][-1]
+    if isinstance(inputs, dict) != isinstance(spec.model, RatingMlpSpec):
+        kind, given = spec.model.kind, ", ".join(inputs) if isinstance(inputs, dict) else "one tensor"
+        raise ValueError(
+            f"model {kind} does not fit these inputs ({given}): ratings, and they alone, take model rating_mlp"
+        )
     with seeded(spec.seed):
+        if isinstance(spec.model, RatingMlpSpec):
+            features = sum(shape[-1] for name, shape in inputs.items() if name != "item")
+            options = spec.model.model_dump(exclude={"kind"})
+            return models.rating_mlp(shapes["items"], features, outputs, **options)
         if not isinstance(spec.model, MlpSpec):
             if len(inputs) != 3:
                 raise ValueError(

@@ -7,6 +7,7 @@ from kshot.tasks.glyphs import glyphs
 from kshot.tasks.groups import GroupTasks
 from kshot.tasks.mixture import mixture
 from kshot.tasks.omniglot import omniglot
+from kshot.tasks.ratings import ratings
 from kshot.tasks.series import series
 from kshot.tasks.source import TaskSource
 from kshot.tasks.synthetic import sinusoids
@@ -24,6 +25,7 @@ __all__ = [
     "glyphs",
     "mixture",
     "omniglot",
+    "ratings",
     "series",
     "sinusoids",
     "table",

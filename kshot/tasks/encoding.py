@@ -10,7 +10,11 @@ from torch import Tensor
 
 from kshot.types import Tree
 
-KINDS = {"table": "kshot.tasks.tables:TableEncoding", "series": "kshot.tasks.series:SeriesEncoding"}
+KINDS = {
+    "table": "kshot.tasks.tables:TableEncoding",
+    "series": "kshot.tasks.series:SeriesEncoding",
+    "ratings": "kshot.tasks.ratings:RatingEncoding",
+}
 
 
 class Support(NamedTuple):
