@@ -219,9 +219,9 @@ def test_a_learner_of_ratings_learns(rated, mode):
     model = rating_mlp(len(source.encoding.items), features, hidden=(16,), embedding=2)
     learner = kshot.maml(model, inner_lr=0.3, steps=1, objective=source.objective)
     before = kshot.evaluate(learner, source, split="val", tasks=40).metrics["mse"].mean
-    kshot.fit(learner, source, steps=120 if mode == "vmap" else 3, tasks_per_step=8, outer_lr=0.01, mode=mode)
+    kshot.fit(learner, source, steps=250 if mode == "vmap" else 3, tasks_per_step=8, outer_lr=0.01, mode=mode)
     after = kshot.evaluate(learner, source, split="val", tasks=40).metrics["mse"].mean
-    assert after < (0.4 if mode == "vmap" else 1.0) * before
+    assert after < (0.5 if mode == "vmap" else 1.0) * before
 
 
 RUN = """\
