@@ -1,7 +1,7 @@
 """kshot's meta-gradient against that of higher, TorchOpt and learn2learn: time, memory, and whether they agree.
 
     make bench                                   # makes an environment for the peers, and runs this in it
-    python benchmarks/peers.py [--only sinusoid] [--repeats 7] [--json FILE] [--compile-all] [--long]
+    python benchmarks/peers.py [--only sinusoid] [--repeats 7] [--threads 1 2] [--json FILE] [--compile-all] [--long]
 
 All ways of one work take turns in one process, so that what else the machine does falls on all alike; the order
 turns with each round. They differentiate the same function to second order: the same module and initial weights, the
@@ -16,9 +16,12 @@ What the columns say:
     peak MiB      the most resident memory of a step above what the process held before it, in a process of its own,
                   after a step that does not count (Linux only)
     Δ32, Δ64      max |g - g'| / max |g'| over all parameters, g' the meta-gradient of the first peer; float32, float64
+    rounding      the same of g in float32 and g' in float64: a Δ32 of this size is as good as none
 
-A compiled step takes tens of seconds to compile, minutes for Conv4: that is done for the MLP, for all with
-`--compile-all`. The 20-step Conv4 needs `--long`. What is not installed, or does not run, is told in a line.
+The narrow ResNet-12 has a quarter of the usual channels (16-40-80-160), drops nothing, and sees colour images of 32×32
+pixels, so that a step takes seconds. A compiled step takes tens of seconds to compile, minutes for Conv4: that is done
+for the MLP, for all with `--compile-all`. 20 steps of all but the MLP need `--long`. What is not installed, or does not
+run, is told.
 """
 
 from __future__ import annotations
@@ -49,6 +52,8 @@ from kshot import Batch, Task, objectives
 from kshot.training.step import MetaGradient
 from kshot.types import stack, unstack
 
+STEPS = (1, 5, 20)  # inner ones
+
 Step = Callable[[], Any]
 """Adds the mean meta-gradient over the tasks to the `.grad` of the model's parameters."""
 
@@ -61,9 +66,12 @@ class Work(NamedTuple):
     tasks: Callable[[], Task]
     inner_lr: float
     steps: int
-    small: bool = False  # quick to compile
-    long: bool = False
+    small: bool = False  # quick to compile, and quick with 20 steps
     classes: bool = True
+
+    @property
+    def long(self) -> bool:
+        return self.steps == 20 and not self.small
 
     @property
     def title(self) -> str:
@@ -105,12 +113,15 @@ def episodes(*shape: int, count: int = 4, ways: int = 5, shots: int = 1, queries
 def works() -> list[Work]:
     mlp, conv = partial(kshot.models.mlp, 1, 1), partial(kshot.models.conv4, 1, 5)
     waves = partial(kshot.tasks.sinusoids().stack, "train", range(25))
-    images, sequences = partial(episodes, 1, 28, 28), partial(episodes, 16, 8)
+    resnet = partial(kshot.models.resnet12, 3, 5, widths=(16, 40, 80, 160), keep_prob=1.0)
+    images, pictures = partial(episodes, 1, 28, 28), partial(episodes, 3, 32, 32)
+    sequences = partial(episodes, 16, 8)
     return [
-        *(Work("sinusoid MLP", mlp, waves, 0.01, k, small=True, classes=False) for k in (1, 5, 20)),
-        *(Work("Conv4-64", conv, images, 0.01, k, long=k == 20) for k in (1, 5, 20)),
-        *(Work("LSTM", LSTMClassifier, sequences, 0.1, k) for k in (1, 5)),
-        *(Work("transformer", TransformerClassifier, sequences, 0.01, k) for k in (1, 5)),
+        *(Work("sinusoid MLP", mlp, waves, 0.01, k, small=True, classes=False) for k in STEPS),
+        *(Work("Conv4-64", conv, images, 0.01, k) for k in STEPS),
+        *(Work("narrow ResNet-12", resnet, pictures, 0.01, k) for k in STEPS),
+        *(Work("LSTM", LSTMClassifier, sequences, 0.1, k) for k in STEPS),
+        *(Work("transformer", TransformerClassifier, sequences, 0.01, k) for k in STEPS),
     ]
 
 
@@ -244,8 +255,9 @@ def print_memory(work: Work, way: str) -> None:
 
 
 def measure(work: Work, ways: list[str], repeats: int) -> list[dict[str, Any]]:
-    """A row for each way that runs, in the order of `ways`: the peers come first."""
+    """A row for each way, in the order of `ways`: the peers come first. One that does not run has the reason in it."""
     steps: dict[str, Step] = {}
+    failures: dict[str, str] = {}
     found: dict[str, dict[torch.dtype, Tensor]] = {}
     for way in ways:
         try:
@@ -259,7 +271,7 @@ def measure(work: Work, ways: list[str], repeats: int) -> list[dict[str, Any]]:
             step()
             steps[way] = step
         except Exception as error:  # whatever a peer may raise: it is told, and the others go on
-            print(f"{work.title}: {way} does not run: {type(error).__name__}: {str(error).splitlines()[0][:200]}")
+            failures[way] = f"{type(error).__name__}: {(str(error).splitlines() or ['no reason given'])[0][:200]}"
     times: dict[str, list[float]] = {way: [] for way in steps}
     for number in range(repeats):
         order = list(steps)
@@ -267,34 +279,42 @@ def measure(work: Work, ways: list[str], repeats: int) -> list[dict[str, Any]]:
             started = time.perf_counter()
             steps[way]()
             times[way].append(1e3 * (time.perf_counter() - started))
-    rows = []
-    for way, values in times.items():
+    rows: list[dict[str, Any]] = []
+    for way in ways:
+        row = {"work": work.title, "threads": torch.get_num_threads(), "way": way if way in PEERS else f"kshot {way}"}
+        rows.append(row)
+        if way in failures:
+            row["failure"] = failures[way]
+            continue
+        values = times[way]
         peers = {peer: [p / v for p, v in zip(times[peer], values)] for peer in times if peer not in OURS}
-        rows.append(
-            {
-                "work": work.title,
-                "way": way if way in PEERS else f"kshot {way}",
-                "ms": statistics.median(values),
-                "ms_all": values,
-                "faster_than": {peer: statistics.median(ratios) for peer, ratios in peers.items()},
-                "peak_mib": peak_mib(work, way),
-                "difference": {
-                    str(dtype).removeprefix("torch."): difference(value, found[ways[0]][dtype])
-                    for dtype, value in found[way].items()
-                },
-            }
-        )
+        reference = found[next(iter(times))]
+        row |= {
+            "ms": statistics.median(values),
+            "ms_all": values,
+            "faster_than": {peer: statistics.median(ratios) for peer, ratios in peers.items()},
+            "peak_mib": peak_mib(work, way),
+            "difference": {
+                str(dtype).removeprefix("torch."): difference(value, reference[dtype])
+                for dtype, value in found[way].items()
+            },
+            "rounding": difference(found[way][torch.float32].double(), reference[torch.float64]),
+        }
     return rows
 
 
 def table(rows: list[dict[str, Any]], peers: list[str]) -> list[str]:
     """The rows as lines of a Markdown table."""
-    names = ["work", "way", "ms", *(f"× {peer}" for peer in peers), "peak MiB", "Δ32", "Δ64"]
+    names = ["work", "threads", "way", "ms", *(f"× {peer}" for peer in peers), "peak MiB", "Δ32", "Δ64", "rounding"]
     lines = ["| " + " | ".join(names) + " |", "|" + " --- |" * len(names)]
     for row in rows:
+        cells = [row["work"], str(row["threads"]), row["way"]]
+        if "failure" in row:
+            lines.append("| " + " | ".join([*cells, "does not run", *["–"] * (len(names) - 4)]) + " |")
+            continue
         ratios = [row["faster_than"].get(peer) for peer in peers]
-        delta = [row["difference"].get(dtype) for dtype in ("float32", "float64")]
-        cells = [row["work"], row["way"], f"{row['ms']:.1f}"]
+        delta = [*(row["difference"].get(dtype) for dtype in ("float32", "float64")), row["rounding"]]
+        cells += [f"{row['ms']:.1f}"]
         cells += ["–" if ratio is None else f"{ratio:.2f}" for ratio in ratios]
         cells += ["–" if row["peak_mib"] is None else f"{row['peak_mib']:.1f}"]
         cells += ["–" if value is None else f"{value:.0e}" for value in delta]
@@ -317,29 +337,33 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--json", type=Path, help="also write all figures here")
     parser.add_argument("--compile-all", action="store_true", help="compile the larger models too: minutes each")
-    parser.add_argument("--long", action="store_true", help="Conv4 with 20 inner steps too")
-    parser.add_argument("--threads", type=int, help="of PyTorch")
+    parser.add_argument("--long", action="store_true", help="20 inner steps of the larger models too")
+    parser.add_argument("--threads", type=int, nargs="+", default=[torch.get_num_threads()])
     parser.add_argument("--memory", nargs=2, metavar=("TITLE", "WAY"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     warnings.simplefilter("ignore")
-    if arguments.threads:
-        torch.set_num_threads(arguments.threads)
     if arguments.memory:
+        torch.set_num_threads(*arguments.threads)
         title, way = arguments.memory
         return print_memory(next(work for work in works() if work.title == title), way)
     peers = [peer for peer in PEERS if installed(peer)]
     versions = {name: metadata.version(name) for name in ("torch", "kshot", *peers)}
     print(", ".join(f"{name} {version}" for name, version in versions.items()))
-    print(f"{torch.get_num_threads()} threads, median of {arguments.repeats}, {platform.platform()}", flush=True)
+    print(f"median of {arguments.repeats}, {platform.platform()}", flush=True)
     rows: list[dict[str, Any]] = []
-    for work in works():
-        if arguments.only.lower() in work.title.lower() and (arguments.long or not work.long):
-            ours = [way for way in OURS if way != "compiled" or work.small or arguments.compile_all]
-            rows += measure(work, peers + ours, arguments.repeats)
-            print(f"{work.title} is measured", file=sys.stderr, flush=True)
+    for threads in arguments.threads:
+        torch.set_num_threads(threads)
+        for work in works():
+            if arguments.only.lower() in work.title.lower() and (arguments.long or not work.long):
+                ours = [way for way in OURS if way != "compiled" or work.small or arguments.compile_all]
+                rows += measure(work, peers + ours, arguments.repeats)
+                print(f"{work.title} is measured with {threads} threads", file=sys.stderr, flush=True)
     print("\n".join(table(rows, peers)))
+    for row in rows:
+        if "failure" in row:
+            print(f"{row['work']}, {row['threads']} threads: {row['way']} does not run: {row['failure']}")
     if arguments.json:
-        figures = {"versions": versions, "threads": torch.get_num_threads(), "rows": rows}
+        figures = {"versions": versions, "rows": rows}
         arguments.json.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
     return None
 

@@ -10,7 +10,29 @@ from kshot.objectives import Objective
 from kshot.types import Batch, Task, Tree
 
 
-class Learner(nn.Module, ABC):
+class Scheduled(nn.Module):
+    """A module that changes in the course of training: a learner, a solver, `models.DropBlock`, or one of yours."""
+
+    def advance(self, progress: float) -> None:
+        """Told by the trainer before each step: how far the training is, from 0 to 1. By default the parts are told.
+
+        It is a function of the step, so a resumed run needs no memory of it. A module that was never told is to behave
+        as at 1.
+        """
+        for part in self.children():
+            advance(part, progress)
+
+
+def advance(module: nn.Module, progress: float) -> None:
+    """Tell a module, or what is scheduled among its parts, how far the training is, from 0 to 1."""
+    if isinstance(module, Scheduled):
+        module.advance(progress)
+    else:
+        for part in module.children():
+            advance(part, progress)
+
+
+class Learner(Scheduled, ABC):
     r"""How a base model adapts to one task and predicts on it. Its parameters $\theta$ are the meta-parameters.
 
     A learner is written for ONE task; the trainer batches. Subclasses supply
@@ -34,13 +56,6 @@ class Learner(nn.Module, ABC):
     def __init__(self, objective: Objective) -> None:
         super().__init__()
         self.objective = objective
-
-    def advance(self, progress: float) -> None:
-        """Told by the trainer before each step: how far the training is, from 0 to 1.
-
-        For learners whose outer loss is annealed, such as MAML++; nothing by default. It is a function of the step, so
-        a resumed run needs no memory of it. A learner that was never told is to behave as at 1.
-        """
 
     @abstractmethod
     def adapt(self, support: Batch) -> Tree:

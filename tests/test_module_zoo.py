@@ -2,6 +2,9 @@
 
 import copy
 import gc
+import os
+import warnings
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,7 +16,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 import kshot
 from kshot import Batch, Task
 from kshot.inner import SGD, unroll
-from kshot.training.step import meta_gradient
+from kshot.models import resnet12
+from kshot.training.step import MetaGradient, meta_gradient
 from kshot.types import stack
 
 RATE, STEPS = 0.1, 2
@@ -144,6 +148,41 @@ class Gathering(nn.Module):
         return x - total
 
 
+class Classes(nn.Module):
+    """A model of `transformers` as classes: its logits, or those of one word for each class after the last token."""
+
+    def __init__(self, model, words=None):
+        super().__init__()
+        self.model, self.words = model, words
+
+    def forward(self, input_ids, attention_mask):
+        logits = self.model(input_ids=input_ids, attention_mask=attention_mask).logits
+        return logits if self.words is None else logits[:, -1, self.words]
+
+
+def transformers():
+    return pytest.importorskip("transformers", reason="transformers is not installed; it is in the extra 'text'")
+
+
+def bert():
+    lib = transformers()
+    sizes = {"hidden_size": 8, "intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+    config = lib.BertConfig(vocab_size=7, max_position_embeddings=6, num_labels=2, **sizes)
+    return Classes(lib.BertForSequenceClassification(config))
+
+
+def lora(**options):
+    """GPT-2 with LoRA on its attention."""
+    lib = transformers()
+    peft = pytest.importorskip("peft", reason="peft is not installed; it is in the extra 'text'")
+    ends = {"bos_token_id": 0, "eos_token_id": 0, "attn_implementation": "eager"}
+    model = lib.GPT2LMHeadModel(lib.GPT2Config(vocab_size=7, n_positions=6, n_embd=8, n_layer=2, n_head=2, **ends))
+    with warnings.catch_warnings():  # peft asks transformers by a name that is going
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
+        adapters = peft.LoraConfig(r=2, target_modules=["c_attn"], fan_in_fan_out=True, **options)
+        return Classes(peft.get_peft_model(model, adapters), words=[2, 5])
+
+
 def frozen():
     model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2))
     model[0].weight.requires_grad_(False)
@@ -158,7 +197,8 @@ def mlp(*middle):
     return nn.Sequential(nn.Linear(3, 5), *middle, nn.Linear(5, 2))
 
 
-VECTOR, IMAGE, SEQUENCE = (3,), (1, 5, 5), (5, 3)
+VECTOR, IMAGE, SEQUENCE, PICTURE = (3,), (1, 5, 5), (5, 3), (1, 32, 32)
+IDS, TOKENS = "ids (n, 4)", "ids and attention mask (n, 6)"
 ZOO = {
     "mlp": (lambda: mlp(nn.Tanh()), VECTOR),
     "conv, BatchNorm on support": (lambda: conv(nn.BatchNorm2d(4)), IMAGE, "support"),
@@ -180,13 +220,16 @@ ZOO = {
     "TransformerEncoder": (Encoder, SEQUENCE),
     "dropout": (lambda: mlp(nn.Tanh(), nn.Dropout(0.5)), VECTOR),
     "tied weights": (Tied, VECTOR),
-    "embedding": (Words, None),
+    "embedding": (Words, IDS),
     "unused parameters": (Unused, VECTOR),
     "frozen parameters": (frozen, VECTOR),
     "buffers": (Counting, VECTOR),
     "buffers in place": (lambda: nn.Sequential(Running(), nn.Linear(3, 2), nn.Tanh()), VECTOR),
     "in-place ReLU": (lambda: mlp(nn.ReLU(inplace=True)), VECTOR),
     "mixed dtypes": (Mixed, VECTOR),
+    "ResNet-12 with DropBlock": (lambda: resnet12(1, 2, widths=(3, 3, 4, 4), block_size=2), PICTURE, "query"),
+    "BERT": (bert, TOKENS),
+    "causal language model with LoRA": (lambda: lora(init_lora_weights=False), TOKENS),
 }
 rows = pytest.mark.parametrize("row", ZOO.values(), ids=ZOO.keys())
 
@@ -199,11 +242,20 @@ def make(row):
         model(torch.randn(20, *shape, dtype=torch.float64) * 2 + 1)
     tasks = []
     for _ in range(2):
-        x = torch.randint(0, 7, (10, 4)) if shape is None else torch.randn(10, *shape, dtype=torch.float64)
-        y = F.one_hot(torch.arange(10) % 2).double()
-        weight = torch.ones(6, dtype=torch.float64)
-        tasks.append(Task(Batch(x[:6], y[:6], weight), Batch(x[6:], y[6:], weight[:4])))
+        batch = Batch(examples(shape), F.one_hot(torch.arange(10) % 2).double(), torch.ones(10, dtype=torch.float64))
+        tasks.append(Task(batch.rows(slice(6)), batch.rows(slice(6, None))))
     return model, tasks, *(batchnorm or ["support"])
+
+
+def examples(shape):
+    """Inputs of ten examples."""
+    if shape == IDS:
+        return torch.randint(0, 7, (10, 4))
+    if shape == TOKENS:
+        ids, lengths = torch.randint(1, 7, (10, 6)), torch.arange(10) % 3 + 4
+        mask = (torch.arange(6) >= 6 - lengths[:, None]).long()  # padded on the left
+        return {"input_ids": ids * mask, "attention_mask": mask}
+    return torch.randn(10, *shape, dtype=torch.float64)
 
 
 class FirstRows(nn.Module):
@@ -226,7 +278,11 @@ def reference(model, task, batchnorm):
         model[1] = FirstRows(model[1], len(task.support.weight))
     names, leaves = zip(*((n, p) for n, p in model.named_parameters() if p.requires_grad))
     values = leaves
-    call = lambda values, x: torch.func.functional_call(copy.deepcopy(model), dict(zip(names, values)), (x,))  # noqa: E731
+
+    def call(values, x):
+        given = ((), x) if isinstance(x, dict) else ((x,), {})
+        return torch.func.functional_call(copy.deepcopy(model), dict(zip(names, values)), *given)
+
     with sdpa_kernel(SDPBackend.MATH):
         for _ in range(STEPS):
             loss = F.cross_entropy(call(values, task.support.inputs), task.support.targets)
@@ -262,9 +318,9 @@ def test_a_second_order_step_equals_the_written_out_loop(row):
     copy.deepcopy(learner)
 
 
-@rows
-def test_vmap_equals_the_loop_for_every_module(row):
-    model, tasks, batchnorm = make(row)
+@pytest.mark.parametrize("name", [name for name in ZOO if name != "BERT"])
+def test_vmap_equals_the_loop_for_every_module(name):
+    model, tasks, batchnorm = make(ZOO[name])
     model.eval() if any(isinstance(part, nn.Dropout) for part in model.modules()) else model.train()
     learner = kshot.maml(model, inner_lr=RATE, steps=STEPS, batchnorm=batchnorm)
     found = []
@@ -275,6 +331,51 @@ def test_vmap_equals_the_loop_for_every_module(row):
     tolerance = {"rtol": 1e-4, "atol": 1e-6} if isinstance(model, Mixed) else {"rtol": 1e-9, "atol": 1e-11}
     for name in found[0]:
         torch.testing.assert_close(found[0][name], found[1][name], **tolerance)
+
+
+def test_bert_takes_the_loop_for_its_padding_mask_and_vmap_for_one_by_pairs():
+    """`transformers` asks whether a mask (n, L) holds padding at all, but takes one (n, 1, L, L) as it is."""
+    model, tasks, _ = make(ZOO["BERT"])
+    learner = kshot.maml(model.eval(), inner_lr=RATE, steps=STEPS)
+    with pytest.raises(RuntimeError, match=r"the layer 'model.bert' \(BertModel\) .* use mode='loop'"):
+        meta_gradient(learner, stack(tasks), "vmap")
+
+    def gradient(mode, tasks):
+        learner.zero_grad()
+        taken = MetaGradient(learner, mode)
+        for _ in range(2 if mode == "auto" else 1):  # as loop first, then as vmap
+            learner.zero_grad()
+            taken(stack(tasks))
+        return taken.choice, {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+
+    def by_pairs(batch):
+        mask = batch.inputs["attention_mask"].bool()[:, None, None].expand(-1, 1, 6, 6)
+        return batch._replace(inputs=batch.inputs | {"attention_mask": mask})
+
+    _, expected = gradient("loop", tasks)
+    choice, found = gradient("auto", tasks)
+    assert choice.startswith("loop, since these tasks do not run under vmap: the layer 'model.bert' (BertModel)")
+    torch.testing.assert_close(found, expected)
+    _, found = gradient("vmap", [Task(*map(by_pairs, task)) for task in tasks])
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-11)
+
+
+def test_only_the_adapters_of_a_language_model_adapt():
+    torch.manual_seed(0)
+    model, (_, (task, _), _) = lora(), make(ZOO["causal language model with LoRA"])
+    model = model.double()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    learner = kshot.maml(model, inner_lr=RATE, steps=STEPS, adaptable="*lora*")
+    state = learner.adapt(task.support)
+    assert state["params"]
+    assert all("lora" in name for name in state["params"])
+    outer = torch.optim.Adam((p for p in learner.parameters() if p.requires_grad), 0.1)
+    for _ in range(2):  # of LoRA's two factors the second begins at zero, so the first learns from the second step on
+        outer.zero_grad()
+        learner(task).backward()
+        outer.step()
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, before[name]) == ("lora" not in name), name
 
 
 @pytest.mark.parametrize("name", ["TransformerEncoder", "MultiheadAttention", "LSTM"])
@@ -335,21 +436,47 @@ def test_what_has_no_second_derivative_names_the_layer_and_the_way_out():
         meta_gradient(kshot.maml(model, inner_lr=RATE, **way_out), stack(tasks), "loop")
 
 
-@pytest.mark.parametrize("factory", ["maml", "maml_pp", "imaml", "alfa"])
-def test_two_hundred_steps_leave_nothing_behind(factory):
-    model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2)).double()
-    learner, (task, _) = getattr(kshot, factory)(model, inner_lr=RATE, steps=2), make(ZOO["mlp"])[1]
-    tensors = lambda: sum(issubclass(type(thing), torch.Tensor) for thing in gc.get_objects())  # noqa: E731
+SMALL = {
+    "maml": (lambda: kshot.maml(nn.Linear(1, 2, bias=False), inner_lr=RATE), 1000),
+    "maml of an LSTM": (lambda: kshot.maml(Last(nn.LSTM(1, 2, batch_first=True, bias=False)), inner_lr=RATE), 1000),
+    "learned rule": (lambda: kshot.learned_optimizer(nn.Linear(1, 2, bias=False), inner_lr=RATE, steps=1), 1000),
+    "maml++": (lambda: kshot.maml_pp(nn.Linear(1, 2, bias=False), inner_lr=RATE, steps=1), 100),
+    "imaml": (lambda: kshot.imaml(nn.Linear(1, 2, bias=False), inner_lr=RATE, steps=1, iterations=1), 100),
+}
 
-    def step():
-        learner.zero_grad()
-        learner(task).backward()
 
-    step()
-    gc.collect()
-    before, objects = tensors(), len(gc.get_objects())
-    for _ in range(200):
-        step()
-    gc.collect()
-    assert tensors() <= before
-    assert len(gc.get_objects()) <= objects + 50
+class Last(nn.Module):
+    def __init__(self, rnn):
+        super().__init__()
+        self.rnn = rnn
+
+    def forward(self, x):
+        return self.rnn(x[:, None])[0][:, -1]
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_a_thousand_steps_leave_nothing_behind(name):
+    make, count = SMALL[name]
+    learner, batch = make(), Batch.of(torch.randn(2, 1), torch.tensor([0, 1]), ways=2)
+    tasks, gradients = stack([Task(batch, batch)]), [MetaGradient(learner, mode) for mode in ("loop", "vmap")]
+
+    def run(steps):
+        """Steps by loop and by vmap in turn; what there is afterwards: tensors, objects, MiB."""
+        for number in range(steps):
+            learner.zero_grad()
+            gradients[number % 2](tasks)
+        gc.collect()
+        objects = gc.get_objects()
+        return sum(issubclass(type(thing), torch.Tensor) for thing in objects), len(objects), resident()
+
+    tensors, objects, memory = run(60)
+    after = run(count)
+    assert after[0] <= tensors
+    assert after[1] <= objects + 50
+    assert after[2] <= memory + 1
+
+
+def resident():
+    """Memory that the process holds, in MiB; 0 where the system does not tell (it is not Linux)."""
+    pages = Path("/proc/self/statm")
+    return int(pages.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20 if pages.exists() else 0.0

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from kshot import learners, models, objectives, tasks
-from kshot.app.spec import Conv4Spec, EpisodesSpec, MixtureSpec, OneSourceSpec, Spec
+from kshot.app.spec import Conv4Spec, EpisodesSpec, MixtureSpec, MlpSpec, OneSourceSpec, Spec
 from kshot.learner import Learner
 from kshot.objectives import Objective
 from kshot.tasks.source import TaskSource
@@ -47,13 +47,15 @@ def build_model(spec: Spec, shapes: Shapes, *, head: bool) -> nn.Module:
     """The base model, its weights drawn from the run's seed; `head` adds the layer that gives the task's outputs."""
     inputs, outputs = shapes["inputs"], shapes["targets"][-1]
     with seeded(spec.seed):
-        if isinstance(spec.model, Conv4Spec):
+        if not isinstance(spec.model, MlpSpec):
             if len(inputs) != 3:
                 raise ValueError(
-                    f"model conv4 takes images (channels, height, width); these inputs are {tuple(inputs)}"
+                    f"model {spec.model.kind} takes images (channels, height, width); these inputs are {tuple(inputs)}"
                 )
             options = spec.model.model_dump(exclude={"kind"})
-            return models.conv4(inputs[0], outputs if head else None, size=inputs[1], **options)
+            if isinstance(spec.model, Conv4Spec):
+                options["size"] = inputs[1]
+            return getattr(models, spec.model.kind)(inputs[0], outputs if head else None, **options)
         model = models.mlp(prod(inputs), outputs, spec.model.hidden)
         return (
             model if len(inputs) == 1 else nn.Sequential(OrderedDict(flat=nn.Flatten(), **dict(model.named_children())))

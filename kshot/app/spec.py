@@ -76,6 +76,13 @@ class Conv4Spec(_Strict):
     downsample: Literal["pool", "stride"] = "pool"
 
 
+class ResNet12Spec(_Strict):
+    kind: Literal["resnet12"]
+    widths: list[Annotated[int, Field(ge=1)]] = Field([64, 160, 320, 640], min_length=4, max_length=4)
+    keep_prob: float = Field(0.9, gt=0, le=1)
+    block_size: int = Field(5, ge=1)
+
+
 BatchNormSpec = Literal["support", "query", "running"]
 
 
@@ -177,7 +184,7 @@ class Spec(_Strict):
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     about: str = ""
     source: Annotated[OneSourceSpec | MixtureSpec, Field(discriminator="kind")]
-    model: Annotated[MlpSpec | Conv4Spec, Field(discriminator="kind")]
+    model: Annotated[MlpSpec | Conv4Spec | ResNet12Spec, Field(discriminator="kind")]
     learner: Annotated[
         MamlSpec | AnilSpec | FomamlSpec | ReptileSpec | MamlPpSpec | ImamlSpec | ProtonetSpec,
         Field(discriminator="kind"),

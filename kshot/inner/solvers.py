@@ -8,14 +8,13 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 
-from torch import nn
-
 from kshot.inner.rules import UpdateRule
 from kshot.inner.unrolling import Loss, Steps, trajectory
+from kshot.learner import Scheduled
 from kshot.types import Params
 
 
-class InnerSolver(nn.Module, ABC):
+class InnerSolver(Scheduled, ABC):
     """Adapts parameters to a loss.
 
     Args:
@@ -32,9 +31,6 @@ class InnerSolver(nn.Module, ABC):
     @abstractmethod
     def exact(self, step: int, steps: int) -> bool:
         """Whether an outer derivative sees the gradient of step `step` of `steps`."""
-
-    def advance(self, progress: float) -> None:
-        """Told how far meta-training is, from 0 to 1; see `Learner.advance`. Nothing by default."""
 
     def trajectory(self, loss: Loss, params: Params, steps: Steps | None = None) -> list[Params]:
         """The parameters before the first step and after each one; arguments as for `forward`."""
@@ -126,6 +122,7 @@ class Annealed(InnerSolver):
 
     def advance(self, progress: float) -> None:
         self.progress = progress
+        super().advance(progress)
 
     def exact(self, step: int, steps: int) -> bool:
         return self.progress >= self.until

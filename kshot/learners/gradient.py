@@ -89,7 +89,7 @@ class GradientLearner(Learner):
 
     def advance(self, progress: float) -> None:
         self.progress = progress
-        self.solver.advance(progress)
+        super().advance(progress)
 
     def forward(self, task: Task) -> Tensor:
         """The outer loss of one task, ()."""

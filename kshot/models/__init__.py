@@ -1,3 +1,5 @@
 from kshot.models.backbones import conv4, mlp
+from kshot.models.dropblock import DropBlock
+from kshot.models.resnet import resnet12
 
-__all__ = ["conv4", "mlp"]
+__all__ = ["DropBlock", "conv4", "mlp", "resnet12"]

@@ -23,7 +23,7 @@ def mlp(inputs: int, outputs: int, hidden: Sequence[int] = (40, 40)) -> nn.Seque
     layers: list[nn.Module] = []
     for width_in, width_out in pairwise([inputs, *hidden]):
         layers += [nn.Linear(width_in, width_out), nn.ReLU()]
-    return _with_head(nn.Sequential(*layers), [inputs, *hidden][-1], outputs)
+    return with_head(nn.Sequential(*layers), [inputs, *hidden][-1], outputs)
 
 
 def conv4(
@@ -74,10 +74,11 @@ def conv4(
     if side < 1:
         raise ValueError(f"images of {size}×{size} pixels cannot be halved four times by pooling; use at least 16×16")
     body = nn.Sequential(*layers, nn.Flatten())
-    return _with_head(body, channels * side * side, outputs)
+    return with_head(body, channels * side * side, outputs)
 
 
-def _with_head(body: nn.Module, features: int, outputs: int | None) -> nn.Sequential:
+def with_head(body: nn.Module, features: int, outputs: int | None) -> nn.Sequential:
+    """A `body` that gives (n, features), and a linear `head` to (n, outputs) unless that is None."""
     parts: OrderedDict[str, nn.Module] = OrderedDict(body=body)
     if outputs is not None:
         parts["head"] = nn.Linear(features, outputs)
