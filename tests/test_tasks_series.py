@@ -94,7 +94,9 @@ def test_small_moves_at_a_high_level_are_kept(tmp_path):
     frame = points().with_columns(load=1e9 + pl.col("hour") / 100)
     task = open_points(tmp_path / "t.parquet", frame).task("train", 0)
     steps = task.query.inputs[..., 0].diff(dim=1)
-    torch.testing.assert_close(steps, torch.full_like(steps, 1 / np.std([*range(11), *range(3, 14)])), rtol=1e-3, atol=0)
+    torch.testing.assert_close(
+        steps, torch.full_like(steps, 1 / np.std([*range(11), *range(3, 14)])), rtol=1e-3, atol=0
+    )
 
 
 def test_padding_does_not_move_the_scale(tmp_path):

@@ -11,15 +11,25 @@ import torch
 from torch import nn
 
 from kshot import learners, models, objectives, tasks
-from kshot.app.spec import Conv4Spec, EpisodesSpec, FromHfSpec, MixtureSpec, MlpSpec, OneSourceSpec, Spec
+from kshot.app.spec import (
+    Conv4Spec,
+    EpisodesSpec,
+    FromHfSpec,
+    MixtureSpec,
+    MlpSpec,
+    OneSourceSpec,
+    RatingMlpSpec,
+    Spec,
+)
 from kshot.learner import Learner
 from kshot.objectives import Objective
+from kshot.tasks.ratings import RatingTasks
 from kshot.tasks.source import TaskSource
 from kshot.training.fit import seeded
 
 Shapes = dict[str, Any]
 """Shapes of one example, and what is asked: {"inputs": [...], "targets": [...], "objective": name}; with a spec, all
-that a learner is built from."""
+that a learner is built from. Where inputs are a dict, so are their shapes, and "items" counts the items of ratings."""
 
 
 def build_source(spec: Spec) -> TaskSource:
@@ -46,19 +56,33 @@ def shapes_of(source: TaskSource) -> Shapes:
         ValueError: inputs that no model of a run file takes.
     """
     batch = source.task("train", 0).support
-    if batch.inputs.dtype == torch.int64:
+    if isinstance(batch.inputs, torch.Tensor) and batch.inputs.dtype == torch.int64:
         raise ValueError(
             "these tasks give the numbers of symbols, which no model of a run file reads: take n-grams of texts by "
             "features: words or characters, or give kshot a model with an embedding in Python, see docs/your-data.md"
         )
-    shapes = {"inputs": list(batch.inputs.shape[1:]), "targets": list(batch.targets.shape[1:])}
+    inputs = (
+        {name: list(leaf.shape[1:]) for name, leaf in batch.inputs.items()} if isinstance(batch.inputs, dict) else None
+    )
+    shapes: Shapes = {"inputs": inputs or list(batch.inputs.shape[1:]), "targets": list(batch.targets.shape[1:])}
+    if isinstance(source, RatingTasks):
+        shapes["items"] = len(source.encoding.items)
     return shapes | {"objective": objectives.name_of(source.objective)}
 
 
 def build_model(spec: Spec, shapes: Shapes, *, head: bool) -> nn.Module:
     """The base model, its weights drawn from the run's seed; `head` adds the layer that gives the task's outputs."""
     inputs, outputs = shapes["inputs"], shapes["targets"][-1]
+    if isinstance(inputs, dict) != isinstance(spec.model, RatingMlpSpec):
+        kind, given = spec.model.kind, ", ".join(inputs) if isinstance(inputs, dict) else "one tensor"
+        raise ValueError(
+            f"model {kind} does not fit these inputs ({given}): ratings, and they alone, take model rating_mlp"
+        )
     with seeded(spec.seed):
+        if isinstance(spec.model, RatingMlpSpec):
+            features = sum(shape[-1] for name, shape in inputs.items() if name != "item")
+            options = spec.model.model_dump(exclude={"kind"})
+            return models.rating_mlp(shapes["items"], features, outputs, **options)
         if not isinstance(spec.model, MlpSpec):
             if len(inputs) != 3:
                 raise ValueError(

@@ -285,7 +285,7 @@ def _figures(report: dict[str, Any], experience: Experience, learner: Learner, s
             drawn["regression_examples"] = figures.regression_examples(learner, shown, steps=(0, 1, 5))
         return drawn
     source = build_source(spec)
-    if source.task("test", 0).query.inputs.ndim != 4:
+    if getattr(source.task("test", 0).query.inputs, "ndim", 0) != 4:
         return drawn  # no images to show
     examples = []
     with torch.no_grad():

@@ -131,6 +131,26 @@ class SeriesSpec(_Strict):
     bad_rows: Literal["error", "drop"] = "error"
 
 
+class RatingsSpec(_Strict):
+    kind: Literal["ratings"]
+    path: str
+    user: str = "user"
+    item: str = "item"
+    rating: str = "rating"
+    time: str | None = None
+    users: str | None = None
+    items: str | None = None
+    cold: Literal["users", "items", "both", "none"] = "users"
+    split: dict[str, Any] = {"ratio": [0.7, 0.15, 0.15]}
+    kinds: dict[str, str] = {}
+    shots: SizeSpec = 10
+    queries: SizeSpec = 10
+    train_queries: SizeSpec | None = None
+    small: Literal["error", "drop"] = "error"
+    reading: ReadingSpec = ReadingSpec()
+    bad_rows: Literal["error", "drop"] = "error"
+
+
 class TextSpec(_ClassesSpec):
     kind: Literal["text"]
     path: str
@@ -173,7 +193,9 @@ class FromHfSpec(_Strict):
     path: str
     parts: list[str] | None = None
     columns: dict[str, str] | None = None
-    tasks: Annotated[ImagesSpec | TableSpec | SeriesSpec | TextSpec | CorpusSpec, Field(discriminator="kind")]
+    tasks: Annotated[
+        ImagesSpec | TableSpec | SeriesSpec | RatingsSpec | TextSpec | CorpusSpec, Field(discriminator="kind")
+    ]
 
     @model_validator(mode="before")
     @classmethod
@@ -190,6 +212,7 @@ OneSourceSpec = (
     | ImagesSpec
     | TableSpec
     | SeriesSpec
+    | RatingsSpec
     | TextSpec
     | CorpusSpec
     | FromHfSpec
@@ -202,6 +225,12 @@ class MixtureSpec(_Strict):
     sources: dict[str, Annotated[OneSourceSpec, Field(discriminator="kind")]]
     weights: dict[str, float] | None = None
     heldout: dict[str, list[str]] | None = None
+
+
+class RatingMlpSpec(_Strict):
+    kind: Literal["rating_mlp"]
+    embedding: int = Field(16, ge=1)
+    hidden: list[Annotated[int, Field(ge=1)]] = Field([64, 32], min_length=1)
 
 
 class MlpSpec(_Strict):
@@ -323,7 +352,7 @@ class Spec(_Strict):
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     about: str = ""
     source: Annotated[OneSourceSpec | MixtureSpec, Field(discriminator="kind")]
-    model: Annotated[MlpSpec | Conv4Spec | ResNet12Spec, Field(discriminator="kind")]
+    model: Annotated[MlpSpec | RatingMlpSpec | Conv4Spec | ResNet12Spec, Field(discriminator="kind")]
     learner: Annotated[
         MamlSpec | AnilSpec | FomamlSpec | ReptileSpec | MamlPpSpec | ImamlSpec | ProtonetSpec,
         Field(discriminator="kind"),

@@ -10,6 +10,7 @@ from kshot.tasks.groups import GroupTasks
 from kshot.tasks.images import images
 from kshot.tasks.mixture import mixture
 from kshot.tasks.omniglot import omniglot
+from kshot.tasks.ratings import ratings
 from kshot.tasks.series import series
 from kshot.tasks.source import TaskSource
 from kshot.tasks.synthetic import sinusoids
@@ -31,6 +32,7 @@ __all__ = [
     "images",
     "mixture",
     "omniglot",
+    "ratings",
     "series",
     "sinusoids",
     "table",

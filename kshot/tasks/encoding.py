@@ -13,6 +13,7 @@ from kshot.types import Tree
 KINDS = {
     "table": "kshot.tasks.tables:TableEncoding",
     "series": "kshot.tasks.series:SeriesEncoding",
+    "ratings": "kshot.tasks.ratings:RatingEncoding",
     "text": "kshot.tasks.text:TextEncoding",
 }
 

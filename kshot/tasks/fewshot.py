@@ -123,6 +123,7 @@ class ClassTasks(TaskSource):
         check_apart(pools, len(self.examples), name, "class")
         self._pools, self.dropped = large_enough(pools, self.shots, self.queries, small, name, "class")
         self._domains = {split: self._of_domains(split, within) for split in pools}
+        self._within = within is not None
         self.class_names = {split: pool.names for split, pool in self._pools.items()}
 
     def classes(self, split: Split) -> dict[str, np.ndarray]:
@@ -192,6 +193,7 @@ class ClassTasks(TaskSource):
             **({"label_noise": self.label_noise} if self.label_noise else {}),
             "seed": self.seed,
             "classes": {split: len(names) for split, names in self.class_names.items()},
+            **({"domains": {split: len(own) for split, own in self._domains.items()}} if self._within else {}),
             **({"image_size": list(images.shape[1:])} if images is not None else {}),
             **(self.encoding.describe() if self.encoding else {}),
             **({"dropped": self.dropped} if self.dropped else {}),

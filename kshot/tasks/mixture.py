@@ -110,7 +110,9 @@ class Mixture(TaskSource):
             "source": f"mixture of {', '.join(each)}",
             **{key: first[key] for key in same},
             "seed": self.seed,
-            "share": self.shares,
+            "share": {
+                split: {name: round(share, 4) for name, share in own.items()} for split, own in self.shares.items()
+            },
             "sources": each,
         }
 

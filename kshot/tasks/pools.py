@@ -110,9 +110,10 @@ def large_enough(
             continue
         if small == "error":
             first = int(short.argmax())
+            asked = f"{shots.high} shots + {most} queries" + (f" + a gap of {gap}" if gap else "")
             raise ValueError(
-                f"{where}: {kind} {pool.names[first]!r} in {split} has {pool.sizes[first]} examples, but {shots.high} "
-                f"shots + {most} queries{f' + a gap of {gap}' if gap else ''} need {needed}; lower shots or queries, or say what becomes of any this small "
+                f"{where}: {kind} {pool.names[first]!r} in {split} has {pool.sizes[first]} examples, but {asked} need "
+                f"{needed}; lower shots or queries, or say what becomes of any this small "
                 f"({short.sum()} in {split}) with small: drop, or small: shrink"
             )
         kept[split] = pool.without(short)

@@ -24,7 +24,7 @@ from kshot.tasks.encoding import Support
 from kshot.tasks.reading import Reading, Table, open_table
 from kshot.tasks.source import TaskSource, generator
 from kshot.tasks.splitting import cut
-from kshot.tasks.tables import BadRows, Members, group_rows
+from kshot.tasks.tables import BadRows, Members, distinct_values, group_rows, time_order
 from kshot.types import SPLITS, Batch, Split, Task, Tree, tree_map
 
 Cold = Literal["users", "items", "both", "none"]
@@ -67,8 +67,8 @@ def ratings(
     - `cold: items`: the items are cut. A support holds training items alone, a query items of the split, so in val and
       test those that no training task has shown.
     - `cold: both`: both are cut: new users, asked for new items from ratings of known ones.
-    - `cold: none`: every user's ratings are cut, in the order of time where there is one: the query is of the split, the
-      support from before it.
+    - `cold: none`: every user's ratings are cut, in the order of time where there is one: the query is of the split,
+      the support from before it.
 
     With `time` the support are the user's latest ratings before the first of the query, and the query those that come
     next; else both are drawn at random.
@@ -122,29 +122,28 @@ def ratings(
     found = open_table(path, how, columns=[user, item, rating, *([time] if time else []), *more])
     scores = found.numbers(rating)
     found.missing(rating, np.isnan(scores), "a row needs one")
-    when = None
-    if time:
-        (raw,) = read_columns(found, {time: given.get(time) or found.kind(time)}).values()
-        if raw.kind == "category":
-            raise ValueError(f"{found.path}: the time column {time!r} holds words; it needs dates or numbers")
-        when = raw.values
-        found.missing(time, np.isnan(when), "a row needs its time")
+    order = time_order(found, time, given) if time else None
     for name in (user, item):
         found.missing(name, found.keys(name).is_null().to_numpy(), "a row needs one")
     described = {
         name: _Features.open(table, how, name, given, found) if table is not None else None
         for name, table in ((user, users), (item, items))
     }
-    keep = found.settle(bad_rows)
-    order = np.argsort(when, kind="stable") if when is not None else None
-    of_users, of_items = (group_rows(found.keys(name), keep, order) for name in (user, item))
+    found.settle(bad_rows)
+    found.release(user, item, *more)
+    of_users, of_items, owner, number = _grouped(found, user, item, order)
+    if (again := _repeated(owner, number, len(of_items.names))).any():
+        found.bad(
+            item, _at(of_users.flat[again], len(found)), "is rated a second time by the same user; keep one rating"
+        )
+        found.settle(bad_rows)
+        of_users, of_items, owner, number = _grouped(found, user, item, order)
     flat = of_users.flat  # the ratings, users end to end, each in the order of time
-    number = _numbers(of_items, len(found))[flat]
-    _check_once(of_users, number, of_items.names, found)
     parts_of_users = _cut(of_users, split, "user", found) if cold in ("users", "both") else None
     parts_of_items = _cut(of_items, split, "item", found) if cold in ("items", "both") else None
-    owner = np.repeat(np.arange(len(of_users.names)), of_users.sizes)
-    pools = _pools(of_users, owner, number, parts_of_users, parts_of_items, split["ratio"] if cold == "none" else None, time)
+    pools = _pools(
+        of_users, owner, number, parts_of_users, parts_of_items, split["ratio"] if cold == "none" else None, time
+    )
     train = np.zeros(len(flat), bool)
     for own in (pools["train"].support, pools["train"].query):
         train[own.rows] = True
@@ -155,12 +154,12 @@ def ratings(
     known[number[train]] = True
     numbers = np.where(known, known.cumsum(), 0)  # 0: no training rating
     sides = {}
-    for name, mask, places, own in (
+    for name, mask, places, names in (
         (user, np.unique(owner[train]), owner, of_users.names),
         (item, np.flatnonzero(known), number, of_items.names),
     ):
         if (features := described[name]) is not None:
-            sides[name] = features.fit(own, mask, places)
+            sides[name] = features.fit(names, mask, places)
     encoding = RatingEncoding(
         item=item,
         rating=rating,
@@ -176,7 +175,6 @@ def ratings(
         ((scores - mean) / std).astype(np.float32),
         {f"{side}_features": sides[name] for side, name in (("item", item), ("user", user)) if name in sides},
     )
-    found.release()
     source = RatingTasks(
         examples, pools, of_users.names, encoding, shots=shots, queries=queries, train_queries=train_queries,
         ordered=time is not None, small=small, cold=cold, seed=seed,
@@ -187,7 +185,7 @@ def ratings(
 
 
 class Side(NamedTuple):
-    """The ratings of one half of a split's tasks: user u has `rows[bounds[u] : bounds[u + 1]]`, in the order of time."""
+    """The ratings of one half of a split's tasks: user u has `rows[bounds[u] : bounds[u + 1]]`, ordered by time."""
 
     rows: np.ndarray
     bounds: np.ndarray
@@ -258,6 +256,8 @@ class RatingTasks(TaskSource):
         examples: the ratings, users end to end.
         dropped: what was left out: reason to count.
     """
+
+    encoding: RatingEncoding
 
     def __init__(
         self,
@@ -355,7 +355,6 @@ class RatingTasks(TaskSource):
             able = np.flatnonzero(has_U >= shots)
             last = support.rows[support.bounds[able] + shots - 1]  # the row that completes a support
             first_U[able] = query.rows.searchsorted(last) - query.bounds[able]
-            first_U = np.maximum(first_U, 0)
             enough = np.zeros(len(has_U), bool)
             enough[able] = asked_U[able] - first_U[able] >= queries
         there = asked_U > 0
@@ -364,8 +363,8 @@ class RatingTasks(TaskSource):
             user = int(short[0])
             raise ValueError(
                 f"ratings: user {names[user]!r} in {split} has {has_U[user]} ratings to support and {asked_U[user]} to "
-                f"query, but {shots} shots + {queries} queries{' in this order' if self.ordered else ''} cannot be had of "
-                f"them; lower shots or queries, or leave such users out by small: drop ({len(short):,} in {split})"
+                f"query, but {shots} shots + {queries} queries{' in this order' if self.ordered else ''} cannot be had "
+                f"of them; lower shots or queries, or leave such users out by small: drop ({len(short):,} in {split})"
             )
         if len(short):
             self.dropped[f"users in {split} with too few ratings"] = len(short)
@@ -513,32 +512,36 @@ class RatingEncoding:
         return found, inputs
 
 
-def _numbers(members: Members, rows: int) -> np.ndarray:
-    """The member of each row of a table (rows,); -1 for rows that belong to none."""
-    number = np.full(rows, -1, np.int32)
-    number[members.flat] = np.repeat(np.arange(len(members.names), dtype=np.int32), members.sizes)
-    return number
+def _grouped(
+    table: Table, user: str, item: str, order: np.ndarray | None
+) -> tuple[Members, Members, np.ndarray, np.ndarray]:
+    """The good rows by user and by item; and, users end to end, the number of each rating's user and of its item."""
+    of_items = group_rows(table.keys(item), table.good)
+    number = np.full(len(table), -1, np.int32)
+    number[of_items.flat] = np.repeat(np.arange(len(of_items.names), dtype=np.int32), of_items.sizes)
+    of_users = group_rows(table.keys(user), table.good, order)
+    owner = np.repeat(np.arange(len(of_users.names), dtype=np.int32), of_users.sizes)
+    return of_users, of_items, owner, number[of_users.flat]
 
 
-def _check_once(users: Members, item: np.ndarray, names: Sequence[str], table: Table) -> None:
-    """No user rates an item twice: the second could be a query whose answer the support has."""
-    owner = np.repeat(np.arange(len(users.names), dtype=np.int64), users.sizes)
-    pairs = owner * len(names) + item
+def _repeated(owner: np.ndarray, item: np.ndarray, items: int) -> np.ndarray:
+    """The ratings, a mask, whose user has rated the item before; one could be a query whose answer the support has."""
+    pairs = owner.astype(np.int64) * items + item
+    if (np.diff(np.sort(pairs)) > 0).all():
+        return np.zeros(len(pairs), bool)
     order = np.argsort(pairs, kind="stable")
-    again = order[1:][np.diff(pairs[order]) == 0]
-    if len(again):
-        first = int(again.min())
-        where = table.place(int(users.flat[first]))
-        raise ValueError(
-            f"{where}: user {users.names[owner[first]]!r} rates {names[item[first]]!r} a second time "
-            f"({len(again):,} such rows); keep one rating of an item a user"
-        )
+    return _at(order[1:][np.diff(pairs[order]) == 0], len(pairs))
+
+
+def _at(rows: np.ndarray, count: int) -> np.ndarray:
+    """A mask (count,) that is true at rows."""
+    mask = np.zeros(count, bool)
+    mask[rows] = True
+    return mask
 
 
 def _cut(members: Members, split: Mapping[str, Any], kind: str, table: Table) -> dict[Split, np.ndarray]:
     """For each split, whether each member is of it (members,)."""
-    from kshot.tasks.tables import distinct_values
-
     values = distinct_values(members, table, split["column"]) if "column" in split else None
     parts = cut(members.names, split, kind=kind, values=values)
     return {part: np.isin(members.names, names) for part, names in parts.items()}

@@ -125,7 +125,7 @@ def table(
     targets, encoded = _targets(found, names, ask, given) if names else (None, {"label": key})
     keys = found.keys(key)
     found.missing(key, keys.is_null().to_numpy(), "a row needs one")
-    order = _order(found, time, given) if time else None
+    order = time_order(found, time, given) if time else None
     keep = found.settle(bad_rows)
     found.release(*aside[1 + len(names) :])
     members = group_rows(keys, keep, order)
@@ -235,7 +235,7 @@ def standardise(targets: np.ndarray, train: np.ndarray) -> dict[str, tuple[float
     return {"mean": mean, "std": std}
 
 
-def _order(table: Table, time: str, kinds: Mapping[str, str]) -> np.ndarray:
+def time_order(table: Table, time: str, kinds: Mapping[str, str]) -> np.ndarray:
     """The rows sorted by a column of dates or numbers; rows of equal times stay as they are."""
     (raw,) = read_columns(table, {time: kinds.get(time) or table.kind(time)}).values()
     if raw.kind not in ("number", "date"):
