@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from kshot import objectives
 from kshot.inner.functional import BatchNorm, Function
+from kshot.inner.layout import channels_last
 from kshot.inner.per_parameter import Pattern, adaptable_params
 from kshot.inner.rules import SGD, UpdateRule
 from kshot.inner.solvers import Annealed, FirstOrder, InnerSolver, Unrolled
@@ -109,7 +110,7 @@ class GradientLearner(Learner):
         return self.function.query(state["params"], state.get("statistics", {}), inputs)
 
     def _begin(self, support: Batch) -> Params:
-        params = self.adaptable_params()
+        params = channels_last(self.adaptable_params()) if self.function.convolves else self.adaptable_params()
         return params if self.start is None else params | self.start(self.function, support)
 
     def _turns(self, support: Batch, steps: int | None) -> list[Any]:
@@ -120,8 +121,7 @@ class GradientLearner(Learner):
 
     def _loss(self, params: Params, turn: tuple[Batch, int]) -> Tensor:
         batch, step = turn
-        prediction, _ = self.function.support(self._at(params, step), batch)
-        return self.objective.loss(prediction, batch)
+        return self.objective.loss(self.function.adapting(self._at(params, step), batch), batch)
 
     def _at(self, params: Params, step: int) -> Params:
         return params if self.per_step is None else params | self.per_step(step)
