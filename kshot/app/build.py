@@ -13,6 +13,7 @@ from torch import nn
 from kshot import learners, models, objectives, tasks
 from kshot.app.spec import Conv4Spec, EpisodesSpec, MixtureSpec, MlpSpec, OneSourceSpec, Spec
 from kshot.learner import Learner
+from kshot.objectives import Objective
 from kshot.tasks.source import TaskSource
 from kshot.training.fit import seeded
 
@@ -61,11 +62,11 @@ def build_model(spec: Spec, shapes: Shapes, *, head: bool) -> nn.Module:
         )
 
 
-def build_learner(spec: Spec, shapes: Shapes, model: nn.Module) -> Learner:
+def build_learner(spec: Spec, model: nn.Module, objective: Objective) -> Learner:
     """The learner around a base model."""
     options = spec.learner.model_dump(exclude={"kind"})
     factory: Callable[..., Learner] = getattr(learners, spec.learner.kind)
-    return factory(model, objective=objectives.named(shapes["objective"]), **options)
+    return factory(model, objective=objective, **options)
 
 
 def has_head(spec: Spec) -> bool:

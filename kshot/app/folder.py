@@ -15,6 +15,7 @@ import itertools
 import json
 from pathlib import Path
 
+from kshot import objectives
 from kshot.app.build import Shapes, build_learner, build_model, has_head
 from kshot.app.spec import Spec, parse_spec
 from kshot.deciding.decisions import Round, best_round
@@ -91,7 +92,8 @@ def load_run(path: Path) -> tuple[Spec, Shapes, Learner, str]:
             f"{path} holds no finished round yet; go on with `kshot run {spec.name} --out {path} --resume`"
         )
     shapes = json.loads(folder.shapes.read_text())
-    learner = build_learner(spec, shapes, build_model(spec, shapes, head=has_head(spec)))
+    model = build_model(spec, shapes, head=has_head(spec))
+    learner = build_learner(spec, model, objectives.named(shapes["objective"]))
     load_checkpoint(folder.train / best.checkpoint, learner)
     weights = (folder.train / best.checkpoint / WEIGHTS).read_bytes()
     return spec, shapes, learner, hashlib.sha256(weights).hexdigest()

@@ -83,7 +83,7 @@ def run(spec: Spec, out: Path, *, resume: bool = False, console: Console | None 
         if spec.pretrain:
             pretrain_seconds = _pretrain(spec, model, source, folder, experience, display)
             pretrained = copy.deepcopy(model)
-        learner = build_learner(spec, shapes, model).to(device)
+        learner = build_learner(spec, model, source.objective).to(device)
         training = spec.train.model_dump()
         result = run_until(
             learner,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from numbers import Integral
 from typing import NamedTuple
 
 import numpy as np
@@ -28,10 +29,10 @@ class Range(NamedTuple):
             >>> Range.of(5, "ways", 2), Range.of([2, 5], "ways", 2)
             (Range(low=5, high=5), Range(low=2, high=5))
         """
-        ends = [size, size] if isinstance(size, int) else list(size)
-        if len(ends) != 2 or any(isinstance(end, bool) or not isinstance(end, int) for end in ends):
+        ends = list(size) if isinstance(size, (list, tuple)) else [size, size]
+        if len(ends) != 2 or any(isinstance(end, bool) or not isinstance(end, Integral) for end in ends):
             raise ValueError(f"{name} must be a whole number, or a range of two such as [1, 5]; got {size!r}")
-        low, high = ends
+        low, high = map(int, ends)
         if not least <= low <= high:
             raise ValueError(f"{name} must be at least {least}, and a range must not fall; got {size!r}")
         return cls(low, high)

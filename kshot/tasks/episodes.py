@@ -215,8 +215,10 @@ def _header(path: Path) -> dict[str, Any]:
         about = json.loads(meta["kshot"])
         if about["format"] != FORMAT:
             raise ValueError(f"its format is {about['format']!r}, expected {FORMAT!r}")
-        if about["split"] not in SPLITS or not isinstance(about["seed"], int) or not isinstance(about["source"], dict):
-            raise ValueError("it has no split, seed or source")
+        kinds = {"tasks": int, "sha256": str, "objective": str, "seed": int, "source": dict}
+        wrong = [key for key, kind in kinds.items() if not isinstance(about[key], kind)]
+        if wrong or about["split"] not in SPLITS:
+            raise ValueError(f"its {(wrong or ['split'])[0]} makes no sense")
         objectives.named(about["objective"])
         names: list[str] = []
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from kshot import objectives
 from kshot.tasks.drawing import Range, Size, distinct
 from kshot.tasks.examples import Examples, ImageExamples
-from kshot.tasks.pools import Pool, Rows, Small, check_apart
+from kshot.tasks.pools import Pool, Rows, Small, check_apart, large_enough
 from kshot.tasks.source import TaskSource, generator
 from kshot.types import SPLITS, Batch, Split, Task, tree_map
 
@@ -116,15 +116,12 @@ class ClassTasks(TaskSource):
             raise ValueError(f"label_noise is a share of the support labels, 0 … 1, got {label_noise}")
         if label_noise and self.shots.high == 1:
             raise ValueError("label_noise needs at least 2 shots: one example of each class keeps its label")
-        if small not in ("error", "drop", "shrink"):
-            raise ValueError(f"small must be error, drop or shrink, got {small!r}")
         self.imbalance, self.label_noise, self.small = imbalance, label_noise, small
         self.augment, self.seed, self.name = augment, seed, name
         self.examples: Examples = ImageExamples(examples) if isinstance(examples, np.ndarray) else examples
         pools = {split: Pool(own, f"{name}: class") for split, own in classes.items()}
         check_apart(pools, len(self.examples), name, "class")
-        self.dropped: dict[str, int] = {}
-        self._pools = {split: self._large_enough(split, pool) for split, pool in pools.items()}
+        self._pools, self.dropped = large_enough(pools, self.shots, self.queries, small, name, "class")
         self._domains = {split: self._of_domains(split, within) for split in pools}
         self.class_names = {split: pool.names for split, pool in self._pools.items()}
 
@@ -156,17 +153,18 @@ class ClassTasks(TaskSource):
         taken_TNK = distinct(of_examples.reshape(-1, N, 2, S + Q), sizes_TN, shots_TN + queries_TN)
         rows_TNK = pool.flat[pool.starts[chosen_TN][..., None] + taken_TNK]
         present_TN1 = (np.arange(N) < ways_T[:, None])[..., None]
-        labels_TNK = np.broadcast_to(np.arange(N)[:, None], rows_TNK.shape)
-        own_TNS = np.broadcast_to(np.arange(S), (*shots_TN.shape, S))
-        own_TNQ = shots_TN[..., None] + np.arange(Q)
         batches = []
-        for own, count, order in ((own_TNS, shots_TN, order_S), (own_TNQ, shots_TN + queries_TN, order_Q)):
-            real = present_TN1 & (own < count[..., None])
-            own = np.minimum(own, S + Q - 1)
-            labels = np.take_along_axis(labels_TNK, own, 2)
+        for first_TN, end_TN, most, order in (
+            (np.zeros_like(shots_TN), shots_TN, S, order_S),
+            (shots_TN, shots_TN + queries_TN, Q, order_Q),
+        ):
+            own = first_TN[..., None] + np.arange(most)
+            real = present_TN1 & (own < end_TN[..., None])
+            rows = np.take_along_axis(rows_TNK, np.minimum(own, S + Q - 1), 2)
+            labels = np.broadcast_to(np.arange(N)[:, None], rows.shape)
             if order is order_S and self.label_noise:
                 labels = self._flipped(labels, of_noise, shots_TN, ways_T)
-            batch = self._batch(np.take_along_axis(rows_TNK, own, 2), labels, real, order)
+            batch = self._batch(rows, labels, real, order)
             if split == "train" and self.augment:
                 batch = batch._replace(inputs=torch.stack([*map(self.augment, batch.inputs, generators)]))
             batches.append(batch)
@@ -239,23 +237,6 @@ class ClassTasks(TaskSource):
                 f"{self.name} has no {split!r} split, only {', '.join(self._pools)}; give it classes there"
             )
         return self._pools[split]
-
-    def _large_enough(self, split: Split, pool: Pool) -> Pool:
-        """The pool without the classes that are too small."""
-        shots, queries = self.shots.high, self.queries[split].high
-        needed = self.shots.low + 1 if self.small == "shrink" else shots + queries
-        short = pool.sizes < needed
-        if not short.any():
-            return pool
-        if self.small == "error":
-            first = int(short.argmax())
-            raise ValueError(
-                f"{self.name}: class {pool.names[first]!r} in {split} has {pool.sizes[first]} examples, but "
-                f"{shots} shots + {queries} queries need {needed}; lower shots or queries, or leave out classes this "
-                f"small with small: drop ({short.sum()} in {split})"
-            )
-        self.dropped[f"classes in {split} with fewer than {needed} examples"] = int(short.sum())
-        return pool.without(short)
 
     def _of_domains(self, split: Split, within: Mapping[str, str] | None) -> Pool:
         """The class numbers of each domain; without domains, all classes are one."""

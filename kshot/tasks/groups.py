@@ -14,7 +14,7 @@ import torch
 from kshot.objectives import Objective
 from kshot.tasks.drawing import Range, Size, distinct
 from kshot.tasks.examples import Examples
-from kshot.tasks.pools import Pool, Rows, Small, check_apart
+from kshot.tasks.pools import Pool, Rows, Small, check_apart, large_enough
 from kshot.tasks.source import TaskSource, generator
 from kshot.types import SPLITS, Batch, Split, Task, tree_map
 
@@ -53,8 +53,8 @@ class GroupTasks(TaskSource):
         dropped: what was left out: reason to count.
 
     Raises:
-        ValueError: sizes out of bounds, a group with too few examples, a split without groups, an example or group
-            that stands in two splits.
+        ValueError: sizes out of bounds, an objective for tasks with classes of their own, a group with too few
+            examples, a split without groups, an example or group that stands in two splits.
 
     Example:
         >>> from kshot import objectives
@@ -85,16 +85,22 @@ class GroupTasks(TaskSource):
         asked = Range.of(queries, "queries", 1)
         train = asked if train_queries is None else Range.of(train_queries, "train_queries", 1)
         self.queries = dict.fromkeys(SPLITS, asked) | {"train": train}
+        if objective.own_classes:
+            raise ValueError(
+                "a task that is a group has the same classes as the other groups: its objective is "
+                "objectives.shared_classification, not classification"
+            )
         if order not in ("random", "given"):
             raise ValueError(f"order must be random or given, got {order!r}")
-        if small not in ("error", "drop", "shrink"):
-            raise ValueError(f"small must be error, drop or shrink, got {small!r}")
         self.examples, self.objective, self.order, self.small = examples, objective, order, small
         self.seed, self.name = seed, name
         pools = {split: Pool(own, f"{name}: group") for split, own in groups.items()}
         check_apart(pools, len(examples), name, "group")
-        self.dropped: dict[str, int] = {}
-        self._pools = {split: self._large_enough(split, pool) for split, pool in pools.items()}
+        self._pools, self.dropped = large_enough(pools, self.shots, self.queries, small, name, "group")
+        for split, pool in self._pools.items():
+            if not len(pool):
+                left_out = f"; left out were {'; '.join(self.dropped)}" if self.dropped else ""
+                raise ValueError(f"{name}: the {split} split has no groups{left_out}")
         self.group_names = {split: pool.names for split, pool in self._pools.items()}
 
     def groups(self, split: Split) -> dict[str, np.ndarray]:
@@ -149,22 +155,3 @@ class GroupTasks(TaskSource):
         if split not in self._pools:
             raise ValueError(f"{self.name} has no {split!r} split, only {', '.join(self._pools)}; give it groups there")
         return self._pools[split]
-
-    def _large_enough(self, split: Split, pool: Pool) -> Pool:
-        """The pool without the groups that are too small."""
-        shots, queries = self.shots.high, self.queries[split].high
-        needed = self.shots.low + 1 if self.small == "shrink" else shots + queries
-        short = pool.sizes < needed
-        if short.any() and self.small == "error":
-            first = int(short.argmax())
-            raise ValueError(
-                f"{self.name}: group {pool.names[first]!r} in {split} has {pool.sizes[first]} examples, but "
-                f"{shots} shots + {queries} queries need {needed}; lower shots or queries, or allow groups this small "
-                f"with small: drop or small: shrink ({short.sum()} in {split})"
-            )
-        if short.any():
-            self.dropped[f"groups in {split} with fewer than {needed} examples"] = int(short.sum())
-            pool = pool.without(short)
-        if not len(pool):
-            raise ValueError(f"{self.name}: the {split} split has no group with at least {needed} examples")
-        return pool

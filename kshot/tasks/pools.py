@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 
+from kshot.tasks.drawing import Range
 from kshot.types import Split
 
 Rows = Sequence[int] | np.ndarray
@@ -82,3 +83,37 @@ def check_apart(pools: Mapping[Split, Pool], num_rows: int, where: str, kind: st
             raise ValueError(f"{where}: {what} is in {split} and in another split; keep it in one of them")
         owner[pool.flat] = number
         home.update(dict.fromkeys(pool.names, split))
+
+
+def large_enough(
+    pools: Mapping[Split, Pool], shots: Range, queries: Mapping[Split, Range], small: Small, where: str, kind: str
+) -> tuple[dict[Split, Pool], dict[str, int]]:
+    """The pools without the members that are too small for a task, and what was left out: reason to count.
+
+    Raises:
+        ValueError: a member that is too small where `small` is "error".
+    """
+    if small not in get_args(Small):
+        raise ValueError(f"small must be one of {', '.join(get_args(Small))}, got {small!r}")
+    kept, dropped = dict(pools), {}
+    for split, pool in pools.items():
+        most = queries[split].high
+        needed = shots.low + 1 if small == "shrink" else shots.high + most
+        short = pool.sizes < needed
+        if not short.any():
+            continue
+        if small == "error":
+            first = int(short.argmax())
+            raise ValueError(
+                f"{where}: {kind} {pool.names[first]!r} in {split} has {pool.sizes[first]} examples, but {shots.high} "
+                f"shots + {most} queries need {needed}; lower shots or queries, or say what becomes of any this small "
+                f"({short.sum()} in {split}) with small: drop, or small: shrink"
+            )
+        kept[split] = pool.without(short)
+        dropped[f"{plural(kind)} in {split} with fewer than {needed} examples"] = int(short.sum())
+    return kept, dropped
+
+
+def plural(kind: str) -> str:
+    """The plural of "class", "group" and the like."""
+    return f"{kind}es" if kind.endswith("s") else f"{kind}s"

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from kshot.tasks import library
+from kshot.tasks.pools import plural
 from kshot.tasks.published import PUBLISHED, read_lists
 from kshot.types import SPLITS, Split
 
@@ -121,14 +122,14 @@ def by_ratio(
     found: dict[Split, list[str]] = {part: [] for part, share in zip(SPLITS, shares) if share}
     ends = [sum(shares[: number + 1]) for number, share in enumerate(shares) if share]
     for name in names:
-        digest = hashlib.sha256(f"{seed}\0{name}".encode()).digest()
+        digest = hashlib.sha256(f"{seed}\0{name}".encode(errors="surrogatepass")).digest()
         place = int.from_bytes(digest[:8], "big") / 2**64
         number = sum(place >= end for end in ends[:-1])
         found[list(found)[number]].append(name)
     for part, own in found.items():
         if not own:
             raise ValueError(
-                f"split by ratio {shares}: none of the {len(names)} {_many(kind)} falls into {part}; raise its share, "
+                f"split by ratio {shares}: none of the {len(names)} {plural(kind)} falls into {part}; raise its share, "
                 "take another seed (split: {ratio: …, seed: 1}), or list the names in files"
             )
     return found
@@ -266,10 +267,6 @@ def _lines(path: Path) -> list[str]:
         raise ValueError(f"{path} cannot be read ({error.strerror})") from None
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not UTF-8 text (byte {error.start}); save it as UTF-8") from None
-
-
-def _many(kind: str) -> str:
-    return f"{kind}es" if kind.endswith("s") else f"{kind}s"
 
 
 def _nearest(name: str, known: Iterable[str]) -> str:
