@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from numbers import Integral
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -29,7 +29,7 @@ class Range(NamedTuple):
             >>> Range.of(5, "ways", 2), Range.of([2, 5], "ways", 2)
             (Range(low=5, high=5), Range(low=2, high=5))
         """
-        ends = list(size) if isinstance(size, (list, tuple)) else [size, size]
+        ends: list[Any] = list(size) if isinstance(size, (list, tuple)) else [size, size]
         if len(ends) != 2 or any(isinstance(end, bool) or not isinstance(end, Integral) for end in ends):
             raise ValueError(f"{name} must be a whole number, or a range of two such as [1, 5]; got {size!r}")
         low, high = map(int, ends)
