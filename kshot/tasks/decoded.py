@@ -55,9 +55,9 @@ class DecodedImages:
     """
 
     def __init__(self, files: Sequence[ImageFile], root: Path, *, size: int, colour: Colour) -> None:
-        self.files, self.root, self.size, self.colour = files, root, size, colour
+        self.files, self.root, self.size, self.colour = files, Path(os.path.realpath(root)), size, colour
         self.bad: dict[int, BadImage] = {}
-        self._folder = library.cache_folder() / f"images-{_key(files, root, size, colour)}"
+        self._folder = library.cache_folder() / f"images-{_key(files, self.root, size, colour)}"
         self._open()
 
     def __len__(self) -> int:

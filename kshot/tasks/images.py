@@ -25,6 +25,9 @@ log = logging.getLogger(__name__)
 RATIO = (0.7, 0.15, 0.15)
 """The shares of the classes in train, val and test where nothing else is said."""
 
+_TOLD = 20  # bad images that the log names
+_LOOKED_AT = 12  # images whose colour is compared with the one asked for
+
 
 def images(
     path: Path | str,
@@ -108,8 +111,10 @@ def images(
         log.info("decoding the images of %s where that was not done yet, to find bad ones", path)
         decoded.decode(np.arange(len(decoded)), progress)
         rows = {name: own[~np.isin(own, [*decoded.bad])] for name, own in rows.items()}
-        for bad in decoded.bad.values():
+        for bad in [*decoded.bad.values()][:_TOLD]:
             log.warning("left out: %s", bad)
+        if len(decoded.bad) > _TOLD:
+            log.warning("left out: %d more", len(decoded.bad) - _TOLD)
     classes = {part: {name: rows[name] for name in names} for part, names in _cut(listing, path, split).items()}
     domains = dict(listing.domains)
     examples: Examples = decoded
@@ -168,7 +173,7 @@ def _within(listing: Listing, path: Path, domains: dict[str, str]) -> dict[str, 
 def _note_colour(listing: Listing, colour: Colour) -> None:
     """Say so where images are converted, as far as a few of them tell."""
     found = []
-    for file in listing.files[:: max(1, len(listing.files) // 12)]:
+    for file in listing.files[:: max(1, len(listing.files) // _LOOKED_AT)][:_LOOKED_AT]:
         try:
             found.append(colour_of((listing.root / file.name).read_bytes(), file.name))
         except (BadImage, OSError):

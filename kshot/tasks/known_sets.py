@@ -34,7 +34,7 @@ class DataSet(NamedTuple):
         cut: how it's cut into train, val and test.
         parts: the files and folders at the top of its folder, of which those present are copied; none: built in.
         files: what is fetched.
-        kind: the kind of source that opens it.
+        kind: the kind of source that its files are for; empty where `kshot.tasks` has a factory of the set's name.
         where: the folder it was found in; None where it is built in or was not found.
     """
 

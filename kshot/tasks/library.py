@@ -215,8 +215,10 @@ def _files_of(row: DataSet, folder: Path) -> dict[str, dict[str, int]]:
 def _compared(row: DataSet, folder: Path) -> str:
     """How far the files of a set are known to be right, in words."""
     published = [file for file in row.files if file.hashes]
+    if not published:
+        return "no hash is published to compare it with"
     right = [file for file in published if (folder / file.name).is_file() and _matches(folder / file.name, file.hashes)]
-    if published and len(right) == len(published):
+    if len(right) == len(published):
         return "each file has the hash that is published"
     return f"{len(right)} of {len(row.files)} files have a hash that is published; all were opened"
 
