@@ -104,6 +104,7 @@ def test_other_modes_are_refused():
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")  # of the compiler's own modules
 def test_the_real_compiler_gives_the_same_gradient():
     ours, tasks = learner(), sinusoids().stack("train", range(3))
     gradient = MetaGradient(ours, "compiled")

@@ -21,8 +21,10 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
+from kshot.inner.batch_norm import batch_norm
 from kshot.inner.explaining import explained, is_batched
-from kshot.inner.kernels import kinds, settle, twice_differentiable
+from kshot.inner.kernels import kinds, settle, transformed, twice_differentiable
+from kshot.inner.layout import LAYOUT_FREE, channels_last, convolves
 from kshot.inner.recurrent import WRITTEN_OUT
 from kshot.inner.redirected import REDIRECTED, needs_redirecting
 from kshot.types import Batch, Params, Tree
@@ -54,20 +56,23 @@ class Function:
         self.module, self.batchnorm = module, batchnorm
         self.normed = any(isinstance(part, _BatchNorm) for part in module.modules())
         self.transductive = self.normed and batchnorm == "query"
-        self.redirected = self.normed or needs_redirecting(module)
+        self.convolves = convolves(module)
+        self.redirected = self.normed or self.convolves or needs_redirecting(module)
         self.kinds = kinds(module)
         self.shared = _shared(module)
         self.keeps_statistics = self.normed and batchnorm == "support"
 
+    def adapting(self, params: Params, batch: Batch) -> Tree:
+        """Call on a support set, of which only what the module returns is needed."""
+        choose = _running if self.batchnorm == "running" else _own if _even(batch.weight) else _of_batch(batch.weight)
+        return self._call(params, batch.inputs, choose)
+
     def support(self, params: Params, batch: Batch) -> tuple[Tree, Statistics]:
         """Call on a support set: what the module returns, and the BatchNorm statistics that queries will need."""
-        if self.batchnorm == "running":
-            return self._call(params, batch.inputs, _running), {}
-        if self.transductive and _even(batch.weight):
-            return self._call(params, batch.inputs, _own), {}
+        if not self.keeps_statistics:
+            return self.adapting(params, batch), {}
         used: Statistics = {}
-        prediction = self._call(params, batch.inputs, _of_batch(batch.weight), used)
-        return prediction, used if self.keeps_statistics else {}
+        return self._call(params, batch.inputs, _of_batch(batch.weight), used), used
 
     def query(self, params: Params, statistics: Statistics, inputs: Tree) -> Tree:
         """Call on inputs (m, ...), under the statistics that `support` gave."""
@@ -80,6 +85,8 @@ class Function:
             for name, buffer in self.module.named_buffers()
         }
         overrides.update(params)
+        if self.convolves:
+            inputs = channels_last(inputs)
         if self.shared:
             overrides.update(self._lifted(overrides, inputs))
         args, kwargs = inputs if isinstance(inputs, tuple) else (inputs,), {}
@@ -104,20 +111,35 @@ Choose = Callable[[int, Tensor, Tensor | None, Tensor | None], tuple[Tensor, Ten
 """(number of the call, input, running mean, running variance) -> (mean, variance) to normalise by."""
 
 
+_RISING = {F.relu, torch.relu, F.leaky_relu}
+"""Activations that never fall, so that they may as well follow a max-pooling, which leaves them a quarter of the work.
+The derivatives are the same: where several positions tie for the largest value, their slopes are equal."""
+
+
 class _Redirect(TorchFunctionMode):
     """Redirects `batch_norm` to chosen statistics, noting in `used` which they were, and what `vmap` gets wrong."""
 
     def __init__(self, choose: Choose, used: Statistics | None, written_out: dict[Callable, Callable]) -> None:
         super().__init__()
         self.choose, self.used, self.calls = choose, used, 0
-        self.table = REDIRECTED | written_out
+        self.risen: tuple[Any, Any, Any] = (None, None, None)  # the last activation: output, input, function
+        self.table = REDIRECTED | written_out if transformed() else LAYOUT_FREE
 
     def __torch_function__(
         self, func: Callable, types: Any, args: tuple = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
+        kwargs = kwargs or {}
         if func is F.batch_norm:
-            return self._normalize(*args, **(kwargs or {}))
-        return self.table.get(func, func)(*args, **(kwargs or {}))
+            return self._normalize(*args, **kwargs)
+        if func in _RISING and len(args) > 0:
+            output = func(*args, **kwargs)
+            if output is not args[0]:
+                self.risen = output, args[0], lambda pooled: func(pooled, *args[1:], **kwargs)
+            return output
+        if func is F.max_pool2d and args and args[0] is self.risen[0]:
+            _, before, rise = self.risen
+            return rise(func(before, *args[1:], **kwargs))
+        return self.table.get(func, func)(*args, **kwargs)
 
     def _normalize(
         self,
@@ -131,8 +153,10 @@ class _Redirect(TorchFunctionMode):
         eps: float = 1e-5,
     ) -> Tensor:
         plain = weight is None or weight.dtype == input.dtype
-        if self.choose is _own and plain and not is_batched(input):  # a quarter less time, a third less memory
-            return torch.batch_norm(input, weight, bias, None, None, True, 0.0, eps, cudnn.enabled)
+        if self.choose is _own and plain and not is_batched(input):
+            if transformed():
+                return torch.batch_norm(input, weight, bias, None, None, True, 0.0, eps, cudnn.enabled)
+            return batch_norm(input, weight, bias, eps)
         mean, var = self.choose(self.calls, input, running_mean, running_var)
         if self.used is not None:
             self.used[str(self.calls)] = {"mean": mean, "var": var}

@@ -69,6 +69,11 @@ def kinds(module: nn.Module) -> dict[str, bool]:
     }
 
 
+def transformed() -> bool:
+    """Whether a transform of `torch.func`, such as `vmap` or `grad`, is at work, or a compiler."""
+    return torch._C._functorch.peek_interpreter_stack() is not None or torch.compiler.is_compiling()
+
+
 def settle(module: nn.Module) -> None:
     """Let recurrent layers forget the substituted weights of a functional call, which they would hold on to."""
     for part in module.modules():

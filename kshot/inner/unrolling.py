@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from kshot.inner.kernels import twice_differentiable
+from kshot.inner.kernels import transformed, twice_differentiable
 from kshot.inner.rules import UpdateRule
 from kshot.types import Params
 
@@ -71,11 +72,33 @@ def trajectory(
     state = rule.init(params)
     yield params
     for step, batch in enumerate(arguments(steps)):
-        # no_grad hides the inner derivative from an outer one; torch.func.grad itself still works
-        with twice_differentiable() if exact(step) else torch.no_grad():
-            grads = torch.func.grad(lambda moved, batch=batch: loss_fn(moved, *batch))(params)
+        grads = gradient(lambda moved, batch=batch: loss_fn(moved, *batch), params, exact=exact(step))  # type: ignore[misc]
         params, state = rule.update(grads, state, params)
         yield params
+
+
+def gradient(loss_fn: Callable[[Params], Tensor], params: Params, *, exact: bool) -> Params:
+    """The gradient of a loss by its parameters; `exact` lets an outer derivative see how it comes about.
+
+    Under a transform of `torch.func` only `torch.func.grad` is right. Elsewhere `torch.autograd.grad` does the same in
+    two thirds of the time.
+    """
+    if transformed():
+        # no_grad hides the inner derivative from an outer one; torch.func.grad itself still works
+        with twice_differentiable() if exact else torch.no_grad():
+            return torch.func.grad(loss_fn)(params)
+    exact = exact and torch.is_grad_enabled()
+    with torch.enable_grad(), twice_differentiable() if exact else nullcontext():
+        # views: the loss may reach the same tensors by another way, which is not differentiated
+        leaves = {
+            name: p.view_as(p) if exact and p.requires_grad else p.detach().requires_grad_()
+            for name, p in params.items()
+        }
+        loss = loss_fn(leaves)
+        if not loss.requires_grad:
+            return {name: torch.zeros_like(p) for name, p in params.items()}
+        grads = torch.autograd.grad(loss, list(leaves.values()), create_graph=exact, materialize_grads=True)
+    return dict(zip(params, grads))
 
 
 def arguments(steps: Steps) -> list[tuple]:

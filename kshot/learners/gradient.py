@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from kshot import objectives
 from kshot.inner.functional import BatchNorm, Function
+from kshot.inner.layout import channels_last
 from kshot.inner.per_parameter import Pattern, adaptable_params
 from kshot.inner.rules import SGD, UpdateRule
 from kshot.inner.solvers import Annealed, FirstOrder, InnerSolver, Unrolled
@@ -110,7 +111,7 @@ class GradientLearner(Learner):
         return self._of_present(prediction, state.get("present"))
 
     def _begin(self, support: Batch) -> Params:
-        params = self.adaptable_params()
+        params = channels_last(self.adaptable_params()) if self.function.convolves else self.adaptable_params()
         return params if self.start is None else params | self.start(self.function, support)
 
     def _turns(self, support: Batch, steps: int | None) -> list[Any]:
@@ -123,7 +124,7 @@ class GradientLearner(Learner):
 
     def _loss(self, params: Params, turn: tuple[Batch, int, Tensor | None]) -> Tensor:
         batch, step, present = turn
-        prediction, _ = self.function.support(self._at(params, step), batch)
+        prediction = self.function.adapting(self._at(params, step), batch)
         return self.objective.loss(self._of_present(prediction, present), batch)
 
     def _present(self, support: Batch) -> Tensor | None:

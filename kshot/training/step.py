@@ -74,7 +74,7 @@ class MetaGradient:
             try:
                 return self._compiled(tasks)
             except Exception as error:  # whatever a compiler may raise; the step itself is taken the plain way
-                reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+                reason = " ".join(str(error).strip().splitlines()[:2]) or type(error).__name__  # who, and what
                 self._take("vmap", f"since the step could not be compiled: {reason}")
         return self._loop(tasks) if self.way == "loop" else self._vmap(tasks)
 
