@@ -224,10 +224,9 @@ def ask(path: Path) -> None:
     assert all(str(path) in told for told in table.faults)
 
 
-WORDS = st.sampled_from(
-    ["1", "1.5", "-2", "", "NA", "inf", "x", "é", '"', '""', '"a,b"', "1,5", "2024-01-02", "true", "\t", ";", "|", " "]
-    + ["\r", "1e999", "03/04/2020", "[1]", "{", "}", '{"a":1}', "NaN"]
-)
+PLAIN = ["1", "1.5", "-2", "1,5", "1e999", "2024-01-02", "03/04/2020", "true", "", "NA", "NaN", "inf", "x", "é"]
+ODD = ['"', '""', '"a,b"', "\t", ";", "|", " ", "\r", "[1]", "{", "}", '{"a":1}']
+WORDS = st.sampled_from([*PLAIN, *ODD])
 LINES = st.lists(st.lists(WORDS, max_size=4).map(",".join), max_size=6).map("\n".join).map(str.encode)
 
 
