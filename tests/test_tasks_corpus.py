@@ -199,7 +199,7 @@ def test_adapting_to_a_writer_pays(tmp_path):
     [
         ({"task": "author"}, r"is a folder; its tasks are a file, folder or passage each, and 'author' is none"),
         ({"task": "passage"}, r"needs a pattern that names who speaks"),
-        ({"task": "passage", "pattern": "^(SPEAKER):"}, r"the pattern .* is found nowhere"),
+        ({"task": "passage", "pattern": "^(SPEAKER):"}, r"the pattern .* names nobody who says anything"),
         ({"task": "passage", "pattern": "^(x*)"}, r"is found in '', but names nobody there"),
         ({"pattern": "("}, r"pattern '\(' is no regular expression: .*position 0"),
         ({"pattern": "q(.)"}, r"a.txt: the pattern 'q\(.\)' is not found in 'a.txt'"),
@@ -251,6 +251,22 @@ def test_a_column_split_cuts_a_table(tmp_path):
     )
     source = corpus(path, task="who", length=5, shots=2, queries=2)
     assert source.group_names == {"train": ("a",), "test": ("b",)}
+    path.write_text(path.read_text().replace("split", "fold"))
+    named = corpus(path, task="who", length=5, shots=2, queries=2, split={"column": "fold"})
+    assert named.group_names == source.group_names
+    with pytest.raises(ValueError, match="has no column 'split'"):
+        corpus(path, task="who", length=5, shots=2, queries=2, split={"column": "split"})
+
+
+def test_windows_can_be_frozen(tmp_path):
+    for name in "abc":
+        (tmp_path / f"{name}.txt").write_text(name * 99)
+    source = corpus(tmp_path, length=5, shots=2, queries=[1, 3], split=ALL)
+    kshot.tasks.freeze(source, tmp_path / "train.safetensors", split="train", tasks=3)
+    back = kshot.tasks.episodes(tmp_path / "train.safetensors")
+    assert back.objective == source.objective
+    leaves = zip(types.tree_leaves(back.task("train", 2)), types.tree_leaves(source.task("train", 2)))
+    assert all(torch.equal(a, b) for a, b in leaves)
 
 
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

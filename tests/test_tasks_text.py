@@ -313,6 +313,15 @@ def test_what_a_run_keeps_reads_texts_as_the_run_did(intents):
         assert kept.describe().items() <= source.describe().items()
 
 
+def test_texts_to_predict_for_are_not_put_into_the_cache(intents, cache):
+    kept = text("intents.csv", width=33, queries=2, ways=3, split=ALL).encoding
+    before = set(cache.iterdir())
+    kept.inputs(intents / "intents.csv", {})
+    write(intents / "secret.csv", [("a secret", "x", "a")])
+    kept.support(intents / "secret.csv")
+    assert set(cache.iterdir()) == before
+
+
 def test_symbols_are_not_for_the_models_of_run_files(intents, monkeypatch, capsys):
     (intents / "run.yaml").write_text(RUN.replace("OPTIONS", "features: ids"))
     with pytest.raises(SystemExit, match="2"):
@@ -329,8 +338,8 @@ def test_symbols_are_not_for_the_models_of_run_files(intents, monkeypatch, capsy
         ([("", "play", "m")], {}, r"intents.csv, line 50, column 'text': the value is missing; a text needs"),
         ([(" \t ", "play", "m")], {}, r"line 50, column 'text': the value is missing"),
         ([("x", "", "m")], {}, r"line 50, column 'label': the value is missing; a text needs the name of its class"),
-        ([("x", "play", "")], {}, r"line 50, column 'domain': the value is missing"),
-        ([("x", "play", "bank")], {}, r"class 'play' has texts in the domains bank and music"),
+        ([("x", "play", "")], {"within": "domain"}, r"line 50, column 'domain': the value is missing"),
+        ([("x", "play", "bank")], {"within": "domain"}, r"class 'play' has texts in the domains bank and music"),
         ([], {"label": "kind"}, r"has no column 'kind'; it has 'text', 'label', 'domain'"),
         ([], {"text": "texts"}, r"has no column 'texts': did you mean 'text'\?"),
         ([], {"domain": "area"}, r"has no column 'area'"),
@@ -352,6 +361,11 @@ def test_bad_rows_are_dropped_where_that_is_allowed(tmp_path):
     source = text(path, ways=2, queries=2, split=ALL, bad_rows="drop")
     assert source.describe()["dropped"] == {"bad rows": 2}
     assert len(source.texts) == len(ROWS)
+
+
+def test_domains_that_nobody_asks_for_need_not_fit(tmp_path):
+    path = write(tmp_path / "intents.csv", [*ROWS, ("x", "play", ""), ("x", "play", "bank")])
+    assert len(text(path, ways=2, queries=2, split=ALL).texts) == len(ROWS) + 2
 
 
 def test_within_needs_domains(tmp_path):

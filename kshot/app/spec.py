@@ -200,7 +200,10 @@ class FromHfSpec(_Strict):
     @model_validator(mode="before")
     @classmethod
     def _one_path(cls, data: Any) -> Any:
+        """Give `tasks` the path, which it is opened with."""
         if isinstance(data, dict) and isinstance(data.get("tasks"), dict) and "path" in data:
+            if data["tasks"].get("path", data["path"]) != data["path"]:
+                raise ValueError("tasks takes no path of its own")
             return data | {"tasks": data["tasks"] | {"path": data["path"]}}
         return data
 

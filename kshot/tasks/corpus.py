@@ -22,7 +22,7 @@ from kshot.tasks.examples import Examples
 from kshot.tasks.features import SpanExamples
 from kshot.tasks.groups import GroupTasks, Order
 from kshot.tasks.pools import Rows, Small
-from kshot.tasks.prose import files_of, read_text, texts_of, values_of, words_of
+from kshot.tasks.prose import column_of, files_of, read_text, texts_of, values_of, words_of
 from kshot.tasks.reading import SUFFIXES, Reading, open_table
 from kshot.tasks.splitting import cut
 from kshot.tasks.vocabulary import PADDING, UNKNOWN, Vocabulary
@@ -120,7 +120,7 @@ def corpus(
     if task in OF_FILES:
         found = _of_files(path, task, pattern, files, bad_rows, how)
     else:
-        found = _of_table(path, task, text, bad_rows, how)
+        found = _of_table(path, task, text, (split or {}).get("column"), bad_rows, how)
     if split is None:
         split = {"column": "split"} if found.splits else {"ratio": RATIO}
     parts = cut(found.texts, split, kind="group", values=found.splits)
@@ -201,14 +201,14 @@ class WindowExamples:
 
 
 class _Found(NamedTuple):
-    """The texts of each task in order; the values of a column split; what was left out."""
+    """The texts of each task in order; the values of the column that says its split; what was left out."""
 
     texts: dict[str, list[str]]
     splits: dict[str, set[str]] | None
     dropped: dict[str, int]
 
 
-def _of_table(path: Path, task: str, text: str, bad_rows: BadRows, reading: Reading) -> _Found:
+def _of_table(path: Path, task: str, text: str, column: str | None, bad_rows: BadRows, reading: Reading) -> _Found:
     if path.is_dir():
         raise ValueError(
             f"{path} is a folder; its tasks are a file, folder or passage each, and {task!r} is none of these"
@@ -219,7 +219,9 @@ def _of_table(path: Path, task: str, text: str, bad_rows: BadRows, reading: Read
     texts, names = texts_of(table, text), words_of(table, task, "a text needs the name of its task")
     kept = np.flatnonzero(table.settle(bad_rows))
     groups = pl.DataFrame({"name": names[kept], "text": texts[kept]}).group_by("name", maintain_order=True).agg("text")
-    splits = values_of(names[kept], table.labels("split")[kept]) if "split" in table.frame.columns else None
+    if column is None and "split" in table.frame.columns:
+        column = "split"
+    splits = None if column is None else values_of(names[kept], column_of(table, column)[kept])
     return _Found(dict(groups.iter_rows()), splits, {"bad rows": table.dropped["rows"]})
 
 
@@ -254,7 +256,8 @@ def _of_files(path: Path, task: str, pattern: str | None, files: str, bad_rows: 
             elif passage:
                 found[name].append(passage)
     if not found:
-        raise ValueError(f"{path}: the pattern {pattern!r} is found nowhere, so that no task is named")
+        why = f"the pattern {pattern!r} names nobody who says anything" if task == "passage" else "no file can be read"
+        raise ValueError(f"{path}: {why}, so that there are no tasks")
     return _Found(dict(found), None, dropped)
 
 

@@ -74,20 +74,26 @@ class SpanExamples:
 
 
 def hashed_ngrams(
-    texts: Sequence[str], *, of: Literal["words", "characters"], ngrams: tuple[int, int], width: int
+    texts: Sequence[str],
+    *,
+    of: Literal["words", "characters"],
+    ngrams: tuple[int, int],
+    width: int,
+    keep: bool = False,
 ) -> SparseExamples:
     r"""Counts of n-grams, hashed to a fixed width and scaled to length 1: nothing is fitted, so nothing can leak.
 
     $$ \phi_j(x) = \sum_{g \in x} s(g) [h(g) = j], \qquad x \mapsto \phi(x) / \lVert \phi(x) \rVert_2, $$
 
     with MurmurHash3 for $h$ and the sign $s$. Case is ignored. N-grams of characters stay inside words, with a space
-    at each end. A text without any n-gram is all zeros. What is made is kept in the cache.
+    at each end. A text without any n-gram is all zeros.
 
     Args:
         texts: n of them.
         of: words, which are runs of letters, digits and `_`; or characters.
         ngrams: the smallest and the largest n.
         width: numbers a text becomes; more of them let fewer n-grams share a place.
+        keep: whether what is made is kept in the cache, and taken from there the next time.
 
     Example:
         >>> examples = hashed_ngrams(["to be or not", "Not to be", "?"], of="words", ngrams=(1, 1), width=64)
@@ -111,15 +117,19 @@ def hashed_ngrams(
             n_features=width,
             dtype=np.float32,
         )
-        matrix = vectorizer.transform(texts)
-        return {"data": matrix.data, "indices": matrix.indices, "indptr": matrix.indptr}
+        counts = vectorizer.transform(texts)
+        return {"data": counts.data, "indices": counts.indices, "indptr": counts.indptr}
 
+    def matrix(made: dict[str, np.ndarray]) -> SparseExamples:
+        return SparseExamples(csr_matrix((made["data"], made["indices"], made["indptr"]), shape=(len(texts), width)))
+
+    if not keep:
+        return matrix(make())
     key = hashlib.sha256(repr((_VERSION, __version__, of, tuple(ngrams), width)).encode())
     for text in texts:
         content = text.encode()
         key.update(len(content).to_bytes(8, "little") + content)
-    made = library.cached(f"ngrams-{key.hexdigest()[:16]}", make)
-    return SparseExamples(csr_matrix((made["data"], made["indices"], made["indptr"]), shape=(len(texts), width)))
+    return matrix(library.cached(f"ngrams-{key.hexdigest()[:16]}", make))
 
 
 def character_ids(texts: Sequence[str], *, vocabulary: Vocabulary, width: int) -> SpanExamples:

@@ -80,10 +80,15 @@ def texts_of(table: Table, column: str) -> polars.Series:
     return texts
 
 
+def column_of(table: Table, column: str) -> polars.Series:
+    """A column as words, null where a value is missing."""
+    table.need(column)
+    return table.labels(column)
+
+
 def words_of(table: Table, column: str, why: str) -> polars.Series:
     """A column of names; a missing one is a fault of its row."""
-    table.need(column)
-    words = table.labels(column)
+    words = column_of(table, column)
     table.missing(column, words.is_null().to_numpy(), why)
     return words
 

@@ -151,7 +151,8 @@ def by_column(
             raise ValueError(f"column {column!r} must say train, val or test; {kind} {name!r} has {wrong[0]!r} there")
         if len(own) != 1:
             raise ValueError(
-                f"column {column!r}: {kind} {name!r} has rows in {' and in '.join(own)}; a {kind} belongs to one split"
+                f"column {column!r}: {kind} {name!r} has rows in {' and in '.join(own)}; one is right. "
+                "Or cut anew, as in split: {ratio: [0.7, 0.15, 0.15]}"
             )
         found[own[0]].append(name)  # type: ignore[index]
     return {part: own for part, own in found.items() if own}

@@ -23,7 +23,7 @@ from kshot.tasks.features import Featuriser, character_ids, hashed_ngrams
 from kshot.tasks.fewshot import ClassTasks, Imbalance
 from kshot.tasks.labelled import open_labelled
 from kshot.tasks.pools import Rows, Small
-from kshot.tasks.prose import read_text, texts_of, values_of, words_of
+from kshot.tasks.prose import column_of, read_text, texts_of, values_of, words_of
 from kshot.tasks.reading import Reading, Table
 from kshot.tasks.splitting import cut
 from kshot.tasks.vocabulary import Vocabulary
@@ -74,7 +74,7 @@ def text(
         path: the table (CSV, TSV, NDJSON, Parquet), folder or JSON file.
         text: the column with the texts.
         label: the column with their classes.
-        domain: the column with the domain of each class, if there is one; or a JSON file
+        domain: the column with the domain of each class, for `within` and `split: {heldout: …}`; or a JSON file
             `{"banking": ["balance", …], …}` with the classes of each domain. Classes that the file doesn't list are
             left out.
         features: what the model gets of a text. "words" and "characters" are hashed n-grams, see `hashed_ngrams`;
@@ -114,7 +114,10 @@ def text(
     how = Reading(**(reading or {}))
     table = open_labelled(path, how, text, label)
     texts, labels = texts_of(table, text), words_of(table, label, "a text needs the name of its class")
-    domains = _domains(table, domain, labels)
+    if split is None:
+        split = {"column": "split"} if "split" in table.frame.columns else {"ratio": RATIO}
+    wanted = within is not None or domain != "domain" or not {"ratio", "column", "files"} & set(split)
+    domains = _domains(table, domain, labels) if wanted else None
     good = table.settle(bad_rows)
     dropped = {"bad rows": table.dropped["rows"]}
     if domains is not None:
@@ -129,10 +132,8 @@ def text(
     domain_of = None if domains is None else _one_each(table.path, values_of(labels, domains[kept]))
     if within is not None and domain_of is None:
         raise ValueError(f"{table.path}: within: {within} needs the domain of each class, and there is no {domain!r}")
-    if split is None:
-        split = {"column": "split"} if "split" in table.frame.columns else {"ratio": RATIO}
     column = split.get("column")
-    values = None if column is None else values_of(labels, table.labels(_there(table, column))[kept])
+    values = None if column is None else values_of(labels, column_of(table, column)[kept])
     classes = {
         part: {name: rows[name] for name in names}
         for part, names in cut(rows, split, values=values, domains=domain_of).items()
@@ -145,7 +146,7 @@ def text(
         known = np.concatenate(list(classes["train"].values())).tolist() if features == "ids" else []
         characters = Vocabulary.fit(strings[row] for row in known).characters
         encoding = TextEncoding(features, width, ngrams, characters, text, label, how)
-        examples = encoding.examples(strings)
+        examples = encoding.examples(strings, keep=True)
     tasks = TextTasks(
         examples,
         classes,
@@ -193,7 +194,7 @@ class TextEncoding(NamedTuple):
         reading: how files are written.
     """
 
-    features: str
+    features: Literal["words", "characters", "ids"]
     width: int
     ngrams: tuple[int, int] | None
     characters: str
@@ -205,11 +206,13 @@ class TextEncoding(NamedTuple):
     def objective(self) -> Objective:
         return objectives.classification
 
-    def examples(self, texts: Sequence[str]) -> Examples:
-        """Texts as examples, row by row."""
+    def examples(self, texts: Sequence[str], *, keep: bool = False) -> Examples:
+        """Texts as examples, row by row; `keep` puts what takes time to make into the cache."""
         if self.features == "ids":
             return character_ids(texts, vocabulary=Vocabulary(self.characters), width=self.width)
-        return hashed_ngrams(texts, of=self.features, ngrams=self.ngrams, width=self.width)  # type: ignore[arg-type]
+        assert self.features != "ids"
+        assert self.ngrams is not None
+        return hashed_ngrams(texts, of=self.features, ngrams=self.ngrams, width=self.width, keep=keep)
 
     def support(self, path: Path) -> Support:
         """Texts with their classes, in any form that `text` opens."""
@@ -258,11 +261,6 @@ def _ngrams(features: str, ngrams: Sequence[int] | None, width: int) -> tuple[in
             f"with features: {features}"
         )
     return ngrams[0], ngrams[1]
-
-
-def _there(table: Table, column: str) -> str:
-    table.need(column)
-    return column
 
 
 def _domains(table: Table, domain: str, labels: polars.Series) -> polars.Series | None:
