@@ -153,3 +153,123 @@ def by_column(
             raise ValueError(
                 f"column {column!r}: {kind} {name!r} has rows in {' and in '.join(own)}; "
                 f"a {kind} belongs to one split: put it in one, or cut anew as in split: {{ratio: [0.7, 0.15, 0.15]}}"
+            )
+        found[own[0]].append(name)  # type: ignore[index]
+    return {part: own for part, own in found.items() if own}
+
+
+def by_files(names: Sequence[str], files: Mapping[str, Path], *, kind: str = "class") -> dict[Split, list[str]]:
+    """Cut by text files with one name a line; empty lines and names that no file lists are left out.
+
+    Raises:
+        ValueError: a split other than train, val and test, a file that is missing or no UTF-8 text, a name that the
+            data lacks, or that is listed twice.
+    """
+    known, home = set(names), dict[str, str]()
+    found: dict[Split, list[str]] = {}
+    for part, path in files.items():
+        _check_part(part, "files")
+        found[part] = []  # type: ignore[index]
+        for number, line in enumerate(_lines(path), 1):
+            name, place = line.strip(), f"{path}, line {number}"
+            if not name:
+                continue
+            if name in home:
+                raise ValueError(f"{place}: {kind} {name!r} is listed already in {home[name]}; keep one of them")
+            if name not in known:
+                raise ValueError(f"{place}: the data has no {kind} {name!r}{_nearest(name, names)}")
+            home[name] = place
+            found[part].append(name)  # type: ignore[index]
+        if not found[part]:  # type: ignore[index]
+            raise ValueError(f"{path} lists no {kind}; leave {part} out of files, or list some")
+    return found
+
+
+def by_heldout(
+    names: Sequence[str], heldout: Mapping[str, Sequence[str]], domains: Mapping[str, str], *, kind: str = "class"
+) -> dict[Split, list[str]]:
+    """Hold whole domains out for val and test; the rest is train.
+
+    Raises:
+        ValueError: a split other than val and test, a domain that the data lacks, or that is held out twice.
+    """
+    home: dict[str, Split] = {}
+    known = sorted(set(domains.values()))
+    for part, held in heldout.items():
+        if part not in ("val", "test") or isinstance(held, str):
+            raise ValueError(f"heldout takes val and test, each a list of domains; got {part}: {held!r}")
+        for domain in held:
+            if domain not in known:
+                raise ValueError(f"heldout {part}: the data has no domain {domain!r}{_nearest(domain, known)}")
+            if domain in home:
+                raise ValueError(f"heldout: the domain {domain!r} stands in {home[domain]} and in {part}; keep one")
+            home[domain] = part  # type: ignore[assignment]
+    found: dict[Split, list[str]] = {part: [] for part in SPLITS}
+    for name in names:
+        found[home.get(domains[name], "train")].append(name)
+    return {part: own for part, own in found.items() if own}
+
+
+def by_list(
+    names: Sequence[str], which: str, *, folder: Path | None = None, domains: Mapping[str, str] | None = None
+) -> dict[Split, list[str]]:
+    """Cut as the literature does; classes that its list does not have are left out.
+
+    A name of the list is found among the data's as it is, or by its last part where that is unique: whale for
+    aquatic_mammals/whale.
+
+    Args:
+        names: the classes of the data.
+        which: one of `kshot.tasks.published.PUBLISHED`.
+        folder: holds its files train, val and test (see `kshot.tasks.published.read_lists`); by default the one in the
+            data set fewshot_image_splits of the library.
+        domains: the domain of each class, for lists of domains.
+
+    Raises:
+        ValueError: no such list, files that are missing or cannot be read, a listed class that the data lacks.
+    """
+    if which not in PUBLISHED:
+        raise ValueError(f"there is no list {which!r}; known are {', '.join(PUBLISHED)}")
+    row = PUBLISHED[which]
+    lists = read_lists(library.find("fewshot_image_splits") / row.folder if folder is None else folder)
+    if row.of == "domain":
+        if domains is None:
+            raise ValueError(f"the list {which} is of domains, and this data does not give the domain of each class")
+        members: dict[str, list[str]] = {}
+        for name in names:
+            members.setdefault(domains[name], []).append(name)
+    else:
+        members = {name: [name] for name in names}
+    short = {name.rpartition("/")[2]: own for name, own in members.items()}
+    if len(short) < len(members):
+        short = {}
+    found: dict[Split, list[str]] = {}
+    for part, listed in lists.items():
+        of_name = {name: members.get(name) or short.get(name.rpartition("/")[2]) for name in listed}
+        missing = [name for name, own in of_name.items() if own is None]
+        if missing:
+            raise ValueError(
+                f"{listed[missing[0]]}: the data has no {row.of} {missing[0]!r}{_nearest(missing[0], members)} "
+                f"({len(missing)} of the {len(listed)} in {part} are missing)"
+            )
+        found[part] = [name for own in of_name.values() if own is not None for name in own]
+    return found
+
+
+def _check_part(part: str, form: str) -> None:
+    if part not in SPLITS:
+        raise ValueError(f"{form} takes train, val and test; got {part!r}")
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        return path.read_text(encoding="utf-8-sig").splitlines()
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read ({error.strerror})") from None
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8 text (byte {error.start}); save it as UTF-8") from None
+
+
+def _nearest(name: str, known: Iterable[str]) -> str:
+    near = difflib.get_close_matches(name, list(known)[:10_000], 1)
+    return f"; did you mean {near[0]!r}?" if near else ""
