@@ -420,7 +420,7 @@ class _Features(NamedTuple):
         chosen = [name for name in found.frame.columns if name != key]
         raw = read_columns(found, {name: kinds.get(name) or found.kind(name) for name in chosen})
         found.bad(key, (names.is_duplicated() & names.is_not_null()).to_numpy(), "has more than one row")
-        found.settle("error")
+        found.settle()
         words = rated.labels(key)
         rated.bad(key, (~words.is_in(names.implode()) & words.is_not_null()).to_numpy(), f"has no row in {path}")
         return cls(raw, names)
@@ -467,13 +467,13 @@ class RatingEncoding:
         found, inputs = self._read(path, [self.rating])
         scores = found.numbers(self.rating)
         found.missing(self.rating, np.isnan(scores), "a support row needs one")
-        found.settle("error")
+        found.settle()
         return Support(inputs, torch.from_numpy(((scores - self.mean) / self.std).astype(np.float32)[:, None]), {})
 
     def inputs(self, path: Path, kept: dict[str, Any]) -> Tree:
         """Items to predict for; each has its name in `answers` by its row."""
         found, inputs = self._read(path, [])
-        found.settle("error")
+        found.settle()
         return inputs
 
     def answers(self, prediction: Tensor, kept: dict[str, Any]) -> dict[str, list[Any]]:

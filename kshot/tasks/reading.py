@@ -219,8 +219,11 @@ class Table:
         """The rows (rows,) bool that nothing was found wrong with, so far."""
         return ~self._bad
 
-    def settle(self, bad_rows: Literal["error", "drop"]) -> np.ndarray:
+    def settle(self, bad_rows: Literal["error", "drop"] | None = None) -> np.ndarray:
         """The rows (rows,) bool that are good.
+
+        Args:
+            bad_rows: what the user wants done with the others; None where no row may be left out.
 
         Raises:
             ValueError: there are bad rows, and dropping them was not allowed; or no good row is left.
@@ -229,7 +232,8 @@ class Table:
         if count and bad_rows != "drop":
             told = "\n".join(self.faults[:SHOWN])
             more = f"\nbad rows in all: {count:,} of {len(self) + self._lost:,}" if count > 1 else ""
-            raise ValueError(f"{told}{more}\nMend them, or leave such rows out by bad_rows: drop")
+            advice = "\nMend them, or leave such rows out by bad_rows: drop" if bad_rows else ""
+            raise ValueError(f"{told}{more}{advice}")
         if self._bad.all():
             raise ValueError(
                 f"{self.path} holds no good row; the first is {self.faults[0]}"

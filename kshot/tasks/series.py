@@ -339,13 +339,13 @@ class SeriesEncoding:
         columns = read_columns(found, {self.time: self.format, **dict.fromkeys(names, "number")})
         for name, column in columns.items():
             found.missing(name, np.isnan(column.values), "a row needs it")
-        found.settle("error")
+        found.settle()
         order = np.argsort(columns[self.time].values, kind="stable")
         times = columns[self.time].values[order]
         found.bad(
             self.time, np.isin(np.arange(len(times)), order[1:][np.diff(times) == 0]), "is there twice: give one series"
         )
-        found.settle("error")
+        found.settle()
         if len(found) < least:
             raise ValueError(f"{path} has {len(found)} values of the series; {least} are needed")
         return self.standardise(np.stack([columns[name].values for name in names], 1)[order])

@@ -322,7 +322,7 @@ class TableEncoding:
         if self.label is not None:
             words = found.labels(self.label)
             found.missing(self.label, words.is_null().to_numpy(), "a support row needs its class")
-            found.settle("error")
+            found.settle()
             return Support(inputs, words.to_list(), {})
         if self.classes:
             words = found.labels(self.targets[0])
@@ -333,17 +333,17 @@ class TableEncoding:
                 (targets.sum(1) == 0) & words.is_not_null().to_numpy(),
                 f"is none of {', '.join(self.classes)}",
             )
-            found.settle("error")
+            found.settle()
             return Support(inputs, torch.from_numpy(targets), {})
         values = np.stack([found.numbers(name) for name in self.targets], 1)
         for name, own in zip(self.targets, values.T):
             found.missing(name, np.isnan(own), "a support row needs its target")
-        found.settle("error")
+        found.settle()
         return Support(inputs, torch.from_numpy(((values - self.mean) / self.std).astype(np.float32)), {})
 
     def inputs(self, path: Path, kept: dict[str, Any]) -> Tensor:
         found, inputs = self._read(path, [])
-        found.settle("error")
+        found.settle()
         return inputs
 
     def answers(self, prediction: Tensor, kept: dict[str, Any]) -> dict[str, list[Any]]:
