@@ -64,6 +64,7 @@ class _Slope(Function):
     def forward(
         ctx: Any, slope: Tensor, z: Tensor, weight: Tensor, mean: Tensor, scale: Tensor, eps: float
     ) -> tuple[Tensor, Tensor, Tensor]:
+        slope = _laid_out_as(z, slope)
         found = _kernel(slope, z, weight, mean, scale, eps)
         ctx.save_for_backward(slope, z, weight, mean, scale, found[1], found[2])
         ctx.eps = eps
@@ -82,7 +83,7 @@ class _Slope(Function):
            + v_\gamma s (g - a - \hat z b) $$
         """
         g, z, weight, mean, scale, sum_gz, sum_g = ctx.saved_tensors
-        count = z.numel() // z.shape[1]
+        count, v = z.numel() // z.shape[1], _laid_out_as(z, v)
         if torch.is_grad_enabled():  # somebody differentiates a third time: then nothing counts as given
             axes = (0, *range(2, z.ndim))
             var, mean = torch.var_mean(z, axes, correction=0)
@@ -107,6 +108,12 @@ class _Slope(Function):
         d_z = _added(_added(d_z, v, by_v), z, by_normed * scale)
         d_slope = _added(d_slope, z, v_weight * scale) + _wide(v_bias - v_weight * scale * mean, z)
         return d_slope, d_z, scale * count * away, None, None, None
+
+
+def _laid_out_as(like: Tensor, tensor: Tensor) -> Tensor:
+    """The same values in the memory layout of `like`: passes over mixed layouts take several times as long."""
+    last = like.ndim == 4 and like.is_contiguous(memory_format=torch.channels_last)
+    return tensor.contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
 
 
 def _kernel(
