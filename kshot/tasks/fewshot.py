@@ -51,7 +51,7 @@ class ClassTasks(TaskSource):
             for each class on its own, "linear" spreads them evenly from low to high, "step" gives half of the classes
             low and the others high. None: all classes of a task have the same.
         label_noise: the share of support labels, in expectation, that are flipped to another class of the task. One
-            example of each class keeps its label, and the query is clean.
+            example of each class keeps its label, so at most k - 1 of k shots are flipped, and the query is clean.
         small: what becomes of a class with fewer than `shots + queries` examples (the most of a range): "error";
             "drop" leaves it out; "shrink" takes fewer queries of it, then fewer shots within the range, and leaves it
             out where even that fails. With "drop" and "shrink" a domain with too few classes is left out too.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -141,14 +141,11 @@ class Mixture(TaskSource):
 
 
 def _shapes(task: Task) -> str:
+    """The shapes of a task's inputs and targets, in words."""
     return ", ".join(
-        f"{name} {' + '.join(str(tuple(leaf.shape)) for leaf in tree_leaves(cast(Any, part)))}"
-        for name, part in (
-            ("support inputs", task.support.inputs),
-            ("support targets", task.support.targets),
-            ("query inputs", task.query.inputs),
-            ("query targets", task.query.targets),
-        )
+        f"{part} {field} {' + '.join(str(tuple(leaf.shape)) for leaf in tree_leaves(getattr(batch, field)))}"
+        for part, batch in zip(Task._fields, task)
+        for field in ("inputs", "targets")
     )
 
 
