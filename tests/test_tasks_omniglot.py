@@ -11,7 +11,8 @@ import pytest
 import torch
 from PIL import Image, ImageOps
 
-from kshot.tasks import ClassTasks, library, omniglot
+from kshot import types
+from kshot.tasks import ArrayExamples, ClassTasks, library, omniglot
 from kshot.types import SPLITS
 
 REAL = Path(__file__).resolve().parents[1].parent / "shared" / "data" / "omniglot"
@@ -216,6 +217,20 @@ def test_the_real_data_has_the_published_classes(monkeypatch):
         split: {"classes": classes, "drawings": 20 * classes}
         for split, classes in (("train", 4112), ("val", 688), ("test", 1692))
     }
+
+
+@real_data
+def test_real_tasks_stay_within_an_alphabet_where_asked():
+    source = omniglot(path=REAL, ways=(5, 20), shots=(1, 5), queries=2, within="alphabet")
+    alphabet = np.empty(len(source.examples), object)
+    for name, rows in source.classes("test").items():
+        alphabet[rows] = name.split("/")[0]
+    source.examples = ArrayExamples(np.arange(len(alphabet))[:, None])  # the same tasks, showing their rows
+    drawn = [set(alphabet[task.query.inputs[:, 0]]) for task in types.unstack(source.stack("test", range(200)))]
+    assert all(len(alphabets) == 1 for alphabets in drawn)
+    assert len(set.union(*drawn)) == source.describe()["domains"]["test"]
+    with pytest.raises(ValueError, match="within must be 'alphabet' or None"):
+        omniglot(path=REAL, within="script")
 
 
 @real_data

@@ -226,7 +226,7 @@ def test_a_learner_of_ratings_learns(rated, mode):
 
 RUN = """\
 name: films
-source: {kind: ratings, path: log.parquet, items: items.csv, users: users.csv, time: day, shots: 4, queries: 3,
+source: {kind: ratings, path: log.parquet, items: items.csv, users: users.csv, time: day, shots: 4, queries: 5,
          split: {ratio: [0.6, 0.2, 0.2]}}
 model: {kind: rating_mlp, embedding: 4, hidden: [8]}
 learner: {kind: maml, inner_lr: 0.05, adaptable: "head.*"}

@@ -192,6 +192,11 @@ def test_a_missing_number_is_the_training_mean_and_says_so(tmp_path):
     assert encoded(tmp_path, {"x": [1.0, 3.0]}, [True, True], {"x": [None, 5.0]}) == {"x": [0, 3]}
 
 
+def test_a_number_far_out_is_cut(tmp_path):
+    found = encoded(tmp_path, {"x": [1.0, 3.0, 5200.0, -5200.0, 21.0]}, [True, True, False, False, False])
+    assert found == {"x": [-1, 1, 10, -10, 10]}
+
+
 def test_words_are_one_hot_and_those_never_seen_have_a_place(tmp_path):
     words = ["a", "b", "a", "b", "once", None]
     found = encoded(tmp_path, {"w": words}, [True] * 6, {"w": ["b", "a", "new", "", "once"]})

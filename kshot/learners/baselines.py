@@ -18,7 +18,7 @@ from kshot.learner import Learner
 from kshot.learners.gradient import GradientLearner
 from kshot.learners.heads import HeadLearner, Prototypes
 from kshot.objectives import Objective
-from kshot.types import Batch, Tree
+from kshot.types import Batch, Tree, tree_leaves
 
 
 def from_scratch(
@@ -122,5 +122,5 @@ class SupportMean(Learner):
         weight = support.weight / support.weight.sum()
         return {"mean": torch.tensordot(weight, support.targets, 1)}
 
-    def predict(self, state: Tree, inputs: Tensor) -> Tensor:
-        return state["mean"].expand(len(inputs), *state["mean"].shape)
+    def predict(self, state: Tree, inputs: Tree) -> Tensor:
+        return state["mean"].expand(len(tree_leaves(inputs)[0]), *state["mean"].shape)

@@ -21,6 +21,9 @@ from kshot.tasks.reading import Kind, Table
 
 ONE_HOT = 32
 """Up to so many words get a feature each; more share as many by codes."""
+FARTHEST = 10.0
+"""A number farther from the mean than so many standard deviations counts as that far: one slip of a pen, 5200 for 52,
+would else throw every task that draws its row."""
 YEAR, WEEK, DAY = 365.2425 * 86400, 7 * 86400, 86400  # seconds
 MONDAY = 4 * 86400  # 1970 began on a Thursday
 
@@ -83,14 +86,14 @@ class Column:
             return f"date: linear, and sine and cosine of {cycles}{gaps}"
         if self.kind == "boolean":
             return f"boolean: 0 or 1, less the mean of {self.mean:.4g}{gaps}"
-        return f"number: (x − {self.mean:.4g}) / {self.std:.4g}{gaps}"
+        return f"number: (x − {self.mean:.4g}) / {self.std:.4g}, no farther from 0 than {FARTHEST:g}{gaps}"
 
 
 class Values(NamedTuple):
     """Rows of encoded columns, compact.
 
     Attributes:
-        numbers: float32 (n, A), standardised, NaN where missing.
+        numbers: float32 (n, A), standardised and no farther from 0 than `FARTHEST`, NaN where missing.
         words: int32 (n, B), the place of the word; after the last come "unknown" and "missing".
         dates: float64 (n, C), seconds since 1970, NaN where missing.
     """
@@ -161,6 +164,7 @@ class Columns:
         numbers = np.empty((count, len(self._numbers)), np.float32)
         for place, column in enumerate(self._numbers):
             numbers[:, place] = (raw.pop(column.name).values - column.mean) / column.std
+        np.clip(numbers, -FARTHEST, FARTHEST, out=numbers)
         words = np.empty((count, len(self._words)), np.int32)
         for place, column in enumerate(self._words):
             own = raw.pop(column.name).values

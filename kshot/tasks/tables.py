@@ -61,9 +61,9 @@ def table(
     booleans is classified, with the same classes in all tasks. With `classes`, a task tells `ways` values of that
     column apart.
 
-    Inputs are float32 (n, F). Numbers are standardised by training rows, and a missing one is their mean, with a
-    feature that says so; words are one-hot up to 32 of them and random codes beyond, with a place for unknown ones;
-    dates are linear and cyclic.
+    Inputs are float32 (n, F). Numbers are standardised by training rows and cut at 10 deviations; a missing one
+    is their mean, with a feature that says so. Words are one-hot up to 32 of them and random codes beyond, with a place
+    for unknown ones. Dates are linear and cyclic.
 
     Args:
         path: the file.
