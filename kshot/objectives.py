@@ -2,12 +2,16 @@
 
 An `Objective` is all that a learner knows about the domain.
 
-Shape legend: n examples, C classes.
+Shape legend: n examples, C classes, L positions of a window, V symbols of a vocabulary.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import json
+import math
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
 from typing import NamedTuple
 
 import torch
@@ -22,15 +26,28 @@ class Objective(NamedTuple):
     Attributes:
         loss: (prediction, batch) -> (); differentiable, rows of weight 0 have no effect.
         metrics: (prediction, batch) -> {name: ()}; what a person reads.
+        own_classes: whether each task has classes of its own. A class without support examples is then none of the
+            task's, and learners give it no probability.
     """
 
     loss: Callable[[Tree, Batch], Tensor]
     metrics: Callable[[Tree, Batch], dict[str, Tensor]]
+    own_classes: bool = False
 
 
 def weighted_mean(values: Tensor, weight: Tensor) -> Tensor:
-    r"""$\sum_i w_i v_i / \sum_i w_i$ of values (n,) under weights (n,)."""
-    return (values * weight).sum() / weight.sum()
+    r"""$\sum_i w_i v_i / \sum_i w_i$ of values (n,) under weights (n,); 0 where all weights are."""
+    return (values * weight).sum() / weight.sum().clamp_min(torch.finfo(weight.dtype).tiny)
+
+
+def classes_present(support: Batch) -> Tensor:
+    """Which classes (C,) of a classification task have support examples; bool."""
+    return (support.targets * support.weight[:, None]).sum(0) > 0
+
+
+def only_present(logits: Tensor, present: Tensor) -> Tensor:
+    """The logits (n, C), the lowest finite number where a class is not present: it gets no probability."""
+    return torch.where(present, logits, torch.finfo(logits.dtype).min)
 
 
 def _cross_entropy(logits: Tensor, batch: Batch) -> Tensor:
@@ -68,6 +85,144 @@ def _squared_error(prediction: Tensor, batch: Batch) -> Tensor:
 mse = Objective(_squared_error, lambda prediction, batch: {"mse": _squared_error(prediction, batch)})
 r"""Regression: $\frac{1}{\sum w} \sum_i w_i \lVert \hat y_i - y_i \rVert^2 / d$; prediction and targets (n, ...)."""
 
-classification = Objective(_cross_entropy, _accuracy)
-r"""Classification: $-\frac{1}{\sum w} \sum_i w_i \sum_c y_{ic} \log \mathrm{softmax}(\hat y_i)_c$; logits (n, C),
+classification = Objective(_cross_entropy, _accuracy, own_classes=True)
+r"""Classification, each task with classes of its own:
+$-\frac{1}{\sum w} \sum_i w_i \sum_c y_{ic} \log \mathrm{softmax}(\hat y_i)_c$; logits (n, C),
 one-hot or soft targets (n, C). Metric: accuracy, in 0 … 1."""
+
+shared_classification = Objective(_cross_entropy, _accuracy)
+"""As `classification`, with the same classes in all tasks, such as pass and fail: one may be missing from a support."""
+
+
+def _symbol_loss(logits: Tensor, batch: Batch) -> Tensor:
+    targets = batch.targets
+    if targets.ndim != 2 or targets.is_floating_point() or logits.shape[:-1] != targets.shape:
+        raise ValueError(
+            f"the model predicts {tuple(logits.shape)} and the targets are {targets.dtype} {tuple(targets.shape)}; "
+            "next-token tasks need logits (n, length, symbols) for integer targets (n, length)"
+        )
+    chosen = torch.log_softmax(logits, -1).gather(-1, targets.clamp(min=0)[..., None]).squeeze(-1)  # (n, L)
+    counted = (targets >= 0) * batch.weight[:, None]
+    return weighted_mean(-chosen.flatten(), counted.flatten())
+
+
+next_token = Objective(
+    _symbol_loss, lambda logits, batch: {"bits_per_character": _symbol_loss(logits, batch) / math.log(2)}
+)
+r"""Language modelling: $-\sum_{it} m_{it} \log \mathrm{softmax}(\hat y_{it})_{y_{it}} / \sum_{it} m_{it}$ with
+$m_{it} = w_i [y_{it} \ge 0]$: a negative target marks a position that is not scored, such as padding. Logits (n, L, V),
+integer targets (n, L). Metric: the same in bits, per character where a symbol is one."""
+
+
+@dataclass(frozen=True)
+class _InUnits:
+    """The metrics of `in_units`; a value, so that equal objectives are equal, and a file can name them."""
+
+    scales: tuple[float, ...]
+    names: tuple[str, ...]
+
+    def __call__(self, prediction: Tensor, batch: Batch) -> dict[str, Tensor]:
+        found = {}
+        for place, (scale, name) in enumerate(zip(self.scales, self.names)):
+            error = scale * (prediction[:, place] - batch.targets[:, place])
+            end = "" if len(self.names) == 1 else "_" + re.sub(r"\W", "_", name)
+            found[f"mse{end}"] = weighted_mean(error.square(), batch.weight)
+            found[f"mae{end}"] = weighted_mean(error.abs(), batch.weight)
+        return found
+
+
+def in_units(scales: Sequence[float], names: Sequence[str]) -> Objective:
+    r"""Regression of targets that were divided by a scale each: the loss is `mse` of the scaled, figures are in units.
+
+    $$ \text{mse} = \frac{s^2}{\sum w} \sum_i w_i (\hat y_i - y_i)^2, \qquad
+       \text{mae} = \frac{s}{\sum w} \sum_i w_i \lvert \hat y_i - y_i \rvert $$
+
+    Args:
+        scales: $s$ of each target, in its own units.
+        names: of the targets; with several, a metric is told for each, as in `mse_price`.
+
+    Example:
+        >>> batch = Batch.of(torch.zeros(2, 1), torch.tensor([[0.0], [2.0]]))
+        >>> metrics = in_units([10.0], ["price"]).metrics(torch.zeros(2, 1), batch)
+        >>> {name: float(value) for name, value in metrics.items()}
+        {'mse': 200.0, 'mae': 10.0}
+    """
+    return Objective(_squared_error, _InUnits(tuple(scales), tuple(names)))
+
+
+@dataclass(frozen=True)
+class _Forecast:
+    """The metrics of `forecast`."""
+
+    season: int
+    unit: float
+
+    def __call__(self, prediction: Tensor, batch: Batch) -> dict[str, Tensor]:
+        past = batch.inputs[..., 0]
+        moved = (past[:, self.season :] - past[:, : -self.season]).abs().mean(1)
+        missed = (prediction - batch.targets).abs().mean(1)
+        naive = weighted_mean(moved, batch.weight).clamp_min(1e-3)
+        error = self.unit**2 * _squared_error(prediction, batch)
+        return {"mase": weighted_mean(missed, batch.weight) / naive, "mse": error}
+
+
+def forecast(season: int = 1, unit: float = 1.0) -> Objective:
+    r"""Forecasts of H values (n, H) from inputs (n, C, 1 + V), the series' past first: the loss is `mse`.
+
+    $$ \text{mase} = \frac{\text{mean} \; |\hat y - y|}{\text{mean} \; |x_t - x_{t-\text{season}}|} $$
+
+    over the horizons and contexts of a query; below 1 is better than repeating the last season. A past that moves by
+    less than a thousandth counts as moving by that.
+
+    Args:
+        season: steps of a season, fewer than C.
+        unit: what the values were divided by; mse is told in units.
+
+    Example:
+        >>> batch = Batch.of(torch.tensor([[[0.0], [2.0], [4.0]]]), torch.tensor([[6.0]]))
+        >>> {name: float(value) for name, value in forecast().metrics(torch.tensor([[5.0]]), batch).items()}
+        {'mase': 0.5, 'mse': 1.0}
+
+    References:
+        Hyndman, Koehler: Another look at measures of forecast accuracy, International Journal of Forecasting 22, 2006.
+
+    Deviations:
+        The denominator of mase is taken over the contexts, all that a model is shown, in place of the whole history.
+    """
+    return Objective(_squared_error, _Forecast(season, unit))
+
+
+def named(name: str) -> Objective:
+    """The objective of this module that goes by a name, as `name_of` gives it.
+
+    Raises:
+        ValueError: there is none.
+
+    Example:
+        >>> named("mse") is mse, named(name_of(forecast(24))) == forecast(24)
+        (True, True)
+    """
+    word, _, options = name.partition(" ")
+    if options and word in ("in_units", "forecast"):
+        make = in_units if word == "in_units" else forecast
+        return make(**json.loads(options))
+    found = globals().get(word)
+    if not isinstance(found, Objective):
+        known = [known for known, value in globals().items() if isinstance(value, Objective)]
+        raise ValueError(f"there is no objective {name!r}; known are {', '.join(known)}")
+    return found
+
+
+def name_of(objective: Objective) -> str:
+    """The name that an objective of this module goes by, with its numbers, so that a file can say it.
+
+    Raises:
+        ValueError: it is none of this module's.
+    """
+    for kind, name in ((_InUnits, "in_units"), (_Forecast, "forecast")):
+        if isinstance(objective.metrics, kind):
+            return f"{name} {json.dumps(asdict(objective.metrics))}"
+    for name, value in globals().items():
+        if isinstance(value, Objective) and value == objective:
+            return name
+    raise ValueError("the objective is none of kshot.objectives, so no file can name it")

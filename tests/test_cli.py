@@ -194,7 +194,7 @@ def test_resuming_another_run_file_is_refused(kshot, runs, tmp_path):
         (["run", "sinusoid", "--set", "target=mse < 1"], "a target reads 'METRIC >= NUMBER'"),
         (["run", "sinusoid", "--set", "target=accuracy >= 1"], "these tasks report loss, mse"),
         (["run", "sinusoid", "--set", "device=tpu9"], "device 'tpu9' is not to be had here"),
-        (["run", "glyphs", "--set", "source.shots=19"], "has 20 drawings, but 19 shots + 5 queries need 24"),
+        (["run", "glyphs", "--set", "source.shots=19"], "has 20 examples, but 19 shots + 5 queries need 24"),
         (["run", "sinusoid", "--set", "model={kind: conv4}"], "model conv4 takes images"),
         (["evaluate", "."], "is no run folder: it holds no spec.yaml"),
         (["data", "check", "omniglott"], "omniglott"),
@@ -294,7 +294,7 @@ def test_adapting_to_a_table_of_numbers_and_predicting(kshot, runs, tmp_path):
         (lambda p: [save_image(p / n / "1.png") for n in "abcd"], "tells 3 classes apart, the support holds 4"),
         (lambda p: [save_image(p / n / "1.png", size=(30, 28)) for n in "ab"], "30×28 L; this run takes 28×28 L: pass --resize"),  # noqa: E501
         (lambda p: [save_image(p / n / "1.png", mode="RGB") for n in "ab"], "28×28 RGB; this run takes 28×28 L"),
-        (lambda p: [(p / n).mkdir(parents=True) or (p / n / "1.png").write_bytes(b"no image") for n in "ab"], "is no image, or damaged"),  # noqa: E501
+        (lambda p: [(p / n).mkdir(parents=True) or (p / n / "1.png").write_bytes(b"no image") for n in "ab"], "is no image that can be read"),  # noqa: E501
         (lambda p: p.write_text("file,label\n"), "needs the columns path and label, it has file, label"),
         (lambda p: p.write_text("path,label\nnone.png,a\nnone.png,b\n"), "there is no image"),
         (lambda p: p.write_bytes(b"\xff\xfe\x00\x00"), "support"),
@@ -372,3 +372,42 @@ def test_help_comes_without_torch():
     code = "import sys, kshot.app.cli; sys.exit(any(m in sys.modules for m in ('torch', 'numpy', 'pydantic')))"
     environment = {key: value for key, value in os.environ.items() if not key.startswith("COV")}
     assert subprocess.run([sys.executable, "-c", code], env=environment).returncode == 0
+
+
+def test_tasks_frozen_from_a_run_file_can_be_run_on_and_scored(kshot, runs, tmp_path):
+    (tmp_path / "run.yaml").write_text(SINUSOID)
+    for split, tasks in (("train", 4), ("val", 4), ("test", 6)):
+        froze = kshot("data", "freeze", "run.yaml", "--split", split, "--tasks", tasks, "--out", f"{split}.safetensors")
+        assert f"{split}.safetensors: {tasks} {split} tasks, episodes " in froze.out
+    hashed = froze.out.split()[-1]
+    again = kshot("data", "freeze", "run.yaml", "--out", "test.safetensors")
+    assert (again.code, "test.safetensors exists and is never written over" in again.err) == (2, True)
+    files = "[train.safetensors, val.safetensors, test.safetensors]"
+    run = kshot("run", "run.yaml", "--out", "frozen", "--set", f"source={{kind: episodes, path: {files}}}")
+    assert run.code == 0
+    report = json.loads(Path("frozen/report.json").read_text())
+    before = json.loads((runs / "sine" / "report.json").read_text())
+    assert report["protocol"]["episodes_sha256"] == before["protocol"]["episodes_sha256"] == hashed
+    assert report["baselines"]["support_mean"] == before["baselines"]["support_mean"]
+    for name in ("train", "val", "test"):
+        (tmp_path / f"{name}.safetensors").unlink()
+    (tmp_path / "new.csv").write_text("x,y\n0.1,1.0\n0.5,2.0\n")
+    assert kshot("adapt", "frozen", "--support", "new.csv", "--out", "new.safetensors").code == 0, "without its data"
+
+
+def test_a_run_on_a_mixture_of_ranged_tasks(kshot, tmp_path):
+    sources = "{a: {kind: glyphs, ways: [2, 3], shots: [1, 3], queries: 2, imbalance: random}, "
+    sources += "b: {kind: glyphs, ways: [2, 3], shots: [1, 3], queries: 2}}"
+    text = GLYPHS.replace("{kind: glyphs, ways: 3, queries: 2}", f"{{kind: mixture, sources: {sources}}}")
+    (tmp_path / "run.yaml").write_text(text)
+    assert kshot("run", "run.yaml", "--out", "run", "--set", "budget.rounds=1").code == 1
+    report = json.loads(Path("run/report.json").read_text())
+    assert report["protocol"]["ways"] == [2, 3]
+    assert report["protocol"]["share"]["test"] == {"a": 0.5, "b": 0.5}
+    assert {"scratch", "fine_tune", "pretrained_centroid", "centroid"} == set(report["baselines"])
+
+
+def test_proto_maml_is_a_learner_of_run_files(kshot, tmp_path):
+    (tmp_path / "run.yaml").write_text(GLYPHS)
+    learner = "learner={kind: proto_maml, inner_lr: 0.1}"
+    assert kshot("run", "run.yaml", "--out", "run", "--set", learner, "--set", "budget.rounds=1").code == 1

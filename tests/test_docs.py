@@ -1,13 +1,32 @@
 """What the documents say is run."""
 
+import inspect
 import re
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import yaml
+from rich.console import Console
 
 import kshot
-from kshot.app.spec import Spec, load_spec, recipes
+from kshot.app.build import build_source
+from kshot.app.run import run
+from kshot.app.spec import (
+    CorpusSpec,
+    FromHfSpec,
+    ImagesSpec,
+    MixtureSpec,
+    OneSourceSpec,
+    Spec,
+    TextSpec,
+    _ClassesSpec,
+    load_spec,
+    parse_spec,
+    recipes,
+)
+from kshot.tasks.splitting import FORMS
+from kshot.types import SPLITS
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -40,12 +59,79 @@ def test_every_factory_stands_in_the_table():
 
 
 def test_the_documented_run_file_is_valid_and_names_every_key():
-    (block,) = re.findall(r"```yaml\n(.*?)```", (ROOT / "docs" / "run-files.md").read_text(), re.DOTALL)
+    (block,) = re.findall(r"```yaml\n(name.*?)```", (ROOT / "docs" / "run-files.md").read_text(), re.DOTALL)
     written = yaml.safe_load(block)
     spec = Spec.model_validate(written)
     assert set(written) == set(Spec.model_fields)
     for part in ("source", "learner", "pretrain", "train", "budget", "evaluate", "baselines"):
         assert set(written[part]) == set(getattr(spec, part).model_dump()), part
+
+
+@pytest.mark.parametrize("kind", [ImagesSpec, TextSpec, CorpusSpec, FromHfSpec])
+def test_a_documented_source_names_every_key_of_its_own(kind):
+    (name,) = get_args(kind.model_fields["kind"].annotation)
+    document = (ROOT / "docs" / "run-files.md").read_text()
+    (block,) = re.findall(rf"```yaml\n(source:\n  kind: {name}\n.*?)```", document, re.DOTALL)
+    written = yaml.safe_load(block)["source"]
+    spec = kind.model_validate(written)
+    shared = set(_ClassesSpec.model_fields) if issubclass(kind, _ClassesSpec) else set()
+    assert set(written) == set(spec.model_dump()) - shared
+    for key in {"augment", "reading"} & set(written):
+        assert set(written[key]) == set(getattr(spec, key).model_dump())
+
+
+@pytest.mark.parametrize("kind", [TextSpec, CorpusSpec])
+def test_a_source_takes_the_same_in_a_run_file_as_in_python(kind):
+    (name,) = get_args(kind.model_fields["kind"].annotation)
+    arguments = inspect.signature(getattr(kshot.tasks, name)).parameters
+    assert set(arguments) - {"seed"} == set(kind.model_fields) - {"kind"}
+    for key, argument in arguments.items():
+        if key not in ("path", "seed", "reading"):
+            assert kind.model_fields[key].default == argument.default, key
+
+
+YOUR_DATA = dict(part.split("\n", 1) for part in (ROOT / "docs" / "your-data.md").read_text().split("\n## ")[1:])
+ALL_BUT_THE_DATA = {"name": "any", "model": {"kind": "mlp"}, "learner": {"kind": "protonet"}, "target": "loss <= 1"}
+TINY = [
+    "budget.rounds=1",
+    "train.steps_per_round=2",
+    "train.tasks_per_step=2",
+    "evaluate={val_tasks: 2, test_tasks: 2}",
+]
+TINY += ["baselines={names: []}"]
+
+
+@pytest.mark.parametrize("section", [name for name, text in YOUR_DATA.items() if "```python" in text])
+def test_each_example_on_your_data_runs(section, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    made, *further = re.findall(r"```python\n(.*?)```", YOUR_DATA[section], re.DOTALL)
+    (block,) = re.findall(r"```yaml\n(.*?)```", YOUR_DATA[section], re.DOTALL)
+    exec(compile(made, section, "exec"), {})
+    if block.startswith("name:"):
+        (tmp_path / "example.yaml").write_text(block)
+        spec = load_spec("example.yaml", TINY)
+        report = run(spec, tmp_path / "run", console=Console(quiet=True))
+        assert report["test"]
+    else:
+        source = build_source(parse_spec(yaml.safe_dump(ALL_BUT_THE_DATA | yaml.safe_load(block)), section))
+        for split in SPLITS:
+            assert source.task(split, 0).support.weight.sum() > 0
+    for more in further:
+        exec(compile(more, section, "exec"), {})
+        assert "(5 tasks)" in capsys.readouterr().out
+
+
+def test_your_data_has_an_example_of_every_source_that_takes_files():
+    text = (ROOT / "docs" / "your-data.md").read_text()
+    built_in = {"sinusoids", "glyphs", "omniglot"}
+    for source in (*get_args(OneSourceSpec), MixtureSpec):
+        (kind,) = get_args(source.model_fields["kind"].annotation)
+        assert kind in built_in or f"kind: {kind}\n" in text
+
+
+def test_the_forms_of_a_cut_are_those_that_there_are():
+    (block,) = re.findall(r"```yaml\n(.*?)```", YOUR_DATA["How the cut is made"], re.DOTALL)
+    assert {next(iter(yaml.safe_load(line)["split"])) for line in block.splitlines()} == set(FORMS)
 
 
 @pytest.mark.parametrize("name", recipes())
@@ -79,6 +165,6 @@ def test_each_learner_of_a_run_file_is_built_as_its_factory_says(kind):
 
     recipe = load_spec("sinusoid", ["learner={kind: " + kind + ", inner_lr: 0.01}"])
     shapes = {"inputs": [1], "targets": [1]}
-    learner = build_learner(recipe, build_model(recipe, shapes, head=True))
+    learner = build_learner(recipe, build_model(recipe, shapes, head=True), kshot.objectives.mse)
     task = kshot.tasks.sinusoids().task("val", 0)
     assert learner.predict(learner.adapt(task.support), task.query.inputs).shape == (10, 1)

@@ -139,6 +139,53 @@ def test_any_number_of_ways_and_shots(row, ways, shots):
     assert torch.isfinite(prediction).all()
 
 
+classifiers = pytest.mark.parametrize(
+    "row",
+    [row for row in ZOO.values() if not row.regression],
+    ids=[name for name, row in ZOO.items() if not row.regression],
+)
+
+
+def widened(task: Task, ways: int) -> Task:
+    """The same task with further classes that have no examples, and a row of padding."""
+
+    def wide(batch: Batch) -> Batch:
+        inputs, targets = (torch.cat([leaf, leaf[:1]]) for leaf in batch[:2])
+        targets = torch.nn.functional.pad(targets, (0, ways - targets.shape[1]))
+        return Batch(inputs, targets, torch.nn.functional.pad(batch.weight, (0, 1)))
+
+    return Task(wide(task.support), wide(task.query))
+
+
+@classifiers
+def test_a_class_without_support_examples_gets_no_probability(row):
+    learner, task = row.make(5), widened(make_task(row, 3), 5)
+    chance = learner.predict(learner.adapt(task.support), task.query.inputs).softmax(-1)
+    assert (chance[:, 3:] == 0).all()
+    torch.testing.assert_close(chance.sum(-1), torch.ones(len(chance)))
+    loss = learner(task)
+    assert torch.isfinite(loss)
+    loss.backward() if row.trains else None
+    assert all(torch.isfinite(p.grad).all() for p in learner.parameters() if p.grad is not None)
+
+
+def any_ways(row) -> bool:
+    """Whether one learner serves any number of ways, its head being made for each task."""
+    three, five = ({name: t.shape for name, t in row.make(ways).state_dict().items()} for ways in (3, 5))
+    return three == five and not row.regression
+
+
+@pytest.mark.parametrize(
+    "row", [row for row in ZOO.values() if any_ways(row)], ids=[name for name, row in ZOO.items() if any_ways(row)]
+)
+def test_where_the_head_is_made_for_the_task_absent_classes_change_nothing(row):
+    learner, small = row.make(3), make_task(row, 3)
+    large = widened(small, 5)
+    prediction = learner.predict(learner.adapt(large.support), small.query.inputs)
+    expected = learner.predict(learner.adapt(small.support), small.query.inputs)
+    torch.testing.assert_close(prediction[:, :3], expected, rtol=1e-4, atol=1e-5)
+
+
 @rows
 def test_adapting_beats_not_adapting(row):
     learner = row.make(3)

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from kshot import types
 from kshot.tasks import ClassTasks
-from kshot.tasks.fewshot import _distinct
+from kshot.tasks.drawing import distinct
 from kshot.types import Task
 
 SIZES = {"train": [20, 7, 31, 9, 12, 40], "val": [8, 9, 10, 11], "test": [7, 7, 30, 9]}
@@ -122,7 +122,7 @@ def test_position_and_label_tell_nothing():
 
 def test_every_ordered_choice_is_equally_likely():
     draws = np.random.default_rng(0).random((60_000, 2, 2))
-    seen = Counter(map(tuple, _distinct(draws, np.array(3)).tolist()))
+    seen = Counter(map(tuple, distinct(draws, np.array(3)).tolist()))
     assert set(seen) == {(a, b) for a in range(3) for b in range(3) if a != b}
     assert max(abs(count - 10_000) for count in seen.values()) < 5 * (60_000 * 5 / 36) ** 0.5
 
@@ -132,7 +132,7 @@ def test_drawn_numbers_are_distinct_and_below_their_count(k, more, seed):
     counts = np.array([k, k + more])
     draws = np.random.default_rng(seed).random((2, 2, k))
     draws.ravel()[seed % draws.size] = np.nextafter(1, 0)  # the largest number a generator gives
-    for row, count in zip(_distinct(draws, counts), counts):
+    for row, count in zip(distinct(draws, counts), counts):
         assert len(set(row.tolist())) == k
         assert row.min() >= 0
         assert row.max() < count
@@ -179,11 +179,11 @@ def test_arrays_that_cannot_be_written_to_or_lie_reversed_are_taken():
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        ({"ways": 1}, "at least two ways"),
-        ({"shots": 0}, "one support and one query"),
-        ({"queries": 0}, "one support and one query"),
+        ({"ways": 1}, "ways must be at least 2"),
+        ({"shots": 0}, "shots must be at least 1"),
+        ({"queries": 0}, "queries must be at least 1"),
         ({"ways": 5}, "the val split has 4 classes, fewer than the 5 ways.*lower ways or add classes"),
-        ({"shots": 4}, "class 'train 1' in train has 7 drawings, but 4 shots . 4 queries need 8.*lower shots or"),
+        ({"shots": 4}, "class 'train 1' in train has 7 examples, but 4 shots . 4 queries need 8.*lower shots or"),
     ],
 )
 def test_options_that_the_pool_cannot_serve(options, sentence):
@@ -196,7 +196,7 @@ def test_options_that_the_pool_cannot_serve(options, sentence):
     [
         (tell_tale_images().astype(np.float32), "must be uint8 .num_images, C, H, W., got float32.*scale floats"),
         (tell_tale_images()[:, 0], r"got uint8 \(210, 3, 2\).*channel axis of 1"),
-        (tell_tale_images()[:100], "image rows 0 … 2.., but the images have rows 0 … 99"),
+        (tell_tale_images()[:100], "rows 0 … 2.., but there are rows 0 … 99"),
     ],
 )
 def test_images_of_another_kind(images, sentence):
@@ -208,13 +208,13 @@ def test_classes_that_overlap_are_refused():
     images, options = tell_tale_images(), {"ways": 2, "shots": 1, "queries": 1}
     train = {"a": [0, 1], "b": [2, 3]}
     for classes, sentence in (
-        ({"train": train, "test": {"c": [4, 5], "d": [6, 3]}}, "image 3 is in test and in another split"),
+        ({"train": train, "test": {"c": [4, 5], "d": [6, 3]}}, "row 3 is in test and in another split"),
         ({"train": train, "test": {"c": [4, 5], "a": [6, 7]}}, "class 'a' is in test and in another split"),
-        ({"train": {"a": [0, 1], "b": [1, 2]}}, "an image stands twice in train"),
-        ({"train": {"a": [0, 0], "b": [1, 2]}}, "an image stands twice in train"),
-        ({"train": {"a": [0, -1], "b": [1, 2]}}, "image rows -1 … 2"),
-        ({"train": {"a": [0.0, 1.0], "b": [1, 2]}}, "rows of class 'a' must be integers, got float64"),
-        ({"train": {"a": [0, 1], "b": []}}, "class 'b' in train has 0 drawings"),
+        ({"train": {"a": [0, 1], "b": [1, 2]}}, "row . stands twice in train"),
+        ({"train": {"a": [0, 0], "b": [1, 2]}}, "row . stands twice in train"),
+        ({"train": {"a": [0, -1], "b": [1, 2]}}, "rows -1 … 2"),
+        ({"train": {"a": [0.0, 1.0], "b": [1, 2]}}, "class .a.: the rows must be integers .k,., got float64"),
+        ({"train": {"a": [0, 1], "b": []}}, "class 'b' in train has 0 examples"),
     ):
         with pytest.raises(ValueError, match=sentence):
             ClassTasks(images, classes, **options)

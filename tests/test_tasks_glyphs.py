@@ -30,7 +30,7 @@ def source() -> ClassTasks:
 
 def drawings(source: ClassTasks, split) -> np.ndarray:
     """All drawings of a split: (classes, 20, 28, 28), bytes."""
-    return np.stack([source._images.numpy()[rows, 0] for rows in source.classes(split).values()])
+    return np.stack([source.examples.images[rows, 0] for rows in source.classes(split).values()])
 
 
 def test_there_are_enough_classes_to_train_and_to_test_on(source):
@@ -103,12 +103,12 @@ def test_drawing_again_gives_the_same_bytes(source):
     for name, rows in classes[::40]:
         for number in (0, 7, 19):
             drawn = _drawing(unicodedata.lookup(name), number)
-            assert np.array_equal(drawn, source._images[rows[number], 0].numpy())
+            assert np.array_equal(drawn, source.examples.images[rows[number], 0])
 
 
 def test_the_drawings_are_read_from_the_cache_and_made_again_when_it_is_damaged(source, cache, monkeypatch):
     (path,) = cache.glob("glyphs-*.npz")
-    made = source._images.numpy()
+    made = source.examples.images
     kept = path.read_bytes()
 
     def draw() -> dict[str, np.ndarray]:
@@ -119,15 +119,15 @@ def test_the_drawings_are_read_from_the_cache_and_made_again_when_it_is_damaged(
     with np.load(path) as arrays:
         characters = arrays["characters"]
     monkeypatch.setitem(glyphs.__globals__, "_draw_all", draw)
-    assert torch.equal(glyphs(seed=3)._images, source._images)
+    assert np.array_equal(glyphs(seed=3).examples.images, source.examples.images)
     assert not redrawn, "a whole cache is used"
     flipped = bytearray(kept)
     flipped[len(kept) // 2] ^= 1
     for times, damage in enumerate((kept[: len(kept) // 2], bytes(flipped), b"", b"no zip"), 1):
         path.write_bytes(damage)
-        assert torch.equal(glyphs()._images, source._images)
+        assert np.array_equal(glyphs().examples.images, source.examples.images)
         assert len(redrawn) == times
-        assert torch.equal(glyphs()._images, source._images)
+        assert np.array_equal(glyphs().examples.images, source.examples.images)
         assert len(redrawn) == times, "and the new cache is whole"
     assert [p.name for p in cache.iterdir() if p.name.startswith(".")] == []
 
@@ -141,7 +141,7 @@ def test_pixels_alone_tell_some_of_unseen_scripts_but_far_from_all(source):
 
 
 def test_more_drawings_than_there_are_is_refused():
-    with pytest.raises(ValueError, match=r"has 20 drawings, but 10 shots \+ 15 queries need 25"):
+    with pytest.raises(ValueError, match=r"has 20 examples, but 10 shots \+ 15 queries need 25"):
         glyphs(shots=10)
 
 

@@ -47,8 +47,8 @@ def test_folders_are_the_named_one_then_the_users(monkeypatch, home, tmp_path):
 
 def test_known_sets_say_where_they_were_found(home):
     rows = {row.name: row for row in library.known()}
-    assert set(rows) == {"sinusoids", "glyphs", "omniglot"}
-    assert [row.built_in for row in rows.values()] == [True, True, False]
+    assert set(rows) == {"sinusoids", "glyphs", "omniglot", "clinc150", "tinyshakespeare", "movielens-100k"}
+    assert [row.name for row in rows.values() if row.built_in] == ["sinusoids", "glyphs"]
     assert rows["omniglot"].where is None
     assert all(row.description and row.licence and row.cut for row in rows.values())
     (home / "omniglot").mkdir(parents=True)
@@ -58,7 +58,7 @@ def test_known_sets_say_where_they_were_found(home):
 
 def test_a_set_is_added_from_a_folder(tree, home):
     (tree / "notes.txt").write_text("mine")
-    assert library.add("omniglot", tree) == home / "omniglot"
+    assert library.add("omniglot", tree).folder == home / "omniglot"
     assert library.check("omniglot") == COUNTS
     copied = {path.relative_to(home / "omniglot") for path in (home / "omniglot").rglob("*.*")}
     assert copied == {path.relative_to(tree) for path in tree.rglob("*.*")} - {Path("notes.txt")}
@@ -95,8 +95,8 @@ def test_sources_that_hold_something_else_are_refused(tmp_path, home):
     (tmp_path / "text.zip").write_text("no zip")
     for name, source, sentence in (
         ("omniglot", "other", r"does not hold omniglot: expected some of images_background\.zip"),
-        ("omniglot", "absent", "does not exist; give the folder or the zip"),
-        ("omniglot", "text.zip", r"text\.zip is damaged or not a zip"),
+        ("omniglot", "absent", "does not exist; give the folder or the archive"),
+        ("omniglot", "text.zip", r"text\.zip is damaged, or no zip or tar"),
         ("glyphs", "other", "'glyphs' is built in and needs no files"),
         ("mnist", "other", "'mnist' is no data set that kshot knows; it knows sinusoids, glyphs, omniglot"),
     ):

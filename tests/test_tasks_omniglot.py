@@ -11,7 +11,8 @@ import pytest
 import torch
 from PIL import Image, ImageOps
 
-from kshot.tasks import ClassTasks, library, omniglot
+from kshot import types
+from kshot.tasks import ArrayExamples, ClassTasks, library, omniglot
 from kshot.types import SPLITS
 
 REAL = Path(__file__).resolve().parents[1].parent / "shared" / "data" / "omniglot"
@@ -59,7 +60,7 @@ def zips(tree: Path) -> Path:
 
 
 def drawings(source: ClassTasks, split, name: str) -> np.ndarray:
-    return source._images.numpy()[source.classes(split)[name], 0]
+    return source.examples.images[source.classes(split)[name], 0]
 
 
 def test_drawings_are_inverted_and_scaled_down_with_antialiasing(tree):
@@ -107,7 +108,7 @@ def test_a_damaged_cache_is_made_again(zips, cache):
     source = omniglot(path=zips, size=11, **SMALL)
     (path,) = set(cache.iterdir()) - before
     path.write_bytes(path.read_bytes()[:-300])
-    assert torch.equal(omniglot(path=zips, size=11, **SMALL)._images, source._images)
+    assert np.array_equal(omniglot(path=zips, size=11, **SMALL).examples.images, source.examples.images)
     with np.load(path) as arrays:
         assert arrays["images"].shape == (3 * DRAWINGS, 11, 11)
 
@@ -184,7 +185,7 @@ def test_an_image_cut_short_is_named(tree, keep):
 
 def test_a_missing_class_and_a_class_with_too_few_drawings_are_named(tree):
     (tree / "images_background" / CHARACTERS["val"] / "0001_02.png").unlink()
-    with pytest.raises(ValueError, match=r"class 'Runes/character02/rot000' in val has 3 drawings, .*need 4"):
+    with pytest.raises(ValueError, match=r"class 'Runes/character02/rot000' in val has 3 examples, .*need 4"):
         omniglot(path=tree, **SMALL)
     shutil.rmtree(tree / "images_background" / CHARACTERS["val"])
     with pytest.raises(ValueError, match=r"val\.txt lists Runes/character02/rot000, but .* no drawings of"):
@@ -194,7 +195,7 @@ def test_a_missing_class_and_a_class_with_too_few_drawings_are_named(tree):
 def test_an_absent_data_set_says_where_it_was_looked_for(monkeypatch, tmp_path):
     monkeypatch.setenv("KSHOT_DATA", str(tmp_path))
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "xdg"))
-    with pytest.raises(ValueError, match=r"looked for .*/omniglot, .*kshot data add omniglot --from FOLDER"):
+    with pytest.raises(ValueError, match=r"looked for .*/omniglot, .*kshot data add omniglot`"):
         omniglot()
     with pytest.raises(ValueError, match=r"nowhere is no folder"):
         omniglot(path=tmp_path / "nowhere")
@@ -207,7 +208,7 @@ def test_the_real_data_has_the_published_classes(monkeypatch):
     monkeypatch.setenv("KSHOT_DATA", str(REAL.parent))
     source = omniglot(ways=20, shots=5)
     assert source.describe()["classes"] == {"train": 4112, "val": 688, "test": 1692}
-    assert source._images.shape == (4 * 32_460, 1, 28, 28)
+    assert source.examples.images.shape == (4 * 32_460, 1, 28, 28)
     stack = source.stack("test", range(2))
     assert stack.support.inputs.shape == (2, 100, 1, 28, 28)
     assert stack.query.targets.shape == (2, 300, 20)
@@ -216,6 +217,20 @@ def test_the_real_data_has_the_published_classes(monkeypatch):
         split: {"classes": classes, "drawings": 20 * classes}
         for split, classes in (("train", 4112), ("val", 688), ("test", 1692))
     }
+
+
+@real_data
+def test_real_tasks_stay_within_an_alphabet_where_asked():
+    source = omniglot(path=REAL, ways=(5, 20), shots=(1, 5), queries=2, within="alphabet")
+    alphabet = np.empty(len(source.examples), object)
+    for name, rows in source.classes("test").items():
+        alphabet[rows] = name.split("/")[0]
+    source.examples = ArrayExamples(np.arange(len(alphabet))[:, None])  # the same tasks, showing their rows
+    drawn = [set(alphabet[task.query.inputs[:, 0]]) for task in types.unstack(source.stack("test", range(200)))]
+    assert all(len(alphabets) == 1 for alphabets in drawn)
+    assert len(set.union(*drawn)) == source.describe()["domains"]["test"]
+    with pytest.raises(ValueError, match="within must be 'alphabet' or None"):
+        omniglot(path=REAL, within="script")
 
 
 @real_data

@@ -5,42 +5,84 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable
 from math import prod
+from typing import Any
 
 import torch
 from torch import nn
 
 from kshot import learners, models, objectives, tasks
-from kshot.app.spec import Conv4Spec, MlpSpec, Spec
+from kshot.app.spec import (
+    Conv4Spec,
+    EpisodesSpec,
+    FromHfSpec,
+    MixtureSpec,
+    MlpSpec,
+    OneSourceSpec,
+    RatingMlpSpec,
+    Spec,
+)
 from kshot.learner import Learner
 from kshot.objectives import Objective
+from kshot.tasks.ratings import RatingTasks
 from kshot.tasks.source import TaskSource
 from kshot.training.fit import seeded
 
-Shapes = dict[str, list[int]]
-"""Shapes of one example: {"inputs": [...], "targets": [...]}; with a spec, all that a learner is built from."""
+Shapes = dict[str, Any]
+"""Shapes of one example, and what is asked: {"inputs": [...], "targets": [...], "objective": name}; with a spec, all
+that a learner is built from. Where inputs are a dict, so are their shapes, and "items" counts the items of ratings."""
 
 
 def build_source(spec: Spec) -> TaskSource:
     """The task source that a run file names."""
-    options = spec.source.model_dump(exclude={"kind"})
-    return getattr(tasks, spec.source.kind)(**options, seed=spec.seed)
+    return _source(spec.source, spec.seed)
+
+
+def _source(named: OneSourceSpec | MixtureSpec, seed: int) -> TaskSource:
+    options = named.model_dump(exclude={"kind"})
+    if isinstance(named, EpisodesSpec):
+        return tasks.episodes(**options)
+    if isinstance(named, FromHfSpec):
+        make, inner = getattr(tasks, named.tasks.kind), named.tasks.model_dump(exclude={"kind", "path"})
+        return tasks.from_hf(named.path, make, parts=named.parts, columns=named.columns, **inner, seed=seed)
+    if isinstance(named, MixtureSpec):
+        options["sources"] = {name: _source(inner, seed) for name, inner in named.sources.items()}
+    return getattr(tasks, named.kind)(**options, seed=seed)
 
 
 def shapes_of(source: TaskSource) -> Shapes:
-    """The shapes of one example of a source's tasks."""
+    """The shapes of one example of a source's tasks, and what they ask.
+
+    Raises:
+        ValueError: inputs that no model of a run file takes.
+    """
     batch = source.task("train", 0).support
-    return {"inputs": list(batch.inputs.shape[1:]), "targets": list(batch.targets.shape[1:])}
-
-
-def objective_of(spec: Spec) -> Objective:
-    """What the run's tasks ask."""
-    return objectives.mse if spec.source.kind == "sinusoids" else objectives.classification
+    if isinstance(batch.inputs, torch.Tensor) and batch.inputs.dtype == torch.int64:
+        raise ValueError(
+            "these tasks give the numbers of symbols, which no model of a run file reads: take n-grams of texts by "
+            "features: words or characters, or give kshot a model with an embedding in Python, see docs/your-data.md"
+        )
+    inputs = (
+        {name: list(leaf.shape[1:]) for name, leaf in batch.inputs.items()} if isinstance(batch.inputs, dict) else None
+    )
+    shapes: Shapes = {"inputs": inputs or list(batch.inputs.shape[1:]), "targets": list(batch.targets.shape[1:])}
+    if isinstance(source, RatingTasks):
+        shapes["items"] = len(source.encoding.items)
+    return shapes | {"objective": objectives.name_of(source.objective)}
 
 
 def build_model(spec: Spec, shapes: Shapes, *, head: bool) -> nn.Module:
     """The base model, its weights drawn from the run's seed; `head` adds the layer that gives the task's outputs."""
     inputs, outputs = shapes["inputs"], shapes["targets"][-1]
+    if isinstance(inputs, dict) != isinstance(spec.model, RatingMlpSpec):
+        kind, given = spec.model.kind, ", ".join(inputs) if isinstance(inputs, dict) else "one tensor"
+        raise ValueError(
+            f"model {kind} does not fit these inputs ({given}): ratings, and they alone, take model rating_mlp"
+        )
     with seeded(spec.seed):
+        if isinstance(spec.model, RatingMlpSpec):
+            features = sum(shape[-1] for name, shape in inputs.items() if name != "item")
+            options = spec.model.model_dump(exclude={"kind"})
+            return models.rating_mlp(shapes["items"], features, outputs, **options)
         if not isinstance(spec.model, MlpSpec):
             if len(inputs) != 3:
                 raise ValueError(
@@ -56,11 +98,11 @@ def build_model(spec: Spec, shapes: Shapes, *, head: bool) -> nn.Module:
         )
 
 
-def build_learner(spec: Spec, model: nn.Module) -> Learner:
+def build_learner(spec: Spec, model: nn.Module, objective: Objective) -> Learner:
     """The learner around a base model."""
     options = spec.learner.model_dump(exclude={"kind"})
     factory: Callable[..., Learner] = getattr(learners, spec.learner.kind)
-    return factory(model, objective=objective_of(spec), **options)
+    return factory(model, objective=objective, **options)
 
 
 def has_head(spec: Spec) -> bool:

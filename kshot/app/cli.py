@@ -116,22 +116,41 @@ def data_list() -> None:
     """List the known data sets and where they were found."""
     from kshot.tasks import library
 
-    for row in library.known():
-        place = "built in" if row.built_in else row.where or "not found; add it with `kshot data add`"
-        typer.echo(f"{row.name:<10}  {place}\n{'':<10}  {row.description}; {row.licence}; split {row.cut}")
-        if row.address:
-            typer.echo(f"{'':<10}  {row.address}")
+    rows = library.known()
+    width = max(len(row.name) for row in rows)
+    for row in rows:
+        place = "built in" if row.built_in else row.where or f"not found; `kshot data add {row.name}` fetches it"
+        opened = "" if row.has_factory else f"; files for source kind {row.kind}"
+        about = (f"{row.description}; {row.licence}; split {row.cut}{opened}", row.address)
+        typer.echo("\n".join([f"{row.name:<{width}}  {place}", *(f"{'':<{width}}  {line}" for line in about if line)]))
 
 
 @data.command("add")
 def data_add(
     name: Annotated[str, typer.Argument(help="A known set; see `kshot data list`.")],
-    from_: Annotated[Path, typer.Option("--from", help="Folder or zip that holds the set.")],
+    from_: Annotated[
+        str | None,
+        typer.Option(
+            "--from",
+            metavar="PATH|URL",
+            help="Folder or archive that holds the set, or the address of one; by default $KSHOT_MIRROR/NAME where "
+            "that is set, else its publisher's.",
+        ),
+    ] = None,
 ) -> None:
-    """Check a data set and copy it to where kshot looks for it."""
+    """Fetch or copy a data set to where kshot looks for it, and check it. What broke off goes on where it was."""
+    from rich.console import Console
+
+    from kshot.app.display import fetching
     from kshot.tasks import library
 
-    typer.echo(f"added {library.add(name, from_)}")
+    try:
+        with fetching(Console(stderr=True)) as progress:
+            added = library.add(name, from_, progress)
+    except KeyboardInterrupt:
+        typer.echo("\nInterrupted. The same command goes on where it was.", err=True)
+        raise typer.Exit(130) from None
+    typer.echo(f"added {added.folder}\n{added.trust}")
 
 
 @data.command("check")
@@ -144,6 +163,26 @@ def data_check(name: Annotated[str, typer.Argument(help="A known set; see `kshot
         typer.echo(f"{name}: its tasks are drawn at run time, without end")
     for split, numbers in counts.items():
         typer.echo(f"{split:<6}" + ", ".join(f"{count:,} {what}" for what, count in numbers.items()))
+
+
+@data.command("freeze")
+def data_freeze(
+    recipe: Annotated[str, typer.Argument(metavar="RECIPE|FILE.yaml", help="Whose source to take tasks from.")],
+    out: Annotated[Path, typer.Option(help="File for the tasks, .safetensors.")],
+    split: Annotated[str, typer.Option(help="train, val or test.")] = "test",
+    tasks: Annotated[int, typer.Option(help="How many tasks, from the first.", min=1)] = 600,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", metavar="PATH=VALUE", help="Override a key, such as source.shots=5.")
+    ] = None,
+) -> None:
+    """Write a run file's tasks to one file, so that others score the very same: a source of kind episodes reads it."""
+    from kshot.app.build import build_source
+    from kshot.app.spec import load_spec
+    from kshot.tasks import freeze
+
+    spec = load_spec(recipe, set_)
+    sha256 = freeze(build_source(spec), out, split=split, tasks=tasks)  # type: ignore[arg-type]
+    typer.echo(f"{out}: {tasks} {split} tasks, episodes {sha256}")
 
 
 def main() -> None:

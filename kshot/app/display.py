@@ -3,11 +3,23 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import TracebackType
 
 from rich.console import Console
+from rich.filesize import decimal
 from rich.markup import escape
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
 
 from kshot.deciding.decisions import Decision, Round
 from kshot.deciding.loop import Observer
@@ -86,6 +98,25 @@ class Display(Observer):
             highlight=False,
             soft_wrap=True,
         )
+
+
+@contextmanager
+def fetching(console: Console) -> Iterator[Callable[[str, int, int | None], None]]:
+    """Shows how far each file is that is fetched: a bar each on a terminal, a line each elsewhere."""
+    columns = BarColumn(bar_width=30), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn()
+    bars = Progress(TextColumn("{task.description}"), *columns, console=console, disable=not console.is_terminal)
+    shown: dict[str, TaskID] = {}
+
+    def show(name: str, done: int, total: int | None) -> None:
+        if name not in shown:
+            shown[name] = bars.add_task(escape(name), total=total)
+            if not console.is_terminal:
+                size = "" if total is None else f", {decimal(total)}"
+                console.print(f"fetching {escape(name)}{size}", highlight=False, soft_wrap=True)
+        bars.update(shown[name], completed=done, total=total)
+
+    with bars:
+        yield show
 
 
 class _Notes(logging.Handler):

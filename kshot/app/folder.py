@@ -2,6 +2,7 @@
 
 spec.yaml               the run file, defaults spelt out
 shapes.json             shapes of one example; with the spec, all that a learner is built from
+encoding.json           how a user's files become inputs, where the tasks were read from a table
 events.jsonl            everything that happened, in order
 checkpoints/pretrain/   the pretrained base model
 checkpoints/train/      the latest and the best round
@@ -14,12 +15,15 @@ import hashlib
 import itertools
 import json
 from pathlib import Path
+from typing import NamedTuple
 
+from kshot import objectives
 from kshot.app.build import Shapes, build_learner, build_model, has_head
 from kshot.app.spec import Spec, parse_spec
 from kshot.deciding.decisions import Round, best_round
 from kshot.evaluation.target import Target
 from kshot.learner import Learner
+from kshot.tasks.encoding import Encoding, from_json
 from kshot.training.checkpoint import META, WEIGHTS, Checkpoints, load_checkpoint
 
 FREE_TO_CHANGE = {"target", "budget", "evaluate", "baselines", "about", "device"}  # when a run is resumed
@@ -31,6 +35,7 @@ class RunFolder:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.spec, self.shapes, self.events = path / "spec.yaml", path / "shapes.json", path / "events.jsonl"
+        self.encoding = path / "encoding.json"
         self.pretrain, self.train = path / "checkpoints" / "pretrain", path / "checkpoints" / "train"
         self.report = path / "report.json"
 
@@ -71,8 +76,26 @@ def read_spec(path: Path) -> Spec:
     return parse_spec(file.read_text(), str(file))
 
 
-def load_run(path: Path) -> tuple[Spec, Shapes, Learner, str]:
-    """Open a run folder: its run file, its shapes, the learner of its best round, and the hash of those weights.
+class OpenRun(NamedTuple):
+    """A run folder, opened.
+
+    Attributes:
+        spec: its run file.
+        shapes: of one example.
+        encoding: how a user's files become inputs, where its tasks were read from a table.
+        learner: with the weights of the best round.
+        weights: the hash of those.
+    """
+
+    spec: Spec
+    shapes: Shapes
+    encoding: Encoding | None
+    learner: Learner
+    weights: str
+
+
+def load_run(path: Path) -> OpenRun:
+    """Open a run folder, without the data it was trained on.
 
     Raises:
         ValueError: no run folder, no finished round in it, or a damaged checkpoint.
@@ -91,7 +114,9 @@ def load_run(path: Path) -> tuple[Spec, Shapes, Learner, str]:
             f"{path} holds no finished round yet; go on with `kshot run {spec.name} --out {path} --resume`"
         )
     shapes = json.loads(folder.shapes.read_text())
-    learner = build_learner(spec, build_model(spec, shapes, head=has_head(spec)))
+    encoding = from_json(json.loads(folder.encoding.read_text())) if folder.encoding.exists() else None
+    model = build_model(spec, shapes, head=has_head(spec))
+    learner = build_learner(spec, model, objectives.named(shapes["objective"]))
     load_checkpoint(folder.train / best.checkpoint, learner)
     weights = (folder.train / best.checkpoint / WEIGHTS).read_bytes()
-    return spec, shapes, learner, hashlib.sha256(weights).hexdigest()
+    return OpenRun(spec, shapes, encoding, learner, hashlib.sha256(weights).hexdigest())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -9,12 +10,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from kshot.tasks.decoding import SUFFIXES, decode
 from kshot.types import check_finite
 
 if TYPE_CHECKING:
     import polars
-
-IMAGES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 
 
 def support_images(path: Path, shape: list[int], *, resize: bool, invert: bool) -> tuple[Tensor, list[str]]:
@@ -47,7 +47,7 @@ def read_images(paths: list[Path], shape: list[int], *, resize: bool, invert: bo
     files: list[Path] = []
     for path in paths:
         if path.is_dir():
-            files += sorted(file for file in path.rglob("*") if file.suffix.lower() in IMAGES)
+            files += sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES)
         elif path.suffix.lower() == ".csv":
             table = _csv(path)
             if "path" not in table.columns:
@@ -56,7 +56,7 @@ def read_images(paths: list[Path], shape: list[int], *, resize: bool, invert: bo
         else:
             files.append(path)
     if not files:
-        raise ValueError(f"no images in {', '.join(map(str, paths))}; known are {', '.join(IMAGES)}")
+        raise ValueError(f"no images in {', '.join(map(str, paths))}; known are {', '.join(SUFFIXES)}")
     return [str(file) for file in files], torch.stack([_image(f, shape, resize=resize, invert=invert) for f in files])
 
 
@@ -82,38 +82,27 @@ def read_table(path: Path, width: int) -> Tensor:
 
 
 def _images(folder: Path) -> list[Path]:
-    return sorted(file for file in folder.iterdir() if file.suffix.lower() in IMAGES)
+    return sorted(file for file in folder.iterdir() if file.suffix.lower() in SUFFIXES)
 
 
 def _image(path: Path, shape: list[int], *, resize: bool, invert: bool) -> Tensor:
-    """An image as float32 (C, H, W) in 0 … 1."""
-    from PIL import Image, ImageOps, UnidentifiedImageError
+    """An image as float32 (C, H, W) in 0 … 1, read as the images of training tasks are."""
+    from PIL import Image
 
     channels, height, width = shape
-    mode = "L" if channels == 1 else "RGB"
     try:
-        with Image.open(path) as opened:
-            opened.load()
-            image = opened.copy()
+        content = path.read_bytes()
     except FileNotFoundError:
         raise ValueError(f"there is no image {path}") from None
-    except (UnidentifiedImageError, OSError, Image.DecompressionBombError) as error:
-        raise ValueError(f"{path} is no image, or damaged: {error}") from None
-    if image.size != (width, height) or image.mode not in (mode, "1"):
-        if not resize:
+    pixels = decode(content, str(path), size=height, colour="grey" if channels == 1 else "rgb")
+    with Image.open(io.BytesIO(content)) as image:
+        mode = "L" if channels == 1 else "RGB"
+        if not resize and (image.size != (width, height) or image.mode not in (mode, "1")):
             raise ValueError(
                 f"{path} is {image.size[0]}×{image.size[1]} {image.mode}; this run takes {width}×{height} {mode}: "
                 "pass --resize to convert"
             )
-        if "A" in image.getbands():  # a transparent ground is white paper
-            ground = Image.new("RGBA", image.size, "white")
-            image = Image.alpha_composite(ground, image.convert("RGBA"))
-        image = image.convert(mode).resize((width, height), Image.Resampling.LANCZOS)
-    image = image.convert(mode)
-    if invert:
-        image = ImageOps.invert(image)
-    pixels = np.asarray(image, np.float32).reshape(height, width, channels) / 255
-    return torch.from_numpy(pixels.transpose(2, 0, 1).copy())
+    return torch.from_numpy((255 - pixels if invert else pixels).astype(np.float32) / 255)
 
 
 def _csv(path: Path) -> polars.DataFrame:

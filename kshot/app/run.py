@@ -18,6 +18,7 @@ from torch import nn
 
 from kshot import learners
 from kshot.app.build import (
+    Shapes,
     build_learner,
     build_model,
     build_source,
@@ -66,14 +67,16 @@ def run(spec: Spec, out: Path, *, resume: bool = False, console: Console | None 
     target = Target.parse(spec.target)
     device = device_of(spec)
     source = build_source(spec)
+    shapes = shapes_of(source)
     metric_names = _metrics_of(source)
     if target.metric not in metric_names:
         raise ValueError(f"target {spec.target!r}: these tasks report {', '.join(metric_names)}")
-    shapes = shapes_of(source)
     model = build_model(spec, shapes, head=has_head(spec)).to(device)
     folder = RunFolder(out)
     (folder.open_again if resume else folder.open_new)(spec)
     folder.shapes.write_text(json.dumps(shapes))
+    if source.encoding:
+        folder.encoding.write_text(json.dumps(source.encoding.to_json()))
     experience = Experience(folder.events)
     started = time.monotonic()
     with Display(console or Console(), target.metric) as display:
@@ -82,7 +85,7 @@ def run(spec: Spec, out: Path, *, resume: bool = False, console: Console | None 
         if spec.pretrain:
             pretrain_seconds = _pretrain(spec, model, source, folder, experience, display)
             pretrained = copy.deepcopy(model)
-        learner = build_learner(spec, model).to(device)
+        learner = build_learner(spec, model, source.objective).to(device)
         training = spec.train.model_dump()
         result = run_until(
             learner,
@@ -159,7 +162,7 @@ def _baselines(
     spec: Spec,
     source: TaskSource,
     pretrained: nn.Module | None,
-    shapes: dict[str, list[int]],
+    shapes: Shapes,
     target: Target,
     device: torch.device,
     display: Display,
@@ -180,7 +183,7 @@ def _baselines(
 
 
 def _candidates(
-    name: str, spec: Spec, source: TaskSource, pretrained: nn.Module | None, shapes: dict[str, list[int]]
+    name: str, spec: Spec, source: TaskSource, pretrained: nn.Module | None, shapes: Shapes
 ) -> list[Learner]:
     objective = source.objective
     options = spec.baselines
@@ -282,6 +285,8 @@ def _figures(report: dict[str, Any], experience: Experience, learner: Learner, s
             drawn["regression_examples"] = figures.regression_examples(learner, shown, steps=(0, 1, 5))
         return drawn
     source = build_source(spec)
+    if getattr(source.task("test", 0).query.inputs, "ndim", 0) != 4:
+        return drawn  # no images to show
     examples = []
     with torch.no_grad():
         for index in range(4):

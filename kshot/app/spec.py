@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, PlainValidator, ValidationError, model_validator
 
 
 class _Strict(BaseModel):
@@ -22,11 +22,23 @@ class SinusoidsSpec(_Strict):
     queries: int = Field(10, ge=1)
 
 
+def _whole_or_range(value: Any) -> int | list[int]:
+    ends = value if isinstance(value, list) and len(value) == 2 else [value]
+    if not all(type(end) is int and end >= 1 for end in ends) or ends != sorted(ends):
+        raise ValueError("must be a whole number of at least 1, or a rising range of two such as [1, 5]")
+    return value
+
+
+SizeSpec = Annotated[int | list[int], PlainValidator(_whole_or_range)]
+
+
 class _ClassesSpec(_Strict):
-    ways: int = Field(5, ge=2)
-    shots: int = Field(1, ge=1)
-    queries: int = Field(15, ge=1)
-    train_queries: int | None = Field(None, ge=1)
+    ways: SizeSpec = 5
+    shots: SizeSpec = 1
+    queries: SizeSpec = 15
+    train_queries: SizeSpec | None = None
+    imbalance: Literal["random", "linear", "step"] | None = None
+    label_noise: float = Field(0.0, ge=0, lt=1)
 
 
 class GlyphsSpec(_ClassesSpec):
@@ -35,6 +47,193 @@ class GlyphsSpec(_ClassesSpec):
 
 class OmniglotSpec(_ClassesSpec):
     kind: Literal["omniglot"]
+    within: Literal["alphabet"] | None = None
+
+
+class AugmentSpec(_Strict):
+    flip: bool = False
+    shift: int = Field(0, ge=0)
+    jitter: float = Field(0.0, ge=0, le=1)
+
+
+class ImagesSpec(_ClassesSpec):
+    kind: Literal["images"]
+    path: str = Field(min_length=1)
+    size: int = Field(84, ge=1)
+    colour: Literal["rgb", "grey"] = "rgb"
+    split: dict[str, Any] | None = None
+    within: Literal["domain"] | None = None
+    augment: AugmentSpec | None = None
+    turned_classes: bool = False
+    small: Literal["error", "drop", "shrink"] = "error"
+    bad_images: Literal["error", "drop"] = "error"
+    outside: Literal["error", "allow"] = "error"
+
+
+class EpisodesSpec(_Strict):
+    kind: Literal["episodes"]
+    path: str | list[str]
+
+
+class ReadingSpec(_Strict):
+    """How a file of text is written, where it cannot be told from the file."""
+
+    delimiter: str | None = None
+    encoding: str | None = None
+    decimal: Literal[".", ","] | None = None
+    missing: list[str] | None = None
+
+
+class TableSpec(_Strict):
+    kind: Literal["table"]
+    path: str
+    group: str | None = None
+    target: str | list[str] | None = None
+    classes: str | None = None
+    ask: Literal["regression", "classification"] | None = None
+    inputs: list[str] | None = None
+    ignore: list[str] = []
+    kinds: dict[str, str] = {}
+    time: str | None = None
+    domain: str | None = None
+    split: dict[str, Any] = {"ratio": [0.7, 0.15, 0.15]}
+    ways: SizeSpec = 5
+    shots: SizeSpec = 10
+    queries: SizeSpec = 10
+    train_queries: SizeSpec | None = None
+    imbalance: Literal["random", "linear", "step"] | None = None
+    label_noise: float = Field(0.0, ge=0, lt=1)
+    small: Literal["error", "drop", "shrink"] = "error"
+    reading: ReadingSpec = ReadingSpec()
+    bad_rows: Literal["error", "drop"] = "error"
+
+
+class SeriesSpec(_Strict):
+    kind: Literal["series"]
+    path: str
+    time: str
+    series: str | None = None
+    value: str | None = None
+    covariates: list[str] = []
+    context: int = Field(24, ge=2)
+    horizon: int = Field(6, ge=1)
+    stride: int | None = Field(None, ge=1)
+    season: int = Field(1, ge=1)
+    scale: Literal["support", "global"] = "support"
+    kinds: dict[str, str] = {}
+    domain: str | None = None
+    split: dict[str, Any] = {"ratio": [0.7, 0.15, 0.15]}
+    shots: SizeSpec = 5
+    queries: SizeSpec = 5
+    train_queries: SizeSpec | None = None
+    small: Literal["error", "drop", "shrink"] = "error"
+    reading: ReadingSpec = ReadingSpec()
+    bad_rows: Literal["error", "drop"] = "error"
+
+
+class RatingsSpec(_Strict):
+    kind: Literal["ratings"]
+    path: str
+    user: str = "user"
+    item: str = "item"
+    rating: str = "rating"
+    time: str | None = None
+    users: str | None = None
+    items: str | None = None
+    cold: Literal["users", "items", "both", "none"] = "users"
+    split: dict[str, Any] = {"ratio": [0.7, 0.15, 0.15]}
+    kinds: dict[str, str] = {}
+    shots: SizeSpec = 10
+    queries: SizeSpec = 10
+    train_queries: SizeSpec | None = None
+    small: Literal["error", "drop"] = "error"
+    reading: ReadingSpec = ReadingSpec()
+    bad_rows: Literal["error", "drop"] = "error"
+
+
+class TextSpec(_ClassesSpec):
+    kind: Literal["text"]
+    path: str
+    text: str = "text"
+    label: str = "label"
+    domain: str = "domain"
+    features: Literal["words", "characters", "ids"] = "words"
+    ngrams: list[Annotated[int, Field(ge=1)]] | None = Field(None, min_length=2, max_length=2)
+    width: int = Field(1024, ge=1)
+    split: dict[str, Any] | None = None
+    within: Literal["domain"] | None = None
+    small: Literal["error", "drop", "shrink"] = "error"
+    bad_rows: Literal["error", "drop"] = "error"
+    reading: ReadingSpec = ReadingSpec()
+
+
+class CorpusSpec(_Strict):
+    kind: Literal["corpus"]
+    path: str
+    task: str = "file"
+    pattern: str | None = None
+    text: str = "text"
+    files: str = "*.txt"
+    unit: Literal["characters", "bytes"] = "characters"
+    length: int = Field(64, ge=1)
+    shots: SizeSpec = 8
+    queries: SizeSpec = 8
+    train_queries: SizeSpec | None = None
+    order: Literal["given", "random"] = "given"
+    split: dict[str, Any] | None = None
+    small: Literal["error", "drop", "shrink"] = "error"
+    bad_rows: Literal["error", "drop"] = "error"
+    reading: ReadingSpec = ReadingSpec()
+
+
+class FromHfSpec(_Strict):
+    """A Hugging Face dataset; `tasks` is the source that is made of it, without a path of its own."""
+
+    kind: Literal["from_hf"]
+    path: str
+    parts: list[str] | None = None
+    columns: dict[str, str] | None = None
+    tasks: Annotated[
+        ImagesSpec | TableSpec | SeriesSpec | RatingsSpec | TextSpec | CorpusSpec, Field(discriminator="kind")
+    ]
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_path(cls, data: Any) -> Any:
+        """Give `tasks` the path, which it is opened with."""
+        if isinstance(data, dict) and isinstance(data.get("tasks"), dict) and "path" in data:
+            if data["tasks"].get("path", data["path"]) != data["path"]:
+                raise ValueError("tasks takes no path of its own")
+            return data | {"tasks": data["tasks"] | {"path": data["path"]}}
+        return data
+
+
+OneSourceSpec = (
+    SinusoidsSpec
+    | GlyphsSpec
+    | OmniglotSpec
+    | ImagesSpec
+    | TableSpec
+    | SeriesSpec
+    | RatingsSpec
+    | TextSpec
+    | CorpusSpec
+    | FromHfSpec
+    | EpisodesSpec
+)
+
+
+class MixtureSpec(_Strict):
+    kind: Literal["mixture"]
+    sources: dict[str, Annotated[OneSourceSpec, Field(discriminator="kind")]]
+    weights: dict[str, float] | None = None
+    heldout: dict[str, list[str]] | None = None
+
+
+class RatingMlpSpec(_Strict):
+    kind: Literal["rating_mlp"]
+    embedding: int = Field(16, ge=1)
+    hidden: list[Annotated[int, Field(ge=1)]] = Field([64, 32], min_length=1)
 
 
 class MlpSpec(_Strict):
@@ -155,8 +354,8 @@ class Spec(_Strict):
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     about: str = ""
-    source: Annotated[SinusoidsSpec | GlyphsSpec | OmniglotSpec, Field(discriminator="kind")]
-    model: Annotated[MlpSpec | Conv4Spec | ResNet12Spec, Field(discriminator="kind")]
+    source: Annotated[OneSourceSpec | MixtureSpec, Field(discriminator="kind")]
+    model: Annotated[MlpSpec | RatingMlpSpec | Conv4Spec | ResNet12Spec, Field(discriminator="kind")]
     learner: Annotated[
         MamlSpec | AnilSpec | FomamlSpec | ReptileSpec | MamlPpSpec | ImamlSpec | ProtonetSpec,
         Field(discriminator="kind"),
@@ -273,7 +472,8 @@ def _explain(entry: dict[str, Any], lines: dict[tuple[str | int, ...], int], whe
         return f"{place}: {key} has no kind {given!r}{_nearest(given, expected.split(', '))}"
     if entry["type"] == "union_tag_not_found":
         return f"{place}: {key} needs a 'kind'"
-    return f"{place}: {key}: {entry['msg'][0].lower()}{entry['msg'][1:]}, got {entry['input']!r}"
+    message = entry["msg"].removeprefix("Value error, ")
+    return f"{place}: {key}: {message[0].lower()}{message[1:]}, got {entry['input']!r}"
 
 
 def _resolve(loc: tuple[str | int, ...]) -> tuple[type[BaseModel] | None, tuple[str | int, ...]]:
@@ -281,13 +481,15 @@ def _resolve(loc: tuple[str | int, ...]) -> tuple[type[BaseModel] | None, tuple[
     model: type[BaseModel] | None = Spec
     path: list[str | int] = []
     options: list[type[BaseModel]] = []
+    named = False  # whether the next part is a name that the user gave, as those of a mixture's sources
     for part in loc:
         tagged = [option for option in options if part in get_args(option.model_fields["kind"].annotation)]
-        if tagged:
+        if tagged and not named:
             model, options = tagged[0], []
             continue
         path.append(part)
-        field = model.model_fields.get(str(part)) if model else None
+        field = model.model_fields.get(str(part)) if model and not named else None
+        named = field is not None and get_origin(field.annotation) is dict
         inner = _models(field.annotation) if field else []
         if inner:
             model, options = inner[0], inner if "kind" in inner[0].model_fields else []

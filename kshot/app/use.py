@@ -6,30 +6,30 @@ import csv
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from kshot.app.build import Shapes, build_source, device_of, has_head, objective_of
-from kshot.app.folder import load_run
+from kshot import objectives
+from kshot.app.build import Shapes, build_source, device_of, has_head
+from kshot.app.folder import OpenRun, load_run
 from kshot.app.inputs import read_images, read_table, support_images, support_table
 from kshot.app.spec import Spec
 from kshot.evaluation.evaluate import evaluate
-from kshot.learner import Learner
-from kshot.objectives import classification
 from kshot.training.checkpoint import load_state, save_state
-from kshot.types import Batch, Tree, to
+from kshot.types import Batch, Tree, to, tree_map
 
 
 def evaluate_run(run_dir: Path, tasks: int, split: str, as_json: bool) -> None:
     """Score the best round of a run, and print the figures."""
     if split not in ("val", "test"):
         raise ValueError(f"--split is 'test' or 'val', got {split!r}")
-    spec, _, learner, weights = load_run(run_dir)
-    learner = learner.to(device_of(spec))
-    found = evaluate(learner, build_source(spec), split=split, tasks=tasks)  # type: ignore[arg-type]
+    run = load_run(run_dir)
+    learner = run.learner.to(device_of(run.spec))
+    found = evaluate(learner, build_source(run.spec), split=split, tasks=tasks)  # type: ignore[arg-type]
     if as_json:
-        print(json.dumps(found.summary() | {"run": spec.name, "weights_sha256": weights}, indent=1))
+        print(json.dumps(found.summary() | {"run": run.spec.name, "weights_sha256": run.weights}, indent=1))
         return
     for name, figure in found.metrics.items():
         print(f"{name:<10} {figure}")
@@ -42,22 +42,28 @@ def adapt_run(run_dir: Path, support: Path, out: Path, *, resize: bool, invert: 
     """Adapt to a user's examples, and write the state."""
     if out.exists():
         raise ValueError(f"{out} exists and is never written over; choose another --out")
-    spec, shapes, learner, weights = load_run(run_dir)
-    if objective_of(spec) is classification:
-        images, labels = support_images(support, shapes["inputs"], resize=resize, invert=invert)
-        classes = sorted(set(labels))
-        batch = Batch.of(
-            images, torch.tensor([classes.index(label) for label in labels]), ways=_ways(spec, shapes, classes)
-        )
-        about = f"{len(labels)} examples of {len(classes)} classes: {', '.join(classes)}"
+    run = load_run(run_dir)
+    kept: dict[str, Any] = {}
+    targets: Tensor | list[str]
+    if run.encoding:
+        inputs, targets, kept = run.encoding.support(support)
+    elif objectives.named(run.shapes["objective"]).own_classes:
+        inputs, targets = support_images(support, run.shapes["inputs"], resize=resize, invert=invert)
     else:
-        classes = []
-        batch = Batch.of(*support_table(support, shapes["inputs"], shapes["targets"]))
-        about = f"{len(batch.weight)} examples"
-    device = device_of(spec)
+        inputs, targets = support_table(support, run.shapes["inputs"], run.shapes["targets"])
+    classes: list[str] = []
+    if isinstance(targets, list):
+        classes = sorted(set(targets))
+        numbers = torch.tensor([classes.index(label) for label in targets])
+        batch = Batch.of(inputs, numbers, ways=_ways(run.spec, run.shapes, classes))
+    else:
+        batch = Batch.of(inputs, targets)
+    about = f"{len(batch.weight)} examples" + (f" of {len(classes)} classes: {', '.join(classes)}" if classes else "")
+    device = device_of(run.spec)
     with torch.no_grad():
-        state = learner.to(device).eval().adapt(to(batch, device))
-    save_state(out, state, {"classes": json.dumps(classes), "weights_sha256": weights, "run": spec.name})
+        state = run.learner.to(device).eval().adapt(to(batch, device))
+    meta = {"classes": json.dumps(classes), "kept": json.dumps(kept)}
+    save_state(out, state, meta | {"weights_sha256": run.weights, "run": run.spec.name})
     print(f"adapted to {about}; state in {out}")
 
 
@@ -77,38 +83,50 @@ def _ways(spec: Spec, shapes: Shapes, classes: list[str]) -> int:
 
 def predict_run(run_dir: Path, state_file: Path, inputs: list[Path], *, resize: bool, invert: bool) -> None:
     """Predict with an adapted state; CSV on standard output."""
-    spec, shapes, learner, weights = load_run(run_dir)
+    run = load_run(run_dir)
     state, meta = load_state(state_file)
-    if meta.get("weights_sha256") != weights:
+    if meta.get("weights_sha256") != run.weights:
         raise ValueError(
             f"{state_file} was not adapted from the weights in {run_dir}: adapt again with `kshot adapt {run_dir}`"
         )
-    classes = json.loads(meta["classes"])
-    writer = csv.writer(sys.stdout)
     for path in inputs:
         if not path.exists():
             raise ValueError(f"there is no {path}")
-    if classes:
-        names, images = read_images(inputs, shapes["inputs"], resize=resize, invert=invert)
-        logits = _predict(spec, learner, state, images)[:, : len(classes)]
-        probabilities = logits.softmax(1)
-        writer.writerow(["path", "label", *(f"p({name})" for name in classes)])
-        for name, row in zip(names, probabilities):
-            writer.writerow([name, classes[int(row.argmax())], *(f"{p:.4f}" for p in row.tolist())])
+    classes, kept = json.loads(meta["classes"]), json.loads(meta.get("kept", "{}"))
+    if classes and not run.encoding:
+        names, images = read_images(inputs, run.shapes["inputs"], resize=resize, invert=invert)
+        _print({"path": names} | _labels(_predict(run, state, images), classes))
         return
-    for path in inputs:
-        values = read_table(path, shapes["inputs"][-1])
-        prediction = _predict(spec, learner, state, values)
-        writer.writerow(
-            ["row", *(f"prediction{i}" for i in range(prediction.shape[1]))]
-            if prediction.shape[1] > 1
-            else ["row", "prediction"]
-        )
-        for number, row in enumerate(prediction.tolist(), 1):
-            writer.writerow([number, *(f"{value:.6g}" for value in row)])
+    values = [
+        run.encoding.inputs(path, kept) if run.encoding else read_table(path, run.shapes["inputs"][-1])
+        for path in inputs
+    ]
+    prediction = _predict(run, state, tree_map(lambda *leaves: torch.cat(leaves), *values))
+    rows: dict[str, list[Any]] = {"row": list(range(1, len(prediction) + 1))}
+    if classes:
+        _print(rows | _labels(prediction, classes))
+    elif run.encoding:
+        _print(run.encoding.answers(prediction, kept))
+    else:
+        several = prediction.shape[1] > 1
+        _print(rows | {f"prediction{i if several else ''}": own for i, own in enumerate(prediction.T.tolist())})
 
 
-def _predict(spec: Spec, learner: Learner, state: Tree, inputs: Tensor) -> Tensor:
-    device = device_of(spec)
+def _labels(logits: Tensor, classes: list[str]) -> dict[str, list[Any]]:
+    """The likeliest class of each row (n,), and the probability of every one."""
+    chances = logits[:, : len(classes)].softmax(1)
+    labels = [classes[place] for place in chances.argmax(1).tolist()]
+    return {"label": labels} | {f"p({name})": chances[:, place].tolist() for place, name in enumerate(classes)}
+
+
+def _print(columns: dict[str, list[Any]]) -> None:
+    writer = csv.writer(sys.stdout)
+    writer.writerow(columns)
+    for row in zip(*columns.values()):
+        writer.writerow([f"{cell:.6g}" if isinstance(cell, float) else cell for cell in row])
+
+
+def _predict(run: OpenRun, state: Tree, inputs: Tree) -> Tensor:
+    device = device_of(run.spec)
     with torch.no_grad():
-        return learner.to(device).eval().predict(to(state, device), inputs.to(device)).cpu()
+        return run.learner.to(device).eval().predict(to(state, device), to(inputs, device)).cpu()

@@ -13,9 +13,9 @@ import numpy as np
 import torch
 
 from kshot.learner import Learner
-from kshot.tasks.source import TaskSource
+from kshot.tasks.source import TaskSource, hash_into
 from kshot.training.fit import seeded
-from kshot.types import Split, Task, to, tree_leaves, unstack
+from kshot.types import Split, Task, to, unstack
 
 CHUNK = 16  # tasks drawn at once; bounds the memory of an evaluation
 
@@ -118,7 +118,7 @@ def evaluate(
         for start in range(0, tasks, CHUNK):
             stack = source.stack(split, range(start, min(start + CHUNK, tasks)))
             for number, task in enumerate(unstack(stack), start):
-                _hash(digest, task)
+                hash_into(digest, task)
                 with torch.no_grad(), seeded(source.seed, number, device=device):
                     figures, seconds = _score(learner, to(task, device))
                 adapt_s.append(seconds)
@@ -147,9 +147,3 @@ def _score(learner: Learner, task: Task) -> tuple[dict[str, float], float]:
     figures = {"loss": learner.objective.loss(prediction, task.query)}
     figures.update(learner.objective.metrics(prediction, task.query))
     return {name: float(value) for name, value in figures.items()}, seconds
-
-
-def _hash(digest: Any, task: Task) -> None:
-    for leaf in tree_leaves(task):
-        digest.update(f"{leaf.dtype}{tuple(leaf.shape)}".encode())
-        digest.update(leaf.contiguous().cpu().numpy())

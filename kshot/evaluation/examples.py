@@ -167,6 +167,8 @@ def _draw_task(axes: Axes, example: Example, name: str) -> None:
     more = f", first {CLASSES} of {ways} classes" if ways > CLASSES else ""
     axes.set_title(f"{name}: {score}{more}", loc="left", fontsize=9.5, color=INK, pad=4)
     for way, rows in enumerate(_by_class(support)):
+        if not rows:
+            continue  # the task has fewer classes
         axes.text(way + 0.46, -0.06, str(way + 1), ha="center", va="bottom", fontsize=9, color=MUTED)
         for line, row in enumerate(rows[:SUPPORT_ROWS]):
             _draw_image(axes, support.inputs[row], way, line)

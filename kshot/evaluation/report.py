@@ -226,7 +226,7 @@ def _choice(best_round: int | None, tested: bool) -> str:
 def _protocol(protocol: dict[str, Any]) -> list[tuple[str, str]]:
     rest = {key: key.replace("_", " ") for key in protocol if key not in PROTOCOL and key != "inductive"}
     named = {key: name for key, name in (PROTOCOL | rest).items() if protocol.get(key) is not None}
-    return [(name, _short(protocol[key])) for key, name in named.items()]
+    return [(name, _entry(key, protocol[key])) for key, name in named.items()]
 
 
 def _settings(rounds: list[dict[str, Any]]) -> tuple[list[str], str]:
@@ -299,6 +299,13 @@ def _flat(entries: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]
     return rows
 
 
+def _entry(key: str, value: Any) -> str:
+    """A value by its name: sizes that are drawn for each task are a range."""
+    if key in ("ways", "shots", "queries", "train_queries") and isinstance(value, list):
+        return " to ".join(map(str, value))
+    return _short(value)
+
+
 def _short(value: Any) -> str:
     if value is None:
         return "none"
@@ -307,7 +314,10 @@ def _short(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.6g}"
     if isinstance(value, dict):
-        return ", ".join(f"{key} {_short(entry)}" for key, entry in value.items())
+        entries = {key: _entry(key, entry) for key, entry in value.items()}
+        return ", ".join(
+            f"{key} ({text})" if isinstance(value[key], dict) else f"{key} {text}" for key, text in entries.items()
+        )
     if isinstance(value, list):
         return ", ".join(map(_short, value))
     return str(value)

@@ -178,7 +178,10 @@ def _of_batch(weight: Tensor | None) -> Choose:
 
     def average(values: Tensor) -> Tensor:
         rows = values.flatten(2).mean(2) if values.ndim > 2 else values  # (n, C)
-        return rows.mean(0) if weight is None else (weight / weight.sum()).to(rows.dtype) @ rows
+        if weight is None:
+            return rows.mean(0)
+        total = weight.sum().clamp_min(torch.finfo(weight.dtype).tiny)  # padding alone: zeros, and no NaN
+        return (weight / total).to(rows.dtype) @ rows
 
     def choose(call: int, input: Tensor, mean: Tensor | None, var: Tensor | None) -> tuple[Tensor, Tensor]:
         mean = average(input)

@@ -18,7 +18,7 @@ from kshot.learner import Learner
 from kshot.learners.gradient import GradientLearner
 from kshot.learners.heads import HeadLearner, Prototypes
 from kshot.objectives import Objective
-from kshot.types import Batch, Tree
+from kshot.types import Batch, Tree, tree_leaves
 
 
 def from_scratch(
@@ -90,7 +90,7 @@ def fine_tune(
     """
     tuned = copy.deepcopy(model)
     part = dict(tuned.named_modules()).get(head)
-    if part is not None and objective is objectives.classification:
+    if part is not None and objective.own_classes:
         for parameter in part.parameters():
             nn.init.zeros_(parameter)
     return GradientLearner(tuned, objective, FirstOrder(SGD(inner_lr), steps), batchnorm=batchnorm)
@@ -122,5 +122,5 @@ class SupportMean(Learner):
         weight = support.weight / support.weight.sum()
         return {"mean": torch.tensordot(weight, support.targets, 1)}
 
-    def predict(self, state: Tree, inputs: Tensor) -> Tensor:
-        return state["mean"].expand(len(inputs), *state["mean"].shape)
+    def predict(self, state: Tree, inputs: Tree) -> Tensor:
+        return state["mean"].expand(len(tree_leaves(inputs)[0]), *state["mean"].shape)

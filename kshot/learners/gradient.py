@@ -15,7 +15,7 @@ from kshot.inner.rules import SGD, UpdateRule
 from kshot.inner.solvers import Annealed, FirstOrder, InnerSolver, Unrolled
 from kshot.learner import Learner
 from kshot.learners.outer import MultiStepLoss, Outer, ReptileLoss, TrainOn, query_loss
-from kshot.objectives import Objective
+from kshot.objectives import Objective, classes_present, only_present
 from kshot.types import Batch, Params, Task, Tree
 
 
@@ -40,8 +40,8 @@ class GradientLearner(Learner):
 
     $$ \theta_K = \text{solve}(L_{\text{support}}, \theta_0), \qquad \text{predict}(x) = f_{\theta_K}(x) $$
 
-    The state is `{"params": {name: tensor}, "statistics": {call: {"mean", "var"}}}`; the latter is there for
-    BatchNorm on support statistics only.
+    The state is `{"params": {name: tensor}, "statistics": {call: {"mean", "var"}}, "present": (C,)}`; the statistics
+    are there for BatchNorm on support statistics only, the classes present where tasks have classes of their own.
 
     Args:
         model: any module that takes the task's inputs and gives what the objective scores. It is used as it is and
@@ -107,31 +107,45 @@ class GradientLearner(Learner):
         return [self._state(params, support, step) for step, params in enumerate(way)]
 
     def predict(self, state: Tree, inputs: Tree) -> Tree:
-        return self.function.query(state["params"], state.get("statistics", {}), inputs)
+        prediction = self.function.query(state["params"], state.get("statistics", {}), inputs)
+        return self._of_present(prediction, state.get("present"))
 
     def _begin(self, support: Batch) -> Params:
         params = channels_last(self.adaptable_params()) if self.function.convolves else self.adaptable_params()
         return params if self.start is None else params | self.start(self.function, support)
 
     def _turns(self, support: Batch, steps: int | None) -> list[Any]:
-        """What each inner step sees: its rows of the support set, and its number."""
+        """What each inner step sees: its rows of the support set, its number, and the classes present."""
         steps, rows = self.solver.steps if steps is None else steps, len(support.weight)
         count = 1 if self.minibatch is None else -(-rows // self.minibatch)
-        return [(support if count == 1 else support.rows(slice(k % count, None, count)), k) for k in range(steps)]
+        present = self._present(support)
+        parts = [support] if count == 1 else [support.rows(slice(start, None, count)) for start in range(count)]
+        return [(parts[k % count], k, present) for k in range(steps)]
 
-    def _loss(self, params: Params, turn: tuple[Batch, int]) -> Tensor:
-        batch, step = turn
-        return self.objective.loss(self.function.adapting(self._at(params, step), batch), batch)
+    def _loss(self, params: Params, turn: tuple[Batch, int, Tensor | None]) -> Tensor:
+        batch, step, present = turn
+        prediction = self.function.adapting(self._at(params, step), batch)
+        return self.objective.loss(self._of_present(prediction, present), batch)
+
+    def _present(self, support: Batch) -> Tensor | None:
+        return classes_present(support) if self.objective.own_classes else None
+
+    def _of_present(self, prediction: Tree, present: Tensor | None) -> Tree:
+        if present is None or prediction.shape[-1] != len(present):  # the objective says what is wrong with the latter
+            return prediction
+        return only_present(prediction, present)
 
     def _at(self, params: Params, step: int) -> Params:
         return params if self.per_step is None else params | self.per_step(step)
 
     def _state(self, params: Params, support: Batch, step: int) -> Tree:
         params = self._at(params, step)
-        if not self.function.keeps_statistics:
-            return {"params": params}
-        _, statistics = self.function.support(params, support)
-        return {"params": params, "statistics": statistics}
+        state: dict[str, Tree] = {"params": params}
+        if self.function.keeps_statistics:
+            _, state["statistics"] = self.function.support(params, support)
+        if self.objective.own_classes:
+            state["present"] = self._present(support)
+        return state
 
 
 def maml(

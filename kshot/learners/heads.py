@@ -15,7 +15,7 @@ from torch.nn.functional import normalize
 from kshot import objectives
 from kshot.inner.functional import BatchNorm, Function
 from kshot.learner import Learner
-from kshot.objectives import Objective
+from kshot.objectives import Objective, only_present
 from kshot.types import Batch, Tree
 
 
@@ -95,7 +95,7 @@ class Prototypes(Head):
             logit_MC = self.log_scale.exp() * normalize(feat_MD, dim=1) @ normalize(proto_CD, dim=1).mT
         else:
             logit_MC = 2 * feat_MD @ proto_CD.mT - proto_CD.square().sum(1) - feat_MD.square().sum(1, keepdim=True)
-        return torch.where(state["count"] > 0, logit_MC, torch.finfo(logit_MC.dtype).min)
+        return only_present(logit_MC, state["count"] > 0)
 
 
 def protonet(

@@ -14,6 +14,7 @@ from kshot.inner.functional import BatchNorm, Function
 from kshot.inner.per_parameter import Pattern
 from kshot.inner.rules import SGD
 from kshot.learners.gradient import GradientLearner, Start, of_order
+from kshot.objectives import Objective
 from kshot.types import Batch, Params, Tree
 
 
@@ -74,6 +75,7 @@ def proto_maml(
     inner_lr: float,
     steps: int = 5,
     order: int = 2,
+    objective: Objective = objectives.classification,
     adaptable: Pattern = "*",
     batchnorm: BatchNorm = "support",
 ) -> GradientLearner:
@@ -86,7 +88,7 @@ def proto_maml(
 
     Args:
         embedding: any module: inputs (n, ...) to features (n, ...).
-        inner_lr, steps, order, batchnorm: as in `maml`.
+        inner_lr, steps, order, objective, batchnorm: as in `maml`.
         adaptable: parameters of the embedding that adapt; the head always does.
 
     Returns:
@@ -107,7 +109,7 @@ def proto_maml(
     Deviations:
         None in the update.
     """
-    return _learner(embedding, PrototypeStart(), inner_lr, steps, order, adaptable, batchnorm)
+    return _learner(embedding, PrototypeStart(), inner_lr, steps, order, objective, adaptable, batchnorm)
 
 
 def unicorn_maml(
@@ -117,6 +119,7 @@ def unicorn_maml(
     inner_lr: float,
     steps: int = 5,
     order: int = 2,
+    objective: Objective = objectives.classification,
     adaptable: Pattern = "*",
     batchnorm: BatchNorm = "support",
 ) -> GradientLearner:
@@ -130,7 +133,7 @@ def unicorn_maml(
     Args:
         embedding: any module: inputs (n, ...) to features (n, ...).
         features: D, how many features that makes for an example.
-        inner_lr, steps, order, batchnorm: as in `maml`.
+        inner_lr, steps, order, objective, batchnorm: as in `maml`.
         adaptable: parameters of the embedding that adapt; the head always does.
 
     Returns:
@@ -151,7 +154,7 @@ def unicorn_maml(
     Deviations:
         The bias starts at 0 and is not learned: one that all classes share would have no effect.
     """
-    return _learner(embedding, SharedStart(features), inner_lr, steps, order, adaptable, batchnorm)
+    return _learner(embedding, SharedStart(features), inner_lr, steps, order, objective, adaptable, batchnorm)
 
 
 def _learner(
@@ -160,6 +163,7 @@ def _learner(
     inner_lr: float,
     steps: int,
     order: int,
+    objective: Objective,
     adaptable: Pattern,
     batchnorm: BatchNorm,
 ) -> GradientLearner:
@@ -167,6 +171,4 @@ def _learner(
     own = [f"!embedding.{p[1:]}" if p.startswith("!") else f"embedding.{p}" for p in patterns]
     solver = of_order(order, SGD(inner_lr), steps)
     start.to(next(embedding.parameters()))
-    return GradientLearner(
-        Headed(embedding), objectives.classification, solver, adaptable=own, batchnorm=batchnorm, start=start
-    )
+    return GradientLearner(Headed(embedding), objective, solver, adaptable=own, batchnorm=batchnorm, start=start)

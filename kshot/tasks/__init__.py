@@ -1,9 +1,40 @@
 """Where tasks come from: the contract of a source, and the sources that kshot ships."""
 
+from kshot.tasks.corpus import corpus
+from kshot.tasks.episodes import episodes, freeze
+from kshot.tasks.examples import ArrayExamples, Examples, ImageExamples
 from kshot.tasks.fewshot import ClassTasks
+from kshot.tasks.from_hf import from_hf
 from kshot.tasks.glyphs import glyphs
+from kshot.tasks.groups import GroupTasks
+from kshot.tasks.images import images
+from kshot.tasks.mixture import mixture
 from kshot.tasks.omniglot import omniglot
+from kshot.tasks.ratings import ratings
+from kshot.tasks.series import series
 from kshot.tasks.source import TaskSource
 from kshot.tasks.synthetic import sinusoids
+from kshot.tasks.tables import table
+from kshot.tasks.text import text
 
-__all__ = ["ClassTasks", "TaskSource", "glyphs", "omniglot", "sinusoids"]
+__all__ = [
+    "ArrayExamples",
+    "ClassTasks",
+    "Examples",
+    "GroupTasks",
+    "ImageExamples",
+    "TaskSource",
+    "corpus",
+    "episodes",
+    "freeze",
+    "from_hf",
+    "glyphs",
+    "images",
+    "mixture",
+    "omniglot",
+    "ratings",
+    "series",
+    "sinusoids",
+    "table",
+    "text",
+]

@@ -1,53 +1,76 @@
-"""N-way K-shot classification from a pool of images: the classic few-shot task.
+"""N-way K-shot classification from a pool of examples: the classic few-shot task.
 
-Shape legend: n examples, T tasks, N classes of a task (ways), K drawings taken of each (shots + queries).
+Shape legend: T tasks, N classes of a task (most ways), S support and Q query examples of a class at most, K = S + Q.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from kshot import objectives
+from kshot.tasks.drawing import Range, Size, distinct
+from kshot.tasks.examples import Examples, ImageExamples
+from kshot.tasks.pools import Pool, Rows, Small, check_apart, large_enough
 from kshot.tasks.source import TaskSource, generator
 from kshot.types import SPLITS, Batch, Split, Task, tree_map
 
-Pool = Mapping[str, Sequence[int] | np.ndarray]
-"""The classes of one split: name to the rows of its images."""
+Augment = Callable[[Tensor, np.random.Generator], Tensor]
+"""Varies the inputs (n, ...) of a training task, as the generator says and nothing else."""
+
+Imbalance = Literal["random", "linear", "step"]
+"""How shots differ within a task: each class draws its own, they are spread evenly, or half are low and half high."""
 
 
 class ClassTasks(TaskSource):
-    r"""Tell N classes apart from K drawings of each; a task is a draw of classes and of their drawings.
+    r"""Tell N classes apart from K examples of each; a task is a draw of classes and of their examples.
 
-    A task takes `ways` classes of its split, all equally likely, and `shots + queries` different drawings of each,
+    A task takes `ways` classes of its split, all equally likely, and `shots + queries` different examples of each,
     `shots` for the support and `queries` for the query. The labels 0 … ways-1 fall on the classes at random, and the
     rows are shuffled, so that neither a label nor a position tells anything beyond the task.
 
-    Inputs are float32 in 0 … 1, (ways * shots, C, H, W) in the support and (ways * queries, C, H, W) in the query;
+    Inputs are what the examples give, (ways * shots, ...) in the support and (ways * queries, ...) in the query;
     targets are one-hot float32 (n, ways).
 
+    `ways`, `shots` and `queries` may be ranges, drawn anew for each task. The shapes are then those of the largest
+    task; a smaller one ends in padding, which repeats its first row with weight 0, and its labels are the first ones.
+
     Args:
-        images: uint8 (num_images, C, H, W), all drawings of all splits.
-        classes: for each split, the class names, and for each name the rows of its images. A class stands in one
+        examples: uint8 images (num_images, C, H, W), or any `Examples`; all of all splits.
+        classes: for each split, the class names, and for each name the rows of its examples. A class stands in one
             split only.
-        ways: classes of a task.
-        shots: support drawings of each class.
-        queries: query drawings of each class.
-        train_queries: query drawings of each class in training tasks, as many as `queries` by default. Fewer make a
+        ways: classes of a task; a range ends at the number of classes there are.
+        shots: support examples of each class.
+        queries: query examples of each class.
+        train_queries: query examples of each class in training tasks, as many as `queries` by default. Fewer make a
             training step cheaper, and so buy more tasks for the same time.
+        within: class to its domain, such as the alphabet of a character. All classes of a task then come from one
+            domain, each of which is equally likely.
+        imbalance: how shots given as a range (low, high) differ between the classes of a task: "random" draws them
+            for each class on its own, "linear" spreads them evenly from low to high, "step" gives half of the classes
+            low and the others high. None: all classes of a task have the same.
+        label_noise: the share of support labels, in expectation, that are flipped to another class of the task. One
+            example of each class keeps its label, so at most k - 1 of k shots are flipped, and the query is clean.
+        small: what becomes of a class with fewer than `shots + queries` examples (the most of a range): "error";
+            "drop" leaves it out; "shrink" takes fewer queries of it, then fewer shots within the range, and leaves it
+            out where even that fails. With "drop" and "shrink" a domain with too few classes is left out too.
+        augment: varies the inputs of training tasks and pretraining batches; all other splits stay as they are.
         seed: names the sequence of tasks.
         name: what a report calls the source.
 
     Attributes:
+        examples: what the rows point at.
         class_names: for each split its class names; pretraining targets count the training classes in this order.
+        dropped: what was left out: reason to count.
 
     Raises:
-        ValueError: images that are not uint8 (num_images, C, H, W), a class with fewer drawings than
-            `shots + queries`, a split with fewer classes than `ways`, an image or class that stands in two splits.
+        ValueError: images that are not uint8 (num_images, C, H, W), sizes out of bounds, a class with too few examples,
+            a split or domain with fewer classes than `ways`, an example or class that stands in two splits, a class
+            without a domain.
 
     Example:
         >>> images = np.zeros((60, 1, 28, 28), np.uint8)
@@ -58,167 +81,188 @@ class ClassTasks(TaskSource):
 
     References:
         Vinyals, Blundell, Lillicrap, Kavukcuoglu, Wierstra: Matching Networks for One Shot Learning, NeurIPS 2016,
-        arXiv:1606.04080, section 4.
+        arXiv:1606.04080, section 4. Ranges and domains: Triantafillou et al.: Meta-Dataset, ICLR 2020,
+        arXiv:1903.03096, section 3. Imbalance: Ochal et al.: Few-Shot Learning with Class Imbalance, arXiv:2101.02523.
     """
 
     objective = objectives.classification
 
     def __init__(
         self,
-        images: np.ndarray,
-        classes: Mapping[Split, Pool],
+        examples: np.ndarray | Examples,
+        classes: Mapping[Split, Mapping[str, Rows]],
         *,
-        ways: int = 5,
-        shots: int = 1,
-        queries: int = 15,
-        train_queries: int | None = None,
+        ways: Size = 5,
+        shots: Size = 1,
+        queries: Size = 15,
+        train_queries: Size | None = None,
+        within: Mapping[str, str] | None = None,
+        imbalance: Imbalance | None = None,
+        label_noise: float = 0.0,
+        small: Small = "error",
+        augment: Augment | None = None,
         seed: int = 0,
         name: str = "classes",
     ) -> None:
-        train_queries = queries if train_queries is None else train_queries
-        if ways < 2 or shots < 1 or queries < 1 or train_queries < 1:
-            raise ValueError(
-                "a task needs at least two ways, and one support and one query drawing of each, "
-                f"got {ways=}, {shots=}, {queries=}, {train_queries=}"
-            )
-        if images.dtype != np.uint8 or images.ndim != 4:
-            raise ValueError(
-                f"images must be uint8 (num_images, C, H, W), got {images.dtype} {images.shape}; "
-                "scale floats to 0 … 255, and give grey images a channel axis of 1"
-            )
-        self.ways, self.shots, self.seed, self.name = ways, shots, seed, name
-        self.queries = dict.fromkeys(SPLITS, queries) | {"train": train_queries}
-        self._images = torch.from_numpy(np.require(images, requirements=["C", "W"]))
-        self._rows = {split: _Rows.of(pool, name) for split, pool in classes.items()}
-        self.class_names = {split: tuple(pool) for split, pool in classes.items()}
-        self._check()
+        self.ways, self.shots = Range.of(ways, "ways", 2), Range.of(shots, "shots", 1)
+        asked = Range.of(queries, "queries", 1)
+        train = asked if train_queries is None else Range.of(train_queries, "train_queries", 1)
+        self.queries = dict.fromkeys(SPLITS, asked) | {"train": train}
+        if imbalance not in (None, "random", "linear", "step"):
+            raise ValueError(f"imbalance must be random, linear or step, got {imbalance!r}")
+        if imbalance and self.shots.fixed:
+            raise ValueError(f"imbalance {imbalance!r} needs shots as a range such as [1, 9], got {self.shots.low}")
+        if not 0 <= label_noise < 1:
+            raise ValueError(f"label_noise is a share of the support labels, 0 … 1, got {label_noise}")
+        if label_noise and self.shots.high == 1:
+            raise ValueError("label_noise needs at least 2 shots: one example of each class keeps its label")
+        self.imbalance, self.label_noise, self.small = imbalance, label_noise, small
+        self.augment, self.seed, self.name = augment, seed, name
+        self.examples: Examples = ImageExamples(examples) if isinstance(examples, np.ndarray) else examples
+        pools = {split: Pool(own, f"{name}: class") for split, own in classes.items()}
+        check_apart(pools, len(self.examples), name, "class")
+        self._pools, self.dropped = large_enough(pools, self.shots, self.queries, small, name, "class")
+        self._domains = {split: self._of_domains(split, within) for split in pools}
+        self._within = within is not None
+        self.class_names = {split: pool.names for split, pool in self._pools.items()}
 
     def classes(self, split: Split) -> dict[str, np.ndarray]:
-        """The classes of a split: name to the rows of its images."""
-        rows = self._rows_of(split)
-        return dict(zip(self.class_names[split], np.split(rows.flat, rows.starts[1:])))
+        """The classes of a split: name to the rows of its examples."""
+        return dict(self._pool(split).items())
 
     def task(self, split: Split, index: int) -> Task:
         return tree_map(lambda leaf: leaf[0], self.stack(split, [index]))
 
     def stack(self, split: Split, indices: Sequence[int]) -> Task:
-        rows, ways, queries = self._rows_of(split), self.ways, self.queries[split]
-        taken = self.shots + queries
-        sizes = [2 * ways, 2 * ways * taken, ways * self.shots, ways * queries]
-        draws = np.stack([generator(self.seed, split, index).random(sum(sizes)) for index in indices])
-        of_classes, of_drawings, *of_order = np.split(draws, np.cumsum(sizes)[:-1], axis=1)
-        chosen = _distinct(of_classes.reshape(-1, 2, ways), np.array(len(rows.sizes)))  # (T, N)
-        drawings = _distinct(of_drawings.reshape(-1, ways, 2, taken), rows.sizes[chosen])  # (T, N, K)
-        drawings = rows.flat[rows.starts[chosen][..., None] + drawings]
-        parts = drawings[..., : self.shots], drawings[..., self.shots :]
-        return Task(*(self._batch(part, order.argsort(1)) for part, order in zip(parts, of_order)))
+        pool, domains = self._pool(split), self._domains[split]
+        N, S, Q = self.ways.high, self.shots.high, self.queries[split].high
+        # What later options draw comes last, so that recorded tasks stay the same.
+        parts = [2 * N, 2 * N * (S + Q), N * S, N * Q, 4, N, 2 * N * S]
+        generators = [generator(self.seed, split, index) for index in indices]
+        draws = np.stack([random.random(sum(parts)) for random in generators])
+        of_classes, of_examples, order_S, order_Q, of_task, of_shots, of_noise = np.split(
+            draws, np.cumsum(parts)[:-1], axis=1
+        )
+        domain_T = (of_task[:, 0] * len(domains)).astype(np.int64)
+        count_T = domains.sizes[domain_T]
+        ways_T = self.ways.at(of_task[:, 1], most=count_T)
+        chosen_TN = distinct(of_classes.reshape(-1, 2, N), count_T, ways_T)
+        chosen_TN = domains.flat[domains.starts[domain_T][:, None] + chosen_TN]
+        sizes_TN = pool.sizes[chosen_TN]
+        shots_TN = np.minimum(self._shots(of_task[:, 2], of_shots, ways_T), sizes_TN - 1)
+        queries_TN = np.minimum(self.queries[split].at(of_task[:, 3])[:, None], sizes_TN - shots_TN)
+        taken_TNK = distinct(of_examples.reshape(-1, N, 2, S + Q), sizes_TN, shots_TN + queries_TN)
+        rows_TNK = pool.flat[pool.starts[chosen_TN][..., None] + taken_TNK]
+        present_TN1 = (np.arange(N) < ways_T[:, None])[..., None]
+        batches = []
+        for first_TN, end_TN, most, order in (
+            (np.zeros_like(shots_TN), shots_TN, S, order_S),
+            (shots_TN, shots_TN + queries_TN, Q, order_Q),
+        ):
+            own = first_TN[..., None] + np.arange(most)
+            real = present_TN1 & (own < end_TN[..., None])
+            rows = np.take_along_axis(rows_TNK, np.minimum(own, S + Q - 1), 2)
+            labels = np.broadcast_to(np.arange(N)[:, None], rows.shape)
+            if order is order_S and self.label_noise:
+                labels = self._flipped(labels, of_noise, shots_TN, ways_T)
+            batch = self._batch(rows, labels, real, order)
+            if split == "train" and self.augment:
+                batch = batch._replace(inputs=torch.stack([*map(self.augment, batch.inputs, generators)]))
+            batches.append(batch)
+        return Task(*batches)
 
     def pretraining_batch(self, step: int, size: int) -> Batch:
-        """`size` random training drawings; targets one-hot over all training classes, (size, num_train_classes)."""
-        rows = self._rows_of("train")
+        """`size` random training examples; targets one-hot over all training classes, (size, num_train_classes)."""
+        pool = self._pool("train")
         random = np.random.default_rng([self.seed, len(SPLITS), step])  # no split's number: other draws than any task's
-        places = random.integers(len(rows.flat), size=size)
-        labels = rows.starts.searchsorted(places, side="right") - 1
-        return Batch(self._inputs(rows.flat[places]), _one_hot(labels, len(rows.sizes)), torch.ones(size))
+        places = random.integers(len(pool.flat), size=size)
+        labels = pool.member_of(places)
+        inputs = self.examples.take(pool.flat[places])
+        inputs = self.augment(inputs, random) if self.augment else inputs
+        return Batch(inputs, _one_hot(labels, len(pool)), torch.ones(size))
 
     def describe(self) -> dict[str, Any]:
+        images = getattr(self.examples, "images", None)
         return {
             "source": self.name,
-            "ways": self.ways,
-            "shots": self.shots,
-            "queries": self.queries["test"],
-            "train_queries": self.queries["train"],
+            "ways": self.ways.plain(),
+            "shots": self.shots.plain(),
+            "queries": self.queries["test"].plain(),
+            "train_queries": self.queries["train"].plain(),
+            **({"imbalance": self.imbalance} if self.imbalance else {}),
+            **({"label_noise": self.label_noise} if self.label_noise else {}),
             "seed": self.seed,
             "classes": {split: len(names) for split, names in self.class_names.items()},
-            "image_size": list(self._images.shape[1:]),
+            **({"domains": {split: len(own) for split, own in self._domains.items()}} if self._within else {}),
+            **({"image_size": list(images.shape[1:])} if images is not None else {}),
+            **(self.encoding.describe() if self.encoding else {}),
+            **({"dropped": self.dropped} if self.dropped else {}),
         }
 
-    def _batch(self, drawings: np.ndarray, order: np.ndarray) -> Batch:
-        """The drawings (T, N, k) of each class as rows in the given order (T, N * k)."""
-        rows = np.take_along_axis(drawings.reshape(order.shape), order, 1)
-        return Batch(self._inputs(rows), _one_hot(order // drawings.shape[-1], self.ways), torch.ones(order.shape))
+    def _shots(self, of_task_T: np.ndarray, of_class_TN: np.ndarray, ways_T: np.ndarray) -> np.ndarray:
+        """The shots (T, N) of each class."""
+        low, high = self.shots
+        if self.imbalance is None:
+            return np.broadcast_to(self.shots.at(of_task_T)[:, None], of_class_TN.shape)
+        if self.imbalance == "random":
+            return self.shots.at(of_class_TN)
+        ways_T1 = ways_T[:, None]
+        present = np.arange(of_class_TN.shape[1]) < ways_T1
+        rank_TN = np.where(present, of_class_TN, 1 + of_class_TN).argsort(1).argsort(1)
+        if self.imbalance == "step":
+            return np.where(rank_TN < ways_T1 // 2, low, high)
+        spread = low - 0.499 + rank_TN * (high - low + 0.998) / (ways_T1 - 1)
+        return np.minimum(spread.round().astype(np.int64), high)
 
-    def _inputs(self, rows: np.ndarray) -> Tensor:
-        picked = self._images.index_select(0, torch.from_numpy(rows.ravel()))
-        return picked.to(torch.float32).div_(255).unflatten(0, rows.shape)
+    def _flipped(
+        self, labels_TNS: np.ndarray, draws: np.ndarray, shots_TN: np.ndarray, ways_T: np.ndarray
+    ) -> np.ndarray:
+        """The labels, some of them another class of the task; never a class's first."""
+        flip, other = draws.reshape(len(draws), 2, *labels_TNS.shape[1:]).swapaxes(0, 1)
+        chance_TN1 = (self.label_noise * shots_TN / np.maximum(shots_TN - 1, 1))[..., None]
+        flipped = (flip < chance_TN1) & (np.arange(labels_TNS.shape[2]) > 0)
+        others = (other * (ways_T[:, None, None] - 1)).astype(np.int64)
+        return np.where(flipped, others + (others >= labels_TNS), labels_TNS)
 
-    def _rows_of(self, split: Split) -> _Rows:
-        if split not in self._rows:
-            raise ValueError(f"{self.name} has no {split!r} split, only {', '.join(self._rows)}; give it classes there")
-        return self._rows[split]
+    def _batch(self, rows: np.ndarray, labels: np.ndarray, real: np.ndarray, order: np.ndarray) -> Batch:
+        """Rows, labels and reality (T, N, k) of each class's examples as a batch (T, N * k), the padding last."""
+        real = real.reshape(order.shape)
+        order = np.where(real, order, 1 + order).argsort(1)
+        real = np.take_along_axis(real, order, 1)
+        first = np.where(real, order, order[:, :1])
+        rows, labels = (np.take_along_axis(values.reshape(order.shape), first, 1) for values in (rows, labels))
+        weight = torch.from_numpy(real.astype(np.float32))
+        return Batch(self.examples.take(rows), _one_hot(labels, self.ways.high), weight)
 
-    def _check(self) -> None:
-        owner = np.full(len(self._images), -1)  # the split each image stands in
-        home: dict[str, str] = {}
-        for number, (split, rows) in enumerate(self._rows.items()):
-            names = self.class_names[split]
-            if len(names) < self.ways:
-                raise ValueError(
-                    f"{self.name}: the {split} split has {len(names)} classes, fewer than the {self.ways} ways of a "
-                    "task; lower ways or add classes"
-                )
-            needed = self.shots + self.queries[split]
-            short = np.flatnonzero(rows.sizes < needed)
-            if len(short):
-                raise ValueError(
-                    f"{self.name}: class {names[short[0]]!r} in {split} has {rows.sizes[short[0]]} drawings, but "
-                    f"{self.shots} shots + {self.queries[split]} queries need {needed}; lower shots or "
-                    f"queries, or leave out classes this small ({len(short)} in {split})"
-                )
-            if rows.flat.min() < 0 or rows.flat.max() >= len(owner):
-                raise ValueError(
-                    f"{self.name}: {split} points at image rows {rows.flat.min()} … {rows.flat.max()}, but the images "
-                    f"have rows 0 … {len(owner) - 1}"
-                )
-            if len(np.unique(rows.flat)) < len(rows.flat):
-                raise ValueError(f"{self.name}: an image stands twice in {split}; list each once, in one class")
-            leaked = np.flatnonzero(owner[rows.flat] >= 0)
-            twice = [name for name in names if name in home]
-            if len(leaked) or twice:
-                what = f"class {twice[0]!r}" if twice else f"image {rows.flat[leaked[0]]}"
-                raise ValueError(f"{self.name}: {what} is in {split} and in another split; keep it in one of them")
-            owner[rows.flat] = number
-            home.update(dict.fromkeys(names, split))
+    def _pool(self, split: Split) -> Pool:
+        if split not in self._pools:
+            raise ValueError(
+                f"{self.name} has no {split!r} split, only {', '.join(self._pools)}; give it classes there"
+            )
+        return self._pools[split]
 
-
-class _Rows:
-    """The image rows of all classes of a split end to end: class c holds `flat[starts[c] : starts[c] + sizes[c]]`."""
-
-    def __init__(self, flat: np.ndarray, sizes: np.ndarray) -> None:
-        self.flat, self.sizes, self.starts = flat, sizes, sizes.cumsum() - sizes
-
-    @classmethod
-    def of(cls, pool: Pool, source: str) -> _Rows:
-        rows = {name: np.asarray(rows) for name, rows in pool.items()}
-        for name, own in rows.items():
-            if own.ndim != 1 or (own.size and own.dtype.kind not in "iu"):
-                raise ValueError(f"{source}: the rows of class {name!r} must be integers, got {own.dtype} {own.shape}")
-        flat = np.concatenate([*rows.values(), []]).astype(np.int64)
-        return cls(flat, np.array([len(own) for own in rows.values()], np.int64))
-
-
-def _distinct(draws: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    r"""k different integers below each count, every ordered choice equally likely.
-
-    Floyd's algorithm, for all rows at once: for $j = n-k, …, n-1$ take $t \sim U\{0 … j\}$, or $j$ where $t$ is taken
-    already; then shuffle. It costs k steps whatever the counts.
-
-    Args:
-        draws: (..., 2, k) uniform in [0, 1): the first k choose, the last k shuffle.
-        counts: (...), each at least k; broadcasts.
-
-    References:
-        Bentley, Floyd: A sample of brilliance, Communications of the ACM 30(9), 1987.
-    """
-    choice, order = draws[..., 0, :], draws[..., 1, :]
-    k = choice.shape[-1]
-    taken = np.empty(choice.shape, np.int64)
-    for i in range(k):
-        last = counts - k + i
-        pick = (choice[..., i] * (last + 1)).astype(np.int64)
-        repeated = (taken[..., :i] == pick[..., None]).any(-1)
-        taken[..., i] = np.where(repeated, last, pick)
-    return np.take_along_axis(taken, order.argsort(-1), -1)
+    def _of_domains(self, split: Split, within: Mapping[str, str] | None) -> Pool:
+        """The class numbers of each domain; without domains, all classes are one."""
+        names, least = self._pools[split].names, self.ways.low
+        members: dict[str, list[int]] = {} if within is not None else {"": list(range(len(names)))}
+        for number, name in enumerate(names if within is not None else ()):
+            if within is None or name not in within:
+                raise ValueError(f"{self.name}: class {name!r} in {split} has no domain; give each class one")
+            members.setdefault(within[name], []).append(number)
+        domains = Pool(members, self.name)
+        short = domains.sizes < least
+        if short.any() and within is not None and self.small != "error":
+            self.dropped[f"domains in {split} with fewer than {least} classes"] = int(short.sum())
+            domains, short = domains.without(short), short[:0]
+        if short.any() or not len(domains):
+            what = f"domain {domains.names[int(short.argmax())]!r} of the" if within else "the"
+            count = domains.sizes[short][0] if short.any() else 0
+            left_out = f" ({', '.join(self.dropped)} were left out)" if self.dropped else ""
+            raise ValueError(
+                f"{self.name}: {what} {split} split has {count} classes, fewer than the {least} ways of a task"
+                f"{left_out}; lower ways or add classes{', or leave such domains out by small: drop' if within else ''}"
+            )
+        return domains
 
 
 def _one_hot(labels: np.ndarray, ways: int) -> Tensor:

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from kshot.tasks import library
-from kshot.tasks.fewshot import ClassTasks
+from kshot.tasks.drawing import Size
+from kshot.tasks.fewshot import ClassTasks, Imbalance
 from kshot.types import Split
 
 if TYPE_CHECKING:
@@ -51,7 +52,14 @@ _FINER = 3  # drawings are made this many times larger and averaged down
 
 
 def glyphs(
-    *, ways: int = 5, shots: int = 1, queries: int = 15, train_queries: int | None = None, seed: int = 0
+    *,
+    ways: Size = 5,
+    shots: Size = 1,
+    queries: Size = 15,
+    train_queries: Size | None = None,
+    imbalance: Imbalance | None = None,
+    label_noise: float = 0.0,
+    seed: int = 0,
 ) -> ClassTasks:
     r"""Tell characters of unseen scripts apart: grey 28×28 drawings, strokes bright on dark, 20 of each character.
 
@@ -76,7 +84,7 @@ def glyphs(
     Pillow and FreeType give the same bytes.
 
     Args:
-        ways: classes of a task.
+        ways, imbalance, label_noise: as in `ClassTasks`; ways, shots and queries may be ranges.
         shots: support drawings of each class.
         queries: query drawings of each class; shots + queries is at most 20.
         train_queries: the same in training tasks, `queries` by default.
@@ -111,6 +119,8 @@ def glyphs(
         shots=shots,
         queries=queries,
         train_queries=train_queries,
+        imbalance=imbalance,
+        label_noise=label_noise,
         seed=seed,
         name="glyphs",
     )

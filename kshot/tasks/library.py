@@ -1,80 +1,33 @@
-"""The library of data sets: which ones kshot knows, where they live, and where what was made of them is kept."""
+"""The library of data sets: where they live, how they get there, and where what was made of them is kept."""
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
-import stat
 import tempfile
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib import import_module
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import NamedTuple
+from urllib.parse import urlsplit
 
 import numpy as np
 
-
-class DataSet(NamedTuple):
-    """A data set that kshot can open.
-
-    Attributes:
-        name: its factory in `kshot.tasks`, and its folder in the library.
-        description: what it holds.
-        licence: of the data.
-        address: where it comes from; empty for what is built in.
-        cut: how it's cut into train, val and test.
-        parts: the files and folders at the top of its folder, of which those present are copied; none: built in.
-        where: the folder it was found in; None where it is built in or was not found.
-    """
-
-    name: str
-    description: str
-    licence: str
-    address: str
-    cut: str
-    parts: tuple[str, ...] = ()
-    where: Path | None = None
-
-    @property
-    def built_in(self) -> bool:
-        """Whether it needs no files of its own."""
-        return not self.parts
+from kshot.tasks.fetching import Progress, fetch
+from kshot.tasks.known_sets import KNOWN, DataSet, File
+from kshot.tasks.unpacking import SUFFIXES as ARCHIVES
+from kshot.tasks.unpacking import unpack
 
 
-KNOWN = (
-    DataSet(
-        "sinusoids",
-        "sine waves to regress, drawn at run time",
-        "none needed",
-        "",
-        "each split draws its own amplitudes and phases from one distribution",
-    ),
-    DataSet(
-        "glyphs",
-        "characters of many scripts, drawn at run time from the fonts that matplotlib ships",
-        "DejaVu fonts: Bitstream Vera licence and public domain",
-        "",
-        "by script: whole scripts are held out",
-    ),
-    DataSet(
-        "omniglot",
-        "1,623 handwritten characters of 50 alphabets, 20 drawings of each",
-        "MIT",
-        "https://github.com/brendenlake/omniglot",
-        "by character, the lists of Vinyals et al. 2016: splits_vinyals/{train,val,test}.txt",
-        (
-            "images_background.zip",
-            "images_evaluation.zip",
-            "images_background",
-            "images_evaluation",
-            "splits_vinyals",
-            "LICENSE",
-        ),
-    ),
-)
+class Added(NamedTuple):
+    """A data set that was added: its folder, and in words how far its files are known to be right."""
+
+    folder: Path
+    trust: str
 
 
 def data_folders() -> list[Path]:
@@ -96,7 +49,7 @@ def find(name: str) -> Path:
         looked = ", ".join(str(folder / name) for folder in data_folders())
         raise ValueError(
             f"the data set {name!r} was not found; looked for {looked}. Add it with "
-            f"`kshot data add {name} --from FOLDER`, or set KSHOT_DATA to the folder that holds {name}/"
+            f"`kshot data add {name}`, or set KSHOT_DATA to the folder that holds {name}/"
         )
     return where
 
@@ -112,7 +65,7 @@ def known() -> list[DataSet]:
 
 
 def check(name: str) -> dict[str, dict[str, int]]:
-    """Open a data set, and count its classes and drawings in each split; empty where the tasks have no end.
+    """Open a data set, and count what it holds: in each split, or its files; empty where the tasks have no end.
 
     Raises:
         ValueError: the name isn't known, the set was not found, or it's damaged.
@@ -121,67 +74,181 @@ def check(name: str) -> dict[str, dict[str, int]]:
         >>> check("sinusoids")
         {}
     """
-    return _open(_row(name))
+    row = _row(name)
+    return _open(row) if row.has_factory else _files_of(row, find(name))
 
 
-def add(name: str, source: Path) -> Path:
-    """Copy a data set into the library, after checking it; the folder it now has.
+def add(name: str, source: Path | str | None = None, progress: Progress | None = None) -> Added:
+    """Fetch or copy a data set into the library, after checking it.
+
+    What is fetched is compared with the hashes that are published. Where none is, the first copy is trusted, and the
+    hash of it is recorded in `.hashes/` in the library, for the next.
 
     Args:
         name: one of the known sets that are not built in.
-        source: the folder that holds the set's files, or a zip of it.
+        source: the folder that holds the set's files, an archive of it, or the address of either; by default
+            `$KSHOT_MIRROR/NAME` where that is set, and else the publisher's.
+        progress: is told how far each file is.
 
     Raises:
-        ValueError: the set is built in or has been added already, `source` doesn't hold it or is damaged, or the
-            library cannot be written. The library is then as it was.
+        ValueError: the set is built in or has been added already, `source` doesn't hold it, is damaged or differs from
+            what is published, it cannot be fetched, or the library cannot be written. The library is then as it was,
+            but for what was fetched so far, with which the next call goes on.
     """
     row, target = _row(name), data_folders()[0] / name
     if row.built_in:
         raise ValueError(f"{name!r} is built in and needs no files")
     if target.exists():
         raise ValueError(f"{target} exists already and is never written over; move it away first")
+    mirror = os.environ.get("KSHOT_MIRROR")
+    source = f"{mirror.rstrip('/')}/{name}" if source is None and mirror else source
+    with beside(target) as scratch:
+        if source is not None and "://" not in str(source):
+            content = _local(name, Path(source).expanduser(), scratch)
+            _put(row, content, target, scratch)
+            return Added(target, _compared(row, target))
+        with _fetching(target) as folder:
+            content, fresh = _fetched(row, None if source is None else str(source), folder, scratch, progress)
+            _put(row, content, target, scratch)
+            shutil.rmtree(folder, ignore_errors=True)
+    if not fresh:
+        return Added(target, "each file has the hash that is published, or was recorded before")
+    _record(name, fresh)
+    return Added(target, f"no hash is published: it was recorded in {_recorded(name)}, and later copies must have it")
+
+
+def _local(name: str, source: Path, scratch: Path) -> Path:
+    """The folder of a set's files, for the folder or the archive that a user has."""
     if not source.exists():
-        raise ValueError(f"{source} does not exist; give the folder or the zip that holds {name}")
-    with _beside(target) as beside:
-        content = source
-        if source.is_file():
-            content = beside / "unpacked"
-            unpack(source, content)
-        made = beside / "made"
-        try:
-            _copy(_holding(content, row), made, row)
-        except OSError as error:
-            raise ValueError(f"{source} could not be copied to {target}: {error}") from error
-        _open(row, path=made)
-        try:
-            made.rename(target)
-        except OSError as error:  # somebody else added it meanwhile
-            raise ValueError(f"{target} could not be made ({error.strerror}); move away what is there") from error
-    return target
+        raise ValueError(f"{source} does not exist; give the folder or the archive that holds {name}")
+    if source.is_dir():
+        return source
+    unpack(source, scratch / "unpacked")
+    return scratch / "unpacked"
 
 
-def unpack(archive: Path, folder: Path) -> None:
-    """Unpack a zip into a folder that does not exist yet.
-
-    Raises:
-        ValueError: not a zip, damaged, or with a member that is a link or leads out of the folder.
-    """
-    with opened_zip(archive) as members:
-        for member in members.infolist():
-            target = (folder / member.filename).resolve()
-            if stat.S_ISLNK(member.external_attr >> 16) or not target.is_relative_to(folder.resolve()):
-                raise ValueError(f"{archive}: {member.filename!r} leads out of the archive; nothing was unpacked")
-        members.extractall(folder)
+def _fetched(
+    row: DataSet, base: str | None, folder: Path, scratch: Path, progress: Progress | None
+) -> tuple[Path, dict[str, str]]:
+    """The folder of the files fetched, and the hashes of those that there was nothing to compare with."""
+    files = row.files
+    if base and urlsplit(base).path.endswith(ARCHIVES):
+        files = (File(PurePosixPath(urlsplit(base).path).name, base, unpacked=True),)
+    elif base:
+        files = tuple(file._replace(address=f"{base.rstrip('/')}/{file.name}") for file in files)
+    known, fresh = _recorded_hashes(row.name), {}
+    content = folder
+    for file in files:
+        path = folder / file.name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if not path.exists():
+            fetch(file.address, path, progress)
+        expected = file.hashes or ((known[file.name],) if file.name in known else ())
+        if not expected:
+            fresh[file.name] = f"sha256:{_hash(path, 'sha256')}"
+        elif not _matches(path, expected):
+            found = _hash(path, "sha256")
+            path.unlink()
+            whose = "is published" if file.hashes else f"was recorded in {_recorded(row.name)} when it was first added"
+            raise ValueError(
+                f"{file.address} is not what was expected, and nothing was added: its SHA-256 is {found}, but "
+                f"{expected[0]} {whose}. It was changed on the way or by its publisher; fetch it from another address "
+                "by --from"
+            )
+        if file.unpacked:
+            content = scratch / "unpacked"
+            try:
+                unpack(path, content)
+            except ValueError:
+                path.unlink()  # it came whole, but isn't: nothing to go on from
+                raise
+    return content, fresh
 
 
 @contextmanager
-def opened_zip(path: Path) -> Iterator[zipfile.ZipFile]:
-    """A zip for reading; damage met on the way becomes a `ValueError` that names the file."""
+def _fetching(target: Path) -> Iterator[Path]:
+    """The folder of what was fetched so far for a set, for one process at a time."""
+    from filelock import FileLock, Timeout
+
+    folder = target.parent / ".fetched" / target.name
+    folder.mkdir(parents=True, exist_ok=True)
     try:
-        with zipfile.ZipFile(path) as archive:
-            yield archive
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as error:
-        raise ValueError(f"{path} is damaged or not a zip ({error}); download it again") from error
+        with FileLock(f"{folder}.lock", timeout=0):
+            yield folder
+    except Timeout:
+        raise ValueError(f"another process is adding {target.name} to {target.parent}; wait for it") from None
+
+
+def _put(row: DataSet, content: Path, target: Path, scratch: Path) -> None:
+    """Copy a set's parts to its place, after opening them."""
+    made = scratch / "made"
+    try:
+        _copy(_holding(content, row), made, row)
+    except OSError as error:
+        raise ValueError(f"{content} could not be copied to {target}: {error}") from error
+    if row.has_factory:
+        _open(row, path=made)
+    else:
+        _files_of(row, made)
+    try:
+        made.rename(target)
+    except OSError as error:  # somebody else added it meanwhile
+        raise ValueError(f"{target} could not be made ({error.strerror}); move away what is there") from error
+
+
+def _files_of(row: DataSet, folder: Path) -> dict[str, dict[str, int]]:
+    """Count the files of a set that has no factory, after comparing them with what is published."""
+    for name in row.parts:
+        if not (folder / name).exists():
+            raise ValueError(f"{folder} lacks {name} of {row.name}; add it anew")
+    for file in row.files:
+        if file.hashes and not _matches(folder / file.name, file.hashes):
+            raise ValueError(
+                f"{folder / file.name} is not the published file of {row.name}: its SHA-256 is "
+                f"{_hash(folder / file.name, 'sha256')}, not {file.hashes[0]}. Fetch it anew; a file of your own needs "
+                "no place in the library: name its path in the run file"
+            )
+    sizes = [path.stat().st_size for path in folder.rglob("*") if path.is_file()]
+    return {"files": {"files": len(sizes), "bytes": sum(sizes)}}
+
+
+def _compared(row: DataSet, folder: Path) -> str:
+    """How far the files of a set are known to be right, in words."""
+    published = [file for file in row.files if file.hashes]
+    if not published:
+        return "no hash is published to compare it with"
+    right = [file for file in published if (folder / file.name).is_file() and _matches(folder / file.name, file.hashes)]
+    if len(right) == len(published):
+        return "each file has the hash that is published"
+    return f"{len(right)} of {len(row.files)} files have a hash that is published; all were opened"
+
+
+def _matches(path: Path, hashes: tuple[str, ...]) -> bool:
+    return any(_hash(path, kind) == expected for kind, expected in (entry.split(":") for entry in hashes))
+
+
+def _hash(path: Path, kind: str) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, lambda: hashlib.new(kind, usedforsecurity=False)).hexdigest()
+
+
+def _recorded(name: str) -> Path:
+    """Where the hashes of a set's files are recorded, a line `sha256:… name` each."""
+    return data_folders()[0] / ".hashes" / f"{name}.txt"
+
+
+def _recorded_hashes(name: str) -> dict[str, str]:
+    path = _recorded(name)
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    return {file: value for value, file in (line.split(" ", 1) for line in lines)}
+
+
+def _record(name: str, fresh: dict[str, str]) -> None:
+    path = _recorded(name)
+    lines = [f"{value} {file}\n" for file, value in (_recorded_hashes(name) | fresh).items()]
+    with beside(path) as scratch:
+        (scratch / "hashes").write_text("".join(lines), encoding="utf-8")
+        (scratch / "hashes").replace(path)
 
 
 def cache_folder() -> Path:
@@ -222,13 +289,13 @@ def write_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
     Raises:
         ValueError: the folder can't be written.
     """
-    with _beside(path) as beside:
-        np.savez(beside / "arrays.npz", **arrays)  # type: ignore[arg-type]
-        (beside / "arrays.npz").replace(path)
+    with beside(path) as scratch:
+        np.savez(scratch / "arrays.npz", **arrays)  # type: ignore[arg-type]
+        (scratch / "arrays.npz").replace(path)
 
 
 @contextmanager
-def _beside(target: Path) -> Iterator[Path]:
+def beside(target: Path) -> Iterator[Path]:
     """A scratch folder beside `target`, on the same disk so that a rename is atomic; gone at the end."""
     try:
         target.parent.mkdir(parents=True, exist_ok=True)

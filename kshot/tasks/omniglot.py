@@ -10,11 +10,14 @@ import io
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
+from typing import Literal
 
 import numpy as np
 
 from kshot.tasks import library
-from kshot.tasks.fewshot import ClassTasks
+from kshot.tasks.drawing import Size
+from kshot.tasks.fewshot import ClassTasks, Imbalance
+from kshot.tasks.unpacking import opened_zip
 from kshot.types import SPLITS, Split
 
 PARTS = "images_background", "images_evaluation"
@@ -28,10 +31,13 @@ _VERSION = 1  # counts the changes to the decoding below: part of the cache's na
 
 def omniglot(
     *,
-    ways: int = 5,
-    shots: int = 1,
-    queries: int = 15,
-    train_queries: int | None = None,
+    ways: Size = 5,
+    shots: Size = 1,
+    queries: Size = 15,
+    train_queries: Size | None = None,
+    within: Literal["alphabet"] | None = None,
+    imbalance: Imbalance | None = None,
+    label_noise: float = 0.0,
     seed: int = 0,
     size: int = 28,
     path: Path | str | None = None,
@@ -44,10 +50,11 @@ def omniglot(
     The 105×105 drawings are inverted, scaled down with antialiasing, and kept in the cache as one array.
 
     Args:
-        ways: classes of a task.
+        ways, imbalance, label_noise: as in `ClassTasks`; ways, shots and queries may be ranges.
         shots: support drawings of each class.
         queries: query drawings of each class; shots + queries is at most 20.
         train_queries: the same in training tasks, `queries` by default.
+        within: "alphabet" takes all characters of a task from one alphabet.
         seed: names the sequence of tasks.
         size: pixels of a drawing's side; the drawings take 130 kB × size² of memory, 102 MB at 28.
         path: the folder that holds `images_background` and `images_evaluation`, as zips or as folders
@@ -69,6 +76,8 @@ def omniglot(
     """
     if size < 1:
         raise ValueError(f"size must be at least 1 pixel, got {size}")
+    if within not in (None, "alphabet"):
+        raise ValueError(f"within must be 'alphabet' or None, got {within!r}")
     folder = library.find("omniglot") if path is None else Path(path)
     lists = {split: _split_list(folder, split) for split in SPLITS}
     _check_rotations(lists)
@@ -94,6 +103,9 @@ def omniglot(
         shots=shots,
         queries=queries,
         train_queries=train_queries,
+        within={name: name.split("/")[0] for own in classes.values() for name in own} if within else None,
+        imbalance=imbalance,
+        label_noise=label_noise,
         seed=seed,
         name="omniglot",
     )
@@ -138,8 +150,7 @@ def _part(folder: Path, name: str) -> Path:
         if path.exists():
             return path
     raise ValueError(
-        f"{folder} holds neither {name}.zip nor {name}/; download it from github.com/brendenlake/omniglot, and add the "
-        "whole with `kshot data add omniglot --from FOLDER`"
+        f"{folder} holds neither {name}.zip nor {name}/; `kshot data add omniglot` fetches both, with the lists"
     )
 
 
@@ -171,7 +182,7 @@ def _drawings(part: Path, size: int) -> Iterator[tuple[str, np.ndarray]]:
         for path in _pngs(part):
             yield "/".join(path.parts[-3:]), _drawing(path.read_bytes(), str(path), size)
         return
-    with library.opened_zip(part) as archive:
+    with opened_zip(part) as archive:
         for member in archive.namelist():
             inner = PurePosixPath(member).parts
             if member.endswith(".png") and len(inner) >= 3 and "__MACOSX" not in inner:

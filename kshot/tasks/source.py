@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
 from kshot import types
 from kshot.objectives import Objective
-from kshot.types import SPLITS, Batch, Split, Task, tree_map
+from kshot.types import SPLITS, Batch, Split, Task, tree_leaves, tree_map
+
+if TYPE_CHECKING:
+    from kshot.tasks.encoding import Encoding
 
 
 class TaskSource(ABC):
@@ -23,10 +26,12 @@ class TaskSource(ABC):
     Attributes:
         objective: what the tasks ask.
         seed: names the sequence of tasks.
+        encoding: how a user's files become inputs of these tasks, where they were read from a table; a run keeps it.
     """
 
     objective: Objective
     seed: int
+    encoding: Encoding | None = None
 
     @abstractmethod
     def task(self, split: Split, index: int) -> Task:
@@ -51,6 +56,13 @@ class TaskSource(ABC):
     def describe(self) -> dict[str, Any]:
         """What a report says of the tasks: at least the seed; ways, shots and queries where they exist."""
         return {"seed": self.seed}
+
+
+def hash_into(digest: Any, task: Task) -> None:
+    """Update a hash of `hashlib` by the content of a task: types, shapes and values of all its tensors."""
+    for leaf in tree_leaves(task):
+        digest.update(f"{leaf.dtype}{tuple(leaf.shape)}".encode())
+        digest.update(leaf.contiguous().cpu().numpy())
 
 
 def generator(seed: int, split: Split, index: int) -> np.random.Generator:

@@ -10,7 +10,6 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from kshot import objectives
 from kshot.tasks.source import TaskSource
 from kshot.training.fit import OuterLoop, Progress, Settings, seeded
 from kshot.types import Batch
@@ -74,7 +73,7 @@ def pretraining(
 ) -> OuterLoop:
     """The outer loop that pretrains `model`: classification of all training classes, or the tasks' own objective on
     the examples of many tasks in one bag where the source has no classes. `finish` it when it is done."""
-    classify = source.objective is objectives.classification
+    classify = source.objective.own_classes
     first = source.pretraining_batch(0, settings.size)
     module: nn.Module = model
     fixed = None

@@ -1,0 +1,297 @@
+"""Language tasks from a user's own texts: adapt to an author, speaker, language or file, then predict on.
+
+Shape legend: n windows, L characters of a window (length).
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from kshot import objectives
+from kshot.tasks.drawing import Size
+from kshot.tasks.examples import Examples
+from kshot.tasks.features import SpanExamples
+from kshot.tasks.groups import GroupTasks, Order
+from kshot.tasks.pools import Rows, Small
+from kshot.tasks.prose import column_of, files_of, read_text, texts_of, values_of, words_of
+from kshot.tasks.reading import SUFFIXES, Reading, open_table
+from kshot.tasks.splitting import cut
+from kshot.tasks.vocabulary import PADDING, UNKNOWN, Vocabulary
+from kshot.types import Split
+
+BadRows = Literal["error", "drop"]
+
+log = logging.getLogger(__name__)
+
+OF_FILES = ("file", "folder", "passage")
+"""What a task of text files can be; anything else is a table's column."""
+RATIO = (0.7, 0.15, 0.15)
+"""The shares of the tasks in train, val and test where nothing else is said."""
+IGNORED = -100
+"""The target of a position that is not scored."""
+UNREADABLE, UNNAMED = "files in another encoding", "characters before the first that the pattern names"
+BYTES = Vocabulary(map(chr, range(256)))
+"""The vocabulary of bytes: byte b has the id b + 2."""
+
+
+def corpus(
+    path: Path | str,
+    *,
+    task: str = "file",
+    pattern: str | None = None,
+    text: str = "text",
+    files: str = "*.txt",
+    unit: Literal["characters", "bytes"] = "characters",
+    length: int = 64,
+    shots: Size = 8,
+    queries: Size = 8,
+    train_queries: Size | None = None,
+    order: Order = "given",
+    split: Mapping[str, Any] | None = None,
+    small: Small = "error",
+    bad_rows: BadRows = "error",
+    reading: Mapping[str, Any] | None = None,
+    seed: int = 0,
+) -> Corpus:
+    r"""Predict each next character of somebody's text, after adapting to a little of it.
+
+    A task is a file, a folder of files, a speaker in the files, or whoever a column of a table names. Its texts are
+    laid end to end, a line feed between them, and cut into windows of `length` characters. With $x$ a task's text,
+
+    $$ \text{inputs}_i = x_{iL} \dots x_{iL+L-1}, \quad \text{targets}_i = x_{iL+1} \dots x_{iL+L}, $$
+
+    so that each character but the first is predicted exactly once, and no window of the query shows what a window of
+    the support asks. The last window of a task is padded: its inputs with 0, its targets with -100, which
+    `objectives.next_token` does not score.
+
+    Inputs and targets are int64 (shots, L) in the support and (queries, L) in the query: 0 is padding, 1 a character
+    that no training task holds, 2 … the characters of the training tasks, or the bytes of UTF-8.
+
+    Args:
+        path: a folder of text files, one such file, or a table (CSV, TSV, NDJSON, Parquet).
+        task: what a task is. Of files: "file", "folder" (that the file lies in), or "passage", where the files name who
+            speaks. Of a table: the column that names it, such as author.
+        pattern: a regular expression whose first group is the task's name. For "file" and "folder" it is looked for in
+            the path from the folder on, and is optional: `-(\w+)\.txt$` makes `1789-Washington.txt` a text of
+            Washington. For "passage" it is found where a file names who speaks from there on, such as a line
+            `^(.+):$`; the match itself is no part of anybody's text.
+        text: a table's column with the texts; its rows are in order.
+        files: the names of the files that are read from a folder.
+        unit: "characters", or "bytes" of UTF-8, whose vocabulary of 258 is the same for all data.
+        length: characters (or bytes) of a window.
+        shots: support windows, an int or a range; so much of a task is known.
+        queries: query windows, an int or a range.
+        train_queries: the same in training tasks, `queries` by default.
+        order: "given" takes neighbouring windows, the support before the query; "random" any windows of the task.
+        split: how the tasks are cut into train, val and test, see `kshot.tasks.splitting`. By default as a table's
+            column split says, or else by ratio 0.7, 0.15, 0.15.
+        small: what becomes of a task with too few windows, see `GroupTasks`.
+        bad_rows: "error", or "drop" to leave out rows without a text or a task, and files in another encoding.
+        reading: how files are written, where it is not UTF-8 with commas: encoding, delimiter, …; see `Reading`.
+        seed: names the sequence of tasks.
+
+    Raises:
+        ValueError: a file, a column or a row that cannot be used, a pattern that is none or names no task, and what
+            `cut` and `GroupTasks` say.
+
+    Example:
+        >>> folder = Path(getfixture("tmp_path"))
+        >>> for name in ("ann", "bob"):
+        ...     _ = (folder / f"{name}.txt").write_text(f"my name is {name}. " * 9)
+        >>> source = corpus(folder, length=16, shots=2, queries=3, split={"ratio": [1, 0, 0]})
+        >>> support = source.task("train", 0).support
+        >>> support.inputs.shape, source.vocabulary.decode(support.inputs[0].tolist())
+        (torch.Size([2, 16]), 'my name is bob. ')
+    """
+    if unit not in ("characters", "bytes"):
+        raise ValueError(f"unit must be characters or bytes, got {unit!r}")
+    if length < 1:
+        raise ValueError(f"length must be at least 1 character, got {length}")
+    path, how = Path(path).expanduser(), Reading(**(reading or {}))
+    if task in OF_FILES:
+        found = _of_files(path, task, pattern, files, bad_rows, how)
+    else:
+        found = _of_table(path, task, text, (split or {}).get("column"), bad_rows, how)
+    if split is None:
+        split = {"column": "split"} if found.splits else {"ratio": RATIO}
+    parts = cut(found.texts, split, kind="group", values=found.splits)
+    texts = {name: "\n".join(own) for name, own in found.texts.items()}
+    if unit == "bytes":
+        texts = {name: own.encode().decode("latin-1") for name, own in texts.items()}
+    vocabulary = BYTES if unit == "bytes" else Vocabulary.fit(texts[name] for name in parts["train"])
+    ids = {name: vocabulary.encode(own).astype(np.int32) for name, own in texts.items()}
+    sizes = np.array([len(own) for own in ids.values()])
+    counts = -(-np.maximum(sizes - 1, 0) // length)  # windows of each task
+    first = np.cumsum(counts) - counts
+    of_task = np.repeat(np.arange(len(sizes)), counts)
+    ends = np.cumsum(sizes)
+    starts = (ends - sizes)[of_task] + length * (np.arange(len(of_task)) - first[of_task])
+    examples = WindowExamples(SpanExamples(np.concatenate(list(ids.values())), starts, ends[of_task], length + 1))
+    rows = {name: np.arange(start, start + count) for name, start, count in zip(ids, first, counts)}
+    source = Corpus(
+        examples,
+        {part: {name: rows[name] for name in names} for part, names in parts.items()},
+        vocabulary=vocabulary,
+        about={
+            "unit": unit,
+            "length": length,
+            "symbols": len(vocabulary),
+            "unknown": {part: _unknown([ids[name] for name in names]) for part, names in parts.items()},
+        },
+        objective=objectives.next_token,
+        shots=shots,
+        queries=queries,
+        train_queries=train_queries,
+        order=order,
+        small=small,
+        seed=seed,
+        name=f"corpus of {path.name}",
+    )
+    source.dropped |= {what: count for what, count in found.dropped.items() if count}
+    return source
+
+
+class Corpus(GroupTasks):
+    """`GroupTasks` over windows of text.
+
+    Attributes:
+        vocabulary: what the ids stand for; a model needs `len(vocabulary)` symbols.
+        about: what a report says of the texts; "unknown" is the share of characters that no training task holds.
+    """
+
+    def __init__(
+        self,
+        examples: Examples,
+        groups: Mapping[Split, Mapping[str, Rows]],
+        *,
+        vocabulary: Vocabulary,
+        about: Mapping[str, Any],
+        **options: Any,
+    ) -> None:
+        super().__init__(examples, groups, **options)
+        self.vocabulary, self.about = vocabulary, dict(about)
+
+    def describe(self) -> dict[str, Any]:
+        return super().describe() | self.about
+
+
+class WindowExamples:
+    """Windows of L + 1 symbols as (inputs, targets), both (..., L): the first L, and those that follow them."""
+
+    def __init__(self, windows: SpanExamples) -> None:
+        self.windows = windows
+
+    def __len__(self) -> int:
+        return len(self.windows)
+
+    def take(self, rows: np.ndarray) -> tuple[Tensor, Tensor]:
+        window = self.windows.take(rows)
+        inputs, following = window[..., :-1], window[..., 1:]
+        scored = following != PADDING
+        return torch.where(scored, inputs, PADDING), torch.where(scored, following, IGNORED)
+
+
+class _Found(NamedTuple):
+    """The texts of each task in order; the values of the column that says its split; what was left out."""
+
+    texts: dict[str, list[str]]
+    splits: dict[str, set[str]] | None
+    dropped: dict[str, int]
+
+
+def _of_table(path: Path, task: str, text: str, column: str | None, bad_rows: BadRows, reading: Reading) -> _Found:
+    if path.is_dir():
+        raise ValueError(
+            f"{path} is a folder; its tasks are a file, folder or passage each, and {task!r} is none of these"
+        )
+    import polars as pl
+
+    table = open_table(path, reading)
+    texts, names = texts_of(table, text), words_of(table, task, "a text needs the name of its task")
+    kept = np.flatnonzero(table.settle(bad_rows))
+    groups = pl.DataFrame({"name": names[kept], "text": texts[kept]}).group_by("name", maintain_order=True).agg("text")
+    if column is None and "split" in table.frame.columns:
+        column = "split"
+    splits = None if column is None else values_of(names[kept], column_of(table, column)[kept])
+    return _Found(dict(groups.iter_rows()), splits, {"bad rows": table.dropped["rows"]})
+
+
+def _of_files(path: Path, task: str, pattern: str | None, files: str, bad_rows: BadRows, reading: Reading) -> _Found:
+    try:
+        expression = re.compile(pattern, re.MULTILINE) if pattern is not None else None
+    except re.error as error:
+        raise ValueError(f"pattern {pattern!r} is no regular expression: {error}") from None
+    if path.is_file() and path.suffix.lower() in SUFFIXES and path.suffix.lower() != ".txt":
+        raise ValueError(f"{path} is a table; name the column that tells whose a text is by task, such as task: author")
+    if expression is None and task == "passage":
+        raise ValueError("task: passage needs a pattern that names who speaks from there on, such as '^(.+):$'")
+    root = path.parent if path.is_file() else path
+    found: dict[str, list[str]] = defaultdict(list)
+    dropped = {UNREADABLE: 0, UNNAMED: 0}
+    for file in [path] if path.is_file() else files_of(path, files):
+        try:
+            content = read_text(file, reading.encoding)
+        except ValueError as error:
+            if bad_rows != "drop":
+                raise
+            log.warning("left out: %s", error)
+            dropped[UNREADABLE] += 1
+            continue
+        if expression is None or task != "passage":
+            place = file.relative_to(root) if task == "file" else file.relative_to(root).parent
+            found[_name(place.as_posix(), expression, file)].append(content)
+            continue
+        for name, passage in _passages(content, expression, file):
+            if name is None:
+                dropped[UNNAMED] += len(passage)
+            elif passage:
+                found[name].append(passage)
+    if not found:
+        why = f"the pattern {pattern!r} names nobody who says anything" if task == "passage" else "no file can be read"
+        raise ValueError(f"{path}: {why}, so that there are no tasks")
+    return _Found(dict(found), None, dropped)
+
+
+def _name(place: str, expression: re.Pattern[str] | None, file: Path) -> str:
+    """The name of the task that a file belongs to."""
+    if expression is None:
+        if place == ".":
+            raise ValueError(f"{file} lies in no folder that could name its task; move it into one, or set task: file")
+        return place
+    match = expression.search(place)
+    if match is None:
+        raise ValueError(
+            f"{file}: the pattern {expression.pattern!r} is not found in {place!r}; narrow files or widen it"
+        )
+    return _group(match, file)
+
+
+def _passages(content: str, expression: re.Pattern[str], file: Path) -> Iterator[tuple[str | None, str]]:
+    """The passages of a file: who is named before each, at first nobody."""
+    name, start = None, 0
+    for match in expression.finditer(content):
+        yield name, content[start : match.start()].strip("\n")
+        name, start = _group(match, file), match.end()
+    yield name, content[start:].strip("\n")
+
+
+def _group(match: re.Match[str], file: Path) -> str:
+    """The name in a match: its first group, or all of it."""
+    name = match[1] if match.re.groups else match[0]
+    if name is None or not name.strip():
+        raise ValueError(f"{file}: the pattern {match.re.pattern!r} is found in {match[0]!r}, but names nobody there")
+    return name.strip()
+
+
+def _unknown(ids: list[np.ndarray]) -> float:
+    """The share of symbols that are unknown."""
+    return float(np.mean(np.concatenate(ids) == UNKNOWN)) if sum(map(len, ids)) else 0.0

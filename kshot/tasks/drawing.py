@@ -1,0 +1,81 @@
+"""Numbers that a task is drawn with: sizes that are fixed or a range, and distinct choices."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from numbers import Integral
+from typing import Any, NamedTuple
+
+import numpy as np
+
+Size = int | Sequence[int]
+"""A number of ways, shots or queries: an int, or (low, high), drawn anew for each task, both ends included."""
+
+
+class Range(NamedTuple):
+    """A size from `low` to `high`, both included."""
+
+    low: int
+    high: int
+
+    @classmethod
+    def of(cls, size: Size, name: str, least: int) -> Range:
+        """What a user gave for `name`, which is at least `least`.
+
+        Raises:
+            ValueError: neither an int nor (low, high), or out of bounds.
+
+        Example:
+            >>> Range.of(5, "ways", 2), Range.of([2, 5], "ways", 2)
+            (Range(low=5, high=5), Range(low=2, high=5))
+        """
+        ends: list[Any] = list(size) if isinstance(size, (list, tuple)) else [size, size]
+        if len(ends) != 2 or any(isinstance(end, bool) or not isinstance(end, Integral) for end in ends):
+            raise ValueError(f"{name} must be a whole number, or a range of two such as [1, 5]; got {size!r}")
+        low, high = map(int, ends)
+        if not least <= low <= high:
+            raise ValueError(f"{name} must be at least {least}, and a range must not fall; got {size!r}")
+        return cls(low, high)
+
+    @property
+    def fixed(self) -> bool:
+        return self.low == self.high
+
+    def at(self, draws: np.ndarray, most: np.ndarray | None = None) -> np.ndarray:
+        """The sizes for draws (...) uniform in [0, 1), each one up to `high`, or `most` (...), equally likely."""
+        high = self.high if most is None else np.minimum(self.high, most)
+        return self.low + (draws * (high - self.low + 1)).astype(np.int64)
+
+    def plain(self) -> int | list[int]:
+        """As a user writes it."""
+        return self.low if self.fixed else [self.low, self.high]
+
+
+def distinct(draws: np.ndarray, counts: np.ndarray, sizes: np.ndarray | None = None) -> np.ndarray:
+    r"""k different integers below each count, every ordered choice equally likely.
+
+    Floyd's algorithm, for all rows at once: for $j = n-k, …, n-1$ take $t \sim U\{0 … j\}$, or $j$ where $t$ is taken
+    already; then shuffle. It costs k steps whatever the counts.
+
+    Args:
+        draws: (..., 2, k) uniform in [0, 1): the first k choose, the last k shuffle.
+        counts: (...), each at least k, or its size; broadcasts.
+        sizes: (...), how many are wanted in each row, 1 … k; all k by default. What is behind them repeats the first.
+
+    References:
+        Bentley, Floyd: A sample of brilliance, Communications of the ACM 30(9), 1987.
+    """
+    choice, order = draws[..., 0, :], draws[..., 1, :]
+    k = choice.shape[-1]
+    wanted = np.array(k) if sizes is None else sizes
+    taken = np.empty(choice.shape, np.int64)
+    for i in range(k):
+        last = counts - wanted + i
+        pick = (choice[..., i] * (last + 1)).astype(np.int64)
+        repeated = (taken[..., :i] == pick[..., None]).any(-1)
+        taken[..., i] = np.where(repeated, last, pick)
+    if sizes is None:
+        return np.take_along_axis(taken, order.argsort(-1), -1)
+    real = np.arange(k) < wanted[..., None]
+    taken = np.take_along_axis(taken, np.where(real, order, 1 + order).argsort(-1), -1)
+    return np.where(real, taken, taken[..., :1])

@@ -1,0 +1,95 @@
+"""What stands behind a source: examples by row number. A source only chooses rows, and takes them in one gather.
+
+Shape legend: n examples.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from kshot.types import Tree, tree_leaves, tree_map
+
+
+class Examples(Protocol):
+    """Examples by row number."""
+
+    def __len__(self) -> int:
+        """How many."""
+        ...
+
+    def take(self, rows: np.ndarray) -> Tree:
+        """The examples of rows, int64 (...), as tensors (..., *example shape); pure."""
+        ...
+
+
+class ImageExamples:
+    """Images as float32 in 0 … 1.
+
+    Args:
+        images: uint8 (n, C, H, W), an array or a memory map; it is read where rows are taken, never copied as a whole.
+
+    Raises:
+        ValueError: images of another type or shape.
+
+    Example:
+        >>> examples = ImageExamples(np.full((4, 3, 8, 8), 51, np.uint8))
+        >>> taken = examples.take(np.array([[0, 1], [2, 2]]))
+        >>> taken.shape, float(taken[0, 0, 0, 0, 0])
+        (torch.Size([2, 2, 3, 8, 8]), 0.2...)
+    """
+
+    def __init__(self, images: np.ndarray) -> None:
+        if images.dtype != np.uint8 or images.ndim != 4:
+            raise ValueError(
+                f"images must be uint8 (num_images, C, H, W), got {images.dtype} {images.shape}; "
+                "scale floats to 0 … 255, and give grey images a channel axis of 1"
+            )
+        self.images = images
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def take(self, rows: np.ndarray) -> Tensor:
+        return torch.from_numpy(self.images[rows]).to(torch.float32).div_(255)
+
+
+class ArrayExamples:
+    """A tree of arrays: floats as float32, integers as int64, booleans as they are.
+
+    Args:
+        arrays: leaves (n, ...), arrays or memory maps.
+
+    Raises:
+        ValueError: leaves that differ in length, or hold something other than numbers.
+
+    Example:
+        >>> examples = ArrayExamples({"age": np.arange(4.0), "visits": np.arange(12).reshape(4, 3)})
+        >>> {name: leaf.tolist() for name, leaf in examples.take(np.array([3])).items()}
+        {'age': [3.0], 'visits': [[9, 10, 11]]}
+    """
+
+    def __init__(self, arrays: Tree) -> None:
+        leaves = tree_leaves(arrays)
+        lengths = sorted({len(leaf) for leaf in leaves})
+        if len(lengths) != 1:
+            raise ValueError(f"the arrays must hold the same number of examples on their first axis, got {lengths}")
+        for leaf in leaves:
+            if leaf.dtype.kind not in "fiub":
+                raise ValueError(f"the arrays must hold numbers or booleans, got {leaf.dtype} {leaf.shape}")
+        self.arrays = arrays
+        self._length = lengths[0]
+
+    def __len__(self) -> int:
+        return self._length
+
+    def take(self, rows: np.ndarray) -> Tree:
+        return tree_map(lambda leaf: _tensor(leaf[rows]), self.arrays)
+
+
+def _tensor(values: np.ndarray) -> Tensor:
+    as_type = {"f": np.float32, "b": np.bool_}.get(values.dtype.kind, np.int64)
+    return torch.from_numpy(np.ascontiguousarray(values, as_type))
