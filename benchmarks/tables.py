@@ -31,7 +31,8 @@ for start in range(100):
     source.stack("train", range(16 * start, 16 * start + 16))
 more = time.perf_counter()
 peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-print(json.dumps({"open": opened - started, "first": first - started, "rate": 1600 / (more - first), "peak": peak / 1024}))
+seconds = {"open": opened - started, "first": first - started, "more": more - first}
+print(json.dumps(seconds | {"peak": peak * 1024}))
 """
 
 
@@ -85,8 +86,8 @@ def main() -> None:
     found = json.loads(done.stdout)
     bounds = ("none", "4,000 MB") if options.ratings else ("10 s", "1,500 MB")
     print(f"open {found['open']:.2f} s, with the first stack {found['first']:.2f} s (bound {bounds[0]})")
-    print(f"peak memory {found['peak'] * 1.048576:,.0f} MB (bound {bounds[1]})")
-    print(f"then {found['rate']:,.0f} tasks/s of 5 + 5 rows")
+    print(f"peak memory {found['peak'] / 1e6:,.0f} MB (bound {bounds[1]})")
+    print(f"then {1600 / found['more']:,.0f} tasks/s of 5 + 5 rows")
 
 
 if __name__ == "__main__":

@@ -11,6 +11,8 @@ import numpy as np
 import polars as pl
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 import kshot
 from kshot.app import cli
@@ -222,6 +224,37 @@ def test_a_learner_of_ratings_learns(rated, mode):
     kshot.fit(learner, source, steps=250 if mode == "vmap" else 3, tasks_per_step=8, outer_lr=0.01, mode=mode)
     after = kshot.evaluate(learner, source, split="val", tasks=40).metrics["mse"].mean
     assert after < (0.5 if mode == "vmap" else 1.0) * before
+
+
+FIELDS = st.sampled_from(["a", "b", "", "1", "2", "3", "2.5", "é", "inf", "NA", "2024-01-01", '"', "1,0", "true"])
+FILES = st.lists(st.lists(FIELDS, min_size=3, max_size=4).map(",".join), max_size=12)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(FILES, st.sampled_from(["error", "drop"]))
+def test_any_file_gives_tasks_or_a_sentence(tmp_path, lines, bad_rows):
+    path = tmp_path / "t.csv"
+    path.write_text("\n".join(["g,x,y", *lines]))
+    try:
+        source = ratings(
+            path,
+            user="g",
+            item="x",
+            rating="y",
+            shots=1,
+            queries=1,
+            small="drop",
+            split={"ratio": [1, 0, 0]},
+            bad_rows=bad_rows,
+        )
+    except ValueError as error:
+        sentence = str(error)
+    else:
+        task = source.task("train", 0)
+        assert torch.isfinite(task.support.targets).all()
+        assert torch.isfinite(task.query.targets).all()
+        sentence = "fine"
+    assert sentence
 
 
 RUN = """\

@@ -10,7 +10,7 @@ import numpy as np
 import polars as pl
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from kshot import objectives
@@ -184,6 +184,39 @@ def test_a_time_that_comes_twice_is_a_bad_row(tmp_path):
     pl.concat([wide, wide[3:4]]).write_csv(tmp_path / "wide.csv")
     with pytest.raises(ValueError, match="line 62, column 'hour': '3' is there twice"):
         series(tmp_path / "wide.csv", time="hour", **SIZES)
+
+
+FIELDS = st.sampled_from(["a", "b", "", "1", "2", "3", "2.5", "é", "inf", "NA", "2024-01-01", '"', "1,0", "true"])
+FILES = st.lists(st.lists(FIELDS, min_size=3, max_size=4).map(",".join), max_size=12)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(FILES, st.sampled_from(["error", "drop"]))
+def test_any_file_gives_tasks_or_a_sentence(tmp_path, lines, bad_rows):
+    path = tmp_path / "t.csv"
+    path.write_text("\n".join(["g,x,y", *lines]))
+    try:
+        source = series(
+            path,
+            time="x",
+            series="g",
+            value="y",
+            context=2,
+            horizon=1,
+            shots=1,
+            queries=1,
+            small="drop",
+            split={"ratio": [1, 0, 0]},
+            bad_rows=bad_rows,
+        )
+    except ValueError as error:
+        sentence = str(error)
+    else:
+        task = source.task("train", 0)
+        assert torch.isfinite(task.support.targets).all()
+        assert torch.isfinite(task.query.targets).all()
+        sentence = "fine"
+    assert sentence
 
 
 RUN = """\

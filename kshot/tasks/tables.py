@@ -121,15 +121,16 @@ def table(
     chosen = [name for name in found.frame.columns if name not in aside] if inputs is None else list(inputs)
     given = dict(kinds or {})
     found.need(*given)
-    raw = read_columns(found, {name: given.get(name) or found.kind(name) for name in chosen})
+    held = {name: given.get(name) or found.kind(name) for name in chosen}
     targets, encoded = _targets(found, names, ask, given) if names else (None, {"label": key})
     keys = found.keys(key)
     found.missing(key, keys.is_null().to_numpy(), "a row needs one")
     order = time_order(found, time, given) if time else None
-    keep = found.settle(bad_rows)
-    found.release(*aside[1 + len(names) :])
-    members = group_rows(keys, keep, order)
+    members = group_rows(keys, found.good, order)  # before the inputs are read, which then have the memory that it took
     del keys
+    raw = read_columns(found, held)
+    members = members.only(found.settle(bad_rows))
+    found.release(*aside[1 + len(names) :])
     parts = cut_members(members, found, split, domain, kind="group" if group else "class")
     within = domains_of(members, found, domain) if domain and classes else None
     train = np.zeros(len(found), bool)
@@ -161,6 +162,15 @@ class Members(NamedTuple):
     names: list[str]
     flat: np.ndarray
     sizes: np.ndarray
+
+    def only(self, keep: np.ndarray) -> Members:
+        """Without the rows that a mask (rows of the table,) leaves out, and the members that have no others."""
+        kept = keep[self.flat]
+        if kept.all():
+            return self
+        sizes = np.bincount(np.repeat(np.arange(len(self.sizes)), self.sizes)[kept], minlength=len(self.sizes))
+        names = [name for name, size in zip(self.names, sizes.tolist()) if size]
+        return Members(names, self.flat[kept], sizes[sizes > 0])
 
     def items(self) -> dict[str, np.ndarray]:
         return dict(zip(self.names, np.split(self.flat, self.sizes.cumsum()[:-1])))
