@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 COLOURS = {"ok": "green", "note": "cyan", "warning": "yellow", "error": "bold red"}
-TONES = {"ok": "good", "note": "continue", "warning": "fair", "error": "bad"}
+TONES = {"ok": "good", "note": "note", "warning": "fair", "error": "bad"}
 SENTENCES = {
     "ok": "Nothing was found that stands in the way of a run.",
     "note": "Nothing stands in the way of a run; the notes are worth a look.",

@@ -479,32 +479,28 @@ def _across(seen: Mapping[Split, Sequence[_Seen]]) -> list[Finding]:
 
 
 def _within_split(part: _Part, seen: Mapping[Split, _Seen]) -> list[Finding]:
-    """Examples that stand twice in a class or group, or in two of them."""
+    """Examples that stand twice in a class or group, or in two classes."""
     found = []
+    classes = isinstance(part.source, ClassTasks)
     for split, entry in seen.items():
         if not part.members(split) or entry.few:
             continue
-        kind = "class" if isinstance(part.source, ClassTasks) else "group"
         first: dict[bytes, int] = {}
-        again: dict[str, list[tuple[str, str]]] = {"one": [], "two": []}
+        own: list[tuple[str, str]] = []
+        foreign: list[tuple[str, str]] = []
         for place, key in enumerate(entry.keys):
             if not entry.blank[place] and (other := first.setdefault(key, place)) != place:
-                same = entry.members[place] == entry.members[other]
-                again["one" if same else "two"].append((entry.names[place], entry.names[other]))
-        for where, todo in (
-            ("one", "One may be shown and the other asked: remove the copies"),
-            ("two", f"No model can tell to which {kind} they belong: keep each in one, or merge the {plural(kind)}"),
+                twice = own if entry.members[place] == entry.members[other] else foreign
+                twice.append((entry.names[place], entry.names[other]))
+        for twice, where, todo in (
+            (own, f"the same {'class' if classes else 'group'}", "One may be shown and the other asked: remove copies"),
+            (foreign, "another class", "No model can tell which they are: keep each in one, or merge the classes"),
         ):
-            if twice := again[where]:
-                many = len(twice) > 0.01 * len(entry.keys)
-                what = f"of {len(entry.keys):,} {split} examples looked at have the content of another one"
-                place_ = f"in the same {kind}" if where == "one" else f"in another {kind}"
-                first_ = f"the first {twice[0][0]}, which is {twice[0][1]}"
-                found.append(
-                    part.says(
-                        "warning" if many else "note", "copies", f"{len(twice):,} {what} {place_}: {first_}. {todo}."
-                    )
-                )
+            if twice and (classes or twice is own):
+                severity: Severity = "warning" if len(twice) > 0.01 * len(entry.keys) else "note"
+                what = f"{len(twice):,} of {len(entry.keys):,} {split} examples looked at have the content of another"
+                pair = f"the first {twice[0][0]}, which is {twice[0][1]}"
+                found.append(part.says(severity, "copies", f"{what} one in {where}: {pair}. {todo}."))
     return found
 
 
@@ -548,7 +544,7 @@ def _blank(part: _Part, seen: Mapping[Split, _Seen]) -> list[Finding]:
                 part.says(
                     severity, "blank",
                     f"{count:,} of {len(entry.blank):,} {split} examples looked at hold one value throughout, such as "
-                    f"an image of one colour: the first {first}. They tell nothing; leave them out.",
+                    f"a white image: the first {first}. They tell nothing; leave them out.",
                 )
             )  # fmt: skip
     return found
