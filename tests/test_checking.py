@@ -260,6 +260,21 @@ def test_frozen_tasks_are_compared_too(tmp_path):
     assert check(tasks.episodes([tmp_path / split for split in ("train", "val", "test")])).worst == "ok"
 
 
+def test_texts_are_compared_as_they_are_written(tmp_path):
+    rows = [[f"say {word} {n}", f"word {word}"] for word in range(40) for n in range(6)]
+    rows[-1][0] = rows[0][0]
+    (tmp_path / "t.json").write_text(json.dumps({"train": rows}))
+    options = {"ways": 3, "shots": 1, "queries": 4, "width": 16, "split": {"ratio": [0.4, 0.3, 0.3]}}
+    source = tasks.text(tmp_path / "t.json", **options)  # 16 features: different texts share theirs
+    first, last = (
+        next(s for s in ("train", "val", "test") if w in source.class_names[s]) for w in ("word 0", "word 39")
+    )
+    findings = [f for f in check(source).findings if f.check in ("two splits", "copies") and f.severity != "ok"]
+    assert len(findings) == 1
+    assert (findings[0].check == "copies") == (first == last)
+    assert "'say 0 0'" in findings[0].sentence
+
+
 def test_ratings_have_no_false_copies(tmp_path):
     random = np.random.default_rng(12)
     rows = [(f"u{u}", f"i{i}", random.integers(1, 6)) for u in range(60) for i in random.permutation(30)[:12]]
@@ -314,3 +329,6 @@ def test_the_command_writes_json_and_a_page_and_fails_on_an_error(tmp_path, monk
     assert code == 1
     assert json.loads((tmp_path / "t.json").read_text())["worst"] == "error"
     assert call("missing.yaml")[0] == 2
+    code, _, err = call("t.yaml", "--json", "pictures")
+    assert code == 2
+    assert "never written over" in err

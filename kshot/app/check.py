@@ -54,8 +54,16 @@ def check_run_file(
     """Check the tasks of a run file, print what was found, and write the files that were asked for.
 
     Raises:
-        ValueError: a source that cannot be opened, or a file that cannot be written.
+        ValueError: a source that cannot be opened, or a file to write that the run file reads.
     """
+    read = {
+        Path(leaf).expanduser().resolve()
+        for leaf in tree_leaves(spec.source.model_dump())
+        if isinstance(leaf, (str, Path))
+    }
+    for file in (json_file, html_file):
+        if file and file.resolve() in read:
+            raise ValueError(f"{file} is data that the run file names, and is never written over; choose another file")
     source = build_source(spec)
     notes = Console(stderr=True)
     columns = TextColumn("decoding images"), BarColumn(bar_width=30), MofNCompleteColumn(), TimeRemainingColumn()

@@ -419,6 +419,8 @@ def _look(part: _Part, split: Split, chosen: Mapping[str, np.ndarray], drawn: Se
             keys += content_hashes(taken)
             blank += _is_blank(taken[0] if isinstance(source, GroupTasks) else taken)
         names = _names(part, split, flat, members)
+        if isinstance(source, TextTasks):  # short texts may share features and still be different
+            keys = [source.texts[row].encode("utf-8", "surrogatepass") for row in flat.tolist()]
     else:
         batches = [batch for task in drawn for batch in task] if not isinstance(part.source, RatingTasks) else []
         for batch in batches:
