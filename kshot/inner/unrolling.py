@@ -80,20 +80,17 @@ def trajectory(
 def gradient(loss_fn: Callable[[Params], Tensor], params: Params, *, exact: bool) -> Params:
     """The gradient of a loss by its parameters; `exact` lets an outer derivative see how it comes about.
 
-    Under a transform of `torch.func` only `torch.func.grad` is right. Elsewhere `torch.autograd.grad` does the same in
-    two thirds of the time.
+    Under a transform of `torch.func`, and for tensors outside of autograd's sight, only `torch.func.grad` is right.
+    Elsewhere `torch.autograd.grad` does the same in two thirds of the time.
     """
-    if transformed():
+    exact = exact and torch.is_grad_enabled()
+    if transformed() or (exact and not all(p.requires_grad for p in params.values())):
         # no_grad hides the inner derivative from an outer one; torch.func.grad itself still works
         with twice_differentiable() if exact else torch.no_grad():
             return torch.func.grad(loss_fn)(params)
-    exact = exact and torch.is_grad_enabled()
     with torch.enable_grad(), twice_differentiable() if exact else nullcontext():
         # views: the loss may reach the same tensors by another way, which is not differentiated
-        leaves = {
-            name: p.view_as(p) if exact and p.requires_grad else p.detach().requires_grad_()
-            for name, p in params.items()
-        }
+        leaves = {name: p.view_as(p) if exact else p.detach().requires_grad_() for name, p in params.items()}
         loss = loss_fn(leaves)
         if not loss.requires_grad:
             return {name: torch.zeros_like(p) for name, p in params.items()}
