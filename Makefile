@@ -39,6 +39,7 @@ $(PEERS)/.ready: pyproject.toml constraints.txt  # the libraries kshot is measur
 bench: setup $(PEERS)/.ready
 	$(BIN)/python benchmarks/startup.py
 	$(BIN)/python benchmarks/step.py
+	$(BIN)/python benchmarks/memory.py
 	$(PEERS)/bin/python benchmarks/peers.py
 
 clean:

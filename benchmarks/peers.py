@@ -197,7 +197,7 @@ def learn2learn_step(work: Work, model: nn.Module, tasks: Task) -> Step:
 
 
 PEERS = {"higher": higher_step, "torchopt": torchopt_step, "learn2learn": learn2learn_step}
-OURS = ("loop", "vmap", "compiled")
+OURS = ("loop", "threads", "vmap", "compiled")
 
 
 def prepare(work: Work, way: str, dtype: torch.dtype = torch.float32) -> tuple[list[nn.Parameter], Step]:

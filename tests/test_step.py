@@ -99,7 +99,7 @@ def test_a_step_compiled_before_an_update_follows_the_weights():
 
 
 def test_other_modes_are_refused():
-    with pytest.raises(ValueError, match="mode must be one of auto, loop, vmap, compiled, got 'fast'"):
+    with pytest.raises(ValueError, match="mode must be one of auto, loop, threads, vmap, compiled, got 'fast'"):
         MetaGradient(learner(), "fast")
 
 

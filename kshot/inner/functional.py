@@ -16,6 +16,7 @@ from typing import Any, Literal, get_args
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.backends import cudnn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.overrides import TorchFunctionMode
@@ -196,6 +197,8 @@ _own = _of_batch(None)
 
 def _even(weight: Tensor) -> bool:
     """Whether all rows are known to count alike; under `vmap`, and while compiling, no value is known."""
+    if isinstance(weight, FakeTensor):  # memory is being planned, for tasks without padding
+        return True
     if is_batched(weight) or torch.compiler.is_compiling() or not len(weight):
         return False
     return bool((weight == weight[0]).all() and weight[0] > 0)

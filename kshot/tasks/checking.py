@@ -6,7 +6,7 @@ Shape legend: n examples.
 from __future__ import annotations
 
 import hashlib
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
@@ -181,7 +181,7 @@ class _Seen(NamedTuple):
     """The examples of a split that were looked at: hash of content, member, a name for people; all (n,).
 
     `few` says that rows of numbers have so few different values that even those of other members are equal, and being
-    equal doesn't make them copies.
+    equal doesn't make them copies. `copied` are the hashes of the inputs of texts that stand twice; None elsewhere.
     """
 
     keys: list[bytes]
@@ -189,6 +189,7 @@ class _Seen(NamedTuple):
     names: list[str]
     blank: list[bool]
     few: bool
+    copied: set[bytes] | None = None
 
 
 def _parts(source: TaskSource, name: str = "", splits: tuple[Split, ...] = SPLITS) -> Iterator[_Part]:
@@ -420,7 +421,10 @@ def _look(part: _Part, split: Split, chosen: Mapping[str, np.ndarray], drawn: Se
             blank += _is_blank(taken[0] if isinstance(source, GroupTasks) else taken)
         names = _names(part, split, flat, members)
         if isinstance(source, TextTasks):  # short texts may share features and still be different
-            keys = [source.texts[row].encode("utf-8", "surrogatepass") for row in flat.tolist()]
+            inputs, keys = keys, [source.texts[row].encode("utf-8", "surrogatepass") for row in flat.tolist()]
+            often = Counter(keys)
+            copied = {own for own, key in zip(inputs, keys) if often[key] > 1}
+            return _Seen(keys, members, names, blank, False, copied)
     else:
         batches = [batch for task in drawn for batch in task] if not isinstance(part.source, RatingTasks) else []
         for batch in batches:
@@ -512,10 +516,11 @@ def _within_task(part: _Part, drawn: Mapping[Split, Sequence[Task]], seen: Mappi
         return []
     own_classes, found = part.source.objective.own_classes, []
     for split, tasks in drawn.items():
-        shown = asked = 0
+        shown, asked, copied = 0, 0, seen[split].copied
         for task in tasks:
             support, query = (_keys(batch, own_classes) for batch in task)
-            shown, asked = shown + sum(key in support for key in query), asked + len(query)
+            twice = set(support) if copied is None else copied.intersection(support)
+            shown, asked = shown + sum(key in twice for key in query), asked + len(query)
         if not shown:
             continue
         few = any(entry.few for entry in seen.values())
