@@ -154,15 +154,40 @@ def data_add(
 
 
 @data.command("check")
-def data_check(name: Annotated[str, typer.Argument(help="A known set; see `kshot data list`.")]) -> None:
-    """Open a data set, and count what is in it."""
+def data_check(
+    name: Annotated[
+        str, typer.Argument(metavar="FILE.yaml|RECIPE|SET", help="A run file, a recipe, or a set of `kshot data list`.")
+    ],
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", metavar="PATH=VALUE", help="Override a key, such as source.shots=5.")
+    ] = None,
+    json: Annotated[Path | None, typer.Option(help="File for what was found, as JSON.")] = None,
+    html: Annotated[Path | None, typer.Option(help="File for it as a page, with a few tasks drawn.")] = None,
+    examples: Annotated[int, typer.Option(help="How many examples to compare at most.", min=1)] = 50_000,
+    tasks: Annotated[int, typer.Option(help="How many tasks of each split to look at.", min=1)] = 100,
+) -> None:
+    """Find what would spoil a run before it trains: copies across splits, leaked targets, damaged images, and more.
+
+    Of a known set by its name, only count what is in it. Exit code: 0, 1 if there is an error among the findings, 2 for
+    bad input.
+    """
     from kshot.tasks import library
 
-    counts = library.check(name)
-    if not counts:
-        typer.echo(f"{name}: its tasks are drawn at run time, without end")
-    for split, numbers in counts.items():
-        typer.echo(f"{split:<6}" + ", ".join(f"{count:,} {what}" for what, count in numbers.items()))
+    if not set_ and not json and not html and name in [row.name for row in library.known()]:
+        counts = library.check(name)
+        if not counts:
+            typer.echo(f"{name}: its tasks are drawn at run time, without end")
+        for split, numbers in counts.items():
+            typer.echo(f"{split:<6}" + ", ".join(f"{count:,} {what}" for what, count in numbers.items()))
+        return
+    from rich.console import Console
+
+    from kshot.app.check import check_run_file
+    from kshot.app.spec import load_spec
+
+    spec = load_spec(name, set_)
+    found = check_run_file(spec, examples=examples, tasks=tasks, json_file=json, html_file=html, console=Console())
+    raise typer.Exit(1 if found.worst == "error" else 0)
 
 
 @data.command("freeze")

@@ -27,17 +27,18 @@ CLASSES, SUPPORT_ROWS, QUERY_ROWS = 10, 2, 3  # at most shown of a task
 
 
 class Example(NamedTuple):
-    """A task and what a learner predicted for its query: logits (n, ways)."""
+    """A task and what a learner predicted for its query: logits (n, ways), or None where nobody was asked."""
 
     task: Task
-    prediction: Tensor
+    prediction: Tensor | None
 
 
 def classification_examples(tasks: Sequence[Example]) -> Figure:
     """Image tasks with the answers: a column is a class, its support images above, its query images below.
 
     A query image has a green frame and ✓ where it was classified rightly, else a red one and ✗ with the number of the
-    class it was taken for. The first images are shown, not chosen ones; the count of right answers is over all.
+    class it was taken for; it is drawn plainly where there is no prediction. The first images are shown, not chosen
+    ones; the count of right answers is over all.
 
     Args:
         tasks: images (n, C, H, W) in 0 … 1, C = 1 or 3, with one-hot targets.
@@ -160,19 +161,23 @@ def _draw_task(axes: Axes, example: Example, name: str) -> None:
     from matplotlib.patches import Rectangle
 
     (support, query), ways = example.task, example.task.query.targets.shape[1]
-    chosen = example.prediction.argmax(1).cpu()
-    hit = chosen == query.targets.argmax(1).cpu()
-    real = query.weight.cpu() > 0
-    score = f"{int(hit[real].sum())} of {int(real.sum())} right"
     more = f", first {CLASSES} of {ways} classes" if ways > CLASSES else ""
-    axes.set_title(f"{name}: {score}{more}", loc="left", fontsize=9.5, color=INK, pad=4)
+    if example.prediction is None:
+        chosen = hit = None
+    else:
+        chosen = example.prediction.argmax(1).cpu()
+        hit = chosen == query.targets.argmax(1).cpu()
+        real = query.weight.cpu() > 0
+        name = f"{name}: {int(hit[real].sum())} of {int(real.sum())} right"
+    axes.set_title(f"{name}{more}", loc="left", fontsize=9.5, color=INK, pad=4)
+    plain: dict[str, Any] = {"fill": False, "edgecolor": FAINT, "linewidth": 0.8}
     for way, rows in enumerate(_by_class(support)):
         if not rows:
             continue  # the task has fewer classes
         axes.text(way + 0.46, -0.06, str(way + 1), ha="center", va="bottom", fontsize=9, color=MUTED)
         for line, row in enumerate(rows[:SUPPORT_ROWS]):
             _draw_image(axes, support.inputs[row], way, line)
-            axes.add_patch(Rectangle((way, line), 0.92, 0.92, fill=False, edgecolor=FAINT, linewidth=0.8))
+            axes.add_patch(Rectangle((way, line), 0.92, 0.92, **plain))
     top = _rows(support, SUPPORT_ROWS)
     side: dict[str, Any] = {"rotation": 90, "ha": "right", "va": "center", "fontsize": 8, "color": MUTED}
     axes.text(-0.12, top / 2, "support", **side)
@@ -182,6 +187,9 @@ def _draw_task(axes: Axes, example: Example, name: str) -> None:
         for line, row in enumerate(rows[:QUERY_ROWS]):
             y = top + 0.2 + PITCH * line
             _draw_image(axes, query.inputs[row], way, y)
+            if hit is None or chosen is None:
+                axes.add_patch(Rectangle((way, y), 0.92, 0.92, **plain))
+                continue
             right = bool(hit[row])
             colour = GREEN if right else RED
             frame: dict[str, Any] = {

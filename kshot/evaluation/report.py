@@ -94,9 +94,9 @@ def write_report(
         raise ValueError(f"a report needs its 'metric', such as 'accuracy'; it has: {', '.join(report) or 'nothing'}")
     folder.mkdir(parents=True, exist_ok=True)
     plain = to_json(report)
-    _write(folder / "report.json", json.dumps(plain, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    write(folder / "report.json", json.dumps(plain, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
     page = folder / "report.html"
-    _write(page, _html(plain, events, figures))
+    write(page, _html(plain, events, figures))
     return page
 
 
@@ -117,18 +117,24 @@ def to_json(value: Any) -> Any:
     return str(value)
 
 
-def _write(path: Path, text: str) -> None:
+def write(path: Path, text: str) -> None:
+    """Write a file beside its place, then rename it: it is there whole or not at all."""
     beside = path.with_name(f".{path.name}.{os.getpid()}")
     beside.write_text(text, encoding="utf-8")
     beside.replace(path)
 
 
 def _html(report: dict[str, Any], events: Sequence[Mapping[str, Any]], figures: Mapping[str, Figure]) -> str:
+    return render(Path(__file__).parent / "report.html.j2", _page(report, events, figures))
+
+
+def render(template: Path, page: Mapping[str, Any]) -> str:
+    """A page in the common look, from a template that may include `page.css`."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-    loader = FileSystemLoader(Path(__file__).parent)
+    loader = FileSystemLoader([template.parent, Path(__file__).parent])
     environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True)
-    return environment.get_template("report.html.j2").render(_page(report, events, figures))
+    return environment.get_template(template.name).render(page)
 
 
 def _page(report: dict[str, Any], events: Sequence[Mapping[str, Any]], figures: Mapping[str, Figure]) -> dict[str, Any]:
@@ -167,7 +173,7 @@ def _page(report: dict[str, Any], events: Sequence[Mapping[str, Any]], figures: 
         "rounds": [_round(entry, metric, columns, entry.get("number") == number) for entry in rounds],
         "timing": _timing(report.get("timing") or {}),
         "resumed": sum(event.get("kind") == "resumed" for event in events),
-        "figures": {name: _picture(name, figures[name]) for name in ordered},
+        "figures": {name: picture(name, figures[name]) for name in ordered},
         "environment": [(key, value) for key, value in _flat(report.get("environment") or {}) if value != ""],
         "command": report.get("command") or "",
     }
@@ -274,7 +280,7 @@ def duration(seconds: float) -> str:
     return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
 
 
-def _picture(name: str, figure: Figure) -> Picture:
+def picture(name: str, figure: Figure) -> Picture:
     """A figure as a data URI: SVG, or PNG where it holds images, which browsers would blur in an SVG."""
     from matplotlib import rc_context
 

@@ -288,6 +288,11 @@ class RatingTasks(TaskSource):
             self._choose(split, users)
         self.user_names = {split: tuple(users[user] for user in own) for split, own in self._users.items()}
 
+    def counts(self, split: Split) -> dict[str, int]:
+        """The users of a split: name to how many of their ratings a query can ask for."""
+        asked = np.diff(self._sides[split].query.bounds)[self._users[split]]
+        return dict(zip(self.user_names[split], asked.tolist()))
+
     def task(self, split: Split, index: int) -> Task:
         return tree_map(lambda leaf: leaf[0], self.stack(split, [index]))
 
