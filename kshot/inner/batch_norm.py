@@ -88,10 +88,12 @@ class _Slope(Function):
             axes = (0, *range(2, z.ndim))
             var, mean = torch.var_mean(z, axes, correction=0)
             scale = torch.rsqrt(var + ctx.eps)
-            normed = (z - _wide(mean, z)) * _wide(scale, z)
+            normed = (z - along_channels(mean, z)) * along_channels(scale, z)
             sum_g, sum_gz, sum_v = g.sum(axes), (g * normed).sum(axes), v.sum(axes)
             sum_vz, sum_vg = (v * normed).sum(axes), (v * g).sum(axes)
-            d_slope = _wide(weight * scale, z) * (v - _wide(sum_v / count, z) - normed * _wide(sum_vz / count, z))
+            d_slope = along_channels(weight * scale, z) * (
+                v - along_channels(sum_v / count, z) - normed * along_channels(sum_vz / count, z)
+            )
         else:
             d_slope, sum_vz, sum_v = _kernel(v, z, weight, mean, scale, ctx.eps)
             zeros = torch.zeros_like(mean)
@@ -104,9 +106,9 @@ class _Slope(Function):
         by_v = outer * b
         by_normed = outer * (away - 2 * b * d) - v_weight * scale * b
         by_one = -outer * (a * d + b * c) - v_weight * scale * a
-        d_z = torch.addcmul(_wide(by_one - by_normed * scale * mean, z), g, _wide(by_g, z))
+        d_z = torch.addcmul(along_channels(by_one - by_normed * scale * mean, z), g, along_channels(by_g, z))
         d_z = _added(_added(d_z, v, by_v), z, by_normed * scale)
-        d_slope = _added(d_slope, z, v_weight * scale) + _wide(v_bias - v_weight * scale * mean, z)
+        d_slope = _added(d_slope, z, v_weight * scale) + along_channels(v_bias - v_weight * scale * mean, z)
         return d_slope, d_z, scale * count * away, None, None, None
 
 
@@ -124,12 +126,12 @@ def _kernel(
 
 def _added(total: Tensor, values: Tensor, factor: Tensor) -> Tensor:
     """total + values * factor, in the place of the total where nobody differentiates it."""
-    factor = _wide(factor, values)
+    factor = along_channels(factor, values)
     if torch.is_grad_enabled():
         return torch.addcmul(total, values, factor)
     return total.addcmul_(values, factor)
 
 
-def _wide(vector: Tensor, like: Tensor) -> Tensor:
+def along_channels(vector: Tensor, like: Tensor) -> Tensor:
     """(C,) as (C, 1, ...) so that it broadcasts against (n, C, ...)."""
     return vector.reshape(-1, *[1] * (like.ndim - 2))

@@ -22,7 +22,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
-from kshot.inner.batch_norm import batch_norm
+from kshot.inner.batch_norm import along_channels, batch_norm
 from kshot.inner.explaining import explained, is_batched
 from kshot.inner.kernels import kinds, settle, transformed, twice_differentiable
 from kshot.inner.layout import LAYOUT_FREE, channels_last, convolves
@@ -164,7 +164,7 @@ class _Redirect(TorchFunctionMode):
         self.calls += 1
         scale = torch.rsqrt(var + eps) if weight is None else torch.rsqrt(var + eps) * weight
         shift = -mean * scale if bias is None else bias - mean * scale
-        normed = torch.addcmul(_along_channels(shift, input), input, _along_channels(scale, input))
+        normed = torch.addcmul(along_channels(shift, input), input, along_channels(scale, input))
         return normed.to(input.dtype)  # parameters of another precision than the input's stay inside, as in PyTorch
 
 
@@ -186,7 +186,7 @@ def _of_batch(weight: Tensor | None) -> Choose:
 
     def choose(call: int, input: Tensor, mean: Tensor | None, var: Tensor | None) -> tuple[Tensor, Tensor]:
         mean = average(input)
-        return mean, average((input - _along_channels(mean, input)).square())
+        return mean, average((input - along_channels(mean, input)).square())
 
     return choose
 
@@ -226,8 +226,3 @@ def _shared(module: nn.Module) -> list[str]:
         for name, buffer in part.named_buffers(recurse=False)
         if not name.endswith("num_batches_tracked")
     ]
-
-
-def _along_channels(vector: Tensor, like: Tensor) -> Tensor:
-    """(C,) as (C, 1, ...) so that it broadcasts against (n, C, ...)."""
-    return vector.reshape(-1, *[1] * (like.ndim - 2))
