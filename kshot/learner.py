@@ -46,11 +46,13 @@ class Learner(Scheduled, ABC):
     Attributes:
         objective: what the tasks ask.
         transductive: True if a query's prediction depends on the other queries. Every report says so.
+        ordered: True if the order of the support's rows matters, padding among them, as where steps go by minibatches.
         annealed: True if `advance` changes the outer loss; such a learner is not compiled once for all steps.
     """
 
     objective: Objective
     transductive: bool = False
+    ordered: bool = False
     annealed: bool = False
 
     def __init__(self, objective: Objective) -> None:

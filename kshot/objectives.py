@@ -25,7 +25,7 @@ class Objective(NamedTuple):
 
     Attributes:
         loss: (prediction, batch) -> (); differentiable, rows of weight 0 have no effect.
-        metrics: (prediction, batch) -> {name: ()}; what a person reads.
+        metrics: (prediction, batch) -> {name: ()}; what a person reads, and rows of weight 0 have no effect on.
         own_classes: whether each task has classes of its own. A class without support examples is then none of the
             task's, and learners give it no probability.
     """

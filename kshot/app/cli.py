@@ -32,7 +32,8 @@ def run(
 ) -> None:
     """Pretrain, then train, evaluate and decide until the target is met; then test and report.
 
-    Exit code: 0 if the target was met, 1 if not, 2 for bad input, 130 if interrupted.
+    Exit code: 0 if the target was met, 1 if not, 2 for bad input, 3 if an audit failed and the test figure is not to be
+    trusted, 130 if interrupted.
     """
     from kshot.app.folder import free_folder
     from kshot.app.spec import load_spec
@@ -52,7 +53,7 @@ def run(
     from kshot.app.summary import print_summary
 
     print_summary(report, out)
-    raise typer.Exit(0 if report["outcome"] == "TARGET_MET" else 1)
+    raise typer.Exit(3 if report["trusted"] is False else 0 if report["outcome"] == "TARGET_MET" else 1)
 
 
 @app.command()
@@ -62,10 +63,13 @@ def evaluate(
     split: Annotated[str, typer.Option(help="test, or val.")] = "test",
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Score the best round of a run on tasks it has not seen."""
+    """Score the best round of a run on tasks it has not seen.
+
+    Exit code: 0, 2 for bad input, 3 if an audit failed and the figures are not to be trusted.
+    """
     from kshot.app.use import evaluate_run
 
-    evaluate_run(run_dir, tasks, split, json)
+    raise typer.Exit(0 if evaluate_run(run_dir, tasks, split, json) else 3)
 
 
 @app.command()

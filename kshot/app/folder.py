@@ -25,6 +25,7 @@ from kshot.evaluation.target import Target
 from kshot.learner import Learner
 from kshot.tasks.encoding import Encoding, from_json
 from kshot.training.checkpoint import META, WEIGHTS, Checkpoints, load_checkpoint
+from kshot.types import Split
 
 FREE_TO_CHANGE = {"target", "budget", "evaluate", "baselines", "about", "device"}  # when a run is resumed
 
@@ -85,6 +86,8 @@ class OpenRun(NamedTuple):
         encoding: how a user's files become inputs, where its tasks were read from a table.
         learner: with the weights of the best round.
         weights: the hash of those.
+        checkpoint: the folder that they were read from.
+        reads: which phase of the run read which split.
     """
 
     spec: Spec
@@ -92,6 +95,8 @@ class OpenRun(NamedTuple):
     encoding: Encoding | None
     learner: Learner
     weights: str
+    checkpoint: Path
+    reads: list[tuple[str, Split]]
 
 
 def load_run(path: Path) -> OpenRun:
@@ -117,6 +122,14 @@ def load_run(path: Path) -> OpenRun:
     encoding = from_json(json.loads(folder.encoding.read_text())) if folder.encoding.exists() else None
     model = build_model(spec, shapes, head=has_head(spec))
     learner = build_learner(spec, model, objectives.named(shapes["objective"]))
-    load_checkpoint(folder.train / best.checkpoint, learner)
-    weights = (folder.train / best.checkpoint / WEIGHTS).read_bytes()
-    return OpenRun(spec, shapes, encoding, learner, hashlib.sha256(weights).hexdigest())
+    checkpoint = folder.train / best.checkpoint
+    load_checkpoint(checkpoint, learner)
+    weights = hashlib.sha256((checkpoint / WEIGHTS).read_bytes()).hexdigest()
+    return OpenRun(spec, shapes, encoding, learner, weights, checkpoint, noted_reads(folder.events))
+
+
+def noted_reads(events: Path) -> list[tuple[str, Split]]:
+    """Which phase of a run read which split, as its log has it; a last line cut short is passed over."""
+    lines = events.read_text().rpartition("\n")[0].splitlines() if events.exists() else []
+    noted = [event for event in map(json.loads, lines) if event["kind"] == "read"]
+    return [(event["phase"], event["split"]) for event in noted]

@@ -7,6 +7,7 @@ import json
 import platform
 import subprocess
 import time
+import warnings
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
@@ -27,13 +28,14 @@ from kshot.app.build import (
     shapes_of,
 )
 from kshot.app.display import Display
-from kshot.app.folder import RunFolder
+from kshot.app.folder import RunFolder, noted_reads
 from kshot.app.spec import SinusoidsSpec, Spec
 from kshot.deciding.decisions import plain
 from kshot.deciding.experience import Experience
 from kshot.deciding.loop import Run, run_until
 from kshot.deciding.policies import Budget
 from kshot.evaluation import figures
+from kshot.evaluation.audit import UntrustedFigure
 from kshot.evaluation.evaluate import Evaluation, evaluate
 from kshot.evaluation.report import write_report
 from kshot.evaluation.target import Target
@@ -42,6 +44,7 @@ from kshot.learner import Learner
 from kshot.learners.gradient import GradientLearner
 from kshot.learners.heads import HeadLearner, Prototypes
 from kshot.tasks.source import TaskSource
+from kshot.tasks.watching import during, watched
 from kshot.training.checkpoint import Checkpoints
 from kshot.training.fit import Progress, Settings
 from kshot.training.pretrain import finish, pretraining
@@ -78,6 +81,9 @@ def run(spec: Spec, out: Path, *, resume: bool = False, console: Console | None 
     if source.encoding:
         folder.encoding.write_text(json.dumps(source.encoding.to_json()))
     experience = Experience(folder.events)
+    source = watched(
+        source, lambda phase, split: experience.record("read", phase=phase, split=split), noted_reads(folder.events)
+    )
     started = time.monotonic()
     with Display(console or Console(), target.metric) as display:
         display.say(f"{spec.name}: {spec.about}" if spec.about else spec.name, "bold")
@@ -103,7 +109,10 @@ def run(spec: Spec, out: Path, *, resume: bool = False, console: Console | None 
         display.say(result.outcome.value)
         test, baselines = None, {}
         if result.best is not None:
-            test = _test(learner, source, spec.evaluate.test_tasks, "test", display)
+            checkpoint = folder.train / result.best.checkpoint
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", UntrustedFigure)  # the report says it
+                test = _test(learner, source, spec.evaluate.test_tasks, "test", display, checkpoint)
             baselines = _baselines(spec, source, pretrained, shapes, target, device, display)
         report = _report(spec, out, source, target, result, test, baselines, learner)
         report["timing"] |= {"pretrain_seconds": pretrain_seconds, "this_process_seconds": time.monotonic() - started}
@@ -124,7 +133,8 @@ def _pretrain(
     assert spec.pretrain is not None
     options = spec.pretrain
     settings = Settings(options.outer_lr, clip=None, horizon=options.steps, size=options.batch)
-    loop = pretraining(model, source, settings, seed=spec.seed)
+    with during(source, "pretraining"):
+        loop = pretraining(model, source, settings, seed=spec.seed)
     checkpoints = Checkpoints(folder.pretrain, spec.train.checkpoint_seconds)
     latest = checkpoints.latest()
     before = loop.load(latest)["seconds"] if latest else 0.0
@@ -145,16 +155,26 @@ def _pretrain(
             save()
         display.pretrain(progress, options.steps)
 
-    loop.run(options.steps - loop.step, observe)
+    with during(source, "pretraining"):
+        loop.run(options.steps - loop.step, observe)
     finish(loop)
     seconds = before + time.monotonic() - started
     display.say(f"pretrained {options.steps} steps on all training classes in {seconds:.0f} s")
     return seconds
 
 
-def _test(learner: Learner, source: TaskSource, tasks: int, stage: str, display: Display) -> Evaluation:
+def _test(
+    learner: Learner, source: TaskSource, tasks: int, stage: str, display: Display, checkpoint: Path | None = None
+) -> Evaluation:
+    """Score a learner on test tasks; that of a checkpoint, the run's own, is audited."""
     return evaluate(
-        learner, source, split="test", tasks=tasks, observe=lambda done: display.advance(stage, done, tasks)
+        learner,
+        source,
+        split="test",
+        tasks=tasks,
+        observe=lambda done: display.advance(stage, done, tasks),
+        audit=checkpoint is not None,
+        checkpoint=checkpoint,
     )
 
 
@@ -174,7 +194,8 @@ def _baselines(
         candidates = _candidates(name, spec, source, pretrained, shapes)
         scores = []
         for candidate in candidates if len(candidates) > 1 else []:
-            val = evaluate(candidate.to(device), source, split="val", tasks=options.val_tasks)
+            with during(source, "tuning"):
+                val = evaluate(candidate.to(device), source, split="val", tasks=options.val_tasks, audit=False)
             scores.append(target.of(val.metrics).mean)
         choose = max if target.at_least else min
         best = candidates[scores.index(choose(scores))] if scores else candidates[0]
@@ -237,6 +258,8 @@ def _report(
         "best_round": result.best.number if result.best else None,
         "val": rounds[result.best.number - 1]["val"] if result.best else {},
         "test": summary["metrics"] if summary else None,
+        "audits": summary["audits"] if summary else [],
+        "trusted": summary["trusted"] if summary else None,
         "baselines": {name: evaluation.summary()["metrics"] for name, evaluation in baselines.items()},
         "baselines_about": {name: BASELINES[name].format(steps=steps) for name in baselines}
         | {"learner": _about(spec)},

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -16,26 +17,34 @@ from kshot.app.build import Shapes, build_source, device_of, has_head
 from kshot.app.folder import OpenRun, load_run
 from kshot.app.inputs import read_images, read_table, support_images, support_table
 from kshot.app.spec import Spec
+from kshot.app.summary import print_audits
+from kshot.evaluation.audit import UntrustedFigure
 from kshot.evaluation.evaluate import evaluate
+from kshot.tasks.watching import watched
 from kshot.training.checkpoint import load_state, save_state
 from kshot.types import Batch, Tree, to, tree_map
 
 
-def evaluate_run(run_dir: Path, tasks: int, split: str, as_json: bool) -> None:
-    """Score the best round of a run, and print the figures."""
+def evaluate_run(run_dir: Path, tasks: int, split: str, as_json: bool) -> bool:
+    """Score the best round of a run, and print the figures; whether no audit failed."""
     if split not in ("val", "test"):
         raise ValueError(f"--split is 'test' or 'val', got {split!r}")
     run = load_run(run_dir)
     learner = run.learner.to(device_of(run.spec))
-    found = evaluate(learner, build_source(run.spec), split=split, tasks=tasks)  # type: ignore[arg-type]
+    source = watched(build_source(run.spec), before=run.reads)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UntrustedFigure)  # it is printed
+        found = evaluate(learner, source, split=split, tasks=tasks, checkpoint=run.checkpoint)  # type: ignore[arg-type]
     if as_json:
         print(json.dumps(found.summary() | {"run": run.spec.name, "weights_sha256": run.weights}, indent=1))
-        return
+        return found.trusted
     for name, figure in found.metrics.items():
         print(f"{name:<10} {figure}")
     print(
         f"{'inductive' if found.inductive else 'transductive'}, {split} tasks, episodes {found.episodes_sha256[:16]}…"
     )
+    print_audits(found.summary()["audits"])
+    return found.trusted
 
 
 def adapt_run(run_dir: Path, support: Path, out: Path, *, resize: bool, invert: bool) -> None:

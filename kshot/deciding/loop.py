@@ -15,6 +15,7 @@ from kshot.evaluation.evaluate import evaluate
 from kshot.evaluation.target import Target
 from kshot.learner import Learner
 from kshot.tasks.source import TaskSource
+from kshot.tasks.watching import during
 from kshot.training.checkpoint import Checkpoints, load_checkpoint
 from kshot.training.fit import Diverged, OuterLoop, Progress, Schedule, Settings, meta_training
 from kshot.training.step import Mode
@@ -114,7 +115,7 @@ def run_until(
     if steps_per_round < 1 or val_tasks < 2:
         raise ValueError(f"a round needs a step and two validation tasks at least, got {steps_per_round}, {val_tasks}")
     settings = Settings(outer_lr, clip, schedule, horizon=_planned(budget, steps_per_round), size=tasks_per_step)
-    with tempfile.TemporaryDirectory() as scratch:
+    with tempfile.TemporaryDirectory() as scratch, during(source, "rounds"):
         run = _Rounds(
             loop=meta_training(learner, source, settings, mode=mode, seed=seed),
             checkpoints=Checkpoints(folder or Path(scratch), checkpoint_seconds),
@@ -201,7 +202,12 @@ class _Rounds:
         val = {}
         if diverged is None:
             val = evaluate(
-                learner, source, split="val", tasks=tasks, observe=lambda done: self.observer.task(done, tasks)
+                learner,
+                source,
+                split="val",
+                tasks=tasks,
+                observe=lambda done: self.observer.task(done, tasks),
+                audit=False,
             ).metrics
         self.rounds.append(
             Round(

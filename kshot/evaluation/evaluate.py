@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import hashlib
 import time
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from kshot.evaluation.audit import FEW, UntrustedFigure, failures, fingerprint, run_audits
+from kshot.evaluation.findings import Audit, Evidence
 from kshot.evaluation.intervals import Interval, interval
 from kshot.learner import Learner
-from kshot.tasks.source import TaskSource, hash_into
+from kshot.tasks.source import TaskSource, hash_into, short_hash
+from kshot.tasks.watching import EVALUATION, during
 from kshot.training.fit import seeded
-from kshot.types import Split, Task, to, unstack
+from kshot.types import Split, Task, Tree, to, unstack
 
 CHUNK = 16  # tasks drawn at once; bounds the memory of an evaluation
 
@@ -32,6 +37,7 @@ class Evaluation:
         inductive: True if no prediction depends on other queries.
         seconds: how long it took.
         adapt_ms: median milliseconds that adapting to one task took.
+        audits: what was asked of the evaluation, and the answers; none if it was not audited.
     """
 
     split: Split
@@ -41,11 +47,19 @@ class Evaluation:
     seconds: float
     adapt_ms: float
     per_task: dict[str, list[float]] = field(repr=False)
+    audits: tuple[Audit, ...] = field(default=(), repr=False)
+
+    @property
+    def trusted(self) -> bool:
+        """Whether the evaluation was audited, and no audit failed."""
+        return bool(self.audits) and not failures(self.audits)
 
     def summary(self) -> dict[str, Any]:
         """The figures and their protocol without the task-by-task table, ready for JSON."""
         fields = {name: value for name, value in vars(self).items() if name != "per_task"}
-        return fields | {"metrics": {name: value._asdict() for name, value in self.metrics.items()}}
+        metrics = {name: value._asdict() for name, value in self.metrics.items()}
+        audits = [audit.to_json() for audit in self.audits]
+        return fields | {"metrics": metrics, "audits": audits, "trusted": self.trusted}
 
 
 def evaluate(
@@ -55,6 +69,8 @@ def evaluate(
     split: Split = "test",
     tasks: int = 600,
     observe: Callable[[int], None] | None = None,
+    audit: bool = True,
+    checkpoint: Path | None = None,
 ) -> Evaluation:
     """Adapt to each of the first `tasks` tasks of a split on its own and score its query set.
 
@@ -64,6 +80,9 @@ def evaluate(
         split: "test" for the figure to publish, once, at the end; decisions and choices read "val".
         tasks: how many; the tasks 0 … tasks-1 of the split, always the same ones.
         observe: called with the number of tasks done, after each.
+        audit: whether to look for what would make the figures worthless (see `kshot.evaluation.audit`), on some of the
+            tasks. An audit that fails makes `Evaluation.trusted` False and warns with `UntrustedFigure`.
+        checkpoint: the folder of the checkpoint that the learner was loaded from, for the audit to compare.
 
     Returns:
         Metrics with intervals, and the protocol they hold under.
@@ -85,40 +104,54 @@ def evaluate(
     device = next((p.device for p in learner.parameters()), None)
     per_task: dict[str, list[float]] = {}
     adapt_s: list[float] = []
+    episodes: list[str] = []
+    first: list[tuple[Task, Tree]] = []
     digest = hashlib.sha256()
+    weights = fingerprint(learner)
+    audits: tuple[Audit, ...] = ()
     started = time.monotonic()
     was_training = learner.training
     learner.eval()
     try:
-        for start in range(0, tasks, CHUNK):
-            stack = source.stack(split, range(start, min(start + CHUNK, tasks)))
-            for number, task in enumerate(unstack(stack), start):
-                hash_into(digest, task)
-                with torch.no_grad(), seeded(source.seed, number, device=device):
-                    figures, seconds = _score(learner, to(task, device))
-                adapt_s.append(seconds)
-                for name, value in figures.items():
-                    per_task.setdefault(name, []).append(value)
-                if observe is not None:
-                    observe(number + 1)
+        with torch.no_grad(), during(source, EVALUATION):
+            for start in range(0, tasks, CHUNK):
+                stack = source.stack(split, range(start, min(start + CHUNK, tasks)))
+                for number, task in enumerate(unstack(stack), start):
+                    hash_into(digest, task)
+                    episodes.append(short_hash(task))
+                    with seeded(source.seed, number, device=device):
+                        figures, seconds, prediction = _score(learner, to(task, device))
+                    if number < FEW:
+                        first.append((to(task, device), prediction))
+                    adapt_s.append(seconds)
+                    for name, value in figures.items():
+                        per_task.setdefault(name, []).append(value)
+                    if observe is not None:
+                        observe(number + 1)
+            seconds = time.monotonic() - started
+            if audit:
+                audits = run_audits(learner, source, split, Evidence(weights, episodes, per_task, first), checkpoint)
     finally:
         learner.train(was_training)
+    for failed in failures(audits):
+        warnings.warn(f"{failed.asks} {failed.found}", UntrustedFigure, stacklevel=2)
     return Evaluation(
         split=split,
         metrics={name: interval(values) for name, values in per_task.items()},
         episodes_sha256=digest.hexdigest(),
         inductive=not learner.transductive,
-        seconds=time.monotonic() - started,
+        seconds=seconds,
         adapt_ms=1e3 * float(np.median(adapt_s)),
         per_task=per_task,
+        audits=audits,
     )
 
 
-def _score(learner: Learner, task: Task) -> tuple[dict[str, float], float]:
+def _score(learner: Learner, task: Task) -> tuple[dict[str, float], float, Tree]:
     started = time.perf_counter()
     state = learner.adapt(task.support)
     seconds = time.perf_counter() - started
     prediction = learner.predict(state, task.query.inputs)
     figures = {"loss": learner.objective.loss(prediction, task.query)}
     figures.update(learner.objective.metrics(prediction, task.query))
-    return {name: float(value) for name, value in figures.items()}, seconds
+    return {name: float(value) for name, value in figures.items()}, seconds, prediction

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from kshot.evaluation.intervals import Interval
 from kshot.evaluation.target import Target
-from kshot.evaluation.verdict import Figures, best_baseline, read, verdict, written
+from kshot.evaluation.verdict import Figures, best_baseline, failed, read, verdict, written
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -75,7 +75,7 @@ def write_report(
         folder: made if need be.
         report: what the run found: `name`, `command`, `outcome`, `sentence`, `reason`, `target`, `metric`,
             `higher_is_better`, `rounds`, `best_round`, `val`, `test`, `baselines`, `baselines_about`, `protocol`,
-            `environment`, `timing`, `kshot`. All but `metric` may be missing or None.
+            `audits`, `environment`, `timing`, `kshot`. All but `metric` may be missing or None.
         events: of the run's experience; they tell how often it was interrupted.
         figures: by name; those named in `CAPTIONS` find their place and caption, others follow.
 
@@ -161,7 +161,9 @@ def _page(report: dict[str, Any], events: Sequence[Mapping[str, Any]], figures: 
         "best": best and {"name": best[0], "figure": written(best[1]), "of": f"({_count(best[1].tasks, 'task')})"},
         "val": written(val) if math.isfinite(val.mean) else "",
         "val_of": f"({_count(val.tasks, 'task')}" + (f", round {number})" if number else ")"),
-        "verdict": verdict(test, baselines, metric, higher),
+        "verdict": verdict(test, baselines, metric, higher, failed(report)),
+        "failed": failed(report),
+        "audits": [_audit(audit) for audit in report.get("audits") or []],
         "target": report.get("target") or "",
         "on_test": _on_test(report.get("target"), metric, found) if test else "",
         "rows": _rows(report, test, baselines),
@@ -255,6 +257,19 @@ def _round(entry: dict[str, Any], metric: str, columns: list[str], best: bool) -
         "action": decision.get("action") or "",
         "reason": _capital(decision.get("reason") or entry.get("diverged") or ""),
         "best": best,
+    }
+
+
+def _audit(audit: Mapping[str, Any]) -> dict[str, str]:
+    tolerance = audit.get("tolerance")
+    passes = "" if tolerance is None else f" Passes up to {tolerance:.3g}: {audit['because']}."
+    tones = {"PASSED": "good", "FAILED": "bad", "NOT_APPLICABLE": "continue"}
+    return {
+        "name": audit["name"],
+        "asks": audit["asks"],
+        "result": audit["result"].replace("_", " ").lower(),
+        "tone": tones[audit["result"]],
+        "found": audit["found"] + passes,
     }
 
 

@@ -6,7 +6,7 @@ A figure is a mapping {"mean", "ci95", "tasks"}, as `Interval._asdict` makes it 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from kshot.evaluation.intervals import Interval
@@ -54,8 +54,17 @@ def best_baseline(
     return choose(finite, key=lambda pair: pair[1].mean) if finite else None
 
 
+def failed(report: Mapping[str, Any]) -> list[str]:
+    """Names of the audits that the test figures of a report failed."""
+    return [audit["name"] for audit in report.get("audits") or [] if audit["result"] == "FAILED"]
+
+
 def verdict(
-    test: Figures | None, baselines: Mapping[str, Figures] | None, metric: str, higher_is_better: bool = True
+    test: Figures | None,
+    baselines: Mapping[str, Figures] | None,
+    metric: str,
+    higher_is_better: bool = True,
+    failed: Sequence[str] = (),
 ) -> str:
     """Whether meta-learning was worth it: the learner against the best baseline, judged by their 95 % intervals.
 
@@ -67,6 +76,7 @@ def verdict(
         baselines: name -> test figures by metric, of learners that do no meta-learning.
         metric: the one to compare.
         higher_is_better: True for an accuracy, False for an error.
+        failed: names of the audits that the test figures failed: then nothing is claimed.
 
     Returns:
         A sentence.
@@ -81,6 +91,8 @@ def verdict(
     """
     if not test:
         return "There is no test figure, so nothing can be said about the learner against the baselines."
+    if failed:
+        return f"The test figure is not to be trusted, and nothing is claimed of it; it failed: {', '.join(failed)}."
     learner, best = read(test, metric), best_baseline(baselines, metric, higher_is_better)
     if not math.isfinite(learner.mean):
         return f"The learner gave no finite {metric} on the test tasks: it cannot be compared, and should not be used."

@@ -80,6 +80,7 @@ class GradientLearner(Learner):
         self.start, self.per_step, self.outer, self.minibatch = start, per_step, outer, minibatch
         self.function = Function(model, batchnorm)
         self.transductive = self.function.transductive
+        self.ordered = minibatch is not None
         self.annealed = isinstance(solver, Annealed) or isinstance(outer, MultiStepLoss)
         self.progress = 1.0
         self.adaptable_params()  # a pattern that matches nothing is told at once

@@ -16,6 +16,7 @@ from kshot.tasks.source import TaskSource
 from kshot.tasks.synthetic import sinusoids
 from kshot.tasks.tables import table
 from kshot.tasks.text import text
+from kshot.tasks.watching import watched
 
 __all__ = [
     "ArrayExamples",
@@ -37,4 +38,5 @@ __all__ = [
     "sinusoids",
     "table",
     "text",
+    "watched",
 ]

@@ -5,7 +5,6 @@ Shape legend: n examples.
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
@@ -15,6 +14,7 @@ import torch
 from torch import Tensor
 
 from kshot.tasks.augmenting import Turned
+from kshot.tasks.content import content_hashes, is_blank
 from kshot.tasks.decoded import DecodedImages
 from kshot.tasks.episodes import Episodes
 from kshot.tasks.fewshot import ClassTasks
@@ -36,7 +36,6 @@ SEVERITIES: tuple[Severity, ...] = ("ok", "note", "warning", "error")
 _CHUNK = 512  # examples looked at together
 _TOLD = 5  # bad images named
 _COLUMNS = 256  # features beyond which no column is asked for by itself
-_BLANK = 16  # numbers that an example needs, for all being equal to mean anything
 
 
 class Finding(NamedTuple):
@@ -418,7 +417,7 @@ def _look(part: _Part, split: Split, chosen: Mapping[str, np.ndarray], drawn: Se
         for start in range(0, len(flat), _CHUNK):
             taken = source.examples.take(flat[start : start + _CHUNK])
             keys += content_hashes(taken)
-            blank += _is_blank(taken[0] if isinstance(source, GroupTasks) else taken)
+            blank += is_blank(taken[0] if isinstance(source, GroupTasks) else taken)
         names = _names(part, split, flat, members)
         if isinstance(source, TextTasks):  # short texts may share features and still be different
             inputs, keys = keys, [source.texts[row].encode("utf-8", "surrogatepass") for row in flat.tolist()]
@@ -431,7 +430,7 @@ def _look(part: _Part, split: Split, chosen: Mapping[str, np.ndarray], drawn: Se
             real = batch.weight > 0
             inputs, targets = tree_map(lambda leaf, real=real: leaf[real], (batch.inputs, batch.targets))
             keys += content_hashes(inputs if part.source.objective.own_classes else (inputs, targets))
-            blank += _is_blank(inputs)
+            blank += is_blank(inputs)
         members = names = ["a task"] * len(keys)
     homes: dict[bytes, set[str]] = defaultdict(set)
     for key, member in zip(keys, members):
@@ -598,27 +597,9 @@ def _rows(part: _Part, tasks: Sequence[Task], *, inputs: bool = True) -> list[Ro
 def _keys(batch: Batch, own_classes: bool) -> list[bytes]:
     real = batch.weight > 0
     inputs, targets = tree_map(lambda leaf: leaf[real], (batch.inputs, batch.targets))
-    blank = _is_blank(inputs)
+    blank = is_blank(inputs)
     keys = content_hashes(inputs if own_classes else (inputs, targets))
     return [key for key, empty in zip(keys, blank) if not empty]
-
-
-def content_hashes(tree: Any) -> list[bytes]:
-    """A hash of the content of each example (n,)."""
-    leaves = [np.ascontiguousarray(leaf.numpy()).reshape(len(leaf), -1) for leaf in tree_leaves(tree)]
-    return [
-        hashlib.blake2b(b"".join(leaf[place].tobytes() for leaf in leaves), digest_size=16).digest()
-        for place in range(len(leaves[0]))
-    ]
-
-
-def _is_blank(inputs: Any) -> list[bool]:
-    """Whether each example (n,) is one value throughout."""
-    leaves = [leaf.flatten(1) for leaf in tree_leaves(inputs) if leaf.ndim > 1]
-    if sum(leaf.shape[1] for leaf in leaves) < _BLANK:
-        return [False] * len(tree_leaves(inputs)[0])
-    same = torch.stack([(leaf == leaf[:, :1]).all(1) for leaf in leaves]).all(0)
-    return [bool(own) for own in same]
 
 
 def _finite(leaf: Tensor) -> bool:

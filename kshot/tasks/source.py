@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -63,6 +64,13 @@ def hash_into(digest: Any, task: Task) -> None:
     for leaf in tree_leaves(task):
         digest.update(f"{leaf.dtype}{tuple(leaf.shape)}".encode())
         digest.update(leaf.contiguous().cpu().numpy())
+
+
+def short_hash(task: Task) -> str:
+    """The first 16 digits of the hash of a single task's content."""
+    digest = hashlib.sha256()
+    hash_into(digest, task)
+    return digest.hexdigest()[:16]
 
 
 def generator(seed: int, split: Split, index: int) -> np.random.Generator:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from kshot.learner import Learner, advance
 from kshot.tasks.source import TaskSource
+from kshot.tasks.watching import during
 from kshot.training.checkpoint import load_checkpoint, save_checkpoint
 from kshot.training.step import MetaGradient, Mode
 from kshot.types import to
@@ -234,4 +235,5 @@ def fit(
         3
     """
     settings = Settings(outer_lr, clip, schedule, horizon=steps, size=tasks_per_step)
-    return meta_training(learner, source, settings, mode=mode, seed=seed).run(steps, observe)
+    with during(source, "training"):
+        return meta_training(learner, source, settings, mode=mode, seed=seed).run(steps, observe)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from kshot.tasks.source import TaskSource
+from kshot.tasks.watching import during
 from kshot.training.fit import OuterLoop, Progress, Settings, seeded
 from kshot.types import Batch
 
@@ -140,7 +141,8 @@ def pretrain(
         Chen et al.: A Closer Look at Few-shot Classification, ICLR 2019, arXiv:1904.04232 (the pretraining stage).
     """
     settings = Settings(outer_lr, clip=None, horizon=steps, size=batch)
-    loop = pretraining(model, source, settings, head=head, seed=seed)
-    losses = loop.run(steps, observe)
+    with during(source, "pretraining"):
+        loop = pretraining(model, source, settings, head=head, seed=seed)
+        losses = loop.run(steps, observe)
     finish(loop)
     return losses
