@@ -411,3 +411,48 @@ def test_proto_maml_is_a_learner_of_run_files(kshot, tmp_path):
     (tmp_path / "run.yaml").write_text(GLYPHS)
     learner = "learner={kind: proto_maml, inner_lr: 0.1}"
     assert kshot("run", "run.yaml", "--out", "run", "--set", learner, "--set", "budget.rounds=1").code == 1
+
+
+def leaking(monkeypatch):
+    """Sine waves whose queries are the support's own points."""
+    from kshot.tasks.synthetic import Sinusoids
+
+    honest = Sinusoids.stack
+    monkeypatch.setattr(
+        Sinusoids, "stack", lambda *arguments: (task := honest(*arguments))._replace(query=task.support)
+    )
+
+
+def test_a_failed_audit_is_seen_everywhere_and_has_an_exit_code(kshot, tmp_path, monkeypatch):
+    leaking(monkeypatch)
+    (tmp_path / "met.yaml").write_text(SINUSOID)
+    done = kshot("run", "met.yaml", "--out", "a")
+    assert done.code == 3
+    assert "FAILED support and query: " in done.out
+    assert "is not to be trusted, and nothing is claimed" in done.out
+    report = json.loads(Path("a/report.json").read_text())
+    assert report["trusted"] is False
+    assert [a["name"] for a in report["audits"] if a["result"] == "FAILED"] == ["support and query"]
+    page = Path("a/report.html").read_text()
+    assert 'bad">not to be trusted' in page
+    assert "beats the best baseline" not in page
+    again = kshot("evaluate", "a", "--tasks", 8)
+    assert (again.code, "FAILED support and query" in again.out) == (3, True)
+    assert json.loads(kshot("evaluate", "a", "--tasks", 8, "--json").out)["trusted"] is False
+
+
+def test_a_run_is_audited_down_to_who_read_the_test_split(kshot, runs):
+    for folder in ("sine", "glyphs"):
+        report = json.loads((runs / folder / "report.json").read_text())
+        results = {audit["name"]: audit["result"] for audit in report["audits"]}
+        assert report["trusted"] is True
+        assert results["test reads"] == results["one checkpoint"] == "PASSED"
+        again = kshot("evaluate", runs / folder, "--tasks", 4, "--json")
+        assert again.code == 0
+        results = {audit["name"]: audit["result"] for audit in json.loads(again.out)["audits"]}
+        assert results["test reads"] == results["one checkpoint"] == "PASSED"
+    events = [json.loads(line) for line in (runs / "glyphs" / "events.jsonl").read_text().splitlines()]
+    reads = [(event["phase"], event["split"]) for event in events if event["kind"] == "read"]
+    assert reads[0] == ("pretraining", "train")
+    assert {("rounds", "train"), ("rounds", "val"), ("tuning", "val"), ("evaluation", "test")} <= set(reads)
+    assert {phase for phase, split in reads if split == "test"} == {"evaluation"}

@@ -30,8 +30,8 @@ from kshot.training.fit import seeded
 from kshot.types import Split, to, tree_leaves
 
 FEW = 2  # tasks on which a learner is asked again and again
-PAIRED = 24  # tasks scored again with their classes in another order
-FOREIGN = 64  # tasks whose queries are predicted from another task's support
+PAIRED = 32  # tasks scored again with their classes in another order
+FOREIGN = 200  # tasks whose queries are predicted from another task's support
 DRAWN = 200  # tasks that are drawn a second time, and whose examples are compared
 
 
