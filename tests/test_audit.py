@@ -293,7 +293,7 @@ def test_a_learner_that_uses_the_order_of_classes_is_caught_and_the_same_learner
         kshot.fit(learner, source, steps=200, tasks_per_step=8, outer_lr=3e-3, mode="vmap")
         found = audited(learner, source)
         assert failed(found) == expected
-        assert found.metrics["accuracy"].mean > 0.4
+        assert found.metrics["accuracy"].mean > 0.35  # chance is 0.25
 
 
 def results(evaluation):

@@ -12,8 +12,7 @@ from kshot.deciding.loop import Observer, run_until
 from kshot.deciding.policies import Budget, rules
 from kshot.evaluation.intervals import Interval
 from kshot.evaluation.target import Target
-from kshot.tasks import sinusoids
-from kshot.tasks.source import TaskSource
+from kshot.tasks import sinusoids, watched
 
 
 def rounds(*means, ci=0.01, lrs=None, **last):
@@ -106,30 +105,13 @@ def learner(**options):
     return kshot.maml(kshot.models.mlp(1, 1, [8]), **({"inner_lr": 0.02, "objective": objectives.mse} | options))
 
 
-class Blind(TaskSource):
-    """Sinusoids that note which splits were read."""
-
-    objective = objectives.mse
-    seed = 0
-
-    def __init__(self):
-        self.inner, self.read = sinusoids(), set()
-
-    def task(self, split, index):
-        return self.stack(split, [index])
-
-    def stack(self, split, indices):
-        self.read.add(split)
-        return self.inner.stack(split, indices)
-
-
 OPTIONS = {"steps_per_round": 3, "tasks_per_step": 2, "val_tasks": 4}
 
 
 def test_decisions_never_see_the_test_split():
-    source = Blind()
+    source = watched(sinusoids())
     run_until(learner(), source, "mse <= 0", budget=Budget(rounds=2), **OPTIONS)
-    assert source.read == {"train", "val"}
+    assert set(source.reads) == {("rounds", "train"), ("rounds", "val")}
 
 
 def test_the_learner_ends_with_the_weights_of_its_best_round(tmp_path):

@@ -112,6 +112,7 @@ def test_each_example_on_your_data_runs(section, tmp_path, monkeypatch, capsys):
         spec = load_spec("example.yaml", TINY)
         report = run(spec, tmp_path / "run", console=Console(quiet=True))
         assert report["test"]
+        assert report["trusted"]
     else:
         source = build_source(parse_spec(yaml.safe_dump(ALL_BUT_THE_DATA | yaml.safe_load(block)), section))
         for split in SPLITS:

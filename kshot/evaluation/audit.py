@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from kshot import objectives
 from kshot.evaluation.chance import Chance, ClassOrder, LabelOrder
-from kshot.evaluation.findings import Audit, Evidence, Result, idle, judged, stream
+from kshot.evaluation.findings import Audit, Evidence, Result, idle, judged, stream, task_contents
 from kshot.evaluation.invariance import ROUNDED, Probe, other_queries, padding, query_order, support_order
 from kshot.evaluation.leakage import Contents, Drawn, splits, test_reads
 from kshot.learner import Learner
@@ -30,8 +30,9 @@ from kshot.training.fit import seeded
 from kshot.types import Split, to, tree_leaves
 
 FEW = 2  # tasks on which a learner is asked again and again
+QUERIES = 16  # of each of those
 PAIRED = 32  # tasks scored again with their classes in another order
-FOREIGN = 200  # tasks whose queries are predicted from another task's support
+FOREIGN = 100  # tasks whose queries are predicted from another task's support
 DRAWN = 200  # tasks that are drawn a second time, and whose examples are compared
 
 
@@ -69,10 +70,10 @@ def run_audits(
         checkpoint: the folder of the checkpoint that the learner was loaded from, where it was.
     """
     purity = _purity(learner, evidence)  # before anything else is asked of the learner
-    tasks = [task for task, _ in evidence.first]
+    tasks = [task._replace(query=task.query.rows(slice(QUERIES))) for task, _ in evidence.first]
     repeatable = _repeatable(learner, source, evidence)
-    probe = Probe.of(learner, tasks[0])
-    class_order = ClassOrder(learner, source, probe, tasks, evidence)
+    probe = Probe.of(learner, tasks)
+    class_order = ClassOrder(learner, source, probe, evidence)
     label_order, chance = LabelOrder(source), Chance(learner, tasks)
     drawn, contents = Drawn(evidence), Contents(source)
     device = tasks[0].support.weight.device
@@ -80,17 +81,18 @@ def run_audits(
         drawn.see(number, source.task(split, number))
     for number, task in stream(source, split, min(DRAWN, len(evidence.episodes))):
         drawn.see(number, task)
-        contents.see(number, task)
-        label_order.see(task)
+        examples = task_contents(task)
+        contents.see(task, examples)
+        label_order.see(task, examples)
         if number < PAIRED:
             class_order.see(number, to(task, device))
         if number < FOREIGN:
             chance.see(number, to(task, device))
     return (
-        other_queries(probe, tasks),
-        query_order(probe, tasks),
-        support_order(probe, tasks),
-        padding(probe, tasks),
+        other_queries(probe),
+        query_order(probe),
+        support_order(probe),
+        padding(probe),
         class_order.audit(),
         label_order.audit(),
         chance.audit(),

@@ -16,7 +16,6 @@ from kshot.evaluation.findings import Audit, Evidence, idle, judged, real
 from kshot.evaluation.invariance import Probe, gap
 from kshot.learner import Learner
 from kshot.objectives import classes_present
-from kshot.tasks.content import content_hashes
 from kshot.tasks.source import TaskSource
 from kshot.training.fit import seeded
 from kshot.types import Batch, Task, Tree, tree_map
@@ -109,23 +108,19 @@ class ClassOrder:
 
     name, asks = "class order", "Does a learner do better on classes in the order that the source gives them?"
 
-    def __init__(
-        self, learner: Learner, source: TaskSource, probe: Probe, tasks: Sequence[Task], evidence: Evidence
-    ) -> None:
+    def __init__(self, learner: Learner, source: TaskSource, probe: Probe, evidence: Evidence) -> None:
         self.learner, self.source, self.probe, self.evidence = learner, source, probe, evidence
         self.own = source.objective.own_classes
         self.gap = math.inf
         if self.own and not probe.random:
-            self.gap = max(gap(*self._both_ways(task)) for task in tasks)
+            self.gap = max(gap(*self._both_ways(*asked)) for asked in probe.asked())
         self.follows = self.gap <= probe.tolerance
         self.better = self.worse = 0
 
-    def _both_ways(self, task: Task) -> list[Tree]:
-        """Predictions, and those of the task with its classes moved on by one, moved back."""
+    def _both_ways(self, task: Task, _: Tree, whole: Tree) -> list[Tree]:
+        """Predictions with the classes moved on by one: what they should be, and what they are."""
         order = _reordered(task.support, turn=True)
-        inputs = task.query.inputs
-        whole = self.probe.predict(self.probe.adapt(task.support), inputs)
-        found = self.probe.predict(self.probe.adapt(_relabelled(task.support, order)), inputs)
+        found = self.probe.predict(self.probe.adapt(_relabelled(task.support, order)), task.query.inputs)
         return [tree_map(lambda leaf: leaf[..., order] if leaf.shape[-1] == len(order) else leaf, whole), found]
 
     def see(self, number: int, task: Task) -> None:
@@ -188,13 +183,11 @@ class LabelOrder:
         self.votes: dict[bytes, np.ndarray] = {}  # content to how often it had which label (C,)
         self.guessing = Guessing()
 
-    def see(self, task: Task) -> None:
+    def see(self, task: Task, examples: Sequence[list[bytes]]) -> None:
         if not self.own:
             return
-        labels, keys, ways = [], [], task.query.targets.shape[-1]
-        for batch in map(real, task):
-            labels += batch.targets.argmax(-1).tolist()
-            keys += content_hashes(batch.inputs)
+        ways, keys = task.query.targets.shape[-1], [key for own in examples for key in own]
+        labels = [label for batch in task for label in real(batch).targets.argmax(-1).tolist()]
         table = np.zeros((ways, ways))  # remembered label × label
         for key, label in zip(keys, labels):
             if key in self.votes:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Any, NamedTuple
 
+from kshot.tasks.content import content_hashes
 from kshot.tasks.source import TaskSource
 from kshot.types import Batch, Split, Task, Tree, unstack
 
@@ -85,3 +86,9 @@ def stream(source: TaskSource, split: Split, count: int) -> Iterator[tuple[int, 
 def real(batch: Batch) -> Batch:
     """A batch without its padding."""
     return batch.rows(batch.weight > 0)
+
+
+def task_contents(task: Task) -> tuple[list[bytes], list[bytes]]:
+    """Hashes of the inputs of a task's support and query, without padding."""
+    support, query = (content_hashes(real(batch).inputs) for batch in task)
+    return support, query

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -26,38 +26,50 @@ EXACT, ROUNDED = 1e-6, 1e-3
 class Probe:
     """A learner to be asked the same in different ways, always with the same random numbers.
 
+    Args:
+        tasks: what it is asked on.
+        double: whether the learner is one in double precision.
+
     Attributes:
         learner: a copy in double precision, or the learner itself where it has none.
+        tasks, states, whole: what it is asked on, its states after adapting, and what it predicts for the queries.
         tolerance, because: what is rounding, and why.
         random: whether predictions depend on random numbers, so that no two ways can be compared.
     """
 
-    def __init__(self, learner: Learner, task: Task, *, double: bool) -> None:
+    def __init__(self, learner: Learner, tasks: Sequence[Task], *, double: bool) -> None:
         self.learner, self.double = learner, double
         self.tolerance = EXACT if double else ROUNDED
         self.because = "rounding in double precision is far below" if double else "rounding is below"
-        first, second = (self.predict(self.adapt(task.support, seed), task.query.inputs, seed) for seed in (0, 1))
-        self.random = not gap(first, second) <= self.tolerance
+        self.tasks = [self.cast(task) for task in tasks]
+        self.states = [self.adapt(task.support) for task in self.tasks]
+        self.whole = [self.predict(state, task.query.inputs) for state, task in zip(self.states, self.tasks)]
+        again = self.predict(self.adapt(self.tasks[0].support, seed=1), self.tasks[0].query.inputs, seed=1)
+        self.random = not gap(self.whole[0], again) <= self.tolerance
 
     @classmethod
-    def of(cls, learner: Learner, task: Task) -> Probe:
+    def of(cls, learner: Learner, tasks: Sequence[Task]) -> Probe:
         try:
-            return cls(copy.deepcopy(learner).double(), task, double=True)
+            return cls(copy.deepcopy(learner).double(), tasks, double=True)
         except Exception:  # what cannot be copied, or not in double precision, says so in many ways
-            return cls(learner, task, double=False)
+            return cls(learner, tasks, double=False)
 
     def adapt(self, support: Batch, seed: int = 0) -> Tree:
         with seeded(seed):
-            return self.learner.adapt(self.cast(support))
+            return self.learner.adapt(support)
 
     def predict(self, state: Tree, inputs: Tree, seed: int = 0) -> Tree:
         with seeded(seed):
-            return self.learner.predict(state, self.cast(inputs))
+            return self.learner.predict(state, inputs)
 
     def cast(self, tree: Any) -> Any:
         if not self.double:
             return tree
         return tree_map(lambda leaf: leaf.double() if leaf.is_floating_point() else leaf, tree)
+
+    def asked(self) -> Iterator[tuple[Task, Tree, Tree]]:
+        """Each task, the state after adapting to it, and what is predicted for its queries."""
+        return zip(self.tasks, self.states, self.whole)
 
     def judge(self, name: str, asks: str, gaps: Sequence[float], what: str) -> Audit:
         """An audit of the differences between predictions that should be the same."""
@@ -82,7 +94,7 @@ def gap(one: Tree, other: Tree) -> float:
     return worst
 
 
-def rows(tree: Tree, which: Any) -> Tree:
+def _rows(tree: Tree, which: Any) -> Tree:
     return tree_map(lambda leaf: leaf[which], tree)
 
 
@@ -92,66 +104,57 @@ def _shuffle(count: int) -> Tensor:
     return order if not torch.equal(order, torch.arange(count)) else order.flip(0)
 
 
-def other_queries(probe: Probe, tasks: Sequence[Task]) -> Audit:
+def other_queries(probe: Probe) -> Audit:
     name, asks = "other queries", "Does a query's prediction change when the other queries go, or are others?"
     if probe.learner.transductive:
         return idle(name, asks, "The learner is declared transductive, and its figures are called so.")
     gaps = []
-    for number, task in enumerate(tasks):
-        inputs, count = task.query.inputs, len(task.query.weight)
-        if count < 2:
+    for number, (task, state, whole) in enumerate(probe.asked()):
+        inputs, half = task.query.inputs, len(task.query.weight) // 2
+        if not half:
             return idle(name, asks, "A query holds one example.")
-        half = count // 2
-        foreign = tree_map(lambda leaf: leaf.flip(0), tasks[number - 1].query.inputs)
+        foreign = tree_map(lambda leaf: leaf.flip(0), probe.tasks[number - 1].query.inputs)
         mixed = tree_map(lambda own, other, half=half: torch.cat([own[:half], other[half:]]), inputs, foreign)
-        state = probe.adapt(task.support)
-        whole = probe.predict(state, inputs)
-        for asked, kept in ((rows(inputs, slice(1)), 1), (rows(inputs, slice(half)), half), (mixed, half)):
+        for asked, kept in ((_rows(inputs, slice(1)), 1), (_rows(inputs, slice(half)), half), (mixed, half)):
             found = probe.predict(state, asked)
-            gaps.append(gap(rows(whole, slice(kept)), rows(found, slice(kept))))
+            gaps.append(gap(_rows(whole, slice(kept)), _rows(found, slice(kept))))
     return probe.judge(name, asks, gaps, "With other queries, predictions change")
 
 
-def query_order(probe: Probe, tasks: Sequence[Task]) -> Audit:
+def query_order(probe: Probe) -> Audit:
     name, asks = "query order", "Does a query's prediction change when the queries come in another order?"
     gaps = []
-    for task in tasks:
+    for task, state, whole in probe.asked():
         if len(task.query.weight) < 2:
             return idle(name, asks, "A query holds one example.")
-        order, state = _shuffle(len(task.query.weight)), probe.adapt(task.support)
-        whole = probe.predict(state, task.query.inputs)
-        gaps.append(gap(rows(whole, order), probe.predict(state, rows(task.query.inputs, order))))
+        order = _shuffle(len(task.query.weight))
+        gaps.append(gap(_rows(whole, order), probe.predict(state, _rows(task.query.inputs, order))))
     return probe.judge(name, asks, gaps, "With the queries in another order, predictions change")
 
 
-def support_order(probe: Probe, tasks: Sequence[Task]) -> Audit:
+def support_order(probe: Probe) -> Audit:
     name, asks = "support order", "Does a prediction change when the support comes in another order?"
     if probe.learner.ordered:
         return idle(name, asks, "The learner is declared to go by the order of its support.")
     gaps = []
-    for task in tasks:
+    for task, _, whole in probe.asked():
         if len(task.support.weight) < 2:
             return idle(name, asks, "A support holds one example.")
         moved = task.support.rows(_shuffle(len(task.support.weight)))
-        whole, found = (probe.predict(probe.adapt(support), task.query.inputs) for support in (task.support, moved))
-        gaps.append(gap(whole, found))
+        gaps.append(gap(whole, probe.predict(probe.adapt(moved), task.query.inputs)))
     return probe.judge(name, asks, gaps, "With the support in another order, predictions change")
 
 
-def padding(probe: Probe, tasks: Sequence[Task]) -> Audit:
+def padding(probe: Probe) -> Audit:
     name, asks = "padding", "Do rows of weight 0 have an effect?"
     if probe.learner.ordered:
         return idle(name, asks, "The learner is declared to go by the order of its support, padding among it.")
     gaps = []
-    for number, task in enumerate(tasks):
-        other = probe.cast(tasks[number - 1])
-        support, query = (_padded(own, junk) for own, junk in zip(probe.cast(task), other))
-        state = probe.adapt(task.support)
-        whole, found = probe.predict(state, task.query.inputs), probe.predict(probe.adapt(support), task.query.inputs)
-        gaps.append(gap(whole, found))
+    for number, (task, _, whole) in enumerate(probe.asked()):
+        support, query = (_padded(own, junk) for own, junk in zip(task, probe.tasks[number - 1]))
+        gaps.append(gap(whole, probe.predict(probe.adapt(support), task.query.inputs)))
         longer = tree_map(lambda leaf: torch.cat([leaf, leaf[:2].flip(0)]), whole)
-        pairs = (whole, probe.cast(task.query)), (longer, query)
-        gaps.append(gap(*(_figures(probe.learner, *pair) for pair in pairs)))
+        gaps.append(gap(*(_figures(probe.learner, *pair) for pair in ((whole, task.query), (longer, query)))))
     return probe.judge(name, asks, gaps, "With rows of weight 0 added, predictions and figures change")
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
-from kshot.evaluation.findings import Audit, Evidence, idle, judged, real, stream
+from kshot.evaluation.findings import Audit, Evidence, idle, judged, real, stream, task_contents
 from kshot.tasks.content import content_hashes, is_blank
 from kshot.tasks.source import TaskSource, short_hash
 from kshot.tasks.watching import EVALUATION, Watched
@@ -14,6 +15,9 @@ OTHERS = 32  # tasks of each other split, whose examples are compared
 
 COPIES = 0.01
 """Share of copied examples that is let pass: real data hold some, and they move an accuracy by that much at most."""
+
+
+ENOUGH = 100  # different examples, for a share of them to mean anything
 
 
 class Contents:
@@ -27,8 +31,8 @@ class Contents:
         self.keys: set[Any] = set()
         self._targets: dict[bytes, bytes] = {}
 
-    def see(self, number: int, task: Task) -> None:
-        support, query = (self._examples(batch) for batch in task)
+    def see(self, task: Task, examples: Sequence[list[bytes]]) -> None:
+        support, query = (self._pairs(batch, own) for batch, own in zip(task, examples))
         shown = {self._key(*example) for example in support}
         self.asked += len(query)
         self.shown += sum(self._key(*example) in shown for example in query)
@@ -40,10 +44,10 @@ class Contents:
         """What makes two examples one; where labels are a task's own, the inputs alone."""
         return inputs if self.own else (inputs, target)
 
-    def _examples(self, batch: Batch) -> list[tuple[bytes, bytes]]:
+    def _pairs(self, batch: Batch, inputs: list[bytes]) -> list[tuple[bytes, bytes]]:
         batch = real(batch)
-        keys = zip(content_hashes(batch.inputs), content_hashes(batch.targets))
-        return [key for key, blank in zip(keys, is_blank(batch.inputs)) if not blank]
+        pairs = zip(inputs, content_hashes(batch.targets))
+        return [pair for pair, blank in zip(pairs, is_blank(batch.inputs)) if not blank]
 
     @property
     def few_values(self) -> bool:
@@ -68,8 +72,8 @@ def splits(source: TaskSource, split: Split, contents: Contents) -> Audit:
     for other in (other for other in SPLITS if other != split and (other != "test" or split == "test")):
         theirs = Contents(source)
         try:
-            for number, task in stream(source, other, OTHERS):
-                theirs.see(number, task)
+            for _, task in stream(source, other, OTHERS):
+                theirs.see(task, task_contents(task))
         except ValueError:  # the source has no such split, or no more tasks of it
             pass
         if contents.few_values or theirs.few_values:
@@ -78,6 +82,8 @@ def splits(source: TaskSource, split: Split, contents: Contents) -> Audit:
         share = len(contents.keys & theirs.keys) / max(len(contents.keys), 1)
         if share > worst:
             worst, at = share, f" and of {other}"
+    if len(contents.keys) < ENOUGH:
+        return idle(name, asks, f"{len(contents.keys)} different examples are too few to tell copies from coincidence.")
     if not looked_at:
         return idle(name, asks, "The source has no tasks of another split.")
     found = f"{worst:.2%} of {len(contents.keys):,} examples are{at or ' none'} of {looked_at:,} of other splits."
