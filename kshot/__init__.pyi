@@ -4,7 +4,7 @@ from .deciding.policies import Budget
 from .evaluation.evaluate import evaluate
 from .learner import Learner
 from .learners.baselines import fine_tune, from_scratch, nearest_centroid
-from .learners.closed_form import r2d2
+from .learners.closed_form import logistic_regression, metaoptnet, r2d2
 from .learners.context import cavia
 from .learners.gradient import anil, boil, fomaml, maml, reptile
 from .learners.heads import protonet
@@ -39,10 +39,12 @@ __all__ = [
     "inner",
     "learned_optimizer",
     "learners",
+    "logistic_regression",
     "maml",
     "maml_pp",
     "meta_curvature",
     "meta_sgd",
+    "metaoptnet",
     "models",
     "nearest_centroid",
     "objectives",

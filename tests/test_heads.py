@@ -3,12 +3,14 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from sklearn.linear_model import Ridge
+from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.neighbors import NearestCentroid
+from sklearn.svm import LinearSVC
 from torch import nn
 
 import kshot
 from kshot import Batch, objectives
+from kshot.inner.convex import crammer_singer, logistic
 from kshot.learners.closed_form import ridge_fit
 from kshot.training.pretrain import fit_centre
 
@@ -67,6 +69,68 @@ def test_r2d2_regresses_with_an_intercept_and_a_scale():
     assert sorted(name for name, _ in learner.named_parameters()) == ["head.log_l2", "head.log_scale"]
 
 
+SHAPES = pytest.mark.parametrize(
+    ("rows", "width", "ways", "l2"), [(15, 40, 5, 10.0), (40, 4, 3, 0.1), (10, 8, 5, 1e-2)]
+)
+
+
+@SHAPES
+def test_logistic_regression_is_that_of_scikit_learn(rows, width, ways, l2):
+    feat, target, labels = features(rows, width, ways)
+    weight = 0.2 + torch.rand(rows, dtype=torch.float64)
+    learner = kshot.logistic_regression(nn.Flatten(), l2=l2).double()
+    state = learner.adapt(support_of(feat, target, weight))["head"]
+    wide = F.pad(feat, (0, 1), value=1.0)
+    peer = LogisticRegression(C=1 / l2, fit_intercept=False, tol=1e-10, max_iter=10_000).fit(wide, labels, weight)
+    found = torch.cat([state["weight"], state["bias"][:, None]], 1).detach()
+    torch.testing.assert_close(found, torch.from_numpy(peer.coef_), rtol=1e-5, atol=1e-6)
+
+
+@SHAPES
+def test_the_support_vector_machine_is_that_of_scikit_learn(rows, width, ways, l2):
+    feat, target, labels = features(rows, width, ways)
+    state = kshot.metaoptnet(nn.Flatten(), l2=l2).double().adapt(support_of(feat, target))["head"]
+    wide = F.pad(feat, (0, 1), value=1.0)
+    peer = LinearSVC(C=1 / l2, multi_class="crammer_singer", fit_intercept=False, tol=1e-10, max_iter=200_000)
+    found = torch.cat([state["weight"], state["bias"][:, None]], 1).detach()
+    torch.testing.assert_close(found, torch.from_numpy(peer.fit(wide, labels).coef_), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("solve", [logistic, crammer_singer])
+@SHAPES
+def test_solutions_have_the_derivative_of_the_solution(solve, rows, width, ways, l2):
+    feat, target, _ = features(rows, width, ways)
+    weight = 0.2 + torch.rand(rows, dtype=torch.float64)
+    weight[1] = 0.0
+
+    def weights(feat, l2):
+        return solve(feat @ feat.mT, target, weight, torch.ones(ways).bool(), l2, steps=20).mT @ feat
+
+    assert torch.autograd.gradcheck(
+        weights, (feat.requires_grad_(), torch.tensor(l2).double().requires_grad_()), fast_mode=True, rtol=1e-3
+    )
+
+
+@pytest.mark.parametrize("solve", [logistic, crammer_singer])
+def test_steps_taken_lead_to_the_minimum_from_far(solve):
+    """Features of a norm of hundreds and hardly any penalty, where undamped Newton steps go astray."""
+    feat, target, _ = features(12, 30, 4)
+    wide = 30 * feat
+    ends = [
+        solve(wide @ wide.mT, target, torch.ones(12).double(), torch.ones(4).bool(), torch.tensor(0.01), steps=steps)
+        for steps in (20, 60)
+    ]
+    torch.testing.assert_close(*ends, rtol=1e-6, atol=1e-9)
+
+
+def test_metaoptnet_with_a_ridge_is_r2d2_with_a_ridge_that_is_not_learned():
+    feat, target, _ = features(8, 5, 3)
+    learner = kshot.metaoptnet(nn.Flatten(), base="ridge", scale=2.0).double()
+    peer = kshot.r2d2(nn.Flatten(), l2=50.0, scale=2.0).double()
+    torch.testing.assert_close(*(each.predict(each.adapt(support_of(feat, target)), feat) for each in (learner, peer)))
+    assert [name for name, p in learner.named_parameters() if p.requires_grad] == ["head.log_scale"]
+
+
 def test_shared_classes_keep_a_score_from_ridge_and_none_from_prototypes():
     feat, target, _ = features(6, 4, 2)
     support = support_of(feat, F.pad(target, (0, 1)))
@@ -105,6 +169,7 @@ def test_the_centre_is_the_mean_of_training_features_and_is_kept_in_a_checkpoint
         (lambda: kshot.protonet(nn.Flatten(), distance="manhattan"), "distance must be 'euclidean', 'cosine' or a"),
         (lambda: kshot.r2d2(nn.Flatten(), l2=0.0), "l2 must be above 0, got 0"),
         (lambda: kshot.r2d2(nn.Flatten(), scale=-1.0), "scale must be above 0"),
+        (lambda: kshot.metaoptnet(nn.Flatten(), base="lasso"), "base must be one of svm, ridge, got 'lasso'"),
         (lambda: kshot.simpleshot(nn.Flatten(), features=0), "features must be the width"),
         (lambda: fit_centre(kshot.protonet(nn.Flatten()), kshot.tasks.sinusoids()), "have no centre"),
     ],

@@ -101,6 +101,9 @@ ZOO = {
     "r2d2, regression": Row(
         lambda ways: kshot.r2d2(wave(outputs=4), l2=0.1, scale=None, objective=objectives.mse), regression=True
     ),
+    "metaoptnet, svm": Row(lambda ways: kshot.metaoptnet(small_conv(None), l2=1.0)),
+    "metaoptnet, ridge": Row(lambda ways: kshot.metaoptnet(small_conv(None), base="ridge", l2=1.0)),
+    "logistic regression": Row(lambda ways: kshot.logistic_regression(small_conv(None), scale=2.0)),
     "simpleshot": Row(lambda ways: kshot.simpleshot(small_conv(None), features=16, batchnorm="support")),
     "from scratch": Row(lambda ways: kshot.from_scratch(small_conv(ways), inner_lr=0.1, steps=5), exact=False),
     "fine-tune": Row(lambda ways: kshot.fine_tune(small_conv(ways), inner_lr=0.1, steps=5), exact=False),

@@ -1,5 +1,5 @@
 from kshot.learners.baselines import SupportMean, fine_tune, from_scratch, nearest_centroid
-from kshot.learners.closed_form import r2d2
+from kshot.learners.closed_form import logistic_regression, metaoptnet, r2d2
 from kshot.learners.context import cavia
 from kshot.learners.gradient import GradientLearner, anil, boil, fomaml, maml, reptile
 from kshot.learners.heads import HeadLearner, protonet
@@ -23,10 +23,12 @@ __all__ = [
     "from_scratch",
     "imaml",
     "learned_optimizer",
+    "logistic_regression",
     "maml",
     "maml_pp",
     "meta_curvature",
     "meta_sgd",
+    "metaoptnet",
     "nearest_centroid",
     "proto_maml",
     "protonet",
