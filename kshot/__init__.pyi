@@ -6,12 +6,15 @@ from .learner import Learner
 from .learners.baselines import fine_tune, from_scratch, nearest_centroid
 from .learners.closed_form import logistic_regression, metaoptnet, r2d2
 from .learners.context import cavia
+from .learners.feat import feat
+from .learners.frn import frn
 from .learners.gradient import anil, boil, fomaml, maml, reptile
 from .learners.heads import protonet
 from .learners.implicit import imaml
 from .learners.learned_rules import alfa, learned_optimizer, meta_curvature, meta_sgd
 from .learners.maml_pp import maml_pp
-from .learners.metric import simpleshot
+from .learners.metric import matching_net, simpleshot
+from .learners.relation import relation_net
 from .learners.task_heads import proto_maml, unicorn_maml
 from .learners.warp import t_net, warp_maml
 from .objectives import Objective
@@ -30,10 +33,12 @@ __all__ = [
     "boil",
     "cavia",
     "evaluate",
+    "feat",
     "fine_tune",
     "fit",
     "fit_centre",
     "fomaml",
+    "frn",
     "from_scratch",
     "imaml",
     "inner",
@@ -42,6 +47,7 @@ __all__ = [
     "logistic_regression",
     "maml",
     "maml_pp",
+    "matching_net",
     "meta_curvature",
     "meta_sgd",
     "metaoptnet",
@@ -52,6 +58,7 @@ __all__ = [
     "proto_maml",
     "protonet",
     "r2d2",
+    "relation_net",
     "reptile",
     "run_until",
     "simpleshot",

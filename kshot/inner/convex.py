@@ -141,7 +141,7 @@ _TINY = 1e-300  # for classes that are not present, whose h is 0
 def _simplex_newton(
     quadratic: Tensor, s_NC: Tensor, h_NC: Tensor, present_C: Tensor
 ) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
-    r"""The solution dh (N, C), dν (N,) of $(Q + \mathrm{diag}(s_c / h_c)) \, dh_c + d\nu = -r_c$, $\sum_c dh_c = -p$."""
+    r"""Solves $(Q + \mathrm{diag}(s_c / h_c)) \, dh_c + d\nu = -r_c, \; \sum_c dh_c = -p$ for dh (N, C) and dν (N,)."""
     ratio_CN = (s_NC / h_NC.clamp_min(_TINY)).mT
     ratio_CN = torch.where(present_C[:, None] > 0, ratio_CN, 1.0)
     inverse_CNN = torch.linalg.inv(quadratic + torch.diag_embed(ratio_CN)) * present_C[:, None, None]
