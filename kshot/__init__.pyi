@@ -7,6 +7,7 @@ from .learners.baselines import fine_tune, from_scratch, nearest_centroid
 from .learners.closed_form import logistic_regression, metaoptnet, r2d2
 from .learners.context import cavia
 from .learners.feat import feat
+from .learners.finetuned import baseline_pp, pmf
 from .learners.frn import frn
 from .learners.gradient import anil, boil, fomaml, maml, reptile
 from .learners.heads import protonet
@@ -16,6 +17,7 @@ from .learners.maml_pp import maml_pp
 from .learners.metric import matching_net, simpleshot
 from .learners.relation import relation_net
 from .learners.task_heads import proto_maml, unicorn_maml
+from .learners.transductive import laplacian_shot, transductive_fine_tune
 from .learners.warp import t_net, warp_maml
 from .objectives import Objective
 from .training.fit import fit
@@ -30,6 +32,7 @@ __all__ = [
     "Task",
     "alfa",
     "anil",
+    "baseline_pp",
     "boil",
     "cavia",
     "evaluate",
@@ -42,6 +45,7 @@ __all__ = [
     "from_scratch",
     "imaml",
     "inner",
+    "laplacian_shot",
     "learned_optimizer",
     "learners",
     "logistic_regression",
@@ -54,6 +58,7 @@ __all__ = [
     "models",
     "nearest_centroid",
     "objectives",
+    "pmf",
     "pretrain",
     "proto_maml",
     "protonet",
@@ -64,6 +69,7 @@ __all__ = [
     "simpleshot",
     "t_net",
     "tasks",
+    "transductive_fine_tune",
     "unicorn_maml",
     "warp_maml",
 ]

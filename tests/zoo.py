@@ -62,6 +62,11 @@ ZOO = {
     "maml, transductive": Row(
         lambda ways: kshot.maml(small_conv(ways), inner_lr=0.2, batchnorm="query"), transductive=True
     ),
+    "maml, tasknorm": Row(lambda ways: kshot.maml(small_conv(ways), inner_lr=0.2, steps=2, batchnorm="tasknorm")),
+    "protonet, tasknorm": Row(lambda ways: kshot.protonet(small_conv(None), batchnorm="tasknorm")),
+    "proto-maml, tasknorm": Row(
+        lambda ways: kshot.proto_maml(small_conv(None), inner_lr=0.05, steps=2, batchnorm="tasknorm")
+    ),
     "maml, head only": Row(lambda ways: kshot.maml(small_conv(ways), inner_lr=0.2, steps=2, adaptable="1.*")),
     "maml, regression": Row(
         lambda ways: kshot.maml(wave(), inner_lr=0.05, steps=3, objective=objectives.mse), regression=True
@@ -110,10 +115,11 @@ ZOO = {
     "matching net, full context": Row(
         lambda ways: kshot.matching_net(small_conv(None), context_steps=2, features=16), keeps_rows=True
     ),
-    "relation net": Row(lambda ways: kshot.relation_net(small_conv(None), features=16, hidden=32), warm=300),
+    "relation net": Row(
+        lambda ways: kshot.relation_net(small_conv(None), features=16, hidden=32, loss="objective"), warm=100
+    ),
     "relation net, maps": Row(
-        lambda ways: kshot.relation_net(small_conv(None, maps=True), features=(4, 2, 2), hidden=8, loss="objective"),
-        warm=100,
+        lambda ways: kshot.relation_net(small_conv(None, maps=True), features=(4, 2, 2), hidden=8), warm=100
     ),
     "feat": Row(lambda ways: kshot.feat(small_conv(None), features=16, temperature=8.0, dropout=0.0)),
     "frn": Row(lambda ways: kshot.frn(small_conv(None, maps=True))),
@@ -122,6 +128,18 @@ ZOO = {
     "metaoptnet, ridge": Row(lambda ways: kshot.metaoptnet(small_conv(None), base="ridge", l2=1.0)),
     "logistic regression": Row(lambda ways: kshot.logistic_regression(small_conv(None), scale=2.0)),
     "simpleshot": Row(lambda ways: kshot.simpleshot(small_conv(None), features=16, batchnorm="support")),
+    "baseline++": Row(lambda ways: kshot.baseline_pp(small_conv(None), inner_lr=0.1, steps=3, batchnorm="support")),
+    "p>m>f": Row(lambda ways: kshot.pmf(small_conv(None), inner_lr=0.01, steps=2, shift=1, flip=True)),
+    "laplacian-shot": Row(
+        lambda ways: kshot.laplacian_shot(small_conv(None), features=16, steps=5, batchnorm="support"),
+        transductive=True,
+    ),
+    "transductive fine-tuning": Row(
+        lambda ways: kshot.transductive_fine_tune(small_conv(None), inner_lr=0.01, steps=3, batchnorm="support"),
+        exact=False,
+        transductive=True,
+        keeps_rows=True,
+    ),
     "from scratch": Row(lambda ways: kshot.from_scratch(small_conv(ways), inner_lr=0.1, steps=5), exact=False),
     "fine-tune": Row(lambda ways: kshot.fine_tune(small_conv(ways), inner_lr=0.1, steps=5), exact=False),
     "nearest centroid": Row(lambda ways: kshot.nearest_centroid(), trains=False),

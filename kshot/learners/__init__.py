@@ -2,6 +2,7 @@ from kshot.learners.baselines import SupportMean, fine_tune, from_scratch, neare
 from kshot.learners.closed_form import logistic_regression, metaoptnet, r2d2
 from kshot.learners.context import cavia
 from kshot.learners.feat import feat
+from kshot.learners.finetuned import baseline_pp, pmf
 from kshot.learners.frn import frn
 from kshot.learners.gradient import GradientLearner, anil, boil, fomaml, maml, reptile
 from kshot.learners.heads import HeadLearner, protonet
@@ -11,6 +12,7 @@ from kshot.learners.maml_pp import maml_pp
 from kshot.learners.metric import matching_net, simpleshot
 from kshot.learners.relation import relation_net
 from kshot.learners.task_heads import proto_maml, unicorn_maml
+from kshot.learners.transductive import laplacian_shot, transductive_fine_tune
 from kshot.learners.warp import t_net, warp_maml, with_warps
 
 __all__ = [
@@ -19,6 +21,7 @@ __all__ = [
     "SupportMean",
     "alfa",
     "anil",
+    "baseline_pp",
     "boil",
     "cavia",
     "feat",
@@ -27,6 +30,7 @@ __all__ = [
     "frn",
     "from_scratch",
     "imaml",
+    "laplacian_shot",
     "learned_optimizer",
     "logistic_regression",
     "maml",
@@ -36,6 +40,7 @@ __all__ = [
     "meta_sgd",
     "metaoptnet",
     "nearest_centroid",
+    "pmf",
     "proto_maml",
     "protonet",
     "r2d2",
@@ -43,6 +48,7 @@ __all__ = [
     "reptile",
     "simpleshot",
     "t_net",
+    "transductive_fine_tune",
     "unicorn_maml",
     "warp_maml",
     "with_warps",
