@@ -5,7 +5,7 @@ Shape legend: N support rows, M query rows, D features, C classes or targets.
 
 from __future__ import annotations
 
-from abc import abstractmethod
+from collections.abc import Callable
 from typing import Literal
 
 import torch
@@ -82,37 +82,31 @@ class Ridge(Linear):
 
 
 class _Dual(Linear):
-    """What is solved for coefficients of the support rows."""
+    """What is solved for coefficients of the support rows, by `steps` of a `solver`."""
 
+    solver: Callable[..., Tensor]
     steps: int
-
-    @abstractmethod
-    def solve(self, kernel_NN: Tensor, target_NC: Tensor, weight_N: Tensor, present_C: Tensor) -> Tensor:
-        """The coefficients (N, C)."""
 
     def fit(self, feat_ND: Tensor, target_NC: Tensor, weight_N: Tensor) -> Tree:
         feat_ND = _with_ones(feat_ND)
         present_C = (target_NC * weight_N[:, None]).sum(0) > 0
-        weight_CD = self.solve(feat_ND @ feat_ND.mT, target_NC, weight_N, present_C).mT @ feat_ND
+        kernel_NN = feat_ND @ feat_ND.mT
+        l2 = self.log_l2.exp()
+        coefficient_NC = type(self).solver(kernel_NN, target_NC, weight_N, present_C, l2, steps=self.steps)
+        weight_CD = coefficient_NC.mT @ feat_ND
         return {"weight": weight_CD[:, :-1].contiguous(), "bias": weight_CD[:, -1].contiguous()}
 
 
 class Logistic(_Dual):
     """Multinomial logistic regression, see `inner.convex.logistic`; arguments as of `Linear`."""
 
-    steps = 15
-
-    def solve(self, kernel_NN: Tensor, target_NC: Tensor, weight_N: Tensor, present_C: Tensor) -> Tensor:
-        return logistic(kernel_NN, target_NC, weight_N, present_C, self.log_l2.exp(), steps=self.steps)
+    solver, steps = staticmethod(logistic), 15
 
 
 class SupportVectors(_Dual):
     """A multi-class support vector machine, see `inner.convex.crammer_singer`; arguments as of `Linear`."""
 
-    steps = 20
-
-    def solve(self, kernel_NN: Tensor, target_NC: Tensor, weight_N: Tensor, present_C: Tensor) -> Tensor:
-        return crammer_singer(kernel_NN, target_NC, weight_N, present_C, self.log_l2.exp(), steps=self.steps)
+    solver, steps = staticmethod(crammer_singer), 20
 
 
 def r2d2(
