@@ -129,7 +129,7 @@ ZOO = {
     "logistic regression": Row(lambda ways: kshot.logistic_regression(small_conv(None), scale=2.0)),
     "simpleshot": Row(lambda ways: kshot.simpleshot(small_conv(None), features=16, batchnorm="support")),
     "baseline++": Row(lambda ways: kshot.baseline_pp(small_conv(None), inner_lr=0.1, steps=3, batchnorm="support")),
-    "p>m>f": Row(lambda ways: kshot.pmf(small_conv(None), inner_lr=0.01, steps=2, shift=1, flip=True)),
+    "p>m>f": Row(lambda ways: kshot.pmf(small_conv(None, norm=False), inner_lr=0.01, steps=2, shift=1, flip=True)),
     "laplacian-shot": Row(
         lambda ways: kshot.laplacian_shot(small_conv(None), features=16, steps=5, batchnorm="support"),
         transductive=True,

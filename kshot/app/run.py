@@ -87,7 +87,7 @@ def run(spec: Spec, out: Path, *, resume: bool = False, console: Console | None 
             pretrain_seconds = _pretrain(spec, model, source, folder, experience, display)
             pretrained = copy.deepcopy(model)
         learner = build_learner(spec, model, shapes).to(device)
-        if any(isinstance(part, Centred) for part in learner.modules()):
+        if isinstance(learner, HeadLearner) and isinstance(learner.head, Centred):
             fit_centre(learner, source)
         training = spec.train.model_dump()
         result = run_until(

@@ -194,7 +194,9 @@ class _Redirect(TorchFunctionMode):
         self.calls += 1
         scale = torch.rsqrt(var + eps) if weight is None else torch.rsqrt(var + eps) * weight
         shift = -mean * scale if bias is None else bias - mean * scale
-        normed = torch.addcmul(along_channels(shift, input), input, along_channels(scale, input))
+        scale, shift = along_channels(scale, input), along_channels(shift, input)
+        # of moments for each example the input comes first, so that a compiler finds its layout in the sum
+        normed = torch.addcmul(shift, input, scale) if self.blend is None else input * scale + shift
         return normed.to(input.dtype)  # parameters of another precision than the input's stay inside, as in PyTorch
 
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from kshot.inner.batch_norm import along_channels
+
 
 class TaskNorm(nn.Module):
     r"""TaskNorm-I: blends the moments $\mu, \sigma^2$ of a support set with those of an example, $\mu_i, \sigma_i^2$:
@@ -39,8 +41,8 @@ class TaskNorm(nn.Module):
         """Mean and variance (n, C) of input (n, C, ...) at a norm, from those of the support (C,) and its size ()."""
         place = call % len(self.slope)
         alpha = torch.sigmoid(self.slope[place] * count + self.offset[place])
-        rows = input.flatten(2) if input.ndim > 2 else input[..., None]  # (n, C, positions)
-        own = rows.mean(2)
-        own_var = (rows - own[..., None]).square().mean(2)
+        places = tuple(range(2, input.ndim))
+        own = input.mean(places) if places else input
+        own_var = (input - along_channels(own, input)).square().mean(places) if places else torch.zeros_like(input)
         blended = torch.lerp(own, mean.expand_as(own), alpha)
         return blended, torch.lerp(own_var + (own - blended).square(), var + (mean - blended).square(), alpha)

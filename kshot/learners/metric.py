@@ -193,7 +193,9 @@ def matching_net(
     """
     if context_steps < 0:
         raise ValueError(f"context_steps must be at least 0, got {context_steps}")
-    if context_steps and not features:
-        raise ValueError("full-context embeddings need features, the width of the embedding's output")
-    contexts = (FullContext(features, context_steps), FullContext(features, context_steps)) if context_steps else None
+    contexts = None
+    if context_steps:
+        if not features:
+            raise ValueError("full-context embeddings need features, the width of the embedding's output")
+        contexts = FullContext(features, context_steps), FullContext(features, context_steps)
     return HeadLearner(embedding, Matching(scale, contexts), objective, batchnorm=batchnorm)
