@@ -4,15 +4,16 @@
     python benchmarks/peers.py [--only sinusoid] [--repeats 7] [--threads 1 2] [--json FILE] [--compile-all] [--long]
 
 All ways of one work take turns in one process, so that what else the machine does falls on all alike; the order
-turns with each round. A turn is as many steps as fill a quarter of a second, at least one: in a training a step follows
-one of its own kind, not one of another library, whose code and data would still fill the caches. They differentiate the same function to second order: the same module and initial weights, the
-same tasks, SGD at the same rate inside, float32. Peers call a plain `nn.Module` in train mode, so BatchNorm
-normalises a query by the query itself; kshot is asked for the same by `batchnorm="query"`. Each peer is used as its own
-documentation has it: `higher.innerloop_ctx`, `torchopt.MetaSGD` with the state put back between tasks, `MAML.clone` and
-`adapt`. Where a peer would take an attention kernel without a second derivative, it is given the plain one.
+turns with each round. A turn is as many steps as fill a quarter of a second, at least one: in a training a step
+follows one of its own kind, not one of another library, whose code and data would still fill the caches. All
+differentiate the same function to second order: the same module and initial weights, the same tasks, SGD at the same
+rate inside, float32. Peers call a plain `nn.Module` in train mode, so BatchNorm normalises a query by the query itself;
+kshot is asked for the same by `batchnorm="query"`. Each peer is used as its own documentation has it:
+`higher.innerloop_ctx`, `torchopt.MetaSGD` with the state put back between tasks, `MAML.clone` and `adapt`. Where a peer
+would take an attention kernel without a second derivative, it is given the plain one.
 
 What the columns say:
-    ms            of a step, median of the rounds, after one or more that do not count (compiling, warming, the pick of "auto")
+    ms            of a step, median of the rounds, after one or more that do not count (tracing, compiling, warming)
     × peer        the median over the rounds of peer's time / this way's time, above 1 where this way is faster
     peak MiB      the most resident memory of a step above what the process held before it, in a process of its own,
                   after a step that does not count (Linux only)
