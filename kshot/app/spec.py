@@ -407,7 +407,7 @@ class TrainSpec(_Strict):
     outer_lr: float = Field(1e-3, gt=0)
     clip: float | None = Field(10.0, gt=0)
     schedule: Literal["cosine", "constant"] = "cosine"
-    mode: Literal["auto", "loop", "threads", "vmap", "compiled"] = "loop"
+    mode: Literal["auto", "loop", "vmap", "traced", "compiled"] = "loop"
     checkpoint_seconds: float = Field(30.0, gt=0)
 
 

@@ -9,8 +9,9 @@ Shape legend: n examples, C channels.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from contextvars import ContextVar
 from functools import partial
 from typing import Any, Literal, get_args
 
@@ -227,9 +228,24 @@ _own = _of_batch(None)
 """The batch's own statistics, all rows alike."""
 
 
+_alike: ContextVar[bool | None] = ContextVar("alike", default=None)
+
+
+@contextmanager
+def rows_alike(alike: bool) -> Iterator[None]:
+    """A region in which it is known whether all rows count alike; a tracer cannot look at the values of weights."""
+    before = _alike.set(alike)
+    try:
+        yield
+    finally:
+        _alike.reset(before)
+
+
 def _even(weight: Tensor) -> bool:
-    """Whether all rows are known to count alike; under `vmap`, and while compiling, no value is known."""
-    if isinstance(weight, FakeTensor):  # memory is being planned, for tasks without padding
+    """Whether all rows are known to count alike; under `vmap`, and while tracing, no value is known."""
+    if (known := _alike.get()) is not None:
+        return known
+    if isinstance(weight, FakeTensor):  # memory is planned for tasks without padding
         return True
     if is_batched(weight) or torch.compiler.is_compiling() or not len(weight):
         return False
