@@ -12,12 +12,10 @@ from kshot.tasks.watching import EVALUATION, Watched
 from kshot.types import SPLITS, Batch, Split, Task
 
 OTHERS = 32  # tasks of each other split, whose examples are compared
+ENOUGH = 100  # different examples of a split, for a share of them to mean anything
 
 COPIES = 0.01
 """Share of copied examples that is let pass: real data hold some, and they move an accuracy by that much at most."""
-
-
-ENOUGH = 100  # different examples, for a share of them to mean anything
 
 
 class Contents:
@@ -58,8 +56,9 @@ class Contents:
         if self.few_values:
             return idle(self.name, self.asks, _FEW_VALUES)
         share = self.shown / max(self.asked, 1)
+        tolerance = max(COPIES, 1 / max(self.asked, 1))  # of few queries, one may be a copy
         found = f"{self.shown:,} of {self.asked:,} queries have the same content as an example of their support."
-        return judged(self.name, self.asks, share, COPIES, found, _COPIES)
+        return judged(self.name, self.asks, share, tolerance, found, _COPIES)
 
 
 _FEW_VALUES = "Examples have so few different values that equal ones with different targets are common."
@@ -68,7 +67,7 @@ _COPIES = "real data hold a few copies, and so many change an accuracy by no mor
 
 def splits(source: TaskSource, split: Split, contents: Contents) -> Audit:
     name, asks = "splits", "Do the evaluated tasks share examples with those of the other splits?"
-    worst, looked_at, at = 0.0, 0, ""
+    worst, at, looked_at = 0.0, "", 0
     for other in (other for other in SPLITS if other != split and (other != "test" or split == "test")):
         theirs = Contents(source)
         try:
@@ -81,12 +80,15 @@ def splits(source: TaskSource, split: Split, contents: Contents) -> Audit:
         looked_at += len(theirs.keys)
         share = len(contents.keys & theirs.keys) / max(len(contents.keys), 1)
         if share > worst:
-            worst, at = share, f" and of {other}"
+            worst, at = share, other
     if len(contents.keys) < ENOUGH:
         return idle(name, asks, f"{len(contents.keys)} different examples are too few to tell copies from coincidence.")
     if not looked_at:
         return idle(name, asks, "The source has no tasks of another split.")
-    found = f"{worst:.2%} of {len(contents.keys):,} examples are{at or ' none'} of {looked_at:,} of other splits."
+    found = (
+        f"{worst:.2%} of {len(contents.keys):,} examples stand in {at or 'another split'} too; {looked_at:,} of the "
+        "other splits were looked at."
+    )
     return judged(name, asks, worst, COPIES, found, _COPIES)
 
 
