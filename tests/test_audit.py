@@ -290,10 +290,11 @@ def test_a_learner_that_uses_the_order_of_classes_is_caught_and_the_same_learner
     bright = pool(pictures(step=7))
     for source, expected in ((SortedLabels(bright), {"label order", "class order", "chance"}), (bright, set())):
         learner = maml()
-        kshot.fit(learner, source, steps=200, tasks_per_step=8, outer_lr=3e-3, mode="vmap")
+        kshot.fit(learner, source, steps=120, tasks_per_step=8, outer_lr=3e-3, mode="vmap")
         found = audited(learner, source)
         assert failed(found) == expected
-        assert found.metrics["accuracy"].mean > 0.35  # chance is 0.25
+        accuracy = found.metrics["accuracy"]
+        assert accuracy.mean - accuracy.ci95 > 0.25  # it learns: chance is 0.25
 
 
 def results(evaluation):
@@ -357,7 +358,7 @@ class OfTheZoo(TaskSource):
 
 @pytest.mark.parametrize("row", ZOO.values(), ids=ZOO.keys())
 def test_every_row_of_the_zoo_passes(row):
-    found = kshot.evaluate(row.make(3), OfTheZoo(row, 0), tasks=30)
+    found = kshot.evaluate(row.make(3), OfTheZoo(row, 0), tasks=20)
     assert found.trusted
     of = results(found)
     never = {"label order", "test reads"} | ({"other queries"} if row.transductive else set())
