@@ -17,7 +17,7 @@ from kshot.evaluation.compare import Board, Line, compare
 from kshot.evaluation.figures import board_chart
 from kshot.evaluation.intervals import Interval
 from kshot.evaluation.per_task import write
-from kshot.evaluation.report import operations, picture, render
+from kshot.evaluation.report import picture, render, scaled
 from kshot.evaluation.verdict import over, written
 
 APART = "Figures on other episodes do not compare, and are never ranked together."
@@ -93,7 +93,7 @@ def _row(line: Line) -> dict[str, str]:
         "mode": "inductive" if entry.inductive else "transductive",
         "adapt": f"{times['median']:.3g} ms" if times.get("median") is not None else "–",
         "parameters": f"{entry.cost['parameters']:,}" if "parameters" in entry.cost else "–",
-        "operations": "–" if flops is None else operations(flops),
+        "operations": "–" if flops is None else scaled(flops),
     }
 
 
@@ -106,17 +106,21 @@ COLUMNS = {
     "mode": "protocol",
     "adapt": "adapts in",
     "parameters": "parameters",
-    "operations": "operations to adapt",
+    "operations": "FLOPs to adapt",
 }
+"""Of the page; a terminal has room for fewer."""
+
+ON_TERMINAL = ("run", "figure", "over", "behind", "mode", "adapt")
 
 
 def _print(board: Board, console: Console) -> None:
-    console.print(f"[bold]{heading(board)}[/]  [dim]episodes {board.episodes_sha256[:16]}…[/]", highlight=False)
-    table = Table(*COLUMNS.values(), box=None, pad_edge=False, header_style="dim")
+    console.print(f"[bold]{heading(board)}[/]", highlight=False)
+    console.print(f"episodes {board.episodes_sha256[:16]}…", style="dim", highlight=False)
+    table = Table(*(COLUMNS[key] for key in ON_TERMINAL), box=None, pad_edge=False, header_style="dim")
     for number, line in enumerate(board.lines):
-        row = _row(line)
+        row = _row(line) | {"over": f"{line.entry.figure.seeds} seeds" if line.entry.figure.seeds > 1 else "tasks"}
         style = "bold" if number == 0 else "" if line.tied else "dim"
-        table.add_row(*(row[key] for key in COLUMNS), style=style)
+        table.add_row(*(row[key] for key in ON_TERMINAL), style=style)
     console.print(table)
     if said := note(board):
         console.print(said, style="dim", highlight=False)
@@ -151,7 +155,7 @@ def page(boards: Sequence[Board]) -> str:
             "episodes": board.episodes_sha256,
             "note": note(board),
             "rows": [_row(line) | {"best": line.behind is None, "tied": line.tied} for line in board.lines],
-            "figure": picture("board", board_chart(board)),
+            "figure": picture("board", board_chart(board)) if len(board.lines) > 1 else None,
         }
         for board in boards
     ]

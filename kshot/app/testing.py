@@ -27,7 +27,7 @@ from kshot.types import Split
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-WORST = 10  # tasks that a report lists
+WORST = 5  # tasks that a report lists
 
 Watch = Callable[[str, int, int], None]
 """(stage, tasks done, tasks in all): told as each task is scored."""

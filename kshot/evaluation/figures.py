@@ -174,7 +174,7 @@ def baselines_chart(
         ['support mean', 'learner']
     """
     rows = [(learner, read(test, metric), True)] if test else []
-    rows += [(name, read(figures, metric), False) for name, figures in baselines.items()]
+    rows += [(name.replace("_", " "), read(figures, metric), False) for name, figures in baselines.items()]
     worst = -math.inf if higher_is_better else math.inf
     rows.sort(key=lambda row: row[1].mean if math.isfinite(row[1].mean) else worst, reverse=not higher_is_better)
     figure = canvas(0.95 + 0.42 * max(len(rows), 2))
@@ -249,14 +249,14 @@ def tasks_chart(
         spread.legend(frameon=False, fontsize=9, labelcolor=INK)
         differ = ours[: len(theirs)] - theirs
         found = interval(list(differ))
-        quiet(gap, f"{learner} less {name}, task by task")
+        said = f": {written(found)}" if math.isfinite(found.mean) else ""
+        quiet(gap, f"{learner} less {name}{said}")
         gap.set_xlabel(f"difference of {metric} on the same {len(theirs)} tasks", fontsize=9, color=MUTED)
         gap.axvline(0, color=INK, linewidth=1)
         _histogram(gap, differ, _edges(differ[np.isfinite(differ)]), color=PURPLE, alpha=0.6)
         if math.isfinite(found.mean):
             gap.axvspan(*_ends(found), color=INK, alpha=0.18, linewidth=0)
-            gap.axvline(found.mean, color=INK, linewidth=1.3, linestyle="--", label=f"mean {written(found)}")
-            gap.legend(frameon=False, fontsize=9, labelcolor=INK)
+            gap.axvline(found.mean, color=INK, linewidth=1.3, linestyle="--")
     return figure
 
 
@@ -318,7 +318,7 @@ def shots_chart(points: Sequence[tuple[int, Interval]], metric: str, *, higher_i
     axes.errorbar(shots, means, halves, fmt="o", color=BLUE, markersize=5, elinewidth=1.6)
     for count, found in points:
         if math.isfinite(found.mean):
-            place: dict[str, Any] = {"xytext": (7, 0), "textcoords": "offset points", "va": "center"}
+            place: dict[str, Any] = {"xytext": (6, 6), "textcoords": "offset points"}
             axes.annotate(written(found).split()[0], (count, found.mean), **place, fontsize=9, color=BLUE)
     axes.set_xscale("log")
     axes.set_xticks(shots, [str(count) for count in shots])

@@ -160,6 +160,7 @@ def _page(report: dict[str, Any], events: Sequence[Mapping[str, Any]], figures: 
         "test_of": f"({over(test, metric)})",
         "split": report.get("split") or "test",
         "best": best and {"name": best[0], "figure": written(best[1]), "of": f"({_count(best[1].tasks, 'task')})"},
+        "means": "over seeds" if report.get("seeds") else "over tasks",
         "val": written(val) if math.isfinite(val.mean) else "",
         "val_of": f"({_count(val.tasks, 'task')}" + (f", round {number})" if number else ")"),
         "verdict": verdict(test, baselines, metric, higher, report.get("paired")),
@@ -266,39 +267,30 @@ def cost_lines(cost: dict[str, Any]) -> list[tuple[str, str]]:
 
     given = [
         ("parameters of the learner", "parameters", lambda n: f"{n:,}"),
-        ("numbers in a task's state", "state_numbers", lambda n: f"{n:,} ({filesize(cost.get('state_bytes') or 0)})"),
+        (
+            "numbers in a task's state",
+            "state_numbers",
+            lambda n: f"{n:,} ({scaled(cost.get('state_bytes') or 0, 'B')})",
+        ),
         ("to adapt to a task", "adapt_ms", times),
         ("to predict its queries", "predict_ms", times),
-        ("operations of adapting", "adapt_flops", operations),
-        ("operations of predicting", "predict_flops", operations),
+        ("FLOPs of adapting", "adapt_flops", scaled),
+        ("FLOPs of predicting", "predict_flops", scaled),
     ]
     return [(name, form(cost[key])) for name, key, form in given if cost.get(key) is not None]
 
 
-def filesize(count: int) -> str:
-    """Bytes for a person.
+def scaled(count: float, unit: str = "") -> str:
+    """A large number for a person, by powers of 1000.
 
     Example:
-        >>> filesize(652), filesize(450_000)
-        ('652 bytes', '450 kB')
+        >>> scaled(950, "B"), scaled(1_620_000), scaled(3.2e9, "B")
+        ('950 B', '1.62 M', '3.2 GB')
     """
-    for size, word in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
+    for size, letter in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
         if count >= size:
-            return f"{count / size:.3g} {word}"
-    return f"{count} bytes"
-
-
-def operations(count: float) -> str:
-    """Floating-point operations for a person.
-
-    Example:
-        >>> operations(950), operations(1_620_000), operations(3.2e9)
-        ('950', '1.62 million', '3.2 billion')
-    """
-    for size, word in ((1e12, "trillion"), (1e9, "billion"), (1e6, "million"), (1e3, "thousand")):
-        if count >= size:
-            return f"{count / size:.3g} {word}"
-    return f"{count:.0f}"
+            return f"{count / size:.3g} {letter}{unit}"
+    return f"{count:.0f} {unit}".rstrip()
 
 
 def _inductive(inductive: bool | None) -> str:

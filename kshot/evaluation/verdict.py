@@ -33,7 +33,8 @@ def written(figure: Interval) -> str:
         return "not finite"
     places = decimals(figure)
     half = f" ± {figure.ci95:.{places}f}" if math.isfinite(figure.ci95) else ""
-    return f"{figure.mean:.{places}f}{half}"
+    mean = f"{figure.mean:.{places}f}"
+    return f"{mean if float(mean) else mean.lstrip('-')}{half}"
 
 
 def decimals(figure: Interval) -> int:
@@ -76,7 +77,8 @@ def difference_to(paired: Figures, name: str) -> str:
     if name not in paired:
         return ""
     found, p = read(paired, name), paired[name].get("p_holm")
-    return f"{'+' * (found.mean > 0)}{written(found)}" + ("" if p is not None and p < LEVEL else ", may be noise")
+    sign = "+" if found.mean > 0 else ""
+    return f"{sign}{written(found)}" + ("" if p is not None and p < LEVEL else ", may be noise")
 
 
 def best_baseline(
@@ -130,12 +132,18 @@ def verdict(
         missing = "No baseline gave a finite figure" if baselines else "No baseline was evaluated"
         return f"{missing}, so whether meta-learning was worth its cost is not known."
     name, baseline = best
-    against = f"{metric} {written(learner)} against {written(baseline)} ({name.replace('_', ' ')})"
+    sizes = [f"{each.tasks} tasks" if learner.tasks != baseline.tasks else "" for each in (learner, baseline)]
+    ours = f"{metric} {written(learner)}" + (f" ({sizes[0]})" if sizes[0] else "")
+    against = f"{ours} against {written(baseline)} ({', '.join(filter(None, [name.replace('_', ' '), sizes[1]]))})"
     if paired and name in paired:
         difference = read(paired, name)
         p = paired[name].get("p_holm")
         shown = p is not None and p < LEVEL
-        where = f" on the same {difference.tasks} tasks"
+        where = (
+            f" on the same {difference.tasks} tasks"
+            if learner.tasks == baseline.tasks
+            else (f" on the {difference.tasks} tasks that both were scored on")
+        )
         unsure = not math.isfinite(difference.ci95)
     else:
         reach = learner.ci95 + baseline.ci95
