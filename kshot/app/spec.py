@@ -349,7 +349,7 @@ class RelationNetSpec(_HeadSpec):
 
 class FeatSpec(_HeadSpec):
     kind: Literal["feat"]
-    temperature: float = Field(64.0, gt=0)
+    temperature: float = Field(8.0, gt=0)
     contrast: float = Field(0.1, ge=0)
     dropout: float = Field(0.5, ge=0, lt=1)
 
