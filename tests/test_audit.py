@@ -17,6 +17,7 @@ from kshot import Batch, Learner, Task, objectives
 from kshot.evaluation.audit import UntrustedFigure
 from kshot.evaluation.chance import Guessing
 from kshot.evaluation.findings import Result
+from kshot.evaluation.report import to_json
 from kshot.learners import SupportMean
 from kshot.objectives import Objective, weighted_mean
 from kshot.tasks import ClassTasks, TaskSource, sinusoids, watched
@@ -488,7 +489,7 @@ def test_a_val_evaluation_never_reads_test():
 def test_a_failed_audit_warns_and_is_in_the_summary():
     with pytest.warns(UntrustedFigure, match="other queries go"):
         found = kshot.evaluate(SeesOtherQueries(), pool(), tasks=10)
-    summary = json.loads(json.dumps(found.summary()))
+    summary = json.loads(json.dumps(to_json(found.summary())))
     assert summary["trusted"] is False
     (entry,) = [audit for audit in summary["audits"] if audit["result"] == "FAILED"]
     assert entry["figure"] > entry["tolerance"]

@@ -140,3 +140,25 @@ def test_an_evaluation_says_that_it_was_transductive(kind):
 def test_bad_arguments_say_what_to_do(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+@pytest.mark.parametrize(
+    "learner", ["{kind: simpleshot}", "{kind: frn}", "{kind: laplacian_shot}", "{kind: pmf, inner_lr: 0.01, steps: 1}"]
+)
+def test_a_run_of_a_head_opens_again_as_it_was(learner, tmp_path):
+    from rich.console import Console
+
+    from kshot.app.folder import load_run
+    from kshot.app.run import run
+    from kshot.app.spec import load_spec
+
+    small = ["pretrain.steps=2", "pretrain.batch=8", "train={steps_per_round: 1, tasks_per_step: 1}", "budget.rounds=1"]
+    small += ["evaluate={val_tasks: 2, test_tasks: 2}", "baselines={names: []}", "model={kind: conv4, channels: 4}"]
+    spec = load_spec("glyphs", [f"learner={learner}", *small])
+    report = run(spec, tmp_path / "run", console=Console(quiet=True))
+    assert report["protocol"]["inductive"] == ("laplacian" not in learner)
+    opened = load_run(tmp_path / "run").learner
+    found = kshot.evaluate(opened, kshot.tasks.glyphs(queries=15), tasks=2)
+    assert found.metrics["loss"].mean == pytest.approx(report["test"]["loss"]["mean"], abs=1e-6)
+    if "shot" in learner:
+        assert opened.head.centre.abs().sum() > 0

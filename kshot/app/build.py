@@ -37,7 +37,24 @@ OF_MAPS = ("relation_net", "frn")
 
 def build_source(spec: Spec) -> TaskSource:
     """The task source that a run file names."""
-    return _source(spec.source, spec.seed)
+    return _source(spec.source, spec.task_seed)
+
+
+def with_shots(spec: Spec, shots: int) -> Spec:
+    """A run file whose tasks have so many shots, each class the same; frozen episodes stay as they are."""
+    return spec.model_copy(update={"source": _with_shots(spec.source, shots)})
+
+
+def _with_shots(named: OneSourceSpec | MixtureSpec, shots: int) -> OneSourceSpec | MixtureSpec:
+    if isinstance(named, EpisodesSpec):
+        return named
+    if isinstance(named, FromHfSpec):
+        return named.model_copy(update={"tasks": _with_shots(named.tasks, shots)})
+    if isinstance(named, MixtureSpec):
+        sources = {name: _with_shots(inner, shots) for name, inner in named.sources.items()}
+        return named.model_copy(update={"sources": sources})
+    even = {"imbalance": None} if "imbalance" in type(named).model_fields else {}
+    return named.model_copy(update={"shots": shots} | even)
 
 
 def _source(named: OneSourceSpec | MixtureSpec, seed: int) -> TaskSource:

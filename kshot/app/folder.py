@@ -6,6 +6,7 @@ encoding.json           how a user's files become inputs, where the tasks were r
 events.jsonl            everything that happened, in order
 checkpoints/pretrain/   the pretrained base model
 checkpoints/train/      the latest and the best round
+tasks.csv               the test figures task by task
 report.json, report.html
 """
 
@@ -20,6 +21,7 @@ from typing import NamedTuple
 from kshot.app.build import Shapes, build_learner, build_model, has_head
 from kshot.app.spec import Spec, parse_spec
 from kshot.deciding.decisions import Round, best_round
+from kshot.evaluation.per_task import TASKS
 from kshot.evaluation.target import Target
 from kshot.learner import Learner
 from kshot.tasks.encoding import Encoding, from_json
@@ -37,7 +39,7 @@ class RunFolder:
         self.spec, self.shapes, self.events = path / "spec.yaml", path / "shapes.json", path / "events.jsonl"
         self.encoding = path / "encoding.json"
         self.pretrain, self.train = path / "checkpoints" / "pretrain", path / "checkpoints" / "train"
-        self.report = path / "report.json"
+        self.report, self.tasks = path / "report.json", path / TASKS
 
     def open_new(self, spec: Spec) -> None:
         """Start a run here; `ValueError` if something lies here already."""
@@ -84,6 +86,7 @@ class OpenRun(NamedTuple):
         shapes: of one example.
         encoding: how a user's files become inputs, where its tasks were read from a table.
         learner: with the weights of the best round.
+        round: its number.
         weights: the hash of those.
         checkpoint: the folder that they were read from.
         reads: which phase of the run read which split.
@@ -93,6 +96,7 @@ class OpenRun(NamedTuple):
     shapes: Shapes
     encoding: Encoding | None
     learner: Learner
+    round: int
     weights: str
     checkpoint: Path
     reads: list[tuple[str, Split]]
@@ -124,7 +128,8 @@ def load_run(path: Path) -> OpenRun:
     checkpoint = folder.train / best.checkpoint
     load_checkpoint(checkpoint, learner)
     weights = hashlib.sha256((checkpoint / WEIGHTS).read_bytes()).hexdigest()
-    return OpenRun(spec, shapes, encoding, learner, weights, checkpoint, noted_reads(folder.events))
+    reads = noted_reads(folder.events)
+    return OpenRun(spec, shapes, encoding, learner, best.number, weights, checkpoint, reads)
 
 
 def noted_reads(events: Path) -> list[tuple[str, Split]]:

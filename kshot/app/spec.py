@@ -349,7 +349,7 @@ class RelationNetSpec(_HeadSpec):
 
 class FeatSpec(_HeadSpec):
     kind: Literal["feat"]
-    temperature: float = Field(64.0, gt=0)
+    temperature: float = Field(8.0, gt=0)
     contrast: float = Field(0.1, ge=0)
     dropout: float = Field(0.5, ge=0, lt=1)
 
@@ -418,17 +418,21 @@ class BudgetSpec(_Strict):
 
 
 class EvaluateSpec(_Strict):
+    """`shots` are those of the learning curve, which takes the first `shots_tasks` test tasks at each."""
+
     val_tasks: int = Field(100, ge=2)
     test_tasks: int = Field(600, ge=2)
+    shots: list[Annotated[int, Field(ge=1)]] = [1, 2, 5, 10, 20]
+    shots_tasks: int = Field(100, ge=2)
 
 
 BaselineName = Literal["scratch", "fine_tune", "centroid", "pretrained_centroid", "support_mean"]
 
 
 class BaselinesSpec(_Strict):
-    """`inner_lrs` are tried on validation tasks; each baseline keeps its best."""
+    """`inner_lrs` are tried on validation tasks; each baseline keeps its best. No `names`: those that fit the tasks."""
 
-    names: list[BaselineName] = []
+    names: list[BaselineName] | None = None
     steps: int = Field(50, ge=1)
     inner_lrs: list[Annotated[float, Field(gt=0)]] = Field([0.01, 0.1], min_length=1)
     val_tasks: int = Field(20, ge=2)
@@ -471,6 +475,7 @@ class Spec(_Strict):
     evaluate: EvaluateSpec = EvaluateSpec()
     baselines: BaselinesSpec = BaselinesSpec()
     seed: int = Field(0, ge=0)
+    task_seed: int = Field(0, ge=0)
     device: str = "auto"
 
     def to_yaml(self) -> str:

@@ -45,6 +45,7 @@ class CosineClassifier(Head):
             return objectives.classification.loss(only_present(self.score(feat_ND, params["weight"]), present_C), batch)
 
         start_CD = class_means(normalize(feat_ND, dim=1), target_NC, weight_N)
+        start_CD = start_CD.where(present_C[:, None], 1.0)  # a cosine with 0 has no second derivative
         return unroll(loss, {"weight": start_CD}, self.rule, self.steps)
 
     def predict(self, state: Tree, feat_MD: Tensor) -> Tensor:

@@ -9,7 +9,6 @@ Shape legend: N support rows, M query rows, D features, C classes.
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kshot import objectives
@@ -64,7 +63,7 @@ class Laplacian(Head):
         count = len(feat_MD)
         away_MM = -euclidean(feat_MD, feat_MD).detach() + torch.diag(feat_MD.new_full((count,), torch.inf))
         nearest = away_MM.topk(min(self.neighbours, count - 1), largest=False).indices
-        return F.one_hot(nearest, count).sum(1).to(feat_MD.dtype)
+        return torch.zeros_like(away_MM).scatter(1, nearest, 1.0)
 
 
 def laplacian_shot(

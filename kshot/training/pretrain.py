@@ -14,7 +14,7 @@ from kshot.learners.heads import HeadLearner
 from kshot.learners.metric import Centred
 from kshot.tasks.source import TaskSource
 from kshot.tasks.watching import during
-from kshot.training.fit import OuterLoop, Progress, Settings, seeded
+from kshot.training.fit import OuterLoop, Progress, Settings, first_task, seeded
 from kshot.types import Batch, to
 
 
@@ -77,13 +77,14 @@ def pretraining(
     """The outer loop that pretrains `model`: classification of all training classes, or the tasks' own objective on
     the examples of many tasks in one bag where the source has no classes. `finish` it when it is done."""
     classify = source.objective.own_classes
-    first = source.pretraining_batch(0, settings.size)
+    example = source.pretraining_batch(0, settings.size)
     module: nn.Module = model
     fixed = None
     if classify:
         device = next(model.parameters()).device
         fixed = f"model.{head}."
-        module = Classifier(model, first.targets.shape[1], first.inputs[:2].to(device), head=head, seed=seed).to(device)
+        module = Classifier(model, example.targets.shape[1], example.inputs[:2].to(device), head=head, seed=seed)
+        module.to(device)
 
     # Twice as fast for plain convolutions on a CPU.
     module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -93,7 +94,10 @@ def pretraining(
         loss.backward()
         return loss.detach()
 
-    return OuterLoop(module, source.pretraining_batch, backward, settings, seed, fixed)
+    begin = first_task(seed)
+    return OuterLoop(
+        module, lambda step, size: source.pretraining_batch(begin + step, size), backward, settings, seed, fixed
+    )
 
 
 def finish(loop: OuterLoop) -> None:
@@ -127,7 +131,7 @@ def pretrain(
         batch: examples of a step.
         outer_lr: Adam's rate, falling by a cosine.
         head: the module whose input are the features.
-        seed: of the new layer, and of dropout and the like.
+        seed: of the new layer, of dropout and the like, and of which training examples are drawn.
         observe: called with a `Progress` after each step.
 
     Returns:
