@@ -1,7 +1,11 @@
 from . import inner, learners, models, objectives, tasks
 from .deciding.loop import run_until
 from .deciding.policies import Budget
+from .evaluation.compare import compare, paired_difference
+from .evaluation.cost import cost
 from .evaluation.evaluate import evaluate
+from .evaluation.intervals import over_seeds
+from .evaluation.shots import over_shots
 from .learner import Learner
 from .learners.baselines import fine_tune, from_scratch, nearest_centroid
 from .learners.closed_form import logistic_regression, metaoptnet, r2d2
@@ -35,6 +39,8 @@ __all__ = [
     "baseline_pp",
     "boil",
     "cavia",
+    "compare",
+    "cost",
     "evaluate",
     "feat",
     "fine_tune",
@@ -58,6 +64,9 @@ __all__ = [
     "models",
     "nearest_centroid",
     "objectives",
+    "over_seeds",
+    "over_shots",
+    "paired_difference",
     "pmf",
     "pretrain",
     "proto_maml",

@@ -30,7 +30,7 @@ def test_a_small_gain_is_told_on_the_same_tasks_where_intervals_overlap():
     assert found.mean - found.ci95 > 0
     assert found.p == pytest.approx(stats.ttest_rel(HARD + 0.005 + NOISE[0], HARD + NOISE[1]).pvalue)
     test, baselines = (
-        {"accuracy": {"mean": np.mean(each.per_task["accuracy"]), "ci95": 0.0098, "tasks": 400}}
+        {"accuracy": {"mean": float(np.mean(each.per_task["accuracy"])), "ci95": 0.0098, "tasks": 400}}
         for each in (ours, theirs)
     )
     named = {"plain": baselines}

@@ -49,4 +49,7 @@ def test_every_learner_is_counted_and_left_as_it_was(name):
     assert learner.training
     assert all(torch.equal(value, before[key]) for key, value in learner.state_dict().items())
     assert found.parameters == sum(p.numel() for p in learner.parameters())
-    assert (found.adapt_flops > 0) == (found.predict_flops > 0) == (name != "support mean")
+    assert (found.predict_flops > 0) == (name != "support mean")
+    assert (found.adapt_flops > 0) == (
+        name not in ("support mean", "transductive fine-tuning")
+    )  # adapts as it predicts

@@ -58,3 +58,62 @@ def test_from_scratch_starts_from_other_weights_and_fine_tuning_from_the_given_o
     assert not classes.model.head.weight.any()
     assert torch.equal(model.head.weight, given)
     assert torch.equal(scratch.model.head.weight, kshot.from_scratch(model, inner_lr=0.1, seed=1).model.head.weight)
+
+
+def test_episodes_of_another_hash_are_refused_before_anything_is_scored():
+    source, scored = sinusoids(), []
+    learner = SupportMean(objectives.mse)
+    sha = kshot.evaluate(learner, source, tasks=5).episodes_sha256
+    for given in (sha, sha[:8], sha[:16].upper() + "…"):
+        assert kshot.evaluate(learner, source, tasks=5, episodes_sha256=given).episodes_sha256 == sha
+    with pytest.raises(ValueError, match=f"these 6 test tasks hash to .*, not {sha[:16]}…: they are other episodes"):
+        kshot.evaluate(learner, source, tasks=6, episodes_sha256=sha, observe=scored.append)
+    with pytest.raises(ValueError, match="8 to 64 hexadecimal digits, got 'abc'"):
+        kshot.evaluate(learner, source, tasks=5, episodes_sha256="abc")
+    assert not scored
+
+
+def test_an_observer_sees_each_task_with_what_was_made_of_it():
+    source, learner, seen = sinusoids(), SupportMean(objectives.mse), []
+    found = kshot.evaluate(learner, source, tasks=3, observe=seen.append)
+    assert [each.number for each in seen] == [0, 1, 2]
+    for each in seen:
+        assert torch.equal(each.prediction, learner.predict(each.state, each.task.query.inputs))
+        assert each.figures["mse"] == found.per_task["mse"][each.number]
+    assert found.adapt_ms.median <= found.adapt_ms.p95
+    assert len(set(found.episodes)) == 3
+
+
+def test_classes_are_calibrated_in_every_evaluation_and_numbers_are_not():
+    source = kshot.tasks.glyphs(ways=3, queries=4)
+    found = kshot.evaluate(kshot.nearest_centroid(), source, tasks=4)
+    assert found.calibration.examples == 4 * 12
+    assert found.calibration.nll.mean == pytest.approx(found.metrics["loss"].mean, rel=1e-5)
+    assert kshot.evaluate(SupportMean(objectives.mse), sinusoids(), tasks=2).calibration is None
+
+
+def test_another_training_seed_draws_other_training_tasks_and_the_same_episodes():
+    class Noted(type(sinusoids())):
+        def stack(self, split, indices):
+            drawn.setdefault(split, []).extend(indices)
+            return super().stack(split, indices)
+
+    trained = {}
+    for seed in (0, 0, 1):
+        drawn: dict = {}
+        model = kshot.models.mlp(1, 1, [4])
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.fill_(0.1)
+        learner = kshot.maml(model, inner_lr=0.1, objective=objectives.mse)
+        losses = kshot.fit(learner, Noted(), steps=2, tasks_per_step=3, seed=seed)
+        found = kshot.evaluate(learner, Noted(), tasks=2)
+        trained.setdefault(seed, []).append((drawn["train"], drawn["test"], losses, found.episodes_sha256))
+    assert trained[0][0] == trained[0][1]
+    (first, test, losses, sha), (other, same, others, also) = trained[0][0], trained[1][0]
+    assert first == list(range(6))
+    assert not set(first) & set(other)
+    assert losses != others
+    assert (test, sha) == (same, also)
+    with pytest.raises(ValueError, match="a seed must be 0 or more, got -1"):
+        kshot.fit(learner, sinusoids(), steps=1, seed=-1)

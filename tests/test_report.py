@@ -16,6 +16,7 @@ import torch
 
 from kshot import Batch, Task, maml, models, objectives, tasks
 from kshot.evaluation import figures
+from kshot.evaluation.calibration import Calibration, Point
 from kshot.evaluation.intervals import Interval
 from kshot.evaluation.report import to_json, verdict, write_report
 from kshot.evaluation.verdict import best_baseline, written
@@ -66,6 +67,31 @@ REPORT = {
     "protocol": {"inductive": True, "episodes_sha256": "ab" * 32, "ways": 5, "shots": 1, "seed": 0, "test_tasks": 1000},
     "environment": {"python": "3.12", "torch": {"version": "2.13"}},
     "timing": {"seconds": 240.0, "pretrain_seconds": 12.0, "adapt_ms": 1.5},
+}
+REPORT |= {
+    "paired": {
+        "nearest centroid": {"mean": 0.21, "ci95": 0.008, "tasks": 1000, "p": 0.0, "p_holm": 0.0},
+        "from scratch": {"mean": 0.003, "ci95": 0.01, "tasks": 1000, "p": 0.4, "p_holm": 0.4},
+    },
+    "worst_tasks": [{"task": 17, "episode": "cd" * 8, "accuracy": 0.2}],
+    "calibration": {
+        "kind": "classes",
+        "error": 0.031,
+        "points": [{"expected": 0.9, "observed": 0.95, "share": 1.0}],
+        "examples": 900,
+        "nll": {"mean": 0.2, "ci95": 0.01, "tasks": 1000},
+        "brier": {"mean": 0.1, "ci95": 0.01, "tasks": 1000},
+    },
+    "cost": {
+        "parameters": 112_000,
+        "state_numbers": 163,
+        "state_bytes": 652,
+        "adapt_flops": 324_096,
+        "predict_flops": 1_618_560,
+        "adapt_ms": {"median": 1.5, "p95": 2.5},
+        "predict_ms": {"median": 1.0, "p95": 1.25},
+    },
+    "seeds": [],
 }
 EVENTS = [{"kind": "train", "step": 10 * i, "loss": 1 / i} for i in range(1, 40)] + [{"kind": "resumed"}]
 
@@ -153,6 +179,14 @@ def test_headline_verdict_and_protocol_are_on_the_page(tmp_path: Path) -> None:
         "round 4, chosen on validation tasks",
         "ab" * 32,
         "from a checkpoint once",
+        "+0.210 ± 0.008",
+        "+0.003 ± 0.010, may be noise",
+        "0.2, episode cdcdcdcdcdcdcdcd",
+        "expected calibration error",
+        "0.200 ± 0.010",
+        "163 (652 B)",
+        "1.5 ms, 95 % below 2.5 ms",
+        "1.62 M",
         "4 min 0 s",
         "kshot run glyphs --seed 0",
         *(f"Reason {number}" for number in (1, 2, 3, 4)),
@@ -171,6 +205,32 @@ def test_page_needs_nothing_but_itself(tmp_path: Path) -> None:
     assert len(sources) == len(drawn) == html.count("src=")
     assert sum(source.startswith("data:image/svg+xml;base64,") for source in sources) == 3
     assert sum(source.startswith("data:image/png;base64,") for source in sources) == 1
+
+
+def test_a_report_over_seeds_has_both_intervals_and_a_line_a_seed(tmp_path: Path) -> None:
+    pooled = {"mean": 0.95, "ci95": 0.02, "seeds": 3, "ci95_tasks": 0.004, "tasks": 1000}
+    seeds = [
+        {"seed": seed, "test": of(0.94 + seed / 100), "best_round": 2, "outcome": "TARGET_MET", "seconds": 60.0}
+        for seed in range(3)
+    ]
+    html = page(tmp_path, REPORT | {"test": {"accuracy": pooled}, "seeds": seeds, "rounds": [], "best_round": None})
+    for text in (
+        "0.950 ± 0.020",
+        "3 seeds; ± 0.004 over 1000 tasks within a seed",
+        "with 95 % intervals over seeds",
+        "0.960 ± 0.010",
+        "One checkpoint for each seed, no ensemble",
+    ):
+        assert text in html, text
+    assert "Rounds and decisions" not in html
+
+
+def test_bands_are_told_by_their_coverage(tmp_path: Path) -> None:
+    points = [{"expected": level, "observed": level - 0.1, "share": 0.1} for level in (0.5, 0.95)]
+    bands = {"kind": "bands", "error": 0.1, "points": points, "examples": 9, "nll": None, "brier": None}
+    html = page(tmp_path, REPORT | {"calibration": bands})
+    assert "targets within the 95% band" in html
+    assert "85.0%" in html
 
 
 def test_figures_name_no_outside_resource(tmp_path: Path) -> None:
@@ -371,6 +431,38 @@ def test_baselines_chart_without_test_or_baselines() -> None:
     texts(figures.baselines_chart(None, {"plain": of(0.5)}, "accuracy"))
     texts(figures.baselines_chart(of(0.5, None), {}, "accuracy"))
     assert "no figures" in texts(figures.baselines_chart(None, {}, "accuracy"))
+
+
+def test_tasks_chart_shows_both_and_their_differences_on_common_tasks() -> None:
+    spread, gap = figures.tasks_chart([0.8, 0.9, 1.0, 0.7], "accuracy", beside=("a_b", [0.6, 0.8, 0.7])).axes
+    assert gap.get_title(loc="left") == "learner less a b: 0.200 ± 0.248"
+    bars = sorted(patch.get_height() for container in gap.containers for patch in container)
+    assert bars[-3:] == pytest.approx([1 / 3] * 3)
+    assert [text.get_text() for text in spread.get_legend().get_texts()] == ["a b", "learner"]
+
+
+@pytest.mark.parametrize("values", [[0.5, 0.5], [math.nan, 0.5], [math.nan], [1e-6, 10.0]])
+@pytest.mark.parametrize("beside", [None, ("plain", [0.5]), ("plain", [math.inf])])
+def test_tasks_chart_takes_equal_and_broken_figures(values: list[float], beside: Any) -> None:
+    texts(figures.tasks_chart(values, "mse", beside=beside))
+
+
+def test_shots_chart_names_each_number_of_shots_and_takes_errors_over_decades() -> None:
+    points = [(count, Interval(10.0**-place, 0.1, 50)) for place, count in enumerate((1, 5, 20))]
+    (axes,) = figures.shots_chart(points, "mse", higher_is_better=False).axes
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["1", "5", "20"]
+    assert axes.get_yscale() == "log"
+    texts(figures.shots_chart([(1, Interval(math.nan, math.nan, 1)), (2, Interval(0.5, math.nan, 1))], "accuracy"))
+
+
+@pytest.mark.parametrize("kind", ["classes", "bands"])
+def test_reliability_chart_puts_a_point_where_it_was_observed(kind: Any) -> None:
+    points = [Point(0.6, 0.5, 0.25), Point(0.9, 0.95, 0.75)]
+    found = Calibration(kind, 0.0625, points, 100, Interval(0.5, 0.1, 10), None)
+    figure = figures.reliability_chart(found)
+    (dots,) = [each for each in figure.axes[0].collections if len(each.get_offsets()) == 2]
+    assert dots.get_offsets().tolist() == [[0.6, 0.5], [0.9, 0.95]]
+    assert "0.062 over 100 query examples" in texts(figure)
 
 
 def image_task(ways: int = 3, shots: int = 1, queries: int = 2, channels: int = 1) -> Task:
