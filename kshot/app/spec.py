@@ -45,15 +45,20 @@ class GlyphsSpec(_ClassesSpec):
     kind: Literal["glyphs"]
 
 
-class OmniglotSpec(_ClassesSpec):
-    kind: Literal["omniglot"]
-    within: Literal["alphabet"] | None = None
-
-
 class AugmentSpec(_Strict):
     flip: bool = False
     shift: int = Field(0, ge=0)
+    rotate: float = Field(0.0, ge=0, le=180)
+    scale: float = Field(0.0, ge=0, lt=1)
+    shear: float = Field(0.0, ge=0, le=1)
     jitter: float = Field(0.0, ge=0, le=1)
+
+
+class OmniglotSpec(_ClassesSpec):
+    kind: Literal["omniglot"]
+    within: Literal["alphabet"] | None = None
+    augment: AugmentSpec | None = None
+    background_only: bool = False
 
 
 class ImagesSpec(_ClassesSpec):
@@ -243,8 +248,10 @@ class MlpSpec(_Strict):
 
 class Conv4Spec(_Strict):
     kind: Literal["conv4"]
-    channels: int = Field(64, ge=1)
-    downsample: Literal["pool", "stride"] = "pool"
+    channels: (
+        Annotated[int, Field(ge=1)] | Annotated[list[Annotated[int, Field(ge=1)]], Field(min_length=4, max_length=4)]
+    ) = 64
+    downsample: Literal["pool", "pool_first", "stride"] = "pool"
 
 
 class ResNet12Spec(_Strict):

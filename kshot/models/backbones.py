@@ -30,22 +30,23 @@ def conv4(
     channels_in: int,
     outputs: int | None = None,
     *,
-    channels: int = 64,
+    channels: int | Sequence[int] = 64,
     size: int = 28,
-    downsample: Literal["pool", "stride"] = "pool",
+    downsample: Literal["pool", "pool_first", "stride"] = "pool",
 ) -> nn.Sequential:
     """Four blocks of 3×3 convolution, BatchNorm, ReLU and halving: (n, channels_in, size, size) to (n, outputs).
 
     Args:
         channels_in: 1 for grey, 3 for colour.
         outputs: outputs of a linear head; None gives the features (n, features) themselves.
-        channels: channels of each block.
+        channels: channels of each block, or of the four blocks in turn.
         size: height and width of the images, in pixels.
         downsample: "pool" halves by max-pooling (rounding down), "stride" by the convolution's stride (rounding up),
-            which costs about a quarter; the MAML paper's Omniglot network is the latter.
+            which costs about a quarter; the MAML paper's Omniglot network is the latter. "pool_first" pools before
+            BatchNorm and ReLU, which then have a quarter of the work.
 
     Raises:
-        ValueError: images too small to be halved four times.
+        ValueError: images too small to be halved four times, channels that are not four.
 
     Example:
         >>> conv4(1, 5)(torch.zeros(2, 1, 28, 28)).shape
@@ -57,24 +58,27 @@ def conv4(
     Deviations:
         Convolutions carry no bias: the BatchNorm that follows would subtract it.
     """
-    if downsample not in ("pool", "stride"):
-        raise ValueError(f"downsample must be 'pool' or 'stride', got {downsample!r}")
+    if downsample not in ("pool", "pool_first", "stride"):
+        raise ValueError(f"downsample must be 'pool', 'pool_first' or 'stride', got {downsample!r}")
+    widths = [channels] * 4 if isinstance(channels, int) else list(channels)
+    if len(widths) != 4:
+        raise ValueError(f"channels must be a number, or one for each of the four blocks, got {channels}")
     layers: list[nn.Module] = []
     side = size
-    for block in range(4):
-        stride = 2 if downsample == "stride" else 1
-        layers += [
-            nn.Conv2d(channels if block else channels_in, channels, 3, stride=stride, padding=1, bias=False),
-            nn.BatchNorm2d(channels),
-            nn.ReLU(),
-        ]
+    stride = 2 if downsample == "stride" else 1
+    for width_in, width in pairwise([channels_in, *widths]):
+        layers.append(nn.Conv2d(width_in, width, 3, stride=stride, padding=1, bias=False))
+        rest: list[nn.Module] = [nn.BatchNorm2d(width), nn.ReLU()]
         if downsample == "pool":
-            layers.append(nn.MaxPool2d(2))
-        side = side // 2 if downsample == "pool" else (side + 1) // 2
+            rest.append(nn.MaxPool2d(2))
+        elif downsample == "pool_first":
+            rest.insert(0, nn.MaxPool2d(2))
+        layers += rest
+        side = (side + 1) // 2 if downsample == "stride" else side // 2
     if side < 1:
         raise ValueError(f"images of {size}×{size} pixels cannot be halved four times by pooling; use at least 16×16")
     body = nn.Sequential(*layers, nn.Flatten())
-    return with_head(body, channels * side * side, outputs)
+    return with_head(body, widths[-1] * side * side, outputs)
 
 
 def with_head(body: nn.Module, features: int, outputs: int | None) -> nn.Sequential:
