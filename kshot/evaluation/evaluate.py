@@ -3,32 +3,21 @@
 from __future__ import annotations
 
 import hashlib
-import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 
+from kshot.evaluation.intervals import Interval, interval
 from kshot.learner import Learner
 from kshot.tasks.source import TaskSource, hash_into
 from kshot.training.fit import seeded
 from kshot.types import Split, Task, to, unstack
 
 CHUNK = 16  # tasks drawn at once; bounds the memory of an evaluation
-
-
-class Interval(NamedTuple):
-    """A mean over tasks and the half-width of its 95 % confidence interval."""
-
-    mean: float
-    ci95: float
-    tasks: int
-
-    def __str__(self) -> str:
-        return f"{self.mean:.4f} ± {self.ci95:.4f} ({self.tasks} tasks)"
 
 
 @dataclass(frozen=True)
@@ -57,20 +46,6 @@ class Evaluation:
         """The figures and their protocol without the task-by-task table, ready for JSON."""
         fields = {name: value for name, value in vars(self).items() if name != "per_task"}
         return fields | {"metrics": {name: value._asdict() for name, value in self.metrics.items()}}
-
-
-def interval(values: list[float]) -> Interval:
-    r"""Mean and $t_{0.975, n-1} \cdot s / \sqrt n$ over tasks; the half-width is NaN for a single task.
-
-    Example:
-        >>> interval([0.0, 1.0, 0.0, 1.0])
-        Interval(mean=0.5, ci95=0.918..., tasks=4)
-    """
-    from scipy.stats import t
-
-    count = len(values)
-    spread = float(np.std(values, ddof=1)) / math.sqrt(count) if count > 1 else math.nan
-    return Interval(float(np.mean(values)), float(t.ppf(0.975, max(count - 1, 1))) * spread, count)
 
 
 def evaluate(

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from kshot.evaluation.evaluate import Interval
 from kshot.evaluation.examples import Example, classification_examples, regression_examples
+from kshot.evaluation.intervals import Interval
 from kshot.evaluation.look import BLUE, GREEN, INK, MUTED, ORANGE, PURPLE, RED, canvas, quiet
 from kshot.evaluation.target import Target
 from kshot.evaluation.verdict import Figures, read, written

@@ -12,7 +12,7 @@ from dataclasses import astuple
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from kshot.evaluation.evaluate import Interval
+from kshot.evaluation.intervals import Interval
 from kshot.evaluation.target import Target
 from kshot.evaluation.verdict import Figures, best_baseline, read, verdict, written
 

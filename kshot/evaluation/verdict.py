@@ -9,7 +9,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from kshot.evaluation.evaluate import Interval
+from kshot.evaluation.intervals import Interval
 
 Figures = Mapping[str, Mapping[str, Any]]
 """Metric -> figure."""
