@@ -4,17 +4,19 @@ from .deciding.policies import Budget
 from .evaluation.evaluate import evaluate
 from .learner import Learner
 from .learners.baselines import fine_tune, from_scratch, nearest_centroid
+from .learners.closed_form import r2d2
 from .learners.context import cavia
 from .learners.gradient import anil, boil, fomaml, maml, reptile
 from .learners.heads import protonet
 from .learners.implicit import imaml
 from .learners.learned_rules import alfa, learned_optimizer, meta_curvature, meta_sgd
 from .learners.maml_pp import maml_pp
+from .learners.metric import simpleshot
 from .learners.task_heads import proto_maml, unicorn_maml
 from .learners.warp import t_net, warp_maml
 from .objectives import Objective
 from .training.fit import fit
-from .training.pretrain import pretrain
+from .training.pretrain import fit_centre, pretrain
 from .types import Batch, Task
 
 __all__ = [
@@ -30,6 +32,7 @@ __all__ = [
     "evaluate",
     "fine_tune",
     "fit",
+    "fit_centre",
     "fomaml",
     "from_scratch",
     "imaml",
@@ -46,8 +49,10 @@ __all__ = [
     "pretrain",
     "proto_maml",
     "protonet",
+    "r2d2",
     "reptile",
     "run_until",
+    "simpleshot",
     "t_net",
     "tasks",
     "unicorn_maml",

@@ -37,8 +37,12 @@ def small_conv(outputs: int | None, *, norm: bool = True) -> nn.Module:
     return nn.Sequential(body, nn.Linear(16, outputs)) if outputs else body
 
 
-def wave(inputs: int = 1) -> nn.Module:
-    return nn.Sequential(nn.Linear(inputs, 16), nn.Tanh(), nn.Linear(16, 1))
+def wave(inputs: int = 1, outputs: int = 1) -> nn.Module:
+    return nn.Sequential(nn.Linear(inputs, 16), nn.Tanh(), nn.Linear(16, outputs))
+
+
+def smooth_manhattan(feat_MD: torch.Tensor, proto_CD: torch.Tensor) -> torch.Tensor:
+    return -((feat_MD[:, None] - proto_CD).square() + 1e-3).sqrt().sum(-1)
 
 
 def early(learner: Learner) -> Learner:
@@ -92,6 +96,12 @@ ZOO = {
     ),
     "protonet": Row(lambda ways: kshot.protonet(small_conv(None))),
     "protonet, cosine": Row(lambda ways: kshot.protonet(small_conv(None, norm=False), distance="cosine")),
+    "protonet, a distance of one's own": Row(lambda ways: kshot.protonet(small_conv(None), distance=smooth_manhattan)),
+    "r2d2": Row(lambda ways: kshot.r2d2(small_conv(None))),
+    "r2d2, regression": Row(
+        lambda ways: kshot.r2d2(wave(outputs=4), l2=0.1, scale=None, objective=objectives.mse), regression=True
+    ),
+    "simpleshot": Row(lambda ways: kshot.simpleshot(small_conv(None), features=16, batchnorm="support")),
     "from scratch": Row(lambda ways: kshot.from_scratch(small_conv(ways), inner_lr=0.1, steps=5), exact=False),
     "fine-tune": Row(lambda ways: kshot.fine_tune(small_conv(ways), inner_lr=0.1, steps=5), exact=False),
     "nearest centroid": Row(lambda ways: kshot.nearest_centroid(), trains=False),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections import OrderedDict
 from collections.abc import Callable
 from math import prod
@@ -22,7 +23,6 @@ from kshot.app.spec import (
     Spec,
 )
 from kshot.learner import Learner
-from kshot.objectives import Objective
 from kshot.tasks.ratings import RatingTasks
 from kshot.tasks.source import TaskSource
 from kshot.training.fit import seeded
@@ -92,22 +92,37 @@ def build_model(spec: Spec, shapes: Shapes, *, head: bool) -> nn.Module:
             if isinstance(spec.model, Conv4Spec):
                 options["size"] = inputs[1]
             return getattr(models, spec.model.kind)(inputs[0], outputs if head else None, **options)
-        model = models.mlp(prod(inputs), outputs, spec.model.hidden)
+        model = models.mlp(prod(inputs), outputs if head else None, spec.model.hidden)
         return (
             model if len(inputs) == 1 else nn.Sequential(OrderedDict(flat=nn.Flatten(), **dict(model.named_children())))
         )
 
 
-def build_learner(spec: Spec, model: nn.Module, objective: Objective) -> Learner:
+def build_learner(spec: Spec, model: nn.Module, shapes: Shapes) -> Learner:
     """The learner around a base model."""
     options = spec.learner.model_dump(exclude={"kind"})
     factory: Callable[..., Learner] = getattr(learners, spec.learner.kind)
-    return factory(model, objective=objective, **options)
+    if "features" in inspect.signature(factory).parameters:
+        options["features"] = prod(_features_of(model, shapes))
+    return factory(model, objective=objectives.named(shapes["objective"]), **options)
+
+
+def _features_of(model: nn.Module, shapes: Shapes) -> torch.Size:
+    """The shape of what a model makes of one example."""
+    if isinstance(shapes["inputs"], dict):
+        raise ValueError(f"this learner takes inputs of one tensor; these are {', '.join(shapes['inputs'])}")
+    like = next(model.parameters(), torch.empty(0))
+    was_training = model.training
+    model.eval()  # measuring must not move BatchNorm's running statistics
+    with torch.no_grad():
+        features = model(torch.zeros(1, *shapes["inputs"], dtype=like.dtype, device=like.device))
+    model.train(was_training)
+    return features.shape[1:]
 
 
 def has_head(spec: Spec) -> bool:
     """Whether the run's learner predicts through the model's own last layer, and so has a fixed number of ways."""
-    return spec.learner.kind not in ("protonet", "proto_maml")
+    return "embedding" not in inspect.signature(getattr(learners, spec.learner.kind)).parameters
 
 
 def device_of(spec: Spec) -> torch.device:

@@ -41,10 +41,11 @@ from kshot.evaluation.verdict import best_baseline
 from kshot.learner import Learner
 from kshot.learners.gradient import GradientLearner
 from kshot.learners.heads import HeadLearner, Prototypes
+from kshot.learners.metric import Centred
 from kshot.tasks.source import TaskSource
 from kshot.training.checkpoint import Checkpoints
 from kshot.training.fit import Progress, Settings
-from kshot.training.pretrain import finish, pretraining
+from kshot.training.pretrain import finish, fit_centre, pretraining
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -85,7 +86,9 @@ def run(spec: Spec, out: Path, *, resume: bool = False, console: Console | None 
         if spec.pretrain:
             pretrain_seconds = _pretrain(spec, model, source, folder, experience, display)
             pretrained = copy.deepcopy(model)
-        learner = build_learner(spec, model, source.objective).to(device)
+        learner = build_learner(spec, model, shapes).to(device)
+        if any(isinstance(part, Centred) for part in learner.modules()):
+            fit_centre(learner, source)
         training = spec.train.model_dump()
         result = run_until(
             learner,

@@ -316,6 +316,19 @@ class ProtonetSpec(_Strict):
     batchnorm: BatchNormSpec = "support"
 
 
+class R2d2Spec(_Strict):
+    kind: Literal["r2d2"]
+    l2: float = Field(1.0, gt=0)
+    scale: float | None = Field(10.0, gt=0)
+    batchnorm: BatchNormSpec = "support"
+
+
+class SimpleshotSpec(_Strict):
+    kind: Literal["simpleshot"]
+    scale: float = Field(10.0, gt=0)
+    batchnorm: BatchNormSpec = "running"
+
+
 class PretrainSpec(_Strict):
     steps: int = Field(ge=1)
     batch: int = Field(128, ge=1)
@@ -364,7 +377,15 @@ class Spec(_Strict):
     source: Annotated[OneSourceSpec | MixtureSpec, Field(discriminator="kind")]
     model: Annotated[MlpSpec | RatingMlpSpec | Conv4Spec | ResNet12Spec, Field(discriminator="kind")]
     learner: Annotated[
-        MamlSpec | AnilSpec | FomamlSpec | ReptileSpec | MamlPpSpec | ImamlSpec | ProtonetSpec,
+        MamlSpec
+        | AnilSpec
+        | FomamlSpec
+        | ReptileSpec
+        | MamlPpSpec
+        | ImamlSpec
+        | ProtonetSpec
+        | R2d2Spec
+        | SimpleshotSpec,
         Field(discriminator="kind"),
     ]
     pretrain: PretrainSpec | None = None

@@ -13,8 +13,10 @@ from typing import Literal
 from torch import nn
 
 
-def mlp(inputs: int, outputs: int, hidden: Sequence[int] = (40, 40)) -> nn.Sequential:
+def mlp(inputs: int, outputs: int | None, hidden: Sequence[int] = (40, 40)) -> nn.Sequential:
     """A perceptron with ReLU: (n, inputs) to (n, outputs). The default is the sinusoid network of the MAML paper.
+
+    Without `outputs` it gives the features (n, hidden[-1]) themselves.
 
     Example:
         >>> mlp(1, 1)(torch.zeros(3, 1)).shape
