@@ -36,6 +36,7 @@ class _ClassesSpec(_Strict):
     ways: SizeSpec = 5
     shots: SizeSpec = 1
     queries: SizeSpec = 15
+    train_ways: SizeSpec | None = None
     train_queries: SizeSpec | None = None
     imbalance: Literal["random", "linear", "step"] | None = None
     label_noise: float = Field(0.0, ge=0, lt=1)
@@ -333,6 +334,8 @@ class PretrainSpec(_Strict):
     steps: int = Field(ge=1)
     batch: int = Field(128, ge=1)
     outer_lr: float = Field(1e-3, gt=0)
+    output: Literal["linear", "cosine"] = "linear"
+    precision: Literal["float32", "bfloat16"] = "float32"
 
 
 class TrainSpec(_Strict):

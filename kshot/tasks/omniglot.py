@@ -35,6 +35,7 @@ def omniglot(
     ways: Size = 5,
     shots: Size = 1,
     queries: Size = 15,
+    train_ways: Size | None = None,
     train_queries: Size | None = None,
     within: Literal["alphabet"] | None = None,
     imbalance: Imbalance | None = None,
@@ -56,7 +57,7 @@ def omniglot(
         ways, imbalance, label_noise: as in `ClassTasks`; ways, shots and queries may be ranges.
         shots: support drawings of each class.
         queries: query drawings of each class; shots + queries is at most 20.
-        train_queries: the same in training tasks, `queries` by default.
+        train_ways, train_queries: classes and query examples of training tasks, by default as many as of others.
         within: "alphabet" takes all characters of a task from one alphabet.
         augment: varies the drawings of training tasks: `{"shift": 2, "rotate": 10}`, see `Augment`.
         background_only: takes the characters of the evaluation alphabets out of train and val, which the lists of
@@ -112,6 +113,7 @@ def omniglot(
         ways=ways,
         shots=shots,
         queries=queries,
+        train_ways=train_ways,
         train_queries=train_queries,
         within={name: name.split("/")[0] for own in classes.values() for name in own} if within else None,
         imbalance=imbalance,
