@@ -198,3 +198,27 @@ def test_a_run_file_builds_it():
         build_model(recipe, {"inputs": [7], "targets": [5]}, head=True)
     with pytest.raises(ValueError, match=r"model.widths: list should have at least 4 items"):
         load_spec("glyphs", ["model={kind: resnet12, widths: [64]}"])
+
+
+def test_conv4_may_pool_first_widen_and_scale_its_features():
+    model = kshot.models.conv4(1, None, channels=[2, 3, 4, 5], downsample="pool_first", length=3.0)
+    x = torch.rand(6, 1, 28, 28)
+    features = model(x)
+    assert features.shape == (6, 5)
+    torch.testing.assert_close(features.norm(dim=1), torch.full((6,), 3.0))
+    kinds = [type(part).__name__ for part in model.body]
+    assert kinds == [*["Conv2d", "MaxPool2d", "BatchNorm2d", "ReLU"] * 4, "Flatten", "FixedLength"]
+    plain = kshot.models.conv4(1, None, channels=[2, 3, 4, 5], downsample="pool")
+    plain.load_state_dict(dict(zip(plain.state_dict(), model.state_dict().values())))
+    both = [network.eval()(x) for network in (model, plain)]
+    directions = F.normalize(both[1], dim=1)
+    torch.testing.assert_close(both[0], 3 * directions)  # with a rising norm, pooling commutes
+
+
+def test_lengths_and_channels_of_conv4_are_checked():
+    with pytest.raises(ValueError, match="length must be above 0, got 0"):
+        kshot.models.conv4(1, length=0)
+    with pytest.raises(ValueError, match=r"one for each of the four blocks, got \[8, 8\]"):
+        kshot.models.conv4(1, channels=[8, 8])
+    with pytest.raises(ValueError, match="downsample must be 'pool', 'pool_first' or 'stride'"):
+        kshot.models.conv4(1, downsample="pooling")

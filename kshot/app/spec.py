@@ -253,6 +253,7 @@ class Conv4Spec(_Strict):
         Annotated[int, Field(ge=1)] | Annotated[list[Annotated[int, Field(ge=1)]], Field(min_length=4, max_length=4)]
     ) = 64
     downsample: Literal["pool", "pool_first", "stride"] = "pool"
+    length: float | None = Field(None, gt=0)
 
 
 class ResNet12Spec(_Strict):

@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import Literal
 
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.functional import normalize
 
 
 def mlp(inputs: int, outputs: int | None, hidden: Sequence[int] = (40, 40)) -> nn.Sequential:
@@ -28,6 +29,28 @@ def mlp(inputs: int, outputs: int | None, hidden: Sequence[int] = (40, 40)) -> n
     return with_head(nn.Sequential(*layers), [inputs, *hidden][-1], outputs)
 
 
+class FixedLength(nn.Module):
+    r"""Features scaled to one length, $x \mapsto \ell \, x / \lVert x \rVert$: (n, D) to (n, D).
+
+    Squared distances between them are cosines: $\lVert x - y \rVert^2 = 2 \ell^2 (1 - \cos(x, y))$.
+
+    Args:
+        length: $\ell$.
+    """
+
+    def __init__(self, length: float) -> None:
+        super().__init__()
+        if not length > 0:
+            raise ValueError(f"length must be above 0, got {length}")
+        self.length = length
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.length * normalize(x, dim=1)
+
+    def extra_repr(self) -> str:
+        return f"{self.length}"
+
+
 def conv4(
     channels_in: int,
     outputs: int | None = None,
@@ -35,6 +58,7 @@ def conv4(
     channels: int | Sequence[int] = 64,
     size: int = 28,
     downsample: Literal["pool", "pool_first", "stride"] = "pool",
+    length: float | None = None,
 ) -> nn.Sequential:
     """Four blocks of 3×3 convolution, BatchNorm, ReLU and halving: (n, channels_in, size, size) to (n, outputs).
 
@@ -46,9 +70,10 @@ def conv4(
         downsample: "pool" halves by max-pooling (rounding down), "stride" by the convolution's stride (rounding up),
             which costs about a quarter; the MAML paper's Omniglot network is the latter. "pool_first" pools before
             BatchNorm and ReLU, which then have a quarter of the work.
+        length: that features are scaled to (see `FixedLength`); None leaves them as they are.
 
     Raises:
-        ValueError: images too small to be halved four times, channels that are not four.
+        ValueError: images too small to be halved four times, channels that are not four, a length that is not above 0.
 
     Example:
         >>> conv4(1, 5)(torch.zeros(2, 1, 28, 28)).shape
@@ -79,7 +104,8 @@ def conv4(
         side = (side + 1) // 2 if downsample == "stride" else side // 2
     if side < 1:
         raise ValueError(f"images of {size}×{size} pixels cannot be halved four times by pooling; use at least 16×16")
-    body = nn.Sequential(*layers, nn.Flatten())
+    end = [nn.Flatten()] if length is None else [nn.Flatten(), FixedLength(length)]
+    body = nn.Sequential(*layers, *end)
     return with_head(body, widths[-1] * side * side, outputs)
 
 

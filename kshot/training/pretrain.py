@@ -32,7 +32,8 @@ class Cosine(nn.Module):
 
     def __init__(self, features: int, classes: int) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.randn(classes, features))
+        # Of length 1: the longer a vector, the more steps of Adam it takes to turn it.
+        self.weight = nn.Parameter(torch.randn(classes, features) * features**-0.5)
 
     def forward(self, feat_nD: Tensor) -> Tensor:
         return SCALE * cosine(feat_nD, self.weight)
