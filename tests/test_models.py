@@ -222,3 +222,31 @@ def test_lengths_and_channels_of_conv4_are_checked():
         kshot.models.conv4(1, channels=[8, 8])
     with pytest.raises(ValueError, match="downsample must be 'pool', 'pool_first' or 'stride'"):
         kshot.models.conv4(1, downsample="pooling")
+
+
+def test_shifted_features_are_a_mean_over_moved_images_in_evaluation_alone():
+    plain = kshot.models.conv4(1, None, channels=4)
+    shifted = kshot.models.conv4(1, None, channels=4, shift=2)
+    shifted.load_state_dict(plain.state_dict())
+    x = torch.rand(3, 1, 28, 28)
+    padded = F.pad(x, (2, 2, 2, 2), mode="replicate")
+    plain.eval(), shifted.eval()
+    copies = [
+        padded[..., down : down + 28, right : right + 28] for down, right in ((2, 2), (0, 2), (4, 2), (2, 0), (2, 4))
+    ]
+    torch.testing.assert_close(shifted(x), torch.stack([plain(copy) for copy in copies]).mean(0))
+    plain.train(), shifted.train()
+    assert torch.equal(shifted(x), plain(x))
+    with pytest.raises(ValueError, match="shift must be at least 1 pixel, got -1"):
+        kshot.models.conv4(1, shift=-1)
+
+
+@pytest.mark.parametrize("batchnorm", ["support", "running"])
+def test_a_learner_with_shifted_features_is_inductive(batchnorm):
+    learner = kshot.protonet(kshot.models.conv4(1, None, channels=4, length=1.0, shift=1), batchnorm=batchnorm).eval()
+    task = kshot.tasks.glyphs(ways=3, queries=2).task("test", 0)
+    with torch.no_grad():
+        state = learner.adapt(task.support)
+        together = learner.predict(state, task.query.inputs)
+        alone = torch.cat([learner.predict(state, one[None]) for one in task.query.inputs])
+    torch.testing.assert_close(together, alone)

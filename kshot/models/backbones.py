@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import Literal
 
+import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
@@ -51,6 +52,37 @@ class FixedLength(nn.Module):
         return f"{self.length}"
 
 
+class Shifted(nn.Sequential):
+    r"""Layers whose features are, in evaluation mode, the mean over an image and four copies of it that are moved.
+
+    $$ \bar f(x) = \tfrac15 \sum_{d \in D} f(x \text{ moved by } d), \qquad D = \{(0, 0), (\pm s, 0), (0, \pm s)\} $$
+
+    It is five times the work. Each image is looked at by itself, so what is inductive stays so. In training mode it is
+    a plain `Sequential`.
+
+    Args:
+        layers: images (n, C, H, W) to features (n, D).
+        shift: $s$ in pixels; the edge is repeated where an image ends.
+    """
+
+    def __init__(self, *layers: nn.Module, shift: int) -> None:
+        super().__init__(*layers)
+        if shift < 1:
+            raise ValueError(f"shift must be at least 1 pixel, got {shift}")
+        self.shift = shift
+
+    def forward(self, x: Tensor) -> Tensor:
+        features = super().forward(x)
+        if self.training:
+            return features
+        for side in (-2, -1):
+            places = torch.arange(x.shape[side], device=x.device)
+            for step in (-self.shift, self.shift):
+                moved = x.index_select(side, (places + step).clamp(0, x.shape[side] - 1))
+                features = features + super().forward(moved)
+        return features / 5
+
+
 def conv4(
     channels_in: int,
     outputs: int | None = None,
@@ -59,6 +91,7 @@ def conv4(
     size: int = 28,
     downsample: Literal["pool", "pool_first", "stride"] = "pool",
     length: float | None = None,
+    shift: int = 0,
 ) -> nn.Sequential:
     """Four blocks of 3×3 convolution, BatchNorm, ReLU and halving: (n, channels_in, size, size) to (n, outputs).
 
@@ -71,6 +104,8 @@ def conv4(
             which costs about a quarter; the MAML paper's Omniglot network is the latter. "pool_first" pools before
             BatchNorm and ReLU, which then have a quarter of the work.
         length: that features are scaled to (see `FixedLength`); None leaves them as they are.
+        shift: in evaluation mode, features are averaged over the image and copies moved by so many pixels up, down, left
+            and right (see `Shifted`); 0 for the image alone.
 
     Raises:
         ValueError: images too small to be halved four times, channels that are not four, a length that is not above 0.
@@ -105,7 +140,7 @@ def conv4(
     if side < 1:
         raise ValueError(f"images of {size}×{size} pixels cannot be halved four times by pooling; use at least 16×16")
     end = [nn.Flatten()] if length is None else [nn.Flatten(), FixedLength(length)]
-    body = nn.Sequential(*layers, *end)
+    body = Shifted(*layers, *end, shift=shift) if shift else nn.Sequential(*layers, *end)
     return with_head(body, widths[-1] * side * side, outputs)
 
 
