@@ -104,8 +104,8 @@ def conv4(
             which costs about a quarter; the MAML paper's Omniglot network is the latter. "pool_first" pools before
             BatchNorm and ReLU, which then have a quarter of the work.
         length: that features are scaled to (see `FixedLength`); None leaves them as they are.
-        shift: in evaluation mode, features are averaged over the image and copies moved by so many pixels up, down, left
-            and right (see `Shifted`); 0 for the image alone.
+        shift: in evaluation mode, features are averaged over the image and copies moved by so many pixels up, down,
+            left and right (see `Shifted`); 0 for the image alone.
 
     Raises:
         ValueError: images too small to be halved four times, channels that are not four, a length that is not above 0.
