@@ -55,7 +55,7 @@ class OmniglotRuns(TaskSource):
         if not self.path.is_file():
             raise ValueError(
                 f"there is no file {self.path}; get all_runs.zip from github.com/brendenlake/omniglot, folder "
-                "python/one-shot-classification, and put it there, or fetch the data set anew by `kshot data add omniglot`"
+                "python/one-shot-classification, and put it there, or fetch it by `kshot data add omniglot`"
             )
         with opened_zip(self.path) as archive:
             runs = [_run(archive, self.path, f"run{number:02}", size) for number in range(1, RUNS + 1)]
