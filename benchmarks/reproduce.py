@@ -13,9 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import shutil
-import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -241,8 +239,8 @@ def section(out: Path) -> str:
     lines = [
         "## Beside published figures",
         "",
-        f"`python {' '.join(sys.argv)}`; torch {torch.__version__}, {torch.get_num_threads()} thread(s), "
-        f"{platform.machine()}. Accuracy in % on {TASKS:,} test tasks, 15 queries a class for 5 ways and 5 for 20 ways "
+        f"`python benchmarks/reproduce.py`, torch {torch.__version__}, {torch.get_num_threads()} thread(s). "
+        f"Accuracy in % on {TASKS:,} test tasks, 15 queries a class for 5 ways and 5 for 20 ways "
         "(the official runs: 20 tasks of 1 query a class): mean over seeds ± 95 % interval over tasks (each seed's own "
         "mean). One checkpoint, chosen on validation tasks; inductive. Training is a mean over seeds, pretraining "
         "included.",
