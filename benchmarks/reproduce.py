@@ -265,18 +265,23 @@ def main() -> None:
     known = [recipe for table in TABLES for recipe in table.recipes]
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("recipes", nargs="*", metavar="RECIPE", help=f"of {', '.join(known)}; all by default")
+    parser.add_argument(
+        "--cells", nargs="+", metavar="CELL", help="such as '20-way 1-shot'; all of a recipe by default"
+    )
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
     parser.add_argument("--out", type=Path, default=Path("runs/reproduce"))
     parser.add_argument("--resume", action="store_true", help="go on with unfinished runs")
     parser.add_argument("--write", action="store_true", help="train and score nothing, only write RESULTS.md")
     options = parser.parse_args()
-    if unknown := set(options.recipes) - set(known):
-        parser.error(f"unknown recipes: {', '.join(sorted(unknown))}; known are {', '.join(known)}")
-    for table in TABLES:
+    names = [cell.name for table in TABLES for cell in table.cells]
+    for what, given, right in (("recipe", options.recipes, known), ("cell", options.cells or [], names)):
+        if unknown := set(given) - set(right):
+            parser.error(f"unknown {what}: {', '.join(sorted(unknown))}; known are {', '.join(right)}")
+    for table in () if options.write else TABLES:
+        cells = [cell for cell in table.cells if cell.name in (options.cells or [cell.name])]
         for recipe in table.recipes:
-            for seed in options.seeds:
-                if not options.write and recipe in (options.recipes or known):
-                    score(train(recipe, seed, options.out, resume=options.resume), table.cells)
+            for seed in options.seeds if recipe in (options.recipes or known) else ():
+                score(train(recipe, seed, options.out, resume=options.resume), cells)
     write(section(options.out))
 
 
