@@ -158,7 +158,7 @@ def pretraining_of(spec: Spec) -> dict[str, Any]:
     sizes = {"ways", "shots", "queries", "train_ways", "train_queries", "imbalance", "label_noise"}
     return {
         "source": {key: value for key, value in source.items() if key not in sizes},
-        "model": {key: value for key, value in spec.model.model_dump().items() if key != "shift"},  # for evaluation
+        "model": {key: value for key, value in spec.model.model_dump().items() if key != "views"},  # for evaluation
         "head": has_head(spec),
         "pretrain": spec.pretrain,
         "seed": spec.seed,

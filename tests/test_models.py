@@ -1,8 +1,10 @@
 """ResNet-12 and DropBlock, against their definitions."""
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from scipy import ndimage
 from torch import nn
 
 import kshot
@@ -224,26 +226,31 @@ def test_lengths_and_channels_of_conv4_are_checked():
         kshot.models.conv4(1, downsample="pooling")
 
 
-def test_shifted_features_are_a_mean_over_moved_images_in_evaluation_alone():
+def test_viewed_features_are_a_mean_over_warped_images_in_evaluation_alone():
     plain = kshot.models.conv4(1, None, channels=4)
-    shifted = kshot.models.conv4(1, None, channels=4, shift=2)
-    shifted.load_state_dict(plain.state_dict())
+    viewed = kshot.models.conv4(1, None, channels=4, views=5)
+    viewed.load_state_dict(plain.state_dict())
     x = torch.rand(3, 1, 28, 28)
-    padded = F.pad(x, (2, 2, 2, 2), mode="replicate")
-    plain.eval(), shifted.eval()
-    copies = [
-        padded[..., down : down + 28, right : right + 28] for down, right in ((2, 2), (0, 2), (4, 2), (2, 0), (2, 4))
-    ]
-    torch.testing.assert_close(shifted(x), torch.stack([plain(copy) for copy in copies]).mean(0))
-    plain.train(), shifted.train()
-    assert torch.equal(shifted(x), plain(x))
-    with pytest.raises(ValueError, match="shift must be at least 1 pixel, got -1"):
-        kshot.models.conv4(1, shift=-1)
+    a, middle = np.deg2rad(8), np.array([13.5, 13.5])
+    turn = np.array([[np.cos(a), -np.sin(a)], [np.sin(a), np.cos(a)]])
+    copies = [x]
+    for matrix in (turn, turn.T, np.diag([1, 1.1]), np.diag([1, 0.9])):  # scipy counts rows first
+        warped = [
+            ndimage.affine_transform(image[0].numpy(), matrix, middle - matrix @ middle, order=1, mode="nearest")
+            for image in x
+        ]
+        copies.append(torch.from_numpy(np.stack(warped))[:, None])
+    plain.eval(), viewed.eval()
+    torch.testing.assert_close(viewed(x), torch.stack([plain(copy) for copy in copies]).mean(0), rtol=1e-3, atol=1e-4)
+    plain.train(), viewed.train()
+    assert torch.equal(viewed(x), plain(x))
+    with pytest.raises(ValueError, match="views must be 1 or 5, got 3"):
+        kshot.models.conv4(1, views=3)
 
 
 @pytest.mark.parametrize("batchnorm", ["support", "running"])
-def test_a_learner_with_shifted_features_is_inductive(batchnorm):
-    learner = kshot.protonet(kshot.models.conv4(1, None, channels=4, length=1.0, shift=1), batchnorm=batchnorm).eval()
+def test_a_learner_of_views_is_inductive(batchnorm):
+    learner = kshot.protonet(kshot.models.conv4(1, None, channels=4, length=1.0, views=5), batchnorm=batchnorm).eval()
     task = kshot.tasks.glyphs(ways=3, queries=2).task("test", 0)
     with torch.no_grad():
         state = learner.adapt(task.support)

@@ -254,7 +254,7 @@ class Conv4Spec(_Strict):
     ) = 64
     downsample: Literal["pool", "pool_first", "stride"] = "pool"
     length: float | None = Field(None, gt=0)
-    shift: int = Field(0, ge=0)
+    views: Literal[1, 5] = 1
 
 
 class ResNet12Spec(_Strict):

@@ -5,14 +5,14 @@ Shape legend: n examples, H height, W width.
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict
 from collections.abc import Sequence
 from itertools import pairwise
 from typing import Literal
 
-import torch
 from torch import Tensor, nn
-from torch.nn.functional import normalize
+from torch.nn.functional import affine_grid, grid_sample, normalize
 
 
 def mlp(inputs: int, outputs: int | None, hidden: Sequence[int] = (40, 40)) -> nn.Sequential:
@@ -52,34 +52,34 @@ class FixedLength(nn.Module):
         return f"{self.length}"
 
 
-class Shifted(nn.Sequential):
-    r"""Layers whose features are, in evaluation mode, the mean over an image and four copies of it that are moved.
+class Viewed(nn.Sequential):
+    r"""Layers whose features are, in evaluation mode, the mean over an image and four copies of it:
 
-    $$ \bar f(x) = \tfrac15 \sum_{d \in D} f(x \text{ moved by } d), \qquad D = \{(0, 0), (\pm s, 0), (0, \pm s)\} $$
+    $$ \bar f(x) = \tfrac15 \bigl( f(x) + f(R_{+} x) + f(R_{-} x) + f(S_{+} x) + f(S_{-} x) \bigr) $$
+
+    with $R_\pm$ turning by `TURN` degrees either way, and $S_\pm$ making the image wider or narrower by `STRETCH`.
 
     It is five times the work. Each image is looked at by itself, so what is inductive stays so. In training mode it is
-    a plain `Sequential`.
-
-    Args:
-        layers: images (n, C, H, W) to features (n, D).
-        shift: $s$ in pixels; the edge is repeated where an image ends.
+    a plain `Sequential`: images (n, C, H, W) to features (n, D).
     """
 
-    def __init__(self, *layers: nn.Module, shift: int) -> None:
-        super().__init__(*layers)
-        if shift < 1:
-            raise ValueError(f"shift must be at least 1 pixel, got {shift}")
-        self.shift = shift
+    TURN, STRETCH = 8.0, 0.1
 
     def forward(self, x: Tensor) -> Tensor:
         features = super().forward(x)
         if self.training:
             return features
-        for side in (-2, -1):
-            places = torch.arange(x.shape[side], device=x.device)
-            for step in (-self.shift, self.shift):
-                moved = x.index_select(side, (places + step).clamp(0, x.shape[side] - 1))
-                features = features + super().forward(moved)
+        cos, sin = math.cos(math.radians(self.TURN)), math.sin(math.radians(self.TURN))
+        aspect = x.shape[-2] / x.shape[-1]
+        for a, b, c, d in (
+            (cos, -sin * aspect, sin / aspect, cos),
+            (cos, sin * aspect, -sin / aspect, cos),
+            (1 + self.STRETCH, 0.0, 0.0, 1.0),
+            (1 - self.STRETCH, 0.0, 0.0, 1.0),
+        ):
+            affine = x.new_tensor([[a, b, 0.0], [c, d, 0.0]]).expand(len(x), 2, 3)
+            grid = affine_grid(affine, list(x.shape), align_corners=False)
+            features = features + super().forward(grid_sample(x, grid, padding_mode="border", align_corners=False))
         return features / 5
 
 
@@ -91,7 +91,7 @@ def conv4(
     size: int = 28,
     downsample: Literal["pool", "pool_first", "stride"] = "pool",
     length: float | None = None,
-    shift: int = 0,
+    views: Literal[1, 5] = 1,
 ) -> nn.Sequential:
     """Four blocks of 3×3 convolution, BatchNorm, ReLU and halving: (n, channels_in, size, size) to (n, outputs).
 
@@ -104,8 +104,7 @@ def conv4(
             which costs about a quarter; the MAML paper's Omniglot network is the latter. "pool_first" pools before
             BatchNorm and ReLU, which then have a quarter of the work.
         length: that features are scaled to (see `FixedLength`); None leaves them as they are.
-        shift: in evaluation mode, features are averaged over the image and copies moved by so many pixels up, down,
-            left and right (see `Shifted`); 0 for the image alone.
+        views: 5 averages the features, in evaluation mode, over the image and four warped copies (see `Viewed`).
 
     Raises:
         ValueError: images too small to be halved four times, channels that are not four, a length that is not above 0.
@@ -122,6 +121,8 @@ def conv4(
     """
     if downsample not in ("pool", "pool_first", "stride"):
         raise ValueError(f"downsample must be 'pool', 'pool_first' or 'stride', got {downsample!r}")
+    if views not in (1, 5):
+        raise ValueError(f"views must be 1 or 5, got {views!r}")
     widths = [channels] * 4 if isinstance(channels, int) else list(channels)
     if len(widths) != 4:
         raise ValueError(f"channels must be a number, or one for each of the four blocks, got {channels}")
@@ -140,7 +141,7 @@ def conv4(
     if side < 1:
         raise ValueError(f"images of {size}×{size} pixels cannot be halved four times by pooling; use at least 16×16")
     end = [nn.Flatten()] if length is None else [nn.Flatten(), FixedLength(length)]
-    body = Shifted(*layers, *end, shift=shift) if shift else nn.Sequential(*layers, *end)
+    body = Viewed(*layers, *end) if views == 5 else nn.Sequential(*layers, *end)
     return with_head(body, widths[-1] * side * side, outputs)
 
 
