@@ -199,6 +199,16 @@ def test_only_training_drawings_are_varied(tree):
         assert same == (split != "train")
 
 
+def test_mirror_images_are_training_classes_of_their_own(tree):
+    plain, mirrored = omniglot(path=tree, **SMALL), omniglot(path=tree, mirrored_classes=True, **SMALL)
+    assert len(mirrored.class_names["train"]) == 2 * len(plain.class_names["train"])
+    for name, rows in plain.classes("train").items():
+        upright = plain.examples.take(rows)
+        assert torch.equal(mirrored.examples.take(mirrored.classes("train")[name]), upright)
+        assert torch.equal(mirrored.examples.take(mirrored.classes("train")[f"{name}/mirrored"]), upright.flip(-1))
+    assert torch.equal(mirrored.task("test", 2).query.inputs, plain.task("test", 2).query.inputs)
+
+
 def test_background_only_takes_evaluation_alphabets_out_of_training(tree):
     for k in range(DRAWINGS):
         draw(tree / "images_evaluation" / "Elvish" / "character02" / f"0009_0{k}.png", 90 + k)

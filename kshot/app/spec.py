@@ -59,6 +59,7 @@ class OmniglotSpec(_ClassesSpec):
     kind: Literal["omniglot"]
     within: Literal["alphabet"] | None = None
     augment: AugmentSpec | None = None
+    mirrored_classes: bool = False
     background_only: bool = False
 
 

@@ -146,3 +146,33 @@ class Turned:
             which = torch.from_numpy(turns == turn)
             images[which] = images[which].rot90(turn, (-2, -1))
         return images
+
+
+class Mirrored:
+    """Images and their mirror images: row n + i is image i of n, left and right exchanged.
+
+    Example:
+        >>> from kshot.tasks.examples import ImageExamples
+        >>> mirrored = Mirrored(ImageExamples(np.array([[[[51, 0], [0, 0]]]], np.uint8)))
+        >>> mirrored.take(np.arange(2)).flatten(1).argmax(1).tolist()
+        [0, 1]
+    """
+
+    def __init__(self, examples: Examples) -> None:
+        self.examples = examples
+
+    def __len__(self) -> int:
+        return 2 * len(self.examples)
+
+    @property
+    def images(self) -> Any:
+        """The images as they are."""
+        return getattr(self.examples, "images", None)
+
+    def take(self, rows: np.ndarray) -> Tensor:
+        """The images of rows, int64 (...), as float32 (..., C, H, W)."""
+        mirror, own = np.divmod(rows, len(self.examples))
+        images = self.examples.take(own)
+        which = torch.from_numpy(mirror > 0)
+        images[which] = images[which].flip(-1)
+        return images

@@ -15,8 +15,9 @@ from typing import Any, Literal
 import numpy as np
 
 from kshot.tasks import library
-from kshot.tasks.augmenting import Augment
+from kshot.tasks.augmenting import Augment, Mirrored
 from kshot.tasks.drawing import Size
+from kshot.tasks.examples import Examples, ImageExamples
 from kshot.tasks.fewshot import ClassTasks, Imbalance
 from kshot.tasks.unpacking import opened_zip
 from kshot.types import SPLITS, Split
@@ -41,6 +42,7 @@ def omniglot(
     imbalance: Imbalance | None = None,
     label_noise: float = 0.0,
     augment: Mapping[str, Any] | None = None,
+    mirrored_classes: bool = False,
     background_only: bool = False,
     seed: int = 0,
     size: int = 28,
@@ -60,6 +62,7 @@ def omniglot(
         train_ways, train_queries: classes and query examples of training tasks, by default as many as of others.
         within: "alphabet" takes all characters of a task from one alphabet.
         augment: varies the drawings of training tasks: `{"shift": 2, "rotate": 10}`, see `Augment`.
+        mirrored_classes: the mirror image of each training class is a training class too: 8,224 of them.
         background_only: takes the characters of the evaluation alphabets out of train and val, which the lists of
             Vinyals et al. mix with the others. The official runs (see `omniglot_runs`) are then of alphabets never
             seen; test stays as it is.
@@ -107,8 +110,12 @@ def omniglot(
                     f"{character}; complete the images or take the line out"
                 )
             classes[split][line] = rows[character] + TURNS[rotation] * len(drawings)
+    examples: Examples = ImageExamples(images)
+    if mirrored_classes:
+        classes["train"] |= {f"{line}/mirrored": own + len(images) for line, own in classes["train"].items()}
+        examples = Mirrored(examples)
     return ClassTasks(
-        images,
+        examples,
         classes,
         ways=ways,
         shots=shots,
