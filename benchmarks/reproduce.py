@@ -165,14 +165,8 @@ def pretraining_of(spec: Spec) -> dict[str, Any]:
     }
 
 
-def score(path: Path, cells: Iterable[Cell], *, count: int | None = None) -> dict[str, Any]:
-    """Score a run's one checkpoint on the test tasks of the cells that are not scored yet; all scores by cell.
-
-    Args:
-        path: the run folder, where the scores are kept.
-        cells: what to score on.
-        count: tasks of a cell, if not its own number; such scores are not kept.
-    """
+def score(path: Path, cells: Iterable[Cell]) -> dict[str, Any]:
+    """Score a run's one checkpoint on the test tasks of the cells that are not scored yet; all scores by cell."""
     file = path / SCORES
     found: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {}
     opened = load_run(path)
@@ -180,12 +174,11 @@ def score(path: Path, cells: Iterable[Cell], *, count: int | None = None) -> dic
         if cell.name in found and found[cell.name]["weights_sha256"] == opened.weights:
             continue
         learner = opened.learner.to(device_of(opened.spec))
-        result = evaluate(learner, cell.make(opened.spec), tasks=count or cell.tasks)
+        result = evaluate(learner, cell.make(opened.spec), tasks=cell.tasks)
         found[cell.name] = result.summary() | {"weights_sha256": opened.weights, "commit": environment()["commit"]}
-        if count is None:
-            beside = file.with_suffix(".part")
-            beside.write_text(json.dumps(found, indent=1))
-            beside.replace(file)
+        beside = file.with_suffix(".part")
+        beside.write_text(json.dumps(found, indent=1))
+        beside.replace(file)
     return found
 
 
