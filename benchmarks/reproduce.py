@@ -49,13 +49,12 @@ class Cell:
 
 
 def _of_source(ways: int, shots: int) -> Cell:
-    """The recipe's own source with other sizes; its seed names the tasks, which are the same for all trainings."""
+    """The recipe's own source with other sizes; the tasks are the same for all seeds."""
 
     def make(spec: Spec) -> TaskSource:
         queries = 15 if ways == 5 else 5
         sizes = {"ways": ways, "shots": shots, "queries": queries, "train_ways": None, "train_queries": None}
-        source = spec.source.model_copy(update=sizes)
-        return build_source(spec.model_copy(update={"source": source, "seed": 0}))
+        return build_source(spec.model_copy(update={"source": spec.source.model_copy(update=sizes)}))
 
     return Cell(f"{ways}-way {shots}-shot", make)
 
@@ -161,7 +160,7 @@ def pretraining_of(spec: Spec) -> dict[str, Any]:
         "model": {key: value for key, value in spec.model.model_dump().items() if key != "views"},  # for evaluation
         "head": has_head(spec),
         "pretrain": spec.pretrain,
-        "seed": spec.seed,
+        "seeds": (spec.seed, spec.task_seed),
     }
 
 

@@ -31,10 +31,30 @@ Shapes = dict[str, Any]
 """Shapes of one example, and what is asked: {"inputs": [...], "targets": [...], "objective": name}; with a spec, all
 that a learner is built from. Where inputs are a dict, so are their shapes, and "items" counts the items of ratings."""
 
+OF_MAPS = ("relation_net", "frn")
+"""Learners that compare feature maps where the model makes them, rather than vectors."""
+
 
 def build_source(spec: Spec) -> TaskSource:
     """The task source that a run file names."""
-    return _source(spec.source, spec.seed)
+    return _source(spec.source, spec.task_seed)
+
+
+def with_shots(spec: Spec, shots: int) -> Spec:
+    """A run file whose tasks have so many shots, each class the same; frozen episodes stay as they are."""
+    return spec.model_copy(update={"source": _with_shots(spec.source, shots)})
+
+
+def _with_shots(named: OneSourceSpec | MixtureSpec, shots: int) -> OneSourceSpec | MixtureSpec:
+    if isinstance(named, EpisodesSpec):
+        return named
+    if isinstance(named, FromHfSpec):
+        return named.model_copy(update={"tasks": _with_shots(named.tasks, shots)})
+    if isinstance(named, MixtureSpec):
+        sources = {name: _with_shots(inner, shots) for name, inner in named.sources.items()}
+        return named.model_copy(update={"sources": sources})
+    even = {"imbalance": None} if "imbalance" in type(named).model_fields else {}
+    return named.model_copy(update={"shots": shots} | even)
 
 
 def _source(named: OneSourceSpec | MixtureSpec, seed: int) -> TaskSource:
@@ -91,6 +111,8 @@ def build_model(spec: Spec, shapes: Shapes, *, head: bool) -> nn.Module:
             options = spec.model.model_dump(exclude={"kind"})
             if isinstance(spec.model, Conv4Spec):
                 options["size"] = inputs[1]
+            if not head:
+                options["maps"] = spec.learner.kind in OF_MAPS
             return getattr(models, spec.model.kind)(inputs[0], outputs if head else None, **options)
         model = models.mlp(prod(inputs), outputs if head else None, spec.model.hidden)
         return (
@@ -103,7 +125,8 @@ def build_learner(spec: Spec, model: nn.Module, shapes: Shapes) -> Learner:
     options = spec.learner.model_dump(exclude={"kind"})
     factory: Callable[..., Learner] = getattr(learners, spec.learner.kind)
     if "features" in inspect.signature(factory).parameters:
-        options["features"] = prod(_features_of(model, shapes))
+        shape = _features_of(model, shapes)
+        options["features"] = tuple(shape) if spec.learner.kind in OF_MAPS else prod(shape)
     return factory(model, objective=objectives.named(shapes["objective"]), **options)
 
 

@@ -11,6 +11,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+LEVEL = 0.05
+"""A difference is claimed where its p value, corrected for the number of comparisons, is below this."""
+
 
 class Interval(NamedTuple):
     """A mean over tasks and the half-width of its 95 % confidence interval."""

@@ -18,7 +18,7 @@ from kshot.inner.functional import BatchNorm, Function, Statistics
 from kshot.learner import Learner
 from kshot.learners.outer import query_loss
 from kshot.objectives import Objective, classes_present, only_present
-from kshot.types import Batch, Task, Tree
+from kshot.types import Batch, Params, Task, Tree
 
 
 class Head(nn.Module, ABC):
@@ -51,7 +51,8 @@ class HeadLearner(Learner):
        \hat y = \text{predict}(\text{state}, f_\theta(x)) $$
 
     The state is `{"head": …, "statistics": …, "present": (C,)}`; the statistics are there where queries need BatchNorm
-    statistics of the support, the classes present where a class without support examples gets no probability.
+    statistics of the support, the classes present where a class without support examples gets no probability. A learner
+    that tunes the embedding to a task adds its `"params"`.
 
     Args:
         embedding: any module that takes the task's inputs to features (n, ...).
@@ -73,6 +74,7 @@ class HeadLearner(Learner):
         super().__init__(objective)
         self.embedding, self.head, self.outer = embedding, head, outer
         self.function = Function(embedding, batchnorm)
+        self.task_norm = self.function.task_norm
         self.transductive = self.function.transductive or head.transductive
 
     def forward(self, task: Task) -> Tensor:
@@ -85,14 +87,19 @@ class HeadLearner(Learner):
     def predict(self, state: Tree, inputs: Tree) -> Tree:
         return self.score(state, self.embed_query(state, inputs))
 
-    def embed(self, support: Batch) -> tuple[Tensor, Statistics]:
-        """The features of a support set, and the BatchNorm statistics that queries will need."""
-        features, statistics = self.function.support({}, support)
+    def embed(self, support: Batch, params: Params | None = None) -> tuple[Tensor, Statistics]:
+        """The features of a support set, and the BatchNorm statistics that queries will need.
+
+        Args:
+            support: leaves (n, ...).
+            params: parameters of the embedding that stand in for its own.
+        """
+        features, statistics = self.function.support(params or {}, support)
         return self._shaped(features), statistics
 
     def embed_query(self, state: Tree, inputs: Tree) -> Tensor:
         """The features of queries."""
-        return self._shaped(self.function.query({}, state.get("statistics", {}), inputs))
+        return self._shaped(self.function.query(state.get("params", {}), state.get("statistics", {}), inputs))
 
     def fit(self, support: Batch, features: Tensor, statistics: Statistics) -> Tree:
         """The state that is made of a support set's features."""

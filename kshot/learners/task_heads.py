@@ -43,8 +43,7 @@ class PrototypeStart(Start):
     r"""The head that classifies by squared distance to class means: $W_c = 2 p_c$, $b_c = -\lVert p_c \rVert^2$."""
 
     def forward(self, function: Function, support: Batch) -> Params:
-        embed = Function(function.module.get_submodule("embedding"), function.batchnorm)
-        features, _ = embed.support({}, support)
+        features, _ = function.of("embedding").support({}, support)
         proto_CD = class_means(features.flatten(1), support.targets, support.weight)
         return {"weight": 2 * proto_CD, "bias": -proto_CD.square().sum(1)}
 

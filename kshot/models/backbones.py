@@ -92,6 +92,7 @@ def conv4(
     downsample: Literal["pool", "pool_first", "stride"] = "pool",
     length: float | None = None,
     views: Literal[1, 5] = 1,
+    maps: bool = False,
 ) -> nn.Sequential:
     """Four blocks of 3×3 convolution, BatchNorm, ReLU and halving: (n, channels_in, size, size) to (n, outputs).
 
@@ -105,9 +106,11 @@ def conv4(
             BatchNorm and ReLU, which then have a quarter of the work.
         length: that features are scaled to (see `FixedLength`); None leaves them as they are.
         views: 5 averages the features, in evaluation mode, over the image and four warped copies (see `Viewed`).
+        maps: give the maps (n, channels, h, w) that the last block makes, and no head.
 
     Raises:
-        ValueError: images too small to be halved four times, channels that are not four, a length that is not above 0.
+        ValueError: images too small to be halved four times, channels that are not four, a length that is not above 0;
+            maps with outputs, a length or views.
 
     Example:
         >>> conv4(1, 5)(torch.zeros(2, 1, 28, 28)).shape
@@ -140,6 +143,10 @@ def conv4(
         side = (side + 1) // 2 if downsample == "stride" else side // 2
     if side < 1:
         raise ValueError(f"images of {size}×{size} pixels cannot be halved four times by pooling; use at least 16×16")
+    if maps:
+        if length is not None or views != 1:
+            raise ValueError("length and views are of features; leave them out with maps, or take features")
+        return with_maps(layers, outputs)
     end = [nn.Flatten()] if length is None else [nn.Flatten(), FixedLength(length)]
     body = Viewed(*layers, *end) if views == 5 else nn.Sequential(*layers, *end)
     return with_head(body, widths[-1] * side * side, outputs)
@@ -151,3 +158,10 @@ def with_head(body: nn.Module, features: int, outputs: int | None) -> nn.Sequent
     if outputs is not None:
         parts["head"] = nn.Linear(features, outputs)
     return nn.Sequential(parts)
+
+
+def with_maps(layers: Sequence[nn.Module], outputs: int | None) -> nn.Sequential:
+    """A `body` that gives feature maps (n, channels, h, w)."""
+    if outputs is not None:
+        raise ValueError(f"feature maps have no head of {outputs} outputs: give outputs=None with maps=True")
+    return nn.Sequential(OrderedDict(body=nn.Sequential(*layers)))

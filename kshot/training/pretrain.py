@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from kshot.learners.heads import HeadLearner, cosine
 from kshot.learners.metric import Centred
 from kshot.tasks.source import TaskSource
-from kshot.training.fit import OuterLoop, Progress, Settings, seeded
+from kshot.training.fit import OuterLoop, Progress, Settings, first_task, seeded
 from kshot.types import Batch, to, tree_map
 
 Output = Literal["linear", "cosine"]
@@ -115,14 +115,14 @@ def pretraining(
         if given not in get_args(known):
             raise ValueError(f"{name} must be {' or '.join(get_args(known))}, got {given!r}")
     classify = source.objective.own_classes
-    first = source.pretraining_batch(0, settings.size)
+    example = source.pretraining_batch(0, settings.size)
     module: nn.Module = model
     fixed = None
     if classify:
         device = next(model.parameters()).device
         fixed = f"model.{head}."
-        example = first.inputs[:2].to(device)
-        module = Classifier(model, first.targets.shape[1], example, head=head, output=output, seed=seed).to(device)
+        inputs, classes = example.inputs[:2].to(device), example.targets.shape[1]
+        module = Classifier(model, classes, inputs, head=head, output=output, seed=seed).to(device)
 
     # Twice as fast for plain convolutions on a CPU.
     module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -136,7 +136,10 @@ def pretraining(
         loss.backward()
         return loss.detach()
 
-    return OuterLoop(module, source.pretraining_batch, backward, settings, seed, fixed)
+    begin = first_task(seed)
+    return OuterLoop(
+        module, lambda step, size: source.pretraining_batch(begin + step, size), backward, settings, seed, fixed
+    )
 
 
 def finish(loop: OuterLoop) -> None:
@@ -175,7 +178,7 @@ def pretrain(
         output: the new layer: "linear", or "cosine", which suits learners that compare features by their angle.
         precision: "bfloat16" computes convolutions and matrix products in it, which is up to twice as fast where the
             processor has instructions for it; weights, losses and the new layer stay float32.
-        seed: of the new layer, and of dropout and the like.
+        seed: of the new layer, of dropout and the like, and of which training examples are drawn.
         observe: called with a `Progress` after each step.
 
     Returns:
