@@ -28,6 +28,7 @@ from kshot.app.run import environment, run
 from kshot.app.spec import Spec, load_spec
 from kshot.evaluation.evaluate import evaluate
 from kshot.evaluation.intervals import Interval, over_seeds
+from kshot.evaluation.report import to_json
 from kshot.tasks.source import TaskSource
 from kshot.training.checkpoint import META, Checkpoints
 
@@ -174,7 +175,8 @@ def score(path: Path, cells: Iterable[Cell]) -> dict[str, Any]:
             continue
         learner = opened.learner.to(device_of(opened.spec))
         result = evaluate(learner, cell.make(opened.spec), tasks=cell.tasks)
-        found[cell.name] = result.summary() | {"weights_sha256": opened.weights, "commit": environment()["commit"]}
+        made = {"weights_sha256": opened.weights, "commit": environment()["commit"]}
+        found[cell.name] = to_json(result.summary() | made)
         beside = file.with_suffix(".part")
         beside.write_text(json.dumps(found, indent=1))
         beside.replace(file)
