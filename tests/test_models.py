@@ -1,8 +1,10 @@
 """ResNet-12 and DropBlock, against their definitions."""
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from scipy import ndimage
 from torch import nn
 
 import kshot
@@ -198,6 +200,63 @@ def test_a_run_file_builds_it():
         build_model(recipe, {"inputs": [7], "targets": [5]}, head=True)
     with pytest.raises(ValueError, match=r"model.widths: list should have at least 4 items"):
         load_spec("glyphs", ["model={kind: resnet12, widths: [64]}"])
+
+
+def test_conv4_may_pool_first_widen_and_scale_its_features():
+    model = kshot.models.conv4(1, None, channels=[2, 3, 4, 5], downsample="pool_first", length=3.0)
+    x = torch.rand(6, 1, 28, 28)
+    features = model(x)
+    assert features.shape == (6, 5)
+    torch.testing.assert_close(features.norm(dim=1), torch.full((6,), 3.0))
+    kinds = [type(part).__name__ for part in model.body]
+    assert kinds == [*["Conv2d", "MaxPool2d", "BatchNorm2d", "ReLU"] * 4, "Flatten", "FixedLength"]
+    plain = kshot.models.conv4(1, None, channels=[2, 3, 4, 5], downsample="pool")
+    plain.load_state_dict(dict(zip(plain.state_dict(), model.state_dict().values())))
+    both = [network.eval()(x) for network in (model, plain)]
+    directions = F.normalize(both[1], dim=1)
+    torch.testing.assert_close(both[0], 3 * directions)  # with a rising norm, pooling commutes
+
+
+def test_lengths_and_channels_of_conv4_are_checked():
+    with pytest.raises(ValueError, match="length must be above 0, got 0"):
+        kshot.models.conv4(1, length=0)
+    with pytest.raises(ValueError, match=r"one for each of the four blocks, got \[8, 8\]"):
+        kshot.models.conv4(1, channels=[8, 8])
+    with pytest.raises(ValueError, match="downsample must be 'pool', 'pool_first' or 'stride'"):
+        kshot.models.conv4(1, downsample="pooling")
+
+
+def test_viewed_features_are_a_mean_over_warped_images_in_evaluation_alone():
+    plain = kshot.models.conv4(1, None, channels=4)
+    viewed = kshot.models.conv4(1, None, channels=4, views=5)
+    viewed.load_state_dict(plain.state_dict())
+    x = torch.rand(3, 1, 28, 28)
+    a, middle = np.deg2rad(8), np.array([13.5, 13.5])
+    turn = np.array([[np.cos(a), -np.sin(a)], [np.sin(a), np.cos(a)]])
+    copies = [x]
+    for matrix in (turn, turn.T, np.diag([1, 1.1]), np.diag([1, 0.9])):  # scipy counts rows first
+        warped = [
+            ndimage.affine_transform(image[0].numpy(), matrix, middle - matrix @ middle, order=1, mode="nearest")
+            for image in x
+        ]
+        copies.append(torch.from_numpy(np.stack(warped))[:, None])
+    plain.eval(), viewed.eval()
+    torch.testing.assert_close(viewed(x), torch.stack([plain(copy) for copy in copies]).mean(0), rtol=1e-3, atol=1e-4)
+    plain.train(), viewed.train()
+    assert torch.equal(viewed(x), plain(x))
+    with pytest.raises(ValueError, match="views must be 1 or 5, got 3"):
+        kshot.models.conv4(1, views=3)
+
+
+@pytest.mark.parametrize("batchnorm", ["support", "running"])
+def test_a_learner_of_views_is_inductive(batchnorm):
+    learner = kshot.protonet(kshot.models.conv4(1, None, channels=4, length=1.0, views=5), batchnorm=batchnorm).eval()
+    task = kshot.tasks.glyphs(ways=3, queries=2).task("test", 0)
+    with torch.no_grad():
+        state = learner.adapt(task.support)
+        together = learner.predict(state, task.query.inputs)
+        alone = torch.cat([learner.predict(state, one[None]) for one in task.query.inputs])
+    torch.testing.assert_close(together, alone)
 
 
 @pytest.mark.parametrize(

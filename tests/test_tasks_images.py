@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from scipy import ndimage
 
 from kshot.tasks import decoded, images
 from kshot.tasks.augmenting import Augment
@@ -187,6 +188,26 @@ def test_shifts_flips_and_colours_are_what_they_say():
     assert 0.3 - 1e-6 <= shades.min() < 0.33, "grey changes in brightness alone, by 1 ± 0.4"
     assert 0.67 < shades.max() <= 0.7 + 1e-6
     assert torch.equal(Augment()(images, np.random.default_rng(0)), images)
+
+
+def test_a_warp_is_the_affine_map_that_it_says():
+    images = torch.rand(40, 2, 9, 13, generator=torch.Generator().manual_seed(0))
+    warped = Augment(rotate=30, scale=0.2, shear=0.3)(images, np.random.default_rng(1))
+    angle, wide, high, slant = np.random.default_rng(1).uniform(-1, 1, (4, 40))
+    middle = np.array([4.0, 6.0])
+    for n in range(40):
+        a = np.deg2rad(30 * angle[n])
+        turn = np.array([[np.cos(a), -np.sin(a)], [np.sin(a), np.cos(a)]])
+        matrix = turn @ [[1 + 0.2 * wide[n], 0.3 * slant[n]], [0, 1 + 0.2 * high[n]]]
+        down_right = matrix[::-1, ::-1]  # scipy counts rows first
+        for channel in range(2):
+            expected = ndimage.affine_transform(
+                images[n, channel].numpy(), down_right, middle - down_right @ middle, order=1, mode="nearest"
+            )
+            assert np.allclose(warped[n, channel], expected, atol=1e-4)
+    assert not torch.equal(warped, images)
+    still = Augment(rotate=1e-4)(images, np.random.default_rng(0))
+    assert torch.allclose(still, images, atol=1e-3), "a warp of nothing moves nothing"
 
 
 def test_conversions_are_noted(folder, by_files, caplog):
@@ -520,6 +541,9 @@ def test_a_hundred_thousand_classes_of_one_image_are_refused_at_once(monkeypatch
         ({"within": "alphabet"}, "within must be domain, got 'alphabet'"),
         ({"augment": {"shift": -1}}, "shift must be at least 0 pixels, got -1"),
         ({"augment": {"jitter": 2}}, "jitter must be 0 … 1, got 2"),
+        ({"augment": {"rotate": -5}}, "rotate must be 0 … 180 degrees, got -5"),
+        ({"augment": {"scale": 1}}, "scale must be at least 0 and below 1, got 1"),
+        ({"augment": {"shear": 1.5}}, "shear must be 0 … 1, got 1.5"),
     ],
 )
 def test_an_option_that_is_wrong_is_named(folder, options, sentence):

@@ -12,7 +12,7 @@ import torch
 from PIL import Image, ImageOps
 
 from kshot import types
-from kshot.tasks import ArrayExamples, ClassTasks, library, omniglot
+from kshot.tasks import ArrayExamples, ClassTasks, library, omniglot, omniglot_runs
 from kshot.types import SPLITS
 
 REAL = Path(__file__).resolve().parents[1].parent / "shared" / "data" / "omniglot"
@@ -190,6 +190,111 @@ def test_a_missing_class_and_a_class_with_too_few_drawings_are_named(tree):
     shutil.rmtree(tree / "images_background" / CHARACTERS["val"])
     with pytest.raises(ValueError, match=r"val\.txt lists Runes/character02/rot000, but .* no drawings of"):
         omniglot(path=tree, **SMALL)
+
+
+def test_only_training_drawings_are_varied(tree):
+    plain, varied = omniglot(path=tree, **SMALL), omniglot(path=tree, augment={"shift": 3, "rotate": 20}, **SMALL)
+    for split in SPLITS:
+        same = torch.equal(plain.task(split, 0).query.inputs, varied.task(split, 0).query.inputs)
+        assert same == (split != "train")
+
+
+def test_mirror_images_are_training_classes_of_their_own(tree):
+    plain, mirrored = omniglot(path=tree, **SMALL), omniglot(path=tree, mirrored_classes=True, **SMALL)
+    assert len(mirrored.class_names["train"]) == 2 * len(plain.class_names["train"])
+    for name, rows in plain.classes("train").items():
+        upright = plain.examples.take(rows)
+        assert torch.equal(mirrored.examples.take(mirrored.classes("train")[name]), upright)
+        assert torch.equal(mirrored.examples.take(mirrored.classes("train")[f"{name}/mirrored"]), upright.flip(-1))
+    assert torch.equal(mirrored.task("test", 2).query.inputs, plain.task("test", 2).query.inputs)
+
+
+def test_background_only_takes_evaluation_alphabets_out_of_training(tree):
+    for k in range(DRAWINGS):
+        draw(tree / "images_evaluation" / "Elvish" / "character02" / f"0009_0{k}.png", 90 + k)
+    with (tree / "splits_vinyals" / "train.txt").open("a") as lists:
+        lists.write("Elvish/character02/rot000\n")
+    whole = omniglot(path=tree, **SMALL)
+    for packed in (False, True):
+        if packed:
+            for part in ("images_background", "images_evaluation"):
+                shutil.make_archive(str(tree / part), "zip", tree, part)
+                shutil.rmtree(tree / part)
+        background = omniglot(path=tree, background_only=True, **SMALL)
+        assert set(whole.class_names["train"]) - set(background.class_names["train"]) == {"Elvish/character02/rot000"}
+        assert len(background.class_names["train"]) == 4
+        assert background.class_names["test"] == whole.class_names["test"]
+
+
+# the official runs ---------------------------------------------------------------------------------------------------
+
+
+def official(folder: Path, *, runs: int = 20, answer=lambda k: k % 20 + 1, without: str = "") -> Path:
+    """A zip of runs as Lake's are, whose test drawing k is of the training class `answer(k)`."""
+    draw(folder / "one.png", 0)
+    blank = (folder / "one.png").read_bytes()
+    path = folder / "all_runs.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        for run in (f"run{number:02}" for number in range(1, runs + 1)):
+            lines = []
+            for k in range(1, 21):
+                for name in (f"{run}/training/class{k:02}.png", f"{run}/test/item{k:02}.png"):
+                    if name != without:
+                        archive.writestr(name, blank)
+                lines.append(f"{run}/test/item{k:02}.png {run}/training/class{answer(k):02}.png")
+            archive.writestr(f"{run}/class_labels.txt", "\n".join(lines) + "\n")
+    return path
+
+
+def test_official_runs_have_the_answers_of_their_lists(tmp_path):
+    source = omniglot_runs(official(tmp_path), size=21)
+    task = source.task("test", 7)
+    assert task.support.inputs.shape == task.query.inputs.shape == (20, 1, 21, 21)
+    assert task.support.targets.argmax(1).tolist() == list(range(20))
+    assert task.query.targets.argmax(1).tolist() == [*range(1, 20), 0]
+    with pytest.raises(ValueError, match=r"there are 20 official runs, 0 … 19; task 20 was asked for"):
+        source.task("test", 20)
+    with pytest.raises(ValueError, match=r"there are no train tasks; train on omniglot\(\)"):
+        source.task("train", 0)
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"runs": 19}, r"run20 cannot be read"),
+        ({"answer": lambda k: 1}, r"run01 cannot be read \(its answers are not the 20 training drawings, each once"),
+        ({"answer": lambda k: k + 1}, r"run01 cannot be read .*class21\.png"),
+        ({"without": "run03/test/item05.png"}, r"run03 cannot be read .*item05\.png"),
+    ],
+)
+def test_official_runs_that_are_not_whole_are_named(tmp_path, options, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        omniglot_runs(official(tmp_path, **options))
+
+
+def test_missing_official_runs_say_where_they_are_to_be_had(tmp_path):
+    with pytest.raises(ValueError, match=r"no file .*runs\.zip; get all_runs\.zip from github\.com/brendenlake"):
+        omniglot_runs(tmp_path / "runs.zip")
+    with pytest.raises(ValueError, match="size must be at least 1 pixel, got 0"):
+        omniglot_runs(tmp_path / "runs.zip", size=0)
+
+
+@real_data
+def test_the_real_official_runs_show_pairs_of_one_character_of_an_alphabet_that_background_only_never_saw():
+    source = omniglot(path=REAL, background_only=True)
+    seen = {name.split("/")[0] for split in ("train", "val") for name in source.class_names[split]}
+    assert len(seen) == 30
+    drawn = {}
+    for split in SPLITS:
+        for name, rows in omniglot(path=REAL).classes(split).items():
+            if name.endswith("rot000"):
+                drawn |= {image.tobytes(): name for image in source.examples.images[rows]}
+    runs = omniglot_runs(REAL / "official" / "all_runs.zip")
+    for index in range(20):
+        task = runs.task("test", index)
+        names = [[drawn[image.mul(255).round().byte().numpy().tobytes()] for image in part.inputs] for part in task]
+        assert [names[0][label] for label in task.query.targets.argmax(1)] == names[1]
+        assert len({name.split("/")[0] for name in names[0]} - seen) == 1
 
 
 def test_an_absent_data_set_says_where_it_was_looked_for(monkeypatch, tmp_path):

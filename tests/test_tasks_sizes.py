@@ -300,3 +300,27 @@ def test_a_minibatch_of_padding_alone_has_no_effect():
     task = Task(support, support)
     learner(task).backward()
     assert all(torch.isfinite(p.grad).all() for p in learner.parameters())
+
+
+def test_training_tasks_may_have_more_ways_than_others_which_stay_as_they_were():
+    pools = {
+        "train": {f"class {c}": range(6 * c, 6 * c + 6) for c in range(12)},
+        "test": {"a": range(80, 90), "b": range(90, 100)},
+    }
+    rows = ArrayExamples(np.arange(100.0)[:, None])
+
+    def make(**options) -> ClassTasks:
+        return ClassTasks(rows, pools, ways=2, shots=2, queries=3, **options)
+
+    plain, wide = make(), make(train_ways=11)
+    assert wide.task("train", 0).query.targets.shape == (33, 11)
+    assert counts(wide.task("train", 4).support).tolist() == [2] * 11
+    assert types.tree_map(torch.equal, wide.task("test", 5), plain.task("test", 5)) == types.tree_map(
+        lambda leaf: True, plain.task("test", 5)
+    )
+    assert (wide.describe()["ways"], wide.describe()["train_ways"]) == (2, 11)
+    assert "train_ways" not in plain.describe()
+    with pytest.raises(ValueError, match="the train split has 12 classes, fewer than the 13 ways"):
+        make(train_ways=13)
+    with pytest.raises(ValueError, match="train_ways must be at least 2"):
+        make(train_ways=1)

@@ -265,3 +265,41 @@ def test_a_bag_of_examples_is_a_function_of_the_step():
     assert isinstance(batch, Batch)
     assert batch.inputs.shape == (100, 1)
     assert not torch.equal(batch.inputs, sinusoids().pretraining_batch(1, 100).inputs)
+
+
+@pytest.mark.parametrize("output", ["linear", "cosine"])
+def test_pretraining_in_bfloat16_keeps_float32_weights_and_scores_classes_in_float32(output):
+    model = kshot.models.conv4(1, None, channels=4, size=28)
+    source = kshot.tasks.glyphs(ways=3, queries=2)
+    loop = pretraining(model, source, Settings(0.01, size=16), output=output, precision="bfloat16")
+    seen = []
+    loop.module.output.register_forward_hook(lambda module, args, scores: seen.append((args[0].dtype, scores.dtype)))
+    convolved = []
+    model.body[0].register_forward_hook(lambda module, args, maps: convolved.append(maps.dtype))
+    exact = pretraining(
+        kshot.models.conv4(1, None, channels=4, size=28), source, Settings(0.01, size=16), output=output
+    )
+    exact.module.load_state_dict(loop.module.state_dict())
+    rough, fine = loop.run(3), exact.run(3)
+    assert set(seen) == {(torch.float32, torch.float32)}
+    assert set(convolved) == {torch.bfloat16}
+    assert {tensor.dtype for tensor in model.parameters()} == {torch.float32}
+    assert rough == pytest.approx(fine, rel=0.05)
+    assert rough != fine
+
+
+def test_the_cosine_output_scores_by_the_angle_alone():
+    model = nn.Linear(3, 5)
+    classifier = Classifier(model, 4, torch.randn(2, 3), output="cosine", seed=1)
+    x = torch.randn(6, 3)
+    expected = 20 * torch.nn.functional.cosine_similarity(model(x)[:, None], classifier.output.weight, dim=2)
+    torch.testing.assert_close(classifier(x), expected)
+    again = Classifier(model, 4, torch.randn(2, 3), output="cosine", seed=1)
+    assert torch.equal(again.output.weight, classifier.output.weight)
+
+
+@pytest.mark.parametrize("options", [{"output": "softmax"}, {"precision": "float16"}])
+def test_pretraining_options_that_do_not_exist_are_named(options):
+    ((name, value),) = options.items()
+    with pytest.raises(ValueError, match=rf"{name} must be \w+ or \w+, got '{value}'"):
+        kshot.pretrain(kshot.models.mlp(1, 1), sinusoids(), steps=1, **options)

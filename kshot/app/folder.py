@@ -51,6 +51,11 @@ class RunFolder:
 
     def open_again(self, spec: Spec) -> None:
         """Go on with the run that lies here; `ValueError` if there is none, or it is of another run file."""
+        self.check(spec)
+        self.spec.write_text(spec.to_yaml())
+
+    def check(self, spec: Spec) -> None:
+        """Raise `ValueError` unless the run that lies here is of this run file."""
         if not self.spec.exists():
             raise ValueError(f"{self.path} holds no run to resume")
         before = read_spec(self.path).model_dump()
@@ -61,7 +66,6 @@ class RunFolder:
                 f"{self.path} holds a run with another {', '.join(differing)}: a resumed run may change only "
                 f"{', '.join(sorted(FREE_TO_CHANGE))}"
             )
-        self.spec.write_text(spec.to_yaml())
 
 
 def free_folder(parent: Path, stem: str) -> Path:

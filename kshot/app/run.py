@@ -130,7 +130,7 @@ def _pretrain(
     options = spec.pretrain
     settings = Settings(options.outer_lr, clip=None, horizon=options.steps, size=options.batch)
     with during(source, "pretraining"):
-        loop = pretraining(model, source, settings, seed=spec.seed)
+        loop = pretraining(model, source, settings, output=options.output, precision=options.precision, seed=spec.seed)
     checkpoints = Checkpoints(folder.pretrain, spec.train.checkpoint_seconds)
     latest = checkpoints.latest()
     before = loop.load(latest)["seconds"] if latest else 0.0

@@ -36,6 +36,7 @@ class _ClassesSpec(_Strict):
     ways: SizeSpec = 5
     shots: SizeSpec = 1
     queries: SizeSpec = 15
+    train_ways: SizeSpec | None = None
     train_queries: SizeSpec | None = None
     imbalance: Literal["random", "linear", "step"] | None = None
     label_noise: float = Field(0.0, ge=0, lt=1)
@@ -45,15 +46,21 @@ class GlyphsSpec(_ClassesSpec):
     kind: Literal["glyphs"]
 
 
-class OmniglotSpec(_ClassesSpec):
-    kind: Literal["omniglot"]
-    within: Literal["alphabet"] | None = None
-
-
 class AugmentSpec(_Strict):
     flip: bool = False
     shift: int = Field(0, ge=0)
+    rotate: float = Field(0.0, ge=0, le=180)
+    scale: float = Field(0.0, ge=0, lt=1)
+    shear: float = Field(0.0, ge=0, le=1)
     jitter: float = Field(0.0, ge=0, le=1)
+
+
+class OmniglotSpec(_ClassesSpec):
+    kind: Literal["omniglot"]
+    within: Literal["alphabet"] | None = None
+    augment: AugmentSpec | None = None
+    mirrored_classes: bool = False
+    background_only: bool = False
 
 
 class ImagesSpec(_ClassesSpec):
@@ -243,8 +250,12 @@ class MlpSpec(_Strict):
 
 class Conv4Spec(_Strict):
     kind: Literal["conv4"]
-    channels: int = Field(64, ge=1)
-    downsample: Literal["pool", "stride"] = "pool"
+    channels: (
+        Annotated[int, Field(ge=1)] | Annotated[list[Annotated[int, Field(ge=1)]], Field(min_length=4, max_length=4)]
+    ) = 64
+    downsample: Literal["pool", "pool_first", "stride"] = "pool"
+    length: float | None = Field(None, gt=0)
+    views: Literal[1, 5] = 1
 
 
 class ResNet12Spec(_Strict):
@@ -399,6 +410,8 @@ class PretrainSpec(_Strict):
     steps: int = Field(ge=1)
     batch: int = Field(128, ge=1)
     outer_lr: float = Field(1e-3, gt=0)
+    output: Literal["linear", "cosine"] = "linear"
+    precision: Literal["float32", "bfloat16"] = "float32"
 
 
 class TrainSpec(_Strict):

@@ -405,7 +405,7 @@ def _flat(entries: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]
 
 def _entry(key: str, value: Any) -> str:
     """A value by its name: sizes that are drawn for each task are a range."""
-    if key in ("ways", "shots", "queries", "train_queries") and isinstance(value, list):
+    if key in ("ways", "train_ways", "shots", "queries", "train_queries") and isinstance(value, list):
         return " to ".join(map(str, value))
     return _short(value)
 

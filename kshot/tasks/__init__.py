@@ -10,6 +10,7 @@ from kshot.tasks.groups import GroupTasks
 from kshot.tasks.images import images
 from kshot.tasks.mixture import mixture
 from kshot.tasks.omniglot import omniglot
+from kshot.tasks.omniglot_runs import omniglot_runs
 from kshot.tasks.ratings import ratings
 from kshot.tasks.series import series
 from kshot.tasks.source import TaskSource
@@ -33,6 +34,7 @@ __all__ = [
     "images",
     "mixture",
     "omniglot",
+    "omniglot_runs",
     "ratings",
     "series",
     "sinusoids",

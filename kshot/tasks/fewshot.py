@@ -46,6 +46,8 @@ class ClassTasks(TaskSource):
         ways: classes of a task; a range ends at the number of classes there are.
         shots: support examples of each class.
         queries: query examples of each class.
+        train_ways: classes of a training task, as many as `ways` by default, for learners that take any number: more
+            of them make harder tasks, which prototypical networks learn better from.
         train_queries: query examples of each class in training tasks, as many as `queries` by default. Fewer make a
             training step cheaper, and so buy more tasks for the same time.
         within: class to its domain, such as the alphabet of a character. All classes of a task then come from one
@@ -95,6 +97,7 @@ class ClassTasks(TaskSource):
         ways: Size = 5,
         shots: Size = 1,
         queries: Size = 15,
+        train_ways: Size | None = None,
         train_queries: Size | None = None,
         within: Mapping[str, str] | None = None,
         imbalance: Imbalance | None = None,
@@ -104,7 +107,10 @@ class ClassTasks(TaskSource):
         seed: int = 0,
         name: str = "classes",
     ) -> None:
-        self.ways, self.shots = Range.of(ways, "ways", 2), Range.of(shots, "shots", 1)
+        self.shots = Range.of(shots, "shots", 1)
+        asked = Range.of(ways, "ways", 2)
+        train = asked if train_ways is None else Range.of(train_ways, "train_ways", 2)
+        self.ways = dict.fromkeys(SPLITS, asked) | {"train": train}
         asked = Range.of(queries, "queries", 1)
         train = asked if train_queries is None else Range.of(train_queries, "train_queries", 1)
         self.queries = dict.fromkeys(SPLITS, asked) | {"train": train}
@@ -135,7 +141,7 @@ class ClassTasks(TaskSource):
 
     def stack(self, split: Split, indices: Sequence[int]) -> Task:
         pool, domains = self._pool(split), self._domains[split]
-        N, S, Q = self.ways.high, self.shots.high, self.queries[split].high
+        N, S, Q = self.ways[split].high, self.shots.high, self.queries[split].high
         # What later options draw comes last, so that recorded tasks stay the same.
         parts = [2 * N, 2 * N * (S + Q), N * S, N * Q, 4, N, 2 * N * S]
         generators = [generator(self.seed, split, index) for index in indices]
@@ -145,7 +151,7 @@ class ClassTasks(TaskSource):
         )
         domain_T = (of_task[:, 0] * len(domains)).astype(np.int64)
         count_T = domains.sizes[domain_T]
-        ways_T = self.ways.at(of_task[:, 1], most=count_T)
+        ways_T = self.ways[split].at(of_task[:, 1], most=count_T)
         chosen_TN = distinct(of_classes.reshape(-1, 2, N), count_T, ways_T)
         chosen_TN = domains.flat[domains.starts[domain_T][:, None] + chosen_TN]
         sizes_TN = pool.sizes[chosen_TN]
@@ -165,7 +171,7 @@ class ClassTasks(TaskSource):
             labels = np.broadcast_to(np.arange(N)[:, None], rows.shape)
             if order is order_S and self.label_noise:
                 labels = self._flipped(labels, of_noise, shots_TN, ways_T)
-            batch = self._batch(rows, labels, real, order)
+            batch = self._batch(rows, labels, real, order, N)
             if split == "train" and self.augment:
                 batch = batch._replace(inputs=torch.stack([*map(self.augment, batch.inputs, generators)]))
             batches.append(batch)
@@ -185,7 +191,8 @@ class ClassTasks(TaskSource):
         images = getattr(self.examples, "images", None)
         return {
             "source": self.name,
-            "ways": self.ways.plain(),
+            "ways": self.ways["test"].plain(),
+            **({"train_ways": self.ways["train"].plain()} if self.ways["train"] != self.ways["test"] else {}),
             "shots": self.shots.plain(),
             "queries": self.queries["test"].plain(),
             "train_queries": self.queries["train"].plain(),
@@ -224,7 +231,7 @@ class ClassTasks(TaskSource):
         others = (other * (ways_T[:, None, None] - 1)).astype(np.int64)
         return np.where(flipped, others + (others >= labels_TNS), labels_TNS)
 
-    def _batch(self, rows: np.ndarray, labels: np.ndarray, real: np.ndarray, order: np.ndarray) -> Batch:
+    def _batch(self, rows: np.ndarray, labels: np.ndarray, real: np.ndarray, order: np.ndarray, ways: int) -> Batch:
         """Rows, labels and reality (T, N, k) of each class's examples as a batch (T, N * k), the padding last."""
         real = real.reshape(order.shape)
         order = np.where(real, order, 1 + order).argsort(1)
@@ -232,7 +239,7 @@ class ClassTasks(TaskSource):
         first = np.where(real, order, order[:, :1])
         rows, labels = (np.take_along_axis(values.reshape(order.shape), first, 1) for values in (rows, labels))
         weight = torch.from_numpy(real.astype(np.float32))
-        return Batch(self.examples.take(rows), _one_hot(labels, self.ways.high), weight)
+        return Batch(self.examples.take(rows), _one_hot(labels, ways), weight)
 
     def _pool(self, split: Split) -> Pool:
         if split not in self._pools:
@@ -243,7 +250,7 @@ class ClassTasks(TaskSource):
 
     def _of_domains(self, split: Split, within: Mapping[str, str] | None) -> Pool:
         """The class numbers of each domain; without domains, all classes are one."""
-        names, least = self._pools[split].names, self.ways.low
+        names, least = self._pools[split].names, self.ways[split].low
         members: dict[str, list[int]] = {} if within is not None else {"": list(range(len(names)))}
         for number, name in enumerate(names if within is not None else ()):
             if within is None or name not in within:

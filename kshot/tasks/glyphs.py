@@ -56,6 +56,7 @@ def glyphs(
     ways: Size = 5,
     shots: Size = 1,
     queries: Size = 15,
+    train_ways: Size | None = None,
     train_queries: Size | None = None,
     imbalance: Imbalance | None = None,
     label_noise: float = 0.0,
@@ -87,7 +88,7 @@ def glyphs(
         ways, imbalance, label_noise: as in `ClassTasks`; ways, shots and queries may be ranges.
         shots: support drawings of each class.
         queries: query drawings of each class; shots + queries is at most 20.
-        train_queries: the same in training tasks, `queries` by default.
+        train_ways, train_queries: classes and query examples of training tasks, by default as many as of others.
         seed: names the sequence of tasks; the drawings are the same for all seeds.
 
     Raises:
@@ -118,6 +119,7 @@ def glyphs(
         ways=ways,
         shots=shots,
         queries=queries,
+        train_ways=train_ways,
         train_queries=train_queries,
         imbalance=imbalance,
         label_noise=label_noise,

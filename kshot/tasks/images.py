@@ -35,6 +35,7 @@ def images(
     ways: Size = 5,
     shots: Size = 1,
     queries: Size = 15,
+    train_ways: Size | None = None,
     train_queries: Size | None = None,
     size: int = 84,
     colour: Colour = "rgb",
@@ -64,7 +65,7 @@ def images(
         ways: classes of a task; an int, or a range (low, high), drawn for each task.
         shots: support images of each class, an int or a range.
         queries: query images of each class, an int or a range.
-        train_queries: the same in training tasks, `queries` by default.
+        train_ways, train_queries: classes and query examples of training tasks, by default as many as of others.
         size: pixels of a side: the square in the middle of an image, scaled.
         colour: "rgb" or "grey"; images of the other kind are converted.
         split: how the classes are cut into train, val and test, see `kshot.tasks.splitting`. By default as the folders
@@ -129,6 +130,7 @@ def images(
         ways=ways,
         shots=shots,
         queries=queries,
+        train_ways=train_ways,
         train_queries=train_queries,
         within=_within(listing, path, domains) if within else None,
         imbalance=imbalance,

@@ -94,6 +94,7 @@ KNOWN = (
             "images_background",
             "images_evaluation",
             "splits_vinyals",
+            "official",
             "LICENSE",
         ),
         (
@@ -129,6 +130,11 @@ KNOWN = (
                 "splits_vinyals/test.txt",
                 f"{_VINYALS}/test.txt",
                 ("sha256:845264cc5c156180828ccf17915668b17ee21424d0170df6e7d81676aa5d1204",),
+            ),
+            File(
+                "official/all_runs.zip",
+                f"{_OMNIGLOT}/python/one-shot-classification/all_runs.zip",
+                ("sha256:437c1eeab0af8484112e1b4cc0f3d541ec727f7c47b9b202da738af9dfd6c325",),
             ),
             File(
                 "LICENSE",

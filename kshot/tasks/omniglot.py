@@ -8,14 +8,16 @@ from __future__ import annotations
 import hashlib
 import io
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
 from kshot.tasks import library
+from kshot.tasks.augmenting import Augment, Mirrored
 from kshot.tasks.drawing import Size
+from kshot.tasks.examples import Examples, ImageExamples
 from kshot.tasks.fewshot import ClassTasks, Imbalance
 from kshot.tasks.unpacking import opened_zip
 from kshot.types import SPLITS, Split
@@ -34,10 +36,14 @@ def omniglot(
     ways: Size = 5,
     shots: Size = 1,
     queries: Size = 15,
+    train_ways: Size | None = None,
     train_queries: Size | None = None,
     within: Literal["alphabet"] | None = None,
     imbalance: Imbalance | None = None,
     label_noise: float = 0.0,
+    augment: Mapping[str, Any] | None = None,
+    mirrored_classes: bool = False,
+    background_only: bool = False,
     seed: int = 0,
     size: int = 28,
     path: Path | str | None = None,
@@ -53,8 +59,13 @@ def omniglot(
         ways, imbalance, label_noise: as in `ClassTasks`; ways, shots and queries may be ranges.
         shots: support drawings of each class.
         queries: query drawings of each class; shots + queries is at most 20.
-        train_queries: the same in training tasks, `queries` by default.
+        train_ways, train_queries: classes and query examples of training tasks, by default as many as of others.
         within: "alphabet" takes all characters of a task from one alphabet.
+        augment: varies the drawings of training tasks: `{"shift": 2, "rotate": 10}`, see `Augment`.
+        mirrored_classes: the mirror image of each training class is a training class too: 8,224 of them.
+        background_only: takes the characters of the evaluation alphabets out of train and val, which the lists of
+            Vinyals et al. mix with the others. The official runs (see `omniglot_runs`) are then of alphabets never
+            seen; test stays as it is.
         seed: names the sequence of tasks.
         size: pixels of a drawing's side; the drawings take 130 kB × size² of memory, 102 MB at 28.
         path: the folder that holds `images_background` and `images_evaluation`, as zips or as folders
@@ -86,26 +97,35 @@ def omniglot(
     drawings = made["images"][:, None]  # (n, 1, size, size)
     images = np.concatenate([np.rot90(drawings, turns, axes=(2, 3)) for turns in TURNS.values()])
     rows = _rows(made["characters"])
+    hidden = _alphabets(parts[1]) if background_only else set()
     classes: dict[Split, dict[str, np.ndarray]] = {split: {} for split in SPLITS}
     for split, listed in lists.items():
         for line in listed:
             character, rotation = line.rsplit("/", 1)
+            if split != "test" and line.split("/")[0] in hidden:
+                continue
             if character not in rows:
                 raise ValueError(
                     f"{folder / 'splits_vinyals' / split}.txt lists {line}, but {folder} holds no drawings of "
                     f"{character}; complete the images or take the line out"
                 )
             classes[split][line] = rows[character] + TURNS[rotation] * len(drawings)
+    examples: Examples = ImageExamples(images)
+    if mirrored_classes:
+        classes["train"] |= {f"{line}/mirrored": own + len(images) for line, own in classes["train"].items()}
+        examples = Mirrored(examples)
     return ClassTasks(
-        images,
+        examples,
         classes,
         ways=ways,
         shots=shots,
         queries=queries,
+        train_ways=train_ways,
         train_queries=train_queries,
         within={name: name.split("/")[0] for own in classes.values() for name in own} if within else None,
         imbalance=imbalance,
         label_noise=label_noise,
+        augment=Augment(**augment) if augment else None,
         seed=seed,
         name="omniglot",
     )
@@ -180,21 +200,29 @@ def _drawings(part: Path, size: int) -> Iterator[tuple[str, np.ndarray]]:
     """Every drawing of a half: its name `Alphabet/characterNN/file.png`, and its image (size, size)."""
     if part.is_dir():
         for path in _pngs(part):
-            yield "/".join(path.parts[-3:]), _drawing(path.read_bytes(), str(path), size)
+            yield "/".join(path.parts[-3:]), read_drawing(path.read_bytes(), str(path), size)
         return
     with opened_zip(part) as archive:
         for member in archive.namelist():
             inner = PurePosixPath(member).parts
             if member.endswith(".png") and len(inner) >= 3 and "__MACOSX" not in inner:
-                yield "/".join(inner[-3:]), _drawing(archive.read(member), f"{part}: {member}", size)
+                yield "/".join(inner[-3:]), read_drawing(archive.read(member), f"{part}: {member}", size)
+
+
+def _alphabets(part: Path) -> set[str]:
+    """The names of a half's alphabets."""
+    if part.is_dir():
+        return {path.parts[-3] for path in _pngs(part)}
+    with opened_zip(part) as archive:
+        return {PurePosixPath(name).parts[-3] for name in archive.namelist() if name.endswith(".png")}
 
 
 def _pngs(part: Path) -> list[Path]:
     return sorted(part.glob("*/*/*.png"))
 
 
-def _drawing(content: bytes, place: str, size: int) -> np.ndarray:
-    """One PNG as (size, size) uint8, strokes bright."""
+def read_drawing(content: bytes, place: str, size: int) -> np.ndarray:
+    """One PNG as (size, size) uint8, strokes bright; `place` names it in errors."""
     from PIL import Image, ImageOps, UnidentifiedImageError
 
     try:

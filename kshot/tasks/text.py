@@ -53,6 +53,7 @@ def text(
     ways: Size = 5,
     shots: Size = 1,
     queries: Size = 15,
+    train_ways: Size | None = None,
     train_queries: Size | None = None,
     split: Mapping[str, Any] | None = None,
     within: Literal["domain"] | None = None,
@@ -85,7 +86,7 @@ def text(
         ways: classes of a task; an int, or a range (low, high), drawn for each task.
         shots: support texts of each class, an int or a range.
         queries: query texts of each class, an int or a range.
-        train_queries: the same in training tasks, `queries` by default.
+        train_ways, train_queries: classes and query examples of training tasks, by default as many as of others.
         split: how the classes are cut into train, val and test, see `kshot.tasks.splitting`. By default as a column
             split says, or else by ratio 0.7, 0.15, 0.15.
         within: "domain" takes all classes of a task from one domain.
@@ -154,6 +155,7 @@ def text(
         ways=ways,
         shots=shots,
         queries=queries,
+        train_ways=train_ways,
         train_queries=train_queries,
         within=domain_of if within else None,
         imbalance=imbalance,

@@ -85,6 +85,7 @@ class OuterLoop:
 
     Attributes:
         step: steps taken so far.
+        processor_seconds: what they took of all processor cores, whatever else the machine did meanwhile.
     """
 
     def __init__(
@@ -97,7 +98,7 @@ class OuterLoop:
         fixed: str | None = None,
     ) -> None:
         self.module, self.sample, self.backward, self.settings, self.seed = module, sample, backward, settings, seed
-        self.step = 0
+        self.step, self.processor_seconds = 0, 0.0
         self.parameters = {
             name: parameter
             for name, parameter in module.named_parameters()
@@ -122,7 +123,9 @@ class OuterLoop:
         for number in range(steps):
             if time.monotonic() >= deadline and number > 0:
                 break
+            begun = time.process_time()
             losses.append(self._step())
+            self.processor_seconds += time.process_time() - begun
             if observe is not None:
                 observe(Progress(self.step, losses[-1], len(losses) / (time.monotonic() - started)))
         return losses
@@ -150,13 +153,18 @@ class OuterLoop:
 
     def save(self, folder: Path, meta: dict[str, Any]) -> None:
         """Write a checkpoint of the module, the optimiser, the step and the settings, with `meta` beside them."""
-        own = {"step": self.step, "settings": asdict(self.settings)}
+        own = {
+            "step": self.step,
+            "settings": asdict(self.settings),
+            "processor_seconds": self.processor_seconds,
+        }
         save_checkpoint(folder, self.module, self.optimizer, own | meta)
 
     def load(self, folder: Path) -> dict[str, Any]:
         """Go on from what `save` wrote, bitwise; returns its `meta`. `ValueError` if it is damaged or does not fit."""
         meta = load_checkpoint(folder, self.module, self.optimizer)
         self.step, self.settings = meta["step"], Settings(**meta["settings"])
+        self.processor_seconds = meta["processor_seconds"]
         return meta
 
     def _report_idle(self) -> None:

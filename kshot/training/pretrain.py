@@ -6,20 +6,42 @@ Shape legend: n examples, D features, C training classes.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
-from kshot.learners.heads import HeadLearner
+from kshot.learners.heads import HeadLearner, cosine
 from kshot.learners.metric import Centred
 from kshot.tasks.source import TaskSource
 from kshot.tasks.watching import during
 from kshot.training.fit import OuterLoop, Progress, Settings, first_task, seeded
-from kshot.types import Batch, to
+from kshot.types import Batch, to, tree_map
+
+Output = Literal["linear", "cosine"]
+"""The layer over all training classes: linear, or the cosine to a vector of each class."""
+
+Precision = Literal["float32", "bfloat16"]
+"""What convolutions and matrix products are computed in; the weights stay float32."""
+
+SCALE = 20.0
+"""Of cosines, so that probabilities can come near to 0 and 1."""
+
+
+class Cosine(nn.Module):
+    r"""$s \cos(w_c, f)$ of features (n, D) for each class, (n, C), with $s$ = `SCALE`."""
+
+    def __init__(self, features: int, classes: int) -> None:
+        super().__init__()
+        # Of length 1: the longer a vector, the more steps of Adam it takes to turn it.
+        self.weight = nn.Parameter(torch.randn(classes, features) * features**-0.5)
+
+    def forward(self, feat_nD: Tensor) -> Tensor:
+        return SCALE * cosine(feat_nD, self.weight)
 
 
 class Classifier(nn.Module):
-    r"""A model's features under a new linear layer over all training classes.
+    r"""A model's features under a new layer over all training classes.
 
     The features are what reaches the model's own `head` (its last linear layer, which is put aside), or what the model
     gives if it has none.
@@ -29,10 +51,20 @@ class Classifier(nn.Module):
         classes: C, the classes of the training split.
         example: inputs (n, ...) to measure the features with.
         head: qualified name of the module to put aside; ignored where the model has no such module.
+        output: what the new layer is.
         seed: of the new layer's initial weights.
     """
 
-    def __init__(self, model: nn.Module, classes: int, example: Tensor, *, head: str = "head", seed: int = 0) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        classes: int,
+        example: Tensor,
+        *,
+        head: str = "head",
+        output: Output = "linear",
+        seed: int = 0,
+    ) -> None:
         super().__init__()
         self.model = model
         self._head = head if head in dict(model.named_modules()) else None
@@ -42,7 +74,7 @@ class Classifier(nn.Module):
             width = self.features(example).shape[1]
         model.train(was_training)
         with seeded(seed):
-            self.output = nn.Linear(width, classes)
+            self.output = {"linear": nn.Linear, "cosine": Cosine}[output](width, classes)
 
     def features(self, inputs: Tensor) -> Tensor:
         """What the model makes of inputs (n, ...) before its head: (n, D)."""
@@ -57,7 +89,9 @@ class Classifier(nn.Module):
         return seen[0].flatten(1)
 
     def forward(self, inputs: Tensor) -> Tensor:
-        return self.output(self.features(inputs))
+        features = self.features(inputs)
+        with torch.autocast(features.device.type, enabled=False):  # many classes ask for exact scores
+            return self.output(features.float())
 
     def forget_head(self) -> None:
         """Set the model's own head to zero: what it is to tell apart is for the tasks to say."""
@@ -72,10 +106,15 @@ def pretraining(
     settings: Settings,
     *,
     head: str = "head",
+    output: Output = "linear",
+    precision: Precision = "float32",
     seed: int = 0,
 ) -> OuterLoop:
     """The outer loop that pretrains `model`: classification of all training classes, or the tasks' own objective on
     the examples of many tasks in one bag where the source has no classes. `finish` it when it is done."""
+    for name, given, known in (("output", output, Output), ("precision", precision, Precision)):
+        if given not in get_args(known):
+            raise ValueError(f"{name} must be {' or '.join(get_args(known))}, got {given!r}")
     classify = source.objective.own_classes
     example = source.pretraining_batch(0, settings.size)
     module: nn.Module = model
@@ -83,14 +122,18 @@ def pretraining(
     if classify:
         device = next(model.parameters()).device
         fixed = f"model.{head}."
-        module = Classifier(model, example.targets.shape[1], example.inputs[:2].to(device), head=head, seed=seed)
-        module.to(device)
+        inputs, classes = example.inputs[:2].to(device), example.targets.shape[1]
+        module = Classifier(model, classes, inputs, head=head, output=output, seed=seed).to(device)
 
     # Twice as fast for plain convolutions on a CPU.
     module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def backward(module: nn.Module, batch: Batch) -> Tensor:
-        loss = source.objective.loss(module(batch.inputs), batch)
+        with torch.autocast(batch.weight.device.type, torch.bfloat16, enabled=precision == "bfloat16"):
+            prediction = tree_map(
+                lambda leaf: leaf.float() if leaf.dtype == torch.bfloat16 else leaf, module(batch.inputs)
+            )
+        loss = source.objective.loss(prediction, batch)
         loss.backward()
         return loss.detach()
 
@@ -115,6 +158,8 @@ def pretrain(
     batch: int = 128,
     outer_lr: float = 1e-3,
     head: str = "head",
+    output: Output = "linear",
+    precision: Precision = "float32",
     seed: int = 0,
     observe: Callable[[Progress], None] | None = None,
 ) -> list[float]:
@@ -131,11 +176,17 @@ def pretrain(
         batch: examples of a step.
         outer_lr: Adam's rate, falling by a cosine.
         head: the module whose input are the features.
+        output: the new layer: "linear", or "cosine", which suits learners that compare features by their angle.
+        precision: "bfloat16" computes convolutions and matrix products in it, which is up to twice as fast where the
+            processor has instructions for it; weights, losses and the new layer stay float32.
         seed: of the new layer, of dropout and the like, and of which training examples are drawn.
         observe: called with a `Progress` after each step.
 
     Returns:
         The loss of each step.
+
+    Raises:
+        ValueError: an output or a precision that is none of these.
 
     Example:
         >>> from kshot.models.backbones import mlp
@@ -144,11 +195,12 @@ def pretrain(
         2
 
     References:
-        Chen et al.: A Closer Look at Few-shot Classification, ICLR 2019, arXiv:1904.04232 (the pretraining stage).
+        Chen et al.: A Closer Look at Few-shot Classification, ICLR 2019, arXiv:1904.04232 (the pretraining stage; the
+        cosine layer is its Baseline++).
     """
     settings = Settings(outer_lr, clip=None, horizon=steps, size=batch)
     with during(source, "pretraining"):
-        loop = pretraining(model, source, settings, head=head, seed=seed)
+        loop = pretraining(model, source, settings, head=head, output=output, precision=precision, seed=seed)
         losses = loop.run(steps, observe)
     finish(loop)
     return losses
