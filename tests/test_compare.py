@@ -9,6 +9,7 @@ import pytest
 from scipy import stats
 
 import kshot
+from kshot.app.compare import page
 from kshot.evaluation.compare import compare, differences, paired_difference
 from kshot.evaluation.per_task import Scores, read_tasks, write_tasks
 from kshot.evaluation.verdict import verdict
