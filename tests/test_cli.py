@@ -153,7 +153,7 @@ def test_an_interrupt_says_how_to_go_on(tmp_path):
     running = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     events = tmp_path / "a" / "events.jsonl"
     deadline = time.monotonic() + 60
-    while not (events.exists() and events.stat().st_size) and time.monotonic() < deadline:
+    while not (events.exists() and '"train", "time"' in events.read_text()) and time.monotonic() < deadline:
         time.sleep(0.01)
     running.send_signal(signal.SIGINT)
     _, said = running.communicate(timeout=60)

@@ -73,8 +73,8 @@ def run_audits(
     tasks = [task._replace(query=task.query.rows(slice(QUERIES))) for task, _ in evidence.first]
     repeatable = _repeatable(learner, source, evidence)
     probe = Probe.of(learner, tasks)
-    class_order = ClassOrder(learner, source, probe, evidence)
-    label_order, chance = LabelOrder(source), Chance(learner, tasks)
+    class_order = ClassOrder(learner, source, split, probe, evidence)
+    label_order, chance = LabelOrder(source), Chance(learner, split, tasks)
     drawn, contents = Drawn(evidence), Contents(source)
     device = tasks[0].support.weight.device
     for number in range(len(tasks)):

@@ -18,7 +18,7 @@ from kshot.learner import Learner
 from kshot.objectives import classes_present
 from kshot.tasks.source import TaskSource
 from kshot.training.fit import seeded
-from kshot.types import Batch, Task, Tree, tree_map
+from kshot.types import Batch, Split, Task, Tree, tree_map
 
 FALSE_ALARM = 1e-5
 """The chance at most that one test by guessing or by coin fails what is in order."""
@@ -108,9 +108,10 @@ class ClassOrder:
 
     name, asks = "class order", "Does a learner do better on classes in the order that the source gives them?"
 
-    def __init__(self, learner: Learner, source: TaskSource, probe: Probe, evidence: Evidence) -> None:
+    def __init__(self, learner: Learner, source: TaskSource, split: Split, probe: Probe, evidence: Evidence) -> None:
         self.learner, self.source, self.probe, self.evidence = learner, source, probe, evidence
-        self.own = source.objective.own_classes
+        self.idle = _why_idle(learner, split)
+        self.own = not self.idle
         self.gap = math.inf
         if self.own and not probe.random:
             self.gap = max(gap(*self._both_ways(*asked)) for asked in probe.asked())
@@ -134,8 +135,8 @@ class ClassOrder:
             self.worse += given > reversed_
 
     def audit(self) -> Audit:
-        if not self.own:
-            return idle(self.name, self.asks, "The classes, if there are any, are the same in all tasks.")
+        if self.idle:
+            return idle(self.name, self.asks, self.idle)
         if self.follows:
             found = f"Predictions follow a relabelling of the classes up to {self.gap:.2g} of their size."
             return judged(self.name, self.asks, self.gap, self.probe.tolerance, found, self.probe.because)
@@ -152,6 +153,13 @@ class ClassOrder:
         )
         because = f"more than {limit} of {both} come by chance once in {round(1 / FALSE_ALARM):,} times"
         return judged(self.name, self.asks, self.better / both, limit / both, found, because)
+
+
+def _why_idle(learner: Learner, split: Split) -> str:
+    """Why nothing can be said of what a learner knows of labels beforehand; empty where something can."""
+    if not learner.objective.own_classes:
+        return "Tasks share what they ask, so that another task's support may well be of use."
+    return "A learner may know the very tasks it was trained on." if split == "train" else ""
 
 
 def _reordered(support: Batch, *, turn: bool = False) -> Tensor:
@@ -211,8 +219,9 @@ class Chance:
 
     name, asks = "chance", "Is accuracy at chance where a learner was given the support of another task?"
 
-    def __init__(self, learner: Learner, tasks: Sequence[Task]) -> None:
-        self.learner, self.guessing, self.fits = learner, Guessing(), learner.objective.own_classes
+    def __init__(self, learner: Learner, split: Split, tasks: Sequence[Task]) -> None:
+        self.idle = _why_idle(learner, split)
+        self.learner, self.guessing, self.fits = learner, Guessing(), not self.idle
         self.states: list[Tree] = []
         if self.fits:
             with seeded(0):
@@ -235,9 +244,8 @@ class Chance:
         self.guessing.add(table[np.ix_(present, present)])
 
     def audit(self) -> Audit:
-        if not self.learner.objective.own_classes:
-            why = "Tasks share what they ask, so that another task's support may well be of use."
-            return idle(self.name, self.asks, why)
+        if self.idle:
+            return idle(self.name, self.asks, self.idle)
         if not self.fits:
             return idle(
                 self.name, self.asks, "Predictions are no logits (n, classes), whose largest would be the answer."
