@@ -256,7 +256,7 @@ def test_ids_know_the_characters_of_training_classes_alone(tmp_path):
 RUN = """\
 name: intents
 source: {kind: text, path: intents.csv, ways: 3, shots: 2, queries: 3, split: {heldout: {val: [b], test: [c]}}, OPTIONS}
-model: {kind: mlp, hidden: [8]}
+model: {kind: mlp, hidden: [64]}
 learner: {kind: protonet}
 train: {steps_per_round: 2, tasks_per_step: 2}
 target: accuracy >= 0.1

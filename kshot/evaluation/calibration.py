@@ -87,8 +87,10 @@ class Calibrating:
             log_nC = torch.log_softmax(prediction.double(), -1)
             chance_n, chosen_n = log_nC.exp().max(-1)
             hit_n = (chosen_n == targets.argmax(-1)).double()
+            counted = torch.where(chance_n.isfinite(), weight.double(), 0.0)  # NaN is in no bin, and shows in the nll
+            chance_n = chance_n.nan_to_num()
             which_n = (chance_n * BINS).long().clamp(max=BINS - 1)
-            sums = torch.stack([weight.double(), weight * chance_n, weight * hit_n]).cpu()  # (3, n)
+            sums = torch.stack([counted, counted * chance_n, counted * hit_n]).cpu()  # (3, n)
             self.sums[:, :BINS] += torch.zeros(3, BINS, dtype=torch.float64).index_add(1, which_n.cpu(), sums)
             self.nll.append(float(weighted_mean(-(targets * log_nC).sum(-1), weight)))
             self.brier.append(float(weighted_mean((log_nC.exp() - targets).square().sum(-1), weight)))
