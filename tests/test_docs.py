@@ -160,11 +160,10 @@ def test_links_lead_somewhere():
     "kind", ["meta_sgd", "meta_curvature", "alfa", "anil", "boil", "fomaml", "reptile", "maml_pp", "imaml"]
 )
 def test_each_learner_of_a_run_file_is_built_as_its_factory_says(kind):
-    import kshot
     from kshot.app.build import build_learner, build_model
 
     recipe = load_spec("sinusoid", ["learner={kind: " + kind + ", inner_lr: 0.01}"])
-    shapes = {"inputs": [1], "targets": [1]}
-    learner = build_learner(recipe, build_model(recipe, shapes, head=True), kshot.objectives.mse)
+    shapes = {"inputs": [1], "targets": [1], "objective": "mse"}
+    learner = build_learner(recipe, build_model(recipe, shapes, head=True), shapes)
     task = kshot.tasks.sinusoids().task("val", 0)
     assert learner.predict(learner.adapt(task.support), task.query.inputs).shape == (10, 1)

@@ -20,6 +20,8 @@ class Row(NamedTuple):
         regression: whether the tasks are sinusoids.
         transductive: declared so.
         trains: whether it has meta-parameters.
+        keeps_rows: whether a state holds the support's rows, so that their order and padding show in it.
+        practice: meta-training steps before adapting helps; 0 where it helps from any weights.
     """
 
     make: Callable[[int], Learner]
@@ -27,6 +29,8 @@ class Row(NamedTuple):
     regression: bool = False
     transductive: bool = False
     trains: bool = True
+    keeps_rows: bool = False
+    practice: int = 0
 
 
 def small_conv(outputs: int | None, *, norm: bool = True) -> nn.Module:
@@ -92,6 +96,30 @@ ZOO = {
     ),
     "protonet": Row(lambda ways: kshot.protonet(small_conv(None))),
     "protonet, cosine": Row(lambda ways: kshot.protonet(small_conv(None, norm=False), distance="cosine")),
+    "cnaps": Row(
+        lambda ways: kshot.cnaps(small_conv(None), small_conv(None), film=["0", "3"], context=16),
+    ),
+    "cnaps, prototypes": Row(
+        lambda ways: kshot.cnaps(
+            small_conv(None, norm=False), small_conv(None), film=["0", "3"], context=16, head="prototypes"
+        ),
+    ),
+    "cnp": Row(lambda ways: kshot.cnp(1, 1, width=16, depth=1), regression=True, practice=100),
+    "attentive np": Row(
+        lambda ways: kshot.attentive_np(1, 1, width=16, depth=1, heads=2),
+        regression=True,
+        practice=100,
+        keeps_rows=True,
+    ),
+    "tnp-d": Row(
+        lambda ways: kshot.tnp_d(1, 1, width=16, layers=2, heads=2), regression=True, practice=100, keeps_rows=True
+    ),
+    "prior-fitted": Row(lambda ways: kshot.prior_fitted(cell_width=8, width=16, layers=2, heads=2), keeps_rows=True),
+    "prior-fitted, regression": Row(
+        lambda ways: kshot.prior_fitted(cell_width=8, width=16, layers=2, heads=2, objective=objectives.gaussian),
+        regression=True,
+        keeps_rows=True,
+    ),
     "from scratch": Row(lambda ways: kshot.from_scratch(small_conv(ways), inner_lr=0.1, steps=5), exact=False),
     "fine-tune": Row(lambda ways: kshot.fine_tune(small_conv(ways), inner_lr=0.1, steps=5), exact=False),
     "nearest centroid": Row(lambda ways: kshot.nearest_centroid(), trains=False),

@@ -12,17 +12,18 @@ from torch import nn
 
 from kshot import learners, models, objectives, tasks
 from kshot.app.spec import (
+    CnapsSpec,
     Conv4Spec,
     EpisodesSpec,
     FromHfSpec,
     MixtureSpec,
     MlpSpec,
     OneSourceSpec,
+    PriorFittedSpec,
     RatingMlpSpec,
     Spec,
 )
 from kshot.learner import Learner
-from kshot.objectives import Objective
 from kshot.tasks.ratings import RatingTasks
 from kshot.tasks.source import TaskSource
 from kshot.training.fit import seeded
@@ -71,7 +72,12 @@ def shapes_of(source: TaskSource) -> Shapes:
 
 
 def build_model(spec: Spec, shapes: Shapes, *, head: bool) -> nn.Module:
-    """The base model, its weights drawn from the run's seed; `head` adds the layer that gives the task's outputs."""
+    """The base model, its weights drawn from the run's seed; `head` adds the layer that gives the task's outputs.
+
+    A learner that is a network of its own has none: an empty module.
+    """
+    if spec.model is None:
+        return nn.Identity()
     inputs, outputs = shapes["inputs"], shapes["targets"][-1]
     if isinstance(inputs, dict) != isinstance(spec.model, RatingMlpSpec):
         kind, given = spec.model.kind, ", ".join(inputs) if isinstance(inputs, dict) else "one tensor"
@@ -98,16 +104,24 @@ def build_model(spec: Spec, shapes: Shapes, *, head: bool) -> nn.Module:
         )
 
 
-def build_learner(spec: Spec, model: nn.Module, objective: Objective) -> Learner:
-    """The learner around a base model."""
-    options = spec.learner.model_dump(exclude={"kind"})
+def build_learner(spec: Spec, model: nn.Module, shapes: Shapes) -> Learner:
+    """The learner around a base model, or one that is a network of its own."""
+    options = spec.learner.model_dump(exclude={"kind"}) | {"objective": objectives.named(shapes["objective"])}
     factory: Callable[..., Learner] = getattr(learners, spec.learner.kind)
-    return factory(model, objective=objective, **options)
+    if isinstance(spec.learner, CnapsSpec):
+        encoder = build_model(spec, shapes | {"targets": [spec.learner.context]}, head=True)
+        return factory(model, encoder, **options)
+    if spec.model is not None:
+        return factory(model, **options)
+    if not isinstance(spec.learner, PriorFittedSpec):  # which takes tables of any width
+        options |= {"inputs": prod(shapes["inputs"]), "outputs": prod(shapes["targets"])}
+    with seeded(spec.seed):
+        return factory(**options)
 
 
 def has_head(spec: Spec) -> bool:
     """Whether the run's learner predicts through the model's own last layer, and so has a fixed number of ways."""
-    return spec.learner.kind not in ("protonet", "proto_maml")
+    return spec.learner.kind not in ("protonet", "proto_maml", "cnaps", "prior_fitted")
 
 
 def device_of(spec: Spec) -> torch.device:

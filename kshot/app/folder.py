@@ -17,7 +17,6 @@ import json
 from pathlib import Path
 from typing import NamedTuple
 
-from kshot import objectives
 from kshot.app.build import Shapes, build_learner, build_model, has_head
 from kshot.app.spec import Spec, parse_spec
 from kshot.deciding.decisions import Round, best_round
@@ -116,7 +115,7 @@ def load_run(path: Path) -> OpenRun:
     shapes = json.loads(folder.shapes.read_text())
     encoding = from_json(json.loads(folder.encoding.read_text())) if folder.encoding.exists() else None
     model = build_model(spec, shapes, head=has_head(spec))
-    learner = build_learner(spec, model, objectives.named(shapes["objective"]))
+    learner = build_learner(spec, model, shapes)
     load_checkpoint(folder.train / best.checkpoint, learner)
     weights = (folder.train / best.checkpoint / WEIGHTS).read_bytes()
     return OpenRun(spec, shapes, encoding, learner, hashlib.sha256(weights).hexdigest())

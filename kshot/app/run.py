@@ -28,7 +28,7 @@ from kshot.app.build import (
 )
 from kshot.app.display import Display
 from kshot.app.folder import RunFolder
-from kshot.app.spec import SinusoidsSpec, Spec
+from kshot.app.spec import GaussianProcessesSpec, SinusoidsSpec, Spec
 from kshot.deciding.decisions import plain
 from kshot.deciding.experience import Experience
 from kshot.deciding.loop import Run, run_until
@@ -41,6 +41,7 @@ from kshot.evaluation.verdict import best_baseline
 from kshot.learner import Learner
 from kshot.learners.gradient import GradientLearner
 from kshot.learners.heads import HeadLearner, Prototypes
+from kshot.objectives import gaussian
 from kshot.tasks.source import TaskSource
 from kshot.training.checkpoint import Checkpoints
 from kshot.training.fit import Progress, Settings
@@ -85,7 +86,7 @@ def run(spec: Spec, out: Path, *, resume: bool = False, console: Console | None 
         if spec.pretrain:
             pretrain_seconds = _pretrain(spec, model, source, folder, experience, display)
             pretrained = copy.deepcopy(model)
-        learner = build_learner(spec, model, source.objective).to(device)
+        learner = build_learner(spec, model, shapes).to(device)
         training = spec.train.model_dump()
         result = run_until(
             learner,
@@ -114,7 +115,7 @@ def run(spec: Spec, out: Path, *, resume: bool = False, console: Console | None 
 
 def _metrics_of(source: TaskSource) -> list[str]:
     query = source.task("train", 0).query
-    return ["loss", *source.objective.metrics(query.targets, query)]
+    return ["loss", *source.objective.metrics(source.objective.certain(query.targets), query)]
 
 
 def _pretrain(
@@ -243,7 +244,7 @@ def _report(
         "protocol": source.describe()
         | {
             "learner": spec.learner.model_dump(),
-            "model": spec.model.model_dump(),
+            "model": spec.model.model_dump() if spec.model else None,
             "inductive": not learner.transductive,
             "episodes_sha256": test.episodes_sha256 if test else None,
             "test_tasks": spec.evaluate.test_tasks,
@@ -278,10 +279,14 @@ def _figures(report: dict[str, Any], experience: Experience, learner: Learner, s
             report["test"], report["baselines"], metric, higher_is_better=higher, learner=spec.learner.kind
         )
     learner = learner.cpu().eval()
-    if isinstance(spec.source, SinusoidsSpec):
-        if isinstance(learner, GradientLearner):
-            curves = build_source(spec.model_copy(update={"source": spec.source.model_copy(update={"queries": 100})}))
-            shown = [curves.task("test", index) for index in range(3)]
+    if isinstance(spec.source, SinusoidsSpec | GaussianProcessesSpec):
+        curves = build_source(spec.model_copy(update={"source": spec.source.model_copy(update={"queries": 100})}))
+        shown = [curves.task("test", index) for index in range(3)]
+        if curves.objective == gaussian:
+            with torch.no_grad():
+                said = [learner.predict(learner.adapt(task.support), task.query.inputs) for task in shown]
+            drawn["predictive_bands"] = figures.predictive_bands(shown, {spec.learner.kind: said})
+        elif isinstance(learner, GradientLearner):
             drawn["regression_examples"] = figures.regression_examples(learner, shown, steps=(0, 1, 5))
         return drawn
     source = build_source(spec)

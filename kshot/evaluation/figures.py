@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from kshot.evaluation.evaluate import Interval
-from kshot.evaluation.examples import Example, classification_examples, regression_examples
+from kshot.evaluation.examples import Example, classification_examples, predictive_bands, regression_examples
 from kshot.evaluation.look import BLUE, GREEN, INK, MUTED, ORANGE, PURPLE, RED, canvas, quiet
 from kshot.evaluation.target import Target
 from kshot.evaluation.verdict import Figures, read, written
@@ -27,6 +27,7 @@ __all__ = [
     "baselines_chart",
     "classification_examples",
     "learning_curve",
+    "predictive_bands",
     "regression_examples",
     "rounds_chart",
 ]

@@ -13,8 +13,9 @@ from kshot.tasks.omniglot import omniglot
 from kshot.tasks.ratings import ratings
 from kshot.tasks.series import series
 from kshot.tasks.source import TaskSource
-from kshot.tasks.synthetic import sinusoids
+from kshot.tasks.synthetic import gaussian_processes, sinusoids
 from kshot.tasks.tables import table
+from kshot.tasks.tabular import tabular_priors
 from kshot.tasks.text import text
 
 __all__ = [
@@ -28,6 +29,7 @@ __all__ = [
     "episodes",
     "freeze",
     "from_hf",
+    "gaussian_processes",
     "glyphs",
     "images",
     "mixture",
@@ -36,5 +38,6 @@ __all__ = [
     "series",
     "sinusoids",
     "table",
+    "tabular_priors",
     "text",
 ]
