@@ -50,7 +50,7 @@ class GaussianProcessesSpec(_Strict):
 class TabularPriorsSpec(_Strict):
     kind: Literal["tabular_priors"]
     ask: Literal["classification", "regression"] = "classification"
-    rows: SizeSpec = [8, 100]
+    rows: SizeSpec = [10, 100]
     features: SizeSpec = [2, 32]
     classes: SizeSpec = [2, 10]
     queries: int = Field(32, ge=1)

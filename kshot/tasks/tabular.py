@@ -23,6 +23,9 @@ Ask = Literal["classification", "regression"]
 GROUP = 16
 """Consecutive tasks that share their numbers of rows and features, so that a stack of them holds no padding."""
 
+KEPT = 0.25
+"""The share kept of the tables that tell little of their classes; those of the world are seldom so."""
+
 ACTIVATIONS: list[Callable[[np.ndarray], np.ndarray]] = [
     np.tanh,
     lambda h: np.maximum(h, 0),
@@ -68,7 +71,7 @@ class TabularPriors(TaskSource):
         self,
         *,
         ask: Ask = "classification",
-        rows: Size = (8, 100),
+        rows: Size = (10, 100),
         features: Size = (2, 32),
         classes: Size = (2, 10),
         queries: int = 32,
@@ -87,16 +90,19 @@ class TabularPriors(TaskSource):
         rows, features = self._sizes(split, index // GROUP)
         random = generator(self.seed, split, index)
         n = rows + self.queries
+        low, high = self.classes
+        counts = np.exp(np.linspace(np.log(low), np.log(high + 0.99), 50)).astype(int)  # few classes are likelier
         while True:
             causes, cluster = _causes(random, n)
             x = _features(random, causes, features)
             if self.ask == "regression":
                 targets, weight = _regression(random, causes, x)[:, None], np.ones(n)
                 break
-            count = min(int(random.integers(self.classes.low, self.classes.high + 1)), max(2, rows // 3))
+            count = min(int(random.choice(counts)), max(self.classes.low, rows // 4))
             labels = _labels(random, causes, x, cluster, count)
             seen = np.isin(labels, labels[:rows])
-            if len(np.unique(labels[:rows])) >= self.classes.low and seen[rows:].any():
+            enough = len(np.unique(labels[:rows])) >= self.classes.low and seen[rows:].any()
+            if enough and (random.random() < KEPT or _learnable(x, labels, rows)):
                 targets, weight = np.eye(self.classes.high)[labels], seen.astype(np.float64)
                 break
         leaves = [torch.from_numpy(leaf.astype(np.float32)) for leaf in (x, targets, weight)]
@@ -132,19 +138,31 @@ def _padded(task: Task, rows: int, features: int) -> Task:
     return Task(wide(task.support, rows - len(task.support.weight)), wide(task.query, 0))
 
 
+def _learnable(x: np.ndarray, labels: np.ndarray, rows: int) -> bool:
+    """Whether the nearest support row tells the class of the other rows clearly better than the commonest class."""
+    z = _standard(x)
+    seen, asked = z[:rows], z[rows:]
+    apart = (seen**2).sum(1) - 2 * asked @ seen.T
+    right = (labels[apart.argmin(1)] == labels[rows:]).mean()
+    commonest = (labels[rows:] == np.bincount(labels[:rows]).argmax()).mean()
+    return bool(right - commonest > 0.3 * (1 - commonest))
+
+
 def _standard(values: np.ndarray) -> np.ndarray:
     return (values - values.mean(0)) / (values.std(0) + 1e-6)
 
 
 def _causes(random: Random, n: int) -> tuple[np.ndarray, np.ndarray]:
     """Latent causes (n, K) and the cluster (n,) that each row is from."""
-    size = int(np.exp(random.uniform(0, np.log(16.99))))
-    clusters = int(random.choice([1, 1, 2, 3, 5, 10, 15]))
+    size = int(np.exp(random.uniform(0, np.log(12.99))))
+    clusters = int(random.choice([1, 2, 3, 5, 10, 15]))
     share = random.dirichlet(np.full(clusters, random.choice([1.0, 5.0, 50.0])))
     cluster = random.choice(clusters, n, p=share)
-    apart = random.uniform(0.3, 3.0)
+    apart = random.uniform(0.5, 4.0)
     centre = apart * random.normal(size=(clusters, size))
-    spread = np.exp(random.normal(0, random.choice([0.0, 0.3, 0.7]), (clusters, size)))
+    spread = np.exp(random.normal(0, random.choice([0.0, 0.3, 0.7]), (clusters, 1))) * np.exp(
+        random.normal(0, random.choice([0.0, 0.5, 1.0]), size)
+    )
     noise = random.normal(size=(n, size)) if random.random() < 0.8 else random.uniform(-1.7, 1.7, (n, size))
     return centre[cluster] + spread[cluster] * noise, cluster
 
@@ -167,7 +185,7 @@ def _network(random: Random, h: np.ndarray, outputs: int, noise: float, depth: i
 def _features(random: Random, causes: np.ndarray, count: int) -> np.ndarray:
     """Features (n, F) that the causes bring about."""
     n, size = causes.shape
-    noise = random.choice([0.02, 0.1, 0.3, 0.6, 1.0])
+    noise = random.choice([0.01, 0.05, 0.1, 0.3, 0.6])
     way = random.random()
     if way < 0.35:  # a linear map of the causes
         weight = random.normal(size=(size, count)) * (random.random((size, count)) < random.uniform(0.2, 1.0))
@@ -183,7 +201,7 @@ def _features(random: Random, causes: np.ndarray, count: int) -> np.ndarray:
         x = _standard(nodes[:, random.permutation(nodes.shape[1])[:count]])
     x = x + noise * np.exp(random.normal(0, 0.5, count)) * random.normal(size=(n, count))
     x = _standard(x)
-    blank = random.random(count) < random.choice([0.0, 0.0, 0.2, 0.5])
+    blank = random.random(count) < random.choice([0.0, 0.0, 0.0, 0.3])
     x = np.where(blank, random.normal(size=x.shape), x)
     warped = random.random(count) < random.choice([0.0, 0.3, 0.8])
     for column in np.flatnonzero(warped):
@@ -207,18 +225,18 @@ def _warped(random: Random, x: np.ndarray) -> np.ndarray:
 
 def _scores(random: Random, causes: np.ndarray, x: np.ndarray, outputs: int) -> np.ndarray:
     """Scores (n, outputs) of the rows, standardised: a function of the features or of their causes."""
-    z = _standard(x) if random.random() < 0.6 else _standard(causes)
+    z = _standard(x) if random.random() < 0.5 else (causes - causes.mean(0)) / causes.std()
     z = np.clip(z, -4, 4)
     size = z.shape[1]
-    relevant = random.random(size) < random.choice([0.2, 0.5, 1.0])
+    relevant = random.random(size) < random.choice([0.1, 0.3, 1.0])
     relevant[random.integers(size)] = True
     z = z[:, relevant] * np.exp(random.normal(0, random.choice([0.0, 0.7]), relevant.sum()))
     way = random.random()
-    if way < 0.35:
+    if way < 0.5:
         found = z @ random.normal(size=(z.shape[1], outputs))
-    elif way < 0.65:
-        found = _network(random, z, outputs, 0.0, int(random.integers(2, 4)))[-1]
-    elif way < 0.85:
+    elif way < 0.7:
+        found = _network(random, z, outputs, 0.0, 2)[-1]
+    elif way < 0.9:
         found = _trees(random, z, outputs)
     else:
         centre = z[random.choice(len(z), (outputs, 2))] + 0.3 * random.normal(size=(outputs, 2, z.shape[1]))
@@ -230,8 +248,8 @@ def _scores(random: Random, causes: np.ndarray, x: np.ndarray, outputs: int) -> 
 def _trees(random: Random, z: np.ndarray, outputs: int) -> np.ndarray:
     """A sum of trees, each asking the same question at all nodes of a depth."""
     total = np.zeros((len(z), outputs))
-    for _ in range(random.integers(1, 8)):
-        depth = random.integers(1, 5)
+    for _ in range(random.integers(1, 5)):
+        depth = random.integers(1, 4)
         column = random.integers(z.shape[1], size=depth)
         cut = z[random.integers(len(z), size=depth), column]
         leaf = ((z[:, column] > cut) << np.arange(depth)).sum(1)
@@ -252,17 +270,17 @@ def _regression(random: Random, causes: np.ndarray, x: np.ndarray) -> np.ndarray
 def _labels(random: Random, causes: np.ndarray, x: np.ndarray, cluster: np.ndarray, count: int) -> np.ndarray:
     """Classes (n,), of at most `count`, under random numbers."""
     way = random.random()
-    if way < 0.3 and cluster.max() > 0:
+    if way < 0.4 and cluster.max() > 0:
         of_cluster = np.arange(cluster.max() + 1) % count
         labels = of_cluster[cluster]
-    elif way < 0.55 and count <= 5:
-        score = _scores(random, causes, x, 1)[:, 0] + random.choice([0.0, 0.1, 0.3]) * random.normal(size=len(x))
+    elif way < 0.6 and count <= 5:
+        score = _scores(random, causes, x, 1)[:, 0] + random.choice([0.0, 0.05, 0.2]) * random.normal(size=len(x))
         share = np.cumsum(random.dirichlet(np.full(count, random.choice([1.5, 5.0, 30.0]))))[:-1]
         labels = np.searchsorted(np.quantile(score, share), score)
     else:
-        score = random.choice([1.0, 3.0, 8.0, 20.0]) * _scores(random, causes, x, count)
+        score = random.choice([3.0, 10.0, 30.0, 100.0]) * _scores(random, causes, x, count)
         score += random.choice([0.0, 0.5, 1.5]) * random.normal(size=count)
         labels = (score + random.gumbel(size=score.shape)).argmax(1)
-    wrong = random.random(len(labels)) < random.choice([0.0, 0.0, 0.05, 0.15])
+    wrong = random.random(len(labels)) < random.choice([0.0, 0.0, 0.0, 0.05, 0.15])
     labels = np.where(wrong, random.integers(count, size=len(labels)), labels)
     return random.permutation(count)[labels]
