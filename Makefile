@@ -38,7 +38,6 @@ $(PEERS)/.ready: pyproject.toml constraints.txt  # the libraries kshot is measur
 
 bench: setup $(PEERS)/.ready
 	$(BIN)/python benchmarks/startup.py
-	$(BIN)/python benchmarks/step.py
 	$(BIN)/python benchmarks/memory.py
 	$(PEERS)/bin/python benchmarks/peers.py
 

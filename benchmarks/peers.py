@@ -4,14 +4,16 @@
     python benchmarks/peers.py [--only sinusoid] [--repeats 7] [--threads 1 2] [--json FILE] [--compile-all] [--long]
 
 All ways of one work take turns in one process, so that what else the machine does falls on all alike; the order
-turns with each round. They differentiate the same function to second order: the same module and initial weights, the
-same tasks, SGD at the same rate inside, float32. Peers call a plain `nn.Module` in train mode, so BatchNorm
-normalises a query by the query itself; kshot is asked for the same by `batchnorm="query"`. Each peer is used as its own
-documentation has it: `higher.innerloop_ctx`, `torchopt.MetaSGD` with the state put back between tasks, `MAML.clone` and
-`adapt`. Where a peer would take an attention kernel without a second derivative, it is given the plain one.
+turns with each round. A turn is as many steps as fill a quarter of a second, at least one: in a training a step
+follows one of its own kind, not one of another library, whose code and data would still fill the caches. All
+differentiate the same function to second order: the same module and initial weights, the same tasks, SGD at the same
+rate inside, float32. Peers call a plain `nn.Module` in train mode, so BatchNorm normalises a query by the query itself;
+kshot is asked for the same by `batchnorm="query"`. Each peer is used as its own documentation has it:
+`higher.innerloop_ctx`, `torchopt.MetaSGD` with the state put back between tasks, `MAML.clone` and `adapt`. Where a peer
+would take an attention kernel without a second derivative, it is given the plain one.
 
 What the columns say:
-    ms            median of the rounds, after one or more that do not count (compiling, warming, the pick of "auto")
+    ms            of a step, median of the rounds, after one or more that do not count (tracing, compiling, warming)
     × peer        the median over the rounds of peer's time / this way's time, above 1 where this way is faster
     peak MiB      the most resident memory of a step above what the process held before it, in a process of its own,
                   after a step that does not count (Linux only)
@@ -53,6 +55,7 @@ from kshot.training.step import MetaGradient
 from kshot.types import stack, unstack
 
 STEPS = (1, 5, 20)  # inner ones
+TURN = 0.25  # seconds
 
 Step = Callable[[], Any]
 """Adds the mean meta-gradient over the tasks to the `.grad` of the model's parameters."""
@@ -197,7 +200,7 @@ def learn2learn_step(work: Work, model: nn.Module, tasks: Task) -> Step:
 
 
 PEERS = {"higher": higher_step, "torchopt": torchopt_step, "learn2learn": learn2learn_step}
-OURS = ("loop", "threads", "vmap", "compiled")
+OURS = ("loop", "vmap", "traced", "compiled")
 
 
 def prepare(work: Work, way: str, dtype: torch.dtype = torch.float32) -> tuple[list[nn.Parameter], Step]:
@@ -254,6 +257,15 @@ def print_memory(work: Work, way: str) -> None:
     print((status("VmHWM") - before) / 1024)
 
 
+def turn(step: Step) -> float:
+    """The seconds of a step, in a row of them."""
+    started, count = time.perf_counter(), 0
+    while count == 0 or time.perf_counter() - started < TURN:
+        step()
+        count += 1
+    return (time.perf_counter() - started) / count
+
+
 def measure(work: Work, ways: list[str], repeats: int) -> list[dict[str, Any]]:
     """A row for each way, in the order of `ways`: the peers come first. One that does not run has the reason in it."""
     steps: dict[str, Step] = {}
@@ -276,9 +288,7 @@ def measure(work: Work, ways: list[str], repeats: int) -> list[dict[str, Any]]:
     for number in range(repeats):
         order = list(steps)
         for way in order[number % len(order) :] + order[: number % len(order)]:
-            started = time.perf_counter()
-            steps[way]()
-            times[way].append(1e3 * (time.perf_counter() - started))
+            times[way].append(1e3 * turn(steps[way]))
     rows: list[dict[str, Any]] = []
     for way in ways:
         row = {"work": work.title, "threads": torch.get_num_threads(), "way": way if way in PEERS else f"kshot {way}"}

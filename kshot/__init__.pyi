@@ -5,19 +5,26 @@ from .evaluation.evaluate import evaluate
 from .learner import Learner
 from .learners.amortised import attentive_np, cnp, tnp_d
 from .learners.baselines import fine_tune, from_scratch, nearest_centroid
+from .learners.closed_form import logistic_regression, metaoptnet, r2d2
 from .learners.context import cavia
+from .learners.feat import feat
 from .learners.film import cnaps
+from .learners.finetuned import baseline_pp, pmf
+from .learners.frn import frn
 from .learners.gradient import anil, boil, fomaml, maml, reptile
 from .learners.heads import protonet
 from .learners.implicit import imaml
 from .learners.learned_rules import alfa, learned_optimizer, meta_curvature, meta_sgd
 from .learners.maml_pp import maml_pp
+from .learners.metric import matching_net, simpleshot
+from .learners.relation import relation_net
 from .learners.tabular import prior_fitted
 from .learners.task_heads import proto_maml, unicorn_maml
+from .learners.transductive import laplacian_shot, transductive_fine_tune
 from .learners.warp import t_net, warp_maml
 from .objectives import Objective
 from .training.fit import fit
-from .training.pretrain import pretrain
+from .training.pretrain import fit_centre, pretrain
 from .types import Batch, Task
 
 __all__ = [
@@ -29,35 +36,48 @@ __all__ = [
     "alfa",
     "anil",
     "attentive_np",
+    "baseline_pp",
     "boil",
     "cavia",
     "cnaps",
     "cnp",
     "evaluate",
+    "feat",
     "fine_tune",
     "fit",
+    "fit_centre",
     "fomaml",
+    "frn",
     "from_scratch",
     "imaml",
     "inner",
+    "laplacian_shot",
     "learned_optimizer",
     "learners",
+    "logistic_regression",
     "maml",
     "maml_pp",
+    "matching_net",
     "meta_curvature",
     "meta_sgd",
+    "metaoptnet",
     "models",
     "nearest_centroid",
     "objectives",
+    "pmf",
     "pretrain",
     "prior_fitted",
     "proto_maml",
     "protonet",
+    "r2d2",
+    "relation_net",
     "reptile",
     "run_until",
+    "simpleshot",
     "t_net",
     "tasks",
     "tnp_d",
+    "transductive_fine_tune",
     "unicorn_maml",
     "warp_maml",
 ]

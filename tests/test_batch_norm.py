@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+import kshot
 from kshot import Batch, Task, maml
 from kshot.inner.batch_norm import batch_norm
 from kshot.inner.functional import Function
@@ -94,3 +95,29 @@ def test_pooling_before_the_activation_changes_no_derivative(activation):
     loss = F.cross_entropy(torch.func.functional_call(model, params, images), batch.targets)
     expected = torch.autograd.grad(loss, list(model.parameters()))
     torch.testing.assert_close(found, list(expected))
+
+
+def test_tasknorm_blends_the_moments_of_the_support_with_those_of_each_image():
+    """As written in arXiv:2003.03284, for the support and for a query under the support's moments."""
+    model = nn.Sequential(nn.BatchNorm2d(3), nn.Softplus(), nn.Flatten()).double()
+    learner = kshot.protonet(model, batchnorm="tasknorm").double()
+    nn.init.constant_(learner.task_norm.slope, 0.3)
+    nn.init.constant_(learner.task_norm.offset, -1.0)
+    support, query = torch.randn(2, 4, 3, 2, 2, dtype=torch.float64).unbind()
+    alpha = torch.sigmoid(torch.tensor(0.3 * 4 - 1.0).double())
+
+    def normed(images):
+        mean, var = support.mean((0, 2, 3))[:, None, None], support.var((0, 2, 3), correction=0)[:, None, None]
+        own, own_var = images.mean((2, 3), keepdim=True), images.var((2, 3), correction=0, keepdim=True)
+        mixed = alpha * mean + (1 - alpha) * own
+        spread = alpha * (var + (mean - mixed) ** 2) + (1 - alpha) * (own_var + (own - mixed) ** 2)
+        return F.softplus((images - mixed) / (spread + 1e-5).sqrt()).flatten(1)
+
+    state = learner.adapt(Batch(support, torch.eye(4).double(), torch.ones(4).double()))
+    torch.testing.assert_close(state["head"]["prototypes"], normed(support))
+    found = learner.predict(state, query)
+    torch.testing.assert_close(found, -torch.cdist(normed(query), normed(support)).square())
+    found.sum().backward()
+    assert all(parameter.grad.abs().sum() > 0 for parameter in learner.task_norm.parameters())
+    assert not learner.transductive
+    assert kshot.protonet(nn.Flatten(), batchnorm="tasknorm").task_norm is None

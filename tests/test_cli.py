@@ -235,9 +235,53 @@ def test_a_wrong_run_file_names_key_line_and_the_nearest_right_one(kshot, tmp_pa
 def test_evaluate_prints_the_figures_of_the_report(kshot, runs):
     report = json.loads((runs / "sine" / "report.json").read_text())
     found = json.loads(kshot("evaluate", runs / "sine", "--tasks", 6, "--json").out)
-    assert found["metrics"]["mse"]["mean"] == pytest.approx(report["test"]["mse"]["mean"])
-    assert found["episodes_sha256"] == report["protocol"]["episodes_sha256"]
+    assert found["test"]["mse"]["mean"] == pytest.approx(report["test"]["mse"]["mean"])
+    assert found["protocol"]["episodes_sha256"] == report["protocol"]["episodes_sha256"]
     assert "inductive, test tasks" in kshot("evaluate", runs / "sine", "--tasks", 2).out
+
+
+def test_an_evaluation_of_its_own_has_a_report_and_refuses_other_episodes(kshot, runs, tmp_path):
+    first = json.loads((runs / "sine" / "report.json").read_text())
+    sha = first["protocol"]["episodes_sha256"]
+    done = kshot("evaluate", runs / "sine", "--tasks", 6, "--out", "again", "--episodes-sha256", sha[:12])
+    assert done.code == 0
+    report = json.loads((tmp_path / "again" / "report.json").read_text())
+    assert report["test"]["mse"] == pytest.approx(first["test"]["mse"])
+    assert set(report["baselines"]) == {"scratch", "support_mean"}
+    assert (tmp_path / "again" / "report.html").stat().st_size > 10_000
+    assert len((tmp_path / "again" / "tasks.csv").read_text().splitlines()) >= 7
+    other = kshot("evaluate", runs / "sine", "--tasks", 5, "--episodes-sha256", sha)
+    assert other.code == 2
+    assert sha[:8] in other.err
+
+
+def test_several_seeds_share_their_episodes_and_one_report(kshot, tmp_path):
+    (tmp_path / "run.yaml").write_text(SINUSOID)
+    assert kshot("run", "run.yaml", "--out", "both", "--seeds", "0,1").code == 0
+    report = json.loads((tmp_path / "both" / "report.json").read_text())
+    own = [json.loads((tmp_path / "both" / f"seed-{seed}" / "report.json").read_text()) for seed in (0, 1)]
+    assert own[0]["protocol"]["episodes_sha256"] == own[1]["protocol"]["episodes_sha256"]
+    means = [each["test"]["mse"]["mean"] for each in own]
+    assert means[0] != means[1]
+    assert report["test"]["mse"]["mean"] == pytest.approx(sum(means) / 2)
+    assert report["test"]["mse"]["seeds"] == 2
+    before = (tmp_path / "both" / "seed-1" / "report.json").stat().st_mtime_ns
+    assert kshot("run", "run.yaml", "--out", "both", "--seeds", "0,1", "--resume").code == 0
+    assert (tmp_path / "both" / "seed-1" / "report.json").stat().st_mtime_ns == before
+    refused = kshot("run", "run.yaml", "--seeds", "1")
+    assert (refused.code, "two or more different whole numbers" in refused.err) == (2, True)
+
+
+def test_runs_are_compared_on_the_terminal_as_csv_and_as_a_page(kshot, runs, tmp_path):
+    done = kshot("compare", runs / "sine", runs / "glyphs", "--csv", "board.csv", "--html", "board.html")
+    assert done.code == 0
+    assert "2 sets of episodes" in done.out
+    assert len(list(csv.reader(io.StringIO((tmp_path / "board.csv").read_text())))) == 3
+    page = (tmp_path / "board.html").read_text()
+    assert "never ranked together" in page
+    assert 'src="http' not in page
+    refused = kshot("compare", tmp_path)
+    assert (refused.code, "report.json" in refused.err) == (2, True)
 
 
 def save_image(path: Path, *, size=(28, 28), mode="L", value=0) -> None:

@@ -10,7 +10,7 @@ from kshot.deciding.decisions import Change, Continue, Outcome, Rollback, Round,
 from kshot.deciding.experience import Experience
 from kshot.deciding.loop import Observer, run_until
 from kshot.deciding.policies import Budget, rules
-from kshot.evaluation.evaluate import Interval
+from kshot.evaluation.intervals import Interval
 from kshot.evaluation.target import Target
 from kshot.tasks import sinusoids
 from kshot.tasks.source import TaskSource

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import get_args
 
 import pytest
+import torch
 import yaml
 from rich.console import Console
 
@@ -167,3 +168,26 @@ def test_each_learner_of_a_run_file_is_built_as_its_factory_says(kind):
     learner = build_learner(recipe, build_model(recipe, shapes, head=True), shapes)
     task = kshot.tasks.sinusoids().task("val", 0)
     assert learner.predict(learner.adapt(task.support), task.query.inputs).shape == (10, 1)
+
+
+HEADS = ["protonet", "r2d2", "logistic_regression", "metaoptnet", "matching_net", "relation_net", "feat", "frn", "pmf"]
+HEADS += ["simpleshot", "baseline_pp", "laplacian_shot", "transductive_fine_tune"]
+
+
+@pytest.mark.parametrize("kind", HEADS)
+def test_each_head_of_a_run_file_takes_what_its_factory_does_and_is_built_for_maps_and_vectors(kind):
+    from kshot.app.build import build_learner, build_model, has_head
+
+    rate = ", inner_lr: 0.01, steps: 1" if kind in ("pmf", "baseline_pp", "transductive_fine_tune") else ""
+    arguments = inspect.signature(getattr(kshot.learners, kind)).parameters
+    for model, inputs in (("{kind: conv4, channels: 4}", [1, 20, 20]), ("{kind: mlp, hidden: [6]}", [7])):
+        recipe = load_spec("glyphs", ["learner={kind: " + kind + rate + "}", f"model={model}"])
+        options = recipe.learner.model_dump(exclude={"kind"})
+        assert set(arguments) - set(options) <= {"embedding", "objective", "features", "relation"}
+        for key in recipe.learner.model_fields_set ^ set(recipe.learner.model_dump()):
+            assert options[key] == arguments[key].default, key
+        shapes = {"inputs": inputs, "targets": [5], "objective": "classification"}
+        assert not has_head(recipe)
+        learner = build_learner(recipe, build_model(recipe, shapes, head=False), shapes)
+        support = kshot.Batch.of(torch.randn(6, *inputs), torch.arange(6) % 3, ways=3)
+        assert learner.predict(learner.adapt(support), torch.randn(4, *inputs)).shape == (4, 3)

@@ -1,22 +1,10 @@
-import math
-
 import pytest
 import torch
-from scipy import stats
 
 import kshot
 from kshot import objectives
-from kshot.evaluation.evaluate import interval
 from kshot.learners import SupportMean
 from kshot.tasks import sinusoids
-
-
-def test_an_interval_is_students():
-    values = [0.2, 0.5, 0.9, 0.4]
-    found = interval(values)
-    low, high = stats.t.interval(0.95, 3, loc=found.mean, scale=stats.sem(values))
-    assert (found.mean - found.ci95, found.mean + found.ci95) == pytest.approx((low, high))
-    assert math.isnan(interval([1.0]).ci95)
 
 
 def test_figures_are_means_over_single_tasks():

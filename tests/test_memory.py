@@ -1,10 +1,11 @@
-"""Steps within memory: chunks of tasks, recomputed inner steps, threads, and what is predicted before."""
+"""Steps within memory: chunks of tasks, recomputed inner steps, cores, and what is predicted before."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 from torch import nn
+from zoo import ZOO, make_task
 
 import kshot
 from kshot import objectives
@@ -13,7 +14,7 @@ from kshot.inner.unrolling import recomputing, unroll
 from kshot.tasks import sinusoids
 from kshot.training.memory import available, predicted_peak
 from kshot.training.step import MetaGradient, Plan
-from kshot.types import unstack
+from kshot.types import stack, unstack
 
 MIB = 2**20
 
@@ -156,39 +157,64 @@ def test_free_memory_is_that_of_this_machine():
     assert 16 * MIB < available(torch.device("cpu")) < 2**46
 
 
-def test_threads_give_the_gradient_of_the_loop_time_after_time(two_threads):
-    learner, tasks = wide(), waves(5)
+def few_drawings(count=4):
+    return stack([make_task(ZOO["maml"], seed=seed) for seed in range(count)])
+
+
+def test_cores_give_the_gradient_of_the_loop_time_after_time(two_threads):
+    learner, tasks = ZOO["maml"].make(3), few_drawings(5)
     _, expected = gradients(learner, tasks, mode="loop")
-    step = MetaGradient(learner, "threads")
+    step = MetaGradient(learner, "traced")
     runs = []
     for _ in range(4):
         learner.zero_grad()
         runs.append([step(tasks), *(p.grad.clone() for p in learner.parameters())])
         torch.testing.assert_close(runs[-1], expected)
-    assert step.way == "threads"
-    assert all(torch.equal(a, b) for a, b in zip(runs[1], runs[3]))  # the first is a loop
+        assert all(torch.equal(a, b) for a, b in zip(runs[-1], runs[0]))
+    assert step.way == "traced"
     assert torch.get_num_threads() == 2
 
 
-def test_threads_follow_the_weights_and_take_chunks_of_recomputed_steps(two_threads):
-    learner, tasks = wide(), waves(4)
-    step = MetaGradient(learner, "threads", recompute=True)
+def test_a_record_follows_the_weights_and_recomputes_steps(two_threads):
+    learner, tasks = ZOO["maml"].make(3), few_drawings()
+    step = MetaGradient(learner, "traced", recompute=True)
     step(tasks)
     with torch.no_grad():
         for parameter in learner.parameters():
             parameter.mul_(0.5)
     learner.zero_grad()
     found = [step(tasks), *(p.grad.clone() for p in learner.parameters())]
+    assert step.way == "traced"
     _, expected = gradients(learner, tasks, mode="loop")
     torch.testing.assert_close(found, expected)
 
 
-def test_threads_leave_random_numbers_in_their_order(two_threads):
-    model = nn.Sequential(nn.Linear(1, 4), nn.Dropout(), nn.Linear(4, 1))
-    step = MetaGradient(kshot.maml(model, inner_lr=0.1, objective=objectives.mse), "threads")
-    step(waves())
-    assert step.way == "loop"
-    assert "draws random numbers" in step.choice
+def test_a_record_of_even_rows_is_not_taken_for_tasks_with_padding():
+    learner, tasks = ZOO["maml"].make(3), few_drawings()
+    weight = tasks.support.weight.clone()
+    weight[1, 0] = 0
+    padded = tasks._replace(support=tasks.support._replace(weight=weight))
+    step = MetaGradient(learner, "traced")
+    for given in (tasks, padded, tasks):
+        learner.zero_grad()
+        found = [step(given), *(p.grad.clone() for p in learner.parameters())]
+        _, expected = gradients(learner, given, mode="loop")
+        torch.testing.assert_close(found, expected)
+    assert step.way == "traced"
+
+
+def test_a_record_draws_new_random_numbers_each_time_and_the_same_from_the_same_seed(two_threads):
+    model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten(), nn.Dropout(), nn.Linear(72, 3))
+    step = MetaGradient(kshot.maml(model, inner_lr=0.1), "traced")
+    losses = []
+    for seed in (0, 0, 1):
+        torch.manual_seed(seed)
+        losses.append(float(step(few_drawings())))
+    torch.manual_seed(0)
+    losses.append(float(MetaGradient(kshot.maml(model, inner_lr=0.1), "loop")(few_drawings())))
+    assert step.way == "traced"
+    assert losses[0] == losses[1] != losses[2]
+    assert losses[0] == pytest.approx(losses[3], rel=1e-6)
 
 
 def test_an_error_of_a_chunk_speaks_to_its_user():

@@ -9,7 +9,7 @@ import kshot
 from kshot import Batch, Task
 from kshot.app.build import build_model
 from kshot.app.spec import load_spec
-from kshot.models import DropBlock, resnet12
+from kshot.models import DropBlock, conv4, resnet12
 from kshot.models.resnet import ResidualBlock
 from kshot.training.fit import OuterLoop, Settings
 from kshot.training.step import MetaGradient, meta_gradient
@@ -198,3 +198,23 @@ def test_a_run_file_builds_it():
         build_model(recipe, {"inputs": [7], "targets": [5]}, head=True)
     with pytest.raises(ValueError, match=r"model.widths: list should have at least 4 items"):
         load_spec("glyphs", ["model={kind: resnet12, widths: [64]}"])
+
+
+@pytest.mark.parametrize(
+    ("make", "shape"),
+    [
+        (lambda **o: conv4(1, channels=3, size=32, **o), (3, 2, 2)),
+        (lambda **o: resnet12(1, widths=(2, 2, 2, 6), **o), (6, 2, 2)),
+    ],
+)
+def test_maps_are_what_is_pooled_or_flattened_else(make, shape):
+    torch.manual_seed(0)
+    flat = make().eval()
+    torch.manual_seed(0)
+    maps = make(maps=True).eval()
+    images = torch.randn(2, 1, 32, 32)
+    assert maps(images).shape == (2, *shape)
+    expected = maps(images).flatten(1) if shape[0] == 3 else maps(images).mean((2, 3))
+    torch.testing.assert_close(flat(images), expected)
+    with pytest.raises(ValueError, match="feature maps have no head"):
+        make(outputs=5, maps=True)

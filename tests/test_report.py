@@ -16,7 +16,7 @@ import torch
 
 from kshot import Batch, Task, maml, models, objectives, tasks
 from kshot.evaluation import figures
-from kshot.evaluation.evaluate import Interval
+from kshot.evaluation.intervals import Interval
 from kshot.evaluation.report import to_json, verdict, write_report
 from kshot.evaluation.verdict import best_baseline, written
 

@@ -20,8 +20,8 @@ class Row(NamedTuple):
         regression: whether the tasks are sinusoids.
         transductive: declared so.
         trains: whether it has meta-parameters.
-        keeps_rows: whether a state holds the support's rows, so that their order and padding show in it.
-        practice: meta-training steps before adapting helps; 0 where it helps from any weights.
+        keeps_rows: whether a state holds the support's rows; two states are then compared by what they predict.
+        warm: outer steps that it takes until adapting is of use; none for most.
     """
 
     make: Callable[[int], Learner]
@@ -30,19 +30,24 @@ class Row(NamedTuple):
     transductive: bool = False
     trains: bool = True
     keeps_rows: bool = False
-    practice: int = 0
+    warm: int = 0
 
 
-def small_conv(outputs: int | None, *, norm: bool = True) -> nn.Module:
-    """A convolutional net that is smooth (Softplus), so that finite differences hold."""
+def small_conv(outputs: int | None, *, norm: bool = True, maps: bool = False) -> nn.Module:
+    """A convolutional net that is smooth (Softplus), so that finite differences hold; without outputs (n, 16), or maps
+    (n, 4, 2, 2)."""
     layers = [nn.Conv2d(1, 3, 3, stride=2, padding=1), nn.BatchNorm2d(3) if norm else nn.Identity(), nn.Softplus()]
     layers += [nn.Conv2d(3, 4, 3, stride=2, padding=1), nn.BatchNorm2d(4) if norm else nn.Identity(), nn.Softplus()]
-    body = nn.Sequential(*layers, nn.Flatten())
+    body = nn.Sequential(*layers, nn.Identity() if maps else nn.Flatten())
     return nn.Sequential(body, nn.Linear(16, outputs)) if outputs else body
 
 
-def wave(inputs: int = 1) -> nn.Module:
-    return nn.Sequential(nn.Linear(inputs, 16), nn.Tanh(), nn.Linear(16, 1))
+def wave(inputs: int = 1, outputs: int = 1) -> nn.Module:
+    return nn.Sequential(nn.Linear(inputs, 16), nn.Tanh(), nn.Linear(16, outputs))
+
+
+def smooth_manhattan(feat_MD: torch.Tensor, proto_CD: torch.Tensor) -> torch.Tensor:
+    return -((feat_MD[:, None] - proto_CD).square() + 1e-3).sqrt().sum(-1)
 
 
 def early(learner: Learner) -> Learner:
@@ -56,6 +61,11 @@ ZOO = {
     "maml, running BatchNorm": Row(lambda ways: kshot.maml(small_conv(ways), inner_lr=0.2, batchnorm="running")),
     "maml, transductive": Row(
         lambda ways: kshot.maml(small_conv(ways), inner_lr=0.2, batchnorm="query"), transductive=True
+    ),
+    "maml, tasknorm": Row(lambda ways: kshot.maml(small_conv(ways), inner_lr=0.2, steps=2, batchnorm="tasknorm")),
+    "protonet, tasknorm": Row(lambda ways: kshot.protonet(small_conv(None), batchnorm="tasknorm")),
+    "proto-maml, tasknorm": Row(
+        lambda ways: kshot.proto_maml(small_conv(None), inner_lr=0.05, steps=2, batchnorm="tasknorm")
     ),
     "maml, head only": Row(lambda ways: kshot.maml(small_conv(ways), inner_lr=0.2, steps=2, adaptable="1.*")),
     "maml, regression": Row(
@@ -104,20 +114,53 @@ ZOO = {
             small_conv(None, norm=False), small_conv(None), film=["0", "3"], context=16, head="prototypes"
         ),
     ),
-    "cnp": Row(lambda ways: kshot.cnp(1, 1, width=16, depth=1), regression=True, practice=100),
+    "cnp": Row(lambda ways: kshot.cnp(1, 1, width=16, depth=1), regression=True, warm=100),
     "attentive np": Row(
         lambda ways: kshot.attentive_np(1, 1, width=16, depth=1, heads=2),
         regression=True,
-        practice=100,
+        warm=100,
         keeps_rows=True,
     ),
     "tnp-d": Row(
-        lambda ways: kshot.tnp_d(1, 1, width=16, layers=2, heads=2), regression=True, practice=100, keeps_rows=True
+        lambda ways: kshot.tnp_d(1, 1, width=16, layers=2, heads=2), regression=True, warm=100, keeps_rows=True
     ),
     "prior-fitted": Row(lambda ways: kshot.prior_fitted(cell_width=8, width=16, layers=2, heads=2), keeps_rows=True),
     "prior-fitted, regression": Row(
         lambda ways: kshot.prior_fitted(cell_width=8, width=16, layers=2, heads=2, objective=objectives.gaussian),
         regression=True,
+    ),
+    "protonet, a distance of one's own": Row(lambda ways: kshot.protonet(small_conv(None), distance=smooth_manhattan)),
+    "r2d2": Row(lambda ways: kshot.r2d2(small_conv(None))),
+    "r2d2, regression": Row(
+        lambda ways: kshot.r2d2(wave(outputs=4), l2=0.1, scale=None, objective=objectives.mse), regression=True
+    ),
+    "matching net": Row(lambda ways: kshot.matching_net(small_conv(None)), keeps_rows=True),
+    "matching net, full context": Row(
+        lambda ways: kshot.matching_net(small_conv(None), context_steps=2, features=16), keeps_rows=True
+    ),
+    "relation net": Row(
+        lambda ways: kshot.relation_net(small_conv(None), features=16, hidden=32, loss="objective"), warm=100
+    ),
+    "relation net, maps": Row(
+        lambda ways: kshot.relation_net(small_conv(None, maps=True), features=(4, 2, 2), hidden=8), warm=100
+    ),
+    "feat": Row(lambda ways: kshot.feat(small_conv(None), features=16, temperature=8.0, dropout=0.0)),
+    "frn": Row(lambda ways: kshot.frn(small_conv(None, maps=True))),
+    "frn, no maps": Row(lambda ways: kshot.frn(small_conv(None))),
+    "metaoptnet, svm": Row(lambda ways: kshot.metaoptnet(small_conv(None), l2=1.0)),
+    "metaoptnet, ridge": Row(lambda ways: kshot.metaoptnet(small_conv(None), base="ridge", l2=1.0)),
+    "logistic regression": Row(lambda ways: kshot.logistic_regression(small_conv(None), scale=2.0)),
+    "simpleshot": Row(lambda ways: kshot.simpleshot(small_conv(None), features=16, batchnorm="support")),
+    "baseline++": Row(lambda ways: kshot.baseline_pp(small_conv(None), inner_lr=0.1, steps=3, batchnorm="support")),
+    "p>m>f": Row(lambda ways: kshot.pmf(small_conv(None, norm=False), inner_lr=0.01, steps=2, shift=1, flip=True)),
+    "laplacian-shot": Row(
+        lambda ways: kshot.laplacian_shot(small_conv(None), features=16, steps=5, batchnorm="support"),
+        transductive=True,
+    ),
+    "transductive fine-tuning": Row(
+        lambda ways: kshot.transductive_fine_tune(small_conv(None), inner_lr=0.01, steps=3, batchnorm="support"),
+        exact=False,
+        transductive=True,
         keeps_rows=True,
     ),
     "from scratch": Row(lambda ways: kshot.from_scratch(small_conv(ways), inner_lr=0.1, steps=5), exact=False),

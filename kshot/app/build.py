@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections import OrderedDict
 from collections.abc import Callable
 from math import prod
@@ -32,10 +33,30 @@ Shapes = dict[str, Any]
 """Shapes of one example, and what is asked: {"inputs": [...], "targets": [...], "objective": name}; with a spec, all
 that a learner is built from. Where inputs are a dict, so are their shapes, and "items" counts the items of ratings."""
 
+OF_MAPS = ("relation_net", "frn")
+"""Learners that compare feature maps where the model makes them, rather than vectors."""
+
 
 def build_source(spec: Spec) -> TaskSource:
     """The task source that a run file names."""
-    return _source(spec.source, spec.seed)
+    return _source(spec.source, spec.task_seed)
+
+
+def with_shots(spec: Spec, shots: int) -> Spec:
+    """A run file whose tasks have so many shots, each class the same; frozen episodes stay as they are."""
+    return spec.model_copy(update={"source": _with_shots(spec.source, shots)})
+
+
+def _with_shots(named: OneSourceSpec | MixtureSpec, shots: int) -> OneSourceSpec | MixtureSpec:
+    if isinstance(named, EpisodesSpec):
+        return named
+    if isinstance(named, FromHfSpec):
+        return named.model_copy(update={"tasks": _with_shots(named.tasks, shots)})
+    if isinstance(named, MixtureSpec):
+        sources = {name: _with_shots(inner, shots) for name, inner in named.sources.items()}
+        return named.model_copy(update={"sources": sources})
+    even = {"imbalance": None} if "imbalance" in type(named).model_fields else {}
+    return named.model_copy(update={"shots": shots} | even)
 
 
 def _source(named: OneSourceSpec | MixtureSpec, seed: int) -> TaskSource:
@@ -97,8 +118,10 @@ def build_model(spec: Spec, shapes: Shapes, *, head: bool) -> nn.Module:
             options = spec.model.model_dump(exclude={"kind"})
             if isinstance(spec.model, Conv4Spec):
                 options["size"] = inputs[1]
+            if not head:
+                options["maps"] = spec.learner.kind in OF_MAPS
             return getattr(models, spec.model.kind)(inputs[0], outputs if head else None, **options)
-        model = models.mlp(prod(inputs), outputs, spec.model.hidden)
+        model = models.mlp(prod(inputs), outputs if head else None, spec.model.hidden)
         return (
             model if len(inputs) == 1 else nn.Sequential(OrderedDict(flat=nn.Flatten(), **dict(model.named_children())))
         )
@@ -107,21 +130,41 @@ def build_model(spec: Spec, shapes: Shapes, *, head: bool) -> nn.Module:
 def build_learner(spec: Spec, model: nn.Module, shapes: Shapes) -> Learner:
     """The learner around a base model, or one that is a network of its own."""
     options = spec.learner.model_dump(exclude={"kind"}) | {"objective": objectives.named(shapes["objective"])}
-    factory: Callable[..., Learner] = getattr(learners, spec.learner.kind)
+    factory = _factory(spec)
     if isinstance(spec.learner, CnapsSpec):
         encoder = build_model(spec, shapes | {"targets": [spec.learner.context]}, head=True)
         return factory(model, encoder, **options)
-    if spec.model is not None:
-        return factory(model, **options)
-    if not isinstance(spec.learner, PriorFittedSpec):  # which takes tables of any width
-        options |= {"inputs": prod(shapes["inputs"]), "outputs": prod(shapes["targets"])}
-    with seeded(spec.seed):
-        return factory(**options)
+    if spec.model is None:
+        if not isinstance(spec.learner, PriorFittedSpec):  # which takes tables of any width
+            options |= {"inputs": prod(shapes["inputs"]), "outputs": prod(shapes["targets"])}
+        with seeded(spec.seed):
+            return factory(**options)
+    if "features" in inspect.signature(factory).parameters:
+        shape = _features_of(model, shapes)
+        options["features"] = tuple(shape) if spec.learner.kind in OF_MAPS else prod(shape)
+    return factory(model, **options)
+
+
+def _features_of(model: nn.Module, shapes: Shapes) -> torch.Size:
+    """The shape of what a model makes of one example."""
+    if isinstance(shapes["inputs"], dict):
+        raise ValueError(f"this learner takes inputs of one tensor; these are {', '.join(shapes['inputs'])}")
+    like = next(model.parameters(), torch.empty(0))
+    was_training = model.training
+    model.eval()  # measuring must not move BatchNorm's running statistics
+    with torch.no_grad():
+        features = model(torch.zeros(1, *shapes["inputs"], dtype=like.dtype, device=like.device))
+    model.train(was_training)
+    return features.shape[1:]
 
 
 def has_head(spec: Spec) -> bool:
     """Whether the run's learner predicts through the model's own last layer, and so has a fixed number of ways."""
-    return spec.learner.kind not in ("protonet", "proto_maml", "cnaps", "prior_fitted")
+    return spec.model is not None and "embedding" not in inspect.signature(_factory(spec)).parameters
+
+
+def _factory(spec: Spec) -> Callable[..., Learner]:
+    return getattr(learners, spec.learner.kind)
 
 
 def device_of(spec: Spec) -> torch.device:

@@ -20,7 +20,8 @@ from kshot.app.build import build_source
 from kshot.app.spec import Spec
 from kshot.evaluation.examples import Example, classification_examples
 from kshot.evaluation.look import BLUE, MUTED, ORANGE, canvas, quiet
-from kshot.evaluation.report import picture, render, to_json, write
+from kshot.evaluation.per_task import write
+from kshot.evaluation.report import picture, render, to_json
 from kshot.tasks.checking import Checked, Sizes, check, content_hashes
 from kshot.tasks.corpus import Corpus
 from kshot.tasks.encoding import Encoding

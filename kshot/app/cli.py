@@ -29,10 +29,14 @@ def run(
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Folder for the run; a new one under runs/ by default.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run that lies in --out.")] = False,
+    seeds: Annotated[
+        str | None,
+        typer.Option(metavar="0,1,2", help="Run once for each seed, in folders seed-0, seed-1…, with one report."),
+    ] = None,
 ) -> None:
     """Pretrain, then train, evaluate and decide until the target is met; then test and report.
 
-    Exit code: 0 if the target was met, 1 if not, 2 for bad input, 130 if interrupted.
+    Exit code: 0 if the target was met, by every seed, 1 if not, 2 for bad input, 130 if interrupted.
     """
     from kshot.app.folder import free_folder
     from kshot.app.spec import load_spec
@@ -43,11 +47,16 @@ def run(
             raise ValueError("--resume needs the folder of the run: --out DIR")
         out = free_folder(Path("runs"), spec.name)
     from kshot.app.run import run as carry_out
+    from kshot.app.seeds import parse_seeds, run_seeds
 
     try:
-        report = carry_out(spec, out, resume=resume)
+        if seeds is None:
+            report = carry_out(spec, out, resume=resume)
+        else:
+            report = run_seeds(spec, out, parse_seeds(seeds), resume=resume)
     except KeyboardInterrupt:
-        typer.echo(f"\nInterrupted. Go on with: kshot run {recipe} --out {out} --resume", err=True)
+        again = f" --seeds {seeds}" if seeds else ""
+        typer.echo(f"\nInterrupted. Go on with: kshot run {recipe} --out {out}{again} --resume", err=True)
         raise typer.Exit(130) from None
     from kshot.app.summary import print_summary
 
@@ -61,11 +70,44 @@ def evaluate(
     tasks: Annotated[int, typer.Option(help="How many tasks.", min=2)] = 600,
     split: Annotated[str, typer.Option(help="test, or val.")] = "test",
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for report.html, report.json and tasks.csv; none by default.")
+    ] = None,
+    episodes_sha256: Annotated[
+        str | None,
+        typer.Option("--episodes-sha256", metavar="HASH", help="Refuse if these are not the episodes of that hash."),
+    ] = None,
+    baselines: Annotated[bool, typer.Option(help="Whether to score the baselines beside it.")] = True,
 ) -> None:
-    """Score the best round of a run on tasks it has not seen."""
+    """Score the best round of a run on tasks it has not seen, beside baselines that do no meta-learning."""
     from kshot.app.use import evaluate_run
 
-    evaluate_run(run_dir, tasks, split, json)
+    evaluate_run(
+        run_dir,
+        tasks=tasks,
+        split=split,
+        as_json=json,
+        out=out,
+        episodes_sha256=episodes_sha256,
+        with_baselines=baselines,
+    )
+
+
+@app.command()
+def compare(
+    run_dirs: Annotated[
+        list[Path],
+        typer.Argument(metavar="RUN_DIR...", help="Folders of runs, of several seeds, of evaluations."),
+    ],
+    csv: Annotated[Path | None, typer.Option("--csv", help="File for the table, all numbers in full.")] = None,
+    html: Annotated[Path | None, typer.Option("--html", help="File for it as a page.")] = None,
+) -> None:
+    """Rank runs on the same test episodes: figures, costs, and which differences are more than noise."""
+    from rich.console import Console
+
+    from kshot.app.compare import compare_runs
+
+    compare_runs(run_dirs, csv, html, Console())
 
 
 @app.command()

@@ -6,6 +6,7 @@ encoding.json           how a user's files become inputs, where the tasks were r
 events.jsonl            everything that happened, in order
 checkpoints/pretrain/   the pretrained base model
 checkpoints/train/      the latest and the best round
+tasks.csv               the test figures task by task
 report.json, report.html
 """
 
@@ -20,6 +21,7 @@ from typing import NamedTuple
 from kshot.app.build import Shapes, build_learner, build_model, has_head
 from kshot.app.spec import Spec, parse_spec
 from kshot.deciding.decisions import Round, best_round
+from kshot.evaluation.per_task import TASKS
 from kshot.evaluation.target import Target
 from kshot.learner import Learner
 from kshot.tasks.encoding import Encoding, from_json
@@ -36,7 +38,7 @@ class RunFolder:
         self.spec, self.shapes, self.events = path / "spec.yaml", path / "shapes.json", path / "events.jsonl"
         self.encoding = path / "encoding.json"
         self.pretrain, self.train = path / "checkpoints" / "pretrain", path / "checkpoints" / "train"
-        self.report = path / "report.json"
+        self.report, self.tasks = path / "report.json", path / TASKS
 
     def open_new(self, spec: Spec) -> None:
         """Start a run here; `ValueError` if something lies here already."""
@@ -83,6 +85,7 @@ class OpenRun(NamedTuple):
         shapes: of one example.
         encoding: how a user's files become inputs, where its tasks were read from a table.
         learner: with the weights of the best round.
+        round: its number.
         weights: the hash of those.
     """
 
@@ -90,6 +93,7 @@ class OpenRun(NamedTuple):
     shapes: Shapes
     encoding: Encoding | None
     learner: Learner
+    round: int
     weights: str
 
 
@@ -118,4 +122,4 @@ def load_run(path: Path) -> OpenRun:
     learner = build_learner(spec, model, shapes)
     load_checkpoint(folder.train / best.checkpoint, learner)
     weights = (folder.train / best.checkpoint / WEIGHTS).read_bytes()
-    return OpenRun(spec, shapes, encoding, learner, hashlib.sha256(weights).hexdigest())
+    return OpenRun(spec, shapes, encoding, learner, best.number, hashlib.sha256(weights).hexdigest())

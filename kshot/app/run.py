@@ -7,7 +7,6 @@ import json
 import platform
 import subprocess
 import time
-from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,47 +15,31 @@ import torch
 from rich.console import Console
 from torch import nn
 
-from kshot import learners
-from kshot.app.build import (
-    Shapes,
-    build_learner,
-    build_model,
-    build_source,
-    device_of,
-    has_head,
-    shapes_of,
-)
+from kshot.app.baselines import names_of
+from kshot.app.build import build_learner, build_model, build_source, device_of, has_head, shapes_of
 from kshot.app.display import Display
 from kshot.app.folder import RunFolder
-from kshot.app.spec import GaussianProcessesSpec, SinusoidsSpec, Spec
+from kshot.app.spec import Spec
+from kshot.app.testing import Tested, carry_out, draw, entries, protocol
 from kshot.deciding.decisions import plain
 from kshot.deciding.experience import Experience
 from kshot.deciding.loop import Run, run_until
 from kshot.deciding.policies import Budget
 from kshot.evaluation import figures
-from kshot.evaluation.evaluate import Evaluation, evaluate
-from kshot.evaluation.report import write_report
+from kshot.evaluation.per_task import write_tasks
+from kshot.evaluation.report import to_json, write_report
 from kshot.evaluation.target import Target
 from kshot.evaluation.verdict import best_baseline
 from kshot.learner import Learner
-from kshot.learners.gradient import GradientLearner
-from kshot.learners.heads import HeadLearner, Prototypes
-from kshot.objectives import gaussian
+from kshot.learners.heads import HeadLearner
+from kshot.learners.metric import Centred
 from kshot.tasks.source import TaskSource
 from kshot.training.checkpoint import Checkpoints
 from kshot.training.fit import Progress, Settings
-from kshot.training.pretrain import finish, pretraining
+from kshot.training.pretrain import finish, fit_centre, pretraining
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-BASELINES = {
-    "scratch": "the same model, fitted to the support set alone from random weights",
-    "fine_tune": "the model after {steps} steps of pretraining on all training classes, fine-tuned on the support set",
-    "pretrained_centroid": "nearest class mean in the features of the model after {steps} steps of pretraining",
-    "centroid": "nearest class mean of the raw inputs",
-    "support_mean": "the mean of the support targets, whatever the input",
-}
 
 
 def run(spec: Spec, out: Path, *, resume: bool = False, console: Console | None = None) -> dict[str, Any]:
@@ -72,6 +55,7 @@ def run(spec: Spec, out: Path, *, resume: bool = False, console: Console | None 
     metric_names = _metrics_of(source)
     if target.metric not in metric_names:
         raise ValueError(f"target {spec.target!r}: these tasks report {', '.join(metric_names)}")
+    names_of(spec, source.objective)  # one that cannot be had is told at once
     model = build_model(spec, shapes, head=has_head(spec)).to(device)
     folder = RunFolder(out)
     (folder.open_again if resume else folder.open_new)(spec)
@@ -87,6 +71,8 @@ def run(spec: Spec, out: Path, *, resume: bool = False, console: Console | None 
             pretrain_seconds = _pretrain(spec, model, source, folder, experience, display)
             pretrained = copy.deepcopy(model)
         learner = build_learner(spec, model, shapes).to(device)
+        if isinstance(learner, HeadLearner) and isinstance(learner.head, Centred):
+            fit_centre(learner, source)
         training = spec.train.model_dump()
         result = run_until(
             learner,
@@ -102,13 +88,13 @@ def run(spec: Spec, out: Path, *, resume: bool = False, console: Console | None 
             **training,
         )
         display.say(result.outcome.value)
-        test, baselines = None, {}
+        tested = None
         if result.best is not None:
-            test = _test(learner, source, spec.evaluate.test_tasks, "test", display)
-            baselines = _baselines(spec, source, pretrained, shapes, target, device, display)
-        report = _report(spec, out, source, target, result, test, baselines, learner)
+            tested = carry_out(learner, spec, source, shapes, pretrained, display.advance)
+            write_tasks(folder.tasks, tested.test, tested.baselines, target.metric)
+        report = to_json(_report(spec, out, source, result, tested, learner))
         report["timing"] |= {"pretrain_seconds": pretrain_seconds, "this_process_seconds": time.monotonic() - started}
-        write_report(out, report, experience.events, _figures(report, experience, learner, spec))
+        write_report(out, report, experience.events, _figures(report, experience, tested, learner, spec))
         experience.record("finished", outcome=result.outcome.name)
     return report
 
@@ -116,6 +102,18 @@ def run(spec: Spec, out: Path, *, resume: bool = False, console: Console | None 
 def _metrics_of(source: TaskSource) -> list[str]:
     query = source.task("train", 0).query
     return ["loss", *source.objective.metrics(source.objective.certain(query.targets), query)]
+
+
+def pretrained_model(spec: Spec, model: nn.Module, source: TaskSource, folder: RunFolder) -> nn.Module | None:
+    """`model` with the weights of a finished run's pretraining, in place; None if the run had none."""
+    latest = Checkpoints(folder.pretrain).latest() if spec.pretrain and folder.pretrain.exists() else None
+    if spec.pretrain is None or latest is None:
+        return None
+    settings = Settings(spec.pretrain.outer_lr, clip=None, horizon=spec.pretrain.steps, size=spec.pretrain.batch)
+    loop = pretraining(model, source, settings, seed=spec.seed)
+    loop.load(latest)
+    finish(loop)
+    return model
 
 
 def _pretrain(
@@ -153,81 +151,19 @@ def _pretrain(
     return seconds
 
 
-def _test(learner: Learner, source: TaskSource, tasks: int, stage: str, display: Display) -> Evaluation:
-    return evaluate(
-        learner, source, split="test", tasks=tasks, observe=lambda done: display.advance(stage, done, tasks)
-    )
-
-
-def _baselines(
-    spec: Spec,
-    source: TaskSource,
-    pretrained: nn.Module | None,
-    shapes: Shapes,
-    target: Target,
-    device: torch.device,
-    display: Display,
-) -> dict[str, Evaluation]:
-    """Each baseline on the first test tasks; where it has a rate to choose, the best on validation tasks."""
-    options = spec.baselines
-    found: dict[str, Evaluation] = {}
-    for name in options.names:
-        candidates = _candidates(name, spec, source, pretrained, shapes)
-        scores = []
-        for candidate in candidates if len(candidates) > 1 else []:
-            val = evaluate(candidate.to(device), source, split="val", tasks=options.val_tasks)
-            scores.append(target.of(val.metrics).mean)
-        choose = max if target.at_least else min
-        best = candidates[scores.index(choose(scores))] if scores else candidates[0]
-        found[name] = _test(best.to(device), source, options.test_tasks, name.replace("_", " "), display)
-    return found
-
-
-def _candidates(
-    name: str, spec: Spec, source: TaskSource, pretrained: nn.Module | None, shapes: Shapes
-) -> list[Learner]:
-    objective = source.objective
-    options = spec.baselines
-    if name == "centroid":
-        return [learners.nearest_centroid(objective)]
-    if name == "support_mean":
-        return [learners.SupportMean(objective)]
-    if name == "scratch":
-        fresh = build_model(spec, shapes, head=True)
-        make: Callable[..., Learner] = learners.from_scratch
-        return [make(fresh, inner_lr=lr, steps=options.steps, objective=objective) for lr in options.inner_lrs]
-    if pretrained is None:
-        raise ValueError(f"baseline {name!r} needs a pretrained model: give the run file a 'pretrain' section")
-    if name == "pretrained_centroid":
-        body = dict(pretrained.named_children()).get("body", pretrained)
-        return [HeadLearner(body, Prototypes(), objective)]
-    model = build_model(spec, shapes, head=True)
-    model.load_state_dict(pretrained.state_dict(), strict=False)
-    return [
-        learners.fine_tune(model, inner_lr=lr, steps=options.steps, objective=objective) for lr in options.inner_lrs
-    ]
-
-
 def _report(
-    spec: Spec,
-    out: Path,
-    source: TaskSource,
-    target: Target,
-    result: Run,
-    test: Evaluation | None,
-    baselines: dict[str, Evaluation],
-    learner: Learner,
+    spec: Spec, out: Path, source: TaskSource, result: Run, tested: Tested | None, learner: Learner
 ) -> dict[str, Any]:
+    target = Target.parse(spec.target)
     rounds = []
     for entry, decision in zip(result.rounds, result.decisions):
         rounds.append(entry.to_json() | {"decision": plain(decision)})
-    summary = test.summary() if test else None
-    steps = spec.pretrain.steps if spec.pretrain else 0
     return {
         "kshot": version("kshot"),
         "name": spec.name,
         "about": spec.about,
         "command": f"kshot run {out / 'spec.yaml'}",
+        "seed": spec.seed,
         "outcome": result.outcome.name,
         "sentence": result.outcome.value,
         "reason": result.reason,
@@ -237,67 +173,24 @@ def _report(
         "rounds": rounds,
         "best_round": result.best.number if result.best else None,
         "val": rounds[result.best.number - 1]["val"] if result.best else {},
-        "test": summary["metrics"] if summary else None,
-        "baselines": {name: evaluation.summary()["metrics"] for name, evaluation in baselines.items()},
-        "baselines_about": {name: BASELINES[name].format(steps=steps) for name in baselines}
-        | {"learner": _about(spec)},
-        "protocol": source.describe()
-        | {
-            "learner": spec.learner.model_dump(),
-            "model": spec.model.model_dump() if spec.model else None,
-            "inductive": not learner.transductive,
-            "episodes_sha256": test.episodes_sha256 if test else None,
-            "test_tasks": spec.evaluate.test_tasks,
-            "val_tasks": spec.evaluate.val_tasks,
-            "seeds": 1,
-            "selection": "one checkpoint, chosen on validation tasks; the test tasks are read once, at the end",
-        },
+        "test": None,
+        "baselines": {},
+        "protocol": protocol(spec, source, learner),
+        **(entries(tested, spec, source, learner) if tested else {}),
         "environment": environment(),
-        "timing": {
-            "seconds": result.rounds[-1].seconds if result.rounds else None,
-            "adapt_ms": test.adapt_ms if test else None,
-        },
+        "timing": {"seconds": result.rounds[-1].seconds if result.rounds else None},
     }
 
 
-def _about(spec: Spec) -> str:
-    options = ", ".join(f"{name} {value}" for name, value in spec.learner.model_dump(exclude={"kind"}).items())
-    return f"{spec.learner.kind} ({options}), meta-trained on the training tasks"
-
-
-def _figures(report: dict[str, Any], experience: Experience, learner: Learner, spec: Spec) -> dict[str, Figure]:
-    metric, higher = report["metric"], report["higher_is_better"]
-    best = best_baseline(report["baselines"], metric, higher)
+def _figures(
+    report: dict[str, Any], experience: Experience, tested: Tested | None, learner: Learner, spec: Spec
+) -> dict[str, Figure]:
+    best = best_baseline(report["baselines"], report["metric"], report["higher_is_better"])
     drawn = {
         "rounds": figures.rounds_chart(report["rounds"], report["target"], baseline=best),
         "learning_curve": figures.learning_curve(experience.events),
     }
-    if report["test"] is None:
-        return drawn
-    if report["baselines"]:
-        drawn["baselines"] = figures.baselines_chart(
-            report["test"], report["baselines"], metric, higher_is_better=higher, learner=spec.learner.kind
-        )
-    learner = learner.cpu().eval()
-    if isinstance(spec.source, SinusoidsSpec | GaussianProcessesSpec):
-        curves = build_source(spec.model_copy(update={"source": spec.source.model_copy(update={"queries": 100})}))
-        shown = [curves.task("test", index) for index in range(3)]
-        if curves.objective == gaussian:
-            with torch.no_grad():
-                said = [learner.predict(learner.adapt(task.support), task.query.inputs) for task in shown]
-            drawn["predictive_bands"] = figures.predictive_bands(shown, {spec.learner.kind: said})
-        elif isinstance(learner, GradientLearner):
-            drawn["regression_examples"] = figures.regression_examples(learner, shown, steps=(0, 1, 5))
-        return drawn
-    source = build_source(spec)
-    if getattr(source.task("test", 0).query.inputs, "ndim", 0) != 4:
-        return drawn  # no images to show
-    examples = []
-    with torch.no_grad():
-        for index in range(4):
-            task = source.task("test", index)
-            examples.append(figures.Example(task, learner.predict(learner.adapt(task.support), task.query.inputs)))
-    return drawn | {"classification_examples": figures.classification_examples(examples)}
+    return drawn | (draw(report, tested, spec, learner) if tested else {})
 
 
 def environment() -> dict[str, Any]:

@@ -280,7 +280,7 @@ class ResNet12Spec(_Strict):
     block_size: int = Field(5, ge=1)
 
 
-BatchNormSpec = Literal["support", "query", "running"]
+BatchNormSpec = Literal["support", "query", "running", "tasknorm"]
 
 
 class _GradientSpec(_Strict):
@@ -329,10 +329,96 @@ class ImamlSpec(_GradientSpec):
     adaptable: str = "*"
 
 
-class ProtonetSpec(_Strict):
+class _HeadSpec(_Strict):
+    batchnorm: BatchNormSpec = "support"
+
+
+class _PretrainedSpec(_Strict):
+    batchnorm: BatchNormSpec = "running"
+
+
+class ProtonetSpec(_HeadSpec):
     kind: Literal["protonet"]
     distance: Literal["euclidean", "cosine"] = "euclidean"
-    batchnorm: BatchNormSpec = "support"
+
+
+class R2d2Spec(_HeadSpec):
+    kind: Literal["r2d2"]
+    l2: float = Field(1.0, gt=0)
+    scale: float | None = Field(10.0, gt=0)
+
+
+class LogisticRegressionSpec(_HeadSpec):
+    kind: Literal["logistic_regression"]
+    l2: float = Field(1.0, gt=0)
+    scale: float | None = Field(None, gt=0)
+
+
+class MetaoptnetSpec(_HeadSpec):
+    kind: Literal["metaoptnet"]
+    base: Literal["svm", "ridge"] = "svm"
+    l2: float | None = Field(None, gt=0)
+    scale: float = Field(1.0, gt=0)
+
+
+class MatchingNetSpec(_HeadSpec):
+    kind: Literal["matching_net"]
+    context_steps: int = Field(0, ge=0)
+    scale: float = Field(10.0, gt=0)
+
+
+class RelationNetSpec(_HeadSpec):
+    kind: Literal["relation_net"]
+    hidden: int = Field(64, ge=1)
+    loss: Literal["squared", "objective"] = "squared"
+
+
+class FeatSpec(_HeadSpec):
+    kind: Literal["feat"]
+    temperature: float = Field(8.0, gt=0)
+    contrast: float = Field(0.1, ge=0)
+    dropout: float = Field(0.5, ge=0, lt=1)
+
+
+class FrnSpec(_HeadSpec):
+    kind: Literal["frn"]
+    scale: float = Field(10.0, gt=0)
+
+
+class PmfSpec(_HeadSpec):
+    kind: Literal["pmf"]
+    inner_lr: float = Field(gt=0)
+    steps: int = Field(50, ge=0)
+    shift: int = Field(2, ge=0)
+    flip: bool = False
+    distance: Literal["euclidean", "cosine"] = "cosine"
+
+
+class SimpleshotSpec(_PretrainedSpec):
+    kind: Literal["simpleshot"]
+    scale: float = Field(10.0, gt=0)
+
+
+class BaselinePpSpec(_PretrainedSpec):
+    kind: Literal["baseline_pp"]
+    inner_lr: float = Field(gt=0)
+    steps: int = Field(100, ge=0)
+    scale: float = Field(10.0, gt=0)
+
+
+class LaplacianShotSpec(_PretrainedSpec):
+    kind: Literal["laplacian_shot"]
+    neighbours: int = Field(3, ge=1)
+    smoothness: float = Field(1.0, ge=0)
+    steps: int = Field(20, ge=0)
+
+
+class TransductiveFineTuneSpec(_PretrainedSpec):
+    kind: Literal["transductive_fine_tune"]
+    inner_lr: float = Field(gt=0)
+    steps: int = Field(25, ge=0)
+    entropy: float = Field(1.0, ge=0)
+    order: Literal[1, 2] = 1
 
 
 class CnapsSpec(_Strict):
@@ -396,7 +482,7 @@ class TrainSpec(_Strict):
     outer_lr: float = Field(1e-3, gt=0)
     clip: float | None = Field(10.0, gt=0)
     schedule: Literal["cosine", "constant"] = "cosine"
-    mode: Literal["auto", "loop", "threads", "vmap", "compiled"] = "loop"
+    mode: Literal["auto", "loop", "vmap", "traced", "compiled"] = "loop"
     checkpoint_seconds: float = Field(30.0, gt=0)
 
 
@@ -407,17 +493,21 @@ class BudgetSpec(_Strict):
 
 
 class EvaluateSpec(_Strict):
+    """`shots` are those of the learning curve, which takes the first `shots_tasks` test tasks at each."""
+
     val_tasks: int = Field(100, ge=2)
     test_tasks: int = Field(600, ge=2)
+    shots: list[Annotated[int, Field(ge=1)]] = [1, 2, 5, 10, 20]
+    shots_tasks: int = Field(100, ge=2)
 
 
 BaselineName = Literal["scratch", "fine_tune", "centroid", "pretrained_centroid", "support_mean"]
 
 
 class BaselinesSpec(_Strict):
-    """`inner_lrs` are tried on validation tasks; each baseline keeps its best."""
+    """`inner_lrs` are tried on validation tasks; each baseline keeps its best. No `names`: those that fit the tasks."""
 
-    names: list[BaselineName] = []
+    names: list[BaselineName] | None = None
     steps: int = Field(50, ge=1)
     inner_lrs: list[Annotated[float, Field(gt=0)]] = Field([0.01, 0.1], min_length=1)
     val_tasks: int = Field(20, ge=2)
@@ -440,6 +530,18 @@ class Spec(_Strict):
         | ImamlSpec
         | ProtonetSpec
         | CnapsSpec
+        | R2d2Spec
+        | LogisticRegressionSpec
+        | MetaoptnetSpec
+        | MatchingNetSpec
+        | RelationNetSpec
+        | FeatSpec
+        | FrnSpec
+        | PmfSpec
+        | SimpleshotSpec
+        | BaselinePpSpec
+        | LaplacianShotSpec
+        | TransductiveFineTuneSpec
         | OwnNetworkSpec,
         Field(discriminator="kind"),
     ]
@@ -450,6 +552,7 @@ class Spec(_Strict):
     evaluate: EvaluateSpec = EvaluateSpec()
     baselines: BaselinesSpec = BaselinesSpec()
     seed: int = Field(0, ge=0)
+    task_seed: int = Field(0, ge=0)
     device: str = "auto"
 
     @model_validator(mode="after")
@@ -459,7 +562,7 @@ class Spec(_Strict):
             raise ValueError(f"learner {self.learner.kind} is a network of its own: leave out 'model'")
         if not own and self.model is None:
             raise ValueError(f"learner {self.learner.kind} adapts a model: the key 'model' is missing")
-        needing = {"scratch", "fine_tune", "pretrained_centroid"} & set(self.baselines.names)
+        needing = {"scratch", "fine_tune", "pretrained_centroid"} & set(self.baselines.names or [])
         if own and (self.pretrain or needing):
             part = "pretrain" if self.pretrain else f"baseline {min(needing)}"
             raise ValueError(f"{part} needs a model, and learner {self.learner.kind} takes none")

@@ -1,4 +1,4 @@
-"""The end of a run as a table on the terminal."""
+"""The end of a run or an evaluation as a table on the terminal."""
 
 from __future__ import annotations
 
@@ -8,26 +8,42 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from kshot.evaluation.report import verdict
+from kshot.evaluation.report import cost_lines
+from kshot.evaluation.verdict import difference_to, over, read, verdict, written
 
 
-def print_summary(report: dict[str, Any], out: Path) -> None:
-    """Print the test figure beside the baselines, the verdict, and where the report lies."""
+def print_summary(report: dict[str, Any], out: Path | None) -> None:
+    """Print the test figure beside the baselines, the verdict, the protocol, and where the report lies."""
     console = Console()
-    metric = report["metric"]
+    metric, split = report["metric"], report.get("split") or "test"
     if report["test"] is None:
         console.print("No round could be evaluated, so there is no test figure.")
     else:
-        table = Table("", f"test {metric}", "± 95 %", "tasks", box=None, pad_edge=False)
-        rows = {report["protocol"]["learner"]["kind"]: report["test"], **report["baselines"]}
+        paired = report.get("paired") or {}
+        table = Table("", f"{split} {metric}", "over", "learner less it, paired", box=None, pad_edge=False)
+        protocol = report["protocol"]
+        rows = {protocol["learner"]["kind"]: report["test"], **report["baselines"]}
         for number, (name, figures) in enumerate(rows.items()):
-            found = figures[metric]
             style = "bold" if number == 0 else "dim"
-            label = name.replace("_", " ")
-            table.add_row(label, f"{found['mean']:.4f}", f"{found['ci95']:.4f}", str(found["tasks"]), style=style)
-        console.print(table)
-        if report["baselines"]:
-            console.print(
-                verdict(report["test"], report["baselines"], metric, report["higher_is_better"]), highlight=False
+            figure = written(read(figures, metric))
+            table.add_row(
+                name.replace("_", " "), figure, over(figures, metric), difference_to(paired, name), style=style
             )
-    console.print(f"report: {out / 'report.html'}", highlight=False, soft_wrap=True)
+        console.print(table)
+        others = [
+            f"{name} {written(read(report['test'], name))}" for name in report["test"] if name not in (metric, "loss")
+        ]
+        calibration = report.get("calibration")
+        if calibration:
+            others.append(f"calibration error {calibration['error']:.3f}")
+        if others:
+            console.print(", ".join(others), highlight=False)
+        if report["baselines"]:
+            said = verdict(report["test"], report["baselines"], metric, report["higher_is_better"], paired)
+            console.print(said, highlight=False)
+        for name, value in cost_lines(report.get("cost") or {}):
+            console.print(f"[dim]{name}: {value}[/]", highlight=False)
+        kind = "inductive" if protocol["inductive"] else "transductive"
+        console.print(f"{kind}, {split} tasks, episodes {protocol['episodes_sha256'][:16]}…", highlight=False)
+    if out is not None:
+        console.print(f"report: {out / 'report.html'}", highlight=False, soft_wrap=True)

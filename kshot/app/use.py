@@ -5,37 +5,93 @@ from __future__ import annotations
 import csv
 import json
 import sys
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
+from rich.console import Console
 from torch import Tensor
 
 from kshot import objectives
-from kshot.app.build import Shapes, build_source, device_of, has_head
-from kshot.app.folder import OpenRun, load_run
+from kshot.app.build import Shapes, build_model, build_source, device_of, has_head
+from kshot.app.display import Display
+from kshot.app.folder import OpenRun, RunFolder, load_run
 from kshot.app.inputs import read_images, read_table, support_images, support_table
+from kshot.app.run import environment, pretrained_model
 from kshot.app.spec import Spec
-from kshot.evaluation.evaluate import evaluate
+from kshot.app.summary import print_summary
+from kshot.app.testing import carry_out, draw, entries
+from kshot.evaluation.per_task import TASKS, write_tasks
+from kshot.evaluation.report import to_json, write_report
+from kshot.evaluation.target import Target
 from kshot.training.checkpoint import load_state, save_state
 from kshot.types import Batch, Tree, to, tree_map
 
 
-def evaluate_run(run_dir: Path, tasks: int, split: str, as_json: bool) -> None:
-    """Score the best round of a run, and print the figures."""
+def evaluate_run(
+    run_dir: Path,
+    *,
+    tasks: int,
+    split: str,
+    as_json: bool,
+    out: Path | None,
+    episodes_sha256: str | None,
+    with_baselines: bool,
+) -> None:
+    """Score the best round of a run beside its baselines, print what was found, and write the report where asked.
+
+    Raises:
+        ValueError: a split that is none to evaluate on, other episodes than those asked for, a folder that holds
+            something.
+    """
     if split not in ("val", "test"):
         raise ValueError(f"--split is 'test' or 'val', got {split!r}")
+    if out is not None and out.exists() and any(out.iterdir()):
+        raise ValueError(f"{out} already holds something; choose another --out")
     run = load_run(run_dir)
-    learner = run.learner.to(device_of(run.spec))
-    found = evaluate(learner, build_source(run.spec), split=split, tasks=tasks)  # type: ignore[arg-type]
-    if as_json:
-        print(json.dumps(found.summary() | {"run": run.spec.name, "weights_sha256": run.weights}, indent=1))
-        return
-    for name, figure in found.metrics.items():
-        print(f"{name:<10} {figure}")
-    print(
-        f"{'inductive' if found.inductive else 'transductive'}, {split} tasks, episodes {found.episodes_sha256[:16]}…"
+    spec, source, device = run.spec, build_source(run.spec), device_of(run.spec)
+    learner = run.learner.to(device)
+    target = Target.parse(spec.target)
+    pretrained = None
+    if with_baselines and spec.pretrain:
+        model = build_model(spec, run.shapes, head=has_head(spec)).to(device)
+        pretrained = pretrained_model(spec, model, source, RunFolder(run_dir))
+    console = Console(stderr=as_json)
+    with Display(console, target.metric) as display:
+        tested = carry_out(
+            learner,
+            spec,
+            source,
+            run.shapes,
+            pretrained,
+            display.advance,
+            split=split,  # type: ignore[arg-type]
+            tasks=tasks,
+            episodes_sha256=episodes_sha256,
+            with_baselines=with_baselines,
+        )
+    report = to_json(
+        {
+            "kshot": version("kshot"),
+            "name": spec.name,
+            "command": f"kshot evaluate {run_dir} --tasks {tasks} --split {split}",
+            "sentence": f"An evaluation of the best round of {run_dir}.",
+            "best_round": run.round,
+            "weights_sha256": run.weights,
+            **entries(tested, spec, source, learner),
+            "environment": environment(),
+            "timing": {"seconds": tested.test.seconds},
+        }
     )
+    if out is not None:
+        out.mkdir(parents=True, exist_ok=True)
+        write_tasks(out / TASKS, tested.test, tested.baselines, target.metric)
+        write_report(out, report, [], draw(report, tested, spec, learner))
+    if as_json:
+        print(json.dumps(report, indent=1))
+    else:
+        print_summary(report, out)
 
 
 def adapt_run(run_dir: Path, support: Path, out: Path, *, resize: bool, invert: bool) -> None:

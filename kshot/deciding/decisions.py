@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
 
-from kshot.evaluation.evaluate import Interval
+from kshot.evaluation.intervals import Interval
 from kshot.evaluation.target import Target
 
 

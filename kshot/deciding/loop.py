@@ -11,7 +11,7 @@ from pathlib import Path
 from kshot.deciding.decisions import Change, Decision, Outcome, Policy, Rollback, Round, Stop, best_round, plain
 from kshot.deciding.experience import Experience
 from kshot.deciding.policies import Budget, rules
-from kshot.evaluation.evaluate import evaluate
+from kshot.evaluation.evaluate import Scored, evaluate
 from kshot.evaluation.target import Target
 from kshot.learner import Learner
 from kshot.tasks.source import TaskSource
@@ -91,7 +91,7 @@ def run_until(
         mode: how the meta-gradient is computed; see `meta_gradient`.
         val_tasks: validation tasks after each round, always the same ones.
         policy: decides after each round; `rules(target, budget)` by default.
-        seed: of dropout and the like.
+        seed: of dropout and the like, and of which training tasks are drawn, as in `kshot.fit`.
         folder: for checkpoints; none are written without it.
         checkpoint_seconds: at most so much training is lost by a kill.
         experience: the log of decisions.
@@ -200,9 +200,11 @@ class _Rounds:
         number = len(self.rounds) + 1
         val = {}
         if diverged is None:
-            val = evaluate(
-                learner, source, split="val", tasks=tasks, observe=lambda done: self.observer.task(done, tasks)
-            ).metrics
+
+            def observe(scored: Scored) -> None:
+                self.observer.task(scored.number + 1, tasks)
+
+            val = evaluate(learner, source, split="val", tasks=tasks, observe=observe).metrics
         self.rounds.append(
             Round(
                 number=number,

@@ -51,7 +51,7 @@ def rules(target: Target, budget: Budget, *, patience: int = 4, factor: float = 
         changes: how often it may be lowered for lack of progress.
 
     Example:
-        >>> from kshot.evaluation.evaluate import Interval
+        >>> from kshot.evaluation.intervals import Interval
         >>> policy = rules(Target.parse("accuracy >= 0.9"), Budget(rounds=5))
         >>> policy([Round(1, 100, 0.5, {"accuracy": Interval(0.95, 0.01, 100)}, {"outer_lr": 1e-3}, 9.0, "step-100")])
         Stop(outcome=<Outcome.TARGET_MET: ...>, reason='validation accuracy 0.9500 ± 0.0100 (100 tasks) meets ...')

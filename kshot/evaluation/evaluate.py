@@ -3,32 +3,55 @@
 from __future__ import annotations
 
 import hashlib
-import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
+from kshot.evaluation.calibration import Calibrating, Calibration
+from kshot.evaluation.intervals import Interval, interval
 from kshot.learner import Learner
 from kshot.tasks.source import TaskSource, hash_into
 from kshot.training.fit import seeded
-from kshot.types import Split, Task, to, unstack
+from kshot.types import Split, Task, Tree, to, unstack
 
 CHUNK = 16  # tasks drawn at once; bounds the memory of an evaluation
 
 
-class Interval(NamedTuple):
-    """A mean over tasks and the half-width of its 95 % confidence interval."""
+class Times(NamedTuple):
+    """Milliseconds that something took on a task: the median over tasks, and what 95 % of them stayed below."""
 
-    mean: float
-    ci95: float
-    tasks: int
+    median: float
+    p95: float
 
-    def __str__(self) -> str:
-        return f"{self.mean:.4f} ± {self.ci95:.4f} ({self.tasks} tasks)"
+    @classmethod
+    def of(cls, seconds: list[float]) -> Times:
+        """From the seconds of each task."""
+        return cls(*(1e3 * float(value) for value in np.percentile(seconds, (50, 95))))
+
+
+class Scored(NamedTuple):
+    """A task that an evaluation has just scored.
+
+    Attributes:
+        number: the task's, counted from 0.
+        task: as the learner saw it.
+        state: what the learner adapted to.
+        prediction: for the query set.
+        figures: "loss" and the objective's metrics.
+        adapt_seconds, predict_seconds: what they took.
+    """
+
+    number: int
+    task: Task
+    state: Tree
+    prediction: Tree
+    figures: dict[str, float]
+    adapt_seconds: float
+    predict_seconds: float
 
 
 @dataclass(frozen=True)
@@ -38,11 +61,14 @@ class Evaluation:
     Attributes:
         split: where the tasks came from.
         metrics: mean ± 95 % interval over tasks of "loss" and of each metric of the objective.
-        per_task: the same figures task by task.
         episodes_sha256: hash over the content of all episodes: equal hashes, equal tasks.
         inductive: True if no prediction depends on other queries.
         seconds: how long it took.
-        adapt_ms: median milliseconds that adapting to one task took.
+        adapt_ms: what adapting to a task took.
+        predict_ms: what predicting a task's query set took.
+        calibration: whether the predictions are as sure as they may be; None if they do not say how sure they are.
+        episodes: the hash of each episode, shortened.
+        per_task: the figures task by task.
     """
 
     split: Split
@@ -50,27 +76,15 @@ class Evaluation:
     episodes_sha256: str
     inductive: bool
     seconds: float
-    adapt_ms: float
+    adapt_ms: Times
+    predict_ms: Times
+    calibration: Calibration | None
+    episodes: list[str] = field(repr=False)
     per_task: dict[str, list[float]] = field(repr=False)
 
     def summary(self) -> dict[str, Any]:
-        """The figures and their protocol without the task-by-task table, ready for JSON."""
-        fields = {name: value for name, value in vars(self).items() if name != "per_task"}
-        return fields | {"metrics": {name: value._asdict() for name, value in self.metrics.items()}}
-
-
-def interval(values: list[float]) -> Interval:
-    r"""Mean and $t_{0.975, n-1} \cdot s / \sqrt n$ over tasks; the half-width is NaN for a single task.
-
-    Example:
-        >>> interval([0.0, 1.0, 0.0, 1.0])
-        Interval(mean=0.5, ci95=0.918..., tasks=4)
-    """
-    from scipy.stats import t
-
-    count = len(values)
-    spread = float(np.std(values, ddof=1)) / math.sqrt(count) if count > 1 else math.nan
-    return Interval(float(np.mean(values)), float(t.ppf(0.975, max(count - 1, 1))) * spread, count)
+        """The figures and their protocol without the task-by-task table."""
+        return {name: value for name, value in vars(self).items() if name not in ("per_task", "episodes")}
 
 
 def evaluate(
@@ -79,7 +93,8 @@ def evaluate(
     *,
     split: Split = "test",
     tasks: int = 600,
-    observe: Callable[[int], None] | None = None,
+    episodes_sha256: str | None = None,
+    observe: Callable[[Scored], None] | None = None,
 ) -> Evaluation:
     """Adapt to each of the first `tasks` tasks of a split on its own and score its query set.
 
@@ -88,13 +103,15 @@ def evaluate(
         source: where the tasks come from.
         split: "test" for the figure to publish, once, at the end; decisions and choices read "val".
         tasks: how many; the tasks 0 … tasks-1 of the split, always the same ones.
-        observe: called with the number of tasks done, after each.
+        episodes_sha256: the hash that the episodes must have, or its beginning, at least 8 digits. They are drawn and
+            hashed before anything is scored.
+        observe: called with each task as soon as it is scored.
 
     Returns:
         Metrics with intervals, and the protocol they hold under.
 
     Raises:
-        ValueError: fewer than one task.
+        ValueError: fewer than one task; other episodes than those that were asked for.
 
     Example:
         >>> from kshot.learners.gradient import maml
@@ -105,27 +122,31 @@ def evaluate(
         >>> result.metrics["mse"].tasks
         4
     """
-    if tasks < 1:
-        raise ValueError(f"an evaluation needs at least one task, got {tasks}")
+    if episodes_sha256 is not None:
+        _check_hash(source, split, tasks, episodes_sha256)
     device = next((p.device for p in learner.parameters()), None)
     per_task: dict[str, list[float]] = {}
-    adapt_s: list[float] = []
+    adapt_seconds: list[float] = []
+    predict_seconds: list[float] = []
+    episodes: list[str] = []
     digest = hashlib.sha256()
+    calibrating = Calibrating(learner.objective)
     started = time.monotonic()
     was_training = learner.training
     learner.eval()
     try:
-        for start in range(0, tasks, CHUNK):
-            stack = source.stack(split, range(start, min(start + CHUNK, tasks)))
-            for number, task in enumerate(unstack(stack), start):
-                hash_into(digest, task)
-                with torch.no_grad(), seeded(source.seed, number, device=device):
-                    figures, seconds = _score(learner, to(task, device))
-                adapt_s.append(seconds)
-                for name, value in figures.items():
-                    per_task.setdefault(name, []).append(value)
-                if observe is not None:
-                    observe(number + 1)
+        for number, task in enumerate(_drawn(source, split, tasks)):
+            hash_into(digest, task)
+            episodes.append(_short_hash(task))
+            with torch.no_grad(), seeded(source.seed, number, device=device):
+                scored = _score(learner, to(task, device), number)
+                calibrating.add(scored.prediction, scored.task.query)
+            adapt_seconds.append(scored.adapt_seconds)
+            predict_seconds.append(scored.predict_seconds)
+            for name, value in scored.figures.items():
+                per_task.setdefault(name, []).append(value)
+            if observe is not None:
+                observe(scored)
     finally:
         learner.train(was_training)
     return Evaluation(
@@ -134,16 +155,58 @@ def evaluate(
         episodes_sha256=digest.hexdigest(),
         inductive=not learner.transductive,
         seconds=time.monotonic() - started,
-        adapt_ms=1e3 * float(np.median(adapt_s)),
+        adapt_ms=Times.of(adapt_seconds),
+        predict_ms=Times.of(predict_seconds),
+        calibration=calibrating.result(),
+        episodes=episodes,
         per_task=per_task,
     )
 
 
-def _score(learner: Learner, task: Task) -> tuple[dict[str, float], float]:
+def _drawn(source: TaskSource, split: Split, tasks: int) -> Iterator[Task]:
+    """The first `tasks` tasks of a split, one after another."""
+    if tasks < 1:
+        raise ValueError(f"an evaluation needs at least one task, got {tasks}")
+    for start in range(0, tasks, CHUNK):
+        yield from unstack(source.stack(split, range(start, min(start + CHUNK, tasks))))
+
+
+def _check_hash(source: TaskSource, split: Split, tasks: int, expected: str) -> None:
+    wanted = expected.lower().rstrip("….")
+    if len(wanted) < 8 or set(wanted) - set("0123456789abcdef"):
+        raise ValueError(f"a hash of episodes is 8 to 64 hexadecimal digits, got {expected!r}")
+    digest = hashlib.sha256()
+    for task in _drawn(source, split, tasks):
+        hash_into(digest, task)
+    if not digest.hexdigest().startswith(wanted):
+        raise ValueError(
+            f"these {tasks} {split} tasks hash to {digest.hexdigest()[:16]}…, not {expected[:16]}…: they are other "
+            "episodes, and a figure on them does not compare. Look for another number of tasks, seed, size of tasks, "
+            "or version of the data"
+        )
+
+
+def _short_hash(task: Task) -> str:
+    digest = hashlib.sha256()
+    hash_into(digest, task)
+    return digest.hexdigest()[:16]
+
+
+def _score(learner: Learner, task: Task, number: int) -> Scored:
     started = time.perf_counter()
     state = learner.adapt(task.support)
-    seconds = time.perf_counter() - started
+    _finish(task)
+    adapted = time.perf_counter()
     prediction = learner.predict(state, task.query.inputs)
+    _finish(task)
+    predicted = time.perf_counter()
     figures = {"loss": learner.objective.loss(prediction, task.query)}
     figures.update(learner.objective.metrics(prediction, task.query))
-    return {name: float(value) for name, value in figures.items()}, seconds
+    values = {name: float(value) for name, value in figures.items()}
+    return Scored(number, task, state, prediction, values, adapted - started, predicted - adapted)
+
+
+def _finish(task: Task) -> None:
+    """Wait for the device, whose work is queued, before a clock is read."""
+    if task.support.weight.device.type != "cpu":
+        torch.accelerator.synchronize(task.support.weight.device)

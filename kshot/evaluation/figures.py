@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from kshot.evaluation.evaluate import Interval
+from kshot.evaluation.calibration import Calibration
 from kshot.evaluation.examples import Example, classification_examples, predictive_bands, regression_examples
+from kshot.evaluation.intervals import Interval, interval
 from kshot.evaluation.look import BLUE, GREEN, INK, MUTED, ORANGE, PURPLE, RED, canvas, quiet
 from kshot.evaluation.target import Target
 from kshot.evaluation.verdict import Figures, read, written
@@ -22,14 +23,20 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+    from kshot.evaluation.compare import Board
+
 __all__ = [
     "Example",
     "baselines_chart",
+    "board_chart",
     "classification_examples",
     "learning_curve",
     "predictive_bands",
     "regression_examples",
+    "reliability_chart",
     "rounds_chart",
+    "shots_chart",
+    "tasks_chart",
 ]
 
 MARKS = {"continue": ("o", MUTED), "change": ("D", ORANGE), "rollback": ("<", PURPLE), "stop": ("s", INK)}
@@ -168,7 +175,7 @@ def baselines_chart(
         ['support mean', 'learner']
     """
     rows = [(learner, read(test, metric), True)] if test else []
-    rows += [(name, read(figures, metric), False) for name, figures in baselines.items()]
+    rows += [(name.replace("_", " "), read(figures, metric), False) for name, figures in baselines.items()]
     worst = -math.inf if higher_is_better else math.inf
     rows.sort(key=lambda row: row[1].mean if math.isfinite(row[1].mean) else worst, reverse=not higher_is_better)
     figure = canvas(0.95 + 0.42 * max(len(rows), 2))
@@ -196,6 +203,178 @@ def baselines_chart(
         _scale(axes, "x", np.array([found.mean for found in finite]), bounds)
     axes.margins(x=0.06)
     return figure
+
+
+def tasks_chart(
+    values: Sequence[float],
+    metric: str,
+    *,
+    learner: str = "learner",
+    beside: tuple[str, Sequence[float]] | None = None,
+) -> Figure:
+    """How a figure is spread over tasks, and task by task how far it is from that of another on the same tasks.
+
+    Args:
+        values: the learner's figure of each task.
+        metric: what it is.
+        learner: what to call the learner.
+        beside: name and figures of another learner, such as the best baseline, on the first of the same tasks.
+
+    Example:
+        >>> figure = tasks_chart([0.8, 1.0, 0.9], "accuracy", beside=("centroid", [0.5, 0.9, 0.4]))
+        >>> len(figure.axes)
+        2
+    """
+    figure = canvas(2.9)
+    ours = np.asarray(values, float)
+    theirs = np.asarray([] if beside is None else beside[1], float)
+    panels = figure.subplots(1, 1 if beside is None else 2, squeeze=False)[0]
+    both = np.concatenate([ours, theirs])
+    both = both[np.isfinite(both)]
+    spread, gap = panels[0], panels[-1]
+    quiet(spread, f"Test {metric} of single tasks")
+    spread.set_xlabel(metric, fontsize=9, color=MUTED)
+    spread.set_ylabel("share of tasks", fontsize=9, color=MUTED)
+    if not len(both):
+        _nothing(spread, "no finite figure")
+        return figure
+    wide = metric != "accuracy" and both.min() > 0 and both.max() / both.min() >= 20
+    edges = np.geomspace(both.min(), both.max(), 25) if wide else _edges(both)
+    if beside is not None:
+        name = beside[0].replace("_", " ")
+        _histogram(spread, theirs, edges, histtype="step", color=MUTED, linewidth=1.5, label=name)
+    _histogram(spread, ours, edges, color=BLUE, alpha=0.75, label=learner)
+    if wide:
+        _scale(spread, "x", both)
+    if beside is not None:
+        spread.legend(frameon=False, fontsize=9, labelcolor=INK)
+        differ = ours[: len(theirs)] - theirs
+        found = interval(list(differ))
+        said = f": {written(found)}" if math.isfinite(found.mean) else ""
+        quiet(gap, f"{learner} less {name}{said}")
+        gap.set_xlabel(f"difference of {metric} on the same {len(theirs)} tasks", fontsize=9, color=MUTED)
+        gap.axvline(0, color=INK, linewidth=1)
+        _histogram(gap, differ, _edges(differ[np.isfinite(differ)]), color=PURPLE, alpha=0.6)
+        if math.isfinite(found.mean):
+            gap.axvspan(*_ends(found), color=INK, alpha=0.18, linewidth=0)
+            gap.axvline(found.mean, color=INK, linewidth=1.3, linestyle="--")
+    return figure
+
+
+def board_chart(board: Board) -> Figure:
+    """A leaderboard as 95 % intervals, the best at the top: thin over the tasks of one seed, thick over seeds.
+
+    Example:
+        >>> from kshot.evaluation.compare import Board, Entry, Line
+        >>> from kshot.evaluation.intervals import OverSeeds
+        >>> found = OverSeeds(0.9, 0.02, 3, 0.01, 600)
+        >>> entry = Entry("a", "maml", "glyphs", "accuracy", True, found, True, "ab" * 32, [], {}, "runs/a")
+        >>> figure = board_chart(Board("accuracy", True, "glyphs", "ab" * 32, 600, [Line(entry, None, math.nan)]))
+        >>> [label.get_text() for label in figure.axes[0].get_yticklabels()]
+        ['a']
+    """
+    lines = board.lines[::-1]
+    figure = canvas(0.95 + 0.42 * max(len(lines), 2))
+    axes = figure.subplots()
+    better = "higher" if board.higher_is_better else "lower"
+    quiet(axes, f"{board.metric}, mean ± 95 % interval over tasks (thin) and seeds (thick); {better} is better", "x")
+    axes.spines["left"].set_visible(False)
+    for y, line in enumerate(lines):
+        found = line.entry.figure
+        colour = BLUE if line.behind is None else INK if line.tied else MUTED
+        if math.isfinite(found.mean):
+            half = found.ci95_tasks if math.isfinite(found.ci95_tasks) else 0.0
+            axes.errorbar([found.mean], [y], xerr=[half], fmt="o", color=colour, markersize=6, elinewidth=1.3, zorder=3)
+            if math.isfinite(found.ci95):
+                axes.errorbar([found.mean], [y], xerr=[found.ci95], fmt="none", ecolor=colour, elinewidth=5, alpha=0.35)
+    if not any(math.isfinite(line.entry.figure.mean) for line in lines):
+        _nothing(axes, "no finite figure")
+    axes.set_yticks(range(len(lines)), [line.entry.name for line in lines])
+    axes.tick_params(axis="y", length=0, labelsize=10, labelcolor=INK)
+    axes.set_ylim(-0.6, len(lines) - 0.4)
+    axes.margins(x=0.06)
+    return figure
+
+
+def shots_chart(points: Sequence[tuple[int, Interval]], metric: str, *, higher_is_better: bool = True) -> Figure:
+    """A learner's figure over the number of support examples, with 95 % intervals.
+
+    Args:
+        points: number of shots, and the figure there.
+        metric: what it is.
+        higher_is_better: True for an accuracy, False for an error.
+
+    Example:
+        >>> figure = shots_chart([(1, Interval(0.8, 0.02, 100)), (5, Interval(0.93, 0.01, 100))], "accuracy")
+        >>> [label.get_text() for label in figure.axes[0].get_xticklabels()]
+        ['1', '5']
+    """
+    figure = canvas(2.9)
+    axes = figure.subplots()
+    quiet(axes, f"Test {metric} over shots ({'higher' if higher_is_better else 'lower'} is better)")
+    shots = [count for count, _ in points]
+    means = np.array([found.mean for _, found in points])
+    halves = np.array([found.ci95 if math.isfinite(found.ci95) else 0.0 for _, found in points])
+    axes.plot(shots, means, color=BLUE, alpha=0.35, linewidth=1.2)
+    axes.errorbar(shots, means, halves, fmt="o", color=BLUE, markersize=5, elinewidth=1.6)
+    for count, found in points:
+        if math.isfinite(found.mean):
+            place: dict[str, Any] = {"xytext": (6, 6), "textcoords": "offset points"}
+            axes.annotate(written(found).split()[0], (count, found.mean), **place, fontsize=9, color=BLUE)
+    axes.set_xscale("log")
+    axes.set_xticks(shots, [str(count) for count in shots])
+    axes.minorticks_off()
+    axes.set_xlabel("support examples (of each class, where tasks have their own)", fontsize=9, color=MUTED)
+    axes.margins(x=0.08, y=0.16)
+    if not higher_is_better and np.isfinite(means).all():
+        _scale(axes, "y", means, np.concatenate([means - halves, means + halves]))
+    return figure
+
+
+def reliability_chart(calibration: Calibration) -> Figure:
+    """What was expected against what came: accuracy at each probability, or coverage of each band.
+
+    A point's area is its share of the examples; the vertical line is how far it is from the diagonal.
+
+    Example:
+        >>> from kshot.evaluation.calibration import Point
+        >>> points = [Point(0.55, 0.6, 0.2), Point(0.95, 0.9, 0.8)]
+        >>> nothing = Interval(0.0, 0.0, 1)
+        >>> figure = reliability_chart(Calibration("classes", 0.05, points, 100, nothing, nothing))
+        >>> figure.axes[0].get_xlabel()
+        'probability of the class that was chosen'
+    """
+    classes = calibration.kind == "classes"
+    figure = canvas(3.6)
+    axes = figure.subplots()
+    what = "expected calibration error" if classes else "mean gap"
+    title = "Reliability" if classes else "Coverage of central bands"
+    quiet(axes, f"{title}: {what} {calibration.error:.3f} over {calibration.examples:,} query examples", "both")
+    axes.plot([0, 1], [0, 1], color=MUTED, linewidth=1.2, linestyle="--", zorder=1)
+    expected, observed, share = np.array(calibration.points).reshape(-1, 3).T
+    low, high = np.minimum(expected, observed), np.maximum(expected, observed)
+    axes.vlines(expected, low, high, color=ORANGE, linewidth=2, zorder=2)
+    sizes = 14 + 420 * share if classes else 36
+    axes.scatter(expected, observed, s=sizes, color=BLUE, zorder=3, edgecolor="white", linewidth=0.8)
+    axes.set_xlim(-0.02, 1.02)
+    axes.set_ylim(-0.04, 1.04)
+    axes.set_aspect("equal")
+    labels = ("probability of the class that was chosen", "accuracy") if classes else ("band", "targets within")
+    axes.set_xlabel(labels[0], fontsize=9, color=MUTED)
+    axes.set_ylabel(labels[1], fontsize=9, color=MUTED)
+    return figure
+
+
+def _edges(values: np.ndarray) -> np.ndarray:
+    """24 equal bins over finite values; a little width where all are the same."""
+    low, high = (values.min(), values.max()) if len(values) else (0.0, 1.0)
+    return np.linspace(low, high, 25) if high > low else np.linspace(low - 0.5, high + 0.5, 25)
+
+
+def _histogram(axes: Axes, values: np.ndarray, edges: np.ndarray, **style: Any) -> None:
+    """Shares of all values; those that are not finite stand nowhere."""
+    finite = values[np.isfinite(values)]
+    axes.hist(finite, list(edges), weights=np.full(len(finite), 1 / max(len(values), 1)), **style)
 
 
 def _losses(events: Sequence[Mapping[str, Any]], kind: str) -> dict[float, float]:

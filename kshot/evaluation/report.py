@@ -6,15 +6,15 @@ import base64
 import io
 import json
 import math
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import astuple
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from kshot.evaluation.evaluate import Interval
+from kshot.evaluation.intervals import Interval
+from kshot.evaluation.per_task import write
 from kshot.evaluation.target import Target
-from kshot.evaluation.verdict import Figures, best_baseline, read, verdict, written
+from kshot.evaluation.verdict import Figures, best_baseline, difference_to, over, read, verdict, written
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -22,8 +22,13 @@ if TYPE_CHECKING:
 __all__ = ["verdict", "write_report"]
 
 CAPTIONS = {
-    "baselines": "The learner among baselines that do no meta-learning, all on the same test tasks. The shaded band is "
-    "the learner's interval: a baseline whose interval reaches into it is as good.",
+    "baselines": "The learner among baselines that do no meta-learning, on the first of the same test tasks. The band "
+    "is the learner's interval. Whether two differ is told by the paired differences below, which see more.",
+    "tasks": "Left, the figures of single tasks, the learner's filled and the best baseline's in outline. Right, the "
+    "learner less that baseline on each task that both were scored on; the band is the 95 % interval of the mean.",
+    "shots": "One trained learner, not trained again, given more or fewer support examples of the same test tasks. "
+    "They are other tasks than those of the figure above.",
+    "reliability": "On the diagonal, predictions are as sure as they may be; below it, surer than they may be.",
     "rounds": "Validation after each round, and below it the decision that was taken. The target counts as met when "
     "the whole interval is on its right side. The best baseline, if there is one, is given by its mean on the test "
     "tasks: a dashed line, or an arrow to where it lies.",
@@ -42,6 +47,7 @@ PROTOCOL = {
     "shots": "shots",
     "queries": "queries",
     "seed": "seed",
+    "task_seed": "seed of the tasks",
     "test_tasks": "test tasks",
     "val_tasks": "validation tasks",
     "episodes_sha256": "hash of the test episodes",
@@ -55,6 +61,7 @@ class Row(NamedTuple):
     name: str
     figure: str
     tasks: int
+    difference: str
     about: str
     ours: bool
 
@@ -76,8 +83,9 @@ def write_report(
     Args:
         folder: made if need be.
         report: what the run found: `name`, `command`, `outcome`, `sentence`, `reason`, `target`, `metric`,
-            `higher_is_better`, `rounds`, `best_round`, `val`, `test`, `baselines`, `baselines_about`, `protocol`,
-            `environment`, `timing`, `kshot`. All but `metric` may be missing or None.
+            `higher_is_better`, `rounds`, `best_round`, `val`, `test`, `baselines`, `baselines_about`, `paired`,
+            `worst_tasks`, `shots`, `calibration`, `cost`, `seeds`, `protocol`, `environment`, `timing`, `kshot`. All
+            but `metric` may be missing or None.
         events: of the run's experience; they tell how often it was interrupted.
         figures: by name; those named in `CAPTIONS` find their place and caption, others follow.
 
@@ -119,13 +127,6 @@ def to_json(value: Any) -> Any:
     return str(value)
 
 
-def write(path: Path, text: str) -> None:
-    """Write a file beside its place, then rename it: it is there whole or not at all."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    beside.write_text(text, encoding="utf-8")
-    beside.replace(path)
-
-
 def _html(report: dict[str, Any], events: Sequence[Mapping[str, Any]], figures: Mapping[str, Figure]) -> str:
     return render(Path(__file__).parent / "report.html.j2", _page(report, events, figures))
 
@@ -146,7 +147,6 @@ def _page(report: dict[str, Any], events: Sequence[Mapping[str, Any]], figures: 
     found, best = read(test, metric), best_baseline(baselines, metric, higher)
     number, rounds = report.get("best_round"), report.get("rounds") or []
     ordered = [name for name in CAPTIONS if name in figures] + [name for name in figures if name not in CAPTIONS]
-    seeds = protocol.get("seeds") or 1
     columns, constant = _settings(rounds)
     val = read(report.get("val"), metric)
     return {
@@ -159,16 +159,25 @@ def _page(report: dict[str, Any], events: Sequence[Mapping[str, Any]], figures: 
         "metric": metric,
         "better": "higher is better" if higher else "lower is better",
         "test": written(found) if test else "",
-        "test_of": f"({_count(found.tasks, 'task')}, {_count(seeds, 'seed') if isinstance(seeds, int) else seeds})",
+        "test_of": f"({over(test, metric)})",
+        "split": report.get("split") or "test",
         "best": best and {"name": best[0], "figure": written(best[1]), "of": f"({_count(best[1].tasks, 'task')})"},
+        "means": "over seeds" if report.get("seeds") else "over tasks",
         "val": written(val) if math.isfinite(val.mean) else "",
         "val_of": f"({_count(val.tasks, 'task')}" + (f", round {number})" if number else ")"),
-        "verdict": verdict(test, baselines, metric, higher),
+        "verdict": verdict(test, baselines, metric, higher, report.get("paired")),
         "target": report.get("target") or "",
         "on_test": _on_test(report.get("target"), metric, found) if test else "",
         "rows": _rows(report, test, baselines),
         "inductive": _inductive(protocol.get("inductive")),
-        "choice": _choice(number, bool(test)),
+        "choice": _choice(number, bool(test), bool(report.get("seeds"))),
+        "seeds": _seeds(report, metric),
+        "worst": [
+            (f"task {entry['task']}", f"{_short(entry.get(metric))}, episode {entry['episode']}…")
+            for entry in report.get("worst_tasks") or []
+        ],
+        "calibration": _calibration(report.get("calibration") or {}),
+        "cost": cost_lines(report.get("cost") or {}),
         "protocol": _protocol(protocol),
         "columns": columns,
         "constant": constant,
@@ -204,13 +213,86 @@ def _rows(report: dict[str, Any], test: Figures | None, baselines: dict[str, Fig
     figures = {name: read(each, metric) for name, each in baselines.items()}
     sign = -1 if report.get("higher_is_better", True) else 1
     names = sorted(figures, key=lambda n: sign * figures[n].mean if math.isfinite(figures[n].mean) else math.inf)
-    rows = [Row(name, written(figures[name]), figures[name].tasks, about.get(name) or "", False) for name in names]
+    paired = report.get("paired") or {}
+    rows = [
+        Row(
+            name.replace("_", " "),
+            written(figures[name]),
+            figures[name].tasks,
+            difference_to(paired, name),
+            about.get(name) or "",
+            False,
+        )
+        for name in names
+    ]
     if test:
         ours = read(test, metric)
         rows.insert(
-            0, Row("learner", written(ours), ours.tasks, about.get("learner") or "This run, meta-learned.", True)
+            0, Row("learner", written(ours), ours.tasks, "", about.get("learner") or "This run, meta-learned.", True)
         )
     return rows
+
+
+def _seeds(report: dict[str, Any], metric: str) -> list[dict[str, Any]]:
+    """A line for each seed of a run of several."""
+    return [
+        {
+            "seed": entry["seed"],
+            "figure": written(read(entry.get("test"), metric)),
+            "round": "–" if entry.get("best_round") is None else entry["best_round"],
+            "outcome": (entry.get("outcome") or "").replace("_", " ").lower(),
+            "time": "–" if entry.get("seconds") is None else duration(entry["seconds"]),
+        }
+        for entry in report.get("seeds") or []
+    ]
+
+
+def _calibration(found: dict[str, Any]) -> list[tuple[str, str]]:
+    if not found:
+        return []
+    classes = found.get("kind") == "classes"
+    rows = [("expected calibration error" if classes else "mean gap of coverage", _short(found.get("error")))]
+    if found.get("nll"):
+        rows.append(("negative log-likelihood, nats", written(read(found, "nll"))))
+    if found.get("brier"):
+        rows.append(("Brier score", written(read(found, "brier"))))
+    bands = {} if classes else {point["expected"]: point["observed"] for point in found.get("points") or []}
+    rows += [(f"targets within the {level:.0%} band", f"{bands[level]:.1%}") for level in (0.5, 0.95) if level in bands]
+    return rows
+
+
+def cost_lines(cost: dict[str, Any]) -> list[tuple[str, str]]:
+    """A report's entry of costs as names and values for a person."""
+
+    def times(found: dict[str, Any]) -> str:
+        return f"{found['median']:.3g} ms, 95 % below {found['p95']:.3g} ms"
+
+    given = [
+        ("parameters of the learner", "parameters", lambda n: f"{n:,}"),
+        (
+            "numbers in a task's state",
+            "state_numbers",
+            lambda n: f"{n:,} ({scaled(cost.get('state_bytes') or 0, 'B')})",
+        ),
+        ("to adapt to a task", "adapt_ms", times),
+        ("to predict its queries", "predict_ms", times),
+        ("FLOPs of adapting", "adapt_flops", scaled),
+        ("FLOPs of predicting", "predict_flops", scaled),
+    ]
+    return [(name, form(cost[key])) for name, key, form in given if cost.get(key) is not None]
+
+
+def scaled(count: float, unit: str = "") -> str:
+    """A large number for a person, by powers of 1000.
+
+    Example:
+        >>> scaled(950, "B"), scaled(1_620_000), scaled(3.2e9, "B")
+        ('950 B', '1.62 M', '3.2 GB')
+    """
+    for size, letter in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if count >= size:
+            return f"{count / size:.3g} {letter}{unit}"
+    return f"{count:.0f} {unit}".rstrip()
 
 
 def _inductive(inductive: bool | None) -> str:
@@ -224,7 +306,9 @@ def _inductive(inductive: bool | None) -> str:
     )
 
 
-def _choice(best_round: int | None, tested: bool) -> str:
+def _choice(best_round: int | None, tested: bool, seeds: bool) -> str:
+    if seeds:
+        return "One checkpoint for each seed, no ensemble: the best of its rounds on validation tasks."
     if best_round is None:
         return "No round gave a usable checkpoint." + ("" if tested else " The test tasks were left alone.")
     chosen = f"One checkpoint, no ensemble: that of round {best_round}, chosen on validation tasks."
@@ -264,7 +348,6 @@ def _timing(timing: dict[str, Any]) -> list[tuple[str, str]]:
     given = [
         ("time in all", timing.get("seconds"), duration),
         ("of it pretraining", timing.get("pretrain_seconds"), duration),
-        ("to adapt to one task (median)", timing.get("adapt_ms"), lambda ms: f"{ms:.3g} ms"),
     ]
     return [(name, form(value)) for name, value, form in given if value is not None]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from kshot.evaluation.evaluate import Interval
+from kshot.evaluation.intervals import Interval
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from kshot.evaluation.evaluate import Interval
+from kshot.evaluation.intervals import LEVEL, Interval
 
 Figures = Mapping[str, Mapping[str, Any]]
 """Metric -> figure."""
@@ -33,7 +33,8 @@ def written(figure: Interval) -> str:
         return "not finite"
     places = decimals(figure)
     half = f" ± {figure.ci95:.{places}f}" if math.isfinite(figure.ci95) else ""
-    return f"{figure.mean:.{places}f}{half}"
+    mean = f"{figure.mean:.{places}f}"
+    return f"{mean if float(mean) else mean.lstrip('-')}{half}"
 
 
 def decimals(figure: Interval) -> int:
@@ -42,6 +43,42 @@ def decimals(figure: Interval) -> int:
     if abs(figure.mean) >= 100:
         return 1
     return min(8, max(3, math.ceil(-math.log10(small) - 1e-9)))
+
+
+def over(figures: Figures | None, metric: str) -> str:
+    """Over what a figure and its interval were taken: tasks, or seeds and the tasks of each.
+
+    Example:
+        >>> over({"mse": {"mean": 0.5, "ci95": 0.1, "tasks": 600}}, "mse")
+        '600 tasks, 1 seed'
+        >>> over({"mse": {"mean": 0.5, "ci95": 0.1, "seeds": 3, "ci95_tasks": 0.02, "tasks": 600}}, "mse")
+        '3 seeds; ± 0.020 over 600 tasks within a seed'
+    """
+    figure = (figures or {}).get(metric) or {}
+    count = int(figure.get("tasks") or 0)
+    tasks = f"{count} task{'s' * (count != 1)}"
+    if figure.get("ci95_tasks") is None:
+        return f"{tasks}, 1 seed"
+    within = Interval(float(figure["mean"]), float(figure["ci95_tasks"]), count)
+    return f"{figure['seeds']} seeds; ± {within.ci95:.{decimals(within)}f} over {tasks} within a seed"
+
+
+def difference_to(paired: Figures, name: str) -> str:
+    """The learner less a baseline on the same tasks, and whether it may be noise; nothing where it is not known.
+
+    Args:
+        paired: name -> difference, as `compare.differences` gives it.
+        name: of the baseline.
+
+    Example:
+        >>> difference_to({"centroid": {"mean": 0.01, "ci95": 0.02, "tasks": 100, "p_holm": 0.3}}, "centroid")
+        '+0.010 ± 0.020, may be noise'
+    """
+    if name not in paired:
+        return ""
+    found, p = read(paired, name), paired[name].get("p_holm")
+    sign = "+" if found.mean > 0 else ""
+    return f"{sign}{written(found)}" + ("" if p is not None and p < LEVEL else ", may be noise")
 
 
 def best_baseline(
@@ -55,18 +92,24 @@ def best_baseline(
 
 
 def verdict(
-    test: Figures | None, baselines: Mapping[str, Figures] | None, metric: str, higher_is_better: bool = True
+    test: Figures | None,
+    baselines: Mapping[str, Figures] | None,
+    metric: str,
+    higher_is_better: bool = True,
+    paired: Figures | None = None,
 ) -> str:
-    """Whether meta-learning was worth it: the learner against the best baseline, judged by their 95 % intervals.
+    """Whether meta-learning was worth it: the learner against the best baseline, task by task.
 
-    A difference is claimed only where the two intervals are apart, the same rule that the decisions go by. It errs on
-    the side of "as good": the tasks are the same ones, and a paired test would see smaller differences.
+    A difference is claimed only where it is shown: by the paired difference on the tasks that both were scored on, its
+    p value corrected for the number of baselines. Where no paired difference is given, the two 95 % intervals must be
+    apart, which errs on the side of "as good".
 
     Args:
         test: the learner's test figures by metric; None if there are none.
         baselines: name -> test figures by metric, of learners that do no meta-learning.
         metric: the one to compare.
         higher_is_better: True for an accuracy, False for an error.
+        paired: name -> the learner's difference to that baseline, as `compare.differences` gives it.
 
     Returns:
         A sentence.
@@ -74,10 +117,11 @@ def verdict(
     Example:
         >>> verdict(
         ...     {"accuracy": {"mean": 0.95, "ci95": 0.01, "tasks": 600}},
-        ...     {"nearest centroid": {"accuracy": {"mean": 0.7, "ci95": 0.01, "tasks": 600}}},
+        ...     {"centroid": {"accuracy": {"mean": 0.94, "ci95": 0.01, "tasks": 600}}},
         ...     "accuracy",
+        ...     paired={"centroid": {"mean": 0.01, "ci95": 0.002, "tasks": 600, "p_holm": 1e-9}},
         ... )
-        'The learner beats the best baseline without meta-learning by 0.250: accuracy 0.950 ± 0.010 against ...'
+        'The learner beats the best baseline without meta-learning by 0.010 ± 0.002 on the same 600 tasks: accuracy ...'
     """
     if not test:
         return "There is no test figure, so nothing can be said about the learner against the baselines."
@@ -88,15 +132,30 @@ def verdict(
         missing = "No baseline gave a finite figure" if baselines else "No baseline was evaluated"
         return f"{missing}, so whether meta-learning was worth its cost is not known."
     name, baseline = best
-    against = f"{metric} {written(learner)} against {written(baseline)} ({name})"
-    reach = learner.ci95 + baseline.ci95
-    if not math.isfinite(reach):
+    sizes = [f"{each.tasks} tasks" if learner.tasks != baseline.tasks else "" for each in (learner, baseline)]
+    ours = f"{metric} {written(learner)}" + (f" ({sizes[0]})" if sizes[0] else "")
+    against = f"{ours} against {written(baseline)} ({', '.join(filter(None, [name.replace('_', ' '), sizes[1]]))})"
+    if paired and name in paired:
+        difference = read(paired, name)
+        p = paired[name].get("p_holm")
+        shown = p is not None and p < LEVEL
+        where = (
+            f" on the same {difference.tasks} tasks"
+            if learner.tasks == baseline.tasks
+            else (f" on the {difference.tasks} tasks that both were scored on")
+        )
+        unsure = not math.isfinite(difference.ci95)
+    else:
+        reach = learner.ci95 + baseline.ci95
+        difference = Interval(learner.mean - baseline.mean, reach, min(learner.tasks, baseline.tasks))
+        shown, where, unsure = abs(difference.mean) > reach, "", not math.isfinite(reach)
+    if unsure:
         return f"Too few tasks to tell the learner from the best baseline: {against}, without an interval."
-    gap = learner.mean - baseline.mean if higher_is_better else baseline.mean - learner.mean
-    by = f"{abs(gap):.{max(decimals(learner), decimals(baseline))}f}"
-    if gap > reach:
-        claim = f"The learner beats the best baseline without meta-learning by {by}"
-        return f"{claim}: {against}; their 95 % intervals are apart."
-    if gap < -reach:
-        return f"The learner is worse than the best baseline without meta-learning by {by}: {against}."
-    return f"The simple baseline is as good here: {against}; their 95 % intervals overlap, so no difference is shown."
+    gap = difference.mean if higher_is_better else -difference.mean
+    by = written(difference._replace(mean=abs(gap)))
+    if shown and gap > 0:
+        return f"The learner beats the best baseline without meta-learning by {by}{where}: {against}."
+    if shown:
+        return f"The learner is worse than the best baseline without meta-learning by {by}{where}: {against}."
+    size = written(difference._replace(mean=gap))
+    return f"The simple baseline is as good here: {against}; a difference of {size}{where} may be noise."

@@ -133,5 +133,5 @@ def _added(total: Tensor, values: Tensor, factor: Tensor) -> Tensor:
 
 
 def along_channels(vector: Tensor, like: Tensor) -> Tensor:
-    """(C,) as (C, 1, ...) so that it broadcasts against (n, C, ...)."""
-    return vector.reshape(-1, *[1] * (like.ndim - 2))
+    """(C,) as (C, 1, ...), or (n, C) as (n, C, 1, ...), so that it broadcasts against (n, C, ...)."""
+    return vector.reshape(*vector.shape, *[1] * (like.ndim - 2))

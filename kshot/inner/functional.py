@@ -9,8 +9,10 @@ Shape legend: n examples, C channels.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from contextvars import ContextVar
+from functools import partial
 from typing import Any, Literal, get_args
 
 import torch
@@ -28,14 +30,17 @@ from kshot.inner.kernels import kinds, settle, transformed, twice_differentiable
 from kshot.inner.layout import LAYOUT_FREE, channels_last, convolves
 from kshot.inner.recurrent import WRITTEN_OUT
 from kshot.inner.redirected import REDIRECTED, needs_redirecting
+from kshot.inner.task_norm import TaskNorm
 from kshot.types import Batch, Params, Tree
 
-BatchNorm = Literal["support", "query", "running"]
+BatchNorm = Literal["support", "query", "running", "tasknorm"]
 """Which statistics BatchNorm uses for a query: those of the task's support set (inductive), those of the query itself
-(transductive), or the module's own running ones (inductive; not updated by meta-training)."""
+(transductive), the module's own running ones (inductive; not updated by meta-training), or those of the support set
+blended with those of each query by itself (inductive, see `inner.task_norm.TaskNorm`)."""
 
 Statistics = dict[str, dict[str, Tensor]]
-"""Mean and variance (C,) of each BatchNorm call of one forward, keyed by the number of the call."""
+"""Mean and variance (C,) of each BatchNorm call of one forward, keyed by the number of the call; for "tasknorm" the
+number of support examples too, as `{"support": {"count": ()}}`."""
 
 
 class Function:
@@ -45,42 +50,59 @@ class Function:
         module: any module.
         batchnorm: which statistics BatchNorm uses for a query. For a support set it is the set's own, rows weighted,
             or the running ones.
+        task_norm: for "tasknorm", the meta-parameters to use; new ones by default.
 
     Attributes:
         transductive: whether a query's prediction depends on the other queries.
         keeps_statistics: whether `query` needs statistics from `support`.
+        task_norm: meta-parameters that the learner is to hold as its own, or None.
     """
 
-    def __init__(self, module: nn.Module, batchnorm: BatchNorm = "support") -> None:
+    def __init__(self, module: nn.Module, batchnorm: BatchNorm = "support", task_norm: TaskNorm | None = None) -> None:
         if batchnorm not in get_args(BatchNorm):
             raise ValueError(f"batchnorm must be one of {', '.join(get_args(BatchNorm))}, got {batchnorm!r}")
         self.module, self.batchnorm = module, batchnorm
-        self.normed = any(isinstance(part, _BatchNorm) for part in module.modules())
+        norms = sum(isinstance(part, _BatchNorm) for part in module.modules())
+        self.normed = norms > 0
+        self.task_norm = TaskNorm(norms) if self.normed and batchnorm == "tasknorm" and task_norm is None else task_norm
         self.transductive = self.normed and batchnorm == "query"
         self.convolves = convolves(module)
         self.redirected = self.normed or self.convolves or needs_redirecting(module)
         self.kinds = kinds(module)
         self.shared = _shared(module)
-        self.keeps_statistics = self.normed and batchnorm == "support"
+        self.keeps_statistics = self.normed and batchnorm in ("support", "tasknorm")
+
+    def of(self, name: str) -> Function:
+        """A submodule as a function, under the same choice of statistics."""
+        return Function(self.module.get_submodule(name), self.batchnorm, self.task_norm)
 
     def adapting(self, params: Params, batch: Batch) -> Tree:
         """Call on a support set, of which only what the module returns is needed."""
         choose = _running if self.batchnorm == "running" else _own if _even(batch.weight) else _of_batch(batch.weight)
-        return self._call(params, batch.inputs, choose)
+        return self._call(params, batch.inputs, choose, count=batch.weight.sum())
 
     def support(self, params: Params, batch: Batch) -> tuple[Tree, Statistics]:
         """Call on a support set: what the module returns, and the BatchNorm statistics that queries will need."""
         if not self.keeps_statistics:
             return self.adapting(params, batch), {}
         used: Statistics = {}
-        return self._call(params, batch.inputs, _of_batch(batch.weight), used), used
+        count = batch.weight.sum()
+        output = self._call(params, batch.inputs, _of_batch(batch.weight), used, count)
+        return output, used if self.task_norm is None else used | {"support": {"count": count}}
 
     def query(self, params: Params, statistics: Statistics, inputs: Tree) -> Tree:
         """Call on inputs (m, ...), under the statistics that `support` gave."""
-        choose = {"support": _given(statistics), "query": _own, "running": _running}[self.batchnorm]
-        return self._call(params, inputs, choose)
+        choose = {"query": _own, "running": _running}.get(self.batchnorm, _given(statistics))
+        return self._call(params, inputs, choose, count=statistics.get("support", {}).get("count"))
 
-    def _call(self, params: Params, inputs: Tree, choose: Choose, used: Statistics | None = None) -> Tree:
+    def _call(
+        self,
+        params: Params,
+        inputs: Tree,
+        choose: Choose,
+        used: Statistics | None = None,
+        count: Tensor | None = None,
+    ) -> Tree:
         overrides: dict[str, Any] = {
             name: None if name.endswith("num_batches_tracked") else buffer.clone()
             for name, buffer in self.module.named_buffers()
@@ -94,7 +116,8 @@ class Function:
         if isinstance(inputs, dict):
             args, kwargs = (), inputs
         written_out = WRITTEN_OUT if self.kinds["recurrent"] and is_batched(inputs) else {}
-        redirected = _Redirect(choose, used, written_out) if self.redirected else nullcontext()
+        blend = None if self.task_norm is None else partial(self.task_norm, count=count)
+        redirected = _Redirect(choose, used, written_out, blend) if self.redirected else nullcontext()
         try:
             with redirected, twice_differentiable(**self.kinds), explained(self.module, inputs):
                 return torch.func.functional_call(self.module, overrides, args, kwargs)
@@ -120,9 +143,15 @@ The derivatives are the same: where several positions tie for the largest value,
 class _Redirect(TorchFunctionMode):
     """Redirects `batch_norm` to chosen statistics, noting in `used` which they were, and what `vmap` gets wrong."""
 
-    def __init__(self, choose: Choose, used: Statistics | None, written_out: dict[Callable, Callable]) -> None:
+    def __init__(
+        self,
+        choose: Choose,
+        used: Statistics | None,
+        written_out: dict[Callable, Callable],
+        blend: Callable[[int, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]] | None = None,
+    ) -> None:
         super().__init__()
-        self.choose, self.used, self.calls = choose, used, 0
+        self.choose, self.used, self.blend, self.calls = choose, used, blend, 0
         self.risen: tuple[Any, Any, Any] = (None, None, None)  # the last activation: output, input, function
         self.table = REDIRECTED | written_out if transformed() else LAYOUT_FREE
 
@@ -154,17 +183,21 @@ class _Redirect(TorchFunctionMode):
         eps: float = 1e-5,
     ) -> Tensor:
         plain = weight is None or weight.dtype == input.dtype
-        if self.choose is _own and plain and not is_batched(input):
+        if self.choose is _own and self.blend is None and plain and not is_batched(input):
             if transformed():
                 return torch.batch_norm(input, weight, bias, None, None, True, 0.0, eps, cudnn.enabled)
             return batch_norm(input, weight, bias, eps)
         mean, var = self.choose(self.calls, input, running_mean, running_var)
         if self.used is not None:
             self.used[str(self.calls)] = {"mean": mean, "var": var}
+        if self.blend is not None:
+            mean, var = self.blend(self.calls, input, mean, var)
         self.calls += 1
         scale = torch.rsqrt(var + eps) if weight is None else torch.rsqrt(var + eps) * weight
         shift = -mean * scale if bias is None else bias - mean * scale
-        normed = torch.addcmul(along_channels(shift, input), input, along_channels(scale, input))
+        scale, shift = along_channels(scale, input), along_channels(shift, input)
+        # of moments for each example the input comes first, so that a compiler finds its layout in the sum
+        normed = torch.addcmul(shift, input, scale) if self.blend is None else input * scale + shift
         return normed.to(input.dtype)  # parameters of another precision than the input's stay inside, as in PyTorch
 
 
@@ -195,9 +228,24 @@ _own = _of_batch(None)
 """The batch's own statistics, all rows alike."""
 
 
+_alike: ContextVar[bool | None] = ContextVar("alike", default=None)
+
+
+@contextmanager
+def rows_alike(alike: bool) -> Iterator[None]:
+    """A region in which it is known whether all rows count alike; a tracer cannot look at the values of weights."""
+    before = _alike.set(alike)
+    try:
+        yield
+    finally:
+        _alike.reset(before)
+
+
 def _even(weight: Tensor) -> bool:
-    """Whether all rows are known to count alike; under `vmap`, and while compiling, no value is known."""
-    if isinstance(weight, FakeTensor):  # memory is being planned, for tasks without padding
+    """Whether all rows are known to count alike; under `vmap`, and while tracing, no value is known."""
+    if (known := _alike.get()) is not None:
+        return known
+    if isinstance(weight, FakeTensor):  # memory is planned for tasks without padding
         return True
     if is_batched(weight) or torch.compiler.is_compiling() or not len(weight):
         return False

@@ -118,7 +118,7 @@ class FilmLearner(Learner):
 
 
 def cnaps(
-    backbone: nn.Module,
+    embedding: nn.Module,
     encoder: nn.Module,
     *,
     film: Sequence[str],
@@ -127,7 +127,7 @@ def cnaps(
     objective: Objective = objectives.classification,
     batchnorm: BatchNorm = "support",
 ) -> FilmLearner:
-    r"""Simple CNAPs: the support set, as one vector, says how to scale and shift the backbone's channels (FiLM).
+    r"""Simple CNAPs: the support set, as one vector, says how to scale and shift the embedding's channels (FiLM).
 
     $$ \varphi = g_\theta\Bigl(\frac{\sum_i w_i e_\theta(x_i)}{\sum_i w_i}\Bigr), \qquad
        h_c \leftarrow (1 + \gamma_c(\varphi))\, h_c + \beta_c(\varphi), \qquad (\gamma, \beta) = W \varphi $$
@@ -135,10 +135,10 @@ def cnaps(
     Then a head is fitted in closed form to the modulated features of the support set.
 
     Args:
-        backbone: any module: inputs (n, ...) to features (n, ...); it is not changed. The paper's is pretrained, and
-            fixed by `backbone.requires_grad_(False)`.
+        embedding: any module: inputs (n, ...) to features (n, ...); it is not changed. The paper's is pretrained, and
+            fixed by `embedding.requires_grad_(False)`.
         encoder: any module: inputs (n, ...) to codes (n, context).
-        film: qualified names of the backbone's layers to modulate.
+        film: qualified names of the embedding's layers to modulate.
         context: P, the size of $\varphi$.
         head: "mahalanobis" (see `Mahalanobis`), "prototypes" (class means), or a `Head`.
         objective, batchnorm: as in `protonet`.
@@ -147,11 +147,11 @@ def cnaps(
         A learner for any number of ways and shots. Adapting takes two passes, and no gradient.
 
     Raises:
-        ValueError: no layers, or layers that the backbone lacks.
+        ValueError: no layers, or layers that the embedding lacks.
 
     Example:
-        >>> backbone, encoder = nn.Sequential(nn.Linear(2, 4), nn.ReLU()), nn.Linear(2, 8)
-        >>> learner = cnaps(backbone, encoder, film=["0"], context=8)
+        >>> embedding, encoder = nn.Sequential(nn.Linear(2, 4), nn.ReLU()), nn.Linear(2, 8)
+        >>> learner = cnaps(embedding, encoder, film=["0"], context=8)
         >>> state = learner.adapt(Batch.of(torch.eye(2), torch.tensor([0, 1]), ways=2))
         >>> state["context"].shape, state["head"]["precision"].shape
         (torch.Size([8]), torch.Size([2, 4, 4]))
@@ -169,7 +169,7 @@ def cnaps(
     if isinstance(head, str) and head not in heads:
         raise ValueError(f"head must be one of {', '.join(heads)}, or a Head, got {head!r}")
     return FilmLearner(
-        backbone,
+        embedding,
         encoder,
         film=film,
         context=context,

@@ -79,6 +79,7 @@ class GradientLearner(Learner):
         self.model, self.solver, self.adaptable = model, solver, adaptable
         self.start, self.per_step, self.outer, self.minibatch = start, per_step, outer, minibatch
         self.function = Function(model, batchnorm)
+        self.task_norm = self.function.task_norm
         self.transductive = self.function.transductive
         self.annealed = isinstance(solver, Annealed) or isinstance(outer, MultiStepLoss)
         self.progress = 1.0

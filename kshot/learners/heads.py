@@ -1,4 +1,4 @@
-"""Learners that keep an embedding fixed within a task and fit a head on its features in closed form.
+"""Learners that keep an embedding fixed within a task and fit a head on its features.
 
 Shape legend: N support rows, M query rows, D features, C classes.
 """
@@ -6,6 +6,7 @@ Shape legend: N support rows, M query rows, D features, C classes.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import Literal
 
 import torch
@@ -13,14 +14,26 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from kshot import objectives
-from kshot.inner.functional import BatchNorm, Function
+from kshot.inner.functional import BatchNorm, Function, Statistics
 from kshot.learner import Learner
-from kshot.objectives import Objective, only_present
-from kshot.types import Batch, Tree
+from kshot.learners.outer import query_loss
+from kshot.objectives import Objective, classes_present, only_present
+from kshot.types import Batch, Params, Task, Tree
 
 
 class Head(nn.Module, ABC):
-    """What is fitted on a support set's features. Its Parameters are meta-parameters."""
+    """What is fitted on a support set's features. Its Parameters are meta-parameters.
+
+    Attributes:
+        takes_maps: whether features come as the embedding makes them, (N, D, ...); else they are flattened to (N, D).
+        scores_absent: whether classes without support examples get a score too, as from a regression. Where tasks
+            have classes of their own these get no probability anyway.
+        transductive: whether a query's prediction depends on the other queries.
+    """
+
+    takes_maps: bool = False
+    scores_absent: bool = False
+    transductive: bool = False
 
     @abstractmethod
     def fit(self, feat_ND: Tensor, target_NC: Tensor, weight_N: Tensor) -> Tree:
@@ -37,71 +50,150 @@ class HeadLearner(Learner):
     $$ \text{state} = \text{fit}(f_\theta(x_{\text{support}}), y), \quad
        \hat y = \text{predict}(\text{state}, f_\theta(x)) $$
 
-    The state is `{"head": …, "statistics": …}`; the latter is there for BatchNorm on support statistics only.
+    The state is `{"head": …, "statistics": …, "present": (C,)}`; the statistics are there where queries need BatchNorm
+    statistics of the support, the classes present where a class without support examples gets no probability. A learner
+    that tunes the embedding to a task adds its `"params"`.
 
     Args:
-        embedding: any module that takes the task's inputs to features (n, ...), flattened to (n, D).
+        embedding: any module that takes the task's inputs to features (n, ...).
         head: what is fitted.
         objective: what the tasks ask.
         batchnorm: which statistics BatchNorm uses for a query (see `inner.functional.BatchNorm`).
+        outer: the loss that meta-training descends.
     """
 
     def __init__(
-        self, embedding: nn.Module, head: Head, objective: Objective, *, batchnorm: BatchNorm = "support"
+        self,
+        embedding: nn.Module,
+        head: Head,
+        objective: Objective,
+        *,
+        batchnorm: BatchNorm = "support",
+        outer: Callable[[HeadLearner, Task], Tensor] = query_loss,
     ) -> None:
         super().__init__(objective)
-        self.embedding, self.head = embedding, head
+        self.embedding, self.head, self.outer = embedding, head, outer
         self.function = Function(embedding, batchnorm)
-        self.transductive = self.function.transductive
+        self.task_norm = self.function.task_norm
+        self.transductive = self.function.transductive or head.transductive
+
+    def forward(self, task: Task) -> Tensor:
+        """The outer loss of one task, ()."""
+        return self.outer(self, task)
 
     def adapt(self, support: Batch) -> Tree:
-        features, statistics = self.function.support({}, support)
-        head = self.head.fit(features.flatten(1), support.targets, support.weight)
-        return {"head": head, "statistics": statistics} if statistics else {"head": head}
+        return self.fit(support, *self.embed(support))
 
     def predict(self, state: Tree, inputs: Tree) -> Tree:
-        features = self.function.query({}, state.get("statistics", {}), inputs)
-        return self.head.predict(state["head"], features.flatten(1))
+        return self.score(state, self.embed_query(state, inputs))
+
+    def embed(self, support: Batch, params: Params | None = None) -> tuple[Tensor, Statistics]:
+        """The features of a support set, and the BatchNorm statistics that queries will need.
+
+        Args:
+            support: leaves (n, ...).
+            params: parameters of the embedding that stand in for its own.
+        """
+        features, statistics = self.function.support(params or {}, support)
+        return self._shaped(features), statistics
+
+    def embed_query(self, state: Tree, inputs: Tree) -> Tensor:
+        """The features of queries."""
+        return self._shaped(self.function.query(state.get("params", {}), state.get("statistics", {}), inputs))
+
+    def fit(self, support: Batch, features: Tensor, statistics: Statistics) -> Tree:
+        """The state that is made of a support set's features."""
+        state: dict[str, Tree] = {"head": self.head.fit(features, support.targets, support.weight)}
+        if statistics:
+            state["statistics"] = statistics
+        if self.objective.own_classes or not self.head.scores_absent:
+            state["present"] = classes_present(support)
+        return state
+
+    def score(self, state: Tree, features: Tensor) -> Tensor:
+        """The prediction for queries with such features."""
+        prediction = self.head.predict(state["head"], features)
+        return only_present(prediction, state["present"]) if "present" in state else prediction
+
+    def _shaped(self, features: Tensor) -> Tensor:
+        return features if self.head.takes_maps else features.flatten(1)
+
+
+Distance = Callable[[Tensor, Tensor], Tensor]
+"""(feat_MD, proto_CD) -> logits (M, C), the larger the nearer. A module's Parameters are meta-parameters."""
+
+
+def euclidean(feat_MD: Tensor, proto_CD: Tensor) -> Tensor:
+    r"""Minus the squared Euclidean distance, $-\lVert f_m - p_c \rVert^2$."""
+    return 2 * feat_MD @ proto_CD.mT - proto_CD.square().sum(1) - feat_MD.square().sum(1, keepdim=True)
+
+
+def cosine(feat_MD: Tensor, proto_CD: Tensor) -> Tensor:
+    r"""The cosine of the angle between them, $\cos(f_m, p_c)$."""
+    return normalize(feat_MD, dim=1) @ normalize(proto_CD, dim=1).mT
+
+
+class Scaled(nn.Module):
+    r"""A distance times a learned scale, $s \, d(f_m, p_c)$; for those that are bounded.
+
+    Args:
+        distance: $d$.
+        scale: $s > 0$, where it starts.
+    """
+
+    def __init__(self, distance: Distance, scale: float = 10.0) -> None:
+        super().__init__()
+        self.distance = distance
+        self.log_scale = log_parameter("scale", scale)
+
+    def forward(self, feat_MD: Tensor, proto_CD: Tensor) -> Tensor:
+        return self.log_scale.exp() * self.distance(feat_MD, proto_CD)
+
+
+def log_parameter(name: str, value: float) -> nn.Parameter:
+    """The logarithm of a number above 0 that is learned, as a Parameter ()."""
+    if not value > 0:
+        raise ValueError(f"{name} must be above 0, got {value}")
+    return nn.Parameter(torch.tensor(float(value)).log())
+
+
+def class_means(feat_ND: Tensor, target_NC: Tensor, weight_N: Tensor) -> Tensor:
+    r"""The mean of each class's features (N, ...), as (C, ...); 0 for a class without examples.
+
+    $$ p_c = \frac{\sum_i w_i y_{ic} f_i}{\sum_i w_i y_{ic}} $$
+    """
+    share_NC = target_NC * weight_N[:, None]
+    mean_NC = share_NC / share_NC.sum(0).clamp_min(1e-12)
+    return torch.tensordot(mean_NC.mT, feat_ND, 1)
 
 
 class Prototypes(Head):
-    r"""The mean of each class, and the distance to it:
-
-    $$ p_c = \frac{\sum_i w_i y_{ic} f_i}{\sum_i w_i y_{ic}}, \qquad \hat y_{mc} = -\lVert f_m - p_c \rVert^2
-       \quad\text{or}\quad s \cos(f_m, p_c). $$
-
-    A class without support examples gets logit $-\infty$'s stand-in, the lowest finite number: it is never chosen.
+    r"""The mean $p_c$ of each class, and the distance to it.
 
     Args:
-        distance: "euclidean" (squared) or "cosine", whose scale $s$ is learned, from 10.
+        distance: "euclidean" (squared), "cosine" with a scale that is learned, from 10, or a `Distance` of your own.
     """
 
-    def __init__(self, distance: Literal["euclidean", "cosine"] = "euclidean") -> None:
+    def __init__(self, distance: Literal["euclidean", "cosine"] | Distance = "euclidean") -> None:
         super().__init__()
-        if distance not in ("euclidean", "cosine"):
-            raise ValueError(f"distance must be 'euclidean' or 'cosine', got {distance!r}")
-        self.distance = distance
-        if distance == "cosine":
-            self.log_scale = nn.Parameter(torch.tensor(10.0).log())
+        known: dict[str, Distance] = {"euclidean": euclidean, "cosine": Scaled(cosine)}
+        if isinstance(distance, str) and distance not in known:
+            raise ValueError(
+                f"distance must be 'euclidean', 'cosine' or a function (feat_MD, proto_CD) -> logits, got {distance!r}"
+            )
+        self.distance: Distance = known[distance] if isinstance(distance, str) else distance
 
     def fit(self, feat_ND: Tensor, target_NC: Tensor, weight_N: Tensor) -> Tree:
-        share_NC = target_NC * weight_N[:, None]
-        count_C = share_NC.sum(0)
-        return {"prototypes": (share_NC.mT @ feat_ND) / count_C.clamp_min(1e-12)[:, None], "count": count_C}
+        return {"prototypes": class_means(feat_ND, target_NC, weight_N)}
 
     def predict(self, state: Tree, feat_MD: Tensor) -> Tensor:
-        proto_CD = state["prototypes"]
-        if self.distance == "cosine":
-            logit_MC = self.log_scale.exp() * normalize(feat_MD, dim=1) @ normalize(proto_CD, dim=1).mT
-        else:
-            logit_MC = 2 * feat_MD @ proto_CD.mT - proto_CD.square().sum(1) - feat_MD.square().sum(1, keepdim=True)
-        return only_present(logit_MC, state["count"] > 0)
+        return self.distance(feat_MD, state["prototypes"])
 
 
 def protonet(
     embedding: nn.Module,
     *,
-    distance: Literal["euclidean", "cosine"] = "euclidean",
+    distance: Literal["euclidean", "cosine"] | Distance = "euclidean",
     objective: Objective = objectives.classification,
     batchnorm: BatchNorm = "support",
 ) -> HeadLearner:
@@ -112,18 +204,25 @@ def protonet(
 
     Args:
         embedding: any module: inputs (n, ...) to features (n, ...).
-        distance: "euclidean" (squared, the paper's) or "cosine".
+        distance: "euclidean" (squared, the paper's), "cosine" with a learned scale, or a function of your own, features
+            (M, D) and class means (C, D) to logits (M, C).
         objective: what the tasks ask.
         batchnorm: "support" (inductive), "query" (transductive) or "running".
 
     Returns:
         A learner for any number of ways and shots.
 
+    Raises:
+        ValueError: another name of a distance.
+
     Example:
         >>> learner = protonet(nn.Flatten())
         >>> support = Batch.of(torch.tensor([[0.0], [4.0]]), torch.tensor([0, 1]), ways=2)
         >>> learner.predict(learner.adapt(support), torch.tensor([[1.0]]))
         tensor([[-1., -9.]])
+        >>> learner = protonet(nn.Flatten(), distance=lambda feat, proto: -torch.cdist(feat, proto, p=1))
+        >>> learner.predict(learner.adapt(support), torch.tensor([[1.0]]))
+        tensor([[-1., -3.]])
 
     References:
         Snell, Swersky, Zemel: Prototypical Networks for Few-shot Learning, NeurIPS 2017, arXiv:1703.05175.

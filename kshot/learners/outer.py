@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
+from kshot.learner import Learner
 from kshot.types import Batch, Task
 
 if TYPE_CHECKING:
@@ -20,7 +21,7 @@ Outer = Callable[["GradientLearner", Task], Tensor]
 TrainOn = Literal["support", "both"]
 
 
-def query_loss(learner: GradientLearner, task: Task) -> Tensor:
+def query_loss(learner: Learner, task: Task) -> Tensor:
     r"""The query loss after adapting, $L_{\text{query}}(\theta_K)$."""
     return learner.objective.loss(learner.predict(learner.adapt(task.support), task.query.inputs), task.query)
 

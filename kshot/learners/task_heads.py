@@ -14,6 +14,7 @@ from kshot.inner.functional import BatchNorm, Function
 from kshot.inner.per_parameter import Pattern
 from kshot.inner.rules import SGD
 from kshot.learners.gradient import GradientLearner, Start, of_order
+from kshot.learners.heads import class_means
 from kshot.objectives import Objective
 from kshot.types import Batch, Params, Tree
 
@@ -42,11 +43,8 @@ class PrototypeStart(Start):
     r"""The head that classifies by squared distance to class means: $W_c = 2 p_c$, $b_c = -\lVert p_c \rVert^2$."""
 
     def forward(self, function: Function, support: Batch) -> Params:
-        embed = Function(function.module.get_submodule("embedding"), function.batchnorm)
-        features, _ = embed.support({}, support)
-        feat_nD = features.flatten(1)
-        share_nC = support.targets * support.weight[:, None]
-        proto_CD = (share_nC.mT @ feat_nD) / share_nC.sum(0).clamp_min(1e-12)[:, None]
+        features, _ = function.of("embedding").support({}, support)
+        proto_CD = class_means(features.flatten(1), support.targets, support.weight)
         return {"weight": 2 * proto_CD, "bias": -proto_CD.square().sum(1)}
 
 

@@ -13,8 +13,10 @@ from typing import Literal
 from torch import nn
 
 
-def mlp(inputs: int, outputs: int, hidden: Sequence[int] = (40, 40)) -> nn.Sequential:
+def mlp(inputs: int, outputs: int | None, hidden: Sequence[int] = (40, 40)) -> nn.Sequential:
     """A perceptron with ReLU: (n, inputs) to (n, outputs). The default is the sinusoid network of the MAML paper.
+
+    Without `outputs` it gives the features (n, hidden[-1]) themselves.
 
     Example:
         >>> mlp(1, 1)(torch.zeros(3, 1)).shape
@@ -33,6 +35,7 @@ def conv4(
     channels: int = 64,
     size: int = 28,
     downsample: Literal["pool", "stride"] = "pool",
+    maps: bool = False,
 ) -> nn.Sequential:
     """Four blocks of 3×3 convolution, BatchNorm, ReLU and halving: (n, channels_in, size, size) to (n, outputs).
 
@@ -43,9 +46,10 @@ def conv4(
         size: height and width of the images, in pixels.
         downsample: "pool" halves by max-pooling (rounding down), "stride" by the convolution's stride (rounding up),
             which costs about a quarter; the MAML paper's Omniglot network is the latter.
+        maps: give the maps (n, channels, h, w) that the last block makes, and no head.
 
     Raises:
-        ValueError: images too small to be halved four times.
+        ValueError: images too small to be halved four times; outputs of maps.
 
     Example:
         >>> conv4(1, 5)(torch.zeros(2, 1, 28, 28)).shape
@@ -73,8 +77,9 @@ def conv4(
         side = side // 2 if downsample == "pool" else (side + 1) // 2
     if side < 1:
         raise ValueError(f"images of {size}×{size} pixels cannot be halved four times by pooling; use at least 16×16")
-    body = nn.Sequential(*layers, nn.Flatten())
-    return with_head(body, channels * side * side, outputs)
+    if maps:
+        return with_maps(layers, outputs)
+    return with_head(nn.Sequential(*layers, nn.Flatten()), channels * side * side, outputs)
 
 
 def with_head(body: nn.Module, features: int, outputs: int | None) -> nn.Sequential:
@@ -83,3 +88,10 @@ def with_head(body: nn.Module, features: int, outputs: int | None) -> nn.Sequent
     if outputs is not None:
         parts["head"] = nn.Linear(features, outputs)
     return nn.Sequential(parts)
+
+
+def with_maps(layers: Sequence[nn.Module], outputs: int | None) -> nn.Sequential:
+    """A `body` that gives feature maps (n, channels, h, w)."""
+    if outputs is not None:
+        raise ValueError(f"feature maps have no head of {outputs} outputs: give outputs=None with maps=True")
+    return nn.Sequential(OrderedDict(body=nn.Sequential(*layers)))

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from kshot.models.backbones import with_head
+from kshot.models.backbones import with_head, with_maps
 from kshot.models.dropblock import DropBlock
 
 SLOPE = 0.1  # of the leaky ReLU
@@ -53,6 +53,7 @@ def resnet12(
     widths: Sequence[int] = (64, 160, 320, 640),
     keep_prob: float = 0.9,
     block_size: int = 5,
+    maps: bool = False,
 ) -> nn.Sequential:
     """Four residual blocks and global average pooling: (n, channels_in, H, W) to (n, outputs), from 16×16 pixels on.
 
@@ -63,9 +64,10 @@ def resnet12(
         keep_prob: share that is kept while training, by dropout after the first two blocks and by `DropBlock` after the
             last two, there falling to this over the first third of the training; 1 drops nothing.
         block_size: side of the dropped squares, in pixels; MetaOptNet takes 5 for images of 84×84, and 2 for 32×32.
+        maps: give the maps (n, widths[-1], h, w) unpooled, and no head.
 
     Raises:
-        ValueError: another number of widths than four, or a width, share or side out of bounds.
+        ValueError: another number of widths than four, or a width, share or side out of bounds; outputs of maps.
 
     Example:
         >>> resnet12(3, 5, widths=(8, 16, 32, 64))(torch.zeros(2, 3, 32, 32)).shape
@@ -83,8 +85,10 @@ def resnet12(
     for number, channels in enumerate(widths):
         drop = nn.Dropout(1 - keep_prob) if number < 2 else DropBlock(keep_prob, block_size, until=1 / 3)
         blocks.append(ResidualBlock(widths[number - 1] if number else channels_in, channels, drop))
-    body = nn.Sequential(*blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten())
-    for part in body.modules():
-        if isinstance(part, nn.Conv2d):
-            nn.init.kaiming_normal_(part.weight, SLOPE, mode="fan_out")
-    return with_head(body, widths[-1], outputs)
+    for block in blocks:
+        for part in block.modules():
+            if isinstance(part, nn.Conv2d):
+                nn.init.kaiming_normal_(part.weight, SLOPE, mode="fan_out")
+    if maps:
+        return with_maps(blocks, outputs)
+    return with_head(nn.Sequential(*blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten()), widths[-1], outputs)

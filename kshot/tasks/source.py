@@ -21,7 +21,8 @@ class TaskSource(ABC):
     """Where tasks come from.
 
     `task` is pure in (seed, split, index): resuming needs one integer, rank r of w takes `indices[r::w]`, and a test
-    set is a range of integers.
+    set is a range of integers. Training tasks go on without end: a training takes a stretch of them that its seed
+    chooses, so that an index may be any whole number.
 
     Attributes:
         objective: what the tasks ask.

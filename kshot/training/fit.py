@@ -176,14 +176,28 @@ def seeded(*key: int, device: torch.device | None = None) -> Iterator[None]:
         yield
 
 
+def first_task(seed: int) -> int:
+    """The number of the first training task, or pretraining batch, of a training with a seed.
+
+    Trainings with other seeds read other stretches of the same endless sequence, so that a source's own seed may fix
+    the tasks of validation and test for all of them.
+
+    Raises:
+        ValueError: a seed below 0.
+    """
+    if seed < 0:
+        raise ValueError(f"a seed must be 0 or more, got {seed}")
+    return seed << 32
+
+
 def meta_training(
     learner: Learner, source: TaskSource, settings: Settings, *, mode: Mode = "loop", seed: int = 0
 ) -> OuterLoop:
-    """The outer loop that meta-trains `learner` on the training tasks of `source`, task by task in their order."""
-    gradient = MetaGradient(learner, mode)
+    """The outer loop that meta-trains `learner` on the training tasks of `source`, from `first_task(seed)` on."""
+    gradient, begin = MetaGradient(learner, mode), first_task(seed)
     return OuterLoop(
         learner,
-        lambda step, size: source.stack("train", range(step * size, (step + 1) * size)),
+        lambda step, size: source.stack("train", range(begin + step * size, begin + (step + 1) * size)),
         lambda module, tasks: gradient(tasks),
         settings,
         seed,
@@ -214,7 +228,8 @@ def fit(
         clip: bound of the gradient's norm; None for no bound.
         schedule: "cosine" over `steps`, or "constant".
         mode: "loop", "vmap", "compiled", or "auto", which measures the first two; the gradients are equal.
-        seed: of dropout and the like; the tasks have their source's seed.
+        seed: of dropout and the like, and of which training tasks are drawn (see `first_task`). The tasks of val and
+            test are those of the source's own seed, whatever this one is.
         observe: called with a `Progress` after each step.
 
     Returns:

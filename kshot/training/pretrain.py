@@ -10,9 +10,11 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from kshot.learners.heads import HeadLearner
+from kshot.learners.metric import Centred
 from kshot.tasks.source import TaskSource
-from kshot.training.fit import OuterLoop, Progress, Settings, seeded
-from kshot.types import Batch
+from kshot.training.fit import OuterLoop, Progress, Settings, first_task, seeded
+from kshot.types import Batch, to
 
 
 class Classifier(nn.Module):
@@ -74,13 +76,14 @@ def pretraining(
     """The outer loop that pretrains `model`: classification of all training classes, or the tasks' own objective on
     the examples of many tasks in one bag where the source has no classes. `finish` it when it is done."""
     classify = source.objective.own_classes
-    first = source.pretraining_batch(0, settings.size)
+    example = source.pretraining_batch(0, settings.size)
     module: nn.Module = model
     fixed = None
     if classify:
         device = next(model.parameters()).device
         fixed = f"model.{head}."
-        module = Classifier(model, first.targets.shape[1], first.inputs[:2].to(device), head=head, seed=seed).to(device)
+        module = Classifier(model, example.targets.shape[1], example.inputs[:2].to(device), head=head, seed=seed)
+        module.to(device)
 
     # Twice as fast for plain convolutions on a CPU.
     module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -90,7 +93,10 @@ def pretraining(
         loss.backward()
         return loss.detach()
 
-    return OuterLoop(module, source.pretraining_batch, backward, settings, seed, fixed)
+    begin = first_task(seed)
+    return OuterLoop(
+        module, lambda step, size: source.pretraining_batch(begin + step, size), backward, settings, seed, fixed
+    )
 
 
 def finish(loop: OuterLoop) -> None:
@@ -124,7 +130,7 @@ def pretrain(
         batch: examples of a step.
         outer_lr: Adam's rate, falling by a cosine.
         head: the module whose input are the features.
-        seed: of the new layer, and of dropout and the like.
+        seed: of the new layer, of dropout and the like, and of which training examples are drawn.
         observe: called with a `Progress` after each step.
 
     Returns:
@@ -144,3 +150,43 @@ def pretrain(
     losses = loop.run(steps, observe)
     finish(loop)
     return losses
+
+
+def fit_centre(learner: HeadLearner, source: TaskSource, *, batches: int = 16, batch: int = 128) -> None:
+    r"""Set the centre of a learner's features, such as SimpleShot's, to their mean over training examples.
+
+    $$ \mu = \frac{\sum_i w_i f_\theta(x_i)}{\sum_i w_i} $$
+
+    Measure it anew when the embedding has been trained further.
+
+    Args:
+        learner: whose head is, or holds, a `learners.metric.Centred`; changed in place.
+        source: whose training split is read.
+        batches: how many batches of examples.
+        batch: examples of each.
+
+    Raises:
+        ValueError: a learner without such a head.
+
+    Example:
+        >>> learner = kshot.simpleshot(nn.Flatten(), features=1)
+        >>> fit_centre(learner, kshot.tasks.sinusoids())
+        >>> learner.head.centre.shape
+        torch.Size([1])
+    """
+    heads = [part for part in learner.modules() if isinstance(part, Centred)]
+    if not heads:
+        raise ValueError("this learner's features have no centre; simpleshot's and laplacian_shot's have one")
+    device, was_training = heads[0].centre.device, learner.training
+    learner.eval()
+    try:
+        with torch.no_grad():
+            total, count = torch.zeros_like(heads[0].centre), 0.0
+            for step in range(batches):
+                examples = to(source.pretraining_batch(step, batch), device)
+                total += examples.weight @ learner.embed(examples)[0]
+                count += float(examples.weight.sum())
+            for head in heads:
+                head.centre.copy_(total / count)
+    finally:
+        learner.train(was_training)

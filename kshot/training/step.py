@@ -1,32 +1,35 @@
 """The meta-gradient of one step: the mean outer loss over a stack of tasks, and its gradient. Several ways, one result.
 
-`loop` goes through the tasks one by one and frees each one's graph before the next: the least memory. `threads` does so
-on every core of a CPU at once. `vmap` runs all tasks in one batched pass. `compiled` compiles that whole pass, gradient
-included, once for each shape of tasks. `auto` measures the real step and picks. Where a step would not fit into memory
-the tasks are taken in chunks, and inner steps are computed twice rather than kept. Only this file knows the difference.
+`loop` goes through the tasks one by one and frees each one's graph before the next: the least memory. `vmap` runs all
+tasks in one batched pass. `traced` records the operations of a step once for each shape of tasks, and replays them
+without Python and autograd: those of the batched pass or, where convolutions run on a CPU, those of one task, for as
+many tasks at once as there are cores. `compiled` compiles the record of the batched pass. `auto` measures the real step
+and picks. Where a step would not fit into memory the tasks are taken in chunks, and inner steps are computed twice
+rather than kept. Only this file knows the difference.
 """
 
 from __future__ import annotations
 
 import logging
-import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
-from torch.fx.experimental.proxy_tensor import make_fx
 
 from kshot.inner.explaining import differentiated
+from kshot.inner.functional import rows_alike
+from kshot.inner.layout import convolves
 from kshot.inner.unrolling import recomputing
 from kshot.learner import Learner
+from kshot.training.cores import Cores
 from kshot.training.memory import GIB, available, predicted_peak, size
-from kshot.training.threads import Threads
+from kshot.training.programs import Program, compiled, draws, of_a_stack, of_one_task
 from kshot.types import Params, Task, tree_leaves, tree_map, unstack
 
-Mode = Literal["auto", "loop", "threads", "vmap", "compiled"]
-Way = Literal["loop", "threads", "vmap", "compiled"]
+Mode = Literal["auto", "loop", "vmap", "traced", "compiled"]
+Way = Literal["loop", "vmap", "traced", "compiled"]
 
 log = logging.getLogger(__name__)
 
@@ -53,20 +56,22 @@ class MetaGradient:
 
     Args:
         learner: whose `forward` gives a task's outer loss.
-        mode: "loop", "threads", "vmap", "compiled", or "auto": a few steps are taken each way but compiled, and the
-            fastest goes on. Compiling pays from some thousand steps of a small model on, takes tens of seconds, and
-            needs a C++ compiler: it is asked for by its name. Threads are for a CPU with several cores.
+        mode: "loop", "vmap", "traced", "compiled", or "auto": a few steps are taken each way but compiled, and the
+            fastest goes on. Tracing takes seconds. Compiling pays from some thousand steps of a small model on, takes
+            tens of seconds, and needs a C++ compiler: it is asked for by its name.
         backend: what compiles, a backend of `torch.compile`.
         memory: bytes that a step may take; by default most of what the device has free. A step that would take more,
             by what is predicted before it is taken, goes in chunks of tasks, or recomputes its inner steps.
-        chunk: tasks in one pass of "vmap" and "compiled"; by default as many as fit.
-        recompute: whether "loop" and "threads" compute inner steps again in the backward pass rather than keep them;
-            by default where they must to fit.
+        chunk: tasks in one batched pass; by default as many as fit.
+        recompute: whether inner steps are computed again in the backward pass rather than kept, where tasks go one by
+            one; by default where they must to fit.
 
     Attributes:
         way: how the next step is taken; None while "auto" is still measuring.
         choice: the sentence that says which way was taken instead of what was asked, and why; else empty.
         plan: how the last step kept within memory.
+        single: whether "traced" records one task, and replays it on every core, rather than the batched pass; so it is
+            where convolutions run on a CPU, which are slower in a batch.
 
     Raises:
         ValueError: another mode.
@@ -101,72 +106,63 @@ class MetaGradient:
         self._asked = memory, chunk, recompute
         self._plans: dict[Any, Plan] = {}  # by the way and the shapes of the tasks
         self._seconds: dict[Way, list[float]] = {"loop": [], "vmap": []}
-        if torch.get_num_threads() > 1 and _device(learner).type == "cpu":
-            self._seconds["threads"] = []
-        self._threads: Threads | None = None
-        if mode == "compiled" and learner.annealed:
-            self._take("vmap", "since this learner's loss changes in the course of training, and is not compiled")
+        self.single = convolves(learner) and _device(learner).type == "cpu"
+        self._failed: list[str] = []  # what "auto" found out of the ways that do not run
+        self._cores: Cores | None = None
+        if not learner.annealed:
+            self._seconds["traced"] = []
+        elif mode in ("traced", "compiled"):
+            self._take("vmap", f"since this learner's loss changes in the course of training, and is not {mode}")
         self._backend = backend
-        self._programs: dict[Any, Callable[..., tuple[Params, Tensor]]] = {}  # by the shapes of the tasks
+        self._programs: dict[Any, Program] = {}  # by all that they hold for
 
     def __call__(self, tasks: Task) -> Tensor:
         """Add the gradient over a stack of T tasks; returns the mean loss, (), detached."""
         if self.way is None:
             return self._measure(tasks)
-        if self.way == "compiled":
+        if self.way in ("traced", "compiled"):
             try:
-                return self._step("compiled", tasks)
+                return self._step(self.way, tasks)
             except MemoryError:
                 raise
-            except Exception as error:  # whatever a compiler may raise; the step itself is taken the plain way
-                reason = " ".join(str(error).strip().splitlines()[:2]) or type(error).__name__  # who, and what
-                self._take("vmap", f"since the step could not be compiled: {reason}")
-        if self.way == "threads" and self._threads is None:
-            return self._first_of_threads(tasks)
+            except Exception as error:  # whatever tracing and compiling may raise: the step is taken the plain way
+                plain: Way = "loop" if self._one_by_one(self.way) else "vmap"
+                self._take(plain, f"since the step could not be {self.way}: {_reason(error)}")
         return self._step(self.way, tasks)
+
+    def _one_by_one(self, way: Way) -> bool:
+        """Whether that way takes tasks singly, rather than in one batch."""
+        return way == "loop" or (way == "traced" and self.single)
 
     def _step(self, way: Way, tasks: Task) -> Tensor:
         """One step, some way, within memory."""
-        key = way, *_shapes(tasks)
+        key = way, _shapes(tasks)
         if key not in self._plans:
             self._plans[key] = self._planned(way, tasks)
         self.plan = self._plans[key]
-        with recomputing(self.plan.recompute):
-            if way == "loop":
+        if way == "loop":
+            with recomputing(self.plan.recompute):
                 return self._loop(tasks)
-            if way == "threads":
-                return self._on_threads(tasks)
-            count = len(tasks.support.weight)
-            chunk = min(self.plan.chunk or count, count)
-            once = self._vmap if way == "vmap" else self._compiled
-            starts = range(0, count, chunk)
-            parts = [tree_map(lambda leaf, start=start: leaf[start : start + chunk], tasks) for start in starts]
-            return torch.stack([once(part, len(part.support.weight) / count) for part in parts]).sum()
+        if self._one_by_one(way):
+            return self._on_cores(tasks)
+
+        def once(tasks: Task, share: float) -> Tensor:
+            return self._vmap(tasks, share) if way == "vmap" else self._replay(way, tasks, share)
+
+        count, chunk = len(tasks.support.weight), self.plan.chunk
+        if chunk is None or chunk >= count:
+            return once(tasks, 1.0)
+        parts = [tree_map(lambda leaf, at=at: leaf[at : at + chunk], tasks) for at in range(0, count, chunk)]
+        return torch.stack([once(part, len(part.support.weight) / count) for part in parts]).sum()
 
     def _loop(self, tasks: Task) -> Tensor:
-        return _one_by_one(self.learner, unstack(tasks), len(tasks.support.weight))
-
-    def _on_threads(self, tasks: Task) -> Tensor:
-        assert self._threads is not None
-        count, recompute = len(tasks.support.weight), self.plan.recompute
-
-        def taken(replica: Learner, part: list[Task]) -> Tensor:
-            with recomputing(recompute):  # of this thread
-                return _one_by_one(replica, part, count)
-
-        return self._threads(self.learner, unstack(tasks), taken)
-
-    def _first_of_threads(self, tasks: Task) -> Tensor:
-        """A first step in the loop, that shows whether tasks draw random numbers, which threads would mix up."""
-        before, cores = torch.get_rng_state(), torch.get_num_threads()
-        loss = self._step("loop", tasks)
-        if cores == 1 or loss.device.type != "cpu":
-            self._take("loop", "since threads need a CPU with several cores")
-        elif not torch.equal(before, torch.get_rng_state()):
-            self._take("loop", "since this learner draws random numbers, whose order threads would not keep")
-        else:
-            self._threads = Threads(cores)
-        return loss
+        total, count = tasks.support.weight.new_zeros(()), len(tasks.support.weight)
+        for task in unstack(tasks):
+            with differentiated(self.learner, lambda task=task: self.learner(task)):  # type: ignore[misc]
+                loss = self.learner(task) / count
+                loss.backward()
+            total += loss.detach()
+        return total
 
     def _vmap(self, tasks: Task, share: float) -> Tensor:
         """The share of the mean loss that these tasks have."""
@@ -175,24 +171,71 @@ class MetaGradient:
             loss.backward()
         return loss.detach()
 
-    def _compiled(self, tasks: Task, share: float) -> Tensor:
-        named = {name: p.detach() for name, p in self.learner.named_parameters()}
-        learning = {name: named.pop(name) for name, p in self.learner.named_parameters() if p.requires_grad}
-        fixed = named | dict(self.learner.named_buffers())
-        shapes = (self.learner.training, *_shapes(tasks))
-        if shapes not in self._programs:
-            self._programs[shapes] = _compile(self.learner, (learning, fixed, tasks), self._backend)
-        grads, loss = self._programs[shapes](learning, fixed, tasks)
-        for name, parameter in self.learner.named_parameters():
-            if name in grads:
-                part = grads[name] if share == 1 else grads[name] * share
-                parameter.grad = part if parameter.grad is None else parameter.grad + part
+    def _replay(self, way: Way, tasks: Task, share: float) -> Tensor:
+        """As `_vmap`, by the program of a stack of tasks."""
+        learning, fixed = self._parameters()
+        program = self._program(way, tasks, (learning, fixed, tasks))
+        with torch.no_grad():
+            grads, loss = program(learning, fixed, tasks)
+        self._add(grads, share)
         return loss.detach() * share
+
+    def _on_cores(self, tasks: Task) -> Tensor:
+        """As `_loop`, by the program of one task, on all cores at once."""
+        learning, fixed = self._parameters()
+        each = unstack(tasks)
+        program = self._program("traced", tasks, (learning, fixed, each[0]))
+
+        @torch.no_grad()
+        def taken(part: list[Task]) -> tuple[Params, Tensor]:
+            grads, total = program(learning, fixed, part[0])
+            for task in part[1:]:
+                more, loss = program(learning, fixed, task)
+                grads = dict(zip(grads, torch._foreach_add(list(grads.values()), list(more.values()))))
+                total = total + loss
+            return grads, total
+
+        count = 1 if draws(program) else min(torch.get_num_threads(), len(each))  # random numbers come in order
+        if count > 1 and (self._cores is None or self._cores.count != count):
+            self._cores = Cores(count)
+        parts = [each[start::count] for start in range(count)]
+        results = [taken(each)] if count == 1 or self._cores is None else self._cores.map(taken, parts)
+        for grads, _ in results:
+            self._add(grads, 1 / len(each))
+        return torch.stack([total for _, total in results]).sum() / len(each)
+
+    def _parameters(self) -> tuple[Params, Params]:
+        """What learns, and what is fixed, detached, by name."""
+        learning: Params = {}
+        fixed: Params = dict(self.learner.named_buffers())
+        for name, parameter in self.learner.named_parameters():
+            (learning if parameter.requires_grad else fixed)[name] = parameter.detach()
+        return learning, fixed
+
+    def _program(self, way: Way, tasks: Task, example: tuple[Params, Params, Task]) -> Program:
+        """The program for such tasks, recorded on an example."""
+        alike = all(bool(((w == w[..., :1]) & (w > 0)).all()) for w in (tasks.support.weight, tasks.query.weight))
+        key = way, alike, self.learner.training, tuple(example[0]), _shapes(example[2])
+        if key not in self._programs:
+            single = self._one_by_one(way)
+            one, record = (example[2], of_one_task) if single else (unstack(tasks)[0], of_a_stack)
+            explained = differentiated(self.learner, lambda: self.learner(one))
+            with explained, rows_alike(alike), recomputing(self.plan.recompute):
+                program = record(self.learner, example)
+            self._programs[key] = compiled(program, self._backend) if way == "compiled" else program
+        return self._programs[key]
+
+    def _add(self, grads: Params, share: float) -> None:
+        """Add a share of gradients by name to those of the parameters."""
+        scaled = dict(zip(grads, torch._foreach_mul(list(grads.values()), share)))  # in memory of their own
+        for name, parameter in self.learner.named_parameters():
+            if name in scaled:
+                parameter.grad = scaled[name] if parameter.grad is None else parameter.grad + scaled[name]
 
     def _planned(self, way: Way, tasks: Task) -> Plan:
         """The first plan that fits: all tasks, as many as fit, and with inner steps recomputed."""
         memory, chunk, recompute = self._asked
-        batched = way in ("vmap", "compiled")
+        batched = not self._one_by_one(way)
         if (chunk if batched else recompute) is not None:
             return Plan(chunk, bool(recompute) and not batched)
         device = tasks.support.weight.device
@@ -208,13 +251,13 @@ class MetaGradient:
             return Plan()
 
     def _fitting(self, way: Way, tasks: Task, room: float) -> Plan:
-        count = len(tasks.support.weight)
+        count, batched = len(tasks.support.weight), not self._one_by_one(way)
 
         def peak(number: int, *, recompute: bool = False) -> int:
             some = tree_map(lambda leaf: leaf[:number], tasks)
-            return predicted_peak(self.learner, some, _by_vmap if way in ("vmap", "compiled") else _by_loop(recompute))
+            return predicted_peak(self.learner, some, _by_vmap if batched else _by_loop(recompute))
 
-        if way in ("vmap", "compiled"):
+        if batched:
             whole, one = peak(count), peak(1)
             if whole <= room:
                 return Plan()
@@ -224,7 +267,7 @@ class MetaGradient:
                 log.info("the tasks are taken %d at a time: all %d would take %.1f GiB", chunk, count, whole / GIB)
                 return Plan(chunk)
             raise _too_large(one, room, "with mode='loop', which can recompute its inner steps, it takes less")
-        at_once = min(torch.get_num_threads(), count) if way == "threads" else 1
+        at_once = min(torch.get_num_threads(), count) if way == "traced" else 1
         whole = at_once * peak(1)
         if whole <= room:
             return Plan()
@@ -241,19 +284,14 @@ class MetaGradient:
         way = min(self._seconds, key=lambda w: len(self._seconds[w]))
         started = time.perf_counter()
         try:
-            if way == "threads" and self._threads is None:
-                loss = self._first_of_threads(tasks)
-                if self.way is not None:  # no threads for this learner
-                    self.way, self.choice = None, ""
-                    del self._seconds["threads"]
-                    return loss
-            else:
-                loss = self._step(way, tasks)
-        except (RuntimeError, MemoryError) as error:
-            if way != "vmap":
+            loss = self._step(way, tasks)
+        except Exception as error:  # of what a batch, or a record, cannot do
+            if way == "loop":
                 raise
-            self._take("loop", f"since these tasks do not run under vmap: {str(error).splitlines()[0]}")
-            self.learner.zero_grad()
+            del self._seconds[way]
+            self._failed.append(f"{way} does not run: {_reason(error)}")
+            if len(self._seconds) == 1:
+                self._take("loop", f"since {'; '.join(self._failed)}")
             return self._step("loop", tasks)
         if loss.is_cuda:
             torch.cuda.synchronize(loss.device)
@@ -268,17 +306,6 @@ class MetaGradient:
     def _take(self, way: Way, why: str) -> None:
         self.way, self.choice = way, f"{way}, {why}"
         log.info("the meta-gradient is taken as %s", self.choice)
-
-
-def _one_by_one(learner: Learner, each: Sequence[Task], count: int) -> Tensor:
-    """Adds the gradient of each task's loss, divided by a count; returns the sum of those losses."""
-    total = each[0].support.weight.new_zeros(())
-    for task in each:
-        with differentiated(learner, lambda task=task: learner(task)):  # type: ignore[misc]
-            loss = learner(task) / count
-            loss.backward()
-        total += loss.detach()
-    return total
 
 
 def _by_vmap(one: Callable[[Task], Tensor], tasks: Task) -> None:
@@ -301,6 +328,11 @@ def _too_large(needed: float, room: float, way_out: str) -> MemoryError:
     )
 
 
+def _reason(error: Exception) -> str:
+    """Who, and what."""
+    return " ".join(str(error).strip().splitlines()[:2]) or type(error).__name__
+
+
 def _shapes(tasks: Task) -> tuple:
     return tuple((leaf.shape, leaf.dtype) for leaf in tree_leaves(tasks))
 
@@ -312,25 +344,3 @@ def _device(learner: Learner) -> torch.device:
 def meta_gradient(learner: Learner, tasks: Task, mode: Mode = "loop") -> Tensor:
     """Add the gradient of one stack of tasks to the `.grad` of the learner's parameters; see `MetaGradient`."""
     return MetaGradient(learner, mode)(tasks)
-
-
-def _compile(
-    learner: Learner, example: tuple[Params, Params, Task], backend: str
-) -> Callable[[Params, Params, Task], tuple[Params, Tensor]]:
-    """The compiled (learning, fixed, tasks) -> (gradients, mean loss) for the shapes of an example.
-
-    The step is traced to plain tensor operations first, gradients of gradients included: tracing the Python of nested
-    `functional_call`s instead gives, without a word, the gradient of a learner that does not adapt.
-    """
-    from kshot.tasks.library import cache_folder
-
-    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_folder() / "compiled"))  # programs outlive the process
-
-    def mean_loss(learning: Params, fixed: Params, tasks: Task) -> Tensor:
-        def one(task: Task) -> Tensor:
-            return torch.func.functional_call(learner, learning | fixed, (task,))
-
-        return torch.vmap(one, randomness="different")(tasks).mean()
-
-    graph = make_fx(torch.func.grad_and_value(mean_loss))(*example)
-    return torch.compile(graph, fullgraph=True, dynamic=False, backend=backend)

@@ -1,0 +1,109 @@
+"""The baselines that stand beside a learner: which, how they are tuned, and their figures on the same tasks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import nn
+
+from kshot import learners, objectives
+from kshot.app.build import Shapes, build_model
+from kshot.app.spec import BaselineName, Spec
+from kshot.evaluation.evaluate import Evaluation, Scored, evaluate
+from kshot.evaluation.target import Target
+from kshot.learner import Learner
+from kshot.learners.heads import HeadLearner, Prototypes
+from kshot.objectives import Objective
+from kshot.tasks.source import TaskSource
+from kshot.types import Split
+
+ABOUT: dict[str, str] = {
+    "scratch": "the same model, fitted to the support set alone from random weights",
+    "fine_tune": "the model after {steps} steps of pretraining on all training classes, fine-tuned on the support set",
+    "pretrained_centroid": "nearest class mean in the features of the model after {steps} steps of pretraining",
+    "centroid": "nearest class mean of the raw inputs",
+    "support_mean": "the mean of the support targets, whatever the input",
+}
+
+
+def names_of(spec: Spec, objective: Objective) -> list[BaselineName]:
+    """The baselines that the run file names, or those that fit what the tasks ask.
+
+    Raises:
+        ValueError: one that needs a pretrained model, where the run file has no pretraining.
+    """
+    if spec.baselines.names is not None:
+        for name in spec.baselines.names:
+            if name in ("fine_tune", "pretrained_centroid") and spec.pretrain is None:
+                raise ValueError(f"baseline {name!r} needs a pretrained model: give the run file a 'pretrain' section")
+        return spec.baselines.names
+    of_classes = objective.own_classes or objective.loss is objectives.shared_classification.loss
+    names: list[BaselineName] = ["scratch"] if spec.model else []
+    if spec.pretrain:
+        names += ["fine_tune", "pretrained_centroid"] if of_classes else ["fine_tune"]
+    if of_classes:
+        names.append("centroid")
+    elif objective.loss in (objectives.mse.loss, objectives.gaussian.loss):
+        names.append("support_mean")
+    return names
+
+
+def about(name: str, spec: Spec) -> str:
+    """What a baseline is, in a phrase."""
+    return ABOUT[name].format(steps=spec.pretrain.steps if spec.pretrain else 0)
+
+
+def evaluate_baselines(
+    spec: Spec,
+    source: TaskSource,
+    pretrained: nn.Module | None,
+    shapes: Shapes,
+    target: Target,
+    device: torch.device,
+    split: Split,
+    tasks: int,
+    watch: Callable[[str, Scored], None],
+) -> dict[str, Evaluation]:
+    """Each baseline on the first tasks of a split; where it has a rate to choose, the best on validation tasks."""
+    found: dict[str, Evaluation] = {}
+    for name in names_of(spec, source.objective):
+        candidates = _candidates(name, spec, source.objective, pretrained, shapes)
+        scores = []
+        for candidate in candidates if len(candidates) > 1 else []:
+            val = evaluate(candidate.to(device), source, split="val", tasks=spec.baselines.val_tasks)
+            scores.append(target.of(val.metrics).mean)
+        choose = max if target.at_least else min
+        best = candidates[scores.index(choose(scores))] if scores else candidates[0]
+
+        def observe(scored: Scored, name: str = name) -> None:
+            watch(name, scored)
+
+        found[name] = evaluate(best.to(device), source, split=split, tasks=tasks, observe=observe)
+    return found
+
+
+def _candidates(
+    name: BaselineName, spec: Spec, objective: Objective, pretrained: nn.Module | None, shapes: Shapes
+) -> list[Learner]:
+    options = spec.baselines
+    if name == "centroid":
+        return [learners.nearest_centroid(objective)]
+    if name == "support_mean":
+        return [learners.SupportMean(objective)]
+    if name == "scratch":
+        fresh = build_model(spec, shapes, head=True)
+        make: Callable[..., Learner] = learners.from_scratch
+        return [
+            make(fresh, inner_lr=lr, steps=options.steps, objective=objective, seed=spec.seed)
+            for lr in options.inner_lrs
+        ]
+    assert pretrained is not None  # `names_of` saw to it
+    if name == "pretrained_centroid":
+        body = dict(pretrained.named_children()).get("body", pretrained)
+        return [HeadLearner(body, Prototypes(), objective)]
+    model = build_model(spec, shapes, head=True)
+    model.load_state_dict(pretrained.state_dict(), strict=False)
+    return [
+        learners.fine_tune(model, inner_lr=lr, steps=options.steps, objective=objective) for lr in options.inner_lrs
+    ]

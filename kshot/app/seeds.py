@@ -1,0 +1,121 @@
+"""`kshot run --seeds`: one run file with several seeds, a folder each, and one report over them."""
+
+from __future__ import annotations
+
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from kshot.app.folder import RunFolder, read_spec
+from kshot.app.run import environment, run
+from kshot.app.spec import Spec
+from kshot.evaluation import figures
+from kshot.evaluation.compare import differences, pooled, read_report
+from kshot.evaluation.per_task import Scores, read_tasks
+from kshot.evaluation.report import to_json, write_report
+from kshot.evaluation.verdict import best_baseline
+
+
+def parse_seeds(text: str) -> list[int]:
+    """The seeds that a user wrote, such as "0,1,2".
+
+    Raises:
+        ValueError: anything else, the same seed twice, or fewer than two.
+
+    Example:
+        >>> parse_seeds("0,1,2")
+        [0, 1, 2]
+    """
+    try:
+        seeds = [int(part) for part in text.split(",")]
+    except ValueError:
+        seeds = []
+    if len(seeds) < 2 or len(set(seeds)) < len(seeds) or min(seeds) < 0:
+        raise ValueError(f"--seeds takes two or more different whole numbers, as in --seeds 0,1,2; got {text!r}")
+    return seeds
+
+
+def run_seeds(
+    spec: Spec, out: Path, seeds: list[int], *, resume: bool = False, console: Console | None = None
+) -> dict[str, Any]:
+    """Carry out a run file once for each seed, in the folders out/seed-0, out/seed-1…, and report on all of them.
+
+    The seeds differ in their initial weights and training tasks; their val and test episodes are the same. With
+    `resume`, finished seeds are left as they are, and the others go on.
+
+    Raises:
+        ValueError: as `run`.
+    """
+    if out.exists() and any(out.iterdir()) and not resume:
+        raise ValueError(f"{out} already exists and is not empty: choose another --out, or go on with it by --resume")
+    console = console or Console()
+    reports = []
+    for seed in seeds:
+        folder, own = RunFolder(out / f"seed-{seed}"), spec.model_copy(update={"seed": seed})
+        if not (folder.report.exists() and read_spec(folder.path) == own):
+            console.rule(f"seed {seed}", align="left", style="dim")
+            run(own, folder.path, resume=folder.spec.exists(), console=console)
+        reports.append(read_report(folder.path))
+    report = to_json(_report(spec, out, seeds, reports))
+    write_report(out, report, [], _figures(report, spec))
+    return report
+
+
+def _report(spec: Spec, out: Path, seeds: list[int], reports: list[dict[str, Any]]) -> dict[str, Any]:
+    """The report over all seeds: as that of one, its figures with intervals over seeds."""
+    first = reports[0]
+    metric = first["metric"]
+    tested = [(seed, report) for seed, report in zip(seeds, reports) if report.get("test")]
+    whole = len(tested) == len(seeds)
+    met = all(report["outcome"] == "TARGET_MET" for report in reports)
+    tables = [read_tasks(RunFolder(out / f"seed-{seed}").tasks) for seed, _ in tested] if whole else []
+    names = first["baselines"] if whole else {}
+    others: dict[str, list[Scores]] = {name: [table[1][name] for table in tables] for name in names}
+    return first | {
+        "kshot": version("kshot"),
+        "command": f"kshot run {out / f'seed-{seeds[0]}' / 'spec.yaml'} --seeds {','.join(map(str, seeds))}",
+        "outcome": "TARGET_MET" if met else next(r["outcome"] for r in reports if r["outcome"] != "TARGET_MET"),
+        "sentence": "The target is met on validation tasks by every seed."
+        if met
+        else f"The target is met by {sum(r['outcome'] == 'TARGET_MET' for r in reports)} of {len(seeds)} seeds.",
+        "reason": ""
+        if whole
+        else f"{len(seeds) - len(tested)} seeds gave no usable round, so there is no common figure",
+        "rounds": [],
+        "best_round": None,
+        "val": pooled([report["val"] for report in reports]) if whole else None,
+        "test": pooled([report["test"] for report in reports]) if whole else None,
+        "baselines": {name: pooled([report["baselines"][name] for report in reports]) for name in names},
+        "paired": differences([table[0] for table in tables], others, metric) if whole else {},
+        "worst_tasks": [],
+        "shots": [],
+        "calibration": None,
+        "seeds": [
+            {
+                "seed": seed,
+                "test": report.get("test"),
+                "best_round": report.get("best_round"),
+                "outcome": report["outcome"],
+                "seconds": report["timing"].get("seconds"),
+            }
+            for seed, report in zip(seeds, reports)
+        ],
+        "protocol": first["protocol"] | {"seed": seeds, "seeds": len(seeds)},
+        "environment": environment(),
+        "timing": {"seconds": sum(report["timing"].get("seconds") or 0.0 for report in reports)},
+    }
+
+
+def _figures(report: dict[str, Any], spec: Spec) -> dict[str, Any]:
+    if not report["test"] or not best_baseline(report["baselines"], report["metric"], report["higher_is_better"]):
+        return {}
+    chart = figures.baselines_chart(
+        report["test"],
+        report["baselines"],
+        report["metric"],
+        higher_is_better=report["higher_is_better"],
+        learner=spec.learner.kind,
+    )
+    return {"baselines": chart}

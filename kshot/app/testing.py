@@ -1,0 +1,224 @@
+"""The test of a trained learner: beside its baselines, over shots, with its cost; and what a report says of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from kshot.app.baselines import about, evaluate_baselines
+from kshot.app.build import Shapes, build_source, device_of, with_shots
+from kshot.app.spec import GaussianProcessesSpec, SinusoidsSpec, Spec
+from kshot.evaluation import figures
+from kshot.evaluation.compare import differences
+from kshot.evaluation.cost import Cost, cost
+from kshot.evaluation.evaluate import Evaluation, Scored, evaluate
+from kshot.evaluation.shots import Shots, over_shots
+from kshot.evaluation.target import Target
+from kshot.evaluation.verdict import best_baseline
+from kshot.learner import Learner
+from kshot.learners.gradient import GradientLearner
+from kshot.objectives import gaussian
+from kshot.tasks.source import TaskSource
+from kshot.types import Split
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+WORST = 5  # tasks that a report lists
+
+Watch = Callable[[str, int, int], None]
+"""(stage, tasks done, tasks in all): told as each task is scored."""
+
+
+@dataclass(frozen=True)
+class Tested:
+    """What a test found.
+
+    Attributes:
+        target: the metric that counts, and which way.
+        test: the learner's figures.
+        baselines: theirs, on the first of the same tasks.
+        shots: the learner's over numbers of support examples; empty where the source cannot make such tasks.
+        cost: what no clock measures.
+    """
+
+    target: Target
+    test: Evaluation
+    baselines: dict[str, Evaluation]
+    shots: list[Shots]
+    cost: Cost
+
+
+def carry_out(
+    learner: Learner,
+    spec: Spec,
+    source: TaskSource,
+    shapes: Shapes,
+    pretrained: nn.Module | None,
+    watch: Watch,
+    *,
+    split: Split = "test",
+    tasks: int | None = None,
+    episodes_sha256: str | None = None,
+    with_baselines: bool = True,
+) -> Tested:
+    """Score a learner on a split, its baselines beside it, and its curve over shots.
+
+    Args:
+        learner: trained, on its device.
+        spec: the run file.
+        source: its tasks.
+        shapes: of one example.
+        pretrained: the model before meta-training, for the baselines that need one.
+        watch: told of each task.
+        split: "test", or "val".
+        tasks: how many; those of the run file by default.
+        episodes_sha256: the hash that the episodes must have.
+        with_baselines: whether the baselines are evaluated.
+    """
+    target = Target.parse(spec.target)
+    count = tasks or spec.evaluate.test_tasks
+
+    def observe(stage: str, total: int) -> Callable[[Scored], None]:
+        return lambda scored: watch(stage, scored.number + 1, total)
+
+    test = evaluate(
+        learner, source, split=split, tasks=count, episodes_sha256=episodes_sha256, observe=observe(split, count)
+    )
+    beside = min(spec.baselines.test_tasks, count)
+    baselines: dict[str, Evaluation] = {}
+    if with_baselines:
+        baselines = evaluate_baselines(
+            spec,
+            source,
+            pretrained,
+            shapes,
+            target,
+            device_of(spec),
+            split,
+            beside,
+            lambda name, scored: watch(name.replace("_", " "), scored.number + 1, beside),
+        )
+    longer = _longest(spec, source)
+    shots: list[Shots] = []
+    if longer is not None:
+        with_more, counts = longer
+        shots = over_shots(learner, with_more, counts, split=split, tasks=min(spec.evaluate.shots_tasks, count))
+    return Tested(target, test, baselines, shots, cost(learner, source.task(split, 0)))
+
+
+def _longest(spec: Spec, source: TaskSource) -> tuple[TaskSource, list[int]] | None:
+    """The source with the most shots that the run file asks a curve for and the data has, and the numbers up to it.
+
+    None if there are not two. More shots must leave out nothing of the data, or it would be a curve over other tasks.
+    """
+    asked = sorted(set(spec.evaluate.shots))
+    before = source.describe()
+    while len(asked) > 1:
+        try:
+            longer = build_source(with_shots(spec, asked[-1]))
+            described = longer.describe()
+            most = described.get("shots", 0)
+            most = most[-1] if isinstance(most, list) else most
+            if most >= asked[-1] and described.get("dropped") == before.get("dropped"):
+                return longer, asked
+        except ValueError:
+            pass  # the data has not so many
+        asked.pop()
+    return None
+
+
+def entries(tested: Tested, spec: Spec, source: TaskSource, learner: Learner) -> dict[str, Any]:
+    """A report's entries on the test."""
+    test, metric = tested.test, tested.target.metric
+    return {
+        "metric": metric,
+        "higher_is_better": tested.target.at_least,
+        "split": test.split,
+        "test": test.metrics,
+        "baselines": {name: found.metrics for name, found in tested.baselines.items()},
+        "baselines_about": {name: about(name, spec) for name in tested.baselines} | {"learner": _about(spec)},
+        "paired": differences(test, tested.baselines, metric),
+        "worst_tasks": _worst(tested),
+        "shots": tested.shots,
+        "calibration": test.calibration,
+        "cost": tested.cost._asdict() | {"adapt_ms": test.adapt_ms, "predict_ms": test.predict_ms},
+        "protocol": protocol(spec, source, learner)
+        | {"episodes_sha256": test.episodes_sha256, "test_tasks": len(test.episodes)},
+    }
+
+
+def protocol(spec: Spec, source: TaskSource, learner: Learner) -> dict[str, Any]:
+    """What the figures of a run hold under."""
+    return source.describe() | {
+        "seed": spec.seed,
+        "task_seed": source.seed,
+        "learner": spec.learner.model_dump(),
+        "model": spec.model.model_dump() if spec.model else None,
+        "inductive": not learner.transductive,
+        "episodes_sha256": None,
+        "test_tasks": spec.evaluate.test_tasks,
+        "val_tasks": spec.evaluate.val_tasks,
+        "seeds": 1,
+        "selection": "one checkpoint, chosen on validation tasks; the test tasks are read once, at the end",
+    }
+
+
+def _about(spec: Spec) -> str:
+    options = ", ".join(f"{name} {value}" for name, value in spec.learner.model_dump(exclude={"kind"}).items())
+    return f"{spec.learner.kind} ({options}), meta-trained on the training tasks"
+
+
+def _worst(tested: Tested) -> list[dict[str, Any]]:
+    """The tasks with the worst figures, the worst first."""
+    metric = tested.target.metric
+    values = torch.tensor(tested.test.per_task[metric], dtype=torch.float64)
+    order = values.argsort(descending=not tested.target.at_least, stable=True)[:WORST].tolist()
+    return [{"task": place, "episode": tested.test.episodes[place], metric: float(values[place])} for place in order]
+
+
+def draw(report: dict[str, Any], tested: Tested, spec: Spec, learner: Learner) -> dict[str, Figure]:
+    """The figures of a test; `report` has its entries as JSON knows them."""
+    test, metric, higher = tested.test, tested.target.metric, tested.target.at_least
+    name = spec.learner.kind
+    drawn: dict[str, Figure] = {}
+    if tested.baselines:
+        drawn["baselines"] = figures.baselines_chart(
+            report["test"], report["baselines"], metric, higher_is_better=higher, learner=name
+        )
+    best = best_baseline(report["baselines"], metric, higher)
+    beside = None if best is None else (best[0], tested.baselines[best[0]].per_task[metric])
+    drawn["tasks"] = figures.tasks_chart(test.per_task[metric], metric, learner=name, beside=beside)
+    if tested.shots:
+        points = [(each.shots, each.metrics[metric]) for each in tested.shots]
+        drawn["shots"] = figures.shots_chart(points, metric, higher_is_better=higher)
+    if test.calibration is not None:
+        drawn["reliability"] = figures.reliability_chart(test.calibration)
+    return drawn | _examples(spec, learner.cpu().eval())
+
+
+def _examples(spec: Spec, learner: Learner) -> dict[str, Figure]:
+    """Pictures of the first test tasks, where they can be drawn."""
+    if isinstance(spec.source, SinusoidsSpec | GaussianProcessesSpec):
+        curves = build_source(spec.model_copy(update={"source": spec.source.model_copy(update={"queries": 100})}))
+        shown = [curves.task("test", index) for index in range(3)]
+        if curves.objective == gaussian:
+            with torch.no_grad():
+                said = [learner.predict(learner.adapt(task.support), task.query.inputs) for task in shown]
+            return {"predictive_bands": figures.predictive_bands(shown, {spec.learner.kind: said})}
+        if not isinstance(learner, GradientLearner):
+            return {}
+        return {"regression_examples": figures.regression_examples(learner, shown, steps=(0, 1, 5))}
+    source = build_source(spec)
+    if getattr(source.task("test", 0).query.inputs, "ndim", 0) != 4:
+        return {}  # no images to show
+    examples = []
+    with torch.no_grad():
+        for index in range(4):
+            task = source.task("test", index)
+            examples.append(figures.Example(task, learner.predict(learner.adapt(task.support), task.query.inputs)))
+    return {"classification_examples": figures.classification_examples(examples)}

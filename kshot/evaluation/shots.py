@@ -1,0 +1,83 @@
+"""How a trained learner's figure depends on the number of support examples: the same tasks, with fewer of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+
+from kshot.evaluation.evaluate import evaluate
+from kshot.evaluation.intervals import Interval
+from kshot.learner import Learner
+from kshot.tasks.source import TaskSource
+from kshot.types import Batch, Split, Task
+
+
+class Shots(NamedTuple):
+    """The figures of a learner at a number of shots: metric -> mean ± 95 % interval over tasks."""
+
+    shots: int
+    metrics: dict[str, Interval]
+
+
+class FewerShots(TaskSource):
+    """The tasks of a source with at most `shots` support examples, of each class where tasks have their own.
+
+    The last ones are kept: where a support set has an order, they are nearest to the query, as they would be in a
+    shorter one. The queries are all there. A support that held less ends in rows of weight 0.
+
+    Example:
+        >>> FewerShots(kshot.tasks.sinusoids(shots=10), 3).task("test", 0).support.weight
+        tensor([1., 1., 1.])
+    """
+
+    def __init__(self, source: TaskSource, shots: int) -> None:
+        if shots < 1:
+            raise ValueError(f"a task needs at least one shot, got {shots}")
+        self.source, self.shots = source, shots
+        self.objective, self.seed = source.objective, source.seed
+
+    def task(self, split: Split, index: int) -> Task:
+        task = self.source.task(split, index)
+        return task._replace(support=self._last(task.support))
+
+    def _last(self, support: Batch) -> Batch:
+        real = support.weight > 0
+        if self.objective.own_classes:
+            of_class = support.targets.argmax(1)[:, None] == torch.arange(support.targets.shape[1])  # (n, C)
+        else:
+            of_class = torch.ones(len(real), 1, dtype=torch.bool)
+        of_class = of_class & real[:, None]
+        from_behind = (of_class.flip(0).cumsum(0).flip(0) * of_class).sum(1)  # 1 for the last of its class
+        keep = real & (from_behind <= self.shots)
+        first = keep.to(torch.int8).argsort(descending=True, stable=True)[: self.shots * of_class.shape[1]]
+        rows = support.rows(first)
+        return rows._replace(weight=rows.weight * keep[first])
+
+
+def over_shots(
+    learner: Learner, source: TaskSource, shots: Sequence[int], *, split: Split = "test", tasks: int = 100
+) -> list[Shots]:
+    """Score one trained learner at several numbers of shots: on the same tasks, with the same queries.
+
+    Args:
+        learner: as it is; it is not trained again for each number.
+        source: whose tasks have at least as many shots as the most that are asked for.
+        shots: numbers of support examples, of each class where tasks have their own.
+        split: where the tasks come from.
+        tasks: how many.
+
+    Raises:
+        ValueError: fewer than one shot, or one task.
+
+    Example:
+        >>> source = kshot.tasks.sinusoids(shots=10)
+        >>> mean = kshot.learners.SupportMean(source.objective)
+        >>> few, many = over_shots(mean, source, [1, 10], tasks=50)
+        >>> few.metrics["mse"].mean > many.metrics["mse"].mean
+        True
+    """
+    return [
+        Shots(count, evaluate(learner, FewerShots(source, count), split=split, tasks=tasks).metrics) for count in shots
+    ]

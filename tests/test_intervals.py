@@ -1,0 +1,108 @@
+"""Intervals and paired differences, against scipy's tests and by what they cover in simulations."""
+
+import math
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from kshot.evaluation.intervals import Interval, difference, holm, interval, over_seeds
+
+
+def test_an_interval_is_students():
+    values = [0.2, 0.5, 0.9, 0.4]
+    found = interval(values)
+    low, high = stats.t.interval(0.95, 3, loc=found.mean, scale=stats.sem(values))
+    assert (found.mean - found.ci95, found.mean + found.ci95) == pytest.approx((low, high))
+    assert math.isnan(interval([1.0]).ci95)
+
+
+def test_a_task_that_diverged_makes_the_figure_infinite_and_its_interval_nan():
+    found = interval([1.0, math.inf, 2.0])
+    assert math.isinf(found.mean)
+    assert math.isnan(found.ci95)
+    assert math.isnan(difference([[1.0, math.inf]], [[1.0, 1.0]]).p)
+
+
+def test_seeds_are_pooled_with_both_intervals():
+    random = np.random.default_rng(0)
+    scores = random.normal(0.9, 0.05, (4, 50)) + random.normal(0, 0.02, (4, 1))
+    found = over_seeds([interval(list(own)) for own in scores])
+    of_means = interval(list(scores.mean(1)))
+    assert (found.mean, found.ci95) == pytest.approx((of_means.mean, of_means.ci95))
+    assert found.ci95_tasks == pytest.approx(np.sqrt(np.mean([interval(list(own)).ci95 ** 2 for own in scores])))
+    assert (found.seeds, found.tasks) == (4, 50)
+    one = over_seeds([Interval(0.5, 0.1, 20)])
+    assert math.isnan(one.ci95)
+    assert one.ci95_tasks == pytest.approx(0.1)
+
+
+@pytest.mark.parametrize("tasks", [(), (10, 20)])
+def test_seeds_of_other_tasks_are_not_pooled(tasks):
+    with pytest.raises(ValueError, match="over the same tasks"):
+        over_seeds([Interval(0.5, 0.1, count) for count in tasks])
+
+
+def test_one_seed_each_is_the_paired_t_test():
+    random = np.random.default_rng(0)
+    ours, theirs = random.normal(size=(2, 30))
+    found, expected = difference([ours], [theirs]), stats.ttest_rel(ours, theirs)
+    low, high = expected.confidence_interval()
+    assert found.p == pytest.approx(expected.pvalue)
+    assert (found.mean - found.ci95, found.mean + found.ci95) == pytest.approx((low, high))
+    assert found.seeds == (1, 1)
+
+
+def test_where_all_tasks_differ_alike_only_the_seeds_count_by_welchs_test():
+    ours, theirs = np.array([0.9, 0.93, 0.91]), np.array([0.8, 0.84])
+    tasks = np.linspace(-0.1, 0.1, 7)
+    found = difference(ours[:, None] + tasks, theirs[:, None] + tasks)
+    expected = stats.ttest_ind(ours, theirs, equal_var=False)
+    low, high = expected.confidence_interval()
+    assert found.p == pytest.approx(expected.pvalue)
+    assert (found.mean - found.ci95, found.mean + found.ci95) == pytest.approx((low, high))
+    assert found.seeds == (3, 2)
+
+
+def test_equal_scores_do_not_differ_and_a_constant_gain_does():
+    assert difference([[0.5, 0.7]], [[0.5, 0.7]])[:4] == (0.0, 0.0, 2, 1.0)
+    assert difference([[0.75, 0.5]], [[0.5, 0.25]])[:4] == (0.25, 0.0, 2, 0.0)
+    assert math.isnan(difference([[0.5]], [[0.4]]).ci95)
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs"), [([[1.0]], [[1.0, 2.0]]), ([], [[1.0]]), ([1.0, 2.0], [1.0, 2.0]), ([[]], [[]])]
+)
+def test_scores_that_do_not_belong_together_are_refused(ours, theirs):
+    with pytest.raises(ValueError, match="the same number of tasks"):
+        difference(ours, theirs)
+
+
+@pytest.mark.parametrize(("spread", "seeds"), [(0.0, 1), (0.0, 3), (0.03, 3), (0.1, 5)])
+def test_the_interval_of_a_difference_covers_the_truth(spread, seeds):
+    """Tasks that are hard for both, seeds that are better or worse on all of them, and noise: 95 % must hold 0.1."""
+    random = np.random.default_rng(1)
+    held = []
+    for _ in range(400):
+        hard = random.normal(0, 0.2, 40)
+        ours, theirs = (
+            gain + hard + spread * random.normal(size=(seeds, 1)) + 0.05 * random.normal(size=(seeds, 40))
+            for gain in (0.1, 0.0)
+        )
+        found = difference(ours, theirs)
+        held.append(abs(found.mean - 0.1) <= found.ci95)
+    assert np.mean(held) >= 0.925  # 0.95 less 2.3 standard errors; wider is allowed, the noise is counted twice
+
+
+def test_holm_bounds_the_chance_of_any_false_claim():
+    random = np.random.default_rng(0)
+    false = np.mean([min(holm(list(random.random(6)))) < 0.05 for _ in range(2000)])
+    assert false == pytest.approx(0.05, abs=0.015)
+    assert np.mean([random.random(6).min() < 0.05 for _ in range(2000)]) > 0.2  # what it is for
+
+
+def test_holm_keeps_the_order_and_leaves_nan_out():
+    assert holm([0.02, math.nan, 0.01, 0.9])[::2] == pytest.approx([0.04, 0.03])
+    assert math.isnan(holm([0.02, math.nan])[1])
+    assert holm([0.5, 0.6]) == [1.0, 1.0]
+    assert holm([]) == []
