@@ -128,6 +128,7 @@ ZOO = {
     "prior-fitted, regression": Row(
         lambda ways: kshot.prior_fitted(cell_width=8, width=16, layers=2, heads=2, objective=objectives.gaussian),
         regression=True,
+        keeps_rows=True,
     ),
     "protonet, a distance of one's own": Row(lambda ways: kshot.protonet(small_conv(None), distance=smooth_manhattan)),
     "r2d2": Row(lambda ways: kshot.r2d2(small_conv(None))),

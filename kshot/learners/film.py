@@ -17,7 +17,7 @@ from kshot.learner import Learner
 from kshot.learners.attention import perceptron
 from kshot.learners.context import FiLM
 from kshot.learners.heads import Head, Prototypes
-from kshot.objectives import Objective, only_present
+from kshot.objectives import Objective, classes_present, only_present
 from kshot.types import Batch, Tree
 
 
@@ -109,12 +109,12 @@ class FilmLearner(Learner):
         context = self.generator(mean)
         features, statistics = self.function.support({"context": context}, support)
         head = self.head.fit(features.flatten(1), support.targets, support.weight)
-        state = {"context": context, "head": head}
+        state = {"context": context, "head": head, "present": classes_present(support)}
         return state | {"statistics": statistics} if statistics else state
 
     def predict(self, state: Tree, inputs: Tree) -> Tree:
         features = self.function.query({"context": state["context"]}, state.get("statistics", {}), inputs)
-        return self.head.predict(state["head"], features.flatten(1))
+        return only_present(self.head.predict(state["head"], features.flatten(1)), state["present"])
 
 
 def cnaps(
