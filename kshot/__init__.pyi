@@ -7,10 +7,12 @@ from .evaluation.evaluate import evaluate
 from .evaluation.intervals import over_seeds
 from .evaluation.shots import over_shots
 from .learner import Learner
+from .learners.amortised import attentive_np, cnp, tnp_d
 from .learners.baselines import fine_tune, from_scratch, nearest_centroid
 from .learners.closed_form import logistic_regression, metaoptnet, r2d2
 from .learners.context import cavia
 from .learners.feat import feat
+from .learners.film import cnaps
 from .learners.finetuned import baseline_pp, pmf
 from .learners.frn import frn
 from .learners.gradient import anil, boil, fomaml, maml, reptile
@@ -20,6 +22,7 @@ from .learners.learned_rules import alfa, learned_optimizer, meta_curvature, met
 from .learners.maml_pp import maml_pp
 from .learners.metric import matching_net, simpleshot
 from .learners.relation import relation_net
+from .learners.tabular import prior_fitted
 from .learners.task_heads import proto_maml, unicorn_maml
 from .learners.transductive import laplacian_shot, transductive_fine_tune
 from .learners.warp import t_net, warp_maml
@@ -36,9 +39,12 @@ __all__ = [
     "Task",
     "alfa",
     "anil",
+    "attentive_np",
     "baseline_pp",
     "boil",
     "cavia",
+    "cnaps",
+    "cnp",
     "compare",
     "cost",
     "evaluate",
@@ -69,6 +75,7 @@ __all__ = [
     "paired_difference",
     "pmf",
     "pretrain",
+    "prior_fitted",
     "proto_maml",
     "protonet",
     "r2d2",
@@ -78,6 +85,7 @@ __all__ = [
     "simpleshot",
     "t_net",
     "tasks",
+    "tnp_d",
     "transductive_fine_tune",
     "unicorn_maml",
     "warp_maml",

@@ -20,6 +20,14 @@ from torch import Tensor
 from kshot.types import Batch, Tree
 
 
+def _themselves(targets: Tree) -> Tree:
+    return targets
+
+
+def _with_unit_spread(targets: Tensor) -> Tree:
+    return {"mean": targets, "std": torch.ones_like(targets)}
+
+
 class Objective(NamedTuple):
     """Loss and metrics of a kind of task.
 
@@ -28,11 +36,13 @@ class Objective(NamedTuple):
         metrics: (prediction, batch) -> {name: ()}; what a person reads, and rows of weight 0 have no effect on.
         own_classes: whether each task has classes of its own. A class without support examples is then none of the
             task's, and learners give it no probability.
+        certain: targets -> a prediction of just them, of the form that loss and metrics take.
     """
 
     loss: Callable[[Tree, Batch], Tensor]
     metrics: Callable[[Tree, Batch], dict[str, Tensor]]
     own_classes: bool = False
+    certain: Callable[[Tree], Tree] = _themselves
 
 
 def weighted_mean(values: Tensor, weight: Tensor) -> Tensor:
@@ -104,6 +114,50 @@ def _symbol_loss(logits: Tensor, batch: Batch) -> Tensor:
     chosen = torch.log_softmax(logits, -1).gather(-1, targets.clamp(min=0)[..., None]).squeeze(-1)  # (n, L)
     counted = (targets >= 0) * batch.weight[:, None]
     return weighted_mean(-chosen.flatten(), counted.flatten())
+
+
+LOG_2PI = math.log(2 * math.pi)
+
+
+def _log_density(prediction: Tree, batch: Batch) -> Tensor:
+    """The log-likelihood of each row (n,), in nats, a mean over its dimensions."""
+    if not isinstance(prediction, dict) or prediction.keys() != {"mean", "std"}:
+        got = sorted(prediction) if isinstance(prediction, dict) else type(prediction).__name__
+        raise ValueError(
+            f'a gaussian prediction is {{"mean": (n, ...), "std": (n, ...)}}, got {got}: '
+            "take a learner that tells a spread, such as cnp, or a model that ends in models.Spread"
+        )
+    mean, std = prediction["mean"], prediction["std"]
+    if not mean.shape == std.shape == batch.targets.shape:
+        raise ValueError(
+            f"the model predicts means {tuple(mean.shape)} and deviations {tuple(std.shape)} "
+            f"but the targets are {tuple(batch.targets.shape)}; the three must agree"
+        )
+    return (-0.5 * (LOG_2PI + ((batch.targets - mean) / std).square()) - std.log()).flatten(1).mean(1)
+
+
+def _negative_log_likelihood(prediction: Tree, batch: Batch) -> Tensor:
+    return -weighted_mean(_log_density(prediction, batch), batch.weight)
+
+
+def _of_gaussian(prediction: Tree, batch: Batch) -> dict[str, Tensor]:
+    likelihood = weighted_mean(_log_density(prediction, batch), batch.weight)
+    mean, std = prediction["mean"], prediction["std"]
+    error = batch.targets - mean
+    z = error / std
+    density = (-0.5 * (LOG_2PI + z.square())).exp()
+    crps = std * (z * torch.special.erf(z / math.sqrt(2)) + 2 * density - 1 / math.sqrt(math.pi))
+    inside = (z.abs() <= 1.959964).to(z.dtype)
+    each = {"mse": error.square(), "crps": crps, "coverage": inside}
+    metrics = {name: weighted_mean(values.flatten(1).mean(1), batch.weight) for name, values in each.items()}
+    return {"log_likelihood": likelihood} | metrics
+
+
+gaussian = Objective(_negative_log_likelihood, _of_gaussian, certain=_with_unit_spread)
+r"""Regression with a spread: $-\frac{1}{\sum w} \sum_i w_i \frac1d \sum_j \log N(y_{ij}; \mu_{ij}, \sigma^2_{ij})$. A
+prediction is `{"mean": (n, ...), "std": (n, ...)}`, both of the targets' shape. Metrics: log_likelihood, in nats for
+each number predicted; mse of the mean; crps, the continuous ranked probability score, in the targets' unit (lower is
+better); coverage, the share of targets within the central 95 % of what was predicted."""
 
 
 next_token = Objective(

@@ -16,10 +16,13 @@ from kshot.app.run import run
 from kshot.app.spec import (
     CorpusSpec,
     FromHfSpec,
+    GaussianProcessesSpec,
     ImagesSpec,
     MixtureSpec,
     OneSourceSpec,
+    SinusoidsSpec,
     Spec,
+    TabularPriorsSpec,
     TextSpec,
     _ClassesSpec,
     load_spec,
@@ -68,7 +71,10 @@ def test_the_documented_run_file_is_valid_and_names_every_key():
         assert set(written[part]) == set(getattr(spec, part).model_dump()), part
 
 
-@pytest.mark.parametrize("kind", [ImagesSpec, TextSpec, CorpusSpec, FromHfSpec])
+@pytest.mark.parametrize(
+    "kind",
+    [ImagesSpec, TextSpec, CorpusSpec, FromHfSpec, SinusoidsSpec, GaussianProcessesSpec, TabularPriorsSpec],
+)
 def test_a_documented_source_names_every_key_of_its_own(kind):
     (name,) = get_args(kind.model_fields["kind"].annotation)
     document = (ROOT / "docs" / "run-files.md").read_text()
@@ -125,7 +131,7 @@ def test_each_example_on_your_data_runs(section, tmp_path, monkeypatch, capsys):
 
 def test_your_data_has_an_example_of_every_source_that_takes_files():
     text = (ROOT / "docs" / "your-data.md").read_text()
-    built_in = {"sinusoids", "glyphs", "omniglot"}
+    built_in = {"sinusoids", "gaussian_processes", "tabular_priors", "glyphs", "omniglot"}
     for source in (*get_args(OneSourceSpec), MixtureSpec):
         (kind,) = get_args(source.model_fields["kind"].annotation)
         assert kind in built_in or f"kind: {kind}\n" in text
@@ -162,7 +168,6 @@ def test_links_lead_somewhere():
     "kind", ["meta_sgd", "meta_curvature", "alfa", "anil", "boil", "fomaml", "reptile", "maml_pp", "imaml"]
 )
 def test_each_learner_of_a_run_file_is_built_as_its_factory_says(kind):
-    import kshot
     from kshot.app.build import build_learner, build_model
 
     recipe = load_spec("sinusoid", ["learner={kind: " + kind + ", inner_lr: 0.01}"])

@@ -106,6 +106,30 @@ ZOO = {
     ),
     "protonet": Row(lambda ways: kshot.protonet(small_conv(None))),
     "protonet, cosine": Row(lambda ways: kshot.protonet(small_conv(None, norm=False), distance="cosine")),
+    "cnaps": Row(
+        lambda ways: kshot.cnaps(small_conv(None), small_conv(None), film=["0", "3"], context=16),
+    ),
+    "cnaps, prototypes": Row(
+        lambda ways: kshot.cnaps(
+            small_conv(None, norm=False), small_conv(None), film=["0", "3"], context=16, head="prototypes"
+        ),
+    ),
+    "cnp": Row(lambda ways: kshot.cnp(1, 1, width=16, depth=1), regression=True, warm=100),
+    "attentive np": Row(
+        lambda ways: kshot.attentive_np(1, 1, width=16, depth=1, heads=2),
+        regression=True,
+        warm=100,
+        keeps_rows=True,
+    ),
+    "tnp-d": Row(
+        lambda ways: kshot.tnp_d(1, 1, width=16, layers=2, heads=2), regression=True, warm=100, keeps_rows=True
+    ),
+    "prior-fitted": Row(lambda ways: kshot.prior_fitted(cell_width=8, width=16, layers=2, heads=2), keeps_rows=True),
+    "prior-fitted, regression": Row(
+        lambda ways: kshot.prior_fitted(cell_width=8, width=16, layers=2, heads=2, objective=objectives.gaussian),
+        regression=True,
+        keeps_rows=True,
+    ),
     "protonet, a distance of one's own": Row(lambda ways: kshot.protonet(small_conv(None), distance=smooth_manhattan)),
     "r2d2": Row(lambda ways: kshot.r2d2(small_conv(None))),
     "r2d2, regression": Row(

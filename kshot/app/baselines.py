@@ -40,12 +40,12 @@ def names_of(spec: Spec, objective: Objective) -> list[BaselineName]:
                 raise ValueError(f"baseline {name!r} needs a pretrained model: give the run file a 'pretrain' section")
         return spec.baselines.names
     of_classes = objective.own_classes or objective.loss is objectives.shared_classification.loss
-    names: list[BaselineName] = ["scratch"]
+    names: list[BaselineName] = ["scratch"] if spec.model else []
     if spec.pretrain:
         names += ["fine_tune", "pretrained_centroid"] if of_classes else ["fine_tune"]
     if of_classes:
         names.append("centroid")
-    elif objective.loss is objectives.mse.loss:
+    elif objective.loss in (objectives.mse.loss, objectives.gaussian.loss):
         names.append("support_mean")
     return names
 

@@ -13,12 +13,14 @@ from torch import nn
 
 from kshot import learners, models, objectives, tasks
 from kshot.app.spec import (
+    CnapsSpec,
     Conv4Spec,
     EpisodesSpec,
     FromHfSpec,
     MixtureSpec,
     MlpSpec,
     OneSourceSpec,
+    PriorFittedSpec,
     RatingMlpSpec,
     Spec,
 )
@@ -91,7 +93,12 @@ def shapes_of(source: TaskSource) -> Shapes:
 
 
 def build_model(spec: Spec, shapes: Shapes, *, head: bool) -> nn.Module:
-    """The base model, its weights drawn from the run's seed; `head` adds the layer that gives the task's outputs."""
+    """The base model, its weights drawn from the run's seed; `head` adds the layer that gives the task's outputs.
+
+    A learner that is a network of its own has none: an empty module.
+    """
+    if spec.model is None:
+        return nn.Identity()
     inputs, outputs = shapes["inputs"], shapes["targets"][-1]
     if isinstance(inputs, dict) != isinstance(spec.model, RatingMlpSpec):
         kind, given = spec.model.kind, ", ".join(inputs) if isinstance(inputs, dict) else "one tensor"
@@ -121,13 +128,21 @@ def build_model(spec: Spec, shapes: Shapes, *, head: bool) -> nn.Module:
 
 
 def build_learner(spec: Spec, model: nn.Module, shapes: Shapes) -> Learner:
-    """The learner around a base model."""
-    options = spec.learner.model_dump(exclude={"kind"})
-    factory: Callable[..., Learner] = getattr(learners, spec.learner.kind)
+    """The learner around a base model, or one that is a network of its own."""
+    options = spec.learner.model_dump(exclude={"kind"}) | {"objective": objectives.named(shapes["objective"])}
+    factory = _factory(spec)
+    if isinstance(spec.learner, CnapsSpec):
+        encoder = build_model(spec, shapes | {"targets": [spec.learner.context]}, head=True)
+        return factory(model, encoder, **options)
+    if spec.model is None:
+        if not isinstance(spec.learner, PriorFittedSpec):  # which takes tables of any width
+            options |= {"inputs": prod(shapes["inputs"]), "outputs": prod(shapes["targets"])}
+        with seeded(spec.seed):
+            return factory(**options)
     if "features" in inspect.signature(factory).parameters:
         shape = _features_of(model, shapes)
         options["features"] = tuple(shape) if spec.learner.kind in OF_MAPS else prod(shape)
-    return factory(model, objective=objectives.named(shapes["objective"]), **options)
+    return factory(model, **options)
 
 
 def _features_of(model: nn.Module, shapes: Shapes) -> torch.Size:
@@ -145,7 +160,11 @@ def _features_of(model: nn.Module, shapes: Shapes) -> torch.Size:
 
 def has_head(spec: Spec) -> bool:
     """Whether the run's learner predicts through the model's own last layer, and so has a fixed number of ways."""
-    return "embedding" not in inspect.signature(getattr(learners, spec.learner.kind)).parameters
+    return spec.model is not None and "embedding" not in inspect.signature(_factory(spec)).parameters
+
+
+def _factory(spec: Spec) -> Callable[..., Learner]:
+    return getattr(learners, spec.learner.kind)
 
 
 def device_of(spec: Spec) -> torch.device:

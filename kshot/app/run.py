@@ -107,7 +107,7 @@ def run(spec: Spec, out: Path, *, resume: bool = False, console: Console | None 
 
 def _metrics_of(source: TaskSource) -> list[str]:
     query = source.task("train", 0).query
-    return ["loss", *source.objective.metrics(query.targets, query)]
+    return ["loss", *source.objective.metrics(source.objective.certain(query.targets), query)]
 
 
 def pretrained_model(spec: Spec, model: nn.Module, source: TaskSource, folder: RunFolder) -> nn.Module | None:

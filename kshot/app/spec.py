@@ -20,6 +20,8 @@ class SinusoidsSpec(_Strict):
     kind: Literal["sinusoids"]
     shots: int = Field(10, ge=1)
     queries: int = Field(10, ge=1)
+    noise: float = Field(0.0, ge=0)
+    ask: Literal["mean", "spread"] = "mean"
 
 
 def _whole_or_range(value: Any) -> int | list[int]:
@@ -30,6 +32,28 @@ def _whole_or_range(value: Any) -> int | list[int]:
 
 
 SizeSpec = Annotated[int | list[int], PlainValidator(_whole_or_range)]
+
+
+PositiveRange = Annotated[list[Annotated[float, Field(gt=0)]], Field(min_length=2, max_length=2)]
+
+
+class GaussianProcessesSpec(_Strict):
+    kind: Literal["gaussian_processes"]
+    kernel: Literal["rbf", "matern52", "periodic"] = "rbf"
+    length_scale: PositiveRange = [0.2, 1.0]
+    period: PositiveRange = [1.0, 2.0]
+    noise: float = Field(0.05, gt=0)
+    shots: SizeSpec = [3, 30]
+    queries: int = Field(50, ge=1)
+
+
+class TabularPriorsSpec(_Strict):
+    kind: Literal["tabular_priors"]
+    ask: Literal["classification", "regression"] = "classification"
+    rows: SizeSpec = [10, 100]
+    features: SizeSpec = [2, 32]
+    classes: SizeSpec = [2, 10]
+    queries: int = Field(32, ge=1)
 
 
 class _ClassesSpec(_Strict):
@@ -217,6 +241,8 @@ class FromHfSpec(_Strict):
 
 OneSourceSpec = (
     SinusoidsSpec
+    | GaussianProcessesSpec
+    | TabularPriorsSpec
     | GlyphsSpec
     | OmniglotSpec
     | ImagesSpec
@@ -406,6 +432,55 @@ class TransductiveFineTuneSpec(_PretrainedSpec):
     order: Literal[1, 2] = 1
 
 
+class CnapsSpec(_Strict):
+    """Its encoder is a model as the run's, with an output for each number of the context."""
+
+    kind: Literal["cnaps"]
+    film: list[str] = Field(min_length=1)
+    context: int = Field(64, ge=1)
+    head: Literal["mahalanobis", "prototypes"] = "mahalanobis"
+    batchnorm: BatchNormSpec = "support"
+
+
+class CnpSpec(_Strict):
+    kind: Literal["cnp"]
+    width: int = Field(128, ge=1)
+    depth: int = Field(3, ge=1)
+    min_std: float = Field(0.01, gt=0, lt=1)
+
+
+class AttentiveNpSpec(_Strict):
+    kind: Literal["attentive_np"]
+    width: int = Field(128, ge=1)
+    depth: int = Field(3, ge=1)
+    heads: int = Field(8, ge=1)
+    min_std: float = Field(0.01, gt=0, lt=1)
+
+
+class TnpDSpec(_Strict):
+    kind: Literal["tnp_d"]
+    width: int = Field(64, ge=1)
+    depth: int = Field(1, ge=1)
+    layers: int = Field(4, ge=1)
+    heads: int = Field(4, ge=1)
+    min_std: float = Field(0.01, gt=0, lt=1)
+
+
+class PriorFittedSpec(_Strict):
+    kind: Literal["prior_fitted"]
+    classes: int = Field(10, ge=2)
+    cell_width: int = Field(32, ge=1)
+    width: int = Field(96, ge=1)
+    heads: int = Field(4, ge=1)
+    cell_layers: int = Field(2, ge=1)
+    layers: int = Field(3, ge=1)
+
+
+ModelSpec = MlpSpec | RatingMlpSpec | Conv4Spec | ResNet12Spec
+OwnNetworkSpec = CnpSpec | AttentiveNpSpec | TnpDSpec | PriorFittedSpec
+"""Learners that are a network of their own, and take no model."""
+
+
 class PretrainSpec(_Strict):
     steps: int = Field(ge=1)
     batch: int = Field(128, ge=1)
@@ -458,7 +533,7 @@ class Spec(_Strict):
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     about: str = ""
     source: Annotated[OneSourceSpec | MixtureSpec, Field(discriminator="kind")]
-    model: Annotated[MlpSpec | RatingMlpSpec | Conv4Spec | ResNet12Spec, Field(discriminator="kind")]
+    model: Annotated[ModelSpec, Field(discriminator="kind")] | None = None
     learner: Annotated[
         MamlSpec
         | AnilSpec
@@ -467,6 +542,7 @@ class Spec(_Strict):
         | MamlPpSpec
         | ImamlSpec
         | ProtonetSpec
+        | CnapsSpec
         | R2d2Spec
         | LogisticRegressionSpec
         | MetaoptnetSpec
@@ -478,7 +554,8 @@ class Spec(_Strict):
         | SimpleshotSpec
         | BaselinePpSpec
         | LaplacianShotSpec
-        | TransductiveFineTuneSpec,
+        | TransductiveFineTuneSpec
+        | OwnNetworkSpec,
         Field(discriminator="kind"),
     ]
     pretrain: PretrainSpec | None = None
@@ -490,6 +567,19 @@ class Spec(_Strict):
     seed: int = Field(0, ge=0)
     task_seed: int = Field(0, ge=0)
     device: str = "auto"
+
+    @model_validator(mode="after")
+    def _a_model_where_one_is_needed(self) -> Spec:
+        own = isinstance(self.learner, OwnNetworkSpec)
+        if own and self.model is not None:
+            raise ValueError(f"learner {self.learner.kind} is a network of its own: leave out 'model'")
+        if not own and self.model is None:
+            raise ValueError(f"learner {self.learner.kind} adapts a model: the key 'model' is missing")
+        needing = {"scratch", "fine_tune", "pretrained_centroid"} & set(self.baselines.names or [])
+        if own and (self.pretrain or needing):
+            part = "pretrain" if self.pretrain else f"baseline {min(needing)}"
+            raise ValueError(f"{part} needs a model, and learner {self.learner.kind} takes none")
+        return self
 
     def to_yaml(self) -> str:
         """The whole file, defaults spelt out."""

@@ -13,7 +13,7 @@ from torch import nn
 
 from kshot.app.baselines import about, evaluate_baselines
 from kshot.app.build import Shapes, build_source, device_of, with_shots
-from kshot.app.spec import SinusoidsSpec, Spec
+from kshot.app.spec import GaussianProcessesSpec, SinusoidsSpec, Spec
 from kshot.evaluation import figures
 from kshot.evaluation.audit import UntrustedFigure
 from kshot.evaluation.compare import differences
@@ -24,6 +24,7 @@ from kshot.evaluation.target import Target
 from kshot.evaluation.verdict import best_baseline
 from kshot.learner import Learner
 from kshot.learners.gradient import GradientLearner
+from kshot.objectives import gaussian
 from kshot.tasks.source import TaskSource
 from kshot.tasks.watching import EVALUATION, during
 from kshot.types import Split
@@ -175,7 +176,7 @@ def protocol(spec: Spec, source: TaskSource, learner: Learner) -> dict[str, Any]
         "seed": spec.seed,
         "task_seed": source.seed,
         "learner": spec.learner.model_dump(),
-        "model": spec.model.model_dump(),
+        "model": spec.model.model_dump() if spec.model else None,
         "inductive": not learner.transductive,
         "episodes_sha256": None,
         "test_tasks": spec.evaluate.test_tasks,
@@ -220,11 +221,15 @@ def draw(report: dict[str, Any], tested: Tested, spec: Spec, learner: Learner) -
 
 def _examples(spec: Spec, learner: Learner) -> dict[str, Figure]:
     """Pictures of the first test tasks, where they can be drawn."""
-    if isinstance(spec.source, SinusoidsSpec):
-        if not isinstance(learner, GradientLearner):
-            return {}
+    if isinstance(spec.source, SinusoidsSpec | GaussianProcessesSpec):
         curves = build_source(spec.model_copy(update={"source": spec.source.model_copy(update={"queries": 100})}))
         shown = [curves.task("test", index) for index in range(3)]
+        if curves.objective == gaussian:
+            with torch.no_grad():
+                said = [learner.predict(learner.adapt(task.support), task.query.inputs) for task in shown]
+            return {"predictive_bands": figures.predictive_bands(shown, {spec.learner.kind: said})}
+        if not isinstance(learner, GradientLearner):
+            return {}
         return {"regression_examples": figures.regression_examples(learner, shown, steps=(0, 1, 5))}
     source = build_source(spec)
     if getattr(source.task("test", 0).query.inputs, "ndim", 0) != 4:

@@ -6,7 +6,7 @@ Shape legend: n examples, C channels, H height, W width.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -15,7 +15,8 @@ from torch import Tensor
 
 from kshot.evaluation.look import BLUE, FAINT, GREEN, INK, MUTED, RED, WIDTH, canvas, quiet
 from kshot.learners.gradient import GradientLearner
-from kshot.types import Batch, Task, to
+from kshot.objectives import gaussian
+from kshot.types import Batch, Task, Tree, to
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -98,12 +99,7 @@ def regression_examples(learner: GradientLearner, tasks: Sequence[Task], *, step
         >>> len(figure.axes)
         2
     """
-    if not tasks:
-        raise ValueError("there are no example tasks to draw")
-    for task in tasks:
-        if any(leaf.ndim != 2 or leaf.shape[1] != 1 for batch in task for leaf in (batch.inputs, batch.targets)):
-            got = f"{tuple(task.query.inputs.shape)} and {tuple(task.query.targets.shape)}"
-            raise ValueError(f"inputs and targets must be (n, 1) to be drawn as curves, got {got}")
+    _check_one_dimensional(tasks)
     figure = canvas(3.3)
     panels = figure.subplots(1, len(tasks), sharey=True, squeeze=False)[0]
     was_training = learner.training
@@ -117,15 +113,72 @@ def regression_examples(learner: GradientLearner, tasks: Sequence[Task], *, step
     return figure
 
 
+def predictive_bands(tasks: Sequence[Task], predictions: Mapping[str, Sequence[Tree]]) -> Figure:
+    """One-dimensional tasks, a column each, and what each learner, a row each, says of them: mean and 95 % band.
+
+    The points shown are dark, those asked for pale; above each panel stands the log-likelihood of the latter, in nats a
+    point.
+
+    Args:
+        tasks: inputs and targets (n, 1). The bands go through the query points: give many of them.
+        predictions: learner -> {"mean": (m, 1), "std": (m, 1)} for each task's query.
+
+    Raises:
+        ValueError: no tasks, or tasks that are not one-dimensional.
+
+    Example:
+        >>> from kshot.tasks.synthetic import gaussian_processes
+        >>> source = gaussian_processes()
+        >>> known = [source.posterior("test", index) for index in range(2)]
+        >>> len(predictive_bands([source.task("test", index) for index in range(2)], {"posterior": known}).axes)
+        2
+    """
+    _check_one_dimensional(tasks)
+    figure = canvas(0.3 + 1.9 * len(predictions))
+    panels = figure.subplots(len(predictions), len(tasks), sharex="col", sharey="col", squeeze=False)
+    for line, (name, own) in zip(panels, predictions.items()):
+        for number, (axes, task, prediction) in enumerate(zip(line, tasks, own), 1):
+            likelihood = float(gaussian.metrics(prediction, task.query)["log_likelihood"])
+            quiet(axes, f"{name}, task {number}: {likelihood:.2f}")
+            _draw_band(axes, task, prediction)
+    return figure
+
+
+def _draw_band(axes: Axes, task: Task, prediction: Tree) -> None:
+    (x, y), (seen_x, seen_y) = _points(task.query), _points(task.support)
+    order, keep = x.argsort(), task.query.weight > 0
+    mean, std = (prediction[name][keep, 0].detach().cpu()[order] for name in ("mean", "std"))
+    x, y = x[order], y[order]
+    axes.fill_between(x, mean - 1.96 * std, mean + 1.96 * std, color=BLUE, alpha=0.22, linewidth=0, gid="band")
+    axes.plot(x, mean, color=BLUE, linewidth=1.5, gid="mean")
+    axes.plot(x, y, "o", color=MUTED, alpha=0.45, markersize=2.2, markeredgewidth=0, zorder=3, gid="asked")
+    axes.plot(seen_x, seen_y, "o", color=INK, markersize=4.2, zorder=4, gid="shown")
+    span = float(y.max() - y.min())
+    axes.set_ylim(float(y.min()) - 0.35 * span, float(y.max()) + 0.35 * span)
+
+
+def _points(batch: Batch) -> tuple[Tensor, Tensor]:
+    keep = batch.weight > 0
+    return batch.inputs[keep, 0].cpu(), batch.targets[keep, 0].cpu()
+
+
+def _check_one_dimensional(tasks: Sequence[Task]) -> None:
+    if not tasks:
+        raise ValueError("there are no example tasks to draw")
+    for task in tasks:
+        if any(leaf.ndim != 2 or leaf.shape[1] != 1 for batch in task for leaf in (batch.inputs, batch.targets)):
+            got = f"{tuple(task.query.inputs.shape)} and {tuple(task.query.targets.shape)}"
+            raise ValueError(f"inputs and targets must be (n, 1) to be drawn as curves, got {got}")
+
+
 def _draw_curves(axes: Axes, learner: GradientLearner, task: Task, steps: Sequence[int]) -> None:
     device = next(learner.parameters()).device
     keep = task.query.weight > 0
-    x, y = task.query.inputs[keep, 0].cpu(), task.query.targets[keep, 0].cpu()
+    x, y = _points(task.query)
     order = x.argsort()
     axes.plot(x[order], y[order], color="#c9d0d8", linewidth=5, solid_capstyle="round", label="truth", zorder=1)
-    seen = task.support.weight > 0
-    points = task.support.inputs[seen, 0].cpu(), task.support.targets[seen, 0].cpu()
-    axes.plot(*points, "o", color=INK, markersize=5, label=f"support, {int(seen.sum())} points", zorder=5)
+    points = _points(task.support)
+    axes.plot(*points, "o", color=INK, markersize=5, label=f"support, {len(points[0])} points", zorder=5)
     dashes = [(0, (1, 1.5)), (0, (4, 1.5)), "-"]
     for rank, count in enumerate(steps):
         with torch.no_grad():

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from kshot.evaluation.calibration import Calibration
-from kshot.evaluation.examples import Example, classification_examples, regression_examples
+from kshot.evaluation.examples import Example, classification_examples, predictive_bands, regression_examples
 from kshot.evaluation.intervals import Interval, interval
 from kshot.evaluation.look import BLUE, GREEN, INK, MUTED, ORANGE, PURPLE, RED, canvas, quiet
 from kshot.evaluation.target import Target
@@ -31,6 +31,7 @@ __all__ = [
     "board_chart",
     "classification_examples",
     "learning_curve",
+    "predictive_bands",
     "regression_examples",
     "reliability_chart",
     "rounds_chart",

@@ -36,6 +36,8 @@ CAPTIONS = {
     "classification_examples": "The first test tasks. Above, the support images that the learner adapted to, by class; "
     "below, query images: ✓ right, ✗ with the number of the class it was taken for.",
     "regression_examples": "The first test tasks, before and after gradient steps on the support points.",
+    "predictive_bands": "The first test tasks: support points (dark), query points (pale), and what is predicted of "
+    "them: mean and central 95 %, with the log-likelihood in nats a point.",
 }
 """What stands under a figure of a known name; the order is that of the page."""
 

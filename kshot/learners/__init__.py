@@ -1,7 +1,9 @@
+from kshot.learners.amortised import attentive_np, cnp, tnp_d
 from kshot.learners.baselines import SupportMean, fine_tune, from_scratch, nearest_centroid
 from kshot.learners.closed_form import logistic_regression, metaoptnet, r2d2
 from kshot.learners.context import cavia
 from kshot.learners.feat import feat
+from kshot.learners.film import Mahalanobis, cnaps
 from kshot.learners.finetuned import baseline_pp, pmf
 from kshot.learners.frn import frn
 from kshot.learners.gradient import GradientLearner, anil, boil, fomaml, maml, reptile
@@ -11,6 +13,7 @@ from kshot.learners.learned_rules import alfa, learned_optimizer, meta_curvature
 from kshot.learners.maml_pp import maml_pp
 from kshot.learners.metric import matching_net, simpleshot
 from kshot.learners.relation import relation_net
+from kshot.learners.tabular import prior_fitted
 from kshot.learners.task_heads import proto_maml, unicorn_maml
 from kshot.learners.transductive import laplacian_shot, transductive_fine_tune
 from kshot.learners.warp import t_net, warp_maml, with_warps
@@ -18,12 +21,16 @@ from kshot.learners.warp import t_net, warp_maml, with_warps
 __all__ = [
     "GradientLearner",
     "HeadLearner",
+    "Mahalanobis",
     "SupportMean",
     "alfa",
     "anil",
+    "attentive_np",
     "baseline_pp",
     "boil",
     "cavia",
+    "cnaps",
+    "cnp",
     "feat",
     "fine_tune",
     "fomaml",
@@ -41,6 +48,7 @@ __all__ = [
     "metaoptnet",
     "nearest_centroid",
     "pmf",
+    "prior_fitted",
     "proto_maml",
     "protonet",
     "r2d2",
@@ -48,6 +56,7 @@ __all__ = [
     "reptile",
     "simpleshot",
     "t_net",
+    "tnp_d",
     "transductive_fine_tune",
     "unicorn_maml",
     "warp_maml",

@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from kshot import objectives
 from kshot.inner.functional import BatchNorm
@@ -111,6 +111,8 @@ def nearest_centroid(objective: Objective = objectives.classification) -> HeadLe
 class SupportMean(Learner):
     r"""Predict the support targets' weighted mean, whatever the input: $\hat y = \sum_i w_i y_i / \sum_i w_i$.
 
+    Where the tasks ask for a spread too (`objectives.gaussian`), it is the standard deviation of the support targets.
+
     Example:
         >>> learner = SupportMean(objectives.mse)
         >>> state = learner.adapt(Batch.of(torch.zeros(2, 1), torch.tensor([[1.0], [3.0]])))
@@ -120,7 +122,16 @@ class SupportMean(Learner):
 
     def adapt(self, support: Batch) -> Tree:
         weight = support.weight / support.weight.sum()
-        return {"mean": torch.tensordot(weight, support.targets, 1)}
+        mean = torch.tensordot(weight, support.targets, 1)
+        if self.objective != objectives.gaussian:
+            return {"mean": mean}
+        variance = torch.tensordot(weight, (support.targets - mean).square(), 1)
+        return {"mean": mean, "std": variance.clamp_min(LEAST_VARIANCE).sqrt()}
 
-    def predict(self, state: Tree, inputs: Tree) -> Tensor:
-        return state["mean"].expand(len(tree_leaves(inputs)[0]), *state["mean"].shape)
+    def predict(self, state: Tree, inputs: Tree) -> Tree:
+        count = len(tree_leaves(inputs)[0])
+        wide = {name: each.expand(count, *each.shape) for name, each in state.items()}
+        return wide if "std" in wide else wide["mean"]
+
+
+LEAST_VARIANCE = 1e-4  # of a spread told from one example

@@ -14,8 +14,9 @@ from kshot.tasks.omniglot_runs import omniglot_runs
 from kshot.tasks.ratings import ratings
 from kshot.tasks.series import series
 from kshot.tasks.source import TaskSource
-from kshot.tasks.synthetic import sinusoids
+from kshot.tasks.synthetic import gaussian_processes, sinusoids
 from kshot.tasks.tables import table
+from kshot.tasks.tabular import tabular_priors
 from kshot.tasks.text import text
 from kshot.tasks.watching import watched
 
@@ -30,6 +31,7 @@ __all__ = [
     "episodes",
     "freeze",
     "from_hf",
+    "gaussian_processes",
     "glyphs",
     "images",
     "mixture",
@@ -39,6 +41,7 @@ __all__ = [
     "series",
     "sinusoids",
     "table",
+    "tabular_priors",
     "text",
     "watched",
 ]

@@ -1,0 +1,59 @@
+"""Attention over sets with weights, as amortised and in-context learners use it.
+
+Shape legend: n rows attended to, m rows that attend, d width; `...` further leading axes that broadcast.
+"""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+
+
+def log_weight(weight: Tensor) -> Tensor:
+    r"""$\log w$ (n,), and where $w = 0$ a finite number that leaves nothing of a row in a softmax."""
+    nothing = torch.finfo(weight.dtype).min / 4
+    return torch.where(weight > 0, weight.clamp_min(torch.finfo(weight.dtype).tiny).log(), nothing)
+
+
+class Attention(nn.Module):
+    r"""Attention over weighted rows, by head: $\sum_i a_{mi} v_i$, $a_{mi} \propto w_i \exp(q_m^\top k_i / \sqrt{d})$.
+
+    A row of weight 2 counts as two rows, one of weight 0 as none. Keys and values are apart from the rest, so that they
+    can be kept in a state.
+
+    Args:
+        width: d, of what attends and of what comes out.
+        heads: a divisor of d.
+    """
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        if width % heads:
+            raise ValueError(f"width must be a multiple of heads, got {width=}, {heads=}")
+        self.heads = heads
+        self.query, self.key, self.value, self.out = (nn.Linear(width, width, bias=False) for _ in range(4))
+
+    def memory(self, rows: Tensor, content: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Keys (..., n, d) of rows (..., n, d), and values of their content, which is the rows by default."""
+        return self.key(rows), self.value(rows if content is None else content)
+
+    def forward(self, rows: Tensor, memory: tuple[Tensor, Tensor], log_weight: Tensor) -> Tensor:
+        """What rows (..., m, d) read from keys and values (..., n, d) of log-weights (n,) or (..., 1, m, n)."""
+        query, key, value = (self._split(each) for each in (self.query(rows), *memory))  # (..., heads, rows, d / heads)
+        scores = query @ key.mT * query.shape[-1] ** -0.5 + log_weight
+        read = scores.softmax(-1) @ value
+        return self.out(read.transpose(-3, -2).flatten(-2))
+
+    def _split(self, rows: Tensor) -> Tensor:
+        return rows.unflatten(-1, (self.heads, -1)).transpose(-3, -2)
+
+
+def perceptron(inputs: int, width: int, outputs: int, depth: int = 1) -> nn.Sequential:
+    """Linear layers with GELU between them, `depth` hidden ones."""
+    sizes = [inputs, *[width] * depth, outputs]
+    layers: list[nn.Module] = [nn.Linear(sizes[0], sizes[1])]
+    for a, b in pairwise(sizes[1:]):
+        layers += [nn.GELU(), nn.Linear(a, b)]
+    return nn.Sequential(*layers)
