@@ -140,10 +140,13 @@ def _finite(evidence: Evidence) -> Audit:
 
 def _metric(objective: objectives.Objective, evidence: Evidence) -> Audit:
     name, asks = "metric", "Does a metric agree with its definition, computed anew?"
-    formulas = {"accuracy": _accuracy} | ({"mse": _mse} if objective == objectives.mse else {})
+    of_numbers = objective in (objectives.mse, objectives.gaussian)
+    formulas = {"accuracy": _accuracy} | ({"mse": _mse} if of_numbers else {})
     known = [metric for metric in formulas if metric in evidence.figures]
     worst = 0.0
     for number, (task, prediction) in enumerate(evidence.first):
+        if objective == objectives.gaussian:
+            prediction = prediction["mean"]
         values = prediction, task.query.targets, task.query.weight
         if not known or not isinstance(prediction, Tensor) or prediction.shape != values[1].shape:
             return idle(name, asks, "No definition is known for these metrics or predictions.")
