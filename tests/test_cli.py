@@ -96,6 +96,20 @@ def test_a_run_reports_everything_that_it_promises(runs):
     assert (protocol["ways"], protocol["shots"], protocol["queries"], protocol["seed"]) == (3, 1, 2, 0)
     assert len(protocol["episodes_sha256"]) == 64
     assert report["environment"]["torch"]
+    assert set(report["paired"]) == set(report["baselines"])
+    assert all(each["tasks"] == 3 and each["p_holm"] >= each["p"] for each in report["paired"].values())
+    assert [each["shots"] for each in report["shots"]] == [1, 2, 5, 10], (
+        "a class has 20 drawings, of which 2 are queries"
+    )
+    assert report["shots"][0]["metrics"]["accuracy"]["tasks"] == 4
+    assert report["calibration"]["examples"] == 4 * 6
+    assert report["cost"]["adapt_flops"] > report["cost"]["parameters"]
+    assert len(report["worst_tasks"]) == 4
+    table = list(csv.DictReader((runs / "glyphs" / "tasks.csv").read_text().splitlines()))
+    figures = [float(row["accuracy"]) for row in table]
+    assert np.mean(figures) == pytest.approx(report["test"]["accuracy"]["mean"])
+    assert report["worst_tasks"][0]["accuracy"] == min(figures)
+    assert [row["accuracy of centroid"] != "" for row in table] == [True, True, True, False]
     page = (runs / "glyphs" / "report.html").read_text()
     assert page.count("<img") >= 4
     assert 'src="http' not in page
@@ -282,6 +296,75 @@ def test_runs_are_compared_on_the_terminal_as_csv_and_as_a_page(kshot, runs, tmp
     assert 'src="http' not in page
     refused = kshot("compare", tmp_path)
     assert (refused.code, "report.json" in refused.err) == (2, True)
+
+
+def test_an_interrupted_run_of_several_seeds_goes_on_with_those_that_are_missing(kshot, tmp_path):
+    (tmp_path / "run.yaml").write_text(SINUSOID)
+    kshot("run", "run.yaml", "--out", "whole", "--seeds", "0,3")
+    kshot("run", "run.yaml", "--out", "cut/seed-0")
+    assert "already exists and is not empty" in kshot("run", "run.yaml", "--out", "cut", "--seeds", "0,3").err
+    kept = (tmp_path / "cut" / "seed-0" / "report.json").stat().st_mtime_ns
+    assert kshot("run", "run.yaml", "--out", "cut", "--seeds", "0,3", "--resume").code == 0
+    assert (tmp_path / "cut" / "seed-0" / "report.json").stat().st_mtime_ns == kept
+    whole, cut = (json.loads((tmp_path / name / "report.json").read_text()) for name in ("whole", "cut"))
+    assert whole["test"] == cut["test"]
+    assert whole["paired"] == cut["paired"]
+    assert cut["protocol"]["seed"] == [0, 3]
+    page = (tmp_path / "cut" / "report.html").read_text()
+    assert "2 seeds; ±" in page
+    board = kshot("compare", "whole", "cut", "cut/seed-0", "--csv", "board.csv")
+    rows = list(csv.DictReader((tmp_path / "board.csv").read_text().splitlines()))
+    assert [row["seeds"] for row in rows].count("2") == 2
+    assert "Where there is one seed, another training may change the order" in board.out
+
+
+def test_a_seed_without_a_usable_round_leaves_no_common_figure(kshot, tmp_path):
+    (tmp_path / "run.yaml").write_text(SINUSOID)
+    result = kshot("run", "run.yaml", "--out", "a", "--seeds", "0,1", "--set", "learner.inner_lr=1e30")
+    assert result.code == 1
+    report = json.loads((tmp_path / "a" / "report.json").read_text())
+    assert (report["outcome"], report["test"]) == ("DIVERGED", None)
+    assert "2 seeds gave no usable round" in report["reason"]
+    assert "a has no test figure" not in result.err
+    assert "seed-0 has no test figure" in kshot("compare", "a").err
+
+
+@pytest.mark.parametrize(
+    ("text", "names"),
+    [
+        (SINUSOID, {"scratch", "support_mean"}),
+        (GLYPHS, {"scratch", "fine_tune", "pretrained_centroid", "centroid"}),
+        (GLYPHS.replace("pretrain: {steps: 3, batch: 8}\n", ""), {"scratch", "centroid"}),
+    ],
+)
+def test_baselines_that_fit_the_tasks_are_there_where_none_are_named(text, names):
+    from kshot.app.baselines import names_of
+    from kshot.app.build import build_source
+    from kshot.app.spec import parse_spec
+
+    data = yaml.safe_load(text)
+    del data["baselines"]["names"]
+    spec = parse_spec(yaml.safe_dump(data), "test")
+    assert set(names_of(spec, build_source(spec).objective)) == names
+
+
+def test_a_baseline_that_cannot_be_had_is_told_before_anything_is_trained(kshot, tmp_path):
+    (tmp_path / "run.yaml").write_text(SINUSOID)
+    result = kshot("run", "run.yaml", "--out", "a", "--set", "baselines.names=[fine_tune]")
+    assert (result.code, Path("a").exists()) == (2, False)
+    assert "baseline 'fine_tune' needs a pretrained model" in result.err
+
+
+def test_an_evaluation_without_baselines_says_so_and_nothing_is_written_over(kshot, runs, tmp_path):
+    alone = kshot("evaluate", runs / "glyphs", "--tasks", 3, "--no-baselines", "--out", "alone")
+    assert "calibration error" in alone.out
+    report = json.loads((tmp_path / "alone" / "report.json").read_text())
+    assert report["baselines"] == {}
+    assert "No baseline was evaluated" in (tmp_path / "alone" / "report.html").read_text()
+    again = kshot("evaluate", runs / "glyphs", "--tasks", 3, "--out", "alone")
+    assert (again.code, "alone already holds something" in again.err) == (2, True)
+    inside = kshot("compare", runs / "glyphs", "--csv", runs / "glyphs" / "tasks.csv")
+    assert (inside.code, "lies in a folder that is compared" in inside.err) == (2, True)
 
 
 def save_image(path: Path, *, size=(28, 28), mode="L", value=0) -> None:
