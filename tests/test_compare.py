@@ -9,7 +9,7 @@ import pytest
 from scipy import stats
 
 import kshot
-from kshot.app.compare import page
+from kshot.app.compare import note, page
 from kshot.evaluation.compare import compare, differences, paired_difference
 from kshot.evaluation.per_task import Scores, read_tasks, write_tasks
 from kshot.evaluation.verdict import verdict
@@ -183,6 +183,17 @@ def test_runs_of_one_name_are_told_apart_by_their_folders(tmp_path):
     runs = [folder(tmp_path / place, HARD, name="same") for place in "ab"]
     (board,) = compare(runs)
     assert {line.entry.name for line in board.lines} == {str(run) for run in runs}
+
+
+def test_a_board_of_both_protocols_says_that_they_do_not_compare(tmp_path):
+    both = [folder(tmp_path / "a", HARD), folder(tmp_path / "b", HARD + NOISE[0])]
+    (board,) = compare(both)
+    assert "Transductive" not in note(board)
+    report = json.loads((both[1] / "report.json").read_text())
+    report["protocol"]["inductive"] = False
+    (both[1] / "report.json").write_text(json.dumps(report))
+    (board,) = compare(both)
+    assert "Transductive figures come of seeing the other queries too" in note(board)
 
 
 def test_what_cannot_be_compared_gets_a_sentence(tmp_path):

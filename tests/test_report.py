@@ -181,7 +181,7 @@ def test_headline_verdict_and_protocol_are_on_the_page(tmp_path: Path) -> None:
         "from a checkpoint once",
         "+0.210 ± 0.008",
         "+0.003 ± 0.010, may be noise",
-        "0.2, episode cdcdcdcdcdcdcdcd",
+        "0.200, episode cdcdcdcdcdcdcdcd",
         "expected calibration error",
         "0.200 ± 0.010",
         "163 (652 B)",

@@ -69,6 +69,8 @@ def note(board: Board) -> str:
     said = f"Not shown to be worse than the best: {', '.join(ties)}." if ties else "The best is shown to be so."
     several = all(line.entry.figure.seeds > 1 for line in board.lines)
     seeds = "" if several else " Where there is one seed, another training may change the order."
+    if len({line.entry.inductive for line in board.lines}) > 1:
+        seeds += " Transductive figures come of seeing the other queries too, and do not compare with inductive ones."
     return (
         f"{said} Differences are paired over the same tasks, ± 95 %; a difference counts where its p value, by Holm's "
         f"correction for all pairs, is below 0.05.{seeds}"

@@ -175,8 +175,8 @@ def _page(report: dict[str, Any], events: Sequence[Mapping[str, Any]], figures: 
         "choice": _choice(number, bool(test), bool(report.get("seeds"))),
         "seeds": _seeds(report, metric),
         "worst": [
-            (f"task {entry['task']}", f"{_short(entry.get(metric))}, episode {entry['episode']}…")
-            for entry in report.get("worst_tasks") or []
+            (f"task {each['task']}", f"{written(_alone(each.get(metric)))}, episode {each['episode']}…")
+            for each in report.get("worst_tasks") or []
         ],
         "calibration": _calibration(report.get("calibration") or {}),
         "cost": cost_lines(report.get("cost") or {}),
@@ -253,7 +253,7 @@ def _calibration(found: dict[str, Any]) -> list[tuple[str, str]]:
     if not found:
         return []
     classes = found.get("kind") == "classes"
-    rows = [("expected calibration error" if classes else "mean gap of coverage", _short(found.get("error")))]
+    rows = [("expected calibration error" if classes else "mean gap of coverage", written(_alone(found.get("error"))))]
     if found.get("nll"):
         rows.append(("negative log-likelihood, nats", written(read(found, "nll"))))
     if found.get("brier"):
@@ -282,6 +282,11 @@ def cost_lines(cost: dict[str, Any]) -> list[tuple[str, str]]:
         ("FLOPs of predicting", "predict_flops", scaled),
     ]
     return [(name, form(cost[key])) for name, key, form in given if cost.get(key) is not None]
+
+
+def _alone(value: float | None) -> Interval:
+    """A number as JSON gave it back, null being NaN, as a figure without an interval."""
+    return Interval(math.nan if value is None else float(value), math.nan, 1)
 
 
 def scaled(count: float, unit: str = "") -> str:
