@@ -9,6 +9,7 @@ import pytest
 
 from kshot.app.folder import load_run
 from kshot.app.spec import parse_spec
+from kshot.evaluation.evaluate import evaluate
 
 PATH = Path(__file__).parents[1] / "benchmarks" / "reproduce.py"
 TINY = """\
@@ -89,6 +90,16 @@ def test_what_is_done_is_not_done_again_and_what_is_unfinished_needs_resume(repr
     (path / "report.json").unlink()
     with pytest.raises(ValueError, match="tiny-seed0 holds an unfinished run: go on with it by --resume"):
         reproduce.train("tiny", 0, tmp_path, resume=False)
+
+
+def test_scores_on_features_are_those_on_images(reproduce, tmp_path):
+    opened = load_run(reproduce.train("tiny", 0, tmp_path, resume=False))
+    source = reproduce._of_source(5, 2).make(opened.spec)
+    learner, embedded = reproduce.on_features(opened.learner, source)
+    plain, fast = (evaluate(*pair, tasks=9) for pair in ((opened.learner, source), (learner, embedded)))
+    assert fast.per_task["accuracy"] == plain.per_task["accuracy"]
+    assert fast.per_task["loss"] == pytest.approx(plain.per_task["loss"], rel=1e-4)
+    assert reproduce.hash_of(source, 9) == plain.episodes_sha256
 
 
 def test_the_section_replaces_itself_alone(reproduce, tmp_path):
