@@ -17,6 +17,7 @@ from kshot.app.spec import (
     Conv4Spec,
     EpisodesSpec,
     FromHfSpec,
+    LanguageModelSpec,
     MixtureSpec,
     MlpSpec,
     OneSourceSpec,
@@ -25,13 +26,15 @@ from kshot.app.spec import (
     Spec,
 )
 from kshot.learner import Learner
+from kshot.tasks.corpus import CorpusEncoding
 from kshot.tasks.ratings import RatingTasks
 from kshot.tasks.source import TaskSource
 from kshot.training.fit import seeded
 
 Shapes = dict[str, Any]
 """Shapes of one example, and what is asked: {"inputs": [...], "targets": [...], "objective": name}; with a spec, all
-that a learner is built from. Where inputs are a dict, so are their shapes, and "items" counts the items of ratings."""
+that a learner is built from. Where inputs are a dict, so are their shapes; "items" counts the items of ratings,
+"symbols" those of a vocabulary."""
 
 OF_MAPS = ("relation_net", "frn")
 """Learners that compare feature maps where the model makes them, rather than vectors."""
@@ -78,7 +81,8 @@ def shapes_of(source: TaskSource) -> Shapes:
         ValueError: inputs that no model of a run file takes.
     """
     batch = source.task("train", 0).support
-    if isinstance(batch.inputs, torch.Tensor) and batch.inputs.dtype == torch.int64:
+    text = source.encoding if isinstance(source.encoding, CorpusEncoding) else None
+    if isinstance(batch.inputs, torch.Tensor) and batch.inputs.dtype == torch.int64 and text is None:
         raise ValueError(
             "these tasks give the numbers of symbols, which no model of a run file reads: take n-grams of texts by "
             "features: words or characters, or give kshot a model with an embedding in Python, see docs/your-data.md"
@@ -89,6 +93,8 @@ def shapes_of(source: TaskSource) -> Shapes:
     shapes: Shapes = {"inputs": inputs or list(batch.inputs.shape[1:]), "targets": list(batch.targets.shape[1:])}
     if isinstance(source, RatingTasks):
         shapes["items"] = len(source.encoding.items)
+    if text is not None:
+        shapes["symbols"] = len(text.vocabulary)
     return shapes | {"objective": objectives.name_of(source.objective)}
 
 
@@ -105,7 +111,20 @@ def build_model(spec: Spec, shapes: Shapes, *, head: bool) -> nn.Module:
         raise ValueError(
             f"model {kind} does not fit these inputs ({given}): ratings, and they alone, take model rating_mlp"
         )
+    if isinstance(spec.model, LanguageModelSpec) != ("symbols" in shapes):
+        raise ValueError(
+            f"model {spec.model.kind} does not fit these tasks: running text (source corpus), and it alone, takes model "
+            "language_model"
+        )
+    if isinstance(spec.model, LanguageModelSpec) and not head:
+        raise ValueError(
+            f"learner {spec.learner.kind} compares features; running text takes one that adapts what the model predicts, "
+            "such as maml, meta_sgd or reptile"
+        )
     with seeded(spec.seed):
+        if isinstance(spec.model, LanguageModelSpec):
+            options = spec.model.model_dump(exclude={"kind", "body"})
+            return models.language_model(shapes["symbols"], spec.model.body, context=max(inputs), **options)
         if isinstance(spec.model, RatingMlpSpec):
             features = sum(shape[-1] for name, shape in inputs.items() if name != "item")
             options = spec.model.model_dump(exclude={"kind"})

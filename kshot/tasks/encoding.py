@@ -15,6 +15,7 @@ KINDS = {
     "series": "kshot.tasks.series:SeriesEncoding",
     "ratings": "kshot.tasks.ratings:RatingEncoding",
     "text": "kshot.tasks.text:TextEncoding",
+    "corpus": "kshot.tasks.corpus:CorpusEncoding",
 }
 
 

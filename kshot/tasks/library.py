@@ -54,6 +54,22 @@ def find(name: str) -> Path:
     return where
 
 
+def located(path: Path | str) -> Path:
+    """A user's path or, where nothing lies there, the file of a known set that it begins with the name of.
+
+    Raises:
+        ValueError: the set is not in the library.
+
+    Example:
+        >>> located("letters/ann.txt")
+        PosixPath('letters/ann.txt')
+    """
+    path = Path(path).expanduser()
+    if path.exists() or path.is_absolute() or path.parts[0] not in {row.name for row in KNOWN if not row.built_in}:
+        return path
+    return find(path.parts[0]).joinpath(*path.parts[1:])
+
+
 def known() -> list[DataSet]:
     """The data sets that kshot knows, each with the folder it was found in.
 
