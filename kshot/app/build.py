@@ -113,18 +113,19 @@ def build_model(spec: Spec, shapes: Shapes, *, head: bool) -> nn.Module:
         )
     if isinstance(spec.model, LanguageModelSpec) != ("symbols" in shapes):
         raise ValueError(
-            f"model {spec.model.kind} does not fit these tasks: running text (source corpus), and it alone, takes model "
-            "language_model"
+            f"model {spec.model.kind} does not fit these tasks: running text (source corpus), and it alone, takes "
+            "model language_model"
         )
     if isinstance(spec.model, LanguageModelSpec) and not head:
         raise ValueError(
-            f"learner {spec.learner.kind} compares features; running text takes one that adapts what the model predicts, "
-            "such as maml, meta_sgd or reptile"
+            f"learner {spec.learner.kind} compares features; running text takes one that adapts what the model "
+            "predicts, such as maml, meta_sgd or dynamic_evaluation"
         )
     with seeded(spec.seed):
         if isinstance(spec.model, LanguageModelSpec):
             options = spec.model.model_dump(exclude={"kind", "body"})
-            return models.language_model(shapes["symbols"], spec.model.body, context=max(inputs), **options)
+            read = inputs[0] * (1 + getattr(spec.learner, "context", 0))
+            return models.language_model(shapes["symbols"], spec.model.body, context=read, **options)
         if isinstance(spec.model, RatingMlpSpec):
             features = sum(shape[-1] for name, shape in inputs.items() if name != "item")
             options = spec.model.model_dump(exclude={"kind"})

@@ -345,6 +345,17 @@ class ReptileSpec(_GradientSpec):
     minibatch: int | None = Field(None, ge=1)
 
 
+class DynamicEvaluationSpec(_Strict):
+    kind: Literal["dynamic_evaluation"]
+    inner_lr: float = Field(gt=0)
+    passes: int = Field(1, ge=0)
+    context: int = Field(1, ge=0)
+    along: bool = True
+    rates: Literal["one", "tensor", "element"] = "tensor"
+    order: Literal[1, 2] = 1
+    adaptable: str = "*"
+
+
 class MamlPpSpec(_GradientSpec):
     kind: Literal["maml_pp"]
     multi_step: float = Field(0.15, ge=0, le=1)
@@ -561,6 +572,7 @@ class Spec(_Strict):
         | AnilSpec
         | FomamlSpec
         | ReptileSpec
+        | DynamicEvaluationSpec
         | MamlPpSpec
         | ImamlSpec
         | ProtonetSpec

@@ -13,7 +13,7 @@ from torch import nn
 
 from kshot.app.baselines import about, evaluate_baselines
 from kshot.app.build import Shapes, build_source, device_of, with_shots
-from kshot.app.spec import GaussianProcessesSpec, PixelsSpec, SinusoidsSpec, Spec
+from kshot.app.spec import GaussianProcessesSpec, SinusoidsSpec, Spec
 from kshot.evaluation import figures
 from kshot.evaluation.audit import UntrustedFigure
 from kshot.evaluation.compare import differences

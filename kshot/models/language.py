@@ -5,7 +5,7 @@ Shape legend: n texts, L symbols of a text, V symbols of the vocabulary, E numbe
 
 from __future__ import annotations
 
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +19,9 @@ LAYERS: dict[str, type[nn.GRU] | type[nn.LSTM]] = {"gru": nn.GRU, "lstm": nn.LST
 class LanguageModel(nn.Module):
     """See `language_model`. `embedding` makes symbols vectors, `body` reads them in order, `head` scores the next."""
 
-    def __init__(self, symbols: int, embedding: int, body: nn.Module, width: int, *, tied: bool, dropout: float) -> None:
+    def __init__(
+        self, symbols: int, embedding: int, body: nn.Module, width: int, *, tied: bool, dropout: float
+    ) -> None:
         super().__init__()
         self.embedding = nn.Embedding(symbols, embedding)
         nn.init.normal_(self.embedding.weight, std=embedding**-0.5)

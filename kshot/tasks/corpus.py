@@ -184,7 +184,7 @@ class Corpus(GroupTasks):
 
 
 class CorpusEncoding(NamedTuple):
-    """How a text becomes windows of symbols, and back."""
+    """How a text becomes windows of symbols, and back; a run keeps it."""
 
     unit: Unit
     length: int
@@ -216,14 +216,6 @@ class CorpusEncoding(NamedTuple):
 
     def support(self, path: Path) -> Support:
         return Support(*self.windows(path), {})
-
-    def inputs(self, path: Path, kept: dict[str, Any]) -> Tensor:
-        return self.windows(path)[0]
-
-    def answers(self, prediction: Tensor, kept: dict[str, Any]) -> dict[str, list[Any]]:
-        """The symbol that is likeliest to follow each window."""
-        following = prediction[:, -1].argmax(-1).tolist()
-        return {"window": list(range(1, len(following) + 1)), "next": [self.decode([symbol]) for symbol in following]}
 
     def describe(self) -> dict[str, Any]:
         return {"unit": self.unit, "length": self.length, "symbols": len(self.vocabulary)}

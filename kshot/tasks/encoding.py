@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from importlib import import_module
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from torch import Tensor
 
 from kshot.types import Tree
+
+if TYPE_CHECKING:
+    from kshot.tasks.corpus import CorpusEncoding
 
 KINDS = {
     "table": "kshot.tasks.tables:TableEncoding",
@@ -57,7 +60,7 @@ class Encoding(Protocol):
         ...
 
 
-def from_json(data: dict[str, Any]) -> Encoding:
+def from_json(data: dict[str, Any]) -> Encoding | CorpusEncoding:
     """The encoding that a run kept."""
     module, name = KINDS[data["kind"]].split(":")
     return getattr(import_module(module), name).from_json(data)
