@@ -150,7 +150,7 @@ def _ways(spec: Spec, shapes: Shapes, classes: list[str]) -> int:
 def predict_run(run_dir: Path, state_file: Path, inputs: list[Path], *, resize: bool, invert: bool) -> None:
     """Predict with an adapted state; CSV on standard output."""
     run = load_run(run_dir)
-    state, meta = state_of(run, run_dir, state_file)
+    state, meta = _load_state(state_file, run, run_dir)
     for path in inputs:
         if not path.exists():
             raise ValueError(f"there is no {path}")
@@ -177,12 +177,12 @@ def predict_run(run_dir: Path, state_file: Path, inputs: list[Path], *, resize: 
         _print(rows | {f"prediction{i if several else ''}": own for i, own in enumerate(prediction.T.tolist())})
 
 
-def state_of(run: OpenRun, run_dir: Path, state_file: Path) -> tuple[Tree, dict[str, str]]:
-    """A state that `kshot adapt` wrote, and what stands beside it; `ValueError` if it is of another run."""
-    state, meta = load_state(state_file)
+def _load_state(path: Path, run: OpenRun, run_dir: Path) -> tuple[Tree, dict[str, str]]:
+    """A state and its meta data, if it was adapted from this run's weights."""
+    state, meta = load_state(path)
     if meta.get("weights_sha256") != run.weights:
         raise ValueError(
-            f"{state_file} was not adapted from the weights in {run_dir}: adapt again with `kshot adapt {run_dir}`"
+            f"{path} was not adapted from the weights in {run_dir}: adapt again with `kshot adapt {run_dir}`"
         )
     return state, meta
 
@@ -221,7 +221,7 @@ def generate_run(
             f"the prompt holds {' '.join(map(repr, unknown))}, which no training text of {run_dir} does; leave it out, "
             "or train a run with unit: bytes, which knows all characters"
         )
-    state, _ = state_of(run, run_dir, state_file)
+    state, _ = _load_state(state_file, run, run_dir)
     device = device_of(run.spec)
     written = generate(
         run.learner.to(device),

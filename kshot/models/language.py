@@ -5,6 +5,8 @@ Shape legend: n texts, L symbols of a text, V symbols of the vocabulary, E numbe
 
 from __future__ import annotations
 
+import warnings
+from pathlib import Path
 from typing import Literal, get_args
 
 import torch
@@ -168,3 +170,59 @@ def language_model(
     else:
         body = Recurrent(kind, embedding, width, layers, dropout)
     return LanguageModel(symbols, embedding, body, width, tied=tied, dropout=dropout)
+
+
+class CausalLM(nn.Module):
+    """A causal model of `transformers` as a language model: symbols (n, L) to logits (n, L, V)."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, symbols: Tensor) -> Tensor:
+        return self.model(input_ids=symbols, use_cache=False).logits
+
+
+def causal_lm(folder: Path | str, *, rank: int | None = 8) -> CausalLM:
+    r"""A pretrained causal language model in a local folder, as `transformers` saves it; nothing is downloaded.
+
+    With a rank, LoRA: each weight $W$ that `peft` chooses for the kind of model becomes $W + 2 B A$. $A$ (r, inputs)
+    and $B$ (outputs, r), which starts at 0, alone adapt and learn, and so are all that a state holds.
+
+    Args:
+        folder: with `config.json` and safetensors.
+        rank: r; None adapts all weights.
+
+    Returns:
+        A module for any learner of `objectives.next_token`; symbols are the numbers of the model's own tokens.
+
+    Raises:
+        ValueError: `transformers` or `peft` isn't installed, no folder, no causal model in it, a rank below 1.
+
+    References:
+        Hu et al.: LoRA: Low-Rank Adaptation of Large Language Models, ICLR 2022, arXiv:2106.09685.
+    """
+    if rank is not None and rank < 1:
+        raise ValueError(f"rank must be at least 1, or None for all weights, got {rank}")
+    if not (Path(folder) / "config.json").is_file():
+        raise ValueError(f"{folder} holds no model: it has no config.json; give the folder of save_pretrained()")
+    try:
+        from peft import LoraConfig, get_peft_model
+        from transformers import AutoModelForCausalLM
+    except ImportError as error:
+        raise ValueError(f"causal_lm needs {error.name}, which is not installed: pip install 'kshot[text]'") from None
+    try:
+        # Attention written out: fused kernels have no second derivative.
+        model = AutoModelForCausalLM.from_pretrained(
+            str(folder), local_files_only=True, use_safetensors=True, attn_implementation="eager"
+        )
+    except (OSError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"{folder} holds no causal language model that can be read: {reason}") from None
+    if rank is not None:
+        with warnings.catch_warnings():  # of peft's own use of transformers
+            warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
+            warnings.filterwarnings("ignore", "fan_in_fan_out", UserWarning)
+            options = LoraConfig(r=rank, lora_alpha=2 * rank, task_type="CAUSAL_LM")
+            model = get_peft_model(model, options)
+    return CausalLM(model)

@@ -124,7 +124,7 @@ def corpus(
         raise ValueError(f"unit must be characters or bytes, got {unit!r}")
     if length < 1:
         raise ValueError(f"length must be at least 1 character, got {length}")
-    path, how = library.located(path), Reading(**(reading or {}))
+    path, how = library.place_of(path), Reading(**(reading or {}))
     if task in OF_FILES:
         with _opened(path) as place:
             found = _of_files(place, task, pattern, files, bad_rows, how)

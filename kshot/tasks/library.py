@@ -54,18 +54,15 @@ def find(name: str) -> Path:
     return where
 
 
-def located(path: Path | str) -> Path:
-    """A user's path or, where nothing lies there, the file of a known set that it begins with the name of.
+def place_of(path: Path | str) -> Path:
+    """A path as it is or, where nothing lies there and it begins with the name of a known set, in that set's folder:
+    `clinc150/data_full.json`.
 
     Raises:
-        ValueError: the set is not in the library.
-
-    Example:
-        >>> located("letters/ann.txt")
-        PosixPath('letters/ann.txt')
+        ValueError: it is in a known set that was not found.
     """
     path = Path(path).expanduser()
-    if path.exists() or path.is_absolute() or path.parts[0] not in {row.name for row in KNOWN if not row.built_in}:
+    if path.exists() or path.is_absolute() or path.parts[:1] == () or path.parts[0] not in {row.name for row in KNOWN}:
         return path
     return find(path.parts[0]).joinpath(*path.parts[1:])
 
