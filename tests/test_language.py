@@ -157,6 +157,27 @@ def test_dynamic_evaluation_is_pure_and_passes_over_padding(along):
     assert torch.allclose(turned, whole, atol=1e-5) != along == learner.transductive
 
 
+def test_an_audit_holds_reading_along_to_what_came_before(tmp_path):
+    source = kshot.tasks.corpus(
+        phrases(tmp_path / "letters"), length=16, shots=3, queries=4, split=RUN["source"]["split"]
+    )
+    model = kshot.models.language_model(len(source.vocabulary), width=8)
+    learner = kshot.dynamic_evaluation(model, inner_lr=0.1)
+    audits = {audit.name: audit for audit in kshot.evaluate(learner, source, tasks=3).audits}
+    assert audits["other queries"].result == "passed"
+    assert audits["query order"].result == "not applicable"
+
+    class Ahead(type(learner)):
+        """One that looks at the window after."""
+
+        def predict(self, state, inputs):
+            return super().predict(state, inputs) + super().predict(state, inputs.roll(-1, 0))
+
+    learner.__class__ = Ahead
+    with pytest.warns(kshot.evaluation.audit.UntrustedFigure, match="other queries go"):
+        kshot.evaluate(learner, source, tasks=3)
+
+
 def test_without_passes_the_support_is_context_alone():
     model, task = tiny(), text_task()
     learner = kshot.dynamic_evaluation(model, inner_lr=1.0, passes=0, along=False)

@@ -334,7 +334,9 @@ class AnilSpec(_GradientSpec):
 
 class FomamlSpec(_GradientSpec):
     kind: Literal["fomaml"]
+    rule: Literal["sgd", "adam"] = "sgd"
     adaptable: str = "*"
+    minibatch: int | None = Field(None, ge=1)
 
 
 class ReptileSpec(_GradientSpec):

@@ -5,8 +5,9 @@ Shape legend: P symbols of the prompt, V symbols of the vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -17,7 +18,7 @@ from kshot.types import Tree
 def generate(
     learner: Learner,
     state: Tree,
-    prompt: Tensor,
+    prompt: Tensor | np.ndarray | Sequence[int],
     *,
     length: int,
     temperature: float = 1.0,
@@ -37,7 +38,7 @@ def generate(
         learner: of `objectives.next_token`: symbols (n, L) to logits (n, L, V); used in evaluation mode, and left as
             it was.
         state: what it adapted to.
-        prompt: (P,) int64, at least one symbol.
+        prompt: (P,) integers, at least one: what the `encoding` of a corpus makes of a text.
         length: symbols to add.
         temperature: $\tau$; 0 takes the likeliest symbol each time, below 1 is bolder in what is likely anyway.
         top_p: from above 0 to 1, where all symbols may come.
@@ -62,8 +63,9 @@ def generate(
     References:
         Holtzman et al.: The Curious Case of Neural Text Degeneration, ICLR 2020, arXiv:1904.09751 (top-p).
     """
-    if prompt.ndim != 1 or not len(prompt) or prompt.is_floating_point():
-        raise ValueError(f"a prompt is at least one symbol, integers (P,), got {prompt.dtype} {tuple(prompt.shape)}")
+    text = torch.as_tensor(prompt)
+    if text.ndim != 1 or not len(text) or text.is_floating_point():
+        raise ValueError(f"a prompt is at least one symbol, integers (P,), got {text.dtype} {tuple(text.shape)}")
     for name, count in (("length", length), ("context", context)):
         if count is not None and count < 1:
             raise ValueError(f"{name} must be at least 1, got {count}")
@@ -72,7 +74,7 @@ def generate(
     if not 0 < top_p <= 1:
         raise ValueError(f"top_p must be above 0 and at most 1, which lets all symbols come, got {top_p}")
     random = torch.Generator().manual_seed(seed)
-    text = prompt
+    text = text.long()
     was_training = learner.training
     learner.eval()
     try:
