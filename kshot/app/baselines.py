@@ -112,6 +112,6 @@ def _candidates(
     if name == "pretrained":
         return [learners.fine_tune(model, inner_lr=1.0, steps=0, objective=objective)]
     return [
-        learners.fine_tune(model, inner_lr=lr, steps=count, objective=objective)
+        learners.fine_tune(model, inner_lr=lr, steps=count, rule=options.rule, objective=objective)
         for count, lr in product(steps, options.inner_lrs)
     ]

@@ -354,6 +354,7 @@ class DynamicEvaluationSpec(_Strict):
     context: int = Field(1, ge=0)
     along: bool = True
     rates: Literal["one", "tensor", "element"] = "tensor"
+    rule: Literal["sgd", "adam"] = "sgd"
     order: Literal[1, 2] = 1
     adaptable: str = "*"
 
@@ -552,11 +553,12 @@ BaselineName = Literal["scratch", "fine_tune", "pretrained", "centroid", "pretra
 
 
 class BaselinesSpec(_Strict):
-    """`inner_lrs`, and `steps` where several are given, are tried on validation tasks; each baseline keeps its best. No
+    """`rule` is fine-tuning's. `inner_lrs`, and `steps` where several are given, are tried on validation tasks; each baseline keeps its best. No
     `names`: those that fit the tasks."""
 
     names: list[BaselineName] | None = None
     steps: Annotated[int, Field(ge=1)] | Annotated[list[Annotated[int, Field(ge=1)]], Field(min_length=1)] = 50
+    rule: Literal["sgd", "adam"] = "sgd"
     inner_lrs: list[Annotated[float, Field(gt=0)]] = Field([0.01, 0.1], min_length=1)
     val_tasks: int = Field(20, ge=2)
     test_tasks: int = Field(100, ge=2)

@@ -11,6 +11,7 @@ from kshot import objectives
 from kshot.inner.functional import BatchNorm, Function
 from kshot.inner.layout import channels_last
 from kshot.inner.per_parameter import Pattern, adaptable_params
+from kshot.inner.rates import Rate
 from kshot.inner.rules import SGD, Adam, UpdateRule
 from kshot.inner.solvers import Annealed, FirstOrder, InnerSolver, Unrolled
 from kshot.learner import Learner
@@ -233,9 +234,7 @@ def fomaml(
         Finn, Abbeel, Levine, arXiv:1703.03400, section 5.2; Nichol, Achiam, Schulman, arXiv:1803.02999, whose inner
         steps are Adam's.
     """
-    if rule not in get_args(Rule):
-        raise ValueError(f"rule must be {' or '.join(get_args(Rule))}, got {rule!r}")
-    solver = FirstOrder({"sgd": SGD, "adam": Adam}[rule](inner_lr), steps)
+    solver = FirstOrder(rule_of(rule, inner_lr), steps)
     return GradientLearner(model, objective, solver, adaptable=adaptable, batchnorm=batchnorm, minibatch=minibatch)
 
 
@@ -361,6 +360,13 @@ def boil(
     adaptable_params(model, f"{head}.*")
     solver = of_order(order, SGD(inner_lr), steps)
     return GradientLearner(model, objective, solver, adaptable=("*", f"!{head}.*"), batchnorm=batchnorm)
+
+
+def rule_of(rule: Rule, inner_lr: Rate) -> UpdateRule:
+    """The update rule of a name, at a rate."""
+    if rule not in get_args(Rule):
+        raise ValueError(f"rule must be {' or '.join(get_args(Rule))}, got {rule!r}")
+    return SGD(inner_lr) if rule == "sgd" else Adam(inner_lr)
 
 
 def of_order(order: int, rule: UpdateRule, steps: int) -> InnerSolver:

@@ -13,9 +13,8 @@ from torch import Tensor, nn
 from kshot import objectives
 from kshot.inner.per_parameter import Pattern, adaptable_params
 from kshot.inner.rates import LearnedRate
-from kshot.inner.rules import SGD
 from kshot.inner.solvers import InnerSolver
-from kshot.learners.gradient import GradientLearner, of_order
+from kshot.learners.gradient import GradientLearner, Rule, of_order, rule_of
 from kshot.objectives import Objective
 from kshot.types import Batch, Tree
 
@@ -99,6 +98,7 @@ def dynamic_evaluation(
     context: int = 1,
     along: bool = True,
     rates: Rates = "tensor",
+    rule: Rule = "sgd",
     order: int = 1,
     adaptable: Pattern = "*",
     objective: Objective = objectives.next_token,
@@ -121,6 +121,7 @@ def dynamic_evaluation(
             before it: **transductive**, since a prediction depends on other queries. If not, each query window is
             predicted by itself, behind the last c windows of the support.
         rates: "one" is `inner_lr`; "tensor" and "element" learn one for each tensor, or for each number of it.
+        rule: of the steps: "sgd" as above, or "adam", whose moments begin anew with each window of the query.
         order: 1 counts the gradients of the steps as constants; 2 is exact.
         adaptable: the parameters that adapt, as in `maml`.
         objective: what the tasks ask.
@@ -147,5 +148,5 @@ def dynamic_evaluation(
     if rates not in ("one", "tensor", "element"):
         raise ValueError(f"rates must be one, tensor or element, got {rates!r}")
     rate: Any = inner_lr if rates == "one" else LearnedRate(adaptable_params(model, adaptable), inner_lr, per=rates)
-    solver = of_order(order, SGD(rate), 1)
+    solver = of_order(order, rule_of(rule, rate), 1)
     return Reader(model, objective, solver, adaptable=adaptable, context=context, passes=passes, along=along)
