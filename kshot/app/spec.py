@@ -553,8 +553,8 @@ BaselineName = Literal["scratch", "fine_tune", "pretrained", "centroid", "pretra
 
 
 class BaselinesSpec(_Strict):
-    """`rule` is fine-tuning's. `inner_lrs`, and `steps` where several are given, are tried on validation tasks; each baseline keeps its best. No
-    `names`: those that fit the tasks."""
+    """`rule` is fine-tuning's. `inner_lrs`, and `steps` where several are given, are tried on validation tasks; each
+    baseline keeps its best. No `names`: those that fit the tasks."""
 
     names: list[BaselineName] | None = None
     steps: Annotated[int, Field(ge=1)] | Annotated[list[Annotated[int, Field(ge=1)]], Field(min_length=1)] = 50
