@@ -214,6 +214,8 @@ def generate_run(
         raise ValueError(f"{run_dir} is no run on running text (source corpus), so that there is nothing to write")
     if not prompt:
         raise ValueError("the prompt is empty: give at least one character to go on from, such as a line feed")
+    if any("\ud800" <= character <= "\udfff" for character in prompt):
+        raise ValueError("the prompt is not UTF-8; a character may have been cut in two")
     symbols = torch.from_numpy(encoding.encode(prompt)).long()
     unknown = sorted({character for character, symbol in zip(prompt, symbols.tolist()) if symbol == UNKNOWN})
     if encoding.unit == "characters" and unknown:
