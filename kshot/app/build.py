@@ -22,7 +22,9 @@ from kshot.app.spec import (
     OneSourceSpec,
     PriorFittedSpec,
     RatingMlpSpec,
+    RatingModelSpec,
     Spec,
+    TwoTowerSpec,
 )
 from kshot.learner import Learner
 from kshot.tasks.ratings import RatingTasks
@@ -31,7 +33,8 @@ from kshot.training.fit import seeded
 
 Shapes = dict[str, Any]
 """Shapes of one example, and what is asked: {"inputs": [...], "targets": [...], "objective": name}; with a spec, all
-that a learner is built from. Where inputs are a dict, so are their shapes, and "items" counts the items of ratings."""
+that a learner is built from. Where inputs are a dict, so are their shapes; "counts" has the training ratings of each
+item."""
 
 OF_MAPS = ("relation_net", "frn")
 """Learners that compare feature maps where the model makes them, rather than vectors."""
@@ -88,7 +91,7 @@ def shapes_of(source: TaskSource) -> Shapes:
     )
     shapes: Shapes = {"inputs": inputs or list(batch.inputs.shape[1:]), "targets": list(batch.targets.shape[1:])}
     if isinstance(source, RatingTasks):
-        shapes["items"] = len(source.encoding.items)
+        shapes["counts"] = list(source.encoding.counts)
     return shapes | {"objective": objectives.name_of(source.objective)}
 
 
@@ -100,16 +103,21 @@ def build_model(spec: Spec, shapes: Shapes, *, head: bool) -> nn.Module:
     if spec.model is None:
         return nn.Identity()
     inputs, outputs = shapes["inputs"], shapes["targets"][-1]
-    if isinstance(inputs, dict) != isinstance(spec.model, RatingMlpSpec):
+    if isinstance(inputs, dict) != isinstance(spec.model, RatingModelSpec):
         kind, given = spec.model.kind, ", ".join(inputs) if isinstance(inputs, dict) else "one tensor"
         raise ValueError(
-            f"model {kind} does not fit these inputs ({given}): ratings, and they alone, take model rating_mlp"
+            f"model {kind} does not fit these inputs ({given}): ratings, and they alone, take model rating_mlp, "
+            "two_tower or factorisation"
         )
     with seeded(spec.seed):
-        if isinstance(spec.model, RatingMlpSpec):
-            features = sum(shape[-1] for name, shape in inputs.items() if name != "item")
-            options = spec.model.model_dump(exclude={"kind"})
-            return models.rating_mlp(shapes["items"], features, outputs, **options)
+        if isinstance(spec.model, RatingModelSpec):
+            of_items, of_users = (inputs.get(f"{side}_features", [0])[-1] for side in ("item", "user"))
+            options = spec.model.model_dump(exclude={"kind"}) | {"outputs": outputs if head else None}
+            counts = shapes["counts"]
+            if isinstance(spec.model, TwoTowerSpec):
+                return models.two_tower(len(counts), of_items, of_users, **options)
+            known = len(counts) if isinstance(spec.model, RatingMlpSpec) else counts
+            return getattr(models, spec.model.kind)(known, of_items + of_users, **options)
         if not isinstance(spec.model, MlpSpec):
             if len(inputs) != 3:
                 raise ValueError(
@@ -148,6 +156,8 @@ def build_learner(spec: Spec, model: nn.Module, shapes: Shapes) -> Learner:
 def _features_of(model: nn.Module, shapes: Shapes) -> torch.Size:
     """The shape of what a model makes of one example."""
     if isinstance(shapes["inputs"], dict):
+        if isinstance(model, models.RatingModel):
+            return torch.Size([model.width])
         raise ValueError(f"this learner takes inputs of one tensor; these are {', '.join(shapes['inputs'])}")
     like = next(model.parameters(), torch.empty(0))
     was_training = model.training

@@ -162,24 +162,41 @@ class SeriesSpec(_Strict):
     bad_rows: Literal["error", "drop"] = "error"
 
 
-class RatingsSpec(_Strict):
+class _OfUsersSpec(_Strict):
+    ask: Literal["number", "levels"] = "number"
+    like: float | None = None
+    cold: Literal["users", "items", "both", "none"] = "users"
+    start: Literal["any", "first"] = "any"
+    split: dict[str, Any] = {"ratio": [0.7, 0.15, 0.15]}
+    shots: SizeSpec = 10
+    train_shots: SizeSpec | None = None
+    queries: SizeSpec = 10
+    train_queries: SizeSpec | None = None
+    negatives: int = Field(4, ge=1)
+    query_negatives: int | None = Field(None, ge=1)
+    small: Literal["error", "drop", "shrink"] = "error"
+    bad_rows: Literal["error", "drop"] = "error"
+
+
+class RatingsSpec(_OfUsersSpec):
     kind: Literal["ratings"]
     path: str
     user: str = "user"
     item: str = "item"
-    rating: str = "rating"
+    rating: str | None = "rating"
     time: str | None = None
     users: str | None = None
     items: str | None = None
-    cold: Literal["users", "items", "both", "none"] = "users"
-    split: dict[str, Any] = {"ratio": [0.7, 0.15, 0.15]}
+    title: str | None = None
     kinds: dict[str, str] = {}
-    shots: SizeSpec = 10
-    queries: SizeSpec = 10
-    train_queries: SizeSpec | None = None
-    small: Literal["error", "drop"] = "error"
     reading: ReadingSpec = ReadingSpec()
-    bad_rows: Literal["error", "drop"] = "error"
+
+
+class MovielensSpec(_OfUsersSpec):
+    kind: Literal["movielens"]
+    path: str | None = None
+    feedback: Literal["ratings", "clicks"] = "ratings"
+    timed: bool = True
 
 
 class TextSpec(_ClassesSpec):
@@ -249,6 +266,7 @@ OneSourceSpec = (
     | TableSpec
     | SeriesSpec
     | RatingsSpec
+    | MovielensSpec
     | TextSpec
     | CorpusSpec
     | FromHfSpec
@@ -267,6 +285,18 @@ class RatingMlpSpec(_Strict):
     kind: Literal["rating_mlp"]
     embedding: int = Field(16, ge=1)
     hidden: list[Annotated[int, Field(ge=1)]] = Field([64, 32], min_length=1)
+
+
+class TwoTowerSpec(_Strict):
+    kind: Literal["two_tower"]
+    width: int = Field(32, ge=1)
+    hidden: int = Field(64, ge=1)
+
+
+class FactorisationSpec(_Strict):
+    kind: Literal["factorisation"]
+    factors: int = Field(24, ge=1)
+    hidden: int = Field(32, ge=1)
 
 
 class MlpSpec(_Strict):
@@ -357,6 +387,18 @@ class R2d2Spec(_HeadSpec):
     kind: Literal["r2d2"]
     l2: float = Field(1.0, gt=0)
     scale: float | None = Field(10.0, gt=0)
+
+
+class FoldInSpec(_Strict):
+    kind: Literal["fold_in"]
+    noise: float = Field(1.0, gt=0)
+    prior: float = Field(0.35, gt=0)
+    hidden: int = Field(32, ge=1)
+
+
+class MeluSpec(_GradientSpec):
+    kind: Literal["melu"]
+    order: Literal[1, 2] = 2
 
 
 class LogisticRegressionSpec(_HeadSpec):
@@ -476,7 +518,8 @@ class PriorFittedSpec(_Strict):
     layers: int = Field(3, ge=1)
 
 
-ModelSpec = MlpSpec | RatingMlpSpec | Conv4Spec | ResNet12Spec
+RatingModelSpec = RatingMlpSpec | TwoTowerSpec | FactorisationSpec
+ModelSpec = MlpSpec | RatingModelSpec | Conv4Spec | ResNet12Spec
 OwnNetworkSpec = CnpSpec | AttentiveNpSpec | TnpDSpec | PriorFittedSpec
 """Learners that are a network of their own, and take no model."""
 
@@ -495,6 +538,7 @@ class TrainSpec(_Strict):
     outer_lr: float = Field(1e-3, gt=0)
     clip: float | None = Field(10.0, gt=0)
     schedule: Literal["cosine", "constant"] = "cosine"
+    weight_decay: float = Field(0.0, ge=0)
     mode: Literal["auto", "loop", "vmap", "traced", "compiled"] = "loop"
     checkpoint_seconds: float = Field(30.0, gt=0)
 
@@ -544,6 +588,8 @@ class Spec(_Strict):
         | ProtonetSpec
         | CnapsSpec
         | R2d2Spec
+        | FoldInSpec
+        | MeluSpec
         | LogisticRegressionSpec
         | MetaoptnetSpec
         | MatchingNetSpec
