@@ -167,6 +167,7 @@ class _OfUsersSpec(_Strict):
     like: float | None = None
     cold: Literal["users", "items", "both", "none"] = "users"
     start: Literal["any", "first"] = "any"
+    train_order: Literal["given", "random"] = "given"
     split: dict[str, Any] = {"ratio": [0.7, 0.15, 0.15]}
     shots: SizeSpec = 10
     train_shots: SizeSpec | None = None

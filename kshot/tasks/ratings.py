@@ -8,6 +8,8 @@ Shape legend: n ratings, U users, I items, L levels; T tasks of S support and Q 
 from __future__ import annotations
 
 import base64
+import difflib
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,6 +57,7 @@ def ratings(
     query_negatives: int | None = None,
     cold: Cold = "users",
     start: Start = "any",
+    train_order: Literal["given", "random"] = "given",
     split: Mapping[str, Any] | None = None,
     kinds: Mapping[str, str] | None = None,
     shots: Size = 10,
@@ -102,6 +105,8 @@ def ratings(
         negatives, query_negatives: for each click; the latter, of queries in val and test, is the former by default.
         cold: see above.
         start: see above.
+        train_order: "random" lets training tasks draw support and query from all of a user's ratings, whatever the
+            time: more tasks of the same data. Those of val and test keep to it.
         split: how users and items are cut, see `splitting`; by default 70, 15 and 15 % by a hash of the name. Only
             `ratio` cuts both, or within users.
         kinds: what columns hold, where it is not what they look like.
@@ -220,7 +225,7 @@ def ratings(
     source = RatingTasks(
         examples, pools, of_users, encoding, shots=shots, train_shots=train_shots, queries=queries,
         train_queries=train_queries, negatives=(negatives, negatives if query_negatives is None else query_negatives),
-        ordered=time is not None, start=start, small=small, cold=cold, seed=seed,
+        ordered=time is not None, start=start, train_order=train_order, small=small, cold=cold, seed=seed,
     )  # fmt: skip
     if found.dropped["rows"]:
         source.dropped[f"bad rows, the first: {found.dropped['first'][0]}"] = found.dropped["rows"]
@@ -321,13 +326,20 @@ def _pools(
     return found
 
 
+class Log(NamedTuple):
+    """Ratings as columns (n,): the numbers of user and item, and the rating as it was given."""
+
+    users: np.ndarray
+    items: np.ndarray
+    scores: np.ndarray
+
+
 class RatingTasks(TaskSource):
     """Tasks of `ratings`.
 
     Attributes:
         user_names: for each split the users whose tasks it has.
         examples: the ratings, users end to end.
-        owners: int32 (n,), the number of each rating's user.
         in_turn: whether task number k of val and test is of user k, counted round; else users are drawn.
         dropped: what was left out: reason to count.
     """
@@ -348,6 +360,7 @@ class RatingTasks(TaskSource):
         negatives: tuple[int, int],
         ordered: bool,
         start: Start,
+        train_order: Literal["given", "random"],
         small: Small,
         cold: Cold,
         seed: int,
@@ -360,7 +373,8 @@ class RatingTasks(TaskSource):
         asked = dict.fromkeys(SPLITS, negatives[1]) | {"train": negatives[0]}
         self.negatives = {split: (negatives[0], asked[split]) if clicks else (0, 0) for split in SPLITS}
         self.examples, self.encoding, self.objective = examples, encoding, encoding.objective
-        self.ordered, self.small, self.cold, self.seed = ordered, small, cold, seed
+        self.small, self.cold, self.seed = small, cold, seed
+        self.ordered = dict.fromkeys(SPLITS, ordered) | {"train": ordered and train_order == "given"}
         self.in_turn = start == "first"
         self.dropped: dict[str, int] = {}
         self._bounds = np.concatenate([[0], users.sizes.cumsum()])
@@ -372,6 +386,7 @@ class RatingTasks(TaskSource):
 
     @property
     def owners(self) -> np.ndarray:
+        """int32 (n,), the number of each rating's user."""
         return np.repeat(np.arange(len(self._bounds) - 1, dtype=np.int32), np.diff(self._bounds))
 
     def counts(self, split: Split) -> dict[str, int]:
@@ -379,10 +394,11 @@ class RatingTasks(TaskSource):
         asked = np.diff(self._sides[split].query.bounds)[self._users[split]]
         return dict(zip(self.user_names[split], asked.tolist()))
 
-    def training_rows(self) -> np.ndarray:
-        """The numbers of the ratings that training tasks are made of."""
+    def training_log(self) -> Log:
+        """The ratings that training tasks are made of."""
         support, query = self._sides["train"]
-        return np.union1d(support.rows, query.rows)
+        rows = np.union1d(support.rows, query.rows)
+        return Log(self.owners[rows], self.examples.items[rows], self.encoding.scores(self.examples.targets[rows]))
 
     def task(self, split: Split, index: int) -> Task:
         return tree_map(lambda leaf: leaf[0], self.stack(split, [index]))
@@ -404,12 +420,12 @@ class RatingTasks(TaskSource):
         chosen, asked = draws[:, 4 : 4 + 2 * S].reshape(-1, 2, S), draws[:, 4 + 2 * S : 4 + 2 * (S + Q)]
         asked = asked.reshape(-1, 2, Q)
         has_S, has_Q = (np.diff(side.bounds)[user_T] for side in (support, query))
-        if self.in_turn:
+        if self.in_turn and self.ordered[split]:
             after_T = self._after(split, user_T, shots_T)
             queries_T = np.minimum(queries_T, has_Q - after_T)
             places_S = np.broadcast_to(np.arange(S), (len(user_T), S))
             places_Q = after_T[:, None] + distinct(asked, has_Q - after_T, queries_T)
-        elif self.ordered:
+        elif self.ordered[split]:
             least_T = self._after(split, user_T, np.full(len(user_T), S))  # the first that has enough before it
             queries_T = np.minimum(queries_T, has_Q - least_T)
             start_T = least_T + (of_start * (has_Q - np.minimum(Q, has_Q - least_T) - least_T + 1)).astype(np.int64)
@@ -447,7 +463,8 @@ class RatingTasks(TaskSource):
             "queries": self.queries["test"].plain(),
             "train_queries": self.queries["train"].plain(),
             "cold": self.cold,
-            "order": "the first ratings" if self.in_turn else "given" if self.ordered else "random",
+            "order": "the first ratings" if self.in_turn else "given" if self.ordered["test"] else "random",
+            "train_order": "given" if self.ordered["train"] else "random",
             **({"negatives": list(self.negatives["test"])} if self.encoding.rating is None else {}),
             "seed": self.seed,
             "ratings": len(self.examples),
@@ -494,7 +511,7 @@ class RatingTasks(TaskSource):
         has_U, asked_U = np.diff(support.bounds), np.diff(query.bounds)
         able = np.flatnonzero(has_U >= shots)
         left_U = np.full(len(has_U), -1)
-        if not self.ordered and not self._sides[split].same:
+        if not self.ordered[split] and not self._sides[split].same:
             left_U[able] = asked_U[able]
         else:
             left_U[able] = asked_U[able] - self._after(split, able, np.full(len(able), shots))
@@ -503,7 +520,7 @@ class RatingTasks(TaskSource):
         short = np.flatnonzero(there & ~enough)
         if len(short) and self.small == "error":
             user = int(short[0])
-            in_order = " in this order" if self.ordered else ""
+            in_order = " in this order" if self.ordered[split] else ""
             raise ValueError(
                 f"ratings: user {names[user]!r} in {split} has {has_U[user]} ratings to support and {asked_U[user]} to "
                 f"query, but {shots} shots + {queries} queries{in_order} cannot be had of them; lower shots or "
@@ -683,6 +700,10 @@ class RatingEncoding:
             return np.searchsorted(np.array(self.levels) - 1e-9, scores, side="right").astype(np.int8) - 1
         return ((scores - self.mean) / self.std).astype(np.float32)
 
+    def scores(self, targets: np.ndarray) -> np.ndarray:
+        """What `targets` made of ratings, as ratings again."""
+        return np.array(self.levels)[targets] if self.levels else targets * self.std + self.mean
+
     def support(self, path: Path) -> Support:
         """One user's ratings."""
         found, inputs = self._read(path, [self.rating] if self.rating else [])
@@ -693,16 +714,64 @@ class RatingEncoding:
             return Support(inputs, torch.eye(2)[1].repeat(len(found), 1), {})
         scores = found.numbers(self.rating)
         found.missing(self.rating, np.isnan(scores), "a support row needs one")
-        off = ~np.isnan(scores) & ((scores < self.low) | (scores > self.high))
-        found.bad(self.rating, off, f"is out of the scale of the training ratings, {self.low:g} to {self.high:g}")
-        if self.levels:
-            told = ", ".join(f"{level:g}" for level in self.levels)
-            found.bad(self.rating, ~np.isnan(scores) & ~off & ~np.isin(scores, self.levels), f"is none of {told}")
+        for fault, rows in _by_value([self.fault(score) for score in scores.tolist()]):
+            found.bad(self.rating, rows & ~np.isnan(scores), fault)
         found.settle()
-        targets = self.targets(scores)
-        if self.levels:
-            return Support(inputs, torch.eye(len(self.levels))[torch.from_numpy(targets).long()], {})
-        return Support(inputs, torch.from_numpy(targets)[:, None], {})
+        return Support(inputs, self.wide(scores), {})
+
+    def whole(self, user_features: Tensor | None = None) -> Tree:
+        """Inputs for all items of training, (I, ...), in order.
+
+        Args:
+            user_features: (1, F) of the user, where users have any.
+        """
+        inputs: dict[str, Tensor] = {"item": torch.arange(1, len(self.items) + 1)}
+        if self.catalogue is not None:
+            inputs["item_features"] = torch.tensor(self.catalogue)
+        if self.user_columns is not None:
+            if user_features is None:
+                raise ValueError(f"users have features here: give {', '.join(self.user_columns.kinds)} in a file")
+            inputs["user_features"] = user_features.expand(len(self.items), -1)
+        return inputs
+
+    def of_ratings(self, ratings: Mapping[str, float]) -> Support:
+        """One user's ratings of items of training, by name or, where no other has the same, by title.
+
+        Raises:
+            ValueError: an item that is none of them, or a rating out of the scale.
+        """
+        named = {name: place for place, name in enumerate(self.items)}
+        once = Counter(self.titles)
+        titled = {title: place for place, title in enumerate(self.titles) if once[title] == 1}
+        places = []
+        for name, score in ratings.items():
+            place = named.get(name, titled.get(name))
+            if place is None:
+                near = difflib.get_close_matches(name, [*titled, *named][:100_000], 1)
+                raise ValueError(f"no item is named {name!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
+            if fault := self.fault(score):
+                raise ValueError(f"the rating of {name!r}, {score:g}, {fault}")
+            places.append(place)
+        if len(set(places)) < len(places):
+            raise ValueError("an item is rated twice; keep one rating")
+        chosen = torch.tensor(places, dtype=torch.int64)
+        inputs = {"item": chosen + 1}
+        if self.catalogue is not None:
+            inputs["item_features"] = torch.tensor(self.catalogue)[chosen]
+        return Support(inputs, self.wide(np.array(list(ratings.values()), float)), {})
+
+    def fault(self, score: float) -> str:
+        """What is wrong with a rating; empty where nothing is."""
+        if not self.low <= score <= self.high:
+            return f"is out of the scale of the training ratings, {self.low:g} to {self.high:g}"
+        if self.levels and score not in self.levels:
+            return f"is none of {', '.join(f'{level:g}' for level in self.levels)}"
+        return ""
+
+    def wide(self, scores: np.ndarray) -> Tensor:
+        """Ratings (n,) as targets of a batch: one-hot (n, L), or standardised (n, 1)."""
+        targets = torch.from_numpy(self.targets(scores))
+        return torch.eye(len(self.levels))[targets.long()] if self.levels else targets[:, None]
 
     def inputs(self, path: Path, kept: dict[str, Any]) -> Tree:
         """Items to predict for; each has its name in `answers` by its row."""
@@ -774,6 +843,11 @@ class RatingEncoding:
                 values = columns.encode(read_columns(found, columns.kinds))
                 inputs[name] = torch.from_numpy(columns.spread(values))
         return found, inputs
+
+
+def _by_value(faults: list[str]) -> list[tuple[str, np.ndarray]]:
+    """Each fault that there is, and the rows (n,) that have it."""
+    return [(fault, np.array([own == fault for own in faults])) for fault in dict.fromkeys(faults) if fault]
 
 
 _NUMBERS = ("mean", "std", "low", "high", "like")
