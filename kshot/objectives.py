@@ -352,6 +352,9 @@ def forecast(season: int = 1, unit: float = 1.0) -> Objective:
     return Objective(_squared_error, _Forecast(season, unit))
 
 
+OF_ITEMS = (_Rating, _Levels)
+"""The metrics of objectives whose tasks rate items."""
+
 _WITH_NUMBERS = {"in_units": _InUnits, "forecast": _Forecast, "rating": _Rating, "levels": _Levels}
 
 

@@ -33,8 +33,8 @@ from kshot.training.fit import seeded
 
 Shapes = dict[str, Any]
 """Shapes of one example, and what is asked: {"inputs": [...], "targets": [...], "objective": name}; with a spec, all
-that a learner is built from. Where inputs are a dict, so are their shapes; "counts" has the training ratings of each
-item."""
+that a learner is built from. Where inputs are a dict, so are their shapes; "counts" and "offsets" are of the items
+of ratings."""
 
 OF_MAPS = ("relation_net", "frn")
 """Learners that compare feature maps where the model makes them, rather than vectors."""
@@ -91,7 +91,7 @@ def shapes_of(source: TaskSource) -> Shapes:
     )
     shapes: Shapes = {"inputs": inputs or list(batch.inputs.shape[1:]), "targets": list(batch.targets.shape[1:])}
     if isinstance(source, RatingTasks):
-        shapes["counts"] = list(source.encoding.counts)
+        shapes |= {"counts": list(source.encoding.counts), "offsets": list(source.encoding.offsets)}
     return shapes | {"objective": objectives.name_of(source.objective)}
 
 
@@ -116,8 +116,9 @@ def build_model(spec: Spec, shapes: Shapes, *, head: bool) -> nn.Module:
             counts = shapes["counts"]
             if isinstance(spec.model, TwoTowerSpec):
                 return models.two_tower(len(counts), of_items, of_users, **options)
-            known = len(counts) if isinstance(spec.model, RatingMlpSpec) else counts
-            return getattr(models, spec.model.kind)(known, of_items + of_users, **options)
+            if isinstance(spec.model, RatingMlpSpec):
+                return models.rating_mlp(len(counts), of_items + of_users, **options)
+            return models.factorisation(counts, of_items + of_users, offsets=shapes["offsets"], **options)
         if not isinstance(spec.model, MlpSpec):
             if len(inputs) != 3:
                 raise ValueError(

@@ -168,6 +168,7 @@ class _OfUsersSpec(_Strict):
     cold: Literal["users", "items", "both", "none"] = "users"
     start: Literal["any", "first"] = "any"
     train_order: Literal["given", "random"] = "given"
+    train_busy: float = Field(0.0, ge=0, le=1)
     split: dict[str, Any] = {"ratio": [0.7, 0.15, 0.15]}
     shots: SizeSpec = 10
     train_shots: SizeSpec | None = None
@@ -395,6 +396,7 @@ class FoldInSpec(_Strict):
     noise: float = Field(1.0, gt=0)
     prior: float = Field(0.35, gt=0)
     hidden: int = Field(32, ge=1)
+    hold: float = Field(8.0, ge=0)
 
 
 class MeluSpec(_GradientSpec):
@@ -559,7 +561,10 @@ class EvaluateSpec(_Strict):
     shots_tasks: int = Field(100, ge=2)
 
 
-BaselineName = Literal["scratch", "fine_tune", "centroid", "pretrained_centroid", "support_mean"]
+RecommenderName = Literal[
+    "global_mean", "user_mean", "item_mean", "bias", "popularity", "item_knn", "matrix_factorisation"
+]
+BaselineName = Literal["scratch", "fine_tune", "centroid", "pretrained_centroid", "support_mean"] | RecommenderName
 
 
 class BaselinesSpec(_Strict):

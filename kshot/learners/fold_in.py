@@ -5,6 +5,8 @@ Shape legend: N support rows, M query rows, D features with the one that is alwa
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -12,8 +14,8 @@ from torch import Tensor, nn
 from kshot import objectives
 from kshot.inner.functional import Function
 from kshot.learner import Learner
-from kshot.objectives import Objective, levels_of
-from kshot.types import Batch, Tree
+from kshot.objectives import Objective, levels_of, weighted_mean
+from kshot.types import Batch, Task, Tree
 
 
 class FoldIn(Learner):
@@ -24,18 +26,35 @@ class FoldIn(Learner):
     """
 
     def __init__(
-        self, embedding: nn.Module, features: int, objective: Objective, *, noise: float, prior: float, hidden: int
+        self,
+        embedding: nn.Module,
+        features: int,
+        objective: Objective,
+        *,
+        noise: float,
+        prior: float,
+        hidden: int,
+        hold: float,
     ) -> None:
         super().__init__(objective)
         values = levels_of(objective)
         size = features + 1
+        self.hold = hold
         self.embedding, self.function = embedding, Function(embedding, "running")
         self.prior_mean = nn.Parameter(F.one_hot(torch.tensor(0), size).float())
         self.from_choice = nn.Parameter(torch.zeros(size, size))
         self.log_prior = nn.Parameter(torch.full((size,), float(prior)).log())
         self.log_noise = nn.Parameter(torch.tensor(float(noise)).log())
         self.register_buffer("values", torch.tensor(values or (0.0,)))
-        self.readout = Readout(len(values), hidden) if values else None
+        self.readout = Readout(values, hidden) if values else None
+
+    def forward(self, task: Task) -> Tensor:
+        """The query loss after adapting, and what the embedding's `penalty` makes of the query's items."""
+        loss = super().forward(task)
+        penalty = getattr(self.embedding, "penalty", None)
+        if penalty is None or not self.hold:
+            return loss
+        return loss + self.hold * weighted_mean(penalty(task.query.inputs["item"]), task.query.weight)
 
     def adapt(self, support: Batch) -> Tree:
         feat_ND, weight_N = self._features(support.inputs), support.weight
@@ -69,19 +88,25 @@ class FoldIn(Learner):
 SOME = 2.0  # ratings that a choice of items must outweigh before it tells much
 
 
+SHARP = 1.3
+
+
 class Readout(nn.Module):
     r"""From a predicted rating to the chances of its levels, by how a user was seen to use the scale.
 
     $$ \ell_k = c_k + (A h)_k + \gamma \hat y v_k + g_k(h, \log n, \hat y, \hat\sigma, \hat y_0) $$
 
     with $h$ the user's shrunk shares of the levels, $n$ their ratings, $\hat y \pm \hat\sigma$ what is predicted and
-    $\hat y_0$ what was before any rating; $g$ is a perceptron that starts at zero.
+    $\hat y_0$ what was before any rating; $g$ is a perceptron that starts at zero, and $A$ does. So the start is a
+    normal distribution around $\hat y$, of variance 1 / `SHARP`, at the levels.
     """
 
-    def __init__(self, levels: int, hidden: int) -> None:
+    def __init__(self, values: Sequence[float], hidden: int) -> None:
         super().__init__()
-        self.bias, self.usage = nn.Parameter(torch.zeros(levels)), nn.Linear(levels, levels, bias=False)
-        self.slope, self.log_shrink = nn.Parameter(torch.tensor(1.0)), nn.Parameter(torch.tensor(1.0))
+        levels = len(values)
+        self.slope, self.log_shrink = nn.Parameter(torch.tensor(SHARP)), nn.Parameter(torch.tensor(1.0))
+        self.bias = nn.Parameter(-0.5 * SHARP * torch.tensor(values).square())
+        self.usage = nn.Linear(levels, levels, bias=False)
         self.more = nn.Sequential(nn.Linear(levels + 4, hidden), nn.GELU(), nn.Linear(hidden, levels))
         for layer in (self.usage, self.more[2]):
             for parameter in layer.parameters():
@@ -135,6 +160,7 @@ def fold_in(
     noise: float = 1.0,
     prior: float = 0.35,
     hidden: int = 32,
+    hold: float = 8.0,
     objective: Objective = objectives.gaussian,
 ) -> FoldIn:
     r"""Fold a new user into a factorisation: Bayesian ridge on item features, prior and features meta-learned.
@@ -153,6 +179,8 @@ def fold_in(
         noise: where $\sigma^2$ starts, in squares of the targets' unit.
         prior: where each of $s$ starts.
         hidden: width of the readout.
+        hold: what the outer loss adds of the embedding's `penalty`, if it has one, as `models.factorisation` does:
+            it holds back what is an item's own, of which few ratings tell little.
         objective: `levels`, `gaussian`, or a regression of one number.
 
     Returns:
@@ -176,4 +204,4 @@ def fold_in(
     """
     if not (noise > 0 and prior > 0):
         raise ValueError(f"noise and prior must be above 0, got {noise} and {prior}")
-    return FoldIn(embedding, features, objective, noise=noise, prior=prior, hidden=hidden)
+    return FoldIn(embedding, features, objective, noise=noise, prior=prior, hidden=hidden, hold=hold)

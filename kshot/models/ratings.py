@@ -64,18 +64,30 @@ class TwoTower(RatingModel):
 class Factorisation(RatingModel):
     """See `factorisation`."""
 
-    def __init__(self, counts: Sequence[int], features: int, outputs: int | None, factors: int, hidden: int) -> None:
+    def __init__(
+        self,
+        counts: Sequence[int],
+        features: int,
+        outputs: int | None,
+        offsets: Sequence[float] | None,
+        factors: int,
+        hidden: int,
+    ) -> None:
         super().__init__(factors + 1, outputs)
-        seen = torch.tensor([0, *counts], dtype=torch.float32).log1p()
+        counted = torch.tensor([0, *counts], dtype=torch.float32)
+        seen = counted.log1p()
         spread = seen.std(correction=0).clamp_min(1e-6) if len(counts) > 1 else torch.ones(())
         known = (seen - seen.mean()) / spread
         self.register_buffer("popularity", torch.stack([known, known.square(), (seen == 0).float()], 1))
         self.offset = nn.Embedding(len(counts) + 1, 1, padding_idx=0)
         self.factors = nn.Embedding(len(counts) + 1, factors, padding_idx=0)
+        self.register_buffer("held", 1 / (1 + counted / FEW))
         nn.init.zeros_(self.offset.weight)
         nn.init.normal_(self.factors.weight, std=0.05)
         with torch.no_grad():
             self.factors.weight[0] = 0
+            if offsets is not None:
+                self.offset.weight[1:, 0] = torch.tensor(offsets)
         self.side = nn.Linear(features + 3, factors)
         nn.init.normal_(self.side.weight, std=0.05)
         self.side_offset = nn.Sequential(nn.Linear(features + 3, hidden), nn.GELU(), nn.Linear(hidden, 1))
@@ -84,6 +96,17 @@ class Factorisation(RatingModel):
         side = torch.cat([self.popularity[item], *_given(item_features, user_features)], -1)
         offset = self.offset(item) + self.side_offset(side)
         return torch.cat([offset, self.factors(item) + self.side(side)], -1)
+
+    def penalty(self, item: Tensor) -> Tensor:
+        """What ratings (n,) cost for how far their items' own offset and factors are from 0.
+
+        An item with more ratings pays less for each: in all it is held back as by a Gaussian prior.
+        """
+        own = self.offset(item).square().sum(-1) / 4 + self.factors(item).square().sum(-1)
+        return self.held[item] * own
+
+
+FEW = 12.0  # ratings of an item from which on it is held back less for each of them
 
 
 def _given(*features: Tensor | None) -> list[Tensor]:
@@ -154,7 +177,13 @@ def two_tower(
 
 
 def factorisation(
-    counts: Sequence[int], features: int, outputs: int | None = 1, *, factors: int = 24, hidden: int = 32
+    counts: Sequence[int],
+    features: int,
+    outputs: int | None = 1,
+    *,
+    offsets: Sequence[float] | None = None,
+    factors: int = 24,
+    hidden: int = 32,
 ) -> Factorisation:
     r"""A factorisation with side features: an item's offset and factors are its own, plus what its features tell.
 
@@ -167,6 +196,7 @@ def factorisation(
         counts: the training ratings of each item, numbers 1, 2 … in order.
         features: of items and users in all.
         outputs: of the head; None for no head, and so features (n, factors + 1), the offset first.
+        offsets: where $b$ starts for each item, in the targets' unit; 0 by default.
         factors: of an item.
         hidden: of the perceptron $g$.
 
@@ -177,4 +207,4 @@ def factorisation(
     References:
         Koren, Bell, Volinsky: Matrix Factorization Techniques for Recommender Systems, IEEE Computer 42(8), 2009.
     """
-    return Factorisation(counts, features, outputs, factors, hidden)
+    return Factorisation(counts, features, outputs, offsets, factors, hidden)

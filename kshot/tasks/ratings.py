@@ -58,6 +58,7 @@ def ratings(
     cold: Cold = "users",
     start: Start = "any",
     train_order: Literal["given", "random"] = "given",
+    train_busy: float = 0.0,
     split: Mapping[str, Any] | None = None,
     kinds: Mapping[str, str] | None = None,
     shots: Size = 10,
@@ -107,6 +108,8 @@ def ratings(
         start: see above.
         train_order: "random" lets training tasks draw support and query from all of a user's ratings, whatever the
             time: more tasks of the same data. Those of val and test keep to it.
+        train_busy: training tasks are of a user of $n$ ratings in proportion to $n^{\text{train\_busy}}$; 0 draws users
+            evenly, 1 ratings.
         split: how users and items are cut, see `splitting`; by default 70, 15 and 15 % by a hash of the name. Only
             `ratio` cuts both, or within users.
         kinds: what columns hold, where it is not what they look like.
@@ -210,6 +213,7 @@ def ratings(
         like=float(np.median(scores[train])) if like is None else float(like),
         items=tuple(of_items.names[place] for place in known),
         counts=tuple(counts[known].tolist()),
+        offsets=tuple(_offsets(owner[train], numbers[number[train]] - 1, scores[train], scale["std"])),
         titles=described[item].titled(of_items.names, known) if title is not None else (),
         item_columns=sides[item].columns if item in sides else None,
         user_columns=sides[user].columns if user in sides else None,
@@ -225,11 +229,23 @@ def ratings(
     source = RatingTasks(
         examples, pools, of_users, encoding, shots=shots, train_shots=train_shots, queries=queries,
         train_queries=train_queries, negatives=(negatives, negatives if query_negatives is None else query_negatives),
-        ordered=time is not None, start=start, train_order=train_order, small=small, cold=cold, seed=seed,
+        ordered=time is not None, start=start, train_order=train_order, train_busy=train_busy,
+        small=small, cold=cold, seed=seed,
     )  # fmt: skip
     if found.dropped["rows"]:
         source.dropped[f"bad rows, the first: {found.dropped['first'][0]}"] = found.dropped["rows"]
     return source
+
+
+def _offsets(owner: np.ndarray, item: np.ndarray, scores: np.ndarray, std: float) -> list[float]:
+    """By how much the ratings of each item are above its users' means, both shrunk as if by 5 ratings at the mean."""
+    left = ((scores - scores.mean()) / std).astype(np.float32)
+    users, items = np.bincount(owner) + 5, np.bincount(item) + 5
+    above = np.zeros(len(items))
+    for _ in range(5):
+        of_user = np.bincount(owner, left - above[item]) / users
+        above = np.bincount(item, left - of_user[owner]) / items
+    return [round(value, 5) for value in above.tolist()]
 
 
 def _opened(path: Path | str | Table, reading: Reading, columns: list[str] | None = None) -> Table:
@@ -361,6 +377,7 @@ class RatingTasks(TaskSource):
         ordered: bool,
         start: Start,
         train_order: Literal["given", "random"],
+        train_busy: float,
         small: Small,
         cold: Cold,
         seed: int,
@@ -370,8 +387,8 @@ class RatingTasks(TaskSource):
         clicks = encoding.rating is None
         if clicks and min(negatives) < 1:
             raise ValueError(f"clicks need at least 1 item not clicked for each, got negatives {negatives}")
-        asked = dict.fromkeys(SPLITS, negatives[1]) | {"train": negatives[0]}
-        self.negatives = {split: (negatives[0], asked[split]) if clicks else (0, 0) for split in SPLITS}
+        each = dict.fromkeys(SPLITS, negatives[1]) | {"train": negatives[0]}
+        self.negatives = {split: (negatives[0], each[split]) if clicks else (0, 0) for split in SPLITS}
         self.examples, self.encoding, self.objective = examples, encoding, encoding.objective
         self.small, self.cold, self.seed = small, cold, seed
         self.ordered = dict.fromkeys(SPLITS, ordered) | {"train": ordered and train_order == "given"}
@@ -382,6 +399,8 @@ class RatingTasks(TaskSource):
         self._users: dict[Split, np.ndarray] = {}
         for split in sides:
             self._choose(split, users.names)
+        asked = np.diff(self._sides["train"].query.bounds)[self._users["train"]] ** float(train_busy)
+        self._drawn = asked.cumsum() / asked.sum() if train_busy else None
         self.user_names = {split: tuple(users.names[user] for user in own) for split, own in self._users.items()}
 
     @property
@@ -413,6 +432,8 @@ class RatingTasks(TaskSource):
         of_user, of_shots, of_queries, of_start = draws[:, :4].T
         users = self._users[split]
         place_T = (of_user * len(users)).astype(np.int64)
+        if split == "train" and self._drawn is not None:
+            place_T = np.minimum(self._drawn.searchsorted(of_user, side="right"), len(users) - 1)
         if self.in_turn and split != "train":
             place_T = np.array(indices) % len(users)
         user_T = users[place_T]
@@ -543,6 +564,12 @@ class RatingTasks(TaskSource):
                 )
 
 
+def ratings_of(source: TaskSource) -> RatingTasks | None:
+    """The tasks of ratings that a source is, watched or not; None if it is of something else."""
+    inner = getattr(source, "source", source)
+    return inner if isinstance(inner, RatingTasks) else None
+
+
 def _sizes(size: Size, train: Size | None, name: str) -> dict[Split, Range]:
     """How large the tasks of each split are."""
     asked = Range.of(size, name, 1)
@@ -664,7 +691,7 @@ class RatingEncoding:
         levels: their values, if these are asked for; clicks have 0 and 1.
         like: a rating from which on an item is liked.
         items: the names of the items with training ratings; number k has the number k + 1.
-        counts: how many each has.
+        counts, offsets: how many each has, and by how much they are above those of the same users, standardised.
         titles: what a person calls them, if that is known.
         item_columns, user_columns: the columns of features, if there are any.
         catalogue: float32 (I, F), the features of `items`, so that a file need not repeat them.
@@ -681,6 +708,7 @@ class RatingEncoding:
     like: float
     items: tuple[str, ...]
     counts: tuple[int, ...]
+    offsets: tuple[float, ...]
     titles: tuple[str, ...]
     item_columns: Columns | None
     user_columns: Columns | None
@@ -851,7 +879,7 @@ def _by_value(faults: list[str]) -> list[tuple[str, np.ndarray]]:
 
 
 _NUMBERS = ("mean", "std", "low", "high", "like")
-_LISTS = ("levels", "items", "counts", "titles")
+_LISTS = ("levels", "items", "counts", "offsets", "titles")
 
 
 def _grouped(
