@@ -40,7 +40,7 @@ Scores = dict[str, np.ndarray]
 def source(path: Path | None, shots: int, **more: Any) -> RatingTasks:
     options: dict[str, Any] = {"split": {"ratio": [0.55, 0.15, 0.30]}, "start": "first", "small": "shrink", "like": 4.0}
     options |= {"ask": "levels", "shots": shots, "train_shots": [1, 20], "queries": 20, "train_queries": 48}
-    options |= {"train_order": "random", "train_busy": 0.5}
+    options |= {"train_order": "random", "train_busy": 0.5, "standing": True}
     return kshot.tasks.movielens(path, **options | more)
 
 
@@ -77,12 +77,13 @@ def listed(make: Callable[[RatingTasks], Learner]) -> Callable[[RatingTasks], Le
 
 
 def _features(tasks: RatingTasks) -> int:
-    return tasks.task("train", 0).support.inputs["item_features"].shape[-1]
+    inputs = tasks.task("train", 0).support.inputs
+    return inputs["item_features"].shape[-1] + inputs["item_standing"].shape[-1]
 
 
 @listed
 def fold_in(tasks: RatingTasks) -> Learner:
-    model = kshot.models.factorisation(tasks.encoding.counts, _features(tasks), None, offsets=tasks.encoding.offsets)
+    model = kshot.models.factorisation(tasks.encoding.counts, _features(tasks), None)
     return kshot.fold_in(model, features=model.width, objective=tasks.objective)
 
 

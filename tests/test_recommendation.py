@@ -317,7 +317,8 @@ def test_equal_ratings_and_few_of_them(tmp_path, ask):
 
 RUN = """\
 name: films
-source: {kind: movielens, path: ml, shots: [1, 4], queries: 5, ask: ASK, start: first, split: {ratio: [0.6, 0.2, 0.2]}}
+source: {kind: movielens, path: ml, shots: [1, 4], queries: 5, ask: ASK, start: first, standing: true,
+         split: {ratio: [0.6, 0.2, 0.2]}}
 model: {kind: factorisation, factors: 3, hidden: 4}
 learner: {kind: fold_in, hidden: 4}
 train: {steps_per_round: 20, tasks_per_step: 4, mode: vmap, outer_lr: 0.01, weight_decay: 0.01}

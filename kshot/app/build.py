@@ -33,8 +33,8 @@ from kshot.training.fit import seeded
 
 Shapes = dict[str, Any]
 """Shapes of one example, and what is asked: {"inputs": [...], "targets": [...], "objective": name}; with a spec, all
-that a learner is built from. Where inputs are a dict, so are their shapes; "counts" and "offsets" are of the items
-of ratings."""
+that a learner is built from. Where inputs are a dict, so are their shapes; "counts" are the training ratings of each
+item."""
 
 OF_MAPS = ("relation_net", "frn")
 """Learners that compare feature maps where the model makes them, rather than vectors."""
@@ -91,7 +91,7 @@ def shapes_of(source: TaskSource) -> Shapes:
     )
     shapes: Shapes = {"inputs": inputs or list(batch.inputs.shape[1:]), "targets": list(batch.targets.shape[1:])}
     if isinstance(source, RatingTasks):
-        shapes |= {"counts": list(source.encoding.counts), "offsets": list(source.encoding.offsets)}
+        shapes["counts"] = list(source.encoding.counts)
     return shapes | {"objective": objectives.name_of(source.objective)}
 
 
@@ -112,13 +112,14 @@ def build_model(spec: Spec, shapes: Shapes, *, head: bool) -> nn.Module:
     with seeded(spec.seed):
         if isinstance(spec.model, RatingModelSpec):
             of_items, of_users = (inputs.get(f"{side}_features", [0])[-1] for side in ("item", "user"))
+            of_items += inputs.get("item_standing", [0])[-1]
             options = spec.model.model_dump(exclude={"kind"}) | {"outputs": outputs if head else None}
             counts = shapes["counts"]
             if isinstance(spec.model, TwoTowerSpec):
                 return models.two_tower(len(counts), of_items, of_users, **options)
             if isinstance(spec.model, RatingMlpSpec):
                 return models.rating_mlp(len(counts), of_items + of_users, **options)
-            return models.factorisation(counts, of_items + of_users, offsets=shapes["offsets"], **options)
+            return models.factorisation(counts, of_items + of_users, **options)
         if not isinstance(spec.model, MlpSpec):
             if len(inputs) != 3:
                 raise ValueError(

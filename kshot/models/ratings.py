@@ -24,11 +24,19 @@ class RatingModel(nn.Module):
         self.width = width
         self.head = nn.Identity() if outputs is None else nn.Linear(width, outputs)
 
-    def features(self, item: Tensor, item_features: Tensor | None, user_features: Tensor | None) -> Tensor:
+    def features(
+        self, item: Tensor, item_features: Tensor | None, user_features: Tensor | None, standing: Tensor | None
+    ) -> Tensor:
         raise NotImplementedError
 
-    def forward(self, item: Tensor, item_features: Tensor | None = None, user_features: Tensor | None = None) -> Tensor:
-        return self.head(self.features(item, item_features, user_features))
+    def forward(
+        self,
+        item: Tensor,
+        item_features: Tensor | None = None,
+        user_features: Tensor | None = None,
+        item_standing: Tensor | None = None,
+    ) -> Tensor:
+        return self.head(self.features(item, item_features, user_features, item_standing))
 
 
 class RatingMlp(RatingModel):
@@ -40,8 +48,10 @@ class RatingMlp(RatingModel):
         nn.init.normal_(self.embedding.weight, std=0.1)
         self.body = mlp(embedding + features, None, hidden).get_submodule("body")
 
-    def features(self, item: Tensor, item_features: Tensor | None, user_features: Tensor | None) -> Tensor:
-        return self.body(torch.cat([self.embedding(item), *_given(item_features, user_features)], -1))
+    def features(
+        self, item: Tensor, item_features: Tensor | None, user_features: Tensor | None, standing: Tensor | None
+    ) -> Tensor:
+        return self.body(torch.cat([self.embedding(item), *_given(item_features, user_features, standing)], -1))
 
 
 class TwoTower(RatingModel):
@@ -56,8 +66,10 @@ class TwoTower(RatingModel):
         self.item_tower = _tower(width + item_features, hidden, width)
         self.user_tower = _tower(user_features, hidden, width) if user_features else None
 
-    def features(self, item: Tensor, item_features: Tensor | None, user_features: Tensor | None) -> Tensor:
-        made = self.item_tower(torch.cat([self.embedding(item), *_given(item_features)], -1))
+    def features(
+        self, item: Tensor, item_features: Tensor | None, user_features: Tensor | None, standing: Tensor | None
+    ) -> Tensor:
+        made = self.item_tower(torch.cat([self.embedding(item), *_given(item_features, standing)], -1))
         return made if self.user_tower is None else made * (1 + self.user_tower(user_features))
 
 
@@ -69,7 +81,6 @@ class Factorisation(RatingModel):
         counts: Sequence[int],
         features: int,
         outputs: int | None,
-        offsets: Sequence[float] | None,
         factors: int,
         hidden: int,
     ) -> None:
@@ -86,15 +97,18 @@ class Factorisation(RatingModel):
         nn.init.normal_(self.factors.weight, std=0.05)
         with torch.no_grad():
             self.factors.weight[0] = 0
-            if offsets is not None:
-                self.offset.weight[1:, 0] = torch.tensor(offsets)
         self.side = nn.Linear(features + 3, factors)
         nn.init.normal_(self.side.weight, std=0.05)
         self.side_offset = nn.Sequential(nn.Linear(features + 3, hidden), nn.GELU(), nn.Linear(hidden, 1))
+        nn.init.zeros_(self.side_offset[2].weight)
 
-    def features(self, item: Tensor, item_features: Tensor | None, user_features: Tensor | None) -> Tensor:
-        side = torch.cat([self.popularity[item], *_given(item_features, user_features)], -1)
+    def features(
+        self, item: Tensor, item_features: Tensor | None, user_features: Tensor | None, standing: Tensor | None
+    ) -> Tensor:
+        side = torch.cat([self.popularity[item], *_given(item_features, user_features, standing)], -1)
         offset = self.offset(item) + self.side_offset(side)
+        if standing is not None:
+            offset = offset + standing[..., :1]
         return torch.cat([offset, self.factors(item) + self.side(side)], -1)
 
     def penalty(self, item: Tensor) -> Tensor:
@@ -181,7 +195,6 @@ def factorisation(
     features: int,
     outputs: int | None = 1,
     *,
-    offsets: Sequence[float] | None = None,
     factors: int = 24,
     hidden: int = 32,
 ) -> Factorisation:
@@ -196,7 +209,6 @@ def factorisation(
         counts: the training ratings of each item, numbers 1, 2 … in order.
         features: of items and users in all.
         outputs: of the head; None for no head, and so features (n, factors + 1), the offset first.
-        offsets: where $b$ starts for each item, in the targets' unit; 0 by default.
         factors: of an item.
         hidden: of the perceptron $g$.
 
@@ -207,4 +219,4 @@ def factorisation(
     References:
         Koren, Bell, Volinsky: Matrix Factorization Techniques for Recommender Systems, IEEE Computer 42(8), 2009.
     """
-    return Factorisation(counts, features, outputs, offsets, factors, hidden)
+    return Factorisation(counts, features, outputs, factors, hidden)

@@ -53,6 +53,7 @@ def ratings(
     title: str | None = None,
     ask: Literal["number", "levels"] = "number",
     like: float | None = None,
+    standing: bool = False,
     negatives: int = 4,
     query_negatives: int | None = None,
     cold: Cold = "users",
@@ -75,6 +76,8 @@ def ratings(
     Ratings are standardised by the training ratings; figures are told in their own units. Inputs are a dict of
 
     - `item`: int64 (n,), the item's number; 0 is every item without a training rating,
+    - `item_standing`, if asked for: float32 (n, 2), how far the item is above the mean by the training ratings of other
+      users, shrunk as if by 5 ratings at the mean and by 1; in deviations,
     - `item_features`, `user_features`: float32 (n, F), the columns of `items` and `users` where those are given,
       encoded as in `table`.
 
@@ -103,6 +106,8 @@ def ratings(
         ask: "number", standardised; or "levels", where ratings have few values: targets are one-hot (n, L), and a
             prediction a distribution over them, see `objectives.levels`.
         like: the rating from which on an item is liked, for precision and recall; the median of the training ratings.
+        standing: whether inputs tell the item's standing with other users. A training task's own ratings are left out
+            of it, as those of a new user are, so that a learner sees in training how far it can be trusted.
         negatives, query_negatives: for each click; the latter, of queries in val and test, is the former by default.
         cold: see above.
         start: see above.
@@ -199,6 +204,7 @@ def ratings(
     numbers = np.zeros(len(of_items.names), np.int32)  # 0: no training rating
     numbers[known] = 1 + np.arange(len(known))
     scale = _scale(scores, train, ask, found, rating)
+    stands = Standing.of(owner, numbers[number] - 1, scores, train, scale["std"]) if standing else None
     sides = {}
     for name, members, places, names in (
         (user, np.unique(owner[train]), owner, of_users.names),
@@ -213,7 +219,7 @@ def ratings(
         like=float(np.median(scores[train])) if like is None else float(like),
         items=tuple(of_items.names[place] for place in known),
         counts=tuple(counts[known].tolist()),
-        offsets=tuple(_offsets(owner[train], numbers[number[train]] - 1, scores[train], scale["std"])),
+        totals=tuple(map(float, stands.total)) if stands else (),
         titles=described[item].titled(of_items.names, known) if title is not None else (),
         item_columns=sides[item].columns if item in sides else None,
         user_columns=sides[user].columns if user in sides else None,
@@ -225,6 +231,7 @@ def ratings(
         encoding.targets(scores),
         len(encoding.levels),
         {f"{side}_features": sides[name] for side, name in (("item", item), ("user", user)) if name in sides},
+        stands,
     )
     source = RatingTasks(
         examples, pools, of_users, encoding, shots=shots, train_shots=train_shots, queries=queries,
@@ -237,15 +244,41 @@ def ratings(
     return source
 
 
-def _offsets(owner: np.ndarray, item: np.ndarray, scores: np.ndarray, std: float) -> list[float]:
-    """By how much the ratings of each item are above its users' means, both shrunk as if by 5 ratings at the mean."""
-    left = ((scores - scores.mean()) / std).astype(np.float32)
-    users, items = np.bincount(owner) + 5, np.bincount(item) + 5
-    above = np.zeros(len(items))
-    for _ in range(5):
-        of_user = np.bincount(owner, left - above[item]) / users
-        above = np.bincount(item, left - of_user[owner]) / items
-    return [round(value, 5) for value in above.tolist()]
+class Standing(NamedTuple):
+    """How items stand with the users of training.
+
+    Attributes:
+        total: float32 (I,), the sum of their ratings, less the means of those who gave them, in deviations.
+        counts: int64 (I,), how many these are.
+        left: float32 (n,), what each rating is of such a sum; 0 for those that are not of training.
+    """
+
+    total: np.ndarray
+    counts: np.ndarray
+    left: np.ndarray
+
+    @classmethod
+    def of(cls, owner: np.ndarray, item: np.ndarray, scores: np.ndarray, train: np.ndarray, std: float) -> Standing:
+        """Of ratings (n,), `item` from 0 where `train`."""
+        users, items = owner[train], item[train]
+        own = ((scores[train] - scores[train].mean()) / std).astype(np.float32)
+        of_users, of_items = np.bincount(users) + 5, np.bincount(items)
+        above = np.zeros(len(of_items))
+        for _ in range(5):  # means of users and of items, each of what the other leaves
+            of_user = np.bincount(users, own - above[items]) / of_users
+            above = np.bincount(items, own - of_user[users]) / (of_items + 5)
+        left = np.zeros(len(scores), np.float32)
+        left[train] = own - of_user[users]
+        return cls((above * (of_items + 5)).astype(np.float32), of_items, left)
+
+    def without(self, items: np.ndarray, rows: np.ndarray | None = None) -> np.ndarray:
+        """float32 (..., 2) for numbers of items (...), 0 for one not of training, without ratings (...) themselves."""
+        known = items > 0
+        place = np.maximum(items, 1) - 1
+        left = np.float32(0) if rows is None else self.left[rows]
+        total = (self.total[place] - left) * known
+        count = (self.counts[place] - (left != 0)) * known
+        return np.stack([total / (count + 5), total / (count + 1)], -1).astype(np.float32)
 
 
 def _opened(path: Path | str | Table, reading: Reading, columns: list[str] | None = None) -> Table:
@@ -584,12 +617,18 @@ class RatingExamples:
         targets: float32 (n,) standardised, or int8 (n,) numbers of levels.
         levels: how many there are; 0 for none.
         features: name of the input to the features behind it.
+        standing: of the items, if inputs are to tell it.
     """
 
     def __init__(
-        self, items: np.ndarray, targets: np.ndarray, levels: int, features: Mapping[str, FittedFeatures]
+        self,
+        items: np.ndarray,
+        targets: np.ndarray,
+        levels: int,
+        features: Mapping[str, FittedFeatures],
+        standing: Standing | None = None,
     ) -> None:
-        self.items, self.targets, self.features = items, targets, dict(features)
+        self.items, self.targets, self.features, self.standing = items, targets, dict(features), standing
         self.one_hot = np.eye(levels, dtype=np.float32)
 
     def __len__(self) -> int:
@@ -599,6 +638,8 @@ class RatingExamples:
         inputs = {"item": torch.from_numpy(self.items[rows].astype(np.int64))}
         for name, own in self.features.items():
             inputs[name] = torch.from_numpy(own.features(own.places[rows]))
+        if self.standing is not None:
+            inputs["item_standing"] = torch.from_numpy(self.standing.without(self.items[rows], rows))
         targets = self.targets[rows]
         return inputs, torch.from_numpy(self.one_hot[targets] if len(self.one_hot) else targets[..., None])
 
@@ -612,6 +653,8 @@ class RatingExamples:
                 else own.places[rows][:, None].repeat(items.shape[1], 1)
             )
             inputs[name] = torch.from_numpy(own.features(places))
+        if self.standing is not None:
+            inputs["item_standing"] = torch.from_numpy(self.standing.without(items))
         return inputs
 
 
@@ -691,7 +734,8 @@ class RatingEncoding:
         levels: their values, if these are asked for; clicks have 0 and 1.
         like: a rating from which on an item is liked.
         items: the names of the items with training ratings; number k has the number k + 1.
-        counts, offsets: how many each has, and by how much they are above those of the same users, standardised.
+        counts: how many each has.
+        totals: of their `Standing`, if inputs tell it.
         titles: what a person calls them, if that is known.
         item_columns, user_columns: the columns of features, if there are any.
         catalogue: float32 (I, F), the features of `items`, so that a file need not repeat them.
@@ -708,7 +752,7 @@ class RatingEncoding:
     like: float
     items: tuple[str, ...]
     counts: tuple[int, ...]
-    offsets: tuple[float, ...]
+    totals: tuple[float, ...]
     titles: tuple[str, ...]
     item_columns: Columns | None
     user_columns: Columns | None
@@ -753,7 +797,7 @@ class RatingEncoding:
         Args:
             user_features: (1, F) of the user, where users have any.
         """
-        inputs: dict[str, Tensor] = {"item": torch.arange(1, len(self.items) + 1)}
+        inputs = self._of(np.arange(1, len(self.items) + 1))
         if self.catalogue is not None:
             inputs["item_features"] = torch.tensor(self.catalogue)
         if self.user_columns is not None:
@@ -783,7 +827,7 @@ class RatingEncoding:
         if len(set(places)) < len(places):
             raise ValueError("an item is rated twice; keep one rating")
         chosen = torch.tensor(places, dtype=torch.int64)
-        inputs = {"item": chosen + 1}
+        inputs = self._of(chosen.numpy() + 1)
         if self.catalogue is not None:
             inputs["item_features"] = torch.tensor(self.catalogue)[chosen]
         return Support(inputs, self.wide(np.array(list(ratings.values()), float)), {})
@@ -850,6 +894,14 @@ class RatingEncoding:
         lists = {name: tuple(data[name]) for name in _LISTS}
         return cls(**plain | lists | {"reading": Reading(**data["reading"])})
 
+    def _of(self, numbers: np.ndarray) -> dict[str, Tensor]:
+        """What is known of items (n,) by their numbers, but for their features."""
+        inputs = {"item": torch.from_numpy(numbers.astype(np.int64))}
+        if self.totals:
+            stands = Standing(np.array(self.totals, np.float32), np.array(self.counts), np.zeros(0, np.float32))
+            inputs["item_standing"] = torch.from_numpy(stands.without(numbers))
+        return inputs
+
     def _read(self, path: Path, others: list[str]) -> tuple[Table, Tree]:
         """The items of a file with their features: those that stand in it, or else the catalogue's."""
         found = open_table(path, self.reading)
@@ -857,7 +909,7 @@ class RatingEncoding:
         found.missing(self.item, found.labels(self.item).is_null().to_numpy(), "a row needs its item")
         places = place_of(found.labels(self.item), self.items).astype(np.int64) + 1
         number = np.where(places > len(self.items), 0, places)
-        inputs: dict[str, Tensor] = {"item": torch.from_numpy(number)}
+        inputs = self._of(number)
         for name, columns in (("item_features", self.item_columns), ("user_features", self.user_columns)):
             if columns is None:
                 continue
@@ -879,7 +931,7 @@ def _by_value(faults: list[str]) -> list[tuple[str, np.ndarray]]:
 
 
 _NUMBERS = ("mean", "std", "low", "high", "like")
-_LISTS = ("levels", "items", "counts", "offsets", "titles")
+_LISTS = ("levels", "items", "counts", "totals", "titles")
 
 
 def _grouped(
