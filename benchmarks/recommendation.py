@@ -30,7 +30,7 @@ from kshot.tasks.ratings import RatingTasks
 from kshot.training.checkpoint import load_checkpoint, save_checkpoint
 from kshot.training.fit import Settings, meta_training
 
-DRAWS, VAL_DRAWS = 16, 2
+DRAWS, VAL_DRAWS = 6, 2
 SHIFTS = (0.0, 0.1, 0.2, 0.3)
 FIGURES = ("mae", "rmse", "ndcg_1", "ndcg_3", "ndcg_5", "ndcg_10", "precision_5", "recall_10")
 Scores = dict[str, np.ndarray]
@@ -51,10 +51,10 @@ def scores(learner: Learner, tasks: RatingTasks, split: str, draws: int) -> Scor
     return {name: np.array(found[name]).reshape(draws, users).mean(0) for name in FIGURES if name in found}
 
 
-def tuned(kind: collaborative.Kind, tasks: RatingTasks, log: collaborative.Ratings, usage: float) -> dict[str, Learner]:
+def tuned(kind: collaborative.Kind, tasks: RatingTasks, log: collaborative.Ratings) -> dict[str, Learner]:
     """The recommender that is best on val by mae, and the one by nDCG@5: first its numbers, then its constant."""
     made = [
-        collaborative.recommender(kind, log, tasks.objective, **options, shift=0.1, usage=usage)  # type: ignore[arg-type]
+        collaborative.recommender(kind, log, tasks.objective, **options, shift=0.1)  # type: ignore[arg-type]
         for options in collaborative.GRIDS[kind]
     ]
     best = {}
@@ -83,8 +83,8 @@ def _features(tasks: RatingTasks) -> int:
 
 @listed
 def fold_in(tasks: RatingTasks) -> Learner:
-    model = kshot.models.factorisation(tasks.encoding.counts, _features(tasks), None)
-    return kshot.fold_in(model, features=model.width, objective=tasks.objective)
+    model = kshot.models.factorisation(tasks.encoding.counts, _features(tasks), None, factors=8)
+    return kshot.fold_in(model, features=model.width, hold=100.0, objective=tasks.objective)
 
 
 def _mlp(tasks: RatingTasks) -> torch.nn.Module:
@@ -129,7 +129,7 @@ def trained(name: str, tasks: RatingTasks, seed: int, steps: int, out: Path) -> 
         loop = meta_training(
             learner,
             tasks,
-            Settings(1e-3, 10.0, "cosine", steps, 64),
+            Settings(2e-3, 10.0, "cosine", steps, 64),
             mode="vmap",
             seed=seed,
         )
@@ -152,11 +152,13 @@ def told(found: Scores, figures: tuple[str, ...] = FIGURES) -> str:
     return " | ".join(f"{each.mean:.4f} ± {each.ci95:.4f}" for each in parts)
 
 
-def table(path: Path | None, names: list[str], seeds: list[int], steps: int, out: Path, split: str) -> None:
+def table(
+    path: Path | None, names: list[str], seeds: list[int], steps: int, out: Path, split: str, first: list[int]
+) -> None:
     """Train and score, and print a row for each learner and recommender, with its difference from ours."""
     training = source(path, 5)
     ours = {name: [trained(name, training, seed, steps, out) for seed in seeds] for name in names}
-    for shots in (5, 10):
+    for shots in first:
         tasks = source(path, shots)
         raw = tasks.training_log()
         log = collaborative.Ratings(raw.users, raw.items, raw.scores, len(tasks.encoding.items))
@@ -170,13 +172,33 @@ def table(path: Path | None, names: list[str], seeds: list[int], steps: int, out
             pooled = {figure: np.mean([seed[figure] for seed in each], 0) for figure in FIGURES}
             row(name, pooled, [gap(ours_scores, each, metric) for metric in ("mae", "ndcg_5")])
         for kind in collaborative.GRIDS:
-            residual = kind in ("bias", "item_knn", "matrix_factorisation")
-            for usage in (0.0, 1.0) if residual else (0.0,):
-                best = tuned(kind, tasks, log, usage)
-                by = {metric: scores(best[metric], tasks, split, DRAWS) for metric in best}
-                shown = by["ndcg_5"] | {figure: by["mae"][figure] for figure in ("mae", "rmse")}
-                name = kind.replace("_", " ") + (", own use of the scale" if usage else "")
-                row(name, shown, [gap(ours_scores, [by[metric]], metric) for metric in by])
+            best = tuned(kind, tasks, log)
+            by = {metric: scores(best[metric], tasks, split, DRAWS) for metric in ("mae", "ndcg_5")}
+            shown = by["ndcg_5"] | {figure: by["mae"][figure] for figure in ("mae", "rmse")}
+            row(kind.replace("_", " "), shown, [gap(ours_scores, [by[metric]], metric) for metric in by])
+
+
+def curve(path: Path | None, learner: Learner, split: str) -> None:
+    """What a learner makes of 1 to 20 first ratings."""
+    print(f"| first ratings | {' | '.join(FIGURES)} |")
+    print("| --- " * (len(FIGURES) + 1) + "|")
+    for shots in (1, 2, 3, 5, 10, 15, 20):
+        print(f"| {shots} | {told(scores(learner, source(path, shots), split, 2))} |", flush=True)
+
+
+def latency(path: Path | None, learner: Learner, count: int = 1000, times: int = 50) -> None:
+    """How long `count` candidates take after adapting, on one core."""
+    torch.set_num_threads(1)
+    tasks = source(path, 5)
+    candidates = {name: leaf[:count] for name, leaf in tasks.encoding.whole().items()}
+    with torch.no_grad():
+        state = learner.adapt(tasks.task("test", 0).support)
+        taken = []
+        for _ in range(times):
+            started = time.perf_counter()
+            learner.predict(state, candidates)
+            taken.append(1e3 * (time.perf_counter() - started))
+    print(f"{count:,} candidates: median {np.median(taken):.1f} ms, 95 % below {np.percentile(taken, 95):.1f} ms")
 
 
 def gap(ours: list[Scores], theirs: list[Scores], metric: str) -> str:
@@ -194,11 +216,29 @@ def main() -> None:
     parser.add_argument("--path", type=Path)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
     parser.add_argument("--only", nargs="+", choices=list(LEARNERS), default=list(LEARNERS))
-    parser.add_argument("--steps", type=int, default=1200)
+    parser.add_argument("--first", type=int, nargs="+", default=[5, 10], help="ratings that are known")
+    parser.add_argument("--steps", type=int, default=800)
     parser.add_argument("--out", type=Path, default=Path("runs/recommendation"))
     parser.add_argument("--val", action="store_true", help="score on val, to choose by")
+    parser.add_argument("--curve", action="store_true", help="the first learner over 1 to 20 ratings")
+    parser.add_argument("--latency", action="store_true", help="of the first learner")
     options = parser.parse_args()
-    table(options.path, options.only, options.seeds, options.steps, options.out, "val" if options.val else "test")
+    if options.curve or options.latency:
+        learner = trained(options.only[0], source(options.path, 5), options.seeds[0], options.steps, options.out)
+        if options.curve:
+            curve(options.path, learner, "val" if options.val else "test")
+        if options.latency:
+            latency(options.path, learner)
+        return
+    table(
+        options.path,
+        options.only,
+        options.seeds,
+        options.steps,
+        options.out,
+        "val" if options.val else "test",
+        options.first,
+    )
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -385,8 +385,9 @@ def name_of(objective: Objective) -> str:
         ValueError: it is none of this module's.
     """
     for name, kind in _WITH_NUMBERS.items():
-        if isinstance(objective.metrics, kind):
-            return f"{name} {json.dumps(asdict(objective.metrics))}"
+        metrics: Any = objective.metrics
+        if isinstance(metrics, kind):
+            return f"{name} {json.dumps(asdict(metrics))}"
     for name, value in globals().items():
         if isinstance(value, Objective) and value == objective:
             return name

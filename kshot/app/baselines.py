@@ -106,8 +106,8 @@ def _candidates(
             raise ValueError(f"baseline {name} is for tasks of ratings, which these are not")
         with during(source, "training"):
             log = ratings.training_log()
-        fitted = Ratings(*log, count=len(ratings.encoding.items))
-        return [recommender(name, fitted, objective, **tried) for tried in GRIDS[name]]  # type: ignore[arg-type, index]
+        fitted = Ratings(*log, size=len(ratings.encoding.items))
+        return [recommender(name, fitted, objective, **tried) for tried in GRIDS[name]]  # type: ignore[arg-type]
     if name == "centroid":
         return [learners.nearest_centroid(objective)]
     if name == "support_mean":

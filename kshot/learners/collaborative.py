@@ -30,7 +30,7 @@ class Ratings(NamedTuple):
     users: np.ndarray
     items: np.ndarray
     scores: np.ndarray
-    count: int
+    size: int
 
 
 class Recommender(Learner):
@@ -46,6 +46,9 @@ class Recommender(Learner):
         spread: standard deviation of what is left, for levels.
         usage: by how much the levels that a user was seen to give are preferred.
     """
+
+    offsets: Tensor
+    levels: Tensor | None
 
     def __init__(
         self,
@@ -94,6 +97,8 @@ class Recommender(Learner):
 
 class Factors(Recommender):
     """Matrix factorisation: a user's factors are the ridge regression of residuals on the items' (fold-in)."""
+
+    factors: Tensor
 
     def __init__(
         self, objective: Objective, offsets: np.ndarray, factors: np.ndarray, *, l2: float, **options: Any
@@ -203,8 +208,8 @@ def recommender(
     if kind not in get_args(Kind):
         raise ValueError(f"a recommender is one of {', '.join(get_args(Kind))}, got {kind!r}")
     mean = float(ratings.scores.mean())
-    plain = np.full(ratings.count + 1, mean)
-    seen = np.bincount(ratings.items, minlength=ratings.count + 1)
+    plain = np.full(ratings.size + 1, mean)
+    seen = np.bincount(ratings.items, minlength=ratings.size + 1)
     options: dict[str, Any] = {"shift": shift, "usage": usage}
     if kind == "global_mean":
         return _spread(Recommender(objective, plain, **options), ratings, plain)
@@ -227,7 +232,7 @@ def recommender(
     if kind == "item_knn":
         from scipy.sparse import csr_matrix
 
-        shape = (ratings.count + 1, int(ratings.users.max()) + 1)
+        shape = (ratings.size + 1, int(ratings.users.max()) + 1)
         residuals = csr_matrix((left.astype(np.float32), (ratings.items, ratings.users)), shape)
         return Neighbours(
             objective, offsets, residuals, nearest=nearest, shrink_pairs=shrink_pairs, alpha=alpha, **options
@@ -240,8 +245,8 @@ def biases(ratings: Ratings, shrink_user: float, shrink_item: float, rounds: int
     """Shrunk offsets of users and of items, each fitted to what the other leaves, in turn."""
     left = ratings.scores - ratings.scores.mean()
     users, items = ratings.users, ratings.items
-    counts = np.bincount(users), np.bincount(items, minlength=ratings.count + 1)
-    of_items = np.zeros(ratings.count + 1)
+    counts = np.bincount(users), np.bincount(items, minlength=ratings.size + 1)
+    of_items = np.zeros(ratings.size + 1)
     of_users = np.zeros(len(counts[0]))
     for _ in range(rounds):
         of_users = _ratio(np.bincount(users, left - of_items[items]), counts[0] + shrink_user)
@@ -251,10 +256,10 @@ def biases(ratings: Ratings, shrink_user: float, shrink_item: float, rounds: int
 
 def alternating(ratings: Ratings, factors: int, l2: float, seed: int, rounds: int = 8) -> np.ndarray:
     """Factors (I + 1, D) of items by alternating least squares, with the same ridge for users and items."""
-    of_items = np.random.default_rng(seed).normal(0, 0.1, (ratings.count + 1, factors))
+    of_items = np.random.default_rng(seed).normal(0, 0.1, (ratings.size + 1, factors))
     for _ in range(rounds):
         of_users = _solve(ratings.users, of_items[ratings.items], ratings.scores, ratings.users.max() + 1, l2)
-        of_items = _solve(ratings.items, of_users[ratings.users], ratings.scores, ratings.count + 1, l2)
+        of_items = _solve(ratings.items, of_users[ratings.users], ratings.scores, ratings.size + 1, l2)
     return of_items
 
 

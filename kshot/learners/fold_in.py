@@ -25,6 +25,8 @@ class FoldIn(Learner):
     for levels how often each was given, of how many ratings.
     """
 
+    values: Tensor
+
     def __init__(
         self,
         embedding: nn.Module,

@@ -76,6 +76,9 @@ class TwoTower(RatingModel):
 class Factorisation(RatingModel):
     """See `factorisation`."""
 
+    popularity: Tensor
+    held: Tensor
+
     def __init__(
         self,
         counts: Sequence[int],
@@ -99,8 +102,9 @@ class Factorisation(RatingModel):
             self.factors.weight[0] = 0
         self.side = nn.Linear(features + 3, factors)
         nn.init.normal_(self.side.weight, std=0.05)
-        self.side_offset = nn.Sequential(nn.Linear(features + 3, hidden), nn.GELU(), nn.Linear(hidden, 1))
-        nn.init.zeros_(self.side_offset[2].weight)
+        last = nn.Linear(hidden, 1)
+        nn.init.zeros_(last.weight)
+        self.side_offset = nn.Sequential(nn.Linear(features + 3, hidden), nn.GELU(), last)
 
     def features(
         self, item: Tensor, item_features: Tensor | None, user_features: Tensor | None, standing: Tensor | None

@@ -10,7 +10,7 @@ import lzma
 import pickletools
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -74,6 +74,7 @@ def _trace(data: bytes) -> Any:
         "TUPLE3": lambda: pop(3),
         "STACK_GLOBAL": lambda: _Call(".".join(pop(2)), (), []),
     }
+    argument: Any
     for operation, argument, _ in pickletools.genops(data):
         name = operation.name
         if name in ("PROTO", "FRAME"):
@@ -128,10 +129,10 @@ def _index(axis: _Call) -> list[str]:
 
 def _array(call: _Call) -> np.ndarray:
     if call.name.endswith("_frombuffer"):
-        buffer, kind, shape, order = call.arguments
-        return np.frombuffer(buffer, _dtype(kind)).reshape(shape, order=order)
+        buffer, kind, shape, layout = call.arguments
+        return np.frombuffer(buffer, _dtype(kind)).reshape(shape, order=layout)
     _, shape, kind, fortran, content = call.state[0]  # of numpy's _reconstruct
-    order = "F" if fortran else "C"
+    order: Literal["C", "F"] = "F" if fortran else "C"
     if isinstance(content, list):
         values = np.empty(len(content), object)
         values[:] = content

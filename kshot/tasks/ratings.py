@@ -880,7 +880,9 @@ class RatingEncoding:
         columns = {name: getattr(self, name) for name in ("item_columns", "user_columns")}
         written = {name: own.to_json() if own else None for name, own in columns.items()}
         told = self.catalogue
-        packed = None if told is None else {"shape": list(told.shape), "base64": base64.b64encode(told).decode()}
+        packed = (
+            None if told is None else {"shape": list(told.shape), "base64": base64.b64encode(told.tobytes()).decode()}
+        )
         return {"kind": "ratings", "reading": self.reading._asdict(), "catalogue": packed, **plain, **written}
 
     @classmethod
