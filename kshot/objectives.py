@@ -11,8 +11,8 @@ import json
 import math
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -385,9 +385,8 @@ def name_of(objective: Objective) -> str:
         ValueError: it is none of this module's.
     """
     for name, kind in _WITH_NUMBERS.items():
-        metrics: Any = objective.metrics
-        if isinstance(metrics, kind):
-            return f"{name} {json.dumps(asdict(metrics))}"
+        if isinstance(objective.metrics, kind):
+            return f"{name} {json.dumps(vars(objective.metrics))}"
     for name, value in globals().items():
         if isinstance(value, Objective) and value == objective:
             return name

@@ -152,7 +152,7 @@ def posterior(
     else:
         inverse_DD = torch.linalg.inv(scaled_ND.mT @ scaled_ND + noise * one)
         inner_DD, mean_D = noise * inverse_DD, inverse_DD @ (scaled_ND.mT @ target_N)
-    return prior_D * mean_D, prior_D[:, None] * inner_DD * prior_D
+    return prior_D * mean_D, (prior_D[:, None] * inner_DD * prior_D).contiguous()
 
 
 def fold_in(
