@@ -23,6 +23,7 @@ from kshot.app.spec import Spec
 from kshot.app.summary import print_summary
 from kshot.app.testing import carry_out, draw, entries
 from kshot.evaluation.per_task import TASKS, write_tasks
+from kshot.evaluation.rejection import OUTSIDE, novelty
 from kshot.evaluation.report import to_json, write_report
 from kshot.evaluation.target import Target
 from kshot.tasks.watching import watched
@@ -157,7 +158,7 @@ def predict_run(run_dir: Path, state_file: Path, inputs: list[Path], *, resize: 
     classes, kept = json.loads(meta["classes"]), json.loads(meta.get("kept", "{}"))
     if classes and not run.encoding:
         names, images = read_images(inputs, run.shapes["inputs"], resize=resize, invert=invert)
-        _print({"path": names} | _labels(_predict(run, state, images), classes))
+        _print({"path": names} | _labels(_predict(run, state, images), classes, RunFolder(run_dir)))
         return
     values = [
         run.encoding.inputs(path, kept) if run.encoding else read_table(path, run.shapes["inputs"][-1])
@@ -166,7 +167,7 @@ def predict_run(run_dir: Path, state_file: Path, inputs: list[Path], *, resize: 
     prediction = _predict(run, state, tree_map(lambda *leaves: torch.cat(leaves), *values))
     rows: dict[str, list[Any]] = {"row": list(range(1, len(prediction) + 1))}
     if classes:
-        _print(rows | _labels(prediction, classes))
+        _print(rows | _labels(prediction, classes, RunFolder(run_dir)))
     elif run.encoding:
         _print(run.encoding.answers(prediction, kept))
     else:
@@ -174,11 +175,19 @@ def predict_run(run_dir: Path, state_file: Path, inputs: list[Path], *, resize: 
         _print(rows | {f"prediction{i if several else ''}": own for i, own in enumerate(prediction.T.tolist())})
 
 
-def _labels(logits: Tensor, classes: list[str]) -> dict[str, list[Any]]:
-    """The likeliest class of each row (n,), and the probability of every one."""
-    chances = logits[:, : len(classes)].softmax(1)
+def _labels(logits: Tensor, classes: list[str], folder: RunFolder) -> dict[str, list[Any]]:
+    """The likeliest class of each row (n,), and the probability of every one; where the run rejects what is out of
+    scope, that in place of a class, and the novelty."""
+    logits = logits[:, : len(classes)]
+    chances = logits.softmax(1)
     labels = [classes[place] for place in chances.argmax(1).tolist()]
-    return {"label": labels} | {f"p({name})": chances[:, place].tolist() for place, name in enumerate(classes)}
+    columns: dict[str, list[Any]] = {f"p({name})": chances[:, place].tolist() for place, name in enumerate(classes)}
+    if folder.rejection.exists():
+        said = json.loads(folder.rejection.read_text())
+        novel = novelty(logits, said["score"]).tolist()
+        labels = [OUTSIDE if own > said["threshold"] else label for label, own in zip(labels, novel)]
+        columns["novelty"] = novel
+    return {"label": labels} | columns
 
 
 def _print(columns: dict[str, list[Any]]) -> None:
