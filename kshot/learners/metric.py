@@ -65,6 +65,15 @@ class Centred(Measured):
     def predict(self, state: Tree, feat_MD: Tensor) -> Tensor:
         return self.head.predict(state, self._centred(feat_MD))
 
+    def remember(self, feat_ND: Tensor, target_NC: Tensor, weight_N: Tensor) -> Tree:
+        return self.head.remember(self._centred(feat_ND), target_NC, weight_N)
+
+    def join(self, old: Tree, new: Tree) -> Tree:
+        return self.head.join(old, new)
+
+    def recall(self, memory: Tree) -> Tree:
+        return self.head.recall(memory)
+
     def _centred(self, feat_ND: Tensor) -> Tensor:
         return normalize(feat_ND - self.centre, dim=1)
 

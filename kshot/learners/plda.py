@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from kshot import objectives
 from kshot.inner.functional import BatchNorm
-from kshot.learners.heads import HeadLearner, log_parameter
+from kshot.learners.heads import HeadLearner, added, log_parameter
 from kshot.learners.metric import Measured
 from kshot.objectives import Objective
 from kshot.types import Tree
@@ -85,6 +85,15 @@ class Plda(Measured):
         seen_MC = _log_normal(feat_MD, mean_CD, var_CD)
         anew_M1 = _log_normal(feat_MD, torch.zeros_like(mean_CD[:1]), prior_D[None])
         return self.log_scale.exp() * (seen_MC - anew_M1)
+
+    def remember(self, feat_ND: Tensor, target_NC: Tensor, weight_N: Tensor) -> Tree:
+        return self.fit(feat_ND, target_NC, weight_N)
+
+    def join(self, old: Tree, new: Tree) -> Tree:
+        return added(old, new)
+
+    def recall(self, memory: Tree) -> Tree:
+        return memory
 
     def _turned(self, feat_ND: Tensor) -> Tensor:
         return (feat_ND - self.centre) @ self.axes
