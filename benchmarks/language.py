@@ -59,10 +59,8 @@ CELLS = (
 
 
 def source_for(spec: Spec, cell: Cell, classes: dict[str, int]) -> TaskSource:
-    """The recipe's source with the cell's sizes, and what is out of scope; validation has as many ways, or all it has."""
-    ways = cell.ways or min(classes["val"], classes["test"])
-    if cell.ways is None and classes["val"] < classes["test"]:
-        ways = classes["test"]
+    """The recipe's source with the cell's sizes, and with what is out of scope."""
+    ways = cell.ways or classes["test"]
     sizes = {"ways": ways, "shots": cell.shots, "queries": 15, "train_ways": 5, "outside": "oos"}
     return build_source(spec.model_copy(update={"source": spec.source.model_copy(update=sizes)}))
 
@@ -80,9 +78,8 @@ def scored(learner: Learner, plain: Learner, spec: Spec, cell: Cell, classes: di
         "episodes_sha256": ours.episodes_sha256,
         "calibration": ours.calibration and ours.calibration.error,
     }
-    if source.ways["val"].high <= classes["val"]:
-        threshold = calibrated(learner, source, tasks=min(cell.tasks, 100))
-        entry["rejection"] = rejection(learner, source, threshold=threshold, tasks=min(cell.tasks, 200)).to_json()
+    threshold = calibrated(learner, source, tasks=min(cell.tasks, 100))
+    entry["rejection"] = rejection(learner, source, threshold=threshold, tasks=min(cell.tasks, 200)).to_json()
     return entry
 
 
@@ -143,7 +140,7 @@ def percent(figure: dict[str, Any], digits: int = 2) -> str:
 def write_cells(out: Path) -> list[str]:
     """The tables of unseen intents and unseen domains."""
     lines = [
-        "| test | task | seed | kshot | nearest class mean, frozen | difference, paired | out of scope: AUROC | FPR95 |",
+        "| unseen | task | seed | kshot | nearest class mean, frozen | difference, paired | AUROC | FPR95 |",
         "| --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for part, recipe in RECIPES.items():
@@ -154,10 +151,9 @@ def write_cells(out: Path) -> list[str]:
                 seed = path.parent.name.removeprefix("seed-")
                 count = cell.ways or made["classes"]["test"]
                 name = cell.name.replace("all", f"all {count}")
-                reject = found.get("rejection")
-                beyond = [f"{reject[key]['mean']:.3f}" for key in ("auroc", "fpr95")] if reject else ["–", "–"]
+                beyond = [f"{found['rejection'][key]['mean']:.3f}" for key in ("auroc", "fpr95")]
                 said = f"{percent(found['ours'])} | {percent(found['centroid'])} | {percent(found['difference'])}"
-                lines.append(f"| unseen {part} | {name} | {seed} | {said} | {' | '.join(beyond)} |")
+                lines.append(f"| {part} | {name} | {seed} | {said} | {' | '.join(beyond)} |")
     return lines
 
 

@@ -301,11 +301,11 @@ def test_a_text_is_encoded_once_while_the_weights_stay(folder):
         torch.testing.assert_close(model(*twice), torch.cat([plain, plain]), rtol=1e-4, atol=1e-6)
         assert len(passes) == first
         name = "body.transformer.encoder.layer.2.output.dense.weight"
-        moved = {name: model.get_parameter(name) + 1}
+        moved = {name: model.get_parameter(name) * 2}
         substituted = torch.func.functional_call(model, moved, (ids, mask))
         assert not torch.allclose(substituted, plain, atol=1e-3)
         torch.testing.assert_close(model(ids, mask), plain, rtol=1e-4, atol=1e-6)
-        model.get_parameter(name).add_(1)
+        model.get_parameter(name).mul_(2)
         torch.testing.assert_close(model(ids, mask), substituted, rtol=1e-4, atol=1e-6)
 
 
