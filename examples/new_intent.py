@@ -40,7 +40,7 @@ class Intents:
         support = self._support(taught)
         with torch.no_grad():
             self.state = self.learner.adapt(support, extendable=True)
-            # A sentence is nearer to the mean that it is part of than a new one would be, so the bound is left some air.
+            # A sentence is nearer to a mean that it is part of than a new one would be, so the bound gets some air.
             own = novelty(self.learner.predict(self.state, support.inputs), "nearest")
         self.threshold = threshold_at(own.numpy(), 0.0) + 0.35 * self.learner.head.distance.log_scale.exp().item()
 

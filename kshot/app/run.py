@@ -36,7 +36,7 @@ from kshot.learners.metric import Measured
 from kshot.tasks.source import TaskSource
 from kshot.tasks.watching import during, watched
 from kshot.training.checkpoint import Checkpoints
-from kshot.training.fit import Progress, Settings
+from kshot.training.fit import OuterLoop, Progress, Settings
 from kshot.training.pretrain import finish, fit_centre, pretraining
 
 if TYPE_CHECKING:
@@ -119,11 +119,19 @@ def pretrained_model(spec: Spec, model: nn.Module, source: TaskSource, folder: R
     latest = Checkpoints(folder.pretrain).latest() if spec.pretrain and folder.pretrain.exists() else None
     if spec.pretrain is None or latest is None:
         return None
-    settings = Settings(spec.pretrain.outer_lr, clip=None, horizon=spec.pretrain.steps, size=spec.pretrain.batch)
-    loop = pretraining(model, source, settings, seed=spec.seed)
+    loop = _pretraining(spec, model, source)
     loop.load(latest)
     finish(loop)
     return model
+
+
+def _pretraining(spec: Spec, model: nn.Module, source: TaskSource) -> OuterLoop:
+    """The loop of a run file's pretraining."""
+    assert spec.pretrain is not None
+    options = spec.pretrain
+    settings = Settings(options.outer_lr, clip=None, horizon=options.steps, size=options.batch)
+    choice = options.model_dump(include={"objective", "output", "temperature", "precision"})
+    return pretraining(model, source, settings, **choice, seed=spec.seed)
 
 
 def _pretrain(
@@ -132,10 +140,8 @@ def _pretrain(
     """Pretrain in place, going on from the latest checkpoint; the seconds it took in all."""
     assert spec.pretrain is not None
     options = spec.pretrain
-    settings = Settings(options.outer_lr, clip=None, horizon=options.steps, size=options.batch)
     with during(source, "pretraining"):
-        choice = options.model_dump(include={"objective", "output", "temperature", "precision"})
-        loop = pretraining(model, source, settings, **choice, seed=spec.seed)
+        loop = _pretraining(spec, model, source)
     checkpoints = Checkpoints(folder.pretrain, spec.train.checkpoint_seconds)
     latest = checkpoints.latest()
     before = loop.load(latest)["seconds"] if latest else 0.0
