@@ -2,6 +2,7 @@
 from each domain to each other, and what is out of scope.
 
     python benchmarks/language.py intents domains --out runs/language --seeds 0 1   # trains what is not there yet
+    python benchmarks/language.py frozen --out runs/language                        # the same without training: PLDA
     python benchmarks/language.py transfer --out runs/language                      # source domain × target domain
     python benchmarks/language.py --out runs/language --write                       # the tables into RESULTS.md
 
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from torch import nn
 
 import kshot
 from kshot.app.build import build_source
@@ -104,6 +106,23 @@ def score_run(folder: Path, plain: Learner) -> None:
     (folder / SCORES).write_text(json.dumps(made, indent=1))
 
 
+def score_frozen(part: str, out: Path) -> None:
+    """Score PLDA on the features of the encoder as it comes: no training, the spreads of training intents alone."""
+    folder = out / f"{RECIPES[part]}-frozen" / "seed-0"
+    if (folder / SCORES).exists():
+        return
+    recipe = load_spec(RECIPES[part])
+    spec = recipe.model_copy(update={"source": recipe.source.model_copy(update={"features": "encoder"})})
+    source = build_source(spec)
+    classes = source.describe()["classes"]
+    learner = kshot.plda(nn.Flatten(), features=source.task("val", 0).support.inputs.shape[1], scale=0.3)
+    fit_centre(learner, source)
+    cells = {cell.name: scored(learner, kshot.nearest_centroid(), spec, cell, classes) for cell in CELLS}
+    folder.mkdir(parents=True, exist_ok=True)
+    made = {"cells": cells, "classes": classes, "commit": environment()["commit"]}
+    (folder / SCORES).write_text(json.dumps(made, indent=1))
+
+
 def transfer(tasks: int = 300) -> dict[str, Any]:
     """Accuracy of PLDA on frozen features, 5-way 1-shot within a target domain, measured on a source domain; beside
     nearest class means, and PLDA measured on all domains but the target."""
@@ -140,15 +159,15 @@ def percent(figure: dict[str, Any], digits: int = 2) -> str:
 def write_cells(out: Path) -> list[str]:
     """The tables of unseen intents and unseen domains."""
     lines = [
-        "| unseen | task | seed | kshot | nearest class mean, frozen | difference, paired | AUROC | FPR95 |",
+        "| unseen | task | encoder | kshot | nearest class mean, frozen | difference, paired | AUROC | FPR95 |",
         "| --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for part, recipe in RECIPES.items():
         for cell in CELLS:
-            for path in sorted((out / recipe).glob(f"seed-*/{SCORES}")):
+            for path in sorted(out.glob(f"{recipe}*/seed-*/{SCORES}")):
                 made = json.loads(path.read_text())
                 found = made["cells"][cell.name]
-                seed = path.parent.name.removeprefix("seed-")
+                seed = "frozen" if path.parts[-3] != recipe else "tuned, " + path.parent.name.replace("-", " ")
                 count = cell.ways or made["classes"]["test"]
                 name = cell.name.replace("all", f"all {count}")
                 beyond = [f"{found['rejection'][key]['mean']:.3f}" for key in ("auroc", "fpr95")]
@@ -183,7 +202,7 @@ def write(out: Path) -> None:
 
 def main(arguments: Iterable[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("parts", nargs="*", choices=[*RECIPES, "transfer", []])
+    parser.add_argument("parts", nargs="*", choices=[*RECIPES, "frozen", "transfer", []])
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
     parser.add_argument("--write", action="store_true")
@@ -192,6 +211,10 @@ def main(arguments: Iterable[str] | None = None) -> None:
         if part == "transfer":
             options.out.mkdir(parents=True, exist_ok=True)
             (options.out / TRANSFER).write_text(json.dumps(transfer(), indent=1))
+            continue
+        if part == "frozen":
+            for each in RECIPES:
+                score_frozen(each, options.out)
             continue
         plain = HeadLearner(encoder(ENCODER, tune="head").eval(), Prototypes(), kshot.objectives.classification)
         for seed in options.seeds:
