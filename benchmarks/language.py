@@ -26,13 +26,12 @@ from kshot.app.build import build_source
 from kshot.app.folder import load_run
 from kshot.app.run import environment, run
 from kshot.app.spec import Spec, load_spec
-from kshot.evaluation.compare import paired_difference
 from kshot.evaluation.evaluate import evaluate
+from kshot.evaluation.intervals import difference
 from kshot.evaluation.rejection import calibrated, rejection
 from kshot.learner import Learner
-from kshot.learners.heads import HeadLearner, Prototypes
-from kshot.models.encoder import encoder
 from kshot.tasks import TaskSource, library, text
+from kshot.tasks.text import TextTasks
 from kshot.training.pretrain import fit_centre
 
 RESULTS = Path(__file__).with_name("RESULTS.md")
@@ -60,19 +59,28 @@ CELLS = (
 )
 
 
-def source_for(spec: Spec, cell: Cell, classes: dict[str, int]) -> TaskSource:
+def source_for(spec: Spec, cell: Cell, classes: dict[str, int]) -> TextTasks:
     """The recipe's source with the cell's sizes, and with what is out of scope."""
     ways = cell.ways or classes["test"]
     sizes = {"ways": ways, "shots": cell.shots, "queries": 15, "train_ways": 5, "outside": "oos"}
     return build_source(spec.model_copy(update={"source": spec.source.model_copy(update=sizes)}))
 
 
-def scored(learner: Learner, plain: Learner, spec: Spec, cell: Cell, classes: dict[str, int]) -> dict[str, Any]:
-    """A cell's figures: the learner's, those of nearest class means, their difference, and telling what is outside."""
-    source = source_for(spec, cell, classes)
-    ours, theirs = (evaluate(each, source, tasks=cell.tasks, audit=each is learner) for each in (learner, plain))
-    beside = paired_difference(ours, theirs, "accuracy")
-    entry: dict[str, Any] = {
+def frozen(spec: Spec) -> Spec:
+    """The same tasks on the features of the encoder as it comes."""
+    return spec.model_copy(update={"source": spec.source.model_copy(update={"features": "encoder"})})
+
+
+def scored(learner: Learner, spec: Spec, cell: Cell, classes: dict[str, int]) -> dict[str, Any]:
+    """A cell's figures: the learner's, those of nearest class means of frozen features, and their difference."""
+    source, plain = source_for(spec, cell, classes), source_for(frozen(spec), cell, classes)
+    # Tokens and features hash differently, so it is the texts and the cut that say that the tasks are the same.
+    assert source.texts == plain.texts
+    assert source.class_names == plain.class_names
+    ours = evaluate(learner, source, tasks=cell.tasks)
+    theirs = evaluate(kshot.nearest_centroid(), plain, tasks=cell.tasks, audit=False)
+    beside = difference([ours.per_task["accuracy"]], [theirs.per_task["accuracy"]])
+    return {
         "ours": ours.metrics["accuracy"]._asdict(),
         "centroid": theirs.metrics["accuracy"]._asdict(),
         "difference": beside._asdict(),
@@ -80,9 +88,30 @@ def scored(learner: Learner, plain: Learner, spec: Spec, cell: Cell, classes: di
         "episodes_sha256": ours.episodes_sha256,
         "calibration": ours.calibration and ours.calibration.error,
     }
+
+
+def rejecting(learner: Learner, spec: Spec, cell: Cell, classes: dict[str, int]) -> dict[str, Any]:
+    """How a cell's learner tells what is out of scope, by a threshold of validation tasks."""
+    source = source_for(spec, cell, classes)
     threshold = calibrated(learner, source, tasks=min(cell.tasks, 100))
-    entry["rejection"] = rejection(learner, source, threshold=threshold, tasks=min(cell.tasks, 200)).to_json()
-    return entry
+    return rejection(learner, source, threshold=threshold, tasks=min(cell.tasks, 200)).to_json()
+
+
+def score(learner: Learner, spec: Spec, folder: Path) -> None:
+    """Score a learner on all cells, and keep in its folder what is found, figure by figure."""
+    path = folder / SCORES
+    made: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {"cells": {}}
+    made["classes"] = classes = build_source(spec).describe()["classes"]
+    made.setdefault("commit", environment()["commit"])
+    folder.mkdir(parents=True, exist_ok=True)
+    for cell in CELLS:
+        if cell.name not in made["cells"]:
+            made["cells"][cell.name] = scored(learner, spec, cell, classes)
+            path.write_text(json.dumps(made, indent=1))
+    for cell in CELLS:
+        if "rejection" not in made["cells"][cell.name]:
+            made["cells"][cell.name]["rejection"] = rejecting(learner, spec, cell, classes)
+            path.write_text(json.dumps(made, indent=1))
 
 
 def trained(recipe: str, seed: int, out: Path) -> Path:
@@ -93,34 +122,13 @@ def trained(recipe: str, seed: int, out: Path) -> Path:
     return folder
 
 
-def score_run(folder: Path, plain: Learner) -> None:
-    """Score a run's checkpoint on all cells, and keep that in its folder."""
-    if (folder / SCORES).exists():
-        return
-    opened = load_run(folder)
-    source = build_source(opened.spec)
-    classes = source.describe()["classes"]
-    cells = {cell.name: scored(opened.learner.eval(), plain, opened.spec, cell, classes) for cell in CELLS}
-    report = json.loads((folder / "report.json").read_text())
-    made = {"cells": cells, "classes": classes, "commit": environment()["commit"], "timing": report["timing"]}
-    (folder / SCORES).write_text(json.dumps(made, indent=1))
-
-
 def score_frozen(part: str, out: Path) -> None:
     """Score PLDA on the features of the encoder as it comes: no training, the spreads of training intents alone."""
-    folder = out / f"{RECIPES[part]}-frozen" / "seed-0"
-    if (folder / SCORES).exists():
-        return
-    recipe = load_spec(RECIPES[part])
-    spec = recipe.model_copy(update={"source": recipe.source.model_copy(update={"features": "encoder"})})
+    spec = frozen(load_spec(RECIPES[part]))
     source = build_source(spec)
-    classes = source.describe()["classes"]
     learner = kshot.plda(nn.Flatten(), features=source.task("val", 0).support.inputs.shape[1], scale=0.3)
     fit_centre(learner, source)
-    cells = {cell.name: scored(learner, kshot.nearest_centroid(), spec, cell, classes) for cell in CELLS}
-    folder.mkdir(parents=True, exist_ok=True)
-    made = {"cells": cells, "classes": classes, "commit": environment()["commit"]}
-    (folder / SCORES).write_text(json.dumps(made, indent=1))
+    score(learner, spec, out / f"{RECIPES[part]}-frozen" / "seed-0")
 
 
 def transfer(tasks: int = 300) -> dict[str, Any]:
@@ -166,11 +174,14 @@ def write_cells(out: Path) -> list[str]:
         for cell in CELLS:
             for path in sorted(out.glob(f"{recipe}*/seed-*/{SCORES}")):
                 made = json.loads(path.read_text())
-                found = made["cells"][cell.name]
+                found = made["cells"].get(cell.name)
+                if found is None:
+                    continue
                 seed = "frozen" if path.parts[-3] != recipe else "tuned, " + path.parent.name.replace("-", " ")
                 count = cell.ways or made["classes"]["test"]
                 name = cell.name.replace("all", f"all {count}")
-                beyond = [f"{found['rejection'][key]['mean']:.3f}" for key in ("auroc", "fpr95")]
+                reject = found.get("rejection")
+                beyond = [f"{reject[key]['mean']:.3f}" if reject else "–" for key in ("auroc", "fpr95")]
                 said = f"{percent(found['ours'])} | {percent(found['centroid'])} | {percent(found['difference'])}"
                 lines.append(f"| {part} | {name} | {seed} | {said} | {' | '.join(beyond)} |")
     return lines
@@ -216,9 +227,10 @@ def main(arguments: Iterable[str] | None = None) -> None:
             for each in RECIPES:
                 score_frozen(each, options.out)
             continue
-        plain = HeadLearner(encoder(ENCODER, tune="head").eval(), Prototypes(), kshot.objectives.classification)
         for seed in options.seeds:
-            score_run(trained(RECIPES[part], seed, options.out), plain)
+            folder = trained(RECIPES[part], seed, options.out)
+            opened = load_run(folder)
+            score(opened.learner.eval(), opened.spec, folder)
     if options.write:
         write(options.out)
 

@@ -161,7 +161,7 @@ def build_learner(spec: Spec, model: nn.Module, shapes: Shapes) -> Learner:
 def _features_of(model: nn.Module, shapes: Shapes) -> torch.Size:
     """The shape of what a model makes of one example."""
     if isinstance(model, Encoder):
-        return torch.Size([model.body.transformer.config.hidden_size])
+        return torch.Size([model.body.features])
     if isinstance(shapes["inputs"], dict):
         raise ValueError(f"this learner takes inputs of one tensor; these are {', '.join(shapes['inputs'])}")
     like = next(model.parameters(), torch.empty(0))

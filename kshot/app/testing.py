@@ -138,12 +138,12 @@ def _rejecting(
     """The threshold of novelty, and what it does."""
     if spec.reject is None:
         return None, None
-    how = spec.reject.model_dump(exclude={"outsiders"})
+    how: dict[str, Any] = spec.reject.model_dump(exclude={"outsiders"})
     threshold = calibrated(learner, source, **how, tasks=spec.evaluate.val_tasks)
     if not source.describe().get("out_of_scope", {}).get(split):
         return threshold, None
-    options = {"split": split, "tasks": count, "outsiders": spec.reject.outsiders}
-    return threshold, rejection(learner, source, threshold=threshold, **how, **options)
+    how |= {"threshold": threshold, "outsiders": spec.reject.outsiders}
+    return threshold, rejection(learner, source, **how, split=split, tasks=count)
 
 
 def _longest(spec: Spec, source: TaskSource) -> tuple[TaskSource, list[int]] | None:

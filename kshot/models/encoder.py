@@ -36,7 +36,7 @@ class Encoder(nn.Module):
     def __init__(self, body: Pooled, outputs: int | None) -> None:
         super().__init__()
         self.body = body
-        self.head = None if outputs is None else nn.Linear(body.transformer.config.hidden_size, outputs)
+        self.head = None if outputs is None else nn.Linear(body.features, outputs)
         self._features: dict[bytes, Tensor] = {}
         self._made_by: list[tuple[Tensor, int, int]] = []
 
@@ -59,7 +59,7 @@ class Encoder(nn.Module):
 
     @torch.no_grad()
     def _remembered(self, ids_nL: Tensor, mask_nL: Tensor) -> Tensor:
-        made_by = [(p, p._version, p.data_ptr()) for p in self.body.parameters()]
+        made_by: list[tuple[Tensor, int, int]] = [(p, p._version, p.data_ptr()) for p in self.body.parameters()]
         same = len(made_by) == len(self._made_by) and all(
             a is b and rest == others for (a, *rest), (b, *others) in zip(made_by, self._made_by)
         )
@@ -119,7 +119,7 @@ def encoder(
         raise ValueError(f"{name} has {count} layers, of which 1 … {count} can be tuned, got layers={layers}")
     tuned = range(count - (count if layers is None else layers), count)
     if tune == "lora":
-        body.transformer = _with_lora(transformer, rank, None if layers is None else list(tuned), place)
+        body.transformer = _with_lora(body, rank, None if layers is None else list(tuned), place)
     elif tune == "head" or layers is not None:
         inside = tuple(f"{place}.{number}." for number in tuned) if tune == "full" else ()
         for parameter_name, parameter in transformer.named_parameters():
@@ -139,13 +139,13 @@ def _stack_of_layers(transformer: nn.Module) -> tuple[str, int]:
     return name, lists[name]
 
 
-def _with_lora(transformer: nn.Module, rank: int, layers: list[int] | None, place: str) -> nn.Module:
+def _with_lora(body: Pooled, rank: int, layers: list[int] | None, place: str) -> nn.Module:
     try:
         from peft import LoraConfig, get_peft_model
         from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING as TARGETS
     except ImportError:
         raise ValueError("tune: lora needs peft, which is not installed: pip install 'kshot[text]'") from None
-    known = transformer.config.model_type in TARGETS
+    known = body.architecture in TARGETS
     with _silenced():
         options = LoraConfig(
             r=rank,
@@ -154,7 +154,7 @@ def _with_lora(transformer: nn.Module, rank: int, layers: list[int] | None, plac
             layers_to_transform=layers,
             layers_pattern=None if layers is None else place.rsplit(".", 1)[-1],
         )
-        return get_peft_model(transformer, options)
+        return get_peft_model(body.transformer, options)  # type: ignore[arg-type]
 
 
 @contextmanager

@@ -137,11 +137,11 @@ class SentenceEncoder:
         missing = [chunk for chunk, name in zip(chunks, names) if not library.is_cached(name)]
         if (count := sum(map(len, missing))) >= WORTH_SAYING:
             log.warning("%s encodes %d texts, once: they are kept in the cache", self.name, count)
-        parts = [
-            library.cached(name, lambda chunk=chunk: {"features": self.encode(chunk)})["features"]
-            for chunk, name in zip(chunks, names)
-        ]
-        return ArrayExamples(np.concatenate(parts))
+
+        def part(chunk: Sequence[str], name: str) -> np.ndarray:
+            return library.cached(name, lambda: {"features": self.encode(chunk)})["features"]
+
+        return ArrayExamples(np.concatenate([*map(part, chunks, names)]))
 
     def encode(self, texts: Sequence[str]) -> np.ndarray:
         """The features (n, D) of texts, float32, computed now.
@@ -220,11 +220,19 @@ class SentenceEncoder:
 
 
 class Pooled(nn.Module):
-    """An encoder of `transformers` and its pooling: ids and mask (n, L) to features (n, D)."""
+    """An encoder of `transformers` and its pooling: ids and mask (n, L) to features (n, D).
 
-    def __init__(self, transformer: nn.Module, pooling: Pooling) -> None:
+    Attributes:
+        features: D.
+        architecture: what `transformers` calls the encoder, such as bert.
+    """
+
+    def __init__(self, transformer: Any, pooling: Pooling) -> None:
         super().__init__()
-        self.transformer, self.pooling = transformer, pooling
+        self.features: int = transformer.config.hidden_size
+        self.architecture: str = transformer.config.model_type
+        self.transformer: nn.Module = transformer
+        self.pooling = pooling
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         output = self.transformer(input_ids=input_ids, attention_mask=attention_mask)
