@@ -146,11 +146,16 @@ def table(rows: list[dict[str, Any]]) -> list[str]:
     names = ["learner", *several, "adapt, ms", "state", "outer rate", "training, s"]
     lines = ["| " + " | ".join(names) + " |", "|" + " --- |" * len(names)]
     for row in rows:
-        figures = [f"{own['mean']:.3f} ± {own['ci95']:.3f}" for own in row["shots"].values()]
+        figures = [shown(**own) for own in row["shots"].values()]
         rate = "–" if row["outer_lr"] is None else f"{row['outer_lr']:g}"
         cells = [row["learner"], *figures, f"{row['adapt_ms']:.2g}", f"{row['state_numbers']:,}", rate]
         lines.append("| " + " | ".join([*cells, f"{row['seconds']:.0f}"]) + " |")
     return lines
+
+
+def shown(mean: float, ci95: float, tasks: int) -> str:
+    """A figure; an error that is no number, or a thousand, is that of inner steps which diverge."""
+    return f"{mean:.3f} ± {ci95:.3f}" if mean < 1000 else "diverges"
 
 
 def picture(rows: list[dict[str, Any]], path: Path) -> None:
@@ -196,7 +201,7 @@ def main() -> None:
     torch.set_num_threads(1)
     torch.manual_seed(0)
     if options.work == "images":
-        entries, source, steps = IMAGES, drawings(1), 200
+        entries, source, steps = IMAGES, drawings(1), 150
         full: nn.Module = kshot.models.conv4(1, WAYS, channels=WIDTH)
         kshot.pretrain(full, source, steps=options.pretrain, outer_lr=5e-3)
     else:
