@@ -188,15 +188,15 @@ def write_cells(out: Path) -> list[str]:
 
 
 def write_transfer(made: dict[str, Any]) -> list[str]:
-    """Source domains as rows, target domains as columns, in percent."""
+    """Source domains as rows, target domains as columns, in percent; the gain over class means on the same targets."""
     table = made["table"]
     targets = list(table["none"])
     short = {name: name.replace("_", " ") for name in targets}
-    lines = [f"| measured on | {' | '.join(short.values())} | mean |", f"| --- |{' --- |' * (len(targets) + 1)}"]
+    lines = [f"| measured on | {' | '.join(short.values())} | gain |", f"| --- |{' --- |' * (len(targets) + 1)}"]
     for name, row in table.items():
         cells = [f"{100 * row[target]['mean']:.1f}" if target in row else "–" for target in targets]
-        mean = 100 * np.mean([row[target]["mean"] for target in row])
-        lines.append(f"| {name.replace('_', ' ')} | {' | '.join(cells)} | {mean:.1f} |")
+        gain = 100 * np.mean([row[target]["mean"] - table["none"][target]["mean"] for target in row])
+        lines.append(f"| {name.replace('_', ' ')} | {' | '.join(cells)} | {gain:+.1f} |")
     return lines
 
 

@@ -41,8 +41,8 @@ def test_figures_become_tables_between_the_marks(language, tmp_path, monkeypatch
     text = results.read_text()
     name = "| intents | all 50 at once, 5-shot | tuned, seed 1 |"
     assert f"{name} 97.00 ± 0.12 | 95.00 ± 0.12 | 2.00 ± 0.12 | 0.980 | 0.070 |" in text
-    assert "| a b | – | 85.0 | 85.0 |" in text
-    assert "| none | 90.0 | 80.0 | 85.0 |" in text
+    assert "| a b | – | 85.0 | +5.0 |" in text
+    assert "| none | 90.0 | 80.0 | +0.0 |" in text
     assert text.startswith("before\n")
     assert text.endswith("\nafter\n")
     assert "old" not in text

@@ -154,7 +154,7 @@ def _with_lora(body: Pooled, rank: int, layers: list[int] | None, place: str) ->
             layers_to_transform=layers,
             layers_pattern=None if layers is None else place.rsplit(".", 1)[-1],
         )
-        return get_peft_model(body.transformer, options)  # type: ignore[arg-type]
+        return get_peft_model(body.transformer, options)
 
 
 @contextmanager
