@@ -43,8 +43,8 @@ def novelty(logits_nC: Tensor, score: Score = "energy") -> Tensor:
         score: one of the above.
 
     Example:
-        >>> novelty(torch.tensor([[0.0, -9.0], [-8.0, -9.0]]), "nearest")
-        tensor([0., 8.])
+        >>> novelty(torch.tensor([[1.0, -9.0], [-8.0, -9.0]]), "nearest")
+        tensor([-1.,  8.])
 
     References:
         Liu et al.: Energy-based Out-of-distribution Detection, NeurIPS 2020, arXiv:2010.03759; Hendrycks, Gimpel,
