@@ -21,6 +21,7 @@ from .learners.implicit import imaml
 from .learners.learned_rules import alfa, learned_optimizer, meta_curvature, meta_sgd
 from .learners.maml_pp import maml_pp
 from .learners.metric import matching_net, simpleshot
+from .learners.plda import plda
 from .learners.relation import relation_net
 from .learners.tabular import prior_fitted
 from .learners.task_heads import proto_maml, unicorn_maml
@@ -73,6 +74,7 @@ __all__ = [
     "over_seeds",
     "over_shots",
     "paired_difference",
+    "plda",
     "pmf",
     "pretrain",
     "prior_fitted",

@@ -9,11 +9,12 @@ from torch import nn
 
 from kshot import learners, objectives
 from kshot.app.build import Shapes, build_model
-from kshot.app.spec import BaselineName, Spec
+from kshot.app.spec import BaselineName, EncoderSpec, Spec
 from kshot.evaluation.evaluate import Evaluation, Scored, evaluate
 from kshot.evaluation.target import Target
 from kshot.learner import Learner
 from kshot.learners.heads import HeadLearner, Prototypes
+from kshot.models.encoder import Encoder
 from kshot.objectives import Objective
 from kshot.tasks.source import TaskSource
 from kshot.tasks.watching import during
@@ -23,7 +24,7 @@ ABOUT: dict[str, str] = {
     "scratch": "the same model, fitted to the support set alone from random weights",
     "fine_tune": "the model after {steps} steps of pretraining on all training classes, fine-tuned on the support set",
     "pretrained_centroid": "nearest class mean in the features of the model after {steps} steps of pretraining",
-    "centroid": "nearest class mean of the raw inputs",
+    "centroid": "nearest class mean of the raw inputs, or of what a pretrained encoder makes of them as it comes",
     "support_mean": "the mean of the support targets, whatever the input",
 }
 
@@ -40,7 +41,7 @@ def names_of(spec: Spec, objective: Objective) -> list[BaselineName]:
                 raise ValueError(f"baseline {name!r} needs a pretrained model: give the run file a 'pretrain' section")
         return spec.baselines.names
     of_classes = objective.own_classes or objective.loss is objectives.shared_classification.loss
-    names: list[BaselineName] = ["scratch"] if spec.model else []
+    names: list[BaselineName] = ["scratch"] if spec.model and not isinstance(spec.model, EncoderSpec) else []
     if spec.pretrain:
         names += ["fine_tune", "pretrained_centroid"] if of_classes else ["fine_tune"]
     if of_classes:
@@ -90,6 +91,8 @@ def _candidates(
 ) -> list[Learner]:
     options = spec.baselines
     if name == "centroid":
+        if isinstance(spec.model, EncoderSpec):
+            return [HeadLearner(build_model(spec, shapes, head=False), Prototypes(), objective)]
         return [learners.nearest_centroid(objective)]
     if name == "support_mean":
         return [learners.SupportMean(objective)]
@@ -102,7 +105,8 @@ def _candidates(
         ]
     assert pretrained is not None  # `names_of` saw to it
     if name == "pretrained_centroid":
-        body = dict(pretrained.named_children()).get("body", pretrained)
+        whole = isinstance(pretrained, Encoder) and pretrained.head is None
+        body = pretrained if whole else dict(pretrained.named_children()).get("body", pretrained)
         return [HeadLearner(body, Prototypes(), objective)]
     model = build_model(spec, shapes, head=True)
     model.load_state_dict(pretrained.state_dict(), strict=False)

@@ -15,18 +15,22 @@ from kshot import learners, models, objectives, tasks
 from kshot.app.spec import (
     CnapsSpec,
     Conv4Spec,
+    EncoderSpec,
     EpisodesSpec,
     FromHfSpec,
     MixtureSpec,
     MlpSpec,
     OneSourceSpec,
+    PldaSpec,
     PriorFittedSpec,
     RatingMlpSpec,
     Spec,
 )
 from kshot.learner import Learner
+from kshot.models.encoder import Encoder
 from kshot.tasks.ratings import RatingTasks
 from kshot.tasks.source import TaskSource
+from kshot.tasks.text import TextEncoding
 from kshot.training.fit import seeded
 
 Shapes = dict[str, Any]
@@ -89,6 +93,8 @@ def shapes_of(source: TaskSource) -> Shapes:
     shapes: Shapes = {"inputs": inputs or list(batch.inputs.shape[1:]), "targets": list(batch.targets.shape[1:])}
     if isinstance(source, RatingTasks):
         shapes["items"] = len(source.encoding.items)
+    if isinstance(source.encoding, TextEncoding) and source.encoding.features == "tokens":
+        shapes["encoder"] = source.encoding.encoder
     return shapes | {"objective": objectives.name_of(source.objective)}
 
 
@@ -100,12 +106,17 @@ def build_model(spec: Spec, shapes: Shapes, *, head: bool) -> nn.Module:
     if spec.model is None:
         return nn.Identity()
     inputs, outputs = shapes["inputs"], shapes["targets"][-1]
-    if isinstance(inputs, dict) != isinstance(spec.model, RatingMlpSpec):
+    asked = "encoder" if "encoder" in shapes else "rating_mlp" if "items" in shapes else None
+    if asked != spec.model.kind and (asked or spec.model.kind in ("encoder", "rating_mlp")):
         kind, given = spec.model.kind, ", ".join(inputs) if isinstance(inputs, dict) else "one tensor"
         raise ValueError(
-            f"model {kind} does not fit these inputs ({given}): ratings, and they alone, take model rating_mlp"
+            f"model {kind} does not fit these inputs ({given}): ratings, and they alone, take model rating_mlp, texts "
+            "with features: tokens, and they alone, take model encoder"
         )
     with seeded(spec.seed):
+        if isinstance(spec.model, EncoderSpec):
+            options = spec.model.model_dump(exclude={"kind"})
+            return models.encoder(shapes["encoder"], outputs if head else None, **options)
         if isinstance(spec.model, RatingMlpSpec):
             features = sum(shape[-1] for name, shape in inputs.items() if name != "item")
             options = spec.model.model_dump(exclude={"kind"})
@@ -142,11 +153,15 @@ def build_learner(spec: Spec, model: nn.Module, shapes: Shapes) -> Learner:
     if "features" in inspect.signature(factory).parameters:
         shape = _features_of(model, shapes)
         options["features"] = tuple(shape) if spec.learner.kind in OF_MAPS else prod(shape)
+    if isinstance(spec.learner, PldaSpec):
+        model.requires_grad_(False)  # what is measured of features holds for these alone
     return factory(model, **options)
 
 
 def _features_of(model: nn.Module, shapes: Shapes) -> torch.Size:
     """The shape of what a model makes of one example."""
+    if isinstance(model, Encoder):
+        return torch.Size([model.body.features])
     if isinstance(shapes["inputs"], dict):
         raise ValueError(f"this learner takes inputs of one tensor; these are {', '.join(shapes['inputs'])}")
     like = next(model.parameters(), torch.empty(0))

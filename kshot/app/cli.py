@@ -120,6 +120,9 @@ def adapt(
     run_dir: RunDir,
     support: Annotated[Path, typer.Option(help="Folder with one folder of images a class, or a CSV.")],
     out: Annotated[Path, typer.Option(help="File for the adapted state.")],
+    state: Annotated[
+        Path | None, typer.Option(help="A state to extend: the examples, of old and of new classes, come on top.")
+    ] = None,
     resize: Annotated[bool, typer.Option("--resize", help="Scale images to the size the run was trained on.")] = False,
     invert: Annotated[bool, typer.Option("--invert", help="Turn dark strokes on white into bright on black.")] = False,
 ) -> None:
@@ -129,7 +132,7 @@ def adapt(
     """
     from kshot.app.use import adapt_run
 
-    adapt_run(run_dir, support, out, resize=resize, invert=invert)
+    adapt_run(run_dir, support, out, before=state, resize=resize, invert=invert)
 
 
 @app.command()

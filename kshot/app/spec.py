@@ -188,11 +188,13 @@ class TextSpec(_ClassesSpec):
     text: str = "text"
     label: str = "label"
     domain: str = "domain"
-    features: Literal["words", "characters", "ids"] = "words"
+    features: Literal["words", "characters", "ids", "encoder", "tokens"] = "words"
+    encoder: str | None = None
     ngrams: list[Annotated[int, Field(ge=1)]] | None = Field(None, min_length=2, max_length=2)
-    width: int = Field(1024, ge=1)
+    width: int | None = Field(None, ge=1)
     split: dict[str, Any] | None = None
     within: Literal["domain"] | None = None
+    outside: str | None = None
     small: Literal["error", "drop", "shrink"] = "error"
     bad_rows: Literal["error", "drop"] = "error"
     reading: ReadingSpec = ReadingSpec()
@@ -272,6 +274,15 @@ class RatingMlpSpec(_Strict):
 class MlpSpec(_Strict):
     kind: Literal["mlp"]
     hidden: list[Annotated[int, Field(ge=1)]] = [40, 40]
+
+
+class EncoderSpec(_Strict):
+    """The encoder that the source names, whose features are tokens."""
+
+    kind: Literal["encoder"]
+    tune: Literal["head", "full", "lora"] = "lora"
+    layers: int | None = Field(None, ge=1)
+    rank: int = Field(8, ge=1)
 
 
 class Conv4Spec(_Strict):
@@ -410,6 +421,13 @@ class SimpleshotSpec(_PretrainedSpec):
     scale: float = Field(10.0, gt=0)
 
 
+class PldaSpec(_PretrainedSpec):
+    kind: Literal["plda"]
+    within: float = Field(0.9, gt=0, le=1)
+    between: float = Field(0.6, gt=0, le=1)
+    scale: float = Field(1.0, gt=0)
+
+
 class BaselinePpSpec(_PretrainedSpec):
     kind: Literal["baseline_pp"]
     inner_lr: float = Field(gt=0)
@@ -476,7 +494,7 @@ class PriorFittedSpec(_Strict):
     layers: int = Field(3, ge=1)
 
 
-ModelSpec = MlpSpec | RatingMlpSpec | Conv4Spec | ResNet12Spec
+ModelSpec = MlpSpec | RatingMlpSpec | Conv4Spec | ResNet12Spec | EncoderSpec
 OwnNetworkSpec = CnpSpec | AttentiveNpSpec | TnpDSpec | PriorFittedSpec
 """Learners that are a network of their own, and take no model."""
 
@@ -485,7 +503,9 @@ class PretrainSpec(_Strict):
     steps: int = Field(ge=1)
     batch: int = Field(128, ge=1)
     outer_lr: float = Field(1e-3, gt=0)
+    objective: Literal["classification", "contrastive"] = "classification"
     output: Literal["linear", "cosine"] = "linear"
+    temperature: float = Field(0.1, gt=0)
     precision: Literal["float32", "bfloat16"] = "float32"
 
 
@@ -527,6 +547,14 @@ class BaselinesSpec(_Strict):
     test_tasks: int = Field(100, ge=2)
 
 
+class RejectSpec(_Strict):
+    """What is unlike all classes of a task is rejected, above a threshold that validation tasks set."""
+
+    score: Literal["energy", "nearest", "probability"] = "energy"
+    false_rejection: float = Field(0.05, ge=0, lt=1)
+    outsiders: int = Field(50, ge=1)
+
+
 class Spec(_Strict):
     """A run file. `docs` for each field stand in docs/run-files.md."""
 
@@ -552,6 +580,7 @@ class Spec(_Strict):
         | FrnSpec
         | PmfSpec
         | SimpleshotSpec
+        | PldaSpec
         | BaselinePpSpec
         | LaplacianShotSpec
         | TransductiveFineTuneSpec
@@ -564,6 +593,7 @@ class Spec(_Strict):
     budget: BudgetSpec = BudgetSpec()
     evaluate: EvaluateSpec = EvaluateSpec()
     baselines: BaselinesSpec = BaselinesSpec()
+    reject: RejectSpec | None = None
     seed: int = Field(0, ge=0)
     task_seed: int = Field(0, ge=0)
     device: str = "auto"

@@ -1,7 +1,8 @@
 from kshot.models.backbones import conv4, mlp
 from kshot.models.dropblock import DropBlock
+from kshot.models.encoder import encoder
 from kshot.models.ratings import rating_mlp
 from kshot.models.resnet import resnet12
 from kshot.models.spread import Spread
 
-__all__ = ["DropBlock", "Spread", "conv4", "mlp", "rating_mlp", "resnet12"]
+__all__ = ["DropBlock", "Spread", "conv4", "encoder", "mlp", "rating_mlp", "resnet12"]
