@@ -15,6 +15,7 @@ from .learners.feat import feat
 from .learners.film import cnaps
 from .learners.finetuned import baseline_pp, pmf
 from .learners.frn import frn
+from .learners.generating import generate
 from .learners.gradient import anil, boil, fomaml, maml, reptile
 from .learners.heads import protonet
 from .learners.implicit import imaml
@@ -22,6 +23,7 @@ from .learners.learned_rules import alfa, learned_optimizer, meta_curvature, met
 from .learners.maml_pp import maml_pp
 from .learners.metric import matching_net, simpleshot
 from .learners.plda import plda
+from .learners.reading import dynamic_evaluation
 from .learners.relation import relation_net
 from .learners.tabular import prior_fitted
 from .learners.task_heads import proto_maml, unicorn_maml
@@ -48,6 +50,7 @@ __all__ = [
     "cnp",
     "compare",
     "cost",
+    "dynamic_evaluation",
     "evaluate",
     "feat",
     "fine_tune",
@@ -56,6 +59,7 @@ __all__ = [
     "fomaml",
     "frn",
     "from_scratch",
+    "generate",
     "imaml",
     "inner",
     "laplacian_shot",

@@ -47,12 +47,14 @@ class Learner(Scheduled, ABC):
         objective: what the tasks ask.
         transductive: True if a query's prediction depends on the other queries. Every report says so.
         ordered: True if the order of the support's rows matters, padding among them, as where steps go by minibatches.
+        along: True if queries are read in order, each prediction made from those before it: transductive, but causal.
         annealed: True if `advance` changes the outer loss; such a learner is not compiled once for all steps.
     """
 
     objective: Objective
     transductive: bool = False
     ordered: bool = False
+    along: bool = False
     annealed: bool = False
 
     def __init__(self, objective: Objective) -> None:

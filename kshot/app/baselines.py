@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import product
 
 import torch
 from torch import nn
@@ -23,6 +24,7 @@ from kshot.types import Split
 ABOUT: dict[str, str] = {
     "scratch": "the same model, fitted to the support set alone from random weights",
     "fine_tune": "the model after {steps} steps of pretraining on all training classes, fine-tuned on the support set",
+    "pretrained": "the model after {steps} steps of pretraining, as it is: it does not adapt",
     "pretrained_centroid": "nearest class mean in the features of the model after {steps} steps of pretraining",
     "centroid": "nearest class mean of the raw inputs, or of what a pretrained encoder makes of them as it comes",
     "support_mean": "the mean of the support targets, whatever the input",
@@ -37,13 +39,13 @@ def names_of(spec: Spec, objective: Objective) -> list[BaselineName]:
     """
     if spec.baselines.names is not None:
         for name in spec.baselines.names:
-            if name in ("fine_tune", "pretrained_centroid") and spec.pretrain is None:
+            if name in ("fine_tune", "pretrained", "pretrained_centroid") and spec.pretrain is None:
                 raise ValueError(f"baseline {name!r} needs a pretrained model: give the run file a 'pretrain' section")
         return spec.baselines.names
     of_classes = objective.own_classes or objective.loss is objectives.shared_classification.loss
     names: list[BaselineName] = ["scratch"] if spec.model and not isinstance(spec.model, EncoderSpec) else []
     if spec.pretrain:
-        names += ["fine_tune", "pretrained_centroid"] if of_classes else ["fine_tune"]
+        names += ["fine_tune", "pretrained_centroid"] if of_classes else ["fine_tune", "pretrained"]
     if of_classes:
         names.append("centroid")
     elif objective.loss in (objectives.mse.loss, objectives.gaussian.loss):
@@ -90,6 +92,7 @@ def _candidates(
     name: BaselineName, spec: Spec, objective: Objective, pretrained: nn.Module | None, shapes: Shapes
 ) -> list[Learner]:
     options = spec.baselines
+    steps = options.steps if isinstance(options.steps, list) else [options.steps]
     if name == "centroid":
         if isinstance(spec.model, EncoderSpec):
             return [HeadLearner(build_model(spec, shapes, head=False), Prototypes(), objective)]
@@ -100,8 +103,8 @@ def _candidates(
         fresh = build_model(spec, shapes, head=True)
         make: Callable[..., Learner] = learners.from_scratch
         return [
-            make(fresh, inner_lr=lr, steps=options.steps, objective=objective, seed=spec.seed)
-            for lr in options.inner_lrs
+            make(fresh, inner_lr=lr, steps=count, objective=objective, seed=spec.seed)
+            for count, lr in product(steps, options.inner_lrs)
         ]
     assert pretrained is not None  # `names_of` saw to it
     if name == "pretrained_centroid":
@@ -110,6 +113,9 @@ def _candidates(
         return [HeadLearner(body, Prototypes(), objective)]
     model = build_model(spec, shapes, head=True)
     model.load_state_dict(pretrained.state_dict(), strict=False)
+    if name == "pretrained":
+        return [learners.fine_tune(model, inner_lr=1.0, steps=0, objective=objective)]
     return [
-        learners.fine_tune(model, inner_lr=lr, steps=options.steps, objective=objective) for lr in options.inner_lrs
+        learners.fine_tune(model, inner_lr=lr, steps=count, rule=options.rule, objective=objective)
+        for count, lr in product(steps, options.inner_lrs)
     ]

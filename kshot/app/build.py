@@ -18,6 +18,7 @@ from kshot.app.spec import (
     EncoderSpec,
     EpisodesSpec,
     FromHfSpec,
+    LanguageModelSpec,
     MixtureSpec,
     MlpSpec,
     OneSourceSpec,
@@ -28,6 +29,7 @@ from kshot.app.spec import (
 )
 from kshot.learner import Learner
 from kshot.models.encoder import Encoder
+from kshot.tasks.corpus import CorpusEncoding
 from kshot.tasks.ratings import RatingTasks
 from kshot.tasks.source import TaskSource
 from kshot.tasks.text import TextEncoding
@@ -35,7 +37,8 @@ from kshot.training.fit import seeded
 
 Shapes = dict[str, Any]
 """Shapes of one example, and what is asked: {"inputs": [...], "targets": [...], "objective": name}; with a spec, all
-that a learner is built from. Where inputs are a dict, so are their shapes, and "items" counts the items of ratings."""
+that a learner is built from. Where inputs are a dict, so are their shapes; "items" counts the items of ratings,
+"symbols" those of a vocabulary."""
 
 OF_MAPS = ("relation_net", "frn")
 """Learners that compare feature maps where the model makes them, rather than vectors."""
@@ -82,7 +85,8 @@ def shapes_of(source: TaskSource) -> Shapes:
         ValueError: inputs that no model of a run file takes.
     """
     batch = source.task("train", 0).support
-    if isinstance(batch.inputs, torch.Tensor) and batch.inputs.dtype == torch.int64:
+    text = source.encoding if isinstance(source.encoding, CorpusEncoding) else None
+    if isinstance(batch.inputs, torch.Tensor) and batch.inputs.dtype == torch.int64 and text is None:
         raise ValueError(
             "these tasks give the numbers of symbols, which no model of a run file reads: take n-grams of texts by "
             "features: words or characters, or give kshot a model with an embedding in Python, see docs/your-data.md"
@@ -95,6 +99,8 @@ def shapes_of(source: TaskSource) -> Shapes:
         shapes["items"] = len(source.encoding.items)
     if isinstance(source.encoding, TextEncoding) and source.encoding.features == "tokens":
         shapes["encoder"] = source.encoding.encoder
+    if text is not None:
+        shapes["symbols"] = len(text.vocabulary)
     return shapes | {"objective": objectives.name_of(source.objective)}
 
 
@@ -113,10 +119,24 @@ def build_model(spec: Spec, shapes: Shapes, *, head: bool) -> nn.Module:
             f"model {kind} does not fit these inputs ({given}): ratings, and they alone, take model rating_mlp, texts "
             "with features: tokens, and they alone, take model encoder"
         )
+    if isinstance(spec.model, LanguageModelSpec) != ("symbols" in shapes):
+        raise ValueError(
+            f"model {spec.model.kind} does not fit these tasks: running text (source corpus), and it alone, takes "
+            "model language_model"
+        )
+    if isinstance(spec.model, LanguageModelSpec) and not head:
+        raise ValueError(
+            f"learner {spec.learner.kind} compares features; running text takes one that adapts what the model "
+            "predicts, such as maml, meta_sgd or dynamic_evaluation"
+        )
     with seeded(spec.seed):
         if isinstance(spec.model, EncoderSpec):
             options = spec.model.model_dump(exclude={"kind"})
             return models.encoder(shapes["encoder"], outputs if head else None, **options)
+        if isinstance(spec.model, LanguageModelSpec):
+            options = spec.model.model_dump(exclude={"kind", "body"})
+            read = inputs[0] * (1 + getattr(spec.learner, "context", 0))
+            return models.language_model(shapes["symbols"], spec.model.body, context=read, **options)
         if isinstance(spec.model, RatingMlpSpec):
             features = sum(shape[-1] for name, shape in inputs.items() if name != "item")
             options = spec.model.model_dump(exclude={"kind"})

@@ -25,6 +25,7 @@ from kshot.deciding.decisions import Round, best_round
 from kshot.evaluation.per_task import TASKS
 from kshot.evaluation.target import Target
 from kshot.learner import Learner
+from kshot.tasks.corpus import CorpusEncoding
 from kshot.tasks.encoding import Encoding, from_json
 from kshot.training.checkpoint import META, WEIGHTS, Checkpoints, load_checkpoint
 from kshot.types import Split
@@ -100,7 +101,7 @@ class OpenRun(NamedTuple):
 
     spec: Spec
     shapes: Shapes
-    encoding: Encoding | None
+    encoding: Encoding | CorpusEncoding | None
     learner: Learner
     round: int
     weights: str

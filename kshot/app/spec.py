@@ -101,6 +101,15 @@ class ImagesSpec(_ClassesSpec):
     outside: Literal["error", "allow"] = "error"
 
 
+class PixelsSpec(_Strict):
+    kind: Literal["pixels"]
+    of: Literal["glyphs", "omniglot"] = "glyphs"
+    shots: SizeSpec = [10, 200]
+    queries: int = Field(200, ge=1)
+    train_queries: int | None = Field(None, ge=1)
+    frequencies: int = Field(0, ge=0)
+
+
 class EpisodesSpec(_Strict):
     kind: Literal["episodes"]
     path: str | list[str]
@@ -247,6 +256,7 @@ OneSourceSpec = (
     | TabularPriorsSpec
     | GlyphsSpec
     | OmniglotSpec
+    | PixelsSpec
     | ImagesSpec
     | TableSpec
     | SeriesSpec
@@ -302,6 +312,17 @@ class ResNet12Spec(_Strict):
     block_size: int = Field(5, ge=1)
 
 
+class LanguageModelSpec(_Strict):
+    kind: Literal["language_model"]
+    body: Literal["gru", "lstm", "transformer"] = "lstm"
+    width: int = Field(128, ge=1)
+    layers: int = Field(1, ge=1)
+    embedding: int | None = Field(None, ge=1)
+    tied: bool = True
+    heads: int = Field(4, ge=1)
+    dropout: float = Field(0.0, ge=0, lt=1)
+
+
 BatchNormSpec = Literal["support", "query", "running", "tasknorm"]
 
 
@@ -324,7 +345,9 @@ class AnilSpec(_GradientSpec):
 
 class FomamlSpec(_GradientSpec):
     kind: Literal["fomaml"]
+    rule: Literal["sgd", "adam"] = "sgd"
     adaptable: str = "*"
+    minibatch: int | None = Field(None, ge=1)
 
 
 class ReptileSpec(_GradientSpec):
@@ -333,6 +356,18 @@ class ReptileSpec(_GradientSpec):
     momentum: float = Field(0.0, ge=0, lt=1)
     adaptable: str = "*"
     minibatch: int | None = Field(None, ge=1)
+
+
+class DynamicEvaluationSpec(_Strict):
+    kind: Literal["dynamic_evaluation"]
+    inner_lr: float = Field(gt=0)
+    passes: int = Field(1, ge=0)
+    context: int = Field(1, ge=0)
+    along: bool = True
+    rates: Literal["one", "tensor", "element"] = "tensor"
+    rule: Literal["sgd", "adam"] = "sgd"
+    order: Literal[1, 2] = 1
+    adaptable: str = "*"
 
 
 class MamlPpSpec(_GradientSpec):
@@ -494,7 +529,7 @@ class PriorFittedSpec(_Strict):
     layers: int = Field(3, ge=1)
 
 
-ModelSpec = MlpSpec | RatingMlpSpec | Conv4Spec | ResNet12Spec | EncoderSpec
+ModelSpec = MlpSpec | RatingMlpSpec | LanguageModelSpec | Conv4Spec | ResNet12Spec | EncoderSpec
 OwnNetworkSpec = CnpSpec | AttentiveNpSpec | TnpDSpec | PriorFittedSpec
 """Learners that are a network of their own, and take no model."""
 
@@ -534,14 +569,16 @@ class EvaluateSpec(_Strict):
     shots_tasks: int = Field(100, ge=2)
 
 
-BaselineName = Literal["scratch", "fine_tune", "centroid", "pretrained_centroid", "support_mean"]
+BaselineName = Literal["scratch", "fine_tune", "pretrained", "centroid", "pretrained_centroid", "support_mean"]
 
 
 class BaselinesSpec(_Strict):
-    """`inner_lrs` are tried on validation tasks; each baseline keeps its best. No `names`: those that fit the tasks."""
+    """`rule` is fine-tuning's. `inner_lrs`, and `steps` where several are given, are tried on validation tasks; each
+    baseline keeps its best. No `names`: those that fit the tasks."""
 
     names: list[BaselineName] | None = None
-    steps: int = Field(50, ge=1)
+    steps: Annotated[int, Field(ge=1)] | Annotated[list[Annotated[int, Field(ge=1)]], Field(min_length=1)] = 50
+    rule: Literal["sgd", "adam"] = "sgd"
     inner_lrs: list[Annotated[float, Field(gt=0)]] = Field([0.01, 0.1], min_length=1)
     val_tasks: int = Field(20, ge=2)
     test_tasks: int = Field(100, ge=2)
@@ -567,6 +604,7 @@ class Spec(_Strict):
         | AnilSpec
         | FomamlSpec
         | ReptileSpec
+        | DynamicEvaluationSpec
         | MamlPpSpec
         | ImamlSpec
         | ProtonetSpec
@@ -605,7 +643,7 @@ class Spec(_Strict):
             raise ValueError(f"learner {self.learner.kind} is a network of its own: leave out 'model'")
         if not own and self.model is None:
             raise ValueError(f"learner {self.learner.kind} adapts a model: the key 'model' is missing")
-        needing = {"scratch", "fine_tune", "pretrained_centroid"} & set(self.baselines.names or [])
+        needing = {"scratch", "fine_tune", "pretrained", "pretrained_centroid"} & set(self.baselines.names or [])
         if own and (self.pretrain or needing):
             part = "pretrain" if self.pretrain else f"baseline {min(needing)}"
             raise ValueError(f"{part} needs a model, and learner {self.learner.kind} takes none")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,14 +26,16 @@ from kshot.evaluation.verdict import best_baseline
 from kshot.learner import Learner
 from kshot.learners.gradient import GradientLearner
 from kshot.objectives import gaussian
+from kshot.tasks.pixels import Pixels
 from kshot.tasks.source import TaskSource
 from kshot.tasks.watching import EVALUATION, during
-from kshot.types import Split
+from kshot.types import Batch, Split
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 WORST = 5  # tasks that a report lists
+COMPLETED = 7  # images that it shows completed
 
 Watch = Callable[[str, int, int], None]
 """(stage, tasks done, tasks in all): told as each task is scored."""
@@ -252,6 +254,9 @@ def _examples(spec: Spec, learner: Learner) -> dict[str, Figure]:
             return {}
         return {"regression_examples": figures.regression_examples(learner, shown, steps=(0, 1, 5))}
     source = build_source(spec)
+    if isinstance(source, Pixels):
+        counts = sorted({source.shots.high // 10, 3 * source.shots.high // 10, source.shots.high})
+        return {"completions": completions_of(learner, source, counts, range(COMPLETED))}
     if getattr(source.task("test", 0).query.inputs, "ndim", 0) != 4:
         return {}  # no images to show
     examples = []
@@ -260,3 +265,26 @@ def _examples(spec: Spec, learner: Learner) -> dict[str, Figure]:
             task = source.task("test", index)
             examples.append(figures.Example(task, learner.predict(learner.adapt(task.support), task.query.inputs)))
     return {"classification_examples": figures.classification_examples(examples)}
+
+
+def completions_of(
+    learner: Learner, source: Pixels, counts: Sequence[int], indices: Iterable[int], split: Split = "test"
+) -> Figure:
+    """A picture of images that a learner completes from so many of their pixels, each number with those before it."""
+    height, width = source.size
+    columns = []
+    for index in indices:
+        image = source.image(split, index)
+        targets = image.flatten(1).T  # (H W, C)
+        order = torch.randperm(height * width, generator=torch.Generator().manual_seed(index))
+        column = []
+        for count in counts:
+            known = order[:count]
+            with torch.no_grad():
+                state = learner.adapt(Batch.of(source.places[known], targets[known]))
+                told = learner.predict(state, source.places)
+            mean, std = (told[name].T.reshape(image.shape) for name in ("mean", "std"))
+            shown = torch.zeros(height * width, dtype=torch.bool).index_fill(0, known, True).view(height, width)
+            column.append(figures.Completion(image, shown, mean, std))
+        columns.append(column)
+    return figures.completions(columns)

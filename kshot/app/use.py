@@ -1,9 +1,10 @@
-"""`kshot evaluate`, `adapt` and `predict`: what is done with a run folder."""
+"""`kshot evaluate`, `adapt`, `predict` and `generate`: what is done with a run folder."""
 
 from __future__ import annotations
 
 import csv
 import json
+import math
 import sys
 from importlib.metadata import version
 from pathlib import Path
@@ -26,7 +27,10 @@ from kshot.evaluation.per_task import TASKS, write_tasks
 from kshot.evaluation.rejection import OUTSIDE, novelty
 from kshot.evaluation.report import to_json, write_report
 from kshot.evaluation.target import Target
+from kshot.learners.generating import generate
 from kshot.learners.heads import HeadLearner
+from kshot.tasks.corpus import CorpusEncoding
+from kshot.tasks.vocabulary import UNKNOWN
 from kshot.tasks.watching import watched
 from kshot.training.checkpoint import load_state, save_state
 from kshot.types import Batch, Tree, to, tree_map
@@ -162,6 +166,9 @@ def predict_run(run_dir: Path, state_file: Path, inputs: list[Path], *, resize: 
     for path in inputs:
         if not path.exists():
             raise ValueError(f"there is no {path}")
+    if isinstance(run.encoding, CorpusEncoding):
+        _print_bits(run, run.encoding, state, inputs)
+        return
     classes, kept = json.loads(meta["classes"]), json.loads(meta.get("kept", "{}"))
     if classes and not run.encoding:
         names, images = read_images(inputs, run.shapes["inputs"], resize=resize, invert=invert)
@@ -190,6 +197,57 @@ def _load_state(path: Path, run: OpenRun, run_dir: Path) -> tuple[Tree, dict[str
             f"{path} was not adapted from the weights in {run_dir}: adapt again with `kshot adapt {run_dir}`"
         )
     return state, meta
+
+
+def _print_bits(run: OpenRun, encoding: CorpusEncoding, state: Tree, files: list[Path]) -> None:
+    """How well texts are predicted: CSV with a row for each window, and the mean of all on standard error."""
+    columns: dict[str, list[Any]] = {"file": [], "window": [], f"{encoding.unit}": [], "bits": []}
+    for path in files:
+        inputs, targets = encoding.windows(path)
+        log_chance = _predict(run, state, inputs).log_softmax(-1)
+        counted = targets >= 0
+        chosen = log_chance.gather(-1, targets.clamp(min=0)[..., None]).squeeze(-1)
+        bits = -(chosen * counted).sum(1) / math.log(2)
+        for number, (count, own) in enumerate(zip(counted.sum(1).tolist(), bits.tolist()), 1):
+            for name, value in zip(columns, (str(path), number, count, own)):
+                columns[name].append(value)
+    _print(columns)
+    total = sum(columns[encoding.unit])
+    print(f"{sum(columns['bits']) / total:.4f} bits per {encoding.unit[:-1]} over {total:,}", file=sys.stderr)
+
+
+def generate_run(
+    run_dir: Path, state_file: Path, prompt: str, *, length: int, temperature: float, top_p: float, seed: int
+) -> None:
+    """Print a prompt and how it goes on, as a text is predicted under an adapted state."""
+    run = load_run(run_dir)
+    encoding = run.encoding
+    if not isinstance(encoding, CorpusEncoding):
+        raise ValueError(f"{run_dir} is no run on running text (source corpus), so that there is nothing to write")
+    if not prompt:
+        raise ValueError("the prompt is empty: give at least one character to go on from, such as a line feed")
+    if any("\ud800" <= character <= "\udfff" for character in prompt):
+        raise ValueError("the prompt is not UTF-8; a character may have been cut in two")
+    symbols = torch.from_numpy(encoding.encode(prompt)).long()
+    unknown = sorted({character for character, symbol in zip(prompt, symbols.tolist()) if symbol == UNKNOWN})
+    if encoding.unit == "characters" and unknown:
+        raise ValueError(
+            f"the prompt holds {' '.join(map(repr, unknown))}, which no training text of {run_dir} does; leave it out, "
+            "or train a run with unit: bytes, which knows all characters"
+        )
+    state, _ = _load_state(state_file, run, run_dir)
+    device = device_of(run.spec)
+    written = generate(
+        run.learner.to(device),
+        to(state, device),
+        symbols.to(device),
+        length=length,
+        temperature=temperature,
+        top_p=top_p,
+        context=encoding.length,
+        seed=seed,
+    )
+    print(encoding.decode([*symbols.tolist(), *written.tolist()]))
 
 
 def _labels(logits: Tensor, classes: list[str], folder: RunFolder) -> dict[str, list[Any]]:

@@ -11,6 +11,7 @@ from kshot.tasks.images import images
 from kshot.tasks.mixture import mixture
 from kshot.tasks.omniglot import omniglot
 from kshot.tasks.omniglot_runs import omniglot_runs
+from kshot.tasks.pixels import pixels
 from kshot.tasks.ratings import ratings
 from kshot.tasks.series import series
 from kshot.tasks.source import TaskSource
@@ -37,6 +38,7 @@ __all__ = [
     "mixture",
     "omniglot",
     "omniglot_runs",
+    "pixels",
     "ratings",
     "series",
     "sinusoids",

@@ -15,6 +15,7 @@ from kshot.objectives import Objective
 from kshot.types import SPLITS, Batch, Split, Task, Tree, tree_leaves, tree_map
 
 if TYPE_CHECKING:
+    from kshot.tasks.corpus import CorpusEncoding
     from kshot.tasks.encoding import Encoding
 
 
@@ -33,7 +34,7 @@ class TaskSource(ABC):
 
     objective: Objective
     seed: int
-    encoding: Encoding | None = None
+    encoding: Encoding | CorpusEncoding | None = None
 
     @abstractmethod
     def task(self, split: Split, index: int) -> Task:
