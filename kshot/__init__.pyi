@@ -16,12 +16,15 @@ from .learners.film import cnaps
 from .learners.finetuned import baseline_pp, pmf
 from .learners.fold_in import fold_in
 from .learners.frn import frn
+from .learners.generating import generate
 from .learners.gradient import anil, boil, fomaml, maml, melu, reptile
 from .learners.heads import protonet
 from .learners.implicit import imaml
 from .learners.learned_rules import alfa, learned_optimizer, meta_curvature, meta_sgd
 from .learners.maml_pp import maml_pp
 from .learners.metric import matching_net, simpleshot
+from .learners.plda import plda
+from .learners.reading import dynamic_evaluation
 from .learners.relation import relation_net
 from .learners.tabular import prior_fitted
 from .learners.task_heads import proto_maml, unicorn_maml
@@ -48,6 +51,7 @@ __all__ = [
     "cnp",
     "compare",
     "cost",
+    "dynamic_evaluation",
     "evaluate",
     "feat",
     "fine_tune",
@@ -57,6 +61,7 @@ __all__ = [
     "fomaml",
     "frn",
     "from_scratch",
+    "generate",
     "imaml",
     "inner",
     "laplacian_shot",
@@ -76,6 +81,7 @@ __all__ = [
     "over_seeds",
     "over_shots",
     "paired_difference",
+    "plda",
     "pmf",
     "pretrain",
     "prior_fitted",

@@ -47,12 +47,14 @@ class Learner(Scheduled, ABC):
         objective: what the tasks ask.
         transductive: True if a query's prediction depends on the other queries. Every report says so.
         ordered: True if the order of the support's rows matters, padding among them, as where steps go by minibatches.
+        along: True if queries are read in order, each prediction made from those before it: transductive, but causal.
         annealed: True if `advance` changes the outer loss; such a learner is not compiled once for all steps.
     """
 
     objective: Objective
     transductive: bool = False
     ordered: bool = False
+    along: bool = False
     annealed: bool = False
 
     def __init__(self, objective: Objective) -> None:
@@ -66,6 +68,21 @@ class Learner(Scheduled, ABC):
     @abstractmethod
     def predict(self, state: Tree, inputs: Tree) -> Tree:
         """Predict for inputs (m, ...) under a task's state: (m, ...), logits (m, ways) for classification."""
+
+    def extend(self, state: Tree, support: Batch) -> Tree:
+        """A state that knows more examples, of the classes it has and of new ones, without seeing the old ones again.
+
+        Args:
+            state: of a support set of C classes; it stays as it is.
+            support: further examples; targets one-hot (n, C' ≥ C), the new classes behind the old.
+
+        Raises:
+            ValueError: a learner whose states cannot be extended.
+        """
+        raise ValueError(
+            f"a state of {type(self).__name__} cannot take in further classes: adapt anew to all examples together, or "
+            "take a learner that fits a head to features, such as protonet, plda or r2d2"
+        )
 
     def forward(self, task: Task) -> Tensor:
         r"""The outer loss of one task, (): the objective on the query set, predicted after adapting to the support."""

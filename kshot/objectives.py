@@ -161,8 +161,18 @@ each number predicted; mse of the mean; crps, the continuous ranked probability 
 better); coverage, the share of targets within the central 95 % of what was predicted."""
 
 
+def _surely(symbols: Tensor) -> Tensor:
+    """Logits (n, L, V) that put all but nothing on the symbols (n, L)."""
+    return SURE * torch.nn.functional.one_hot(symbols.clamp(min=0)).to(torch.get_default_dtype())
+
+
+SURE = 100.0  # a logit that leaves e^-100 for the others
+
+
 next_token = Objective(
-    _symbol_loss, lambda logits, batch: {"bits_per_character": _symbol_loss(logits, batch) / math.log(2)}
+    _symbol_loss,
+    lambda logits, batch: {"bits_per_character": _symbol_loss(logits, batch) / math.log(2)},
+    certain=_surely,
 )
 r"""Language modelling: $-\sum_{it} m_{it} \log \mathrm{softmax}(\hat y_{it})_{y_{it}} / \sum_{it} m_{it}$ with
 $m_{it} = w_i [y_{it} \ge 0]$: a negative target marks a position that is not scored, such as padding. Logits (n, L, V),

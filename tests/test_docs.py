@@ -20,6 +20,7 @@ from kshot.app.spec import (
     ImagesSpec,
     MixtureSpec,
     OneSourceSpec,
+    PixelsSpec,
     SinusoidsSpec,
     Spec,
     TabularPriorsSpec,
@@ -74,7 +75,7 @@ def test_the_documented_run_file_is_valid_and_names_every_key():
 
 @pytest.mark.parametrize(
     "kind",
-    [ImagesSpec, TextSpec, CorpusSpec, FromHfSpec, SinusoidsSpec, GaussianProcessesSpec, TabularPriorsSpec],
+    [ImagesSpec, TextSpec, CorpusSpec, FromHfSpec, SinusoidsSpec, GaussianProcessesSpec, TabularPriorsSpec, PixelsSpec],
 )
 def test_a_documented_source_names_every_key_of_its_own(kind):
     (name,) = get_args(kind.model_fields["kind"].annotation)
@@ -132,7 +133,7 @@ def test_each_example_on_your_data_runs(section, tmp_path, monkeypatch, capsys):
 
 def test_your_data_has_an_example_of_every_source_that_takes_files():
     text = (ROOT / "docs" / "your-data.md").read_text()
-    built_in = {"sinusoids", "gaussian_processes", "tabular_priors", "glyphs", "omniglot"}
+    built_in = {"pixels", "sinusoids", "gaussian_processes", "tabular_priors", "glyphs", "omniglot"}
     for source in (*get_args(OneSourceSpec), MixtureSpec):
         (kind,) = get_args(source.model_fields["kind"].annotation)
         assert kind in built_in or f"kind: {kind}\n" in text
@@ -179,7 +180,7 @@ def test_each_learner_of_a_run_file_is_built_as_its_factory_says(kind):
 
 
 HEADS = ["protonet", "r2d2", "logistic_regression", "metaoptnet", "matching_net", "relation_net", "feat", "frn", "pmf"]
-HEADS += ["simpleshot", "baseline_pp", "laplacian_shot", "transductive_fine_tune"]
+HEADS += ["simpleshot", "plda", "baseline_pp", "laplacian_shot", "transductive_fine_tune"]
 
 
 @pytest.mark.parametrize("kind", HEADS)

@@ -42,6 +42,26 @@ def test_a_transductive_learner_is_called_one():
     assert not kshot.evaluate(learner, sinusoids(), tasks=2).inductive
 
 
+class Padded(kshot.tasks.TaskSource):
+    """Sinusoids whose queries are filled up by rows that are far off and weigh nothing."""
+
+    def __init__(self):
+        self.inner = sinusoids()
+        self.objective, self.seed = self.inner.objective, self.inner.seed
+
+    def task(self, split, index):
+        task = self.inner.task(split, index)
+        longer = [torch.cat([leaf, 100 + torch.zeros_like(leaf[:5])]) for leaf in task.query[:2]]
+        return task._replace(query=kshot.Batch(*longer, torch.cat([task.query.weight, torch.zeros(5)])))
+
+
+def test_rows_that_fill_up_a_query_are_not_shown_to_a_transductive_learner():
+    model = torch.nn.Sequential(torch.nn.Linear(1, 4), torch.nn.BatchNorm1d(4), torch.nn.Linear(4, 1))
+    learner = kshot.maml(model, inner_lr=0.1, objective=objectives.mse, batchnorm="query")
+    plain, padded = (kshot.evaluate(learner, source, tasks=3, audit=False) for source in (sinusoids(), Padded()))
+    assert padded.per_task["mse"] == pytest.approx(plain.per_task["mse"], rel=1e-6)
+
+
 def test_no_tasks_is_refused():
     with pytest.raises(ValueError, match="at least one task, got 0"):
         kshot.evaluate(SupportMean(objectives.mse), sinusoids(), tasks=0)

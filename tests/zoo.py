@@ -160,6 +160,7 @@ ZOO = {
     "metaoptnet, ridge": Row(lambda ways: kshot.metaoptnet(small_conv(None), base="ridge", l2=1.0)),
     "logistic regression": Row(lambda ways: kshot.logistic_regression(small_conv(None), scale=2.0)),
     "simpleshot": Row(lambda ways: kshot.simpleshot(small_conv(None), features=16, batchnorm="support")),
+    "plda": Row(lambda ways: kshot.plda(small_conv(None), features=16, scale=0.5, batchnorm="support")),
     "baseline++": Row(lambda ways: kshot.baseline_pp(small_conv(None), inner_lr=0.1, steps=3, batchnorm="support")),
     "p>m>f": Row(lambda ways: kshot.pmf(small_conv(None, norm=False), inner_lr=0.01, steps=2, shift=1, flip=True)),
     "laplacian-shot": Row(

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import product
 
 import torch
 from torch import nn
 
 from kshot import learners, objectives
 from kshot.app.build import Shapes, build_model
-from kshot.app.spec import BaselineName, Spec
+from kshot.app.spec import BaselineName, EncoderSpec, Spec
 from kshot.evaluation.evaluate import Evaluation, Scored, evaluate
 from kshot.evaluation.target import Target
 from kshot.learner import Learner
 from kshot.learners.collaborative import GRIDS, Ratings, recommender
 from kshot.learners.heads import HeadLearner, Prototypes
+from kshot.models.encoder import Encoder
 from kshot.objectives import Objective
 from kshot.tasks.ratings import ratings_of
 from kshot.tasks.source import TaskSource
@@ -24,8 +26,9 @@ from kshot.types import Split
 ABOUT: dict[str, str] = {
     "scratch": "the same model, fitted to the support set alone from random weights",
     "fine_tune": "the model after {steps} steps of pretraining on all training classes, fine-tuned on the support set",
+    "pretrained": "the model after {steps} steps of pretraining, as it is: it does not adapt",
     "pretrained_centroid": "nearest class mean in the features of the model after {steps} steps of pretraining",
-    "centroid": "nearest class mean of the raw inputs",
+    "centroid": "nearest class mean of the raw inputs, or of what a pretrained encoder makes of them as it comes",
     "support_mean": "the mean of the support targets, whatever the input",
     "global_mean": "the mean of the training ratings",
     "user_mean": "the user's mean, shrunk to that of all",
@@ -45,15 +48,15 @@ def names_of(spec: Spec, objective: Objective) -> list[BaselineName]:
     """
     if spec.baselines.names is not None:
         for name in spec.baselines.names:
-            if name in ("fine_tune", "pretrained_centroid") and spec.pretrain is None:
+            if name in ("fine_tune", "pretrained", "pretrained_centroid") and spec.pretrain is None:
                 raise ValueError(f"baseline {name!r} needs a pretrained model: give the run file a 'pretrain' section")
         return spec.baselines.names
     if isinstance(objective.metrics, objectives.OF_ITEMS):
         return ["global_mean", "user_mean", "item_mean", "bias", "popularity", "item_knn", "matrix_factorisation"]
     of_classes = objective.own_classes or objective.loss is objectives.shared_classification.loss
-    names: list[BaselineName] = ["scratch"] if spec.model else []
+    names: list[BaselineName] = ["scratch"] if spec.model and not isinstance(spec.model, EncoderSpec) else []
     if spec.pretrain:
-        names += ["fine_tune", "pretrained_centroid"] if of_classes else ["fine_tune"]
+        names += ["fine_tune", "pretrained_centroid"] if of_classes else ["fine_tune", "pretrained"]
     if of_classes:
         names.append("centroid")
     elif objective.loss in (objectives.mse.loss, objectives.gaussian.loss):
@@ -108,7 +111,10 @@ def _candidates(
             log = ratings.training_log()
         fitted = Ratings(*log, size=len(ratings.encoding.items))
         return [recommender(name, fitted, objective, **tried) for tried in GRIDS[name]]  # type: ignore[arg-type]
+    steps = options.steps if isinstance(options.steps, list) else [options.steps]
     if name == "centroid":
+        if isinstance(spec.model, EncoderSpec):
+            return [HeadLearner(build_model(spec, shapes, head=False), Prototypes(), objective)]
         return [learners.nearest_centroid(objective)]
     if name == "support_mean":
         return [learners.SupportMean(objective)]
@@ -116,15 +122,19 @@ def _candidates(
         fresh = build_model(spec, shapes, head=True)
         make: Callable[..., Learner] = learners.from_scratch
         return [
-            make(fresh, inner_lr=lr, steps=options.steps, objective=objective, seed=spec.seed)
-            for lr in options.inner_lrs
+            make(fresh, inner_lr=lr, steps=count, objective=objective, seed=spec.seed)
+            for count, lr in product(steps, options.inner_lrs)
         ]
     assert pretrained is not None  # `names_of` saw to it
     if name == "pretrained_centroid":
-        body = dict(pretrained.named_children()).get("body", pretrained)
+        whole = isinstance(pretrained, Encoder) and pretrained.head is None
+        body = pretrained if whole else dict(pretrained.named_children()).get("body", pretrained)
         return [HeadLearner(body, Prototypes(), objective)]
     model = build_model(spec, shapes, head=True)
     model.load_state_dict(pretrained.state_dict(), strict=False)
+    if name == "pretrained":
+        return [learners.fine_tune(model, inner_lr=1.0, steps=0, objective=objective)]
     return [
-        learners.fine_tune(model, inner_lr=lr, steps=options.steps, objective=objective) for lr in options.inner_lrs
+        learners.fine_tune(model, inner_lr=lr, steps=count, rule=options.rule, objective=objective)
+        for count, lr in product(steps, options.inner_lrs)
     ]

@@ -15,11 +15,14 @@ from kshot import learners, models, objectives, tasks
 from kshot.app.spec import (
     CnapsSpec,
     Conv4Spec,
+    EncoderSpec,
     EpisodesSpec,
     FromHfSpec,
+    LanguageModelSpec,
     MixtureSpec,
     MlpSpec,
     OneSourceSpec,
+    PldaSpec,
     PriorFittedSpec,
     RatingMlpSpec,
     RatingModelSpec,
@@ -27,14 +30,17 @@ from kshot.app.spec import (
     TwoTowerSpec,
 )
 from kshot.learner import Learner
+from kshot.models.encoder import Encoder
+from kshot.tasks.corpus import CorpusEncoding
 from kshot.tasks.ratings import RatingTasks
 from kshot.tasks.source import TaskSource
+from kshot.tasks.text import TextEncoding
 from kshot.training.fit import seeded
 
 Shapes = dict[str, Any]
 """Shapes of one example, and what is asked: {"inputs": [...], "targets": [...], "objective": name}; with a spec, all
-that a learner is built from. Where inputs are a dict, so are their shapes; "counts" are the training ratings of each
-item."""
+that a learner is built from. Where inputs are a dict, so are their shapes; "counts" has the training ratings of each
+item, "symbols" counts those of a vocabulary."""
 
 OF_MAPS = ("relation_net", "frn")
 """Learners that compare feature maps where the model makes them, rather than vectors."""
@@ -81,7 +87,8 @@ def shapes_of(source: TaskSource) -> Shapes:
         ValueError: inputs that no model of a run file takes.
     """
     batch = source.task("train", 0).support
-    if isinstance(batch.inputs, torch.Tensor) and batch.inputs.dtype == torch.int64:
+    text = source.encoding if isinstance(source.encoding, CorpusEncoding) else None
+    if isinstance(batch.inputs, torch.Tensor) and batch.inputs.dtype == torch.int64 and text is None:
         raise ValueError(
             "these tasks give the numbers of symbols, which no model of a run file reads: take n-grams of texts by "
             "features: words or characters, or give kshot a model with an embedding in Python, see docs/your-data.md"
@@ -92,6 +99,10 @@ def shapes_of(source: TaskSource) -> Shapes:
     shapes: Shapes = {"inputs": inputs or list(batch.inputs.shape[1:]), "targets": list(batch.targets.shape[1:])}
     if isinstance(source, RatingTasks):
         shapes["counts"] = list(source.encoding.counts)
+    if isinstance(source.encoding, TextEncoding) and source.encoding.features == "tokens":
+        shapes["encoder"] = source.encoding.encoder
+    if text is not None:
+        shapes["symbols"] = len(text.vocabulary)
     return shapes | {"objective": objectives.name_of(source.objective)}
 
 
@@ -103,13 +114,31 @@ def build_model(spec: Spec, shapes: Shapes, *, head: bool) -> nn.Module:
     if spec.model is None:
         return nn.Identity()
     inputs, outputs = shapes["inputs"], shapes["targets"][-1]
-    if isinstance(inputs, dict) != isinstance(spec.model, RatingModelSpec):
+    fits = isinstance(spec.model, EncoderSpec) == ("encoder" in shapes)
+    if not fits or isinstance(spec.model, RatingModelSpec) != ("counts" in shapes):
         kind, given = spec.model.kind, ", ".join(inputs) if isinstance(inputs, dict) else "one tensor"
         raise ValueError(
             f"model {kind} does not fit these inputs ({given}): ratings, and they alone, take model rating_mlp, "
-            "two_tower or factorisation"
+            "two_tower or factorisation, texts with features: tokens, and they alone, take model encoder"
+        )
+    if isinstance(spec.model, LanguageModelSpec) != ("symbols" in shapes):
+        raise ValueError(
+            f"model {spec.model.kind} does not fit these tasks: running text (source corpus), and it alone, takes "
+            "model language_model"
+        )
+    if isinstance(spec.model, LanguageModelSpec) and not head:
+        raise ValueError(
+            f"learner {spec.learner.kind} compares features; running text takes one that adapts what the model "
+            "predicts, such as maml, meta_sgd or dynamic_evaluation"
         )
     with seeded(spec.seed):
+        if isinstance(spec.model, EncoderSpec):
+            options = spec.model.model_dump(exclude={"kind"})
+            return models.encoder(shapes["encoder"], outputs if head else None, **options)
+        if isinstance(spec.model, LanguageModelSpec):
+            options = spec.model.model_dump(exclude={"kind", "body"})
+            read = inputs[0] * (1 + getattr(spec.learner, "context", 0))
+            return models.language_model(shapes["symbols"], spec.model.body, context=read, **options)
         if isinstance(spec.model, RatingModelSpec):
             of_items, of_users = (inputs.get(f"{side}_features", [0])[-1] for side in ("item", "user"))
             of_items += inputs.get("item_standing", [0])[-1]
@@ -152,11 +181,15 @@ def build_learner(spec: Spec, model: nn.Module, shapes: Shapes) -> Learner:
     if "features" in inspect.signature(factory).parameters:
         shape = _features_of(model, shapes)
         options["features"] = tuple(shape) if spec.learner.kind in OF_MAPS else prod(shape)
+    if isinstance(spec.learner, PldaSpec):
+        model.requires_grad_(False)  # what is measured of features holds for these alone
     return factory(model, **options)
 
 
 def _features_of(model: nn.Module, shapes: Shapes) -> torch.Size:
     """The shape of what a model makes of one example."""
+    if isinstance(model, Encoder):
+        return torch.Size([model.body.features])
     if isinstance(shapes["inputs"], dict):
         if isinstance(model, models.RatingModel):
             return torch.Size([model.width])

@@ -24,7 +24,7 @@ from kshot.evaluation.per_task import write
 from kshot.evaluation.report import picture, render, to_json
 from kshot.tasks.checking import Checked, Sizes, check
 from kshot.tasks.content import content_hashes
-from kshot.tasks.corpus import Corpus
+from kshot.tasks.corpus import Corpus, CorpusEncoding
 from kshot.tasks.encoding import Encoding
 from kshot.tasks.mixture import Mixture
 from kshot.tasks.pools import plural
@@ -292,7 +292,7 @@ def _listed(source: TaskSource, drawn: tuple[Split, Task]) -> dict[str, Any]:
     return {"header": header, "rows": rows}
 
 
-def _target(source: TaskSource, encoding: Encoding | None, batch: Batch, row: int) -> str:
+def _target(source: TaskSource, encoding: Encoding | CorpusEncoding | None, batch: Batch, row: int) -> str:
     target = batch.targets[row]
     if isinstance(source, Corpus):
         return source.vocabulary.decode(target[target >= 0].numpy())
@@ -312,7 +312,7 @@ def _texts(source: TextTasks, split: Split) -> dict[bytes, str]:
 
 
 def _input(
-    source: TaskSource, encoding: Encoding | None, batch: Batch, row: int, texts: Mapping[bytes, str]
+    source: TaskSource, encoding: Encoding | CorpusEncoding | None, batch: Batch, row: int, texts: Mapping[bytes, str]
 ) -> list[str]:
     if isinstance(source, Corpus):
         own = batch.inputs[row]

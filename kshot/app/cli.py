@@ -118,29 +118,33 @@ def compare(
 @app.command()
 def adapt(
     run_dir: RunDir,
-    support: Annotated[Path, typer.Option(help="Folder with one folder of images a class, or a CSV.")],
+    support: Annotated[Path, typer.Option(help="Folder with one folder of images a class, a CSV, or a text.")],
     out: Annotated[Path, typer.Option(help="File for the adapted state.")],
+    state: Annotated[
+        Path | None, typer.Option(help="A state to extend: the examples, of old and of new classes, come on top.")
+    ] = None,
     resize: Annotated[bool, typer.Option("--resize", help="Scale images to the size the run was trained on.")] = False,
     invert: Annotated[bool, typer.Option("--invert", help="Turn dark strokes on white into bright on black.")] = False,
 ) -> None:
     """Adapt to a few examples of your own, and write the state.
 
-    A CSV holds the columns path,label for images (paths relative to the CSV), or numbers, the last column the target.
+    A CSV holds the columns path,label for images (paths relative to the CSV), or numbers, the last column the target. A
+    run on running text takes a file of text.
     """
     from kshot.app.use import adapt_run
 
-    adapt_run(run_dir, support, out, resize=resize, invert=invert)
+    adapt_run(run_dir, support, out, before=state, resize=resize, invert=invert)
 
 
 @app.command()
 def predict(
     run_dir: RunDir,
     state: Annotated[Path, typer.Option(help="State written by `kshot adapt`.")],
-    inputs: Annotated[list[Path], typer.Option(help="Images, a folder of images, or a CSV; may be repeated.")],
+    inputs: Annotated[list[Path], typer.Option(help="Images, a folder of images, a CSV, or texts; may be repeated.")],
     resize: Annotated[bool, typer.Option("--resize", help="Scale images to the size the run was trained on.")] = False,
     invert: Annotated[bool, typer.Option("--invert", help="Turn dark strokes on white into bright on black.")] = False,
 ) -> None:
-    """Predict with an adapted state; CSV on standard output."""
+    """Predict with an adapted state; CSV on standard output. Of texts: the bits that each window takes to tell."""
     from kshot.app.use import predict_run
 
     predict_run(run_dir, state, inputs, resize=resize, invert=invert)
@@ -177,6 +181,26 @@ def recommend(
         )
     else:
         recommending.recommend_run(run_dir, user, top=top, ask=ask, as_json=json)
+
+
+@app.command()
+def generate(
+    run_dir: RunDir,
+    state: Annotated[Path, typer.Option(help="State written by `kshot adapt`, of the author to write like.")],
+    prompt: Annotated[str, typer.Option(help="The text to go on from.")],
+    length: Annotated[int, typer.Option(help="Characters (or bytes) to add.", min=1)] = 500,
+    temperature: Annotated[
+        float, typer.Option(help="Below 1 is bolder in what is likely; 0 takes the likeliest.")
+    ] = 0.8,
+    top_p: Annotated[
+        float, typer.Option("--top-p", help="Draw from the fewest likeliest symbols of this probability together.")
+    ] = 0.95,
+    seed: Annotated[int, typer.Option(help="Of the draws.")] = 0,
+) -> None:
+    """Write like an author: go on with a prompt, under a state adapted to a page of theirs (source corpus)."""
+    from kshot.app.use import generate_run
+
+    generate_run(run_dir, state, prompt, length=length, temperature=temperature, top_p=top_p, seed=seed)
 
 
 @app.command()

@@ -6,6 +6,7 @@ encoding.json           how a user's files become inputs, where the tasks were r
 events.jsonl            everything that happened, in order
 checkpoints/pretrain/   the pretrained base model
 checkpoints/train/      the latest and the best round
+rejection.json          above which novelty an example is out of scope, where the run file asks for it
 tasks.csv               the test figures task by task
 report.json, report.html
 """
@@ -24,6 +25,7 @@ from kshot.deciding.decisions import Round, best_round
 from kshot.evaluation.per_task import TASKS
 from kshot.evaluation.target import Target
 from kshot.learner import Learner
+from kshot.tasks.corpus import CorpusEncoding
 from kshot.tasks.encoding import Encoding, from_json
 from kshot.training.checkpoint import META, WEIGHTS, Checkpoints, load_checkpoint
 from kshot.types import Split
@@ -40,6 +42,7 @@ class RunFolder:
         self.encoding = path / "encoding.json"
         self.pretrain, self.train = path / "checkpoints" / "pretrain", path / "checkpoints" / "train"
         self.report, self.tasks = path / "report.json", path / TASKS
+        self.rejection = path / "rejection.json"
 
     def open_new(self, spec: Spec) -> None:
         """Start a run here; `ValueError` if something lies here already."""
@@ -98,7 +101,7 @@ class OpenRun(NamedTuple):
 
     spec: Spec
     shapes: Shapes
-    encoding: Encoding | None
+    encoding: Encoding | CorpusEncoding | None
     learner: Learner
     round: int
     weights: str

@@ -101,6 +101,15 @@ class ImagesSpec(_ClassesSpec):
     outside: Literal["error", "allow"] = "error"
 
 
+class PixelsSpec(_Strict):
+    kind: Literal["pixels"]
+    of: Literal["glyphs", "omniglot"] = "glyphs"
+    shots: SizeSpec = [10, 200]
+    queries: int = Field(200, ge=1)
+    train_queries: int | None = Field(None, ge=1)
+    frequencies: int = Field(0, ge=0)
+
+
 class EpisodesSpec(_Strict):
     kind: Literal["episodes"]
     path: str | list[str]
@@ -208,11 +217,13 @@ class TextSpec(_ClassesSpec):
     text: str = "text"
     label: str = "label"
     domain: str = "domain"
-    features: Literal["words", "characters", "ids"] = "words"
+    features: Literal["words", "characters", "ids", "encoder", "tokens"] = "words"
+    encoder: str | None = None
     ngrams: list[Annotated[int, Field(ge=1)]] | None = Field(None, min_length=2, max_length=2)
-    width: int = Field(1024, ge=1)
+    width: int | None = Field(None, ge=1)
     split: dict[str, Any] | None = None
     within: Literal["domain"] | None = None
+    outside: str | None = None
     small: Literal["error", "drop", "shrink"] = "error"
     bad_rows: Literal["error", "drop"] = "error"
     reading: ReadingSpec = ReadingSpec()
@@ -265,6 +276,7 @@ OneSourceSpec = (
     | TabularPriorsSpec
     | GlyphsSpec
     | OmniglotSpec
+    | PixelsSpec
     | ImagesSpec
     | TableSpec
     | SeriesSpec
@@ -307,6 +319,15 @@ class MlpSpec(_Strict):
     hidden: list[Annotated[int, Field(ge=1)]] = [40, 40]
 
 
+class EncoderSpec(_Strict):
+    """The encoder that the source names, whose features are tokens."""
+
+    kind: Literal["encoder"]
+    tune: Literal["head", "full", "lora"] = "lora"
+    layers: int | None = Field(None, ge=1)
+    rank: int = Field(8, ge=1)
+
+
 class Conv4Spec(_Strict):
     kind: Literal["conv4"]
     channels: (
@@ -322,6 +343,17 @@ class ResNet12Spec(_Strict):
     widths: list[Annotated[int, Field(ge=1)]] = Field([64, 160, 320, 640], min_length=4, max_length=4)
     keep_prob: float = Field(0.9, gt=0, le=1)
     block_size: int = Field(5, ge=1)
+
+
+class LanguageModelSpec(_Strict):
+    kind: Literal["language_model"]
+    body: Literal["gru", "lstm", "transformer"] = "lstm"
+    width: int = Field(128, ge=1)
+    layers: int = Field(1, ge=1)
+    embedding: int | None = Field(None, ge=1)
+    tied: bool = True
+    heads: int = Field(4, ge=1)
+    dropout: float = Field(0.0, ge=0, lt=1)
 
 
 BatchNormSpec = Literal["support", "query", "running", "tasknorm"]
@@ -346,7 +378,9 @@ class AnilSpec(_GradientSpec):
 
 class FomamlSpec(_GradientSpec):
     kind: Literal["fomaml"]
+    rule: Literal["sgd", "adam"] = "sgd"
     adaptable: str = "*"
+    minibatch: int | None = Field(None, ge=1)
 
 
 class ReptileSpec(_GradientSpec):
@@ -355,6 +389,18 @@ class ReptileSpec(_GradientSpec):
     momentum: float = Field(0.0, ge=0, lt=1)
     adaptable: str = "*"
     minibatch: int | None = Field(None, ge=1)
+
+
+class DynamicEvaluationSpec(_Strict):
+    kind: Literal["dynamic_evaluation"]
+    inner_lr: float = Field(gt=0)
+    passes: int = Field(1, ge=0)
+    context: int = Field(1, ge=0)
+    along: bool = True
+    rates: Literal["one", "tensor", "element"] = "tensor"
+    rule: Literal["sgd", "adam"] = "sgd"
+    order: Literal[1, 2] = 1
+    adaptable: str = "*"
 
 
 class MamlPpSpec(_GradientSpec):
@@ -456,6 +502,13 @@ class SimpleshotSpec(_PretrainedSpec):
     scale: float = Field(10.0, gt=0)
 
 
+class PldaSpec(_PretrainedSpec):
+    kind: Literal["plda"]
+    within: float = Field(0.9, gt=0, le=1)
+    between: float = Field(0.6, gt=0, le=1)
+    scale: float = Field(1.0, gt=0)
+
+
 class BaselinePpSpec(_PretrainedSpec):
     kind: Literal["baseline_pp"]
     inner_lr: float = Field(gt=0)
@@ -523,7 +576,7 @@ class PriorFittedSpec(_Strict):
 
 
 RatingModelSpec = RatingMlpSpec | TwoTowerSpec | FactorisationSpec
-ModelSpec = MlpSpec | RatingModelSpec | Conv4Spec | ResNet12Spec
+ModelSpec = MlpSpec | RatingModelSpec | LanguageModelSpec | Conv4Spec | ResNet12Spec | EncoderSpec
 OwnNetworkSpec = CnpSpec | AttentiveNpSpec | TnpDSpec | PriorFittedSpec
 """Learners that are a network of their own, and take no model."""
 
@@ -532,7 +585,9 @@ class PretrainSpec(_Strict):
     steps: int = Field(ge=1)
     batch: int = Field(128, ge=1)
     outer_lr: float = Field(1e-3, gt=0)
+    objective: Literal["classification", "contrastive"] = "classification"
     output: Literal["linear", "cosine"] = "linear"
+    temperature: float = Field(0.1, gt=0)
     precision: Literal["float32", "bfloat16"] = "float32"
 
 
@@ -565,17 +620,29 @@ class EvaluateSpec(_Strict):
 RecommenderName = Literal[
     "global_mean", "user_mean", "item_mean", "bias", "popularity", "item_knn", "matrix_factorisation"
 ]
-BaselineName = Literal["scratch", "fine_tune", "centroid", "pretrained_centroid", "support_mean"] | RecommenderName
+BaselineName = (
+    Literal["scratch", "fine_tune", "pretrained", "centroid", "pretrained_centroid", "support_mean"] | RecommenderName
+)
 
 
 class BaselinesSpec(_Strict):
-    """`inner_lrs` are tried on validation tasks; each baseline keeps its best. No `names`: those that fit the tasks."""
+    """`rule` is fine-tuning's. `inner_lrs`, and `steps` where several are given, are tried on validation tasks; each
+    baseline keeps its best. No `names`: those that fit the tasks."""
 
     names: list[BaselineName] | None = None
-    steps: int = Field(50, ge=1)
+    steps: Annotated[int, Field(ge=1)] | Annotated[list[Annotated[int, Field(ge=1)]], Field(min_length=1)] = 50
+    rule: Literal["sgd", "adam"] = "sgd"
     inner_lrs: list[Annotated[float, Field(gt=0)]] = Field([0.01, 0.1], min_length=1)
     val_tasks: int = Field(20, ge=2)
     test_tasks: int = Field(100, ge=2)
+
+
+class RejectSpec(_Strict):
+    """What is unlike all classes of a task is rejected, above a threshold that validation tasks set."""
+
+    score: Literal["energy", "nearest", "probability"] = "energy"
+    false_rejection: float = Field(0.05, ge=0, lt=1)
+    outsiders: int = Field(50, ge=1)
 
 
 class Spec(_Strict):
@@ -590,6 +657,7 @@ class Spec(_Strict):
         | AnilSpec
         | FomamlSpec
         | ReptileSpec
+        | DynamicEvaluationSpec
         | MamlPpSpec
         | ImamlSpec
         | ProtonetSpec
@@ -605,6 +673,7 @@ class Spec(_Strict):
         | FrnSpec
         | PmfSpec
         | SimpleshotSpec
+        | PldaSpec
         | BaselinePpSpec
         | LaplacianShotSpec
         | TransductiveFineTuneSpec
@@ -617,6 +686,7 @@ class Spec(_Strict):
     budget: BudgetSpec = BudgetSpec()
     evaluate: EvaluateSpec = EvaluateSpec()
     baselines: BaselinesSpec = BaselinesSpec()
+    reject: RejectSpec | None = None
     seed: int = Field(0, ge=0)
     task_seed: int = Field(0, ge=0)
     device: str = "auto"
@@ -628,7 +698,7 @@ class Spec(_Strict):
             raise ValueError(f"learner {self.learner.kind} is a network of its own: leave out 'model'")
         if not own and self.model is None:
             raise ValueError(f"learner {self.learner.kind} adapts a model: the key 'model' is missing")
-        needing = {"scratch", "fine_tune", "pretrained_centroid"} & set(self.baselines.names or [])
+        needing = {"scratch", "fine_tune", "pretrained", "pretrained_centroid"} & set(self.baselines.names or [])
         if own and (self.pretrain or needing):
             part = "pretrain" if self.pretrain else f"baseline {min(needing)}"
             raise ValueError(f"{part} needs a model, and learner {self.learner.kind} takes none")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,20 +19,23 @@ from kshot.evaluation.audit import UntrustedFigure
 from kshot.evaluation.compare import differences
 from kshot.evaluation.cost import Cost, cost
 from kshot.evaluation.evaluate import Evaluation, Scored, evaluate
+from kshot.evaluation.rejection import Rejection, calibrated, rejection
 from kshot.evaluation.shots import Shots, over_shots
 from kshot.evaluation.target import Target
 from kshot.evaluation.verdict import best_baseline
 from kshot.learner import Learner
 from kshot.learners.gradient import GradientLearner
 from kshot.objectives import gaussian
+from kshot.tasks.pixels import Pixels
 from kshot.tasks.source import TaskSource
 from kshot.tasks.watching import EVALUATION, during
-from kshot.types import Split
+from kshot.types import Batch, Split
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 WORST = 5  # tasks that a report lists
+COMPLETED = 7  # images that it shows completed
 
 Watch = Callable[[str, int, int], None]
 """(stage, tasks done, tasks in all): told as each task is scored."""
@@ -48,6 +51,8 @@ class Tested:
         baselines: theirs, on the first of the same tasks.
         shots: the learner's over numbers of support examples; empty where the source cannot make such tasks.
         cost: what no clock measures.
+        threshold: of novelty, where the run file asks for one; set on validation tasks.
+        rejection: how it tells what is out of scope, where the source has such examples too.
     """
 
     target: Target
@@ -55,6 +60,8 @@ class Tested:
     baselines: dict[str, Evaluation]
     shots: list[Shots]
     cost: Cost
+    threshold: float | None
+    rejection: Rejection | None
 
 
 def carry_out(
@@ -124,7 +131,21 @@ def carry_out(
         shots = over_shots(learner, with_more, counts, split=split, tasks=min(spec.evaluate.shots_tasks, count))
     with during(source, EVALUATION):
         priced = cost(learner, source.task(split, 0))
-    return Tested(target, test, baselines, shots, priced)
+    return Tested(target, test, baselines, shots, priced, *_rejecting(learner, spec, source, split, count))
+
+
+def _rejecting(
+    learner: Learner, spec: Spec, source: TaskSource, split: Split, count: int
+) -> tuple[float | None, Rejection | None]:
+    """The threshold of novelty, and what it does."""
+    if spec.reject is None:
+        return None, None
+    how: dict[str, Any] = spec.reject.model_dump(exclude={"outsiders"})
+    threshold = calibrated(learner, source, **how, tasks=spec.evaluate.val_tasks)
+    if not source.describe().get("out_of_scope", {}).get(split):
+        return threshold, None
+    how |= {"threshold": threshold, "outsiders": spec.reject.outsiders}
+    return threshold, rejection(learner, source, **how, split=split, tasks=count)
 
 
 def _longest(spec: Spec, source: TaskSource) -> tuple[TaskSource, list[int]] | None:
@@ -163,6 +184,7 @@ def entries(tested: Tested, spec: Spec, source: TaskSource, learner: Learner) ->
         "trusted": test.trusted,
         "worst_tasks": _worst(tested),
         "shots": tested.shots,
+        "rejection": tested.rejection and tested.rejection.to_json(),
         "calibration": test.calibration,
         "cost": tested.cost._asdict() | {"adapt_ms": test.adapt_ms, "predict_ms": test.predict_ms},
         "protocol": protocol(spec, source, learner)
@@ -232,6 +254,9 @@ def _examples(spec: Spec, learner: Learner) -> dict[str, Figure]:
             return {}
         return {"regression_examples": figures.regression_examples(learner, shown, steps=(0, 1, 5))}
     source = build_source(spec)
+    if isinstance(source, Pixels):
+        counts = sorted({source.shots.high // 10, 3 * source.shots.high // 10, source.shots.high})
+        return {"completions": completions_of(learner, source, counts, range(COMPLETED))}
     if getattr(source.task("test", 0).query.inputs, "ndim", 0) != 4:
         return {}  # no images to show
     examples = []
@@ -240,3 +265,26 @@ def _examples(spec: Spec, learner: Learner) -> dict[str, Figure]:
             task = source.task("test", index)
             examples.append(figures.Example(task, learner.predict(learner.adapt(task.support), task.query.inputs)))
     return {"classification_examples": figures.classification_examples(examples)}
+
+
+def completions_of(
+    learner: Learner, source: Pixels, counts: Sequence[int], indices: Iterable[int], split: Split = "test"
+) -> Figure:
+    """A picture of images that a learner completes from so many of their pixels, each number with those before it."""
+    height, width = source.size
+    columns = []
+    for index in indices:
+        image = source.image(split, index)
+        targets = image.flatten(1).T  # (H W, C)
+        order = torch.randperm(height * width, generator=torch.Generator().manual_seed(index))
+        column = []
+        for count in counts:
+            known = order[:count]
+            with torch.no_grad():
+                state = learner.adapt(Batch.of(source.places[known], targets[known]))
+                told = learner.predict(state, source.places)
+            mean, std = (told[name].T.reshape(image.shape) for name in ("mean", "std"))
+            shown = torch.zeros(height * width, dtype=torch.bool).index_fill(0, known, True).view(height, width)
+            column.append(figures.Completion(image, shown, mean, std))
+        columns.append(column)
+    return figures.completions(columns)

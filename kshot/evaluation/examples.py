@@ -144,6 +144,69 @@ def predictive_bands(tasks: Sequence[Task], predictions: Mapping[str, Sequence[T
     return figure
 
 
+class Completion(NamedTuple):
+    """An image, and what was made of a few of its pixels: (C, H, W) all but `known`, (H, W), which are True there."""
+
+    image: Tensor
+    known: Tensor
+    mean: Tensor
+    std: Tensor
+
+
+def completions(columns: Sequence[Sequence[Completion]]) -> Figure:
+    """Images completed from more and more pixels: a column is an image, drawn whole at the top.
+
+    Below it stand, for each number of pixels, those shown, on blue where nothing is known; the mean that was predicted
+    for every pixel; and where the prediction is unsure, bright for a large standard deviation.
+
+    Args:
+        columns: for each image its completions, in each column as many, of the same numbers of pixels.
+
+    Raises:
+        ValueError: no images, or columns of different lengths.
+
+    Example:
+        >>> known, image = torch.rand(8, 8) < 0.3, torch.rand(1, 8, 8)
+        >>> figure = completions([[Completion(image, known, image, torch.rand(1, 8, 8))]])
+        >>> len(figure.axes[0].images)
+        4
+    """
+    lengths = {len(column) for column in columns}
+    if len(lengths) != 1 or 0 in lengths:
+        raise ValueError(f"completions needs images with one number of completions each, got {sorted(lengths)}")
+    (rows,) = lengths
+    tall = 1.25 + 3.25 * rows
+    cell = min((WIDTH - 0.2) / (len(columns) + 1.6), 1.0)  # inches
+    figure = canvas(cell * tall + 0.15)
+    axes = figure.subplots()
+    axes.set_axis_off()
+    axes.set_aspect("equal")
+    side: dict[str, Any] = {"ha": "right", "va": "center", "fontsize": 8.5, "color": MUTED}
+    axes.text(-0.15, 0.46, "the image", **side)
+    for row, example in enumerate(columns[0]):
+        top = 1.25 + 3.25 * row
+        count = int(example.known.sum())
+        axes.text(-0.15, top + 0.46, f"{count} pixels\nshown", **side | {"color": INK})
+        axes.text(-0.15, top + 1.46, "completed", **side)
+        axes.text(-0.15, top + 2.46, "unsure", **side)
+    for x, column in enumerate(columns):
+        _draw_image(axes, column[0].image, x, 0)
+        for row, example in enumerate(column):
+            top = 1.25 + 3.25 * row
+            shown = example.image.detach().cpu().expand(3, -1, -1)
+            ground = torch.tensor(UNKNOWN)[:, None, None].expand_as(shown)
+            _draw_image(axes, torch.where(example.known, shown, ground), x, top)
+            _draw_image(axes, example.mean, x, top + 1)
+            _draw_image(axes, example.std.mean(0, keepdim=True) / MOST_UNSURE, x, top + 2)
+    axes.set_xlim(-1.6, len(columns))
+    axes.set_ylim(tall, -0.05)
+    return figure
+
+
+UNKNOWN = (0.24, 0.36, 0.52)  # the colour of what is not shown: neither ink nor paper
+MOST_UNSURE = 0.5  # the standard deviation of a fair coin between black and white
+
+
 def _draw_band(axes: Axes, task: Task, prediction: Tree) -> None:
     (x, y), (seen_x, seen_y) = _points(task.query), _points(task.support)
     order, keep = x.argsort(), task.query.weight > 0

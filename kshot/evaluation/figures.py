@@ -13,7 +13,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from kshot.evaluation.calibration import Calibration
-from kshot.evaluation.examples import Example, classification_examples, predictive_bands, regression_examples
+from kshot.evaluation.examples import (
+    Completion,
+    Example,
+    classification_examples,
+    completions,
+    predictive_bands,
+    regression_examples,
+)
 from kshot.evaluation.intervals import Interval, interval
 from kshot.evaluation.look import BLUE, GREEN, INK, MUTED, ORANGE, PURPLE, RED, canvas, quiet
 from kshot.evaluation.target import Target
@@ -26,10 +33,12 @@ if TYPE_CHECKING:
     from kshot.evaluation.compare import Board
 
 __all__ = [
+    "Completion",
     "Example",
     "baselines_chart",
     "board_chart",
     "classification_examples",
+    "completions",
     "learning_curve",
     "predictive_bands",
     "regression_examples",

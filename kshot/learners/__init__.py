@@ -13,6 +13,8 @@ from kshot.learners.implicit import imaml
 from kshot.learners.learned_rules import alfa, learned_optimizer, meta_curvature, meta_sgd
 from kshot.learners.maml_pp import maml_pp
 from kshot.learners.metric import matching_net, simpleshot
+from kshot.learners.plda import plda
+from kshot.learners.reading import dynamic_evaluation
 from kshot.learners.relation import relation_net
 from kshot.learners.tabular import prior_fitted
 from kshot.learners.task_heads import proto_maml, unicorn_maml
@@ -32,6 +34,7 @@ __all__ = [
     "cavia",
     "cnaps",
     "cnp",
+    "dynamic_evaluation",
     "feat",
     "fine_tune",
     "fold_in",
@@ -50,6 +53,7 @@ __all__ = [
     "meta_sgd",
     "metaoptnet",
     "nearest_centroid",
+    "plda",
     "pmf",
     "prior_fitted",
     "proto_maml",

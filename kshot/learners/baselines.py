@@ -15,7 +15,7 @@ from kshot.inner.functional import BatchNorm
 from kshot.inner.rules import SGD
 from kshot.inner.solvers import FirstOrder
 from kshot.learner import Learner
-from kshot.learners.gradient import GradientLearner
+from kshot.learners.gradient import GradientLearner, Rule, rule_of
 from kshot.learners.heads import HeadLearner, Prototypes
 from kshot.objectives import Objective
 from kshot.types import Batch, Tree, tree_leaves
@@ -61,6 +61,7 @@ def fine_tune(
     *,
     inner_lr: float,
     steps: int = 50,
+    rule: Rule = "sgd",
     head: str = "head",
     objective: Objective = objectives.classification,
     batchnorm: BatchNorm = "support",
@@ -73,6 +74,7 @@ def fine_tune(
         model: pretrained; copied. For classification the module named `head` starts at zero, since its classes are new.
         inner_lr: $\alpha$.
         steps: gradient steps on the support set.
+        rule: of the steps, "sgd" as above or "adam".
         head: the module that starts at zero, if the model has it.
         objective: what the tasks ask.
         batchnorm: as in `maml`.
@@ -93,7 +95,7 @@ def fine_tune(
     if part is not None and objective.own_classes:
         for parameter in part.parameters():
             nn.init.zeros_(parameter)
-    return GradientLearner(tuned, objective, FirstOrder(SGD(inner_lr), steps), batchnorm=batchnorm)
+    return GradientLearner(tuned, objective, FirstOrder(rule_of(rule, inner_lr), steps), batchnorm=batchnorm)
 
 
 def nearest_centroid(objective: Objective = objectives.classification) -> HeadLearner:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Any
+from typing import Any, Literal, get_args
 
 from torch import Tensor, nn
 
@@ -11,12 +11,16 @@ from kshot import objectives
 from kshot.inner.functional import BatchNorm, Function
 from kshot.inner.layout import channels_last
 from kshot.inner.per_parameter import Pattern, adaptable_params
-from kshot.inner.rules import SGD, UpdateRule
+from kshot.inner.rates import Rate
+from kshot.inner.rules import SGD, Adam, UpdateRule
 from kshot.inner.solvers import Annealed, FirstOrder, InnerSolver, Unrolled
 from kshot.learner import Learner
 from kshot.learners.outer import MultiStepLoss, Outer, ReptileLoss, TrainOn, query_loss
 from kshot.objectives import Objective, classes_present, only_present
 from kshot.types import Batch, Params, Task, Tree
+
+Rule = Literal["sgd", "adam"]
+"""How an inner step moves."""
 
 
 class Start(nn.Module, ABC):
@@ -203,9 +207,11 @@ def fomaml(
     *,
     inner_lr: float,
     steps: int = 1,
+    rule: Rule = "sgd",
     objective: Objective = objectives.classification,
     adaptable: Pattern = "*",
     batchnorm: BatchNorm = "support",
+    minibatch: int | None = None,
 ) -> GradientLearner:
     r"""First-order MAML: MAML whose inner gradients count as constants.
 
@@ -214,17 +220,22 @@ def fomaml(
 
     Args:
         model, inner_lr, steps, objective, adaptable, batchnorm: as in `maml`, of which this is `order=1`.
+        rule: of the inner steps: "sgd" as above, or "adam" (`inner.rules.Adam`), for large models and many steps.
+        minibatch: rows that an inner step sees; None is the whole support set.
+
+    Raises:
+        ValueError: as `maml`; another rule.
 
     Example:
         >>> fomaml(nn.Linear(1, 1), inner_lr=0.1).solver.steps
         1
 
     References:
-        Finn, Abbeel, Levine, arXiv:1703.03400, section 5.2; Nichol, Achiam, Schulman, arXiv:1803.02999.
+        Finn, Abbeel, Levine, arXiv:1703.03400, section 5.2; Nichol, Achiam, Schulman, arXiv:1803.02999, whose inner
+        steps are Adam's.
     """
-    return maml(
-        model, inner_lr=inner_lr, steps=steps, order=1, objective=objective, adaptable=adaptable, batchnorm=batchnorm
-    )
+    solver = FirstOrder(rule_of(rule, inner_lr), steps)
+    return GradientLearner(model, objective, solver, adaptable=adaptable, batchnorm=batchnorm, minibatch=minibatch)
 
 
 def reptile(
@@ -392,6 +403,13 @@ def boil(
     adaptable_params(model, f"{head}.*")
     solver = of_order(order, SGD(inner_lr), steps)
     return GradientLearner(model, objective, solver, adaptable=("*", f"!{head}.*"), batchnorm=batchnorm)
+
+
+def rule_of(rule: Rule, inner_lr: Rate) -> UpdateRule:
+    """The update rule of a name, at a rate."""
+    if rule not in get_args(Rule):
+        raise ValueError(f"rule must be {' or '.join(get_args(Rule))}, got {rule!r}")
+    return SGD(inner_lr) if rule == "sgd" else Adam(inner_lr)
 
 
 def of_order(order: int, rule: UpdateRule, steps: int) -> InnerSolver:

@@ -12,6 +12,7 @@ from kshot.tasks.mixture import mixture
 from kshot.tasks.movielens import movielens
 from kshot.tasks.omniglot import omniglot
 from kshot.tasks.omniglot_runs import omniglot_runs
+from kshot.tasks.pixels import pixels
 from kshot.tasks.ratings import ratings
 from kshot.tasks.series import series
 from kshot.tasks.source import TaskSource
@@ -39,6 +40,7 @@ __all__ = [
     "movielens",
     "omniglot",
     "omniglot_runs",
+    "pixels",
     "ratings",
     "series",
     "sinusoids",

@@ -8,8 +8,10 @@ from __future__ import annotations
 import logging
 import re
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -17,7 +19,9 @@ import torch
 from torch import Tensor
 
 from kshot import objectives
+from kshot.tasks import library
 from kshot.tasks.drawing import Size
+from kshot.tasks.encoding import Support
 from kshot.tasks.examples import Examples
 from kshot.tasks.features import SpanExamples
 from kshot.tasks.groups import GroupTasks, Order
@@ -25,10 +29,13 @@ from kshot.tasks.pools import Rows, Small
 from kshot.tasks.prose import column_of, files_of, read_text, texts_of, values_of, words_of
 from kshot.tasks.reading import SUFFIXES, Reading, open_table
 from kshot.tasks.splitting import cut
+from kshot.tasks.unpacking import SUFFIXES as ARCHIVES
+from kshot.tasks.unpacking import unpack
 from kshot.tasks.vocabulary import PADDING, UNKNOWN, Vocabulary
 from kshot.types import Split
 
 BadRows = Literal["error", "drop"]
+Unit = Literal["characters", "bytes"]
 
 log = logging.getLogger(__name__)
 
@@ -50,7 +57,7 @@ def corpus(
     pattern: str | None = None,
     text: str = "text",
     files: str = "*.txt",
-    unit: Literal["characters", "bytes"] = "characters",
+    unit: Unit = "characters",
     length: int = 64,
     shots: Size = 8,
     queries: Size = 8,
@@ -77,7 +84,8 @@ def corpus(
     that no training task holds, 2 … the characters of the training tasks, or the bytes of UTF-8.
 
     Args:
-        path: a folder of text files, one such file, or a table (CSV, TSV, NDJSON, Parquet).
+        path: a folder of text files, a zip or tar of one, one such file, or a table (CSV, TSV, NDJSON, Parquet). Where
+            there is none, it is looked for in the library: `tinyshakespeare/input.txt` is a file of that set.
         task: what a task is. Of files: "file", "folder" (that the file lies in), or "passage", where the files name who
             speaks. Of a table: the column that names it, such as author.
         pattern: a regular expression whose first group is the task's name. For "file" and "folder" it is looked for in
@@ -116,35 +124,26 @@ def corpus(
         raise ValueError(f"unit must be characters or bytes, got {unit!r}")
     if length < 1:
         raise ValueError(f"length must be at least 1 character, got {length}")
-    path, how = Path(path).expanduser(), Reading(**(reading or {}))
+    path, how = library.place_of(path), Reading(**(reading or {}))
     if task in OF_FILES:
-        found = _of_files(path, task, pattern, files, bad_rows, how)
+        with _opened(path) as place:
+            found = _of_files(place, task, pattern, files, bad_rows, how)
     else:
         found = _of_table(path, task, text, (split or {}).get("column"), bad_rows, how)
     if split is None:
         split = {"column": "split"} if found.splits else {"ratio": RATIO}
     parts = cut(found.texts, split, kind="group", values=found.splits)
     texts = {name: "\n".join(own) for name, own in found.texts.items()}
-    if unit == "bytes":
-        texts = {name: own.encode().decode("latin-1") for name, own in texts.items()}
     vocabulary = BYTES if unit == "bytes" else Vocabulary.fit(texts[name] for name in parts["train"])
-    ids = {name: vocabulary.encode(own).astype(np.int32) for name, own in texts.items()}
-    sizes = np.array([len(own) for own in ids.values()])
-    counts = -(-np.maximum(sizes - 1, 0) // length)  # windows of each task
-    first = np.cumsum(counts) - counts
-    of_task = np.repeat(np.arange(len(sizes)), counts)
-    ends = np.cumsum(sizes)
-    starts = (ends - sizes)[of_task] + length * (np.arange(len(of_task)) - first[of_task])
-    examples = WindowExamples(SpanExamples(np.concatenate(list(ids.values())), starts, ends[of_task], length + 1))
-    rows = {name: np.arange(start, start + count) for name, start, count in zip(ids, first, counts)}
+    encoding = CorpusEncoding(unit, length, vocabulary)
+    ids = {name: encoding.encode(own) for name, own in texts.items()}
+    examples, of_task = windows_of(list(ids.values()), length)
+    rows = {name: np.flatnonzero(of_task == place) for place, name in enumerate(ids)}
     source = Corpus(
         examples,
         {part: {name: rows[name] for name in names} for part, names in parts.items()},
-        vocabulary=vocabulary,
+        encoding=encoding,
         about={
-            "unit": unit,
-            "length": length,
-            "symbols": len(vocabulary),
             "unknown": {part: _unknown([ids[name] for name in names]) for part, names in parts.items()},
         },
         objective=objectives.next_token,
@@ -173,15 +172,76 @@ class Corpus(GroupTasks):
         examples: Examples,
         groups: Mapping[Split, Mapping[str, Rows]],
         *,
-        vocabulary: Vocabulary,
+        encoding: CorpusEncoding,
         about: Mapping[str, Any],
         **options: Any,
     ) -> None:
         super().__init__(examples, groups, **options)
-        self.vocabulary, self.about = vocabulary, dict(about)
+        self.encoding, self.vocabulary, self.about = encoding, encoding.vocabulary, dict(about)
 
     def describe(self) -> dict[str, Any]:
         return super().describe() | self.about
+
+
+class CorpusEncoding(NamedTuple):
+    """How a text becomes windows of symbols, and back; a run keeps it."""
+
+    unit: Unit
+    length: int
+    vocabulary: Vocabulary
+
+    def encode(self, text: str) -> np.ndarray:
+        """The numbers (n,) of a text's symbols, int32."""
+        if self.unit == "bytes":
+            text = text.encode().decode("latin-1")
+        return self.vocabulary.encode(text).astype(np.int32)
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text of symbols; bytes that are no UTF-8 become the replacement character."""
+        if self.unit == "characters":
+            return self.vocabulary.decode(ids)
+        return bytes(i - 2 if i > UNKNOWN else 63 for i in ids if i != PADDING).decode(errors="replace")
+
+    def windows(self, path: Path) -> tuple[Tensor, Tensor]:
+        """The windows of a file of text: inputs and targets, both (n, L).
+
+        Raises:
+            ValueError: a file that cannot be read, is not UTF-8, or holds fewer than two characters.
+        """
+        text = read_text(path)
+        if len(text) < 2:
+            raise ValueError(f"{path} holds {len(text)} characters; there is nothing to predict in fewer than two")
+        examples, of_task = windows_of([self.encode(text)], self.length)
+        return examples.take(np.arange(len(of_task)))
+
+    def support(self, path: Path) -> Support:
+        return Support(*self.windows(path), {})
+
+    def describe(self) -> dict[str, Any]:
+        return {"unit": self.unit, "length": self.length, "symbols": len(self.vocabulary)}
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "kind": "corpus",
+            "unit": self.unit,
+            "length": self.length,
+            "characters": self.vocabulary.characters,
+        }
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> CorpusEncoding:
+        return cls(data["unit"], data["length"], Vocabulary(data["characters"]))
+
+
+def windows_of(texts: list[np.ndarray], length: int) -> tuple[WindowExamples, np.ndarray]:
+    """The windows of texts, each cut by itself; and the number of each window's text."""
+    sizes = np.array([len(own) for own in texts])
+    counts = -(-np.maximum(sizes - 1, 0) // length)  # windows of each text
+    first = np.cumsum(counts) - counts
+    of_text = np.repeat(np.arange(len(sizes)), counts)
+    ends = np.cumsum(sizes)
+    starts = (ends - sizes)[of_text] + length * (np.arange(len(of_text)) - first[of_text])
+    return WindowExamples(SpanExamples(np.concatenate(texts), starts, ends[of_text], length + 1)), of_text
 
 
 class WindowExamples:
@@ -198,6 +258,19 @@ class WindowExamples:
         inputs, following = window[..., :-1], window[..., 1:]
         scored = following != PADDING
         return torch.where(scored, inputs, PADDING), torch.where(scored, following, IGNORED)
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Path]:
+    """The folder that an archive holds, for as long as it is read; anything else is itself."""
+    if not (path.is_file() and path.name.endswith(ARCHIVES)):
+        yield path
+        return
+    with TemporaryDirectory() as scratch:
+        folder = Path(scratch) / "unpacked"
+        unpack(path, folder)
+        alone = list(folder.iterdir())
+        yield alone[0] if len(alone) == 1 and alone[0].is_dir() else folder
 
 
 class _Found(NamedTuple):

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 from importlib import import_module
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from torch import Tensor
 
 from kshot.types import Tree
+
+if TYPE_CHECKING:
+    from kshot.tasks.corpus import CorpusEncoding
 
 KINDS = {
     "table": "kshot.tasks.tables:TableEncoding",
     "series": "kshot.tasks.series:SeriesEncoding",
     "ratings": "kshot.tasks.ratings:RatingEncoding",
     "text": "kshot.tasks.text:TextEncoding",
+    "corpus": "kshot.tasks.corpus:CorpusEncoding",
 }
 
 
@@ -56,7 +60,7 @@ class Encoding(Protocol):
         ...
 
 
-def from_json(data: dict[str, Any]) -> Encoding:
+def from_json(data: dict[str, Any]) -> Encoding | CorpusEncoding:
     """The encoding that a run kept."""
     module, name = KINDS[data["kind"]].split(":")
     return getattr(import_module(module), name).from_json(data)

@@ -65,6 +65,7 @@ _VINYALS = (
     f"{_GITHUB}/jakesnell/prototypical-networks/c9bb4d258267c11cb6e23f0a19242d24ca98ad8a/data/omniglot/splits/vinyals"
 )
 _CLINC = f"{_GITHUB}/clinc/oos-eval/828f8093932c8fe6ca7936c3d2e52903b1c523de"
+_NLTK = f"{_GITHUB}/nltk/nltk_data/5db857e6f7df11eabb5e5665836db9ec8df07e28/packages/corpora"
 _CHAR_RNN = f"{_GITHUB}/karpathy/char-rnn/6f9487a6fe5b420b7ca9afb0d7c078e37c1d1b4e"
 
 KNOWN = (
@@ -181,6 +182,37 @@ KNOWN = (
                 "input.txt",
                 f"{_CHAR_RNN}/data/tinyshakespeare/input.txt",
                 ("sha256:86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed",),
+            ),
+        ),
+        kind="corpus",
+    ),
+    DataSet(
+        "nltk_corpora",
+        "the Declaration of Human Rights in some 385 languages, 124 speeches of American presidents, 8 plays as XML",
+        "public domain",
+        "https://github.com/nltk/nltk_data",
+        "by you: by language, by president",
+        ("udhr2.zip", "inaugural.zip", "state_union.zip", "shakespeare.zip"),
+        (
+            File(
+                "udhr2.zip",
+                f"{_NLTK}/udhr2.zip",
+                ("sha256:0796c314b09a930c989c6f9d93d226af9af13feccd88496e196c743dd266c7f3",),
+            ),
+            File(
+                "inaugural.zip",
+                f"{_NLTK}/inaugural.zip",
+                ("sha256:7c5fb5793e31fbeae12bf1aa0ffda5336468f07cedb50654c6d31ca384e2046b",),
+            ),
+            File(
+                "state_union.zip",
+                f"{_NLTK}/state_union.zip",
+                ("sha256:366c1dc82b2abf896f42b2ec50ba802a0141a29f75d29ca48a7a243ce5bfbe8d",),
+            ),
+            File(
+                "shakespeare.zip",
+                f"{_NLTK}/shakespeare.zip",
+                ("sha256:f1251d8c254710363254ba29c9dc0888d5cb13d5ac736ebc6fb14380f447cfc3",),
             ),
         ),
         kind="corpus",

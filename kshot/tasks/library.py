@@ -54,6 +54,19 @@ def find(name: str) -> Path:
     return where
 
 
+def place_of(path: Path | str) -> Path:
+    """A path as it is or, where nothing lies there and it begins with the name of a known set, in that set's folder:
+    `clinc150/data_full.json`.
+
+    Raises:
+        ValueError: it is in a known set that was not found.
+    """
+    path = Path(path).expanduser()
+    if path.exists() or path.is_absolute() or path.parts[:1] == () or path.parts[0] not in {row.name for row in KNOWN}:
+        return path
+    return find(path.parts[0]).joinpath(*path.parts[1:])
+
+
 def known() -> list[DataSet]:
     """The data sets that kshot knows, each with the folder it was found in.
 
@@ -281,6 +294,11 @@ def cached(name: str, make: Callable[[], dict[str, np.ndarray]]) -> dict[str, np
     arrays = make()
     write_arrays(path, arrays)
     return arrays
+
+
+def is_cached(name: str) -> bool:
+    """Whether the cache has arrays of that name."""
+    return (cache_folder() / f"{name}.npz").exists()
 
 
 def write_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:

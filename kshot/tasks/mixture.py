@@ -67,6 +67,8 @@ class Mixture(TaskSource):
         for name, source in self.sources.items():
             if source.objective != self.objective:
                 raise ValueError(f"{name!r} asks something else than {next(iter(sources))!r}: their objectives differ")
+        encodings = [source.encoding for source in self.sources.values()]
+        self.encoding = encodings[0] if all(encoding == encodings[0] for encoding in encodings) else None
         self.shares = {split: self._shares(split, weights, heldout) for split in SPLITS}
         for split in SPLITS:
             self._check_shapes(split)

@@ -30,6 +30,12 @@ class Vocabulary:
         """The vocabulary of every character that stands in the texts."""
         return cls(set().union(*texts))
 
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Vocabulary) and np.array_equal(self._points, other._points)
+
+    def __hash__(self) -> int:
+        return hash(self.characters)
+
     def __len__(self) -> int:
         return len(self._points) + 2
 
