@@ -291,7 +291,7 @@ def test_a_run_predicts_ratings_of_a_new_user(rated, monkeypatch, capsys):
         Path(name).unlink()
     Path("own.csv").write_text("item,year,genre,age,rating\nfilm 3,1903,drama,30,20000000\nfilm new,2020,farce,30,\n")
     assert "line 3, column 'rating': the value is missing" in run("adapt", "run", "--support", "own.csv", "--out", "s")
-    Path("own.csv").write_text("item,year,genre,age,rating\nfilm 3,1903,drama,30,20000000\nfilm 4,1904,crime,30,2\n")
+    Path("own.csv").write_text("item,year,genre,age,rating\nfilm 3,1903,drama,30,20000000\nfilm 4,1904,crime,30,2004\n")
     assert "adapted to 2 examples" in run("adapt", "run", "--support", "own.csv", "--out", "state")
     Path("new.csv").write_text("item,year,genre,age\nfilm new,2020,farce,30\nfilm 5,,,30\n")
     rows = list(csv.DictReader(io.StringIO(run("predict", "run", "--state", "state", "--inputs", "new.csv"))))
