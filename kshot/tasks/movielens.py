@@ -52,12 +52,12 @@ def movielens(
     Example:
         >>> import tempfile
         >>> folder = Path(tempfile.mkdtemp())
-        >>> rows = [f"{u}\\t{1 + (7 * u + 3 * k) % 50}\\t{(u + k) % 5 + 1}\\t{k}" for u in range(40) for k in range(12)]
-        >>> _ = (folder / "u.data").write_text("\\n".join(rows))
+        >>> rows = [f"{u}\t{1 + (7 * u + 3 * k) % 50}\t{(u + k) % 5 + 1}\t{k}" for u in range(40) for k in range(12)]
+        >>> _ = (folder / "u.data").write_text("\n".join(rows))
         >>> films = [f"{i}|Film {i} (19{49 + i})|||{'|'.join('10' * 9 + '1')}" for i in range(1, 51)]
-        >>> _ = (folder / "u.item").write_text("\\n".join(films), encoding="latin-1")
-        >>> movielens(folder, shots=5, queries=5).encoding.titles[:2]
-        ('Film 1 (1951)', 'Film 4 (1954)')
+        >>> _ = (folder / "u.item").write_text("\n".join(films), encoding="latin-1")
+        >>> movielens(folder, shots=5, queries=5).encoding.item_columns.features[0]
+        'year'
 
     References:
         Harper, Konstan: The MovieLens Datasets: History and Context, ACM TiiS 5(4), 2015.
