@@ -54,7 +54,7 @@ def movielens(
         >>> folder = Path(tempfile.mkdtemp())
         >>> rows = [f"{u}\t{1 + (7 * u + 3 * k) % 50}\t{(u + k) % 5 + 1}\t{k}" for u in range(40) for k in range(12)]
         >>> _ = (folder / "u.data").write_text("\n".join(rows))
-        >>> films = [f"{i}|Film {i} (19{49 + i})|||{'|'.join('10' * 9 + '1')}" for i in range(1, 51)]
+        >>> films = [f"{i}|Film {i} (19{49 + i})||||{'|'.join('10' * 9 + '1')}" for i in range(1, 51)]
         >>> _ = (folder / "u.item").write_text("\n".join(films), encoding="latin-1")
         >>> movielens(folder, shots=5, queries=5).encoding.item_columns.features[0]
         'year'
