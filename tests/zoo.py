@@ -135,6 +135,14 @@ ZOO = {
     "r2d2, regression": Row(
         lambda ways: kshot.r2d2(wave(outputs=4), l2=0.1, scale=None, objective=objectives.mse), regression=True
     ),
+    "fold-in": Row(
+        lambda ways: kshot.fold_in(wave(outputs=4), features=4, prior=1.0, noise=0.1),
+        regression=True,
+    ),
+    "melu": Row(
+        lambda ways: kshot.melu(wave(), inner_lr=0.05, steps=2, decision="2.*", objective=objectives.mse),
+        regression=True,
+    ),
     "matching net": Row(lambda ways: kshot.matching_net(small_conv(None)), keeps_rows=True),
     "matching net, full context": Row(
         lambda ways: kshot.matching_net(small_conv(None), context_steps=2, features=16), keeps_rows=True

@@ -151,6 +151,39 @@ def predict(
 
 
 @app.command()
+def recommend(
+    run_dir: RunDir,
+    user: Annotated[
+        Path | None, typer.Option(help="CSV with a row for each rating that is known: item, rating, as in training.")
+    ] = None,
+    top: Annotated[int, typer.Option(help="How many items.", min=1)] = 10,
+    ask: Annotated[int, typer.Option(help="How many items to name that the user should be asked about.", min=0)] = 1,
+    interview: Annotated[
+        int, typer.Option(metavar="N", help="First ask for N ratings, each item chosen by the answers so far.", min=0)
+    ] = 0,
+    out: Annotated[Path | None, typer.Option(help="File for the ratings of the interview, CSV.")] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Rank the items that a user has not rated, say which ratings moved each, and what to ask them next."""
+    from rich.console import Console
+
+    from kshot.app import recommend as recommending
+
+    if interview:
+        recommending.interview(
+            run_dir,
+            user,
+            count=interview,
+            top=top,
+            out=out,
+            answer=lambda question: typer.prompt(question, default="", show_default=False),
+            console=Console(),
+        )
+    else:
+        recommending.recommend_run(run_dir, user, top=top, ask=ask, as_json=json)
+
+
+@app.command()
 def generate(
     run_dir: RunDir,
     state: Annotated[Path, typer.Option(help="State written by `kshot adapt`, of the author to write like.")],

@@ -171,24 +171,44 @@ class SeriesSpec(_Strict):
     bad_rows: Literal["error", "drop"] = "error"
 
 
-class RatingsSpec(_Strict):
+class _OfUsersSpec(_Strict):
+    ask: Literal["number", "levels"] = "number"
+    like: float | None = None
+    standing: bool = False
+    cold: Literal["users", "items", "both", "none"] = "users"
+    start: Literal["any", "first"] = "any"
+    train_order: Literal["given", "random"] = "given"
+    train_busy: float = Field(0.0, ge=0, le=1)
+    split: dict[str, Any] = {"ratio": [0.7, 0.15, 0.15]}
+    shots: SizeSpec = 10
+    train_shots: SizeSpec | None = None
+    queries: SizeSpec = 10
+    train_queries: SizeSpec | None = None
+    negatives: int = Field(4, ge=1)
+    query_negatives: int | None = Field(None, ge=1)
+    small: Literal["error", "drop", "shrink"] = "error"
+    bad_rows: Literal["error", "drop"] = "error"
+
+
+class RatingsSpec(_OfUsersSpec):
     kind: Literal["ratings"]
     path: str
     user: str = "user"
     item: str = "item"
-    rating: str = "rating"
+    rating: str | None = "rating"
     time: str | None = None
     users: str | None = None
     items: str | None = None
-    cold: Literal["users", "items", "both", "none"] = "users"
-    split: dict[str, Any] = {"ratio": [0.7, 0.15, 0.15]}
+    title: str | None = None
     kinds: dict[str, str] = {}
-    shots: SizeSpec = 10
-    queries: SizeSpec = 10
-    train_queries: SizeSpec | None = None
-    small: Literal["error", "drop"] = "error"
     reading: ReadingSpec = ReadingSpec()
-    bad_rows: Literal["error", "drop"] = "error"
+
+
+class MovielensSpec(_OfUsersSpec):
+    kind: Literal["movielens"]
+    path: str | None = None
+    feedback: Literal["ratings", "clicks"] = "ratings"
+    timed: bool = True
 
 
 class TextSpec(_ClassesSpec):
@@ -261,6 +281,7 @@ OneSourceSpec = (
     | TableSpec
     | SeriesSpec
     | RatingsSpec
+    | MovielensSpec
     | TextSpec
     | CorpusSpec
     | FromHfSpec
@@ -279,6 +300,18 @@ class RatingMlpSpec(_Strict):
     kind: Literal["rating_mlp"]
     embedding: int = Field(16, ge=1)
     hidden: list[Annotated[int, Field(ge=1)]] = Field([64, 32], min_length=1)
+
+
+class TwoTowerSpec(_Strict):
+    kind: Literal["two_tower"]
+    width: int = Field(32, ge=1)
+    hidden: int = Field(64, ge=1)
+
+
+class FactorisationSpec(_Strict):
+    kind: Literal["factorisation"]
+    factors: int = Field(24, ge=1)
+    hidden: int = Field(32, ge=1)
 
 
 class MlpSpec(_Strict):
@@ -405,6 +438,19 @@ class R2d2Spec(_HeadSpec):
     scale: float | None = Field(10.0, gt=0)
 
 
+class FoldInSpec(_Strict):
+    kind: Literal["fold_in"]
+    noise: float = Field(1.0, gt=0)
+    prior: float = Field(0.35, gt=0)
+    hidden: int = Field(32, ge=1)
+    hold: float = Field(8.0, ge=0)
+
+
+class MeluSpec(_GradientSpec):
+    kind: Literal["melu"]
+    order: Literal[1, 2] = 2
+
+
 class LogisticRegressionSpec(_HeadSpec):
     kind: Literal["logistic_regression"]
     l2: float = Field(1.0, gt=0)
@@ -529,7 +575,8 @@ class PriorFittedSpec(_Strict):
     layers: int = Field(3, ge=1)
 
 
-ModelSpec = MlpSpec | RatingMlpSpec | LanguageModelSpec | Conv4Spec | ResNet12Spec | EncoderSpec
+RatingModelSpec = RatingMlpSpec | TwoTowerSpec | FactorisationSpec
+ModelSpec = MlpSpec | RatingModelSpec | LanguageModelSpec | Conv4Spec | ResNet12Spec | EncoderSpec
 OwnNetworkSpec = CnpSpec | AttentiveNpSpec | TnpDSpec | PriorFittedSpec
 """Learners that are a network of their own, and take no model."""
 
@@ -550,6 +597,7 @@ class TrainSpec(_Strict):
     outer_lr: float = Field(1e-3, gt=0)
     clip: float | None = Field(10.0, gt=0)
     schedule: Literal["cosine", "constant"] = "cosine"
+    weight_decay: float = Field(0.0, ge=0)
     mode: Literal["auto", "loop", "vmap", "traced", "compiled"] = "loop"
     checkpoint_seconds: float = Field(30.0, gt=0)
 
@@ -569,7 +617,12 @@ class EvaluateSpec(_Strict):
     shots_tasks: int = Field(100, ge=2)
 
 
-BaselineName = Literal["scratch", "fine_tune", "pretrained", "centroid", "pretrained_centroid", "support_mean"]
+RecommenderName = Literal[
+    "global_mean", "user_mean", "item_mean", "bias", "popularity", "item_knn", "matrix_factorisation"
+]
+BaselineName = (
+    Literal["scratch", "fine_tune", "pretrained", "centroid", "pretrained_centroid", "support_mean"] | RecommenderName
+)
 
 
 class BaselinesSpec(_Strict):
@@ -610,6 +663,8 @@ class Spec(_Strict):
         | ProtonetSpec
         | CnapsSpec
         | R2d2Spec
+        | FoldInSpec
+        | MeluSpec
         | LogisticRegressionSpec
         | MetaoptnetSpec
         | MatchingNetSpec
