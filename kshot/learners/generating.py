@@ -56,7 +56,7 @@ def generate(
         >>> from kshot import objectives
         >>> model = kshot.models.language_model(symbols=12, width=8)
         >>> learner = kshot.maml(model, inner_lr=0.1, objective=objectives.next_token)
-        >>> state = learner.adapt(Batch.of(torch.ones(2, 5).long(), torch.ones(2, 5).long()))
+        >>> state = learner.adapt(kshot.Batch.of(torch.ones(2, 5).long(), torch.ones(2, 5).long()))
         >>> generate(learner, state, torch.tensor([2, 3]), length=4).shape
         torch.Size([4])
 

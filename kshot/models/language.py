@@ -213,7 +213,7 @@ def causal_lm(folder: Path | str, *, rank: int | None = 8) -> CausalLM:
         raise ValueError(f"causal_lm needs {error.name}, which is not installed: pip install 'kshot[text]'") from None
     try:
         # Attention written out: fused kernels have no second derivative.
-        model = AutoModelForCausalLM.from_pretrained(
+        model: nn.Module = AutoModelForCausalLM.from_pretrained(
             str(folder), local_files_only=True, use_safetensors=True, attn_implementation="eager"
         )
     except (OSError, ValueError) as error:
