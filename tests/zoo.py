@@ -135,6 +135,14 @@ ZOO = {
     "r2d2, regression": Row(
         lambda ways: kshot.r2d2(wave(outputs=4), l2=0.1, scale=None, objective=objectives.mse), regression=True
     ),
+    "fold-in": Row(
+        lambda ways: kshot.fold_in(wave(outputs=4), features=4, prior=1.0, noise=0.1),
+        regression=True,
+    ),
+    "melu": Row(
+        lambda ways: kshot.melu(wave(), inner_lr=0.05, steps=2, decision="2.*", objective=objectives.mse),
+        regression=True,
+    ),
     "matching net": Row(lambda ways: kshot.matching_net(small_conv(None)), keeps_rows=True),
     "matching net, full context": Row(
         lambda ways: kshot.matching_net(small_conv(None), context_steps=2, features=16), keeps_rows=True
@@ -152,6 +160,7 @@ ZOO = {
     "metaoptnet, ridge": Row(lambda ways: kshot.metaoptnet(small_conv(None), base="ridge", l2=1.0)),
     "logistic regression": Row(lambda ways: kshot.logistic_regression(small_conv(None), scale=2.0)),
     "simpleshot": Row(lambda ways: kshot.simpleshot(small_conv(None), features=16, batchnorm="support")),
+    "plda": Row(lambda ways: kshot.plda(small_conv(None), features=16, scale=0.5, batchnorm="support")),
     "baseline++": Row(lambda ways: kshot.baseline_pp(small_conv(None), inner_lr=0.1, steps=3, batchnorm="support")),
     "p>m>f": Row(lambda ways: kshot.pmf(small_conv(None, norm=False), inner_lr=0.01, steps=2, shift=1, flip=True)),
     "laplacian-shot": Row(

@@ -10,12 +10,15 @@ from torch import nn
 
 from kshot import learners, objectives
 from kshot.app.build import Shapes, build_model
-from kshot.app.spec import BaselineName, Spec
+from kshot.app.spec import BaselineName, EncoderSpec, Spec
 from kshot.evaluation.evaluate import Evaluation, Scored, evaluate
 from kshot.evaluation.target import Target
 from kshot.learner import Learner
+from kshot.learners.collaborative import GRIDS, Ratings, recommender
 from kshot.learners.heads import HeadLearner, Prototypes
+from kshot.models.encoder import Encoder
 from kshot.objectives import Objective
+from kshot.tasks.ratings import ratings_of
 from kshot.tasks.source import TaskSource
 from kshot.tasks.watching import during
 from kshot.types import Split
@@ -25,8 +28,15 @@ ABOUT: dict[str, str] = {
     "fine_tune": "the model after {steps} steps of pretraining on all training classes, fine-tuned on the support set",
     "pretrained": "the model after {steps} steps of pretraining, as it is: it does not adapt",
     "pretrained_centroid": "nearest class mean in the features of the model after {steps} steps of pretraining",
-    "centroid": "nearest class mean of the raw inputs",
+    "centroid": "nearest class mean of the raw inputs, or of what a pretrained encoder makes of them as it comes",
     "support_mean": "the mean of the support targets, whatever the input",
+    "global_mean": "the mean of the training ratings",
+    "user_mean": "the user's mean, shrunk to that of all",
+    "item_mean": "the item's mean in training, shrunk to that of all",
+    "bias": "the mean of all, plus shrunk offsets of the user and the item",
+    "popularity": "how often the item was rated in training",
+    "item_knn": "offsets, and the ratings of like items",
+    "matrix_factorisation": "offsets, and factors into which the user is folded",
 }
 
 
@@ -41,8 +51,10 @@ def names_of(spec: Spec, objective: Objective) -> list[BaselineName]:
             if name in ("fine_tune", "pretrained", "pretrained_centroid") and spec.pretrain is None:
                 raise ValueError(f"baseline {name!r} needs a pretrained model: give the run file a 'pretrain' section")
         return spec.baselines.names
+    if isinstance(objective.metrics, objectives.OF_ITEMS):
+        return ["global_mean", "user_mean", "item_mean", "bias", "popularity", "item_knn", "matrix_factorisation"]
     of_classes = objective.own_classes or objective.loss is objectives.shared_classification.loss
-    names: list[BaselineName] = ["scratch"] if spec.model else []
+    names: list[BaselineName] = ["scratch"] if spec.model and not isinstance(spec.model, EncoderSpec) else []
     if spec.pretrain:
         names += ["fine_tune", "pretrained_centroid"] if of_classes else ["fine_tune", "pretrained"]
     if of_classes:
@@ -71,7 +83,7 @@ def evaluate_baselines(
     """Each baseline on the first tasks of a split; where it has a rate to choose, the best on validation tasks."""
     found: dict[str, Evaluation] = {}
     for name in names_of(spec, source.objective):
-        candidates = _candidates(name, spec, source.objective, pretrained, shapes)
+        candidates = _candidates(name, spec, source, pretrained, shapes)
         scores = []
         for candidate in candidates if len(candidates) > 1 else []:
             with during(source, "tuning"):
@@ -88,11 +100,21 @@ def evaluate_baselines(
 
 
 def _candidates(
-    name: BaselineName, spec: Spec, objective: Objective, pretrained: nn.Module | None, shapes: Shapes
+    name: BaselineName, spec: Spec, source: TaskSource, pretrained: nn.Module | None, shapes: Shapes
 ) -> list[Learner]:
-    options = spec.baselines
+    options, objective = spec.baselines, source.objective
+    if name in GRIDS:
+        ratings = ratings_of(source)
+        if ratings is None:
+            raise ValueError(f"baseline {name} is for tasks of ratings, which these are not")
+        with during(source, "training"):
+            log = ratings.training_log()
+        fitted = Ratings(*log, size=len(ratings.encoding.items))
+        return [recommender(name, fitted, objective, **tried) for tried in GRIDS[name]]  # type: ignore[arg-type]
     steps = options.steps if isinstance(options.steps, list) else [options.steps]
     if name == "centroid":
+        if isinstance(spec.model, EncoderSpec):
+            return [HeadLearner(build_model(spec, shapes, head=False), Prototypes(), objective)]
         return [learners.nearest_centroid(objective)]
     if name == "support_mean":
         return [learners.SupportMean(objective)]
@@ -105,7 +127,8 @@ def _candidates(
         ]
     assert pretrained is not None  # `names_of` saw to it
     if name == "pretrained_centroid":
-        body = dict(pretrained.named_children()).get("body", pretrained)
+        whole = isinstance(pretrained, Encoder) and pretrained.head is None
+        body = pretrained if whole else dict(pretrained.named_children()).get("body", pretrained)
         return [HeadLearner(body, Prototypes(), objective)]
     model = build_model(spec, shapes, head=True)
     model.load_state_dict(pretrained.state_dict(), strict=False)

@@ -15,26 +15,32 @@ from kshot import learners, models, objectives, tasks
 from kshot.app.spec import (
     CnapsSpec,
     Conv4Spec,
+    EncoderSpec,
     EpisodesSpec,
     FromHfSpec,
     LanguageModelSpec,
     MixtureSpec,
     MlpSpec,
     OneSourceSpec,
+    PldaSpec,
     PriorFittedSpec,
     RatingMlpSpec,
+    RatingModelSpec,
     Spec,
+    TwoTowerSpec,
 )
 from kshot.learner import Learner
+from kshot.models.encoder import Encoder
 from kshot.tasks.corpus import CorpusEncoding
 from kshot.tasks.ratings import RatingTasks
 from kshot.tasks.source import TaskSource
+from kshot.tasks.text import TextEncoding
 from kshot.training.fit import seeded
 
 Shapes = dict[str, Any]
 """Shapes of one example, and what is asked: {"inputs": [...], "targets": [...], "objective": name}; with a spec, all
-that a learner is built from. Where inputs are a dict, so are their shapes; "items" counts the items of ratings,
-"symbols" those of a vocabulary."""
+that a learner is built from. Where inputs are a dict, so are their shapes; "counts" has the training ratings of each
+item, "symbols" counts those of a vocabulary."""
 
 OF_MAPS = ("relation_net", "frn")
 """Learners that compare feature maps where the model makes them, rather than vectors."""
@@ -92,7 +98,9 @@ def shapes_of(source: TaskSource) -> Shapes:
     )
     shapes: Shapes = {"inputs": inputs or list(batch.inputs.shape[1:]), "targets": list(batch.targets.shape[1:])}
     if isinstance(source, RatingTasks):
-        shapes["items"] = len(source.encoding.items)
+        shapes["counts"] = list(source.encoding.counts)
+    if isinstance(source.encoding, TextEncoding) and source.encoding.features == "tokens":
+        shapes["encoder"] = source.encoding.encoder
     if text is not None:
         shapes["symbols"] = len(text.vocabulary)
     return shapes | {"objective": objectives.name_of(source.objective)}
@@ -106,10 +114,12 @@ def build_model(spec: Spec, shapes: Shapes, *, head: bool) -> nn.Module:
     if spec.model is None:
         return nn.Identity()
     inputs, outputs = shapes["inputs"], shapes["targets"][-1]
-    if isinstance(inputs, dict) != isinstance(spec.model, RatingMlpSpec):
+    fits = isinstance(spec.model, EncoderSpec) == ("encoder" in shapes)
+    if not fits or isinstance(spec.model, RatingModelSpec) != ("counts" in shapes):
         kind, given = spec.model.kind, ", ".join(inputs) if isinstance(inputs, dict) else "one tensor"
         raise ValueError(
-            f"model {kind} does not fit these inputs ({given}): ratings, and they alone, take model rating_mlp"
+            f"model {kind} does not fit these inputs ({given}): ratings, and they alone, take model rating_mlp, "
+            "two_tower or factorisation, texts with features: tokens, and they alone, take model encoder"
         )
     if isinstance(spec.model, LanguageModelSpec) != ("symbols" in shapes):
         raise ValueError(
@@ -122,14 +132,23 @@ def build_model(spec: Spec, shapes: Shapes, *, head: bool) -> nn.Module:
             "predicts, such as maml, meta_sgd or dynamic_evaluation"
         )
     with seeded(spec.seed):
+        if isinstance(spec.model, EncoderSpec):
+            options = spec.model.model_dump(exclude={"kind"})
+            return models.encoder(shapes["encoder"], outputs if head else None, **options)
         if isinstance(spec.model, LanguageModelSpec):
             options = spec.model.model_dump(exclude={"kind", "body"})
             read = inputs[0] * (1 + getattr(spec.learner, "context", 0))
             return models.language_model(shapes["symbols"], spec.model.body, context=read, **options)
-        if isinstance(spec.model, RatingMlpSpec):
-            features = sum(shape[-1] for name, shape in inputs.items() if name != "item")
-            options = spec.model.model_dump(exclude={"kind"})
-            return models.rating_mlp(shapes["items"], features, outputs, **options)
+        if isinstance(spec.model, RatingModelSpec):
+            of_items, of_users = (inputs.get(f"{side}_features", [0])[-1] for side in ("item", "user"))
+            of_items += inputs.get("item_standing", [0])[-1]
+            options = spec.model.model_dump(exclude={"kind"}) | {"outputs": outputs if head else None}
+            counts = shapes["counts"]
+            if isinstance(spec.model, TwoTowerSpec):
+                return models.two_tower(len(counts), of_items, of_users, **options)
+            if isinstance(spec.model, RatingMlpSpec):
+                return models.rating_mlp(len(counts), of_items + of_users, **options)
+            return models.factorisation(counts, of_items + of_users, **options)
         if not isinstance(spec.model, MlpSpec):
             if len(inputs) != 3:
                 raise ValueError(
@@ -162,12 +181,18 @@ def build_learner(spec: Spec, model: nn.Module, shapes: Shapes) -> Learner:
     if "features" in inspect.signature(factory).parameters:
         shape = _features_of(model, shapes)
         options["features"] = tuple(shape) if spec.learner.kind in OF_MAPS else prod(shape)
+    if isinstance(spec.learner, PldaSpec):
+        model.requires_grad_(False)  # what is measured of features holds for these alone
     return factory(model, **options)
 
 
 def _features_of(model: nn.Module, shapes: Shapes) -> torch.Size:
     """The shape of what a model makes of one example."""
+    if isinstance(model, Encoder):
+        return torch.Size([model.body.features])
     if isinstance(shapes["inputs"], dict):
+        if isinstance(model, models.RatingModel):
+            return torch.Size([model.width])
         raise ValueError(f"this learner takes inputs of one tensor; these are {', '.join(shapes['inputs'])}")
     like = next(model.parameters(), torch.empty(0))
     was_training = model.training

@@ -120,6 +120,9 @@ def adapt(
     run_dir: RunDir,
     support: Annotated[Path, typer.Option(help="Folder with one folder of images a class, a CSV, or a text.")],
     out: Annotated[Path, typer.Option(help="File for the adapted state.")],
+    state: Annotated[
+        Path | None, typer.Option(help="A state to extend: the examples, of old and of new classes, come on top.")
+    ] = None,
     resize: Annotated[bool, typer.Option("--resize", help="Scale images to the size the run was trained on.")] = False,
     invert: Annotated[bool, typer.Option("--invert", help="Turn dark strokes on white into bright on black.")] = False,
 ) -> None:
@@ -130,7 +133,7 @@ def adapt(
     """
     from kshot.app.use import adapt_run
 
-    adapt_run(run_dir, support, out, resize=resize, invert=invert)
+    adapt_run(run_dir, support, out, before=state, resize=resize, invert=invert)
 
 
 @app.command()
@@ -145,6 +148,39 @@ def predict(
     from kshot.app.use import predict_run
 
     predict_run(run_dir, state, inputs, resize=resize, invert=invert)
+
+
+@app.command()
+def recommend(
+    run_dir: RunDir,
+    user: Annotated[
+        Path | None, typer.Option(help="CSV with a row for each rating that is known: item, rating, as in training.")
+    ] = None,
+    top: Annotated[int, typer.Option(help="How many items.", min=1)] = 10,
+    ask: Annotated[int, typer.Option(help="How many items to name that the user should be asked about.", min=0)] = 1,
+    interview: Annotated[
+        int, typer.Option(metavar="N", help="First ask for N ratings, each item chosen by the answers so far.", min=0)
+    ] = 0,
+    out: Annotated[Path | None, typer.Option(help="File for the ratings of the interview, CSV.")] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Rank the items that a user has not rated, say which ratings moved each, and what to ask them next."""
+    from rich.console import Console
+
+    from kshot.app import recommend as recommending
+
+    if interview:
+        recommending.interview(
+            run_dir,
+            user,
+            count=interview,
+            top=top,
+            out=out,
+            answer=lambda question: typer.prompt(question, default="", show_default=False),
+            console=Console(),
+        )
+    else:
+        recommending.recommend_run(run_dir, user, top=top, ask=ask, as_json=json)
 
 
 @app.command()

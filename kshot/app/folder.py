@@ -6,6 +6,7 @@ encoding.json           how a user's files become inputs, where the tasks were r
 events.jsonl            everything that happened, in order
 checkpoints/pretrain/   the pretrained base model
 checkpoints/train/      the latest and the best round
+rejection.json          above which novelty an example is out of scope, where the run file asks for it
 tasks.csv               the test figures task by task
 report.json, report.html
 """
@@ -41,6 +42,7 @@ class RunFolder:
         self.encoding = path / "encoding.json"
         self.pretrain, self.train = path / "checkpoints" / "pretrain", path / "checkpoints" / "train"
         self.report, self.tasks = path / "report.json", path / TASKS
+        self.rejection = path / "rejection.json"
 
     def open_new(self, spec: Spec) -> None:
         """Start a run here; `ValueError` if something lies here already."""

@@ -32,11 +32,11 @@ from kshot.evaluation.target import Target
 from kshot.evaluation.verdict import best_baseline
 from kshot.learner import Learner
 from kshot.learners.heads import HeadLearner
-from kshot.learners.metric import Centred
+from kshot.learners.metric import Measured
 from kshot.tasks.source import TaskSource
 from kshot.tasks.watching import during, watched
 from kshot.training.checkpoint import Checkpoints
-from kshot.training.fit import Progress, Settings
+from kshot.training.fit import OuterLoop, Progress, Settings
 from kshot.training.pretrain import finish, fit_centre, pretraining
 
 if TYPE_CHECKING:
@@ -57,6 +57,8 @@ def run(spec: Spec, out: Path, *, resume: bool = False, console: Console | None 
     if target.metric not in metric_names:
         raise ValueError(f"target {spec.target!r}: these tasks report {', '.join(metric_names)}")
     names_of(spec, source.objective)  # one that cannot be had is told at once
+    if spec.reject and not source.objective.own_classes:
+        raise ValueError("reject is for tasks that have classes of their own, and these have none")
     model = build_model(spec, shapes, head=has_head(spec)).to(device)
     folder = RunFolder(out)
     (folder.open_again if resume else folder.open_new)(spec)
@@ -75,7 +77,7 @@ def run(spec: Spec, out: Path, *, resume: bool = False, console: Console | None 
             pretrain_seconds = _pretrain(spec, model, source, folder, experience, display)
             pretrained = copy.deepcopy(model)
         learner = build_learner(spec, model, shapes).to(device)
-        if isinstance(learner, HeadLearner) and isinstance(learner.head, Centred):
+        if isinstance(learner, HeadLearner) and isinstance(learner.head, Measured):
             with during(source, "pretraining"):
                 fit_centre(learner, source)
         training = spec.train.model_dump()
@@ -98,6 +100,8 @@ def run(spec: Spec, out: Path, *, resume: bool = False, console: Console | None 
             checkpoint = folder.train / result.best.checkpoint
             tested = carry_out(learner, spec, source, shapes, pretrained, display.advance, checkpoint)
             write_tasks(folder.tasks, tested.test, tested.baselines, target.metric)
+            if spec.reject and tested.threshold is not None:
+                folder.rejection.write_text(json.dumps({"score": spec.reject.score, "threshold": tested.threshold}))
         report = to_json(_report(spec, out, source, result, tested, learner))
         report["timing"] |= {"pretrain_seconds": pretrain_seconds, "this_process_seconds": time.monotonic() - started}
         write_report(out, report, experience.events, _figures(report, experience, tested, learner, spec))
@@ -115,11 +119,19 @@ def pretrained_model(spec: Spec, model: nn.Module, source: TaskSource, folder: R
     latest = Checkpoints(folder.pretrain).latest() if spec.pretrain and folder.pretrain.exists() else None
     if spec.pretrain is None or latest is None:
         return None
-    settings = Settings(spec.pretrain.outer_lr, clip=None, horizon=spec.pretrain.steps, size=spec.pretrain.batch)
-    loop = pretraining(model, source, settings, seed=spec.seed)
+    loop = _pretraining(spec, model, source)
     loop.load(latest)
     finish(loop)
     return model
+
+
+def _pretraining(spec: Spec, model: nn.Module, source: TaskSource) -> OuterLoop:
+    """The loop of a run file's pretraining."""
+    assert spec.pretrain is not None
+    options = spec.pretrain
+    settings = Settings(options.outer_lr, clip=None, horizon=options.steps, size=options.batch)
+    choice = options.model_dump(include={"objective", "output", "temperature", "precision"})
+    return pretraining(model, source, settings, **choice, seed=spec.seed)
 
 
 def _pretrain(
@@ -128,9 +140,8 @@ def _pretrain(
     """Pretrain in place, going on from the latest checkpoint; the seconds it took in all."""
     assert spec.pretrain is not None
     options = spec.pretrain
-    settings = Settings(options.outer_lr, clip=None, horizon=options.steps, size=options.batch)
     with during(source, "pretraining"):
-        loop = pretraining(model, source, settings, output=options.output, precision=options.precision, seed=spec.seed)
+        loop = _pretraining(spec, model, source)
     checkpoints = Checkpoints(folder.pretrain, spec.train.checkpoint_seconds)
     latest = checkpoints.latest()
     before = loop.load(latest)["seconds"] if latest else 0.0

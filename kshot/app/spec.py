@@ -171,24 +171,44 @@ class SeriesSpec(_Strict):
     bad_rows: Literal["error", "drop"] = "error"
 
 
-class RatingsSpec(_Strict):
+class _OfUsersSpec(_Strict):
+    ask: Literal["number", "levels"] = "number"
+    like: float | None = None
+    standing: bool = False
+    cold: Literal["users", "items", "both", "none"] = "users"
+    start: Literal["any", "first"] = "any"
+    train_order: Literal["given", "random"] = "given"
+    train_busy: float = Field(0.0, ge=0, le=1)
+    split: dict[str, Any] = {"ratio": [0.7, 0.15, 0.15]}
+    shots: SizeSpec = 10
+    train_shots: SizeSpec | None = None
+    queries: SizeSpec = 10
+    train_queries: SizeSpec | None = None
+    negatives: int = Field(4, ge=1)
+    query_negatives: int | None = Field(None, ge=1)
+    small: Literal["error", "drop", "shrink"] = "error"
+    bad_rows: Literal["error", "drop"] = "error"
+
+
+class RatingsSpec(_OfUsersSpec):
     kind: Literal["ratings"]
     path: str
     user: str = "user"
     item: str = "item"
-    rating: str = "rating"
+    rating: str | None = "rating"
     time: str | None = None
     users: str | None = None
     items: str | None = None
-    cold: Literal["users", "items", "both", "none"] = "users"
-    split: dict[str, Any] = {"ratio": [0.7, 0.15, 0.15]}
+    title: str | None = None
     kinds: dict[str, str] = {}
-    shots: SizeSpec = 10
-    queries: SizeSpec = 10
-    train_queries: SizeSpec | None = None
-    small: Literal["error", "drop"] = "error"
     reading: ReadingSpec = ReadingSpec()
-    bad_rows: Literal["error", "drop"] = "error"
+
+
+class MovielensSpec(_OfUsersSpec):
+    kind: Literal["movielens"]
+    path: str | None = None
+    feedback: Literal["ratings", "clicks"] = "ratings"
+    timed: bool = True
 
 
 class TextSpec(_ClassesSpec):
@@ -197,11 +217,13 @@ class TextSpec(_ClassesSpec):
     text: str = "text"
     label: str = "label"
     domain: str = "domain"
-    features: Literal["words", "characters", "ids"] = "words"
+    features: Literal["words", "characters", "ids", "encoder", "tokens"] = "words"
+    encoder: str | None = None
     ngrams: list[Annotated[int, Field(ge=1)]] | None = Field(None, min_length=2, max_length=2)
-    width: int = Field(1024, ge=1)
+    width: int | None = Field(None, ge=1)
     split: dict[str, Any] | None = None
     within: Literal["domain"] | None = None
+    outside: str | None = None
     small: Literal["error", "drop", "shrink"] = "error"
     bad_rows: Literal["error", "drop"] = "error"
     reading: ReadingSpec = ReadingSpec()
@@ -259,6 +281,7 @@ OneSourceSpec = (
     | TableSpec
     | SeriesSpec
     | RatingsSpec
+    | MovielensSpec
     | TextSpec
     | CorpusSpec
     | FromHfSpec
@@ -279,9 +302,30 @@ class RatingMlpSpec(_Strict):
     hidden: list[Annotated[int, Field(ge=1)]] = Field([64, 32], min_length=1)
 
 
+class TwoTowerSpec(_Strict):
+    kind: Literal["two_tower"]
+    width: int = Field(32, ge=1)
+    hidden: int = Field(64, ge=1)
+
+
+class FactorisationSpec(_Strict):
+    kind: Literal["factorisation"]
+    factors: int = Field(24, ge=1)
+    hidden: int = Field(32, ge=1)
+
+
 class MlpSpec(_Strict):
     kind: Literal["mlp"]
     hidden: list[Annotated[int, Field(ge=1)]] = [40, 40]
+
+
+class EncoderSpec(_Strict):
+    """The encoder that the source names, whose features are tokens."""
+
+    kind: Literal["encoder"]
+    tune: Literal["head", "full", "lora"] = "lora"
+    layers: int | None = Field(None, ge=1)
+    rank: int = Field(8, ge=1)
 
 
 class Conv4Spec(_Strict):
@@ -394,6 +438,19 @@ class R2d2Spec(_HeadSpec):
     scale: float | None = Field(10.0, gt=0)
 
 
+class FoldInSpec(_Strict):
+    kind: Literal["fold_in"]
+    noise: float = Field(1.0, gt=0)
+    prior: float = Field(0.35, gt=0)
+    hidden: int = Field(32, ge=1)
+    hold: float = Field(8.0, ge=0)
+
+
+class MeluSpec(_GradientSpec):
+    kind: Literal["melu"]
+    order: Literal[1, 2] = 2
+
+
 class LogisticRegressionSpec(_HeadSpec):
     kind: Literal["logistic_regression"]
     l2: float = Field(1.0, gt=0)
@@ -443,6 +500,13 @@ class PmfSpec(_HeadSpec):
 class SimpleshotSpec(_PretrainedSpec):
     kind: Literal["simpleshot"]
     scale: float = Field(10.0, gt=0)
+
+
+class PldaSpec(_PretrainedSpec):
+    kind: Literal["plda"]
+    within: float = Field(0.9, gt=0, le=1)
+    between: float = Field(0.6, gt=0, le=1)
+    scale: float = Field(1.0, gt=0)
 
 
 class BaselinePpSpec(_PretrainedSpec):
@@ -511,7 +575,8 @@ class PriorFittedSpec(_Strict):
     layers: int = Field(3, ge=1)
 
 
-ModelSpec = MlpSpec | RatingMlpSpec | LanguageModelSpec | Conv4Spec | ResNet12Spec
+RatingModelSpec = RatingMlpSpec | TwoTowerSpec | FactorisationSpec
+ModelSpec = MlpSpec | RatingModelSpec | LanguageModelSpec | Conv4Spec | ResNet12Spec | EncoderSpec
 OwnNetworkSpec = CnpSpec | AttentiveNpSpec | TnpDSpec | PriorFittedSpec
 """Learners that are a network of their own, and take no model."""
 
@@ -520,7 +585,9 @@ class PretrainSpec(_Strict):
     steps: int = Field(ge=1)
     batch: int = Field(128, ge=1)
     outer_lr: float = Field(1e-3, gt=0)
+    objective: Literal["classification", "contrastive"] = "classification"
     output: Literal["linear", "cosine"] = "linear"
+    temperature: float = Field(0.1, gt=0)
     precision: Literal["float32", "bfloat16"] = "float32"
 
 
@@ -530,6 +597,7 @@ class TrainSpec(_Strict):
     outer_lr: float = Field(1e-3, gt=0)
     clip: float | None = Field(10.0, gt=0)
     schedule: Literal["cosine", "constant"] = "cosine"
+    weight_decay: float = Field(0.0, ge=0)
     mode: Literal["auto", "loop", "vmap", "traced", "compiled"] = "loop"
     checkpoint_seconds: float = Field(30.0, gt=0)
 
@@ -549,7 +617,12 @@ class EvaluateSpec(_Strict):
     shots_tasks: int = Field(100, ge=2)
 
 
-BaselineName = Literal["scratch", "fine_tune", "pretrained", "centroid", "pretrained_centroid", "support_mean"]
+RecommenderName = Literal[
+    "global_mean", "user_mean", "item_mean", "bias", "popularity", "item_knn", "matrix_factorisation"
+]
+BaselineName = (
+    Literal["scratch", "fine_tune", "pretrained", "centroid", "pretrained_centroid", "support_mean"] | RecommenderName
+)
 
 
 class BaselinesSpec(_Strict):
@@ -562,6 +635,14 @@ class BaselinesSpec(_Strict):
     inner_lrs: list[Annotated[float, Field(gt=0)]] = Field([0.01, 0.1], min_length=1)
     val_tasks: int = Field(20, ge=2)
     test_tasks: int = Field(100, ge=2)
+
+
+class RejectSpec(_Strict):
+    """What is unlike all classes of a task is rejected, above a threshold that validation tasks set."""
+
+    score: Literal["energy", "nearest", "probability"] = "energy"
+    false_rejection: float = Field(0.05, ge=0, lt=1)
+    outsiders: int = Field(50, ge=1)
 
 
 class Spec(_Strict):
@@ -582,6 +663,8 @@ class Spec(_Strict):
         | ProtonetSpec
         | CnapsSpec
         | R2d2Spec
+        | FoldInSpec
+        | MeluSpec
         | LogisticRegressionSpec
         | MetaoptnetSpec
         | MatchingNetSpec
@@ -590,6 +673,7 @@ class Spec(_Strict):
         | FrnSpec
         | PmfSpec
         | SimpleshotSpec
+        | PldaSpec
         | BaselinePpSpec
         | LaplacianShotSpec
         | TransductiveFineTuneSpec
@@ -602,6 +686,7 @@ class Spec(_Strict):
     budget: BudgetSpec = BudgetSpec()
     evaluate: EvaluateSpec = EvaluateSpec()
     baselines: BaselinesSpec = BaselinesSpec()
+    reject: RejectSpec | None = None
     seed: int = Field(0, ge=0)
     task_seed: int = Field(0, ge=0)
     device: str = "auto"

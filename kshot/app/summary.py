@@ -8,7 +8,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from kshot.evaluation.report import cost_lines
+from kshot.evaluation.report import cost_lines, rejection_lines
 from kshot.evaluation.verdict import difference_to, failed, over, read, verdict, written
 
 
@@ -43,6 +43,8 @@ def print_summary(report: dict[str, Any], out: Path | None) -> None:
                 report["test"], report["baselines"], metric, report["higher_is_better"], paired, failed(report)
             )
             console.print(said, highlight=False)
+        for name, value in rejection_lines(report.get("rejection") or {}):
+            console.print(f"{name}: {value}", highlight=False)
         for name, value in cost_lines(report.get("cost") or {}):
             console.print(f"[dim]{name}: {value}[/]", highlight=False)
         kind = "inductive" if protocol["inductive"] else "transductive"

@@ -19,6 +19,7 @@ from kshot.evaluation.audit import UntrustedFigure
 from kshot.evaluation.compare import differences
 from kshot.evaluation.cost import Cost, cost
 from kshot.evaluation.evaluate import Evaluation, Scored, evaluate
+from kshot.evaluation.rejection import Rejection, calibrated, rejection
 from kshot.evaluation.shots import Shots, over_shots
 from kshot.evaluation.target import Target
 from kshot.evaluation.verdict import best_baseline
@@ -50,6 +51,8 @@ class Tested:
         baselines: theirs, on the first of the same tasks.
         shots: the learner's over numbers of support examples; empty where the source cannot make such tasks.
         cost: what no clock measures.
+        threshold: of novelty, where the run file asks for one; set on validation tasks.
+        rejection: how it tells what is out of scope, where the source has such examples too.
     """
 
     target: Target
@@ -57,6 +60,8 @@ class Tested:
     baselines: dict[str, Evaluation]
     shots: list[Shots]
     cost: Cost
+    threshold: float | None
+    rejection: Rejection | None
 
 
 def carry_out(
@@ -126,7 +131,21 @@ def carry_out(
         shots = over_shots(learner, with_more, counts, split=split, tasks=min(spec.evaluate.shots_tasks, count))
     with during(source, EVALUATION):
         priced = cost(learner, source.task(split, 0))
-    return Tested(target, test, baselines, shots, priced)
+    return Tested(target, test, baselines, shots, priced, *_rejecting(learner, spec, source, split, count))
+
+
+def _rejecting(
+    learner: Learner, spec: Spec, source: TaskSource, split: Split, count: int
+) -> tuple[float | None, Rejection | None]:
+    """The threshold of novelty, and what it does."""
+    if spec.reject is None:
+        return None, None
+    how: dict[str, Any] = spec.reject.model_dump(exclude={"outsiders"})
+    threshold = calibrated(learner, source, **how, tasks=spec.evaluate.val_tasks)
+    if not source.describe().get("out_of_scope", {}).get(split):
+        return threshold, None
+    how |= {"threshold": threshold, "outsiders": spec.reject.outsiders}
+    return threshold, rejection(learner, source, **how, split=split, tasks=count)
 
 
 def _longest(spec: Spec, source: TaskSource) -> tuple[TaskSource, list[int]] | None:
@@ -165,6 +184,7 @@ def entries(tested: Tested, spec: Spec, source: TaskSource, learner: Learner) ->
         "trusted": test.trusted,
         "worst_tasks": _worst(tested),
         "shots": tested.shots,
+        "rejection": tested.rejection and tested.rejection.to_json(),
         "calibration": test.calibration,
         "cost": tested.cost._asdict() | {"adapt_ms": test.adapt_ms, "predict_ms": test.predict_ms},
         "protocol": protocol(spec, source, learner)

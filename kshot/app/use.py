@@ -24,9 +24,11 @@ from kshot.app.spec import Spec
 from kshot.app.summary import print_summary
 from kshot.app.testing import carry_out, draw, entries
 from kshot.evaluation.per_task import TASKS, write_tasks
+from kshot.evaluation.rejection import OUTSIDE, novelty
 from kshot.evaluation.report import to_json, write_report
 from kshot.evaluation.target import Target
 from kshot.learners.generating import generate
+from kshot.learners.heads import HeadLearner
 from kshot.tasks.corpus import CorpusEncoding
 from kshot.tasks.vocabulary import UNKNOWN
 from kshot.tasks.watching import watched
@@ -104,11 +106,15 @@ def evaluate_run(
     return report
 
 
-def adapt_run(run_dir: Path, support: Path, out: Path, *, resize: bool, invert: bool) -> None:
-    """Adapt to a user's examples, and write the state."""
+def adapt_run(
+    run_dir: Path, support: Path, out: Path, *, before: Path | None = None, resize: bool, invert: bool
+) -> None:
+    """Adapt to a user's examples, or extend the state `before` by them, and write the state."""
     if out.exists():
         raise ValueError(f"{out} exists and is never written over; choose another --out")
     run = load_run(run_dir)
+    state, meta = (None, {}) if before is None else _load_state(before, run, run_dir)
+    known: list[str] = json.loads(meta["classes"]) if meta else []
     kept: dict[str, Any] = {}
     targets: Tensor | list[str]
     if run.encoding:
@@ -119,15 +125,21 @@ def adapt_run(run_dir: Path, support: Path, out: Path, *, resize: bool, invert: 
         inputs, targets = support_table(support, run.shapes["inputs"], run.shapes["targets"])
     classes: list[str] = []
     if isinstance(targets, list):
-        classes = sorted(set(targets))
+        classes = known + sorted(set(targets) - set(known))
         numbers = torch.tensor([classes.index(label) for label in targets])
         batch = Batch.of(inputs, numbers, ways=_ways(run.spec, run.shapes, classes))
     else:
         batch = Batch.of(inputs, targets)
     about = f"{len(batch.weight)} examples" + (f" of {len(classes)} classes: {', '.join(classes)}" if classes else "")
     device = device_of(run.spec)
+    learner = run.learner.to(device).eval()
     with torch.no_grad():
-        state = run.learner.to(device).eval().adapt(to(batch, device))
+        if state is not None:
+            state = learner.extend(to(state, device), to(batch, device))
+        elif isinstance(learner, HeadLearner):
+            state = learner.adapt(to(batch, device), extendable=True)
+        else:
+            state = learner.adapt(to(batch, device))
     meta = {"classes": json.dumps(classes), "kept": json.dumps(kept)}
     save_state(out, state, meta | {"weights_sha256": run.weights, "run": run.spec.name})
     print(f"adapted to {about}; state in {out}")
@@ -160,7 +172,7 @@ def predict_run(run_dir: Path, state_file: Path, inputs: list[Path], *, resize: 
     classes, kept = json.loads(meta["classes"]), json.loads(meta.get("kept", "{}"))
     if classes and not run.encoding:
         names, images = read_images(inputs, run.shapes["inputs"], resize=resize, invert=invert)
-        _print({"path": names} | _labels(_predict(run, state, images), classes))
+        _print({"path": names} | _labels(_predict(run, state, images), classes, RunFolder(run_dir)))
         return
     values = [
         run.encoding.inputs(path, kept) if run.encoding else read_table(path, run.shapes["inputs"][-1])
@@ -169,7 +181,7 @@ def predict_run(run_dir: Path, state_file: Path, inputs: list[Path], *, resize: 
     prediction = _predict(run, state, tree_map(lambda *leaves: torch.cat(leaves), *values))
     rows: dict[str, list[Any]] = {"row": list(range(1, len(prediction) + 1))}
     if classes:
-        _print(rows | _labels(prediction, classes))
+        _print(rows | _labels(prediction, classes, RunFolder(run_dir)))
     elif run.encoding:
         _print(run.encoding.answers(prediction, kept))
     else:
@@ -238,11 +250,19 @@ def generate_run(
     print(encoding.decode([*symbols.tolist(), *written.tolist()]))
 
 
-def _labels(logits: Tensor, classes: list[str]) -> dict[str, list[Any]]:
-    """The likeliest class of each row (n,), and the probability of every one."""
-    chances = logits[:, : len(classes)].softmax(1)
+def _labels(logits: Tensor, classes: list[str], folder: RunFolder) -> dict[str, list[Any]]:
+    """The likeliest class of each row (n,), and the probability of every one; where the run rejects what is out of
+    scope, that in place of a class, and the novelty."""
+    logits = logits[:, : len(classes)]
+    chances = logits.softmax(1)
     labels = [classes[place] for place in chances.argmax(1).tolist()]
-    return {"label": labels} | {f"p({name})": chances[:, place].tolist() for place, name in enumerate(classes)}
+    columns: dict[str, list[Any]] = {f"p({name})": chances[:, place].tolist() for place, name in enumerate(classes)}
+    if folder.rejection.exists():
+        said = json.loads(folder.rejection.read_text())
+        novel = novelty(logits, said["score"]).tolist()
+        labels = [OUTSIDE if own > said["threshold"] else label for label, own in zip(labels, novel)]
+        columns["novelty"] = novel
+    return {"label": labels} | columns
 
 
 def _print(columns: dict[str, list[Any]]) -> None:

@@ -64,6 +64,7 @@ def run_until(
     outer_lr: float = 1e-3,
     clip: float | None = 10.0,
     schedule: Schedule = "cosine",
+    weight_decay: float = 0.0,
     mode: Mode = "loop",
     val_tasks: int = 100,
     policy: Policy | None = None,
@@ -89,6 +90,7 @@ def run_until(
         outer_lr: Adam's rate.
         clip: bound of the gradient's norm.
         schedule: "cosine" over all the steps that the budget allows, or "constant".
+        weight_decay: as in `fit`.
         mode: how the meta-gradient is computed; see `meta_gradient`.
         val_tasks: validation tasks after each round, always the same ones.
         policy: decides after each round; `rules(target, budget)` by default.
@@ -114,7 +116,7 @@ def run_until(
     policy = policy or rules(target, budget)
     if steps_per_round < 1 or val_tasks < 2:
         raise ValueError(f"a round needs a step and two validation tasks at least, got {steps_per_round}, {val_tasks}")
-    settings = Settings(outer_lr, clip, schedule, horizon=_planned(budget, steps_per_round), size=tasks_per_step)
+    settings = Settings(outer_lr, clip, schedule, _planned(budget, steps_per_round), tasks_per_step, weight_decay)
     with tempfile.TemporaryDirectory() as scratch, during(source, "rounds"):
         run = _Rounds(
             loop=meta_training(learner, source, settings, mode=mode, seed=seed),

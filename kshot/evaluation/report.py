@@ -179,6 +179,7 @@ def _page(report: dict[str, Any], events: Sequence[Mapping[str, Any]], figures: 
             for each in report.get("worst_tasks") or []
         ],
         "calibration": _calibration(report.get("calibration") or {}),
+        "rejection": rejection_lines(report.get("rejection") or {}),
         "cost": cost_lines(report.get("cost") or {}),
         "protocol": _protocol(protocol),
         "columns": columns,
@@ -282,6 +283,20 @@ def cost_lines(cost: dict[str, Any]) -> list[tuple[str, str]]:
         ("FLOPs of predicting", "predict_flops", scaled),
     ]
     return [(name, form(cost[key])) for name, key, form in given if cost.get(key) is not None]
+
+
+def rejection_lines(found: dict[str, Any]) -> list[tuple[str, str]]:
+    """A report's entry on what is out of scope as names and values for a person."""
+    if not found:
+        return []
+    rejected = (
+        f"{written(read(found, 'rejected_outside'))} of it, and {written(read(found, 'rejected_inside'))} in scope"
+    )
+    return [
+        ("out of scope, AUROC", f"{written(read(found, 'auroc'))} by {found['score']}"),
+        ("taken for in scope, where 95 % of what is pass", written(read(found, "fpr95"))),
+        (f"rejected above {found['threshold']:.4g}", rejected),
+    ]
 
 
 def _alone(value: float | None) -> Interval:

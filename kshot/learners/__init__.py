@@ -5,13 +5,15 @@ from kshot.learners.context import cavia
 from kshot.learners.feat import feat
 from kshot.learners.film import Mahalanobis, cnaps
 from kshot.learners.finetuned import baseline_pp, pmf
+from kshot.learners.fold_in import fold_in
 from kshot.learners.frn import frn
-from kshot.learners.gradient import GradientLearner, anil, boil, fomaml, maml, reptile
+from kshot.learners.gradient import GradientLearner, anil, boil, fomaml, maml, melu, reptile
 from kshot.learners.heads import HeadLearner, protonet
 from kshot.learners.implicit import imaml
 from kshot.learners.learned_rules import alfa, learned_optimizer, meta_curvature, meta_sgd
 from kshot.learners.maml_pp import maml_pp
 from kshot.learners.metric import matching_net, simpleshot
+from kshot.learners.plda import plda
 from kshot.learners.reading import dynamic_evaluation
 from kshot.learners.relation import relation_net
 from kshot.learners.tabular import prior_fitted
@@ -35,6 +37,7 @@ __all__ = [
     "dynamic_evaluation",
     "feat",
     "fine_tune",
+    "fold_in",
     "fomaml",
     "frn",
     "from_scratch",
@@ -45,10 +48,12 @@ __all__ = [
     "maml",
     "maml_pp",
     "matching_net",
+    "melu",
     "meta_curvature",
     "meta_sgd",
     "metaoptnet",
     "nearest_centroid",
+    "plda",
     "pmf",
     "prior_fitted",
     "proto_maml",

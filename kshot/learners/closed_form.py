@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from kshot import objectives
 from kshot.inner.convex import crammer_singer, logistic
 from kshot.inner.functional import BatchNorm
-from kshot.learners.heads import Head, HeadLearner, log_parameter
+from kshot.learners.heads import Head, HeadLearner, added, log_parameter
 from kshot.objectives import Objective
 from kshot.types import Tree
 
@@ -77,7 +77,22 @@ class Ridge(Linear):
     scores_absent = True
 
     def fit(self, feat_ND: Tensor, target_NC: Tensor, weight_N: Tensor) -> Tree:
-        weight_DC = ridge_fit(_with_ones(feat_ND), target_NC, weight_N, self.log_l2.exp())
+        return self._state(ridge_fit(_with_ones(feat_ND), target_NC, weight_N, self.log_l2.exp()))
+
+    def remember(self, feat_ND: Tensor, target_NC: Tensor, weight_N: Tensor) -> Tree:
+        """The sums that the solution depends on, of a size that does not grow with the examples."""
+        feat_ND = _with_ones(feat_ND)
+        weighted_DN = (weight_N[:, None] * feat_ND).mT
+        return {"gram": weighted_DN @ feat_ND, "moment": (weighted_DN @ target_NC).mT}
+
+    def join(self, old: Tree, new: Tree) -> Tree:
+        return added(old, new)
+
+    def recall(self, memory: Tree) -> Tree:
+        gram_DD = _ridged(memory["gram"], self.log_l2.exp())
+        return self._state(torch.linalg.solve(gram_DD, memory["moment"].mT))
+
+    def _state(self, weight_DC: Tensor) -> Tree:
         return {"weight": weight_DC[:-1].mT.contiguous(), "bias": weight_DC[-1]}
 
 

@@ -328,6 +328,49 @@ def anil(
     return GradientLearner(model, objective, solver, adaptable=f"{head}.*", batchnorm=batchnorm)
 
 
+def melu(
+    model: nn.Module,
+    *,
+    inner_lr: float,
+    steps: int = 1,
+    order: int = 2,
+    decision: Pattern = ("body.*", "head.*"),
+    objective: Objective = objectives.mse,
+    batchnorm: BatchNorm = "support",
+) -> GradientLearner:
+    r"""MeLU: the decision layers adapt to a user, the embeddings of items and users are shared by all.
+
+    $$ \theta_2 \leftarrow \theta_2 - \alpha \nabla_{\theta_2} L_{\text{support}}(\theta_1, \theta_2), \qquad
+       \theta_1: \text{embeddings}, \; \theta_2: \text{the layers above} $$
+
+    Args:
+        model, inner_lr, steps, objective, batchnorm: as in `maml`; such as `models.rating_mlp`.
+        order: 2 is the exact meta-gradient, 1 the first-order approximation.
+        decision: patterns of the parameters that adapt.
+
+    Raises:
+        ValueError: as `maml`; also where the model has no parameter of such a name.
+
+    Example:
+        >>> learner = melu(kshot.models.rating_mlp(3, 0, hidden=(4,)), inner_lr=0.1)
+        >>> list(learner.adaptable_params())
+        ['head.weight', 'head.bias', 'body.0.weight', 'body.0.bias']
+
+    References:
+        Lee, Im, Jang, Cho, Chung: MeLU: Meta-Learned User Preference Estimator for Cold-Start Recommendation, KDD 2019,
+        arXiv:1908.00413, algorithm 1.
+    """
+    return maml(
+        model,
+        inner_lr=inner_lr,
+        steps=steps,
+        order=order,
+        objective=objective,
+        adaptable=decision,
+        batchnorm=batchnorm,
+    )
+
+
 def boil(
     model: nn.Module,
     *,

@@ -43,6 +43,20 @@ class Head(nn.Module, ABC):
     def predict(self, state: Tree, feat_MD: Tensor) -> Tensor:
         """Predict (M, C) for features."""
 
+    def remember(self, feat_ND: Tensor, target_NC: Tensor, weight_N: Tensor) -> Tree:
+        """What is kept of a support set, so that more may come; by default its rows."""
+        return {"features": feat_ND, "targets": target_NC, "weight": weight_N}
+
+    def join(self, old: Tree, new: Tree) -> Tree:
+        """What is kept of two support sets together, of which the new one may have classes more, behind the others."""
+        further = new["targets"].shape[1] - old["targets"].shape[1]
+        old = old | {"targets": torch.nn.functional.pad(old["targets"], (0, further))}
+        return {name: torch.cat([old[name], new[name]]) for name in old}
+
+    def recall(self, memory: Tree) -> Tree:
+        """What `fit` gives for all that is kept."""
+        return self.fit(memory["features"], memory["targets"], memory["weight"])
+
 
 class HeadLearner(Learner):
     r"""Embeds with a module that all tasks share, and fits a head to the support features.
@@ -81,8 +95,31 @@ class HeadLearner(Learner):
         """The outer loss of one task, ()."""
         return self.outer(self, task)
 
-    def adapt(self, support: Batch) -> Tree:
-        return self.fit(support, *self.embed(support))
+    def adapt(self, support: Batch, *, extendable: bool = False) -> Tree:
+        """Adapt to a support set; an `extendable` state also holds the `"memory"` that `extend` needs."""
+        features, statistics = self.embed(support)
+        state = self.fit(support, features, statistics)
+        if extendable:
+            state["memory"] = self.head.remember(features, support.targets, support.weight)
+        return state
+
+    def extend(self, state: Tree, support: Batch) -> Tree:
+        """As `Learner.extend`, for states that `adapt(…, extendable=True)` made: the same as adapting to all examples
+        at once. Where BatchNorm takes statistics of the support these stay those of the first one."""
+        if "memory" not in state:
+            raise ValueError("this state holds no memory to extend: make it by adapt(support, extendable=True)")
+        before, now = state.get("present"), support.targets.shape[1]
+        if before is not None and now < len(before):
+            raise ValueError(
+                f"the state knows {len(before)} classes, and the targets are of {now}: one-hot targets have a column "
+                "for each class of the state first, and the new classes behind them"
+            )
+        features = self.embed_query(state, support.inputs)
+        memory = self.head.join(state["memory"], self.head.remember(features, support.targets, support.weight))
+        extended = state | {"head": self.head.recall(memory), "memory": memory}
+        if before is not None:
+            extended["present"] = torch.cat([before, before.new_zeros(now - len(before))]) | classes_present(support)
+        return extended
 
     def predict(self, state: Tree, inputs: Tree) -> Tree:
         return self.score(state, self.embed_query(state, inputs))
@@ -150,6 +187,14 @@ class Scaled(nn.Module):
         return self.log_scale.exp() * self.distance(feat_MD, proto_CD)
 
 
+def added(old: Tree, new: Tree) -> Tree:
+    """The sums of two support sets together: leaves (C, ...) of the old one count nothing for classes it has not."""
+    return {
+        name: leaf + torch.cat([old[name], leaf.new_zeros(len(leaf) - len(old[name]), *leaf.shape[1:])])
+        for name, leaf in new.items()
+    }
+
+
 def log_parameter(name: str, value: float) -> nn.Parameter:
     """The logarithm of a number above 0 that is learned, as a Parameter ()."""
     if not value > 0:
@@ -185,6 +230,16 @@ class Prototypes(Head):
 
     def fit(self, feat_ND: Tensor, target_NC: Tensor, weight_N: Tensor) -> Tree:
         return {"prototypes": class_means(feat_ND, target_NC, weight_N)}
+
+    def remember(self, feat_ND: Tensor, target_NC: Tensor, weight_N: Tensor) -> Tree:
+        share_NC = target_NC * weight_N[:, None]
+        return {"sum": share_NC.mT @ feat_ND, "count": share_NC.sum(0)}
+
+    def join(self, old: Tree, new: Tree) -> Tree:
+        return added(old, new)
+
+    def recall(self, memory: Tree) -> Tree:
+        return {"prototypes": memory["sum"] / memory["count"].clamp_min(1e-12)[:, None]}
 
     def predict(self, state: Tree, feat_MD: Tensor) -> Tensor:
         return self.distance(feat_MD, state["prototypes"])

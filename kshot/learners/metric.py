@@ -5,6 +5,8 @@ Shape legend: N support rows, M query rows, D features, C classes.
 
 from __future__ import annotations
 
+from abc import abstractmethod
+
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
@@ -16,7 +18,22 @@ from kshot.objectives import Objective
 from kshot.types import Tree
 
 
-class Centred(Head):
+class Measured(Head):
+    """A head with numbers that are no meta-parameters: `training.pretrain.fit_centre` measures them on the training
+    classes.
+
+    Attributes:
+        batches: of examples that it is measured on.
+    """
+
+    batches: int = 16
+
+    @abstractmethod
+    def measure(self, feat_ND: Tensor, target_NC: Tensor, weight_N: Tensor) -> None:
+        """Take features of training examples, one-hot over the training classes, for what they are; in place."""
+
+
+class Centred(Measured):
     r"""Features less their mean over the training classes, at unit length (CL2N), and a head on those:
 
     $$ f \mapsto (f - \mu) / \lVert f - \mu \rVert $$
@@ -39,11 +56,23 @@ class Centred(Head):
         self.scores_absent, self.transductive = head.scores_absent, head.transductive
         self.register_buffer("centre", torch.zeros(features))
 
+    def measure(self, feat_ND: Tensor, target_NC: Tensor, weight_N: Tensor) -> None:
+        self.centre.copy_(weight_N @ feat_ND / weight_N.sum())
+
     def fit(self, feat_ND: Tensor, target_NC: Tensor, weight_N: Tensor) -> Tree:
         return self.head.fit(self._centred(feat_ND), target_NC, weight_N)
 
     def predict(self, state: Tree, feat_MD: Tensor) -> Tensor:
         return self.head.predict(state, self._centred(feat_MD))
+
+    def remember(self, feat_ND: Tensor, target_NC: Tensor, weight_N: Tensor) -> Tree:
+        return self.head.remember(self._centred(feat_ND), target_NC, weight_N)
+
+    def join(self, old: Tree, new: Tree) -> Tree:
+        return self.head.join(old, new)
+
+    def recall(self, memory: Tree) -> Tree:
+        return self.head.recall(memory)
 
     def _centred(self, feat_ND: Tensor) -> Tensor:
         return normalize(feat_ND - self.centre, dim=1)

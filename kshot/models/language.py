@@ -224,5 +224,5 @@ def causal_lm(folder: Path | str, *, rank: int | None = 8) -> CausalLM:
             warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
             warnings.filterwarnings("ignore", "fan_in_fan_out", UserWarning)
             options = LoraConfig(r=rank, lora_alpha=2 * rank, task_type="CAUSAL_LM")
-            model = get_peft_model(model, options)
+            return CausalLM(get_peft_model(model, options))
     return CausalLM(model)

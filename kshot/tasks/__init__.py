@@ -9,6 +9,7 @@ from kshot.tasks.glyphs import glyphs
 from kshot.tasks.groups import GroupTasks
 from kshot.tasks.images import images
 from kshot.tasks.mixture import mixture
+from kshot.tasks.movielens import movielens
 from kshot.tasks.omniglot import omniglot
 from kshot.tasks.omniglot_runs import omniglot_runs
 from kshot.tasks.pixels import pixels
@@ -36,6 +37,7 @@ __all__ = [
     "glyphs",
     "images",
     "mixture",
+    "movielens",
     "omniglot",
     "omniglot_runs",
     "pixels",

@@ -19,6 +19,8 @@ import numpy as np
 
 from kshot.tasks.reading import Kind, Table
 
+HASHED = 64
+"""Numbers that a text becomes."""
 ONE_HOT = 32
 """Up to so many words get a feature each; more share as many by codes."""
 FARTHEST = 10.0
@@ -34,7 +36,7 @@ class Column:
 
     Attributes:
         name: in the table.
-        kind: what it holds.
+        kind: what it holds; a "set" is several words in one value, as "Drama|Crime", a "text" is hashed.
         format: how its dates are written; None is ISO 8601.
         mean, std: of the training rows: a number's own units, a date's seconds since 1970.
         gaps: whether a value was missing in a training row; there is a feature for it then.
@@ -63,6 +65,11 @@ class Column:
             known = [f"{self.name}={word}" for word in self.words]
             coded = [f"{self.name} code {number}" for number in range(ONE_HOT)]
             return [*(known if len(known) <= ONE_HOT else coded), f"{self.name} is unknown", *missing]
+        if self.kind == "set":
+            known = [f"{self.name}={word}" for word in self.words]
+            return known if len(known) <= ONE_HOT else [f"{self.name} code {number}" for number in range(ONE_HOT)]
+        if self.kind == "text":
+            return [f"{self.name} hash {number}" for number in range(HASHED)]
         if self.kind == "date":
             cycles = ["year", "week", *(["day"] if self.clock else [])]
             return [
@@ -84,6 +91,11 @@ class Column:
         if self.kind == "date":
             cycles = "year, week and day" if self.clock else "year and week"
             return f"date: linear, and sine and cosine of {cycles}{gaps}"
+        if self.kind == "set":
+            how = "a 0 or 1 each" if len(self.words) <= ONE_HOT else f"the sum of their codes of {ONE_HOT} signs"
+            return f"set: of {len(self.words)} words, {how}; others are passed over"
+        if self.kind == "text":
+            return f"text: its words, hashed to {HASHED} numbers"
         if self.kind == "boolean":
             return f"boolean: 0 or 1, less the mean of {self.mean:.4g}{gaps}"
         return f"number: (x − {self.mean:.4g}) / {self.std:.4g}, no farther from 0 than {FARTHEST:g}{gaps}"
@@ -96,11 +108,13 @@ class Values(NamedTuple):
         numbers: float32 (n, A), standardised and no farther from 0 than `FARTHEST`, NaN where missing.
         words: int32 (n, B), the place of the word; after the last come "unknown" and "missing".
         dates: float64 (n, C), seconds since 1970, NaN where missing.
+        made: float32 (n, P), features already: of sets and of texts.
     """
 
     numbers: np.ndarray
     words: np.ndarray
     dates: np.ndarray
+    made: np.ndarray
 
     def rows(self, rows: np.ndarray) -> Values:
         """The values of rows, an index or a mask."""
@@ -128,6 +142,7 @@ class Columns:
         self._numbers = [column for column in kept if column.kind in ("number", "boolean")]
         self._words = [column for column in kept if column.kind == "category"]
         self._dates = [column for column in kept if column.kind == "date"]
+        self._made = [column for column in kept if column.kind in ("set", "text")]
         self._gaps = np.array([column.gaps for column in self._numbers], bool)
         self._tables = [_word_table(column) for column in self._words]
 
@@ -138,10 +153,14 @@ class Columns:
 
     @cached_property
     def features(self) -> list[str]:
-        """The names of the F features, in order: numbers, which of them are missing, words, dates."""
+        """The names of the F features, in order: numbers, which of them are missing, words, dates, sets and texts."""
         numbers = [column.name for column in self._numbers]
         gaps = [column.features[1] for column in self._numbers if column.gaps]
-        return [*numbers, *gaps, *(name for column in (*self._words, *self._dates) for name in column.features)]
+        return [
+            *numbers,
+            *gaps,
+            *(name for column in (*self._words, *self._dates, *self._made) for name in column.features),
+        ]
 
     @classmethod
     def fit(cls, raw: Mapping[str, Raw], train: np.ndarray, *, asked: Sequence[str] = ()) -> Columns:
@@ -174,7 +193,8 @@ class Columns:
         dates = np.empty((count, len(self._dates)))
         for place, column in enumerate(self._dates):
             dates[:, place] = raw.pop(column.name).values
-        return Values(numbers, words, dates)
+        made = [_parts(column, raw.pop(column.name).values) for column in self._made]
+        return Values(numbers, words, dates, np.concatenate([np.zeros((count, 0), np.float32), *made], 1))
 
     def spread(self, values: Values) -> np.ndarray:
         """The features, float32 (..., F), of values (..., A), (..., B), (..., C)."""
@@ -182,6 +202,7 @@ class Columns:
         parts = [np.where(missing, np.float32(0), values.numbers), missing[..., self._gaps].astype(np.float32)]
         parts += [table[values.words[..., place]] for place, table in enumerate(self._tables)]
         parts += [_calendar(values.dates[..., place], column) for place, column in enumerate(self._dates)]
+        parts.append(values.made)
         return np.concatenate(parts, -1, dtype=np.float32)
 
     def describe(self) -> dict[str, str]:
@@ -209,7 +230,8 @@ def read_columns(table: Table, kinds: Mapping[str, str]) -> dict[str, Raw]:
 
     Args:
         table: has the columns.
-        kinds: column to "number", "boolean", "category", "date", or the format of its dates, such as "%d/%m/%Y".
+        kinds: column to "number", "boolean", "category", "set", "text", "date", or the format of its dates, such as
+            "%d/%m/%Y".
 
     Raises:
         ValueError: a kind that is none, or a column that is missing.
@@ -221,15 +243,15 @@ def read_columns(table: Table, kinds: Mapping[str, str]) -> dict[str, Raw]:
             found[name] = Raw("number", table.numbers(name))
         elif kind == "boolean":
             found[name] = Raw("boolean", table.booleans(name))
-        elif kind == "category":
-            found[name] = Raw("category", table.labels(name))
+        elif kind in ("category", "set", "text"):
+            found[name] = Raw(kind, table.labels(name))  # type: ignore[arg-type]
         elif kind == "date" or "%" in kind:
             form = kind if "%" in kind else None
             found[name] = Raw("date", table.seconds(name, form), form)
         else:
             raise ValueError(
-                f"kinds: {name!r} is no {kind!r}; a column is a number, boolean, category or date, or a format of "
-                "dates such as '%d/%m/%Y'"
+                f"kinds: {name!r} is no {kind!r}; a column is a number, boolean, category, set, text or date, or a "
+                "format of dates such as '%d/%m/%Y'"
             )
     return found
 
@@ -248,6 +270,10 @@ def moments(values: np.ndarray, where: np.ndarray) -> tuple[float, float]:
 def _fit(name: str, raw: Raw, train: np.ndarray, asked: bool) -> Column:
     if raw.kind == "category":
         return _fit_words(name, raw.values, train, asked)
+    if raw.kind == "set":
+        return _fit_set(name, raw.values, train)
+    if raw.kind == "text":
+        return Column(name, "text")
     missing = np.isnan(raw.values[train])
     mean, std = moments(raw.values, train)
     gaps = bool(missing.any())
@@ -275,6 +301,42 @@ def _fit_words(name: str, words: Any, train: np.ndarray, asked: bool) -> Column:
     elif not known:
         left_out = "no word stands in two training rows"
     return Column(name, "category", gaps=gaps, words=() if left_out else tuple(known), left_out=left_out)
+
+
+SEPARATORS = r"\s*[|;]\s*"
+"""What stands between the words of a set."""
+
+
+def _split(values: Any) -> Any:
+    """The words of each row's set, as a polars Series of lists; none where it is missing."""
+    plain = values.fill_null("").str.strip_chars().str.replace_all(SEPARATORS, "|")
+    return plain.str.split("|")
+
+
+def _fit_set(name: str, values: Any, train: np.ndarray) -> Column:
+    import polars as pl
+
+    counts = _split(values.filter(pl.Series(train))).explode().value_counts()
+    counts = counts.filter((pl.col(counts.columns[0]) != "") & (pl.col("count") > 1))
+    words = tuple(sorted(counts[counts.columns[0]].to_list()))
+    return Column(name, "set", words=words, left_out="" if words else "no word stands in two training rows")
+
+
+def _parts(column: Column, values: Any) -> np.ndarray:
+    """The features (n, f) of a set or a text."""
+    if column.kind == "text":
+        from kshot.tasks.features import hashed_ngrams
+
+        texts = values.fill_null("").to_list()
+        return hashed_ngrams(texts, of="words", ngrams=(1, 1), width=HASHED).take(np.arange(len(texts))).numpy()
+    lists = _split(values)
+    owner = np.repeat(np.arange(len(lists)), lists.list.len().to_numpy())
+    place = place_of(lists.explode(), column.words)
+    known = place < len(column.words)
+    table = _word_table(column)[: len(column.words), : min(len(column.words), ONE_HOT)]
+    found = np.zeros((len(lists), table.shape[1]), np.float32)
+    np.add.at(found, owner[known], table[place[known]])
+    return found if len(column.words) > ONE_HOT else np.minimum(found, 1)
 
 
 def place_of(words: Any, known: Sequence[str]) -> np.ndarray:

@@ -296,6 +296,11 @@ def cached(name: str, make: Callable[[], dict[str, np.ndarray]]) -> dict[str, np
     return arrays
 
 
+def is_cached(name: str) -> bool:
+    """Whether the cache has arrays of that name."""
+    return (cache_folder() / f"{name}.npz").exists()
+
+
 def write_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
     """Write arrays to one `.npz`, beside and renamed: a reader sees the old file, or the new one, whole.
 

@@ -1,16 +1,19 @@
-"""Tasks from ratings: a user is a task, and what they rated tells what they will make of other items.
+"""Tasks from ratings or clicks: a user is a task, and what they rated tells what they will make of other items.
 
 All is columns: an item's number, a rating and a row number a rating, so that 20 million ratings fit in 4 GB.
 
-Shape legend: n ratings, U users, T tasks, S support and Q query ratings at most.
+Shape legend: n ratings, U users, I items, L levels; T tasks of S support and Q query ratings, N items not clicked.
 """
 
 from __future__ import annotations
 
+import base64
+import difflib
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 import torch
@@ -21,6 +24,7 @@ from kshot.objectives import Objective
 from kshot.tasks.columns import Columns, Raw, Values, moments, place_of, read_columns
 from kshot.tasks.drawing import Range, Size, distinct
 from kshot.tasks.encoding import Support
+from kshot.tasks.pools import Small
 from kshot.tasks.reading import Reading, Table, open_table
 from kshot.tasks.source import TaskSource, generator
 from kshot.tasks.splitting import cut
@@ -30,25 +34,39 @@ from kshot.types import SPLITS, Batch, Split, Task, Tree, tree_map
 Cold = Literal["users", "items", "both", "none"]
 """What val and test hold that training has not seen: users, items, both; or later ratings of the same users."""
 
+Start = Literal["any", "first"]
+"""Where in time a task begins: anywhere in a user's history, or with their first ratings, as of a new user."""
+
 SHARES = {"ratio": [0.7, 0.15, 0.15]}
+MOST_LEVELS = 32
 
 
 def ratings(
-    path: Path | str,
+    path: Path | str | Table,
     *,
     user: str = "user",
     item: str = "item",
-    rating: str = "rating",
+    rating: str | None = "rating",
     time: str | None = None,
-    users: Path | str | None = None,
-    items: Path | str | None = None,
+    users: Path | str | Table | None = None,
+    items: Path | str | Table | None = None,
+    title: str | None = None,
+    ask: Literal["number", "levels"] = "number",
+    like: float | None = None,
+    standing: bool = False,
+    negatives: int = 4,
+    query_negatives: int | None = None,
     cold: Cold = "users",
+    start: Start = "any",
+    train_order: Literal["given", "random"] = "given",
+    train_busy: float = 0.0,
     split: Mapping[str, Any] | None = None,
     kinds: Mapping[str, str] | None = None,
     shots: Size = 10,
+    train_shots: Size | None = None,
     queries: Size = 10,
     train_queries: Size | None = None,
-    small: Literal["error", "drop"] = "error",
+    small: Small = "error",
     reading: Mapping[str, Any] | None = None,
     bad_rows: BadRows = "error",
     seed: int = 0,
@@ -58,6 +76,8 @@ def ratings(
     Ratings are standardised by the training ratings; figures are told in their own units. Inputs are a dict of
 
     - `item`: int64 (n,), the item's number; 0 is every item without a training rating,
+    - `item_standing`, if asked for: float32 (n, 2), how far the item is above the mean by the training ratings of other
+      users, shrunk as if by 5 ratings at the mean and by 1; in deviations,
     - `item_features`, `user_features`: float32 (n, F), the columns of `items` and `users` where those are given,
       encoded as in `table`.
 
@@ -71,20 +91,38 @@ def ratings(
       the support from before it.
 
     With `time` the support are the user's latest ratings before the first of the query, and the query those that come
-    next; else both are drawn at random.
+    next; else both are drawn at random. `start: first` makes tasks of users who have just come: the support are their
+    first ratings, the query any of the later ones, and in val and test users are taken in turn.
+
+    Without a rating a row is a click, or whatever was done with an item: a task's examples are those, and items that
+    the user never touched, `negatives` for each, drawn evenly from all items of training. Targets are then one-hot
+    (n, 2), the second for a click.
 
     Args:
         path: a CSV, TSV, NDJSON or Parquet file with a row a rating.
-        user, item, rating, time: its columns.
+        user, item, rating, time: its columns; None for `rating` where rows are clicks.
         users, items: tables of features, a row a user or item, named by the same column.
+        title: the column of `items` with what a person calls an item, which is no feature.
+        ask: "number", standardised; or "levels", where ratings have few values: targets are one-hot (n, L), and a
+            prediction a distribution over them, see `objectives.levels`.
+        like: the rating from which on an item is liked, for precision and recall; the median of the training ratings.
+        standing: whether inputs tell the item's standing with other users. A training task's own ratings are left out
+            of it, as those of a new user are, so that a learner sees in training how far it can be trusted.
+        negatives, query_negatives: for each click; the latter, of queries in val and test, is the former by default.
         cold: see above.
+        start: see above.
+        train_order: "random" lets training tasks draw support and query from all of a user's ratings, whatever the
+            time: more tasks of the same data. Those of val and test keep to it.
+        train_busy: training tasks are of a user of $n$ ratings in proportion to $n^{\text{train\_busy}}$; 0 draws users
+            evenly, 1 ratings.
         split: how users and items are cut, see `splitting`; by default 70, 15 and 15 % by a hash of the name. Only
             `ratio` cuts both, or within users.
         kinds: what columns hold, where it is not what they look like.
         shots: support ratings.
+        train_shots: the same in training tasks.
         queries: query ratings.
         train_queries: the same in training tasks.
-        small: what becomes of a user with too few ratings: "error", or "drop".
+        small: what becomes of a user with too few ratings: "error", "drop", or "shrink" to ask for fewer.
         reading: how a file of text is written; see `Reading`.
         bad_rows: "error", or "drop" to leave rows out that lack a value, or are of a user or item without features.
         seed: names the sequence of tasks.
@@ -115,28 +153,41 @@ def ratings(
     split = dict(split or SHARES)
     if cold in ("both", "none") and "ratio" not in split:
         raise ValueError(f"cold: {cold} is cut by ratio, as in split: {{ratio: [0.7, 0.15, 0.15]}}; got {split}")
-    if small not in ("error", "drop"):
-        raise ValueError(f"small must be error or drop, got {small!r}")
+    if small not in get_args(Small):
+        raise ValueError(f"small must be error, drop or shrink, got {small!r}")
+    if start not in get_args(Start) or (start == "first" and time is None):
+        raise ValueError(f"start must be any, or first with a time column to tell which ratings are, got {start!r}")
+    if ask not in ("number", "levels"):
+        raise ValueError(f"ask must be number or levels, got {ask!r}")
+    if rating is None and cold in ("items", "both"):
+        raise ValueError("clicks on new items cannot be told from no click on known ones: give cold: users or none")
     given, how = dict(kinds or {}), Reading(**(reading or {}))
     more = [split["column"]] if "column" in split else []
-    found = open_table(path, how, columns=[user, item, rating, *([time] if time else []), *more])
-    scores = found.numbers(rating)
-    found.missing(rating, np.isnan(scores), "a row needs one")
+    named = [name for name in (user, item, rating, time) if name]
+    found = _opened(path, how, [*named, *more])
+    scores = np.ones(len(found)) if rating is None else found.numbers(rating)
+    if rating is not None:
+        found.missing(rating, np.isnan(scores), "a row needs one")
     order = time_order(found, time, given) if time else None
     for name in (user, item):
         found.missing(name, found.keys(name).is_null().to_numpy(), "a row needs one")
     described = {
-        name: _Features.open(table, how, name, given, found) if table is not None else None
+        name: _Features.open(table, how, name, given, found, title if name == item else None)
         for name, table in ((user, users), (item, items))
+        if table is not None
     }
+    if title is not None and item not in described:
+        raise ValueError(f"title: {title!r} is a column of items, and there are none")
     found.settle(bad_rows)
     found.release(user, item, *more)
     of_users, of_items, owner, number = _grouped(found, user, item, order)
     if (again := _repeated(owner, number, len(of_items.names))).any():
-        found.bad(
-            item, _at(of_users.flat[again], len(found)), "is rated a second time by the same user; keep one rating"
-        )
-        found.settle(bad_rows)
+        again = _at(of_users.flat[again], len(found))
+        if rating is None:  # a second click tells no more than the first
+            found.bad(item, again, "was clicked before")
+        else:
+            found.bad(item, again, "is rated a second time by the same user; keep one rating")
+        found.settle("drop" if rating is None else bad_rows)
         of_users, of_items, owner, number = _grouped(found, user, item, order)
     flat = of_users.flat  # the ratings, users end to end, each in the order of time
     parts_of_users = _cut(of_users, split, "user", found) if cold in ("users", "both") else None
@@ -148,40 +199,116 @@ def ratings(
     for own in (pools["train"].support, pools["train"].query):
         train[own.rows] = True
     scores = scores[flat]
-    mean, std = moments(scores, train)
-    std = std or 1.0
-    known = np.zeros(len(of_items.names), bool)
-    known[number[train]] = True
-    numbers = np.where(known, known.cumsum(), 0)  # 0: no training rating
+    counts = np.bincount(number[train], minlength=len(of_items.names))
+    known = np.flatnonzero(counts)
+    numbers = np.zeros(len(of_items.names), np.int32)  # 0: no training rating
+    numbers[known] = 1 + np.arange(len(known))
+    scale = _scale(scores, train, ask, found, rating)
+    stands = Standing.of(owner, numbers[number] - 1, scores, train, scale["std"]) if standing else None
     sides = {}
-    for name, mask, places, names in (
+    for name, members, places, names in (
         (user, np.unique(owner[train]), owner, of_users.names),
-        (item, np.flatnonzero(known), number, of_items.names),
+        (item, known, number, of_items.names),
     ):
-        if (features := described[name]) is not None:
-            sides[name] = features.fit(names, mask, places)
+        if name in described:
+            sides[name] = described[name].fit(names, members, places)
     encoding = RatingEncoding(
         item=item,
         rating=rating,
-        mean=mean,
-        std=std,
-        items=tuple(name for name, seen in zip(of_items.names, known.tolist()) if seen),
+        **scale,
+        like=float(np.median(scores[train])) if like is None else float(like),
+        items=tuple(of_items.names[place] for place in known),
+        counts=tuple(counts[known].tolist()),
+        totals=tuple(map(float, stands.total)) if stands else (),
+        titles=described[item].titled(of_items.names, known) if title is not None else (),
         item_columns=sides[item].columns if item in sides else None,
         user_columns=sides[user].columns if user in sides else None,
+        catalogue=sides[item].features(sides[item].of_known) if item in sides else None,
         reading=how,
     )
     examples = RatingExamples(
-        numbers[number].astype(np.int32),
-        ((scores - mean) / std).astype(np.float32),
+        numbers[number],
+        encoding.targets(scores),
+        len(encoding.levels),
         {f"{side}_features": sides[name] for side, name in (("item", item), ("user", user)) if name in sides},
+        stands,
     )
     source = RatingTasks(
-        examples, pools, of_users.names, encoding, shots=shots, queries=queries, train_queries=train_queries,
-        ordered=time is not None, small=small, cold=cold, seed=seed,
+        examples, pools, of_users, encoding, shots=shots, train_shots=train_shots, queries=queries,
+        train_queries=train_queries, negatives=(negatives, negatives if query_negatives is None else query_negatives),
+        ordered=time is not None, start=start, train_order=train_order, train_busy=train_busy,
+        small=small, cold=cold, seed=seed,
     )  # fmt: skip
     if found.dropped["rows"]:
         source.dropped[f"bad rows, the first: {found.dropped['first'][0]}"] = found.dropped["rows"]
     return source
+
+
+class Standing(NamedTuple):
+    """How items stand with the users of training.
+
+    Attributes:
+        total: float32 (I,), the sum of their ratings, less the means of those who gave them, in deviations.
+        counts: int64 (I,), how many these are.
+        left: float32 (n,), what each rating is of such a sum; 0 for those that are not of training.
+    """
+
+    total: np.ndarray
+    counts: np.ndarray
+    left: np.ndarray
+
+    @classmethod
+    def of(cls, owner: np.ndarray, item: np.ndarray, scores: np.ndarray, train: np.ndarray, std: float) -> Standing:
+        """Of ratings (n,), `item` from 0 where `train`."""
+        users, items = owner[train], item[train]
+        own = ((scores[train] - scores[train].mean()) / std).astype(np.float32)
+        of_users, of_items = np.bincount(users) + 5, np.bincount(items)
+        above = np.zeros(len(of_items))
+        for _ in range(5):  # means of users and of items, each of what the other leaves
+            of_user = np.bincount(users, own - above[items]) / of_users
+            above = np.bincount(items, own - of_user[users]) / (of_items + 5)
+        left = np.zeros(len(scores), np.float32)
+        left[train] = own - of_user[users]
+        return cls((above * (of_items + 5)).astype(np.float32), of_items, left)
+
+    def without(self, items: np.ndarray, rows: np.ndarray | None = None) -> np.ndarray:
+        """float32 (..., 2) for numbers of items (...), 0 for one not of training, without ratings (...) themselves."""
+        known = items > 0
+        place = np.maximum(items, 1) - 1
+        left = np.float32(0) if rows is None else self.left[rows]
+        total = (self.total[place] - left) * known
+        count = (self.counts[place] - (left != 0)) * known
+        return np.stack([total / (count + 5), total / (count + 1)], -1).astype(np.float32)
+
+
+def _opened(path: Path | str | Table, reading: Reading, columns: list[str] | None = None) -> Table:
+    """A table that was opened, or is to be."""
+    if not isinstance(path, Table):
+        return open_table(path, reading, columns=columns)
+    path.need(*(columns or ()))
+    return path
+
+
+def _scale(scores: np.ndarray, train: np.ndarray, ask: str, found: Table, rating: str | None) -> dict[str, Any]:
+    """What the training ratings say of the scale: its mean, its spread, its ends, its levels if these are asked for."""
+    if rating is None:
+        return {"mean": 0.5, "std": 0.5, "low": 0.0, "high": 1.0, "levels": (0.0, 1.0)}
+    mean, std = moments(scores, train)
+    values = np.unique(scores[train])
+    levels: tuple[float, ...] = ()
+    if ask == "levels":
+        levels = tuple(values.tolist())
+        if not 2 <= len(levels) <= MOST_LEVELS:
+            raise ValueError(
+                f"{found.path}: ask: levels needs ratings of 2 to {MOST_LEVELS} different values, and the training "
+                f"ratings have {len(levels)}; give ask: number"
+            )
+        if not (there := np.isin(scores, levels)).all():
+            raise ValueError(
+                f"{found.path}, column {rating!r}: {scores[~there][0]:g} is none of the values of the training "
+                f"ratings, {', '.join(f'{level:g}' for level in levels)}; mend it, or give ask: number"
+            )
+    return {"mean": mean, "std": std or 1.0, "low": float(values[0]), "high": float(values[-1]), "levels": levels}
 
 
 class Side(NamedTuple):
@@ -248,12 +375,21 @@ def _pools(
     return found
 
 
+class Log(NamedTuple):
+    """Ratings as columns (n,): the numbers of user and item, and the rating as it was given."""
+
+    users: np.ndarray
+    items: np.ndarray
+    scores: np.ndarray
+
+
 class RatingTasks(TaskSource):
     """Tasks of `ratings`.
 
     Attributes:
         user_names: for each split the users whose tasks it has.
         examples: the ratings, users end to end.
+        in_turn: whether task number k of val and test is of user k, counted round; else users are drawn.
         dropped: what was left out: reason to count.
     """
 
@@ -263,35 +399,58 @@ class RatingTasks(TaskSource):
         self,
         examples: RatingExamples,
         sides: Mapping[Split, Sides],
-        users: Sequence[str],
+        users: Members,
         encoding: RatingEncoding,
         *,
         shots: Size,
+        train_shots: Size | None,
         queries: Size,
         train_queries: Size | None,
+        negatives: tuple[int, int],
         ordered: bool,
-        small: Literal["error", "drop"],
+        start: Start,
+        train_order: Literal["given", "random"],
+        train_busy: float,
+        small: Small,
         cold: Cold,
         seed: int,
     ) -> None:
-        self.shots = Range.of(shots, "shots", 1)
-        asked = Range.of(queries, "queries", 1)
-        train = asked if train_queries is None else Range.of(train_queries, "train_queries", 1)
-        self.queries = dict.fromkeys(SPLITS, asked) | {"train": train}
+        self.shots = _sizes(shots, train_shots, "shots")
+        self.queries = _sizes(queries, train_queries, "queries")
+        clicks = encoding.rating is None
+        if clicks and min(negatives) < 1:
+            raise ValueError(f"clicks need at least 1 item not clicked for each, got negatives {negatives}")
+        each = dict.fromkeys(SPLITS, negatives[1]) | {"train": negatives[0]}
+        self.negatives = {split: (negatives[0], each[split]) if clicks else (0, 0) for split in SPLITS}
         self.examples, self.encoding, self.objective = examples, encoding, encoding.objective
-        self.ordered, self.small, self.cold, self.seed = ordered, small, cold, seed
+        self.small, self.cold, self.seed = small, cold, seed
+        self.ordered = dict.fromkeys(SPLITS, ordered) | {"train": ordered and train_order == "given"}
+        self.in_turn = start == "first"
         self.dropped: dict[str, int] = {}
+        self._bounds = np.concatenate([[0], users.sizes.cumsum()])
         self._sides = dict(sides)
         self._users: dict[Split, np.ndarray] = {}
-        self._first: dict[Split, np.ndarray] = {}
         for split in sides:
-            self._choose(split, users)
-        self.user_names = {split: tuple(users[user] for user in own) for split, own in self._users.items()}
+            self._choose(split, users.names)
+        asked = np.diff(self._sides["train"].query.bounds)[self._users["train"]] ** float(train_busy)
+        self._drawn = asked.cumsum() / asked.sum() if train_busy else None
+        self.user_names = {split: tuple(users.names[user] for user in own) for split, own in self._users.items()}
+
+    @property
+    def owners(self) -> np.ndarray:
+        """int32 (n,), the number of each rating's user."""
+        return np.repeat(np.arange(len(self._bounds) - 1, dtype=np.int32), np.diff(self._bounds))
 
     def counts(self, split: Split) -> dict[str, int]:
         """The users of a split: name to how many of their ratings a query can ask for."""
         asked = np.diff(self._sides[split].query.bounds)[self._users[split]]
         return dict(zip(self.user_names[split], asked.tolist()))
+
+    def training_log(self) -> Log:
+        """The ratings that training tasks are made of."""
+        support, query = self._sides["train"]
+        rows = np.union1d(support.rows, query.rows)
+        return Log(self.owners[rows], self.examples.items[rows], self.encoding.scores(self.examples.targets[rows]))
 
     def task(self, split: Split, index: int) -> Task:
         return tree_map(lambda leaf: leaf[0], self.stack(split, [index]))
@@ -299,45 +458,90 @@ class RatingTasks(TaskSource):
     def stack(self, split: Split, indices: Sequence[int]) -> Task:
         if split not in self._sides:
             raise ValueError(f"these ratings have no {split!r} split, only {', '.join(self._sides)}")
-        (support, query), S, Q = self._sides[split], self.shots.high, self.queries[split].high
-        draws = np.stack([generator(self.seed, split, index).random(4 + 2 * (S + Q)) for index in indices])
+        (support, query), S, Q = self._sides[split], self.shots[split].high, self.queries[split].high
+        extra = [(S * self.negatives[split][0]), (Q * self.negatives[split][1])]
+        wanted = 4 + 2 * (S + Q) + 2 * sum(extra)
+        draws = np.stack([generator(self.seed, split, index).random(wanted) for index in indices])
         of_user, of_shots, of_queries, of_start = draws[:, :4].T
-        place_T = (of_user * len(self._users[split])).astype(np.int64)
-        user_T = self._users[split][place_T]
-        shots_T, queries_T = self.shots.at(of_shots), self.queries[split].at(of_queries)
+        users = self._users[split]
+        place_T = (of_user * len(users)).astype(np.int64)
+        if split == "train" and self._drawn is not None:
+            place_T = np.minimum(self._drawn.searchsorted(of_user, side="right"), len(users) - 1)
+        if self.in_turn and split != "train":
+            place_T = np.array(indices) % len(users)
+        user_T = users[place_T]
+        shots_T, queries_T = self.shots[split].at(of_shots), self.queries[split].at(of_queries)
+        chosen, asked = draws[:, 4 : 4 + 2 * S].reshape(-1, 2, S), draws[:, 4 + 2 * S : 4 + 2 * (S + Q)]
+        asked = asked.reshape(-1, 2, Q)
         has_S, has_Q = (np.diff(side.bounds)[user_T] for side in (support, query))
-        if self.ordered:
-            least_T = self._first[split][place_T]  # the first query that has enough before it
-            start_T = least_T + (of_start * (has_Q - Q - least_T + 1)).astype(np.int64)
+        if self.in_turn and self.ordered[split]:
+            after_T = self._after(split, user_T, shots_T)
+            queries_T = np.minimum(queries_T, has_Q - after_T)
+            places_S = np.broadcast_to(np.arange(S), (len(user_T), S))
+            places_Q = after_T[:, None] + distinct(asked, has_Q - after_T, queries_T)
+        elif self.ordered[split]:
+            least_T = self._after(split, user_T, np.full(len(user_T), S))  # the first that has enough before it
+            queries_T = np.minimum(queries_T, has_Q - least_T)
+            start_T = least_T + (of_start * (has_Q - np.minimum(Q, has_Q - least_T) - least_T + 1)).astype(np.int64)
             before_T = self._before(split, query.bounds[user_T] + start_T, user_T)
             places_S, places_Q = (before_T - shots_T)[:, None] + np.arange(S), start_T[:, None] + np.arange(Q)
         elif self._sides[split].same:
-            places = distinct(draws[:, 4:].reshape(-1, 2, S + Q), has_S)
+            queries_T = np.minimum(queries_T, has_S - S)
+            places = distinct(draws[:, 4 : 4 + 2 * (S + Q)].reshape(-1, 2, S + Q), has_S, np.minimum(S + Q, has_S))
             places_S, places_Q = places[:, :S], places[:, S:]
         else:
-            places_S = distinct(draws[:, 4 : 4 + 2 * S].reshape(-1, 2, S), has_S)
-            places_Q = distinct(draws[:, 4 + 2 * S :].reshape(-1, 2, Q), has_Q)
+            queries_T = np.minimum(queries_T, has_Q)
+            places_S, places_Q = distinct(chosen, has_S), distinct(asked, has_Q, np.minimum(Q, has_Q))
+        unclicked = self._unclicked(user_T, draws[:, 4 + 2 * (S + Q) :], sum(extra))
         batches = []
-        for side, places, count_T in ((support, places_S, shots_T), (query, places_Q, queries_T)):
+        for side, places, count_T, items, each in (
+            (support, places_S, shots_T, unclicked[:, : extra[0]], self.negatives[split][0]),
+            (query, places_Q, queries_T, unclicked[:, extra[0] :], self.negatives[split][1]),
+        ):
             real = np.arange(places.shape[1]) < count_T[:, None]
             rows = side.rows[side.bounds[user_T][:, None] + np.where(real, places, places[:, :1])]
-            batches.append(Batch(*self.examples.take(rows), torch.from_numpy(real.astype(np.float32))))
+            inputs, targets = self.examples.take(rows)
+            if each:
+                more = self.examples.unclicked(items, rows[:, 0])
+                inputs = {name: torch.cat([inputs[name], more[name]], 1) for name in inputs}
+                targets = torch.cat([targets, 1 - targets[:, :1].expand(-1, items.shape[1], -1)], 1)
+                real = np.concatenate([real, np.arange(items.shape[1]) < each * count_T[:, None]], 1)
+            batches.append(Batch(inputs, targets, torch.from_numpy(real.astype(np.float32))))
         return Task(*batches)
 
     def describe(self) -> dict[str, Any]:
         return {
             "source": "ratings",
-            "shots": self.shots.plain(),
+            "shots": self.shots["test"].plain(),
+            "train_shots": self.shots["train"].plain(),
             "queries": self.queries["test"].plain(),
             "train_queries": self.queries["train"].plain(),
             "cold": self.cold,
-            "order": "given" if self.ordered else "random",
+            "order": "the first ratings" if self.in_turn else "given" if self.ordered["test"] else "random",
+            "train_order": "given" if self.ordered["train"] else "random",
+            **({"negatives": list(self.negatives["test"])} if self.encoding.rating is None else {}),
             "seed": self.seed,
             "ratings": len(self.examples),
             "users": {split: len(names) for split, names in self.user_names.items()},
             **self.encoding.describe(),
             **({"dropped": self.dropped} if self.dropped else {}),
         }
+
+    def _unclicked(self, users: np.ndarray, draws: np.ndarray, count: int) -> np.ndarray:
+        """Numbers (T, N) of different items of training that each user (T,) never touched, in any split."""
+        if not count:
+            return np.zeros((len(users), 0), np.int64)
+        own = [self._own(user) for user in users]
+        left = np.array([len(self.encoding.items) - len(items) for items in own])
+        found = distinct(draws.reshape(-1, 2, count), left)
+        for row, items in zip(found, own):  # the k-th of the others: as many more as there are own ones below it
+            row += 1 + np.searchsorted(items - 1 - np.arange(len(items)), row, side="right")
+        return found
+
+    def _own(self, user: int) -> np.ndarray:
+        """The numbers of the items of training that a user touched, rising."""
+        numbers = np.sort(self.examples.items[self._bounds[user] : self._bounds[user + 1]])
+        return numbers[numbers.searchsorted(1) :].astype(np.int64)
 
     def _before(self, split: Split, places: np.ndarray, users: np.ndarray) -> np.ndarray:
         """How many support ratings of its user come before each place among the queries."""
@@ -346,37 +550,63 @@ class RatingTasks(TaskSource):
             return places - query.bounds[users]
         return support.rows.searchsorted(query.rows[places]) - support.bounds[users]
 
+    def _after(self, split: Split, users: np.ndarray, shots: np.ndarray) -> np.ndarray:
+        """The place of the first query rating of each user (T,) that comes after their first `shots` (T,) ratings."""
+        support, query = self._sides[split]
+        if self._sides[split].same:
+            return shots
+        last = support.rows[support.bounds[users] + shots - 1]  # the row that completes a support
+        return query.rows.searchsorted(last) - query.bounds[users]
+
     def _choose(self, split: Split, names: Sequence[str]) -> None:
-        """Keep the users with enough ratings, and find where their first query may begin."""
-        (support, query), shots, queries = self._sides[split], self.shots.high, self.queries[split].high
+        """Keep the users with enough ratings."""
+        (support, query), shots, queries = self._sides[split], self.shots[split].high, self.queries[split].high
+        least = 1 if self.small == "shrink" else queries
         has_U, asked_U = np.diff(support.bounds), np.diff(query.bounds)
-        first_U = np.zeros(len(has_U), np.int64)
-        if not self.ordered:
-            enough = has_U >= shots + queries if self._sides[split].same else (has_U >= shots) & (asked_U >= queries)
-        elif self._sides[split].same:
-            first_U += shots
-            enough = has_U >= shots + queries
+        able = np.flatnonzero(has_U >= shots)
+        left_U = np.full(len(has_U), -1)
+        if not self.ordered[split] and not self._sides[split].same:
+            left_U[able] = asked_U[able]
         else:
-            able = np.flatnonzero(has_U >= shots)
-            last = support.rows[support.bounds[able] + shots - 1]  # the row that completes a support
-            first_U[able] = query.rows.searchsorted(last) - query.bounds[able]
-            enough = np.zeros(len(has_U), bool)
-            enough[able] = asked_U[able] - first_U[able] >= queries
+            left_U[able] = asked_U[able] - self._after(split, able, np.full(len(able), shots))
+        enough = left_U >= least
         there = asked_U > 0
         short = np.flatnonzero(there & ~enough)
         if len(short) and self.small == "error":
             user = int(short[0])
+            in_order = " in this order" if self.ordered[split] else ""
             raise ValueError(
                 f"ratings: user {names[user]!r} in {split} has {has_U[user]} ratings to support and {asked_U[user]} to "
-                f"query, but {shots} shots + {queries} queries{' in this order' if self.ordered else ''} cannot be had "
-                f"of them; lower shots or queries, or leave such users out by small: drop ({len(short):,} in {split})"
+                f"query, but {shots} shots + {queries} queries{in_order} cannot be had of them; lower shots or "
+                "queries, ask for fewer of such users by small: shrink, or leave them out by small: drop "
+                f"({len(short):,} in {split})"
             )
         if len(short):
             self.dropped[f"users in {split} with too few ratings"] = len(short)
         self._users[split] = np.flatnonzero(enough)
-        self._first[split] = first_U[enough]
         if not enough.any():
             raise ValueError(f"ratings: no user in {split} has enough ratings for {shots} shots + {queries} queries")
+        each = self.negatives[split]
+        needed, items = shots * each[0] + queries * each[1], len(self.encoding.items)
+        if needed:
+            most = max(len(self._own(user)) for user in self._users[split])
+            if items - most < needed:
+                raise ValueError(
+                    f"ratings: {needed} items not clicked are needed for a task of {split}, but of {items} items a "
+                    f"user clicked {most}; lower shots, queries or negatives"
+                )
+
+
+def ratings_of(source: TaskSource) -> RatingTasks | None:
+    """The tasks of ratings that a source is, watched or not; None if it is of something else."""
+    inner = getattr(source, "source", source)
+    return inner if isinstance(inner, RatingTasks) else None
+
+
+def _sizes(size: Size, train: Size | None, name: str) -> dict[Split, Range]:
+    """How large the tasks of each split are."""
+    asked = Range.of(size, name, 1)
+    return dict.fromkeys(SPLITS, asked) | {"train": asked if train is None else Range.of(train, f"train_{name}", 1)}
 
 
 class RatingExamples:
@@ -384,12 +614,22 @@ class RatingExamples:
 
     Args:
         items: int32 (n,), numbers of items.
-        targets: float32 (n,), standardised.
+        targets: float32 (n,) standardised, or int8 (n,) numbers of levels.
+        levels: how many there are; 0 for none.
         features: name of the input to the features behind it.
+        standing: of the items, if inputs are to tell it.
     """
 
-    def __init__(self, items: np.ndarray, targets: np.ndarray, features: Mapping[str, FittedFeatures]) -> None:
-        self.items, self.targets, self.features = items, targets, dict(features)
+    def __init__(
+        self,
+        items: np.ndarray,
+        targets: np.ndarray,
+        levels: int,
+        features: Mapping[str, FittedFeatures],
+        standing: Standing | None = None,
+    ) -> None:
+        self.items, self.targets, self.features, self.standing = items, targets, dict(features), standing
+        self.one_hot = np.eye(levels, dtype=np.float32)
 
     def __len__(self) -> int:
         return len(self.items)
@@ -397,16 +637,41 @@ class RatingExamples:
     def take(self, rows: np.ndarray) -> tuple[Tree, Tensor]:
         inputs = {"item": torch.from_numpy(self.items[rows].astype(np.int64))}
         for name, own in self.features.items():
-            inputs[name] = torch.from_numpy(own.columns.spread(own.values.rows(own.places[rows])))
-        return inputs, torch.from_numpy(self.targets[rows][..., None])
+            inputs[name] = torch.from_numpy(own.features(own.places[rows]))
+        if self.standing is not None:
+            inputs["item_standing"] = torch.from_numpy(self.standing.without(self.items[rows], rows))
+        targets = self.targets[rows]
+        return inputs, torch.from_numpy(self.one_hot[targets] if len(self.one_hot) else targets[..., None])
+
+    def unclicked(self, items: np.ndarray, rows: np.ndarray) -> Tree:
+        """Inputs for items (T, N), numbers from 1, and the users of ratings (T,)."""
+        inputs = {"item": torch.from_numpy(items)}
+        for name, own in self.features.items():
+            places = (
+                own.of_known[items - 1]
+                if name == "item_features"
+                else own.places[rows][:, None].repeat(items.shape[1], 1)
+            )
+            inputs[name] = torch.from_numpy(own.features(places))
+        if self.standing is not None:
+            inputs["item_standing"] = torch.from_numpy(self.standing.without(items))
+        return inputs
 
 
 class FittedFeatures(NamedTuple):
-    """The features of users or items: the columns, a row each, and the row that belongs to each rating."""
+    """The features of users or items: the columns, a row each, and the row that belongs to each rating.
+
+    `of_known` are the rows of the members of training, in order.
+    """
 
     columns: Columns
     values: Values
     places: np.ndarray
+    of_known: np.ndarray
+
+    def features(self, places: np.ndarray) -> np.ndarray:
+        """float32 (..., F) of rows (...)."""
+        return self.columns.spread(self.values.rows(places))
 
 
 class _Features(NamedTuple):
@@ -414,66 +679,171 @@ class _Features(NamedTuple):
 
     raw: dict[str, Raw]
     names: Any  # polars Series of words
+    titles: Any  # the same, or None
 
     @classmethod
-    def open(cls, path: Path | str, reading: Reading, key: str, kinds: Mapping[str, str], rated: Table) -> _Features:
+    def open(
+        cls,
+        path: Path | str | Table,
+        reading: Reading,
+        key: str,
+        kinds: Mapping[str, str],
+        rated: Table,
+        title: str | None,
+    ) -> _Features:
         """Read a table of features; ratings of what it lacks are bad rows."""
-        found = open_table(path, reading)
-        found.need(key)
+        found = _opened(path, reading)
+        found.need(key, *([title] if title else []))
         names = found.labels(key)
         found.missing(key, names.is_null().to_numpy(), "a row needs one")
-        chosen = [name for name in found.frame.columns if name != key]
+        chosen = [name for name in found.frame.columns if name not in (key, title)]
         raw = read_columns(found, {name: kinds.get(name) or found.kind(name) for name in chosen})
         found.bad(key, (names.is_duplicated() & names.is_not_null()).to_numpy(), "has more than one row")
         found.settle()
         words = rated.labels(key)
-        rated.bad(key, (~words.is_in(names.implode()) & words.is_not_null()).to_numpy(), f"has no row in {path}")
-        return cls(raw, names)
+        rated.bad(key, (~words.is_in(names.implode()) & words.is_not_null()).to_numpy(), f"has no row in {found.path}")
+        return cls(raw, names, found.labels(title) if title else None)
 
     def fit(self, members: Sequence[str], train: np.ndarray, places: np.ndarray) -> FittedFeatures:
-        """Fit to the members of training; `places` (n,) is the member of each rating."""
-        import polars as pl
-
-        row = place_of(pl.Series(members), self.names.to_list())  # of each member in the table
+        """Fit to the members of training, places among `members`; `places` (n,) is the member of each rating."""
+        row = self._rows(members)
         mask = np.zeros(len(self.names), bool)
         mask[row[train]] = True
         columns = Columns.fit(self.raw, mask)
-        return FittedFeatures(columns, columns.encode(self.raw), row[places])
+        return FittedFeatures(columns, columns.encode(self.raw), row[places], row[train])
+
+    def titled(self, members: Sequence[str], chosen: np.ndarray) -> tuple[str, ...]:
+        """What a person calls the members at places; their names where there is nothing."""
+        titles = self.titles.fill_null(self.names).gather(self._rows(members)[chosen])
+        return tuple(titles.to_list())
+
+    def _rows(self, members: Sequence[str]) -> np.ndarray:
+        """The row of each member in the table."""
+        import polars as pl
+
+        return place_of(pl.Series(members, dtype=pl.String), self.names.to_list())
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class RatingEncoding:
     """How rows of ratings become inputs and targets. Features stand beside the ratings, in the same file.
 
     Attributes:
-        item, rating: the columns.
-        mean, std: of the training ratings.
+        item, rating: the columns; None for `rating` where rows are clicks.
+        mean, std, low, high: of the training ratings.
+        levels: their values, if these are asked for; clicks have 0 and 1.
+        like: a rating from which on an item is liked.
         items: the names of the items with training ratings; number k has the number k + 1.
+        counts: how many each has.
+        totals: of their `Standing`, if inputs tell it.
+        titles: what a person calls them, if that is known.
         item_columns, user_columns: the columns of features, if there are any.
+        catalogue: float32 (I, F), the features of `items`, so that a file need not repeat them.
         reading: how the file was written.
     """
 
     item: str
-    rating: str
+    rating: str | None
     mean: float
     std: float
+    low: float
+    high: float
+    levels: tuple[float, ...]
+    like: float
     items: tuple[str, ...]
+    counts: tuple[int, ...]
+    totals: tuple[float, ...]
+    titles: tuple[str, ...]
     item_columns: Columns | None
     user_columns: Columns | None
+    catalogue: np.ndarray | None
     reading: Reading
 
     @property
     def objective(self) -> Objective:
         """What the tasks ask."""
-        return objectives.in_units([self.std], [self.rating])
+        if self.levels:
+            return objectives.levels(self.levels, self.mean, self.std, self.like)
+        return objectives.rating(self.mean, self.std, self.low, self.high, self.like)
+
+    def targets(self, scores: np.ndarray) -> np.ndarray:
+        """Ratings (n,) as they are kept: standardised, or the numbers of their levels."""
+        if self.levels:
+            return np.searchsorted(np.array(self.levels) - 1e-9, scores, side="right").astype(np.int8) - 1
+        return ((scores - self.mean) / self.std).astype(np.float32)
+
+    def scores(self, targets: np.ndarray) -> np.ndarray:
+        """What `targets` made of ratings, as ratings again."""
+        return np.array(self.levels)[targets] if self.levels else targets * self.std + self.mean
 
     def support(self, path: Path) -> Support:
         """One user's ratings."""
-        found, inputs = self._read(path, [self.rating])
+        found, inputs = self._read(path, [self.rating] if self.rating else [])
+        names = found.labels(self.item)
+        found.bad(self.item, (names.is_duplicated() & names.is_not_null()).to_numpy(), "is there twice; keep one row")
+        if self.rating is None:
+            found.settle()
+            return Support(inputs, torch.eye(2)[1].repeat(len(found), 1), {})
         scores = found.numbers(self.rating)
         found.missing(self.rating, np.isnan(scores), "a support row needs one")
+        for fault, rows in _by_value([self.fault(score) for score in scores.tolist()]):
+            found.bad(self.rating, rows & ~np.isnan(scores), fault)
         found.settle()
-        return Support(inputs, torch.from_numpy(((scores - self.mean) / self.std).astype(np.float32)[:, None]), {})
+        return Support(inputs, self.wide(scores), {})
+
+    def whole(self, user_features: Tensor | None = None) -> Tree:
+        """Inputs for all items of training, (I, ...), in order.
+
+        Args:
+            user_features: (1, F) of the user, where users have any.
+        """
+        inputs = self._of(np.arange(1, len(self.items) + 1))
+        if self.catalogue is not None:
+            inputs["item_features"] = torch.tensor(self.catalogue)
+        if self.user_columns is not None:
+            if user_features is None:
+                raise ValueError(f"users have features here: give {', '.join(self.user_columns.kinds)} in a file")
+            inputs["user_features"] = user_features.expand(len(self.items), -1)
+        return inputs
+
+    def of_ratings(self, ratings: Mapping[str, float]) -> Support:
+        """One user's ratings of items of training, by name or, where no other has the same, by title.
+
+        Raises:
+            ValueError: an item that is none of them, or a rating out of the scale.
+        """
+        named = {name: place for place, name in enumerate(self.items)}
+        once = Counter(self.titles)
+        titled = {title: place for place, title in enumerate(self.titles) if once[title] == 1}
+        places = []
+        for name, score in ratings.items():
+            place = named.get(name, titled.get(name))
+            if place is None:
+                near = difflib.get_close_matches(name, [*titled, *named][:100_000], 1)
+                raise ValueError(f"no item is named {name!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
+            if fault := self.fault(score):
+                raise ValueError(f"the rating of {name!r}, {score:g}, {fault}")
+            places.append(place)
+        if len(set(places)) < len(places):
+            raise ValueError("an item is rated twice; keep one rating")
+        chosen = torch.tensor(places, dtype=torch.int64)
+        inputs = self._of(chosen.numpy() + 1)
+        if self.catalogue is not None:
+            inputs["item_features"] = torch.tensor(self.catalogue)[chosen]
+        return Support(inputs, self.wide(np.array(list(ratings.values()), float)), {})
+
+    def fault(self, score: float) -> str:
+        """What is wrong with a rating; empty where nothing is."""
+        if not self.low <= score <= self.high:
+            return f"is out of the scale of the training ratings, {self.low:g} to {self.high:g}"
+        if self.levels and score not in self.levels:
+            return f"is none of {', '.join(f'{level:g}' for level in self.levels)}"
+        return ""
+
+    def wide(self, scores: np.ndarray) -> Tensor:
+        """Ratings (n,) as targets of a batch: one-hot (n, L), or standardised (n, 1)."""
+        targets = torch.from_numpy(self.targets(scores))
+        return torch.eye(len(self.levels))[targets.long()] if self.levels else targets[:, None]
 
     def inputs(self, path: Path, kept: dict[str, Any]) -> Tree:
         """Items to predict for; each has its name in `answers` by its row."""
@@ -481,40 +851,89 @@ class RatingEncoding:
         found.settle()
         return inputs
 
+    def expected(self, prediction: Tensor) -> Tensor:
+        """The rating that is expected, (n,), by a prediction; of clicks their chance."""
+        if self.levels:
+            return prediction.double().softmax(-1) @ torch.tensor(self.levels, dtype=torch.float64)
+        return (prediction[:, 0].double() * self.std + self.mean).clamp(self.low, self.high)
+
     def answers(self, prediction: Tensor, kept: dict[str, Any]) -> dict[str, list[Any]]:
-        scores = prediction[:, 0].double() * self.std + self.mean
-        return {"row": list(range(1, len(scores) + 1)), self.rating: scores.tolist()}
+        scores = self.expected(prediction)
+        rows = {"row": list(range(1, len(scores) + 1)), self.rating or "chance": scores.tolist()}
+        if not self.levels or self.rating is None:
+            return rows
+        chances = prediction.softmax(-1)
+        return rows | {f"p({level:g})": chances[:, place].tolist() for place, level in enumerate(self.levels)}
 
     def describe(self) -> dict[str, Any]:
         told: dict[str, Any] = {"inputs": {self.item: f"the number of one of {len(self.items):,} items, or 0"}}
         for columns in (self.item_columns, self.user_columns):
             told["inputs"] |= columns.describe() if columns else {}
+        if self.rating is None:
+            return told | {"target": "whether an item was clicked"}
+        if self.levels:
+            return told | {"target": f"{self.rating}: one of {', '.join(f'{level:g}' for level in self.levels)}"}
         return told | {"target": f"{self.rating}: (y − {self.mean:.4g}) / {self.std:.4g}"}
 
     def to_json(self) -> dict[str, Any]:
-        plain = {name: getattr(self, name) for name in ("item", "rating", "mean", "std", "items")}
+        plain = {name: getattr(self, name) for name in ("item", "rating", *_NUMBERS, *_LISTS)}
         columns = {name: getattr(self, name) for name in ("item_columns", "user_columns")}
         written = {name: own.to_json() if own else None for name, own in columns.items()}
-        return {"kind": "ratings", "reading": self.reading._asdict(), **plain, **written}
+        told = self.catalogue
+        packed = (
+            None if told is None else {"shape": list(told.shape), "base64": base64.b64encode(told.tobytes()).decode()}
+        )
+        return {"kind": "ratings", "reading": self.reading._asdict(), "catalogue": packed, **plain, **written}
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> RatingEncoding:
         plain = {name: own for name, own in data.items() if name != "kind"}
         for name in ("item_columns", "user_columns"):
             plain[name] = Columns.from_json(data[name]) if data[name] else None
-        return cls(**plain | {"items": tuple(data["items"]), "reading": Reading(**data["reading"])})
+        if (packed := data["catalogue"]) is not None:
+            told = np.frombuffer(base64.b64decode(packed["base64"]), np.float32).reshape(packed["shape"])
+            plain["catalogue"] = told
+        lists = {name: tuple(data[name]) for name in _LISTS}
+        return cls(**plain | lists | {"reading": Reading(**data["reading"])})
+
+    def _of(self, numbers: np.ndarray) -> dict[str, Tensor]:
+        """What is known of items (n,) by their numbers, but for their features."""
+        inputs = {"item": torch.from_numpy(numbers.astype(np.int64))}
+        if self.totals:
+            stands = Standing(np.array(self.totals, np.float32), np.array(self.counts), np.zeros(0, np.float32))
+            inputs["item_standing"] = torch.from_numpy(stands.without(numbers))
+        return inputs
 
     def _read(self, path: Path, others: list[str]) -> tuple[Table, Tree]:
-        sides = {"item_features": self.item_columns, "user_features": self.user_columns}
-        kinds = {name: kind for columns in sides.values() if columns for name, kind in columns.kinds.items()}
-        found = open_table(path, self.reading, columns=[self.item, *kinds, *others])
-        raw = read_columns(found, kinds)
+        """The items of a file with their features: those that stand in it, or else the catalogue's."""
+        found = open_table(path, self.reading)
+        found.need(self.item, *others)
+        found.missing(self.item, found.labels(self.item).is_null().to_numpy(), "a row needs its item")
         places = place_of(found.labels(self.item), self.items).astype(np.int64) + 1
-        inputs = {"item": torch.from_numpy(np.where(places > len(self.items), 0, places))}
-        for name, columns in sides.items():
-            if columns:
-                inputs[name] = torch.from_numpy(columns.spread(columns.encode(raw)))
+        number = np.where(places > len(self.items), 0, places)
+        inputs = self._of(number)
+        for name, columns in (("item_features", self.item_columns), ("user_features", self.user_columns)):
+            if columns is None:
+                continue
+            if name == "item_features" and not set(columns.kinds) & set(found.frame.columns):
+                found.bad(
+                    self.item, number == 0, f"is unknown: give it the columns {', '.join(columns.kinds)} of its own"
+                )
+                assert self.catalogue is not None
+                inputs[name] = torch.from_numpy(self.catalogue[np.maximum(number, 1) - 1])
+            else:
+                values = columns.encode(read_columns(found, columns.kinds))
+                inputs[name] = torch.from_numpy(columns.spread(values))
         return found, inputs
+
+
+def _by_value(faults: list[str]) -> list[tuple[str, np.ndarray]]:
+    """Each fault that there is, and the rows (n,) that have it."""
+    return [(fault, np.array([own == fault for own in faults])) for fault in dict.fromkeys(faults) if fault]
+
+
+_NUMBERS = ("mean", "std", "low", "high", "like")
+_LISTS = ("levels", "items", "counts", "totals", "titles")
 
 
 def _grouped(

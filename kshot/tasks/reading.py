@@ -19,7 +19,7 @@ from kshot.tasks import delimited
 if TYPE_CHECKING:
     import polars
 
-Kind = Literal["number", "boolean", "category", "date"]
+Kind = Literal["number", "boolean", "category", "date", "set", "text"]
 """What a column holds."""
 
 SUFFIXES = {".csv": "csv", ".tsv": "csv", ".tab": "csv", ".txt": "csv",

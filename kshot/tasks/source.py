@@ -12,7 +12,7 @@ import torch
 
 from kshot import types
 from kshot.objectives import Objective
-from kshot.types import SPLITS, Batch, Split, Task, tree_leaves, tree_map
+from kshot.types import SPLITS, Batch, Split, Task, Tree, tree_leaves, tree_map
 
 if TYPE_CHECKING:
     from kshot.tasks.corpus import CorpusEncoding
@@ -55,6 +55,13 @@ class TaskSource(ABC):
         count = max(1, size // per_task)
         tasks = self.stack("train", range(step * count, (step + 1) * count))
         return tree_map(lambda support, query: torch.cat([support, query], 1).flatten(0, 1), *tasks)
+
+    def outsiders(self, split: Split, index: int, count: int) -> Tree:
+        """Inputs (n, ...) that belong to none of the classes of task `index`, `count` of them or as many as there are;
+        always the same ones."""
+        raise ValueError(
+            "these tasks have nothing that is out of scope; a source of texts has, where 'outside' names it"
+        )
 
     def describe(self) -> dict[str, Any]:
         """What a report says of the tasks: at least the seed; ways, shots and queries where they exist."""

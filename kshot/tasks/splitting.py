@@ -2,7 +2,7 @@
 
 A cut is written in a run file as one of
 
-    split: {ratio: [0.7, 0.15, 0.15]}                                  # by a hash of each name
+    split: {ratio: [0.7, 0.15, 0.15]}                                  # by a hash of each name; exact: true by count
     split: {column: part}                                              # a column that says train, val or test
     split: {files: {train: train.txt, val: val.txt, test: test.txt}}   # one name a line
     split: {heldout: {val: [kitchen], test: [garden, garage]}}         # whole domains; the rest is train
@@ -23,7 +23,7 @@ from kshot.tasks.published import PUBLISHED, read_lists
 from kshot.types import SPLITS, Split
 
 FORMS = {
-    "ratio": ("ratio: [0.7, 0.15, 0.15]", list | tuple, {"seed"}),
+    "ratio": ("ratio: [0.7, 0.15, 0.15]", list | tuple, {"seed", "exact"}),
     "column": ("column: NAME", str, set()),
     "files": ("files: {train: train.txt, val: val.txt, test: test.txt}", Mapping, set()),
     "heldout": ("heldout: {val: [NAME], test: [NAME]}", Mapping, set()),
@@ -45,8 +45,8 @@ def cut(
 
     Args:
         names: the classes or groups that the data has.
-        split: one of the forms above, a key and its value; beside `ratio` may stand its `seed`, beside `list` a
-            `folder`.
+        split: one of the forms above, a key and its value; beside `ratio` may stand its `seed` and
+            `exact`, beside `list` a `folder`.
         kind: what the names are, "class" or "group", for errors.
         folder: what paths are relative to.
         values: for `column`, the values that the column has in the rows of each name.
@@ -77,7 +77,7 @@ def cut(
     if extra := [key for key in split if key != form and key not in further]:
         raise ValueError(f"split by {form} has no key {extra[0]!r}")
     if form == "ratio":
-        found = by_ratio(names, split["ratio"], seed=split.get("seed", 0), kind=kind)
+        found = by_ratio(names, split["ratio"], seed=split.get("seed", 0), exact=split.get("exact", False), kind=kind)
     elif form == "column":
         if values is None:
             raise ValueError(f"split by column needs a table; this data has no column {split['column']!r}")
@@ -97,18 +97,20 @@ def cut(
 
 
 def by_ratio(
-    names: Sequence[str], ratio: Sequence[float], *, seed: int = 0, kind: str = "class"
+    names: Sequence[str], ratio: Sequence[float], *, seed: int = 0, exact: bool = False, kind: str = "class"
 ) -> dict[Split, list[str]]:
     r"""Cut by a hash of each name, so that a name that comes or goes moves no other.
 
     $$ u(\text{name}) = \text{SHA-256}(\text{seed}, \text{name}) / 2^{64} \in [0, 1), \quad
        \text{train if } u < r_1, \text{ val if } u < r_1 + r_2, \text{ test otherwise} $$
 
-    The shares are met in expectation only, as any stable cut must.
+    The shares are met in expectation only, as any stable cut must; `exact` meets them to a name, and lets a name that
+    comes or goes move one other at each border.
 
     Args:
         names: what to cut.
         ratio: the shares of train, val and test; they sum to 1, and 0 leaves a split out.
+        exact: whether $u$ is the name's rank among all by its hash, in place of the hash.
         seed: another seed is another cut. It is not the run's, so that runs with other seeds share the cut.
         kind: what the names are, for errors.
 
@@ -121,10 +123,11 @@ def by_ratio(
         raise ValueError(f"ratio takes three shares that sum to 1, such as [0.7, 0.15, 0.15]; got {ratio!r}")
     found: dict[Split, list[str]] = {part: [] for part, share in zip(SPLITS, shares) if share}
     ends = [sum(shares[: number + 1]) for number, share in enumerate(shares) if share]
+    places = {name: _place(name, seed) for name in names}
+    if exact:
+        places = {name: (rank + 0.5) / len(names) for rank, name in enumerate(sorted(places, key=places.__getitem__))}
     for name in names:
-        digest = hashlib.sha256(f"{seed}\0{name}".encode(errors="surrogatepass")).digest()
-        place = int.from_bytes(digest[:8], "big") / 2**64
-        number = sum(place >= end for end in ends[:-1])
+        number = sum(places[name] >= end for end in ends[:-1])
         found[list(found)[number]].append(name)
     for part, own in found.items():
         if not own:
@@ -133,6 +136,12 @@ def by_ratio(
                 "take another seed (split: {ratio: …, seed: 1}), or list the names in files"
             )
     return found
+
+
+def _place(name: str, seed: int) -> float:
+    """Where in 0 … 1 the hash of a name falls."""
+    digest = hashlib.sha256(f"{seed}\0{name}".encode(errors="surrogatepass")).digest()
+    return int.from_bytes(digest[:8], "big") / 2**64
 
 
 def by_column(

