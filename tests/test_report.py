@@ -462,7 +462,7 @@ def test_reliability_chart_puts_a_point_where_it_was_observed(kind: Any) -> None
     figure = figures.reliability_chart(found)
     (dots,) = [each for each in figure.axes[0].collections if len(each.get_offsets()) == 2]
     assert dots.get_offsets().tolist() == [[0.6, 0.5], [0.9, 0.95]]
-    assert "0.062 over 100 query examples" in texts(figure)
+    assert "0.062, 100 queries" in texts(figure)
 
 
 def image_task(ways: int = 3, shots: int = 1, queries: int = 2, channels: int = 1) -> Task:

@@ -356,9 +356,8 @@ def reliability_chart(calibration: Calibration) -> Figure:
     classes = calibration.kind == "classes"
     figure = canvas(3.6)
     axes = figure.subplots()
-    what = "expected calibration error" if classes else "mean gap"
-    title = "Reliability" if classes else "Coverage of central bands"
-    quiet(axes, f"{title}: {what} {calibration.error:.3f} over {calibration.examples:,} query examples", "both")
+    title = "Reliability: calibration error" if classes else "Coverage of central bands: mean gap"
+    quiet(axes, f"{title} {calibration.error:.3f}, {calibration.examples:,} queries", "both")
     axes.plot([0, 1], [0, 1], color=MUTED, linewidth=1.2, linestyle="--", zorder=1)
     expected, observed, share = np.array(calibration.points).reshape(-1, 3).T
     low, high = np.minimum(expected, observed), np.maximum(expected, observed)
