@@ -54,7 +54,7 @@ def scores(learner: Learner, tasks: RatingTasks, split: str, draws: int) -> Scor
 def tuned(kind: collaborative.Kind, tasks: RatingTasks, log: collaborative.Ratings) -> dict[str, Learner]:
     """The recommender that is best on val by mae, and the one by nDCG@5: first its numbers, then its constant."""
     made = [
-        collaborative.recommender(kind, log, tasks.objective, **options, shift=0.1)  # type: ignore[arg-type]
+        collaborative.recommender(kind, log, tasks.objective, **options, shift=0.1)
         for options in collaborative.GRIDS[kind]
     ]
     best = {}

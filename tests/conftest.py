@@ -1,9 +1,13 @@
 """What all tests share: one thread, no global randomness, a cache of their own, and where the real data lies."""
 
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+
+from kshot.app import cli
 
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
@@ -38,3 +42,19 @@ def shared_data() -> Path:
 def omniglot_data(shared_data: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("KSHOT_DATA", str(shared_data))
     return shared_data / "omniglot"
+
+
+@pytest.fixture
+def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """The command line: words in, what it prints out, or on standard error where the words are wrong."""
+
+    def run(*words: str) -> str:
+        monkeypatch.setattr(sys, "argv", ["kshot", *words])
+        try:
+            cli.main()
+        except SystemExit as stop:
+            if stop.code == 2:
+                return capsys.readouterr().err
+        return capsys.readouterr().out
+
+    return run

@@ -208,9 +208,10 @@ def test_draws_follow_temperature_and_nucleus():
 def test_generation_is_a_function_of_its_seed_and_greedy_is_the_likeliest():
     learner, task = kshot.maml(tiny(), inner_lr=0.5, steps=3, objective=next_token), text_task()
     state = learner.adapt(task.support)
-    write = lambda **options: kshot.generate(  # noqa: E731
-        learner, state, task.query.inputs[0], **{"length": 12, "seed": 1} | options
-    )
+
+    def write(**options):
+        return kshot.generate(learner, state, task.query.inputs[0], **{"length": 12, "seed": 1} | options)
+
     assert torch.equal(write(), write())
     assert not torch.equal(write(), write(seed=2))
     assert (write(length=40) > 1).all()  # neither padding nor the unknown

@@ -5,7 +5,6 @@ import io
 import json
 import os
 import pickle
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +16,6 @@ from sklearn.metrics import ndcg_score
 
 import kshot
 from kshot import Batch, objectives, ranking
-from kshot.app import cli
 from kshot.app.folder import load_run
 from kshot.app.recommend import User, interview
 from kshot.learners import collaborative
@@ -329,28 +327,18 @@ baselines: {names: [bias, matrix_factorisation, popularity], val_tasks: 2, test_
 """
 
 
-def run(monkeypatch, capsys, *words: str) -> str:
-    monkeypatch.setattr(sys, "argv", ["kshot", *words])
-    try:
-        cli.main()
-    except SystemExit as stop:
-        if stop.code == 2:
-            return capsys.readouterr().err
-    return capsys.readouterr().out
-
-
 @pytest.mark.parametrize("ask", ["levels", "number"])
-def test_a_run_recommends_tells_why_and_asks(tmp_path, monkeypatch, capsys, ask):
+def test_a_run_recommends_tells_why_and_asks(tmp_path, monkeypatch, command, ask):
     monkeypatch.chdir(tmp_path)
     write_movielens(tmp_path / "ml", "25M")
     Path("run.yaml").write_text(RUN.replace("ASK", ask))
-    assert "report:" in run(monkeypatch, capsys, "run", "run.yaml", "--out", "run")
+    assert "report:" in command("run", "run.yaml", "--out", "run")
     report = json.loads(Path("run/report.json").read_text())
     assert {"mae", "rmse", "ndcg_5", "precision_5", "recall_10"} < set(report["test"])
     assert set(report["baselines"]) == {"bias", "matrix_factorisation", "popularity"}
     opened = load_run(Path("run"))
     Path("me.csv").write_text("item,rating\n3,5\n4,1\n8,4\n")
-    told = json.loads(run(monkeypatch, capsys, "recommend", "run", "--user", "me.csv", "--top", "4", "--ask", "2", "--json"))  # fmt: skip  # noqa: E501
+    told = json.loads(command("recommend", "run", "--user", "me.csv", "--top", "4", "--ask", "2", "--json"))
     assert len(told["recommended"]) == 4
     assert not {each["item"] for each in told["recommended"]} & {"3", "4", "8"}
     assert len({each["item"] for each in told["ask_next"]}) == 2
@@ -376,7 +364,7 @@ def test_a_run_recommends_tells_why_and_asks(tmp_path, monkeypatch, capsys, ask)
         ("item,rating\nnone,4\n", "line 2, column 'item': 'none' is unknown: give it the columns year, genres"),
     ):
         Path("bad.csv").write_text(text)
-        assert sentence in run(monkeypatch, capsys, "recommend", "run", "--user", "bad.csv")
+        assert sentence in command("recommend", "run", "--user", "bad.csv")
     asked: list[str] = []
 
     def answer(question: str) -> str:

@@ -15,7 +15,6 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import kshot
-from kshot.app import cli
 from kshot.models import rating_mlp
 from kshot.tasks import ratings
 
@@ -271,30 +270,23 @@ baselines: {names: [scratch, support_mean], steps: 2, inner_lrs: [0.1], test_tas
 """
 
 
-def test_a_run_predicts_ratings_of_a_new_user(rated, monkeypatch, capsys):
+def test_a_run_predicts_ratings_of_a_new_user(rated, monkeypatch, command):
     monkeypatch.chdir(rated)
 
-    def run(*words: str) -> str:
-        monkeypatch.setattr(sys, "argv", ["kshot", *words])
-        try:
-            cli.main()
-        except SystemExit as stop:
-            if stop.code == 2:
-                return capsys.readouterr().err
-        return capsys.readouterr().out
-
     Path("run.yaml").write_text(RUN)
-    assert "report:" in run("run", "run.yaml", "--out", "run")
+    assert "report:" in command("run", "run.yaml", "--out", "run")
     assert {"loss", "mse", "mae", "rmse", "ndcg_5"} < set(json.loads(Path("run/report.json").read_text())["test"])
-    assert "does not fit these inputs" in run("run", "run.yaml", "--out", "b", "--set", "model={kind: mlp}")
+    assert "does not fit these inputs" in command("run", "run.yaml", "--out", "b", "--set", "model={kind: mlp}")
     for name in ("log.parquet", "items.csv", "users.csv"):
         Path(name).unlink()
     Path("own.csv").write_text("item,year,genre,age,rating\nfilm 3,1903,drama,30,20000000\nfilm new,2020,farce,30,\n")
-    assert "line 3, column 'rating': the value is missing" in run("adapt", "run", "--support", "own.csv", "--out", "s")
+    assert "line 3, column 'rating': the value is missing" in command(
+        "adapt", "run", "--support", "own.csv", "--out", "s"
+    )
     Path("own.csv").write_text("item,year,genre,age,rating\nfilm 3,1903,drama,30,20000000\nfilm 4,1904,crime,30,2004\n")
-    assert "adapted to 2 examples" in run("adapt", "run", "--support", "own.csv", "--out", "state")
+    assert "adapted to 2 examples" in command("adapt", "run", "--support", "own.csv", "--out", "state")
     Path("new.csv").write_text("item,year,genre,age\nfilm new,2020,farce,30\nfilm 5,,,30\n")
-    rows = list(csv.DictReader(io.StringIO(run("predict", "run", "--state", "state", "--inputs", "new.csv"))))
+    rows = list(csv.DictReader(io.StringIO(command("predict", "run", "--state", "state", "--inputs", "new.csv"))))
     assert list(rows[0]) == ["row", "rating"]
     assert all(np.isfinite(float(row["rating"])) for row in rows)
 

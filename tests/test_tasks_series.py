@@ -3,7 +3,6 @@
 import csv
 import io
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +13,6 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from kshot import objectives
-from kshot.app import cli
 from kshot.tasks import series
 from kshot.tasks.series import _windows
 from kshot.types import Batch
@@ -234,33 +232,26 @@ baselines: {{names: [support_mean], test_tasks: 4}}
 
 
 @pytest.mark.parametrize("options", ["covariates: [warm]", "scale: global"])
-def test_a_run_forecasts_a_new_series_in_its_own_units(tmp_path, monkeypatch, capsys, options):
+def test_a_run_forecasts_a_new_series_in_its_own_units(tmp_path, monkeypatch, command, options):
     monkeypatch.chdir(tmp_path)
-
-    def kshot(*words: str) -> str:
-        monkeypatch.setattr(sys, "argv", ["kshot", *words])
-        try:
-            cli.main()
-        except SystemExit as stop:
-            if stop.code == 2:
-                return capsys.readouterr().err
-        return capsys.readouterr().out
 
     points().write_parquet("load.parquet")
     Path("run.yaml").write_text(RUN.format(options=options))
-    assert "report:" in kshot("run", "run.yaml", "--out", "run")
+    assert "report:" in command("run", "run.yaml", "--out", "run")
     report = json.loads(Path("run/report.json").read_text())
     assert set(report["test"]) == {"loss", "mase", "mse"}
     Path("load.parquet").unlink()
     own = points(1, 20).with_columns(pl.col("load") + 50_000)
     own.drop("meter").write_csv("own.csv")
-    assert "adapted to 4 examples" in kshot("adapt", "run", "--support", "own.csv", "--out", "state")
-    rows = list(csv.DictReader(io.StringIO(kshot("predict", "run", "--state", "state", "--inputs", "own.csv"))))
+    assert "adapted to 4 examples" in command("adapt", "run", "--support", "own.csv", "--out", "state")
+    rows = list(csv.DictReader(io.StringIO(command("predict", "run", "--state", "state", "--inputs", "own.csv"))))
     assert [row["step"] for row in rows] == ["1", "2", "3"]
     assert all(np.isfinite(float(row["load"])) for row in rows)
     if "warm" in options:  # scaled by the support: a forecast is near the series, wherever that lies
         assert all(abs(float(row["load"]) - 50_010) < 100 for row in rows)
     own[:5].drop("meter").write_csv("short.csv")
-    assert "has 5 values of the series; 11 are needed" in kshot("adapt", "run", "--support", "short.csv", "--out", "s")
+    assert "has 5 values of the series; 11 are needed" in command(
+        "adapt", "run", "--support", "short.csv", "--out", "s"
+    )
     pl.concat([own, own]).drop("meter").write_csv("two.csv")
-    assert "is there twice" in kshot("adapt", "run", "--support", "two.csv", "--out", "s")
+    assert "is there twice" in command("adapt", "run", "--support", "two.csv", "--out", "s")

@@ -110,7 +110,7 @@ def _candidates(
         with during(source, "training"):
             log = ratings.training_log()
         fitted = Ratings(*log, size=len(ratings.encoding.items))
-        return [recommender(name, fitted, objective, **tried) for tried in GRIDS[name]]  # type: ignore[arg-type]
+        return [recommender(name, fitted, objective, **tried) for tried in GRIDS[name]]
     steps = options.steps if isinstance(options.steps, list) else [options.steps]
     if name == "centroid":
         if isinstance(spec.model, EncoderSpec):

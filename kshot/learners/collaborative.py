@@ -285,7 +285,7 @@ def _ratio(total: np.ndarray, count: np.ndarray) -> np.ndarray:
     return total / np.maximum(count, 1e-9)
 
 
-GRIDS: dict[Kind, Sequence[dict[str, float]]] = {
+GRIDS: dict[Kind, Sequence[dict[str, Any]]] = {
     "global_mean": [{}],
     "popularity": [{}],
     "user_mean": [{"shrink_user": shrink} for shrink in (0.0, 2.0, 5.0)],

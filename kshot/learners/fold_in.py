@@ -88,9 +88,7 @@ class FoldIn(Learner):
 
 
 SOME = 2.0  # ratings that a choice of items must outweigh before it tells much
-
-
-SHARP = 1.3
+SHARP = 1.3  # how the chances of levels fall off around what is predicted, where the readout starts
 
 
 class Readout(nn.Module):

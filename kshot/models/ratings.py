@@ -8,6 +8,7 @@ Shape legend: n ratings, F features.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
 import torch
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 from kshot.models.backbones import mlp
 
 
-class RatingModel(nn.Module):
+class RatingModel(nn.Module, ABC):
     """What the models have in common: `features` (n, F) of what is rated, and a `head`, if there are outputs."""
 
     def __init__(self, width: int, outputs: int | None) -> None:
@@ -24,10 +25,11 @@ class RatingModel(nn.Module):
         self.width = width
         self.head = nn.Identity() if outputs is None else nn.Linear(width, outputs)
 
+    @abstractmethod
     def features(
         self, item: Tensor, item_features: Tensor | None, user_features: Tensor | None, standing: Tensor | None
     ) -> Tensor:
-        raise NotImplementedError
+        """What is made of rated items (n,) and what is known of them and the user: (n, F)."""
 
     def forward(
         self,

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 KINDS = {
     "table": "kshot.tasks.tables:TableEncoding",
     "series": "kshot.tasks.series:SeriesEncoding",
-    "ratings": "kshot.tasks.ratings:RatingEncoding",
+    "ratings": "kshot.tasks.rated_items:RatingEncoding",
     "text": "kshot.tasks.text:TextEncoding",
     "corpus": "kshot.tasks.corpus:CorpusEncoding",
 }
