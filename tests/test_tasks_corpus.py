@@ -72,6 +72,22 @@ def test_windows_predict_each_character_but_the_first_once(tmp_path, texts, leng
         assert int((targets != IGNORED).sum()) == len(whole) - 1
 
 
+def test_pretraining_reads_on_from_a_window(tmp_path):
+    text = "".join(map(chr, range(97, 123))) * 3
+    for name in "ab":
+        (tmp_path / f"{name}.txt").write_text(text)
+    options = {"length": 8, "shots": 2, "queries": 2, "split": {"ratio": [1, 0, 0]}}
+    short, long = (corpus(tmp_path, pretrain_length=length, **options) for length in (None, 20))
+    few, many = (source.pretraining_batch(3, 16) for source in (short, long))
+    assert few.inputs.shape == (16, 8) and many.inputs.shape == (16, 20)
+    assert torch.equal(few.inputs, many.inputs[:, :8])
+    scored = many.targets >= 0
+    assert torch.equal(many.inputs[:, 1:][scored[:, 1:]], many.targets[:, :-1][scored[:, 1:]])
+    ends = scored.sum(1)
+    assert ends.min() < 20 == ends.max(), "a text that ends sooner is padded"
+    assert torch.equal(short.task("train", 0).query.inputs, long.task("train", 0).query.inputs)
+
+
 def test_the_query_follows_the_support(tmp_path):
     text = "".join(chr(0x4E00 + i) for i in range(200))  # all characters differ: a window says where it stands
     for name in "ab":
@@ -207,6 +223,7 @@ def test_adapting_to_a_writer_pays(tmp_path):
         ({"task": "folder"}, r"a.txt lies in no folder that could name its task"),
         ({"files": "*.md"}, r"hold no file that matches '\*.md'"),
         ({"length": 0}, r"length must be at least 1"),
+        ({"length": 9, "pretrain_length": 8}, r"pretrain_length must be a window's 9 characters or more, got 8"),
         ({"unit": "words"}, r"unit must be characters or bytes, got 'words'"),
         ({"length": 50}, r"group 'a.txt' in train has 1 examples, but 8 shots \+ 8 queries need 16"),
         ({"split": {"heldout": {"test": ["x"]}}}, r"heldout needs the domain of each group"),

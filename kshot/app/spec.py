@@ -238,6 +238,7 @@ class CorpusSpec(_Strict):
     files: str = "*.txt"
     unit: Literal["characters", "bytes"] = "characters"
     length: int = Field(64, ge=1)
+    pretrain_length: int | None = Field(None, ge=1)
     shots: SizeSpec = 8
     queries: SizeSpec = 8
     train_queries: SizeSpec | None = None

@@ -22,7 +22,6 @@ from kshot import objectives
 from kshot.tasks import library
 from kshot.tasks.drawing import Size
 from kshot.tasks.encoding import Support
-from kshot.tasks.examples import Examples
 from kshot.tasks.features import SpanExamples
 from kshot.tasks.groups import GroupTasks, Order
 from kshot.tasks.pools import Rows, Small
@@ -32,7 +31,7 @@ from kshot.tasks.splitting import cut
 from kshot.tasks.unpacking import SUFFIXES as ARCHIVES
 from kshot.tasks.unpacking import unpack
 from kshot.tasks.vocabulary import PADDING, UNKNOWN, Vocabulary
-from kshot.types import Split
+from kshot.types import Batch, Split
 
 BadRows = Literal["error", "drop"]
 Unit = Literal["characters", "bytes"]
@@ -59,6 +58,7 @@ def corpus(
     files: str = "*.txt",
     unit: Unit = "characters",
     length: int = 64,
+    pretrain_length: int | None = None,
     shots: Size = 8,
     queries: Size = 8,
     train_queries: Size | None = None,
@@ -96,6 +96,8 @@ def corpus(
         files: the names of the files that are read from a folder.
         unit: "characters", or "bytes" of UTF-8, whose vocabulary of 258 is the same for all data.
         length: characters (or bytes) of a window.
+        pretrain_length: characters of a text that pretraining reads, from where a window starts; a window's by default.
+            A learner that reads windows behind others, as `dynamic_evaluation` does, wants a model that has read as far.
         shots: support windows, an int or a range; so much of a task is known.
         queries: query windows, an int or a range.
         train_queries: the same in training tasks, `queries` by default.
@@ -124,6 +126,8 @@ def corpus(
         raise ValueError(f"unit must be characters or bytes, got {unit!r}")
     if length < 1:
         raise ValueError(f"length must be at least 1 character, got {length}")
+    if pretrain_length is not None and pretrain_length < length:
+        raise ValueError(f"pretrain_length must be a window's {length} characters or more, got {pretrain_length}")
     path, how = library.place_of(path), Reading(**(reading or {}))
     if task in OF_FILES:
         with _opened(path) as place:
@@ -143,6 +147,7 @@ def corpus(
         examples,
         {part: {name: rows[name] for name in names} for part, names in parts.items()},
         encoding=encoding,
+        pretrain_length=pretrain_length or length,
         about={
             "unknown": {part: _unknown([ids[name] for name in names]) for part, names in parts.items()},
         },
@@ -169,15 +174,21 @@ class Corpus(GroupTasks):
 
     def __init__(
         self,
-        examples: Examples,
+        examples: WindowExamples,
         groups: Mapping[Split, Mapping[str, Rows]],
         *,
         encoding: CorpusEncoding,
+        pretrain_length: int,
         about: Mapping[str, Any],
         **options: Any,
     ) -> None:
         super().__init__(examples, groups, **options)
+        self._long = examples.of_length(pretrain_length)
         self.encoding, self.vocabulary, self.about = encoding, encoding.vocabulary, dict(about)
+
+    def pretraining_batch(self, step: int, size: int) -> Batch:
+        """`size` random texts of `pretrain_length` symbols of all training groups."""
+        return Batch.of(*self._long.take(self.pretraining_rows(step, size)))
 
     def describe(self) -> dict[str, Any]:
         return super().describe() | self.about
@@ -252,6 +263,11 @@ class WindowExamples:
 
     def __len__(self) -> int:
         return len(self.windows)
+
+    def of_length(self, length: int) -> WindowExamples:
+        """The same windows, each reaching on in its text to `length` symbols."""
+        windows = self.windows
+        return WindowExamples(SpanExamples(windows.flat, windows.starts, windows.stops, length + 1))
 
     def take(self, rows: np.ndarray) -> tuple[Tensor, Tensor]:
         window = self.windows.take(rows)

@@ -138,10 +138,14 @@ class GroupTasks(TaskSource):
 
     def pretraining_batch(self, step: int, size: int) -> Batch:
         """`size` random examples of all training groups."""
+        inputs, targets = self.examples.take(self.pretraining_rows(step, size))
+        return Batch(inputs, targets, torch.ones(size))
+
+    def pretraining_rows(self, step: int, size: int) -> np.ndarray:
+        """Which examples those are."""
         pool = self._pool("train")
         random = np.random.default_rng([self.seed, len(SPLITS), step])  # no split's number: other draws than any task's
-        inputs, targets = self.examples.take(pool.flat[random.integers(len(pool.flat), size=size)])
-        return Batch(inputs, targets, torch.ones(size))
+        return pool.flat[random.integers(len(pool.flat), size=size)]
 
     def describe(self) -> dict[str, Any]:
         return {
