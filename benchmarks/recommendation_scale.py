@@ -126,7 +126,9 @@ def main() -> None:
         with (folder / "ratings.csv").open("rb") as file:
             rows = sum(part.count(b"\n") for part in iter(lambda: file.read(1 << 24), b"")) - 1
         size = (folder / "ratings.csv").stat().st_size
-        print(f"{rows:,} ratings, {size / 1e6:.0f} MB on disk\n\n| stage | s | peak MB |\n| --- | --- | --- |", flush=True)
+        print(
+            f"{rows:,} ratings, {size / 1e6:.0f} MB on disk\n\n| stage | s | peak MB |\n| --- | --- | --- |", flush=True
+        )
         sizes = ["--steps", str(options.steps), "--tasks", str(options.tasks)]
         subprocess.run([sys.executable, __file__, "--measure", "--folder", str(folder), *sizes], check=True)
         peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024 / 1e6

@@ -293,6 +293,23 @@ def test_new_users_are_taken_in_turn_and_the_future_stays_ahead(tmp_path):
         kshot.tasks.movielens(tmp_path / "ml", timed=False, start="first")
 
 
+def test_coverage_is_the_share_of_the_catalogue_that_somebody_is_shown(tmp_path):
+    write_movielens(tmp_path / "ml", "100K")
+    source = kshot.tasks.movielens(tmp_path / "ml", shots=3, queries=5, start="first", split={"ratio": [0.6, 0.2, 0.2]})
+    log = collaborative.Ratings(*source.training_log(), size=len(source.encoding.items))
+    learner = collaborative.recommender("item_mean", log, source.objective)
+    order = np.argsort(-learner.offsets[1:].numpy(), kind="stable") + 1
+    shown = set()
+    for index in range(6):
+        given = source.task("test", index).support.inputs["item"].tolist()
+        shown |= set([number for number in order if number not in given][:10])
+    found = kshot.evaluate(learner, source, tasks=8, coverage=6, audit=False).coverage
+    assert found is not None
+    assert (found.top, found.users, found.items) == (10, 6, len(order))
+    assert found.share == pytest.approx(len(shown) / len(order))
+    assert kshot.evaluate(learner, source, tasks=8, audit=False).coverage is None
+
+
 @pytest.mark.parametrize("ask", ["number", "levels"])
 def test_equal_ratings_and_few_of_them(tmp_path, ask):
     rows = [f"u{u},i{(u + k) % 9},3,{k}" for u in range(20) for k in range(1 + u % 5)]
@@ -336,6 +353,11 @@ def test_a_run_recommends_tells_why_and_asks(tmp_path, monkeypatch, command, ask
     report = json.loads(Path("run/report.json").read_text())
     assert {"mae", "rmse", "ndcg_5", "precision_5", "recall_10"} < set(report["test"])
     assert set(report["baselines"]) == {"bias", "matrix_factorisation", "popularity"}
+    assert set(report["coverage"]) == {"learner", *report["baselines"]}
+    shown = report["coverage"]["learner"]
+    assert (
+        f"{shown['share']:.2%} of {shown['items']} items are among the first 10" in Path("run/report.html").read_text()
+    )
     opened = load_run(Path("run"))
     Path("me.csv").write_text("item,rating\n3,5\n4,1\n8,4\n")
     told = json.loads(command("recommend", "run", "--user", "me.csv", "--top", "4", "--ask", "2", "--json"))
