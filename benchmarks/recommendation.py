@@ -139,6 +139,33 @@ def two_tower_anil(tasks: RatingTasks, inner_lr: float) -> Learner:
     return kshot.anil(model, inner_lr=inner_lr, steps=3, objective=tasks.objective)
 
 
+def _process(make: Callable[..., Learner], tasks: RatingTasks, **options: Any) -> Learner:
+    """A neural process that reads ratings through the factors of `fold_in`."""
+    model = kshot.models.factorisation(tasks.encoding.counts, _features(tasks), None, factors=8)
+    options |= {"embedding": model, "objective": tasks.objective, "width": 64}
+    return make(model.width, len(tasks.encoding.levels), **options)
+
+
+@listed
+def cnp(tasks: RatingTasks) -> Learner:
+    return _process(kshot.cnp, tasks, depth=2)
+
+
+@listed
+def tanp(tasks: RatingTasks) -> Learner:
+    return _process(kshot.tanp, tasks, depth=2)
+
+
+@listed
+def attentive_np(tasks: RatingTasks) -> Learner:
+    return _process(kshot.attentive_np, tasks, depth=2)
+
+
+@listed
+def tnp_d(tasks: RatingTasks) -> Learner:
+    return _process(kshot.tnp_d, tasks, layers=2)
+
+
 def trained(name: str, tasks: RatingTasks, seed: int, steps: int, out: Path) -> Learner:
     """A learner after training, or read back; where it has an inner rate, at the one that is best on val."""
     made = LEARNERS[name]

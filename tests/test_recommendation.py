@@ -405,6 +405,19 @@ def test_a_run_recommends_tells_why_and_asks(tmp_path, monkeypatch, command, ask
         check_gains(opened)
 
 
+def test_a_neural_process_runs_on_ratings_through_a_model(tmp_path, monkeypatch, command):
+    monkeypatch.chdir(tmp_path)
+    write_movielens(tmp_path / "ml", "25M")
+    text = RUN.replace("ASK", "levels").replace("kind: fold_in, hidden: 4", "kind: tanp, width: 8, depth: 1")
+    Path("run.yaml").write_text(text)
+    assert "report:" in command("run", "run.yaml", "--out", "run")
+    Path("me.csv").write_text("item,rating\n3,5\n4,1\n")
+    told = json.loads(command("recommend", "run", "--user", "me.csv", "--top", "4", "--ask", "1", "--json"))
+    assert len(told["recommended"]) == 4
+    Path("run.yaml").write_text("\n".join(line for line in text.splitlines() if not line.startswith("model:")))
+    assert "name a model that makes one of them" in command("run", "run.yaml", "--out", "other")
+
+
 def check_gains(opened) -> None:
     r"""Of a linear posterior an answer one deviation off moves $x$ by $c_{xa} / (c_{aa} + \sigma^2)$ deviations."""
     user = User(opened, {"3": 5.0, "8": 4.0})

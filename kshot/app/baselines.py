@@ -55,7 +55,9 @@ def names_of(spec: Spec, objective: Objective) -> list[BaselineName]:
     if isinstance(objective.metrics, objectives.OF_ITEMS):
         return ["global_mean", "user_mean", "item_mean", "bias", "popularity", "item_knn", "matrix_factorisation"]
     of_classes = objective.own_classes or objective.loss is objectives.shared_classification.loss
-    names: list[BaselineName] = ["scratch"] if spec.model and not isinstance(spec.model, EncoderSpec) else []
+    tells_no_more = objective.loss is not objectives.gaussian.loss  # no model of a run file tells a spread by itself
+    alone = spec.model is not None and not isinstance(spec.model, EncoderSpec) and tells_no_more
+    names: list[BaselineName] = ["scratch"] if alone else []
     if spec.pretrain:
         names += ["fine_tune", "pretrained_centroid"] if of_classes else ["fine_tune", "pretrained"]
     if of_classes:

@@ -53,7 +53,7 @@ class Covering:
         scores = self.encoding.expected(tree_map(lambda leaf: leaf.cpu(), prediction))
         given = inputs["item"][real].cpu()
         scores[given[given > 0] - 1] = -torch.inf
-        self.shown.append(scores.topk(self.top).indices)
+        self.shown.append(scores.argsort(descending=True, stable=True)[: self.top])
 
     def result(self) -> Coverage | None:
         """What came of it; None without a task."""
