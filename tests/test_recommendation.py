@@ -5,6 +5,7 @@ import io
 import json
 import os
 import pickle
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -221,6 +222,23 @@ def test_movielens_in_each_of_its_formats(tmp_path, form):
     assert np.array_equal(
         source.stack("val", [3, 4]).support.inputs["item"][1], source.task("val", 4).support.inputs["item"]
     )
+
+
+@pytest.mark.parametrize("size", ["1m", "25m"])
+def test_a_zip_of_movielens_is_added_and_opened_by_its_name(tmp_path, monkeypatch, command, size):
+    write_movielens(tmp_path / f"ml-{size}", size.upper())
+    (tmp_path / f"ml-{size}" / ("README" if size == "1m" else "README.txt")).write_text("for research")
+    (tmp_path / f"ml-{size}" / "tags.csv").write_text("what is not needed")
+    archive = shutil.make_archive(str(tmp_path / "given"), "zip", tmp_path, f"ml-{size}")
+    monkeypatch.setenv("KSHOT_DATA", str(tmp_path / "library"))
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "user"))
+    name = f"movielens-{size}"
+    said = command("data", "add", name, "--from", archive)
+    assert "the archive has not the hash that is published" in " ".join(said.split())
+    assert not (tmp_path / "library" / name / "tags.csv").exists()
+    assert len(kshot.tasks.movielens(name, shots=4, queries=4).examples) == 360
+    assert len(kshot.tasks.movielens(shots=4, queries=4).examples) == 360, "the one that is there"
+    assert name in command("data", "list")
 
 
 def test_what_is_wrong_with_a_movielens_folder(tmp_path):
