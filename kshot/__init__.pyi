@@ -7,7 +7,7 @@ from .evaluation.evaluate import evaluate
 from .evaluation.intervals import over_seeds
 from .evaluation.shots import over_shots
 from .learner import Learner
-from .learners.amortised import attentive_np, cnp, tnp_d
+from .learners.amortised import attentive_np, cnp, tanp, tnp_d
 from .learners.baselines import fine_tune, from_scratch, nearest_centroid
 from .learners.closed_form import logistic_regression, metaoptnet, r2d2
 from .learners.context import cavia
@@ -93,6 +93,7 @@ __all__ = [
     "run_until",
     "simpleshot",
     "t_net",
+    "tanp",
     "tasks",
     "tnp_d",
     "transductive_fine_tune",

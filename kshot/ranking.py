@@ -66,3 +66,23 @@ def recall(scores: Tensor, relevant: Tensor, k: int) -> Tensor:
         tensor(0.5000)
     """
     return _ranked(scores, relevant)[:k].sum() / relevant.sum().clamp_min(1)
+
+
+def coverage(shown: Tensor, items: int) -> Tensor:
+    r"""Catalogue coverage: the share of all items that are shown to somebody, $|\bigcup_u R_u| / I$.
+
+    It grows with the number of users, so that figures compare for the same users alone, and ends at $U k / I$ or 1.
+
+    Args:
+        shown: (U, k) the numbers of the first k items of each user's ranking.
+        items: how many there are, I.
+
+    Example:
+        >>> coverage(torch.tensor([[0, 1], [0, 2], [0, 1]]), items=6)
+        tensor(0.5000)
+
+    References:
+        Ge, Delgado-Battenfeld, Jannach: Beyond accuracy: evaluating recommender systems by coverage and serendipity,
+        RecSys 2010, section 3.1.
+    """
+    return torch.tensor(len(shown.unique()) / items)

@@ -135,9 +135,55 @@ def test_a_conditional_process_is_deep_sets():
     torch.testing.assert_close(found["std"][0, 0], 0.01 + 0.99 * raw[1].exp().log1p())
 
 
-@pytest.mark.parametrize("make", [kshot.cnp, kshot.attentive_np, kshot.tnp_d], ids=["cnp", "attentive_np", "tnp_d"])
+def test_a_task_adaptive_process_modulates_its_decoder_by_the_tasks_that_it_is_like():
+    learner = kshot.tanp(2, 1, width=8, depth=2, clusters=3)
+    x, y, weight = row(0, 6, 2), row(1, 6, 1), torch.tensor([1.0, 1, 0.5, 2, 0, 1])
+    state = learner.adapt(Batch(x, y, weight))
+    own = sum(learner.identity(torch.cat([x[i], y[i]])) * weight[i] for i in range(6)) / weight.sum()
+    near = torch.stack([1 / (1 + (own - centre).square().sum()) for centre in learner.pool])
+    torch.testing.assert_close(state["context"], own + (near[:, None] * learner.pool).sum(0) / near.sum())
+    hidden = torch.cat([x[0], state["summary"]])
+    layers, modulations = learner.decoder.model, learner.decoder.modulations
+    for layer, modulation in zip((layers[0], layers[2]), modulations):
+        scale, shift = modulation(state["context"]).chunk(2)
+        hidden = torch.nn.functional.gelu((1 + scale) * layer(hidden) + shift)
+    torch.testing.assert_close(learner.predict(state, x[:1])["mean"][0, 0], layers[4](hidden)[0])
+
+
+PROCESSES = {"cnp": {}, "tanp": {"clusters": 2}, "attentive_np": {"heads": 2}, "tnp_d": {"heads": 2, "layers": 1}}
+
+
+@pytest.mark.parametrize(("kind", "ask"), [*((kind, "levels") for kind in PROCESSES), ("tanp", "number")])
+def test_ratings_are_read_through_a_model_of_them(kind, ask, tmp_path):
+    random = np.random.default_rng(0)
+    rows = [f"{u},{i},{1 + 2 * (u % 2 + i % 2)}" for u in range(99) for i in random.permutation(12)]
+    (tmp_path / "log.csv").write_text("\n".join(["user,item,rating", *rows]))
+    source = kshot.tasks.ratings(tmp_path / "log.csv", ask=ask, shots=5, queries=5)
+    model = kshot.models.rating_mlp(len(source.encoding.items), 0, None, embedding=8, hidden=(16,))
+    outputs = source.task("train", 0).support.targets.shape[1]
+    learner = getattr(kshot, kind)(
+        model.width, outputs, width=32, depth=1, embedding=model, objective=source.objective, **PROCESSES[kind]
+    )
+    kshot.fit(learner, source, steps=100, tasks_per_step=16, outer_lr=4e-3, mode="vmap")
+    found = kshot.evaluate(learner, source, tasks=30)
+    assert found.trusted
+    assert found.metrics["mae"].mean < 0.5, "half of the users rate 2 more: 1 off for who does not tell which"
+
+
+def test_inputs_of_several_parts_need_an_embedding_and_classes_must_be_shared():
+    with pytest.raises(ValueError, match=r"several parts \(item\) need an embedding"):
+        kshot.cnp(1, 1).adapt(Batch.of({"item": torch.zeros(3, 1)}, torch.zeros(3, 1)))
+    with pytest.raises(ValueError, match="where each task has classes of its own take a learner that compares"):
+        kshot.tnp_d(2, 5, objective=objectives.classification)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [kshot.cnp, kshot.tanp, kshot.attentive_np, kshot.tnp_d],
+    ids=["cnp", "tanp", "attentive_np", "tnp_d"],
+)
 def test_what_fits_no_input_is_told(make):
-    learner = make(2, 1, width=8, **({} if make is kshot.cnp else {"heads": 2}))
+    learner = make(2, 1, width=8, **({} if make in (kshot.cnp, kshot.tanp) else {"heads": 2}))
     with pytest.raises(ValueError, match="takes 2 inputs"):
         learner.adapt(Batch.of(torch.zeros(3, 1), torch.zeros(3, 1)))
     with pytest.raises(ValueError, match=r"targets must be \(n, 1\)"):

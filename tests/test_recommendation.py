@@ -5,6 +5,7 @@ import io
 import json
 import os
 import pickle
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -223,6 +224,23 @@ def test_movielens_in_each_of_its_formats(tmp_path, form):
     )
 
 
+@pytest.mark.parametrize("size", ["1m", "25m"])
+def test_a_zip_of_movielens_is_added_and_opened_by_its_name(tmp_path, monkeypatch, command, size):
+    write_movielens(tmp_path / f"ml-{size}", size.upper())
+    (tmp_path / f"ml-{size}" / ("README" if size == "1m" else "README.txt")).write_text("for research")
+    (tmp_path / f"ml-{size}" / "tags.csv").write_text("what is not needed")
+    archive = shutil.make_archive(str(tmp_path / "given"), "zip", tmp_path, f"ml-{size}")
+    monkeypatch.setenv("KSHOT_DATA", str(tmp_path / "library"))
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "user"))
+    name = f"movielens-{size}"
+    said = command("data", "add", name, "--from", archive)
+    assert "the archive has not the hash that is published" in " ".join(said.split())
+    assert not (tmp_path / "library" / name / "tags.csv").exists()
+    assert len(kshot.tasks.movielens(name, shots=4, queries=4).examples) == 360
+    assert len(kshot.tasks.movielens(shots=4, queries=4).examples) == 360, "the one that is there"
+    assert name in command("data", "list")
+
+
 def test_what_is_wrong_with_a_movielens_folder(tmp_path):
     write_movielens(tmp_path / "ml", "1M")
     with (tmp_path / "ml" / "ratings.dat").open("a") as file:
@@ -293,6 +311,23 @@ def test_new_users_are_taken_in_turn_and_the_future_stays_ahead(tmp_path):
         kshot.tasks.movielens(tmp_path / "ml", timed=False, start="first")
 
 
+def test_coverage_is_the_share_of_the_catalogue_that_somebody_is_shown(tmp_path):
+    write_movielens(tmp_path / "ml", "100K")
+    source = kshot.tasks.movielens(tmp_path / "ml", shots=3, queries=5, start="first", split={"ratio": [0.6, 0.2, 0.2]})
+    log = collaborative.Ratings(*source.training_log(), size=len(source.encoding.items))
+    learner = collaborative.recommender("item_mean", log, source.objective)
+    order = np.argsort(-learner.offsets[1:].numpy(), kind="stable") + 1
+    shown = set()
+    for index in range(6):
+        given = source.task("test", index).support.inputs["item"].tolist()
+        shown |= set([number for number in order if number not in given][:10])
+    found = kshot.evaluate(learner, source, tasks=8, coverage=6, audit=False).coverage
+    assert found is not None
+    assert (found.top, found.users, found.items) == (10, 6, len(order))
+    assert found.share == pytest.approx(len(shown) / len(order))
+    assert kshot.evaluate(learner, source, tasks=8, audit=False).coverage is None
+
+
 @pytest.mark.parametrize("ask", ["number", "levels"])
 def test_equal_ratings_and_few_of_them(tmp_path, ask):
     rows = [f"u{u},i{(u + k) % 9},3,{k}" for u in range(20) for k in range(1 + u % 5)]
@@ -336,6 +371,11 @@ def test_a_run_recommends_tells_why_and_asks(tmp_path, monkeypatch, command, ask
     report = json.loads(Path("run/report.json").read_text())
     assert {"mae", "rmse", "ndcg_5", "precision_5", "recall_10"} < set(report["test"])
     assert set(report["baselines"]) == {"bias", "matrix_factorisation", "popularity"}
+    assert set(report["coverage"]) == {"learner", *report["baselines"]}
+    shown = report["coverage"]["learner"]
+    assert (
+        f"{shown['share']:.2%} of {shown['items']} items are among the first 10" in Path("run/report.html").read_text()
+    )
     opened = load_run(Path("run"))
     Path("me.csv").write_text("item,rating\n3,5\n4,1\n8,4\n")
     told = json.loads(command("recommend", "run", "--user", "me.csv", "--top", "4", "--ask", "2", "--json"))
@@ -381,6 +421,19 @@ def test_a_run_recommends_tells_why_and_asks(tmp_path, monkeypatch, command, ask
     assert pl.read_csv("mine.csv")["rating"].to_list() == [4.0, 1.0]
     if ask == "number":
         check_gains(opened)
+
+
+def test_a_neural_process_runs_on_ratings_through_a_model(tmp_path, monkeypatch, command):
+    monkeypatch.chdir(tmp_path)
+    write_movielens(tmp_path / "ml", "25M")
+    text = RUN.replace("ASK", "levels").replace("kind: fold_in, hidden: 4", "kind: tanp, width: 8, depth: 1")
+    Path("run.yaml").write_text(text)
+    assert "report:" in command("run", "run.yaml", "--out", "run")
+    Path("me.csv").write_text("item,rating\n3,5\n4,1\n")
+    told = json.loads(command("recommend", "run", "--user", "me.csv", "--top", "4", "--ask", "1", "--json"))
+    assert len(told["recommended"]) == 4
+    Path("run.yaml").write_text("\n".join(line for line in text.splitlines() if not line.startswith("model:")))
+    assert "name a model that makes one of them" in command("run", "run.yaml", "--out", "other")
 
 
 def check_gains(opened) -> None:

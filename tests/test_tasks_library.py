@@ -47,7 +47,8 @@ def test_folders_are_the_named_one_then_the_users(monkeypatch, home, tmp_path):
 
 def test_known_sets_say_where_they_were_found(home):
     rows = {row.name: row for row in library.known()}
-    of_files = {"omniglot", "clinc150", "tinyshakespeare", "nltk_corpora", "movielens-100k"}
+    of_files = {"omniglot", "clinc150", "tinyshakespeare", "nltk_corpora"}
+    of_files |= {f"movielens-{size}" for size in ("100k", "1m", "25m")}
     assert set(rows) == {"sinusoids", "glyphs", *of_files}
     assert [row.name for row in rows.values() if row.built_in] == ["sinusoids", "glyphs"]
     assert rows["omniglot"].where is None

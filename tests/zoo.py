@@ -121,6 +121,10 @@ ZOO = {
         warm=100,
         keeps_rows=True,
     ),
+    "tanp": Row(lambda ways: kshot.tanp(1, 1, width=16, depth=1, clusters=3), regression=True, warm=100),
+    "cnp, an embedding": Row(
+        lambda ways: kshot.cnp(4, 1, width=16, depth=1, embedding=wave(outputs=4)), regression=True, warm=100
+    ),
     "tnp-d": Row(
         lambda ways: kshot.tnp_d(1, 1, width=16, layers=2, heads=2), regression=True, warm=100, keeps_rows=True
     ),

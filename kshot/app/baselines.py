@@ -23,6 +23,7 @@ from kshot.tasks.source import TaskSource
 from kshot.tasks.watching import during
 from kshot.types import Split
 
+COVERED = 100  # tasks whose users are ranked the whole catalogue
 ABOUT: dict[str, str] = {
     "scratch": "the same model, fitted to the support set alone from random weights",
     "fine_tune": "the model after {steps} steps of pretraining on all training classes, fine-tuned on the support set",
@@ -54,7 +55,9 @@ def names_of(spec: Spec, objective: Objective) -> list[BaselineName]:
     if isinstance(objective.metrics, objectives.OF_ITEMS):
         return ["global_mean", "user_mean", "item_mean", "bias", "popularity", "item_knn", "matrix_factorisation"]
     of_classes = objective.own_classes or objective.loss is objectives.shared_classification.loss
-    names: list[BaselineName] = ["scratch"] if spec.model and not isinstance(spec.model, EncoderSpec) else []
+    tells_no_more = objective.loss is not objectives.gaussian.loss  # no model of a run file tells a spread by itself
+    alone = spec.model is not None and not isinstance(spec.model, EncoderSpec) and tells_no_more
+    names: list[BaselineName] = ["scratch"] if alone else []
     if spec.pretrain:
         names += ["fine_tune", "pretrained_centroid"] if of_classes else ["fine_tune", "pretrained"]
     if of_classes:
@@ -95,7 +98,9 @@ def evaluate_baselines(
         def observe(scored: Scored, name: str = name) -> None:
             watch(name, scored)
 
-        found[name] = evaluate(best.to(device), source, split=split, tasks=tasks, observe=observe, audit=False)
+        found[name] = evaluate(
+            best.to(device), source, split=split, tasks=tasks, observe=observe, audit=False, coverage=COVERED
+        )
     return found
 
 

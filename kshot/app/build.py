@@ -21,6 +21,7 @@ from kshot.app.spec import (
     LanguageModelSpec,
     MixtureSpec,
     MlpSpec,
+    NeuralProcessSpec,
     OneSourceSpec,
     PldaSpec,
     PriorFittedSpec,
@@ -173,11 +174,19 @@ def build_learner(spec: Spec, model: nn.Module, shapes: Shapes) -> Learner:
     if isinstance(spec.learner, CnapsSpec):
         encoder = build_model(spec, shapes | {"targets": [spec.learner.context]}, head=True)
         return factory(model, encoder, **options)
-    if spec.model is None:
-        if not isinstance(spec.learner, PriorFittedSpec):  # which takes tables of any width
-            options |= {"inputs": prod(shapes["inputs"]), "outputs": prod(shapes["targets"])}
+    if isinstance(spec.learner, PriorFittedSpec):  # which takes tables of any width
         with seeded(spec.seed):
             return factory(**options)
+    if isinstance(spec.learner, NeuralProcessSpec):
+        if spec.model is None and isinstance(shapes["inputs"], dict):
+            raise ValueError(
+                f"learner {spec.learner.kind} takes inputs of one tensor; these are {', '.join(shapes['inputs'])}: "
+                "name a model that makes one of them, such as model: {kind: factorisation}"
+            )
+        whole = shapes["inputs"] if spec.model is None else _features_of(model, shapes)
+        options |= {"embedding": None if spec.model is None else model}
+        with seeded(spec.seed):
+            return factory(prod(whole), prod(shapes["targets"]), **options)
     if "features" in inspect.signature(factory).parameters:
         shape = _features_of(model, shapes)
         options["features"] = tuple(shape) if spec.learner.kind in OF_MAPS else prod(shape)

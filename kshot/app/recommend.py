@@ -91,7 +91,7 @@ class User:
         inputs = self.whole if numbers is None else tree_map(lambda leaf: leaf[numbers - 1], self.whole)
         with torch.no_grad():
             prediction = self.learner.predict(self.state if state is None else state, inputs)
-        return self.encoding.expected(_plain(prediction))
+        return self.encoding.expected(prediction)
 
     def recommend(self, top: int = 10, reasons: int = 3) -> list[Recommendation]:
         """The items with the highest ratings to expect, those given left out.

@@ -557,6 +557,14 @@ class AttentiveNpSpec(_Strict):
     min_std: float = Field(0.01, gt=0, lt=1)
 
 
+class TanpSpec(_Strict):
+    kind: Literal["tanp"]
+    width: int = Field(128, ge=1)
+    depth: int = Field(3, ge=1)
+    clusters: int = Field(8, ge=1)
+    min_std: float = Field(0.01, gt=0, lt=1)
+
+
 class TnpDSpec(_Strict):
     kind: Literal["tnp_d"]
     width: int = Field(64, ge=1)
@@ -578,8 +586,10 @@ class PriorFittedSpec(_Strict):
 
 RatingModelSpec = RatingMlpSpec | TwoTowerSpec | FactorisationSpec
 ModelSpec = MlpSpec | RatingModelSpec | LanguageModelSpec | Conv4Spec | ResNet12Spec | EncoderSpec
-OwnNetworkSpec = CnpSpec | AttentiveNpSpec | TnpDSpec | PriorFittedSpec
-"""Learners that are a network of their own, and take no model."""
+NeuralProcessSpec = CnpSpec | AttentiveNpSpec | TanpSpec | TnpDSpec
+"""Learners that are a network of their own; a model, if there is one, embeds the inputs."""
+OwnNetworkSpec = NeuralProcessSpec | PriorFittedSpec
+"""Learners that need no model."""
 
 
 class PretrainSpec(_Strict):
@@ -695,14 +705,14 @@ class Spec(_Strict):
     @model_validator(mode="after")
     def _a_model_where_one_is_needed(self) -> Spec:
         own = isinstance(self.learner, OwnNetworkSpec)
-        if own and self.model is not None:
+        if isinstance(self.learner, PriorFittedSpec) and self.model is not None:
             raise ValueError(f"learner {self.learner.kind} is a network of its own: leave out 'model'")
         if not own and self.model is None:
             raise ValueError(f"learner {self.learner.kind} adapts a model: the key 'model' is missing")
         needing = {"scratch", "fine_tune", "pretrained", "pretrained_centroid"} & set(self.baselines.names or [])
-        if own and (self.pretrain or needing):
+        if self.model is None and (self.pretrain or needing):
             part = "pretrain" if self.pretrain else f"baseline {min(needing)}"
-            raise ValueError(f"{part} needs a model, and learner {self.learner.kind} takes none")
+            raise ValueError(f"{part} needs a model, and learner {self.learner.kind} has none")
         return self
 
     def to_yaml(self) -> str:

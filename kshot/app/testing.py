@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from kshot.app.baselines import about, evaluate_baselines
+from kshot.app.baselines import COVERED, about, evaluate_baselines
 from kshot.app.build import Shapes, build_source, device_of, with_shots
 from kshot.app.spec import GaussianProcessesSpec, SinusoidsSpec, Spec
 from kshot.evaluation import figures
 from kshot.evaluation.audit import UntrustedFigure
 from kshot.evaluation.compare import differences
 from kshot.evaluation.cost import Cost, cost
+from kshot.evaluation.coverage import Coverage
 from kshot.evaluation.evaluate import Evaluation, Scored, evaluate
 from kshot.evaluation.rejection import Rejection, calibrated, rejection
 from kshot.evaluation.shots import Shots, over_shots
@@ -109,6 +110,7 @@ def carry_out(
             episodes_sha256=episodes_sha256,
             observe=observe(split, count),
             checkpoint=checkpoint,
+            coverage=COVERED,
         )
     beside = min(spec.baselines.test_tasks, count)
     baselines: dict[str, Evaluation] = {}
@@ -186,10 +188,17 @@ def entries(tested: Tested, spec: Spec, source: TaskSource, learner: Learner) ->
         "shots": tested.shots,
         "rejection": tested.rejection and tested.rejection.to_json(),
         "calibration": test.calibration,
+        "coverage": _coverage(tested),
         "cost": tested.cost._asdict() | {"adapt_ms": test.adapt_ms, "predict_ms": test.predict_ms},
         "protocol": protocol(spec, source, learner)
         | {"episodes_sha256": test.episodes_sha256, "test_tasks": len(test.episodes)},
     }
+
+
+def _coverage(tested: Tested) -> dict[str, Coverage]:
+    """Of the learner and the baselines, the catalogue's; none where tasks have none."""
+    each = {"learner": tested.test} | tested.baselines
+    return {name: found.coverage for name, found in each.items() if found.coverage}
 
 
 def protocol(spec: Spec, source: TaskSource, learner: Learner) -> dict[str, Any]:

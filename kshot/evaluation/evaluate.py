@@ -15,9 +15,11 @@ import torch
 
 from kshot.evaluation.audit import FEW, UntrustedFigure, failures, fingerprint, run_audits
 from kshot.evaluation.calibration import Calibrating, Calibration
+from kshot.evaluation.coverage import Coverage, Covering
 from kshot.evaluation.findings import Audit, Evidence
 from kshot.evaluation.intervals import Interval, interval
 from kshot.learner import Learner
+from kshot.tasks.ratings import ratings_of
 from kshot.tasks.source import TaskSource, hash_into, short_hash
 from kshot.tasks.watching import EVALUATION, during
 from kshot.training.fit import seeded
@@ -72,6 +74,7 @@ class Evaluation:
         adapt_ms: what adapting to a task took.
         predict_ms: what predicting a task's query set took.
         calibration: whether the predictions are as sure as they may be; None if they do not say how sure they are.
+        coverage: of the catalogue, where tasks rate items and it was asked for.
         episodes: the hash of each episode, shortened.
         per_task: the figures task by task.
         audits: what was asked of the evaluation, and the answers; none if it was not audited.
@@ -85,6 +88,7 @@ class Evaluation:
     adapt_ms: Times
     predict_ms: Times
     calibration: Calibration | None
+    coverage: Coverage | None
     episodes: list[str] = field(repr=False)
     per_task: dict[str, list[float]] = field(repr=False)
     audits: tuple[Audit, ...] = field(default=(), repr=False)
@@ -109,6 +113,7 @@ def evaluate(
     episodes_sha256: str | None = None,
     observe: Callable[[Scored], None] | None = None,
     audit: bool = True,
+    coverage: int = 0,
     checkpoint: Path | None = None,
 ) -> Evaluation:
     """Adapt to each of the first `tasks` tasks of a split on its own and score its query set.
@@ -123,6 +128,7 @@ def evaluate(
         observe: called with each task as soon as it is scored.
         audit: whether to look for what would make the figures worthless (see `kshot.evaluation.audit`), on some of the
             tasks. An audit that fails makes `Evaluation.trusted` False and warns with `UntrustedFigure`.
+        coverage: of how many of the first tasks the users are ranked the whole catalogue, where tasks rate items.
         checkpoint: the folder of the checkpoint that the learner was loaded from, for the audit to compare.
 
     Returns:
@@ -153,6 +159,8 @@ def evaluate(
     audits: tuple[Audit, ...] = ()
     digest = hashlib.sha256()
     calibrating = Calibrating(learner.objective)
+    ratings = ratings_of(source)
+    covering = Covering(learner, ratings) if ratings else None
     started = time.monotonic()
     was_training = learner.training
     learner.eval()
@@ -164,6 +172,8 @@ def evaluate(
                 with seeded(source.seed, number, device=device):
                     scored = _score(learner, to(_unpadded(task), device), number)
                     calibrating.add(scored.prediction, scored.task.query)
+                    if covering and number < coverage:
+                        covering.add(scored.task, scored.state)
                 if number < FEW:
                     first.append((scored.task, scored.prediction))
                 adapt_seconds.append(scored.adapt_seconds)
@@ -188,6 +198,7 @@ def evaluate(
         adapt_ms=Times.of(adapt_seconds),
         predict_ms=Times.of(predict_seconds),
         calibration=calibrating.result(),
+        coverage=covering.result() if covering else None,
         episodes=episodes,
         per_task=per_task,
         audits=audits,

@@ -11,6 +11,7 @@ from dataclasses import astuple
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from kshot.evaluation.coverage import Coverage
 from kshot.evaluation.intervals import Interval
 from kshot.evaluation.per_task import write
 from kshot.evaluation.target import Target
@@ -84,8 +85,8 @@ def write_report(
         folder: made if need be.
         report: what the run found: `name`, `command`, `outcome`, `sentence`, `reason`, `target`, `metric`,
             `higher_is_better`, `rounds`, `best_round`, `val`, `test`, `baselines`, `baselines_about`, `paired`,
-            `audits`, `worst_tasks`, `shots`, `calibration`, `cost`, `seeds`, `protocol`, `environment`, `timing`,
-            `kshot`. All but `metric` may be missing or None.
+            `audits`, `worst_tasks`, `shots`, `calibration`, `coverage`, `cost`, `seeds`, `protocol`, `environment`,
+            `timing`, `kshot`. All but `metric` may be missing or None.
         events: of the run's experience; they tell how often it was interrupted.
         figures: by name; those named in `CAPTIONS` find their place and caption, others follow.
 
@@ -180,6 +181,7 @@ def _page(report: dict[str, Any], events: Sequence[Mapping[str, Any]], figures: 
         ],
         "calibration": _calibration(report.get("calibration") or {}),
         "rejection": rejection_lines(report.get("rejection") or {}),
+        "coverage": coverage_lines(report.get("coverage") or {}),
         "cost": cost_lines(report.get("cost") or {}),
         "protocol": _protocol(protocol),
         "columns": columns,
@@ -297,6 +299,11 @@ def rejection_lines(found: dict[str, Any]) -> list[tuple[str, str]]:
         ("taken for in scope, where 95 % of what is pass", written(read(found, "fpr95"))),
         (f"rejected above {found['threshold']:.4g}", rejected),
     ]
+
+
+def coverage_lines(found: dict[str, Any]) -> list[tuple[str, str]]:
+    """A report's entry on the catalogue as names and values for a person."""
+    return [(name.replace("_", " "), str(Coverage(**each))) for name, each in found.items()]
 
 
 def _alone(value: float | None) -> Interval:

@@ -1,4 +1,4 @@
-from kshot.learners.amortised import attentive_np, cnp, tnp_d
+from kshot.learners.amortised import attentive_np, cnp, tanp, tnp_d
 from kshot.learners.baselines import SupportMean, fine_tune, from_scratch, nearest_centroid
 from kshot.learners.closed_form import logistic_regression, metaoptnet, r2d2
 from kshot.learners.context import cavia
@@ -63,6 +63,7 @@ __all__ = [
     "reptile",
     "simpleshot",
     "t_net",
+    "tanp",
     "tnp_d",
     "transductive_fine_tune",
     "unicorn_maml",

@@ -1,6 +1,6 @@
 """Neural processes: a network reads the support set and says how to predict. No gradient is taken to adapt.
 
-Shape legend: n support rows, m query rows, D inputs, Y targets, d width.
+Shape legend: n support rows, m query rows, D inputs, Y targets, d width, K clusters.
 """
 
 from __future__ import annotations
@@ -11,23 +11,44 @@ import torch
 from torch import Tensor, nn
 
 from kshot import objectives
+from kshot.inner.functional import Function
 from kshot.learner import Learner
 from kshot.learners.attention import Attention, log_weight, perceptron
+from kshot.learners.context import FiLM
 from kshot.models.spread import Spread
 from kshot.objectives import Objective
 from kshot.types import Batch, Tree
 
 
 class NeuralProcess(Learner):
-    """What the neural processes have in common: inputs (n, D), targets (n, Y), and a predicted mean and spread."""
+    """What the neural processes have in common: inputs as rows (n, D), targets (n, Y), and what is predicted of them.
 
-    def __init__(self, inputs: int, outputs: int, objective: Objective, min_std: float) -> None:
+    That is `numbers` a row: a mean and a spread each for `objectives.gaussian`, else as many as targets.
+    """
+
+    def __init__(
+        self, inputs: int, outputs: int, objective: Objective, min_std: float, embedding: nn.Module | None
+    ) -> None:
         super().__init__(objective)
+        if objective.own_classes:
+            raise ValueError(
+                "a neural process predicts numbers, or classes that all tasks share; where each task has classes of "
+                "its own take a learner that compares examples, such as protonet or prior_fitted"
+            )
         self.inputs, self.outputs = inputs, outputs
-        self.spread = Spread(min_std)
+        gaussian = objective.loss is objectives.gaussian.loss
+        self.numbers = 2 * outputs if gaussian else outputs
+        spread = Spread(min_std)
+        self.spread = spread if gaussian else nn.Identity()
+        self.embedding = embedding
+        self.function = None if embedding is None else Function(embedding, "running")
 
-    def _rows(self, inputs: Tensor) -> Tensor:
-        """Inputs (n, ...) as rows (n, D)."""
+    def _rows(self, inputs: Tree) -> Tensor:
+        """Inputs (n, ...), or what the embedding makes of them, as rows (n, D)."""
+        if self.function is not None:
+            inputs = self.function.query({}, {}, inputs)
+        elif isinstance(inputs, dict):
+            raise ValueError(f"inputs of several parts ({', '.join(inputs)}) need an embedding that makes rows of them")
         if prod(inputs.shape[1:]) != self.inputs:
             raise ValueError(f"this learner takes {self.inputs} inputs a row, got {tuple(inputs.shape)}")
         return inputs.flatten(1)
@@ -46,11 +67,19 @@ class ConditionalProcess(NeuralProcess):
     """
 
     def __init__(
-        self, inputs: int, outputs: int, *, width: int, depth: int, min_std: float, objective: Objective
+        self,
+        inputs: int,
+        outputs: int,
+        *,
+        width: int,
+        depth: int,
+        min_std: float,
+        objective: Objective,
+        embedding: nn.Module | None = None,
     ) -> None:
-        super().__init__(inputs, outputs, objective, min_std)
+        super().__init__(inputs, outputs, objective, min_std, embedding)
         self.encoder = perceptron(inputs + outputs, width, width, depth)
-        self.decoder = perceptron(inputs + width, width, 2 * outputs, depth)
+        self.decoder = perceptron(inputs + width, width, self.numbers, depth)
 
     def adapt(self, support: Batch) -> Tree:
         return {"summary": _mean(self.encoder(self._pairs(support)), support.weight)}
@@ -60,6 +89,46 @@ class ConditionalProcess(NeuralProcess):
         return self.spread(self.decoder(torch.cat([rows, state["summary"].expand(len(rows), -1)], 1)))
 
 
+class ModulatedProcess(NeuralProcess):
+    """A conditional process whose decoder is modulated by who the task is like; see `tanp`.
+
+    The state is `{"summary": (d,), "context": (d,)}`.
+    """
+
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        *,
+        width: int,
+        depth: int,
+        clusters: int,
+        min_std: float,
+        objective: Objective,
+        embedding: nn.Module | None = None,
+    ) -> None:
+        super().__init__(inputs, outputs, objective, min_std, embedding)
+        self.encoder, self.identity = (perceptron(inputs + outputs, width, width, depth) for _ in range(2))
+        self.pool = nn.Parameter(nn.init.xavier_uniform_(torch.empty(clusters, width)))
+        hidden = [str(2 * number) for number in range(depth)]  # the linear layers but the last
+        self.decoder = FiLM(perceptron(inputs + width, width, self.numbers, depth), hidden, width)
+        self.decoding = Function(self.decoder, "running")
+
+    def adapt(self, support: Batch) -> Tree:
+        pairs = self._pairs(support)
+        own = _mean(self.identity(pairs), support.weight)
+        near = 1 / (1 + (own - self.pool).square().sum(1))
+        return {
+            "summary": _mean(self.encoder(pairs), support.weight),
+            "context": own + near / near.sum() @ self.pool,
+        }
+
+    def predict(self, state: Tree, inputs: Tree) -> Tree:
+        rows = self._rows(inputs)
+        given = torch.cat([rows, state["summary"].expand(len(rows), -1)], 1)
+        return self.spread(self.decoding.query({"context": state["context"]}, {}, given))
+
+
 class AttentiveProcess(NeuralProcess):
     r"""Each query reads the points of the support set that matter to it; see `attentive_np`.
 
@@ -67,13 +136,22 @@ class AttentiveProcess(NeuralProcess):
     """
 
     def __init__(
-        self, inputs: int, outputs: int, *, width: int, depth: int, heads: int, min_std: float, objective: Objective
+        self,
+        inputs: int,
+        outputs: int,
+        *,
+        width: int,
+        depth: int,
+        heads: int,
+        min_std: float,
+        objective: Objective,
+        embedding: nn.Module | None = None,
     ) -> None:
-        super().__init__(inputs, outputs, objective, min_std)
+        super().__init__(inputs, outputs, objective, min_std, embedding)
         self.encoder = perceptron(inputs + outputs, width, width, depth)
         self.place = perceptron(inputs, width, width, depth)
         self.attention = Attention(width, heads)
-        self.decoder = perceptron(inputs + 2 * width, width, 2 * outputs, depth)
+        self.decoder = perceptron(inputs + 2 * width, width, self.numbers, depth)
 
     def adapt(self, support: Batch) -> Tree:
         points = self.encoder(self._pairs(support))
@@ -104,11 +182,12 @@ class TransformerProcess(NeuralProcess):
         heads: int,
         min_std: float,
         objective: Objective,
+        embedding: nn.Module | None = None,
     ) -> None:
-        super().__init__(inputs, outputs, objective, min_std)
+        super().__init__(inputs, outputs, objective, min_std, embedding)
         self.point = perceptron(inputs + outputs + 1, width, width, depth)
         self.blocks = nn.ModuleList(TransformerBlock(width, heads) for _ in range(layers))
-        self.out = nn.Sequential(nn.LayerNorm(width), perceptron(width, width, 2 * outputs))
+        self.out = nn.Sequential(nn.LayerNorm(width), perceptron(width, width, self.numbers))
 
     def adapt(self, support: Batch) -> Tree:
         pairs = self._pairs(support)
@@ -165,24 +244,27 @@ def cnp(
     depth: int = 3,
     min_std: float = 0.01,
     objective: Objective = objectives.gaussian,
+    embedding: nn.Module | None = None,
 ) -> ConditionalProcess:
     r"""Conditional neural process: the mean of the support points' codes, and a network that predicts from it.
 
     $$ r = \frac{\sum_i w_i h_\theta(x_i, y_i)}{\sum_i w_i}, \qquad (\mu, \sigma)(x) = g_\theta(x, r) $$
 
     Args:
-        inputs: D, numbers of an input; those of more axes are flattened.
+        inputs: D, numbers of an input; those of more axes are flattened. With an embedding, those that it makes.
         outputs: Y, numbers of a target.
         width: of the layers and of $r$.
         depth: hidden layers of $h$ and of $g$.
         min_std: the least standard deviation that is predicted, in the targets' unit.
-        objective: what the tasks ask, of a prediction `{"mean": (m, Y), "std": (m, Y)}`.
+        objective: what the tasks ask: `gaussian`, of a prediction `{"mean": (m, Y), "std": (m, Y)}`, or a regression or
+            classes that all tasks share, of the targets or logits (m, Y); `min_std` is of no use then.
+        embedding: any module: a task's inputs, such as an item's number and features, to rows (n, D); it is trained.
 
     Returns:
         A learner for any number of shots, whose states are `width` numbers.
 
     Raises:
-        ValueError: a least deviation outside 0 … 1.
+        ValueError: a least deviation outside 0 … 1; tasks with classes of their own; inputs or targets of another size.
 
     Example:
         >>> learner = cnp(1, 1, width=16)
@@ -196,7 +278,62 @@ def cnp(
     Deviations:
         GELU in place of ReLU; the paper's least deviation is 0.1.
     """
-    return ConditionalProcess(inputs, outputs, width=width, depth=depth, min_std=min_std, objective=objective)
+    return ConditionalProcess(
+        inputs, outputs, width=width, depth=depth, min_std=min_std, objective=objective, embedding=embedding
+    )
+
+
+def tanp(
+    inputs: int,
+    outputs: int,
+    *,
+    width: int = 128,
+    depth: int = 3,
+    clusters: int = 8,
+    min_std: float = 0.01,
+    objective: Objective = objectives.gaussian,
+    embedding: nn.Module | None = None,
+) -> ModulatedProcess:
+    r"""Task-adaptive neural process: a `cnp` whose decoder's layers are scaled and shifted by what tasks it is like.
+
+    $$ t = \frac{\sum_i w_i k_\theta(x_i, y_i)}{\sum_i w_i}, \qquad
+       c_j \propto \frac{1}{1 + \lVert t - a_j \rVert^2}, \qquad \varphi = t + \sum_j c_j a_j, \qquad
+       h \leftarrow (1 + \gamma(\varphi)) \odot h + \beta(\varphi) $$
+
+    Args:
+        inputs, outputs, width, depth, min_std, objective, embedding: as in `cnp`.
+        clusters: K, of tasks; each has a vector $a_j$, all tasks share them.
+
+    Returns:
+        A learner for any number of shots, whose states are twice `width` numbers.
+
+    Raises:
+        ValueError: as `cnp`.
+
+    Example:
+        >>> learner = tanp(1, 1, width=16)
+        >>> learner.adapt(Batch.of(torch.zeros(3, 1), torch.ones(3, 1)))["context"].shape
+        torch.Size([16])
+
+    References:
+        Lin, Wu, Zhou, Pan, Cao, Wang: Task-adaptive Neural Process for User Cold-Start Recommendation, WWW 2021,
+        arXiv:2103.06137.
+
+    Deviations:
+        There is no latent path, as in `attentive_np`, and so no divergence of what query and support say of it; and no
+        loss that draws clusters apart, which would need several tasks at once. Scales are linear in $\varphi$ and
+        around 1, in place of a hyperbolic tangent around 0.
+    """
+    return ModulatedProcess(
+        inputs,
+        outputs,
+        width=width,
+        depth=depth,
+        clusters=clusters,
+        min_std=min_std,
+        objective=objective,
+        embedding=embedding,
+    )
 
 
 def attentive_np(
@@ -208,6 +345,7 @@ def attentive_np(
     heads: int = 8,
     min_std: float = 0.01,
     objective: Objective = objectives.gaussian,
+    embedding: nn.Module | None = None,
 ) -> AttentiveProcess:
     r"""Attentive neural process, its deterministic path: each query reads the support points that are near to it.
 
@@ -215,7 +353,7 @@ def attentive_np(
        (\mu, \sigma)(x) = g_\theta(x, r(x), \bar h) $$
 
     Args:
-        inputs, outputs, width, depth, min_std, objective: as in `cnp`.
+        inputs, outputs, width, depth, min_std, objective, embedding: as in `cnp`.
         heads: of the attention; a divisor of `width`.
 
     Returns:
@@ -237,7 +375,14 @@ def attentive_np(
         takes its place. The support points do not attend to one another.
     """
     return AttentiveProcess(
-        inputs, outputs, width=width, depth=depth, heads=heads, min_std=min_std, objective=objective
+        inputs,
+        outputs,
+        width=width,
+        depth=depth,
+        heads=heads,
+        min_std=min_std,
+        objective=objective,
+        embedding=embedding,
     )
 
 
@@ -251,6 +396,7 @@ def tnp_d(
     heads: int = 4,
     min_std: float = 0.01,
     objective: Objective = objectives.gaussian,
+    embedding: nn.Module | None = None,
 ) -> TransformerProcess:
     r"""Transformer neural process with independent predictions (TNP-D): points are tokens, queries read the support.
 
@@ -258,7 +404,7 @@ def tnp_d(
        (\mu, \sigma)(x_j) = g_\theta(h^L_j), \qquad h^0 = e_\theta(x, y, 1) \text{ or } e_\theta(x, 0, 0) $$
 
     Args:
-        inputs, outputs, min_std, objective: as in `cnp`.
+        inputs, outputs, min_std, objective, embedding: as in `cnp`.
         width: of a token.
         depth: hidden layers of $e$.
         layers: blocks.
@@ -291,6 +437,7 @@ def tnp_d(
         heads=heads,
         min_std=min_std,
         objective=objective,
+        embedding=embedding,
     )
 
 

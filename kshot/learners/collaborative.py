@@ -9,8 +9,10 @@ M query rows, L levels.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple, get_args
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, Literal, TypeVar, get_args
 
 import numpy as np
 import torch
@@ -24,13 +26,37 @@ from kshot.types import Batch, Tree
 Kind = Literal["global_mean", "user_mean", "item_mean", "bias", "popularity", "item_knn", "matrix_factorisation"]
 
 
-class Ratings(NamedTuple):
+Made = TypeVar("Made")
+
+
+@dataclass(frozen=True, eq=False)
+class Ratings:
     """Training ratings (n,), the users' numbers from 0 and the items' from 1, and how many items there are."""
 
     users: np.ndarray
     items: np.ndarray
     scores: np.ndarray
     size: int
+    _made: dict[Hashable, Any] = field(default_factory=dict, init=False, repr=False)
+
+    @cached_property
+    def by_item(self) -> Any:
+        """The ratings as a sparse matrix (I + 1, users) of rows."""
+        from scipy.sparse import csr_matrix
+
+        shape = (self.size + 1, int(self.users.max()) + 1)
+        return csr_matrix((self.scores.astype(np.float32), (self.items, self.users)), shape)
+
+    @cached_property
+    def by_user(self) -> Any:
+        """The same (users, I + 1)."""
+        return self.by_item.T.tocsr()
+
+    def once(self, make: Callable[..., Made], *options: Hashable) -> Made:
+        """`make(self, *options)`, kept: recommenders that are tried one after another start from the same."""
+        if (make, options) not in self._made:
+            self._made[make, options] = make(self, *options)
+        return self._made[make, options]
 
 
 class Recommender(Learner):
@@ -134,7 +160,7 @@ class Neighbours(Recommender):
         **options: Any,
     ) -> None:
         super().__init__(objective, offsets, **options)
-        self.residuals, self.seen = residuals, residuals.astype(bool).astype(np.float32)
+        self.residuals = residuals
         self.shrink_pairs, self.alpha, self.nearest = shrink_pairs, alpha, nearest
 
     def learn(self, items: Tensor, left: Tensor, weight: Tensor) -> dict[str, Tensor]:
@@ -149,7 +175,7 @@ class Neighbours(Recommender):
 
     def _likeness(self, items: np.ndarray, others: np.ndarray) -> Tensor:
         mine, theirs = (self.residuals[rows] for rows in (items, others))
-        seen = [self.seen[rows] for rows in (items, others)]
+        seen = [_ones(rows) for rows in (mine, theirs)]
         both = (seen[0] @ seen[1].T).toarray()
         dot = (mine @ theirs.T).toarray()
         lengths = (mine.power(2) @ seen[1].T).toarray() * (seen[0] @ theirs.power(2).T).toarray()
@@ -223,56 +249,87 @@ def recommender(
         total = np.bincount(ratings.items, ratings.scores - mean, minlength=len(plain))
         offsets = mean + total / np.maximum(seen + shrink_item, 1e-9)
         return _spread(Recommender(objective, offsets, **options), ratings, offsets)
-    of_users, of_items = biases(ratings, shrink_user, shrink_item)
-    offsets = mean + of_items
-    left = ratings.scores - offsets[ratings.items] - of_users[ratings.users]
-    options |= {"shrink": shrink_user, "spread": max(float(left.std()), 1e-3)}
+    shrinks = (shrink_user, shrink_item)
+    offsets = mean + ratings.once(biases, *shrinks)[1]
+    residuals = _residuals(ratings, *shrinks) if kind == "bias" else ratings.once(_residuals, *shrinks)
+    options |= {"shrink": shrink_user, "spread": max(float(residuals.data.std(dtype=float)), 1e-3)}
     if kind == "bias":
         return Recommender(objective, offsets, **options)
     if kind == "item_knn":
-        from scipy.sparse import csr_matrix
-
-        shape = (ratings.size + 1, int(ratings.users.max()) + 1)
-        residuals = csr_matrix((left.astype(np.float32), (ratings.items, ratings.users)), shape)
         return Neighbours(
             objective, offsets, residuals, nearest=nearest, shrink_pairs=shrink_pairs, alpha=alpha, **options
         )
-    made = alternating(ratings._replace(scores=left), factors, l2, seed)
+    made = ratings.once(_factors, *shrinks, factors, l2, seed)
     return Factors(objective, offsets, made, l2=l2 if fold_in_l2 is None else fold_in_l2, **options)
 
 
 def biases(ratings: Ratings, shrink_user: float, shrink_item: float, rounds: int = 15) -> tuple[np.ndarray, np.ndarray]:
     """Shrunk offsets of users and of items, each fitted to what the other leaves, in turn."""
     left = ratings.scores - ratings.scores.mean()
-    users, items = ratings.users, ratings.items
-    counts = np.bincount(users), np.bincount(items, minlength=ratings.size + 1)
+    seen = _ones(ratings.by_user), _ones(ratings.by_item)
+    totals, counts = [], []
+    for own, table in zip((ratings.users, ratings.items), seen):
+        totals.append(np.bincount(own, left, table.shape[0]))
+        counts.append(np.diff(table.indptr))
     of_items = np.zeros(ratings.size + 1)
-    of_users = np.zeros(len(counts[0]))
     for _ in range(rounds):
-        of_users = _ratio(np.bincount(users, left - of_items[items]), counts[0] + shrink_user)
-        of_items = _ratio(np.bincount(items, left - of_users[users], len(of_items)), counts[1] + shrink_item)
+        of_users = _ratio(totals[0] - seen[0] @ of_items, counts[0] + shrink_user)
+        of_items = _ratio(totals[1] - seen[1] @ of_users, counts[1] + shrink_item)
     return of_users, of_items
 
 
-def alternating(ratings: Ratings, factors: int, l2: float, seed: int, rounds: int = 8) -> np.ndarray:
-    """Factors (I + 1, D) of items by alternating least squares, with the same ridge for users and items."""
-    of_items = np.random.default_rng(seed).normal(0, 0.1, (ratings.size + 1, factors))
+def _residuals(ratings: Ratings, shrink_user: float, shrink_item: float) -> Any:
+    """What `biases` leave of the ratings, sparse (I + 1, users)."""
+    of_users, of_items = ratings.once(biases, shrink_user, shrink_item)
+    table = ratings.by_item
+    left = table.data - (of_items + ratings.scores.mean()).repeat(np.diff(table.indptr)) - of_users[table.indices]
+    return _like(table, left.astype(np.float32))
+
+
+def _factors(
+    ratings: Ratings, shrink_user: float, shrink_item: float, factors: int, l2: float, seed: int
+) -> np.ndarray:
+    return alternating(ratings.once(_residuals, shrink_user, shrink_item), factors, l2, seed)
+
+
+def alternating(scores: Any, factors: int, l2: float, seed: int, rounds: int = 8) -> np.ndarray:
+    """Factors (I, D) of items by alternating least squares on scores, sparse (I, U), with one ridge for all."""
+    of_items = np.random.default_rng(seed).normal(0, 0.1, (scores.shape[0], factors))
+    of_each_user = scores.T.tocsr()
     for _ in range(rounds):
-        of_users = _solve(ratings.users, of_items[ratings.items], ratings.scores, ratings.users.max() + 1, l2)
-        of_items = _solve(ratings.items, of_users[ratings.users], ratings.scores, ratings.size + 1, l2)
+        of_users = _solve(of_each_user, of_items, l2)
+        of_items = _solve(scores, of_users, l2)
     return of_items
 
 
-def _solve(owner: np.ndarray, features: np.ndarray, scores: np.ndarray, count: int, l2: float) -> np.ndarray:
-    """The ridge regression (count, D) of each owner's scores (n,) on features (n, D); 0 for one without any."""
+def _solve(scores: Any, features: np.ndarray, l2: float, at_once: int = 4096) -> np.ndarray:
+    """For each row of scores, sparse (n, m), its ridge regression on features (m, D); 0 for a row without any: (n, D).
+
+    The sums of squares of all rows are one product with the table of each feature's products. Sums are in float32, as
+    that takes half as long; equations are solved in float64.
+    """
     size = features.shape[1]
-    order = np.argsort(owner, kind="stable")
-    ends = np.searchsorted(owner[order], np.arange(count + 1))
-    squares, products = np.zeros((count, size, size)), np.zeros((count, size))
-    for number in range(count):
-        rows = order[ends[number] : ends[number + 1]]
-        squares[number], products[number] = features[rows].T @ features[rows], features[rows].T @ scores[rows]
-    return np.linalg.solve(squares + l2 * np.eye(size), products[..., None])[..., 0]
+    above = np.triu_indices(size)
+    features = features.astype(np.float32)
+    products = features[:, above[0]] * features[:, above[1]]
+    solved = np.empty((scores.shape[0], size))
+    for start in range(0, len(solved), at_once):
+        rows = scores[start : start + at_once]
+        squares = np.empty((rows.shape[0], size, size))
+        squares[:, *above] = squares[:, *above[::-1]] = _ones(rows) @ products
+        squares += l2 * np.eye(size)
+        solved[start : start + at_once] = np.linalg.solve(squares, (rows @ features)[..., None])[..., 0]
+    return solved
+
+
+def _ones(table: Any) -> Any:
+    """1 wherever a sparse table has an entry, 0 included."""
+    return _like(table, np.ones(table.nnz, np.float32))
+
+
+def _like(table: Any, data: np.ndarray) -> Any:
+    """A sparse table with the entries of another, and other numbers in them."""
+    return type(table)((data, table.indices, table.indptr), table.shape)
 
 
 def _spread(learner: Recommender, ratings: Ratings, offsets: np.ndarray) -> Recommender:

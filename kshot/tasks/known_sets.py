@@ -66,6 +66,7 @@ _VINYALS = (
 )
 _CLINC = f"{_GITHUB}/clinc/oos-eval/828f8093932c8fe6ca7936c3d2e52903b1c523de"
 _NLTK = f"{_GITHUB}/nltk/nltk_data/5db857e6f7df11eabb5e5665836db9ec8df07e28/packages/corpora"
+_MOVIELENS = "https://files.grouplens.org/datasets/movielens"
 _CHAR_RNN = f"{_GITHUB}/karpathy/char-rnn/6f9487a6fe5b420b7ca9afb0d7c078e37c1d1b4e"
 
 KNOWN = (
@@ -224,7 +225,27 @@ KNOWN = (
         "https://grouplens.org/datasets/movielens/100k/",
         "by you: by user",
         ("u.data", "u.item", "u.user", "u.genre", "u.occupation", "u.info", "README"),
-        (File("ml-100k.zip", "https://files.grouplens.org/datasets/movielens/ml-100k.zip", unpacked=True),),
+        (File("ml-100k.zip", f"{_MOVIELENS}/ml-100k.zip", unpacked=True),),
+        kind="ratings",
+    ),
+    DataSet(
+        "movielens-1m",
+        "1,000,209 ratings of some 3,900 films by 6,040 people, with their age, sex and occupation",
+        "research only, neither passed on nor used commercially without permission (see its README)",
+        "https://grouplens.org/datasets/movielens/1m/",
+        "by you: by user",
+        ("ratings.dat", "movies.dat", "users.dat", "README"),
+        (File("ml-1m.zip", f"{_MOVIELENS}/ml-1m.zip", ("md5:c4d9eecfca2ab87c1945afe126590906",), unpacked=True),),
+        kind="ratings",
+    ),
+    DataSet(
+        "movielens-25m",
+        "25,000,095 ratings of 62,423 films by 162,541 people",
+        "research only, neither passed on nor used commercially without permission (see its README)",
+        "https://grouplens.org/datasets/movielens/25m/",
+        "by you: by user",
+        ("ratings.csv", "movies.csv", "README.txt"),
+        (File("ml-25m.zip", f"{_MOVIELENS}/ml-25m.zip", ("md5:6b51fb2759a8657d3bfcbfc42b592ada",), unpacked=True),),
         kind="ratings",
     ),
 )

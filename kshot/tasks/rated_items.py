@@ -189,8 +189,10 @@ class RatingEncoding:
         found.settle()
         return inputs
 
-    def expected(self, prediction: Tensor) -> Tensor:
-        """The rating that is expected, (n,), by a prediction; of clicks their chance."""
+    def expected(self, prediction: Tree) -> Tensor:
+        """The rating that is expected, (n,), by a prediction, with a spread or without; of clicks their chance."""
+        if isinstance(prediction, dict):
+            prediction = prediction["mean"]
         if self.levels:
             return prediction.double().softmax(-1) @ torch.tensor(self.levels, dtype=torch.float64)
         return (prediction[:, 0].double() * self.std + self.mean).clamp(self.low, self.high)

@@ -406,7 +406,7 @@ class RatingTasks(TaskSource):
     def training_log(self) -> Log:
         """The ratings that training tasks are made of."""
         support, query = self._sides["train"]
-        rows = np.union1d(support.rows, query.rows)
+        rows = support.rows if self._sides["train"].same else np.union1d(support.rows, query.rows)
         return Log(self.owners[rows], self.examples.items[rows], self.encoding.scores(self.examples.targets[rows]))
 
     def task(self, split: Split, index: int) -> Task:
