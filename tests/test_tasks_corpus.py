@@ -79,7 +79,8 @@ def test_pretraining_reads_on_from_a_window(tmp_path):
     options = {"length": 8, "shots": 2, "queries": 2, "split": {"ratio": [1, 0, 0]}}
     short, long = (corpus(tmp_path, pretrain_length=length, **options) for length in (None, 20))
     few, many = (source.pretraining_batch(3, 16) for source in (short, long))
-    assert few.inputs.shape == (16, 8) and many.inputs.shape == (16, 20)
+    assert few.inputs.shape == (16, 8)
+    assert many.inputs.shape == (16, 20)
     assert torch.equal(few.inputs, many.inputs[:, :8])
     scored = many.targets >= 0
     assert torch.equal(many.inputs[:, 1:][scored[:, 1:]], many.targets[:, :-1][scored[:, 1:]])

@@ -131,6 +131,39 @@ def test_without_a_cut_a_query_is_of_its_own_part_of_each_users_time(rated):
         assert all(support[-1, 2] < days[0] for support, _ in found) or split == "train"
 
 
+def test_when_a_user_came_is_told_in_tenths_of_training_users(tmp_path):
+    rows = [f"u{u},i{(u + k) % 9},{1 + (u + k) % 5},{100 * u + k}" for u in range(40) for k in range(6)]
+    (tmp_path / "log.csv").write_text("\n".join(["user,item,rating,time", *reversed(rows)]))
+    pl.DataFrame({"user": [f"u{u}" for u in range(40)], "age": np.arange(40.0)}).write_csv(tmp_path / "users.csv")
+    options = {"time": "time", "shots": 2, "queries": 2, "split": SPLIT, "users": tmp_path / "users.csv"}
+    source = ratings(tmp_path / "log.csv", since=True, **options)
+    came = {name: 100.0 * int(name[1:]) for names in source.user_names.values() for name in names}
+    edges = np.quantile([came[name] for name in source.user_names["train"]], np.linspace(0, 1, 11))
+    (age,) = source.encoding.user_columns.columns
+    for split in ("train", "test"):
+        for index in range(20):
+            for batch in source.task(split, index):
+                told = batch.inputs["user_features"].double().numpy()
+                first = 100 * (told[:, 0] * age.std + age.mean).round()
+                assert told.shape == (2, 11)
+                for tenth in range(10):
+                    share = (first - edges[tenth]) / (edges[tenth + 1] - edges[tenth])
+                    np.testing.assert_allclose(told[:, 1 + tenth], share.clip(0, 1), atol=1e-5)
+    assert source.encoding.since.encode(np.array([np.inf, 1e12])).tolist() == [[1.0] * 10] * 2
+    (tmp_path / "me.csv").write_text("item,rating,age,time\ni1,3,20,550\ni2,4,20,500\n")
+    (tmp_path / "next.csv").write_text("item,age\ni3,20\n")
+    given = source.encoding.support(tmp_path / "me.csv")
+    expected = source.encoding.since.encode(np.array([500.0]))[0].tolist()
+    asked = source.encoding.inputs(tmp_path / "next.csv", json.loads(json.dumps(given.kept)))
+    assert given.inputs["user_features"][:, 1:].tolist() == [expected] * 2
+    assert asked["user_features"][0, 1:].tolist() == expected, "who they are is kept with their state"
+    (tmp_path / "me.csv").write_text("item,rating,age\ni1,3,20\n")
+    assert source.encoding.support(tmp_path / "me.csv").inputs["user_features"][0, 1:].tolist() == [1.0] * 10
+    del options["time"]
+    with pytest.raises(ValueError, match="since: true tells when a user first rated, and needs a time column"):
+        ratings(tmp_path / "log.csv", since=True, **options)
+
+
 def test_features_stand_beside_the_ratings_they_belong_to(rated):
     source = open_log(rated, items=rated / "items.csv", users=rated / "users.csv")
     (year,) = [column for column in source.encoding.item_columns.columns if column.name == "year"]

@@ -17,6 +17,7 @@ from kshot.app.spec import (
     Conv4Spec,
     EncoderSpec,
     EpisodesSpec,
+    FoldInSpec,
     FromHfSpec,
     LanguageModelSpec,
     MixtureSpec,
@@ -190,6 +191,8 @@ def build_learner(spec: Spec, model: nn.Module, shapes: Shapes) -> Learner:
     if "features" in inspect.signature(factory).parameters:
         shape = _features_of(model, shapes)
         options["features"] = tuple(shape) if spec.learner.kind in OF_MAPS else prod(shape)
+    if isinstance(spec.learner, FoldInSpec) and isinstance(shapes["inputs"], dict):
+        options["user_features"] = shapes["inputs"].get("user_features", [0])[-1]
     if isinstance(spec.learner, PldaSpec):
         model.requires_grad_(False)  # what is measured of features holds for these alone
     return factory(model, **options)

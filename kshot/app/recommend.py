@@ -73,7 +73,7 @@ class User:
             self.encoding.support(ratings) if isinstance(ratings, Path) else self.encoding.of_ratings(ratings or {})
         )
         of_user = support.inputs.get("user_features")
-        self.whole = self.encoding.whole(None if of_user is None else of_user[:1])
+        self.whole = self.encoding.whole(of_user[:1] if of_user is not None and len(of_user) else None)
         assert isinstance(support.targets, Tensor)
         count = len(support.targets)
         empty = tree_map(lambda leaf: torch.zeros_like(leaf[:1]), self.whole)

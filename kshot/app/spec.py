@@ -175,6 +175,7 @@ class _OfUsersSpec(_Strict):
     ask: Literal["number", "levels"] = "number"
     like: float | None = None
     standing: bool = False
+    since: bool = False
     cold: Literal["users", "items", "both", "none"] = "users"
     start: Literal["any", "first"] = "any"
     train_order: Literal["given", "random"] = "given"

@@ -37,18 +37,19 @@ class FoldIn(Learner):
         prior: float,
         hidden: int,
         hold: float,
+        user_features: int,
     ) -> None:
         super().__init__(objective)
         values = levels_of(objective)
         size = features + 1
-        self.hold = hold
+        self.hold, self.user_features = hold, user_features
         self.embedding, self.function = embedding, Function(embedding, "running")
         self.prior_mean = nn.Parameter(F.one_hot(torch.tensor(0), size).float())
         self.from_choice = nn.Parameter(torch.zeros(size, size))
         self.log_prior = nn.Parameter(torch.full((size,), float(prior)).log())
         self.log_noise = nn.Parameter(torch.tensor(float(noise)).log())
         self.register_buffer("values", torch.tensor(values or (0.0,)))
-        self.readout = Readout(values, hidden) if values else None
+        self.readout = Readout(values, hidden, user_features) if values else None
 
     def forward(self, task: Task) -> Tensor:
         """The query loss after adapting, and what the embedding's `penalty` makes of the query's items."""
@@ -78,7 +79,8 @@ class FoldIn(Learner):
         mean_M = feat_MD @ state["mean"]
         variance_M = ((feat_MD @ state["covariance"]) * feat_MD).sum(1).clamp_min(1e-8)
         if self.readout:
-            return self.readout(mean_M, variance_M.sqrt(), feat_MD @ state["before"], self.values, state)
+            of_item_M3 = torch.stack([mean_M, variance_M.sqrt(), feat_MD @ state["before"]], 1)
+            return self.readout(of_item_M3, self.values, state, inputs["user_features"] if self.user_features else None)
         if self.objective.loss is objectives.gaussian.loss:
             return {"mean": mean_M[:, None], "std": (variance_M + self.log_noise.exp()).sqrt()[:, None]}
         return mean_M[:, None]
@@ -94,30 +96,31 @@ SHARP = 1.3  # how the chances of levels fall off around what is predicted, wher
 class Readout(nn.Module):
     r"""From a predicted rating to the chances of its levels, by how a user was seen to use the scale.
 
-    $$ \ell_k = c_k + (A h)_k + \gamma \hat y v_k + g_k(h, \log n, \hat y, \hat\sigma, \hat y_0) $$
+    $$ \ell_k = c_k + (A h)_k + \gamma \hat y v_k + g_k(h, \log n, \hat y, \hat\sigma, \hat y_0, z) $$
 
     with $h$ the user's shrunk shares of the levels, $n$ their ratings, $\hat y \pm \hat\sigma$ what is predicted and
-    $\hat y_0$ what was before any rating; $g$ is a perceptron that starts at zero, and $A$ does. So the start is a
-    normal distribution around $\hat y$, of variance 1 / `SHARP`, at the levels.
+    $\hat y_0$ what was before any rating, and $z$ the features of the user, if there are any; $g$ is a perceptron that
+    starts at zero, and $A$ does. So the start is a normal distribution around $\hat y$, of variance 1 / `SHARP`, at the
+    levels.
     """
 
-    def __init__(self, values: Sequence[float], hidden: int) -> None:
+    def __init__(self, values: Sequence[float], hidden: int, user_features: int) -> None:
         super().__init__()
         levels = len(values)
         self.slope, self.log_shrink = nn.Parameter(torch.tensor(SHARP)), nn.Parameter(torch.tensor(1.0))
         self.bias = nn.Parameter(-0.5 * SHARP * torch.tensor(values).square())
         self.usage = nn.Linear(levels, levels, bias=False)
-        self.more = nn.Sequential(nn.Linear(levels + 4, hidden), nn.GELU(), nn.Linear(hidden, levels))
+        told = levels + 4 + user_features
+        self.more = nn.Sequential(nn.Linear(told, hidden), nn.GELU(), nn.Linear(hidden, levels))
         for layer in (self.usage, self.more[2]):
             for parameter in layer.parameters():
                 nn.init.zeros_(parameter)
 
-    def forward(self, mean_M: Tensor, std_M: Tensor, before_M: Tensor, values: Tensor, state: Tree) -> Tensor:
+    def forward(self, of_item_M3: Tensor, values: Tensor, state: Tree, user_features: Tensor | None) -> Tensor:
         share_L = state["usage"] / (state["rows"] + self.log_shrink.exp())
         of_user = torch.cat([share_L, state["rows"].log1p()[None] / 3])
-        of_item = torch.stack([mean_M, std_M, before_M], 1)
-        more = self.more(torch.cat([of_user.expand(len(mean_M), -1), of_item], 1))
-        return self.bias + self.usage(share_L) + self.slope * mean_M[:, None] * values + more
+        told = [of_user.expand(len(of_item_M3), -1), of_item_M3, *([] if user_features is None else [user_features])]
+        return self.bias + self.usage(share_L) + self.slope * of_item_M3[:, :1] * values + self.more(torch.cat(told, 1))
 
 
 def posterior(
@@ -161,6 +164,7 @@ def fold_in(
     prior: float = 0.35,
     hidden: int = 32,
     hold: float = 8.0,
+    user_features: int = 0,
     objective: Objective = objectives.gaussian,
 ) -> FoldIn:
     r"""Fold a new user into a factorisation: Bayesian ridge on item features, prior and features meta-learned.
@@ -181,6 +185,8 @@ def fold_in(
         hidden: width of the readout.
         hold: what the outer loss adds of the embedding's `penalty`, if it has one, as `models.factorisation` does:
             it holds back what is an item's own, of which few ratings tell little.
+        user_features: how many numbers the input `user_features` of `kshot.tasks.ratings` has: the readout is told them
+            too, since people of other years use another part of the scale.
         objective: `levels`, `gaussian`, or a regression of one number.
 
     Returns:
@@ -204,4 +210,6 @@ def fold_in(
     """
     if not (noise > 0 and prior > 0):
         raise ValueError(f"noise and prior must be above 0, got {noise} and {prior}")
-    return FoldIn(embedding, features, objective, noise=noise, prior=prior, hidden=hidden, hold=hold)
+    return FoldIn(
+        embedding, features, objective, noise=noise, prior=prior, hidden=hidden, hold=hold, user_features=user_features
+    )

@@ -97,7 +97,7 @@ def corpus(
         unit: "characters", or "bytes" of UTF-8, whose vocabulary of 258 is the same for all data.
         length: characters (or bytes) of a window.
         pretrain_length: characters of a text that pretraining reads, from where a window starts; a window's by default.
-            A learner that reads windows behind others, as `dynamic_evaluation` does, wants a model that has read as far.
+            Learners that read windows behind others, as `dynamic_evaluation`, want a model that has read as far.
         shots: support windows, an int or a range; so much of a task is known.
         queries: query windows, an int or a range.
         train_queries: the same in training tasks, `queries` by default.

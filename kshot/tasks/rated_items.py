@@ -62,6 +62,41 @@ class Standing(NamedTuple):
         return np.stack([total / (count + 5), total / (count + 1)], -1).astype(np.float32)
 
 
+TENTHS = 10
+
+
+class Since(NamedTuple):
+    """When users came, that is first rated something, told by how far that is through each tenth of training's users.
+
+    Who came after all of them has ones alone, as a new user of today does, however long ago training was.
+
+    Attributes:
+        column: of the time.
+        kind: what it holds, see `read_columns`.
+        edges: the times (11,) between which tenths of the training users came.
+    """
+
+    column: str
+    kind: str
+    edges: tuple[float, ...]
+
+    @classmethod
+    def of(cls, column: str, kind: str, first: np.ndarray) -> Since:
+        """By the first times (U,) of the training users."""
+        return cls(column, kind, tuple(np.quantile(first, np.linspace(0, 1, TENTHS + 1)).tolist()))
+
+    @property
+    def features(self) -> list[str]:
+        """Their names."""
+        return [f"{self.column} of the first rating, tenth {number}" for number in range(1, TENTHS + 1)]
+
+    def encode(self, first: np.ndarray) -> np.ndarray:
+        """float32 (..., 10) of first times (...), each from 0 to 1."""
+        edges = np.array(self.edges)
+        width = np.maximum(np.diff(edges), 1e-9)
+        return ((first[..., None] - edges[:-1]) / width).clip(0, 1).astype(np.float32)
+
+
 @dataclass(frozen=True, eq=False)
 class RatingEncoding:
     """How rows of ratings become inputs and targets. Features stand beside the ratings, in the same file.
@@ -74,6 +109,7 @@ class RatingEncoding:
         items: the names of the items with training ratings; number k has the number k + 1.
         counts: how many each has.
         totals: of their `Standing`, if inputs tell it.
+        since: when users came, if inputs tell it.
         titles: what a person calls them, if that is known.
         item_columns, user_columns: the columns of features, if there are any.
         catalogue: float32 (I, F), the features of `items`, so that a file need not repeat them.
@@ -91,6 +127,7 @@ class RatingEncoding:
     items: tuple[str, ...]
     counts: tuple[int, ...]
     totals: tuple[float, ...]
+    since: Since | None
     titles: tuple[str, ...]
     item_columns: Columns | None
     user_columns: Columns | None
@@ -115,19 +152,20 @@ class RatingEncoding:
         return np.array(self.levels)[targets] if self.levels else targets * self.std + self.mean
 
     def support(self, path: Path) -> Support:
-        """One user's ratings."""
-        found, inputs = self._read(path, [self.rating] if self.rating else [])
+        """One user's ratings; when they came is kept, if the file tells the time of each."""
+        found, inputs = self._read(path, [self.rating] if self.rating else [], {})
+        kept = {} if self.since is None else {"came": self._came(found)}
         names = found.labels(self.item)
         found.bad(self.item, (names.is_duplicated() & names.is_not_null()).to_numpy(), "is there twice; keep one row")
         if self.rating is None:
             found.settle()
-            return Support(inputs, torch.eye(2)[1].repeat(len(found), 1), {})
+            return Support(inputs, torch.eye(2)[1].repeat(len(found), 1), kept)
         scores = found.numbers(self.rating)
         found.missing(self.rating, np.isnan(scores), "a support row needs one")
         for fault, rows in _by_value([self.fault(score) for score in scores.tolist()]):
             found.bad(self.rating, rows & ~np.isnan(scores), fault)
         found.settle()
-        return Support(inputs, self.wide(scores), {})
+        return Support(inputs, self.wide(scores), kept)
 
     def whole(self, user_features: Tensor | None = None) -> Tree:
         """Inputs for all items of training, (I, ...), in order.
@@ -138,9 +176,9 @@ class RatingEncoding:
         inputs = self._of(np.arange(1, len(self.items) + 1))
         if self.catalogue is not None:
             inputs["item_features"] = torch.tensor(self.catalogue)
-        if self.user_columns is not None:
-            if user_features is None:
-                raise ValueError(f"users have features here: give {', '.join(self.user_columns.kinds)} in a file")
+        if user_features is None:
+            user_features = self._of_nobody()
+        if user_features is not None:
             inputs["user_features"] = user_features.expand(len(self.items), -1)
         return inputs
 
@@ -168,6 +206,8 @@ class RatingEncoding:
         inputs = self._of(chosen.numpy() + 1)
         if self.catalogue is not None:
             inputs["item_features"] = torch.tensor(self.catalogue)[chosen]
+        if (user_features := self._of_nobody()) is not None:
+            inputs["user_features"] = user_features.expand(len(chosen), -1)
         return Support(inputs, self.wide(np.array(list(ratings.values()), float)), {})
 
     def fault(self, score: float) -> str:
@@ -185,7 +225,7 @@ class RatingEncoding:
 
     def inputs(self, path: Path, kept: dict[str, Any]) -> Tree:
         """Items to predict for; each has its name in `answers` by its row."""
-        found, inputs = self._read(path, [])
+        found, inputs = self._read(path, [], kept)
         found.settle()
         return inputs
 
@@ -209,6 +249,10 @@ class RatingEncoding:
         told: dict[str, Any] = {"inputs": {self.item: f"the number of one of {len(self.items):,} items, or 0"}}
         for columns in (self.item_columns, self.user_columns):
             told["inputs"] |= columns.describe() if columns else {}
+        if self.since is not None:
+            told["inputs"] |= {
+                self.since.column: "of a user's first rating: how far through each tenth of training's users"
+            }
         if self.rating is None:
             return told | {"target": "whether an item was clicked"}
         if self.levels:
@@ -223,7 +267,9 @@ class RatingEncoding:
         packed = (
             None if told is None else {"shape": list(told.shape), "base64": base64.b64encode(told.tobytes()).decode()}
         )
-        return {"kind": "ratings", "reading": self.reading._asdict(), "catalogue": packed, **plain, **written}
+        since = self.since and self.since._asdict()
+        kept = {"reading": self.reading._asdict(), "since": since, "catalogue": packed}
+        return {"kind": "ratings", **kept, **plain, **written}
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> RatingEncoding:
@@ -233,6 +279,8 @@ class RatingEncoding:
         if (packed := data["catalogue"]) is not None:
             told = np.frombuffer(base64.b64decode(packed["base64"]), np.float32).reshape(packed["shape"])
             plain["catalogue"] = told
+        if (since := data["since"]) is not None:
+            plain["since"] = Since(since["column"], since["kind"], tuple(since["edges"]))
         lists = {name: tuple(data[name]) for name in _LISTS}
         return cls(**plain | lists | {"reading": Reading(**data["reading"])})
 
@@ -244,7 +292,22 @@ class RatingEncoding:
             inputs["item_standing"] = torch.from_numpy(stands.without(numbers))
         return inputs
 
-    def _read(self, path: Path, others: list[str]) -> tuple[Table, Tree]:
+    def _of_nobody(self) -> Tensor | None:
+        """The features (1, F) of a user of whom nothing is told, None if users have none: who came after all others."""
+        if self.user_columns is not None:
+            raise ValueError(f"users have features here: give {', '.join(self.user_columns.kinds)} in a file")
+        return None if self.since is None else torch.from_numpy(self.since.encode(np.array([np.inf])))
+
+    def _came(self, found: Table) -> float | None:
+        """When a user came by the ratings of a file; None if it does not tell."""
+        assert self.since is not None
+        if self.since.column not in found.frame.columns:
+            return None
+        (raw,) = read_columns(found, {self.since.column: self.since.kind}).values()
+        found.missing(self.since.column, np.isnan(raw.values), "a rating needs its time, or leave the column out")
+        return float(np.nanmin(raw.values, initial=np.inf))
+
+    def _read(self, path: Path, others: list[str], kept: dict[str, Any]) -> tuple[Table, Tree]:
         """The items of a file with their features: those that stand in it, or else the catalogue's."""
         found = open_table(path, self.reading)
         found.need(self.item, *others)
@@ -264,6 +327,11 @@ class RatingEncoding:
             else:
                 values = columns.encode(read_columns(found, columns.kinds))
                 inputs[name] = torch.from_numpy(columns.spread(values))
+        if self.since is not None:
+            came = kept["came"] if "came" in kept else self._came(found)
+            of_user = torch.from_numpy(self.since.encode(np.full(len(found), np.inf if came is None else came)))
+            own = inputs.get("user_features", of_user[:, :0])
+            inputs["user_features"] = torch.cat([own, of_user], 1)
         return found, inputs
 
 

@@ -18,11 +18,11 @@ from torch import Tensor
 from kshot.tasks.columns import Columns, Raw, Values, moments, place_of, read_columns
 from kshot.tasks.drawing import Range, Size, distinct
 from kshot.tasks.pools import Small
-from kshot.tasks.rated_items import RatingEncoding, Standing
+from kshot.tasks.rated_items import RatingEncoding, Since, Standing
 from kshot.tasks.reading import Reading, Table, open_table
 from kshot.tasks.source import TaskSource, generator
 from kshot.tasks.splitting import cut
-from kshot.tasks.tables import BadRows, Members, distinct_values, group_rows, time_order
+from kshot.tasks.tables import BadRows, Members, distinct_values, group_rows, times_of
 from kshot.types import SPLITS, Batch, Split, Task, Tree, tree_map
 
 Cold = Literal["users", "items", "both", "none"]
@@ -48,6 +48,7 @@ def ratings(
     ask: Literal["number", "levels"] = "number",
     like: float | None = None,
     standing: bool = False,
+    since: bool = False,
     negatives: int = 4,
     query_negatives: int | None = None,
     cold: Cold = "users",
@@ -73,7 +74,7 @@ def ratings(
     - `item_standing`, if asked for: float32 (n, 2), how far the item is above the mean by the training ratings of other
       users, shrunk as if by 5 ratings at the mean and by 1; in deviations,
     - `item_features`, `user_features`: float32 (n, F), the columns of `items` and `users` where those are given,
-      encoded as in `table`.
+      encoded as in `table`; those of the user end with 10 numbers that tell when they came, if that is asked for.
 
     What val and test hold that training has not:
 
@@ -102,6 +103,8 @@ def ratings(
         like: the rating from which on an item is liked, for precision and recall; the median of the training ratings.
         standing: whether inputs tell the item's standing with other users. A training task's own ratings are left out
             of it, as those of a new user are, so that a learner sees in training how far it can be trusted.
+        since: whether inputs tell the time of a user's first rating: how people rate, and what, changes over the years.
+            It is told by how far it is through each tenth of the training users, in the order in which they came.
         negatives, query_negatives: for each click; the latter, of queries in val and test, is the former by default.
         cold: see above.
         start: see above.
@@ -151,6 +154,8 @@ def ratings(
         raise ValueError(f"small must be error, drop or shrink, got {small!r}")
     if start not in get_args(Start) or (start == "first" and time is None):
         raise ValueError(f"start must be any, or first with a time column to tell which ratings are, got {start!r}")
+    if since and time is None:
+        raise ValueError("since: true tells when a user first rated, and needs a time column")
     if ask not in ("number", "levels"):
         raise ValueError(f"ask must be number or levels, got {ask!r}")
     if rating is None and cold in ("items", "both"):
@@ -162,7 +167,9 @@ def ratings(
     scores = np.ones(len(found)) if rating is None else found.numbers(rating)
     if rating is not None:
         found.missing(rating, np.isnan(scores), "a row needs one")
-    order = time_order(found, time, given) if time else None
+    times = times_of(found, time, given) if time else None
+    held = (given.get(time) or found.kind(time)) if time else ""
+    order = None if times is None else np.argsort(times, kind="stable")
     for name in (user, item):
         found.missing(name, found.keys(name).is_null().to_numpy(), "a row needs one")
     described = {
@@ -206,6 +213,10 @@ def ratings(
     ):
         if name in described:
             sides[name] = described[name].fit(names, members, places)
+    came = None
+    if since and time and times is not None:
+        first_U = times[flat[of_users.sizes.cumsum() - of_users.sizes]]
+        came = Since.of(time, held, first_U[np.unique(owner[train])])
     encoding = RatingEncoding(
         item=item,
         rating=rating,
@@ -214,6 +225,7 @@ def ratings(
         items=tuple(of_items.names[place] for place in known),
         counts=tuple(counts[known].tolist()),
         totals=tuple(map(float, stands.total)) if stands else (),
+        since=came,
         titles=described[item].titled(of_items.names, known) if title is not None else (),
         item_columns=sides[item].columns if item in sides else None,
         user_columns=sides[user].columns if user in sides else None,
@@ -224,7 +236,8 @@ def ratings(
         numbers[number],
         encoding.targets(scores),
         len(encoding.levels),
-        {f"{side}_features": sides[name] for side, name in (("item", item), ("user", user)) if name in sides},
+        sides.get(item),
+        UserFeatures(of_users.sizes.cumsum(), sides.get(user), came.encode(first_U) if came else None),
         stands,
     )
     source = RatingTasks(
@@ -573,7 +586,8 @@ class RatingExamples:
         items: int32 (n,), numbers of items.
         targets: float32 (n,) standardised, or int8 (n,) numbers of levels.
         levels: how many there are; 0 for none.
-        features: name of the input to the features behind it.
+        of_items: their features.
+        of_users: those of the users.
         standing: of the items, if inputs are to tell it.
     """
 
@@ -582,10 +596,12 @@ class RatingExamples:
         items: np.ndarray,
         targets: np.ndarray,
         levels: int,
-        features: Mapping[str, FittedFeatures],
+        of_items: FittedFeatures | None,
+        of_users: UserFeatures,
         standing: Standing | None = None,
     ) -> None:
-        self.items, self.targets, self.features, self.standing = items, targets, dict(features), standing
+        self.items, self.targets, self.standing = items, targets, standing
+        self.of_items, self.of_users = of_items, of_users
         self.one_hot = np.eye(levels, dtype=np.float32)
 
     def __len__(self) -> int:
@@ -593,26 +609,37 @@ class RatingExamples:
 
     def take(self, rows: np.ndarray) -> tuple[Tree, Tensor]:
         inputs = {"item": torch.from_numpy(self.items[rows].astype(np.int64))}
-        for name, own in self.features.items():
-            inputs[name] = torch.from_numpy(own.features(own.places[rows]))
+        if self.of_items is not None:
+            inputs["item_features"] = torch.from_numpy(self.of_items.features(self.of_items.places[rows]))
         if self.standing is not None:
             inputs["item_standing"] = torch.from_numpy(self.standing.without(self.items[rows], rows))
         targets = self.targets[rows]
-        return inputs, torch.from_numpy(self.one_hot[targets] if len(self.one_hot) else targets[..., None])
+        given = self.of_users.take(rows)
+        return inputs | given, torch.from_numpy(self.one_hot[targets] if len(self.one_hot) else targets[..., None])
 
     def unclicked(self, items: np.ndarray, rows: np.ndarray) -> Tree:
         """Inputs for items (T, N), numbers from 1, and the users of ratings (T,)."""
         inputs = {"item": torch.from_numpy(items)}
-        for name, own in self.features.items():
-            places = (
-                own.of_known[items - 1]
-                if name == "item_features"
-                else own.places[rows][:, None].repeat(items.shape[1], 1)
-            )
-            inputs[name] = torch.from_numpy(own.features(places))
+        if self.of_items is not None:
+            inputs["item_features"] = torch.from_numpy(self.of_items.features(self.of_items.of_known[items - 1]))
         if self.standing is not None:
             inputs["item_standing"] = torch.from_numpy(self.standing.without(items))
-        return inputs
+        return inputs | self.of_users.take(rows[:, None].repeat(items.shape[1], 1))
+
+
+class UserFeatures(NamedTuple):
+    """What is known of users: where the ratings of each (U,) end, their columns, and when they came (U, 10)."""
+
+    ends: np.ndarray
+    fitted: FittedFeatures | None
+    since: np.ndarray | None
+
+    def take(self, rows: np.ndarray) -> dict[str, Tensor]:
+        """The input `user_features` (..., F) of ratings (...), if there are any features."""
+        found = [] if self.fitted is None else [self.fitted.features(self.fitted.places[rows])]
+        if self.since is not None:
+            found.append(self.since[self.ends.searchsorted(rows, side="right")])
+        return {"user_features": torch.from_numpy(np.concatenate(found, -1))} if found else {}
 
 
 class FittedFeatures(NamedTuple):
