@@ -53,7 +53,7 @@ Scores = dict[str, np.ndarray]
 def source(path: Path | None, shots: int, **more: Any) -> RatingTasks:
     options: dict[str, Any] = {"split": {"ratio": [0.55, 0.15, 0.30]}, "start": "first", "small": "shrink", "like": 4.0}
     options |= {"ask": "levels", "shots": shots, "train_shots": [1, 20], "queries": 20, "train_queries": 48}
-    options |= {"train_order": "random", "train_busy": 0.5, "standing": True, "since": True}
+    options |= {"train_order": "both", "train_busy": 0.5, "standing": True, "since": True}
     return kshot.tasks.movielens(path, **options | more)
 
 

@@ -121,6 +121,29 @@ def test_with_time_a_task_is_the_latest_before_and_the_next(rated):
     assert max(starts) == 23, "every run of seven of thirty is drawn"
 
 
+@pytest.mark.parametrize("start", ["any", "first"])
+def test_every_other_training_task_keeps_to_the_time(rated, start):
+    both, given, any_ = (
+        open_log(rated, time="day", start=start, train_order=order) for order in ("both", "given", "random")
+    )
+    indices = [4, 7, 1, 2]
+    stacked = both.stack("train", indices)
+    in_time = []
+    for place, index in enumerate(indices):
+        alone, other = both.task("train", index), (any_ if index % 2 else given).task("train", index)
+        for batch, same, each in zip(stacked, alone, other):
+            assert torch.equal(batch.targets[place], same.targets)
+            assert torch.equal(same.targets, each.targets)
+        support, query = told(both, alone)
+        in_time.append(support[:, 2].max() < query[:, 2].min())
+    assert in_time[0]
+    assert in_time[3]
+    assert torch.equal(both.task("val", 3).query.targets, any_.task("val", 3).query.targets)
+    assert both.describe()["train_order"] == "both"
+    with pytest.raises(ValueError, match="train_order must be given, random or both, got 'mixed'"):
+        open_log(rated, time="day", train_order="mixed")
+
+
 def test_without_a_cut_a_query_is_of_its_own_part_of_each_users_time(rated):
     source = open_log(rated, cold="none", time="day")
     for split, days in (("train", (0, 18)), ("val", (18, 24)), ("test", (24, 30))):

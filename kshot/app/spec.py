@@ -178,7 +178,7 @@ class _OfUsersSpec(_Strict):
     since: bool = False
     cold: Literal["users", "items", "both", "none"] = "users"
     start: Literal["any", "first"] = "any"
-    train_order: Literal["given", "random"] = "given"
+    train_order: Literal["given", "random", "both"] = "given"
     train_busy: float = Field(0.0, ge=0, le=1)
     split: dict[str, Any] = {"ratio": [0.7, 0.15, 0.15]}
     shots: SizeSpec = 10

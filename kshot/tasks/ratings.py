@@ -31,6 +31,9 @@ Cold = Literal["users", "items", "both", "none"]
 Start = Literal["any", "first"]
 """Where in time a task begins: anywhere in a user's history, or with their first ratings, as of a new user."""
 
+TrainOrder = Literal["given", "random", "both"]
+"""Whether training tasks keep to the order of time, or don't, or every other one does."""
+
 SHARES = {"ratio": [0.7, 0.15, 0.15]}
 MOST_LEVELS = 32
 
@@ -53,7 +56,7 @@ def ratings(
     query_negatives: int | None = None,
     cold: Cold = "users",
     start: Start = "any",
-    train_order: Literal["given", "random"] = "given",
+    train_order: TrainOrder = "given",
     train_busy: float = 0.0,
     split: Mapping[str, Any] | None = None,
     kinds: Mapping[str, str] | None = None,
@@ -109,7 +112,8 @@ def ratings(
         cold: see above.
         start: see above.
         train_order: "random" lets training tasks draw support and query from all of a user's ratings, whatever the
-            time: more tasks of the same data. Those of val and test keep to it.
+            time: more tasks of the same data, but not quite such as are asked. With "both" it is every other one. Those
+            of val and test keep to the time.
         train_busy: training tasks are of a user of $n$ ratings in proportion to $n^{\text{train\_busy}}$; 0 draws users
             evenly, 1 ratings.
         split: how users and items are cut, see `splitting`; by default 70, 15 and 15 % by a hash of the name. Only
@@ -156,6 +160,8 @@ def ratings(
         raise ValueError(f"start must be any, or first with a time column to tell which ratings are, got {start!r}")
     if since and time is None:
         raise ValueError("since: true tells when a user first rated, and needs a time column")
+    if train_order not in get_args(TrainOrder):
+        raise ValueError(f"train_order must be given, random or both, got {train_order!r}")
     if ask not in ("number", "levels"):
         raise ValueError(f"ask must be number or levels, got {ask!r}")
     if rating is None and cold in ("items", "both"):
@@ -359,6 +365,7 @@ class RatingTasks(TaskSource):
     Attributes:
         user_names: for each split the users whose tasks it has.
         examples: the ratings, users end to end.
+        by_turns: whether every other training task keeps to the time.
         in_turn: whether task number k of val and test is of user k, counted round; else users are drawn.
         dropped: what was left out: reason to count.
     """
@@ -379,7 +386,7 @@ class RatingTasks(TaskSource):
         negatives: tuple[int, int],
         ordered: bool,
         start: Start,
-        train_order: Literal["given", "random"],
+        train_order: TrainOrder,
         train_busy: float,
         small: Small,
         cold: Cold,
@@ -394,7 +401,8 @@ class RatingTasks(TaskSource):
         self.negatives = {split: (negatives[0], each[split]) if clicks else (0, 0) for split in SPLITS}
         self.examples, self.encoding, self.objective = examples, encoding, encoding.objective
         self.small, self.cold, self.seed = small, cold, seed
-        self.ordered = dict.fromkeys(SPLITS, ordered) | {"train": ordered and train_order == "given"}
+        self.ordered = dict.fromkeys(SPLITS, ordered) | {"train": ordered and train_order != "random"}
+        self.by_turns = ordered and train_order == "both"
         self.in_turn = start == "first"
         self.dropped: dict[str, int] = {}
         self._bounds = np.concatenate([[0], users.sizes.cumsum()])
@@ -428,6 +436,15 @@ class RatingTasks(TaskSource):
     def stack(self, split: Split, indices: Sequence[int]) -> Task:
         if split not in self._sides:
             raise ValueError(f"these ratings have no {split!r} split, only {', '.join(self._sides)}")
+        if split != "train" or not self.by_turns:
+            return self._stack(split, indices, self.ordered[split])
+        turns = [[index for index in indices if index % 2 == odd] for odd in (0, 1)]
+        stacks = [self._stack(split, own, ordered=not odd) for odd, own in enumerate(turns) if own]
+        places = np.argsort(np.argsort([index % 2 for index in indices], kind="stable"), kind="stable")
+        return tree_map(lambda *leaves: torch.cat(leaves)[places], *stacks)
+
+    def _stack(self, split: Split, indices: Sequence[int], ordered: bool) -> Task:
+        """Tasks, those of training in the order of time or not."""
         (support, query), S, Q = self._sides[split], self.shots[split].high, self.queries[split].high
         extra = [(S * self.negatives[split][0]), (Q * self.negatives[split][1])]
         wanted = 4 + 2 * (S + Q) + 2 * sum(extra)
@@ -444,12 +461,12 @@ class RatingTasks(TaskSource):
         chosen, asked = draws[:, 4 : 4 + 2 * S].reshape(-1, 2, S), draws[:, 4 + 2 * S : 4 + 2 * (S + Q)]
         asked = asked.reshape(-1, 2, Q)
         has_S, has_Q = (np.diff(side.bounds)[user_T] for side in (support, query))
-        if self.in_turn and self.ordered[split]:
+        if self.in_turn and ordered:
             after_T = self._after(split, user_T, shots_T)
             queries_T = np.minimum(queries_T, has_Q - after_T)
             places_S = np.broadcast_to(np.arange(S), (len(user_T), S))
             places_Q = after_T[:, None] + distinct(asked, has_Q - after_T, queries_T)
-        elif self.ordered[split]:
+        elif ordered:
             least_T = self._after(split, user_T, np.full(len(user_T), S))  # the first that has enough before it
             queries_T = np.minimum(queries_T, has_Q - least_T)
             start_T = least_T + (of_start * (has_Q - np.minimum(Q, has_Q - least_T) - least_T + 1)).astype(np.int64)
@@ -488,7 +505,7 @@ class RatingTasks(TaskSource):
             "train_queries": self.queries["train"].plain(),
             "cold": self.cold,
             "order": "the first ratings" if self.in_turn else "given" if self.ordered["test"] else "random",
-            "train_order": "given" if self.ordered["train"] else "random",
+            "train_order": "both" if self.by_turns else "given" if self.ordered["train"] else "random",
             **({"negatives": list(self.negatives["test"])} if self.encoding.rating is None else {}),
             "seed": self.seed,
             "ratings": len(self.examples),
