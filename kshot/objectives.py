@@ -180,6 +180,36 @@ integer targets (n, L). Metric: the same in bits, per character where a symbol i
 
 
 @dataclass(frozen=True)
+class _OfTokens:
+    """The metrics of `next_token_of`."""
+
+    characters: tuple[int, ...]
+
+    def __call__(self, prediction: Tensor, batch: Batch) -> dict[str, Tensor]:
+        scored = (batch.targets >= 0) * batch.weight[:, None]
+        count = torch.tensor(self.characters, dtype=scored.dtype, device=scored.device)[batch.targets.clamp(min=0)]
+        nats = _symbol_loss(prediction, batch) * scored.sum()
+        return {"bits_per_character": nats / math.log(2) / (count * scored).sum().clamp_min(1)}
+
+
+def next_token_of(characters: Sequence[int]) -> Objective:
+    r"""`next_token` where symbols stand for several characters, such as tokens: the loss is the same, a symbol's.
+
+    $$ \text{bits per character} = \frac{-\sum_{it} m_{it} \log_2 \mathrm{softmax}(\hat y_{it})_{y_{it}}}
+       {\sum_{it} m_{it} c_{y_{it}}} $$
+
+    Args:
+        characters: $c$, how many each symbol stands for.
+
+    Example:
+        >>> batch = Batch.of(torch.zeros(1, 2), torch.tensor([[0, 1]]))
+        >>> float(next_token_of([3, 1]).metrics(torch.zeros(1, 2, 2), batch)["bits_per_character"])
+        0.5
+    """
+    return Objective(_symbol_loss, _OfTokens(tuple(map(int, characters))), certain=_surely)
+
+
+@dataclass(frozen=True)
 class _InUnits:
     """The metrics of `in_units`; a value, so that equal objectives are equal, and a file can name them."""
 
@@ -365,7 +395,13 @@ def forecast(season: int = 1, unit: float = 1.0) -> Objective:
 OF_ITEMS = (_Rating, _Levels)
 """The metrics of objectives whose tasks rate items."""
 
-_WITH_NUMBERS = {"in_units": _InUnits, "forecast": _Forecast, "rating": _Rating, "levels": _Levels}
+_WITH_NUMBERS = {
+    "next_token_of": _OfTokens,
+    "in_units": _InUnits,
+    "forecast": _Forecast,
+    "rating": _Rating,
+    "levels": _Levels,
+}
 
 
 def named(name: str) -> Objective:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import io
+import json
+import math
 import sys
 import zipfile
 from pathlib import Path
@@ -11,13 +13,17 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 
 import kshot
 from kshot.app import cli
 from kshot.learners.generating import _drawn
-from kshot.objectives import next_token
+from kshot.objectives import name_of, named, next_token, next_token_of
 from kshot.tasks.corpus import BYTES, CorpusEncoding
+from kshot.tasks.tokens import Tokens
 from kshot.tasks.vocabulary import Vocabulary
+from kshot.training.checkpoint import load_state
 from kshot.training.step import MetaGradient
 from kshot.types import Batch, Task, stack, tree_map
 
@@ -273,6 +279,115 @@ def test_a_model_of_transformers_adapts_its_low_rank_adapters_alone(tmp_path):
 # ---- the command line
 
 
+def small_gpt(folder: Path) -> Path:
+    """A GPT-2 of random weights, with a byte-level tokenizer of its own, in a folder."""
+    transformers = pytest.importorskip(
+        "transformers", reason="transformers is not installed; it is in the extra 'text'"
+    )
+    pytest.importorskip("peft", reason="peft is not installed; it is in the extra 'text'")
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=300, initial_alphabet=alphabet, special_tokens=["<|end|>"], show_progress=False
+    )
+    tokenizer.train_from_iterator(["abc is number one and the number two. größer "] * 9, trainer)
+    torch.manual_seed(0)
+    sizes = {"n_positions": 64, "n_embd": 8, "n_layer": 1, "n_head": 2, "bos_token_id": 0, "eos_token_id": 0}
+    config = transformers.GPT2Config(vocab_size=tokenizer.get_vocab_size(), **sizes)
+    transformers.GPT2LMHeadModel(config).save_pretrained(folder)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    return folder
+
+
+TEXTS = st.text(st.characters(codec="utf-8"), max_size=30)
+
+
+def test_tokens_stand_for_all_characters_of_a_text(tmp_path):
+    tokens = Tokens(small_gpt(tmp_path / "gpt"))
+
+    @settings(max_examples=60, deadline=None)
+    @given(TEXTS)
+    @example("<|end|> größer 日本 \N{GRINNING FACE}")
+    def check(text: str) -> None:
+        assert tokens.counted(text) == len(text)
+        assert tokens.decode(tokens.encode(text).tolist()) == text
+
+    check()
+    assert len(tokens.encode("abc is number")) < 13, "a token is more than a byte"
+    assert tokens.encode("a").min() >= 2
+    encoding = CorpusEncoding("tokens", 8, tokens)
+    assert CorpusEncoding.from_json(encoding.to_json()) == encoding
+    for content, sentence in (
+        (None, "holds no tokenizer: it has no tokenizer.json"),
+        ("{}", "is no tokenizer that can be read"),
+        (
+            json.dumps(json.loads((tmp_path / "gpt" / "tokenizer.json").read_text()) | {"decoder": None}),
+            "not byte-level",
+        ),
+    ):
+        place = tmp_path / "gpt" / "tokenizer.json"
+        place.unlink() if content is None else place.write_text(content)
+        with pytest.raises(ValueError, match=sentence):
+            Tokens(tmp_path / "gpt")
+
+
+def test_bits_of_tokens_are_told_for_a_character():
+    batch = Batch(torch.zeros(2, 3).long(), torch.tensor([[2, 3, 2], [3, -100, -100]]), torch.ones(2))
+    logits = torch.randn(2, 3, 4, generator=torch.Generator().manual_seed(0))
+    bits = -logits.log_softmax(-1) / math.log(2)
+    total = bits[0, 0, 2] + bits[0, 1, 3] + bits[0, 2, 2] + bits[1, 0, 3]
+    objective = next_token_of([0, 0, 5, 1])
+    torch.testing.assert_close(objective.metrics(logits, batch)["bits_per_character"], total / 12)
+    torch.testing.assert_close(objective.loss(logits, batch), total * math.log(2) / 4)
+    assert named(name_of(objective)) == objective
+
+
+@pytest.mark.parametrize("learner", ["maml", "dynamic_evaluation"])
+def test_a_model_of_transformers_runs_adapts_and_writes_by_the_command_line(tmp_path, command_in, learner):
+    small_gpt(tmp_path / "gpt")
+    phrases(tmp_path / "letters")
+    command = command_in(tmp_path)
+    source = RUN["source"] | {"unit": "tokens", "tokenizer": "gpt", "length": 8}
+    options = {"inner_lr": 0.1, "steps": 1} if learner == "maml" else {"inner_lr": 0.1, "rates": "one"}
+    run = RUN | {"source": source, "model": {"kind": "causal_lm", "rank": 2}, "pretrain": None}
+    run |= {"learner": {"kind": learner, **options}, "baselines": {"names": [], "test_tasks": 2}}
+    Path("run.yaml").write_text(yaml.safe_dump(run))
+    code, out, err = command("run", "run.yaml", "--out", "run")
+    assert code == 1, out + err
+    report = yaml.safe_load(Path("run/report.json").read_text())
+    assert report["trusted"] is True
+    Path("page.txt").write_text(6 * "abc is number 1. ")
+    assert command("adapt", "run", "--support", "page.txt", "--out", "page.safetensors")[0] == 0
+    state, _ = load_state(Path("page.safetensors"))
+    assert all("lora" in name for name in state["params"])
+    code, out, err = command("predict", "run", "--state", "page.safetensors", "--inputs", "page.txt")
+    rows = list(csv.DictReader(io.StringIO(out)))
+    first = Tokens("gpt").encode("abc is number 1. ")[0]
+    assert sum(int(row["characters"]) for row in rows) == 6 * 17 - Tokens("gpt").characters[first]
+    assert "bits per character over" in err
+    code, out, _ = command("generate", "run", "--state", "page.safetensors", "--prompt", "größer", "--length", 5)
+    assert code == 0
+    assert out.startswith("größer")
+    run["source"] = RUN["source"]
+    Path("run.yaml").write_text(yaml.safe_dump(run))
+    assert "give it unit: tokens" in command("run", "run.yaml", "--out", "other")[2]
+
+
+def test_padding_before_a_text_changes_nothing_of_what_a_model_of_transformers_reads(tmp_path):
+    model = kshot.models.causal_lm(small_gpt(tmp_path / "gpt"), rank=None, reserved=2).eval()
+    text = torch.tensor([[5, 9, 4, 7]])
+    padded = torch.cat([torch.zeros(1, 3).long(), text, torch.zeros(1, 2).long()], 1)
+    plain, behind = model(text), model(padded)
+    torch.testing.assert_close(behind[:, 3:7], plain)
+    assert (plain[..., :2] <= -1e4).all()
+    torch.testing.assert_close(model.model(input_ids=text - 2).logits, plain[..., 2:])
+    with pytest.raises(ValueError, match="reads up to 64 tokens, got 65; cut texts into shorter windows"):
+        model(torch.full((1, 65), 5))
+
+
 def phrases(folder: Path, count: int = 12) -> Path:
     folder.mkdir()
     for number in range(count):
@@ -319,8 +434,17 @@ def trained(tmp_path_factory):
 
 
 @pytest.fixture
-def command(trained, capsys, monkeypatch):
-    monkeypatch.chdir(trained)
+def command(trained, command_in):
+    return command_in(trained)
+
+
+@pytest.fixture
+def command_in(capsys, monkeypatch):
+    """The command line in a folder: code, output, errors."""
+
+    def into(folder: Path):
+        monkeypatch.chdir(folder)
+        return call
 
     def call(*words: object) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["kshot", *map(str, words)])
@@ -331,7 +455,7 @@ def command(trained, capsys, monkeypatch):
             code = int(end.code or 0)
         return code, *capsys.readouterr()
 
-    return call
+    return into
 
 
 def test_a_run_on_text_stands_beside_its_pretrained_model_as_it_is_and_fine_tuned(trained):

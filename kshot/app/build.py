@@ -13,6 +13,7 @@ from torch import nn
 
 from kshot import learners, models, objectives, tasks
 from kshot.app.spec import (
+    CausalLmSpec,
     CnapsSpec,
     Conv4Spec,
     EncoderSpec,
@@ -37,6 +38,7 @@ from kshot.tasks.corpus import CorpusEncoding
 from kshot.tasks.ratings import RatingTasks
 from kshot.tasks.source import TaskSource
 from kshot.tasks.text import TextEncoding
+from kshot.tasks.tokens import RESERVED, Tokens
 from kshot.training.fit import seeded
 
 Shapes = dict[str, Any]
@@ -105,6 +107,8 @@ def shapes_of(source: TaskSource) -> Shapes:
         shapes["encoder"] = source.encoding.encoder
     if text is not None:
         shapes["symbols"] = len(text.vocabulary)
+        if isinstance(text.vocabulary, Tokens):
+            shapes["causal_lm"] = text.vocabulary.folder
     return shapes | {"objective": objectives.name_of(source.objective)}
 
 
@@ -123,12 +127,16 @@ def build_model(spec: Spec, shapes: Shapes, *, head: bool) -> nn.Module:
             f"model {kind} does not fit these inputs ({given}): ratings, and they alone, take model rating_mlp, "
             "two_tower or factorisation, texts with features: tokens, and they alone, take model encoder"
         )
-    if isinstance(spec.model, LanguageModelSpec) != ("symbols" in shapes):
+    if isinstance(spec.model, LanguageModelSpec | CausalLmSpec) != ("symbols" in shapes):
         raise ValueError(
             f"model {spec.model.kind} does not fit these tasks: running text (source corpus), and it alone, takes "
             "model language_model"
         )
-    if isinstance(spec.model, LanguageModelSpec) and not head:
+    if isinstance(spec.model, CausalLmSpec) and "causal_lm" not in shapes:
+        raise ValueError(
+            "model causal_lm is the one whose tokenizer the source names: give it unit: tokens, tokenizer: folder"
+        )
+    if isinstance(spec.model, LanguageModelSpec | CausalLmSpec) and not head:
         raise ValueError(
             f"learner {spec.learner.kind} compares features; running text takes one that adapts what the model "
             "predicts, such as maml, meta_sgd or dynamic_evaluation"
@@ -137,6 +145,8 @@ def build_model(spec: Spec, shapes: Shapes, *, head: bool) -> nn.Module:
         if isinstance(spec.model, EncoderSpec):
             options = spec.model.model_dump(exclude={"kind"})
             return models.encoder(shapes["encoder"], outputs if head else None, **options)
+        if isinstance(spec.model, CausalLmSpec):
+            return models.causal_lm(shapes["causal_lm"], rank=spec.model.rank, reserved=RESERVED)
         if isinstance(spec.model, LanguageModelSpec):
             options = spec.model.model_dump(exclude={"kind", "body"})
             read = inputs[0] * (1 + getattr(spec.learner, "context", 0))

@@ -237,7 +237,8 @@ class CorpusSpec(_Strict):
     pattern: str | None = None
     text: str = "text"
     files: str = "*.txt"
-    unit: Literal["characters", "bytes"] = "characters"
+    unit: Literal["characters", "bytes", "tokens"] = "characters"
+    tokenizer: str | None = None
     length: int = Field(64, ge=1)
     pretrain_length: int | None = Field(None, ge=1)
     shots: SizeSpec = 8
@@ -356,6 +357,13 @@ class LanguageModelSpec(_Strict):
     tied: bool = True
     heads: int = Field(4, ge=1)
     dropout: float = Field(0.0, ge=0, lt=1)
+
+
+class CausalLmSpec(_Strict):
+    """The pretrained language model whose tokenizer the source names."""
+
+    kind: Literal["causal_lm"]
+    rank: int | None = Field(8, ge=1)
 
 
 BatchNormSpec = Literal["support", "query", "running", "tasknorm"]
@@ -586,7 +594,7 @@ class PriorFittedSpec(_Strict):
 
 
 RatingModelSpec = RatingMlpSpec | TwoTowerSpec | FactorisationSpec
-ModelSpec = MlpSpec | RatingModelSpec | LanguageModelSpec | Conv4Spec | ResNet12Spec | EncoderSpec
+ModelSpec = MlpSpec | RatingModelSpec | LanguageModelSpec | CausalLmSpec | Conv4Spec | ResNet12Spec | EncoderSpec
 NeuralProcessSpec = CnpSpec | AttentiveNpSpec | TanpSpec | TnpDSpec
 """Learners that are a network of their own; a model, if there is one, embeds the inputs."""
 OwnNetworkSpec = NeuralProcessSpec | PriorFittedSpec

@@ -201,19 +201,19 @@ def _load_state(path: Path, run: OpenRun, run_dir: Path) -> tuple[Tree, dict[str
 
 def _print_bits(run: OpenRun, encoding: CorpusEncoding, state: Tree, files: list[Path]) -> None:
     """How well texts are predicted: CSV with a row for each window, and the mean of all on standard error."""
-    columns: dict[str, list[Any]] = {"file": [], "window": [], f"{encoding.unit}": [], "bits": []}
+    unit = "bytes" if encoding.unit == "bytes" else "characters"
+    columns: dict[str, list[Any]] = {"file": [], "window": [], unit: [], "bits": []}
     for path in files:
         inputs, targets = encoding.windows(path)
         log_chance = _predict(run, state, inputs).log_softmax(-1)
-        counted = targets >= 0
         chosen = log_chance.gather(-1, targets.clamp(min=0)[..., None]).squeeze(-1)
-        bits = -(chosen * counted).sum(1) / math.log(2)
-        for number, (count, own) in enumerate(zip(counted.sum(1).tolist(), bits.tolist()), 1):
+        bits = -(chosen * (targets >= 0)).sum(1) / math.log(2)
+        for number, (count, own) in enumerate(zip(encoding.counted(targets).sum(1).tolist(), bits.tolist()), 1):
             for name, value in zip(columns, (str(path), number, count, own)):
                 columns[name].append(value)
     _print(columns)
-    total = sum(columns[encoding.unit])
-    print(f"{sum(columns['bits']) / total:.4f} bits per {encoding.unit[:-1]} over {total:,}", file=sys.stderr)
+    total = sum(columns[unit])
+    print(f"{sum(columns['bits']) / total:.4f} bits per {unit[:-1]} over {total:,}", file=sys.stderr)
 
 
 def generate_run(

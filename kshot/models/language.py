@@ -175,15 +175,29 @@ def language_model(
 class CausalLM(nn.Module):
     """A causal model of `transformers` as a language model: symbols (n, L) to logits (n, L, V)."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, reserved: int) -> None:
         super().__init__()
-        self.model = model
+        self.model, self.reserved = model, reserved
 
     def forward(self, symbols: Tensor) -> Tensor:
-        return self.model(input_ids=symbols, use_cache=False).logits
+        most = getattr(self.model.config, "max_position_embeddings", None)
+        if most is not None and symbols.shape[1] > most:
+            raise ValueError(
+                f"this model reads up to {most} tokens, got {symbols.shape[1]}; cut texts into shorter windows"
+            )
+        if not self.reserved:
+            return self.model(input_ids=symbols, use_cache=False).logits
+        real = (symbols >= self.reserved).long()
+        place = (real.cumsum(-1) - 1).clamp(min=0)  # a text begins behind its padding
+        own = (symbols - self.reserved).clamp(min=0)
+        logits = self.model(input_ids=own, attention_mask=real, position_ids=place, use_cache=False).logits
+        return nn.functional.pad(logits, (self.reserved, 0), value=NEVER)
 
 
-def causal_lm(folder: Path | str, *, rank: int | None = 8) -> CausalLM:
+NEVER = -1e4  # a logit of what no text holds
+
+
+def causal_lm(folder: Path | str, *, rank: int | None = 8, reserved: int = 0) -> CausalLM:
     r"""A pretrained causal language model in a local folder, as `transformers` saves it; nothing is downloaded.
 
     With a rank, LoRA: each weight $W$ that `peft` chooses for the kind of model becomes $W + 2 B A$. $A$ (r, inputs)
@@ -192,9 +206,12 @@ def causal_lm(folder: Path | str, *, rank: int | None = 8) -> CausalLM:
     Args:
         folder: with `config.json` and safetensors.
         rank: r; None adapts all weights.
+        reserved: how many symbols come before the model's own tokens: the 2 of `kshot.tasks.corpus` with
+            `unit="tokens"`, padding and the unknown, which are not attended to and never predicted.
 
     Returns:
-        A module for any learner of `objectives.next_token`; symbols are the numbers of the model's own tokens.
+        A module for any learner of `objectives.next_token`; symbols are the numbers of the model's own tokens,
+        or `reserved` more.
 
     Raises:
         ValueError: `transformers` or `peft` isn't installed, no folder, no causal model in it, a rank below 1.
@@ -224,5 +241,5 @@ def causal_lm(folder: Path | str, *, rank: int | None = 8) -> CausalLM:
             warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
             warnings.filterwarnings("ignore", "fan_in_fan_out", UserWarning)
             options = LoraConfig(r=rank, lora_alpha=2 * rank, task_type="CAUSAL_LM")
-            return CausalLM(get_peft_model(model, options))
-    return CausalLM(model)
+            return CausalLM(get_peft_model(model, options), reserved)
+    return CausalLM(model, reserved)

@@ -12,13 +12,14 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from kshot import objectives
+from kshot.objectives import Objective
 from kshot.tasks import library
 from kshot.tasks.drawing import Size
 from kshot.tasks.encoding import Support
@@ -28,13 +29,14 @@ from kshot.tasks.pools import Rows, Small
 from kshot.tasks.prose import column_of, files_of, read_text, texts_of, values_of, words_of
 from kshot.tasks.reading import SUFFIXES, Reading, open_table
 from kshot.tasks.splitting import cut
+from kshot.tasks.tokens import Tokens
 from kshot.tasks.unpacking import SUFFIXES as ARCHIVES
 from kshot.tasks.unpacking import unpack
 from kshot.tasks.vocabulary import PADDING, UNKNOWN, Vocabulary
 from kshot.types import Batch, Split
 
 BadRows = Literal["error", "drop"]
-Unit = Literal["characters", "bytes"]
+Unit = Literal["characters", "bytes", "tokens"]
 
 log = logging.getLogger(__name__)
 
@@ -57,6 +59,7 @@ def corpus(
     text: str = "text",
     files: str = "*.txt",
     unit: Unit = "characters",
+    tokenizer: Path | str | None = None,
     length: int = 64,
     pretrain_length: int | None = None,
     shots: Size = 8,
@@ -94,8 +97,10 @@ def corpus(
             `^(.+):$`; the match itself is no part of anybody's text.
         text: a table's column with the texts; its rows are in order.
         files: the names of the files that are read from a folder.
-        unit: "characters", or "bytes" of UTF-8, whose vocabulary of 258 is the same for all data.
-        length: characters (or bytes) of a window.
+        unit: "characters", or "bytes" of UTF-8, whose vocabulary of 258 is the same for all data, or "tokens" of a
+            pretrained model, see `kshot.models.causal_lm`. Figures are bits per character, or byte, in each case.
+        tokenizer: the folder of that model, whose byte-level tokenizer cuts the texts.
+        length: characters (or bytes, or tokens) of a window.
         pretrain_length: characters of a text that pretraining reads, from where a window starts; a window's by default.
             Learners that read windows behind others, as `dynamic_evaluation`, want a model that has read as far.
         shots: support windows, an int or a range; so much of a task is known.
@@ -122,8 +127,10 @@ def corpus(
         >>> support.inputs.shape, source.vocabulary.decode(support.inputs[0].tolist())
         (torch.Size([2, 16]), 'my name is bob. ')
     """
-    if unit not in ("characters", "bytes"):
-        raise ValueError(f"unit must be characters or bytes, got {unit!r}")
+    if unit not in get_args(Unit):
+        raise ValueError(f"unit must be {', '.join(get_args(Unit)[:-1])} or {get_args(Unit)[-1]}, got {unit!r}")
+    if (unit == "tokens") != (tokenizer is not None):
+        raise ValueError("unit: tokens, and it alone, takes a tokenizer: the folder of a pretrained language model")
     if length < 1:
         raise ValueError(f"length must be at least 1 character, got {length}")
     if pretrain_length is not None and pretrain_length < length:
@@ -138,7 +145,11 @@ def corpus(
         split = {"column": "split"} if found.splits else {"ratio": RATIO}
     parts = cut(found.texts, split, kind="group", values=found.splits)
     texts = {name: "\n".join(own) for name, own in found.texts.items()}
-    vocabulary = BYTES if unit == "bytes" else Vocabulary.fit(texts[name] for name in parts["train"])
+    vocabulary: Vocabulary | Tokens = BYTES
+    if unit == "characters":
+        vocabulary = Vocabulary.fit(texts[name] for name in parts["train"])
+    elif tokenizer is not None:
+        vocabulary = Tokens(tokenizer)
     encoding = CorpusEncoding(unit, length, vocabulary)
     ids = {name: encoding.encode(own) for name, own in texts.items()}
     examples, of_task = windows_of(list(ids.values()), length)
@@ -151,7 +162,7 @@ def corpus(
         about={
             "unknown": {part: _unknown([ids[name] for name in names]) for part, names in parts.items()},
         },
-        objective=objectives.next_token,
+        objective=encoding.objective,
         shots=shots,
         queries=queries,
         train_queries=train_queries,
@@ -199,7 +210,14 @@ class CorpusEncoding(NamedTuple):
 
     unit: Unit
     length: int
-    vocabulary: Vocabulary
+    vocabulary: Vocabulary | Tokens
+
+    @property
+    def objective(self) -> Objective:
+        """What the tasks ask."""
+        if isinstance(self.vocabulary, Tokens):
+            return objectives.next_token_of(self.vocabulary.characters)
+        return objectives.next_token
 
     def encode(self, text: str) -> np.ndarray:
         """The numbers (n,) of a text's symbols, int32."""
@@ -209,9 +227,16 @@ class CorpusEncoding(NamedTuple):
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of symbols; bytes that are no UTF-8 become the replacement character."""
-        if self.unit == "characters":
+        if self.unit != "bytes":
             return self.vocabulary.decode(ids)
         return bytes(i - 2 if i > UNKNOWN else 63 for i in ids if i != PADDING).decode(errors="replace")
+
+    def counted(self, targets: Tensor) -> Tensor:
+        """How many characters, or bytes, each target (n, L) stands for; 0 for one that is not scored."""
+        scored = (targets >= 0).long()
+        if not isinstance(self.vocabulary, Tokens):
+            return scored
+        return torch.tensor(self.vocabulary.characters)[targets.clamp(min=0)] * scored
 
     def windows(self, path: Path) -> tuple[Tensor, Tensor]:
         """The windows of a file of text: inputs and targets, both (n, L).
@@ -232,16 +257,12 @@ class CorpusEncoding(NamedTuple):
         return {"unit": self.unit, "length": self.length, "symbols": len(self.vocabulary)}
 
     def to_json(self) -> dict[str, Any]:
-        return {
-            "kind": "corpus",
-            "unit": self.unit,
-            "length": self.length,
-            "characters": self.vocabulary.characters,
-        }
+        return {"kind": "corpus", "unit": self.unit, "length": self.length, **self.vocabulary.to_json()}
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> CorpusEncoding:
-        return cls(data["unit"], data["length"], Vocabulary(data["characters"]))
+        made = Tokens(data["tokenizer"]) if data["unit"] == "tokens" else Vocabulary(data["characters"])
+        return cls(data["unit"], data["length"], made)
 
 
 def windows_of(texts: list[np.ndarray], length: int) -> tuple[WindowExamples, np.ndarray]:

@@ -44,6 +44,9 @@ class Vocabulary:
         """The known characters; `characters[i]` has the id i + 2."""
         return "".join(map(chr, self._points.tolist()))
 
+    def to_json(self) -> dict[str, str]:
+        return {"characters": self.characters}
+
     def encode(self, text: str) -> np.ndarray:
         """The ids (n,) int64 of a text of n characters."""
         points = _points(text)
