@@ -225,7 +225,7 @@ def test_adapting_to_a_writer_pays(tmp_path):
         ({"files": "*.md"}, r"hold no file that matches '\*.md'"),
         ({"length": 0}, r"length must be at least 1"),
         ({"length": 9, "pretrain_length": 8}, r"pretrain_length must be a window's 9 characters or more, got 8"),
-        ({"unit": "words"}, r"unit must be characters or bytes, got 'words'"),
+        ({"unit": "words"}, r"unit must be characters, bytes or tokens, got 'words'"),
         ({"length": 50}, r"group 'a.txt' in train has 1 examples, but 8 shots \+ 8 queries need 16"),
         ({"split": {"heldout": {"test": ["x"]}}}, r"heldout needs the domain of each group"),
         ({"reading": {"encoding": "klingon"}}, r"there is no encoding 'klingon'"),
