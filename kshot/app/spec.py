@@ -236,6 +236,8 @@ class CorpusSpec(_Strict):
     pattern: str | None = None
     text: str = "text"
     files: str = "*.txt"
+    markup: Literal["keep", "drop"] = "keep"
+    without: list[str] | None = None
     unit: Literal["characters", "bytes"] = "characters"
     length: int = Field(64, ge=1)
     shots: SizeSpec = 8
