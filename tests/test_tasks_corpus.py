@@ -5,6 +5,7 @@ from __future__ import annotations
 import zipfile
 from contextlib import suppress
 from pathlib import Path
+from xml.etree import ElementTree
 
 import polars as pl
 import pytest
@@ -170,7 +171,7 @@ def test_speakers_of_a_play(shared_data):
     [
         ("inaugural", {"pattern": r"-(\w+)\.txt$", "reading": {"encoding": "latin-1"}}, "Washington"),
         ("udhr2", {"unit": "bytes"}, "deu.txt"),
-        ("shakespeare", {"files": "*.xml", "task": "passage", "pattern": r"<SPEAKER>(.+)</SPEAKER>"}, "MACBETH"),
+        ("shakespeare", {"files": "*.xml", "task": "voice", "pattern": r"<SPEAKER>(.+)</SPEAKER>"}, "MACBETH"),
     ],
 )
 def test_public_corpora(tmp_path, shared_data, name, options, group):
@@ -179,6 +180,57 @@ def test_public_corpora(tmp_path, shared_data, name, options, group):
     for split in ("train", "val", "test"):
         task = source.task(split, 0)
         assert task.support.inputs.shape == task.query.targets.shape == (8, 64)
+
+
+SPEAKERS = {"task": "passage", "pattern": r"<SPEAKER>([^<]+)</SPEAKER>", "files": "[ahm]*.xml"}
+
+
+def spoken(source) -> dict[str, str]:
+    """The whole text of each task."""
+    found = {}
+    for split in source.group_names:
+        for name, rows in source.groups(split).items():
+            inputs, targets = source.examples.take(rows)
+            found[name] = joined(written(source, kshot.Batch(inputs, targets, torch.ones(len(inputs)))))
+    return found
+
+
+def test_speakers_of_marked_up_plays(tmp_path, shared_data):
+    plays = unpacked(shared_data / "nltk_corpora" / "shakespeare.zip", tmp_path)
+    options = SPEAKERS | {"markup": "drop", "shots": 1, "queries": 1, "length": 20, "small": "drop"}
+    source = corpus(plays, **options, without=["STAGEDIR", "TITLE", "SUBHEAD"], split=ALL)
+    said = spoken(source)
+    assert said["hamlet.xml/HAMLET"].startswith("A little more than kin, and less than kind.\nNot so, my lord;")
+    assert not any(set("<>&") & set(words.replace("&c", "")) for words in said.values())
+    assert "Exeunt" not in "".join(said.values())
+    assert "Aside A little more than kin" in spoken(corpus(plays, **options, split=ALL))["hamlet.xml/HAMLET"]
+
+    # What each says is what their lines hold, told by another parser.
+    for name in ("hamlet.xml/HAMLET", "macbeth.xml/MACBETH", "merchant.xml/PORTIA"):
+        play, who = name.split("/")
+        lines = []
+        for speech in ElementTree.parse(plays / play).iter("SPEECH"):
+            if [speaker.text for speaker in speech.iter("SPEAKER")][-1] == who:
+                for line in speech.iter("LINE"):
+                    directions = "".join(part.tail or "" for part in line.iter("STAGEDIR"))
+                    lines.append(" ".join(((line.text or "") + directions).split()))
+        assert said[name] == "\n".join(filter(None, lines))
+
+    # Each play has messengers of its own.
+    messengers = [name for name in said if name.endswith("/Messenger")]
+    assert len(messengers) == 3
+    together = spoken(corpus(plays, **options | {"task": "voice"}, without=["STAGEDIR", "TITLE", "SUBHEAD"], split=ALL))
+    assert together["Messenger"] == "\n".join(said[name] for name in messengers)
+
+
+def test_marked_up_texts_of_files_and_tables(tmp_path):
+    page = "<html><style>p {color: red}</style><p>Fish &amp; chips,</p><p>she said.</p></html>"
+    options = {"length": 4, "shots": 1, "queries": 1, "split": ALL, "markup": "drop"}
+    (tmp_path / "ann.html").write_text(page)
+    assert spoken(corpus(tmp_path, files="*.html", **options)) == {"ann.html": "Fish & chips,\nshe said."}
+    pl.DataFrame({"who": ["ann", "ann"], "text": [page, "<b>So</b>."]}).write_csv(tmp_path / "posts.csv")
+    found = spoken(corpus(tmp_path / "posts.csv", task="who", **options))
+    assert found == {"ann": "Fish & chips,\nshe said.\nSo."}
 
 
 class Bigram(nn.Module):
@@ -215,9 +267,13 @@ def test_adapting_to_a_writer_pays(tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"task": "author"}, r"is a folder; its tasks are a file, folder or passage each, and 'author' is none"),
+        ({"task": "author"}, r"is a folder; its tasks are a file, folder, passage or voice each, and 'author' is none"),
         ({"task": "passage"}, r"needs a pattern that names who speaks"),
         ({"task": "passage", "pattern": "^(SPEAKER):"}, r"the pattern .* names nobody who says anything"),
+        ({"task": "voice"}, r"task: voice needs a pattern that names who speaks"),
+        ({"markup": "xml"}, r"markup must be keep or drop, got 'xml'"),
+        ({"without": ["b"]}, r"without names elements of markup that is dropped \(b\): set markup: drop"),
+        ({"markup": "drop", "without": ["b"]}, r"without: .* has no element b; it has none"),
         ({"task": "passage", "pattern": "^(x*)"}, r"is found in '', but names nobody there"),
         ({"pattern": "("}, r"pattern '\(' is no regular expression: .*position 0"),
         ({"pattern": "q(.)"}, r"a.txt: the pattern 'q\(.\)' is not found in 'a.txt'"),
@@ -289,11 +345,25 @@ def test_windows_can_be_frozen(tmp_path):
 
 
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(st.binary(max_size=80), st.sampled_from(["file", "passage"]), st.sampled_from(["characters", "bytes"]))
-def test_any_bytes_are_a_source_or_a_sentence(tmp_path, content, task, unit):
+@given(
+    st.binary(max_size=80),
+    st.sampled_from(["file", "passage"]),
+    st.sampled_from(["characters", "bytes"]),
+    st.sampled_from(["keep", "drop"]),
+)
+def test_any_bytes_are_a_source_or_a_sentence(tmp_path, content, task, unit, markup):
     path = tmp_path / "any.txt"
     path.write_bytes(content)
-    options = {"task": task, "unit": unit, "length": 3, "shots": 1, "queries": 1, "split": ALL, "small": "drop"}
+    options = {
+        "task": task,
+        "unit": unit,
+        "markup": markup,
+        "length": 3,
+        "shots": 1,
+        "queries": 1,
+        "split": ALL,
+        "small": "drop",
+    }
     with suppress(ValueError):  # any other error is none for the user
         source = corpus(path, pattern="^(.+)$", **options)
         assert source.task("train", 0).query.inputs.max() < len(source.vocabulary)

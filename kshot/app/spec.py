@@ -237,6 +237,8 @@ class CorpusSpec(_Strict):
     pattern: str | None = None
     text: str = "text"
     files: str = "*.txt"
+    markup: Literal["keep", "drop"] = "keep"
+    without: list[str] | None = None
     unit: Literal["characters", "bytes", "tokens"] = "characters"
     tokenizer: str | None = None
     length: int = Field(64, ge=1)

@@ -8,8 +8,9 @@ from __future__ import annotations
 import logging
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from html import unescape
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Literal, NamedTuple, get_args
@@ -25,6 +26,7 @@ from kshot.tasks.drawing import Size
 from kshot.tasks.encoding import Support
 from kshot.tasks.features import SpanExamples
 from kshot.tasks.groups import GroupTasks, Order
+from kshot.tasks.markup import Markup, tidy
 from kshot.tasks.pools import Rows, Small
 from kshot.tasks.prose import column_of, files_of, read_text, texts_of, values_of, words_of
 from kshot.tasks.reading import SUFFIXES, Reading, open_table
@@ -37,10 +39,13 @@ from kshot.types import Batch, Split
 
 BadRows = Literal["error", "drop"]
 Unit = Literal["characters", "bytes", "tokens"]
+How = Literal["keep", "drop"]
 
 log = logging.getLogger(__name__)
 
-OF_FILES = ("file", "folder", "passage")
+NAMED_WITHIN = ("passage", "voice")
+"""Tasks that a pattern names within the files: who speaks in one file, or in any of them."""
+OF_FILES = ("file", "folder", *NAMED_WITHIN)
 """What a task of text files can be; anything else is a table's column."""
 RATIO = (0.7, 0.15, 0.15)
 """The shares of the tasks in train, val and test where nothing else is said."""
@@ -58,6 +63,8 @@ def corpus(
     pattern: str | None = None,
     text: str = "text",
     files: str = "*.txt",
+    markup: How = "keep",
+    without: Collection[str] | None = None,
     unit: Unit = "characters",
     tokenizer: Path | str | None = None,
     length: int = 64,
@@ -89,14 +96,19 @@ def corpus(
     Args:
         path: a folder of text files, a zip or tar of one, one such file, or a table (CSV, TSV, NDJSON, Parquet). Where
             there is none, it is looked for in the library: `tinyshakespeare/input.txt` is a file of that set.
-        task: what a task is. Of files: "file", "folder" (that the file lies in), or "passage", where the files name who
-            speaks. Of a table: the column that names it, such as author.
+        task: what a task is. Of files: "file", "folder" (that the file lies in), or, where the files name who speaks,
+            "passage" or "voice". The same name in two files is two speakers for "passage", and one for "voice". Of a
+            table: the column that names it, such as author.
         pattern: a regular expression whose first group is the task's name. For "file" and "folder" it is looked for in
             the path from the folder on, and is optional: `-(\w+)\.txt$` makes `1789-Washington.txt` a text of
-            Washington. For "passage" it is found where a file names who speaks from there on, such as a line
-            `^(.+):$`; the match itself is no part of anybody's text.
+            Washington. For "passage" and "voice" it is found where a file names who speaks from there on, such as a
+            line `^(.+):$`; the match itself is no part of anybody's text.
         text: a table's column with the texts; its rows are in order.
         files: the names of the files that are read from a folder.
+        markup: "keep" reads texts as they are; "drop" leaves out the tags and comments of XML or HTML and decodes
+            `&amp;` and its like, see `kshot.tasks.markup`. The pattern sees the tags:
+            `<SPEAKER>([^<]+)</SPEAKER>` finds who speaks.
+        without: of markup that is dropped, the elements whose text goes too, such as STAGEDIR and TITLE of a play.
         unit: "characters", or "bytes" of UTF-8, whose vocabulary of 258 is the same for all data, or "tokens" of a
             pretrained model, see `kshot.models.causal_lm`. Figures are bits per character, or byte, in each case.
         tokenizer: the folder of that model, whose byte-level tokenizer cuts the texts.
@@ -135,12 +147,19 @@ def corpus(
         raise ValueError(f"length must be at least 1 character, got {length}")
     if pretrain_length is not None and pretrain_length < length:
         raise ValueError(f"pretrain_length must be a window's {length} characters or more, got {pretrain_length}")
+    if markup not in ("keep", "drop"):
+        raise ValueError(f"markup must be keep or drop, got {markup!r}")
+    if without and markup == "keep":
+        raise ValueError(f"without names elements of markup that is dropped ({', '.join(without)}): set markup: drop")
     path, how = library.place_of(path), Reading(**(reading or {}))
+    read = _Words(without or ()) if markup == "drop" else None
     if task in OF_FILES:
         with _opened(path) as place:
-            found = _of_files(place, task, pattern, files, bad_rows, how)
+            found = _of_files(place, task, pattern, files, read, bad_rows, how)
     else:
-        found = _of_table(path, task, text, (split or {}).get("column"), bad_rows, how)
+        found = _of_table(path, task, text, (split or {}).get("column"), read, bad_rows, how)
+    if read is not None:
+        read.check(path)
     if split is None:
         split = {"column": "split"} if found.splits else {"ratio": RATIO}
     parts = cut(found.texts, split, kind="group", values=found.splits)
@@ -310,6 +329,28 @@ def _opened(path: Path) -> Iterator[Path]:
         yield alone[0] if len(alone) == 1 and alone[0].is_dir() else folder
 
 
+class _Words:
+    """Reads the words of marked-up texts, and notes their elements."""
+
+    def __init__(self, without: Collection[str]) -> None:
+        self.without, self.elements = without, set[str]()
+
+    def __call__(self, content: str, where: object) -> Markup:
+        try:
+            read = Markup(content, self.without)
+        except ValueError as error:
+            raise ValueError(f"{where}, {error}") from None
+        self.elements |= read.elements
+        return read
+
+    def check(self, path: Path) -> None:
+        """Raise `ValueError` if an element to be left out stands nowhere."""
+        missing = [name for name in self.without if name.lower() not in self.elements]
+        if missing:
+            known = ", ".join(sorted(self.elements)[:30]) or "none"
+            raise ValueError(f"without: {path} has no element {', '.join(missing)}; it has {known}")
+
+
 class _Found(NamedTuple):
     """The texts of each task in order; the values of the column that says its split; what was left out."""
 
@@ -318,10 +359,12 @@ class _Found(NamedTuple):
     dropped: dict[str, int]
 
 
-def _of_table(path: Path, task: str, text: str, column: str | None, bad_rows: BadRows, reading: Reading) -> _Found:
+def _of_table(
+    path: Path, task: str, text: str, column: str | None, read: _Words | None, bad_rows: BadRows, reading: Reading
+) -> _Found:
     if path.is_dir():
         raise ValueError(
-            f"{path} is a folder; its tasks are a file, folder or passage each, and {task!r} is none of these"
+            f"{path} is a folder; its tasks are a file, folder, passage or voice each, and {task!r} is none of these"
         )
     import polars as pl
 
@@ -332,18 +375,29 @@ def _of_table(path: Path, task: str, text: str, column: str | None, bad_rows: Ba
     if column is None and "split" in table.frame.columns:
         column = "split"
     splits = None if column is None else values_of(names[kept], column_of(table, column)[kept])
-    return _Found(dict(groups.iter_rows()), splits, {"bad rows": table.dropped["rows"]})
+    found: dict[str, list[str]] = dict(groups.iter_rows())
+    if read is not None:
+        found = {name: [read(each, f"{path}, a text of {name}").all() for each in own] for name, own in found.items()}
+    return _Found(found, splits, {"bad rows": table.dropped["rows"]})
 
 
-def _of_files(path: Path, task: str, pattern: str | None, files: str, bad_rows: BadRows, reading: Reading) -> _Found:
+def _of_files(
+    path: Path,
+    task: str,
+    pattern: str | None,
+    files: str,
+    read: _Words | None,
+    bad_rows: BadRows,
+    reading: Reading,
+) -> _Found:
     try:
         expression = re.compile(pattern, re.MULTILINE) if pattern is not None else None
     except re.error as error:
         raise ValueError(f"pattern {pattern!r} is no regular expression: {error}") from None
     if path.is_file() and path.suffix.lower() in SUFFIXES and path.suffix.lower() != ".txt":
         raise ValueError(f"{path} is a table; name the column that tells whose a text is by task, such as task: author")
-    if expression is None and task == "passage":
-        raise ValueError("task: passage needs a pattern that names who speaks from there on, such as '^(.+):$'")
+    if expression is None and task in NAMED_WITHIN:
+        raise ValueError(f"task: {task} needs a pattern that names who speaks from there on, such as '^(.+):$'")
     root = path.parent if path.is_file() else path
     found: dict[str, list[str]] = defaultdict(list)
     dropped = {UNREADABLE: 0, UNNAMED: 0}
@@ -356,17 +410,23 @@ def _of_files(path: Path, task: str, pattern: str | None, files: str, bad_rows: 
             log.warning("left out: %s", error)
             dropped[UNREADABLE] += 1
             continue
-        if expression is None or task != "passage":
-            place = file.relative_to(root) if task == "file" else file.relative_to(root).parent
-            found[_name(place.as_posix(), expression, file)].append(content)
+        marked = None if read is None else read(content, file)
+        within = file.relative_to(root)
+        if expression is None or task not in NAMED_WITHIN:
+            place = within if task == "file" else within.parent
+            own = content if marked is None else marked.all()
+            found[_name(place.as_posix(), expression, file)].append(own)
             continue
-        for name, passage in _passages(content, expression, file):
+        whose = f"{within.as_posix()}/" if task == "passage" and path != file else ""
+        for name, passage in _passages(content, expression, file, marked):
             if name is None:
                 dropped[UNNAMED] += len(passage)
             elif passage:
-                found[name].append(passage)
+                found[whose + name].append(passage)
     if not found:
-        why = f"the pattern {pattern!r} names nobody who says anything" if task == "passage" else "no file can be read"
+        why = (
+            f"the pattern {pattern!r} names nobody who says anything" if task in NAMED_WITHIN else "no file can be read"
+        )
         raise ValueError(f"{path}: {why}, so that there are no tasks")
     return _Found(dict(found), None, dropped)
 
@@ -385,18 +445,26 @@ def _name(place: str, expression: re.Pattern[str] | None, file: Path) -> str:
     return _group(match, file)
 
 
-def _passages(content: str, expression: re.Pattern[str], file: Path) -> Iterator[tuple[str | None, str]]:
+def _passages(
+    content: str, expression: re.Pattern[str], file: Path, marked: Markup | None
+) -> Iterator[tuple[str | None, str]]:
     """The passages of a file: who is named before each, at first nobody."""
     name, start = None, 0
-    for match in expression.finditer(content):
-        yield name, content[start : match.start()].strip("\n")
-        name, start = _group(match, file), match.end()
-    yield name, content[start:].strip("\n")
+    for match in expression.finditer(content if marked is None else marked.searched()):
+        yield name, _passage(content, start, match.start(), marked)
+        name, start = _group(match, file, marked=marked is not None), match.end()
+    yield name, _passage(content, start, len(content), marked)
 
 
-def _group(match: re.Match[str], file: Path) -> str:
+def _passage(content: str, start: int, stop: int, marked: Markup | None) -> str:
+    return content[start:stop].strip("\n") if marked is None else marked.between(start, stop)
+
+
+def _group(match: re.Match[str], file: Path, *, marked: bool = False) -> str:
     """The name in a match: its first group, or all of it."""
     name = match[1] if match.re.groups else match[0]
+    if marked and name is not None:
+        name = tidy(unescape(name))
     if name is None or not name.strip():
         raise ValueError(f"{file}: the pattern {match.re.pattern!r} is found in {match[0]!r}, but names nobody there")
     return name.strip()
