@@ -86,7 +86,7 @@ def test_every_head_learner_of_the_zoo_extends():
     task: Task = make_task(ZOO["protonet"], 3)
     for name, row in ZOO.items():
         learner = row.make(4)
-        if not isinstance(learner, HeadLearner) or row.regression:
+        if not isinstance(learner, HeadLearner) or not row.classes:
             continue
         more = task.support._replace(
             targets=nn.functional.one_hot(torch.full((len(task.support.weight),), 3), 4).float()

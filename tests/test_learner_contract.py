@@ -3,7 +3,7 @@
 import pytest
 import torch
 from torch.utils._pytree import tree_leaves, tree_map
-from zoo import ZOO, make_task
+from zoo import SYMBOLS, ZOO, make_task
 
 from kshot import Batch, Task
 from kshot.training.checkpoint import flatten, load_state, save_state
@@ -21,6 +21,12 @@ def close(a, b, **tolerance):
     assert flat_a.keys() == flat_b.keys()
     for name in flat_a:
         torch.testing.assert_close(flat_a[name], flat_b[name], **tolerance)
+
+
+def alike(a, b) -> bool:
+    """Whether two predictions are the same."""
+    pairs = zip(tree_leaves(a), tree_leaves(b), strict=True)
+    return all(torch.allclose(one, other, rtol=1e-4, atol=1e-5) for one, other in pairs)
 
 
 def same_state(row, learner, a, b, task):
@@ -76,19 +82,22 @@ def test_a_prediction_follows_its_query_and_sees_the_others_only_if_declared(row
     whole = learner.predict(state, task.query.inputs)
     order = torch.randperm(len(task.query.weight))
     shuffled = learner.predict(state, task.query.inputs[order])
-    close(shuffled, tree_map(lambda leaf: leaf[order], whole), rtol=1e-4, atol=1e-5)
-    part = learner.predict(state, task.query.inputs[:4])
-    pairs = zip(tree_leaves(part), tree_leaves(whole), strict=True)
-    same = all(torch.allclose(a, b[:4], rtol=1e-4, atol=1e-5) for a, b in pairs)
-    assert same != row.transductive
+    follows = alike(shuffled, tree_map(lambda leaf: leaf[order], whole))
+    assert follows != learner.along
+    part = learner.predict(state, task.query.inputs[-4:])
+    assert alike(part, tree_map(lambda leaf: leaf[-4:], whole)) != row.transductive
 
 
 @rows
-def test_the_order_of_the_support_does_not_matter(row):
+def test_the_order_of_the_support_matters_only_if_declared(row):
     learner, task = row.make(3), make_task(row)
-    order = torch.randperm(len(task.support.weight))
-    turned = learner.adapt(tree_map(lambda leaf: leaf[order], task.support))
-    same_state(row, learner, turned, learner.adapt(task.support), task)
+    turned, given = (
+        learner.adapt(support) for support in (tree_map(lambda leaf: leaf.flip(0), task.support), task.support)
+    )
+    if learner.ordered:
+        assert not alike(*(learner.predict(state, task.query.inputs) for state in (turned, given)))
+    else:
+        same_state(row, learner, turned, given, task)
 
 
 @rows
@@ -142,14 +151,14 @@ def test_any_number_of_ways_and_shots(row, ways, shots):
     task = make_task(row, ways, shots)
     prediction = row.make(ways).predict(row.make(ways).adapt(task.support), task.query.inputs)
     for leaf in tree_leaves(prediction):
-        assert leaf.shape == task.query.targets.shape
+        assert leaf.shape == (*task.query.targets.shape, *([SYMBOLS] if row.text else []))
         assert torch.isfinite(leaf).all()
 
 
 classifiers = pytest.mark.parametrize(
     "row",
-    [row for row in ZOO.values() if not row.regression],
-    ids=[name for name, row in ZOO.items() if not row.regression],
+    [row for row in ZOO.values() if row.classes],
+    ids=[name for name, row in ZOO.items() if row.classes],
 )
 
 
@@ -179,7 +188,7 @@ def test_a_class_without_support_examples_gets_no_probability(row):
 def any_ways(row) -> bool:
     """Whether one learner serves any number of ways, its head being made for each task."""
     three, five = ({name: t.shape for name, t in row.make(ways).state_dict().items()} for ways in (3, 5))
-    return three == five and not row.regression
+    return three == five and row.classes
 
 
 @pytest.mark.parametrize(

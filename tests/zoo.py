@@ -10,14 +10,19 @@ import kshot
 from kshot import Batch, Learner, Task, objectives
 from kshot.learners import SupportMean
 
+SYMBOLS, WINDOW = 8, 3
+"""Of the texts: how many symbols there are, and how many a window holds."""
+
 
 class Row(NamedTuple):
     """A learner under test.
 
     Attributes:
-        make: ways -> learner, for inputs (n, 1, 8, 8) and one-hot targets, or (n, 1) to (n, 1) for regression.
+        make: ways -> learner, for inputs (n, 1, 8, 8) and one-hot targets, or (n, 1) to (n, 1) for regression, or
+            symbols (n, 3) to those that follow them for text.
         exact: whether the meta-gradient is the exact derivative; an approximation is tested against its formula.
-        regression: whether the tasks are sinusoids.
+        regression: whether the tasks are lines.
+        text: whether the tasks are texts in order, whose windows are read one behind the other.
         transductive: declared so.
         trains: whether it has meta-parameters.
         keeps_rows: whether a state holds the support's rows; two states are then compared by what they predict.
@@ -27,10 +32,23 @@ class Row(NamedTuple):
     make: Callable[[int], Learner]
     exact: bool = True
     regression: bool = False
+    text: bool = False
     transductive: bool = False
     trains: bool = True
     keeps_rows: bool = False
     warm: int = 0
+
+    @property
+    def classes(self) -> bool:
+        """Whether the tasks are classes to tell apart."""
+        return not (self.regression or self.text)
+
+    @property
+    def objective(self) -> objectives.Objective:
+        """What the tasks ask."""
+        if self.text:
+            return objectives.next_token
+        return objectives.mse if self.regression else objectives.classification
 
 
 def small_conv(outputs: int | None, *, norm: bool = True, maps: bool = False) -> nn.Module:
@@ -44,6 +62,19 @@ def small_conv(outputs: int | None, *, norm: bool = True, maps: bool = False) ->
 
 def wave(inputs: int = 1, outputs: int = 1) -> nn.Module:
     return nn.Sequential(nn.Linear(inputs, 16), nn.Tanh(), nn.Linear(16, outputs))
+
+
+class Causal(nn.Module):
+    """The symbol after each, from it and the mean of those so far: (n, L) to (n, L, SYMBOLS)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding, self.head = nn.Embedding(SYMBOLS, 6), nn.Linear(6, SYMBOLS)
+
+    def forward(self, symbols: torch.Tensor) -> torch.Tensor:
+        embedded = self.embedding(symbols)
+        means = embedded.cumsum(1) / torch.arange(1, symbols.shape[1] + 1)[:, None]
+        return self.head(torch.tanh(embedded + means))
 
 
 def smooth_manhattan(feat_MD: torch.Tensor, proto_CD: torch.Tensor) -> torch.Tensor:
@@ -177,6 +208,12 @@ ZOO = {
         transductive=True,
         keeps_rows=True,
     ),
+    "dynamic evaluation": Row(
+        lambda ways: kshot.dynamic_evaluation(Causal(), inner_lr=0.5), exact=False, text=True, transductive=True
+    ),
+    "dynamic evaluation, each query by itself": Row(
+        lambda ways: kshot.dynamic_evaluation(Causal(), inner_lr=0.5, along=False, order=2), text=True
+    ),
     "from scratch": Row(lambda ways: kshot.from_scratch(small_conv(ways), inner_lr=0.1, steps=5), exact=False),
     "fine-tune": Row(lambda ways: kshot.fine_tune(small_conv(ways), inner_lr=0.1, steps=5), exact=False),
     "nearest centroid": Row(lambda ways: kshot.nearest_centroid(), trains=False),
@@ -185,8 +222,19 @@ ZOO = {
 
 
 def make_task(row: Row, ways: int = 3, shots: int = 2, queries: int = 3, *, seed: int = 0, dtype=torch.float32) -> Task:
-    """A task that the row's learner can solve: noisy class patterns, or a line with a random slope."""
+    """A task that the row's learner can solve: noisy class patterns, a line with a random slope, or a text that counts
+    in steps of its own."""
     random = torch.Generator().manual_seed(seed)
+    if row.text:
+        windows = (shots + queries) * ways
+        step = int(torch.randint(1, SYMBOLS - 2, (), generator=random))
+        text = 2 + torch.arange(windows * WINDOW + 1) * step % (SYMBOLS - 2)
+        rare = torch.rand(len(text), generator=random) < 0.1
+        text = torch.where(rare, torch.randint(2, SYMBOLS, text.shape, generator=random), text)
+        both = Batch.of(
+            text[:-1].view(windows, -1), text[1:].view(windows, -1), weight=torch.ones(windows, dtype=dtype)
+        )
+        return Task(*(Batch(*leaves) for leaves in zip(*(leaf.split([shots * ways, queries * ways]) for leaf in both))))
     if row.regression:
         slope = torch.randn((), generator=random)
         x = torch.randn(shots * ways + queries * ways, 1, generator=random)
