@@ -15,6 +15,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import kshot
+from kshot.evaluation.intervals import interval
+from kshot.evaluation.per_task import read_tasks, write_tasks
 from kshot.models import rating_mlp
 from kshot.tasks import ratings
 
@@ -259,6 +261,26 @@ def test_wrong_rows_are_named(rated):
     pl.concat([items, items[:1]]).write_csv(rated / "twice.csv")
     with pytest.raises(ValueError, match=r"twice.csv, line 2, column 'item': 'film 0' has more than one row"):
         ratings(rated / "log.parquet", items=rated / "twice.csv", split=SPLIT)
+
+
+@pytest.mark.parametrize("start", ["any", "first"])
+def test_intervals_are_over_users(rated, start, tmp_path):
+    source = open_log(rated, time="day", start=start)
+    tasks, users = 3 * len(source.user_names["test"]), source.user_names["test"]
+    for split in ("train", "test"):
+        chosen = source.subjects(split, range(tasks))
+        rows = [told(source, source.task(split, index))[0][0, 0] for index in range(tasks)]
+        assert [source.user_names[split][place] for place in chosen] == [str(user) for user in rows]
+    source = ratings(rated / "log.parquet", time="day", start=start, shots=4, queries=3, split=SPLIT)
+    learner = kshot.learners.SupportMean(source.objective)
+    found = kshot.evaluate(learner, kshot.tasks.watched(source), tasks=tasks, audit=False)
+    assert 1 < len(set(found.subjects.tolist())) <= len(users)
+    assert found.metrics["mae"] == interval(found.per_task["mae"], found.subjects) != interval(found.per_task["mae"])
+    write_tasks(tmp_path / "tasks.csv", found, {"mean": found}, "mae")
+    mine, others = read_tasks(tmp_path / "tasks.csv")
+    for each in (mine, others["mean"]):
+        assert each.subjects.tolist() == found.subjects.tolist()
+        assert each.per_task["mae"] == found.per_task["mae"]
 
 
 @pytest.mark.parametrize("mode", ["loop", "vmap"])

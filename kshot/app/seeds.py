@@ -94,6 +94,7 @@ def _report(spec: Spec, out: Path, seeds: list[int], reports: list[dict[str, Any
         "worst_tasks": [],
         "shots": [],
         "calibration": None,
+        "coverage": None,
         "seeds": [
             {
                 "seed": seed,

@@ -191,7 +191,8 @@ def entries(tested: Tested, spec: Spec, source: TaskSource, learner: Learner) ->
         "coverage": _coverage(tested),
         "cost": tested.cost._asdict() | {"adapt_ms": test.adapt_ms, "predict_ms": test.predict_ms},
         "protocol": protocol(spec, source, learner)
-        | {"episodes_sha256": test.episodes_sha256, "test_tasks": len(test.episodes)},
+        | {"episodes_sha256": test.episodes_sha256, "test_tasks": len(test.episodes)}
+        | ({} if test.subjects is None else {"test_subjects": len(set(test.subjects.tolist()))}),
     }
 
 
@@ -241,7 +242,9 @@ def draw(report: dict[str, Any], tested: Tested, spec: Spec, learner: Learner) -
         )
     best = best_baseline(report["baselines"], metric, higher)
     beside = None if best is None else (best[0], tested.baselines[best[0]].per_task[metric])
-    drawn["tasks"] = figures.tasks_chart(test.per_task[metric], metric, learner=name, beside=beside)
+    drawn["tasks"] = figures.tasks_chart(
+        test.per_task[metric], metric, learner=name, beside=beside, subjects=test.subjects
+    )
     if tested.shots:
         points = [(each.shots, each.metrics[metric]) for each in tested.shots]
         drawn["shots"] = figures.shots_chart(points, metric, higher_is_better=higher)

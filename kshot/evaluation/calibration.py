@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Literal, NamedTuple
 
+import numpy as np
 import torch
 
 from kshot.evaluation.intervals import Interval, interval
@@ -108,8 +109,9 @@ class Calibrating:
             return
         self.examples += int((weight > 0).sum())
 
-    def result(self) -> Calibration | None:
-        """What came of it; None if no prediction said how sure it was."""
+    def result(self, subjects: np.ndarray | None = None) -> Calibration | None:
+        """What came of it, with intervals over `subjects` of the tasks as in `interval`; None if no prediction said how
+        sure it was."""
         if not self.examples:
             return None
         count = BINS if self.of_classes else len(LEVELS)
@@ -120,6 +122,6 @@ class Calibrating:
             if weight > 0
         ]
         error = sum(point.share * abs(point.expected - point.observed) for point in points)
-        brier = interval(self.brier) if self.brier else None
+        brier = interval(self.brier, subjects) if self.brier else None
         kind: Literal["classes", "bands"] = "classes" if self.of_classes else "bands"
-        return Calibration(kind, error, points, self.examples, interval(self.nll), brier)
+        return Calibration(kind, error, points, self.examples, interval(self.nll, subjects), brier)

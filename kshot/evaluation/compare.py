@@ -53,8 +53,9 @@ def paired_difference(
     for each in every:
         if metric not in each.per_task:
             raise ValueError(f"there is no {metric!r} to compare, only {', '.join(each.per_task)}")
-    scores = [[each.per_task[metric][:common] for each in side] for side in sides]
-    return difference(*scores)
+    mine, yours = ([each.per_task[metric][:common] for each in side] for side in sides)
+    subjects = every[0].subjects
+    return difference(mine, yours, None if subjects is None else subjects[:common])
 
 
 def differences(

@@ -67,7 +67,8 @@ class Evaluation:
 
     Attributes:
         split: where the tasks came from.
-        metrics: mean ± 95 % interval over tasks of "loss" and of each metric of the objective.
+        metrics: mean ± 95 % interval over tasks of "loss" and of each metric of the objective; over subjects, such as
+            users, where the source says that tasks are of some.
         episodes_sha256: hash over the content of all episodes: equal hashes, equal tasks.
         inductive: True if no prediction depends on other queries.
         seconds: how long it took.
@@ -76,6 +77,7 @@ class Evaluation:
         calibration: whether the predictions are as sure as they may be; None if they do not say how sure they are.
         coverage: of the catalogue, where tasks rate items and it was asked for.
         episodes: the hash of each episode, shortened.
+        subjects: whose each task is; None where each stands for itself.
         per_task: the figures task by task.
         audits: what was asked of the evaluation, and the answers; none if it was not audited.
     """
@@ -90,6 +92,7 @@ class Evaluation:
     calibration: Calibration | None
     coverage: Coverage | None
     episodes: list[str] = field(repr=False)
+    subjects: np.ndarray | None = field(repr=False)
     per_task: dict[str, list[float]] = field(repr=False)
     audits: tuple[Audit, ...] = field(default=(), repr=False)
 
@@ -100,7 +103,7 @@ class Evaluation:
 
     def summary(self) -> dict[str, Any]:
         """The figures and their protocol without the task-by-task table."""
-        fields = {name: value for name, value in vars(self).items() if name not in ("per_task", "episodes")}
+        fields = {name: value for name, value in vars(self).items() if name not in ("per_task", "episodes", "subjects")}
         return fields | {"audits": [audit.to_json() for audit in self.audits], "trusted": self.trusted}
 
 
@@ -189,17 +192,19 @@ def evaluate(
         learner.train(was_training)
     for failed in failures(audits):
         warnings.warn(f"{failed.asks} {failed.found}", UntrustedFigure, stacklevel=2)
+    subjects = source.subjects(split, range(tasks))
     return Evaluation(
         split=split,
-        metrics={name: interval(values) for name, values in per_task.items()},
+        metrics={name: interval(values, subjects) for name, values in per_task.items()},
         episodes_sha256=digest.hexdigest(),
         inductive=not learner.transductive,
         seconds=seconds,
         adapt_ms=Times.of(adapt_seconds),
         predict_ms=Times.of(predict_seconds),
-        calibration=calibrating.result(),
+        calibration=calibrating.result(subjects),
         coverage=covering.result() if covering else None,
         episodes=episodes,
+        subjects=subjects,
         per_task=per_task,
         audits=audits,
     )

@@ -220,6 +220,7 @@ def tasks_chart(
     *,
     learner: str = "learner",
     beside: tuple[str, Sequence[float]] | None = None,
+    subjects: np.ndarray | None = None,
 ) -> Figure:
     """How a figure is spread over tasks, and task by task how far it is from that of another on the same tasks.
 
@@ -228,6 +229,7 @@ def tasks_chart(
         metric: what it is.
         learner: what to call the learner.
         beside: name and figures of another learner, such as the best baseline, on the first of the same tasks.
+        subjects: whose each task is, as in `interval`.
 
     Example:
         >>> figure = tasks_chart([0.8, 1.0, 0.9], "accuracy", beside=("centroid", [0.5, 0.9, 0.4]))
@@ -258,7 +260,7 @@ def tasks_chart(
     if beside is not None:
         spread.legend(frameon=False, fontsize=9, labelcolor=INK)
         differ = ours[: len(theirs)] - theirs
-        found = interval(list(differ))
+        found = interval(list(differ), None if subjects is None else subjects[: len(differ)])
         said = f": {written(found)}" if math.isfinite(found.mean) else ""
         quiet(gap, f"{learner} less {name}{said}")
         gap.set_xlabel(f"difference of {metric} on the same {len(theirs)} tasks", fontsize=9, color=MUTED)

@@ -70,14 +70,31 @@ class Difference(NamedTuple):
     seeds: tuple[int, int] = (1, 1)
 
 
-def interval(values: Sequence[float]) -> Interval:
+def interval(values: Sequence[float], subjects: np.ndarray | None = None) -> Interval:
     r"""Mean and $t_{0.975, n-1} \cdot s / \sqrt n$ over tasks; the half-width is NaN for a single task.
+
+    Where some tasks are of the same subject, such as a user who comes again, their errors go together. With the sum
+    $e_u$ of what the $T_u$ tasks of subject $u$ are off the mean, the squared standard error is then
+
+    $$ v = \frac{U}{U - 1} \sum_u \frac{e_u^2}{T^2} $$
+
+    with $U - 1$ degrees of freedom, which for one task each is $s^2 / n$.
+
+    Args:
+        values: (T,) of tasks.
+        subjects: (T,) whose each task is, a number from 0; None for one each.
 
     Example:
         >>> interval([0.0, 1.0, 0.0, 1.0])
         Interval(mean=0.5, ci95=0.918..., tasks=4)
+        >>> interval([0.0, 0.0, 1.0, 1.0], np.array([0, 0, 1, 1]))  # two users, seen twice
+        Interval(mean=0.5, ci95=6.35..., tasks=4)
+
+    References:
+        Liang, Zeger: Longitudinal data analysis using generalized linear models, Biometrika 73, 1986: the sandwich of a
+        mean; with the correction for few clusters.
     """
-    mean, variance, freedom = _moments(np.asarray(values, float))
+    mean, variance, freedom = _moments(np.asarray(values, float), subjects)
     return Interval(mean, _half_width([variance], [freedom]), len(values))
 
 
@@ -102,7 +119,9 @@ def over_seeds(figures: Sequence[Interval]) -> OverSeeds:
     return OverSeeds(mean, ci95, seeds, within, tasks.pop())
 
 
-def difference(ours: Sequence[Sequence[float]], theirs: Sequence[Sequence[float]]) -> Difference:
+def difference(
+    ours: Sequence[Sequence[float]], theirs: Sequence[Sequence[float]], subjects: np.ndarray | None = None
+) -> Difference:
     r"""Mean difference of scores on the same tasks, paired over tasks; seeds are not paired.
 
     With $d_t$ the difference on task $t$ of the scores' means over seeds, and $a_s$, $b_s$ the means over tasks of each
@@ -116,6 +135,7 @@ def difference(ours: Sequence[Sequence[float]], theirs: Sequence[Sequence[float]
     Args:
         ours: scores (S, T) of each seed on each task.
         theirs: the same of the other, as many tasks; the number of seeds may be another.
+        subjects: (T,) as in `interval`, which then has the first term.
 
     Raises:
         ValueError: numbers of tasks that differ, or none.
@@ -129,7 +149,7 @@ def difference(ours: Sequence[Sequence[float]], theirs: Sequence[Sequence[float]
         raise ValueError(
             f"both must be (seeds, tasks) with the same number of tasks, got {sides[0].shape} and {sides[1].shape}"
         )
-    mean, variance, freedom = _moments(sides[0].mean(0) - sides[1].mean(0))
+    mean, variance, freedom = _moments(sides[0].mean(0) - sides[1].mean(0), subjects)
     variances, freedoms = [variance], [freedom]
     for side in sides:
         if len(side) > 1:
@@ -162,10 +182,16 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return adjusted
 
 
-def _moments(values: np.ndarray) -> tuple[float, float, int]:
+def _moments(values: np.ndarray, subjects: np.ndarray | None = None) -> tuple[float, float, int]:
     """Mean, squared standard error of the mean, and degrees of freedom."""
     count = len(values)
     with np.errstate(invalid="ignore", over="ignore"):  # a task that diverged makes the figure infinite, which is said
+        if subjects is not None:
+            _, place = np.unique(subjects, return_inverse=True)
+            several = int(place.max()) + 1
+            off = np.bincount(place, values - values.mean())
+            variance = several / (several - 1) * float((off**2).sum()) / count**2 if several > 1 else math.nan
+            return float(values.mean()), variance, max(several - 1, 1)
         variance = float(np.var(values, ddof=1)) / count if count > 1 else math.nan
         return float(values.mean()), variance, max(count - 1, 1)
 

@@ -10,7 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+import numpy as np
+
 TASKS = "tasks.csv"  # the table's name in a run folder
+SUBJECT = "subject"
 OF = " of "  # between the metric and the name of another, in the head of its column
 
 
@@ -25,6 +28,10 @@ class PerTask(Protocol):
     def per_task(self) -> dict[str, list[float]]:
         """Metric -> figure of each task."""
 
+    @property
+    def subjects(self) -> np.ndarray | None:
+        """Whose each task is, a number; None where each stands for itself."""
+
 
 @dataclass(frozen=True)
 class Scores:
@@ -32,20 +39,24 @@ class Scores:
 
     episodes: list[str]
     per_task: dict[str, list[float]]
+    subjects: np.ndarray | None = None
 
 
 def write_tasks(path: Path, found: PerTask, others: Mapping[str, PerTask], metric: str) -> None:
-    """Write a CSV with a row a task: its number, its episode's hash, each figure, and `metric` of the others.
+    """Write a CSV with a row a task: its number, its episode's hash, whose it is if it is somebody's, each figure, and
+    `metric` of the others.
 
     The others, such as baselines, were scored on the first of the same tasks; behind those their cells are empty.
     """
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["task", "episode", *found.per_task, *(f"{metric}{OF}{name}" for name in others)])
+    whose = [] if found.subjects is None else [found.subjects.tolist()]
+    head = [*[SUBJECT] * len(whose), *found.per_task, *(f"{metric}{OF}{name}" for name in others)]
+    writer.writerow(["task", "episode", *head])
     columns = [*found.per_task.values(), *(other.per_task[metric] for other in others.values())]
     for number, episode in enumerate(found.episodes):
         cells = [repr(column[number]) if number < len(column) else "" for column in columns]
-        writer.writerow([number, episode, *cells])
+        writer.writerow([number, episode, *(own[number] for own in whose), *cells])
     write(path, text.getvalue())
 
 
@@ -61,12 +72,13 @@ def read_tasks(path: Path) -> tuple[Scores, dict[str, Scores]]:
         columns = dict(zip(header, zip(*rows, strict=True), strict=True))
         episodes = list(columns.pop("episode"))
         del columns["task"]
+        whose = np.array(columns.pop(SUBJECT), int) if SUBJECT in columns else None
         figures = {name: [float(cell) for cell in cells if cell] for name, cells in columns.items()}
         others = {}
         for name in [name for name in figures if OF in name]:
             metric, _, other = name.partition(OF)
-            others[other] = Scores(episodes[: len(figures[name])], {metric: figures.pop(name)})
-        return Scores(episodes, figures), others
+            others[other] = Scores(episodes[: len(figures[name])], {metric: figures.pop(name)}, whose)
+        return Scores(episodes, figures, whose), others
     except FileNotFoundError:
         raise ValueError(f"there is no {path}: the run is not finished, or is of an older version") from None
     except (UnicodeDecodeError, csv.Error, LookupError, ValueError) as error:

@@ -163,7 +163,7 @@ def _page(report: dict[str, Any], events: Sequence[Mapping[str, Any]], figures: 
         "test_of": f"({over(test, metric)})",
         "split": report.get("split") or "test",
         "best": best and {"name": best[0], "figure": written(best[1]), "of": f"({_count(best[1].tasks, 'task')})"},
-        "means": "over seeds" if report.get("seeds") else "over tasks",
+        "means": _means(bool(report.get("seeds")), protocol.get("test_subjects")),
         "val": written(val) if math.isfinite(val.mean) else "",
         "val_of": f"({_count(val.tasks, 'task')}" + (f", round {number})" if number else ")"),
         "verdict": verdict(test, baselines, metric, higher, report.get("paired"), failed(report)),
@@ -193,6 +193,13 @@ def _page(report: dict[str, Any], events: Sequence[Mapping[str, Any]], figures: 
         "environment": [(key, value) for key, value in _flat(report.get("environment") or {}) if value != ""],
         "command": report.get("command") or "",
     }
+
+
+def _means(seeds: bool, subjects: int | None) -> str:
+    """What intervals are over."""
+    if seeds:
+        return "over seeds"
+    return f"over the {_count(subjects, 'subject')} whose tasks they are" if subjects else "over tasks"
 
 
 def _on_test(target: str | None, of: str, found: Interval) -> str:

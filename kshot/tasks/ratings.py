@@ -450,13 +450,7 @@ class RatingTasks(TaskSource):
         wanted = 4 + 2 * (S + Q) + 2 * sum(extra)
         draws = np.stack([generator(self.seed, split, index).random(wanted) for index in indices])
         of_user, of_shots, of_queries, of_start = draws[:, :4].T
-        users = self._users[split]
-        place_T = (of_user * len(users)).astype(np.int64)
-        if split == "train" and self._drawn is not None:
-            place_T = np.minimum(self._drawn.searchsorted(of_user, side="right"), len(users) - 1)
-        if self.in_turn and split != "train":
-            place_T = np.array(indices) % len(users)
-        user_T = users[place_T]
+        user_T = self._users[split][self._places(split, indices, of_user)]
         shots_T, queries_T = self.shots[split].at(of_shots), self.queries[split].at(of_queries)
         chosen, asked = draws[:, 4 : 4 + 2 * S].reshape(-1, 2, S), draws[:, 4 + 2 * S : 4 + 2 * (S + Q)]
         asked = asked.reshape(-1, 2, Q)
@@ -496,6 +490,11 @@ class RatingTasks(TaskSource):
             batches.append(Batch(inputs, targets, torch.from_numpy(real.astype(np.float32))))
         return Task(*batches)
 
+    def subjects(self, split: Split, indices: Sequence[int]) -> np.ndarray:
+        """The user of each task, by their place in `user_names`."""
+        first = np.array([generator(self.seed, split, index).random() for index in indices])
+        return self._places(split, indices, first)
+
     def describe(self) -> dict[str, Any]:
         return {
             "source": "ratings",
@@ -513,6 +512,15 @@ class RatingTasks(TaskSource):
             **self.encoding.describe(),
             **({"dropped": self.dropped} if self.dropped else {}),
         }
+
+    def _places(self, split: Split, indices: Sequence[int], of_user: np.ndarray) -> np.ndarray:
+        """The users (T,) of tasks, among those of a split, by a random number (T,) each."""
+        count = len(self._users[split])
+        if self.in_turn and split != "train":
+            return np.array(indices) % count
+        if split == "train" and self._drawn is not None:
+            return np.minimum(self._drawn.searchsorted(of_user, side="right"), count - 1)
+        return (of_user * count).astype(np.int64)
 
     def _unclicked(self, users: np.ndarray, draws: np.ndarray, count: int) -> np.ndarray:
         """Numbers (T, N) of different items of training that each user (T,) never touched, in any split."""

@@ -63,6 +63,11 @@ class TaskSource(ABC):
             "these tasks have nothing that is out of scope; a source of texts has, where 'outside' names it"
         )
 
+    def subjects(self, split: Split, indices: Sequence[int]) -> np.ndarray | None:
+        """Whose each task is, a number, where the same one may have several: tasks of one tell less than as many of
+        others, and intervals are then over subjects. None where each task stands for itself."""
+        return None
+
     def describe(self) -> dict[str, Any]:
         """What a report says of the tasks: at least the seed; ways, shots and queries where they exist."""
         return {"seed": self.seed}

@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
+import numpy as np
+
 from kshot.tasks.source import TaskSource
 from kshot.types import Batch, Split, Task, Tree
 
@@ -73,6 +75,9 @@ class Watched(TaskSource):
     def outsiders(self, split: Split, index: int, count: int) -> Tree:
         self._read(split, 1)
         return self.source.outsiders(split, index, count)
+
+    def subjects(self, split: Split, indices: Sequence[int]) -> np.ndarray | None:
+        return self.source.subjects(split, indices)
 
     def describe(self) -> dict[str, Any]:
         return self.source.describe()
