@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import nn
 
 import kshot
@@ -20,6 +21,7 @@ from kshot.app.spec import parse_spec
 from kshot.models.encoder import encoder
 from kshot.tasks import encoders, text
 from kshot.tasks.encoders import Pooling, SentenceEncoder
+from kshot.training.checkpoint import WEIGHTS, load_checkpoint, save_checkpoint
 from kshot.training.pretrain import contrastive
 from kshot.training.step import MetaGradient, meta_gradient
 from kshot.types import stack
@@ -179,7 +181,7 @@ def test_weights_that_the_config_asks_for_are_not_made_up(folder):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("/nowhere/encoder", "there is no folder /nowhere/encoder"),
+        ("/nowhere/encoder", "there is no folder /nowhere/encoder; what was trained on an encoder needs the same one"),
         (
             "nobody/such-a-model",
             r"no encoder 'nobody/such-a-model' on this machine.* `hf download nobody/such-a-model`",
@@ -252,14 +254,59 @@ def test_only_what_is_tuned_learns_and_adapts(folder, tune):
         {"full": "encoder.layer.2.", "lora": "lora_"}.get(tune, "head.") in name
         for name in learning - {"head.weight", "head.bias"}
     )
-    before = {name: value.clone() for name, value in model.state_dict().items()}
+    before = {name: value.clone() for name, value in model.named_parameters()}
     source = source_of(folder, "tokens")
     learner = kshot.maml(model, inner_lr=0.1, steps=2)
     state = learner.adapt(source.task("train", 0).support)
     assert set(state["params"]) == learning
     kshot.fit(learner, source, steps=3, tasks_per_step=1, outer_lr=0.05)
-    for name, value in model.state_dict().items():
+    for name, value in model.named_parameters():
         assert torch.equal(value, before[name]) == (name not in learning), name
+
+
+@pytest.mark.parametrize("tune", ["head", "full", "lora"])
+def test_a_checkpoint_holds_what_learned_and_the_hash_of_the_files_of_the_rest(folder, tmp_path, tune):
+    if tune == "lora":
+        pytest.importorskip("peft", reason="peft is not installed; it is in the extra 'text'")
+
+    def made(outputs=2):
+        return kshot.maml(encoder(folder, outputs, tune=tune, layers=None if tune == "head" else 1), inner_lr=0.1)
+
+    def all_of(learner):
+        both = {**dict(learner.named_parameters()), **dict(learner.named_buffers())}
+        return {name: both[name].clone() for name in both if ".pooler." not in name}  # no file has it, and none asks it
+
+    learner = made()
+    kshot.fit(learner, source_of(folder, "tokens"), steps=2, tasks_per_step=1, outer_lr=0.05)
+    save_checkpoint(tmp_path / "saved", learner, None, {})
+    stored = load_file(tmp_path / "saved" / WEIGHTS)
+    learned = {name for name, parameter in learner.named_parameters() if parameter.requires_grad}
+    assert learned == {name for name in stored if stored[name].is_floating_point()}
+    fresh = made()
+    assert any(not torch.equal(value, all_of(learner)[name]) for name, value in all_of(fresh).items())
+    load_checkpoint(tmp_path / "saved", fresh)
+    assert all(torch.equal(value, all_of(learner)[name]) for name, value in all_of(fresh).items())
+    with pytest.raises(ValueError, match=r"is of another model: .*head"):
+        load_checkpoint(tmp_path / "saved", made(outputs=3))
+
+    (folder / "vocab.txt").write_text("\n".join([*PIECES[:-1], "ten"]))
+    other = made()
+    before = all_of(other)
+    with pytest.raises(
+        ValueError, match=r"trained on another encoder than .* is now: .*; put them back, or train again"
+    ):
+        load_checkpoint(tmp_path / "saved", other)
+    assert all(torch.equal(value, before[name]) for name, value in all_of(other).items())
+
+
+def test_what_is_made_to_learn_later_is_kept(folder, tmp_path):
+    model = encoder(folder, 2, tune="head")
+    model.body.requires_grad_(True)
+    assert {*dict(model.named_parameters())} < {*model.state_dict()}
+    model.load_state_dict(model.state_dict())
+    other = encoder(folder, 2, tune="full", layers=1)
+    other.requires_grad_(False)  # trained, then frozen: what learned is not as the files have it
+    assert any("encoder.layer.2." in name for name in other.state_dict())
 
 
 @pytest.mark.parametrize(

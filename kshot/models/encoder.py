@@ -8,7 +8,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -28,14 +28,24 @@ class Encoder(nn.Module):
     Padding stands behind the tokens. Where no gradient is asked for, and the weights are the module's own, each text is
     encoded once and remembered until they change: tasks draw the same texts again and again.
 
+    Weights of the body that do not learn are no part of `state_dict`, nor of checkpoints: the hash of the files that
+    they come from stands for them, and loading compares it.
+
     Args:
         body: the encoder and its pooling.
         outputs: of the head; None for no head.
+        source: where the body comes from.
     """
 
-    def __init__(self, body: Pooled, outputs: int | None) -> None:
+    def __init__(self, body: Pooled, outputs: int | None, source: SentenceEncoder) -> None:
         super().__init__()
         self.body = body
+        self.name, self.sha256 = source.name, source.sha256
+        self._given = {
+            f"body.{name}" for name, p in body.named_parameters(remove_duplicate=False) if not p.requires_grad
+        }
+        self.register_state_dict_post_hook(_leave_out_given)
+        self.register_load_state_dict_post_hook(_miss_no_given)
         self.head = None if outputs is None else nn.Linear(body.features, outputs)
         self._features: dict[bytes, Tensor] = {}
         self._made_by: list[tuple[Tensor, int, int]] = []
@@ -57,6 +67,23 @@ class Encoder(nn.Module):
             self.body.eval()
         return self
 
+    def given(self) -> set[str]:
+        """The names of the parameters that are as the files have them."""
+        now = self.named_parameters(remove_duplicate=False)
+        return {name for name, parameter in now if name in self._given and not parameter.requires_grad}
+
+    def get_extra_state(self) -> Tensor:
+        return torch.tensor(list(bytes.fromhex(self.sha256)), dtype=torch.uint8)
+
+    def set_extra_state(self, state: Tensor) -> None:
+        """Compare the hash of the files that what is loaded was trained on."""
+        before = bytes(state.tolist()).hex()
+        if before != self.sha256:
+            raise ValueError(
+                f"this was trained on another encoder than {self.name} is now: the files hash to {self.sha256[:16]}…, "
+                f"those it was trained on to {before[:16]}…; put them back, or train again"
+            )
+
     @torch.no_grad()
     def _remembered(self, ids_nL: Tensor, mask_nL: Tensor) -> Tensor:
         made_by: list[tuple[Tensor, int, int]] = [(p, p._version, p.data_ptr()) for p in self.body.parameters()]
@@ -75,6 +102,16 @@ class Encoder(nn.Module):
             for row, found in zip(rows, self.body(ids_nL[rows, :longest], mask_nL[rows, :longest])):
                 self._features[keys[row]] = found.clone()
         return torch.stack([self._features[key] for key in keys])
+
+
+def _leave_out_given(module: Encoder, state: dict[str, Tensor], prefix: str, _: object) -> None:
+    for name in module.given():
+        del state[prefix + name]
+
+
+def _miss_no_given(module: Encoder, keys: Any) -> None:
+    given = tuple(module.given())
+    keys.missing_keys[:] = [key for key in keys.missing_keys if not key.endswith(given)]
 
 
 def _watched(ids: Tensor) -> bool:
@@ -112,7 +149,8 @@ def encoder(
         raise ValueError(f"tune must be one of {', '.join(get_args(Tune))}, got {tune!r}")
     if rank < 1:
         raise ValueError(f"rank must be at least 1, got {rank}")
-    body = SentenceEncoder(name).pooled()
+    source = SentenceEncoder(name)
+    body = source.pooled()
     transformer = body.transformer
     place, count = _stack_of_layers(transformer)
     if layers is not None and not 1 <= layers <= count:
@@ -127,7 +165,7 @@ def encoder(
     for parameter_name, parameter in transformer.named_parameters():
         if parameter_name.startswith("pooler."):  # stands behind what is pooled here
             parameter.requires_grad_(False)
-    return Encoder(body, outputs)
+    return Encoder(body, outputs, source)
 
 
 def _stack_of_layers(transformer: nn.Module) -> tuple[str, int]:

@@ -251,7 +251,7 @@ def folder_of(name: str) -> Path:
     if name.startswith("package:"):
         return _in_package(name.removeprefix("package:"))
     if path.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1:
-        raise ValueError(f"there is no folder {name}")
+        raise ValueError(f"there is no folder {name}; what was trained on an encoder needs the same one, where it was")
     try:
         from huggingface_hub import snapshot_download
         from huggingface_hub.errors import HFValidationError

@@ -47,7 +47,7 @@ def load_checkpoint(folder: Path, module: nn.Module, optimizer: Optimizer | None
         ValueError: a checkpoint that is cut short, missing, or of another model; nothing is changed then.
     """
     tensors = _read(folder / WEIGHTS)
-    _check_same_model(folder, tensors, module.state_dict())
+    _check_same_model(folder, tensors, module)
     try:
         meta = json.loads((folder / META).read_text())
     except (OSError, json.JSONDecodeError) as error:
@@ -177,7 +177,8 @@ def _cut_short(path: Path, error: Exception) -> ValueError:
     return ValueError(f"{path} is damaged or cut short ({error}); use an older checkpoint, or train again")
 
 
-def _check_same_model(folder: Path, found: dict[str, Tensor], wanted: dict[str, Tensor]) -> None:
+def _check_same_model(folder: Path, found: dict[str, Tensor], module: nn.Module) -> None:
+    wanted = module.state_dict()
     lines = [f"it lacks {name}" for name in sorted(wanted.keys() - found.keys())]
     lines += [f"it has an unknown {name}" for name in sorted(found.keys() - wanted.keys())]
     lines += [
@@ -188,3 +189,7 @@ def _check_same_model(folder: Path, found: dict[str, Tensor], wanted: dict[str, 
     if lines:
         more = f", and {len(lines) - 3} differences more" if len(lines) > 3 else ""
         raise ValueError(f"checkpoint {folder} is of another model: {'; '.join(lines[:3])}{more}")
+    for name, part in module.named_modules():  # what a pretrained part says of the files that it came from
+        extra = found.get(f"{name}._extra_state".lstrip("."))
+        if extra is not None:
+            part.set_extra_state(extra)
