@@ -43,6 +43,19 @@ evaluate: {val_tasks: 3, test_tasks: 4}
 baselines: {names: [scratch, fine_tune, pretrained_centroid, centroid], steps: 2, val_tasks: 2, test_tasks: 3}
 """
 
+SPEAKERS = """\
+name: speakers
+source: {kind: corpus, path: ., task: passage, pattern: "^(.+?):", length: 9, shots: 1, queries: 2,
+         split: {ratio: [0.5, 0.25, 0.25], exact: true}}
+model: {kind: language_model, body: gru, width: 4}
+learner: {kind: fomaml, inner_lr: 0.1}
+train: {steps_per_round: 1, tasks_per_step: 1}
+target: loss <= 99
+budget: {rounds: 1}
+evaluate: {val_tasks: 2, test_tasks: 2, shots: [1, 2]}
+baselines: {names: []}
+"""
+
 
 class Result:
     def __init__(self, code: int, out: str, err: str) -> None:
@@ -493,6 +506,15 @@ def test_bars_are_drawn_on_a_terminal_only(runs):
         shown[terminal] = console.file.getvalue()
     assert all(word in shown[True] for word in ("3/10", "12.0 steps/s", "loss 0.250"))
     assert shown[False] == ""
+
+
+def test_what_a_source_warns_of_is_said_once_in_a_run(kshot, tmp_path):
+    for place in ("one.txt", "two.txt"):
+        (tmp_path / place).write_text("".join(f"{who}: {'and so on ' * 9}\n" for who in "abcdefghijkl"))
+    (tmp_path / "run.yaml").write_text(SPEAKERS)
+    result = kshot("run", "run.yaml", "--out", "out")
+    assert len(json.loads((tmp_path / "out" / "report.json").read_text())["shots"]) == 2, "the source is made twice"
+    assert (result.out + result.err).count("12 of 12 names speak in several files") == 1
 
 
 def test_help_comes_without_torch():

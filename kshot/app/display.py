@@ -120,11 +120,17 @@ def fetching(console: Console) -> Iterator[Callable[[str, int, int | None], None
 
 
 class _Notes(logging.Handler):
-    """Shows what kshot logs, such as how the meta-gradient is taken, among the lines of the run."""
+    """Shows what kshot logs, such as how the meta-gradient is taken, among the lines of the run, each once.
+
+    A source is made again for other shots, and would say all of it again.
+    """
 
     def __init__(self, display: Display) -> None:
         super().__init__(logging.INFO)
         self.display = display
+        self.said: set[str] = set()
 
     def emit(self, record: logging.LogRecord) -> None:
-        self.display.say(record.getMessage(), "dim")
+        if (text := record.getMessage()) not in self.said:
+            self.said.add(text)
+            self.display.say(text, "dim")

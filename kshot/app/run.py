@@ -50,6 +50,11 @@ def run(spec: Spec, out: Path, *, resume: bool = False, console: Console | None 
         ValueError: a folder that already holds a run, data that is missing or damaged, a spec that does not fit it.
     """
     target = Target.parse(spec.target)
+    with Display(console or Console(), target.metric) as display:  # first of all, so that what is logged is said once
+        return _run(spec, out, target, display, resume)
+
+
+def _run(spec: Spec, out: Path, target: Target, display: Display, resume: bool) -> dict[str, Any]:
     device = device_of(spec)
     source = build_source(spec)
     shapes = shapes_of(source)
@@ -70,42 +75,41 @@ def run(spec: Spec, out: Path, *, resume: bool = False, console: Console | None 
         source, lambda phase, split: experience.record("read", phase=phase, split=split), noted_reads(folder.events)
     )
     started = time.monotonic()
-    with Display(console or Console(), target.metric) as display:
-        display.say(f"{spec.name}: {spec.about}" if spec.about else spec.name, "bold")
-        pretrained, pretrain_seconds = None, 0.0
-        if spec.pretrain:
-            pretrain_seconds = _pretrain(spec, model, source, folder, experience, display)
-            pretrained = copy.deepcopy(model)
-        learner = build_learner(spec, model, shapes).to(device)
-        if isinstance(learner, HeadLearner) and isinstance(learner.head, Measured):
-            with during(source, "pretraining"):
-                fit_centre(learner, source)
-        training = spec.train.model_dump()
-        result = run_until(
-            learner,
-            source,
-            target,
-            budget=Budget(**spec.budget.model_dump()),
-            val_tasks=spec.evaluate.val_tasks,
-            seed=spec.seed,
-            folder=folder.train,
-            experience=experience,
-            observer=display,
-            spent_seconds=pretrain_seconds,
-            **training,
-        )
-        display.say(result.outcome.value)
-        tested = None
-        if result.best is not None:
-            checkpoint = folder.train / result.best.checkpoint
-            tested = carry_out(learner, spec, source, shapes, pretrained, display.advance, checkpoint)
-            write_tasks(folder.tasks, tested.test, tested.baselines, target.metric)
-            if spec.reject and tested.threshold is not None:
-                folder.rejection.write_text(json.dumps({"score": spec.reject.score, "threshold": tested.threshold}))
-        report = to_json(_report(spec, out, source, result, tested, learner))
-        report["timing"] |= {"pretrain_seconds": pretrain_seconds, "this_process_seconds": time.monotonic() - started}
-        write_report(out, report, experience.events, _figures(report, experience, tested, learner, spec))
-        experience.record("finished", outcome=result.outcome.name)
+    display.say(f"{spec.name}: {spec.about}" if spec.about else spec.name, "bold")
+    pretrained, pretrain_seconds = None, 0.0
+    if spec.pretrain:
+        pretrain_seconds = _pretrain(spec, model, source, folder, experience, display)
+        pretrained = copy.deepcopy(model)
+    learner = build_learner(spec, model, shapes).to(device)
+    if isinstance(learner, HeadLearner) and isinstance(learner.head, Measured):
+        with during(source, "pretraining"):
+            fit_centre(learner, source)
+    training = spec.train.model_dump()
+    result = run_until(
+        learner,
+        source,
+        target,
+        budget=Budget(**spec.budget.model_dump()),
+        val_tasks=spec.evaluate.val_tasks,
+        seed=spec.seed,
+        folder=folder.train,
+        experience=experience,
+        observer=display,
+        spent_seconds=pretrain_seconds,
+        **training,
+    )
+    display.say(result.outcome.value)
+    tested = None
+    if result.best is not None:
+        checkpoint = folder.train / result.best.checkpoint
+        tested = carry_out(learner, spec, source, shapes, pretrained, display.advance, checkpoint)
+        write_tasks(folder.tasks, tested.test, tested.baselines, target.metric)
+        if spec.reject and tested.threshold is not None:
+            folder.rejection.write_text(json.dumps({"score": spec.reject.score, "threshold": tested.threshold}))
+    report = to_json(_report(spec, out, source, result, tested, learner))
+    report["timing"] |= {"pretrain_seconds": pretrain_seconds, "this_process_seconds": time.monotonic() - started}
+    write_report(out, report, experience.events, _figures(report, experience, tested, learner, spec))
+    experience.record("finished", outcome=result.outcome.name)
     return report
 
 
