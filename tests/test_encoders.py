@@ -292,9 +292,7 @@ def test_a_checkpoint_holds_what_learned_and_the_hash_of_the_files_of_the_rest(f
     (folder / "vocab.txt").write_text("\n".join([*PIECES[:-1], "ten"]))
     other = made()
     before = all_of(other)
-    with pytest.raises(
-        ValueError, match=r"trained on another encoder than .* is now: .*; put them back, or train again"
-    ):
+    with pytest.raises(ValueError, match=r"the encoder .* has changed since: .*; put back those that"):
         load_checkpoint(tmp_path / "saved", other)
     assert all(torch.equal(value, before[name]) for name, value in all_of(other).items())
 
@@ -411,7 +409,7 @@ def test_the_contrastive_loss_is_the_formula_and_blind_to_padding():
 
 def test_contrast_draws_the_texts_of_a_class_together(folder):
     model, source = encoder(folder, tune="full", layers=2), source_of(folder, "tokens")
-    before = {name: value.clone() for name, value in model.state_dict().items()}
+    before = {name: value.clone() for name, value in model.named_parameters()}
     batch = source.pretraining_batch(10_000, 64)
 
     def loss():
@@ -423,7 +421,7 @@ def test_contrast_draws_the_texts_of_a_class_together(folder):
     assert loss() < untrained - 0.1
     frozen = [name for name in before if ".layer.0." in name or "embeddings" in name]
     assert frozen
-    assert all(torch.equal(before[name], model.state_dict()[name]) for name in frozen)
+    assert all(torch.equal(before[name], model.get_parameter(name)) for name in frozen)
     with pytest.raises(ValueError, match="these tasks have no classes"):
         kshot.pretrain(nn.Linear(1, 1), kshot.tasks.sinusoids(), steps=1, objective="contrastive")
 

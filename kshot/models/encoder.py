@@ -80,8 +80,8 @@ class Encoder(nn.Module):
         before = bytes(state.tolist()).hex()
         if before != self.sha256:
             raise ValueError(
-                f"this was trained on another encoder than {self.name} is now: the files hash to {self.sha256[:16]}…, "
-                f"those it was trained on to {before[:16]}…; put them back, or train again"
+                f"the encoder {self.name} has changed since: its files hash to {self.sha256[:16]}…, not "
+                f"{before[:16]}…; put back those that this was trained on, or train again"
             )
 
     @torch.no_grad()
