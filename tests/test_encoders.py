@@ -292,7 +292,7 @@ def test_a_checkpoint_holds_what_learned_and_the_hash_of_the_files_of_the_rest(f
     (folder / "vocab.txt").write_text("\n".join([*PIECES[:-1], "ten"]))
     other = made()
     before = all_of(other)
-    with pytest.raises(ValueError, match=r"the encoder .* has changed since: .*; put back those that"):
+    with pytest.raises(ValueError, match=r"the pretrained model .* has changed since: .*; put back those that"):
         load_checkpoint(tmp_path / "saved", other)
     assert all(torch.equal(value, before[name]) for name, value in all_of(other).items())
 
@@ -486,7 +486,7 @@ def test_a_run_on_an_encoder_adapts_to_texts_of_ones_own(
     if features == "encoder" or pretrain:
         assert [row.split(",")[1] for row in rows] == ["on", "off"]
     (folder / "vocab.txt").write_text("\n".join([*PIECES[:-1], "ten"]))
-    with pytest.raises(ValueError, match="the encoder encoder has changed since"):
+    with pytest.raises(ValueError, match="the pretrained model encoder has changed since"):
         predict_run(Path("out"), Path("mine.safetensors"), [Path("new.csv")], resize=False, invert=False)
 
 

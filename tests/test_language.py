@@ -15,6 +15,7 @@ import torch
 import yaml
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from safetensors.torch import load_file
 
 import kshot
 from kshot.app import cli
@@ -371,6 +372,13 @@ def test_a_model_of_transformers_runs_adapts_and_writes_by_the_command_line(tmp_
     code, out, _ = command("generate", "run", "--state", "page.safetensors", "--prompt", "größer", "--length", 5)
     assert code == 0
     assert out.startswith("größer")
+    (weights,) = Path("run/checkpoints").rglob("weights.safetensors")
+    assert all("lora" in name or "extra_state" in name for name in load_file(weights)), (
+        "what is frozen stays where it is"
+    )
+    with Path("gpt/config.json").open("a") as stream:
+        stream.write(" ")
+    assert "has changed since" in command("generate", "run", "--state", "page.safetensors", "--prompt", "abc")[2]
     run["source"] = RUN["source"]
     Path("run.yaml").write_text(yaml.safe_dump(run))
     assert "give it unit: tokens" in command("run", "run.yaml", "--out", "other")[2]

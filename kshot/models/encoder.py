@@ -8,12 +8,13 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
+from kshot.models.pretrained import Pretrained
 from kshot.tasks.encoders import BATCH, Pooled, SentenceEncoder
 
 Tune = Literal["head", "full", "lora"]
@@ -22,14 +23,11 @@ Tune = Literal["head", "full", "lora"]
 REMEMBERED = 200_000  # texts whose features are kept at most
 
 
-class Encoder(nn.Module):
+class Encoder(Pretrained):
     """Ids and mask (n, L) to features (n, D), or through a linear `head` to outputs (n, outputs).
 
     Padding stands behind the tokens. Where no gradient is asked for, and the weights are the module's own, each text is
     encoded once and remembered until they change: tasks draw the same texts again and again.
-
-    Weights of the body that do not learn are no part of `state_dict`, nor of checkpoints: the hash of the files that
-    they come from stands for them, and loading compares it.
 
     Args:
         body: the encoder and its pooling.
@@ -40,12 +38,7 @@ class Encoder(nn.Module):
     def __init__(self, body: Pooled, outputs: int | None, source: SentenceEncoder) -> None:
         super().__init__()
         self.body = body
-        self.name, self.sha256 = source.name, source.sha256
-        self._given = {
-            f"body.{name}" for name, p in body.named_parameters(remove_duplicate=False) if not p.requires_grad
-        }
-        self.register_state_dict_post_hook(_leave_out_given)
-        self.register_load_state_dict_post_hook(_miss_no_given)
+        self.came_from(source.name, source.sha256)
         self.head = None if outputs is None else nn.Linear(body.features, outputs)
         self._features: dict[bytes, Tensor] = {}
         self._made_by: list[tuple[Tensor, int, int]] = []
@@ -67,23 +60,6 @@ class Encoder(nn.Module):
             self.body.eval()
         return self
 
-    def given(self) -> set[str]:
-        """The names of the parameters that are as the files have them."""
-        now = self.named_parameters(remove_duplicate=False)
-        return {name for name, parameter in now if name in self._given and not parameter.requires_grad}
-
-    def get_extra_state(self) -> Tensor:
-        return torch.tensor(list(bytes.fromhex(self.sha256)), dtype=torch.uint8)
-
-    def set_extra_state(self, state: Tensor) -> None:
-        """Compare the hash of the files that what is loaded was trained on."""
-        before = bytes(state.tolist()).hex()
-        if before != self.sha256:
-            raise ValueError(
-                f"the encoder {self.name} has changed since: its files hash to {self.sha256[:16]}…, not "
-                f"{before[:16]}…; put back those that this was trained on, or train again"
-            )
-
     @torch.no_grad()
     def _remembered(self, ids_nL: Tensor, mask_nL: Tensor) -> Tensor:
         made_by: list[tuple[Tensor, int, int]] = [(p, p._version, p.data_ptr()) for p in self.body.parameters()]
@@ -102,16 +78,6 @@ class Encoder(nn.Module):
             for row, found in zip(rows, self.body(ids_nL[rows, :longest], mask_nL[rows, :longest])):
                 self._features[keys[row]] = found.clone()
         return torch.stack([self._features[key] for key in keys])
-
-
-def _leave_out_given(module: Encoder, state: dict[str, Tensor], prefix: str, _: object) -> None:
-    for name in module.given():
-        del state[prefix + name]
-
-
-def _miss_no_given(module: Encoder, keys: Any) -> None:
-    given = tuple(module.given())
-    keys.missing_keys[:] = [key for key in keys.missing_keys if not key.endswith(given)]
 
 
 def _watched(ids: Tensor) -> bool:

@@ -5,12 +5,15 @@ Shape legend: n texts, L symbols of a text, V symbols of the vocabulary, E numbe
 
 from __future__ import annotations
 
+import hashlib
 import warnings
 from pathlib import Path
 from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
+
+from kshot.models.pretrained import Pretrained
 
 Kind = Literal["gru", "lstm", "transformer"]
 """What carries the past: a recurrent layer, or causal attention."""
@@ -172,12 +175,17 @@ def language_model(
     return LanguageModel(symbols, embedding, body, width, tied=tied, dropout=dropout)
 
 
-class CausalLM(nn.Module):
+class CausalLM(Pretrained):
     """A causal model of `transformers` as a language model: symbols (n, L) to logits (n, L, V)."""
 
-    def __init__(self, model: nn.Module, reserved: int) -> None:
+    def __init__(self, model: nn.Module, reserved: int, folder: Path) -> None:
         super().__init__()
         self.model, self.reserved = model, reserved
+        digest = hashlib.sha256()
+        for file in sorted([folder / "config.json", *folder.glob("*.safetensors")]):
+            with file.open("rb") as stream:
+                digest.update(hashlib.file_digest(stream, "sha256").digest())
+        self.came_from(str(folder), digest.hexdigest())
 
     def forward(self, symbols: Tensor) -> Tensor:
         most = getattr(self.model.config, "max_position_embeddings", None)
@@ -241,5 +249,5 @@ def causal_lm(folder: Path | str, *, rank: int | None = 8, reserved: int = 0) ->
             warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
             warnings.filterwarnings("ignore", "fan_in_fan_out", UserWarning)
             options = LoraConfig(r=rank, lora_alpha=2 * rank, task_type="CAUSAL_LM")
-            return CausalLM(get_peft_model(model, options), reserved)
-    return CausalLM(model, reserved)
+            return CausalLM(get_peft_model(model, options), reserved, Path(folder))
+    return CausalLM(model, reserved, Path(folder))
