@@ -149,8 +149,13 @@ def test_recipes_build_learners_that_are_networks_of_their_own(recipe):
     again = build_learner(spec, build_model(spec, shapes, head=True), shapes)
     for a, b in zip(learner.parameters(), again.parameters(), strict=True):
         assert torch.equal(a, b)
-    with pytest.raises(ValueError, match="network of its own"):
-        load_spec(recipe, ["model={kind: mlp}"])
+    if recipe == "np-gp":  # whose inputs a model may embed
+        spec = load_spec(recipe, ["model={kind: mlp, hidden: [3]}"])
+        embedded = build_learner(spec, build_model(spec, shapes, head=False), shapes)
+        assert sum(p.numel() for p in embedded.parameters()) > sum(p.numel() for p in learner.parameters())
+    else:
+        with pytest.raises(ValueError, match="network of its own"):
+            load_spec(recipe, ["model={kind: mlp}"])
     with pytest.raises(ValueError, match="needs a model"):
         load_spec(recipe, ["baselines.names=[scratch]"])
 
