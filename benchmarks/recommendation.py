@@ -27,7 +27,6 @@ import inspect
 import time
 from collections.abc import Callable
 from pathlib import Path
-from tempfile import mkdtemp
 from typing import Any
 
 import numpy as np
@@ -57,21 +56,22 @@ def source(path: Path | None, shots: int, **more: Any) -> RatingTasks:
     return kshot.tasks.movielens(path, **options | more)
 
 
-def cuts(path: Path | None, folds: int) -> list[dict[str, Any]]:
-    """How users are cut, `folds` times; one cut is the source's own."""
+def cuts(path: Path | None, out: Path, folds: int) -> dict[Path, dict[str, Any]]:
+    """How users are cut, `folds` times, by where it goes: lists in a folder each; one cut is the source's own."""
     if folds == 1:
-        return [{}]
+        return {out: {}}
     names = source(path, 1, split={"ratio": [1, 0, 0]}).user_names["train"]
     names = sorted(names, key=lambda name: hashlib.sha256(name.encode()).digest())
     parts = [names[fold::folds] for fold in range(folds)]
-    found = []
+    found = {}
     for fold in range(folds):
-        folder = Path(mkdtemp())
+        folder = out / f"fold-{fold}-of-{folds}"
+        folder.mkdir(parents=True, exist_ok=True)
         test, val = parts[fold], parts[(fold + 1) % folds]
         train = [name for name in names if name not in {*test, *val}]
         for split, own in {"train": train, "val": val, "test": test}.items():
             (folder / split).write_text("\n".join(own))
-        found.append({"split": {"files": {split: str(folder / split) for split in ("train", "val", "test")}}})
+        found[folder] = {"split": {"files": {split: str(folder / split) for split in ("train", "val", "test")}}}
     return found
 
 
@@ -245,13 +245,13 @@ def table(
     folds: int,
 ) -> None:
     """Train and score, and print a row for each learner and recommender, with its difference from ours."""
-    made = cuts(path, folds)
+    made = cuts(path, out, folds)
     ours = [
         {name: [trained(name, source(path, 5, **cut), seed, steps, place) for seed in seeds] for name in names}
-        for place, cut in zip([out] if folds == 1 else [out / f"fold-{k}-of-{folds}" for k in range(folds)], made)
+        for place, cut in made.items()
     ]
     for shots in first:
-        opened = [source(path, shots, **cut) for cut in made]
+        opened = [source(path, shots, **cut) for cut in made.values()]
         found = {
             name: [
                 joined([scores(own[name][k], tasks, split, DRAWS) for own, tasks in zip(ours, opened)])

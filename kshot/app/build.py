@@ -130,7 +130,7 @@ def build_model(spec: Spec, shapes: Shapes, *, head: bool) -> nn.Module:
     if isinstance(spec.model, LanguageModelSpec | CausalLmSpec) != ("symbols" in shapes):
         raise ValueError(
             f"model {spec.model.kind} does not fit these tasks: running text (source corpus), and it alone, takes "
-            "model language_model"
+            "model language_model, or with unit: tokens causal_lm"
         )
     if isinstance(spec.model, CausalLmSpec) and "causal_lm" not in shapes:
         raise ValueError(

@@ -6,6 +6,7 @@ Shape legend: n support rows, m query rows, D inputs, Y targets, d width, K clus
 from __future__ import annotations
 
 from math import prod
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -27,7 +28,7 @@ class NeuralProcess(Learner):
     """
 
     def __init__(
-        self, inputs: int, outputs: int, objective: Objective, min_std: float, embedding: nn.Module | None
+        self, inputs: int, outputs: int, *, min_std: float, objective: Objective, embedding: nn.Module | None
     ) -> None:
         super().__init__(objective)
         if objective.own_classes:
@@ -66,18 +67,8 @@ class ConditionalProcess(NeuralProcess):
     The state is `{"summary": (d,)}`; zero for a support without rows.
     """
 
-    def __init__(
-        self,
-        inputs: int,
-        outputs: int,
-        *,
-        width: int,
-        depth: int,
-        min_std: float,
-        objective: Objective,
-        embedding: nn.Module | None = None,
-    ) -> None:
-        super().__init__(inputs, outputs, objective, min_std, embedding)
+    def __init__(self, inputs: int, outputs: int, *, width: int, depth: int, **common: Any) -> None:
+        super().__init__(inputs, outputs, **common)
         self.encoder = perceptron(inputs + outputs, width, width, depth)
         self.decoder = perceptron(inputs + width, width, self.numbers, depth)
 
@@ -95,19 +86,8 @@ class ModulatedProcess(NeuralProcess):
     The state is `{"summary": (d,), "context": (d,)}`.
     """
 
-    def __init__(
-        self,
-        inputs: int,
-        outputs: int,
-        *,
-        width: int,
-        depth: int,
-        clusters: int,
-        min_std: float,
-        objective: Objective,
-        embedding: nn.Module | None = None,
-    ) -> None:
-        super().__init__(inputs, outputs, objective, min_std, embedding)
+    def __init__(self, inputs: int, outputs: int, *, width: int, depth: int, clusters: int, **common: Any) -> None:
+        super().__init__(inputs, outputs, **common)
         self.encoder, self.identity = (perceptron(inputs + outputs, width, width, depth) for _ in range(2))
         self.pool = nn.Parameter(nn.init.xavier_uniform_(torch.empty(clusters, width)))
         hidden = [str(2 * number) for number in range(depth)]  # the linear layers but the last
@@ -135,19 +115,8 @@ class AttentiveProcess(NeuralProcess):
     The state is `{"summary": (d,), "key": (n, d), "value": (n, d), "weight": (n,)}`.
     """
 
-    def __init__(
-        self,
-        inputs: int,
-        outputs: int,
-        *,
-        width: int,
-        depth: int,
-        heads: int,
-        min_std: float,
-        objective: Objective,
-        embedding: nn.Module | None = None,
-    ) -> None:
-        super().__init__(inputs, outputs, objective, min_std, embedding)
+    def __init__(self, inputs: int, outputs: int, *, width: int, depth: int, heads: int, **common: Any) -> None:
+        super().__init__(inputs, outputs, **common)
         self.encoder = perceptron(inputs + outputs, width, width, depth)
         self.place = perceptron(inputs, width, width, depth)
         self.attention = Attention(width, heads)
@@ -172,19 +141,9 @@ class TransformerProcess(NeuralProcess):
     """
 
     def __init__(
-        self,
-        inputs: int,
-        outputs: int,
-        *,
-        width: int,
-        depth: int,
-        layers: int,
-        heads: int,
-        min_std: float,
-        objective: Objective,
-        embedding: nn.Module | None = None,
+        self, inputs: int, outputs: int, *, width: int, depth: int, layers: int, heads: int, **common: Any
     ) -> None:
-        super().__init__(inputs, outputs, objective, min_std, embedding)
+        super().__init__(inputs, outputs, **common)
         self.point = perceptron(inputs + outputs + 1, width, width, depth)
         self.blocks = nn.ModuleList(TransformerBlock(width, heads) for _ in range(layers))
         self.out = nn.Sequential(nn.LayerNorm(width), perceptron(width, width, self.numbers))

@@ -43,7 +43,9 @@ class Markup(HTMLParser):
         'Fish & chips, she said.\\nWhy?'
     """
 
-    RCDATA_CONTENT_ELEMENTS = ()  # type: ignore[misc]  # a title may hold elements in XML
+    # The parser takes what is in a title for mere text, as HTML has it, but in XML a title may hold elements. The stubs
+    # call the attribute final; a subclass that parses more than HTML needs another.
+    RCDATA_CONTENT_ELEMENTS = ()  # type: ignore[misc]
 
     def __init__(self, content: str, without: Collection[str] = ()) -> None:
         super().__init__(convert_charrefs=True)

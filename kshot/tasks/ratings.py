@@ -13,17 +13,17 @@ from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 import torch
-from torch import Tensor
 
-from kshot.tasks.columns import Columns, Raw, Values, moments, place_of, read_columns
+from kshot.tasks.columns import moments
 from kshot.tasks.drawing import Range, Size, distinct
 from kshot.tasks.pools import Small
 from kshot.tasks.rated_items import RatingEncoding, Since, Standing
-from kshot.tasks.reading import Reading, Table, open_table
+from kshot.tasks.rated_rows import Features, RatingExamples, UserFeatures, opened
+from kshot.tasks.reading import Reading, Table
 from kshot.tasks.source import TaskSource, generator
 from kshot.tasks.splitting import cut
 from kshot.tasks.tables import BadRows, Members, distinct_values, group_rows, times_of
-from kshot.types import SPLITS, Batch, Split, Task, Tree, tree_map
+from kshot.types import SPLITS, Batch, Split, Task, tree_map
 
 Cold = Literal["users", "items", "both", "none"]
 """What val and test hold that training has not seen: users, items, both; or later ratings of the same users."""
@@ -169,17 +169,16 @@ def ratings(
     given, how = dict(kinds or {}), Reading(**(reading or {}))
     more = [split["column"]] if "column" in split else []
     named = [name for name in (user, item, rating, time) if name]
-    found = _opened(path, how, [*named, *more])
+    found = opened(path, how, [*named, *more])
     scores = np.ones(len(found)) if rating is None else found.numbers(rating)
     if rating is not None:
         found.missing(rating, np.isnan(scores), "a row needs one")
     times = times_of(found, time, given) if time else None
-    held = (given.get(time) or found.kind(time)) if time else ""
-    order = None if times is None else np.argsort(times, kind="stable")
+    order = None if times is None else np.argsort(times.values, kind="stable")
     for name in (user, item):
         found.missing(name, found.keys(name).is_null().to_numpy(), "a row needs one")
     described = {
-        name: _Features.open(table, how, name, given, found, title if name == item else None)
+        name: Features.open(table, how, name, given, found, title if name == item else None)
         for name, table in ((user, users), (item, items))
         if table is not None
     }
@@ -221,8 +220,8 @@ def ratings(
             sides[name] = described[name].fit(names, members, places)
     came = None
     if since and time and times is not None:
-        first_U = times[flat[of_users.sizes.cumsum() - of_users.sizes]]
-        came = Since.of(time, held, first_U[np.unique(owner[train])])
+        first_U = times.values[flat[of_users.sizes.cumsum() - of_users.sizes]]
+        came = Since.of(time, times.format or times.kind, first_U[np.unique(owner[train])])
     encoding = RatingEncoding(
         item=item,
         rating=rating,
@@ -255,14 +254,6 @@ def ratings(
     if found.dropped["rows"]:
         source.dropped[f"bad rows, the first: {found.dropped['first'][0]}"] = found.dropped["rows"]
     return source
-
-
-def _opened(path: Path | str | Table, reading: Reading, columns: list[str] | None = None) -> Table:
-    """A table that was opened, or is to be."""
-    if not isinstance(path, Table):
-        return open_table(path, reading, columns=columns)
-    path.need(*(columns or ()))
-    return path
 
 
 def _scale(scores: np.ndarray, train: np.ndarray, ask: str, found: Table, rating: str | None) -> dict[str, Any]:
@@ -602,135 +593,6 @@ def _sizes(size: Size, train: Size | None, name: str) -> dict[Split, Range]:
     """How large the tasks of each split are."""
     asked = Range.of(size, name, 1)
     return dict.fromkeys(SPLITS, asked) | {"train": asked if train is None else Range.of(train, f"train_{name}", 1)}
-
-
-class RatingExamples:
-    """Ratings as columns: (inputs, targets), the features of users and items spread out where they are taken.
-
-    Args:
-        items: int32 (n,), numbers of items.
-        targets: float32 (n,) standardised, or int8 (n,) numbers of levels.
-        levels: how many there are; 0 for none.
-        of_items: their features.
-        of_users: those of the users.
-        standing: of the items, if inputs are to tell it.
-    """
-
-    def __init__(
-        self,
-        items: np.ndarray,
-        targets: np.ndarray,
-        levels: int,
-        of_items: FittedFeatures | None,
-        of_users: UserFeatures,
-        standing: Standing | None = None,
-    ) -> None:
-        self.items, self.targets, self.standing = items, targets, standing
-        self.of_items, self.of_users = of_items, of_users
-        self.one_hot = np.eye(levels, dtype=np.float32)
-
-    def __len__(self) -> int:
-        return len(self.items)
-
-    def take(self, rows: np.ndarray) -> tuple[Tree, Tensor]:
-        inputs = {"item": torch.from_numpy(self.items[rows].astype(np.int64))}
-        if self.of_items is not None:
-            inputs["item_features"] = torch.from_numpy(self.of_items.features(self.of_items.places[rows]))
-        if self.standing is not None:
-            inputs["item_standing"] = torch.from_numpy(self.standing.without(self.items[rows], rows))
-        targets = self.targets[rows]
-        given = self.of_users.take(rows)
-        return inputs | given, torch.from_numpy(self.one_hot[targets] if len(self.one_hot) else targets[..., None])
-
-    def unclicked(self, items: np.ndarray, rows: np.ndarray) -> Tree:
-        """Inputs for items (T, N), numbers from 1, and the users of ratings (T,)."""
-        inputs = {"item": torch.from_numpy(items)}
-        if self.of_items is not None:
-            inputs["item_features"] = torch.from_numpy(self.of_items.features(self.of_items.of_known[items - 1]))
-        if self.standing is not None:
-            inputs["item_standing"] = torch.from_numpy(self.standing.without(items))
-        return inputs | self.of_users.take(rows[:, None].repeat(items.shape[1], 1))
-
-
-class UserFeatures(NamedTuple):
-    """What is known of users: where the ratings of each (U,) end, their columns, and when they came (U, 10)."""
-
-    ends: np.ndarray
-    fitted: FittedFeatures | None
-    since: np.ndarray | None
-
-    def take(self, rows: np.ndarray) -> dict[str, Tensor]:
-        """The input `user_features` (..., F) of ratings (...), if there are any features."""
-        found = [] if self.fitted is None else [self.fitted.features(self.fitted.places[rows])]
-        if self.since is not None:
-            found.append(self.since[self.ends.searchsorted(rows, side="right")])
-        return {"user_features": torch.from_numpy(np.concatenate(found, -1))} if found else {}
-
-
-class FittedFeatures(NamedTuple):
-    """The features of users or items: the columns, a row each, and the row that belongs to each rating.
-
-    `of_known` are the rows of the members of training, in order.
-    """
-
-    columns: Columns
-    values: Values
-    places: np.ndarray
-    of_known: np.ndarray
-
-    def features(self, places: np.ndarray) -> np.ndarray:
-        """float32 (..., F) of rows (...)."""
-        return self.columns.spread(self.values.rows(places))
-
-
-class _Features(NamedTuple):
-    """A table of users or items, as read."""
-
-    raw: dict[str, Raw]
-    names: Any  # polars Series of words
-    titles: Any  # the same, or None
-
-    @classmethod
-    def open(
-        cls,
-        path: Path | str | Table,
-        reading: Reading,
-        key: str,
-        kinds: Mapping[str, str],
-        rated: Table,
-        title: str | None,
-    ) -> _Features:
-        """Read a table of features; ratings of what it lacks are bad rows."""
-        found = _opened(path, reading)
-        found.need(key, *([title] if title else []))
-        names = found.labels(key)
-        found.missing(key, names.is_null().to_numpy(), "a row needs one")
-        chosen = [name for name in found.frame.columns if name not in (key, title)]
-        raw = read_columns(found, {name: kinds.get(name) or found.kind(name) for name in chosen})
-        found.bad(key, (names.is_duplicated() & names.is_not_null()).to_numpy(), "has more than one row")
-        found.settle()
-        words = rated.labels(key)
-        rated.bad(key, (~words.is_in(names.implode()) & words.is_not_null()).to_numpy(), f"has no row in {found.path}")
-        return cls(raw, names, found.labels(title) if title else None)
-
-    def fit(self, members: Sequence[str], train: np.ndarray, places: np.ndarray) -> FittedFeatures:
-        """Fit to the members of training, places among `members`; `places` (n,) is the member of each rating."""
-        row = self._rows(members)
-        mask = np.zeros(len(self.names), bool)
-        mask[row[train]] = True
-        columns = Columns.fit(self.raw, mask)
-        return FittedFeatures(columns, columns.encode(self.raw), row[places], row[train])
-
-    def titled(self, members: Sequence[str], chosen: np.ndarray) -> tuple[str, ...]:
-        """What a person calls the members at places; their names where there is nothing."""
-        titles = self.titles.fill_null(self.names).gather(self._rows(members)[chosen])
-        return tuple(titles.to_list())
-
-    def _rows(self, members: Sequence[str]) -> np.ndarray:
-        """The row of each member in the table."""
-        import polars as pl
-
-        return place_of(pl.Series(members, dtype=pl.String), self.names.to_list())
 
 
 def _grouped(

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from kshot import objectives
 from kshot.objectives import Objective
-from kshot.tasks.columns import Columns, Values, moments, place_of, read_columns
+from kshot.tasks.columns import Columns, Raw, Values, moments, place_of, read_columns
 from kshot.tasks.drawing import Size
 from kshot.tasks.encoding import Support
 from kshot.tasks.fewshot import ClassTasks, Imbalance
@@ -125,7 +125,7 @@ def table(
     targets, encoded = _targets(found, names, ask, given) if names else (None, {"label": key})
     keys = found.keys(key)
     found.missing(key, keys.is_null().to_numpy(), "a row needs one")
-    order = np.argsort(times_of(found, time, given), kind="stable") if time else None
+    order = np.argsort(times_of(found, time, given).values, kind="stable") if time else None
     members = group_rows(keys, found.good, order)  # before the inputs are read, which then have the memory that it took
     del keys
     raw = read_columns(found, held)
@@ -245,13 +245,13 @@ def standardise(targets: np.ndarray, train: np.ndarray) -> dict[str, tuple[float
     return {"mean": mean, "std": std}
 
 
-def times_of(table: Table, time: str, kinds: Mapping[str, str]) -> np.ndarray:
-    """A column of dates or numbers as numbers (n,), of dates the seconds since 1970; rows without one are bad."""
+def times_of(table: Table, time: str, kinds: Mapping[str, str]) -> Raw:
+    """A column of dates, as seconds since 1970, or of numbers; rows without one are bad."""
     (raw,) = read_columns(table, {time: kinds.get(time) or table.kind(time)}).values()
     if raw.kind not in ("number", "date"):
         raise ValueError(f"{table.path}: the time column {time!r} holds words; it needs dates or numbers")
     table.missing(time, np.isnan(raw.values), "a row needs its time")
-    return raw.values
+    return raw
 
 
 def _targets(
