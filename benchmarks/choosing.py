@@ -32,7 +32,7 @@ from torch import nn
 import kshot
 from kshot import Learner, objectives
 from kshot.evaluation.cost import cost
-from kshot.evaluation.look import BLUE, FAINT, canvas, quiet
+from kshot.evaluation.report.style import BLUE, FAINT, canvas, quiet
 from kshot.evaluation.shots import over_shots
 from kshot.tasks.source import TaskSource
 from kshot.training.step import Mode
@@ -195,11 +195,11 @@ FAST = 60  # milliseconds; what adapts in fewer has its labels in one column
 
 
 def drawings(shots: int) -> TaskSource:
-    return kshot.tasks.omniglot(ways=WAYS, shots=shots, queries=5)
+    return kshot.sources.omniglot(ways=WAYS, shots=shots, queries=5)
 
 
 def waves(shots: int) -> TaskSource:
-    return kshot.tasks.sinusoids(shots=shots, queries=50 if shots == max(SHOTS["waves"]) else 10)
+    return kshot.sources.sinusoids(shots=shots, queries=50 if shots == max(SHOTS["waves"]) else 10)
 
 
 SOURCES: dict[str, Callable[[int], TaskSource]] = {"images": drawings, "waves": waves}

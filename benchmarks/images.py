@@ -69,12 +69,12 @@ def opened(folder: Path, side: int, all_at_once: bool) -> dict[str, str]:
 
     import torch
 
-    from kshot import tasks
+    from kshot import sources, tasks
 
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", os.cpu_count() or 1)))
     tasks.ClassTasks  # noqa: B018  the imports are not what is measured
     started = time.perf_counter()
-    source = tasks.images(folder, ways=5, shots=1, queries=15, size=side)
+    source = sources.images(folder, ways=5, shots=1, queries=15, size=side)
     indexed = time.perf_counter()
     if all_at_once:
         source.examples.decode(np.arange(len(source.examples)))

@@ -29,12 +29,14 @@ from kshot.app.build import build_source
 from kshot.app.folder import load_run
 from kshot.app.run import environment, run
 from kshot.app.spec import Spec, load_spec
+from kshot.data import library
 from kshot.evaluation.evaluate import evaluate
 from kshot.evaluation.intervals import difference
 from kshot.evaluation.rejection import calibrated, rejection
 from kshot.learner import Learner
-from kshot.tasks import TaskSource, library, text
-from kshot.tasks.text import TextTasks
+from kshot.sources import text
+from kshot.sources.text import TextTasks
+from kshot.tasks import TaskSource
 from kshot.training.fit import fit, seeded
 from kshot.training.pretrain import fit_centre
 from kshot.types import Split

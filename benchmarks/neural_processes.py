@@ -19,8 +19,8 @@ import numpy as np
 import torch
 
 import kshot
-from kshot.evaluation import figures
 from kshot.evaluation.evaluate import interval
+from kshot.evaluation.report import charts
 from kshot.learners import SupportMean
 from kshot.objectives import gaussian
 from kshot.tasks.source import TaskSource
@@ -29,10 +29,10 @@ from kshot.types import Tree
 
 NOISE = 0.1
 SOURCES: dict[str, Callable[..., TaskSource]] = {
-    "rbf": lambda **more: kshot.tasks.gaussian_processes(kernel="rbf", noise=NOISE, **more),
-    "matern52": lambda **more: kshot.tasks.gaussian_processes(kernel="matern52", noise=NOISE, **more),
-    "periodic": lambda **more: kshot.tasks.gaussian_processes(kernel="periodic", noise=NOISE, **more),
-    "sinusoid": lambda **more: kshot.tasks.sinusoids(shots=10, noise=NOISE, ask="spread", **({"queries": 50} | more)),
+    "rbf": lambda **more: kshot.sources.gaussian_processes(kernel="rbf", noise=NOISE, **more),
+    "matern52": lambda **more: kshot.sources.gaussian_processes(kernel="matern52", noise=NOISE, **more),
+    "periodic": lambda **more: kshot.sources.gaussian_processes(kernel="periodic", noise=NOISE, **more),
+    "sinusoid": lambda **more: kshot.sources.sinusoids(shots=10, noise=NOISE, ask="spread", **({"queries": 50} | more)),
 }
 LEARNERS: dict[str, Callable[[], kshot.Learner]] = {
     "CNP": lambda: kshot.cnp(1, 1),
@@ -44,7 +44,7 @@ FIGURES = ("log_likelihood", "mse", "coverage")
 
 def known(source: TaskSource, index: int) -> Tree:
     """The prediction of whoever knows where a test task comes from."""
-    if isinstance(source, kshot.tasks.synthetic.GaussianProcesses):
+    if isinstance(source, kshot.sources.functions.GaussianProcesses):
         return source.posterior("test", index)
     return sine_wave(source, index)
 
@@ -120,7 +120,7 @@ def draw(path: Path, kind: str, steps: int, out: Path) -> None:
         learner = trained(name, kind, steps, out)
         with torch.no_grad():
             said[name] = [learner.predict(learner.adapt(task.support), task.query.inputs) for task in tasks]
-    figures.predictive_bands(tasks, said).savefig(path)
+    charts.predictive_bands(tasks, said).savefig(path)
 
 
 def main() -> None:

@@ -115,7 +115,7 @@ def episodes(*shape: int, count: int = 4, ways: int = 5, shots: int = 1, queries
 
 def works() -> list[Work]:
     mlp, conv = partial(kshot.models.mlp, 1, 1), partial(kshot.models.conv4, 1, 5)
-    waves = partial(kshot.tasks.sinusoids().stack, "train", range(25))
+    waves = partial(kshot.sources.sinusoids().stack, "train", range(25))
     resnet = partial(kshot.models.resnet12, 3, 5, widths=(16, 40, 80, 160), keep_prob=1.0)
     images, pictures = partial(episodes, 1, 28, 28), partial(episodes, 3, 32, 32)
     sequences = partial(episodes, 16, 8)

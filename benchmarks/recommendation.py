@@ -35,8 +35,8 @@ import torch
 import kshot
 from kshot.evaluation.intervals import difference, interval
 from kshot.learner import Learner
-from kshot.learners import collaborative
-from kshot.tasks.ratings import RatingTasks
+from kshot.learners.ratings import recommenders
+from kshot.sources.ratings.source import RatingTasks
 from kshot.training.checkpoint import load_checkpoint, save_checkpoint
 from kshot.training.fit import Settings, meta_training
 
@@ -53,7 +53,7 @@ def source(path: Path | None, shots: int, **more: Any) -> RatingTasks:
     options: dict[str, Any] = {"split": {"ratio": [0.55, 0.15, 0.30]}, "start": "first", "small": "shrink", "like": 4.0}
     options |= {"ask": "levels", "shots": shots, "train_shots": [1, 20], "queries": 20, "train_queries": 48}
     options |= {"train_order": "both", "train_busy": 0.5, "standing": True, "since": True}
-    return kshot.tasks.movielens(path, **options | more)
+    return kshot.sources.movielens(path, **options | more)
 
 
 def cuts(path: Path | None, out: Path, folds: int) -> dict[Path, dict[str, Any]]:
@@ -89,17 +89,17 @@ def covered(learner: Learner, tasks: RatingTasks, split: str) -> str:
     return f"{found.share:.1%}"
 
 
-def log_of(tasks: RatingTasks) -> collaborative.Ratings:
-    return collaborative.Ratings(*tasks.training_log(), len(tasks.encoding.items))
+def log_of(tasks: RatingTasks) -> recommenders.Ratings:
+    return recommenders.Ratings(*tasks.training_log(), len(tasks.encoding.items))
 
 
 def tuned(
-    kind: collaborative.Kind, tasks: RatingTasks, log: collaborative.Ratings, draws: int = VAL_DRAWS
+    kind: recommenders.Kind, tasks: RatingTasks, log: recommenders.Ratings, draws: int = VAL_DRAWS
 ) -> dict[str, Learner]:
     """The recommender that is best on val by mae, and the one by nDCG@5: first its numbers, then its constant."""
     made = [
-        collaborative.recommender(kind, log, tasks.objective, **options, shift=0.1)
-        for options in collaborative.GRIDS[kind]
+        recommenders.recommender(kind, log, tasks.objective, **options, shift=0.1)
+        for options in recommenders.GRIDS[kind]
     ]
     best = {}
     found = [scores(learner, tasks, "val", draws) for learner in made]
@@ -267,7 +267,7 @@ def table(
         for name, each in found.items():
             pooled = {figure: np.mean([seed[figure] for seed in each], 0) for figure in FIGURES}
             row(name, pooled, [gap(ours_scores, each, metric) for metric in ("mae", "ndcg_5")])
-        for kind in collaborative.GRIDS:
+        for kind in recommenders.GRIDS:
             best = [tuned(kind, tasks, log_of(tasks)) for tasks in opened]
             by = {
                 metric: joined([scores(own[metric], tasks, split, DRAWS) for own, tasks in zip(best, opened)])
@@ -291,7 +291,7 @@ def scenarios(
     for cold in asked:
         tasks = source(path, 5, cold=cold)
         log, users = log_of(tasks), len(tasks.user_names[split])
-        for label in (name, *collaborative.GRIDS):
+        for label in (name, *recommenders.GRIDS):
             each = (
                 trained(name, tasks, seed, steps, out / cold) if label == name else tuned(label, tasks, log, 1)["mae"]
             )

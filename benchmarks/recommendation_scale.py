@@ -78,9 +78,9 @@ def measure(folder: Path, steps: int, tasks: int) -> None:
     """Go through the stages of a run, and print a row each."""
     with stage("import"):
         import kshot
-        from kshot.learners import collaborative
+        from kshot.learners.ratings import recommenders
     with stage("open, first stack"):
-        source = kshot.tasks.ratings(
+        source = kshot.sources.ratings(
             folder / "ratings.csv", item="film", items=folder / "films.csv", time="time", kinds={"genres": "set"},
             ask="levels", like=4.0, standing=True, start="first", shots=[1, 20], queries=20, train_queries=48,
             train_busy=0.5, train_order="random", small="shrink",
@@ -95,10 +95,10 @@ def measure(folder: Path, steps: int, tasks: int) -> None:
     with stage(f"evaluate it, {tasks} tasks of test"):
         found["fold_in"] = kshot.evaluate(learner, source, tasks=tasks)
     with stage("the training log"):
-        log = collaborative.Ratings(*source.training_log(), size=len(source.encoding.items))
-    for kind, grid in collaborative.GRIDS.items():
+        log = recommenders.Ratings(*source.training_log(), size=len(source.encoding.items))
+    for kind, grid in recommenders.GRIDS.items():
         with stage(f"{kind.replace('_', ' ')}: {len(grid)} fitted and tried on {tasks} tasks of val, one on test"):
-            tried = [collaborative.recommender(kind, log, source.objective, **options) for options in grid]
+            tried = [recommenders.recommender(kind, log, source.objective, **options) for options in grid]
             val = [kshot.evaluate(each, source, split="val", tasks=tasks, audit=False) for each in tried]
             best = tried[int(np.argmin([each.metrics["mae"].mean for each in val]))]
             found[kind] = kshot.evaluate(best, source, tasks=tasks, audit=False)

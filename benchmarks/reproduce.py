@@ -25,16 +25,17 @@ import numpy as np
 import torch
 from torch import nn
 
-from kshot import tasks
+from kshot import sources
 from kshot.app.build import build_source, device_of, has_head
 from kshot.app.folder import RunFolder, load_run, read_spec
 from kshot.app.run import environment, run
 from kshot.app.spec import Spec, load_spec
+from kshot.data import ArrayExamples
 from kshot.evaluation.evaluate import evaluate
 from kshot.evaluation.intervals import Interval, over_seeds
-from kshot.evaluation.report import to_json
-from kshot.learners.heads import HeadLearner
-from kshot.tasks import ArrayExamples, ClassTasks
+from kshot.evaluation.report.report import to_json
+from kshot.learners.heads.protonet import HeadLearner
+from kshot.tasks import ClassTasks
 from kshot.tasks.source import TaskSource, hash_into
 from kshot.training.checkpoint import META, Checkpoints
 
@@ -67,7 +68,7 @@ def _of_source(ways: int, shots: int) -> Cell:
 
 
 OMNIGLOT = (_of_source(5, 1), _of_source(5, 5), _of_source(20, 1), _of_source(20, 5))
-RUNS = (Cell("official runs, 20-way 1-shot", lambda spec: tasks.omniglot_runs(), tasks=20),)
+RUNS = (Cell("official runs, 20-way 1-shot", lambda spec: sources.omniglot_runs(), tasks=20),)
 
 
 class Published(NamedTuple):

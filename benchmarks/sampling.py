@@ -27,7 +27,7 @@ from PIL import Image
 from torch import Tensor
 
 import kshot
-from kshot.tasks import library
+from kshot.data import library
 from kshot.training.step import meta_gradient
 
 WAYS, SHOTS, QUERIES = 5, 1, 15
@@ -119,7 +119,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=2.0)
     parser.add_argument("--rounds", type=int, default=5)
     options = parser.parse_args()
-    source = kshot.tasks.omniglot(ways=WAYS, shots=SHOTS, queries=QUERIES)
+    source = kshot.sources.omniglot(ways=WAYS, shots=SHOTS, queries=QUERIES)
     with tempfile.TemporaryDirectory() as folder:
         with zipfile.ZipFile(library.find("omniglot") / "images_background.zip") as archive:
             archive.extractall(folder)

@@ -15,7 +15,7 @@ import time
 
 COMMANDS = {
     "import torch": [sys.executable, "-c", "import torch"],
-    "import kshot": [sys.executable, "-c", "import kshot; kshot.maml, kshot.run_until, kshot.tasks.glyphs"],
+    "import kshot": [sys.executable, "-c", "import kshot; kshot.maml, kshot.run_until, kshot.sources.glyphs"],
     "kshot --help": [sys.executable, "-m", "kshot.app", "--help"],
 }
 

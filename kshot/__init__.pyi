@@ -1,4 +1,4 @@
-from . import inner, learners, models, objectives, tasks
+from . import data, inner, learners, models, objectives, sources, tasks
 from .deciding.loop import run_until
 from .deciding.policies import Budget
 from .evaluation.compare import compare, paired_difference
@@ -7,29 +7,29 @@ from .evaluation.evaluate import evaluate
 from .evaluation.intervals import over_seeds
 from .evaluation.shots import over_shots
 from .learner import Learner
-from .learners.amortised import attentive_np, cnp, tanp, tnp_d
+from .learners.amortised.cnaps import cnaps
+from .learners.amortised.neural_processes import attentive_np, cnp, tanp, tnp_d
+from .learners.amortised.prior_fitted import prior_fitted
 from .learners.baselines import fine_tune, from_scratch, nearest_centroid
-from .learners.closed_form import logistic_regression, metaoptnet, r2d2
-from .learners.context import cavia
-from .learners.feat import feat
-from .learners.film import cnaps
-from .learners.finetuned import baseline_pp, pmf
-from .learners.fold_in import fold_in
-from .learners.frn import frn
-from .learners.generating import generate
-from .learners.gradient import anil, boil, fomaml, maml, melu, reptile
-from .learners.heads import protonet
-from .learners.implicit import imaml
-from .learners.learned_rules import alfa, learned_optimizer, meta_curvature, meta_sgd
-from .learners.maml_pp import maml_pp
-from .learners.metric import matching_net, simpleshot
-from .learners.plda import plda
-from .learners.reading import dynamic_evaluation
-from .learners.relation import relation_net
-from .learners.tabular import prior_fitted
-from .learners.task_heads import proto_maml, unicorn_maml
-from .learners.transductive import laplacian_shot, transductive_fine_tune
-from .learners.warp import t_net, warp_maml
+from .learners.generate import generate
+from .learners.gradient.cavia import cavia
+from .learners.gradient.dynamic_evaluation import dynamic_evaluation
+from .learners.gradient.imaml import imaml
+from .learners.gradient.learned_optimizers import alfa, learned_optimizer, meta_curvature, meta_sgd
+from .learners.gradient.maml import anil, boil, fomaml, maml, melu, reptile
+from .learners.gradient.maml_pp import maml_pp
+from .learners.gradient.proto_maml import proto_maml, unicorn_maml
+from .learners.gradient.warp import t_net, warp_maml
+from .learners.heads.closed_form import logistic_regression, metaoptnet, r2d2
+from .learners.heads.feat import feat
+from .learners.heads.finetuned import baseline_pp, pmf
+from .learners.heads.frn import frn
+from .learners.heads.metric import matching_net, simpleshot
+from .learners.heads.plda import plda
+from .learners.heads.protonet import protonet
+from .learners.heads.relation import relation_net
+from .learners.heads.transductive import laplacian_shot, transductive_fine_tune
+from .learners.ratings.alpaca import fold_in
 from .objectives import Objective
 from .training.fit import fit
 from .training.pretrain import fit_centre, pretrain
@@ -51,6 +51,7 @@ __all__ = [
     "cnp",
     "compare",
     "cost",
+    "data",
     "dynamic_evaluation",
     "evaluate",
     "feat",
@@ -92,6 +93,7 @@ __all__ = [
     "reptile",
     "run_until",
     "simpleshot",
+    "sources",
     "t_net",
     "tanp",
     "tasks",

@@ -175,7 +175,7 @@ def test_each_learner_of_a_run_file_is_built_as_its_factory_says(kind):
     recipe = load_spec("sinusoid", ["learner={kind: " + kind + ", inner_lr: 0.01}"])
     shapes = {"inputs": [1], "targets": [1], "objective": "mse"}
     learner = build_learner(recipe, build_model(recipe, shapes, head=True), shapes)
-    task = kshot.tasks.sinusoids().task("val", 0)
+    task = kshot.sources.sinusoids().task("val", 0)
     assert learner.predict(learner.adapt(task.support), task.query.inputs).shape == (10, 1)
 
 

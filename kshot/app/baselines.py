@@ -14,13 +14,13 @@ from kshot.app.spec import BaselineName, EncoderSpec, Spec
 from kshot.evaluation.evaluate import Evaluation, Scored, evaluate
 from kshot.evaluation.target import Target
 from kshot.learner import Learner
-from kshot.learners.collaborative import GRIDS, Ratings, recommender
-from kshot.learners.heads import HeadLearner, Prototypes
+from kshot.learners.heads.protonet import HeadLearner, Prototypes
+from kshot.learners.ratings.recommenders import GRIDS, Ratings, recommender
 from kshot.models.encoder import Encoder
 from kshot.objectives import Objective
-from kshot.tasks.ratings import ratings_of
+from kshot.sources.ratings.source import ratings_of
+from kshot.tasks.read_log import during
 from kshot.tasks.source import TaskSource
-from kshot.tasks.watching import during
 from kshot.types import Split
 
 COVERED = 100  # tasks whose users are ranked the whole catalogue

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from kshot import learners, models, objectives, tasks
+from kshot import learners, models, objectives, sources, tasks
 from kshot.app.spec import (
     CausalLmSpec,
     CnapsSpec,
@@ -32,13 +32,13 @@ from kshot.app.spec import (
     Spec,
     TwoTowerSpec,
 )
+from kshot.data.text.tokenizer import RESERVED, Tokens
 from kshot.learner import Learner
 from kshot.models.encoder import Encoder
-from kshot.tasks.corpus import CorpusEncoding
-from kshot.tasks.ratings import RatingTasks
+from kshot.sources.corpus import CorpusEncoding
+from kshot.sources.ratings.source import RatingTasks
+from kshot.sources.text import TextEncoding
 from kshot.tasks.source import TaskSource
-from kshot.tasks.text import TextEncoding
-from kshot.tasks.tokens import RESERVED, Tokens
 from kshot.training.fit import seeded
 
 Shapes = dict[str, Any]
@@ -75,10 +75,10 @@ def _with_shots(named: OneSourceSpec | MixtureSpec, shots: int) -> OneSourceSpec
 def _source(named: OneSourceSpec | MixtureSpec, seed: int) -> TaskSource:
     options = named.model_dump(exclude={"kind"})
     if isinstance(named, EpisodesSpec):
-        return tasks.episodes(**options)
+        return sources.episodes(**options)
     if isinstance(named, FromHfSpec):
         make, inner = getattr(tasks, named.tasks.kind), named.tasks.model_dump(exclude={"kind", "path"})
-        return tasks.from_hf(named.path, make, parts=named.parts, columns=named.columns, **inner, seed=seed)
+        return sources.from_hf(named.path, make, parts=named.parts, columns=named.columns, **inner, seed=seed)
     if isinstance(named, MixtureSpec):
         options["sources"] = {name: _source(inner, seed) for name, inner in named.sources.items()}
     return getattr(tasks, named.kind)(**options, seed=seed)

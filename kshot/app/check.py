@@ -18,20 +18,20 @@ from rich.table import Table
 
 from kshot.app.build import build_source
 from kshot.app.spec import Spec
-from kshot.evaluation.examples import Example, classification_examples
-from kshot.evaluation.look import BLUE, MUTED, ORANGE, canvas, quiet
+from kshot.checking.check import Checked, Sizes, check
+from kshot.checking.duplicates import content_hashes
 from kshot.evaluation.per_task import write
-from kshot.evaluation.report import picture, render, to_json
-from kshot.tasks.checking import Checked, Sizes, check
-from kshot.tasks.content import content_hashes
-from kshot.tasks.corpus import Corpus, CorpusEncoding
-from kshot.tasks.encoding import Encoding
+from kshot.evaluation.report.report import picture, render, to_json
+from kshot.evaluation.report.style import BLUE, MUTED, ORANGE, canvas, quiet
+from kshot.evaluation.report.task_pictures import Example, classification_examples
+from kshot.sources.corpus import Corpus, CorpusEncoding
+from kshot.sources.series import SeriesTasks
+from kshot.sources.table import TableEncoding
+from kshot.sources.text import TextTasks
 from kshot.tasks.mixture import Mixture
-from kshot.tasks.pools import plural
-from kshot.tasks.series import SeriesTasks
+from kshot.tasks.pool import plural
+from kshot.tasks.preprocessor import Encoding
 from kshot.tasks.source import TaskSource
-from kshot.tasks.tables import TableEncoding
-from kshot.tasks.text import TextTasks
 from kshot.types import SPLITS, Batch, Split, Task, tree_leaves
 
 if TYPE_CHECKING:

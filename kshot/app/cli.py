@@ -218,7 +218,7 @@ def recipes() -> None:
 @data.command("list")
 def data_list() -> None:
     """List the known data sets and where they were found."""
-    from kshot.tasks import library
+    from kshot.data import library
 
     rows = library.known()
     width = max(len(row.name) for row in rows)
@@ -246,7 +246,7 @@ def data_add(
     from rich.console import Console
 
     from kshot.app.display import fetching
-    from kshot.tasks import library
+    from kshot.data import library
 
     try:
         with fetching(Console(stderr=True)) as progress:
@@ -275,7 +275,7 @@ def data_check(
     Of a known set by its name, only count what is in it. Exit code: 0, 1 if there is an error among the findings, 2 for
     bad input.
     """
-    from kshot.tasks import library
+    from kshot.data import library
 
     if not set_ and not json and not html and name in [row.name for row in library.known()]:
         counts = library.check(name)

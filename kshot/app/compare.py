@@ -14,11 +14,11 @@ from rich.console import Console
 from rich.table import Table
 
 from kshot.evaluation.compare import Board, Line, compare
-from kshot.evaluation.figures import board_chart
 from kshot.evaluation.intervals import Interval
 from kshot.evaluation.per_task import write
-from kshot.evaluation.report import picture, render, scaled
-from kshot.evaluation.verdict import over, written
+from kshot.evaluation.report.charts import board_chart
+from kshot.evaluation.report.report import picture, render, scaled
+from kshot.evaluation.report.verdict import over, written
 
 APART = "Figures on other episodes do not compare, and are never ranked together."
 

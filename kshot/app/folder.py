@@ -25,8 +25,8 @@ from kshot.deciding.decisions import Round, best_round
 from kshot.evaluation.per_task import TASKS
 from kshot.evaluation.target import Target
 from kshot.learner import Learner
-from kshot.tasks.corpus import CorpusEncoding
-from kshot.tasks.encoding import Encoding, from_json
+from kshot.sources.corpus import CorpusEncoding
+from kshot.tasks.preprocessor import Encoding, from_json
 from kshot.training.checkpoint import META, WEIGHTS, Checkpoints, load_checkpoint
 from kshot.types import Split
 

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kshot.tasks.decoding import SUFFIXES, decode
+from kshot.data.images.decode import SUFFIXES, decode
 from kshot.types import check_finite
 
 if TYPE_CHECKING:

@@ -19,8 +19,8 @@ import torch
 from torch import Tensor
 
 from kshot.app.folder import OpenRun, load_run
-from kshot.tasks.encoding import Support
-from kshot.tasks.rated_items import RatingEncoding
+from kshot.sources.ratings.preprocessor import RatingEncoding
+from kshot.tasks.preprocessor import Support
 from kshot.types import Batch, Tree, tree_map
 
 KNOWN_BY_MANY = 100  # items that a new user may be asked about: those with the most ratings, which they may know

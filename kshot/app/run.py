@@ -18,23 +18,23 @@ from torch import nn
 from kshot.app.baselines import names_of
 from kshot.app.build import build_learner, build_model, build_source, device_of, has_head, shapes_of
 from kshot.app.display import Display
+from kshot.app.final_evaluation import Tested, carry_out, draw, entries, protocol
 from kshot.app.folder import RunFolder, noted_reads
 from kshot.app.spec import Spec
-from kshot.app.testing import Tested, carry_out, draw, entries, protocol
 from kshot.deciding.decisions import plain
 from kshot.deciding.experience import Experience
 from kshot.deciding.loop import Run, run_until
 from kshot.deciding.policies import Budget
-from kshot.evaluation import figures
 from kshot.evaluation.per_task import write_tasks
-from kshot.evaluation.report import to_json, write_report
+from kshot.evaluation.report import charts
+from kshot.evaluation.report.report import to_json, write_report
+from kshot.evaluation.report.verdict import best_baseline
 from kshot.evaluation.target import Target
-from kshot.evaluation.verdict import best_baseline
 from kshot.learner import Learner
-from kshot.learners.heads import HeadLearner
-from kshot.learners.metric import Measured
+from kshot.learners.heads.metric import Measured
+from kshot.learners.heads.protonet import HeadLearner
+from kshot.tasks.read_log import during, watched
 from kshot.tasks.source import TaskSource
-from kshot.tasks.watching import during, watched
 from kshot.training.checkpoint import Checkpoints
 from kshot.training.fit import OuterLoop, Progress, Settings
 from kshot.training.pretrain import finish, fit_centre, pretraining
@@ -210,8 +210,8 @@ def _figures(
 ) -> dict[str, Figure]:
     best = best_baseline(report["baselines"], report["metric"], report["higher_is_better"])
     drawn = {
-        "rounds": figures.rounds_chart(report["rounds"], report["target"], baseline=best),
-        "learning_curve": figures.learning_curve(experience.events),
+        "rounds": charts.rounds_chart(report["rounds"], report["target"], baseline=best),
+        "learning_curve": charts.learning_curve(experience.events),
     }
     return drawn | (draw(report, tested, spec, learner) if tested else {})
 

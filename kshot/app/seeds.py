@@ -11,11 +11,11 @@ from rich.console import Console
 from kshot.app.folder import RunFolder, read_spec
 from kshot.app.run import environment, run
 from kshot.app.spec import Spec
-from kshot.evaluation import figures
 from kshot.evaluation.compare import differences, pooled, read_report
 from kshot.evaluation.per_task import Scores, read_tasks
-from kshot.evaluation.report import to_json, write_report
-from kshot.evaluation.verdict import best_baseline
+from kshot.evaluation.report import charts
+from kshot.evaluation.report.report import to_json, write_report
+from kshot.evaluation.report.verdict import best_baseline
 
 
 def parse_seeds(text: str) -> list[int]:
@@ -123,7 +123,7 @@ def _audits(seeds: list[int], reports: list[dict[str, Any]]) -> list[dict[str, A
 def _figures(report: dict[str, Any], spec: Spec) -> dict[str, Any]:
     if not report["test"] or not best_baseline(report["baselines"], report["metric"], report["higher_is_better"]):
         return {}
-    chart = figures.baselines_chart(
+    chart = charts.baselines_chart(
         report["test"],
         report["baselines"],
         report["metric"],

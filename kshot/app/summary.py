@@ -8,8 +8,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from kshot.evaluation.report import cost_lines, rejection_lines
-from kshot.evaluation.verdict import difference_to, failed, over, read, verdict, written
+from kshot.evaluation.report.report import cost_lines, rejection_lines
+from kshot.evaluation.report.verdict import difference_to, failed, over, read, verdict, written
 
 
 def print_summary(report: dict[str, Any], out: Path | None) -> None:

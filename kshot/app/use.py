@@ -17,21 +17,21 @@ from torch import Tensor
 from kshot import objectives
 from kshot.app.build import Shapes, build_model, build_source, device_of, has_head
 from kshot.app.display import Display
+from kshot.app.final_evaluation import carry_out, draw, entries
 from kshot.app.folder import OpenRun, RunFolder, load_run
 from kshot.app.inputs import read_images, read_table, support_images, support_table
 from kshot.app.run import environment, pretrained_model
 from kshot.app.spec import Spec
 from kshot.app.summary import print_summary
-from kshot.app.testing import carry_out, draw, entries
+from kshot.data.text.vocabulary import UNKNOWN
 from kshot.evaluation.per_task import TASKS, write_tasks
 from kshot.evaluation.rejection import OUTSIDE, novelty
-from kshot.evaluation.report import to_json, write_report
+from kshot.evaluation.report.report import to_json, write_report
 from kshot.evaluation.target import Target
-from kshot.learners.generating import generate
-from kshot.learners.heads import HeadLearner
-from kshot.tasks.corpus import CorpusEncoding
-from kshot.tasks.vocabulary import UNKNOWN
-from kshot.tasks.watching import watched
+from kshot.learners.generate import generate
+from kshot.learners.heads.protonet import HeadLearner
+from kshot.sources.corpus import CorpusEncoding
+from kshot.tasks.read_log import watched
 from kshot.training.checkpoint import load_state, save_state
 from kshot.types import Batch, Tree, to, tree_map
 

@@ -14,8 +14,8 @@ from kshot.deciding.policies import Budget, rules
 from kshot.evaluation.evaluate import Scored, evaluate
 from kshot.evaluation.target import Target
 from kshot.learner import Learner
+from kshot.tasks.read_log import during
 from kshot.tasks.source import TaskSource
-from kshot.tasks.watching import during
 from kshot.training.checkpoint import Checkpoints, load_checkpoint
 from kshot.training.fit import Diverged, OuterLoop, Progress, Schedule, Settings, meta_training
 from kshot.training.step import Mode
@@ -107,7 +107,7 @@ def run_until(
     Example:
         >>> import kshot
         >>> learner = kshot.maml(kshot.models.mlp(1, 1), inner_lr=0.01, objective=kshot.objectives.mse)
-        >>> run = run_until(learner, kshot.tasks.sinusoids(), "mse <= 100", steps_per_round=2, val_tasks=4)
+        >>> run = run_until(learner, kshot.sources.sinusoids(), "mse <= 100", steps_per_round=2, val_tasks=4)
         >>> run.outcome
         <Outcome.TARGET_MET: ...>
     """

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from kshot.evaluation.intervals import LEVEL, Difference, OverSeeds, difference, holm, over_seeds
 from kshot.evaluation.per_task import TASKS, PerTask, read_tasks
-from kshot.evaluation.verdict import Figures, read
+from kshot.evaluation.report.verdict import Figures, read
 
 
 def paired_difference(
@@ -31,7 +31,7 @@ def paired_difference(
         ValueError: they were scored on other episodes; one may have more tasks, if all of the other are its first.
 
     Example:
-        >>> source = kshot.tasks.sinusoids()
+        >>> source = kshot.sources.sinusoids()
         >>> mean = kshot.learners.SupportMean(source.objective)
         >>> scratch = kshot.from_scratch(kshot.models.mlp(1, 1), inner_lr=0.05, objective=source.objective)
         >>> ours, theirs = (kshot.evaluate(learner, source, tasks=20) for learner in (scratch, mean))

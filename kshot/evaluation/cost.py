@@ -41,7 +41,7 @@ def cost(learner: Learner, task: Task) -> Cost:
         task: on any device; it is moved to the learner's.
 
     Example:
-        >>> from kshot.learners.gradient import maml
+        >>> from kshot.learners.gradient.maml import maml
         >>> from kshot.objectives import mse
         >>> from kshot.types import Batch
         >>> batch = Batch.of(torch.ones(10, 3), torch.ones(10, 1))

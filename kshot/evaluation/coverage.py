@@ -9,7 +9,7 @@ from torch import Tensor
 
 from kshot import ranking
 from kshot.learner import Learner
-from kshot.tasks.ratings import RatingTasks
+from kshot.sources.ratings.source import RatingTasks
 from kshot.types import Task, Tree, to, tree_map
 
 TOP = 10

@@ -13,15 +13,15 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from kshot.evaluation.audit import FEW, UntrustedFigure, failures, fingerprint, run_audits
+from kshot.evaluation.audit.findings import Audit, Evidence
+from kshot.evaluation.audit.run import FEW, UntrustedFigure, failures, fingerprint, run_audits
 from kshot.evaluation.calibration import Calibrating, Calibration
 from kshot.evaluation.coverage import Coverage, Covering
-from kshot.evaluation.findings import Audit, Evidence
 from kshot.evaluation.intervals import Interval, interval
 from kshot.learner import Learner
-from kshot.tasks.ratings import ratings_of
+from kshot.sources.ratings.source import ratings_of
+from kshot.tasks.read_log import EVALUATION, during
 from kshot.tasks.source import TaskSource, hash_into, short_hash
-from kshot.tasks.watching import EVALUATION, during
 from kshot.training.fit import seeded
 from kshot.types import Split, Task, Tree, to, unstack
 
@@ -129,8 +129,8 @@ def evaluate(
         episodes_sha256: the hash that the episodes must have, or its beginning, at least 8 digits. They are drawn and
             hashed before anything is scored.
         observe: called with each task as soon as it is scored.
-        audit: whether to look for what would make the figures worthless (see `kshot.evaluation.audit`), on some of the
-            tasks. An audit that fails makes `Evaluation.trusted` False and warns with `UntrustedFigure`.
+        audit: whether to look for what would make the figures worthless (see `kshot.evaluation.audit.run`), on some of
+            the tasks. An audit that fails makes `Evaluation.trusted` False and warns with `UntrustedFigure`.
         coverage: of how many of the first tasks the users are ranked the whole catalogue, where tasks rate items.
         checkpoint: the folder of the checkpoint that the learner was loaded from, for the audit to compare.
 
@@ -141,10 +141,10 @@ def evaluate(
         ValueError: fewer than one task; other episodes than those that were asked for.
 
     Example:
-        >>> from kshot.learners.gradient import maml
+        >>> from kshot.learners.gradient.maml import maml
         >>> from kshot.models.backbones import mlp
         >>> from kshot.objectives import mse
-        >>> from kshot.tasks.synthetic import sinusoids
+        >>> from kshot.sources.functions import sinusoids
         >>> result = evaluate(maml(mlp(1, 1), inner_lr=0.01, objective=mse), sinusoids(), tasks=4)
         >>> result.metrics["mse"].tasks
         4

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from kshot.evaluation.intervals import Interval, interval
 from kshot.learner import Learner
+from kshot.tasks.read_log import EVALUATION, during
 from kshot.tasks.source import TaskSource
-from kshot.tasks.watching import EVALUATION, during
 from kshot.types import Split, to
 
 Score = Literal["energy", "nearest", "probability"]
@@ -150,7 +150,7 @@ def rejection(
 
     Args:
         learner: for classes.
-        source: that has what is out of scope, such as `kshot.tasks.text(…, outside="oos")`.
+        source: that has what is out of scope, such as `kshot.sources.text(…, outside="oos")`.
         threshold: of `calibrated`, by the same score.
         score, false_rejection: as for `calibrated`.
         split: where the tasks are from.

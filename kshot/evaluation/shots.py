@@ -28,7 +28,7 @@ class FewerShots(TaskSource):
     shorter one. The queries are all there. A support that held less ends in rows of weight 0.
 
     Example:
-        >>> FewerShots(kshot.tasks.sinusoids(shots=10), 3).task("test", 0).support.weight
+        >>> FewerShots(kshot.sources.sinusoids(shots=10), 3).task("test", 0).support.weight
         tensor([1., 1., 1.])
     """
 
@@ -72,7 +72,7 @@ def over_shots(
         ValueError: fewer than one shot, or one task.
 
     Example:
-        >>> source = kshot.tasks.sinusoids(shots=10)
+        >>> source = kshot.sources.sinusoids(shots=10)
         >>> mean = kshot.learners.SupportMean(source.objective)
         >>> few, many = over_shots(mean, source, [1, 10], tasks=50)
         >>> few.metrics["mse"].mean > many.metrics["mse"].mean

@@ -1,25 +1,25 @@
-from kshot.learners.amortised import attentive_np, cnp, tanp, tnp_d
+from kshot.learners.amortised.cnaps import Mahalanobis, cnaps
+from kshot.learners.amortised.neural_processes import attentive_np, cnp, tanp, tnp_d
+from kshot.learners.amortised.prior_fitted import prior_fitted
 from kshot.learners.baselines import SupportMean, fine_tune, from_scratch, nearest_centroid
-from kshot.learners.closed_form import logistic_regression, metaoptnet, r2d2
-from kshot.learners.context import cavia
-from kshot.learners.feat import feat
-from kshot.learners.film import Mahalanobis, cnaps
-from kshot.learners.finetuned import baseline_pp, pmf
-from kshot.learners.fold_in import fold_in
-from kshot.learners.frn import frn
-from kshot.learners.gradient import GradientLearner, anil, boil, fomaml, maml, melu, reptile
-from kshot.learners.heads import HeadLearner, protonet
-from kshot.learners.implicit import imaml
-from kshot.learners.learned_rules import alfa, learned_optimizer, meta_curvature, meta_sgd
-from kshot.learners.maml_pp import maml_pp
-from kshot.learners.metric import matching_net, simpleshot
-from kshot.learners.plda import plda
-from kshot.learners.reading import dynamic_evaluation
-from kshot.learners.relation import relation_net
-from kshot.learners.tabular import prior_fitted
-from kshot.learners.task_heads import proto_maml, unicorn_maml
-from kshot.learners.transductive import laplacian_shot, transductive_fine_tune
-from kshot.learners.warp import t_net, warp_maml, with_warps
+from kshot.learners.gradient.cavia import cavia
+from kshot.learners.gradient.dynamic_evaluation import dynamic_evaluation
+from kshot.learners.gradient.imaml import imaml
+from kshot.learners.gradient.learned_optimizers import alfa, learned_optimizer, meta_curvature, meta_sgd
+from kshot.learners.gradient.maml import GradientLearner, anil, boil, fomaml, maml, melu, reptile
+from kshot.learners.gradient.maml_pp import maml_pp
+from kshot.learners.gradient.proto_maml import proto_maml, unicorn_maml
+from kshot.learners.gradient.warp import t_net, warp_maml, with_warps
+from kshot.learners.heads.closed_form import logistic_regression, metaoptnet, r2d2
+from kshot.learners.heads.feat import feat
+from kshot.learners.heads.finetuned import baseline_pp, pmf
+from kshot.learners.heads.frn import frn
+from kshot.learners.heads.metric import matching_net, simpleshot
+from kshot.learners.heads.plda import plda
+from kshot.learners.heads.protonet import HeadLearner, protonet
+from kshot.learners.heads.relation import relation_net
+from kshot.learners.heads.transductive import laplacian_shot, transductive_fine_tune
+from kshot.learners.ratings.alpaca import fold_in
 
 __all__ = [
     "GradientLearner",

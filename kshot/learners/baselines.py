@@ -15,8 +15,8 @@ from kshot.inner.functional import BatchNorm
 from kshot.inner.rules import SGD
 from kshot.inner.solvers import FirstOrder
 from kshot.learner import Learner
-from kshot.learners.gradient import GradientLearner, Rule, rule_of
-from kshot.learners.heads import HeadLearner, Prototypes
+from kshot.learners.gradient.maml import GradientLearner, Rule, rule_of
+from kshot.learners.heads.protonet import HeadLearner, Prototypes
 from kshot.objectives import Objective
 from kshot.types import Batch, Tree, tree_leaves
 

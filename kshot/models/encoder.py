@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
+from kshot.data.text.sentence_encoder import BATCH, Pooled, SentenceEncoder
 from kshot.models.pretrained import Pretrained
-from kshot.tasks.encoders import BATCH, Pooled, SentenceEncoder
 
 Tune = Literal["head", "full", "lora"]
 """What of an encoder learns and adapts: its head alone, all of its weights, or adapters of low rank beside them."""
@@ -93,13 +93,14 @@ def _watched(ids: Tensor) -> bool:
 def encoder(
     name: str, outputs: int | None = None, *, tune: Tune = "lora", layers: int | None = None, rank: int = 8
 ) -> Encoder:
-    r"""A pretrained encoder as a base model, for tasks of `kshot.tasks.text(…, features="tokens")`.
+    r"""A pretrained encoder as a base model, for tasks of `kshot.sources.text(…, features="tokens")`.
 
     With `tune="lora"` each weight $W$ of the attention's queries and values becomes $W + 2 B A$. $A$ (r, D) and
     $B$ (D, r), which starts at 0, alone learn and adapt, besides the head.
 
     Args:
-        name: a folder, `package:NAME` or a name of the Hugging Face hub, as in `kshot.tasks.encoders.SentenceEncoder`.
+        name: a folder, `package:NAME` or a name of the Hugging Face hub, as in
+            `kshot.data.text.sentence_encoder.SentenceEncoder`.
         outputs: of a linear head on the pooled features; None gives the features.
         tune: "head", "full" or "lora". What does not learn has `requires_grad=False`: it neither adapts nor learns.
         layers: only the last so many layers are tuned; by default all.

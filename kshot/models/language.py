@@ -45,7 +45,7 @@ class LanguageModel(nn.Module):
         if symbols.is_floating_point():
             raise ValueError(
                 f"a language model reads the numbers of symbols, int64 (n, length), got {symbols.dtype} "
-                f"{tuple(symbols.shape)}; kshot.tasks.corpus gives them"
+                f"{tuple(symbols.shape)}; kshot.sources.corpus gives them"
             )
         return self.dropout(self.embedding(symbols))
 
@@ -214,7 +214,7 @@ def causal_lm(folder: Path | str, *, rank: int | None = 8, reserved: int = 0) ->
     Args:
         folder: with `config.json` and safetensors.
         rank: r; None adapts all weights.
-        reserved: how many symbols come before the model's own tokens: the 2 of `kshot.tasks.corpus` with
+        reserved: how many symbols come before the model's own tokens: the 2 of `kshot.sources.corpus` with
             `unit="tokens"`, padding and the unknown, which are not attended to and never predicted.
 
     Returns:

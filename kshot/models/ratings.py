@@ -145,7 +145,7 @@ def rating_mlp(
     embedding: int = 16,
     hidden: Sequence[int] = (64, 32),
 ) -> RatingMlp:
-    """A perceptron over what `kshot.tasks.ratings` gives: item (n,) and features (n, F) to (n, outputs).
+    """A perceptron over what `kshot.sources.ratings.source` gives: item (n,) and features (n, F) to (n, outputs).
 
     Args:
         items: how many items have an embedding of their own; number 0, for items not trained on, has one more.

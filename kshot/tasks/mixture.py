@@ -33,7 +33,7 @@ class Mixture(TaskSource):
             objectives or shapes differ.
 
     Example:
-        >>> from kshot.tasks.synthetic import sinusoids
+        >>> from kshot.sources.functions import sinusoids
         >>> both = mixture({"dense": sinusoids(shots=10), "other": sinusoids(shots=10, seed=1)}, weights={"dense": 3})
         >>> both.describe()["share"]
         {'train': {'dense': 0.75, 'other': 0.25}, ...}

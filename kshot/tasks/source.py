@@ -15,8 +15,8 @@ from kshot.objectives import Objective
 from kshot.types import SPLITS, Batch, Split, Task, Tree, tree_leaves, tree_map
 
 if TYPE_CHECKING:
-    from kshot.tasks.corpus import CorpusEncoding
-    from kshot.tasks.encoding import Encoding
+    from kshot.sources.corpus import CorpusEncoding
+    from kshot.tasks.preprocessor import Encoding
 
 
 class TaskSource(ABC):

@@ -17,9 +17,9 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from kshot.tasks import library
-from kshot.tasks.pools import plural
-from kshot.tasks.published import PUBLISHED, read_lists
+from kshot.data import library
+from kshot.data.library.published_splits import PUBLISHED, read_lists
+from kshot.tasks.pool import plural
 from kshot.types import SPLITS, Split
 
 FORMS = {
@@ -229,9 +229,9 @@ def by_list(
 
     Args:
         names: the classes of the data.
-        which: one of `kshot.tasks.published.PUBLISHED`.
-        folder: holds its files train, val and test (see `kshot.tasks.published.read_lists`); by default the one in the
-            data set fewshot_image_splits of the library.
+        which: one of `kshot.data.library.published_splits.PUBLISHED`.
+        folder: holds its files train, val and test (see `published_splits.read_lists`); by default that of the data set
+            fewshot_image_splits of the library.
         domains: the domain of each class, for lists of domains.
 
     Raises:

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from kshot.learner import Learner, advance
+from kshot.tasks.read_log import during
 from kshot.tasks.source import TaskSource
-from kshot.tasks.watching import during
 from kshot.training.checkpoint import load_checkpoint, save_checkpoint
 from kshot.training.step import MetaGradient, Mode
 from kshot.types import to
@@ -260,10 +260,10 @@ def fit(
         Diverged: a loss that is not finite.
 
     Example:
-        >>> from kshot.learners.gradient import maml
+        >>> from kshot.learners.gradient.maml import maml
         >>> from kshot.models.backbones import mlp
         >>> from kshot.objectives import mse
-        >>> from kshot.tasks.synthetic import sinusoids
+        >>> from kshot.sources.functions import sinusoids
         >>> learner = maml(mlp(1, 1), inner_lr=0.01, objective=mse)
         >>> losses = fit(learner, sinusoids(), steps=3, mode="vmap")
         >>> len(losses)

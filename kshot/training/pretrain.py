@@ -11,10 +11,10 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from kshot.learners.heads import HeadLearner, cosine
-from kshot.learners.metric import Measured
+from kshot.learners.heads.metric import Measured
+from kshot.learners.heads.protonet import HeadLearner, cosine
+from kshot.tasks.read_log import during
 from kshot.tasks.source import TaskSource
-from kshot.tasks.watching import during
 from kshot.training.fit import OuterLoop, Progress, Settings, first_task, seeded
 from kshot.types import Batch, Tree, to, tree_map
 
@@ -251,7 +251,7 @@ def pretrain(
 
     Example:
         >>> from kshot.models.backbones import mlp
-        >>> from kshot.tasks.synthetic import sinusoids
+        >>> from kshot.sources.functions import sinusoids
         >>> len(pretrain(mlp(1, 1), sinusoids(), steps=2, batch=40))
         2
 
@@ -302,7 +302,7 @@ def fit_centre(learner: HeadLearner, source: TaskSource, *, batches: int | None 
 
     Example:
         >>> learner = kshot.simpleshot(nn.Flatten(), features=1)
-        >>> fit_centre(learner, kshot.tasks.sinusoids())
+        >>> fit_centre(learner, kshot.sources.sinusoids())
         >>> learner.head.centre.shape
         torch.Size([1])
     """

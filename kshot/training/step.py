@@ -80,7 +80,7 @@ class MetaGradient:
     Example:
         >>> learner = kshot.maml(torch.nn.Linear(1, 1), inner_lr=0.01, objective=kshot.objectives.mse)
         >>> gradient = MetaGradient(learner, "vmap")
-        >>> loss = gradient(kshot.tasks.sinusoids().stack("train", range(4)))
+        >>> loss = gradient(kshot.sources.sinusoids().stack("train", range(4)))
         >>> learner.model.weight.grad.shape
         torch.Size([1, 1])
     """

@@ -1,0 +1,327 @@
+"""Pictures of single tasks: what a learner was shown, what it was asked, and what it made of it.
+
+Shape legend: n examples, C channels, H height, W width.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from kshot.evaluation.report.style import BLUE, FAINT, GREEN, INK, MUTED, RED, WIDTH, canvas, quiet
+from kshot.learners.gradient.maml import GradientLearner
+from kshot.objectives import gaussian
+from kshot.types import Batch, Task, Tree, to
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+COLUMNS = 14  # images across the figure
+PITCH = 1.36  # from one line of query images to the next, in images; the mark stands between
+CLASSES, SUPPORT_ROWS, QUERY_ROWS = 10, 2, 3  # at most shown of a task
+
+
+class Example(NamedTuple):
+    """A task and what a learner predicted for its query: logits (n, ways), or None where nobody was asked."""
+
+    task: Task
+    prediction: Tensor | None
+
+
+def classification_examples(tasks: Sequence[Example]) -> Figure:
+    """Image tasks with the answers: a column is a class, its support images above, its query images below.
+
+    A query image has a green frame and ✓ where it was classified rightly, else a red one and ✗ with the number of the
+    class it was taken for; it is drawn plainly where there is no prediction. The first images are shown, not chosen
+    ones; the count of right answers is over all.
+
+    Args:
+        tasks: images (n, C, H, W) in 0 … 1, C = 1 or 3, with one-hot targets.
+
+    Raises:
+        ValueError: no tasks, or inputs that are no such images.
+
+    Example:
+        >>> images, labels = torch.rand(4, 1, 8, 8), torch.tensor([0, 1, 0, 1])
+        >>> batch = Batch.of(images, labels, ways=2)
+        >>> figure = classification_examples([Example(Task(batch, batch), batch.targets)])
+        >>> len(figure.axes[0].images)
+        8
+    """
+    if not tasks:
+        raise ValueError("there are no example tasks to draw")
+    for example in tasks:
+        for batch in example.task:
+            if batch.inputs.ndim != 4 or batch.inputs.shape[1] not in (1, 3):
+                raise ValueError(f"images must be (n, 1 or 3, H, W), got {tuple(batch.inputs.shape)}")
+    ways = min(max(example.task.query.targets.shape[1] for example in tasks), CLASSES)
+    across = min(max(1, COLUMNS // (ways + 1)), len(tasks))
+    down = math.ceil(len(tasks) / across)
+    support = max(_rows(example.task.support, SUPPORT_ROWS) for example in tasks)
+    lines = support + 0.2 + PITCH * max(_rows(example.task.query, QUERY_ROWS) for example in tasks)
+    cell = min((WIDTH - 0.5) / (across * (ways + 0.9)), 0.75)  # inches
+    figure = canvas(down * (cell * (lines + 0.4) + 0.4))
+    grid = figure.subplots(down, across, squeeze=False).flat
+    for number, axes in enumerate(grid, 1):
+        axes.set_axis_off()
+        axes.set_aspect("equal")
+        if number <= len(tasks):
+            _draw_task(axes, tasks[number - 1], f"task {number}")
+        axes.set_xlim(-0.75, ways)
+        axes.set_ylim(lines, -0.4)
+    return figure
+
+
+def regression_examples(learner: GradientLearner, tasks: Sequence[Task], *, steps: Sequence[int] = (0, 1, 5)) -> Figure:
+    """One-dimensional tasks before and after a few gradient steps: the points shown, the truth, the predictions.
+
+    Args:
+        learner: adapts with `adapt(support, steps=…)`; used in evaluation mode, and left as it was.
+        tasks: two or three; inputs and targets (n, 1). The curves go through the query points: give many of them.
+        steps: numbers of inner steps to draw.
+
+    Raises:
+        ValueError: no tasks, or tasks that are not one-dimensional.
+
+    Example:
+        >>> from kshot.learners.gradient.maml import maml
+        >>> from kshot.models.backbones import mlp
+        >>> from kshot.objectives import mse
+        >>> from kshot.sources.functions import sinusoids
+        >>> learner, source = maml(mlp(1, 1), inner_lr=0.01, objective=mse), sinusoids(queries=50)
+        >>> figure = regression_examples(learner, [source.task("test", 0), source.task("test", 1)])
+        >>> len(figure.axes)
+        2
+    """
+    _check_one_dimensional(tasks)
+    figure = canvas(3.3)
+    panels = figure.subplots(1, len(tasks), sharey=True, squeeze=False)[0]
+    was_training = learner.training
+    learner.eval()
+    try:
+        for number, (axes, task) in enumerate(zip(panels, tasks), 1):
+            quiet(axes, f"task {number}")
+            _draw_curves(axes, learner, task, steps)
+    finally:
+        learner.train(was_training)
+    return figure
+
+
+def predictive_bands(tasks: Sequence[Task], predictions: Mapping[str, Sequence[Tree]]) -> Figure:
+    """One-dimensional tasks, a column each, and what each learner, a row each, says of them: mean and 95 % band.
+
+    The points shown are dark, those asked for pale; above each panel stands the log-likelihood of the latter, in nats a
+    point.
+
+    Args:
+        tasks: inputs and targets (n, 1). The bands go through the query points: give many of them.
+        predictions: learner -> {"mean": (m, 1), "std": (m, 1)} for each task's query.
+
+    Raises:
+        ValueError: no tasks, or tasks that are not one-dimensional.
+
+    Example:
+        >>> from kshot.sources.functions import gaussian_processes
+        >>> source = gaussian_processes()
+        >>> known = [source.posterior("test", index) for index in range(2)]
+        >>> len(predictive_bands([source.task("test", index) for index in range(2)], {"posterior": known}).axes)
+        2
+    """
+    _check_one_dimensional(tasks)
+    figure = canvas(0.3 + 1.9 * len(predictions))
+    panels = figure.subplots(len(predictions), len(tasks), sharex="col", sharey="col", squeeze=False)
+    for line, (name, own) in zip(panels, predictions.items()):
+        for number, (axes, task, prediction) in enumerate(zip(line, tasks, own), 1):
+            likelihood = float(gaussian.metrics(prediction, task.query)["log_likelihood"])
+            quiet(axes, f"{name}, task {number}: {likelihood:.2f}")
+            _draw_band(axes, task, prediction)
+    return figure
+
+
+class Completion(NamedTuple):
+    """An image, and what was made of a few of its pixels: (C, H, W) all but `known`, (H, W), which are True there."""
+
+    image: Tensor
+    known: Tensor
+    mean: Tensor
+    std: Tensor
+
+
+def completions(columns: Sequence[Sequence[Completion]]) -> Figure:
+    """Images completed from more and more pixels: a column is an image, drawn whole at the top.
+
+    Below it stand, for each number of pixels, those shown, on blue where nothing is known; the mean that was predicted
+    for every pixel; and where the prediction is unsure, bright for a large standard deviation.
+
+    Args:
+        columns: for each image its completions, in each column as many, of the same numbers of pixels.
+
+    Raises:
+        ValueError: no images, or columns of different lengths.
+
+    Example:
+        >>> known, image = torch.rand(8, 8) < 0.3, torch.rand(1, 8, 8)
+        >>> figure = completions([[Completion(image, known, image, torch.rand(1, 8, 8))]])
+        >>> len(figure.axes[0].images)
+        4
+    """
+    lengths = {len(column) for column in columns}
+    if len(lengths) != 1 or 0 in lengths:
+        raise ValueError(f"completions needs images with one number of completions each, got {sorted(lengths)}")
+    (rows,) = lengths
+    tall = 1.25 + 3.25 * rows
+    cell = min((WIDTH - 0.2) / (len(columns) + 1.6), 1.0)  # inches
+    figure = canvas(cell * tall + 0.15)
+    axes = figure.subplots()
+    axes.set_axis_off()
+    axes.set_aspect("equal")
+    side: dict[str, Any] = {"ha": "right", "va": "center", "fontsize": 8.5, "color": MUTED}
+    axes.text(-0.15, 0.46, "the image", **side)
+    for row, example in enumerate(columns[0]):
+        top = 1.25 + 3.25 * row
+        count = int(example.known.sum())
+        axes.text(-0.15, top + 0.46, f"{count} pixels\nshown", **side | {"color": INK})
+        axes.text(-0.15, top + 1.46, "completed", **side)
+        axes.text(-0.15, top + 2.46, "unsure", **side)
+    for x, column in enumerate(columns):
+        _draw_image(axes, column[0].image, x, 0)
+        for row, example in enumerate(column):
+            top = 1.25 + 3.25 * row
+            shown = example.image.detach().cpu().expand(3, -1, -1)
+            ground = torch.tensor(UNKNOWN)[:, None, None].expand_as(shown)
+            _draw_image(axes, torch.where(example.known, shown, ground), x, top)
+            _draw_image(axes, example.mean, x, top + 1)
+            _draw_image(axes, example.std.mean(0, keepdim=True) / MOST_UNSURE, x, top + 2)
+    axes.set_xlim(-1.6, len(columns))
+    axes.set_ylim(tall, -0.05)
+    return figure
+
+
+UNKNOWN = (0.24, 0.36, 0.52)  # the colour of what is not shown: neither ink nor paper
+MOST_UNSURE = 0.5  # the standard deviation of a fair coin between black and white
+
+
+def _draw_band(axes: Axes, task: Task, prediction: Tree) -> None:
+    (x, y), (seen_x, seen_y) = _points(task.query), _points(task.support)
+    order, keep = x.argsort(), task.query.weight > 0
+    mean, std = (prediction[name][keep, 0].detach().cpu()[order] for name in ("mean", "std"))
+    x, y = x[order], y[order]
+    axes.fill_between(x, mean - 1.96 * std, mean + 1.96 * std, color=BLUE, alpha=0.22, linewidth=0, gid="band")
+    axes.plot(x, mean, color=BLUE, linewidth=1.5, gid="mean")
+    axes.plot(x, y, "o", color=MUTED, alpha=0.45, markersize=2.2, markeredgewidth=0, zorder=3, gid="asked")
+    axes.plot(seen_x, seen_y, "o", color=INK, markersize=4.2, zorder=4, gid="shown")
+    span = float(y.max() - y.min())
+    axes.set_ylim(float(y.min()) - 0.35 * span, float(y.max()) + 0.35 * span)
+
+
+def _points(batch: Batch) -> tuple[Tensor, Tensor]:
+    keep = batch.weight > 0
+    return batch.inputs[keep, 0].cpu(), batch.targets[keep, 0].cpu()
+
+
+def _check_one_dimensional(tasks: Sequence[Task]) -> None:
+    if not tasks:
+        raise ValueError("there are no example tasks to draw")
+    for task in tasks:
+        if any(leaf.ndim != 2 or leaf.shape[1] != 1 for batch in task for leaf in (batch.inputs, batch.targets)):
+            got = f"{tuple(task.query.inputs.shape)} and {tuple(task.query.targets.shape)}"
+            raise ValueError(f"inputs and targets must be (n, 1) to be drawn as curves, got {got}")
+
+
+def _draw_curves(axes: Axes, learner: GradientLearner, task: Task, steps: Sequence[int]) -> None:
+    device = next(learner.parameters()).device
+    keep = task.query.weight > 0
+    x, y = _points(task.query)
+    order = x.argsort()
+    axes.plot(x[order], y[order], color="#c9d0d8", linewidth=5, solid_capstyle="round", label="truth", zorder=1)
+    points = _points(task.support)
+    axes.plot(*points, "o", color=INK, markersize=5, label=f"support, {len(points[0])} points", zorder=5)
+    dashes = [(0, (1, 1.5)), (0, (4, 1.5)), "-"]
+    for rank, count in enumerate(steps):
+        with torch.no_grad():
+            state = learner.adapt(to(task.support, device), steps=count)
+            predicted = learner.predict(state, task.query.inputs.to(device)).cpu()[keep, 0]
+        error = float((predicted - y).square().mean())
+        late = rank / max(len(steps) - 1, 1)
+        style: dict[str, Any] = {"color": BLUE, "alpha": 0.5 + 0.5 * late, "linestyle": dashes[min(round(2 * late), 2)]}
+        label = f"{count} step{'s' * (count != 1)}, mse {error:.3g}"
+        axes.plot(x[order], predicted[order], **style, linewidth=1.4 + 0.6 * late, label=label, zorder=2 + late)
+    place: dict[str, Any] = {
+        "loc": "upper left",
+        "bbox_to_anchor": (0, -0.1),
+        "borderaxespad": 0.4,
+        "handlelength": 2.2,
+    }
+    axes.legend(**place, frameon=False, fontsize=9, labelcolor=INK)
+
+
+def _rows(batch: Batch, most: int) -> int:
+    """Lines of images that a batch takes: its examples of the most frequent class, up to `most`."""
+    return min(most, max(len(column) for column in _by_class(batch)))
+
+
+def _by_class(batch: Batch) -> list[list[int]]:
+    """Row numbers of each class's examples, padding left out."""
+    label, real = batch.targets.argmax(1).tolist(), (batch.weight > 0).tolist()
+    ways = min(batch.targets.shape[1], CLASSES)
+    return [[row for row, kept in enumerate(real) if kept and label[row] == way] for way in range(ways)]
+
+
+def _draw_task(axes: Axes, example: Example, name: str) -> None:
+    from matplotlib.patches import Rectangle
+
+    (support, query), ways = example.task, example.task.query.targets.shape[1]
+    more = f", first {CLASSES} of {ways} classes" if ways > CLASSES else ""
+    if example.prediction is None:
+        chosen = hit = None
+    else:
+        chosen = example.prediction.argmax(1).cpu()
+        hit = chosen == query.targets.argmax(1).cpu()
+        real = query.weight.cpu() > 0
+        name = f"{name}: {int(hit[real].sum())} of {int(real.sum())} right"
+    axes.set_title(f"{name}{more}", loc="left", fontsize=9.5, color=INK, pad=4)
+    plain: dict[str, Any] = {"fill": False, "edgecolor": FAINT, "linewidth": 0.8}
+    for way, rows in enumerate(_by_class(support)):
+        if not rows:
+            continue  # the task has fewer classes
+        axes.text(way + 0.46, -0.06, str(way + 1), ha="center", va="bottom", fontsize=9, color=MUTED)
+        for line, row in enumerate(rows[:SUPPORT_ROWS]):
+            _draw_image(axes, support.inputs[row], way, line)
+            axes.add_patch(Rectangle((way, line), 0.92, 0.92, **plain))
+    top = _rows(support, SUPPORT_ROWS)
+    side: dict[str, Any] = {"rotation": 90, "ha": "right", "va": "center", "fontsize": 8, "color": MUTED}
+    axes.text(-0.12, top / 2, "support", **side)
+    below = _rows(query, QUERY_ROWS)
+    axes.text(-0.12, top + 0.2 + (PITCH * below - 0.4) / 2, "query", **side)
+    for way, rows in enumerate(_by_class(query)):
+        for line, row in enumerate(rows[:QUERY_ROWS]):
+            y = top + 0.2 + PITCH * line
+            _draw_image(axes, query.inputs[row], way, y)
+            if hit is None or chosen is None:
+                axes.add_patch(Rectangle((way, y), 0.92, 0.92, **plain))
+                continue
+            right = bool(hit[row])
+            colour = GREEN if right else RED
+            frame: dict[str, Any] = {
+                "fill": False,
+                "edgecolor": colour,
+                "linewidth": 1.8,
+                "gid": "right" if right else "wrong",
+            }
+            axes.add_patch(Rectangle((way, y), 0.92, 0.92, **frame))
+            mark = "✓" if right else f"✗ {int(chosen[row]) + 1}"
+            axes.text(way + 0.46, y + 1.0, mark, ha="center", va="top", fontsize=8.5, color=colour)
+
+
+def _draw_image(axes: Axes, image: Tensor, x: float, y: float) -> None:
+    """An image (C, H, W) on a 0.92 × 0.92 square whose upper left corner is (x, y)."""
+    pixels = np.clip(image.detach().cpu().float().movedim(0, -1).numpy(), 0, 1)
+    box = (x, x + 0.92, y + 0.92, y)
+    grey: dict[str, Any] = {"cmap": "gray", "vmin": 0, "vmax": 1} if pixels.shape[-1] == 1 else {}
+    axes.imshow(pixels.squeeze(-1) if grey else pixels, extent=box, interpolation="nearest", **grey)

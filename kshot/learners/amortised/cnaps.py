@@ -1,0 +1,179 @@
+"""CNAPs: a network reads the support set and modulates the layers of a backbone that all tasks share.
+
+Shape legend: N support rows, M query rows, D features, C classes, P numbers of a context.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from kshot import objectives
+from kshot.inner.functional import BatchNorm, Function
+from kshot.learner import Learner
+from kshot.learners.amortised.attention import perceptron
+from kshot.learners.gradient.cavia import FiLM
+from kshot.learners.heads.protonet import Head, Prototypes
+from kshot.objectives import Objective, classes_present, only_present
+from kshot.types import Batch, Tree
+
+
+class Mahalanobis(Head):
+    r"""The mean of each class, and the distance to it under a covariance of its own, regularised:
+
+    $$ \hat y_{mc} = -\tfrac12 (f_m - \mu_c)^\top Q_c^{-1} (f_m - \mu_c), \qquad
+       Q_c = \lambda_c \Sigma_c + (1 - \lambda_c) \Sigma + \beta I, \qquad \lambda_c = \frac{n_c}{n_c + 1} $$
+
+    with the covariance $\Sigma_c$ of the class and $\Sigma$ of the whole support set, and $n_c$ the weight of the
+    class. The state is `{"prototypes": (C, D), "precision": (C, D, D), "count": (C,)}`.
+
+    Args:
+        ridge: $\beta$.
+
+    References:
+        Bateni et al.: Improved Few-Shot Visual Classification, CVPR 2020, arXiv:1912.03432.
+
+    Deviations:
+        Covariances divide by the weight of the rows, where the paper's code divides by one less, so that a class of one
+        example needs no special case: its covariance is zero.
+    """
+
+    def __init__(self, ridge: float = 1.0) -> None:
+        super().__init__()
+        if ridge <= 0:
+            raise ValueError(f"ridge must be above 0, got {ridge}")
+        self.ridge = ridge
+
+    def fit(self, feat_ND: Tensor, target_NC: Tensor, weight_N: Tensor) -> Tree:
+        share_NC = target_NC * weight_N[:, None]
+        count_C = share_NC.sum(0)
+        mean_CD = share_NC.mT @ feat_ND / count_C.clamp_min(1e-12)[:, None]
+        total = weight_N / weight_N.sum().clamp_min(1e-12)
+        off_ND = feat_ND - total @ feat_ND
+        whole_DD = off_ND.mT @ (total[:, None] * off_ND)
+        second_CDD = torch.einsum("nc,nd,ne->cde", share_NC, off_ND, off_ND) / count_C.clamp_min(1e-12)[:, None, None]
+        away_CD = mean_CD - total @ feat_ND
+        own_CDD = second_CDD - away_CD[:, :, None] * away_CD[:, None, :]
+        trust_C = (count_C / (count_C + 1))[:, None, None]
+        eye = torch.eye(feat_ND.shape[1], dtype=feat_ND.dtype, device=feat_ND.device)
+        covariance_CDD = trust_C * own_CDD + (1 - trust_C) * whole_DD + self.ridge * eye
+        covariance_CDD = torch.where((count_C > 0)[:, None, None], covariance_CDD, eye)
+        return {"prototypes": mean_CD, "precision": torch.linalg.inv(covariance_CDD), "count": count_C}
+
+    def predict(self, state: Tree, feat_MD: Tensor) -> Tensor:
+        off_MCD = feat_MD[:, None] - state["prototypes"]
+        apart_MC = torch.einsum("mcd,cde,mce->mc", off_MCD, state["precision"], off_MCD)
+        return only_present(-0.5 * apart_MC, state["count"] > 0)
+
+
+class FilmLearner(Learner):
+    r"""A backbone modulated by a context that an encoder reads from the support set; a head on its features.
+
+    The state is `{"context": (P,), "head": …, "statistics": …}`; the last is there for BatchNorm on support statistics.
+
+    Args:
+        backbone: any module that takes the task's inputs to features (n, ...), flattened to (n, D).
+        encoder: any module that takes them to codes (n, P).
+        film: qualified names of the backbone's layers to modulate.
+        context: P.
+        head: what is fitted to the features.
+        objective: what the tasks ask.
+        batchnorm: which statistics BatchNorm uses for a query, in the backbone and in the encoder.
+    """
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        encoder: nn.Module,
+        *,
+        film: Sequence[str],
+        context: int,
+        head: Head,
+        objective: Objective,
+        batchnorm: BatchNorm = "support",
+    ) -> None:
+        super().__init__(objective)
+        if not film:
+            raise ValueError("film names no layer to modulate, as in film=['body.0', 'body.4']")
+        self.backbone, self.encoder, self.head = FiLM(backbone, film, context), encoder, head
+        self.generator = perceptron(context, context, context)
+        self.function, self.codes = Function(self.backbone, batchnorm), Function(encoder, batchnorm)
+        self.transductive = self.function.transductive
+
+    def adapt(self, support: Batch) -> Tree:
+        codes = self.codes.adapting({}, support).flatten(1)
+        mean = support.weight @ codes / support.weight.sum().clamp_min(torch.finfo(codes.dtype).tiny)
+        context = self.generator(mean)
+        features, statistics = self.function.support({"context": context}, support)
+        head = self.head.fit(features.flatten(1), support.targets, support.weight)
+        state = {"context": context, "head": head, "present": classes_present(support)}
+        return state | {"statistics": statistics} if statistics else state
+
+    def predict(self, state: Tree, inputs: Tree) -> Tree:
+        features = self.function.query({"context": state["context"]}, state.get("statistics", {}), inputs)
+        return only_present(self.head.predict(state["head"], features.flatten(1)), state["present"])
+
+
+def cnaps(
+    embedding: nn.Module,
+    encoder: nn.Module,
+    *,
+    film: Sequence[str],
+    context: int,
+    head: Literal["mahalanobis", "prototypes"] | Head = "mahalanobis",
+    objective: Objective = objectives.classification,
+    batchnorm: BatchNorm = "support",
+) -> FilmLearner:
+    r"""Simple CNAPs: the support set, as one vector, says how to scale and shift the embedding's channels (FiLM).
+
+    $$ \varphi = g_\theta\Bigl(\frac{\sum_i w_i e_\theta(x_i)}{\sum_i w_i}\Bigr), \qquad
+       h_c \leftarrow (1 + \gamma_c(\varphi))\, h_c + \beta_c(\varphi), \qquad (\gamma, \beta) = W \varphi $$
+
+    Then a head is fitted in closed form to the modulated features of the support set.
+
+    Args:
+        embedding: any module: inputs (n, ...) to features (n, ...); it is not changed. The paper's is pretrained, and
+            fixed by `embedding.requires_grad_(False)`.
+        encoder: any module: inputs (n, ...) to codes (n, context).
+        film: qualified names of the embedding's layers to modulate.
+        context: P, the size of $\varphi$.
+        head: "mahalanobis" (see `Mahalanobis`), "prototypes" (class means), or a `Head`.
+        objective, batchnorm: as in `protonet`.
+
+    Returns:
+        A learner for any number of ways and shots. Adapting takes two passes, and no gradient.
+
+    Raises:
+        ValueError: no layers, or layers that the embedding lacks.
+
+    Example:
+        >>> embedding, encoder = nn.Sequential(nn.Linear(2, 4), nn.ReLU()), nn.Linear(2, 8)
+        >>> learner = cnaps(embedding, encoder, film=["0"], context=8)
+        >>> state = learner.adapt(Batch.of(torch.eye(2), torch.tensor([0, 1]), ways=2))
+        >>> state["context"].shape, state["head"]["precision"].shape
+        (torch.Size([8]), torch.Size([2, 4, 4]))
+
+    References:
+        Requeima et al.: Fast and Flexible Multi-Task Classification Using Conditional Neural Adaptive Processes,
+        NeurIPS 2019, arXiv:1906.07697; Bateni et al.: Improved Few-Shot Visual Classification, CVPR 2020,
+        arXiv:1912.03432.
+
+    Deviations:
+        One map from the context for each layer, in place of a network each, and no context of the layers before (the
+        papers' auto-regressive path).
+    """
+    heads = {"mahalanobis": Mahalanobis, "prototypes": Prototypes}
+    if isinstance(head, str) and head not in heads:
+        raise ValueError(f"head must be one of {', '.join(heads)}, or a Head, got {head!r}")
+    return FilmLearner(
+        embedding,
+        encoder,
+        film=film,
+        context=context,
+        head=heads[head]() if isinstance(head, str) else head,
+        objective=objective,
+        batchnorm=batchnorm,
+    )

@@ -1,0 +1,61 @@
+"""iMAML: gradient learners that are differentiated where they arrive."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from kshot import objectives
+from kshot.inner.functional import BatchNorm
+from kshot.inner.implicit import Implicit, Method
+from kshot.inner.per_parameter import Pattern
+from kshot.inner.rules import SGD
+from kshot.learners.gradient.maml import GradientLearner
+from kshot.objectives import Objective
+
+
+def imaml(
+    model: nn.Module,
+    *,
+    inner_lr: float,
+    steps: int = 10,
+    proximity: float = 1.0,
+    damping: float = 0.0,
+    method: Method = "cg",
+    iterations: int = 5,
+    objective: Objective = objectives.classification,
+    adaptable: Pattern = "*",
+    batchnorm: BatchNorm = "support",
+) -> GradientLearner:
+    r"""Implicit MAML: the meta-gradient of a regularised inner minimum, whatever way led there.
+
+    $$ \varphi^* = \arg\min_\varphi L_{\text{support}}(\varphi) + \tfrac\lambda2 \lVert \varphi - \theta \rVert^2,
+       \qquad \nabla_\theta = \bigl(I + \tfrac1\lambda \nabla^2 L_{\text{support}}(\varphi^*)\bigr)^{-1}
+       \nabla L_{\text{query}}(\varphi^*) $$
+
+    Args:
+        model, inner_lr, objective, adaptable, batchnorm: as in `maml`.
+        steps: gradient steps towards $\varphi^*$; memory does not grow with them.
+        proximity: $\lambda > 0$.
+        damping: added to $\lambda$ in the linear system.
+        method: "cg" or "neumann".
+        iterations: products with the Hessian for one task's meta-gradient.
+
+    Returns:
+        A learner whose meta-gradient is that of the minimum: approximate where `steps` end short of it.
+
+    Raises:
+        ValueError: as `maml`, and numbers out of range.
+
+    Example:
+        >>> imaml(nn.Linear(1, 1), inner_lr=0.1, proximity=2.0).solver.proximity
+        2.0
+
+    References:
+        Rajeswaran, Finn, Kakade, Levine: Meta-Learning with Implicit Gradients, NeurIPS 2019, arXiv:1909.04630.
+
+    Deviations:
+        Parameters that do not adapt learn too, by the same theorem. With dropout in the model each product with the
+        Hessian draws its own mask.
+    """
+    solver = Implicit(SGD(inner_lr), steps, proximity=proximity, damping=damping, method=method, iterations=iterations)
+    return GradientLearner(model, objective, solver, adaptable=adaptable, batchnorm=batchnorm)

@@ -1,0 +1,187 @@
+"""Gradient learners whose update rule is meta-learned beside the initialisation."""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+from torch import nn
+
+from kshot import objectives
+from kshot.inner.functional import BatchNorm
+from kshot.inner.learned_rules import Alfa, CoordinateLSTM, CoordinateMLP, Curvature, GatedRule
+from kshot.inner.per_parameter import Pattern, adaptable_params
+from kshot.inner.rates import LearnedRate
+from kshot.inner.rules import SGD, UpdateRule
+from kshot.inner.transforms import Chain
+from kshot.learners.gradient.maml import GradientLearner, of_order
+from kshot.objectives import Objective
+
+Kind = Literal["lstm", "mlp", "gates"]
+
+
+def meta_sgd(
+    model: nn.Module,
+    *,
+    inner_lr: float,
+    steps: int = 1,
+    order: int = 2,
+    objective: Objective = objectives.classification,
+    adaptable: Pattern = "*",
+    batchnorm: BatchNorm = "support",
+) -> GradientLearner:
+    r"""Meta-SGD: MAML with a meta-learned rate, and so a direction, for each element of each parameter.
+
+    $$ \theta_{k+1} = \theta_k - \alpha \odot \nabla L_{\text{support}}(\theta_k), \qquad
+       \min_{\theta_0, \alpha} \; \mathbb{E}_{\text{task}} \; L_{\text{query}}(\theta_K) $$
+
+    Args:
+        model, steps, order, objective, adaptable, batchnorm: as in `maml`.
+        inner_lr: from where all of $\alpha$ starts.
+
+    Returns:
+        A learner with twice the parameters of the model, where all of it adapts.
+
+    Raises:
+        ValueError: as `maml`.
+
+    Example:
+        >>> learner = meta_sgd(nn.Linear(3, 2), inner_lr=0.1)
+        >>> sum(parameter.numel() for parameter in learner.parameters())
+        16
+
+    References:
+        Li et al.: Meta-SGD: Learning to Learn Quickly for Few-Shot Learning, arXiv:1707.09835.
+
+    Deviations:
+        Any number of steps, which share the rates; the paper takes one. All rates start equal rather than random.
+    """
+    rate = LearnedRate(adaptable_params(model, adaptable), inner_lr, per="element")
+    return _learner(SGD(rate), model, steps, order, objective, adaptable, batchnorm)
+
+
+def meta_curvature(
+    model: nn.Module,
+    *,
+    inner_lr: float,
+    steps: int = 1,
+    order: int = 2,
+    objective: Objective = objectives.classification,
+    adaptable: Pattern = "*",
+    batchnorm: BatchNorm = "support",
+) -> GradientLearner:
+    r"""Meta-Curvature: MAML whose gradients are multiplied along each mode of a tensor by a meta-learned matrix.
+
+    $$ \theta_{k+1} = \theta_k - \alpha \, \nabla L_{\text{support}}(\theta_k) \times_1 M_o \times_2 M_i \times_3 M_f $$
+
+    Args:
+        model, inner_lr, steps, order, objective, adaptable, batchnorm: as in `maml`.
+
+    Returns:
+        A learner with, for a tensor (outputs, inputs, positions), outputs² + inputs² + positions² parameters more.
+
+    Raises:
+        ValueError: as `maml`.
+
+    Example:
+        >>> learner = meta_curvature(nn.Linear(3, 2, bias=False), inner_lr=0.1)
+        >>> sum(parameter.numel() for parameter in learner.parameters())  # 6 of the model, 2² + 3²
+        19
+
+    References:
+        Park, Oliva: Meta-Curvature, NeurIPS 2019, arXiv:1902.03356.
+    """
+    rule = Chain(Curvature(adaptable_params(model, adaptable)), SGD(inner_lr))
+    return _learner(rule, model, steps, order, objective, adaptable, batchnorm)
+
+
+def alfa(
+    model: nn.Module,
+    *,
+    inner_lr: float,
+    steps: int = 5,
+    order: int = 2,
+    objective: Objective = objectives.classification,
+    adaptable: Pattern = "*",
+    batchnorm: BatchNorm = "support",
+) -> GradientLearner:
+    r"""ALFA: a small network generates rate and decay of each tensor at each step, from weights and gradients.
+
+    $$ \theta_{k+1} = \beta_k \odot \theta_k - \alpha_k \odot \nabla L_{\text{support}}(\theta_k), \qquad
+       (\alpha_k, \beta_k) = g_\phi\bigl(\overline{\nabla L}, \bar\theta_k\bigr) $$
+
+    Args:
+        model, steps, order, objective, adaptable, batchnorm: as in `maml`.
+        inner_lr: from where the rates start; see `inner.learned_rules.Alfa`.
+
+    Raises:
+        ValueError: as `maml`, and for no step at all.
+
+    Example:
+        >>> learner = alfa(nn.Linear(3, 2), inner_lr=0.1)
+        >>> learner.solver.rule.rate.shape  # steps, tensors
+        torch.Size([5, 2])
+
+    References:
+        Baik et al.: Meta-Learning with Adaptive Hyperparameters, NeurIPS 2020, arXiv:2011.00209.
+
+    Deviations:
+        Those of `inner.learned_rules.Alfa`. The paper's ALFA + random initialisation is this with the model frozen.
+    """
+    rule = Alfa(adaptable_params(model, adaptable), inner_lr, steps=steps)
+    return _learner(rule, model, steps, order, objective, adaptable, batchnorm)
+
+
+def learned_optimizer(
+    model: nn.Module,
+    *,
+    inner_lr: float,
+    steps: int = 5,
+    kind: Kind = "lstm",
+    order: int = 2,
+    objective: Objective = objectives.classification,
+    adaptable: Pattern = "*",
+    batchnorm: BatchNorm = "support",
+) -> GradientLearner:
+    r"""A learned optimiser beside a learned initialisation: a small network computes each element's step.
+
+    $$ \theta_{k+1} = \theta_k - \alpha \bigl(\nabla L + m_\phi(\nabla L, s_k)\bigr) $$
+
+    Args:
+        model, inner_lr, steps, objective, adaptable, batchnorm: as in `maml`.
+        kind: "lstm" is `CoordinateLSTM`, "mlp" is `CoordinateMLP`, "gates" is `GatedRule`, of `inner.learned_rules`.
+        order: 2 is exact; 1 counts the inner gradients as constants, as the papers do.
+
+    Raises:
+        ValueError: as `maml`, and for a kind that is none of the three.
+
+    Example:
+        >>> learner = learned_optimizer(nn.Linear(3, 2), inner_lr=0.1, kind="mlp")
+        >>> type(learner.solver.rule).__name__
+        'CoordinateMLP'
+
+    References:
+        Andrychowicz et al., arXiv:1606.04474; Ravi, Larochelle: Optimization as a Model for Few-Shot Learning,
+        ICLR 2017; Metz et al., arXiv:1810.10180.
+
+    Deviations:
+        Those of the rule; order 2 by default.
+    """
+    if kind not in get_args(Kind):
+        raise ValueError(f"kind must be one of {', '.join(get_args(Kind))}, got {kind!r}")
+    rules: dict[str, type[UpdateRule]] = {"lstm": CoordinateLSTM, "mlp": CoordinateMLP, "gates": GatedRule}
+    rule = rules[kind](inner_lr)
+    rule.to(next(iter(adaptable_params(model, adaptable).values())))
+    return _learner(rule, model, steps, order, objective, adaptable, batchnorm)
+
+
+def _learner(
+    rule: UpdateRule,
+    model: nn.Module,
+    steps: int,
+    order: int,
+    objective: Objective,
+    adaptable: Pattern,
+    batchnorm: BatchNorm,
+) -> GradientLearner:
+    solver = of_order(order, rule, steps)
+    return GradientLearner(model, objective, solver, adaptable=adaptable, batchnorm=batchnorm)

@@ -1,0 +1,172 @@
+"""MAML for any number of ways: the classifier's head is made for each task, and adapts with the rest.
+
+Shape legend: n examples, D features, C classes.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from kshot import objectives
+from kshot.inner.functional import BatchNorm, Function
+from kshot.inner.per_parameter import Pattern
+from kshot.inner.rules import SGD
+from kshot.learners.gradient.maml import GradientLearner, Start, of_order
+from kshot.learners.heads.protonet import class_means
+from kshot.objectives import Objective
+from kshot.types import Batch, Params, Tree
+
+
+class Headed(nn.Module):
+    """An embedding under a linear head whose weight (C, D) and bias (C,) belong to a task, not to the module.
+
+    Args:
+        embedding: inputs (n, ...) to features (n, ...), flattened to (n, D).
+    """
+
+    weight: Tensor
+    bias: Tensor
+
+    def __init__(self, embedding: nn.Module) -> None:
+        super().__init__()
+        self.embedding = embedding
+        self.register_buffer("weight", torch.empty(0, 0), persistent=False)
+        self.register_buffer("bias", torch.empty(0), persistent=False)
+
+    def forward(self, *inputs: Tree, **named: Tree) -> Tensor:
+        return F.linear(self.embedding(*inputs, **named).flatten(1), self.weight, self.bias)
+
+
+class PrototypeStart(Start):
+    r"""The head that classifies by squared distance to class means: $W_c = 2 p_c$, $b_c = -\lVert p_c \rVert^2$."""
+
+    def forward(self, function: Function, support: Batch) -> Params:
+        features, _ = function.of("embedding").support({}, support)
+        proto_CD = class_means(features.flatten(1), support.targets, support.weight)
+        return {"weight": 2 * proto_CD, "bias": -proto_CD.square().sum(1)}
+
+
+class SharedStart(Start):
+    """One meta-learned vector from which every class's row of the head starts; the bias starts at 0.
+
+    Args:
+        features: D, of the embedding.
+    """
+
+    def __init__(self, features: int) -> None:
+        super().__init__()
+        if features < 1:
+            raise ValueError(f"features must be the width of the embedding's output, at least 1, got {features}")
+        self.vector = nn.Parameter(torch.zeros(features))
+        nn.init.normal_(self.vector, std=features**-0.5)
+
+    def forward(self, function: Function, support: Batch) -> Params:
+        ways = support.targets.shape[1]
+        return {"weight": self.vector.repeat(ways, 1), "bias": self.vector.new_zeros(ways)}
+
+
+def proto_maml(
+    embedding: nn.Module,
+    *,
+    inner_lr: float,
+    steps: int = 5,
+    order: int = 2,
+    objective: Objective = objectives.classification,
+    adaptable: Pattern = "*",
+    batchnorm: BatchNorm = "support",
+) -> GradientLearner:
+    r"""Proto-MAML: MAML whose head starts, in each task, as the prototypical network's classifier.
+
+    $$ W_c = 2 p_c, \quad b_c = -\lVert p_c \rVert^2, \quad p_c = \text{mean of } f_\theta \text{ over the support of }
+       c; \qquad (\theta, W, b) \leftarrow (\theta, W, b) - \alpha \nabla L_{\text{support}} $$
+
+    The meta-gradient runs through the prototypes too.
+
+    Args:
+        embedding: any module: inputs (n, ...) to features (n, ...).
+        inner_lr, steps, order, objective, batchnorm: as in `maml`.
+        adaptable: parameters of the embedding that adapt; the head always does.
+
+    Returns:
+        A learner for classification with any number of ways and shots.
+
+    Raises:
+        ValueError: as `maml`.
+
+    Example:
+        >>> learner = proto_maml(nn.Linear(1, 4), inner_lr=0.1)
+        >>> support = Batch.of(torch.tensor([[0.0], [4.0], [8.0]]), torch.tensor([0, 1, 2]), ways=3)
+        >>> learner.adapt(support)["params"]["weight"].shape
+        torch.Size([3, 4])
+
+    References:
+        Triantafillou et al.: Meta-Dataset, ICLR 2020, arXiv:1903.03096, section 3.
+
+    Deviations:
+        None in the update.
+    """
+    return _learner(embedding, PrototypeStart(), inner_lr, steps, order, objective, adaptable, batchnorm)
+
+
+def unicorn_maml(
+    embedding: nn.Module,
+    *,
+    features: int,
+    inner_lr: float,
+    steps: int = 5,
+    order: int = 2,
+    objective: Objective = objectives.classification,
+    adaptable: Pattern = "*",
+    batchnorm: BatchNorm = "support",
+) -> GradientLearner:
+    r"""UNICORN-MAML: MAML whose head starts with one meta-learned vector for all classes.
+
+    $$ W_c = w \text{ for each class } c; \qquad
+       (\theta, W, b) \leftarrow (\theta, W, b) - \alpha \nabla L_{\text{support}} $$
+
+    So the order of the classes has no effect, and the ways are any number.
+
+    Args:
+        embedding: any module: inputs (n, ...) to features (n, ...).
+        features: D, how many features that makes for an example.
+        inner_lr, steps, order, objective, batchnorm: as in `maml`.
+        adaptable: parameters of the embedding that adapt; the head always does.
+
+    Returns:
+        A learner for classification with any number of ways and shots.
+
+    Raises:
+        ValueError: as `maml`.
+
+    Example:
+        >>> learner = unicorn_maml(nn.Linear(1, 4), features=4, inner_lr=0.1)
+        >>> support = Batch.of(torch.tensor([[0.0], [4.0]]), torch.tensor([0, 1]), ways=2)
+        >>> learner.adapt(support)["params"]["weight"].shape
+        torch.Size([2, 4])
+
+    References:
+        Ye, Chao: How to Train Your MAML to Excel in Few-Shot Classification, ICLR 2022, arXiv:2106.16245.
+
+    Deviations:
+        The bias starts at 0 and is not learned: one that all classes share would have no effect.
+    """
+    return _learner(embedding, SharedStart(features), inner_lr, steps, order, objective, adaptable, batchnorm)
+
+
+def _learner(
+    embedding: nn.Module,
+    start: Start,
+    inner_lr: float,
+    steps: int,
+    order: int,
+    objective: Objective,
+    adaptable: Pattern,
+    batchnorm: BatchNorm,
+) -> GradientLearner:
+    patterns = [adaptable] if isinstance(adaptable, str) else list(adaptable)
+    own = [f"!embedding.{p[1:]}" if p.startswith("!") else f"embedding.{p}" for p in patterns]
+    solver = of_order(order, SGD(inner_lr), steps)
+    start.to(next(embedding.parameters()))
+    return GradientLearner(Headed(embedding), objective, solver, adaptable=own, batchnorm=batchnorm, start=start)

@@ -1,0 +1,199 @@
+"""Pretrained or meta-trained embeddings with something fine-tuned on each support set.
+
+Shape legend: N support rows, M query rows, D features, C classes.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+from torch import Tensor, nn
+from torch.nn.functional import normalize
+
+from kshot import objectives
+from kshot.data.images.augment import Augment
+from kshot.inner.functional import BatchNorm
+from kshot.inner.per_parameter import Pattern, adaptable_params
+from kshot.inner.rules import SGD, Adam, UpdateRule
+from kshot.inner.solvers import FirstOrder, InnerSolver
+from kshot.inner.unrolling import unroll
+from kshot.learner import Learner
+from kshot.learners.heads.protonet import Distance, Head, HeadLearner, Scaled, class_means, cosine, protonet
+from kshot.objectives import Objective, only_present
+from kshot.types import Batch, Params, Task, Tree
+
+
+class CosineClassifier(Head):
+    r"""Weights that are compared with features by their cosine, tuned by gradient descent; see `baseline_pp`.
+
+    Args:
+        rule: how a step moves.
+        steps: on the whole support set.
+        scale: $s$, where it starts.
+    """
+
+    def __init__(self, rule: UpdateRule, steps: int, scale: float) -> None:
+        super().__init__()
+        self.rule, self.steps, self.score = rule, steps, Scaled(cosine, scale)
+
+    def fit(self, feat_ND: Tensor, target_NC: Tensor, weight_N: Tensor) -> Tree:
+        batch = Batch(feat_ND, target_NC, weight_N)
+        present_C = objectives.classes_present(batch)
+
+        def loss(params: Params) -> Tensor:
+            return objectives.classification.loss(only_present(self.score(feat_ND, params["weight"]), present_C), batch)
+
+        start_CD = class_means(normalize(feat_ND, dim=1), target_NC, weight_N)
+        start_CD = start_CD.where(present_C[:, None], 1.0)  # a cosine with 0 has no second derivative
+        return unroll(loss, {"weight": start_CD}, self.rule, self.steps)
+
+    def predict(self, state: Tree, feat_MD: Tensor) -> Tensor:
+        return self.score(feat_MD, state["weight"])
+
+
+def baseline_pp(
+    embedding: nn.Module,
+    *,
+    inner_lr: float,
+    steps: int = 100,
+    scale: float = 10.0,
+    objective: Objective = objectives.classification,
+    batchnorm: BatchNorm = "running",
+) -> HeadLearner:
+    r"""Baseline++: a cosine classifier, tuned on the support set's features; the embedding stays as it is.
+
+    $$ p(y = c \mid x) = \mathrm{softmax}_c \bigl(s \cos(w_c, f(x))\bigr), \qquad
+       w \leftarrow w - \alpha \nabla_w L_{\text{support}}(w) $$
+
+    Args:
+        embedding: pretrained by `kshot.pretrain`: inputs (n, ...) to features (n, ...).
+        inner_lr: $\alpha$.
+        steps: gradient steps on the support set.
+        scale: $s$; it is learned if the learner is meta-trained, through the steps and exactly.
+        objective: what the tasks ask.
+        batchnorm: "running" (the paper's), "support" (inductive) or "query" (transductive).
+
+    Returns:
+        A learner for any number of ways and shots.
+
+    Raises:
+        ValueError: a rate or a scale that is not above 0.
+
+    Example:
+        >>> learner = baseline_pp(nn.Flatten(), inner_lr=0.1, steps=5)
+        >>> support = kshot.Batch.of(torch.tensor([[1.0, 0.0], [0.0, 1.0]]), torch.tensor([0, 1]), ways=2)
+        >>> learner.predict(learner.adapt(support), torch.tensor([[3.0, 1.0]])).argmax(1)
+        tensor([0])
+
+    References:
+        Chen, Liu, Kira, Wang, Huang: A Closer Look at Few-shot Classification, ICLR 2019, arXiv:1904.04232.
+
+    Deviations:
+        The weights start at the class means of unit features (Qi, Brown, Lowe, arXiv:1712.07136) rather than at random,
+        and each step sees the whole support set. `kshot.pretrain` trains with a linear classifier, not a cosine one.
+    """
+    return HeadLearner(embedding, CosineClassifier(SGD(inner_lr), steps, scale), objective, batchnorm=batchnorm)
+
+
+class TunedEmbedding(Learner):
+    r"""A head learner whose embedding is fine-tuned on each support set, of which varied images serve as queries.
+
+    $$ \theta_{k+1} = \text{rule}\bigl(\nabla_\theta L(\mathrm{augment}_k(\text{support});
+       \text{fit}(f_\theta(\text{support})))\bigr) $$
+
+    It is meta-trained as the head learner is, without fine-tuning: `forward` is its outer loss.
+
+    Args:
+        learner: what is tuned; its parameters are where each task starts.
+        solver: how the steps are made.
+        augment: varies images; all of a support set alike at a step, so that their order has no effect.
+        adaptable: parameters of the embedding that are tuned.
+    """
+
+    def __init__(
+        self, learner: HeadLearner, solver: InnerSolver, augment: Augment, *, adaptable: Pattern = "*"
+    ) -> None:
+        super().__init__(learner.objective)
+        self.learner, self.solver, self.augment, self.adaptable = learner, solver, augment, adaptable
+        self.transductive = learner.transductive
+
+    def forward(self, task: Task) -> Tensor:
+        """The outer loss of one task without fine-tuning, ()."""
+        return self.learner(task)
+
+    def adapt(self, support: Batch) -> Tree:
+        turns = [(support, self._varied(support, step)) for step in range(self.solver.steps)]
+        params = self.solver(self._loss, adaptable_params(self.learner.embedding, self.adaptable), turns)
+        return self._state(params, support)
+
+    def predict(self, state: Tree, inputs: Tree) -> Tree:
+        return self.learner.predict(state, inputs)
+
+    def _loss(self, params: Params, turn: tuple[Batch, Batch]) -> Tensor:
+        support, pseudo_query = turn
+        prediction = self.learner.predict(self._state(params, support), pseudo_query.inputs)
+        return self.objective.loss(prediction, pseudo_query)
+
+    def _state(self, params: Params, support: Batch) -> Tree:
+        return self.learner.fit(support, *self.learner.embed(support, params)) | {"params": params}
+
+    def _varied(self, support: Batch, step: int) -> Batch:
+        images = support.inputs
+        if not isinstance(images, Tensor) or images.ndim != 4:
+            return support
+        as_one = self.augment(images.flatten(0, 1)[None], np.random.default_rng(step))
+        return support._replace(inputs=as_one.view(images.shape))
+
+
+def pmf(
+    embedding: nn.Module,
+    *,
+    inner_lr: float,
+    steps: int = 50,
+    shift: int = 2,
+    flip: bool = False,
+    distance: Literal["euclidean", "cosine"] | Distance = "cosine",
+    objective: Objective = objectives.classification,
+    batchnorm: BatchNorm = "support",
+) -> TunedEmbedding:
+    r"""P>M>F: pretrain an embedding, meta-train it as a ProtoNet, fine-tune all of it on each new support set.
+
+    While it adapts, images of the support that are moved and mirrored stand in for queries:
+
+    $$ \theta_{k+1} = \mathrm{Adam}\bigl(\nabla_\theta L_{\text{ProtoNet}}(\text{support},
+       \mathrm{augment}_k(\text{support}); \theta_k)\bigr) $$
+
+    Args:
+        embedding: any module, pretrained by `kshot.pretrain` (P): inputs (n, ...) to features (n, ...).
+        inner_lr: rate of Adam in fine-tuning (F); choose it on validation tasks, it may differ much between domains.
+        steps: of fine-tuning; 0 leaves the ProtoNet.
+        shift: pixels by which images are moved at most in fine-tuning.
+        flip: whether they are mirrored; not where left and right tell classes apart.
+        distance: of the ProtoNet.
+        objective: what the tasks ask.
+        batchnorm: as in `protonet`.
+
+    Returns:
+        A learner for any number of ways and shots. `kshot.fit` meta-trains it as a ProtoNet (M); to adapt and to be
+        evaluated it fine-tunes.
+
+    Raises:
+        ValueError: numbers out of bounds.
+
+    Example:
+        >>> learner = pmf(nn.Linear(2, 3), inner_lr=0.01, steps=4)
+        >>> support = kshot.Batch.of(torch.eye(2), torch.tensor([0, 1]), ways=2)
+        >>> sorted(learner.adapt(support)["params"])
+        ['bias', 'weight']
+
+    References:
+        Hu, Li, Stühmer, Kim, Hospedales: Pushing the Limits of Simple Pipelines for Few-Shot Learning, CVPR 2022,
+        arXiv:2204.07305.
+
+    Deviations:
+        The paper pretrains transformers by self-supervision on other data, and its augmentation changes colours too.
+        Other inputs than images are not varied: the support set is its own query.
+    """
+    learner = protonet(embedding, distance=distance, objective=objective, batchnorm=batchnorm)
+    return TunedEmbedding(learner, FirstOrder(Adam(inner_lr), steps), Augment(flip=flip, shift=shift))

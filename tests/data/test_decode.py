@@ -1,0 +1,160 @@
+"""Image files of every kind as arrays, and files that are none."""
+
+from __future__ import annotations
+
+import io
+import struct
+import zlib
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from kshot.data.images.decode import BadImage, colour_of, decode
+
+
+def saved(image: Image.Image | np.ndarray, kind: str = "PNG", **options) -> bytes:
+    file = io.BytesIO()
+    (Image.fromarray(image) if isinstance(image, np.ndarray) else image).save(file, kind, **options)
+    return file.getvalue()
+
+
+def smooth(height: int, width: int) -> np.ndarray:
+    """A colour picture without edges: (height, width, 3)."""
+    y, x = np.mgrid[0 : 1 : height * 1j, 0 : 1 : width * 1j]
+    return (255 * np.stack([x, y, 0.5 + 0.5 * np.sin(3 * x + 2 * y)], -1)).astype(np.uint8)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF"])
+def test_every_format_is_cut_to_its_middle_and_scaled(kind):
+    picture = smooth(60, 100)
+    found = decode(saved(picture, kind), "it", size=15, colour="rgb")
+    middle = picture[:, 20:80].reshape(15, 4, 15, 4, 3).mean((1, 3)).transpose(2, 0, 1)
+    assert found.shape == (3, 15, 15)
+    assert found.dtype == np.uint8
+    assert np.abs(found - middle).mean() < (4 if kind == "GIF" else 1.5)  # a GIF has 256 colours
+
+
+def test_a_large_jpeg_is_decoded_at_a_part_of_its_size_and_looks_the_same():
+    picture = smooth(640, 960)
+    jpeg, png = (decode(saved(picture, kind), "it", size=20, colour="rgb").astype(int) for kind in ("JPEG", "PNG"))
+    assert np.abs(jpeg - png).max() <= 3
+
+
+def test_what_lies_beside_the_middle_has_no_say():
+    wide = np.zeros((20, 60), np.uint8)
+    wide[:, 12:48] = 200  # the filter reaches 3 of the scaled pixels beyond the square
+    for picture in (wide, wide.T.copy()):
+        assert (decode(saved(picture), "it", size=8, colour="grey") == 200).all()
+
+
+TURNED = {1: lambda a: a, 2: np.fliplr, 3: lambda a: np.rot90(a, 2), 4: np.flipud, 5: lambda a: a.T,
+          6: lambda a: np.rot90(a, -1), 7: lambda a: np.rot90(a, 2).T, 8: np.rot90}  # fmt: skip
+
+
+@pytest.mark.parametrize("orientation", TURNED)
+@pytest.mark.parametrize("kind", ["PNG", "JPEG"])
+def test_an_image_is_turned_as_its_exif_says(orientation, kind):
+    stored = np.kron(np.array([[0, 85], [170, 255]], np.uint8), np.ones((16, 16), np.uint8))
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    found = decode(saved(stored, kind, exif=exif), "it", size=32, colour="grey")[0]
+    assert np.abs(found.astype(int) - TURNED[orientation](stored)).max() <= 12
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF"])
+def test_sixteen_bits_become_eight(kind):
+    deep = np.linspace(0, 65535, 256).astype(np.uint16).reshape(16, 16)
+    found = decode(saved(deep, kind), "it", size=16, colour="grey")[0]
+    assert np.array_equal(found, np.rint(deep / 257))
+
+
+def test_transparency_lies_on_white():
+    def first(image: Image.Image, colour="rgb") -> list[int]:
+        return decode(saved(image), "it", size=2, colour=colour)[:, 0, 0].tolist()
+
+    assert first(Image.new("RGBA", (4, 4), (255, 0, 0, 0))) == [255, 255, 255]
+    assert first(Image.new("RGBA", (4, 4), (255, 0, 0, 128))) == [255, 127, 127]
+    assert first(Image.new("LA", (4, 4), (0, 0)), "grey") == [255]
+    palette = Image.new("P", (4, 4), 7)
+    palette.putpalette(bytes(768))
+    assert decode(saved(palette, transparency=7), "it", size=1, colour="rgb").tolist() == [[[255]]] * 3
+
+
+def test_colours_turn_grey_and_grey_turns_to_three_equal_channels():
+    picture = smooth(8, 8)
+    grey = decode(saved(picture), "it", size=8, colour="grey")
+    assert grey.shape == (1, 8, 8)
+    assert np.abs(grey[0] - picture @ [0.299, 0.587, 0.114]).max() <= 1
+    back = decode(saved(grey[0]), "it", size=8, colour="rgb")
+    assert (back == grey).all()
+    assert decode(saved(Image.new("CMYK", (4, 4), (0, 255, 255, 0)), "JPEG"), "it", size=1, colour="rgb")[0] > 200
+    kinds = {mode: colour_of(saved(Image.new(mode, (2, 2))), "it") for mode in ("1", "L", "LA", "I;16", "RGB", "P")}
+    assert kinds == {"1": "grey", "L": "grey", "LA": "grey", "I;16": "grey", "RGB": "rgb", "P": "rgb"}
+
+
+def test_of_an_animation_the_first_frame_is_taken():
+    frames = [Image.new("RGB", (4, 4), colour) for colour in ("red", "blue")]
+    for kind in ("GIF", "WEBP"):
+        content = saved(
+            frames[0], kind, save_all=True, append_images=frames[1:], **{"lossless": True} if kind == "WEBP" else {}
+        )
+        assert decode(content, "it", size=2, colour="rgb")[:, 0, 0].tolist() == [255, 0, 0]
+
+
+def png_of(width: int, height: int) -> bytes:
+    """The head of a PNG that claims a size."""
+
+    def chunk(name: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+    head = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        (b"", r"cat\.png is empty \(0 bytes\)"),
+        (b"no image at all", r"cat\.png is no image that can be read; it begins with b'no image'"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", r"cat\.png is no image that can be read"),
+        (saved(smooth(99, 99), "JPEG")[:900], r"cat\.png is damaged \(.*truncated"),
+        (saved(smooth(99, 99))[:500], r"cat\.png is damaged"),
+        (saved(smooth(9, 9))[:20], r"cat\.png is "),
+        (png_of(10_000, 10_000), r"cat\.png is too large: .*89478485.*Scale it down, or raise"),
+        (png_of(60_000, 60_000), r"cat\.png is too large: .*Scale it down"),
+        (saved(np.zeros((4, 4), np.float32), "TIFF"), r"cat\.png holds 32-bit numbers"),
+    ],
+)
+def test_a_file_that_is_no_usable_image_is_named(content, sentence):
+    with pytest.raises(BadImage, match=sentence):
+        decode(content, "cat.png", size=8, colour="rgb")
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_many_pixels_are_refused_where_the_warning_is_ignored_too():
+    with pytest.raises(BadImage, match=r"too large: 10000×10000 pixels, of at most 89,478,485"):
+        decode(png_of(10_000, 10_000), "cat.png", size=8, colour="rgb")
+
+
+FILES = [saved(smooth(12, 9), kind) for kind in ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")]
+
+
+@pytest.mark.filterwarnings("ignore")  # Pillow's own on odd files; the reader of many files silences them
+@settings(max_examples=300, deadline=None)
+@given(
+    st.sampled_from(FILES),
+    st.lists(st.tuples(st.integers(0, 10**6), st.integers(0, 255)), max_size=4),
+    st.integers(0, 10**6),
+)
+def test_any_damage_gives_an_image_or_a_sentence(content, changes, keep):
+    spoilt = bytearray(content)
+    for place, value in changes:
+        spoilt[place % len(spoilt)] = value
+    try:
+        shape = decode(bytes(spoilt[: keep % (2 * len(spoilt))]), "it", size=4, colour="rgb").shape
+    except BadImage:
+        return
+    assert shape == (3, 4, 4)

@@ -1,0 +1,211 @@
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import kshot
+from kshot import objectives
+from kshot.deciding.decisions import Change, Continue, Outcome, Rollback, Round, Stop
+from kshot.deciding.experience import Experience
+from kshot.deciding.loop import Observer, run_until
+from kshot.deciding.policies import Budget, rules
+from kshot.evaluation.intervals import Interval
+from kshot.evaluation.target import Target
+from kshot.sources import sinusoids
+from kshot.tasks import watched
+
+
+def rounds(*means, ci=0.01, lrs=None, **last):
+    lrs = lrs or [1e-3] * len(means)
+    made = [
+        Round(i, 100 * i, 0.5, {"accuracy": Interval(mean, ci, 100)}, {"outer_lr": lr}, 10.0 * i, f"round-{i}")
+        for i, (mean, lr) in enumerate(zip(means, lrs), 1)
+    ]
+    if last:
+        made[-1] = Round(**vars(made[-1]) | last)
+    return made
+
+
+def decide(history, target="accuracy >= 0.9", **budget):
+    return rules(Target.parse(target), Budget(**({"rounds": 99} | budget)))(history)
+
+
+def test_the_whole_interval_must_meet_the_target():
+    assert isinstance(decide(rounds(0.905)), Continue)
+    stop = decide(rounds(0.92))
+    assert stop.outcome is Outcome.TARGET_MET
+    assert "0.9200 ± 0.0100 (100 tasks) meets accuracy >= 0.9" in stop.reason
+
+
+def test_a_target_may_be_an_upper_bound():
+    history = [Round(1, 1, 0.5, {"mse": Interval(0.7, 0.05, 10)}, {"outer_lr": 1.0}, 1.0, "a")]
+    assert decide(history, "mse <= 0.8").outcome is Outcome.TARGET_MET
+    assert isinstance(decide(history, "mse <= 0.7"), Continue)
+
+
+@pytest.mark.parametrize(
+    ("budget", "phrase"),
+    [({"rounds": 2}, "2 of 2 rounds"), ({"steps": 200}, "200 of 200 steps"), ({"minutes": 0.3}, "0.3 of 0.3 minutes")],
+)
+def test_a_spent_budget_stops_and_names_the_best(budget, phrase):
+    stop = decide(rounds(0.8, 0.7999), **budget)
+    assert stop.outcome is Outcome.BUDGET_SPENT
+    assert phrase in stop.reason
+    assert "0.8000 ± 0.0100 (100 tasks) in round 1" in stop.reason
+
+
+def test_a_clear_fall_rolls_back_to_the_best_round_and_slows_down():
+    decision = decide(rounds(0.7, 0.8, 0.75))
+    assert isinstance(decision, Rollback)
+    assert decision.to_round == 2
+    assert decision.settings == {"outer_lr": pytest.approx(3e-4)}
+    assert isinstance(decide(rounds(0.7, 0.8, 0.785)), Continue)  # intervals overlap: noise
+
+
+def test_a_stall_slows_down_twice_and_then_stops():
+    stalled = [0.8, 0.795, 0.796, 0.797, 0.798]
+    change = decide(rounds(*stalled))
+    assert change == Change({"outer_lr": pytest.approx(3e-4)}, change.reason)
+    just_changed = rounds(*stalled, 0.797, lrs=[1e-3] * 5 + [3e-4])
+    assert isinstance(decide(just_changed), Continue)
+    twice = rounds(*stalled, *[0.79] * 8, lrs=[1e-3] * 5 + [3e-4] * 4 + [9e-5] * 4)
+    assert decide(twice).outcome is Outcome.NO_PROGRESS
+
+
+def test_divergence_stops_and_keeps_its_sentence():
+    stop = decide(rounds(0.5, 0.6, val={}, diverged="step 7: the loss is nan"))
+    assert stop == Stop(Outcome.DIVERGED, "step 7: the loss is nan")
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=30), st.floats(0, 0.1))
+def test_the_policy_is_pure_and_always_decides(means, ci):
+    history = rounds(*means, ci=ci)
+    first, second = decide(history), decide(history)
+    assert first == second
+    assert first.reason
+
+
+@pytest.mark.parametrize(
+    "text", ["accuracy", "accuracy > 0.9", "accuracy >= much", ">= 0.9", "accuracy >= 0.9 mse <= 1", ""]
+)
+def test_targets_that_are_none(text):
+    with pytest.raises(ValueError, match="a target reads 'METRIC >= NUMBER'"):
+        Target.parse(text)
+
+
+def test_a_target_of_an_unknown_metric_names_the_known():
+    with pytest.raises(ValueError, match="asks for 'f1', but these tasks report loss, accuracy"):
+        Target.parse("f1 >= 1").of({"loss": Interval(1, 1, 1), "accuracy": Interval(1, 1, 1)})
+
+
+# the loop -----------------------------------------------------------------------------------------------------------
+
+
+def learner(**options):
+    return kshot.maml(kshot.models.mlp(1, 1, [8]), **({"inner_lr": 0.02, "objective": objectives.mse} | options))
+
+
+OPTIONS = {"steps_per_round": 3, "tasks_per_step": 2, "val_tasks": 4}
+
+
+def test_decisions_never_see_the_test_split():
+    source = watched(sinusoids())
+    run_until(learner(), source, "mse <= 0", budget=Budget(rounds=2), **OPTIONS)
+    assert set(source.reads) == {("rounds", "train"), ("rounds", "val")}
+
+
+def test_the_learner_ends_with_the_weights_of_its_best_round(tmp_path):
+    ours, source = learner(), sinusoids()
+    run = run_until(
+        ours, source, "mse <= 0", budget=Budget(rounds=5), outer_lr=0.3, clip=None, folder=tmp_path, **OPTIONS
+    )
+    means = [r.val["mse"].mean for r in run.rounds]
+    assert run.outcome is Outcome.BUDGET_SPENT
+    assert len(run.decisions) == len(run.rounds) == 5
+    assert run.best.val["mse"].mean == min(means)
+    assert kshot.evaluate(ours, source, split="val", tasks=4).metrics["mse"].mean == pytest.approx(min(means))
+
+
+def test_a_policy_of_ones_own_changes_and_rolls_back(tmp_path):
+    def policy(history):
+        if len(history) == 1:
+            return Change({"outer_lr": 0.5}, "louder")
+        if len(history) == 2:
+            return Rollback(1, "too loud", {"outer_lr": 0.01})
+        return Stop(Outcome.NO_PROGRESS, "enough")
+
+    log = Experience(tmp_path / "events.jsonl")
+    run = run_until(learner(), sinusoids(), "mse <= 0", policy=policy, experience=log, folder=tmp_path / "c", **OPTIONS)
+    assert [r.settings["outer_lr"] for r in run.rounds] == [1e-3, 0.5, 0.01]
+    assert [r.step for r in run.rounds] == [3, 6, 9]
+    assert [e["action"] for e in Experience(tmp_path / "events.jsonl").of("decision")] == ["change", "rollback", "stop"]
+    assert log.of("decision")[1]["reason"] == "too loud"
+
+
+def test_a_diverging_run_stops_and_keeps_the_last_good_weights(tmp_path):
+    ours = learner(inner_lr=1e30)
+    before = {name: tensor.clone() for name, tensor in ours.state_dict().items()}
+    run = run_until(ours, sinusoids(), "mse <= 0", folder=tmp_path, **OPTIONS)
+    assert run.outcome is Outcome.DIVERGED
+    assert run.best is None
+    assert all((tensor == before[name]).all() for name, tensor in ours.state_dict().items())
+    assert (tmp_path / "round-0001" / "weights.safetensors").exists()
+
+
+def test_steps_bound_the_run_exactly():
+    run = run_until(learner(), sinusoids(), "mse <= 0", budget=Budget(rounds=None, steps=7), **OPTIONS)
+    assert [r.step for r in run.rounds] == [3, 6, 7]
+
+
+class Kill(Exception):
+    pass
+
+
+class Killer(Observer):
+    """Dies after a number of steps, or in the middle of a validation."""
+
+    def __init__(self, step=None, at_validation=None):
+        self.at_step, self.at_validation, self.validations = step, at_validation, 0
+
+    def step(self, progress, end):
+        if progress.step == self.at_step:
+            raise Kill
+
+    def task(self, done, total):
+        self.validations += done == total
+        if self.validations == self.at_validation:
+            raise Kill
+
+
+@pytest.mark.parametrize("killer", [Killer(step=2), Killer(step=5), Killer(step=7), Killer(at_validation=2)])
+def test_a_killed_run_goes_on_bitwise(tmp_path, killer):
+    import torch
+
+    def go(folder, observer=None):
+        torch.manual_seed(1)
+        ours = learner()
+        run = run_until(
+            ours, sinusoids(), "mse <= 0", budget=Budget(rounds=4), outer_lr=0.05, folder=folder,
+            checkpoint_seconds=1e-9, observer=observer, **OPTIONS,
+        )  # fmt: skip
+        return run, ours.state_dict()
+
+    whole, expected = go(tmp_path / "whole")
+    with pytest.raises(Kill):
+        go(tmp_path / "cut", killer)
+    resumed, found = go(tmp_path / "cut")
+    strip = lambda run: [json.dumps(r.to_json() | {"seconds": 0}) for r in run.rounds]  # noqa: E731
+    assert strip(resumed) == strip(whole)
+    assert [type(d) for d in resumed.decisions] == [type(d) for d in whole.decisions]
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+def test_experience_survives_a_line_cut_short(tmp_path):
+    path = tmp_path / "events.jsonl"
+    Experience(path).record("a", value=1)
+    with path.open("a") as file:
+        file.write('{"kind": "b", "val')
+    again = Experience(path)
+    again.record("c")
+    assert [event["kind"] for event in Experience(path).events] == ["a", "c"]

@@ -1,0 +1,502 @@
+"""Each audit catches a planted bug of its kind, and lets everything pass that is in order."""
+
+import itertools
+import json
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+from zoo import ZOO, make_task
+
+import kshot
+from kshot import Batch, Learner, Task, objectives
+from kshot.evaluation.audit.chance import Guessing
+from kshot.evaluation.audit.findings import Result
+from kshot.evaluation.audit.run import UntrustedFigure
+from kshot.evaluation.report.report import to_json
+from kshot.learners import SupportMean
+from kshot.objectives import Objective, weighted_mean
+from kshot.sources import sinusoids
+from kshot.tasks import ClassTasks, TaskSource, watched
+from kshot.tasks.source import generator
+from kshot.training.checkpoint import save_checkpoint
+from kshot.types import stack
+
+# honest tasks and learners, for bugs to be planted in ---------------------------------------------------------------
+
+CLASSES = {"train": range(40), "val": range(40, 60), "test": range(60, 80)}
+EACH = 12  # examples of a class
+
+
+def pictures(step: int = 1) -> np.ndarray:
+    """80 classes of 8 × 8 images: a pattern each, brighter by `step` from class to class within a split, and noise."""
+    random = np.random.default_rng(0)
+    patterns = random.integers(0, 60, (80, 1, 1, 8, 8)) + step * (np.arange(80) % 20)[:, None, None, None, None]
+    noise = random.integers(0, 40, (80, EACH, 1, 8, 8))
+    return (patterns + noise).reshape(-1, 1, 8, 8).astype(np.uint8)
+
+
+def pool(images: np.ndarray | None = None, **options) -> ClassTasks:
+    rows = {split: {f"class {c}": range(EACH * c, EACH * (c + 1)) for c in own} for split, own in CLASSES.items()}
+    given_ = {"ways": 4, "shots": 2, "queries": 3} | options
+    return ClassTasks(pictures() if images is None else images, rows, **given_)
+
+
+class Around(TaskSource):
+    """Honest tasks with something done to them."""
+
+    def __init__(self, source: TaskSource | None = None):
+        self.source = source or pool()
+        self.objective, self.seed = self.source.objective, 0
+
+    def change(self, task: Task, split: str, index: int) -> Task:
+        return task
+
+    def task(self, split, index):
+        return self.change(self.source.task(split, index), split, index)
+
+
+class Centroid(Learner):
+    """The nearest class mean, with places to plant a bug in."""
+
+    def __init__(self, objective: Objective = objectives.classification):
+        super().__init__(objective)
+        self.scale = nn.Parameter(torch.ones(()))
+        self.register_buffer("seen", torch.zeros(()))
+
+    def weigh(self, weight):
+        return weight
+
+    def adapt(self, support):
+        share = support.targets * self.weigh(support.weight)[:, None]
+        return {"means": (share.mT @ support.inputs.flatten(1)) / share.sum(0).clamp_min(1e-9)[:, None]}
+
+    def predict(self, state, inputs):
+        return -self.scale * torch.cdist(inputs.flatten(1), state["means"])
+
+
+class OnePixel(Centroid):
+    """One that is often wrong."""
+
+    def adapt(self, support):
+        return super().adapt(support._replace(inputs=support.inputs[..., :1, :1]))
+
+    def predict(self, state, inputs):
+        return super().predict(state, inputs[..., :1, :1])
+
+
+# bugs ---------------------------------------------------------------------------------------------------------------
+
+
+class SeesOtherQueries(Centroid):
+    def predict(self, state, inputs):
+        return super().predict(state, inputs - inputs.mean(0))
+
+
+class GoesByPosition(Centroid):
+    def predict(self, state, inputs):
+        logits = super().predict(state, inputs)
+        return logits + 0.1 * (torch.arange(len(logits))[:, None] % logits.shape[1] == torch.arange(logits.shape[1]))
+
+
+class TrustsTheFirst(Centroid):
+    def weigh(self, weight):
+        return weight / (1 + torch.arange(len(weight)))
+
+
+class CountsPadding(Centroid):
+    def weigh(self, weight):
+        return torch.ones_like(weight)
+
+
+class CountsTasks(Centroid):
+    def adapt(self, support):
+        self.seen += 1
+        return super().adapt(support)
+
+
+class Remembers(Centroid):
+    """Shrinks means to those of earlier tasks, kept where no checkpoint sees them."""
+
+    before = None
+
+    def adapt(self, support):
+        state = super().adapt(support)
+        state["means"] = state["means"] if self.before is None else 0.5 * (state["means"] + self.before)
+        self.before = state["means"]
+        return state
+
+
+class DrawsAnew(Centroid):
+    random = np.random.default_rng(0)
+
+    def predict(self, state, inputs):
+        logits = super().predict(state, inputs)
+        return logits + torch.from_numpy(self.random.random(logits.shape)).to(logits.dtype)
+
+
+class GivesNan(Centroid):
+    def predict(self, state, inputs):
+        logits = super().predict(state, inputs)
+        return torch.where(logits < logits.median(), torch.nan, logits)
+
+
+class Ensemble(Learner):
+    def __init__(self):
+        super().__init__(objectives.classification)
+        self.members = nn.ModuleList([Centroid(), Centroid()])
+
+    def adapt(self, support):
+        return {str(number): member.adapt(support) for number, member in enumerate(self.members)}
+
+    def predict(self, state, inputs):
+        return sum(member.predict(state[str(number)], inputs) for number, member in enumerate(self.members))
+
+
+class HiddenEnsemble(Centroid):
+    def __init__(self):
+        super().__init__()
+        self._others = [Centroid(), Centroid()]
+
+
+class TellsLabels(Around):
+    """The label is written into the corner of each image."""
+
+    def change(self, task, split, index):
+        def write(batch):
+            inputs = batch.inputs.clone()
+            inputs[:, 0, 0, :4] = 9 * batch.targets
+            return batch._replace(inputs=inputs)
+
+        return Task(*map(write, task))
+
+
+class SortedLabels(Around):
+    """Labels follow the brightness of the classes, as where class names are sorted."""
+
+    def change(self, task, split, index):
+        bright = (task.support.targets.mT @ task.support.inputs.flatten(1)).sum(1)
+        return Task(*(batch._replace(targets=batch.targets[:, bright.argsort()]) for batch in task))
+
+
+class TellsLabelsOfNewImages(TellsLabels):
+    """The same, and no image is ever seen twice."""
+
+    def change(self, task, split, index):
+        random = torch.from_numpy(generator(0, split, index).random((2, 64, 1, 8, 8), np.float32))
+        noisy = [
+            batch._replace(inputs=batch.inputs + 0.1 * own[: len(batch.weight)]) for batch, own in zip(task, random)
+        ]
+        return super().change(Task(*noisy), split, index)
+
+
+class SharesExamples(Around):
+    """One query of each task is an example of its support."""
+
+    def change(self, task, split, index):
+        inputs, targets = (torch.cat([own[:1], other[1:]]) for own, other in zip(task.support[:2], task.query[:2]))
+        return task._replace(query=Batch(inputs, targets, task.query.weight))
+
+
+class DrawsFromTheClock(Around):
+    calls = 0
+
+    def change(self, task, split, index):
+        self.calls += 1
+        return task._replace(query=task.query.rows(torch.randperm(len(task.query.weight)))) if self.calls > 99 else task
+
+
+class StacksOtherTasks(Around):
+    def stack(self, split, indices):
+        return stack([self.task(split, index + len(indices)) for index in indices])
+
+
+def shared_images() -> np.ndarray:
+    """Every fifth test class is one of training."""
+    images = pictures().reshape(80, EACH, 1, 8, 8)
+    images[60::5] = images[0:20:5]
+    return images.reshape(-1, 1, 8, 8)
+
+
+def top_two(logits, batch):
+    hit = (logits.topk(2).indices == batch.targets.argmax(1, keepdim=True)).any(1).to(batch.weight.dtype)
+    return {"accuracy": weighted_mean(hit, batch.weight)}
+
+
+def padding_counts(logits, batch):
+    return objectives.classification.metrics(logits, batch._replace(weight=torch.ones_like(batch.weight)))
+
+
+def scored_by(metrics, learner=Centroid):
+    return learner(Objective(objectives.classification.loss, metrics, own_classes=True))
+
+
+def undeclared():
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.BatchNorm1d(8), nn.Linear(8, 4))
+    learner = kshot.maml(model, inner_lr=0.1, batchnorm="query")
+    learner.transductive = False
+    return learner
+
+
+PLANTED = {
+    "queries are centred on their mean": (SeesOtherQueries, pool, {"other queries"}),
+    "BatchNorm on the queries, not declared": (undeclared, pool, {"other queries"}),
+    "a prediction goes by its place": (GoesByPosition, pool, {"query order"}),
+    "the first rows count more": (TrustsTheFirst, pool, {"support order"}),
+    "padding counts as examples": (CountsPadding, pool, {"padding"}),
+    "padding counts in the metric": (lambda: scored_by(padding_counts), pool, {"padding"}),
+    "labels follow the class": (Centroid, SortedLabels, {"label order"}),
+    "labels are told by the image": (Centroid, TellsLabels, {"chance", "label order"}),
+    "labels are told by images never seen twice": (Centroid, TellsLabelsOfNewImages, {"chance"}),
+    "a query stands in the support": (Centroid, SharesExamples, {"support and query"}),
+    "test classes were trained on": (Centroid, lambda: pool(shared_images()), {"splits"}),
+    "tasks change": (Centroid, DrawsFromTheClock, {"episodes"}),
+    "stacks are of other tasks": (Centroid, StacksOtherTasks, {"episodes"}),
+    "a buffer counts tasks": (CountsTasks, pool, {"purity"}),
+    "earlier tasks are remembered": (Remembers, pool, {"repeatable"}),
+    "random numbers of its own": (DrawsAnew, pool, {"repeatable"}),
+    "NaN": (GivesNan, pool, {"finite"}),
+    "top-2 called accuracy": (lambda: scored_by(top_two, OnePixel), pool, {"metric"}),
+    "an ensemble": (Ensemble, pool, {"one checkpoint"}),
+    "an ensemble in a list": (HiddenEnsemble, pool, {"one checkpoint"}),
+}
+
+
+def audited(learner, source, **options):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UntrustedFigure)
+        return kshot.evaluate(learner, source, **({"tasks": 80} | options))
+
+
+def failed(evaluation):
+    return {audit.name for audit in evaluation.audits if audit.result is Result.FAILED}
+
+
+@pytest.mark.parametrize("bug", PLANTED)
+def test_each_bug_fails_its_audit_and_no_other(bug):
+    make, source, expected = PLANTED[bug]
+    found = audited(make(), source())
+    assert failed(found) == expected
+    assert not found.trusted
+
+
+def maml():
+    return kshot.maml(nn.Sequential(nn.Flatten(), kshot.models.mlp(64, 4, [32])), inner_lr=1.0, steps=3)
+
+
+def test_a_learner_that_uses_the_order_of_classes_is_caught_and_the_same_learner_on_dealt_labels_is_not():
+    bright = pool(pictures(step=7))
+    for source, expected in ((SortedLabels(bright), {"label order", "class order", "chance"}), (bright, set())):
+        learner = maml()
+        kshot.fit(learner, source, steps=120, tasks_per_step=8, outer_lr=3e-3, mode="vmap")
+        found = audited(learner, source)
+        assert failed(found) == expected
+        accuracy = found.metrics["accuracy"]
+        assert accuracy.mean - accuracy.ci95 > 0.25  # it learns: chance is 0.25
+
+
+def results(evaluation):
+    return {audit.name: audit.result for audit in evaluation.audits}
+
+
+def test_a_test_split_that_training_read_is_no_test():
+    class Slips(Around):
+        def task(self, split, index):
+            return self.source.task("test" if index == 7 else split, index)
+
+    for honest in (True, False):
+        source = watched(pool())
+        learner = maml()
+        kshot.fit(learner, source if honest else Slips(source), steps=5)
+        if not honest:
+            with source.during("training"):
+                source.task("test", 0)
+        assert failed(audited(learner, source)) == (set() if honest else {"test reads"})
+
+
+def test_rounds_read_train_and_val_and_the_audit_sees_that():
+    source = watched(sinusoids())
+    learner = kshot.maml(kshot.models.mlp(1, 1, [8]), inner_lr=0.02, objective=objectives.mse)
+    options = {"steps_per_round": 2, "tasks_per_step": 2, "val_tasks": 4}
+    kshot.run_until(learner, source, "mse <= 0", budget=kshot.Budget(rounds=2), **options)
+    assert set(source.reads) == {("rounds", "train"), ("rounds", "val")}
+    found = kshot.evaluate(learner, source, tasks=8)
+    assert results(found)["test reads"] is Result.PASSED
+    assert results(kshot.evaluate(learner, sinusoids(), tasks=8))["test reads"] is Result.NOT_APPLICABLE
+    kshot.evaluate(learner, source, tasks=8)  # evaluations are no decisions
+
+    def peeks(history):
+        kshot.evaluate(learner, source, tasks=2, audit=False)
+        return kshot.deciding.decisions.Stop(kshot.deciding.decisions.Outcome.NO_PROGRESS, "enough")
+
+    kshot.run_until(learner, source, "mse <= 0", policy=peeks, **options)
+    assert failed(audited(learner, source, tasks=8)) == {"test reads"}
+
+
+def test_weights_other_than_those_of_the_checkpoint_are_told(tmp_path):
+    learner = Centroid()
+    save_checkpoint(tmp_path / "round-1", learner, None, {})
+    assert audited(learner, pool(), checkpoint=tmp_path / "round-1").trusted
+    with torch.no_grad():
+        learner.scale.mul_(1.01)
+    assert failed(audited(learner, pool(), checkpoint=tmp_path / "round-1")) == {"one checkpoint"}
+
+
+# no false alarms ----------------------------------------------------------------------------------------------------
+
+
+class OfTheZoo(TaskSource):
+    def __init__(self, row, seed):
+        self.row, self.seed = row, seed
+        self.objective = row.objective
+
+    def task(self, split, index):
+        return make_task(self.row, seed=int(generator(self.seed, split, index).integers(2**31)))
+
+
+@pytest.mark.parametrize("row", ZOO.values(), ids=ZOO.keys())
+def test_every_row_of_the_zoo_passes(row):
+    found = kshot.evaluate(row.make(3), OfTheZoo(row, 0), tasks=20)
+    assert found.trusted
+    of = results(found)
+    never = {"label order", "test reads"} | ({"other queries"} if row.transductive else set())
+    never |= set() if row.classes else {"class order", "chance"}
+    if row.text:  # read in order, of few symbols, with metrics of its own; no query sees those after it
+        never |= {"support order", "padding", "support and query", "splits", "metric"}
+        never = never - {"other queries"} | ({"query order"} if row.transductive else set())
+    idle = {name for name, result in of.items() if result is Result.NOT_APPLICABLE}
+    assert never <= idle <= never | {"chance"}  # a learner that gives one answer to all is at chance by arithmetic
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_honest_tasks_of_all_sizes_pass(seed):
+    source = pool(ways=[2, 5], shots=[1, 4], queries=[1, 4], small="shrink", label_noise=0.2, seed=seed)
+    found = kshot.evaluate(Centroid(), source, tasks=80)
+    assert found.trusted
+    assert {name for name, result in results(found).items() if result is Result.NOT_APPLICABLE} == {"test reads"}
+
+
+def test_a_fixed_head_is_no_bug():
+    of = {audit.name: audit for audit in kshot.evaluate(maml(), pool(), tasks=40).audits}
+    assert of["class order"].result is Result.PASSED
+    assert "need not" in of["class order"].found
+    assert 0 < of["class order"].figure < 1
+
+
+@given(st.integers(2, 5), st.integers(0, 2**31))
+def test_guessing_knows_mean_and_variance_of_every_dealing_of_labels(classes, seed):
+    table = np.random.default_rng(seed).random((classes, classes)) ** 3
+    guessing = Guessing()
+    guessing.add(table)
+    all_ = [table[list(dealt), range(classes)].sum() for dealt in itertools.permutations(range(classes))]
+    assert guessing.expected == pytest.approx(np.mean(all_))
+    assert guessing.variance == pytest.approx(np.var(all_))
+    assert guessing.hits == pytest.approx(all_[0])
+
+
+@pytest.mark.parametrize("tasks", [5, 60])
+@pytest.mark.parametrize("answers", ["one", "all", "noise"])
+def test_luck_fails_no_more_often_than_is_said(tasks, answers):
+    random = np.random.default_rng(tasks)
+    p_values = []
+    for _ in range(400):
+        guessing = Guessing()
+        for _ in range(tasks):
+            table = {"one": np.eye(5)[[0] * 5], "all": np.eye(5), "noise": random.random((5, 5))}[answers]
+            guessing.add(table[:, random.permutation(5)])
+        p_values.append(guessing.p_value())
+    for level in (0.5, 0.1, 0.01):
+        assert np.mean(np.array(p_values) <= level) <= level
+
+
+def test_what_guessing_may_reach_is_where_it_fails():
+    guessing = Guessing()
+    for number in range(40):
+        guessing.add(np.roll(np.eye(4), number % 3, 0))
+    limit = guessing.limit()
+    assert guessing.expected < limit < guessing.total
+    for hits, fails in ((limit + 1e-6, True), (limit - 1e-6, False)):
+        guessing.hits = hits
+        assert (guessing.p_value() < 1e-5) == fails
+
+
+# what applies, and what is said -------------------------------------------------------------------------------------
+
+
+class MeanAndSpread(Learner):
+    """Predicts a tree."""
+
+    def adapt(self, support):
+        return {"mean": support.targets.mean(0), "spread": support.targets.std(0)}
+
+    def predict(self, state, inputs):
+        return {name: value.expand(len(inputs), 1) for name, value in state.items()}
+
+
+def test_predictions_may_be_trees():
+    def loss(prediction, batch):
+        return weighted_mean(((prediction["mean"] - batch.targets) / prediction["spread"]).square()[:, 0], batch.weight)
+
+    learner = MeanAndSpread(Objective(loss, lambda prediction, batch: {}))
+    found = audited(learner, sinusoids(), tasks=10)
+    assert failed(found) == {"padding"}  # it does count padding
+    assert results(found)["metric"] is Result.NOT_APPLICABLE
+
+
+def test_equal_rows_of_few_values_are_no_copies():
+    class Coins(TaskSource):
+        objective, seed = objectives.mse, 0
+
+        def task(self, split, index):
+            random = torch.from_numpy(generator(0, split, index).integers(0, 2, (2, 10, 2)).astype(np.float32))
+            return Task(*(Batch.of(rows[:, :1], rows[:, 1:]) for rows in random))
+
+    of = results(kshot.evaluate(SupportMean(objectives.mse), Coins(), tasks=10))
+    assert of["support and query"] is of["splits"] is Result.NOT_APPLICABLE
+
+
+def test_a_learner_that_goes_by_the_order_of_rows_is_declared():
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 4))
+    learner = kshot.reptile(model, inner_lr=0.1, minibatch=2)
+    assert learner.ordered
+    of = results(kshot.evaluate(learner, pool(), tasks=30))
+    assert of["support order"] is Result.NOT_APPLICABLE
+    learner.ordered = False
+    assert "support order" in failed(audited(learner, pool(), tasks=30))
+
+
+def test_a_learner_without_a_copy_in_double_precision_is_asked_as_it_is():
+    class Single(Centroid):
+        def adapt(self, support):
+            assert support.inputs.dtype == torch.float32
+            return super().adapt(support)
+
+    (audit,) = [a for a in kshot.evaluate(Single(), pool(), tasks=4).audits if a.name == "other queries"]
+    assert (audit.result, audit.tolerance) == (Result.PASSED, 1e-3)
+
+
+@pytest.mark.parametrize("tasks", [1, 2, 3])
+def test_few_tasks_are_audited_as_far_as_they_go(tasks):
+    assert kshot.evaluate(Centroid(), pool(), tasks=tasks).trusted
+
+
+def test_a_val_evaluation_never_reads_test():
+    source = watched(pool())
+    kshot.evaluate(Centroid(), source, split="val", tasks=20)
+    assert {split for _, split in source.reads} == {"train", "val"}
+
+
+def test_a_failed_audit_warns_and_is_in_the_summary():
+    with pytest.warns(UntrustedFigure, match="other queries go"):
+        found = kshot.evaluate(SeesOtherQueries(), pool(), tasks=10)
+    summary = json.loads(json.dumps(to_json(found.summary())))
+    assert summary["trusted"] is False
+    (entry,) = [audit for audit in summary["audits"] if audit["result"] == "FAILED"]
+    assert entry["figure"] > entry["tolerance"]
+    unaudited = kshot.evaluate(SeesOtherQueries(), pool(), tasks=10, audit=False)
+    assert not unaudited.trusted
+    assert unaudited.audits == ()

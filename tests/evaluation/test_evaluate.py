@@ -1,0 +1,139 @@
+import pytest
+import torch
+
+import kshot
+from kshot import objectives
+from kshot.learners import SupportMean
+from kshot.sources import sinusoids
+
+
+def test_figures_are_means_over_single_tasks():
+    learner, source = SupportMean(objectives.mse), sinusoids()
+    found = kshot.evaluate(learner, source, split="val", tasks=20)
+    expected = [float(learner(source.task("val", index))) for index in range(20)]
+    assert found.per_task["mse"] == pytest.approx(expected, rel=1e-5)
+    assert found.metrics["mse"].mean == pytest.approx(sum(expected) / 20, rel=1e-5)
+    assert found.split == "val"
+    assert found.inductive
+
+
+def test_the_hash_names_the_episodes():
+    def sha(**options):
+        arguments = {"split": "test", "tasks": 5} | options
+        seed = arguments.pop("seed", 0)
+        return kshot.evaluate(SupportMean(objectives.mse), sinusoids(seed=seed), **arguments).episodes_sha256
+
+    assert sha() == sha()
+    assert len({sha(), sha(tasks=6), sha(split="val"), sha(seed=1)}) == 4
+
+
+def test_evaluating_leaves_the_learner_as_it_was():
+    learner = kshot.maml(kshot.models.mlp(1, 1, [4]), inner_lr=0.1, objective=objectives.mse).train()
+    before = {name: tensor.clone() for name, tensor in learner.state_dict().items()}
+    kshot.evaluate(learner, sinusoids(), tasks=3)
+    assert learner.training
+    assert all(p.grad is None for p in learner.parameters())
+    assert all(torch.equal(tensor, before[name]) for name, tensor in learner.state_dict().items())
+
+
+def test_a_transductive_learner_is_called_one():
+    model = torch.nn.Sequential(torch.nn.Linear(1, 4), torch.nn.BatchNorm1d(4), torch.nn.Linear(4, 1))
+    learner = kshot.maml(model, inner_lr=0.1, objective=objectives.mse, batchnorm="query")
+    assert not kshot.evaluate(learner, sinusoids(), tasks=2).inductive
+
+
+class Padded(kshot.tasks.TaskSource):
+    """Sinusoids whose queries are filled up by rows that are far off and weigh nothing."""
+
+    def __init__(self):
+        self.inner = sinusoids()
+        self.objective, self.seed = self.inner.objective, self.inner.seed
+
+    def task(self, split, index):
+        task = self.inner.task(split, index)
+        longer = [torch.cat([leaf, 100 + torch.zeros_like(leaf[:5])]) for leaf in task.query[:2]]
+        return task._replace(query=kshot.Batch(*longer, torch.cat([task.query.weight, torch.zeros(5)])))
+
+
+def test_rows_that_fill_up_a_query_are_not_shown_to_a_transductive_learner():
+    model = torch.nn.Sequential(torch.nn.Linear(1, 4), torch.nn.BatchNorm1d(4), torch.nn.Linear(4, 1))
+    learner = kshot.maml(model, inner_lr=0.1, objective=objectives.mse, batchnorm="query")
+    plain, padded = (kshot.evaluate(learner, source, tasks=3, audit=False) for source in (sinusoids(), Padded()))
+    assert padded.per_task["mse"] == pytest.approx(plain.per_task["mse"], rel=1e-6)
+
+
+def test_no_tasks_is_refused():
+    with pytest.raises(ValueError, match="at least one task, got 0"):
+        kshot.evaluate(SupportMean(objectives.mse), sinusoids(), tasks=0)
+
+
+def test_from_scratch_starts_from_other_weights_and_fine_tuning_from_the_given_ones():
+    model = kshot.models.mlp(1, 1)
+    given = model.head.weight.clone()
+    scratch = kshot.from_scratch(model, inner_lr=0.1, objective=objectives.mse, seed=1)
+    tuned = kshot.fine_tune(model, inner_lr=0.1, objective=objectives.mse)
+    classes = kshot.fine_tune(kshot.models.mlp(1, 3), inner_lr=0.1)
+    assert not torch.equal(scratch.model.head.weight, given)
+    assert torch.equal(tuned.model.head.weight, given)
+    assert not classes.model.head.weight.any()
+    assert torch.equal(model.head.weight, given)
+    assert torch.equal(scratch.model.head.weight, kshot.from_scratch(model, inner_lr=0.1, seed=1).model.head.weight)
+
+
+def test_episodes_of_another_hash_are_refused_before_anything_is_scored():
+    source, scored = sinusoids(), []
+    learner = SupportMean(objectives.mse)
+    sha = kshot.evaluate(learner, source, tasks=5).episodes_sha256
+    for given in (sha, sha[:8], sha[:16].upper() + "…"):
+        assert kshot.evaluate(learner, source, tasks=5, episodes_sha256=given).episodes_sha256 == sha
+    with pytest.raises(ValueError, match=f"these 6 test tasks hash to .*, not {sha[:16]}…: they are other episodes"):
+        kshot.evaluate(learner, source, tasks=6, episodes_sha256=sha, observe=scored.append)
+    with pytest.raises(ValueError, match="8 to 64 hexadecimal digits, got 'abc'"):
+        kshot.evaluate(learner, source, tasks=5, episodes_sha256="abc")
+    assert not scored
+
+
+def test_an_observer_sees_each_task_with_what_was_made_of_it():
+    source, learner, seen = sinusoids(), SupportMean(objectives.mse), []
+    found = kshot.evaluate(learner, source, tasks=3, observe=seen.append)
+    assert [each.number for each in seen] == [0, 1, 2]
+    for each in seen:
+        assert torch.equal(each.prediction, learner.predict(each.state, each.task.query.inputs))
+        assert each.figures["mse"] == found.per_task["mse"][each.number]
+    assert found.adapt_ms.median <= found.adapt_ms.p95
+    assert len(set(found.episodes)) == 3
+
+
+def test_classes_are_calibrated_in_every_evaluation_and_numbers_are_not():
+    source = kshot.sources.glyphs(ways=3, queries=4)
+    found = kshot.evaluate(kshot.nearest_centroid(), source, tasks=4)
+    assert found.calibration.examples == 4 * 12
+    assert found.calibration.nll.mean == pytest.approx(found.metrics["loss"].mean, rel=1e-5)
+    assert kshot.evaluate(SupportMean(objectives.mse), sinusoids(), tasks=2).calibration is None
+
+
+def test_another_training_seed_draws_other_training_tasks_and_the_same_episodes():
+    class Noted(type(sinusoids())):
+        def stack(self, split, indices):
+            drawn.setdefault(split, []).extend(indices)
+            return super().stack(split, indices)
+
+    trained = {}
+    for seed in (0, 0, 1):
+        drawn: dict = {}
+        model = kshot.models.mlp(1, 1, [4])
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.fill_(0.1)
+        learner = kshot.maml(model, inner_lr=0.1, objective=objectives.mse)
+        losses = kshot.fit(learner, Noted(), steps=2, tasks_per_step=3, seed=seed)
+        found = kshot.evaluate(learner, Noted(), tasks=2, audit=False)  # which reads of all splits
+        trained.setdefault(seed, []).append((drawn["train"], drawn["test"], losses, found.episodes_sha256))
+    assert trained[0][0] == trained[0][1]
+    (first, test, losses, sha), (other, same, others, also) = trained[0][0], trained[1][0]
+    assert first == list(range(6))
+    assert not set(first) & set(other)
+    assert losses != others
+    assert (test, sha) == (same, also)
+    with pytest.raises(ValueError, match="a seed must be 0 or more, got -1"):
+        kshot.fit(learner, sinusoids(), steps=1, seed=-1)

@@ -1,0 +1,222 @@
+"""Steps within memory: chunks of tasks, recomputed inner steps, cores, and what is predicted before."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+from zoo import ZOO, make_task
+
+import kshot
+from kshot import objectives
+from kshot.inner.rules import Adam
+from kshot.inner.unrolling import recomputing, unroll
+from kshot.sources import sinusoids
+from kshot.training.memory import available, predicted_peak
+from kshot.training.step import MetaGradient, Plan
+from kshot.types import stack, unstack
+
+MIB = 2**20
+
+
+def waves(count=6):
+    return sinusoids().stack("train", range(count))
+
+
+def wide(steps=3, width=64):
+    return kshot.maml(kshot.models.mlp(1, 1, [width, width]), inner_lr=0.01, steps=steps, objective=objectives.mse)
+
+
+def gradients(learner, tasks, **options):
+    learner.zero_grad()
+    step = MetaGradient(learner, **options)
+    return step, [step(tasks), *(p.grad.clone() for p in learner.parameters())]
+
+
+def peak(learner, tasks, *, recompute=False):
+    def loop(one, tasks):
+        with recomputing(recompute):
+            for task in unstack(tasks):
+                one(task).backward()
+
+    return predicted_peak(learner, tasks, loop)
+
+
+@pytest.fixture
+def two_threads():
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("mode", ["vmap", "compiled"])
+@pytest.mark.parametrize("chunk", [1, 4, 6, 9])
+def test_chunks_add_up_to_the_whole(mode, chunk):
+    learner, tasks = wide(), waves()
+    _, expected = gradients(learner, tasks, mode="loop")
+    _, found = gradients(learner, tasks, mode=mode, chunk=chunk, backend="eager")
+    torch.testing.assert_close(found, expected)
+
+
+def test_recomputed_steps_give_bitwise_the_same_gradient():
+    learner = kshot.maml_pp(
+        kshot.models.mlp(1, 1), inner_lr=0.05, steps=3, objective=objectives.mse
+    )  # learns its rates
+    _, expected = gradients(learner, waves(), mode="loop", recompute=False)
+    step, found = gradients(learner, waves(), mode="loop", recompute=True)
+    assert step.plan.recompute
+    assert all(torch.equal(a, b) for a, b in zip(found, expected))
+
+
+def test_a_recomputed_rule_with_a_state_has_the_exact_derivative():
+    rule, target = Adam(0.1), torch.randn(3, dtype=torch.float64)
+    found = {}
+    for on in (False, True):
+        start = torch.ones(3, dtype=torch.float64, requires_grad=True)
+        with recomputing(on):
+            after = unroll(lambda params: (params["w"] - target).pow(4).sum(), {"w": start}, rule, steps=4)
+        after["w"].sin().sum().backward()
+        found[on] = start.grad
+    assert torch.equal(found[True], found[False])
+
+
+def test_memory_for_each_further_step_is_the_parameters_alone():
+    """Kept: the activations of a step; recomputed: θ only. Conv4 on 5 images has 13 times more of the former."""
+    images = torch.rand(5, 1, 28, 28)
+    batch = kshot.Batch.of(images, torch.arange(5), ways=5)
+    task = kshot.Task(batch, batch)
+    tasks = kshot.types.stack([task])
+    growth = {}
+    for recompute in (False, True):
+        peaks = [
+            peak(kshot.maml(kshot.models.conv4(1, 5), inner_lr=0.1, steps=steps), tasks, recompute=recompute)
+            for steps in (2, 4)
+        ]
+        growth[recompute] = (peaks[1] - peaks[0]) / 2
+    parameters = sum(4 * p.numel() for p in kshot.models.conv4(1, 5).parameters())
+    assert growth[True] <= 1.1 * parameters
+    assert growth[True] <= growth[False] / 5
+
+
+def test_the_prediction_is_that_of_a_plain_sum():
+    """Of a sum of exp(w), kept for its gradient, and that gradient: 2 or 3 vectors live at once, never 4."""
+
+    class Squares(kshot.Learner):
+        def __init__(self):
+            super().__init__(objectives.mse)
+            self.weight = nn.Parameter(torch.ones(1000))
+
+        def adapt(self, support):
+            return {}
+
+        def predict(self, state, inputs):
+            return inputs
+
+        def forward(self, task):
+            return self.weight.exp().sum()
+
+    found = peak(Squares(), waves(1))
+    assert 8000 <= found <= 12_100
+    assert peak(Squares(), waves(1)) == found
+
+
+def test_a_step_that_would_not_fit_goes_in_chunks():
+    learner, tasks = wide(width=256), waves(16)
+    _, expected = gradients(learner, tasks, mode="loop")
+    room = int(1.2 * predicted_peak(learner, waves(4), lambda one, t: torch.vmap(one)(t).mean().backward()))
+    step, found = gradients(learner, tasks, mode="vmap", memory=room)
+    assert 4 <= step.plan.chunk <= 6
+    torch.testing.assert_close(found, expected)
+
+
+def test_a_loop_that_would_not_fit_recomputes_and_one_that_never_fits_says_what_it_needs():
+    """Large support sets on a small network: activations weigh more than parameters."""
+    learner = wide(steps=8, width=32)
+    batch = kshot.Batch.of(torch.randn(2000, 1), torch.randn(2000, 1))
+    tasks = kshot.types.stack([kshot.Task(batch, batch)] * 2)
+    kept, again = (peak(learner, tasks, recompute=on) for on in (False, True))
+    assert again < 0.6 * kept
+    step, _ = gradients(learner, tasks, mode="loop", memory=(kept + again) // 2)
+    assert step.plan == Plan(recompute=True)
+    step, _ = gradients(learner, tasks, mode="loop", memory=2 * kept)
+    assert step.plan == Plan()
+    with pytest.raises(MemoryError, match="one task takes about .* GiB, of .* GiB that it may take: smaller images"):
+        gradients(learner, tasks, mode="loop", memory=again // 2)
+    with pytest.raises(MemoryError, match="with mode='loop', which can recompute"):
+        gradients(learner, tasks, mode="vmap", memory=again // 2)
+
+
+def test_small_steps_are_not_planned(monkeypatch):
+    monkeypatch.setattr("kshot.training.step.predicted_peak", lambda *args: pytest.fail("planned"))
+    step, _ = gradients(wide(), waves(), mode="vmap")
+    assert step.plan == Plan()
+
+
+def test_free_memory_is_that_of_this_machine():
+    assert 16 * MIB < available(torch.device("cpu")) < 2**46
+
+
+def few_drawings(count=4):
+    return stack([make_task(ZOO["maml"], seed=seed) for seed in range(count)])
+
+
+def test_cores_give_the_gradient_of_the_loop_time_after_time(two_threads):
+    learner, tasks = ZOO["maml"].make(3), few_drawings(5)
+    _, expected = gradients(learner, tasks, mode="loop")
+    step = MetaGradient(learner, "traced")
+    runs = []
+    for _ in range(4):
+        learner.zero_grad()
+        runs.append([step(tasks), *(p.grad.clone() for p in learner.parameters())])
+        torch.testing.assert_close(runs[-1], expected)
+        assert all(torch.equal(a, b) for a, b in zip(runs[-1], runs[0]))
+    assert step.way == "traced"
+    assert torch.get_num_threads() == 2
+
+
+def test_a_record_follows_the_weights_and_recomputes_steps(two_threads):
+    learner, tasks = ZOO["maml"].make(3), few_drawings()
+    step = MetaGradient(learner, "traced", recompute=True)
+    step(tasks)
+    with torch.no_grad():
+        for parameter in learner.parameters():
+            parameter.mul_(0.5)
+    learner.zero_grad()
+    found = [step(tasks), *(p.grad.clone() for p in learner.parameters())]
+    assert step.way == "traced"
+    _, expected = gradients(learner, tasks, mode="loop")
+    torch.testing.assert_close(found, expected)
+
+
+def test_a_record_of_even_rows_is_not_taken_for_tasks_with_padding():
+    learner, tasks = ZOO["maml"].make(3), few_drawings()
+    weight = tasks.support.weight.clone()
+    weight[1, 0] = 0
+    padded = tasks._replace(support=tasks.support._replace(weight=weight))
+    step = MetaGradient(learner, "traced")
+    for given in (tasks, padded, tasks):
+        learner.zero_grad()
+        found = [step(given), *(p.grad.clone() for p in learner.parameters())]
+        _, expected = gradients(learner, given, mode="loop")
+        torch.testing.assert_close(found, expected)
+    assert step.way == "traced"
+
+
+def test_a_record_draws_new_random_numbers_each_time_and_the_same_from_the_same_seed(two_threads):
+    model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten(), nn.Dropout(), nn.Linear(72, 3))
+    step = MetaGradient(kshot.maml(model, inner_lr=0.1), "traced")
+    losses = []
+    for seed in (0, 0, 1):
+        torch.manual_seed(seed)
+        losses.append(float(step(few_drawings())))
+    torch.manual_seed(0)
+    losses.append(float(MetaGradient(kshot.maml(model, inner_lr=0.1), "loop")(few_drawings())))
+    assert step.way == "traced"
+    assert losses[0] == losses[1] != losses[2]
+    assert losses[0] == pytest.approx(losses[3], rel=1e-6)
+
+
+def test_an_error_of_a_chunk_speaks_to_its_user():
+    with pytest.raises(ValueError, match="chunk must be at least 1 task"):
+        MetaGradient(wide(), chunk=0)
