@@ -112,7 +112,7 @@ def fresh(entry: Entry, body: nn.Module, full: nn.Module, source: TaskSource) ->
     torch.manual_seed(0)
     learner = entry.make(copy.deepcopy(body), copy.deepcopy(full))
     if hasattr(getattr(learner, "head", None), "centre"):
-        kshot.fit_centre(learner, source)
+        kshot.fit_feature_statistics(learner, source)
     return learner
 
 

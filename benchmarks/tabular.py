@@ -161,7 +161,7 @@ def ours(learner: kshot.Learner) -> Method:
 
     def predict(x: np.ndarray, y: np.ndarray, asked: np.ndarray) -> np.ndarray:
         rows = torch.from_numpy(x).float()
-        own = learner.objective.own_classes
+        own = learner.objective.task_specific_classes
         support = (
             kshot.Batch.of(rows, torch.from_numpy(y), ways=int(y.max()) + 1)
             if own

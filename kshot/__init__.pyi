@@ -29,10 +29,10 @@ from .learners.heads.plda import plda
 from .learners.heads.protonet import protonet
 from .learners.heads.relation import relation_net
 from .learners.heads.transductive import laplacian_shot, transductive_fine_tune
-from .learners.ratings.alpaca import fold_in
+from .learners.ratings.alpaca import alpaca
 from .objectives import Objective
 from .training.fit import fit
-from .training.pretrain import fit_centre, pretrain
+from .training.pretrain import fit_feature_statistics, pretrain
 from .types import Batch, Task
 
 __all__ = [
@@ -42,6 +42,7 @@ __all__ = [
     "Objective",
     "Task",
     "alfa",
+    "alpaca",
     "anil",
     "attentive_np",
     "baseline_pp",
@@ -57,8 +58,7 @@ __all__ = [
     "feat",
     "fine_tune",
     "fit",
-    "fit_centre",
-    "fold_in",
+    "fit_feature_statistics",
     "fomaml",
     "frn",
     "from_scratch",

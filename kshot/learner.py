@@ -13,23 +13,23 @@ from kshot.types import Batch, Task, Tree
 class Scheduled(nn.Module):
     """A module that changes in the course of training: a learner, a solver, `models.DropBlock`, or one of yours."""
 
-    def advance(self, progress: float) -> None:
+    def set_progress(self, progress: float) -> None:
         """Told by the trainer before each step: how far the training is, from 0 to 1. By default the parts are told.
 
         It is a function of the step, so a resumed run needs no memory of it. A module that was never told is to behave
         as at 1.
         """
         for part in self.children():
-            advance(part, progress)
+            set_progress(part, progress)
 
 
-def advance(module: nn.Module, progress: float) -> None:
+def set_progress(module: nn.Module, progress: float) -> None:
     """Tell a module, or what is scheduled among its parts, how far the training is, from 0 to 1."""
     if isinstance(module, Scheduled):
-        module.advance(progress)
+        module.set_progress(progress)
     else:
         for part in module.children():
-            advance(part, progress)
+            set_progress(part, progress)
 
 
 class Learner(Scheduled, ABC):
@@ -47,14 +47,15 @@ class Learner(Scheduled, ABC):
         objective: what the tasks ask.
         transductive: True if a query's prediction depends on the other queries. Every report says so.
         ordered: True if the order of the support's rows matters, padding among them, as where steps go by minibatches.
-        along: True if queries are read in order, each prediction made from those before it: transductive, but causal.
-        annealed: True if `advance` changes the outer loss; such a learner is not compiled once for all steps.
+        causal_queries: True if queries are read in order, each prediction made from those before it: transductive, but
+            causal.
+        annealed: True if `set_progress` changes the outer loss; such a learner is not compiled once for all steps.
     """
 
     objective: Objective
     transductive: bool = False
     ordered: bool = False
-    along: bool = False
+    causal_queries: bool = False
     annealed: bool = False
 
     def __init__(self, objective: Objective) -> None:

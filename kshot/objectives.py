@@ -35,15 +35,15 @@ class Objective(NamedTuple):
     Attributes:
         loss: (prediction, batch) -> (); differentiable, rows of weight 0 have no effect.
         metrics: (prediction, batch) -> {name: ()}; what a person reads, and rows of weight 0 have no effect on.
-        own_classes: whether each task has classes of its own. A class without support examples is then none of the
-            task's, and learners give it no probability.
-        certain: targets -> a prediction of just them, of the form that loss and metrics take.
+        task_specific_classes: whether each task has classes of its own. A class without support examples is then none
+            of the task's, and learners give it no probability.
+        as_prediction: targets -> a prediction of just them, of the form that loss and metrics take.
     """
 
     loss: Callable[[Tree, Batch], Tensor]
     metrics: Callable[[Tree, Batch], dict[str, Tensor]]
-    own_classes: bool = False
-    certain: Callable[[Tree], Tree] = _themselves
+    task_specific_classes: bool = False
+    as_prediction: Callable[[Tree], Tree] = _themselves
 
 
 def weighted_mean(values: Tensor, weight: Tensor) -> Tensor:
@@ -96,7 +96,7 @@ def _squared_error(prediction: Tensor, batch: Batch) -> Tensor:
 mse = Objective(_squared_error, lambda prediction, batch: {"mse": _squared_error(prediction, batch)})
 r"""Regression: $\frac{1}{\sum w} \sum_i w_i \lVert \hat y_i - y_i \rVert^2 / d$; prediction and targets (n, ...)."""
 
-classification = Objective(_cross_entropy, _accuracy, own_classes=True)
+classification = Objective(_cross_entropy, _accuracy, task_specific_classes=True)
 r"""Classification, each task with classes of its own:
 $-\frac{1}{\sum w} \sum_i w_i \sum_c y_{ic} \log \mathrm{softmax}(\hat y_i)_c$; logits (n, C),
 one-hot or soft targets (n, C). Metric: accuracy, in 0 … 1."""
@@ -154,7 +154,7 @@ def _of_gaussian(prediction: Tree, batch: Batch) -> dict[str, Tensor]:
     return {"log_likelihood": likelihood} | metrics
 
 
-gaussian = Objective(_negative_log_likelihood, _of_gaussian, certain=_with_unit_spread)
+gaussian = Objective(_negative_log_likelihood, _of_gaussian, as_prediction=_with_unit_spread)
 r"""Regression with a spread: $-\frac{1}{\sum w} \sum_i w_i \frac1d \sum_j \log N(y_{ij}; \mu_{ij}, \sigma^2_{ij})$. A
 prediction is `{"mean": (n, ...), "std": (n, ...)}`, both of the targets' shape. Metrics: log_likelihood, in nats for
 each number predicted; mse of the mean; crps, the continuous ranked probability score, in the targets' unit (lower is
@@ -172,7 +172,7 @@ SURE = 100.0  # a logit that leaves e^-100 for the others
 next_token = Objective(
     _symbol_loss,
     lambda logits, batch: {"bits_per_character": _symbol_loss(logits, batch) / math.log(2)},
-    certain=_surely,
+    as_prediction=_surely,
 )
 r"""Language modelling: $-\sum_{it} m_{it} \log \mathrm{softmax}(\hat y_{it})_{y_{it}} / \sum_{it} m_{it}$ with
 $m_{it} = w_i [y_{it} \ge 0]$: a negative target marks a position that is not scored, such as padding. Logits (n, L, V),
@@ -206,7 +206,7 @@ def next_token_of(characters: Sequence[int]) -> Objective:
         >>> float(next_token_of([3, 1]).metrics(torch.zeros(1, 2, 2), batch)["bits_per_character"])
         0.5
     """
-    return Objective(_symbol_loss, _OfTokens(tuple(map(int, characters))), certain=_surely)
+    return Objective(_symbol_loss, _OfTokens(tuple(map(int, characters))), as_prediction=_surely)
 
 
 @dataclass(frozen=True)

@@ -83,7 +83,7 @@ def smooth_manhattan(feat_MD: torch.Tensor, proto_CD: torch.Tensor) -> torch.Ten
 
 def early(learner: Learner) -> Learner:
     """A learner that was told that its training has just begun."""
-    learner.advance(0.05)
+    learner.set_progress(0.05)
     return learner
 
 
@@ -116,10 +116,10 @@ ZOO = {
         lambda ways: kshot.imaml(small_conv(ways), inner_lr=0.1, steps=3, proximity=2.0, method="neumann"), exact=False
     ),
     "cavia, film": Row(
-        lambda ways: kshot.cavia(small_conv(ways), context=6, inner_lr=1.0, steps=2, film=["0.1", "0.4", "1"])
+        lambda ways: kshot.cavia(small_conv(ways), task_dim=6, inner_lr=1.0, steps=2, film=["0.1", "0.4", "1"])
     ),
     "cavia": Row(
-        lambda ways: kshot.cavia(wave(1 + 4), context=4, inner_lr=2.0, steps=5, objective=objectives.mse),
+        lambda ways: kshot.cavia(wave(1 + 4), task_dim=4, inner_lr=2.0, steps=5, objective=objectives.mse),
         regression=True,
     ),
     "meta-curvature": Row(lambda ways: kshot.meta_curvature(small_conv(ways), inner_lr=0.2, steps=2)),
@@ -138,11 +138,11 @@ ZOO = {
     "protonet": Row(lambda ways: kshot.protonet(small_conv(None))),
     "protonet, cosine": Row(lambda ways: kshot.protonet(small_conv(None, norm=False), distance="cosine")),
     "cnaps": Row(
-        lambda ways: kshot.cnaps(small_conv(None), small_conv(None), film=["0", "3"], context=16),
+        lambda ways: kshot.cnaps(small_conv(None), small_conv(None), film=["0", "3"], task_dim=16),
     ),
     "cnaps, prototypes": Row(
         lambda ways: kshot.cnaps(
-            small_conv(None, norm=False), small_conv(None), film=["0", "3"], context=16, head="prototypes"
+            small_conv(None, norm=False), small_conv(None), film=["0", "3"], task_dim=16, head="prototypes"
         ),
     ),
     "cnp": Row(lambda ways: kshot.cnp(1, 1, width=16, depth=1), regression=True, warm=100),
@@ -171,7 +171,7 @@ ZOO = {
         lambda ways: kshot.r2d2(wave(outputs=4), l2=0.1, scale=None, objective=objectives.mse), regression=True
     ),
     "fold-in": Row(
-        lambda ways: kshot.fold_in(wave(outputs=4), features=4, prior=1.0, noise=0.1),
+        lambda ways: kshot.alpaca(wave(outputs=4), features=4, prior=1.0, noise=0.1),
         regression=True,
     ),
     "melu": Row(
@@ -212,7 +212,7 @@ ZOO = {
         lambda ways: kshot.dynamic_evaluation(Causal(), inner_lr=0.5), exact=False, text=True, transductive=True
     ),
     "dynamic evaluation, each query by itself": Row(
-        lambda ways: kshot.dynamic_evaluation(Causal(), inner_lr=0.5, along=False, order=2), text=True
+        lambda ways: kshot.dynamic_evaluation(Causal(), inner_lr=0.5, causal_queries=False, order=2), text=True
     ),
     "from scratch": Row(lambda ways: kshot.from_scratch(small_conv(ways), inner_lr=0.1, steps=5), exact=False),
     "fine-tune": Row(lambda ways: kshot.fine_tune(small_conv(ways), inner_lr=0.1, steps=5), exact=False),

@@ -54,7 +54,7 @@ def names_of(spec: Spec, objective: Objective) -> list[BaselineName]:
         return spec.baselines.names
     if isinstance(objective.metrics, objectives.OF_ITEMS):
         return ["global_mean", "user_mean", "item_mean", "bias", "popularity", "item_knn", "matrix_factorisation"]
-    of_classes = objective.own_classes or objective.loss is objectives.shared_classification.loss
+    of_classes = objective.task_specific_classes or objective.loss is objectives.shared_classification.loss
     tells_no_more = objective.loss is not objectives.gaussian.loss  # no model of a run file tells a spread by itself
     alone = spec.model is not None and not isinstance(spec.model, EncoderSpec) and tells_no_more
     names: list[BaselineName] = ["scratch"] if alone else []
@@ -90,7 +90,9 @@ def evaluate_baselines(
         scores = []
         for candidate in candidates if len(candidates) > 1 else []:
             with during(source, "tuning"):
-                val = evaluate(candidate.to(device), source, split="val", tasks=spec.baselines.val_tasks, audit=False)
+                val = evaluate(
+                    candidate.to(device), source, split="val", tasks=spec.baselines.num_val_tasks, audit=False
+                )
             scores.append(target.of(val.metrics).mean)
         choose = max if target.at_least else min
         best = candidates[scores.index(choose(scores))] if scores else candidates[0]

@@ -13,12 +13,12 @@ from torch import nn
 
 from kshot import learners, models, objectives, sources, tasks
 from kshot.app.spec import (
+    AlpacaSpec,
     CausalLmSpec,
     CnapsSpec,
     Conv4Spec,
     EncoderSpec,
     EpisodesSpec,
-    FoldInSpec,
     FromHfSpec,
     LanguageModelSpec,
     MixtureSpec,
@@ -149,11 +149,11 @@ def build_model(spec: Spec, shapes: Shapes, *, head: bool) -> nn.Module:
             return models.causal_lm(shapes["causal_lm"], rank=spec.model.rank, reserved=RESERVED)
         if isinstance(spec.model, LanguageModelSpec):
             options = spec.model.model_dump(exclude={"kind", "body"})
-            read = inputs[0] * (1 + getattr(spec.learner, "context", 0))
-            return models.language_model(shapes["symbols"], spec.model.body, context=read, **options)
+            read = inputs[0] * (1 + getattr(spec.learner, "context_windows", 0))
+            return models.language_model(shapes["symbols"], spec.model.body, context_length=read, **options)
         if isinstance(spec.model, RatingModelSpec):
             of_items, of_users = (inputs.get(f"{side}_features", [0])[-1] for side in ("item", "user"))
-            of_items += inputs.get("item_standing", [0])[-1]
+            of_items += inputs.get("item_mean", [0])[-1]
             options = spec.model.model_dump(exclude={"kind"}) | {"outputs": outputs if head else None}
             counts = shapes["counts"]
             if isinstance(spec.model, TwoTowerSpec):
@@ -183,7 +183,7 @@ def build_learner(spec: Spec, model: nn.Module, shapes: Shapes) -> Learner:
     options = spec.learner.model_dump(exclude={"kind"}) | {"objective": objectives.named(shapes["objective"])}
     factory = _factory(spec)
     if isinstance(spec.learner, CnapsSpec):
-        encoder = build_model(spec, shapes | {"targets": [spec.learner.context]}, head=True)
+        encoder = build_model(spec, shapes | {"targets": [spec.learner.task_dim]}, head=True)
         return factory(model, encoder, **options)
     if isinstance(spec.learner, PriorFittedSpec):  # which takes tables of any width
         with seeded(spec.seed):
@@ -201,7 +201,7 @@ def build_learner(spec: Spec, model: nn.Module, shapes: Shapes) -> Learner:
     if "features" in inspect.signature(factory).parameters:
         shape = _features_of(model, shapes)
         options["features"] = tuple(shape) if spec.learner.kind in OF_MAPS else prod(shape)
-    if isinstance(spec.learner, FoldInSpec) and isinstance(shapes["inputs"], dict):
+    if isinstance(spec.learner, AlpacaSpec) and isinstance(shapes["inputs"], dict):
         options["user_features"] = shapes["inputs"].get("user_features", [0])[-1]
     if isinstance(spec.learner, PldaSpec):
         model.requires_grad_(False)  # what is measured of features holds for these alone

@@ -241,7 +241,7 @@ def _pictured(source: TaskSource, drawn: Sequence[tuple[Split, Task]]) -> tuple[
     inputs = tasks[0].support.inputs if tasks else None
     if not isinstance(inputs, torch.Tensor):
         return None, ""
-    if inputs.ndim == 4 and inputs.shape[1] in (1, 3) and source.objective.own_classes:
+    if inputs.ndim == 4 and inputs.shape[1] in (1, 3) and source.objective.task_specific_classes:
         return (
             classification_examples([Example(task, None) for task in tasks]),
             "A column is a class: above what a learner is shown, below what it is asked.",
@@ -296,7 +296,7 @@ def _target(source: TaskSource, encoding: Encoding | CorpusEncoding | None, batc
     target = batch.targets[row]
     if isinstance(source, Corpus):
         return source.vocabulary.decode(target[target >= 0].numpy())
-    if source.objective.own_classes:
+    if source.objective.task_specific_classes:
         return f"class {int(target.argmax()) + 1}"
     if isinstance(encoding, TableEncoding) and encoding.classes:
         return encoding.classes[int(target.argmax())]

@@ -47,12 +47,12 @@ def run(
         if resume:
             raise ValueError("--resume needs the folder of the run: --out DIR")
         out = free_folder(Path("runs"), spec.name)
-    from kshot.app.run import run as carry_out
+    from kshot.app.run import run as run_spec
     from kshot.app.seeds import parse_seeds, run_seeds
 
     try:
         if seeds is None:
-            report = carry_out(spec, out, resume=resume)
+            report = run_spec(spec, out, resume=resume)
         else:
             report = run_seeds(spec, out, parse_seeds(seeds), resume=resume)
     except KeyboardInterrupt:

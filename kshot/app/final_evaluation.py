@@ -43,7 +43,7 @@ Watch = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
-class Tested:
+class TestResult:
     """What a test found.
 
     Attributes:
@@ -65,7 +65,7 @@ class Tested:
     rejection: Rejection | None
 
 
-def carry_out(
+def evaluate_with_baselines(
     learner: Learner,
     spec: Spec,
     source: TaskSource,
@@ -78,7 +78,7 @@ def carry_out(
     tasks: int | None = None,
     episodes_sha256: str | None = None,
     with_baselines: bool = True,
-) -> Tested:
+) -> TestResult:
     """Score a learner on a split, its baselines beside it, and its curve over shots.
 
     Args:
@@ -95,7 +95,7 @@ def carry_out(
         with_baselines: whether the baselines are evaluated.
     """
     target = Target.parse(spec.target)
-    count = tasks or spec.evaluate.test_tasks
+    count = tasks or spec.evaluate.num_test_tasks
 
     def observe(stage: str, total: int) -> Callable[[Scored], None]:
         return lambda scored: watch(stage, scored.number + 1, total)
@@ -112,7 +112,7 @@ def carry_out(
             checkpoint=checkpoint,
             coverage=COVERED,
         )
-    beside = min(spec.baselines.test_tasks, count)
+    beside = min(spec.baselines.num_test_tasks, count)
     baselines: dict[str, Evaluation] = {}
     if with_baselines:
         baselines = evaluate_baselines(
@@ -130,10 +130,10 @@ def carry_out(
     shots: list[Shots] = []
     if longer is not None:
         with_more, counts = longer
-        shots = over_shots(learner, with_more, counts, split=split, tasks=min(spec.evaluate.shots_tasks, count))
+        shots = over_shots(learner, with_more, counts, split=split, tasks=min(spec.evaluate.num_shots_tasks, count))
     with during(source, EVALUATION):
         priced = cost(learner, source.task(split, 0))
-    return Tested(target, test, baselines, shots, priced, *_rejecting(learner, spec, source, split, count))
+    return TestResult(target, test, baselines, shots, priced, *_rejecting(learner, spec, source, split, count))
 
 
 def _rejecting(
@@ -143,7 +143,7 @@ def _rejecting(
     if spec.reject is None:
         return None, None
     how: dict[str, Any] = spec.reject.model_dump(exclude={"outsiders"})
-    threshold = calibrated(learner, source, **how, tasks=spec.evaluate.val_tasks)
+    threshold = calibrated(learner, source, **how, tasks=spec.evaluate.num_val_tasks)
     if not source.describe().get("out_of_scope", {}).get(split):
         return threshold, None
     how |= {"threshold": threshold, "outsiders": spec.reject.outsiders}
@@ -171,7 +171,7 @@ def _longest(spec: Spec, source: TaskSource) -> tuple[TaskSource, list[int]] | N
     return None
 
 
-def entries(tested: Tested, spec: Spec, source: TaskSource, learner: Learner) -> dict[str, Any]:
+def report_entries(tested: TestResult, spec: Spec, source: TaskSource, learner: Learner) -> dict[str, Any]:
     """A report's entries on the test."""
     test, metric = tested.test, tested.target.metric
     return {
@@ -191,12 +191,12 @@ def entries(tested: Tested, spec: Spec, source: TaskSource, learner: Learner) ->
         "coverage": _coverage(tested),
         "cost": tested.cost._asdict() | {"adapt_ms": test.adapt_ms, "predict_ms": test.predict_ms},
         "protocol": protocol(spec, source, learner)
-        | {"episodes_sha256": test.episodes_sha256, "test_tasks": len(test.episodes)}
+        | {"episodes_sha256": test.episodes_sha256, "num_test_tasks": len(test.episodes)}
         | ({} if test.subjects is None else {"test_subjects": len(set(test.subjects.tolist()))}),
     }
 
 
-def _coverage(tested: Tested) -> dict[str, Coverage]:
+def _coverage(tested: TestResult) -> dict[str, Coverage]:
     """Of the learner and the baselines, the catalogue's; none where tasks have none."""
     each = {"learner": tested.test} | tested.baselines
     return {name: found.coverage for name, found in each.items() if found.coverage}
@@ -211,8 +211,8 @@ def protocol(spec: Spec, source: TaskSource, learner: Learner) -> dict[str, Any]
         "model": spec.model.model_dump() if spec.model else None,
         "inductive": not learner.transductive,
         "episodes_sha256": None,
-        "test_tasks": spec.evaluate.test_tasks,
-        "val_tasks": spec.evaluate.val_tasks,
+        "num_test_tasks": spec.evaluate.num_test_tasks,
+        "num_val_tasks": spec.evaluate.num_val_tasks,
         "seeds": 1,
         "selection": "one checkpoint, chosen on validation tasks; the test tasks are read once, at the end",
     }
@@ -223,7 +223,7 @@ def _about(spec: Spec) -> str:
     return f"{spec.learner.kind} ({options}), meta-trained on the training tasks"
 
 
-def _worst(tested: Tested) -> list[dict[str, Any]]:
+def _worst(tested: TestResult) -> list[dict[str, Any]]:
     """The tasks with the worst figures, the worst first."""
     metric = tested.target.metric
     values = torch.tensor(tested.test.per_task[metric], dtype=torch.float64)
@@ -231,7 +231,7 @@ def _worst(tested: Tested) -> list[dict[str, Any]]:
     return [{"task": place, "episode": tested.test.episodes[place], metric: float(values[place])} for place in order]
 
 
-def draw(report: dict[str, Any], tested: Tested, spec: Spec, learner: Learner) -> dict[str, Figure]:
+def make_figures(report: dict[str, Any], tested: TestResult, spec: Spec, learner: Learner) -> dict[str, Figure]:
     """The figures of a test; `report` has its entries as JSON knows them."""
     test, metric, higher = tested.test, tested.target.metric, tested.target.at_least
     name = spec.learner.kind

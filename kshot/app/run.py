@@ -18,7 +18,7 @@ from torch import nn
 from kshot.app.baselines import names_of
 from kshot.app.build import build_learner, build_model, build_source, device_of, has_head, shapes_of
 from kshot.app.display import Display
-from kshot.app.final_evaluation import Tested, carry_out, draw, entries, protocol
+from kshot.app.final_evaluation import TestResult, evaluate_with_baselines, make_figures, protocol, report_entries
 from kshot.app.folder import RunFolder, noted_reads
 from kshot.app.spec import Spec
 from kshot.deciding.decisions import plain
@@ -31,13 +31,13 @@ from kshot.evaluation.report.report import to_json, write_report
 from kshot.evaluation.report.verdict import best_baseline
 from kshot.evaluation.target import Target
 from kshot.learner import Learner
-from kshot.learners.heads.metric import Measured
+from kshot.learners.heads.metric import FeatureStatistics
 from kshot.learners.heads.protonet import HeadLearner
 from kshot.tasks.read_log import during, watched
 from kshot.tasks.source import TaskSource
 from kshot.training.checkpoint import Checkpoints
 from kshot.training.fit import OuterLoop, Progress, Settings
-from kshot.training.pretrain import finish, fit_centre, pretraining
+from kshot.training.pretrain import finish, fit_feature_statistics, pretraining
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -62,7 +62,7 @@ def _run(spec: Spec, out: Path, target: Target, display: Display, resume: bool) 
     if target.metric not in metric_names:
         raise ValueError(f"target {spec.target!r}: these tasks report {', '.join(metric_names)}")
     names_of(spec, source.objective)  # one that cannot be had is told at once
-    if spec.reject and not source.objective.own_classes:
+    if spec.reject and not source.objective.task_specific_classes:
         raise ValueError("reject is for tasks that have classes of their own, and these have none")
     model = build_model(spec, shapes, head=has_head(spec)).to(device)
     folder = RunFolder(out)
@@ -81,16 +81,16 @@ def _run(spec: Spec, out: Path, target: Target, display: Display, resume: bool) 
         pretrain_seconds = _pretrain(spec, model, source, folder, experience, display)
         pretrained = copy.deepcopy(model)
     learner = build_learner(spec, model, shapes).to(device)
-    if isinstance(learner, HeadLearner) and isinstance(learner.head, Measured):
+    if isinstance(learner, HeadLearner) and isinstance(learner.head, FeatureStatistics):
         with during(source, "pretraining"):
-            fit_centre(learner, source)
+            fit_feature_statistics(learner, source)
     training = spec.train.model_dump()
     result = run_until(
         learner,
         source,
         target,
         budget=Budget(**spec.budget.model_dump()),
-        val_tasks=spec.evaluate.val_tasks,
+        num_val_tasks=spec.evaluate.num_val_tasks,
         seed=spec.seed,
         folder=folder.train,
         experience=experience,
@@ -102,7 +102,7 @@ def _run(spec: Spec, out: Path, target: Target, display: Display, resume: bool) 
     tested = None
     if result.best is not None:
         checkpoint = folder.train / result.best.checkpoint
-        tested = carry_out(learner, spec, source, shapes, pretrained, display.advance, checkpoint)
+        tested = evaluate_with_baselines(learner, spec, source, shapes, pretrained, display.advance, checkpoint)
         write_tasks(folder.tasks, tested.test, tested.baselines, target.metric)
         if spec.reject and tested.threshold is not None:
             folder.rejection.write_text(json.dumps({"score": spec.reject.score, "threshold": tested.threshold}))
@@ -115,7 +115,7 @@ def _run(spec: Spec, out: Path, target: Target, display: Display, resume: bool) 
 
 def _metrics_of(source: TaskSource) -> list[str]:
     query = source.task("train", 0).query
-    return ["loss", *source.objective.metrics(source.objective.certain(query.targets), query)]
+    return ["loss", *source.objective.metrics(source.objective.as_prediction(query.targets), query)]
 
 
 def pretrained_model(spec: Spec, model: nn.Module, source: TaskSource, folder: RunFolder) -> nn.Module | None:
@@ -175,7 +175,7 @@ def _pretrain(
 
 
 def _report(
-    spec: Spec, out: Path, source: TaskSource, result: Run, tested: Tested | None, learner: Learner
+    spec: Spec, out: Path, source: TaskSource, result: Run, tested: TestResult | None, learner: Learner
 ) -> dict[str, Any]:
     target = Target.parse(spec.target)
     rounds = []
@@ -199,21 +199,21 @@ def _report(
         "test": None,
         "baselines": {},
         "protocol": protocol(spec, source, learner),
-        **(entries(tested, spec, source, learner) if tested else {}),
+        **(report_entries(tested, spec, source, learner) if tested else {}),
         "environment": environment(),
         "timing": {"seconds": result.rounds[-1].seconds if result.rounds else None},
     }
 
 
 def _figures(
-    report: dict[str, Any], experience: Experience, tested: Tested | None, learner: Learner, spec: Spec
+    report: dict[str, Any], experience: Experience, tested: TestResult | None, learner: Learner, spec: Spec
 ) -> dict[str, Figure]:
     best = best_baseline(report["baselines"], report["metric"], report["higher_is_better"])
     drawn = {
         "rounds": charts.rounds_chart(report["rounds"], report["target"], baseline=best),
         "learning_curve": charts.learning_curve(experience.events),
     }
-    return drawn | (draw(report, tested, spec, learner) if tested else {})
+    return drawn | (make_figures(report, tested, spec, learner) if tested else {})
 
 
 def environment() -> dict[str, Any]:

@@ -21,7 +21,7 @@ class SinusoidsSpec(_Strict):
     shots: int = Field(10, ge=1)
     queries: int = Field(10, ge=1)
     noise: float = Field(0.0, ge=0)
-    ask: Literal["mean", "spread"] = "mean"
+    target_type: Literal["mean", "spread"] = "mean"
 
 
 def _whole_or_range(value: Any) -> int | list[int]:
@@ -49,7 +49,7 @@ class GaussianProcessesSpec(_Strict):
 
 class TabularPriorsSpec(_Strict):
     kind: Literal["tabular_priors"]
-    ask: Literal["classification", "regression"] = "classification"
+    target_type: Literal["classification", "regression"] = "classification"
     rows: SizeSpec = [10, 100]
     features: SizeSpec = [2, 32]
     classes: SizeSpec = [2, 10]
@@ -96,7 +96,7 @@ class ImagesSpec(_ClassesSpec):
     within: Literal["domain"] | None = None
     augment: AugmentSpec | None = None
     turned_classes: bool = False
-    small: Literal["error", "drop", "shrink"] = "error"
+    on_too_few: Literal["error", "drop", "shrink"] = "error"
     bad_images: Literal["error", "drop"] = "error"
     outside: Literal["error", "allow"] = "error"
 
@@ -130,7 +130,7 @@ class TableSpec(_Strict):
     group: str | None = None
     target: str | list[str] | None = None
     classes: str | None = None
-    ask: Literal["regression", "classification"] | None = None
+    target_type: Literal["regression", "classification"] | None = None
     inputs: list[str] | None = None
     ignore: list[str] = []
     kinds: dict[str, str] = {}
@@ -143,7 +143,7 @@ class TableSpec(_Strict):
     train_queries: SizeSpec | None = None
     imbalance: Literal["random", "linear", "step"] | None = None
     label_noise: float = Field(0.0, ge=0, lt=1)
-    small: Literal["error", "drop", "shrink"] = "error"
+    on_too_few: Literal["error", "drop", "shrink"] = "error"
     reading: ReadingSpec = ReadingSpec()
     bad_rows: Literal["error", "drop"] = "error"
 
@@ -155,7 +155,7 @@ class SeriesSpec(_Strict):
     series: str | None = None
     value: str | None = None
     covariates: list[str] = []
-    context: int = Field(24, ge=2)
+    context_length: int = Field(24, ge=2)
     horizon: int = Field(6, ge=1)
     stride: int | None = Field(None, ge=1)
     season: int = Field(1, ge=1)
@@ -166,20 +166,20 @@ class SeriesSpec(_Strict):
     shots: SizeSpec = 5
     queries: SizeSpec = 5
     train_queries: SizeSpec | None = None
-    small: Literal["error", "drop", "shrink"] = "error"
+    on_too_few: Literal["error", "drop", "shrink"] = "error"
     reading: ReadingSpec = ReadingSpec()
     bad_rows: Literal["error", "drop"] = "error"
 
 
 class _OfUsersSpec(_Strict):
-    ask: Literal["number", "levels"] = "number"
+    target_type: Literal["number", "levels"] = "number"
     like: float | None = None
-    standing: bool = False
-    since: bool = False
+    item_mean_feature: bool = False
+    signup_time: bool = False
     cold: Literal["users", "items", "both", "none"] = "users"
     start: Literal["any", "first"] = "any"
     train_order: Literal["given", "random", "both"] = "given"
-    train_busy: float = Field(0.0, ge=0, le=1)
+    user_sampling_power: float = Field(0.0, ge=0, le=1)
     split: dict[str, Any] = {"ratio": [0.7, 0.15, 0.15]}
     shots: SizeSpec = 10
     train_shots: SizeSpec | None = None
@@ -187,7 +187,7 @@ class _OfUsersSpec(_Strict):
     train_queries: SizeSpec | None = None
     negatives: int = Field(4, ge=1)
     query_negatives: int | None = Field(None, ge=1)
-    small: Literal["error", "drop", "shrink"] = "error"
+    on_too_few: Literal["error", "drop", "shrink"] = "error"
     bad_rows: Literal["error", "drop"] = "error"
 
 
@@ -224,8 +224,8 @@ class TextSpec(_ClassesSpec):
     width: int | None = Field(None, ge=1)
     split: dict[str, Any] | None = None
     within: Literal["domain"] | None = None
-    outside: str | None = None
-    small: Literal["error", "drop", "shrink"] = "error"
+    out_of_scope_label: str | None = None
+    on_too_few: Literal["error", "drop", "shrink"] = "error"
     bad_rows: Literal["error", "drop"] = "error"
     reading: ReadingSpec = ReadingSpec()
 
@@ -248,7 +248,7 @@ class CorpusSpec(_Strict):
     train_queries: SizeSpec | None = None
     order: Literal["given", "random"] = "given"
     split: dict[str, Any] | None = None
-    small: Literal["error", "drop", "shrink"] = "error"
+    on_too_few: Literal["error", "drop", "shrink"] = "error"
     bad_rows: Literal["error", "drop"] = "error"
     reading: ReadingSpec = ReadingSpec()
 
@@ -407,8 +407,8 @@ class DynamicEvaluationSpec(_Strict):
     kind: Literal["dynamic_evaluation"]
     inner_lr: float = Field(gt=0)
     passes: int = Field(1, ge=0)
-    context: int = Field(1, ge=0)
-    along: bool = True
+    context_windows: int = Field(1, ge=0)
+    causal_queries: bool = True
     rates: Literal["one", "tensor", "element"] = "tensor"
     rule: Literal["sgd", "adam"] = "sgd"
     order: Literal[1, 2] = 1
@@ -450,12 +450,12 @@ class R2d2Spec(_HeadSpec):
     scale: float | None = Field(10.0, gt=0)
 
 
-class FoldInSpec(_Strict):
-    kind: Literal["fold_in"]
+class AlpacaSpec(_Strict):
+    kind: Literal["alpaca"]
     noise: float = Field(1.0, gt=0)
     prior: float = Field(0.35, gt=0)
     hidden: int = Field(32, ge=1)
-    hold: float = Field(8.0, ge=0)
+    item_penalty: float = Field(8.0, ge=0)
 
 
 class MeluSpec(_GradientSpec):
@@ -548,7 +548,7 @@ class CnapsSpec(_Strict):
 
     kind: Literal["cnaps"]
     film: list[str] = Field(min_length=1)
-    context: int = Field(64, ge=1)
+    task_dim: int = Field(64, ge=1)
     head: Literal["mahalanobis", "prototypes"] = "mahalanobis"
     batchnorm: BatchNormSpec = "support"
 
@@ -631,12 +631,12 @@ class BudgetSpec(_Strict):
 
 
 class EvaluateSpec(_Strict):
-    """`shots` are those of the learning curve, which takes the first `shots_tasks` test tasks at each."""
+    """`shots` are those of the learning curve, which takes the first `num_shots_tasks` test tasks at each."""
 
-    val_tasks: int = Field(100, ge=2)
-    test_tasks: int = Field(600, ge=2)
+    num_val_tasks: int = Field(100, ge=2)
+    num_test_tasks: int = Field(600, ge=2)
     shots: list[Annotated[int, Field(ge=1)]] = [1, 2, 5, 10, 20]
-    shots_tasks: int = Field(100, ge=2)
+    num_shots_tasks: int = Field(100, ge=2)
 
 
 RecommenderName = Literal[
@@ -655,8 +655,8 @@ class BaselinesSpec(_Strict):
     steps: Annotated[int, Field(ge=1)] | Annotated[list[Annotated[int, Field(ge=1)]], Field(min_length=1)] = 50
     rule: Literal["sgd", "adam"] = "sgd"
     inner_lrs: list[Annotated[float, Field(gt=0)]] = Field([0.01, 0.1], min_length=1)
-    val_tasks: int = Field(20, ge=2)
-    test_tasks: int = Field(100, ge=2)
+    num_val_tasks: int = Field(20, ge=2)
+    num_test_tasks: int = Field(100, ge=2)
 
 
 class RejectSpec(_Strict):
@@ -685,7 +685,7 @@ class Spec(_Strict):
         | ProtonetSpec
         | CnapsSpec
         | R2d2Spec
-        | FoldInSpec
+        | AlpacaSpec
         | MeluSpec
         | LogisticRegressionSpec
         | MetaoptnetSpec

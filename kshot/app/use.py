@@ -17,7 +17,7 @@ from torch import Tensor
 from kshot import objectives
 from kshot.app.build import Shapes, build_model, build_source, device_of, has_head
 from kshot.app.display import Display
-from kshot.app.final_evaluation import carry_out, draw, entries
+from kshot.app.final_evaluation import evaluate_with_baselines, make_figures, report_entries
 from kshot.app.folder import OpenRun, RunFolder, load_run
 from kshot.app.inputs import read_images, read_table, support_images, support_table
 from kshot.app.run import environment, pretrained_model
@@ -69,7 +69,7 @@ def evaluate_run(
         pretrained = pretrained_model(spec, model, source, RunFolder(run_dir))
     console = Console(stderr=as_json)
     with Display(console, target.metric) as display:
-        tested = carry_out(
+        tested = evaluate_with_baselines(
             learner,
             spec,
             source,
@@ -90,7 +90,7 @@ def evaluate_run(
             "sentence": f"An evaluation of the best round of {run_dir}.",
             "best_round": run.round,
             "weights_sha256": run.weights,
-            **entries(tested, spec, source, learner),
+            **report_entries(tested, spec, source, learner),
             "environment": environment(),
             "timing": {"seconds": tested.test.seconds},
         }
@@ -98,7 +98,7 @@ def evaluate_run(
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
         write_tasks(out / TASKS, tested.test, tested.baselines, target.metric)
-        write_report(out, report, [], draw(report, tested, spec, learner))
+        write_report(out, report, [], make_figures(report, tested, spec, learner))
     if as_json:
         print(json.dumps(report, indent=1))
     else:
@@ -119,7 +119,7 @@ def adapt_run(
     targets: Tensor | list[str]
     if run.encoding:
         inputs, targets, kept = run.encoding.support(support)
-    elif objectives.named(run.shapes["objective"]).own_classes:
+    elif objectives.named(run.shapes["objective"]).task_specific_classes:
         inputs, targets = support_images(support, run.shapes["inputs"], resize=resize, invert=invert)
     else:
         inputs, targets = support_table(support, run.shapes["inputs"], run.shapes["targets"])

@@ -299,7 +299,7 @@ def _values(part: _Part, drawn: Mapping[Split, Sequence[Task]]) -> list[Finding]
     if not found:
         found.append(part.says("ok", "values", "All values are finite."))
     rows = _rows(part, drawn.get("train", ()), inputs=False)
-    if not part.source.objective.own_classes and rows:
+    if not part.source.objective.task_specific_classes and rows:
         same = sum(bool((task.targets == task.targets[:1]).all()) for task in rows)
         if same:
             severity: Severity = "error" if same == len(rows) else "warning" if same > 0.5 * len(rows) else "note"
@@ -429,7 +429,7 @@ def _look(part: _Part, split: Split, chosen: Mapping[str, np.ndarray], drawn: Se
         for batch in batches:
             real = batch.weight > 0
             inputs, targets = tree_map(lambda leaf, real=real: leaf[real], (batch.inputs, batch.targets))
-            keys += content_hashes(inputs if part.source.objective.own_classes else (inputs, targets))
+            keys += content_hashes(inputs if part.source.objective.task_specific_classes else (inputs, targets))
             blank += is_blank(inputs)
         members = names = ["a task"] * len(keys)
     homes: dict[bytes, set[str]] = defaultdict(set)
@@ -513,11 +513,11 @@ def _within_task(part: _Part, drawn: Mapping[Split, Sequence[Task]], seen: Mappi
     """Queries whose answer the support of their task shows."""
     if isinstance(part.source, RatingTasks):
         return []
-    own_classes, found = part.source.objective.own_classes, []
+    task_specific_classes, found = part.source.objective.task_specific_classes, []
     for split, tasks in drawn.items():
         shown, asked, copied = 0, 0, seen[split].copied
         for task in tasks:
-            support, query = (_keys(batch, own_classes) for batch in task)
+            support, query = (_keys(batch, task_specific_classes) for batch in task)
             twice = set(support) if copied is None else copied.intersection(support)
             shown, asked = shown + sum(key in twice for key in query), asked + len(query)
         if not shown:
@@ -557,7 +557,7 @@ def _blank(part: _Part, seen: Mapping[Split, _Seen]) -> list[Finding]:
 
 
 def _ask(source: TaskSource) -> str:
-    if source.objective.own_classes:
+    if source.objective.task_specific_classes:
         return "own classes"
     return "shared classes" if isinstance(source.encoding, TableEncoding) and source.encoding.classes else "numbers"
 
@@ -594,11 +594,11 @@ def _rows(part: _Part, tasks: Sequence[Task], *, inputs: bool = True) -> list[Ro
     return found
 
 
-def _keys(batch: Batch, own_classes: bool) -> list[bytes]:
+def _keys(batch: Batch, task_specific_classes: bool) -> list[bytes]:
     real = batch.weight > 0
     inputs, targets = tree_map(lambda leaf: leaf[real], (batch.inputs, batch.targets))
     blank = is_blank(inputs)
-    keys = content_hashes(inputs if own_classes else (inputs, targets))
+    keys = content_hashes(inputs if task_specific_classes else (inputs, targets))
     return [key for key, empty in zip(keys, blank) if not empty]
 
 

@@ -1,4 +1,4 @@
-"""Examples by their content: which are copies of which, and which hold nothing.
+"""Dataset by their content: which are copies of which, and which hold nothing.
 
 Shape legend: n examples.
 """

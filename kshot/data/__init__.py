@@ -1,5 +1,5 @@
 """Raw files to rows and arrays; nothing here knows of tasks."""
 
-from kshot.data.dataset import ArrayExamples, Examples, ImageExamples
+from kshot.data.dataset import ArrayDataset, Dataset, ImageDataset
 
-__all__ = ["ArrayExamples", "Examples", "ImageExamples"]
+__all__ = ["ArrayDataset", "Dataset", "ImageDataset"]

@@ -14,8 +14,8 @@ from torch import Tensor
 from kshot.types import Tree, tree_leaves, tree_map
 
 
-class Examples(Protocol):
-    """Examples by row number."""
+class Dataset(Protocol):
+    """Dataset by row number."""
 
     def __len__(self) -> int:
         """How many."""
@@ -26,7 +26,7 @@ class Examples(Protocol):
         ...
 
 
-class ImageExamples:
+class ImageDataset:
     """Images as float32 in 0 … 1.
 
     Args:
@@ -36,7 +36,7 @@ class ImageExamples:
         ValueError: images of another type or shape.
 
     Example:
-        >>> examples = ImageExamples(np.full((4, 3, 8, 8), 51, np.uint8))
+        >>> examples = ImageDataset(np.full((4, 3, 8, 8), 51, np.uint8))
         >>> taken = examples.take(np.array([[0, 1], [2, 2]]))
         >>> taken.shape, float(taken[0, 0, 0, 0, 0])
         (torch.Size([2, 2, 3, 8, 8]), 0.2...)
@@ -57,7 +57,7 @@ class ImageExamples:
         return torch.from_numpy(self.images[rows]).to(torch.float32).div_(255)
 
 
-class ArrayExamples:
+class ArrayDataset:
     """A tree of arrays: floats as float32, integers as int64, booleans as they are.
 
     Args:
@@ -67,7 +67,7 @@ class ArrayExamples:
         ValueError: leaves that differ in length, or hold something other than numbers.
 
     Example:
-        >>> examples = ArrayExamples({"age": np.arange(4.0), "visits": np.arange(12).reshape(4, 3)})
+        >>> examples = ArrayDataset({"age": np.arange(4.0), "visits": np.arange(12).reshape(4, 3)})
         >>> {name: leaf.tolist() for name, leaf in examples.take(np.array([3])).items()}
         {'age': [3.0], 'visits': [[9, 10, 11]]}
     """

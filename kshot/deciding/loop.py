@@ -66,7 +66,7 @@ def run_until(
     schedule: Schedule = "cosine",
     weight_decay: float = 0.0,
     mode: Mode = "loop",
-    val_tasks: int = 100,
+    num_val_tasks: int = 100,
     policy: Policy | None = None,
     seed: int = 0,
     folder: Path | None = None,
@@ -92,7 +92,7 @@ def run_until(
         schedule: "cosine" over all the steps that the budget allows, or "constant".
         weight_decay: as in `fit`.
         mode: how the meta-gradient is computed; see `meta_gradient`.
-        val_tasks: validation tasks after each round, always the same ones.
+        num_val_tasks: validation tasks after each round, always the same ones.
         policy: decides after each round; `rules(target, budget)` by default.
         seed: of dropout and the like, and of which training tasks are drawn, as in `kshot.fit`.
         folder: for checkpoints; none are written without it.
@@ -107,15 +107,17 @@ def run_until(
     Example:
         >>> import kshot
         >>> learner = kshot.maml(kshot.models.mlp(1, 1), inner_lr=0.01, objective=kshot.objectives.mse)
-        >>> run = run_until(learner, kshot.sources.sinusoids(), "mse <= 100", steps_per_round=2, val_tasks=4)
+        >>> run = run_until(learner, kshot.sources.sinusoids(), "mse <= 100", steps_per_round=2, num_val_tasks=4)
         >>> run.outcome
         <Outcome.TARGET_MET: ...>
     """
     target = Target.parse(target) if isinstance(target, str) else target
     budget = budget or Budget()
     policy = policy or rules(target, budget)
-    if steps_per_round < 1 or val_tasks < 2:
-        raise ValueError(f"a round needs a step and two validation tasks at least, got {steps_per_round}, {val_tasks}")
+    if steps_per_round < 1 or num_val_tasks < 2:
+        raise ValueError(
+            f"a round needs a step and two validation tasks at least, got {steps_per_round}, {num_val_tasks}"
+        )
     settings = Settings(outer_lr, clip, schedule, _planned(budget, steps_per_round), tasks_per_step, weight_decay)
     with tempfile.TemporaryDirectory() as scratch, during(source, "rounds"):
         run = _Rounds(
@@ -132,7 +134,7 @@ def run_until(
                 left = steps_per_round if budget.steps is None else min(steps_per_round, budget.steps - run.loop.step)
                 deadline = math.inf if budget.minutes is None else run.started + 60 * budget.minutes
                 diverged = run.train(left, deadline)
-                run.judge(learner, source, val_tasks, diverged)
+                run.judge(learner, source, num_val_tasks, diverged)
             complete = False
             decisions.append(policy(tuple(run.rounds)))
             run.apply(decisions[-1], target)

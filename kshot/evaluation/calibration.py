@@ -75,7 +75,7 @@ class Calibrating:
     """
 
     def __init__(self, objective: Objective) -> None:
-        self.of_classes = objective.own_classes or objective.loss is shared_classification.loss
+        self.of_classes = objective.task_specific_classes or objective.loss is shared_classification.loss
         self.sums = torch.zeros(3, max(BINS, len(LEVELS)), dtype=torch.float64)  # weight, expected, observed
         self.examples = 0
         self.nll: list[float] = []

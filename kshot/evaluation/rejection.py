@@ -150,7 +150,7 @@ def rejection(
 
     Args:
         learner: for classes.
-        source: that has what is out of scope, such as `kshot.sources.text(…, outside="oos")`.
+        source: that has what is out of scope, such as `kshot.sources.text(…, out_of_scope_label="oos")`.
         threshold: of `calibrated`, by the same score.
         score, false_rejection: as for `calibrated`.
         split: where the tasks are from.

@@ -44,7 +44,7 @@ class FewerShots(TaskSource):
 
     def _last(self, support: Batch) -> Batch:
         real = support.weight > 0
-        if self.objective.own_classes:
+        if self.objective.task_specific_classes:
             of_class = support.targets.argmax(1)[:, None] == torch.arange(support.targets.shape[1])  # (n, C)
         else:
             of_class = torch.ones(len(real), 1, dtype=torch.bool)

@@ -120,9 +120,9 @@ class Annealed(InnerSolver):
             raise ValueError(f"until must be a part of the training, from 0 to 1, got {until}")
         self.until, self.progress = until, 1.0
 
-    def advance(self, progress: float) -> None:
+    def set_progress(self, progress: float) -> None:
         self.progress = progress
-        super().advance(progress)
+        super().set_progress(progress)
 
     def exact(self, step: int, steps: int) -> bool:
         return self.progress >= self.until

@@ -19,7 +19,7 @@ from kshot.learners.heads.plda import plda
 from kshot.learners.heads.protonet import HeadLearner, protonet
 from kshot.learners.heads.relation import relation_net
 from kshot.learners.heads.transductive import laplacian_shot, transductive_fine_tune
-from kshot.learners.ratings.alpaca import fold_in
+from kshot.learners.ratings.alpaca import alpaca
 
 __all__ = [
     "GradientLearner",
@@ -27,6 +27,7 @@ __all__ = [
     "Mahalanobis",
     "SupportMean",
     "alfa",
+    "alpaca",
     "anil",
     "attentive_np",
     "baseline_pp",
@@ -37,7 +38,6 @@ __all__ = [
     "dynamic_evaluation",
     "feat",
     "fine_tune",
-    "fold_in",
     "fomaml",
     "frn",
     "from_scratch",

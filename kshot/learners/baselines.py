@@ -92,7 +92,7 @@ def fine_tune(
     """
     tuned = copy.deepcopy(model)
     part = dict(tuned.named_modules()).get(head)
-    if part is not None and objective.own_classes:
+    if part is not None and objective.task_specific_classes:
         for parameter in part.parameters():
             nn.init.zeros_(parameter)
     return GradientLearner(tuned, objective, FirstOrder(rule_of(rule, inner_lr), steps), batchnorm=batchnorm)

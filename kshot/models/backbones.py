@@ -1,4 +1,4 @@
-"""Small standard backbones. Each is a `body` that makes features and, where asked for, a linear `head`.
+"""OnTooFew standard backbones. Each is a `body` that makes features and, where asked for, a linear `head`.
 
 Shape legend: n examples, H height, W width.
 """

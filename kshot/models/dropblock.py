@@ -58,7 +58,7 @@ class DropBlock(Scheduled):
         # a tensor, so that compiled programs follow the schedule
         self.register_buffer("share", torch.tensor(1 - keep_prob), persistent=False)
 
-    def advance(self, progress: float) -> None:
+    def set_progress(self, progress: float) -> None:
         self.share.fill_((1 - self.keep_prob) * (1 if progress >= self.until else progress / self.until))
 
     def forward(self, input: Tensor) -> Tensor:

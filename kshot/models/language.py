@@ -1,4 +1,4 @@
-"""Small language models: from the symbols so far to the logits of the next one, at every position at once.
+"""OnTooFew language models: from the symbols so far to the logits of the next one, at every position at once.
 
 Shape legend: n texts, L symbols of a text, V symbols of the vocabulary, E numbers of an embedding, H width.
 """
@@ -69,9 +69,9 @@ class Recurrent(nn.Module):
 class CausalTransformer(nn.Module):
     """Blocks of causal attention with a learned vector for each place, normalised before each part (pre-LN)."""
 
-    def __init__(self, width: int, layers: int, heads: int, context: int, dropout: float) -> None:
+    def __init__(self, width: int, layers: int, heads: int, context_length: int, dropout: float) -> None:
         super().__init__()
-        self.place = nn.Parameter(0.02 * torch.randn(context, width))
+        self.place = nn.Parameter(0.02 * torch.randn(context_length, width))
         self.blocks = nn.ModuleList(Block(width, heads, dropout) for _ in range(layers))
         self.norm = nn.LayerNorm(width)
 
@@ -79,7 +79,7 @@ class CausalTransformer(nn.Module):
         if x.shape[1] > len(self.place):
             raise ValueError(
                 f"this transformer reads up to {len(self.place)} symbols, got {x.shape[1]}; make it with a larger "
-                "context, or cut texts into shorter windows"
+                "context_length, or cut texts into shorter windows"
             )
         x = x + self.place[: x.shape[1]]
         for block in self.blocks:
@@ -116,7 +116,7 @@ def language_model(
     embedding: int | None = None,
     tied: bool = True,
     heads: int = 4,
-    context: int = 256,
+    context_length: int = 256,
     dropout: float = 0.0,
 ) -> LanguageModel:
     r"""A small causal language model, for kshot to train itself: symbols (n, L) to logits (n, L, V).
@@ -132,7 +132,7 @@ def language_model(
         embedding: E, numbers of a symbol's vector; half the width by default, all of it for a transformer.
         tied: whether the embedding is the output layer too, behind a linear map A (H, E). It then adapts as one.
         heads: of a transformer's attention; a divisor of the width.
-        context: the most symbols that a transformer reads.
+        context_length: the most symbols that a transformer reads.
         dropout: of embeddings, features and what passes between layers, while training.
 
     Returns:
@@ -156,7 +156,8 @@ def language_model(
     of_attention = kind == "transformer"
     embedding = (width if of_attention else max(width // 2, 1)) if embedding is None else embedding
     for name, count in {
-        "symbols": symbols, "width": width, "layers": layers, "embedding": embedding, "heads": heads, "context": context
+        "symbols": symbols, "width": width, "layers": layers, "embedding": embedding, "heads": heads,
+        "context_length": context_length,
     }.items():  # fmt: skip
         if count < 1:
             raise ValueError(f"{name} must be at least 1, got {count}")
@@ -169,7 +170,7 @@ def language_model(
         )
     body: nn.Module
     if of_attention:
-        body = CausalTransformer(width, layers, heads, context, dropout)
+        body = CausalTransformer(width, layers, heads, context_length, dropout)
     else:
         body = Recurrent(kind, embedding, width, layers, dropout)
     return LanguageModel(symbols, embedding, body, width, tied=tied, dropout=dropout)

@@ -27,7 +27,7 @@ class RatingModel(nn.Module, ABC):
 
     @abstractmethod
     def features(
-        self, item: Tensor, item_features: Tensor | None, user_features: Tensor | None, standing: Tensor | None
+        self, item: Tensor, item_features: Tensor | None, user_features: Tensor | None, item_mean: Tensor | None
     ) -> Tensor:
         """What is made of rated items (n,) and what is known of them and the user: (n, F)."""
 
@@ -36,9 +36,9 @@ class RatingModel(nn.Module, ABC):
         item: Tensor,
         item_features: Tensor | None = None,
         user_features: Tensor | None = None,
-        item_standing: Tensor | None = None,
+        item_mean: Tensor | None = None,
     ) -> Tensor:
-        return self.head(self.features(item, item_features, user_features, item_standing))
+        return self.head(self.features(item, item_features, user_features, item_mean))
 
 
 class RatingMlp(RatingModel):
@@ -51,9 +51,9 @@ class RatingMlp(RatingModel):
         self.body = mlp(embedding + features, None, hidden).get_submodule("body")
 
     def features(
-        self, item: Tensor, item_features: Tensor | None, user_features: Tensor | None, standing: Tensor | None
+        self, item: Tensor, item_features: Tensor | None, user_features: Tensor | None, item_mean: Tensor | None
     ) -> Tensor:
-        return self.body(torch.cat([self.embedding(item), *_given(item_features, user_features, standing)], -1))
+        return self.body(torch.cat([self.embedding(item), *_given(item_features, user_features, item_mean)], -1))
 
 
 class TwoTower(RatingModel):
@@ -69,9 +69,9 @@ class TwoTower(RatingModel):
         self.user_tower = _tower(user_features, hidden, width) if user_features else None
 
     def features(
-        self, item: Tensor, item_features: Tensor | None, user_features: Tensor | None, standing: Tensor | None
+        self, item: Tensor, item_features: Tensor | None, user_features: Tensor | None, item_mean: Tensor | None
     ) -> Tensor:
-        made = self.item_tower(torch.cat([self.embedding(item), *_given(item_features, standing)], -1))
+        made = self.item_tower(torch.cat([self.embedding(item), *_given(item_features, item_mean)], -1))
         return made if self.user_tower is None else made * (1 + self.user_tower(user_features))
 
 
@@ -109,12 +109,12 @@ class Factorisation(RatingModel):
         self.side_offset = nn.Sequential(nn.Linear(features + 3, hidden), nn.GELU(), last)
 
     def features(
-        self, item: Tensor, item_features: Tensor | None, user_features: Tensor | None, standing: Tensor | None
+        self, item: Tensor, item_features: Tensor | None, user_features: Tensor | None, item_mean: Tensor | None
     ) -> Tensor:
-        side = torch.cat([self.popularity[item], *_given(item_features, user_features, standing)], -1)
+        side = torch.cat([self.popularity[item], *_given(item_features, user_features, item_mean)], -1)
         offset = self.offset(item) + self.side_offset(side)
-        if standing is not None:
-            offset = offset + standing[..., :1]
+        if item_mean is not None:
+            offset = offset + item_mean[..., :1]
         return torch.cat([offset, self.factors(item) + self.side(side)], -1)
 
     def penalty(self, item: Tensor) -> Tensor:

@@ -24,14 +24,14 @@ from kshot.data import library
 from kshot.data.library.archives import SUFFIXES as ARCHIVES
 from kshot.data.library.archives import unpack
 from kshot.data.tables.table import SUFFIXES, Reading, open_table
-from kshot.data.text.features import SpanExamples
+from kshot.data.text.features import SpanDataset
 from kshot.data.text.files import column_of, files_of, read_text, texts_of, values_of, words_of
 from kshot.data.text.markup import Markup, tidy
 from kshot.data.text.tokenizer import Tokens
 from kshot.data.text.vocabulary import PADDING, UNKNOWN, Vocabulary
 from kshot.objectives import Objective
 from kshot.tasks.group_tasks import GroupTasks, Order
-from kshot.tasks.pool import Rows, Small
+from kshot.tasks.pool import OnTooFew, Rows
 from kshot.tasks.preprocessor import Support
 from kshot.tasks.sampling import Size
 from kshot.tasks.splitting import cut
@@ -74,7 +74,7 @@ def corpus(
     train_queries: Size | None = None,
     order: Order = "given",
     split: Mapping[str, Any] | None = None,
-    small: Small = "error",
+    on_too_few: OnTooFew = "error",
     bad_rows: BadRows = "error",
     reading: Mapping[str, Any] | None = None,
     seed: int = 0,
@@ -121,7 +121,7 @@ def corpus(
         order: "given" takes neighbouring windows, the support before the query; "random" any windows of the task.
         split: how the tasks are cut into train, val and test, see `kshot.tasks.splitting`. By default as a table's
             column split says, or else by ratio 0.7, 0.15, 0.15.
-        small: what becomes of a task with too few windows, see `GroupTasks`.
+        on_too_few: what becomes of a task with too few windows, see `GroupTasks`.
         bad_rows: "error", or "drop" to leave out rows without a text or a task, and files in another encoding.
         reading: how files are written, where it is not UTF-8 with commas: encoding, delimiter, …; see `Reading`.
         seed: names the sequence of tasks.
@@ -186,7 +186,7 @@ def corpus(
         queries=queries,
         train_queries=train_queries,
         order=order,
-        small=small,
+        on_too_few=on_too_few,
         seed=seed,
         name=f"corpus of {path.name}",
     )
@@ -204,7 +204,7 @@ class Corpus(GroupTasks):
 
     def __init__(
         self,
-        examples: WindowExamples,
+        examples: WindowDataset,
         groups: Mapping[Split, Mapping[str, Rows]],
         *,
         encoding: CorpusEncoding,
@@ -284,7 +284,7 @@ class CorpusEncoding(NamedTuple):
         return cls(data["unit"], data["length"], made)
 
 
-def windows_of(texts: list[np.ndarray], length: int) -> tuple[WindowExamples, np.ndarray]:
+def windows_of(texts: list[np.ndarray], length: int) -> tuple[WindowDataset, np.ndarray]:
     """The windows of texts, each cut by itself; and the number of each window's text."""
     sizes = np.array([len(own) for own in texts])
     counts = -(-np.maximum(sizes - 1, 0) // length)  # windows of each text
@@ -292,22 +292,22 @@ def windows_of(texts: list[np.ndarray], length: int) -> tuple[WindowExamples, np
     of_text = np.repeat(np.arange(len(sizes)), counts)
     ends = np.cumsum(sizes)
     starts = (ends - sizes)[of_text] + length * (np.arange(len(of_text)) - first[of_text])
-    return WindowExamples(SpanExamples(np.concatenate(texts), starts, ends[of_text], length + 1)), of_text
+    return WindowDataset(SpanDataset(np.concatenate(texts), starts, ends[of_text], length + 1)), of_text
 
 
-class WindowExamples:
+class WindowDataset:
     """Windows of L + 1 symbols as (inputs, targets), both (..., L): the first L, and those that follow them."""
 
-    def __init__(self, windows: SpanExamples) -> None:
+    def __init__(self, windows: SpanDataset) -> None:
         self.windows = windows
 
     def __len__(self) -> int:
         return len(self.windows)
 
-    def of_length(self, length: int) -> WindowExamples:
+    def of_length(self, length: int) -> WindowDataset:
         """The same windows, each reaching on in its text to `length` symbols."""
         windows = self.windows
-        return WindowExamples(SpanExamples(windows.flat, windows.starts, windows.stops, length + 1))
+        return WindowDataset(SpanDataset(windows.flat, windows.starts, windows.stops, length + 1))
 
     def take(self, rows: np.ndarray) -> tuple[Tensor, Tensor]:
         window = self.windows.take(rows)

@@ -14,7 +14,7 @@ from kshot.tasks.source import TaskSource, generator
 from kshot.types import Batch, Split, Task, Tree, tree_map
 
 Kernel = Literal["rbf", "matern52", "periodic"]
-Ask = Literal["mean", "spread"]
+TargetType = Literal["mean", "spread"]
 
 
 class Sinusoids(TaskSource):
@@ -41,16 +41,16 @@ class Sinusoids(TaskSource):
     """
 
     def __init__(
-        self, *, shots: int = 10, queries: int = 10, noise: float = 0.0, ask: Ask = "mean", seed: int = 0
+        self, *, shots: int = 10, queries: int = 10, noise: float = 0.0, target_type: TargetType = "mean", seed: int = 0
     ) -> None:
         if shots < 1 or queries < 1:
             raise ValueError(f"a task needs at least one support and one query point, got {shots=}, {queries=}")
         if noise < 0:
             raise ValueError(f"noise must be at least 0, got {noise}")
-        if ask not in get_args(Ask):
-            raise ValueError(f"ask must be one of {', '.join(get_args(Ask))}, got {ask!r}")
-        self.shots, self.queries, self.noise, self.ask, self.seed = shots, queries, noise, ask, seed
-        self.objective = objectives.mse if ask == "mean" else objectives.gaussian
+        if target_type not in get_args(TargetType):
+            raise ValueError(f"target_type must be one of {', '.join(get_args(TargetType))}, got {target_type!r}")
+        self.shots, self.queries, self.noise, self.target_type, self.seed = shots, queries, noise, target_type, seed
+        self.objective = objectives.mse if target_type == "mean" else objectives.gaussian
 
     def task(self, split: Split, index: int) -> Task:
         return tree_map(lambda leaf: leaf[0], self.stack(split, [index]))

@@ -9,13 +9,13 @@ from typing import Any, Literal
 
 import numpy as np
 
-from kshot.data.dataset import Examples
+from kshot.data.dataset import Dataset
 from kshot.data.images.augment import Augment, Turned
 from kshot.data.images.cache import DecodedImages
 from kshot.data.images.decode import BadImage, Colour, colour_of
 from kshot.data.images.index import Listing, Outside, list_folder, list_table, shown
 from kshot.tasks.class_tasks import ClassTasks, Imbalance
-from kshot.tasks.pool import Small
+from kshot.tasks.pool import OnTooFew
 from kshot.tasks.sampling import Size
 from kshot.tasks.splitting import cut
 from kshot.types import Split
@@ -45,7 +45,7 @@ def images(
     turned_classes: bool = False,
     imbalance: Imbalance | None = None,
     label_noise: float = 0.0,
-    small: Small = "error",
+    on_too_few: OnTooFew = "error",
     bad_images: Literal["error", "drop"] = "error",
     outside: Outside = "error",
     seed: int = 0,
@@ -76,7 +76,7 @@ def images(
         turned_classes: each training class stands in four quarter turns, which are four classes.
         imbalance: how shots differ between the classes of a task, see `ClassTasks`.
         label_noise: the share of wrong support labels, see `ClassTasks`.
-        small: what becomes of a class with too few images, see `ClassTasks`.
+        on_too_few: what becomes of a class with too few images, see `ClassTasks`.
         bad_images: "error" names an image that cannot be used when it is drawn; "drop" decodes all images at once, and
             leaves out the bad ones. `source.examples.bad` and the log say which.
         outside: "allow" follows links and paths that lead out of the folder.
@@ -118,7 +118,7 @@ def images(
             log.warning("left out: %d more", len(decoded.bad) - _TOLD)
     classes = {part: {name: rows[name] for name in names} for part, names in _cut(listing, path, split).items()}
     domains = dict(listing.domains)
-    examples: Examples = decoded
+    examples: Dataset = decoded
     if turned_classes:
         examples = Turned(decoded)
         turns = {f"{name}/rot{90 * turn:03}": (name, turn) for name in classes["train"] for turn in range(4)}
@@ -135,7 +135,7 @@ def images(
         within=_within(listing, path, domains) if within else None,
         imbalance=imbalance,
         label_noise=label_noise,
-        small=small,
+        on_too_few=on_too_few,
         augment=varied,
         seed=seed,
         name=f"images of {shown(path.name)}",

@@ -15,7 +15,7 @@ from typing import Any, Literal
 import numpy as np
 
 from kshot.data import library
-from kshot.data.dataset import Examples, ImageExamples
+from kshot.data.dataset import Dataset, ImageDataset
 from kshot.data.images.augment import Augment, Mirrored
 from kshot.data.library.archives import opened_zip
 from kshot.tasks.class_tasks import ClassTasks, Imbalance
@@ -110,7 +110,7 @@ def omniglot(
                     f"{character}; complete the images or take the line out"
                 )
             classes[split][line] = rows[character] + TURNS[rotation] * len(drawings)
-    examples: Examples = ImageExamples(images)
+    examples: Dataset = ImageDataset(images)
     if mirrored_classes:
         classes["train"] |= {f"{line}/mirrored": own + len(images) for line, own in classes["train"].items()}
         examples = Mirrored(examples)

@@ -11,7 +11,7 @@ import torch
 
 from kshot import objectives
 from kshot.data import library
-from kshot.data.dataset import ImageExamples
+from kshot.data.dataset import ImageDataset
 from kshot.data.library.archives import opened_zip
 from kshot.sources.omniglot import read_drawing
 from kshot.tasks.source import TaskSource
@@ -60,7 +60,7 @@ class OmniglotRuns(TaskSource):
         with opened_zip(self.path) as archive:
             runs = [_run(archive, self.path, f"run{number:02}", size) for number in range(1, RUNS + 1)]
         images, self._labels = np.stack([images for images, _ in runs]), np.stack([labels for _, labels in runs])
-        self._examples = ImageExamples(images.reshape(-1, 1, size, size))  # run by run, the 20 of the support first
+        self._examples = ImageDataset(images.reshape(-1, 1, size, size))  # run by run, the 20 of the support first
 
     def task(self, split: Split, index: int) -> Task:
         if split != "test":

@@ -20,7 +20,7 @@ from kshot.data.tables.table import Reading, Table, open_table
 from kshot.objectives import Objective
 from kshot.sources.table import BadRows, Members, cut_members, group_rows
 from kshot.tasks.group_tasks import GroupTasks
-from kshot.tasks.pool import Small
+from kshot.tasks.pool import OnTooFew
 from kshot.tasks.preprocessor import Support
 from kshot.tasks.sampling import Size
 from kshot.tasks.source import TaskSource
@@ -36,7 +36,7 @@ def series(
     series: str | None = None,
     value: str | None = None,
     covariates: Sequence[str] = (),
-    context: int = 24,
+    context_length: int = 24,
     horizon: int = 6,
     stride: int | None = None,
     season: int = 1,
@@ -47,7 +47,7 @@ def series(
     shots: Size = 5,
     queries: Size = 5,
     train_queries: Size | None = None,
-    small: Small = "error",
+    on_too_few: OnTooFew = "error",
     reading: Mapping[str, Any] | None = None,
     bad_rows: BadRows = "error",
     seed: int = 0,
@@ -67,7 +67,7 @@ def series(
         series: the column that names the series.
         value: the column to forecast.
         covariates: columns of numbers that are known for the context.
-        context: C.
+        context_length: C.
         horizon: H.
         stride: steps from one window to the next, `horizon` by default.
         season: steps of a season, for the metric: 24 for hours with a daily rhythm, 1 for none.
@@ -80,7 +80,7 @@ def series(
         shots: support windows.
         queries: query windows.
         train_queries: the same in training tasks.
-        small: what becomes of series with too few windows: error, drop or shrink.
+        on_too_few: what becomes of series with too few windows: error, drop or shrink.
         reading: how a file of text is written; see `Reading`.
         bad_rows: "error", or "drop" to leave out rows that lack a value, or repeat a time.
         seed: names the sequence of tasks.
@@ -97,16 +97,17 @@ def series(
         >>> path = Path(tempfile.mkdtemp()) / "load.csv"
         >>> rows = [f"meter {m},{t},{m + np.sin(t):.4f}" for m in range(40) for t in range(60)]
         >>> _ = path.write_text("meter,hour,load\n" + "\n".join(rows))
-        >>> source = series(path, series="meter", time="hour", value="load", context=12, horizon=4, shots=2, queries=2)
+        >>> columns = {"series": "meter", "time": "hour", "value": "load"}
+        >>> source = series(path, **columns, context_length=12, horizon=4, shots=2, queries=2)
         >>> task = source.task("train", 0)
         >>> task.support.inputs.shape, task.query.targets.shape
         (torch.Size([2, 12, 1]), torch.Size([2, 4]))
     """
     stride = horizon if stride is None else stride
-    if context < 1 or horizon < 1 or stride < 1 or not 1 <= season < context:
+    if context_length < 1 or horizon < 1 or stride < 1 or not 1 <= season < context_length:
         raise ValueError(
-            "context, horizon and stride must be at least 1 and the season shorter than the context, got "
-            f"{context=}, {horizon=}, {stride=}, {season=}"
+            "context_length, horizon and stride must be at least 1 and the season shorter than the context_length, got "
+            f"{context_length=}, {horizon=}, {stride=}, {season=}"
         )
     if (series is None) != (value is None):
         raise ValueError("a long file needs series and value, a wide one neither: name both columns or none")
@@ -142,7 +143,7 @@ def series(
         format=columns[time].format or columns[time].kind,
         series=series,
         columns=tuple(names) if series is not None else (),
-        context=context,
+        context_length=context_length,
         horizon=horizon,
         stride=stride,
         season=season,
@@ -151,7 +152,7 @@ def series(
         std=tuple(std.tolist()),
         reading=found.reading,
     )
-    windows, counts = _windows(members.sizes, context + horizon, stride)
+    windows, counts = _windows(members.sizes, context_length + horizon, stride)
     bounds = np.concatenate([[0], counts.cumsum()])
     number = dict(zip(members.names, range(len(members.names))))
     groups: dict[Split, dict[str, np.ndarray]] = {
@@ -159,7 +160,7 @@ def series(
         for part, own_names in parts.items()
     }
     source = SeriesTasks(
-        WindowExamples(encoding.standardise(own), windows, context, horizon),
+        WindowDataset(encoding.standardise(own), windows, context_length, horizon),
         groups,
         objective=encoding.objective,
         shots=shots,
@@ -167,7 +168,7 @@ def series(
         train_queries=train_queries,
         order="given",
         gap=-(-horizon // stride) - 1,
-        small=small,
+        on_too_few=on_too_few,
         seed=seed,
         name="series",
     )
@@ -220,18 +221,18 @@ def scaled(batch: Batch, center: Tensor, spread: Tensor) -> Batch:
     return Batch(torch.cat([values, batch.inputs[..., 1:]], -1).float(), targets.float(), batch.weight)
 
 
-class WindowExamples:
+class WindowDataset:
     """Windows of series that lie end to end, cut out where they are taken: ((..., C, 1 + V), (..., H)).
 
     Args:
         values: (points, 1 + V), the value and its covariates; float64 where they are still to be scaled.
         starts: int64 (n,), where each window begins.
-        context, horizon: C and H.
+        context_length, horizon: C and H.
     """
 
-    def __init__(self, values: np.ndarray, starts: np.ndarray, context: int, horizon: int) -> None:
+    def __init__(self, values: np.ndarray, starts: np.ndarray, context_length: int, horizon: int) -> None:
         self.values, self.starts = values, starts
-        self._context, self._horizon = np.arange(context), np.arange(context, context + horizon)
+        self._context, self._horizon = np.arange(context_length), np.arange(context_length, context_length + horizon)
 
     def __len__(self) -> int:
         return len(self.starts)
@@ -250,7 +251,7 @@ class SeriesEncoding:
         time: the column of times; `format` says what it holds.
         series: the column that names the series; None for a wide file.
         columns: the value and the covariates; none for a wide file, whose one column beside the time is the value.
-        context, horizon, stride, season, scale: as in `series`.
+        context_length, horizon, stride, season, scale: as in `series`.
         mean, std: of value and covariates in the training series.
         reading: how the file was written.
     """
@@ -259,7 +260,7 @@ class SeriesEncoding:
     format: str
     series: str | None
     columns: tuple[str, ...]
-    context: int
+    context_length: int
     horizon: int
     stride: int
     season: int
@@ -282,9 +283,9 @@ class SeriesEncoding:
 
     def support(self, path: Path) -> Support:
         """All windows of the one series in a file."""
-        values = self._read(path, self.context + self.horizon)
-        starts, _ = _windows(np.array([len(values)]), self.context + self.horizon, self.stride)
-        inputs, targets = WindowExamples(values, starts, self.context, self.horizon).take(np.arange(len(starts)))
+        values = self._read(path, self.context_length + self.horizon)
+        starts, _ = _windows(np.array([len(values)]), self.context_length + self.horizon, self.stride)
+        inputs, targets = WindowDataset(values, starts, self.context_length, self.horizon).take(np.arange(len(starts)))
         if self.scale == "global":
             return Support(inputs, targets, {})
         batch = Batch(inputs, targets, torch.ones(len(inputs)))
@@ -294,7 +295,7 @@ class SeriesEncoding:
 
     def inputs(self, path: Path, kept: dict[str, Any]) -> Tensor:
         """The last context of the one series in a file, (1, C, 1 + V)."""
-        inputs = torch.from_numpy(self._read(path, self.context)[None, -self.context :])
+        inputs = torch.from_numpy(self._read(path, self.context_length)[None, -self.context_length :])
         if self.scale == "global":
             return inputs
         batch = Batch(inputs, torch.zeros(1, self.horizon), torch.ones(1))
@@ -310,7 +311,7 @@ class SeriesEncoding:
     def describe(self) -> dict[str, Any]:
         how = "each support's own" if self.scale == "support" else f"{self.mean[0]:.4g} and {self.std[0]:.4g}"
         return {
-            "context": self.context,
+            "context_length": self.context_length,
             "horizon": self.horizon,
             "stride": self.stride,
             "season": self.season,

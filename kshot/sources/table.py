@@ -20,7 +20,7 @@ from kshot.data.tables.table import Reading, Table, open_table
 from kshot.objectives import Objective
 from kshot.tasks.class_tasks import ClassTasks, Imbalance
 from kshot.tasks.group_tasks import GroupTasks
-from kshot.tasks.pool import Small
+from kshot.tasks.pool import OnTooFew
 from kshot.tasks.preprocessor import Support
 from kshot.tasks.sampling import Size
 from kshot.tasks.splitting import cut
@@ -35,7 +35,7 @@ def table(
     group: str | None = None,
     target: str | Sequence[str] | None = None,
     classes: str | None = None,
-    ask: Literal["regression", "classification"] | None = None,
+    target_type: Literal["regression", "classification"] | None = None,
     inputs: Sequence[str] | None = None,
     ignore: Sequence[str] = (),
     kinds: Mapping[str, str] | None = None,
@@ -48,7 +48,7 @@ def table(
     train_queries: Size | None = None,
     imbalance: Imbalance | None = None,
     label_noise: float = 0.0,
-    small: Small = "error",
+    on_too_few: OnTooFew = "error",
     reading: Mapping[str, Any] | None = None,
     bad_rows: BadRows = "error",
     seed: int = 0,
@@ -70,7 +70,7 @@ def table(
         group: the column whose value names the group of a row.
         target: the column to predict, or several columns of numbers.
         classes: the column whose values are told apart, instead of `group` and `target`.
-        ask: "regression" or "classification"; by default what the target's column holds.
+        target_type: "regression" or "classification"; by default what the target's column holds.
         inputs: the columns to predict from; by default all others.
         ignore: columns to leave aside.
         kinds: what columns hold, where it is not what they look like: number, boolean, category, date, or a format of
@@ -84,7 +84,7 @@ def table(
         queries: query rows of a task, or of each class.
         train_queries: the same in training tasks.
         imbalance, label_noise: as in `ClassTasks`; for `classes` only.
-        small: what becomes of groups or classes that are too small: error, drop or shrink.
+        on_too_few: what becomes of groups or classes that are too on_too_few: error, drop or shrink.
         reading: how a file of text is written: delimiter, encoding, decimal, missing; see `Reading`.
         bad_rows: "error", or "drop" to leave rows out that lack a group or a target, or hold what they should not.
         seed: names the sequence of tasks.
@@ -110,8 +110,10 @@ def table(
     names = [] if target is None else [target] if isinstance(target, str) else list(target)
     if group is not None and not names:
         raise ValueError("a table with group needs a target: the column to predict")
-    if classes is not None and (names or ask or time):
-        raise ValueError("a table with classes takes no target, ask or time: the classes themselves are predicted")
+    if classes is not None and (names or target_type or time):
+        raise ValueError(
+            "a table with classes takes no target, target_type or time: the classes themselves are predicted"
+        )
     key = group if group is not None else str(classes)
     split = split or {"ratio": [0.7, 0.15, 0.15]}
     aside = [key, *names, *([split["column"]] if "column" in split else []), *([domain] if domain else [])]
@@ -122,7 +124,7 @@ def table(
     given = dict(kinds or {})
     found.need(*given)
     held = {name: given.get(name) or found.kind(name) for name in chosen}
-    targets, encoded = _targets(found, names, ask, given) if names else (None, {"label": key})
+    targets, encoded = _targets(found, names, target_type, given) if names else (None, {"label": key})
     keys = found.keys(key)
     found.missing(key, keys.is_null().to_numpy(), "a row needs one")
     order = np.argsort(times_of(found, time, given).values, kind="stable") if time else None
@@ -141,7 +143,12 @@ def table(
         encoded |= standardise(targets, train)
     encoding = TableEncoding(columns=columns, reading=found.reading, **encoded)
     examples = TableExamples(columns, columns.encode(raw), targets)
-    common: dict[str, Any] = {"shots": shots, "queries": queries, "train_queries": train_queries, "small": small}
+    common: dict[str, Any] = {
+        "shots": shots,
+        "queries": queries,
+        "train_queries": train_queries,
+        "on_too_few": on_too_few,
+    }
     common |= {"seed": seed, "name": "table"}
     source: GroupTasks | ClassTasks
     if group is not None:
@@ -255,12 +262,12 @@ def times_of(table: Table, time: str, kinds: Mapping[str, str]) -> Raw:
 
 
 def _targets(
-    table: Table, names: list[str], ask: str | None, kinds: Mapping[str, str]
+    table: Table, names: list[str], target_type: str | None, kinds: Mapping[str, str]
 ) -> tuple[np.ndarray, dict[str, Any]]:
     """The targets, float64 (n, D) or one-hot (n, C), and what their encoding needs to know."""
     held = {name: kinds.get(name) or table.kind(name) for name in names}
-    ask = ask or ("regression" if set(held.values()) == {"number"} else "classification")
-    if ask == "regression":
+    target_type = target_type or ("regression" if set(held.values()) == {"number"} else "classification")
+    if target_type == "regression":
         values = np.stack([table.numbers(name) for name in names], 1)
         for name, own in zip(names, values.T):
             table.missing(name, np.isnan(own), "a row needs its target")

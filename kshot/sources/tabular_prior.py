@@ -1,4 +1,4 @@
-"""Small tables drawn from a prior over how tables come about: what an in-context learner of tables is trained on.
+"""OnTooFew tables drawn from a prior over how tables come about: what an in-context learner of tables is trained on.
 
 Shape legend: n rows, F features, K latent causes, C classes.
 """
@@ -18,7 +18,7 @@ from kshot.tasks.source import TaskSource, generator
 from kshot.types import Batch, Split, Task
 
 Random = np.random.Generator
-Ask = Literal["classification", "regression"]
+TargetType = Literal["classification", "regression"]
 
 GROUP = 16
 """Consecutive tasks that share their numbers of rows and features, so that a stack of them holds no padding."""
@@ -50,7 +50,7 @@ class TabularPriors(TaskSource):
     for classification, (n, 1) for regression. A query row of a class that the support lacks has weight 0.
 
     Args:
-        ask: "classification", or "regression" (of a mean and a standard deviation, see `objectives.gaussian`).
+        target_type: "classification", or "regression" (of a mean and a standard deviation, see `objectives.gaussian`).
         rows: of a support set; an int or (low, high), small numbers being likelier, as are those of features.
         features: of a table.
         classes: of a table, for classification.
@@ -70,21 +70,21 @@ class TabularPriors(TaskSource):
     def __init__(
         self,
         *,
-        ask: Ask = "classification",
+        target_type: TargetType = "classification",
         rows: Size = (10, 100),
         features: Size = (2, 32),
         classes: Size = (2, 10),
         queries: int = 32,
         seed: int = 0,
     ) -> None:
-        if ask not in get_args(Ask):
-            raise ValueError(f"ask must be one of {', '.join(get_args(Ask))}, got {ask!r}")
+        if target_type not in get_args(TargetType):
+            raise ValueError(f"target_type must be one of {', '.join(get_args(TargetType))}, got {target_type!r}")
         if queries < 1:
             raise ValueError(f"a task needs at least one query row, got {queries=}")
-        self.ask, self.queries, self.seed = ask, queries, seed
+        self.target_type, self.queries, self.seed = target_type, queries, seed
         self.rows, self.features = Range.of(rows, "rows", 4), Range.of(features, "features", 1)
         self.classes = Range.of(classes, "classes", 2)
-        self.objective = objectives.classification if ask == "classification" else objectives.gaussian
+        self.objective = objectives.classification if target_type == "classification" else objectives.gaussian
 
     def task(self, split: Split, index: int) -> Task:
         rows, features = self._sizes(split, index // GROUP)
@@ -95,7 +95,7 @@ class TabularPriors(TaskSource):
         while True:
             causes, cluster = _causes(random, n)
             x = _features(random, causes, features)
-            if self.ask == "regression":
+            if self.target_type == "regression":
                 targets, weight = _regression(random, causes, x)[:, None], np.ones(n)
                 break
             count = min(int(random.choice(counts)), max(self.classes.low, rows // 4))
@@ -116,7 +116,13 @@ class TabularPriors(TaskSource):
 
     def describe(self) -> dict[str, Any]:
         sizes = {name: getattr(self, name).plain() for name in ("rows", "features", "classes")}
-        return {"source": "tabular_priors", "ask": self.ask, **sizes, "queries": self.queries, "seed": self.seed}
+        return {
+            "source": "tabular_priors",
+            "target_type": self.target_type,
+            **sizes,
+            "queries": self.queries,
+            "seed": self.seed,
+        }
 
     def _sizes(self, split: Split, group: int) -> tuple[int, int]:
         """Rows and features of a group of tasks, the logarithm uniform."""

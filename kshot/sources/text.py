@@ -16,7 +16,7 @@ import numpy as np
 
 from kshot import objectives
 from kshot.data import library
-from kshot.data.dataset import ArrayExamples, Examples
+from kshot.data.dataset import ArrayDataset, Dataset
 from kshot.data.tables.table import Reading, Table
 from kshot.data.text.features import Featuriser, character_ids, hashed_ngrams
 from kshot.data.text.files import column_of, read_text, texts_of, values_of, words_of
@@ -25,7 +25,7 @@ from kshot.data.text.sentence_encoder import SentenceEncoder
 from kshot.data.text.vocabulary import Vocabulary
 from kshot.objectives import Objective
 from kshot.tasks.class_tasks import ClassTasks, Imbalance
-from kshot.tasks.pool import Rows, Small
+from kshot.tasks.pool import OnTooFew, Rows
 from kshot.tasks.preprocessor import Support
 from kshot.tasks.sampling import Size
 from kshot.tasks.splitting import cut
@@ -64,10 +64,10 @@ def text(
     train_queries: Size | None = None,
     split: Mapping[str, Any] | None = None,
     within: Literal["domain"] | None = None,
-    outside: str | None = None,
+    out_of_scope_label: str | None = None,
     imbalance: Imbalance | None = None,
     label_noise: float = 0.0,
-    small: Small = "error",
+    on_too_few: OnTooFew = "error",
     bad_rows: Literal["error", "drop"] = "error",
     reading: Mapping[str, Any] | None = None,
     seed: int = 0,
@@ -91,7 +91,7 @@ def text(
             "ids" are the numbers of its characters, see `character_ids`, in a vocabulary of the training classes.
             "encoder" are the features of a pretrained encoder, frozen, computed once and kept in the cache; "tokens"
             what such an encoder reads, ids and mask, for one that is itself the model. Or any function from texts to
-            `Examples`.
+            `Dataset`.
         encoder: a folder, `package:NAME` or a name of the Hugging Face hub, see `SentenceEncoder`; for "encoder" and
             "tokens".
         ngrams: the smallest and the largest n: (1, 2) of words and (2, 4) of characters by default.
@@ -104,11 +104,11 @@ def text(
         split: how the classes are cut into train, val and test, see `kshot.tasks.splitting`. By default as a column
             split says, or else by ratio 0.7, 0.15, 0.15.
         within: "domain" takes all classes of a task from one domain.
-        outside: the label of texts that belong to no class, see `TextTasks.outsiders`. They're cut into val and test as
-            the ends of a column part or split say, such as oos_test, else by a hash of each.
+        out_of_scope_label: the label of texts that belong to no class, see `TextTasks.outsiders`. They're cut into val
+            and test as the ends of a column part or split say, such as oos_test, else by a hash of each.
         imbalance: how shots differ between the classes of a task, see `ClassTasks`.
         label_noise: the share of wrong support labels, see `ClassTasks`.
-        small: what becomes of a class with too few texts, see `ClassTasks`.
+        on_too_few: what becomes of a class with too few texts, see `ClassTasks`.
         bad_rows: "error", or "drop" to leave out rows without a text or a label, and files in another encoding.
         reading: how files are written, where it is not UTF-8 with commas: encoding, delimiter, …; see `Reading`.
         seed: names the sequence of tasks.
@@ -137,9 +137,9 @@ def text(
     good = table.settle(bad_rows)
     dropped = {"bad rows": table.dropped["rows"]}
     strangers: dict[Split, list[str]] = {}
-    if outside is not None:
-        alien = (labels == outside).fill_null(False).to_numpy()
-        strangers = _strangers(table, outside, texts, good & alien)
+    if out_of_scope_label is not None:
+        alien = (labels == out_of_scope_label).fill_null(False).to_numpy()
+        strangers = _strangers(table, out_of_scope_label, texts, good & alien)
         good &= ~alien
     if domains is not None:
         unlisted = good & domains.is_null().to_numpy()
@@ -176,7 +176,7 @@ def text(
         examples,
         classes,
         texts=strings,
-        outside=beyond,
+        out_of_scope=beyond,
         ways=ways,
         shots=shots,
         queries=queries,
@@ -185,7 +185,7 @@ def text(
         within=domain_of if within else None,
         imbalance=imbalance,
         label_noise=label_noise,
-        small=small,
+        on_too_few=on_too_few,
         seed=seed,
         name=f"texts of {table.path.name}",
     )
@@ -199,30 +199,34 @@ class TextTasks(ClassTasks):
 
     Attributes:
         texts: row i of the examples is made of text i.
-        outside: for each split the rows of texts out of scope.
+        out_of_scope: for each split the rows of texts out of scope.
     """
 
     def __init__(
         self,
-        examples: Examples,
+        examples: Dataset,
         classes: Mapping[Split, Mapping[str, Rows]],
         *,
         texts: Sequence[str],
-        outside: Mapping[Split, Sequence[int]] | None = None,
+        out_of_scope: Mapping[Split, Sequence[int]] | None = None,
         **options: Any,
     ) -> None:
         super().__init__(examples, classes, **options)
-        self.texts, self.outside = texts, outside or {}
+        self.texts, self.out_of_scope = texts, out_of_scope or {}
 
     def outsiders(self, split: Split, index: int, count: int) -> Tree:
-        rows = self.outside.get(split)
+        rows = self.out_of_scope.get(split)
         if not rows:
             return super().outsiders(split, index, count)
         chosen = np.random.default_rng([self.seed, len(SPLITS) + 1, SPLITS.index(split), index]).permutation(rows)
         return self.examples.take(chosen[:count])
 
     def describe(self) -> dict[str, Any]:
-        beyond = {"out_of_scope": {split: len(rows) for split, rows in self.outside.items()}} if self.outside else {}
+        beyond = (
+            {"out_of_scope": {split: len(rows) for split, rows in self.out_of_scope.items()}}
+            if self.out_of_scope
+            else {}
+        )
         return super().describe() | beyond
 
 
@@ -255,13 +259,13 @@ class TextEncoding(NamedTuple):
     def objective(self) -> Objective:
         return objectives.classification
 
-    def examples(self, texts: Sequence[str], *, keep: bool = False) -> Examples:
+    def examples(self, texts: Sequence[str], *, keep: bool = False) -> Dataset:
         """Texts as examples, row by row; `keep` puts what takes time to make into the cache."""
         if self.features == "ids":
             return character_ids(texts, vocabulary=Vocabulary(self.characters), width=self.width)
         if self.features == "encoder":
             encoder = self.opened()
-            return encoder(texts) if keep else ArrayExamples(encoder.encode(texts))
+            return encoder(texts) if keep else ArrayDataset(encoder.encode(texts))
         if self.features == "tokens":
             return self.opened().tokens(texts)
         assert self.ngrams is not None

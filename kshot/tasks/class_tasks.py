@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from kshot import objectives
-from kshot.data.dataset import Examples, ImageExamples
-from kshot.tasks.pool import Pool, Rows, Small, check_apart, large_enough
+from kshot.data.dataset import Dataset, ImageDataset
+from kshot.tasks.pool import OnTooFew, Pool, Rows, check_apart, large_enough
 from kshot.tasks.sampling import Range, Size, distinct
 from kshot.tasks.source import TaskSource, generator
 from kshot.types import SPLITS, Batch, Split, Task, tree_map
@@ -40,7 +40,7 @@ class ClassTasks(TaskSource):
     task; a smaller one ends in padding, which repeats its first row with weight 0, and its labels are the first ones.
 
     Args:
-        examples: uint8 images (num_images, C, H, W), or any `Examples`; all of all splits.
+        examples: uint8 images (num_images, C, H, W), or any `Dataset`; all of all splits.
         classes: for each split, the class names, and for each name the rows of its examples. A class stands in one
             split only.
         ways: classes of a task; a range ends at the number of classes there are.
@@ -57,7 +57,7 @@ class ClassTasks(TaskSource):
             low and the others high. None: all classes of a task have the same.
         label_noise: the share of support labels, in expectation, that are flipped to another class of the task. One
             example of each class keeps its label, so at most k - 1 of k shots are flipped, and the query is clean.
-        small: what becomes of a class with fewer than `shots + queries` examples (the most of a range): "error";
+        on_too_few: what becomes of a class with fewer than `shots + queries` examples (the most of a range): "error";
             "drop" leaves it out; "shrink" takes fewer queries of it, then fewer shots within the range, and leaves it
             out where even that fails. With "drop" and "shrink" a domain with too few classes is left out too.
         augment: varies the inputs of training tasks and pretraining batches; all other splits stay as they are.
@@ -91,7 +91,7 @@ class ClassTasks(TaskSource):
 
     def __init__(
         self,
-        examples: np.ndarray | Examples,
+        examples: np.ndarray | Dataset,
         classes: Mapping[Split, Mapping[str, Rows]],
         *,
         ways: Size = 5,
@@ -102,7 +102,7 @@ class ClassTasks(TaskSource):
         within: Mapping[str, str] | None = None,
         imbalance: Imbalance | None = None,
         label_noise: float = 0.0,
-        small: Small = "error",
+        on_too_few: OnTooFew = "error",
         augment: Augment | None = None,
         seed: int = 0,
         name: str = "classes",
@@ -122,12 +122,12 @@ class ClassTasks(TaskSource):
             raise ValueError(f"label_noise is a share of the support labels, 0 … 1, got {label_noise}")
         if label_noise and self.shots.high == 1:
             raise ValueError("label_noise needs at least 2 shots: one example of each class keeps its label")
-        self.imbalance, self.label_noise, self.small = imbalance, label_noise, small
+        self.imbalance, self.label_noise, self.on_too_few = imbalance, label_noise, on_too_few
         self.augment, self.seed, self.name = augment, seed, name
-        self.examples: Examples = ImageExamples(examples) if isinstance(examples, np.ndarray) else examples
+        self.examples: Dataset = ImageDataset(examples) if isinstance(examples, np.ndarray) else examples
         pools = {split: Pool(own, f"{name}: class") for split, own in classes.items()}
         check_apart(pools, len(self.examples), name, "class")
-        self._pools, self.dropped = large_enough(pools, self.shots, self.queries, small, name, "class")
+        self._pools, self.dropped = large_enough(pools, self.shots, self.queries, on_too_few, name, "class")
         self._domains = {split: self._of_domains(split, within) for split in pools}
         self._within = within is not None
         self.class_names = {split: pool.names for split, pool in self._pools.items()}
@@ -258,7 +258,7 @@ class ClassTasks(TaskSource):
             members.setdefault(within[name], []).append(number)
         domains = Pool(members, self.name)
         short = domains.sizes < least
-        if short.any() and within is not None and self.small != "error":
+        if short.any() and within is not None and self.on_too_few != "error":
             self.dropped[f"domains in {split} with fewer than {least} classes"] = int(short.sum())
             domains, short = domains.without(short), short[:0]
         if short.any() or not len(domains):
@@ -267,7 +267,8 @@ class ClassTasks(TaskSource):
             left_out = f" ({', '.join(self.dropped)} were left out)" if self.dropped else ""
             raise ValueError(
                 f"{self.name}: {what} {split} split has {count} classes, fewer than the {least} ways of a task"
-                f"{left_out}; lower ways or add classes{', or leave such domains out by small: drop' if within else ''}"
+                f"{left_out}; lower ways or add classes"
+                f"{', or leave such domains out by on_too_few: drop' if within else ''}"
             )
         return domains
 

@@ -11,9 +11,9 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from kshot.data.dataset import Examples
+from kshot.data.dataset import Dataset
 from kshot.objectives import Objective
-from kshot.tasks.pool import Pool, Rows, Small, check_apart, large_enough
+from kshot.tasks.pool import OnTooFew, Pool, Rows, check_apart, large_enough
 from kshot.tasks.sampling import Range, Size, distinct
 from kshot.tasks.source import TaskSource, generator
 from kshot.types import SPLITS, Batch, Split, Task, tree_map
@@ -42,7 +42,7 @@ class GroupTasks(TaskSource):
         train_queries: query examples in training tasks, as many as `queries` by default.
         order: "random" or "given".
         gap: examples left out between support and query, with `order="given"`: for those that overlap in time.
-        small: what becomes of a group with fewer than `shots + queries` examples (the most of a range): "error";
+        on_too_few: what becomes of a group with fewer than `shots + queries` examples (the most of a range): "error";
             "drop" leaves it out; "shrink" takes fewer queries, then fewer shots within the range, and leaves it out
             where even that fails.
         seed: names the sequence of tasks.
@@ -59,8 +59,8 @@ class GroupTasks(TaskSource):
 
     Example:
         >>> from kshot import objectives
-        >>> from kshot.data.dataset import ArrayExamples
-        >>> examples = ArrayExamples((np.arange(40.0).reshape(20, 2), np.arange(20.0)[:, None]))
+        >>> from kshot.data.dataset import ArrayDataset
+        >>> examples = ArrayDataset((np.arange(40.0).reshape(20, 2), np.arange(20.0)[:, None]))
         >>> stores = {"store 1": range(10), "store 2": range(10, 20)}
         >>> options = {"objective": objectives.mse, "shots": 3, "queries": 2, "order": "given"}
         >>> task = GroupTasks(examples, {"train": stores}, **options).task("train", 0)
@@ -70,7 +70,7 @@ class GroupTasks(TaskSource):
 
     def __init__(
         self,
-        examples: Examples,
+        examples: Dataset,
         groups: Mapping[Split, Mapping[str, Rows]],
         *,
         objective: Objective,
@@ -79,7 +79,7 @@ class GroupTasks(TaskSource):
         train_queries: Size | None = None,
         order: Order = "random",
         gap: int = 0,
-        small: Small = "error",
+        on_too_few: OnTooFew = "error",
         seed: int = 0,
         name: str = "groups",
     ) -> None:
@@ -87,7 +87,7 @@ class GroupTasks(TaskSource):
         asked = Range.of(queries, "queries", 1)
         train = asked if train_queries is None else Range.of(train_queries, "train_queries", 1)
         self.queries = dict.fromkeys(SPLITS, asked) | {"train": train}
-        if objective.own_classes:
+        if objective.task_specific_classes:
             raise ValueError(
                 "a task that is a group has the same classes as the other groups: its objective is "
                 "objectives.shared_classification, not classification"
@@ -96,11 +96,11 @@ class GroupTasks(TaskSource):
             raise ValueError(f"order must be random or given, got {order!r}")
         if gap < 0 or (gap and order != "given"):
             raise ValueError(f"gap must be at least 0, and needs order given; got {gap}, order {order}")
-        self.examples, self.objective, self.order, self.small = examples, objective, order, small
+        self.examples, self.objective, self.order, self.on_too_few = examples, objective, order, on_too_few
         self.seed, self.name, self.gap = seed, name, gap
         pools = {split: Pool(own, f"{name}: group") for split, own in groups.items()}
         check_apart(pools, len(examples), name, "group")
-        self._pools, self.dropped = large_enough(pools, self.shots, self.queries, small, name, "group", gap)
+        self._pools, self.dropped = large_enough(pools, self.shots, self.queries, on_too_few, name, "group", gap)
         for split, pool in self._pools.items():
             if not len(pool):
                 left_out = f"; left out were {'; '.join(self.dropped)}" if self.dropped else ""

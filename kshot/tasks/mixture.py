@@ -96,7 +96,7 @@ class Mixture(TaskSource):
         parts = [
             self.sources[name].pretraining_batch(step, max(1, round(size * share))) for name, share in shares.items()
         ]
-        if self.objective.own_classes:
+        if self.objective.task_specific_classes:
             widths = [part.targets.shape[1] for part in parts]
             for number, part in enumerate(parts):
                 around = sum(widths[:number]), sum(widths[number + 1 :])

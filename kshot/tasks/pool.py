@@ -13,7 +13,7 @@ from kshot.types import Split
 Rows = Sequence[int] | np.ndarray
 """Row numbers of examples, int (k,)."""
 
-Small = Literal["error", "drop", "shrink"]
+OnTooFew = Literal["error", "drop", "shrink"]
 """What becomes of a class or group with too few examples: an error, left out, or used with fewer of them."""
 
 
@@ -89,7 +89,7 @@ def large_enough(
     pools: Mapping[Split, Pool],
     shots: Range,
     queries: Mapping[Split, Range],
-    small: Small,
+    on_too_few: OnTooFew,
     where: str,
     kind: str,
     gap: int = 0,
@@ -99,22 +99,22 @@ def large_enough(
     Raises:
         ValueError: a member that is too small where `small` is "error".
     """
-    if small not in get_args(Small):
-        raise ValueError(f"small must be one of {', '.join(get_args(Small))}, got {small!r}")
+    if on_too_few not in get_args(OnTooFew):
+        raise ValueError(f"on_too_few must be one of {', '.join(get_args(OnTooFew))}, got {on_too_few!r}")
     kept, dropped = dict(pools), {}
     for split, pool in pools.items():
         most = queries[split].high
-        needed = gap + (shots.low + 1 if small == "shrink" else shots.high + most)
+        needed = gap + (shots.low + 1 if on_too_few == "shrink" else shots.high + most)
         short = pool.sizes < needed
         if not short.any():
             continue
-        if small == "error":
+        if on_too_few == "error":
             first = int(short.argmax())
             asked = f"{shots.high} shots + {most} queries" + (f" + a gap of {gap}" if gap else "")
             raise ValueError(
                 f"{where}: {kind} {pool.names[first]!r} in {split} has {pool.sizes[first]} examples, but {asked} need "
                 f"{needed}; lower shots or queries, or say what becomes of any this small "
-                f"({short.sum()} in {split}) with small: drop, or small: shrink"
+                f"({short.sum()} in {split}) with on_too_few: drop, or on_too_few: shrink"
             )
         kept[split] = pool.without(short)
         dropped[f"{plural(kind)} in {split} with fewer than {needed} examples"] = int(short.sum())

@@ -14,7 +14,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from kshot.learner import Learner, advance
+from kshot.learner import Learner, set_progress
 from kshot.tasks.read_log import during
 from kshot.tasks.source import TaskSource
 from kshot.training.checkpoint import load_checkpoint, save_checkpoint
@@ -137,7 +137,7 @@ class OuterLoop:
     def _step(self) -> float:
         batch = to(self.sample(self.step, self.settings.size), self.device)
         self.optimizer.zero_grad(set_to_none=True)
-        advance(self.module, min(self.step / self.settings.horizon, 1.0))
+        set_progress(self.module, min(self.step / self.settings.horizon, 1.0))
         with seeded(self.seed, self.step, device=self.device):
             loss = float(self.backward(self.module, batch))
         if self.step == 0:

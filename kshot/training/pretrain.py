@@ -11,7 +11,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from kshot.learners.heads.metric import Measured
+from kshot.learners.heads.metric import FeatureStatistics
 from kshot.learners.heads.protonet import HeadLearner, cosine
 from kshot.tasks.read_log import during
 from kshot.tasks.source import TaskSource
@@ -165,7 +165,7 @@ def pretraining(
             raise ValueError(f"{name} must be {' or '.join(get_args(known))}, got {given!r}")
     if not temperature > 0:
         raise ValueError(f"temperature must be above 0, got {temperature}")
-    classify = source.objective.own_classes
+    classify = source.objective.task_specific_classes
     if objective == "contrastive" and not classify:
         raise ValueError("contrastive pretraining draws examples of a class together, and these tasks have no classes")
     example = source.pretraining_batch(0, settings.size)
@@ -282,7 +282,9 @@ def pretrain(
     return losses
 
 
-def fit_centre(learner: HeadLearner, source: TaskSource, *, batches: int | None = None, batch: int = 128) -> None:
+def fit_feature_statistics(
+    learner: HeadLearner, source: TaskSource, *, batches: int | None = None, batch: int = 128
+) -> None:
     r"""Measure what a learner's head is to know of the training classes: for SimpleShot the centre of the features,
 
     $$ \mu = \frac{\sum_i w_i f_\theta(x_i)}{\sum_i w_i}, $$
@@ -292,7 +294,7 @@ def fit_centre(learner: HeadLearner, source: TaskSource, *, batches: int | None 
     Measure it anew when the embedding has been trained further.
 
     Args:
-        learner: whose head is, or holds, a `learners.metric.Measured`; changed in place.
+        learner: whose head is, or holds, a `learners.metric.FeatureStatistics`; changed in place.
         source: whose training split is read.
         batches: how many batches of examples; by default as many as the head asks for.
         batch: examples of each.
@@ -302,11 +304,11 @@ def fit_centre(learner: HeadLearner, source: TaskSource, *, batches: int | None 
 
     Example:
         >>> learner = kshot.simpleshot(nn.Flatten(), features=1)
-        >>> fit_centre(learner, kshot.sources.sinusoids())
+        >>> fit_feature_statistics(learner, kshot.sources.sinusoids())
         >>> learner.head.centre.shape
         torch.Size([1])
     """
-    heads = [part for part in learner.modules() if isinstance(part, Measured)]
+    heads = [part for part in learner.modules() if isinstance(part, FeatureStatistics)]
     if not heads:
         raise ValueError("this learner's features have no centre; simpleshot's, laplacian_shot's and plda's have one")
     device, was_training = next(heads[0].buffers()).device, learner.training

@@ -29,7 +29,7 @@ from kshot.training.programs import Program, compiled, draws, of_a_stack, of_one
 from kshot.types import Params, Task, tree_leaves, tree_map, unstack
 
 Mode = Literal["auto", "loop", "vmap", "traced", "compiled"]
-Way = Literal["loop", "vmap", "traced", "compiled"]
+Engine = Literal["loop", "vmap", "traced", "compiled"]
 
 log = logging.getLogger(__name__)
 
@@ -67,7 +67,7 @@ class MetaGradient:
             one; by default where they must to fit.
 
     Attributes:
-        way: how the next step is taken; None while "auto" is still measuring.
+        engine: how the next step is taken; None while "auto" is still measuring.
         choice: the sentence that says which way was taken instead of what was asked, and why; else empty.
         plan: how the last step kept within memory.
         single: whether "traced" records one task, and replays it on every core, rather than the batched pass; so it is
@@ -100,12 +100,12 @@ class MetaGradient:
         if chunk is not None and chunk < 1:
             raise ValueError(f"chunk must be at least 1 task, or None for as many as fit, got {chunk}")
         self.learner = learner
-        self.way: Way | None = None if mode == "auto" else mode
+        self.engine: Engine | None = None if mode == "auto" else mode
         self.choice = ""
         self.plan = Plan()
         self._asked = memory, chunk, recompute
         self._plans: dict[Any, Plan] = {}  # by the way and the shapes of the tasks
-        self._seconds: dict[Way, list[float]] = {"loop": [], "vmap": []}
+        self._seconds: dict[Engine, list[float]] = {"loop": [], "vmap": []}
         self.single = convolves(learner) and _device(learner).type == "cpu"
         self._failed: list[str] = []  # what "auto" found out of the ways that do not run
         self._cores: Cores | None = None
@@ -118,36 +118,36 @@ class MetaGradient:
 
     def __call__(self, tasks: Task) -> Tensor:
         """Add the gradient over a stack of T tasks; returns the mean loss, (), detached."""
-        if self.way is None:
+        if self.engine is None:
             return self._measure(tasks)
-        if self.way in ("traced", "compiled"):
+        if self.engine in ("traced", "compiled"):
             try:
-                return self._step(self.way, tasks)
+                return self._step(self.engine, tasks)
             except MemoryError:
                 raise
-            except Exception as error:  # whatever tracing and compiling may raise: the step is taken the plain way
-                plain: Way = "loop" if self._one_by_one(self.way) else "vmap"
-                self._take(plain, f"since the step could not be {self.way}: {_reason(error)}")
-        return self._step(self.way, tasks)
+            except Exception as error:  # whatever tracing and compiling may raise: the step is taken by a plain engine
+                plain: Engine = "loop" if self._one_by_one(self.engine) else "vmap"
+                self._take(plain, f"since the step could not be {self.engine}: {_reason(error)}")
+        return self._step(self.engine, tasks)
 
-    def _one_by_one(self, way: Way) -> bool:
+    def _one_by_one(self, engine: Engine) -> bool:
         """Whether that way takes tasks singly, rather than in one batch."""
-        return way == "loop" or (way == "traced" and self.single)
+        return engine == "loop" or (engine == "traced" and self.single)
 
-    def _step(self, way: Way, tasks: Task) -> Tensor:
-        """One step, some way, within memory."""
-        key = way, _shapes(tasks)
+    def _step(self, engine: Engine, tasks: Task) -> Tensor:
+        """One step by an engine, within memory."""
+        key = engine, _shapes(tasks)
         if key not in self._plans:
-            self._plans[key] = self._planned(way, tasks)
+            self._plans[key] = self._planned(engine, tasks)
         self.plan = self._plans[key]
-        if way == "loop":
+        if engine == "loop":
             with recomputing(self.plan.recompute):
                 return self._loop(tasks)
-        if self._one_by_one(way):
+        if self._one_by_one(engine):
             return self._on_cores(tasks)
 
         def once(tasks: Task, share: float) -> Tensor:
-            return self._vmap(tasks, share) if way == "vmap" else self._replay(way, tasks, share)
+            return self._vmap(tasks, share) if engine == "vmap" else self._replay(engine, tasks, share)
 
         count, chunk = len(tasks.support.weight), self.plan.chunk
         if chunk is None or chunk >= count:
@@ -171,10 +171,10 @@ class MetaGradient:
             loss.backward()
         return loss.detach()
 
-    def _replay(self, way: Way, tasks: Task, share: float) -> Tensor:
+    def _replay(self, engine: Engine, tasks: Task, share: float) -> Tensor:
         """As `_vmap`, by the program of a stack of tasks."""
         learning, fixed = self._parameters()
-        program = self._program(way, tasks, (learning, fixed, tasks))
+        program = self._program(engine, tasks, (learning, fixed, tasks))
         with torch.no_grad():
             grads, loss = program(learning, fixed, tasks)
         self._add(grads, share)
@@ -212,17 +212,17 @@ class MetaGradient:
             (learning if parameter.requires_grad else fixed)[name] = parameter.detach()
         return learning, fixed
 
-    def _program(self, way: Way, tasks: Task, example: tuple[Params, Params, Task]) -> Program:
+    def _program(self, engine: Engine, tasks: Task, example: tuple[Params, Params, Task]) -> Program:
         """The program for such tasks, recorded on an example."""
         alike = all(bool(((w == w[..., :1]) & (w > 0)).all()) for w in (tasks.support.weight, tasks.query.weight))
-        key = way, alike, self.learner.training, tuple(example[0]), _shapes(example[2])
+        key = engine, alike, self.learner.training, tuple(example[0]), _shapes(example[2])
         if key not in self._programs:
-            single = self._one_by_one(way)
+            single = self._one_by_one(engine)
             one, record = (example[2], of_one_task) if single else (unstack(tasks)[0], of_a_stack)
             explained = differentiated(self.learner, lambda: self.learner(one))
             with explained, rows_alike(alike), recomputing(self.plan.recompute):
                 program = record(self.learner, example)
-            self._programs[key] = compiled(program, self._backend) if way == "compiled" else program
+            self._programs[key] = compiled(program, self._backend) if engine == "compiled" else program
         return self._programs[key]
 
     def _add(self, grads: Params, share: float) -> None:
@@ -232,10 +232,10 @@ class MetaGradient:
             if name in scaled:
                 parameter.grad = scaled[name] if parameter.grad is None else parameter.grad + scaled[name]
 
-    def _planned(self, way: Way, tasks: Task) -> Plan:
+    def _planned(self, engine: Engine, tasks: Task) -> Plan:
         """The first plan that fits: all tasks, as many as fit, and with inner steps recomputed."""
         memory, chunk, recompute = self._asked
-        batched = not self._one_by_one(way)
+        batched = not self._one_by_one(engine)
         if (chunk if batched else recompute) is not None:
             return Plan(chunk, bool(recompute) and not batched)
         device = tasks.support.weight.device
@@ -243,15 +243,15 @@ class MetaGradient:
         if memory is None and SMALL * size(self.learner, tasks) < room:
             return Plan()
         try:
-            return self._fitting(way, tasks, room)
+            return self._fitting(engine, tasks, room)
         except MemoryError:
             raise
         except Exception as error:  # what runs may yet have no shapes to plan by
             log.info("the memory of a step is not predicted: %s", str(error).split("\n")[0])
             return Plan()
 
-    def _fitting(self, way: Way, tasks: Task, room: float) -> Plan:
-        count, batched = len(tasks.support.weight), not self._one_by_one(way)
+    def _fitting(self, engine: Engine, tasks: Task, room: float) -> Plan:
+        count, batched = len(tasks.support.weight), not self._one_by_one(engine)
 
         def peak(number: int, *, recompute: bool = False) -> int:
             some = tree_map(lambda leaf: leaf[:number], tasks)
@@ -267,7 +267,7 @@ class MetaGradient:
                 log.info("the tasks are taken %d at a time: all %d would take %.1f GiB", chunk, count, whole / GIB)
                 return Plan(chunk)
             raise _too_large(one, room, "with mode='loop', which can recompute its inner steps, it takes less")
-        at_once = min(torch.get_num_threads(), count) if way == "traced" else 1
+        at_once = min(torch.get_num_threads(), count) if engine == "traced" else 1
         whole = at_once * peak(1)
         if whole <= room:
             return Plan()
@@ -281,21 +281,21 @@ class MetaGradient:
 
     def _measure(self, tasks: Task) -> Tensor:
         """Take this step the way that has been tried least; once all have, keep the fastest."""
-        way = min(self._seconds, key=lambda w: len(self._seconds[w]))
+        engine = min(self._seconds, key=lambda w: len(self._seconds[w]))
         started = time.perf_counter()
         try:
-            loss = self._step(way, tasks)
+            loss = self._step(engine, tasks)
         except Exception as error:  # of what a batch, or a record, cannot do
-            if way == "loop":
+            if engine == "loop":
                 raise
-            del self._seconds[way]
-            self._failed.append(f"{way} does not run: {_reason(error)}")
+            del self._seconds[engine]
+            self._failed.append(f"{engine} does not run: {_reason(error)}")
             if len(self._seconds) == 1:
                 self._take("loop", f"since {'; '.join(self._failed)}")
             return self._step("loop", tasks)
         if loss.is_cuda:
             torch.cuda.synchronize(loss.device)
-        self._seconds[way].append(time.perf_counter() - started)
+        self._seconds[engine].append(time.perf_counter() - started)
         if all(len(times) == TRIALS for times in self._seconds.values()):
             best = {w: min(times[1:]) for w, times in self._seconds.items()}
             _, fastest = min((seconds, w) for w, seconds in best.items())
@@ -303,8 +303,8 @@ class MetaGradient:
             self._take(fastest, f"the fastest by measure ({told} a step)")
         return loss
 
-    def _take(self, way: Way, why: str) -> None:
-        self.way, self.choice = way, f"{way}, {why}"
+    def _take(self, engine: Engine, why: str) -> None:
+        self.engine, self.choice = engine, f"{engine}, {why}"
         log.info("the meta-gradient is taken as %s", self.choice)
 
 

@@ -27,8 +27,8 @@ learner: {kind: maml, inner_lr: 0.01, steps: 2}
 train: {steps_per_round: 4, tasks_per_step: 2, mode: vmap}
 target: mse <= 1000
 budget: {rounds: 2}
-evaluate: {val_tasks: 4, test_tasks: 6}
-baselines: {names: [scratch, support_mean], steps: 2, val_tasks: 2, test_tasks: 4}
+evaluate: {num_val_tasks: 4, num_test_tasks: 6}
+baselines: {names: [scratch, support_mean], steps: 2, num_val_tasks: 2, num_test_tasks: 4}
 """
 GLYPHS = """\
 name: tiny-glyphs
@@ -39,8 +39,8 @@ pretrain: {steps: 3, batch: 8}
 train: {steps_per_round: 2, tasks_per_step: 2}
 target: accuracy >= 0.99
 budget: {rounds: 2}
-evaluate: {val_tasks: 3, test_tasks: 4}
-baselines: {names: [scratch, fine_tune, pretrained_centroid, centroid], steps: 2, val_tasks: 2, test_tasks: 3}
+evaluate: {num_val_tasks: 3, num_test_tasks: 4}
+baselines: {names: [scratch, fine_tune, pretrained_centroid, centroid], steps: 2, num_val_tasks: 2, num_test_tasks: 3}
 """
 
 SPEAKERS = """\
@@ -52,7 +52,7 @@ learner: {kind: fomaml, inner_lr: 0.1}
 train: {steps_per_round: 1, tasks_per_step: 1}
 target: loss <= 99
 budget: {rounds: 1}
-evaluate: {val_tasks: 2, test_tasks: 2, shots: [1, 2]}
+evaluate: {num_val_tasks: 2, num_test_tasks: 2, shots: [1, 2]}
 baselines: {names: []}
 """
 

@@ -10,7 +10,7 @@ from PIL import Image
 from kshot import objectives, sources, tasks
 from kshot.checking.check import SEVERITIES, check
 from kshot.checking.target_leakage import Rows, leaks
-from kshot.data import ArrayExamples
+from kshot.data import ArrayDataset
 from kshot.tasks import ClassTasks, GroupTasks
 
 CUT = {"train": range(12), "val": range(12, 22), "test": range(22, 32)}  # classes or groups
@@ -36,7 +36,7 @@ def numbers(inputs=None, targets=None, **options):
     inputs = random.normal(size=(32 * EACH, 3)) if inputs is None else inputs
     targets = random.normal(size=(32 * EACH, 1)) if targets is None else targets
     asked = {"objective": objectives.mse, "shots": 3, "queries": 3} | options
-    return GroupTasks(ArrayExamples((inputs, targets)), pool(), **asked)
+    return GroupTasks(ArrayDataset((inputs, targets)), pool(), **asked)
 
 
 def found(source, check_name, **options):
@@ -207,7 +207,7 @@ def test_lopsided_classes_and_sizes_are_told(tmp_path):
 def test_what_was_dropped_is_told():
     rows = pool()
     rows["train"]["member 0"] = rows["train"]["member 0"][:2]
-    source = ClassTasks(raw(), rows, ways=3, shots=1, queries=4, small="drop")
+    source = ClassTasks(raw(), rows, ways=3, shots=1, queries=4, on_too_few="drop")
     severity, sentence = found(source, "left out")
     assert severity == "note"
     assert "classes in train with fewer than 5 examples" in sentence

@@ -106,7 +106,7 @@ def learner(**options):
     return kshot.maml(kshot.models.mlp(1, 1, [8]), **({"inner_lr": 0.02, "objective": objectives.mse} | options))
 
 
-OPTIONS = {"steps_per_round": 3, "tasks_per_step": 2, "val_tasks": 4}
+OPTIONS = {"steps_per_round": 3, "tasks_per_step": 2, "num_val_tasks": 4}
 
 
 def test_decisions_never_see_the_test_split():

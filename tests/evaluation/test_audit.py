@@ -232,7 +232,7 @@ def padding_counts(logits, batch):
 
 
 def scored_by(metrics, learner=Centroid):
-    return learner(Objective(objectives.classification.loss, metrics, own_classes=True))
+    return learner(Objective(objectives.classification.loss, metrics, task_specific_classes=True))
 
 
 def undeclared():
@@ -321,7 +321,7 @@ def test_a_test_split_that_training_read_is_no_test():
 def test_rounds_read_train_and_val_and_the_audit_sees_that():
     source = watched(sinusoids())
     learner = kshot.maml(kshot.models.mlp(1, 1, [8]), inner_lr=0.02, objective=objectives.mse)
-    options = {"steps_per_round": 2, "tasks_per_step": 2, "val_tasks": 4}
+    options = {"steps_per_round": 2, "tasks_per_step": 2, "num_val_tasks": 4}
     kshot.run_until(learner, source, "mse <= 0", budget=kshot.Budget(rounds=2), **options)
     assert set(source.reads) == {("rounds", "train"), ("rounds", "val")}
     found = kshot.evaluate(learner, source, tasks=8)
@@ -374,7 +374,7 @@ def test_every_row_of_the_zoo_passes(row):
 
 @pytest.mark.parametrize("seed", range(5))
 def test_honest_tasks_of_all_sizes_pass(seed):
-    source = pool(ways=[2, 5], shots=[1, 4], queries=[1, 4], small="shrink", label_noise=0.2, seed=seed)
+    source = pool(ways=[2, 5], shots=[1, 4], queries=[1, 4], on_too_few="shrink", label_noise=0.2, seed=seed)
     found = kshot.evaluate(Centroid(), source, tasks=80)
     assert found.trusted
     assert {name for name, result in results(found).items() if result is Result.NOT_APPLICABLE} == {"test reads"}

@@ -60,7 +60,7 @@ def write_intents(path: Path) -> Path:
 
 def source_of(tmp_path, **options):
     how = {"ways": 2, "shots": 2, "queries": 5, "split": {"ratio": [0.5, 0.25, 0.25], "exact": True}, "width": 64}
-    return text(write_intents(tmp_path / "intents.json"), **{"outside": "oos"} | how | options)
+    return text(write_intents(tmp_path / "intents.json"), **{"out_of_scope_label": "oos"} | how | options)
 
 
 def test_texts_out_of_scope_are_of_no_class_and_of_their_part(tmp_path):
@@ -77,7 +77,7 @@ def test_texts_out_of_scope_are_of_no_class_and_of_their_part(tmp_path):
     with pytest.raises(ValueError, match="nothing that is out of scope"):
         plain.outsiders("test", 0, 1)
     with pytest.raises(ValueError, match="no text under the label 'none'"):
-        source_of(tmp_path, outside="none")
+        source_of(tmp_path, out_of_scope_label="none")
 
 
 def test_a_threshold_set_on_validation_holds_on_test(tmp_path):
@@ -93,14 +93,14 @@ def test_a_threshold_set_on_validation_holds_on_test(tmp_path):
 
 RUN = """
 name: intents
-source: {kind: text, path: intents.json, outside: oos, ways: 2, shots: 2, queries: 5, width: 64,
+source: {kind: text, path: intents.json, out_of_scope_label: oos, ways: 2, shots: 2, queries: 5, width: 64,
          split: {ratio: [0.5, 0.25, 0.25], exact: true}}
 model: {kind: mlp, hidden: []}
 learner: {kind: plda}
 train: {steps_per_round: 2, tasks_per_step: 2}
 target: accuracy >= 0.1
 budget: {rounds: 1}
-evaluate: {val_tasks: 20, test_tasks: 5}
+evaluate: {num_val_tasks: 20, num_test_tasks: 5}
 baselines: {names: []}
 reject: {false_rejection: 0.1}
 """

@@ -64,7 +64,14 @@ REPORT = {
     "test": of(0.953, 0.004, 1000),
     "baselines": {"nearest centroid": of(0.743, 0.01, 1000), "from scratch": of(0.5, 0.01, 1000)},
     "baselines_about": {"nearest centroid": "The nearest class mean of the raw inputs."},
-    "protocol": {"inductive": True, "episodes_sha256": "ab" * 32, "ways": 5, "shots": 1, "seed": 0, "test_tasks": 1000},
+    "protocol": {
+        "inductive": True,
+        "episodes_sha256": "ab" * 32,
+        "ways": 5,
+        "shots": 1,
+        "seed": 0,
+        "num_test_tasks": 1000,
+    },
     "environment": {"python": "3.12", "torch": {"version": "2.13"}},
     "timing": {"seconds": 240.0, "pretrain_seconds": 12.0, "adapt_ms": 1.5},
 }

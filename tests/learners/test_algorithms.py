@@ -155,7 +155,7 @@ def test_the_weights_of_the_steps_go_from_equal_to_the_last():
 def test_maml_pp_weighs_the_loss_after_each_step(task):
     model = net()
     learner = kshot.maml_pp(model, inner_lr=RATE, steps=2, multi_step=0.5, first_order=0.0)
-    learner.advance(0.25)
+    learner.set_progress(0.25)
     losses = []
     for steps in (1, 2):
         logits = torch.func.functional_call(model, descend(model, task, steps), (task.query.inputs,))
@@ -173,7 +173,7 @@ def test_maml_pp_is_first_order_at_first(task):
     plain = GradientLearner(learner.model, learner.objective, FirstOrder(SGD(RATE), 2))
     exact = GradientLearner(learner.model, learner.objective, Unrolled(SGD(RATE), 2))
     for progress, peer in ((0.1, plain), (0.3, exact), (1.0, exact)):
-        learner.advance(progress)
+        learner.set_progress(progress)
         found = [
             torch.autograd.grad(each(task), list(learner.model.parameters()), allow_unused=True)
             for each in (learner, peer)
@@ -199,7 +199,7 @@ def test_maml_pp_has_batchnorm_of_its_own_at_each_step(task):
 
 def test_the_trainer_tells_how_far_it_is():
     learner, seen = kshot.maml_pp(nn.Linear(1, 1), inner_lr=0.01, objective=objectives.mse), []
-    learner.advance = seen.append
+    learner.set_progress = seen.append
     kshot.fit(learner, kshot.sources.sinusoids(), steps=4)
     assert seen == [0.0, 0.25, 0.5, 0.75]
 
@@ -249,7 +249,7 @@ def test_cavia_moves_the_context_alone(task):
         logits = model(torch.cat([task.support.inputs, context.expand(4, 2)], 1))
         (grad,) = torch.autograd.grad(F.cross_entropy(logits, task.support.targets), context, create_graph=True)
         context = context - RATE * grad
-    learner = kshot.cavia(model, context=2, inner_lr=RATE, steps=2)
+    learner = kshot.cavia(model, task_dim=2, inner_lr=RATE, steps=2)
     close(learner.adapt(task.support)["params"], {"context": context})
     assert [name for name, _ in learner.named_parameters()] == ["model.model.weight", "model.model.bias"]
     assert weight is model.weight
@@ -257,7 +257,7 @@ def test_cavia_moves_the_context_alone(task):
 
 def test_film_modulates_channels_and_leaves_no_hook(task):
     model = net()
-    learner = kshot.cavia(model, context=2, inner_lr=RATE, film=["0"])
+    learner = kshot.cavia(model, task_dim=2, inner_lr=RATE, film=["0"])
     conditioned = learner.model
     conditioned.context = torch.randn(2).double()
     scale, shift = (conditioned.modulations[0].weight @ conditioned.context).chunk(2)
@@ -301,9 +301,9 @@ def test_a_trajectory_of_states_ends_where_adapting_does(task):
         (lambda: kshot.boil(net(), inner_lr=0.1, head="top"), "no trainable parameter .*'top"),
         (lambda: kshot.maml_pp(net(), inner_lr=0.1, multi_step=2.0), "until must be a part of the training"),
         (lambda: kshot.maml_pp(net(), inner_lr=0.1, first_order=-1.0), "until must be a part of the training"),
-        (lambda: kshot.cavia(net(), inner_lr=0.1, context=0), "context must be at least 1"),
-        (lambda: kshot.cavia(net(), inner_lr=0.1, context=2, film=["9"]), "no layer '9' to modulate; it has: 0, 1, 2"),
-        (lambda: kshot.cavia(net(), inner_lr=0.1, context=2, film=["1"]), r"'1' \(Tanh\) does not tell its channels"),
+        (lambda: kshot.cavia(net(), inner_lr=0.1, task_dim=0), "context must be at least 1"),
+        (lambda: kshot.cavia(net(), inner_lr=0.1, task_dim=2, film=["9"]), "no layer '9' to modulate; it has: 0, 1, 2"),
+        (lambda: kshot.cavia(net(), inner_lr=0.1, task_dim=2, film=["1"]), r"'1' \(Tanh\) does not tell its channels"),
         (lambda: kshot.unicorn_maml(net(), features=0, inner_lr=0.1), "features must be the width"),
         (lambda: kshot.warp_maml(net(), warp="warp.*", inner_lr=0.1), "no trainable parameter"),
         (lambda: kshot.learned_optimizer(net(), inner_lr=0.1, kind="gru"), "kind must be one of lstm, mlp, gates"),
@@ -318,6 +318,6 @@ def test_bad_arguments_say_what_to_do(make, message):
 
 
 def test_images_for_appended_context_are_told_the_way_out():
-    learner = kshot.cavia(nn.Flatten(), context=2, inner_lr=0.1)
+    learner = kshot.cavia(nn.Flatten(), task_dim=2, inner_lr=0.1)
     with pytest.raises(ValueError, match="name the layers to modulate"):
         learner.adapt(Batch.of(torch.zeros(2, 1, 4, 4), torch.tensor([0, 1]), ways=2))

@@ -83,7 +83,7 @@ def test_a_prediction_follows_its_query_and_sees_the_others_only_if_declared(row
     order = torch.randperm(len(task.query.weight))
     shuffled = learner.predict(state, task.query.inputs[order])
     follows = alike(shuffled, tree_map(lambda leaf: leaf[order], whole))
-    assert follows != learner.along
+    assert follows != learner.causal_queries
     part = learner.predict(state, task.query.inputs[-4:])
     assert alike(part, tree_map(lambda leaf: leaf[-4:], whole)) != row.transductive
 

@@ -98,9 +98,9 @@ def in_doubles(task: Task) -> Task:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("along", [True, False])
-def test_dynamic_evaluation_gives_the_same_gradient_in_every_mode(kind, along):
-    learner = kshot.dynamic_evaluation(tiny(kind), inner_lr=0.1, along=along).double()
+@pytest.mark.parametrize("causal_queries", [True, False])
+def test_dynamic_evaluation_gives_the_same_gradient_in_every_mode(kind, causal_queries):
+    learner = kshot.dynamic_evaluation(tiny(kind), inner_lr=0.1, causal_queries=causal_queries).double()
     tasks = in_doubles(stack([text_task(seed) for seed in range(2)]))
     found = []
     for mode in ("loop", "vmap"):
@@ -147,9 +147,9 @@ def test_dynamic_evaluation_is_gradient_descent_along_the_text():
     torch.testing.assert_close(told, torch.stack(expected), rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("along", [True, False])
-def test_dynamic_evaluation_is_pure_and_passes_over_padding(along):
-    learner, task = kshot.dynamic_evaluation(tiny(), inner_lr=0.3, along=along), text_task()
+@pytest.mark.parametrize("causal_queries", [True, False])
+def test_dynamic_evaluation_is_pure_and_passes_over_padding(causal_queries):
+    learner, task = kshot.dynamic_evaluation(tiny(), inner_lr=0.3, causal_queries=causal_queries), text_task()
     before = {name: value.clone() for name, value in learner.state_dict().items()}
     state = learner.adapt(task.support)
     assert all(torch.equal(value, before[name]) for name, value in learner.state_dict().items())
@@ -161,7 +161,7 @@ def test_dynamic_evaluation_is_pure_and_passes_over_padding(along):
     whole, part = (learner.predict(state, task.query.inputs[:count]) for count in (4, 2))
     torch.testing.assert_close(whole[:2], part)  # a window sees none after it
     turned = learner.predict(state, task.query.inputs.flip(0)).flip(0)
-    assert torch.allclose(turned, whole, atol=1e-5) != along == learner.transductive
+    assert torch.allclose(turned, whole, atol=1e-5) != causal_queries == learner.transductive
 
 
 def test_an_audit_holds_reading_along_to_what_came_before(tmp_path):
@@ -187,7 +187,7 @@ def test_an_audit_holds_reading_along_to_what_came_before(tmp_path):
 
 def test_without_passes_the_support_is_context_alone():
     model, task = tiny(), text_task()
-    learner = kshot.dynamic_evaluation(model, inner_lr=1.0, passes=0, along=False)
+    learner = kshot.dynamic_evaluation(model, inner_lr=1.0, passes=0, causal_queries=False)
     told = learner.predict(learner.adapt(task.support), task.query.inputs)
     before = task.support.inputs[-1].expand(len(told), -1)
     torch.testing.assert_close(told, model(torch.cat([before, task.query.inputs], 1))[:, LENGTH:])
@@ -354,7 +354,7 @@ def test_a_model_of_transformers_runs_adapts_and_writes_by_the_command_line(tmp_
     source = RUN["source"] | {"unit": "tokens", "tokenizer": "gpt", "length": 8}
     options = {"inner_lr": 0.1, "steps": 1} if learner == "maml" else {"inner_lr": 0.1, "rates": "one"}
     run = RUN | {"source": source, "model": {"kind": "causal_lm", "rank": 2}, "pretrain": None}
-    run |= {"learner": {"kind": learner, **options}, "baselines": {"names": [], "test_tasks": 2}}
+    run |= {"learner": {"kind": learner, **options}, "baselines": {"names": [], "num_test_tasks": 2}}
     Path("run.yaml").write_text(yaml.safe_dump(run))
     code, out, err = command("run", "run.yaml", "--out", "run")
     assert code == 1, out + err
@@ -415,8 +415,8 @@ RUN = {
     "train": {"steps_per_round": 2, "tasks_per_step": 2},
     "target": "bits_per_character <= 0.1",
     "budget": {"rounds": 1},
-    "evaluate": {"val_tasks": 2, "test_tasks": 3, "shots": [1, 3], "shots_tasks": 2},
-    "baselines": {"steps": [1, 2], "inner_lrs": [0.1], "val_tasks": 2, "test_tasks": 3},
+    "evaluate": {"num_val_tasks": 2, "num_test_tasks": 3, "shots": [1, 3], "num_shots_tasks": 2},
+    "baselines": {"steps": [1, 2], "inner_lrs": [0.1], "num_val_tasks": 2, "num_test_tasks": 3},
 }  # fmt: skip
 
 

@@ -153,7 +153,11 @@ def test_a_run_of_a_head_opens_again_as_it_was(learner, tmp_path):
     from kshot.app.spec import load_spec
 
     small = ["pretrain.steps=2", "pretrain.batch=8", "train={steps_per_round: 1, tasks_per_step: 1}", "budget.rounds=1"]
-    small += ["evaluate={val_tasks: 2, test_tasks: 2}", "baselines={names: []}", "model={kind: conv4, channels: 4}"]
+    small += [
+        "evaluate={num_val_tasks: 2, num_test_tasks: 2}",
+        "baselines={names: []}",
+        "model={kind: conv4, channels: 4}",
+    ]
     spec = load_spec("glyphs", [f"learner={learner}", *small])
     report = run(spec, tmp_path / "run", console=Console(quiet=True))
     assert report["protocol"]["inductive"] == ("laplacian" not in learner)

@@ -13,7 +13,7 @@ import kshot
 from kshot import objectives
 from kshot.inner.convex import crammer_singer, logistic
 from kshot.learners.heads.closed_form import ridge_fit
-from kshot.training.pretrain import fit_centre
+from kshot.training.pretrain import fit_feature_statistics
 
 
 def test_a_distance_of_ones_own_may_be_a_module_that_learns():
@@ -144,7 +144,7 @@ def test_simpleshot_is_the_nearest_centroid_of_centred_unit_features():
 def test_the_centre_is_the_mean_of_training_features_and_is_kept_in_a_checkpoint():
     tasks = kshot.sources.sinusoids()
     learner = kshot.simpleshot(nn.Linear(1, 3), features=3).train()
-    fit_centre(learner, tasks, batches=2, batch=40)
+    fit_feature_statistics(learner, tasks, batches=2, batch=40)
     seen = torch.cat([tasks.pretraining_batch(step, 40).inputs for step in range(2)])
     torch.testing.assert_close(learner.head.centre, learner.embedding(seen).mean(0).detach())
     assert "head.centre" in learner.state_dict()
@@ -258,7 +258,7 @@ def test_feat_is_attention_among_prototypes_with_a_contrast_within_classes():
         (lambda: kshot.feat(nn.Flatten(), features=4, temperature=0.0), "temperature must be above 0"),
         (lambda: kshot.feat(nn.Flatten(), features=4, contrast=-1.0), "contrast must be at least 0"),
         (lambda: kshot.simpleshot(nn.Flatten(), features=0), "features must be the width"),
-        (lambda: fit_centre(kshot.protonet(nn.Flatten()), kshot.sources.sinusoids()), "have no centre"),
+        (lambda: fit_feature_statistics(kshot.protonet(nn.Flatten()), kshot.sources.sinusoids()), "have no centre"),
     ],
 )
 def test_bad_arguments_say_what_to_do(make, message):

@@ -106,7 +106,10 @@ def test_no_learner_is_likelier_than_the_posterior():
 
 
 def test_noise_leaves_the_sinusoids_what_they_were():
-    still, noisy = sinusoids(shots=500).task("train", 0), sinusoids(shots=500, noise=0.3, ask="spread").task("train", 0)
+    still, noisy = (
+        sinusoids(shots=500).task("train", 0),
+        sinusoids(shots=500, noise=0.3, target_type="spread").task("train", 0),
+    )
     assert torch.equal(still.support.inputs, noisy.support.inputs)
     assert float((still.support.targets - noisy.support.targets).std()) == pytest.approx(0.3, rel=0.1)
 
@@ -153,12 +156,12 @@ def test_a_task_adaptive_process_modulates_its_decoder_by_the_tasks_that_it_is_l
 PROCESSES = {"cnp": {}, "tanp": {"clusters": 2}, "attentive_np": {"heads": 2}, "tnp_d": {"heads": 2, "layers": 1}}
 
 
-@pytest.mark.parametrize(("kind", "ask"), [*((kind, "levels") for kind in PROCESSES), ("tanp", "number")])
-def test_ratings_are_read_through_a_model_of_them(kind, ask, tmp_path):
+@pytest.mark.parametrize(("kind", "target_type"), [*((kind, "levels") for kind in PROCESSES), ("tanp", "number")])
+def test_ratings_are_read_through_a_model_of_them(kind, target_type, tmp_path):
     random = np.random.default_rng(0)
     rows = [f"{u},{i},{1 + 2 * (u % 2 + i % 2)}" for u in range(99) for i in random.permutation(12)]
     (tmp_path / "log.csv").write_text("\n".join(["user,item,rating", *rows]))
-    source = kshot.sources.ratings(tmp_path / "log.csv", ask=ask, shots=5, queries=5)
+    source = kshot.sources.ratings(tmp_path / "log.csv", target_type=target_type, shots=5, queries=5)
     model = kshot.models.rating_mlp(len(source.encoding.items), 0, None, embedding=8, hidden=(16,))
     outputs = source.task("train", 0).support.targets.shape[1]
     learner = getattr(kshot, kind)(
@@ -240,7 +243,7 @@ def test_mahalanobis_is_the_distance_under_each_class_own_covariance():
 
 def test_cnaps_without_a_context_is_a_protonet():
     backbone = torch.nn.Sequential(torch.nn.Linear(3, 8), torch.nn.ReLU(), torch.nn.Linear(8, 5))
-    learner = kshot.cnaps(backbone, torch.nn.Linear(3, 6), film=["0"], context=6, head="prototypes")
+    learner = kshot.cnaps(backbone, torch.nn.Linear(3, 6), film=["0"], task_dim=6, head="prototypes")
     batch = Batch.of(row(0, 6, 3), torch.tensor([0, 1, 2, 0, 1, 2]), ways=3)
     plain = kshot.protonet(backbone)
     expected = plain.predict(plain.adapt(batch), batch.inputs)
@@ -249,4 +252,4 @@ def test_cnaps_without_a_context_is_a_protonet():
         torch.nn.init.zeros_(parameter)
     torch.testing.assert_close(learner.predict(learner.adapt(batch), batch.inputs), expected)
     with pytest.raises(ValueError, match="no layer"):
-        kshot.cnaps(backbone, torch.nn.Linear(3, 6), film=["7"], context=6)
+        kshot.cnaps(backbone, torch.nn.Linear(3, 6), film=["7"], task_dim=6)

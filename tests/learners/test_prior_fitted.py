@@ -84,7 +84,7 @@ def test_an_untrained_learner_starts_from_the_fits(load, least):
 
 
 def test_training_on_synthetic_tables_makes_unseen_ones_likelier():
-    source = tabular_priors(ask="regression", rows=20, features=4, queries=16)
+    source = tabular_priors(target_type="regression", rows=20, features=4, queries=16)
     learner = kshot.prior_fitted(cell_width=16, width=32, layers=1, objective=objectives.gaussian)
     before = kshot.evaluate(learner, source, split="val", tasks=64)
     kshot.fit(learner, source, steps=40, tasks_per_step=16, outer_lr=3e-3, mode="vmap")
@@ -100,15 +100,15 @@ def test_what_does_not_fit_is_told():
     with pytest.raises(ValueError, match="classification and gaussian"):
         kshot.prior_fitted(objective=objectives.mse)
     with pytest.raises(ValueError, match="ask must be"):
-        tabular_priors(ask="ranking")
+        tabular_priors(target_type="ranking")
     with pytest.raises(ValueError, match="rows must be at least 4"):
         tabular_priors(rows=2)
 
 
-@pytest.mark.parametrize("ask", ["classification", "regression"])
-def test_synthetic_tables_keep_the_contract_of_a_source(ask):
-    source = tabular_priors(ask=ask, rows=(6, 30), features=(1, 9), seed=2)
-    again = tabular_priors(ask=ask, rows=(6, 30), features=(1, 9), seed=2)
+@pytest.mark.parametrize("target_type", ["classification", "regression"])
+def test_synthetic_tables_keep_the_contract_of_a_source(target_type):
+    source = tabular_priors(target_type=target_type, rows=(6, 30), features=(1, 9), seed=2)
+    again = tabular_priors(target_type=target_type, rows=(6, 30), features=(1, 9), seed=2)
     whole = source.stack("train", range(8, 24))  # of two groups, hence of two sizes
     for index, task in zip(range(8, 24), unstack(whole)):
         alone = again.task("train", index)
@@ -117,7 +117,7 @@ def test_synthetic_tables_keep_the_contract_of_a_source(ask):
         assert (task.support.weight[rows:] == 0).all()
         assert (task.support.inputs[:, features:] == 0).all()
         assert all(torch.isfinite(leaf).all() for batch in alone for leaf in batch)
-        if ask == "classification":
+        if target_type == "classification":
             seen = (alone.support.targets * alone.support.weight[:, None]).sum(0) > 0
             scored = alone.query.targets[alone.query.weight > 0]
             assert seen.sum() >= 2

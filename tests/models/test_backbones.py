@@ -89,9 +89,9 @@ def test_the_share_grows_as_the_trainer_tells():
     learner, block = kshot.maml(model, inner_lr=0.1), model.inner[0]
     assert float(block.share) == pytest.approx(0.2)
     for progress, share in ((0.0, 0.0), (0.1, 0.04), (0.25, 0.1), (0.5, 0.2), (1.0, 0.2)):
-        learner.advance(progress)
+        learner.set_progress(progress)
         assert float(block.share) == pytest.approx(share)
-    learner.advance(0.0)
+    learner.set_progress(0.0)
     torch.testing.assert_close(block(torch.ones(2, 3, 4, 4)), torch.ones(2, 3, 4, 4))
     assert not block.state_dict()  # a function of the step, not of the weights
 
@@ -182,9 +182,9 @@ def test_a_compiled_step_follows_the_schedule():
     model = nn.Sequential(DropBlock(0.5, 2), nn.Flatten(), nn.Linear(256, 2))
     learner, tasks = kshot.maml(model, inner_lr=0.01), images()
     gradient = MetaGradient(learner, "compiled", backend="eager")
-    learner.advance(1.0)
+    learner.set_progress(1.0)
     assert gradient(tasks) != gradient(tasks)
-    learner.advance(0.0)
+    learner.set_progress(0.0)
     torch.testing.assert_close(gradient(tasks), meta_gradient(learner, tasks, "loop"))
     assert not gradient.choice
 

@@ -446,8 +446,8 @@ learner: {learner}
 train: {{steps_per_round: 2, tasks_per_step: 2}}
 target: accuracy >= 0.1
 budget: {{rounds: 1}}
-evaluate: {{val_tasks: 3, test_tasks: 3}}
-baselines: {{names: [centroid], test_tasks: 3}}
+evaluate: {{num_val_tasks: 3, num_test_tasks: 3}}
+baselines: {{names: [centroid], num_test_tasks: 3}}
 """
 
 

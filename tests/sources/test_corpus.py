@@ -56,7 +56,7 @@ def test_windows_predict_each_character_but_the_first_once(tmp_path, texts, leng
     texts = [f"-{own}-" for own in texts]  # none is blank
     pl.DataFrame({"text": texts, "who": [f"author {i}" for i in range(len(texts))]}).write_parquet(path)
     source = corpus(
-        path, task="who", length=length, shots=1, queries=1, unit=unit, split=ALL, small="drop", order="given"
+        path, task="who", length=length, shots=1, queries=1, unit=unit, split=ALL, on_too_few="drop", order="given"
     )
     for name, rows in source.groups("train").items():
         inputs, targets = source.examples.take(rows)
@@ -156,7 +156,7 @@ def test_passages_are_given_to_who_speaks(tmp_path):
 
 def test_speakers_of_a_play(shared_data):
     path = shared_data / "tinyshakespeare" / "input.txt"
-    source = corpus(path, task="passage", pattern=r"(?:\A|\n\n)(.+):$", small="drop")
+    source = corpus(path, task="passage", pattern=r"(?:\A|\n\n)(.+):$", on_too_few="drop")
     about = source.describe()
     assert about["groups"]["train"] > 90
     assert about["groups"]["test"] > 10
@@ -175,7 +175,7 @@ def test_speakers_of_a_play(shared_data):
     ],
 )
 def test_public_corpora(tmp_path, shared_data, name, options, group):
-    source = corpus(unpacked(shared_data / "nltk_corpora" / f"{name}.zip", tmp_path), small="drop", **options)
+    source = corpus(unpacked(shared_data / "nltk_corpora" / f"{name}.zip", tmp_path), on_too_few="drop", **options)
     assert any(group in names for names in source.group_names.values())
     for split in ("train", "val", "test"):
         task = source.task(split, 0)

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from kshot.sources import corpus, from_hf, images, text
 
 WRITTEN = Path(__file__).parents[1] / "hf_datasets"
-NAMES = ("greet", "leave", "thank", "ask")
+NAMES = ("greet", "leave", "thank", "target_type")
 ALL = {"ratio": [1, 0, 0]}
 OPTIONS = {"ways": 2, "shots": 1, "queries": 1, "split": ALL}
 

@@ -388,12 +388,12 @@ def test_odd_names_are_no_obstacle(tmp_path):
     shutil.copyfile(root / "猫" / "0.png", raw + b"/\xff.png")
     found = list_folder(root)
     assert set(found.classes) == {*names, "\\udcff\\udcfe"}
-    source = images(root, **SMALL, split={"ratio": [1, 0, 0]}, small="drop")
+    source = images(root, **SMALL, split={"ratio": [1, 0, 0]}, on_too_few="drop")
     assert set(source.class_names["train"]) == set(names)
     source.stack("train", range(20))
     (root / "two\nlines" / "0.png").write_bytes(b"")
     with pytest.raises(BadImage, match=r"two\\nlines/0\.png' is empty"):
-        images(root, **SMALL, split={"ratio": [1, 0, 0]}, small="drop").stack("train", range(50))
+        images(root, **SMALL, split={"ratio": [1, 0, 0]}, on_too_few="drop").stack("train", range(50))
 
 
 def test_what_is_no_image_is_passed_over_or_counted(folder):
@@ -419,8 +419,8 @@ def test_what_is_no_image_is_passed_over_or_counted(folder):
         (lambda p: [shutil.rmtree(p / n) for n in NINE] and [(p / "a").mkdir(), (p / "a" / "b.heic").write_text("")], r"it holds 1 \.heic"),  # noqa: E501
         (lambda p: draw(p / "stray.png", 9), r"holds images, such as stray\.png, beside folders, such as class0"),
         (lambda p: draw(p / NINE[3] / "more" / "a.png", 9), r"class3/ holds images, such as 0\.png, beside folders, such as more"),  # noqa: E501
-        (lambda p: (p / "empty").mkdir(), r"class 'empty' in train has 0 examples.*small: drop"),
-        (lambda p: draw(p / "single" / "a.png", 9), r"class 'single' in train has 1 examples.*small: drop"),
+        (lambda p: (p / "empty").mkdir(), r"class 'empty' in train has 0 examples.*on_too_few: drop"),
+        (lambda p: draw(p / "single" / "a.png", 9), r"class 'single' in train has 1 examples.*on_too_few: drop"),
         (lambda p: (p / NINE[0] / "loop").symlink_to(p), r"are the same by a link, or lead in a circle"),
         (lambda p: (p / "loop").symlink_to(p / "loop"), r"the link .*loop leads nowhere \(Too many levels"),
         (lambda p: (p / "gone").symlink_to(p / "nothing"), r"the link .*gone leads nowhere \(No such file"),
@@ -448,7 +448,7 @@ def test_links_that_lead_out_are_followed_where_that_is_allowed(folder, tmp_path
 def test_small_classes_are_dropped_where_that_is_allowed(folder):
     (folder / "empty").mkdir()
     draw(folder / "single" / "a.png", 9)
-    source = images(folder, **SMALL, split={"ratio": [1, 0, 0]}, small="drop")
+    source = images(folder, **SMALL, split={"ratio": [1, 0, 0]}, on_too_few="drop")
     assert list(source.class_names["train"]) == NINE
     assert source.describe()["dropped"] == {"classes in train with fewer than 3 examples": 2}
 
@@ -562,8 +562,8 @@ learner: {kind: protonet}
 train: {steps_per_round: 2, tasks_per_step: 2}
 target: accuracy >= 0
 budget: {rounds: 1}
-evaluate: {val_tasks: 3, test_tasks: 3}
-baselines: {names: [centroid], test_tasks: 3}
+evaluate: {num_val_tasks: 3, num_test_tasks: 3}
+baselines: {names: [centroid], num_test_tasks: 3}
 """
 
 

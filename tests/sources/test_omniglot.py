@@ -13,7 +13,7 @@ from drawings import CHARACTERS, DRAWINGS, SMALL, draw, make_tree
 from PIL import Image, ImageOps
 
 from kshot import types
-from kshot.data import ArrayExamples, library
+from kshot.data import ArrayDataset, library
 from kshot.sources import omniglot, omniglot_runs
 from kshot.tasks import ClassTasks
 from kshot.types import SPLITS
@@ -307,7 +307,7 @@ def test_real_tasks_stay_within_an_alphabet_where_asked():
     alphabet = np.empty(len(source.examples), object)
     for name, rows in source.classes("test").items():
         alphabet[rows] = name.split("/")[0]
-    source.examples = ArrayExamples(np.arange(len(alphabet))[:, None])  # the same tasks, showing their rows
+    source.examples = ArrayDataset(np.arange(len(alphabet))[:, None])  # the same tasks, showing their rows
     drawn = [set(alphabet[task.query.inputs[:, 0]]) for task in types.unstack(source.stack("test", range(200)))]
     assert all(len(alphabets) == 1 for alphabets in drawn)
     assert len(set.union(*drawn)) == source.describe()["domains"]["test"]

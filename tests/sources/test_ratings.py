@@ -76,7 +76,7 @@ COLD = ["users", "items", "both", "none"]
 @pytest.mark.parametrize("cold", COLD)
 @pytest.mark.parametrize("time", [None, "day"])
 def test_what_is_held_out_is_never_seen_in_training(rated, cold, time):
-    source = open_log(rated, cold=cold, time=time, small="drop")
+    source = open_log(rated, cold=cold, time=time, on_too_few="drop")
     seen = {"user": set(), "item": set(), "pair": set()}
     for split in ("train", "val", "test"):
         users, items, pairs = set(), set(), set()
@@ -161,7 +161,7 @@ def test_when_a_user_came_is_told_in_tenths_of_training_users(tmp_path):
     (tmp_path / "log.csv").write_text("\n".join(["user,item,rating,time", *reversed(rows)]))
     pl.DataFrame({"user": [f"u{u}" for u in range(40)], "age": np.arange(40.0)}).write_csv(tmp_path / "users.csv")
     options = {"time": "time", "shots": 2, "queries": 2, "split": SPLIT, "users": tmp_path / "users.csv"}
-    source = ratings(tmp_path / "log.csv", since=True, **options)
+    source = ratings(tmp_path / "log.csv", signup_time=True, **options)
     came = {name: 100.0 * int(name[1:]) for names in source.user_names.values() for name in names}
     edges = np.quantile([came[name] for name in source.user_names["train"]], np.linspace(0, 1, 11))
     (age,) = source.encoding.user_columns.columns
@@ -185,8 +185,8 @@ def test_when_a_user_came_is_told_in_tenths_of_training_users(tmp_path):
     (tmp_path / "me.csv").write_text("item,rating,age\ni1,3,20\n")
     assert source.encoding.support(tmp_path / "me.csv").inputs["user_features"][0, 1:].tolist() == [1.0] * 10
     del options["time"]
-    with pytest.raises(ValueError, match="since: true tells when a user first rated, and needs a time column"):
-        ratings(tmp_path / "log.csv", since=True, **options)
+    with pytest.raises(ValueError, match="signup_time: true tells when a user first rated, and needs a time column"):
+        ratings(tmp_path / "log.csv", signup_time=True, **options)
 
 
 def test_features_stand_beside_the_ratings_they_belong_to(rated):
@@ -320,7 +320,7 @@ def test_any_file_gives_tasks_or_a_sentence(tmp_path, lines, bad_rows):
             rating="y",
             shots=1,
             queries=1,
-            small="drop",
+            on_too_few="drop",
             split={"ratio": [1, 0, 0]},
             bad_rows=bad_rows,
         )
@@ -343,8 +343,8 @@ learner: {kind: maml, inner_lr: 0.05, adaptable: "head.*"}
 train: {steps_per_round: 5, tasks_per_step: 4, mode: vmap}
 target: mse <= 0
 budget: {rounds: 1}
-evaluate: {val_tasks: 4, test_tasks: 4}
-baselines: {names: [scratch, support_mean], steps: 2, inner_lrs: [0.1], test_tasks: 4}
+evaluate: {num_val_tasks: 4, num_test_tasks: 4}
+baselines: {names: [scratch, support_mean], steps: 2, inner_lrs: [0.1], num_test_tasks: 4}
 """
 
 

@@ -203,7 +203,7 @@ def test_any_file_gives_tasks_or_a_sentence(tmp_path, lines, bad_rows):
             horizon=1,
             shots=1,
             queries=1,
-            small="drop",
+            on_too_few="drop",
             split={"ratio": [1, 0, 0]},
             bad_rows=bad_rows,
         )
@@ -226,8 +226,8 @@ learner: {{kind: maml, inner_lr: 0.01, steps: 2}}
 train: {{steps_per_round: 5, tasks_per_step: 4, mode: vmap}}
 target: mase <= 0.01
 budget: {{rounds: 1}}
-evaluate: {{val_tasks: 4, test_tasks: 4}}
-baselines: {{names: [support_mean], test_tasks: 4}}
+evaluate: {{num_val_tasks: 4, num_test_tasks: 4}}
+baselines: {{names: [support_mean], num_test_tasks: 4}}
 """
 
 

@@ -306,7 +306,7 @@ def test_groups_of_one_row_are_dropped_where_that_is_allowed(tmp_path):
     pl.concat([shops().select("shop", "advertising", "sales"), many]).write_parquet(tmp_path / "t.parquet")
     with pytest.raises(ValueError, match="has 1 examples, but 4 shots"):
         open_shops(tmp_path / "t.parquet")
-    source = open_shops(tmp_path / "t.parquet", small="drop")
+    source = open_shops(tmp_path / "t.parquet", on_too_few="drop")
     assert sum(map(len, source.group_names.values())) == 30
     assert sum(source.dropped.values()) == 5000
 
@@ -323,7 +323,15 @@ def test_any_table_gives_tasks_or_a_sentence(tmp_path, lines, bad_rows, time):
     split = {"ratio": [1, 0, 0]}
     try:
         source = table(
-            path, group="g", target="y", shots=1, queries=1, small="drop", split=split, bad_rows=bad_rows, time=time
+            path,
+            group="g",
+            target="y",
+            shots=1,
+            queries=1,
+            on_too_few="drop",
+            split=split,
+            bad_rows=bad_rows,
+            time=time,
         )
     except ValueError as error:
         sentence = str(error)
@@ -392,8 +400,8 @@ learner: {{kind: {learner}}}
 train: {{steps_per_round: 5, tasks_per_step: 4, mode: vmap, outer_lr: 0.01}}
 target: {target}
 budget: {{rounds: 1}}
-evaluate: {{val_tasks: 4, test_tasks: 6}}
-baselines: {{names: [{baselines}], steps: 2, inner_lrs: [0.1], test_tasks: 4}}
+evaluate: {{num_val_tasks: 4, num_test_tasks: 6}}
+baselines: {{names: [{baselines}], steps: 2, inner_lrs: [0.1], num_test_tasks: 4}}
 """
 MAML = "maml, inner_lr: 0.05, steps: 2"
 

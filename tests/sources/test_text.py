@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 import kshot
 from kshot import types
 from kshot.app import cli
-from kshot.data import ArrayExamples
+from kshot.data import ArrayDataset
 from kshot.data.text.features import SparseExamples, hashed_ngrams
 from kshot.data.text.vocabulary import PADDING, UNKNOWN, Vocabulary
 from kshot.sources import text
@@ -33,9 +33,9 @@ ROWS = [(f"please {word} it {number}", word, WORDS[word]) for number in range(8)
 ALL = {"ratio": [1, 0, 0]}
 
 
-def row_numbers(texts) -> ArrayExamples:
+def row_numbers(texts) -> ArrayDataset:
     """A featuriser that gives each text its own number, so that tests see which texts a task took."""
-    return ArrayExamples(np.arange(len(texts))[:, None])
+    return ArrayDataset(np.arange(len(texts))[:, None])
 
 
 def write(path: Path, rows=ROWS) -> Path:
@@ -262,7 +262,7 @@ learner: {kind: protonet}
 train: {steps_per_round: 2, tasks_per_step: 2}
 target: accuracy >= 0.1
 budget: {rounds: 1}
-evaluate: {val_tasks: 3, test_tasks: 3}
+evaluate: {num_val_tasks: 3, num_test_tasks: 3}
 """
 
 
@@ -489,7 +489,7 @@ def test_texts_come_through_a_csv_as_they_were_written(tmp_path, rows):
     path.write_text(file.getvalue(), encoding="utf-8", newline="")
     kept = [(words, name) for words, name in rows if words.strip()]
     try:
-        source = text(path, ways=2, queries=1, split=ALL, bad_rows="drop", small="drop", features=row_numbers)
+        source = text(path, ways=2, queries=1, split=ALL, bad_rows="drop", on_too_few="drop", features=row_numbers)
     except ValueError:
         assert sum(count >= 2 for count in Counter(name for _, name in kept).values()) < 2
         return

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 import kshot
 from kshot import objectives, types
-from kshot.data import ArrayExamples
+from kshot.data import ArrayDataset
 from kshot.sources import episodes, sinusoids
 from kshot.tasks import GroupTasks, freeze
 from kshot.tasks.frozen import FORMAT
@@ -26,7 +26,7 @@ def groups(**options) -> GroupTasks:
     inputs = {"a": rows, "more": (np.arange(40), [rows > 20, rows + 1])}
     pool = {split: {f"{split} {g}": range(20 * g, 20 * g + 20) for g in range(2)} for split in ("train",)}
     return GroupTasks(
-        ArrayExamples((inputs, rows)), pool, objective=objectives.mse, shots=(2, 4), queries=3, seed=5, **options
+        ArrayDataset((inputs, rows)), pool, objective=objectives.mse, shots=(2, 4), queries=3, seed=5, **options
     )
 
 

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kshot import objectives, types
-from kshot.data import ArrayExamples
+from kshot.data import ArrayDataset
 from kshot.tasks import GroupTasks
 from kshot.types import Batch
 
@@ -26,7 +26,7 @@ def source(split="train", sizes=SIZES, **options) -> GroupTasks:
     starts = np.cumsum([0, *sizes])
     rows = np.arange(STARTS[-1], dtype=np.float32)[:, None]
     pool = {f"group {g}": ORDER[starts[g] : starts[g + 1]] for g in range(len(sizes))}
-    examples = ArrayExamples(({"row": rows}, np.repeat(rows, 2, 1)))
+    examples = ArrayDataset(({"row": rows}, np.repeat(rows, 2, 1)))
     return GroupTasks(
         examples, {split: pool}, **{"objective": objectives.mse, "shots": 3, "queries": 4, "seed": 1, **options}
     )
@@ -111,10 +111,10 @@ def test_small_groups_are_an_error_dropped_or_shrunk():
     small = [9, 1, 3, 6, 2]
     with pytest.raises(ValueError, match=r"group 'group 1' in train has 1 examples, .* 3 shots . 4 queries need 7"):
         source(sizes=small)
-    dropped = source(sizes=small, small="drop")
+    dropped = source(sizes=small, on_too_few="drop")
     assert dropped.group_names["train"] == ("group 0",)
     assert dropped.describe()["dropped"] == {"groups in train with fewer than 7 examples": 4}
-    shrunk = source(sizes=small, shots=(2, 3), small="shrink", order="given")
+    shrunk = source(sizes=small, shots=(2, 3), on_too_few="shrink", order="given")
     assert shrunk.group_names["train"] == ("group 0", "group 2", "group 3")
     for task in types.unstack(shrunk.stack("train", range(200))):
         support, query = map(real_rows, task)
@@ -124,7 +124,7 @@ def test_small_groups_are_an_error_dropped_or_shrunk():
         assert len(support) + len(query) <= size
         assert len(query) == 4 or len(support) + len(query) == size, "no fewer queries than there must be"
     with pytest.raises(ValueError, match="the train split has no groups; left out were groups in train with fewer"):
-        source(sizes=[1, 1], small="drop")
+        source(sizes=[1, 1], on_too_few="drop")
 
 
 def test_pretraining_batches_are_rows_of_the_training_groups():
@@ -142,7 +142,7 @@ def test_what_does_not_fit_is_said():
         source(order="time")
     with pytest.raises(ValueError, match="no 'test' split, only train; give it groups there"):
         source().task("test", 0)
-    examples = ArrayExamples((np.zeros((4, 1)), np.zeros((4, 1))))
+    examples = ArrayDataset((np.zeros((4, 1)), np.zeros((4, 1))))
     options = {"objective": objectives.mse, "shots": 1, "queries": 1}
     with pytest.raises(ValueError, match="row 1 is in test and in another split"):
         GroupTasks(examples, {"train": {"a": [0, 1]}, "test": {"b": [1, 2]}}, **options)
@@ -152,7 +152,7 @@ def test_what_does_not_fit_is_said():
 
 def test_examples_of_arrays_keep_their_structure_and_come_as_torch_likes_them():
     arrays = {"f": np.arange(6, dtype=">f8").reshape(3, 2), "i": np.arange(3, dtype=np.uint16), "b": np.ones(3, bool)}
-    taken = ArrayExamples(arrays).take(np.array([[2, 0]]))
+    taken = ArrayDataset(arrays).take(np.array([[2, 0]]))
     assert {name: leaf.dtype for name, leaf in taken.items()} == {
         "f": torch.float32, "i": torch.int64, "b": torch.bool
     }  # fmt: skip
@@ -163,4 +163,4 @@ def test_examples_of_arrays_keep_their_structure_and_come_as_torch_likes_them():
         ({}, r"same number of examples on their first axis, got \[\]"),
     ):
         with pytest.raises(ValueError, match=sentence):
-            ArrayExamples(arrays)
+            ArrayDataset(arrays)

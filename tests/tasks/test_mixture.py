@@ -11,7 +11,7 @@ import torch
 from kshot import objectives, types
 from kshot.app.build import build_source
 from kshot.app.spec import load_spec
-from kshot.data import ArrayExamples
+from kshot.data import ArrayDataset
 from kshot.sources import mixture, sinusoids
 from kshot.tasks import ClassTasks, GroupTasks
 from kshot.types import SPLITS
@@ -19,7 +19,7 @@ from kshot.types import SPLITS
 
 def classes(number: int, **options) -> ClassTasks:
     """A source whose inputs are all its own number; 4 classes of each split, of 10 examples."""
-    examples = ArrayExamples(np.full((120, 1), number, np.float32))
+    examples = ArrayDataset(np.full((120, 1), number, np.float32))
     pool = {
         split: {f"{split} {c}": range(40 * s + 10 * c, 40 * s + 10 * c + 10) for c in range(4)}
         for s, split in enumerate(SPLITS)
@@ -110,7 +110,7 @@ def test_what_does_not_mix_is_said(sources, options, sentence):
 
 def test_sources_that_ask_different_things_do_not_mix():
     groups = GroupTasks(
-        ArrayExamples((np.zeros((9, 1)), np.zeros((9, 3)))),
+        ArrayDataset((np.zeros((9, 1)), np.zeros((9, 3)))),
         {"train": {"g": range(9)}},
         objective=objectives.shared_classification,
         shots=3,

@@ -14,7 +14,7 @@ from torch.nn.functional import one_hot
 
 import kshot
 from kshot import types
-from kshot.data import ArrayExamples
+from kshot.data import ArrayDataset
 from kshot.tasks import ClassTasks
 from kshot.tasks.sampling import Range, distinct
 from kshot.types import Batch, Task
@@ -30,7 +30,7 @@ def source(sizes=SIZES, **options) -> ClassTasks:
     starts = np.cumsum([0, *sizes])
     rows = np.arange(starts[-1], dtype=np.float32)[:, None]
     pool = {f"class {c}": range(starts[c], starts[c + 1]) for c in range(len(sizes))}
-    return ClassTasks(ArrayExamples(rows), {"train": pool}, **{"ways": 3, "shots": 2, "queries": 4, **options})
+    return ClassTasks(ArrayDataset(rows), {"train": pool}, **{"ways": 3, "shots": 2, "queries": 4, **options})
 
 
 def rows_of(batch: Batch) -> np.ndarray:
@@ -179,7 +179,7 @@ def test_a_domain_that_is_missing_or_too_small_is_named():
     domains = {f"class {c}": "ab"[c == 7] for c in range(8)}
     with pytest.raises(ValueError, match="domain 'b' of the train split has 1 classes, fewer than the 2 ways"):
         source(ways=2, within=domains)
-    kept = source(ways=2, within=domains, small="drop")
+    kept = source(ways=2, within=domains, on_too_few="drop")
     assert kept.dropped == {"domains in train with fewer than 2 classes": 1}
     assert 7 not in OWNER[rows_of(kept.stack("train", range(200)).query)]
     del domains["class 3"]
@@ -192,11 +192,11 @@ def test_small_classes_are_an_error_dropped_or_shrunk():
     with pytest.raises(ValueError, match=r"class 'class 1' in train has 5 examples, .* need 6.* \(4 in train\)"):
         source(mixed)
     with pytest.raises(ValueError, match=r"has 1 classes, fewer than the 3 ways.*classes in train with fewer than 6"):
-        source(mixed, small="drop")
-    dropped = source([20, 5, 6, 9], small="drop")
+        source(mixed, on_too_few="drop")
+    dropped = source([20, 5, 6, 9], on_too_few="drop")
     assert dropped.describe()["dropped"] == {"classes in train with fewer than 6 examples": 1}
     assert tuple(dropped.classes("train")) == dropped.class_names["train"] == ("class 0", "class 2", "class 3")
-    shrunk = source(mixed, shots=(1, 2), small="shrink")
+    shrunk = source(mixed, shots=(1, 2), on_too_few="shrink")
     assert shrunk.class_names["train"] == ("class 0", "class 1", "class 2", "class 4")
     assert shrunk.dropped == {"classes in train with fewer than 2 examples": 1}
     starts = np.cumsum([0, *mixed])
@@ -217,7 +217,7 @@ def test_a_hundred_thousand_classes_of_one_example_are_a_sentence_at_once():
     with pytest.raises(ValueError, match=r"'class 0' in train has 1 examples, but 2 shots.*\(100000 in train\)"):
         source([1] * 100_000)
     with pytest.raises(ValueError, match="split has 0 classes, fewer than the 3 ways"):
-        source([1] * 100_000, small="drop")
+        source([1] * 100_000, on_too_few="drop")
     assert source([2] * 100_000, shots=1, queries=1).task("train", 3).query.inputs.shape == (3, 1)
     assert time.process_time() - started < 10
 
@@ -275,7 +275,7 @@ def test_training_on_tasks_of_many_sizes():
     points = points + 0.3 * torch.randn(96, 8, generator=torch.Generator().manual_seed(0))
     pool = {f"class {c}": range(12 * c, 12 * (c + 1)) for c in range(8)}
     tasks = ClassTasks(
-        ArrayExamples(points.numpy()),
+        ArrayDataset(points.numpy()),
         {"train": pool},
         ways=(2, 5),
         shots=(1, 5),
@@ -308,7 +308,7 @@ def test_training_tasks_may_have_more_ways_than_others_which_stay_as_they_were()
         "train": {f"class {c}": range(6 * c, 6 * c + 6) for c in range(12)},
         "test": {"a": range(80, 90), "b": range(90, 100)},
     }
-    rows = ArrayExamples(np.arange(100.0)[:, None])
+    rows = ArrayDataset(np.arange(100.0)[:, None])
 
     def make(**options) -> ClassTasks:
         return ClassTasks(rows, pools, ways=2, shots=2, queries=3, **options)

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kshot.data.dataset import Examples
+from kshot.data.dataset import Dataset
 
 
 @dataclass(frozen=True)
@@ -121,13 +121,13 @@ class Turned:
     """Square images in four quarter turns: row $t n + i$ is image i of n, turned counter-clockwise t times.
 
     Example:
-        >>> from kshot.data.dataset import ImageExamples
-        >>> turned = Turned(ImageExamples(np.array([[[[51, 0], [0, 0]]]], np.uint8)))
+        >>> from kshot.data.dataset import ImageDataset
+        >>> turned = Turned(ImageDataset(np.array([[[[51, 0], [0, 0]]]], np.uint8)))
         >>> turned.take(np.arange(4)).flatten(1).argmax(1).tolist()
         [0, 2, 3, 1]
     """
 
-    def __init__(self, examples: Examples) -> None:
+    def __init__(self, examples: Dataset) -> None:
         self.examples = examples
 
     def __len__(self) -> int:
@@ -152,13 +152,13 @@ class Mirrored:
     """Images and their mirror images: row n + i is image i of n, left and right exchanged.
 
     Example:
-        >>> from kshot.data.dataset import ImageExamples
-        >>> mirrored = Mirrored(ImageExamples(np.array([[[[51, 0], [0, 0]]]], np.uint8)))
+        >>> from kshot.data.dataset import ImageDataset
+        >>> mirrored = Mirrored(ImageDataset(np.array([[[[51, 0], [0, 0]]]], np.uint8)))
         >>> mirrored.take(np.arange(2)).flatten(1).argmax(1).tolist()
         [0, 1]
     """
 
-    def __init__(self, examples: Examples) -> None:
+    def __init__(self, examples: Dataset) -> None:
         self.examples = examples
 
     def __len__(self) -> int:

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from kshot.data import library
-from kshot.data.dataset import ImageExamples
+from kshot.data.dataset import ImageDataset
 from kshot.data.images.decode import CHANNELS, VERSION, BadImage, Colour, decode
 from kshot.data.images.index import ImageFile, shown
 
@@ -28,7 +28,7 @@ _SUM = np.dtype(np.uint32)
 
 
 class DecodedImages:
-    """Image files as `Examples`: float32 (..., C, size, size) in 0 … 1, each decoded when it is first taken.
+    """Image files as `Dataset`: float32 (..., C, size, size) in 0 … 1, each decoded when it is first taken.
 
     What was decoded is kept in the cache: a file of all pixels (n, C, size, size) uint8, full of holes at first, and
     one checksum an image, written after its pixels. The folder's name is a hash of the names, sizes and times of the
@@ -74,7 +74,7 @@ class DecodedImages:
             self.decode(rows)
             for row in self.bad.keys() & set(rows.ravel().tolist()):
                 raise BadImage(f"{self.bad[row]}; replace it, or have such images left out by bad_images: drop")
-        return ImageExamples(self.images).take(rows)
+        return ImageDataset(self.images).take(rows)
 
     def decode(self, rows: np.ndarray, progress: Callable[[int, int], object] | None = None) -> None:
         """Decode the images of rows, int64 (...), as far as that was not done yet; bad ones go to `bad`.

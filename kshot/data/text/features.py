@@ -1,6 +1,6 @@
 """Texts as numbers that a model takes: hashed n-grams, or padded ids of characters.
 
-A featuriser is any function from texts to `Examples`; an encoder of sentences is one more of them.
+A featuriser is any function from texts to `Dataset`; an encoder of sentences is one more of them.
 
 Shape legend: n texts, W numbers a text (width).
 """
@@ -16,13 +16,13 @@ import torch
 from torch import Tensor
 
 from kshot.data import library
-from kshot.data.dataset import Examples
+from kshot.data.dataset import Dataset
 from kshot.data.text.vocabulary import PADDING, Vocabulary
 
 if TYPE_CHECKING:
     from scipy.sparse import csr_matrix
 
-Featuriser = Callable[[Sequence[str]], Examples]
+Featuriser = Callable[[Sequence[str]], Dataset]
 """What makes examples of texts, row by row: text i is example i."""
 
 _VERSION = 1  # counts the changes to the features below: part of the cache's name
@@ -45,7 +45,7 @@ class SparseExamples:
         return torch.from_numpy(self.matrix[rows.ravel()].toarray()).unflatten(0, rows.shape)
 
 
-class SpanExamples:
+class SpanDataset:
     """Stretches of one long array, int64, padded with 0 behind their end to a common length.
 
     Args:
@@ -55,7 +55,7 @@ class SpanExamples:
         length: of what is taken.
 
     Example:
-        >>> spans = SpanExamples(np.array([5, 6, 7, 8]), np.array([0, 3]), np.array([3, 4]), length=2)
+        >>> spans = SpanDataset(np.array([5, 6, 7, 8]), np.array([0, 3]), np.array([3, 4]), length=2)
         >>> spans.take(np.array([0, 1])).tolist()
         [[5, 6], [8, 0]]
     """
@@ -132,7 +132,7 @@ def hashed_ngrams(
     return matrix(library.cached(f"ngrams-{key.hexdigest()[:16]}", make))
 
 
-def character_ids(texts: Sequence[str], *, vocabulary: Vocabulary, width: int) -> SpanExamples:
+def character_ids(texts: Sequence[str], *, vocabulary: Vocabulary, width: int) -> SpanDataset:
     """The ids (width,) of a text's characters: the first `width` of them, padded with 0.
 
     Example:
@@ -143,4 +143,4 @@ def character_ids(texts: Sequence[str], *, vocabulary: Vocabulary, width: int) -
     ids = [vocabulary.encode(text[:width]) for text in texts]
     stops = np.cumsum([len(own) for own in ids])
     starts = np.concatenate([[0], stops[:-1]])
-    return SpanExamples(np.concatenate(ids).astype(np.int32), starts, stops, width)
+    return SpanDataset(np.concatenate(ids).astype(np.int32), starts, stops, width)

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from kshot.data import library
-from kshot.data.dataset import ArrayExamples
+from kshot.data.dataset import ArrayDataset
 
 log = logging.getLogger(__name__)
 
@@ -130,7 +130,7 @@ class SentenceEncoder:
                     digest.update(hashlib.file_digest(file, "sha256").digest())
         return digest.hexdigest()
 
-    def __call__(self, texts: Sequence[str]) -> ArrayExamples:
+    def __call__(self, texts: Sequence[str]) -> ArrayDataset:
         """The features (n, D) of texts, from the cache where they are in it."""
         chunks = [texts[start : start + CHUNK] for start in range(0, len(texts), CHUNK)]
         names = [self._cache_name(chunk) for chunk in chunks]
@@ -141,7 +141,7 @@ class SentenceEncoder:
         def part(chunk: Sequence[str], name: str) -> np.ndarray:
             return library.cached(name, lambda: {"features": self.encode(chunk)})["features"]
 
-        return ArrayExamples(np.concatenate([*map(part, chunks, names)]))
+        return ArrayDataset(np.concatenate([*map(part, chunks, names)]))
 
     def encode(self, texts: Sequence[str]) -> np.ndarray:
         """The features (n, D) of texts, float32, computed now.
@@ -165,9 +165,9 @@ class SentenceEncoder:
             raise ValueError("there is no text to encode")
         return features
 
-    def tokens(self, texts: Sequence[str]) -> ArrayExamples:
+    def tokens(self, texts: Sequence[str]) -> ArrayDataset:
         """Texts as `{"input_ids": (n, L), "attention_mask": (n, L)}`, L the longest text's, `length` at most."""
-        return ArrayExamples(dict(_padded(self._tokens(texts))))
+        return ArrayDataset(dict(_padded(self._tokens(texts))))
 
     def pooled(self) -> Pooled:
         """The encoder as a module in evaluation mode, a new one each time."""

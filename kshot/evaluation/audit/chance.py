@@ -157,7 +157,7 @@ class ClassOrder:
 
 def _why_idle(learner: Learner, split: Split) -> str:
     """Why nothing can be said of what a learner knows of labels beforehand; empty where something can."""
-    if not learner.objective.own_classes:
+    if not learner.objective.task_specific_classes:
         return "Tasks share what they ask, so that another task's support may well be of use."
     return "A learner may know the very tasks it was trained on." if split == "train" else ""
 
@@ -187,7 +187,7 @@ class LabelOrder:
     name, asks = "label order", "Do the labels of earlier tasks tell those of the next, with no support seen?"
 
     def __init__(self, source: TaskSource) -> None:
-        self.own = source.objective.own_classes
+        self.own = source.objective.task_specific_classes
         self.votes: dict[bytes, np.ndarray] = {}  # content to how often it had which label (C,)
         self.guessing = Guessing()
 

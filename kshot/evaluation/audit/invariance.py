@@ -106,7 +106,7 @@ def _shuffle(count: int) -> Tensor:
 
 def other_queries(probe: Probe) -> Audit:
     name, asks = "other queries", "Does a query's prediction change when the other queries go, or are others?"
-    if probe.learner.transductive and not probe.learner.along:  # what is asked below is of the first queries
+    if probe.learner.transductive and not probe.learner.causal_queries:  # what is asked below is of the first queries
         return idle(name, asks, "The learner is declared transductive, and its figures are called so.")
     gaps = []
     for number, (task, state, whole) in enumerate(probe.asked()):
@@ -123,7 +123,7 @@ def other_queries(probe: Probe) -> Audit:
 
 def query_order(probe: Probe) -> Audit:
     name, asks = "query order", "Does a query's prediction change when the queries come in another order?"
-    if probe.learner.along:
+    if probe.learner.causal_queries:
         return idle(name, asks, "The learner is declared to read its queries in order, each after those before it.")
     gaps = []
     for task, state, whole in probe.asked():

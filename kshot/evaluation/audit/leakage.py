@@ -24,7 +24,7 @@ class Contents:
     name, asks = "support and query", "Do queries stand in the support of their own task?"
 
     def __init__(self, source: TaskSource) -> None:
-        self.own = source.objective.own_classes
+        self.own = source.objective.task_specific_classes
         self.asked = self.shown = self.ambiguous = 0
         self.keys: set[Any] = set()
         self._targets: dict[bytes, bytes] = {}
@@ -61,7 +61,7 @@ class Contents:
         return judged(self.name, self.asks, share, tolerance, found, _COPIES)
 
 
-_FEW_VALUES = "Examples have so few different values that equal ones with different targets are common."
+_FEW_VALUES = "Dataset have so few different values that equal ones with different targets are common."
 _COPIES = "real data hold a few copies, and so many change an accuracy by no more"
 
 

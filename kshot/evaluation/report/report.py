@@ -49,8 +49,8 @@ PROTOCOL = {
     "queries": "queries",
     "seed": "seed",
     "task_seed": "seed of the tasks",
-    "test_tasks": "test tasks",
-    "val_tasks": "validation tasks",
+    "num_test_tasks": "test tasks",
+    "num_val_tasks": "validation tasks",
     "episodes_sha256": "hash of the test episodes",
 }
 """Protocol entries that come first, in this order, and what to call them."""

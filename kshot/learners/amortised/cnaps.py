@@ -78,7 +78,7 @@ class FilmLearner(Learner):
         backbone: any module that takes the task's inputs to features (n, ...), flattened to (n, D).
         encoder: any module that takes them to codes (n, P).
         film: qualified names of the backbone's layers to modulate.
-        context: P.
+        task_dim: P.
         head: what is fitted to the features.
         objective: what the tasks ask.
         batchnorm: which statistics BatchNorm uses for a query, in the backbone and in the encoder.
@@ -90,7 +90,7 @@ class FilmLearner(Learner):
         encoder: nn.Module,
         *,
         film: Sequence[str],
-        context: int,
+        task_dim: int,
         head: Head,
         objective: Objective,
         batchnorm: BatchNorm = "support",
@@ -98,8 +98,8 @@ class FilmLearner(Learner):
         super().__init__(objective)
         if not film:
             raise ValueError("film names no layer to modulate, as in film=['body.0', 'body.4']")
-        self.backbone, self.encoder, self.head = FiLM(backbone, film, context), encoder, head
-        self.generator = perceptron(context, context, context)
+        self.backbone, self.encoder, self.head = FiLM(backbone, film, task_dim), encoder, head
+        self.generator = perceptron(task_dim, task_dim, task_dim)
         self.function, self.codes = Function(self.backbone, batchnorm), Function(encoder, batchnorm)
         self.transductive = self.function.transductive
 
@@ -122,7 +122,7 @@ def cnaps(
     encoder: nn.Module,
     *,
     film: Sequence[str],
-    context: int,
+    task_dim: int,
     head: Literal["mahalanobis", "prototypes"] | Head = "mahalanobis",
     objective: Objective = objectives.classification,
     batchnorm: BatchNorm = "support",
@@ -139,7 +139,7 @@ def cnaps(
             fixed by `embedding.requires_grad_(False)`.
         encoder: any module: inputs (n, ...) to codes (n, context).
         film: qualified names of the embedding's layers to modulate.
-        context: P, the size of $\varphi$.
+        task_dim: P, the size of $\varphi$.
         head: "mahalanobis" (see `Mahalanobis`), "prototypes" (class means), or a `Head`.
         objective, batchnorm: as in `protonet`.
 
@@ -151,7 +151,7 @@ def cnaps(
 
     Example:
         >>> embedding, encoder = nn.Sequential(nn.Linear(2, 4), nn.ReLU()), nn.Linear(2, 8)
-        >>> learner = cnaps(embedding, encoder, film=["0"], context=8)
+        >>> learner = cnaps(embedding, encoder, film=["0"], task_dim=8)
         >>> state = learner.adapt(Batch.of(torch.eye(2), torch.tensor([0, 1]), ways=2))
         >>> state["context"].shape, state["head"]["precision"].shape
         (torch.Size([8]), torch.Size([2, 4, 4]))
@@ -172,7 +172,7 @@ def cnaps(
         embedding,
         encoder,
         film=film,
-        context=context,
+        task_dim=task_dim,
         head=heads[head]() if isinstance(head, str) else head,
         objective=objective,
         batchnorm=batchnorm,

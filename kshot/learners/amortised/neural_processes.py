@@ -31,7 +31,7 @@ class NeuralProcess(Learner):
         self, inputs: int, outputs: int, *, min_std: float, objective: Objective, embedding: nn.Module | None
     ) -> None:
         super().__init__(objective)
-        if objective.own_classes:
+        if objective.task_specific_classes:
             raise ValueError(
                 "a neural process predicts numbers, or classes that all tasks share; where each task has classes of "
                 "its own take a learner that compares examples, such as protonet or prior_fitted"

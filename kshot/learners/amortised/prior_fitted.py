@@ -66,7 +66,7 @@ class PriorFitted(Learner):
         self._check(y)
         if self.classifies:
             every = torch.ones_like(y[0], dtype=torch.bool)
-            state["present"] = classes_present(support) if self.objective.own_classes else every
+            state["present"] = classes_present(support) if self.objective.task_specific_classes else every
             y = pad(y, (0, self.targets - y.shape[1]))
         else:
             state["center"] = share @ y

@@ -25,15 +25,15 @@ class Appended(nn.Module):
 
     Args:
         model: takes inputs (n, D + P).
-        context: P.
+        task_dim: P.
     """
 
     context: Tensor
 
-    def __init__(self, model: nn.Module, context: int) -> None:
+    def __init__(self, model: nn.Module, task_dim: int) -> None:
         super().__init__()
         self.model = model
-        self.register_buffer("context", _zeros(model, context), persistent=False)
+        self.register_buffer("context", _zeros(model, task_dim), persistent=False)
 
     def forward(self, inputs: Tensor) -> Tree:
         if inputs.ndim != 2:
@@ -54,7 +54,7 @@ class FiLM(nn.Module):
     Args:
         model: any module.
         layers: qualified names of layers whose outputs are (n, C, ...); convolutions, norms or linear layers.
-        context: P.
+        task_dim: P.
 
     Raises:
         ValueError: a layer that the model lacks, or whose channels its attributes do not tell.
@@ -62,12 +62,12 @@ class FiLM(nn.Module):
 
     context: Tensor
 
-    def __init__(self, model: nn.Module, layers: Sequence[str], context: int) -> None:
+    def __init__(self, model: nn.Module, layers: Sequence[str], task_dim: int) -> None:
         super().__init__()
         self.model, self.layers = model, list(layers)
-        self.register_buffer("context", _zeros(model, context), persistent=False)
+        self.register_buffer("context", _zeros(model, task_dim), persistent=False)
         self.modulations = nn.ModuleList(
-            nn.Linear(context, 2 * _channels(model, layer), bias=False).to(self.context) for layer in layers
+            nn.Linear(task_dim, 2 * _channels(model, layer), bias=False).to(self.context) for layer in layers
         )
 
     def forward(self, *inputs: Tree, **named: Tree) -> Tree:
@@ -90,7 +90,7 @@ class FiLM(nn.Module):
 def cavia(
     model: nn.Module,
     *,
-    context: int,
+    task_dim: int,
     inner_lr: float,
     steps: int = 1,
     order: int = 2,
@@ -105,7 +105,7 @@ def cavia(
 
     Args:
         model: takes inputs (n, D + context) where `film` is empty, else the task's inputs.
-        context: P, the number of context parameters.
+        task_dim: P, the number of context parameters.
         inner_lr, steps, order, objective, batchnorm: as in `maml`.
         film: qualified names of the layers that the context modulates (FiLM), for images; empty appends the context
             to the inputs.
@@ -118,7 +118,7 @@ def cavia(
 
     Example:
         >>> from kshot.types import Batch
-        >>> learner = cavia(nn.Linear(1 + 4, 1), context=4, inner_lr=1.0, objective=objectives.mse)
+        >>> learner = cavia(nn.Linear(1 + 4, 1), task_dim=4, inner_lr=1.0, objective=objectives.mse)
         >>> state = learner.adapt(Batch.of(torch.ones(3, 1), torch.ones(3, 1)))
         >>> state["params"]["context"].shape
         torch.Size([4])
@@ -129,9 +129,9 @@ def cavia(
     Deviations:
         FiLM's scale counts from 1 and its map has no bias, so that a context of zero leaves the model as it is.
     """
-    if context < 1:
-        raise ValueError(f"context must be at least 1 parameter, got {context}")
-    conditioned = FiLM(model, film, context) if film else Appended(model, context)
+    if task_dim < 1:
+        raise ValueError(f"task_dim must be at least 1 parameter, got {task_dim}")
+    conditioned = FiLM(model, film, task_dim) if film else Appended(model, task_dim)
     solver = of_order(order, SGD(inner_lr), steps)
     return GradientLearner(conditioned, objective, solver, adaptable="context", batchnorm=batchnorm)
 

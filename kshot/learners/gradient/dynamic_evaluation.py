@@ -37,16 +37,16 @@ class Reader(GradientLearner):
         solver: InnerSolver,
         *,
         adaptable: Pattern,
-        context: int,
+        context_windows: int,
         passes: int,
-        along: bool,
+        causal_queries: bool,
     ) -> None:
         super().__init__(model, objective, solver, adaptable=adaptable, minibatch=1)
-        for name, count in (("context", context), ("passes", passes)):
+        for name, count in (("context_windows", context_windows), ("passes", passes)):
             if count < 0:
                 raise ValueError(f"{name} must be at least 0, got {count}")
-        self.context, self.passes, self.along = context, passes, along
-        self.transductive = along
+        self.context_windows, self.passes, self.causal_queries = context_windows, passes, causal_queries
+        self.transductive = causal_queries
 
     def adapt(self, support: Batch, *, steps: int | None = None) -> Tree:
         longer, tail = self._read(support)
@@ -58,7 +58,7 @@ class Reader(GradientLearner):
 
     def predict(self, state: Tree, inputs: Tree) -> Tree:
         length = inputs.shape[1]
-        if not self.along:
+        if not self.causal_queries:
             tail = state["tail"].expand(len(inputs), -1)
             return super().predict(state, torch.cat([tail, inputs], 1))[:, -length:]
         params, tail, told = state["params"], state["tail"], []
@@ -74,7 +74,7 @@ class Reader(GradientLearner):
     def _read(self, support: Batch) -> tuple[Batch, Tensor]:
         """The support's windows, each behind the c before it, (n, (c + 1) L); and the last c of all, (c L,)."""
         length = support.inputs.shape[1]
-        tail, longer = support.inputs.new_zeros(self.context * length), []
+        tail, longer = support.inputs.new_zeros(self.context_windows * length), []
         for window, weight in zip(support.inputs.unbind(0), support.weight.unbind(0)):
             longer.append(torch.cat([tail, window]))
             tail = torch.where(weight > 0, longer[-1][length:], tail)
@@ -95,8 +95,8 @@ def dynamic_evaluation(
     *,
     inner_lr: float,
     passes: int = 1,
-    context: int = 1,
-    along: bool = True,
+    context_windows: int = 1,
+    causal_queries: bool = True,
     rates: Rates = "tensor",
     rule: Rule = "sgd",
     order: int = 1,
@@ -115,9 +115,11 @@ def dynamic_evaluation(
     Args:
         model: symbols (n, L) to logits (n, L, V), causal, for texts of (c + 1) L symbols.
         inner_lr: the rate $\alpha$, or from where the learned ones start.
-        passes: how often the support is read; 0 takes no step on it: with `along=False` the support is context alone.
-        context: c, windows that are read before each.
-        along: whether it goes on learning in the query, which is then a text in order, each window predicted from those
+        passes: how often the support is read; 0 takes no step on it: with `causal_queries=False` the support is context
+            alone.
+        context_windows: c, windows that are read before each.
+        causal_queries: whether it goes on learning in the query, which is then a text in order, each window predicted
+            from those
             before it: **transductive**, since a prediction depends on other queries. If not, each query window is
             predicted by itself, behind the last c windows of the support.
         rates: "one" is `inner_lr`; "tensor" and "element" learn one for each tensor, or for each number of it.
@@ -149,4 +151,12 @@ def dynamic_evaluation(
         raise ValueError(f"rates must be one, tensor or element, got {rates!r}")
     rate: Any = inner_lr if rates == "one" else LearnedRate(adaptable_params(model, adaptable), inner_lr, per=rates)
     solver = of_order(order, rule_of(rule, rate), 1)
-    return Reader(model, objective, solver, adaptable=adaptable, context=context, passes=passes, along=along)
+    return Reader(
+        model,
+        objective,
+        solver,
+        adaptable=adaptable,
+        context_windows=context_windows,
+        passes=passes,
+        causal_queries=causal_queries,
+    )

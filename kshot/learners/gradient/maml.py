@@ -23,7 +23,7 @@ Rule = Literal["sgd", "adam"]
 """How an inner step moves."""
 
 
-class Start(nn.Module, ABC):
+class HeadInit(nn.Module, ABC):
     """Makes parameters that a task starts from out of its support set, such as a head with one row for each class."""
 
     @abstractmethod
@@ -72,7 +72,7 @@ class GradientLearner(Learner):
         *,
         adaptable: Pattern = "*",
         batchnorm: BatchNorm = "support",
-        start: Start | None = None,
+        head_init: HeadInit | None = None,
         per_step: PerStep | None = None,
         outer: Outer = query_loss,
         minibatch: int | None = None,
@@ -81,7 +81,7 @@ class GradientLearner(Learner):
         if minibatch is not None and minibatch < 1:
             raise ValueError(f"minibatch must be at least 1 row, or None for the whole support set, got {minibatch}")
         self.model, self.solver, self.adaptable = model, solver, adaptable
-        self.start, self.per_step, self.outer, self.minibatch = start, per_step, outer, minibatch
+        self.head_init, self.per_step, self.outer, self.minibatch = head_init, per_step, outer, minibatch
         self.function = Function(model, batchnorm)
         self.task_norm = self.function.task_norm
         self.transductive = self.function.transductive
@@ -94,9 +94,9 @@ class GradientLearner(Learner):
         """The parameters that adapt, by name, at their meta-learned values."""
         return adaptable_params(self.model, self.adaptable)
 
-    def advance(self, progress: float) -> None:
+    def set_progress(self, progress: float) -> None:
         self.progress = progress
-        super().advance(progress)
+        super().set_progress(progress)
 
     def forward(self, task: Task) -> Tensor:
         """The outer loss of one task, ()."""
@@ -104,12 +104,12 @@ class GradientLearner(Learner):
 
     def adapt(self, support: Batch, *, steps: int | None = None) -> Tree:
         """Adapt to a support set; `steps` overrides the solver's number of inner steps."""
-        turns = self._turns(support, steps)
+        turns = self._inner_batches(support, steps)
         return self._state(self.solver(self._loss, self._begin(support), turns), support, len(turns))
 
     def trajectory(self, support: Batch, *, steps: int | None = None) -> list[Tree]:
         """The state before the first inner step and after each one; arguments as for `adapt`."""
-        way = self.solver.trajectory(self._loss, self._begin(support), self._turns(support, steps))
+        way = self.solver.trajectory(self._loss, self._begin(support), self._inner_batches(support, steps))
         return [self._state(params, support, step) for step, params in enumerate(way)]
 
     def predict(self, state: Tree, inputs: Tree) -> Tree:
@@ -118,9 +118,9 @@ class GradientLearner(Learner):
 
     def _begin(self, support: Batch) -> Params:
         params = channels_last(self.adaptable_params()) if self.function.convolves else self.adaptable_params()
-        return params if self.start is None else params | self.start(self.function, support)
+        return params if self.head_init is None else params | self.head_init(self.function, support)
 
-    def _turns(self, support: Batch, steps: int | None) -> list[Any]:
+    def _inner_batches(self, support: Batch, steps: int | None) -> list[Any]:
         """What each inner step sees: its rows of the support set, its number, and the classes present."""
         steps, rows = self.solver.steps if steps is None else steps, len(support.weight)
         count = 1 if self.minibatch is None else -(-rows // self.minibatch)
@@ -134,7 +134,7 @@ class GradientLearner(Learner):
         return self.objective.loss(self._of_present(prediction, present), batch)
 
     def _present(self, support: Batch) -> Tensor | None:
-        return classes_present(support) if self.objective.own_classes else None
+        return classes_present(support) if self.objective.task_specific_classes else None
 
     def _of_present(self, prediction: Tree, present: Tensor | None) -> Tree:
         if present is None or prediction.shape[-1] != len(present):  # the objective says what is wrong with the latter
@@ -149,7 +149,7 @@ class GradientLearner(Learner):
         state: dict[str, Tree] = {"params": params}
         if self.function.keeps_statistics:
             _, state["statistics"] = self.function.support(params, support)
-        if self.objective.own_classes:
+        if self.objective.task_specific_classes:
             state["present"] = self._present(support)
         return state
 

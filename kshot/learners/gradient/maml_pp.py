@@ -63,7 +63,7 @@ def maml_pp(
        \min_{\theta_0, \alpha, \gamma, \beta} \; \mathbb{E}_{\text{task}} \sum_{k=1}^K v_k L_{\text{query}}(\theta_k) $$
 
     The weights $v$ go from equal to the last step alone (`learners.outer.MultiStepLoss`). The trainer tells how far it
-    is by `Learner.advance`.
+    is by `Learner.set_progress`.
 
     Args:
         model, objective: as in `maml`.

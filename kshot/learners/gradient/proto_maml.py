@@ -13,7 +13,7 @@ from kshot import objectives
 from kshot.inner.functional import BatchNorm, Function
 from kshot.inner.per_parameter import Pattern
 from kshot.inner.rules import SGD
-from kshot.learners.gradient.maml import GradientLearner, Start, of_order
+from kshot.learners.gradient.maml import GradientLearner, HeadInit, of_order
 from kshot.learners.heads.protonet import class_means
 from kshot.objectives import Objective
 from kshot.types import Batch, Params, Tree
@@ -39,7 +39,7 @@ class Headed(nn.Module):
         return F.linear(self.embedding(*inputs, **named).flatten(1), self.weight, self.bias)
 
 
-class PrototypeStart(Start):
+class PrototypeInit(HeadInit):
     r"""The head that classifies by squared distance to class means: $W_c = 2 p_c$, $b_c = -\lVert p_c \rVert^2$."""
 
     def forward(self, function: Function, support: Batch) -> Params:
@@ -48,7 +48,7 @@ class PrototypeStart(Start):
         return {"weight": 2 * proto_CD, "bias": -proto_CD.square().sum(1)}
 
 
-class SharedStart(Start):
+class SharedInit(HeadInit):
     """One meta-learned vector from which every class's row of the head starts; the bias starts at 0.
 
     Args:
@@ -107,7 +107,7 @@ def proto_maml(
     Deviations:
         None in the update.
     """
-    return _learner(embedding, PrototypeStart(), inner_lr, steps, order, objective, adaptable, batchnorm)
+    return _learner(embedding, PrototypeInit(), inner_lr, steps, order, objective, adaptable, batchnorm)
 
 
 def unicorn_maml(
@@ -152,12 +152,12 @@ def unicorn_maml(
     Deviations:
         The bias starts at 0 and is not learned: one that all classes share would have no effect.
     """
-    return _learner(embedding, SharedStart(features), inner_lr, steps, order, objective, adaptable, batchnorm)
+    return _learner(embedding, SharedInit(features), inner_lr, steps, order, objective, adaptable, batchnorm)
 
 
 def _learner(
     embedding: nn.Module,
-    start: Start,
+    head_init: HeadInit,
     inner_lr: float,
     steps: int,
     order: int,
@@ -168,5 +168,7 @@ def _learner(
     patterns = [adaptable] if isinstance(adaptable, str) else list(adaptable)
     own = [f"!embedding.{p[1:]}" if p.startswith("!") else f"embedding.{p}" for p in patterns]
     solver = of_order(order, SGD(inner_lr), steps)
-    start.to(next(embedding.parameters()))
-    return GradientLearner(Headed(embedding), objective, solver, adaptable=own, batchnorm=batchnorm, start=start)
+    head_init.to(next(embedding.parameters()))
+    return GradientLearner(
+        Headed(embedding), objective, solver, adaptable=own, batchnorm=batchnorm, head_init=head_init
+    )

@@ -79,16 +79,16 @@ class Ridge(Linear):
     def fit(self, feat_ND: Tensor, target_NC: Tensor, weight_N: Tensor) -> Tree:
         return self._state(ridge_fit(_with_ones(feat_ND), target_NC, weight_N, self.log_l2.exp()))
 
-    def remember(self, feat_ND: Tensor, target_NC: Tensor, weight_N: Tensor) -> Tree:
+    def statistics(self, feat_ND: Tensor, target_NC: Tensor, weight_N: Tensor) -> Tree:
         """The sums that the solution depends on, of a size that does not grow with the examples."""
         feat_ND = _with_ones(feat_ND)
         weighted_DN = (weight_N[:, None] * feat_ND).mT
         return {"gram": weighted_DN @ feat_ND, "moment": (weighted_DN @ target_NC).mT}
 
-    def join(self, old: Tree, new: Tree) -> Tree:
+    def merge(self, old: Tree, new: Tree) -> Tree:
         return added(old, new)
 
-    def recall(self, memory: Tree) -> Tree:
+    def fit_statistics(self, memory: Tree) -> Tree:
         gram_DD = _ridged(memory["gram"], self.log_l2.exp())
         return self._state(torch.linalg.solve(gram_DD, memory["moment"].mT))
 

@@ -18,9 +18,9 @@ from kshot.objectives import Objective
 from kshot.types import Tree
 
 
-class Measured(Head):
-    """A head with numbers that are no meta-parameters: `training.pretrain.fit_centre` measures them on the training
-    classes.
+class FeatureStatistics(Head):
+    """A head with numbers that are no meta-parameters: `training.pretrain.fit_feature_statistics` measures them on the
+    training classes.
 
     Attributes:
         batches: of examples that it is measured on.
@@ -33,7 +33,7 @@ class Measured(Head):
         """Take features of training examples, one-hot over the training classes, for what they are; in place."""
 
 
-class Centred(Measured):
+class Centred(FeatureStatistics):
     r"""Features less their mean over the training classes, at unit length (CL2N), and a head on those:
 
     $$ f \mapsto (f - \mu) / \lVert f - \mu \rVert $$
@@ -43,7 +43,7 @@ class Centred(Measured):
         features: D, of the embedding.
 
     Attributes:
-        centre: $\mu$, (D,), 0 until `training.pretrain.fit_centre` measures it.
+        centre: $\mu$, (D,), 0 until `training.pretrain.fit_feature_statistics` measures it.
     """
 
     centre: Tensor
@@ -65,14 +65,14 @@ class Centred(Measured):
     def predict(self, state: Tree, feat_MD: Tensor) -> Tensor:
         return self.head.predict(state, self._centred(feat_MD))
 
-    def remember(self, feat_ND: Tensor, target_NC: Tensor, weight_N: Tensor) -> Tree:
-        return self.head.remember(self._centred(feat_ND), target_NC, weight_N)
+    def statistics(self, feat_ND: Tensor, target_NC: Tensor, weight_N: Tensor) -> Tree:
+        return self.head.statistics(self._centred(feat_ND), target_NC, weight_N)
 
-    def join(self, old: Tree, new: Tree) -> Tree:
-        return self.head.join(old, new)
+    def merge(self, old: Tree, new: Tree) -> Tree:
+        return self.head.merge(old, new)
 
-    def recall(self, memory: Tree) -> Tree:
-        return self.head.recall(memory)
+    def fit_statistics(self, memory: Tree) -> Tree:
+        return self.head.fit_statistics(memory)
 
     def _centred(self, feat_ND: Tensor) -> Tensor:
         return normalize(feat_ND - self.centre, dim=1)
@@ -100,7 +100,8 @@ def simpleshot(
         batchnorm: "running" (the paper's), "support" (inductive) or "query" (transductive).
 
     Returns:
-        A learner for any number of ways and shots. $\mu$ is 0 until `kshot.fit_centre(learner, source)` measures it.
+        A learner for any number of ways and shots. $\mu$ is 0 until `kshot.fit_feature_statistics(learner, source)`
+        measures it.
 
     Raises:
         ValueError: `features` or a scale out of bounds.

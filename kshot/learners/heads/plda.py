@@ -10,13 +10,13 @@ from torch import Tensor, nn
 
 from kshot import objectives
 from kshot.inner.functional import BatchNorm
-from kshot.learners.heads.metric import Measured
+from kshot.learners.heads.metric import FeatureStatistics
 from kshot.learners.heads.protonet import HeadLearner, added, log_parameter
 from kshot.objectives import Objective
 from kshot.types import Tree
 
 
-class Plda(Measured):
+class Plda(FeatureStatistics):
     r"""Probabilistic linear discriminant analysis; see `plda`.
 
     Its state is each class's `{"sum": (C, D), "count": (C,)}` in the space where classes have unit spread.
@@ -86,13 +86,13 @@ class Plda(Measured):
         anew_M1 = _log_normal(feat_MD, torch.zeros_like(mean_CD[:1]), prior_D[None])
         return self.log_scale.exp() * (seen_MC - anew_M1)
 
-    def remember(self, feat_ND: Tensor, target_NC: Tensor, weight_N: Tensor) -> Tree:
+    def statistics(self, feat_ND: Tensor, target_NC: Tensor, weight_N: Tensor) -> Tree:
         return self.fit(feat_ND, target_NC, weight_N)
 
-    def join(self, old: Tree, new: Tree) -> Tree:
+    def merge(self, old: Tree, new: Tree) -> Tree:
         return added(old, new)
 
-    def recall(self, memory: Tree) -> Tree:
+    def fit_statistics(self, memory: Tree) -> Tree:
         return memory
 
     def _turned(self, feat_ND: Tensor) -> Tensor:
@@ -147,8 +147,8 @@ def plda(
         batchnorm: "running", "support" (inductive) or "query" (transductive).
 
     Returns:
-        A learner for any number of ways and shots. $\mu$ is 0 and $W = B = I$ until `kshot.fit_centre(learner, source)`
-        measures them.
+        A learner for any number of ways and shots. $\mu$ is 0 and $W = B = I$ until
+        `kshot.fit_feature_statistics(learner, source)` measures them.
 
     Raises:
         ValueError: numbers out of bounds.

@@ -43,17 +43,17 @@ class Head(nn.Module, ABC):
     def predict(self, state: Tree, feat_MD: Tensor) -> Tensor:
         """Predict (M, C) for features."""
 
-    def remember(self, feat_ND: Tensor, target_NC: Tensor, weight_N: Tensor) -> Tree:
+    def statistics(self, feat_ND: Tensor, target_NC: Tensor, weight_N: Tensor) -> Tree:
         """What is kept of a support set, so that more may come; by default its rows."""
         return {"features": feat_ND, "targets": target_NC, "weight": weight_N}
 
-    def join(self, old: Tree, new: Tree) -> Tree:
+    def merge(self, old: Tree, new: Tree) -> Tree:
         """What is kept of two support sets together, of which the new one may have classes more, behind the others."""
         further = new["targets"].shape[1] - old["targets"].shape[1]
         old = old | {"targets": torch.nn.functional.pad(old["targets"], (0, further))}
         return {name: torch.cat([old[name], new[name]]) for name in old}
 
-    def recall(self, memory: Tree) -> Tree:
+    def fit_statistics(self, memory: Tree) -> Tree:
         """What `fit` gives for all that is kept."""
         return self.fit(memory["features"], memory["targets"], memory["weight"])
 
@@ -100,7 +100,7 @@ class HeadLearner(Learner):
         features, statistics = self.embed(support)
         state = self.fit(support, features, statistics)
         if extendable:
-            state["memory"] = self.head.remember(features, support.targets, support.weight)
+            state["memory"] = self.head.statistics(features, support.targets, support.weight)
         return state
 
     def extend(self, state: Tree, support: Batch) -> Tree:
@@ -115,8 +115,8 @@ class HeadLearner(Learner):
                 "for each class of the state first, and the new classes behind them"
             )
         features = self.embed_query(state, support.inputs)
-        memory = self.head.join(state["memory"], self.head.remember(features, support.targets, support.weight))
-        extended = state | {"head": self.head.recall(memory), "memory": memory}
+        memory = self.head.merge(state["memory"], self.head.statistics(features, support.targets, support.weight))
+        extended = state | {"head": self.head.fit_statistics(memory), "memory": memory}
         if before is not None:
             extended["present"] = torch.cat([before, before.new_zeros(now - len(before))]) | classes_present(support)
         return extended
@@ -143,7 +143,7 @@ class HeadLearner(Learner):
         state: dict[str, Tree] = {"head": self.head.fit(features, support.targets, support.weight)}
         if statistics:
             state["statistics"] = statistics
-        if self.objective.own_classes or not self.head.scores_absent:
+        if self.objective.task_specific_classes or not self.head.scores_absent:
             state["present"] = classes_present(support)
         return state
 
@@ -231,14 +231,14 @@ class Prototypes(Head):
     def fit(self, feat_ND: Tensor, target_NC: Tensor, weight_N: Tensor) -> Tree:
         return {"prototypes": class_means(feat_ND, target_NC, weight_N)}
 
-    def remember(self, feat_ND: Tensor, target_NC: Tensor, weight_N: Tensor) -> Tree:
+    def statistics(self, feat_ND: Tensor, target_NC: Tensor, weight_N: Tensor) -> Tree:
         share_NC = target_NC * weight_N[:, None]
         return {"sum": share_NC.mT @ feat_ND, "count": share_NC.sum(0)}
 
-    def join(self, old: Tree, new: Tree) -> Tree:
+    def merge(self, old: Tree, new: Tree) -> Tree:
         return added(old, new)
 
-    def recall(self, memory: Tree) -> Tree:
+    def fit_statistics(self, memory: Tree) -> Tree:
         return {"prototypes": memory["sum"] / memory["count"].clamp_min(1e-12)[:, None]}
 
     def predict(self, state: Tree, feat_MD: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ from kshot.inner.rules import Adam
 from kshot.inner.solvers import InnerSolver
 from kshot.learner import Learner
 from kshot.learners.gradient.maml import of_order
-from kshot.learners.gradient.proto_maml import Headed, PrototypeStart
+from kshot.learners.gradient.proto_maml import Headed, PrototypeInit
 from kshot.learners.heads.metric import Centred
 from kshot.learners.heads.protonet import Head, HeadLearner, class_means, euclidean
 from kshot.objectives import Objective, classes_present, only_present
@@ -94,7 +94,8 @@ def laplacian_shot(
         batchnorm: "running", "support" or "query".
 
     Returns:
-        A transductive learner for any number of ways and shots. The centre is 0 until `kshot.fit_centre` measures it.
+        A transductive learner for any number of ways and shots. The centre is 0 until `kshot.fit_feature_statistics`
+        measures it.
 
     Raises:
         ValueError: numbers out of bounds.
@@ -136,7 +137,7 @@ class TransductiveTuner(Learner):
         super().__init__(objective)
         if not entropy >= 0:
             raise ValueError(f"entropy must be at least 0, got {entropy}")
-        self.model, self.solver, self.start, self.entropy = Headed(embedding), solver, PrototypeStart(), entropy
+        self.model, self.solver, self.head_init, self.entropy = Headed(embedding), solver, PrototypeInit(), entropy
         self.function = Function(self.model, batchnorm)
         self.task_norm = self.function.task_norm
 
@@ -145,7 +146,7 @@ class TransductiveTuner(Learner):
 
     def predict(self, state: Tree, inputs: Tree) -> Tensor:
         support = Batch(**state)
-        start = adaptable_params(self.model) | self.start(self.function, support)
+        start = adaptable_params(self.model) | self.head_init(self.function, support)
         params = self.solver(self._loss, start, [(support, inputs)] * self.solver.steps)
         return self._predictions(params, support, inputs)[1]
 

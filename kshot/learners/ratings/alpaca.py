@@ -19,7 +19,7 @@ from kshot.types import Batch, Task, Tree
 
 
 class FoldIn(Learner):
-    """See `fold_in`.
+    """See `alpaca`.
 
     The state is `{"mean": (D,), "covariance": (D, D), "usage": (L,), "rows": ()}`: the tastes, how sure they are, and
     for levels how often each was given, of how many ratings.
@@ -36,13 +36,13 @@ class FoldIn(Learner):
         noise: float,
         prior: float,
         hidden: int,
-        hold: float,
+        item_penalty: float,
         user_features: int,
     ) -> None:
         super().__init__(objective)
         values = levels_of(objective)
         size = features + 1
-        self.hold, self.user_features = hold, user_features
+        self.item_penalty, self.user_features = item_penalty, user_features
         self.embedding, self.function = embedding, Function(embedding, "running")
         self.prior_mean = nn.Parameter(F.one_hot(torch.tensor(0), size).float())
         self.from_choice = nn.Parameter(torch.zeros(size, size))
@@ -55,9 +55,9 @@ class FoldIn(Learner):
         """The query loss after adapting, and what the embedding's `penalty` makes of the query's items."""
         loss = super().forward(task)
         penalty = getattr(self.embedding, "penalty", None)
-        if penalty is None or not self.hold:
+        if penalty is None or not self.item_penalty:
             return loss
-        return loss + self.hold * weighted_mean(penalty(task.query.inputs["item"]), task.query.weight)
+        return loss + self.item_penalty * weighted_mean(penalty(task.query.inputs["item"]), task.query.weight)
 
     def adapt(self, support: Batch) -> Tree:
         feat_ND, weight_N = self._features(support.inputs), support.weight
@@ -156,14 +156,14 @@ def posterior(
     return prior_D * mean_D, (prior_D[:, None] * inner_DD * prior_D).contiguous()
 
 
-def fold_in(
+def alpaca(
     embedding: nn.Module,
     *,
     features: int,
     noise: float = 1.0,
     prior: float = 0.35,
     hidden: int = 32,
-    hold: float = 8.0,
+    item_penalty: float = 8.0,
     user_features: int = 0,
     objective: Objective = objectives.gaussian,
 ) -> FoldIn:
@@ -183,8 +183,8 @@ def fold_in(
         noise: where $\sigma^2$ starts, in squares of the targets' unit.
         prior: where each of $s$ starts.
         hidden: width of the readout.
-        hold: what the outer loss adds of the embedding's `penalty`, if it has one, as `models.factorisation` does:
-            it holds back what is an item's own, of which few ratings tell little.
+        item_penalty: what the outer loss adds of the embedding's `penalty`, if it has one, as `models.factorisation`
+            does: it holds back what is an item's own, of which few ratings tell little.
         user_features: how many numbers the input `user_features` of `kshot.sources.ratings` has: the readout is
             told them too, since people of other years use another part of the scale.
         objective: `levels`, `gaussian`, or a regression of one number.
@@ -194,7 +194,7 @@ def fold_in(
         features, whichever is less.
 
     Example:
-        >>> learner = fold_in(nn.Identity(), features=1)
+        >>> learner = alpaca(nn.Identity(), features=1)
         >>> state = learner.adapt(Batch.of(torch.ones(3, 1), torch.full((3, 1), 2.0)))
         >>> sorted(learner.predict(state, torch.ones(5, 1)))
         ['mean', 'std']
@@ -211,5 +211,12 @@ def fold_in(
     if not (noise > 0 and prior > 0):
         raise ValueError(f"noise and prior must be above 0, got {noise} and {prior}")
     return FoldIn(
-        embedding, features, objective, noise=noise, prior=prior, hidden=hidden, hold=hold, user_features=user_features
+        embedding,
+        features,
+        objective,
+        noise=noise,
+        prior=prior,
+        hidden=hidden,
+        item_penalty=item_penalty,
+        user_features=user_features,
     )

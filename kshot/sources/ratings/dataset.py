@@ -15,11 +15,11 @@ from torch import Tensor
 
 from kshot.data.tables.columns import Columns, Raw, Values, place_of, read_columns
 from kshot.data.tables.table import Reading, Table, open_table
-from kshot.sources.ratings.preprocessor import Standing
+from kshot.sources.ratings.preprocessor import ItemMean
 from kshot.types import Tree
 
 
-class RatingExamples:
+class RatingDataset:
     """Ratings as columns: (inputs, targets), the features of users and items spread out where they are taken.
 
     Args:
@@ -28,7 +28,7 @@ class RatingExamples:
         levels: how many there are; 0 for none.
         of_items: their features.
         of_users: those of the users.
-        standing: of the items, if inputs are to tell it.
+        item_mean: of the items, if inputs are to tell it.
     """
 
     def __init__(
@@ -38,9 +38,9 @@ class RatingExamples:
         levels: int,
         of_items: FittedFeatures | None,
         of_users: UserFeatures,
-        standing: Standing | None = None,
+        item_mean: ItemMean | None = None,
     ) -> None:
-        self.items, self.targets, self.standing = items, targets, standing
+        self.items, self.targets, self.item_mean = items, targets, item_mean
         self.of_items, self.of_users = of_items, of_users
         self.one_hot = np.eye(levels, dtype=np.float32)
 
@@ -51,8 +51,8 @@ class RatingExamples:
         inputs = {"item": torch.from_numpy(self.items[rows].astype(np.int64))}
         if self.of_items is not None:
             inputs["item_features"] = torch.from_numpy(self.of_items.features(self.of_items.places[rows]))
-        if self.standing is not None:
-            inputs["item_standing"] = torch.from_numpy(self.standing.without(self.items[rows], rows))
+        if self.item_mean is not None:
+            inputs["item_mean"] = torch.from_numpy(self.item_mean.without(self.items[rows], rows))
         targets = self.targets[rows]
         given = self.of_users.take(rows)
         return inputs | given, torch.from_numpy(self.one_hot[targets] if len(self.one_hot) else targets[..., None])
@@ -62,8 +62,8 @@ class RatingExamples:
         inputs = {"item": torch.from_numpy(items)}
         if self.of_items is not None:
             inputs["item_features"] = torch.from_numpy(self.of_items.features(self.of_items.of_known[items - 1]))
-        if self.standing is not None:
-            inputs["item_standing"] = torch.from_numpy(self.standing.without(items))
+        if self.item_mean is not None:
+            inputs["item_mean"] = torch.from_numpy(self.item_mean.without(items))
         return inputs | self.of_users.take(rows[:, None].repeat(items.shape[1], 1))
 
 
@@ -72,13 +72,13 @@ class UserFeatures(NamedTuple):
 
     ends: np.ndarray
     fitted: FittedFeatures | None
-    since: np.ndarray | None
+    signup_time: np.ndarray | None
 
     def take(self, rows: np.ndarray) -> dict[str, Tensor]:
         """The input `user_features` (..., F) of ratings (...), if there are any features."""
         found = [] if self.fitted is None else [self.fitted.features(self.fitted.places[rows])]
-        if self.since is not None:
-            found.append(self.since[self.ends.searchsorted(rows, side="right")])
+        if self.signup_time is not None:
+            found.append(self.signup_time[self.ends.searchsorted(rows, side="right")])
         return {"user_features": torch.from_numpy(np.concatenate(found, -1))} if found else {}
 
 

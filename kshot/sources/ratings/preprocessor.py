@@ -25,7 +25,7 @@ from kshot.tasks.preprocessor import Support
 from kshot.types import Tree
 
 
-class Standing(NamedTuple):
+class ItemMean(NamedTuple):
     """How items stand with the users of training.
 
     Attributes:
@@ -39,7 +39,7 @@ class Standing(NamedTuple):
     left: np.ndarray
 
     @classmethod
-    def of(cls, owner: np.ndarray, item: np.ndarray, scores: np.ndarray, train: np.ndarray, std: float) -> Standing:
+    def of(cls, owner: np.ndarray, item: np.ndarray, scores: np.ndarray, train: np.ndarray, std: float) -> ItemMean:
         """Of ratings (n,), `item` from 0 where `train`."""
         users, items = owner[train], item[train]
         own = ((scores[train] - scores[train].mean()) / std).astype(np.float32)
@@ -65,7 +65,7 @@ class Standing(NamedTuple):
 TENTHS = 10
 
 
-class Since(NamedTuple):
+class SignupTime(NamedTuple):
     """When users came, that is first rated something, told by how far that is through each tenth of training's users.
 
     Who came after all of them has ones alone, as a new user of today does, however long ago training was.
@@ -81,7 +81,7 @@ class Since(NamedTuple):
     edges: tuple[float, ...]
 
     @classmethod
-    def of(cls, column: str, kind: str, first: np.ndarray) -> Since:
+    def of(cls, column: str, kind: str, first: np.ndarray) -> SignupTime:
         """By the first times (U,) of the training users."""
         return cls(column, kind, tuple(np.quantile(first, np.linspace(0, 1, TENTHS + 1)).tolist()))
 
@@ -108,8 +108,8 @@ class RatingEncoding:
         like: a rating from which on an item is liked.
         items: the names of the items with training ratings; number k has the number k + 1.
         counts: how many each has.
-        totals: of their `Standing`, if inputs tell it.
-        since: when users came, if inputs tell it.
+        totals: of their `ItemMean`, if inputs tell it.
+        signup_time: when users came, if inputs tell it.
         titles: what a person calls them, if that is known.
         item_columns, user_columns: the columns of features, if there are any.
         catalogue: float32 (I, F), the features of `items`, so that a file need not repeat them.
@@ -127,7 +127,7 @@ class RatingEncoding:
     items: tuple[str, ...]
     counts: tuple[int, ...]
     totals: tuple[float, ...]
-    since: Since | None
+    signup_time: SignupTime | None
     titles: tuple[str, ...]
     item_columns: Columns | None
     user_columns: Columns | None
@@ -154,7 +154,7 @@ class RatingEncoding:
     def support(self, path: Path) -> Support:
         """One user's ratings; when they came is kept, if the file tells the time of each."""
         found, inputs = self._read(path, [self.rating] if self.rating else [], {})
-        kept = {} if self.since is None else {"came": self._came(found)}
+        kept = {} if self.signup_time is None else {"came": self._came(found)}
         names = found.labels(self.item)
         found.bad(self.item, (names.is_duplicated() & names.is_not_null()).to_numpy(), "is there twice; keep one row")
         if self.rating is None:
@@ -249,9 +249,9 @@ class RatingEncoding:
         told: dict[str, Any] = {"inputs": {self.item: f"the number of one of {len(self.items):,} items, or 0"}}
         for columns in (self.item_columns, self.user_columns):
             told["inputs"] |= columns.describe() if columns else {}
-        if self.since is not None:
+        if self.signup_time is not None:
             told["inputs"] |= {
-                self.since.column: "of a user's first rating: how far through each tenth of training's users"
+                self.signup_time.column: "of a user's first rating: how far through each tenth of training's users"
             }
         if self.rating is None:
             return told | {"target": "whether an item was clicked"}
@@ -267,8 +267,8 @@ class RatingEncoding:
         packed = (
             None if told is None else {"shape": list(told.shape), "base64": base64.b64encode(told.tobytes()).decode()}
         )
-        since = self.since and self.since._asdict()
-        kept = {"reading": self.reading._asdict(), "since": since, "catalogue": packed}
+        signup_time = self.signup_time and self.signup_time._asdict()
+        kept = {"reading": self.reading._asdict(), "signup_time": signup_time, "catalogue": packed}
         return {"kind": "ratings", **kept, **plain, **written}
 
     @classmethod
@@ -279,8 +279,8 @@ class RatingEncoding:
         if (packed := data["catalogue"]) is not None:
             told = np.frombuffer(base64.b64decode(packed["base64"]), np.float32).reshape(packed["shape"])
             plain["catalogue"] = told
-        if (since := data["since"]) is not None:
-            plain["since"] = Since(since["column"], since["kind"], tuple(since["edges"]))
+        if (signup_time := data["signup_time"]) is not None:
+            plain["signup_time"] = SignupTime(signup_time["column"], signup_time["kind"], tuple(signup_time["edges"]))
         lists = {name: tuple(data[name]) for name in _LISTS}
         return cls(**plain | lists | {"reading": Reading(**data["reading"])})
 
@@ -288,23 +288,23 @@ class RatingEncoding:
         """What is known of items (n,) by their numbers, but for their features."""
         inputs = {"item": torch.from_numpy(numbers.astype(np.int64))}
         if self.totals:
-            stands = Standing(np.array(self.totals, np.float32), np.array(self.counts), np.zeros(0, np.float32))
-            inputs["item_standing"] = torch.from_numpy(stands.without(numbers))
+            stands = ItemMean(np.array(self.totals, np.float32), np.array(self.counts), np.zeros(0, np.float32))
+            inputs["item_mean"] = torch.from_numpy(stands.without(numbers))
         return inputs
 
     def _of_nobody(self) -> Tensor | None:
         """The features (1, F) of a user of whom nothing is told, None if users have none: who came after all others."""
         if self.user_columns is not None:
             raise ValueError(f"users have features here: give {', '.join(self.user_columns.kinds)} in a file")
-        return None if self.since is None else torch.from_numpy(self.since.encode(np.array([np.inf])))
+        return None if self.signup_time is None else torch.from_numpy(self.signup_time.encode(np.array([np.inf])))
 
     def _came(self, found: Table) -> float | None:
         """When a user came by the ratings of a file; None if it does not tell."""
-        assert self.since is not None
-        if self.since.column not in found.frame.columns:
+        assert self.signup_time is not None
+        if self.signup_time.column not in found.frame.columns:
             return None
-        (raw,) = read_columns(found, {self.since.column: self.since.kind}).values()
-        found.missing(self.since.column, np.isnan(raw.values), "a rating needs its time, or leave the column out")
+        (raw,) = read_columns(found, {self.signup_time.column: self.signup_time.kind}).values()
+        found.missing(self.signup_time.column, np.isnan(raw.values), "a rating needs its time, or leave the column out")
         return float(np.nanmin(raw.values, initial=np.inf))
 
     def _read(self, path: Path, others: list[str], kept: dict[str, Any]) -> tuple[Table, Tree]:
@@ -327,9 +327,9 @@ class RatingEncoding:
             else:
                 values = columns.encode(read_columns(found, columns.kinds))
                 inputs[name] = torch.from_numpy(columns.spread(values))
-        if self.since is not None:
+        if self.signup_time is not None:
             came = kept["came"] if "came" in kept else self._came(found)
-            of_user = torch.from_numpy(self.since.encode(np.full(len(found), np.inf if came is None else came)))
+            of_user = torch.from_numpy(self.signup_time.encode(np.full(len(found), np.inf if came is None else came)))
             own = inputs.get("user_features", of_user[:, :0])
             inputs["user_features"] = torch.cat([own, of_user], 1)
         return found, inputs

@@ -16,10 +16,10 @@ import torch
 
 from kshot.data.tables.columns import moments
 from kshot.data.tables.table import Reading, Table
-from kshot.sources.ratings.dataset import Features, RatingExamples, UserFeatures, opened
-from kshot.sources.ratings.preprocessor import RatingEncoding, Since, Standing
+from kshot.sources.ratings.dataset import Features, RatingDataset, UserFeatures, opened
+from kshot.sources.ratings.preprocessor import ItemMean, RatingEncoding, SignupTime
 from kshot.sources.table import BadRows, Members, distinct_values, group_rows, times_of
-from kshot.tasks.pool import Small
+from kshot.tasks.pool import OnTooFew
 from kshot.tasks.sampling import Range, Size, distinct
 from kshot.tasks.source import TaskSource, generator
 from kshot.tasks.splitting import cut
@@ -48,23 +48,23 @@ def ratings(
     users: Path | str | Table | None = None,
     items: Path | str | Table | None = None,
     title: str | None = None,
-    ask: Literal["number", "levels"] = "number",
+    target_type: Literal["number", "levels"] = "number",
     like: float | None = None,
-    standing: bool = False,
-    since: bool = False,
+    item_mean_feature: bool = False,
+    signup_time: bool = False,
     negatives: int = 4,
     query_negatives: int | None = None,
     cold: Cold = "users",
     start: Start = "any",
     train_order: TrainOrder = "given",
-    train_busy: float = 0.0,
+    user_sampling_power: float = 0.0,
     split: Mapping[str, Any] | None = None,
     kinds: Mapping[str, str] | None = None,
     shots: Size = 10,
     train_shots: Size | None = None,
     queries: Size = 10,
     train_queries: Size | None = None,
-    small: Small = "error",
+    on_too_few: OnTooFew = "error",
     reading: Mapping[str, Any] | None = None,
     bad_rows: BadRows = "error",
     seed: int = 0,
@@ -74,7 +74,7 @@ def ratings(
     Ratings are standardised by the training ratings; figures are told in their own units. Inputs are a dict of
 
     - `item`: int64 (n,), the item's number; 0 is every item without a training rating,
-    - `item_standing`, if asked for: float32 (n, 2), how far the item is above the mean by the training ratings of other
+    - `item_mean`, if asked for: float32 (n, 2), how far the item is above the mean by the training ratings of other
       users, shrunk as if by 5 ratings at the mean and by 1; in deviations,
     - `item_features`, `user_features`: float32 (n, F), the columns of `items` and `users` where those are given,
       encoded as in `table`; those of the user end with 10 numbers that tell when they came, if that is asked for.
@@ -101,21 +101,22 @@ def ratings(
         user, item, rating, time: its columns; None for `rating` where rows are clicks.
         users, items: tables of features, a row a user or item, named by the same column.
         title: the column of `items` with what a person calls an item, which is no feature.
-        ask: "number", standardised; or "levels", where ratings have few values: targets are one-hot (n, L), and a
-            prediction a distribution over them, see `objectives.levels`.
+        target_type: "number", standardised; or "levels", where ratings have few values: targets are one-hot (n, L), and
+            a prediction a distribution over them, see `objectives.levels`.
         like: the rating from which on an item is liked, for precision and recall; the median of the training ratings.
-        standing: whether inputs tell the item's standing with other users. A training task's own ratings are left out
-            of it, as those of a new user are, so that a learner sees in training how far it can be trusted.
-        since: whether inputs tell the time of a user's first rating: how people rate, and what, changes over the years.
-            It is told by how far it is through each tenth of the training users, in the order in which they came.
+        item_mean_feature: whether inputs tell the item's standing with other users. A training task's own ratings are
+            left out of it, as those of a new user are, so that a learner sees in training how far it can be trusted.
+        signup_time: whether inputs tell the time of a user's first rating: how people rate, and what, changes over the
+            years. It is told by how far it is through each tenth of the training users, in the order in which they
+            came.
         negatives, query_negatives: for each click; the latter, of queries in val and test, is the former by default.
         cold: see above.
         start: see above.
         train_order: "random" lets training tasks draw support and query from all of a user's ratings, whatever the
             time: more tasks of the same data, but not quite such as are asked. With "both" it is every other one. Those
             of val and test keep to the time.
-        train_busy: training tasks are of a user of $n$ ratings in proportion to $n^{\text{train\_busy}}$; 0 draws users
-            evenly, 1 ratings.
+        user_sampling_power: training tasks are of a user of $n$ ratings in proportion to
+            $n^{\text{user\_sampling\_power}}$; 0 draws users evenly, 1 ratings.
         split: how users and items are cut, see `splitting`; by default 70, 15 and 15 % by a hash of the name. Only
             `ratio` cuts both, or within users.
         kinds: what columns hold, where it is not what they look like.
@@ -123,7 +124,7 @@ def ratings(
         train_shots: the same in training tasks.
         queries: query ratings.
         train_queries: the same in training tasks.
-        small: what becomes of a user with too few ratings: "error", "drop", or "shrink" to ask for fewer.
+        on_too_few: what becomes of a user with too few ratings: "error", "drop", or "shrink" to ask for fewer.
         reading: how a file of text is written; see `Reading`.
         bad_rows: "error", or "drop" to leave rows out that lack a value, or are of a user or item without features.
         seed: names the sequence of tasks.
@@ -154,16 +155,16 @@ def ratings(
     split = dict(split or SHARES)
     if cold in ("both", "none") and "ratio" not in split:
         raise ValueError(f"cold: {cold} is cut by ratio, as in split: {{ratio: [0.7, 0.15, 0.15]}}; got {split}")
-    if small not in get_args(Small):
-        raise ValueError(f"small must be error, drop or shrink, got {small!r}")
+    if on_too_few not in get_args(OnTooFew):
+        raise ValueError(f"on_too_few must be error, drop or shrink, got {on_too_few!r}")
     if start not in get_args(Start) or (start == "first" and time is None):
         raise ValueError(f"start must be any, or first with a time column to tell which ratings are, got {start!r}")
-    if since and time is None:
-        raise ValueError("since: true tells when a user first rated, and needs a time column")
+    if signup_time and time is None:
+        raise ValueError("signup_time: true tells when a user first rated, and needs a time column")
     if train_order not in get_args(TrainOrder):
         raise ValueError(f"train_order must be given, random or both, got {train_order!r}")
-    if ask not in ("number", "levels"):
-        raise ValueError(f"ask must be number or levels, got {ask!r}")
+    if target_type not in ("number", "levels"):
+        raise ValueError(f"target_type must be number or levels, got {target_type!r}")
     if rating is None and cold in ("items", "both"):
         raise ValueError("clicks on new items cannot be told from no click on known ones: give cold: users or none")
     given, how = dict(kinds or {}), Reading(**(reading or {}))
@@ -209,8 +210,8 @@ def ratings(
     known = np.flatnonzero(counts)
     numbers = np.zeros(len(of_items.names), np.int32)  # 0: no training rating
     numbers[known] = 1 + np.arange(len(known))
-    scale = _scale(scores, train, ask, found, rating)
-    stands = Standing.of(owner, numbers[number] - 1, scores, train, scale["std"]) if standing else None
+    scale = _scale(scores, train, target_type, found, rating)
+    stands = ItemMean.of(owner, numbers[number] - 1, scores, train, scale["std"]) if item_mean_feature else None
     sides = {}
     for name, members, places, names in (
         (user, np.unique(owner[train]), owner, of_users.names),
@@ -219,9 +220,9 @@ def ratings(
         if name in described:
             sides[name] = described[name].fit(names, members, places)
     came = None
-    if since and time and times is not None:
+    if signup_time and time and times is not None:
         first_U = times.values[flat[of_users.sizes.cumsum() - of_users.sizes]]
-        came = Since.of(time, times.format or times.kind, first_U[np.unique(owner[train])])
+        came = SignupTime.of(time, times.format or times.kind, first_U[np.unique(owner[train])])
     encoding = RatingEncoding(
         item=item,
         rating=rating,
@@ -230,14 +231,14 @@ def ratings(
         items=tuple(of_items.names[place] for place in known),
         counts=tuple(counts[known].tolist()),
         totals=tuple(map(float, stands.total)) if stands else (),
-        since=came,
+        signup_time=came,
         titles=described[item].titled(of_items.names, known) if title is not None else (),
         item_columns=sides[item].columns if item in sides else None,
         user_columns=sides[user].columns if user in sides else None,
         catalogue=sides[item].features(sides[item].of_known) if item in sides else None,
         reading=how,
     )
-    examples = RatingExamples(
+    examples = RatingDataset(
         numbers[number],
         encoding.targets(scores),
         len(encoding.levels),
@@ -248,32 +249,32 @@ def ratings(
     source = RatingTasks(
         examples, pools, of_users, encoding, shots=shots, train_shots=train_shots, queries=queries,
         train_queries=train_queries, negatives=(negatives, negatives if query_negatives is None else query_negatives),
-        ordered=time is not None, start=start, train_order=train_order, train_busy=train_busy,
-        small=small, cold=cold, seed=seed,
+        ordered=time is not None, start=start, train_order=train_order, user_sampling_power=user_sampling_power,
+        on_too_few=on_too_few, cold=cold, seed=seed,
     )  # fmt: skip
     if found.dropped["rows"]:
         source.dropped[f"bad rows, the first: {found.dropped['first'][0]}"] = found.dropped["rows"]
     return source
 
 
-def _scale(scores: np.ndarray, train: np.ndarray, ask: str, found: Table, rating: str | None) -> dict[str, Any]:
+def _scale(scores: np.ndarray, train: np.ndarray, target_type: str, found: Table, rating: str | None) -> dict[str, Any]:
     """What the training ratings say of the scale: its mean, its spread, its ends, its levels if these are asked for."""
     if rating is None:
         return {"mean": 0.5, "std": 0.5, "low": 0.0, "high": 1.0, "levels": (0.0, 1.0)}
     mean, std = moments(scores, train)
     values = np.unique(scores[train])
     levels: tuple[float, ...] = ()
-    if ask == "levels":
+    if target_type == "levels":
         levels = tuple(values.tolist())
         if not 2 <= len(levels) <= MOST_LEVELS:
             raise ValueError(
-                f"{found.path}: ask: levels needs ratings of 2 to {MOST_LEVELS} different values, and the training "
-                f"ratings have {len(levels)}; give ask: number"
+                f"{found.path}: target_type: levels needs ratings of 2 to {MOST_LEVELS} different values, and the "
+                f"training ratings have {len(levels)}; give target_type: number"
             )
         if not (there := np.isin(scores, levels)).all():
             raise ValueError(
                 f"{found.path}, column {rating!r}: {scores[~there][0]:g} is none of the values of the training "
-                f"ratings, {', '.join(f'{level:g}' for level in levels)}; mend it, or give ask: number"
+                f"ratings, {', '.join(f'{level:g}' for level in levels)}; mend it, or give target_type: number"
             )
     return {"mean": mean, "std": std or 1.0, "low": float(values[0]), "high": float(values[-1]), "levels": levels}
 
@@ -365,7 +366,7 @@ class RatingTasks(TaskSource):
 
     def __init__(
         self,
-        examples: RatingExamples,
+        examples: RatingDataset,
         sides: Mapping[Split, Sides],
         users: Members,
         encoding: RatingEncoding,
@@ -378,8 +379,8 @@ class RatingTasks(TaskSource):
         ordered: bool,
         start: Start,
         train_order: TrainOrder,
-        train_busy: float,
-        small: Small,
+        user_sampling_power: float,
+        on_too_few: OnTooFew,
         cold: Cold,
         seed: int,
     ) -> None:
@@ -391,7 +392,7 @@ class RatingTasks(TaskSource):
         each = dict.fromkeys(SPLITS, negatives[1]) | {"train": negatives[0]}
         self.negatives = {split: (negatives[0], each[split]) if clicks else (0, 0) for split in SPLITS}
         self.examples, self.encoding, self.objective = examples, encoding, encoding.objective
-        self.small, self.cold, self.seed = small, cold, seed
+        self.on_too_few, self.cold, self.seed = on_too_few, cold, seed
         self.ordered = dict.fromkeys(SPLITS, ordered) | {"train": ordered and train_order != "random"}
         self.by_turns = ordered and train_order == "both"
         self.in_turn = start == "first"
@@ -401,8 +402,8 @@ class RatingTasks(TaskSource):
         self._users: dict[Split, np.ndarray] = {}
         for split in sides:
             self._choose(split, users.names)
-        asked = np.diff(self._sides["train"].query.bounds)[self._users["train"]] ** float(train_busy)
-        self._drawn = asked.cumsum() / asked.sum() if train_busy else None
+        asked = np.diff(self._sides["train"].query.bounds)[self._users["train"]] ** float(user_sampling_power)
+        self._drawn = asked.cumsum() / asked.sum() if user_sampling_power else None
         self.user_names = {split: tuple(users.names[user] for user in own) for split, own in self._users.items()}
 
     @property
@@ -547,7 +548,7 @@ class RatingTasks(TaskSource):
     def _choose(self, split: Split, names: Sequence[str]) -> None:
         """Keep the users with enough ratings."""
         (support, query), shots, queries = self._sides[split], self.shots[split].high, self.queries[split].high
-        least = 1 if self.small == "shrink" else queries
+        least = 1 if self.on_too_few == "shrink" else queries
         has_U, asked_U = np.diff(support.bounds), np.diff(query.bounds)
         able = np.flatnonzero(has_U >= shots)
         left_U = np.full(len(has_U), -1)
@@ -558,13 +559,13 @@ class RatingTasks(TaskSource):
         enough = left_U >= least
         there = asked_U > 0
         short = np.flatnonzero(there & ~enough)
-        if len(short) and self.small == "error":
+        if len(short) and self.on_too_few == "error":
             user = int(short[0])
             in_order = " in this order" if self.ordered[split] else ""
             raise ValueError(
                 f"ratings: user {names[user]!r} in {split} has {has_U[user]} ratings to support and {asked_U[user]} to "
                 f"query, but {shots} shots + {queries} queries{in_order} cannot be had of them; lower shots or "
-                "queries, ask for fewer of such users by small: shrink, or leave them out by small: drop "
+                "queries, ask for fewer of such users by on_too_few: shrink, or leave them out by on_too_few: drop "
                 f"({len(short):,} in {split})"
             )
         if len(short):
