@@ -84,14 +84,14 @@ ALWAYS: dict[str, Shorten] = {
     "train.steps_per_round": at_most(3),
     "train.tasks_per_step": at_most(2),
     "train.mode": always("loop"),  # others choose by the clock, or compile
-    "evaluate.val_tasks": at_most(3),
-    "evaluate.test_tasks": at_most(4),
+    "evaluate.num_val_tasks": at_most(3),
+    "evaluate.num_test_tasks": at_most(4),
     "evaluate.shots": first_two([1, 2]),
-    "evaluate.shots_tasks": at_most(2),
+    "evaluate.num_shots_tasks": at_most(2),
     "baselines.steps": counted(2),
     "baselines.inner_lrs": first_two([0.01, 0.1]),
-    "baselines.val_tasks": at_most(2),
-    "baselines.test_tasks": at_most(4),
+    "baselines.num_val_tasks": at_most(2),
+    "baselines.num_test_tasks": at_most(4),
 }
 """What is set in every recipe, whether it stands there or not."""
 WHERE_GIVEN: dict[str, Shorten] = {
@@ -111,8 +111,10 @@ def shortened(recipe: Recipe) -> Recipe:
         3
     """
     short = json.loads(json.dumps(recipe))
+    old_names = "val_tasks" in recipe.get("evaluate", {})  # as recipes had them until counts were called num_*
     for path, shorten in (ALWAYS | WHERE_GIVEN).items():
         *outer, last = path.split(".")
+        last = last.removeprefix("num_") if old_names else last
         node = short
         for key in outer:
             node = node.setdefault(key, {}) if path in ALWAYS else node.get(key) or {}
