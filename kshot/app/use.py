@@ -14,8 +14,7 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
-from kshot import objectives
-from kshot.app.build import Shapes, build_model, build_source, device_of, has_head
+from kshot.app.build import Shapes, build_model, build_source, device_of, has_head, objective_of
 from kshot.app.display import Display
 from kshot.app.final_evaluation import evaluate_with_baselines, make_figures, report_entries
 from kshot.app.folder import OpenRun, RunFolder, load_run
@@ -119,7 +118,7 @@ def adapt_run(
     targets: Tensor | list[str]
     if run.preprocessor:
         inputs, targets, kept = run.preprocessor.support(support)
-    elif objectives.named(run.shapes["objective"]).task_specific_classes:
+    elif objective_of(run.spec, run.shapes).task_specific_classes:
         inputs, targets = support_images(support, run.shapes["inputs"], resize=resize, invert=invert)
     else:
         inputs, targets = support_table(support, run.shapes["inputs"], run.shapes["targets"])

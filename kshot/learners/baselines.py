@@ -19,6 +19,7 @@ from kshot.learner import Learner
 from kshot.learners.gradient.maml import GradientLearner, Rule, rule_of
 from kshot.learners.heads.protonet import HeadLearner, Prototypes
 from kshot.objectives import Objective
+from kshot.supplied import Seed
 from kshot.types import Batch, Tree, tree_leaves
 
 
@@ -29,7 +30,7 @@ def from_scratch(
     steps: NonNegativeInt = 50,
     objective: Objective = objectives.classification,
     batchnorm: BatchNorm = "support",
-    seed: int = 0,
+    seed: Seed = 0,
 ) -> GradientLearner:
     r"""Fit the model to the support set alone, from fresh random weights.
 

@@ -13,13 +13,13 @@ from annotated_types import Len
 from torch import Tensor, nn
 
 from kshot import objectives
-from kshot.annotations import PositiveInt
 from kshot.inner.functional import BatchNorm, Function
 from kshot.learner import Learner
 from kshot.learners.amortised.attention import perceptron
 from kshot.learners.gradient.cavia import FiLM
 from kshot.learners.heads.protonet import Head, Prototypes
 from kshot.objectives import Objective, classes_present, only_present
+from kshot.supplied import Embedding, TaskDim, TaskEncoder
 from kshot.types import Batch, Tree
 
 
@@ -120,11 +120,11 @@ class FilmLearner(Learner):
 
 
 def cnaps(
-    embedding: nn.Module,
-    encoder: nn.Module,
+    embedding: Embedding,
+    encoder: TaskEncoder,
     *,
     film: Annotated[Sequence[str], Len(1)],
-    task_dim: PositiveInt,
+    task_dim: TaskDim = 64,
     head: Literal["mahalanobis", "prototypes"] | Head = "mahalanobis",
     objective: Objective = objectives.classification,
     batchnorm: BatchNorm = "support",

@@ -16,12 +16,13 @@ from kshot.inner.rules import SGD, UpdateRule
 from kshot.inner.transforms import Chain
 from kshot.learners.gradient.maml import GradientLearner, of_order
 from kshot.objectives import Objective
+from kshot.supplied import BaseModel
 
 Kind = Literal["lstm", "mlp", "gates"]
 
 
 def meta_sgd(
-    model: nn.Module,
+    model: BaseModel,
     *,
     inner_lr: PositiveFloat,
     steps: NonNegativeInt = 1,
@@ -61,7 +62,7 @@ def meta_sgd(
 
 
 def meta_curvature(
-    model: nn.Module,
+    model: BaseModel,
     *,
     inner_lr: PositiveFloat,
     steps: NonNegativeInt = 1,
@@ -96,7 +97,7 @@ def meta_curvature(
 
 
 def alfa(
-    model: nn.Module,
+    model: BaseModel,
     *,
     inner_lr: PositiveFloat,
     steps: NonNegativeInt = 5,

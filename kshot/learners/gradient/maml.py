@@ -18,6 +18,7 @@ from kshot.inner.solvers import Annealed, FirstOrder, InnerSolver, Unrolled
 from kshot.learner import Learner
 from kshot.learners.gradient.outer_losses import MultiStepLoss, Outer, ReptileLoss, TrainOn, query_loss
 from kshot.objectives import Objective, classes_present, only_present
+from kshot.supplied import BaseModel
 from kshot.types import Batch, Params, Task, Tree
 
 Rule = Literal["sgd", "adam"]
@@ -156,7 +157,7 @@ class GradientLearner(Learner):
 
 
 def maml(
-    model: nn.Module,
+    model: BaseModel,
     *,
     inner_lr: PositiveFloat,
     steps: NonNegativeInt = 1,
@@ -204,7 +205,7 @@ def maml(
 
 
 def fomaml(
-    model: nn.Module,
+    model: BaseModel,
     *,
     inner_lr: PositiveFloat,
     steps: NonNegativeInt = 1,
@@ -240,7 +241,7 @@ def fomaml(
 
 
 def reptile(
-    model: nn.Module,
+    model: BaseModel,
     *,
     inner_lr: PositiveFloat,
     steps: NonNegativeInt = 5,
@@ -297,7 +298,7 @@ def reptile(
 
 
 def anil(
-    model: nn.Module,
+    model: BaseModel,
     *,
     inner_lr: PositiveFloat,
     steps: NonNegativeInt = 1,
@@ -330,7 +331,7 @@ def anil(
 
 
 def melu(
-    model: nn.Module,
+    model: BaseModel,
     *,
     inner_lr: PositiveFloat,
     steps: NonNegativeInt = 1,
@@ -373,7 +374,7 @@ def melu(
 
 
 def boil(
-    model: nn.Module,
+    model: BaseModel,
     *,
     inner_lr: PositiveFloat,
     steps: NonNegativeInt = 1,

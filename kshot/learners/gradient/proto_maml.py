@@ -17,6 +17,7 @@ from kshot.inner.rules import SGD
 from kshot.learners.gradient.maml import GradientLearner, HeadInit, of_order
 from kshot.learners.heads.protonet import class_means
 from kshot.objectives import Objective
+from kshot.supplied import Embedding
 from kshot.types import Batch, Params, Tree
 
 
@@ -69,7 +70,7 @@ class SharedInit(HeadInit):
 
 
 def proto_maml(
-    embedding: nn.Module,
+    embedding: Embedding,
     *,
     inner_lr: PositiveFloat,
     steps: NonNegativeInt = 5,
@@ -112,7 +113,7 @@ def proto_maml(
 
 
 def unicorn_maml(
-    embedding: nn.Module,
+    embedding: Embedding,
     *,
     features: int,
     inner_lr: PositiveFloat,

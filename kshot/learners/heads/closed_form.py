@@ -10,7 +10,7 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from kshot import objectives
 from kshot.annotations import PositiveFloat
@@ -18,6 +18,7 @@ from kshot.inner.convex import crammer_singer, logistic
 from kshot.inner.functional import BatchNorm
 from kshot.learners.heads.protonet import Head, HeadLearner, added, log_parameter
 from kshot.objectives import Objective
+from kshot.supplied import Embedding
 from kshot.types import Tree
 
 
@@ -126,7 +127,7 @@ class SupportVectors(_Dual):
 
 
 def r2d2(
-    embedding: nn.Module,
+    embedding: Embedding,
     *,
     l2: PositiveFloat = 1.0,
     scale: PositiveFloat | None = 10.0,
@@ -169,7 +170,7 @@ def r2d2(
 
 
 def metaoptnet(
-    embedding: nn.Module,
+    embedding: Embedding,
     *,
     base: Literal["svm", "ridge"] = "svm",
     l2: PositiveFloat | None = None,
@@ -223,7 +224,7 @@ def metaoptnet(
 
 
 def logistic_regression(
-    embedding: nn.Module,
+    embedding: Embedding,
     *,
     l2: PositiveFloat = 1.0,
     scale: PositiveFloat | None = None,

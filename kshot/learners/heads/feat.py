@@ -14,6 +14,7 @@ from kshot.inner.functional import BatchNorm
 from kshot.inner.redirected import layer_norm
 from kshot.learners.heads.protonet import Head, HeadLearner, class_means, euclidean
 from kshot.objectives import Objective, classes_present, only_present
+from kshot.supplied import Embedding, FeatureCount
 from kshot.types import Batch, Task, Tree, tree_map
 
 
@@ -96,9 +97,9 @@ class Contrast:
 
 
 def feat(
-    embedding: nn.Module,
+    embedding: Embedding,
     *,
-    features: int,
+    features: FeatureCount,
     temperature: PositiveFloat = 8.0,
     contrast: NonNegativeFloat = 0.1,
     dropout: FractionBelowOne = 0.5,

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Literal
 
 import numpy as np
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import normalize
 
 from kshot import objectives
@@ -22,6 +22,7 @@ from kshot.inner.unrolling import unroll
 from kshot.learner import Learner
 from kshot.learners.heads.protonet import Distance, Head, HeadLearner, Scaled, class_means, cosine, protonet
 from kshot.objectives import Objective, only_present
+from kshot.supplied import Embedding
 from kshot.types import Batch, Params, Task, Tree
 
 
@@ -54,7 +55,7 @@ class CosineClassifier(Head):
 
 
 def baseline_pp(
-    embedding: nn.Module,
+    embedding: Embedding,
     *,
     inner_lr: PositiveFloat,
     steps: NonNegativeInt = 100,
@@ -148,7 +149,7 @@ class TunedEmbedding(Learner):
 
 
 def pmf(
-    embedding: nn.Module,
+    embedding: Embedding,
     *,
     inner_lr: PositiveFloat,
     steps: NonNegativeInt = 50,

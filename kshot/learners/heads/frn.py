@@ -13,6 +13,7 @@ from kshot.annotations import PositiveFloat
 from kshot.inner.functional import BatchNorm
 from kshot.learners.heads.protonet import Head, HeadLearner, log_parameter
 from kshot.objectives import Objective
+from kshot.supplied import MapEmbedding
 from kshot.types import Tree
 
 
@@ -67,7 +68,7 @@ def _parts(feat_ND: Tensor) -> Tensor:
 
 
 def frn(
-    embedding: nn.Module,
+    embedding: MapEmbedding,
     *,
     scale: PositiveFloat = 10.0,
     objective: Objective = objectives.classification,

@@ -16,6 +16,7 @@ from kshot.annotations import NonNegativeInt, PositiveFloat
 from kshot.inner.functional import BatchNorm
 from kshot.learners.heads.protonet import Head, HeadLearner, Prototypes, Scaled, cosine, euclidean, log_parameter
 from kshot.objectives import Objective
+from kshot.supplied import Embedding, FeatureCount
 from kshot.types import Tree
 
 
@@ -80,9 +81,9 @@ class Centred(FeatureStatistics):
 
 
 def simpleshot(
-    embedding: nn.Module,
+    embedding: Embedding,
     *,
-    features: int,
+    features: FeatureCount,
     scale: PositiveFloat = 10.0,
     objective: Objective = objectives.classification,
     batchnorm: BatchNorm = "running",
@@ -181,10 +182,10 @@ class Matching(Head):
 
 
 def matching_net(
-    embedding: nn.Module,
+    embedding: Embedding,
     *,
     context_steps: NonNegativeInt = 0,
-    features: int | None = None,
+    features: FeatureCount | None = None,
     scale: PositiveFloat = 10.0,
     objective: Objective = objectives.classification,
     batchnorm: BatchNorm = "support",

@@ -18,6 +18,7 @@ from kshot.inner.functional import BatchNorm, Function, Statistics
 from kshot.learner import Learner
 from kshot.learners.gradient.outer_losses import query_loss
 from kshot.objectives import Objective, classes_present, only_present
+from kshot.supplied import Embedding
 from kshot.types import Batch, Params, Task, Tree
 
 
@@ -246,7 +247,7 @@ class Prototypes(Head):
 
 
 def protonet(
-    embedding: nn.Module,
+    embedding: Embedding,
     *,
     distance: Literal["euclidean", "cosine"] | Distance = "euclidean",
     objective: Objective = objectives.classification,

@@ -23,6 +23,7 @@ from kshot.learners.gradient.proto_maml import Headed, PrototypeInit
 from kshot.learners.heads.metric import Centred
 from kshot.learners.heads.protonet import Head, HeadLearner, class_means, euclidean
 from kshot.objectives import Objective, classes_present, only_present
+from kshot.supplied import Embedding, FeatureCount
 from kshot.types import Batch, Params, Tree
 
 
@@ -68,9 +69,9 @@ class Laplacian(Head):
 
 
 def laplacian_shot(
-    embedding: nn.Module,
+    embedding: Embedding,
     *,
-    features: int,
+    features: FeatureCount,
     neighbours: PositiveInt = 3,
     smoothness: NonNegativeFloat = 1.0,
     steps: NonNegativeInt = 20,
@@ -164,7 +165,7 @@ class TransductiveTuner(Learner):
 
 
 def transductive_fine_tune(
-    embedding: nn.Module,
+    embedding: Embedding,
     *,
     inner_lr: PositiveFloat,
     steps: NonNegativeInt = 25,
