@@ -119,7 +119,7 @@ def adapt_run(
     targets: Tensor | list[str]
     if run.encoding:
         inputs, targets, kept = run.encoding.support(support)
-    elif objectives.named(run.shapes["objective"]).task_specific_classes:
+    elif objectives.from_name(run.shapes["objective"], allow_import=True).task_specific_classes:
         inputs, targets = support_images(support, run.shapes["inputs"], resize=resize, invert=invert)
     else:
         inputs, targets = support_table(support, run.shapes["inputs"], run.shapes["targets"])
