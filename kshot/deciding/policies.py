@@ -81,8 +81,8 @@ def rules(target: Target, budget: Budget, *, patience: int = 4, factor: float = 
         if target.clearly_worse(result, best_result):
             return Rollback(
                 best.number,
-                f"validation {target.metric} is {result}, worse than {best_result} in round {best.number}: return to it with "
-                f"outer_lr {lowered['outer_lr']:.2g}",
+                f"validation {target.metric} is {result}, worse than {best_result} in round {best.number}: "
+                f"return to that round with outer_lr {lowered['outer_lr']:.2g}",
                 lowered,
             )
         stalled = last.number - max(best.number, _last_change(rounds))
