@@ -29,6 +29,40 @@ def _with_unit_spread(targets: Tensor) -> Tree:
     return {"mean": targets, "std": torch.ones_like(targets)}
 
 
+def _accept_any(targets: Tree) -> None:
+    """Accept targets of any form."""
+
+
+def check_one_hot(targets: Tree) -> None:
+    """Raise `ValueError` unless targets are floating point (n, ways), as one-hot or soft labels are."""
+    if not isinstance(targets, Tensor) or targets.ndim != 2 or not targets.is_floating_point():
+        raise ValueError(
+            f"targets must be one-hot (n, ways), got {_describe(targets)}; "
+            "pass class ids through one_hot() or Batch.of(..., ways=...)"
+        )
+
+
+def check_numbers(targets: Tree) -> None:
+    """Raise `ValueError` unless targets are floating point (n, ...) with at least one axis beside that of the rows."""
+    if not isinstance(targets, Tensor) or targets.ndim < 2 or not targets.is_floating_point():
+        raise ValueError(
+            f"targets of a regression must be floating point (n, ...), such as (n, 1), got {_describe(targets)}"
+        )
+
+
+def check_symbols(targets: Tree) -> None:
+    """Raise `ValueError` unless targets are integers (n, L)."""
+    if not isinstance(targets, Tensor) or targets.ndim != 2 or targets.is_floating_point():
+        raise ValueError(f"targets of next-token tasks must be integers (n, length), got {_describe(targets)}")
+
+
+def _describe(targets: Tree) -> str:
+    """Dtype and shape of targets, as in `int64 (5,)`."""
+    if not isinstance(targets, Tensor):
+        return type(targets).__name__
+    return f"{str(targets.dtype).removeprefix('torch.')} {tuple(targets.shape)}"
+
+
 class Objective(NamedTuple):
     """Loss and metrics of a kind of task.
 
@@ -38,12 +72,15 @@ class Objective(NamedTuple):
         task_specific_classes: whether each task has classes of its own. A class without support examples is then none
             of the task's, and learners give it no probability.
         as_prediction: targets -> a prediction of just them, of the form that loss and metrics take.
+        check_targets: targets -> None; raises ValueError if shape or dtype do not fit the loss. `Learner.adapt` calls
+            it on each support set. It reads no values, so that it works under `vmap` and while tracing.
     """
 
     loss: Callable[[Tree, Batch], Tensor]
     metrics: Callable[[Tree, Batch], dict[str, Tensor]]
     task_specific_classes: bool = False
     as_prediction: Callable[[Tree], Tree] = _themselves
+    check_targets: Callable[[Tree], None] = _accept_any
 
 
 def weighted_mean(values: Tensor, weight: Tensor) -> Tensor:
@@ -73,10 +110,7 @@ def _accuracy(logits: Tensor, batch: Batch) -> dict[str, Tensor]:
 
 
 def _check_ways(logits: Tensor, targets: Tensor) -> None:
-    if targets.ndim != 2:
-        raise ValueError(
-            f"targets must be one-hot (n, ways), got {tuple(targets.shape)}; pass class ids through one_hot()"
-        )
+    check_one_hot(targets)
     if logits.shape != targets.shape:
         raise ValueError(
             f"the model predicts {tuple(logits.shape)} but the targets are {tuple(targets.shape)} (n, ways): "
@@ -93,15 +127,19 @@ def _squared_error(prediction: Tensor, batch: Batch) -> Tensor:
     return weighted_mean((prediction - batch.targets).square().flatten(1).mean(1), batch.weight)
 
 
-mse = Objective(_squared_error, lambda prediction, batch: {"mse": _squared_error(prediction, batch)})
+mse = Objective(
+    _squared_error,
+    lambda prediction, batch: {"mse": _squared_error(prediction, batch)},
+    check_targets=check_numbers,
+)
 r"""Regression: $\frac{1}{\sum w} \sum_i w_i \lVert \hat y_i - y_i \rVert^2 / d$; prediction and targets (n, ...)."""
 
-classification = Objective(_cross_entropy, _accuracy, task_specific_classes=True)
+classification = Objective(_cross_entropy, _accuracy, task_specific_classes=True, check_targets=check_one_hot)
 r"""Classification, each task with classes of its own:
 $-\frac{1}{\sum w} \sum_i w_i \sum_c y_{ic} \log \mathrm{softmax}(\hat y_i)_c$; logits (n, C),
 one-hot or soft targets (n, C). Metric: accuracy, in 0 … 1."""
 
-shared_classification = Objective(_cross_entropy, _accuracy)
+shared_classification = Objective(_cross_entropy, _accuracy, check_targets=check_one_hot)
 """As `classification`, with the same classes in all tasks, such as pass and fail: one may be missing from a support."""
 
 
@@ -154,7 +192,9 @@ def _of_gaussian(prediction: Tree, batch: Batch) -> dict[str, Tensor]:
     return {"log_likelihood": likelihood} | metrics
 
 
-gaussian = Objective(_negative_log_likelihood, _of_gaussian, as_prediction=_with_unit_spread)
+gaussian = Objective(
+    _negative_log_likelihood, _of_gaussian, as_prediction=_with_unit_spread, check_targets=check_numbers
+)
 r"""Regression with a spread: $-\frac{1}{\sum w} \sum_i w_i \frac1d \sum_j \log N(y_{ij}; \mu_{ij}, \sigma^2_{ij})$. A
 prediction is `{"mean": (n, ...), "std": (n, ...)}`, both of the targets' shape. Metrics: log_likelihood, in nats for
 each number predicted; mse of the mean; crps, the continuous ranked probability score, in the targets' unit (lower is
@@ -173,6 +213,7 @@ next_token = Objective(
     _symbol_loss,
     lambda logits, batch: {"bits_per_character": _symbol_loss(logits, batch) / math.log(2)},
     as_prediction=_surely,
+    check_targets=check_symbols,
 )
 r"""Language modelling: $-\sum_{it} m_{it} \log \mathrm{softmax}(\hat y_{it})_{y_{it}} / \sum_{it} m_{it}$ with
 $m_{it} = w_i [y_{it} \ge 0]$: a negative target marks a position that is not scored, such as padding. Logits (n, L, V),
@@ -206,7 +247,8 @@ def next_token_of(characters: Sequence[int]) -> Objective:
         >>> float(next_token_of([3, 1]).metrics(torch.zeros(1, 2, 2), batch)["bits_per_character"])
         0.5
     """
-    return Objective(_symbol_loss, _OfTokens(tuple(map(int, characters))), as_prediction=_surely)
+    metrics = _OfTokens(tuple(map(int, characters)))
+    return Objective(_symbol_loss, metrics, as_prediction=_surely, check_targets=check_symbols)
 
 
 @dataclass(frozen=True)
@@ -242,7 +284,7 @@ def in_units(scales: Sequence[float], names: Sequence[str]) -> Objective:
         >>> {name: float(value) for name, value in metrics.items()}
         {'mse': 200.0, 'mae': 10.0}
     """
-    return Objective(_squared_error, _InUnits(tuple(scales), tuple(names)))
+    return Objective(_squared_error, _InUnits(tuple(scales), tuple(names)), check_targets=check_numbers)
 
 
 CUTS = (1, 3, 5, 10)
@@ -291,7 +333,7 @@ def rating(mean: float, std: float, low: float, high: float, like: float) -> Obj
         >>> [round(float(metrics[name]), 4) for name in ("mae", "ndcg_1", "precision_5")]
         [0.5, 1.0, 0.5]
     """
-    return Objective(_squared_error, _Rating(mean, std, low, high, like))
+    return Objective(_squared_error, _Rating(mean, std, low, high, like), check_targets=check_numbers)
 
 
 @dataclass(frozen=True)
@@ -342,7 +384,8 @@ def levels(values: Sequence[float], mean: float, std: float, like: float) -> Obj
     """
     if len(values) < 2 or list(values) != sorted(set(values)):
         raise ValueError(f"levels are two values or more, and rise; got {list(values)}")
-    return Objective(_cross_entropy, _Levels(tuple(map(float, values)), float(mean), float(std), float(like)))
+    metrics = _Levels(tuple(map(float, values)), float(mean), float(std), float(like))
+    return Objective(_cross_entropy, metrics, check_targets=check_one_hot)
 
 
 def levels_of(objective: Objective) -> tuple[float, ...] | None:
@@ -389,7 +432,7 @@ def forecast(season: int = 1, unit: float = 1.0) -> Objective:
     Deviations:
         The denominator of mase is taken over the contexts, all that a model is shown, in place of the whole history.
     """
-    return Objective(_squared_error, _Forecast(season, unit))
+    return Objective(_squared_error, _Forecast(season, unit), check_targets=check_numbers)
 
 
 OF_ITEMS = (_Rating, _Levels)

@@ -102,13 +102,14 @@ class GradientLearner(Learner):
         """The outer loss of one task, ()."""
         return self.outer(self, task)
 
-    def adapt(self, support: Batch, *, steps: int | None = None) -> Tree:
+    def _adapt(self, support: Batch, *, steps: int | None = None) -> Tree:
         """Adapt to a support set; `steps` overrides the solver's number of inner steps."""
         turns = self._inner_batches(support, steps)
         return self._state(self.solver(self._loss, self._begin(support), turns), support, len(turns))
 
     def trajectory(self, support: Batch, *, steps: int | None = None) -> list[Tree]:
         """The state before the first inner step and after each one; arguments as for `adapt`."""
+        self._check_support(support)
         way = self.solver.trajectory(self._loss, self._begin(support), self._inner_batches(support, steps))
         return [self._state(params, support, step) for step, params in enumerate(way)]
 
