@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 import numpy as np
 
 from kshot import objectives
+from kshot.annotations import EMPTY, FractionBelowOne, PositiveInt, PositiveIntPair
 from kshot.data import library
 from kshot.data.dataset import ArrayDataset, Dataset
-from kshot.data.tables.table import Reading, Table
+from kshot.data.tables.table import Reading, ReadingOptions, Table
 from kshot.data.text.features import Featuriser, character_ids, hashed_ngrams
 from kshot.data.text.files import column_of, read_text, texts_of, values_of, words_of
 from kshot.data.text.labelled import open_labelled
@@ -55,8 +56,8 @@ def text(
     domain: str = "domain",
     features: Features | Featuriser = "words",
     encoder: str | None = None,
-    ngrams: tuple[int, int] | None = None,
-    width: int | None = None,
+    ngrams: PositiveIntPair | None = None,
+    width: PositiveInt | None = None,
     ways: Size = 5,
     shots: Size = 1,
     queries: Size = 15,
@@ -66,10 +67,10 @@ def text(
     within: Literal["domain"] | None = None,
     out_of_scope_label: str | None = None,
     imbalance: Imbalance | None = None,
-    label_noise: float = 0.0,
+    label_noise: FractionBelowOne = 0.0,
     on_too_few: OnTooFew = "error",
     bad_rows: Literal["error", "drop"] = "error",
-    reading: Mapping[str, Any] | None = None,
+    reading: ReadingOptions = EMPTY,
     seed: int = 0,
 ) -> TextTasks:
     """Tell the classes of your own texts apart.

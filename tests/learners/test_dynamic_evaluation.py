@@ -73,7 +73,7 @@ def test_a_tied_model_has_one_matrix_of_symbols_and_its_logits_are_a_product_wit
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"kind": "rnn"}, "kind must be one of gru, lstm, transformer"),
+        ({"body": "rnn"}, "body must be one of gru, lstm, transformer"),
         ({"symbols": 0}, "symbols must be at least 1"),
         ({"width": 0}, "width must be at least 1"),
         ({"dropout": 1.0}, "dropout"),

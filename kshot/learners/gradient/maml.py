@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import nn
 
 from kshot import objectives
+from kshot.annotations import DerivativeOrder, FractionBelowOne, NonNegativeInt, PositiveFloat, PositiveInt
 from kshot.inner.functional import BatchNorm
 from kshot.inner.per_parameter import Pattern, adaptable_params
 from kshot.inner.rules import SGD
@@ -17,9 +18,9 @@ from kshot.objectives import Objective
 def maml(
     model: nn.Module,
     *,
-    inner_lr: float,
-    steps: int = 1,
-    order: int = 2,
+    inner_lr: PositiveFloat,
+    steps: NonNegativeInt = 1,
+    order: DerivativeOrder = 2,
     objective: Objective = objectives.classification,
     adaptable: Pattern = "*",
     batchnorm: BatchNorm = "support",
@@ -64,13 +65,13 @@ def maml(
 def fomaml(
     model: nn.Module,
     *,
-    inner_lr: float,
-    steps: int = 1,
+    inner_lr: PositiveFloat,
+    steps: NonNegativeInt = 1,
     rule: Rule = "sgd",
     objective: Objective = objectives.classification,
     adaptable: Pattern = "*",
     batchnorm: BatchNorm = "support",
-    minibatch: int | None = None,
+    minibatch: PositiveInt | None = None,
 ) -> GradientLearner:
     r"""First-order MAML: MAML whose outer gradient treats the inner gradients as constants.
 
@@ -98,14 +99,14 @@ def fomaml(
 def reptile(
     model: nn.Module,
     *,
-    inner_lr: float,
-    steps: int = 5,
+    inner_lr: PositiveFloat,
+    steps: NonNegativeInt = 5,
     train_on: TrainOn = "both",
-    momentum: float = 0.0,
+    momentum: FractionBelowOne = 0.0,
     objective: Objective = objectives.classification,
     adaptable: Pattern = "*",
     batchnorm: BatchNorm = "support",
-    minibatch: int | None = None,
+    minibatch: PositiveInt | None = None,
 ) -> GradientLearner:
     r"""Reptile: move the initialisation towards the end point of gradient descent on each task.
 
@@ -155,10 +156,10 @@ def reptile(
 def anil(
     model: nn.Module,
     *,
-    inner_lr: float,
-    steps: int = 1,
+    inner_lr: PositiveFloat,
+    steps: NonNegativeInt = 1,
     head: str = "head",
-    order: int = 2,
+    order: DerivativeOrder = 2,
     objective: Objective = objectives.classification,
     batchnorm: BatchNorm = "support",
 ) -> GradientLearner:
@@ -188,10 +189,10 @@ def anil(
 def boil(
     model: nn.Module,
     *,
-    inner_lr: float,
-    steps: int = 1,
+    inner_lr: PositiveFloat,
+    steps: NonNegativeInt = 1,
     head: str = "head",
-    order: int = 2,
+    order: DerivativeOrder = 2,
     objective: Objective = objectives.classification,
     batchnorm: BatchNorm = "support",
 ) -> GradientLearner:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import nn
 
 from kshot import objectives
+from kshot.annotations import DerivativeOrder, NonNegativeInt, PositiveFloat
 from kshot.inner.functional import BatchNorm
 from kshot.inner.per_parameter import Pattern
 from kshot.inner.rules import SGD
@@ -15,9 +16,9 @@ from kshot.objectives import Objective
 def melu(
     model: nn.Module,
     *,
-    inner_lr: float,
-    steps: int = 1,
-    order: int = 2,
+    inner_lr: PositiveFloat,
+    steps: NonNegativeInt = 1,
+    order: DerivativeOrder = 2,
     decision: Pattern = ("body.*", "head.*"),
     objective: Objective = objectives.mse,
     batchnorm: BatchNorm = "support",
