@@ -107,7 +107,7 @@ def test_the_prediction_is_that_of_a_plain_sum():
             super().__init__(objectives.mse)
             self.weight = nn.Parameter(torch.ones(1000))
 
-        def adapt(self, support):
+        def _adapt(self, support):
             return {}
 
         def predict(self, state, inputs):
