@@ -1,4 +1,4 @@
-from . import data, deciding, evaluation, inner, learners, models, objectives, sources, tasks, training
+from . import data, deciding, evaluation, inner, learners, models, objectives, sources, tasks, testing, training
 from .deciding.loop import run_until
 from .deciding.policies import Budget
 from .evaluation.evaluate import evaluate
@@ -37,5 +37,6 @@ __all__ = [
     "save_state",
     "sources",
     "tasks",
+    "testing",
     "training",
 ]
