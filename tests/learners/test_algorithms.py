@@ -307,7 +307,7 @@ def test_a_trajectory_of_states_ends_where_adapting_does(task):
         (lambda: kshot.learners.boil(net(), inner_lr=0.1, head="top"), "no trainable parameter .*'top"),
         (lambda: kshot.learners.maml_pp(net(), inner_lr=0.1, multi_step=2.0), "until must be a part of the training"),
         (lambda: kshot.learners.maml_pp(net(), inner_lr=0.1, first_order=-1.0), "until must be a part of the training"),
-        (lambda: kshot.learners.cavia(net(), inner_lr=0.1, task_dim=0), "context must be at least 1"),
+        (lambda: kshot.learners.cavia(net(), inner_lr=0.1, task_dim=0), "task_dim must be at least 1"),
         (
             lambda: kshot.learners.cavia(net(), inner_lr=0.1, task_dim=2, film=["9"]),
             "no layer '9' to modulate; it has: 0, 1, 2",
