@@ -26,7 +26,6 @@ from torch import nn
 
 import kshot
 from kshot.app.build import build_source
-from kshot.app.folder import load_run
 from kshot.app.run import environment, run
 from kshot.app.spec import Spec, load_spec
 from kshot.data import library
@@ -330,7 +329,7 @@ def main(arguments: Iterable[str] | None = None) -> None:
             continue
         for seed in options.seeds:
             folder = trained(RECIPES[part], seed, options.out)
-            opened = load_run(folder)
+            opened = kshot.load(folder)
             score(opened.learner.eval(), opened.spec, folder)
     if options.write:
         write(options.out)

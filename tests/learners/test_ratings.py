@@ -17,7 +17,6 @@ from sklearn.metrics import ndcg_score
 
 import kshot
 from kshot import Batch, objectives, ranking
-from kshot.app.folder import load_run
 from kshot.app.recommend import User, interview
 from kshot.data.library.pickled import read_frame
 from kshot.learners.ratings import recommenders
@@ -380,7 +379,7 @@ def test_a_run_recommends_tells_why_and_asks(tmp_path, monkeypatch, command, tar
     assert (
         f"{shown['share']:.2%} of {shown['items']} items are among the first 10" in Path("run/report.html").read_text()
     )
-    opened = load_run(Path("run"))
+    opened = kshot.load(Path("run"))
     Path("me.csv").write_text("item,rating\n3,5\n4,1\n8,4\n")
     told = json.loads(command("recommend", "run", "--user", "me.csv", "--top", "4", "--ask", "2", "--json"))
     assert len(told["recommended"]) == 4
