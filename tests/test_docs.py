@@ -93,7 +93,7 @@ def test_a_documented_source_names_every_key_of_its_own(kind):
 @pytest.mark.parametrize("kind", [TextSpec, CorpusSpec])
 def test_a_source_takes_the_same_in_a_run_file_as_in_python(kind):
     (name,) = get_args(kind.model_fields["kind"].annotation)
-    arguments = inspect.signature(getattr(kshot.tasks, name)).parameters
+    arguments = inspect.signature(getattr(kshot.sources, name)).parameters
     assert set(arguments) - {"seed"} == set(kind.model_fields) - {"kind"}
     for key, argument in arguments.items():
         if key not in ("path", "seed", "reading"):
