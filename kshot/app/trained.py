@@ -187,7 +187,7 @@ class TrainedRun:
     def _support(self, path: Path, *, resize: bool, invert: bool) -> tuple[Tree, Tensor | list[str], dict[str, Any]]:
         if self.preprocessor:
             return self.preprocessor.support(path)
-        if objectives.named(self.shapes["objective"]).task_specific_classes:
+        if objectives.from_name(self.shapes["objective"], allow_import=True).task_specific_classes:
             return *support_images(path, self.shapes["inputs"], resize=resize, invert=invert), {}
         return *support_table(path, self.shapes["inputs"], self.shapes["targets"]), {}
 

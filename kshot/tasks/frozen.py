@@ -58,6 +58,7 @@ def freeze(source: TaskSource, path: Path | str, *, split: Split = "test", tasks
     if path.exists():
         raise ValueError(f"{path} exists and is never written over; choose another file")
     objective = objectives.name_of(source.objective)
+    objectives.from_name(objective)  # refuses what `episodes` cannot find again
     digest = hashlib.sha256()
     frozen: Task | None = None
     for start in range(0, tasks, CHUNK):
@@ -128,7 +129,7 @@ class Episodes(TaskSource):
             raise ValueError(
                 f"the files' objectives differ: {', '.join(sorted(names))}; they are not tasks of one kind"
             )
-        self.objective = objectives.named(names.pop())
+        self.objective = objectives.from_name(names.pop())
         self.seed = next(iter(self.files.values()))["seed"]
 
     def task(self, split: Split, index: int) -> Task:
@@ -227,7 +228,7 @@ def _header(path: Path) -> dict[str, Any]:
         wrong = [key for key, kind in kinds.items() if not isinstance(about[key], kind)]
         if wrong or about["split"] not in SPLITS:
             raise ValueError(f"its {(wrong or ['split'])[0]} makes no sense")
-        objectives.named(about["objective"])
+        objectives.from_name(about["objective"])
         names: list[str] = []
 
         def listed(name: str) -> Tensor:

@@ -29,9 +29,9 @@ def make_task(
 ) -> Task:
     """A small task that a learner of the objective can solve.
 
-    Classification, where the objective has `task_specific_classes`: a random pattern for each class, with noise.
-    Next-token prediction, for `objectives.next_token`: a text that counts modulo 6 in steps of a random size, windows
-    (n, 3) of 8 symbols. Regression, for all others: a linear function of random slope, targets (n, 1).
+    It follows what the objective predicts. Classes: a random pattern for each class, with noise. Tokens: a text that
+    counts modulo 6 in steps of a random size, windows (n, 3) of 8 symbols. Else regression: a linear function of random
+    slope, targets (n, 1).
 
     Args:
         objective: loss and metrics of the learner.
@@ -47,9 +47,9 @@ def make_task(
         torch.Size([5, 1, 8, 8])
     """
     random = torch.Generator().manual_seed(seed)
-    if objective == objectives.next_token:
+    if objective.predicts == "tokens":
         return _text(shots * ways, queries * ways, random, dtype)
-    if objective.task_specific_classes:
+    if objective.classifies:
         return _patterns(ways, shots, queries, inputs or (1, 8, 8), random, dtype)
     return _line(shots * ways, queries * ways, inputs or (1,), random, dtype)
 

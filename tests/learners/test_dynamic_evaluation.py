@@ -22,7 +22,7 @@ from kshot.app import cli
 from kshot.data.text.tokenizer import Tokens
 from kshot.data.text.vocabulary import Vocabulary
 from kshot.learners.generate import _drawn
-from kshot.objectives import name_of, named, next_token, next_token_of
+from kshot.objectives import from_name, name_of, next_token, next_token_of
 from kshot.sources.corpus import BYTES, CorpusPreprocessor
 from kshot.training.checkpoint import load_state
 from kshot.training.step import MetaGradient
@@ -343,7 +343,7 @@ def test_bits_of_tokens_are_told_for_a_character():
     objective = next_token_of([0, 0, 5, 1])
     torch.testing.assert_close(objective.metrics(logits, batch)["bits_per_character"], total / 12)
     torch.testing.assert_close(objective.loss(logits, batch), total * math.log(2) / 4)
-    assert named(name_of(objective)) == objective
+    assert from_name(name_of(objective)) == objective
 
 
 @pytest.mark.parametrize("learner", ["maml", "dynamic_evaluation"])

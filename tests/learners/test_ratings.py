@@ -16,11 +16,12 @@ from sklearn.linear_model import Ridge
 from sklearn.metrics import ndcg_score
 
 import kshot
-from kshot import Batch, objectives, ranking
+from kshot import Batch, objectives
 from kshot.app.recommend import User, interview
 from kshot.data.library.pickled import read_frame
 from kshot.learners.ratings import recommenders
 from kshot.learners.ratings.alpaca import posterior
+from kshot.objectives import ranking
 
 
 @pytest.mark.parametrize("levels", [3, 1000])
