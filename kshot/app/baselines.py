@@ -54,17 +54,16 @@ def names_of(spec: Spec, objective: Objective) -> list[BaselineName | Part]:
             if name in NEED_PRETRAINING and spec.pretrain is None:
                 raise ValueError(f"baseline {name!r} needs a pretrained model: give the run file a 'pretrain' section")
         return spec.baselines.names
-    if isinstance(objective.metrics, objectives.OF_ITEMS):
+    if objectives.rates_items(objective):
         return list(GRIDS)
-    of_classes = objective.task_specific_classes or objective.loss is objectives.shared_classification.loss
-    gives_spread = objective.loss is objectives.gaussian.loss  # which no model of a run file does by itself
-    fits_alone = spec.model is not None and spec.model.kind != "encoder" and not gives_spread
+    wants_spread = objective.predicts == "distribution"  # which no model of a run file predicts by itself
+    fits_alone = spec.model is not None and spec.model.kind != "encoder" and not wants_spread
     names: list[BaselineName | Part] = ["scratch"] if fits_alone else []
     if spec.pretrain:
-        names += ["fine_tune", "pretrained_centroid"] if of_classes else ["fine_tune", "pretrained"]
-    if of_classes:
+        names += ["fine_tune", "pretrained_centroid"] if objective.classifies else ["fine_tune", "pretrained"]
+    if objective.classifies:
         names.append("centroid")
-    elif objective.loss in (objectives.mse.loss, objectives.gaussian.loss):
+    elif objective.predicts in ("values", "distribution"):
         names.append("support_mean")
     return names
 

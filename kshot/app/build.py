@@ -6,6 +6,7 @@ the run file gives.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from math import prod
@@ -66,15 +67,17 @@ def build_source(spec: Spec) -> TaskSource:
     """The task source of a run file."""
     source = _call("source", spec.source, {Supplied.SEED: lambda: spec.task_seed})
     if spec.objective is not None:
-        source.objective = _call("objective", spec.objective)
+        objective, options = _call("objective", spec.objective), spec.objective.model_dump(exclude={"kind"})
+        name = f"{spec.objective.kind} {json.dumps(options)}" if options else spec.objective.kind
+        source.objective = objective._replace(name=name) if ":" in name else objective
     return source
 
 
-def shapes_of(spec: Spec, source: TaskSource) -> Shapes:
+def shapes_of(source: TaskSource) -> Shapes:
     """The shapes of one example of a source's tasks, and their objective.
 
     Raises:
-        ValueError: an objective that neither kshot nor the run file has a name for.
+        ValueError: an objective without a name.
     """
     batch, preprocessor = source.task("train", 0).support, source.preprocessor
     inputs = batch.inputs
@@ -94,16 +97,7 @@ def shapes_of(spec: Spec, source: TaskSource) -> Shapes:
             shapes["causal_lm"] = preprocessor.vocabulary.folder
     elif isinstance(inputs, torch.Tensor) and inputs.dtype == torch.int64:
         shapes["ids"] = True
-    try:
-        name = spec.objective.kind if spec.objective else objectives.name_of(source.objective)
-    except ValueError as error:
-        raise ValueError(f"{error}: name it under the key 'objective', as in package.module:name") from None
-    return shapes | {"objective": name}
-
-
-def objective_of(spec: Spec, shapes: Shapes) -> Objective:
-    """The objective of a run: that of its run file, or else of its source."""
-    return _call("objective", spec.objective) if spec.objective else objectives.named(shapes["objective"])
+    return shapes | {"objective": objectives.name_of(source.objective)}
 
 
 def build_model(spec: Spec, shapes: Shapes, *, head: bool, learner: Part | None = None) -> nn.Module:
@@ -220,7 +214,7 @@ def build_learner(spec: Spec, model: nn.Module, shapes: Shapes, learner: Part | 
         Supplied.NUM_OUTPUTS: lambda: prod(shapes["targets"]),
         Supplied.USER_FEATURES: lambda: _num_features(shapes, "user_features"),
         Supplied.SEED: lambda: spec.seed,
-        Objective: lambda: objective_of(spec, shapes),
+        Objective: lambda: objectives.from_name(shapes["objective"], allow_import=True),
     }
     # Only networks of their own take their weights from the run's seed; heads, from torch's global generator.
     alone = all(each.optional for supplied, each in _asked_of(learner).items() if supplied in MODELS)

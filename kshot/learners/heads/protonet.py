@@ -18,7 +18,6 @@ from kshot.inner.functional import BatchNorm, Function, Statistics
 from kshot.learner import Learner
 from kshot.learners.gradient.outer_losses import query_loss
 from kshot.objectives import Objective, classes_present, only_present
-from kshot.supplied import Embedding
 from kshot.types import Batch, Params, Task, Tree
 
 
@@ -96,7 +95,7 @@ class HeadLearner(Learner):
         """The outer loss of one task, ()."""
         return self.outer(self, task)
 
-    def adapt(self, support: Batch, *, extendable: bool = False) -> Tree:
+    def _adapt(self, support: Batch, *, extendable: bool = False) -> Tree:
         """Adapt to a support set; an `extendable` state also holds the `"memory"` that `extend` needs."""
         features, statistics = self.embed(support)
         state = self.fit(support, features, statistics)
@@ -109,6 +108,7 @@ class HeadLearner(Learner):
         at once. Where BatchNorm takes statistics of the support these stay those of the first one."""
         if "memory" not in state:
             raise ValueError("this state holds no memory to extend: make it by adapt(support, extendable=True)")
+        self._check_support(support)
         before, now = state.get("present"), support.targets.shape[1]
         if before is not None and now < len(before):
             raise ValueError(
@@ -247,7 +247,7 @@ class Prototypes(Head):
 
 
 def protonet(
-    embedding: Embedding,
+    embedding: nn.Module,
     *,
     distance: Literal["euclidean", "cosine"] | Distance = "euclidean",
     objective: Objective = objectives.classification,

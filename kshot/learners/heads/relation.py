@@ -18,7 +18,6 @@ from kshot.learner import Learner
 from kshot.learners.gradient.outer_losses import query_loss
 from kshot.learners.heads.protonet import Head, HeadLearner, class_means
 from kshot.objectives import Objective, weighted_mean
-from kshot.supplied import FeatureShape, MapEmbedding
 from kshot.types import Task, Tree
 
 
@@ -65,9 +64,9 @@ def squared_relations(learner: Learner, task: Task) -> Tensor:
 
 
 def relation_net(
-    embedding: MapEmbedding,
+    embedding: nn.Module,
     *,
-    features: FeatureShape,
+    features: int | Sequence[int],
     hidden: PositiveInt = 64,
     relation: nn.Module | None = None,
     loss: Literal["squared", "objective"] = "squared",
