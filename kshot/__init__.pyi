@@ -16,20 +16,23 @@ from .learners.gradient.cavia import cavia
 from .learners.gradient.dynamic_evaluation import dynamic_evaluation
 from .learners.gradient.imaml import imaml
 from .learners.gradient.learned_optimizers import alfa, learned_optimizer, meta_curvature, meta_sgd
-from .learners.gradient.maml import anil, boil, fomaml, maml, melu, reptile
+from .learners.gradient.maml import anil, boil, fomaml, maml, reptile
 from .learners.gradient.maml_pp import maml_pp
 from .learners.gradient.proto_maml import proto_maml, unicorn_maml
+from .learners.gradient.transductive_fine_tuning import transductive_fine_tune
 from .learners.gradient.warp import t_net, warp_maml
 from .learners.heads.closed_form import logistic_regression, metaoptnet, r2d2
 from .learners.heads.feat import feat
 from .learners.heads.finetuned import baseline_pp, pmf
 from .learners.heads.frn import frn
-from .learners.heads.metric import matching_net, simpleshot
+from .learners.heads.laplacian_shot import laplacian_shot
+from .learners.heads.matching_net import matching_net
 from .learners.heads.plda import plda
 from .learners.heads.protonet import protonet
 from .learners.heads.relation import relation_net
-from .learners.heads.transductive import laplacian_shot, transductive_fine_tune
+from .learners.heads.simpleshot import simpleshot
 from .learners.ratings.alpaca import alpaca
+from .learners.ratings.melu import melu
 from .objectives import Objective
 from .training.fit import fit
 from .training.pretrain import fit_feature_statistics, pretrain

@@ -29,7 +29,7 @@ from kshot.evaluation.rejection import OUTSIDE, novelty
 from kshot.evaluation.report.report import to_json, write_report
 from kshot.evaluation.target import Target
 from kshot.learners.generate import generate
-from kshot.learners.heads.protonet import HeadLearner
+from kshot.learners.heads.head_learner import HeadLearner
 from kshot.sources.corpus import CorpusEncoding
 from kshot.tasks.read_log import watched
 from kshot.training.checkpoint import load_state, save_state

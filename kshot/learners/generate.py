@@ -1,4 +1,4 @@
-"""Text from an adapted learner: one symbol after another, each drawn from what it predicts.
+"""Sampling of text from an adapted learner.
 
 Shape legend: P symbols of the prompt, V symbols of the vocabulary.
 """
@@ -27,27 +27,27 @@ def generate(
     never: Collection[int] = (0, 1),
     seed: int = 0,
 ) -> Tensor:
-    r"""Go on with a text as the learner, adapted to somebody, predicts that it would.
+    r"""Continue a text by sampling from the predictions of an adapted learner.
 
     $$ x_{t+1} \sim q, \qquad q_v \propto p_v^{1 / \tau} [v \in N], \quad
        p = \mathrm{softmax}(\text{predict}(\text{state}, x_{t-C+1} \dots x_t)) $$
 
-    with $N$ the nucleus: the fewest likeliest symbols that together have a probability of at least `top_p`.
+    where $N$ is the nucleus: the smallest set of most likely symbols with a total probability of at least `top_p`.
 
     Args:
-        learner: of `objectives.next_token`: symbols (n, L) to logits (n, L, V); used in evaluation mode, and left as
-            it was.
-        state: what it adapted to.
-        prompt: (P,) integers, at least one: what the `encoding` of a corpus makes of a text.
-        length: symbols to add.
-        temperature: $\tau$; 0 takes the likeliest symbol each time, below 1 is bolder in what is likely anyway.
-        top_p: from above 0 to 1, where all symbols may come.
-        context: C, the most symbols that are read before each; None reads all, which takes time with their number.
-        never: symbols that are not drawn: by default padding and the unknown, which no text holds.
-        seed: of the draws.
+        learner: learner for `objectives.next_token`: symbols (n, L) to logits (n, L, V). It is used in evaluation mode
+            and then restored to its mode.
+        state: its state, as returned by `adapt`.
+        prompt: (P,) integers, at least one, such as the `encoding` of a corpus returns for a text.
+        length: number of symbols to generate.
+        temperature: $\tau$; values below 1 favour likely symbols, 0 takes the most likely one.
+        top_p: above 0, up to 1 for all symbols.
+        context: C, largest number of symbols read before each new one; None reads all, in time that grows with them.
+        never: symbols that are not generated: by default padding and the unknown symbol, which no text contains.
+        seed: random seed of the sampling.
 
     Returns:
-        The symbols added, (length,) int64.
+        The generated symbols, (length,) int64.
 
     Raises:
         ValueError: an empty prompt, a length or a context below 1, a temperature below 0, a `top_p` outside 0 … 1.
@@ -65,14 +65,14 @@ def generate(
     """
     text = torch.as_tensor(prompt)
     if text.ndim != 1 or not len(text) or text.is_floating_point():
-        raise ValueError(f"a prompt is at least one symbol, integers (P,), got {text.dtype} {tuple(text.shape)}")
+        raise ValueError(f"prompt must be integers (P,), at least one, got {text.dtype} {tuple(text.shape)}")
     for name, count in (("length", length), ("context", context)):
         if count is not None and count < 1:
             raise ValueError(f"{name} must be at least 1, got {count}")
     if not temperature >= 0:
-        raise ValueError(f"temperature must be at least 0, which takes the likeliest symbol, got {temperature}")
+        raise ValueError(f"temperature must be at least 0, which takes the most likely symbol, got {temperature}")
     if not 0 < top_p <= 1:
-        raise ValueError(f"top_p must be above 0 and at most 1, which lets all symbols come, got {top_p}")
+        raise ValueError(f"top_p must be above 0 and at most 1, which allows all symbols, got {top_p}")
     random = torch.Generator().manual_seed(seed)
     text = text.long()
     was_training = learner.training
@@ -80,21 +80,21 @@ def generate(
     try:
         with torch.no_grad():
             for _ in range(length):
-                read = text if context is None else text[-context:]
-                logits = learner.predict(state, read[None])[0, -1].double().cpu()
+                window = text if context is None else text[-context:]
+                logits = learner.predict(state, window[None])[0, -1].double().cpu()
                 logits[list(never)] = -torch.inf
-                drawn = _drawn(logits, temperature, top_p, random).to(text.device)
-                text = torch.cat([text, drawn[None]])
+                symbol = _sample(logits, temperature, top_p, random).to(text.device)
+                text = torch.cat([text, symbol[None]])
     finally:
         learner.train(was_training)
     return text[len(prompt) :]
 
 
-def _drawn(logits: Tensor, temperature: float, top_p: float, random: torch.Generator) -> Tensor:
-    """One symbol, (), from logits (V,)."""
+def _sample(logits: Tensor, temperature: float, top_p: float, random: torch.Generator) -> Tensor:
+    """Draw one symbol, (), from logits (V,)."""
     if temperature == 0:
         return logits.argmax()
-    chance, symbols = logits.softmax(0).sort(descending=True)
-    before = chance.cumsum(0) - chance  # of the symbols likelier than each
-    kept = (chance.log() / temperature).masked_fill(before >= top_p, -torch.inf)
-    return symbols[torch.multinomial(kept.softmax(0), 1, generator=random)[0]]
+    probability, symbols = logits.softmax(0).sort(descending=True)
+    likelier = probability.cumsum(0) - probability  # total probability of the more likely symbols
+    nucleus = (probability.log() / temperature).masked_fill(likelier >= top_p, -torch.inf)
+    return symbols[torch.multinomial(nucleus.softmax(0), 1, generator=random)[0]]

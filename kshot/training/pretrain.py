@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from kshot.annotations import PositiveFloat, PositiveInt
-from kshot.learners.heads.metric import FeatureStatistics
-from kshot.learners.heads.protonet import HeadLearner, cosine
+from kshot.learners.heads.distances import cosine
+from kshot.learners.heads.head_learner import FeatureStatistics, HeadLearner
 from kshot.tasks.read_log import during
 from kshot.tasks.source import TaskSource
 from kshot.training.fit import OuterLoop, Progress, Settings, first_task, seeded
@@ -295,7 +295,7 @@ def fit_feature_statistics(
     Measure it anew when the embedding has been trained further.
 
     Args:
-        learner: whose head is, or holds, a `learners.metric.FeatureStatistics`; changed in place.
+        learner: whose head is, or holds, a `FeatureStatistics`; changed in place.
         source: whose training split is read.
         batches: how many batches of examples; by default as many as the head asks for.
         batch: examples of each.
