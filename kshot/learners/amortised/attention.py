@@ -23,7 +23,7 @@ def weighted_row_mean(rows: Tensor, weight: Tensor) -> Tensor:
 
 
 class Attention(nn.Module):
-    r"""Multi-head attention over weighted rows: $\sum_i a_{mi} v_i$, $a_{mi} \propto w_i \exp(q_m^\top k_i / \sqrt{d})$.
+    r"""Multi-head attention over weighted rows, $\sum_i a_{mi} v_i$, $a_{mi} \propto w_i \exp(q_m^\top k_i / \sqrt d)$.
 
     A row of weight 2 counts as two rows, one of weight 0 as none. Keys and values are computed separately, so that a
     state can hold them.

@@ -40,7 +40,7 @@ class NeuralProcess(Learner):
                 "learner that compares examples, such as protonet or prior_fitted"
             )
         self.inputs, self.outputs = inputs, outputs
-        gaussian = objective.loss is objectives.gaussian.loss
+        gaussian = objective.predicts == "distribution"
         self.numbers = 2 * outputs if gaussian else outputs
         spread = Spread(min_std)
         self.spread = spread if gaussian else nn.Identity()

@@ -12,7 +12,7 @@ from typing import Any, Literal, get_args
 from torch import Tensor, nn
 
 from kshot.inner.functional import BatchNorm, Function
-from kshot.inner.layout import channels_last
+from kshot.inner.memory_format import channels_last
 from kshot.inner.per_parameter import Pattern, adaptable_params
 from kshot.inner.rates import Rate
 from kshot.inner.rules import SGD, Adam, UpdateRule

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from kshot import objectives
 from kshot.annotations import FractionBelowOne, NonNegativeFloat, PositiveFloat
 from kshot.inner.functional import BatchNorm
-from kshot.inner.redirected import layer_norm
+from kshot.inner.vmap_overrides import layer_norm
 from kshot.learners.heads.distances import class_means, euclidean
 from kshot.learners.heads.head_learner import Head, HeadLearner
 from kshot.objectives import Objective, classes_present, only_present

@@ -21,7 +21,8 @@ from kshot.types import Tree
 class Reconstruction(Head):
     r"""The ridge regression of a query's feature vectors on all those of a class, and its squared error; see `frn`.
 
-    The state is the matrix $(S_c^\top S_c + \lambda I)^{-1} S_c^\top S_c$ (C, D, D) by which a class reconstructs a vector.
+    The state is the matrix $(S_c^\top S_c + \lambda I)^{-1} S_c^\top S_c$ (C, D, D) by which a class reconstructs
+    a vector.
 
     Args:
         scale: initial value of $\gamma$.

@@ -84,7 +84,7 @@ def laplacian_shot(
         steps: number of updates of all labels.
 
     Returns:
-        A transductive learner for any number of ways and shots. The centre is 0 until `kshot.fit_feature_statistics`
+        A transductive learner for any number of ways and shots. The centre is 0 until `training.fit_feature_statistics`
         measures it.
 
     Raises:

@@ -85,7 +85,7 @@ def simpleshot(
         objective, batchnorm: as in `protonet`; the paper's BatchNorm is "running".
 
     Returns:
-        A learner for any number of ways and shots. $\mu$ is 0 until `kshot.fit_feature_statistics(learner, source)`
+        A learner for any number of ways and shots. $\mu$ is 0 until `training.fit_feature_statistics(learner, source)`
         measures it.
 
     Raises:

@@ -82,7 +82,7 @@ class Alpaca(Learner):
         if self.readout:
             rating_M3 = torch.stack([mean_M, variance_M.sqrt(), feat_MD @ state["prior_mean"]], 1)
             return self.readout(rating_M3, self.values, state, inputs["user_features"] if self.user_features else None)
-        if self.objective.loss is objectives.gaussian.loss:
+        if self.objective.predicts == "distribution":
             return {"mean": mean_M[:, None], "std": (variance_M + self.log_noise.exp()).sqrt()[:, None]}
         return mean_M[:, None]
 
@@ -179,8 +179,8 @@ def alpaca(
     the prediction is a mean and a standard deviation; else the mean.
 
     Args:
-        embedding: inputs (n, ...) to features (n, features); the prior mean of the first feature's weight starts at 1,
-            of the others at 0, as suits features whose first is an item's mean, such as those of `models.factorisation`.
+        embedding: inputs (n, ...) to features (n, features); the prior mean of the first feature's weight starts at 1
+            and of the others at 0, as suits features whose first is an item's mean (see `models.factorisation`).
         features: width of the embedding's output.
         noise: initial value of the variance $\sigma^2$ of $\epsilon$, in squares of the targets' unit.
         prior: initial value of each of the standard deviations $s$.
