@@ -334,14 +334,14 @@ WITHOUT_PATH = Annotated[Any, PlainValidator(partial(check_part, "source", witho
 @cache
 def kinds(room: str) -> tuple[str, ...]:
     """The kinds of parts that kshot has."""
-    return tuple(sorted(name for name in vars(import_module(ROOMS[room].module)) if our_factory(room, name)))
+    return tuple(sorted(name for name in dir(import_module(ROOMS[room].module)) if our_factory(room, name)))
 
 
 @cache
 def our_factory(room: str, kind: str) -> Any:
     """The factory of one of kshot's kinds; None if there is none of the name."""
     factory, result = getattr(import_module(ROOMS[room].module), kind, None), load(ROOMS[room].result)
-    if kind.startswith("_") or kind != kind.lower():
+    if kind.startswith("_") or kind != kind.lower() or kind == "from_name":
         return None
     if isinstance(result, type) and isinstance(factory, result):
         return _constant(factory)

@@ -21,7 +21,7 @@ from kshot.supplied import Channels, FeatureMaps, ImageSize, InputShape, NumOutp
 def mlp(inputs: InputShape, outputs: NumOutputs | None, hidden: Sequence[PositiveInt] = (40, 40)) -> nn.Sequential:
     """A perceptron with ReLU: (n, inputs) to (n, outputs). The default is the sinusoid network of the MAML paper.
 
-    Without `outputs` it gives the features (n, hidden[-1]) themselves. Inputs whose shape has several axes are flattened.
+    Without `outputs` it gives the features (n, hidden[-1]). Inputs whose shape has several axes are flattened first.
 
     Example:
         >>> mlp(1, 1)(torch.zeros(3, 1)).shape
