@@ -16,7 +16,7 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from kshot import tasks
+from kshot import sources
 from kshot.app import cli
 from kshot.app.spec import RatingsSpec, SeriesSpec, TableSpec
 from kshot.data.tables.columns import ONE_HOT, Columns, read_columns
@@ -177,7 +177,7 @@ def encoded(
     pl.DataFrame(columns).write_parquet(tmp_path / "fit.parquet")
     found = open_table(tmp_path / "fit.parquet")
     raw = read_columns(found, {name: kinds.get(name) or found.kind(name) for name in columns})
-    fitted = Columns.preprocessor_from_json(json.loads(json.dumps(Columns.fit(raw, np.array(train)).to_json())))
+    fitted = Columns.from_json(json.loads(json.dumps(Columns.fit(raw, np.array(train)).to_json())))
     if new is not None:
         pl.DataFrame(new).write_csv(tmp_path / "new.csv")
         raw = read_columns(open_table(tmp_path / "new.csv"), fitted.kinds)
@@ -259,7 +259,7 @@ def test_columns_that_tell_nothing_are_left_out_and_the_report_says_why(tmp_path
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        ({"group": None}, "needs group .* or classes"),
+        ({"group": None}, "needs either group .* or classes"),
         ({"target": None}, "needs a target"),
         ({"target": "sale"}, "no column 'sale': did you mean 'sales'"),
         ({"group": "Shop"}, "no column 'Shop': did you mean 'shop'"),
@@ -379,10 +379,10 @@ def test_every_key_is_documented(kind):
     assert (
         set(written)
         == set(model.model_fields)
-        == {"kind"} | set(inspect.signature(getattr(tasks, kind)).parameters) - {"seed"}
+        == {"kind"} | set(inspect.signature(getattr(sources, kind)).parameters) - {"seed"}
     )
     assert model.model_validate(written).kind == kind
-    signature = inspect.signature(getattr(tasks, kind)).parameters
+    signature = inspect.signature(getattr(sources, kind)).parameters
     defaults = {name: field.default for name, field in model.model_fields.items() if not field.is_required()}
     for name, default in defaults.items():
         plain = signature[name].default
