@@ -36,7 +36,7 @@ from kshot.data.text.tokenizer import RESERVED, Tokens
 from kshot.learner import Learner
 from kshot.models.encoder import Encoder
 from kshot.sources.corpus import CorpusPreprocessor
-from kshot.sources.ratings.source import RatingTasks
+from kshot.sources.ratings.tasks import RatingTasks
 from kshot.sources.text import TextPreprocessor
 from kshot.tasks.source import TaskSource
 from kshot.training.fit import seeded

@@ -21,7 +21,7 @@ class SinusoidsSpec(_Strict):
     shots: int = Field(10, ge=1)
     queries: int = Field(10, ge=1)
     noise: float = Field(0.0, ge=0)
-    target_type: Literal["mean", "spread"] = "mean"
+    target_type: Literal["regression", "distribution"] = "regression"
 
 
 def _whole_or_range(value: Any) -> int | list[int]:
@@ -172,7 +172,7 @@ class SeriesSpec(_Strict):
 
 
 class _OfUsersSpec(_Strict):
-    target_type: Literal["number", "levels"] = "number"
+    target_type: Literal["regression", "ordinal"] = "regression"
     like: float | None = None
     item_mean_feature: bool = False
     signup_time: bool = False

@@ -17,7 +17,7 @@ from kshot.checking.duplicates import content_hashes, is_blank
 from kshot.checking.target_leakage import Rows, leaks, sorted_by_target
 from kshot.data.images.augment import Turned
 from kshot.data.images.cache import DecodedImages
-from kshot.sources.ratings.source import RatingTasks
+from kshot.sources.ratings.tasks import RatingTasks
 from kshot.sources.series import SeriesTasks
 from kshot.sources.table import TablePreprocessor
 from kshot.sources.text import TextTasks

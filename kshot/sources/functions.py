@@ -59,7 +59,7 @@ def sinusoids(
     return Sinusoids(shots, queries, noise, objective, seed)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class Sinusoids(StackedSource):
     """Tasks of `sinusoids`."""
 
@@ -142,7 +142,7 @@ def gaussian_processes(
     return GaussianProcesses(kernel, *ranges, noise, Range.of(shots, "shots", 1), queries, seed)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class GaussianProcesses(StackedSource):
     """Tasks of `gaussian_processes`."""
 

@@ -86,7 +86,7 @@ def tabular_priors(
     return TabularPriors(target_type, *ranges, queries, seed, objective)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class TabularPriors(TaskSource):
     """Tasks of `tabular_priors`."""
 

@@ -25,6 +25,7 @@ from kshot.data.images.cache import DecodedImages
 from kshot.data.images.decode import BadImage
 from kshot.data.images.index import ImageFile, Listing, list_folder, list_table
 from kshot.sources import images
+from kshot.tasks import ClassTasks
 from kshot.types import SPLITS
 
 SMALL = {"ways": 2, "shots": 1, "queries": 2, "size": 6, "colour": "grey"}

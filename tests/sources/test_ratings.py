@@ -185,7 +185,7 @@ def test_when_a_user_came_is_told_in_tenths_of_training_users(tmp_path):
     (tmp_path / "me.csv").write_text("item,rating,age\ni1,3,20\n")
     assert source.preprocessor.support(tmp_path / "me.csv").inputs["user_features"][0, 1:].tolist() == [1.0] * 10
     del options["time"]
-    with pytest.raises(ValueError, match="signup_time: true tells when a user first rated, and needs a time column"):
+    with pytest.raises(ValueError, match="signup_time: true needs a time column"):
         ratings(tmp_path / "log.csv", signup_time=True, **options)
 
 
@@ -238,7 +238,7 @@ def test_stacks_are_tasks_and_ranges_end_in_padding(rated):
         ({"item": "film"}, "no column 'film'"),
         ({"cold": "films"}, "cold must be users, items, both or none"),
         ({"cold": "both", "split": {"column": "day"}}, "cold: both is cut by ratio"),
-        ({"shots": 40}, "has 30 ratings to support and 30 to query, but 40 shots . 3 queries cannot be had"),
+        ({"shots": 40}, "has 30 ratings to support and 30 to query, too few for 40 shots . 3 queries"),
         ({"time": "item"}, "time column 'item' holds words"),
         ({"rating": "item"}, "column 'item': 'film .*' is no number"),
     ],
