@@ -195,16 +195,16 @@ def ratings(
         train[side.rows] = True
     scores = scores[flat]
     counts = np.bincount(item_of[train], minlength=len(by_item.names))
-    known = np.flatnonzero(counts)
+    known_items = np.flatnonzero(counts)
     numbers = np.zeros(len(by_item.names), np.int32)  # 0: no training rating
-    numbers[known] = 1 + np.arange(len(known))
+    numbers[known_items] = 1 + np.arange(len(known_items))
     scale = _scale(scores, train, target_type, table, rating)
     item_mean = ItemMean.fit(user_of, numbers[item_of] - 1, scores, train, scale["std"]) if item_mean_feature else None
     train_users = np.unique(user_of[train])
     fitted = {}
     for name, members, member_of, names in (
         (user, train_users, user_of, by_user.names),
-        (item, known, item_of, by_item.names),
+        (item, known_items, item_of, by_item.names),
     ):
         if name in features:
             fitted[name] = features[name].fit(names, members, member_of)
@@ -217,11 +217,11 @@ def ratings(
         rating=rating,
         **scale,
         like=float(np.median(scores[train])) if like is None else float(like),
-        items=tuple(by_item.names[number] for number in known),
-        counts=tuple(counts[known].tolist()),
+        items=tuple(by_item.names[number] for number in known_items),
+        counts=tuple(counts[known_items].tolist()),
         totals=tuple(map(float, item_mean.total)) if item_mean else (),
         signup_time=signup,
-        titles=features[item].titled(by_item.names, known) if title is not None else (),
+        titles=features[item].titled(by_item.names, known_items) if title is not None else (),
         item_columns=fitted[item].columns if item in fitted else None,
         user_columns=fitted[user].columns if user in fitted else None,
         catalogue=fitted[item].features(fitted[item].of_known) if item in fitted else None,

@@ -215,7 +215,7 @@ class RatingTasks(StackedSource):
         """Numbers (T, N) of distinct training items that each user (T,) never touched, in any split."""
         if not count:
             return np.zeros((len(users), 0), np.int64)
-        touched = [self._touched(user) for user in users]
+        touched = [self._touched(user) for user in users.tolist()]
         num_others = np.array([len(self.preprocessor.items) - len(items) for items in touched])
         numbers = distinct(draws.reshape(-1, 2, count), num_others)
         for row, items in zip(numbers, touched):  # the k-th untouched item: k plus the touched ones below it
@@ -255,7 +255,7 @@ class RatingTasks(StackedSource):
         negatives, num_items = self.negatives[split], len(self.preprocessor.items)
         needed = shots * negatives[0] + queries * negatives[1]
         if needed:
-            most = max(len(self._touched(user)) for user in users)
+            most = max(len(self._touched(user)) for user in users.tolist())
             if num_items - most < needed:
                 raise ValueError(
                     f"ratings: {needed} items without a click are needed for a task of {split}, but of {num_items} "
