@@ -7,8 +7,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from kshot import ranking
 from kshot.learner import Learner
+from kshot.objectives import ranking
 from kshot.sources.ratings.tasks import RatingTasks
 from kshot.types import Task, Tree, to, tree_map
 

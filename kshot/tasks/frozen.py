@@ -58,6 +58,7 @@ def freeze(source: TaskSource, path: Path | str, *, split: Split = "test", tasks
     if path.exists():
         raise ValueError(f"{path} exists and is never written over; choose another file")
     objective = objectives.name_of(source.objective)
+    objectives.from_name(objective)  # refuses what `episodes` cannot find again
     digest = hashlib.sha256()
     frozen: Task | None = None
     for start in range(0, tasks, CHUNK):
@@ -137,7 +138,7 @@ class Episodes(StackedSource):
     def __init__(self, paths: Mapping[Split, Path], files: Mapping[Split, dict[str, Any]]) -> None:
         self.paths, self.files = paths, files
         first = next(iter(files.values()))
-        self.objective, self.seed = objectives.named(first["objective"]), first["seed"]
+        self.objective, self.seed = objectives.from_name(first["objective"]), first["seed"]
 
     def stack(self, split: Split, indices: Sequence[int]) -> Task:
         if split not in self.files:
@@ -233,7 +234,7 @@ def _header(path: Path) -> dict[str, Any]:
         wrong = [key for key, kind in kinds.items() if not isinstance(about[key], kind)]
         if wrong or about["split"] not in SPLITS:
             raise ValueError(f"its {(wrong or ['split'])[0]} is missing or invalid")
-        objectives.named(about["objective"])
+        objectives.from_name(about["objective"])
         names: list[str] = []
 
         def listed(name: str) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from kshot import objectives
 from kshot.annotations import FractionBelowOne, NonNegativeFloat, PositiveFloat
 from kshot.inner.functional import BatchNorm
-from kshot.inner.redirected import layer_norm
+from kshot.inner.vmap_overrides import layer_norm
 from kshot.learners.heads.protonet import Head, HeadLearner, class_means, euclidean
 from kshot.objectives import Objective, classes_present, only_present
 from kshot.types import Batch, Task, Tree, tree_map

@@ -60,7 +60,7 @@ class FoldIn(Learner):
             return loss
         return loss + self.item_penalty * weighted_mean(penalty(task.query.inputs["item"]), task.query.weight)
 
-    def adapt(self, support: Batch) -> Tree:
+    def _adapt(self, support: Batch) -> Tree:
         feat_ND, weight_N = self._features(support.inputs), support.weight
         if support.targets.shape[1] != len(self.values):
             wanted = f"{len(self.values)} levels" if self.readout else "one number"
@@ -82,7 +82,7 @@ class FoldIn(Learner):
         if self.readout:
             of_item_M3 = torch.stack([mean_M, variance_M.sqrt(), feat_MD @ state["before"]], 1)
             return self.readout(of_item_M3, self.values, state, inputs["user_features"] if self.user_features else None)
-        if self.objective.loss is objectives.gaussian.loss:
+        if self.objective.predicts == "distribution":
             return {"mean": mean_M[:, None], "std": (variance_M + self.log_noise.exp()).sqrt()[:, None]}
         return mean_M[:, None]
 
