@@ -272,8 +272,7 @@ class ClassTasks(PooledSource):
 
 
 ClassOptions = Annotated[
-    Any,
-    OptionsOf(ClassTasks, without=("examples", "classes", "within", "augment", "name", "preprocessor", "left_out")),
+    Any, OptionsOf(ClassTasks, without=("examples", "classes", "within", "augment", "name", "preprocessor", "left_out"))
 ]
 """Arguments of `ClassTasks` that factories pass on: ways, shots, queries, train_ways, train_queries, imbalance,
 label_noise, on_too_few and seed."""
