@@ -213,7 +213,7 @@ def by_heldout(names: Sequence[str], heldout: Mapping[str, Sequence[str]], domai
                 raise ValueError(f"heldout {part}: the data has no domain {domain!r}{_suggestion(domain, known)}")
             if domain in split_of:
                 raise ValueError(f"heldout: the domain {domain!r} is in {split_of[domain]} and in {part}; keep one")
-            split_of[domain] = part
+            split_of[domain] = part  # type: ignore[assignment]
     parts: Names = {part: [] for part in SPLITS}
     for name in names:
         parts[split_of.get(domains[name], "train")].append(name)
