@@ -20,7 +20,7 @@ from kshot.learners.heads.protonet import Prototypes
 from kshot.learners.ratings.recommenders import GRIDS, Ratings, recommender
 from kshot.models.encoder import Encoder
 from kshot.objectives import Objective
-from kshot.sources.ratings.source import ratings_of
+from kshot.sources.ratings.tasks import ratings_of
 from kshot.tasks.read_log import during
 from kshot.tasks.source import TaskSource
 from kshot.types import Split

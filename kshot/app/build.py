@@ -29,7 +29,7 @@ from kshot.models.encoder import Encoder
 from kshot.models.ratings import RatingModel
 from kshot.objectives import Objective
 from kshot.sources.corpus import CorpusPreprocessor
-from kshot.sources.ratings.source import RatingTasks
+from kshot.sources.ratings.tasks import RatingTasks
 from kshot.sources.text import TextPreprocessor
 from kshot.tasks.source import TaskSource
 from kshot.training.fit import seeded
