@@ -252,7 +252,7 @@ def test_a_word_stands_for_a_part_without_options():
     assert check_part("model", "mlp") == check_part("model", {"kind": "mlp"})
 
 
-def test_the_kinds_are_those_that_the_rooms_offer():
+def test_the_kinds_are_those_that_kshot_has():
     assert {"sinusoids", "mixture", "from_hf", "episodes"} <= set(kinds("source"))
     assert set(kinds("policy")) == {"rules"}
     assert not {"SupportMean", "with_warps", "from_scratch"} & set(kinds("learner"))
