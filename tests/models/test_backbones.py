@@ -87,10 +87,10 @@ def test_the_share_grows_as_the_trainer_tells():
 
     model = Blocks()
     learner, block = kshot.maml(model, inner_lr=0.1), model.inner[0]
-    assert float(block.share) == pytest.approx(0.2)
+    assert float(block.drop_prob) == pytest.approx(0.2)
     for progress, share in ((0.0, 0.0), (0.1, 0.04), (0.25, 0.1), (0.5, 0.2), (1.0, 0.2)):
         learner.set_progress(progress)
-        assert float(block.share) == pytest.approx(share)
+        assert float(block.drop_prob) == pytest.approx(share)
     learner.set_progress(0.0)
     torch.testing.assert_close(block(torch.ones(2, 3, 4, 4)), torch.ones(2, 3, 4, 4))
     assert not block.state_dict()  # a function of the step, not of the weights
@@ -103,7 +103,7 @@ def test_the_trainer_tells_any_module_that_it_trains():
     shares = []
     for _ in range(3):
         loop.run(1)
-        shares.append(float(model[1].share))
+        shares.append(float(model[1].drop_prob))
     assert shares == pytest.approx([0.0, 0.03, 0.06])
 
 
