@@ -11,7 +11,7 @@ from kshot.sources import sinusoids
 from kshot.tasks import ClassTasks
 from kshot.training.checkpoint import WEIGHTS, Checkpoints, load_checkpoint, load_state, save_checkpoint, save_state
 from kshot.training.fit import Diverged, Settings, meta_training_loop, seeded
-from kshot.training.pretrain import Classifier, pretraining
+from kshot.training.pretrain import Classifier, pretraining_loop
 
 
 def learner(**options):
@@ -173,7 +173,7 @@ def test_pretraining_without_classes_fits_the_bag_of_examples():
 def test_a_resumed_pretraining_is_bitwise_the_uninterrupted_one(tmp_path):
     def fresh():
         torch.manual_seed(3)
-        return pretraining(kshot.models.conv4(1, 3, channels=4, size=16), images(), Settings(size=8, horizon=6))
+        return pretraining_loop(kshot.models.conv4(1, 3, channels=4, size=16), images(), Settings(size=8, horizon=6))
 
     whole, first, second = fresh(), fresh(), fresh()
     whole.run(6)
@@ -272,12 +272,12 @@ def test_a_bag_of_examples_is_a_function_of_the_step():
 def test_pretraining_in_bfloat16_keeps_float32_weights_and_scores_classes_in_float32(output):
     model = kshot.models.conv4(1, None, channels=4, size=28)
     source = kshot.sources.glyphs(ways=3, queries=2)
-    loop = pretraining(model, source, Settings(0.01, size=16), output=output, precision="bfloat16")
+    loop = pretraining_loop(model, source, Settings(0.01, size=16), output=output, precision="bfloat16")
     seen = []
     loop.module.output.register_forward_hook(lambda module, args, scores: seen.append((args[0].dtype, scores.dtype)))
     convolved = []
     model.body[0].register_forward_hook(lambda module, args, maps: convolved.append(maps.dtype))
-    exact = pretraining(
+    exact = pretraining_loop(
         kshot.models.conv4(1, None, channels=4, size=28), source, Settings(0.01, size=16), output=output
     )
     exact.module.load_state_dict(loop.module.state_dict())
