@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.functional import affine_grid, grid_sample, normalize
 
 from kshot.annotations import FourPositiveInts, PositiveFloat, PositiveInt
+from kshot.argument_checks import check_arguments
 
 
 def mlp(inputs: int, outputs: int | None, hidden: Sequence[PositiveInt] = (40, 40)) -> nn.Sequential:
@@ -41,10 +42,9 @@ class FixedLength(nn.Module):
         length: $\ell$.
     """
 
-    def __init__(self, length: float) -> None:
+    @check_arguments
+    def __init__(self, length: PositiveFloat) -> None:
         super().__init__()
-        if not length > 0:
-            raise ValueError(f"length must be above 0, got {length}")
         self.length = length
 
     def forward(self, x: Tensor) -> Tensor:
@@ -85,6 +85,7 @@ class AveragedOverViews(nn.Sequential):
         return features / 5
 
 
+@check_arguments
 def conv4(
     channels_in: int,
     outputs: int | None = None,
@@ -125,13 +126,7 @@ def conv4(
     Deviations:
         Convolutions have no bias, which BatchNorm would subtract.
     """
-    if downsample not in ("pool", "pool_first", "stride"):
-        raise ValueError(f"downsample must be 'pool', 'pool_first' or 'stride', got {downsample!r}")
-    if views not in (1, 5):
-        raise ValueError(f"views must be 1 or 5, got {views!r}")
     widths = [channels] * 4 if isinstance(channels, int) else list(channels)
-    if len(widths) != 4:
-        raise ValueError(f"channels must be one number, or one for each of the four blocks, got {channels}")
     layers: list[nn.Module] = []
     side = size
     stride = 2 if downsample == "stride" else 1

@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from kshot.annotations import Fraction, PositiveFraction, PositiveInt
+from kshot.argument_checks import check_arguments
 from kshot.learner import Scheduled
 
 
@@ -45,14 +47,11 @@ class DropBlock(Scheduled):
 
     drop_prob: Tensor
 
-    def __init__(self, keep_prob: float = 0.9, block_size: int = 5, *, until: float = 1.0) -> None:
+    @check_arguments
+    def __init__(
+        self, keep_prob: PositiveFraction = 0.9, block_size: PositiveInt = 5, *, until: Fraction = 1.0
+    ) -> None:
         super().__init__()
-        if not 0 < keep_prob <= 1:
-            raise ValueError(f"keep_prob must be above 0 and at most 1, got {keep_prob}")
-        if block_size < 1:
-            raise ValueError(f"block_size must be at least 1 pixel, got {block_size}")
-        if not 0 <= until <= 1:
-            raise ValueError(f"until must be a fraction of the training, from 0 to 1, got {until}")
         self.keep_prob, self.block_size, self.until = keep_prob, block_size, until
         # a tensor, so that compiled programs see its changes
         self.register_buffer("drop_prob", torch.tensor(1 - keep_prob), persistent=False)

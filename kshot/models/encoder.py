@@ -5,13 +5,14 @@ Shape legend: n texts, L tokens, D features.
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from kshot.annotations import PositiveInt
+from kshot.argument_checks import check_arguments
 from kshot.data.text.sentence_encoder import BATCH, Pooled, SentenceEncoder
 from kshot.models.pretrained import Pretrained, with_lora
 
@@ -88,6 +89,7 @@ def _values_unknown(ids: Tensor) -> bool:
     )
 
 
+@check_arguments
 def encoder(
     name: str,
     outputs: int | None = None,
@@ -115,15 +117,11 @@ def encoder(
     References:
         Hu et al.: LoRA: Low-Rank Adaptation of Large Language Models, ICLR 2022, arXiv:2106.09685.
     """
-    if tune not in get_args(Tune):
-        raise ValueError(f"tune must be one of {', '.join(get_args(Tune))}, got {tune!r}")
-    if rank < 1:
-        raise ValueError(f"rank must be at least 1, got {rank}")
     source = SentenceEncoder(name)
     body = source.pooled()
     transformer = body.transformer
     path, count = _list_of_layers(transformer)
-    if layers is not None and not 1 <= layers <= count:
+    if layers is not None and layers > count:
         raise ValueError(f"{name} has {count} layers, of which 1 … {count} can be tuned, got layers={layers}")
     tuned = range(count - (count if layers is None else layers), count)
     if tune == "lora":

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from kshot.annotations import FractionBelowOne, PositiveInt
+from kshot.argument_checks import check_arguments
 from kshot.models.pretrained import Pretrained, with_lora
 
 Body = Literal["gru", "lstm", "transformer"]
@@ -107,8 +108,9 @@ class Block(nn.Module):
         return x + self.dropout(self.mlp(self.mlp_norm(x)))
 
 
+@check_arguments
 def language_model(
-    symbols: int,
+    symbols: PositiveInt,
     body: Body = "lstm",
     *,
     width: PositiveInt = 128,
@@ -116,7 +118,7 @@ def language_model(
     embedding: PositiveInt | None = None,
     tied: bool = True,
     heads: PositiveInt = 4,
-    context_length: int = 256,
+    context_length: PositiveInt = 256,
     dropout: FractionBelowOne = 0.0,
 ) -> LanguageModel:
     r"""A small causal language model to train from scratch: symbols (n, L) to logits (n, L, V).
@@ -151,18 +153,8 @@ def language_model(
         Press, Wolf: Using the Output Embedding to Improve Language Models, EACL 2017, arXiv:1608.05859 (tied, with the
         map A); Xiong et al., arXiv:2002.04745 (pre-LN).
     """
-    if body not in get_args(Body):
-        raise ValueError(f"body must be one of {', '.join(get_args(Body))}, got {body!r}")
     is_transformer = body == "transformer"
     embedding = (width if is_transformer else max(width // 2, 1)) if embedding is None else embedding
-    for name, count in {
-        "symbols": symbols, "width": width, "layers": layers, "embedding": embedding, "heads": heads,
-        "context_length": context_length,
-    }.items():  # fmt: skip
-        if count < 1:
-            raise ValueError(f"{name} must be at least 1, got {count}")
-    if not 0 <= dropout < 1:
-        raise ValueError(f"dropout must be at least 0 and below 1, got {dropout}")
     if is_transformer and (width % heads or embedding != width):
         raise ValueError(
             f"a transformer needs heads that divide its width and an embedding of this width, got {heads} heads, "
@@ -207,6 +199,7 @@ RESERVED_LOGIT = -1e4
 """Logit of the reserved symbols, which are never predicted."""
 
 
+@check_arguments
 def causal_lm(folder: Path | str, *, rank: PositiveInt | None = 8, reserved: int = 0) -> CausalLM:
     r"""A pretrained causal language model from a local folder of `transformers`; nothing is downloaded.
 
@@ -225,8 +218,6 @@ def causal_lm(folder: Path | str, *, rank: PositiveInt | None = 8, reserved: int
     Raises:
         ValueError: `transformers` or `peft` is not installed, the folder has no causal model, or `rank` is below 1.
     """
-    if rank is not None and rank < 1:
-        raise ValueError(f"rank must be at least 1, or None for all weights, got {rank}")
     if not (Path(folder) / "config.json").is_file():
         raise ValueError(f"{folder} has no config.json; expected a folder of save_pretrained()")
     try:

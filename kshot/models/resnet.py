@@ -8,6 +8,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from kshot.annotations import FourPositiveInts, PositiveFraction, PositiveInt
+from kshot.argument_checks import check_arguments
 from kshot.models.backbones import with_head, with_maps
 from kshot.models.dropblock import DropBlock
 
@@ -45,6 +46,7 @@ class ResidualBlock(nn.Module):
         return self.end(self.main(x) + self.shortcut(x))
 
 
+@check_arguments
 def resnet12(
     channels_in: int,
     outputs: int | None = None,
@@ -78,8 +80,6 @@ def resnet12(
     Deviations:
         MetaOptNet uses the last feature maps without pooling; most later work averages them, as here.
     """
-    if len(widths) != 4 or min(widths) < 1:
-        raise ValueError(f"ResNet-12 has four blocks of at least 1 channel each, got widths {tuple(widths)}")
     blocks: list[nn.Module] = []
     for number, channels in enumerate(widths):
         drop = nn.Dropout(1 - keep_prob) if number < 2 else DropBlock(keep_prob, block_size, until=1 / 3)

@@ -5,6 +5,9 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
+from kshot.annotations import OpenFraction
+from kshot.argument_checks import check_arguments
+
 
 class Spread(nn.Module):
     r"""Splits 2Y outputs into Y means and Y standard deviations, for `objectives.gaussian`.
@@ -24,10 +27,9 @@ class Spread(nn.Module):
         {'mean': torch.Size([5, 1]), 'std': torch.Size([5, 1])}
     """
 
-    def __init__(self, min_std: float = 0.01) -> None:
+    @check_arguments
+    def __init__(self, min_std: OpenFraction = 0.01) -> None:
         super().__init__()
-        if not 0 < min_std < 1:
-            raise ValueError(f"min_std must be between 0 and 1, got {min_std}")
         self.min_std = min_std
 
     def forward(self, raw: Tensor) -> dict[str, Tensor]:
