@@ -218,5 +218,5 @@ def test_a_record_draws_new_random_numbers_each_time_and_the_same_from_the_same_
 
 
 def test_an_error_of_a_chunk_speaks_to_its_user():
-    with pytest.raises(ValueError, match="chunk must be at least 1 task"):
+    with pytest.raises(ValueError, match="chunk must be at least 1"):
         MetaGradient(wide(), chunk=0)
