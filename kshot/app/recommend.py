@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kshot.app.folder import OpenRun, load_run
+from kshot.app.trained import TrainedRun, load
 from kshot.sources.ratings.preprocessor import RatingPreprocessor
 from kshot.tasks.preprocessor import Support
 from kshot.types import Batch, Tree, tree_map
@@ -57,7 +57,7 @@ class User:
     r"""A user, as a run knows them by a few ratings.
 
     Args:
-        run: of a source of ratings; see `load_run`.
+        run: of a source of ratings; see `kshot.load`.
         ratings: a file with a row a rating, as `kshot adapt` takes it; or items, by name or title, with ratings. None
             is a user of whom nothing is known.
 
@@ -65,7 +65,7 @@ class User:
         ValueError: a run of something else, or what is wrong with the ratings.
     """
 
-    def __init__(self, run: OpenRun, ratings: Path | Mapping[str, float] | None = None) -> None:
+    def __init__(self, run: TrainedRun, ratings: Path | Mapping[str, float] | None = None) -> None:
         if not isinstance(run.preprocessor, RatingPreprocessor):
             raise ValueError(f"run {run.spec.name!r} is not of ratings: it recommends nothing")
         self.learner, self.preprocessor = run.learner.cpu().eval(), run.preprocessor
@@ -189,7 +189,7 @@ def _plain(prediction: Tree) -> Tensor:
 
 def recommend_run(run_dir: Path, ratings: Path | None, *, top: int, ask: int, as_json: bool) -> None:
     """Print what to recommend to a user, and what to ask them next."""
-    user = User(load_run(run_dir), ratings)
+    user = User(load(run_dir), ratings)
     best, questions = user.recommend(top), user.questions(ask) if ask else []
     if as_json:
         told = {"recommended": [_json(each) for each in best], "ask_next": [each._asdict() for each in questions]}
@@ -239,7 +239,7 @@ def interview(
     """
     if out is not None and out.exists():
         raise ValueError(f"{out} exists and is never written over; choose another --out")
-    run = load_run(run_dir)
+    run = load(run_dir)
     user = User(run, ratings)
     preprocessor = user.preprocessor
     if preprocessor.rating is None:

@@ -105,8 +105,8 @@ def text(
         split: how the classes are cut into train, val and test, see `kshot.tasks.splitting`. By default as a column
             split says, or else by ratio 0.7, 0.15, 0.15.
         within: "domain" takes all classes of a task from one domain.
-        out_of_scope_label: the label of texts that belong to no class, see `TextTasks.out_of_scope_inputs`. They're cut into val
-            and test as the ends of a column part or split say, such as oos_test, else by a hash of each.
+        out_of_scope_label: the label of texts that belong to no class, see `TextTasks.out_of_scope_inputs`. They're cut
+            into val and test as the ends of a column part or split say, such as oos_test, else by a hash of each.
         imbalance: how shots differ between the classes of a task, see `ClassTasks`.
         label_noise: the share of wrong support labels, see `ClassTasks`.
         on_too_few: what becomes of a class with too few texts, see `ClassTasks`.

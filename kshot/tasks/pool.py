@@ -110,7 +110,9 @@ class PooledSource(StackedSource):
     def _pool(self, split: Split) -> Pool:
         if split not in self._pools:
             members = plural(self.member)
-            raise ValueError(f"{self.name} has no {split!r} split, only {', '.join(self._pools)}; give it {members} there")
+            raise ValueError(
+                f"{self.name} has no {split!r} split, only {', '.join(self._pools)}; give it {members} there"
+            )
         return self._pools[split]
 
     def _pretraining_positions(self, step: int, size: int) -> tuple[np.ndarray, np.random.Generator]:

@@ -51,11 +51,19 @@ class TaskSource(ABC):
         return types.stack([self.task(split, index) for index in indices])
 
     def pretraining_batch(self, step: int, size: int) -> Batch:
-        """Batch number `step` of about `size` training examples, for ordinary training of a base model.
+        """Batch number `step` of about `size` training examples for pretraining a base model without tasks.
 
-        By default the pooled examples of several tasks. Sources of classes return examples of all training classes,
-        one-hot over these classes.
+        By default the examples of several training tasks, pooled. A source whose tasks have classes of their own
+        overrides this method with targets that are one-hot over all training classes.
+
+        Raises:
+            ValueError: the tasks have classes of their own, and the source does not override this method.
         """
+        if self.objective.task_specific_classes:
+            raise ValueError(
+                f"{type(self).__name__} cannot pretrain: each task has classes of its own, so that targets pooled over "
+                "tasks are noise; override pretraining_batch with targets that are one-hot over all training classes"
+            )
         first = self.task("train", 0)
         num_tasks = max(1, size // (len(first.support.weight) + len(first.query.weight)))
         tasks = self.stack("train", range(step * num_tasks, (step + 1) * num_tasks))

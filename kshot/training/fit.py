@@ -244,10 +244,12 @@ def fit(
         outer_lr: learning rate of Adam.
         clip: maximal norm of the gradient; None for no clipping.
         schedule: "cosine" over `steps`, or "constant".
-        weight_decay: decoupled weight decay of matrices, as in AdamW (arXiv:1711.05101).
-        mode: how the meta-gradient is computed, see `training.step.MetaGradient`; the gradients are equal.
-        seed: random seed of the choice of training tasks (see `first_task`) and of dropout. Validation and test tasks
-            depend on the seed of the source only.
+        weight_decay: of matrices, decoupled from the gradient as in AdamW (arXiv:1711.05101).
+        mode: engine of the meta-gradient: "loop", "vmap", "traced", "compiled", or "auto", which times the first steps
+            with each of the first three and keeps the fastest. Gradients are equal up to rounding; since "auto" goes by
+            the clock, only the others give bitwise the same weights each time.
+        seed: of dropout and the like, and of which training tasks are drawn (see `first_task`). The tasks of val and
+            test are those of the source's own seed, whatever this one is.
         observe: called with a `Progress` after each step.
 
     Returns:

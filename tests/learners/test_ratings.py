@@ -17,7 +17,6 @@ from sklearn.metrics import ndcg_score
 
 import kshot
 from kshot import Batch, objectives
-from kshot.app.folder import load_run
 from kshot.app.recommend import User, interview
 from kshot.data.library.pickled import read_frame
 from kshot.learners.ratings import recommenders
@@ -62,7 +61,7 @@ def test_the_posterior_is_the_ridge_and_its_inverse(rows):
 
 def test_a_user_of_whom_nothing_is_known_is_the_prior():
     stars = objectives.levels([1, 2, 3], 2.0, 1.0, like=3)
-    learner = kshot.alpaca(torch.nn.Identity(), features=2, objective=stars)
+    learner = kshot.learners.alpaca(torch.nn.Identity(), features=2, objective=stars)
     nothing = Batch(torch.randn(4, 2), torch.eye(3)[[0, 1, 2, 0]], torch.zeros(4))
     state = learner.adapt(nothing)
     torch.testing.assert_close(state["mean"], learner.prior_mean)
@@ -342,7 +341,8 @@ def test_equal_ratings_and_few_of_them(tmp_path, target_type):
         return
     source = kshot.sources.ratings(tmp_path / "log.csv", **options)
     assert sum(source.dropped.values()) == 4, "those with one rating"
-    learner = kshot.alpaca(kshot.models.factorisation(source.preprocessor.counts, 0, None, factors=2), features=3,
+    model = kshot.models.factorisation(source.preprocessor.counts, 0, None, factors=2)
+    learner = kshot.learners.alpaca(model, features=3,
                             objective=source.objective)  # fmt: skip
     kshot.fit(learner, source, steps=2, mode="vmap")
     assert kshot.evaluate(learner, source, tasks=4, audit=False).metrics["mae"].mean < 1
@@ -380,7 +380,7 @@ def test_a_run_recommends_tells_why_and_asks(tmp_path, monkeypatch, command, tar
     assert (
         f"{shown['share']:.2%} of {shown['items']} items are among the first 10" in Path("run/report.html").read_text()
     )
-    opened = load_run(Path("run"))
+    opened = kshot.load(Path("run"))
     Path("me.csv").write_text("item,rating\n3,5\n4,1\n8,4\n")
     told = json.loads(command("recommend", "run", "--user", "me.csv", "--top", "4", "--ask", "2", "--json"))
     assert len(told["recommended"]) == 4

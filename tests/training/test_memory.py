@@ -60,7 +60,7 @@ def test_chunks_add_up_to_the_whole(mode, chunk):
 
 
 def test_recomputed_steps_give_bitwise_the_same_gradient():
-    learner = kshot.maml_pp(
+    learner = kshot.learners.maml_pp(
         kshot.models.mlp(1, 1), inner_lr=0.05, steps=3, objective=objectives.mse
     )  # learns its rates
     _, expected = gradients(learner, waves(), mode="loop", recompute=False)
@@ -107,7 +107,7 @@ def test_the_prediction_is_that_of_a_plain_sum():
             super().__init__(objectives.mse)
             self.weight = nn.Parameter(torch.ones(1000))
 
-        def adapt(self, support):
+        def _adapt(self, support):
             return {}
 
         def predict(self, state, inputs):

@@ -95,7 +95,7 @@ def laplacian_shot(
         batchnorm: "running", "support" or "query".
 
     Returns:
-        A transductive learner for any number of ways and shots. The centre is 0 until `kshot.fit_feature_statistics`
+        A transductive learner for any number of ways and shots. The centre is 0 until `training.fit_feature_statistics`
         measures it.
 
     Raises:
@@ -142,7 +142,7 @@ class TransductiveTuner(Learner):
         self.function = Function(self.model, batchnorm)
         self.task_norm = self.function.task_norm
 
-    def adapt(self, support: Batch) -> Tree:
+    def _adapt(self, support: Batch) -> Tree:
         return support._asdict()
 
     def predict(self, state: Tree, inputs: Tree) -> Tensor:
