@@ -82,9 +82,8 @@ class Function:
 
     def adapting(self, params: Params, batch: Batch) -> Tree:
         """Call on a support set; only the module's output is needed."""
-        if self.batchnorm == "running":
-            choose = _running
-        else:
+        choose: Choose = _running
+        if self.batchnorm != "running":
             choose = _of_batch if _has_equal_weights(batch.weight) else _of_weighted_batch(batch.weight)
         return self._call(params, batch.inputs, choose, count=batch.weight.sum())
 

@@ -5,6 +5,7 @@ Shape legend: n texts, L tokens, D features.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Literal
 
 import torch
@@ -151,8 +152,8 @@ def _list_of_layers(transformer: nn.Module) -> tuple[str, int]:
     return name, lists[name]
 
 
-def _lora_targets() -> dict[str, list[str]]:
-    """The layers that peft adapts, by architecture."""
+def _lora_targets() -> Collection[str]:
+    """The architectures for which peft knows the layers to adapt."""
     try:
         from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING as TARGETS
     except ImportError:
