@@ -132,9 +132,6 @@ def dynamic_evaluation(
     Returns:
         A learner for `kshot.sources.corpus` with `order="given"`.
 
-    Raises:
-        ValueError: as `maml`, or `passes` or `context_windows` below 0.
-
     Example:
         >>> learner = dynamic_evaluation(kshot.models.language_model(symbols=12, width=8), inner_lr=0.1)
         >>> text = Batch.of(torch.ones(3, 5).long(), torch.ones(3, 5).long())

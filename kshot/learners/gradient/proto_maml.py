@@ -91,9 +91,6 @@ def proto_maml(
         inner_lr, steps, order, objective, batchnorm: as in `maml`.
         adaptable: parameters of the embedding that adapt; the head always does.
 
-    Returns:
-        A learner for classification with any number of ways and shots.
-
     Example:
         >>> learner = proto_maml(nn.Linear(1, 4), inner_lr=0.1)
         >>> support = Batch.of(torch.tensor([[0.0], [4.0], [8.0]]), torch.tensor([0, 1, 2]), ways=3)
@@ -128,9 +125,6 @@ def unicorn_maml(
     Args:
         embedding, inner_lr, steps, order, objective, adaptable, batchnorm: as in `proto_maml`.
         features: D, width of the embedding's output.
-
-    Returns:
-        A learner for classification with any number of ways and shots.
 
     Example:
         >>> learner = unicorn_maml(nn.Linear(1, 4), features=4, inner_lr=0.1)

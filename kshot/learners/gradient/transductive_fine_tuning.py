@@ -94,12 +94,6 @@ def transductive_fine_tune(
         order: if the learner is meta-trained, 1 differentiates the steps to first order, 2 exactly.
         objective, batchnorm: as in `maml`.
 
-    Returns:
-        A transductive learner for any number of ways and shots.
-
-    Raises:
-        ValueError: as `maml`, or a negative $\beta$.
-
     Example:
         >>> learner = transductive_fine_tune(nn.Linear(2, 3), inner_lr=0.01, steps=3)
         >>> support = kshot.Batch.of(torch.eye(2), torch.tensor([0, 1]), ways=2)

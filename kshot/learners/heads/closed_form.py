@@ -147,9 +147,6 @@ def r2d2(
         A learner for any number of ways and shots. It solves as many equations as there are support rows or features,
         whichever is less.
 
-    Raises:
-        ValueError: an `l2` or a scale that is not above 0.
-
     Example:
         >>> learner = r2d2(nn.Flatten(), l2=1e-6, scale=None, objective=objectives.mse)
         >>> support = kshot.Batch.of(torch.tensor([[0.0], [1.0]]), torch.tensor([[1.0], [3.0]]))
@@ -192,7 +189,7 @@ def metaoptnet(
         classes, in float64.
 
     Raises:
-        ValueError: an unknown base, or numbers that are not above 0.
+        ValueError: an unknown base.
 
     Example:
         >>> learner = metaoptnet(nn.Flatten(), l2=1e-3)
@@ -240,9 +237,6 @@ def logistic_regression(
 
     Returns:
         A learner for any number of ways and shots. It costs about $C N^3$ for N support rows of C classes, in float64.
-
-    Raises:
-        ValueError: an `l2` or a scale that is not above 0.
 
     Example:
         >>> learner = logistic_regression(nn.Flatten())

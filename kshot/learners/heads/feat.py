@@ -125,12 +125,6 @@ def feat(
         dropout: dropout rate of what the transformer adds to a class mean.
         objective, batchnorm: as in `protonet`.
 
-    Returns:
-        A learner for any number of ways and shots.
-
-    Raises:
-        ValueError: numbers out of bounds.
-
     Example:
         >>> learner = feat(nn.Flatten(), features=3)
         >>> support = kshot.Batch.of(torch.eye(3), torch.tensor([0, 1, 2]), ways=3)

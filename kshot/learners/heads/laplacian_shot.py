@@ -87,9 +87,6 @@ def laplacian_shot(
         A transductive learner for any number of ways and shots. The centre is 0 until `training.fit_feature_statistics`
         measures it.
 
-    Raises:
-        ValueError: numbers out of bounds.
-
     Example:
         >>> learner = laplacian_shot(nn.Flatten(), features=2)
         >>> learner.transductive

@@ -100,7 +100,7 @@ def matching_net(
         A learner for any number of ways and shots; its state holds the support's features.
 
     Raises:
-        ValueError: numbers out of bounds, or context without `features`.
+        ValueError: context without `features`.
 
     Example:
         >>> learner = matching_net(nn.Flatten(), scale=1.0)

@@ -149,9 +149,6 @@ def plda(
         A learner for any number of ways and shots. $\mu$ is 0 and $W = B = I$ until
         `training.fit_feature_statistics(learner, source)` measures them.
 
-    Raises:
-        ValueError: numbers out of bounds.
-
     Example:
         >>> learner = plda(nn.Flatten(), features=1)
         >>> support = kshot.Batch.of(torch.tensor([[-2.0], [2.0]]), torch.tensor([0, 1]), ways=2)

@@ -93,7 +93,7 @@ def relation_net(
         A learner for any number of ways and shots. A prediction takes a pass of $g_\phi$ for each query and class.
 
     Raises:
-        ValueError: an unknown loss, or a width below 1.
+        ValueError: an unknown loss.
 
     Example:
         >>> learner = relation_net(nn.Flatten(), features=3)

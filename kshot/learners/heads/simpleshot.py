@@ -88,9 +88,6 @@ def simpleshot(
         A learner for any number of ways and shots. $\mu$ is 0 until `training.fit_feature_statistics(learner, source)`
         measures it.
 
-    Raises:
-        ValueError: `features` or a scale out of bounds.
-
     Example:
         >>> learner = simpleshot(nn.Flatten(), features=2)
         >>> support = kshot.Batch.of(torch.tensor([[1.0, 0.0], [0.0, 3.0]]), torch.tensor([0, 1]), ways=2)
