@@ -174,10 +174,10 @@ class ItemNeighbours(Recommender):
     def _similarity(self, items: np.ndarray, others: np.ndarray) -> Tensor:
         a, b = self.item_residuals[items], self.item_residuals[others]
         rated_a, rated_b = _ones(a), _ones(b)
-        both = (rated_a @ rated_b.T).toarray()
+        num_common = (rated_a @ rated_b.T).toarray()
         lengths = (a.power(2) @ rated_b.T).toarray() * (rated_a @ b.power(2).T).toarray()
         cosine = (a @ b.T).toarray() / np.sqrt(np.maximum(lengths, 1e-12))
-        return torch.from_numpy((cosine * both / (both + self.shrink_pairs)).astype(np.float32))
+        return torch.from_numpy((cosine * num_common / (num_common + self.shrink_pairs)).astype(np.float32))
 
 
 def recommender(
