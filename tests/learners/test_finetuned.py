@@ -55,7 +55,7 @@ def test_pmf_moves_all_images_of_a_step_alike():
     learner = kshot.learners.pmf(nn.Flatten(), inner_lr=0.1, shift=3, flip=True)
     image = torch.arange(2 * 36.0).view(2, 1, 6, 6)
     support = Batch.of(image, torch.tensor([0, 1]), ways=2)
-    seen = [learner._varied(support, step).inputs for step in range(8)]
+    seen = [learner._augmented(support, step).inputs for step in range(8)]
     assert len({tuple(each.flatten().tolist()) for each in seen}) == 8
     for each in seen:
         torch.testing.assert_close(each[1], each[0] + 36)
