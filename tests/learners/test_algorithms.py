@@ -305,8 +305,8 @@ def test_a_trajectory_of_states_ends_where_adapting_does(task):
         ),
         (lambda: kshot.learners.anil(net(), inner_lr=0.1, head="top"), "no trainable parameter .*'top"),
         (lambda: kshot.learners.boil(net(), inner_lr=0.1, head="top"), "no trainable parameter .*'top"),
-        (lambda: kshot.learners.maml_pp(net(), inner_lr=0.1, multi_step=2.0), "until must be a fraction of"),
-        (lambda: kshot.learners.maml_pp(net(), inner_lr=0.1, first_order=-1.0), "until must be a fraction of"),
+        (lambda: kshot.learners.maml_pp(net(), inner_lr=0.1, multi_step=2.0), "until must be"),
+        (lambda: kshot.learners.maml_pp(net(), inner_lr=0.1, first_order=-1.0), "until must be"),
         (lambda: kshot.learners.cavia(net(), inner_lr=0.1, task_dim=0), "task_dim must be at least 1"),
         (
             lambda: kshot.learners.cavia(net(), inner_lr=0.1, task_dim=2, film=["9"]),
@@ -316,7 +316,7 @@ def test_a_trajectory_of_states_ends_where_adapting_does(task):
             lambda: kshot.learners.cavia(net(), inner_lr=0.1, task_dim=2, film=["1"]),
             r"channels of layer '1' \(Tanh\) is unknown",
         ),
-        (lambda: kshot.learners.unicorn_maml(net(), features=0, inner_lr=0.1), "features must be the width"),
+        (lambda: kshot.learners.unicorn_maml(net(), features=0, inner_lr=0.1), "features must be at least 1"),
         (lambda: kshot.learners.warp_maml(net(), warp="warp.*", inner_lr=0.1), "no trainable parameter"),
         (
             lambda: kshot.learners.learned_optimizer(net(), inner_lr=0.1, kind="gru"),

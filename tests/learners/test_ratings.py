@@ -147,7 +147,7 @@ def test_a_new_user_is_folded_into_the_factors_and_neighbours_are_cosines():
             found.append(np.abs(said(learner, support, own[10:]) - truth[10:]).mean())
         errors[kind] = np.mean(found)
     assert errors["matrix_factorisation"] < 0.75 * errors["global_mean"]
-    with pytest.raises(ValueError, match="a recommender is one of"):
+    with pytest.raises(ValueError, match="kind must be one of"):
         recommenders.recommender("svd", log, STARS)
 
 

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from kshot import objectives
 from kshot.annotations import PositiveFloat
+from kshot.argument_checks import check_arguments
 from kshot.inner.convex import crammer_singer, logistic
 from kshot.inner.functional import BatchNorm
 from kshot.learners.heads.distances import log_parameter
@@ -165,6 +166,7 @@ def r2d2(
     return HeadLearner(embedding, Ridge(l2, scale), objective, batchnorm=batchnorm)
 
 
+@check_arguments
 def metaoptnet(
     embedding: Embedding,
     *,
@@ -211,10 +213,8 @@ def metaoptnet(
     if base == "svm":
         solver = partial(crammer_singer, steps=20)
         head: Linear = DualLinear(solver, 10.0 if l2 is None else l2, scale, learned=False)
-    elif base == "ridge":
-        head = Ridge(50.0 if l2 is None else l2, scale, learned=False)
     else:
-        raise ValueError(f"base must be one of svm, ridge, got {base!r}")
+        head = Ridge(50.0 if l2 is None else l2, scale, learned=False)
     return HeadLearner(embedding, head, objective, batchnorm=batchnorm)
 
 

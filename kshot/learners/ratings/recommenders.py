@@ -12,12 +12,13 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Literal, TypeVar, get_args
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from kshot.argument_checks import check_arguments
 from kshot.learner import Learner
 from kshot.learners.ratings.alpaca import posterior
 from kshot.objectives import Objective, levels_of
@@ -180,6 +181,7 @@ class ItemNeighbours(Recommender):
         return torch.from_numpy((cosine * num_common / (num_common + self.shrink_pairs)).astype(np.float32))
 
 
+@check_arguments
 def recommender(
     kind: Kind,
     ratings: Ratings,
@@ -228,8 +230,6 @@ def recommender(
         Koren, Bell, Volinsky: Matrix Factorization Techniques for Recommender Systems, IEEE Computer 42(8), 2009;
         Sarwar, Karypis, Konstan, Riedl: Item-based Collaborative Filtering Recommendation Algorithms, WWW 2001.
     """
-    if kind not in get_args(Kind):
-        raise ValueError(f"a recommender is one of {', '.join(get_args(Kind))}, got {kind!r}")
     options: dict[str, Any] = {"shift": shift, "usage": usage}
     mean = float(ratings.scores.mean())
     if kind in ("global_mean", "user_mean", "item_mean", "popularity"):
