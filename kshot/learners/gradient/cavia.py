@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from kshot import objectives
+from kshot.annotations import DerivativeOrder, NonNegativeInt, PositiveFloat
 from kshot.argument_checks import check_arguments
 from kshot.inner.functional import BatchNorm
 from kshot.inner.rules import SGD
@@ -93,9 +94,9 @@ def cavia(
     model: nn.Module,
     *,
     task_dim: int,
-    inner_lr: float,
-    steps: int = 1,
-    order: int = 2,
+    inner_lr: PositiveFloat,
+    steps: NonNegativeInt = 1,
+    order: DerivativeOrder = 2,
     film: Sequence[str] = (),
     objective: Objective = objectives.classification,
     batchnorm: BatchNorm = "support",

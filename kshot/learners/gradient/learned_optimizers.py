@@ -133,10 +133,10 @@ def alfa(
 def learned_optimizer(
     model: nn.Module,
     *,
-    inner_lr: float,
-    steps: int = 5,
+    inner_lr: PositiveFloat,
+    steps: NonNegativeInt = 5,
     kind: Kind = "lstm",
-    order: int = 2,
+    order: DerivativeOrder = 2,
     objective: Objective = objectives.classification,
     adaptable: Pattern = "*",
     batchnorm: BatchNorm = "support",
