@@ -16,6 +16,7 @@ from kshot.annotations import PositiveInt
 from kshot.argument_checks import check_arguments
 from kshot.data.text.sentence_encoder import BATCH, Pooled, SentenceEncoder
 from kshot.models.pretrained import Pretrained, with_lora
+from kshot.supplied import EncoderName, NumOutputs
 
 Tune = Literal["head", "full", "lora"]
 """The trained and adapted part of an encoder: its head, all weights, or additional low-rank adapters."""
@@ -92,8 +93,8 @@ def _values_unknown(ids: Tensor) -> bool:
 
 @check_arguments
 def encoder(
-    name: str,
-    outputs: int | None = None,
+    name: EncoderName,
+    outputs: NumOutputs | None = None,
     *,
     tune: Tune = "lora",
     layers: PositiveInt | None = None,

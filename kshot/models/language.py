@@ -7,14 +7,16 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
+from annotated_types import Ge
 from torch import Tensor, nn
 
 from kshot.annotations import FractionBelowOne, PositiveInt
 from kshot.argument_checks import check_arguments
 from kshot.models.pretrained import Pretrained, with_lora
+from kshot.supplied import ContextLength, LanguageModelFolder, NumReserved, NumSymbols
 
 Body = Literal["gru", "lstm", "transformer"]
 """Recurrent layers or causal attention."""
@@ -110,7 +112,7 @@ class Block(nn.Module):
 
 @check_arguments
 def language_model(
-    symbols: PositiveInt,
+    symbols: Annotated[NumSymbols, Ge(1)],
     body: Body = "lstm",
     *,
     width: PositiveInt = 128,
@@ -118,7 +120,7 @@ def language_model(
     embedding: PositiveInt | None = None,
     tied: bool = True,
     heads: PositiveInt = 4,
-    context_length: PositiveInt = 256,
+    context_length: Annotated[ContextLength, Ge(1)] = 256,
     dropout: FractionBelowOne = 0.0,
 ) -> LanguageModel:
     r"""A small causal language model to train from scratch: symbols (n, L) to logits (n, L, V).
@@ -200,7 +202,7 @@ RESERVED_LOGIT = -1e4
 
 
 @check_arguments
-def causal_lm(folder: Path | str, *, rank: PositiveInt | None = 8, reserved: int = 0) -> CausalLM:
+def causal_lm(folder: LanguageModelFolder, *, rank: PositiveInt | None = 8, reserved: NumReserved = 0) -> CausalLM:
     r"""A pretrained causal language model from a local folder of `transformers`; nothing is downloaded.
 
     With a rank, the layers that `peft` chooses for the architecture get LoRA adapters (see `models.pretrained`), and

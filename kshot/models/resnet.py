@@ -11,6 +11,7 @@ from kshot.annotations import FourPositiveInts, PositiveFraction, PositiveInt
 from kshot.argument_checks import check_arguments
 from kshot.models.backbones import with_head, with_maps
 from kshot.models.dropblock import DropBlock
+from kshot.supplied import Channels, FeatureMaps, NumOutputs
 
 LEAKY_SLOPE = 0.1
 
@@ -48,13 +49,13 @@ class ResidualBlock(nn.Module):
 
 @check_arguments
 def resnet12(
-    channels_in: int,
-    outputs: int | None = None,
+    channels_in: Channels,
+    outputs: NumOutputs | None = None,
     *,
     widths: FourPositiveInts = (64, 160, 320, 640),
     keep_prob: PositiveFraction = 0.9,
     block_size: PositiveInt = 5,
-    maps: bool = False,
+    maps: FeatureMaps = False,
 ) -> nn.Sequential:
     """Four residual blocks and global average pooling: (n, channels_in, H, W) to (n, outputs), from 16×16 pixels.
 

@@ -147,7 +147,7 @@ def test_a_new_user_is_folded_into_the_factors_and_neighbours_are_cosines():
             found.append(np.abs(said(learner, support, own[10:]) - truth[10:]).mean())
         errors[kind] = np.mean(found)
     assert errors["matrix_factorisation"] < 0.75 * errors["global_mean"]
-    with pytest.raises(ValueError, match="a recommender is one of"):
+    with pytest.raises(ValueError, match="kind must be one of"):
         recommenders.recommender("svd", log, STARS)
 
 
@@ -316,7 +316,7 @@ def test_coverage_is_the_share_of_the_catalogue_that_somebody_is_shown(tmp_path)
     source = kshot.sources.movielens(
         tmp_path / "ml", shots=3, queries=5, start="first", split={"ratio": [0.6, 0.2, 0.2]}
     )
-    log = recommenders.Ratings(*source.training_log(), size=len(source.preprocessor.items))
+    log = recommenders.Ratings(*source.training_log(), num_items=len(source.preprocessor.items))
     learner = recommenders.recommender("item_mean", log, source.objective)
     order = np.argsort(-learner.offsets[1:].numpy(), kind="stable") + 1
     shown = set()
@@ -334,7 +334,7 @@ def test_coverage_is_the_share_of_the_catalogue_that_somebody_is_shown(tmp_path)
 def test_equal_ratings_and_few_of_them(tmp_path, target_type):
     rows = [f"u{u},i{(u + k) % 9},3,{k}" for u in range(20) for k in range(1 + u % 5)]
     (tmp_path / "log.csv").write_text("\n".join(["user,item,rating,time", *rows]))
-    options = {"shots": 1, "queries": 2, "small": "shrink", "split": {"ratio": [0.6, 0.2, 0.2]}, "time": "time"}
+    options = {"shots": 1, "queries": 2, "on_too_few": "shrink", "split": {"ratio": [0.6, 0.2, 0.2]}, "time": "time"}
     if target_type == "levels":
         with pytest.raises(ValueError, match="ratings of 2 to 32 different values, and the training ratings have 1"):
             kshot.sources.ratings(tmp_path / "log.csv", target_type=target_type, **options)
@@ -447,7 +447,7 @@ def check_gains(opened) -> None:
     user = User(opened, {"3": 5.0, "8": 4.0})
     learner, preprocessor = opened.learner, opened.preprocessor
     with torch.no_grad():
-        learner.from_choice.zero_()
+        learner.choice_effect.zero_()
         user = User(opened, {"3": 5.0, "8": 4.0})
         feat = learner._features(user.whole)
         covariance = feat @ user.state["covariance"] @ feat.T
