@@ -25,7 +25,7 @@ from kshot.evaluation.report.verdict import best_baseline
 from kshot.evaluation.shots import Shots, over_shots
 from kshot.evaluation.target import Target
 from kshot.learner import Learner
-from kshot.learners.gradient.maml import GradientLearner
+from kshot.learners.gradient.gradient_learner import GradientLearner
 from kshot.objectives import gaussian
 from kshot.sources.pixels import Pixels
 from kshot.tasks.read_log import EVALUATION, during
