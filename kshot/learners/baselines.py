@@ -20,6 +20,7 @@ from kshot.learners.gradient.gradient_learner import GradientLearner, Rule, make
 from kshot.learners.heads.head_learner import HeadLearner
 from kshot.learners.heads.protonet import Prototypes
 from kshot.objectives import Objective
+from kshot.supplied import Seed
 from kshot.types import Batch, Tree, tree_leaves
 
 
@@ -30,7 +31,7 @@ def from_scratch(
     steps: NonNegativeInt = 50,
     objective: Objective = objectives.classification,
     batchnorm: BatchNorm = "support",
-    seed: int = 0,
+    seed: Seed = 0,
 ) -> GradientLearner:
     r"""Fit the model to the support set alone, from random weights.
 

@@ -31,6 +31,7 @@ from kshot.data.text.markup import Markup, tidy
 from kshot.data.text.tokenizer import Tokens
 from kshot.data.text.vocabulary import PADDING, UNKNOWN, Vocabulary
 from kshot.objectives import Objective
+from kshot.supplied import Seed
 from kshot.tasks.group_tasks import GroupTasks, Order
 from kshot.tasks.pool import OnTooFew, Rows
 from kshot.tasks.preprocessor import Support
@@ -78,7 +79,7 @@ def corpus(
     on_too_few: OnTooFew = "error",
     bad_rows: BadRows = "error",
     reading: ReadingOptions = EMPTY,
-    seed: int = 0,
+    seed: Seed = 0,
 ) -> Corpus:
     r"""Predict each next character of somebody's text, after adapting to a little of it.
 

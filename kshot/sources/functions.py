@@ -11,6 +11,7 @@ import torch
 
 from kshot import objectives
 from kshot.annotations import NonNegativeFloat, PositiveFloat, PositiveFloatPair, PositiveInt
+from kshot.supplied import Seed
 from kshot.tasks.sampling import Range, Size
 from kshot.tasks.source import TaskSource, generator
 from kshot.types import Batch, Split, Task, Tree, tree_map
@@ -49,7 +50,7 @@ class Sinusoids(TaskSource):
         queries: PositiveInt = 10,
         noise: NonNegativeFloat = 0.0,
         target_type: TargetType = "mean",
-        seed: int = 0,
+        seed: Seed = 0,
     ) -> None:
         if shots < 1 or queries < 1:
             raise ValueError(f"a task needs at least one support and one query point, got {shots=}, {queries=}")
@@ -133,7 +134,7 @@ class GaussianProcesses(TaskSource):
         noise: PositiveFloat = 0.05,
         shots: Size = (3, 30),
         queries: PositiveInt = 50,
-        seed: int = 0,
+        seed: Seed = 0,
     ) -> None:
         if kernel not in get_args(Kernel):
             raise ValueError(f"kernel must be one of {', '.join(get_args(Kernel))}, got {kernel!r}")

@@ -17,6 +17,7 @@ import numpy as np
 
 from kshot.annotations import FractionBelowOne
 from kshot.data import library
+from kshot.supplied import Seed
 from kshot.tasks.class_tasks import ClassTasks, Imbalance
 from kshot.tasks.sampling import Size
 from kshot.types import Split
@@ -61,7 +62,7 @@ def glyphs(
     train_queries: Size | None = None,
     imbalance: Imbalance | None = None,
     label_noise: FractionBelowOne = 0.0,
-    seed: int = 0,
+    seed: Seed = 0,
 ) -> ClassTasks:
     r"""Tell characters of unseen scripts apart: grey 28×28 drawings, strokes bright on dark, 20 of each character.
 

@@ -15,6 +15,7 @@ from kshot.data.images.augment import Augment, AugmentOptions, Turned
 from kshot.data.images.cache import DecodedImages
 from kshot.data.images.decode import BadImage, Colour, colour_of
 from kshot.data.images.index import Listing, Outside, list_folder, list_table, shown
+from kshot.supplied import Seed
 from kshot.tasks.class_tasks import ClassTasks, Imbalance
 from kshot.tasks.pool import OnTooFew
 from kshot.tasks.sampling import Size
@@ -49,7 +50,7 @@ def images(
     on_too_few: OnTooFew = "error",
     bad_images: Literal["error", "drop"] = "error",
     outside: Outside = "error",
-    seed: int = 0,
+    seed: Seed = 0,
     progress: Callable[[int, int], object] | None = None,
 ) -> ClassTasks:
     """Tell the classes of your own images apart.

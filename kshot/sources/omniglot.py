@@ -19,6 +19,7 @@ from kshot.data import library
 from kshot.data.dataset import Dataset, ImageDataset
 from kshot.data.images.augment import Augment, AugmentOptions, Mirrored
 from kshot.data.library.archives import opened_zip
+from kshot.supplied import Seed
 from kshot.tasks.class_tasks import ClassTasks, Imbalance
 from kshot.tasks.sampling import Size
 from kshot.types import SPLITS, Split
@@ -45,7 +46,7 @@ def omniglot(
     augment: AugmentOptions | None = None,
     mirrored_classes: bool = False,
     background_only: bool = False,
-    seed: int = 0,
+    seed: Seed = 0,
     size: PositiveInt = 28,
     path: Path | str | None = None,
 ) -> ClassTasks:

@@ -17,6 +17,7 @@ from kshot import objectives
 from kshot.annotations import NonNegativeInt, PositiveInt
 from kshot.sources.glyphs import glyphs
 from kshot.sources.omniglot import omniglot
+from kshot.supplied import Seed
 from kshot.tasks.class_tasks import ClassTasks
 from kshot.tasks.sampling import Range, Size
 from kshot.tasks.source import TaskSource, generator
@@ -74,7 +75,7 @@ class Pixels(TaskSource):
         queries: PositiveInt = 200,
         train_queries: PositiveInt | None = None,
         frequencies: NonNegativeInt = 0,
-        seed: int = 0,
+        seed: Seed = 0,
     ) -> None:
         if isinstance(of, str) and of not in KNOWN:
             raise ValueError(f"of must be {' or '.join(KNOWN)}, or a source of classes of images, got {of!r}")

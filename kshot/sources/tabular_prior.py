@@ -14,6 +14,7 @@ from torch.nn.functional import pad
 
 from kshot import objectives, types
 from kshot.annotations import PositiveInt
+from kshot.supplied import Seed
 from kshot.tasks.sampling import Range, Size
 from kshot.tasks.source import TaskSource, generator
 from kshot.types import Batch, Split, Task
@@ -76,7 +77,7 @@ class TabularPriors(TaskSource):
         features: Size = (2, 32),
         classes: Size = (2, 10),
         queries: PositiveInt = 32,
-        seed: int = 0,
+        seed: Seed = 0,
     ) -> None:
         if target_type not in get_args(TargetType):
             raise ValueError(f"target_type must be one of {', '.join(get_args(TargetType))}, got {target_type!r}")

@@ -25,6 +25,7 @@ from kshot.data.text.labelled import open_labelled
 from kshot.data.text.sentence_encoder import SentenceEncoder
 from kshot.data.text.vocabulary import Vocabulary
 from kshot.objectives import Objective
+from kshot.supplied import Seed
 from kshot.tasks.class_tasks import ClassTasks, Imbalance
 from kshot.tasks.pool import OnTooFew, Rows
 from kshot.tasks.preprocessor import Support
@@ -71,7 +72,7 @@ def text(
     on_too_few: OnTooFew = "error",
     bad_rows: Literal["error", "drop"] = "error",
     reading: ReadingOptions = EMPTY,
-    seed: int = 0,
+    seed: Seed = 0,
 ) -> TextTasks:
     """Tell the classes of your own texts apart.
 

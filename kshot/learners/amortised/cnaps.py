@@ -13,7 +13,6 @@ from annotated_types import Len
 from torch import Tensor, nn
 
 from kshot import objectives
-from kshot.annotations import PositiveInt
 from kshot.inner.functional import BatchNorm, Function
 from kshot.learner import Learner
 from kshot.learners.amortised.attention import perceptron, weighted_row_mean
@@ -21,6 +20,7 @@ from kshot.learners.gradient.cavia import FiLM
 from kshot.learners.heads.head_learner import Head
 from kshot.learners.heads.protonet import Prototypes
 from kshot.objectives import Objective, classes_present, only_present
+from kshot.supplied import Embedding, TaskDim, TaskEncoder
 from kshot.types import Batch, Tree
 
 
@@ -123,11 +123,11 @@ class FilmLearner(Learner):
 
 
 def cnaps(
-    embedding: nn.Module,
-    encoder: nn.Module,
+    embedding: Embedding,
+    encoder: TaskEncoder,
     *,
     film: Annotated[Sequence[str], Len(1)],
-    task_dim: PositiveInt,
+    task_dim: TaskDim = 64,
     head: Literal["mahalanobis", "prototypes"] | Head = "mahalanobis",
     objective: Objective = objectives.classification,
     batchnorm: BatchNorm = "support",

@@ -19,6 +19,7 @@ from kshot.learners.amortised.attention import Attention, log_weight, perceptron
 from kshot.learners.gradient.cavia import FiLM
 from kshot.models.spread import Spread
 from kshot.objectives import Objective
+from kshot.supplied import Embedding, FeatureCount, NumOutputs
 from kshot.types import Batch, Tree
 
 
@@ -200,14 +201,14 @@ class TransformerBlock(nn.Module):
 
 
 def cnp(
-    inputs: int,
-    outputs: int,
+    inputs: FeatureCount,
+    outputs: NumOutputs,
     *,
     width: PositiveInt = 128,
     depth: PositiveInt = 3,
     min_std: OpenFraction = 0.01,
     objective: Objective = objectives.gaussian,
-    embedding: nn.Module | None = None,
+    embedding: Embedding | None = None,
 ) -> ConditionalProcess:
     r"""Conditional neural process: the mean of the support points' codes, and a network that predicts from it.
 
@@ -247,15 +248,15 @@ def cnp(
 
 
 def tanp(
-    inputs: int,
-    outputs: int,
+    inputs: FeatureCount,
+    outputs: NumOutputs,
     *,
     width: PositiveInt = 128,
     depth: PositiveInt = 3,
     clusters: PositiveInt = 8,
     min_std: OpenFraction = 0.01,
     objective: Objective = objectives.gaussian,
-    embedding: nn.Module | None = None,
+    embedding: Embedding | None = None,
 ) -> ModulatedProcess:
     r"""Task-adaptive neural process: a `cnp` whose decoder is modulated by the task's similarity to clusters of tasks.
 
@@ -289,15 +290,15 @@ def tanp(
 
 
 def attentive_np(
-    inputs: int,
-    outputs: int,
+    inputs: FeatureCount,
+    outputs: NumOutputs,
     *,
     width: PositiveInt = 128,
     depth: PositiveInt = 3,
     heads: PositiveInt = 8,
     min_std: OpenFraction = 0.01,
     objective: Objective = objectives.gaussian,
-    embedding: nn.Module | None = None,
+    embedding: Embedding | None = None,
 ) -> AttentiveProcess:
     r"""Attentive neural process, its deterministic path: each query attends to the support points near it.
 
@@ -331,8 +332,8 @@ def attentive_np(
 
 
 def tnp_d(
-    inputs: int,
-    outputs: int,
+    inputs: FeatureCount,
+    outputs: NumOutputs,
     *,
     width: PositiveInt = 64,
     depth: PositiveInt = 1,
@@ -340,7 +341,7 @@ def tnp_d(
     heads: PositiveInt = 4,
     min_std: OpenFraction = 0.01,
     objective: Objective = objectives.gaussian,
-    embedding: nn.Module | None = None,
+    embedding: Embedding | None = None,
 ) -> TransformerProcess:
     r"""Transformer neural process with independent predictions (TNP-D): points are tokens, queries read the support.
 

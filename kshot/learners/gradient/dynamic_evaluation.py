@@ -17,6 +17,7 @@ from kshot.inner.rates import LearnedRate
 from kshot.inner.solvers import InnerSolver
 from kshot.learners.gradient.gradient_learner import GradientLearner, Rule, make_rule, make_solver
 from kshot.objectives import Objective
+from kshot.supplied import BaseModel, ContextWindows
 from kshot.types import Batch, Tree
 
 Rates = Literal["one", "tensor", "element"]
@@ -93,11 +94,11 @@ class Reader(GradientLearner):
 
 
 def dynamic_evaluation(
-    model: nn.Module,
+    model: BaseModel,
     *,
     inner_lr: PositiveFloat,
     passes: NonNegativeInt = 1,
-    context_windows: NonNegativeInt = 1,
+    context_windows: ContextWindows = 1,
     causal_queries: bool = True,
     rates: Rates = "tensor",
     rule: Rule = "sgd",

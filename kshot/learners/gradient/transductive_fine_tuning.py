@@ -20,6 +20,7 @@ from kshot.learner import Learner
 from kshot.learners.gradient.gradient_learner import make_solver
 from kshot.learners.gradient.proto_maml import Headed, PrototypeInit
 from kshot.objectives import Objective, classes_present, only_present
+from kshot.supplied import Embedding
 from kshot.types import Batch, Params, Tree
 
 
@@ -73,7 +74,7 @@ class TransductiveTuner(Learner):
 
 
 def transductive_fine_tune(
-    embedding: nn.Module,
+    embedding: Embedding,
     *,
     inner_lr: PositiveFloat,
     steps: NonNegativeInt = 25,

@@ -11,7 +11,7 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from kshot import objectives
 from kshot.annotations import PositiveFloat
@@ -20,6 +20,7 @@ from kshot.inner.functional import BatchNorm
 from kshot.learners.heads.distances import log_parameter
 from kshot.learners.heads.head_learner import Head, HeadLearner, sum_by_class
 from kshot.objectives import Objective
+from kshot.supplied import Embedding
 from kshot.types import Tree
 
 
@@ -126,7 +127,7 @@ class DualLinear(Linear):
 
 
 def r2d2(
-    embedding: nn.Module,
+    embedding: Embedding,
     *,
     l2: PositiveFloat = 1.0,
     scale: PositiveFloat | None = 10.0,
@@ -168,7 +169,7 @@ def r2d2(
 
 
 def metaoptnet(
-    embedding: nn.Module,
+    embedding: Embedding,
     *,
     base: Literal["svm", "ridge"] = "svm",
     l2: PositiveFloat | None = None,
@@ -221,7 +222,7 @@ def metaoptnet(
 
 
 def logistic_regression(
-    embedding: nn.Module,
+    embedding: Embedding,
     *,
     l2: PositiveFloat = 1.0,
     scale: PositiveFloat | None = None,

@@ -15,6 +15,7 @@ from kshot.inner.vmap_overrides import layer_norm
 from kshot.learners.heads.distances import class_means, euclidean
 from kshot.learners.heads.head_learner import Head, HeadLearner
 from kshot.objectives import Objective, classes_present, only_present
+from kshot.supplied import Embedding, FeatureCount
 from kshot.types import Batch, Task, Tree, tree_map
 
 
@@ -101,9 +102,9 @@ class ContrastiveLoss:
 
 
 def feat(
-    embedding: nn.Module,
+    embedding: Embedding,
     *,
-    features: int,
+    features: FeatureCount,
     temperature: PositiveFloat = 8.0,
     contrast: NonNegativeFloat = 0.1,
     dropout: FractionBelowOne = 0.5,

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Literal
 
 import numpy as np
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import normalize
 
 from kshot import objectives
@@ -24,6 +24,7 @@ from kshot.learners.heads.distances import Distance, Scaled, class_means, cosine
 from kshot.learners.heads.head_learner import Head, HeadLearner
 from kshot.learners.heads.protonet import protonet
 from kshot.objectives import Objective, only_present
+from kshot.supplied import Embedding
 from kshot.types import Batch, Params, Task, Tree
 
 
@@ -56,7 +57,7 @@ class CosineClassifier(Head):
 
 
 def baseline_pp(
-    embedding: nn.Module,
+    embedding: Embedding,
     *,
     inner_lr: PositiveFloat,
     steps: NonNegativeInt = 100,
@@ -149,7 +150,7 @@ class TunedEmbedding(Learner):
 
 
 def pmf(
-    embedding: nn.Module,
+    embedding: Embedding,
     *,
     inner_lr: PositiveFloat,
     steps: NonNegativeInt = 50,

@@ -15,6 +15,7 @@ from kshot.learners.heads.closed_form import solve_ridge
 from kshot.learners.heads.distances import log_parameter
 from kshot.learners.heads.head_learner import Head, HeadLearner
 from kshot.objectives import Objective
+from kshot.supplied import MapEmbedding
 from kshot.types import Tree
 
 
@@ -57,7 +58,7 @@ def _vectors(feat_ND: Tensor) -> Tensor:
 
 
 def frn(
-    embedding: nn.Module,
+    embedding: MapEmbedding,
     *,
     scale: PositiveFloat = 10.0,
     objective: Objective = objectives.classification,

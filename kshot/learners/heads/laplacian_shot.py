@@ -9,7 +9,7 @@ Shape legend: N support rows, M query rows, D features, C classes.
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from kshot import objectives
 from kshot.annotations import NonNegativeFloat, NonNegativeInt, PositiveInt
@@ -18,6 +18,7 @@ from kshot.learners.heads.distances import class_means, euclidean
 from kshot.learners.heads.head_learner import Head, HeadLearner
 from kshot.learners.heads.simpleshot import Centred
 from kshot.objectives import Objective, only_present
+from kshot.supplied import Embedding, FeatureCount
 from kshot.types import Tree
 
 
@@ -60,9 +61,9 @@ class Laplacian(Head):
 
 
 def laplacian_shot(
-    embedding: nn.Module,
+    embedding: Embedding,
     *,
-    features: int,
+    features: FeatureCount,
     neighbours: PositiveInt = 3,
     smoothness: NonNegativeFloat = 1.0,
     steps: NonNegativeInt = 20,

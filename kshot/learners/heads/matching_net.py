@@ -14,6 +14,7 @@ from kshot.inner.functional import BatchNorm
 from kshot.learners.heads.distances import cosine, log_parameter
 from kshot.learners.heads.head_learner import Head, HeadLearner
 from kshot.objectives import Objective
+from kshot.supplied import Embedding, FeatureCount
 from kshot.types import Tree
 
 
@@ -76,10 +77,10 @@ class Matching(Head):
 
 
 def matching_net(
-    embedding: nn.Module,
+    embedding: Embedding,
     *,
     context_steps: NonNegativeInt = 0,
-    features: int | None = None,
+    features: FeatureCount | None = None,
     scale: PositiveFloat = 10.0,
     objective: Objective = objectives.classification,
     batchnorm: BatchNorm = "support",

@@ -6,7 +6,7 @@ Shape legend: N support rows, M query rows, D features, C classes, K training cl
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from kshot import objectives
 from kshot.annotations import PositiveFloat, PositiveFraction
@@ -14,6 +14,7 @@ from kshot.inner.functional import BatchNorm
 from kshot.learners.heads.distances import log_parameter
 from kshot.learners.heads.head_learner import FeatureStatistics, HeadLearner, sum_by_class
 from kshot.objectives import Objective
+from kshot.supplied import FeatureCount, FrozenEmbedding
 from kshot.types import Tree
 
 
@@ -116,9 +117,9 @@ def _log_normal(feat_MD: Tensor, mean_CD: Tensor, var_CD: Tensor) -> Tensor:
 
 
 def plda(
-    embedding: nn.Module,
+    embedding: FrozenEmbedding,
     *,
-    features: int,
+    features: FeatureCount,
     within: PositiveFraction = 0.9,
     between: PositiveFraction = 0.6,
     scale: PositiveFloat = 1.0,

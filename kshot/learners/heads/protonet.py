@@ -7,13 +7,14 @@ from __future__ import annotations
 
 from typing import Literal
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from kshot import objectives
 from kshot.inner.functional import BatchNorm
 from kshot.learners.heads.distances import Distance, Scaled, class_means, cosine, euclidean
 from kshot.learners.heads.head_learner import Head, HeadLearner, sum_by_class
 from kshot.objectives import Objective
+from kshot.supplied import Embedding
 from kshot.types import Tree
 
 
@@ -51,7 +52,7 @@ class Prototypes(Head):
 
 
 def protonet(
-    embedding: nn.Module,
+    embedding: Embedding,
     *,
     distance: Literal["euclidean", "cosine"] | Distance = "euclidean",
     objective: Objective = objectives.classification,

@@ -18,6 +18,7 @@ from kshot.learner import Learner, query_loss
 from kshot.learners.heads.distances import class_means
 from kshot.learners.heads.head_learner import Head, HeadLearner
 from kshot.objectives import Objective, weighted_mean
+from kshot.supplied import FeatureShape, MapEmbedding
 from kshot.types import Task, Tree
 
 
@@ -64,9 +65,9 @@ def squared_relations(learner: Learner, task: Task) -> Tensor:
 
 
 def relation_net(
-    embedding: nn.Module,
+    embedding: MapEmbedding,
     *,
-    features: int | Sequence[int],
+    features: FeatureShape,
     hidden: PositiveInt = 64,
     relation: nn.Module | None = None,
     loss: Literal["squared", "objective"] = "squared",

@@ -6,7 +6,7 @@ Shape legend: N support rows, M query rows, D features, C classes.
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import normalize
 
 from kshot import objectives
@@ -16,6 +16,7 @@ from kshot.learners.heads.distances import Scaled, euclidean
 from kshot.learners.heads.head_learner import FeatureStatistics, Head, HeadLearner
 from kshot.learners.heads.protonet import Prototypes
 from kshot.objectives import Objective
+from kshot.supplied import Embedding, FeatureCount
 from kshot.types import Tree
 
 
@@ -65,9 +66,9 @@ class Centred(FeatureStatistics):
 
 
 def simpleshot(
-    embedding: nn.Module,
+    embedding: Embedding,
     *,
-    features: int,
+    features: FeatureCount,
     scale: PositiveFloat = 10.0,
     objective: Objective = objectives.classification,
     batchnorm: BatchNorm = "running",

@@ -16,6 +16,7 @@ from kshot.annotations import NonNegativeFloat, PositiveFloat, PositiveInt
 from kshot.inner.functional import Function
 from kshot.learner import Learner
 from kshot.objectives import Objective, levels_of, weighted_mean
+from kshot.supplied import Embedding, FeatureCount, UserFeatures
 from kshot.types import Batch, Task, Tree
 
 
@@ -159,14 +160,14 @@ def posterior(
 
 
 def alpaca(
-    embedding: nn.Module,
+    embedding: Embedding,
     *,
-    features: int,
+    features: FeatureCount,
     noise: PositiveFloat = 1.0,
     prior: PositiveFloat = 0.35,
     hidden: PositiveInt = 32,
     item_penalty: NonNegativeFloat = 8.0,
-    user_features: int = 0,
+    user_features: UserFeatures = 0,
     objective: Objective = objectives.gaussian,
 ) -> Alpaca:
     r"""ALPaCA: Bayesian ridge regression of a user's ratings on item features; prior and features are meta-learned.

@@ -21,6 +21,7 @@ from kshot.data.tables.table import Reading, ReadingOptions, Table
 from kshot.sources.ratings.dataset import Features, RatingDataset, UserFeatures, opened
 from kshot.sources.ratings.preprocessor import ItemMean, RatingPreprocessor, SignupTime
 from kshot.sources.rows import BadRows, Members, distinct_values, group_rows, left_out_of, times_of
+from kshot.supplied import Seed
 from kshot.tasks.pool import OnTooFew
 from kshot.tasks.sampling import Range, Size, distinct
 from kshot.tasks.source import TaskSource, generator
@@ -68,7 +69,7 @@ def ratings(
     on_too_few: OnTooFew = "error",
     reading: ReadingOptions = EMPTY,
     bad_rows: BadRows = "error",
-    seed: int = 0,
+    seed: Seed = 0,
 ) -> RatingTasks:
     r"""Predict a user's ratings from a few of them.
 
