@@ -52,7 +52,7 @@ def names_of(spec: Spec, objective: Objective) -> list[BaselineName | Part]:
     """
     if spec.baselines.names is not None:
         for name in spec.baselines.names:
-            if name in NEED_PRETRAINING and spec.pretrain is None:
+            if isinstance(name, str) and name in NEED_PRETRAINING and spec.pretrain is None:
                 raise ValueError(f"baseline {name!r} needs a pretrained model: give the run file a 'pretrain' section")
         return spec.baselines.names
     if objectives.rates_items(objective):

@@ -169,19 +169,19 @@ def _argument(parameter: inspect.Parameter, hint: Any) -> Argument:
         declared=next(_markers(hint, Declared), None),
         key=key if schema is not None else None,
         schema=schema,
-        problem=None if supplied else _problem(parameter, hint, schema),
+        problem=_problem(parameter, hint, supplied is not None, schema),
         passes_on=nested is not None,
     )
 
 
-def _problem(parameter: inspect.Parameter, hint: Any, schema: Any) -> str | None:
+def _problem(parameter: inspect.Parameter, hint: Any, supplied: bool, schema: Any) -> str | None:
     """Why an argument cannot be given."""
     name, required = parameter.name, parameter.default is parameter.empty
     if parameter.kind is parameter.POSITIONAL_ONLY:
         return f"its argument {name!r} cannot be given by name; remove the / from its signature"
     if name == "kind" and schema is not None:
         return "its argument 'kind' has the name of the key that chooses the factory; rename it"
-    if not required:
+    if supplied or not required:
         return None
     if any(isinstance(each, type) and issubclass(each, load("torch.nn:Module")) for each in _leaves(hint)):
         return (
@@ -321,11 +321,12 @@ def check_part(room: str, value: Any, *, without_path: bool = False) -> Part:
         raise problem(f"cannot take kind {kind!r}: {error}") from None
     if not without_path:
         return _model(factory, kind).model_validate(value)
-    if not arguments or not arguments[0].required or any(each.passes_on for each in arguments):
+    path = next(iter(arguments), None)
+    if path is None or not path.required or str not in _leaves(path.schema) or any(a.passes_on for a in arguments):
         raise problem(f"takes a source that is opened by a path, which {kind} is not")
     if "path" in value:
         raise problem("takes no path of its own")
-    return _model(factory, kind, without=(arguments[0].name,)).model_validate(value)
+    return _model(factory, kind, without=(path.name,)).model_validate(value)
 
 
 WITHOUT_PATH = Annotated[Any, PlainValidator(partial(check_part, "source", without_path=True))]

@@ -18,7 +18,7 @@ from kshot.inner.solvers import InnerSolver
 from kshot.learners.gradient.gradient_learner import GradientLearner, HeadInit, make_solver
 from kshot.learners.heads.distances import class_means
 from kshot.objectives import Objective
-from kshot.supplied import Embedding
+from kshot.supplied import Embedding, FeatureCount
 from kshot.types import Batch, Params, Tree
 
 
@@ -111,7 +111,7 @@ def proto_maml(
 def unicorn_maml(
     embedding: Embedding,
     *,
-    features: int,
+    features: FeatureCount,
     inner_lr: PositiveFloat,
     steps: NonNegativeInt = 5,
     order: DerivativeOrder = 2,
