@@ -108,7 +108,7 @@ def test_no_learner_is_likelier_than_the_posterior():
 def test_noise_leaves_the_sinusoids_what_they_were():
     still, noisy = (
         sinusoids(shots=500).task("train", 0),
-        sinusoids(shots=500, noise=0.3, target_type="spread").task("train", 0),
+        sinusoids(shots=500, noise=0.3, target_type="distribution").task("train", 0),
     )
     assert torch.equal(still.support.inputs, noisy.support.inputs)
     assert float((still.support.targets - noisy.support.targets).std()) == pytest.approx(0.3, rel=0.1)
@@ -156,7 +156,7 @@ def test_a_task_adaptive_process_modulates_its_decoder_by_the_tasks_that_it_is_l
 PROCESSES = {"cnp": {}, "tanp": {"clusters": 2}, "attentive_np": {"heads": 2}, "tnp_d": {"heads": 2, "layers": 1}}
 
 
-@pytest.mark.parametrize(("kind", "target_type"), [*((kind, "levels") for kind in PROCESSES), ("tanp", "number")])
+@pytest.mark.parametrize(("kind", "target_type"), [*((kind, "ordinal") for kind in PROCESSES), ("tanp", "regression")])
 def test_ratings_are_read_through_a_model_of_them(kind, target_type, tmp_path):
     random = np.random.default_rng(0)
     rows = [f"{u},{i},{1 + 2 * (u % 2 + i % 2)}" for u in range(99) for i in random.permutation(12)]
