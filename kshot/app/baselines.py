@@ -20,7 +20,7 @@ from kshot.learners.heads.protonet import Prototypes
 from kshot.learners.ratings.recommenders import GRIDS, Ratings, recommender
 from kshot.models.encoder import Encoder
 from kshot.objectives import Objective
-from kshot.sources.ratings.source import ratings_of
+from kshot.sources.ratings.tasks import ratings_of
 from kshot.tasks.read_log import during
 from kshot.tasks.source import TaskSource
 from kshot.types import Split
@@ -82,7 +82,7 @@ def labels_of(baselines: list[BaselineName | Part]) -> dict[str, BaselineName | 
 def about(label: str, spec: Spec) -> str:
     """A phrase that describes a baseline."""
     if label in ABOUT:
-        return ABOUT[label].format(steps=spec.pretrain.steps if spec.pretrain else 0)  # type: ignore[index]
+        return ABOUT[label].format(steps=spec.pretrain.steps if spec.pretrain else 0)
     baseline = labels_of(spec.baselines.names or [])[label]
     assert isinstance(baseline, Part)
     options = ", ".join(f"{name} {value}" for name, value in baseline.model_dump(exclude={"kind"}).items())
@@ -139,7 +139,7 @@ def _candidates(
             raise ValueError(f"baseline {baseline} is for tasks of ratings, which these are not")
         with during(source, "training"):
             log = ratings.training_log()
-        fitted = Ratings(*log, size=len(ratings.preprocessor.items))
+        fitted = Ratings(*log, num_items=len(ratings.preprocessor.items))
         return [recommender(baseline, fitted, objective, **candidate) for candidate in GRIDS[baseline]]
     if baseline == "centroid":
         if spec.model is not None and spec.model.kind == "encoder":

@@ -17,7 +17,8 @@ from torch import nn
 
 from kshot import objectives
 from kshot.annotations import EMPTY, Declared, Supplied
-from kshot.app.schema import ROOMS, Argument, Part, Strict, describe, factory_of, kinds, load, our_factory
+from kshot.app.importing import load
+from kshot.app.schema import ROOMS, Argument, Part, Strict, describe, factory_of, kinds, our_factory
 from kshot.app.spec import MODELS, Spec
 from kshot.data.text.tokenizer import RESERVED, Tokens
 from kshot.deciding.decisions import Policy
@@ -28,7 +29,7 @@ from kshot.models.encoder import Encoder
 from kshot.models.ratings import RatingModel
 from kshot.objectives import Objective
 from kshot.sources.corpus import CorpusPreprocessor
-from kshot.sources.ratings.source import RatingTasks
+from kshot.sources.ratings.tasks import RatingTasks
 from kshot.sources.text import TextPreprocessor
 from kshot.tasks.source import TaskSource
 from kshot.training.fit import seeded
@@ -48,7 +49,7 @@ SORTS = {
 """The sorts of inputs besides one tensor of numbers, by the key that they have in `Shapes`."""
 
 ONE_TENSOR = "one tensor of numbers"
-TAKES = {
+TAKES: dict[Any, str] = {
     Supplied.INPUT_SHAPE: ONE_TENSOR,
     Supplied.CHANNELS: ONE_TENSOR,
     Supplied.NUM_ITEMS: SORTS["counts"],
@@ -182,7 +183,7 @@ def _check_fit(model: Part, learner: Part, shapes: Shapes, head: bool) -> None:
 def _takers(sort: str) -> str:
     """The models of kshot that take a sort of inputs, as the end of a sentence."""
     factories = {kind: describe(our_factory("model", kind)) for kind in kinds("model")}
-    takers = [kind for kind, asked in factories.items() if any(TAKES.get(each.supplied) == sort for each in asked)]
+    takers = [kind for kind, asked in factories.items() if sort in [TAKES.get(each.supplied) for each in asked]]
     if takers:
         return f"which model {' or '.join(takers)} takes"
     return "which no model of kshot takes: take n-grams by features: words or characters, or a model of your own"
@@ -250,7 +251,7 @@ def _arguments(room: str, part: Part, supplies: Supplies) -> dict[str, Any]:
     """The arguments of a part's factory: what the run supplies, its options, and the sources within it."""
     arguments: dict[str, Any] = {}
     for argument in describe(factory_of(part)):
-        value = getattr(part, argument.key, None) if argument.key else None
+        value: Any = getattr(part, argument.key, None) if argument.key else None
         if argument.supplied in supplies:
             arguments[argument.name] = supplies[argument.supplied]()
         elif argument.supplied is not None:

@@ -293,8 +293,8 @@ def completions_of(
         for count in counts:
             known = order[:count]
             with torch.no_grad():
-                state = learner.adapt(Batch.of(source.places[known], targets[known]))
-                told = learner.predict(state, source.places)
+                state = learner.adapt(Batch.of(source.positions[known], targets[known]))
+                told = learner.predict(state, source.positions)
             mean, std = (told[name].T.reshape(image.shape) for name in ("mean", "std"))
             shown = torch.zeros(height * width, dtype=torch.bool).index_fill(0, known, True).view(height, width)
             column.append(charts.Completion(image, shown, mean, std))

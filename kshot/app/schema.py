@@ -7,10 +7,7 @@ which bounds (`kshot.annotations`), and which the run supplies (`kshot.supplied`
 
 from __future__ import annotations
 
-import difflib
 import inspect
-import sys
-import traceback
 import types
 from collections import abc
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -25,6 +22,7 @@ from pydantic import BaseModel, ConfigDict, Field, PlainValidator, ValidationErr
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from kshot.annotations import Checked, Declared, OptionsOf, PartOfFile, Supplied
+from kshot.app.importing import constant, imported, load, nearest
 
 
 class Room(NamedTuple):
@@ -77,14 +75,7 @@ def _detail(entry: Any, known: Iterable[str]) -> InitErrorDetails:
 
 def problem(message: str, kind: str = "part") -> PydanticCustomError:
     """An error of a run file whose message needs no input to be understood."""
-    return PydanticCustomError(kind, "{message}", {"message": message})  # type: ignore[arg-type]
-
-
-def nearest(word: str, known: Iterable[str]) -> str:
-    """The end of a sentence on an unknown word: the nearest known one, or all of them."""
-    known = list(known)
-    matches = difflib.get_close_matches(word, known, 1, 0.5)
-    return f": did you mean {matches[0]!r}?" if matches else f"; known are {', '.join(known)}"
+    return PydanticCustomError(kind, "{message}", {"message": message})
 
 
 class Part(Strict):
@@ -110,7 +101,7 @@ class Argument:
         supplied: what the run supplies, a marker or a type; None if a run file gives it, or nothing does.
         declared: what its value says about the models of a run.
         key: of the run file; None if it cannot be written there.
-            schema: the type of its value in a run file.
+        schema: the type of its value in a run file.
         problem: why it cannot be given at all, if so.
         passes_on: whether it is another source's factory, whose arguments are passed on.
     """
@@ -273,9 +264,9 @@ def _model(factory: Any, kind: str | None = None, without: tuple[str, ...] = ())
     with catch_warnings():
         simplefilter("ignore", UserWarning)  # of arguments that are called like a method of BaseModel
         if kind is None:
-            return create_model("Options", __base__=Strict, **fields)  # type: ignore[call-overload]
+            return create_model("Options", __base__=Strict, **fields)
         fields = {"kind": (Literal[kind], ...), **fields}
-        model = create_model(kind, __base__=Part, **fields)  # type: ignore[call-overload]
+        model = create_model(kind, __base__=Part, **fields)
     model._factory = staticmethod(factory)
     return model
 
@@ -308,17 +299,15 @@ def check_part(room: str, value: Any, *, without_path: bool = False) -> Part:
     if not isinstance(kind, str):
         raise problem("needs a 'kind'" if kind is None else f"has no kind {kind!r}{nearest(str(kind), kinds(room))}")
     try:
-        factory = _users(kind) if ":" in kind else our_factory(room, kind)
-        if factory is None:
-            raise problem(f"has no kind {kind!r}{nearest(kind, kinds(room))}")
-        arguments = describe(factory)
+        factory = imported(kind) if ":" in kind else our_factory(room, kind)
+        arguments = describe(factory) if factory else ()
         for argument in arguments:
             if argument.problem:
                 raise ValueError(argument.problem)
-    except PydanticCustomError:
-        raise
     except ValueError as error:
         raise problem(f"cannot take kind {kind!r}: {error}") from None
+    if factory is None:
+        raise problem(f"has no kind {kind!r}{nearest(kind, kinds(room))}")
     if not without_path:
         return _model(factory, kind).model_validate(value)
     path = next(iter(arguments), None)
@@ -345,7 +334,7 @@ def our_factory(room: str, kind: str) -> Any:
     if kind.startswith("_") or kind != kind.lower() or kind == "from_name":
         return None
     if isinstance(result, type) and isinstance(factory, result):
-        return _constant(factory)
+        return constant(factory)
     try:
         made = factory if isinstance(factory, type) else get_type_hints(factory)["return"]
         fits = made == result or all(issubclass(each, result) for each in _leaves(made))
@@ -353,53 +342,3 @@ def our_factory(room: str, kind: str) -> Any:
     except (TypeError, KeyError, NameError, ValueError):
         return None
     return factory if fits else None
-
-
-def _constant(value: Any) -> Callable[[], Any]:
-    return lambda: value
-
-
-@cache
-def _users(path: str) -> Any:
-    """The factory that `package.module:name` names.
-
-    Raises:
-        ValueError: no such module or name, or an error in the module.
-    """
-    module, _, name = path.partition(":")
-    try:
-        loaded = import_module(module)
-    except ModuleNotFoundError as error:
-        if error.name is None or not f"{module}.".startswith(f"{error.name}."):
-            raise ValueError(_where_it_failed(module, error)) from None
-        raise ValueError(
-            f"there is no module {error.name!r} in the run file's folder, in the working directory {Path.cwd()}, or "
-            "among the installed packages"
-        ) from None
-    except Exception as error:
-        raise ValueError(_where_it_failed(module, error)) from None
-    if not hasattr(loaded, name):
-        public = [word for word in vars(loaded) if not word.startswith("_")]
-        raise ValueError(f"module {module} has no {name!r}{nearest(name, public)}")
-    factory = getattr(loaded, name)
-    return factory if callable(factory) else _constant(factory)
-
-
-def _where_it_failed(module: str, error: Exception) -> str:
-    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if "importlib" not in frame.filename]
-    file, line = (frames[-1].filename, frames[-1].lineno) if len(frames) > 1 else (module, None)
-    if isinstance(error, SyntaxError):
-        file, line = error.filename or file, error.lineno
-    return f"importing {module} failed: {type(error).__name__}: {error} ({file}, line {line})"
-
-
-def make_importable(*folders: Path) -> None:
-    """Let `package.module:factory` find modules in these folders, behind the installed ones."""
-    sys.path.extend(path for path in map(str, map(Path.absolute, folders)) if path not in sys.path)
-
-
-@cache
-def load(path: str) -> Any:
-    """The object that "module:name" names."""
-    module, _, name = path.partition(":")
-    return getattr(import_module(module), name)

@@ -12,18 +12,8 @@ from annotated_types import Ge, Len
 from pydantic import Field, PlainValidator, ValidationError, model_validator
 
 from kshot.annotations import NonNegativeInt, PositiveFloat, PositiveInt, Supplied
-from kshot.app.schema import (
-    Part,
-    Strict,
-    check_part,
-    describe,
-    factory_of,
-    make_importable,
-    nearest,
-    part,
-    problem,
-    section,
-)
+from kshot.app.importing import make_importable, nearest
+from kshot.app.schema import Part, Strict, check_part, describe, factory_of, part, problem, section
 
 AtLeastTwo = Annotated[int, Ge(2)]
 BaselineName = Literal[
@@ -171,7 +161,7 @@ def parse_spec(text: str, where: str, overrides: list[str] | None = None, folder
         line = f", line {mark.line + 1}" if mark else ""
         raise ValueError(f"{where}{line}: this is not YAML: {getattr(error, 'problem', None) or error}") from None
     if not isinstance(data, dict):
-        raise ValueError(f"{where}: a run file has keys and values, such as 'name: my-run'; this one has none")
+        raise ValueError(f"{where}: a run file holds keys and values, such as 'name: my-run'; this holds none")
     for override in overrides or []:
         overridden = _override(data, override)
         lines = {path: line for path, line in lines.items() if path[: len(overridden)] != overridden}

@@ -146,10 +146,7 @@ class Mixture(TaskSource):
 
 
 def _shares(
-    split: Split,
-    sources: Mapping[str, TaskSource],
-    weights: Mapping[str, float],
-    heldout: Mapping[str, Sequence[str]],
+    split: Split, sources: Mapping[str, TaskSource], weights: Mapping[str, float], heldout: Mapping[str, Sequence[str]]
 ) -> dict[str, float]:
     """The probability of each source in a split, without those of probability 0."""
     held = {name for names in heldout.values() for name in names}

@@ -221,11 +221,7 @@ def by_heldout(names: Sequence[str], heldout: Mapping[str, Sequence[str]], domai
 
 
 def by_list(
-    names: Sequence[str],
-    published: str,
-    *,
-    folder: Path | None = None,
-    domains: Mapping[str, str] | None = None,
+    names: Sequence[str], published: str, *, folder: Path | None = None, domains: Mapping[str, str] | None = None
 ) -> Names:
     """Split as published in the literature; classes that the list does not contain are left out.
 

@@ -25,6 +25,7 @@ from kshot.data.images.cache import DecodedImages
 from kshot.data.images.decode import BadImage
 from kshot.data.images.index import ImageFile, Listing, list_folder, list_table
 from kshot.sources import images
+from kshot.tasks import ClassTasks
 from kshot.types import SPLITS
 
 SMALL = {"ways": 2, "shots": 1, "queries": 2, "size": 6, "colour": "grey"}
@@ -588,8 +589,9 @@ def test_the_run_file_and_the_function_have_the_same_options_and_defaults():
     from kshot.app.schema import check_part
 
     spec = check_part("source", {"kind": "images", "path": "x"}).model_dump(exclude={"kind", "path"})
-    ours = {name: p.default for name, p in inspect.signature(images).parameters.items() if name != "path"}
-    assert spec == {name: default for name, default in ours.items() if name not in ("seed", "progress")}
+    parameters = inspect.signature(ClassTasks).parameters | inspect.signature(images).parameters
+    not_in_files = ("examples", "classes", "name", "preprocessor", "left_out", "path", "options", "seed", "progress")
+    assert spec == {name: p.default for name, p in parameters.items() if name not in not_in_files}
 
 
 @pytest.mark.parametrize(

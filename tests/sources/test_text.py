@@ -140,7 +140,7 @@ def test_domains_from_a_file_of_their_own(tmp_path):
     assert source.describe()["dropped"] == {f"texts of classes that {listed} does not list": 1}
     for content, message in [
         ({"music": ["jazz"]}, r"lists none of the classes of the data, such as 'balance', but jazz"),
-        ({"music": ["play"], "bank": ["play"]}, r"class 'play' stands in the domains 'music' and 'bank'"),
+        ({"music": ["play"], "bank": ["play"]}, r"class 'play' is in the domains 'music' and 'bank'"),
         (["play"], r"must hold the classes of each domain"),
         ({"music": "play"}, r"must hold the classes of each domain"),
     ]:
