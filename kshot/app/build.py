@@ -197,6 +197,9 @@ def build_learner(spec: Spec, model: nn.Module, shapes: Shapes, learner: Part | 
         model: of `build_model`.
         shapes: of one example.
         learner: by default that of the run file.
+
+    Raises:
+        ValueError: a learner that does not fit the inputs, has another objective, or cannot be built.
     """
     learner = learner or spec.learner
     base = None if spec.model is None else model
@@ -220,7 +223,13 @@ def build_learner(spec: Spec, model: nn.Module, shapes: Shapes, learner: Part | 
     # Only networks of their own take their weights from the run's seed; heads, from torch's global generator.
     alone = all(each.optional for supplied, each in _asked_of(learner).items() if supplied in MODELS)
     with seeded(spec.seed) if alone else nullcontext():
-        return _call("learner", learner, supplies)
+        built = _call("learner", learner, supplies)
+    if ":" in learner.kind and built.objective.name != shapes["objective"]:
+        raise ValueError(
+            f"learner {learner.kind} has the objective {built.objective.name}, and the run {shapes['objective']}: let "
+            "its factory take objective: Objective"
+        )
+    return built
 
 
 def build_policy(spec: Spec, target: Target, budget: Budget) -> Policy | None:

@@ -173,7 +173,7 @@ def encoded(
     pl.DataFrame(columns).write_parquet(tmp_path / "fit.parquet")
     found = open_table(tmp_path / "fit.parquet")
     raw = read_columns(found, {name: kinds.get(name) or found.kind(name) for name in columns})
-    fitted = Columns.preprocessor_from_json(json.loads(json.dumps(Columns.fit(raw, np.array(train)).to_json())))
+    fitted = Columns.from_json(json.loads(json.dumps(Columns.fit(raw, np.array(train)).to_json())))
     if new is not None:
         pl.DataFrame(new).write_csv(tmp_path / "new.csv")
         raw = read_columns(open_table(tmp_path / "new.csv"), fitted.kinds)
@@ -255,7 +255,7 @@ def test_columns_that_tell_nothing_are_left_out_and_the_report_says_why(tmp_path
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        ({"group": None}, "needs group .* or classes"),
+        ({"group": None}, "needs either group .* or classes"),
         ({"target": None}, "needs a target"),
         ({"target": "sale"}, "no column 'sale': did you mean 'sales'"),
         ({"group": "Shop"}, "no column 'Shop': did you mean 'shop'"),
