@@ -17,6 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from kshot import sources
+from kshot.annotations import EMPTY
 from kshot.app import cli
 from kshot.app.spec import RatingsSpec, SeriesSpec, TableSpec
 from kshot.app.trained import load
@@ -387,7 +388,7 @@ def test_every_key_is_documented(kind):
     defaults = {name: field.default for name, field in model.model_fields.items() if not field.is_required()}
     for name, default in defaults.items():
         plain = signature[name].default
-        if plain is not None and plain != ():
+        if plain is not None and plain not in ((), EMPTY):
             assert default == plain, name
 
 
