@@ -15,21 +15,27 @@ from torch import Tensor, nn
 from torch.nn.functional import affine_grid, grid_sample, normalize
 
 from kshot.annotations import FourPositiveInts, PositiveFloat, PositiveInt
+from kshot.supplied import Channels, FeatureMaps, ImageSize, InputShape, NumOutputs
 
 
-def mlp(inputs: int, outputs: int | None, hidden: Sequence[PositiveInt] = (40, 40)) -> nn.Sequential:
+def mlp(inputs: InputShape, outputs: NumOutputs | None, hidden: Sequence[PositiveInt] = (40, 40)) -> nn.Sequential:
     """A perceptron with ReLU: (n, inputs) to (n, outputs). The default is the sinusoid network of the MAML paper.
 
-    Without `outputs` it gives the features (n, hidden[-1]) themselves.
+    Without `outputs` it gives the features (n, hidden[-1]). Inputs whose shape has several axes are flattened first.
 
     Example:
         >>> mlp(1, 1)(torch.zeros(3, 1)).shape
         torch.Size([3, 1])
     """
+    shape = [inputs] if isinstance(inputs, int) else list(inputs)
+    widths = [math.prod(shape), *hidden]
     layers: list[nn.Module] = []
-    for width_in, width_out in pairwise([inputs, *hidden]):
+    for width_in, width_out in pairwise(widths):
         layers += [nn.Linear(width_in, width_out), nn.ReLU()]
-    return with_head(nn.Sequential(*layers), [inputs, *hidden][-1], outputs)
+    model = with_head(nn.Sequential(*layers), widths[-1], outputs)
+    if len(shape) == 1:
+        return model
+    return nn.Sequential(OrderedDict(flat=nn.Flatten(), **dict(model.named_children())))
 
 
 class FixedLength(nn.Module):
@@ -86,15 +92,15 @@ class Viewed(nn.Sequential):
 
 
 def conv4(
-    channels_in: int,
-    outputs: int | None = None,
+    channels_in: Channels,
+    outputs: NumOutputs | None = None,
     *,
     channels: PositiveInt | FourPositiveInts = 64,
-    size: int = 28,
+    size: ImageSize = 28,
     downsample: Literal["pool", "pool_first", "stride"] = "pool",
     length: PositiveFloat | None = None,
     views: Literal[1, 5] = 1,
-    maps: bool = False,
+    maps: FeatureMaps = False,
 ) -> nn.Sequential:
     """Four blocks of 3×3 convolution, BatchNorm, ReLU and halving: (n, channels_in, size, size) to (n, outputs).
 

@@ -17,6 +17,7 @@ from torch.utils._python_dispatch import _get_current_dispatch_mode
 from kshot.annotations import PositiveInt
 from kshot.data.text.sentence_encoder import BATCH, Pooled, SentenceEncoder
 from kshot.models.pretrained import Pretrained
+from kshot.supplied import EncoderName, NumOutputs
 
 Tune = Literal["head", "full", "lora"]
 """What of an encoder learns and adapts: its head alone, all of its weights, or adapters of low rank beside them."""
@@ -92,8 +93,8 @@ def _watched(ids: Tensor) -> bool:
 
 
 def encoder(
-    name: str,
-    outputs: int | None = None,
+    name: EncoderName,
+    outputs: NumOutputs | None = None,
     *,
     tune: Tune = "lora",
     layers: PositiveInt | None = None,

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from kshot.annotations import FractionBelowOne, PositiveInt
 from kshot.models.pretrained import Pretrained
+from kshot.supplied import ContextLength, LanguageModelFolder, NumReserved, NumSymbols
 
 Body = Literal["gru", "lstm", "transformer"]
 """What carries the past: a recurrent layer, or causal attention."""
@@ -109,7 +110,7 @@ class Block(nn.Module):
 
 
 def language_model(
-    symbols: int,
+    symbols: NumSymbols,
     body: Body = "lstm",
     *,
     width: PositiveInt = 128,
@@ -117,7 +118,7 @@ def language_model(
     embedding: PositiveInt | None = None,
     tied: bool = True,
     heads: PositiveInt = 4,
-    context_length: int = 256,
+    context_length: ContextLength = 256,
     dropout: FractionBelowOne = 0.0,
 ) -> LanguageModel:
     r"""A small causal language model, for kshot to train itself: symbols (n, L) to logits (n, L, V).
@@ -207,7 +208,7 @@ class CausalLM(Pretrained):
 NEVER = -1e4  # a logit of what no text holds
 
 
-def causal_lm(folder: Path | str, *, rank: PositiveInt | None = 8, reserved: int = 0) -> CausalLM:
+def causal_lm(folder: LanguageModelFolder, *, rank: PositiveInt | None = 8, reserved: NumReserved = 0) -> CausalLM:
     r"""A pretrained causal language model in a local folder, as `transformers` saves it; nothing is downloaded.
 
     With a rank, LoRA: each weight $W$ that `peft` chooses for the kind of model becomes $W + 2 B A$. $A$ (r, inputs)

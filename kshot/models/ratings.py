@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from kshot.annotations import PositiveInt, PositiveInts
 from kshot.models.backbones import mlp
+from kshot.supplied import ItemCounts, ItemFeatures, NumItems, NumOutputs, RatingFeatures, UserFeatures
 
 
 class RatingModel(nn.Module, ABC):
@@ -139,9 +140,9 @@ def _tower(inputs: int, hidden: int, outputs: int) -> nn.Sequential:
 
 
 def rating_mlp(
-    items: int,
-    features: int,
-    outputs: int | None = 1,
+    items: NumItems,
+    features: RatingFeatures,
+    outputs: NumOutputs | None = 1,
     *,
     embedding: PositiveInt = 16,
     hidden: PositiveInts = (64, 32),
@@ -167,10 +168,10 @@ def rating_mlp(
 
 
 def two_tower(
-    items: int,
-    item_features: int,
-    user_features: int = 0,
-    outputs: int | None = 1,
+    items: NumItems,
+    item_features: ItemFeatures,
+    user_features: UserFeatures = 0,
+    outputs: NumOutputs | None = 1,
     *,
     width: PositiveInt = 32,
     hidden: PositiveInt = 64,
@@ -198,9 +199,9 @@ def two_tower(
 
 
 def factorisation(
-    counts: Sequence[int],
-    features: int,
-    outputs: int | None = 1,
+    counts: ItemCounts,
+    features: RatingFeatures,
+    outputs: NumOutputs | None = 1,
     *,
     factors: PositiveInt = 24,
     hidden: PositiveInt = 32,

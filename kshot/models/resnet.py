@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from kshot.annotations import FourPositiveInts, PositiveFraction, PositiveInt
 from kshot.models.backbones import with_head, with_maps
 from kshot.models.dropblock import DropBlock
+from kshot.supplied import Channels, FeatureMaps, NumOutputs
 
 SLOPE = 0.1  # of the leaky ReLU
 
@@ -46,13 +47,13 @@ class ResidualBlock(nn.Module):
 
 
 def resnet12(
-    channels_in: int,
-    outputs: int | None = None,
+    channels_in: Channels,
+    outputs: NumOutputs | None = None,
     *,
     widths: FourPositiveInts = (64, 160, 320, 640),
     keep_prob: PositiveFraction = 0.9,
     block_size: PositiveInt = 5,
-    maps: bool = False,
+    maps: FeatureMaps = False,
 ) -> nn.Sequential:
     """Four residual blocks and global average pooling: (n, channels_in, H, W) to (n, outputs), from 16×16 pixels on.
 

@@ -25,6 +25,7 @@ from kshot.data.text.vocabulary import PADDING, UNKNOWN, Vocabulary
 from kshot.objectives import Objective
 from kshot.sources.corpus_texts import read_texts
 from kshot.sources.rows import BadRows
+from kshot.supplied import Seed
 from kshot.tasks.group_tasks import GroupTasks, Order
 from kshot.tasks.pool import OnTooFew, Rows
 from kshot.tasks.preprocessor import Preprocessor, Support
@@ -61,7 +62,7 @@ def corpus(
     on_too_few: OnTooFew = "error",
     bad_rows: BadRows = "error",
     reading: ReadingOptions = EMPTY,
-    seed: int = 0,
+    seed: Seed = 0,
 ) -> Corpus:
     r"""Predict each next character of a text after adapting to a part of it.
 

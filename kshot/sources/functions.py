@@ -12,6 +12,7 @@ import torch
 from kshot import objectives
 from kshot.annotations import NonNegativeFloat, PositiveFloat, PositiveFloatPair, PositiveInt, Size
 from kshot.objectives import Objective
+from kshot.supplied import Seed
 from kshot.tasks.sampling import Range
 from kshot.tasks.source import StackedSource, generator, if_any
 from kshot.types import Batch, Split, Task, Tree
@@ -25,7 +26,7 @@ def sinusoids(
     queries: PositiveInt = 10,
     noise: NonNegativeFloat = 0.0,
     target_type: Literal["regression", "distribution"] = "regression",
-    seed: int = 0,
+    seed: Seed = 0,
 ) -> Sinusoids:
     r"""Regress a sine wave from a few points; a task is an amplitude and a phase.
 
@@ -96,7 +97,7 @@ def gaussian_processes(
     noise: PositiveFloat = 0.05,
     shots: Size = (3, 30),
     queries: PositiveInt = 50,
-    seed: int = 0,
+    seed: Seed = 0,
 ) -> GaussianProcesses:
     r"""Regress a function from a Gaussian process; a task is a function with its own length scale.
 

@@ -8,8 +8,9 @@ import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePath
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
+from kshot.annotations import PartOfFile
 from kshot.data import library
 from kshot.data.tables.table import Table, sentences
 from kshot.data.text.files import read_text
@@ -28,7 +29,7 @@ _VERSION = 1  # counts the changes to what is made of a data set: part of the ca
 
 def from_hf(
     path: Path | str,
-    make: Callable[..., TaskSource],
+    make: Annotated[Callable[..., TaskSource], PartOfFile("tasks")],
     *,
     parts: Sequence[str] | None = None,
     columns: Mapping[str, str] | None = None,

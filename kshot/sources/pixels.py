@@ -17,6 +17,7 @@ from kshot import objectives
 from kshot.annotations import NonNegativeInt, PositiveInt, Size
 from kshot.sources.glyphs import glyphs
 from kshot.sources.omniglot import omniglot
+from kshot.supplied import Seed
 from kshot.tasks.class_tasks import ClassTasks
 from kshot.tasks.sampling import Range, by_split
 from kshot.tasks.source import StackedSource, generator
@@ -32,7 +33,7 @@ def pixels(
     queries: PositiveInt = 200,
     train_queries: PositiveInt | None = None,
     frequencies: NonNegativeInt = 0,
-    seed: int = 0,
+    seed: Seed = 0,
 ) -> Pixels:
     r"""Complete an image from a few of its pixels: regression from coordinates to intensities.
 

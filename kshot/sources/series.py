@@ -21,6 +21,7 @@ from kshot.data.tables.columns import moments, read_columns
 from kshot.data.tables.table import Reading, ReadingOptions, Table, open_table
 from kshot.objectives import Objective
 from kshot.sources.rows import BadRows, Members, cut_members, group_rows, left_out_of
+from kshot.supplied import Seed
 from kshot.tasks.group_tasks import GroupTasks
 from kshot.tasks.pool import OnTooFew
 from kshot.tasks.preprocessor import Preprocessor, Support
@@ -52,7 +53,7 @@ def series(
     on_too_few: OnTooFew = "error",
     reading: ReadingOptions = EMPTY,
     bad_rows: BadRows = "error",
-    seed: int = 0,
+    seed: Seed = 0,
 ) -> SeriesTasks:
     r"""Forecast a series from a few windows of its past.
 

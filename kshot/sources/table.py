@@ -20,6 +20,7 @@ from kshot.data.tables.columns import Columns, Values, moments, place_of, read_c
 from kshot.data.tables.table import Reading, ReadingOptions, Table, open_table
 from kshot.objectives import Objective
 from kshot.sources.rows import BadRows, cut_members, domains_of, group_rows, left_out_of, times_of
+from kshot.supplied import Seed
 from kshot.tasks.class_tasks import ClassTasks, Imbalance
 from kshot.tasks.group_tasks import GroupTasks
 from kshot.tasks.pool import OnTooFew
@@ -50,7 +51,7 @@ def table(
     on_too_few: OnTooFew = "error",
     reading: ReadingOptions = EMPTY,
     bad_rows: BadRows = "error",
-    seed: int = 0,
+    seed: Seed = 0,
 ) -> GroupTasks | ClassTasks:
     r"""Tasks from a CSV, TSV, NDJSON or Parquet file.
 

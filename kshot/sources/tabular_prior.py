@@ -16,6 +16,7 @@ from torch.nn.functional import pad
 from kshot import objectives, types
 from kshot.annotations import PositiveInt, Size
 from kshot.objectives import Objective
+from kshot.supplied import Seed
 from kshot.tasks.sampling import Range
 from kshot.tasks.source import TaskSource, generator
 from kshot.types import Batch, Split, Task
@@ -48,7 +49,7 @@ def tabular_priors(
     features: Size = (2, 32),
     classes: Size = (2, 10),
     queries: PositiveInt = 32,
-    seed: int = 0,
+    seed: Seed = 0,
 ) -> TabularPriors:
     r"""Synthetic tables; a task is a random mechanism of features and target, and rows sampled from it.
 

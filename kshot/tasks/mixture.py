@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from kshot.supplied import Seed
 from kshot.tasks.source import TaskSource, generator
 from kshot.types import SPLITS, Batch, Split, Task, tree_leaves, tree_map
 
@@ -18,7 +19,7 @@ def mixture(
     *,
     weights: Mapping[str, float] | None = None,
     heldout: Mapping[str, Sequence[str]] | None = None,
-    seed: int = 0,
+    seed: Seed = 0,
 ) -> Mixture:
     r"""Draw each task from one of several sources.
 

@@ -586,9 +586,9 @@ def test_a_run_file_names_a_folder_and_is_carried_out(folder, by_files, tmp_path
 def test_the_run_file_and_the_function_have_the_same_options_and_defaults():
     import inspect
 
-    from kshot.app.spec import ImagesSpec
+    from kshot.app.schema import check_part
 
-    spec = ImagesSpec(kind="images", path="x").model_dump(exclude={"kind", "path"})
+    spec = check_part("source", {"kind": "images", "path": "x"}).model_dump(exclude={"kind", "path"})
     parameters = inspect.signature(ClassTasks).parameters | inspect.signature(images).parameters
     not_in_files = ("examples", "classes", "name", "preprocessor", "left_out", "path", "options", "seed", "progress")
     assert spec == {name: p.default for name, p in parameters.items() if name not in not_in_files}

@@ -1,10 +1,8 @@
 """Tasks from tables: what stands in the rows is what a task shows, and nothing of val and test is fitted to."""
 
 import csv
-import inspect
 import io
 import json
-import re
 import sys
 from pathlib import Path
 
@@ -12,14 +10,10 @@ import numpy as np
 import polars as pl
 import pytest
 import torch
-import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from kshot import sources
-from kshot.annotations import EMPTY
 from kshot.app import cli
-from kshot.app.spec import RatingsSpec, SeriesSpec, TableSpec
 from kshot.app.trained import load
 from kshot.data.tables.columns import ONE_HOT, Columns, read_columns
 from kshot.data.tables.table import open_table
@@ -367,29 +361,6 @@ def test_schools_are_tasks(shared_data, tmp_path):
     tasks = source.stack("test", range(200))
     own = tasks.support.targets.mean(1, keepdim=True)
     assert (own - tasks.query.targets).square().mean() < tasks.query.targets.square().mean()
-
-
-# in run files -------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("kind", ["table", "series", "ratings"])
-def test_every_key_is_documented(kind):
-    text = (Path(__file__).resolve().parents[2] / "docs" / "run-files.md").read_text()
-    blocks = [yaml.safe_load(block) for block in re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)]
-    (written,) = [block["source"] for block in blocks if block["source"].get("kind") == kind]
-    model = {"table": TableSpec, "series": SeriesSpec, "ratings": RatingsSpec}[kind]
-    assert (
-        set(written)
-        == set(model.model_fields)
-        == {"kind"} | set(inspect.signature(getattr(sources, kind)).parameters) - {"seed"}
-    )
-    assert model.model_validate(written).kind == kind
-    signature = inspect.signature(getattr(sources, kind)).parameters
-    defaults = {name: field.default for name, field in model.model_fields.items() if not field.is_required()}
-    for name, default in defaults.items():
-        plain = signature[name].default
-        if plain is not None and plain not in ((), EMPTY):
-            assert default == plain, name
 
 
 # on the command line ------------------------------------------------------------------------------------------------

@@ -327,7 +327,7 @@ def test_symbols_are_not_for_the_models_of_run_files(intents, monkeypatch, capsy
     (intents / "run.yaml").write_text(RUN.replace("OPTIONS", "features: ids"))
     with pytest.raises(SystemExit, match="2"):
         command(monkeypatch, "run", "run.yaml", "--out", "run")
-    assert "no model of a run file reads" in capsys.readouterr().err
+    assert "which no model of kshot takes" in capsys.readouterr().err
 
 
 # What goes wrong

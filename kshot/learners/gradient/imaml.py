@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from torch import nn
-
 from kshot import objectives
 from kshot.annotations import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 from kshot.inner.functional import BatchNorm
@@ -12,10 +10,11 @@ from kshot.inner.per_parameter import Pattern
 from kshot.inner.rules import SGD
 from kshot.learners.gradient.gradient_learner import GradientLearner
 from kshot.objectives import Objective
+from kshot.supplied import BaseModel
 
 
 def imaml(
-    model: nn.Module,
+    model: BaseModel,
     *,
     inner_lr: PositiveFloat,
     steps: NonNegativeInt = 10,

@@ -16,13 +16,14 @@ from kshot.inner.rules import SGD, UpdateRule
 from kshot.inner.transforms import Chain
 from kshot.learners.gradient.gradient_learner import GradientLearner, make_solver
 from kshot.objectives import Objective
+from kshot.supplied import BaseModel
 
 Kind = Literal["lstm", "mlp", "gates"]
 """Architecture of a learned optimiser."""
 
 
 def meta_sgd(
-    model: nn.Module,
+    model: BaseModel,
     *,
     inner_lr: PositiveFloat,
     steps: NonNegativeInt = 1,
@@ -60,7 +61,7 @@ def meta_sgd(
 
 
 def meta_curvature(
-    model: nn.Module,
+    model: BaseModel,
     *,
     inner_lr: PositiveFloat,
     steps: NonNegativeInt = 1,
@@ -93,7 +94,7 @@ def meta_curvature(
 
 
 def alfa(
-    model: nn.Module,
+    model: BaseModel,
     *,
     inner_lr: PositiveFloat,
     steps: NonNegativeInt = 5,

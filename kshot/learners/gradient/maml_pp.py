@@ -15,6 +15,7 @@ from kshot.inner.solvers import Annealed
 from kshot.learners.gradient.gradient_learner import GradientLearner, PerStep
 from kshot.learners.gradient.outer_losses import MultiStepLoss
 from kshot.objectives import Objective
+from kshot.supplied import BaseModel
 from kshot.types import Params
 
 
@@ -48,7 +49,7 @@ class PerStepNorm(PerStep):
 
 
 def maml_pp(
-    model: nn.Module,
+    model: BaseModel,
     *,
     inner_lr: PositiveFloat,
     steps: NonNegativeInt = 5,

@@ -18,6 +18,7 @@ from kshot.inner.solvers import InnerSolver
 from kshot.learners.gradient.gradient_learner import GradientLearner, HeadInit, make_solver
 from kshot.learners.heads.distances import class_means
 from kshot.objectives import Objective
+from kshot.supplied import Embedding, FeatureCount
 from kshot.types import Batch, Params, Tree
 
 
@@ -70,7 +71,7 @@ class SharedInit(HeadInit):
 
 
 def proto_maml(
-    embedding: nn.Module,
+    embedding: Embedding,
     *,
     inner_lr: PositiveFloat,
     steps: NonNegativeInt = 5,
@@ -108,9 +109,9 @@ def proto_maml(
 
 
 def unicorn_maml(
-    embedding: nn.Module,
+    embedding: Embedding,
     *,
-    features: int,
+    features: FeatureCount,
     inner_lr: PositiveFloat,
     steps: NonNegativeInt = 5,
     order: DerivativeOrder = 2,

@@ -21,6 +21,7 @@ from kshot.sources.ratings.pools import pools_of
 from kshot.sources.ratings.preprocessor import ItemMean, RatingPreprocessor, SignupTime
 from kshot.sources.ratings.tasks import RatingTasks, Start, TrainOrder
 from kshot.sources.rows import BadRows, Members, distinct_values, group_rows, left_out_of, times_of
+from kshot.supplied import Seed
 from kshot.tasks.pool import OnTooFew
 from kshot.tasks.splitting import DEFAULT_SPLIT, cut
 from kshot.types import Split
@@ -62,7 +63,7 @@ def ratings(
     on_too_few: OnTooFew = "error",
     reading: ReadingOptions = EMPTY,
     bad_rows: BadRows = "error",
-    seed: int = 0,
+    seed: Seed = 0,
 ) -> RatingTasks:
     r"""Predict a user's ratings from a few of them.
 
