@@ -97,16 +97,13 @@ def corpus(
         length: number of characters (or bytes, or tokens) of a window.
         pretrain_length: number of characters that pretraining reads from the start of a window, `length` by default.
             Learners that read several windows, as `dynamic_evaluation`, need a model trained on as many.
-        shots: number of support windows, an int or a range.
-        queries: number of query windows, an int or a range.
-        train_queries: number of query windows in training tasks, `queries` by default.
+        shots, queries, train_queries: number of windows, an int or a range each.
         order: "given" takes consecutive windows, the support before the query; "random" any windows of the task.
         split: train, val and test tasks, see `kshot.tasks.splitting`. By default the column split of a table if there
             is one, else by ratio 0.7, 0.15, 0.15.
-        on_too_few: treatment of a task with too few windows, see `GroupTasks`.
         bad_rows: "error", or "drop" to leave out rows without a text or a task, and files in another encoding.
         reading: format of text files if not UTF-8 with commas: encoding, delimiter, …; see `Reading`.
-        seed: random seed of task sampling.
+        on_too_few, seed: as in `GroupTasks`.
 
     Raises:
         ValueError: an unusable file, column or row, a pattern that is invalid or matches nothing, and errors of `cut`

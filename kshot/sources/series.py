@@ -81,13 +81,10 @@ def series(
             any scale are alike; "global" by those of the training series, if the level of a series is informative.
             Covariates are always standardised by the training series.
         kinds: the format of the dates in `time`, as in {day: "%d/%m/%Y"}.
-        domain: the column with the domain of a series, for `split: {heldout: …}`.
-        split: train, val and test series, see `kshot.tasks.splitting`; by default 70, 15 and 15 %.
+        domain, split, reading: as in `table`.
         shots, queries, train_queries: number of windows.
-        on_too_few: treatment of series with too few windows, as in `ClassTasks`.
-        reading: format of text files; see `Reading`.
         bad_rows: "error", or "drop" to leave out rows without a value, or of a repeated time.
-        seed: random seed of task sampling.
+        on_too_few, seed: as in `GroupTasks`.
 
     Raises:
         ValueError: an error in the file or a value in it, with line and column; a missing column; series that are too

@@ -81,10 +81,9 @@ def table(
         ways: number of classes of a task.
         shots, queries, train_queries: number of rows of a task, or of each class.
         imbalance, label_noise: as in `ClassTasks`; for `classes` only.
-        on_too_few: treatment of groups or classes with too few rows, as in `ClassTasks`.
+        on_too_few, seed: as in `ClassTasks`.
         reading: format of text files: delimiter, encoding, decimal, missing; see `Reading`.
         bad_rows: "error", or "drop" to leave out rows without a group or target, or with invalid values.
-        seed: random seed of task sampling.
 
     Raises:
         ValueError: an error in the file or a value in it, with line and column; a missing column; groups with too few

@@ -24,6 +24,7 @@ from kshot.data.text.files import column_of, read_text, texts_of, values_of, wor
 from kshot.data.text.labelled import open_labelled
 from kshot.data.text.sentence_encoder import SentenceEncoder
 from kshot.data.text.vocabulary import Vocabulary
+from kshot.sources.rows import group_rows
 from kshot.tasks.class_tasks import ClassOptions, ClassTasks
 from kshot.tasks.pool import Rows
 from kshot.tasks.preprocessor import Preprocessor, Support
@@ -127,7 +128,8 @@ def text(
         good &= ~unlisted
     selected = np.flatnonzero(good)
     texts, labels = texts[selected], labels[selected]
-    rows = _rows(labels)
+    members = group_rows(labels, np.ones(len(labels), bool)).items()
+    rows = {name: members[name] for name in sorted(members)}
     _warn_of_similar_names(table.path, rows)
     _warn_of_conflicts(table.path, texts, labels)
     domain_of = None if domains is None else _unique(table.path, values_of(labels, domains[selected]))
@@ -345,15 +347,6 @@ def _out_of_scope(table: Table, label: str, texts: polars.Series, mask: np.ndarr
             part = "val" if hashlib.sha256(text.encode()).digest()[0] < 128 else "test"
         parts["test" if part == "test" else "val"].append(text)
     return parts
-
-
-def _rows(labels: polars.Series) -> dict[str, np.ndarray]:
-    """The rows of each class, sorted by name."""
-    import polars as pl
-
-    frame = pl.DataFrame({"label": labels, "row": np.arange(len(labels))})
-    groups = frame.group_by("label", maintain_order=True).agg("row").sort("label")
-    return {name: rows.to_numpy() for name, rows in zip(groups["label"], groups["row"])}
 
 
 def _unique(path: Path, values: Mapping[str, set[str]]) -> dict[str, str]:

@@ -181,7 +181,7 @@ def by_files(names: Sequence[str], files: Mapping[str, Path], *, kind: str = "cl
     for part, path in files.items():
         if part not in SPLITS:
             raise ValueError(f"files takes train, val and test; got {part!r}")
-        members = parts[part] = []  # type: ignore[index]
+        members = parts[part] = []
         for number, line in enumerate(_lines(path), 1):
             name, place = line.strip(), f"{path}, line {number}"
             if not name:

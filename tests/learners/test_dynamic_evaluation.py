@@ -381,7 +381,7 @@ def test_a_model_of_transformers_runs_adapts_and_writes_by_the_command_line(tmp_
     assert "has changed since" in command("generate", "run", "--state", "page.safetensors", "--prompt", "abc")[2]
     run["source"] = RUN["source"]
     Path("run.yaml").write_text(yaml.safe_dump(run))
-    assert "give it unit: tokens" in command("run", "run.yaml", "--out", "other")[2]
+    assert "give the source unit: tokens" in command("run", "run.yaml", "--out", "other")[2]
 
 
 def test_padding_before_a_text_changes_nothing_of_what_a_model_of_transformers_reads(tmp_path):

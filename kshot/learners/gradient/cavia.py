@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from kshot import objectives
-from kshot.annotations import DerivativeOrder, NonNegativeInt, PositiveFloat
+from kshot.annotations import DerivativeOrder, NonNegativeInt, PositiveFloat, PositiveInt
 from kshot.argument_checks import check_arguments
 from kshot.inner.functional import BatchNorm
 from kshot.inner.rules import SGD
@@ -93,7 +93,7 @@ class FiLM(nn.Module):
 def cavia(
     model: nn.Module,
     *,
-    task_dim: int,
+    task_dim: PositiveInt,
     inner_lr: PositiveFloat,
     steps: NonNegativeInt = 1,
     order: DerivativeOrder = 2,

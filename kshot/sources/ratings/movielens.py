@@ -134,30 +134,26 @@ def _plain(values: Any) -> Any:
 def _of_100k(folder: Path) -> Tables:
     import polars as pl
 
-    rated = _lines(folder / "u.data", "\t", ["user", "item", "rating", "time"])
     films = _lines(folder / "u.item", "|", ["item", "title", "released", "video", "address", *GENRES])
     flags = [pl.when(pl.col(name) == "1").then(pl.lit(name)) for name in GENRES]
     films = films.with_columns(genres=pl.concat_str(flags, separator="|", ignore_nulls=True))
-    people = None
-    if (folder / "u.user").is_file():
-        people = _lines(folder / "u.user", "|", ["user", "age", "gender", "occupation", "zip"])
-    return _tables(folder / "u.data", rated, films, people)
+    rated = _lines(folder / "u.data", "\t", ["user", "item", "rating", "time"])
+    path, names = folder / "u.user", ["user", "age", "gender", "occupation", "zip"]
+    return _tables(folder / "u.data", rated, films, _lines(path, "|", names) if path.is_file() else None)
 
 
 def _of_dat(folder: Path) -> Tables:
     rated = _lines(folder / "ratings.dat", "::", ["user", "item", "rating", "time"])
     films = _lines(folder / "movies.dat", "::", ["item", "title", "genres"])
-    people = None
-    if (folder / "users.dat").is_file():
-        people = _lines(folder / "users.dat", "::", ["user", "gender", "age", "occupation", "zip"])
-    return _tables(folder / "ratings.dat", rated, films, people)
+    path, names = folder / "users.dat", ["user", "gender", "age", "occupation", "zip"]
+    return _tables(folder / "ratings.dat", rated, films, _lines(path, "::", names) if path.is_file() else None)
 
 
 def _of_csv(folder: Path) -> Tables:
-    rated = open_table(folder / "ratings.csv").frame
-    films = open_table(folder / "movies.csv").frame
     names = {"userId": "user", "movieId": "item", "timestamp": "time"}
-    return _tables(folder / "ratings.csv", rated.rename(names), films.rename({"movieId": "item"}), None)
+    rated = open_table(folder / "ratings.csv").frame.rename(names)
+    films = open_table(folder / "movies.csv").frame.rename({"movieId": "item"})
+    return _tables(folder / "ratings.csv", rated, films, None)
 
 
 _FORMATS: dict[str, Callable[[Path], Tables]] = {"u.data": _of_100k, "ratings.dat": _of_dat, "ratings.csv": _of_csv}

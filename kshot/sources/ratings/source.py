@@ -109,15 +109,11 @@ def ratings(
             slightly different distribution. "both" alternates. Val and test tasks keep to the time.
         user_sampling_power: training tasks sample a user with $n$ ratings in proportion to
             $n^{\text{user\_sampling\_power}}$; 0 samples users uniformly, 1 ratings.
-        split: train, val and test users or items, see `kshot.tasks.splitting`; by default 70, 15 and 15 %. Only `ratio`
-            splits both, or within users.
-        kinds: types of columns, as in `table`.
-        shots, train_shots: number of support ratings, and that in training tasks.
-        queries, train_queries: number of query ratings, and that in training tasks.
+        split: train, val and test users or items, as in `table`. Only `ratio` splits both, or within users.
+        kinds, reading, seed: as in `table`.
+        shots, train_shots, queries, train_queries: number of ratings, also in training tasks.
         on_too_few: treatment of users with too few ratings: "error", "drop", or "shrink" to use fewer queries.
-        reading: format of text files; see `Reading`.
         bad_rows: "error", or "drop" to leave out rows without a value, or of a user or item without features.
-        seed: random seed of task sampling.
 
     Raises:
         ValueError: an error in a file or a value in it, with line and column; a user or item that is rated or described
