@@ -136,7 +136,7 @@ def measure(
         "outer_lr": rate,
         "seconds": seconds,
         "adapt_ms": statistics.median(adapted),
-        "state_numbers": cost(learner, task).state_numbers,
+        "state_numbers": cost(learner, task).state_size,
         "shots": {point.shots: point.metrics[METRIC[source.objective][0]]._asdict() for point in curve},
     }
 

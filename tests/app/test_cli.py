@@ -116,7 +116,7 @@ def test_a_run_reports_everything_that_it_promises(runs):
     )
     assert report["shots"][0]["metrics"]["accuracy"]["num_tasks"] == 4
     assert report["calibration"]["num_examples"] == 4 * 6
-    assert report["cost"]["adapt_flops"] > report["cost"]["parameters"]
+    assert report["cost"]["adapt_flops"] > report["cost"]["num_parameters"]
     assert len(report["worst_tasks"]) == 4
     table = list(csv.DictReader((runs / "glyphs" / "tasks.csv").read_text().splitlines()))
     figures = [float(row["accuracy"]) for row in table]

@@ -112,7 +112,7 @@ def folder(at: Path, values, *, name: str = "", episodes: str = "ab" * 32, metri
         "higher_is_better": metric == "accuracy",
         "test": {metric: {"mean": float(np.mean(values)), "ci95": ci95, "num_tasks": len(values)}},
         "protocol": protocol | {"episodes_sha256": episodes},
-        "cost": {"adapt_ms": {"median": 2.0, "p95": 3.0}, "parameters": 1864, "adapt_flops": 324096},
+        "cost": {"adapt_ms": {"median": 2.0, "p95": 3.0}, "num_parameters": 1864, "adapt_flops": 324096},
     }
     (at / "report.json").write_text(json.dumps(about | report))
     write_tasks(at / "tasks.csv", scores(values, metric), {}, metric)

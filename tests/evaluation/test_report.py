@@ -90,8 +90,8 @@ REPORT |= {
         "brier": {"mean": 0.1, "ci95": 0.01, "num_tasks": 1000},
     },
     "cost": {
-        "parameters": 112_000,
-        "state_numbers": 163,
+        "num_parameters": 112_000,
+        "state_size": 163,
         "state_bytes": 652,
         "adapt_flops": 324_096,
         "predict_flops": 1_618_560,
