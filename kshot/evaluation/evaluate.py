@@ -217,8 +217,8 @@ def _check_hash(source: TaskSource, split: Split, num_tasks: int, expected: str)
     if not digest.hexdigest().startswith(prefix):
         raise ValueError(
             f"the first {num_tasks} {split} tasks have the hash {digest.hexdigest()[:16]}…, not {expected[:16]}…: "
-            "they are different episodes, and figures on them are not comparable. Check the number of tasks, the seed, ways, "
-            "shots and queries, and the version of the data"
+            "they are different episodes, and figures on them are not comparable. Check the number of tasks, the seed, "
+            "ways, shots and queries, and the version of the data"
         )
 
 

@@ -23,16 +23,16 @@ from kshot.evaluation.report.formatting import (
 )
 
 CAPTIONS = {
-    "baselines": "The learner and baselines without meta-learning, on the first of the same test tasks. The band is the "
-    "learner's interval. Whether two differ is decided by the paired differences below, which are more sensitive.",
+    "baselines": "The learner and baselines without meta-learning, on the first of the same test tasks. The band is "
+    "the learner's interval. Whether two differ is decided by the paired differences below, which are more sensitive.",
     "tasks": "Left: figures of single tasks, the learner's filled and the best baseline's in outline. Right: learner "
     "minus baseline on each task that both were evaluated on; the band is the 95 % interval of the mean.",
     "shots": "The same trained learner, without retraining, with more or fewer support examples of the same test "
     "tasks, which differ from those of the figure above.",
     "reliability": "On the diagonal, predictions are calibrated; below it, they are overconfident.",
     "rounds": "Validation after each round, and below it the decision that followed. The target counts as met if "
-    "the whole interval satisfies it. The best baseline, if any, is shown by its mean on the test tasks: as a dashed line, "
-    "or as an arrow if it is off the chart.",
+    "the whole interval satisfies it. The best baseline, if any, is shown by its mean on the test tasks: as a dashed "
+    "line, or as an arrow if it is off the chart.",
     "learning_curve": "The training loss as recorded (pale) and smoothed.",
     "classification_examples": "The first test tasks. Above: the support images by class; below: query images, "
     "marked ✓ if classified correctly, otherwise ✗ with the number of the predicted class.",

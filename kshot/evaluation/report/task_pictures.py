@@ -177,9 +177,7 @@ def completions(columns: Sequence[Sequence[Completion]]) -> Figure:
     """
     lengths = {len(column) for column in columns}
     if len(lengths) != 1 or 0 in lengths:
-        raise ValueError(
-            f"completions() needs images with the same number of completions each, got columns of lengths {sorted(lengths)}"
-        )
+        raise ValueError(f"all images need the same number of completions, and at least one, got {sorted(lengths)}")
     (rows,) = lengths
     tall = 1.25 + 3.25 * rows
     cell = min((WIDTH - 0.2) / (len(columns) + 1.6), 1.0)  # inches
