@@ -7,7 +7,11 @@ import tempfile
 import time
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import Annotated
 
+from annotated_types import Ge
+
+from kshot.annotations import NonNegativeFloat, PositiveFloat, PositiveInt
 from kshot.deciding.decisions import Change, Decision, Outcome, Policy, Rollback, Round, Stop, best_round, plain
 from kshot.deciding.experience import Experience
 from kshot.deciding.policies import Budget, rules
@@ -59,18 +63,18 @@ def run_until(
     target: str | Target,
     *,
     budget: Budget | None = None,
-    steps_per_round: int = 100,
-    tasks_per_step: int = 4,
-    outer_lr: float = 1e-3,
-    clip: float | None = 10.0,
+    steps_per_round: PositiveInt = 100,
+    tasks_per_step: PositiveInt = 4,
+    outer_lr: PositiveFloat = 1e-3,
+    clip: PositiveFloat | None = 10.0,
     schedule: Schedule = "cosine",
-    weight_decay: float = 0.0,
+    weight_decay: NonNegativeFloat = 0.0,
     mode: Mode = "loop",
-    num_val_tasks: int = 100,
+    num_val_tasks: Annotated[int, Ge(2)] = 100,
     policy: Policy | None = None,
     seed: int = 0,
     folder: Path | None = None,
-    checkpoint_seconds: float = 30.0,
+    checkpoint_seconds: PositiveFloat = 30.0,
     experience: Experience | None = None,
     observer: Observer | None = None,
     spent_seconds: float = 0.0,

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
+from kshot.annotations import PositiveFloat, PositiveInt
 from kshot.deciding.decisions import Change, Continue, Decision, Outcome, Policy, Rollback, Round, Stop, best_round
 from kshot.evaluation.target import Target
 
@@ -20,9 +21,9 @@ class Budget:
         minutes: wall clock in all, pretraining and validation included, the final test not.
     """
 
-    rounds: int | None = 20
-    steps: int | None = None
-    minutes: float | None = None
+    rounds: PositiveInt | None = 20
+    steps: PositiveInt | None = None
+    minutes: PositiveFloat | None = None
 
     def spent(self, last: Round) -> str | None:
         """A phrase saying which bound was reached, or None."""

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from kshot.evaluation.intervals import Interval, interval
-from kshot.objectives import Objective, shared_classification, weighted_mean
+from kshot.objectives import Objective, weighted_mean
 from kshot.types import Batch, Tree
 
 BINS = 15  # as in Guo et al.
@@ -75,7 +75,7 @@ class CalibrationMeter:
     """
 
     def __init__(self, objective: Objective) -> None:
-        self.of_classes = objective.task_specific_classes or objective.loss is shared_classification.loss
+        self.of_classes = objective.classifies
         self.sums = torch.zeros(3, BINS if self.of_classes else len(LEVELS), dtype=torch.float64)
         """Sums over examples of weight, weighted expected and weighted observed frequency, (3, B or L)."""
         self.num_examples = 0

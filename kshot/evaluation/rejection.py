@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from kshot.annotations import FractionBelowOne, PositiveInt
 from kshot.evaluation.intervals import Interval, interval
 from kshot.learner import Learner
 from kshot.tasks.read_log import EVALUATION, during
@@ -126,7 +127,7 @@ def calibrate_threshold(
     source: TaskSource,
     *,
     score: Score = "energy",
-    false_rejection: float = 0.05,
+    false_rejection: FractionBelowOne = 0.05,
     split: Split = "val",
     num_tasks: int = 100,
 ) -> float:
@@ -152,10 +153,10 @@ def rejection(
     *,
     threshold: float,
     score: Score = "energy",
-    false_rejection: float = 0.05,
+    false_rejection: FractionBelowOne = 0.05,
     split: Split = "test",
     num_tasks: int = 600,
-    outsiders: int = 50,
+    outsiders: PositiveInt = 50,
 ) -> Rejection:
     """Evaluate how well a learner separates a task's queries from out-of-scope examples.
 

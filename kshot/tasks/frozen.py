@@ -58,6 +58,7 @@ def freeze(source: TaskSource, path: Path | str, *, split: Split = "test", num_t
     if path.exists():
         raise ValueError(f"{path} exists and is never written over; choose another file")
     objective = objectives.name_of(source.objective)
+    objectives.from_name(objective)  # refuses what `episodes` cannot find again
     digest = hashlib.sha256()
     frozen: Task | None = None
     for start in range(0, num_tasks, CHUNK):
@@ -128,7 +129,7 @@ class Episodes(TaskSource):
             raise ValueError(
                 f"the files' objectives differ: {', '.join(sorted(names))}; they are not tasks of one kind"
             )
-        self.objective = objectives.named(names.pop())
+        self.objective = objectives.from_name(names.pop())
         self.seed = next(iter(self.files.values()))["seed"]
 
     def task(self, split: Split, index: int) -> Task:
@@ -153,6 +154,14 @@ class Episodes(TaskSource):
                 Batch(*(_built(about["layout"][part][field], rows) for field in Batch._fields)) for part in Task._fields
             ]
         return Task(*batches)
+
+    def with_shots(self, shots: int) -> Episodes:
+        """Itself if the frozen tasks have at least `shots` support examples: frozen tasks do not change."""
+        frozen = self.describe().get("shots", 0)
+        most = frozen[-1] if isinstance(frozen, list) else frozen
+        if most < shots:
+            raise ValueError(f"the frozen tasks have {most} shots, fewer than {shots}; freeze tasks with more")
+        return self
 
     def describe(self) -> dict[str, Any]:
         first = next(iter(self.files.values()))["source"]
@@ -219,7 +228,7 @@ def _header(path: Path) -> dict[str, Any]:
         wrong = [key for key, kind in kinds.items() if not isinstance(about[key], kind)]
         if wrong or about["split"] not in SPLITS:
             raise ValueError(f"its {(wrong or ['split'])[0]} makes no sense")
-        objectives.named(about["objective"])
+        objectives.from_name(about["objective"])
         names: list[str] = []
 
         def listed(name: str) -> Tensor:

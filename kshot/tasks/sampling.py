@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from numbers import Integral
 from typing import Any, NamedTuple
 
 import numpy as np
 
-Size = int | Sequence[int]
-"""A number of ways, shots or queries: an int, or (low, high), drawn anew for each task, both ends included."""
+from kshot.annotations import Size
 
 
 class Range(NamedTuple):

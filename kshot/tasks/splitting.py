@@ -31,6 +31,8 @@ FORMS = {
 }
 """The forms: how each is written, what its value is, and its further keys."""
 
+DEFAULT_SPLIT: Mapping[str, Any] = {"ratio": [0.7, 0.15, 0.15]}
+
 
 def cut(
     names: Iterable[str],

@@ -11,6 +11,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
+from kshot.annotations import PositiveFloat, PositiveInt
 from kshot.learners.heads.metric import FeatureStatistics
 from kshot.learners.heads.protonet import HeadLearner, cosine
 from kshot.tasks.read_log import during
@@ -210,13 +211,13 @@ def pretrain(
     model: nn.Module,
     source: TaskSource,
     *,
-    steps: int,
-    batch: int = 128,
-    outer_lr: float = 1e-3,
+    steps: PositiveInt,
+    batch: PositiveInt = 128,
+    outer_lr: PositiveFloat = 1e-3,
     head: str = "head",
     objective: Pretraining = "classification",
     output: Output = "linear",
-    temperature: float = 0.1,
+    temperature: PositiveFloat = 0.1,
     precision: Precision = "float32",
     seed: int = 0,
     observe: Callable[[Progress], None] | None = None,
@@ -303,7 +304,7 @@ def fit_feature_statistics(
         ValueError: a learner without such a head.
 
     Example:
-        >>> learner = kshot.simpleshot(nn.Flatten(), features=1)
+        >>> learner = kshot.learners.simpleshot(nn.Flatten(), features=1)
         >>> fit_feature_statistics(learner, kshot.sources.sinusoids())
         >>> learner.head.centre.shape
         torch.Size([1])

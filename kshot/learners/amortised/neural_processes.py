@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from kshot import objectives
+from kshot.annotations import OpenFraction, PositiveInt
 from kshot.inner.functional import Function
 from kshot.learner import Learner
 from kshot.learners.amortised.attention import Attention, log_weight, perceptron
@@ -37,7 +38,7 @@ class NeuralProcess(Learner):
                 "its own take a learner that compares examples, such as protonet or prior_fitted"
             )
         self.inputs, self.outputs = inputs, outputs
-        gaussian = objective.loss is objectives.gaussian.loss
+        gaussian = objective.predicts == "distribution"
         self.numbers = 2 * outputs if gaussian else outputs
         spread = Spread(min_std)
         self.spread = spread if gaussian else nn.Identity()
@@ -199,9 +200,9 @@ def cnp(
     inputs: int,
     outputs: int,
     *,
-    width: int = 128,
-    depth: int = 3,
-    min_std: float = 0.01,
+    width: PositiveInt = 128,
+    depth: PositiveInt = 3,
+    min_std: OpenFraction = 0.01,
     objective: Objective = objectives.gaussian,
     embedding: nn.Module | None = None,
 ) -> ConditionalProcess:
@@ -246,10 +247,10 @@ def tanp(
     inputs: int,
     outputs: int,
     *,
-    width: int = 128,
-    depth: int = 3,
-    clusters: int = 8,
-    min_std: float = 0.01,
+    width: PositiveInt = 128,
+    depth: PositiveInt = 3,
+    clusters: PositiveInt = 8,
+    min_std: OpenFraction = 0.01,
     objective: Objective = objectives.gaussian,
     embedding: nn.Module | None = None,
 ) -> ModulatedProcess:
@@ -299,10 +300,10 @@ def attentive_np(
     inputs: int,
     outputs: int,
     *,
-    width: int = 128,
-    depth: int = 3,
-    heads: int = 8,
-    min_std: float = 0.01,
+    width: PositiveInt = 128,
+    depth: PositiveInt = 3,
+    heads: PositiveInt = 8,
+    min_std: OpenFraction = 0.01,
     objective: Objective = objectives.gaussian,
     embedding: nn.Module | None = None,
 ) -> AttentiveProcess:
@@ -349,11 +350,11 @@ def tnp_d(
     inputs: int,
     outputs: int,
     *,
-    width: int = 64,
-    depth: int = 1,
-    layers: int = 4,
-    heads: int = 4,
-    min_std: float = 0.01,
+    width: PositiveInt = 64,
+    depth: PositiveInt = 1,
+    layers: PositiveInt = 4,
+    heads: PositiveInt = 4,
+    min_std: OpenFraction = 0.01,
     objective: Objective = objectives.gaussian,
     embedding: nn.Module | None = None,
 ) -> TransformerProcess:

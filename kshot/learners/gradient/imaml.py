@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import nn
 
 from kshot import objectives
+from kshot.annotations import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 from kshot.inner.functional import BatchNorm
 from kshot.inner.implicit import Implicit, Method
 from kshot.inner.per_parameter import Pattern
@@ -16,12 +17,12 @@ from kshot.objectives import Objective
 def imaml(
     model: nn.Module,
     *,
-    inner_lr: float,
-    steps: int = 10,
-    proximity: float = 1.0,
-    damping: float = 0.0,
+    inner_lr: PositiveFloat,
+    steps: NonNegativeInt = 10,
+    proximity: PositiveFloat = 1.0,
+    damping: NonNegativeFloat = 0.0,
     method: Method = "cg",
-    iterations: int = 5,
+    iterations: PositiveInt = 5,
     objective: Objective = objectives.classification,
     adaptable: Pattern = "*",
     batchnorm: BatchNorm = "support",

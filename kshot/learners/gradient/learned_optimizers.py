@@ -7,6 +7,7 @@ from typing import Literal, get_args
 from torch import nn
 
 from kshot import objectives
+from kshot.annotations import DerivativeOrder, NonNegativeInt, PositiveFloat
 from kshot.inner.functional import BatchNorm
 from kshot.inner.learned_rules import Alfa, CoordinateLSTM, CoordinateMLP, Curvature, GatedRule
 from kshot.inner.per_parameter import Pattern, adaptable_params
@@ -22,9 +23,9 @@ Kind = Literal["lstm", "mlp", "gates"]
 def meta_sgd(
     model: nn.Module,
     *,
-    inner_lr: float,
-    steps: int = 1,
-    order: int = 2,
+    inner_lr: PositiveFloat,
+    steps: NonNegativeInt = 1,
+    order: DerivativeOrder = 2,
     objective: Objective = objectives.classification,
     adaptable: Pattern = "*",
     batchnorm: BatchNorm = "support",
@@ -62,9 +63,9 @@ def meta_sgd(
 def meta_curvature(
     model: nn.Module,
     *,
-    inner_lr: float,
-    steps: int = 1,
-    order: int = 2,
+    inner_lr: PositiveFloat,
+    steps: NonNegativeInt = 1,
+    order: DerivativeOrder = 2,
     objective: Objective = objectives.classification,
     adaptable: Pattern = "*",
     batchnorm: BatchNorm = "support",
@@ -97,9 +98,9 @@ def meta_curvature(
 def alfa(
     model: nn.Module,
     *,
-    inner_lr: float,
-    steps: int = 5,
-    order: int = 2,
+    inner_lr: PositiveFloat,
+    steps: NonNegativeInt = 5,
+    order: DerivativeOrder = 2,
     objective: Objective = objectives.classification,
     adaptable: Pattern = "*",
     batchnorm: BatchNorm = "support",

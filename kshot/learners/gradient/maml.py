@@ -8,8 +8,9 @@ from typing import Any, Literal, get_args
 from torch import Tensor, nn
 
 from kshot import objectives
+from kshot.annotations import DerivativeOrder, FractionBelowOne, NonNegativeInt, PositiveFloat, PositiveInt
 from kshot.inner.functional import BatchNorm, Function
-from kshot.inner.layout import channels_last
+from kshot.inner.memory_format import channels_last
 from kshot.inner.per_parameter import Pattern, adaptable_params
 from kshot.inner.rates import Rate
 from kshot.inner.rules import SGD, Adam, UpdateRule
@@ -157,9 +158,9 @@ class GradientLearner(Learner):
 def maml(
     model: nn.Module,
     *,
-    inner_lr: float,
-    steps: int = 1,
-    order: int = 2,
+    inner_lr: PositiveFloat,
+    steps: NonNegativeInt = 1,
+    order: DerivativeOrder = 2,
     objective: Objective = objectives.classification,
     adaptable: Pattern = "*",
     batchnorm: BatchNorm = "support",
@@ -205,13 +206,13 @@ def maml(
 def fomaml(
     model: nn.Module,
     *,
-    inner_lr: float,
-    steps: int = 1,
+    inner_lr: PositiveFloat,
+    steps: NonNegativeInt = 1,
     rule: Rule = "sgd",
     objective: Objective = objectives.classification,
     adaptable: Pattern = "*",
     batchnorm: BatchNorm = "support",
-    minibatch: int | None = None,
+    minibatch: PositiveInt | None = None,
 ) -> GradientLearner:
     r"""First-order MAML: MAML whose inner gradients count as constants.
 
@@ -241,14 +242,14 @@ def fomaml(
 def reptile(
     model: nn.Module,
     *,
-    inner_lr: float,
-    steps: int = 5,
+    inner_lr: PositiveFloat,
+    steps: NonNegativeInt = 5,
     train_on: TrainOn = "both",
-    momentum: float = 0.0,
+    momentum: FractionBelowOne = 0.0,
     objective: Objective = objectives.classification,
     adaptable: Pattern = "*",
     batchnorm: BatchNorm = "support",
-    minibatch: int | None = None,
+    minibatch: PositiveInt | None = None,
 ) -> GradientLearner:
     r"""Reptile: move the initialisation towards where gradient descent on each task ends.
 
@@ -298,10 +299,10 @@ def reptile(
 def anil(
     model: nn.Module,
     *,
-    inner_lr: float,
-    steps: int = 1,
+    inner_lr: PositiveFloat,
+    steps: NonNegativeInt = 1,
     head: str = "head",
-    order: int = 2,
+    order: DerivativeOrder = 2,
     objective: Objective = objectives.classification,
     batchnorm: BatchNorm = "support",
 ) -> GradientLearner:
@@ -331,9 +332,9 @@ def anil(
 def melu(
     model: nn.Module,
     *,
-    inner_lr: float,
-    steps: int = 1,
-    order: int = 2,
+    inner_lr: PositiveFloat,
+    steps: NonNegativeInt = 1,
+    order: DerivativeOrder = 2,
     decision: Pattern = ("body.*", "head.*"),
     objective: Objective = objectives.mse,
     batchnorm: BatchNorm = "support",
@@ -374,10 +375,10 @@ def melu(
 def boil(
     model: nn.Module,
     *,
-    inner_lr: float,
-    steps: int = 1,
+    inner_lr: PositiveFloat,
+    steps: NonNegativeInt = 1,
     head: str = "head",
-    order: int = 2,
+    order: DerivativeOrder = 2,
     objective: Objective = objectives.classification,
     batchnorm: BatchNorm = "support",
 ) -> GradientLearner:

@@ -6,6 +6,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from kshot import objectives
+from kshot.annotations import Fraction, NonNegativeInt, PositiveFloat
 from kshot.inner.functional import BatchNorm
 from kshot.inner.per_parameter import Pattern, PerParameter, adaptable_params
 from kshot.inner.rates import LearnedRate
@@ -49,10 +50,10 @@ class PerStepNorm(PerStep):
 def maml_pp(
     model: nn.Module,
     *,
-    inner_lr: float,
-    steps: int = 5,
-    multi_step: float = 0.15,
-    first_order: float = 0.3,
+    inner_lr: PositiveFloat,
+    steps: NonNegativeInt = 5,
+    multi_step: Fraction = 0.15,
+    first_order: Fraction = 0.3,
     objective: Objective = objectives.classification,
     adaptable: Pattern = "*",
     batchnorm: BatchNorm = "support",

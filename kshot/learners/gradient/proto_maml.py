@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kshot import objectives
+from kshot.annotations import DerivativeOrder, NonNegativeInt, PositiveFloat
 from kshot.inner.functional import BatchNorm, Function
 from kshot.inner.per_parameter import Pattern
 from kshot.inner.rules import SGD
@@ -70,9 +71,9 @@ class SharedInit(HeadInit):
 def proto_maml(
     embedding: nn.Module,
     *,
-    inner_lr: float,
-    steps: int = 5,
-    order: int = 2,
+    inner_lr: PositiveFloat,
+    steps: NonNegativeInt = 5,
+    order: DerivativeOrder = 2,
     objective: Objective = objectives.classification,
     adaptable: Pattern = "*",
     batchnorm: BatchNorm = "support",
@@ -114,9 +115,9 @@ def unicorn_maml(
     embedding: nn.Module,
     *,
     features: int,
-    inner_lr: float,
-    steps: int = 5,
-    order: int = 2,
+    inner_lr: PositiveFloat,
+    steps: NonNegativeInt = 5,
+    order: DerivativeOrder = 2,
     objective: Objective = objectives.classification,
     adaptable: Pattern = "*",
     batchnorm: BatchNorm = "support",

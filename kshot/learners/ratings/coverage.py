@@ -7,8 +7,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from kshot import ranking
 from kshot.learner import Learner
+from kshot.objectives import ranking
 from kshot.sources.ratings.source import RatingTasks
 from kshot.types import Task, Tree, to, tree_map
 
@@ -40,18 +40,18 @@ class CoverageMeter:
     """
 
     def __init__(self, learner: Learner, source: RatingTasks) -> None:
-        self.learner, self.encoding = learner, source.encoding
-        self.top = min(TOP, len(source.encoding.items))
+        self.learner, self.preprocessor = learner, source.preprocessor
+        self.top = min(TOP, len(source.preprocessor.items))
         self.lists: list[Tensor] = []
 
     def add(self, task: Task, state: Tree) -> None:
         """Rank the catalogue for a task's user, from the state adapted to its support."""
         inputs, real = task.support.inputs, task.support.weight > 0
         features = inputs.get("user_features")
-        catalogue = self.encoding.whole(None if features is None else features[:1].cpu())
+        catalogue = self.preprocessor.whole(None if features is None else features[:1].cpu())
         with torch.no_grad():
             prediction = self.learner.predict(state, to(catalogue, task.support.weight.device))
-        scores = self.encoding.expected(tree_map(lambda leaf: leaf.cpu(), prediction))
+        scores = self.preprocessor.expected(tree_map(lambda leaf: leaf.cpu(), prediction))
         rated = inputs["item"][real].cpu()
         scores[rated[rated > 0] - 1] = -torch.inf
         self.lists.append(scores.argsort(descending=True, stable=True)[: self.top])
@@ -60,5 +60,5 @@ class CoverageMeter:
         """The coverage of all lists; None if there are none."""
         if not self.lists:
             return None
-        items = len(self.encoding.items)
+        items = len(self.preprocessor.items)
         return Coverage(float(ranking.coverage(torch.stack(self.lists), items)), self.top, len(self.lists), items)
