@@ -38,7 +38,7 @@ from kshot.learner import Learner
 from kshot.learners.ratings import recommenders
 from kshot.sources.ratings.source import RatingTasks
 from kshot.training.checkpoint import load_checkpoint, save_checkpoint
-from kshot.training.fit import Settings, meta_training
+from kshot.training.fit import Settings, meta_training_loop
 
 DRAWS, VAL_DRAWS = 6, 2
 INNER_LRS = (0.1, 0.5, 2.0)
@@ -219,7 +219,7 @@ def trained_one(learner: Learner, tasks: RatingTasks, seed: int, steps: int, fol
     if not folder.exists():
         started = time.process_time()
         best: tuple[float, dict[str, torch.Tensor]] | None = None
-        loop = meta_training(learner, tasks, Settings(2e-3, 10.0, "cosine", steps, 64), mode="vmap", seed=seed)
+        loop = meta_training_loop(learner, tasks, Settings(2e-3, 10.0, "cosine", steps, 64), mode="vmap", seed=seed)
         for _ in range(8):
             loop.run(steps // 8)
             found = scores(learner, tasks, "val", VAL_DRAWS)

@@ -196,7 +196,7 @@ def _scores(
                 logits = learner.predict(state, task.query.inputs)[task.query.weight > 0]
                 outside = np.zeros(0)
                 if outsiders:
-                    others = to(source.outsiders(split, index, outsiders), device)
+                    others = to(source.out_of_scope_inputs(split, index, outsiders), device)
                     outside = novelty(learner.predict(state, others), score).cpu().numpy()
                 scores.append((novelty(logits, score).cpu().numpy(), outside))
     finally:

@@ -17,13 +17,14 @@ from kshot.learners.heads.finetuned import baseline_pp, pmf
 from kshot.learners.heads.frn import frn
 from kshot.learners.heads.metric import matching_net, simpleshot
 from kshot.learners.heads.plda import plda
-from kshot.learners.heads.protonet import HeadLearner, protonet
+from kshot.learners.heads.protonet import Head, HeadLearner, protonet
 from kshot.learners.heads.relation import relation_net
 from kshot.learners.heads.transductive import laplacian_shot, transductive_fine_tune
 from kshot.learners.ratings.alpaca import alpaca
 
 __all__ = [
     "GradientLearner",
+    "Head",
     "HeadLearner",
     "Mahalanobis",
     "SupportMean",

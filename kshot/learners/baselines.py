@@ -123,7 +123,7 @@ class SupportMean(Learner):
         tensor([[2.]])
     """
 
-    def adapt(self, support: Batch) -> Tree:
+    def _adapt(self, support: Batch) -> Tree:
         weight = support.weight / support.weight.sum()
         mean = torch.tensordot(weight, support.targets, 1)
         if self.objective != objectives.gaussian:

@@ -105,8 +105,8 @@ def text(
         split: how the classes are cut into train, val and test, see `kshot.tasks.splitting`. By default as a column
             split says, or else by ratio 0.7, 0.15, 0.15.
         within: "domain" takes all classes of a task from one domain.
-        out_of_scope_label: the label of texts that belong to no class, see `TextTasks.outsiders`. They're cut into val
-            and test as the ends of a column part or split say, such as oos_test, else by a hash of each.
+        out_of_scope_label: the label of texts that belong to no class, see `TextTasks.out_of_scope_inputs`. They're cut
+            into val and test as the ends of a column part or split say, such as oos_test, else by a hash of each.
         imbalance: how shots differ between the classes of a task, see `ClassTasks`.
         label_noise: the share of wrong support labels, see `ClassTasks`.
         on_too_few: what becomes of a class with too few texts, see `ClassTasks`.
@@ -214,10 +214,10 @@ class TextTasks(ClassTasks):
         super().__init__(examples, classes, **options)
         self.texts, self.out_of_scope = texts, out_of_scope or {}
 
-    def outsiders(self, split: Split, index: int, count: int) -> Tree:
+    def out_of_scope_inputs(self, split: Split, index: int, count: int) -> Tree:
         rows = self.out_of_scope.get(split)
         if not rows:
-            return super().outsiders(split, index, count)
+            return super().out_of_scope_inputs(split, index, count)
         chosen = np.random.default_rng([self.seed, len(SPLITS) + 1, SPLITS.index(split), index]).permutation(rows)
         return self.examples.take(chosen[:count])
 

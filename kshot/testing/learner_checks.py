@@ -130,14 +130,17 @@ class _Contract:
         learner, task = self.factory(3), self.task()
         padded = Task(_padded(task.support), _padded(task.query))
         state, state_padded = learner.adapt(task.support), learner.adapt(padded.support)
-        predictions = [learner.predict(one, task.query.inputs) for one in (state, state_padded)]
-        require(is_close(*predictions), "support rows of weight 0 change the predictions; weight the rows in adapt")
+        prediction, prediction_padded = (learner.predict(one, task.query.inputs) for one in (state, state_padded))
+        require(
+            is_close(prediction, prediction_padded),
+            "support rows of weight 0 change the predictions; weight the rows in adapt",
+        )
         if not learner.transductive:
-            losses = [
+            loss, loss_padded = (
                 learner.objective.loss(learner.predict(one, query.inputs), query)
                 for one, query in ((state, task.query), (state_padded, padded.query))
-            ]
-            require(is_close(*losses), "query rows of weight 0 change the query loss")
+            )
+            require(is_close(loss, loss_padded), "query rows of weight 0 change the query loss")
             require(is_close(learner(padded), learner(task)), "rows of weight 0 change the outer loss of forward")
 
     def query_order(self) -> None:
@@ -188,9 +191,9 @@ class _Contract:
                 save_state(path, state, {"note": "kept"})
                 loaded, meta = load_state(path)
             require(meta == {"note": "kept"}, "the metadata of the state's file are not those that were saved")
-            predictions = [learner.predict(one, task.query.inputs) for one in (loaded, state)]
+            prediction, prediction_loaded = (learner.predict(one, task.query.inputs) for one in (state, loaded))
         require(
-            is_equal(*predictions),
+            is_equal(prediction, prediction_loaded),
             "a saved and loaded state predicts otherwise; keep all that is particular to the task in the state, as "
             "nested dicts of tensors",
         )
@@ -199,11 +202,15 @@ class _Contract:
         """Loop, vmap and traced steps give the same loss and meta-gradient."""
         learner = self.factory(3).double()
         tasks = stack([self.task(seed=seed, dtype=torch.float64) for seed in range(3)])
+        engines = {
+            "loop": MetaGradient(learner, "loop"),
+            "vmap": MetaGradient(learner, "vmap"),
+            "one task traced": MetaGradient(learner, "traced", trace_one_task=True),
+            "a stack traced": MetaGradient(learner, "traced", trace_one_task=False),
+        }
         expected: list[Tensor] = []
-        for engine in ("loop", "vmap", "one task traced", "a stack traced"):
+        for engine, gradient in engines.items():
             learner.zero_grad()
-            gradient = MetaGradient(learner, "traced" if "traced" in engine else engine)  # type: ignore[arg-type]
-            gradient.single = engine == "one task traced"
             loss = gradient(tasks)
             require(learner.annealed or not gradient.choice, f"the engine {engine!r} was not taken: {gradient.choice}")
             gradients = [loss, *(p.grad.clone() for p in learner.parameters() if p.grad is not None)]

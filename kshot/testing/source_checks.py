@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -172,19 +173,17 @@ class _Contract:
             for index in reversed(range(self.num_tasks)):
                 with torch.random.fork_rng(devices=[]):
                     torch.manual_seed(index + 1)
-                    numbers = np.random.get_state()  # noqa: NPY002  # a source must not use this generator
-                    np.random.seed(index + 1)  # noqa: NPY002
-                    before = torch.get_rng_state(), np.random.get_state()[1].copy()  # noqa: NPY002
-                    again = self.source.task(split, index)
-                    after = torch.get_rng_state(), np.random.get_state()[1]  # noqa: NPY002
-                    np.random.set_state(numbers)  # noqa: NPY002
+                    with _numpy_seeded(index + 1):
+                        before = torch.get_rng_state(), _numpy_state()
+                        again = self.source.task(split, index)
+                        after = torch.get_rng_state(), _numpy_state()
                 require(
                     is_equal(tuple(again), tuple(tasks[index])),
                     f"task {index} of {split} is another one when it is drawn again; draw from "
                     "kshot.tasks.source.generator(seed, split, index) alone",
                 )
                 require(
-                    torch.equal(before[0], after[0]) and np.array_equal(before[1], after[1]),
+                    torch.equal(before[0], after[0]) and before[1] == after[1],
                     f"drawing task {index} of {split} advances the global random numbers of torch or numpy",
                 )
             require(
@@ -293,6 +292,22 @@ class _Contract:
                         ambiguous += targets.setdefault(key, target) != target
                         total += 1
         return ambiguous > COPIES * total
+
+
+@contextmanager
+def _numpy_seeded(seed: int) -> Iterator[None]:
+    """A context in which numpy's global random numbers start from a seed; outside it they are untouched."""
+    state = np.random.get_state()  # noqa: NPY002  # whether a source uses this generator is what is checked
+    np.random.seed(seed)  # noqa: NPY002
+    try:
+        yield
+    finally:
+        np.random.set_state(state)  # noqa: NPY002
+
+
+def _numpy_state() -> tuple[bytes, int]:
+    state = np.random.get_state(legacy=False)["state"]  # noqa: NPY002
+    return state["key"].tobytes(), state["pos"]
 
 
 def _real(batch: Batch) -> Batch:

@@ -69,6 +69,8 @@ class MetaGradient:
         chunk: number of tasks in one batched pass; by default as many as fit.
         recompute: whether inner steps are recomputed in the backward pass, if tasks are processed one by one; by
             default only if the step does not fit otherwise.
+        trace_one_task: whether "traced" records one task and replays it for each, instead of the batched pass; by
+            default where convolutions run on a CPU, which are slower in a batch.
 
     Attributes:
         engine: the engine of the next step; None while "auto" is measuring.
@@ -96,6 +98,7 @@ class MetaGradient:
         memory: int | None = None,
         chunk: int | None = None,
         recompute: bool | None = None,
+        trace_one_task: bool | None = None,
     ) -> None:
         if mode not in get_args(Mode):
             raise ValueError(f"mode must be one of {', '.join(get_args(Mode))}, got {mode!r}")
@@ -108,8 +111,9 @@ class MetaGradient:
         self._limits = memory, chunk, recompute
         self._plans: dict[Any, Plan] = {}  # by engine and shapes of the tasks
         self._seconds: dict[Engine, list[float]] = {"loop": [], "vmap": []}
-        # "traced" records one task: a batch of tasks is slower for convolutions on a CPU
-        self._traces_one_task = has_convolutions(learner) and _device(learner).type == "cpu"
+        if trace_one_task is None:
+            trace_one_task = has_convolutions(learner) and _device(learner).type == "cpu"
+        self._traces_one_task = trace_one_task
         self._failures: list[str] = []  # of engines that "auto" tried
         self._cores: Cores | None = None
         if not learner.annealed:

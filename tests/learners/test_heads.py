@@ -261,7 +261,10 @@ def test_feat_is_attention_among_prototypes_with_a_contrast_within_classes():
         (lambda: kshot.learners.feat(nn.Flatten(), features=4, temperature=0.0), "temperature must be above 0"),
         (lambda: kshot.learners.feat(nn.Flatten(), features=4, contrast=-1.0), "contrast must be at least 0"),
         (lambda: kshot.learners.simpleshot(nn.Flatten(), features=0), "features must be the width"),
-        (lambda: fit_feature_statistics(kshot.protonet(nn.Flatten()), kshot.sources.sinusoids()), "have no centre"),
+        (
+            lambda: fit_feature_statistics(kshot.protonet(nn.Flatten()), kshot.sources.sinusoids()),
+            "no feature statistics",
+        ),
     ],
 )
 def test_bad_arguments_say_what_to_do(make, message):

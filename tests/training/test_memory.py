@@ -12,7 +12,7 @@ from kshot import objectives
 from kshot.inner.rules import Adam
 from kshot.inner.unrolling import recomputing, unroll
 from kshot.sources import sinusoids
-from kshot.training.memory import available, predict_peak
+from kshot.training.memory import available_memory, predict_peak
 from kshot.training.step import MetaGradient, Plan
 from kshot.types import stack, unstack
 
@@ -107,7 +107,7 @@ def test_the_prediction_is_that_of_a_plain_sum():
             super().__init__(objectives.mse)
             self.weight = nn.Parameter(torch.ones(1000))
 
-        def adapt(self, support):
+        def _adapt(self, support):
             return {}
 
         def predict(self, state, inputs):
@@ -154,7 +154,7 @@ def test_small_steps_are_not_planned(monkeypatch):
 
 
 def test_free_memory_is_that_of_this_machine():
-    assert 16 * MIB < available(torch.device("cpu")) < 2**46
+    assert 16 * MIB < available_memory(torch.device("cpu")) < 2**46
 
 
 def few_drawings(count=4):

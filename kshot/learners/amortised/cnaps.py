@@ -105,7 +105,7 @@ class FilmLearner(Learner):
         self.function, self.codes = Function(self.backbone, batchnorm), Function(encoder, batchnorm)
         self.transductive = self.function.transductive
 
-    def adapt(self, support: Batch) -> Tree:
+    def _adapt(self, support: Batch) -> Tree:
         codes = self.codes.adapting({}, support).flatten(1)
         mean = support.weight @ codes / support.weight.sum().clamp_min(torch.finfo(codes.dtype).tiny)
         context = self.generator(mean)

@@ -73,7 +73,7 @@ class ConditionalProcess(NeuralProcess):
         self.encoder = perceptron(inputs + outputs, width, width, depth)
         self.decoder = perceptron(inputs + width, width, self.numbers, depth)
 
-    def adapt(self, support: Batch) -> Tree:
+    def _adapt(self, support: Batch) -> Tree:
         return {"summary": _mean(self.encoder(self._pairs(support)), support.weight)}
 
     def predict(self, state: Tree, inputs: Tree) -> Tree:
@@ -95,7 +95,7 @@ class ModulatedProcess(NeuralProcess):
         self.decoder = FiLM(perceptron(inputs + width, width, self.numbers, depth), hidden, width)
         self.decoding = Function(self.decoder, "running")
 
-    def adapt(self, support: Batch) -> Tree:
+    def _adapt(self, support: Batch) -> Tree:
         pairs = self._pairs(support)
         own = _mean(self.identity(pairs), support.weight)
         near = 1 / (1 + (own - self.pool).square().sum(1))
@@ -123,7 +123,7 @@ class AttentiveProcess(NeuralProcess):
         self.attention = Attention(width, heads)
         self.decoder = perceptron(inputs + 2 * width, width, self.numbers, depth)
 
-    def adapt(self, support: Batch) -> Tree:
+    def _adapt(self, support: Batch) -> Tree:
         points = self.encoder(self._pairs(support))
         key, value = self.attention.memory(self.place(self._rows(support.inputs)), points)
         return {"summary": _mean(points, support.weight), "key": key, "value": value, "weight": support.weight}
@@ -149,7 +149,7 @@ class TransformerProcess(NeuralProcess):
         self.blocks = nn.ModuleList(TransformerBlock(width, heads) for _ in range(layers))
         self.out = nn.Sequential(nn.LayerNorm(width), perceptron(width, width, self.numbers))
 
-    def adapt(self, support: Batch) -> Tree:
+    def _adapt(self, support: Batch) -> Tree:
         pairs = self._pairs(support)
         points = self.point(torch.cat([pairs, torch.ones_like(pairs[:, :1])], 1))
         rows = log_weight(support.weight)

@@ -57,7 +57,7 @@ class PriorFitted(Learner):
             nn.init.zeros_(part.bias)
         self.spread = Spread()
 
-    def adapt(self, support: Batch) -> Tree:
+    def _adapt(self, support: Batch) -> Tree:
         weight = support.weight
         share = weight / weight.sum().clamp_min(LEAST)
         x, y, state = support.inputs.flatten(1), support.targets, {"weight": weight}

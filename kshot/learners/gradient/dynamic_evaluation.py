@@ -49,9 +49,9 @@ class Reader(GradientLearner):
         self.context_windows, self.passes, self.causal_queries = context_windows, passes, causal_queries
         self.transductive = causal_queries
 
-    def adapt(self, support: Batch, *, steps: int | None = None) -> Tree:
+    def _adapt(self, support: Batch, *, steps: int | None = None) -> Tree:
         longer, tail = self._read(support)
-        return super().adapt(longer, steps=self._steps(support, steps)) | {"tail": tail}
+        return super()._adapt(longer, steps=self._steps(support, steps)) | {"tail": tail}
 
     def trajectory(self, support: Batch, *, steps: int | None = None) -> list[Tree]:
         longer, tail = self._read(support)

@@ -123,7 +123,7 @@ class TunedEmbedding(Learner):
         """The outer loss of one task without fine-tuning, ()."""
         return self.learner(task)
 
-    def adapt(self, support: Batch) -> Tree:
+    def _adapt(self, support: Batch) -> Tree:
         turns = [(support, self._varied(support, step)) for step in range(self.solver.steps)]
         params = self.solver(self._loss, adaptable_params(self.learner.embedding, self.adaptable), turns)
         return self._state(params, support)

@@ -142,7 +142,7 @@ class TransductiveTuner(Learner):
         self.function = Function(self.model, batchnorm)
         self.task_norm = self.function.task_norm
 
-    def adapt(self, support: Batch) -> Tree:
+    def _adapt(self, support: Batch) -> Tree:
         return support._asdict()
 
     def predict(self, state: Tree, inputs: Tree) -> Tensor:

@@ -60,7 +60,7 @@ class FoldIn(Learner):
             return loss
         return loss + self.item_penalty * weighted_mean(penalty(task.query.inputs["item"]), task.query.weight)
 
-    def adapt(self, support: Batch) -> Tree:
+    def _adapt(self, support: Batch) -> Tree:
         feat_ND, weight_N = self._features(support.inputs), support.weight
         if support.targets.shape[1] != len(self.values):
             wanted = f"{len(self.values)} levels" if self.readout else "one number"
