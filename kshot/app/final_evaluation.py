@@ -1,4 +1,4 @@
-"""The final evaluation of a trained learner: with its baselines, over shots, its cost; and the report's entries on it."""
+"""The final evaluation of a trained learner with its baselines, over shots, its cost; and its entries in a report."""
 
 from __future__ import annotations
 

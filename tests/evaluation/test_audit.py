@@ -386,7 +386,7 @@ def test_honest_tasks_of_all_sizes_pass(seed):
 def test_a_fixed_head_is_no_bug():
     of = {audit.name: audit for audit in kshot.evaluate(maml(), pool(), num_tasks=40).audits}
     assert of["class order"].result is Result.PASSED
-    assert "need not" in of["class order"].found
+    assert "need not" in of["class order"].finding
     assert 0 < of["class order"].figure < 1
 
 
@@ -494,7 +494,7 @@ def test_a_val_evaluation_never_reads_test():
 
 
 def test_a_failed_audit_warns_and_is_in_the_summary():
-    with pytest.warns(UntrustedFigure, match="other queries go"):
+    with pytest.warns(UntrustedFigure, match="other queries"):
         found = kshot.evaluate(SeesOtherQueries(), pool(), num_tasks=10)
     summary = json.loads(json.dumps(to_json(found.summary())))
     assert summary["trusted"] is False

@@ -9,7 +9,7 @@ from rich.console import Console
 
 from kshot.app.run import run
 from kshot.app.spec import load_spec
-from kshot.evaluation.report.charts import Completion, completions
+from kshot.evaluation.report.task_pictures import Completion, completions
 from kshot.sources import pixels
 from kshot.tasks import ClassTasks
 
