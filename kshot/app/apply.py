@@ -11,7 +11,7 @@ import torch
 from kshot.app.build import device_of
 from kshot.app.trained import load
 from kshot.data.text.vocabulary import UNKNOWN
-from kshot.learners.generate import generate
+from kshot.learners.generation import generate
 from kshot.sources.corpus import CorpusPreprocessor
 from kshot.types import to
 

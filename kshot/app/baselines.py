@@ -15,7 +15,8 @@ from kshot.app.spec import BaselineName, EncoderSpec, Spec
 from kshot.evaluation.evaluate import Evaluation, Scored, evaluate
 from kshot.evaluation.target import Target
 from kshot.learner import Learner
-from kshot.learners.heads.protonet import HeadLearner, Prototypes
+from kshot.learners.heads.head_learner import HeadLearner
+from kshot.learners.heads.protonet import Prototypes
 from kshot.learners.ratings.coverage import Coverage, CoverageMeter
 from kshot.learners.ratings.recommenders import GRIDS, Ratings, recommender
 from kshot.models.encoder import Encoder

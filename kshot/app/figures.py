@@ -13,7 +13,7 @@ from kshot.app.spec import GaussianProcessesSpec, SinusoidsSpec, Spec
 from kshot.evaluation.report import charts, task_pictures
 from kshot.evaluation.report.verdict import best_baseline
 from kshot.learner import Learner
-from kshot.learners.gradient.maml import GradientLearner
+from kshot.learners.gradient.gradient_learner import GradientLearner
 from kshot.objectives import gaussian
 from kshot.sources.pixels import Pixels
 from kshot.tasks.source import TaskSource

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from kshot.annotations import PositiveFloat, PositiveInt
-from kshot.learners.heads.metric import FeatureStatistics
-from kshot.learners.heads.protonet import HeadLearner, cosine
+from kshot.learners.heads.distances import cosine
+from kshot.learners.heads.head_learner import FeatureStatistics, HeadLearner
 from kshot.tasks.read_log import during
 from kshot.tasks.source import TaskSource
 from kshot.training.fit import OuterLoop, Progress, Settings, first_task, seeded
@@ -292,7 +292,7 @@ def fit_feature_statistics(
     for PLDA also the covariances within and between classes. Call it again after further training of the embedding.
 
     Args:
-        learner: its head is, or contains, a `learners.heads.metric.FeatureStatistics`; changed in place.
+        learner: its head is, or contains, a `FeatureStatistics`; changed in place.
         source: source of the examples; only the split "train" is read.
         batches: number of batches; by default that of the head.
         batch: examples per batch.

@@ -21,7 +21,7 @@ import kshot
 from kshot.app import cli
 from kshot.data.text.tokenizer import Tokens
 from kshot.data.text.vocabulary import Vocabulary
-from kshot.learners.generate import _drawn
+from kshot.learners.generation import _sample
 from kshot.objectives import from_name, name_of, next_token, next_token_of
 from kshot.sources.corpus import BYTES, CorpusPreprocessor
 from kshot.training.checkpoint import load_state
@@ -201,7 +201,7 @@ def test_draws_follow_temperature_and_nucleus():
     random = torch.Generator().manual_seed(0)
 
     def shares(temperature, top_p):
-        drawn = torch.stack([_drawn(logits, temperature, top_p, random) for _ in range(3000)])
+        drawn = torch.stack([_sample(logits, temperature, top_p, random) for _ in range(3000)])
         return torch.bincount(drawn, minlength=4) / len(drawn)
 
     near = {"rtol": 0, "atol": 0.03}
@@ -209,7 +209,7 @@ def test_draws_follow_temperature_and_nucleus():
     torch.testing.assert_close(shares(1.0, 0.7), torch.tensor([0.5, 0.3, 0.0, 0.0]) / 0.8, **near)
     squared = torch.tensor([0.25, 0.09, 0.0225, 0.0025])
     torch.testing.assert_close(shares(0.5, 1.0), squared / squared.sum(), **near)
-    assert _drawn(logits, 0.0, 1.0, random) == 0
+    assert _sample(logits, 0.0, 1.0, random) == 0
 
 
 def test_generation_is_a_function_of_its_seed_and_greedy_is_the_likeliest():

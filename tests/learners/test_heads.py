@@ -319,5 +319,5 @@ def test_plda_needs_classes_with_several_examples_and_shares_in_bounds():
     learner = kshot.learners.plda(nn.Flatten(), features=2)
     with pytest.raises(ValueError, match="at least two training classes with two examples"):
         learner.head.measure(torch.randn(3, 2), torch.eye(3), torch.ones(3))
-    with pytest.raises(ValueError, match=r"within is a share above 0, at most 1, .* got 0"):
+    with pytest.raises(ValueError, match=r"within must be a shrinkage above 0 and at most 1, got 0"):
         kshot.learners.plda(nn.Flatten(), features=2, within=0)

@@ -447,7 +447,7 @@ def check_gains(opened) -> None:
     user = User(opened, {"3": 5.0, "8": 4.0})
     learner, preprocessor = opened.learner, opened.preprocessor
     with torch.no_grad():
-        learner.from_choice.zero_()
+        learner.choice_effect.zero_()
         user = User(opened, {"3": 5.0, "8": 4.0})
         feat = learner._features(user.catalogue)
         covariance = feat @ user.state["covariance"] @ feat.T

@@ -22,7 +22,7 @@ class Centroids(Learner):
         self.embedding = nn.Linear(4, 5)
         self.register_buffer("calls", torch.zeros(()))
 
-    def adapt(self, support):
+    def _adapt(self, support):
         weight_nC = support.targets * support.weight[:, None]
         sums_CD = weight_nC.mT @ self.embedding(support.inputs)
         means_CD = sums_CD / weight_nC.sum(0).clamp_min(1e-9)[:, None]
@@ -34,9 +34,9 @@ class Centroids(Learner):
 
 
 class CountingCalls(Centroids):
-    def adapt(self, support):
+    def _adapt(self, support):
         self.calls += 1
-        return super().adapt(support)
+        return super()._adapt(support)
 
 
 class ScalingInPlace(Centroids):
@@ -45,8 +45,8 @@ class ScalingInPlace(Centroids):
 
 
 class IgnoringWeights(Centroids):
-    def adapt(self, support):
-        return super().adapt(support._replace(weight=torch.ones_like(support.weight)))
+    def _adapt(self, support):
+        return super()._adapt(support._replace(weight=torch.ones_like(support.weight)))
 
 
 class CentringQueries(Centroids):
@@ -63,13 +63,13 @@ class FalselyOrdered(Centroids):
 
 
 class WeighingLaterRows(Centroids):
-    def adapt(self, support):
-        return super().adapt(support._replace(weight=support.weight * (1 + torch.arange(len(support.weight)))))
+    def _adapt(self, support):
+        return super()._adapt(support._replace(weight=support.weight * (1 + torch.arange(len(support.weight)))))
 
 
 class NotATensor(Centroids):
-    def adapt(self, support):
-        return super().adapt(support) | {"ways": support.targets.shape[1]}
+    def _adapt(self, support):
+        return super()._adapt(support) | {"ways": support.targets.shape[1]}
 
 
 class ReadingValues(Centroids):
@@ -78,8 +78,8 @@ class ReadingValues(Centroids):
 
 
 class Detaching(Centroids):
-    def adapt(self, support):
-        state = super().adapt(support)
+    def _adapt(self, support):
+        state = super()._adapt(support)
         return state | {"means": state["means"].detach()}
 
 
@@ -99,14 +99,14 @@ class ScoringAbsentClasses(Centroids):
 
 
 class SharingAmongClasses(Centroids):
-    def adapt(self, support):
-        state = super().adapt(support)
+    def _adapt(self, support):
+        state = super()._adapt(support)
         return state | {"means": state["means"] - state["means"].mean(0)}
 
 
 class Unadapted(Centroids):
-    def adapt(self, support):
-        state = super().adapt(support)
+    def _adapt(self, support):
+        state = super()._adapt(support)
         return state | {"means": torch.arange(len(state["means"]) * 5.0).view(-1, 5).to(state["means"])}
 
 
@@ -155,8 +155,8 @@ def test_a_state_that_does_not_survive_its_file_is_named():
         def predict(self, state, inputs):
             return super().predict(state, inputs) + getattr(state["means"], "shift", 1)
 
-        def adapt(self, support):
-            state = super().adapt(support)
+        def _adapt(self, support):
+            state = super()._adapt(support)
             state["means"].shift = 0
             return state
 
@@ -170,8 +170,8 @@ def test_tasks_of_ones_own_are_taken():
         return kshot.Task(*(Batch({"a": b.inputs[:, :2], "b": b.inputs[:, 2:]}, *b[1:]) for b in task))
 
     class Joined(Centroids):
-        def adapt(self, support):
-            return super().adapt(support._replace(inputs=torch.cat([support.inputs["a"], support.inputs["b"]], 1)))
+        def _adapt(self, support):
+            return super()._adapt(support._replace(inputs=torch.cat([support.inputs["a"], support.inputs["b"]], 1)))
 
         def predict(self, state, inputs):
             return super().predict(state, torch.cat([inputs["a"], inputs["b"]], 1))
