@@ -55,6 +55,9 @@ PROTOCOL = {
 }
 """Labels of the protocol entries that come first, in this order."""
 
+PLACED = ("baselines", "tasks", "shots", "reliability", "rounds")
+"""Figures that have a section of their own."""
+
 TONES = {"PASSED": "good", "FAILED": "bad", "NOT_APPLICABLE": "continue", "TARGET_MET": "good", "DIVERGED": "bad"}
 
 Pairs = list[tuple[str, str]]
@@ -114,98 +117,72 @@ class Section(NamedTuple):
 def report_sections(
     report: Mapping[str, Any], pictures: Mapping[str, Picture], *, num_resumed: int = 0
 ) -> list[Section]:
-    """The sections of a report, without those that it has no entries for.
+    """The sections of a report, without those that have no content.
 
     Args:
         report: the report as plain values, see `write_report`.
         pictures: figures by name.
         num_resumed: how often the run was resumed.
     """
-    metric, protocol, version = report["metric"], report.get("protocol") or {}, report.get("kshot") or ""
-    rounds, seeds = report.get("rounds") or [], report.get("seeds") or []
-    placed = ("baselines", "tasks", "shots", "reliability", "rounds")
-    named = {name: [pictures[name]] if name in pictures else [] for name in placed}
-    worst = report.get("worst_tasks") or []
-    results, audits, command = result_table(report), audit_table(report), report.get("command") or ""
-    round_rows, constant = round_table(report)
-    inductive = {
-        True: ["Inductive: each query example is predicted on its own, from the support set alone."],
-        False: [
-            "Transductive: a prediction may depend on the other query examples of its task, so these figures are not "
-            "comparable with inductive ones."
-        ],
-    }.get(protocol.get("inductive"), [])
-    outcome = bool(report.get("outcome")) and not seeds
-    environment = _flatten(report.get("environment") or {})
+    protocol, target = report.get("protocol") or {}, report.get("target")
+    named = {name: [picture] for name, picture in pictures.items() if name in PLACED}
+    others = [picture for name, picture in pictures.items() if name not in PLACED]
+    rounds, constant = round_table(report)
     resumed = "once" if num_resumed == 1 else f"{num_resumed} times"
-    target = (
-        [f"Target: {report['target']}, on validation tasks, for the whole interval."] if report.get("target") else []
-    )
     sections = [
-        Section("Comparison with baselines", [], named["baselines"], results) if results.rows else None,
+        Section("Comparison with baselines", pictures=named.get("baselines", ()), table=result_table(report)),
         Section(
             "Seeds",
             ["The same run file with other seeds: other initial weights and training tasks, the same test episodes."],
             table=seed_table(report),
-        )
-        if seeds
-        else None,
+        ),
         Section(
             "Task by task",
-            ["The worst tasks; all of them are in tasks.csv beside this page."] if worst else [],
-            named["tasks"],
-            pairs=[
-                (f"task {each['task']}", f"{format_value(each.get(metric))}, episode {each['episode']}…")
-                for each in worst
-            ],
+            ["The worst tasks; all of them are in tasks.csv beside this page."] if report.get("worst_tasks") else [],
+            named.get("tasks", ()),
+            pairs=worst_pairs(report),
         ),
-        Section("Shots", [], named["shots"]),
-        Section("Calibration", [], named["reliability"], pairs=calibration_pairs(report)),
+        Section("Shots", pictures=named.get("shots", ())),
+        Section("Calibration", pictures=named.get("reliability", ()), pairs=calibration_pairs(report)),
         Section("Out-of-scope detection", pairs=rejection_pairs(report)),
         Section(
             "Catalogue coverage",
             ["The share of items that are recommended to at least one user, over users of the first test tasks."],
             pairs=coverage_pairs(report),
-        )
-        if report.get("coverage")
-        else None,
+        ),
         Section(
             "Cost",
             pairs=cost_pairs(report),
             note="Times were measured on the machine below, one task at a time. FLOPs count matrix products, "
             "convolutions and attention, with a multiplication and an addition as two operations.",
-        )
-        if report.get("cost")
-        else None,
+        ),
         Section(
             "Rounds and decisions",
-            target + ([] if rounds else ["No round was finished."]),
-            named["rounds"],
-            round_rows if rounds else None,
+            [f"Target: {target}, on validation tasks, for the whole interval."] if target else [],
+            named.get("rounds", ()),
+            rounds,
             note=f"In every round: {constant}." if constant else "",
-        )
-        if rounds or outcome
-        else None,
-        Section("Figures", [], [picture for name, picture in pictures.items() if name not in placed]),
-        Section("Protocol", [*inductive, _selection(report)], pairs=protocol_pairs(protocol)),
-        Section("Audits", ["Checks of the test evaluation for the silent mistakes of few-shot code."], table=audits)
-        if audits.rows
-        else None,
+        ),
+        Section("Figures", pictures=others),
+        Section("Protocol", [*_inductive(protocol), _selection(report)], pairs=protocol_pairs(protocol)),
+        Section(
+            "Audits",
+            ["Checks of the test evaluation for the silent mistakes of few-shot code."],
+            table=audit_table(report),
+        ),
         Section(
             "Time and environment",
             [f"The run was interrupted and resumed from a checkpoint {resumed}."] if num_resumed else [],
-            pairs=[*timing_pairs(report), *environment],
+            pairs=[*timing_pairs(report), *_flatten(report.get("environment") or {})],
         ),
         Section(
             "How to reproduce",
-            code=command,
-            note=f"With kshot {version} and the environment above. Equal seeds give equal tasks: compare the hash of "
-            "the test episodes. The figures of this page are in report.json beside it.",
-        )
-        if command
-        else None,
+            code=report.get("command") or "",
+            note=f"With kshot {report.get('kshot') or ''} and the environment above. Equal seeds give equal tasks: "
+            "compare the hash of the test episodes. The figures of this page are in report.json beside it.",
+        ),
     ]
-    return [section for section in sections if section and any(section[1:])]
+    return [each for each in sections if each.pictures or each.pairs or each.code or (each.table and each.table.rows)]
 
 
 def result_table(report: Mapping[str, Any]) -> Table:
@@ -290,6 +267,13 @@ def audit_table(report: Mapping[str, Any]) -> Table:
     return Table([Column("audit"), Column("result"), Column("question", "text"), Column("finding", "text")], rows)
 
 
+def worst_pairs(report: Mapping[str, Any]) -> Pairs:
+    return [
+        (f"task {each['task']}", f"{format_value(each.get(report['metric']))}, episode {each['episode']}…")
+        for each in report.get("worst_tasks") or []
+    ]
+
+
 def calibration_pairs(report: Mapping[str, Any]) -> Pairs:
     calibration = report.get("calibration") or {}
     if not calibration:
@@ -362,6 +346,18 @@ def protocol_pairs(protocol: Mapping[str, Any]) -> Pairs:
     return [(label, format_setting(protocol[key], key)) for key, label in labels.items()]
 
 
+def _inductive(protocol: Mapping[str, Any]) -> list[str]:
+    """Whether predictions depend on other queries; empty if it is not known."""
+    if protocol.get("inductive") is None:
+        return []
+    if protocol["inductive"]:
+        return ["Inductive: each query example is predicted on its own, from the support set alone."]
+    return [
+        "Transductive: a prediction may depend on the other query examples of its task, so these figures are not "
+        "comparable with inductive ones."
+    ]
+
+
 def _selection(report: Mapping[str, Any]) -> str:
     """How the checkpoint was selected."""
     if report.get("seeds"):
@@ -375,7 +371,7 @@ def _selection(report: Mapping[str, Any]) -> str:
 
 def _flatten(entries: Mapping[str, Any], prefix: str = "") -> Pairs:
     """Nested entries as labels and values, without empty ones."""
-    pairs: Sequence[tuple[str, str]] = ()
+    pairs: Pairs = []
     for key, value in entries.items():
         if isinstance(value, Mapping):
             pairs += _flatten(value, f"{prefix}{key} ")
