@@ -32,6 +32,7 @@ from kshot.data import library
 from kshot.evaluation.evaluate import evaluate
 from kshot.evaluation.intervals import difference
 from kshot.evaluation.rejection import calibrate_threshold, rejection
+from kshot.evaluation.report.report import to_json
 from kshot.learner import Learner
 from kshot.sources import text
 from kshot.sources.text import TextTasks
@@ -125,7 +126,7 @@ def rejecting(learner: Learner, spec: Spec, cell: Cell, classes: dict[str, int])
     """How a cell's learner tells what is out of scope, by a threshold of validation tasks."""
     source = source_for(spec, cell, classes)
     threshold = calibrate_threshold(learner, source, num_tasks=min(cell.num_tasks, 100))
-    return rejection(learner, source, threshold=threshold, num_tasks=min(cell.num_tasks, 200)).to_json()
+    return to_json(rejection(learner, source, threshold=threshold, num_tasks=min(cell.num_tasks, 200)))
 
 
 def score(learner: Learner, spec: Spec, folder: Path) -> None:

@@ -155,7 +155,7 @@ def main() -> None:
         scores[name] = evaluated.per_task[METRIC]
     scores["n-grams of the support alone"] = of_counts(source, run.shapes["symbols"], options.tasks)
     ours, unadapted = list(scores)[len(rows) - 1], scores["pretrained, as it is"]
-    print("| | bits per symbol | less than unadapted | the learner less it, paired |\n| --- | --- | --- | --- |")
+    print("| | bits per symbol | less than unadapted | learner − baseline (paired) |\n| --- | --- | --- | --- |")
     for name, own in scores.items():
         mean, base = interval(own), interval(unadapted)
         gap = "" if name == ours else "{0.mean:+.3f} ± {0.ci95:.3f}".format(difference([scores[ours]], [own]))

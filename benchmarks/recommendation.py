@@ -36,6 +36,7 @@ import kshot
 from kshot.evaluation.intervals import difference, interval
 from kshot.learner import Learner
 from kshot.learners.ratings import recommenders
+from kshot.learners.ratings.coverage import CoverageMeter
 from kshot.sources.ratings.source import RatingTasks
 from kshot.training.checkpoint import load_checkpoint, save_checkpoint
 from kshot.training.fit import Settings, meta_training_loop
@@ -85,8 +86,10 @@ def scores(learner: Learner, tasks: RatingTasks, split: str, draws: int) -> Scor
 def covered(learner: Learner, tasks: RatingTasks, split: str) -> str:
     """The share of the catalogue that is among the first 10 of a user of a split."""
     users = len(tasks.user_names[split])
-    found = kshot.evaluate(learner, tasks, split=split, num_tasks=users, coverage=users, audit=False).coverage
-    return f"{found.share:.1%}"
+    meter = CoverageMeter(learner, tasks)
+    observe = lambda scored: meter.add(scored.task, scored.state)  # noqa: E731
+    kshot.evaluate(learner, tasks, split=split, num_tasks=users, observe=observe, audit=False)
+    return f"{meter.result().share:.1%}"
 
 
 def log_of(tasks: RatingTasks) -> recommenders.Ratings:

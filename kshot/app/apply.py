@@ -65,8 +65,8 @@ def generate_run(
     unknown = sorted({character for character, symbol in zip(prompt, symbols.tolist()) if symbol == UNKNOWN})
     if preprocessor.unit == "characters" and unknown:
         raise ValueError(
-            f"the prompt contains {' '.join(map(repr, unknown))}, which no training text of {run_dir} does; leave it out, "
-            "or train a run with unit: bytes, which covers all characters"
+            f"the prompt contains {' '.join(map(repr, unknown))}, which no training text of {run_dir} does; leave "
+            "it out, or train a run with unit: bytes, which covers all characters"
         )
     state = run.load_state(state_file).state
     device = device_of(run.spec)

@@ -162,7 +162,7 @@ def _candidates(
     if name == "support_mean":
         return [learners.SupportMean(objective)]
     steps = options.steps if isinstance(options.steps, list) else [options.steps]
-    grid = [{"inner_lr": lr, "steps": count} for count, lr in product(steps, options.inner_lrs)]
+    grid: list[dict[str, Any]] = [{"inner_lr": lr, "steps": count} for count, lr in product(steps, options.inner_lrs)]
     if name == "scratch":
         model = build_model(spec, shapes, head=True)
         return [learners.from_scratch(model, **each, objective=objective, seed=spec.seed) for each in grid]

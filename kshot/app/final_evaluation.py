@@ -183,7 +183,7 @@ def report_entries(result: TestResult, spec: Spec, source: TaskSource, learner: 
         "trusted": test.trusted,
         "worst_tasks": _worst_tasks(result),
         "shots": result.shots,
-        "rejection": result.rejection and result.rejection.to_json(),
+        "rejection": result.rejection,
         "calibration": test.calibration,
         "coverage": result.coverage,
         "cost": result.cost._asdict() | {"adapt_ms": test.adapt_ms, "predict_ms": test.predict_ms},

@@ -54,8 +54,8 @@ def paired_difference(
                 )
         if metric not in evaluation.per_task:
             raise ValueError(f"there is no metric {metric!r} to compare, only {', '.join(evaluation.per_task)}")
-    scores = [[evaluation.per_task[metric][:num_tasks] for evaluation in side] for side in sides]
-    return difference(*scores, None if first.subjects is None else first.subjects[:num_tasks])
+    mine, yours = ([evaluation.per_task[metric][:num_tasks] for evaluation in side] for side in sides)
+    return difference(mine, yours, None if first.subjects is None else first.subjects[:num_tasks])
 
 
 def differences(

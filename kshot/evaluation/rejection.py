@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 import torch
@@ -115,11 +115,6 @@ class Rejection(NamedTuple):
     fpr95: Interval
     rejected_inside: Interval
     rejected_outside: Interval
-
-    def to_json(self) -> dict[str, Any]:
-        return {
-            name: value._asdict() if isinstance(value, Interval) else value for name, value in self._asdict().items()
-        }
 
 
 def calibrate_threshold(

@@ -536,7 +536,9 @@ def test_regression_examples_show_truth_points_and_each_number_of_steps() -> Non
 def test_regression_examples_refuse_more_dimensions() -> None:
     batch = Batch.of(torch.zeros(4, 2), torch.zeros(4, 1))
     with pytest.raises(ValueError, match=r"must be \(n, 1\)"):
-        task_pictures.regression_examples(maml(models.mlp(2, 1), inner_lr=0.1, objective=objectives.mse), [Task(batch, batch)])
+        task_pictures.regression_examples(
+            maml(models.mlp(2, 1), inner_lr=0.1, objective=objectives.mse), [Task(batch, batch)]
+        )
 
 
 @pytest.mark.parametrize(

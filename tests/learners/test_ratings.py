@@ -21,6 +21,7 @@ from kshot.app.recommend import User, interview
 from kshot.data.library.pickled import read_frame
 from kshot.learners.ratings import recommenders
 from kshot.learners.ratings.alpaca import posterior
+from kshot.learners.ratings.coverage import CoverageMeter
 from kshot.objectives import ranking
 
 
@@ -323,11 +324,12 @@ def test_coverage_is_the_share_of_the_catalogue_that_somebody_is_shown(tmp_path)
     for index in range(6):
         given = source.task("test", index).support.inputs["item"].tolist()
         shown |= set([number for number in order if number not in given][:10])
-    found = kshot.evaluate(learner, source, num_tasks=8, coverage=6, audit=False).coverage
-    assert found is not None
+    meter = CoverageMeter(learner, source)
+    assert meter.result() is None
+    kshot.evaluate(learner, source, num_tasks=6, observe=lambda each: meter.add(each.task, each.state), audit=False)
+    found = meter.result()
     assert (found.top, found.users, found.items) == (10, 6, len(order))
     assert found.share == pytest.approx(len(shown) / len(order))
-    assert kshot.evaluate(learner, source, num_tasks=8, audit=False).coverage is None
 
 
 @pytest.mark.parametrize("target_type", ["number", "levels"])

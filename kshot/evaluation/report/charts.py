@@ -73,13 +73,6 @@ def baselines_chart(
 ) -> Figure:
     """The test figures of the learner and the baselines as horizontal 95 % intervals, the best at the top.
 
-    Args:
-        test: the learner's figures, metric -> {mean, ci95, num_tasks}.
-        baselines: name -> figures of each baseline.
-        metric: metric to draw.
-        higher_is_better: True for an accuracy, False for an error.
-        learner: label of the learner.
-
     Example:
         >>> ours = {"mse": {"mean": 0.5, "ci95": 0.1, "num_tasks": 100}}
         >>> theirs = {"support mean": {"mse": {"mean": 4.0, "ci95": 0.5, "num_tasks": 100}}}
@@ -103,17 +96,7 @@ def baselines_chart(
 
 
 def board_chart(board: Board) -> Figure:
-    """A leaderboard as 95 % intervals, the best at the top: thin over the tasks of one seed, thick over seeds.
-
-    Example:
-        >>> from kshot.evaluation.compare import Board, Entry, Line
-        >>> from kshot.evaluation.intervals import OverSeeds
-        >>> pooled = OverSeeds(0.9, 0.02, 3, 0.01, 600)
-        >>> entry = Entry("a", "maml", "glyphs", "accuracy", True, pooled, True, "ab" * 32, [], {}, "runs/a")
-        >>> figure = board_chart(Board("accuracy", True, "glyphs", "ab" * 32, 600, [Line(entry, None, math.nan)]))
-        >>> [label.get_text() for label in figure.axes[0].get_yticklabels()]
-        ['a']
-    """
+    """A leaderboard as 95 % intervals, the best at the top: thin over the tasks of one seed, thick over seeds."""
     bars = []
     for line in board.lines[::-1]:
         pooled, colour = line.entry.figure, BLUE if line.behind is None else INK if line.tied else MUTED
@@ -140,11 +123,6 @@ def tasks_chart(
         learner: label of the learner.
         beside: name and figures of another learner, such as the best baseline, on the first of the same tasks.
         subjects: subject of each task, as in `interval`.
-
-    Example:
-        >>> figure = tasks_chart([0.8, 1.0, 0.9], "accuracy", beside=("centroid", [0.5, 0.9, 0.4]))
-        >>> len(figure.axes)
-        2
     """
     figure = canvas(2.9)
     ours = np.asarray(values, float)
@@ -182,11 +160,6 @@ def tasks_chart(
 def shots_chart(points: Sequence[tuple[int, Interval]], metric: str, *, higher_is_better: bool = True) -> Figure:
     """A learner's figure over the number of support examples, with 95 % intervals.
 
-    Args:
-        points: numbers of shots and their figures.
-        metric: metric of the figures.
-        higher_is_better: True for an accuracy, False for an error.
-
     Example:
         >>> figure = shots_chart([(1, Interval(0.8, 0.02, 100)), (5, Interval(0.93, 0.01, 100))], "accuracy")
         >>> [label.get_text() for label in figure.axes[0].get_xticklabels()]
@@ -217,14 +190,6 @@ def reliability_chart(calibration: Calibration) -> Figure:
     """A reliability diagram: accuracy at each probability, or coverage of each central band.
 
     The area of a point is its share of the examples; vertical lines are gaps to the diagonal.
-
-    Example:
-        >>> from kshot.evaluation.calibration import Point
-        >>> points = [Point(0.55, 0.6, 0.2), Point(0.95, 0.9, 0.8)]
-        >>> nothing = Interval(0.0, 0.0, 1)
-        >>> figure = reliability_chart(Calibration("classes", 0.05, points, 100, nothing, nothing))
-        >>> figure.axes[0].get_xlabel()
-        'probability of the predicted class'
     """
     classes = calibration.kind == "classes"
     figure = canvas(3.6)

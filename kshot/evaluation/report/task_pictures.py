@@ -48,13 +48,6 @@ def classification_examples(tasks: Sequence[Example]) -> Figure:
 
     Raises:
         ValueError: no tasks, or inputs of another shape.
-
-    Example:
-        >>> images, labels = torch.rand(4, 1, 8, 8), torch.tensor([0, 1, 0, 1])
-        >>> batch = Batch.of(images, labels, ways=2)
-        >>> figure = classification_examples([Example(Task(batch, batch), batch.targets)])
-        >>> len(figure.axes[0].images)
-        8
     """
     if not tasks:
         raise ValueError("there are no example tasks to draw")
@@ -91,16 +84,6 @@ def regression_examples(learner: GradientLearner, tasks: Sequence[Task], *, step
 
     Raises:
         ValueError: no tasks, or tasks that are not one-dimensional.
-
-    Example:
-        >>> from kshot.learners.gradient.maml import maml
-        >>> from kshot.models.backbones import mlp
-        >>> from kshot.objectives import mse
-        >>> from kshot.sources.functions import sinusoids
-        >>> learner, source = maml(mlp(1, 1), inner_lr=0.01, objective=mse), sinusoids(queries=50)
-        >>> figure = regression_examples(learner, [source.task("test", 0), source.task("test", 1)])
-        >>> len(figure.axes)
-        2
     """
     _check_one_dimensional(tasks)
     figure = canvas(3.3)
@@ -168,12 +151,6 @@ def completions(columns: Sequence[Sequence[Completion]]) -> Figure:
 
     Raises:
         ValueError: no images, or columns of different lengths.
-
-    Example:
-        >>> known, image = torch.rand(8, 8) < 0.3, torch.rand(1, 8, 8)
-        >>> figure = completions([[Completion(image, known, image, torch.rand(1, 8, 8))]])
-        >>> len(figure.axes[0].images)
-        4
     """
     lengths = {len(column) for column in columns}
     if len(lengths) != 1 or 0 in lengths:
