@@ -328,7 +328,7 @@ def test_an_interrupted_run_of_several_seeds_goes_on_with_those_that_are_missing
     board = kshot("compare", "whole", "cut", "cut/seed-0", "--csv", "board.csv")
     rows = list(csv.DictReader((tmp_path / "board.csv").read_text().splitlines()))
     assert [row["num_seeds"] for row in rows].count("2") == 2
-    assert "Where there is one seed, another training may change the order" in board.out
+    assert "For runs of one seed, another training may change the order" in board.out
 
 
 def test_a_seed_without_a_usable_round_leaves_no_common_figure(kshot, tmp_path):
@@ -375,9 +375,9 @@ def test_an_evaluation_without_baselines_says_so_and_nothing_is_written_over(ksh
     assert report["baselines"] == {}
     assert "No baseline was evaluated" in (tmp_path / "alone" / "report.html").read_text()
     again = kshot("evaluate", runs / "glyphs", "--tasks", 3, "--out", "alone")
-    assert (again.code, "alone already holds something" in again.err) == (2, True)
+    assert (again.code, "alone is not empty" in again.err) == (2, True)
     inside = kshot("compare", runs / "glyphs", "--csv", runs / "glyphs" / "tasks.csv")
-    assert (inside.code, "lies in a folder that is compared" in inside.err) == (2, True)
+    assert (inside.code, "is inside a folder that is compared" in inside.err) == (2, True)
 
 
 def save_image(path: Path, *, size=(28, 28), mode="L", value=0) -> None:
@@ -399,7 +399,7 @@ def test_adapting_to_a_folder_of_images_and_predicting(kshot, runs, tmp_path):
     assert all(row["label"] in ("left", "right") for row in rows)
     assert all(float(row["p(left)"]) + float(row["p(right)"]) == pytest.approx(1, abs=2e-4) for row in rows)
     again = kshot("adapt", runs / "glyphs", "--support", "support", "--out", "state.safetensors")
-    assert "never written over" in again.err
+    assert "never overwritten" in again.err
     other = kshot("predict", runs / "sine", "--state", "state.safetensors", "--inputs", "new")
     assert "was not adapted from the weights" in other.err
 

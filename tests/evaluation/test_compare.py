@@ -57,7 +57,7 @@ def test_other_episodes_are_refused():
     )
     with pytest.raises(ValueError, match="with the same seed of tasks"):
         paired_difference(one, other, "mse")
-    with pytest.raises(ValueError, match="no 'accuracy' to compare, only loss, mse"):
+    with pytest.raises(ValueError, match="no metric 'accuracy' to compare, only loss, mse"):
         paired_difference(one, one, "accuracy")
 
 
@@ -85,10 +85,10 @@ def test_a_table_of_tasks_comes_back_exactly(tmp_path):
     ("text", "message"),
     [
         (None, "there is no .*the run is not finished"),
-        ("", "no table of tasks"),
-        ("task,accuracy\n0,1\n", "no table of tasks"),
-        ("task,episode,accuracy\n0,ab,much\n", "no table of tasks"),
-        ("task,episode,accuracy\n0,ab\n", "no table of tasks"),
+        ("", "not a table of tasks"),
+        ("task,accuracy\n0,1\n", "not a table of tasks"),
+        ("task,episode,accuracy\n0,ab,much\n", "not a table of tasks"),
+        ("task,episode,accuracy\n0,ab\n", "not a table of tasks"),
     ],
 )
 def test_a_table_that_is_none_gets_a_sentence(tmp_path, text, message):
@@ -210,5 +210,5 @@ def test_what_cannot_be_compared_gets_a_sentence(tmp_path):
     with pytest.raises(ValueError, match="has no test figure: The loss became infinite"):
         compare([folder(tmp_path / "nan", HARD, test=None, sentence="The loss became infinite")])
     (tmp_path / "x" / "seed-0" / "report.json").write_text("[]")
-    with pytest.raises(ValueError, match="no report that kshot wrote"):
+    with pytest.raises(ValueError, match="not a report written by kshot"):
         compare([tmp_path / "x"])

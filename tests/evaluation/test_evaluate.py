@@ -137,5 +137,5 @@ def test_another_training_seed_draws_other_training_tasks_and_the_same_episodes(
     assert not set(first) & set(other)
     assert losses != others
     assert (test, sha) == (same, also)
-    with pytest.raises(ValueError, match="a seed must be 0 or more, got -1"):
+    with pytest.raises(ValueError, match="seed must be at least 0, got -1"):
         kshot.fit(learner, sinusoids(), steps=1, seed=-1)
