@@ -83,7 +83,7 @@ def evaluate_run(
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
         write_tasks(out / TASKS, result.test, result.baselines, target.metric)
-        write_report(out, report, [], make_figures(report, result, spec, learner))
+        write_report(out, report, [], make_figures(report, result, spec, source, learner))
     if as_json:
         print(json.dumps(report, indent=1))
     else:

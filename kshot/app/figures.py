@@ -16,6 +16,7 @@ from kshot.learner import Learner
 from kshot.learners.gradient.gradient_learner import GradientLearner
 from kshot.objectives import gaussian
 from kshot.sources.pixels import Pixels
+from kshot.tasks.read_log import Watched
 from kshot.tasks.source import TaskSource
 from kshot.types import Batch, Split, Tree
 
@@ -25,13 +26,16 @@ if TYPE_CHECKING:
 COMPLETED = 7  # images in the picture of completions
 
 
-def make_figures(report: dict[str, Any], result: TestResult, spec: Spec, learner: Learner) -> dict[str, Figure]:
+def make_figures(
+    report: dict[str, Any], result: TestResult, spec: Spec, source: Watched, learner: Learner
+) -> dict[str, Figure]:
     """The figures of a test by name.
 
     Args:
         report: a report with the entries of the test, as plain values.
         result: the test.
         spec: the run file.
+        source: task source.
         learner: the evaluated learner; it is moved to the CPU.
     """
     test, metric, higher = result.test, result.target.metric, result.target.at_least
@@ -51,11 +55,11 @@ def make_figures(report: dict[str, Any], result: TestResult, spec: Spec, learner
         figures["shots"] = charts.shots_chart(points, metric, higher_is_better=higher)
     if test.calibration is not None:
         figures["reliability"] = charts.reliability_chart(test.calibration)
-    return figures | _pictures(spec, learner.cpu().eval())
+    return figures | _pictures(spec, source.source, learner.cpu().eval())
 
 
 @torch.no_grad()
-def _pictures(spec: Spec, learner: Learner) -> dict[str, Figure]:
+def _pictures(spec: Spec, source: TaskSource, learner: Learner) -> dict[str, Figure]:
     """Pictures of the first test tasks, if they can be drawn."""
 
     def predict(source: TaskSource, index: int) -> Tree:
@@ -71,7 +75,6 @@ def _pictures(spec: Spec, learner: Learner) -> dict[str, Figure]:
         if not isinstance(learner, GradientLearner):
             return {}
         return {"regression_examples": task_pictures.regression_examples(learner, tasks, steps=(0, 1, 5))}
-    source = build_source(spec)
     if isinstance(source, Pixels):
         most = source.shots.high
         return {"completions": draw_completions(learner, source, sorted({most // 10, 3 * most // 10, most}))}

@@ -35,7 +35,7 @@ from kshot.evaluation.report.verdict import best_baseline
 from kshot.evaluation.target import Target
 from kshot.learner import Learner
 from kshot.learners.heads.head_learner import FeatureStatistics, HeadLearner
-from kshot.tasks.read_log import during, watched
+from kshot.tasks.read_log import Watched, during, watched
 from kshot.tasks.source import TaskSource
 from kshot.training.checkpoint import Checkpoints
 from kshot.training.fit import OuterLoop, Progress, Settings
@@ -111,7 +111,7 @@ def _run(spec: Spec, out: Path, target: Target, display: Display, resume: bool) 
             folder.rejection.write_text(json.dumps({"score": spec.reject.score, "threshold": test.threshold}))
     report = to_json(_report(spec, out, source, result, test, learner))
     report["timing"] |= {"pretrain_seconds": pretrain_seconds, "this_process_seconds": time.monotonic() - started}
-    write_report(out, report, experience.events, _figures(report, experience, test, learner, spec))
+    write_report(out, report, experience.events, _figures(report, experience, test, learner, spec, source))
     experience.record("finished", outcome=result.outcome.name)
     return report
 
@@ -210,14 +210,19 @@ def _report(
 
 
 def _figures(
-    report: dict[str, Any], experience: Experience, test: TestResult | None, learner: Learner, spec: Spec
+    report: dict[str, Any],
+    experience: Experience,
+    test: TestResult | None,
+    learner: Learner,
+    spec: Spec,
+    source: Watched,
 ) -> dict[str, Figure]:
     best = best_baseline(report["baselines"], report["metric"], report["higher_is_better"])
     figures = {
         "rounds": run_charts.rounds_chart(report["rounds"], report["target"], baseline=best),
         "learning_curve": run_charts.learning_curve(experience.events),
     }
-    return figures | (make_figures(report, test, spec, learner) if test else {})
+    return figures | (make_figures(report, test, spec, source, learner) if test else {})
 
 
 def environment() -> dict[str, Any]:

@@ -32,11 +32,6 @@ class Times(NamedTuple):
     median: float
     p95: float
 
-    @classmethod
-    def of(cls, seconds: list[float]) -> Times:
-        """From the seconds of each task."""
-        return cls(*(1e3 * float(value) for value in np.percentile(seconds, (50, 95))))
-
 
 class Scored(NamedTuple):
     """A task that an evaluation has just scored.
@@ -148,10 +143,9 @@ def evaluate(
             _check_hash(source, split, num_tasks, episodes_sha256)
     device = next((p.device for p in learner.parameters()), None)
     per_task: dict[str, list[float]] = {}
-    adapt_seconds: list[float] = []
-    predict_seconds: list[float] = []
     episodes: list[str] = []
     first: list[tuple[Task, Tree]] = []
+    times: list[tuple[float, float]] = []
     weights = fingerprint(learner)
     audits: tuple[Audit, ...] = ()
     digest = hashlib.sha256()
@@ -169,8 +163,7 @@ def evaluate(
                     calibration.add(scored.prediction, scored.task.query)
                 if number < FEW:
                     first.append((scored.task, scored.prediction))
-                adapt_seconds.append(scored.adapt_seconds)
-                predict_seconds.append(scored.predict_seconds)
+                times.append((scored.adapt_seconds, scored.predict_seconds))
                 for name, value in scored.figures.items():
                     per_task.setdefault(name, []).append(value)
                 if observe is not None:
@@ -183,14 +176,15 @@ def evaluate(
     for failed in failures(audits):
         warnings.warn(f"{failed.question} {failed.finding}", UntrustedFigure, stacklevel=2)
     subjects = source.subjects(split, range(num_tasks))
+    adapt_ms, predict_ms = (Times(*(1e3 * float(q) for q in np.percentile(each, (50, 95)))) for each in zip(*times))
     return Evaluation(
         split=split,
         metrics={name: interval(values, subjects) for name, values in per_task.items()},
         episodes_sha256=digest.hexdigest(),
         inductive=not learner.transductive,
         seconds=seconds,
-        adapt_ms=Times.of(adapt_seconds),
-        predict_ms=Times.of(predict_seconds),
+        adapt_ms=adapt_ms,
+        predict_ms=predict_ms,
         calibration=calibration.result(subjects),
         episodes=episodes,
         subjects=subjects,

@@ -99,7 +99,7 @@ def interval(values: Sequence[float], subjects: np.ndarray | None = None) -> Int
         estimator of a mean, with the correction for few clusters.
     """
     mean, variance, freedom = _moments(np.asarray(values, float), subjects)
-    return Interval(mean, _half_width([variance], [freedom]), len(values))
+    return Interval(mean, _t_test(mean, [variance], [freedom])[0], len(values))
 
 
 def over_seeds(figures: Sequence[Interval]) -> OverSeeds:
@@ -156,7 +156,7 @@ def difference(
     mean, *paired = _moments(sides[0].mean(0) - sides[1].mean(0), subjects)
     over_sides = [_moments(side.mean(1))[1:] for side in sides if len(side) > 1]
     variances, freedoms = zip(paired, *over_sides)
-    half_width, p = _half_width(variances, freedoms), _p_value(mean, variances, freedoms)
+    half_width, p = _t_test(mean, variances, freedoms)
     return Difference(mean, half_width, sides[0].shape[1], p, (len(sides[0]), len(sides[1])))
 
 
@@ -195,26 +195,19 @@ def _moments(values: np.ndarray, subjects: np.ndarray | None = None) -> tuple[fl
         return float(values.mean()), variance, max(count - 1, 1)
 
 
-def _freedom(variances: Sequence[float], freedoms: Sequence[int]) -> float:
-    """Satterthwaite's degrees of freedom of a sum of squared standard errors."""
+def _t_test(mean: float, variances: Sequence[float], freedoms: Sequence[int]) -> tuple[float, float]:
+    """Half-width of the interval of a mean whose squared standard error is a sum, and the p value of its being 0.
+
+    The degrees of freedom are Satterthwaite's.
+    """
+    from scipy.stats import t
+
     total = sum(variances)
-    if not total > 0:
-        return float(max(freedoms))
-    return 1 / sum((v / total) ** 2 / f for v, f in zip(variances, freedoms))
-
-
-def _half_width(variances: Sequence[float], freedoms: Sequence[int]) -> float:
-    from scipy.stats import t
-
-    return float(t.ppf(0.975, _freedom(variances, freedoms))) * math.sqrt(sum(variances))
-
-
-def _p_value(mean: float, variances: Sequence[float], freedoms: Sequence[int]) -> float:
-    from scipy.stats import t
-
-    error = math.sqrt(sum(variances))
+    freedom = 1 / sum((v / total) ** 2 / f for v, f in zip(variances, freedoms)) if total > 0 else float(max(freedoms))
+    error = math.sqrt(total)
+    half_width = float(t.ppf(0.975, freedom)) * error
     if math.isnan(mean) or math.isnan(error):
-        return math.nan
+        return half_width, math.nan
     if error == 0:
-        return 1.0 if mean == 0 else 0.0
-    return float(2 * t.sf(abs(mean) / error, _freedom(variances, freedoms)))
+        return half_width, 1.0 if mean == 0 else 0.0
+    return half_width, float(2 * t.sf(abs(mean) / error, freedom))

@@ -42,18 +42,8 @@ CAPTIONS = {
 }
 """Captions of the figures by name; figures are shown in this order."""
 
-PROTOCOL = {
-    "source": "source",
-    "ways": "ways",
-    "shots": "shots",
-    "queries": "queries",
-    "seed": "seed",
-    "task_seed": "seed of the tasks",
-    "num_test_tasks": "test tasks",
-    "num_val_tasks": "validation tasks",
-    "episodes_sha256": "hash of the test episodes",
-}
-"""Labels of the protocol entries that come first, in this order."""
+PROTOCOL = ("source", "ways", "shots", "queries", "seed", "task_seed", "num_test_tasks", "num_val_tasks")
+"""Protocol entries that come first, in this order."""
 
 PLACED = ("baselines", "tasks", "shots", "reliability", "rounds")
 """Figures that have a section of their own."""
@@ -341,9 +331,12 @@ def timing_pairs(report: Mapping[str, Any]) -> Pairs:
 
 
 def protocol_pairs(protocol: Mapping[str, Any]) -> Pairs:
-    rest = {key: key.replace("_", " ") for key in protocol if key not in PROTOCOL and key != "inductive"}
-    labels = {key: label for key, label in (PROTOCOL | rest).items() if protocol.get(key) is not None}
-    return [(label, format_setting(protocol[key], key)) for key, label in labels.items()]
+    keys = [*PROTOCOL, *(key for key in protocol if key not in PROTOCOL and key != "inductive")]
+    return [
+        (key.removeprefix("num_").replace("_", " "), format_setting(protocol[key], key))
+        for key in keys
+        if protocol.get(key) is not None
+    ]
 
 
 def _inductive(protocol: Mapping[str, Any]) -> list[str]:
