@@ -242,12 +242,12 @@ def data_add(
         typer.Option(
             "--from",
             metavar="PATH|URL",
-            help="Folder or archive that holds the set, or the address of one; by default $KSHOT_MIRROR/NAME where "
-            "that is set, else its publisher's.",
+            help="Folder, archive or URL of the data set; by default $KSHOT_MIRROR/NAME if set, otherwise the "
+            "publisher's URL.",
         ),
     ] = None,
 ) -> None:
-    """Fetch or copy a data set to where kshot looks for it, and check it. What broke off goes on where it was."""
+    """Download or copy a data set to where kshot looks for it, and check it; interrupted downloads are resumed."""
     from rich.console import Console
 
     from kshot.app.progress import fetching
@@ -257,7 +257,7 @@ def data_add(
         with fetching(Console(stderr=True)) as progress:
             added = library.add(name, from_, progress)
     except KeyboardInterrupt:
-        typer.echo("\nInterrupted. The same command goes on where it was.", err=True)
+        typer.echo("\nInterrupted. The same command resumes.", err=True)
         raise typer.Exit(130) from None
     typer.echo(f"added {added.folder}\n{added.trust}")
 

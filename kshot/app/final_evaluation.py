@@ -107,7 +107,7 @@ def evaluate_with_baselines(
             observe=observe(split, count),
             checkpoint=checkpoint,
         )
-    beside = min(spec.baselines.num_test_tasks, count)
+    num_beside = min(spec.baselines.num_test_tasks, count)
     baselines: dict[str, Evaluation] = {}
     if with_baselines:
         baselines = evaluate_baselines(
@@ -117,8 +117,8 @@ def evaluate_with_baselines(
             shapes,
             device_of(spec),
             split,
-            beside,
-            lambda name: observe(name.replace("_", " "), beside),
+            num_beside,
+            lambda name: observe(name.replace("_", " "), num_beside),
             coverage,
         )
     shots: list[Shots] = []
