@@ -336,7 +336,7 @@ def test_coverage_is_the_share_of_the_catalogue_that_somebody_is_shown(tmp_path)
 def test_equal_ratings_and_few_of_them(tmp_path, target_type):
     rows = [f"u{u},i{(u + k) % 9},3,{k}" for u in range(20) for k in range(1 + u % 5)]
     (tmp_path / "log.csv").write_text("\n".join(["user,item,rating,time", *rows]))
-    options = {"shots": 1, "queries": 2, "small": "shrink", "split": {"ratio": [0.6, 0.2, 0.2]}, "time": "time"}
+    options = {"shots": 1, "queries": 2, "on_too_few": "shrink", "split": {"ratio": [0.6, 0.2, 0.2]}, "time": "time"}
     if target_type == "levels":
         with pytest.raises(ValueError, match="ratings of 2 to 32 different values, and the training ratings have 1"):
             kshot.sources.ratings(tmp_path / "log.csv", target_type=target_type, **options)

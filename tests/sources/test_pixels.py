@@ -89,7 +89,7 @@ def test_a_picture_shows_what_was_known_and_what_was_made_of_it():
     assert np.ptp(drawn[1:].reshape(-1, 3), 0).max() == 0  # one colour where nothing is known
     texts = {text.get_text() for text in figure.axes[0].texts}
     assert texts >= {"image", "1 known\npixels", "completed", "uncertainty"}
-    with pytest.raises(ValueError, match="one number of completions"):
+    with pytest.raises(ValueError, match="same number of completions"):
         completions([column, column[:1]])
 
 
