@@ -10,13 +10,12 @@ from collections.abc import Sequence
 from typing import Literal, NamedTuple, get_args
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from kshot.annotations import FractionBelowOne, PositiveInt
+from kshot.evaluation.evaluate import Scored, evaluate
 from kshot.evaluation.intervals import Interval, interval
 from kshot.learner import Learner
-from kshot.tasks.read_log import EVALUATION, during
 from kshot.tasks.source import TaskSource
 from kshot.types import Split, to
 
@@ -64,13 +63,13 @@ def novelty(logits_nC: Tensor, score: Score = "energy") -> Tensor:
 
 
 def auroc(inside: np.ndarray, outside: np.ndarray) -> float:
-    """Area under the ROC curve of novelty scores in scope and out of scope; NaN if a score is not finite."""
-    from sklearn.metrics import roc_auc_score
+    """Area under the ROC curve of novelty scores in scope and out of scope; ties count for a half.
 
-    scores = np.concatenate([inside, outside])
-    if not np.isfinite(scores).all():
-        return math.nan
-    return float(roc_auc_score(np.repeat([0, 1], [len(inside), len(outside)]), scores))
+    From ranks, which is exact where scikit-learn's sum of trapezoids is rounded: perfect separation is 1.
+    """
+    ordered = np.sort(inside)
+    lower = np.searchsorted(ordered, outside, "left") + np.searchsorted(ordered, outside, "right")
+    return float(lower.mean() / (2 * len(inside)))
 
 
 def fpr95(inside: np.ndarray, outside: np.ndarray) -> float:
@@ -174,26 +173,19 @@ def rejection(
     return Rejection(score, threshold, false_rejection, *(interval([*map(float, each)]) for each in zip(*figures)))
 
 
-@torch.no_grad()
 def _scores(
     learner: Learner, source: TaskSource, split: Split, num_tasks: int, score: Score, outsiders: int
 ) -> list[tuple[np.ndarray, np.ndarray]]:
     """The novelty of each task's queries, without padding, and of its out-of-scope examples."""
-    device = next((p.device for p in learner.parameters()), None)
-    was_training = learner.training
-    learner.eval()
     scores = []
-    try:
-        with during(source, EVALUATION):
-            for index in range(num_tasks):
-                task = to(source.task(split, index), device)
-                state = learner.adapt(task.support)
-                logits = learner.predict(state, task.query.inputs)[task.query.weight > 0]
-                outside = np.zeros(0)
-                if outsiders:
-                    others = to(source.out_of_scope_inputs(split, index, outsiders), device)
-                    outside = novelty(learner.predict(state, others), score).cpu().numpy()
-                scores.append((novelty(logits, score).cpu().numpy(), outside))
-    finally:
-        learner.train(was_training)
+
+    def observe(scored: Scored) -> None:
+        outside = np.zeros(0)
+        if outsiders:
+            inputs = source.out_of_scope_inputs(split, scored.number, outsiders)
+            logits = learner.predict(scored.state, to(inputs, scored.task.support.weight.device))
+            outside = novelty(logits, score).cpu().numpy()
+        scores.append((novelty(scored.prediction, score).cpu().numpy(), outside))
+
+    evaluate(learner, source, split=split, num_tasks=num_tasks, observe=observe, audit=False)
     return scores
