@@ -36,6 +36,7 @@ import kshot
 from kshot.evaluation.intervals import difference, interval
 from kshot.learner import Learner
 from kshot.learners.ratings import recommenders
+from kshot.learners.ratings.coverage import CoverageMeter
 from kshot.sources.ratings.tasks import RatingTasks
 from kshot.training.checkpoint import load_checkpoint, save_checkpoint
 from kshot.training.fit import Settings, meta_training_loop
@@ -78,15 +79,17 @@ def cuts(path: Path | None, out: Path, folds: int) -> dict[Path, dict[str, Any]]
 def scores(learner: Learner, tasks: RatingTasks, split: str, draws: int) -> Scores:
     """A learner's figures, user by user."""
     users = len(tasks.user_names[split])
-    found = kshot.evaluate(learner, tasks, split=split, tasks=users * draws, audit=False).per_task
+    found = kshot.evaluate(learner, tasks, split=split, num_tasks=users * draws, audit=False).per_task
     return {name: np.array(found[name]).reshape(draws, users).mean(0) for name in FIGURES if name in found}
 
 
 def covered(learner: Learner, tasks: RatingTasks, split: str) -> str:
     """The share of the catalogue that is among the first 10 of a user of a split."""
     users = len(tasks.user_names[split])
-    found = kshot.evaluate(learner, tasks, split=split, tasks=users, coverage=users, audit=False).coverage
-    return f"{found.share:.1%}"
+    meter = CoverageMeter(learner, tasks)
+    observe = lambda scored: meter.add(scored.task, scored.state)  # noqa: E731
+    kshot.evaluate(learner, tasks, split=split, num_tasks=users, observe=observe, audit=False)
+    return f"{meter.result().share:.1%}"
 
 
 def log_of(tasks: RatingTasks) -> recommenders.Ratings:

@@ -1,9 +1,10 @@
-"""The baselines that a learner is compared with: their choice, their tuning, and their figures on the same tasks."""
+"""The baselines of a run: their selection, tuning and evaluation on the learner's tasks."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from itertools import product
+from typing import Any
 
 import torch
 from torch import nn
@@ -17,6 +18,7 @@ from kshot.evaluation.target import Target
 from kshot.learner import Learner
 from kshot.learners.heads.head_learner import HeadLearner
 from kshot.learners.heads.protonet import Prototypes
+from kshot.learners.ratings.coverage import Coverage, CoverageMeter
 from kshot.learners.ratings.recommenders import GRIDS, Ratings, recommender
 from kshot.models.encoder import Encoder
 from kshot.objectives import Objective
@@ -25,30 +27,30 @@ from kshot.tasks.read_log import during
 from kshot.tasks.source import TaskSource
 from kshot.types import Split
 
-COVERED = 100  # tasks whose users are ranked the whole catalogue
-ABOUT: dict[BaselineName, str] = {
-    "scratch": "the same model, fitted to the support set alone from random weights",
+NUM_RANKED = 100  # tasks for whose users the whole catalogue is ranked
+DESCRIPTIONS: dict[str, str] = {
+    "scratch": "the same model, trained on the support set alone from random weights",
     "fine_tune": "the model after {steps} steps of pretraining on all training classes, fine-tuned on the support set",
     "pretrained": "the model after {steps} steps of pretraining, without adaptation",
     "pretrained_centroid": "nearest class mean in the features of the model after {steps} steps of pretraining",
-    "centroid": "nearest class mean of the raw inputs, or of the features of a pretrained encoder before any training",
-    "support_mean": "the mean of the support targets, whatever the input",
+    "centroid": "nearest class mean of the raw inputs, or of the features of a pretrained encoder",
+    "support_mean": "the mean of the support targets for any input",
     "global_mean": "the mean of the training ratings",
-    "user_mean": "the user's mean, shrunk to that of all",
-    "item_mean": "the item's mean in training, shrunk to that of all",
-    "bias": "the mean of all, plus shrunk offsets of the user and the item",
-    "popularity": "how often the item was rated in training",
-    "item_knn": "offsets, and the ratings of similar items",
-    "matrix_factorisation": "offsets, and factors to which the user's are fitted",
+    "user_mean": "the user's mean, shrunk towards the global mean",
+    "item_mean": "the item's mean in training, shrunk towards the global mean",
+    "bias": "the global mean plus shrunk offsets of user and item",
+    "popularity": "the item's number of ratings in training",
+    "item_knn": "offsets plus ratings of similar items",
+    "matrix_factorisation": "offsets plus factors, with the user's fitted to the support set",
 }
-NEED_PRETRAINING = {"fine_tune", "pretrained", "pretrained_centroid"}
+NEED_PRETRAINING = ("fine_tune", "pretrained", "pretrained_centroid")
 
 
 def names_of(spec: Spec, objective: Objective) -> list[BaselineName | Part]:
-    """The baselines of the run file, or by default those that fit the objective.
+    """The baselines of the run file, or by default those that suit the objective.
 
     Raises:
-        ValueError: one that needs a pretrained model, where the run file has no pretraining.
+        ValueError: a baseline needs a pretrained model, and the run file has no pretraining.
     """
     if spec.baselines.names is not None:
         for name in spec.baselines.names:
@@ -57,9 +59,10 @@ def names_of(spec: Spec, objective: Objective) -> list[BaselineName | Part]:
         return spec.baselines.names
     if objectives.rates_items(objective):
         return list(GRIDS)
-    wants_spread = objective.predicts == "distribution"  # which no model of a run file predicts by itself
-    fits_alone = spec.model is not None and spec.model.kind != "encoder" and not wants_spread
-    names: list[BaselineName | Part] = ["scratch"] if fits_alone else []
+    names: list[BaselineName | Part] = []
+    # The models of a run file predict no standard deviation, and an encoder is pretrained.
+    if spec.model is not None and spec.model.kind != "encoder" and objective.predicts != "distribution":
+        names.append("scratch")
     if spec.pretrain:
         names += ["fine_tune", "pretrained_centroid"] if objective.classifies else ["fine_tune", "pretrained"]
     if objective.classifies:
@@ -70,7 +73,7 @@ def names_of(spec: Spec, objective: Objective) -> list[BaselineName | Part]:
 
 
 def labels_of(baselines: list[BaselineName | Part]) -> dict[str, BaselineName | Part]:
-    """The baselines by the names that reports call them; a kind that is there twice is numbered."""
+    """The baselines by their names in reports; a kind that occurs twice is numbered."""
     labels: dict[str, BaselineName | Part] = {}
     for baseline in baselines:
         name = baseline.kind if isinstance(baseline, Part) else baseline
@@ -79,14 +82,38 @@ def labels_of(baselines: list[BaselineName | Part]) -> dict[str, BaselineName | 
     return labels
 
 
-def about(label: str, spec: Spec) -> str:
-    """A phrase that describes a baseline."""
-    if label in ABOUT:
-        return ABOUT[label].format(steps=spec.pretrain.steps if spec.pretrain else 0)
+def describe(label: str, spec: Spec) -> str:
+    """A description of a baseline, as a phrase."""
+    if label in DESCRIPTIONS:
+        return DESCRIPTIONS[label].format(steps=spec.pretrain.steps if spec.pretrain else 0)
     baseline = labels_of(spec.baselines.names or [])[label]
     assert isinstance(baseline, Part)
     options = ", ".join(f"{name} {value}" for name, value in baseline.model_dump(exclude={"kind"}).items())
     return f"{baseline.kind} ({options}), not meta-trained" if options else f"{baseline.kind}, not meta-trained"
+
+
+def evaluate_with_coverage(
+    name: str,
+    learner: Learner,
+    source: TaskSource,
+    coverage: dict[str, Coverage],
+    *,
+    observe: Callable[[Scored], None],
+    **options: Any,
+) -> Evaluation:
+    """`evaluate`, which also sets `coverage[name]` to the catalogue coverage if the tasks are of ratings."""
+    ratings = ratings_of(source)
+    meter = CoverageMeter(learner, ratings) if ratings else None
+
+    def observe_both(scored: Scored) -> None:
+        if meter and scored.number < NUM_RANKED:
+            meter.add(scored.task, scored.state)
+        observe(scored)
+
+    evaluation = evaluate(learner, source, observe=observe_both, **options)
+    if meter and (result := meter.result()):
+        coverage[name] = result
+    return evaluation
 
 
 def evaluate_baselines(
@@ -94,31 +121,39 @@ def evaluate_baselines(
     source: TaskSource,
     pretrained: nn.Module | None,
     shapes: Shapes,
-    target: Target,
     device: torch.device,
     split: Split,
-    tasks: int,
-    watch: Callable[[str, Scored], None],
+    num_tasks: int,
+    observer: Callable[[str], Callable[[Scored], None]],
+    coverage: dict[str, Coverage],
 ) -> dict[str, Evaluation]:
-    """Each baseline on the first tasks of a split; one with rates to choose from has the best on validation tasks."""
+    """Evaluate each baseline on the first tasks of a split, with the hyperparameters that are best on validation tasks.
+
+    Args:
+        spec: the run file.
+        source: task source.
+        pretrained: the model before meta-training, for the baselines that need one.
+        shapes: shapes of one example.
+        device: device of the baselines.
+        split: split of the evaluation.
+        num_tasks: number of its tasks.
+        observer: gives the function that is called after each task of a baseline.
+        coverage: receives the catalogue coverage of each baseline.
+    """
+    target = Target.parse(spec.target)
     evaluations: dict[str, Evaluation] = {}
     for label, baseline in labels_of(names_of(spec, source.objective)).items():
-        candidates = _candidates(baseline, spec, source, pretrained, shapes)
-        scores = []
-        for candidate in candidates if len(candidates) > 1 else []:
-            with during(source, "tuning"):
-                val = evaluate(
-                    candidate.to(device), source, split="val", tasks=spec.baselines.num_val_tasks, audit=False
-                )
-            scores.append(target.of(val.metrics).mean)
-        choose = max if target.at_least else min
-        best = candidates[scores.index(choose(scores))] if scores else candidates[0]
-
-        def observe(scored: Scored, label: str = label) -> None:
-            watch(label, scored)
-
-        evaluations[label] = evaluate(
-            best.to(device), source, split=split, tasks=tasks, observe=observe, audit=False, coverage=COVERED
+        candidates = [candidate.to(device) for candidate in _candidates(baseline, spec, source, pretrained, shapes)]
+        best = candidates[0]
+        if len(candidates) > 1:
+            scores = []
+            for candidate in candidates:
+                with during(source, "tuning"):
+                    val = evaluate(candidate, source, split="val", num_tasks=spec.baselines.num_val_tasks, audit=False)
+                scores.append(target.of(val.metrics).mean)
+            best = candidates[scores.index((max if target.at_least else min)(scores))]
+        evaluations[label] = evaluate_with_coverage(
+            label, best, source, coverage, split=split, num_tasks=num_tasks, observe=observer(label), audit=False
         )
     return evaluations
 
@@ -126,7 +161,7 @@ def evaluate_baselines(
 def _candidates(
     baseline: BaselineName | Part, spec: Spec, source: TaskSource, pretrained: nn.Module | None, shapes: Shapes
 ) -> list[Learner]:
-    """The learners among which the best on validation tasks is the baseline."""
+    """The baseline with each setting of its hyperparameters."""
     options, objective = spec.baselines, source.objective
     if isinstance(baseline, Part):
         model = build_model(spec, shapes, head=has_head(spec, baseline), learner=baseline)
@@ -140,31 +175,25 @@ def _candidates(
         with during(source, "training"):
             log = ratings.training_log()
         fitted = Ratings(*log, num_items=len(ratings.preprocessor.items))
-        return [recommender(baseline, fitted, objective, **candidate) for candidate in GRIDS[baseline]]
+        return [recommender(baseline, fitted, objective, **settings) for settings in GRIDS[baseline]]
     if baseline == "centroid":
         if spec.model is not None and spec.model.kind == "encoder":
             return [HeadLearner(build_model(spec, shapes, head=False), Prototypes(), objective)]
         return [learners.nearest_centroid(objective)]
     if baseline == "support_mean":
         return [learners.SupportMean(objective)]
+    steps = options.steps if isinstance(options.steps, list) else [options.steps]
+    grid: list[dict[str, Any]] = [{"inner_lr": lr, "steps": count} for count, lr in product(steps, options.inner_lrs)]
+    if baseline == "scratch":
+        model = build_model(spec, shapes, head=True)
+        return [learners.from_scratch(model, **each, objective=objective, seed=spec.seed) for each in grid]
+    assert pretrained is not None  # `names_of` checks it
     if baseline == "pretrained_centroid":
-        assert pretrained is not None  # ensured by `names_of`
-        gives_features = isinstance(pretrained, Encoder) and pretrained.head is None
-        body = pretrained if gives_features else dict(pretrained.named_children()).get("body", pretrained)
+        headless = isinstance(pretrained, Encoder) and pretrained.head is None
+        body = pretrained if headless else dict(pretrained.named_children()).get("body", pretrained)
         return [HeadLearner(body, Prototypes(), objective)]
     model = build_model(spec, shapes, head=True)
-    steps = options.steps if isinstance(options.steps, list) else [options.steps]
-    tried = list(product(steps, options.inner_lrs))
-    if baseline == "scratch":
-        return [
-            learners.from_scratch(model, inner_lr=lr, steps=count, objective=objective, seed=spec.seed)
-            for count, lr in tried
-        ]
-    assert pretrained is not None
     model.load_state_dict(pretrained.state_dict(), strict=False)
     if baseline == "pretrained":
         return [learners.fine_tune(model, inner_lr=1.0, steps=0, objective=objective)]
-    return [
-        learners.fine_tune(model, inner_lr=lr, steps=count, rule=options.rule, objective=objective)
-        for count, lr in tried
-    ]
+    return [learners.fine_tune(model, **each, rule=options.rule, objective=objective) for each in grid]

@@ -47,7 +47,7 @@ SHOWN_TASKS, SHOWN_EXAMPLES, SHOWN_VALUES = 3, 6, 8
 
 
 def check_run_file(
-    spec: Spec, *, examples: int, tasks: int, json_file: Path | None, html_file: Path | None, console: Console
+    spec: Spec, *, num_examples: int, num_tasks: int, json_file: Path | None, html_file: Path | None, console: Console
 ) -> Checked:
     """Check the tasks of a run file, print the findings, and write them to files if given.
 
@@ -69,8 +69,8 @@ def check_run_file(
         bar = bars.add_task("", total=None, visible=False)
         checked = check(
             source,
-            examples=examples,
-            tasks=tasks,
+            num_examples=num_examples,
+            num_tasks=num_tasks,
             progress=lambda done, total: bars.update(bar, completed=done, total=total, visible=True),
         )
     _print(spec.name, checked, console)
@@ -96,7 +96,7 @@ def _statistics(sizes: Sizes) -> dict[str, Any]:
     """The sizes of a split with summary statistics; the base of all three renderings."""
     counts = sizes.counts
     about = {"source": sizes.source or None, "split": sizes.split, "kind": sizes.kind, "count": len(counts) or None}
-    about |= {"tasks": sizes.tasks, "examples": sum(counts) if counts else None}
+    about |= {"tasks": sizes.num_tasks, "examples": sum(counts) if counts else None}
     if not counts:
         return about
     extremes = {"smallest": min(counts), "median": statistics.median(counts), "largest": max(counts)}
@@ -110,7 +110,7 @@ def _title(sizes: Sizes) -> str:
 def _row(sizes: Sizes) -> list[str]:
     """The row of a split in the table of sizes, under `HEADER`."""
     about = _statistics(sizes)
-    tasks = "unlimited" if sizes.tasks is None else f"{sizes.tasks:,}"
+    tasks = "unlimited" if sizes.num_tasks is None else f"{sizes.num_tasks:,}"
     if not sizes.counts:
         return [_title(sizes), "", tasks, "", "", "", ""]
     members = f"{about['count']:,} {plural(sizes.kind) if about['count'] != 1 else sizes.kind}"

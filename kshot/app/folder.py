@@ -1,13 +1,13 @@
 """A run folder: its files, and the checks for starting a run in it or resuming one.
 
 spec.yaml               the run file, defaults spelt out
-shapes.json             shapes of one example; with the spec, all that a learner is built from
-encoding.json           how a user's files become inputs, where the tasks were read from a table
-events.jsonl            everything that happened, in order
+shapes.json             shapes of one example; with the run file, enough to build the learner
+encoding.json           the preprocessor of a user's files, if the tasks were read from files
+events.jsonl            the log of events
 checkpoints/pretrain/   the pretrained base model
 checkpoints/train/      the latest and the best round
-rejection.json          above which novelty an example is out of scope, where the run file asks for it
-tasks.csv               the test figures task by task
+rejection.json          the novelty threshold for out-of-scope examples, if the run file has a `reject` section
+tasks.csv               the test figures of each task
 report.json, report.html
 """
 
@@ -21,7 +21,7 @@ from kshot.app.spec import Spec, parse_spec
 from kshot.evaluation.per_task import TASKS
 from kshot.types import Split
 
-FREE_TO_CHANGE = {"target", "budget", "evaluate", "baselines", "about", "device"}  # when a run is resumed
+FREE_TO_CHANGE = {"target", "budget", "evaluate", "baselines", "about", "device"}  # keys that a resumed run may change
 
 
 class RunFolder:
@@ -36,20 +36,20 @@ class RunFolder:
         self.rejection = path / "rejection.json"
 
     def open_new(self, spec: Spec) -> None:
-        """Start a run here; `ValueError` if something lies here already."""
+        """Create the folder for a run; raises ValueError if it is not empty."""
         if self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
             what = "already holds a run" if self.spec.exists() else "already exists and is not empty"
-            raise ValueError(f"{self.path} {what}: choose another --out, or go on with it by --resume")
+            raise ValueError(f"{self.path} {what}: choose another --out, or resume it by --resume")
         self.path.mkdir(parents=True, exist_ok=True)
         self.spec.write_text(spec.to_yaml())
 
     def open_again(self, spec: Spec) -> None:
-        """Go on with the run that lies here; `ValueError` if there is none, or it is of another run file."""
+        """Resume the run in the folder; raises ValueError if there is none, or it has another run file."""
         self.check(spec)
         self.spec.write_text(spec.to_yaml())
 
     def check(self, spec: Spec) -> None:
-        """Raise `ValueError` unless the run that lies here is of this run file."""
+        """Raise ValueError unless the folder holds a run of this run file."""
         if not self.spec.exists():
             raise ValueError(f"{self.path} holds no run to resume")
         before = read_spec(self.path).model_dump()
@@ -63,7 +63,7 @@ class RunFolder:
 
 
 def free_folder(parent: Path, stem: str) -> Path:
-    """The first of `stem`, `stem-2`, `stem-3`… that does not exist in `parent` yet."""
+    """The first of `stem`, `stem-2`, `stem-3`… that does not exist in `parent`."""
     names = (stem if number == 1 else f"{stem}-{number}" for number in itertools.count(1))
     return next(path for path in map(parent.joinpath, names) if not path.exists())
 
@@ -79,8 +79,8 @@ def read_spec(path: Path) -> Spec:
     return parse_spec(file.read_text(), str(file))
 
 
-def noted_reads(events: Path) -> list[tuple[str, Split]]:
-    """Which phase of a run read which split, as its log has it; a last line cut short is passed over."""
+def logged_reads(events: Path) -> list[tuple[str, Split]]:
+    """The (phase, split) of each read in the event log of a run; an incomplete last line is ignored."""
     lines = events.read_text().rpartition("\n")[0].splitlines() if events.exists() else []
-    noted = [event for event in map(json.loads, lines) if event["kind"] == "read"]
-    return [(event["phase"], event["split"]) for event in noted]
+    reads = [event for event in map(json.loads, lines) if event["kind"] == "read"]
+    return [(event["phase"], event["split"]) for event in reads]

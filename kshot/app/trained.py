@@ -18,7 +18,7 @@ from torch import Tensor
 
 from kshot import objectives
 from kshot.app.build import Shapes, build_learner, build_model, device_of, has_head
-from kshot.app.folder import RunFolder, noted_reads, read_spec
+from kshot.app.folder import RunFolder, logged_reads, read_spec
 from kshot.app.inputs import read_images, read_table, support_images, support_table
 from kshot.app.spec import Spec
 from kshot.deciding.decisions import Round, best_round
@@ -265,5 +265,5 @@ def load(path: Path | str) -> TrainedRun:
         round=best.number,
         weights=hashlib.sha256((checkpoint / WEIGHTS).read_bytes()).hexdigest(),
         checkpoint=checkpoint,
-        reads=noted_reads(folder.events),
+        reads=logged_reads(folder.events),
     )

@@ -18,8 +18,8 @@ from kshot.types import Split, Task, unstack
 def check(
     source: TaskSource,
     *,
-    examples: int = 50_000,
-    tasks: int = 100,
+    num_examples: int = 50_000,
+    num_tasks: int = 100,
     progress: Callable[[int, int], object] | None = None,
 ) -> Checked:
     """Look for errors that would make a run on these tasks fail, or its figures worthless.
@@ -29,8 +29,8 @@ def check(
 
     Args:
         source: any source.
-        examples: largest number of examples to compare with one another.
-        tasks: number of tasks of each split to check.
+        num_examples: largest number of examples to compare with one another.
+        num_tasks: number of tasks of each split to check.
         progress: called as `progress(num_decoded, num_images)`.
 
     Raises:
@@ -46,8 +46,8 @@ def check(
         >>> checked.worst, checked.findings[0].check
         ('error', 'two splits')
     """
-    if examples < 1 or tasks < 1:
-        raise ValueError(f"at least one example and one task must be looked at, got {examples} and {tasks}")
+    if num_examples < 1 or num_tasks < 1:
+        raise ValueError(f"at least one example and one task must be looked at, got {num_examples} and {num_tasks}")
     findings: list[Finding] = []
     sizes: list[Sizes] = []
     by_split: dict[Split, list[Contents]] = defaultdict(list)
@@ -58,13 +58,13 @@ def check(
         findings += found
         drawn: dict[Split, list[Task]] = {}
         for split in part.splits:
-            drawn[split], found = _draw(part, split, tasks, bad)
+            drawn[split], found = _draw(part, split, num_tasks, bad)
             findings += found
         of_part = [_sizes(part, split) for split in part.splits if drawn[split]]
         sizes += of_part
         findings += [*_check_sizes(part, of_part), *_left_out(part)]
         findings += [*check_values(part, drawn), *check_leakage(part, drawn)]
-        rows, num_chosen, num_rows = _choose(part, examples // len(parts), bad)
+        rows, num_chosen, num_rows = _choose(part, num_examples // len(parts), bad)
         looked_at, total = looked_at + num_chosen, total + num_rows
         contents = {split: contents_of(part, rows.get(split, {}), drawn[split]) for split in part.splits}
         for split, of_split in contents.items():
@@ -74,7 +74,7 @@ def check(
     of_all = "all" if looked_at == total else f"{looked_at:,} of"
     amount = f"{of_all} {total:,} examples{'' if looked_at == total else ', drawn at random,'} and " if total else ""
     findings.sort(key=lambda finding: -SEVERITIES.index(finding.severity))
-    return Checked(findings, sizes, f"Looked at {amount}up to {tasks:,} tasks of each split.")
+    return Checked(findings, sizes, f"Looked at {amount}up to {num_tasks:,} tasks of each split.")
 
 
 def _decode(part: Part, progress: Callable[[int, int], object] | None) -> tuple[set[int], list[Finding]]:

@@ -38,14 +38,14 @@ class Sizes(NamedTuple):
         split: train, val or test.
         kind: class, group, user, or task for sources without such members.
         counts: of each member; empty if there are none.
-        tasks: number of distinct tasks; None if it is unlimited.
+        num_tasks: number of distinct tasks; None if it is unlimited.
     """
 
     source: str
     split: Split
     kind: str
     counts: list[int]
-    tasks: int | None
+    num_tasks: int | None
 
 
 class Checked(NamedTuple):

@@ -216,7 +216,7 @@ class _RunState:
             def observe(scored: Scored) -> None:
                 self.observer.task(scored.number + 1, num_tasks)
 
-            val = evaluate(learner, source, split="val", tasks=num_tasks, observe=observe, audit=False).metrics
+            val = evaluate(learner, source, split="val", num_tasks=num_tasks, observe=observe, audit=False).metrics
         self.rounds.append(
             Round(
                 number=number,

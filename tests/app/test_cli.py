@@ -100,23 +100,23 @@ def test_a_run_reports_everything_that_it_promises(runs):
     for split, tasks in (("val", 3), ("test", 4)):
         figure = report[split]["accuracy"]
         assert 0 <= figure["mean"] <= 1
-        assert figure["tasks"] == tasks
+        assert figure["num_tasks"] == tasks
         assert figure["ci95"] is not None
     assert set(report["baselines"]) == {"scratch", "fine_tune", "pretrained_centroid", "centroid"}
-    assert all(b["accuracy"]["tasks"] == 3 for b in report["baselines"].values())
+    assert all(b["accuracy"]["num_tasks"] == 3 for b in report["baselines"].values())
     protocol = report["protocol"]
     assert protocol["inductive"] is True
     assert (protocol["ways"], protocol["shots"], protocol["queries"], protocol["seed"]) == (3, 1, 2, 0)
     assert len(protocol["episodes_sha256"]) == 64
     assert report["environment"]["torch"]
     assert set(report["paired"]) == set(report["baselines"])
-    assert all(each["tasks"] == 3 and each["p_holm"] >= each["p"] for each in report["paired"].values())
+    assert all(each["num_tasks"] == 3 and each["p_holm"] >= each["p"] for each in report["paired"].values())
     assert [each["shots"] for each in report["shots"]] == [1, 2, 5, 10], (
         "a class has 20 drawings, of which 2 are queries"
     )
-    assert report["shots"][0]["metrics"]["accuracy"]["tasks"] == 4
-    assert report["calibration"]["examples"] == 4 * 6
-    assert report["cost"]["adapt_flops"] > report["cost"]["parameters"]
+    assert report["shots"][0]["metrics"]["accuracy"]["num_tasks"] == 4
+    assert report["calibration"]["num_examples"] == 4 * 6
+    assert report["cost"]["adapt_flops"] > report["cost"]["num_parameters"]
     assert len(report["worst_tasks"]) == 4
     table = list(csv.DictReader((runs / "glyphs" / "tasks.csv").read_text().splitlines()))
     figures = [float(row["accuracy"]) for row in table]
@@ -185,7 +185,7 @@ def test_an_interrupt_says_how_to_go_on(tmp_path):
     running.send_signal(signal.SIGINT)
     _, said = running.communicate(timeout=60)
     assert running.returncode == 130
-    assert "Go on with: kshot run run.yaml --out a --resume" in said
+    assert "Resume by: kshot run run.yaml --out a --resume" in said
 
 
 # bad input ----------------------------------------------------------------------------------------------------------
@@ -196,7 +196,7 @@ def test_a_folder_that_holds_a_run_is_left_alone(kshot, runs, tmp_path):
     before = {path: path.stat().st_mtime_ns for path in (runs / "sine").rglob("*")}
     result = kshot("run", "run.yaml", "--out", runs / "sine")
     assert result.code == 2
-    assert "already holds a run: choose another --out, or go on with it by --resume" in result.err
+    assert "already holds a run: choose another --out, or resume it by --resume" in result.err
     assert {path: path.stat().st_mtime_ns for path in (runs / "sine").rglob("*")} == before
 
 
@@ -291,12 +291,12 @@ def test_several_seeds_share_their_episodes_and_one_report(kshot, tmp_path):
     means = [each["test"]["mse"]["mean"] for each in own]
     assert means[0] != means[1]
     assert report["test"]["mse"]["mean"] == pytest.approx(sum(means) / 2)
-    assert report["test"]["mse"]["seeds"] == 2
+    assert report["test"]["mse"]["num_seeds"] == 2
     before = (tmp_path / "both" / "seed-1" / "report.json").stat().st_mtime_ns
     assert kshot("run", "run.yaml", "--out", "both", "--seeds", "0,1", "--resume").code == 0
     assert (tmp_path / "both" / "seed-1" / "report.json").stat().st_mtime_ns == before
     refused = kshot("run", "run.yaml", "--seeds", "1")
-    assert (refused.code, "two or more different whole numbers" in refused.err) == (2, True)
+    assert (refused.code, "two or more different integers" in refused.err) == (2, True)
 
 
 def test_runs_are_compared_on_the_terminal_as_csv_and_as_a_page(kshot, runs, tmp_path):
@@ -327,8 +327,8 @@ def test_an_interrupted_run_of_several_seeds_goes_on_with_those_that_are_missing
     assert "2 seeds; ±" in page
     board = kshot("compare", "whole", "cut", "cut/seed-0", "--csv", "board.csv")
     rows = list(csv.DictReader((tmp_path / "board.csv").read_text().splitlines()))
-    assert [row["seeds"] for row in rows].count("2") == 2
-    assert "Where there is one seed, another training may change the order" in board.out
+    assert [row["num_seeds"] for row in rows].count("2") == 2
+    assert "For runs of one seed, another training may change the order" in board.out
 
 
 def test_a_seed_without_a_usable_round_leaves_no_common_figure(kshot, tmp_path):
@@ -375,9 +375,9 @@ def test_an_evaluation_without_baselines_says_so_and_nothing_is_written_over(ksh
     assert report["baselines"] == {}
     assert "No baseline was evaluated" in (tmp_path / "alone" / "report.html").read_text()
     again = kshot("evaluate", runs / "glyphs", "--tasks", 3, "--out", "alone")
-    assert (again.code, "alone already holds something" in again.err) == (2, True)
+    assert (again.code, "alone is not empty" in again.err) == (2, True)
     inside = kshot("compare", runs / "glyphs", "--csv", runs / "glyphs" / "tasks.csv")
-    assert (inside.code, "lies in a folder that is compared" in inside.err) == (2, True)
+    assert (inside.code, "is inside a folder that is compared" in inside.err) == (2, True)
 
 
 def save_image(path: Path, *, size=(28, 28), mode="L", value=0) -> None:
@@ -399,7 +399,7 @@ def test_adapting_to_a_folder_of_images_and_predicting(kshot, runs, tmp_path):
     assert all(row["label"] in ("left", "right") for row in rows)
     assert all(float(row["p(left)"]) + float(row["p(right)"]) == pytest.approx(1, abs=2e-4) for row in rows)
     again = kshot("adapt", runs / "glyphs", "--support", "support", "--out", "state.safetensors")
-    assert "never written over" in again.err
+    assert "never overwritten" in again.err
     other = kshot("predict", runs / "sine", "--state", "state.safetensors", "--inputs", "new")
     assert "was not adapted from the weights" in other.err
 
@@ -495,7 +495,7 @@ def test_run_folders_are_counted_up(tmp_path):
 def test_bars_are_drawn_on_a_terminal_only(runs):
     from rich.console import Console
 
-    from kshot.app.display import Display
+    from kshot.app.progress import Display
     from kshot.training.fit import Progress
 
     shown = {}
@@ -578,7 +578,7 @@ def test_a_failed_audit_is_seen_everywhere_and_has_an_exit_code(kshot, tmp_path,
     done = kshot("run", "met.yaml", "--out", "a")
     assert done.code == 3
     assert "FAILED support and query: " in done.out
-    assert "is not to be trusted, and nothing is claimed" in done.out
+    assert "is not to be trusted and supports no claim" in done.out
     report = json.loads(Path("a/report.json").read_text())
     assert report["trusted"] is False
     assert [a["name"] for a in report["audits"] if a["result"] == "FAILED"] == ["support and query"]

@@ -9,9 +9,9 @@ import pytest
 from scipy import stats
 
 import kshot
-from kshot.app.compare import note, page
 from kshot.evaluation.compare import compare, differences, paired_difference
 from kshot.evaluation.per_task import Scores, read_tasks, write_tasks
+from kshot.evaluation.report.leaderboard import boards_page, note
 from kshot.evaluation.report.verdict import verdict
 
 HASHES = [f"{number:016x}" for number in range(400)]
@@ -31,7 +31,7 @@ def test_a_small_gain_is_told_on_the_same_tasks_where_intervals_overlap():
     assert found.mean - found.ci95 > 0
     assert found.p == pytest.approx(stats.ttest_rel(HARD + 0.005 + NOISE[0], HARD + NOISE[1]).pvalue)
     test, baselines = (
-        {"accuracy": {"mean": float(np.mean(each.per_task["accuracy"])), "ci95": 0.0098, "tasks": 400}}
+        {"accuracy": {"mean": float(np.mean(each.per_task["accuracy"])), "ci95": 0.0098, "num_tasks": 400}}
         for each in (ours, theirs)
     )
     named = {"plain": baselines}
@@ -45,17 +45,19 @@ def test_a_small_gain_is_told_on_the_same_tasks_where_intervals_overlap():
 
 def test_one_may_have_more_tasks_if_the_others_are_its_first():
     found = paired_difference(scores(HARD[:300]), scores(HARD[:100] - 0.25), "accuracy")
-    assert (found.tasks, found.mean) == (100, pytest.approx(0.25))
+    assert (found.num_tasks, found.mean) == (100, pytest.approx(0.25))
 
 
 def test_other_episodes_are_refused():
-    with pytest.raises(ValueError, match="not scored on the same episodes: task 0 is 0000000000000000…"):
+    with pytest.raises(ValueError, match="not evaluated on the same episodes: task 0 is 0000000000000000…"):
         paired_difference(scores(HARD[:5]), scores(HARD[:5], first=1), "accuracy")
     sources = [kshot.sources.sinusoids(seed=seed) for seed in (0, 1)]
-    one, other = (kshot.evaluate(kshot.learners.SupportMean(source.objective), source, tasks=3) for source in sources)
+    one, other = (
+        kshot.evaluate(kshot.learners.SupportMean(source.objective), source, num_tasks=3) for source in sources
+    )
     with pytest.raises(ValueError, match="with the same seed of tasks"):
         paired_difference(one, other, "mse")
-    with pytest.raises(ValueError, match="no 'accuracy' to compare, only loss, mse"):
+    with pytest.raises(ValueError, match="no metric 'accuracy' to compare, only loss, mse"):
         paired_difference(one, one, "accuracy")
 
 
@@ -83,10 +85,10 @@ def test_a_table_of_tasks_comes_back_exactly(tmp_path):
     ("text", "message"),
     [
         (None, "there is no .*the run is not finished"),
-        ("", "no table of tasks"),
-        ("task,accuracy\n0,1\n", "no table of tasks"),
-        ("task,episode,accuracy\n0,ab,much\n", "no table of tasks"),
-        ("task,episode,accuracy\n0,ab\n", "no table of tasks"),
+        ("", "not a table of tasks"),
+        ("task,accuracy\n0,1\n", "not a table of tasks"),
+        ("task,episode,accuracy\n0,ab,much\n", "not a table of tasks"),
+        ("task,episode,accuracy\n0,ab\n", "not a table of tasks"),
     ],
 )
 def test_a_table_that_is_none_gets_a_sentence(tmp_path, text, message):
@@ -108,9 +110,9 @@ def folder(at: Path, values, *, name: str = "", episodes: str = "ab" * 32, metri
         "name": name or at.name,
         "metric": metric,
         "higher_is_better": metric == "accuracy",
-        "test": {metric: {"mean": float(np.mean(values)), "ci95": ci95, "tasks": len(values)}},
+        "test": {metric: {"mean": float(np.mean(values)), "ci95": ci95, "num_tasks": len(values)}},
         "protocol": protocol | {"episodes_sha256": episodes},
-        "cost": {"adapt_ms": {"median": 2.0, "p95": 3.0}, "parameters": 1864, "adapt_flops": 324096},
+        "cost": {"adapt_ms": {"median": 2.0, "p95": 3.0}, "num_parameters": 1864, "adapt_flops": 324096},
     }
     (at / "report.json").write_text(json.dumps(about | report))
     write_tasks(at / "tasks.csv", scores(values, metric), {}, metric)
@@ -124,7 +126,7 @@ def test_what_is_not_to_be_trusted_is_never_the_best(tmp_path):
     ]
     (board,) = compare(runs)
     assert [line.entry.name for line in board.lines] == ["honest", "leaks"]
-    assert "not to be trusted" in page([board])
+    assert "not to be trusted" in boards_page([board])
 
 
 def test_a_board_ranks_and_says_which_differences_are_shown(tmp_path):
@@ -172,10 +174,10 @@ def test_seeds_in_one_folder_are_one_entry(tmp_path):
     folder(tmp_path / "one", HARD + 0.001)
     (board,) = compare([tmp_path / "several", tmp_path / "one"])
     several, one = board.lines
-    assert (several.entry.figure.seeds, one.entry.figure.seeds) == (3, 1)
+    assert (several.entry.figure.num_seeds, one.entry.figure.num_seeds) == (3, 1)
     assert several.entry.figure.mean == pytest.approx(HARD.mean() + 0.01)
     assert several.entry.figure.ci95 == pytest.approx(0.01 * stats.t.ppf(0.975, 2) / 3**0.5)
-    assert one.behind.seeds == (1, 3)
+    assert one.behind.num_seeds == (1, 3)
     assert one.tied, "all tasks agree, but the seeds differ by more"
 
 
@@ -193,7 +195,7 @@ def test_a_board_of_both_protocols_says_that_they_do_not_compare(tmp_path):
     report["protocol"]["inductive"] = False
     (both[1] / "report.json").write_text(json.dumps(report))
     (board,) = compare(both)
-    assert "Transductive figures come of seeing the other queries too" in note(board)
+    assert "Transductive figures use the other queries" in note(board)
 
 
 def test_what_cannot_be_compared_gets_a_sentence(tmp_path):
@@ -203,10 +205,10 @@ def test_what_cannot_be_compared_gets_a_sentence(tmp_path):
         compare([tmp_path])
     folder(tmp_path / "x" / "seed-0", HARD)
     folder(tmp_path / "x" / "seed-1", HARD, episodes="cd" * 32)
-    with pytest.raises(ValueError, match="seed-1 was scored on other episodes"):
+    with pytest.raises(ValueError, match="seed-1 was evaluated on different episodes"):
         compare([tmp_path / "x"])
     with pytest.raises(ValueError, match="has no test figure: The loss became infinite"):
         compare([folder(tmp_path / "nan", HARD, test=None, sentence="The loss became infinite")])
     (tmp_path / "x" / "seed-0" / "report.json").write_text("[]")
-    with pytest.raises(ValueError, match="no report that kshot wrote"):
+    with pytest.raises(ValueError, match="not a report written by kshot"):
         compare([tmp_path / "x"])

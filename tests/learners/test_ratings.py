@@ -21,6 +21,7 @@ from kshot.app.recommend import User, interview
 from kshot.data.library.pickled import read_frame
 from kshot.learners.ratings import recommenders
 from kshot.learners.ratings.alpaca import posterior
+from kshot.learners.ratings.coverage import CoverageMeter
 from kshot.objectives import ranking
 
 
@@ -323,11 +324,12 @@ def test_coverage_is_the_share_of_the_catalogue_that_somebody_is_shown(tmp_path)
     for index in range(6):
         given = source.task("test", index).support.inputs["item"].tolist()
         shown |= set([number for number in order if number not in given][:10])
-    found = kshot.evaluate(learner, source, tasks=8, coverage=6, audit=False).coverage
-    assert found is not None
+    meter = CoverageMeter(learner, source)
+    assert meter.result() is None
+    kshot.evaluate(learner, source, num_tasks=6, observe=lambda each: meter.add(each.task, each.state), audit=False)
+    found = meter.result()
     assert (found.top, found.users, found.items) == (10, 6, len(order))
     assert found.share == pytest.approx(len(shown) / len(order))
-    assert kshot.evaluate(learner, source, tasks=8, audit=False).coverage is None
 
 
 @pytest.mark.parametrize("target_type", ["regression", "ordinal"])
@@ -345,7 +347,7 @@ def test_equal_ratings_and_few_of_them(tmp_path, target_type):
     learner = kshot.learners.alpaca(model, features=3,
                             objective=source.objective)  # fmt: skip
     kshot.fit(learner, source, steps=2, mode="vmap")
-    assert kshot.evaluate(learner, source, tasks=4, audit=False).metrics["mae"].mean < 1
+    assert kshot.evaluate(learner, source, num_tasks=4, audit=False).metrics["mae"].mean < 1
     (tmp_path / "log.csv").write_text("user,item,rating,time\na,b,3,1\na,c,3,\n")
     with pytest.raises(ValueError, match="line 3, column 'time': the value is missing; a row needs its time"):
         kshot.sources.ratings(tmp_path / "log.csv", **options)
@@ -449,7 +451,7 @@ def check_gains(opened) -> None:
     with torch.no_grad():
         learner.choice_effect.zero_()
         user = User(opened, {"3": 5.0, "8": 4.0})
-        feat = learner._features(user.whole)
+        feat = learner._features(user.catalogue)
         covariance = feat @ user.state["covariance"] @ feat.T
         gains = (covariance / (covariance.diag() + learner.log_noise.exp())).square().mean(0) * preprocessor.std**2
     wide = preprocessor.low, preprocessor.high

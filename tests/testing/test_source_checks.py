@@ -198,7 +198,7 @@ def test_sources_that_need_no_files_pass(make):
 
 def test_frozen_tasks_pass(tmp_path):
     for split in ("val", "test"):
-        tasks.freeze(sources.sinusoids(), tmp_path / split, split=split, tasks=4)
+        tasks.freeze(sources.sinusoids(), tmp_path / split, split=split, num_tasks=4)
     splits = ("val", "test")
     for _, check in source_checks(tasks.episodes([tmp_path / name for name in splits]), splits=splits, num_tasks=4):
         check()

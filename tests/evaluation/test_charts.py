@@ -1,0 +1,214 @@
+"""The figures of a report."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from reports import ROUNDS, image_task, of, round_entry
+
+from kshot import Batch, Task, maml, models, objectives, sources
+from kshot.evaluation.calibration import Calibration, Point
+from kshot.evaluation.intervals import Interval
+from kshot.evaluation.report import charts, run_charts, task_pictures
+
+
+def texts(figure: Any) -> str:
+    from matplotlib.text import Text
+
+    figure.draw_without_rendering()
+    return "\n".join(each.get_text() for each in figure.findobj(Text))
+
+
+def test_rounds_chart_has_an_interval_a_round_and_a_mark_a_decision() -> None:
+    figure = run_charts.rounds_chart(ROUNDS, "accuracy >= 0.9", baseline=("plain", Interval(0.5, 0.01, 100)))
+    axes, strip = figure.axes
+    (container,) = axes.containers
+    assert len(container[2][0].get_segments()) == 3  # the diverged round has none
+    assert [line.get_gid() for line in strip.lines] == ["continue", "change", "rollback", "stop"]
+    (best,) = [each for each in axes.collections if each.get_gid() == "best"]
+    assert best.get_offsets().tolist() == [[4, 0.93]]
+    said = texts(figure)
+    for words in (
+        "target ≥ 0.9",
+        "outer_lr 0.0003",
+        "back to 1",
+        "stop: target met",
+        "diverged",
+        "best baseline\nplain",
+    ):
+        assert words in said, words
+    dashed = [line for line in axes.lines if line.get_linestyle() == "--"]
+    assert [float(line.get_ydata()[0]) for line in dashed] == [0.5]
+
+
+def test_a_baseline_far_off_does_not_squash_the_rounds() -> None:
+    figure = run_charts.rounds_chart(ROUNDS, "accuracy >= 0.9", baseline=("far", Interval(9.0, 0.01, 100)))
+    assert "↑ 9.000" in texts(figure)
+    assert figure.axes[0].get_ylim()[1] < 2
+
+
+@pytest.mark.parametrize("rounds", [[], [round_entry(1, None)], [round_entry(1, 0.5)], [{"number": 1}]])
+def test_rounds_chart_takes_few_rounds(rounds: list[dict[str, Any]]) -> None:
+    assert "round" in texts(run_charts.rounds_chart(rounds, "accuracy >= 0.9"))
+
+
+def test_rounds_chart_takes_errors_over_decades_and_single_tasks() -> None:
+    rounds = [{"number": i, "val": of(10.0**-i, 1.5 * 10.0**-i, metric="mse")} for i in range(5)]
+    figure = run_charts.rounds_chart(rounds, "mse <= 0.001")
+    assert "best: 0.000" in texts(figure)
+    assert figure.axes[0].get_yscale() == "log"
+    texts(run_charts.rounds_chart([{"number": 1, "val": of(0.5, None, 1)}], "accuracy >= 0.9"))
+
+
+def test_a_target_that_is_none_is_refused() -> None:
+    with pytest.raises(ValueError, match="a target reads 'METRIC >= NUMBER'"):
+        run_charts.rounds_chart(ROUNDS, "as good as can be")
+
+
+def test_learning_curve_keeps_the_later_event_of_a_step() -> None:
+    events = [
+        {"kind": "train", "step": 10, "loss": 5.0},
+        {"kind": "train", "step": 20, "loss": 9.0},
+        {"kind": "decision", "step": 15},
+        {"kind": "train", "step": 20, "loss": 4.0},
+    ]
+    (axes,) = run_charts.learning_curve(events).axes
+    (recorded,) = [line for line in axes.lines if line.get_gid() == "recorded"]
+    assert recorded.get_xydata().tolist() == [[10, 5], [20, 4]]
+
+
+def test_learning_curve_has_a_panel_a_kind_and_a_log_scale_where_the_range_asks() -> None:
+    events = [{"kind": kind, "step": i, "loss": 1 / i} for kind in ("pretrain", "train") for i in range(1, 100)]
+    figure = run_charts.learning_curve(events)
+    assert [axes.get_title(loc="left") for axes in figure.axes] == ["Pretraining loss", "Meta-training loss"]
+    assert [axes.get_yscale() for axes in figure.axes] == ["log", "log"]
+    texts(figure)
+
+
+def test_learning_curve_marks_what_is_not_finite() -> None:
+    events = [{"kind": "train", "step": 1, "loss": 2.0}, {"kind": "train", "step": 2, "loss": None}]
+    assert "not finite" in texts(run_charts.learning_curve(events))
+    assert "no finite loss was recorded" in texts(run_charts.learning_curve([]))
+
+
+def test_smoothing_keeps_a_straight_line() -> None:
+    events = [{"kind": "train", "step": i, "loss": 10.0 + i} for i in range(200)]
+    (axes,) = run_charts.learning_curve(events).axes
+    (smooth,) = [line for line in axes.lines if line.get_gid() == "smooth"]
+    assert smooth.get_ydata() == pytest.approx([10.0 + i for i in range(200)])
+
+
+@pytest.mark.parametrize(("higher", "top"), [(True, "learner"), (False, "weak")])
+def test_baselines_chart_has_an_interval_each_and_the_best_on_top(higher: bool, top: str) -> None:
+    baselines = {"weak": of(0.5), "strong": of(0.8), "broken": of(None)}
+    figure = charts.baselines_chart(of(0.9), baselines, "accuracy", higher_is_better=higher)
+    (axes,) = figure.axes
+    names = [label.get_text() for label in axes.get_yticklabels()]
+    assert len(axes.containers) == 3
+    assert names[-1] == top
+    assert names[0] == "broken"
+    assert "not finite" in texts(figure)
+
+
+def test_baselines_chart_without_test_or_baselines() -> None:
+    texts(charts.baselines_chart(None, {"plain": of(0.5)}, "accuracy"))
+    texts(charts.baselines_chart(of(0.5, None), {}, "accuracy"))
+    assert "no figures" in texts(charts.baselines_chart(None, {}, "accuracy"))
+
+
+def test_tasks_chart_shows_both_and_their_differences_on_common_tasks() -> None:
+    spread, gap = charts.tasks_chart([0.8, 0.9, 1.0, 0.7], "accuracy", beside=("a_b", [0.6, 0.8, 0.7])).axes
+    assert gap.get_title(loc="left") == "learner − a b: 0.200 ± 0.248"
+    bars = sorted(patch.get_height() for container in gap.containers for patch in container)
+    assert bars[-3:] == pytest.approx([1 / 3] * 3)
+    assert [text.get_text() for text in spread.get_legend().get_texts()] == ["a b", "learner"]
+
+
+@pytest.mark.parametrize("values", [[0.5, 0.5], [math.nan, 0.5], [math.nan], [1e-6, 10.0]])
+@pytest.mark.parametrize("beside", [None, ("plain", [0.5]), ("plain", [math.inf])])
+def test_tasks_chart_takes_equal_and_broken_figures(values: list[float], beside: Any) -> None:
+    texts(charts.tasks_chart(values, "mse", beside=beside))
+
+
+def test_shots_chart_names_each_number_of_shots_and_takes_errors_over_decades() -> None:
+    points = [(count, Interval(10.0**-place, 0.1, 50)) for place, count in enumerate((1, 5, 20))]
+    (axes,) = charts.shots_chart(points, "mse", higher_is_better=False).axes
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["1", "5", "20"]
+    assert axes.get_yscale() == "log"
+    texts(charts.shots_chart([(1, Interval(math.nan, math.nan, 1)), (2, Interval(0.5, math.nan, 1))], "accuracy"))
+
+
+@pytest.mark.parametrize("kind", ["classes", "bands"])
+def test_reliability_chart_puts_a_point_where_it_was_observed(kind: Any) -> None:
+    points = [Point(0.6, 0.5, 0.25), Point(0.9, 0.95, 0.75)]
+    found = Calibration(kind, 0.0625, points, 100, Interval(0.5, 0.1, 10), None)
+    figure = charts.reliability_chart(found)
+    (dots,) = [each for each in figure.axes[0].collections if len(each.get_offsets()) == 2]
+    assert dots.get_offsets().tolist() == [[0.6, 0.5], [0.9, 0.95]]
+    assert "0.062, 100 queries" in texts(figure)
+
+
+def test_classification_examples_frame_right_and_wrong() -> None:
+    task = image_task(channels=3)
+    taken_for = torch.eye(3)[[0, 1, 0, 0, 1, 2]]  # the third image is of class 3, and taken for class 1
+    figure = task_pictures.classification_examples([task_pictures.Example(task, taken_for)] * 2)
+    for axes in figure.axes:
+        assert len(axes.images) == 9
+        frames = [patch.get_gid() for patch in axes.patches if patch.get_gid()]
+        assert (frames.count("right"), frames.count("wrong")) == (5, 1)
+    said = texts(figure)
+    assert "task 1: 5 of 6 right" in said
+    assert "✗ 1" in said
+
+
+def test_classification_examples_leave_padding_out_and_cap_what_is_shown() -> None:
+    task = image_task(ways=20, shots=5, queries=5)
+    task = task._replace(query=task.query._replace(weight=(torch.arange(100) < 40).float()))
+    figure = task_pictures.classification_examples([task_pictures.Example(task, task.query.targets)])
+    assert "40 of 40 right, first 10 of 20 classes" in texts(figure)
+    assert len(figure.axes[0].images) == 10 * 2 + 10 * 2
+
+
+@pytest.mark.parametrize("shape", [(4, 2), (4, 2, 8, 8), (4, 8, 8)])
+def test_classification_examples_refuse_what_is_no_image(shape: tuple[int, ...]) -> None:
+    batch = Batch.of(torch.zeros(shape), torch.tensor([0, 1, 0, 1]), ways=2)
+    with pytest.raises(ValueError, match=r"images must be \(n, 1 or 3, H, W\)"):
+        task_pictures.classification_examples([task_pictures.Example(Task(batch, batch), batch.targets)])
+
+
+def test_regression_examples_show_truth_points_and_each_number_of_steps() -> None:
+    source = sources.sinusoids(queries=30)
+    learner = maml(models.mlp(1, 1), inner_lr=0.01, objective=objectives.mse)
+    chosen = [source.task("test", index) for index in range(2)]
+    figure = task_pictures.regression_examples(learner, chosen)
+    assert learner.training
+    assert len(figure.axes) == 2
+    for axes, task in zip(figure.axes, chosen):
+        truth, points, *predicted = axes.lines
+        assert truth.get_xdata().tolist() == sorted(task.query.inputs[:, 0].tolist())
+        assert len(points.get_xdata()) == 10
+        labels = [line.get_label() for line in predicted]
+        state = learner.adapt(task.support, steps=5)
+        error = objectives.mse.loss(learner.predict(state, task.query.inputs), task.query).item()
+        assert [label.partition(",")[0] for label in labels] == ["0 steps", "1 step", "5 steps"]
+        assert labels[2] == f"5 steps, mse {error:.3g}"
+    texts(figure)
+
+
+def test_regression_examples_refuse_more_dimensions() -> None:
+    batch = Batch.of(torch.zeros(4, 2), torch.zeros(4, 1))
+    with pytest.raises(ValueError, match=r"must be \(n, 1\)"):
+        task_pictures.regression_examples(
+            maml(models.mlp(2, 1), inner_lr=0.1, objective=objectives.mse), [Task(batch, batch)]
+        )
+
+
+@pytest.mark.parametrize(
+    "draw", [task_pictures.classification_examples, lambda tasks: task_pictures.regression_examples(None, tasks)]
+)
+def test_no_examples_are_refused(draw: Any) -> None:
+    with pytest.raises(ValueError, match="no example tasks"):
+        draw([])
