@@ -69,7 +69,8 @@ def tuned(model: nn.Module, source: TaskSource, tasks: int) -> tuple[str, Gradie
 def read_along(model: nn.Module, source: TaskSource, tasks: int) -> tuple[str, kshot.Learner]:
     """Dynamic evaluation of a model that was not meta-trained, at the rate that is best on validation tasks."""
     learners = {
-        rate: kshot.dynamic_evaluation(model, inner_lr=rate, rule="adam", rates="one", passes=2) for rate in READING
+        rate: kshot.learners.dynamic_evaluation(model, inner_lr=rate, rule="adam", rates="one", passes=2)
+        for rate in READING
     }
     found = {
         rate: evaluate(learner, source, split="val", tasks=tasks, audit=False).metrics[METRIC].mean
@@ -138,7 +139,7 @@ def main() -> None:
     if pretrained is None:
         raise SystemExit(f"{options.run} has no pretraining to fine-tune from")
     as_it_is = GradientLearner(pretrained, source.objective, FirstOrder(SGD(1.0), 0))
-    reading = kshot.dynamic_evaluation(pretrained, inner_lr=1.0, passes=0, causal_queries=False, rates="one")
+    reading = kshot.learners.dynamic_evaluation(pretrained, inner_lr=1.0, passes=0, causal_queries=False, rates="one")
     about, fine_tuned = tuned(pretrained, source, options.val)
     along, read = read_along(pretrained, source, options.val)
     rows = {

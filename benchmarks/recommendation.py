@@ -135,7 +135,7 @@ def _factors(tasks: RatingTasks, outputs: int | None, **options: Any) -> torch.n
 def alpaca(tasks: RatingTasks) -> Learner:
     model = _factors(tasks, None, factors=8)
     of_users = _features(tasks)[1]
-    return kshot.alpaca(
+    return kshot.learners.alpaca(
         model, features=model.width, item_penalty=100.0, user_features=of_users, objective=tasks.objective
     )
 
@@ -147,30 +147,32 @@ def _mlp(tasks: RatingTasks) -> torch.nn.Module:
 
 @listed
 def melu(tasks: RatingTasks, inner_lr: float) -> Learner:
-    return kshot.melu(_mlp(tasks), inner_lr=inner_lr, steps=2, objective=tasks.objective)
+    return kshot.learners.melu(_mlp(tasks), inner_lr=inner_lr, steps=2, objective=tasks.objective)
 
 
 @listed
 def melu_first_order(tasks: RatingTasks, inner_lr: float) -> Learner:
-    return kshot.melu(_mlp(tasks), inner_lr=inner_lr, steps=2, order=1, objective=tasks.objective)
+    return kshot.learners.melu(_mlp(tasks), inner_lr=inner_lr, steps=2, order=1, objective=tasks.objective)
 
 
 @listed
 def meta_sgd(tasks: RatingTasks, inner_lr: float) -> Learner:
-    return kshot.meta_sgd(_mlp(tasks), inner_lr=inner_lr, adaptable=("body.*", "head.*"), objective=tasks.objective)
+    return kshot.learners.meta_sgd(
+        _mlp(tasks), inner_lr=inner_lr, adaptable=("body.*", "head.*"), objective=tasks.objective
+    )
 
 
 @listed
 def anil(tasks: RatingTasks, inner_lr: float) -> Learner:
     model = _factors(tasks, len(tasks.encoding.levels))
-    return kshot.anil(model, inner_lr=inner_lr, steps=3, objective=tasks.objective)
+    return kshot.learners.anil(model, inner_lr=inner_lr, steps=3, objective=tasks.objective)
 
 
 @listed
 def two_tower_anil(tasks: RatingTasks, inner_lr: float) -> Learner:
     items, levels = len(tasks.encoding.items), len(tasks.encoding.levels)
     model = kshot.models.two_tower(items, *_features(tasks), outputs=levels)
-    return kshot.anil(model, inner_lr=inner_lr, steps=3, objective=tasks.objective)
+    return kshot.learners.anil(model, inner_lr=inner_lr, steps=3, objective=tasks.objective)
 
 
 def _process(make: Callable[..., Learner], tasks: RatingTasks, **options: Any) -> Learner:
@@ -182,22 +184,22 @@ def _process(make: Callable[..., Learner], tasks: RatingTasks, **options: Any) -
 
 @listed
 def cnp(tasks: RatingTasks) -> Learner:
-    return _process(kshot.cnp, tasks, depth=2)
+    return _process(kshot.learners.cnp, tasks, depth=2)
 
 
 @listed
 def tanp(tasks: RatingTasks) -> Learner:
-    return _process(kshot.tanp, tasks, depth=2)
+    return _process(kshot.learners.tanp, tasks, depth=2)
 
 
 @listed
 def attentive_np(tasks: RatingTasks) -> Learner:
-    return _process(kshot.attentive_np, tasks, depth=2)
+    return _process(kshot.learners.attentive_np, tasks, depth=2)
 
 
 @listed
 def tnp_d(tasks: RatingTasks) -> Learner:
-    return _process(kshot.tnp_d, tasks, layers=2)
+    return _process(kshot.learners.tnp_d, tasks, layers=2)
 
 
 def trained(name: str, tasks: RatingTasks, seed: int, steps: int, out: Path) -> Learner:

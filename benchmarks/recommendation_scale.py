@@ -89,7 +89,7 @@ def measure(folder: Path, steps: int, tasks: int) -> None:
         inputs = source.stack("train", range(64)).support.inputs
     width = inputs["item_features"].shape[-1] + inputs["item_mean"].shape[-1]
     model = kshot.models.factorisation(source.encoding.counts, width, None, factors=8)
-    learner = kshot.alpaca(model, features=model.width, item_penalty=100.0, objective=source.objective)
+    learner = kshot.learners.alpaca(model, features=model.width, item_penalty=100.0, objective=source.objective)
     with stage(f"train `alpaca`, {steps} steps of 64 tasks"):
         kshot.fit(learner, source, steps=steps, tasks_per_step=64, outer_lr=1e-3, mode="vmap")
     found = {}

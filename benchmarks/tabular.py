@@ -262,7 +262,7 @@ def fitted(path: Path, recipe: str) -> dict[str, Method]:
     if not path.exists():
         raise SystemExit(f"there is no {path}: train it first, with `kshot run {recipe} --out {path}`")
     learner = load_run(path).learner.eval()
-    fresh = kshot.prior_fitted(objective=learner.objective).eval()
+    fresh = kshot.learners.prior_fitted(objective=learner.objective).eval()
     return {OURS: ours(learner), START: ours(fresh)}
 
 

@@ -2,6 +2,7 @@ from kshot.learners.amortised.cnaps import Mahalanobis, cnaps
 from kshot.learners.amortised.neural_processes import attentive_np, cnp, tanp, tnp_d
 from kshot.learners.amortised.prior_fitted import prior_fitted
 from kshot.learners.baselines import SupportMean, fine_tune, from_scratch, nearest_centroid
+from kshot.learners.generate import generate
 from kshot.learners.gradient.cavia import cavia
 from kshot.learners.gradient.dynamic_evaluation import dynamic_evaluation
 from kshot.learners.gradient.imaml import imaml
@@ -41,6 +42,7 @@ __all__ = [
     "fomaml",
     "frn",
     "from_scratch",
+    "generate",
     "imaml",
     "laplacian_shot",
     "learned_optimizer",

@@ -303,7 +303,7 @@ def fit_feature_statistics(
         ValueError: a learner without such a head.
 
     Example:
-        >>> learner = kshot.simpleshot(nn.Flatten(), features=1)
+        >>> learner = kshot.learners.simpleshot(nn.Flatten(), features=1)
         >>> fit_feature_statistics(learner, kshot.sources.sinusoids())
         >>> learner.head.centre.shape
         torch.Size([1])

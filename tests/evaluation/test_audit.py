@@ -461,7 +461,7 @@ def test_equal_rows_of_few_values_are_no_copies():
 
 def test_a_learner_that_goes_by_the_order_of_rows_is_declared():
     model = nn.Sequential(nn.Flatten(), nn.Linear(64, 4))
-    learner = kshot.reptile(model, inner_lr=0.1, minibatch=2)
+    learner = kshot.learners.reptile(model, inner_lr=0.1, minibatch=2)
     assert learner.ordered
     of = results(kshot.evaluate(learner, pool(), tasks=30))
     assert of["support order"] is Result.NOT_APPLICABLE

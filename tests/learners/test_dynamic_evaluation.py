@@ -100,7 +100,7 @@ def in_doubles(task: Task) -> Task:
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("causal_queries", [True, False])
 def test_dynamic_evaluation_gives_the_same_gradient_in_every_mode(kind, causal_queries):
-    learner = kshot.dynamic_evaluation(tiny(kind), inner_lr=0.1, causal_queries=causal_queries).double()
+    learner = kshot.learners.dynamic_evaluation(tiny(kind), inner_lr=0.1, causal_queries=causal_queries).double()
     tasks = in_doubles(stack([text_task(seed) for seed in range(2)]))
     found = []
     for mode in ("loop", "vmap"):
@@ -115,7 +115,7 @@ def test_dynamic_evaluation_gives_the_same_gradient_in_every_mode(kind, causal_q
 
 
 def test_dynamic_evaluation_of_second_order_is_exact():
-    learner = kshot.dynamic_evaluation(tiny(), inner_lr=0.1, order=2).double()
+    learner = kshot.learners.dynamic_evaluation(tiny(), inner_lr=0.1, order=2).double()
     task, parameters = in_doubles(text_task(windows=2)), dict(learner.named_parameters())
 
     def loss(*values):
@@ -127,7 +127,7 @@ def test_dynamic_evaluation_of_second_order_is_exact():
 def test_dynamic_evaluation_is_gradient_descent_along_the_text():
     """Against torch.optim, a window at a time, each behind the one before it."""
     model, task = tiny("lstm"), text_task()
-    learner = kshot.dynamic_evaluation(model, inner_lr=0.5, rates="one")
+    learner = kshot.learners.dynamic_evaluation(model, inner_lr=0.5, rates="one")
     told = learner.predict(learner.adapt(task.support), task.query.inputs)
     other = tiny("lstm")
     other.load_state_dict(model.state_dict())
@@ -149,7 +149,7 @@ def test_dynamic_evaluation_is_gradient_descent_along_the_text():
 
 @pytest.mark.parametrize("causal_queries", [True, False])
 def test_dynamic_evaluation_is_pure_and_passes_over_padding(causal_queries):
-    learner, task = kshot.dynamic_evaluation(tiny(), inner_lr=0.3, causal_queries=causal_queries), text_task()
+    learner, task = kshot.learners.dynamic_evaluation(tiny(), inner_lr=0.3, causal_queries=causal_queries), text_task()
     before = {name: value.clone() for name, value in learner.state_dict().items()}
     state = learner.adapt(task.support)
     assert all(torch.equal(value, before[name]) for name, value in learner.state_dict().items())
@@ -169,7 +169,7 @@ def test_an_audit_holds_reading_along_to_what_came_before(tmp_path):
         phrases(tmp_path / "letters"), length=16, shots=3, queries=4, split=RUN["source"]["split"]
     )
     model = kshot.models.language_model(len(source.vocabulary), width=8)
-    learner = kshot.dynamic_evaluation(model, inner_lr=0.1)
+    learner = kshot.learners.dynamic_evaluation(model, inner_lr=0.1)
     audits = {audit.name: audit for audit in kshot.evaluate(learner, source, tasks=3).audits}
     assert audits["other queries"].result.name == "PASSED"
     assert audits["query order"].result.name == "NOT_APPLICABLE"
@@ -187,13 +187,13 @@ def test_an_audit_holds_reading_along_to_what_came_before(tmp_path):
 
 def test_without_passes_the_support_is_context_alone():
     model, task = tiny(), text_task()
-    learner = kshot.dynamic_evaluation(model, inner_lr=1.0, passes=0, causal_queries=False)
+    learner = kshot.learners.dynamic_evaluation(model, inner_lr=1.0, passes=0, causal_queries=False)
     told = learner.predict(learner.adapt(task.support), task.query.inputs)
     before = task.support.inputs[-1].expand(len(told), -1)
     torch.testing.assert_close(told, model(torch.cat([before, task.query.inputs], 1))[:, LENGTH:])
     for wrong in ({"passes": -1}, {"context_windows": -1}, {"rates": "each"}, {"rule": "newton"}):
         with pytest.raises(ValueError, match=next(iter(wrong))):
-            kshot.dynamic_evaluation(model, inner_lr=1.0, **wrong)
+            kshot.learners.dynamic_evaluation(model, inner_lr=1.0, **wrong)
 
 
 def test_draws_follow_temperature_and_nucleus():
@@ -217,7 +217,7 @@ def test_generation_is_a_function_of_its_seed_and_greedy_is_the_likeliest():
     state = learner.adapt(task.support)
 
     def write(**options):
-        return kshot.generate(learner, state, task.query.inputs[0], **{"length": 12, "seed": 1} | options)
+        return kshot.learners.generate(learner, state, task.query.inputs[0], **{"length": 12, "seed": 1} | options)
 
     assert torch.equal(write(), write())
     assert not torch.equal(write(), write(seed=2))
@@ -232,7 +232,7 @@ def test_generation_is_a_function_of_its_seed_and_greedy_is_the_likeliest():
         with pytest.raises(ValueError, match=next(iter(wrong))):
             write(**wrong)
     with pytest.raises(ValueError, match="at least one symbol"):
-        kshot.generate(learner, state, torch.tensor([], dtype=torch.int64), length=1)
+        kshot.learners.generate(learner, state, torch.tensor([], dtype=torch.int64), length=1)
 
 
 def test_texts_become_symbols_and_text_again():
@@ -263,7 +263,7 @@ def test_a_model_of_transformers_adapts_its_low_rank_adapters_alone(tmp_path):
             learner.objective.loss(learner.predict(s, task.support.inputs), task.support) for s in (before, after)
         ]
     assert losses[1] < losses[0]
-    assert kshot.generate(learner, state, task.query.inputs[0], length=3, context=LENGTH).shape == (3,)
+    assert kshot.learners.generate(learner, state, task.query.inputs[0], length=3, context=LENGTH).shape == (3,)
     learner(task).backward()
     assert all((p.grad is not None) == ("lora" in name) for name, p in model.named_parameters())
     whole = kshot.models.causal_lm(tmp_path / "gpt", rank=None)

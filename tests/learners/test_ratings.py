@@ -61,7 +61,7 @@ def test_the_posterior_is_the_ridge_and_its_inverse(rows):
 
 def test_a_user_of_whom_nothing_is_known_is_the_prior():
     stars = objectives.levels([1, 2, 3], 2.0, 1.0, like=3)
-    learner = kshot.alpaca(torch.nn.Identity(), features=2, objective=stars)
+    learner = kshot.learners.alpaca(torch.nn.Identity(), features=2, objective=stars)
     nothing = Batch(torch.randn(4, 2), torch.eye(3)[[0, 1, 2, 0]], torch.zeros(4))
     state = learner.adapt(nothing)
     torch.testing.assert_close(state["mean"], learner.prior_mean)
@@ -341,7 +341,7 @@ def test_equal_ratings_and_few_of_them(tmp_path, target_type):
         return
     source = kshot.sources.ratings(tmp_path / "log.csv", **options)
     assert sum(source.dropped.values()) == 4, "those with one rating"
-    learner = kshot.alpaca(kshot.models.factorisation(source.encoding.counts, 0, None, factors=2), features=3,
+    learner = kshot.learners.alpaca(kshot.models.factorisation(source.encoding.counts, 0, None, factors=2), features=3,
                             objective=source.objective)  # fmt: skip
     kshot.fit(learner, source, steps=2, mode="vmap")
     assert kshot.evaluate(learner, source, tasks=4, audit=False).metrics["mae"].mean < 1

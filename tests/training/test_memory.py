@@ -60,7 +60,7 @@ def test_chunks_add_up_to_the_whole(mode, chunk):
 
 
 def test_recomputed_steps_give_bitwise_the_same_gradient():
-    learner = kshot.maml_pp(
+    learner = kshot.learners.maml_pp(
         kshot.models.mlp(1, 1), inner_lr=0.05, steps=3, objective=objectives.mse
     )  # learns its rates
     _, expected = gradients(learner, waves(), mode="loop", recompute=False)

@@ -117,7 +117,7 @@ def test_the_real_compiler_gives_the_same_gradient():
 
 @pytest.mark.parametrize("mode", ["traced", "compiled"])
 def test_an_annealed_learner_is_not_recorded(mode):
-    ours = kshot.maml_pp(kshot.models.mlp(1, 1, [6]), inner_lr=0.05, steps=2, objective=objectives.mse)
+    ours = kshot.learners.maml_pp(kshot.models.mlp(1, 1, [6]), inner_lr=0.05, steps=2, objective=objectives.mse)
     gradient = MetaGradient(ours, mode)
     assert gradient.way == "vmap"
     assert "loss changes in the course of training" in gradient.choice

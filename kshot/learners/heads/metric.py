@@ -100,7 +100,7 @@ def simpleshot(
         batchnorm: "running" (the paper's), "support" (inductive) or "query" (transductive).
 
     Returns:
-        A learner for any number of ways and shots. $\mu$ is 0 until `kshot.fit_feature_statistics(learner, source)`
+        A learner for any number of ways and shots. $\mu$ is 0 until `training.fit_feature_statistics(learner, source)`
         measures it.
 
     Raises:

@@ -148,7 +148,7 @@ def plda(
 
     Returns:
         A learner for any number of ways and shots. $\mu$ is 0 and $W = B = I$ until
-        `kshot.fit_feature_statistics(learner, source)` measures them.
+        `training.fit_feature_statistics(learner, source)` measures them.
 
     Raises:
         ValueError: numbers out of bounds.

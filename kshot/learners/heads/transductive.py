@@ -94,7 +94,7 @@ def laplacian_shot(
         batchnorm: "running", "support" or "query".
 
     Returns:
-        A transductive learner for any number of ways and shots. The centre is 0 until `kshot.fit_feature_statistics`
+        A transductive learner for any number of ways and shots. The centre is 0 until `training.fit_feature_statistics`
         measures it.
 
     Raises:
