@@ -107,7 +107,7 @@ def trained(
             print(f"  outer rate {rate:g}: {error}", file=sys.stderr)
             continue
         seconds = time.process_time() - started
-        found = kshot.evaluate(learner, source, split="val", tasks=100, audit=False).metrics[metric].mean
+        found = kshot.evaluate(learner, source, split="val", num_tasks=100, audit=False).metrics[metric].mean
         tried.append((sign * found, rate, seconds, learner))
     _, rate, seconds, learner = max(tried, key=lambda each: each[0])
     return learner, rate, seconds
@@ -128,7 +128,7 @@ def measure(
     shots = SHOTS[options.work]
     many = SOURCES[options.work](max(shots))
     learner, rate, seconds = trained(entry, body, full, source, options.steps)
-    curve = over_shots(learner, many, shots, tasks=options.tasks)
+    curve = over_shots(learner, many, shots, num_tasks=options.tasks)
     task = many.task("test", 0)
     adapted = []
     for _ in range(9):
@@ -159,7 +159,7 @@ def table(rows: list[dict[str, Any]]) -> list[str]:
     return lines
 
 
-def shown(mean: float, ci95: float, tasks: int) -> str:
+def shown(mean: float, ci95: float, num_tasks: int) -> str:
     """A figure; an error that is no number, or a thousand, is that of inner steps which diverge."""
     return f"{mean:.3f} ± {ci95:.3f}" if mean < 1000 else "diverges"
 

@@ -56,7 +56,7 @@ class Cell(NamedTuple):
     name: str
     ways: int | None
     shots: int
-    tasks: int
+    num_tasks: int
 
 
 CELLS = (
@@ -109,8 +109,8 @@ def scored(learner: Learner, spec: Spec, cell: Cell, classes: dict[str, int], sp
     # Tokens and features hash differently, so it is the texts and the cut that say that the tasks are the same.
     assert source.texts == plain.texts
     assert source.class_names == plain.class_names
-    ours = evaluate(learner, source, split=split, tasks=cell.tasks)
-    theirs = evaluate(kshot.learners.nearest_centroid(), plain, split=split, tasks=cell.tasks, audit=False)
+    ours = evaluate(learner, source, split=split, num_tasks=cell.num_tasks)
+    theirs = evaluate(kshot.learners.nearest_centroid(), plain, split=split, num_tasks=cell.num_tasks, audit=False)
     beside = difference([ours.per_task["accuracy"]], [theirs.per_task["accuracy"]])
     return {
         "ours": ours.metrics["accuracy"]._asdict(),
@@ -125,8 +125,8 @@ def scored(learner: Learner, spec: Spec, cell: Cell, classes: dict[str, int], sp
 def rejecting(learner: Learner, spec: Spec, cell: Cell, classes: dict[str, int]) -> dict[str, Any]:
     """How a cell's learner tells what is out of scope, by a threshold of validation tasks."""
     source = source_for(spec, cell, classes)
-    threshold = calibrated(learner, source, tasks=min(cell.tasks, 100))
-    return rejection(learner, source, threshold=threshold, tasks=min(cell.tasks, 200)).to_json()
+    threshold = calibrated(learner, source, num_tasks=min(cell.num_tasks, 100))
+    return rejection(learner, source, threshold=threshold, num_tasks=min(cell.num_tasks, 200)).to_json()
 
 
 def score(learner: Learner, spec: Spec, folder: Path) -> None:
@@ -163,7 +163,7 @@ def score_frozen(part: str, out: Path) -> None:
     score(learner, spec, out / f"{RECIPES[part]}-frozen" / "seed-0")
 
 
-def transfer(tasks: int = 300) -> dict[str, Any]:
+def transfer(num_tasks: int = 300) -> dict[str, Any]:
     """Accuracy of PLDA on frozen features, 5-way 1-shot within a target domain, measured on a source domain; beside
     nearest class means, and PLDA measured on all domains but the target."""
     folder = library.find("clinc150")
@@ -176,7 +176,7 @@ def transfer(tasks: int = 300) -> dict[str, Any]:
         return text(folder / "data_full.json", **how, split=split, ways=5, shots=1, within=None)
 
     def accuracy(learner: Learner, given: TaskSource) -> dict[str, Any]:
-        return evaluate(learner, given, tasks=tasks, audit=False).metrics["accuracy"]._asdict()
+        return evaluate(learner, given, num_tasks=num_tasks, audit=False).metrics["accuracy"]._asdict()
 
     table: dict[str, dict[str, Any]] = {name: {} for name in ("none", "all others", *domains)}
     for target in domains:
@@ -189,7 +189,7 @@ def transfer(tasks: int = 300) -> dict[str, Any]:
                 learner = kshot.learners.plda(kshot.models.mlp(384, None, []), features=384)
                 fit_feature_statistics(learner, given)
             table[name][target] = accuracy(learner, given)
-    return {"table": table, "tasks": tasks, "commit": environment()["commit"]}
+    return {"table": table, "tasks": num_tasks, "commit": environment()["commit"]}
 
 
 def tuned(method: Method, spec: Spec, steps: int, seed: int) -> tuple[Learner, float]:
@@ -208,8 +208,8 @@ def tuned(method: Method, spec: Spec, steps: int, seed: int) -> tuple[Learner, f
     return learner.eval(), time.process_time() - begun
 
 
-def compare(only: Iterable[str], out: Path, split: Split, tasks: int, steps: int, seed: int) -> None:
-    """Meta-train LoRA under each method, and score it on the first `tasks` tasks of the 5-way cells."""
+def compare(only: Iterable[str], out: Path, split: Split, num_tasks: int, steps: int, seed: int) -> None:
+    """Meta-train LoRA under each method, and score it on the first `num_tasks` tasks of the 5-way cells."""
     spec, path = load_spec(RECIPES["intents"]), out / LEARNERS
     classes = build_source(spec).describe()["classes"]
     made: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
@@ -217,7 +217,9 @@ def compare(only: Iterable[str], out: Path, split: Split, tasks: int, steps: int
         begun = time.process_time()
         learner, seconds = tuned(METHODS[name], spec, steps, seed)
         cells = {
-            cell.name: scored(learner, spec, cell._replace(tasks=tasks), classes, split) for cell in CELLS if cell.ways
+            cell.name: scored(learner, spec, cell._replace(num_tasks=num_tasks), classes, split)
+            for cell in CELLS
+            if cell.ways
         }
         made[name] = {
             "cells": cells,
@@ -298,7 +300,7 @@ def write(out: Path) -> None:
         lines += write_transfer(made)
     if (out / LEARNERS).exists():
         made = json.loads((out / LEARNERS).read_text())
-        tasks = next(iter(made.values()))["cells"][CELLS[0].name]["ours"]["tasks"]
+        tasks = next(iter(made.values()))["cells"][CELLS[0].name]["ours"]["num_tasks"]
         lines += ["", f"LoRA in the last two layers, meta-trained; unseen intents, {tasks} tasks a cell:", ""]
         lines += write_learners(made)
     before, rest = RESULTS.read_text().split(BEGIN)

@@ -47,33 +47,33 @@ RULES: dict[str, UpdateRule] = {
 }
 
 
-def tuned(model: nn.Module, source: TaskSource, tasks: int) -> tuple[str, GradientLearner]:
+def tuned(model: nn.Module, source: TaskSource, num_tasks: int) -> tuple[str, GradientLearner]:
     """Fine-tuning with the rule, the rate and the number of steps that are best on validation tasks."""
     found: dict[tuple[str, int], float] = {}
     for name, rule in RULES.items():
         learner = GradientLearner(model, source.objective, FirstOrder(rule, max(STEPS))).eval()
         totals = Counter[int]()
-        for index in range(tasks):
+        for index in range(num_tasks):
             task = source.task("val", index)
             with torch.no_grad():
                 way = learner.trajectory(task.support)
                 for steps in STEPS:
                     told = learner.predict(way[steps], task.query.inputs)
                     totals[steps] += float(source.objective.metrics(told, task.query)[METRIC])
-        found |= {(name, steps): total / tasks for steps, total in totals.items()}
+        found |= {(name, steps): total / num_tasks for steps, total in totals.items()}
     (name, steps), best = min(found.items(), key=lambda item: (math.isnan(item[1]), item[1]))
-    about = f"fine-tuned ({name}, {steps} steps; {best:.3f} on {tasks} validation tasks)"
+    about = f"fine-tuned ({name}, {steps} steps; {best:.3f} on {num_tasks} validation tasks)"
     return about, GradientLearner(model, source.objective, FirstOrder(RULES[name], steps))
 
 
-def read_along(model: nn.Module, source: TaskSource, tasks: int) -> tuple[str, kshot.Learner]:
+def read_along(model: nn.Module, source: TaskSource, num_tasks: int) -> tuple[str, kshot.Learner]:
     """Dynamic evaluation of a model that was not meta-trained, at the rate that is best on validation tasks."""
     learners = {
         rate: kshot.learners.dynamic_evaluation(model, inner_lr=rate, rule="adam", rates="one", passes=2)
         for rate in READING
     }
     found = {
-        rate: evaluate(learner, source, split="val", tasks=tasks, audit=False).metrics[METRIC].mean
+        rate: evaluate(learner, source, split="val", num_tasks=num_tasks, audit=False).metrics[METRIC].mean
         for rate, learner in learners.items()
     }
     best = min(found, key=lambda rate: found[rate])
@@ -117,10 +117,10 @@ class NGrams:
         return chance
 
 
-def of_counts(source: TaskSource, symbols: int, tasks: int) -> list[float]:
+def of_counts(source: TaskSource, symbols: int, num_tasks: int) -> list[float]:
     """The bits of n-grams, task by task."""
     found = []
-    for index in range(tasks):
+    for index in range(num_tasks):
         support, query = source.task("test", index)
         found.append(NGrams(support.inputs, support.targets, symbols).bits(query.inputs, query.targets))
     return found
@@ -151,7 +151,7 @@ def main() -> None:
     }
     scores = {}
     for name, learner in rows.items():
-        evaluated = evaluate(learner, source, split="test", tasks=options.tasks, audit=False)
+        evaluated = evaluate(learner, source, split="test", num_tasks=options.tasks, audit=False)
         scores[name] = evaluated.per_task[METRIC]
     scores["n-grams of the support alone"] = of_counts(source, run.shapes["symbols"], options.tasks)
     ours, unadapted = list(scores)[len(rows) - 1], scores["pretrained, as it is"]
@@ -161,7 +161,7 @@ def main() -> None:
         gap = "" if name == ours else "{0.mean:+.3f} ± {0.ci95:.3f}".format(difference([scores[ours]], [own]))
         print(f"| {name} | {mean.mean:.3f} ± {mean.ci95:.3f} | {1 - mean.mean / base.mean:.1%} | {gap} |")
     for count in (1, 2, 5):
-        fewer = evaluate(run.learner, FewerShots(source, count), tasks=max(options.tasks // 3, 1), audit=False)
+        fewer = evaluate(run.learner, FewerShots(source, count), num_tasks=max(options.tasks // 3, 1), audit=False)
         print(f"the learner with {count} windows: {fewer.metrics[METRIC]}")
     print(f"{options.tasks} test tasks, episodes {evaluated.episodes_sha256[:16]}…, run {options.run}")
 

@@ -75,28 +75,34 @@ def trained(name: str, kind: str, steps: int, out: Path) -> kshot.Learner:
     return learner.eval()
 
 
-def scores(source: TaskSource, tasks: int) -> dict[str, list[float]]:
+def scores(source: TaskSource, num_tasks: int) -> dict[str, list[float]]:
     """The figures of whoever knows, task by task."""
     found: dict[str, list[float]] = {name: [] for name in FIGURES}
-    for index in range(tasks):
+    for index in range(num_tasks):
         metrics = gaussian.metrics(known(source, index), source.task("test", index).query)
         for name in FIGURES:
             found[name].append(float(metrics[name]))
     return found
 
 
-def table(kinds: list[str], steps: int, tasks: int, out: Path) -> None:
+def table(kinds: list[str], steps: int, num_tasks: int, out: Path) -> None:
     """Train and score, and print a row for each learner and kind of task."""
     print("| tasks | learner | log-likelihood | behind the best | mse | coverage of 95 % | ms to adapt |")
     print("| --- | --- | --- | --- | --- | --- | --- |")
     for kind in kinds:
         source = SOURCES[kind]()
-        best = scores(source, tasks)
+        best = scores(source, num_tasks)
         show(kind, "known kernel" if kind != "sinusoid" else "known family", best, best, None)
         for name in LEARNERS:
-            result = kshot.evaluate(trained(name, kind, steps, out), source, tasks=tasks)
+            result = kshot.evaluate(trained(name, kind, steps, out), source, num_tasks=num_tasks)
             show(kind, name, result.per_task, best, result.adapt_ms)
-        show(kind, "support mean", kshot.evaluate(SupportMean(gaussian), source, tasks=tasks).per_task, best, None)
+        show(
+            kind,
+            "support mean",
+            kshot.evaluate(SupportMean(gaussian), source, num_tasks=num_tasks).per_task,
+            best,
+            None,
+        )
 
 
 def show(

@@ -78,14 +78,14 @@ def cuts(path: Path | None, out: Path, folds: int) -> dict[Path, dict[str, Any]]
 def scores(learner: Learner, tasks: RatingTasks, split: str, draws: int) -> Scores:
     """A learner's figures, user by user."""
     users = len(tasks.user_names[split])
-    found = kshot.evaluate(learner, tasks, split=split, tasks=users * draws, audit=False).per_task
+    found = kshot.evaluate(learner, tasks, split=split, num_tasks=users * draws, audit=False).per_task
     return {name: np.array(found[name]).reshape(draws, users).mean(0) for name in FIGURES if name in found}
 
 
 def covered(learner: Learner, tasks: RatingTasks, split: str) -> str:
     """The share of the catalogue that is among the first 10 of a user of a split."""
     users = len(tasks.user_names[split])
-    found = kshot.evaluate(learner, tasks, split=split, tasks=users, coverage=users, audit=False).coverage
+    found = kshot.evaluate(learner, tasks, split=split, num_tasks=users, coverage=users, audit=False).coverage
     return f"{found.share:.1%}"
 
 

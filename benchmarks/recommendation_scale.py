@@ -74,7 +74,7 @@ def stage(name: str) -> Iterator[None]:
     print(f"| {name} | {time.perf_counter() - started:.1f} | {peak:,.0f} |", flush=True)
 
 
-def measure(folder: Path, steps: int, tasks: int) -> None:
+def measure(folder: Path, steps: int, num_tasks: int) -> None:
     """Go through the stages of a run, and print a row each."""
     with stage("import"):
         import kshot
@@ -93,16 +93,16 @@ def measure(folder: Path, steps: int, tasks: int) -> None:
     with stage(f"train `alpaca`, {steps} steps of 64 tasks"):
         kshot.fit(learner, source, steps=steps, tasks_per_step=64, outer_lr=1e-3, mode="vmap")
     found = {}
-    with stage(f"evaluate it, {tasks} tasks of test"):
-        found["alpaca"] = kshot.evaluate(learner, source, tasks=tasks)
+    with stage(f"evaluate it, {num_tasks} tasks of test"):
+        found["alpaca"] = kshot.evaluate(learner, source, num_tasks=num_tasks)
     with stage("the training log"):
         log = recommenders.Ratings(*source.training_log(), size=len(source.encoding.items))
     for kind, grid in recommenders.GRIDS.items():
-        with stage(f"{kind.replace('_', ' ')}: {len(grid)} fitted and tried on {tasks} tasks of val, one on test"):
+        with stage(f"{kind.replace('_', ' ')}: {len(grid)} fitted and tried on {num_tasks} tasks of val, one on test"):
             tried = [recommenders.recommender(kind, log, source.objective, **options) for options in grid]
-            val = [kshot.evaluate(each, source, split="val", tasks=tasks, audit=False) for each in tried]
+            val = [kshot.evaluate(each, source, split="val", num_tasks=num_tasks, audit=False) for each in tried]
             best = tried[int(np.argmin([each.metrics["mae"].mean for each in val]))]
-            found[kind] = kshot.evaluate(best, source, tasks=tasks, audit=False)
+            found[kind] = kshot.evaluate(best, source, num_tasks=num_tasks, audit=False)
     print()
     for name, each in found.items():
         print(f"{name}: mae {each.metrics['mae']}, ndcg_5 {each.metrics['ndcg_5']}")

@@ -53,7 +53,7 @@ class Cell:
 
     name: str
     make: Callable[[Spec], TaskSource]
-    tasks: int = TASKS
+    num_tasks: int = TASKS
 
 
 def _of_source(ways: int, shots: int) -> Cell:
@@ -68,7 +68,7 @@ def _of_source(ways: int, shots: int) -> Cell:
 
 
 OMNIGLOT = (_of_source(5, 1), _of_source(5, 5), _of_source(20, 1), _of_source(20, 5))
-RUNS = (Cell("official runs, 20-way 1-shot", lambda spec: sources.omniglot_runs(), tasks=20),)
+RUNS = (Cell("official runs, 20-way 1-shot", lambda spec: sources.omniglot_runs(), num_tasks=20),)
 
 
 class Published(NamedTuple):
@@ -187,9 +187,9 @@ def score(path: Path, cells: Iterable[Cell]) -> dict[str, Any]:
             and isinstance(learner, HeadLearner)
             and learner.function.batchnorm == "running"
         ):
-            made["episodes_sha256"] = hash_of(source, cell.tasks)
+            made["episodes_sha256"] = hash_of(source, cell.num_tasks)
             learner, source = on_features(learner, source)
-        result = evaluate(learner, source, tasks=cell.tasks)
+        result = evaluate(learner, source, num_tasks=cell.num_tasks)
         found[cell.name] = to_json(result.summary() | made)
         beside = file.with_suffix(".part")
         beside.write_text(json.dumps(found, indent=1))
@@ -217,10 +217,10 @@ def on_features(learner: HeadLearner, source: ClassTasks) -> tuple[HeadLearner, 
     return HeadLearner(nn.Identity(), learner.head, learner.objective, batchnorm="running"), embedded
 
 
-def hash_of(source: TaskSource, tasks: int) -> str:
+def hash_of(source: TaskSource, num_tasks: int) -> str:
     """The hash of the first test tasks, as `evaluate` gives it."""
     digest = hashlib.sha256()
-    for index in range(tasks):
+    for index in range(num_tasks):
         hash_into(digest, source.task("test", index))
     return digest.hexdigest()
 

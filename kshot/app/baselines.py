@@ -80,7 +80,7 @@ def evaluate_baselines(
     target: Target,
     device: torch.device,
     split: Split,
-    tasks: int,
+    num_tasks: int,
     watch: Callable[[str, Scored], None],
 ) -> dict[str, Evaluation]:
     """Each baseline on the first tasks of a split; where it has a rate to choose, the best on validation tasks."""
@@ -91,7 +91,7 @@ def evaluate_baselines(
         for candidate in candidates if len(candidates) > 1 else []:
             with during(source, "tuning"):
                 val = evaluate(
-                    candidate.to(device), source, split="val", tasks=spec.baselines.num_val_tasks, audit=False
+                    candidate.to(device), source, split="val", num_tasks=spec.baselines.num_val_tasks, audit=False
                 )
             scores.append(target.of(val.metrics).mean)
         choose = max if target.at_least else min
@@ -101,7 +101,7 @@ def evaluate_baselines(
             watch(name, scored)
 
         found[name] = evaluate(
-            best.to(device), source, split=split, tasks=tasks, observe=observe, audit=False, coverage=COVERED
+            best.to(device), source, split=split, num_tasks=num_tasks, observe=observe, audit=False, coverage=COVERED
         )
     return found
 

@@ -51,7 +51,7 @@ DRAWN, LINES, CELLS = 3, 6, 8
 
 
 def check_run_file(
-    spec: Spec, *, examples: int, tasks: int, json_file: Path | None, html_file: Path | None, console: Console
+    spec: Spec, *, num_examples: int, num_tasks: int, json_file: Path | None, html_file: Path | None, console: Console
 ) -> Checked:
     """Check the tasks of a run file, print what was found, and write the files that were asked for.
 
@@ -73,8 +73,8 @@ def check_run_file(
         bar = bars.add_task("", total=None, visible=False)
         found = check(
             source,
-            examples=examples,
-            tasks=tasks,
+            num_examples=num_examples,
+            num_tasks=num_tasks,
             progress=lambda done, total: bars.update(bar, completed=done, total=total, visible=True),
         )
     _print(spec.name, found, console)
@@ -95,7 +95,7 @@ def report(spec: Spec, source: TaskSource, found: Checked) -> dict[str, Any]:
             "split": own.split,
             "kind": own.kind,
             "count": len(own.counts) or None,
-            "tasks": own.tasks,
+            "tasks": own.num_tasks,
             "examples": sum(own.counts) if own.counts else None,
             **(
                 {"smallest": min(own.counts), "median": statistics.median(own.counts), "largest": max(own.counts)}
@@ -148,7 +148,7 @@ _HEADER = ("split", "classes or groups", "tasks", "examples", "smallest", "media
 def _row(own: Sizes) -> list[str]:
     """A line of the table of sizes."""
     name = f"{own.source}, {own.split}" if own.source else own.split
-    tasks = "without end" if own.tasks is None else f"{own.tasks:,}"
+    tasks = "without end" if own.num_tasks is None else f"{own.num_tasks:,}"
     if not own.counts:
         return [name, "", tasks, "", "", "", ""]
     sizes = (sum(own.counts), min(own.counts), statistics.median(own.counts), max(own.counts))
@@ -156,7 +156,7 @@ def _row(own: Sizes) -> list[str]:
     return [
         name,
         many,
-        "any number" if own.tasks is None else tasks,
+        "any number" if own.num_tasks is None else tasks,
         *(f"{size:,.4g}" if size % 1 else f"{int(size):,}" for size in sizes),
     ]
 

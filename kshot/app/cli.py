@@ -88,7 +88,7 @@ def evaluate(
 
     report = evaluate_run(
         run_dir,
-        tasks=tasks,
+        num_tasks=tasks,
         split=split,
         as_json=json,
         out=out,
@@ -290,7 +290,9 @@ def data_check(
     from kshot.app.spec import load_spec
 
     spec = load_spec(name, set_)
-    found = check_run_file(spec, examples=examples, tasks=tasks, json_file=json, html_file=html, console=Console())
+    found = check_run_file(
+        spec, num_examples=examples, num_tasks=tasks, json_file=json, html_file=html, console=Console()
+    )
     raise typer.Exit(1 if found.worst == "error" else 0)
 
 
@@ -310,7 +312,7 @@ def data_freeze(
     from kshot.tasks import freeze
 
     spec = load_spec(recipe, set_)
-    sha256 = freeze(build_source(spec), out, split=split, tasks=tasks)  # type: ignore[arg-type]
+    sha256 = freeze(build_source(spec), out, split=split, num_tasks=tasks)  # type: ignore[arg-type]
     typer.echo(f"{out}: {tasks} {split} tasks, episodes {sha256}")
 
 

@@ -47,7 +47,7 @@ def compare_runs(folders: Sequence[Path], csv_file: Path | None, html_file: Path
 def heading(board: Board) -> str:
     """What a board ranks, and on which tasks."""
     better = "higher" if board.higher_is_better else "lower"
-    return f"{board.metric} ({better} is better) on {board.tasks} tasks: {board.source}"
+    return f"{board.metric} ({better} is better) on {board.num_tasks} tasks: {board.source}"
 
 
 def behind(line: Line) -> str:
@@ -57,7 +57,7 @@ def behind(line: Line) -> str:
     found = line.behind
     if not math.isfinite(found.ci95):
         return "too few tasks to tell"
-    text = f"{'+' * (found.mean > 0)}{written(Interval(found.mean, found.ci95, found.tasks))}"
+    text = f"{'+' * (found.mean > 0)}{written(Interval(found.mean, found.ci95, found.num_tasks))}"
     return f"{text}, may be noise" if line.tied else text
 
 
@@ -67,7 +67,7 @@ def note(board: Board) -> str:
         return ""
     ties = [line.entry.name for line in board.lines if line.tied]
     said = f"Not shown to be worse than the best: {', '.join(ties)}." if ties else "The best is shown to be so."
-    several = all(line.entry.figure.seeds > 1 for line in board.lines)
+    several = all(line.entry.figure.num_seeds > 1 for line in board.lines)
     seeds = "" if several else " Where there is one seed, another training may change the order."
     if len({line.entry.inductive for line in board.lines}) > 1:
         seeds += " Transductive figures come of seeing the other queries too, and do not compare with inductive ones."
@@ -80,11 +80,11 @@ def note(board: Board) -> str:
 def _row(line: Line) -> dict[str, str]:
     """A line's cells, finished for a person."""
     entry, figure = line.entry, line.entry.figure
-    several = figure.seeds > 1
-    shown = Interval(figure.mean, figure.ci95 if several else figure.ci95_tasks, figure.tasks)
-    kept: dict[str, Any] = {"mean": figure.mean, "tasks": figure.tasks}
+    several = figure.num_seeds > 1
+    shown = Interval(figure.mean, figure.ci95 if several else figure.ci95_tasks, figure.num_tasks)
+    kept: dict[str, Any] = {"mean": figure.mean, "num_tasks": figure.num_tasks}
     if several:
-        kept |= {"seeds": figure.seeds, "ci95_tasks": figure.ci95_tasks}
+        kept |= {"num_seeds": figure.num_seeds, "ci95_tasks": figure.ci95_tasks}
     flops, times = entry.cost.get("adapt_flops"), entry.cost.get("adapt_ms") or {}
     return {
         "run": entry.name,
@@ -120,7 +120,9 @@ def _print(board: Board, console: Console) -> None:
     console.print(f"episodes {board.episodes_sha256[:16]}…", style="dim", highlight=False)
     table = Table(*(COLUMNS[key] for key in ON_TERMINAL), box=None, pad_edge=False, header_style="dim")
     for number, line in enumerate(board.lines):
-        row = _row(line) | {"over": f"{line.entry.figure.seeds} seeds" if line.entry.figure.seeds > 1 else "tasks"}
+        row = _row(line) | {
+            "over": f"{line.entry.figure.num_seeds} seeds" if line.entry.figure.num_seeds > 1 else "tasks"
+        }
         style = "bold" if number == 0 else "" if line.tied else "dim"
         table.add_row(*(row[key] for key in ON_TERMINAL), style=style)
     console.print(table)
@@ -133,8 +135,28 @@ def _csv(boards: Sequence[Board]) -> str:
     """A row a run, all numbers in full."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    names = ["run", "folder", "learner", "tasks_of", "metric", "episodes_sha256", "rank", "mean", "ci95_seeds", "seeds"]
-    names += ["ci95_tasks", "tasks", "inductive", "less_best", "less_best_ci95", "p_holm", "adapt_ms", "adapt_ms_p95"]
+    names = [
+        "run",
+        "folder",
+        "learner",
+        "tasks_of",
+        "metric",
+        "episodes_sha256",
+        "rank",
+        "mean",
+        "ci95_seeds",
+        "num_seeds",
+    ]
+    names += [
+        "ci95_tasks",
+        "num_tasks",
+        "inductive",
+        "less_best",
+        "less_best_ci95",
+        "p_holm",
+        "adapt_ms",
+        "adapt_ms_p95",
+    ]
     costs = ["parameters", "state_numbers", "state_bytes", "adapt_flops", "predict_flops"]
     writer.writerow(names + costs)
     for board in boards:
@@ -142,7 +164,7 @@ def _csv(boards: Sequence[Board]) -> str:
             entry, figure = line.entry, line.entry.figure
             times, gap = entry.cost.get("adapt_ms") or {}, line.behind
             cells = [entry.name, entry.folder, entry.learner, board.source, board.metric, board.episodes_sha256, rank]
-            cells += [figure.mean, figure.ci95, figure.seeds, figure.ci95_tasks, figure.tasks, entry.inductive]
+            cells += [figure.mean, figure.ci95, figure.num_seeds, figure.ci95_tasks, figure.num_tasks, entry.inductive]
             cells += [gap and gap.mean, gap and gap.ci95, line.p, times.get("median"), times.get("p95")]
             cells += [entry.cost.get(name) for name in costs]
             writer.writerow("" if cell is None or cell != cell else cell for cell in cells)

@@ -75,7 +75,7 @@ def evaluate_with_baselines(
     checkpoint: Path,
     *,
     split: Split = "test",
-    tasks: int | None = None,
+    num_tasks: int | None = None,
     episodes_sha256: str | None = None,
     with_baselines: bool = True,
 ) -> TestResult:
@@ -90,12 +90,12 @@ def evaluate_with_baselines(
         watch: told of each task.
         checkpoint: the folder that the learner was loaded from.
         split: "test", or "val".
-        tasks: how many; those of the run file by default.
+        num_tasks: how many; those of the run file by default.
         episodes_sha256: the hash that the episodes must have.
         with_baselines: whether the baselines are evaluated.
     """
     target = Target.parse(spec.target)
-    count = tasks or spec.evaluate.num_test_tasks
+    count = num_tasks or spec.evaluate.num_test_tasks
 
     def observe(stage: str, total: int) -> Callable[[Scored], None]:
         return lambda scored: watch(stage, scored.number + 1, total)
@@ -106,7 +106,7 @@ def evaluate_with_baselines(
             learner,
             source,
             split=split,
-            tasks=count,
+            num_tasks=count,
             episodes_sha256=episodes_sha256,
             observe=observe(split, count),
             checkpoint=checkpoint,
@@ -130,7 +130,7 @@ def evaluate_with_baselines(
     shots: list[Shots] = []
     if longer is not None:
         with_more, counts = longer
-        shots = over_shots(learner, with_more, counts, split=split, tasks=min(spec.evaluate.num_shots_tasks, count))
+        shots = over_shots(learner, with_more, counts, split=split, num_tasks=min(spec.evaluate.num_shots_tasks, count))
     with during(source, EVALUATION):
         priced = cost(learner, source.task(split, 0))
     return TestResult(target, test, baselines, shots, priced, *_rejecting(learner, spec, source, split, count))
@@ -143,11 +143,11 @@ def _rejecting(
     if spec.reject is None:
         return None, None
     how: dict[str, Any] = spec.reject.model_dump(exclude={"outsiders"})
-    threshold = calibrated(learner, source, **how, tasks=spec.evaluate.num_val_tasks)
+    threshold = calibrated(learner, source, **how, num_tasks=spec.evaluate.num_val_tasks)
     if not source.describe().get("out_of_scope", {}).get(split):
         return threshold, None
     how |= {"threshold": threshold, "outsiders": spec.reject.outsiders}
-    return threshold, rejection(learner, source, **how, split=split, tasks=count)
+    return threshold, rejection(learner, source, **how, split=split, num_tasks=count)
 
 
 def _longest(spec: Spec, source: TaskSource) -> tuple[TaskSource, list[int]] | None:

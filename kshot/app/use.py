@@ -39,7 +39,7 @@ from kshot.types import Batch, Tree, to, tree_map
 def evaluate_run(
     run_dir: Path,
     *,
-    tasks: int,
+    num_tasks: int,
     split: str,
     as_json: bool,
     out: Path | None,
@@ -78,7 +78,7 @@ def evaluate_run(
             display.advance,
             run.checkpoint,
             split=split,  # type: ignore[arg-type]
-            tasks=tasks,
+            num_tasks=num_tasks,
             episodes_sha256=episodes_sha256,
             with_baselines=with_baselines,
         )
@@ -86,7 +86,7 @@ def evaluate_run(
         {
             "kshot": version("kshot"),
             "name": spec.name,
-            "command": f"kshot evaluate {run_dir} --tasks {tasks} --split {split}",
+            "command": f"kshot evaluate {run_dir} --tasks {num_tasks} --split {split}",
             "sentence": f"An evaluation of the best round of {run_dir}.",
             "best_round": run.round,
             "weights_sha256": run.weights,

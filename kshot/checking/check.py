@@ -60,14 +60,14 @@ class Sizes(NamedTuple):
         split: train, val or test.
         kind: class, group, user, or task where tasks have no names.
         counts: of each class or group; empty where there are none to count.
-        tasks: how many different tasks there are; None is without end, or more than can be counted.
+        num_tasks: how many different tasks there are; None is without end, or more than can be counted.
     """
 
     source: str
     split: Split
     kind: str
     counts: list[int]
-    tasks: int | None
+    num_tasks: int | None
 
 
 class Checked(NamedTuple):
@@ -92,8 +92,8 @@ class Checked(NamedTuple):
 def check(
     source: TaskSource,
     *,
-    examples: int = 50_000,
-    tasks: int = 100,
+    num_examples: int = 50_000,
+    num_tasks: int = 100,
     progress: Callable[[int, int], object] | None = None,
 ) -> Checked:
     """Look for what would make a run on these tasks fail, or its figures worthless.
@@ -103,8 +103,8 @@ def check(
 
     Args:
         source: any.
-        examples: how many examples to compare with one another at most.
-        tasks: how many tasks of each split to look at.
+        num_examples: how many examples to compare with one another at most.
+        num_tasks: how many tasks of each split to look at.
         progress: is told how many of how many images are decoded.
 
     Raises:
@@ -119,8 +119,8 @@ def check(
         >>> found.worst, found.findings[0].check
         ('error', 'two splits')
     """
-    if examples < 1 or tasks < 1:
-        raise ValueError(f"at least one example and one task must be looked at, got {examples} and {tasks}")
+    if num_examples < 1 or num_tasks < 1:
+        raise ValueError(f"at least one example and one task must be looked at, got {num_examples} and {num_tasks}")
     findings: list[Finding] = []
     sizes: list[Sizes] = []
     seen: dict[Split, list[_Seen]] = defaultdict(list)
@@ -131,12 +131,12 @@ def check(
         findings += found
         drawn: dict[Split, list[Task]] = {}
         for split in part.splits:
-            drawn[split], found = _draw(part, split, tasks, bad)
+            drawn[split], found = _draw(part, split, num_tasks, bad)
             findings += found
         own = [_sizes(part, split) for split in part.splits if drawn[split]]
         sizes += own
         findings += [*_sized(part, own), *_dropped(part), *_values(part, drawn), *_leaking(part, drawn)]
-        chosen, looked, all_of = _choose(part, examples // len(parts), bad)
+        chosen, looked, all_of = _choose(part, num_examples // len(parts), bad)
         taken, total = taken + looked, total + all_of
         here = {split: _look(part, split, chosen.get(split, {}), drawn[split]) for split in part.splits}
         for split, entry in here.items():
@@ -144,7 +144,7 @@ def check(
         findings += [*_blank(part, here), *_within_split(part, here), *_within_task(part, drawn, here)]
     findings += _across(seen)
     how = f"all {total:,} examples" if taken == total else f"{taken:,} of {total:,} examples, drawn at random,"
-    how = f"{how} and up to {tasks:,} tasks of each split" if total else f"up to {tasks:,} tasks of each split"
+    how = f"{how} and up to {num_tasks:,} tasks of each split" if total else f"up to {num_tasks:,} tasks of each split"
     findings.sort(key=lambda finding: -SEVERITIES.index(finding.severity))
     return Checked(findings, sizes, f"Looked at {how}.")
 

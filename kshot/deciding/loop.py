@@ -200,16 +200,16 @@ class _Rounds:
             self._log(logged)
         return None
 
-    def judge(self, learner: Learner, source: TaskSource, tasks: int, diverged: str | None) -> None:
+    def judge(self, learner: Learner, source: TaskSource, num_tasks: int, diverged: str | None) -> None:
         """End a round: validation figures, and a checkpoint."""
         number = len(self.rounds) + 1
         val = {}
         if diverged is None:
 
             def observe(scored: Scored) -> None:
-                self.observer.task(scored.number + 1, tasks)
+                self.observer.task(scored.number + 1, num_tasks)
 
-            val = evaluate(learner, source, split="val", tasks=tasks, observe=observe, audit=False).metrics
+            val = evaluate(learner, source, split="val", num_tasks=num_tasks, observe=observe, audit=False).metrics
         self.rounds.append(
             Round(
                 number=number,

@@ -40,7 +40,7 @@ class Calibration(NamedTuple):
         kind: "classes" or "bands".
         error: 0 is best.
         points: of the reliability plot; empty bins are left out.
-        examples: how many were counted.
+        num_examples: how many were counted.
         nll: mean negative log-likelihood of the targets, over tasks, in nats.
         brier: mean squared distance of the probabilities from the one-hot targets, over tasks; None for numbers.
 
@@ -53,7 +53,7 @@ class Calibration(NamedTuple):
     kind: Literal["classes", "bands"]
     error: float
     points: list[Point]
-    examples: int
+    num_examples: int
     nll: Interval
     brier: Interval | None
 
@@ -77,7 +77,7 @@ class Calibrating:
     def __init__(self, objective: Objective) -> None:
         self.of_classes = objective.task_specific_classes or objective.loss is shared_classification.loss
         self.sums = torch.zeros(3, max(BINS, len(LEVELS)), dtype=torch.float64)  # weight, expected, observed
-        self.examples = 0
+        self.num_examples = 0
         self.nll: list[float] = []
         self.brier: list[float] = []
 
@@ -107,12 +107,12 @@ class Calibrating:
             self.nll.append(float(weighted_mean(-law.log_prob(targets).flatten(1).mean(1), weight)))
         else:
             return
-        self.examples += int((weight > 0).sum())
+        self.num_examples += int((weight > 0).sum())
 
     def result(self, subjects: np.ndarray | None = None) -> Calibration | None:
         """What came of it, with intervals over `subjects` of the tasks as in `interval`; None if no prediction said how
         sure it was."""
-        if not self.examples:
+        if not self.num_examples:
             return None
         count = BINS if self.of_classes else len(LEVELS)
         total = float(self.sums[0, :count].sum())
@@ -124,4 +124,4 @@ class Calibrating:
         error = sum(point.share * abs(point.expected - point.observed) for point in points)
         brier = interval(self.brier, subjects) if self.brier else None
         kind: Literal["classes", "bands"] = "classes" if self.of_classes else "bands"
-        return Calibration(kind, error, points, self.examples, interval(self.nll, subjects), brier)
+        return Calibration(kind, error, points, self.num_examples, interval(self.nll, subjects), brier)

@@ -34,9 +34,9 @@ def paired_difference(
         >>> source = kshot.sources.sinusoids()
         >>> mean = kshot.learners.SupportMean(source.objective)
         >>> scratch = kshot.learners.from_scratch(kshot.models.mlp(1, 1), inner_lr=0.05, objective=source.objective)
-        >>> ours, theirs = (kshot.evaluate(learner, source, tasks=20) for learner in (scratch, mean))
+        >>> ours, theirs = (kshot.evaluate(learner, source, num_tasks=20) for learner in (scratch, mean))
         >>> found = paired_difference(ours, theirs, "mse")
-        >>> found.tasks, found.mean + found.ci95 < 0
+        >>> found.num_tasks, found.mean + found.ci95 < 0
         (20, True)
     """
     sides = [_seeds(ours), _seeds(theirs)]
@@ -130,7 +130,7 @@ class Board(NamedTuple):
     higher_is_better: bool
     source: str
     episodes_sha256: str
-    tasks: int
+    num_tasks: int
     lines: list[Line]
 
 
@@ -173,7 +173,7 @@ def _board(entries: list[Entry]) -> Board:
     lines = [Line(ranked[0], None, math.nan)]
     lines += [Line(ranked[b], each, p) for (a, b), each, p in zip(pairs, found, corrected) if a == 0]
     first = ranked[0]
-    return Board(metric, higher, first.source, first.episodes_sha256, first.figure.tasks, lines)
+    return Board(metric, higher, first.source, first.episodes_sha256, first.figure.num_tasks, lines)
 
 
 def read_entry(folder: Path) -> Entry:

@@ -112,20 +112,20 @@ def evaluate(
     source: TaskSource,
     *,
     split: Split = "test",
-    tasks: int = 600,
+    num_tasks: int = 600,
     episodes_sha256: str | None = None,
     observe: Callable[[Scored], None] | None = None,
     audit: bool = True,
     coverage: int = 0,
     checkpoint: Path | None = None,
 ) -> Evaluation:
-    """Adapt to each of the first `tasks` tasks of a split on its own and score its query set.
+    """Adapt to each of the first `num_tasks` tasks of a split on its own and score its query set.
 
     Args:
         learner: used in evaluation mode, and left as it was.
         source: where the tasks come from.
         split: "test" for the figure to publish, once, at the end; decisions and choices read "val".
-        tasks: how many; the tasks 0 … tasks-1 of the split, always the same ones.
+        num_tasks: how many; the tasks 0 … num_tasks-1 of the split, always the same ones.
         episodes_sha256: the hash that the episodes must have, or its beginning, at least 8 digits. They are drawn and
             hashed before anything is scored.
         observe: called with each task as soon as it is scored.
@@ -145,13 +145,13 @@ def evaluate(
         >>> from kshot.models.backbones import mlp
         >>> from kshot.objectives import mse
         >>> from kshot.sources.functions import sinusoids
-        >>> result = evaluate(maml(mlp(1, 1), inner_lr=0.01, objective=mse), sinusoids(), tasks=4)
-        >>> result.metrics["mse"].tasks
+        >>> result = evaluate(maml(mlp(1, 1), inner_lr=0.01, objective=mse), sinusoids(), num_tasks=4)
+        >>> result.metrics["mse"].num_tasks
         4
     """
     if episodes_sha256 is not None:
         with during(source, EVALUATION):
-            _check_hash(source, split, tasks, episodes_sha256)
+            _check_hash(source, split, num_tasks, episodes_sha256)
     device = next((p.device for p in learner.parameters()), None)
     per_task: dict[str, list[float]] = {}
     adapt_seconds: list[float] = []
@@ -169,7 +169,7 @@ def evaluate(
     learner.eval()
     try:
         with torch.no_grad(), during(source, EVALUATION):
-            for number, task in enumerate(_drawn(source, split, tasks)):
+            for number, task in enumerate(_drawn(source, split, num_tasks)):
                 hash_into(digest, task)
                 episodes.append(short_hash(task))
                 with seeded(source.seed, number, device=device):
@@ -192,7 +192,7 @@ def evaluate(
         learner.train(was_training)
     for failed in failures(audits):
         warnings.warn(f"{failed.asks} {failed.found}", UntrustedFigure, stacklevel=2)
-    subjects = source.subjects(split, range(tasks))
+    subjects = source.subjects(split, range(num_tasks))
     return Evaluation(
         split=split,
         metrics={name: interval(values, subjects) for name, values in per_task.items()},
@@ -210,24 +210,24 @@ def evaluate(
     )
 
 
-def _drawn(source: TaskSource, split: Split, tasks: int) -> Iterator[Task]:
-    """The first `tasks` tasks of a split, one after another."""
-    if tasks < 1:
-        raise ValueError(f"an evaluation needs at least one task, got {tasks}")
-    for start in range(0, tasks, CHUNK):
-        yield from unstack(source.stack(split, range(start, min(start + CHUNK, tasks))))
+def _drawn(source: TaskSource, split: Split, num_tasks: int) -> Iterator[Task]:
+    """The first `num_tasks` tasks of a split, one after another."""
+    if num_tasks < 1:
+        raise ValueError(f"an evaluation needs at least one task, got {num_tasks}")
+    for start in range(0, num_tasks, CHUNK):
+        yield from unstack(source.stack(split, range(start, min(start + CHUNK, num_tasks))))
 
 
-def _check_hash(source: TaskSource, split: Split, tasks: int, expected: str) -> None:
+def _check_hash(source: TaskSource, split: Split, num_tasks: int, expected: str) -> None:
     wanted = expected.lower().rstrip("….")
     if len(wanted) < 8 or set(wanted) - set("0123456789abcdef"):
         raise ValueError(f"a hash of episodes is 8 to 64 hexadecimal digits, got {expected!r}")
     digest = hashlib.sha256()
-    for task in _drawn(source, split, tasks):
+    for task in _drawn(source, split, num_tasks):
         hash_into(digest, task)
     if not digest.hexdigest().startswith(wanted):
         raise ValueError(
-            f"these {tasks} {split} tasks hash to {digest.hexdigest()[:16]}…, not {expected[:16]}…: they are other "
+            f"these {num_tasks} {split} tasks hash to {digest.hexdigest()[:16]}…, not {expected[:16]}…: they are other "
             "episodes, and a figure on them does not compare. Look for another number of tasks, seed, size of tasks, "
             "or version of the data"
         )

@@ -20,10 +20,10 @@ class Interval(NamedTuple):
 
     mean: float
     ci95: float
-    tasks: int
+    num_tasks: int
 
     def __str__(self) -> str:
-        return f"{self.mean:.4f} ± {self.ci95:.4f} ({self.tasks} tasks)"
+        return f"{self.mean:.4f} ± {self.ci95:.4f} ({self.num_tasks} tasks)"
 
 
 class OverSeeds(NamedTuple):
@@ -33,21 +33,21 @@ class OverSeeds(NamedTuple):
         mean: over seeds, of each one's mean over tasks.
         ci95: half-width of the interval over seeds: where the mean would be for other seeds, on these tasks. NaN for
             a single seed.
-        seeds: how many.
+        num_seeds: how many.
         ci95_tasks: half-width of the interval over tasks of one typical seed: where its figure would be on other tasks.
-        tasks: how many, the same for each seed.
+        num_tasks: how many, the same for each seed.
     """
 
     mean: float
     ci95: float
-    seeds: int
+    num_seeds: int
     ci95_tasks: float
-    tasks: int
+    num_tasks: int
 
     def __str__(self) -> str:
         return (
-            f"{self.mean:.4f} ± {self.ci95:.4f} ({self.seeds} seeds), ± {self.ci95_tasks:.4f} within a seed "
-            f"({self.tasks} tasks)"
+            f"{self.mean:.4f} ± {self.ci95:.4f} ({self.num_seeds} seeds), ± {self.ci95_tasks:.4f} within a seed "
+            f"({self.num_tasks} tasks)"
         )
 
 
@@ -57,17 +57,17 @@ class Difference(NamedTuple):
     Attributes:
         mean: ours minus theirs.
         ci95: half-width of its 95 % confidence interval.
-        tasks: how many tasks both were scored on.
+        num_tasks: how many tasks both were scored on.
         p: two-sided p value of there being no difference.
-        seeds: of ours and of theirs. With one of each the interval is over tasks alone, and says nothing about what
+        num_seeds: of ours and of theirs. With one of each the interval is over tasks alone, and says nothing about what
             another training would give.
     """
 
     mean: float
     ci95: float
-    tasks: int
+    num_tasks: int
     p: float
-    seeds: tuple[int, int] = (1, 1)
+    num_seeds: tuple[int, int] = (1, 1)
 
 
 def interval(values: Sequence[float], subjects: np.ndarray | None = None) -> Interval:
@@ -86,9 +86,9 @@ def interval(values: Sequence[float], subjects: np.ndarray | None = None) -> Int
 
     Example:
         >>> interval([0.0, 1.0, 0.0, 1.0])
-        Interval(mean=0.5, ci95=0.918..., tasks=4)
+        Interval(mean=0.5, ci95=0.918..., num_tasks=4)
         >>> interval([0.0, 0.0, 1.0, 1.0], np.array([0, 0, 1, 1]))  # two users, seen twice
-        Interval(mean=0.5, ci95=6.35..., tasks=4)
+        Interval(mean=0.5, ci95=6.35..., num_tasks=4)
 
     References:
         Liang, Zeger: Longitudinal data analysis using generalized linear models, Biometrika 73, 1986: the sandwich of a
@@ -111,7 +111,7 @@ def over_seeds(figures: Sequence[Interval]) -> OverSeeds:
         >>> print(over_seeds([Interval(0.97, 0.01, 600), Interval(0.99, 0.01, 600), Interval(0.98, 0.01, 600)]))
         0.9800 ± 0.0248 (3 seeds), ± 0.0100 within a seed (600 tasks)
     """
-    tasks = {figure.tasks for figure in figures}
+    tasks = {figure.num_tasks for figure in figures}
     if len(tasks) != 1:
         raise ValueError(f"seeds are pooled over the same tasks, got figures over {sorted(tasks) or 'no'} tasks")
     mean, ci95, seeds = interval([figure.mean for figure in figures])
@@ -142,7 +142,7 @@ def difference(
 
     Example:
         >>> difference([[0.9, 0.7, 0.8]], [[0.8, 0.6, 0.6]])
-        Difference(mean=0.133..., ci95=0.143..., tasks=3, p=0.057..., seeds=(1, 1))
+        Difference(mean=0.133..., ci95=0.143..., num_tasks=3, p=0.057..., num_seeds=(1, 1))
     """
     sides = [np.asarray(side, float) for side in (ours, theirs)]
     if any(side.ndim != 2 or side.size == 0 for side in sides) or sides[0].shape[1] != sides[1].shape[1]:

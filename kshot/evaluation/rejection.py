@@ -118,7 +118,7 @@ def calibrated(
     score: Score = "energy",
     false_rejection: float = 0.05,
     split: Split = "val",
-    tasks: int = 100,
+    num_tasks: int = 100,
 ) -> float:
     """The threshold of novelty that rejects a share of the queries of validation tasks; no outsiders are needed.
 
@@ -128,10 +128,10 @@ def calibrated(
         score: how novelty is read off logits.
         false_rejection: the share.
         split: where the tasks are from.
-        tasks: how many.
+        num_tasks: how many.
     """
     return threshold_at(
-        np.concatenate([inside for inside, _ in _scores(learner, source, split, tasks, score, 0)]), false_rejection
+        np.concatenate([inside for inside, _ in _scores(learner, source, split, num_tasks, score, 0)]), false_rejection
     )
 
 
@@ -143,7 +143,7 @@ def rejection(
     score: Score = "energy",
     false_rejection: float = 0.05,
     split: Split = "test",
-    tasks: int = 600,
+    num_tasks: int = 600,
     outsiders: int = 50,
 ) -> Rejection:
     """Score a learner on telling a task's queries from examples that are out of scope.
@@ -154,14 +154,14 @@ def rejection(
         threshold: of `calibrated`, by the same score.
         score, false_rejection: as for `calibrated`.
         split: where the tasks are from.
-        tasks: how many.
+        num_tasks: how many.
         outsiders: examples out of scope beside each task.
 
     Raises:
         ValueError: a source without anything out of scope.
     """
     found: dict[str, list[float]] = {"auroc": [], "fpr95": [], "rejected_inside": [], "rejected_outside": []}
-    for inside, outside in _scores(learner, source, split, tasks, score, outsiders):
+    for inside, outside in _scores(learner, source, split, num_tasks, score, outsiders):
         values = (
             auroc(inside, outside),
             fpr95(inside, outside),
@@ -175,7 +175,7 @@ def rejection(
 
 @torch.no_grad()
 def _scores(
-    learner: Learner, source: TaskSource, split: Split, tasks: int, score: Score, outsiders: int
+    learner: Learner, source: TaskSource, split: Split, num_tasks: int, score: Score, outsiders: int
 ) -> list[tuple[np.ndarray, np.ndarray]]:
     """The novelty of each task's queries, padding left out, and of examples out of scope."""
     device = next((p.device for p in learner.parameters()), None)
@@ -184,7 +184,7 @@ def _scores(
     found = []
     try:
         with during(source, EVALUATION):
-            for index in range(tasks):
+            for index in range(num_tasks):
                 task = to(source.task(split, index), device)
                 state = learner.adapt(task.support)
                 logits = learner.predict(state, task.query.inputs)[task.query.weight > 0]

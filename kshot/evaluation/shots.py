@@ -57,7 +57,7 @@ class FewerShots(TaskSource):
 
 
 def over_shots(
-    learner: Learner, source: TaskSource, shots: Sequence[int], *, split: Split = "test", tasks: int = 100
+    learner: Learner, source: TaskSource, shots: Sequence[int], *, split: Split = "test", num_tasks: int = 100
 ) -> list[Shots]:
     """Score one trained learner at several numbers of shots: on the same tasks, with the same queries.
 
@@ -66,7 +66,7 @@ def over_shots(
         source: whose tasks have at least as many shots as the most that are asked for.
         shots: numbers of support examples, of each class where tasks have their own.
         split: where the tasks come from.
-        tasks: how many.
+        num_tasks: how many.
 
     Raises:
         ValueError: fewer than one shot, or one task.
@@ -74,11 +74,13 @@ def over_shots(
     Example:
         >>> source = kshot.sources.sinusoids(shots=10)
         >>> mean = kshot.learners.SupportMean(source.objective)
-        >>> few, many = over_shots(mean, source, [1, 10], tasks=50)
+        >>> few, many = over_shots(mean, source, [1, 10], num_tasks=50)
         >>> few.metrics["mse"].mean > many.metrics["mse"].mean
         True
     """
     return [
-        Shots(count, evaluate(learner, FewerShots(source, count), split=split, tasks=tasks, audit=False).metrics)
+        Shots(
+            count, evaluate(learner, FewerShots(source, count), split=split, num_tasks=num_tasks, audit=False).metrics
+        )
         for count in shots
     ]

@@ -24,7 +24,7 @@ CHUNK = 16
 """Tasks drawn, hashed or checked at once."""
 
 
-def freeze(source: TaskSource, path: Path | str, *, split: Split = "test", tasks: int = 600) -> str:
+def freeze(source: TaskSource, path: Path | str, *, split: Split = "test", num_tasks: int = 600) -> str:
     """Write the first tasks of a split to one safetensors file, whose header says what they are.
 
     It needs as much memory as the file takes: 150 MB for 600 tasks of Omniglot, 5-way 1-shot with 15 queries.
@@ -33,7 +33,7 @@ def freeze(source: TaskSource, path: Path | str, *, split: Split = "test", tasks
         source: where the tasks come from; its objective is one of `kshot.objectives`.
         path: the file to write, which does not exist yet.
         split: which tasks.
-        tasks: how many, from task 0.
+        num_tasks: how many, from task 0.
 
     Returns:
         The content hash of the tasks, the one that `kshot.evaluate` gives for the same tasks.
@@ -46,13 +46,13 @@ def freeze(source: TaskSource, path: Path | str, *, split: Split = "test", tasks
         >>> import tempfile
         >>> from kshot.sources.functions import sinusoids
         >>> path = Path(tempfile.mkdtemp()) / "episodes.safetensors"
-        >>> hash = freeze(sinusoids(), path, tasks=5)
+        >>> hash = freeze(sinusoids(), path, num_tasks=5)
         >>> torch.equal(episodes(path).task("test", 3).query.inputs, sinusoids().task("test", 3).query.inputs)
         True
     """
     path = Path(path)
-    if tasks < 1:
-        raise ValueError(f"at least one task must be frozen, got {tasks}")
+    if num_tasks < 1:
+        raise ValueError(f"at least one task must be frozen, got {num_tasks}")
     if split not in SPLITS:
         raise ValueError(f"split must be one of {', '.join(SPLITS)}, got {split!r}")
     if path.exists():
@@ -60,10 +60,10 @@ def freeze(source: TaskSource, path: Path | str, *, split: Split = "test", tasks
     objective = objectives.name_of(source.objective)
     digest = hashlib.sha256()
     frozen: Task | None = None
-    for start in range(0, tasks, CHUNK):
-        stack = source.stack(split, range(start, min(start + CHUNK, tasks)))
+    for start in range(0, num_tasks, CHUNK):
+        stack = source.stack(split, range(start, min(start + CHUNK, num_tasks)))
         if frozen is None:
-            frozen = tree_map(lambda leaf: leaf.new_empty((tasks, *leaf.shape[1:])), stack)
+            frozen = tree_map(lambda leaf: leaf.new_empty((num_tasks, *leaf.shape[1:])), stack)
         for whole, part in zip(tree_leaves(frozen), tree_leaves(stack)):
             whole[start : start + CHUNK] = part
         for task in unstack(stack):
@@ -71,7 +71,7 @@ def freeze(source: TaskSource, path: Path | str, *, split: Split = "test", tasks
     about = {
         "format": FORMAT,
         "split": split,
-        "tasks": tasks,
+        "tasks": num_tasks,
         "sha256": digest.hexdigest(),
         "objective": objective,
         "seed": source.seed,

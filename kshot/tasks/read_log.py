@@ -82,10 +82,10 @@ class Watched(TaskSource):
     def describe(self) -> dict[str, Any]:
         return self.source.describe()
 
-    def _read(self, split: Split, tasks: int) -> None:
+    def _read(self, split: Split, num_tasks: int) -> None:
         if self._note is not None and (self._phase, split) not in self.reads:
             self._note(self._phase, split)
-        self.reads[self._phase, split] += tasks
+        self.reads[self._phase, split] += num_tasks
 
 
 watched = Watched  # sources are made by lower-case names throughout

@@ -100,22 +100,22 @@ def test_a_run_reports_everything_that_it_promises(runs):
     for split, tasks in (("val", 3), ("test", 4)):
         figure = report[split]["accuracy"]
         assert 0 <= figure["mean"] <= 1
-        assert figure["tasks"] == tasks
+        assert figure["num_tasks"] == tasks
         assert figure["ci95"] is not None
     assert set(report["baselines"]) == {"scratch", "fine_tune", "pretrained_centroid", "centroid"}
-    assert all(b["accuracy"]["tasks"] == 3 for b in report["baselines"].values())
+    assert all(b["accuracy"]["num_tasks"] == 3 for b in report["baselines"].values())
     protocol = report["protocol"]
     assert protocol["inductive"] is True
     assert (protocol["ways"], protocol["shots"], protocol["queries"], protocol["seed"]) == (3, 1, 2, 0)
     assert len(protocol["episodes_sha256"]) == 64
     assert report["environment"]["torch"]
     assert set(report["paired"]) == set(report["baselines"])
-    assert all(each["tasks"] == 3 and each["p_holm"] >= each["p"] for each in report["paired"].values())
+    assert all(each["num_tasks"] == 3 and each["p_holm"] >= each["p"] for each in report["paired"].values())
     assert [each["shots"] for each in report["shots"]] == [1, 2, 5, 10], (
         "a class has 20 drawings, of which 2 are queries"
     )
-    assert report["shots"][0]["metrics"]["accuracy"]["tasks"] == 4
-    assert report["calibration"]["examples"] == 4 * 6
+    assert report["shots"][0]["metrics"]["accuracy"]["num_tasks"] == 4
+    assert report["calibration"]["num_examples"] == 4 * 6
     assert report["cost"]["adapt_flops"] > report["cost"]["parameters"]
     assert len(report["worst_tasks"]) == 4
     table = list(csv.DictReader((runs / "glyphs" / "tasks.csv").read_text().splitlines()))
@@ -291,7 +291,7 @@ def test_several_seeds_share_their_episodes_and_one_report(kshot, tmp_path):
     means = [each["test"]["mse"]["mean"] for each in own]
     assert means[0] != means[1]
     assert report["test"]["mse"]["mean"] == pytest.approx(sum(means) / 2)
-    assert report["test"]["mse"]["seeds"] == 2
+    assert report["test"]["mse"]["num_seeds"] == 2
     before = (tmp_path / "both" / "seed-1" / "report.json").stat().st_mtime_ns
     assert kshot("run", "run.yaml", "--out", "both", "--seeds", "0,1", "--resume").code == 0
     assert (tmp_path / "both" / "seed-1" / "report.json").stat().st_mtime_ns == before
@@ -327,7 +327,7 @@ def test_an_interrupted_run_of_several_seeds_goes_on_with_those_that_are_missing
     assert "2 seeds; ±" in page
     board = kshot("compare", "whole", "cut", "cut/seed-0", "--csv", "board.csv")
     rows = list(csv.DictReader((tmp_path / "board.csv").read_text().splitlines()))
-    assert [row["seeds"] for row in rows].count("2") == 2
+    assert [row["num_seeds"] for row in rows].count("2") == 2
     assert "Where there is one seed, another training may change the order" in board.out
 
 

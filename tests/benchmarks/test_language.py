@@ -22,7 +22,7 @@ def language(monkeypatch):
 
 
 def figure(mean):
-    return {"mean": mean, "ci95": 0.0012, "tasks": 20}
+    return {"mean": mean, "ci95": 0.0012, "num_tasks": 20}
 
 
 def test_figures_become_tables_between_the_marks(language, tmp_path, monkeypatch):

@@ -49,7 +49,7 @@ def test_recipes_are_trained_scored_and_written_beside_what_is_published(reprodu
     for recipe, seed in (("tiny", 0), ("tiny", 1), ("tiny-maml", 0)):
         path = reproduce.train(recipe, seed, out, resume=False)
         for cell in cells:
-            object.__setattr__(cell, "tasks", 4)
+            object.__setattr__(cell, "num_tasks", 4)
         reproduce.score(path, cells)
     (header, _, others, protonet, maml) = reproduce.rows_of(table, out)
     assert "5-way 1-shot" in header
@@ -96,7 +96,7 @@ def test_scores_on_features_are_those_on_images(reproduce, tmp_path):
     opened = load_run(reproduce.train("tiny", 0, tmp_path, resume=False))
     source = reproduce._of_source(5, 2).make(opened.spec)
     learner, embedded = reproduce.on_features(opened.learner, source)
-    plain, fast = (evaluate(*pair, tasks=9) for pair in ((opened.learner, source), (learner, embedded)))
+    plain, fast = (evaluate(*pair, num_tasks=9) for pair in ((opened.learner, source), (learner, embedded)))
     assert fast.per_task["accuracy"] == plain.per_task["accuracy"]
     assert fast.per_task["loss"] == pytest.approx(plain.per_task["loss"], rel=1e-4)
     assert reproduce.hash_of(source, 9) == plain.episodes_sha256

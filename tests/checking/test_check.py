@@ -54,7 +54,7 @@ def table_of(tmp_path, **columns):
 
 @pytest.mark.parametrize("source", [pictures(), numbers(), sources.glyphs(), sources.sinusoids()])
 def test_clean_tasks_have_no_findings(source):
-    checked = check(source, tasks=30)
+    checked = check(source, num_tasks=30)
     assert checked.worst == "ok", checked.findings
     assert {finding.check for finding in checked.findings} >= {"values", "two splits", "support and query"}
 
@@ -249,7 +249,7 @@ def test_a_mixture_names_the_source_and_compares_across_sources():
     good, bad = raw(0), raw(1)
     bad[EACH * 25 : EACH * 25 + 8] = good[:8]
     both = sources.mixture({"a": pictures(good), "b": pictures(bad)}, heldout={"test": ["b"]})
-    checked = check(both, tasks=20)
+    checked = check(both, num_tasks=20)
     assert [(own.source, own.split) for own in checked.sizes] == [("a", "train"), ("a", "val"), ("b", "test")]
     assert found(both, "two splits")[0] == "error"
 
@@ -257,7 +257,7 @@ def test_a_mixture_names_the_source_and_compares_across_sources():
 def test_frozen_tasks_are_compared_too(tmp_path):
     source = pictures()
     for split in ("train", "val", "test"):
-        tasks.freeze(source, tmp_path / split, split=split, tasks=8)
+        tasks.freeze(source, tmp_path / split, split=split, num_tasks=8)
     assert check(sources.episodes([tmp_path / split for split in ("train", "val", "test")])).worst == "ok"
 
 
@@ -287,9 +287,9 @@ def test_ratings_have_no_false_copies(tmp_path):
 
 def test_a_bounded_number_of_examples_is_looked_at_and_said():
     assert "all 256 examples" in check(pictures()).looked_at
-    assert "60 of 256 examples" in check(pictures(), examples=60).looked_at
+    assert "60 of 256 examples" in check(pictures(), num_examples=60).looked_at
     with pytest.raises(ValueError, match="at least one example"):
-        check(pictures(), examples=0)
+        check(pictures(), num_examples=0)
 
 
 RUN = """\

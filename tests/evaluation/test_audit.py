@@ -269,7 +269,7 @@ PLANTED = {
 def audited(learner, source, **options):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UntrustedFigure)
-        return kshot.evaluate(learner, source, **({"tasks": 80} | options))
+        return kshot.evaluate(learner, source, **({"num_tasks": 80} | options))
 
 
 def failed(evaluation):
@@ -324,17 +324,17 @@ def test_rounds_read_train_and_val_and_the_audit_sees_that():
     options = {"steps_per_round": 2, "tasks_per_step": 2, "num_val_tasks": 4}
     kshot.run_until(learner, source, "mse <= 0", budget=kshot.Budget(rounds=2), **options)
     assert set(source.reads) == {("rounds", "train"), ("rounds", "val")}
-    found = kshot.evaluate(learner, source, tasks=8)
+    found = kshot.evaluate(learner, source, num_tasks=8)
     assert results(found)["test reads"] is Result.PASSED
-    assert results(kshot.evaluate(learner, sinusoids(), tasks=8))["test reads"] is Result.NOT_APPLICABLE
-    kshot.evaluate(learner, source, tasks=8)  # evaluations are no decisions
+    assert results(kshot.evaluate(learner, sinusoids(), num_tasks=8))["test reads"] is Result.NOT_APPLICABLE
+    kshot.evaluate(learner, source, num_tasks=8)  # evaluations are no decisions
 
     def peeks(history):
-        kshot.evaluate(learner, source, tasks=2, audit=False)
+        kshot.evaluate(learner, source, num_tasks=2, audit=False)
         return kshot.deciding.decisions.Stop(kshot.deciding.decisions.Outcome.NO_PROGRESS, "enough")
 
     kshot.run_until(learner, source, "mse <= 0", policy=peeks, **options)
-    assert failed(audited(learner, source, tasks=8)) == {"test reads"}
+    assert failed(audited(learner, source, num_tasks=8)) == {"test reads"}
 
 
 def test_weights_other_than_those_of_the_checkpoint_are_told(tmp_path):
@@ -360,7 +360,7 @@ class OfTheZoo(TaskSource):
 
 @pytest.mark.parametrize("row", ZOO.values(), ids=ZOO.keys())
 def test_every_row_of_the_zoo_passes(row):
-    found = kshot.evaluate(row.make(3), OfTheZoo(row, 0), tasks=20)
+    found = kshot.evaluate(row.make(3), OfTheZoo(row, 0), num_tasks=20)
     assert found.trusted
     of = results(found)
     never = {"label order", "test reads"} | ({"other queries"} if row.transductive else set())
@@ -375,13 +375,13 @@ def test_every_row_of_the_zoo_passes(row):
 @pytest.mark.parametrize("seed", range(5))
 def test_honest_tasks_of_all_sizes_pass(seed):
     source = pool(ways=[2, 5], shots=[1, 4], queries=[1, 4], on_too_few="shrink", label_noise=0.2, seed=seed)
-    found = kshot.evaluate(Centroid(), source, tasks=80)
+    found = kshot.evaluate(Centroid(), source, num_tasks=80)
     assert found.trusted
     assert {name for name, result in results(found).items() if result is Result.NOT_APPLICABLE} == {"test reads"}
 
 
 def test_a_fixed_head_is_no_bug():
-    of = {audit.name: audit for audit in kshot.evaluate(maml(), pool(), tasks=40).audits}
+    of = {audit.name: audit for audit in kshot.evaluate(maml(), pool(), num_tasks=40).audits}
     assert of["class order"].result is Result.PASSED
     assert "need not" in of["class order"].found
     assert 0 < of["class order"].figure < 1
@@ -442,7 +442,7 @@ def test_predictions_may_be_trees():
         return weighted_mean(((prediction["mean"] - batch.targets) / prediction["spread"]).square()[:, 0], batch.weight)
 
     learner = MeanAndSpread(Objective(loss, lambda prediction, batch: {}))
-    found = audited(learner, sinusoids(), tasks=10)
+    found = audited(learner, sinusoids(), num_tasks=10)
     assert failed(found) == {"padding"}  # it does count padding
     assert results(found)["metric"] is Result.NOT_APPLICABLE
 
@@ -455,7 +455,7 @@ def test_equal_rows_of_few_values_are_no_copies():
             random = torch.from_numpy(generator(0, split, index).integers(0, 2, (2, 10, 2)).astype(np.float32))
             return Task(*(Batch.of(rows[:, :1], rows[:, 1:]) for rows in random))
 
-    of = results(kshot.evaluate(SupportMean(objectives.mse), Coins(), tasks=10))
+    of = results(kshot.evaluate(SupportMean(objectives.mse), Coins(), num_tasks=10))
     assert of["support and query"] is of["splits"] is Result.NOT_APPLICABLE
 
 
@@ -463,10 +463,10 @@ def test_a_learner_that_goes_by_the_order_of_rows_is_declared():
     model = nn.Sequential(nn.Flatten(), nn.Linear(64, 4))
     learner = kshot.learners.reptile(model, inner_lr=0.1, minibatch=2)
     assert learner.ordered
-    of = results(kshot.evaluate(learner, pool(), tasks=30))
+    of = results(kshot.evaluate(learner, pool(), num_tasks=30))
     assert of["support order"] is Result.NOT_APPLICABLE
     learner.ordered = False
-    assert "support order" in failed(audited(learner, pool(), tasks=30))
+    assert "support order" in failed(audited(learner, pool(), num_tasks=30))
 
 
 def test_a_learner_without_a_copy_in_double_precision_is_asked_as_it_is():
@@ -475,28 +475,28 @@ def test_a_learner_without_a_copy_in_double_precision_is_asked_as_it_is():
             assert support.inputs.dtype == torch.float32
             return super().adapt(support)
 
-    (audit,) = [a for a in kshot.evaluate(Single(), pool(), tasks=4).audits if a.name == "other queries"]
+    (audit,) = [a for a in kshot.evaluate(Single(), pool(), num_tasks=4).audits if a.name == "other queries"]
     assert (audit.result, audit.tolerance) == (Result.PASSED, 1e-3)
 
 
 @pytest.mark.parametrize("tasks", [1, 2, 3])
 def test_few_tasks_are_audited_as_far_as_they_go(tasks):
-    assert kshot.evaluate(Centroid(), pool(), tasks=tasks).trusted
+    assert kshot.evaluate(Centroid(), pool(), num_tasks=tasks).trusted
 
 
 def test_a_val_evaluation_never_reads_test():
     source = watched(pool())
-    kshot.evaluate(Centroid(), source, split="val", tasks=20)
+    kshot.evaluate(Centroid(), source, split="val", num_tasks=20)
     assert {split for _, split in source.reads} == {"train", "val"}
 
 
 def test_a_failed_audit_warns_and_is_in_the_summary():
     with pytest.warns(UntrustedFigure, match="other queries go"):
-        found = kshot.evaluate(SeesOtherQueries(), pool(), tasks=10)
+        found = kshot.evaluate(SeesOtherQueries(), pool(), num_tasks=10)
     summary = json.loads(json.dumps(to_json(found.summary())))
     assert summary["trusted"] is False
     (entry,) = [audit for audit in summary["audits"] if audit["result"] == "FAILED"]
     assert entry["figure"] > entry["tolerance"]
-    unaudited = kshot.evaluate(SeesOtherQueries(), pool(), tasks=10, audit=False)
+    unaudited = kshot.evaluate(SeesOtherQueries(), pool(), num_tasks=10, audit=False)
     assert not unaudited.trusted
     assert unaudited.audits == ()

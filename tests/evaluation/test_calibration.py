@@ -39,7 +39,7 @@ def test_points_and_scores_are_those_of_scikit_learn():
     labels, second = batch.targets.argmax(1), logits.softmax(1)[:, 1]
     assert found.brier.mean == pytest.approx(2 * brier_score_loss(labels, second))
     assert found.nll.mean == pytest.approx(log_loss(labels, second))
-    assert (found.kind, found.examples, found.nll.tasks) == ("classes", 500, 2)
+    assert (found.kind, found.num_examples, found.nll.num_tasks) == ("classes", 500, 2)
 
 
 def test_true_probabilities_are_calibrated_and_sharper_ones_are_not():
@@ -54,7 +54,7 @@ def test_a_row_of_weight_0_does_not_count():
     weight = (torch.arange(40) < 30).float()
     padded = gathered(objectives.classification, (logits, batch._replace(weight=weight)))
     expected = gathered(objectives.classification, (logits[:30], batch.rows(slice(30))))
-    assert padded.examples == expected.examples == 30
+    assert padded.num_examples == expected.num_examples == 30
     for name in ("error", "nll", "brier"):
         torch.testing.assert_close(getattr(padded, name), getattr(expected, name), equal_nan=True)
     torch.testing.assert_close(torch.tensor(padded.points), torch.tensor(expected.points))

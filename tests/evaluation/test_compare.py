@@ -31,7 +31,7 @@ def test_a_small_gain_is_told_on_the_same_tasks_where_intervals_overlap():
     assert found.mean - found.ci95 > 0
     assert found.p == pytest.approx(stats.ttest_rel(HARD + 0.005 + NOISE[0], HARD + NOISE[1]).pvalue)
     test, baselines = (
-        {"accuracy": {"mean": float(np.mean(each.per_task["accuracy"])), "ci95": 0.0098, "tasks": 400}}
+        {"accuracy": {"mean": float(np.mean(each.per_task["accuracy"])), "ci95": 0.0098, "num_tasks": 400}}
         for each in (ours, theirs)
     )
     named = {"plain": baselines}
@@ -45,14 +45,16 @@ def test_a_small_gain_is_told_on_the_same_tasks_where_intervals_overlap():
 
 def test_one_may_have_more_tasks_if_the_others_are_its_first():
     found = paired_difference(scores(HARD[:300]), scores(HARD[:100] - 0.25), "accuracy")
-    assert (found.tasks, found.mean) == (100, pytest.approx(0.25))
+    assert (found.num_tasks, found.mean) == (100, pytest.approx(0.25))
 
 
 def test_other_episodes_are_refused():
     with pytest.raises(ValueError, match="not scored on the same episodes: task 0 is 0000000000000000…"):
         paired_difference(scores(HARD[:5]), scores(HARD[:5], first=1), "accuracy")
     sources = [kshot.sources.sinusoids(seed=seed) for seed in (0, 1)]
-    one, other = (kshot.evaluate(kshot.learners.SupportMean(source.objective), source, tasks=3) for source in sources)
+    one, other = (
+        kshot.evaluate(kshot.learners.SupportMean(source.objective), source, num_tasks=3) for source in sources
+    )
     with pytest.raises(ValueError, match="with the same seed of tasks"):
         paired_difference(one, other, "mse")
     with pytest.raises(ValueError, match="no 'accuracy' to compare, only loss, mse"):
@@ -108,7 +110,7 @@ def folder(at: Path, values, *, name: str = "", episodes: str = "ab" * 32, metri
         "name": name or at.name,
         "metric": metric,
         "higher_is_better": metric == "accuracy",
-        "test": {metric: {"mean": float(np.mean(values)), "ci95": ci95, "tasks": len(values)}},
+        "test": {metric: {"mean": float(np.mean(values)), "ci95": ci95, "num_tasks": len(values)}},
         "protocol": protocol | {"episodes_sha256": episodes},
         "cost": {"adapt_ms": {"median": 2.0, "p95": 3.0}, "parameters": 1864, "adapt_flops": 324096},
     }
@@ -172,10 +174,10 @@ def test_seeds_in_one_folder_are_one_entry(tmp_path):
     folder(tmp_path / "one", HARD + 0.001)
     (board,) = compare([tmp_path / "several", tmp_path / "one"])
     several, one = board.lines
-    assert (several.entry.figure.seeds, one.entry.figure.seeds) == (3, 1)
+    assert (several.entry.figure.num_seeds, one.entry.figure.num_seeds) == (3, 1)
     assert several.entry.figure.mean == pytest.approx(HARD.mean() + 0.01)
     assert several.entry.figure.ci95 == pytest.approx(0.01 * stats.t.ppf(0.975, 2) / 3**0.5)
-    assert one.behind.seeds == (1, 3)
+    assert one.behind.num_seeds == (1, 3)
     assert one.tied, "all tasks agree, but the seeds differ by more"
 
 

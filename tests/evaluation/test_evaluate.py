@@ -9,7 +9,7 @@ from kshot.sources import sinusoids
 
 def test_figures_are_means_over_single_tasks():
     learner, source = SupportMean(objectives.mse), sinusoids()
-    found = kshot.evaluate(learner, source, split="val", tasks=20)
+    found = kshot.evaluate(learner, source, split="val", num_tasks=20)
     expected = [float(learner(source.task("val", index))) for index in range(20)]
     assert found.per_task["mse"] == pytest.approx(expected, rel=1e-5)
     assert found.metrics["mse"].mean == pytest.approx(sum(expected) / 20, rel=1e-5)
@@ -19,18 +19,18 @@ def test_figures_are_means_over_single_tasks():
 
 def test_the_hash_names_the_episodes():
     def sha(**options):
-        arguments = {"split": "test", "tasks": 5} | options
+        arguments = {"split": "test", "num_tasks": 5} | options
         seed = arguments.pop("seed", 0)
         return kshot.evaluate(SupportMean(objectives.mse), sinusoids(seed=seed), **arguments).episodes_sha256
 
     assert sha() == sha()
-    assert len({sha(), sha(tasks=6), sha(split="val"), sha(seed=1)}) == 4
+    assert len({sha(), sha(num_tasks=6), sha(split="val"), sha(seed=1)}) == 4
 
 
 def test_evaluating_leaves_the_learner_as_it_was():
     learner = kshot.maml(kshot.models.mlp(1, 1, [4]), inner_lr=0.1, objective=objectives.mse).train()
     before = {name: tensor.clone() for name, tensor in learner.state_dict().items()}
-    kshot.evaluate(learner, sinusoids(), tasks=3)
+    kshot.evaluate(learner, sinusoids(), num_tasks=3)
     assert learner.training
     assert all(p.grad is None for p in learner.parameters())
     assert all(torch.equal(tensor, before[name]) for name, tensor in learner.state_dict().items())
@@ -39,7 +39,7 @@ def test_evaluating_leaves_the_learner_as_it_was():
 def test_a_transductive_learner_is_called_one():
     model = torch.nn.Sequential(torch.nn.Linear(1, 4), torch.nn.BatchNorm1d(4), torch.nn.Linear(4, 1))
     learner = kshot.maml(model, inner_lr=0.1, objective=objectives.mse, batchnorm="query")
-    assert not kshot.evaluate(learner, sinusoids(), tasks=2).inductive
+    assert not kshot.evaluate(learner, sinusoids(), num_tasks=2).inductive
 
 
 class Padded(kshot.tasks.TaskSource):
@@ -58,13 +58,13 @@ class Padded(kshot.tasks.TaskSource):
 def test_rows_that_fill_up_a_query_are_not_shown_to_a_transductive_learner():
     model = torch.nn.Sequential(torch.nn.Linear(1, 4), torch.nn.BatchNorm1d(4), torch.nn.Linear(4, 1))
     learner = kshot.maml(model, inner_lr=0.1, objective=objectives.mse, batchnorm="query")
-    plain, padded = (kshot.evaluate(learner, source, tasks=3, audit=False) for source in (sinusoids(), Padded()))
+    plain, padded = (kshot.evaluate(learner, source, num_tasks=3, audit=False) for source in (sinusoids(), Padded()))
     assert padded.per_task["mse"] == pytest.approx(plain.per_task["mse"], rel=1e-6)
 
 
 def test_no_tasks_is_refused():
     with pytest.raises(ValueError, match="at least one task, got 0"):
-        kshot.evaluate(SupportMean(objectives.mse), sinusoids(), tasks=0)
+        kshot.evaluate(SupportMean(objectives.mse), sinusoids(), num_tasks=0)
 
 
 def test_from_scratch_starts_from_other_weights_and_fine_tuning_from_the_given_ones():
@@ -85,19 +85,19 @@ def test_from_scratch_starts_from_other_weights_and_fine_tuning_from_the_given_o
 def test_episodes_of_another_hash_are_refused_before_anything_is_scored():
     source, scored = sinusoids(), []
     learner = SupportMean(objectives.mse)
-    sha = kshot.evaluate(learner, source, tasks=5).episodes_sha256
+    sha = kshot.evaluate(learner, source, num_tasks=5).episodes_sha256
     for given in (sha, sha[:8], sha[:16].upper() + "…"):
-        assert kshot.evaluate(learner, source, tasks=5, episodes_sha256=given).episodes_sha256 == sha
+        assert kshot.evaluate(learner, source, num_tasks=5, episodes_sha256=given).episodes_sha256 == sha
     with pytest.raises(ValueError, match=f"these 6 test tasks hash to .*, not {sha[:16]}…: they are other episodes"):
-        kshot.evaluate(learner, source, tasks=6, episodes_sha256=sha, observe=scored.append)
+        kshot.evaluate(learner, source, num_tasks=6, episodes_sha256=sha, observe=scored.append)
     with pytest.raises(ValueError, match="8 to 64 hexadecimal digits, got 'abc'"):
-        kshot.evaluate(learner, source, tasks=5, episodes_sha256="abc")
+        kshot.evaluate(learner, source, num_tasks=5, episodes_sha256="abc")
     assert not scored
 
 
 def test_an_observer_sees_each_task_with_what_was_made_of_it():
     source, learner, seen = sinusoids(), SupportMean(objectives.mse), []
-    found = kshot.evaluate(learner, source, tasks=3, observe=seen.append)
+    found = kshot.evaluate(learner, source, num_tasks=3, observe=seen.append)
     assert [each.number for each in seen] == [0, 1, 2]
     for each in seen:
         assert torch.equal(each.prediction, learner.predict(each.state, each.task.query.inputs))
@@ -108,10 +108,10 @@ def test_an_observer_sees_each_task_with_what_was_made_of_it():
 
 def test_classes_are_calibrated_in_every_evaluation_and_numbers_are_not():
     source = kshot.sources.glyphs(ways=3, queries=4)
-    found = kshot.evaluate(kshot.learners.nearest_centroid(), source, tasks=4)
-    assert found.calibration.examples == 4 * 12
+    found = kshot.evaluate(kshot.learners.nearest_centroid(), source, num_tasks=4)
+    assert found.calibration.num_examples == 4 * 12
     assert found.calibration.nll.mean == pytest.approx(found.metrics["loss"].mean, rel=1e-5)
-    assert kshot.evaluate(SupportMean(objectives.mse), sinusoids(), tasks=2).calibration is None
+    assert kshot.evaluate(SupportMean(objectives.mse), sinusoids(), num_tasks=2).calibration is None
 
 
 def test_another_training_seed_draws_other_training_tasks_and_the_same_episodes():
@@ -129,7 +129,7 @@ def test_another_training_seed_draws_other_training_tasks_and_the_same_episodes(
                 parameter.fill_(0.1)
         learner = kshot.maml(model, inner_lr=0.1, objective=objectives.mse)
         losses = kshot.fit(learner, Noted(), steps=2, tasks_per_step=3, seed=seed)
-        found = kshot.evaluate(learner, Noted(), tasks=2, audit=False)  # which reads of all splits
+        found = kshot.evaluate(learner, Noted(), num_tasks=2, audit=False)  # which reads of all splits
         trained.setdefault(seed, []).append((drawn["train"], drawn["test"], losses, found.episodes_sha256))
     assert trained[0][0] == trained[0][1]
     (first, test, losses, sha), (other, same, others, also) = trained[0][0], trained[1][0]

@@ -24,7 +24,7 @@ def test_tasks_of_the_same_subjects_count_as_one_each():
     plain, alone = interval(list(values)), interval(list(values), np.arange(24)[::-1] + 5)
     assert alone == pytest.approx(plain)
     found, of_means = interval(list(values[order]), subjects[order]), interval(list(values.reshape(8, 3).mean(1)))
-    assert (found.mean, found.ci95, found.tasks) == pytest.approx((of_means.mean, of_means.ci95, 24))
+    assert (found.mean, found.ci95, found.num_tasks) == pytest.approx((of_means.mean, of_means.ci95, 24))
     assert found.ci95 > plain.ci95
     other = random.normal(size=24)
     paired = difference([values[order]], [other[order]], subjects[order])
@@ -58,7 +58,7 @@ def test_seeds_are_pooled_with_both_intervals():
     of_means = interval(list(scores.mean(1)))
     assert (found.mean, found.ci95) == pytest.approx((of_means.mean, of_means.ci95))
     assert found.ci95_tasks == pytest.approx(np.sqrt(np.mean([interval(list(own)).ci95 ** 2 for own in scores])))
-    assert (found.seeds, found.tasks) == (4, 50)
+    assert (found.num_seeds, found.num_tasks) == (4, 50)
     one = over_seeds([Interval(0.5, 0.1, 20)])
     assert math.isnan(one.ci95)
     assert one.ci95_tasks == pytest.approx(0.1)
@@ -77,7 +77,7 @@ def test_one_seed_each_is_the_paired_t_test():
     low, high = expected.confidence_interval()
     assert found.p == pytest.approx(expected.pvalue)
     assert (found.mean - found.ci95, found.mean + found.ci95) == pytest.approx((low, high))
-    assert found.seeds == (1, 1)
+    assert found.num_seeds == (1, 1)
 
 
 def test_where_all_tasks_differ_alike_only_the_seeds_count_by_welchs_test():
@@ -88,7 +88,7 @@ def test_where_all_tasks_differ_alike_only_the_seeds_count_by_welchs_test():
     low, high = expected.confidence_interval()
     assert found.p == pytest.approx(expected.pvalue)
     assert (found.mean - found.ci95, found.mean + found.ci95) == pytest.approx((low, high))
-    assert found.seeds == (3, 2)
+    assert found.num_seeds == (3, 2)
 
 
 def test_equal_scores_do_not_differ_and_a_constant_gain_does():

@@ -83,8 +83,8 @@ def test_texts_out_of_scope_are_of_no_class_and_of_their_part(tmp_path):
 def test_a_threshold_set_on_validation_holds_on_test(tmp_path):
     source = source_of(tmp_path)
     learner = kshot.protonet(nn.Flatten())
-    threshold = calibrated(learner, source, tasks=30, false_rejection=0.1)
-    found = rejection(learner, source, threshold=threshold, false_rejection=0.1, tasks=30)
+    threshold = calibrated(learner, source, num_tasks=30, false_rejection=0.1)
+    found = rejection(learner, source, threshold=threshold, false_rejection=0.1, num_tasks=30)
     assert found.auroc.mean > 0.9
     assert found.rejected_inside.mean < 0.2
     assert found.rejected_outside.mean > 0.5

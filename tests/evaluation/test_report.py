@@ -25,7 +25,7 @@ HOSTILE = "<script>alert('x')</script> & \"quoted\""
 
 
 def of(mean: float | None, ci95: float | None = 0.01, tasks: int = 100, metric: str = "accuracy") -> dict[str, Any]:
-    return {metric: {"mean": mean, "ci95": ci95, "tasks": tasks}}
+    return {metric: {"mean": mean, "ci95": ci95, "num_tasks": tasks}}
 
 
 def round_entry(number: int, mean: float | None, action: str = "continue", **decision: Any) -> dict[str, Any]:
@@ -77,17 +77,17 @@ REPORT = {
 }
 REPORT |= {
     "paired": {
-        "nearest centroid": {"mean": 0.21, "ci95": 0.008, "tasks": 1000, "p": 0.0, "p_holm": 0.0},
-        "from scratch": {"mean": 0.003, "ci95": 0.01, "tasks": 1000, "p": 0.4, "p_holm": 0.4},
+        "nearest centroid": {"mean": 0.21, "ci95": 0.008, "num_tasks": 1000, "p": 0.0, "p_holm": 0.0},
+        "from scratch": {"mean": 0.003, "ci95": 0.01, "num_tasks": 1000, "p": 0.4, "p_holm": 0.4},
     },
     "worst_tasks": [{"task": 17, "episode": "cd" * 8, "accuracy": 0.2}],
     "calibration": {
         "kind": "classes",
         "error": 0.031,
         "points": [{"expected": 0.9, "observed": 0.95, "share": 1.0}],
-        "examples": 900,
-        "nll": {"mean": 0.2, "ci95": 0.01, "tasks": 1000},
-        "brier": {"mean": 0.1, "ci95": 0.01, "tasks": 1000},
+        "num_examples": 900,
+        "nll": {"mean": 0.2, "ci95": 0.01, "num_tasks": 1000},
+        "brier": {"mean": 0.1, "ci95": 0.01, "num_tasks": 1000},
     },
     "cost": {
         "parameters": 112_000,
@@ -215,7 +215,7 @@ def test_page_needs_nothing_but_itself(tmp_path: Path) -> None:
 
 
 def test_a_report_over_seeds_has_both_intervals_and_a_line_a_seed(tmp_path: Path) -> None:
-    pooled = {"mean": 0.95, "ci95": 0.02, "seeds": 3, "ci95_tasks": 0.004, "tasks": 1000}
+    pooled = {"mean": 0.95, "ci95": 0.02, "num_seeds": 3, "ci95_tasks": 0.004, "num_tasks": 1000}
     seeds = [
         {"seed": seed, "test": of(0.94 + seed / 100), "best_round": 2, "outcome": "TARGET_MET", "seconds": 60.0}
         for seed in range(3)
@@ -234,7 +234,7 @@ def test_a_report_over_seeds_has_both_intervals_and_a_line_a_seed(tmp_path: Path
 
 def test_bands_are_told_by_their_coverage(tmp_path: Path) -> None:
     points = [{"expected": level, "observed": level - 0.1, "share": 0.1} for level in (0.5, 0.95)]
-    bands = {"kind": "bands", "error": 0.1, "points": points, "examples": 9, "nll": None, "brier": None}
+    bands = {"kind": "bands", "error": 0.1, "points": points, "num_examples": 9, "nll": None, "brier": None}
     html = page(tmp_path, REPORT | {"calibration": bands})
     assert "targets within the 95% band" in html
     assert "85.0%" in html
@@ -273,8 +273,8 @@ def test_report_json_is_strict_and_nan_is_null(tmp_path: Path) -> None:
         raise AssertionError(name)
 
     read = json.loads((tmp_path / "report.json").read_text(), parse_constant=refuse)
-    assert read["test"]["accuracy"] == {"mean": None, "ci95": None, "tasks": 100}
-    assert read["val"]["accuracy"] == {"mean": 0.9, "ci95": None, "tasks": 1}
+    assert read["test"]["accuracy"] == {"mean": None, "ci95": None, "num_tasks": 100}
+    assert read["val"]["accuracy"] == {"mean": 0.9, "ci95": None, "num_tasks": 1}
     assert read["rounds"] == ROUNDS
 
 

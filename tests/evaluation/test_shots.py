@@ -60,10 +60,10 @@ def test_tasks_that_are_drawn_stack_and_keep_their_queries(ways, shots):
 def test_the_curve_is_the_figure_of_each_number_on_the_same_queries():
     source = kshot.sources.sinusoids(shots=10)
     learner = kshot.learners.SupportMean(source.objective)
-    found = over_shots(learner, source, [1, 10], split="val", tasks=30)
+    found = over_shots(learner, source, [1, 10], split="val", num_tasks=30)
     assert [each.shots for each in found] == [1, 10]
     assert found[1].metrics["mse"] == pytest.approx(
-        kshot.evaluate(learner, source, split="val", tasks=30).metrics["mse"], rel=1e-5
+        kshot.evaluate(learner, source, split="val", num_tasks=30).metrics["mse"], rel=1e-5
     )
     last = [source.task("val", index) for index in range(30)]
     errors = [float((task.query.targets - task.support.targets[-1]).square().mean()) for task in last]

@@ -170,7 +170,7 @@ def test_an_audit_holds_reading_along_to_what_came_before(tmp_path):
     )
     model = kshot.models.language_model(len(source.vocabulary), width=8)
     learner = kshot.learners.dynamic_evaluation(model, inner_lr=0.1)
-    audits = {audit.name: audit for audit in kshot.evaluate(learner, source, tasks=3).audits}
+    audits = {audit.name: audit for audit in kshot.evaluate(learner, source, num_tasks=3).audits}
     assert audits["other queries"].result.name == "PASSED"
     assert audits["query order"].result.name == "NOT_APPLICABLE"
 
@@ -182,7 +182,7 @@ def test_an_audit_holds_reading_along_to_what_came_before(tmp_path):
 
     learner.__class__ = Ahead
     with pytest.warns(kshot.evaluation.audit.run.UntrustedFigure, match="other queries go"):
-        kshot.evaluate(learner, source, tasks=3)
+        kshot.evaluate(learner, source, num_tasks=3)
 
 
 def test_without_passes_the_support_is_context_alone():

@@ -70,7 +70,7 @@ def test_pretraining_meta_training_and_fine_tuning_are_one_pipeline():
     before = {name: parameter.clone() for name, parameter in model.named_parameters()}
     kshot.fit(learner, source, steps=2, tasks_per_step=1)
     assert any(not torch.equal(parameter, before[name]) for name, parameter in model.named_parameters())
-    assert kshot.evaluate(learner, source, tasks=2).inductive
+    assert kshot.evaluate(learner, source, num_tasks=2).inductive
     state = learner.adapt(source.task("test", 0).support)
     for name, parameter in model.named_parameters():
         assert not torch.equal(state["params"][name], parameter), name
@@ -123,7 +123,7 @@ def test_an_evaluation_says_that_it_was_transductive(kind):
     source = kshot.sources.glyphs(ways=3, shots=1, queries=2)
     options = {"features": 784} if kind == "laplacian_shot" else {"inner_lr": 0.01, "steps": 1}
     embedding = nn.Flatten() if kind == "laplacian_shot" else nn.Sequential(nn.Flatten(), nn.Linear(784, 4))
-    assert not kshot.evaluate(getattr(kshot.learners, kind)(embedding, **options), source, tasks=2).inductive
+    assert not kshot.evaluate(getattr(kshot.learners, kind)(embedding, **options), source, num_tasks=2).inductive
 
 
 @pytest.mark.parametrize(
@@ -171,7 +171,7 @@ def test_a_run_of_a_head_opens_again_as_it_was(learner, tmp_path):
     report = run(spec, tmp_path / "run", console=Console(quiet=True))
     assert report["protocol"]["inductive"] == ("laplacian" not in learner)
     opened = load_run(tmp_path / "run").learner
-    found = kshot.evaluate(opened, kshot.sources.glyphs(queries=15), tasks=2)
+    found = kshot.evaluate(opened, kshot.sources.glyphs(queries=15), num_tasks=2)
     assert found.metrics["loss"].mean == pytest.approx(report["test"]["loss"]["mean"], abs=1e-6)
     if "shot" in learner:
         assert opened.head.centre.abs().sum() > 0

@@ -168,7 +168,7 @@ def test_ratings_are_read_through_a_model_of_them(kind, target_type, tmp_path):
         model.width, outputs, width=32, depth=1, embedding=model, objective=source.objective, **PROCESSES[kind]
     )
     kshot.fit(learner, source, steps=100, tasks_per_step=16, outer_lr=4e-3, mode="vmap")
-    found = kshot.evaluate(learner, source, tasks=30)
+    found = kshot.evaluate(learner, source, num_tasks=30)
     assert found.trusted
     assert found.metrics["mae"].mean < 0.5, "half of the users rate 2 more: 1 off for who does not tell which"
 
@@ -198,9 +198,9 @@ def test_what_fits_no_input_is_told(make):
 def test_training_brings_a_neural_process_near_the_posterior():
     source = gaussian_processes(length_scale=(1.0, 1.0), noise=0.2, shots=(5, 10), queries=10)
     learner = kshot.learners.attentive_np(1, 1, width=32, depth=1, heads=4)
-    before = kshot.evaluate(learner, source, tasks=50).metrics["log_likelihood"].mean
+    before = kshot.evaluate(learner, source, num_tasks=50).metrics["log_likelihood"].mean
     kshot.fit(learner, source, steps=300, tasks_per_step=16, outer_lr=3e-3, mode="vmap")
-    after = kshot.evaluate(learner, source, tasks=50).metrics["log_likelihood"].mean
+    after = kshot.evaluate(learner, source, num_tasks=50).metrics["log_likelihood"].mean
     best = np.mean(
         [
             float(
@@ -218,7 +218,7 @@ def test_training_brings_a_neural_process_near_the_posterior():
 def test_any_model_predicts_a_spread_through_its_last_layer():
     model = torch.nn.Sequential(torch.nn.Linear(1, 8), torch.nn.Tanh(), torch.nn.Linear(8, 2), Spread())
     learner = kshot.maml(model, inner_lr=0.01, steps=2, objective=objectives.gaussian)
-    result = kshot.evaluate(learner, gaussian_processes(), tasks=3)
+    result = kshot.evaluate(learner, gaussian_processes(), num_tasks=3)
     assert set(result.metrics) == {"loss", "log_likelihood", "mse", "crps", "coverage"}
     with pytest.raises(ValueError, match="even number"):
         Spread()(torch.zeros(1, 3))

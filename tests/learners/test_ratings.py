@@ -323,11 +323,11 @@ def test_coverage_is_the_share_of_the_catalogue_that_somebody_is_shown(tmp_path)
     for index in range(6):
         given = source.task("test", index).support.inputs["item"].tolist()
         shown |= set([number for number in order if number not in given][:10])
-    found = kshot.evaluate(learner, source, tasks=8, coverage=6, audit=False).coverage
+    found = kshot.evaluate(learner, source, num_tasks=8, coverage=6, audit=False).coverage
     assert found is not None
     assert (found.top, found.users, found.items) == (10, 6, len(order))
     assert found.share == pytest.approx(len(shown) / len(order))
-    assert kshot.evaluate(learner, source, tasks=8, audit=False).coverage is None
+    assert kshot.evaluate(learner, source, num_tasks=8, audit=False).coverage is None
 
 
 @pytest.mark.parametrize("target_type", ["number", "levels"])
@@ -344,7 +344,7 @@ def test_equal_ratings_and_few_of_them(tmp_path, target_type):
     learner = kshot.learners.alpaca(kshot.models.factorisation(source.encoding.counts, 0, None, factors=2), features=3,
                             objective=source.objective)  # fmt: skip
     kshot.fit(learner, source, steps=2, mode="vmap")
-    assert kshot.evaluate(learner, source, tasks=4, audit=False).metrics["mae"].mean < 1
+    assert kshot.evaluate(learner, source, num_tasks=4, audit=False).metrics["mae"].mean < 1
     (tmp_path / "log.csv").write_text("user,item,rating,time\na,b,3,1\na,c,3,\n")
     with pytest.raises(ValueError, match="line 3, column 'time': the value is missing; a row needs its time"):
         kshot.sources.ratings(tmp_path / "log.csv", **options)

@@ -254,13 +254,13 @@ def test_adapting_to_a_writer_pays(tmp_path):
     figures = []  # not audited: texts that go round in circles show their queries in the support
     for steps in (0, 2):
         learner.solver.steps = steps
-        found = kshot.evaluate(learner, source, split="test", tasks=20, audit=False)
+        found = kshot.evaluate(learner, source, split="test", num_tasks=20, audit=False)
         figures.append(found.metrics["bits_per_character"].mean)
     assert figures[1] < 0.5 * figures[0]
     learner.solver.steps = 2
     before = figures[1]
     kshot.fit(learner, source, steps=20, tasks_per_step=4, outer_lr=0.1, mode="vmap")
-    after = kshot.evaluate(learner, source, split="test", tasks=20, audit=False)
+    after = kshot.evaluate(learner, source, split="test", num_tasks=20, audit=False)
     assert after.metrics["bits_per_character"].mean < before
 
 
@@ -337,7 +337,7 @@ def test_windows_can_be_frozen(tmp_path):
     for name in "abc":
         (tmp_path / f"{name}.txt").write_text(name * 99)
     source = corpus(tmp_path, length=5, shots=2, queries=[1, 3], split=ALL)
-    kshot.tasks.freeze(source, tmp_path / "train.safetensors", split="train", tasks=3)
+    kshot.tasks.freeze(source, tmp_path / "train.safetensors", split="train", num_tasks=3)
     back = kshot.tasks.episodes(tmp_path / "train.safetensors")
     assert back.objective == source.objective
     leaves = zip(types.tree_leaves(back.task("train", 2)), types.tree_leaves(source.task("train", 2)))

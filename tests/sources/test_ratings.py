@@ -273,7 +273,7 @@ def test_intervals_are_over_users(rated, start, tmp_path):
         assert [source.user_names[split][place] for place in chosen] == [str(user) for user in rows]
     source = ratings(rated / "log.parquet", time="day", start=start, shots=4, queries=3, split=SPLIT)
     learner = kshot.learners.SupportMean(source.objective)
-    found = kshot.evaluate(learner, kshot.tasks.watched(source), tasks=tasks, audit=False)
+    found = kshot.evaluate(learner, kshot.tasks.watched(source), num_tasks=tasks, audit=False)
     assert 1 < len(set(found.subjects.tolist())) <= len(users)
     assert found.metrics["mae"] == interval(found.per_task["mae"], found.subjects) != interval(found.per_task["mae"])
     write_tasks(tmp_path / "tasks.csv", found, {"mean": found}, "mae")
@@ -297,9 +297,9 @@ def test_a_learner_of_ratings_learns(rated, mode):
     torch.manual_seed(0)
     model = rating_mlp(len(source.encoding.items), features, hidden=(16,), embedding=2)
     learner = kshot.maml(model, inner_lr=0.3, steps=1, objective=source.objective)
-    before = kshot.evaluate(learner, source, split="val", tasks=40).metrics["mse"].mean
+    before = kshot.evaluate(learner, source, split="val", num_tasks=40).metrics["mse"].mean
     kshot.fit(learner, source, steps=250 if mode == "vmap" else 3, tasks_per_step=8, outer_lr=0.01, mode=mode)
-    after = kshot.evaluate(learner, source, split="val", tasks=40).metrics["mse"].mean
+    after = kshot.evaluate(learner, source, split="val", num_tasks=40).metrics["mse"].mean
     assert after < (0.5 if mode == "vmap" else 1.0) * before
 
 

@@ -436,7 +436,7 @@ def test_a_run_opens_again_without_its_data(kshot, shop_file, tmp_path, source, 
     (tmp_path / "run.yaml").write_text(run)
     assert "report:" in kshot("run", "run.yaml", "--out", "run")
     report = json.loads(Path("run/report.json").read_text())
-    assert report["test"][target.split()[0]]["tasks"] == 6
+    assert report["test"][target.split()[0]]["num_tasks"] == 6
     assert report["protocol"]["inputs"]["kind"].startswith("category")
     assert "test tasks" in kshot("evaluate", "run", "--tasks", 4)
     shop_file.unlink()

@@ -166,7 +166,7 @@ def test_clinc_as_it_is_published(shared_data):
     assert about["classes"] == {"train": 90, "val": 30, "test": 30}
     assert list(about["dropped"].values()) == [1200]  # out of scope, in no domain
     assert all(len(rows) == 150 for split in about["classes"] for rows in source.classes(split).values())
-    score = kshot.evaluate(kshot.learners.nearest_centroid(source.objective), source, tasks=40).metrics["accuracy"]
+    score = kshot.evaluate(kshot.learners.nearest_centroid(source.objective), source, num_tasks=40).metrics["accuracy"]
     assert score.mean > 0.6  # intents of one domain share many words
 
 

@@ -37,13 +37,13 @@ def equal(a, b) -> bool:
 
 def test_frozen_tasks_are_the_tasks_bit_by_bit_and_score_the_same(tmp_path):
     waves, path = sinusoids(shots=5, seed=3), tmp_path / "waves.safetensors"
-    sha256 = freeze(waves, path, split="val", tasks=20)
+    sha256 = freeze(waves, path, split="val", num_tasks=20)
     frozen = episodes(path)
     for index in (0, 7, 19):
         assert equal(frozen.task("val", index), waves.task("val", index))
     assert equal(frozen.stack("val", [19, 2, 2]), waves.stack("val", [19, 2, 2]))
     learner = kshot.maml(kshot.models.mlp(1, 1), inner_lr=0.01, objective=frozen.objective)
-    ours, theirs = (kshot.evaluate(learner, source, split="val", tasks=20) for source in (frozen, waves))
+    ours, theirs = (kshot.evaluate(learner, source, split="val", num_tasks=20) for source in (frozen, waves))
     assert ours.per_task == theirs.per_task
     assert ours.episodes_sha256 == theirs.episodes_sha256 == sha256
     about = frozen.describe()
@@ -54,7 +54,7 @@ def test_frozen_tasks_are_the_tasks_bit_by_bit_and_score_the_same(tmp_path):
 
 def test_trees_and_padding_survive(tmp_path):
     path = tmp_path / "groups.safetensors"
-    freeze(groups(), path, split="train", tasks=18)
+    freeze(groups(), path, split="train", num_tasks=18)
     frozen = episodes(path)
     task = frozen.task("train", 4)
     assert equal(task, groups().task("train", 4))
@@ -67,7 +67,7 @@ def test_trees_and_padding_survive(tmp_path):
 def test_splits_come_from_a_file_each(tmp_path):
     paths = [tmp_path / f"{split}.safetensors" for split in types.SPLITS]
     for path, split in zip(paths, types.SPLITS):
-        freeze(sinusoids(), path, split=split, tasks=3)
+        freeze(sinusoids(), path, split=split, num_tasks=3)
     frozen = episodes(paths)
     assert all(equal(frozen.task(split, 2), sinusoids().task(split, 2)) for split in types.SPLITS)
     with pytest.raises(ValueError, match=r"test.safetensors holds 3 test tasks, 0 … 2; task 3 was asked for"):
@@ -110,7 +110,7 @@ def rewritten(path, **changes):
 )
 def test_a_file_that_was_changed_is_refused(tmp_path, changes, sentence):
     path = tmp_path / "episodes.safetensors"
-    freeze(sinusoids(), path, tasks=4)
+    freeze(sinusoids(), path, num_tasks=4)
     rewritten(path, **changes)
     with pytest.raises(ValueError, match=sentence):
         episodes(path)
@@ -142,7 +142,7 @@ def test_foreign_files_are_refused_in_a_sentence(tmp_path):
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory) -> bytes:
     path = tmp_path_factory.mktemp("whole") / "episodes.safetensors"
-    freeze(sinusoids(), path, tasks=2)
+    freeze(sinusoids(), path, num_tasks=2)
     return path.read_bytes()
 
 
@@ -170,19 +170,19 @@ def test_cut_or_damaged_anywhere_it_is_refused_or_right(whole, tmp_path_factory,
 def test_what_cannot_be_frozen_is_said(tmp_path):
     path = tmp_path / "episodes.safetensors"
     with pytest.raises(ValueError, match="at least one task must be frozen, got 0"):
-        freeze(sinusoids(), path, tasks=0)
+        freeze(sinusoids(), path, num_tasks=0)
     with pytest.raises(ValueError, match="split must be one of train, val, test, got 'dev'"):
         freeze(sinusoids(), path, split="dev")
     with pytest.raises(ValueError, match="cannot be written"):
-        freeze(sinusoids(), tmp_path / "missing" / "episodes.safetensors", tasks=1)
+        freeze(sinusoids(), tmp_path / "missing" / "episodes.safetensors", num_tasks=1)
     waves = sinusoids()
     waves.objective = objectives.Objective(lambda prediction, batch: prediction.sum(), lambda prediction, batch: {})
     with pytest.raises(ValueError, match="none of kshot.objectives, so no file can name it"):
-        freeze(waves, path, tasks=1)
+        freeze(waves, path, num_tasks=1)
     assert list(tmp_path.iterdir()) == []
     path.write_text("mine")
     with pytest.raises(ValueError, match="exists and is never written over"):
-        freeze(sinusoids(), path, tasks=1)
+        freeze(sinusoids(), path, num_tasks=1)
     assert path.read_text() == "mine"
 
 

@@ -94,7 +94,7 @@ def rounds_chart(
     """The validation figure of each round against the target, and the decision taken after it.
 
     Args:
-        rounds: dicts with `number`, `val` {metric: {mean, ci95, tasks}}, `diverged`, and perhaps `decision`
+        rounds: dicts with `number`, `val` {metric: {mean, ci95, num_tasks}}, `diverged`, and perhaps `decision`
             {action, settings, to_round, outcome}.
         target: such as "accuracy >= 0.9".
         baseline: name and figure of the best baseline, for a dashed line; see `best_baseline`.
@@ -103,7 +103,7 @@ def rounds_chart(
         ValueError: a target that reads otherwise.
 
     Example:
-        >>> val = {"accuracy": {"mean": 0.8, "ci95": 0.02, "tasks": 100}}
+        >>> val = {"accuracy": {"mean": 0.8, "ci95": 0.02, "num_tasks": 100}}
         >>> stop = {"action": "stop", "reason": "…", "outcome": "TARGET_MET"}
         >>> figure = rounds_chart([{"number": 1, "val": val, "decision": stop}], "accuracy >= 0.7")
         >>> len(figure.axes)
@@ -114,7 +114,7 @@ def rounds_chart(
     axes, strip = figure.subplots(2, 1, sharex=True, height_ratios=(6, 1))
     found = {int(r["number"]): read(r.get("val"), metric) for r in rounds}
     good = {number: each for number, each in found.items() if math.isfinite(each.mean)}
-    tasks = max((each.tasks for each in good.values()), default=0)
+    tasks = max((each.num_tasks for each in good.values()), default=0)
     quiet(axes, f"Validation {metric} after each round" + (f", mean ± 95 % interval over {tasks} tasks" * bool(tasks)))
     axes.tick_params(bottom=False, labelbottom=False)
 
@@ -170,15 +170,15 @@ def baselines_chart(
     """The learner's test figure among those of the baselines, as horizontal 95 % intervals, the best at the top.
 
     Args:
-        test: the learner's figures, metric -> {mean, ci95, tasks}.
+        test: the learner's figures, metric -> {mean, ci95, num_tasks}.
         baselines: name -> figures of each baseline.
         metric: the one to draw.
         higher_is_better: True for an accuracy, False for an error.
         learner: what to call the learner.
 
     Example:
-        >>> ours = {"mse": {"mean": 0.5, "ci95": 0.1, "tasks": 100}}
-        >>> theirs = {"support mean": {"mse": {"mean": 4.0, "ci95": 0.5, "tasks": 100}}}
+        >>> ours = {"mse": {"mean": 0.5, "ci95": 0.1, "num_tasks": 100}}
+        >>> theirs = {"support mean": {"mse": {"mean": 4.0, "ci95": 0.5, "num_tasks": 100}}}
         >>> figure = baselines_chart(ours, theirs, "mse", higher_is_better=False)
         >>> [label.get_text() for label in figure.axes[0].get_yticklabels()]
         ['support mean', 'learner']
@@ -359,7 +359,7 @@ def reliability_chart(calibration: Calibration) -> Figure:
     figure = canvas(3.6)
     axes = figure.subplots()
     title = "Reliability: calibration error" if classes else "Coverage of central bands: mean gap"
-    quiet(axes, f"{title} {calibration.error:.3f}, {calibration.examples:,} queries", "both")
+    quiet(axes, f"{title} {calibration.error:.3f}, {calibration.num_examples:,} queries", "both")
     axes.plot([0, 1], [0, 1], color=MUTED, linewidth=1.2, linestyle="--", zorder=1)
     expected, observed, share = np.array(calibration.points).reshape(-1, 3).T
     low, high = np.minimum(expected, observed), np.maximum(expected, observed)

@@ -61,7 +61,7 @@ class Row(NamedTuple):
 
     name: str
     figure: str
-    tasks: int
+    num_tasks: int
     difference: str
     about: str
     ours: bool
@@ -162,10 +162,10 @@ def _page(report: dict[str, Any], events: Sequence[Mapping[str, Any]], figures: 
         "test": written(found) if test else "",
         "test_of": f"({over(test, metric)})",
         "split": report.get("split") or "test",
-        "best": best and {"name": best[0], "figure": written(best[1]), "of": f"({_count(best[1].tasks, 'task')})"},
+        "best": best and {"name": best[0], "figure": written(best[1]), "of": f"({_count(best[1].num_tasks, 'task')})"},
         "means": _means(bool(report.get("seeds")), protocol.get("test_subjects")),
         "val": written(val) if math.isfinite(val.mean) else "",
-        "val_of": f"({_count(val.tasks, 'task')}" + (f", round {number})" if number else ")"),
+        "val_of": f"({_count(val.num_tasks, 'task')}" + (f", round {number})" if number else ")"),
         "verdict": verdict(test, baselines, metric, higher, report.get("paired"), failed(report)),
         "failed": failed(report),
         "audits": [_audit(audit) for audit in report.get("audits") or []],
@@ -230,7 +230,7 @@ def _rows(report: dict[str, Any], test: Figures | None, baselines: dict[str, Fig
         Row(
             name.replace("_", " "),
             written(figures[name]),
-            figures[name].tasks,
+            figures[name].num_tasks,
             difference_to(paired, name),
             about.get(name) or "",
             False,
@@ -240,7 +240,8 @@ def _rows(report: dict[str, Any], test: Figures | None, baselines: dict[str, Fig
     if test:
         ours = read(test, metric)
         rows.insert(
-            0, Row("learner", written(ours), ours.tasks, "", about.get("learner") or "This run, meta-learned.", True)
+            0,
+            Row("learner", written(ours), ours.num_tasks, "", about.get("learner") or "This run, meta-learned.", True),
         )
     return rows
 

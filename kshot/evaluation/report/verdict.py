@@ -1,6 +1,6 @@
 """What may be said in words of the figures of a run: how they are written, and whether the baselines are beaten.
 
-A figure is a mapping {"mean", "ci95", "tasks"}, as `Interval._asdict` makes it and JSON gives it back: null is NaN.
+A figure is a mapping {"mean", "ci95", "num_tasks"}, as `Interval._asdict` makes it and JSON gives it back: null is NaN.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ def read(figures: Figures | None, metric: str) -> Interval:
     """One metric's figure as an `Interval`; NaN over 0 tasks where it is missing."""
     found = (figures or {}).get(metric) or {}
     mean, ci95 = (math.nan if found.get(name) is None else float(found[name]) for name in ("mean", "ci95"))
-    return Interval(mean, ci95, int(found.get("tasks") or 0))
+    return Interval(mean, ci95, int(found.get("num_tasks") or 0))
 
 
 def written(figure: Interval) -> str:
@@ -49,18 +49,18 @@ def over(figures: Figures | None, metric: str) -> str:
     """Over what a figure and its interval were taken: tasks, or seeds and the tasks of each.
 
     Example:
-        >>> over({"mse": {"mean": 0.5, "ci95": 0.1, "tasks": 600}}, "mse")
+        >>> over({"mse": {"mean": 0.5, "ci95": 0.1, "num_tasks": 600}}, "mse")
         '600 tasks, 1 seed'
-        >>> over({"mse": {"mean": 0.5, "ci95": 0.1, "seeds": 3, "ci95_tasks": 0.02, "tasks": 600}}, "mse")
+        >>> over({"mse": {"mean": 0.5, "ci95": 0.1, "num_seeds": 3, "ci95_tasks": 0.02, "num_tasks": 600}}, "mse")
         '3 seeds; ± 0.020 over 600 tasks within a seed'
     """
     figure = (figures or {}).get(metric) or {}
-    count = int(figure.get("tasks") or 0)
+    count = int(figure.get("num_tasks") or 0)
     tasks = f"{count} task{'s' * (count != 1)}"
     if figure.get("ci95_tasks") is None:
         return f"{tasks}, 1 seed"
     within = Interval(float(figure["mean"]), float(figure["ci95_tasks"]), count)
-    return f"{figure['seeds']} seeds; ± {within.ci95:.{decimals(within)}f} over {tasks} within a seed"
+    return f"{figure['num_seeds']} seeds; ± {within.ci95:.{decimals(within)}f} over {tasks} within a seed"
 
 
 def difference_to(paired: Figures, name: str) -> str:
@@ -71,7 +71,7 @@ def difference_to(paired: Figures, name: str) -> str:
         name: of the baseline.
 
     Example:
-        >>> difference_to({"centroid": {"mean": 0.01, "ci95": 0.02, "tasks": 100, "p_holm": 0.3}}, "centroid")
+        >>> difference_to({"centroid": {"mean": 0.01, "ci95": 0.02, "num_tasks": 100, "p_holm": 0.3}}, "centroid")
         '+0.010 ± 0.020, may be noise'
     """
     if name not in paired:
@@ -123,10 +123,10 @@ def verdict(
 
     Example:
         >>> verdict(
-        ...     {"accuracy": {"mean": 0.95, "ci95": 0.01, "tasks": 600}},
-        ...     {"centroid": {"accuracy": {"mean": 0.94, "ci95": 0.01, "tasks": 600}}},
+        ...     {"accuracy": {"mean": 0.95, "ci95": 0.01, "num_tasks": 600}},
+        ...     {"centroid": {"accuracy": {"mean": 0.94, "ci95": 0.01, "num_tasks": 600}}},
         ...     "accuracy",
-        ...     paired={"centroid": {"mean": 0.01, "ci95": 0.002, "tasks": 600, "p_holm": 1e-9}},
+        ...     paired={"centroid": {"mean": 0.01, "ci95": 0.002, "num_tasks": 600, "p_holm": 1e-9}},
         ... )
         'The learner beats the best baseline without meta-learning by 0.010 ± 0.002 on the same 600 tasks: accuracy ...'
     """
@@ -141,7 +141,9 @@ def verdict(
         missing = "No baseline gave a finite figure" if baselines else "No baseline was evaluated"
         return f"{missing}, so whether meta-learning was worth its cost is not known."
     name, baseline = best
-    sizes = [f"{each.tasks} tasks" if learner.tasks != baseline.tasks else "" for each in (learner, baseline)]
+    sizes = [
+        f"{each.num_tasks} tasks" if learner.num_tasks != baseline.num_tasks else "" for each in (learner, baseline)
+    ]
     ours = f"{metric} {written(learner)}" + (f" ({sizes[0]})" if sizes[0] else "")
     against = f"{ours} against {written(baseline)} ({', '.join(filter(None, [name.replace('_', ' '), sizes[1]]))})"
     if paired and name in paired:
@@ -149,14 +151,14 @@ def verdict(
         p = paired[name].get("p_holm")
         shown = p is not None and p < LEVEL
         where = (
-            f" on the same {difference.tasks} tasks"
-            if learner.tasks == baseline.tasks
-            else (f" on the {difference.tasks} tasks that both were scored on")
+            f" on the same {difference.num_tasks} tasks"
+            if learner.num_tasks == baseline.num_tasks
+            else (f" on the {difference.num_tasks} tasks that both were scored on")
         )
         unsure = not math.isfinite(difference.ci95)
     else:
         reach = learner.ci95 + baseline.ci95
-        difference = Interval(learner.mean - baseline.mean, reach, min(learner.tasks, baseline.tasks))
+        difference = Interval(learner.mean - baseline.mean, reach, min(learner.num_tasks, baseline.num_tasks))
         shown, where, unsure = abs(difference.mean) > reach, "", not math.isfinite(reach)
     if unsure:
         return f"Too few tasks to tell the learner from the best baseline: {against}, without an interval."
