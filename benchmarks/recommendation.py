@@ -90,7 +90,7 @@ def covered(learner: Learner, tasks: RatingTasks, split: str) -> str:
 
 
 def log_of(tasks: RatingTasks) -> recommenders.Ratings:
-    return recommenders.Ratings(*tasks.training_log(), len(tasks.encoding.items))
+    return recommenders.Ratings(*tasks.training_log(), len(tasks.preprocessor.items))
 
 
 def tuned(
@@ -128,7 +128,7 @@ def _features(tasks: RatingTasks) -> tuple[int, int]:
 
 
 def _factors(tasks: RatingTasks, outputs: int | None, **options: Any) -> torch.nn.Module:
-    return kshot.models.factorisation(tasks.encoding.counts, sum(_features(tasks)), outputs, **options)
+    return kshot.models.factorisation(tasks.preprocessor.counts, sum(_features(tasks)), outputs, **options)
 
 
 @listed
@@ -141,8 +141,8 @@ def alpaca(tasks: RatingTasks) -> Learner:
 
 
 def _mlp(tasks: RatingTasks) -> torch.nn.Module:
-    levels = len(tasks.encoding.levels)
-    return kshot.models.rating_mlp(len(tasks.encoding.items), sum(_features(tasks)), levels)
+    levels = len(tasks.preprocessor.levels)
+    return kshot.models.rating_mlp(len(tasks.preprocessor.items), sum(_features(tasks)), levels)
 
 
 @listed
@@ -164,13 +164,13 @@ def meta_sgd(tasks: RatingTasks, inner_lr: float) -> Learner:
 
 @listed
 def anil(tasks: RatingTasks, inner_lr: float) -> Learner:
-    model = _factors(tasks, len(tasks.encoding.levels))
+    model = _factors(tasks, len(tasks.preprocessor.levels))
     return kshot.learners.anil(model, inner_lr=inner_lr, steps=3, objective=tasks.objective)
 
 
 @listed
 def two_tower_anil(tasks: RatingTasks, inner_lr: float) -> Learner:
-    items, levels = len(tasks.encoding.items), len(tasks.encoding.levels)
+    items, levels = len(tasks.preprocessor.items), len(tasks.preprocessor.levels)
     model = kshot.models.two_tower(items, *_features(tasks), outputs=levels)
     return kshot.learners.anil(model, inner_lr=inner_lr, steps=3, objective=tasks.objective)
 
@@ -179,7 +179,7 @@ def _process(make: Callable[..., Learner], tasks: RatingTasks, **options: Any) -
     """A neural process that reads ratings through the factors of `alpaca`."""
     model = _factors(tasks, None, factors=8)
     options |= {"embedding": model, "objective": tasks.objective, "width": 64}
-    return make(model.width, len(tasks.encoding.levels), **options)
+    return make(model.width, len(tasks.preprocessor.levels), **options)
 
 
 @listed
@@ -315,7 +315,7 @@ def latency(path: Path | None, learner: Learner, count: int = 1000, times: int =
     """How long `count` candidates take after adapting, on one core."""
     torch.set_num_threads(1)
     tasks = source(path, 5)
-    candidates = {name: leaf[:count] for name, leaf in tasks.encoding.whole().items()}
+    candidates = {name: leaf[:count] for name, leaf in tasks.preprocessor.whole().items()}
     with torch.no_grad():
         state = learner.adapt(tasks.task("test", 0).support)
         taken = []

@@ -88,7 +88,7 @@ def measure(folder: Path, steps: int, num_tasks: int) -> None:
         )  # fmt: skip
         inputs = source.stack("train", range(64)).support.inputs
     width = inputs["item_features"].shape[-1] + inputs["item_mean"].shape[-1]
-    model = kshot.models.factorisation(source.encoding.counts, width, None, factors=8)
+    model = kshot.models.factorisation(source.preprocessor.counts, width, None, factors=8)
     learner = kshot.learners.alpaca(model, features=model.width, item_penalty=100.0, objective=source.objective)
     with stage(f"train `alpaca`, {steps} steps of 64 tasks"):
         kshot.fit(learner, source, steps=steps, tasks_per_step=64, outer_lr=1e-3, mode="vmap")
@@ -96,7 +96,7 @@ def measure(folder: Path, steps: int, num_tasks: int) -> None:
     with stage(f"evaluate it, {num_tasks} tasks of test"):
         found["alpaca"] = kshot.evaluate(learner, source, num_tasks=num_tasks)
     with stage("the training log"):
-        log = recommenders.Ratings(*source.training_log(), size=len(source.encoding.items))
+        log = recommenders.Ratings(*source.training_log(), size=len(source.preprocessor.items))
     for kind, grid in recommenders.GRIDS.items():
         with stage(f"{kind.replace('_', ' ')}: {len(grid)} fitted and tried on {num_tasks} tasks of val, one on test"):
             tried = [recommenders.recommender(kind, log, source.objective, **options) for options in grid]

@@ -116,7 +116,7 @@ def _candidates(
             raise ValueError(f"baseline {name} is for tasks of ratings, which these are not")
         with during(source, "training"):
             log = ratings.training_log()
-        fitted = Ratings(*log, size=len(ratings.encoding.items))
+        fitted = Ratings(*log, size=len(ratings.preprocessor.items))
         return [recommender(name, fitted, objective, **tried) for tried in GRIDS[name]]
     steps = options.steps if isinstance(options.steps, list) else [options.steps]
     if name == "centroid":

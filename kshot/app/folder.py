@@ -25,8 +25,8 @@ from kshot.deciding.decisions import Round, best_round
 from kshot.evaluation.per_task import TASKS
 from kshot.evaluation.target import Target
 from kshot.learner import Learner
-from kshot.sources.corpus import CorpusEncoding
-from kshot.tasks.preprocessor import Encoding, from_json
+from kshot.sources.preprocessors import preprocessor_from_json
+from kshot.tasks.preprocessor import Preprocessor
 from kshot.training.checkpoint import META, WEIGHTS, Checkpoints, load_checkpoint
 from kshot.types import Split
 
@@ -39,7 +39,7 @@ class RunFolder:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.spec, self.shapes, self.events = path / "spec.yaml", path / "shapes.json", path / "events.jsonl"
-        self.encoding = path / "encoding.json"
+        self.preprocessor = path / "encoding.json"
         self.pretrain, self.train = path / "checkpoints" / "pretrain", path / "checkpoints" / "train"
         self.report, self.tasks = path / "report.json", path / TASKS
         self.rejection = path / "rejection.json"
@@ -91,7 +91,7 @@ class OpenRun(NamedTuple):
     Attributes:
         spec: its run file.
         shapes: of one example.
-        encoding: how a user's files become inputs, where its tasks were read from a table.
+        preprocessor: how a user's files become inputs, where its tasks were read from a table.
         learner: with the weights of the best round.
         round: its number.
         weights: the hash of those.
@@ -101,7 +101,7 @@ class OpenRun(NamedTuple):
 
     spec: Spec
     shapes: Shapes
-    encoding: Encoding | CorpusEncoding | None
+    preprocessor: Preprocessor | None
     learner: Learner
     round: int
     weights: str
@@ -129,14 +129,15 @@ def load_run(path: Path) -> OpenRun:
             f"{path} holds no finished round yet; go on with `kshot run {spec.name} --out {path} --resume`"
         )
     shapes = json.loads(folder.shapes.read_text())
-    encoding = from_json(json.loads(folder.encoding.read_text())) if folder.encoding.exists() else None
+    kept = json.loads(folder.preprocessor.read_text()) if folder.preprocessor.exists() else None
+    preprocessor = preprocessor_from_json(kept) if kept else None
     model = build_model(spec, shapes, head=has_head(spec))
     learner = build_learner(spec, model, shapes)
     checkpoint = folder.train / best.checkpoint
     load_checkpoint(checkpoint, learner)
     weights = hashlib.sha256((checkpoint / WEIGHTS).read_bytes()).hexdigest()
     reads = noted_reads(folder.events)
-    return OpenRun(spec, shapes, encoding, learner, best.number, weights, checkpoint, reads)
+    return OpenRun(spec, shapes, preprocessor, learner, best.number, weights, checkpoint, reads)
 
 
 def noted_reads(events: Path) -> list[tuple[str, Split]]:

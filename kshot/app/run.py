@@ -68,8 +68,8 @@ def _run(spec: Spec, out: Path, target: Target, display: Display, resume: bool) 
     folder = RunFolder(out)
     (folder.open_again if resume else folder.open_new)(spec)
     folder.shapes.write_text(json.dumps(shapes))
-    if source.encoding:
-        folder.encoding.write_text(json.dumps(source.encoding.to_json()))
+    if source.preprocessor:
+        folder.preprocessor.write_text(json.dumps(source.preprocessor.to_json()))
     experience = Experience(folder.events)
     source = watched(
         source, lambda phase, split: experience.record("read", phase=phase, split=split), noted_reads(folder.events)

@@ -30,7 +30,7 @@ from kshot.evaluation.report.report import to_json, write_report
 from kshot.evaluation.target import Target
 from kshot.learners.generate import generate
 from kshot.learners.heads.protonet import HeadLearner
-from kshot.sources.corpus import CorpusEncoding
+from kshot.sources.corpus import CorpusPreprocessor
 from kshot.tasks.read_log import watched
 from kshot.training.checkpoint import load_state, save_state
 from kshot.types import Batch, Tree, to, tree_map
@@ -117,8 +117,8 @@ def adapt_run(
     known: list[str] = json.loads(meta["classes"]) if meta else []
     kept: dict[str, Any] = {}
     targets: Tensor | list[str]
-    if run.encoding:
-        inputs, targets, kept = run.encoding.support(support)
+    if run.preprocessor:
+        inputs, targets, kept = run.preprocessor.support(support)
     elif objectives.named(run.shapes["objective"]).task_specific_classes:
         inputs, targets = support_images(support, run.shapes["inputs"], resize=resize, invert=invert)
     else:
@@ -166,24 +166,24 @@ def predict_run(run_dir: Path, state_file: Path, inputs: list[Path], *, resize: 
     for path in inputs:
         if not path.exists():
             raise ValueError(f"there is no {path}")
-    if isinstance(run.encoding, CorpusEncoding):
-        _print_bits(run, run.encoding, state, inputs)
+    if isinstance(run.preprocessor, CorpusPreprocessor):
+        _print_bits(run, run.preprocessor, state, inputs)
         return
     classes, kept = json.loads(meta["classes"]), json.loads(meta.get("kept", "{}"))
-    if classes and not run.encoding:
+    if classes and not run.preprocessor:
         names, images = read_images(inputs, run.shapes["inputs"], resize=resize, invert=invert)
         _print({"path": names} | _labels(_predict(run, state, images), classes, RunFolder(run_dir)))
         return
     values = [
-        run.encoding.inputs(path, kept) if run.encoding else read_table(path, run.shapes["inputs"][-1])
+        run.preprocessor.inputs(path, kept) if run.preprocessor else read_table(path, run.shapes["inputs"][-1])
         for path in inputs
     ]
     prediction = _predict(run, state, tree_map(lambda *leaves: torch.cat(leaves), *values))
     rows: dict[str, list[Any]] = {"row": list(range(1, len(prediction) + 1))}
     if classes:
         _print(rows | _labels(prediction, classes, RunFolder(run_dir)))
-    elif run.encoding:
-        _print(run.encoding.answers(prediction, kept))
+    elif run.preprocessor:
+        _print(run.preprocessor.answers(prediction, kept))
     else:
         several = prediction.shape[1] > 1
         _print(rows | {f"prediction{i if several else ''}": own for i, own in enumerate(prediction.T.tolist())})
@@ -199,16 +199,16 @@ def _load_state(path: Path, run: OpenRun, run_dir: Path) -> tuple[Tree, dict[str
     return state, meta
 
 
-def _print_bits(run: OpenRun, encoding: CorpusEncoding, state: Tree, files: list[Path]) -> None:
+def _print_bits(run: OpenRun, preprocessor: CorpusPreprocessor, state: Tree, files: list[Path]) -> None:
     """How well texts are predicted: CSV with a row for each window, and the mean of all on standard error."""
-    unit = "bytes" if encoding.unit == "bytes" else "characters"
+    unit = "bytes" if preprocessor.unit == "bytes" else "characters"
     columns: dict[str, list[Any]] = {"file": [], "window": [], unit: [], "bits": []}
     for path in files:
-        inputs, targets = encoding.windows(path)
+        inputs, targets = preprocessor.windows(path)
         log_chance = _predict(run, state, inputs).log_softmax(-1)
         chosen = log_chance.gather(-1, targets.clamp(min=0)[..., None]).squeeze(-1)
         bits = -(chosen * (targets >= 0)).sum(1) / math.log(2)
-        for number, (count, own) in enumerate(zip(encoding.counted(targets).sum(1).tolist(), bits.tolist()), 1):
+        for number, (count, own) in enumerate(zip(preprocessor.counted(targets).sum(1).tolist(), bits.tolist()), 1):
             for name, value in zip(columns, (str(path), number, count, own)):
                 columns[name].append(value)
     _print(columns)
@@ -221,16 +221,16 @@ def generate_run(
 ) -> None:
     """Print a prompt and how it goes on, as a text is predicted under an adapted state."""
     run = load_run(run_dir)
-    encoding = run.encoding
-    if not isinstance(encoding, CorpusEncoding):
+    preprocessor = run.preprocessor
+    if not isinstance(preprocessor, CorpusPreprocessor):
         raise ValueError(f"{run_dir} is no run on running text (source corpus), so that there is nothing to write")
     if not prompt:
         raise ValueError("the prompt is empty: give at least one character to go on from, such as a line feed")
     if any("\ud800" <= character <= "\udfff" for character in prompt):
         raise ValueError("the prompt is not UTF-8; a character may have been cut in two")
-    symbols = torch.from_numpy(encoding.encode(prompt)).long()
+    symbols = torch.from_numpy(preprocessor.encode(prompt)).long()
     unknown = sorted({character for character, symbol in zip(prompt, symbols.tolist()) if symbol == UNKNOWN})
-    if encoding.unit == "characters" and unknown:
+    if preprocessor.unit == "characters" and unknown:
         raise ValueError(
             f"the prompt holds {' '.join(map(repr, unknown))}, which no training text of {run_dir} does; leave it out, "
             "or train a run with unit: bytes, which knows all characters"
@@ -244,10 +244,10 @@ def generate_run(
         length=length,
         temperature=temperature,
         top_p=top_p,
-        context=encoding.length,
+        context=preprocessor.length,
         seed=seed,
     )
-    print(encoding.decode([*symbols.tolist(), *written.tolist()]))
+    print(preprocessor.decode([*symbols.tolist(), *written.tolist()]))
 
 
 def _labels(logits: Tensor, classes: list[str], folder: RunFolder) -> dict[str, list[Any]]:

@@ -169,19 +169,19 @@ def corpus(
         vocabulary = Vocabulary.fit(texts[name] for name in parts["train"])
     elif tokenizer is not None:
         vocabulary = Tokens(tokenizer)
-    encoding = CorpusEncoding(unit, length, vocabulary)
-    ids = {name: encoding.encode(own) for name, own in texts.items()}
+    preprocessor = CorpusPreprocessor(unit, length, vocabulary)
+    ids = {name: preprocessor.encode(own) for name, own in texts.items()}
     examples, of_task = windows_of(list(ids.values()), length)
     rows = {name: np.flatnonzero(of_task == place) for place, name in enumerate(ids)}
-    source = Corpus(
+    return Corpus(
         examples,
         {part: {name: rows[name] for name in names} for part, names in parts.items()},
-        encoding=encoding,
+        preprocessor=preprocessor,
         pretrain_length=pretrain_length or length,
         about={
             "unknown": {part: _unknown([ids[name] for name in names]) for part, names in parts.items()},
         },
-        objective=encoding.objective,
+        objective=preprocessor.objective,
         shots=shots,
         queries=queries,
         train_queries=train_queries,
@@ -189,9 +189,8 @@ def corpus(
         on_too_few=on_too_few,
         seed=seed,
         name=f"corpus of {path.name}",
+        left_out={reason: count for reason, count in found.dropped.items() if count},
     )
-    source.dropped |= {what: count for what, count in found.dropped.items() if count}
-    return source
 
 
 class Corpus(GroupTasks):
@@ -207,14 +206,14 @@ class Corpus(GroupTasks):
         examples: WindowDataset,
         groups: Mapping[Split, Mapping[str, Rows]],
         *,
-        encoding: CorpusEncoding,
+        preprocessor: CorpusPreprocessor,
         pretrain_length: int,
         about: Mapping[str, Any],
         **options: Any,
     ) -> None:
-        super().__init__(examples, groups, **options)
+        super().__init__(examples, groups, preprocessor=preprocessor, **options)
         self._long = examples.of_length(pretrain_length)
-        self.encoding, self.vocabulary, self.about = encoding, encoding.vocabulary, dict(about)
+        self.vocabulary, self.about = preprocessor.vocabulary, dict(about)
 
     def pretraining_batch(self, step: int, size: int) -> Batch:
         """`size` random texts of `pretrain_length` symbols of all training groups."""
@@ -224,7 +223,7 @@ class Corpus(GroupTasks):
         return super().describe() | self.about
 
 
-class CorpusEncoding(NamedTuple):
+class CorpusPreprocessor(NamedTuple):
     """How a text becomes windows of symbols, and back; a run keeps it."""
 
     unit: Unit
@@ -272,6 +271,16 @@ class CorpusEncoding(NamedTuple):
     def support(self, path: Path) -> Support:
         return Support(*self.windows(path), {})
 
+    def inputs(self, path: Path, kept: dict[str, Any]) -> Tensor:
+        return self.windows(path)[0]
+
+    def answers(self, prediction: Tensor, kept: dict[str, Any]) -> dict[str, list[Any]]:
+        """The likeliest next symbol at each position, as a text for each window."""
+        return {
+            "window": list(range(1, len(prediction) + 1)),
+            "next": [self.decode(ids) for ids in prediction.argmax(-1).tolist()],
+        }
+
     def describe(self) -> dict[str, Any]:
         return {"unit": self.unit, "length": self.length, "symbols": len(self.vocabulary)}
 
@@ -279,7 +288,7 @@ class CorpusEncoding(NamedTuple):
         return {"kind": "corpus", "unit": self.unit, "length": self.length, **self.vocabulary.to_json()}
 
     @classmethod
-    def from_json(cls, data: dict[str, Any]) -> CorpusEncoding:
+    def from_json(cls, data: dict[str, Any]) -> CorpusPreprocessor:
         made = Tokens(data["tokenizer"]) if data["unit"] == "tokens" else Vocabulary(data["characters"])
         return cls(data["unit"], data["length"], made)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import copy
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -65,6 +66,11 @@ class Sinusoids(TaskSource):
         if self.noise:
             y = y + self.noise * np.stack([each.normal(size=points) for each in random])
         return _tasks(at, y, np.ones(at.shape), self.shots)
+
+    def with_shots(self, shots: int) -> Sinusoids:
+        return Sinusoids(
+            shots=shots, queries=self.queries, noise=self.noise, target_type=self.target_type, seed=self.seed
+        )
 
     def describe(self) -> dict[str, Any]:
         about = {"source": "sinusoids", "shots": self.shots, "queries": self.queries, "seed": self.seed}
@@ -158,6 +164,11 @@ class GaussianProcesses(TaskSource):
         mean = half.T @ np.linalg.solve(factor, targets)
         std = np.sqrt(np.diag(covariance)[asked] - (half**2).sum(0))
         return {name: torch.from_numpy(leaf).float()[:, None] for name, leaf in (("mean", mean), ("std", std))}
+
+    def with_shots(self, shots: int) -> GaussianProcesses:
+        other = copy(self)
+        other.shots = Range.of(shots, "shots", 1)
+        return other
 
     def describe(self) -> dict[str, Any]:
         about = {"source": "gaussian_processes", "kernel": self.kernel, "length_scale": list(self.length_scale)}

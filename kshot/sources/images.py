@@ -124,7 +124,7 @@ def images(
         turns = {f"{name}/rot{90 * turn:03}": (name, turn) for name in classes["train"] for turn in range(4)}
         classes["train"] = {turned: rows[name] + turn * len(decoded) for turned, (name, turn) in turns.items()}
         domains |= {turned: domains[name] for turned, (name, _) in turns.items()}
-    source = ClassTasks(
+    return ClassTasks(
         examples,
         classes,
         ways=ways,
@@ -139,10 +139,8 @@ def images(
         augment=varied,
         seed=seed,
         name=f"images of {shown(path.name)}",
+        left_out={"images that cannot be used": len(decoded.bad)} if decoded.bad else {},
     )
-    if decoded.bad:
-        source.dropped["images that cannot be used"] = len(decoded.bad)
-    return source
 
 
 def _cut(listing: Listing, path: Path, split: Mapping[str, Any] | None) -> dict[Split, list[str]]:

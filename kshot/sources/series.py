@@ -18,7 +18,7 @@ from kshot import objectives
 from kshot.data.tables.columns import moments, read_columns
 from kshot.data.tables.table import Reading, Table, open_table
 from kshot.objectives import Objective
-from kshot.sources.table import BadRows, Members, cut_members, group_rows
+from kshot.sources.rows import BadRows, Members, cut_members, group_rows, left_out_of
 from kshot.tasks.group_tasks import GroupTasks
 from kshot.tasks.pool import OnTooFew
 from kshot.tasks.preprocessor import Support
@@ -138,7 +138,7 @@ def series(
     fitted = [moments(column, train) for column in own.T]
     mean, std = (np.array(each) for each in zip(*((mean, std or 1.0) for mean, std in fitted)))
     steps = _steps(members, times, found, place)
-    encoding = SeriesEncoding(
+    preprocessor = SeriesPreprocessor(
         time=time,
         format=columns[time].format or columns[time].kind,
         series=series,
@@ -160,9 +160,9 @@ def series(
         for part, own_names in parts.items()
     }
     source = SeriesTasks(
-        WindowDataset(encoding.standardise(own), windows, context_length, horizon),
+        WindowDataset(preprocessor.standardise(own), windows, context_length, horizon),
         groups,
-        objective=encoding.objective,
+        objective=preprocessor.objective,
         shots=shots,
         queries=queries,
         train_queries=train_queries,
@@ -171,10 +171,10 @@ def series(
         on_too_few=on_too_few,
         seed=seed,
         name="series",
+        preprocessor=preprocessor,
+        left_out=left_out_of(found),
     )
-    source.encoding, source.scale, source.steps = encoding, scale, steps
-    if found.dropped["rows"]:
-        source.dropped[f"bad rows, the first: {found.dropped['first'][0]}"] = found.dropped["rows"]
+    source.scale, source.steps = scale, steps
     return source
 
 
@@ -244,7 +244,7 @@ class WindowDataset:
 
 
 @dataclass(frozen=True)
-class SeriesEncoding:
+class SeriesPreprocessor:
     """How a series in a file becomes windows, and a forecast values in the series' own units.
 
     Attributes:
@@ -323,7 +323,7 @@ class SeriesEncoding:
         return {"kind": "series", **asdict(self), "reading": self.reading._asdict()}
 
     @classmethod
-    def from_json(cls, data: dict[str, Any]) -> SeriesEncoding:
+    def from_json(cls, data: dict[str, Any]) -> SeriesPreprocessor:
         plain: dict[str, Any] = {
             name: tuple(own) if isinstance(own, list) else own for name, own in data.items() if name != "kind"
         }

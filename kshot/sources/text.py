@@ -126,7 +126,7 @@ def text(
         >>> task.support.inputs.shape, task.query.inputs.shape
         (torch.Size([2, 64]), torch.Size([10, 64]))
     """
-    encoding = None if callable(features) else _encoding(features, encoder, ngrams, width)
+    preprocessor = None if callable(features) else _preprocessor(features, encoder, ngrams, width)
     how = Reading(**(reading or {}))
     table = open_labelled(library.place_of(path), how, text, label)
     texts, labels = texts_of(table, text), words_of(table, label, "a text needs the name of its class")
@@ -164,15 +164,15 @@ def text(
     for part, own in strangers.items():
         beyond[part] = range(len(strings), len(strings) + len(own))
         strings += own
-    if encoding is None:
+    if preprocessor is None:
         assert callable(features)
         examples = features(strings)
     else:
         known = np.concatenate(list(classes["train"].values())).tolist() if features == "ids" else []
         characters = Vocabulary.fit(strings[row] for row in known).characters
-        encoding = encoding._replace(characters=characters, text=text, label=label, reading=how)
-        examples = encoding.examples(strings, keep=True)
-    tasks = TextTasks(
+        preprocessor = preprocessor._replace(characters=characters, text=text, label=label, reading=how)
+        examples = preprocessor.examples(strings, keep=True)
+    return TextTasks(
         examples,
         classes,
         texts=strings,
@@ -188,10 +188,9 @@ def text(
         on_too_few=on_too_few,
         seed=seed,
         name=f"texts of {table.path.name}",
+        preprocessor=preprocessor,
+        left_out={reason: count for reason, count in dropped.items() if count},
     )
-    tasks.encoding = encoding
-    tasks.dropped |= {what: count for what, count in dropped.items() if count}
-    return tasks
 
 
 class TextTasks(ClassTasks):
@@ -230,7 +229,7 @@ class TextTasks(ClassTasks):
         return super().describe() | beyond
 
 
-class TextEncoding(NamedTuple):
+class TextPreprocessor(NamedTuple):
     """How texts become inputs; a run keeps it, so that it can read texts of your own.
 
     Attributes:
@@ -306,7 +305,7 @@ class TextEncoding(NamedTuple):
         return {"kind": "text", **self._asdict(), "reading": self.reading._asdict()}
 
     @classmethod
-    def from_json(cls, data: dict[str, Any]) -> TextEncoding:
+    def from_json(cls, data: dict[str, Any]) -> TextPreprocessor:
         fields = {name: data[name] for name in cls._fields if name in data}
         ngrams = tuple(data["ngrams"]) if data["ngrams"] else None
         return cls(**fields | {"ngrams": ngrams, "reading": Reading(**data["reading"])})
@@ -317,7 +316,9 @@ class TextEncoding(NamedTuple):
         return self.examples(texts.to_list()).take(np.arange(len(texts)))
 
 
-def _encoding(features: Features, encoder: str | None, ngrams: Sequence[int] | None, width: int | None) -> TextEncoding:
+def _preprocessor(
+    features: Features, encoder: str | None, ngrams: Sequence[int] | None, width: int | None
+) -> TextPreprocessor:
     """What was asked of the features, checked, with defaults put in."""
     if features not in get_args(Features):
         raise ValueError(f"features must be one of {', '.join(get_args(Features))}, got {features!r}")
@@ -329,17 +330,17 @@ def _encoding(features: Features, encoder: str | None, ngrams: Sequence[int] | N
                 f"features: {features} needs an encoder, a folder or package:NAME, and no ngrams; got {encoder!r}"
             )
         opened = SentenceEncoder(encoder, length=width)
-        return TextEncoding(features, opened.length, encoder=encoder, sha256=opened.sha256)
+        return TextPreprocessor(features, opened.length, encoder=encoder, sha256=opened.sha256)
     if encoder is not None:
         raise ValueError(f"encoder goes with features: encoder or tokens, got features: {features}")
     if ngrams is None:
-        return TextEncoding(features, width or WIDTH, NGRAMS.get(features))
+        return TextPreprocessor(features, width or WIDTH, NGRAMS.get(features))
     if features == "ids" or len(ngrams) != 2 or not 1 <= ngrams[0] <= ngrams[1]:
         raise ValueError(
             f"ngrams are the smallest and the largest n, such as [1, 2], of words or characters; got {list(ngrams)} "
             f"with features: {features}"
         )
-    return TextEncoding(features, width or WIDTH, (ngrams[0], ngrams[1]))
+    return TextPreprocessor(features, width or WIDTH, (ngrams[0], ngrams[1]))
 
 
 def _domains(table: Table, domain: str, labels: polars.Series) -> polars.Series | None:

@@ -6,7 +6,8 @@ Shape legend: T tasks, N classes of a task (most ways), S support and Q query ex
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal
+from copy import copy
+from typing import Any, Literal, Self
 
 import numpy as np
 import torch
@@ -15,6 +16,7 @@ from torch import Tensor
 from kshot import objectives
 from kshot.data.dataset import Dataset, ImageDataset
 from kshot.tasks.pool import OnTooFew, Pool, Rows, check_apart, large_enough
+from kshot.tasks.preprocessor import Preprocessor
 from kshot.tasks.sampling import Range, Size, distinct
 from kshot.tasks.source import TaskSource, generator
 from kshot.types import SPLITS, Batch, Split, Task, tree_map
@@ -62,7 +64,9 @@ class ClassTasks(TaskSource):
             out where even that fails. With "drop" and "shrink" a domain with too few classes is left out too.
         augment: varies the inputs of training tasks and pretraining batches; all other splits stay as they are.
         seed: names the sequence of tasks.
-        name: what a report calls the source.
+        name: of the source, for reports and messages.
+        preprocessor: of the files that the examples were read from.
+        left_out: what was left out of the data before: reason to count.
 
     Attributes:
         examples: what the rows point at.
@@ -106,8 +110,9 @@ class ClassTasks(TaskSource):
         augment: Augment | None = None,
         seed: int = 0,
         name: str = "classes",
+        preprocessor: Preprocessor | None = None,
+        left_out: Mapping[str, int] | None = None,
     ) -> None:
-        self.shots = Range.of(shots, "shots", 1)
         asked = Range.of(ways, "ways", 2)
         train = asked if train_ways is None else Range.of(train_ways, "train_ways", 2)
         self.ways = dict.fromkeys(SPLITS, asked) | {"train": train}
@@ -116,21 +121,29 @@ class ClassTasks(TaskSource):
         self.queries = dict.fromkeys(SPLITS, asked) | {"train": train}
         if imbalance not in (None, "random", "linear", "step"):
             raise ValueError(f"imbalance must be random, linear or step, got {imbalance!r}")
-        if imbalance and self.shots.fixed:
-            raise ValueError(f"imbalance {imbalance!r} needs shots as a range such as [1, 9], got {self.shots.low}")
         if not 0 <= label_noise < 1:
             raise ValueError(f"label_noise is a share of the support labels, 0 … 1, got {label_noise}")
-        if label_noise and self.shots.high == 1:
-            raise ValueError("label_noise needs at least 2 shots: one example of each class keeps its label")
-        self.imbalance, self.label_noise, self.on_too_few = imbalance, label_noise, on_too_few
-        self.augment, self.seed, self.name = augment, seed, name
+        self.label_noise, self.on_too_few = label_noise, on_too_few
+        self.augment, self.seed, self.name, self.preprocessor = augment, seed, name, preprocessor
         self.examples: Dataset = ImageDataset(examples) if isinstance(examples, np.ndarray) else examples
         pools = {split: Pool(own, f"{name}: class") for split, own in classes.items()}
         check_apart(pools, len(self.examples), name, "class")
-        self._pools, self.dropped = large_enough(pools, self.shots, self.queries, on_too_few, name, "class")
-        self._domains = {split: self._of_domains(split, within) for split in pools}
-        self._within = within is not None
+        self._all_pools, self._within, self._left_out = pools, within, dict(left_out or {})
+        self._set_shots(Range.of(shots, "shots", 1), imbalance)
+
+    def _set_shots(self, shots: Range, imbalance: Imbalance | None) -> None:
+        """Set the number of shots, and keep the classes and domains that are large enough for it."""
+        if imbalance and shots.fixed:
+            raise ValueError(f"imbalance {imbalance!r} needs shots as a range such as [1, 9], got {shots.low}")
+        if self.label_noise and shots.high == 1:
+            raise ValueError("label_noise needs at least 2 shots: one example of each class keeps its label")
+        self.shots, self.imbalance = shots, imbalance
+        self._pools, self.dropped = large_enough(
+            self._all_pools, shots, self.queries, self.on_too_few, self.name, "class"
+        )
+        self._domains = {split: self._of_domains(split, self._within) for split in self._pools}
         self.class_names = {split: pool.names for split, pool in self._pools.items()}
+        self.dropped |= self._left_out
 
     def classes(self, split: Split) -> dict[str, np.ndarray]:
         """The classes of a split: name to the rows of its examples."""
@@ -187,6 +200,11 @@ class ClassTasks(TaskSource):
         inputs = self.augment(inputs, random) if self.augment else inputs
         return Batch(inputs, _one_hot(labels, len(pool)), torch.ones(size))
 
+    def with_shots(self, shots: int) -> Self:
+        other = copy(self)
+        other._set_shots(Range.of(shots, "shots", 1), None)
+        return other
+
     def describe(self) -> dict[str, Any]:
         images = getattr(self.examples, "images", None)
         return {
@@ -200,9 +218,13 @@ class ClassTasks(TaskSource):
             **({"label_noise": self.label_noise} if self.label_noise else {}),
             "seed": self.seed,
             "classes": {split: len(names) for split, names in self.class_names.items()},
-            **({"domains": {split: len(own) for split, own in self._domains.items()}} if self._within else {}),
+            **(
+                {"domains": {split: len(own) for split, own in self._domains.items()}}
+                if self._within is not None
+                else {}
+            ),
             **({"image_size": list(images.shape[1:])} if images is not None else {}),
-            **(self.encoding.describe() if self.encoding else {}),
+            **(self.preprocessor.describe() if self.preprocessor else {}),
             **({"dropped": self.dropped} if self.dropped else {}),
         }
 

@@ -154,6 +154,14 @@ class Episodes(TaskSource):
             ]
         return Task(*batches)
 
+    def with_shots(self, shots: int) -> Episodes:
+        """Itself if the frozen tasks have at least `shots` support examples: frozen tasks do not change."""
+        frozen = self.describe().get("shots", 0)
+        most = frozen[-1] if isinstance(frozen, list) else frozen
+        if most < shots:
+            raise ValueError(f"the frozen tasks have {most} shots, fewer than {shots}; freeze tasks with more")
+        return self
+
     def describe(self) -> dict[str, Any]:
         first = next(iter(self.files.values()))["source"]
         frozen = {

@@ -6,7 +6,8 @@ Shape legend: T tasks, S support and Q query examples at most, K = S + Q.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from copy import copy
+from typing import Any, Literal, Self
 
 import numpy as np
 import torch
@@ -14,6 +15,7 @@ import torch
 from kshot.data.dataset import Dataset
 from kshot.objectives import Objective
 from kshot.tasks.pool import OnTooFew, Pool, Rows, check_apart, large_enough
+from kshot.tasks.preprocessor import Preprocessor
 from kshot.tasks.sampling import Range, Size, distinct
 from kshot.tasks.source import TaskSource, generator
 from kshot.types import SPLITS, Batch, Split, Task, tree_map
@@ -46,7 +48,9 @@ class GroupTasks(TaskSource):
             "drop" leaves it out; "shrink" takes fewer queries, then fewer shots within the range, and leaves it out
             where even that fails.
         seed: names the sequence of tasks.
-        name: what a report calls the source.
+        name: of the source, for reports and messages.
+        preprocessor: of the files that the examples were read from.
+        left_out: what was left out of the data before: reason to count.
 
     Attributes:
         examples: what the rows point at.
@@ -82,8 +86,9 @@ class GroupTasks(TaskSource):
         on_too_few: OnTooFew = "error",
         seed: int = 0,
         name: str = "groups",
+        preprocessor: Preprocessor | None = None,
+        left_out: Mapping[str, int] | None = None,
     ) -> None:
-        self.shots = Range.of(shots, "shots", 1)
         asked = Range.of(queries, "queries", 1)
         train = asked if train_queries is None else Range.of(train_queries, "train_queries", 1)
         self.queries = dict.fromkeys(SPLITS, asked) | {"train": train}
@@ -97,15 +102,24 @@ class GroupTasks(TaskSource):
         if gap < 0 or (gap and order != "given"):
             raise ValueError(f"gap must be at least 0, and needs order given; got {gap}, order {order}")
         self.examples, self.objective, self.order, self.on_too_few = examples, objective, order, on_too_few
-        self.seed, self.name, self.gap = seed, name, gap
+        self.seed, self.name, self.gap, self.preprocessor = seed, name, gap, preprocessor
         pools = {split: Pool(own, f"{name}: group") for split, own in groups.items()}
         check_apart(pools, len(examples), name, "group")
-        self._pools, self.dropped = large_enough(pools, self.shots, self.queries, on_too_few, name, "group", gap)
+        self._all_pools, self._left_out = pools, dict(left_out or {})
+        self._set_shots(Range.of(shots, "shots", 1))
+
+    def _set_shots(self, shots: Range) -> None:
+        """Set the number of shots, and keep the groups that are large enough for it."""
+        self.shots = shots
+        self._pools, self.dropped = large_enough(
+            self._all_pools, shots, self.queries, self.on_too_few, self.name, "group", self.gap
+        )
         for split, pool in self._pools.items():
             if not len(pool):
                 left_out = f"; left out were {'; '.join(self.dropped)}" if self.dropped else ""
-                raise ValueError(f"{name}: the {split} split has no groups{left_out}")
+                raise ValueError(f"{self.name}: the {split} split has no groups{left_out}")
         self.group_names = {split: pool.names for split, pool in self._pools.items()}
+        self.dropped |= self._left_out
 
     def groups(self, split: Split) -> dict[str, np.ndarray]:
         """The groups of a split: name to the rows of its examples."""
@@ -147,6 +161,11 @@ class GroupTasks(TaskSource):
         random = np.random.default_rng([self.seed, len(SPLITS), step])  # no split's number: other draws than any task's
         return pool.flat[random.integers(len(pool.flat), size=size)]
 
+    def with_shots(self, shots: int) -> Self:
+        other = copy(self)
+        other._set_shots(Range.of(shots, "shots", 1))
+        return other
+
     def describe(self) -> dict[str, Any]:
         return {
             "source": self.name,
@@ -156,7 +175,7 @@ class GroupTasks(TaskSource):
             "order": self.order,
             "seed": self.seed,
             "groups": {split: len(names) for split, names in self.group_names.items()},
-            **(self.encoding.describe() if self.encoding else {}),
+            **(self.preprocessor.describe() if self.preprocessor else {}),
             **({"dropped": self.dropped} if self.dropped else {}),
         }
 

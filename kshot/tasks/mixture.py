@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from copy import copy
 from typing import Any
 
 import numpy as np
@@ -67,8 +68,8 @@ class Mixture(TaskSource):
         for name, source in self.sources.items():
             if source.objective != self.objective:
                 raise ValueError(f"{name!r} asks something else than {next(iter(sources))!r}: their objectives differ")
-        encodings = [source.encoding for source in self.sources.values()]
-        self.encoding = encodings[0] if all(encoding == encodings[0] for encoding in encodings) else None
+        first, *others = (source.preprocessor for source in self.sources.values())
+        self.preprocessor = first if all(other == first for other in others) else None
         self.shares = {split: self._shares(split, weights, heldout) for split in SPLITS}
         for split in SPLITS:
             self._check_shapes(split)
@@ -102,6 +103,13 @@ class Mixture(TaskSource):
                 around = sum(widths[:number]), sum(widths[number + 1 :])
                 parts[number] = part._replace(targets=torch.nn.functional.pad(part.targets, around))
         return Batch(*tree_map(lambda *leaves: torch.cat(leaves), *map(tuple, parts)))
+
+    def with_shots(self, shots: int) -> Mixture:
+        other = copy(self)
+        other.sources = {name: source.with_shots(shots) for name, source in self.sources.items()}
+        for split in SPLITS:
+            other._check_shapes(split)
+        return other
 
     def describe(self) -> dict[str, Any]:
         each = {name: source.describe() for name, source in self.sources.items()}

@@ -46,7 +46,12 @@ class Watched(TaskSource):
         note: Callable[[str, Split], object] | None = None,
         before: Iterable[tuple[str, Split]] = (),
     ) -> None:
-        self.source, self.objective, self.seed, self.encoding = source, source.objective, source.seed, source.encoding
+        self.source, self.objective, self.seed, self.preprocessor = (
+            source,
+            source.objective,
+            source.seed,
+            source.preprocessor,
+        )
         self.reads: Counter[tuple[str, Split]] = Counter(dict.fromkeys(before, 1))
         self._note, self._phase = note, ""
 
@@ -78,6 +83,10 @@ class Watched(TaskSource):
 
     def subjects(self, split: Split, indices: Sequence[int]) -> np.ndarray | None:
         return self.source.subjects(split, indices)
+
+    def with_shots(self, shots: int) -> TaskSource:
+        """The watched source with other shots; its reads are not logged."""
+        return self.source.with_shots(shots)
 
     def describe(self) -> dict[str, Any]:
         return self.source.describe()

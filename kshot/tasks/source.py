@@ -5,18 +5,15 @@ from __future__ import annotations
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 
 from kshot import types
 from kshot.objectives import Objective
+from kshot.tasks.preprocessor import Preprocessor
 from kshot.types import SPLITS, Batch, Split, Task, Tree, tree_leaves, tree_map
-
-if TYPE_CHECKING:
-    from kshot.sources.corpus import CorpusEncoding
-    from kshot.tasks.preprocessor import Encoding
 
 
 class TaskSource(ABC):
@@ -29,12 +26,12 @@ class TaskSource(ABC):
     Attributes:
         objective: what the tasks ask.
         seed: names the sequence of tasks.
-        encoding: how a user's files become inputs of these tasks, where they were read from a table; a run keeps it.
+        preprocessor: turns a user's files into inputs of these tasks, where they come from files; a run keeps it.
     """
 
     objective: Objective
     seed: int
-    encoding: Encoding | CorpusEncoding | None = None
+    preprocessor: Preprocessor | None = None
 
     @abstractmethod
     def task(self, split: Split, index: int) -> Task:
@@ -67,6 +64,14 @@ class TaskSource(ABC):
         """Whose each task is, a number, where the same one may have several: tasks of one tell less than as many of
         others, and intervals are then over subjects. None where each task stands for itself."""
         return None
+
+    def with_shots(self, shots: int) -> TaskSource:
+        """The same source with another number of support examples, the same for all classes of a task.
+
+        Raises:
+            ValueError: the source cannot change its number of shots, or the data have too few examples.
+        """
+        raise ValueError(f"the number of shots of {type(self).__name__} is fixed")
 
     def describe(self) -> dict[str, Any]:
         """What a report says of the tasks: at least the seed; ways, shots and queries where they exist."""

@@ -23,7 +23,7 @@ from kshot.data.text.tokenizer import Tokens
 from kshot.data.text.vocabulary import Vocabulary
 from kshot.learners.generate import _drawn
 from kshot.objectives import name_of, named, next_token, next_token_of
-from kshot.sources.corpus import BYTES, CorpusEncoding
+from kshot.sources.corpus import BYTES, CorpusPreprocessor
 from kshot.training.checkpoint import load_state
 from kshot.training.step import MetaGradient
 from kshot.types import Batch, Task, stack, tree_map
@@ -236,11 +236,11 @@ def test_generation_is_a_function_of_its_seed_and_greedy_is_the_likeliest():
 
 
 def test_texts_become_symbols_and_text_again():
-    encoding = CorpusEncoding("bytes", 8, BYTES)
-    assert encoding.decode(encoding.encode("naïve ✓")) == "naïve ✓"
-    assert encoding.decode(encoding.encode("✓")[:1]) == "\N{REPLACEMENT CHARACTER}"
-    letters = CorpusEncoding("characters", 8, Vocabulary("abc"))
-    assert CorpusEncoding.from_json(letters.to_json()) == letters != encoding
+    preprocessor = CorpusPreprocessor("bytes", 8, BYTES)
+    assert preprocessor.decode(preprocessor.encode("naïve ✓")) == "naïve ✓"
+    assert preprocessor.decode(preprocessor.encode("✓")[:1]) == "\N{REPLACEMENT CHARACTER}"
+    letters = CorpusPreprocessor("characters", 8, Vocabulary("abc"))
+    assert CorpusPreprocessor.from_json(letters.to_json()) == letters != preprocessor
     assert letters.decode(letters.encode("cab")) == "cab"
 
 
@@ -319,8 +319,8 @@ def test_tokens_stand_for_all_characters_of_a_text(tmp_path):
     check()
     assert len(tokens.encode("abc is number")) < 13, "a token is more than a byte"
     assert tokens.encode("a").min() >= 2
-    encoding = CorpusEncoding("tokens", 8, tokens)
-    assert CorpusEncoding.from_json(encoding.to_json()) == encoding
+    preprocessor = CorpusPreprocessor("tokens", 8, tokens)
+    assert CorpusPreprocessor.from_json(preprocessor.to_json()) == preprocessor
     for content, sentence in (
         (None, "holds no tokenizer: it has no tokenizer.json"),
         ("{}", "is no tokenizer that can be read"),

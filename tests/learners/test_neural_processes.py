@@ -162,7 +162,7 @@ def test_ratings_are_read_through_a_model_of_them(kind, target_type, tmp_path):
     rows = [f"{u},{i},{1 + 2 * (u % 2 + i % 2)}" for u in range(99) for i in random.permutation(12)]
     (tmp_path / "log.csv").write_text("\n".join(["user,item,rating", *rows]))
     source = kshot.sources.ratings(tmp_path / "log.csv", target_type=target_type, shots=5, queries=5)
-    model = kshot.models.rating_mlp(len(source.encoding.items), 0, None, embedding=8, hidden=(16,))
+    model = kshot.models.rating_mlp(len(source.preprocessor.items), 0, None, embedding=8, hidden=(16,))
     outputs = source.task("train", 0).support.targets.shape[1]
     learner = getattr(kshot.learners, kind)(
         model.width, outputs, width=32, depth=1, embedding=model, objective=source.objective, **PROCESSES[kind]

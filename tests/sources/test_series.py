@@ -40,7 +40,7 @@ def open_points(path: Path, frame: pl.DataFrame | None = None, **options):
 
 
 def in_units(source, leaf: torch.Tensor) -> np.ndarray:
-    return leaf.double().numpy() * source.encoding.std[0] + source.encoding.mean[0]
+    return leaf.double().numpy() * source.preprocessor.std[0] + source.preprocessor.mean[0]
 
 
 @pytest.mark.parametrize("stride", [None, 1, 2, 5])

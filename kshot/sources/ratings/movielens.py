@@ -56,7 +56,7 @@ def movielens(
         >>> _ = (folder / "u.data").write_text("\n".join(rows))
         >>> films = [f"{i}|Film {i} (19{49 + i})||||{'|'.join('10' * 9 + '1')}" for i in range(1, 51)]
         >>> _ = (folder / "u.item").write_text("\n".join(films), encoding="latin-1")
-        >>> movielens(folder, shots=5, queries=5).encoding.item_columns.features[0]
+        >>> movielens(folder, shots=5, queries=5).preprocessor.item_columns.features[0]
         'year'
 
     References:
