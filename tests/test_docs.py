@@ -92,7 +92,7 @@ def test_a_documented_source_names_every_key_of_its_own(kind):
 @pytest.mark.parametrize("kind", [TextSpec, CorpusSpec])
 def test_a_source_takes_the_same_in_a_run_file_as_in_python(kind):
     (name,) = get_args(kind.model_fields["kind"].annotation)
-    arguments = inspect.signature(getattr(kshot.tasks, name)).parameters
+    arguments = inspect.signature(getattr(kshot.sources, name)).parameters
     assert set(arguments) - {"seed"} == set(kind.model_fields) - {"kind"}
     for key, argument in arguments.items():
         if key not in ("path", "seed", "reading"):
@@ -140,7 +140,7 @@ def test_your_data_has_an_example_of_every_source_that_takes_files():
 
 
 def test_the_forms_of_a_cut_are_those_that_there_are():
-    (block,) = re.findall(r"```yaml\n(.*?)```", YOUR_DATA["How the cut is made"], re.DOTALL)
+    (block,) = re.findall(r"```yaml\n(.*?)```", YOUR_DATA["Splits"], re.DOTALL)
     assert {next(iter(yaml.safe_load(line)["split"])) for line in block.splitlines()} == set(FORMS)
 
 
