@@ -145,7 +145,7 @@ def train(recipe: str, seed: int, out: Path, *, resume: bool) -> Path:
 
 
 def share_pretraining(spec: Spec, path: Path, out: Path) -> bool:
-    """Copy the finished pretraining of another run in `out` with the same settings to the run `path`; return success."""
+    """Copy finished pretraining with the same settings from another run in `out` to the run `path`; return success."""
     if spec.pretrain is None:
         return False
     for other in sorted(out.iterdir()) if out.is_dir() else []:
@@ -249,10 +249,15 @@ def rows_of(table: Table, out: Path) -> list[str]:
         scores = [json.loads((path / SCORES).read_text()) for path in done]
         if not done:
             continue
-        figures = [figure_of([run_scores[name]["metrics"]["accuracy"] for run_scores in scores if name in run_scores]) for name in names]
+        figures = [
+            figure_of([run_scores[name]["metrics"]["accuracy"] for run_scores in scores if name in run_scores])
+            for name in names
+        ]
         times = [minutes_of(path) for path in done]
         clock, processor = (sum(part) / len(done) for part in zip(*times))
-        commits = sorted({str(run_scores[name]["commit"]) for run_scores in scores for name in names if name in run_scores})
+        commits = sorted(
+            {str(run_scores[name]["commit"]) for run_scores in scores for name in names if name in run_scores}
+        )
         seeds = "1 seed" if len(done) == 1 else f"{len(done)} seeds"
         lines.append(
             f"| `{recipe}`, {seeds} | {' | '.join(figures)} | {clock:.0f} min, {processor:.0f} min processor time | "
@@ -301,9 +306,7 @@ def main() -> None:
     known = [recipe for table in TABLES for recipe in table.recipes]
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("recipes", nargs="*", metavar="RECIPE", help=f"one or more of {', '.join(known)}; default: all")
-    parser.add_argument(
-        "--cells", nargs="+", metavar="CELL", help="such as '20-way 1-shot'; default: all"
-    )
+    parser.add_argument("--cells", nargs="+", metavar="CELL", help="such as '20-way 1-shot'; default: all")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
     parser.add_argument("--out", type=Path, default=Path("runs/reproduce"))
     parser.add_argument("--resume", action="store_true", help="continue unfinished runs")
