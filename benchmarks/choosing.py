@@ -140,7 +140,7 @@ def measure(
         "outer_lr": rate,
         "seconds": seconds,
         "adapt_ms": statistics.median(adapt_ms),
-        "state_numbers": cost(learner, task).state_numbers,
+        "state_size": cost(learner, task).state_size,
         "shots": {point.shots: point.metrics[METRIC[source.objective][0]]._asdict() for point in curve},
     }
 
@@ -153,7 +153,7 @@ def table(rows: list[dict[str, Any]]) -> list[str]:
     for row in rows:
         figures = [shown(**score) for score in row["shots"].values()]
         rate = "–" if row["outer_lr"] is None else f"{row['outer_lr']:g}"
-        cells = [row["learner"], *figures, f"{row['adapt_ms']:.2g}", f"{row['state_numbers']:,}", rate]
+        cells = [row["learner"], *figures, f"{row['adapt_ms']:.2g}", f"{row['state_size']:,}", rate]
         lines.append("| " + " | ".join([*cells, f"{row['seconds']:.0f}"]) + " |")
     return lines
 

@@ -26,13 +26,13 @@ from torch import nn
 
 import kshot
 from kshot.app.build import build_source
-from kshot.app.folder import load_run
 from kshot.app.run import environment, run
 from kshot.app.spec import Spec, load_spec
 from kshot.data import library
 from kshot.evaluation.evaluate import evaluate
 from kshot.evaluation.intervals import difference
-from kshot.evaluation.rejection import calibrated, rejection
+from kshot.evaluation.rejection import calibrate_threshold, rejection
+from kshot.evaluation.report.report import to_json
 from kshot.learner import Learner
 from kshot.sources import text
 from kshot.sources.text import TextTasks
@@ -125,8 +125,8 @@ def scored(learner: Learner, spec: Spec, cell: Cell, classes: dict[str, int], sp
 def rejecting(learner: Learner, spec: Spec, cell: Cell, classes: dict[str, int]) -> dict[str, Any]:
     """Out-of-scope detection in a cell, with a threshold chosen on validation tasks."""
     source = source_for(spec, cell, classes)
-    threshold = calibrated(learner, source, num_tasks=min(cell.num_tasks, 100))
-    return rejection(learner, source, threshold=threshold, num_tasks=min(cell.num_tasks, 200)).to_json()
+    threshold = calibrate_threshold(learner, source, num_tasks=min(cell.num_tasks, 100))
+    return to_json(rejection(learner, source, threshold=threshold, num_tasks=min(cell.num_tasks, 200)))
 
 
 def score(learner: Learner, spec: Spec, folder: Path) -> None:
@@ -342,7 +342,7 @@ def main(arguments: Iterable[str] | None = None) -> None:
             continue
         for seed in options.seeds:
             folder = trained(RECIPES[part], seed, options.out)
-            opened = load_run(folder)
+            opened = kshot.load(folder)
             score(opened.learner.eval(), opened.spec, folder)
     if options.write:
         write(options.out)

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 
 import kshot
 from kshot.app.build import build_model, build_source
-from kshot.app.folder import RunFolder, load_run
+from kshot.app.folder import RunFolder
 from kshot.app.run import pretrained_model
 from kshot.evaluation.evaluate import evaluate
 from kshot.evaluation.intervals import difference, interval
@@ -132,7 +132,7 @@ def main() -> None:
     parser.add_argument("--tasks", type=int, default=200)
     parser.add_argument("--val", type=int, default=20)
     options = parser.parse_args()
-    run = load_run(options.run)
+    run = kshot.load(options.run)
     source = build_source(run.spec)
     model = build_model(run.spec, run.shapes, head=True)
     pretrained = pretrained_model(run.spec, model, source, RunFolder(options.run))
@@ -158,7 +158,7 @@ def main() -> None:
     scores["n-grams of the support set alone"] = ngram_bits(source, run.shapes["symbols"], options.tasks)
     ours, unadapted = list(scores)[len(rows) - 1], scores["pretrained, unadapted"]
     print(
-        "| | bits per symbol | reduction from unadapted | difference to learner (paired) |\n| --- | --- | --- | --- |"
+        "| | bits per symbol | reduction from unadapted | learner − baseline (paired) |\n| --- | --- | --- | --- |"
     )
     for name, bits in scores.items():
         mean, base = interval(bits), interval(unadapted)

@@ -20,7 +20,7 @@ import torch
 
 import kshot
 from kshot.evaluation.evaluate import interval
-from kshot.evaluation.report import charts
+from kshot.evaluation.report.task_pictures import predictive_bands
 from kshot.learners import SupportMean
 from kshot.objectives import gaussian
 from kshot.tasks.source import TaskSource
@@ -128,7 +128,7 @@ def draw(path: Path, kind: str, steps: int, out: Path) -> None:
         learner = trained(name, kind, steps, out)
         with torch.no_grad():
             predictions[name] = [learner.predict(learner.adapt(task.support), task.query.inputs) for task in tasks]
-    charts.predictive_bands(tasks, predictions).savefig(path)
+    predictive_bands(tasks, predictions).savefig(path)
 
 
 def main() -> None:

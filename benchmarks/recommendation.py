@@ -36,9 +36,10 @@ import kshot
 from kshot.evaluation.intervals import difference, interval
 from kshot.learner import Learner
 from kshot.learners.ratings import recommenders
+from kshot.learners.ratings.coverage import CoverageMeter
 from kshot.sources.ratings.source import RatingTasks
 from kshot.training.checkpoint import load_checkpoint, save_checkpoint
-from kshot.training.fit import Settings, meta_training
+from kshot.training.fit import Settings, meta_training_loop
 
 DRAWS, VAL_DRAWS = 6, 2
 INNER_LRS = (0.1, 0.5, 2.0)
@@ -92,8 +93,10 @@ def scores(learner: Learner, tasks: RatingTasks, split: str, draws: int) -> Scor
 def covered(learner: Learner, tasks: RatingTasks, split: str) -> str:
     """The share of the catalogue among the first 10 recommendations of any user of a split."""
     users = len(tasks.user_names[split])
-    coverage = kshot.evaluate(learner, tasks, split=split, num_tasks=users, coverage=users, audit=False).coverage
-    return f"{coverage.share:.1%}"
+    meter = CoverageMeter(learner, tasks)
+    observe = lambda scored: meter.add(scored.task, scored.state)  # noqa: E731
+    kshot.evaluate(learner, tasks, split=split, num_tasks=users, observe=observe, audit=False)
+    return f"{meter.result().share:.1%}"
 
 
 def log_of(tasks: RatingTasks) -> recommenders.Ratings:
@@ -225,7 +228,7 @@ def trained_one(learner: Learner, tasks: RatingTasks, seed: int, steps: int, fol
     if not folder.exists():
         started = time.process_time()
         best: tuple[float, dict[str, torch.Tensor]] | None = None
-        loop = meta_training(learner, tasks, Settings(2e-3, 10.0, "cosine", steps, 64), mode="vmap", seed=seed)
+        loop = meta_training_loop(learner, tasks, Settings(2e-3, 10.0, "cosine", steps, 64), mode="vmap", seed=seed)
         for _ in range(8):
             loop.run(steps // 8)
             val_scores = scores(learner, tasks, "val", VAL_DRAWS)
@@ -276,7 +279,7 @@ def table(
         }
         users = sum(len(tasks.user_names[split]) for tasks in sources)
         print(f"\n{shots} first ratings, {split}: {users} users, {DRAWS} tasks per user\n")
-        print(f"| | {' | '.join(METRICS)} | difference of {names[0]} in mae | in ndcg_5 |")
+        print(f"| | {' | '.join(METRICS)} | mae, {names[0]} − other | ndcg_5, {names[0]} − other |")
         print("| --- " * (len(METRICS) + 3) + "|")
         ours = next(iter(by_name.values()))
         for name, each in by_name.items():

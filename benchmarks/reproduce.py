@@ -25,16 +25,17 @@ import numpy as np
 import torch
 from torch import nn
 
+import kshot
 from kshot import sources
 from kshot.app.build import build_source, device_of, has_head
-from kshot.app.folder import RunFolder, load_run, read_spec
+from kshot.app.folder import RunFolder, read_spec
 from kshot.app.run import environment, run
 from kshot.app.spec import Spec, load_spec
 from kshot.data import ArrayDataset
 from kshot.evaluation.evaluate import evaluate
 from kshot.evaluation.intervals import Interval, over_seeds
 from kshot.evaluation.report.report import to_json
-from kshot.learners.heads.protonet import HeadLearner
+from kshot.learners.heads.head_learner import HeadLearner
 from kshot.tasks import ClassTasks
 from kshot.tasks.source import TaskSource, hash_into
 from kshot.training.checkpoint import META, Checkpoints
@@ -176,7 +177,7 @@ def score(path: Path, cells: Iterable[Cell]) -> dict[str, Any]:
     """Score a run's checkpoint on the cells that have no scores yet; return all scores by cell."""
     file = path / SCORES
     scores: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {}
-    opened = load_run(path)
+    opened = kshot.load(path)
     for cell in cells:
         if cell.name in scores and scores[cell.name]["weights_sha256"] == opened.weights:
             continue

@@ -38,7 +38,6 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 import kshot
-from kshot.app.folder import load_run
 from kshot.evaluation.evaluate import interval
 
 Table = tuple[np.ndarray, np.ndarray]
@@ -267,7 +266,7 @@ def fitted(path: Path, recipe: str) -> dict[str, Method]:
     """The in-context learner of a run, and the untrained one: the mean of its closed-form fits."""
     if not path.exists():
         raise SystemExit(f"{path} does not exist; first train the learner with `kshot run {recipe} --out {path}`")
-    learner = load_run(path).learner.eval()
+    learner = kshot.load(path).learner.eval()
     untrained = kshot.learners.prior_fitted(objective=learner.objective).eval()
     return {OURS: ours(learner), UNTRAINED: ours(untrained)}
 

@@ -1,4 +1,5 @@
-from . import data, deciding, evaluation, inner, learners, models, objectives, sources, tasks, training
+from . import data, deciding, evaluation, inner, learners, models, objectives, sources, tasks, testing, training
+from .app.trained import load
 from .deciding.loop import run_until
 from .deciding.policies import Budget
 from .evaluation.evaluate import evaluate
@@ -26,6 +27,7 @@ __all__ = [
     "fit",
     "inner",
     "learners",
+    "load",
     "load_state",
     "maml",
     "models",
@@ -37,5 +39,6 @@ __all__ = [
     "save_state",
     "sources",
     "tasks",
+    "testing",
     "training",
 ]

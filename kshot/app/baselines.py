@@ -1,9 +1,10 @@
-"""The baselines that stand beside a learner: which, how they are tuned, and their figures on the same tasks."""
+"""The baselines of a run: their selection, tuning and evaluation on the learner's tasks."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from itertools import product
+from typing import Any
 
 import torch
 from torch import nn
@@ -14,7 +15,9 @@ from kshot.app.spec import BaselineName, EncoderSpec, Spec
 from kshot.evaluation.evaluate import Evaluation, Scored, evaluate
 from kshot.evaluation.target import Target
 from kshot.learner import Learner
-from kshot.learners.heads.protonet import HeadLearner, Prototypes
+from kshot.learners.heads.head_learner import HeadLearner
+from kshot.learners.heads.protonet import Prototypes
+from kshot.learners.ratings.coverage import Coverage, CoverageMeter
 from kshot.learners.ratings.recommenders import GRIDS, Ratings, recommender
 from kshot.models.encoder import Encoder
 from kshot.objectives import Objective
@@ -23,53 +26,78 @@ from kshot.tasks.read_log import during
 from kshot.tasks.source import TaskSource
 from kshot.types import Split
 
-COVERED = 100  # tasks whose users are ranked the whole catalogue
-ABOUT: dict[str, str] = {
-    "scratch": "the same model, fitted to the support set alone from random weights",
+NUM_RANKED = 100  # tasks for whose users the whole catalogue is ranked
+DESCRIPTIONS: dict[str, str] = {
+    "scratch": "the same model, trained on the support set alone from random weights",
     "fine_tune": "the model after {steps} steps of pretraining on all training classes, fine-tuned on the support set",
-    "pretrained": "the model after {steps} steps of pretraining, as it is: it does not adapt",
+    "pretrained": "the model after {steps} steps of pretraining, without adaptation",
     "pretrained_centroid": "nearest class mean in the features of the model after {steps} steps of pretraining",
-    "centroid": "nearest class mean of the raw inputs, or of what a pretrained encoder makes of them as it comes",
-    "support_mean": "the mean of the support targets, whatever the input",
+    "centroid": "nearest class mean of the raw inputs, or of the features of a pretrained encoder",
+    "support_mean": "the mean of the support targets for any input",
     "global_mean": "the mean of the training ratings",
-    "user_mean": "the user's mean, shrunk to that of all",
-    "item_mean": "the item's mean in training, shrunk to that of all",
-    "bias": "the mean of all, plus shrunk offsets of the user and the item",
-    "popularity": "how often the item was rated in training",
-    "item_knn": "offsets, and the ratings of like items",
-    "matrix_factorisation": "offsets, and factors into which the user is folded",
+    "user_mean": "the user's mean, shrunk towards the global mean",
+    "item_mean": "the item's mean in training, shrunk towards the global mean",
+    "bias": "the global mean plus shrunk offsets of user and item",
+    "popularity": "the item's number of ratings in training",
+    "item_knn": "offsets plus ratings of similar items",
+    "matrix_factorisation": "offsets plus factors, with the user's fitted to the support set",
 }
+NEED_PRETRAINING = ("fine_tune", "pretrained", "pretrained_centroid")
 
 
 def names_of(spec: Spec, objective: Objective) -> list[BaselineName]:
-    """The baselines that the run file names, or those that fit what the tasks ask.
+    """The baselines of the run file, or by default those that suit the objective.
 
     Raises:
-        ValueError: one that needs a pretrained model, where the run file has no pretraining.
+        ValueError: a baseline needs a pretrained model, and the run file has no pretraining.
     """
     if spec.baselines.names is not None:
         for name in spec.baselines.names:
-            if name in ("fine_tune", "pretrained", "pretrained_centroid") and spec.pretrain is None:
+            if name in NEED_PRETRAINING and spec.pretrain is None:
                 raise ValueError(f"baseline {name!r} needs a pretrained model: give the run file a 'pretrain' section")
         return spec.baselines.names
-    if isinstance(objective.metrics, objectives.OF_ITEMS):
+    if objectives.rates_items(objective):
         return ["global_mean", "user_mean", "item_mean", "bias", "popularity", "item_knn", "matrix_factorisation"]
-    of_classes = objective.task_specific_classes or objective.loss is objectives.shared_classification.loss
-    tells_no_more = objective.loss is not objectives.gaussian.loss  # no model of a run file tells a spread by itself
-    alone = spec.model is not None and not isinstance(spec.model, EncoderSpec) and tells_no_more
-    names: list[BaselineName] = ["scratch"] if alone else []
+    names: list[BaselineName] = []
+    # The models of a run file predict no standard deviation, and an encoder is pretrained.
+    if spec.model is not None and not isinstance(spec.model, EncoderSpec) and objective.predicts != "distribution":
+        names.append("scratch")
     if spec.pretrain:
-        names += ["fine_tune", "pretrained_centroid"] if of_classes else ["fine_tune", "pretrained"]
-    if of_classes:
+        names += ["fine_tune", "pretrained_centroid"] if objective.classifies else ["fine_tune", "pretrained"]
+    if objective.classifies:
         names.append("centroid")
-    elif objective.loss in (objectives.mse.loss, objectives.gaussian.loss):
+    elif objective.predicts in ("values", "distribution"):
         names.append("support_mean")
     return names
 
 
-def about(name: str, spec: Spec) -> str:
-    """What a baseline is, in a phrase."""
-    return ABOUT[name].format(steps=spec.pretrain.steps if spec.pretrain else 0)
+def describe(name: str, spec: Spec) -> str:
+    """A description of a baseline, as a phrase."""
+    return DESCRIPTIONS[name].format(steps=spec.pretrain.steps if spec.pretrain else 0)
+
+
+def evaluate_with_coverage(
+    name: str,
+    learner: Learner,
+    source: TaskSource,
+    coverage: dict[str, Coverage],
+    *,
+    observe: Callable[[Scored], None],
+    **options: Any,
+) -> Evaluation:
+    """`evaluate`, which also sets `coverage[name]` to the catalogue coverage if the tasks are of ratings."""
+    ratings = ratings_of(source)
+    meter = CoverageMeter(learner, ratings) if ratings else None
+
+    def observe_both(scored: Scored) -> None:
+        if meter and scored.number < NUM_RANKED:
+            meter.add(scored.task, scored.state)
+        observe(scored)
+
+    evaluation = evaluate(learner, source, observe=observe_both, **options)
+    if meter and (result := meter.result()):
+        coverage[name] = result
+    return evaluation
 
 
 def evaluate_baselines(
@@ -77,38 +105,47 @@ def evaluate_baselines(
     source: TaskSource,
     pretrained: nn.Module | None,
     shapes: Shapes,
-    target: Target,
     device: torch.device,
     split: Split,
     num_tasks: int,
-    watch: Callable[[str, Scored], None],
+    observer: Callable[[str], Callable[[Scored], None]],
+    coverage: dict[str, Coverage],
 ) -> dict[str, Evaluation]:
-    """Each baseline on the first tasks of a split; where it has a rate to choose, the best on validation tasks."""
-    found: dict[str, Evaluation] = {}
+    """Evaluate each baseline on the first tasks of a split, with the hyperparameters that are best on validation tasks.
+
+    Args:
+        spec: the run file.
+        source: task source.
+        pretrained: the model before meta-training, for the baselines that need one.
+        shapes: shapes of one example.
+        device: device of the baselines.
+        split: split of the evaluation.
+        num_tasks: number of its tasks.
+        observer: gives the function that is called after each task of a baseline.
+        coverage: receives the catalogue coverage of each baseline.
+    """
+    target = Target.parse(spec.target)
+    evaluations: dict[str, Evaluation] = {}
     for name in names_of(spec, source.objective):
-        candidates = _candidates(name, spec, source, pretrained, shapes)
-        scores = []
-        for candidate in candidates if len(candidates) > 1 else []:
-            with during(source, "tuning"):
-                val = evaluate(
-                    candidate.to(device), source, split="val", num_tasks=spec.baselines.num_val_tasks, audit=False
-                )
-            scores.append(target.of(val.metrics).mean)
-        choose = max if target.at_least else min
-        best = candidates[scores.index(choose(scores))] if scores else candidates[0]
-
-        def observe(scored: Scored, name: str = name) -> None:
-            watch(name, scored)
-
-        found[name] = evaluate(
-            best.to(device), source, split=split, num_tasks=num_tasks, observe=observe, audit=False, coverage=COVERED
+        candidates = [candidate.to(device) for candidate in _candidates(name, spec, source, pretrained, shapes)]
+        best = candidates[0]
+        if len(candidates) > 1:
+            scores = []
+            for candidate in candidates:
+                with during(source, "tuning"):
+                    val = evaluate(candidate, source, split="val", num_tasks=spec.baselines.num_val_tasks, audit=False)
+                scores.append(target.of(val.metrics).mean)
+            best = candidates[scores.index((max if target.at_least else min)(scores))]
+        evaluations[name] = evaluate_with_coverage(
+            name, best, source, coverage, split=split, num_tasks=num_tasks, observe=observer(name), audit=False
         )
-    return found
+    return evaluations
 
 
 def _candidates(
     name: BaselineName, spec: Spec, source: TaskSource, pretrained: nn.Module | None, shapes: Shapes
 ) -> list[Learner]:
+    """The baseline with each setting of its hyperparameters."""
     options, objective = spec.baselines, source.objective
     if name in GRIDS:
         ratings = ratings_of(source)
@@ -117,31 +154,25 @@ def _candidates(
         with during(source, "training"):
             log = ratings.training_log()
         fitted = Ratings(*log, size=len(ratings.preprocessor.items))
-        return [recommender(name, fitted, objective, **tried) for tried in GRIDS[name]]
-    steps = options.steps if isinstance(options.steps, list) else [options.steps]
+        return [recommender(name, fitted, objective, **settings) for settings in GRIDS[name]]
     if name == "centroid":
         if isinstance(spec.model, EncoderSpec):
             return [HeadLearner(build_model(spec, shapes, head=False), Prototypes(), objective)]
         return [learners.nearest_centroid(objective)]
     if name == "support_mean":
         return [learners.SupportMean(objective)]
+    steps = options.steps if isinstance(options.steps, list) else [options.steps]
+    grid: list[dict[str, Any]] = [{"inner_lr": lr, "steps": count} for count, lr in product(steps, options.inner_lrs)]
     if name == "scratch":
-        fresh = build_model(spec, shapes, head=True)
-        make: Callable[..., Learner] = learners.from_scratch
-        return [
-            make(fresh, inner_lr=lr, steps=count, objective=objective, seed=spec.seed)
-            for count, lr in product(steps, options.inner_lrs)
-        ]
-    assert pretrained is not None  # `names_of` saw to it
+        model = build_model(spec, shapes, head=True)
+        return [learners.from_scratch(model, **each, objective=objective, seed=spec.seed) for each in grid]
+    assert pretrained is not None  # `names_of` checks it
     if name == "pretrained_centroid":
-        whole = isinstance(pretrained, Encoder) and pretrained.head is None
-        body = pretrained if whole else dict(pretrained.named_children()).get("body", pretrained)
+        headless = isinstance(pretrained, Encoder) and pretrained.head is None
+        body = pretrained if headless else dict(pretrained.named_children()).get("body", pretrained)
         return [HeadLearner(body, Prototypes(), objective)]
     model = build_model(spec, shapes, head=True)
     model.load_state_dict(pretrained.state_dict(), strict=False)
     if name == "pretrained":
         return [learners.fine_tune(model, inner_lr=1.0, steps=0, objective=objective)]
-    return [
-        learners.fine_tune(model, inner_lr=lr, steps=count, rule=options.rule, objective=objective)
-        for count, lr in product(steps, options.inner_lrs)
-    ]
+    return [learners.fine_tune(model, **each, rule=options.rule, objective=objective) for each in grid]

@@ -180,7 +180,8 @@ def build_model(spec: Spec, shapes: Shapes, *, head: bool) -> nn.Module:
 
 def build_learner(spec: Spec, model: nn.Module, shapes: Shapes) -> Learner:
     """The learner around a base model, or one that is a network of its own."""
-    options = spec.learner.model_dump(exclude={"kind"}) | {"objective": objectives.named(shapes["objective"])}
+    objective = objectives.from_name(shapes["objective"], allow_import=True)
+    options = spec.learner.model_dump(exclude={"kind"}) | {"objective": objective}
     factory = _factory(spec)
     if isinstance(spec.learner, CnapsSpec):
         encoder = build_model(spec, shapes | {"targets": [spec.learner.task_dim]}, head=True)

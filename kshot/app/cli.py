@@ -1,4 +1,4 @@
-"""The command line. Heavy imports stand inside the commands, so that help comes at once."""
+"""The command line. Heavy imports are inside the commands, to keep `--help` fast."""
 
 from __future__ import annotations
 
@@ -18,25 +18,28 @@ data = typer.Typer(help="Data sets: list, add, check.", no_args_is_help=True)
 app.add_typer(data, name="data")
 
 RunDir = Annotated[Path, typer.Argument(metavar="RUN_DIR", help="Folder of a run.")]
+Override = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="PATH=VALUE", help="Override a key, such as source.shots=5 or train.outer_lr=0.01."),
+]
+Resize = Annotated[bool, typer.Option("--resize", help="Scale images to the size that the run was trained on.")]
+Invert = Annotated[bool, typer.Option("--invert", help="Invert brightness, such as dark strokes on white.")]
 
 
 @app.command()
 def run(
     recipe: Annotated[str, typer.Argument(metavar="RECIPE|FILE.yaml", help="A recipe's name, or a run file.")],
-    set_: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="PATH=VALUE", help="Override a key, such as train.outer_lr=0.01."),
-    ] = None,
+    set_: Override = None,
     out: Annotated[Path | None, typer.Option(help="Folder for the run; a new one under runs/ by default.")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run that lies in --out.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Resume the run in --out.")] = False,
     seeds: Annotated[
         str | None,
-        typer.Option(metavar="0,1,2", help="Run once for each seed, in folders seed-0, seed-1…, with one report."),
+        typer.Option(metavar="0,1,2", help="Run once for each seed, in folders seed-0, seed-1…, with a common report."),
     ] = None,
 ) -> None:
     """Pretrain, then train, evaluate and decide until the target is met; then test and report.
 
-    Exit code: 0 if the target was met, by every seed, 1 if not, 2 for bad input, 3 if an audit failed and the test
+    Exit code: 0 if the target was met (by every seed), 1 if not, 2 for invalid input, 3 if an audit failed and the test
     figure is not to be trusted, 130 if interrupted.
     """
     from kshot.app.folder import free_folder
@@ -56,10 +59,10 @@ def run(
         else:
             report = run_seeds(spec, out, parse_seeds(seeds), resume=resume)
     except KeyboardInterrupt:
-        again = f" --seeds {seeds}" if seeds else ""
-        typer.echo(f"\nInterrupted. Go on with: kshot run {recipe} --out {out}{again} --resume", err=True)
+        options = f"--out {out}" + (f" --seeds {seeds}" if seeds else "")
+        typer.echo(f"\nInterrupted. Resume by: kshot run {recipe} {options} --resume", err=True)
         raise typer.Exit(130) from None
-    from kshot.app.summary import print_summary
+    from kshot.app.terminal import print_summary
 
     print_summary(report, out)
     raise typer.Exit(3 if report.get("trusted") is False else 0 if report["outcome"] == "TARGET_MET" else 1)
@@ -68,23 +71,23 @@ def run(
 @app.command()
 def evaluate(
     run_dir: RunDir,
-    tasks: Annotated[int, typer.Option(help="How many tasks.", min=2)] = 600,
-    split: Annotated[str, typer.Option(help="test, or val.")] = "test",
+    tasks: Annotated[int, typer.Option(help="Number of tasks.", min=2)] = 600,
+    split: Annotated[str, typer.Option(help="test or val.")] = "test",
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     out: Annotated[
         Path | None, typer.Option(help="Folder for report.html, report.json and tasks.csv; none by default.")
     ] = None,
     episodes_sha256: Annotated[
         str | None,
-        typer.Option("--episodes-sha256", metavar="HASH", help="Refuse if these are not the episodes of that hash."),
+        typer.Option("--episodes-sha256", metavar="HASH", help="Fail if the episodes do not have this hash."),
     ] = None,
-    baselines: Annotated[bool, typer.Option(help="Whether to score the baselines beside it.")] = True,
+    baselines: Annotated[bool, typer.Option(help="Whether to evaluate the baselines too.")] = True,
 ) -> None:
-    """Score the best round of a run on tasks it has not seen, beside baselines that do no meta-learning.
+    """Evaluate the best round of a run on unseen tasks, with baselines without meta-learning.
 
-    Exit code: 0, 2 for bad input, 3 if an audit failed and the figures are not to be trusted.
+    Exit code: 0, 2 for invalid input, 3 if an audit failed and the figures are not to be trusted.
     """
-    from kshot.app.use import evaluate_run
+    from kshot.app.evaluate import evaluate_run
 
     report = evaluate_run(
         run_dir,
@@ -102,12 +105,12 @@ def evaluate(
 def compare(
     run_dirs: Annotated[
         list[Path],
-        typer.Argument(metavar="RUN_DIR...", help="Folders of runs, of several seeds, of evaluations."),
+        typer.Argument(metavar="RUN_DIR...", help="Folders of runs, of several seeds, or of evaluations."),
     ],
-    csv: Annotated[Path | None, typer.Option("--csv", help="File for the table, all numbers in full.")] = None,
-    html: Annotated[Path | None, typer.Option("--html", help="File for it as a page.")] = None,
+    csv: Annotated[Path | None, typer.Option("--csv", help="CSV file for the table, with unrounded numbers.")] = None,
+    html: Annotated[Path | None, typer.Option("--html", help="HTML file for the table.")] = None,
 ) -> None:
-    """Rank runs on the same test episodes: figures, costs, and which differences are more than noise."""
+    """Rank runs on the same test episodes by their figures, with costs and significant differences."""
     from rich.console import Console
 
     from kshot.app.compare import compare_runs
@@ -118,20 +121,20 @@ def compare(
 @app.command()
 def adapt(
     run_dir: RunDir,
-    support: Annotated[Path, typer.Option(help="Folder with one folder of images a class, a CSV, or a text.")],
+    support: Annotated[Path, typer.Option(help="Folder with a folder of images for each class, a CSV, or a text.")],
     out: Annotated[Path, typer.Option(help="File for the adapted state.")],
     state: Annotated[
-        Path | None, typer.Option(help="A state to extend: the examples, of old and of new classes, come on top.")
+        Path | None, typer.Option(help="A state to extend by the examples, which may be of new classes.")
     ] = None,
-    resize: Annotated[bool, typer.Option("--resize", help="Scale images to the size the run was trained on.")] = False,
-    invert: Annotated[bool, typer.Option("--invert", help="Turn dark strokes on white into bright on black.")] = False,
+    resize: Resize = False,
+    invert: Invert = False,
 ) -> None:
-    """Adapt to a few examples of your own, and write the state.
+    """Adapt to a few of your own examples, and write the state.
 
-    A CSV holds the columns path,label for images (paths relative to the CSV), or numbers, the last column the target. A
-    run on running text takes a file of text.
+    A CSV has the columns path,label for images (paths relative to the CSV), or numbers with the target in the last
+    column. A run on running text takes a text file.
     """
-    from kshot.app.use import adapt_run
+    from kshot.app.apply import adapt_run
 
     adapt_run(run_dir, support, out, before=state, resize=resize, invert=invert)
 
@@ -140,12 +143,12 @@ def adapt(
 def predict(
     run_dir: RunDir,
     state: Annotated[Path, typer.Option(help="State written by `kshot adapt`.")],
-    inputs: Annotated[list[Path], typer.Option(help="Images, a folder of images, a CSV, or texts; may be repeated.")],
-    resize: Annotated[bool, typer.Option("--resize", help="Scale images to the size the run was trained on.")] = False,
-    invert: Annotated[bool, typer.Option("--invert", help="Turn dark strokes on white into bright on black.")] = False,
+    inputs: Annotated[list[Path], typer.Option(help="Images, a folder of images, a CSV, or texts; repeatable.")],
+    resize: Resize = False,
+    invert: Invert = False,
 ) -> None:
-    """Predict with an adapted state; CSV on standard output. Of texts: the bits that each window takes to tell."""
-    from kshot.app.use import predict_run
+    """Predict with an adapted state; CSV on standard output. For texts: the bits of each window."""
+    from kshot.app.apply import predict_run
 
     predict_run(run_dir, state, inputs, resize=resize, invert=invert)
 
@@ -154,17 +157,18 @@ def predict(
 def recommend(
     run_dir: RunDir,
     user: Annotated[
-        Path | None, typer.Option(help="CSV with a row for each rating that is known: item, rating, as in training.")
+        Path | None, typer.Option(help="CSV with a row for each known rating: item, rating, as in training.")
     ] = None,
-    top: Annotated[int, typer.Option(help="How many items.", min=1)] = 10,
-    ask: Annotated[int, typer.Option(help="How many items to name that the user should be asked about.", min=0)] = 1,
+    top: Annotated[int, typer.Option(help="Number of items.", min=1)] = 10,
+    ask: Annotated[int, typer.Option(help="Number of items to suggest asking the user about.", min=0)] = 1,
     interview: Annotated[
-        int, typer.Option(metavar="N", help="First ask for N ratings, each item chosen by the answers so far.", min=0)
+        int,
+        typer.Option(metavar="N", help="First ask for N ratings, each item selected by the previous answers.", min=0),
     ] = 0,
-    out: Annotated[Path | None, typer.Option(help="File for the ratings of the interview, CSV.")] = None,
+    out: Annotated[Path | None, typer.Option(help="CSV file for the ratings of the interview.")] = None,
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Rank the items that a user has not rated, say which ratings moved each, and what to ask them next."""
+    """Recommend items that a user has not rated, with reasons, and items to ask the user about next."""
     from rich.console import Console
 
     from kshot.app import recommend as recommending
@@ -186,19 +190,20 @@ def recommend(
 @app.command()
 def generate(
     run_dir: RunDir,
-    state: Annotated[Path, typer.Option(help="State written by `kshot adapt`, of the author to write like.")],
-    prompt: Annotated[str, typer.Option(help="The text to go on from.")],
-    length: Annotated[int, typer.Option(help="Characters (or bytes) to add.", min=1)] = 500,
+    state: Annotated[Path, typer.Option(help="State written by `kshot adapt`, of the author to imitate.")],
+    prompt: Annotated[str, typer.Option(help="The text to continue.")],
+    length: Annotated[int, typer.Option(help="Number of characters (or bytes) to generate.", min=1)] = 500,
     temperature: Annotated[
-        float, typer.Option(help="Below 1 is bolder in what is likely; 0 takes the likeliest.")
+        float, typer.Option(help="Below 1 favours likely symbols; 0 takes the most likely one.")
     ] = 0.8,
     top_p: Annotated[
-        float, typer.Option("--top-p", help="Draw from the fewest likeliest symbols of this probability together.")
+        float,
+        typer.Option("--top-p", help="Sample from the smallest set of likely symbols with this total probability."),
     ] = 0.95,
-    seed: Annotated[int, typer.Option(help="Of the draws.")] = 0,
+    seed: Annotated[int, typer.Option(help="Random seed of sampling.")] = 0,
 ) -> None:
-    """Write like an author: go on with a prompt, under a state adapted to a page of theirs (source corpus)."""
-    from kshot.app.use import generate_run
+    """Continue a prompt in the style of an author, by a state adapted to a page of theirs (source corpus)."""
+    from kshot.app.apply import generate_run
 
     generate_run(run_dir, state, prompt, length=length, temperature=temperature, top_p=top_p, seed=seed)
 
@@ -217,7 +222,7 @@ def recipes() -> None:
 
 @data.command("list")
 def data_list() -> None:
-    """List the known data sets and where they were found."""
+    """List the known data sets and where they are."""
     from kshot.data import library
 
     rows = library.known()
@@ -245,7 +250,7 @@ def data_add(
     """Fetch or copy a data set to where kshot looks for it, and check it. What broke off goes on where it was."""
     from rich.console import Console
 
-    from kshot.app.display import fetching
+    from kshot.app.progress import fetching
     from kshot.data import library
 
     try:
@@ -262,18 +267,16 @@ def data_check(
     name: Annotated[
         str, typer.Argument(metavar="FILE.yaml|RECIPE|SET", help="A run file, a recipe, or a set of `kshot data list`.")
     ],
-    set_: Annotated[
-        list[str] | None, typer.Option("--set", metavar="PATH=VALUE", help="Override a key, such as source.shots=5.")
-    ] = None,
-    json: Annotated[Path | None, typer.Option(help="File for what was found, as JSON.")] = None,
-    html: Annotated[Path | None, typer.Option(help="File for it as a page, with a few tasks drawn.")] = None,
-    examples: Annotated[int, typer.Option(help="How many examples to compare at most.", min=1)] = 50_000,
-    tasks: Annotated[int, typer.Option(help="How many tasks of each split to look at.", min=1)] = 100,
+    set_: Override = None,
+    json: Annotated[Path | None, typer.Option(help="JSON file for the findings.")] = None,
+    html: Annotated[Path | None, typer.Option(help="HTML file for the findings, with pictures of a few tasks.")] = None,
+    examples: Annotated[int, typer.Option(help="Maximum number of examples to compare.", min=1)] = 50_000,
+    tasks: Annotated[int, typer.Option(help="Number of tasks of each split to check.", min=1)] = 100,
 ) -> None:
-    """Find what would spoil a run before it trains: copies across splits, leaked targets, damaged images, and more.
+    """Find problems of the data before training: copies across splits, leaked targets, damaged images, and more.
 
-    Of a known set by its name, only count what is in it. Exit code: 0, 1 if there is an error among the findings, 2 for
-    bad input.
+    For the name of a known data set, only its contents are counted. Exit code: 0, 1 if there is an error among the
+    findings, 2 for invalid input.
     """
     from kshot.data import library
 
@@ -298,15 +301,13 @@ def data_check(
 
 @data.command("freeze")
 def data_freeze(
-    recipe: Annotated[str, typer.Argument(metavar="RECIPE|FILE.yaml", help="Whose source to take tasks from.")],
+    recipe: Annotated[str, typer.Argument(metavar="RECIPE|FILE.yaml", help="Run file with the source of the tasks.")],
     out: Annotated[Path, typer.Option(help="File for the tasks, .safetensors.")],
     split: Annotated[str, typer.Option(help="train, val or test.")] = "test",
-    tasks: Annotated[int, typer.Option(help="How many tasks, from the first.", min=1)] = 600,
-    set_: Annotated[
-        list[str] | None, typer.Option("--set", metavar="PATH=VALUE", help="Override a key, such as source.shots=5.")
-    ] = None,
+    tasks: Annotated[int, typer.Option(help="Number of tasks, from the first.", min=1)] = 600,
+    set_: Override = None,
 ) -> None:
-    """Write a run file's tasks to one file, so that others score the very same: a source of kind episodes reads it."""
+    """Write tasks to a file, to share them exactly; a source of kind episodes reads it."""
     from kshot.app.build import build_source
     from kshot.app.spec import load_spec
     from kshot.tasks import freeze
@@ -317,7 +318,7 @@ def data_freeze(
 
 
 def main() -> None:
-    """Run the command line; what a user can mend is one sentence on standard error and exit code 2."""
+    """Run the command line; errors that a user can fix are a sentence on standard error and exit code 2."""
     try:
         app()
     except (ValueError, OSError) as error:

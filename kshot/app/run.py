@@ -1,9 +1,10 @@
-"""`kshot run`: pretrain; rounds of train, evaluate and decide; the test beside the baselines; the report."""
+"""`kshot run`: pretraining, rounds of training, evaluation and decision, the final evaluation, and the report."""
 
 from __future__ import annotations
 
 import copy
 import json
+import os
 import platform
 import subprocess
 import time
@@ -17,40 +18,41 @@ from torch import nn
 
 from kshot.app.baselines import names_of
 from kshot.app.build import build_learner, build_model, build_source, device_of, has_head, shapes_of
-from kshot.app.display import Display
-from kshot.app.final_evaluation import TestResult, evaluate_with_baselines, make_figures, protocol, report_entries
-from kshot.app.folder import RunFolder, noted_reads
+from kshot.app.figures import make_figures
+from kshot.app.final_evaluation import TestResult, evaluate_with_baselines, protocol, report_entries
+from kshot.app.folder import RunFolder, logged_reads
+from kshot.app.progress import Display
 from kshot.app.spec import Spec
-from kshot.deciding.decisions import plain
+from kshot.data.library.store import cache_folder
+from kshot.deciding.decisions import decision_to_json
 from kshot.deciding.experience import Experience
 from kshot.deciding.loop import Run, run_until
 from kshot.deciding.policies import Budget
 from kshot.evaluation.per_task import write_tasks
-from kshot.evaluation.report import charts
+from kshot.evaluation.report import run_charts
 from kshot.evaluation.report.report import to_json, write_report
 from kshot.evaluation.report.verdict import best_baseline
 from kshot.evaluation.target import Target
 from kshot.learner import Learner
-from kshot.learners.heads.metric import FeatureStatistics
-from kshot.learners.heads.protonet import HeadLearner
+from kshot.learners.heads.head_learner import FeatureStatistics, HeadLearner
 from kshot.tasks.read_log import during, watched
 from kshot.tasks.source import TaskSource
 from kshot.training.checkpoint import Checkpoints
 from kshot.training.fit import OuterLoop, Progress, Settings
-from kshot.training.pretrain import finish, fit_feature_statistics, pretraining
+from kshot.training.pretrain import finish_pretraining, fit_feature_statistics, pretraining_loop
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
 def run(spec: Spec, out: Path, *, resume: bool = False, console: Console | None = None) -> dict[str, Any]:
-    """Carry out a run file in the folder `out`, and return the report.
+    """Execute a run file in the folder `out`, and return the report.
 
     Raises:
-        ValueError: a folder that already holds a run, data that is missing or damaged, a spec that does not fit it.
+        ValueError: the folder already holds a run, data are missing or damaged, or the run file does not suit them.
     """
     target = Target.parse(spec.target)
-    with Display(console or Console(), target.metric) as display:  # first of all, so that what is logged is said once
+    with Display(console or Console(), target.metric) as display:  # opened first to show each log message once
         return _run(spec, out, target, display, resume)
 
 
@@ -61,9 +63,9 @@ def _run(spec: Spec, out: Path, target: Target, display: Display, resume: bool) 
     metric_names = _metrics_of(source)
     if target.metric not in metric_names:
         raise ValueError(f"target {spec.target!r}: these tasks report {', '.join(metric_names)}")
-    names_of(spec, source.objective)  # one that cannot be had is told at once
+    names_of(spec, source.objective)  # raises early for impossible baselines
     if spec.reject and not source.objective.task_specific_classes:
-        raise ValueError("reject is for tasks that have classes of their own, and these have none")
+        raise ValueError("reject needs tasks with classes of their own, which these do not have")
     model = build_model(spec, shapes, head=has_head(spec)).to(device)
     folder = RunFolder(out)
     (folder.open_again if resume else folder.open_new)(spec)
@@ -72,7 +74,7 @@ def _run(spec: Spec, out: Path, target: Target, display: Display, resume: bool) 
         folder.preprocessor.write_text(json.dumps(source.preprocessor.to_json()))
     experience = Experience(folder.events)
     source = watched(
-        source, lambda phase, split: experience.record("read", phase=phase, split=split), noted_reads(folder.events)
+        source, lambda phase, split: experience.record("read", phase=phase, split=split), logged_reads(folder.events)
     )
     started = time.monotonic()
     display.say(f"{spec.name}: {spec.about}" if spec.about else spec.name, "bold")
@@ -85,6 +87,7 @@ def _run(spec: Spec, out: Path, target: Target, display: Display, resume: bool) 
         with during(source, "pretraining"):
             fit_feature_statistics(learner, source)
     training = spec.train.model_dump()
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_folder() / "compiled"))  # kept between processes
     result = run_until(
         learner,
         source,
@@ -99,16 +102,16 @@ def _run(spec: Spec, out: Path, target: Target, display: Display, resume: bool) 
         **training,
     )
     display.say(result.outcome.value)
-    tested = None
+    test = None
     if result.best is not None:
         checkpoint = folder.train / result.best.checkpoint
-        tested = evaluate_with_baselines(learner, spec, source, shapes, pretrained, display.advance, checkpoint)
-        write_tasks(folder.tasks, tested.test, tested.baselines, target.metric)
-        if spec.reject and tested.threshold is not None:
-            folder.rejection.write_text(json.dumps({"score": spec.reject.score, "threshold": tested.threshold}))
-    report = to_json(_report(spec, out, source, result, tested, learner))
+        test = evaluate_with_baselines(learner, spec, source, shapes, pretrained, display.advance, checkpoint)
+        write_tasks(folder.tasks, test.test, test.baselines, target.metric)
+        if spec.reject and test.threshold is not None:
+            folder.rejection.write_text(json.dumps({"score": spec.reject.score, "threshold": test.threshold}))
+    report = to_json(_report(spec, out, source, result, test, learner))
     report["timing"] |= {"pretrain_seconds": pretrain_seconds, "this_process_seconds": time.monotonic() - started}
-    write_report(out, report, experience.events, _figures(report, experience, tested, learner, spec))
+    write_report(out, report, experience.events, _figures(report, experience, test, learner, spec))
     experience.record("finished", outcome=result.outcome.name)
     return report
 
@@ -119,29 +122,29 @@ def _metrics_of(source: TaskSource) -> list[str]:
 
 
 def pretrained_model(spec: Spec, model: nn.Module, source: TaskSource, folder: RunFolder) -> nn.Module | None:
-    """`model` with the weights of a finished run's pretraining, in place; None if the run had none."""
+    """Load the pretrained weights of a finished run into `model`; None if it was not pretrained."""
     latest = Checkpoints(folder.pretrain).latest() if spec.pretrain and folder.pretrain.exists() else None
     if spec.pretrain is None or latest is None:
         return None
     loop = _pretraining(spec, model, source)
     loop.load(latest)
-    finish(loop)
+    finish_pretraining(loop)
     return model
 
 
 def _pretraining(spec: Spec, model: nn.Module, source: TaskSource) -> OuterLoop:
-    """The loop of a run file's pretraining."""
+    """The pretraining loop of a run file."""
     assert spec.pretrain is not None
     options = spec.pretrain
     settings = Settings(options.outer_lr, clip=None, horizon=options.steps, size=options.batch)
-    choice = options.model_dump(include={"objective", "output", "temperature", "precision"})
-    return pretraining(model, source, settings, **choice, seed=spec.seed)
+    kwargs = options.model_dump(include={"objective", "output", "temperature", "precision"})
+    return pretraining_loop(model, source, settings, **kwargs, seed=spec.seed)
 
 
 def _pretrain(
     spec: Spec, model: nn.Module, source: TaskSource, folder: RunFolder, experience: Experience, display: Display
 ) -> float:
-    """Pretrain in place, going on from the latest checkpoint; the seconds it took in all."""
+    """Pretrain in place, resuming from the latest checkpoint; return the total seconds."""
     assert spec.pretrain is not None
     options = spec.pretrain
     with during(source, "pretraining"):
@@ -154,7 +157,7 @@ def _pretrain(
 
     def save() -> None:
         loop.save(checkpoints.folder / f"step-{loop.step:07d}", {"seconds": before + time.monotonic() - started})
-        checkpoints.wrote()
+        checkpoints.restart_interval()
         checkpoints.prune()
 
     def observe(progress: Progress) -> None:
@@ -168,19 +171,20 @@ def _pretrain(
 
     with during(source, "pretraining"):
         loop.run(options.steps - loop.step, observe)
-    finish(loop)
+    finish_pretraining(loop)
     seconds = before + time.monotonic() - started
     display.say(f"pretrained {options.steps} steps on all training classes in {seconds:.0f} s")
     return seconds
 
 
 def _report(
-    spec: Spec, out: Path, source: TaskSource, result: Run, tested: TestResult | None, learner: Learner
+    spec: Spec, out: Path, source: TaskSource, result: Run, test: TestResult | None, learner: Learner
 ) -> dict[str, Any]:
     target = Target.parse(spec.target)
-    rounds = []
-    for entry, decision in zip(result.rounds, result.decisions):
-        rounds.append(entry.to_json() | {"decision": plain(decision)})
+    rounds = [
+        entry.to_json() | {"decision": decision_to_json(decision)}
+        for entry, decision in zip(result.rounds, result.decisions)
+    ]
     return {
         "kshot": version("kshot"),
         "name": spec.name,
@@ -199,25 +203,25 @@ def _report(
         "test": None,
         "baselines": {},
         "protocol": protocol(spec, source, learner),
-        **(report_entries(tested, spec, source, learner) if tested else {}),
+        **(report_entries(test, spec, source, learner) if test else {}),
         "environment": environment(),
         "timing": {"seconds": result.rounds[-1].seconds if result.rounds else None},
     }
 
 
 def _figures(
-    report: dict[str, Any], experience: Experience, tested: TestResult | None, learner: Learner, spec: Spec
+    report: dict[str, Any], experience: Experience, test: TestResult | None, learner: Learner, spec: Spec
 ) -> dict[str, Figure]:
     best = best_baseline(report["baselines"], report["metric"], report["higher_is_better"])
-    drawn = {
-        "rounds": charts.rounds_chart(report["rounds"], report["target"], baseline=best),
-        "learning_curve": charts.learning_curve(experience.events),
+    figures = {
+        "rounds": run_charts.rounds_chart(report["rounds"], report["target"], baseline=best),
+        "learning_curve": run_charts.learning_curve(experience.events),
     }
-    return drawn | (make_figures(report, tested, spec, learner) if tested else {})
+    return figures | (make_figures(report, test, spec, learner) if test else {})
 
 
 def environment() -> dict[str, Any]:
-    """The versions and the machine that figures were measured with."""
+    """Versions and machine, for the reproduction of figures."""
     names = ("torch", "numpy", "pillow", "matplotlib")
     return {
         "python": platform.python_version(),
@@ -230,7 +234,7 @@ def environment() -> dict[str, Any]:
 
 
 def _commit() -> str | None:
-    """The commit of the checkout that kshot runs from, if it is one."""
+    """The commit of the checkout that kshot is imported from, if any."""
     checkout = Path(__file__).parents[2]
     if not (checkout / ".git").exists():
         return None

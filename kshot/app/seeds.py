@@ -1,4 +1,4 @@
-"""`kshot run --seeds`: one run file with several seeds, a folder each, and one report over them."""
+"""`kshot run --seeds`: a run file with several seeds, in a folder each, and a common report."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from kshot.evaluation.report.verdict import best_baseline
 
 
 def parse_seeds(text: str) -> list[int]:
-    """The seeds that a user wrote, such as "0,1,2".
+    """Parse seeds such as "0,1,2".
 
     Raises:
-        ValueError: anything else, the same seed twice, or fewer than two.
+        ValueError: not a list of integers, a repeated seed, or fewer than two.
 
     Example:
         >>> parse_seeds("0,1,2")
@@ -33,30 +33,30 @@ def parse_seeds(text: str) -> list[int]:
     except ValueError:
         seeds = []
     if len(seeds) < 2 or len(set(seeds)) < len(seeds) or min(seeds) < 0:
-        raise ValueError(f"--seeds takes two or more different whole numbers, as in --seeds 0,1,2; got {text!r}")
+        raise ValueError(f"--seeds takes two or more different integers from 0, as in --seeds 0,1,2; got {text!r}")
     return seeds
 
 
 def run_seeds(
     spec: Spec, out: Path, seeds: list[int], *, resume: bool = False, console: Console | None = None
 ) -> dict[str, Any]:
-    """Carry out a run file once for each seed, in the folders out/seed-0, out/seed-1…, and report on all of them.
+    """Execute a run file once for each seed, in the folders out/seed-0, out/seed-1…, and report on all of them.
 
-    The seeds differ in their initial weights and training tasks; their val and test episodes are the same. With
-    `resume`, finished seeds are left as they are, and the others go on.
+    Seeds differ in their initial weights and training tasks; validation and test episodes are the same. With `resume`,
+    finished seeds are not repeated.
 
     Raises:
         ValueError: as `run`.
     """
     if out.exists() and any(out.iterdir()) and not resume:
-        raise ValueError(f"{out} already exists and is not empty: choose another --out, or go on with it by --resume")
+        raise ValueError(f"{out} already exists and is not empty: choose another --out, or resume it by --resume")
     console = console or Console()
     reports = []
     for seed in seeds:
-        folder, own = RunFolder(out / f"seed-{seed}"), spec.model_copy(update={"seed": seed})
-        if not (folder.report.exists() and read_spec(folder.path) == own):
+        folder, seeded = RunFolder(out / f"seed-{seed}"), spec.model_copy(update={"seed": seed})
+        if not (folder.report.exists() and read_spec(folder.path) == seeded):
             console.rule(f"seed {seed}", align="left", style="dim")
-            run(own, folder.path, resume=folder.spec.exists(), console=console)
+            run(seeded, folder.path, resume=folder.spec.exists(), console=console)
         reports.append(read_report(folder.path))
     report = to_json(_report(spec, out, seeds, reports))
     write_report(out, report, [], _figures(report, spec))
@@ -64,33 +64,33 @@ def run_seeds(
 
 
 def _report(spec: Spec, out: Path, seeds: list[int], reports: list[dict[str, Any]]) -> dict[str, Any]:
-    """The report over all seeds: as that of one, its figures with intervals over seeds."""
+    """The report of all seeds: like that of one, with intervals over seeds."""
     first = reports[0]
     metric = first["metric"]
     tested = [(seed, report) for seed, report in zip(seeds, reports) if report.get("test")]
-    whole = len(tested) == len(seeds)
-    met = all(report["outcome"] == "TARGET_MET" for report in reports)
-    tables = [read_tasks(RunFolder(out / f"seed-{seed}").tasks) for seed, _ in tested] if whole else []
-    names = first["baselines"] if whole else {}
+    complete = len(tested) == len(seeds)
+    outcomes = [report["outcome"] for report in reports]
+    num_met = outcomes.count("TARGET_MET")
+    met = num_met == len(seeds)
+    sentence = f"The target is met by {num_met} of {len(seeds)} seeds."
+    reason = f"{len(seeds) - len(tested)} seeds gave no usable round, so there is no common figure"
+    tables = [read_tasks(RunFolder(out / f"seed-{seed}").tasks) for seed, _ in tested] if complete else []
+    names = first["baselines"] if complete else {}
     others: dict[str, list[Scores]] = {name: [table[1][name] for table in tables] for name in names}
     return first | {
         "kshot": version("kshot"),
         "command": f"kshot run {out / f'seed-{seeds[0]}' / 'spec.yaml'} --seeds {','.join(map(str, seeds))}",
-        "outcome": "TARGET_MET" if met else next(r["outcome"] for r in reports if r["outcome"] != "TARGET_MET"),
-        "sentence": "The target is met on validation tasks by every seed."
-        if met
-        else f"The target is met by {sum(r['outcome'] == 'TARGET_MET' for r in reports)} of {len(seeds)} seeds.",
-        "reason": ""
-        if whole
-        else f"{len(seeds) - len(tested)} seeds gave no usable round, so there is no common figure",
+        "outcome": "TARGET_MET" if met else next(outcome for outcome in outcomes if outcome != "TARGET_MET"),
+        "sentence": "The target is met on validation tasks by every seed." if met else sentence,
+        "reason": "" if complete else reason,
         "rounds": [],
         "best_round": None,
-        "val": pooled([report["val"] for report in reports]) if whole else None,
-        "test": pooled([report["test"] for report in reports]) if whole else None,
+        "val": pooled([report["val"] for report in reports]) if complete else None,
+        "test": pooled([report["test"] for report in reports]) if complete else None,
         "baselines": {name: pooled([report["baselines"][name] for report in reports]) for name in names},
-        "paired": differences([table[0] for table in tables], others, metric) if whole else {},
+        "paired": differences([table[0] for table in tables], others, metric) if complete else {},
         "audits": _audits(seeds, reports),
-        "trusted": all(report["trusted"] for report in reports) if whole else None,
+        "trusted": all(report["trusted"] for report in reports) if complete else None,
         "worst_tasks": [],
         "shots": [],
         "calibration": None,
@@ -112,12 +112,12 @@ def _report(spec: Spec, out: Path, seeds: list[int], reports: list[dict[str, Any
 
 
 def _audits(seeds: list[int], reports: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The audits of the first seed, but where another seed failed one, that."""
-    found = {audit["name"]: audit for audit in reports[0].get("audits") or []}
+    """The audits of the first seed, replaced by those that another seed failed."""
+    audits = {audit["name"]: audit for audit in reports[0].get("audits") or []}
     for seed, report in reversed(list(zip(seeds, reports))):
         failed = [audit for audit in report.get("audits") or [] if audit["result"] == "FAILED"]
-        found |= {audit["name"]: audit | {"found": f"Seed {seed}: {audit['found']}"} for audit in failed}
-    return list(found.values())
+        audits |= {audit["name"]: audit | {"finding": f"Seed {seed}: {audit['finding']}"} for audit in failed}
+    return list(audits.values())
 
 
 def _figures(report: dict[str, Any], spec: Spec) -> dict[str, Any]:

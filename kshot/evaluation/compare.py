@@ -1,4 +1,4 @@
-"""Comparing learners on the very same episodes, and leaderboards that rank nothing else together."""
+"""Paired comparison of learners on the same episodes, and leaderboards of runs that share their episodes."""
 
 from __future__ import annotations
 
@@ -12,81 +12,77 @@ from typing import Any, NamedTuple
 
 from kshot.evaluation.intervals import LEVEL, Difference, OverSeeds, difference, holm, over_seeds
 from kshot.evaluation.per_task import TASKS, PerTask, read_tasks
-from kshot.evaluation.report.verdict import Figures, read
+from kshot.evaluation.report.formatting import Figures, read_figure
 
 
 def paired_difference(
     ours: PerTask | Sequence[PerTask], theirs: PerTask | Sequence[PerTask], metric: str
 ) -> Difference:
-    """How much two learners differ on the episodes that both were scored on: ours minus theirs, ± a 95 % interval.
+    """The mean difference of two learners on the episodes that both were evaluated on: ours minus theirs.
 
-    The tasks' own difficulty cancels, so that much smaller differences are seen than by comparing two intervals.
+    Pairing cancels the difficulty of the tasks, so that much smaller differences are significant than by comparing two
+    intervals.
 
     Args:
         ours: an `Evaluation`, or one for each of several seeds.
-        theirs: the same of the other.
-        metric: "accuracy", "mse", or another that both have.
+        theirs: the same for the other learner.
+        metric: "accuracy", "mse", or another metric of both.
 
     Raises:
-        ValueError: they were scored on other episodes; one may have more tasks, if all of the other are its first.
+        ValueError: the episodes differ (one side may have more, if all of the other are its first), or the metric is
+            missing.
 
     Example:
         >>> source = kshot.sources.sinusoids()
         >>> mean = kshot.learners.SupportMean(source.objective)
         >>> scratch = kshot.learners.from_scratch(kshot.models.mlp(1, 1), inner_lr=0.05, objective=source.objective)
         >>> ours, theirs = (kshot.evaluate(learner, source, num_tasks=20) for learner in (scratch, mean))
-        >>> found = paired_difference(ours, theirs, "mse")
-        >>> found.num_tasks, found.mean + found.ci95 < 0
+        >>> difference = paired_difference(ours, theirs, "mse")
+        >>> difference.num_tasks, difference.mean + difference.ci95 < 0
         (20, True)
     """
-    sides = [_seeds(ours), _seeds(theirs)]
-    every = [*sides[0], *sides[1]]
-    common = min(len(each.episodes) for each in every)
-    for each in every[1:]:
-        for number, (one, other) in enumerate(zip(every[0].episodes[:common], each.episodes)):
+    sides = [list(side) if isinstance(side, Sequence) else [side] for side in (ours, theirs)]
+    evaluations = [*sides[0], *sides[1]]
+    first = evaluations[0]
+    num_tasks = min(len(evaluation.episodes) for evaluation in evaluations)
+    for evaluation in evaluations:
+        for number, (one, other) in enumerate(zip(first.episodes[:num_tasks], evaluation.episodes)):
             if one != other:
                 raise ValueError(
-                    f"the two were not scored on the same episodes: task {number} is {one}… for the one and {other}… "
-                    "for the other. Their difference would be one of tasks, too; evaluate both on the same source, "
-                    "with the same seed of tasks"
+                    f"the two were not evaluated on the same episodes: task {number} is {one}… for one and {other}… "
+                    "for the other. Evaluate both on the same source with the same seed of tasks"
                 )
-    for each in every:
-        if metric not in each.per_task:
-            raise ValueError(f"there is no {metric!r} to compare, only {', '.join(each.per_task)}")
-    mine, yours = ([each.per_task[metric][:common] for each in side] for side in sides)
-    subjects = every[0].subjects
-    return difference(mine, yours, None if subjects is None else subjects[:common])
+        if metric not in evaluation.per_task:
+            raise ValueError(f"there is no metric {metric!r} to compare, only {', '.join(evaluation.per_task)}")
+    mine, yours = ([evaluation.per_task[metric][:num_tasks] for evaluation in side] for side in sides)
+    return difference(mine, yours, None if first.subjects is None else first.subjects[:num_tasks])
 
 
 def differences(
     ours: PerTask | Sequence[PerTask], others: Mapping[str, PerTask | Sequence[PerTask]], metric: str
 ) -> dict[str, dict[str, Any]]:
-    """The paired difference to each of several others, as plain values, p values corrected by Holm as "p_holm"."""
-    found = {name: paired_difference(ours, other, metric) for name, other in others.items()}
-    corrected = holm([each.p for each in found.values()])
-    return {name: each._asdict() | {"p_holm": p} for (name, each), p in zip(found.items(), corrected)}
-
-
-def _seeds(side: PerTask | Sequence[PerTask]) -> list[PerTask]:
-    return list(side) if isinstance(side, Sequence) else [side]
+    """Paired differences to several learners as plain values, with "p_holm" the p value corrected by Holm."""
+    paired = {name: paired_difference(ours, other, metric) for name, other in others.items()}
+    corrected = holm([each.p for each in paired.values()])
+    return {name: each._asdict() | {"p_holm": p} for (name, each), p in zip(paired.items(), corrected)}
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A run, or several seeds of one, as a leaderboard shows it.
+    """A run, or several seeds of one, as an entry of a leaderboard.
 
     Attributes:
-        name: of the run, or its folder where names are not unique.
-        learner: its kind.
-        source: its tasks, in words.
-        metric: what it was judged by.
+        name: name of the run, or its folder if names are not unique.
+        learner: kind of the learner.
+        source: short description of the tasks.
+        metric: metric of the ranking.
         higher_is_better: True for an accuracy, False for an error.
-        figure: over seeds.
+        figure: test figure over seeds.
         inductive: True if no prediction depends on other queries.
-        episodes_sha256: of the test episodes.
-        scores: of each seed, task by task.
-        cost: adapt_ms {"median", "p95"}, parameters, adapt_flops…, of the first seed.
-        folder: where it lies.
+        episodes_sha256: hash of the test episodes.
+        scores: figures task by task of each seed.
+        cost: adapt_ms {"median", "p95"}, num_parameters, adapt_flops…, of the first seed.
+        folder: folder of the run.
         trusted: False if it failed an audit; it is then ranked behind all others.
     """
 
@@ -108,9 +104,10 @@ class Line(NamedTuple):
     """A line of a leaderboard.
 
     Attributes:
-        entry: what was scored.
-        behind: its paired difference to the best; None for the best itself.
-        p: of that difference, corrected for all pairs on the board, since the best one is picked from the same figures.
+        entry: ranked entry.
+        behind: paired difference to the best entry; None for the best itself.
+        p: p value of that difference, corrected for all pairs of the board since the best is selected from the same
+            figures.
     """
 
     entry: Entry
@@ -119,12 +116,12 @@ class Line(NamedTuple):
 
     @property
     def tied(self) -> bool:
-        """Whether no difference to the best is shown."""
+        """Whether the difference to the best is not significant."""
         return self.behind is not None and not self.p < LEVEL
 
 
 class Board(NamedTuple):
-    """Entries that were scored by one metric on the same episodes, the best first."""
+    """Entries that were evaluated by one metric on the same episodes, best first."""
 
     metric: str
     higher_is_better: bool
@@ -135,13 +132,13 @@ class Board(NamedTuple):
 
 
 def compare(folders: Sequence[Path | str]) -> list[Board]:
-    """Leaderboards over run folders: one for each set of episodes and metric, since others do not compare.
+    """Leaderboards of run folders: one for each set of episodes and metric, since others are not comparable.
 
     Args:
-        folders: of finished runs, of several seeds of a run, or what `kshot evaluate --out` wrote.
+        folders: folders of finished runs, of several seeds of a run, or of `kshot evaluate --out`.
 
     Raises:
-        ValueError: a folder without a finished run, or none at all.
+        ValueError: a folder without a finished run, or no folder.
     """
     entries = [read_entry(Path(folder)) for folder in folders]
     if not entries:
@@ -157,52 +154,48 @@ def leaderboards(entries: Sequence[Entry]) -> list[Board]:
     groups: dict[tuple[str, str], list[Entry]] = {}
     for entry in entries:
         groups.setdefault((entry.episodes_sha256, entry.metric), []).append(entry)
-    boards = [_board(group) for group in groups.values()]
-    return sorted(boards, key=lambda board: -len(board.lines))
+    return sorted(map(_rank, groups.values()), key=lambda board: -len(board.lines))
 
 
-def _board(entries: list[Entry]) -> Board:
+def _rank(entries: list[Entry]) -> Board:
     higher = entries[0].higher_is_better
     worst = -math.inf if higher else math.inf
     ranked = sorted(entries, key=lambda e: e.figure.mean if math.isfinite(e.figure.mean) else worst, reverse=higher)
     ranked.sort(key=lambda entry: not entry.trusted)
-    metric = ranked[0].metric
-    pairs = list(combinations(range(len(ranked)), 2))
-    found = [paired_difference(ranked[b].scores, ranked[a].scores, metric) for a, b in pairs]
-    corrected = holm([each.p for each in found])
-    lines = [Line(ranked[0], None, math.nan)]
-    lines += [Line(ranked[b], each, p) for (a, b), each, p in zip(pairs, found, corrected) if a == 0]
-    first = ranked[0]
-    return Board(metric, higher, first.source, first.episodes_sha256, first.figure.num_tasks, lines)
+    best = ranked[0]
+    pairs = list(combinations(ranked, 2))
+    paired = [paired_difference(other.scores, one.scores, best.metric) for one, other in pairs]
+    corrected = holm([each.p for each in paired])
+    lines = [Line(best, None, math.nan)]
+    lines += [Line(other, each, p) for (one, other), each, p in zip(pairs, paired, corrected) if one is best]
+    return Board(best.metric, higher, best.source, best.episodes_sha256, best.figure.num_tasks, lines)
 
 
 def read_entry(folder: Path) -> Entry:
-    """The run, or the seeds of a run, that lie in a folder.
+    """Read the run, or the seeds of a run, in a folder.
 
     Raises:
-        ValueError: no finished run, or seeds that were scored on other episodes.
+        ValueError: no finished run, or seeds that were evaluated on different episodes.
     """
     seeds = seed_folders(folder) or [folder]
     reports = [read_report(seed) for seed in seeds]
     first = reports[0]
-    metric = first["metric"]
+    metric, protocol = first["metric"], first["protocol"]
     for report, seed in zip(reports, seeds):
         if not report.get("test"):
-            raise ValueError(f"{seed} has no test figure: {report.get('sentence') or 'the run gave none'}")
-        other = report["protocol"]["episodes_sha256"]
-        if other != first["protocol"]["episodes_sha256"] or report["metric"] != metric:
+            raise ValueError(f"{seed} has no test figure: {report.get('sentence') or 'the run produced none'}")
+        if report["protocol"]["episodes_sha256"] != protocol["episodes_sha256"] or report["metric"] != metric:
             raise ValueError(
-                f"{seed} was scored on other episodes, or by another metric, than {seeds[0]}: they are no seeds of one "
-                "run, and cannot be pooled"
+                f"{seed} was evaluated on different episodes, or by a different metric, from {seeds[0]}: they are not "
+                "seeds of one run and cannot be pooled"
             )
-    protocol = first["protocol"]
     return Entry(
         name=first["name"],
         learner=(protocol.get("learner") or {}).get("kind") or "",
-        source=_tasks(protocol),
+        source=_source(protocol),
         metric=metric,
         higher_is_better=first["higher_is_better"],
-        figure=over_seeds([read(report["test"], metric) for report in reports]),
+        figure=over_seeds([read_figure(report["test"], metric) for report in reports]),
         inductive=all(report["protocol"]["inductive"] for report in reports),
         episodes_sha256=protocol["episodes_sha256"],
         scores=[read_tasks(seed / TASKS)[0] for seed in seeds],
@@ -213,34 +206,34 @@ def read_entry(folder: Path) -> Entry:
 
 
 def seed_folders(folder: Path) -> list[Path]:
-    """The folders `seed-0`, `seed-1`… in the folder of a run of several seeds, by their number."""
-    found = [path for path in folder.glob("seed-*") if path.name.removeprefix("seed-").isdigit()]
-    return sorted(found, key=lambda path: int(path.name.removeprefix("seed-")))
+    """The folders `seed-0`, `seed-1`… of a run with several seeds, sorted by number."""
+    folders = [path for path in folder.glob("seed-*") if path.name.removeprefix("seed-").isdigit()]
+    return sorted(folders, key=lambda path: int(path.name.removeprefix("seed-")))
 
 
 def pooled(figures: Sequence[Figures]) -> dict[str, OverSeeds]:
-    """The figures of several seeds as one: metric -> figure with its interval over seeds."""
-    return {metric: over_seeds([read(each, metric) for each in figures]) for metric in figures[0]}
+    """The figures of several seeds pooled: metric -> figure with its interval over seeds."""
+    return {metric: over_seeds([read_figure(each, metric) for each in figures]) for metric in figures[0]}
 
 
 def read_report(folder: Path) -> dict[str, Any]:
     """The report.json of a run folder.
 
     Raises:
-        ValueError: there is none, or it is damaged.
+        ValueError: it is missing or damaged.
     """
     file = folder / "report.json"
     if not file.is_file():
-        raise ValueError(f"{folder} holds no finished run: there is no report.json in it")
+        raise ValueError(f"{folder} holds no finished run: it has no report.json")
     try:
         report = json.loads(file.read_text(encoding="utf-8"))
         return {"protocol": report["protocol"], "metric": report["metric"]} | report
     except (UnicodeDecodeError, json.JSONDecodeError, LookupError, TypeError) as error:
-        raise ValueError(f"{file} is no report that kshot wrote ({error})") from None
+        raise ValueError(f"{file} is not a report written by kshot ({error})") from None
 
 
-def _tasks(protocol: Mapping[str, Any]) -> str:
-    """The tasks in a few words, such as "omniglot, 5 ways, 1 shots"."""
+def _source(protocol: Mapping[str, Any]) -> str:
+    """A short description of the tasks, such as "omniglot, 5 ways, 1 shot"."""
     parts = [str(protocol.get("source") or "tasks")]
     for key in ("ways", "shots"):
         size = protocol.get(key)

@@ -1,4 +1,4 @@
-"""What a learner costs: its size, that of a task's state, and the arithmetic of adapting and predicting."""
+"""Cost of a learner: number of parameters, size of a task's state, and FLOPs of adapting and predicting."""
 
 from __future__ import annotations
 
@@ -13,32 +13,32 @@ from kshot.types import Task, to, tree_leaves
 
 
 class Cost(NamedTuple):
-    """The cost of a learner on one task, which no clock measures.
+    """Cost of a learner on one task, apart from time.
 
     Attributes:
-        parameters: numbers in the learner's parameters, base model and all.
-        state_numbers: numbers in the state of one task: what is kept for each user, shop or device.
-        state_bytes: the same in bytes.
+        num_parameters: number of the learner's parameters, including the base model's.
+        state_size: number of elements in the state of one task, which is stored for each user, shop or device.
+        state_bytes: size of that state in bytes.
         adapt_flops: floating-point operations of adapting to the support set.
-        predict_flops: those of predicting the query set.
+        predict_flops: floating-point operations of predicting the query set.
     """
 
-    parameters: int
-    state_numbers: int
+    num_parameters: int
+    state_size: int
     state_bytes: int
     adapt_flops: int
     predict_flops: int
 
 
 def cost(learner: Learner, task: Task) -> Cost:
-    """Count a learner's sizes, and its arithmetic on one task.
+    """Count a learner's parameters, the size of its state, and its FLOPs on one task.
 
-    A multiplication and an addition are two operations. Counted are matrix products, convolutions and attention, as
-    PyTorch does; what is done element by element, and solving systems of equations, is not.
+    A multiplication and an addition are two operations. Matrix products, convolutions and attention are counted, as in
+    PyTorch; elementwise operations and solutions of linear systems are not.
 
     Args:
-        learner: used in evaluation mode, and left as it was.
-        task: on any device; it is moved to the learner's.
+        learner: learner, used in evaluation mode and left unchanged.
+        task: task on any device; it is moved to the learner's.
 
     Example:
         >>> from kshot.learners.gradient.maml import maml
@@ -46,7 +46,7 @@ def cost(learner: Learner, task: Task) -> Cost:
         >>> from kshot.types import Batch
         >>> batch = Batch.of(torch.ones(10, 3), torch.ones(10, 1))
         >>> cost(maml(torch.nn.Linear(3, 1), inner_lr=0.1, objective=mse), Task(batch, batch))
-        Cost(parameters=4, state_numbers=4, state_bytes=16, adapt_flops=120, predict_flops=60)
+        Cost(num_parameters=4, state_size=4, state_bytes=16, adapt_flops=120, predict_flops=60)
     """
     device = next((parameter.device for parameter in learner.parameters()), None)
     task = to(task, device)
@@ -62,8 +62,8 @@ def cost(learner: Learner, task: Task) -> Cost:
         learner.train(was_training)
     leaves = tree_leaves(state)
     return Cost(
-        parameters=sum(parameter.numel() for parameter in learner.parameters()),
-        state_numbers=sum(leaf.numel() for leaf in leaves),
+        num_parameters=sum(parameter.numel() for parameter in learner.parameters()),
+        state_size=sum(leaf.numel() for leaf in leaves),
         state_bytes=sum(leaf.numel() * leaf.element_size() for leaf in leaves),
         adapt_flops=adapting.flops,
         predict_flops=predicting.flops,
@@ -71,9 +71,9 @@ def cost(learner: Learner, task: Task) -> Cost:
 
 
 class _Counting(TorchDispatchMode):
-    """Adds up the operations of what runs inside, by PyTorch's own formulas.
+    """Counts FLOPs by PyTorch's own formulas.
 
-    `FlopCounterMode` does the same for each module apart, by hooks that a module called under `torch.func` breaks.
+    `FlopCounterMode` also counts per module, by hooks that do not work for modules called under `torch.func`.
     """
 
     def __init__(self) -> None:

@@ -1,4 +1,4 @@
-"""Scoring a learner on a fixed range of tasks, with an interval and the hash of the very episodes."""
+"""Evaluation of a learner on the first tasks of a split, with confidence intervals and the hash of the episodes."""
 
 from __future__ import annotations
 
@@ -15,11 +15,9 @@ import torch
 
 from kshot.evaluation.audit.findings import Audit, Evidence
 from kshot.evaluation.audit.run import FEW, UntrustedFigure, failures, fingerprint, run_audits
-from kshot.evaluation.calibration import Calibrating, Calibration
-from kshot.evaluation.coverage import Coverage, Covering
+from kshot.evaluation.calibration import Calibration, CalibrationMeter
 from kshot.evaluation.intervals import Interval, interval
 from kshot.learner import Learner
-from kshot.sources.ratings.source import ratings_of
 from kshot.tasks.read_log import EVALUATION, during
 from kshot.tasks.source import TaskSource, hash_into, short_hash
 from kshot.training.fit import seeded
@@ -29,7 +27,7 @@ CHUNK = 16  # tasks drawn at once; bounds the memory of an evaluation
 
 
 class Times(NamedTuple):
-    """Milliseconds that something took on a task: the median over tasks, and what 95 % of them stayed below."""
+    """Milliseconds per task: the median and the 95th percentile over tasks."""
 
     median: float
     p95: float
@@ -44,12 +42,12 @@ class Scored(NamedTuple):
     """A task that an evaluation has just scored.
 
     Attributes:
-        number: the task's, counted from 0.
-        task: as the learner saw it.
-        state: what the learner adapted to.
-        prediction: for the query set.
+        number: index of the task.
+        task: the task, on the learner's device.
+        state: the adapted state.
+        prediction: prediction for the query set.
         figures: "loss" and the objective's metrics.
-        adapt_seconds, predict_seconds: what they took.
+        adapt_seconds, predict_seconds: time to adapt and to predict.
     """
 
     number: int
@@ -63,23 +61,22 @@ class Scored(NamedTuple):
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What an evaluation found, and under which protocol.
+    """Result of an evaluation and its protocol.
 
     Attributes:
-        split: where the tasks came from.
+        split: split of the tasks.
         metrics: mean ± 95 % interval over tasks of "loss" and of each metric of the objective; over subjects, such as
-            users, where the source says that tasks are of some.
-        episodes_sha256: hash over the content of all episodes: equal hashes, equal tasks.
+            users, if the source assigns tasks to them.
+        episodes_sha256: hash over the content of all episodes; equal hashes mean equal tasks.
         inductive: True if no prediction depends on other queries.
-        seconds: how long it took.
-        adapt_ms: what adapting to a task took.
-        predict_ms: what predicting a task's query set took.
-        calibration: whether the predictions are as sure as they may be; None if they do not say how sure they are.
-        coverage: of the catalogue, where tasks rate items and it was asked for.
-        episodes: the hash of each episode, shortened.
-        subjects: whose each task is; None where each stands for itself.
-        per_task: the figures task by task.
-        audits: what was asked of the evaluation, and the answers; none if it was not audited.
+        seconds: duration of the evaluation.
+        adapt_ms: time to adapt to a task.
+        predict_ms: time to predict a task's query set.
+        calibration: calibration of the predictions; None if they have neither probabilities nor standard deviations.
+        episodes: hash of each episode, shortened.
+        subjects: subject of each task; None if each task has its own.
+        per_task: metric -> figure of each task.
+        audits: the audits of the evaluation; empty if it was not audited.
     """
 
     split: Split
@@ -90,7 +87,6 @@ class Evaluation:
     adapt_ms: Times
     predict_ms: Times
     calibration: Calibration | None
-    coverage: Coverage | None
     episodes: list[str] = field(repr=False)
     subjects: np.ndarray | None = field(repr=False)
     per_task: dict[str, list[float]] = field(repr=False)
@@ -98,11 +94,11 @@ class Evaluation:
 
     @property
     def trusted(self) -> bool:
-        """Whether the evaluation was audited, and no audit failed."""
+        """Whether the evaluation was audited and no audit failed."""
         return bool(self.audits) and not failures(self.audits)
 
     def summary(self) -> dict[str, Any]:
-        """The figures and their protocol without the task-by-task table."""
+        """The figures and their protocol, without those of single tasks."""
         fields = {name: value for name, value in vars(self).items() if name not in ("per_task", "episodes", "subjects")}
         return fields | {"audits": [audit.to_json() for audit in self.audits], "trusted": self.trusted}
 
@@ -116,29 +112,27 @@ def evaluate(
     episodes_sha256: str | None = None,
     observe: Callable[[Scored], None] | None = None,
     audit: bool = True,
-    coverage: int = 0,
     checkpoint: Path | None = None,
 ) -> Evaluation:
-    """Adapt to each of the first `num_tasks` tasks of a split on its own and score its query set.
+    """Adapt to each of the first `num_tasks` tasks of a split independently and score its query set.
 
     Args:
-        learner: used in evaluation mode, and left as it was.
-        source: where the tasks come from.
-        split: "test" for the figure to publish, once, at the end; decisions and choices read "val".
-        num_tasks: how many; the tasks 0 … num_tasks-1 of the split, always the same ones.
-        episodes_sha256: the hash that the episodes must have, or its beginning, at least 8 digits. They are drawn and
-            hashed before anything is scored.
-        observe: called with each task as soon as it is scored.
-        audit: whether to look for what would make the figures worthless (see `kshot.evaluation.audit.run`), on some of
-            the tasks. An audit that fails makes `Evaluation.trusted` False and warns with `UntrustedFigure`.
-        coverage: of how many of the first tasks the users are ranked the whole catalogue, where tasks rate items.
-        checkpoint: the folder of the checkpoint that the learner was loaded from, for the audit to compare.
+        learner: learner, used in evaluation mode and left unchanged.
+        source: task source.
+        split: "test" for the figure to publish, once, at the end; use "val" for decisions and model selection.
+        num_tasks: number of tasks: the tasks 0 … num_tasks-1 of the split, always the same ones.
+        episodes_sha256: expected hash of the episodes, or its first 8 or more digits. The episodes are drawn and hashed
+            before any of them is scored.
+        observe: called with each task after it is scored, without gradients.
+        audit: whether to audit the figures (see `kshot.evaluation.audit.run`) on some of the tasks. A failed audit
+            makes `Evaluation.trusted` False and warns with `UntrustedFigure`.
+        checkpoint: folder of the checkpoint that the learner was loaded from, which the audit compares.
 
     Returns:
-        Metrics with intervals, and the protocol they hold under.
+        Metrics with intervals, and the protocol under which they hold.
 
     Raises:
-        ValueError: fewer than one task; other episodes than those that were asked for.
+        ValueError: fewer than one task, or the episodes do not have the expected hash.
 
     Example:
         >>> from kshot.learners.gradient.maml import maml
@@ -161,22 +155,18 @@ def evaluate(
     weights = fingerprint(learner)
     audits: tuple[Audit, ...] = ()
     digest = hashlib.sha256()
-    calibrating = Calibrating(learner.objective)
-    ratings = ratings_of(source)
-    covering = Covering(learner, ratings) if ratings else None
+    calibration = CalibrationMeter(learner.objective)
     started = time.monotonic()
     was_training = learner.training
     learner.eval()
     try:
         with torch.no_grad(), during(source, EVALUATION):
-            for number, task in enumerate(_drawn(source, split, num_tasks)):
+            for number, task in enumerate(_draw(source, split, num_tasks)):
                 hash_into(digest, task)
                 episodes.append(short_hash(task))
                 with seeded(source.seed, number, device=device):
                     scored = _score(learner, to(_unpadded(task), device), number)
-                    calibrating.add(scored.prediction, scored.task.query)
-                    if covering and number < coverage:
-                        covering.add(scored.task, scored.state)
+                    calibration.add(scored.prediction, scored.task.query)
                 if number < FEW:
                     first.append((scored.task, scored.prediction))
                 adapt_seconds.append(scored.adapt_seconds)
@@ -191,7 +181,7 @@ def evaluate(
     finally:
         learner.train(was_training)
     for failed in failures(audits):
-        warnings.warn(f"{failed.asks} {failed.found}", UntrustedFigure, stacklevel=2)
+        warnings.warn(f"{failed.question} {failed.finding}", UntrustedFigure, stacklevel=2)
     subjects = source.subjects(split, range(num_tasks))
     return Evaluation(
         split=split,
@@ -201,8 +191,7 @@ def evaluate(
         seconds=seconds,
         adapt_ms=Times.of(adapt_seconds),
         predict_ms=Times.of(predict_seconds),
-        calibration=calibrating.result(subjects),
-        coverage=covering.result() if covering else None,
+        calibration=calibration.result(subjects),
         episodes=episodes,
         subjects=subjects,
         per_task=per_task,
@@ -210,31 +199,31 @@ def evaluate(
     )
 
 
-def _drawn(source: TaskSource, split: Split, num_tasks: int) -> Iterator[Task]:
-    """The first `num_tasks` tasks of a split, one after another."""
+def _draw(source: TaskSource, split: Split, num_tasks: int) -> Iterator[Task]:
+    """The first `num_tasks` tasks of a split."""
     if num_tasks < 1:
-        raise ValueError(f"an evaluation needs at least one task, got {num_tasks}")
+        raise ValueError(f"an evaluation needs at least one task, got num_tasks={num_tasks}")
     for start in range(0, num_tasks, CHUNK):
         yield from unstack(source.stack(split, range(start, min(start + CHUNK, num_tasks))))
 
 
 def _check_hash(source: TaskSource, split: Split, num_tasks: int, expected: str) -> None:
-    wanted = expected.lower().rstrip("….")
-    if len(wanted) < 8 or set(wanted) - set("0123456789abcdef"):
-        raise ValueError(f"a hash of episodes is 8 to 64 hexadecimal digits, got {expected!r}")
+    prefix = expected.lower().rstrip("….")
+    if len(prefix) < 8 or set(prefix) - set("0123456789abcdef"):
+        raise ValueError(f"a hash of episodes has 8 to 64 hexadecimal digits, got {expected!r}")
     digest = hashlib.sha256()
-    for task in _drawn(source, split, num_tasks):
+    for task in _draw(source, split, num_tasks):
         hash_into(digest, task)
-    if not digest.hexdigest().startswith(wanted):
+    if not digest.hexdigest().startswith(prefix):
         raise ValueError(
-            f"these {num_tasks} {split} tasks hash to {digest.hexdigest()[:16]}…, not {expected[:16]}…: they are other "
-            "episodes, and a figure on them does not compare. Look for another number of tasks, seed, size of tasks, "
-            "or version of the data"
+            f"the first {num_tasks} {split} tasks have the hash {digest.hexdigest()[:16]}…, not {expected[:16]}…: "
+            "they are different episodes, and figures on them are not comparable. Check the number of tasks, the seed, "
+            "ways, shots and queries, and the version of the data"
         )
 
 
 def _unpadded(task: Task) -> Task:
-    """The task without the query rows that only fill up a stack; a transductive learner would take them for queries."""
+    """The task without padded query rows, which a transductive learner would mistake for queries."""
     real = task.query.weight > 0
     return task if real.all() else task._replace(query=task.query.rows(real))
 
@@ -242,10 +231,10 @@ def _unpadded(task: Task) -> Task:
 def _score(learner: Learner, task: Task, number: int) -> Scored:
     started = time.perf_counter()
     state = learner.adapt(task.support)
-    _finish(task)
+    _synchronize(task)
     adapted = time.perf_counter()
     prediction = learner.predict(state, task.query.inputs)
-    _finish(task)
+    _synchronize(task)
     predicted = time.perf_counter()
     figures = {"loss": learner.objective.loss(prediction, task.query)}
     figures.update(learner.objective.metrics(prediction, task.query))
@@ -253,7 +242,7 @@ def _score(learner: Learner, task: Task, number: int) -> Scored:
     return Scored(number, task, state, prediction, values, adapted - started, predicted - adapted)
 
 
-def _finish(task: Task) -> None:
-    """Wait for the device, whose work is queued, before a clock is read."""
+def _synchronize(task: Task) -> None:
+    """Wait for the work queued on the device before the clock is read."""
     if task.support.weight.device.type != "cpu":
         torch.accelerator.synchronize(task.support.weight.device)

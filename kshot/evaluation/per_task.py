@@ -1,4 +1,4 @@
-"""The figures of an evaluation task by task, as a table that stands beside the report, and back from it."""
+"""The CSV table of an evaluation's figures task by task, beside its report."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from typing import Protocol
 
 import numpy as np
 
-TASKS = "tasks.csv"  # the table's name in a run folder
+TASKS = "tasks.csv"  # name of the table in a run folder
 SUBJECT = "subject"
-OF = " of "  # between the metric and the name of another, in the head of its column
+OF = " of "  # between the metric and the name of another learner, in the header of its column
 
 
 class PerTask(Protocol):
-    """Anything with figures task by task: an `Evaluation`, or what `read_tasks` read."""
+    """An object with figures task by task: an `Evaluation` or `Scores`."""
 
     @property
     def episodes(self) -> list[str]:
@@ -30,41 +30,45 @@ class PerTask(Protocol):
 
     @property
     def subjects(self) -> np.ndarray | None:
-        """Whose each task is, a number; None where each stands for itself."""
+        """The subject of each task, as an integer; None if each task has its own."""
 
 
 @dataclass(frozen=True)
 class Scores:
-    """Figures task by task, as `PerTask` has them."""
+    """Figures task by task, see `PerTask`."""
 
     episodes: list[str]
     per_task: dict[str, list[float]]
     subjects: np.ndarray | None = None
 
 
-def write_tasks(path: Path, found: PerTask, others: Mapping[str, PerTask], metric: str) -> None:
-    """Write a CSV with a row a task: its number, its episode's hash, whose it is if it is somebody's, each figure, and
-    `metric` of the others.
+def write_tasks(path: Path, evaluation: PerTask, others: Mapping[str, PerTask], metric: str) -> None:
+    """Write a CSV with one row per task: its number, episode hash, subject if it has one, and figures.
 
-    The others, such as baselines, were scored on the first of the same tasks; behind those their cells are empty.
+    Args:
+        path: file to write.
+        evaluation: evaluation of the learner.
+        others: name -> evaluation of another learner, such as a baseline, on the first of the same tasks; its cells
+            are empty for the remaining ones.
+        metric: the metric to write of the others.
     """
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    whose = [] if found.subjects is None else [found.subjects.tolist()]
-    head = [*[SUBJECT] * len(whose), *found.per_task, *(f"{metric}{OF}{name}" for name in others)]
-    writer.writerow(["task", "episode", *head])
-    columns = [*found.per_task.values(), *(other.per_task[metric] for other in others.values())]
-    for number, episode in enumerate(found.episodes):
+    subjects = [] if evaluation.subjects is None else [evaluation.subjects.tolist()]
+    header = [*[SUBJECT] * len(subjects), *evaluation.per_task, *(f"{metric}{OF}{name}" for name in others)]
+    writer.writerow(["task", "episode", *header])
+    columns = [*evaluation.per_task.values(), *(other.per_task[metric] for other in others.values())]
+    for number, episode in enumerate(evaluation.episodes):
         cells = [repr(column[number]) if number < len(column) else "" for column in columns]
-        writer.writerow([number, episode, *(own[number] for own in whose), *cells])
+        writer.writerow([number, episode, *(column[number] for column in subjects), *cells])
     write(path, text.getvalue())
 
 
 def read_tasks(path: Path) -> tuple[Scores, dict[str, Scores]]:
-    """What `write_tasks` wrote: the learner's figures, and those of the others by name.
+    """Read a table of `write_tasks`: the learner's figures, and those of the others by name.
 
     Raises:
-        ValueError: a file that is missing, or no such table.
+        ValueError: the file is missing or is no such table.
     """
     try:
         with path.open(encoding="utf-8", newline="") as file:
@@ -72,21 +76,21 @@ def read_tasks(path: Path) -> tuple[Scores, dict[str, Scores]]:
         columns = dict(zip(header, zip(*rows, strict=True), strict=True))
         episodes = list(columns.pop("episode"))
         del columns["task"]
-        whose = np.array(columns.pop(SUBJECT), int) if SUBJECT in columns else None
+        subjects = np.array(columns.pop(SUBJECT), int) if SUBJECT in columns else None
         figures = {name: [float(cell) for cell in cells if cell] for name, cells in columns.items()}
         others = {}
         for name in [name for name in figures if OF in name]:
             metric, _, other = name.partition(OF)
-            others[other] = Scores(episodes[: len(figures[name])], {metric: figures.pop(name)}, whose)
-        return Scores(episodes, figures, whose), others
+            others[other] = Scores(episodes[: len(figures[name])], {metric: figures.pop(name)}, subjects)
+        return Scores(episodes, figures, subjects), others
     except FileNotFoundError:
-        raise ValueError(f"there is no {path}: the run is not finished, or is of an older version") from None
+        raise ValueError(f"there is no {path}: the run is not finished, or was made by an older version") from None
     except (UnicodeDecodeError, csv.Error, LookupError, ValueError) as error:
-        raise ValueError(f"{path} is no table of tasks that kshot wrote ({error})") from None
+        raise ValueError(f"{path} is not a table of tasks written by kshot ({error})") from None
 
 
 def write(path: Path, text: str) -> None:
-    """Write a file beside its place, then rename it: it is there whole or not at all."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    beside.write_text(text, encoding="utf-8")
-    beside.replace(path)
+    """Write a text file atomically: to a temporary file beside it, which is then renamed."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(path)

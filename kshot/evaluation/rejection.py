@@ -1,4 +1,4 @@
-"""Telling what belongs to none of a task's classes: scores of novelty, a threshold, and how well they part.
+"""Out-of-scope detection: novelty scores, their threshold, and how well they separate the classes from the rest.
 
 Shape legend: n examples, C classes.
 """
@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from kshot.annotations import FractionBelowOne, PositiveInt
 from kshot.evaluation.intervals import Interval, interval
 from kshot.learner import Learner
 from kshot.tasks.read_log import EVALUATION, during
@@ -20,27 +21,30 @@ from kshot.tasks.source import TaskSource
 from kshot.types import Split, to
 
 Score = Literal["energy", "nearest", "probability"]
-"""How novelty is read off logits, see `novelty`."""
+"""Novelty scores of logits, see `novelty`."""
 
 OUTSIDE = "out of scope"
-"""What an example is called that is none of the classes."""
+"""The label of an example that belongs to none of the classes."""
 
 
 def novelty(logits_nC: Tensor, score: Score = "energy") -> Tensor:
-    r"""How little examples look like any of a task's classes (n,): the larger, the less.
+    r"""Novelty score (n,) of examples: the larger, the less an example resembles any of the task's classes.
 
     | score | novelty |
     | --- | --- |
     | energy | $-\log \sum_c \exp \hat y_c$ |
-    | nearest | $-\max_c \hat y_c$: of prototypes, the distance to the nearest |
+    | nearest | $-\max_c \hat y_c$: for prototypes, the distance to the nearest one |
     | probability | $1 - \max_c \mathrm{softmax}(\hat y)_c$ |
 
-    The first two are of use where logits mean something by themselves, as a distance does. Those of `plda` are
-    likelihoods against those of a class never seen, and energy then is Bayes' rule. Softmax keeps differences alone.
+    The first two need logits whose absolute value is meaningful, such as distances. Logits of `plda` are log-likelihood
+    ratios against an unseen class, and energy is then Bayes' rule. Softmax keeps only differences of logits.
 
     Args:
-        logits_nC: of classes that the task has; those without examples have the lowest number there is.
+        logits_nC: logits of the task's classes; classes without examples have the lowest finite number.
         score: one of the above.
+
+    Raises:
+        ValueError: an unknown score.
 
     Example:
         >>> novelty(torch.tensor([[1.0, -9.0], [-8.0, -9.0]]), "nearest")
@@ -60,41 +64,48 @@ def novelty(logits_nC: Tensor, score: Score = "energy") -> Tensor:
 
 
 def auroc(inside: np.ndarray, outside: np.ndarray) -> float:
-    """The chance that something from outside scores higher than something from inside; ties count for a half."""
-    order = np.sort(inside)
-    below = np.searchsorted(order, outside, "left") + np.searchsorted(order, outside, "right")
-    return float(below.mean() / (2 * len(inside)))
+    """Area under the ROC curve of novelty scores in scope and out of scope; NaN if a score is not finite."""
+    from sklearn.metrics import roc_auc_score
+
+    scores = np.concatenate([inside, outside])
+    if not np.isfinite(scores).all():
+        return math.nan
+    return float(roc_auc_score(np.repeat([0, 1], [len(inside), len(outside)]), scores))
 
 
 def fpr95(inside: np.ndarray, outside: np.ndarray) -> float:
-    """The share of what is outside that passes for inside, where the threshold lets 95 % of what is inside pass."""
+    """The share of out-of-scope examples that are accepted where the threshold accepts 95 % of those in scope."""
     return float((outside <= threshold_at(inside, 0.05)).mean())
 
 
 def threshold_at(inside: Sequence[float] | np.ndarray, false_rejection: float) -> float:
-    """The lowest threshold above which no more than a share of these scores lies.
+    """The lowest threshold that rejects at most the share `false_rejection` of in-scope scores.
+
+    Raises:
+        ValueError: `false_rejection` is not in [0, 1), or there are no scores.
 
     Example:
         >>> threshold_at([0.0, 1.0, 2.0, 3.0], 0.25)
         2.0
     """
     if not 0 <= false_rejection < 1:
-        raise ValueError(f"false_rejection is a share, 0 … 1, got {false_rejection}")
+        raise ValueError(f"false_rejection must be a share in [0, 1), got {false_rejection}")
     ordered = np.sort(np.asarray(inside, np.float64))
     if not len(ordered):
-        raise ValueError("a threshold needs scores of examples that are in scope")
+        raise ValueError("a threshold needs the scores of at least one example in scope")
     return float(ordered[math.ceil(len(ordered) * (1 - false_rejection) - 1e-9) - 1])
 
 
 class Rejection(NamedTuple):
-    """How a learner tells what is out of scope.
+    """Performance of a learner in out-of-scope detection.
 
     Attributes:
-        score: how novelty is read off logits.
-        threshold: what is above it is rejected.
-        false_rejection: the share of queries in scope that it was to reject on validation tasks.
-        auroc, fpr95: see there; over tasks.
-        rejected_inside, rejected_outside: the shares that the threshold rejects; over tasks.
+        score: novelty score of logits.
+        threshold: examples with a novelty above it are rejected.
+        false_rejection: the share of in-scope queries that the threshold rejects on validation tasks.
+        auroc, fpr95: see the functions; means over tasks.
+        rejected_inside, rejected_outside: shares of examples in scope and out of scope that are rejected; means over
+            tasks.
     """
 
     score: Score
@@ -105,34 +116,30 @@ class Rejection(NamedTuple):
     rejected_inside: Interval
     rejected_outside: Interval
 
-    def to_json(self) -> dict[str, Any]:
-        return {
-            name: value._asdict() if isinstance(value, Interval) else value for name, value in self._asdict().items()
-        }
 
-
-def calibrated(
+def calibrate_threshold(
     learner: Learner,
     source: TaskSource,
     *,
     score: Score = "energy",
-    false_rejection: float = 0.05,
+    false_rejection: FractionBelowOne = 0.05,
     split: Split = "val",
     num_tasks: int = 100,
 ) -> float:
-    """The threshold of novelty that rejects a share of the queries of validation tasks; no outsiders are needed.
+    """The novelty threshold that rejects a given share of the queries of validation tasks.
+
+    No out-of-scope examples are needed.
 
     Args:
-        learner: for classes.
-        source: whose tasks have as many ways and shots as what the threshold is for.
-        score: how novelty is read off logits.
-        false_rejection: the share.
-        split: where the tasks are from.
-        num_tasks: how many.
+        learner: classifier.
+        source: task source with the numbers of ways and shots that the threshold is used for.
+        score: novelty score of logits.
+        false_rejection: share of in-scope queries to reject.
+        split: split of the tasks.
+        num_tasks: number of tasks.
     """
-    return threshold_at(
-        np.concatenate([inside for inside, _ in _scores(learner, source, split, num_tasks, score, 0)]), false_rejection
-    )
+    scores = [inside for inside, _ in _scores(learner, source, split, num_tasks, score, 0)]
+    return threshold_at(np.concatenate(scores), false_rejection)
 
 
 def rejection(
@@ -141,47 +148,41 @@ def rejection(
     *,
     threshold: float,
     score: Score = "energy",
-    false_rejection: float = 0.05,
+    false_rejection: FractionBelowOne = 0.05,
     split: Split = "test",
     num_tasks: int = 600,
-    outsiders: int = 50,
+    outsiders: PositiveInt = 50,
 ) -> Rejection:
-    """Score a learner on telling a task's queries from examples that are out of scope.
+    """Evaluate how well a learner separates a task's queries from out-of-scope examples.
 
     Args:
-        learner: for classes.
-        source: that has what is out of scope, such as `kshot.sources.text(…, out_of_scope_label="oos")`.
-        threshold: of `calibrated`, by the same score.
-        score, false_rejection: as for `calibrated`.
-        split: where the tasks are from.
-        num_tasks: how many.
-        outsiders: examples out of scope beside each task.
+        learner: classifier.
+        source: task source with out-of-scope examples, such as `kshot.sources.text(…, out_of_scope_label="oos")`.
+        threshold: result of `calibrate_threshold` with the same score.
+        score, false_rejection: as for `calibrate_threshold`.
+        split: split of the tasks.
+        num_tasks: number of tasks.
+        outsiders: number of out-of-scope examples for each task.
 
     Raises:
-        ValueError: a source without anything out of scope.
+        ValueError: the source has no out-of-scope examples.
     """
-    found: dict[str, list[float]] = {"auroc": [], "fpr95": [], "rejected_inside": [], "rejected_outside": []}
-    for inside, outside in _scores(learner, source, split, num_tasks, score, outsiders):
-        values = (
-            auroc(inside, outside),
-            fpr95(inside, outside),
-            (inside > threshold).mean(),
-            (outside > threshold).mean(),
-        )
-        for own, value in zip(found.values(), values):
-            own.append(float(value))
-    return Rejection(score, threshold, false_rejection, **{name: interval(values) for name, values in found.items()})
+    figures = [
+        (auroc(inside, outside), fpr95(inside, outside), (inside > threshold).mean(), (outside > threshold).mean())
+        for inside, outside in _scores(learner, source, split, num_tasks, score, outsiders)
+    ]
+    return Rejection(score, threshold, false_rejection, *(interval([*map(float, each)]) for each in zip(*figures)))
 
 
 @torch.no_grad()
 def _scores(
     learner: Learner, source: TaskSource, split: Split, num_tasks: int, score: Score, outsiders: int
 ) -> list[tuple[np.ndarray, np.ndarray]]:
-    """The novelty of each task's queries, padding left out, and of examples out of scope."""
+    """The novelty of each task's queries, without padding, and of its out-of-scope examples."""
     device = next((p.device for p in learner.parameters()), None)
     was_training = learner.training
     learner.eval()
-    found = []
+    scores = []
     try:
         with during(source, EVALUATION):
             for index in range(num_tasks):
@@ -190,9 +191,9 @@ def _scores(
                 logits = learner.predict(state, task.query.inputs)[task.query.weight > 0]
                 outside = np.zeros(0)
                 if outsiders:
-                    others = to(source.outsiders(split, index, outsiders), device)
+                    others = to(source.out_of_scope_inputs(split, index, outsiders), device)
                     outside = novelty(learner.predict(state, others), score).cpu().numpy()
-                found.append((novelty(logits, score).cpu().numpy(), outside))
+                scores.append((novelty(logits, score).cpu().numpy(), outside))
     finally:
         learner.train(was_training)
-    return found
+    return scores

@@ -1,4 +1,4 @@
-"""How a trained learner's figure depends on the number of support examples: the same tasks, with fewer of them."""
+"""The figure of a trained learner at several numbers of support examples of the same tasks."""
 
 from __future__ import annotations
 
@@ -15,17 +15,18 @@ from kshot.types import Batch, Split, Task
 
 
 class Shots(NamedTuple):
-    """The figures of a learner at a number of shots: metric -> mean ± 95 % interval over tasks."""
+    """Figures of a learner at one number of shots: metric -> mean ± 95 % interval over tasks."""
 
     shots: int
     metrics: dict[str, Interval]
 
 
 class FewerShots(TaskSource):
-    """The tasks of a source with at most `shots` support examples, of each class where tasks have their own.
+    """The tasks of a source with at most `shots` support examples (per class if tasks have classes of their own).
 
-    The last ones are kept: where a support set has an order, they are nearest to the query, as they would be in a
-    shorter one. The queries are all there. A support that held less ends in rows of weight 0.
+    The last examples are kept: in an ordered support set they are the nearest to the query, as in a shorter one. All
+    queries are kept. A smaller support set is padded by rows of weight 0. Unlike `TaskSource.with_shots`, which draws
+    tasks anew, the support set is a subset of the source's.
 
     Example:
         >>> FewerShots(kshot.sources.sinusoids(shots=10), 3).task("test", 0).support.weight
@@ -34,23 +35,23 @@ class FewerShots(TaskSource):
 
     def __init__(self, source: TaskSource, shots: int) -> None:
         if shots < 1:
-            raise ValueError(f"a task needs at least one shot, got {shots}")
+            raise ValueError(f"a task needs at least one shot, got shots={shots}")
         self.source, self.shots = source, shots
         self.objective, self.seed = source.objective, source.seed
 
     def task(self, split: Split, index: int) -> Task:
         task = self.source.task(split, index)
-        return task._replace(support=self._last(task.support))
+        return task._replace(support=self._truncate(task.support))
 
-    def _last(self, support: Batch) -> Batch:
+    def _truncate(self, support: Batch) -> Batch:
         real = support.weight > 0
         if self.objective.task_specific_classes:
             of_class = support.targets.argmax(1)[:, None] == torch.arange(support.targets.shape[1])  # (n, C)
         else:
             of_class = torch.ones(len(real), 1, dtype=torch.bool)
         of_class = of_class & real[:, None]
-        from_behind = (of_class.flip(0).cumsum(0).flip(0) * of_class).sum(1)  # 1 for the last of its class
-        keep = real & (from_behind <= self.shots)
+        rank = (of_class.flip(0).cumsum(0).flip(0) * of_class).sum(1)  # 1 for the last of its class
+        keep = real & (rank <= self.shots)
         first = keep.to(torch.int8).argsort(descending=True, stable=True)[: self.shots * of_class.shape[1]]
         rows = support.rows(first)
         return rows._replace(weight=rows.weight * keep[first])
@@ -59,17 +60,17 @@ class FewerShots(TaskSource):
 def over_shots(
     learner: Learner, source: TaskSource, shots: Sequence[int], *, split: Split = "test", num_tasks: int = 100
 ) -> list[Shots]:
-    """Score one trained learner at several numbers of shots: on the same tasks, with the same queries.
+    """Evaluate a trained learner at several numbers of shots, on the same tasks with the same queries.
 
     Args:
-        learner: as it is; it is not trained again for each number.
-        source: whose tasks have at least as many shots as the most that are asked for.
-        shots: numbers of support examples, of each class where tasks have their own.
-        split: where the tasks come from.
-        num_tasks: how many.
+        learner: learner; it is not retrained for each number of shots.
+        source: source of tasks with at least `max(shots)` shots.
+        shots: numbers of support examples, per class if tasks have classes of their own.
+        split: split of the tasks.
+        num_tasks: number of tasks.
 
     Raises:
-        ValueError: fewer than one shot, or one task.
+        ValueError: fewer than one shot or one task.
 
     Example:
         >>> source = kshot.sources.sinusoids(shots=10)

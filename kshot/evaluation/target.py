@@ -1,4 +1,4 @@
-"""What a run shall reach, and what follows from it: whether a figure meets it, and which of two is better."""
+"""The target of a run: a bound on a validation metric, and comparisons of figures by it."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Target:
 
     @classmethod
     def parse(cls, text: str) -> Target:
-        """Read "METRIC >= NUMBER" or "METRIC <= NUMBER"; `ValueError` for anything else."""
+        """Parse "METRIC >= NUMBER" or "METRIC <= NUMBER"; raises ValueError for anything else."""
         match = re.fullmatch(r"\s*([A-Za-z_]\w*)\s*(>=|<=)\s*([-+.\deE]+)\s*", text)
         try:
             return cls(match[1], match[2] == ">=", float(match[3]))  # type: ignore[index]
@@ -35,17 +35,25 @@ class Target:
     def __str__(self) -> str:
         return f"{self.metric} {'>=' if self.at_least else '<='} {self.value:g}"
 
-    def of(self, val: dict[str, Interval]) -> Interval:
-        """The target's metric among a round's figures; `ValueError` if there is none of that name."""
-        if self.metric not in val:
-            raise ValueError(f"the target asks for {self.metric!r}, but these tasks report {', '.join(val)}")
-        return val[self.metric]
+    def of(self, metrics: dict[str, Interval]) -> Interval:
+        """The target's metric among a round's metrics; raises ValueError if it is missing."""
+        if self.metric not in metrics:
+            raise ValueError(f"the target's metric is {self.metric!r}, but these tasks report {', '.join(metrics)}")
+        return metrics[self.metric]
 
-    def met(self, found: Interval) -> bool:
-        """Whether the whole interval, not just the mean, is on the right side."""
-        return found.mean - found.ci95 >= self.value if self.at_least else found.mean + found.ci95 <= self.value
+    def met(self, figure: Interval) -> bool:
+        """Whether the whole interval, not only the mean, satisfies the bound."""
+        if self.at_least:
+            return figure.mean - figure.ci95 >= self.value
+        return figure.mean + figure.ci95 <= self.value
 
-    def clearly_worse(self, found: Interval, best: Interval) -> bool:
-        """Whether `found` is worse than `best` by so much that their intervals are apart."""
-        gap = best.mean - found.mean if self.at_least else found.mean - best.mean
-        return gap > found.ci95 + best.ci95
+    def missed(self, figure: Interval) -> bool:
+        """Whether no point of the interval satisfies the bound."""
+        if self.at_least:
+            return figure.mean + figure.ci95 < self.value
+        return figure.mean - figure.ci95 > self.value
+
+    def clearly_worse(self, figure: Interval, best: Interval) -> bool:
+        """Whether `figure` is worse than `best` and their intervals do not overlap."""
+        gap = best.mean - figure.mean if self.at_least else figure.mean - best.mean
+        return gap > figure.ci95 + best.ci95

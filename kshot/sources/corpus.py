@@ -20,10 +20,11 @@ import torch
 from torch import Tensor
 
 from kshot import objectives
+from kshot.annotations import EMPTY, PositiveInt
 from kshot.data import library
 from kshot.data.library.archives import SUFFIXES as ARCHIVES
 from kshot.data.library.archives import unpack
-from kshot.data.tables.table import SUFFIXES, Reading, open_table
+from kshot.data.tables.table import SUFFIXES, Reading, ReadingOptions, open_table
 from kshot.data.text.features import SpanDataset
 from kshot.data.text.files import column_of, files_of, read_text, texts_of, values_of, words_of
 from kshot.data.text.markup import Markup, tidy
@@ -67,8 +68,8 @@ def corpus(
     without: Collection[str] | None = None,
     unit: Unit = "characters",
     tokenizer: Path | str | None = None,
-    length: int = 64,
-    pretrain_length: int | None = None,
+    length: PositiveInt = 64,
+    pretrain_length: PositiveInt | None = None,
     shots: Size = 8,
     queries: Size = 8,
     train_queries: Size | None = None,
@@ -76,7 +77,7 @@ def corpus(
     split: Mapping[str, Any] | None = None,
     on_too_few: OnTooFew = "error",
     bad_rows: BadRows = "error",
-    reading: Mapping[str, Any] | None = None,
+    reading: ReadingOptions = EMPTY,
     seed: int = 0,
 ) -> Corpus:
     r"""Predict each next character of somebody's text, after adapting to a little of it.

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from kshot import objectives
+from kshot.annotations import NonNegativeFloat, PositiveFloat, PositiveFloatPair, PositiveInt
 from kshot.tasks.sampling import Range, Size
 from kshot.tasks.source import TaskSource, generator
 from kshot.types import Batch, Split, Task, Tree, tree_map
@@ -42,7 +43,13 @@ class Sinusoids(TaskSource):
     """
 
     def __init__(
-        self, *, shots: int = 10, queries: int = 10, noise: float = 0.0, target_type: TargetType = "mean", seed: int = 0
+        self,
+        *,
+        shots: PositiveInt = 10,
+        queries: PositiveInt = 10,
+        noise: NonNegativeFloat = 0.0,
+        target_type: TargetType = "mean",
+        seed: int = 0,
     ) -> None:
         if shots < 1 or queries < 1:
             raise ValueError(f"a task needs at least one support and one query point, got {shots=}, {queries=}")
@@ -121,11 +128,11 @@ class GaussianProcesses(TaskSource):
         self,
         *,
         kernel: Kernel = "rbf",
-        length_scale: Sequence[float] = (0.2, 1.0),
-        period: Sequence[float] = (1.0, 2.0),
-        noise: float = 0.05,
+        length_scale: PositiveFloatPair = (0.2, 1.0),
+        period: PositiveFloatPair = (1.0, 2.0),
+        noise: PositiveFloat = 0.05,
         shots: Size = (3, 30),
-        queries: int = 50,
+        queries: PositiveInt = 50,
         seed: int = 0,
     ) -> None:
         if kernel not in get_args(Kernel):

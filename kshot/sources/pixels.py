@@ -7,13 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from copy import copy
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from kshot import objectives
+from kshot.annotations import NonNegativeInt, PositiveInt
 from kshot.sources.glyphs import glyphs
 from kshot.sources.omniglot import omniglot
 from kshot.tasks.class_tasks import ClassTasks
@@ -67,12 +68,12 @@ class Pixels(TaskSource):
 
     def __init__(
         self,
-        of: str | ClassTasks = "glyphs",
+        of: Literal["glyphs", "omniglot"] | ClassTasks = "glyphs",
         *,
         shots: Size = (10, 200),
-        queries: int = 200,
-        train_queries: int | None = None,
-        frequencies: int = 0,
+        queries: PositiveInt = 200,
+        train_queries: PositiveInt | None = None,
+        frequencies: NonNegativeInt = 0,
         seed: int = 0,
     ) -> None:
         if isinstance(of, str) and of not in KNOWN:

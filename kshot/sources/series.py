@@ -8,15 +8,17 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
+from annotated_types import Ge
 from torch import Tensor
 
 from kshot import objectives
+from kshot.annotations import EMPTY, PositiveInt
 from kshot.data.tables.columns import moments, read_columns
-from kshot.data.tables.table import Reading, Table, open_table
+from kshot.data.tables.table import Reading, ReadingOptions, Table, open_table
 from kshot.objectives import Objective
 from kshot.sources.rows import BadRows, Members, cut_members, group_rows, left_out_of
 from kshot.tasks.group_tasks import GroupTasks
@@ -24,6 +26,7 @@ from kshot.tasks.pool import OnTooFew
 from kshot.tasks.preprocessor import Support
 from kshot.tasks.sampling import Size
 from kshot.tasks.source import TaskSource
+from kshot.tasks.splitting import DEFAULT_SPLIT
 from kshot.types import Batch, Split, Task
 
 Scale = Literal["support", "global"]
@@ -36,19 +39,19 @@ def series(
     series: str | None = None,
     value: str | None = None,
     covariates: Sequence[str] = (),
-    context_length: int = 24,
-    horizon: int = 6,
-    stride: int | None = None,
-    season: int = 1,
+    context_length: Annotated[int, Ge(2)] = 24,
+    horizon: PositiveInt = 6,
+    stride: PositiveInt | None = None,
+    season: PositiveInt = 1,
     scale: Scale = "support",
-    kinds: Mapping[str, str] | None = None,
+    kinds: Mapping[str, str] = EMPTY,
     domain: str | None = None,
-    split: Mapping[str, Any] | None = None,
+    split: Mapping[str, Any] = DEFAULT_SPLIT,
     shots: Size = 5,
     queries: Size = 5,
     train_queries: Size | None = None,
     on_too_few: OnTooFew = "error",
-    reading: Mapping[str, Any] | None = None,
+    reading: ReadingOptions = EMPTY,
     bad_rows: BadRows = "error",
     seed: int = 0,
 ) -> SeriesTasks:
@@ -113,7 +116,7 @@ def series(
         raise ValueError("a long file needs series and value, a wide one neither: name both columns or none")
     if series is None and (covariates or domain):
         raise ValueError("a wide file has no covariates or domain; write it long, a row a series and time")
-    split = split or {"ratio": [0.7, 0.15, 0.15]}
+    split = split or DEFAULT_SPLIT
     found, names = _open(Path(path), Reading(**(reading or {})), time, series, value, covariates, domain, split)
     columns = read_columns(found, {time: (kinds or {}).get(time) or found.kind(time), **dict.fromkeys(names, "number")})
     times, values = columns[time].values, [columns[name].values for name in names]

@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 
 from kshot import objectives
+from kshot.annotations import EMPTY, FractionBelowOne
 from kshot.data.tables.columns import Columns, Values, moments, place_of, read_columns
-from kshot.data.tables.table import Reading, Table, open_table
+from kshot.data.tables.table import Reading, ReadingOptions, Table, open_table
 from kshot.objectives import Objective
 from kshot.sources.rows import BadRows, cut_members, domains_of, group_rows, left_out_of, times_of
 from kshot.tasks.class_tasks import ClassTasks, Imbalance
@@ -24,6 +25,7 @@ from kshot.tasks.group_tasks import GroupTasks
 from kshot.tasks.pool import OnTooFew
 from kshot.tasks.preprocessor import Support
 from kshot.tasks.sampling import Size
+from kshot.tasks.splitting import DEFAULT_SPLIT
 from kshot.types import Tree
 
 
@@ -36,18 +38,18 @@ def table(
     target_type: Literal["regression", "classification"] | None = None,
     inputs: Sequence[str] | None = None,
     ignore: Sequence[str] = (),
-    kinds: Mapping[str, str] | None = None,
+    kinds: Mapping[str, str] = EMPTY,
     time: str | None = None,
     domain: str | None = None,
-    split: Mapping[str, Any] | None = None,
+    split: Mapping[str, Any] = DEFAULT_SPLIT,
     ways: Size = 5,
     shots: Size = 10,
     queries: Size = 10,
     train_queries: Size | None = None,
     imbalance: Imbalance | None = None,
-    label_noise: float = 0.0,
+    label_noise: FractionBelowOne = 0.0,
     on_too_few: OnTooFew = "error",
-    reading: Mapping[str, Any] | None = None,
+    reading: ReadingOptions = EMPTY,
     bad_rows: BadRows = "error",
     seed: int = 0,
 ) -> GroupTasks | ClassTasks:
@@ -113,7 +115,7 @@ def table(
             "a table with classes takes no target, target_type or time: the classes themselves are predicted"
         )
     key = group if group is not None else str(classes)
-    split = split or {"ratio": [0.7, 0.15, 0.15]}
+    split = split or DEFAULT_SPLIT
     aside = [key, *names, *([split["column"]] if "column" in split else []), *([domain] if domain else [])]
     needed = None if inputs is None else [*aside, *inputs, *([time] if time else [])]
     found = open_table(path, Reading(**(reading or {})), columns=needed, ignore=ignore if inputs is None else ())

@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 import numpy as np
 
 from kshot import objectives
+from kshot.annotations import EMPTY, FractionBelowOne, PositiveInt, PositiveIntPair
 from kshot.data import library
 from kshot.data.dataset import ArrayDataset, Dataset
-from kshot.data.tables.table import Reading, Table
+from kshot.data.tables.table import Reading, ReadingOptions, Table
 from kshot.data.text.features import Featuriser, character_ids, hashed_ngrams
 from kshot.data.text.files import column_of, read_text, texts_of, values_of, words_of
 from kshot.data.text.labelled import open_labelled
@@ -55,8 +56,8 @@ def text(
     domain: str = "domain",
     features: Features | Featuriser = "words",
     encoder: str | None = None,
-    ngrams: tuple[int, int] | None = None,
-    width: int | None = None,
+    ngrams: PositiveIntPair | None = None,
+    width: PositiveInt | None = None,
     ways: Size = 5,
     shots: Size = 1,
     queries: Size = 15,
@@ -66,10 +67,10 @@ def text(
     within: Literal["domain"] | None = None,
     out_of_scope_label: str | None = None,
     imbalance: Imbalance | None = None,
-    label_noise: float = 0.0,
+    label_noise: FractionBelowOne = 0.0,
     on_too_few: OnTooFew = "error",
     bad_rows: Literal["error", "drop"] = "error",
-    reading: Mapping[str, Any] | None = None,
+    reading: ReadingOptions = EMPTY,
     seed: int = 0,
 ) -> TextTasks:
     """Tell the classes of your own texts apart.
@@ -104,8 +105,8 @@ def text(
         split: how the classes are cut into train, val and test, see `kshot.tasks.splitting`. By default as a column
             split says, or else by ratio 0.7, 0.15, 0.15.
         within: "domain" takes all classes of a task from one domain.
-        out_of_scope_label: the label of texts that belong to no class, see `TextTasks.outsiders`. They're cut into val
-            and test as the ends of a column part or split say, such as oos_test, else by a hash of each.
+        out_of_scope_label: the label of texts that belong to no class, see `TextTasks.out_of_scope_inputs`. They're cut
+            into val and test as the ends of a column part or split say, such as oos_test, else by a hash of each.
         imbalance: how shots differ between the classes of a task, see `ClassTasks`.
         label_noise: the share of wrong support labels, see `ClassTasks`.
         on_too_few: what becomes of a class with too few texts, see `ClassTasks`.
@@ -213,10 +214,10 @@ class TextTasks(ClassTasks):
         super().__init__(examples, classes, **options)
         self.texts, self.out_of_scope = texts, out_of_scope or {}
 
-    def outsiders(self, split: Split, index: int, count: int) -> Tree:
+    def out_of_scope_inputs(self, split: Split, index: int, count: int) -> Tree:
         rows = self.out_of_scope.get(split)
         if not rows:
-            return super().outsiders(split, index, count)
+            return super().out_of_scope_inputs(split, index, count)
         chosen = np.random.default_rng([self.seed, len(SPLITS) + 1, SPLITS.index(split), index]).permutation(rows)
         return self.examples.take(chosen[:count])
 

@@ -116,7 +116,7 @@ def test_a_run_reports_everything_that_it_promises(runs):
     )
     assert report["shots"][0]["metrics"]["accuracy"]["num_tasks"] == 4
     assert report["calibration"]["num_examples"] == 4 * 6
-    assert report["cost"]["adapt_flops"] > report["cost"]["parameters"]
+    assert report["cost"]["adapt_flops"] > report["cost"]["num_parameters"]
     assert len(report["worst_tasks"]) == 4
     table = list(csv.DictReader((runs / "glyphs" / "tasks.csv").read_text().splitlines()))
     figures = [float(row["accuracy"]) for row in table]
@@ -185,7 +185,7 @@ def test_an_interrupt_says_how_to_go_on(tmp_path):
     running.send_signal(signal.SIGINT)
     _, said = running.communicate(timeout=60)
     assert running.returncode == 130
-    assert "Go on with: kshot run run.yaml --out a --resume" in said
+    assert "Resume by: kshot run run.yaml --out a --resume" in said
 
 
 # bad input ----------------------------------------------------------------------------------------------------------
@@ -196,7 +196,7 @@ def test_a_folder_that_holds_a_run_is_left_alone(kshot, runs, tmp_path):
     before = {path: path.stat().st_mtime_ns for path in (runs / "sine").rglob("*")}
     result = kshot("run", "run.yaml", "--out", runs / "sine")
     assert result.code == 2
-    assert "already holds a run: choose another --out, or go on with it by --resume" in result.err
+    assert "already holds a run: choose another --out, or resume it by --resume" in result.err
     assert {path: path.stat().st_mtime_ns for path in (runs / "sine").rglob("*")} == before
 
 
@@ -296,7 +296,7 @@ def test_several_seeds_share_their_episodes_and_one_report(kshot, tmp_path):
     assert kshot("run", "run.yaml", "--out", "both", "--seeds", "0,1", "--resume").code == 0
     assert (tmp_path / "both" / "seed-1" / "report.json").stat().st_mtime_ns == before
     refused = kshot("run", "run.yaml", "--seeds", "1")
-    assert (refused.code, "two or more different whole numbers" in refused.err) == (2, True)
+    assert (refused.code, "two or more different integers" in refused.err) == (2, True)
 
 
 def test_runs_are_compared_on_the_terminal_as_csv_and_as_a_page(kshot, runs, tmp_path):
@@ -495,7 +495,7 @@ def test_run_folders_are_counted_up(tmp_path):
 def test_bars_are_drawn_on_a_terminal_only(runs):
     from rich.console import Console
 
-    from kshot.app.display import Display
+    from kshot.app.progress import Display
     from kshot.training.fit import Progress
 
     shown = {}
@@ -578,7 +578,7 @@ def test_a_failed_audit_is_seen_everywhere_and_has_an_exit_code(kshot, tmp_path,
     done = kshot("run", "met.yaml", "--out", "a")
     assert done.code == 3
     assert "FAILED support and query: " in done.out
-    assert "is not to be trusted, and nothing is claimed" in done.out
+    assert "is not to be trusted and supports no claim" in done.out
     report = json.loads(Path("a/report.json").read_text())
     assert report["trusted"] is False
     assert [a["name"] for a in report["audits"] if a["result"] == "FAILED"] == ["support and query"]

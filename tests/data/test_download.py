@@ -555,7 +555,7 @@ def test_the_command_says_where_it_is_and_lists_it(server, home, omniglot_files,
 def test_bars_are_drawn_on_a_terminal():
     from rich.console import Console
 
-    from kshot.app.display import fetching as shown
+    from kshot.app.progress import fetching as shown
 
     console = Console(file=io.StringIO(), force_terminal=True, width=100)
     with shown(console) as progress:

@@ -6,11 +6,11 @@ from sklearn.calibration import calibration_curve
 from sklearn.metrics import brier_score_loss, log_loss
 
 from kshot import Batch, objectives
-from kshot.evaluation.calibration import BINS, LEVELS, Calibrating
+from kshot.evaluation.calibration import BINS, LEVELS, CalibrationMeter
 
 
 def gathered(objective, *pairs):
-    found = Calibrating(objective)
+    found = CalibrationMeter(objective)
     for prediction, batch in pairs:
         found.add(prediction, batch)
     return found.result()

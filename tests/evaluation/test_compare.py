@@ -9,9 +9,9 @@ import pytest
 from scipy import stats
 
 import kshot
-from kshot.app.compare import note, page
 from kshot.evaluation.compare import compare, differences, paired_difference
 from kshot.evaluation.per_task import Scores, read_tasks, write_tasks
+from kshot.evaluation.report.leaderboard import boards_page, note
 from kshot.evaluation.report.verdict import verdict
 
 HASHES = [f"{number:016x}" for number in range(400)]
@@ -49,7 +49,7 @@ def test_one_may_have_more_tasks_if_the_others_are_its_first():
 
 
 def test_other_episodes_are_refused():
-    with pytest.raises(ValueError, match="not scored on the same episodes: task 0 is 0000000000000000…"):
+    with pytest.raises(ValueError, match="not evaluated on the same episodes: task 0 is 0000000000000000…"):
         paired_difference(scores(HARD[:5]), scores(HARD[:5], first=1), "accuracy")
     sources = [kshot.sources.sinusoids(seed=seed) for seed in (0, 1)]
     one, other = (
@@ -112,7 +112,7 @@ def folder(at: Path, values, *, name: str = "", episodes: str = "ab" * 32, metri
         "higher_is_better": metric == "accuracy",
         "test": {metric: {"mean": float(np.mean(values)), "ci95": ci95, "num_tasks": len(values)}},
         "protocol": protocol | {"episodes_sha256": episodes},
-        "cost": {"adapt_ms": {"median": 2.0, "p95": 3.0}, "parameters": 1864, "adapt_flops": 324096},
+        "cost": {"adapt_ms": {"median": 2.0, "p95": 3.0}, "num_parameters": 1864, "adapt_flops": 324096},
     }
     (at / "report.json").write_text(json.dumps(about | report))
     write_tasks(at / "tasks.csv", scores(values, metric), {}, metric)
@@ -126,7 +126,7 @@ def test_what_is_not_to_be_trusted_is_never_the_best(tmp_path):
     ]
     (board,) = compare(runs)
     assert [line.entry.name for line in board.lines] == ["honest", "leaks"]
-    assert "not to be trusted" in page([board])
+    assert "not to be trusted" in boards_page([board])
 
 
 def test_a_board_ranks_and_says_which_differences_are_shown(tmp_path):
@@ -195,7 +195,7 @@ def test_a_board_of_both_protocols_says_that_they_do_not_compare(tmp_path):
     report["protocol"]["inductive"] = False
     (both[1] / "report.json").write_text(json.dumps(report))
     (board,) = compare(both)
-    assert "Transductive figures come of seeing the other queries too" in note(board)
+    assert "Transductive figures use the other queries" in note(board)
 
 
 def test_what_cannot_be_compared_gets_a_sentence(tmp_path):
@@ -205,7 +205,7 @@ def test_what_cannot_be_compared_gets_a_sentence(tmp_path):
         compare([tmp_path])
     folder(tmp_path / "x" / "seed-0", HARD)
     folder(tmp_path / "x" / "seed-1", HARD, episodes="cd" * 32)
-    with pytest.raises(ValueError, match="seed-1 was scored on other episodes"):
+    with pytest.raises(ValueError, match="seed-1 was evaluated on different episodes"):
         compare([tmp_path / "x"])
     with pytest.raises(ValueError, match="has no test figure: The loss became infinite"):
         compare([folder(tmp_path / "nan", HARD, test=None, sentence="The loss became infinite")])

@@ -21,8 +21,8 @@ def test_a_gradient_step_on_an_mlp_costs_what_its_matrix_products_do():
     backward = forward + 2 * 5 * 2  # each weight's gradient, and the hidden layer's
     assert found.adapt_flops == steps * 10 * (forward + backward)
     assert found.predict_flops == 7 * forward
-    assert found.parameters == found.state_numbers == 3 * 5 + 5 + 5 * 2 + 2
-    assert found.state_bytes == 4 * found.state_numbers
+    assert found.num_parameters == found.state_size == 3 * 5 + 5 + 5 * 2 + 2
+    assert found.state_bytes == 4 * found.state_size
 
 
 def test_a_convolution_counts_as_one():
@@ -32,12 +32,12 @@ def test_a_convolution_counts_as_one():
     found = cost(learner, Task(batch, batch))
     assert found.adapt_flops == convolution + 2 * 2 * 6 * features  # and the class means
     assert found.predict_flops == convolution + 2 * 6 * features * 2
-    assert found.state_numbers == 2 * features + 2
+    assert found.state_size == 2 * features + 2
 
 
 def test_the_context_of_cavia_is_a_small_state():
     row = ZOO["cavia"]
-    assert cost(row.make(3), make_task(row)).state_numbers == 4
+    assert cost(row.make(3), make_task(row)).state_size == 4
 
 
 @pytest.mark.parametrize("name", ZOO)
@@ -48,7 +48,7 @@ def test_every_learner_is_counted_and_left_as_it_was(name):
     found = cost(learner, make_task(row))
     assert learner.training
     assert all(torch.equal(value, before[key]) for key, value in learner.state_dict().items())
-    assert found.parameters == sum(p.numel() for p in learner.parameters())
+    assert found.num_parameters == sum(p.numel() for p in learner.parameters())
     assert (found.predict_flops > 0) == (name != "support mean")
     assert (found.adapt_flops > 0) == (
         name not in ("support mean", "transductive fine-tuning")

@@ -6,20 +6,22 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from sklearn.metrics import roc_auc_score, roc_curve
+from sklearn.metrics import roc_curve
 from torch import nn
 
 import kshot
 from kshot.app.spec import parse_spec
-from kshot.evaluation.rejection import auroc, calibrated, fpr95, novelty, rejection, threshold_at
+from kshot.evaluation.rejection import auroc, calibrate_threshold, fpr95, novelty, rejection, threshold_at
 from kshot.sources import text
 
 
-def test_auroc_and_fpr_are_those_of_scikit_learn():
+def test_auroc_and_fpr_follow_their_definitions():
     random = np.random.default_rng(0)
     inside, outside = random.normal(size=200).round(1), random.normal(1, size=90).round(1)  # with ties
     scores, labels = np.concatenate([inside, outside]), np.repeat([0, 1], [200, 90])
-    assert auroc(inside, outside) == pytest.approx(roc_auc_score(labels, scores))
+    higher = (outside[:, None] > inside).mean() + (outside[:, None] == inside).mean() / 2
+    assert auroc(inside, outside) == pytest.approx(higher), "the chance that an outsider scores higher"
+    assert np.isnan(auroc(inside, np.array([np.nan])))
     inside, outside = random.normal(size=200), random.normal(1, size=90)
     scores = np.concatenate([inside, outside])
     passes, outsiders, _ = roc_curve(1 - labels, -scores)[1], roc_curve(1 - labels, -scores)[0], None
@@ -41,7 +43,7 @@ def test_novelty_of_logits():
     with pytest.raises(ValueError, match="score must be one of energy, nearest, probability, got 'entropy'"):
         novelty(logits, "entropy")
     for share in (-0.1, 1.0):
-        with pytest.raises(ValueError, match="false_rejection is a share"):
+        with pytest.raises(ValueError, match="false_rejection must be a share"):
             threshold_at([1.0], share)
 
 
@@ -67,15 +69,15 @@ def test_texts_out_of_scope_are_of_no_class_and_of_their_part(tmp_path):
     source = source_of(tmp_path)
     assert source.describe()["out_of_scope"] == {"val": 7, "test": 9}
     assert not any("oos" in names for names in source.class_names.values())
-    assert {source.texts[row].split()[0] for row in source.outside["test"]} == {"some"}
-    one, other = (source.outsiders("test", index, 4) for index in (0, 1))
+    assert {source.texts[row].split()[0] for row in source.out_of_scope["test"]} == {"some"}
+    one, other = (source.out_of_scope_inputs("test", index, 4) for index in (0, 1))
     assert one.shape == (4, 64)
-    assert torch.equal(one, source.outsiders("test", 0, 4))
+    assert torch.equal(one, source.out_of_scope_inputs("test", 0, 4))
     assert not torch.equal(one, other)
-    assert len(source.outsiders("test", 0, 100)) == 9
+    assert len(source.out_of_scope_inputs("test", 0, 100)) == 9
     plain = text(tmp_path / "intents.json", ways=2, queries=5, split={"ratio": [1, 0, 0]})
     with pytest.raises(ValueError, match="nothing that is out of scope"):
-        plain.outsiders("test", 0, 1)
+        plain.out_of_scope_inputs("test", 0, 1)
     with pytest.raises(ValueError, match="no text under the label 'none'"):
         source_of(tmp_path, out_of_scope_label="none")
 
@@ -83,7 +85,7 @@ def test_texts_out_of_scope_are_of_no_class_and_of_their_part(tmp_path):
 def test_a_threshold_set_on_validation_holds_on_test(tmp_path):
     source = source_of(tmp_path)
     learner = kshot.protonet(nn.Flatten())
-    threshold = calibrated(learner, source, num_tasks=30, false_rejection=0.1)
+    threshold = calibrate_threshold(learner, source, num_tasks=30, false_rejection=0.1)
     found = rejection(learner, source, threshold=threshold, false_rejection=0.1, num_tasks=30)
     assert found.auroc.mean > 0.9
     assert found.rejected_inside.mean < 0.2
@@ -114,7 +116,7 @@ def test_a_run_rejects_and_takes_in_new_classes(tmp_path, monkeypatch, capsys):
 
     report = run(parse_spec(RUN, "run.yaml"), Path("out"))
     assert report["rejection"]["auroc"]["mean"] > 0.8
-    assert "Out of scope" in Path("out/report.html").read_text()
+    assert "Out-of-scope detection" in Path("out/report.html").read_text()
     Path("mine.csv").write_text("text,label\nplay it,on\nplay it 1,on\nstop it,off\nstop it 2,off\n")
     Path("more.csv").write_text("text,label\npay it,bank\npay it 2,bank\nstop it 3,off\n")
     Path("new.csv").write_text("text\nplay it 3\nstop it 1\npay it 4\nsome thing else entirely\n")

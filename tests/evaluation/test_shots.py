@@ -71,5 +71,5 @@ def test_the_curve_is_the_figure_of_each_number_on_the_same_queries():
 
 
 def test_no_shots_are_refused():
-    with pytest.raises(ValueError, match="at least one shot, got 0"):
+    with pytest.raises(ValueError, match="at least one shot, got shots=0"):
         FewerShots(kshot.sources.sinusoids(), 0)

@@ -233,7 +233,7 @@ def test_proto_maml_adapts_head_and_embedding_together(task):
 
 def test_unicorn_maml_does_not_see_the_order_of_the_classes(task):
     learner = kshot.learners.unicorn_maml(nn.Linear(3, 5).double(), features=5, inner_lr=RATE, steps=3)
-    assert torch.equal(learner.adapt(task.support, steps=0)["params"]["weight"][0], learner.start.vector)
+    assert torch.equal(learner.adapt(task.support, steps=0)["params"]["weight"][0], learner.head_init.vector)
     turned = Batch(task.support.inputs, task.support.targets.flip(1), task.support.weight)
     logits = [learner.predict(learner.adapt(support), task.query.inputs) for support in (task.support, turned)]
     torch.testing.assert_close(logits[0], logits[1].flip(1))

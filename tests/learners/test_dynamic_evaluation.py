@@ -21,8 +21,8 @@ import kshot
 from kshot.app import cli
 from kshot.data.text.tokenizer import Tokens
 from kshot.data.text.vocabulary import Vocabulary
-from kshot.learners.generate import _drawn
-from kshot.objectives import name_of, named, next_token, next_token_of
+from kshot.learners.generation import _sample
+from kshot.objectives import from_name, name_of, next_token, next_token_of
 from kshot.sources.corpus import BYTES, CorpusPreprocessor
 from kshot.training.checkpoint import load_state
 from kshot.training.step import MetaGradient
@@ -73,7 +73,7 @@ def test_a_tied_model_has_one_matrix_of_symbols_and_its_logits_are_a_product_wit
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"kind": "rnn"}, "kind must be one of gru, lstm, transformer"),
+        ({"body": "rnn"}, "body must be one of gru, lstm, transformer"),
         ({"symbols": 0}, "symbols must be at least 1"),
         ({"width": 0}, "width must be at least 1"),
         ({"dropout": 1.0}, "dropout"),
@@ -181,7 +181,7 @@ def test_an_audit_holds_reading_along_to_what_came_before(tmp_path):
             return super().predict(state, inputs) + super().predict(state, inputs.roll(-1, 0))
 
     learner.__class__ = Ahead
-    with pytest.warns(kshot.evaluation.audit.run.UntrustedFigure, match="other queries go"):
+    with pytest.warns(kshot.evaluation.audit.run.UntrustedFigure, match="other queries"):
         kshot.evaluate(learner, source, num_tasks=3)
 
 
@@ -201,7 +201,7 @@ def test_draws_follow_temperature_and_nucleus():
     random = torch.Generator().manual_seed(0)
 
     def shares(temperature, top_p):
-        drawn = torch.stack([_drawn(logits, temperature, top_p, random) for _ in range(3000)])
+        drawn = torch.stack([_sample(logits, temperature, top_p, random) for _ in range(3000)])
         return torch.bincount(drawn, minlength=4) / len(drawn)
 
     near = {"rtol": 0, "atol": 0.03}
@@ -209,7 +209,7 @@ def test_draws_follow_temperature_and_nucleus():
     torch.testing.assert_close(shares(1.0, 0.7), torch.tensor([0.5, 0.3, 0.0, 0.0]) / 0.8, **near)
     squared = torch.tensor([0.25, 0.09, 0.0225, 0.0025])
     torch.testing.assert_close(shares(0.5, 1.0), squared / squared.sum(), **near)
-    assert _drawn(logits, 0.0, 1.0, random) == 0
+    assert _sample(logits, 0.0, 1.0, random) == 0
 
 
 def test_generation_is_a_function_of_its_seed_and_greedy_is_the_likeliest():
@@ -343,7 +343,7 @@ def test_bits_of_tokens_are_told_for_a_character():
     objective = next_token_of([0, 0, 5, 1])
     torch.testing.assert_close(objective.metrics(logits, batch)["bits_per_character"], total / 12)
     torch.testing.assert_close(objective.loss(logits, batch), total * math.log(2) / 4)
-    assert named(name_of(objective)) == objective
+    assert from_name(name_of(objective)) == objective
 
 
 @pytest.mark.parametrize("learner", ["maml", "dynamic_evaluation"])

@@ -75,7 +75,7 @@ def test_what_cannot_be_extended_is_said():
     with pytest.raises(ValueError, match="knows 3 classes, and the targets are of 2"):
         learner.extend(learner.adapt(first, extendable=True), batch([0, 1], 2, 1))
     maml = kshot.maml(nn.Linear(6, 3), inner_lr=0.1)
-    with pytest.raises(ValueError, match="GradientLearner cannot take in further classes: adapt anew"):
+    with pytest.raises(ValueError, match="GradientLearner cannot be extended: adapt anew"):
         maml.extend({}, first)
 
 

@@ -157,7 +157,6 @@ def test_bad_arguments_say_what_to_do(make, message):
 def test_a_run_of_a_head_opens_again_as_it_was(learner, tmp_path):
     from rich.console import Console
 
-    from kshot.app.folder import load_run
     from kshot.app.run import run
     from kshot.app.spec import load_spec
 
@@ -170,7 +169,7 @@ def test_a_run_of_a_head_opens_again_as_it_was(learner, tmp_path):
     spec = load_spec("glyphs", [f"learner={learner}", *small])
     report = run(spec, tmp_path / "run", console=Console(quiet=True))
     assert report["protocol"]["inductive"] == ("laplacian" not in learner)
-    opened = load_run(tmp_path / "run").learner
+    opened = kshot.load(tmp_path / "run").learner
     found = kshot.evaluate(opened, kshot.sources.glyphs(queries=15), num_tasks=2)
     assert found.metrics["loss"].mean == pytest.approx(report["test"]["loss"]["mean"], abs=1e-6)
     if "shot" in learner:

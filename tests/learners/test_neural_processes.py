@@ -44,7 +44,7 @@ def test_a_prediction_that_is_no_gaussian_is_told_apart():
         objectives.gaussian.loss(torch.zeros(3, 1), batch)
     with pytest.raises(ValueError, match="three must agree"):
         objectives.gaussian.loss({"mean": torch.zeros(3), "std": torch.ones(3)}, batch)
-    assert objectives.named(objectives.name_of(objectives.gaussian)) is objectives.gaussian
+    assert objectives.from_name(objectives.name_of(objectives.gaussian)) is objectives.gaussian
 
 
 KERNELS = {

@@ -16,12 +16,13 @@ from sklearn.linear_model import Ridge
 from sklearn.metrics import ndcg_score
 
 import kshot
-from kshot import Batch, objectives, ranking
-from kshot.app.folder import load_run
+from kshot import Batch, objectives
 from kshot.app.recommend import User, interview
 from kshot.data.library.pickled import read_frame
 from kshot.learners.ratings import recommenders
 from kshot.learners.ratings.alpaca import posterior
+from kshot.learners.ratings.coverage import CoverageMeter
+from kshot.objectives import ranking
 
 
 @pytest.mark.parametrize("levels", [3, 1000])
@@ -323,11 +324,12 @@ def test_coverage_is_the_share_of_the_catalogue_that_somebody_is_shown(tmp_path)
     for index in range(6):
         given = source.task("test", index).support.inputs["item"].tolist()
         shown |= set([number for number in order if number not in given][:10])
-    found = kshot.evaluate(learner, source, num_tasks=8, coverage=6, audit=False).coverage
-    assert found is not None
+    meter = CoverageMeter(learner, source)
+    assert meter.result() is None
+    kshot.evaluate(learner, source, num_tasks=6, observe=lambda each: meter.add(each.task, each.state), audit=False)
+    found = meter.result()
     assert (found.top, found.users, found.items) == (10, 6, len(order))
     assert found.share == pytest.approx(len(shown) / len(order))
-    assert kshot.evaluate(learner, source, num_tasks=8, audit=False).coverage is None
 
 
 @pytest.mark.parametrize("target_type", ["number", "levels"])
@@ -341,7 +343,8 @@ def test_equal_ratings_and_few_of_them(tmp_path, target_type):
         return
     source = kshot.sources.ratings(tmp_path / "log.csv", **options)
     assert sum(source.dropped.values()) == 4, "those with one rating"
-    learner = kshot.learners.alpaca(kshot.models.factorisation(source.preprocessor.counts, 0, None, factors=2), features=3,
+    model = kshot.models.factorisation(source.preprocessor.counts, 0, None, factors=2)
+    learner = kshot.learners.alpaca(model, features=3,
                             objective=source.objective)  # fmt: skip
     kshot.fit(learner, source, steps=2, mode="vmap")
     assert kshot.evaluate(learner, source, num_tasks=4, audit=False).metrics["mae"].mean < 1
@@ -379,7 +382,7 @@ def test_a_run_recommends_tells_why_and_asks(tmp_path, monkeypatch, command, tar
     assert (
         f"{shown['share']:.2%} of {shown['items']} items are among the first 10" in Path("run/report.html").read_text()
     )
-    opened = load_run(Path("run"))
+    opened = kshot.load(Path("run"))
     Path("me.csv").write_text("item,rating\n3,5\n4,1\n8,4\n")
     told = json.loads(command("recommend", "run", "--user", "me.csv", "--top", "4", "--ask", "2", "--json"))
     assert len(told["recommended"]) == 4
@@ -446,9 +449,9 @@ def check_gains(opened) -> None:
     user = User(opened, {"3": 5.0, "8": 4.0})
     learner, preprocessor = opened.learner, opened.preprocessor
     with torch.no_grad():
-        learner.from_choice.zero_()
+        learner.choice_effect.zero_()
         user = User(opened, {"3": 5.0, "8": 4.0})
-        feat = learner._features(user.whole)
+        feat = learner._features(user.catalogue)
         covariance = feat @ user.state["covariance"] @ feat.T
         gains = (covariance / (covariance.diag() + learner.log_noise.exp())).square().mean(0) * preprocessor.std**2
     wide = preprocessor.low, preprocessor.high

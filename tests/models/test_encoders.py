@@ -471,8 +471,8 @@ def test_a_run_on_an_encoder_adapts_to_texts_of_ones_own(
         pytest.importorskip("peft", reason="peft is not installed; it is in the extra 'text'")
     monkeypatch.chdir(folder.parent)
     write_intents(Path("intents.json"))
+    from kshot.app.apply import adapt_run, predict_run
     from kshot.app.run import run
-    from kshot.app.use import adapt_run, predict_run
 
     spec = parse_spec(RUN.format(features=features, model=model, learner=learner, pretrain=pretrain), "run.yaml")
     report = run(spec, Path("out"))

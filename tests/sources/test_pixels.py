@@ -9,7 +9,7 @@ from rich.console import Console
 
 from kshot.app.run import run
 from kshot.app.spec import load_spec
-from kshot.evaluation.report.charts import Completion, completions
+from kshot.evaluation.report.task_pictures import Completion, completions
 from kshot.sources import pixels
 from kshot.tasks import ClassTasks
 
@@ -87,7 +87,8 @@ def test_a_picture_shows_what_was_known_and_what_was_made_of_it():
     assert drawn.shape == (4, 4, 3)
     assert np.allclose(drawn[0, 0], float(image[0, 0, 0]))
     assert np.ptp(drawn[1:].reshape(-1, 3), 0).max() == 0  # one colour where nothing is known
-    assert {text.get_text() for text in figure.axes[0].texts} >= {"the image", "1 pixels\nshown", "completed", "unsure"}
+    texts = {text.get_text() for text in figure.axes[0].texts}
+    assert texts >= {"the image", "1 known\npixels", "completed", "uncertainty"}
     with pytest.raises(ValueError, match="one number of completions"):
         completions([column, column[:1]])
 

@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from kshot import tasks
 from kshot.app import cli
 from kshot.app.spec import RatingsSpec, SeriesSpec, TableSpec
+from kshot.app.trained import load
 from kshot.data.tables.columns import ONE_HOT, Columns, read_columns
 from kshot.data.tables.table import open_table
 from kshot.sources import table
@@ -454,9 +455,7 @@ def test_a_run_opens_again_without_its_data(kshot, shop_file, tmp_path, source, 
     if source.endswith("sales"):
         state, _ = load_state(Path("state"))
         preprocessor = preprocessor_from_json(json.loads(Path("run/encoding.json").read_text()))
-        from kshot.app.folder import load_run
-
-        learner = load_run(Path("run")).learner.eval()
+        learner = load("run").learner.eval()
         with torch.no_grad():
             scaled = learner.predict(state, preprocessor.inputs(Path("new.parquet"), {}))
         expected = scaled[:, 0].double().numpy() * preprocessor.std[0] + preprocessor.mean[0]

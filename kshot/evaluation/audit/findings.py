@@ -1,4 +1,4 @@
-"""What an audit says, and what it goes by.
+"""The result of an audit, and the evidence that audits work on.
 
 Shape legend: n examples.
 """
@@ -14,52 +14,68 @@ from kshot.checking.duplicates import content_hashes
 from kshot.tasks.source import TaskSource
 from kshot.types import Batch, Split, Task, Tree, unstack
 
-CHUNK = 8  # tasks drawn at once: other than in an evaluation, which must make no difference
+CHUNK = 8  # tasks drawn at once: different from an evaluation's, which must make no difference
 
 
 class Result(Enum):
-    """How an audit ended; the value is the sentence for a person."""
+    """Outcome of an audit; the value describes it in a sentence."""
 
-    PASSED = "It was checked, and nothing was found."
-    FAILED = "It was checked and found wanting: the figure is not to be trusted."
-    NOT_APPLICABLE = "There is nothing that could be checked."
+    PASSED = "The check was made and found no problem."
+    FAILED = "The check was made and found a problem: the figure is not to be trusted."
+    NOT_APPLICABLE = "The check does not apply to these tasks or this learner."
 
 
 @dataclass(frozen=True)
 class Audit:
-    """One thing that was asked of an evaluation, and the answer.
+    """One check of an evaluation and its result.
 
     Attributes:
-        name: in a word or two.
-        asks: the question.
+        name: short name.
+        question: the question that the audit answers.
         result: passed, failed, or not applicable.
-        found: what was found, or why there was nothing to check, in a sentence.
-        figure: what was measured; None where nothing was.
-        tolerance: up to where the figure passes.
-        because: why the tolerance is what it is.
+        finding: the answer, or why the audit does not apply, in a sentence.
+        figure: the measured value; None if nothing was measured.
+        tolerance: largest value that passes.
+        reason: justification of the tolerance.
     """
 
     name: str
-    asks: str
+    question: str
     result: Result
-    found: str
+    finding: str
     figure: float | None = None
     tolerance: float | None = None
-    because: str = ""
+    reason: str = ""
 
     def to_json(self) -> dict[str, Any]:
         """As plain values."""
         return vars(self) | {"result": self.result.name}
 
 
+class Question(NamedTuple):
+    """Name and question of an audit, which `judge` or `skip` completes."""
+
+    name: str
+    question: str
+
+    def judge(self, figure: float, tolerance: float, finding: str, reason: str) -> Audit:
+        """An audit that passes if the figure is at most the tolerance; NaN fails."""
+        result = Result.PASSED if figure <= tolerance else Result.FAILED
+        return Audit(self.name, self.question, result, finding, figure, tolerance, reason)
+
+    def skip(self, why: str) -> Audit:
+        """An audit that does not apply."""
+        return Audit(self.name, self.question, Result.NOT_APPLICABLE, why)
+
+
 class Evidence(NamedTuple):
-    """What an evaluation leaves to its audits.
+    """Data of an evaluation that its audits use.
 
     Attributes:
         weights: `fingerprint` of the learner before the first task.
         episodes: `short_hash` of each task.
-        figures: "loss" and metrics, task by task.
-        first: the first tasks as they were scored, and what was predicted for their queries.
+        figures: "loss" and metrics of each task.
+        first: the first tasks as they were scored, and the predictions for their queries.
     """
 
     weights: str
@@ -68,19 +84,10 @@ class Evidence(NamedTuple):
     first: list[tuple[Task, Tree]]
 
 
-def judged(name: str, asks: str, figure: float, tolerance: float, found: str, because: str) -> Audit:
-    """An audit that passes up to its tolerance; NaN fails."""
-    result = Result.PASSED if figure <= tolerance else Result.FAILED
-    return Audit(name, asks, result, found, figure, tolerance, because)
-
-
-def idle(name: str, asks: str, why: str) -> Audit:
-    return Audit(name, asks, Result.NOT_APPLICABLE, why)
-
-
-def stream(source: TaskSource, split: Split, count: int) -> Iterator[tuple[int, Task]]:
-    for start in range(0, count, CHUNK):
-        yield from enumerate(unstack(source.stack(split, range(start, min(start + CHUNK, count)))), start)
+def stream(source: TaskSource, split: Split, num_tasks: int) -> Iterator[tuple[int, Task]]:
+    """The first tasks of a split with their numbers."""
+    for start in range(0, num_tasks, CHUNK):
+        yield from enumerate(unstack(source.stack(split, range(start, min(start + CHUNK, num_tasks)))), start)
 
 
 def real(batch: Batch) -> Batch:

@@ -1,4 +1,4 @@
-"""Pictures of single tasks: what a learner was shown, what it was asked, and what it made of it.
+"""Pictures of single tasks: support, query, and the predictions of a learner.
 
 Shape legend: n examples, C channels, H height, W width.
 """
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from kshot.evaluation.report.style import BLUE, FAINT, GREEN, INK, MUTED, RED, WIDTH, canvas, quiet
-from kshot.learners.gradient.maml import GradientLearner
+from kshot.learners.gradient.gradient_learner import GradientLearner
 from kshot.objectives import gaussian
 from kshot.types import Batch, Task, Tree, to
 
@@ -23,36 +23,31 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 COLUMNS = 14  # images across the figure
-PITCH = 1.36  # from one line of query images to the next, in images; the mark stands between
-CLASSES, SUPPORT_ROWS, QUERY_ROWS = 10, 2, 3  # at most shown of a task
+PITCH = 1.36  # distance between rows of query images, in images; it leaves space for the mark
+CLASSES, SUPPORT_ROWS, QUERY_ROWS = 10, 2, 3  # maximum shown of a task
+UNKNOWN = (0.24, 0.36, 0.52)  # colour of pixels that are not shown: neither ink nor paper
+MAX_STD = 0.5  # standard deviation of a fair coin between black and white
 
 
 class Example(NamedTuple):
-    """A task and what a learner predicted for its query: logits (n, ways), or None where nobody was asked."""
+    """A task and the prediction for its query: logits (n, ways), or None without a learner."""
 
     task: Task
     prediction: Tensor | None
 
 
 def classification_examples(tasks: Sequence[Example]) -> Figure:
-    """Image tasks with the answers: a column is a class, its support images above, its query images below.
+    """Image tasks with predictions: a column for each class, support images above, query images below.
 
-    A query image has a green frame and ✓ where it was classified rightly, else a red one and ✗ with the number of the
-    class it was taken for; it is drawn plainly where there is no prediction. The first images are shown, not chosen
-    ones; the count of right answers is over all.
+    A query image has a green frame and ✓ if it was classified correctly, otherwise a red frame and ✗ with the number of
+    the predicted class; without a prediction it has a plain frame. The first images are shown; the number of correct
+    predictions is over all of them.
 
     Args:
-        tasks: images (n, C, H, W) in 0 … 1, C = 1 or 3, with one-hot targets.
+        tasks: images (n, C, H, W) in [0, 1], C = 1 or 3, with one-hot targets.
 
     Raises:
-        ValueError: no tasks, or inputs that are no such images.
-
-    Example:
-        >>> images, labels = torch.rand(4, 1, 8, 8), torch.tensor([0, 1, 0, 1])
-        >>> batch = Batch.of(images, labels, ways=2)
-        >>> figure = classification_examples([Example(Task(batch, batch), batch.targets)])
-        >>> len(figure.axes[0].images)
-        8
+        ValueError: no tasks, or inputs of another shape.
     """
     if not tasks:
         raise ValueError("there are no example tasks to draw")
@@ -79,25 +74,16 @@ def classification_examples(tasks: Sequence[Example]) -> Figure:
 
 
 def regression_examples(learner: GradientLearner, tasks: Sequence[Task], *, steps: Sequence[int] = (0, 1, 5)) -> Figure:
-    """One-dimensional tasks before and after a few gradient steps: the points shown, the truth, the predictions.
+    """One-dimensional tasks before and after a few gradient steps: support points, true curve and predictions.
 
     Args:
-        learner: adapts with `adapt(support, steps=…)`; used in evaluation mode, and left as it was.
-        tasks: two or three; inputs and targets (n, 1). The curves go through the query points: give many of them.
+        learner: learner, used in evaluation mode and left unchanged.
+        tasks: two or three tasks with inputs and targets (n, 1). Curves are drawn through the query points, of which
+            there should be many.
         steps: numbers of inner steps to draw.
 
     Raises:
         ValueError: no tasks, or tasks that are not one-dimensional.
-
-    Example:
-        >>> from kshot.learners.gradient.maml import maml
-        >>> from kshot.models.backbones import mlp
-        >>> from kshot.objectives import mse
-        >>> from kshot.sources.functions import sinusoids
-        >>> learner, source = maml(mlp(1, 1), inner_lr=0.01, objective=mse), sinusoids(queries=50)
-        >>> figure = regression_examples(learner, [source.task("test", 0), source.task("test", 1)])
-        >>> len(figure.axes)
-        2
     """
     _check_one_dimensional(tasks)
     figure = canvas(3.3)
@@ -114,13 +100,14 @@ def regression_examples(learner: GradientLearner, tasks: Sequence[Task], *, step
 
 
 def predictive_bands(tasks: Sequence[Task], predictions: Mapping[str, Sequence[Tree]]) -> Figure:
-    """One-dimensional tasks, a column each, and what each learner, a row each, says of them: mean and 95 % band.
+    """Predicted mean and 95 % band of one-dimensional tasks, in a column for each task and a row for each learner.
 
-    The points shown are dark, those asked for pale; above each panel stands the log-likelihood of the latter, in nats a
+    Support points are dark, query points pale; the title of a panel has the log-likelihood of the latter, in nats per
     point.
 
     Args:
-        tasks: inputs and targets (n, 1). The bands go through the query points: give many of them.
+        tasks: tasks with inputs and targets (n, 1). Bands are drawn through the query points, of which there should be
+            many.
         predictions: learner -> {"mean": (m, 1), "std": (m, 1)} for each task's query.
 
     Raises:
@@ -136,8 +123,8 @@ def predictive_bands(tasks: Sequence[Task], predictions: Mapping[str, Sequence[T
     _check_one_dimensional(tasks)
     figure = canvas(0.3 + 1.9 * len(predictions))
     panels = figure.subplots(len(predictions), len(tasks), sharex="col", sharey="col", squeeze=False)
-    for line, (name, own) in zip(panels, predictions.items()):
-        for number, (axes, task, prediction) in enumerate(zip(line, tasks, own), 1):
+    for row, (name, of_tasks) in zip(panels, predictions.items()):
+        for number, (axes, task, prediction) in enumerate(zip(row, tasks, of_tasks), 1):
             likelihood = float(gaussian.metrics(prediction, task.query)["log_likelihood"])
             quiet(axes, f"{name}, task {number}: {likelihood:.2f}")
             _draw_band(axes, task, prediction)
@@ -145,7 +132,7 @@ def predictive_bands(tasks: Sequence[Task], predictions: Mapping[str, Sequence[T
 
 
 class Completion(NamedTuple):
-    """An image, and what was made of a few of its pixels: (C, H, W) all but `known`, (H, W), which are True there."""
+    """An image (C, H, W), the mask of its known pixels (H, W), and the predicted mean and std (C, H, W) of all."""
 
     image: Tensor
     known: Tensor
@@ -154,26 +141,20 @@ class Completion(NamedTuple):
 
 
 def completions(columns: Sequence[Sequence[Completion]]) -> Figure:
-    """Images completed from more and more pixels: a column is an image, drawn whole at the top.
+    """Completions of images from more and more pixels: a column for each image, which is at the top.
 
-    Below it stand, for each number of pixels, those shown, on blue where nothing is known; the mean that was predicted
-    for every pixel; and where the prediction is unsure, bright for a large standard deviation.
+    Below it are, for each number of pixels: the known pixels on blue, the predicted mean of every pixel, and the
+    standard deviation, bright where the prediction is uncertain.
 
     Args:
-        columns: for each image its completions, in each column as many, of the same numbers of pixels.
+        columns: completions of each image, for the same numbers of pixels in each column.
 
     Raises:
         ValueError: no images, or columns of different lengths.
-
-    Example:
-        >>> known, image = torch.rand(8, 8) < 0.3, torch.rand(1, 8, 8)
-        >>> figure = completions([[Completion(image, known, image, torch.rand(1, 8, 8))]])
-        >>> len(figure.axes[0].images)
-        4
     """
     lengths = {len(column) for column in columns}
     if len(lengths) != 1 or 0 in lengths:
-        raise ValueError(f"completions needs images with one number of completions each, got {sorted(lengths)}")
+        raise ValueError(f"all images need the same number of completions, and at least one, got {sorted(lengths)}")
     (rows,) = lengths
     tall = 1.25 + 3.25 * rows
     cell = min((WIDTH - 0.2) / (len(columns) + 1.6), 1.0)  # inches
@@ -182,40 +163,36 @@ def completions(columns: Sequence[Sequence[Completion]]) -> Figure:
     axes.set_axis_off()
     axes.set_aspect("equal")
     side: dict[str, Any] = {"ha": "right", "va": "center", "fontsize": 8.5, "color": MUTED}
-    axes.text(-0.15, 0.46, "the image", **side)
+    axes.text(-0.15, 0.46, "image", **side)
     for row, example in enumerate(columns[0]):
         top = 1.25 + 3.25 * row
         count = int(example.known.sum())
-        axes.text(-0.15, top + 0.46, f"{count} pixels\nshown", **side | {"color": INK})
+        axes.text(-0.15, top + 0.46, f"{count} known\npixels", **side | {"color": INK})
         axes.text(-0.15, top + 1.46, "completed", **side)
-        axes.text(-0.15, top + 2.46, "unsure", **side)
+        axes.text(-0.15, top + 2.46, "uncertainty", **side)
     for x, column in enumerate(columns):
         _draw_image(axes, column[0].image, x, 0)
         for row, example in enumerate(column):
             top = 1.25 + 3.25 * row
-            shown = example.image.detach().cpu().expand(3, -1, -1)
-            ground = torch.tensor(UNKNOWN)[:, None, None].expand_as(shown)
-            _draw_image(axes, torch.where(example.known, shown, ground), x, top)
+            image = example.image.detach().cpu().expand(3, -1, -1)
+            ground = torch.tensor(UNKNOWN)[:, None, None].expand_as(image)
+            _draw_image(axes, torch.where(example.known, image, ground), x, top)
             _draw_image(axes, example.mean, x, top + 1)
-            _draw_image(axes, example.std.mean(0, keepdim=True) / MOST_UNSURE, x, top + 2)
+            _draw_image(axes, example.std.mean(0, keepdim=True) / MAX_STD, x, top + 2)
     axes.set_xlim(-1.6, len(columns))
     axes.set_ylim(tall, -0.05)
     return figure
 
 
-UNKNOWN = (0.24, 0.36, 0.52)  # the colour of what is not shown: neither ink nor paper
-MOST_UNSURE = 0.5  # the standard deviation of a fair coin between black and white
-
-
 def _draw_band(axes: Axes, task: Task, prediction: Tree) -> None:
-    (x, y), (seen_x, seen_y) = _points(task.query), _points(task.support)
+    (x, y), support = _points(task.query), _points(task.support)
     order, keep = x.argsort(), task.query.weight > 0
     mean, std = (prediction[name][keep, 0].detach().cpu()[order] for name in ("mean", "std"))
     x, y = x[order], y[order]
     axes.fill_between(x, mean - 1.96 * std, mean + 1.96 * std, color=BLUE, alpha=0.22, linewidth=0, gid="band")
     axes.plot(x, mean, color=BLUE, linewidth=1.5, gid="mean")
-    axes.plot(x, y, "o", color=MUTED, alpha=0.45, markersize=2.2, markeredgewidth=0, zorder=3, gid="asked")
-    axes.plot(seen_x, seen_y, "o", color=INK, markersize=4.2, zorder=4, gid="shown")
+    axes.plot(x, y, "o", color=MUTED, alpha=0.45, markersize=2.2, markeredgewidth=0, zorder=3, gid="query")
+    axes.plot(*support, "o", color=INK, markersize=4.2, zorder=4, gid="support")
     span = float(y.max() - y.min())
     axes.set_ylim(float(y.min()) - 0.35 * span, float(y.max()) + 0.35 * span)
 
@@ -252,25 +229,24 @@ def _draw_curves(axes: Axes, learner: GradientLearner, task: Task, steps: Sequen
         style: dict[str, Any] = {"color": BLUE, "alpha": 0.5 + 0.5 * late, "linestyle": dashes[min(round(2 * late), 2)]}
         label = f"{count} step{'s' * (count != 1)}, mse {error:.3g}"
         axes.plot(x[order], predicted[order], **style, linewidth=1.4 + 0.6 * late, label=label, zorder=2 + late)
-    place: dict[str, Any] = {
+    legend: dict[str, Any] = {
         "loc": "upper left",
         "bbox_to_anchor": (0, -0.1),
         "borderaxespad": 0.4,
         "handlelength": 2.2,
     }
-    axes.legend(**place, frameon=False, fontsize=9, labelcolor=INK)
+    axes.legend(**legend, frameon=False, fontsize=9, labelcolor=INK)
 
 
 def _rows(batch: Batch, most: int) -> int:
-    """Lines of images that a batch takes: its examples of the most frequent class, up to `most`."""
+    """Number of rows of images for a batch: its examples of the most frequent class, up to `most`."""
     return min(most, max(len(column) for column in _by_class(batch)))
 
 
 def _by_class(batch: Batch) -> list[list[int]]:
-    """Row numbers of each class's examples, padding left out."""
-    label, real = batch.targets.argmax(1).tolist(), (batch.weight > 0).tolist()
-    ways = min(batch.targets.shape[1], CLASSES)
-    return [[row for row, kept in enumerate(real) if kept and label[row] == way] for way in range(ways)]
+    """Indices of each class's examples, without padding."""
+    labels, ways = batch.targets.argmax(1), min(batch.targets.shape[1], CLASSES)
+    return [((labels == way) & (batch.weight > 0)).nonzero().flatten().tolist() for way in range(ways)]
 
 
 def _draw_task(axes: Axes, example: Example, name: str) -> None:
@@ -278,11 +254,10 @@ def _draw_task(axes: Axes, example: Example, name: str) -> None:
 
     (support, query), ways = example.task, example.task.query.targets.shape[1]
     more = f", first {CLASSES} of {ways} classes" if ways > CLASSES else ""
-    if example.prediction is None:
-        chosen = hit = None
-    else:
-        chosen = example.prediction.argmax(1).cpu()
-        hit = chosen == query.targets.argmax(1).cpu()
+    predicted = hit = None
+    if example.prediction is not None:
+        predicted = example.prediction.argmax(1).cpu()
+        hit = predicted == query.targets.argmax(1).cpu()
         real = query.weight.cpu() > 0
         name = f"{name}: {int(hit[real].sum())} of {int(real.sum())} right"
     axes.set_title(f"{name}{more}", loc="left", fontsize=9.5, color=INK, pad=4)
@@ -303,19 +278,14 @@ def _draw_task(axes: Axes, example: Example, name: str) -> None:
         for line, row in enumerate(rows[:QUERY_ROWS]):
             y = top + 0.2 + PITCH * line
             _draw_image(axes, query.inputs[row], way, y)
-            if hit is None or chosen is None:
+            if hit is None or predicted is None:
                 axes.add_patch(Rectangle((way, y), 0.92, 0.92, **plain))
                 continue
-            right = bool(hit[row])
-            colour = GREEN if right else RED
-            frame: dict[str, Any] = {
-                "fill": False,
-                "edgecolor": colour,
-                "linewidth": 1.8,
-                "gid": "right" if right else "wrong",
-            }
+            gid, colour, mark = "right", GREEN, "✓"
+            if not hit[row]:
+                gid, colour, mark = "wrong", RED, f"✗ {int(predicted[row]) + 1}"
+            frame = plain | {"edgecolor": colour, "linewidth": 1.8, "gid": gid}
             axes.add_patch(Rectangle((way, y), 0.92, 0.92, **frame))
-            mark = "✓" if right else f"✗ {int(chosen[row]) + 1}"
             axes.text(way + 0.46, y + 1.0, mark, ha="center", va="top", fontsize=8.5, color=colour)
 
 

@@ -1,4 +1,4 @@
-"""Pretrained or meta-trained embeddings with something fine-tuned on each support set.
+"""Heads and embeddings that are fine-tuned by gradient descent on each support set.
 
 Shape legend: N support rows, M query rows, D features, C classes.
 """
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from kshot import objectives
+from kshot.annotations import NonNegativeInt, PositiveFloat
 from kshot.data.images.augment import Augment
 from kshot.inner.functional import BatchNorm
 from kshot.inner.per_parameter import Pattern, adaptable_params
@@ -19,7 +20,9 @@ from kshot.inner.rules import SGD, Adam, UpdateRule
 from kshot.inner.solvers import FirstOrder, InnerSolver
 from kshot.inner.unrolling import unroll
 from kshot.learner import Learner
-from kshot.learners.heads.protonet import Distance, Head, HeadLearner, Scaled, class_means, cosine, protonet
+from kshot.learners.heads.distances import Distance, Scaled, class_means, cosine
+from kshot.learners.heads.head_learner import Head, HeadLearner
+from kshot.learners.heads.protonet import protonet
 from kshot.objectives import Objective, only_present
 from kshot.types import Batch, Params, Task, Tree
 
@@ -28,9 +31,9 @@ class CosineClassifier(Head):
     r"""Weights that are compared with features by their cosine, tuned by gradient descent; see `baseline_pp`.
 
     Args:
-        rule: how a step moves.
-        steps: on the whole support set.
-        scale: $s$, where it starts.
+        rule: update rule of a step.
+        steps: number of steps on the whole support set.
+        scale: initial value of $s$.
     """
 
     def __init__(self, rule: UpdateRule, steps: int, scale: float) -> None:
@@ -44,9 +47,9 @@ class CosineClassifier(Head):
         def loss(params: Params) -> Tensor:
             return objectives.classification.loss(only_present(self.score(feat_ND, params["weight"]), present_C), batch)
 
-        start_CD = class_means(normalize(feat_ND, dim=1), target_NC, weight_N)
-        start_CD = start_CD.where(present_C[:, None], 1.0)  # a cosine with 0 has no second derivative
-        return unroll(loss, {"weight": start_CD}, self.rule, self.steps)
+        initial_CD = class_means(normalize(feat_ND, dim=1), target_NC, weight_N)
+        initial_CD = initial_CD.where(present_C[:, None], 1.0)  # the cosine has no second derivative at 0
+        return unroll(loss, {"weight": initial_CD}, self.rule, self.steps)
 
     def predict(self, state: Tree, feat_MD: Tensor) -> Tensor:
         return self.score(feat_MD, state["weight"])
@@ -55,13 +58,13 @@ class CosineClassifier(Head):
 def baseline_pp(
     embedding: nn.Module,
     *,
-    inner_lr: float,
-    steps: int = 100,
-    scale: float = 10.0,
+    inner_lr: PositiveFloat,
+    steps: NonNegativeInt = 100,
+    scale: PositiveFloat = 10.0,
     objective: Objective = objectives.classification,
     batchnorm: BatchNorm = "running",
 ) -> HeadLearner:
-    r"""Baseline++: a cosine classifier, tuned on the support set's features; the embedding stays as it is.
+    r"""Baseline++: a cosine classifier, tuned on the support set's features; the embedding is not tuned.
 
     $$ p(y = c \mid x) = \mathrm{softmax}_c \bigl(s \cos(w_c, f(x))\bigr), \qquad
        w \leftarrow w - \alpha \nabla_w L_{\text{support}}(w) $$
@@ -69,10 +72,9 @@ def baseline_pp(
     Args:
         embedding: pretrained by `kshot.pretrain`: inputs (n, ...) to features (n, ...).
         inner_lr: $\alpha$.
-        steps: gradient steps on the support set.
-        scale: $s$; it is learned if the learner is meta-trained, through the steps and exactly.
-        objective: what the tasks ask.
-        batchnorm: "running" (the paper's), "support" (inductive) or "query" (transductive).
+        steps: number of gradient steps on the support set.
+        scale: initial value of $s$; if the learner is meta-trained it is learned, through the steps and exactly.
+        objective, batchnorm: as in `protonet`; the paper's BatchNorm is "running".
 
     Returns:
         A learner for any number of ways and shots.
@@ -97,17 +99,17 @@ def baseline_pp(
 
 
 class TunedEmbedding(Learner):
-    r"""A head learner whose embedding is fine-tuned on each support set, of which varied images serve as queries.
+    r"""A head learner whose embedding is fine-tuned on each support set, with augmented support images as queries.
 
     $$ \theta_{k+1} = \text{rule}\bigl(\nabla_\theta L(\mathrm{augment}_k(\text{support});
        \text{fit}(f_\theta(\text{support})))\bigr) $$
 
-    It is meta-trained as the head learner is, without fine-tuning: `forward` is its outer loss.
+    It is meta-trained as the head learner is, without fine-tuning: `forward` is the head learner's outer loss.
 
     Args:
-        learner: what is tuned; its parameters are where each task starts.
-        solver: how the steps are made.
-        augment: varies images; all of a support set alike at a step, so that their order has no effect.
+        learner: the head learner; its parameters are the initial values in each task.
+        solver: solves the inner problem.
+        augment: augmentation, the same for all images of a support set at a step, so that their order has no effect.
         adaptable: parameters of the embedding that are tuned.
     """
 
@@ -122,36 +124,36 @@ class TunedEmbedding(Learner):
         """The outer loss of one task without fine-tuning, ()."""
         return self.learner(task)
 
-    def adapt(self, support: Batch) -> Tree:
-        turns = [(support, self._varied(support, step)) for step in range(self.solver.steps)]
-        params = self.solver(self._loss, adaptable_params(self.learner.embedding, self.adaptable), turns)
+    def _adapt(self, support: Batch) -> Tree:
+        batches = [(support, self._augmented(support, step)) for step in range(self.solver.steps)]
+        params = self.solver(self._loss, adaptable_params(self.learner.embedding, self.adaptable), batches)
         return self._state(params, support)
 
     def predict(self, state: Tree, inputs: Tree) -> Tree:
         return self.learner.predict(state, inputs)
 
-    def _loss(self, params: Params, turn: tuple[Batch, Batch]) -> Tensor:
-        support, pseudo_query = turn
+    def _loss(self, params: Params, batches: tuple[Batch, Batch]) -> Tensor:
+        support, pseudo_query = batches
         prediction = self.learner.predict(self._state(params, support), pseudo_query.inputs)
         return self.objective.loss(prediction, pseudo_query)
 
     def _state(self, params: Params, support: Batch) -> Tree:
         return self.learner.fit(support, *self.learner.embed(support, params)) | {"params": params}
 
-    def _varied(self, support: Batch, step: int) -> Batch:
+    def _augmented(self, support: Batch, step: int) -> Batch:
         images = support.inputs
         if not isinstance(images, Tensor) or images.ndim != 4:
             return support
-        as_one = self.augment(images.flatten(0, 1)[None], np.random.default_rng(step))
-        return support._replace(inputs=as_one.view(images.shape))
+        as_one_image = self.augment(images.flatten(0, 1)[None], np.random.default_rng(step))
+        return support._replace(inputs=as_one_image.view(images.shape))
 
 
 def pmf(
     embedding: nn.Module,
     *,
-    inner_lr: float,
-    steps: int = 50,
-    shift: int = 2,
+    inner_lr: PositiveFloat,
+    steps: NonNegativeInt = 50,
+    shift: NonNegativeInt = 2,
     flip: bool = False,
     distance: Literal["euclidean", "cosine"] | Distance = "cosine",
     objective: Objective = objectives.classification,
@@ -159,24 +161,23 @@ def pmf(
 ) -> TunedEmbedding:
     r"""P>M>F: pretrain an embedding, meta-train it as a ProtoNet, fine-tune all of it on each new support set.
 
-    While it adapts, images of the support that are moved and mirrored stand in for queries:
+    In fine-tuning, shifted and mirrored images of the support set serve as queries:
 
     $$ \theta_{k+1} = \mathrm{Adam}\bigl(\nabla_\theta L_{\text{ProtoNet}}(\text{support},
        \mathrm{augment}_k(\text{support}); \theta_k)\bigr) $$
 
     Args:
         embedding: any module, pretrained by `kshot.pretrain` (P): inputs (n, ...) to features (n, ...).
-        inner_lr: rate of Adam in fine-tuning (F); choose it on validation tasks, it may differ much between domains.
-        steps: of fine-tuning; 0 leaves the ProtoNet.
-        shift: pixels by which images are moved at most in fine-tuning.
-        flip: whether they are mirrored; not where left and right tell classes apart.
-        distance: of the ProtoNet.
-        objective: what the tasks ask.
-        batchnorm: as in `protonet`.
+        inner_lr: learning rate of Adam in fine-tuning (F); choose it on validation tasks, the best value differs
+            between domains.
+        steps: number of fine-tuning steps; 0 leaves the ProtoNet.
+        shift: largest shift of an image in fine-tuning, in pixels.
+        flip: whether images are mirrored at random; unsuitable if left and right distinguish classes.
+        distance, objective, batchnorm: as in `protonet`.
 
     Returns:
-        A learner for any number of ways and shots. `kshot.fit` meta-trains it as a ProtoNet (M); to adapt and to be
-        evaluated it fine-tunes.
+        A learner for any number of ways and shots. `kshot.fit` meta-trains it as a ProtoNet (M); `adapt`, and so
+        evaluation, fine-tunes it.
 
     Raises:
         ValueError: numbers out of bounds.
@@ -193,7 +194,7 @@ def pmf(
 
     Deviations:
         The paper pretrains transformers by self-supervision on other data, and its augmentation changes colours too.
-        Other inputs than images are not varied: the support set is its own query.
+        Inputs other than images are not augmented: the support set is then its own query.
     """
     learner = protonet(embedding, distance=distance, objective=objective, batchnorm=batchnorm)
     return TunedEmbedding(learner, FirstOrder(Adam(inner_lr), steps), Augment(flip=flip, shift=shift))

@@ -5,8 +5,9 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
+from kshot.annotations import OptionsOf
 from kshot.data import library
 from kshot.data.library.pickled import read_frame
 from kshot.data.tables.table import Table, open_table
@@ -14,6 +15,9 @@ from kshot.sources.ratings.source import RatingTasks, ratings
 
 if TYPE_CHECKING:
     import polars
+
+KNOWN_COLUMNS = ("path", "user", "item", "rating", "time", "users", "items", "title", "kinds", "reading")
+"""Arguments of `ratings` that follow from the data set."""
 
 YEAR = r"\((\d{4})\)\s*$"
 
@@ -31,7 +35,7 @@ def movielens(
     *,
     feedback: Literal["ratings", "clicks"] = "ratings",
     timed: bool = True,
-    **options: Any,
+    **options: Annotated[Any, OptionsOf(ratings, without=KNOWN_COLUMNS)],
 ) -> RatingTasks:
     r"""Tasks from MovieLens: a user is a task, films have a year and genres, users an age and so on where it is known.
 

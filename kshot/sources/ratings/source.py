@@ -15,15 +15,16 @@ from typing import Any, Literal, NamedTuple, get_args
 import numpy as np
 import torch
 
+from kshot.annotations import EMPTY, Fraction, PositiveInt
 from kshot.data.tables.columns import moments
-from kshot.data.tables.table import Reading, Table
+from kshot.data.tables.table import Reading, ReadingOptions, Table
 from kshot.sources.ratings.dataset import Features, RatingDataset, UserFeatures, opened
 from kshot.sources.ratings.preprocessor import ItemMean, RatingPreprocessor, SignupTime
 from kshot.sources.rows import BadRows, Members, distinct_values, group_rows, left_out_of, times_of
 from kshot.tasks.pool import OnTooFew
 from kshot.tasks.sampling import Range, Size, distinct
 from kshot.tasks.source import TaskSource, generator
-from kshot.tasks.splitting import cut
+from kshot.tasks.splitting import DEFAULT_SPLIT, cut
 from kshot.types import SPLITS, Batch, Split, Task, tree_map
 
 Cold = Literal["users", "items", "both", "none"]
@@ -35,7 +36,6 @@ Start = Literal["any", "first"]
 TrainOrder = Literal["given", "random", "both"]
 """Whether training tasks keep to the order of time, or don't, or every other one does."""
 
-SHARES = {"ratio": [0.7, 0.15, 0.15]}
 MOST_LEVELS = 32
 
 
@@ -53,20 +53,20 @@ def ratings(
     like: float | None = None,
     item_mean_feature: bool = False,
     signup_time: bool = False,
-    negatives: int = 4,
-    query_negatives: int | None = None,
+    negatives: PositiveInt = 4,
+    query_negatives: PositiveInt | None = None,
     cold: Cold = "users",
     start: Start = "any",
     train_order: TrainOrder = "given",
-    user_sampling_power: float = 0.0,
-    split: Mapping[str, Any] | None = None,
-    kinds: Mapping[str, str] | None = None,
+    user_sampling_power: Fraction = 0.0,
+    split: Mapping[str, Any] = DEFAULT_SPLIT,
+    kinds: Mapping[str, str] = EMPTY,
     shots: Size = 10,
     train_shots: Size | None = None,
     queries: Size = 10,
     train_queries: Size | None = None,
     on_too_few: OnTooFew = "error",
-    reading: Mapping[str, Any] | None = None,
+    reading: ReadingOptions = EMPTY,
     bad_rows: BadRows = "error",
     seed: int = 0,
 ) -> RatingTasks:
@@ -153,7 +153,7 @@ def ratings(
     """
     if cold not in ("users", "items", "both", "none"):
         raise ValueError(f"cold must be users, items, both or none, got {cold!r}")
-    split = dict(split or SHARES)
+    split = dict(split or DEFAULT_SPLIT)
     if cold in ("both", "none") and "ratio" not in split:
         raise ValueError(f"cold: {cold} is cut by ratio, as in split: {{ratio: [0.7, 0.15, 0.15]}}; got {split}")
     if on_too_few not in get_args(OnTooFew):

@@ -1,4 +1,4 @@
-"""What a person sees while a run goes on: bars on a terminal, plain lines elsewhere."""
+"""Progress of a run: bars on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ ACTIONS = {"Continue": "cyan", "Change": "yellow", "Rollback": "magenta", "Stop"
 
 
 class Display(Observer):
-    """Progress bars with rate, loss, validation figure and time left; silent about steps where there is no terminal.
+    """Progress bars with rate, loss, validation figure and time left; steps are not shown without a terminal.
 
     Args:
-        console: where to print.
-        metric: the validation metric to show.
+        console: console to print to.
+        metric: validation metric to show.
     """
 
     def __init__(self, console: Console, metric: str) -> None:
@@ -53,7 +53,7 @@ class Display(Observer):
         self.notes = _Notes(self)
         self.bar: TaskID | None = None
         self.stage = ""
-        self.found = ""
+        self.validation = ""
 
     def __enter__(self) -> Display:
         self.bars.start()
@@ -67,11 +67,11 @@ class Display(Observer):
         logging.getLogger("kshot").removeHandler(self.notes)
 
     def say(self, text: str, style: str = "") -> None:
-        """Print a line; `text` is taken literally."""
+        """Print a line without markup."""
         self.console.print(escape(text), style=style, highlight=False, soft_wrap=True)
 
     def advance(self, stage: str, done: int, total: int, figures: str = "") -> None:
-        """Show that `done` of `total` of a stage are done."""
+        """Show that `done` of `total` steps of a stage are done."""
         if stage != self.stage or self.bar is None:
             if self.bar is not None:
                 self.bars.remove_task(self.bar)
@@ -82,15 +82,17 @@ class Display(Observer):
         self.advance("pretrain", progress.step, end, f"{progress.rate:.1f} steps/s  loss {progress.loss:.3f}")
 
     def step(self, progress: OuterProgress, end: int) -> None:
-        self.advance("train", progress.step, end, f"{progress.rate:.1f} steps/s  loss {progress.loss:.3f}{self.found}")
+        self.advance(
+            "train", progress.step, end, f"{progress.rate:.1f} steps/s  loss {progress.loss:.3f}{self.validation}"
+        )
 
     def task(self, done: int, total: int) -> None:
-        self.advance("validate", done, total, self.found.strip())
+        self.advance("validate", done, total, self.validation.strip())
 
     def decided(self, round: Round, decision: Decision) -> None:
         figure = round.val.get(self.metric)
         if figure is not None:
-            self.found = f"  val {self.metric} {figure.mean:.3f}"
+            self.validation = f"  val {self.metric} {figure.mean:.3f}"
         action = type(decision).__name__
         self.console.print(
             f"[dim]round {round.number:>2}[/]  step {round.step:>6}  [{ACTIONS[action]}]{action.lower():<8}[/]  "
@@ -102,35 +104,32 @@ class Display(Observer):
 
 @contextmanager
 def fetching(console: Console) -> Iterator[Callable[[str, int, int | None], None]]:
-    """Shows how far each file is that is fetched: a bar each on a terminal, a line each elsewhere."""
+    """Show the progress of downloads: a bar for each file on a terminal, a line for each elsewhere."""
     columns = BarColumn(bar_width=30), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn()
     bars = Progress(TextColumn("{task.description}"), *columns, console=console, disable=not console.is_terminal)
-    shown: dict[str, TaskID] = {}
+    tasks: dict[str, TaskID] = {}
 
     def show(name: str, done: int, total: int | None) -> None:
-        if name not in shown:
-            shown[name] = bars.add_task(escape(name), total=total)
+        if name not in tasks:
+            tasks[name] = bars.add_task(escape(name), total=total)
             if not console.is_terminal:
                 size = "" if total is None else f", {decimal(total)}"
                 console.print(f"fetching {escape(name)}{size}", highlight=False, soft_wrap=True)
-        bars.update(shown[name], completed=done, total=total)
+        bars.update(tasks[name], completed=done, total=total)
 
     with bars:
         yield show
 
 
 class _Notes(logging.Handler):
-    """Shows what kshot logs, such as how the meta-gradient is taken, among the lines of the run, each once.
-
-    A source is made again for other shots, and would say all of it again.
-    """
+    """Shows kshot's log messages, each once, among the lines of a run."""
 
     def __init__(self, display: Display) -> None:
         super().__init__(logging.INFO)
         self.display = display
-        self.said: set[str] = set()
+        self.seen: set[str] = set()
 
     def emit(self, record: logging.LogRecord) -> None:
-        if (text := record.getMessage()) not in self.said:
-            self.said.add(text)
+        if (text := record.getMessage()) not in self.seen:
+            self.seen.add(text)
             self.display.say(text, "dim")

@@ -1,0 +1,83 @@
+"""`kshot adapt`, `kshot predict` and `kshot generate`: applications of a trained run to a user's files."""
+
+from __future__ import annotations
+
+import csv
+import sys
+from pathlib import Path
+
+import torch
+
+from kshot.app.build import device_of
+from kshot.app.trained import load
+from kshot.data.text.vocabulary import UNKNOWN
+from kshot.learners.generation import generate
+from kshot.sources.corpus import CorpusPreprocessor
+from kshot.types import to
+
+
+def adapt_run(
+    run_dir: Path, support: Path, out: Path, *, before: Path | None = None, resize: bool, invert: bool
+) -> None:
+    """Adapt to a user's examples, or extend the state `before` by them, and write the state."""
+    if out.exists():
+        raise ValueError(f"{out} exists and is never overwritten; choose another --out")
+    run = load(run_dir)
+    known = None if before is None else run.load_state(before)
+    adapted = run.adapt(support, before=known, resize=resize, invert=invert)
+    run.save_state(out, adapted)
+    classes = adapted.classes
+    of_classes = f" of {len(classes)} classes: {', '.join(classes)}" if classes else ""
+    print(f"adapted to {adapted.num_examples} examples{of_classes}; state in {out}")
+
+
+def predict_run(run_dir: Path, state_file: Path, inputs: list[Path], *, resize: bool, invert: bool) -> None:
+    """Print predictions with an adapted state as CSV; for text, also its bits per symbol on standard error."""
+    run = load(run_dir)
+    columns = run.predict(run.load_state(state_file), inputs, resize=resize, invert=invert)
+    writer = csv.writer(sys.stdout)
+    writer.writerow(columns)
+    for row in zip(*columns.values()):
+        writer.writerow([f"{cell:.6g}" if isinstance(cell, float) else cell for cell in row])
+    if isinstance(run.preprocessor, CorpusPreprocessor):
+        _, _, unit, _ = columns
+        total = sum(columns[unit])
+        print(f"{sum(columns['bits']) / total:.4f} bits per {unit[:-1]} over {total:,}", file=sys.stderr)
+
+
+def generate_run(
+    run_dir: Path, state_file: Path, prompt: str, *, length: int, temperature: float, top_p: float, seed: int
+) -> None:
+    """Print a prompt and a generated continuation under an adapted state.
+
+    Raises:
+        ValueError: a run on other tasks than running text, or a prompt that is empty or has unknown characters.
+    """
+    run = load(run_dir)
+    preprocessor = run.preprocessor
+    if not isinstance(preprocessor, CorpusPreprocessor):
+        raise ValueError(f"{run_dir} was not trained on running text (source corpus) and cannot generate any")
+    if not prompt:
+        raise ValueError("the prompt is empty: give at least one character, such as a line feed")
+    if any("\ud800" <= character <= "\udfff" for character in prompt):
+        raise ValueError("the prompt is not valid UTF-8; a character may have been cut in two")
+    symbols = torch.from_numpy(preprocessor.encode(prompt)).long()
+    unknown = sorted({character for character, symbol in zip(prompt, symbols.tolist()) if symbol == UNKNOWN})
+    if preprocessor.unit == "characters" and unknown:
+        raise ValueError(
+            f"the prompt contains {' '.join(map(repr, unknown))}, which no training text of {run_dir} does; leave "
+            "it out, or train a run with unit: bytes, which covers all characters"
+        )
+    state = run.load_state(state_file).state
+    device = device_of(run.spec)
+    written = generate(
+        run.learner.to(device),
+        to(state, device),
+        symbols.to(device),
+        length=length,
+        temperature=temperature,
+        top_p=top_p,
+        context=preprocessor.length,
+        seed=seed,
+    )
+    print(preprocessor.decode([*symbols.tolist(), *written.tolist()]))

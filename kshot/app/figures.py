@@ -1,0 +1,107 @@
+"""The figures of a test: charts of its results, and pictures of the first tasks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from kshot.app.build import build_source
+from kshot.app.final_evaluation import TestResult
+from kshot.app.spec import GaussianProcessesSpec, SinusoidsSpec, Spec
+from kshot.evaluation.report import charts, task_pictures
+from kshot.evaluation.report.verdict import best_baseline
+from kshot.learner import Learner
+from kshot.learners.gradient.gradient_learner import GradientLearner
+from kshot.objectives import gaussian
+from kshot.sources.pixels import Pixels
+from kshot.tasks.source import TaskSource
+from kshot.types import Batch, Split, Tree
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+COMPLETED = 7  # images in the picture of completions
+
+
+def make_figures(report: dict[str, Any], result: TestResult, spec: Spec, learner: Learner) -> dict[str, Figure]:
+    """The figures of a test by name.
+
+    Args:
+        report: a report with the entries of the test, as plain values.
+        result: the test.
+        spec: the run file.
+        learner: the evaluated learner; it is moved to the CPU.
+    """
+    test, metric, higher = result.test, result.target.metric, result.target.at_least
+    name = spec.learner.kind
+    figures: dict[str, Figure] = {}
+    if result.baselines:
+        figures["baselines"] = charts.baselines_chart(
+            report["test"], report["baselines"], metric, higher_is_better=higher, learner=name
+        )
+    best = best_baseline(report["baselines"], metric, higher)
+    beside = None if best is None else (best[0], result.baselines[best[0]].per_task[metric])
+    figures["tasks"] = charts.tasks_chart(
+        test.per_task[metric], metric, learner=name, beside=beside, subjects=test.subjects
+    )
+    if result.shots:
+        points = [(each.shots, each.metrics[metric]) for each in result.shots]
+        figures["shots"] = charts.shots_chart(points, metric, higher_is_better=higher)
+    if test.calibration is not None:
+        figures["reliability"] = charts.reliability_chart(test.calibration)
+    return figures | _pictures(spec, learner.cpu().eval())
+
+
+@torch.no_grad()
+def _pictures(spec: Spec, learner: Learner) -> dict[str, Figure]:
+    """Pictures of the first test tasks, if they can be drawn."""
+
+    def predict(source: TaskSource, index: int) -> Tree:
+        task = source.task("test", index)
+        return learner.predict(learner.adapt(task.support), task.query.inputs)
+
+    if isinstance(spec.source, SinusoidsSpec | GaussianProcessesSpec):
+        curves = build_source(spec.model_copy(update={"source": spec.source.model_copy(update={"queries": 100})}))
+        tasks = [curves.task("test", index) for index in range(3)]
+        if curves.objective == gaussian:
+            predictions = [predict(curves, index) for index in range(3)]
+            return {"predictive_bands": task_pictures.predictive_bands(tasks, {spec.learner.kind: predictions})}
+        if not isinstance(learner, GradientLearner):
+            return {}
+        return {"regression_examples": task_pictures.regression_examples(learner, tasks, steps=(0, 1, 5))}
+    source = build_source(spec)
+    if isinstance(source, Pixels):
+        most = source.shots.high
+        return {"completions": draw_completions(learner, source, sorted({most // 10, 3 * most // 10, most}))}
+    if getattr(source.task("test", 0).query.inputs, "ndim", 0) != 4:
+        return {}  # not images
+    examples = [task_pictures.Example(source.task("test", index), predict(source, index)) for index in range(4)]
+    return {"classification_examples": task_pictures.classification_examples(examples)}
+
+
+def draw_completions(
+    learner: Learner,
+    source: Pixels,
+    counts: Sequence[int],
+    indices: Iterable[int] = range(COMPLETED),
+    split: Split = "test",
+) -> Figure:
+    """Completions of images by a learner from several numbers of their pixels, each including the previous ones."""
+    height, width = source.size
+    columns = []
+    for index in indices:
+        image = source.image(split, index)
+        targets = image.flatten(1).T  # (H W, C)
+        order = torch.randperm(height * width, generator=torch.Generator().manual_seed(index))
+        column = []
+        for known in (order[:count] for count in counts):
+            with torch.no_grad():
+                state = learner.adapt(Batch.of(source.places[known], targets[known]))
+                prediction = learner.predict(state, source.places)
+            mean, std = (prediction[name].T.reshape(image.shape) for name in ("mean", "std"))
+            mask = torch.zeros(height * width, dtype=torch.bool).index_fill(0, known, True).view(height, width)
+            column.append(task_pictures.Completion(image, mask, mean, std))
+        columns.append(column)
+    return task_pictures.completions(columns)

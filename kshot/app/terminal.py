@@ -1,0 +1,70 @@
+"""Tables, reports and leaderboards on the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table as RichTable
+
+from kshot.evaluation.report.formatting import format_figure, format_value, read_figure
+from kshot.evaluation.report.sections import Table, cost_pairs, rejection_pairs, result_table
+from kshot.evaluation.report.verdict import failed, verdict
+
+STYLES = {"main": "bold", "": "", "muted": "dim"}
+
+
+def print_table(console: Console, table: Table, columns: Sequence[int]) -> None:
+    """Print some columns of a table."""
+    printed = RichTable(box=None, pad_edge=False, header_style="dim")
+    for index in columns:
+        printed.add_column(table.columns[index].title)
+    for row in table.rows:
+        printed.add_row(*(escape(str(row.cells[index])) for index in columns), style=STYLES[row.emphasis])
+    console.print(printed)
+
+
+def print_summary(report: dict[str, Any], out: Path | None) -> None:
+    """Print the test figure with the baselines, the verdict, the protocol, and where the report is."""
+    console = Console()
+    metric, test = report["metric"], report["test"]
+    if test is None:
+        console.print("No round could be evaluated, so there is no test figure.")
+    else:
+        print_table(console, result_table(report), range(4))
+        others = [f"{name} {format_figure(read_figure(test, name))}" for name in test if name not in (metric, "loss")]
+        if report.get("calibration"):
+            others.append(f"calibration error {format_value(report['calibration']['error'])}")
+        lines = [", ".join(others)] if others else []
+        if report["baselines"]:
+            higher, paired = report["higher_is_better"], report.get("paired") or {}
+            lines.append(verdict(test, report["baselines"], metric, higher, paired, failed(report)))
+        lines += [f"out of scope, {label}: {value}" for label, value in rejection_pairs(report)]
+        for line in lines:
+            console.print(line, highlight=False, markup=False)
+        for label, value in cost_pairs(report):
+            console.print(f"{label}: {value}", style="dim", highlight=False)
+        protocol, split = report["protocol"], report.get("split") or "test"
+        kind = "inductive" if protocol["inductive"] else "transductive"
+        console.print(f"{kind}, {split} tasks, episodes {protocol['episodes_sha256'][:16]}…", highlight=False)
+        _print_audits(report.get("audits") or [], console)
+    if out is not None:
+        console.print(f"report: {out / 'report.html'}", highlight=False, soft_wrap=True)
+
+
+def _print_audits(audits: list[dict[str, Any]], console: Console) -> None:
+    """Count the audits by result, and print those that failed in full."""
+    results = [audit["result"] for audit in audits]
+    names = ", ".join(audit["name"] for audit in audits if audit["result"] == "PASSED")
+    count = f"{results.count('PASSED')} passed ({names}), {results.count('NOT_APPLICABLE')} not applicable"
+    console.print(f"audits: {count}", style="dim", highlight=False)
+    for audit in audits:
+        if audit["result"] == "FAILED":
+            text = f"FAILED {audit['name']}: {audit['question']} {audit['finding']}"
+            text += f" Passes up to {audit['tolerance']:.3g}."
+            console.print(text, style="bold red", highlight=False, markup=False, soft_wrap=True)
+    if "FAILED" in results:
+        console.print("The learner's figures are not to be trusted.", style="bold red")

@@ -1,0 +1,380 @@
+"""The content of a report as sections of finished strings: built once, rendered on the terminal and as HTML.
+
+`report.json` holds the same entries as plain values.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from kshot.evaluation.report.formatting import (
+    Figures,
+    capitalize,
+    format_count,
+    format_difference,
+    format_duration,
+    format_figure,
+    format_sample,
+    format_setting,
+    format_value,
+    read_figure,
+)
+
+CAPTIONS = {
+    "baselines": "The learner and baselines without meta-learning, on the first of the same test tasks. The band is "
+    "the learner's interval. Whether two differ is decided by the paired differences below, which are more sensitive.",
+    "tasks": "Left: figures of single tasks, the learner's filled and the best baseline's in outline. Right: learner "
+    "minus baseline on each task that both were evaluated on; the band is the 95 % interval of the mean.",
+    "shots": "The same trained learner, without retraining, with more or fewer support examples of the same test "
+    "tasks, which differ from those of the figure above.",
+    "reliability": "On the diagonal, predictions are calibrated; below it, they are overconfident.",
+    "rounds": "Validation after each round, and below it the decision that followed. The target counts as met if "
+    "the whole interval satisfies it. The best baseline, if any, is shown by its mean on the test tasks: as a dashed "
+    "line, or as an arrow if it is off the chart.",
+    "learning_curve": "The training loss as recorded (pale) and smoothed.",
+    "classification_examples": "The first test tasks. Above: the support images by class; below: query images, "
+    "marked ✓ if classified correctly, otherwise ✗ with the number of the predicted class.",
+    "regression_examples": "The first test tasks, before and after gradient steps on the support points.",
+    "predictive_bands": "The first test tasks: support points (dark), query points (pale), and the predicted mean and "
+    "central 95 %, with the log-likelihood in nats per point.",
+}
+"""Captions of the figures by name; figures are shown in this order."""
+
+PROTOCOL = {
+    "source": "source",
+    "ways": "ways",
+    "shots": "shots",
+    "queries": "queries",
+    "seed": "seed",
+    "task_seed": "seed of the tasks",
+    "num_test_tasks": "test tasks",
+    "num_val_tasks": "validation tasks",
+    "episodes_sha256": "hash of the test episodes",
+}
+"""Labels of the protocol entries that come first, in this order."""
+
+PLACED = ("baselines", "tasks", "shots", "reliability", "rounds")
+"""Figures that have a section of their own."""
+
+TONES = {"PASSED": "good", "FAILED": "bad", "NOT_APPLICABLE": "continue", "TARGET_MET": "good", "DIVERGED": "bad"}
+
+Pairs = list[tuple[str, str]]
+"""Labels and values."""
+
+
+class Column(NamedTuple):
+    """A column of a table; `kind` is a CSS class: "n" for numbers, "figure" for one line, "text", "reason"."""
+
+    title: str
+    kind: str = "figure"
+
+
+class Badge(NamedTuple):
+    """A short text in a colour; `tone` is a CSS class."""
+
+    text: str
+    tone: str
+
+
+class Row(NamedTuple):
+    """A row of a table; `emphasis` is "main", "muted" or empty."""
+
+    cells: Sequence[str | Badge]
+    emphasis: str = ""
+
+
+class Table(NamedTuple):
+    """A table of finished strings; `layout` is a CSS class."""
+
+    columns: Sequence[Column]
+    rows: Sequence[Row]
+    layout: str = ""
+
+
+class Picture(NamedTuple):
+    """A figure as a data URI, with its text alternative and caption."""
+
+    name: str
+    uri: str
+    alt: str
+    caption: str
+
+
+class Section(NamedTuple):
+    """A part of a page under a title; empty parts are left out."""
+
+    title: str
+    text: Sequence[str] = ()
+    pictures: Sequence[Picture] = ()
+    table: Table | None = None
+    pairs: Sequence[tuple[str, str]] = ()
+    note: str = ""
+    code: str = ""
+
+
+def report_sections(
+    report: Mapping[str, Any], pictures: Mapping[str, Picture], *, num_resumed: int = 0
+) -> list[Section]:
+    """The sections of a report, without those that have no content.
+
+    Args:
+        report: the report as plain values, see `write_report`.
+        pictures: figures by name.
+        num_resumed: how often the run was resumed.
+    """
+    protocol, target = report.get("protocol") or {}, report.get("target")
+    named = {name: [picture] for name, picture in pictures.items() if name in PLACED}
+    others = [picture for name, picture in pictures.items() if name not in PLACED]
+    rounds, constant = round_table(report)
+    resumed = "once" if num_resumed == 1 else f"{num_resumed} times"
+    sections = [
+        Section("Comparison with baselines", pictures=named.get("baselines", ()), table=result_table(report)),
+        Section(
+            "Seeds",
+            ["The same run file with other seeds: other initial weights and training tasks, the same test episodes."],
+            table=seed_table(report),
+        ),
+        Section(
+            "Task by task",
+            ["The worst tasks; all of them are in tasks.csv beside this page."] if report.get("worst_tasks") else [],
+            named.get("tasks", ()),
+            pairs=worst_pairs(report),
+        ),
+        Section("Shots", pictures=named.get("shots", ())),
+        Section("Calibration", pictures=named.get("reliability", ()), pairs=calibration_pairs(report)),
+        Section("Out-of-scope detection", pairs=rejection_pairs(report)),
+        Section(
+            "Catalogue coverage",
+            ["The share of items that are recommended to at least one user, over users of the first test tasks."],
+            pairs=coverage_pairs(report),
+        ),
+        Section(
+            "Cost",
+            pairs=cost_pairs(report),
+            note="Times were measured on the machine below, one task at a time. FLOPs count matrix products, "
+            "convolutions and attention, with a multiplication and an addition as two operations.",
+        ),
+        Section(
+            "Rounds and decisions",
+            [f"Target: {target}, on validation tasks, for the whole interval."] if target else [],
+            named.get("rounds", ()),
+            rounds,
+            note=f"In every round: {constant}." if constant else "",
+        ),
+        Section("Figures", pictures=others),
+        Section("Protocol", [*_inductive(protocol), _selection(report)], pairs=protocol_pairs(protocol)),
+        Section(
+            "Audits",
+            ["Checks of the test evaluation for the silent mistakes of few-shot code."],
+            table=audit_table(report),
+        ),
+        Section(
+            "Time and environment",
+            [f"The run was interrupted and resumed from a checkpoint {resumed}."] if num_resumed else [],
+            pairs=[*timing_pairs(report), *_flatten(report.get("environment") or {})],
+        ),
+        Section(
+            "How to reproduce",
+            code=report.get("command") or "",
+            note=f"With kshot {report.get('kshot') or ''} and the environment above. Equal seeds give equal tasks: "
+            "compare the hash of the test episodes. The figures of this page are in report.json beside it.",
+        ),
+    ]
+    return [each for each in sections if each.pictures or each.pairs or each.code or (each.table and each.table.rows)]
+
+
+def result_table(report: Mapping[str, Any]) -> Table:
+    """The learner's figure and those of the baselines, best first, with paired differences."""
+    metric, split = report["metric"], report.get("split") or "test"
+    test, baselines = report.get("test"), report.get("baselines") or {}
+    paired, about = report.get("paired") or {}, report.get("baselines_about") or {}
+    sign = -1 if report.get("higher_is_better", True) else 1
+
+    def order(name: str) -> float:
+        mean = read_figure(baselines[name], metric).mean
+        return sign * mean if math.isfinite(mean) else math.inf
+
+    def row(name: str, figures: Figures, description: str, difference: str, emphasis: str = "") -> Row:
+        value = format_figure(read_figure(figures, metric))
+        return Row([name, value, format_sample(figures, metric), difference, description], emphasis)
+
+    kind = ((report.get("protocol") or {}).get("learner") or {}).get("kind") or "learner"
+    rows = [row(kind, test, about.get("learner") or "This run, meta-learned.", "", "main")] if test else []
+    for name in sorted(baselines, key=order):
+        difference = format_difference(read_figure(paired, name), paired[name].get("p_holm")) if name in paired else ""
+        rows.append(row(name.replace("_", " "), baselines[name], about.get(name) or "", difference))
+    titles = ["learner", f"{split} {metric}", "sample", "learner − baseline (paired)"]
+    return Table([*map(Column, titles), Column("description", "text")], rows)
+
+
+def seed_table(report: Mapping[str, Any]) -> Table:
+    """A row for each seed of a run of several."""
+    metric, split = report["metric"], report.get("split") or "test"
+    columns = [
+        Column("seed", "n"), Column(f"{split} {metric}"), Column("best round", "n"), Column("time", "n"),
+        Column("outcome", "text"),
+    ]  # fmt: skip
+    rows = [
+        Row(
+            [
+                str(seed["seed"]),
+                format_figure(read_figure(seed.get("test"), metric)),
+                "–" if seed.get("best_round") is None else str(seed["best_round"]),
+                format_duration(seed.get("seconds")),
+                (seed.get("outcome") or "").replace("_", " ").lower(),
+            ]
+        )
+        for seed in report.get("seeds") or []
+    ]
+    return Table(columns, rows)
+
+
+def round_table(report: Mapping[str, Any]) -> tuple[Table, str]:
+    """A row for each round, with the settings that differ between rounds; and those that do not, as a phrase."""
+    metric, best, rounds = report["metric"], report.get("best_round"), report.get("rounds") or []
+    settings = [entry.get("settings") or {} for entry in rounds]
+    names = list(dict.fromkeys(name for each in settings for name in each))
+    varying = [name for name in names if any(each.get(name) != settings[0].get(name) for each in settings)]
+    constant = ", ".join(f"{name} {format_setting(settings[0][name])}" for name in names if name not in varying)
+    rows = []
+    for entry, values in zip(rounds, settings):
+        decision, loss = entry.get("decision") or {}, entry.get("train_loss")
+        figure, action = read_figure(entry.get("val"), metric), decision.get("action") or ""
+        val = "diverged" if entry.get("diverged") else "none"
+        if math.isfinite(figure.mean):
+            val = format_figure(figure) + (", selected" if entry.get("number") == best else "")
+        cells: list[str | Badge] = [str(entry.get("number", "")), str(entry.get("step", ""))]
+        cells += ["–" if loss is None else f"{loss:.4g}", val]
+        cells += [format_setting(values.get(name)) for name in varying]
+        cells += [format_duration(entry.get("seconds")), Badge(action, action) if action else ""]
+        cells.append(capitalize(decision.get("reason") or entry.get("diverged") or ""))
+        rows.append(Row(cells, "main" if entry.get("number") == best else ""))
+    columns = [Column(title, "n") for title in ("round", "steps", "train loss")]
+    columns += [Column(f"validation {metric}"), *(Column(title, "n") for title in (*varying, "time"))]
+    return Table([*columns, Column("decision"), Column("reason", "reason")], rows, "rounds"), constant
+
+
+def audit_table(report: Mapping[str, Any]) -> Table:
+    """The audits with their results and findings."""
+    rows = []
+    for audit in report.get("audits") or []:
+        tolerance = audit.get("tolerance")
+        passes = "" if tolerance is None else f" Passes up to {tolerance:.3g}: {audit['reason']}."
+        badge = Badge(audit["result"].replace("_", " ").lower(), TONES[audit["result"]])
+        rows.append(Row([audit["name"], badge, audit["question"], audit["finding"] + passes]))
+    return Table([Column("audit"), Column("result"), Column("question", "text"), Column("finding", "text")], rows)
+
+
+def worst_pairs(report: Mapping[str, Any]) -> Pairs:
+    return [
+        (f"task {each['task']}", f"{format_value(each.get(report['metric']))}, episode {each['episode']}…")
+        for each in report.get("worst_tasks") or []
+    ]
+
+
+def calibration_pairs(report: Mapping[str, Any]) -> Pairs:
+    calibration = report.get("calibration") or {}
+    if not calibration:
+        return []
+    classes = calibration.get("kind") == "classes"
+    label = "expected calibration error" if classes else "mean gap of coverage"
+    pairs = [(label, format_value(calibration.get("error")))]
+    for name, label in (("nll", "negative log-likelihood, nats"), ("brier", "Brier score")):
+        if calibration.get(name):
+            pairs.append((label, format_figure(read_figure(calibration, name))))
+    points = {} if classes else {point["expected"]: point["observed"] for point in calibration.get("points") or []}
+    return pairs + [(f"targets within the {p:.0%} band", f"{points[p]:.1%}") for p in (0.5, 0.95) if p in points]
+
+
+def cost_pairs(report: Mapping[str, Any]) -> Pairs:
+    cost = report.get("cost") or {}
+
+    def times(figure: dict[str, Any]) -> str:
+        return f"{figure['median']:.3g} ms, 95 % below {figure['p95']:.3g} ms"
+
+    entries = [
+        ("parameters", "num_parameters", "{:,}".format),
+        ("state size", "state_size", lambda n: f"{n:,} ({format_count(cost.get('state_bytes') or 0, 'B')})"),
+        ("time to adapt to a task", "adapt_ms", times),
+        ("time to predict its queries", "predict_ms", times),
+        ("FLOPs to adapt", "adapt_flops", format_count),
+        ("FLOPs to predict", "predict_flops", format_count),
+    ]
+    return [(label, form(cost[key])) for label, key, form in entries if cost.get(key) is not None]
+
+
+def rejection_pairs(report: Mapping[str, Any]) -> Pairs:
+    rejection = report.get("rejection") or {}
+    if not rejection:
+        return []
+    figure = {
+        name: format_figure(read_figure(rejection, name))
+        for name in ("auroc", "fpr95", "rejected_inside", "rejected_outside")
+    }
+    return [
+        ("AUROC", f"{figure['auroc']} by the {rejection['score']} score"),
+        ("accepted out of scope where 95 % in scope are accepted", figure["fpr95"]),
+        (
+            f"rejected above {rejection['threshold']:.4g}",
+            f"{figure['rejected_outside']} out of scope, {figure['rejected_inside']} in scope",
+        ),
+    ]
+
+
+def coverage_pairs(report: Mapping[str, Any]) -> Pairs:
+    return [
+        (
+            name.replace("_", " "),
+            f"{each['share']:.2%} of {each['items']:,} items are among the first {each['top']} of one of "
+            f"{each['users']:,} users",
+        )
+        for name, each in (report.get("coverage") or {}).items()
+    ]
+
+
+def timing_pairs(report: Mapping[str, Any]) -> Pairs:
+    timing = report.get("timing") or {}
+    entries = [("total time", timing.get("seconds")), ("of which pretraining", timing.get("pretrain_seconds"))]
+    return [(label, format_duration(value)) for label, value in entries if value is not None]
+
+
+def protocol_pairs(protocol: Mapping[str, Any]) -> Pairs:
+    rest = {key: key.replace("_", " ") for key in protocol if key not in PROTOCOL and key != "inductive"}
+    labels = {key: label for key, label in (PROTOCOL | rest).items() if protocol.get(key) is not None}
+    return [(label, format_setting(protocol[key], key)) for key, label in labels.items()]
+
+
+def _inductive(protocol: Mapping[str, Any]) -> list[str]:
+    """Whether predictions depend on other queries; empty if it is not known."""
+    if protocol.get("inductive") is None:
+        return []
+    if protocol["inductive"]:
+        return ["Inductive: each query example is predicted on its own, from the support set alone."]
+    return [
+        "Transductive: a prediction may depend on the other query examples of its task, so these figures are not "
+        "comparable with inductive ones."
+    ]
+
+
+def _selection(report: Mapping[str, Any]) -> str:
+    """How the checkpoint was selected."""
+    if report.get("seeds"):
+        return "One checkpoint for each seed, no ensemble: the best of its rounds on validation tasks."
+    number = report.get("best_round")
+    if number is None:
+        return "No round gave a usable checkpoint." + ("" if report.get("test") else " The test tasks were not used.")
+    selection = f"One checkpoint, no ensemble: that of round {number}, selected on validation tasks."
+    return f"{selection} The test tasks were used once, at the end." if report.get("test") else selection
+
+
+def _flatten(entries: Mapping[str, Any], prefix: str = "") -> Pairs:
+    """Nested entries as labels and values, without empty ones."""
+    pairs: Pairs = []
+    for key, value in entries.items():
+        if isinstance(value, Mapping):
+            pairs += _flatten(value, f"{prefix}{key} ")
+        elif (text := format_setting(value)) != "":
+            pairs.append((f"{prefix}{key}".replace("_", " "), text))
+    return pairs
