@@ -37,7 +37,7 @@ from kshot.evaluation.intervals import difference, interval
 from kshot.learner import Learner
 from kshot.learners.ratings import recommenders
 from kshot.learners.ratings.coverage import CoverageMeter
-from kshot.sources.ratings.source import RatingTasks
+from kshot.sources.ratings.tasks import RatingTasks
 from kshot.training.checkpoint import load_checkpoint, save_checkpoint
 from kshot.training.fit import Settings, meta_training_loop
 
@@ -54,7 +54,7 @@ def source(path: Path | None, shots: int, **more: Any) -> RatingTasks:
     options: dict[str, Any] = {"split": {"ratio": [0.55, 0.15, 0.30]}, "start": "first", "like": 4.0}
     options |= {
         "on_too_few": "shrink",
-        "target_type": "levels",
+        "target_type": "ordinal",
         "shots": shots,
         "train_shots": [1, 20],
         "queries": 20,
@@ -331,7 +331,7 @@ def latency(path: Path | None, learner: Learner, count: int = 1000, repeats: int
     """Print the time to predict `count` candidates after adaptation, on one thread."""
     torch.set_num_threads(1)
     tasks = source(path, 5)
-    candidates = {name: leaf[:count] for name, leaf in tasks.preprocessor.whole().items()}
+    candidates = {name: leaf[:count] for name, leaf in tasks.preprocessor.all_items().items()}
     with torch.no_grad():
         state = learner.adapt(tasks.task("test", 0).support)
         times_ms = []
