@@ -157,9 +157,7 @@ def main() -> None:
         scores[name] = evaluated.per_task[METRIC]
     scores["n-grams of the support set alone"] = ngram_bits(source, run.shapes["symbols"], options.tasks)
     ours, unadapted = list(scores)[len(rows) - 1], scores["pretrained, unadapted"]
-    print(
-        "| | bits per symbol | reduction from unadapted | learner − baseline (paired) |\n| --- | --- | --- | --- |"
-    )
+    print("| | bits per symbol | reduction from unadapted | learner − baseline (paired) |\n| --- | --- | --- | --- |")
     for name, bits in scores.items():
         mean, base = interval(bits), interval(unadapted)
         gap = "" if name == ours else "{0.mean:+.3f} ± {0.ci95:.3f}".format(difference([scores[ours]], [bits]))

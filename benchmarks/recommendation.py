@@ -31,13 +31,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from kshot.sources.ratings.tasks import RatingTasks
 
 import kshot
 from kshot.evaluation.intervals import difference, interval
 from kshot.learner import Learner
 from kshot.learners.ratings import recommenders
 from kshot.learners.ratings.coverage import CoverageMeter
-from kshot.sources.ratings.tasks import RatingTasks
 from kshot.training.checkpoint import load_checkpoint, save_checkpoint
 from kshot.training.fit import Settings, meta_training_loop
 
