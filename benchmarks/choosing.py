@@ -1,18 +1,17 @@
-"""Which learner when: accuracy (or error) against the number of shots, beside what adapting costs.
+"""Compare learners: accuracy or error by number of shots, and the cost of adaptation.
 
     python benchmarks/choosing.py images [--steps 150] [--tasks 200] [--picture FILE]
     python benchmarks/choosing.py waves  [--steps 3000] [--tasks 400]
 
-`images`: Omniglot (Vinyals split), 10 classes, 5 queries each. A small Conv4 (32 channels) is pretrained once on the
-training classes; every learner starts from a copy of it and is meta-trained for the same number of steps of 4 tasks
-with one shot, inductive. Those whose outer rate is "–" are not meta-trained.
+`images`: Omniglot (Vinyals split), 10 ways, 5 queries per class. A small Conv4 (32 channels) is pretrained once on the
+training classes. Every learner starts from a copy of it and is meta-trained for the same number of steps of 4 one-shot
+tasks, inductive. Learners with the outer rate "–" are not meta-trained.
 
-`waves`: sinusoids, 25 tasks a step, meta-trained at 10 shots from random weights.
+`waves`: sinusoids, 25 tasks per step, meta-trained with 10 shots from random weights.
 
-What the columns say: the mean over test tasks ± its 95 % interval at each number of shots, of one seed; the median
-milliseconds of processor time of adapting at the most shots, on one thread; the numbers in a state; the outer rate,
-the better of two on validation tasks; and the seconds of processor time that meta-training took with it. Test tasks are
-the same for all.
+Columns: mean over test tasks ± 95 % interval for each number of shots, one seed; median processor time of adaptation in
+milliseconds, with the most shots, on one thread; state size; outer rate, the better of two on validation tasks;
+processor time of meta-training with that rate in seconds. The test tasks are the same for all learners.
 """
 
 from __future__ import annotations
@@ -37,11 +36,11 @@ from kshot.evaluation.shots import over_shots
 from kshot.tasks.source import TaskSource
 from kshot.training.step import Mode
 
-WAYS, WIDTH = 10, 32  # of a task; of the features of the small Conv4
+WAYS, WIDTH = 10, 32  # classes of a task; features of the small Conv4
 
 
 class Entry(NamedTuple):
-    """A learner: how it is made of a pretrained model without or with a head, and the outer rates that are tried."""
+    """A learner: its factory, given a pretrained model without and with a head, and the outer rates to choose from."""
 
     make: Callable[[nn.Module, nn.Module], Learner]
     outer_lrs: tuple[float, ...] = (2e-4, 1e-3)
@@ -90,26 +89,26 @@ WAVES = {
 def trained(
     entry: Entry, body: nn.Module, full: nn.Module, source: TaskSource, steps: int
 ) -> tuple[Learner, float | None, float]:
-    """The learner at its best outer rate by validation, that rate, and the seconds of processor time it trained.
+    """The learner with the best outer rate by validation, that rate, and the processor time of training in seconds.
 
-    Where there is no rate to try it is left as it is made.
+    Without rates, the learner is returned untrained.
     """
     if not entry.outer_lrs:
         return fresh(entry, body, full, source), None, 0.0
-    metric, sign, tasks = METRIC[source.objective]
-    tried = []
+    metric, sign, tasks_per_step = METRIC[source.objective]
+    candidates = []
     for rate in entry.outer_lrs:
         learner, started = fresh(entry, body, full, source), time.process_time()
         mode: Mode = "loop" if learner.annealed else "traced"
         try:
-            kshot.fit(learner, source, steps=steps, tasks_per_step=tasks, outer_lr=rate, mode=mode)
+            kshot.fit(learner, source, steps=steps, tasks_per_step=tasks_per_step, outer_lr=rate, mode=mode)
         except ArithmeticError as error:
             print(f"  outer rate {rate:g}: {error}", file=sys.stderr)
             continue
         seconds = time.process_time() - started
-        found = kshot.evaluate(learner, source, split="val", num_tasks=100, audit=False).metrics[metric].mean
-        tried.append((sign * found, rate, seconds, learner))
-    _, rate, seconds, learner = max(tried, key=lambda each: each[0])
+        value = kshot.evaluate(learner, source, split="val", num_tasks=100, audit=False).metrics[metric].mean
+        candidates.append((sign * value, rate, seconds, learner))
+    _, rate, seconds, learner = max(candidates, key=lambda candidate: candidate[0])
     return learner, rate, seconds
 
 
@@ -124,23 +123,23 @@ def fresh(entry: Entry, body: nn.Module, full: nn.Module, source: TaskSource) ->
 def measure(
     name: str, entry: Entry, body: nn.Module, full: nn.Module, source: TaskSource, options: argparse.Namespace
 ) -> dict[str, Any]:
-    """A row of the table."""
+    """Train and score one learner: a row of the table."""
     shots = SHOTS[options.work]
     many = SOURCES[options.work](max(shots))
     learner, rate, seconds = trained(entry, body, full, source, options.steps)
     curve = over_shots(learner, many, shots, num_tasks=options.tasks)
     task = many.task("test", 0)
-    adapted = []
+    adapt_ms = []
     for _ in range(9):
-        begun = time.process_time()
+        started = time.process_time()
         with torch.no_grad():
             learner.eval().adapt(task.support)
-        adapted.append(1e3 * (time.process_time() - begun))
+        adapt_ms.append(1e3 * (time.process_time() - started))
     return {
         "learner": name,
         "outer_lr": rate,
         "seconds": seconds,
-        "adapt_ms": statistics.median(adapted),
+        "adapt_ms": statistics.median(adapt_ms),
         "state_size": cost(learner, task).state_size,
         "shots": {point.shots: point.metrics[METRIC[source.objective][0]]._asdict() for point in curve},
     }
@@ -152,7 +151,7 @@ def table(rows: list[dict[str, Any]]) -> list[str]:
     names = ["learner", *several, "adapt, ms", "state", "outer rate", "training, s"]
     lines = ["| " + " | ".join(names) + " |", "|" + " --- |" * len(names)]
     for row in rows:
-        figures = [shown(**own) for own in row["shots"].values()]
+        figures = [shown(**score) for score in row["shots"].values()]
         rate = "–" if row["outer_lr"] is None else f"{row['outer_lr']:g}"
         cells = [row["learner"], *figures, f"{row['adapt_ms']:.2g}", f"{row['state_size']:,}", rate]
         lines.append("| " + " | ".join([*cells, f"{row['seconds']:.0f}"]) + " |")
@@ -160,24 +159,24 @@ def table(rows: list[dict[str, Any]]) -> list[str]:
 
 
 def shown(mean: float, ci95: float, num_tasks: int) -> str:
-    """A figure; an error that is no number, or a thousand, is that of inner steps which diverge."""
+    """Format a score; an error that is NaN or at least 1,000 means that the inner steps diverged."""
     return f"{mean:.3f} ± {ci95:.3f}" if mean < 1000 else "diverges"
 
 
 def picture(rows: list[dict[str, Any]], path: Path) -> None:
-    """Accuracy against what adapting costs, one point a learner, at the fewest and at a middle number of shots."""
+    """Plot accuracy against the time to adapt, a point per learner, for the fewest and for a medium number of shots."""
     shots = list(rows[0]["shots"])
     figure = canvas(3.6)
     panels = figure.subplots(1, 2, sharex=True)
     for axes, count in zip(panels, (shots[0], shots[2])):
         quiet(axes, f"{count} shot{'s' * (count > 1)}", grid="both")
         for row in rows:
-            own, x = row["shots"][count], row["adapt_ms"]
-            axes.errorbar(x, own["mean"], own["ci95"], fmt="o", color=BLUE, markersize=4)
+            score, x = row["shots"][count], row["adapt_ms"]
+            axes.errorbar(x, score["mean"], score["ci95"], fmt="o", color=BLUE, markersize=4)
         axes.set_xscale("log")
         axes.set_xlim(right=3 * max(row["adapt_ms"] for row in rows))
         low, high = axes.get_ylim()
-        for fast in (True, False):  # labels beside the points, as high as they are or just above the label below
+        for fast in (True, False):  # a label is at the height of its point, or just above the label below it
             last = -1.0
             for row in sorted(rows, key=lambda row: row["shots"][count]["mean"]):
                 if (row["adapt_ms"] < FAST) == fast:
@@ -191,12 +190,12 @@ def picture(rows: list[dict[str, Any]], path: Path) -> None:
                         va="center",
                         arrowprops={"arrowstyle": "-", "color": FAINT, "shrinkA": 0, "shrinkB": 2},
                     )
-        axes.set_xlabel("to adapt, ms")
+        axes.set_xlabel("time to adapt, ms")
     panels[0].set_ylabel("accuracy")
     figure.savefig(path, dpi=150)
 
 
-FAST = 60  # milliseconds; what adapts in fewer has its labels in one column
+FAST = 60  # milliseconds; labels of faster learners are in one column
 
 
 def drawings(shots: int) -> TaskSource:
@@ -210,17 +209,17 @@ def waves(shots: int) -> TaskSource:
 SOURCES: dict[str, Callable[[int], TaskSource]] = {"images": drawings, "waves": waves}
 SHOTS = {"images": [1, 2, 5, 10], "waves": [2, 5, 10, 20]}
 METRIC = {objectives.classification: ("accuracy", 1, 4), objectives.mse: ("mse", -1, 25)}
-"""The metric, 1 if more of it is better, and the tasks of a step."""
+"""Metric, sign (1 if higher is better), and tasks per meta-training step."""
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("work", choices=["images", "waves"])
-    parser.add_argument("--steps", type=int, help="of meta-training")
-    parser.add_argument("--tasks", type=int, default=200, help="test tasks")
-    parser.add_argument("--pretrain", type=int, default=1000, help="steps of pretraining of the images' model")
-    parser.add_argument("--only", nargs="+", help="learners whose name contains one of these")
-    parser.add_argument("--picture", type=Path, help="PNG of accuracy against the cost of adapting")
+    parser.add_argument("--steps", type=int, help="meta-training steps")
+    parser.add_argument("--tasks", type=int, default=200, help="number of test tasks")
+    parser.add_argument("--pretrain", type=int, default=1000, help="pretraining steps of the image model")
+    parser.add_argument("--only", nargs="+", help="only learners whose name contains one of these")
+    parser.add_argument("--picture", type=Path, help="write a PNG of accuracy against the time to adapt")
     options = parser.parse_args()
     torch.set_num_threads(1)
     torch.manual_seed(0)
@@ -236,7 +235,7 @@ def main() -> None:
     for name, entry in entries.items():
         if not options.only or any(part in name for part in options.only):
             rows.append(measure(name, entry, full.get_submodule("body"), full, source, options))
-            print(f"{name} is measured", file=sys.stderr, flush=True)
+            print(f"{name}: done", file=sys.stderr, flush=True)
     print("\n".join(table(rows)))
     if options.picture:
         picture(rows, options.picture)

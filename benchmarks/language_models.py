@@ -1,19 +1,19 @@
-"""What adapting a language model is worth: bits per character on the rest of a text, beside fine-tuning at its best.
+"""The gain from adapting a language model: bits per character on the rest of a text, compared with tuned fine-tuning.
 
     kshot run languages --out runs/languages
     OMP_NUM_THREADS=1 python benchmarks/language_models.py runs/languages [--tasks 200] [--val 20]
 
-Of a run on running text it scores, on the same test tasks:
+Scores the following on the test tasks of a run on running text:
 
-- the pretrained model as it is, and with the last window of the support as context alone;
-- the pretrained model fine-tuned, by the best of plain, heavy-ball and Adam steps, of their rates and of their number,
-  chosen on validation tasks;
-- n-grams of the support alone, with backing off;
-- the pretrained model in dynamic evaluation with Adam, its rate chosen on validation tasks: what a run of
-  `dynamic_evaluation` starts from;
-- the run's learner, and what it does with less of the support.
+- the pretrained model, unadapted, and with only the last window of the support set as context;
+- the pretrained model fine-tuned by heavy-ball or Adam steps, with rule, rate and number of steps chosen on validation
+  tasks;
+- n-grams of the support set alone, with back-off;
+- dynamic evaluation of the pretrained model with Adam, its rate chosen on validation tasks: the starting point of a run
+  of `dynamic_evaluation`;
+- the run's learner, also with less of the support set.
 
-Differences are paired by task. A table in Markdown is printed.
+Differences are paired by task. Prints a Markdown table.
 """
 
 from __future__ import annotations
@@ -48,87 +48,87 @@ RULES: dict[str, UpdateRule] = {
 
 
 def tuned(model: nn.Module, source: TaskSource, num_tasks: int) -> tuple[str, GradientLearner]:
-    """Fine-tuning with the rule, the rate and the number of steps that are best on validation tasks."""
-    found: dict[tuple[str, int], float] = {}
+    """Fine-tuning with the rule, rate and number of steps that are best on validation tasks, and its description."""
+    values: dict[tuple[str, int], float] = {}
     for name, rule in RULES.items():
         learner = GradientLearner(model, source.objective, FirstOrder(rule, max(STEPS))).eval()
         totals = Counter[int]()
         for index in range(num_tasks):
             task = source.task("val", index)
             with torch.no_grad():
-                way = learner.trajectory(task.support)
+                trajectory = learner.trajectory(task.support)
                 for steps in STEPS:
-                    told = learner.predict(way[steps], task.query.inputs)
-                    totals[steps] += float(source.objective.metrics(told, task.query)[METRIC])
-        found |= {(name, steps): total / num_tasks for steps, total in totals.items()}
-    (name, steps), best = min(found.items(), key=lambda item: (math.isnan(item[1]), item[1]))
-    about = f"fine-tuned ({name}, {steps} steps; {best:.3f} on {num_tasks} validation tasks)"
-    return about, GradientLearner(model, source.objective, FirstOrder(RULES[name], steps))
+                    prediction = learner.predict(trajectory[steps], task.query.inputs)
+                    totals[steps] += float(source.objective.metrics(prediction, task.query)[METRIC])
+        values |= {(name, steps): total / num_tasks for steps, total in totals.items()}
+    (name, steps), best = min(values.items(), key=lambda item: (math.isnan(item[1]), item[1]))
+    description = f"fine-tuned ({name}, {steps} steps; {best:.3f} on {num_tasks} validation tasks)"
+    return description, GradientLearner(model, source.objective, FirstOrder(RULES[name], steps))
 
 
-def read_along(model: nn.Module, source: TaskSource, num_tasks: int) -> tuple[str, kshot.Learner]:
-    """Dynamic evaluation of a model that was not meta-trained, at the rate that is best on validation tasks."""
+def tuned_dynamic_evaluation(model: nn.Module, source: TaskSource, num_tasks: int) -> tuple[str, kshot.Learner]:
+    """Dynamic evaluation without meta-training, at the rate that is best on validation tasks, and its description."""
     learners = {
         rate: kshot.learners.dynamic_evaluation(model, inner_lr=rate, rule="adam", rates="one", passes=2)
         for rate in READING
     }
-    found = {
+    values = {
         rate: evaluate(learner, source, split="val", num_tasks=num_tasks, audit=False).metrics[METRIC].mean
         for rate, learner in learners.items()
     }
-    best = min(found, key=lambda rate: found[rate])
+    best = min(values, key=lambda rate: values[rate])
     return f"dynamic evaluation, not meta-trained (Adam, rate {best})", learners[best]
 
 
 class NGrams:
-    r"""n-grams of a text with Witten and Bell's backing off; counts alone, no network.
+    r"""An n-gram model with Witten-Bell smoothing, estimated from counts.
 
     $$ p_n(x \mid h) = \frac{c(hx) + u(h)\, p_{n-1}(x \mid h')}{c(h) + u(h)} $$
 
-    with $u(h)$ the number of different symbols seen after the context $h$, and $h'$ it without its first symbol.
+    where $u(h)$ is the number of distinct symbols seen after the context $h$, and $h'$ is $h$ without its first symbol.
     """
 
     def __init__(self, windows: Tensor, targets: Tensor, symbols: int, order: int = 5) -> None:
         self.symbols, self.order = symbols, order
         self.counts: dict[tuple[int, ...], Counter[int]] = defaultdict(Counter)
-        for context, symbol in self._places(windows, targets):
+        for context, symbol in self._positions(windows, targets):
             for start in range(len(context) + 1):
                 self.counts[context[start:]][symbol] += 1
 
     def bits(self, windows: Tensor, targets: Tensor) -> float:
-        """The mean of what each symbol takes."""
-        chances = [self._chance(context, symbol) for context, symbol in self._places(windows, targets)]
-        return -sum(map(math.log2, chances)) / len(chances)
+        """Mean bits per symbol."""
+        probabilities = [self._probability(context, symbol) for context, symbol in self._positions(windows, targets)]
+        return -sum(map(math.log2, probabilities)) / len(probabilities)
 
-    def _places(self, windows: Tensor, targets: Tensor) -> list[tuple[tuple[int, ...], int]]:
+    def _positions(self, windows: Tensor, targets: Tensor) -> list[tuple[tuple[int, ...], int]]:
         return [
-            (tuple(window[max(0, place + 2 - self.order) : place + 1]), symbol)
+            (tuple(window[max(0, position + 2 - self.order) : position + 1]), symbol)
             for window, following in zip(windows.tolist(), targets.tolist())
-            for place, symbol in enumerate(following)
+            for position, symbol in enumerate(following)
             if symbol >= 0
         ]
 
-    def _chance(self, context: tuple[int, ...], symbol: int) -> float:
-        chance = 1 / self.symbols
+    def _probability(self, context: tuple[int, ...], symbol: int) -> float:
+        probability = 1 / self.symbols
         for start in range(len(context), -1, -1):
             seen = self.counts.get(context[start:])
             if seen:
-                chance = (seen[symbol] + len(seen) * chance) / (seen.total() + len(seen))
-        return chance
+                probability = (seen[symbol] + len(seen) * probability) / (seen.total() + len(seen))
+        return probability
 
 
-def of_counts(source: TaskSource, symbols: int, num_tasks: int) -> list[float]:
-    """The bits of n-grams, task by task."""
-    found = []
+def ngram_bits(source: TaskSource, symbols: int, num_tasks: int) -> list[float]:
+    """Bits per symbol of n-grams for each task."""
+    bits = []
     for index in range(num_tasks):
         support, query = source.task("test", index)
-        found.append(NGrams(support.inputs, support.targets, symbols).bits(query.inputs, query.targets))
-    return found
+        bits.append(NGrams(support.inputs, support.targets, symbols).bits(query.inputs, query.targets))
+    return bits
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("run", type=Path, help="folder of a run on source corpus, with pretraining")
+    parser.add_argument("run", type=Path, help="folder of a run with source corpus and pretraining")
     parser.add_argument("--tasks", type=int, default=200)
     parser.add_argument("--val", type=int, default=20)
     options = parser.parse_args()
@@ -137,32 +137,34 @@ def main() -> None:
     model = build_model(run.spec, run.shapes, head=True)
     pretrained = pretrained_model(run.spec, model, source, RunFolder(options.run))
     if pretrained is None:
-        raise SystemExit(f"{options.run} has no pretraining to fine-tune from")
-    as_it_is = GradientLearner(pretrained, source.objective, FirstOrder(SGD(1.0), 0))
-    reading = kshot.learners.dynamic_evaluation(pretrained, inner_lr=1.0, passes=0, causal_queries=False, rates="one")
-    about, fine_tuned = tuned(pretrained, source, options.val)
-    along, read = read_along(pretrained, source, options.val)
+        raise SystemExit(f"{options.run} has no pretraining; this benchmark needs a pretrained model")
+    unadapted_learner = GradientLearner(pretrained, source.objective, FirstOrder(SGD(1.0), 0))
+    with_context = kshot.learners.dynamic_evaluation(
+        pretrained, inner_lr=1.0, passes=0, causal_queries=False, rates="one"
+    )
+    description, fine_tuned = tuned(pretrained, source, options.val)
+    description_dynamic, dynamic = tuned_dynamic_evaluation(pretrained, source, options.val)
     rows = {
-        "pretrained, as it is": as_it_is,
-        "pretrained, a window of the support as context": reading,
-        about: fine_tuned,
-        along: read,
+        "pretrained, unadapted": unadapted_learner,
+        "pretrained, last support window as context": with_context,
+        description: fine_tuned,
+        description_dynamic: dynamic,
         f"{run.spec.learner.kind}, meta-trained": run.learner,
     }
     scores = {}
     for name, learner in rows.items():
         evaluated = evaluate(learner, source, split="test", num_tasks=options.tasks, audit=False)
         scores[name] = evaluated.per_task[METRIC]
-    scores["n-grams of the support alone"] = of_counts(source, run.shapes["symbols"], options.tasks)
-    ours, unadapted = list(scores)[len(rows) - 1], scores["pretrained, as it is"]
-    print("| | bits per symbol | less than unadapted | learner − baseline (paired) |\n| --- | --- | --- | --- |")
-    for name, own in scores.items():
-        mean, base = interval(own), interval(unadapted)
-        gap = "" if name == ours else "{0.mean:+.3f} ± {0.ci95:.3f}".format(difference([scores[ours]], [own]))
+    scores["n-grams of the support set alone"] = ngram_bits(source, run.shapes["symbols"], options.tasks)
+    ours, unadapted = list(scores)[len(rows) - 1], scores["pretrained, unadapted"]
+    print("| | bits per symbol | reduction from unadapted | learner − baseline (paired) |\n| --- | --- | --- | --- |")
+    for name, bits in scores.items():
+        mean, base = interval(bits), interval(unadapted)
+        gap = "" if name == ours else "{0.mean:+.3f} ± {0.ci95:.3f}".format(difference([scores[ours]], [bits]))
         print(f"| {name} | {mean.mean:.3f} ± {mean.ci95:.3f} | {1 - mean.mean / base.mean:.1%} | {gap} |")
     for count in (1, 2, 5):
         fewer = evaluate(run.learner, FewerShots(source, count), num_tasks=max(options.tasks // 3, 1), audit=False)
-        print(f"the learner with {count} windows: {fewer.metrics[METRIC]}")
+        print(f"learner with {count} support windows: {fewer.metrics[METRIC]}")
     print(f"{options.tasks} test tasks, episodes {evaluated.episodes_sha256[:16]}…, run {options.run}")
 
 

@@ -1,11 +1,11 @@
-"""How likely neural processes hold what they are asked for: random functions and sine waves, beside the best there is.
+"""Log-likelihood of neural processes on random functions and sine waves, compared with the best possible predictor.
 
     OMP_NUM_THREADS=1 python benchmarks/neural_processes.py [--steps 2000] [--only rbf] [--out runs/neural-processes]
     python benchmarks/neural_processes.py --figure docs/images/neural-processes.png
 
-Each learner is trained on each kind of task, and scored on the same test tasks as whoever knows the kernel of each
-task (the posterior of the Gaussian process), or that the function is a sine wave. What is trained is kept in `--out`,
-and used again. A table in Markdown is printed; `--figure` draws the first test tasks.
+Each learner is trained on each kind of task, and scored on the same test tasks as the predictor that knows the kernel
+of each task (the posterior of the Gaussian process), or that the function is a sine wave. Trained learners are saved in
+`--out` and reused. Prints a Markdown table; `--figure` plots the first test tasks.
 """
 
 from __future__ import annotations
@@ -41,30 +41,30 @@ LEARNERS: dict[str, Callable[[], kshot.Learner]] = {
     "ANP": lambda: kshot.learners.attentive_np(1, 1),
     "TNP-D": lambda: kshot.learners.tnp_d(1, 1),
 }
-FIGURES = ("log_likelihood", "mse", "coverage")
+METRICS = ("log_likelihood", "mse", "coverage")
 
 
 def known(source: TaskSource, index: int) -> Tree:
-    """The prediction of whoever knows where a test task comes from."""
+    """The prediction of the predictor that knows the distribution of a test task."""
     if isinstance(source, kshot.sources.functions.GaussianProcesses):
         return source.posterior("test", index)
     return sine_wave(source, index)
 
 
 def sine_wave(source: TaskSource, index: int) -> Tree:
-    r"""Bayesian linear regression on $\sin x$ and $\cos x$, of coefficients $N(0, 3^2)$, which about fits the prior."""
+    r"""Bayesian linear regression on $\sin x$ and $\cos x$ with coefficients $N(0, 3^2)$, close to the true prior."""
     support, query = source.task("test", index)
-    seen, asked = (
+    support_features, query_features = (
         torch.cat([batch.inputs.sin(), batch.inputs.cos()], 1).double().numpy() for batch in (support, query)
     )
-    precision = seen.T @ seen / NOISE**2 + np.eye(2) / 9
-    mean = asked @ np.linalg.solve(precision, seen.T @ support.targets.double().numpy() / NOISE**2)
-    variance = (asked * np.linalg.solve(precision, asked.T).T).sum(1, keepdims=True) + NOISE**2
+    precision = support_features.T @ support_features / NOISE**2 + np.eye(2) / 9
+    mean = query_features @ np.linalg.solve(precision, support_features.T @ support.targets.double().numpy() / NOISE**2)
+    variance = (query_features * np.linalg.solve(precision, query_features.T).T).sum(1, keepdims=True) + NOISE**2
     return {"mean": torch.from_numpy(mean).float(), "std": torch.from_numpy(np.sqrt(variance)).float()}
 
 
 def trained(name: str, kind: str, steps: int, out: Path) -> kshot.Learner:
-    """A learner trained on tasks of a kind, or read back."""
+    """Train a learner on a kind of task, or load it."""
     torch.manual_seed(0)
     learner, folder = LEARNERS[name](), out / f"{kind}-{name}-{steps}"
     if not folder.exists():
@@ -76,18 +76,18 @@ def trained(name: str, kind: str, steps: int, out: Path) -> kshot.Learner:
 
 
 def scores(source: TaskSource, num_tasks: int) -> dict[str, list[float]]:
-    """The figures of whoever knows, task by task."""
-    found: dict[str, list[float]] = {name: [] for name in FIGURES}
+    """The metrics of the best possible predictor for each task."""
+    values: dict[str, list[float]] = {name: [] for name in METRICS}
     for index in range(num_tasks):
         metrics = gaussian.metrics(known(source, index), source.task("test", index).query)
-        for name in FIGURES:
-            found[name].append(float(metrics[name]))
-    return found
+        for name in METRICS:
+            values[name].append(float(metrics[name]))
+    return values
 
 
 def table(kinds: list[str], steps: int, num_tasks: int, out: Path) -> None:
-    """Train and score, and print a row for each learner and kind of task."""
-    print("| tasks | learner | log-likelihood | behind the best | mse | coverage of 95 % | ms to adapt |")
+    """Train and score all learners, and print a row for each learner and kind of task."""
+    print("| tasks | learner | log-likelihood | gap to best | mse | coverage of 95 % | ms to adapt |")
     print("| --- | --- | --- | --- | --- | --- | --- |")
     for kind in kinds:
         source = SOURCES[kind]()
@@ -95,7 +95,7 @@ def table(kinds: list[str], steps: int, num_tasks: int, out: Path) -> None:
         show(kind, "known kernel" if kind != "sinusoid" else "known family", best, best, None)
         for name in LEARNERS:
             result = kshot.evaluate(trained(name, kind, steps, out), source, num_tasks=num_tasks)
-            show(kind, name, result.per_task, best, result.adapt_ms)
+            show(kind, name, result.per_task, best, result.adapt_ms.median)
         show(
             kind,
             "support mean",
@@ -106,29 +106,29 @@ def table(kinds: list[str], steps: int, num_tasks: int, out: Path) -> None:
 
 
 def show(
-    kind: str, name: str, own: dict[str, list[float]], best: dict[str, list[float]], adapt_ms: float | None
+    kind: str, name: str, scores: dict[str, list[float]], best: dict[str, list[float]], adapt_ms: float | None
 ) -> None:
-    """One row; what a learner is behind the best is taken task by task."""
-    behind = interval(list(np.subtract(best["log_likelihood"], own["log_likelihood"])))
+    """Print one row; the gap to the best predictor is paired by task."""
+    gap = interval(list(np.subtract(best["log_likelihood"], scores["log_likelihood"])))
     cells = [kind, name]
-    for figure in FIGURES:
-        mean, half, _ = interval(own[figure])
+    for metric in METRICS:
+        mean, half, _ = interval(scores[metric])
         cells.append(f"{mean:.3f} ± {half:.3f}")
-    cells.insert(3, "–" if own is best else f"{behind.mean:.3f} ± {behind.ci95:.3f}")
+    cells.insert(3, "–" if scores is best else f"{gap.mean:.3f} ± {gap.ci95:.3f}")
     cells.append("–" if adapt_ms is None else f"{adapt_ms:.1f}")
     print(f"| {' | '.join(cells)} |", flush=True)
 
 
 def draw(path: Path, kind: str, steps: int, out: Path) -> None:
-    """The first test tasks as the learners see them."""
+    """Plot the predictions of all learners on the first test tasks."""
     source = SOURCES[kind](queries=150)
     tasks = [source.task("test", index) for index in range(3)]
-    said = {"known kernel": [known(source, index) for index in range(3)]}
+    predictions = {"known kernel": [known(source, index) for index in range(3)]}
     for name in LEARNERS:
         learner = trained(name, kind, steps, out)
         with torch.no_grad():
-            said[name] = [learner.predict(learner.adapt(task.support), task.query.inputs) for task in tasks]
-    predictive_bands(tasks, said).savefig(path)
+            predictions[name] = [learner.predict(learner.adapt(task.support), task.query.inputs) for task in tasks]
+    predictive_bands(tasks, predictions).savefig(path)
 
 
 def main() -> None:

@@ -1,12 +1,12 @@
-"""Recipes beside the published figures that they are to reach: trains them, scores them, and writes RESULTS.md.
+"""Train and score the recipes that have published counterparts, and write the comparison into RESULTS.md.
 
-    python benchmarks/reproduce.py --out runs/reproduce                       # everything, two seeds each: hours
-    python benchmarks/reproduce.py omniglot-protonet --seeds 0 1 2 --resume   # one recipe; goes on where it was stopped
-    python benchmarks/reproduce.py --write                                    # no training: the table of what is there
+    python benchmarks/reproduce.py --out runs/reproduce                       # all recipes, two seeds each: hours
+    python benchmarks/reproduce.py omniglot-protonet --seeds 0 1 2 --resume   # one recipe; continues unfinished runs
+    python benchmarks/reproduce.py --write                                    # no training: write the existing scores
 
-Each recipe is trained once a seed by `kshot run`, in a folder of its own; validation tasks choose its checkpoint. That
-one checkpoint is then scored on the test tasks of each cell, and the scores are kept in the folder. Recipes that
-pretrain alike share the pretraining of a seed, and its minutes count for each of them.
+Each recipe is trained once per seed by `kshot run`, in a separate folder; validation tasks choose its checkpoint. This
+checkpoint is scored on the test tasks of each cell, and the scores are stored in the folder. Recipes with the same
+pretraining share it for each seed, and its time counts for each of them.
 """
 
 from __future__ import annotations
@@ -44,13 +44,13 @@ RESULTS = Path(__file__).with_name("RESULTS.md")
 BEGIN, END = "<!-- written by benchmarks/reproduce.py: begin -->", "<!-- end -->"
 SCORES = "scores.json"
 UNTESTED = ("evaluate.num_test_tasks=2", "baselines.names=[]")
-"""What a run leaves out, since its checkpoint is scored here."""
+"""Settings that skip the final evaluation of a run, since its checkpoint is scored here."""
 TASKS = 1000
 
 
 @dataclass(frozen=True)
 class Cell:
-    """Test tasks of one kind: `make` gives them from a recipe's own run file."""
+    """A column of the table: `make` builds the source of its test tasks from a recipe's run file."""
 
     name: str
     make: Callable[[Spec], TaskSource]
@@ -58,7 +58,7 @@ class Cell:
 
 
 def _of_source(ways: int, shots: int) -> Cell:
-    """The recipe's own source with other sizes; the tasks are the same for all seeds."""
+    """The recipe's source with other numbers of ways and shots; the tasks are the same for all seeds."""
 
     def make(spec: Spec) -> TaskSource:
         queries = 15 if ways == 5 else 5
@@ -73,20 +73,20 @@ RUNS = (Cell("official runs, 20-way 1-shot", lambda spec: sources.omniglot_runs(
 
 
 class Published(NamedTuple):
-    """What others reached.
+    """A published result.
 
     Attributes:
-        what: the method and where it is published.
-        accuracy: in each of the cells, in percent.
+        method: name and reference.
+        accuracy: accuracy in each cell, in percent.
     """
 
-    what: str
+    method: str
     accuracy: tuple[float, ...]
 
 
 @dataclass(frozen=True)
 class Table:
-    """Recipes whose figures stand side by side."""
+    """Recipes and published results in the same cells."""
 
     title: str
     cells: tuple[Cell, ...]
@@ -113,7 +113,7 @@ TABLES = (
         RUNS,
         ("omniglot-background",),
         (
-            Published("people (Lake et al., Science 350, 2015)", (95.5,)),
+            Published("humans (Lake et al., Science 350, 2015)", (95.5,)),
             Published("Bayesian Program Learning (the same)", (96.7,)),
         ),
     ),
@@ -125,10 +125,10 @@ def folder_of(out: Path, recipe: str, seed: int) -> Path:
 
 
 def train(recipe: str, seed: int, out: Path, *, resume: bool) -> Path:
-    """Train a recipe with a seed, unless that is done, and return its run folder.
+    """Train a recipe with a seed unless that run is finished, and return its run folder.
 
     Raises:
-        ValueError: the folder holds an unfinished run, and `resume` is false; or a run of another recipe.
+        ValueError: if the folder contains an unfinished run and `resume` is false, or a run of another recipe.
     """
     spec = load_spec(recipe, [f"seed={seed}", *UNTESTED])
     path = folder_of(out, recipe, seed)
@@ -138,7 +138,7 @@ def train(recipe: str, seed: int, out: Path, *, resume: bool) -> Path:
         return path
     begun = folder.spec.exists()
     if begun and not resume:
-        raise ValueError(f"{path} holds an unfinished run: go on with it by --resume, or choose another --out")
+        raise ValueError(f"{path} contains an unfinished run: continue it by --resume, or choose another --out")
     if not begun and share_pretraining(spec, path, out):
         begun = True
     run(spec, path, resume=begun)
@@ -146,7 +146,7 @@ def train(recipe: str, seed: int, out: Path, *, resume: bool) -> Path:
 
 
 def share_pretraining(spec: Spec, path: Path, out: Path) -> bool:
-    """Start the run `path` with the pretraining of another run in `out` that pretrains alike and has finished that."""
+    """Copy finished pretraining with the same settings from another run in `out` to the run `path`; return success."""
     if spec.pretrain is None:
         return False
     for other in sorted(out.iterdir()) if out.is_dir() else []:
@@ -161,7 +161,7 @@ def share_pretraining(spec: Spec, path: Path, out: Path) -> bool:
 
 
 def pretraining_of(spec: Spec) -> dict[str, Any]:
-    """All in a run file that pretraining depends on: for classes, not how many of them a task has."""
+    """The settings of a run file that pretraining depends on; the number of ways is not among them."""
     source = spec.source.model_dump()
     sizes = {"ways", "shots", "queries", "train_ways", "train_queries", "imbalance", "label_noise"}
     return {
@@ -174,34 +174,34 @@ def pretraining_of(spec: Spec) -> dict[str, Any]:
 
 
 def score(path: Path, cells: Iterable[Cell]) -> dict[str, Any]:
-    """Score a run's one checkpoint on the test tasks of the cells that are not scored yet; all scores by cell."""
+    """Score a run's checkpoint on the cells that have no scores yet; return all scores by cell."""
     file = path / SCORES
-    found: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {}
+    scores: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {}
     opened = kshot.load(path)
     for cell in cells:
-        if cell.name in found and found[cell.name]["weights_sha256"] == opened.weights:
+        if cell.name in scores and scores[cell.name]["weights_sha256"] == opened.weights:
             continue
         learner, source = opened.learner.to(device_of(opened.spec)), cell.make(opened.spec)
-        made = {"weights_sha256": opened.weights, "commit": environment()["commit"]}
+        details = {"weights_sha256": opened.weights, "commit": environment()["commit"]}
         if (
             isinstance(source, ClassTasks)
             and isinstance(learner, HeadLearner)
             and learner.function.batchnorm == "running"
         ):
-            made["episodes_sha256"] = hash_of(source, cell.num_tasks)
+            details["episodes_sha256"] = hash_of(source, cell.num_tasks)
             learner, source = on_features(learner, source)
         result = evaluate(learner, source, num_tasks=cell.num_tasks)
-        found[cell.name] = to_json(result.summary() | made)
-        beside = file.with_suffix(".part")
-        beside.write_text(json.dumps(found, indent=1))
-        beside.replace(file)
-    return found
+        scores[cell.name] = to_json(result.summary() | details)
+        temporary = file.with_suffix(".part")
+        temporary.write_text(json.dumps(scores, indent=1))
+        temporary.replace(file)
+    return scores
 
 
 def on_features(learner: HeadLearner, source: ClassTasks) -> tuple[HeadLearner, ClassTasks]:
-    """The same learner on the same test tasks, each example embedded once rather than in all tasks that draw it.
+    """The same learner on the same test tasks, with each example embedded once rather than in every task that has it.
 
-    It is exact, but for rounding, where the embedding looks at each example by itself: BatchNorm on running statistics.
+    Exact up to rounding if the embedding treats examples independently, as BatchNorm with running statistics does.
     """
     rows = np.unique(np.concatenate([*source.classes("test").values()]))
     device = next(learner.parameters()).device
@@ -219,7 +219,7 @@ def on_features(learner: HeadLearner, source: ClassTasks) -> tuple[HeadLearner, 
 
 
 def hash_of(source: TaskSource, num_tasks: int) -> str:
-    """The hash of the first test tasks, as `evaluate` gives it."""
+    """The hash of the first test tasks, as `evaluate` computes it."""
     digest = hashlib.sha256()
     for index in range(num_tasks):
         hash_into(digest, source.task("test", index))
@@ -227,7 +227,7 @@ def hash_of(source: TaskSource, num_tasks: int) -> str:
 
 
 def minutes_of(path: Path) -> tuple[float, float]:
-    """How long a run trained in all: minutes by the clock, validation included, and minutes of processor time."""
+    """Training time of a run in minutes: wall-clock time with validation, and processor time."""
     folder = RunFolder(path)
     clock = json.loads(folder.report.read_text())["timing"]["seconds"]
     processor = 0.0
@@ -238,11 +238,11 @@ def minutes_of(path: Path) -> tuple[float, float]:
 
 
 def rows_of(table: Table, out: Path) -> list[str]:
-    """The lines of a table in Markdown: what is published, and below it what the runs in `out` reached."""
+    """The lines of a Markdown table: the published results, then those of the runs in `out`."""
     names = [cell.name for cell in table.cells]
     lines = [f"| | {' | '.join(names)} | training | commit |", f"|{' --- |' * (len(names) + 3)}"]
     lines += [
-        f"| {published.what} | {' | '.join(f'{value:.4g}' for value in published.accuracy)} | | |"
+        f"| {published.method} | {' | '.join(f'{value:.4g}' for value in published.accuracy)} | | |"
         for published in table.published
     ]
     for recipe in table.recipes:
@@ -250,20 +250,25 @@ def rows_of(table: Table, out: Path) -> list[str]:
         scores = [json.loads((path / SCORES).read_text()) for path in done]
         if not done:
             continue
-        figures = [figure_of([own[name]["metrics"]["accuracy"] for own in scores if name in own]) for name in names]
+        figures = [
+            figure_of([run_scores[name]["metrics"]["accuracy"] for run_scores in scores if name in run_scores])
+            for name in names
+        ]
         times = [minutes_of(path) for path in done]
         clock, processor = (sum(part) / len(done) for part in zip(*times))
-        commits = sorted({str(own[name]["commit"]) for own in scores for name in names if name in own})
+        commits = sorted(
+            {str(run_scores[name]["commit"]) for run_scores in scores for name in names if name in run_scores}
+        )
         seeds = "1 seed" if len(done) == 1 else f"{len(done)} seeds"
         lines.append(
-            f"| `{recipe}`, {seeds} | {' | '.join(figures)} | {clock:.0f} min, {processor:.0f} of processor time | "
+            f"| `{recipe}`, {seeds} | {' | '.join(figures)} | {clock:.0f} min, {processor:.0f} min processor time | "
             f"{', '.join(commits)} |"
         )
     return lines
 
 
 def figure_of(metrics: list[dict[str, Any]]) -> str:
-    """A cell of the table: the mean in percent, the interval over tasks, and each seed's own mean."""
+    """A cell of the table: the mean in percent, the interval over tasks, and the mean of each seed."""
     if not metrics:
         return "–"
     pooled = over_seeds([Interval(**metric) for metric in metrics])
@@ -272,15 +277,15 @@ def figure_of(metrics: list[dict[str, Any]]) -> str:
 
 
 def section(out: Path) -> str:
-    """What goes into RESULTS.md."""
+    """The section for RESULTS.md."""
     lines = [
-        "## Beside published figures",
+        "## Comparison with published results",
         "",
         f"`python benchmarks/reproduce.py`, torch {torch.__version__}, {torch.get_num_threads()} thread(s). "
-        f"Accuracy in % on {TASKS:,} test tasks, 15 queries a class for 5 ways and 5 for 20 ways "
-        "(the official runs: 20 tasks of 1 query a class): mean over seeds ± 95 % interval over tasks (each seed's own "
-        "mean). One checkpoint, chosen on validation tasks; inductive. Training is a mean over seeds, pretraining "
-        "included.",
+        f"Accuracy in % on {TASKS:,} test tasks, with 15 queries per class for 5 ways and 5 for 20 ways "
+        "(official runs: 20 tasks with 1 query per class): mean over seeds ± 95 % interval over tasks (mean of each "
+        "seed). One checkpoint, chosen on validation tasks; inductive. Training time is the mean over seeds and "
+        "includes pretraining.",
     ]
     for table in TABLES:
         lines += ["", f"**{table.title}**", "", *rows_of(table, out)]
@@ -288,7 +293,7 @@ def section(out: Path) -> str:
 
 
 def write(text: str, path: Path = RESULTS) -> None:
-    """Put a section between its marks in a Markdown file, at the end if there are none yet."""
+    """Replace the section between the marks of a Markdown file, or append it if there are no marks."""
     before = path.read_text()
     if BEGIN in before:
         head, rest = before.split(BEGIN, 1)
@@ -301,19 +306,17 @@ def write(text: str, path: Path = RESULTS) -> None:
 def main() -> None:
     known = [recipe for table in TABLES for recipe in table.recipes]
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("recipes", nargs="*", metavar="RECIPE", help=f"of {', '.join(known)}; all by default")
-    parser.add_argument(
-        "--cells", nargs="+", metavar="CELL", help="such as '20-way 1-shot'; all of a recipe by default"
-    )
+    parser.add_argument("recipes", nargs="*", metavar="RECIPE", help=f"one or more of {', '.join(known)}; default: all")
+    parser.add_argument("--cells", nargs="+", metavar="CELL", help="such as '20-way 1-shot'; default: all")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
     parser.add_argument("--out", type=Path, default=Path("runs/reproduce"))
-    parser.add_argument("--resume", action="store_true", help="go on with unfinished runs")
-    parser.add_argument("--write", action="store_true", help="train and score nothing, only write RESULTS.md")
+    parser.add_argument("--resume", action="store_true", help="continue unfinished runs")
+    parser.add_argument("--write", action="store_true", help="only write RESULTS.md, without training or scoring")
     options = parser.parse_args()
     names = [cell.name for table in TABLES for cell in table.cells]
-    for what, given, right in (("recipe", options.recipes, known), ("cell", options.cells or [], names)):
-        if unknown := set(given) - set(right):
-            parser.error(f"unknown {what}: {', '.join(sorted(unknown))}; known are {', '.join(right)}")
+    for kind, chosen, valid in (("recipe", options.recipes, known), ("cell", options.cells or [], names)):
+        if unknown := set(chosen) - set(valid):
+            parser.error(f"unknown {kind}: {', '.join(sorted(unknown))}; expected one of {', '.join(valid)}")
     for table in () if options.write else TABLES:
         cells = [cell for cell in table.cells if cell.name in (options.cells or [cell.name])]
         for recipe in table.recipes:

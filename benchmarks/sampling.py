@@ -1,12 +1,12 @@
-"""Tasks per second on Omniglot, 5-way 1-shot with 15 queries: `ClassTasks.stack` against one PNG an item; and what
-sampling costs in a meta-step.
+"""Tasks per second on Omniglot, 5-way 1-shot with 15 queries: `ClassTasks.stack` against one PNG file per item; and the
+share of sampling in a meta-step.
 
     KSHOT_DATA=FOLDER python benchmarks/sampling.py [--seconds 2] [--rounds 5]
 
-learn2learn does not install on current Python, so `PerItem` is its `TaskDataset` written anew: the chain NWays,
-KShots, LoadData, RemapLabels, ConsecutiveLabels over a list of items, each of which is opened as a PNG, inverted,
-scaled to 28×28 and made a tensor when it is reached, as its `FullOmniglot` does; then one collate. Its files are in the
-cache of the operating system. The ways take turns; medians.
+learn2learn does not install on current Python, so `PerItem` is a re-implementation of its `TaskDataset`: the chain
+NWays, KShots, LoadData, RemapLabels, ConsecutiveLabels over a list of items, each of which is opened as a PNG file,
+inverted, scaled to 28×28 and converted to a tensor on access, as its `FullOmniglot` does; then one collate. The files
+are in the cache of the operating system. The methods are interleaved; results are medians.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ from kshot.training.step import meta_gradient
 
 WAYS, SHOTS, QUERIES = 5, 1, 15
 Item = tuple[int, list[Callable]]
-"""What a task description lists: the number of an example, and what makes it: first a loader, then transforms."""
+"""An item of a task description: the index of an example, and its transforms, the first of which loads it."""
 
 
 class Drawings:
-    """A data set of PNG files, and the tables of labels that a `MetaDataset` keeps."""
+    """A data set of PNG files, with the label tables of a `MetaDataset`."""
 
     def __init__(self, folder: Path) -> None:
         self.files = sorted(folder.rglob("*.png"))
@@ -53,7 +53,7 @@ class Drawings:
 
 
 class PerItem:
-    """Tasks as `TaskDataset` samples them."""
+    """Samples tasks as `TaskDataset` does."""
 
     def __init__(self, drawings: Drawings, ways: int, shots: int) -> None:
         self.drawings = drawings
@@ -106,12 +106,12 @@ class PerItem:
 
 
 def seconds_of(work: Callable[[int], object], seconds: float) -> float:
-    """Seconds that one call of `work` takes, over about so many seconds."""
+    """Seconds per call of `work`, measured over about `seconds`."""
     started, calls = time.perf_counter(), 0
-    while (passed := time.perf_counter() - started) < seconds:
+    while (elapsed := time.perf_counter() - started) < seconds:
         work(calls)
         calls += 1
-    return passed / calls
+    return elapsed / calls
 
 
 def main() -> None:
@@ -124,22 +124,22 @@ def main() -> None:
         with zipfile.ZipFile(library.find("omniglot") / "images_background.zip") as archive:
             archive.extractall(folder)
         per_item = PerItem(Drawings(Path(folder)), WAYS, SHOTS + QUERIES)
-        ways: dict[str, Callable[[int], object]] = {
-            "one PNG an item": lambda call: per_item.sample(),
+        methods: dict[str, Callable[[int], object]] = {
+            "one PNG per item": lambda call: per_item.sample(),
             "kshot, task by task": lambda call: source.task("train", call),
             "kshot, stacks of 16": lambda call: source.stack("train", range(16 * call, 16 * (call + 1))),
         }
-        found: dict[str, list[float]] = {name: [] for name in ways}
+        rates: dict[str, list[float]] = {name: [] for name in methods}
         for number in range(options.rounds + 1):
-            for name, work in ways.items():
-                each = seconds_of(work, options.seconds if number else 0.2) / (16 if "16" in name else 1)
+            for name, work in methods.items():
+                seconds_per_task = seconds_of(work, options.seconds if number else 0.2) / (16 if "16" in name else 1)
                 if number:
-                    found[name].append(1 / each)
+                    rates[name].append(1 / seconds_per_task)
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, median of {options.rounds} rounds")
-    slow = found["one PNG an item"]
-    for name, rates in found.items():
-        ratio = statistics.median(rate / other for rate, other in zip(rates, slow))
-        print(f"{name:<20} {statistics.median(rates):9,.0f} tasks/s   {ratio:7.1f} ×")
+    slow = rates["one PNG per item"]
+    for name, values in rates.items():
+        ratio = statistics.median(rate / other for rate, other in zip(values, slow))
+        print(f"{name:<20} {statistics.median(values):9,.0f} tasks/s   {ratio:7.1f} ×")
     for kind in ("pool", "stride"):
         learner = kshot.maml(kshot.models.conv4(1, WAYS, downsample=kind), inner_lr=0.1)
         shares = []
@@ -151,7 +151,7 @@ def main() -> None:
             if number:
                 shares.append((sampled - started) / (time.perf_counter() - started))
         share = statistics.median(shares)
-        print(f"sampling in a meta-step of 4 tasks, Conv4-64 {kind}, 1 inner step: {share:.2%}  (bound 5 %)")
+        print(f"share of sampling in a meta-step of 4 tasks, Conv4-64 {kind}, 1 inner step: {share:.2%}  (bound 5 %)")
 
 
 if __name__ == "__main__":

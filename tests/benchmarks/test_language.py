@@ -69,13 +69,14 @@ def test_cells_change_the_sizes_alone_and_split_as_the_recipe_does(language, rec
 
 def test_learners_train_lora_alone_and_are_tuned_without_a_look_at_the_test_split(language, tmp_path, monkeypatch):
     pytest.importorskip("peft", reason="peft is not installed; it is in the extra 'text'")
-    from test_encoders import WORDS, make_folder
+    from models.test_encoders import WORDS, make_folder
 
     folder, path = make_folder(tmp_path / "encoder"), tmp_path / "intents.json"
     pairs = [[f"{WORDS[k % 8]} {' '.join(f'{k:02}{n:02}')}", f"intent {k}"] for k in range(15) for n in range(21)]
     path.write_text(json.dumps([*pairs, ["it", "oos"], ["please it", "oos"]]))
     spec = load_spec(
-        "clinc-5w1s", [f"source.path={path}", f"source.encoder={folder}", "source.domain=domain", "source.outside=oos"]
+        "clinc-5w1s",
+        [f"source.path={path}", f"source.encoder={folder}", "source.domain=domain", "source.out_of_scope_label=oos"],
     )
     monkeypatch.setattr(language, "ENCODER", str(folder))
     monkeypatch.setattr(language, "load_spec", lambda recipe: spec)

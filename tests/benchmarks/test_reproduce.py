@@ -88,7 +88,7 @@ def test_what_is_done_is_not_done_again_and_what_is_unfinished_needs_resume(repr
     assert reproduce.train("tiny", 0, tmp_path, resume=False) == path
     assert reproduce.score(path, cells) == first
     (path / "report.json").unlink()
-    with pytest.raises(ValueError, match="tiny-seed0 holds an unfinished run: go on with it by --resume"):
+    with pytest.raises(ValueError, match="tiny-seed0 contains an unfinished run: continue it by --resume"):
         reproduce.train("tiny", 0, tmp_path, resume=False)
 
 
