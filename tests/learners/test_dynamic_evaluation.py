@@ -530,7 +530,7 @@ def test_a_text_of_nothing_and_a_state_of_another_run_are_refused(command, train
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"model": {"kind": "mlp"}}, "takes model language_model"),
+        ({"model": {"kind": "mlp"}}, "which model causal_lm or language_model takes"),
         ({"learner": {"kind": "protonet"}}, "compares features"),
     ],
 )
