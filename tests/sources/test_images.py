@@ -536,11 +536,11 @@ def test_a_hundred_thousand_classes_of_one_image_are_refused_at_once(monkeypatch
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        ({"size": 0}, "size must be at least 1 pixel, got 0"),
-        ({"colour": "gray"}, "colour must be rgb or grey, got 'gray'"),
-        ({"bad_images": "skip"}, "bad_images must be error or drop, got 'skip'"),
-        ({"outside": "yes"}, "outside must be error or allow, got 'yes'"),
-        ({"within": "alphabet"}, "within must be domain, got 'alphabet'"),
+        ({"size": 0}, "size must be at least 1, got 0"),
+        ({"colour": "gray"}, "colour must be one of grey, rgb, got 'gray'"),
+        ({"bad_images": "skip"}, "bad_images must be one of error, drop, got 'skip'"),
+        ({"outside": "yes"}, "outside must be one of error, allow, got 'yes'"),
+        ({"within": "alphabet"}, "within must be one of domain, got 'alphabet'"),
         ({"augment": {"shift": -1}}, "shift must be at least 0 pixels, got -1"),
         ({"augment": {"jitter": 2}}, "jitter must be 0 … 1, got 2"),
         ({"augment": {"rotate": -5}}, "rotate must be 0 … 180 degrees, got -5"),
