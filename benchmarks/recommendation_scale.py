@@ -96,7 +96,7 @@ def measure(folder: Path, steps: int, tasks: int) -> None:
     with stage(f"evaluate it, {tasks} tasks of test"):
         found["alpaca"] = kshot.evaluate(learner, source, tasks=tasks)
     with stage("the training log"):
-        log = recommenders.Ratings(*source.training_log(), size=len(source.preprocessor.items))
+        log = recommenders.Ratings(*source.training_log(), num_items=len(source.preprocessor.items))
     for kind, grid in recommenders.GRIDS.items():
         with stage(f"{kind.replace('_', ' ')}: {len(grid)} fitted and tried on {tasks} tasks of val, one on test"):
             tried = [recommenders.recommender(kind, log, source.objective, **options) for options in grid]

@@ -1,6 +1,7 @@
 """What the documents say is run."""
 
 import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -77,6 +78,56 @@ def test_each_example_on_your_data_runs(section, tmp_path, monkeypatch, capsys):
     for more in further:
         exec(compile(more, section, "exec"), {})
         assert "(5 tasks)" in capsys.readouterr().out
+
+
+EXTENDING = (ROOT / "docs" / "extending.md").read_text()
+PARTS = re.findall(r"```python\n(.*?)```", EXTENDING, re.DOTALL)
+RUN_FILE, FRAGMENTS = (
+    [block for block in re.findall(r"```yaml\n(.*?)```", EXTENDING, re.DOTALL) if block.startswith("name:") == whole]
+    for whole in (True, False)
+)
+
+
+@pytest.fixture
+def my_parts(tmp_path, monkeypatch):
+    """A folder with the module that the document on extending writes, importable."""
+    source = [block for block in PARTS if "from my_parts import" not in block]
+    (tmp_path / "my_parts.py").write_text("\n\n".join(source))
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    yield tmp_path
+    sys.modules.pop("my_parts", None)
+
+
+def test_each_part_of_the_document_on_extending_keeps_its_contract(my_parts, capsys):
+    checks = [block for block in PARTS if "from my_parts import" in block]
+    assert len(checks) == 6
+    for block in checks:
+        names: dict = {}
+        exec(compile(block, "extending.md", "exec"), names)
+        if "test_nearest_neighbours" in names:
+            (mark,) = names["test_nearest_neighbours"].pytestmark
+            assert "meta-gradient" in dict(mark.args[1])
+    assert "(20 tasks)" in capsys.readouterr().out
+
+
+def test_the_parts_of_the_document_on_extending_run_from_a_run_file(my_parts):
+    (text,) = RUN_FILE
+    (my_parts / "rings.yaml").write_text(text)
+    spec = load_spec("rings.yaml", [each for each in TINY if not each.startswith("baselines")])
+    report = run(spec, my_parts / "run", console=Console(quiet=True))
+    assert report["trusted"]
+    assert "macro_f1" in report["test"]
+    assert isinstance(kshot.load(my_parts / "run").learner, sys.modules["my_parts"].NearestNeighbours)
+    assert len(FRAGMENTS) == 5
+    for fragment in FRAGMENTS:
+        written = yaml.safe_load(text) | yaml.safe_load(fragment)
+        changed = parse_spec(yaml.safe_dump(written), "extending.md").model_dump()
+        for key, value in yaml.safe_load(fragment).items():
+            if isinstance(changed[key], dict):  # a kind without options may be written alone
+                value = {"kind": value} if isinstance(value, str) else value
+                changed[key] = {name: changed[key][name] for name in value}
+            assert changed[key] == value
 
 
 def test_your_data_has_an_example_of_every_source_that_takes_files():

@@ -139,7 +139,7 @@ def _candidates(
             raise ValueError(f"baseline {baseline} is for tasks of ratings, which these are not")
         with during(source, "training"):
             log = ratings.training_log()
-        fitted = Ratings(*log, size=len(ratings.preprocessor.items))
+        fitted = Ratings(*log, num_items=len(ratings.preprocessor.items))
         return [recommender(baseline, fitted, objective, **candidate) for candidate in GRIDS[baseline]]
     if baseline == "centroid":
         if spec.model is not None and spec.model.kind == "encoder":

@@ -18,7 +18,7 @@ from torch import nn
 from kshot import objectives
 from kshot.annotations import EMPTY, Declared, Supplied
 from kshot.app.importing import load
-from kshot.app.schema import ROOMS, Argument, Part, Strict, describe, factory_of, kinds, our_factory
+from kshot.app.schema import ROLES, Argument, Part, Strict, describe, factory_of, kinds, our_factory
 from kshot.app.spec import MODELS, Spec
 from kshot.data.text.tokenizer import RESERVED, Tokens
 from kshot.deciding.decisions import Policy
@@ -61,7 +61,7 @@ TAKES: dict[Any, str] = {
 """The sort of inputs that a model takes, by the arguments of its factory."""
 
 Supplies = Mapping[Any, Callable[[], Any]]
-"""What a run supplies to a factory, by marker or type, each computed when it is asked for."""
+"""What a run supplies to a factory, by marker or type, each computed when it is arguments for."""
 
 
 def build_source(spec: Spec) -> TaskSource:
@@ -115,7 +115,7 @@ def build_model(spec: Spec, shapes: Shapes, *, head: bool, learner: Part | None 
     """
     if spec.model is None:
         if "ids" in shapes:
-            raise ValueError(f"these inputs are {SORTS['ids']}, {_takers(SORTS['ids'])}")
+            raise ValueError(f"these inputs are {SORTS['ids']}, {_models_for(SORTS['ids'])}")
         return nn.Identity()
     learner = learner or spec.learner
     _check_fit(spec.model, learner, shapes, head)
@@ -127,7 +127,7 @@ def build_model(spec: Spec, shapes: Shapes, *, head: bool, learner: Part | None 
         Supplied.INPUT_SHAPE: lambda: inputs,
         Supplied.CHANNELS: lambda: inputs[0],
         Supplied.IMAGE_SIZE: lambda: inputs[1],
-        Supplied.FEATURE_MAPS: lambda: not head and Supplied.MAP_EMBEDDING in _asked_of(learner),
+        Supplied.FEATURE_MAPS: lambda: not head and Supplied.MAP_EMBEDDING in _supplied_arguments(learner),
         Supplied.NUM_SYMBOLS: lambda: shapes["symbols"],
         Supplied.CONTEXT_LENGTH: lambda: inputs[0] * (1 + (_declared(learner, Declared.CONTEXT_WINDOWS) or 0)),
         Supplied.LANGUAGE_MODEL: lambda: shapes["causal_lm"],
@@ -145,18 +145,18 @@ def build_model(spec: Spec, shapes: Shapes, *, head: bool, learner: Part | None 
 
 def _check_fit(model: Part, learner: Part, shapes: Shapes, head: bool) -> None:
     """Raise ValueError where a model does not fit the inputs or the learner, with what would."""
-    asked, inputs = _asked_of(model), shapes["inputs"]
-    taken = {TAKES[each] for each in asked if each in TAKES}
+    arguments, inputs = _supplied_arguments(model), shapes["inputs"]
+    taken = {TAKES[each] for each in arguments if each in TAKES}
     sort = next((sort for key, sort in SORTS.items() if key in shapes), ONE_TENSOR)
     names = f" ({', '.join(inputs)})" if isinstance(inputs, dict) else ""
     if taken and sort not in taken:
         raise ValueError(
             f"model {model.kind} does not fit these inputs{names}: it takes {' or '.join(sorted(taken))}, and these "
-            f"are {sort}, {_takers(sort)}"
+            f"are {sort}, {_models_for(sort)}"
         )
-    if Supplied.CHANNELS in asked and len(inputs) != 3:
+    if Supplied.CHANNELS in arguments and len(inputs) != 3:
         raise ValueError(f"model {model.kind} takes images (channels, height, width); these inputs are {tuple(inputs)}")
-    if Supplied.LANGUAGE_MODEL in asked and "causal_lm" not in shapes:
+    if Supplied.LANGUAGE_MODEL in arguments and "causal_lm" not in shapes:
         raise ValueError(
             f"model {model.kind} is the one whose tokenizer the source uses: give the source unit: tokens and tokenizer"
         )
@@ -167,25 +167,25 @@ def _check_fit(model: Part, learner: Part, shapes: Shapes, head: bool) -> None:
             f"learner {learner.kind} compares features; running text takes one that adapts what the model predicts, "
             "such as maml, meta_sgd or dynamic_evaluation"
         )
-    if Supplied.NUM_OUTPUTS in asked and not asked[Supplied.NUM_OUTPUTS].optional:
+    if Supplied.NUM_OUTPUTS in arguments and not arguments[Supplied.NUM_OUTPUTS].optional:
         raise ValueError(
             f"learner {learner.kind} takes features, and model {model.kind} always has a last layer: let its factory "
             "take outputs: NumOutputs | None, which is None for the features"
         )
-    gives_no_maps = Supplied.CHANNELS in asked and Supplied.FEATURE_MAPS not in asked
-    if gives_no_maps and Supplied.MAP_EMBEDDING in _asked_of(learner):
+    gives_no_maps = Supplied.CHANNELS in arguments and Supplied.FEATURE_MAPS not in arguments
+    if gives_no_maps and Supplied.MAP_EMBEDDING in _supplied_arguments(learner):
         raise ValueError(
             f"learner {learner.kind} compares feature maps, which model {model.kind} does not give: let its factory "
             "take maps: FeatureMaps, which is true for maps (n, D, H, W) in place of features (n, D)"
         )
 
 
-def _takers(sort: str) -> str:
+def _models_for(sort: str) -> str:
     """The models of kshot that take a sort of inputs, as the end of a sentence."""
     factories = {kind: describe(our_factory("model", kind)) for kind in kinds("model")}
-    takers = [kind for kind, asked in factories.items() if sort in [TAKES.get(each.supplied) for each in asked]]
-    if takers:
-        return f"which model {' or '.join(takers)} takes"
+    models = [kind for kind, arguments in factories.items() if sort in [TAKES.get(each.supplied) for each in arguments]]
+    if models:
+        return f"which model {' or '.join(models)} takes"
     return "which no model of kshot takes: take n-grams by features: words or characters, or a model of your own"
 
 
@@ -197,6 +197,9 @@ def build_learner(spec: Spec, model: nn.Module, shapes: Shapes, learner: Part | 
         model: of `build_model`.
         shapes: of one example.
         learner: by default that of the run file.
+
+    Raises:
+        ValueError: a learner that does not fit the inputs, has another objective, or cannot be built.
     """
     learner = learner or spec.learner
     base = None if spec.model is None else model
@@ -218,9 +221,15 @@ def build_learner(spec: Spec, model: nn.Module, shapes: Shapes, learner: Part | 
         Objective: lambda: objectives.from_name(shapes["objective"], allow_import=True),
     }
     # Only networks of their own take their weights from the run's seed; heads, from torch's global generator.
-    alone = all(each.optional for supplied, each in _asked_of(learner).items() if supplied in MODELS)
+    alone = all(each.optional for supplied, each in _supplied_arguments(learner).items() if supplied in MODELS)
     with seeded(spec.seed) if alone else nullcontext():
-        return _call("learner", learner, supplies)
+        built = _call("learner", learner, supplies)
+    if ":" in learner.kind and built.objective.name != shapes["objective"]:
+        raise ValueError(
+            f"learner {learner.kind} has the objective {built.objective.name}, and the run {shapes['objective']}: let "
+            "its factory take objective: Objective"
+        )
+    return built
 
 
 def build_policy(spec: Spec, target: Target, budget: Budget) -> Policy | None:
@@ -228,26 +237,26 @@ def build_policy(spec: Spec, target: Target, budget: Budget) -> Policy | None:
     return spec.policy and _call("policy", spec.policy, {Target: lambda: target, Budget: lambda: budget})
 
 
-def _call(room: str, part: Part, supplies: Supplies = EMPTY) -> Any:
+def _call(role: str, part: Part, supplies: Supplies = EMPTY) -> Any:
     """Call a part's factory.
 
     Raises:
         ValueError: a factory of the user's that cannot be called so, or makes something else.
     """
-    arguments = _arguments(room, part, supplies)
+    arguments = _arguments(role, part, supplies)
     try:
         made = factory_of(part)(**arguments)
     except TypeError as error:
         if ":" not in part.kind:
             raise
-        raise ValueError(f"{room} {part.kind} failed: TypeError: {error}") from error
-    result = load(ROOMS[room].result)
+        raise ValueError(f"{role} {part.kind} failed: TypeError: {error}") from error
+    result = load(ROLES[role].result)
     if isinstance(result, type) and not isinstance(made, result):
-        raise ValueError(f"{room} {part.kind} makes a {type(made).__name__}, and not a {result.__name__}")
+        raise ValueError(f"{role} {part.kind} makes a {type(made).__name__}, and not a {result.__name__}")
     return made
 
 
-def _arguments(room: str, part: Part, supplies: Supplies) -> dict[str, Any]:
+def _arguments(role: str, part: Part, supplies: Supplies) -> dict[str, Any]:
     """The arguments of a part's factory: what the run supplies, its options, and the sources within it."""
     arguments: dict[str, Any] = {}
     for argument in describe(factory_of(part)):
@@ -256,11 +265,11 @@ def _arguments(room: str, part: Part, supplies: Supplies) -> dict[str, Any]:
             arguments[argument.name] = supplies[argument.supplied]()
         elif argument.supplied is not None:
             raise ValueError(
-                f"{room} {part.kind}: its argument {argument.name!r} is annotated as {argument.supplied}, which a "
-                f"{room} is not supplied with"
+                f"{role} {part.kind}: its argument {argument.name!r} is annotated as {argument.supplied}, which a "
+                f"{role} is not supplied with"
             )
         elif argument.passes_on:
-            arguments |= {argument.name: factory_of(value)} | _arguments(room, value, supplies)
+            arguments |= {argument.name: factory_of(value)} | _arguments(role, value, supplies)
         elif argument.key in type(part).model_fields:
             arguments[argument.name] = _built(value, supplies)
     return arguments
@@ -275,7 +284,7 @@ def _built(value: Any, supplies: Supplies) -> Any:
     return value.model_dump() if isinstance(value, Strict) else value
 
 
-def _asked_of(part: Part) -> dict[Any, Argument]:
+def _supplied_arguments(part: Part) -> dict[Any, Argument]:
     """The arguments of a part's factory by what they are supplied with."""
     return {argument.supplied: argument for argument in describe(factory_of(part)) if argument.supplied is not None}
 
@@ -317,7 +326,7 @@ def _features_of(model: nn.Module | None, shapes: Shapes, learner: str) -> tuple
 def has_head(spec: Spec, learner: Part | None = None) -> bool:
     """Whether a learner, by default the run's, predicts through the model's own last layer, and so has a fixed number
     of ways."""
-    return spec.model is not None and Supplied.MODEL in _asked_of(learner or spec.learner)
+    return spec.model is not None and Supplied.MODEL in _supplied_arguments(learner or spec.learner)
 
 
 def device_of(spec: Spec) -> torch.device:

@@ -25,8 +25,8 @@ from kshot.annotations import Checked, Declared, OptionsOf, PartOfFile, Supplied
 from kshot.app.importing import constant, imported, load, nearest
 
 
-class Room(NamedTuple):
-    """Where the parts of one sort are.
+class Role(NamedTuple):
+    """Where the parts of one role, such as learners, are.
 
     Attributes:
         module: holds kshot's own.
@@ -37,13 +37,13 @@ class Room(NamedTuple):
     result: str
 
 
-ROOMS = {
-    "source": Room("kshot.sources", "kshot.tasks.source:TaskSource"),
-    "model": Room("kshot.models", "torch.nn:Module"),
-    "learner": Room("kshot.learners", "kshot.learner:Learner"),
-    "objective": Room("kshot.objectives", "kshot.objectives:Objective"),
-    "policy": Room("kshot.deciding.policies", "kshot.deciding.decisions:Policy"),
-    "baseline": Room("kshot.learners", "kshot.learner:Learner"),
+ROLES = {
+    "source": Role("kshot.sources", "kshot.tasks.source:TaskSource"),
+    "model": Role("kshot.models", "torch.nn:Module"),
+    "learner": Role("kshot.learners", "kshot.learner:Learner"),
+    "objective": Role("kshot.objectives", "kshot.objectives:Objective"),
+    "policy": Role("kshot.deciding.policies", "kshot.deciding.decisions:Policy"),
+    "baseline": Role("kshot.learners", "kshot.learner:Learner"),
 }
 BY_TYPE = ("kshot.objectives:Objective", "kshot.evaluation.target:Target", "kshot.deciding.policies:Budget")
 """The types of arguments that are supplied without a marker."""
@@ -236,7 +236,7 @@ def _schema(hint: Any) -> Any:
     if origin in (dict, abc.Mapping):
         inner = _schema(arguments[1])
         return None if inner is None else dict[arguments[0], inner]  # type: ignore[valid-type]
-    if hint is load(ROOMS["source"].result):
+    if hint is load(ROLES["source"].result):
         return Annotated[Any, part("source")]
     return None
 
@@ -276,16 +276,16 @@ def section(path: str, *without: str) -> PlainValidator:
     return PlainValidator(lambda value: _model(load(path), without=without).model_validate(value))
 
 
-def part(room: str) -> PlainValidator:
+def part(role: str) -> PlainValidator:
     """The check of a part of a run file."""
-    return PlainValidator(partial(check_part, room))
+    return PlainValidator(partial(check_part, role))
 
 
-def check_part(room: str, value: Any, *, without_path: bool = False) -> Part:
+def check_part(role: str, value: Any, *, without_path: bool = False) -> Part:
     """A part of a run file, checked; a word stands for a part with that kind and no options.
 
     Args:
-        room: a key of `ROOMS`.
+        role: a key of `ROLES`.
         value: what the file holds.
         without_path: whether another part gives the path, which is the first argument.
     """
@@ -297,9 +297,9 @@ def check_part(room: str, value: Any, *, without_path: bool = False) -> Part:
         raise problem(f"takes keys and values, 'kind' among them; got {value!r}")
     kind = value.get("kind")
     if not isinstance(kind, str):
-        raise problem("needs a 'kind'" if kind is None else f"has no kind {kind!r}{nearest(str(kind), kinds(room))}")
+        raise problem("needs a 'kind'" if kind is None else f"has no kind {kind!r}{nearest(str(kind), kinds(role))}")
     try:
-        factory = imported(kind) if ":" in kind else our_factory(room, kind)
+        factory = imported(kind) if ":" in kind else our_factory(role, kind)
         arguments = describe(factory) if factory else ()
         for argument in arguments:
             if argument.problem:
@@ -307,7 +307,7 @@ def check_part(room: str, value: Any, *, without_path: bool = False) -> Part:
     except ValueError as error:
         raise problem(f"cannot take kind {kind!r}: {error}") from None
     if factory is None:
-        raise problem(f"has no kind {kind!r}{nearest(kind, kinds(room))}")
+        raise problem(f"has no kind {kind!r}{nearest(kind, kinds(role))}")
     if not without_path:
         return _model(factory, kind).model_validate(value)
     path = next(iter(arguments), None)
@@ -322,15 +322,15 @@ WITHOUT_PATH = Annotated[Any, PlainValidator(partial(check_part, "source", witho
 
 
 @cache
-def kinds(room: str) -> tuple[str, ...]:
+def kinds(role: str) -> tuple[str, ...]:
     """The kinds of parts that kshot has."""
-    return tuple(sorted(name for name in dir(import_module(ROOMS[room].module)) if our_factory(room, name)))
+    return tuple(sorted(name for name in dir(import_module(ROLES[role].module)) if our_factory(role, name)))
 
 
 @cache
-def our_factory(room: str, kind: str) -> Any:
+def our_factory(role: str, kind: str) -> Any:
     """The factory of one of kshot's kinds; None if there is none of the name."""
-    factory, result = getattr(import_module(ROOMS[room].module), kind, None), load(ROOMS[room].result)
+    factory, result = getattr(import_module(ROLES[role].module), kind, None), load(ROLES[role].result)
     if kind.startswith("_") or kind != kind.lower() or kind == "from_name":
         return None
     if isinstance(result, type) and isinstance(factory, result):

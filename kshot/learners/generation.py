@@ -11,19 +11,22 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from kshot.annotations import NonNegativeFloat, PositiveFraction, PositiveInt
+from kshot.argument_checks import check_arguments
 from kshot.learner import Learner
 from kshot.types import Tree
 
 
+@check_arguments
 def generate(
     learner: Learner,
     state: Tree,
     prompt: Tensor | np.ndarray | Sequence[int],
     *,
-    length: int,
-    temperature: float = 1.0,
-    top_p: float = 1.0,
-    context: int | None = None,
+    length: PositiveInt,
+    temperature: NonNegativeFloat = 1.0,
+    top_p: PositiveFraction = 1.0,
+    context: PositiveInt | None = None,
     never: Collection[int] = (0, 1),
     seed: int = 0,
 ) -> Tensor:
@@ -50,7 +53,7 @@ def generate(
         The generated symbols, (length,) int64.
 
     Raises:
-        ValueError: an empty prompt, a length or a context below 1, a temperature below 0, a `top_p` outside 0 … 1.
+        ValueError: an empty prompt, or an argument out of bounds.
 
     Example:
         >>> from kshot import objectives
@@ -66,13 +69,6 @@ def generate(
     text = torch.as_tensor(prompt)
     if text.ndim != 1 or not len(text) or text.is_floating_point():
         raise ValueError(f"prompt must be integers (P,), at least one, got {text.dtype} {tuple(text.shape)}")
-    for name, count in (("length", length), ("context", context)):
-        if count is not None and count < 1:
-            raise ValueError(f"{name} must be at least 1, got {count}")
-    if not temperature >= 0:
-        raise ValueError(f"temperature must be at least 0, which takes the most likely symbol, got {temperature}")
-    if not 0 < top_p <= 1:
-        raise ValueError(f"top_p must be above 0 and at most 1, which allows all symbols, got {top_p}")
     random = torch.Generator().manual_seed(seed)
     text = text.long()
     was_training = learner.training

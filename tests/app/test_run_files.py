@@ -44,15 +44,15 @@ def test_every_source_is_documented():
     assert all(f"`{kind}`" in SECTIONS["Sources"] for kind in kinds("source"))
 
 
-@pytest.mark.parametrize("room", ["model", "learner"])
-def test_models_and_learners_are_documented_with_their_defaults(room):
-    (block,) = re.findall(r"```yaml\n(.*?)```", SECTIONS[f"{room.title()}s"], re.DOTALL)[:1]
+@pytest.mark.parametrize("role", ["model", "learner"])
+def test_models_and_learners_are_documented_with_their_defaults(role):
+    (block,) = re.findall(r"```yaml\n(.*?)```", SECTIONS[f"{role.title()}s"], re.DOTALL)[:1]
     written = yaml.safe_load(block)
-    assert set(written) == set(kinds(room))
+    assert set(written) == set(kinds(role))
     for kind, options in written.items():
-        part = check_part(room, {"kind": kind} | options)
+        part = check_part(role, {"kind": kind} | options)
         assert part.model_dump() == {"kind": kind} | options
-        for argument in describe(our_factory(room, kind)):
+        for argument in describe(our_factory(role, kind)):
             if argument.key and not argument.required:
                 default = list(argument.default) if isinstance(argument.default, tuple) else argument.default
                 assert options[argument.key] == default, (kind, argument.key)
@@ -75,5 +75,5 @@ def test_the_example_of_parts_of_ones_own_is_taken(tmp_path, monkeypatch):
     (code,) = re.findall(r"```python\n(.*?)```", SECTIONS["Parts of your own"], re.DOTALL)
     (tmp_path / "my_documented_parts.py").write_text(code)
     parts = yaml.safe_load(re.findall(r"```yaml\n(.*?)```", SECTIONS["Parts of your own"], re.DOTALL)[0])
-    for room, part in parts.items():
-        assert check_part(room, part | {"kind": part["kind"].replace("my_parts", "my_documented_parts")})
+    for role, part in parts.items():
+        assert check_part(role, part | {"kind": part["kind"].replace("my_parts", "my_documented_parts")})

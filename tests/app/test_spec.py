@@ -27,7 +27,7 @@ PARTS = """\
 import torch
 from torch import nn
 
-from kshot import Learner, Objective, objectives
+from kshot import Learner, Objective, learners, objectives
 from kshot.annotations import PositiveFloat, PositiveInt
 from kshot.deciding.decisions import Outcome, Stop
 from kshot.deciding.policies import Budget
@@ -89,6 +89,10 @@ def undecided(model: BaseModel, *, inner_lr: PositiveFloat):
 
 def wrong(model: BaseModel):
     return {"model": model}
+
+
+def of_classes(embedding: Embedding):
+    return learners.protonet(embedding)
 
 
 def with_slash(model: BaseModel, /):
@@ -197,6 +201,7 @@ def test_a_module_that_cannot_be_imported_says_why_and_where(tmp_path, code, mes
             r"learner \w+:undecided failed: TypeError: object of type 'float' has no len",
         ),
         ({"kind": "wrong"}, r"learner \w+:wrong makes a dict, and not a Learner"),
+        ({"kind": "of_classes"}, r"learner \w+:of_classes has the objective classification, and the run mse: let its"),
     ],
 )
 def test_a_factory_that_fails_is_named_with_its_error(parts, tmp_path, learner, message):
@@ -247,7 +252,7 @@ def test_a_word_stands_for_a_part_without_options():
     assert check_part("model", "mlp") == check_part("model", {"kind": "mlp"})
 
 
-def test_the_kinds_are_those_that_the_rooms_offer():
+def test_the_kinds_are_those_that_kshot_has():
     assert {"sinusoids", "mixture", "from_hf", "episodes"} <= set(kinds("source"))
     assert set(kinds("policy")) == {"rules"}
     assert not {"SupportMean", "with_warps", "from_scratch"} & set(kinds("learner"))

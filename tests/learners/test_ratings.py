@@ -147,7 +147,7 @@ def test_a_new_user_is_folded_into_the_factors_and_neighbours_are_cosines():
             found.append(np.abs(said(learner, support, own[10:]) - truth[10:]).mean())
         errors[kind] = np.mean(found)
     assert errors["matrix_factorisation"] < 0.75 * errors["global_mean"]
-    with pytest.raises(ValueError, match="a recommender is one of"):
+    with pytest.raises(ValueError, match="kind must be one of"):
         recommenders.recommender("svd", log, STARS)
 
 
@@ -316,7 +316,7 @@ def test_coverage_is_the_share_of_the_catalogue_that_somebody_is_shown(tmp_path)
     source = kshot.sources.movielens(
         tmp_path / "ml", shots=3, queries=5, start="first", split={"ratio": [0.6, 0.2, 0.2]}
     )
-    log = recommenders.Ratings(*source.training_log(), size=len(source.preprocessor.items))
+    log = recommenders.Ratings(*source.training_log(), num_items=len(source.preprocessor.items))
     learner = recommenders.recommender("item_mean", log, source.objective)
     order = np.argsort(-learner.offsets[1:].numpy(), kind="stable") + 1
     shown = set()
@@ -439,7 +439,7 @@ def test_a_neural_process_runs_on_ratings_through_a_model(tmp_path, monkeypatch,
     told = json.loads(command("recommend", "run", "--user", "me.csv", "--top", "4", "--ask", "1", "--json"))
     assert len(told["recommended"]) == 4
     Path("run.yaml").write_text("\n".join(line for line in text.splitlines() if not line.startswith("model:")))
-    assert "name a model that makes one of them" in command("run", "run.yaml", "--out", "other")
+    assert "give the run file a model that makes one of them" in command("run", "run.yaml", "--out", "other")
 
 
 def check_gains(opened) -> None:

@@ -293,7 +293,7 @@ def test_a_checkpoint_holds_what_learned_and_the_hash_of_the_files_of_the_rest(f
     (folder / "vocab.txt").write_text("\n".join([*PIECES[:-1], "ten"]))
     other = made()
     before = all_of(other)
-    with pytest.raises(ValueError, match=r"the pretrained model .* has changed since: .*; put back those that"):
+    with pytest.raises(ValueError, match=r"the pretrained model .* has changed since: .*; restore the files that"):
         load_checkpoint(tmp_path / "saved", other)
     assert all(torch.equal(value, before[name]) for name, value in all_of(other).items())
 

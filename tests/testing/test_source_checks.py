@@ -180,7 +180,7 @@ def test_classes_of_a_task_are_not_pooled_for_pretraining():
 
 SHIPPED = {
     "sinusoids": sources.sinusoids,
-    "sinusoids, spread": lambda: sources.sinusoids(noise=0.1, target_type="spread"),
+    "sinusoids, distribution": lambda: sources.sinusoids(noise=0.1, target_type="distribution"),
     "gaussian processes": sources.gaussian_processes,
     "tabular priors": lambda: sources.tabular_priors(rows=(10, 30)),
     "tabular priors, regression": lambda: sources.tabular_priors(target_type="regression", rows=(10, 30)),

@@ -13,6 +13,8 @@ from annotated_types import Len
 from torch import Tensor, nn
 
 from kshot import objectives
+from kshot.annotations import PositiveFloat
+from kshot.argument_checks import check_arguments
 from kshot.inner.functional import BatchNorm, Function
 from kshot.learner import Learner
 from kshot.learners.amortised.attention import perceptron, weighted_row_mean
@@ -44,10 +46,9 @@ class Mahalanobis(Head):
         example needs no special case: its covariance is zero.
     """
 
-    def __init__(self, ridge: float = 1.0) -> None:
+    @check_arguments
+    def __init__(self, ridge: PositiveFloat = 1.0) -> None:
         super().__init__()
-        if ridge <= 0:
-            raise ValueError(f"ridge must be above 0, got {ridge}")
         self.ridge = ridge
 
     def fit(self, feat_ND: Tensor, target_NC: Tensor, weight_N: Tensor) -> Tree:
@@ -122,6 +123,7 @@ class FilmLearner(Learner):
         return only_present(self.head.predict(state["head"], features.flatten(1)), state["present"])
 
 
+@check_arguments
 def cnaps(
     embedding: Embedding,
     encoder: TaskEncoder,
@@ -171,8 +173,6 @@ def cnaps(
         (the papers' auto-regressive path).
     """
     heads = {"mahalanobis": Mahalanobis, "prototypes": Prototypes}
-    if isinstance(head, str) and head not in heads:
-        raise ValueError(f"head must be one of {', '.join(heads)}, or a Head, got {head!r}")
     return FilmLearner(
         embedding,
         encoder,

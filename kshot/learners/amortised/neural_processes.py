@@ -229,7 +229,7 @@ def cnp(
         A learner for any number of shots, whose states are `width` numbers.
 
     Raises:
-        ValueError: a `min_std` outside 0 … 1, task-specific classes, or inputs or targets of another size.
+        ValueError: task-specific classes, or (when called) inputs or targets of another size.
 
     Example:
         >>> learner = cnp(1, 1, width=16)
@@ -357,9 +357,6 @@ def tnp_d(
 
     Returns:
         A learner for any number of shots, whose states hold two vectors of each support point and block.
-
-    Raises:
-        ValueError: as `attentive_np`.
 
     Example:
         >>> learner = tnp_d(1, 1, width=16, layers=2)

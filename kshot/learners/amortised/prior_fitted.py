@@ -246,9 +246,6 @@ def prior_fitted(
     Returns:
         A learner whose states hold, for each support row, keys, values and the fits.
 
-    Raises:
-        ValueError: widths that are no multiples of `heads`.
-
     Example:
         >>> learner = prior_fitted()
         >>> table = torch.tensor([[5.1, 0.2], [4.9, 0.3], [6.0, 1.5], [6.2, 1.4]])

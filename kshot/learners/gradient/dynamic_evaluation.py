@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from kshot import objectives
 from kshot.annotations import DerivativeOrder, NonNegativeInt, PositiveFloat
+from kshot.argument_checks import check_arguments
 from kshot.inner.per_parameter import Pattern, adaptable_params
 from kshot.inner.rates import LearnedRate
 from kshot.inner.solvers import InnerSolver
@@ -32,6 +33,7 @@ class Reader(GradientLearner):
     The state is `{"params": {name: tensor}, "tail": (c L,)}`; "tail" holds the last c L symbols read.
     """
 
+    @check_arguments
     def __init__(
         self,
         model: nn.Module,
@@ -39,14 +41,11 @@ class Reader(GradientLearner):
         solver: InnerSolver,
         *,
         adaptable: Pattern,
-        context_windows: int,
-        passes: int,
+        context_windows: NonNegativeInt,
+        passes: NonNegativeInt,
         causal_queries: bool,
     ) -> None:
         super().__init__(model, objective, solver, adaptable=adaptable, minibatch=1)
-        for name, count in (("context_windows", context_windows), ("passes", passes)):
-            if count < 0:
-                raise ValueError(f"{name} must be at least 0, got {count}")
         self.context_windows, self.passes, self.causal_queries = context_windows, passes, causal_queries
         self.transductive = causal_queries
 
@@ -93,6 +92,7 @@ class Reader(GradientLearner):
         return self.passes * len(support.weight) if steps is None else steps
 
 
+@check_arguments
 def dynamic_evaluation(
     model: BaseModel,
     *,
@@ -133,9 +133,6 @@ def dynamic_evaluation(
     Returns:
         A learner for `kshot.sources.corpus` with `order="given"`.
 
-    Raises:
-        ValueError: as `maml`, or `passes` or `context_windows` below 0.
-
     Example:
         >>> learner = dynamic_evaluation(kshot.models.language_model(symbols=12, width=8), inner_lr=0.1)
         >>> text = Batch.of(torch.ones(3, 5).long(), torch.ones(3, 5).long())
@@ -150,8 +147,6 @@ def dynamic_evaluation(
         weights. Context windows are read again, rather than a recurrent state carried on, so that any causal model
         serves.
     """
-    if rates not in ("one", "tensor", "element"):
-        raise ValueError(f"rates must be one, tensor or element, got {rates!r}")
     rate: Any = inner_lr if rates == "one" else LearnedRate(adaptable_params(model, adaptable), inner_lr, per=rates)
     solver = make_solver(order, make_rule(rule, rate), 1)
     options: dict[str, Any] = {"context_windows": context_windows, "passes": passes, "causal_queries": causal_queries}

@@ -43,9 +43,6 @@ def imaml(
     Returns:
         A learner whose meta-gradient is that of the minimum; it is approximate if `steps` do not reach the minimum.
 
-    Raises:
-        ValueError: as `maml`, or numbers out of range.
-
     Example:
         >>> imaml(nn.Linear(1, 1), inner_lr=0.1, proximity=2.0).solver.proximity
         2.0

@@ -42,7 +42,7 @@ def maml(
         A learner; train it with `kshot.fit`, or with any outer optimiser over `learner.parameters()`.
 
     Raises:
-        ValueError: an order other than 1 or 2, a rate not above 0, or a pattern that matches nothing.
+        ValueError: an argument out of bounds, or a pattern that matches nothing.
 
     Example:
         >>> learner = maml(nn.Linear(1, 1), inner_lr=0.1, objective=objectives.mse)

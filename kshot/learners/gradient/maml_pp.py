@@ -80,9 +80,6 @@ def maml_pp(
     Returns:
         A learner; while it is not trained it behaves as with `multi_step=0, first_order=0`.
 
-    Raises:
-        ValueError: as `maml`, or fractions outside 0 … 1.
-
     Example:
         >>> learner = maml_pp(nn.Linear(3, 2), inner_lr=0.1, steps=5)
         >>> [tuple(rate.shape) for rate in learner.solver.rule.parameters()]

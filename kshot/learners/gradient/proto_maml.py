@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kshot import objectives
-from kshot.annotations import DerivativeOrder, NonNegativeInt, PositiveFloat
+from kshot.annotations import DerivativeOrder, NonNegativeInt, PositiveFloat, PositiveInt
+from kshot.argument_checks import check_arguments
 from kshot.inner.functional import BatchNorm, Function
 from kshot.inner.per_parameter import Pattern
 from kshot.inner.rules import SGD
@@ -58,10 +59,9 @@ class SharedInit(HeadInit):
         features: D, width of the embedding's output.
     """
 
-    def __init__(self, features: int) -> None:
+    @check_arguments
+    def __init__(self, features: PositiveInt) -> None:
         super().__init__()
-        if features < 1:
-            raise ValueError(f"features must be the width of the embedding's output, at least 1, got {features}")
         self.vector = nn.Parameter(torch.zeros(features))
         nn.init.normal_(self.vector, std=features**-0.5)
 
@@ -91,9 +91,6 @@ def proto_maml(
         embedding: any module: inputs (n, ...) to features (n, ...).
         inner_lr, steps, order, objective, batchnorm: as in `maml`.
         adaptable: parameters of the embedding that adapt; the head always does.
-
-    Returns:
-        A learner for classification with any number of ways and shots.
 
     Example:
         >>> learner = proto_maml(nn.Linear(1, 4), inner_lr=0.1)
@@ -129,9 +126,6 @@ def unicorn_maml(
     Args:
         embedding, inner_lr, steps, order, objective, adaptable, batchnorm: as in `proto_maml`.
         features: D, width of the embedding's output.
-
-    Returns:
-        A learner for classification with any number of ways and shots.
 
     Example:
         >>> learner = unicorn_maml(nn.Linear(1, 4), features=4, inner_lr=0.1)

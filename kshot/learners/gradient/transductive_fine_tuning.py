@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from kshot import objectives
 from kshot.annotations import DerivativeOrder, NonNegativeFloat, NonNegativeInt, PositiveFloat
+from kshot.argument_checks import check_arguments
 from kshot.inner.functional import BatchNorm, Function
 from kshot.inner.per_parameter import adaptable_params
 from kshot.inner.rules import Adam
@@ -40,12 +41,17 @@ class TransductiveTuner(Learner):
 
     transductive = True
 
+    @check_arguments
     def __init__(
-        self, embedding: nn.Module, objective: Objective, solver: InnerSolver, *, entropy: float, batchnorm: BatchNorm
+        self,
+        embedding: nn.Module,
+        objective: Objective,
+        solver: InnerSolver,
+        *,
+        entropy: NonNegativeFloat,
+        batchnorm: BatchNorm,
     ) -> None:
         super().__init__(objective)
-        if not entropy >= 0:
-            raise ValueError(f"entropy must be at least 0, got {entropy}")
         self.model, self.solver, self.head_init, self.entropy = Headed(embedding), solver, PrototypeInit(), entropy
         self.function = Function(self.model, batchnorm)
         self.task_norm = self.function.task_norm
@@ -94,12 +100,6 @@ def transductive_fine_tune(
         entropy: $\beta$.
         order: if the learner is meta-trained, 1 differentiates the steps to first order, 2 exactly.
         objective, batchnorm: as in `maml`.
-
-    Returns:
-        A transductive learner for any number of ways and shots.
-
-    Raises:
-        ValueError: as `maml`, or a negative $\beta$.
 
     Example:
         >>> learner = transductive_fine_tune(nn.Linear(2, 3), inner_lr=0.01, steps=3)

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from kshot import objectives
 from kshot.annotations import PositiveFloat
+from kshot.argument_checks import check_arguments
 from kshot.inner.convex import crammer_singer, logistic
 from kshot.inner.functional import BatchNorm
 from kshot.learners.heads.distances import log_parameter
@@ -148,9 +149,6 @@ def r2d2(
         A learner for any number of ways and shots. It solves as many equations as there are support rows or features,
         whichever is less.
 
-    Raises:
-        ValueError: an `l2` or a scale that is not above 0.
-
     Example:
         >>> learner = r2d2(nn.Flatten(), l2=1e-6, scale=None, objective=objectives.mse)
         >>> support = kshot.Batch.of(torch.tensor([[0.0], [1.0]]), torch.tensor([[1.0], [3.0]]))
@@ -168,6 +166,7 @@ def r2d2(
     return HeadLearner(embedding, Ridge(l2, scale), objective, batchnorm=batchnorm)
 
 
+@check_arguments
 def metaoptnet(
     embedding: Embedding,
     *,
@@ -193,7 +192,7 @@ def metaoptnet(
         classes, in float64.
 
     Raises:
-        ValueError: an unknown base, or numbers that are not above 0.
+        ValueError: an unknown base.
 
     Example:
         >>> learner = metaoptnet(nn.Flatten(), l2=1e-3)
@@ -214,10 +213,8 @@ def metaoptnet(
     if base == "svm":
         solver = partial(crammer_singer, steps=20)
         head: Linear = DualLinear(solver, 10.0 if l2 is None else l2, scale, learned=False)
-    elif base == "ridge":
-        head = Ridge(50.0 if l2 is None else l2, scale, learned=False)
     else:
-        raise ValueError(f"base must be one of svm, ridge, got {base!r}")
+        head = Ridge(50.0 if l2 is None else l2, scale, learned=False)
     return HeadLearner(embedding, head, objective, batchnorm=batchnorm)
 
 
@@ -241,9 +238,6 @@ def logistic_regression(
 
     Returns:
         A learner for any number of ways and shots. It costs about $C N^3$ for N support rows of C classes, in float64.
-
-    Raises:
-        ValueError: an `l2` or a scale that is not above 0.
 
     Example:
         >>> learner = logistic_regression(nn.Flatten())

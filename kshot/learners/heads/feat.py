@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from kshot import objectives
-from kshot.annotations import FractionBelowOne, NonNegativeFloat, PositiveFloat
+from kshot.annotations import FractionBelowOne, NonNegativeFloat, PositiveFloat, PositiveInt
+from kshot.argument_checks import check_arguments
 from kshot.inner.functional import BatchNorm
 from kshot.inner.vmap_overrides import layer_norm
 from kshot.learners.heads.distances import class_means, euclidean
@@ -30,10 +31,9 @@ class SetTransformer(nn.Module):
         dropout: dropout rate of what is added to $x_i$.
     """
 
-    def __init__(self, features: int, dropout: float) -> None:
+    @check_arguments
+    def __init__(self, features: PositiveInt, dropout: FractionBelowOne) -> None:
         super().__init__()
-        if features < 1:
-            raise ValueError(f"features must be the width of the embedding's output, at least 1, got {features}")
         self.query, self.key, self.value = (nn.Linear(features, features, bias=False) for _ in range(3))
         self.out, self.dropout = nn.Linear(features, features), nn.Dropout(dropout)
         self.scale, self.shift = nn.Parameter(torch.ones(features)), nn.Parameter(torch.zeros(features))
@@ -50,10 +50,9 @@ class SetTransformer(nn.Module):
 class AdaptedPrototypes(Head):
     """Class means, transformed as a set, and squared Euclidean distance to them divided by a temperature."""
 
-    def __init__(self, transformer: SetTransformer, temperature: float) -> None:
+    @check_arguments
+    def __init__(self, transformer: SetTransformer, temperature: PositiveFloat) -> None:
         super().__init__()
-        if not temperature > 0:
-            raise ValueError(f"temperature must be above 0, got {temperature}")
         self.transformer, self.temperature = transformer, temperature
 
     def fit(self, feat_ND: Tensor, target_NC: Tensor, weight_N: Tensor) -> Tree:
@@ -78,9 +77,8 @@ class ContrastiveLoss:
         contrast: $\beta$.
     """
 
-    def __init__(self, contrast: float) -> None:
-        if not contrast >= 0:
-            raise ValueError(f"contrast must be at least 0, got {contrast}")
+    @check_arguments
+    def __init__(self, contrast: NonNegativeFloat) -> None:
         self.contrast = contrast
 
     def __call__(self, learner: HeadLearner, task: Task) -> Tensor:
@@ -125,12 +123,6 @@ def feat(
         contrast: $\beta$, the weight of the regulariser.
         dropout: dropout rate of what the transformer adds to a class mean.
         objective, batchnorm: as in `protonet`.
-
-    Returns:
-        A learner for any number of ways and shots.
-
-    Raises:
-        ValueError: numbers out of bounds.
 
     Example:
         >>> learner = feat(nn.Flatten(), features=3)

@@ -77,12 +77,6 @@ def baseline_pp(
         scale: initial value of $s$; if the learner is meta-trained it is learned, through the steps and exactly.
         objective, batchnorm: as in `protonet`; the paper's BatchNorm is "running".
 
-    Returns:
-        A learner for any number of ways and shots.
-
-    Raises:
-        ValueError: a rate or a scale that is not above 0.
-
     Example:
         >>> learner = baseline_pp(nn.Flatten(), inner_lr=0.1, steps=5)
         >>> support = kshot.Batch.of(torch.tensor([[1.0, 0.0], [0.0, 1.0]]), torch.tensor([0, 1]), ways=2)
@@ -179,9 +173,6 @@ def pmf(
     Returns:
         A learner for any number of ways and shots. `kshot.fit` meta-trains it as a ProtoNet (M); `adapt`, and so
         evaluation, fine-tunes it.
-
-    Raises:
-        ValueError: numbers out of bounds.
 
     Example:
         >>> learner = pmf(nn.Linear(2, 3), inner_lr=0.01, steps=4)

@@ -78,12 +78,6 @@ def frn(
         scale: initial value of $\gamma$.
         objective, batchnorm: as in `protonet`.
 
-    Returns:
-        A learner for any number of ways and shots.
-
-    Raises:
-        ValueError: a scale that is not above 0.
-
     Example:
         >>> learner = frn(nn.Identity())
         >>> support = kshot.Batch.of(torch.eye(4).reshape(2, 2, 2, 2), torch.tensor([0, 1]), ways=2)

@@ -84,7 +84,7 @@ class HeadLearner(Learner):
 
     The state is `{"head": …, "statistics": …, "present": (C,)}`. "statistics" is there if queries need BatchNorm
     statistics of the support, "present" if classes without support examples get no probability. A learner that tunes
-    the embedding adds its `"params"`.
+    the embedding adds its `"params"`. Any number of ways and shots will do.
 
     Args:
         embedding: any module that maps the task's inputs to features (n, ...).

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from kshot import objectives
 from kshot.annotations import NonNegativeFloat, NonNegativeInt, PositiveInt
+from kshot.argument_checks import check_arguments
 from kshot.inner.functional import BatchNorm
 from kshot.learners.heads.distances import class_means, euclidean
 from kshot.learners.heads.head_learner import Head, HeadLearner
@@ -33,11 +34,9 @@ class Laplacian(Head):
 
     transductive = True
 
-    def __init__(self, neighbours: int, smoothness: float, steps: int) -> None:
+    @check_arguments
+    def __init__(self, neighbours: PositiveInt, smoothness: NonNegativeFloat, steps: NonNegativeInt) -> None:
         super().__init__()
-        for name, value, least in (("neighbours", neighbours, 1), ("smoothness", smoothness, 0), ("steps", steps, 0)):
-            if not value >= least:
-                raise ValueError(f"{name} must be at least {least}, got {value}")
         self.neighbours, self.smoothness, self.steps = neighbours, smoothness, steps
 
     def fit(self, feat_ND: Tensor, target_NC: Tensor, weight_N: Tensor) -> Tree:
@@ -87,9 +86,6 @@ def laplacian_shot(
     Returns:
         A transductive learner for any number of ways and shots. The centre is 0 until `training.fit_feature_statistics`
         measures it.
-
-    Raises:
-        ValueError: numbers out of bounds.
 
     Example:
         >>> learner = laplacian_shot(nn.Flatten(), features=2)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from kshot import objectives
 from kshot.annotations import NonNegativeInt, PositiveFloat
+from kshot.argument_checks import check_arguments
 from kshot.inner.functional import BatchNorm
 from kshot.learners.heads.distances import cosine, log_parameter
 from kshot.learners.heads.head_learner import Head, HeadLearner
@@ -76,6 +77,7 @@ class Matching(Head):
         return probability_MC.clamp_min(torch.finfo(probability_MC.dtype).tiny).log()
 
 
+@check_arguments
 def matching_net(
     embedding: Embedding,
     *,
@@ -101,7 +103,7 @@ def matching_net(
         A learner for any number of ways and shots; its state holds the support's features.
 
     Raises:
-        ValueError: numbers out of bounds, or context without `features`.
+        ValueError: context without `features`.
 
     Example:
         >>> learner = matching_net(nn.Flatten(), scale=1.0)
@@ -117,8 +119,6 @@ def matching_net(
         The scale is 1 in the paper. The paper's $g$ is a bidirectional LSTM over the support in some order; here it is
         the paper's $f$ with weights of its own, so that the order of the support does not matter.
     """
-    if context_steps < 0:
-        raise ValueError(f"context_steps must be at least 0, got {context_steps}")
     contexts = None
     if context_steps:
         if not features:

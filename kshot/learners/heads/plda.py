@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from kshot import objectives
-from kshot.annotations import PositiveFloat, PositiveFraction
+from kshot.annotations import PositiveFloat, PositiveFraction, PositiveInt
+from kshot.argument_checks import check_arguments
 from kshot.inner.functional import BatchNorm
 from kshot.learners.heads.distances import log_parameter
 from kshot.learners.heads.head_learner import FeatureStatistics, HeadLearner, sum_by_class
@@ -41,13 +42,11 @@ class Plda(FeatureStatistics):
     axes: Tensor
     spread: Tensor
 
-    def __init__(self, features: int, *, within: float, between: float, scale: float) -> None:
+    @check_arguments
+    def __init__(
+        self, features: PositiveInt, *, within: PositiveFraction, between: PositiveFraction, scale: PositiveFloat
+    ) -> None:
         super().__init__()
-        if features < 1:
-            raise ValueError(f"features must be the width of the embedding's output, at least 1, got {features}")
-        for name, share in (("within", within), ("between", between)):
-            if not 0 < share <= 1:
-                raise ValueError(f"{name} must be a shrinkage above 0 and at most 1, got {share}")
         self.within, self.between = within, between
         self.log_scale = log_parameter("scale", scale)
         self.register_buffer("centre", torch.zeros(features))
@@ -149,9 +148,6 @@ def plda(
     Returns:
         A learner for any number of ways and shots. $\mu$ is 0 and $W = B = I$ until
         `training.fit_feature_statistics(learner, source)` measures them.
-
-    Raises:
-        ValueError: numbers out of bounds.
 
     Example:
         >>> learner = plda(nn.Flatten(), features=1)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from kshot import objectives
 from kshot.annotations import PositiveInt
+from kshot.argument_checks import check_arguments
 from kshot.inner.functional import BatchNorm
 from kshot.learner import Learner, query_loss
 from kshot.learners.heads.distances import class_means
@@ -64,6 +65,7 @@ def squared_relations(learner: Learner, task: Task) -> Tensor:
     return weighted_mean((logits.sigmoid() - task.query.targets).square().sum(1), task.query.weight)
 
 
+@check_arguments
 def relation_net(
     embedding: MapEmbedding,
     *,
@@ -94,7 +96,7 @@ def relation_net(
         A learner for any number of ways and shots. A prediction takes a pass of $g_\phi$ for each query and class.
 
     Raises:
-        ValueError: an unknown loss, or a width below 1.
+        ValueError: an unknown loss.
 
     Example:
         >>> learner = relation_net(nn.Flatten(), features=3)
@@ -110,10 +112,6 @@ def relation_net(
         default module has GroupNorm, since the paper's BatchNorm would mix the queries, and ends in pooling, so that
         maps of any size fit.
     """
-    if loss not in ("squared", "objective"):
-        raise ValueError(f"loss must be 'squared' or 'objective', got {loss!r}")
-    if hidden < 1:
-        raise ValueError(f"hidden must be at least 1, got {hidden}")
     head = Relation(relation_module(features, hidden) if relation is None else relation)
     outer = squared_relations if loss == "squared" else query_loss
     return HeadLearner(embedding, head, objective, batchnorm=batchnorm, outer=outer)

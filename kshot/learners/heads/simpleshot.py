@@ -10,7 +10,8 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from kshot import objectives
-from kshot.annotations import PositiveFloat
+from kshot.annotations import PositiveFloat, PositiveInt
+from kshot.argument_checks import check_arguments
 from kshot.inner.functional import BatchNorm
 from kshot.learners.heads.distances import Scaled, euclidean
 from kshot.learners.heads.head_learner import FeatureStatistics, Head, HeadLearner
@@ -35,10 +36,9 @@ class Centred(FeatureStatistics):
 
     centre: Tensor
 
-    def __init__(self, head: Head, features: int) -> None:
+    @check_arguments
+    def __init__(self, head: Head, features: PositiveInt) -> None:
         super().__init__()
-        if features < 1:
-            raise ValueError(f"features must be the width of the embedding's output, at least 1, got {features}")
         self.head = head
         self.scores_absent, self.transductive = head.scores_absent, head.transductive
         self.register_buffer("centre", torch.zeros(features))
@@ -88,9 +88,6 @@ def simpleshot(
     Returns:
         A learner for any number of ways and shots. $\mu$ is 0 until `training.fit_feature_statistics(learner, source)`
         measures it.
-
-    Raises:
-        ValueError: `features` or a scale out of bounds.
 
     Example:
         >>> learner = simpleshot(nn.Flatten(), features=2)

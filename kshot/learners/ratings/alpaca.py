@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from kshot import objectives
 from kshot.annotations import NonNegativeFloat, PositiveFloat, PositiveInt
+from kshot.argument_checks import check_arguments
 from kshot.inner.functional import Function
 from kshot.learner import Learner
 from kshot.objectives import Objective, levels_of, weighted_mean
@@ -159,6 +160,7 @@ def posterior(
     return prior_D * mean_D, (prior_D[:, None] * inner_DD * prior_D).contiguous()
 
 
+@check_arguments
 def alpaca(
     embedding: Embedding,
     *,
@@ -211,7 +213,5 @@ def alpaca(
         The prior's covariance is diagonal, and the noise is one number; the choice of items and the levels are not in
         ALPaCA.
     """
-    if not (noise > 0 and prior > 0):
-        raise ValueError(f"noise and prior must be above 0, got {noise} and {prior}")
     sizes = {"hidden": hidden, "user_features": user_features}
     return Alpaca(embedding, features, objective, noise=noise, prior=prior, item_penalty=item_penalty, **sizes)
