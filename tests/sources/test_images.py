@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import inspect
 import io
 import logging
 import os
@@ -584,8 +585,6 @@ def test_a_run_file_names_a_folder_and_is_carried_out(folder, by_files, tmp_path
 
 
 def test_the_run_file_and_the_function_have_the_same_options_and_defaults():
-    import inspect
-
     from kshot.app.schema import check_part
 
     spec = check_part("source", {"kind": "images", "path": "x"}).model_dump(exclude={"kind", "path"})
