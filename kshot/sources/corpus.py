@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -16,6 +16,7 @@ from torch import Tensor
 
 from kshot import objectives
 from kshot.annotations import EMPTY, PositiveInt, Size
+from kshot.argument_checks import check_arguments
 from kshot.data import library
 from kshot.data.tables.table import Reading, ReadingOptions
 from kshot.data.text.features import SpanDataset
@@ -41,6 +42,7 @@ BYTES = Vocabulary(map(chr, range(256)))
 """The vocabulary of bytes: byte b has the id b + 2."""
 
 
+@check_arguments
 def corpus(
     path: Path | str,
     *,
@@ -118,16 +120,10 @@ def corpus(
         >>> support.inputs.shape, source.vocabulary.decode(support.inputs[0].tolist())
         (torch.Size([2, 16]), 'my name is bob. ')
     """
-    if unit not in get_args(Unit):
-        raise ValueError(f"unit must be {', '.join(get_args(Unit)[:-1])} or {get_args(Unit)[-1]}, got {unit!r}")
     if (unit == "tokens") != (tokenizer is not None):
         raise ValueError("tokenizer, the folder of a pretrained language model, must be given with unit: tokens only")
-    if length < 1:
-        raise ValueError(f"length must be at least 1 character, got {length}")
     if pretrain_length is not None and pretrain_length < length:
         raise ValueError(f"pretrain_length must be a window's {length} characters or more, got {pretrain_length}")
-    if markup not in ("keep", "drop"):
-        raise ValueError(f"markup must be keep or drop, got {markup!r}")
     if without and markup == "keep":
         raise ValueError(f"without names elements of markup that is dropped ({', '.join(without)}): set markup: drop")
     path = library.place_of(path)

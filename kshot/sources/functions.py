@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import numpy as np
 import torch
 
 from kshot import objectives
 from kshot.annotations import NonNegativeFloat, PositiveFloat, PositiveFloatPair, PositiveInt, Size
+from kshot.argument_checks import check_arguments
 from kshot.objectives import Objective
 from kshot.supplied import Seed
 from kshot.tasks.sampling import Range
@@ -20,6 +21,7 @@ from kshot.types import Batch, Split, Task, Tree
 Kernel = Literal["rbf", "matern52", "periodic"]
 
 
+@check_arguments
 def sinusoids(
     *,
     shots: PositiveInt = 10,
@@ -50,12 +52,6 @@ def sinusoids(
     References:
         Finn, Abbeel, Levine: Model-Agnostic Meta-Learning, ICML 2017, arXiv:1703.03400, section 5.1.
     """
-    if shots < 1 or queries < 1:
-        raise ValueError(f"a task needs at least one support and one query point, got {shots=}, {queries=}")
-    if noise < 0:
-        raise ValueError(f"noise must be at least 0, got {noise}")
-    if target_type not in ("regression", "distribution"):
-        raise ValueError(f"target_type must be regression or distribution, got {target_type!r}")
     objective = objectives.mse if target_type == "regression" else objectives.gaussian
     return Sinusoids(shots, queries, noise, objective, seed)
 
@@ -89,6 +85,7 @@ class Sinusoids(StackedSource):
         return about | if_any(noise=self.noise)
 
 
+@check_arguments
 def gaussian_processes(
     *,
     kernel: Kernel = "rbf",
@@ -132,13 +129,9 @@ def gaussian_processes(
     References:
         Rasmussen, Williams: Gaussian Processes for Machine Learning, 2006, chapters 2 and 4.
     """
-    if kernel not in get_args(Kernel):
-        raise ValueError(f"kernel must be one of {', '.join(get_args(Kernel))}, got {kernel!r}")
     for name, ends in (("length_scale", length_scale), ("period", period)):
-        if len(ends) != 2 or not 0 < ends[0] <= ends[1]:
-            raise ValueError(f"{name} must be two numbers above 0 that do not fall, got {ends!r}")
-    if noise <= 0 or queries < 1:
-        raise ValueError(f"noise must be above 0, and queries at least 1, got {noise=}, {queries=}")
+        if ends[0] > ends[1]:
+            raise ValueError(f"{name} must be a range (low, high) that does not fall, got {ends!r}")
     ranges = (length_scale[0], length_scale[1]), (period[0], period[1])
     return GaussianProcesses(kernel, *ranges, noise, Range.of(shots, "shots", 1), queries, seed)
 

@@ -10,6 +10,7 @@ from typing import Any, Literal
 import numpy as np
 
 from kshot.annotations import PathText, PositiveInt
+from kshot.argument_checks import check_arguments
 from kshot.data.dataset import Dataset
 from kshot.data.images.augment import Augment, AugmentOptions, Turned
 from kshot.data.images.cache import DecodedImages
@@ -25,6 +26,7 @@ _LOGGED = 20  # largest number of bad images in the log
 _SAMPLED = 12  # number of images whose colour is checked
 
 
+@check_arguments
 def images(
     path: Path | PathText,
     *,
@@ -74,16 +76,6 @@ def images(
         torch.Size([5, 3, 84, 84])
     """
     path = Path(path)
-    if size < 1:
-        raise ValueError(f"size must be at least 1 pixel, got {size}")
-    for option, value, known in (
-        ("colour", colour, ("rgb", "grey")),
-        ("bad_images", bad_images, ("error", "drop")),
-        ("outside", outside, ("error", "allow")),
-        ("within", within or "domain", ("domain",)),
-    ):
-        if value not in known:
-            raise ValueError(f"{option} must be {' or '.join(known)}, got {value!r}")
     augmentation = Augment(**augment) if augment else None
     listing = (list_table if path.is_file() else list_folder)(path, outside=outside)
     decoded = DecodedImages(listing.files, listing.root, size=size, colour=colour)

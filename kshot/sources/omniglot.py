@@ -15,6 +15,7 @@ from typing import Literal
 import numpy as np
 
 from kshot.annotations import PositiveInt
+from kshot.argument_checks import check_arguments
 from kshot.data import library
 from kshot.data.dataset import Dataset, ImageDataset
 from kshot.data.images.augment import Augment, AugmentOptions, Mirrored
@@ -31,6 +32,7 @@ TURNS = {"rot000": 0, "rot090": 1, "rot180": 2, "rot270": 3}
 _VERSION = 1  # of the decoding, part of the cache key
 
 
+@check_arguments
 def omniglot(
     *,
     within: Literal["alphabet"] | None = None,
@@ -74,10 +76,6 @@ def omniglot(
         350, 2015. Splits: Vinyals et al.: Matching Networks for One Shot Learning, NeurIPS 2016, arXiv:1606.04080, as
         published with Snell, Swersky, Zemel: Prototypical Networks, NeurIPS 2017, arXiv:1703.05175.
     """
-    if size < 1:
-        raise ValueError(f"size must be at least 1 pixel, got {size}")
-    if within not in (None, "alphabet"):
-        raise ValueError(f"within must be 'alphabet' or None, got {within!r}")
     folder = library.find("omniglot") if path is None else Path(path)
     lists = {split: _split_list(folder, split) for split in SPLITS}
     _check_rotations(lists)

@@ -11,6 +11,7 @@ import torch
 
 from kshot import objectives
 from kshot.annotations import PositiveInt
+from kshot.argument_checks import check_arguments
 from kshot.data import library
 from kshot.data.dataset import ImageDataset
 from kshot.data.library.archives import opened_zip
@@ -21,6 +22,7 @@ from kshot.types import Batch, Split, Task, one_hot
 RUNS, WAYS = 20, 20
 
 
+@check_arguments
 def omniglot_runs(path: Path | str | None = None, *, size: PositiveInt = 28) -> OmniglotRuns:
     """20 tasks of one alphabet each: 20 new characters from one drawing each, and a drawing by another person of each.
 
@@ -45,8 +47,6 @@ def omniglot_runs(path: Path | str | None = None, *, size: PositiveInt = 28) -> 
         350, 2015; The Omniglot challenge: a 3-year progress report, arXiv:1902.03477, section 3: people err in 4.5 %
         of the trials, Bayesian Program Learning in 3.3 %.
     """
-    if size < 1:
-        raise ValueError(f"size must be at least 1 pixel, got {size}")
     path = library.find("omniglot") / "official" / "all_runs.zip" if path is None else Path(path)
     if not path.is_file():
         raise ValueError(

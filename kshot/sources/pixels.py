@@ -15,6 +15,7 @@ from torch import Tensor
 
 from kshot import objectives
 from kshot.annotations import NonNegativeInt, PositiveInt, Size
+from kshot.argument_checks import check_arguments
 from kshot.sources.glyphs import glyphs
 from kshot.sources.omniglot import omniglot
 from kshot.supplied import Seed
@@ -26,6 +27,7 @@ from kshot.types import Batch, Split, Task
 KNOWN = {"glyphs": glyphs, "omniglot": omniglot}
 
 
+@check_arguments
 def pixels(
     of: Literal["glyphs", "omniglot"] | ClassTasks = "glyphs",
     *,
@@ -67,10 +69,6 @@ def pixels(
         Garnelo et al.: Conditional Neural Processes, ICML 2018, arXiv:1807.01613, section 4.2. Fourier features: Tancik
         et al.: Fourier Features Let Networks Learn High Frequency Functions, NeurIPS 2020, arXiv:2006.10739.
     """
-    if isinstance(of, str) and of not in KNOWN:
-        raise ValueError(f"of must be {' or '.join(KNOWN)}, or a source of classes of images, got {of!r}")
-    if frequencies < 0:
-        raise ValueError(f"frequencies must be at least 0, got {frequencies}")
     images = KNOWN[of](queries=1) if isinstance(of, str) else of
     sizes = {split: size.high for split, size in by_split(queries, train_queries, "queries").items()}
     return Pixels(images, Range.of(shots, "shots", 1), sizes, frequencies, seed)

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from kshot import objectives
 from kshot.annotations import EMPTY, PositiveInt, Size
+from kshot.argument_checks import check_arguments
 from kshot.data.tables.columns import moments, read_columns
 from kshot.data.tables.table import Reading, ReadingOptions, Table, open_table
 from kshot.objectives import Objective
@@ -32,6 +33,7 @@ from kshot.types import Batch, Split, Task
 Scale = Literal["support", "global"]
 
 
+@check_arguments
 def series(
     path: Path | str,
     *,
@@ -102,11 +104,8 @@ def series(
         (torch.Size([2, 12, 1]), torch.Size([2, 4]))
     """
     stride = horizon if stride is None else stride
-    if context_length < 1 or horizon < 1 or stride < 1 or not 1 <= season < context_length:
-        raise ValueError(
-            "context_length, horizon and stride must be at least 1 and the season shorter than the context_length, got "
-            f"{context_length=}, {horizon=}, {stride=}, {season=}"
-        )
+    if season >= context_length:
+        raise ValueError(f"the season must be shorter than the context_length, got {context_length=}, {season=}")
     if (series is None) != (value is None):
         raise ValueError("a long file needs series and value, a wide one neither: name both columns or none")
     if series is None and (covariates or domain):

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from kshot import objectives
 from kshot.annotations import EMPTY, FractionBelowOne, Size
+from kshot.argument_checks import check_arguments
 from kshot.data.tables.columns import Columns, Values, moments, place_of, read_columns
 from kshot.data.tables.table import Reading, ReadingOptions, Table, open_table
 from kshot.objectives import Objective
@@ -29,6 +30,7 @@ from kshot.tasks.splitting import DEFAULT_SPLIT
 from kshot.types import Tree
 
 
+@check_arguments
 def table(
     path: Path | str,
     *,

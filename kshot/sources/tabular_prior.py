@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -15,6 +15,7 @@ from torch.nn.functional import pad
 
 from kshot import objectives, types
 from kshot.annotations import PositiveInt, Size
+from kshot.argument_checks import check_arguments
 from kshot.objectives import Objective
 from kshot.supplied import Seed
 from kshot.tasks.sampling import Range
@@ -42,6 +43,7 @@ ACTIVATIONS: list[Callable[[np.ndarray], np.ndarray]] = [
 ]
 
 
+@check_arguments
 def tabular_priors(
     *,
     target_type: TargetType = "classification",
@@ -78,10 +80,6 @@ def tabular_priors(
         Müller et al.: Transformers Can Do Bayesian Inference, ICLR 2022, arXiv:2112.10510; Hollmann et al.: TabPFN,
         ICLR 2023, arXiv:2207.01848, whose prior of causal models this resembles, without following it in detail.
     """
-    if target_type not in get_args(TargetType):
-        raise ValueError(f"target_type must be one of {', '.join(get_args(TargetType))}, got {target_type!r}")
-    if queries < 1:
-        raise ValueError(f"a task needs at least one query row, got {queries=}")
     ranges = Range.of(rows, "rows", 4), Range.of(features, "features", 1), Range.of(classes, "classes", 2)
     objective = objectives.classification if target_type == "classification" else objectives.gaussian
     return TabularPriors(target_type, *ranges, queries, seed, objective)

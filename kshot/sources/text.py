@@ -11,11 +11,12 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from kshot.annotations import EMPTY, PositiveInt, PositiveIntPair
+from kshot.argument_checks import check_arguments
 from kshot.data import library
 from kshot.data.dataset import ArrayDataset, Dataset
 from kshot.data.tables.table import Reading, ReadingOptions, Table
@@ -46,6 +47,7 @@ SHOWN = 5  # cases listed in a warning
 Features = Literal["words", "characters", "ids", "encoder", "tokens"]
 
 
+@check_arguments
 def text(
     path: Path | str,
     *,
@@ -279,10 +281,6 @@ def _preprocessor(
     features: Features, encoder: str | None, ngrams: Sequence[int] | None, width: int | None
 ) -> TextPreprocessor:
     """The preprocessor for checked arguments of `text`, with defaults filled in."""
-    if features not in get_args(Features):
-        raise ValueError(f"features must be one of {', '.join(get_args(Features))}, got {features!r}")
-    if width is not None and width < 1:
-        raise ValueError(f"width must be at least 1 number, got {width}")
     if features in ("encoder", "tokens"):
         if encoder is None or ngrams is not None:
             raise ValueError(

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from kshot import objectives
 from kshot.annotations import FractionBelowOne, OptionsOf, Size
+from kshot.argument_checks import check_arguments
 from kshot.data.dataset import Dataset, ImageDataset
 from kshot.supplied import Seed
 from kshot.tasks.pool import OnTooFew, Pool, PooledSource, Rows
@@ -96,6 +97,7 @@ class ClassTasks(PooledSource):
     objective = objectives.classification
     member = "class"
 
+    @check_arguments
     def __init__(
         self,
         examples: np.ndarray | Dataset,
@@ -117,10 +119,6 @@ class ClassTasks(PooledSource):
         left_out: Mapping[str, int] | None = None,
     ) -> None:
         self.ways = by_split(ways, train_ways, "ways", 2)
-        if imbalance not in (None, "random", "linear", "step"):
-            raise ValueError(f"imbalance must be random, linear or step, got {imbalance!r}")
-        if not 0 <= label_noise < 1:
-            raise ValueError(f"label_noise is a share of the support labels, 0 … 1, got {label_noise}")
         self.imbalance, self.label_noise, self.augment, self._within = imbalance, label_noise, augment, within
         super().__init__(
             ImageDataset(examples) if isinstance(examples, np.ndarray) else examples, classes,

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from kshot.annotations import Size
+from kshot.argument_checks import check_arguments
 from kshot.data.dataset import Dataset
 from kshot.objectives import Objective
 from kshot.tasks.pool import OnTooFew, PooledSource, Rows
@@ -71,6 +72,7 @@ class GroupTasks(PooledSource):
 
     member = "group"
 
+    @check_arguments
     def __init__(
         self,
         examples: Dataset,
@@ -93,8 +95,6 @@ class GroupTasks(PooledSource):
                 "all tasks of groups have the same classes: their objective is objectives.shared_classification, not "
                 "classification"
             )
-        if order not in ("random", "given"):
-            raise ValueError(f"order must be random or given, got {order!r}")
         if gap < 0 or (gap and order != "given"):
             raise ValueError(f"gap must be at least 0, and needs order given; got {gap}, order {order}")
         self.objective, self.order = objective, order

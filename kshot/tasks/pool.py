@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from copy import copy
-from typing import Literal, Self, get_args
+from typing import Literal, Self
 
 import numpy as np
 
@@ -126,8 +126,6 @@ class PooledSource(StackedSource):
         Raises:
             ValueError: a member is too small, and `on_too_few` is "error".
         """
-        if self.on_too_few not in get_args(OnTooFew):
-            raise ValueError(f"on_too_few must be one of {', '.join(get_args(OnTooFew))}, got {self.on_too_few!r}")
         pools, dropped, shots = dict(self._all_pools), {}, self.shots
         for split, pool in pools.items():
             queries = self.queries[split].high

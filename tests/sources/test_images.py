@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import inspect
 import io
 import logging
 import os
@@ -524,7 +525,7 @@ def test_a_hundred_thousand_classes_of_one_image_are_refused_at_once(monkeypatch
         {},
         {},
     )
-    monkeypatch.setitem(images.__globals__, "list_folder", lambda *_, **__: found)
+    monkeypatch.setitem(inspect.unwrap(images).__globals__, "list_folder", lambda *_, **__: found)
     started = time.perf_counter()
     with pytest.raises(
         ValueError, match=r"in train has 1 examples, but 1 shots \+ 2 queries need 3.*\(\d{5} in train\)"
@@ -536,11 +537,11 @@ def test_a_hundred_thousand_classes_of_one_image_are_refused_at_once(monkeypatch
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        ({"size": 0}, "size must be at least 1 pixel, got 0"),
-        ({"colour": "gray"}, "colour must be rgb or grey, got 'gray'"),
-        ({"bad_images": "skip"}, "bad_images must be error or drop, got 'skip'"),
-        ({"outside": "yes"}, "outside must be error or allow, got 'yes'"),
-        ({"within": "alphabet"}, "within must be domain, got 'alphabet'"),
+        ({"size": 0}, "size must be at least 1, got 0"),
+        ({"colour": "gray"}, "colour must be one of grey, rgb, got 'gray'"),
+        ({"bad_images": "skip"}, "bad_images must be one of error, drop, got 'skip'"),
+        ({"outside": "yes"}, "outside must be one of error, allow, got 'yes'"),
+        ({"within": "alphabet"}, "within must be one of domain, got 'alphabet'"),
         ({"augment": {"shift": -1}}, "shift must be at least 0 pixels, got -1"),
         ({"augment": {"jitter": 2}}, "jitter must be 0 … 1, got 2"),
         ({"augment": {"rotate": -5}}, "rotate must be 0 … 180 degrees, got -5"),
@@ -584,8 +585,6 @@ def test_a_run_file_names_a_folder_and_is_carried_out(folder, by_files, tmp_path
 
 
 def test_the_run_file_and_the_function_have_the_same_options_and_defaults():
-    import inspect
-
     from kshot.app.schema import check_part
 
     spec = check_part("source", {"kind": "images", "path": "x"}).model_dump(exclude={"kind", "path"})

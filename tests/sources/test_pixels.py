@@ -64,7 +64,7 @@ def test_a_range_of_shots_ends_in_padding_and_waves_stand_beside_the_coordinates
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"of": "faces"}, "glyphs or omniglot"),
+        ({"of": "faces"}, "of must be one of glyphs, omniglot"),
         ({"shots": 30, "queries": 7}, "36 pixels"),
         ({"frequencies": -1}, "frequencies"),
         ({"shots": 0}, "shots"),

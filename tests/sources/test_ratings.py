@@ -142,7 +142,7 @@ def test_every_other_training_task_keeps_to_the_time(rated, start):
     assert in_time[3]
     assert torch.equal(both.task("val", 3).query.targets, any_.task("val", 3).query.targets)
     assert both.describe()["train_order"] == "both"
-    with pytest.raises(ValueError, match="train_order must be given, random or both, got 'mixed'"):
+    with pytest.raises(ValueError, match="train_order must be one of given, random, both, got 'mixed'"):
         open_log(rated, time="day", train_order="mixed")
 
 
@@ -236,7 +236,7 @@ def test_stacks_are_tasks_and_ranges_end_in_padding(rated):
     ("options", "sentence"),
     [
         ({"item": "film"}, "no column 'film'"),
-        ({"cold": "films"}, "cold must be users, items, both or none"),
+        ({"cold": "films"}, "cold must be one of users, items, both, none"),
         ({"cold": "both", "split": {"column": "day"}}, "cold: both is cut by ratio"),
         ({"shots": 40}, "has 30 ratings to support and 30 to query, too few for 40 shots . 3 queries"),
         ({"time": "item"}, "time column 'item' holds words"),

@@ -138,7 +138,7 @@ def test_pretraining_batches_are_rows_of_the_training_groups():
 def test_what_does_not_fit_is_said():
     with pytest.raises(ValueError, match="objective is objectives.shared_classification"):
         source(objective=objectives.classification)
-    with pytest.raises(ValueError, match="order must be random or given"):
+    with pytest.raises(ValueError, match="order must be one of random, given"):
         source(order="time")
     with pytest.raises(ValueError, match="no 'test' split, only train; give it groups there"):
         source().task("test", 0)

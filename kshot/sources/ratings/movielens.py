@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
 from kshot.annotations import OptionsOf
+from kshot.argument_checks import check_arguments
 from kshot.data import library
 from kshot.data.library.pickled import read_frame
 from kshot.data.tables.table import Table, open_table
@@ -30,6 +31,7 @@ class Tables(NamedTuple):
     users: Table | None
 
 
+@check_arguments
 def movielens(
     path: Path | str | None = None,
     *,
@@ -71,8 +73,6 @@ def movielens(
     columns |= {"time": "time" if timed else None, "kinds": {"genres": "set", "time": "number", "zip": "category"}}
     if feedback == "clicks":
         columns["rating"] = None
-    elif feedback != "ratings":
-        raise ValueError(f"feedback must be ratings or clicks, got {feedback!r}")
     return ratings(tables.ratings, items=tables.items, users=tables.users, **columns, **options)
 
 

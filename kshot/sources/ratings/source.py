@@ -9,11 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import numpy as np
 
 from kshot.annotations import EMPTY, Fraction, PositiveInt, Size
+from kshot.argument_checks import check_arguments
 from kshot.data.tables.columns import moments
 from kshot.data.tables.table import Reading, ReadingOptions, Table
 from kshot.sources.ratings.dataset import Features, RatingDataset, UserFeatures, opened
@@ -34,6 +35,7 @@ TargetType = Literal["regression", "ordinal"]
 MOST_LEVELS = 32
 
 
+@check_arguments
 def ratings(
     path: Path | str | Table,
     *,
@@ -136,15 +138,6 @@ def ratings(
         In MeLU's scenarios of new items, supports contain new items too; here they contain training items only, like
         the history of a user when an item is released.
     """
-    for name, value, known in (
-        ("cold", cold, get_args(Cold)),
-        ("on_too_few", on_too_few, get_args(OnTooFew)),
-        ("start", start, get_args(Start)),
-        ("train_order", train_order, get_args(TrainOrder)),
-        ("target_type", target_type, get_args(TargetType)),
-    ):
-        if value not in known:
-            raise ValueError(f"{name} must be {', '.join(known[:-1])} or {known[-1]}, got {value!r}")
     split, kinds, format = dict(split or DEFAULT_SPLIT), dict(kinds or {}), Reading(**(reading or {}))
     if cold in ("both", "none") and "ratio" not in split:
         raise ValueError(f"cold: {cold} is cut by ratio, as in split: {{ratio: [0.7, 0.15, 0.15]}}; got {split}")
