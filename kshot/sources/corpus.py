@@ -151,7 +151,7 @@ def corpus(
         raise ValueError(f"markup must be keep or drop, got {markup!r}")
     if without and markup == "keep":
         raise ValueError(f"without names elements of markup that is dropped ({', '.join(without)}): set markup: drop")
-    path, how = library.place_of(path), Reading(**(reading or {}))
+    path, how = library.resolve_path(path), Reading(**(reading or {}))
     read = _Words(without or ()) if markup == "drop" else None
     if task in OF_FILES:
         with _opened(path) as place:

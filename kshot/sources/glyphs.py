@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from kshot.data import library
+from kshot.data.cache import cached
 from kshot.tasks.class_tasks import ClassTasks, Imbalance
 from kshot.tasks.sampling import Size
 from kshot.types import Split
@@ -103,7 +103,7 @@ def glyphs(
         The shape of the problem, held-out alphabets with 20 drawings a character, is Omniglot's: Lake, Salakhutdinov,
         Tenenbaum: Human-level concept learning through probabilistic program induction, Science 350, 2015.
     """
-    made = library.cached(f"glyphs-{_key()}", _draw_all)
+    made = cached(f"glyphs-{_key()}", _draw_all)
     names = [unicodedata.name(character) for character in made["characters"].tolist()]
     classes = {
         split: {

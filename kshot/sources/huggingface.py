@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from kshot.data import library
+from kshot.data.cache import cache_folder, scratch_folder
 from kshot.data.tables.table import Table, sentences
 from kshot.data.text.files import read_text
 from kshot.sources.images import images
@@ -76,10 +76,10 @@ def from_hf(
         facts = file.path.stat()
         key.update(f"{file.path.resolve()}\0{file.part} {facts.st_size} {facts.st_mtime_ns} {file.names}\n".encode())
     name, suffix = path.resolve().name, "csv" if make is images else "parquet"
-    made = library.cache_folder() / f"hf-{key.hexdigest()[:24]}"
+    made = cache_folder() / f"hf-{key.hexdigest()[:24]}"
     table = made / f"{name}.{suffix}"
     if not table.is_file():
-        with library.beside(made) as scratch:
+        with scratch_folder(made) as scratch:
             whole = scratch / "made"
             whole.mkdir()
             write = _write_images if make is images else _write_table

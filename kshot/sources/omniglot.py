@@ -15,6 +15,7 @@ from typing import Any, Literal
 import numpy as np
 
 from kshot.data import library
+from kshot.data.cache import cached
 from kshot.data.dataset import Dataset, ImageDataset
 from kshot.data.images.augment import Augment, Mirrored
 from kshot.data.library.archives import opened_zip
@@ -93,7 +94,7 @@ def omniglot(
     lists = {split: _split_list(folder, split) for split in SPLITS}
     _check_rotations(lists)
     parts = [_part(folder, part) for part in PARTS]
-    made = library.cached(f"omniglot-{size}-{_key(parts)}", lambda: _decode(parts, size))
+    made = cached(f"omniglot-{size}-{_key(parts)}", lambda: _decode(parts, size))
     drawings = made["images"][:, None]  # (n, 1, size, size)
     images = np.concatenate([np.rot90(drawings, turns, axes=(2, 3)) for turns in TURNS.values()])
     rows = _rows(made["characters"])

@@ -128,7 +128,7 @@ def text(
     """
     encoding = None if callable(features) else _encoding(features, encoder, ngrams, width)
     how = Reading(**(reading or {}))
-    table = open_labelled(library.place_of(path), how, text, label)
+    table = open_labelled(library.resolve_path(path), how, text, label)
     texts, labels = texts_of(table, text), words_of(table, label, "a text needs the name of its class")
     if split is None:
         split = {"column": "split"} if "split" in table.frame.columns else {"ratio": RATIO}
@@ -345,7 +345,7 @@ def _encoding(features: Features, encoder: str | None, ngrams: Sequence[int] | N
 def _domains(table: Table, domain: str, labels: polars.Series) -> polars.Series | None:
     """The domain of each row, null where a file does not list it; None where there are no domains."""
     if domain.lower().endswith(".json"):
-        listed = _listed_domains(library.place_of(domain), labels.drop_nulls().unique().sort().to_list())
+        listed = _listed_domains(library.resolve_path(domain), labels.drop_nulls().unique().sort().to_list())
         return labels.replace_strict(listed, default=None)
     if domain == "domain" and domain not in table.frame.columns:
         return None

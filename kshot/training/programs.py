@@ -61,7 +61,7 @@ def compiled(program: GraphModule, backend: str) -> Program:
     It is recorded first since `torch.compile` on the Python of nested `functional_call`s gives, without a word, the
     gradient of a learner that does not adapt.
     """
-    from kshot.data.library.store import cache_folder
+    from kshot.data.cache import cache_folder
 
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_folder() / "compiled"))
     return torch.compile(program, fullgraph=True, dynamic=False, backend=backend)

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kshot.data import library
+from kshot.data.cache import cache_folder, scratch_folder
 from kshot.data.dataset import ImageDataset
 from kshot.data.images.decode import CHANNELS, VERSION, BadImage, Colour, decode
 from kshot.data.images.index import ImageFile, shown
@@ -57,7 +57,7 @@ class DecodedImages:
     def __init__(self, files: Sequence[ImageFile], root: Path, *, size: int, colour: Colour) -> None:
         self.files, self.root, self.size, self.colour = files, Path(os.path.realpath(root)), size, colour
         self.bad: dict[int, BadImage] = {}
-        self._folder = library.cache_folder() / f"images-{_key(files, self.root, size, colour)}"
+        self._folder = cache_folder() / f"images-{_key(files, self.root, size, colour)}"
         self._open()
 
     def __len__(self) -> int:
@@ -157,7 +157,7 @@ class DecodedImages:
         self._trusted = np.zeros(len(self.files), bool)
 
     def _make(self) -> None:
-        with library.beside(self._folder) as scratch:
+        with scratch_folder(self._folder) as scratch:
             made = scratch / "made"
             made.mkdir()
             for name, size in self._sizes.items():

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kshot.data import library
+from kshot.data.cache import cached
 from kshot.data.dataset import Dataset
 from kshot.data.text.vocabulary import PADDING, Vocabulary
 
@@ -129,7 +129,7 @@ def hashed_ngrams(
     for text in texts:
         content = text.encode()
         key.update(len(content).to_bytes(8, "little") + content)
-    return matrix(library.cached(f"ngrams-{key.hexdigest()[:16]}", make))
+    return matrix(cached(f"ngrams-{key.hexdigest()[:16]}", make))
 
 
 def character_ids(texts: Sequence[str], *, vocabulary: Vocabulary, width: int) -> SpanDataset:

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from kshot.data import library
+from kshot.data.cache import cached, is_cached
 from kshot.data.dataset import ArrayDataset
 
 log = logging.getLogger(__name__)
@@ -134,12 +134,12 @@ class SentenceEncoder:
         """The features (n, D) of texts, from the cache where they are in it."""
         chunks = [texts[start : start + CHUNK] for start in range(0, len(texts), CHUNK)]
         names = [self._cache_name(chunk) for chunk in chunks]
-        missing = [chunk for chunk, name in zip(chunks, names) if not library.is_cached(name)]
+        missing = [chunk for chunk, name in zip(chunks, names) if not is_cached(name)]
         if (count := sum(map(len, missing))) >= WORTH_SAYING:
             log.warning("%s encodes %d texts, once: they are kept in the cache", self.name, count)
 
         def part(chunk: Sequence[str], name: str) -> np.ndarray:
-            return library.cached(name, lambda: {"features": self.encode(chunk)})["features"]
+            return cached(name, lambda: {"features": self.encode(chunk)})["features"]
 
         return ArrayDataset(np.concatenate([*map(part, chunks, names)]))
 

@@ -74,7 +74,7 @@ def movielens(
 
 def open_movielens(path: Path | str | None = None) -> Tables:
     """The tables of a set; see `movielens`."""
-    place = _found() if path is None else library.place_of(path)
+    place = _found() if path is None else library.resolve_path(path)
     if place.is_dir():
         for name, opener in _FORMS.items():
             if (place / name).is_file():
