@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from kshot import learners, models, objectives, sources, tasks
+from kshot import learners, models, objectives, sources
 from kshot.app.spec import (
     AlpacaSpec,
     CausalLmSpec,
@@ -77,11 +77,11 @@ def _source(named: OneSourceSpec | MixtureSpec, seed: int) -> TaskSource:
     if isinstance(named, EpisodesSpec):
         return sources.episodes(**options)
     if isinstance(named, FromHfSpec):
-        make, inner = getattr(tasks, named.tasks.kind), named.tasks.model_dump(exclude={"kind", "path"})
+        make, inner = getattr(sources, named.tasks.kind), named.tasks.model_dump(exclude={"kind", "path"})
         return sources.from_hf(named.path, make, parts=named.parts, columns=named.columns, **inner, seed=seed)
     if isinstance(named, MixtureSpec):
         options["sources"] = {name: _source(inner, seed) for name, inner in named.sources.items()}
-    return getattr(tasks, named.kind)(**options, seed=seed)
+    return getattr(sources, named.kind)(**options, seed=seed)
 
 
 def shapes_of(source: TaskSource) -> Shapes:

@@ -301,7 +301,7 @@ def test_a_trajectory_of_states_ends_where_adapting_does(task):
         (lambda: kshot.boil(net(), inner_lr=0.1, head="top"), "no trainable parameter .*'top"),
         (lambda: kshot.maml_pp(net(), inner_lr=0.1, multi_step=2.0), "until must be a part of the training"),
         (lambda: kshot.maml_pp(net(), inner_lr=0.1, first_order=-1.0), "until must be a part of the training"),
-        (lambda: kshot.cavia(net(), inner_lr=0.1, task_dim=0), "context must be at least 1"),
+        (lambda: kshot.cavia(net(), inner_lr=0.1, task_dim=0), "task_dim must be at least 1"),
         (lambda: kshot.cavia(net(), inner_lr=0.1, task_dim=2, film=["9"]), "no layer '9' to modulate; it has: 0, 1, 2"),
         (lambda: kshot.cavia(net(), inner_lr=0.1, task_dim=2, film=["1"]), r"'1' \(Tanh\) does not tell its channels"),
         (lambda: kshot.unicorn_maml(net(), features=0, inner_lr=0.1), "features must be the width"),

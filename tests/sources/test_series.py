@@ -18,7 +18,7 @@ from kshot.sources.series import _windows
 from kshot.types import Batch
 
 SPLIT = {"ratio": [0.6, 0.2, 0.2]}
-SIZES = {"context": 8, "horizon": 3, "shots": 2, "queries": 2, "split": SPLIT}
+SIZES = {"context_length": 8, "horizon": 3, "shots": 2, "queries": 2, "split": SPLIT}
 
 
 def points(meters: int = 30, steps: int = 60) -> pl.DataFrame:
@@ -160,8 +160,8 @@ def test_what_was_not_observed_is_left_out_and_the_gap_is_told(tmp_path):
         ({"series": None, "value": None, "covariates": ["warm"]}, "wide file has no covariates"),
         ({"season": 8}, "season shorter than the context"),
         ({"value": "lode"}, "no column 'lode': did you mean 'load'"),
-        ({"context": 50}, "group 'meter .*' in train has 3 examples, but 2 shots . 2 queries need 4"),
-        ({"stride": 1, "context": 54}, "2 shots . 2 queries . a gap of 2 need 6"),
+        ({"context_length": 50}, "group 'meter .*' in train has 3 examples, but 2 shots . 2 queries need 4"),
+        ({"stride": 1, "context_length": 54}, "2 shots . 2 queries . a gap of 2 need 6"),
         ({"time": "meter", "series": "hour"}, "holds words"),
     ],
 )
@@ -199,7 +199,7 @@ def test_any_file_gives_tasks_or_a_sentence(tmp_path, lines, bad_rows):
             time="x",
             series="g",
             value="y",
-            context=2,
+            context_length=2,
             horizon=1,
             shots=1,
             queries=1,
@@ -220,7 +220,7 @@ def test_any_file_gives_tasks_or_a_sentence(tmp_path, lines, bad_rows):
 RUN = """\
 name: load
 source: {{kind: series, path: load.parquet, series: meter, time: hour, value: load, {options},
-          context: 8, horizon: 3, shots: 2, queries: 2, split: {{ratio: [0.6, 0.2, 0.2]}}}}
+          context_length: 8, horizon: 3, shots: 2, queries: 2, split: {{ratio: [0.6, 0.2, 0.2]}}}}
 model: {{kind: mlp, hidden: [8]}}
 learner: {{kind: maml, inner_lr: 0.01, steps: 2}}
 train: {{steps_per_round: 5, tasks_per_step: 4, mode: vmap}}

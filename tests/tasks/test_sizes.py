@@ -234,7 +234,7 @@ def test_a_hundred_thousand_classes_of_one_example_are_a_sentence_at_once():
         ({"imbalance": "steep", "shots": (1, 2)}, "imbalance must be random, linear or step"),
         ({"label_noise": 1.0}, "label_noise is a share"),
         ({"label_noise": 0.1, "shots": 1}, "label_noise needs at least 2 shots"),
-        ({"small": "keep"}, "small must be one of error, drop, shrink"),
+        ({"on_too_few": "keep"}, "on_too_few must be one of error, drop, shrink"),
         ({"ways": (9, 12)}, "has 8 classes, fewer than the 9 ways"),
     ],
 )
