@@ -98,7 +98,7 @@ class ImagesSpec(_ClassesSpec):
     turned_classes: bool = False
     on_too_few: Literal["error", "drop", "shrink"] = "error"
     bad_images: Literal["error", "drop"] = "error"
-    outside: Literal["error", "allow"] = "error"
+    follow_links: bool = False
 
 
 class PixelsSpec(_Strict):

@@ -23,12 +23,14 @@ from kshot import objectives
 from kshot.data import library
 from kshot.data.library.archives import SUFFIXES as ARCHIVES
 from kshot.data.library.archives import unpack
-from kshot.data.tables.table import SUFFIXES, Reading, open_table
+from kshot.data.tables.open import SUFFIXES, open_table
+from kshot.data.tables.table import Reading
 from kshot.data.text.features import SpanDataset
-from kshot.data.text.files import column_of, files_of, read_text, texts_of, values_of, words_of
+from kshot.data.text.files import column_of, files_of, texts_of, values_of, words_of
 from kshot.data.text.markup import Markup, tidy
 from kshot.data.text.tokenizer import Tokens
 from kshot.data.text.vocabulary import PADDING, UNKNOWN, Vocabulary
+from kshot.data.text_files import read_text
 from kshot.objectives import Objective
 from kshot.tasks.group_tasks import GroupTasks, Order
 from kshot.tasks.pool import OnTooFew, Rows

@@ -11,8 +11,8 @@ from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from kshot.data.cache import cache_folder, scratch_folder
-from kshot.data.tables.table import Table, sentences
-from kshot.data.text.files import read_text
+from kshot.data.tables.table import Table, named_errors
+from kshot.data.text_files import read_json
 from kshot.sources.images import images
 from kshot.tasks.source import TaskSource
 
@@ -163,10 +163,7 @@ def _inside(folder: Path, name: Any) -> Path:
 
 
 def _json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(read_text(path))
-    except (json.JSONDecodeError, RecursionError) as error:
-        raise ValueError(f"{path} is no JSON: {error}") from None
+    content = read_json(path)
     if not isinstance(content, dict):
         raise ValueError(f"{path} must hold a JSON object, got {str(content)[:40]!r}")
     return content
@@ -179,7 +176,7 @@ def _names_in(path: Path) -> dict[str, list[str]]:
     if path.suffix == ".arrow":
         about = path.parent / "dataset_info.json"
         return _class_names(_json(about).get("features")) if about.is_file() else {}
-    with sentences(path):
+    with named_errors(path):
         text = pl.read_parquet_metadata(path).get("huggingface", "{}")
     try:
         return _class_names(json.loads(text)["info"]["features"])
@@ -219,7 +216,7 @@ def _read(file: HfFile, by_part: bool) -> polars.DataFrame:
     """The rows of a file, class labels by their names."""
     import polars as pl
 
-    with sentences(file.path):
+    with named_errors(file.path):
         if file.path.suffix == ".parquet":
             frame = pl.read_parquet(file.path, glob=False)
         else:
@@ -254,7 +251,7 @@ def _write_table(frames: Iterator[polars.DataFrame], target: Path, path: Path) -
             raise ValueError(
                 f"{path}: not all files have the column {odd[0]!r}; choose parts that have the same columns"
             )
-    with sentences(path):
+    with named_errors(path):
         pl.concat([frame.select(found[0].columns) for frame in found], how="vertical_relaxed").write_parquet(target)
 
 
@@ -283,7 +280,7 @@ def _write_images(frames: Iterator[polars.DataFrame], target: Path, path: Path) 
             count += 1
         plain = [name for name, kind in frame.schema.items() if not kind.is_nested() and kind != pl.Binary]
         tables.append(frame.select(plain).with_columns(path=pl.Series(names, dtype=pl.String)))
-    with sentences(path):
+    with named_errors(path):
         pl.concat(tables, how="diagonal_relaxed").write_csv(target)
 
 

@@ -13,7 +13,7 @@ from kshot.data.dataset import Dataset
 from kshot.data.images.augment import Augment, Turned
 from kshot.data.images.cache import DecodedImages
 from kshot.data.images.decode import BadImage, Colour, colour_of
-from kshot.data.images.index import Listing, Outside, list_folder, list_table, shown
+from kshot.data.images.index import Listing, list_folder, list_table, shown
 from kshot.tasks.class_tasks import ClassTasks, Imbalance
 from kshot.tasks.pool import OnTooFew
 from kshot.tasks.sampling import Size
@@ -47,7 +47,7 @@ def images(
     label_noise: float = 0.0,
     on_too_few: OnTooFew = "error",
     bad_images: Literal["error", "drop"] = "error",
-    outside: Outside = "error",
+    follow_links: bool = False,
     seed: int = 0,
     progress: Callable[[int, int], object] | None = None,
 ) -> ClassTasks:
@@ -79,7 +79,7 @@ def images(
         on_too_few: what becomes of a class with too few images, see `ClassTasks`.
         bad_images: "error" names an image that cannot be used when it is drawn; "drop" decodes all images at once, and
             leaves out the bad ones. `source.examples.bad` and the log say which.
-        outside: "allow" follows links and paths that lead out of the folder.
+        follow_links: whether links and paths that lead out of the folder are followed.
         seed: names the sequence of tasks.
         progress: is told how many of how many images "drop" has decoded.
 
@@ -98,13 +98,12 @@ def images(
     for option, given, known in (
         ("colour", colour, ("rgb", "grey")),
         ("bad_images", bad_images, ("error", "drop")),
-        ("outside", outside, ("error", "allow")),
         ("within", within or "domain", ("domain",)),
     ):
         if given not in known:
             raise ValueError(f"{option} must be {' or '.join(known)}, got {given!r}")
     varied = Augment(**augment) if augment else None
-    listing = (list_table if path.is_file() else list_folder)(path, outside=outside)
+    listing = (list_table if path.is_file() else list_folder)(path, follow_links=follow_links)
     decoded = DecodedImages(listing.files, listing.root, size=size, colour=colour)
     _note_colour(listing, colour)
     rows = {name: np.array(own, np.int64) for name, own in listing.classes.items()}

@@ -16,7 +16,8 @@ from torch import Tensor
 
 from kshot import objectives
 from kshot.data.tables.columns import moments, read_columns
-from kshot.data.tables.table import Reading, Table, open_table
+from kshot.data.tables.open import open_table
+from kshot.data.tables.table import Reading, Table
 from kshot.objectives import Objective
 from kshot.sources.table import BadRows, Members, cut_members, group_rows
 from kshot.tasks.group_tasks import GroupTasks

@@ -16,7 +16,8 @@ from torch import Tensor
 
 from kshot import objectives
 from kshot.data.tables.columns import Columns, Raw, Values, moments, place_of, read_columns
-from kshot.data.tables.table import Reading, Table, open_table
+from kshot.data.tables.open import open_table
+from kshot.data.tables.table import Reading, Table
 from kshot.objectives import Objective
 from kshot.tasks.class_tasks import ClassTasks, Imbalance
 from kshot.tasks.group_tasks import GroupTasks

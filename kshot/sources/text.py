@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 import reprlib
 import unicodedata
@@ -19,10 +18,11 @@ from kshot.data import library
 from kshot.data.dataset import ArrayDataset, Dataset
 from kshot.data.tables.table import Reading, Table
 from kshot.data.text.features import Featuriser, character_ids, hashed_ngrams
-from kshot.data.text.files import column_of, read_text, texts_of, values_of, words_of
+from kshot.data.text.files import column_of, texts_of, values_of, words_of
 from kshot.data.text.labelled import open_labelled
 from kshot.data.text.sentence_encoder import SentenceEncoder
 from kshot.data.text.vocabulary import Vocabulary
+from kshot.data.text_files import read_json
 from kshot.objectives import Objective
 from kshot.tasks.class_tasks import ClassTasks, Imbalance
 from kshot.tasks.pool import OnTooFew, Rows
@@ -118,6 +118,7 @@ def text(
             `ClassTasks` say.
 
     Example:
+        >>> import json
         >>> path = Path(getfixture("tmp_path")) / "intents.json"
         >>> rows = [[f"{word} {i}", word] for word in ("play", "stop", "louder", "next") for i in range(9)]
         >>> _ = path.write_text(json.dumps({"train": rows}))
@@ -354,10 +355,7 @@ def _domains(table: Table, domain: str, labels: polars.Series) -> polars.Series 
 
 def _listed_domains(path: Path, labels: Sequence[str]) -> dict[str, str]:
     """Class to domain, from a JSON file of domain to classes."""
-    try:
-        content = json.loads(read_text(path))
-    except (json.JSONDecodeError, RecursionError) as error:
-        raise ValueError(f"{path} is no JSON: {error}") from None
+    content = read_json(path)
     lists = list(content.values()) if isinstance(content, dict) else [None]
     if not all(isinstance(own, list) and all(isinstance(name, str) for name in own) for own in lists):
         raise ValueError(f'{path} must hold the classes of each domain, as in {{"banking": ["balance", "transfer"]}}')

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from kshot.data import library
 from kshot.data.library.pickled import read_frame
-from kshot.data.tables.table import Table, open_table
+from kshot.data.tables.open import open_table
+from kshot.data.tables.table import Table
 from kshot.sources.ratings.source import RatingTasks, ratings
 
 if TYPE_CHECKING:
