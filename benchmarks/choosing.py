@@ -49,36 +49,41 @@ class Entry(NamedTuple):
 
 IMAGES = {
     "nearest_centroid, pretrained": Entry(lambda body, full: kshot.protonet(body, batchnorm="running"), ()),
-    "simpleshot": Entry(lambda body, full: kshot.simpleshot(body, features=WIDTH), ()),
-    "baseline_pp": Entry(lambda body, full: kshot.baseline_pp(body, inner_lr=0.5, steps=50), ()),
-    "fine_tune": Entry(lambda body, full: kshot.fine_tune(full, inner_lr=0.05, steps=20), ()),
+    "simpleshot": Entry(lambda body, full: kshot.learners.simpleshot(body, features=WIDTH), ()),
+    "baseline_pp": Entry(lambda body, full: kshot.learners.baseline_pp(body, inner_lr=0.5, steps=50), ()),
+    "fine_tune": Entry(lambda body, full: kshot.learners.fine_tune(full, inner_lr=0.05, steps=20), ()),
     "protonet": Entry(lambda body, full: kshot.protonet(body, batchnorm="running")),
-    "matching_net": Entry(lambda body, full: kshot.matching_net(body, batchnorm="running")),
-    "r2d2": Entry(lambda body, full: kshot.r2d2(body, batchnorm="running")),
-    "metaoptnet, ridge": Entry(lambda body, full: kshot.metaoptnet(body, base="ridge", batchnorm="running")),
-    "feat": Entry(lambda body, full: kshot.feat(body, features=WIDTH, batchnorm="running")),
-    "anil": Entry(lambda body, full: kshot.anil(full, inner_lr=0.1, steps=5)),
-    "fomaml": Entry(lambda body, full: kshot.fomaml(full, inner_lr=0.05, steps=5)),
+    "matching_net": Entry(lambda body, full: kshot.learners.matching_net(body, batchnorm="running")),
+    "r2d2": Entry(lambda body, full: kshot.learners.r2d2(body, batchnorm="running")),
+    "metaoptnet, ridge": Entry(lambda body, full: kshot.learners.metaoptnet(body, base="ridge", batchnorm="running")),
+    "feat": Entry(lambda body, full: kshot.learners.feat(body, features=WIDTH, batchnorm="running")),
+    "anil": Entry(lambda body, full: kshot.learners.anil(full, inner_lr=0.1, steps=5)),
+    "fomaml": Entry(lambda body, full: kshot.learners.fomaml(full, inner_lr=0.05, steps=5)),
     "maml": Entry(lambda body, full: kshot.maml(full, inner_lr=0.05, steps=5)),
-    "proto_maml": Entry(lambda body, full: kshot.proto_maml(body, inner_lr=0.01, steps=3, batchnorm="running")),
+    "proto_maml": Entry(
+        lambda body, full: kshot.learners.proto_maml(body, inner_lr=0.01, steps=3, batchnorm="running")
+    ),
 }
 
 WAVES = {
     "maml": Entry(lambda none, mlp: kshot.maml(mlp, inner_lr=0.01, steps=5, objective=objectives.mse), (1e-3, 3e-3)),
     "fomaml": Entry(
-        lambda none, mlp: kshot.fomaml(mlp, inner_lr=0.01, steps=5, objective=objectives.mse), (1e-3, 3e-3)
+        lambda none, mlp: kshot.learners.fomaml(mlp, inner_lr=0.01, steps=5, objective=objectives.mse), (1e-3, 3e-3)
     ),
     "reptile": Entry(
-        lambda none, mlp: kshot.reptile(mlp, inner_lr=0.02, steps=10, objective=objectives.mse), (1e-3, 3e-3)
+        lambda none, mlp: kshot.learners.reptile(mlp, inner_lr=0.02, steps=10, objective=objectives.mse), (1e-3, 3e-3)
     ),
     "meta_sgd": Entry(
-        lambda none, mlp: kshot.meta_sgd(mlp, inner_lr=0.01, steps=1, objective=objectives.mse), (1e-3, 3e-3)
+        lambda none, mlp: kshot.learners.meta_sgd(mlp, inner_lr=0.01, steps=1, objective=objectives.mse), (1e-3, 3e-3)
     ),
     "meta_curvature": Entry(
-        lambda none, mlp: kshot.meta_curvature(mlp, inner_lr=0.01, steps=1, objective=objectives.mse), (1e-3, 3e-3)
+        lambda none, mlp: kshot.learners.meta_curvature(mlp, inner_lr=0.01, steps=1, objective=objectives.mse),
+        (1e-3, 3e-3),
     ),
-    "anil": Entry(lambda none, mlp: kshot.anil(mlp, inner_lr=0.01, steps=5, objective=objectives.mse), (1e-3, 3e-3)),
-    "r2d2": Entry(lambda body, mlp: kshot.r2d2(mlp.body, scale=None, objective=objectives.mse), (1e-3, 3e-3)),
+    "anil": Entry(
+        lambda none, mlp: kshot.learners.anil(mlp, inner_lr=0.01, steps=5, objective=objectives.mse), (1e-3, 3e-3)
+    ),
+    "r2d2": Entry(lambda body, mlp: kshot.learners.r2d2(mlp.body, scale=None, objective=objectives.mse), (1e-3, 3e-3)),
 }
 
 
@@ -112,7 +117,7 @@ def fresh(entry: Entry, body: nn.Module, full: nn.Module, source: TaskSource) ->
     torch.manual_seed(0)
     learner = entry.make(copy.deepcopy(body), copy.deepcopy(full))
     if hasattr(getattr(learner, "head", None), "centre"):
-        kshot.fit_feature_statistics(learner, source)
+        kshot.training.fit_feature_statistics(learner, source)
     return learner
 
 

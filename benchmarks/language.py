@@ -26,7 +26,6 @@ from torch import nn
 
 import kshot
 from kshot.app.build import build_source
-from kshot.app.folder import load_run
 from kshot.app.run import environment, run
 from kshot.app.spec import Spec, load_spec
 from kshot.data import library
@@ -77,12 +76,12 @@ class Method(NamedTuple):
 
 METHODS = {
     "maml": Method("MAML", lambda model: kshot.maml(model, inner_lr=10.0, steps=2), 5e-4, 5),
-    "anil": Method("ANIL", lambda model: kshot.anil(model, inner_lr=10.0, steps=2), 5e-4, 5),
-    "reptile": Method("Reptile", lambda model: kshot.reptile(model, inner_lr=10.0, steps=2), 5e-4, 5),
+    "anil": Method("ANIL", lambda model: kshot.learners.anil(model, inner_lr=10.0, steps=2), 5e-4, 5),
+    "reptile": Method("Reptile", lambda model: kshot.learners.reptile(model, inner_lr=10.0, steps=2), 5e-4, 5),
     "protonet": Method("ProtoNet, cosine", lambda model: kshot.protonet(model, distance="cosine"), 2e-3),
-    "r2d2": Method("ridge (R2-D2)", lambda model: kshot.r2d2(model), 2e-3),
+    "r2d2": Method("ridge (R2-D2)", lambda model: kshot.learners.r2d2(model), 2e-3),
     "logistic_regression": Method(
-        "logistic regression", lambda model: kshot.logistic_regression(model, l2=0.1, scale=10.0), 2e-3
+        "logistic regression", lambda model: kshot.learners.logistic_regression(model, l2=0.1, scale=10.0), 2e-3
     ),
 }
 """Rates of ProtoNet and MAML were compared on validation tasks (docs/log.md); the others have the nearest one's."""
@@ -110,7 +109,7 @@ def scored(learner: Learner, spec: Spec, cell: Cell, classes: dict[str, int], sp
     assert source.texts == plain.texts
     assert source.class_names == plain.class_names
     ours = evaluate(learner, source, split=split, tasks=cell.tasks)
-    theirs = evaluate(kshot.nearest_centroid(), plain, split=split, tasks=cell.tasks, audit=False)
+    theirs = evaluate(kshot.learners.nearest_centroid(), plain, split=split, tasks=cell.tasks, audit=False)
     beside = difference([ours.per_task["accuracy"]], [theirs.per_task["accuracy"]])
     return {
         "ours": ours.metrics["accuracy"]._asdict(),
@@ -158,7 +157,7 @@ def score_frozen(part: str, out: Path) -> None:
     """Score PLDA on the features of the encoder as it comes: no training, the spreads of training intents alone."""
     spec = frozen(load_spec(RECIPES[part]))
     source = build_source(spec)
-    learner = kshot.plda(nn.Flatten(), features=source.task("val", 0).support.inputs.shape[1], scale=0.3)
+    learner = kshot.learners.plda(nn.Flatten(), features=source.task("val", 0).support.inputs.shape[1], scale=0.3)
     fit_feature_statistics(learner, source)
     score(learner, spec, out / f"{RECIPES[part]}-frozen" / "seed-0")
 
@@ -184,9 +183,9 @@ def transfer(tasks: int = 300) -> dict[str, Any]:
         for name, train in [("none", others), ("all others", others), *((each, [each]) for each in others)]:
             given = source(train, target)
             if name == "none":
-                learner = kshot.nearest_centroid()
+                learner = kshot.learners.nearest_centroid()
             else:
-                learner = kshot.plda(kshot.models.mlp(384, None, []), features=384)
+                learner = kshot.learners.plda(kshot.models.mlp(384, None, []), features=384)
                 fit_feature_statistics(learner, given)
             table[name][target] = accuracy(learner, given)
     return {"table": table, "tasks": tasks, "commit": environment()["commit"]}
@@ -330,7 +329,7 @@ def main(arguments: Iterable[str] | None = None) -> None:
             continue
         for seed in options.seeds:
             folder = trained(RECIPES[part], seed, options.out)
-            opened = load_run(folder)
+            opened = kshot.load(folder)
             score(opened.learner.eval(), opened.spec, folder)
     if options.write:
         write(options.out)

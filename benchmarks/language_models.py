@@ -28,7 +28,7 @@ from torch import Tensor, nn
 
 import kshot
 from kshot.app.build import build_model, build_source
-from kshot.app.folder import RunFolder, load_run
+from kshot.app.folder import RunFolder
 from kshot.app.run import pretrained_model
 from kshot.evaluation.evaluate import evaluate
 from kshot.evaluation.intervals import difference, interval
@@ -69,7 +69,8 @@ def tuned(model: nn.Module, source: TaskSource, tasks: int) -> tuple[str, Gradie
 def read_along(model: nn.Module, source: TaskSource, tasks: int) -> tuple[str, kshot.Learner]:
     """Dynamic evaluation of a model that was not meta-trained, at the rate that is best on validation tasks."""
     learners = {
-        rate: kshot.dynamic_evaluation(model, inner_lr=rate, rule="adam", rates="one", passes=2) for rate in READING
+        rate: kshot.learners.dynamic_evaluation(model, inner_lr=rate, rule="adam", rates="one", passes=2)
+        for rate in READING
     }
     found = {
         rate: evaluate(learner, source, split="val", tasks=tasks, audit=False).metrics[METRIC].mean
@@ -131,14 +132,14 @@ def main() -> None:
     parser.add_argument("--tasks", type=int, default=200)
     parser.add_argument("--val", type=int, default=20)
     options = parser.parse_args()
-    run = load_run(options.run)
+    run = kshot.load(options.run)
     source = build_source(run.spec)
     model = build_model(run.spec, run.shapes, head=True)
     pretrained = pretrained_model(run.spec, model, source, RunFolder(options.run))
     if pretrained is None:
         raise SystemExit(f"{options.run} has no pretraining to fine-tune from")
     as_it_is = GradientLearner(pretrained, source.objective, FirstOrder(SGD(1.0), 0))
-    reading = kshot.dynamic_evaluation(pretrained, inner_lr=1.0, passes=0, causal_queries=False, rates="one")
+    reading = kshot.learners.dynamic_evaluation(pretrained, inner_lr=1.0, passes=0, causal_queries=False, rates="one")
     about, fine_tuned = tuned(pretrained, source, options.val)
     along, read = read_along(pretrained, source, options.val)
     rows = {

@@ -21,7 +21,7 @@ import torch
 import kshot
 from kshot import Batch, Learner, Task
 from kshot.inner.unrolling import recomputing
-from kshot.training.memory import predicted_peak
+from kshot.training.memory import predict_peak
 from kshot.types import stack, unstack
 
 STEPS = 5, 10, 15
@@ -47,7 +47,7 @@ def predicted(learner: Learner, tasks: Task, recompute: bool) -> float:
         with recomputing(recompute):
             one(unstack(tasks)[0]).backward()
 
-    return predicted_peak(learner, tasks, loss) / 2**20
+    return predict_peak(learner, tasks, loss) / 2**20
 
 
 def status(key: str) -> int:

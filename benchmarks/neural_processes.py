@@ -37,9 +37,9 @@ SOURCES: dict[str, Callable[..., TaskSource]] = {
     ),
 }
 LEARNERS: dict[str, Callable[[], kshot.Learner]] = {
-    "CNP": lambda: kshot.cnp(1, 1),
-    "ANP": lambda: kshot.attentive_np(1, 1),
-    "TNP-D": lambda: kshot.tnp_d(1, 1),
+    "CNP": lambda: kshot.learners.cnp(1, 1),
+    "ANP": lambda: kshot.learners.attentive_np(1, 1),
+    "TNP-D": lambda: kshot.learners.tnp_d(1, 1),
 }
 FIGURES = ("log_likelihood", "mse", "coverage")
 

@@ -38,7 +38,7 @@ from kshot.learner import Learner
 from kshot.learners.ratings import recommenders
 from kshot.sources.ratings.source import RatingTasks
 from kshot.training.checkpoint import load_checkpoint, save_checkpoint
-from kshot.training.fit import Settings, meta_training
+from kshot.training.fit import Settings, meta_training_loop
 
 DRAWS, VAL_DRAWS = 6, 2
 INNER_LRS = (0.1, 0.5, 2.0)
@@ -90,7 +90,7 @@ def covered(learner: Learner, tasks: RatingTasks, split: str) -> str:
 
 
 def log_of(tasks: RatingTasks) -> recommenders.Ratings:
-    return recommenders.Ratings(*tasks.training_log(), len(tasks.encoding.items))
+    return recommenders.Ratings(*tasks.training_log(), len(tasks.preprocessor.items))
 
 
 def tuned(
@@ -128,76 +128,78 @@ def _features(tasks: RatingTasks) -> tuple[int, int]:
 
 
 def _factors(tasks: RatingTasks, outputs: int | None, **options: Any) -> torch.nn.Module:
-    return kshot.models.factorisation(tasks.encoding.counts, sum(_features(tasks)), outputs, **options)
+    return kshot.models.factorisation(tasks.preprocessor.counts, sum(_features(tasks)), outputs, **options)
 
 
 @listed
 def alpaca(tasks: RatingTasks) -> Learner:
     model = _factors(tasks, None, factors=8)
     of_users = _features(tasks)[1]
-    return kshot.alpaca(
+    return kshot.learners.alpaca(
         model, features=model.width, item_penalty=100.0, user_features=of_users, objective=tasks.objective
     )
 
 
 def _mlp(tasks: RatingTasks) -> torch.nn.Module:
-    levels = len(tasks.encoding.levels)
-    return kshot.models.rating_mlp(len(tasks.encoding.items), sum(_features(tasks)), levels)
+    levels = len(tasks.preprocessor.levels)
+    return kshot.models.rating_mlp(len(tasks.preprocessor.items), sum(_features(tasks)), levels)
 
 
 @listed
 def melu(tasks: RatingTasks, inner_lr: float) -> Learner:
-    return kshot.melu(_mlp(tasks), inner_lr=inner_lr, steps=2, objective=tasks.objective)
+    return kshot.learners.melu(_mlp(tasks), inner_lr=inner_lr, steps=2, objective=tasks.objective)
 
 
 @listed
 def melu_first_order(tasks: RatingTasks, inner_lr: float) -> Learner:
-    return kshot.melu(_mlp(tasks), inner_lr=inner_lr, steps=2, order=1, objective=tasks.objective)
+    return kshot.learners.melu(_mlp(tasks), inner_lr=inner_lr, steps=2, order=1, objective=tasks.objective)
 
 
 @listed
 def meta_sgd(tasks: RatingTasks, inner_lr: float) -> Learner:
-    return kshot.meta_sgd(_mlp(tasks), inner_lr=inner_lr, adaptable=("body.*", "head.*"), objective=tasks.objective)
+    return kshot.learners.meta_sgd(
+        _mlp(tasks), inner_lr=inner_lr, adaptable=("body.*", "head.*"), objective=tasks.objective
+    )
 
 
 @listed
 def anil(tasks: RatingTasks, inner_lr: float) -> Learner:
-    model = _factors(tasks, len(tasks.encoding.levels))
-    return kshot.anil(model, inner_lr=inner_lr, steps=3, objective=tasks.objective)
+    model = _factors(tasks, len(tasks.preprocessor.levels))
+    return kshot.learners.anil(model, inner_lr=inner_lr, steps=3, objective=tasks.objective)
 
 
 @listed
 def two_tower_anil(tasks: RatingTasks, inner_lr: float) -> Learner:
-    items, levels = len(tasks.encoding.items), len(tasks.encoding.levels)
+    items, levels = len(tasks.preprocessor.items), len(tasks.preprocessor.levels)
     model = kshot.models.two_tower(items, *_features(tasks), outputs=levels)
-    return kshot.anil(model, inner_lr=inner_lr, steps=3, objective=tasks.objective)
+    return kshot.learners.anil(model, inner_lr=inner_lr, steps=3, objective=tasks.objective)
 
 
 def _process(make: Callable[..., Learner], tasks: RatingTasks, **options: Any) -> Learner:
     """A neural process that reads ratings through the factors of `alpaca`."""
     model = _factors(tasks, None, factors=8)
     options |= {"embedding": model, "objective": tasks.objective, "width": 64}
-    return make(model.width, len(tasks.encoding.levels), **options)
+    return make(model.width, len(tasks.preprocessor.levels), **options)
 
 
 @listed
 def cnp(tasks: RatingTasks) -> Learner:
-    return _process(kshot.cnp, tasks, depth=2)
+    return _process(kshot.learners.cnp, tasks, depth=2)
 
 
 @listed
 def tanp(tasks: RatingTasks) -> Learner:
-    return _process(kshot.tanp, tasks, depth=2)
+    return _process(kshot.learners.tanp, tasks, depth=2)
 
 
 @listed
 def attentive_np(tasks: RatingTasks) -> Learner:
-    return _process(kshot.attentive_np, tasks, depth=2)
+    return _process(kshot.learners.attentive_np, tasks, depth=2)
 
 
 @listed
 def tnp_d(tasks: RatingTasks) -> Learner:
-    return _process(kshot.tnp_d, tasks, layers=2)
+    return _process(kshot.learners.tnp_d, tasks, layers=2)
 
 
 def trained(name: str, tasks: RatingTasks, seed: int, steps: int, out: Path) -> Learner:
@@ -217,7 +219,7 @@ def trained_one(learner: Learner, tasks: RatingTasks, seed: int, steps: int, fol
     if not folder.exists():
         started = time.process_time()
         best: tuple[float, dict[str, torch.Tensor]] | None = None
-        loop = meta_training(learner, tasks, Settings(2e-3, 10.0, "cosine", steps, 64), mode="vmap", seed=seed)
+        loop = meta_training_loop(learner, tasks, Settings(2e-3, 10.0, "cosine", steps, 64), mode="vmap", seed=seed)
         for _ in range(8):
             loop.run(steps // 8)
             found = scores(learner, tasks, "val", VAL_DRAWS)
@@ -313,7 +315,7 @@ def latency(path: Path | None, learner: Learner, count: int = 1000, times: int =
     """How long `count` candidates take after adapting, on one core."""
     torch.set_num_threads(1)
     tasks = source(path, 5)
-    candidates = {name: leaf[:count] for name, leaf in tasks.encoding.whole().items()}
+    candidates = {name: leaf[:count] for name, leaf in tasks.preprocessor.whole().items()}
     with torch.no_grad():
         state = learner.adapt(tasks.task("test", 0).support)
         taken = []

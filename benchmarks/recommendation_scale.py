@@ -88,15 +88,15 @@ def measure(folder: Path, steps: int, tasks: int) -> None:
         )  # fmt: skip
         inputs = source.stack("train", range(64)).support.inputs
     width = inputs["item_features"].shape[-1] + inputs["item_mean"].shape[-1]
-    model = kshot.models.factorisation(source.encoding.counts, width, None, factors=8)
-    learner = kshot.alpaca(model, features=model.width, item_penalty=100.0, objective=source.objective)
+    model = kshot.models.factorisation(source.preprocessor.counts, width, None, factors=8)
+    learner = kshot.learners.alpaca(model, features=model.width, item_penalty=100.0, objective=source.objective)
     with stage(f"train `alpaca`, {steps} steps of 64 tasks"):
         kshot.fit(learner, source, steps=steps, tasks_per_step=64, outer_lr=1e-3, mode="vmap")
     found = {}
     with stage(f"evaluate it, {tasks} tasks of test"):
         found["alpaca"] = kshot.evaluate(learner, source, tasks=tasks)
     with stage("the training log"):
-        log = recommenders.Ratings(*source.training_log(), size=len(source.encoding.items))
+        log = recommenders.Ratings(*source.training_log(), size=len(source.preprocessor.items))
     for kind, grid in recommenders.GRIDS.items():
         with stage(f"{kind.replace('_', ' ')}: {len(grid)} fitted and tried on {tasks} tasks of val, one on test"):
             tried = [recommenders.recommender(kind, log, source.objective, **options) for options in grid]

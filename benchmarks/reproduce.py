@@ -25,9 +25,10 @@ import numpy as np
 import torch
 from torch import nn
 
+import kshot
 from kshot import sources
 from kshot.app.build import build_source, device_of, has_head
-from kshot.app.folder import RunFolder, load_run, read_spec
+from kshot.app.folder import RunFolder, read_spec
 from kshot.app.run import environment, run
 from kshot.app.spec import Spec, load_spec
 from kshot.data import ArrayDataset
@@ -176,7 +177,7 @@ def score(path: Path, cells: Iterable[Cell]) -> dict[str, Any]:
     """Score a run's one checkpoint on the test tasks of the cells that are not scored yet; all scores by cell."""
     file = path / SCORES
     found: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {}
-    opened = load_run(path)
+    opened = kshot.load(path)
     for cell in cells:
         if cell.name in found and found[cell.name]["weights_sha256"] == opened.weights:
             continue

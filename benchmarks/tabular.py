@@ -38,7 +38,6 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 import kshot
-from kshot.app.folder import load_run
 from kshot.evaluation.evaluate import interval
 
 Table = tuple[np.ndarray, np.ndarray]
@@ -261,8 +260,8 @@ def fitted(path: Path, recipe: str) -> dict[str, Method]:
     """The in-context learner of a run, and beside it what it starts from: the mean of its closed-form fits."""
     if not path.exists():
         raise SystemExit(f"there is no {path}: train it first, with `kshot run {recipe} --out {path}`")
-    learner = load_run(path).learner.eval()
-    fresh = kshot.prior_fitted(objective=learner.objective).eval()
+    learner = kshot.load(path).learner.eval()
+    fresh = kshot.learners.prior_fitted(objective=learner.objective).eval()
     return {OURS: ours(learner), START: ours(fresh)}
 
 

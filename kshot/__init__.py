@@ -1,4 +1,4 @@
-"""kshot: meta-learning for real tasks. The public names stand in `__init__.pyi`, and are imported when first used."""
+"""kshot: meta-learning for real tasks. `__init__.pyi` lists the public names; each is imported at its first use."""
 
 import lazy_loader
 

@@ -3,51 +3,56 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from typing import Any, final
 
 from torch import Tensor, nn
 
 from kshot.objectives import Objective
-from kshot.types import Batch, Task, Tree
+from kshot.types import Batch, Task, Tree, tree_leaves
 
 
 class Scheduled(nn.Module):
-    """A module that changes in the course of training: a learner, a solver, `models.DropBlock`, or one of yours."""
+    """A module that changes in the course of training, such as a learner, a solver or `models.DropBlock`."""
 
     def set_progress(self, progress: float) -> None:
-        """Told by the trainer before each step: how far the training is, from 0 to 1. By default the parts are told.
+        """Receive the progress of training, from 0 to 1; the trainer calls this before each step.
 
-        It is a function of the step, so a resumed run needs no memory of it. A module that was never told is to behave
-        as at 1.
+        By default it is passed on to the children. Progress is a function of the step, so a resumed run needs no record
+        of it. A module whose progress was never set must behave as at 1.
         """
-        for part in self.children():
-            set_progress(part, progress)
+        for child in self.children():
+            set_progress(child, progress)
 
 
 def set_progress(module: nn.Module, progress: float) -> None:
-    """Tell a module, or what is scheduled among its parts, how far the training is, from 0 to 1."""
+    """Pass the progress of training, from 0 to 1, to a module or to its scheduled submodules."""
     if isinstance(module, Scheduled):
         module.set_progress(progress)
     else:
-        for part in module.children():
-            set_progress(part, progress)
+        for child in module.children():
+            set_progress(child, progress)
 
 
 class Learner(Scheduled, ABC):
     r"""How a base model adapts to one task and predicts on it. Its parameters $\theta$ are the meta-parameters.
 
-    A learner is written for ONE task; the trainer batches. Subclasses supply
+    $$ \text{state} = \text{adapt}_\theta(\text{support}), \qquad \hat y = \text{predict}_\theta(\text{state}, x) $$
 
-    $$ \text{state} = \text{adapt}_\theta(\text{support}), \qquad \hat y = \text{predict}_\theta(\text{state}, x). $$
+    A learner is written for ONE task; the trainer batches. To write one, subclass this and implement `_adapt` and
+    `predict`; call `adapt`, which checks the support set against the objective and then calls `_adapt`. Keyword
+    arguments of `adapt` are passed on, so `_adapt(self, support, *, steps=None)` adds an option.
 
-    `adapt` is pure: weights and buffers are left bitwise as they were. The state holds everything that is particular
+    `_adapt` is pure: it leaves weights and buffers bitwise as they were. The state holds everything that is particular
     to the task, as nested dicts with string keys and tensors for leaves, so that it can be saved (see
     `training.checkpoint.save_state`), sent and stacked.
 
+    Args:
+        objective: loss and metrics of the tasks.
+
     Attributes:
-        objective: what the tasks ask.
         transductive: True if a query's prediction depends on the other queries. Every report says so.
-        ordered: True if the order of the support's rows matters, padding among them, as where steps go by minibatches.
-        causal_queries: True if queries are read in order, each prediction made from those before it: transductive, but
+        ordered: True if the order of the support rows matters, rows of weight 0 included, as with minibatches.
+        causal_queries: True if queries are read in order and each is predicted from those before it: transductive, but
             causal.
         annealed: True if `set_progress` changes the outer loss; such a learner is not compiled once for all steps.
     """
@@ -62,29 +67,71 @@ class Learner(Scheduled, ABC):
         super().__init__()
         self.objective = objective
 
+    @final
+    def adapt(self, support: Batch, **options: Any) -> Tree:
+        """Adapt to a task.
+
+        Args:
+            support: examples of the task, leaves (n, ...); class labels are one-hot (n, ways).
+            options: keyword arguments of the learner's `_adapt`.
+
+        Returns:
+            The state of the task, for `predict`.
+
+        Raises:
+            ValueError: a support set whose shapes or dtypes disagree, or do not fit the objective.
+        """
+        self._check_support(support)
+        return self._adapt(support, **options)
+
     @abstractmethod
-    def adapt(self, support: Batch) -> Tree:
-        """Adapt to a task: support leaves (n, ...) in, the task's state out."""
+    def _adapt(self, support: Batch) -> Tree:
+        """Compute the state of a task from its support set, leaves (n, ...), which has been checked."""
 
     @abstractmethod
     def predict(self, state: Tree, inputs: Tree) -> Tree:
         """Predict for inputs (m, ...) under a task's state: (m, ...), logits (m, ways) for classification."""
 
     def extend(self, state: Tree, support: Batch) -> Tree:
-        """A state that knows more examples, of the classes it has and of new ones, without seeing the old ones again.
+        """Add examples, of known and of new classes, to a state without access to the earlier examples.
 
         Args:
-            state: of a support set of C classes; it stays as it is.
-            support: further examples; targets one-hot (n, C' ≥ C), the new classes behind the old.
+            state: state of a support set of C classes; it is not modified.
+            support: further examples; targets one-hot (n, C' ≥ C), the new classes last.
+
+        Returns:
+            A new state, of C' classes.
 
         Raises:
             ValueError: a learner whose states cannot be extended.
         """
         raise ValueError(
-            f"a state of {type(self).__name__} cannot take in further classes: adapt anew to all examples together, or "
-            "take a learner that fits a head to features, such as protonet, plda or r2d2"
+            f"a state of {type(self).__name__} cannot be extended: adapt anew to all examples together, or use a "
+            "learner that fits a head to features, such as protonet, plda or r2d2"
         )
 
     def forward(self, task: Task) -> Tensor:
-        r"""The outer loss of one task, (): the objective on the query set, predicted after adapting to the support."""
-        return self.objective.loss(self.predict(self.adapt(task.support), task.query.inputs), task.query)
+        """The outer loss of one task, (); by default `query_loss`."""
+        return query_loss(self, task)
+
+    def _check_support(self, support: Batch) -> None:
+        """Check shapes and dtypes of a support set, not values: it costs nothing under `vmap` or in a compiled step."""
+        weight = support.weight
+        if weight.ndim != 1 or not weight.is_floating_point():
+            raise ValueError(
+                f"weight of a support set must be floating point (n,), got {weight.dtype} {tuple(weight.shape)}; "
+                "adapt takes one task, not a stack"
+            )
+        self.objective.check_targets(support.targets)
+        for name, tree in (("inputs", support.inputs), ("targets", support.targets)):
+            for leaf in tree_leaves(tree):
+                if leaf.shape[:1] != weight.shape:
+                    raise ValueError(
+                        f"{name} of a support set must have one row for each of its {len(weight)} weights, "
+                        f"got {tuple(leaf.shape)}"
+                    )
+
+
+def query_loss(learner: Learner, task: Task) -> Tensor:
+    r"""The query loss after adapting to the support set, $L_{\text{query}}(\text{adapt}(\text{support}))$, ()."""
+    return learner.objective.loss(learner.predict(learner.adapt(task.support), task.query.inputs), task.query)

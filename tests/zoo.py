@@ -7,11 +7,9 @@ import torch
 from torch import nn
 
 import kshot
-from kshot import Batch, Learner, Task, objectives
+from kshot import Learner, Task, objectives, testing
 from kshot.learners import SupportMean
-
-SYMBOLS, WINDOW = 8, 3
-"""Of the texts: how many symbols there are, and how many a window holds."""
+from kshot.testing.tasks import SYMBOLS
 
 
 class Row(NamedTuple):
@@ -21,34 +19,22 @@ class Row(NamedTuple):
         make: ways -> learner, for inputs (n, 1, 8, 8) and one-hot targets, or (n, 1) to (n, 1) for regression, or
             symbols (n, 3) to those that follow them for text.
         exact: whether the meta-gradient is the exact derivative; an approximation is tested against its formula.
-        regression: whether the tasks are lines.
-        text: whether the tasks are texts in order, whose windows are read one behind the other.
-        transductive: declared so.
-        trains: whether it has meta-parameters.
-        keeps_rows: whether a state holds the support's rows; two states are then compared by what they predict.
-        warm: outer steps that it takes until adapting is of use; none for most.
+        steps: steps of meta-training until adapting helps; none for most.
     """
 
     make: Callable[[int], Learner]
     exact: bool = True
-    regression: bool = False
-    text: bool = False
-    transductive: bool = False
-    trains: bool = True
-    keeps_rows: bool = False
-    warm: int = 0
-
-    @property
-    def classes(self) -> bool:
-        """Whether the tasks are classes to tell apart."""
-        return not (self.regression or self.text)
+    steps: int = 0
 
     @property
     def objective(self) -> objectives.Objective:
-        """What the tasks ask."""
-        if self.text:
-            return objectives.next_token
-        return objectives.mse if self.regression else objectives.classification
+        """Loss and metrics of the tasks."""
+        return self.make(3).objective
+
+    @property
+    def classes(self) -> bool:
+        """Whether the tasks are classification."""
+        return self.objective.task_specific_classes
 
 
 def small_conv(outputs: int | None, *, norm: bool = True, maps: bool = False) -> nn.Module:
@@ -90,165 +76,133 @@ def early(learner: Learner) -> Learner:
 ZOO = {
     "maml": Row(lambda ways: kshot.maml(small_conv(ways), inner_lr=0.2, steps=2)),
     "maml, running BatchNorm": Row(lambda ways: kshot.maml(small_conv(ways), inner_lr=0.2, batchnorm="running")),
-    "maml, transductive": Row(
-        lambda ways: kshot.maml(small_conv(ways), inner_lr=0.2, batchnorm="query"), transductive=True
-    ),
+    "maml, transductive": Row(lambda ways: kshot.maml(small_conv(ways), inner_lr=0.2, batchnorm="query")),
     "maml, tasknorm": Row(lambda ways: kshot.maml(small_conv(ways), inner_lr=0.2, steps=2, batchnorm="tasknorm")),
     "protonet, tasknorm": Row(lambda ways: kshot.protonet(small_conv(None), batchnorm="tasknorm")),
     "proto-maml, tasknorm": Row(
-        lambda ways: kshot.proto_maml(small_conv(None), inner_lr=0.05, steps=2, batchnorm="tasknorm")
+        lambda ways: kshot.learners.proto_maml(small_conv(None), inner_lr=0.05, steps=2, batchnorm="tasknorm")
     ),
     "maml, head only": Row(lambda ways: kshot.maml(small_conv(ways), inner_lr=0.2, steps=2, adaptable="1.*")),
-    "maml, regression": Row(
-        lambda ways: kshot.maml(wave(), inner_lr=0.05, steps=3, objective=objectives.mse), regression=True
-    ),
-    "fomaml": Row(lambda ways: kshot.fomaml(small_conv(ways), inner_lr=0.2, steps=2), exact=False),
-    "reptile": Row(lambda ways: kshot.reptile(small_conv(ways), inner_lr=0.2, steps=3), exact=False),
-    "anil": Row(lambda ways: kshot.anil(small_conv(ways), inner_lr=0.2, steps=2, head="1")),
-    "boil": Row(lambda ways: kshot.boil(small_conv(ways), inner_lr=0.2, steps=2, head="1")),
-    "meta-sgd": Row(lambda ways: kshot.meta_sgd(small_conv(ways), inner_lr=0.2, steps=2)),
-    "maml++": Row(lambda ways: kshot.maml_pp(small_conv(ways), inner_lr=0.2, steps=2)),
+    "maml, regression": Row(lambda ways: kshot.maml(wave(), inner_lr=0.05, steps=3, objective=objectives.mse)),
+    "fomaml": Row(lambda ways: kshot.learners.fomaml(small_conv(ways), inner_lr=0.2, steps=2), exact=False),
+    "reptile": Row(lambda ways: kshot.learners.reptile(small_conv(ways), inner_lr=0.2, steps=3), exact=False),
+    "anil": Row(lambda ways: kshot.learners.anil(small_conv(ways), inner_lr=0.2, steps=2, head="1")),
+    "boil": Row(lambda ways: kshot.learners.boil(small_conv(ways), inner_lr=0.2, steps=2, head="1")),
+    "meta-sgd": Row(lambda ways: kshot.learners.meta_sgd(small_conv(ways), inner_lr=0.2, steps=2)),
+    "maml++": Row(lambda ways: kshot.learners.maml_pp(small_conv(ways), inner_lr=0.2, steps=2)),
     "maml++, early in training": Row(
-        lambda ways: early(kshot.maml_pp(small_conv(ways), inner_lr=0.2, steps=2, first_order=0.0))
+        lambda ways: early(kshot.learners.maml_pp(small_conv(ways), inner_lr=0.2, steps=2, first_order=0.0))
     ),
-    "imaml": Row(lambda ways: kshot.imaml(small_conv(ways), inner_lr=0.2, steps=3), exact=False),
+    "imaml": Row(lambda ways: kshot.learners.imaml(small_conv(ways), inner_lr=0.2, steps=3), exact=False),
     "imaml, neumann": Row(
-        lambda ways: kshot.imaml(small_conv(ways), inner_lr=0.1, steps=3, proximity=2.0, method="neumann"), exact=False
+        lambda ways: kshot.learners.imaml(small_conv(ways), inner_lr=0.1, steps=3, proximity=2.0, method="neumann"),
+        exact=False,
     ),
     "cavia, film": Row(
-        lambda ways: kshot.cavia(small_conv(ways), task_dim=6, inner_lr=1.0, steps=2, film=["0.1", "0.4", "1"])
+        lambda ways: kshot.learners.cavia(small_conv(ways), task_dim=6, inner_lr=1.0, steps=2, film=["0.1", "0.4", "1"])
     ),
     "cavia": Row(
-        lambda ways: kshot.cavia(wave(1 + 4), task_dim=4, inner_lr=2.0, steps=5, objective=objectives.mse),
-        regression=True,
+        lambda ways: kshot.learners.cavia(wave(1 + 4), task_dim=4, inner_lr=2.0, steps=5, objective=objectives.mse),
     ),
-    "meta-curvature": Row(lambda ways: kshot.meta_curvature(small_conv(ways), inner_lr=0.2, steps=2)),
-    "alfa": Row(lambda ways: kshot.alfa(small_conv(ways), inner_lr=0.2, steps=2)),
-    "proto-maml": Row(lambda ways: kshot.proto_maml(small_conv(None), inner_lr=0.05, steps=2)),
-    "unicorn-maml": Row(lambda ways: kshot.unicorn_maml(small_conv(None), features=16, inner_lr=0.2, steps=3)),
-    "warp-maml": Row(lambda ways: kshot.warp_maml(small_conv(ways), warp="0.3.*", inner_lr=0.2, steps=2)),
-    "t-net": Row(lambda ways: kshot.t_net(small_conv(ways), inner_lr=0.2, steps=2)),
-    "learned optimizer, lstm": Row(lambda ways: kshot.learned_optimizer(small_conv(ways), inner_lr=0.2, steps=2)),
+    "meta-curvature": Row(lambda ways: kshot.learners.meta_curvature(small_conv(ways), inner_lr=0.2, steps=2)),
+    "alfa": Row(lambda ways: kshot.learners.alfa(small_conv(ways), inner_lr=0.2, steps=2)),
+    "proto-maml": Row(lambda ways: kshot.learners.proto_maml(small_conv(None), inner_lr=0.05, steps=2)),
+    "unicorn-maml": Row(lambda ways: kshot.learners.unicorn_maml(small_conv(None), features=16, inner_lr=0.2, steps=3)),
+    "warp-maml": Row(lambda ways: kshot.learners.warp_maml(small_conv(ways), warp="0.3.*", inner_lr=0.2, steps=2)),
+    "t-net": Row(lambda ways: kshot.learners.t_net(small_conv(ways), inner_lr=0.2, steps=2)),
+    "learned optimizer, lstm": Row(
+        lambda ways: kshot.learners.learned_optimizer(small_conv(ways), inner_lr=0.2, steps=2)
+    ),
     "learned optimizer, mlp": Row(
-        lambda ways: kshot.learned_optimizer(small_conv(ways), inner_lr=0.2, steps=2, kind="mlp")
+        lambda ways: kshot.learners.learned_optimizer(small_conv(ways), inner_lr=0.2, steps=2, kind="mlp")
     ),
     "learned optimizer, gates": Row(
-        lambda ways: kshot.learned_optimizer(small_conv(ways), inner_lr=0.2, steps=2, kind="gates")
+        lambda ways: kshot.learners.learned_optimizer(small_conv(ways), inner_lr=0.2, steps=2, kind="gates")
     ),
     "protonet": Row(lambda ways: kshot.protonet(small_conv(None))),
     "protonet, cosine": Row(lambda ways: kshot.protonet(small_conv(None, norm=False), distance="cosine")),
     "cnaps": Row(
-        lambda ways: kshot.cnaps(small_conv(None), small_conv(None), film=["0", "3"], task_dim=16),
+        lambda ways: kshot.learners.cnaps(small_conv(None), small_conv(None), film=["0", "3"], task_dim=16),
     ),
     "cnaps, prototypes": Row(
-        lambda ways: kshot.cnaps(
+        lambda ways: kshot.learners.cnaps(
             small_conv(None, norm=False), small_conv(None), film=["0", "3"], task_dim=16, head="prototypes"
         ),
     ),
-    "cnp": Row(lambda ways: kshot.cnp(1, 1, width=16, depth=1), regression=True, warm=100),
+    "cnp": Row(lambda ways: kshot.learners.cnp(1, 1, width=16, depth=1), steps=100),
     "attentive np": Row(
-        lambda ways: kshot.attentive_np(1, 1, width=16, depth=1, heads=2),
-        regression=True,
-        warm=100,
-        keeps_rows=True,
+        lambda ways: kshot.learners.attentive_np(1, 1, width=16, depth=1, heads=2),
+        steps=100,
     ),
-    "tanp": Row(lambda ways: kshot.tanp(1, 1, width=16, depth=1, clusters=3), regression=True, warm=100),
+    "tanp": Row(lambda ways: kshot.learners.tanp(1, 1, width=16, depth=1, clusters=3), steps=100),
     "cnp, an embedding": Row(
-        lambda ways: kshot.cnp(4, 1, width=16, depth=1, embedding=wave(outputs=4)), regression=True, warm=100
+        lambda ways: kshot.learners.cnp(4, 1, width=16, depth=1, embedding=wave(outputs=4)), steps=100
     ),
-    "tnp-d": Row(
-        lambda ways: kshot.tnp_d(1, 1, width=16, layers=2, heads=2), regression=True, warm=100, keeps_rows=True
-    ),
-    "prior-fitted": Row(lambda ways: kshot.prior_fitted(cell_width=8, width=16, layers=2, heads=2), keeps_rows=True),
+    "tnp-d": Row(lambda ways: kshot.learners.tnp_d(1, 1, width=16, layers=2, heads=2), steps=100),
+    "prior-fitted": Row(lambda ways: kshot.learners.prior_fitted(cell_width=8, width=16, layers=2, heads=2)),
     "prior-fitted, regression": Row(
-        lambda ways: kshot.prior_fitted(cell_width=8, width=16, layers=2, heads=2, objective=objectives.gaussian),
-        regression=True,
-        keeps_rows=True,
+        lambda ways: kshot.learners.prior_fitted(
+            cell_width=8, width=16, layers=2, heads=2, objective=objectives.gaussian
+        ),
     ),
     "protonet, a distance of one's own": Row(lambda ways: kshot.protonet(small_conv(None), distance=smooth_manhattan)),
-    "r2d2": Row(lambda ways: kshot.r2d2(small_conv(None))),
+    "r2d2": Row(lambda ways: kshot.learners.r2d2(small_conv(None))),
     "r2d2, regression": Row(
-        lambda ways: kshot.r2d2(wave(outputs=4), l2=0.1, scale=None, objective=objectives.mse), regression=True
+        lambda ways: kshot.learners.r2d2(wave(outputs=4), l2=0.1, scale=None, objective=objectives.mse)
     ),
     "fold-in": Row(
-        lambda ways: kshot.alpaca(wave(outputs=4), features=4, prior=1.0, noise=0.1),
-        regression=True,
+        lambda ways: kshot.learners.alpaca(wave(outputs=4), features=4, prior=1.0, noise=0.1),
     ),
     "melu": Row(
-        lambda ways: kshot.melu(wave(), inner_lr=0.05, steps=2, decision="2.*", objective=objectives.mse),
-        regression=True,
+        lambda ways: kshot.learners.melu(wave(), inner_lr=0.05, steps=2, decision="2.*", objective=objectives.mse),
     ),
-    "matching net": Row(lambda ways: kshot.matching_net(small_conv(None)), keeps_rows=True),
+    "matching net": Row(lambda ways: kshot.learners.matching_net(small_conv(None))),
     "matching net, full context": Row(
-        lambda ways: kshot.matching_net(small_conv(None), context_steps=2, features=16), keeps_rows=True
+        lambda ways: kshot.learners.matching_net(small_conv(None), context_steps=2, features=16)
     ),
     "relation net": Row(
-        lambda ways: kshot.relation_net(small_conv(None), features=16, hidden=32, loss="objective"), warm=100
+        lambda ways: kshot.learners.relation_net(small_conv(None), features=16, hidden=32, loss="objective"), steps=100
     ),
     "relation net, maps": Row(
-        lambda ways: kshot.relation_net(small_conv(None, maps=True), features=(4, 2, 2), hidden=8), warm=100
+        lambda ways: kshot.learners.relation_net(small_conv(None, maps=True), features=(4, 2, 2), hidden=8), steps=100
     ),
-    "feat": Row(lambda ways: kshot.feat(small_conv(None), features=16, temperature=8.0, dropout=0.0)),
-    "frn": Row(lambda ways: kshot.frn(small_conv(None, maps=True))),
-    "frn, no maps": Row(lambda ways: kshot.frn(small_conv(None))),
-    "metaoptnet, svm": Row(lambda ways: kshot.metaoptnet(small_conv(None), l2=1.0)),
-    "metaoptnet, ridge": Row(lambda ways: kshot.metaoptnet(small_conv(None), base="ridge", l2=1.0)),
-    "logistic regression": Row(lambda ways: kshot.logistic_regression(small_conv(None), scale=2.0)),
-    "simpleshot": Row(lambda ways: kshot.simpleshot(small_conv(None), features=16, batchnorm="support")),
-    "plda": Row(lambda ways: kshot.plda(small_conv(None), features=16, scale=0.5, batchnorm="support")),
-    "baseline++": Row(lambda ways: kshot.baseline_pp(small_conv(None), inner_lr=0.1, steps=3, batchnorm="support")),
-    "p>m>f": Row(lambda ways: kshot.pmf(small_conv(None, norm=False), inner_lr=0.01, steps=2, shift=1, flip=True)),
+    "feat": Row(lambda ways: kshot.learners.feat(small_conv(None), features=16, temperature=8.0, dropout=0.0)),
+    "frn": Row(lambda ways: kshot.learners.frn(small_conv(None, maps=True))),
+    "frn, no maps": Row(lambda ways: kshot.learners.frn(small_conv(None))),
+    "metaoptnet, svm": Row(lambda ways: kshot.learners.metaoptnet(small_conv(None), l2=1.0)),
+    "metaoptnet, ridge": Row(lambda ways: kshot.learners.metaoptnet(small_conv(None), base="ridge", l2=1.0)),
+    "logistic regression": Row(lambda ways: kshot.learners.logistic_regression(small_conv(None), scale=2.0)),
+    "simpleshot": Row(lambda ways: kshot.learners.simpleshot(small_conv(None), features=16, batchnorm="support")),
+    "plda": Row(lambda ways: kshot.learners.plda(small_conv(None), features=16, scale=0.5, batchnorm="support")),
+    "baseline++": Row(
+        lambda ways: kshot.learners.baseline_pp(small_conv(None), inner_lr=0.1, steps=3, batchnorm="support")
+    ),
+    "p>m>f": Row(
+        lambda ways: kshot.learners.pmf(small_conv(None, norm=False), inner_lr=0.01, steps=2, shift=1, flip=True)
+    ),
     "laplacian-shot": Row(
-        lambda ways: kshot.laplacian_shot(small_conv(None), features=16, steps=5, batchnorm="support"),
-        transductive=True,
+        lambda ways: kshot.learners.laplacian_shot(small_conv(None), features=16, steps=5, batchnorm="support"),
     ),
     "transductive fine-tuning": Row(
-        lambda ways: kshot.transductive_fine_tune(small_conv(None), inner_lr=0.01, steps=3, batchnorm="support"),
+        lambda ways: kshot.learners.transductive_fine_tune(
+            small_conv(None), inner_lr=0.01, steps=3, batchnorm="support"
+        ),
         exact=False,
-        transductive=True,
-        keeps_rows=True,
     ),
     "dynamic evaluation": Row(
-        lambda ways: kshot.dynamic_evaluation(Causal(), inner_lr=0.5), exact=False, text=True, transductive=True
+        lambda ways: kshot.learners.dynamic_evaluation(Causal(), inner_lr=0.5),
+        exact=False,
     ),
     "dynamic evaluation, each query by itself": Row(
-        lambda ways: kshot.dynamic_evaluation(Causal(), inner_lr=0.5, causal_queries=False, order=2), text=True
+        lambda ways: kshot.learners.dynamic_evaluation(Causal(), inner_lr=0.5, causal_queries=False, order=2)
     ),
-    "from scratch": Row(lambda ways: kshot.from_scratch(small_conv(ways), inner_lr=0.1, steps=5), exact=False),
-    "fine-tune": Row(lambda ways: kshot.fine_tune(small_conv(ways), inner_lr=0.1, steps=5), exact=False),
-    "nearest centroid": Row(lambda ways: kshot.nearest_centroid(), trains=False),
-    "support mean": Row(lambda ways: SupportMean(objectives.mse), regression=True, trains=False),
+    "from scratch": Row(lambda ways: kshot.learners.from_scratch(small_conv(ways), inner_lr=0.1, steps=5), exact=False),
+    "fine-tune": Row(lambda ways: kshot.learners.fine_tune(small_conv(ways), inner_lr=0.1, steps=5), exact=False),
+    "nearest centroid": Row(lambda ways: kshot.learners.nearest_centroid()),
+    "support mean": Row(lambda ways: SupportMean(objectives.mse)),
 }
 
 
-def make_task(row: Row, ways: int = 3, shots: int = 2, queries: int = 3, *, seed: int = 0, dtype=torch.float32) -> Task:
-    """A task that the row's learner can solve: noisy class patterns, a line with a random slope, or a text that counts
-    in steps of its own."""
-    random = torch.Generator().manual_seed(seed)
-    if row.text:
-        windows = (shots + queries) * ways
-        step = int(torch.randint(1, SYMBOLS - 2, (), generator=random))
-        text = 2 + torch.arange(windows * WINDOW + 1) * step % (SYMBOLS - 2)
-        rare = torch.rand(len(text), generator=random) < 0.1
-        text = torch.where(rare, torch.randint(2, SYMBOLS, text.shape, generator=random), text)
-        both = Batch.of(
-            text[:-1].view(windows, -1), text[1:].view(windows, -1), weight=torch.ones(windows, dtype=dtype)
-        )
-        return Task(*(Batch(*leaves) for leaves in zip(*(leaf.split([shots * ways, queries * ways]) for leaf in both))))
-    if row.regression:
-        slope = torch.randn((), generator=random)
-        x = torch.randn(shots * ways + queries * ways, 1, generator=random)
-        split = shots * ways
-        parts = [(x[:split], slope * x[:split]), (x[split:], slope * x[split:])]
-        return Task(
-            *(Batch.of(inputs.to(dtype), y.to(dtype), weight=torch.ones(len(y), dtype=dtype)) for inputs, y in parts)
-        )
-    patterns = torch.randn(ways, 1, 8, 8, generator=random)
-
-    def batch(count: int) -> Batch:
-        labels = torch.arange(ways).repeat(count)
-        noise = 0.3 * torch.randn(len(labels), 1, 8, 8, generator=random)
-        made = Batch.of(patterns[labels] + noise, labels, ways=ways)
-        return Batch(*(leaf.to(dtype) for leaf in made))
-
-    return Task(batch(shots), batch(queries))
+def make_task(row: Row, ways: int = 3, shots: int = 2, queries: int = 3, *, seed: int = 0) -> Task:
+    """A task that the row's learner can solve."""
+    return testing.make_task(row.objective, ways, shots, queries, seed=seed)

@@ -52,17 +52,16 @@ def names_of(spec: Spec, objective: Objective) -> list[BaselineName]:
             if name in ("fine_tune", "pretrained", "pretrained_centroid") and spec.pretrain is None:
                 raise ValueError(f"baseline {name!r} needs a pretrained model: give the run file a 'pretrain' section")
         return spec.baselines.names
-    if isinstance(objective.metrics, objectives.OF_ITEMS):
+    if objectives.rates_items(objective):
         return ["global_mean", "user_mean", "item_mean", "bias", "popularity", "item_knn", "matrix_factorisation"]
-    of_classes = objective.task_specific_classes or objective.loss is objectives.shared_classification.loss
-    tells_no_more = objective.loss is not objectives.gaussian.loss  # no model of a run file tells a spread by itself
+    tells_no_more = objective.predicts != "distribution"  # no model of a run file tells a spread by itself
     alone = spec.model is not None and not isinstance(spec.model, EncoderSpec) and tells_no_more
     names: list[BaselineName] = ["scratch"] if alone else []
     if spec.pretrain:
-        names += ["fine_tune", "pretrained_centroid"] if of_classes else ["fine_tune", "pretrained"]
-    if of_classes:
+        names += ["fine_tune", "pretrained_centroid"] if objective.classifies else ["fine_tune", "pretrained"]
+    if objective.classifies:
         names.append("centroid")
-    elif objective.loss in (objectives.mse.loss, objectives.gaussian.loss):
+    elif objective.predicts in ("values", "distribution"):
         names.append("support_mean")
     return names
 
@@ -116,7 +115,7 @@ def _candidates(
             raise ValueError(f"baseline {name} is for tasks of ratings, which these are not")
         with during(source, "training"):
             log = ratings.training_log()
-        fitted = Ratings(*log, size=len(ratings.encoding.items))
+        fitted = Ratings(*log, size=len(ratings.preprocessor.items))
         return [recommender(name, fitted, objective, **tried) for tried in GRIDS[name]]
     steps = options.steps if isinstance(options.steps, list) else [options.steps]
     if name == "centroid":

@@ -35,9 +35,9 @@ from kshot.app.spec import (
 from kshot.data.text.tokenizer import RESERVED, Tokens
 from kshot.learner import Learner
 from kshot.models.encoder import Encoder
-from kshot.sources.corpus import CorpusEncoding
+from kshot.sources.corpus import CorpusPreprocessor
 from kshot.sources.ratings.source import RatingTasks
-from kshot.sources.text import TextEncoding
+from kshot.sources.text import TextPreprocessor
 from kshot.tasks.source import TaskSource
 from kshot.training.fit import seeded
 
@@ -91,7 +91,7 @@ def shapes_of(source: TaskSource) -> Shapes:
         ValueError: inputs that no model of a run file takes.
     """
     batch = source.task("train", 0).support
-    text = source.encoding if isinstance(source.encoding, CorpusEncoding) else None
+    text = source.preprocessor if isinstance(source.preprocessor, CorpusPreprocessor) else None
     if isinstance(batch.inputs, torch.Tensor) and batch.inputs.dtype == torch.int64 and text is None:
         raise ValueError(
             "these tasks give the numbers of symbols, which no model of a run file reads: take n-grams of texts by "
@@ -102,9 +102,9 @@ def shapes_of(source: TaskSource) -> Shapes:
     )
     shapes: Shapes = {"inputs": inputs or list(batch.inputs.shape[1:]), "targets": list(batch.targets.shape[1:])}
     if isinstance(source, RatingTasks):
-        shapes["counts"] = list(source.encoding.counts)
-    if isinstance(source.encoding, TextEncoding) and source.encoding.features == "tokens":
-        shapes["encoder"] = source.encoding.encoder
+        shapes["counts"] = list(source.preprocessor.counts)
+    if isinstance(source.preprocessor, TextPreprocessor) and source.preprocessor.features == "tokens":
+        shapes["encoder"] = source.preprocessor.encoder
     if text is not None:
         shapes["symbols"] = len(text.vocabulary)
         if isinstance(text.vocabulary, Tokens):
@@ -180,7 +180,8 @@ def build_model(spec: Spec, shapes: Shapes, *, head: bool) -> nn.Module:
 
 def build_learner(spec: Spec, model: nn.Module, shapes: Shapes) -> Learner:
     """The learner around a base model, or one that is a network of its own."""
-    options = spec.learner.model_dump(exclude={"kind"}) | {"objective": objectives.named(shapes["objective"])}
+    objective = objectives.from_name(shapes["objective"], allow_import=True)
+    options = spec.learner.model_dump(exclude={"kind"}) | {"objective": objective}
     factory = _factory(spec)
     if isinstance(spec.learner, CnapsSpec):
         encoder = build_model(spec, shapes | {"targets": [spec.learner.task_dim]}, head=True)

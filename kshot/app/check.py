@@ -24,13 +24,13 @@ from kshot.evaluation.per_task import write
 from kshot.evaluation.report.report import picture, render, to_json
 from kshot.evaluation.report.style import BLUE, MUTED, ORANGE, canvas, quiet
 from kshot.evaluation.report.task_pictures import Example, classification_examples
-from kshot.sources.corpus import Corpus, CorpusEncoding
+from kshot.sources.corpus import Corpus
 from kshot.sources.series import SeriesTasks
-from kshot.sources.table import TableEncoding
+from kshot.sources.table import TablePreprocessor
 from kshot.sources.text import TextTasks
 from kshot.tasks.mixture import Mixture
 from kshot.tasks.pool import plural
-from kshot.tasks.preprocessor import Encoding
+from kshot.tasks.preprocessor import Preprocessor
 from kshot.tasks.source import TaskSource
 from kshot.types import SPLITS, Batch, Split, Task, tree_leaves
 
@@ -280,26 +280,27 @@ def _listed(source: TaskSource, drawn: tuple[Split, Task]) -> dict[str, Any]:
     split, task = drawn
     texts = _texts(source, split) if isinstance(source, TextTasks) else {}
     header, rows = ["set", "target"], []
-    encoding = source.encoding
-    names = encoding.columns.features[:CELLS] if isinstance(encoding, TableEncoding) else ["input"]
+    preprocessor = source.preprocessor
+    names = preprocessor.columns.features[:CELLS] if isinstance(preprocessor, TablePreprocessor) else ["input"]
     for part, batch in zip(Task._fields, task):
         kept = (batch.weight > 0).nonzero()[:LINES, 0].tolist()
         rows += [
-            [part, _target(source, encoding, batch, row), *_input(source, encoding, batch, row, texts)] for row in kept
+            [part, _target(source, preprocessor, batch, row), *_input(source, preprocessor, batch, row, texts)]
+            for row in kept
         ]
     width = max((len(row) for row in rows), default=2)
     header += names if len(names) == width - 2 else ["input"]
     return {"header": header, "rows": rows}
 
 
-def _target(source: TaskSource, encoding: Encoding | CorpusEncoding | None, batch: Batch, row: int) -> str:
+def _target(source: TaskSource, preprocessor: Preprocessor | None, batch: Batch, row: int) -> str:
     target = batch.targets[row]
     if isinstance(source, Corpus):
         return source.vocabulary.decode(target[target >= 0].numpy())
     if source.objective.task_specific_classes:
         return f"class {int(target.argmax()) + 1}"
-    if isinstance(encoding, TableEncoding) and encoding.classes:
-        return encoding.classes[int(target.argmax())]
+    if isinstance(preprocessor, TablePreprocessor) and preprocessor.classes:
+        return preprocessor.classes[int(target.argmax())]
     return ", ".join(f"{value:.3g}" for value in target.flatten()[:CELLS].tolist())
 
 
@@ -312,14 +313,14 @@ def _texts(source: TextTasks, split: Split) -> dict[bytes, str]:
 
 
 def _input(
-    source: TaskSource, encoding: Encoding | CorpusEncoding | None, batch: Batch, row: int, texts: Mapping[bytes, str]
+    source: TaskSource, preprocessor: Preprocessor | None, batch: Batch, row: int, texts: Mapping[bytes, str]
 ) -> list[str]:
     if isinstance(source, Corpus):
         own = batch.inputs[row]
         return [source.vocabulary.decode(own[own > 0].numpy())]
     leaves = [leaf[row].flatten() for leaf in tree_leaves(batch.inputs)]
     numbers = torch.cat([leaf.double() for leaf in leaves])[:CELLS].tolist()
-    if isinstance(encoding, TableEncoding):
+    if isinstance(preprocessor, TablePreprocessor):
         return [f"{value:.3g}" for value in numbers]
     if texts:
         return [texts[content_hashes(batch.inputs[row : row + 1])[0]]]

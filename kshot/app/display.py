@@ -23,7 +23,7 @@ from rich.progress import (
 
 from kshot.deciding.decisions import Decision, Round
 from kshot.deciding.loop import Observer
-from kshot.training import fit
+from kshot.training.fit import Progress as OuterProgress
 
 ACTIONS = {"Continue": "cyan", "Change": "yellow", "Rollback": "magenta", "Stop": "bold green"}
 
@@ -78,10 +78,10 @@ class Display(Observer):
             self.stage, self.bar = stage, self.bars.add_task(stage, total=total, figures="")
         self.bars.update(self.bar, completed=done, total=total, figures=figures)
 
-    def pretrain(self, progress: fit.Progress, end: int) -> None:
+    def pretrain(self, progress: OuterProgress, end: int) -> None:
         self.advance("pretrain", progress.step, end, f"{progress.rate:.1f} steps/s  loss {progress.loss:.3f}")
 
-    def step(self, progress: fit.Progress, end: int) -> None:
+    def step(self, progress: OuterProgress, end: int) -> None:
         self.advance("train", progress.step, end, f"{progress.rate:.1f} steps/s  loss {progress.loss:.3f}{self.found}")
 
     def task(self, done: int, total: int) -> None:

@@ -1,4 +1,4 @@
-"""A run folder: what lies where, and how a finished or interrupted run is opened again.
+"""A run folder: its files, and the checks for starting a run in it or resuming one.
 
 spec.yaml               the run file, defaults spelt out
 shapes.json             shapes of one example; with the spec, all that a learner is built from
@@ -13,21 +13,12 @@ report.json, report.html
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import json
 from pathlib import Path
-from typing import NamedTuple
 
-from kshot.app.build import Shapes, build_learner, build_model, has_head
 from kshot.app.spec import Spec, parse_spec
-from kshot.deciding.decisions import Round, best_round
 from kshot.evaluation.per_task import TASKS
-from kshot.evaluation.target import Target
-from kshot.learner import Learner
-from kshot.sources.corpus import CorpusEncoding
-from kshot.tasks.preprocessor import Encoding, from_json
-from kshot.training.checkpoint import META, WEIGHTS, Checkpoints, load_checkpoint
 from kshot.types import Split
 
 FREE_TO_CHANGE = {"target", "budget", "evaluate", "baselines", "about", "device"}  # when a run is resumed
@@ -39,7 +30,7 @@ class RunFolder:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.spec, self.shapes, self.events = path / "spec.yaml", path / "shapes.json", path / "events.jsonl"
-        self.encoding = path / "encoding.json"
+        self.preprocessor = path / "encoding.json"
         self.pretrain, self.train = path / "checkpoints" / "pretrain", path / "checkpoints" / "train"
         self.report, self.tasks = path / "report.json", path / TASKS
         self.rejection = path / "rejection.json"
@@ -78,65 +69,14 @@ def free_folder(parent: Path, stem: str) -> Path:
 
 
 def read_spec(path: Path) -> Spec:
-    """The run file of a run folder."""
+    """The run file of a run folder; ValueError if the folder is none."""
     file = path / "spec.yaml"
     if not file.is_file():
+        inside = sorted(run.parent.name for run in path.glob("*/spec.yaml"))
+        if inside:
+            raise ValueError(f"{path} holds several runs: choose one of {', '.join(inside)}")
         raise ValueError(f"{path} is no run folder: it holds no spec.yaml")
     return parse_spec(file.read_text(), str(file))
-
-
-class OpenRun(NamedTuple):
-    """A run folder, opened.
-
-    Attributes:
-        spec: its run file.
-        shapes: of one example.
-        encoding: how a user's files become inputs, where its tasks were read from a table.
-        learner: with the weights of the best round.
-        round: its number.
-        weights: the hash of those.
-        checkpoint: the folder that they were read from.
-        reads: which phase of the run read which split.
-    """
-
-    spec: Spec
-    shapes: Shapes
-    encoding: Encoding | CorpusEncoding | None
-    learner: Learner
-    round: int
-    weights: str
-    checkpoint: Path
-    reads: list[tuple[str, Split]]
-
-
-def load_run(path: Path) -> OpenRun:
-    """Open a run folder, without the data it was trained on.
-
-    Raises:
-        ValueError: no run folder, no finished round in it, or a damaged checkpoint.
-    """
-    spec = read_spec(path)
-    folder = RunFolder(path)
-    latest = Checkpoints(folder.train).latest() if folder.train.exists() else None
-    if latest is None or not folder.shapes.exists():
-        raise ValueError(
-            f"{path} holds no finished round yet; go on with `kshot run {spec.name} --out {path} --resume`"
-        )
-    rounds = [Round.from_json(entry) for entry in json.loads((latest / META).read_text())["rounds"]]
-    best = best_round(rounds, Target.parse(spec.target))
-    if best is None:
-        raise ValueError(
-            f"{path} holds no finished round yet; go on with `kshot run {spec.name} --out {path} --resume`"
-        )
-    shapes = json.loads(folder.shapes.read_text())
-    encoding = from_json(json.loads(folder.encoding.read_text())) if folder.encoding.exists() else None
-    model = build_model(spec, shapes, head=has_head(spec))
-    learner = build_learner(spec, model, shapes)
-    checkpoint = folder.train / best.checkpoint
-    load_checkpoint(checkpoint, learner)
-    weights = hashlib.sha256((checkpoint / WEIGHTS).read_bytes()).hexdigest()
-    reads = noted_reads(folder.events)
-    return OpenRun(spec, shapes, encoding, learner, best.number, weights, checkpoint, reads)
 
 
 def noted_reads(events: Path) -> list[tuple[str, Split]]:

@@ -18,8 +18,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kshot.app.folder import OpenRun, load_run
-from kshot.sources.ratings.preprocessor import RatingEncoding
+from kshot.app.trained import TrainedRun, load
+from kshot.sources.ratings.preprocessor import RatingPreprocessor
 from kshot.tasks.preprocessor import Support
 from kshot.types import Batch, Tree, tree_map
 
@@ -57,7 +57,7 @@ class User:
     r"""A user, as a run knows them by a few ratings.
 
     Args:
-        run: of a source of ratings; see `load_run`.
+        run: of a source of ratings; see `kshot.load`.
         ratings: a file with a row a rating, as `kshot adapt` takes it; or items, by name or title, with ratings. None
             is a user of whom nothing is known.
 
@@ -65,20 +65,22 @@ class User:
         ValueError: a run of something else, or what is wrong with the ratings.
     """
 
-    def __init__(self, run: OpenRun, ratings: Path | Mapping[str, float] | None = None) -> None:
-        if not isinstance(run.encoding, RatingEncoding):
+    def __init__(self, run: TrainedRun, ratings: Path | Mapping[str, float] | None = None) -> None:
+        if not isinstance(run.preprocessor, RatingPreprocessor):
             raise ValueError(f"run {run.spec.name!r} is not of ratings: it recommends nothing")
-        self.learner, self.encoding = run.learner.cpu().eval(), run.encoding
+        self.learner, self.preprocessor = run.learner.cpu().eval(), run.preprocessor
         support: Support = (
-            self.encoding.support(ratings) if isinstance(ratings, Path) else self.encoding.of_ratings(ratings or {})
+            self.preprocessor.support(ratings)
+            if isinstance(ratings, Path)
+            else self.preprocessor.of_ratings(ratings or {})
         )
         of_user = support.inputs.get("user_features")
-        self.whole = self.encoding.whole(of_user[:1] if of_user is not None and len(of_user) else None)
+        self.whole = self.preprocessor.whole(of_user[:1] if of_user is not None and len(of_user) else None)
         assert isinstance(support.targets, Tensor)
         count = len(support.targets)
         empty = tree_map(lambda leaf: torch.zeros_like(leaf[:1]), self.whole)
         inputs = {name: torch.cat([support.inputs.get(name, leaf[:0]), leaf]) for name, leaf in empty.items()}
-        nothing = self.encoding.wide(np.array([self.encoding.low]))
+        nothing = self.preprocessor.wide(np.array([self.preprocessor.low]))
         weight = torch.cat([torch.ones(count), torch.zeros(1)])  # a row that counts for nothing: there may be no other
         self.support = Batch(inputs, torch.cat([support.targets, nothing]), weight)
         self.given = [int(number) for number in support.inputs["item"].tolist()]
@@ -91,7 +93,7 @@ class User:
         inputs = self.whole if numbers is None else tree_map(lambda leaf: leaf[numbers - 1], self.whole)
         with torch.no_grad():
             prediction = self.learner.predict(self.state if state is None else state, inputs)
-        return self.encoding.expected(prediction)
+        return self.preprocessor.expected(prediction)
 
     def recommend(self, top: int = 10, reasons: int = 3) -> list[Recommendation]:
         """The items with the highest ratings to expect, those given left out.
@@ -110,7 +112,7 @@ class User:
             moved = effects[:, place]
             order = moved.abs().argsort(descending=True)[:reasons].tolist()
             why = [Reason(self.called(self.given[row]), self.scores[row], float(moved[row])) for row in order]
-            item = self.encoding.items[number - 1]
+            item = self.preprocessor.items[number - 1]
             found.append(Recommendation(item, self.called(number), float(scores[number - 1]), why))
         return found
 
@@ -122,7 +124,7 @@ class User:
         which is the variance that knowing $y_a$ is expected to take from the others (law of total variance). Items are
         asked about that many have rated.
         """
-        order = np.argsort(-np.array(self.encoding.counts), kind="stable") + 1
+        order = np.argsort(-np.array(self.preprocessor.counts), kind="stable") + 1
         asked = torch.from_numpy(order[~np.isin(order, self.given)][:KNOWN_BY_MANY].copy())
         judged = tree_map(lambda leaf: leaf[torch.from_numpy(order[:JUDGED_BY].copy()) - 1], self.whole)
         candidates = tree_map(lambda leaf: leaf[asked - 1], self.whole)
@@ -139,13 +141,13 @@ class User:
             options = answers_AL.shape[1]
             rows = tree_map(lambda leaf: leaf.repeat_interleave(options, 0), candidates)
             said = torch.func.vmap(after, chunk_size=MANY)(rows, answers_AL.flatten(0, 1))
-        said = self.encoding.expected(said.flatten(0, 1)).reshape(len(asked), options, -1)
+        said = self.preprocessor.expected(said.flatten(0, 1)).reshape(len(asked), options, -1)
         mean = (chance_AL[..., None] * said).sum(1, keepdim=True)
         gain = (chance_AL[..., None] * (said - mean).square()).sum(1).mean(1)
         best = gain.argsort(descending=True)[:count].tolist()
         numbers = asked.tolist()
         return [
-            Question(self.encoding.items[numbers[place] - 1], self.called(numbers[place]), float(gain[place]))
+            Question(self.preprocessor.items[numbers[place] - 1], self.called(numbers[place]), float(gain[place]))
             for place in best
         ]
 
@@ -153,7 +155,7 @@ class User:
         """What a person calls an item, by its number; those not of training have none."""
         if not number:
             return "an item not of training"
-        return (self.encoding.titles or self.encoding.items)[number - 1]
+        return (self.preprocessor.titles or self.preprocessor.items)[number - 1]
 
     def _effects(self, numbers: Tensor) -> Tensor:
         """By how much each rating given (n,) raised what is expected of items, (n, items)."""
@@ -169,15 +171,15 @@ class User:
 
     def _answers(self, prediction: Tensor) -> tuple[Tensor, Tensor]:
         """The chances (A, L) of answers and those as targets (A, L, …): levels, or a deviation below and above."""
-        if self.encoding.levels:
+        if self.preprocessor.levels:
             every = torch.eye(prediction.shape[1])
             return prediction.double().softmax(-1), every.expand(len(prediction), -1, -1)
         ends = torch.stack([prediction - 1, prediction + 1], 1)  # targets are in deviations of the training ratings
         return torch.full((len(prediction), 2), 0.5, dtype=torch.float64), ends
 
     def _scores(self, targets: Tensor) -> list[float]:
-        kept = targets.argmax(1) if self.encoding.levels else targets[:, 0]
-        return [float(score) for score in self.encoding.scores(kept.numpy())]
+        kept = targets.argmax(1) if self.preprocessor.levels else targets[:, 0]
+        return [float(score) for score in self.preprocessor.scores(kept.numpy())]
 
 
 def _plain(prediction: Tree) -> Tensor:
@@ -187,7 +189,7 @@ def _plain(prediction: Tree) -> Tensor:
 
 def recommend_run(run_dir: Path, ratings: Path | None, *, top: int, ask: int, as_json: bool) -> None:
     """Print what to recommend to a user, and what to ask them next."""
-    user = User(load_run(run_dir), ratings)
+    user = User(load(run_dir), ratings)
     best, questions = user.recommend(top), user.questions(ask) if ask else []
     if as_json:
         told = {"recommended": [_json(each) for each in best], "ask_next": [each._asdict() for each in questions]}
@@ -237,12 +239,12 @@ def interview(
     """
     if out is not None and out.exists():
         raise ValueError(f"{out} exists and is never written over; choose another --out")
-    run = load_run(run_dir)
+    run = load(run_dir)
     user = User(run, ratings)
-    encoding = user.encoding
-    if encoding.rating is None:
+    preprocessor = user.preprocessor
+    if preprocessor.rating is None:
         raise ValueError("an interview asks for ratings, and this run knows clicks")
-    given = {encoding.items[number - 1]: score for number, score in zip(user.given, user.scores) if number}
+    given = {preprocessor.items[number - 1]: score for number, score in zip(user.given, user.scores) if number}
     unknown: set[str] = set()
     answered = 0
     while answered < count:
@@ -251,9 +253,11 @@ def interview(
             break
         question = open_questions[0]
         while True:
-            said = answer(f"{question.title}, {encoding.low:g} to {encoding.high:g}, or nothing if unknown").strip()
+            said = answer(
+                f"{question.title}, {preprocessor.low:g} to {preprocessor.high:g}, or nothing if unknown"
+            ).strip()
             try:
-                fault = encoding.fault(float(said)) if said else ""
+                fault = preprocessor.fault(float(said)) if said else ""
             except ValueError:
                 fault = "is no number"
             if not fault:
@@ -269,7 +273,7 @@ def interview(
     if out is not None:
         with out.open("w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file)
-            writer.writerow([encoding.item, encoding.rating])
+            writer.writerow([preprocessor.item, preprocessor.rating])
             writer.writerows(given.items())
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 import platform
 import subprocess
 import time
@@ -21,7 +22,8 @@ from kshot.app.display import Display
 from kshot.app.final_evaluation import TestResult, evaluate_with_baselines, make_figures, protocol, report_entries
 from kshot.app.folder import RunFolder, noted_reads
 from kshot.app.spec import Spec
-from kshot.deciding.decisions import plain
+from kshot.data.cache import cache_folder
+from kshot.deciding.decisions import decision_to_json
 from kshot.deciding.experience import Experience
 from kshot.deciding.loop import Run, run_until
 from kshot.deciding.policies import Budget
@@ -37,7 +39,7 @@ from kshot.tasks.read_log import during, watched
 from kshot.tasks.source import TaskSource
 from kshot.training.checkpoint import Checkpoints
 from kshot.training.fit import OuterLoop, Progress, Settings
-from kshot.training.pretrain import finish, fit_feature_statistics, pretraining
+from kshot.training.pretrain import finish_pretraining, fit_feature_statistics, pretraining_loop
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -68,8 +70,8 @@ def _run(spec: Spec, out: Path, target: Target, display: Display, resume: bool) 
     folder = RunFolder(out)
     (folder.open_again if resume else folder.open_new)(spec)
     folder.shapes.write_text(json.dumps(shapes))
-    if source.encoding:
-        folder.encoding.write_text(json.dumps(source.encoding.to_json()))
+    if source.preprocessor:
+        folder.preprocessor.write_text(json.dumps(source.preprocessor.to_json()))
     experience = Experience(folder.events)
     source = watched(
         source, lambda phase, split: experience.record("read", phase=phase, split=split), noted_reads(folder.events)
@@ -85,6 +87,7 @@ def _run(spec: Spec, out: Path, target: Target, display: Display, resume: bool) 
         with during(source, "pretraining"):
             fit_feature_statistics(learner, source)
     training = spec.train.model_dump()
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_folder() / "compiled"))  # kept between processes
     result = run_until(
         learner,
         source,
@@ -125,7 +128,7 @@ def pretrained_model(spec: Spec, model: nn.Module, source: TaskSource, folder: R
         return None
     loop = _pretraining(spec, model, source)
     loop.load(latest)
-    finish(loop)
+    finish_pretraining(loop)
     return model
 
 
@@ -135,7 +138,7 @@ def _pretraining(spec: Spec, model: nn.Module, source: TaskSource) -> OuterLoop:
     options = spec.pretrain
     settings = Settings(options.outer_lr, clip=None, horizon=options.steps, size=options.batch)
     choice = options.model_dump(include={"objective", "output", "temperature", "precision"})
-    return pretraining(model, source, settings, **choice, seed=spec.seed)
+    return pretraining_loop(model, source, settings, **choice, seed=spec.seed)
 
 
 def _pretrain(
@@ -154,7 +157,7 @@ def _pretrain(
 
     def save() -> None:
         loop.save(checkpoints.folder / f"step-{loop.step:07d}", {"seconds": before + time.monotonic() - started})
-        checkpoints.wrote()
+        checkpoints.restart_interval()
         checkpoints.prune()
 
     def observe(progress: Progress) -> None:
@@ -168,7 +171,7 @@ def _pretrain(
 
     with during(source, "pretraining"):
         loop.run(options.steps - loop.step, observe)
-    finish(loop)
+    finish_pretraining(loop)
     seconds = before + time.monotonic() - started
     display.say(f"pretrained {options.steps} steps on all training classes in {seconds:.0f} s")
     return seconds
@@ -180,7 +183,7 @@ def _report(
     target = Target.parse(spec.target)
     rounds = []
     for entry, decision in zip(result.rounds, result.decisions):
-        rounds.append(entry.to_json() | {"decision": plain(decision)})
+        rounds.append(entry.to_json() | {"decision": decision_to_json(decision)})
     return {
         "kshot": version("kshot"),
         "name": spec.name,

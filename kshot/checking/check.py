@@ -19,7 +19,7 @@ from kshot.data.images.augment import Turned
 from kshot.data.images.cache import DecodedImages
 from kshot.sources.ratings.source import RatingTasks
 from kshot.sources.series import SeriesTasks
-from kshot.sources.table import TableEncoding
+from kshot.sources.table import TablePreprocessor
 from kshot.sources.text import TextTasks
 from kshot.tasks.class_tasks import ClassTasks
 from kshot.tasks.frozen import Episodes
@@ -326,11 +326,11 @@ def _values(part: _Part, drawn: Mapping[Split, Sequence[Task]]) -> list[Finding]
 
 def _constant(part: _Part, drawn: Mapping[Split, Sequence[Task]]) -> list[Finding]:
     columns, found = _columns(part, drawn), []
-    encoding = part.source.encoding
-    if isinstance(encoding, TableEncoding):
+    preprocessor = part.source.preprocessor
+    if isinstance(preprocessor, TablePreprocessor):
         found = [
             part.says("note", "columns", f"Column {column.name!r} is no input: {column.left_out}.")
-            for column in encoding.columns.columns
+            for column in preprocessor.columns.columns
             if column.left_out
         ]
     if columns:
@@ -446,7 +446,7 @@ def _names(part: _Part, split: Split, rows: np.ndarray, members: Sequence[str]) 
         return [images.files[row % len(images)].name for row in rows.tolist()]
     if texts is not None:
         return [repr(texts[row][:60]) for row in rows.tolist()]
-    table = isinstance(part.source.encoding, TableEncoding)
+    table = isinstance(part.source.preprocessor, TablePreprocessor)
     return [f"{'row' if table else 'example'} {row} of {name!r}" for row, name in zip(rows.tolist(), members)]
 
 
@@ -559,7 +559,11 @@ def _blank(part: _Part, seen: Mapping[Split, _Seen]) -> list[Finding]:
 def _ask(source: TaskSource) -> str:
     if source.objective.task_specific_classes:
         return "own classes"
-    return "shared classes" if isinstance(source.encoding, TableEncoding) and source.encoding.classes else "numbers"
+    return (
+        "shared classes"
+        if isinstance(source.preprocessor, TablePreprocessor) and source.preprocessor.classes
+        else "numbers"
+    )
 
 
 def _columns(part: _Part, drawn: Mapping[Split, Sequence[Task]]) -> dict[str, list[int]]:
@@ -568,10 +572,10 @@ def _columns(part: _Part, drawn: Mapping[Split, Sequence[Task]]) -> dict[str, li
     if not _is_flat(tasks) or isinstance(part.source, TextTasks):
         return {}
     width = tasks[0].support.inputs.shape[1]
-    encoding = part.source.encoding
-    if isinstance(encoding, TableEncoding):
-        place = {name: number for number, name in enumerate(encoding.columns.features)}
-        return {c.name: [place[name] for name in c.features] for c in encoding.columns.columns if c.features}
+    preprocessor = part.source.preprocessor
+    if isinstance(preprocessor, TablePreprocessor):
+        place = {name: number for number, name in enumerate(preprocessor.columns.features)}
+        return {c.name: [place[name] for name in c.features] for c in preprocessor.columns.columns if c.features}
     return {f"input {number + 1}": [number] for number in range(width)} if width <= _COLUMNS else {}
 
 

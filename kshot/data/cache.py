@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 import tempfile
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -47,6 +48,15 @@ def cached(name: str, compute: Callable[[], dict[str, np.ndarray]]) -> dict[str,
 def is_cached(name: str) -> bool:
     """Whether the cache has a file of that name."""
     return _path(name).exists()
+
+
+def texts_key(options: tuple[object, ...], texts: Iterable[str]) -> str:
+    """A hash of texts, and of the options with which something is computed from them; part of a file name."""
+    key = hashlib.sha256(repr(options).encode())
+    for text in texts:
+        content = text.encode()
+        key.update(len(content).to_bytes(8, "little") + content)
+    return key.hexdigest()[:16]
 
 
 def write_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:

@@ -1,0 +1,23 @@
+"""Rounds of training and evaluation, and the policies that decide after each of them."""
+
+from kshot.deciding.decisions import Change, Continue, Decision, Outcome, Policy, Rollback, Round, Stop
+from kshot.deciding.experience import Experience
+from kshot.deciding.loop import Observer, Run, run_until
+from kshot.deciding.policies import Budget, rules
+
+__all__ = [
+    "Budget",
+    "Change",
+    "Continue",
+    "Decision",
+    "Experience",
+    "Observer",
+    "Outcome",
+    "Policy",
+    "Rollback",
+    "Round",
+    "Run",
+    "Stop",
+    "rules",
+    "run_until",
+]

@@ -1,4 +1,4 @@
-"""What a round was, what can be decided after it, and how the whole thing can end."""
+"""Rounds, the decisions after them, and the outcomes of a run."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from kshot.evaluation.target import Target
 
 
 class Outcome(Enum):
-    """How a run ended; the value is the sentence for a person."""
+    """How a run ended; the value is the sentence to display."""
 
     TARGET_MET = "The target is met on validation tasks."
     BUDGET_SPENT = "The budget was spent before the target was met; give it more rounds, steps or minutes."
@@ -22,17 +22,17 @@ class Outcome(Enum):
 
 @dataclass(frozen=True)
 class Round:
-    """One turn of the loop, as a policy sees it: validation figures only.
+    """One round of training and validation, as a policy sees it.
 
     Attributes:
-        number: counted from 1.
-        step: outer steps taken in all.
+        number: number of the round, from 1.
+        step: total number of outer steps.
         train_loss: mean outer loss over the round; None if no step was taken.
         val: metric -> mean ± 95 % interval on validation tasks; empty if the round diverged.
-        settings: the outer settings that it ran with.
-        seconds: time spent since the start of the run.
-        checkpoint: name of the checkpoint written at its end.
-        diverged: the sentence of what went wrong, if the loss was not finite.
+        settings: settings of the outer optimisation.
+        seconds: time since the start of the run.
+        checkpoint: name of the checkpoint at the end of the round.
+        diverged: error message, if the loss was not finite.
     """
 
     number: int
@@ -45,25 +45,25 @@ class Round:
     diverged: str | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """As plain dicts."""
+        """Convert to plain dicts."""
         return vars(self) | {"val": {name: figure._asdict() for name, figure in self.val.items()}}
 
     @classmethod
     def from_json(cls, entry: dict[str, Any]) -> Round:
-        """What `to_json` made, back as a round."""
+        """Convert the output of `to_json` back to a round."""
         return cls(**entry | {"val": {name: Interval(**figure) for name, figure in entry["val"].items()}})
 
 
 @dataclass(frozen=True)
 class Continue:
-    """Train another round as before."""
+    """Train another round with the same settings."""
 
     reason: str
 
 
 @dataclass(frozen=True)
 class Change:
-    """Go on with some outer settings replaced, such as `{"outer_lr": 3e-4}`."""
+    """Train another round with some outer settings replaced, such as `{"outer_lr": 3e-4}`."""
 
     settings: dict[str, Any]
     reason: str
@@ -71,9 +71,9 @@ class Change:
 
 @dataclass(frozen=True)
 class Rollback:
-    """Return to the weights of an earlier round, and go on from there with some settings replaced.
+    """Restore the weights of an earlier round, and continue with some settings replaced.
 
-    The checkpoint of the best round is always kept; those of others may have been deleted.
+    The checkpoint of the best round is always available; those of other rounds may have been deleted.
     """
 
     to_round: int
@@ -92,18 +92,18 @@ class Stop:
 Decision = Continue | Change | Rollback | Stop
 
 
-def plain(decision: Decision) -> dict[str, Any]:
-    """A decision as plain values, its kind under "action": for logs and reports."""
+def decision_to_json(decision: Decision) -> dict[str, Any]:
+    """Convert a decision to plain values, with its kind as "action", for logs and reports."""
     fields = {name: value.name if isinstance(value, Outcome) else value for name, value in vars(decision).items()}
     return {"action": type(decision).__name__.lower(), **fields}
 
 
 Policy = Callable[[Sequence[Round]], Decision]
-"""Pure: the rounds so far in, the next action out."""
+"""A pure function from the rounds so far to the next decision."""
 
 
 def best_round(rounds: Sequence[Round], target: Target) -> Round | None:
-    """The round with the best validation figure, the earliest of equals; None if none was evaluated."""
-    done = [r for r in rounds if r.val]
-    choose = max if target.at_least else min
-    return choose(done, key=lambda r: target.of(r.val).mean) if done else None
+    """The round with the best validation result, the earliest of equal ones; None if no round was evaluated."""
+    evaluated = [r for r in rounds if r.val]
+    best = max if target.at_least else min
+    return best(evaluated, key=lambda r: target.of(r.val).mean) if evaluated else None

@@ -1,4 +1,4 @@
-"""Experience: the record of what was tried and what came of it, one JSON object a line, only ever appended to."""
+"""Experience: an append-only log of decisions and their results, one JSON object per line."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from typing import Any
 
 
 class Experience:
-    """An append-only log, in memory and, where a path is given, in a file that outlives a killed run.
+    """An append-only log, in memory and optionally in a file, which survives a killed run.
 
     Args:
-        path: a JSON-lines file, made if need be; what it holds already is read. A last line cut short is dropped.
+        path: a JSON-lines file; existing events are read, and an incomplete last line is dropped.
 
     Example:
         >>> experience = Experience()
@@ -25,12 +25,12 @@ class Experience:
         self.path = path
         self.events: list[dict[str, Any]] = []
         if path is not None and path.exists():
-            whole = path.read_text().rpartition("\n")[0]
-            self.events = [json.loads(line) for line in whole.splitlines()]
-            path.write_text(whole + "\n" if whole else "")
+            complete_lines = path.read_text().rpartition("\n")[0]
+            self.events = [json.loads(line) for line in complete_lines.splitlines()]
+            path.write_text(complete_lines + "\n" if complete_lines else "")
 
     def record(self, kind: str, **fields: Any) -> None:
-        """Append an event with its time, seconds since the epoch."""
+        """Append an event with its time in seconds since the epoch."""
         event = {"kind": kind, "time": round(time.time(), 3), **fields}
         self.events.append(event)
         if self.path is not None:

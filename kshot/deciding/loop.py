@@ -1,4 +1,4 @@
-"""The rounds: train, evaluate on validation tasks, decide, repeat until the target is met or the budget is spent."""
+"""The loop of rounds: train, evaluate on validation tasks, decide, until the target is met or the budget is spent."""
 
 from __future__ import annotations
 
@@ -7,8 +7,22 @@ import tempfile
 import time
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import Annotated
 
-from kshot.deciding.decisions import Change, Decision, Outcome, Policy, Rollback, Round, Stop, best_round, plain
+from annotated_types import Ge
+
+from kshot.annotations import NonNegativeFloat, PositiveFloat, PositiveInt
+from kshot.deciding.decisions import (
+    Change,
+    Decision,
+    Outcome,
+    Policy,
+    Rollback,
+    Round,
+    Stop,
+    best_round,
+    decision_to_json,
+)
 from kshot.deciding.experience import Experience
 from kshot.deciding.policies import Budget, rules
 from kshot.evaluation.evaluate import Scored, evaluate
@@ -17,33 +31,33 @@ from kshot.learner import Learner
 from kshot.tasks.read_log import during
 from kshot.tasks.source import TaskSource
 from kshot.training.checkpoint import Checkpoints, load_checkpoint
-from kshot.training.fit import Diverged, OuterLoop, Progress, Schedule, Settings, meta_training
+from kshot.training.fit import Diverged, OuterLoop, Progress, Schedule, Settings, meta_training_loop
 from kshot.training.step import Mode
 
 
 class Observer:
-    """What may be watched while a run goes on; every method does nothing until overridden."""
+    """Callbacks of a run; by default they do nothing."""
 
     def step(self, progress: Progress, end: int) -> None:
-        """An outer step was taken; the round ends with step number `end`."""
+        """Called after an outer step; the round ends with step number `end`."""
 
     def task(self, done: int, total: int) -> None:
-        """A validation task was scored."""
+        """Called after a validation task."""
 
     def decided(self, round: Round, decision: Decision) -> None:
-        """A round is over."""
+        """Called at the end of a round."""
 
 
 @dataclass(frozen=True)
 class Run:
-    """How a run went.
+    """Result of a run.
 
     Attributes:
-        outcome: how it ended.
-        reason: why, in a sentence with its figures.
+        outcome: how the run ended.
+        reason: why, with figures.
         rounds: all rounds.
         decisions: the decision after each round.
-        best: the round whose weights the learner now has; None if no round was evaluated.
+        best: the round whose weights the learner has; None if no round was evaluated.
     """
 
     outcome: Outcome
@@ -59,50 +73,45 @@ def run_until(
     target: str | Target,
     *,
     budget: Budget | None = None,
-    steps_per_round: int = 100,
-    tasks_per_step: int = 4,
-    outer_lr: float = 1e-3,
-    clip: float | None = 10.0,
+    steps_per_round: PositiveInt = 100,
+    tasks_per_step: PositiveInt = 4,
+    outer_lr: PositiveFloat = 1e-3,
+    clip: PositiveFloat | None = 10.0,
     schedule: Schedule = "cosine",
-    weight_decay: float = 0.0,
+    weight_decay: NonNegativeFloat = 0.0,
     mode: Mode = "loop",
-    num_val_tasks: int = 100,
+    num_val_tasks: Annotated[int, Ge(2)] = 100,
     policy: Policy | None = None,
     seed: int = 0,
     folder: Path | None = None,
-    checkpoint_seconds: float = 30.0,
+    checkpoint_seconds: PositiveFloat = 30.0,
     experience: Experience | None = None,
     observer: Observer | None = None,
     spent_seconds: float = 0.0,
 ) -> Run:
-    """Meta-train in rounds until a validation figure meets a target; the policy decides after each round.
+    """Meta-train in rounds until a validation metric meets a target; a policy decides after each round.
 
-    The learner ends with the weights of its best round. With a `folder`, checkpoints go there, and a run that was
-    interrupted goes on from the latest of them, bitwise as if it had not been.
+    The learner ends with the weights of its best round. An interrupted run with a `folder` resumes bitwise from its
+    latest checkpoint.
 
     Args:
-        learner: what learns, in place.
-        source: whose "train" tasks it learns from and whose "val" tasks it is judged by; "test" is not read.
-        target: such as "accuracy >= 0.95"; met when the whole 95 % interval is.
-        budget: rounds, steps and minutes; 20 rounds by default.
-        steps_per_round: outer steps of a round.
-        tasks_per_step: tasks of an outer step.
-        outer_lr: Adam's rate.
-        clip: bound of the gradient's norm.
-        schedule: "cosine" over all the steps that the budget allows, or "constant".
-        weight_decay: as in `fit`.
-        mode: how the meta-gradient is computed; see `meta_gradient`.
-        num_val_tasks: validation tasks after each round, always the same ones.
+        learner: the learner to train, in place.
+        source: source of the tasks; the splits "train" and "val" are read, "test" is not.
+        target: such as "accuracy >= 0.95"; met if the whole 95 % interval meets it.
+        budget: limits of rounds, steps and minutes; 20 rounds by default.
+        steps_per_round: outer steps per round.
+        tasks_per_step, outer_lr, clip, weight_decay, mode, seed: as in `kshot.fit`.
+        schedule: "cosine" over all steps that the budget allows, or "constant".
+        num_val_tasks: number of validation tasks after each round, the same in all rounds.
         policy: decides after each round; `rules(target, budget)` by default.
-        seed: of dropout and the like, and of which training tasks are drawn, as in `kshot.fit`.
-        folder: for checkpoints; none are written without it.
-        checkpoint_seconds: at most so much training is lost by a kill.
-        experience: the log of decisions.
-        observer: watches.
-        spent_seconds: what was spent of the budget's minutes before, by pretraining.
+        folder: folder of the checkpoints; None writes none.
+        checkpoint_seconds: interval between checkpoints of a round; a killed run loses at most this much training.
+        experience: log of the decisions.
+        observer: callbacks.
+        spent_seconds: time of the budget already spent, on pretraining.
 
     Raises:
-        ValueError: a target that the tasks' metrics do not know, a checkpoint that does not fit the learner.
+        ValueError: the metric of the target is unknown, or a checkpoint is of another model.
 
     Example:
         >>> import kshot
@@ -116,26 +125,26 @@ def run_until(
     policy = policy or rules(target, budget)
     if steps_per_round < 1 or num_val_tasks < 2:
         raise ValueError(
-            f"a round needs a step and two validation tasks at least, got {steps_per_round}, {num_val_tasks}"
+            f"a round needs at least one step and two validation tasks, got {steps_per_round} and {num_val_tasks}"
         )
-    settings = Settings(outer_lr, clip, schedule, _planned(budget, steps_per_round), tasks_per_step, weight_decay)
+    settings = Settings(outer_lr, clip, schedule, _max_steps(budget, steps_per_round), tasks_per_step, weight_decay)
     with tempfile.TemporaryDirectory() as scratch, during(source, "rounds"):
-        run = _Rounds(
-            loop=meta_training(learner, source, settings, mode=mode, seed=seed),
+        run = _RunState(
+            loop=meta_training_loop(learner, source, settings, mode=mode, seed=seed),
             checkpoints=Checkpoints(folder or Path(scratch), checkpoint_seconds),
             experience=experience or Experience(),
             observer=observer or Observer(),
             started=time.monotonic() - spent_seconds,
         )
-        complete = run.resume()
-        decisions = [policy(run.rounds[:count]) for count in range(1, len(run.rounds) + (not complete))]
+        round_is_complete = run.resume()
+        decisions = [policy(run.rounds[:count]) for count in range(1, len(run.rounds) + (not round_is_complete))]
         while True:
-            if not complete:
-                left = steps_per_round if budget.steps is None else min(steps_per_round, budget.steps - run.loop.step)
+            if not round_is_complete:
+                steps = steps_per_round if budget.steps is None else min(steps_per_round, budget.steps - run.loop.step)
                 deadline = math.inf if budget.minutes is None else run.started + 60 * budget.minutes
-                diverged = run.train(left, deadline)
-                run.judge(learner, source, num_val_tasks, diverged)
-            complete = False
+                diverged = run.train(steps, deadline)
+                run.validate(learner, source, num_val_tasks, diverged)
+            round_is_complete = False
             decisions.append(policy(tuple(run.rounds)))
             run.apply(decisions[-1], target)
             if isinstance(decisions[-1], Stop):
@@ -146,26 +155,26 @@ def run_until(
     return Run(decisions[-1].outcome, decisions[-1].reason, run.rounds, decisions, best)
 
 
-def _planned(budget: Budget, steps_per_round: int) -> int:
-    """The steps that a budget allows: what the schedule spans."""
-    bounds = [budget.steps, budget.rounds and budget.rounds * steps_per_round]
-    return min((steps for steps in bounds if steps), default=100 * steps_per_round)
+def _max_steps(budget: Budget, steps_per_round: int) -> int:
+    """The maximal number of steps of a budget, which is the horizon of the schedule."""
+    limits = [budget.steps, budget.rounds and budget.rounds * steps_per_round]
+    return min((steps for steps in limits if steps), default=100 * steps_per_round)
 
 
 @dataclass
-class _Rounds:
-    """The mutable side of a run: what has been done so far, and how to go on from a checkpoint."""
+class _RunState:
+    """The mutable state of a run, which checkpoints restore."""
 
     loop: OuterLoop
     checkpoints: Checkpoints
     experience: Experience
     observer: Observer
-    started: float  # on the monotonic clock, moved back by what earlier processes spent
+    started: float  # on the monotonic clock, minus the time that earlier processes spent
     rounds: list[Round] = field(default_factory=list)
     losses: list[float] = field(default_factory=list)  # of the unfinished round
 
     def resume(self) -> bool:
-        """Load the latest checkpoint, if there is one; True if it stands at the end of a round."""
+        """Load the latest checkpoint, if there is one; returns whether it is at the end of a round."""
         latest = self.checkpoints.latest()
         if latest is None:
             return False
@@ -177,9 +186,9 @@ class _Rounds:
         return meta["complete"]
 
     def train(self, steps: int, deadline: float) -> str | None:
-        """Train to the round's end; returns the sentence of what went wrong if the loss was not finite."""
-        begun = logged = len(self.losses)
-        end = self.loop.step + steps - begun
+        """Train to the end of the round; returns the error message if the loss was not finite."""
+        done = logged = len(self.losses)
+        end = self.loop.step + steps - done
 
         def observe(progress: Progress) -> None:
             nonlocal logged
@@ -193,23 +202,23 @@ class _Rounds:
             self.observer.step(progress, end)
 
         try:
-            self.loop.run(steps - begun, observe, deadline)
+            self.loop.run(steps - done, observe, deadline)
         except Diverged as error:
             return str(error)
         finally:
             self._log(logged)
         return None
 
-    def judge(self, learner: Learner, source: TaskSource, tasks: int, diverged: str | None) -> None:
-        """End a round: validation figures, and a checkpoint."""
+    def validate(self, learner: Learner, source: TaskSource, num_tasks: int, diverged: str | None) -> None:
+        """End a round by evaluation on validation tasks and a checkpoint."""
         number = len(self.rounds) + 1
         val = {}
         if diverged is None:
 
             def observe(scored: Scored) -> None:
-                self.observer.task(scored.number + 1, tasks)
+                self.observer.task(scored.number + 1, num_tasks)
 
-            val = evaluate(learner, source, split="val", tasks=tasks, observe=observe, audit=False).metrics
+            val = evaluate(learner, source, split="val", tasks=num_tasks, observe=observe, audit=False).metrics
         self.rounds.append(
             Round(
                 number=number,
@@ -226,13 +235,13 @@ class _Rounds:
         self._save(self.rounds[-1].checkpoint, complete=True)
 
     def apply(self, decision: Decision, target: Target) -> None:
-        """Log a decision and carry it out."""
+        """Log a decision and apply it."""
         last = self.rounds[-1]
-        self.experience.record("decision", round=last.to_json(), **plain(decision))
+        self.experience.record("decision", round=last.to_json(), **decision_to_json(decision))
         if isinstance(decision, Rollback):
             step = self.loop.step
             self.loop.load(self.checkpoints.folder / self.rounds[decision.to_round - 1].checkpoint)
-            self.loop.step = step  # the tasks to come are new ones
+            self.loop.step = step  # continue with new tasks
         if isinstance(decision, Change | Rollback):
             self.loop.settings = replace(self.loop.settings, **decision.settings)
         best = best_round(self.rounds, target)
@@ -240,8 +249,8 @@ class _Rounds:
         self.observer.decided(last, decision)
 
     def _log(self, since: int) -> None:
-        if new := self.losses[since:]:
-            self.experience.record("train", step=self.loop.step, loss=sum(new) / len(new))
+        if losses := self.losses[since:]:
+            self.experience.record("train", step=self.loop.step, loss=sum(losses) / len(losses))
 
     def _save(self, name: str, *, complete: bool) -> None:
         meta = {
@@ -251,4 +260,4 @@ class _Rounds:
             "seconds": time.monotonic() - self.started,
         }
         self.loop.save(self.checkpoints.folder / name, meta)
-        self.checkpoints.wrote()
+        self.checkpoints.restart_interval()

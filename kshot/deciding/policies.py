@@ -1,4 +1,4 @@
-"""Policies: pure functions from the rounds so far to the next action."""
+"""Policies: pure functions from the rounds so far to the next decision."""
 
 from __future__ import annotations
 
@@ -6,26 +6,27 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
+from kshot.annotations import PositiveFloat, PositiveInt
 from kshot.deciding.decisions import Change, Continue, Decision, Outcome, Policy, Rollback, Round, Stop, best_round
 from kshot.evaluation.target import Target
 
 
 @dataclass(frozen=True)
 class Budget:
-    """What a run may spend; None is no bound.
+    """Limits of a run; None is no limit.
 
     Attributes:
-        rounds: rounds of train, evaluate, decide.
-        steps: outer steps in all.
-        minutes: wall clock in all, pretraining and validation included, the final test not.
+        rounds: number of rounds.
+        steps: total number of outer steps.
+        minutes: wall-clock time, including pretraining and validation, without the final test.
     """
 
-    rounds: int | None = 20
-    steps: int | None = None
-    minutes: float | None = None
+    rounds: PositiveInt | None = 20
+    steps: PositiveInt | None = None
+    minutes: PositiveFloat | None = None
 
     def spent(self, last: Round) -> str | None:
-        """A phrase saying which bound was reached, or None."""
+        """The limit that was reached, as a phrase, or None."""
         if self.rounds is not None and last.number >= self.rounds:
             return f"{last.number} of {self.rounds} rounds"
         if self.steps is not None and last.step >= self.steps:
@@ -36,19 +37,24 @@ class Budget:
 
 
 def rules(target: Target, budget: Budget, *, patience: int = 4, factor: float = 0.3, changes: int = 2) -> Policy:
-    """The rule policy: stop at the target or the end of the budget, slow down where progress stalls.
+    """A rule-based policy: stop at the target or when the budget is spent, lower `outer_lr` if progress stalls.
 
-    In this order: a round that diverged stops the run. A figure whose whole interval meets the target stops it. A spent
-    budget stops it. A figure clearly worse than the best, their intervals apart, returns to the best round with
-    `outer_lr` times `factor`. `patience` rounds in a row without a new best lower `outer_lr` by `factor`; after
-    `changes` such changes they stop the run.
+    The first rule that applies decides:
+
+    1. The round diverged: stop.
+    2. The whole validation interval meets the target: stop.
+    3. The budget is spent: stop.
+    4. The result is worse than the best, with disjoint intervals: roll back to the best round and multiply `outer_lr`
+       by `factor`.
+    5. No new best for `patience` rounds: multiply `outer_lr` by `factor`, or stop after `changes` such changes.
+    6. Otherwise: continue.
 
     Args:
-        target: what to reach.
-        budget: what may be spent.
-        patience: rounds without a new best before something is done about it.
-        factor: by which `outer_lr` is multiplied.
-        changes: how often it may be lowered for lack of progress.
+        target: the target.
+        budget: limits of the run.
+        patience: number of rounds without a new best before `outer_lr` is lowered.
+        factor: factor of `outer_lr`.
+        changes: maximal number of reductions for lack of progress.
 
     Example:
         >>> from kshot.evaluation.intervals import Interval
@@ -61,48 +67,45 @@ def rules(target: Target, budget: Budget, *, patience: int = 4, factor: float = 
         last = rounds[-1]
         if last.diverged:
             return Stop(Outcome.DIVERGED, last.diverged)
-        found = target.of(last.val)
-        if target.met(found):
-            return Stop(Outcome.TARGET_MET, f"validation {target.metric} {found} meets {target}")
+        result = target.of(last.val)
+        if target.met(result):
+            return Stop(Outcome.TARGET_MET, f"validation {target.metric} {result} meets {target}")
         best = best_round(rounds, target)
         assert best is not None  # the last round was evaluated
-        top = target.of(best.val)
+        best_result = target.of(best.val)
         if spent := budget.spent(last):
             return Stop(
                 Outcome.BUDGET_SPENT,
-                f"{spent} are spent; the best validation {target.metric} is {top} in round {best.number}",
+                f"{spent} are spent; the best validation {target.metric} is {best_result} in round {best.number}",
             )
-        slower = {"outer_lr": last.settings["outer_lr"] * factor}
-        if target.clearly_worse(found, top):
+        lowered = {"outer_lr": last.settings["outer_lr"] * factor}
+        if target.clearly_worse(result, best_result):
             return Rollback(
                 best.number,
-                f"validation {target.metric} fell to {found} from {top} in round {best.number}: back to it, "
-                f"outer_lr {slower['outer_lr']:.2g}",
-                slower,
+                f"validation {target.metric} is {result}, worse than {best_result} in round {best.number}: "
+                f"return to that round with outer_lr {lowered['outer_lr']:.2g}",
+                lowered,
             )
         stalled = last.number - max(best.number, _last_change(rounds))
         if stalled >= patience:
-            if _changes(rounds) >= changes:
+            if _num_changes(rounds) >= changes:
                 return Stop(
                     Outcome.NO_PROGRESS,
-                    f"no better than {top} of round {best.number} for {last.number - best.number} rounds, "
-                    f"with outer_lr lowered {changes} times",
+                    f"no better than {best_result} of round {best.number} for {last.number - best.number} rounds, "
+                    f"after lowering outer_lr {changes} times",
                 )
-            return Change(
-                slower,
-                f"no new best for {stalled} rounds: outer_lr lowered to {slower['outer_lr']:.2g}",
-            )
+            return Change(lowered, f"no new best for {stalled} rounds: outer_lr lowered to {lowered['outer_lr']:.2g}")
         if best is last:
-            return Continue(f"validation {target.metric} {found} is the best so far, short of {target}")
-        return Continue(f"validation {target.metric} {found}, the best is {top} in round {best.number}")
+            return Continue(f"validation {target.metric} {result} is the best so far, but does not meet {target}")
+        return Continue(f"validation {target.metric} {result}, the best is {best_result} in round {best.number}")
 
     return policy
 
 
-def _changes(rounds: Sequence[Round]) -> int:
+def _num_changes(rounds: Sequence[Round]) -> int:
     return sum(a.settings["outer_lr"] != b.settings["outer_lr"] for a, b in pairwise(rounds))
 
 
 def _last_change(rounds: Sequence[Round]) -> int:
-    """Number of the last round that ran before `outer_lr` changed; 0 if it never did."""
+    """Number of the last round before a change of `outer_lr`; 0 if it never changed."""
     return max((a.number for a, b in pairwise(rounds) if a.settings["outer_lr"] != b.settings["outer_lr"]), default=0)

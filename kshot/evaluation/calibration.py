@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from kshot.evaluation.intervals import Interval, interval
-from kshot.objectives import Objective, shared_classification, weighted_mean
+from kshot.objectives import Objective, weighted_mean
 from kshot.types import Batch, Tree
 
 BINS = 15  # as in Guo et al.
@@ -75,7 +75,7 @@ class Calibrating:
     """
 
     def __init__(self, objective: Objective) -> None:
-        self.of_classes = objective.task_specific_classes or objective.loss is shared_classification.loss
+        self.of_classes = objective.classifies
         self.sums = torch.zeros(3, max(BINS, len(LEVELS)), dtype=torch.float64)  # weight, expected, observed
         self.examples = 0
         self.nll: list[float] = []

@@ -33,7 +33,7 @@ def paired_difference(
     Example:
         >>> source = kshot.sources.sinusoids()
         >>> mean = kshot.learners.SupportMean(source.objective)
-        >>> scratch = kshot.from_scratch(kshot.models.mlp(1, 1), inner_lr=0.05, objective=source.objective)
+        >>> scratch = kshot.learners.from_scratch(kshot.models.mlp(1, 1), inner_lr=0.05, objective=source.objective)
         >>> ours, theirs = (kshot.evaluate(learner, source, tasks=20) for learner in (scratch, mean))
         >>> found = paired_difference(ours, theirs, "mse")
         >>> found.tasks, found.mean + found.ci95 < 0

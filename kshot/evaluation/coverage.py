@@ -7,8 +7,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from kshot import ranking
 from kshot.learner import Learner
+from kshot.objectives import ranking
 from kshot.sources.ratings.source import RatingTasks
 from kshot.types import Task, Tree, to, tree_map
 
@@ -40,17 +40,17 @@ class Covering:
     """
 
     def __init__(self, learner: Learner, source: RatingTasks) -> None:
-        self.learner, self.encoding = learner, source.encoding
-        self.top = min(TOP, len(source.encoding.items))
+        self.learner, self.preprocessor = learner, source.preprocessor
+        self.top = min(TOP, len(source.preprocessor.items))
         self.shown: list[Tensor] = []
 
     def add(self, task: Task, state: Tree) -> None:
         """Rank for the user of a task, after adapting to it."""
         inputs, real = task.support.inputs, task.support.weight > 0
         of_user = inputs.get("user_features")
-        whole = self.encoding.whole(None if of_user is None else of_user[:1].cpu())
+        whole = self.preprocessor.whole(None if of_user is None else of_user[:1].cpu())
         prediction = self.learner.predict(state, to(whole, task.support.weight.device))
-        scores = self.encoding.expected(tree_map(lambda leaf: leaf.cpu(), prediction))
+        scores = self.preprocessor.expected(tree_map(lambda leaf: leaf.cpu(), prediction))
         given = inputs["item"][real].cpu()
         scores[given[given > 0] - 1] = -torch.inf
         self.shown.append(scores.argsort(descending=True, stable=True)[: self.top])
@@ -59,5 +59,5 @@ class Covering:
         """What came of it; None without a task."""
         if not self.shown:
             return None
-        items = len(self.encoding.items)
+        items = len(self.preprocessor.items)
         return Coverage(float(ranking.coverage(torch.stack(self.shown), items)), self.top, len(self.shown), items)

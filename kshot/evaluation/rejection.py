@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from kshot.annotations import FractionBelowOne, PositiveInt
 from kshot.evaluation.intervals import Interval, interval
 from kshot.learner import Learner
 from kshot.tasks.read_log import EVALUATION, during
@@ -116,7 +117,7 @@ def calibrated(
     source: TaskSource,
     *,
     score: Score = "energy",
-    false_rejection: float = 0.05,
+    false_rejection: FractionBelowOne = 0.05,
     split: Split = "val",
     tasks: int = 100,
 ) -> float:
@@ -141,10 +142,10 @@ def rejection(
     *,
     threshold: float,
     score: Score = "energy",
-    false_rejection: float = 0.05,
+    false_rejection: FractionBelowOne = 0.05,
     split: Split = "test",
     tasks: int = 600,
-    outsiders: int = 50,
+    outsiders: PositiveInt = 50,
 ) -> Rejection:
     """Score a learner on telling a task's queries from examples that are out of scope.
 
@@ -190,7 +191,7 @@ def _scores(
                 logits = learner.predict(state, task.query.inputs)[task.query.weight > 0]
                 outside = np.zeros(0)
                 if outsiders:
-                    others = to(source.outsiders(split, index, outsiders), device)
+                    others = to(source.out_of_scope_inputs(split, index, outsiders), device)
                     outside = novelty(learner.predict(state, others), score).cpu().numpy()
                 found.append((novelty(logits, score).cpu().numpy(), outside))
     finally:

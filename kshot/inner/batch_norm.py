@@ -1,9 +1,9 @@
-"""BatchNorm on a batch's own statistics, with its second derivative written out.
+"""BatchNorm with the statistics of the batch, and an explicit second derivative.
 
-PyTorch composes that second derivative of some twenty passes over the activations; here it takes eight, of which three
-are the kernel of the first derivative again.
+PyTorch composes that second derivative from about twenty passes over the activations; here it takes eight, three of
+which are the kernel of the first derivative.
 
-Shape legend: n examples, C channels, M = n times the positions of an example.
+Shape legend: n examples, C channels, M values of a channel (n times the positions of an example).
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from torch.autograd import Function
 
 
 def batch_norm(input: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
-    r"""Normalise by the batch's own statistics:
+    r"""Normalise by the statistics of the batch:
 
     $$ y = \gamma \hat z + \beta, \qquad \hat z = (z - \mu) / \sqrt{\sigma^2 + \epsilon} $$
 
     Args:
         input: $z$, (n, C, ...).
-        weight: $\gamma$, (C,); ones by default.
-        bias: $\beta$, (C,); zeros by default.
+        weight: $\gamma$, (C,); ones if None.
+        bias: $\beta$, (C,); zeros if None.
         eps: $\epsilon$.
 
     Example:
@@ -49,12 +49,12 @@ class _Norm(Function):
         return output
 
     @staticmethod
-    def backward(ctx: Any, slope: Tensor) -> tuple[Tensor | None, ...]:
-        return (*_Slope.apply(slope, *ctx.saved_tensors, ctx.eps), None)
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        return (*_NormBackward.apply(grad, *ctx.saved_tensors, ctx.eps), None)
 
 
-class _Slope(Function):
-    r"""The first derivative, of a slope g at the output: with the bar averaging over the M values of a channel,
+class _NormBackward(Function):
+    r"""The first derivative, for a gradient g of the output; the bar is the mean over the M values of a channel:
 
     $$ dz = \gamma s (g - \bar g - \hat z \, \overline{g \hat z}), \quad d\gamma = M \overline{g \hat z}, \quad
        d\beta = M \bar g, \qquad s = 1 / \sqrt{\sigma^2 + \epsilon} $$
@@ -62,20 +62,21 @@ class _Slope(Function):
 
     @staticmethod
     def forward(
-        ctx: Any, slope: Tensor, z: Tensor, weight: Tensor, mean: Tensor, scale: Tensor, eps: float
+        ctx: Any, grad: Tensor, z: Tensor, weight: Tensor, mean: Tensor, scale: Tensor, eps: float
     ) -> tuple[Tensor, Tensor, Tensor]:
-        slope = _laid_out_as(z, slope)
-        found = _kernel(slope, z, weight, mean, scale, eps)
-        ctx.save_for_backward(slope, z, weight, mean, scale, found[1], found[2])
+        grad = _in_layout_of(z, grad)
+        d_z, d_weight, d_bias = _kernel(grad, z, weight, mean, scale, eps)
+        ctx.save_for_backward(grad, z, weight, mean, scale, d_weight, d_bias)
         ctx.eps = eps
         ctx.set_materialize_grads(True)
-        return found
+        return d_z, d_weight, d_bias
 
     @staticmethod
     def backward(ctx: Any, v: Tensor, v_weight: Tensor, v_bias: Tensor) -> tuple[Tensor | None, ...]:
-        r"""Of slopes v, $v_\gamma$, $v_\beta$ at the three. The map from g to dz is symmetric, so its own kernel
-        transposes it; with $a = \bar g$, $b = \overline{g \hat z}$, $c = \bar v$, $d = \overline{v \hat z}$ and
-        $e = \overline{v g}$,
+        r"""The second derivative, for gradients v, $v_\gamma$, $v_\beta$ of the three outputs.
+
+        The map from g to dz is symmetric, so the kernel is its own transpose; with $a = \bar g$,
+        $b = \overline{g \hat z}$, $c = \bar v$, $d = \overline{v \hat z}$ and $e = \overline{v g}$,
 
         $$ dg = \gamma s (v - c - \hat z d) + v_\gamma \hat z + v_\beta, \qquad
            d\gamma = s M (e - ac - bd), $$
@@ -83,49 +84,49 @@ class _Slope(Function):
            + v_\gamma s (g - a - \hat z b) $$
         """
         g, z, weight, mean, scale, sum_gz, sum_g = ctx.saved_tensors
-        count, v = z.numel() // z.shape[1], _laid_out_as(z, v)
-        if torch.is_grad_enabled():  # somebody differentiates a third time: then nothing counts as given
+        count, v = z.numel() // z.shape[1], _in_layout_of(z, v)
+        if torch.is_grad_enabled():  # for a third derivative nothing may be a constant
             axes = (0, *range(2, z.ndim))
             var, mean = torch.var_mean(z, axes, correction=0)
             scale = torch.rsqrt(var + ctx.eps)
             normed = (z - along_channels(mean, z)) * along_channels(scale, z)
             sum_g, sum_gz, sum_v = g.sum(axes), (g * normed).sum(axes), v.sum(axes)
             sum_vz, sum_vg = (v * normed).sum(axes), (v * g).sum(axes)
-            d_slope = along_channels(weight * scale, z) * (
+            d_grad = along_channels(weight * scale, z) * (
                 v - along_channels(sum_v / count, z) - normed * along_channels(sum_vz / count, z)
             )
         else:
-            d_slope, sum_vz, sum_v = _kernel(v, z, weight, mean, scale, ctx.eps)
+            d_grad, sum_vz, sum_v = _kernel(v, z, weight, mean, scale, ctx.eps)
             zeros = torch.zeros_like(mean)
             _, sum_vg, _ = _kernel(v, g, weight, zeros, torch.ones_like(mean), ctx.eps, (False, True, False))
         a, b, c, d, e = (total / count for total in (sum_g, sum_gz, sum_v, sum_vz, sum_vg))
-        # vectors by which g, v, z and 1 count; \hat z = scale * z - scale * mean
-        away = e - a * c - b * d
+        # coefficients of g, v, z and 1, where \hat z = scale * z - scale * mean
+        residual = e - a * c - b * d
         outer = -weight * scale.square()
-        by_g = outer * d + v_weight * scale
-        by_v = outer * b
-        by_normed = outer * (away - 2 * b * d) - v_weight * scale * b
-        by_one = -outer * (a * d + b * c) - v_weight * scale * a
-        d_z = torch.addcmul(along_channels(by_one - by_normed * scale * mean, z), g, along_channels(by_g, z))
-        d_z = _added(_added(d_z, v, by_v), z, by_normed * scale)
-        d_slope = _added(d_slope, z, v_weight * scale) + along_channels(v_bias - v_weight * scale * mean, z)
-        return d_slope, d_z, scale * count * away, None, None, None
+        of_g = outer * d + v_weight * scale
+        of_v = outer * b
+        of_normed = outer * (residual - 2 * b * d) - v_weight * scale * b
+        of_one = -outer * (a * d + b * c) - v_weight * scale * a
+        d_z = torch.addcmul(along_channels(of_one - of_normed * scale * mean, z), g, along_channels(of_g, z))
+        d_z = _add_scaled(_add_scaled(d_z, v, of_v), z, of_normed * scale)
+        d_grad = _add_scaled(d_grad, z, v_weight * scale) + along_channels(v_bias - v_weight * scale * mean, z)
+        return d_grad, d_z, scale * count * residual, None, None, None
 
 
-def _laid_out_as(like: Tensor, tensor: Tensor) -> Tensor:
-    """The same values in the memory layout of `like`: passes over mixed layouts take several times as long."""
+def _in_layout_of(like: Tensor, tensor: Tensor) -> Tensor:
+    """The same values in the memory layout of `like`: kernels on mixed layouts take several times as long."""
     last = like.ndim == 4 and like.is_contiguous(memory_format=torch.channels_last)
     return tensor.contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
 
 
 def _kernel(
-    slope: Tensor, z: Tensor, weight: Tensor, mean: Tensor, scale: Tensor, eps: float, wanted: tuple = (True,) * 3
+    grad: Tensor, z: Tensor, weight: Tensor, mean: Tensor, scale: Tensor, eps: float, outputs: tuple = (True,) * 3
 ) -> tuple[Tensor, Tensor, Tensor]:
-    return torch.ops.aten.native_batch_norm_backward(slope, z, weight, None, None, mean, scale, True, eps, wanted)
+    return torch.ops.aten.native_batch_norm_backward(grad, z, weight, None, None, mean, scale, True, eps, outputs)
 
 
-def _added(total: Tensor, values: Tensor, factor: Tensor) -> Tensor:
-    """total + values * factor, in the place of the total where nobody differentiates it."""
+def _add_scaled(total: Tensor, values: Tensor, factor: Tensor) -> Tensor:
+    """total + values * factor, in place if it is not differentiated."""
     factor = along_channels(factor, values)
     if torch.is_grad_enabled():
         return torch.addcmul(total, values, factor)

@@ -1,8 +1,8 @@
-"""A module as a pure function of its parameters, with BatchNorm under control.
+"""A module as a pure function of its parameters, with controlled BatchNorm statistics.
 
-A module stays as its author wrote it: parameters are substituted by `torch.func.functional_call`, and each call of
-`torch.nn.functional.batch_norm` on the way is redirected to the statistics that the learner asks for. The k-th call
-gets the k-th statistics, so a norm that a module uses twice is two norms, as it should be.
+The module is not changed: `torch.func.functional_call` substitutes parameters, and each call of
+`torch.nn.functional.batch_norm` is redirected to the statistics that the learner chooses. The k-th call uses the k-th
+statistics, so a norm that a module calls twice counts as two norms.
 
 Shape legend: n examples, C channels.
 """
@@ -25,74 +25,81 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
 from kshot.inner.batch_norm import along_channels, batch_norm
-from kshot.inner.explaining import explained, is_batched
-from kshot.inner.kernels import kinds, settle, transformed, twice_differentiable
-from kshot.inner.layout import LAYOUT_FREE, channels_last, convolves
-from kshot.inner.recurrent import WRITTEN_OUT
-from kshot.inner.redirected import REDIRECTED, needs_redirecting
+from kshot.inner.kernels import in_transform, kernels_to_disable, reset_flat_weights, twice_differentiable
+from kshot.inner.layer_errors import explain_batching_errors, is_batched
+from kshot.inner.memory_format import LAYOUT_OVERRIDES, channels_last, has_convolutions
+from kshot.inner.recurrent import RECURRENT_OVERRIDES
 from kshot.inner.task_norm import TaskNorm
+from kshot.inner.vmap_overrides import VMAP_OVERRIDES, needs_overrides
 from kshot.types import Batch, Params, Tree
 
 BatchNorm = Literal["support", "query", "running", "tasknorm"]
-"""Which statistics BatchNorm uses for a query: those of the task's support set (inductive), those of the query itself
-(transductive), the module's own running ones (inductive; not updated by meta-training), or those of the support set
-blended with those of each query by itself (inductive, see `inner.task_norm.TaskNorm`)."""
+"""The statistics that BatchNorm uses for a query: those of the task's support set (inductive), those of the query
+itself (transductive), the module's running statistics (inductive; not updated by meta-training), or those of the
+support set blended with those of each query example (inductive, see `inner.task_norm.TaskNorm`)."""
 
 Statistics = dict[str, dict[str, Tensor]]
-"""Mean and variance (C,) of each BatchNorm call of one forward, keyed by the number of the call; for "tasknorm" the
-number of support examples too, as `{"support": {"count": ()}}`."""
+"""Mean and variance (C,) of each BatchNorm call of one forward pass, keyed by the number of the call; "tasknorm" adds
+the number of support examples as `{"support": {"count": ()}}`."""
+
+Choose = Callable[[int, Tensor, Tensor | None, Tensor | None], tuple[Tensor, Tensor]]
+"""(number of the call, input, running mean, running variance) -> (mean, variance) to normalise by."""
 
 
 class Function:
-    r"""A module as a function of its parameters, pure: the module's weights and buffers stay bitwise as they are.
+    r"""A module as a pure function of its parameters: the module's weights and buffers stay bitwise as they are.
 
     Args:
         module: any module.
-        batchnorm: which statistics BatchNorm uses for a query. For a support set it is the set's own, rows weighted,
-            or the running ones.
-        task_norm: for "tasknorm", the meta-parameters to use; new ones by default.
+        batchnorm: the statistics that BatchNorm uses for a query. For a support set they are those of the set, with
+            weighted rows, or the running ones.
+        task_norm: meta-parameters for "tasknorm"; new ones by default.
 
     Attributes:
         transductive: whether a query's prediction depends on the other queries.
         keeps_statistics: whether `query` needs statistics from `support`.
-        task_norm: meta-parameters that the learner is to hold as its own, or None.
+        task_norm: meta-parameters that the learner has to register as its own, or None.
     """
 
     def __init__(self, module: nn.Module, batchnorm: BatchNorm = "support", task_norm: TaskNorm | None = None) -> None:
         if batchnorm not in get_args(BatchNorm):
             raise ValueError(f"batchnorm must be one of {', '.join(get_args(BatchNorm))}, got {batchnorm!r}")
         self.module, self.batchnorm = module, batchnorm
-        norms = sum(isinstance(part, _BatchNorm) for part in module.modules())
-        self.normed = norms > 0
-        self.task_norm = TaskNorm(norms) if self.normed and batchnorm == "tasknorm" and task_norm is None else task_norm
-        self.transductive = self.normed and batchnorm == "query"
-        self.convolves = convolves(module)
-        self.redirected = self.normed or self.convolves or needs_redirecting(module)
-        self.kinds = kinds(module)
-        self.shared = _shared(module)
-        self.keeps_statistics = self.normed and batchnorm in ("support", "tasknorm")
+        num_norms = sum(isinstance(part, _BatchNorm) for part in module.modules())
+        self.has_norms = num_norms > 0
+        new_task_norm = self.has_norms and batchnorm == "tasknorm" and task_norm is None
+        self.task_norm = TaskNorm(num_norms) if new_task_norm else task_norm
+        self.transductive = self.has_norms and batchnorm == "query"
+        self.convolves = has_convolutions(module)
+        self.overrides_calls = self.has_norms or self.convolves or needs_overrides(module)
+        self.kernels = kernels_to_disable(module)
+        self.buffers = _buffer_names(module)
+        self.keeps_statistics = self.has_norms and batchnorm in ("support", "tasknorm")
 
     def of(self, name: str) -> Function:
-        """A submodule as a function, under the same choice of statistics."""
+        """The submodule with a name as a function, with the same choice of statistics."""
         return Function(self.module.get_submodule(name), self.batchnorm, self.task_norm)
 
     def adapting(self, params: Params, batch: Batch) -> Tree:
-        """Call on a support set, of which only what the module returns is needed."""
-        choose = _running if self.batchnorm == "running" else _own if _even(batch.weight) else _of_batch(batch.weight)
+        """Call on a support set; only the module's output is needed."""
+        if self.batchnorm == "running":
+            choose = _running
+        else:
+            choose = _of_batch if _has_equal_weights(batch.weight) else _of_weighted_batch(batch.weight)
         return self._call(params, batch.inputs, choose, count=batch.weight.sum())
 
     def support(self, params: Params, batch: Batch) -> tuple[Tree, Statistics]:
-        """Call on a support set: what the module returns, and the BatchNorm statistics that queries will need."""
+        """Call on a support set: the module's output, and the BatchNorm statistics that `query` needs."""
         if not self.keeps_statistics:
             return self.adapting(params, batch), {}
         used: Statistics = {}
         count = batch.weight.sum()
-        output = self._call(params, batch.inputs, _of_batch(batch.weight), used, count)
+        output = self._call(params, batch.inputs, _of_weighted_batch(batch.weight), used, count)
         return output, used if self.task_norm is None else used | {"support": {"count": count}}
 
     def query(self, params: Params, statistics: Statistics, inputs: Tree) -> Tree:
-        """Call on inputs (m, ...), under the statistics that `support` gave."""
-        choose = {"query": _own, "running": _running}.get(self.batchnorm, _given(statistics))
+        """Call on inputs (m, ...) with the statistics that `support` returned."""
+        choose = {"query": _of_batch, "running": _running}.get(self.batchnorm, _from_support(statistics))
         return self._call(params, inputs, choose, count=statistics.get("support", {}).get("count"))
 
     def _call(
@@ -103,57 +110,61 @@ class Function:
         used: Statistics | None = None,
         count: Tensor | None = None,
     ) -> Tree:
-        overrides: dict[str, Any] = {
+        substitutes: dict[str, Any] = {
             name: None if name.endswith("num_batches_tracked") else buffer.clone()
             for name, buffer in self.module.named_buffers()
         }
-        overrides.update(params)
+        substitutes.update(params)
         if self.convolves:
             inputs = channels_last(inputs)
-        if self.shared:
-            overrides.update(self._lifted(overrides, inputs))
+        if self.buffers:
+            substitutes.update(self._batched_buffers(substitutes, inputs))
         args, kwargs = inputs if isinstance(inputs, tuple) else (inputs,), {}
         if isinstance(inputs, dict):
             args, kwargs = (), inputs
-        written_out = WRITTEN_OUT if self.kinds["recurrent"] and is_batched(inputs) else {}
+        recurrent = self.kernels["recurrent"]
+        recurrent_overrides = RECURRENT_OVERRIDES if recurrent and is_batched(inputs) else {}
         blend = None if self.task_norm is None else partial(self.task_norm, count=count)
-        redirected = _Redirect(choose, used, written_out, blend) if self.redirected else nullcontext()
+        overrides = _Overrides(choose, used, recurrent_overrides, blend) if self.overrides_calls else nullcontext()
         try:
-            with redirected, twice_differentiable(**self.kinds), explained(self.module, inputs):
-                return torch.func.functional_call(self.module, overrides, args, kwargs)
+            with overrides, twice_differentiable(**self.kernels), explain_batching_errors(self.module, inputs):
+                return torch.func.functional_call(self.module, substitutes, args, kwargs)
         finally:
-            if self.kinds["recurrent"]:
-                settle(self.module)
+            if recurrent:
+                reset_flat_weights(self.module)
 
-    def _lifted(self, overrides: dict[str, Any], inputs: Tree) -> dict[str, Any]:
-        """Buffers, which the module may change in place, for each task its own: plus a zero of the inputs' tasks."""
+    def _batched_buffers(self, substitutes: dict[str, Any], inputs: Tree) -> dict[str, Any]:
+        """Buffers, one copy per task, since a module may change them in place: each plus a zero made of the inputs."""
         zero = torch.zeros_like(tree_leaves(inputs)[0].flatten()[:1].sum())
-        return {name: overrides[name] + zero.to(overrides[name].dtype) for name in self.shared}
+        return {name: substitutes[name] + zero.to(substitutes[name].dtype) for name in self.buffers}
 
 
-Choose = Callable[[int, Tensor, Tensor | None, Tensor | None], tuple[Tensor, Tensor]]
-"""(number of the call, input, running mean, running variance) -> (mean, variance) to normalise by."""
+_MONOTONE = {F.relu, torch.relu, F.leaky_relu}
+"""Non-decreasing activations. Applied after a max-pooling instead of before it, they have a quarter of the work. The
+derivatives are equal: positions that tie for the maximum have equal slopes."""
 
 
-_RISING = {F.relu, torch.relu, F.leaky_relu}
-"""Activations that never fall, so that they may as well follow a max-pooling, which leaves them a quarter of the work.
-The derivatives are the same: where several positions tie for the largest value, their slopes are equal."""
+class _Overrides(TorchFunctionMode):
+    """Replaces operations of a forward pass: `batch_norm` uses chosen statistics, and the tables of overrides apply.
 
-
-class _Redirect(TorchFunctionMode):
-    """Redirects `batch_norm` to chosen statistics, noting in `used` which they were, and what `vmap` gets wrong."""
+    Args:
+        choose: the statistics of each `batch_norm` call.
+        used: if given, receives the chosen statistics.
+        recurrent_overrides: replacements of recurrent layers.
+        blend: changes the statistics of a call, as `TaskNorm` does.
+    """
 
     def __init__(
         self,
         choose: Choose,
         used: Statistics | None,
-        written_out: dict[Callable, Callable],
+        recurrent_overrides: dict[Callable, Callable],
         blend: Callable[[int, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]] | None = None,
     ) -> None:
         super().__init__()
         self.choose, self.used, self.blend, self.calls = choose, used, blend, 0
-        self.risen: tuple[Any, Any, Any] = (None, None, None)  # the last activation: output, input, function
-        self.table = REDIRECTED | written_out if transformed() else LAYOUT_FREE
+        self.last_activation: tuple[Any, Any, Any] = (None, None, None)  # output, input, function
+        self.table = VMAP_OVERRIDES | recurrent_overrides if in_transform() else LAYOUT_OVERRIDES
 
     def __torch_function__(
         self, func: Callable, types: Any, args: tuple = (), kwargs: Mapping[str, Any] | None = None
@@ -161,14 +172,14 @@ class _Redirect(TorchFunctionMode):
         kwargs = kwargs or {}
         if func is F.batch_norm:
             return self._normalize(*args, **kwargs)
-        if func in _RISING and len(args) > 0:
+        if func in _MONOTONE and len(args) > 0:
             output = func(*args, **kwargs)
             if output is not args[0]:
-                self.risen = output, args[0], lambda pooled: func(pooled, *args[1:], **kwargs)
+                self.last_activation = output, args[0], lambda pooled: func(pooled, *args[1:], **kwargs)
             return output
-        if func is F.max_pool2d and args and args[0] is self.risen[0]:
-            _, before, rise = self.risen
-            return rise(func(before, *args[1:], **kwargs))
+        if func is F.max_pool2d and args and args[0] is self.last_activation[0]:
+            _, activation_input, activation = self.last_activation
+            return activation(func(activation_input, *args[1:], **kwargs))
         return self.table.get(func, func)(*args, **kwargs)
 
     def _normalize(
@@ -182,9 +193,9 @@ class _Redirect(TorchFunctionMode):
         momentum: float = 0.1,
         eps: float = 1e-5,
     ) -> Tensor:
-        plain = weight is None or weight.dtype == input.dtype
-        if self.choose is _own and self.blend is None and plain and not is_batched(input):
-            if transformed():
+        same_dtype = weight is None or weight.dtype == input.dtype
+        if self.choose is _of_batch and self.blend is None and same_dtype and not is_batched(input):
+            if in_transform():
                 return torch.batch_norm(input, weight, bias, None, None, True, 0.0, eps, cudnn.enabled)
             return batch_norm(input, weight, bias, eps)
         mean, var = self.choose(self.calls, input, running_mean, running_var)
@@ -196,25 +207,25 @@ class _Redirect(TorchFunctionMode):
         scale = torch.rsqrt(var + eps) if weight is None else torch.rsqrt(var + eps) * weight
         shift = -mean * scale if bias is None else bias - mean * scale
         scale, shift = along_channels(scale, input), along_channels(shift, input)
-        # of moments for each example the input comes first, so that a compiler finds its layout in the sum
+        # with moments per example the input comes first, so that a compiler takes its layout for the sum
         normed = torch.addcmul(shift, input, scale) if self.blend is None else input * scale + shift
-        return normed.to(input.dtype)  # parameters of another precision than the input's stay inside, as in PyTorch
+        return normed.to(input.dtype)  # parameters of another dtype than the input's do not change it, as in PyTorch
 
 
-def _of_batch(weight: Tensor | None) -> Choose:
-    r"""The batch's own statistics, with rows weighted and the bar averaging over positions:
+def _of_weighted_batch(weight: Tensor | None) -> Choose:
+    r"""Choose the batch's statistics, with weighted rows; the bar is the mean over positions:
 
     $$ \mu_c = \frac{\sum_i w_i \bar x_{ic}}{\sum_i w_i}, \qquad
        \sigma^2_c = \frac{\sum_i w_i \overline{(x_{ic} - \mu_c)^2}}{\sum_i w_i} $$
 
-    The variance is the biased one, as in the training forward of BatchNorm.
+    The variance is biased, as in BatchNorm's training mode.
     """
 
     def average(values: Tensor) -> Tensor:
         rows = values.flatten(2).mean(2) if values.ndim > 2 else values  # (n, C)
         if weight is None:
             return rows.mean(0)
-        total = weight.sum().clamp_min(torch.finfo(weight.dtype).tiny)  # padding alone: zeros, and no NaN
+        total = weight.sum().clamp_min(torch.finfo(weight.dtype).tiny)  # zeros instead of NaN if all rows are padding
         return (weight / total).to(rows.dtype) @ rows
 
     def choose(call: int, input: Tensor, mean: Tensor | None, var: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -224,35 +235,11 @@ def _of_batch(weight: Tensor | None) -> Choose:
     return choose
 
 
-_own = _of_batch(None)
-"""The batch's own statistics, all rows alike."""
+_of_batch = _of_weighted_batch(None)
+"""Choose the batch's statistics, all rows weighted equally."""
 
 
-_alike: ContextVar[bool | None] = ContextVar("alike", default=None)
-
-
-@contextmanager
-def rows_alike(alike: bool) -> Iterator[None]:
-    """A region in which it is known whether all rows count alike; a tracer cannot look at the values of weights."""
-    before = _alike.set(alike)
-    try:
-        yield
-    finally:
-        _alike.reset(before)
-
-
-def _even(weight: Tensor) -> bool:
-    """Whether all rows are known to count alike; under `vmap`, and while tracing, no value is known."""
-    if (known := _alike.get()) is not None:
-        return known
-    if isinstance(weight, FakeTensor):  # memory is planned for tasks without padding
-        return True
-    if is_batched(weight) or torch.compiler.is_compiling() or not len(weight):
-        return False
-    return bool((weight == weight[0]).all() and weight[0] > 0)
-
-
-def _given(statistics: Statistics) -> Choose:
+def _from_support(statistics: Statistics) -> Choose:
     return lambda call, input, mean, var: (statistics[str(call)]["mean"], statistics[str(call)]["var"])
 
 
@@ -265,11 +252,35 @@ def _running(call: int, input: Tensor, mean: Tensor | None, var: Tensor | None) 
     return mean, var
 
 
-def _shared(module: nn.Module) -> list[str]:
-    """Names of the buffers, but for BatchNorm's."""
+_equal_weights: ContextVar[bool | None] = ContextVar("equal_weights", default=None)
+
+
+@contextmanager
+def assume_equal_weights(equal: bool) -> Iterator[None]:
+    """A context that states whether all rows have equal weights, which a tracer cannot read from the tensors."""
+    token = _equal_weights.set(equal)
+    try:
+        yield
+    finally:
+        _equal_weights.reset(token)
+
+
+def _has_equal_weights(weight: Tensor) -> bool:
+    """Whether all rows are known to have equal weights; values are unknown under `vmap` and while tracing."""
+    if (known := _equal_weights.get()) is not None:
+        return known
+    if isinstance(weight, FakeTensor):  # memory is predicted for tasks without padding
+        return True
+    if is_batched(weight) or torch.compiler.is_compiling() or not len(weight):
+        return False
+    return bool((weight == weight[0]).all() and weight[0] > 0)
+
+
+def _buffer_names(module: nn.Module) -> list[str]:
+    """Names of the buffers, without those of BatchNorm."""
     return [
-        f"{place}.{name}" if place else name
-        for place, part in module.named_modules()
+        f"{path}.{name}" if path else name
+        for path, part in module.named_modules()
         if not isinstance(part, _BatchNorm)
         for name, buffer in part.named_buffers(recurse=False)
         if not name.endswith("num_batches_tracked")

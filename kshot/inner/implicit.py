@@ -1,4 +1,4 @@
-"""The implicit solver: differentiate where the inner loop arrived, whatever way it went."""
+"""The implicit solver: differentiates the solution of the inner problem, not the steps that lead to it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from kshot.inner.rules import UpdateRule
 from kshot.inner.solvers import InnerSolver
-from kshot.inner.unrolling import Loss, Steps, arguments, trajectory
+from kshot.inner.unrolling import Loss, Steps, loss_arguments, trajectory
 from kshot.types import Params
 
 Vector = tuple[Tensor, ...]
@@ -24,22 +24,22 @@ class Implicit(InnerSolver):
     $$ \varphi^* = \arg\min_\varphi L(\varphi) + \tfrac\lambda2 \lVert \varphi - \theta \rVert^2, \qquad
        \frac{d\varphi^*}{d\theta} = \lambda \bigl(\nabla^2 L(\varphi^*) + \lambda I\bigr)^{-1} $$
 
-    The minimum is approached by `steps` steps of the rule. Derivatives reach all other meta-parameters that the loss
-    uses too, by the same theorem: $-(\nabla^2 L + \lambda I)^{-1} \partial_\omega \nabla L$. They are those of the
-    minimum, and as wrong as the steps are short of it.
+    `steps` steps of the rule approximate the minimum. All other meta-parameters $\omega$ of the loss get derivatives by
+    the same theorem: $-(\nabla^2 L + \lambda I)^{-1} \partial_\omega \nabla L$. The derivatives are those of the
+    minimum; their error grows with the distance of the last step from it.
 
     Args:
-        rule: how one step moves. Its own Parameters learn nothing: the minimum does not depend on them.
-        steps: steps towards the minimum.
-        proximity: $\lambda > 0$, the pull towards the start.
+        rule: update rule of a step. Its own Parameters get no gradient: the minimum does not depend on them.
+        steps: number of steps.
+        proximity: $\lambda > 0$, strength of the pull towards the initial parameters.
         damping: $\delta \ge 0$, added to $\lambda$ inside the inverse only.
         method: "cg" solves the linear system by conjugate gradients; "neumann" sums
-            $\frac1{\lambda + \delta} \sum_j (-\nabla^2 L / (\lambda + \delta))^j$, which converges only where
+            $\frac1{\lambda + \delta} \sum_j (-\nabla^2 L / (\lambda + \delta))^j$, which converges only if
             $\lVert \nabla^2 L \rVert < \lambda + \delta$.
-        iterations: products with the Hessian for one solve.
+        iterations: Hessian-vector products per solve.
 
     Raises:
-        ValueError: numbers out of range.
+        ValueError: an argument is out of range.
 
     Example:
         >>> from kshot.inner.rules import SGD
@@ -53,7 +53,7 @@ class Implicit(InnerSolver):
         arXiv:1911.02590 (Neumann).
 
     Deviations:
-        None in the update. Under `vmap` the loss must get the tensors of a task as its batch, not by closure.
+        None in the update. Under `vmap` the loss must receive the tensors of a task as its batch, not by closure.
     """
 
     def __init__(
@@ -68,7 +68,9 @@ class Implicit(InnerSolver):
     ) -> None:
         super().__init__(rule, steps)
         if not proximity > 0:
-            raise ValueError(f"proximity must be above 0, got {proximity}; without it the minimum forgets the start")
+            raise ValueError(
+                f"proximity must be above 0, got {proximity}; with 0 the minimum is independent of the start"
+            )
         if not damping >= 0:
             raise ValueError(f"damping must be at least 0, got {damping}")
         if method not in get_args(Method):
@@ -83,46 +85,45 @@ class Implicit(InnerSolver):
     def trajectory(self, loss: Loss, params: Params, steps: Steps | None = None) -> list[Params]:
         steps = self.steps if steps is None else steps
 
-        def near(moved: Params, *batch: Any) -> Tensor:
-            away = sum((moved[name] - start).square().sum() for name, start in params.items())
-            return loss(moved, *batch) + 0.5 * self.proximity * away
+        def regularised(candidate: Params, *batch: Any) -> Tensor:
+            distance = sum((candidate[name] - start).square().sum() for name, start in params.items())
+            return loss(candidate, *batch) + 0.5 * self.proximity * distance
 
         with torch.no_grad():
-            way = list(trajectory(near, params, self.rule, steps))
-        batch = (arguments(steps) or [()])[-1]
-        return [*way[:-1], self._differentiable(loss, params, way[-1], batch)]
+            path = list(trajectory(regularised, params, self.rule, steps))
+        batch = (loss_arguments(steps) or [()])[-1]
+        return [*path[:-1], self._differentiable(loss, params, path[-1], batch)]
 
-    def _differentiable(self, loss: Loss, start: Params, found: Params, batch: tuple) -> Params:
-        """`found`, with the derivative of the minimum: the residual of its equation is 0 there, and d found is
-        $-(H + \\lambda I)^{-1}$ d residual."""
-        found = {name: value.detach() for name, value in found.items()}
-        slope = torch.func.grad(loss)(found, *batch)
-        residual = [slope[name] + self.proximity * (found[name] - start[name]) for name in found]
-        leaves, shape = tree_flatten(batch)
-        held = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
-        names = list(found)
+    def _differentiable(self, loss: Loss, start: Params, minimum: Params, batch: tuple) -> Params:
+        """The minimum with its derivative, $-(H + \\lambda I)^{-1}$ times that of the residual, which is 0 there."""
+        minimum = {name: value.detach() for name, value in minimum.items()}
+        grads = torch.func.grad(loss)(minimum, *batch)
+        residual = [grads[name] + self.proximity * (minimum[name] - start[name]) for name in minimum]
+        leaves, structure = tree_flatten(batch)
+        batch_tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+        names = list(minimum)
 
-        def of_tensors(values: Vector, tensors: Vector) -> Tensor:
-            left = iter(tensors)
-            args = tree_unflatten([next(left) if isinstance(leaf, Tensor) else leaf for leaf in leaves], shape)
+        def loss_of_tensors(values: Vector, tensors: Vector) -> Tensor:
+            remaining = iter(tensors)
+            args = tree_unflatten([next(remaining) if isinstance(leaf, Tensor) else leaf for leaf in leaves], structure)
             return loss(dict(zip(names, values)), *args)
 
-        # The tensors go in as arguments: inside the Function a closure would hold them at another level of vmap.
+        # The tensors are passed as arguments: inside the Function a closure would hold them at another level of vmap.
         leaves = [torch.empty(0) if isinstance(leaf, Tensor) else leaf for leaf in leaves]
-        solved = _Minimum.apply(self._solve, of_tensors, len(names), *found.values(), *residual, *held)
-        return dict(zip(names, solved))
+        outputs = _Minimum.apply(self._solve, loss_of_tensors, len(names), *minimum.values(), *residual, *batch_tensors)
+        return dict(zip(names, outputs))
 
     def _solve(self, hessian: Callable[[Vector], Vector], right: Vector) -> Vector:
-        pull = self.proximity + self.damping
+        shift = self.proximity + self.damping
         if self.method == "neumann":
-            return _neumann(hessian, pull, right, self.iterations)
+            return _neumann(hessian, shift, right, self.iterations)
         return _conjugate_gradients(
-            lambda v: tuple(h + pull * x for h, x in zip(hessian(v), v)), right, self.iterations
+            lambda v: tuple(h + shift * x for h, x in zip(hessian(v), v)), right, self.iterations
         )
 
 
 class _Minimum(torch.autograd.Function):
-    """The identity on what was found; backwards, minus the solution of the linear system, to the residual."""
+    """The identity on the minimum; backward, the residual gets minus the solution of the linear system."""
 
     generate_vmap_rule = True
 
@@ -137,31 +138,31 @@ class _Minimum(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *cotangents: Tensor) -> tuple:
-        found, held = ctx.saved_tensors[: ctx.count], ctx.saved_tensors[2 * ctx.count :]
-        pull = torch.func.vjp(lambda values: torch.func.grad(ctx.loss)(values, held), found)[1]
-        solved = ctx.solve(lambda vector: pull(vector)[0], cotangents)
-        return (None, None, None, *[None] * ctx.count, *[-x for x in solved], *[None] * len(held))
+        minimum, batch = ctx.saved_tensors[: ctx.count], ctx.saved_tensors[2 * ctx.count :]
+        hessian_product = torch.func.vjp(lambda values: torch.func.grad(ctx.loss)(values, batch), minimum)[1]
+        solution = ctx.solve(lambda vector: hessian_product(vector)[0], cotangents)
+        return (None, None, None, *[None] * ctx.count, *[-x for x in solution], *[None] * len(batch))
 
 
 def _conjugate_gradients(product: Callable[[Vector], Vector], right: Vector, iterations: int) -> Vector:
-    """Solve product(x) = right, x from 0; a system that is solved already stays so."""
-    solution, rest = tuple(torch.zeros_like(r) for r in right), right
-    direction, size = rest, _dot(rest, rest)
+    """Solve product(x) = right from x = 0; iterations after convergence change nothing."""
+    solution, residual = tuple(torch.zeros_like(r) for r in right), right
+    direction, norm = residual, _dot(residual, residual)
     for _ in range(iterations):
         image = product(direction)
-        step = _ratio(size, _dot(direction, image))
+        step = _ratio(norm, _dot(direction, image))
         solution = tuple(x + step * d for x, d in zip(solution, direction))
-        rest = tuple(r - step * i for r, i in zip(rest, image))
-        size, before = _dot(rest, rest), size
-        direction = tuple(r + _ratio(size, before) * d for r, d in zip(rest, direction))
+        residual = tuple(r - step * i for r, i in zip(residual, image))
+        norm, last_norm = _dot(residual, residual), norm
+        direction = tuple(r + _ratio(norm, last_norm) * d for r, d in zip(residual, direction))
     return solution
 
 
-def _neumann(hessian: Callable[[Vector], Vector], pull: float, right: Vector, iterations: int) -> Vector:
-    term = tuple(r / pull for r in right)
+def _neumann(hessian: Callable[[Vector], Vector], shift: float, right: Vector, iterations: int) -> Vector:
+    term = tuple(r / shift for r in right)
     total = term
     for _ in range(iterations):
-        term = tuple(-h / pull for h in hessian(term))
+        term = tuple(-h / shift for h in hessian(term))
         total = tuple(t + x for t, x in zip(total, term))
     return total
 

@@ -1,7 +1,7 @@
-"""Kernels that can be differentiated twice.
+"""Kernels with a second derivative.
 
-PyTorch's fused kernels for attention, its fast paths for transformers and cuDNN's recurrent networks have a first
-derivative only, or none under `vmap`. While a module runs for kshot the plain kernels stand in for them.
+PyTorch's fused attention kernels, its fast paths for transformers and cuDNN's recurrent networks have only a first
+derivative, or none under `vmap`. While kshot runs a module, the plain kernels replace them.
 """
 
 from __future__ import annotations
@@ -20,24 +20,23 @@ _SWITCHES = (
     (cuda.cudnn_sdp_enabled, cuda.enable_cudnn_sdp),
     (cuda.math_sdp_enabled, cuda.enable_math_sdp),
 )
-"""(is it on?, turn it) for each kernel of `scaled_dot_product_attention`; the names say cuda, and hold everywhere."""
+"""(getter, setter) for each kernel of `scaled_dot_product_attention`; they apply to all devices, not only to CUDA."""
 
 
 @contextmanager
 def twice_differentiable(*, recurrent: bool = False, attention: bool = False) -> Iterator[None]:
-    """A region in which `scaled_dot_product_attention` has a second derivative.
+    """A context in which `scaled_dot_product_attention` has a second derivative.
 
     Args:
-        recurrent: also keep recurrent networks from cuDNN, which slows convolutions on a GPU; for modules that have
-            such layers.
-        attention: also keep `nn.MultiheadAttention` and `nn.TransformerEncoder` from their fast paths.
+        recurrent: also disable cuDNN, for modules with recurrent layers; this slows convolutions on a GPU.
+        attention: also disable the fast paths of `nn.MultiheadAttention` and `nn.TransformerEncoder`.
 
     Example:
         >>> q = torch.randn(1, 2, 4, requires_grad=True)
         >>> with twice_differentiable():
         ...     out = nn.functional.scaled_dot_product_attention(q, q, q)
-        >>> (slope,) = torch.autograd.grad(out.square().sum(), q, create_graph=True)
-        >>> slope.sum().backward()
+        >>> (grad,) = torch.autograd.grad(out.square().sum(), q, create_graph=True)
+        >>> grad.sum().backward()
     """
     with ExitStack() as stack:
         if recurrent:
@@ -45,37 +44,37 @@ def twice_differentiable(*, recurrent: bool = False, attention: bool = False) ->
         if attention:
             stack.callback(mha.set_fastpath_enabled, mha.get_fastpath_enabled())
             mha.set_fastpath_enabled(False)
-        if torch.compiler.is_compiling():  # knows this one, which takes longer than a small network
+        if torch.compiler.is_compiling():  # the compiler supports this context, which takes longer than a small network
             stack.enter_context(sdpa_kernel(SDPBackend.MATH))
             yield
             return
-        before = [is_on() for is_on, _ in _SWITCHES]
+        enabled = [getter() for getter, _ in _SWITCHES]
         try:
-            for (_, turn), on in zip(_SWITCHES, (False, False, False, True)):
-                turn(on)
+            for (_, setter), value in zip(_SWITCHES, (False, False, False, True)):
+                setter(value)
             yield
         finally:
-            for (_, turn), on in zip(_SWITCHES, before):
-                turn(on)
+            for (_, setter), value in zip(_SWITCHES, enabled):
+                setter(value)
 
 
-def kinds(module: nn.Module) -> dict[str, bool]:
-    """Which arguments of `twice_differentiable` a module needs."""
+def kernels_to_disable(module: nn.Module) -> dict[str, bool]:
+    """The arguments of `twice_differentiable` that a module needs."""
     parts = list(module.modules())
-    fast = (nn.MultiheadAttention, nn.TransformerEncoderLayer, nn.TransformerEncoder)
+    with_fast_path = (nn.MultiheadAttention, nn.TransformerEncoderLayer, nn.TransformerEncoder)
     return {
         "recurrent": any(isinstance(part, nn.RNNBase) for part in parts),
-        "attention": any(isinstance(part, fast) for part in parts),
+        "attention": any(isinstance(part, with_fast_path) for part in parts),
     }
 
 
-def transformed() -> bool:
-    """Whether a transform of `torch.func`, such as `vmap` or `grad`, is at work, or a compiler."""
+def in_transform() -> bool:
+    """Whether a transform of `torch.func`, such as `vmap` or `grad`, or a compiler is active."""
     return torch._C._functorch.peek_interpreter_stack() is not None or torch.compiler.is_compiling()
 
 
-def settle(module: nn.Module) -> None:
-    """Let recurrent layers forget the substituted weights of a functional call, which they would hold on to."""
+def reset_flat_weights(module: nn.Module) -> None:
+    """Make recurrent layers drop their references to the weights that a functional call substituted."""
     for part in module.modules():
         if isinstance(part, nn.RNNBase):
             part._update_flat_weights()

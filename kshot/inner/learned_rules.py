@@ -1,8 +1,8 @@
-"""Rules that are learned themselves: meta-curvature, generated rates, and optimisers that are small networks.
+"""Meta-learned update rules: meta-curvature, generated rates, and optimisers that are small networks.
 
-Each starts out as gradient descent, so that an untrained one adapts too.
+Each is initialised to gradient descent, so that an untrained rule adapts too.
 
-Shape legend: N elements of all adapting parameters together, P adapting tensors, H hidden width, F features.
+Shape legend: N elements of all adapting parameters, P adapting tensors, H hidden width, F features.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from kshot.types import Params, Tree
 class Curvature(Transform):
     r"""Meta-Curvature: multiplies a gradient along each of its modes by a learned matrix.
 
-    $$ \mathrm{MC}(G) = G \times_1 M_o \times_2 M_i \times_3 M_f, \qquad M_\cdot \text{ from } I $$
+    $$ \mathrm{MC}(G) = G \times_1 M_o \times_2 M_i \times_3 M_f, \qquad M_\cdot = I \text{ at first} $$
 
-    for $G$ (outputs, inputs, the rest folded into one); a matrix has two modes, a vector one.
+    for $G$ (outputs, inputs, all other axes); a matrix has two modes, a vector one.
 
     Args:
-        params: the parameters that will adapt, by name.
+        params: the adapting parameters, by name.
 
     Example:
         >>> curvature, params = Curvature({"w": torch.ones(2, 3)}), {"w": torch.ones(2, 3)}
@@ -54,9 +54,9 @@ class Curvature(Transform):
         )
 
     def apply_to(self, grads: Params, state: Tree, params: Params) -> tuple[Params, Tree]:
-        return {name: self._multiplied(name, grad) for name, grad in grads.items()}, state
+        return {name: self._transformed(name, grad) for name, grad in grads.items()}, state
 
-    def _multiplied(self, name: str, grad: Tensor) -> Tensor:
+    def _transformed(self, name: str, grad: Tensor) -> Tensor:
         sizes = _modes(grad)
         result = grad.reshape(sizes)
         for mode in range(len(sizes)):
@@ -66,7 +66,7 @@ class Curvature(Transform):
 
 
 class Alfa(UpdateRule):
-    r"""ALFA: rates and decays that a small network generates anew at each step of each task.
+    r"""ALFA: rates and decays that a small network generates at each step of each task.
 
     $$ \theta_{i} \leftarrow \beta_{ik} \theta_i - \alpha_{ik} \nabla_i L, \qquad
        (\alpha_{ik}, \beta_{ik}) = (\alpha^0_{ik}, \beta^0_{ik}) \odot (1 + g_\phi(\tau_k))_i, \quad
@@ -76,9 +76,9 @@ class Alfa(UpdateRule):
     layers of width $2P$.
 
     Args:
-        params: the parameters that will adapt, by name.
-        inner_lr: from where $\alpha^0$ starts; $\beta^0$ starts at 1.
-        steps: as many steps have their own $\alpha^0_{\cdot k}, \beta^0_{\cdot k}$; the last serves later ones too.
+        params: the adapting parameters, by name.
+        inner_lr: initial value of $\alpha^0$; that of $\beta^0$ is 1.
+        steps: number of steps with their own $\alpha^0_{\cdot k}, \beta^0_{\cdot k}$; later steps use the last ones.
 
     Example:
         >>> params = {"w": torch.tensor([1.0, 1.0])}
@@ -90,7 +90,7 @@ class Alfa(UpdateRule):
         Baik et al.: Meta-Learning with Adaptive Hyperparameters, NeurIPS 2020, arXiv:2011.00209, section 3.
 
     Deviations:
-        The network's last layer starts at 0 and its output counts from 1, so that training starts from MAML.
+        The network's last layer is initialised to 0 and 1 is added to its output, so that training starts from MAML.
     """
 
     def __init__(self, params: Params, inner_lr: float, *, steps: int) -> None:
@@ -106,11 +106,11 @@ class Alfa(UpdateRule):
         self.generator = nn.Sequential(
             nn.Linear(width, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU(), nn.Linear(width, width)
         ).to(like)
-        _start_at_zero(self.generator[-1])
+        _zero_init(self.generator[-1])
 
     def init(self, params: Params) -> Tree:
         if set(params) != set(self.names):
-            raise ValueError(f"the rule was made for {', '.join(self.names)}; it is used on {', '.join(params)}")
+            raise ValueError(f"the rule was built for the parameters {', '.join(self.names)}, got {', '.join(params)}")
         return {"step": 0}
 
     def update(self, grads: Params, state: Tree, params: Params) -> tuple[Params, Tree]:
@@ -118,15 +118,15 @@ class Alfa(UpdateRule):
         means = [grads[name].mean() for name in self.names] + [params[name].mean() for name in self.names]
         rates, decays = (1 + self.generator(torch.stack(means).to(self.rate))).chunk(2)
         rates, decays = (rates * self.rate[step]).unbind(), (decays * self.decay[step]).unbind()
-        moved = {
+        updated = {
             name: decays[i].to(params[name]) * params[name] - rates[i].to(params[name]) * grads[name]
             for i, name in enumerate(self.names)
         }
-        return {name: moved[name] for name in params}, {"step": state["step"] + 1}
+        return {name: updated[name] for name in params}, {"step": state["step"] + 1}
 
 
 class CoordinateLSTM(UpdateRule):
-    r"""A learned optimiser: one small LSTM, run on each element of the parameters with a state of its own.
+    r"""A learned optimiser: one small LSTM, applied to each element of the parameters with its own state.
 
     $$ h_k, c_k = \mathrm{LSTM}(\mathrm{pre}(\nabla L), h_{k-1}, c_{k-1}), \qquad
        \theta \leftarrow \theta - \alpha (\nabla L + w^\top h_k) $$
@@ -146,8 +146,8 @@ class CoordinateLSTM(UpdateRule):
         Andrychowicz et al.: Learning to learn by gradient descent by gradient descent, arXiv:1606.04474.
 
     Deviations:
-        The output $w$ starts at 0 and is added to the gradient, so that it starts as gradient descent. Exact
-        derivatives where the paper drops second ones: use a first-order solver for the paper's.
+        The output $w$ is initialised to 0 and is added to the gradient. Derivatives are exact, where the paper drops
+        second ones: a first-order solver gives those of the paper.
     """
 
     def __init__(self, inner_lr: float, *, hidden: int = 20) -> None:
@@ -156,7 +156,7 @@ class CoordinateLSTM(UpdateRule):
         self.inner_lr, self.hidden = inner_lr, hidden
         self.layers = nn.ModuleList([nn.Linear(features + hidden, 4 * hidden) for features in (2, hidden)])
         self.output = nn.Linear(hidden, 1)
-        _start_at_zero(self.output)
+        _zero_init(self.output)
 
     def init(self, params: Params) -> Tree:
         zero = next(self.parameters()).new_zeros(sum(value.numel() for value in params.values()), self.hidden)
@@ -167,15 +167,15 @@ class CoordinateLSTM(UpdateRule):
         signal, new = log_scale(grad_N).to(state[0][0]), []
         for layer, (out_NH, cell_NH) in zip(self.layers, state):
             gates = layer(torch.cat([signal, out_NH], 1)).chunk(4, 1)
-            keep, let, give = (gate.sigmoid() for gate in gates[:3])
-            cell_NH = keep * cell_NH + let * gates[3].tanh()
-            signal = give * cell_NH.tanh()
+            forget_gate, input_gate, output_gate = (gate.sigmoid() for gate in gates[:3])
+            cell_NH = forget_gate * cell_NH + input_gate * gates[3].tanh()
+            signal = output_gate * cell_NH.tanh()
             new.append((signal, cell_NH))
-        return _stepped(params, self.inner_lr * (grad_N + self.output(signal).squeeze(1))), new
+        return _apply_step(params, self.inner_lr * (grad_N + self.output(signal).squeeze(1))), new
 
 
 class CoordinateMLP(UpdateRule):
-    r"""A learned optimiser: one small perceptron, run on each element of the parameters.
+    r"""A learned optimiser: one small perceptron, applied to each element of the parameters.
 
     $$ m_k = 0.9\, m_{k-1} + 0.1\, g, \quad g = \nabla L, \qquad
        \theta \leftarrow \theta - \alpha \bigl(g + f_\phi(\mathrm{pre}(g), \mathrm{pre}(m_k), \theta)\bigr) $$
@@ -190,12 +190,11 @@ class CoordinateMLP(UpdateRule):
         [0.0]
 
     References:
-        Metz et al.: Understanding and correcting pathologies in the training of learned optimizers, arXiv:1810.10180,
-        whose inputs this simplifies.
+        Metz et al.: Understanding and correcting pathologies in the training of learned optimizers, arXiv:1810.10180.
 
     Deviations:
-        Five features for each element rather than the paper's momenta at many time scales; the output starts at 0 and
-        is added to the gradient.
+        Five features per element instead of the paper's momenta at many time scales; the output is initialised to 0
+        and is added to the gradient.
     """
 
     def __init__(self, inner_lr: float, *, hidden: int = 20) -> None:
@@ -203,7 +202,7 @@ class CoordinateMLP(UpdateRule):
         check_rate(inner_lr)
         self.inner_lr = inner_lr
         self.network = nn.Sequential(nn.Linear(5, hidden), nn.Tanh(), nn.Linear(hidden, 1))
-        _start_at_zero(self.network[-1])
+        _zero_init(self.network[-1])
 
     def init(self, params: Params) -> Tree:
         return torch.zeros_like(_flat(params))
@@ -213,20 +212,20 @@ class CoordinateMLP(UpdateRule):
         mean_N = 0.9 * state + 0.1 * grad_N
         feat_NF = torch.cat([log_scale(grad_N), log_scale(mean_N), _flat(params)[:, None]], 1)
         extra_N = self.network(feat_NF.to(next(self.parameters()))).squeeze(1)
-        return _stepped(params, self.inner_lr * (grad_N + extra_N)), mean_N
+        return _apply_step(params, self.inner_lr * (grad_N + extra_N)), mean_N
 
 
 class GatedRule(UpdateRule):
-    r"""The meta-LSTM: parameters as the cell state of an LSTM, whose gates are learned rates and decays.
+    r"""The meta-LSTM: parameters are the cell state of an LSTM, whose gates are learned rates and decays.
 
     $$ \theta_k = f_k \odot \theta_{k-1} - i_k \odot \nabla L, \qquad
        f_k = \sigma(w_f^\top [\mathrm{pre}(\nabla L), \theta_{k-1}, f_{k-1}] + b_f), \quad i_k \text{ likewise} $$
 
-    with weights that all elements share.
+    with weights shared by all elements.
 
     Args:
-        inner_lr: from where $i$ starts, between 0 and 1.
-        keep: from where $f$ starts, between 0 and 1.
+        inner_lr: initial value of $i$, between 0 and 1.
+        keep: initial value of $f$, between 0 and 1.
 
     Example:
         >>> rule, params = GatedRule(0.5, keep=0.999), {"w": torch.tensor([1.0])}
@@ -238,15 +237,15 @@ class GatedRule(UpdateRule):
         Ravi, Larochelle: Optimization as a Model for Few-Shot Learning, ICLR 2017.
 
     Deviations:
-        The gates see the gradient directly, where the paper runs an LSTM over gradient and loss before them. The
-        weights start at 0. Exact derivatives where the paper drops second ones.
+        The gates receive the gradient, where the paper applies an LSTM to gradient and loss first. The weights are
+        initialised to 0. Derivatives are exact, where the paper drops second ones.
     """
 
     def __init__(self, inner_lr: float, *, keep: float = 0.9999) -> None:
         super().__init__()
         for name, value in (("inner_lr", inner_lr), ("keep", keep)):
             if not 0 < value < 1:
-                raise ValueError(f"{name} is the value of a gate, so it must lie between 0 and 1, got {value}")
+                raise ValueError(f"{name} is the initial value of a gate and must lie between 0 and 1, got {value}")
         self.gates = nn.ModuleList([nn.Linear(4, 1), nn.Linear(4, 1)])
         for gate, value in zip(self.gates, (keep, inner_lr)):
             nn.init.zeros_(gate.weight)  # type: ignore[arg-type]
@@ -260,14 +259,14 @@ class GatedRule(UpdateRule):
         grad_N, value_N = _flat(grads), _flat(params)
         common = [log_scale(grad_N), value_N[:, None]]
         keep_N, rate_N = new = [
-            torch.sigmoid(gate(torch.cat([*common, before[:, None]], 1)).squeeze(1))
-            for gate, before in zip(self.gates, state)
+            torch.sigmoid(gate(torch.cat([*common, last_N[:, None]], 1)).squeeze(1))
+            for gate, last_N in zip(self.gates, state)
         ]
-        return _stepped(params, value_N - keep_N * value_N + rate_N * grad_N), new
+        return _apply_step(params, value_N - keep_N * value_N + rate_N * grad_N), new
 
 
-def log_scale(values: Tensor, reach: float = 10.0) -> Tensor:
-    r"""Size and sign of values (N,) over many orders of magnitude, as two features (N, 2):
+def log_scale(values: Tensor, p: float = 10.0) -> Tensor:
+    r"""Magnitude and sign of values (N,) over many orders of magnitude, as two features (N, 2):
 
     $$ \mathrm{pre}(v) = \begin{cases} (\log|v| / p,\ \operatorname{sgn} v) & |v| \ge e^{-p} \\ (-1,\ e^p v)
        & \text{else} \end{cases} $$
@@ -276,8 +275,8 @@ def log_scale(values: Tensor, reach: float = 10.0) -> Tensor:
         >>> log_scale(torch.tensor([1.0, 0.0])).tolist()
         [[0.0, 1.0], [-1.0, 0.0]]
     """
-    floor = math.exp(-reach)
-    size = values.abs().clamp_min(floor).log() / reach
+    floor = math.exp(-p)
+    size = values.abs().clamp_min(floor).log() / p
     sign = torch.where(values.abs() >= floor, values.sign(), values / floor)
     return torch.stack([size, sign], 1)
 
@@ -292,12 +291,12 @@ def _flat(params: Params) -> Tensor:
     return torch.cat([value.flatten() for value in params.values()])
 
 
-def _stepped(params: Params, move_N: Tensor) -> Params:
-    """The parameters minus a move that is flat, in their order."""
-    moves = move_N.split([value.numel() for value in params.values()])
-    return {n: value - move.view(value.shape).to(value) for (n, value), move in zip(params.items(), moves)}
+def _apply_step(params: Params, step_N: Tensor) -> Params:
+    """The parameters minus a flattened step."""
+    steps = step_N.split([value.numel() for value in params.values()])
+    return {n: value - step.view(value.shape).to(value) for (n, value), step in zip(params.items(), steps)}
 
 
-def _start_at_zero(layer: nn.Module) -> None:
+def _zero_init(layer: nn.Module) -> None:
     for parameter in layer.parameters():
         nn.init.zeros_(parameter)

@@ -1,4 +1,4 @@
-"""What belongs to each parameter of a model: which of them adapt, and meta-parameters that go with them."""
+"""Selection of the adapting parameters of a model, and meta-parameters per parameter."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from torch import Tensor, nn
 from kshot.types import Params
 
 Pattern = str | Sequence[str]
-"""Names of parameters as a shell pattern such as "head.*", or several; one that begins with "!" takes out again what
-those before it let in, so ("*", "!head.*") is all but the head. A buffer adapts only where it is named in full."""
+"""A shell pattern of parameter names such as "head.*", or a sequence of them; a pattern that starts with "!" excludes
+names that earlier patterns include, so ("*", "!head.*") is all but the head. Buffers match by their full name only."""
 
 
 def adaptable_params(model: nn.Module, adaptable: Pattern = "*") -> Params:
-    """The parameters of `model` that adapt, by name: those that require a gradient and match the pattern.
+    """The adapting parameters of `model`, by name: those that require a gradient and match the pattern.
 
-    A buffer adapts where its full name is given; it starts every task from its value, which is not meta-learned.
+    A buffer adapts if its full name is given; its initial value in each task is not meta-learned.
 
     Raises:
-        ValueError: a pattern that matches nothing.
+        ValueError: no parameter matches.
 
     Example:
         >>> model = nn.Sequential(nn.Linear(1, 2), nn.Linear(2, 1))
@@ -28,31 +28,31 @@ def adaptable_params(model: nn.Module, adaptable: Pattern = "*") -> Params:
         ['1.weight']
     """
     patterns = [adaptable] if isinstance(adaptable, str) else list(adaptable)
-    chosen: Params = {
+    matching: Params = {
         name: parameter
         for name, parameter in model.named_parameters()
         if parameter.requires_grad and _matches(name, patterns)
     }
-    chosen.update({name: buffer for name, buffer in model.named_buffers() if name in patterns})
-    if not chosen:
-        names = ", ".join(name for name, _ in model.named_parameters()) or "none at all"
+    matching.update({name: buffer for name, buffer in model.named_buffers() if name in patterns})
+    if not matching:
+        names = ", ".join(name for name, _ in model.named_parameters()) or "none"
         raise ValueError(f"no trainable parameter of the model matches adaptable={adaptable!r}; it has: {names}")
-    return chosen
+    return matching
 
 
 def _matches(name: str, patterns: Sequence[str]) -> bool:
-    inside = False
+    included = False
     for pattern in patterns:
         if fnmatchcase(name, pattern.removeprefix("!")):
-            inside = not pattern.startswith("!")
-    return inside
+            included = not pattern.startswith("!")
+    return included
 
 
 class PerParameter(nn.Module):
-    """A meta-parameter for each parameter of a model, found by the qualified name of the latter.
+    """One meta-parameter per parameter of a model, indexed by its qualified name.
 
     Args:
-        values: initial values by name, copied. The dots of names are written as slashes, for modules hold no dots.
+        values: initial values by name; they are copied. Dots in names become slashes, since modules allow no dots.
 
     Example:
         >>> import torch
@@ -66,8 +66,8 @@ class PerParameter(nn.Module):
             self.register_parameter(name.replace(".", "/"), nn.Parameter(value.detach().clone()))
 
     def __getitem__(self, name: str) -> Tensor:
-        found = self._parameters.get(name.replace(".", "/"))
-        if found is None:
-            made = ", ".join(key.replace("/", ".") for key in self._parameters)
-            raise ValueError(f"the rule knows no parameter {name!r}; it was made for: {made}")
-        return found
+        parameter = self._parameters.get(name.replace(".", "/"))
+        if parameter is None:
+            names = ", ".join(key.replace("/", ".") for key in self._parameters)
+            raise ValueError(f"the rule has no value for the parameter {name!r}; it was built for: {names}")
+        return parameter

@@ -1,4 +1,4 @@
-"""Inner learning rates: a number, or meta-parameters of each tensor, element and step."""
+"""Inner learning rates: a number, or meta-parameters per tensor or element, and per step."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from kshot.inner.per_parameter import PerParameter
 from kshot.types import Params
 
 Rate = float | Callable[[str, int], Tensor]
-"""A rate above 0, or a function of (parameter's name, number of the step from 0), such as a `LearnedRate`."""
+"""A positive number, or a function (name of the parameter, step from 0) -> rate, such as a `LearnedRate`."""
 
 Per = Literal["tensor", "element"]
 
 
 class LearnedRate(nn.Module):
-    r"""Rates that are meta-learned: $\alpha_{ik}$ for tensor (or element) $i$ at step $k$.
+    r"""Meta-learned rates $\alpha_{ik}$ of tensor (or element) $i$ at step $k$.
 
     Args:
-        params: the parameters that will adapt, by name; see `inner.per_parameter.adaptable_params`.
-        inner_lr: the value from which all rates start, above 0. Nothing keeps a learned rate above 0.
-        per: "tensor" learns one rate for each tensor, "element" one for each of its elements.
-        steps: rates of their own for this many steps, the last of which serves all later ones; None shares them.
+        params: the adapting parameters, by name; see `inner.per_parameter.adaptable_params`.
+        inner_lr: initial value of all rates, above 0. Learned rates are not constrained to stay above 0.
+        per: "tensor" learns one rate per tensor, "element" one per element.
+        steps: number of steps with their own rates; later steps use those of the last. None shares all rates.
 
     Example:
         >>> import torch
@@ -42,12 +42,12 @@ class LearnedRate(nn.Module):
         if per not in get_args(Per):
             raise ValueError(f"per must be one of {', '.join(get_args(Per))}, got {per!r}")
         if steps is not None and steps < 1:
-            raise ValueError(f"steps must be at least 1, or None for rates that all steps share, got {steps}")
+            raise ValueError(f"steps must be at least 1, or None for rates shared by all steps, got {steps}")
         self.steps = steps
-        lead = () if steps is None else (steps,)
+        leading = () if steps is None else (steps,)
         self.rates = PerParameter(
             {
-                name: value.new_full((*lead, *(value.shape if per == "element" else ())), inner_lr)
+                name: value.new_full((*leading, *(value.shape if per == "element" else ())), inner_lr)
                 for name, value in params.items()
             }
         )
@@ -59,7 +59,7 @@ class LearnedRate(nn.Module):
 
 
 def check_rate(inner_lr: Rate) -> None:
-    """Raise `ValueError` for a number that is not above 0."""
+    """Raise ValueError for a number that is not positive."""
     if not callable(inner_lr) and not inner_lr > 0:
         raise ValueError(f"inner_lr must be above 0, got {inner_lr}")
 

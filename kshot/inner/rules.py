@@ -1,10 +1,8 @@
-"""Update rules: how one inner step moves the parameters. A rule's Parameters are meta-parameters.
+"""Update rules: one step of the inner optimisation. The Parameters of a rule are meta-parameters.
 
-The interface is that of a gradient transformation: `init` makes the rule's state for a set of parameters, `update`
-takes gradients to new parameters. Both are pure, so a rule can be differentiated through, and run under `vmap`.
-A rule that needs the number of the step keeps it in its state, as an int.
-
-The rules made by hand equal `torch.optim` step by step.
+`init` returns the state of the rule for a set of parameters; `update` computes new parameters from gradients. Both are
+pure, so a rule can be differentiated through and run under `vmap`. A rule that needs the number of the step keeps it in
+its state, as an int. The rules of this file equal `torch.optim` step by step.
 """
 
 from __future__ import annotations
@@ -23,16 +21,16 @@ class UpdateRule(nn.Module, ABC):
     """One step of inner optimisation as a pure function."""
 
     def init(self, params: Params) -> Tree:
-        """The rule's state before the first step; nothing by default."""
+        """The state of the rule before the first step; empty by default."""
         return ()
 
     @abstractmethod
     def update(self, grads: Params, state: Tree, params: Params) -> tuple[Params, Tree]:
-        """New parameters and new state from the gradients at `params`."""
+        """Return new parameters and the new state, from the gradients at `params`."""
 
 
 class SGD(UpdateRule):
-    r"""Gradient descent, with momentum $\mu$ and weight decay $\lambda$ where asked for.
+    r"""Gradient descent with optional momentum $\mu$ and weight decay $\lambda$.
 
     $$ g_k = \nabla L(\theta_k) + \lambda \theta_k, \quad b_0 = g_0, \quad b_k = \mu b_{k-1} + (1 - \tau) g_k, \quad
        \theta_{k+1} = \theta_k - \alpha \begin{cases} g_k + \mu b_k & \text{nesterov} \\ b_k & \text{else}
@@ -40,10 +38,10 @@ class SGD(UpdateRule):
 
     Args:
         inner_lr: the rate $\alpha > 0$, or a `LearnedRate`.
-        momentum: $\mu$, from 0.
-        nesterov: look ahead; needs momentum, and no dampening.
-        dampening: $\tau$, of what enters the momentum after the first step.
-        weight_decay: $\lambda$, from 0; an L2 penalty, added to the gradient.
+        momentum: $\mu \ge 0$.
+        nesterov: use Nesterov momentum; needs momentum above 0 and no dampening.
+        dampening: $\tau$, dampening of the gradients after the first step.
+        weight_decay: $\lambda \ge 0$; an L2 penalty, added to the gradient.
 
     Example:
         >>> rule, params = SGD(0.5), {"w": torch.tensor(1.0)}
@@ -77,29 +75,29 @@ class SGD(UpdateRule):
 
     def update(self, grads: Params, state: Tree, params: Params) -> tuple[Params, Tree]:
         step, new = state["step"], {"step": state["step"] + 1}
-        moves = _decayed(grads, params, self.weight_decay)
+        steps = _decayed(grads, params, self.weight_decay)
         if self.momentum:
-            inflow = 1 - self.dampening
-            held = moves if step == 0 else _mix(self.momentum, state["momentum"], inflow, moves)
-            new["momentum"] = held
-            moves = {n: moves[n] + self.momentum * held[n] for n in moves} if self.nesterov else held
-        return {n: value - rate_at(self.inner_lr, n, step) * moves[n] for n, value in params.items()}, new
+            first = step == 0
+            buffer = steps if first else _mix(self.momentum, state["momentum"], 1 - self.dampening, steps)
+            new["momentum"] = buffer
+            steps = {n: steps[n] + self.momentum * buffer[n] for n in steps} if self.nesterov else buffer
+        return {n: value - rate_at(self.inner_lr, n, step) * steps[n] for n, value in params.items()}, new
 
 
 class Adam(UpdateRule):
-    r"""Adam, with weight decay $\lambda$ as an L2 penalty where asked for.
+    r"""Adam with optional weight decay $\lambda$ as an L2 penalty.
 
     $$ g = \nabla L(\theta) + \lambda \theta, \quad m \leftarrow \beta_1 m + (1 - \beta_1) g, \quad
        v \leftarrow \beta_2 v + (1 - \beta_2) g^2, \quad
        \theta \leftarrow \theta - \alpha \frac{m / (1 - \beta_1^k)}{\sqrt{v / (1 - \beta_2^k)} + \epsilon} $$
 
-    The derivative of $\sqrt v$ at $v = 0$, a parameter that no gradient has reached, is taken as 0.
+    The derivative of $\sqrt v$ at $v = 0$, of a parameter that has had no gradient, is defined as 0.
 
     Args:
         inner_lr: the rate $\alpha > 0$, or a `LearnedRate`.
         betas: $\beta_1, \beta_2$, each in [0, 1).
         eps: $\epsilon$.
-        weight_decay: $\lambda$, from 0.
+        weight_decay: $\lambda \ge 0$.
 
     Example:
         >>> rule, params = Adam(0.5), {"w": torch.tensor(1.0)}
@@ -128,9 +126,9 @@ class Adam(UpdateRule):
 
     def update(self, grads: Params, state: Tree, params: Params) -> tuple[Params, Tree]:
         grads = _decayed(grads, params, self.weight_decay)
-        moves, new = _adam_moves(grads, state, self.betas, self.eps)
+        steps, new = _adam_steps(grads, state, self.betas, self.eps)
         step = state["step"]
-        return {n: value - rate_at(self.inner_lr, n, step) * moves[n] for n, value in params.items()}, new
+        return {n: value - rate_at(self.inner_lr, n, step) * steps[n] for n, value in params.items()}, new
 
 
 class AdamW(UpdateRule):
@@ -142,7 +140,7 @@ class AdamW(UpdateRule):
         inner_lr: the rate $\alpha > 0$, or a `LearnedRate`.
         betas: $\beta_1, \beta_2$, each in [0, 1).
         eps: $\epsilon$.
-        weight_decay: $\lambda$, from 0.
+        weight_decay: $\lambda \ge 0$.
 
     Example:
         >>> rule, params = AdamW(0.5, weight_decay=0.1), {"w": torch.tensor(1.0)}
@@ -170,27 +168,27 @@ class AdamW(UpdateRule):
         return {"step": 0, "mean": _zeros(params), "square": _zeros(params)}
 
     def update(self, grads: Params, state: Tree, params: Params) -> tuple[Params, Tree]:
-        moves, new = _adam_moves(grads, state, self.betas, self.eps)
+        steps, new = _adam_steps(grads, state, self.betas, self.eps)
         rates = {n: rate_at(self.inner_lr, n, state["step"]) for n in params}
-        return {n: v * (1 - rates[n] * self.weight_decay) - rates[n] * moves[n] for n, v in params.items()}, new
+        return {n: v * (1 - rates[n] * self.weight_decay) - rates[n] * steps[n] for n, v in params.items()}, new
 
 
 class RMSprop(UpdateRule):
-    r"""Gradients scaled by a running root mean square, centred and with momentum $\mu$ where asked for.
+    r"""RMSprop: gradients scaled by a running root mean square, optionally centred and with momentum $\mu$.
 
     $$ g = \nabla L(\theta) + \lambda \theta, \quad v \leftarrow \rho v + (1 - \rho) g^2, \quad
        b \leftarrow \mu b + \frac{g}{\sqrt{v - \bar g^2} + \epsilon}, \quad \theta \leftarrow \theta - \alpha b $$
 
-    with $\bar g \leftarrow \rho \bar g + (1 - \rho) g$ if centred, else 0. The derivative of the root at 0 is taken
-    as 0.
+    with $\bar g \leftarrow \rho \bar g + (1 - \rho) g$ if centred, else 0. The derivative of the root at 0 is
+    defined as 0.
 
     Args:
         inner_lr: the rate $\alpha > 0$, or a `LearnedRate`.
         smoothing: $\rho$, in [0, 1); torch's `alpha`.
         eps: $\epsilon$.
-        momentum: $\mu$, from 0.
+        momentum: $\mu \ge 0$.
         centered: subtract the squared running mean.
-        weight_decay: $\lambda$, from 0; an L2 penalty.
+        weight_decay: $\lambda \ge 0$; an L2 penalty.
 
     Example:
         >>> rule, params = RMSprop(0.1, smoothing=0.0), {"w": torch.tensor(1.0)}
@@ -231,29 +229,29 @@ class RMSprop(UpdateRule):
         step, rho = state["step"], self.smoothing
         grads = _decayed(grads, params, self.weight_decay)
         new = {"step": step + 1, "square": _mix(rho, state["square"], 1 - rho, {n: g * g for n, g in grads.items()})}
-        spread = new["square"]
+        variance = new["square"]
         if self.centered:
             new["mean"] = _mix(rho, state["mean"], 1 - rho, grads)
-            spread = {n: spread[n] - new["mean"][n].square() for n in spread}
-        moves = {n: g / (root(spread[n]) + self.eps) for n, g in grads.items()}
+            variance = {n: variance[n] - new["mean"][n].square() for n in variance}
+        steps = {n: g / (root(variance[n]) + self.eps) for n, g in grads.items()}
         if self.momentum:
-            moves = new["momentum"] = _mix(self.momentum, state["momentum"], 1.0, moves)
-        return {n: value - rate_at(self.inner_lr, n, step) * moves[n] for n, value in params.items()}, new
+            steps = new["momentum"] = _mix(self.momentum, state["momentum"], 1.0, steps)
+        return {n: value - rate_at(self.inner_lr, n, step) * steps[n] for n, value in params.items()}, new
 
 
 def root(values: Tensor) -> Tensor:
-    """The square root where `values` are above 0, else 0, and its derivative 0 there instead of infinity."""
+    """Square root of positive values, else 0, where the derivative is 0 instead of infinite."""
     positive = values > 0
     return torch.where(positive, torch.where(positive, values, 1.0).sqrt(), 0.0)
 
 
-def _adam_moves(grads: Params, state: Tree, betas: tuple[float, float], eps: float) -> tuple[Params, Tree]:
+def _adam_steps(grads: Params, state: Tree, betas: tuple[float, float], eps: float) -> tuple[Params, Tree]:
     (beta1, beta2), count = betas, state["step"] + 1
     mean = _mix(beta1, state["mean"], 1 - beta1, grads)
     square = _mix(beta2, state["square"], 1 - beta2, {n: g * g for n, g in grads.items()})
     bias1, bias2 = 1 - beta1**count, math.sqrt(1 - beta2**count)
-    moves = {n: mean[n] / bias1 / (root(square[n]) / bias2 + eps) for n in grads}
-    return moves, {"step": count, "mean": mean, "square": square}
+    steps = {n: mean[n] / bias1 / (root(square[n]) / bias2 + eps) for n in grads}
+    return steps, {"step": count, "mean": mean, "square": square}
 
 
 def _mix(a: float, x: Params, b: float, y: Params) -> Params:

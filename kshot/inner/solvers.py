@@ -1,7 +1,7 @@
-"""Solvers: how the inner problem is solved, and how its solution is differentiated.
+"""Solvers of the inner problem: they define how its solution is computed and differentiated.
 
-A solver owns the definition of d(adapted)/d(meta-parameters): `Unrolled` is exact, `FirstOrder` and `Truncated` are
-approximations that are asked for by name, and `inner.implicit.Implicit` goes by the implicit function theorem.
+A solver defines d(adapted)/d(meta-parameters): `Unrolled` is exact, `FirstOrder` and `Truncated` are explicit
+approximations, and `inner.implicit.Implicit` uses the implicit function theorem.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from kshot.types import Params
 
 
 class InnerSolver(Scheduled, ABC):
-    """Adapts parameters to a loss.
+    """Minimises a loss over parameters.
 
     Args:
-        rule: how one step moves.
-        steps: how many steps, at least 0.
+        rule: update rule of a step.
+        steps: number of steps, at least 0.
     """
 
     def __init__(self, rule: UpdateRule, steps: int) -> None:
@@ -30,21 +30,21 @@ class InnerSolver(Scheduled, ABC):
 
     @abstractmethod
     def exact(self, step: int, steps: int) -> bool:
-        """Whether an outer derivative sees the gradient of step `step` of `steps`."""
+        """Whether outer derivatives go through the gradient of step `step` of `steps`."""
 
     def trajectory(self, loss: Loss, params: Params, steps: Steps | None = None) -> list[Params]:
-        """The parameters before the first step and after each one; arguments as for `forward`."""
+        """The parameters before the first step and after each step; arguments as in `forward`."""
         steps = self.steps if steps is None else steps
         count = steps if isinstance(steps, int) else len(steps)
         return list(trajectory(loss, params, self.rule, steps, exact=lambda step: self.exact(step, count)))
 
     def forward(self, loss: Loss, params: Params, steps: Steps | None = None) -> Params:
-        """Adapt `params` to `loss`.
+        """Minimise `loss`, starting from `params`.
 
         Args:
             loss: (params) -> (), or (params, batch) -> ().
-            params: where to start.
-            steps: how many, or one batch for each step; by default the solver's own number.
+            params: initial parameters, by name.
+            steps: number of steps, or one batch per step; by default the number of the solver.
         """
         return self.trajectory(loss, params, steps)[-1]
 
@@ -61,7 +61,7 @@ class Unrolled(InnerSolver):
 
 
 class FirstOrder(InnerSolver):
-    r"""The first-order approximation: inner gradients count as constants, so $d\theta_K / d\theta_0 \approx I$ for SGD.
+    r"""The first-order approximation: inner gradients are constants, so $d\theta_K / d\theta_0 \approx I$ for SGD.
 
     References:
         Finn, Abbeel, Levine, arXiv:1703.03400, section 5.2; Nichol, Achiam, Schulman, arXiv:1803.02999.
@@ -77,10 +77,10 @@ class Truncated(InnerSolver):
     $$ \frac{d\theta_K}{d\theta_0} \approx \prod_{k=K-1}^{K-m} \bigl(I - \alpha \nabla^2 L(\theta_k)\bigr) \quad
        \text{for SGD.} $$
 
-    So $m = 0$ is `FirstOrder` and $m \ge K$ is `Unrolled`; time and memory grow with $m$ rather than $K$.
+    $m = 0$ is `FirstOrder` and $m \ge K$ is `Unrolled`; time and memory grow with $m$ instead of $K$.
 
     Args:
-        rule: how one step moves.
+        rule: update rule of a step.
         steps: $K$.
         last: $m$, at least 0.
 
@@ -88,8 +88,8 @@ class Truncated(InnerSolver):
         Shaban et al.: Truncated Back-propagation for Bilevel Optimization, arXiv:1810.10667.
 
     Deviations:
-        In the paper nothing flows back beyond the truncation, since the start is no meta-parameter there; here the
-        earlier steps pass the derivative on as the identity, so that the start learns too.
+        In the paper no gradient flows beyond the truncation, since the initial parameters are not meta-parameters; here
+        the derivative of the earlier steps is the identity, so that the initial parameters are learned too.
     """
 
     def __init__(self, rule: UpdateRule, steps: int, *, last: int) -> None:
@@ -103,12 +103,12 @@ class Truncated(InnerSolver):
 
 
 class Annealed(InnerSolver):
-    r"""`FirstOrder` in the first part of meta-training, `Unrolled` after that and wherever nobody trains.
+    r"""`FirstOrder` in the first part of meta-training, `Unrolled` after that and outside of training.
 
     Args:
-        rule: how one step moves.
+        rule: update rule of a step.
         steps: $K$.
-        until: the part of meta-training, from 0 to 1, that is first-order.
+        until: fraction of meta-training, from 0 to 1, that is first-order.
 
     References:
         Antoniou, Edwards, Storkey: How to train your MAML, arXiv:1810.09502, section 4 (derivative-order annealing).
@@ -117,7 +117,7 @@ class Annealed(InnerSolver):
     def __init__(self, rule: UpdateRule, steps: int, *, until: float) -> None:
         super().__init__(rule, steps)
         if not 0 <= until <= 1:
-            raise ValueError(f"until must be a part of the training, from 0 to 1, got {until}")
+            raise ValueError(f"until must be a fraction of the training, from 0 to 1, got {until}")
         self.until, self.progress = until, 1.0
 
     def set_progress(self, progress: float) -> None:

@@ -1,4 +1,4 @@
-"""TaskNorm: the moments of a task's support set, blended with those of each example.
+"""TaskNorm: normalisation by the moments of a task's support set, blended with those of each example.
 
 Shape legend: n examples, C channels.
 """
@@ -12,16 +12,16 @@ from kshot.inner.batch_norm import along_channels
 
 
 class TaskNorm(nn.Module):
-    r"""TaskNorm-I: blends the moments $\mu, \sigma^2$ of a support set with those of an example, $\mu_i, \sigma_i^2$:
+    r"""TaskNorm-I: blends the moments $\mu, \sigma^2$ of a support set with those $\mu_i, \sigma_i^2$ of an example:
 
     $$ \mu' = \alpha \mu + (1 - \alpha) \mu_i, \qquad \sigma'^2 = \alpha (\sigma^2 + (\mu - \mu')^2)
        + (1 - \alpha) (\sigma_i^2 + (\mu_i - \mu')^2), \qquad \alpha = \mathrm{sigmoid}(a N + b) $$
 
-    for N support examples; a and b are learned for each norm. The larger the support, the more its moments may count. A
-    query is normalised by itself and the support alone, so this is inductive.
+    for N support examples, with learned a and b per norm. The weight of the support may grow with its size. A query is
+    normalised by itself and the support alone, so this is inductive.
 
     Args:
-        norms: how many norms a module has; those that run are counted in their order, and begin anew after the last.
+        norms: number of norms of the module; calls are counted in order, modulo this number.
 
     Example:
         >>> norm, one = TaskNorm(1), torch.tensor([1.0])
@@ -38,11 +38,11 @@ class TaskNorm(nn.Module):
         self.slope, self.offset = nn.Parameter(torch.zeros(norms)), nn.Parameter(torch.zeros(norms))
 
     def forward(self, call: int, input: Tensor, mean: Tensor, var: Tensor, count: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and variance (n, C) of input (n, C, ...) at a norm, from those of the support (C,) and its size ()."""
-        place = call % len(self.slope)
-        alpha = torch.sigmoid(self.slope[place] * count + self.offset[place])
-        places = tuple(range(2, input.ndim))
-        own = input.mean(places) if places else input
-        own_var = (input - along_channels(own, input)).square().mean(places) if places else torch.zeros_like(input)
-        blended = torch.lerp(own, mean.expand_as(own), alpha)
-        return blended, torch.lerp(own_var + (own - blended).square(), var + (mean - blended).square(), alpha)
+        """Mean and variance (n, C) to normalise input (n, C, ...), from those of the support (C,) and its size ()."""
+        norm = call % len(self.slope)
+        alpha = torch.sigmoid(self.slope[norm] * count + self.offset[norm])
+        axes = tuple(range(2, input.ndim))
+        mean_i = input.mean(axes) if axes else input
+        var_i = (input - along_channels(mean_i, input)).square().mean(axes) if axes else torch.zeros_like(input)
+        blended = torch.lerp(mean_i, mean.expand_as(mean_i), alpha)
+        return blended, torch.lerp(var_i + (mean_i - blended).square(), var + (mean - blended).square(), alpha)

@@ -1,4 +1,4 @@
-"""What happens to a gradient before a rule sees it, and rules made of such parts and other rules."""
+"""Transforms of gradients, and rules composed of transforms and other rules."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from kshot.types import Params, Tree
 
 
 class Transform(nn.Module, ABC):
-    """Gradients in, gradients out, as a pure function. Its Parameters are meta-parameters."""
+    """A pure function from gradients to gradients. Its Parameters are meta-parameters."""
 
     def init(self, params: Params) -> Tree:
-        """The transform's state before the first step; nothing by default."""
+        """The state of the transform before the first step; empty by default."""
         return ()
 
     @abstractmethod
     def apply_to(self, grads: Params, state: Tree, params: Params) -> tuple[Params, Tree]:
-        """New gradients and new state from the gradients at `params`."""
+        """Return new gradients and the new state, from the gradients at `params`."""
 
 
 class ClipNorm(Transform):
-    r"""Scale all gradients down together so that their global norm is at most $c$.
+    r"""Scale down all gradients together so that their global norm is at most $c$.
 
     $$ g \leftarrow g \cdot \min\Bigl(1, \frac{c}{\lVert g \rVert_2}\Bigr) $$
 
@@ -40,7 +40,7 @@ class ClipNorm(Transform):
         Pascanu, Mikolov, Bengio, arXiv:1211.5063.
 
     Deviations:
-        `torch.nn.utils.clip_grad_norm_` adds 1e-6 to the norm; nothing is added here.
+        `torch.nn.utils.clip_grad_norm_` adds 1e-6 to the norm; this does not.
     """
 
     def __init__(self, max_norm: float) -> None:
@@ -57,13 +57,13 @@ class ClipNorm(Transform):
 
 
 class Chain(UpdateRule):
-    r"""Transforms one after the other, then a rule: $\theta' = \text{rule}(t_m(\dots t_1(\nabla L(\theta))))$.
+    r"""Transforms applied in order, then a rule: $\theta' = \text{rule}(t_m(\dots t_1(\nabla L(\theta))))$.
 
     Args:
-        parts: transforms, and a rule as the last.
+        parts: any number of transforms, then one rule.
 
     Raises:
-        ValueError: parts in another order.
+        ValueError: the parts are not transforms followed by one rule.
 
     Example:
         >>> from kshot.inner.rules import SGD
@@ -78,31 +78,31 @@ class Chain(UpdateRule):
         *transforms, rule = parts or (None,)
         if not isinstance(rule, UpdateRule) or not all(isinstance(part, Transform) for part in transforms):
             kinds = ", ".join(type(part).__name__ for part in parts) or "nothing"
-            raise ValueError(f"a chain is any number of transforms and then one rule, got: {kinds}")
+            raise ValueError(f"a chain is any number of transforms followed by one rule, got: {kinds}")
         self.transforms, self.rule = nn.ModuleList(transforms), rule
 
     def init(self, params: Params) -> Tree:
         return [transform.init(params) for transform in self.transforms], self.rule.init(params)  # type: ignore[operator]
 
     def update(self, grads: Params, state: Tree, params: Params) -> tuple[Params, Tree]:
-        before, of_rule = state
-        after = []
-        for transform, own in zip(self.transforms, before):
-            grads, own = transform.apply_to(grads, own, params)  # type: ignore[operator]
-            after.append(own)
-        params, of_rule = self.rule.update(grads, of_rule, params)
-        return params, (after, of_rule)
+        transform_states, rule_state = state
+        new_states = []
+        for transform, transform_state in zip(self.transforms, transform_states):
+            grads, new_state = transform.apply_to(grads, transform_state, params)  # type: ignore[operator]
+            new_states.append(new_state)
+        params, rule_state = self.rule.update(grads, rule_state, params)
+        return params, (new_states, rule_state)
 
 
 class Accumulate(UpdateRule):
-    r"""Gather the mean of $m$ gradients, then take one step of a rule; so $m$ small batches make one large one.
+    r"""Average $m$ gradients before each step of a rule, so that $m$ small batches act as one large batch.
 
     $$ \theta_{k+1} = \begin{cases} \text{rule}\bigl(\tfrac1m \sum_{j=0}^{m-1} g_{k-j}, \theta_k\bigr) &
        m \text{ divides } k + 1 \\ \theta_k & \text{else} \end{cases} $$
 
     Args:
-        rule: what steps.
-        every: $m$, gradients for each of its steps; the solver takes $m$ times as many steps.
+        rule: the update rule.
+        every: $m$, gradients per step of the rule; the solver needs $m$ times as many steps.
 
     Example:
         >>> from kshot.inner.rules import SGD
@@ -124,9 +124,10 @@ class Accumulate(UpdateRule):
         return {"count": 0, "sum": {}, "rule": self.rule.init(params)}
 
     def update(self, grads: Params, state: Tree, params: Params) -> tuple[Params, Tree]:
-        count, before, own = state["count"] + 1, state["sum"], state["rule"]
-        total = {name: before[name] + grad for name, grad in grads.items()} if before else grads
+        count, partial_sum, rule_state = state["count"] + 1, state["sum"], state["rule"]
+        total = {name: partial_sum[name] + grad for name, grad in grads.items()} if partial_sum else grads
         if count < self.every:
-            return params, {"count": count, "sum": total, "rule": own}
-        params, own = self.rule.update({name: grad / self.every for name, grad in total.items()}, own, params)
-        return params, {"count": 0, "sum": {}, "rule": own}
+            return params, {"count": count, "sum": total, "rule": rule_state}
+        mean = {name: grad / self.every for name, grad in total.items()}
+        params, rule_state = self.rule.update(mean, rule_state, params)
+        return params, {"count": 0, "sum": {}, "rule": rule_state}

@@ -2,6 +2,7 @@ from kshot.learners.amortised.cnaps import Mahalanobis, cnaps
 from kshot.learners.amortised.neural_processes import attentive_np, cnp, tanp, tnp_d
 from kshot.learners.amortised.prior_fitted import prior_fitted
 from kshot.learners.baselines import SupportMean, fine_tune, from_scratch, nearest_centroid
+from kshot.learners.generate import generate
 from kshot.learners.gradient.cavia import cavia
 from kshot.learners.gradient.dynamic_evaluation import dynamic_evaluation
 from kshot.learners.gradient.imaml import imaml
@@ -16,13 +17,14 @@ from kshot.learners.heads.finetuned import baseline_pp, pmf
 from kshot.learners.heads.frn import frn
 from kshot.learners.heads.metric import matching_net, simpleshot
 from kshot.learners.heads.plda import plda
-from kshot.learners.heads.protonet import HeadLearner, protonet
+from kshot.learners.heads.protonet import Head, HeadLearner, protonet
 from kshot.learners.heads.relation import relation_net
 from kshot.learners.heads.transductive import laplacian_shot, transductive_fine_tune
 from kshot.learners.ratings.alpaca import alpaca
 
 __all__ = [
     "GradientLearner",
+    "Head",
     "HeadLearner",
     "Mahalanobis",
     "SupportMean",
@@ -41,6 +43,7 @@ __all__ = [
     "fomaml",
     "frn",
     "from_scratch",
+    "generate",
     "imaml",
     "laplacian_shot",
     "learned_optimizer",

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from kshot import objectives
+from kshot.annotations import NonNegativeInt, PositiveFloat
 from kshot.inner.functional import BatchNorm
 from kshot.inner.rules import SGD
 from kshot.inner.solvers import FirstOrder
@@ -24,8 +25,8 @@ from kshot.types import Batch, Tree, tree_leaves
 def from_scratch(
     model: nn.Module,
     *,
-    inner_lr: float,
-    steps: int = 50,
+    inner_lr: PositiveFloat,
+    steps: NonNegativeInt = 50,
     objective: Objective = objectives.classification,
     batchnorm: BatchNorm = "support",
     seed: int = 0,
@@ -59,8 +60,8 @@ def from_scratch(
 def fine_tune(
     model: nn.Module,
     *,
-    inner_lr: float,
-    steps: int = 50,
+    inner_lr: PositiveFloat,
+    steps: NonNegativeInt = 50,
     rule: Rule = "sgd",
     head: str = "head",
     objective: Objective = objectives.classification,
@@ -122,7 +123,7 @@ class SupportMean(Learner):
         tensor([[2.]])
     """
 
-    def adapt(self, support: Batch) -> Tree:
+    def _adapt(self, support: Batch) -> Tree:
         weight = support.weight / support.weight.sum()
         mean = torch.tensordot(weight, support.targets, 1)
         if self.objective != objectives.gaussian:

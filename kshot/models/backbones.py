@@ -14,8 +14,10 @@ from typing import Literal
 from torch import Tensor, nn
 from torch.nn.functional import affine_grid, grid_sample, normalize
 
+from kshot.annotations import FourPositiveInts, PositiveFloat, PositiveInt
 
-def mlp(inputs: int, outputs: int | None, hidden: Sequence[int] = (40, 40)) -> nn.Sequential:
+
+def mlp(inputs: int, outputs: int | None, hidden: Sequence[PositiveInt] = (40, 40)) -> nn.Sequential:
     """A perceptron with ReLU: (n, inputs) to (n, outputs). The default is the sinusoid network of the MAML paper.
 
     Without `outputs` it gives the features (n, hidden[-1]) themselves.
@@ -87,10 +89,10 @@ def conv4(
     channels_in: int,
     outputs: int | None = None,
     *,
-    channels: int | Sequence[int] = 64,
+    channels: PositiveInt | FourPositiveInts = 64,
     size: int = 28,
     downsample: Literal["pool", "pool_first", "stride"] = "pool",
-    length: float | None = None,
+    length: PositiveFloat | None = None,
     views: Literal[1, 5] = 1,
     maps: bool = False,
 ) -> nn.Sequential:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
+from kshot.annotations import PositiveInt
 from kshot.data.text.sentence_encoder import BATCH, Pooled, SentenceEncoder
 from kshot.models.pretrained import Pretrained
 
@@ -91,7 +92,12 @@ def _watched(ids: Tensor) -> bool:
 
 
 def encoder(
-    name: str, outputs: int | None = None, *, tune: Tune = "lora", layers: int | None = None, rank: int = 8
+    name: str,
+    outputs: int | None = None,
+    *,
+    tune: Tune = "lora",
+    layers: PositiveInt | None = None,
+    rank: PositiveInt = 8,
 ) -> Encoder:
     r"""A pretrained encoder as a base model, for tasks of `kshot.sources.text(…, features="tokens")`.
 

@@ -13,9 +13,10 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
+from kshot.annotations import FractionBelowOne, PositiveInt
 from kshot.models.pretrained import Pretrained
 
-Kind = Literal["gru", "lstm", "transformer"]
+Body = Literal["gru", "lstm", "transformer"]
 """What carries the past: a recurrent layer, or causal attention."""
 
 LAYERS: dict[str, type[nn.GRU] | type[nn.LSTM]] = {"gru": nn.GRU, "lstm": nn.LSTM}
@@ -109,15 +110,15 @@ class Block(nn.Module):
 
 def language_model(
     symbols: int,
-    kind: Kind = "gru",
+    body: Body = "lstm",
     *,
-    width: int = 128,
-    layers: int = 1,
-    embedding: int | None = None,
+    width: PositiveInt = 128,
+    layers: PositiveInt = 1,
+    embedding: PositiveInt | None = None,
     tied: bool = True,
-    heads: int = 4,
+    heads: PositiveInt = 4,
     context_length: int = 256,
-    dropout: float = 0.0,
+    dropout: FractionBelowOne = 0.0,
 ) -> LanguageModel:
     r"""A small causal language model, for kshot to train itself: symbols (n, L) to logits (n, L, V).
 
@@ -126,7 +127,7 @@ def language_model(
 
     Args:
         symbols: V, of the vocabulary: `len(tasks.vocabulary)` of a corpus.
-        kind: "gru" or "lstm", which read a text of any length, or "transformer", which reads `context` symbols of it.
+        body: "gru" or "lstm", which read a text of any length, or "transformer", which reads `context` symbols of it.
         width: H, of the layers.
         layers: how many.
         embedding: E, numbers of a symbol's vector; half the width by default, all of it for a transformer.
@@ -139,11 +140,11 @@ def language_model(
         A module with the parts `embedding`, `body` and `head`.
 
     Raises:
-        ValueError: another kind; fewer than one symbol, number, layer or place; heads that do not divide the width; a
+        ValueError: another body; fewer than one symbol, number, layer or place; heads that do not divide the width; a
             transformer whose embedding is not as wide as its layers; a dropout outside 0 … 1.
 
     Example:
-        >>> model = language_model(symbols=30, kind="lstm", width=16)
+        >>> model = language_model(symbols=30, body="lstm", width=16)
         >>> model(torch.zeros(2, 5, dtype=torch.int64)).shape
         torch.Size([2, 5, 30])
 
@@ -151,9 +152,9 @@ def language_model(
         Press, Wolf: Using the Output Embedding to Improve Language Models, EACL 2017, arXiv:1608.05859 (tied, with the
         map A); Xiong et al., arXiv:2002.04745 (pre-LN).
     """
-    if kind not in get_args(Kind):
-        raise ValueError(f"kind must be one of {', '.join(get_args(Kind))}, got {kind!r}")
-    of_attention = kind == "transformer"
+    if body not in get_args(Body):
+        raise ValueError(f"body must be one of {', '.join(get_args(Body))}, got {body!r}")
+    of_attention = body == "transformer"
     embedding = (width if of_attention else max(width // 2, 1)) if embedding is None else embedding
     for name, count in {
         "symbols": symbols, "width": width, "layers": layers, "embedding": embedding, "heads": heads,
@@ -168,12 +169,12 @@ def language_model(
             f"a transformer's heads divide its width, and its embedding is as wide: got {heads} heads, width {width}, "
             f"embedding {embedding}"
         )
-    body: nn.Module
+    network: nn.Module
     if of_attention:
-        body = CausalTransformer(width, layers, heads, context_length, dropout)
+        network = CausalTransformer(width, layers, heads, context_length, dropout)
     else:
-        body = Recurrent(kind, embedding, width, layers, dropout)
-    return LanguageModel(symbols, embedding, body, width, tied=tied, dropout=dropout)
+        network = Recurrent(body, embedding, width, layers, dropout)
+    return LanguageModel(symbols, embedding, network, width, tied=tied, dropout=dropout)
 
 
 class CausalLM(Pretrained):
@@ -206,7 +207,7 @@ class CausalLM(Pretrained):
 NEVER = -1e4  # a logit of what no text holds
 
 
-def causal_lm(folder: Path | str, *, rank: int | None = 8, reserved: int = 0) -> CausalLM:
+def causal_lm(folder: Path | str, *, rank: PositiveInt | None = 8, reserved: int = 0) -> CausalLM:
     r"""A pretrained causal language model in a local folder, as `transformers` saves it; nothing is downloaded.
 
     With a rank, LoRA: each weight $W$ that `peft` chooses for the kind of model becomes $W + 2 B A$. $A$ (r, inputs)

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from kshot.annotations import PositiveInt, PositiveInts
 from kshot.models.backbones import mlp
 
 
@@ -142,8 +143,8 @@ def rating_mlp(
     features: int,
     outputs: int | None = 1,
     *,
-    embedding: int = 16,
-    hidden: Sequence[int] = (64, 32),
+    embedding: PositiveInt = 16,
+    hidden: PositiveInts = (64, 32),
 ) -> RatingMlp:
     """A perceptron over what `kshot.sources.ratings.source` gives: item (n,) and features (n, F) to (n, outputs).
 
@@ -171,8 +172,8 @@ def two_tower(
     user_features: int = 0,
     outputs: int | None = 1,
     *,
-    width: int = 32,
-    hidden: int = 64,
+    width: PositiveInt = 32,
+    hidden: PositiveInt = 64,
 ) -> TwoTower:
     r"""A tower for items and one for users; their vectors meet in a product, element by element, before a linear head.
 
@@ -201,8 +202,8 @@ def factorisation(
     features: int,
     outputs: int | None = 1,
     *,
-    factors: int = 24,
-    hidden: int = 32,
+    factors: PositiveInt = 24,
+    hidden: PositiveInt = 32,
 ) -> Factorisation:
     r"""A factorisation with side features: an item's offset and factors are its own, plus what its features tell.
 

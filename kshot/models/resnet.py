@@ -5,10 +5,9 @@ Shape legend: n examples, C channels, H height, W width.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from torch import Tensor, nn
 
+from kshot.annotations import FourPositiveInts, PositiveFraction, PositiveInt
 from kshot.models.backbones import with_head, with_maps
 from kshot.models.dropblock import DropBlock
 
@@ -50,9 +49,9 @@ def resnet12(
     channels_in: int,
     outputs: int | None = None,
     *,
-    widths: Sequence[int] = (64, 160, 320, 640),
-    keep_prob: float = 0.9,
-    block_size: int = 5,
+    widths: FourPositiveInts = (64, 160, 320, 640),
+    keep_prob: PositiveFraction = 0.9,
+    block_size: PositiveInt = 5,
     maps: bool = False,
 ) -> nn.Sequential:
     """Four residual blocks and global average pooling: (n, channels_in, H, W) to (n, outputs), from 16×16 pixels on.

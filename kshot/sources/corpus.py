@@ -20,11 +20,12 @@ import torch
 from torch import Tensor
 
 from kshot import objectives
+from kshot.annotations import EMPTY, PositiveInt
 from kshot.data import library
 from kshot.data.library.archives import SUFFIXES as ARCHIVES
 from kshot.data.library.archives import unpack
 from kshot.data.tables.open import SUFFIXES, open_table
-from kshot.data.tables.table import Reading
+from kshot.data.tables.table import Reading, ReadingOptions
 from kshot.data.text.features import SpanDataset
 from kshot.data.text.files import column_of, files_of, texts_of, values_of, words_of
 from kshot.data.text.markup import Markup, tidy
@@ -69,8 +70,8 @@ def corpus(
     without: Collection[str] | None = None,
     unit: Unit = "characters",
     tokenizer: Path | str | None = None,
-    length: int = 64,
-    pretrain_length: int | None = None,
+    length: PositiveInt = 64,
+    pretrain_length: PositiveInt | None = None,
     shots: Size = 8,
     queries: Size = 8,
     train_queries: Size | None = None,
@@ -78,7 +79,7 @@ def corpus(
     split: Mapping[str, Any] | None = None,
     on_too_few: OnTooFew = "error",
     bad_rows: BadRows = "error",
-    reading: Mapping[str, Any] | None = None,
+    reading: ReadingOptions = EMPTY,
     seed: int = 0,
 ) -> Corpus:
     r"""Predict each next character of somebody's text, after adapting to a little of it.
@@ -171,19 +172,19 @@ def corpus(
         vocabulary = Vocabulary.fit(texts[name] for name in parts["train"])
     elif tokenizer is not None:
         vocabulary = Tokens(tokenizer)
-    encoding = CorpusEncoding(unit, length, vocabulary)
-    ids = {name: encoding.encode(own) for name, own in texts.items()}
+    preprocessor = CorpusPreprocessor(unit, length, vocabulary)
+    ids = {name: preprocessor.encode(own) for name, own in texts.items()}
     examples, of_task = windows_of(list(ids.values()), length)
     rows = {name: np.flatnonzero(of_task == place) for place, name in enumerate(ids)}
-    source = Corpus(
+    return Corpus(
         examples,
         {part: {name: rows[name] for name in names} for part, names in parts.items()},
-        encoding=encoding,
+        preprocessor=preprocessor,
         pretrain_length=pretrain_length or length,
         about={
             "unknown": {part: _unknown([ids[name] for name in names]) for part, names in parts.items()},
         },
-        objective=encoding.objective,
+        objective=preprocessor.objective,
         shots=shots,
         queries=queries,
         train_queries=train_queries,
@@ -191,9 +192,8 @@ def corpus(
         on_too_few=on_too_few,
         seed=seed,
         name=f"corpus of {path.name}",
+        left_out={reason: count for reason, count in found.dropped.items() if count},
     )
-    source.dropped |= {what: count for what, count in found.dropped.items() if count}
-    return source
 
 
 class Corpus(GroupTasks):
@@ -209,14 +209,14 @@ class Corpus(GroupTasks):
         examples: WindowDataset,
         groups: Mapping[Split, Mapping[str, Rows]],
         *,
-        encoding: CorpusEncoding,
+        preprocessor: CorpusPreprocessor,
         pretrain_length: int,
         about: Mapping[str, Any],
         **options: Any,
     ) -> None:
-        super().__init__(examples, groups, **options)
+        super().__init__(examples, groups, preprocessor=preprocessor, **options)
         self._long = examples.of_length(pretrain_length)
-        self.encoding, self.vocabulary, self.about = encoding, encoding.vocabulary, dict(about)
+        self.vocabulary, self.about = preprocessor.vocabulary, dict(about)
 
     def pretraining_batch(self, step: int, size: int) -> Batch:
         """`size` random texts of `pretrain_length` symbols of all training groups."""
@@ -226,7 +226,7 @@ class Corpus(GroupTasks):
         return super().describe() | self.about
 
 
-class CorpusEncoding(NamedTuple):
+class CorpusPreprocessor(NamedTuple):
     """How a text becomes windows of symbols, and back; a run keeps it."""
 
     unit: Unit
@@ -274,6 +274,16 @@ class CorpusEncoding(NamedTuple):
     def support(self, path: Path) -> Support:
         return Support(*self.windows(path), {})
 
+    def inputs(self, path: Path, kept: dict[str, Any]) -> Tensor:
+        return self.windows(path)[0]
+
+    def answers(self, prediction: Tensor, kept: dict[str, Any]) -> dict[str, list[Any]]:
+        """The likeliest next symbol at each position, as a text for each window."""
+        return {
+            "window": list(range(1, len(prediction) + 1)),
+            "next": [self.decode(ids) for ids in prediction.argmax(-1).tolist()],
+        }
+
     def describe(self) -> dict[str, Any]:
         return {"unit": self.unit, "length": self.length, "symbols": len(self.vocabulary)}
 
@@ -281,7 +291,7 @@ class CorpusEncoding(NamedTuple):
         return {"kind": "corpus", "unit": self.unit, "length": self.length, **self.vocabulary.to_json()}
 
     @classmethod
-    def from_json(cls, data: dict[str, Any]) -> CorpusEncoding:
+    def from_json(cls, data: dict[str, Any]) -> CorpusPreprocessor:
         made = Tokens(data["tokenizer"]) if data["unit"] == "tokens" else Vocabulary(data["characters"])
         return cls(data["unit"], data["length"], made)
 

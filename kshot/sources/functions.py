@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import copy
 from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
 
 from kshot import objectives
+from kshot.annotations import NonNegativeFloat, PositiveFloat, PositiveFloatPair, PositiveInt
 from kshot.tasks.sampling import Range, Size
 from kshot.tasks.source import TaskSource, generator
 from kshot.types import Batch, Split, Task, Tree, tree_map
@@ -41,7 +43,13 @@ class Sinusoids(TaskSource):
     """
 
     def __init__(
-        self, *, shots: int = 10, queries: int = 10, noise: float = 0.0, target_type: TargetType = "mean", seed: int = 0
+        self,
+        *,
+        shots: PositiveInt = 10,
+        queries: PositiveInt = 10,
+        noise: NonNegativeFloat = 0.0,
+        target_type: TargetType = "mean",
+        seed: int = 0,
     ) -> None:
         if shots < 1 or queries < 1:
             raise ValueError(f"a task needs at least one support and one query point, got {shots=}, {queries=}")
@@ -65,6 +73,11 @@ class Sinusoids(TaskSource):
         if self.noise:
             y = y + self.noise * np.stack([each.normal(size=points) for each in random])
         return _tasks(at, y, np.ones(at.shape), self.shots)
+
+    def with_shots(self, shots: int) -> Sinusoids:
+        return Sinusoids(
+            shots=shots, queries=self.queries, noise=self.noise, target_type=self.target_type, seed=self.seed
+        )
 
     def describe(self) -> dict[str, Any]:
         about = {"source": "sinusoids", "shots": self.shots, "queries": self.queries, "seed": self.seed}
@@ -115,11 +128,11 @@ class GaussianProcesses(TaskSource):
         self,
         *,
         kernel: Kernel = "rbf",
-        length_scale: Sequence[float] = (0.2, 1.0),
-        period: Sequence[float] = (1.0, 2.0),
-        noise: float = 0.05,
+        length_scale: PositiveFloatPair = (0.2, 1.0),
+        period: PositiveFloatPair = (1.0, 2.0),
+        noise: PositiveFloat = 0.05,
         shots: Size = (3, 30),
-        queries: int = 50,
+        queries: PositiveInt = 50,
         seed: int = 0,
     ) -> None:
         if kernel not in get_args(Kernel):
@@ -158,6 +171,11 @@ class GaussianProcesses(TaskSource):
         mean = half.T @ np.linalg.solve(factor, targets)
         std = np.sqrt(np.diag(covariance)[asked] - (half**2).sum(0))
         return {name: torch.from_numpy(leaf).float()[:, None] for name, leaf in (("mean", mean), ("std", std))}
+
+    def with_shots(self, shots: int) -> GaussianProcesses:
+        other = copy(self)
+        other.shots = Range.of(shots, "shots", 1)
+        return other
 
     def describe(self) -> dict[str, Any]:
         about = {"source": "gaussian_processes", "kernel": self.kernel, "length_scale": list(self.length_scale)}

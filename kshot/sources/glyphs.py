@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from kshot.annotations import FractionBelowOne
 from kshot.data.cache import cached
 from kshot.tasks.class_tasks import ClassTasks, Imbalance
 from kshot.tasks.sampling import Size
@@ -59,7 +60,7 @@ def glyphs(
     train_ways: Size | None = None,
     train_queries: Size | None = None,
     imbalance: Imbalance | None = None,
-    label_noise: float = 0.0,
+    label_noise: FractionBelowOne = 0.0,
     seed: int = 0,
 ) -> ClassTasks:
     r"""Tell characters of unseen scripts apart: grey 28×28 drawings, strokes bright on dark, 20 of each character.

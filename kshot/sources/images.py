@@ -9,8 +9,9 @@ from typing import Any, Literal
 
 import numpy as np
 
+from kshot.annotations import FractionBelowOne, PathText, PositiveInt
 from kshot.data.dataset import Dataset
-from kshot.data.images.augment import Augment, Turned
+from kshot.data.images.augment import Augment, AugmentOptions, Turned
 from kshot.data.images.cache import DecodedImages
 from kshot.data.images.decode import BadImage, Colour, colour_of
 from kshot.data.images.index import Listing, list_folder, list_table, shown
@@ -30,21 +31,21 @@ _LOOKED_AT = 12  # images whose colour is compared with the one asked for
 
 
 def images(
-    path: Path | str,
+    path: Path | PathText,
     *,
     ways: Size = 5,
     shots: Size = 1,
     queries: Size = 15,
     train_ways: Size | None = None,
     train_queries: Size | None = None,
-    size: int = 84,
+    size: PositiveInt = 84,
     colour: Colour = "rgb",
     split: Mapping[str, Any] | None = None,
     within: Literal["domain"] | None = None,
-    augment: Mapping[str, Any] | None = None,
+    augment: AugmentOptions | None = None,
     turned_classes: bool = False,
     imbalance: Imbalance | None = None,
-    label_noise: float = 0.0,
+    label_noise: FractionBelowOne = 0.0,
     on_too_few: OnTooFew = "error",
     bad_images: Literal["error", "drop"] = "error",
     follow_links: bool = False,
@@ -123,7 +124,7 @@ def images(
         turns = {f"{name}/rot{90 * turn:03}": (name, turn) for name in classes["train"] for turn in range(4)}
         classes["train"] = {turned: rows[name] + turn * len(decoded) for turned, (name, turn) in turns.items()}
         domains |= {turned: domains[name] for turned, (name, _) in turns.items()}
-    source = ClassTasks(
+    return ClassTasks(
         examples,
         classes,
         ways=ways,
@@ -138,10 +139,8 @@ def images(
         augment=varied,
         seed=seed,
         name=f"images of {shown(path.name)}",
+        left_out={"images that cannot be used": len(decoded.bad)} if decoded.bad else {},
     )
-    if decoded.bad:
-        source.dropped["images that cannot be used"] = len(decoded.bad)
-    return source
 
 
 def _cut(listing: Listing, path: Path, split: Mapping[str, Any] | None) -> dict[Split, list[str]]:

@@ -8,16 +8,17 @@ from __future__ import annotations
 import hashlib
 import io
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
+from kshot.annotations import FractionBelowOne, PositiveInt
 from kshot.data import library
 from kshot.data.cache import cached
 from kshot.data.dataset import Dataset, ImageDataset
-from kshot.data.images.augment import Augment, Mirrored
+from kshot.data.images.augment import Augment, AugmentOptions, Mirrored
 from kshot.data.library.archives import opened_zip
 from kshot.tasks.class_tasks import ClassTasks, Imbalance
 from kshot.tasks.sampling import Size
@@ -41,12 +42,12 @@ def omniglot(
     train_queries: Size | None = None,
     within: Literal["alphabet"] | None = None,
     imbalance: Imbalance | None = None,
-    label_noise: float = 0.0,
-    augment: Mapping[str, Any] | None = None,
+    label_noise: FractionBelowOne = 0.0,
+    augment: AugmentOptions | None = None,
     mirrored_classes: bool = False,
     background_only: bool = False,
     seed: int = 0,
-    size: int = 28,
+    size: PositiveInt = 28,
     path: Path | str | None = None,
 ) -> ClassTasks:
     """Tell handwritten characters apart: grey drawings, strokes bright on dark, 20 of each character.

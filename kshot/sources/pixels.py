@@ -6,13 +6,15 @@ Shape legend: T tasks, S support and Q query pixels, H height, W width, C channe
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from copy import copy
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from kshot import objectives
+from kshot.annotations import NonNegativeInt, PositiveInt
 from kshot.sources.glyphs import glyphs
 from kshot.sources.omniglot import omniglot
 from kshot.tasks.class_tasks import ClassTasks
@@ -66,12 +68,12 @@ class Pixels(TaskSource):
 
     def __init__(
         self,
-        of: str | ClassTasks = "glyphs",
+        of: Literal["glyphs", "omniglot"] | ClassTasks = "glyphs",
         *,
         shots: Size = (10, 200),
-        queries: int = 200,
-        train_queries: int | None = None,
-        frequencies: int = 0,
+        queries: PositiveInt = 200,
+        train_queries: PositiveInt | None = None,
+        frequencies: NonNegativeInt = 0,
         seed: int = 0,
     ) -> None:
         if isinstance(of, str) and of not in KNOWN:
@@ -87,12 +89,7 @@ class Pixels(TaskSource):
         if len(shape) != 3:
             raise ValueError(f"{self.of.name} gives examples {tuple(shape)}, no images (channels, height, width)")
         self.size = (shape[1], shape[2])
-        most = self.shots.high + max(self.queries.values())
-        if most > self.size[0] * self.size[1]:
-            raise ValueError(
-                f"an image of {self.size[0]}×{self.size[1]} has {self.size[0] * self.size[1]} pixels; shots and "
-                f"queries ask for {most}"
-            )
+        self._check_pixels()
         self._rows = {
             split: list(self.of.classes(split).values()) for split in SPLITS if split in self.of.class_names
         }  # fmt: skip
@@ -122,6 +119,12 @@ class Pixels(TaskSource):
         row, _ = self._drawn(generator(self.seed, split, index), split)
         return self.of.examples.take(np.array([row]))[0]
 
+    def with_shots(self, shots: int) -> Pixels:
+        other = copy(self)
+        other.shots = Range.of(shots, "shots", 1)
+        other._check_pixels()
+        return other
+
     def describe(self) -> dict[str, Any]:
         return {
             "source": f"pixels of {self.of.name}",
@@ -132,6 +135,14 @@ class Pixels(TaskSource):
             "seed": self.seed,
             "classes": {split: len(own) for split, own in self._rows.items()},
         }
+
+    def _check_pixels(self) -> None:
+        height, width = self.size
+        needed = self.shots.high + max(self.queries.values())
+        if needed > height * width:
+            raise ValueError(
+                f"an image of {height}×{width} has {height * width} pixels; shots and queries ask for {needed}"
+            )
 
     def _drawn(self, random: np.random.Generator, split: Split) -> tuple[int, int]:
         """The row of a task's image, and how many of its pixels are known; the first that a task draws."""

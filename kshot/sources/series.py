@@ -8,23 +8,26 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
+from annotated_types import Ge
 from torch import Tensor
 
 from kshot import objectives
+from kshot.annotations import EMPTY, PositiveInt
 from kshot.data.tables.columns import moments, read_columns
 from kshot.data.tables.open import open_table
-from kshot.data.tables.table import Reading, Table
+from kshot.data.tables.table import Reading, ReadingOptions, Table
 from kshot.objectives import Objective
-from kshot.sources.table import BadRows, Members, cut_members, group_rows
+from kshot.sources.rows import BadRows, Members, cut_members, group_rows, left_out_of
 from kshot.tasks.group_tasks import GroupTasks
 from kshot.tasks.pool import OnTooFew
 from kshot.tasks.preprocessor import Support
 from kshot.tasks.sampling import Size
 from kshot.tasks.source import TaskSource
+from kshot.tasks.splitting import DEFAULT_SPLIT
 from kshot.types import Batch, Split, Task
 
 Scale = Literal["support", "global"]
@@ -37,19 +40,19 @@ def series(
     series: str | None = None,
     value: str | None = None,
     covariates: Sequence[str] = (),
-    context_length: int = 24,
-    horizon: int = 6,
-    stride: int | None = None,
-    season: int = 1,
+    context_length: Annotated[int, Ge(2)] = 24,
+    horizon: PositiveInt = 6,
+    stride: PositiveInt | None = None,
+    season: PositiveInt = 1,
     scale: Scale = "support",
-    kinds: Mapping[str, str] | None = None,
+    kinds: Mapping[str, str] = EMPTY,
     domain: str | None = None,
-    split: Mapping[str, Any] | None = None,
+    split: Mapping[str, Any] = DEFAULT_SPLIT,
     shots: Size = 5,
     queries: Size = 5,
     train_queries: Size | None = None,
     on_too_few: OnTooFew = "error",
-    reading: Mapping[str, Any] | None = None,
+    reading: ReadingOptions = EMPTY,
     bad_rows: BadRows = "error",
     seed: int = 0,
 ) -> SeriesTasks:
@@ -114,7 +117,7 @@ def series(
         raise ValueError("a long file needs series and value, a wide one neither: name both columns or none")
     if series is None and (covariates or domain):
         raise ValueError("a wide file has no covariates or domain; write it long, a row a series and time")
-    split = split or {"ratio": [0.7, 0.15, 0.15]}
+    split = split or DEFAULT_SPLIT
     found, names = _open(Path(path), Reading(**(reading or {})), time, series, value, covariates, domain, split)
     columns = read_columns(found, {time: (kinds or {}).get(time) or found.kind(time), **dict.fromkeys(names, "number")})
     times, values = columns[time].values, [columns[name].values for name in names]
@@ -139,7 +142,7 @@ def series(
     fitted = [moments(column, train) for column in own.T]
     mean, std = (np.array(each) for each in zip(*((mean, std or 1.0) for mean, std in fitted)))
     steps = _steps(members, times, found, place)
-    encoding = SeriesEncoding(
+    preprocessor = SeriesPreprocessor(
         time=time,
         format=columns[time].format or columns[time].kind,
         series=series,
@@ -161,9 +164,9 @@ def series(
         for part, own_names in parts.items()
     }
     source = SeriesTasks(
-        WindowDataset(encoding.standardise(own), windows, context_length, horizon),
+        WindowDataset(preprocessor.standardise(own), windows, context_length, horizon),
         groups,
-        objective=encoding.objective,
+        objective=preprocessor.objective,
         shots=shots,
         queries=queries,
         train_queries=train_queries,
@@ -172,10 +175,10 @@ def series(
         on_too_few=on_too_few,
         seed=seed,
         name="series",
+        preprocessor=preprocessor,
+        left_out=left_out_of(found),
     )
-    source.encoding, source.scale, source.steps = encoding, scale, steps
-    if found.dropped["rows"]:
-        source.dropped[f"bad rows, the first: {found.dropped['first'][0]}"] = found.dropped["rows"]
+    source.scale, source.steps = scale, steps
     return source
 
 
@@ -245,7 +248,7 @@ class WindowDataset:
 
 
 @dataclass(frozen=True)
-class SeriesEncoding:
+class SeriesPreprocessor:
     """How a series in a file becomes windows, and a forecast values in the series' own units.
 
     Attributes:
@@ -324,7 +327,7 @@ class SeriesEncoding:
         return {"kind": "series", **asdict(self), "reading": self.reading._asdict()}
 
     @classmethod
-    def from_json(cls, data: dict[str, Any]) -> SeriesEncoding:
+    def from_json(cls, data: dict[str, Any]) -> SeriesPreprocessor:
         plain: dict[str, Any] = {
             name: tuple(own) if isinstance(own, list) else own for name, own in data.items() if name != "kind"
         }

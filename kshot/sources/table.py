@@ -8,26 +8,26 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from kshot import objectives
-from kshot.data.tables.columns import Columns, Raw, Values, moments, place_of, read_columns
+from kshot.annotations import EMPTY, FractionBelowOne
+from kshot.data.tables.columns import Columns, Values, moments, place_of, read_columns
 from kshot.data.tables.open import open_table
-from kshot.data.tables.table import Reading, Table
+from kshot.data.tables.table import Reading, ReadingOptions, Table
 from kshot.objectives import Objective
+from kshot.sources.rows import BadRows, cut_members, domains_of, group_rows, left_out_of, times_of
 from kshot.tasks.class_tasks import ClassTasks, Imbalance
 from kshot.tasks.group_tasks import GroupTasks
 from kshot.tasks.pool import OnTooFew
 from kshot.tasks.preprocessor import Support
 from kshot.tasks.sampling import Size
-from kshot.tasks.splitting import cut
-from kshot.types import Split, Tree
-
-BadRows = Literal["error", "drop"]
+from kshot.tasks.splitting import DEFAULT_SPLIT
+from kshot.types import Tree
 
 
 def table(
@@ -39,18 +39,18 @@ def table(
     target_type: Literal["regression", "classification"] | None = None,
     inputs: Sequence[str] | None = None,
     ignore: Sequence[str] = (),
-    kinds: Mapping[str, str] | None = None,
+    kinds: Mapping[str, str] = EMPTY,
     time: str | None = None,
     domain: str | None = None,
-    split: Mapping[str, Any] | None = None,
+    split: Mapping[str, Any] = DEFAULT_SPLIT,
     ways: Size = 5,
     shots: Size = 10,
     queries: Size = 10,
     train_queries: Size | None = None,
     imbalance: Imbalance | None = None,
-    label_noise: float = 0.0,
+    label_noise: FractionBelowOne = 0.0,
     on_too_few: OnTooFew = "error",
-    reading: Mapping[str, Any] | None = None,
+    reading: ReadingOptions = EMPTY,
     bad_rows: BadRows = "error",
     seed: int = 0,
 ) -> GroupTasks | ClassTasks:
@@ -116,7 +116,7 @@ def table(
             "a table with classes takes no target, target_type or time: the classes themselves are predicted"
         )
     key = group if group is not None else str(classes)
-    split = split or {"ratio": [0.7, 0.15, 0.15]}
+    split = split or DEFAULT_SPLIT
     aside = [key, *names, *([split["column"]] if "column" in split else []), *([domain] if domain else [])]
     needed = None if inputs is None else [*aside, *inputs, *([time] if time else [])]
     found = open_table(path, Reading(**(reading or {})), columns=needed, ignore=ignore if inputs is None else ())
@@ -142,7 +142,7 @@ def table(
     columns = Columns.fit(raw, train, asked=inputs or ())
     if targets is not None and "mean" in encoded:
         encoded |= standardise(targets, train)
-    encoding = TableEncoding(columns=columns, reading=found.reading, **encoded)
+    preprocessor = TablePreprocessor(columns=columns, reading=found.reading, **encoded)
     examples = TableExamples(columns, columns.encode(raw), targets)
     common: dict[str, Any] = {
         "shots": shots,
@@ -150,98 +150,12 @@ def table(
         "train_queries": train_queries,
         "on_too_few": on_too_few,
     }
-    common |= {"seed": seed, "name": "table"}
-    source: GroupTasks | ClassTasks
+    common |= {"seed": seed, "name": "table", "preprocessor": preprocessor, "left_out": left_out_of(found)}
     if group is not None:
         ordered: Any = "given" if time else "random"
-        source = GroupTasks(examples, parts, objective=encoding.objective, order=ordered, **common)
-    else:
-        options: dict[str, Any] = {"ways": ways, "imbalance": imbalance, "label_noise": label_noise, "within": within}
-        source = ClassTasks(examples, parts, **options, **common)
-    source.encoding = encoding
-    if found.dropped["rows"]:
-        source.dropped[f"bad rows, the first: {found.dropped['first'][0]}"] = found.dropped["rows"]
-    return source
-
-
-class Members(NamedTuple):
-    """The groups or classes of a table: number g has the rows `flat[starts[g] : starts[g] + sizes[g]]`."""
-
-    names: list[str]
-    flat: np.ndarray
-    sizes: np.ndarray
-
-    def only(self, keep: np.ndarray) -> Members:
-        """Without the rows that a mask (rows of the table,) leaves out, and the members that have no others."""
-        kept = keep[self.flat]
-        if kept.all():
-            return self
-        sizes = np.bincount(np.repeat(np.arange(len(self.sizes)), self.sizes)[kept], minlength=len(self.sizes))
-        names = [name for name, size in zip(self.names, sizes.tolist()) if size]
-        return Members(names, self.flat[kept], sizes[sizes > 0])
-
-    def items(self) -> dict[str, np.ndarray]:
-        return dict(zip(self.names, np.split(self.flat, self.sizes.cumsum()[:-1])))
-
-
-def group_rows(keys: Any, keep: np.ndarray, order: np.ndarray | None = None) -> Members:
-    """The rows of each key, in the order given or their own, rows that are not to be kept left out.
-
-    Args:
-        keys: polars Series (n,).
-        keep: bool (n,).
-        order: row numbers (n,), such as by time.
-    """
-    import polars as pl
-
-    rows = np.arange(len(keys), dtype=np.uint32) if order is None else order
-    if order is not None or not keep.all():
-        rows = rows[keep[rows]]
-        keys = keys.gather(rows)
-    frame = pl.DataFrame({"key": keys, "row": rows})
-    grouped = frame.group_by("key", maintain_order=True).agg("row")
-    names = grouped["key"].cast(pl.String).to_list()
-    return Members(
-        names,
-        grouped["row"].explode().to_numpy().astype(np.int64),
-        grouped["row"].list.len().to_numpy().astype(np.int64),
-    )
-
-
-def cut_members(
-    members: Members, table: Table, split: Mapping[str, Any], domain: str | None, *, kind: str
-) -> dict[Split, dict[str, np.ndarray]]:
-    """Cut groups or classes into splits: for each split, name to rows."""
-    values = distinct_values(members, table, split["column"]) if "column" in split else None
-    domains = domains_of(members, table, domain) if "heldout" in split and domain else None
-    parts = cut(members.names, split, kind=kind, values=values, domains=domains)
-    rows = members.items()
-    return {part: {name: rows[name] for name in names} for part, names in parts.items()}
-
-
-def domains_of(members: Members, table: Table, column: str) -> dict[str, str]:
-    """The domain of each group or class.
-
-    Raises:
-        ValueError: one whose rows have several, or none.
-    """
-    found = distinct_values(members, table, column)
-    for name, values in found.items():
-        if len(values) != 1 or None in values:
-            listed = ", ".join(sorted(map(str, values))[:3])
-            raise ValueError(
-                f"{table.path}, column {column!r}: the rows of {name!r} have {listed}; they need one and the same"
-            )
-    return {name: values[0] for name, values in found.items()}
-
-
-def distinct_values(members: Members, table: Table, column: str) -> dict[str, list[str]]:
-    import polars as pl
-
-    number = np.repeat(np.arange(len(members.names)), members.sizes)
-    frame = pl.DataFrame({"member": number, "value": table.labels(column).gather(members.flat)})
-    found = frame.group_by("member").agg(pl.col("value").unique().sort()).sort("member")
-    return dict(zip(members.names, found["value"].to_list()))
+        return GroupTasks(examples, parts, objective=preprocessor.objective, order=ordered, **common)
+    options: dict[str, Any] = {"ways": ways, "imbalance": imbalance, "label_noise": label_noise, "within": within}
+    return ClassTasks(examples, parts, **options, **common)
 
 
 def standardise(targets: np.ndarray, train: np.ndarray) -> dict[str, tuple[float, ...]]:
@@ -253,19 +167,10 @@ def standardise(targets: np.ndarray, train: np.ndarray) -> dict[str, tuple[float
     return {"mean": mean, "std": std}
 
 
-def times_of(table: Table, time: str, kinds: Mapping[str, str]) -> Raw:
-    """A column of dates, as seconds since 1970, or of numbers; rows without one are bad."""
-    (raw,) = read_columns(table, {time: kinds.get(time) or table.kind(time)}).values()
-    if raw.kind not in ("number", "date"):
-        raise ValueError(f"{table.path}: the time column {time!r} holds words; it needs dates or numbers")
-    table.missing(time, np.isnan(raw.values), "a row needs its time")
-    return raw
-
-
 def _targets(
     table: Table, names: list[str], target_type: str | None, kinds: Mapping[str, str]
 ) -> tuple[np.ndarray, dict[str, Any]]:
-    """The targets, float64 (n, D) or one-hot (n, C), and what their encoding needs to know."""
+    """The targets, float64 (n, D) or one-hot (n, C), and what their preprocessor needs to know."""
     held = {name: kinds.get(name) or table.kind(name) for name in names}
     target_type = target_type or ("regression" if set(held.values()) == {"number"} else "classification")
     if target_type == "regression":
@@ -306,7 +211,7 @@ class TableExamples:
 
 
 @dataclass(frozen=True)
-class TableEncoding:
+class TablePreprocessor:
     """How rows of a table become inputs and targets.
 
     Attributes:
@@ -387,7 +292,7 @@ class TableEncoding:
         return {"kind": "table", "columns": self.columns.to_json(), "reading": self.reading._asdict(), **plain}
 
     @classmethod
-    def from_json(cls, data: dict[str, Any]) -> TableEncoding:
+    def from_json(cls, data: dict[str, Any]) -> TablePreprocessor:
         plain = {name: tuple(data[name]) for name in ("targets", "mean", "std", "classes")}
         columns, reading = Columns.from_json(data["columns"]), Reading(**data["reading"])
         return cls(columns=columns, reading=reading, label=data["label"], **plain)

@@ -13,6 +13,7 @@ import torch
 from torch.nn.functional import pad
 
 from kshot import objectives, types
+from kshot.annotations import PositiveInt
 from kshot.tasks.sampling import Range, Size
 from kshot.tasks.source import TaskSource, generator
 from kshot.types import Batch, Split, Task
@@ -74,7 +75,7 @@ class TabularPriors(TaskSource):
         rows: Size = (10, 100),
         features: Size = (2, 32),
         classes: Size = (2, 10),
-        queries: int = 32,
+        queries: PositiveInt = 32,
         seed: int = 0,
     ) -> None:
         if target_type not in get_args(TargetType):

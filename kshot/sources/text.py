@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 import numpy as np
 
 from kshot import objectives
+from kshot.annotations import EMPTY, FractionBelowOne, PositiveInt, PositiveIntPair
 from kshot.data import library
 from kshot.data.dataset import ArrayDataset, Dataset
-from kshot.data.tables.table import Reading, Table
+from kshot.data.tables.table import Reading, ReadingOptions, Table
 from kshot.data.text.features import Featuriser, character_ids, hashed_ngrams
 from kshot.data.text.files import column_of, texts_of, values_of, words_of
 from kshot.data.text.labelled import open_labelled
@@ -55,8 +56,8 @@ def text(
     domain: str = "domain",
     features: Features | Featuriser = "words",
     encoder: str | None = None,
-    ngrams: tuple[int, int] | None = None,
-    width: int | None = None,
+    ngrams: PositiveIntPair | None = None,
+    width: PositiveInt | None = None,
     ways: Size = 5,
     shots: Size = 1,
     queries: Size = 15,
@@ -66,10 +67,10 @@ def text(
     within: Literal["domain"] | None = None,
     out_of_scope_label: str | None = None,
     imbalance: Imbalance | None = None,
-    label_noise: float = 0.0,
+    label_noise: FractionBelowOne = 0.0,
     on_too_few: OnTooFew = "error",
     bad_rows: Literal["error", "drop"] = "error",
-    reading: Mapping[str, Any] | None = None,
+    reading: ReadingOptions = EMPTY,
     seed: int = 0,
 ) -> TextTasks:
     """Tell the classes of your own texts apart.
@@ -104,8 +105,8 @@ def text(
         split: how the classes are cut into train, val and test, see `kshot.tasks.splitting`. By default as a column
             split says, or else by ratio 0.7, 0.15, 0.15.
         within: "domain" takes all classes of a task from one domain.
-        out_of_scope_label: the label of texts that belong to no class, see `TextTasks.outsiders`. They're cut into val
-            and test as the ends of a column part or split say, such as oos_test, else by a hash of each.
+        out_of_scope_label: the label of texts that belong to no class, see `TextTasks.out_of_scope_inputs`. They're cut
+            into val and test as the ends of a column part or split say, such as oos_test, else by a hash of each.
         imbalance: how shots differ between the classes of a task, see `ClassTasks`.
         label_noise: the share of wrong support labels, see `ClassTasks`.
         on_too_few: what becomes of a class with too few texts, see `ClassTasks`.
@@ -127,7 +128,7 @@ def text(
         >>> task.support.inputs.shape, task.query.inputs.shape
         (torch.Size([2, 64]), torch.Size([10, 64]))
     """
-    encoding = None if callable(features) else _encoding(features, encoder, ngrams, width)
+    preprocessor = None if callable(features) else _preprocessor(features, encoder, ngrams, width)
     how = Reading(**(reading or {}))
     table = open_labelled(library.resolve_path(path), how, text, label)
     texts, labels = texts_of(table, text), words_of(table, label, "a text needs the name of its class")
@@ -165,15 +166,15 @@ def text(
     for part, own in strangers.items():
         beyond[part] = range(len(strings), len(strings) + len(own))
         strings += own
-    if encoding is None:
+    if preprocessor is None:
         assert callable(features)
         examples = features(strings)
     else:
         known = np.concatenate(list(classes["train"].values())).tolist() if features == "ids" else []
         characters = Vocabulary.fit(strings[row] for row in known).characters
-        encoding = encoding._replace(characters=characters, text=text, label=label, reading=how)
-        examples = encoding.examples(strings, keep=True)
-    tasks = TextTasks(
+        preprocessor = preprocessor._replace(characters=characters, text=text, label=label, reading=how)
+        examples = preprocessor.examples(strings, keep=True)
+    return TextTasks(
         examples,
         classes,
         texts=strings,
@@ -189,10 +190,9 @@ def text(
         on_too_few=on_too_few,
         seed=seed,
         name=f"texts of {table.path.name}",
+        preprocessor=preprocessor,
+        left_out={reason: count for reason, count in dropped.items() if count},
     )
-    tasks.encoding = encoding
-    tasks.dropped |= {what: count for what, count in dropped.items() if count}
-    return tasks
 
 
 class TextTasks(ClassTasks):
@@ -215,10 +215,10 @@ class TextTasks(ClassTasks):
         super().__init__(examples, classes, **options)
         self.texts, self.out_of_scope = texts, out_of_scope or {}
 
-    def outsiders(self, split: Split, index: int, count: int) -> Tree:
+    def out_of_scope_inputs(self, split: Split, index: int, count: int) -> Tree:
         rows = self.out_of_scope.get(split)
         if not rows:
-            return super().outsiders(split, index, count)
+            return super().out_of_scope_inputs(split, index, count)
         chosen = np.random.default_rng([self.seed, len(SPLITS) + 1, SPLITS.index(split), index]).permutation(rows)
         return self.examples.take(chosen[:count])
 
@@ -231,7 +231,7 @@ class TextTasks(ClassTasks):
         return super().describe() | beyond
 
 
-class TextEncoding(NamedTuple):
+class TextPreprocessor(NamedTuple):
     """How texts become inputs; a run keeps it, so that it can read texts of your own.
 
     Attributes:
@@ -307,7 +307,7 @@ class TextEncoding(NamedTuple):
         return {"kind": "text", **self._asdict(), "reading": self.reading._asdict()}
 
     @classmethod
-    def from_json(cls, data: dict[str, Any]) -> TextEncoding:
+    def from_json(cls, data: dict[str, Any]) -> TextPreprocessor:
         fields = {name: data[name] for name in cls._fields if name in data}
         ngrams = tuple(data["ngrams"]) if data["ngrams"] else None
         return cls(**fields | {"ngrams": ngrams, "reading": Reading(**data["reading"])})
@@ -318,7 +318,9 @@ class TextEncoding(NamedTuple):
         return self.examples(texts.to_list()).take(np.arange(len(texts)))
 
 
-def _encoding(features: Features, encoder: str | None, ngrams: Sequence[int] | None, width: int | None) -> TextEncoding:
+def _preprocessor(
+    features: Features, encoder: str | None, ngrams: Sequence[int] | None, width: int | None
+) -> TextPreprocessor:
     """What was asked of the features, checked, with defaults put in."""
     if features not in get_args(Features):
         raise ValueError(f"features must be one of {', '.join(get_args(Features))}, got {features!r}")
@@ -330,17 +332,17 @@ def _encoding(features: Features, encoder: str | None, ngrams: Sequence[int] | N
                 f"features: {features} needs an encoder, a folder or package:NAME, and no ngrams; got {encoder!r}"
             )
         opened = SentenceEncoder(encoder, length=width)
-        return TextEncoding(features, opened.length, encoder=encoder, sha256=opened.sha256)
+        return TextPreprocessor(features, opened.length, encoder=encoder, sha256=opened.sha256)
     if encoder is not None:
         raise ValueError(f"encoder goes with features: encoder or tokens, got features: {features}")
     if ngrams is None:
-        return TextEncoding(features, width or WIDTH, NGRAMS.get(features))
+        return TextPreprocessor(features, width or WIDTH, NGRAMS.get(features))
     if features == "ids" or len(ngrams) != 2 or not 1 <= ngrams[0] <= ngrams[1]:
         raise ValueError(
             f"ngrams are the smallest and the largest n, such as [1, 2], of words or characters; got {list(ngrams)} "
             f"with features: {features}"
         )
-    return TextEncoding(features, width or WIDTH, (ngrams[0], ngrams[1]))
+    return TextPreprocessor(features, width or WIDTH, (ngrams[0], ngrams[1]))
 
 
 def _domains(table: Table, domain: str, labels: polars.Series) -> polars.Series | None:

@@ -5,6 +5,6 @@ from kshot.tasks.frozen import episodes, freeze
 from kshot.tasks.group_tasks import GroupTasks
 from kshot.tasks.mixture import mixture
 from kshot.tasks.read_log import watched
-from kshot.tasks.source import TaskSource
+from kshot.tasks.source import TaskSource, generator
 
-__all__ = ["ClassTasks", "GroupTasks", "TaskSource", "episodes", "freeze", "mixture", "watched"]
+__all__ = ["ClassTasks", "GroupTasks", "TaskSource", "episodes", "freeze", "generator", "mixture", "watched"]

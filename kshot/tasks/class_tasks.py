@@ -1,78 +1,83 @@
-"""N-way K-shot classification from a pool of examples: the classic few-shot task.
+"""N-way K-shot classification from a pool of examples: the standard few-shot task.
 
-Shape legend: T tasks, N classes of a task (most ways), S support and Q query examples of a class at most, K = S + Q.
+Shape legend: T tasks, N classes of a task (largest number of ways), S support and Q query examples of a class at most,
+K = S + Q.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal
+from copy import copy
+from typing import Annotated, Any, Literal, Self
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from kshot import objectives
+from kshot.annotations import FractionBelowOne, OptionsOf, Size
 from kshot.data.dataset import Dataset, ImageDataset
-from kshot.tasks.pool import OnTooFew, Pool, Rows, check_apart, large_enough
-from kshot.tasks.sampling import Range, Size, distinct
-from kshot.tasks.source import TaskSource, generator
-from kshot.types import SPLITS, Batch, Split, Task, tree_map
+from kshot.tasks.pool import OnTooFew, Pool, PooledSource, Rows
+from kshot.tasks.preprocessor import Preprocessor
+from kshot.tasks.sampling import by_split, distinct
+from kshot.tasks.source import generator, if_any
+from kshot.types import Batch, Split, Task
 
 Augment = Callable[[Tensor, np.random.Generator], Tensor]
-"""Varies the inputs (n, ...) of a training task, as the generator says and nothing else."""
+"""Varies the inputs (n, ...) of a training task; a function of the generator."""
 
 Imbalance = Literal["random", "linear", "step"]
-"""How shots differ within a task: each class draws its own, they are spread evenly, or half are low and half high."""
+"""Shots over the classes of a task: drawn for each class, evenly spaced, or half of the classes low and half high."""
 
 
-class ClassTasks(TaskSource):
-    r"""Tell N classes apart from K examples of each; a task is a draw of classes and of their examples.
+class ClassTasks(PooledSource):
+    r"""Classify N classes from K examples of each; a task is a random choice of classes and of their examples.
 
-    A task takes `ways` classes of its split, all equally likely, and `shots + queries` different examples of each,
-    `shots` for the support and `queries` for the query. The labels 0 … ways-1 fall on the classes at random, and the
-    rows are shuffled, so that neither a label nor a position tells anything beyond the task.
+    A task has `ways` classes of its split, chosen uniformly, and `shots + queries` distinct examples of each, `shots`
+    for the support set and `queries` for the query set. Labels 0 … ways-1 are assigned at random and rows are shuffled,
+    so that neither carries information.
 
-    Inputs are what the examples give, (ways * shots, ...) in the support and (ways * queries, ...) in the query;
-    targets are one-hot float32 (n, ways).
+    Inputs are the examples, (ways * shots, ...) in the support and (ways * queries, ...) in the query; targets are
+    one-hot float32 (n, ways).
 
-    `ways`, `shots` and `queries` may be ranges, drawn anew for each task. The shapes are then those of the largest
-    task; a smaller one ends in padding, which repeats its first row with weight 0, and its labels are the first ones.
+    `ways`, `shots` and `queries` may be ranges (low, high), drawn uniformly for each task. Shapes are then those of the
+    largest task; smaller ones are padded with copies of their first row of weight 0, and have the first labels.
 
     Args:
-        examples: uint8 images (num_images, C, H, W), or any `Dataset`; all of all splits.
-        classes: for each split, the class names, and for each name the rows of its examples. A class stands in one
-            split only.
-        ways: classes of a task; a range ends at the number of classes there are.
-        shots: support examples of each class.
-        queries: query examples of each class.
-        train_ways: classes of a training task, as many as `ways` by default, for learners that take any number: more
-            of them make harder tasks, which prototypical networks learn better from.
-        train_queries: query examples of each class in training tasks, as many as `queries` by default. Fewer make a
-            training step cheaper, and so buy more tasks for the same time.
-        within: class to its domain, such as the alphabet of a character. All classes of a task then come from one
-            domain, each of which is equally likely.
-        imbalance: how shots given as a range (low, high) differ between the classes of a task: "random" draws them
-            for each class on its own, "linear" spreads them evenly from low to high, "step" gives half of the classes
-            low and the others high. None: all classes of a task have the same.
-        label_noise: the share of support labels, in expectation, that are flipped to another class of the task. One
-            example of each class keeps its label, so at most k - 1 of k shots are flipped, and the query is clean.
-        on_too_few: what becomes of a class with fewer than `shots + queries` examples (the most of a range): "error";
-            "drop" leaves it out; "shrink" takes fewer queries of it, then fewer shots within the range, and leaves it
-            out where even that fails. With "drop" and "shrink" a domain with too few classes is left out too.
-        augment: varies the inputs of training tasks and pretraining batches; all other splits stay as they are.
-        seed: names the sequence of tasks.
-        name: what a report calls the source.
+        examples: uint8 images (num_images, C, H, W), or any `Dataset`; of all splits.
+        classes: class names of each split, with the rows of their examples. Splits share no class.
+        ways: number of classes of a task.
+        shots: number of support examples of each class.
+        queries: number of query examples of each class.
+        train_ways: number of classes of a training task, `ways` by default, for learners that accept any number. More
+            ways make harder tasks, which improve prototypical networks.
+        train_queries: number of query examples in training tasks, `queries` by default. Fewer make a training step
+            cheaper, and so allow more tasks in the same time.
+        within: class to domain, such as the alphabet of a character. The classes of a task then come from one domain,
+            chosen uniformly.
+        imbalance: how shots of a range (low, high) are distributed over the classes of a task: "random" draws them for
+            each class, "linear" spaces them evenly, "step" gives half of the classes low and the others high. None:
+            all classes have equally many.
+        label_noise: expected share of support labels that are flipped to another class of the task. One example of
+            each class keeps its label, so that at most k - 1 of k shots are flipped; queries are clean.
+        on_too_few: treatment of a class with fewer than `shots + queries` examples (upper ends of ranges): "error";
+            "drop" leaves it out; "shrink" uses fewer queries, then fewer shots within the range, and leaves it out if
+            that does not suffice. "drop" and "shrink" also leave out domains with too few classes.
+        augment: varies the inputs of training tasks and pretraining batches.
+        seed: random seed of task sampling.
+        name: of the source, for reports and messages.
+        preprocessor: of the files that the examples were read from.
+        left_out: what was left out of the data already: reason to count.
 
     Attributes:
-        examples: what the rows point at.
-        class_names: for each split its class names; pretraining targets count the training classes in this order.
+        examples: the dataset that rows refer to.
+        class_names: of each split; pretraining targets number the training classes in this order.
         dropped: what was left out: reason to count.
 
     Raises:
         ValueError: images that are not uint8 (num_images, C, H, W), sizes out of bounds, a class with too few examples,
-            a split or domain with fewer classes than `ways`, an example or class that stands in two splits, a class
-            without a domain.
+            a split or domain with fewer classes than `ways`, an example or class in two splits, a class without a
+            domain.
 
     Example:
         >>> images = np.zeros((60, 1, 28, 28), np.uint8)
@@ -88,6 +93,7 @@ class ClassTasks(TaskSource):
     """
 
     objective = objectives.classification
+    member = "class"
 
     def __init__(
         self,
@@ -101,48 +107,49 @@ class ClassTasks(TaskSource):
         train_queries: Size | None = None,
         within: Mapping[str, str] | None = None,
         imbalance: Imbalance | None = None,
-        label_noise: float = 0.0,
+        label_noise: FractionBelowOne = 0.0,
         on_too_few: OnTooFew = "error",
         augment: Augment | None = None,
         seed: int = 0,
         name: str = "classes",
+        preprocessor: Preprocessor | None = None,
+        left_out: Mapping[str, int] | None = None,
     ) -> None:
-        self.shots = Range.of(shots, "shots", 1)
-        asked = Range.of(ways, "ways", 2)
-        train = asked if train_ways is None else Range.of(train_ways, "train_ways", 2)
-        self.ways = dict.fromkeys(SPLITS, asked) | {"train": train}
-        asked = Range.of(queries, "queries", 1)
-        train = asked if train_queries is None else Range.of(train_queries, "train_queries", 1)
-        self.queries = dict.fromkeys(SPLITS, asked) | {"train": train}
+        self.ways = by_split(ways, train_ways, "ways", 2)
         if imbalance not in (None, "random", "linear", "step"):
             raise ValueError(f"imbalance must be random, linear or step, got {imbalance!r}")
-        if imbalance and self.shots.fixed:
-            raise ValueError(f"imbalance {imbalance!r} needs shots as a range such as [1, 9], got {self.shots.low}")
         if not 0 <= label_noise < 1:
             raise ValueError(f"label_noise is a share of the support labels, 0 … 1, got {label_noise}")
-        if label_noise and self.shots.high == 1:
+        self.imbalance, self.label_noise, self.augment, self._within = imbalance, label_noise, augment, within
+        super().__init__(
+            ImageDataset(examples) if isinstance(examples, np.ndarray) else examples, classes,
+            shots=shots, queries=queries, train_queries=train_queries, on_too_few=on_too_few, seed=seed, name=name,
+            preprocessor=preprocessor, left_out=left_out,
+        )  # fmt: skip
+
+    def _check_pools(self) -> None:
+        if self.imbalance and self.shots.fixed:
+            raise ValueError(
+                f"imbalance {self.imbalance!r} needs shots as a range such as [1, 9], got {self.shots.low}"
+            )
+        if self.label_noise and self.shots.high == 1:
             raise ValueError("label_noise needs at least 2 shots: one example of each class keeps its label")
-        self.imbalance, self.label_noise, self.on_too_few = imbalance, label_noise, on_too_few
-        self.augment, self.seed, self.name = augment, seed, name
-        self.examples: Dataset = ImageDataset(examples) if isinstance(examples, np.ndarray) else examples
-        pools = {split: Pool(own, f"{name}: class") for split, own in classes.items()}
-        check_apart(pools, len(self.examples), name, "class")
-        self._pools, self.dropped = large_enough(pools, self.shots, self.queries, on_too_few, name, "class")
-        self._domains = {split: self._of_domains(split, within) for split in pools}
-        self._within = within is not None
+        self._domains = {split: self._domain_pool(split) for split in self._pools}
         self.class_names = {split: pool.names for split, pool in self._pools.items()}
 
-    def classes(self, split: Split) -> dict[str, np.ndarray]:
-        """The classes of a split: name to the rows of its examples."""
-        return dict(self._pool(split).items())
+    def with_shots(self, shots: int) -> Self:
+        even = copy(self)
+        even.imbalance = None
+        return super(ClassTasks, even).with_shots(shots)
 
-    def task(self, split: Split, index: int) -> Task:
-        return tree_map(lambda leaf: leaf[0], self.stack(split, [index]))
+    def classes(self, split: Split) -> dict[str, np.ndarray]:
+        """Class names of a split with the rows of their examples."""
+        return dict(self._pool(split).items())
 
     def stack(self, split: Split, indices: Sequence[int]) -> Task:
         pool, domains = self._pool(split), self._domains[split]
         N, S, Q = self.ways[split].high, self.shots.high, self.queries[split].high
-        # What later options draw comes last, so that recorded tasks stay the same.
+        # Draws of options added later come last, so that the tasks of recorded runs stay the same.
         parts = [2 * N, 2 * N * (S + Q), N * S, N * Q, 4, N, 2 * N * S]
         generators = [generator(self.seed, split, index) for index in indices]
         draws = np.stack([random.random(sum(parts)) for random in generators])
@@ -165,9 +172,9 @@ class ClassTasks(TaskSource):
             (np.zeros_like(shots_TN), shots_TN, S, order_S),
             (shots_TN, shots_TN + queries_TN, Q, order_Q),
         ):
-            own = first_TN[..., None] + np.arange(most)
-            real = present_TN1 & (own < end_TN[..., None])
-            rows = np.take_along_axis(rows_TNK, np.minimum(own, S + Q - 1), 2)
+            columns = first_TN[..., None] + np.arange(most)
+            real = present_TN1 & (columns < end_TN[..., None])
+            rows = np.take_along_axis(rows_TNK, np.minimum(columns, S + Q - 1), 2)
             labels = np.broadcast_to(np.arange(N)[:, None], rows.shape)
             if order is order_S and self.label_noise:
                 labels = self._flipped(labels, of_noise, shots_TN, ways_T)
@@ -180,34 +187,32 @@ class ClassTasks(TaskSource):
     def pretraining_batch(self, step: int, size: int) -> Batch:
         """`size` random training examples; targets one-hot over all training classes, (size, num_train_classes)."""
         pool = self._pool("train")
-        random = np.random.default_rng([self.seed, len(SPLITS), step])  # no split's number: other draws than any task's
-        places = random.integers(len(pool.flat), size=size)
-        labels = pool.member_of(places)
-        inputs = self.examples.take(pool.flat[places])
+        positions, random = self._pretraining_positions(step, size)
+        inputs = self.examples.take(pool.flat[positions])
         inputs = self.augment(inputs, random) if self.augment else inputs
-        return Batch(inputs, _one_hot(labels, len(pool)), torch.ones(size))
+        return Batch(inputs, _one_hot(pool.member_of(positions), len(pool)), torch.ones(size))
 
     def describe(self) -> dict[str, Any]:
         images = getattr(self.examples, "images", None)
+        train_ways = self.ways["train"].plain() if self.ways["train"] != self.ways["test"] else None
         return {
             "source": self.name,
             "ways": self.ways["test"].plain(),
-            **({"train_ways": self.ways["train"].plain()} if self.ways["train"] != self.ways["test"] else {}),
+            **if_any(train_ways=train_ways),
             "shots": self.shots.plain(),
             "queries": self.queries["test"].plain(),
             "train_queries": self.queries["train"].plain(),
-            **({"imbalance": self.imbalance} if self.imbalance else {}),
-            **({"label_noise": self.label_noise} if self.label_noise else {}),
+            **if_any(imbalance=self.imbalance, label_noise=self.label_noise),
             "seed": self.seed,
             "classes": {split: len(names) for split, names in self.class_names.items()},
-            **({"domains": {split: len(own) for split, own in self._domains.items()}} if self._within else {}),
+            **({"domains": {split: len(pool) for split, pool in self._domains.items()}} if self._within else {}),
             **({"image_size": list(images.shape[1:])} if images is not None else {}),
-            **(self.encoding.describe() if self.encoding else {}),
-            **({"dropped": self.dropped} if self.dropped else {}),
+            **(self.preprocessor.describe() if self.preprocessor else {}),
+            **if_any(dropped=self.dropped),
         }
 
     def _shots(self, of_task_T: np.ndarray, of_class_TN: np.ndarray, ways_T: np.ndarray) -> np.ndarray:
-        """The shots (T, N) of each class."""
+        """The number of shots (T, N) of each class."""
         low, high = self.shots
         if self.imbalance is None:
             return np.broadcast_to(self.shots.at(of_task_T)[:, None], of_class_TN.shape)
@@ -224,7 +229,7 @@ class ClassTasks(TaskSource):
     def _flipped(
         self, labels_TNS: np.ndarray, draws: np.ndarray, shots_TN: np.ndarray, ways_T: np.ndarray
     ) -> np.ndarray:
-        """The labels, some of them another class of the task; never a class's first."""
+        """The labels, some of them flipped to another class of the task; never the first of a class."""
         flip, other = draws.reshape(len(draws), 2, *labels_TNS.shape[1:]).swapaxes(0, 1)
         chance_TN1 = (self.label_noise * shots_TN / np.maximum(shots_TN - 1, 1))[..., None]
         flipped = (flip < chance_TN1) & (np.arange(labels_TNS.shape[2]) > 0)
@@ -232,7 +237,7 @@ class ClassTasks(TaskSource):
         return np.where(flipped, others + (others >= labels_TNS), labels_TNS)
 
     def _batch(self, rows: np.ndarray, labels: np.ndarray, real: np.ndarray, order: np.ndarray, ways: int) -> Batch:
-        """Rows, labels and reality (T, N, k) of each class's examples as a batch (T, N * k), the padding last."""
+        """Rows, labels and mask (T, N, k) of each class's examples as a batch (T, N * k) with padding at the end."""
         real = real.reshape(order.shape)
         order = np.where(real, order, 1 + order).argsort(1)
         real = np.take_along_axis(real, order, 1)
@@ -241,16 +246,9 @@ class ClassTasks(TaskSource):
         weight = torch.from_numpy(real.astype(np.float32))
         return Batch(self.examples.take(rows), _one_hot(labels, ways), weight)
 
-    def _pool(self, split: Split) -> Pool:
-        if split not in self._pools:
-            raise ValueError(
-                f"{self.name} has no {split!r} split, only {', '.join(self._pools)}; give it classes there"
-            )
-        return self._pools[split]
-
-    def _of_domains(self, split: Split, within: Mapping[str, str] | None) -> Pool:
-        """The class numbers of each domain; without domains, all classes are one."""
-        names, least = self._pools[split].names, self.ways[split].low
+    def _domain_pool(self, split: Split) -> Pool:
+        """The class numbers of each domain; without domains, all classes form one."""
+        names, least, within = self._pools[split].names, self.ways[split].low, self._within
         members: dict[str, list[int]] = {} if within is not None else {"": list(range(len(names)))}
         for number, name in enumerate(names if within is not None else ()):
             if within is None or name not in within:
@@ -273,6 +271,14 @@ class ClassTasks(TaskSource):
         return domains
 
 
+ClassOptions = Annotated[
+    Any,
+    OptionsOf(ClassTasks, without=("examples", "classes", "within", "augment", "name", "preprocessor", "left_out")),
+]
+"""Arguments of `ClassTasks` that factories pass on: ways, shots, queries, train_ways, train_queries, imbalance,
+label_noise, on_too_few and seed."""
+
+
 def _one_hot(labels: np.ndarray, ways: int) -> Tensor:
-    """Class ids (..., n), known to be right, as one-hot rows (..., n, ways)."""
+    """Valid class ids (..., n) as one-hot rows (..., n, ways)."""
     return torch.nn.functional.one_hot(torch.from_numpy(labels), ways).to(torch.float32)

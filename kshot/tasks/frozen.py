@@ -1,11 +1,11 @@
-"""Tasks frozen to a file, so that others score the very same ones; and the source that reads them back."""
+"""Tasks frozen to a file, so that others can evaluate on exactly the same tasks, and the source that reads them."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -16,27 +16,27 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from kshot import objectives
-from kshot.tasks.source import TaskSource, hash_into
+from kshot.tasks.source import StackedSource, TaskSource, hash_into
 from kshot.types import SPLITS, Batch, Split, Task, Tree, tree_leaves, tree_map, unstack
 
 FORMAT = "kshot episodes 1"
 CHUNK = 16
-"""Tasks drawn, hashed or checked at once."""
+"""Number of tasks drawn, hashed or checked at once."""
 
 
 def freeze(source: TaskSource, path: Path | str, *, split: Split = "test", tasks: int = 600) -> str:
-    """Write the first tasks of a split to one safetensors file, whose header says what they are.
+    """Write the first tasks of a split to one safetensors file with a descriptive header.
 
-    It needs as much memory as the file takes: 150 MB for 600 tasks of Omniglot, 5-way 1-shot with 15 queries.
+    Needs as much memory as the file: 150 MB for 600 tasks of Omniglot, 5-way 1-shot with 15 queries.
 
     Args:
-        source: where the tasks come from; its objective is one of `kshot.objectives`.
-        path: the file to write, which does not exist yet.
-        split: which tasks.
-        tasks: how many, from task 0.
+        source: its objective is one of `kshot.objectives`.
+        path: the file to write, which must not exist.
+        split: train, val or test.
+        tasks: number of tasks, from task 0.
 
     Returns:
-        The content hash of the tasks, the one that `kshot.evaluate` gives for the same tasks.
+        The content hash of the tasks, equal to that of `kshot.evaluate` on the same tasks.
 
     Raises:
         ValueError: fewer than one task, an unknown split, a file that exists or cannot be written, an objective without
@@ -58,6 +58,7 @@ def freeze(source: TaskSource, path: Path | str, *, split: Split = "test", tasks
     if path.exists():
         raise ValueError(f"{path} exists and is never written over; choose another file")
     objective = objectives.name_of(source.objective)
+    objectives.from_name(objective)  # refuses what `episodes` cannot find again
     digest = hashlib.sha256()
     frozen: Task | None = None
     for start in range(0, tasks, CHUNK):
@@ -93,52 +94,57 @@ def freeze(source: TaskSource, path: Path | str, *, split: Split = "test", tasks
     return digest.hexdigest()
 
 
-class Episodes(TaskSource):
-    """Tasks that `freeze` wrote to files, checked against their hash.
+def episodes(path: Path | str | Sequence[Path | str]) -> Episodes:
+    """Read tasks that `freeze` wrote, and check them against their hash.
 
-    Training tasks start again after the last one; for val and test, asking for more tasks than there are is an error.
+    Training tasks repeat after the last one; reading beyond the last val or test task is an error.
 
     Args:
-        path: a file, or several with a split each.
+        path: a file, or several files of different splits.
+
+    Raises:
+        ValueError: a file is missing, truncated, damaged or not a file of episodes, its tasks are not those that were
+            frozen, or two files hold the same split or different objectives.
+    """
+    paths = [path] if isinstance(path, (str, Path)) else list(path)
+    if not paths:
+        raise ValueError("give at least one file of episodes, which `kshot data freeze` writes")
+    files: dict[Split, Path] = {}
+    headers: dict[Split, dict[str, Any]] = {}
+    for file in map(Path, paths):
+        header = _header(file)
+        split = header["split"]
+        if split in files:
+            raise ValueError(f"{file} holds {split} tasks, and so does {files[split]}; give one of them")
+        files[split], headers[split] = file, header
+    names = {header["objective"] for header in headers.values()}
+    if len(names) > 1:
+        raise ValueError(f"the files' objectives differ: {', '.join(sorted(names))}; all tasks must share one")
+    source = Episodes(files, headers)
+    for split in files:
+        source.verify(split)
+    return source
+
+
+class Episodes(StackedSource):
+    """Tasks of `episodes`.
 
     Attributes:
         seed: of the source that was frozen.
-        files: for each split its file's header: `tasks`, `sha256`, `source` and more.
-
-    Raises:
-        ValueError: a file that is missing, cut short or damaged, is no file of episodes, or whose tasks are not those
-            that were frozen; two files of one split, or of other objectives.
+        paths: the file of each split.
+        files: the header of each file: `tasks`, `sha256`, `source` and more.
     """
 
-    def __init__(self, path: Path | str | Sequence[Path | str]) -> None:
-        paths = [path] if isinstance(path, (str, Path)) else list(path)
-        if not paths:
-            raise ValueError("give at least one file of episodes, which `kshot data freeze` writes")
-        self._paths: dict[Split, Path] = {}
-        self.files: dict[Split, dict[str, Any]] = {}
-        for file in map(Path, paths):
-            about = _header(file)
-            split = about["split"]
-            if split in self._paths:
-                raise ValueError(f"{file} holds {split} tasks, and so does {self._paths[split]}; give one of them")
-            self._paths[split], self.files[split] = file, about
-            self._verify(split)
-        names = {about["objective"] for about in self.files.values()}
-        if len(names) > 1:
-            raise ValueError(
-                f"the files' objectives differ: {', '.join(sorted(names))}; they are not tasks of one kind"
-            )
-        self.objective = objectives.named(names.pop())
-        self.seed = next(iter(self.files.values()))["seed"]
-
-    def task(self, split: Split, index: int) -> Task:
-        return tree_map(lambda leaf: leaf[0], self.stack(split, [index]))
+    def __init__(self, paths: Mapping[Split, Path], files: Mapping[Split, dict[str, Any]]) -> None:
+        self.paths, self.files = paths, files
+        first = next(iter(files.values()))
+        self.objective, self.seed = objectives.from_name(first["objective"]), first["seed"]
 
     def stack(self, split: Split, indices: Sequence[int]) -> Task:
         if split not in self.files:
             raise ValueError(f"there are no frozen {split} tasks, only {', '.join(self.files)}; give a file of them")
-        about, path = self.files[split], self._paths[split]
-        count = about["tasks"]
+        header, path = self.files[split], self.paths[split]
+        count = header["tasks"]
         if split != "train" and max(indices, default=0) >= count:
             raise ValueError(
                 f"{path} holds {count} {split} tasks, 0 … {count - 1}; task {max(indices)} was asked for: ask for fewer"
@@ -150,36 +156,45 @@ class Episodes(TaskSource):
                 return torch.cat([piece[index % count : index % count + 1] for index in indices])
 
             batches = [
-                Batch(*(_built(about["layout"][part][field], rows) for field in Batch._fields)) for part in Task._fields
+                Batch(*(_built(header["layout"][part][field], rows) for field in Batch._fields))
+                for part in Task._fields
             ]
         return Task(*batches)
+
+    def with_shots(self, shots: int) -> Episodes:
+        """Itself if the frozen tasks have at least `shots` support examples: frozen tasks do not change."""
+        frozen = self.describe().get("shots", 0)
+        most = frozen[-1] if isinstance(frozen, list) else frozen
+        if most < shots:
+            raise ValueError(f"the frozen tasks have {most} shots, fewer than {shots}; freeze tasks with more")
+        return self
+
+    def num_tasks(self, split: Split) -> int | None:
+        return self.files[split]["tasks"] if split in self.files else None
+
+    def verify(self, split: Split) -> None:
+        """Raise ValueError if the tasks of a split do not have the hash of the file's header."""
+        digest, header = hashlib.sha256(), self.files[split]
+        for start in range(0, header["tasks"], CHUNK):
+            for task in unstack(self.stack(split, range(start, min(start + CHUNK, header["tasks"])))):
+                hash_into(digest, task)
+        if digest.hexdigest() != header["sha256"]:
+            raise ValueError(
+                f"{self.paths[split]} is damaged: its tasks hash to {digest.hexdigest()[:16]}…, and its header says "
+                f"{header['sha256'][:16]}…; get it again"
+            )
 
     def describe(self) -> dict[str, Any]:
         first = next(iter(self.files.values()))["source"]
         frozen = {
-            split: {"file": self._paths[split].name, "tasks": about["tasks"], "sha256": about["sha256"]}
-            for split, about in self.files.items()
+            split: {"file": self.paths[split].name, "tasks": header["tasks"], "sha256": header["sha256"]}
+            for split, header in self.files.items()
         }
         return first | {"source": f"episodes of {first.get('source', 'a source')}", "seed": self.seed, "frozen": frozen}
 
-    def _verify(self, split: Split) -> None:
-        about, path = self.files[split], self._paths[split]
-        digest = hashlib.sha256()
-        for start in range(0, about["tasks"], CHUNK):
-            for task in unstack(self.stack(split, range(start, min(start + CHUNK, about["tasks"])))):
-                hash_into(digest, task)
-        if digest.hexdigest() != about["sha256"]:
-            raise ValueError(
-                f"{path} is damaged: its tasks hash to {digest.hexdigest()[:16]}…, and its header says "
-                f"{about['sha256'][:16]}…; get it again"
-            )
-
-
-episodes = Episodes  # sources are made by lower-case names throughout
-
 
 def _named(tree: Tree, name: str, leaves: dict[str, Tensor]) -> Any:
-    """The layout of a tree in JSON, each tensor as its name; `leaves` takes the tensors."""
+    """The layout of a tree as JSON, with names for tensors, which are added to `leaves`."""
     if isinstance(tree, Tensor):
         leaves[name] = tree.contiguous()
         return name
@@ -200,7 +215,7 @@ def _built(layout: Any, tensor: Callable[[str], Tensor]) -> Tree:
 
 
 def _header(path: Path) -> dict[str, Any]:
-    """What `freeze` wrote of the tasks in a file, checked."""
+    """The header of a file of episodes, checked."""
     if not path.is_file():
         raise ValueError(f"there is no file {path}")
     try:
@@ -218,8 +233,8 @@ def _header(path: Path) -> dict[str, Any]:
         kinds = {"tasks": int, "sha256": str, "objective": str, "seed": int, "source": dict}
         wrong = [key for key, kind in kinds.items() if not isinstance(about[key], kind)]
         if wrong or about["split"] not in SPLITS:
-            raise ValueError(f"its {(wrong or ['split'])[0]} makes no sense")
-        objectives.named(about["objective"])
+            raise ValueError(f"its {(wrong or ['split'])[0]} is missing or invalid")
+        objectives.from_name(about["objective"])
         names: list[str] = []
 
         def listed(name: str) -> Tensor:

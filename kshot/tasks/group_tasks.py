@@ -11,51 +11,52 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
+from kshot.annotations import Size
 from kshot.data.dataset import Dataset
 from kshot.objectives import Objective
-from kshot.tasks.pool import OnTooFew, Pool, Rows, check_apart, large_enough
-from kshot.tasks.sampling import Range, Size, distinct
-from kshot.tasks.source import TaskSource, generator
-from kshot.types import SPLITS, Batch, Split, Task, tree_map
+from kshot.tasks.pool import OnTooFew, PooledSource, Rows
+from kshot.tasks.preprocessor import Preprocessor
+from kshot.tasks.sampling import distinct
+from kshot.tasks.source import generator, if_any
+from kshot.types import Batch, Split, Task
 
 Order = Literal["random", "given"]
 
 
-class GroupTasks(TaskSource):
-    r"""Predict for a group from `shots` of its examples; a task is a draw of a group and of its examples.
+class GroupTasks(PooledSource):
+    r"""Predict for a group from `shots` of its examples; a task is a random group and some of its examples.
 
-    All groups of the split are equally likely. With `order="random"` any `shots + queries` different examples of the
-    group are. With `order="given"` they are a run of neighbours in the group's own order, each run equally likely, and
-    the support comes before the query: where the order is time, nothing of the future is known.
+    All groups of a split are equally likely. With `order="random"`, `shots + queries` distinct examples of the group
+    are drawn uniformly. With `order="given"` they are consecutive in the order of the group, each start equally likely,
+    and the support precedes the query: if the order is time, the support holds nothing of the future.
 
-    Inputs and targets are what the examples give, (shots, ...) in the support and (queries, ...) in the query. Both
-    sizes may be ranges, drawn anew for each task; a smaller set ends in padding, which repeats its first row with
-    weight 0.
+    Inputs and targets are those of the examples, (shots, ...) in the support and (queries, ...) in the query. Both
+    sizes may be ranges, drawn for each task; smaller sets are padded with copies of their first row of weight 0.
 
     Args:
-        examples: `take(rows)` gives (inputs, targets); all of all splits.
-        groups: for each split, the group names, and for each name the rows of its examples, in the group's order. A
-            group stands in one split only.
-        objective: what the tasks ask.
-        shots: support examples.
-        queries: query examples.
-        train_queries: query examples in training tasks, as many as `queries` by default.
+        examples: `take(rows)` returns (inputs, targets); of all splits.
+        groups: group names of each split, with the rows of their examples in the order of the group. Splits share no
+            group.
+        objective: loss and metrics of the tasks.
+        shots: number of support examples.
+        queries: number of query examples.
+        train_queries: number of query examples in training tasks, `queries` by default.
         order: "random" or "given".
-        gap: examples left out between support and query, with `order="given"`: for those that overlap in time.
-        on_too_few: what becomes of a group with fewer than `shots + queries` examples (the most of a range): "error";
-            "drop" leaves it out; "shrink" takes fewer queries, then fewer shots within the range, and leaves it out
-            where even that fails.
-        seed: names the sequence of tasks.
-        name: what a report calls the source.
+        gap: examples left out between support and query with `order="given"`, for examples that overlap in time.
+        on_too_few: treatment of a group with fewer than `shots + queries` examples, as in `ClassTasks`.
+        seed: random seed of task sampling.
+        name: of the source, for reports and messages.
+        preprocessor: of the files that the examples were read from.
+        left_out: what was left out of the data already: reason to count.
 
     Attributes:
-        examples: what the rows point at.
-        group_names: for each split its group names.
+        examples: the dataset that rows refer to.
+        group_names: of each split.
         dropped: what was left out: reason to count.
 
     Raises:
-        ValueError: sizes out of bounds, an objective for tasks with classes of their own, a group with too few
-            examples, a split without groups, an example or group that stands in two splits.
+        ValueError: sizes out of bounds, an objective for tasks with their own classes, a group with too few examples, a
+            split without groups, an example or group in two splits.
 
     Example:
         >>> from kshot import objectives
@@ -67,6 +68,8 @@ class GroupTasks(TaskSource):
         >>> task.support.targets[:, 0].diff(), task.query.targets[0] - task.support.targets[-1]
         (tensor([1., 1.]), tensor([1.]))
     """
+
+    member = "group"
 
     def __init__(
         self,
@@ -82,37 +85,34 @@ class GroupTasks(TaskSource):
         on_too_few: OnTooFew = "error",
         seed: int = 0,
         name: str = "groups",
+        preprocessor: Preprocessor | None = None,
+        left_out: Mapping[str, int] | None = None,
     ) -> None:
-        self.shots = Range.of(shots, "shots", 1)
-        asked = Range.of(queries, "queries", 1)
-        train = asked if train_queries is None else Range.of(train_queries, "train_queries", 1)
-        self.queries = dict.fromkeys(SPLITS, asked) | {"train": train}
         if objective.task_specific_classes:
             raise ValueError(
-                "a task that is a group has the same classes as the other groups: its objective is "
-                "objectives.shared_classification, not classification"
+                "all tasks of groups have the same classes: their objective is objectives.shared_classification, not "
+                "classification"
             )
         if order not in ("random", "given"):
             raise ValueError(f"order must be random or given, got {order!r}")
         if gap < 0 or (gap and order != "given"):
             raise ValueError(f"gap must be at least 0, and needs order given; got {gap}, order {order}")
-        self.examples, self.objective, self.order, self.on_too_few = examples, objective, order, on_too_few
-        self.seed, self.name, self.gap = seed, name, gap
-        pools = {split: Pool(own, f"{name}: group") for split, own in groups.items()}
-        check_apart(pools, len(examples), name, "group")
-        self._pools, self.dropped = large_enough(pools, self.shots, self.queries, on_too_few, name, "group", gap)
+        self.objective, self.order = objective, order
+        super().__init__(
+            examples, groups, shots=shots, queries=queries, train_queries=train_queries, on_too_few=on_too_few,
+            seed=seed, name=name, preprocessor=preprocessor, left_out=left_out, gap=gap,
+        )  # fmt: skip
+
+    def _check_pools(self) -> None:
         for split, pool in self._pools.items():
             if not len(pool):
                 left_out = f"; left out were {'; '.join(self.dropped)}" if self.dropped else ""
-                raise ValueError(f"{name}: the {split} split has no groups{left_out}")
+                raise ValueError(f"{self.name}: the {split} split has no groups{left_out}")
         self.group_names = {split: pool.names for split, pool in self._pools.items()}
 
     def groups(self, split: Split) -> dict[str, np.ndarray]:
-        """The groups of a split: name to the rows of its examples."""
+        """Group names of a split with the rows of their examples."""
         return dict(self._pool(split).items())
-
-    def task(self, split: Split, index: int) -> Task:
-        return tree_map(lambda leaf: leaf[0], self.stack(split, [index]))
 
     def stack(self, split: Split, indices: Sequence[int]) -> Task:
         pool, S, Q = self._pool(split), self.shots.high, self.queries[split].high
@@ -124,28 +124,27 @@ class GroupTasks(TaskSource):
         taken_T = np.minimum(shots_T + self.queries[split].at(of_queries), sizes_T)
         if self.order == "given":
             start_T = (of_start * (sizes_T - taken_T + 1)).astype(np.int64)
-            places_TK = start_T[:, None] + np.arange(S + Q)
+            positions_TK = start_T[:, None] + np.arange(S + Q)
         else:
-            places_TK = distinct(draws[:, 4:].reshape(-1, 2, S + Q), sizes_T, taken_T)
+            positions_TK = distinct(draws[:, 4:].reshape(-1, 2, S + Q), sizes_T, taken_T)
         batches = []
         for first_T, end_T, most, skip in ((np.zeros_like(shots_T), shots_T, S, 0), (shots_T, taken_T, Q, self.gap)):
-            own = first_T[:, None] + np.arange(most)
-            real = own < end_T[:, None]
-            places = np.take_along_axis(places_TK, np.where(real, own, first_T[:, None]), 1)
-            inputs, targets = self.examples.take(pool.flat[pool.starts[group_T][:, None] + places + skip])
+            columns = first_T[:, None] + np.arange(most)
+            real = columns < end_T[:, None]
+            positions = np.take_along_axis(positions_TK, np.where(real, columns, first_T[:, None]), 1)
+            inputs, targets = self.examples.take(pool.flat[pool.starts[group_T][:, None] + positions + skip])
             batches.append(Batch(inputs, targets, torch.from_numpy(real.astype(np.float32))))
         return Task(*batches)
 
     def pretraining_batch(self, step: int, size: int) -> Batch:
         """`size` random examples of all training groups."""
-        inputs, targets = self.examples.take(self.pretraining_rows(step, size))
+        inputs, targets = self.examples.take(self._pretraining_rows(step, size))
         return Batch(inputs, targets, torch.ones(size))
 
-    def pretraining_rows(self, step: int, size: int) -> np.ndarray:
-        """Which examples those are."""
-        pool = self._pool("train")
-        random = np.random.default_rng([self.seed, len(SPLITS), step])  # no split's number: other draws than any task's
-        return pool.flat[random.integers(len(pool.flat), size=size)]
+    def ordered_targets(self, split: Split) -> list[np.ndarray]:
+        """Targets of the first 500 rows of the first 100 groups."""
+        rows = list(self.members(split).values())[:100]
+        return [np.asarray(self.examples.take(np.sort(of_group)[:500])[1]) for of_group in rows]
 
     def describe(self) -> dict[str, Any]:
         return {
@@ -156,11 +155,9 @@ class GroupTasks(TaskSource):
             "order": self.order,
             "seed": self.seed,
             "groups": {split: len(names) for split, names in self.group_names.items()},
-            **(self.encoding.describe() if self.encoding else {}),
-            **({"dropped": self.dropped} if self.dropped else {}),
+            **(self.preprocessor.describe() if self.preprocessor else {}),
+            **if_any(dropped=self.dropped),
         }
 
-    def _pool(self, split: Split) -> Pool:
-        if split not in self._pools:
-            raise ValueError(f"{self.name} has no {split!r} split, only {', '.join(self._pools)}; give it groups there")
-        return self._pools[split]
+    def _pretraining_rows(self, step: int, size: int) -> np.ndarray:
+        return self._pool("train").flat[self._pretraining_positions(step, size)[0]]

@@ -1,124 +1,177 @@
-"""The classes or groups of a split, and the rows of each."""
+"""The classes or groups of a split with the rows of their examples, and the base of sources that draw from them."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Literal, get_args
+from copy import copy
+from typing import Literal, Self, get_args
 
 import numpy as np
 
-from kshot.tasks.sampling import Range
-from kshot.types import Split
+from kshot.annotations import Size
+from kshot.data.dataset import Dataset
+from kshot.tasks.preprocessor import Preprocessor
+from kshot.tasks.sampling import Range, by_split
+from kshot.tasks.source import StackedSource
+from kshot.types import SPLITS, Split
 
 Rows = Sequence[int] | np.ndarray
 """Row numbers of examples, int (k,)."""
 
 OnTooFew = Literal["error", "drop", "shrink"]
-"""What becomes of a class or group with too few examples: an error, left out, or used with fewer of them."""
+"""Treatment of a class or group with too few examples: raise an error, leave it out, or use it with fewer examples."""
 
 
 class Pool:
-    """The rows of all classes (or groups) of a split end to end: number c has `flat[starts[c] : starts[c] + sizes[c]]`.
+    """The rows of all classes or groups of a split: member c has `flat[starts[c] : starts[c] + sizes[c]]`.
 
     Args:
         members: name to rows.
-        where: the source and the kind of member, for errors.
+        where: source and kind of member, for messages.
 
     Raises:
-        ValueError: rows that are no vector of integers.
+        ValueError: rows that are not a vector of integers.
     """
 
     def __init__(self, members: Mapping[str, Rows], where: str) -> None:
-        rows = {name: np.asarray(rows) for name, rows in members.items()}
-        for name, own in rows.items():
-            if own.ndim != 1 or (own.size and own.dtype.kind not in "iu"):
-                raise ValueError(f"{where} {name!r}: the rows must be integers (k,), got {own.dtype} {own.shape}")
-        self.names = tuple(rows)
-        self.flat = np.concatenate([*rows.values(), []]).astype(np.int64)
-        self.sizes = np.array([len(own) for own in rows.values()], np.int64)
+        arrays = {name: np.asarray(rows) for name, rows in members.items()}
+        for name, rows in arrays.items():
+            if rows.ndim != 1 or (rows.size and rows.dtype.kind not in "iu"):
+                raise ValueError(f"{where} {name!r}: the rows must be integers (k,), got {rows.dtype} {rows.shape}")
+        self.names = tuple(arrays)
+        self.flat = np.concatenate([*arrays.values(), []]).astype(np.int64)
+        self.sizes = np.array([len(rows) for rows in arrays.values()], np.int64)
         self.starts = self.sizes.cumsum() - self.sizes
 
     def __len__(self) -> int:
         return len(self.names)
 
     def items(self) -> Iterator[tuple[str, np.ndarray]]:
-        """Name and rows of each."""
+        """Name and rows of each member."""
         return zip(self.names, np.split(self.flat, self.starts[1:]))
 
-    def without(self, left_out: np.ndarray) -> Pool:
+    def without(self, mask: np.ndarray) -> Pool:
         """The pool without the members of a mask (len,)."""
-        kept = Pool({}, "")
-        kept.names = tuple(name for name, out in zip(self.names, left_out.tolist()) if not out)
-        kept.flat = self.flat[np.repeat(~left_out, self.sizes)]
-        kept.sizes = self.sizes[~left_out]
-        kept.starts = kept.sizes.cumsum() - kept.sizes
-        return kept
+        pool = Pool({}, "")
+        pool.names = tuple(name for name, left_out in zip(self.names, mask.tolist()) if not left_out)
+        pool.flat = self.flat[np.repeat(~mask, self.sizes)]
+        pool.sizes = self.sizes[~mask]
+        pool.starts = pool.sizes.cumsum() - pool.sizes
+        return pool
 
-    def member_of(self, places: np.ndarray) -> np.ndarray:
-        """The number of the member that each place in `flat` belongs to."""
-        return self.starts.searchsorted(places, side="right") - 1
+    def member_of(self, positions: np.ndarray) -> np.ndarray:
+        """The number of the member that each position in `flat` belongs to."""
+        return self.starts.searchsorted(positions, side="right") - 1
 
 
-def check_apart(pools: Mapping[Split, Pool], num_rows: int, where: str, kind: str) -> None:
-    """No row and no name stands in two splits, no row stands twice, and all rows exist.
+class PooledSource(StackedSource):
+    """The common part of `ClassTasks` and `GroupTasks`, where the arguments are documented."""
+
+    def __init__(
+        self,
+        examples: Dataset,
+        members: Mapping[Split, Mapping[str, Rows]],
+        *,
+        shots: Size,
+        queries: Size,
+        train_queries: Size | None,
+        on_too_few: OnTooFew,
+        seed: int,
+        name: str,
+        preprocessor: Preprocessor | None,
+        left_out: Mapping[str, int] | None,
+        gap: int = 0,
+    ) -> None:
+        self.queries = by_split(queries, train_queries, "queries")
+        self.examples, self.on_too_few, self.seed, self.name, self.gap = examples, on_too_few, seed, name, gap
+        self.preprocessor, self._left_out = preprocessor, dict(left_out or {})
+        self._all_pools = {split: Pool(rows, f"{name}: {self.member}") for split, rows in members.items()}
+        check_disjoint(self._all_pools, len(examples), name, self.member)
+        self._set_shots(Range.of(shots, "shots", 1))
+
+    def _set_shots(self, shots: Range) -> None:
+        """Set the number of shots, and select the members that are large enough for it."""
+        self.shots = shots
+        self._pools, self.dropped = self._large_enough()
+        self._check_pools()
+        self.dropped |= self._left_out
+
+    def _check_pools(self) -> None:
+        """Check that the selected members suffice for a task."""
+
+    def with_shots(self, shots: int) -> Self:
+        other = copy(self)
+        other._set_shots(Range.of(shots, "shots", 1))
+        return other
+
+    def members(self, split: Split) -> dict[str, np.ndarray]:
+        return dict(self._pools[split].items()) if split in self._pools else {}
+
+    def _pool(self, split: Split) -> Pool:
+        if split not in self._pools:
+            members = plural(self.member)
+            raise ValueError(
+                f"{self.name} has no {split!r} split, only {', '.join(self._pools)}; give it {members} there"
+            )
+        return self._pools[split]
+
+    def _pretraining_positions(self, step: int, size: int) -> tuple[np.ndarray, np.random.Generator]:
+        """Random positions in the training pool, from a generator that no task uses."""
+        random = np.random.default_rng([self.seed, len(SPLITS), step])
+        return random.integers(len(self._pool("train").flat), size=size), random
+
+    def _large_enough(self) -> tuple[dict[Split, Pool], dict[str, int]]:
+        """The pools without the members that are too small for a task, and what was left out: reason to count.
+
+        Raises:
+            ValueError: a member is too small, and `on_too_few` is "error".
+        """
+        if self.on_too_few not in get_args(OnTooFew):
+            raise ValueError(f"on_too_few must be one of {', '.join(get_args(OnTooFew))}, got {self.on_too_few!r}")
+        pools, dropped, shots = dict(self._all_pools), {}, self.shots
+        for split, pool in pools.items():
+            queries = self.queries[split].high
+            needed = self.gap + (shots.low + 1 if self.on_too_few == "shrink" else shots.high + queries)
+            short = pool.sizes < needed
+            if not short.any():
+                continue
+            if self.on_too_few == "error":
+                first = int(short.argmax())
+                sizes = f"{shots.high} shots + {queries} queries" + (f" + a gap of {self.gap}" if self.gap else "")
+                raise ValueError(
+                    f"{self.name}: {self.member} {pool.names[first]!r} in {split} has {pool.sizes[first]} examples, "
+                    f"but {sizes} need {needed}; lower shots or queries, or set on_too_few to drop or shrink "
+                    f"{plural(self.member)} that are too small ({short.sum()} in {split})"
+                )
+            pools[split] = pool.without(short)
+            dropped[f"{plural(self.member)} in {split} with fewer than {needed} examples"] = int(short.sum())
+        return pools, dropped
+
+
+def check_disjoint(pools: Mapping[Split, Pool], num_rows: int, where: str, kind: str) -> None:
+    """Check that all rows exist, and that no row occurs twice and no name in two splits.
 
     Raises:
-        ValueError: one does; `where` is the source and `kind` what its members are, for the sentence.
+        ValueError: one does; `where` is the source and `kind` what its members are, for the message.
     """
-    owner = np.full(num_rows, -1, np.int8)  # the split each row stands in
-    home: dict[str, Split] = {}
+    splits_of_rows = np.full(num_rows, -1, np.int8)
+    split_of_name: dict[str, Split] = {}
     for number, (split, pool) in enumerate(pools.items()):
         if len(pool.flat) and (pool.flat.min() < 0 or pool.flat.max() >= num_rows):
             raise ValueError(
                 f"{where}: {split} points at rows {pool.flat.min()} … {pool.flat.max()}, but there are rows "
                 f"0 … {num_rows - 1}"
             )
-        twice = np.flatnonzero(np.bincount(pool.flat, minlength=num_rows) > 1)
-        if len(twice):
-            raise ValueError(f"{where}: row {twice[0]} stands twice in {split}; list each once, in one {kind}")
-        leaked = np.flatnonzero(owner[pool.flat] >= 0)
-        again = [name for name in pool.names if name in home]
-        if len(leaked) or again:
-            what = f"{kind} {again[0]!r}" if again else f"row {pool.flat[leaked[0]]}"
+        repeated = np.flatnonzero(np.bincount(pool.flat, minlength=num_rows) > 1)
+        if len(repeated):
+            raise ValueError(f"{where}: row {repeated[0]} is listed twice in {split}; list each once, in one {kind}")
+        leaked = np.flatnonzero(splits_of_rows[pool.flat] >= 0)
+        names = [name for name in pool.names if name in split_of_name]
+        if len(leaked) or names:
+            what = f"{kind} {names[0]!r}" if names else f"row {pool.flat[leaked[0]]}"
             raise ValueError(f"{where}: {what} is in {split} and in another split; keep it in one of them")
-        owner[pool.flat] = number
-        home.update(dict.fromkeys(pool.names, split))
-
-
-def large_enough(
-    pools: Mapping[Split, Pool],
-    shots: Range,
-    queries: Mapping[Split, Range],
-    on_too_few: OnTooFew,
-    where: str,
-    kind: str,
-    gap: int = 0,
-) -> tuple[dict[Split, Pool], dict[str, int]]:
-    """The pools without the members that are too small for a task, and what was left out: reason to count.
-
-    Raises:
-        ValueError: a member that is too small where `small` is "error".
-    """
-    if on_too_few not in get_args(OnTooFew):
-        raise ValueError(f"on_too_few must be one of {', '.join(get_args(OnTooFew))}, got {on_too_few!r}")
-    kept, dropped = dict(pools), {}
-    for split, pool in pools.items():
-        most = queries[split].high
-        needed = gap + (shots.low + 1 if on_too_few == "shrink" else shots.high + most)
-        short = pool.sizes < needed
-        if not short.any():
-            continue
-        if on_too_few == "error":
-            first = int(short.argmax())
-            asked = f"{shots.high} shots + {most} queries" + (f" + a gap of {gap}" if gap else "")
-            raise ValueError(
-                f"{where}: {kind} {pool.names[first]!r} in {split} has {pool.sizes[first]} examples, but {asked} need "
-                f"{needed}; lower shots or queries, or say what becomes of any this small "
-                f"({short.sum()} in {split}) with on_too_few: drop, or on_too_few: shrink"
-            )
-        kept[split] = pool.without(short)
-        dropped[f"{plural(kind)} in {split} with fewer than {needed} examples"] = int(short.sum())
-    return kept, dropped
+        splits_of_rows[pool.flat] = number
+        split_of_name.update(dict.fromkeys(pool.names, split))
 
 
 def plural(kind: str) -> str:

@@ -1,25 +1,13 @@
-"""What a run keeps of its data, so that `kshot adapt` and `predict` read a user's files without the training data."""
+"""The interface of preprocessors: what a run keeps of its data, to read a user's files without the training data."""
 
 from __future__ import annotations
 
-from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from torch import Tensor
 
 from kshot.types import Tree
-
-if TYPE_CHECKING:
-    from kshot.sources.corpus import CorpusEncoding
-
-KINDS = {
-    "table": "kshot.sources.table:TableEncoding",
-    "series": "kshot.sources.series:SeriesEncoding",
-    "ratings": "kshot.sources.ratings.preprocessor:RatingEncoding",
-    "text": "kshot.sources.text:TextEncoding",
-    "corpus": "kshot.sources.corpus:CorpusEncoding",
-}
 
 
 class Support(NamedTuple):
@@ -28,7 +16,7 @@ class Support(NamedTuple):
     Attributes:
         inputs: leaves (n, ...).
         targets: (n, ...), or the n class names where each task has classes of its own.
-        kept: what predicting needs of it, for JSON.
+        kept: what prediction needs to know about this support set; JSON.
     """
 
     inputs: Tree
@@ -36,31 +24,25 @@ class Support(NamedTuple):
     kept: dict[str, Any]
 
 
-class Encoding(Protocol):
-    """How files become inputs and targets, and predictions become figures in the data's own units."""
+class Preprocessor(Protocol):
+    """Fitted on training data: turns files into inputs and targets, and predictions into the data's units."""
 
     def support(self, path: Path) -> Support:
-        """A support set from a file; `ValueError` says what is wrong with it."""
+        """Read a support set; raises ValueError if the file is unusable."""
         ...
 
     def inputs(self, path: Path, kept: dict[str, Any]) -> Tree:
-        """Inputs (n, ...) to predict for from a file."""
+        """Read the inputs (n, ...) to predict for."""
         ...
 
     def answers(self, prediction: Tensor, kept: dict[str, Any]) -> dict[str, list[Any]]:
-        """A prediction (n, ...) for a person: the columns of a table."""
+        """Convert a prediction (n, ...) into the columns of a table."""
         ...
 
     def describe(self) -> dict[str, Any]:
-        """How inputs and targets are encoded, for a report."""
+        """Describe how inputs and targets are encoded, for a report."""
         ...
 
     def to_json(self) -> dict[str, Any]:
-        """All of it; its "kind" is a key of `KINDS`."""
+        """Everything needed to rebuild it; see `kshot.sources.preprocessors`."""
         ...
-
-
-def from_json(data: dict[str, Any]) -> Encoding | CorpusEncoding:
-    """The encoding that a run kept."""
-    module, name = KINDS[data["kind"]].split(":")
-    return getattr(import_module(module), name).from_json(data)

@@ -1,4 +1,4 @@
-"""Who reads which split of a source, and when."""
+"""A log of which splits of a source are read, and in which phase of a run."""
 
 from __future__ import annotations
 
@@ -13,23 +13,21 @@ from kshot.tasks.source import TaskSource
 from kshot.types import Batch, Split, Task, Tree
 
 EVALUATION = "evaluation"
-"""The phase in which `kshot.evaluate` reads, where no other has begun before."""
+"""The phase of reads by `kshot.evaluate`, unless another phase encloses it."""
+
+Note = Callable[[str, Split], object]
 
 
-class Watched(TaskSource):
-    """A source that notes which splits are read, and in which phase of the work.
+def watched(source: TaskSource, note: Note | None = None, before: Iterable[tuple[str, Split]] = ()) -> Watched:
+    """Log which splits of a source are read, and in which phase.
 
-    `fit`, `run_until` and `evaluate` say what they are doing; what is read while nobody says so is noted under the
-    phase "". A phase within a phase counts as the outer one: an evaluation that a decision asks for is a decision's.
+    `fit`, `run_until` and `evaluate` declare their phase; other reads are logged under the phase "". A nested phase
+    counts as the outer one: an evaluation within a decision is a read of the decision.
 
     Args:
-        source: any.
-        note: called as `note(phase, split)` when a phase reads a split for the first time, so that a log that outlives
-            the process can keep it.
-        before: phases and splits that were noted earlier, by an interrupted run.
-
-    Attributes:
-        reads: (phase, split) to the number of tasks read.
+        source: any source.
+        note: called as `note(phase, split)` at the first read of a split in a phase, so that a log can be persisted.
+        before: phases and splits that an interrupted run has logged already.
 
     Example:
         >>> from kshot.sources.functions import sinusoids
@@ -39,20 +37,25 @@ class Watched(TaskSource):
         >>> dict(source.reads)
         {('tuning', 'val'): 1}
     """
+    return Watched(source, note, before)
 
-    def __init__(
-        self,
-        source: TaskSource,
-        note: Callable[[str, Split], object] | None = None,
-        before: Iterable[tuple[str, Split]] = (),
-    ) -> None:
-        self.source, self.objective, self.seed, self.encoding = source, source.objective, source.seed, source.encoding
+
+class Watched(TaskSource):
+    """A source whose reads are logged; see `watched`.
+
+    Attributes:
+        reads: (phase, split) to the number of tasks read.
+    """
+
+    def __init__(self, source: TaskSource, note: Note | None, before: Iterable[tuple[str, Split]]) -> None:
+        self.source, self.objective, self.seed = source, source.objective, source.seed
+        self.preprocessor = source.preprocessor
         self.reads: Counter[tuple[str, Split]] = Counter(dict.fromkeys(before, 1))
         self._note, self._phase = note, ""
 
     @contextmanager
     def during(self, phase: str) -> Iterator[None]:
-        """What is read inside is read in this phase, unless an outer one has begun."""
+        """A context whose reads are logged under a phase, unless an outer phase encloses it."""
         outer = self._phase
         self._phase = outer or phase
         try:
@@ -61,36 +64,37 @@ class Watched(TaskSource):
             self._phase = outer
 
     def task(self, split: Split, index: int) -> Task:
-        self._read(split, 1)
+        self._log(split, 1)
         return self.source.task(split, index)
 
     def stack(self, split: Split, indices: Sequence[int]) -> Task:
-        self._read(split, len(indices))
+        self._log(split, len(indices))
         return self.source.stack(split, indices)
 
     def pretraining_batch(self, step: int, size: int) -> Batch:
-        self._read("train", 1)
+        self._log("train", 1)
         return self.source.pretraining_batch(step, size)
 
-    def outsiders(self, split: Split, index: int, count: int) -> Tree:
-        self._read(split, 1)
-        return self.source.outsiders(split, index, count)
+    def out_of_scope_inputs(self, split: Split, index: int, count: int) -> Tree:
+        self._log(split, 1)
+        return self.source.out_of_scope_inputs(split, index, count)
 
     def subjects(self, split: Split, indices: Sequence[int]) -> np.ndarray | None:
         return self.source.subjects(split, indices)
 
+    def with_shots(self, shots: int) -> TaskSource:
+        """The source with other shots, whose reads are not logged."""
+        return self.source.with_shots(shots)
+
     def describe(self) -> dict[str, Any]:
         return self.source.describe()
 
-    def _read(self, split: Split, tasks: int) -> None:
+    def _log(self, split: Split, num_tasks: int) -> None:
         if self._note is not None and (self._phase, split) not in self.reads:
             self._note(self._phase, split)
-        self.reads[self._phase, split] += tasks
-
-
-watched = Watched  # sources are made by lower-case names throughout
+        self.reads[self._phase, split] += num_tasks
 
 
 def during(source: TaskSource, phase: str) -> AbstractContextManager[None]:
-    """A context in which what is read of a source that is watched is noted under a phase; of others nothing is."""
+    """A context in which reads of a watched source are logged under a phase; without effect on other sources."""
     return source.during(phase) if isinstance(source, Watched) else nullcontext()

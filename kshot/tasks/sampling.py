@@ -1,15 +1,14 @@
-"""Numbers that a task is drawn with: sizes that are fixed or a range, and distinct choices."""
+"""Sizes of tasks, fixed or a range, and sampling without replacement."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from numbers import Integral
 from typing import Any, NamedTuple
 
 import numpy as np
 
-Size = int | Sequence[int]
-"""A number of ways, shots or queries: an int, or (low, high), drawn anew for each task, both ends included."""
+from kshot.annotations import Size
+from kshot.types import SPLITS, Split
 
 
 class Range(NamedTuple):
@@ -20,10 +19,10 @@ class Range(NamedTuple):
 
     @classmethod
     def of(cls, size: Size, name: str, least: int) -> Range:
-        """What a user gave for `name`, which is at least `least`.
+        """Convert the argument `name`, an int or (low, high).
 
         Raises:
-            ValueError: neither an int nor (low, high), or out of bounds.
+            ValueError: it is neither an int nor a pair of ints, falls, or is below `least`.
 
         Example:
             >>> Range.of(5, "ways", 2), Range.of([2, 5], "ways", 2)
@@ -42,25 +41,31 @@ class Range(NamedTuple):
         return self.low == self.high
 
     def at(self, draws: np.ndarray, most: np.ndarray | None = None) -> np.ndarray:
-        """The sizes for draws (...) uniform in [0, 1), each one up to `high`, or `most` (...), equally likely."""
+        """Sizes from draws (...) uniform in [0, 1): uniform from `low` to `high`, or to `most` (...) if smaller."""
         high = self.high if most is None else np.minimum(self.high, most)
         return self.low + (draws * (high - self.low + 1)).astype(np.int64)
 
     def plain(self) -> int | list[int]:
-        """As a user writes it."""
+        """The size as in a run file."""
         return self.low if self.fixed else [self.low, self.high]
 
 
-def distinct(draws: np.ndarray, counts: np.ndarray, sizes: np.ndarray | None = None) -> np.ndarray:
-    r"""k different integers below each count, every ordered choice equally likely.
+def by_split(size: Size, train: Size | None, name: str, least: int = 1) -> dict[Split, Range]:
+    """The size of each split: `size`, except for training where `train` is given."""
+    size = Range.of(size, name, least)
+    return dict.fromkeys(SPLITS, size) | {"train": size if train is None else Range.of(train, f"train_{name}", least)}
 
-    Floyd's algorithm, for all rows at once: for $j = n-k, …, n-1$ take $t \sim U\{0 … j\}$, or $j$ where $t$ is taken
-    already; then shuffle. It costs k steps whatever the counts.
+
+def distinct(draws: np.ndarray, counts: np.ndarray, sizes: np.ndarray | None = None) -> np.ndarray:
+    r"""Sample k distinct integers below each count; all ordered samples are equally likely.
+
+    Floyd's algorithm, vectorised over rows: for $j = n-k, …, n-1$ take $t \sim U\{0 … j\}$, or $j$ if $t$ was taken
+    before; then shuffle. It takes k steps for any counts.
 
     Args:
-        draws: (..., 2, k) uniform in [0, 1): the first k choose, the last k shuffle.
+        draws: (..., 2, k) uniform in [0, 1): for choosing, then for shuffling.
         counts: (...), each at least k, or its size; broadcasts.
-        sizes: (...), how many are wanted in each row, 1 … k; all k by default. What is behind them repeats the first.
+        sizes: (...), sample size of each row, 1 … k; k by default. Later entries of a row repeat its first.
 
     References:
         Bentley, Floyd: A sample of brilliance, Communications of the ACM 30(9), 1987.

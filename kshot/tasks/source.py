@@ -1,92 +1,145 @@
-"""The contract of a task source: a distribution of tasks, cut into train, val and test by class, user, author…"""
+"""The interface of task sources: a distribution of tasks, split into train, val and test by class, user, author…"""
 
 from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 
 from kshot import types
 from kshot.objectives import Objective
+from kshot.tasks.preprocessor import Preprocessor
 from kshot.types import SPLITS, Batch, Split, Task, Tree, tree_leaves, tree_map
-
-if TYPE_CHECKING:
-    from kshot.sources.corpus import CorpusEncoding
-    from kshot.tasks.preprocessor import Encoding
 
 
 class TaskSource(ABC):
-    """Where tasks come from.
+    """A distribution of tasks for each split.
 
-    `task` is pure in (seed, split, index): resuming needs one integer, rank r of w takes `indices[r::w]`, and a test
-    set is a range of integers. Training tasks go on without end: a training takes a stretch of them that its seed
-    chooses, so that an index may be any whole number.
+    `task` is a pure function of (seed, split, index): a run resumes from one integer, rank r of w takes
+    `indices[r::w]`, and a test set is a range of integers. Training indices are unbounded: a training run uses a range
+    that depends on its seed.
 
     Attributes:
-        objective: what the tasks ask.
-        seed: names the sequence of tasks.
-        encoding: how a user's files become inputs of these tasks, where they were read from a table; a run keeps it.
+        objective: loss and metrics of the tasks.
+        seed: random seed of task sampling.
+        preprocessor: turns a user's files into inputs of these tasks; kept by a run. None if the tasks are not read
+            from files.
+        member: what a split consists of: "class", "group" or "user"; "task" if tasks are not drawn from members.
+        texts: the text of each row of the examples, for sources of labelled texts.
+        copies_are_errors: whether two examples of equal content are copies, which `kshot data check` reports.
+        forecasts: whether inputs are windows of series, and targets the values that follow.
     """
 
     objective: Objective
     seed: int
-    encoding: Encoding | CorpusEncoding | None = None
+    preprocessor: Preprocessor | None = None
+    member: str = "task"
+    texts: Sequence[str] | None = None
+    copies_are_errors: bool = True
+    forecasts: bool = False
 
     @abstractmethod
     def task(self, split: Split, index: int) -> Task:
-        """The task number `index` of a split; always the same one."""
+        """Task number `index` of a split; deterministic."""
 
     def stack(self, split: Split, indices: Sequence[int]) -> Task:
-        """The tasks `indices` as one stack with a leading task axis. Override with a gather where speed asks for it."""
+        """Several tasks as one stack with a leading task axis; override it with a single gather for speed."""
         return types.stack([self.task(split, index) for index in indices])
 
     def pretraining_batch(self, step: int, size: int) -> Batch:
-        """Batch number `step` of about `size` training examples for ordinary, task-blind training of a base model.
+        """Batch number `step` of about `size` training examples for pretraining a base model without tasks.
 
-        By default the examples of several tasks in one bag; a source of classes gives examples of all training
-        classes, one-hot over them.
+        By default the examples of several training tasks, pooled. A source whose tasks have classes of their own
+        overrides this method with targets that are one-hot over all training classes.
+
+        Raises:
+            ValueError: the tasks have classes of their own, and the source does not override this method.
         """
+        if self.objective.task_specific_classes:
+            raise ValueError(
+                f"{type(self).__name__} cannot pretrain: each task has classes of its own, so that targets pooled over "
+                "tasks are noise; override pretraining_batch with targets that are one-hot over all training classes"
+            )
         first = self.task("train", 0)
-        per_task = len(first.support.weight) + len(first.query.weight)
-        count = max(1, size // per_task)
-        tasks = self.stack("train", range(step * count, (step + 1) * count))
+        num_tasks = max(1, size // (len(first.support.weight) + len(first.query.weight)))
+        tasks = self.stack("train", range(step * num_tasks, (step + 1) * num_tasks))
         return tree_map(lambda support, query: torch.cat([support, query], 1).flatten(0, 1), *tasks)
 
-    def outsiders(self, split: Split, index: int, count: int) -> Tree:
-        """Inputs (n, ...) that belong to none of the classes of task `index`, `count` of them or as many as there are;
-        always the same ones."""
+    def with_shots(self, shots: int) -> TaskSource:
+        """The same source with another number of support examples, the same for all classes of a task.
+
+        Raises:
+            ValueError: the source cannot change its number of shots, or the data have too few examples.
+        """
+        raise ValueError(f"the number of shots of {type(self).__name__} is fixed")
+
+    def out_of_scope_inputs(self, split: Split, index: int, count: int) -> Tree:
+        """Up to `count` inputs (n, ...) that belong to none of the classes of task `index`; deterministic."""
         raise ValueError(
-            "these tasks have nothing that is out of scope; a source of texts has, where 'outside' names it"
+            "these tasks have no out-of-scope examples; sources of texts have them if out_of_scope_label is set"
         )
 
     def subjects(self, split: Split, indices: Sequence[int]) -> np.ndarray | None:
-        """Whose each task is, a number, where the same one may have several: tasks of one tell less than as many of
-        others, and intervals are then over subjects. None where each task stands for itself."""
+        """The number of the subject of each task, such as its user, if a subject can have several tasks.
+
+        Confidence intervals are then computed over subjects. None if tasks are independent.
+        """
         return None
 
+    def members(self, split: Split) -> dict[str, np.ndarray]:
+        """The rows of examples of each class or group of a split; empty if examples have no rows."""
+        return {}
+
+    def sizes(self, split: Split) -> dict[str, int]:
+        """The number of examples of each class, group or user of a split."""
+        return {name: len(rows) for name, rows in self.members(split).items()}
+
+    def num_tasks(self, split: Split) -> int | None:
+        """The number of tasks of a split; None if it is unlimited."""
+        return None
+
+    def ordered_targets(self, split: Split) -> list[np.ndarray]:
+        """Targets (n, ...) of groups in the order of the file, to detect sorted files; empty if there is no order."""
+        return []
+
     def describe(self) -> dict[str, Any]:
-        """What a report says of the tasks: at least the seed; ways, shots and queries where they exist."""
+        """Description for reports: at least the seed; ways, shots and queries where they exist."""
         return {"seed": self.seed}
 
 
+class StackedSource(TaskSource):
+    """A source that implements `stack`; a single task is a stack of one."""
+
+    def task(self, split: Split, index: int) -> Task:
+        return tree_map(lambda leaf: leaf[0], self.stack(split, [index]))
+
+    @abstractmethod
+    def stack(self, split: Split, indices: Sequence[int]) -> Task: ...
+
+
+def if_any(**entries: Any) -> dict[str, Any]:
+    """The entries of a description that are neither empty, 0 nor None."""
+    return {name: value for name, value in entries.items() if value}
+
+
 def hash_into(digest: Any, task: Task) -> None:
-    """Update a hash of `hashlib` by the content of a task: types, shapes and values of all its tensors."""
+    """Update a hash of `hashlib` with the types, shapes and values of all tensors of a task."""
     for leaf in tree_leaves(task):
         digest.update(f"{leaf.dtype}{tuple(leaf.shape)}".encode())
         digest.update(leaf.contiguous().cpu().numpy())
 
 
 def short_hash(task: Task) -> str:
-    """The first 16 digits of the hash of a single task's content."""
+    """The first 16 hexadecimal digits of the hash of a task's content."""
     digest = hashlib.sha256()
     hash_into(digest, task)
     return digest.hexdigest()[:16]
 
 
 def generator(seed: int, split: Split, index: int) -> np.random.Generator:
-    """The random numbers of one task: a function of (seed, split, index) and nothing else."""
+    """The random generator of one task: a function of (seed, split, index)."""
     return np.random.default_rng([seed, SPLITS.index(split), index])

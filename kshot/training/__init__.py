@@ -1,0 +1,18 @@
+"""The outer loop: meta-gradients, meta-training, pretraining and checkpoints."""
+
+from kshot.training.checkpoint import Checkpoints, load_state, save_state
+from kshot.training.fit import Diverged, Progress, fit
+from kshot.training.pretrain import fit_feature_statistics, pretrain
+from kshot.training.step import meta_gradient
+
+__all__ = [
+    "Checkpoints",
+    "Diverged",
+    "Progress",
+    "fit",
+    "fit_feature_statistics",
+    "load_state",
+    "meta_gradient",
+    "pretrain",
+    "save_state",
+]

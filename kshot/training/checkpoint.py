@@ -1,6 +1,6 @@
-"""Saving and loading: checkpoints of a training, and the states of adapted tasks. Safetensors and JSON, never pickle.
+"""Checkpoints of a training, and states of adapted tasks, as safetensors and JSON; never pickle.
 
-Everything is written beside its place and then renamed into it, so that a reader finds a whole thing or nothing.
+Files are written under a temporary name and then renamed, so that a reader sees a complete file or none.
 """
 
 from __future__ import annotations
@@ -25,33 +25,33 @@ WEIGHTS, OPTIMIZER, META = "weights.safetensors", "optimizer.safetensors", "meta
 
 def save_checkpoint(folder: Path, module: nn.Module, optimizer: Optimizer | None, meta: dict[str, Any]) -> None:
     """Write a checkpoint as the new folder `folder`: weights, optimiser state, and `meta` as JSON."""
-    beside = folder.with_name(f".{folder.name}.{os.getpid()}")
-    shutil.rmtree(beside, ignore_errors=True)
-    beside.mkdir(parents=True)
-    save_file(_own_memory(module.state_dict()), beside / WEIGHTS)
+    temporary = folder.with_name(f".{folder.name}.{os.getpid()}")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    save_file(_copies(module.state_dict()), temporary / WEIGHTS)
     if optimizer is not None:
-        save_file(_own_memory(_optimizer_tensors(optimizer)), beside / OPTIMIZER)
-    (beside / META).write_text(json.dumps(meta, indent=1))
-    for file in beside.iterdir():
+        save_file(_copies(_optimizer_tensors(optimizer)), temporary / OPTIMIZER)
+    (temporary / META).write_text(json.dumps(meta, indent=1))
+    for file in temporary.iterdir():
         with file.open("rb") as handle:
             os.fsync(handle.fileno())
-    if folder.exists():  # the same step written again after a resume
+    if folder.exists():  # a resumed training writes the same step again
         shutil.rmtree(folder)
-    beside.rename(folder)
+    temporary.rename(folder)
 
 
 def load_checkpoint(folder: Path, module: nn.Module, optimizer: Optimizer | None = None) -> dict[str, Any]:
-    """Load a checkpoint into `module` (and `optimizer`), and return its meta data.
+    """Load a checkpoint into `module` and `optimizer`, and return its metadata.
 
     Raises:
-        ValueError: a checkpoint that is cut short, missing, or of another model; nothing is changed then.
+        ValueError: the checkpoint is missing, truncated or of another model; nothing is changed then.
     """
     tensors = _read(folder / WEIGHTS)
     _check_same_model(folder, tensors, module)
     try:
         meta = json.loads((folder / META).read_text())
     except (OSError, json.JSONDecodeError) as error:
-        raise _cut_short(folder / META, error) from error
+        raise _unreadable(folder / META, error) from error
     if optimizer is not None:
         moments = _read(folder / OPTIMIZER)
         state: dict[int, dict[str, Tensor]] = {}
@@ -64,11 +64,11 @@ def load_checkpoint(folder: Path, module: nn.Module, optimizer: Optimizer | None
 
 
 class Checkpoints:
-    """The checkpoints of one run, subfolders of a folder: when one is due, which is the latest, which may go.
+    """The checkpoints of one run, as subfolders of a folder.
 
     Args:
-        folder: where they lie; made if need be.
-        seconds: the interval at which `due` turns true; a kill loses at most this much.
+        folder: folder of the checkpoints; created if missing.
+        seconds: interval between checkpoints of a round; a killed run loses at most this much training.
     """
 
     def __init__(self, folder: Path, seconds: float = 30.0) -> None:
@@ -79,19 +79,19 @@ class Checkpoints:
         self._last = time.monotonic()
 
     def due(self) -> bool:
-        """Whether the interval has passed since the last `wrote`."""
+        """Whether the interval has passed since `restart_interval`."""
         return time.monotonic() - self._last >= self.seconds
 
-    def wrote(self) -> None:
+    def restart_interval(self) -> None:
         """Start a new interval."""
         self._last = time.monotonic()
 
     def latest(self) -> Path | None:
-        """The checkpoint written last, or None."""
+        """The most recent checkpoint, or None."""
         return max(self._all(), key=lambda path: path.stat().st_mtime_ns, default=None)
 
     def prune(self, *keep: str) -> None:
-        """Delete all but those named and the latest."""
+        """Delete all checkpoints but those named and the latest."""
         latest = self.latest()
         for path in self._all():
             if path.name not in keep and path != latest:
@@ -102,7 +102,7 @@ class Checkpoints:
 
 
 def save_state(path: Path, state: Tree, meta: dict[str, str]) -> None:
-    """Write a task's state, nested dicts of tensors, to one safetensors file with `meta` in its header.
+    """Write a task's state, nested dicts of tensors, to a safetensors file with `meta` in its header.
 
     Example:
         >>> import tempfile
@@ -111,16 +111,16 @@ def save_state(path: Path, state: Tree, meta: dict[str, str]) -> None:
         >>> load_state(path)
         ({'head': {'w': tensor([1., 1.])}}, {'classes': 'a,b'})
     """
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    save_file(_own_memory(flatten(state)), beside, meta)
-    beside.replace(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    save_file(_copies(flatten(state)), temporary, meta)
+    temporary.replace(path)
 
 
 def load_state(path: Path) -> tuple[Tree, dict[str, str]]:
-    """Read what `save_state` wrote: the state and its meta data.
+    """Read a file of `save_state`: the state and its metadata.
 
     Raises:
-        ValueError: a file that is missing, cut short, or no safetensors file.
+        ValueError: the file is missing, truncated or not a safetensors file.
     """
     tensors = _read(path)
     with safe_open(path, framework="pt") as file:
@@ -136,23 +136,21 @@ def load_state(path: Path) -> tuple[Tree, dict[str, str]]:
 
 
 def flatten(state: Tree, prefix: str = "") -> dict[str, Tensor]:
-    """Nested dicts of tensors as one dict with keys joined by "/"."""
+    """Flatten nested dicts of tensors to one dict with keys joined by "/"."""
     if isinstance(state, Tensor):
         return {prefix: state}
     if not isinstance(state, dict):
-        raise TypeError(
-            f"a state is nested dicts with tensors for leaves; found a {type(state).__name__} at '{prefix}'"
-        )
+        raise TypeError(f"a state must be nested dicts of tensors, got {type(state).__name__} at '{prefix}'")
     flat: dict[str, Tensor] = {}
     for key, value in state.items():
         if not isinstance(key, str) or "/" in key:
-            raise TypeError(f"a state's keys are strings without '/'; found {key!r} at '{prefix}'")
+            raise TypeError(f"a state's keys must be strings without '/', got {key!r} at '{prefix}'")
         flat.update(flatten(value, f"{prefix}/{key}" if prefix else key))
     return flat
 
 
-def _own_memory(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Copies that share nothing, as safetensors asks; tied weights are written under each of their names."""
+def _copies(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Copies without shared memory, as safetensors requires; tied weights are written under each of their names."""
     return {name: tensor.detach().clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()}
 
 
@@ -168,28 +166,28 @@ def _read(path: Path) -> dict[str, Tensor]:
     try:
         return load_file(path)
     except (OSError, SafetensorError) as error:
-        raise _cut_short(path, error) from error
+        raise _unreadable(path, error) from error
 
 
-def _cut_short(path: Path, error: Exception) -> ValueError:
+def _unreadable(path: Path, error: Exception) -> ValueError:
     if not path.exists():
         return ValueError(f"{path} is missing")
     return ValueError(f"{path} is damaged or cut short ({error}); use an older checkpoint, or train again")
 
 
-def _check_same_model(folder: Path, found: dict[str, Tensor], module: nn.Module) -> None:
-    wanted = module.state_dict()
-    lines = [f"it lacks {name}" for name in sorted(wanted.keys() - found.keys())]
-    lines += [f"it has an unknown {name}" for name in sorted(found.keys() - wanted.keys())]
-    lines += [
-        f"{name} is {tuple(found[name].shape)} there and {tuple(wanted[name].shape)} here"
-        for name in sorted(found.keys() & wanted.keys())
-        if found[name].shape != wanted[name].shape
+def _check_same_model(folder: Path, tensors: dict[str, Tensor], module: nn.Module) -> None:
+    expected = module.state_dict()
+    differences = [f"it lacks {name}" for name in sorted(expected.keys() - tensors.keys())]
+    differences += [f"it has an unknown {name}" for name in sorted(tensors.keys() - expected.keys())]
+    differences += [
+        f"{name} is {tuple(tensors[name].shape)} there and {tuple(expected[name].shape)} here"
+        for name in sorted(tensors.keys() & expected.keys())
+        if tensors[name].shape != expected[name].shape
     ]
-    if lines:
-        more = f", and {len(lines) - 3} differences more" if len(lines) > 3 else ""
-        raise ValueError(f"checkpoint {folder} is of another model: {'; '.join(lines[:3])}{more}")
-    for name, part in module.named_modules():  # what a pretrained part says of the files that it came from
-        extra = found.get(f"{name}._extra_state".lstrip("."))
+    if differences:
+        more = f", and {len(differences) - 3} more differences" if len(differences) > 3 else ""
+        raise ValueError(f"checkpoint {folder} is of another model: {'; '.join(differences[:3])}{more}")
+    for name, part in module.named_modules():  # pretrained parts compare the hash of their files
+        extra = tensors.get(f"{name}._extra_state".lstrip("."))
         if extra is not None:
             part.set_extra_state(extra)

@@ -1,6 +1,6 @@
-"""The cores of a CPU, side by side: each thread works on its own, one operation never spans two.
+"""A pool of threads, one per CPU core; each runs its operations on a single core.
 
-The operations of a small task are too short to be shared among cores, and cores that wait for one another spin.
+The operations of a small task are too short to be split among cores, and waiting cores spin.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ T = TypeVar("T")
 
 
 class Cores:
-    """Threads that hold one core each.
+    """A pool of threads with one core each.
 
     Args:
-        count: how many, at least 1.
+        count: number of threads, at least 1.
 
     Example:
         >>> Cores(2).map(len, [[1, 2, 3], [4]])
@@ -29,16 +29,16 @@ class Cores:
     def __init__(self, count: int) -> None:
         self.count = count
         self.pool = ThreadPoolExecutor(count)
-        together, cores = Barrier(count), torch.get_num_threads()
+        barrier, num_cores = Barrier(count), torch.get_num_threads()
 
-        def begin() -> None:
-            together.wait()  # so that each task of these goes to a thread of its own
+        def initialise() -> None:
+            barrier.wait()  # so that each of these calls runs in a different thread
             torch.set_num_threads(1)
 
-        for begun in [self.pool.submit(begin) for _ in range(count)]:
-            begun.result()
-        torch.set_num_threads(cores)  # of this thread, and of those to come
+        for future in [self.pool.submit(initialise) for _ in range(count)]:
+            future.result()
+        torch.set_num_threads(num_cores)  # of this thread and of later ones
 
     def map(self, function: Callable[[Any], T], parts: Sequence[Any]) -> list[T]:
-        """What the function makes of each part, in the order of the parts."""
+        """The results of the function on the parts, in their order."""
         return list(self.pool.map(function, parts))

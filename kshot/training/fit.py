@@ -1,4 +1,4 @@
-"""The outer loop: sample, take the gradient, clip, step. One loop serves meta-training and pretraining."""
+"""The outer loop of meta-training and of pretraining: sample a batch, compute the gradient, clip it, take a step."""
 
 from __future__ import annotations
 
@@ -25,20 +25,20 @@ Schedule = Literal["cosine", "constant"]
 
 
 class Diverged(ArithmeticError):
-    """The loss or its gradient is no longer finite. The parameters are still those of the last good step."""
+    """The loss or its gradient is not finite. The parameters are those before that step."""
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What may change between rounds.
+    """Settings of the outer optimisation, which may change between rounds.
 
     Attributes:
-        outer_lr: rate of Adam over the meta-parameters.
-        clip: the gradient's norm is scaled down to this; None never clips.
-        schedule: "cosine" falls from `outer_lr` to a hundredth of it at `horizon`; "constant" stays.
-        horizon: steps that the schedule spans.
-        size: tasks of a meta-training step, examples of a pretraining step.
-        weight_decay: by how much matrices shrink in each step, times the rate (AdamW); vectors and numbers do not.
+        outer_lr: learning rate of Adam.
+        clip: maximal norm of the gradient; None for no clipping.
+        schedule: "cosine" decays from `outer_lr` to a hundredth of it at `horizon`; "constant" does not.
+        horizon: steps of the schedule.
+        size: tasks per step of meta-training, or examples per step of pretraining.
+        weight_decay: decoupled weight decay (AdamW) of parameters with at least two axes.
     """
 
     outer_lr: float = 1e-3
@@ -54,14 +54,16 @@ class Settings:
         if self.clip is not None and not self.clip > 0:
             raise ValueError(f"clip must be above 0, or None for no clipping, got {self.clip}")
         if self.size < 1 or self.horizon < 1:
-            raise ValueError(f"a step needs at least one task and a schedule one step, got {self.size}, {self.horizon}")
+            raise ValueError(
+                f"a step needs at least one task and a schedule at least one step, got {self.size} and {self.horizon}"
+            )
         if not self.weight_decay >= 0:
-            raise ValueError(f"weight_decay must be 0 or more, got {self.weight_decay}")
+            raise ValueError(f"weight_decay must be at least 0, got {self.weight_decay}")
         if self.schedule not in get_args(Schedule):
             raise ValueError(f"schedule must be one of {', '.join(get_args(Schedule))}, got {self.schedule!r}")
 
     def rate(self, step: int) -> float:
-        r"""The outer rate at a step: $\alpha (0.01 + 0.99 \cdot \tfrac12 (1 + \cos \pi t / H))$ for "cosine"."""
+        r"""The learning rate at a step: $\alpha (0.01 + 0.99 \cdot \tfrac12 (1 + \cos \pi t / H))$ for "cosine"."""
         if self.schedule == "constant":
             return self.outer_lr
         return self.outer_lr * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * min(step / self.horizon, 1.0))))
@@ -69,7 +71,7 @@ class Settings:
 
 @dataclass(frozen=True)
 class Progress:
-    """What an observer sees after a step: its number, its loss, its rate in steps per second."""
+    """The number and the loss of a step, and the speed in steps per second."""
 
     step: int
     loss: float
@@ -77,19 +79,19 @@ class Progress:
 
 
 class OuterLoop:
-    """Adam over a module's parameters, on batches that are a pure function of the step.
+    """Adam over the parameters of a module, on batches that are a pure function of the step.
 
     Args:
-        module: what learns.
-        sample: (step, size) -> a tree of tensors for `backward`; pure.
+        module: the module to train.
+        sample: (step, size) -> a batch, a tree of tensors; pure.
         backward: (module, batch) -> mean loss (); adds the gradient to `.grad`.
-        settings: rates and sizes; may be replaced between steps.
-        seed: with the step's number it determines all randomness inside the step, such as dropout.
+        settings: may be replaced between steps.
+        seed: determines, with the number of the step, all randomness inside the step, such as dropout.
         fixed: prefix of the names of parameters that are not trained.
 
     Attributes:
         step: steps taken so far.
-        processor_seconds: what they took of all processor cores, whatever else the machine did meanwhile.
+        processor_seconds: CPU time of the steps, summed over cores.
     """
 
     def __init__(
@@ -116,10 +118,10 @@ class OuterLoop:
     def run(
         self, steps: int, observe: Callable[[Progress], None] | None = None, deadline: float = math.inf
     ) -> list[float]:
-        """Take `steps` steps, fewer if the clock (`time.monotonic`) passes `deadline`; returns their losses.
+        """Take `steps` steps, fewer if the clock (`time.monotonic`) passes `deadline`; return their losses.
 
         Raises:
-            Diverged: a loss or gradient that is not finite; the parameters are those before that step.
+            Diverged: the loss or its gradient is not finite; the parameters are those before that step.
         """
         self.module.train()
         losses: list[float] = []
@@ -127,9 +129,9 @@ class OuterLoop:
         for number in range(steps):
             if time.monotonic() >= deadline and number > 0:
                 break
-            begun = time.process_time()
+            step_started = time.process_time()
             losses.append(self._step())
-            self.processor_seconds += time.process_time() - begun
+            self.processor_seconds += time.process_time() - step_started
             if observe is not None:
                 observe(Progress(self.step, losses[-1], len(losses) / (time.monotonic() - started)))
         return losses
@@ -141,12 +143,12 @@ class OuterLoop:
         with seeded(self.seed, self.step, device=self.device):
             loss = float(self.backward(self.module, batch))
         if self.step == 0:
-            self._report_idle()
+            self._warn_of_missing_grads()
         limit = math.inf if self.settings.clip is None else self.settings.clip
         norm = float(nn.utils.clip_grad_norm_(self.parameters.values(), limit))
         if not (math.isfinite(loss) and math.isfinite(norm)):
             raise Diverged(
-                f"step {self.step}: the loss is {loss} and its gradient's norm {norm}; "
+                f"step {self.step}: the loss is {loss} and the norm of its gradient {norm}; "
                 "lower outer_lr or inner_lr, clip the gradient, or look for extreme values in the data"
             )
         rate = self.settings.rate(self.step)
@@ -162,61 +164,65 @@ class OuterLoop:
         return loss
 
     def save(self, folder: Path, meta: dict[str, Any]) -> None:
-        """Write a checkpoint of the module, the optimiser, the step and the settings, with `meta` beside them."""
-        own = {
+        """Write a checkpoint of the module, the optimiser, the step and the settings, with `meta` added."""
+        progress = {
             "step": self.step,
             "settings": asdict(self.settings),
             "processor_seconds": self.processor_seconds,
         }
-        save_checkpoint(folder, self.module, self.optimizer, own | meta)
+        save_checkpoint(folder, self.module, self.optimizer, progress | meta)
 
     def load(self, folder: Path) -> dict[str, Any]:
-        """Go on from what `save` wrote, bitwise; returns its `meta`. `ValueError` if it is damaged or does not fit."""
+        """Restore a checkpoint of `save` bitwise, and return its metadata.
+
+        Raises:
+            ValueError: the checkpoint is damaged or of another model.
+        """
         meta = load_checkpoint(folder, self.module, self.optimizer)
         self.step, self.settings = meta["step"], Settings(**meta["settings"])
         self.processor_seconds = meta["processor_seconds"]
         return meta
 
-    def _report_idle(self) -> None:
-        idle = [name for name, parameter in self.parameters.items() if parameter.grad is None]
-        if idle:
+    def _warn_of_missing_grads(self) -> None:
+        names = [name for name, parameter in self.parameters.items() if parameter.grad is None]
+        if names:
             warnings.warn(
-                f"{len(idle)} parameters get no gradient and stay as they are: {', '.join(idle[:5])}"
-                + (", …" if len(idle) > 5 else ""),
+                f"{len(names)} parameters get no gradient and stay as they are: {', '.join(names[:5])}"
+                + (", …" if len(names) > 5 else ""),
                 stacklevel=4,
             )
 
 
 @contextmanager
 def seeded(*key: int, device: torch.device | None = None) -> Iterator[None]:
-    """A context in which torch's global random numbers are a function of `key`; outside it they are untouched."""
+    """A context in which torch's global random state is a function of `key`; it is restored afterwards."""
     with torch.random.fork_rng(devices=[device] if device is not None and device.type == "cuda" else []):
-        torch.manual_seed(hash(key) & (2**63 - 1))  # the hash of a tuple of ints is the same in every process
+        torch.manual_seed(hash(key) & (2**63 - 1))  # the hash of a tuple of ints is equal in all processes
         yield
 
 
 def first_task(seed: int) -> int:
-    """The number of the first training task, or pretraining batch, of a training with a seed.
+    """Index of the first training task, or pretraining batch, of a training with a seed.
 
-    Trainings with other seeds read other stretches of the same endless sequence, so that a source's own seed may fix
-    the tasks of validation and test for all of them.
+    Different seeds use disjoint ranges of one sequence of training tasks, so that the seed of the source alone
+    determines the validation and test tasks.
 
     Raises:
-        ValueError: a seed below 0.
+        ValueError: the seed is negative.
     """
     if seed < 0:
-        raise ValueError(f"a seed must be 0 or more, got {seed}")
+        raise ValueError(f"seed must be at least 0, got {seed}")
     return seed << 32
 
 
-def meta_training(
+def meta_training_loop(
     learner: Learner, source: TaskSource, settings: Settings, *, mode: Mode = "loop", seed: int = 0
 ) -> OuterLoop:
     """The outer loop that meta-trains `learner` on the training tasks of `source`, from `first_task(seed)` on."""
-    gradient, begin = MetaGradient(learner, mode), first_task(seed)
+    gradient, first = MetaGradient(learner, mode), first_task(seed)
     return OuterLoop(
         learner,
-        lambda step, size: source.stack("train", range(begin + step * size, begin + (step + 1) * size)),
+        lambda step, size: source.stack("train", range(first + step * size, first + (step + 1) * size)),
         lambda module, tasks: gradient(tasks),
         settings,
         seed,
@@ -240,15 +246,17 @@ def fit(
     r"""Meta-train a learner, in place: Adam on $\frac1T \sum_t L_{\text{query}}(\theta)$.
 
     Args:
-        learner: what learns.
-        source: where its tasks come from; only the split "train" is read.
-        steps: outer steps.
-        tasks_per_step: T, the tasks of each step.
-        outer_lr: Adam's rate.
-        clip: bound of the gradient's norm; None for no bound.
+        learner: the learner to train.
+        source: source of the tasks; only the split "train" is read.
+        steps: number of outer steps.
+        tasks_per_step: T, tasks per step.
+        outer_lr: learning rate of Adam.
+        clip: maximal norm of the gradient; None for no clipping.
         schedule: "cosine" over `steps`, or "constant".
         weight_decay: of matrices, decoupled from the gradient as in AdamW (arXiv:1711.05101).
-        mode: "loop", "vmap", "compiled", or "auto", which measures the first two; the gradients are equal.
+        mode: engine of the meta-gradient: "loop", "vmap", "traced", "compiled", or "auto", which times the first steps
+            with each of the first three and keeps the fastest. Gradients are equal up to rounding; since "auto" goes by
+            the clock, only the others give bitwise the same weights each time.
         seed: of dropout and the like, and of which training tasks are drawn (see `first_task`). The tasks of val and
             test are those of the source's own seed, whatever this one is.
         observe: called with a `Progress` after each step.
@@ -257,7 +265,7 @@ def fit(
         The loss of each step.
 
     Raises:
-        Diverged: a loss that is not finite.
+        Diverged: the loss or its gradient is not finite.
 
     Example:
         >>> from kshot.learners.gradient.maml import maml
@@ -271,4 +279,4 @@ def fit(
     """
     settings = Settings(outer_lr, clip, schedule, steps, tasks_per_step, weight_decay)
     with during(source, "training"):
-        return meta_training(learner, source, settings, mode=mode, seed=seed).run(steps, observe)
+        return meta_training_loop(learner, source, settings, mode=mode, seed=seed).run(steps, observe)

@@ -1,7 +1,7 @@
-"""How much memory a step will take, told before it is taken, and how much there is.
+"""Prediction of the memory that a step needs, and the memory that is available.
 
-The step is run on fake tensors, which have shapes but no values and no memory, and what it would allocate and free is
-added up, its backward pass included.
+The step, with its backward pass, runs on fake tensors, which have shapes but neither values nor memory, while its
+allocations and deallocations are counted.
 """
 
 from __future__ import annotations
@@ -23,24 +23,22 @@ from kshot.types import Task
 GIB = 2**30
 
 
-def predicted_peak(learner: Learner, tasks: Task, loss: Callable[[Callable[[Task], torch.Tensor], Task], Any]) -> int:
-    """The most bytes that a step holds at one time, beside the learner's own and the tasks.
-
-    Kernels' workspaces, which are freed at once, are not in it.
+def predict_peak(learner: Learner, tasks: Task, step: Callable[[Callable[[Task], torch.Tensor], Task], Any]) -> int:
+    """The peak memory of a step in bytes, without the learner, the tasks and temporary workspaces of kernels.
 
     Args:
-        learner: whose `forward` is differentiated.
-        tasks: what it is called on.
-        loss: takes the step, given a function from one task to its loss, and the tasks.
+        learner: its `forward` is differentiated.
+        tasks: a stack of tasks.
+        step: (function from one task to its loss, tasks) -> anything; takes the step.
 
     Raises:
-        RuntimeError: a step that depends on values, and so has no shape of its own.
+        RuntimeError: the shapes of the step depend on values.
     """
     with FakeTensorMode(allow_non_fake_inputs=True) as fake:
         named = {name: _fake(fake, p) for name, p in [*learner.named_parameters(), *learner.named_buffers()]}
-        given = tree_map(lambda leaf: _fake(fake, leaf), tasks)
-        with _Counter() as counter:
-            loss(lambda task: torch.func.functional_call(learner, named, (task,)), given)
+        fake_tasks = tree_map(lambda leaf: _fake(fake, leaf), tasks)
+        with _AllocationCounter() as counter:
+            step(lambda task: torch.func.functional_call(learner, named, (task,)), fake_tasks)
     return counter.peak
 
 
@@ -48,34 +46,34 @@ def _fake(mode: FakeTensorMode, tensor: torch.Tensor) -> torch.Tensor:
     return mode.from_tensor(tensor.detach()).requires_grad_(tensor.requires_grad)
 
 
-class _Counter(TorchDispatchMode):
-    """Adds up the memory of the tensors that live."""
+class _AllocationCounter(TorchDispatchMode):
+    """Counts the memory of live tensors."""
 
     def __init__(self) -> None:
         super().__init__()
         self.peak = self.live = 0
-        self.known: set[int] = set()
+        self.counted: set[int] = set()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
-        before = {id(leaf.untyped_storage()) for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)}
+        inputs = {id(leaf.untyped_storage()) for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)}
         result = func(*args, **(kwargs or {}))
         for leaf in tree_leaves(result):
             if isinstance(leaf, torch.Tensor):
-                memory = leaf.untyped_storage()
-                if id(memory) not in self.known and id(memory) not in before:
-                    self.known.add(id(memory))
-                    self.live += memory.nbytes()
-                    weakref.finalize(memory, self._freed, id(memory), memory.nbytes())
+                storage = leaf.untyped_storage()
+                if id(storage) not in self.counted and id(storage) not in inputs:
+                    self.counted.add(id(storage))
+                    self.live += storage.nbytes()
+                    weakref.finalize(storage, self._freed, id(storage), storage.nbytes())
         self.peak = max(self.peak, self.live)
         return result
 
     def _freed(self, key: int, size: int) -> None:
-        self.known.discard(key)
+        self.counted.discard(key)
         self.live -= size
 
 
-def available(device: torch.device) -> int:
-    """Bytes that are free on a device, to this process."""
+def available_memory(device: torch.device) -> int:
+    """Bytes on a device that this process can allocate."""
     if device.type == "cuda":
         unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return torch.cuda.mem_get_info(device)[0] + unused
@@ -85,11 +83,11 @@ def available(device: torch.device) -> int:
 
     free = psutil.virtual_memory().available
     limit, used = (Path(f"/sys/fs/cgroup/memory.{name}") for name in ("max", "current"))
-    if limit.is_file() and used.is_file() and limit.read_text().strip().isdigit():  # a container's own bound
+    if limit.is_file() and used.is_file() and limit.read_text().strip().isdigit():  # the limit of a container
         free = min(free, int(limit.read_text()) - int(used.read_text()))
     return free
 
 
-def size(module: nn.Module, tasks: Task) -> int:
+def memory_size(module: nn.Module, tasks: Task) -> int:
     """Bytes of a module's parameters and of tasks."""
     return sum(leaf.numel() * leaf.element_size() for leaf in [*module.parameters(), *tree_leaves(tasks)])

@@ -1,4 +1,4 @@
-"""Ordinary training of a base model before meta-training: no tasks, one bag of examples.
+"""Pretraining of a base model before meta-training, on examples instead of tasks.
 
 Shape legend: n examples, D features, C training classes.
 """
@@ -11,6 +11,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
+from kshot.annotations import PositiveFloat, PositiveInt
 from kshot.learners.heads.metric import FeatureStatistics
 from kshot.learners.heads.protonet import HeadLearner, cosine
 from kshot.tasks.read_log import during
@@ -19,24 +20,24 @@ from kshot.training.fit import OuterLoop, Progress, Settings, first_task, seeded
 from kshot.types import Batch, Tree, to, tree_map
 
 Output = Literal["linear", "cosine"]
-"""The layer over all training classes: linear, or the cosine to a vector of each class."""
+"""Output layer over all training classes: linear, or the cosine similarity to a weight vector of each class."""
 
-Pretraining = Literal["classification", "contrastive"]
-"""What is learned: to tell all training classes by a new layer, or features that are alike within a class alone."""
+PretrainingObjective = Literal["classification", "contrastive"]
+"""Classification of all training classes by a new layer, or a contrastive loss of the features."""
 
 Precision = Literal["float32", "bfloat16"]
-"""What convolutions and matrix products are computed in; the weights stay float32."""
+"""Precision of convolutions and matrix products; the weights stay float32."""
 
 SCALE = 20.0
-"""Of cosines, so that probabilities can come near to 0 and 1."""
+"""Scale of cosine logits, so that probabilities can approach 0 and 1."""
 
 
-class Cosine(nn.Module):
-    r"""$s \cos(w_c, f)$ of features (n, D) for each class, (n, C), with $s$ = `SCALE`."""
+class CosineLayer(nn.Module):
+    r"""Cosine logits $s \cos(w_c, f)$ (n, C) of features (n, D), with $s$ = `SCALE`."""
 
     def __init__(self, features: int, classes: int) -> None:
         super().__init__()
-        # Of length 1: the longer a vector, the more steps of Adam it takes to turn it.
+        # of length about 1: Adam needs more steps to rotate a longer vector
         self.weight = nn.Parameter(torch.randn(classes, features) * features**-0.5)
 
     def forward(self, feat_nD: Tensor) -> Tensor:
@@ -44,18 +45,17 @@ class Cosine(nn.Module):
 
 
 class Classifier(nn.Module):
-    r"""A model's features, under a new layer over all training classes where there is one.
+    r"""The features of a model, with an optional new layer over all training classes.
 
-    The features are what reaches the model's own `head` (its last linear layer, which is put aside), or what the model
-    gives if it has none.
+    The features are the input of the model's `head`, which is not used, or the output of a model without one.
 
     Args:
-        model: whose features are trained, in place.
-        classes: C, the classes of the training split.
-        example: inputs (n, ...) to measure the features with.
-        output: what the new layer is; None for the features themselves.
-        head: qualified name of the module to put aside; ignored where the model has no such module.
-        seed: of the new layer's initial weights.
+        model: the model to train, in place.
+        classes: C, number of classes of the training split.
+        example: inputs (n, ...), to infer the width of the features.
+        output: the new layer; None for the features themselves.
+        head: qualified name of the head; ignored if the model has no such module.
+        seed: random seed of the initial weights of the new layer.
     """
 
     def __init__(
@@ -75,52 +75,52 @@ class Classifier(nn.Module):
             self.output: nn.Module = nn.Identity()
             return
         was_training = model.training
-        model.eval()  # measuring must not move BatchNorm's running statistics
+        model.eval()  # the running statistics of BatchNorm must not change
         with torch.no_grad():
             width = self.features(example).shape[1]
         model.train(was_training)
         with seeded(seed):
-            self.output = {"linear": nn.Linear, "cosine": Cosine}[output](width, classes)
+            self.output = {"linear": nn.Linear, "cosine": CosineLayer}[output](width, classes)
 
     def features(self, inputs: Tree) -> Tensor:
-        """What the model makes of inputs (n, ...) before its head: (n, D)."""
+        """Features (n, D) of inputs (n, ...)."""
         if self._head is None:
-            return self._called(inputs).flatten(1)
-        seen: list[Tensor] = []
-        hook = self.model.get_submodule(self._head).register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+            return self._call_model(inputs).flatten(1)
+        head, head_inputs = self.model.get_submodule(self._head), list[Tensor]()
+        hook = head.register_forward_pre_hook(lambda module, args: head_inputs.append(args[0]))
         try:
-            self._called(inputs)
+            self._call_model(inputs)
         finally:
             hook.remove()
-        return seen[0].flatten(1)
+        return head_inputs[0].flatten(1)
 
-    def _called(self, inputs: Tree) -> Tensor:
+    def _call_model(self, inputs: Tree) -> Tensor:
         return self.model(**inputs) if isinstance(inputs, dict) else self.model(inputs)
 
     def forward(self, inputs: Tree) -> Tensor:
         features = self.features(inputs)
-        with torch.autocast(features.device.type, enabled=False):  # many classes ask for exact scores
+        with torch.autocast(features.device.type, enabled=False):  # many classes need accurate logits
             return self.output(features.float())
 
-    def forget_head(self) -> None:
-        """Set the model's own head to zero: what it is to tell apart is for the tasks to say."""
+    def zero_head(self) -> None:
+        """Set the head of the model to zero, since the tasks define their own classes."""
         if self._head is not None:
             for parameter in self.model.get_submodule(self._head).parameters():
                 nn.init.zeros_(parameter)
 
 
 def contrastive(feat_nD: Tensor, target_nC: Tensor, weight_n: Tensor, temperature: float) -> Tensor:
-    r"""The supervised contrastive loss of a batch: examples of a class are to be nearer than others, ().
+    r"""The supervised contrastive loss (), which pulls examples of a class together and pushes others away:
 
     $$ \frac{1}{|A|} \sum_{i \in A} \frac{-1}{|P_i|} \sum_{p \in P_i}
        \log \frac{\exp(\cos(f_i, f_p) / \tau)}{\sum_{j \ne i} \exp(\cos(f_i, f_j) / \tau)} $$
 
-    with $P_i$ the others of the class of i, and $A$ the examples that have any.
+    with $P_i$ the other examples of the class of i, and $A$ the examples with a non-empty $P_i$.
 
     Args:
         feat_nD: features.
         target_nC: one-hot targets.
-        weight_n: rows of weight 0 have no effect.
+        weight_n: weights; rows of weight 0 have no effect.
         temperature: $\tau$.
 
     Example:
@@ -131,43 +131,43 @@ def contrastive(feat_nD: Tensor, target_nC: Tensor, weight_n: Tensor, temperatur
     References:
         Khosla et al.: Supervised Contrastive Learning, NeurIPS 2020, arXiv:2004.11362 ($L_{out}$).
     """
-    near_nn = cosine(feat_nD, feat_nD) / temperature
+    similarity_nn = cosine(feat_nD, feat_nD) / temperature
     real_n = weight_n > 0
-    other_nn = real_n & ~torch.eye(len(feat_nD), dtype=torch.bool, device=feat_nD.device)
-    alike_nn = (target_nC @ target_nC.mT) * other_nn * real_n[:, None]
-    chance_nn = torch.log_softmax(near_nn.masked_fill(~other_nn, torch.finfo(near_nn.dtype).min), 1)
-    count_n = alike_nn.sum(1)
-    each_n = -(chance_nn * alike_nn).sum(1) / count_n.clamp_min(1)
-    return each_n.sum() / (count_n > 0).sum().clamp_min(1)
+    valid_nn = real_n & ~torch.eye(len(feat_nD), dtype=torch.bool, device=feat_nD.device)
+    positive_nn = (target_nC @ target_nC.mT) * valid_nn * real_n[:, None]
+    log_prob_nn = torch.log_softmax(similarity_nn.masked_fill(~valid_nn, torch.finfo(similarity_nn.dtype).min), 1)
+    count_n = positive_nn.sum(1)
+    loss_n = -(log_prob_nn * positive_nn).sum(1) / count_n.clamp_min(1)
+    return loss_n.sum() / (count_n > 0).sum().clamp_min(1)
 
 
-def pretraining(
+def pretraining_loop(
     model: nn.Module,
     source: TaskSource,
     settings: Settings,
     *,
     head: str = "head",
-    objective: Pretraining = "classification",
+    objective: PretrainingObjective = "classification",
     output: Output = "linear",
     temperature: float = 0.1,
     precision: Precision = "float32",
     seed: int = 0,
 ) -> OuterLoop:
-    """The outer loop that pretrains `model`: classification of all training classes, or contrast between them, or the
-    tasks' own objective on the examples of many tasks in one bag where the source has no classes. `finish` it when it
-    is done."""
-    for name, given, known in (
-        ("objective", objective, Pretraining),
+    """The outer loop of `pretrain`, with its arguments; call `finish_pretraining` after the last step."""
+    for name, value, options in (
+        ("objective", objective, PretrainingObjective),
         ("output", output, Output),
         ("precision", precision, Precision),
     ):
-        if given not in get_args(known):
-            raise ValueError(f"{name} must be {' or '.join(get_args(known))}, got {given!r}")
+        if value not in get_args(options):
+            raise ValueError(f"{name} must be {' or '.join(get_args(options))}, got {value!r}")
     if not temperature > 0:
         raise ValueError(f"temperature must be above 0, got {temperature}")
     classify = source.objective.task_specific_classes
     if objective == "contrastive" and not classify:
-        raise ValueError("contrastive pretraining draws examples of a class together, and these tasks have no classes")
+        raise ValueError(
+            "contrastive pretraining needs classes, and these tasks have no classes; use objective='classification'"
+        )
     example = source.pretraining_batch(0, settings.size)
     module: nn.Module = model
     fixed = None
@@ -178,7 +178,7 @@ def pretraining(
         layer = None if objective == "contrastive" else output
         module = Classifier(model, classes, inputs, head=head, output=layer, seed=seed).to(device)
 
-    # Twice as fast for plain convolutions on a CPU.
+    # twice as fast for convolutions on a CPU
     module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def backward(module: nn.Module, batch: Batch) -> Tensor:
@@ -193,16 +193,16 @@ def pretraining(
         loss.backward()
         return loss.detach()
 
-    begin = first_task(seed)
+    first = first_task(seed)
     return OuterLoop(
-        module, lambda step, size: source.pretraining_batch(begin + step, size), backward, settings, seed, fixed
+        module, lambda step, size: source.pretraining_batch(first + step, size), backward, settings, seed, fixed
     )
 
 
-def finish(loop: OuterLoop) -> None:
-    """What remains to be done after the last step of `pretraining`: a head of zeros, and the usual memory layout."""
+def finish_pretraining(loop: OuterLoop) -> None:
+    """After the last step of `pretraining_loop`: set the head to zero and restore the contiguous memory format."""
     if isinstance(loop.module, Classifier):
-        loop.module.forget_head()
+        loop.module.zero_head()
     loop.module.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
 
 
@@ -210,44 +210,44 @@ def pretrain(
     model: nn.Module,
     source: TaskSource,
     *,
-    steps: int,
-    batch: int = 128,
-    outer_lr: float = 1e-3,
+    steps: PositiveInt,
+    batch: PositiveInt = 128,
+    outer_lr: PositiveFloat = 1e-3,
     head: str = "head",
-    objective: Pretraining = "classification",
+    objective: PretrainingObjective = "classification",
     output: Output = "linear",
-    temperature: float = 0.1,
+    temperature: PositiveFloat = 0.1,
     precision: Precision = "float32",
     seed: int = 0,
     observe: Callable[[Progress], None] | None = None,
 ) -> list[float]:
-    """Pretrain a base model, in place, on the training split without tasks.
+    """Pretrain a base model, in place, on the examples of the training split.
 
-    Where the source has classes: plain classification of all of them through a new linear layer on the features (what
-    enters the module named `head`). At the end the new layer is thrown away, and the head is set to zero: the first
-    inner steps of a task then classify by the features' similarity. Else: the examples of many tasks in one bag.
+    If the source has classes, a new layer on the features (the input of the module `head`) classifies all of them. At
+    the end the new layer is discarded and the head is set to zero: the first inner steps of a task then classify by the
+    similarity of features. Otherwise the model is trained with the objective of the tasks on examples of many tasks.
 
     Args:
-        model: any module; BatchNorm trains as usual, running statistics included.
-        source: whose training split is read.
-        steps: optimiser steps.
-        batch: examples of a step.
-        outer_lr: Adam's rate, falling by a cosine.
-        head: the module whose input are the features.
-        objective: "classification" as above, or "contrastive": features of a class are drawn together and others apart,
-            see `contrastive`; there is no new layer then. It suits pretrained encoders of sentences.
+        model: any module; BatchNorm updates its running statistics.
+        source: source of the examples; only the split "train" is read.
+        steps: number of steps.
+        batch: examples per step.
+        outer_lr: learning rate of Adam, with a cosine schedule.
+        head: qualified name of the module whose input is the features.
+        objective: "classification" as above, or "contrastive", the loss of `contrastive` on the features, without a new
+            layer; it suits pretrained sentence encoders.
         output: the new layer: "linear", or "cosine", which suits learners that compare features by their angle.
-        temperature: of the contrastive loss; the lower, the more the nearest of other classes count.
-        precision: "bfloat16" computes convolutions and matrix products in it, which is up to twice as fast where the
-            processor has instructions for it; weights, losses and the new layer stay float32.
-        seed: of the new layer, of dropout and the like, and of which training examples are drawn.
+        temperature: temperature of the contrastive loss; at low values the nearest examples of other classes dominate.
+        precision: "bfloat16" is up to twice as fast on processors that support it; weights, losses and the new layer
+            stay float32.
+        seed: random seed of the new layer, the choice of training examples and dropout.
         observe: called with a `Progress` after each step.
 
     Returns:
         The loss of each step.
 
     Raises:
-        ValueError: an objective, an output or a precision that is none of these, or contrast without classes.
+        ValueError: an unknown objective, output or precision; a contrastive loss for tasks without classes.
 
     Example:
         >>> from kshot.models.backbones import mlp
@@ -258,15 +258,15 @@ def pretrain(
     References:
         Chen et al.: A Closer Look at Few-shot Classification, ICLR 2019, arXiv:1904.04232 (the pretraining stage; the
         cosine layer is its Baseline++). Tunstall et al.: Efficient Few-Shot Learning Without Prompts, arXiv:2209.11055
-        (SetFit: contrast, then a head).
+        (SetFit: contrastive training, then a head).
 
     Deviations:
-        Contrast takes all pairs of a batch under one softmax, where SetFit regresses the cosine of single pairs on 0
-        and 1.
+        The contrastive loss uses all pairs of a batch in one softmax, where SetFit regresses the cosine of single pairs
+        on 0 and 1.
     """
     settings = Settings(outer_lr, clip=None, horizon=steps, size=batch)
     with during(source, "pretraining"):
-        loop = pretraining(
+        loop = pretraining_loop(
             model,
             source,
             settings,
@@ -278,47 +278,47 @@ def pretrain(
             seed=seed,
         )
         losses = loop.run(steps, observe)
-    finish(loop)
+    finish_pretraining(loop)
     return losses
 
 
 def fit_feature_statistics(
     learner: HeadLearner, source: TaskSource, *, batches: int | None = None, batch: int = 128
 ) -> None:
-    r"""Measure what a learner's head is to know of the training classes: for SimpleShot the centre of the features,
+    r"""Compute the statistics of training features that a learner's head uses: for SimpleShot their mean,
 
     $$ \mu = \frac{\sum_i w_i f_\theta(x_i)}{\sum_i w_i}, $$
 
-    for PLDA the spread within and between classes too.
-
-    Measure it anew when the embedding has been trained further.
+    for PLDA also the covariances within and between classes. Call it again after further training of the embedding.
 
     Args:
-        learner: whose head is, or holds, a `learners.metric.FeatureStatistics`; changed in place.
-        source: whose training split is read.
-        batches: how many batches of examples; by default as many as the head asks for.
-        batch: examples of each.
+        learner: its head is, or contains, a `learners.heads.metric.FeatureStatistics`; changed in place.
+        source: source of the examples; only the split "train" is read.
+        batches: number of batches; by default that of the head.
+        batch: examples per batch.
 
     Raises:
-        ValueError: a learner without such a head.
+        ValueError: the learner has no such head.
 
     Example:
-        >>> learner = kshot.simpleshot(nn.Flatten(), features=1)
+        >>> learner = kshot.learners.simpleshot(nn.Flatten(), features=1)
         >>> fit_feature_statistics(learner, kshot.sources.sinusoids())
         >>> learner.head.centre.shape
         torch.Size([1])
     """
     heads = [part for part in learner.modules() if isinstance(part, FeatureStatistics)]
     if not heads:
-        raise ValueError("this learner's features have no centre; simpleshot's, laplacian_shot's and plda's have one")
+        raise ValueError(
+            "this learner's head uses no feature statistics; those of simpleshot, laplacian_shot and plda do"
+        )
     device, was_training = next(heads[0].buffers()).device, learner.training
     count = max(head.batches for head in heads) if batches is None else batches
     learner.eval()
     try:
         with torch.no_grad():
-            taken = [to(source.pretraining_batch(step, batch), device) for step in range(count)]
-            features = torch.cat([learner.embed(examples)[0] for examples in taken])
-            targets, weight = (torch.cat([getattr(one, name) for one in taken]) for name in ("targets", "weight"))
+            examples = [to(source.pretraining_batch(step, batch), device) for step in range(count)]
+            features = torch.cat([learner.embed(each)[0] for each in examples])
+            targets, weight = (torch.cat([getattr(each, name) for each in examples]) for name in ("targets", "weight"))
             for head in heads:
                 head.measure(features, targets, weight)
     finally:

@@ -1,13 +1,12 @@
-"""A meta-gradient as a program: the tensor operations of one step, recorded once and then replayed, or compiled.
+"""A meta-gradient as a program: the tensor operations of one step, traced once and then replayed, or compiled.
 
-A replay needs neither the Python of the model and the learner nor autograd: all derivatives, the second ones included,
-are operations of the program. It holds for tasks of the recorded shapes, and follows the weights and buffers it is
-given. What Python decided while it was recorded stays decided.
+A replay runs neither the Python code of the model and the learner nor autograd: all derivatives, including second ones,
+are operations of the program. It is valid for tasks of the traced shapes and takes weights and buffers as arguments.
+Python branches are fixed by the trace.
 """
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 
 import torch
@@ -19,78 +18,77 @@ from kshot.learner import Learner
 from kshot.types import Params, Task
 
 Program = Callable[[Params, Params, Task], tuple[Params, Tensor]]
-"""(what learns, what is fixed, task or stack of tasks) -> (gradients of what learns, loss); runs without autograd."""
+"""(trained parameters, fixed ones, task or stack of tasks) -> (gradients, loss); runs without autograd."""
 
 _aten = torch.ops.aten
-_SAME_SHAPE = {_aten.view.default, _aten._unsafe_view.default, _aten.expand.default}
-_SAME = {_aten.detach.default, _aten.alias.default}
+_RESHAPES = {_aten.view.default, _aten._unsafe_view.default, _aten.expand.default}
+_IDENTITIES = {_aten.detach.default, _aten.alias.default}
 
 
-def of_one_task(learner: Learner, example: tuple[Params, Params, Task]) -> GraphModule:
-    """The program of one task, recorded from `backward`; parameters that get no gradient are left out.
+def trace_task(learner: Learner, example: tuple[Params, Params, Task]) -> GraphModule:
+    """Trace the gradient of one task, by `backward`; parameters without a gradient are left out.
 
     Raises:
-        RuntimeError: a step that turns tensors into numbers, or branches on their values.
+        RuntimeError: the step converts tensors to numbers or branches on their values.
     """
 
-    def gradient(learning: Params, fixed: Params, task: Task) -> tuple[Params, Tensor]:
-        leaves = {name: p.detach().requires_grad_() for name, p in learning.items()}
+    def gradient(trained: Params, fixed: Params, task: Task) -> tuple[Params, Tensor]:
+        leaves = {name: p.detach().requires_grad_() for name, p in trained.items()}
         with torch.enable_grad():
             loss = torch.func.functional_call(learner, leaves | fixed, (task,))
             loss.backward()
         return {name: leaf.grad for name, leaf in leaves.items() if leaf.grad is not None}, loss.detach()
 
-    return _recorded(gradient, example)
+    return _trace(gradient, example)
 
 
-def of_a_stack(learner: Learner, example: tuple[Params, Params, Task]) -> GraphModule:
-    """The program of the mean loss over a stack of tasks, recorded from one pass by `vmap`; raises as `of_one_task`."""
+def trace_stack(learner: Learner, example: tuple[Params, Params, Task]) -> GraphModule:
+    """Trace the gradient of the mean loss over a stack of tasks, by `vmap`; raises as `trace_task`."""
 
-    def mean_loss(learning: Params, fixed: Params, tasks: Task) -> Tensor:
-        def one(task: Task) -> Tensor:
-            return torch.func.functional_call(learner, learning | fixed, (task,))
+    def mean_loss(trained: Params, fixed: Params, tasks: Task) -> Tensor:
+        def task_loss(task: Task) -> Tensor:
+            return torch.func.functional_call(learner, trained | fixed, (task,))
 
-        return torch.vmap(one, randomness="different")(tasks).mean()
+        return torch.vmap(task_loss, randomness="different")(tasks).mean()
 
-    return _recorded(torch.func.grad_and_value(mean_loss), example)
+    return _trace(torch.func.grad_and_value(mean_loss), example)
 
 
-def compiled(program: GraphModule, backend: str) -> Program:
-    """The same program, compiled at its first call; what was compiled stays in the cache between processes.
+def compile_program(program: GraphModule, backend: str) -> Program:
+    """Compile a program at its first call; the cache of `torch.compile` serves later processes.
 
-    It is recorded first since `torch.compile` on the Python of nested `functional_call`s gives, without a word, the
-    gradient of a learner that does not adapt.
+    Learners are traced before, since `torch.compile` of nested `functional_call`s silently returns the gradient of a
+    learner that does not adapt.
     """
-    from kshot.data.cache import cache_folder
-
-    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_folder() / "compiled"))
     return torch.compile(program, fullgraph=True, dynamic=False, backend=backend)
 
 
-def draws(program: Program) -> bool:
-    """Whether a recorded program draws random numbers, as dropout does."""
+def draws_random_numbers(program: Program) -> bool:
+    """Whether a traced program draws random numbers, as dropout does."""
     assert isinstance(program, GraphModule)
     return any(torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ()) for node in program.graph.nodes)
 
 
-def _recorded(function: Program, example: tuple[Params, Params, Task]) -> GraphModule:
+def _trace(function: Program, example: tuple[Params, Params, Task]) -> GraphModule:
     devices = [example[2].support.weight.device] if example[2].support.weight.is_cuda else []
-    with torch.random.fork_rng(devices):  # recording runs the step, and must not move its random numbers
+    with torch.random.fork_rng(devices):  # tracing runs the step, which must not advance the random state
         program = make_fx(function)(*example)
-    _drop_idle(program)
+    _remove_no_ops(program)
     return program
 
 
-def _drop_idle(program: GraphModule) -> None:
-    """Take out what returns what it was given: autograd's detaching, views of the same shape. A tenth of the time."""
+def _remove_no_ops(program: GraphModule) -> None:
+    """Remove operations that return their input: detach, views of the same shape. Saves a tenth of the time."""
     for node in list(program.graph.nodes):
-        if node.target in _SAME or (node.target in _SAME_SHAPE and _looks(node) == _looks(node.args[0])):
+        if node.target in _IDENTITIES or (
+            node.target in _RESHAPES and _shape_and_stride(node) == _shape_and_stride(node.args[0])
+        ):
             node.replace_all_uses_with(node.args[0])
             program.graph.erase_node(node)
     program.graph.eliminate_dead_code()
     program.recompile()
 
 
-def _looks(node: torch.fx.Node) -> tuple | None:
+def _shape_and_stride(node: torch.fx.Node) -> tuple | None:
     value = node.meta.get("val")
     return None if value is None else (value.shape, value.stride())

@@ -1,11 +1,11 @@
-"""The meta-gradient of one step: the mean outer loss over a stack of tasks, and its gradient. Several ways, one result.
+"""The meta-gradient of one step: the mean outer loss over a stack of tasks, and its gradient, by one of four engines.
 
-`loop` goes through the tasks one by one and frees each one's graph before the next: the least memory. `vmap` runs all
-tasks in one batched pass. `traced` records the operations of a step once for each shape of tasks, and replays them
-without Python and autograd: those of the batched pass or, where convolutions run on a CPU, those of one task, for as
-many tasks at once as there are cores. `compiled` compiles the record of the batched pass. `auto` measures the real step
-and picks. Where a step would not fit into memory the tasks are taken in chunks, and inner steps are computed twice
-rather than kept. Only this file knows the difference.
+`loop` processes the tasks one by one and frees the graph of each before the next: the least memory. `vmap` runs all
+tasks in one batched pass. `traced` records the operations of a step once per shape of tasks and replays them without
+Python and autograd: those of the batched pass or, for convolutions on a CPU, those of one task, on as many tasks in
+parallel as there are cores. `compiled` compiles the trace of the batched pass. `auto` measures the real step and
+chooses. If a step does not fit into memory, the tasks are processed in chunks, and inner steps are recomputed. Only
+this file knows the engines.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from typing import Any, Literal, NamedTuple, get_args
 import torch
 from torch import Tensor
 
-from kshot.inner.explaining import differentiated
-from kshot.inner.functional import rows_alike
-from kshot.inner.layout import convolves
+from kshot.inner.functional import assume_equal_weights
+from kshot.inner.layer_errors import explain_missing_derivatives
+from kshot.inner.memory_format import has_convolutions
 from kshot.inner.unrolling import recomputing
 from kshot.learner import Learner
 from kshot.training.cores import Cores
-from kshot.training.memory import GIB, available, predicted_peak, size
-from kshot.training.programs import Program, compiled, draws, of_a_stack, of_one_task
+from kshot.training.memory import GIB, available_memory, memory_size, predict_peak
+from kshot.training.programs import Program, compile_program, draws_random_numbers, trace_stack, trace_task
 from kshot.types import Params, Task, tree_leaves, tree_map, unstack
 
 Mode = Literal["auto", "loop", "vmap", "traced", "compiled"]
@@ -33,18 +33,22 @@ Engine = Literal["loop", "vmap", "traced", "compiled"]
 
 log = logging.getLogger(__name__)
 
-SHARE = 0.8  # of the memory that is free, for one step
-SMALL = 5_000  # a step whose parameters and tasks fit this often into memory needs no plan
+MEMORY_FRACTION = 0.8
+"""Fraction of the free memory that one step may use."""
 
-TRIALS = 3  # steps that "auto" takes each way before it picks; the first warms up and does not count
+SMALL_STEP = 5_000
+"""A step needs no memory plan if its parameters and tasks fit this many times into memory."""
+
+NUM_TRIALS = 3
+"""Steps that "auto" takes by each engine before it chooses; the first is a warm-up."""
 
 
 class Plan(NamedTuple):
-    """How a step keeps within memory.
+    """How a step stays within its memory.
 
     Attributes:
-        chunk: tasks in one pass; None is all of them.
-        recompute: whether inner steps are computed again in the backward pass rather than kept.
+        chunk: number of tasks in one pass; None for all of them.
+        recompute: whether inner steps are recomputed in the backward pass.
     """
 
     chunk: int | None = None
@@ -52,30 +56,30 @@ class Plan(NamedTuple):
 
 
 class MetaGradient:
-    r"""Adds $\nabla_\theta \frac1T \sum_t L_t(\theta)$ to the `.grad` of a learner's parameters, step after step.
+    r"""Adds $\nabla_\theta \frac1T \sum_t L_t(\theta)$ to the `.grad` of a learner's parameters at each call.
 
     Args:
-        learner: whose `forward` gives a task's outer loss.
-        mode: "loop", "vmap", "traced", "compiled", or "auto": a few steps are taken each way but compiled, and the
-            fastest goes on. Tracing takes seconds. Compiling pays from some thousand steps of a small model on, takes
-            tens of seconds, and needs a C++ compiler: it is asked for by its name.
-        backend: what compiles, a backend of `torch.compile`.
-        memory: bytes that a step may take; by default most of what the device has free. A step that would take more,
-            by what is predicted before it is taken, goes in chunks of tasks, or recomputes its inner steps.
-        chunk: tasks in one batched pass; by default as many as fit.
-        recompute: whether inner steps are computed again in the backward pass rather than kept, where tasks go one by
-            one; by default where they must to fit.
+        learner: its `forward` returns the outer loss of a task.
+        mode: "loop", "vmap", "traced", "compiled", or "auto", which takes a few steps by each engine but "compiled" and
+            keeps the fastest. Tracing takes seconds. Compiling takes tens of seconds, needs a C++ compiler and pays off
+            after some thousand steps of a small model.
+        backend: backend of `torch.compile`.
+        memory: bytes that a step may use; by default most of the device's free memory. A step that is predicted to
+            exceed it is processed in chunks of tasks, or recomputes its inner steps.
+        chunk: number of tasks in one batched pass; by default as many as fit.
+        recompute: whether inner steps are recomputed in the backward pass, if tasks are processed one by one; by
+            default only if the step does not fit otherwise.
+        trace_one_task: whether "traced" records one task and replays it for each, instead of the batched pass; by
+            default where convolutions run on a CPU, which are slower in a batch.
 
     Attributes:
-        engine: how the next step is taken; None while "auto" is still measuring.
-        choice: the sentence that says which way was taken instead of what was asked, and why; else empty.
-        plan: how the last step kept within memory.
-        single: whether "traced" records one task, and replays it on every core, rather than the batched pass; so it is
-            where convolutions run on a CPU, which are slower in a batch.
+        engine: the engine of the next step; None while "auto" is measuring.
+        choice: why the engine was chosen, if by measurement or in place of the requested one; else empty.
+        plan: how the last step stayed within memory.
 
     Raises:
-        ValueError: another mode.
-        MemoryError: a step, when called, of which a single task would not fit.
+        ValueError: an unknown mode, or a chunk below 1.
+        MemoryError: in a call, if a single task does not fit into memory.
 
     Example:
         >>> learner = kshot.maml(torch.nn.Linear(1, 1), inner_lr=0.01, objective=kshot.objectives.mse)
@@ -94,6 +98,7 @@ class MetaGradient:
         memory: int | None = None,
         chunk: int | None = None,
         recompute: bool | None = None,
+        trace_one_task: bool | None = None,
     ) -> None:
         if mode not in get_args(Mode):
             raise ValueError(f"mode must be one of {', '.join(get_args(Mode))}, got {mode!r}")
@@ -103,21 +108,23 @@ class MetaGradient:
         self.engine: Engine | None = None if mode == "auto" else mode
         self.choice = ""
         self.plan = Plan()
-        self._asked = memory, chunk, recompute
-        self._plans: dict[Any, Plan] = {}  # by the way and the shapes of the tasks
+        self._limits = memory, chunk, recompute
+        self._plans: dict[Any, Plan] = {}  # by engine and shapes of the tasks
         self._seconds: dict[Engine, list[float]] = {"loop": [], "vmap": []}
-        self.single = convolves(learner) and _device(learner).type == "cpu"
-        self._failed: list[str] = []  # what "auto" found out of the ways that do not run
+        if trace_one_task is None:
+            trace_one_task = has_convolutions(learner) and _device(learner).type == "cpu"
+        self._traces_one_task = trace_one_task
+        self._failures: list[str] = []  # of engines that "auto" tried
         self._cores: Cores | None = None
         if not learner.annealed:
             self._seconds["traced"] = []
         elif mode in ("traced", "compiled"):
-            self._take("vmap", f"since this learner's loss changes in the course of training, and is not {mode}")
+            self._use("vmap", f"since this learner's loss changes in the course of training and cannot be {mode}")
         self._backend = backend
-        self._programs: dict[Any, Program] = {}  # by all that they hold for
+        self._programs: dict[Any, Program] = {}  # by everything that a trace depends on
 
     def __call__(self, tasks: Task) -> Tensor:
-        """Add the gradient over a stack of T tasks; returns the mean loss, (), detached."""
+        """Add the gradient of the mean loss over a stack of T tasks; return that loss, (), detached."""
         if self.engine is None:
             return self._measure(tasks)
         if self.engine in ("traced", "compiled"):
@@ -125,211 +132,211 @@ class MetaGradient:
                 return self._step(self.engine, tasks)
             except MemoryError:
                 raise
-            except Exception as error:  # whatever tracing and compiling may raise: the step is taken by a plain engine
+            except Exception as error:  # tracing and compiling may raise anything: fall back to a plain engine
                 plain: Engine = "loop" if self._one_by_one(self.engine) else "vmap"
-                self._take(plain, f"since the step could not be {self.engine}: {_reason(error)}")
+                self._use(plain, f"since the step could not be {self.engine}: {_reason(error)}")
         return self._step(self.engine, tasks)
 
     def _one_by_one(self, engine: Engine) -> bool:
-        """Whether that way takes tasks singly, rather than in one batch."""
-        return engine == "loop" or (engine == "traced" and self.single)
+        """Whether an engine processes tasks one by one instead of in a batch."""
+        return engine == "loop" or (engine == "traced" and self._traces_one_task)
 
     def _step(self, engine: Engine, tasks: Task) -> Tensor:
-        """One step by an engine, within memory."""
+        """Take one step by an engine, within memory."""
         key = engine, _shapes(tasks)
         if key not in self._plans:
-            self._plans[key] = self._planned(engine, tasks)
+            self._plans[key] = self._make_plan(engine, tasks)
         self.plan = self._plans[key]
         if engine == "loop":
             with recomputing(self.plan.recompute):
                 return self._loop(tasks)
         if self._one_by_one(engine):
-            return self._on_cores(tasks)
+            return self._replay_on_cores(tasks)
 
-        def once(tasks: Task, share: float) -> Tensor:
-            return self._vmap(tasks, share) if engine == "vmap" else self._replay(engine, tasks, share)
+        def run_chunk(tasks: Task, fraction: float) -> Tensor:
+            return self._vmap(tasks, fraction) if engine == "vmap" else self._replay(engine, tasks, fraction)
 
-        count, chunk = len(tasks.support.weight), self.plan.chunk
-        if chunk is None or chunk >= count:
-            return once(tasks, 1.0)
-        parts = [tree_map(lambda leaf, at=at: leaf[at : at + chunk], tasks) for at in range(0, count, chunk)]
-        return torch.stack([once(part, len(part.support.weight) / count) for part in parts]).sum()
+        num_tasks, chunk = len(tasks.support.weight), self.plan.chunk
+        if chunk is None or chunk >= num_tasks:
+            return run_chunk(tasks, 1.0)
+        chunks = [tree_map(lambda leaf, i=i: leaf[i : i + chunk], tasks) for i in range(0, num_tasks, chunk)]
+        return torch.stack([run_chunk(part, len(part.support.weight) / num_tasks) for part in chunks]).sum()
 
     def _loop(self, tasks: Task) -> Tensor:
-        total, count = tasks.support.weight.new_zeros(()), len(tasks.support.weight)
+        total, num_tasks = tasks.support.weight.new_zeros(()), len(tasks.support.weight)
         for task in unstack(tasks):
-            with differentiated(self.learner, lambda task=task: self.learner(task)):  # type: ignore[misc]
-                loss = self.learner(task) / count
+            with explain_missing_derivatives(self.learner, lambda task=task: self.learner(task)):  # type: ignore[misc]
+                loss = self.learner(task) / num_tasks
                 loss.backward()
             total += loss.detach()
         return total
 
-    def _vmap(self, tasks: Task, share: float) -> Tensor:
-        """The share of the mean loss that these tasks have."""
-        with differentiated(self.learner, lambda: self.learner(unstack(tasks)[0])):
-            loss = torch.vmap(self.learner, randomness="different")(tasks).mean() * share
+    def _vmap(self, tasks: Task, fraction: float) -> Tensor:
+        """Process a fraction of the step's tasks in one batch; returns their part of the mean loss."""
+        with explain_missing_derivatives(self.learner, lambda: self.learner(unstack(tasks)[0])):
+            loss = torch.vmap(self.learner, randomness="different")(tasks).mean() * fraction
             loss.backward()
         return loss.detach()
 
-    def _replay(self, engine: Engine, tasks: Task, share: float) -> Tensor:
+    def _replay(self, engine: Engine, tasks: Task, fraction: float) -> Tensor:
         """As `_vmap`, by the program of a stack of tasks."""
-        learning, fixed = self._parameters()
-        program = self._program(engine, tasks, (learning, fixed, tasks))
+        trained, fixed = self._parameters()
+        program = self._program(engine, tasks, (trained, fixed, tasks))
         with torch.no_grad():
-            grads, loss = program(learning, fixed, tasks)
-        self._add(grads, share)
-        return loss.detach() * share
+            grads, loss = program(trained, fixed, tasks)
+        self._add_grads(grads, fraction)
+        return loss.detach() * fraction
 
-    def _on_cores(self, tasks: Task) -> Tensor:
-        """As `_loop`, by the program of one task, on all cores at once."""
-        learning, fixed = self._parameters()
-        each = unstack(tasks)
-        program = self._program("traced", tasks, (learning, fixed, each[0]))
+    def _replay_on_cores(self, tasks: Task) -> Tensor:
+        """As `_loop`, by the program of one task, on all cores in parallel."""
+        trained, fixed = self._parameters()
+        singles = unstack(tasks)
+        program = self._program("traced", tasks, (trained, fixed, singles[0]))
 
         @torch.no_grad()
-        def taken(part: list[Task]) -> tuple[Params, Tensor]:
-            grads, total = program(learning, fixed, part[0])
+        def sum_over(part: list[Task]) -> tuple[Params, Tensor]:
+            grads, total = program(trained, fixed, part[0])
             for task in part[1:]:
-                more, loss = program(learning, fixed, task)
-                grads = dict(zip(grads, torch._foreach_add(list(grads.values()), list(more.values()))))
+                task_grads, loss = program(trained, fixed, task)
+                grads = dict(zip(grads, torch._foreach_add(list(grads.values()), list(task_grads.values()))))
                 total = total + loss
             return grads, total
 
-        count = 1 if draws(program) else min(torch.get_num_threads(), len(each))  # random numbers come in order
+        # random numbers are drawn in the order of the tasks
+        count = 1 if draws_random_numbers(program) else min(torch.get_num_threads(), len(singles))
         if count > 1 and (self._cores is None or self._cores.count != count):
             self._cores = Cores(count)
-        parts = [each[start::count] for start in range(count)]
-        results = [taken(each)] if count == 1 or self._cores is None else self._cores.map(taken, parts)
+        parts = [singles[start::count] for start in range(count)]
+        results = [sum_over(singles)] if count == 1 or self._cores is None else self._cores.map(sum_over, parts)
         for grads, _ in results:
-            self._add(grads, 1 / len(each))
-        return torch.stack([total for _, total in results]).sum() / len(each)
+            self._add_grads(grads, 1 / len(singles))
+        return torch.stack([total for _, total in results]).sum() / len(singles)
 
     def _parameters(self) -> tuple[Params, Params]:
-        """What learns, and what is fixed, detached, by name."""
-        learning: Params = {}
+        """The trained parameters, and the fixed ones with the buffers, detached, by name."""
+        trained: Params = {}
         fixed: Params = dict(self.learner.named_buffers())
         for name, parameter in self.learner.named_parameters():
-            (learning if parameter.requires_grad else fixed)[name] = parameter.detach()
-        return learning, fixed
+            (trained if parameter.requires_grad else fixed)[name] = parameter.detach()
+        return trained, fixed
 
     def _program(self, engine: Engine, tasks: Task, example: tuple[Params, Params, Task]) -> Program:
-        """The program for such tasks, recorded on an example."""
-        alike = all(bool(((w == w[..., :1]) & (w > 0)).all()) for w in (tasks.support.weight, tasks.query.weight))
-        key = engine, alike, self.learner.training, tuple(example[0]), _shapes(example[2])
+        """The program for tasks of these shapes, traced on an example."""
+        weights = tasks.support.weight, tasks.query.weight
+        equal_weights = all(bool(((weight == weight[..., :1]) & (weight > 0)).all()) for weight in weights)
+        key = engine, equal_weights, self.learner.training, tuple(example[0]), _shapes(example[2])
         if key not in self._programs:
-            single = self._one_by_one(engine)
-            one, record = (example[2], of_one_task) if single else (unstack(tasks)[0], of_a_stack)
-            explained = differentiated(self.learner, lambda: self.learner(one))
-            with explained, rows_alike(alike), recomputing(self.plan.recompute):
-                program = record(self.learner, example)
-            self._programs[key] = compiled(program, self._backend) if engine == "compiled" else program
+            one_by_one = self._one_by_one(engine)
+            task, trace = (example[2], trace_task) if one_by_one else (unstack(tasks)[0], trace_stack)
+            explained = explain_missing_derivatives(self.learner, lambda: self.learner(task))
+            with explained, assume_equal_weights(equal_weights), recomputing(self.plan.recompute):
+                program = trace(self.learner, example)
+            self._programs[key] = compile_program(program, self._backend) if engine == "compiled" else program
         return self._programs[key]
 
-    def _add(self, grads: Params, share: float) -> None:
-        """Add a share of gradients by name to those of the parameters."""
-        scaled = dict(zip(grads, torch._foreach_mul(list(grads.values()), share)))  # in memory of their own
+    def _add_grads(self, grads: Params, factor: float) -> None:
+        """Add scaled gradients, by name, to those of the parameters."""
+        scaled = dict(zip(grads, torch._foreach_mul(list(grads.values()), factor)))  # copies, which `.grad` may keep
         for name, parameter in self.learner.named_parameters():
             if name in scaled:
                 parameter.grad = scaled[name] if parameter.grad is None else parameter.grad + scaled[name]
 
-    def _planned(self, engine: Engine, tasks: Task) -> Plan:
-        """The first plan that fits: all tasks, as many as fit, and with inner steps recomputed."""
-        memory, chunk, recompute = self._asked
+    def _make_plan(self, engine: Engine, tasks: Task) -> Plan:
+        """The first plan that fits: all tasks at once, then fewer or with recomputed inner steps."""
+        memory, chunk, recompute = self._limits
         batched = not self._one_by_one(engine)
         if (chunk if batched else recompute) is not None:
             return Plan(chunk, bool(recompute) and not batched)
         device = tasks.support.weight.device
-        room = SHARE * available(device) if memory is None else memory
-        if memory is None and SMALL * size(self.learner, tasks) < room:
+        limit = MEMORY_FRACTION * available_memory(device) if memory is None else memory
+        if memory is None and SMALL_STEP * memory_size(self.learner, tasks) < limit:
             return Plan()
         try:
-            return self._fitting(engine, tasks, room)
+            return self._fitting_plan(engine, tasks, limit)
         except MemoryError:
             raise
-        except Exception as error:  # what runs may yet have no shapes to plan by
+        except Exception as error:  # a step that runs may still not run on fake tensors
             log.info("the memory of a step is not predicted: %s", str(error).split("\n")[0])
             return Plan()
 
-    def _fitting(self, engine: Engine, tasks: Task, room: float) -> Plan:
-        count, batched = len(tasks.support.weight), not self._one_by_one(engine)
+    def _fitting_plan(self, engine: Engine, tasks: Task, limit: float) -> Plan:
+        num_tasks, batched = len(tasks.support.weight), not self._one_by_one(engine)
 
-        def peak(number: int, *, recompute: bool = False) -> int:
-            some = tree_map(lambda leaf: leaf[:number], tasks)
-            return predicted_peak(self.learner, some, _by_vmap if batched else _by_loop(recompute))
+        def peak(count: int, *, recompute: bool = False) -> int:
+            first = tree_map(lambda leaf: leaf[:count], tasks)
+            return predict_peak(self.learner, first, _step_by_vmap if batched else _step_by_loop(recompute))
 
         if batched:
-            whole, one = peak(count), peak(1)
-            if whole <= room:
+            peak_all, peak_one = peak(num_tasks), peak(1)
+            if peak_all <= limit:
                 return Plan()
-            each = max((whole - one) / max(count - 1, 1), 1)
-            chunk = int((room - one) // each) + 1
+            per_task = max((peak_all - peak_one) / max(num_tasks - 1, 1), 1)
+            chunk = int((limit - peak_one) // per_task) + 1
             if chunk >= 1:
-                log.info("the tasks are taken %d at a time: all %d would take %.1f GiB", chunk, count, whole / GIB)
+                log.info("tasks go in chunks of %d: all %d would need %.1f GiB", chunk, num_tasks, peak_all / GIB)
                 return Plan(chunk)
-            raise _too_large(one, room, "with mode='loop', which can recompute its inner steps, it takes less")
-        at_once = min(torch.get_num_threads(), count) if engine == "traced" else 1
-        whole = at_once * peak(1)
-        if whole <= room:
+            raise _too_large(peak_one, limit, "with mode='loop', which can recompute its inner steps, it needs less")
+        parallel = min(torch.get_num_threads(), num_tasks) if engine == "traced" else 1
+        stored = parallel * peak(1)
+        if stored <= limit:
             return Plan()
-        least = at_once * peak(1, recompute=True)
-        if least <= room:
-            log.info(
-                "inner steps are computed twice rather than kept: %.1f GiB instead of %.1f", least / GIB, whole / GIB
-            )
+        recomputed = parallel * peak(1, recompute=True)
+        if recomputed <= limit:
+            log.info("inner steps are recomputed: %.1f GiB instead of %.1f", recomputed / GIB, stored / GIB)
             return Plan(recompute=True)
-        raise _too_large(least, room, "smaller images, fewer queries, a smaller model or order=1 take less")
+        raise _too_large(recomputed, limit, "use smaller images, fewer queries, a smaller model or order=1")
 
     def _measure(self, tasks: Task) -> Tensor:
-        """Take this step the way that has been tried least; once all have, keep the fastest."""
-        engine = min(self._seconds, key=lambda w: len(self._seconds[w]))
+        """Take this step by the engine with the fewest trials; after the last trial choose the fastest."""
+        engine = min(self._seconds, key=lambda engine: len(self._seconds[engine]))
         started = time.perf_counter()
         try:
             loss = self._step(engine, tasks)
-        except Exception as error:  # of what a batch, or a record, cannot do
+        except Exception as error:  # batching and tracing may raise anything
             if engine == "loop":
                 raise
             del self._seconds[engine]
-            self._failed.append(f"{engine} does not run: {_reason(error)}")
+            self._failures.append(f"{engine} does not run: {_reason(error)}")
             if len(self._seconds) == 1:
-                self._take("loop", f"since {'; '.join(self._failed)}")
+                self._use("loop", f"since {'; '.join(self._failures)}")
             return self._step("loop", tasks)
         if loss.is_cuda:
             torch.cuda.synchronize(loss.device)
         self._seconds[engine].append(time.perf_counter() - started)
-        if all(len(times) == TRIALS for times in self._seconds.values()):
-            best = {w: min(times[1:]) for w, times in self._seconds.items()}
-            _, fastest = min((seconds, w) for w, seconds in best.items())
-            told = ", ".join(f"{w} {1e3 * seconds:.0f} ms" for w, seconds in best.items())
-            self._take(fastest, f"the fastest by measure ({told} a step)")
+        if all(len(times) == NUM_TRIALS for times in self._seconds.values()):
+            best = {engine: min(times[1:]) for engine, times in self._seconds.items()}
+            _, fastest = min((seconds, engine) for engine, seconds in best.items())
+            timings = ", ".join(f"{engine} {1e3 * seconds:.0f} ms" for engine, seconds in best.items())
+            self._use(fastest, f"the fastest by measurement ({timings} per step)")
         return loss
 
-    def _take(self, engine: Engine, why: str) -> None:
-        self.engine, self.choice = engine, f"{engine}, {why}"
-        log.info("the meta-gradient is taken as %s", self.choice)
+    def _use(self, engine: Engine, reason: str) -> None:
+        self.engine, self.choice = engine, f"{engine}, {reason}"
+        log.info("the meta-gradient is computed by %s", self.choice)
 
 
-def _by_vmap(one: Callable[[Task], Tensor], tasks: Task) -> None:
-    torch.vmap(one, randomness="different")(tasks).mean().backward()
+def _step_by_vmap(task_loss: Callable[[Task], Tensor], tasks: Task) -> None:
+    torch.vmap(task_loss, randomness="different")(tasks).mean().backward()
 
 
-def _by_loop(recompute: bool) -> Callable[[Callable[[Task], Tensor], Task], None]:
-    def step(one: Callable[[Task], Tensor], tasks: Task) -> None:
+def _step_by_loop(recompute: bool) -> Callable[[Callable[[Task], Tensor], Task], None]:
+    def step(task_loss: Callable[[Task], Tensor], tasks: Task) -> None:
         with recomputing(recompute):
             for task in unstack(tasks):
-                one(task).backward()
+                task_loss(task).backward()
 
     return step
 
 
-def _too_large(needed: float, room: float, way_out: str) -> MemoryError:
+def _too_large(needed: float, limit: float, remedy: str) -> MemoryError:
     return MemoryError(
-        f"a meta-gradient of one task takes about {needed / GIB:.1f} GiB, of {room / GIB:.1f} GiB that it may take: "
-        f"{way_out}"
+        f"the meta-gradient of one task needs about {needed / GIB:.1f} GiB, but the limit is {limit / GIB:.1f} GiB: "
+        f"{remedy}"
     )
 
 
 def _reason(error: Exception) -> str:
-    """Who, and what."""
+    """The first lines of an error."""
     return " ".join(str(error).strip().splitlines()[:2]) or type(error).__name__
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from kshot.app.folder import load_run
+import kshot
 from kshot.app.spec import parse_spec
 from kshot.evaluation.evaluate import evaluate
 
@@ -69,7 +69,7 @@ def test_shared_pretraining_changes_nothing(reproduce, tmp_path):
     shared = reproduce.train("tiny-maml", 0, tmp_path / "shared", resume=False)
     alone = reproduce.train("tiny-maml", 0, tmp_path / "alone", resume=False)
     other = reproduce.train("tiny-maml", 1, tmp_path / "shared", resume=False)
-    assert load_run(shared).weights == load_run(alone).weights != load_run(other).weights
+    assert kshot.load(shared).weights == kshot.load(alone).weights != kshot.load(other).weights
     donor = tmp_path / "shared" / "tiny-seed0"
     times = [
         json.loads(next((path / "checkpoints" / "pretrain").glob("*/meta.json")).read_text())
@@ -93,7 +93,7 @@ def test_what_is_done_is_not_done_again_and_what_is_unfinished_needs_resume(repr
 
 
 def test_scores_on_features_are_those_on_images(reproduce, tmp_path):
-    opened = load_run(reproduce.train("tiny", 0, tmp_path, resume=False))
+    opened = kshot.load(reproduce.train("tiny", 0, tmp_path, resume=False))
     source = reproduce._of_source(5, 2).make(opened.spec)
     learner, embedded = reproduce.on_features(opened.learner, source)
     plain, fast = (evaluate(*pair, tasks=9) for pair in ((opened.learner, source), (learner, embedded)))

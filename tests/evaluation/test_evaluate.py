@@ -70,14 +70,16 @@ def test_no_tasks_is_refused():
 def test_from_scratch_starts_from_other_weights_and_fine_tuning_from_the_given_ones():
     model = kshot.models.mlp(1, 1)
     given = model.head.weight.clone()
-    scratch = kshot.from_scratch(model, inner_lr=0.1, objective=objectives.mse, seed=1)
-    tuned = kshot.fine_tune(model, inner_lr=0.1, objective=objectives.mse)
-    classes = kshot.fine_tune(kshot.models.mlp(1, 3), inner_lr=0.1)
+    scratch = kshot.learners.from_scratch(model, inner_lr=0.1, objective=objectives.mse, seed=1)
+    tuned = kshot.learners.fine_tune(model, inner_lr=0.1, objective=objectives.mse)
+    classes = kshot.learners.fine_tune(kshot.models.mlp(1, 3), inner_lr=0.1)
     assert not torch.equal(scratch.model.head.weight, given)
     assert torch.equal(tuned.model.head.weight, given)
     assert not classes.model.head.weight.any()
     assert torch.equal(model.head.weight, given)
-    assert torch.equal(scratch.model.head.weight, kshot.from_scratch(model, inner_lr=0.1, seed=1).model.head.weight)
+    assert torch.equal(
+        scratch.model.head.weight, kshot.learners.from_scratch(model, inner_lr=0.1, seed=1).model.head.weight
+    )
 
 
 def test_episodes_of_another_hash_are_refused_before_anything_is_scored():
@@ -106,7 +108,7 @@ def test_an_observer_sees_each_task_with_what_was_made_of_it():
 
 def test_classes_are_calibrated_in_every_evaluation_and_numbers_are_not():
     source = kshot.sources.glyphs(ways=3, queries=4)
-    found = kshot.evaluate(kshot.nearest_centroid(), source, tasks=4)
+    found = kshot.evaluate(kshot.learners.nearest_centroid(), source, tasks=4)
     assert found.calibration.examples == 4 * 12
     assert found.calibration.nll.mean == pytest.approx(found.metrics["loss"].mean, rel=1e-5)
     assert kshot.evaluate(SupportMean(objectives.mse), sinusoids(), tasks=2).calibration is None

@@ -68,14 +68,14 @@ def test_texts_out_of_scope_are_of_no_class_and_of_their_part(tmp_path):
     assert source.describe()["out_of_scope"] == {"val": 7, "test": 9}
     assert not any("oos" in names for names in source.class_names.values())
     assert {source.texts[row].split()[0] for row in source.outside["test"]} == {"some"}
-    one, other = (source.outsiders("test", index, 4) for index in (0, 1))
+    one, other = (source.out_of_scope_inputs("test", index, 4) for index in (0, 1))
     assert one.shape == (4, 64)
-    assert torch.equal(one, source.outsiders("test", 0, 4))
+    assert torch.equal(one, source.out_of_scope_inputs("test", 0, 4))
     assert not torch.equal(one, other)
-    assert len(source.outsiders("test", 0, 100)) == 9
+    assert len(source.out_of_scope_inputs("test", 0, 100)) == 9
     plain = text(tmp_path / "intents.json", ways=2, queries=5, split={"ratio": [1, 0, 0]})
     with pytest.raises(ValueError, match="nothing that is out of scope"):
-        plain.outsiders("test", 0, 1)
+        plain.out_of_scope_inputs("test", 0, 1)
     with pytest.raises(ValueError, match="no text under the label 'none'"):
         source_of(tmp_path, out_of_scope_label="none")
 

@@ -11,7 +11,7 @@ import kshot
 from kshot import Batch, Task, maml
 from kshot.inner.batch_norm import batch_norm
 from kshot.inner.functional import Function
-from kshot.inner.layout import channels_last
+from kshot.inner.memory_format import channels_last
 
 SHAPES = [(6, 3), (4, 3, 5), (4, 3, 2, 5)]
 

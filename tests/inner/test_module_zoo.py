@@ -439,9 +439,12 @@ def test_what_has_no_second_derivative_names_the_layer_and_the_way_out():
 SMALL = {
     "maml": (lambda: kshot.maml(nn.Linear(1, 2, bias=False), inner_lr=RATE), 1000),
     "maml of an LSTM": (lambda: kshot.maml(Last(nn.LSTM(1, 2, batch_first=True, bias=False)), inner_lr=RATE), 1000),
-    "learned rule": (lambda: kshot.learned_optimizer(nn.Linear(1, 2, bias=False), inner_lr=RATE, steps=1), 1000),
-    "maml++": (lambda: kshot.maml_pp(nn.Linear(1, 2, bias=False), inner_lr=RATE, steps=1), 100),
-    "imaml": (lambda: kshot.imaml(nn.Linear(1, 2, bias=False), inner_lr=RATE, steps=1, iterations=1), 100),
+    "learned rule": (
+        lambda: kshot.learners.learned_optimizer(nn.Linear(1, 2, bias=False), inner_lr=RATE, steps=1),
+        1000,
+    ),
+    "maml++": (lambda: kshot.learners.maml_pp(nn.Linear(1, 2, bias=False), inner_lr=RATE, steps=1), 100),
+    "imaml": (lambda: kshot.learners.imaml(nn.Linear(1, 2, bias=False), inner_lr=RATE, steps=1, iterations=1), 100),
 }
 
 

@@ -51,7 +51,7 @@ def test_reptile_moves_towards_where_descent_ends(task):
     both = Task(Batch(*(torch.cat(pair) for pair in zip(*task))), task.query)
     for train_on, examples in (("both", both), ("support", task)):
         model.zero_grad()
-        learner = kshot.reptile(model, inner_lr=RATE, steps=3, train_on=train_on)
+        learner = kshot.learners.reptile(model, inner_lr=RATE, steps=3, train_on=train_on)
         loss = learner(task)
         loss.backward()
         end = descend(model, examples, 3)
@@ -63,7 +63,10 @@ def test_reptile_moves_towards_where_descent_ends(task):
 
 def test_fomaml_is_maml_of_first_order(task):
     found = []
-    for learner in (kshot.fomaml(net(), inner_lr=RATE, steps=2), kshot.maml(net(), inner_lr=RATE, steps=2, order=1)):
+    for learner in (
+        kshot.learners.fomaml(net(), inner_lr=RATE, steps=2),
+        kshot.maml(net(), inner_lr=RATE, steps=2, order=1),
+    ):
         learner.model.load_state_dict(found[0][0] if found else learner.model.state_dict())
         learner(task).backward()
         found.append((learner.model.state_dict(), {n: p.grad for n, p in learner.named_parameters()}))
@@ -73,7 +76,7 @@ def test_fomaml_is_maml_of_first_order(task):
 @pytest.mark.parametrize(("factory", "names"), [("anil", ("2.weight", "2.bias")), ("boil", ("0.weight", "0.bias"))])
 def test_anil_moves_the_head_and_boil_the_body(task, factory, names):
     model = net()
-    learner = getattr(kshot, factory)(model, inner_lr=RATE, steps=3, head="2")
+    learner = getattr(kshot.learners, factory)(model, inner_lr=RATE, steps=3, head="2")
     found = learner.adapt(task.support)["params"]
     assert set(found) == set(names)
     close(found, descend(model, task, 3, names))
@@ -81,7 +84,7 @@ def test_anil_moves_the_head_and_boil_the_body(task, factory, names):
 
 def test_meta_sgd_has_a_rate_for_each_element(task):
     model = net()
-    learner = kshot.meta_sgd(model, inner_lr=RATE)
+    learner = kshot.learners.meta_sgd(model, inner_lr=RATE)
     rates = learner.solver.rule.inner_lr.rates
     for parameter in rates.parameters():
         nn.init.normal_(parameter)
@@ -92,7 +95,7 @@ def test_meta_sgd_has_a_rate_for_each_element(task):
 
 def test_meta_curvature_multiplies_along_each_mode():
     model = nn.Sequential(nn.Conv2d(2, 3, 2), nn.Flatten()).double()
-    learner = kshot.meta_curvature(model, inner_lr=RATE)
+    learner = kshot.learners.meta_curvature(model, inner_lr=RATE)
     for parameter in learner.solver.rule.parameters():
         nn.init.normal_(parameter)
     support = Batch(torch.randn(4, 2, 2, 2).double(), F.one_hot(torch.arange(4) % 3).double(), torch.ones(4).double())
@@ -133,7 +136,7 @@ def test_the_gated_rule_is_the_meta_lstm():
 
 @pytest.mark.parametrize("kind", ["lstm", "mlp", "gates"])
 def test_a_learned_optimiser_learns(task, kind):
-    learner = kshot.learned_optimizer(net(), inner_lr=RATE, steps=3, kind=kind)
+    learner = kshot.learners.learned_optimizer(net(), inner_lr=RATE, steps=3, kind=kind)
     optimizer = torch.optim.Adam(learner.solver.parameters(), 0.02)
     losses = []
     for _ in range(30):
@@ -154,7 +157,7 @@ def test_the_weights_of_the_steps_go_from_equal_to_the_last():
 
 def test_maml_pp_weighs_the_loss_after_each_step(task):
     model = net()
-    learner = kshot.maml_pp(model, inner_lr=RATE, steps=2, multi_step=0.5, first_order=0.0)
+    learner = kshot.learners.maml_pp(model, inner_lr=RATE, steps=2, multi_step=0.5, first_order=0.0)
     learner.set_progress(0.25)
     losses = []
     for steps in (1, 2):
@@ -169,7 +172,7 @@ def test_maml_pp_weighs_the_loss_after_each_step(task):
 
 
 def test_maml_pp_is_first_order_at_first(task):
-    learner = kshot.maml_pp(net(), inner_lr=RATE, steps=2, multi_step=0.0, first_order=0.3)
+    learner = kshot.learners.maml_pp(net(), inner_lr=RATE, steps=2, multi_step=0.0, first_order=0.3)
     plain = GradientLearner(learner.model, learner.objective, FirstOrder(SGD(RATE), 2))
     exact = GradientLearner(learner.model, learner.objective, Unrolled(SGD(RATE), 2))
     for progress, peer in ((0.1, plain), (0.3, exact), (1.0, exact)):
@@ -183,7 +186,7 @@ def test_maml_pp_is_first_order_at_first(task):
 
 def test_maml_pp_has_batchnorm_of_its_own_at_each_step(task):
     model = net(nn.BatchNorm1d(4))
-    learner = kshot.maml_pp(model, inner_lr=RATE, steps=2)
+    learner = kshot.learners.maml_pp(model, inner_lr=RATE, steps=2)
     for parameter in learner.per_step.parameters():
         nn.init.normal_(parameter)
     inner = [name for name, _ in model.named_parameters() if not name.startswith("1.")]
@@ -198,7 +201,7 @@ def test_maml_pp_has_batchnorm_of_its_own_at_each_step(task):
 
 
 def test_the_trainer_tells_how_far_it_is():
-    learner, seen = kshot.maml_pp(nn.Linear(1, 1), inner_lr=0.01, objective=objectives.mse), []
+    learner, seen = kshot.learners.maml_pp(nn.Linear(1, 1), inner_lr=0.01, objective=objectives.mse), []
     learner.set_progress = seen.append
     kshot.fit(learner, kshot.sources.sinusoids(), steps=4)
     assert seen == [0.0, 0.25, 0.5, 0.75]
@@ -206,7 +209,7 @@ def test_the_trainer_tells_how_far_it_is():
 
 def test_proto_maml_without_steps_is_the_prototypical_network(task):
     embedding = nn.Linear(3, 5).double()
-    one = kshot.proto_maml(embedding, inner_lr=RATE, steps=0)
+    one = kshot.learners.proto_maml(embedding, inner_lr=RATE, steps=0)
     other = kshot.protonet(embedding)
     logits = [learner.predict(learner.adapt(task.support), task.query.inputs).softmax(1) for learner in (one, other)]
     torch.testing.assert_close(*logits)
@@ -222,22 +225,22 @@ def test_proto_maml_adapts_head_and_embedding_together(task):
     moved = dict(zip(body, torch.autograd.grad(loss, list(body.values()), retain_graph=True)))
     logits = F.linear(features.detach(), head["weight"], head["bias"])
     moved_head = dict(zip(head, torch.autograd.grad(F.cross_entropy(logits, targets), list(head.values()))))
-    found = kshot.proto_maml(embedding, inner_lr=RATE, steps=1).adapt(task.support)["params"]
+    found = kshot.learners.proto_maml(embedding, inner_lr=RATE, steps=1).adapt(task.support)["params"]
     for name, value in body.items():
         torch.testing.assert_close(found[f"embedding.{name}"], value - RATE * moved[name])
     close({n: found[n] for n in head}, {n: v - RATE * moved_head[n] for n, v in head.items()})
 
 
 def test_unicorn_maml_does_not_see_the_order_of_the_classes(task):
-    learner = kshot.unicorn_maml(nn.Linear(3, 5).double(), features=5, inner_lr=RATE, steps=3)
-    assert torch.equal(learner.adapt(task.support, steps=0)["params"]["weight"][0], learner.start.vector)
+    learner = kshot.learners.unicorn_maml(nn.Linear(3, 5).double(), features=5, inner_lr=RATE, steps=3)
+    assert torch.equal(learner.adapt(task.support, steps=0)["params"]["weight"][0], learner.head_init.vector)
     turned = Batch(task.support.inputs, task.support.targets.flip(1), task.support.weight)
     logits = [learner.predict(learner.adapt(support), task.query.inputs) for support in (task.support, turned)]
     torch.testing.assert_close(logits[0], logits[1].flip(1))
 
 
 def test_a_head_of_a_task_may_adapt_alone_with_part_of_the_body(task):
-    learner = kshot.proto_maml(net(), inner_lr=RATE, adaptable=("*", "!0.*"))
+    learner = kshot.learners.proto_maml(net(), inner_lr=RATE, adaptable=("*", "!0.*"))
     names = set(learner.adapt(task.support)["params"])
     assert names == {"embedding.2.weight", "embedding.2.bias", "weight", "bias"}
 
@@ -249,7 +252,7 @@ def test_cavia_moves_the_context_alone(task):
         logits = model(torch.cat([task.support.inputs, context.expand(4, 2)], 1))
         (grad,) = torch.autograd.grad(F.cross_entropy(logits, task.support.targets), context, create_graph=True)
         context = context - RATE * grad
-    learner = kshot.cavia(model, task_dim=2, inner_lr=RATE, steps=2)
+    learner = kshot.learners.cavia(model, task_dim=2, inner_lr=RATE, steps=2)
     close(learner.adapt(task.support)["params"], {"context": context})
     assert [name for name, _ in learner.named_parameters()] == ["model.model.weight", "model.model.bias"]
     assert weight is model.weight
@@ -257,7 +260,7 @@ def test_cavia_moves_the_context_alone(task):
 
 def test_film_modulates_channels_and_leaves_no_hook(task):
     model = net()
-    learner = kshot.cavia(model, task_dim=2, inner_lr=RATE, film=["0"])
+    learner = kshot.learners.cavia(model, task_dim=2, inner_lr=RATE, film=["0"])
     conditioned = learner.model
     conditioned.context = torch.randn(2).double()
     scale, shift = (conditioned.modulations[0].weight @ conditioned.context).chunk(2)
@@ -267,7 +270,7 @@ def test_film_modulates_channels_and_leaves_no_hook(task):
 
 
 def test_t_net_descends_in_a_metric_of_its_own(task):
-    learner = kshot.t_net(nn.Linear(3, 2).double(), inner_lr=RATE)
+    learner = kshot.learners.t_net(nn.Linear(3, 2).double(), inner_lr=RATE)
     layer, warp = learner.model.layer, learner.model.warp
     nn.init.normal_(warp.weight)
     support = task.support
@@ -296,18 +299,30 @@ def test_a_trajectory_of_states_ends_where_adapting_does(task):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: kshot.reptile(net(), inner_lr=0.1, train_on="query"), "train_on must be one of support, both"),
-        (lambda: kshot.anil(net(), inner_lr=0.1, head="top"), "no trainable parameter .*'top"),
-        (lambda: kshot.boil(net(), inner_lr=0.1, head="top"), "no trainable parameter .*'top"),
-        (lambda: kshot.maml_pp(net(), inner_lr=0.1, multi_step=2.0), "until must be a part of the training"),
-        (lambda: kshot.maml_pp(net(), inner_lr=0.1, first_order=-1.0), "until must be a part of the training"),
-        (lambda: kshot.cavia(net(), inner_lr=0.1, task_dim=0), "task_dim must be at least 1"),
-        (lambda: kshot.cavia(net(), inner_lr=0.1, task_dim=2, film=["9"]), "no layer '9' to modulate; it has: 0, 1, 2"),
-        (lambda: kshot.cavia(net(), inner_lr=0.1, task_dim=2, film=["1"]), r"'1' \(Tanh\) does not tell its channels"),
-        (lambda: kshot.unicorn_maml(net(), features=0, inner_lr=0.1), "features must be the width"),
-        (lambda: kshot.warp_maml(net(), warp="warp.*", inner_lr=0.1), "no trainable parameter"),
-        (lambda: kshot.learned_optimizer(net(), inner_lr=0.1, kind="gru"), "kind must be one of lstm, mlp, gates"),
-        (lambda: kshot.alfa(net(), inner_lr=0.1, steps=0), "steps must be at least 1"),
+        (
+            lambda: kshot.learners.reptile(net(), inner_lr=0.1, train_on="query"),
+            "train_on must be one of support, both",
+        ),
+        (lambda: kshot.learners.anil(net(), inner_lr=0.1, head="top"), "no trainable parameter .*'top"),
+        (lambda: kshot.learners.boil(net(), inner_lr=0.1, head="top"), "no trainable parameter .*'top"),
+        (lambda: kshot.learners.maml_pp(net(), inner_lr=0.1, multi_step=2.0), "until must be a part of the training"),
+        (lambda: kshot.learners.maml_pp(net(), inner_lr=0.1, first_order=-1.0), "until must be a part of the training"),
+        (lambda: kshot.learners.cavia(net(), inner_lr=0.1, task_dim=0), "task_dim must be at least 1"),
+        (
+            lambda: kshot.learners.cavia(net(), inner_lr=0.1, task_dim=2, film=["9"]),
+            "no layer '9' to modulate; it has: 0, 1, 2",
+        ),
+        (
+            lambda: kshot.learners.cavia(net(), inner_lr=0.1, task_dim=2, film=["1"]),
+            r"'1' \(Tanh\) does not tell its channels",
+        ),
+        (lambda: kshot.learners.unicorn_maml(net(), features=0, inner_lr=0.1), "features must be the width"),
+        (lambda: kshot.learners.warp_maml(net(), warp="warp.*", inner_lr=0.1), "no trainable parameter"),
+        (
+            lambda: kshot.learners.learned_optimizer(net(), inner_lr=0.1, kind="gru"),
+            "kind must be one of lstm, mlp, gates",
+        ),
+        (lambda: kshot.learners.alfa(net(), inner_lr=0.1, steps=0), "steps must be at least 1"),
         (lambda: GradientLearner(net(), objectives.mse, Unrolled(SGD(0.1), 1), minibatch=0), "minibatch must be"),
         (lambda: GatedRule(1.5), "inner_lr is the value of a gate"),
     ],
@@ -318,6 +333,6 @@ def test_bad_arguments_say_what_to_do(make, message):
 
 
 def test_images_for_appended_context_are_told_the_way_out():
-    learner = kshot.cavia(nn.Flatten(), task_dim=2, inner_lr=0.1)
+    learner = kshot.learners.cavia(nn.Flatten(), task_dim=2, inner_lr=0.1)
     with pytest.raises(ValueError, match="name the layers to modulate"):
         learner.adapt(Batch.of(torch.zeros(2, 1, 4, 4), torch.tensor([0, 1]), ways=2))

@@ -22,8 +22,8 @@ from kshot.app import cli
 from kshot.data.text.tokenizer import Tokens
 from kshot.data.text.vocabulary import Vocabulary
 from kshot.learners.generate import _drawn
-from kshot.objectives import name_of, named, next_token, next_token_of
-from kshot.sources.corpus import BYTES, CorpusEncoding
+from kshot.objectives import from_name, name_of, next_token, next_token_of
+from kshot.sources.corpus import BYTES, CorpusPreprocessor
 from kshot.training.checkpoint import load_state
 from kshot.training.step import MetaGradient
 from kshot.types import Batch, Task, stack, tree_map
@@ -73,7 +73,7 @@ def test_a_tied_model_has_one_matrix_of_symbols_and_its_logits_are_a_product_wit
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"kind": "rnn"}, "kind must be one of gru, lstm, transformer"),
+        ({"body": "rnn"}, "body must be one of gru, lstm, transformer"),
         ({"symbols": 0}, "symbols must be at least 1"),
         ({"width": 0}, "width must be at least 1"),
         ({"dropout": 1.0}, "dropout"),
@@ -100,7 +100,7 @@ def in_doubles(task: Task) -> Task:
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("causal_queries", [True, False])
 def test_dynamic_evaluation_gives_the_same_gradient_in_every_mode(kind, causal_queries):
-    learner = kshot.dynamic_evaluation(tiny(kind), inner_lr=0.1, causal_queries=causal_queries).double()
+    learner = kshot.learners.dynamic_evaluation(tiny(kind), inner_lr=0.1, causal_queries=causal_queries).double()
     tasks = in_doubles(stack([text_task(seed) for seed in range(2)]))
     found = []
     for mode in ("loop", "vmap"):
@@ -115,7 +115,7 @@ def test_dynamic_evaluation_gives_the_same_gradient_in_every_mode(kind, causal_q
 
 
 def test_dynamic_evaluation_of_second_order_is_exact():
-    learner = kshot.dynamic_evaluation(tiny(), inner_lr=0.1, order=2).double()
+    learner = kshot.learners.dynamic_evaluation(tiny(), inner_lr=0.1, order=2).double()
     task, parameters = in_doubles(text_task(windows=2)), dict(learner.named_parameters())
 
     def loss(*values):
@@ -127,7 +127,7 @@ def test_dynamic_evaluation_of_second_order_is_exact():
 def test_dynamic_evaluation_is_gradient_descent_along_the_text():
     """Against torch.optim, a window at a time, each behind the one before it."""
     model, task = tiny("lstm"), text_task()
-    learner = kshot.dynamic_evaluation(model, inner_lr=0.5, rates="one")
+    learner = kshot.learners.dynamic_evaluation(model, inner_lr=0.5, rates="one")
     told = learner.predict(learner.adapt(task.support), task.query.inputs)
     other = tiny("lstm")
     other.load_state_dict(model.state_dict())
@@ -149,7 +149,7 @@ def test_dynamic_evaluation_is_gradient_descent_along_the_text():
 
 @pytest.mark.parametrize("causal_queries", [True, False])
 def test_dynamic_evaluation_is_pure_and_passes_over_padding(causal_queries):
-    learner, task = kshot.dynamic_evaluation(tiny(), inner_lr=0.3, causal_queries=causal_queries), text_task()
+    learner, task = kshot.learners.dynamic_evaluation(tiny(), inner_lr=0.3, causal_queries=causal_queries), text_task()
     before = {name: value.clone() for name, value in learner.state_dict().items()}
     state = learner.adapt(task.support)
     assert all(torch.equal(value, before[name]) for name, value in learner.state_dict().items())
@@ -169,7 +169,7 @@ def test_an_audit_holds_reading_along_to_what_came_before(tmp_path):
         phrases(tmp_path / "letters"), length=16, shots=3, queries=4, split=RUN["source"]["split"]
     )
     model = kshot.models.language_model(len(source.vocabulary), width=8)
-    learner = kshot.dynamic_evaluation(model, inner_lr=0.1)
+    learner = kshot.learners.dynamic_evaluation(model, inner_lr=0.1)
     audits = {audit.name: audit for audit in kshot.evaluate(learner, source, tasks=3).audits}
     assert audits["other queries"].result.name == "PASSED"
     assert audits["query order"].result.name == "NOT_APPLICABLE"
@@ -187,13 +187,13 @@ def test_an_audit_holds_reading_along_to_what_came_before(tmp_path):
 
 def test_without_passes_the_support_is_context_alone():
     model, task = tiny(), text_task()
-    learner = kshot.dynamic_evaluation(model, inner_lr=1.0, passes=0, causal_queries=False)
+    learner = kshot.learners.dynamic_evaluation(model, inner_lr=1.0, passes=0, causal_queries=False)
     told = learner.predict(learner.adapt(task.support), task.query.inputs)
     before = task.support.inputs[-1].expand(len(told), -1)
     torch.testing.assert_close(told, model(torch.cat([before, task.query.inputs], 1))[:, LENGTH:])
     for wrong in ({"passes": -1}, {"context_windows": -1}, {"rates": "each"}, {"rule": "newton"}):
         with pytest.raises(ValueError, match=next(iter(wrong))):
-            kshot.dynamic_evaluation(model, inner_lr=1.0, **wrong)
+            kshot.learners.dynamic_evaluation(model, inner_lr=1.0, **wrong)
 
 
 def test_draws_follow_temperature_and_nucleus():
@@ -217,7 +217,7 @@ def test_generation_is_a_function_of_its_seed_and_greedy_is_the_likeliest():
     state = learner.adapt(task.support)
 
     def write(**options):
-        return kshot.generate(learner, state, task.query.inputs[0], **{"length": 12, "seed": 1} | options)
+        return kshot.learners.generate(learner, state, task.query.inputs[0], **{"length": 12, "seed": 1} | options)
 
     assert torch.equal(write(), write())
     assert not torch.equal(write(), write(seed=2))
@@ -232,15 +232,15 @@ def test_generation_is_a_function_of_its_seed_and_greedy_is_the_likeliest():
         with pytest.raises(ValueError, match=next(iter(wrong))):
             write(**wrong)
     with pytest.raises(ValueError, match="at least one symbol"):
-        kshot.generate(learner, state, torch.tensor([], dtype=torch.int64), length=1)
+        kshot.learners.generate(learner, state, torch.tensor([], dtype=torch.int64), length=1)
 
 
 def test_texts_become_symbols_and_text_again():
-    encoding = CorpusEncoding("bytes", 8, BYTES)
-    assert encoding.decode(encoding.encode("naïve ✓")) == "naïve ✓"
-    assert encoding.decode(encoding.encode("✓")[:1]) == "\N{REPLACEMENT CHARACTER}"
-    letters = CorpusEncoding("characters", 8, Vocabulary("abc"))
-    assert CorpusEncoding.from_json(letters.to_json()) == letters != encoding
+    preprocessor = CorpusPreprocessor("bytes", 8, BYTES)
+    assert preprocessor.decode(preprocessor.encode("naïve ✓")) == "naïve ✓"
+    assert preprocessor.decode(preprocessor.encode("✓")[:1]) == "\N{REPLACEMENT CHARACTER}"
+    letters = CorpusPreprocessor("characters", 8, Vocabulary("abc"))
+    assert CorpusPreprocessor.from_json(letters.to_json()) == letters != preprocessor
     assert letters.decode(letters.encode("cab")) == "cab"
 
 
@@ -263,7 +263,7 @@ def test_a_model_of_transformers_adapts_its_low_rank_adapters_alone(tmp_path):
             learner.objective.loss(learner.predict(s, task.support.inputs), task.support) for s in (before, after)
         ]
     assert losses[1] < losses[0]
-    assert kshot.generate(learner, state, task.query.inputs[0], length=3, context=LENGTH).shape == (3,)
+    assert kshot.learners.generate(learner, state, task.query.inputs[0], length=3, context=LENGTH).shape == (3,)
     learner(task).backward()
     assert all((p.grad is not None) == ("lora" in name) for name, p in model.named_parameters())
     whole = kshot.models.causal_lm(tmp_path / "gpt", rank=None)
@@ -313,17 +313,17 @@ def test_tokens_stand_for_all_characters_of_a_text(tmp_path):
     @given(TEXTS)
     @example("<|end|> größer 日本 \N{GRINNING FACE}")
     def check(text: str) -> None:
-        assert tokens.counted(text) == len(text)
+        assert tokens.num_characters(text) == len(text)
         assert tokens.decode(tokens.encode(text).tolist()) == text
 
     check()
     assert len(tokens.encode("abc is number")) < 13, "a token is more than a byte"
     assert tokens.encode("a").min() >= 2
-    encoding = CorpusEncoding("tokens", 8, tokens)
-    assert CorpusEncoding.from_json(encoding.to_json()) == encoding
+    preprocessor = CorpusPreprocessor("tokens", 8, tokens)
+    assert CorpusPreprocessor.from_json(preprocessor.to_json()) == preprocessor
     for content, sentence in (
-        (None, "holds no tokenizer: it has no tokenizer.json"),
-        ("{}", "is no tokenizer that can be read"),
+        (None, "contains no tokenizer.json"),
+        ("{}", "is not a readable tokenizer"),
         (
             json.dumps(json.loads((tmp_path / "gpt" / "tokenizer.json").read_text()) | {"decoder": None}),
             "not byte-level",
@@ -343,7 +343,7 @@ def test_bits_of_tokens_are_told_for_a_character():
     objective = next_token_of([0, 0, 5, 1])
     torch.testing.assert_close(objective.metrics(logits, batch)["bits_per_character"], total / 12)
     torch.testing.assert_close(objective.loss(logits, batch), total * math.log(2) / 4)
-    assert named(name_of(objective)) == objective
+    assert from_name(name_of(objective)) == objective
 
 
 @pytest.mark.parametrize("learner", ["maml", "dynamic_evaluation"])

@@ -13,13 +13,13 @@ from kshot.training.checkpoint import load_state, save_state
 FACTORIES = {
     "protonet": lambda: kshot.protonet(nn.Flatten()),
     "cosine": lambda: kshot.protonet(nn.Flatten(), distance="cosine"),
-    "simpleshot": lambda: kshot.simpleshot(nn.Flatten(), features=6),
-    "plda": lambda: kshot.plda(nn.Flatten(), features=6),
-    "r2d2": lambda: kshot.r2d2(nn.Flatten(), l2=0.5),
-    "logistic": lambda: kshot.logistic_regression(nn.Flatten(), l2=0.5),
-    "svm": lambda: kshot.metaoptnet(nn.Flatten(), l2=0.5),
-    "matching": lambda: kshot.matching_net(nn.Flatten()),
-    "feat": lambda: kshot.feat(nn.Flatten(), features=6).eval(),
+    "simpleshot": lambda: kshot.learners.simpleshot(nn.Flatten(), features=6),
+    "plda": lambda: kshot.learners.plda(nn.Flatten(), features=6),
+    "r2d2": lambda: kshot.learners.r2d2(nn.Flatten(), l2=0.5),
+    "logistic": lambda: kshot.learners.logistic_regression(nn.Flatten(), l2=0.5),
+    "svm": lambda: kshot.learners.metaoptnet(nn.Flatten(), l2=0.5),
+    "matching": lambda: kshot.learners.matching_net(nn.Flatten()),
+    "feat": lambda: kshot.learners.feat(nn.Flatten(), features=6).eval(),
 }
 
 
@@ -75,7 +75,7 @@ def test_what_cannot_be_extended_is_said():
     with pytest.raises(ValueError, match="knows 3 classes, and the targets are of 2"):
         learner.extend(learner.adapt(first, extendable=True), batch([0, 1], 2, 1))
     maml = kshot.maml(nn.Linear(6, 3), inner_lr=0.1)
-    with pytest.raises(ValueError, match="GradientLearner cannot take in further classes: adapt anew"):
+    with pytest.raises(ValueError, match="GradientLearner cannot be extended: adapt anew"):
         maml.extend({}, first)
 
 

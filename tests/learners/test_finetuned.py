@@ -20,7 +20,7 @@ def prototypes(feat, labels, ways):
 
 def test_baseline_pp_descends_on_cosine_weights():
     feat, target, labels = features(9, 4, 3)
-    learner = kshot.baseline_pp(nn.Flatten(), inner_lr=0.2, steps=4, scale=5.0).double()
+    learner = kshot.learners.baseline_pp(nn.Flatten(), inner_lr=0.2, steps=4, scale=5.0).double()
     weight = prototypes(F.normalize(feat, dim=1), labels, 3).requires_grad_()
     optimizer = torch.optim.SGD([weight], 0.2)
     for _ in range(4):
@@ -33,7 +33,7 @@ def test_baseline_pp_descends_on_cosine_weights():
 def test_pmf_tunes_the_embedding_with_the_support_as_query_and_trains_as_a_protonet():
     x, target, labels = features(9, 4, 3)
     embedding = nn.Linear(4, 5).double()
-    learner = kshot.pmf(embedding, inner_lr=0.05, steps=3, distance="euclidean")
+    learner = kshot.learners.pmf(embedding, inner_lr=0.05, steps=3, distance="euclidean")
     tuned = copy.deepcopy(embedding)
     optimizer = torch.optim.Adam(tuned.parameters(), 0.05)
     for _ in range(3):
@@ -52,7 +52,7 @@ def test_pmf_tunes_the_embedding_with_the_support_as_query_and_trains_as_a_proto
 
 
 def test_pmf_moves_all_images_of_a_step_alike():
-    learner = kshot.pmf(nn.Flatten(), inner_lr=0.1, shift=3, flip=True)
+    learner = kshot.learners.pmf(nn.Flatten(), inner_lr=0.1, shift=3, flip=True)
     image = torch.arange(2 * 36.0).view(2, 1, 6, 6)
     support = Batch.of(image, torch.tensor([0, 1]), ways=2)
     seen = [learner._varied(support, step).inputs for step in range(8)]
@@ -66,7 +66,7 @@ def test_pretraining_meta_training_and_fine_tuning_are_one_pipeline():
     source = kshot.sources.glyphs(ways=3, shots=2, queries=3)
     model = conv4(1, channels=4)
     kshot.pretrain(model, source, steps=2, batch=8)
-    learner = kshot.pmf(model, inner_lr=1e-3, steps=2)
+    learner = kshot.learners.pmf(model, inner_lr=1e-3, steps=2)
     before = {name: parameter.clone() for name, parameter in model.named_parameters()}
     kshot.fit(learner, source, steps=2, tasks_per_step=1)
     assert any(not torch.equal(parameter, before[name]) for name, parameter in model.named_parameters())
@@ -79,7 +79,7 @@ def test_pretraining_meta_training_and_fine_tuning_are_one_pipeline():
 def test_laplacian_shot_passes_labels_between_neighbours():
     feat, target, labels = features(6, 4, 3)
     query = torch.randn(7, 4, dtype=torch.float64)
-    learner = kshot.laplacian_shot(nn.Flatten(), features=4, neighbours=2, smoothness=0.7, steps=3).double()
+    learner = kshot.learners.laplacian_shot(nn.Flatten(), features=4, neighbours=2, smoothness=0.7, steps=3).double()
     z, means = F.normalize(query, dim=1).numpy(), prototypes(F.normalize(feat, dim=1), labels, 3).numpy()
     far = ((z[:, None] - means) ** 2).sum(2)
     graph = np.zeros((7, 7))
@@ -100,7 +100,7 @@ def test_transductive_fine_tuning_minimises_support_loss_and_query_entropy():
     x, target, labels = features(9, 4, 3)
     query = torch.randn(5, 4, dtype=torch.float64)
     embedding = nn.Linear(4, 5).double()
-    learner = kshot.transductive_fine_tune(embedding, inner_lr=0.05, steps=3, entropy=0.4)
+    learner = kshot.learners.transductive_fine_tune(embedding, inner_lr=0.05, steps=3, entropy=0.4)
     body, means = copy.deepcopy(embedding), prototypes(embedding(x), labels, 3).detach()
     weight, bias = (2 * means).requires_grad_(), (-means.square().sum(1)).requires_grad_()
     optimizer = torch.optim.Adam([*body.parameters(), weight, bias], 0.05)
@@ -123,18 +123,27 @@ def test_an_evaluation_says_that_it_was_transductive(kind):
     source = kshot.sources.glyphs(ways=3, shots=1, queries=2)
     options = {"features": 784} if kind == "laplacian_shot" else {"inner_lr": 0.01, "steps": 1}
     embedding = nn.Flatten() if kind == "laplacian_shot" else nn.Sequential(nn.Flatten(), nn.Linear(784, 4))
-    assert not kshot.evaluate(getattr(kshot, kind)(embedding, **options), source, tasks=2).inductive
+    assert not kshot.evaluate(getattr(kshot.learners, kind)(embedding, **options), source, tasks=2).inductive
 
 
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: kshot.laplacian_shot(nn.Flatten(), features=2, neighbours=0), "neighbours must be at least 1"),
-        (lambda: kshot.laplacian_shot(nn.Flatten(), features=2, smoothness=-1.0), "smoothness must be at least 0"),
-        (lambda: kshot.laplacian_shot(nn.Flatten(), features=2, steps=-1), "steps must be at least 0"),
-        (lambda: kshot.transductive_fine_tune(nn.Linear(1, 1), inner_lr=0.1, entropy=-1.0), "entropy must be at least"),
-        (lambda: kshot.transductive_fine_tune(nn.Linear(1, 1), inner_lr=0.1, order=3), "order must be 2"),
-        (lambda: kshot.pmf(nn.Flatten(), inner_lr=0.1, shift=-1), "shift must be at least 0"),
+        (
+            lambda: kshot.learners.laplacian_shot(nn.Flatten(), features=2, neighbours=0),
+            "neighbours must be at least 1",
+        ),
+        (
+            lambda: kshot.learners.laplacian_shot(nn.Flatten(), features=2, smoothness=-1.0),
+            "smoothness must be at least 0",
+        ),
+        (lambda: kshot.learners.laplacian_shot(nn.Flatten(), features=2, steps=-1), "steps must be at least 0"),
+        (
+            lambda: kshot.learners.transductive_fine_tune(nn.Linear(1, 1), inner_lr=0.1, entropy=-1.0),
+            "entropy must be at least",
+        ),
+        (lambda: kshot.learners.transductive_fine_tune(nn.Linear(1, 1), inner_lr=0.1, order=3), "order must be 2"),
+        (lambda: kshot.learners.pmf(nn.Flatten(), inner_lr=0.1, shift=-1), "shift must be at least 0"),
     ],
 )
 def test_bad_arguments_say_what_to_do(make, message):
@@ -148,7 +157,6 @@ def test_bad_arguments_say_what_to_do(make, message):
 def test_a_run_of_a_head_opens_again_as_it_was(learner, tmp_path):
     from rich.console import Console
 
-    from kshot.app.folder import load_run
     from kshot.app.run import run
     from kshot.app.spec import load_spec
 
@@ -161,7 +169,7 @@ def test_a_run_of_a_head_opens_again_as_it_was(learner, tmp_path):
     spec = load_spec("glyphs", [f"learner={learner}", *small])
     report = run(spec, tmp_path / "run", console=Console(quiet=True))
     assert report["protocol"]["inductive"] == ("laplacian" not in learner)
-    opened = load_run(tmp_path / "run").learner
+    opened = kshot.load(tmp_path / "run").learner
     found = kshot.evaluate(opened, kshot.sources.glyphs(queries=15), tasks=2)
     assert found.metrics["loss"].mean == pytest.approx(report["test"]["loss"]["mean"], abs=1e-6)
     if "shot" in learner:

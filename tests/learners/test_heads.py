@@ -49,7 +49,7 @@ def test_ridge_is_that_of_scikit_learn_with_fewer_rows_than_features_and_with_mo
 
 def test_r2d2_regresses_with_an_intercept_and_a_scale():
     feat, target, _ = features(7, 4, 3)
-    learner = kshot.r2d2(nn.Flatten(), l2=0.3, scale=2.0).double()
+    learner = kshot.learners.r2d2(nn.Flatten(), l2=0.3, scale=2.0).double()
     wide = F.pad(feat, (0, 1), value=1.0)
     expected = 2 * wide @ torch.linalg.solve(wide.T @ wide + 0.3 * torch.eye(5).double(), wide.T @ target)
     found = learner.predict(learner.adapt(support_of(feat, target)), feat)
@@ -66,7 +66,7 @@ SHAPES = pytest.mark.parametrize(
 def test_logistic_regression_is_that_of_scikit_learn(rows, width, ways, l2):
     feat, target, labels = features(rows, width, ways)
     weight = 0.2 + torch.rand(rows, dtype=torch.float64)
-    learner = kshot.logistic_regression(nn.Flatten(), l2=l2).double()
+    learner = kshot.learners.logistic_regression(nn.Flatten(), l2=l2).double()
     state = learner.adapt(support_of(feat, target, weight))["head"]
     wide = F.pad(feat, (0, 1), value=1.0)
     peer = LogisticRegression(C=1 / l2, fit_intercept=False, tol=1e-10, max_iter=10_000).fit(wide, labels, weight)
@@ -77,7 +77,7 @@ def test_logistic_regression_is_that_of_scikit_learn(rows, width, ways, l2):
 @SHAPES
 def test_the_support_vector_machine_is_that_of_scikit_learn(rows, width, ways, l2):
     feat, target, labels = features(rows, width, ways)
-    state = kshot.metaoptnet(nn.Flatten(), l2=l2).double().adapt(support_of(feat, target))["head"]
+    state = kshot.learners.metaoptnet(nn.Flatten(), l2=l2).double().adapt(support_of(feat, target))["head"]
     wide = F.pad(feat, (0, 1), value=1.0)
     peer = LinearSVC(C=1 / l2, multi_class="crammer_singer", fit_intercept=False, tol=1e-10, max_iter=200_000)
     found = torch.cat([state["weight"], state["bias"][:, None]], 1).detach()
@@ -113,8 +113,8 @@ def test_steps_taken_lead_to_the_minimum_from_far(solve):
 
 def test_metaoptnet_with_a_ridge_is_r2d2_with_a_ridge_that_is_not_learned():
     feat, target, _ = features(8, 5, 3)
-    learner = kshot.metaoptnet(nn.Flatten(), base="ridge", scale=2.0).double()
-    peer = kshot.r2d2(nn.Flatten(), l2=50.0, scale=2.0).double()
+    learner = kshot.learners.metaoptnet(nn.Flatten(), base="ridge", scale=2.0).double()
+    peer = kshot.learners.r2d2(nn.Flatten(), l2=50.0, scale=2.0).double()
     torch.testing.assert_close(*(each.predict(each.adapt(support_of(feat, target)), feat) for each in (learner, peer)))
     assert [name for name, p in learner.named_parameters() if p.requires_grad] == ["head.log_scale"]
 
@@ -122,7 +122,7 @@ def test_metaoptnet_with_a_ridge_is_r2d2_with_a_ridge_that_is_not_learned():
 def test_shared_classes_keep_a_score_from_ridge_and_none_from_prototypes():
     feat, target, _ = features(6, 4, 2)
     support = support_of(feat, F.pad(target, (0, 1)))
-    ridge = kshot.r2d2(nn.Flatten(), objective=objectives.shared_classification).double()
+    ridge = kshot.learners.r2d2(nn.Flatten(), objective=objectives.shared_classification).double()
     assert (ridge.predict(ridge.adapt(support), feat).softmax(1)[:, 2] > 0).all()
     proto = kshot.protonet(nn.Flatten(), objective=objectives.shared_classification)
     assert (proto.predict(proto.adapt(support), feat).softmax(1)[:, 2] == 0).all()
@@ -131,7 +131,7 @@ def test_shared_classes_keep_a_score_from_ridge_and_none_from_prototypes():
 def test_simpleshot_is_the_nearest_centroid_of_centred_unit_features():
     feat, target, labels = features(12, 6, 3)
     query, _, _ = features(30, 6, 3, seed=0)
-    learner = kshot.simpleshot(nn.Flatten(), features=6).double()
+    learner = kshot.learners.simpleshot(nn.Flatten(), features=6).double()
     learner.head.centre.copy_(feat.mean(0) + 1)
     found = learner.predict(learner.adapt(support_of(feat, target)), query)
     made = [F.normalize(each - learner.head.centre, dim=1) for each in (feat, query)]
@@ -143,7 +143,7 @@ def test_simpleshot_is_the_nearest_centroid_of_centred_unit_features():
 
 def test_the_centre_is_the_mean_of_training_features_and_is_kept_in_a_checkpoint():
     tasks = kshot.sources.sinusoids()
-    learner = kshot.simpleshot(nn.Linear(1, 3), features=3).train()
+    learner = kshot.learners.simpleshot(nn.Linear(1, 3), features=3).train()
     fit_feature_statistics(learner, tasks, batches=2, batch=40)
     seen = torch.cat([tasks.pretraining_batch(step, 40).inputs for step in range(2)])
     torch.testing.assert_close(learner.head.centre, learner.embedding(seen).mean(0).detach())
@@ -156,7 +156,7 @@ def test_frn_rebuilds_each_query_map_from_all_maps_of_a_class(rows, ways):
     """By either form: with fewer vectors in all than channels, and with more."""
     maps = torch.randn(rows, 17, 2, 2, dtype=torch.float64)
     labels = torch.arange(rows) % ways
-    learner = kshot.frn(nn.Identity(), scale=3.0).double()
+    learner = kshot.learners.frn(nn.Identity(), scale=3.0).double()
     nn.init.constant_(learner.head.alpha, 0.4)
     nn.init.constant_(learner.head.beta, -0.2)
     query = torch.randn(3, 17, 2, 2, dtype=torch.float64)
@@ -174,7 +174,7 @@ def test_frn_rebuilds_each_query_map_from_all_maps_of_a_class(rows, ways):
 def test_matching_averages_targets_by_attention():
     feat, target, _ = features(6, 4, 3)
     weight = torch.tensor([1.0, 1.0, 2.0, 1.0, 0.0, 1.0]).double()
-    learner = kshot.matching_net(nn.Flatten(), scale=2.0).double()
+    learner = kshot.learners.matching_net(nn.Flatten(), scale=2.0).double()
     query = torch.randn(2, 4, dtype=torch.float64)
     near = weight * (2 * F.cosine_similarity(query[:, None], feat, dim=2)).exp()
     found = learner.predict(learner.adapt(support_of(feat, target, weight)), query)
@@ -183,7 +183,7 @@ def test_matching_averages_targets_by_attention():
 
 def test_full_context_is_an_lstm_that_reads_by_attention():
     feat, target, _ = features(6, 4, 3)
-    learner = kshot.matching_net(nn.Flatten(), context_steps=2, features=4).double()
+    learner = kshot.learners.matching_net(nn.Flatten(), context_steps=2, features=4).double()
     own, other = learner.head.contexts
     cell = nn.LSTMCell(4, 8).double()  # the state h is [h, r]; of its 8 outputs the paper keeps the first 4
 
@@ -215,7 +215,7 @@ def test_full_context_is_an_lstm_that_reads_by_attention():
 def test_a_relation_scores_each_pair_and_learns_by_squares():
     feat, target, _ = features(6, 4, 3)
     module = nn.Linear(8, 1).double()
-    learner = kshot.relation_net(nn.Flatten(), features=4, relation=module)
+    learner = kshot.learners.relation_net(nn.Flatten(), features=4, relation=module)
     support = support_of(feat, target)
     found = learner.predict(learner.adapt(support), feat)
     means = torch.stack([feat[target[:, c] > 0].mean(0) for c in range(3)])
@@ -227,7 +227,7 @@ def test_a_relation_scores_each_pair_and_learns_by_squares():
 
 def test_feat_is_attention_among_prototypes_with_a_contrast_within_classes():
     feat, target, labels = features(9, 4, 3)
-    learner = kshot.feat(nn.Flatten(), features=4, temperature=2.0, contrast=0.3, dropout=0.0).double()
+    learner = kshot.learners.feat(nn.Flatten(), features=4, temperature=2.0, contrast=0.3, dropout=0.0).double()
     layer = learner.head.transformer
 
     def transformed(x):
@@ -250,15 +250,21 @@ def test_feat_is_attention_among_prototypes_with_a_contrast_within_classes():
     ("make", "message"),
     [
         (lambda: kshot.protonet(nn.Flatten(), distance="manhattan"), "distance must be 'euclidean', 'cosine' or a"),
-        (lambda: kshot.r2d2(nn.Flatten(), l2=0.0), "l2 must be above 0, got 0"),
-        (lambda: kshot.r2d2(nn.Flatten(), scale=-1.0), "scale must be above 0"),
-        (lambda: kshot.metaoptnet(nn.Flatten(), base="lasso"), "base must be one of svm, ridge, got 'lasso'"),
-        (lambda: kshot.matching_net(nn.Flatten(), context_steps=1), "full-context embeddings need features"),
-        (lambda: kshot.relation_net(nn.Flatten(), features=4, loss="hinge"), "loss must be 'squared' or 'objective'"),
-        (lambda: kshot.feat(nn.Flatten(), features=4, temperature=0.0), "temperature must be above 0"),
-        (lambda: kshot.feat(nn.Flatten(), features=4, contrast=-1.0), "contrast must be at least 0"),
-        (lambda: kshot.simpleshot(nn.Flatten(), features=0), "features must be the width"),
-        (lambda: fit_feature_statistics(kshot.protonet(nn.Flatten()), kshot.sources.sinusoids()), "have no centre"),
+        (lambda: kshot.learners.r2d2(nn.Flatten(), l2=0.0), "l2 must be above 0, got 0"),
+        (lambda: kshot.learners.r2d2(nn.Flatten(), scale=-1.0), "scale must be above 0"),
+        (lambda: kshot.learners.metaoptnet(nn.Flatten(), base="lasso"), "base must be one of svm, ridge, got 'lasso'"),
+        (lambda: kshot.learners.matching_net(nn.Flatten(), context_steps=1), "full-context embeddings need features"),
+        (
+            lambda: kshot.learners.relation_net(nn.Flatten(), features=4, loss="hinge"),
+            "loss must be 'squared' or 'objective'",
+        ),
+        (lambda: kshot.learners.feat(nn.Flatten(), features=4, temperature=0.0), "temperature must be above 0"),
+        (lambda: kshot.learners.feat(nn.Flatten(), features=4, contrast=-1.0), "contrast must be at least 0"),
+        (lambda: kshot.learners.simpleshot(nn.Flatten(), features=0), "features must be the width"),
+        (
+            lambda: fit_feature_statistics(kshot.protonet(nn.Flatten()), kshot.sources.sinusoids()),
+            "no feature statistics",
+        ),
     ],
 )
 def test_bad_arguments_say_what_to_do(make, message):
@@ -273,7 +279,7 @@ def measured_plda(sure: float = 1e-6):
     means = torch.randn(400, 3, generator=random, dtype=torch.float64) @ between.T + 2
     classes = torch.arange(400).repeat(10)
     feat = means[classes] + torch.randn(4000, 3, generator=random, dtype=torch.float64) @ within.T
-    learner = kshot.plda(nn.Flatten(), features=3, within=sure, between=sure).double()
+    learner = kshot.learners.plda(nn.Flatten(), features=3, within=sure, between=sure).double()
     learner.head.measure(feat, F.one_hot(classes).double(), torch.ones(len(feat), dtype=torch.float64))
     return learner, within @ within.T, between @ between.T + within @ within.T / 10
 
@@ -310,8 +316,8 @@ def test_plda_scores_by_the_joint_density_of_a_query_and_the_support():
 
 
 def test_plda_needs_classes_with_several_examples_and_shares_in_bounds():
-    learner = kshot.plda(nn.Flatten(), features=2)
+    learner = kshot.learners.plda(nn.Flatten(), features=2)
     with pytest.raises(ValueError, match="at least two training classes with two examples"):
         learner.head.measure(torch.randn(3, 2), torch.eye(3), torch.ones(3))
     with pytest.raises(ValueError, match=r"within is a share above 0, at most 1, .* got 0"):
-        kshot.plda(nn.Flatten(), features=2, within=0)
+        kshot.learners.plda(nn.Flatten(), features=2, within=0)

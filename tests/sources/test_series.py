@@ -40,7 +40,7 @@ def open_points(path: Path, frame: pl.DataFrame | None = None, **options):
 
 
 def in_units(source, leaf: torch.Tensor) -> np.ndarray:
-    return leaf.double().numpy() * source.encoding.std[0] + source.encoding.mean[0]
+    return leaf.double().numpy() * source.preprocessor.std[0] + source.preprocessor.mean[0]
 
 
 @pytest.mark.parametrize("stride", [None, 1, 2, 5])
@@ -124,7 +124,7 @@ def test_mase_is_the_error_over_that_of_repeating_the_last_season():
     assert float(found["mse"]) == pytest.approx(150)
     half = batch._replace(weight=torch.tensor([1.0, 0.0]))
     assert float(objectives.forecast(season=2).metrics(prediction, half)["mase"]) == pytest.approx(1.5)
-    again = objectives.named(objectives.name_of(objectives.forecast(2, 10.0)))
+    again = objectives.from_name(objectives.name_of(objectives.forecast(2, 10.0)))
     assert again.metrics(prediction, batch) == found
 
 

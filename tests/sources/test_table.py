@@ -19,11 +19,12 @@ from hypothesis import strategies as st
 from kshot import tasks
 from kshot.app import cli
 from kshot.app.spec import RatingsSpec, SeriesSpec, TableSpec
+from kshot.app.trained import load
 from kshot.data.tables.columns import ONE_HOT, Columns, read_columns
 from kshot.data.tables.open import open_table
 from kshot.sources import table
+from kshot.sources.preprocessors import preprocessor_from_json
 from kshot.tasks import ClassTasks
-from kshot.tasks.preprocessor import from_json
 from kshot.training.checkpoint import load_state
 
 SPLIT = {"ratio": [0.6, 0.2, 0.2]}
@@ -62,7 +63,7 @@ def test_a_task_is_the_rows_of_one_group(tmp_path):
     frame = shops().with_row_index("number")
     frame.write_csv(tmp_path / "t.csv")
     source = open_shops(tmp_path / "t.csv", target="number")
-    features, (mean,), (std,) = source.encoding.columns.features, source.encoding.mean, source.encoding.std
+    features, (mean,), (std,) = source.preprocessor.columns.features, source.preprocessor.mean, source.preprocessor.std
     for split in ("train", "val", "test"):
         for task in (source.task(split, index) for index in range(20)):
             inputs, targets = (torch.cat(leaves) for leaves in zip(task.support[:2], task.query[:2]))
@@ -78,11 +79,11 @@ def test_a_task_is_the_rows_of_one_group(tmp_path):
 def test_statistics_are_those_of_the_training_groups(shop_file):
     source = open_shops(shop_file, ignore=["busy"])
     train = shops().filter(pl.col("shop").is_in(source.group_names["train"]))
-    (advertising,) = [column for column in source.encoding.columns.columns if column.name == "advertising"]
+    (advertising,) = [column for column in source.preprocessor.columns.columns if column.name == "advertising"]
     assert (advertising.mean, advertising.std) == pytest.approx(
         (train["advertising"].mean(), train["advertising"].std(ddof=0))
     )
-    assert (source.encoding.mean[0], source.encoding.std[0]) == pytest.approx(
+    assert (source.preprocessor.mean[0], source.preprocessor.std[0]) == pytest.approx(
         (train["sales"].mean(), train["sales"].std(ddof=0))
     )
 
@@ -107,7 +108,7 @@ def test_with_a_time_the_support_comes_first(tmp_path):
 
 def test_metrics_are_told_in_the_targets_own_units(shop_file):
     source = open_shops(shop_file)
-    task, (std,) = source.task("test", 3), source.encoding.std
+    task, (std,) = source.task("test", 3), source.preprocessor.std
     prediction = torch.zeros_like(task.query.targets)
     error = task.query.targets * std
     metrics = source.objective.metrics(prediction, task.query)
@@ -124,14 +125,14 @@ def test_several_targets_have_figures_each(shop_file):
     assert task.support.targets.shape == (4, 2)
     metrics = source.objective.metrics(torch.zeros(3, 2), task.query)
     assert list(metrics) == ["mse_sales", "mae_sales", "mse_visitors", "mae_visitors"]
-    stds = torch.tensor(source.encoding.std)
+    stds = torch.tensor(source.preprocessor.std)
     assert float(metrics["mae_visitors"]) == pytest.approx(float(task.query.targets[:, 1].abs().mean() * stds[1]))
 
 
 def test_a_target_of_words_has_the_same_classes_in_all_tasks(shop_file):
     source = open_shops(shop_file, target="busy", inputs=["advertising"])
-    assert source.encoding.classes == ("no", "yes")
-    (column,) = source.encoding.columns.columns
+    assert source.preprocessor.classes == ("no", "yes")
+    (column,) = source.preprocessor.columns.columns
     for index in range(10):
         batch = source.task("test", index).query
         advertising = batch.inputs[:, 0] * column.std + column.mean
@@ -145,7 +146,7 @@ def test_classes_of_a_column_are_told_apart(tmp_path):
     options = {"classes": "species", "ways": 3, "shots": 2, "queries": 3, "split": SPLIT, "domain": "land"}
     source = table(tmp_path / "t.csv", **options)
     assert isinstance(source, ClassTasks)
-    (column,) = source.encoding.columns.columns
+    (column,) = source.preprocessor.columns.columns
     for index in range(20):
         task = source.task("train", index)
         length = torch.cat([task.support.inputs, task.query.inputs])[:, 0] * column.std + column.mean
@@ -177,7 +178,7 @@ def encoded(
     pl.DataFrame(columns).write_parquet(tmp_path / "fit.parquet")
     found = open_table(tmp_path / "fit.parquet")
     raw = read_columns(found, {name: kinds.get(name) or found.kind(name) for name in columns})
-    fitted = Columns.from_json(json.loads(json.dumps(Columns.fit(raw, np.array(train)).to_json())))
+    fitted = Columns.preprocessor_from_json(json.loads(json.dumps(Columns.fit(raw, np.array(train)).to_json())))
     if new is not None:
         pl.DataFrame(new).write_csv(tmp_path / "new.csv")
         raw = read_columns(open_table(tmp_path / "new.csv"), fitted.kinds)
@@ -250,7 +251,7 @@ def test_columns_that_tell_nothing_are_left_out_and_the_report_says_why(tmp_path
     assert told["empty"] == "left out: no training row has a value"
     assert told["kind"] == "category: 3 words, one-hot, and a place for unknown ones"
     assert told["advertising"].startswith("number: (x − ")
-    assert source.task("val", 0).support.inputs.shape[1] == len(source.encoding.columns.features)
+    assert source.task("val", 0).support.inputs.shape[1] == len(source.preprocessor.columns.features)
 
 
 # wrong tables -------------------------------------------------------------------------------------------------------
@@ -453,13 +454,11 @@ def test_a_run_opens_again_without_its_data(kshot, shop_file, tmp_path, source, 
     assert len(rows) == 12
     if source.endswith("sales"):
         state, _ = load_state(Path("state"))
-        encoding = from_json(json.loads(Path("run/encoding.json").read_text()))
-        from kshot.app.folder import load_run
-
-        learner = load_run(Path("run")).learner.eval()
+        preprocessor = preprocessor_from_json(json.loads(Path("run/encoding.json").read_text()))
+        learner = load("run").learner.eval()
         with torch.no_grad():
-            scaled = learner.predict(state, encoding.inputs(Path("new.parquet"), {}))
-        expected = scaled[:, 0].double().numpy() * encoding.std[0] + encoding.mean[0]
+            scaled = learner.predict(state, preprocessor.inputs(Path("new.parquet"), {}))
+        expected = scaled[:, 0].double().numpy() * preprocessor.std[0] + preprocessor.mean[0]
         assert [float(row["sales"]) for row in rows] == pytest.approx(expected.tolist(), rel=1e-4)
         assert 500 < np.mean(expected) < 6000, "told in units of sales"
     if columns[0] == "label":

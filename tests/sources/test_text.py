@@ -26,7 +26,7 @@ from kshot.data import ArrayDataset
 from kshot.data.text.features import SparseExamples, hashed_ngrams
 from kshot.data.text.vocabulary import PADDING, UNKNOWN, Vocabulary
 from kshot.sources import text
-from kshot.tasks.preprocessor import from_json
+from kshot.sources.preprocessors import preprocessor_from_json
 
 WORDS = {"play": "music", "stop": "music", "louder": "music", "balance": "bank", "pay": "bank", "freeze": "bank"}
 ROWS = [(f"please {word} it {number}", word, WORDS[word]) for number in range(8) for word in WORDS]
@@ -166,7 +166,7 @@ def test_clinc_as_it_is_published(shared_data):
     assert about["classes"] == {"train": 90, "val": 30, "test": 30}
     assert list(about["dropped"].values()) == [1200]  # out of scope, in no domain
     assert all(len(rows) == 150 for split in about["classes"] for rows in source.classes(split).values())
-    score = kshot.evaluate(kshot.nearest_centroid(source.objective), source, tasks=40).metrics["accuracy"]
+    score = kshot.evaluate(kshot.learners.nearest_centroid(source.objective), source, tasks=40).metrics["accuracy"]
     assert score.mean > 0.6  # intents of one domain share many words
 
 
@@ -308,14 +308,14 @@ def test_a_run_adapts_to_texts_of_ones_own(intents, monkeypatch, capsys):
 def test_what_a_run_keeps_reads_texts_as_the_run_did(intents):
     for features in ("words", "characters", "ids"):
         source = text("intents.csv", features=features, width=32, queries=2, ways=3, split=ALL)
-        kept = from_json(json.loads(json.dumps(source.encoding.to_json())))
+        kept = preprocessor_from_json(json.loads(json.dumps(source.preprocessor.to_json())))
         assert torch.equal(kept.inputs(intents / "intents.csv", {}), source.examples.take(np.arange(len(source.texts))))
         assert kept.support(intents / "intents.csv").targets == pl.read_csv("intents.csv")["label"].to_list()
         assert kept.describe().items() <= source.describe().items()
 
 
 def test_texts_to_predict_for_are_not_put_into_the_cache(intents, cache):
-    kept = text("intents.csv", width=33, queries=2, ways=3, split=ALL).encoding
+    kept = text("intents.csv", width=33, queries=2, ways=3, split=ALL).preprocessor
     before = set(cache.iterdir())
     kept.inputs(intents / "intents.csv", {})
     write(intents / "secret.csv", [("a secret", "x", "a")])

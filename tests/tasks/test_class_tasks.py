@@ -210,8 +210,8 @@ def test_classes_that_overlap_are_refused():
     for classes, sentence in (
         ({"train": train, "test": {"c": [4, 5], "d": [6, 3]}}, "row 3 is in test and in another split"),
         ({"train": train, "test": {"c": [4, 5], "a": [6, 7]}}, "class 'a' is in test and in another split"),
-        ({"train": {"a": [0, 1], "b": [1, 2]}}, "row . stands twice in train"),
-        ({"train": {"a": [0, 0], "b": [1, 2]}}, "row . stands twice in train"),
+        ({"train": {"a": [0, 1], "b": [1, 2]}}, "row . is listed twice in train"),
+        ({"train": {"a": [0, 0], "b": [1, 2]}}, "row . is listed twice in train"),
         ({"train": {"a": [0, -1], "b": [1, 2]}}, "rows -1 … 2"),
         ({"train": {"a": [0.0, 1.0], "b": [1, 2]}}, "class .a.: the rows must be integers .k,., got float64"),
         ({"train": {"a": [0, 1], "b": []}}, "class 'b' in train has 0 examples"),

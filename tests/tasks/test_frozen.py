@@ -98,10 +98,10 @@ def rewritten(path, **changes):
         ({"sha256": "0" * 64}, "is damaged: its tasks hash to .* its header says 0000"),
         ({"query.targets": torch.zeros(3, 10, 1)}, "its tensors are not those that it lists"),
         ({"tasks": 5}, "its tensors are not those that it lists"),
-        ({"tasks": "4"}, "its tasks makes no sense"),
+        ({"tasks": "4"}, "its tasks is missing or invalid"),
         ({"format": "kshot episodes 9"}, "its format is 'kshot episodes 9', expected 'kshot episodes 1'"),
-        ({"split": "dev"}, "its split makes no sense"),
-        ({"seed": None}, "its seed makes no sense"),
+        ({"split": "dev"}, "its split is missing or invalid"),
+        ({"seed": None}, "its seed is missing or invalid"),
         ({"objective": "torch"}, "there is no objective 'torch'"),
         ({"layout": {"support": {}}}, "its header is wrong"),
         ({"layout": {"support": {"inputs": {"set": []}}}}, "its header is wrong"),
@@ -177,7 +177,7 @@ def test_what_cannot_be_frozen_is_said(tmp_path):
         freeze(sinusoids(), tmp_path / "missing" / "episodes.safetensors", tasks=1)
     waves = sinusoids()
     waves.objective = objectives.Objective(lambda prediction, batch: prediction.sum(), lambda prediction, batch: {})
-    with pytest.raises(ValueError, match="none of kshot.objectives, so no file can name it"):
+    with pytest.raises(ValueError, match="the objective has no name, so no file can refer to it"):
         freeze(waves, path, tasks=1)
     assert list(tmp_path.iterdir()) == []
     path.write_text("mine")
@@ -188,7 +188,7 @@ def test_what_cannot_be_frozen_is_said(tmp_path):
 
 def test_every_objective_goes_by_its_name():
     for name in ("mse", "classification", "shared_classification"):
-        assert objectives.name_of(objectives.named(name)) == name
-    with pytest.raises(ValueError, match="no objective 'Tensor'; known are mse, classification"):
-        objectives.named("Tensor")
+        assert objectives.name_of(objectives.from_name(name)) == name
+    with pytest.raises(ValueError, match="no objective 'Tensor'; expected one of mse, classification"):
+        objectives.from_name("Tensor")
     assert FORMAT.startswith("kshot")

@@ -116,7 +116,7 @@ def test_sources_that_ask_different_things_do_not_mix():
         shots=3,
         queries=6,
     )
-    with pytest.raises(ValueError, match="'b' asks something else than 'a': their objectives differ"):
+    with pytest.raises(ValueError, match="the objective of 'b' differs from that of 'a'"):
         mixture({"a": classes(0), "b": groups})
 
 

@@ -284,9 +284,9 @@ def test_training_on_tasks_of_many_sizes():
     )
     for learner in (
         kshot.maml(torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.Tanh(), torch.nn.Linear(16, 5)), inner_lr=0.5),
-        kshot.proto_maml(torch.nn.Linear(8, 8), inner_lr=0.1),
+        kshot.learners.proto_maml(torch.nn.Linear(8, 8), inner_lr=0.1),
         kshot.protonet(torch.nn.Linear(8, 8)),
-        kshot.reptile(torch.nn.Linear(8, 5), inner_lr=0.1, minibatch=4),
+        kshot.learners.reptile(torch.nn.Linear(8, 5), inner_lr=0.1, minibatch=4),
     ):
         kshot.fit(learner, tasks, steps=20, tasks_per_step=4, outer_lr=0.03, mode="vmap")
         assert all(torch.isfinite(parameter).all() for parameter in learner.parameters())
@@ -296,7 +296,7 @@ def test_training_on_tasks_of_many_sizes():
 def test_a_minibatch_of_padding_alone_has_no_effect():
     """Rows j, j + m, … of a padded support may be padding only; BatchNorm's statistics and the loss stand it."""
     net = torch.nn.Sequential(torch.nn.Linear(2, 4), torch.nn.BatchNorm1d(4), torch.nn.Tanh(), torch.nn.Linear(4, 2))
-    learner = kshot.reptile(net, inner_lr=0.1, steps=8, minibatch=2)
+    learner = kshot.learners.reptile(net, inner_lr=0.1, steps=8, minibatch=2)
     support = Batch.of(torch.randn(8, 2), torch.tensor([0, 1] * 4), ways=2, weight=torch.tensor([1.0] * 3 + [0.0] * 5))
     task = Task(support, support)
     learner(task).backward()

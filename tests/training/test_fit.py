@@ -130,7 +130,7 @@ def test_parameters_without_a_gradient_are_named_once():
 
 def test_nothing_to_train_is_said():
     with pytest.raises(ValueError, match="nothing to train"):
-        kshot.fit(kshot.nearest_centroid(), sinusoids(), steps=1)
+        kshot.fit(kshot.learners.nearest_centroid(), sinusoids(), steps=1)
 
 
 def images() -> ClassTasks:

@@ -12,7 +12,7 @@ from kshot import objectives
 from kshot.inner.rules import Adam
 from kshot.inner.unrolling import recomputing, unroll
 from kshot.sources import sinusoids
-from kshot.training.memory import available, predicted_peak
+from kshot.training.memory import available_memory, predict_peak
 from kshot.training.step import MetaGradient, Plan
 from kshot.types import stack, unstack
 
@@ -39,7 +39,7 @@ def peak(learner, tasks, *, recompute=False):
             for task in unstack(tasks):
                 one(task).backward()
 
-    return predicted_peak(learner, tasks, loop)
+    return predict_peak(learner, tasks, loop)
 
 
 @pytest.fixture
@@ -60,7 +60,7 @@ def test_chunks_add_up_to_the_whole(mode, chunk):
 
 
 def test_recomputed_steps_give_bitwise_the_same_gradient():
-    learner = kshot.maml_pp(
+    learner = kshot.learners.maml_pp(
         kshot.models.mlp(1, 1), inner_lr=0.05, steps=3, objective=objectives.mse
     )  # learns its rates
     _, expected = gradients(learner, waves(), mode="loop", recompute=False)
@@ -107,7 +107,7 @@ def test_the_prediction_is_that_of_a_plain_sum():
             super().__init__(objectives.mse)
             self.weight = nn.Parameter(torch.ones(1000))
 
-        def adapt(self, support):
+        def _adapt(self, support):
             return {}
 
         def predict(self, state, inputs):
@@ -124,7 +124,7 @@ def test_the_prediction_is_that_of_a_plain_sum():
 def test_a_step_that_would_not_fit_goes_in_chunks():
     learner, tasks = wide(width=256), waves(16)
     _, expected = gradients(learner, tasks, mode="loop")
-    room = int(1.2 * predicted_peak(learner, waves(4), lambda one, t: torch.vmap(one)(t).mean().backward()))
+    room = int(1.2 * predict_peak(learner, waves(4), lambda one, t: torch.vmap(one)(t).mean().backward()))
     step, found = gradients(learner, tasks, mode="vmap", memory=room)
     assert 4 <= step.plan.chunk <= 6
     torch.testing.assert_close(found, expected)
@@ -141,20 +141,20 @@ def test_a_loop_that_would_not_fit_recomputes_and_one_that_never_fits_says_what_
     assert step.plan == Plan(recompute=True)
     step, _ = gradients(learner, tasks, mode="loop", memory=2 * kept)
     assert step.plan == Plan()
-    with pytest.raises(MemoryError, match="one task takes about .* GiB, of .* GiB that it may take: smaller images"):
+    with pytest.raises(MemoryError, match="one task needs about .* GiB, but the limit is .* GiB: use smaller images"):
         gradients(learner, tasks, mode="loop", memory=again // 2)
     with pytest.raises(MemoryError, match="with mode='loop', which can recompute"):
         gradients(learner, tasks, mode="vmap", memory=again // 2)
 
 
 def test_small_steps_are_not_planned(monkeypatch):
-    monkeypatch.setattr("kshot.training.step.predicted_peak", lambda *args: pytest.fail("planned"))
+    monkeypatch.setattr("kshot.training.step.predict_peak", lambda *args: pytest.fail("planned"))
     step, _ = gradients(wide(), waves(), mode="vmap")
     assert step.plan == Plan()
 
 
 def test_free_memory_is_that_of_this_machine():
-    assert 16 * MIB < available(torch.device("cpu")) < 2**46
+    assert 16 * MIB < available_memory(torch.device("cpu")) < 2**46
 
 
 def few_drawings(count=4):

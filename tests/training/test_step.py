@@ -36,11 +36,11 @@ def test_auto_measures_each_way_and_says_what_it_took():
     gradient = MetaGradient(ours)
     expected = gradients(ours, MetaGradient(ours, "loop"), tasks)
     for _ in range(3 * step.TRIALS):
-        assert gradient.way is None
+        assert gradient.engine is None
         for a, b in zip(gradients(ours, gradient, tasks), expected):
             torch.testing.assert_close(a, b)
-    assert gradient.way in ("vmap", "traced")  # by far, for a small dense model
-    assert f"{gradient.way}, the fastest by measure (loop" in gradient.choice
+    assert gradient.engine in ("vmap", "traced")  # by far, for a small dense model
+    assert f"{gradient.engine}, the fastest by measurement (loop" in gradient.choice
 
 
 def test_auto_falls_back_to_the_loop_with_a_sentence():
@@ -54,7 +54,7 @@ def test_auto_falls_back_to_the_loop_with_a_sentence():
     for _ in range(3):
         for a, b in zip(gradients(ours, gradient, tasks), expected):
             torch.testing.assert_close(a, b)
-    assert gradient.way == "loop"
+    assert gradient.engine == "loop"
     assert "loop, since vmap does not run: " in gradient.choice
     assert "the model (Branching) turns a tensor into a number" in gradient.choice
     assert "traced does not run: " in gradient.choice
@@ -64,7 +64,7 @@ def test_what_cannot_be_compiled_is_taken_as_vmap_with_a_sentence(monkeypatch):
     def refuse(*arguments):
         raise RuntimeError("no C++ compiler here")
 
-    monkeypatch.setattr(step, "compiled", refuse)
+    monkeypatch.setattr(step, "compile_program", refuse)
     ours, tasks = learner(), sinusoids().stack("train", range(3))
     gradient = MetaGradient(ours, "compiled")
     expected = gradients(ours, MetaGradient(ours, "loop"), tasks)
@@ -117,9 +117,9 @@ def test_the_real_compiler_gives_the_same_gradient():
 
 @pytest.mark.parametrize("mode", ["traced", "compiled"])
 def test_an_annealed_learner_is_not_recorded(mode):
-    ours = kshot.maml_pp(kshot.models.mlp(1, 1, [6]), inner_lr=0.05, steps=2, objective=objectives.mse)
+    ours = kshot.learners.maml_pp(kshot.models.mlp(1, 1, [6]), inner_lr=0.05, steps=2, objective=objectives.mse)
     gradient = MetaGradient(ours, mode)
-    assert gradient.way == "vmap"
+    assert gradient.engine == "vmap"
     assert "loss changes in the course of training" in gradient.choice
 
 

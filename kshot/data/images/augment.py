@@ -5,14 +5,16 @@ Shape legend: n images, C channels, H rows and W columns of pixels.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from kshot.annotations import Degrees, Fraction, FractionBelowOne, NonNegativeInt, OptionsOf
 from kshot.data.dataset import Dataset
 
 
@@ -52,11 +54,11 @@ class Augment:
     """
 
     flip: bool = False
-    shift: int = 0
-    rotate: float = 0.0
-    scale: float = 0.0
-    shear: float = 0.0
-    jitter: float = 0.0
+    shift: NonNegativeInt = 0
+    rotate: Degrees = 0.0
+    scale: FractionBelowOne = 0.0
+    shear: Fraction = 0.0
+    jitter: Fraction = 0.0
 
     def __post_init__(self) -> None:
         if self.shift < 0:
@@ -108,6 +110,10 @@ class Augment:
         images = (brightness * images).clamp_(0, 1)
         images = torch.lerp(_grey(images).mean((1, 2, 3), keepdim=True), images, contrast).clamp_(0, 1)
         return torch.lerp(_grey(images), images, saturation).clamp_(0, 1)
+
+
+AugmentOptions = Annotated[Mapping[str, Any], OptionsOf(Augment)]
+"""The attributes of `Augment` by name."""
 
 
 def _grey(images: Tensor) -> Tensor:

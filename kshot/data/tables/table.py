@@ -7,13 +7,14 @@ of its row.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
 import numpy as np
 
+from kshot.annotations import OptionsOf
 from kshot.data.tables.csv import DELIMITERS
 
 if TYPE_CHECKING:
@@ -49,6 +50,9 @@ class Reading(NamedTuple):
 
 
 PLAIN = Reading()
+
+ReadingOptions = Annotated[Mapping[str, Any], OptionsOf(Reading)]
+"""The fields of `Reading` by name."""
 
 
 class Table:

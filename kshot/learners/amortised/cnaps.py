@@ -6,12 +6,14 @@ Shape legend: N support rows, M query rows, D features, C classes, P numbers of 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
+from annotated_types import Len
 from torch import Tensor, nn
 
 from kshot import objectives
+from kshot.annotations import PositiveInt
 from kshot.inner.functional import BatchNorm, Function
 from kshot.learner import Learner
 from kshot.learners.amortised.attention import perceptron
@@ -103,7 +105,7 @@ class FilmLearner(Learner):
         self.function, self.codes = Function(self.backbone, batchnorm), Function(encoder, batchnorm)
         self.transductive = self.function.transductive
 
-    def adapt(self, support: Batch) -> Tree:
+    def _adapt(self, support: Batch) -> Tree:
         codes = self.codes.adapting({}, support).flatten(1)
         mean = support.weight @ codes / support.weight.sum().clamp_min(torch.finfo(codes.dtype).tiny)
         context = self.generator(mean)
@@ -121,8 +123,8 @@ def cnaps(
     embedding: nn.Module,
     encoder: nn.Module,
     *,
-    film: Sequence[str],
-    task_dim: int,
+    film: Annotated[Sequence[str], Len(1)],
+    task_dim: PositiveInt,
     head: Literal["mahalanobis", "prototypes"] | Head = "mahalanobis",
     objective: Objective = objectives.classification,
     batchnorm: BatchNorm = "support",

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from kshot import objectives
+from kshot.annotations import OpenFraction, PositiveInt
 from kshot.inner.functional import Function
 from kshot.learner import Learner
 from kshot.learners.amortised.attention import Attention, log_weight, perceptron
@@ -37,7 +38,7 @@ class NeuralProcess(Learner):
                 "its own take a learner that compares examples, such as protonet or prior_fitted"
             )
         self.inputs, self.outputs = inputs, outputs
-        gaussian = objective.loss is objectives.gaussian.loss
+        gaussian = objective.predicts == "distribution"
         self.numbers = 2 * outputs if gaussian else outputs
         spread = Spread(min_std)
         self.spread = spread if gaussian else nn.Identity()
@@ -72,7 +73,7 @@ class ConditionalProcess(NeuralProcess):
         self.encoder = perceptron(inputs + outputs, width, width, depth)
         self.decoder = perceptron(inputs + width, width, self.numbers, depth)
 
-    def adapt(self, support: Batch) -> Tree:
+    def _adapt(self, support: Batch) -> Tree:
         return {"summary": _mean(self.encoder(self._pairs(support)), support.weight)}
 
     def predict(self, state: Tree, inputs: Tree) -> Tree:
@@ -94,7 +95,7 @@ class ModulatedProcess(NeuralProcess):
         self.decoder = FiLM(perceptron(inputs + width, width, self.numbers, depth), hidden, width)
         self.decoding = Function(self.decoder, "running")
 
-    def adapt(self, support: Batch) -> Tree:
+    def _adapt(self, support: Batch) -> Tree:
         pairs = self._pairs(support)
         own = _mean(self.identity(pairs), support.weight)
         near = 1 / (1 + (own - self.pool).square().sum(1))
@@ -122,7 +123,7 @@ class AttentiveProcess(NeuralProcess):
         self.attention = Attention(width, heads)
         self.decoder = perceptron(inputs + 2 * width, width, self.numbers, depth)
 
-    def adapt(self, support: Batch) -> Tree:
+    def _adapt(self, support: Batch) -> Tree:
         points = self.encoder(self._pairs(support))
         key, value = self.attention.memory(self.place(self._rows(support.inputs)), points)
         return {"summary": _mean(points, support.weight), "key": key, "value": value, "weight": support.weight}
@@ -148,7 +149,7 @@ class TransformerProcess(NeuralProcess):
         self.blocks = nn.ModuleList(TransformerBlock(width, heads) for _ in range(layers))
         self.out = nn.Sequential(nn.LayerNorm(width), perceptron(width, width, self.numbers))
 
-    def adapt(self, support: Batch) -> Tree:
+    def _adapt(self, support: Batch) -> Tree:
         pairs = self._pairs(support)
         points = self.point(torch.cat([pairs, torch.ones_like(pairs[:, :1])], 1))
         rows = log_weight(support.weight)
@@ -199,9 +200,9 @@ def cnp(
     inputs: int,
     outputs: int,
     *,
-    width: int = 128,
-    depth: int = 3,
-    min_std: float = 0.01,
+    width: PositiveInt = 128,
+    depth: PositiveInt = 3,
+    min_std: OpenFraction = 0.01,
     objective: Objective = objectives.gaussian,
     embedding: nn.Module | None = None,
 ) -> ConditionalProcess:
@@ -246,10 +247,10 @@ def tanp(
     inputs: int,
     outputs: int,
     *,
-    width: int = 128,
-    depth: int = 3,
-    clusters: int = 8,
-    min_std: float = 0.01,
+    width: PositiveInt = 128,
+    depth: PositiveInt = 3,
+    clusters: PositiveInt = 8,
+    min_std: OpenFraction = 0.01,
     objective: Objective = objectives.gaussian,
     embedding: nn.Module | None = None,
 ) -> ModulatedProcess:
@@ -299,10 +300,10 @@ def attentive_np(
     inputs: int,
     outputs: int,
     *,
-    width: int = 128,
-    depth: int = 3,
-    heads: int = 8,
-    min_std: float = 0.01,
+    width: PositiveInt = 128,
+    depth: PositiveInt = 3,
+    heads: PositiveInt = 8,
+    min_std: OpenFraction = 0.01,
     objective: Objective = objectives.gaussian,
     embedding: nn.Module | None = None,
 ) -> AttentiveProcess:
@@ -349,11 +350,11 @@ def tnp_d(
     inputs: int,
     outputs: int,
     *,
-    width: int = 64,
-    depth: int = 1,
-    layers: int = 4,
-    heads: int = 4,
-    min_std: float = 0.01,
+    width: PositiveInt = 64,
+    depth: PositiveInt = 1,
+    layers: PositiveInt = 4,
+    heads: PositiveInt = 4,
+    min_std: OpenFraction = 0.01,
     objective: Objective = objectives.gaussian,
     embedding: nn.Module | None = None,
 ) -> TransformerProcess:

@@ -5,13 +5,15 @@ Shape legend: n support rows, m query rows, F features, Y targets (classes, or 1
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from annotated_types import Ge
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from kshot import objectives
+from kshot.annotations import PositiveInt
 from kshot.learner import Learner
 from kshot.learners.amortised.attention import Attention, log_weight, perceptron
 from kshot.learners.amortised.neural_processes import TransformerBlock
@@ -55,7 +57,7 @@ class PriorFitted(Learner):
             nn.init.zeros_(part.bias)
         self.spread = Spread()
 
-    def adapt(self, support: Batch) -> Tree:
+    def _adapt(self, support: Batch) -> Tree:
         weight = support.weight
         share = weight / weight.sum().clamp_min(LEAST)
         x, y, state = support.inputs.flatten(1), support.targets, {"weight": weight}
@@ -219,12 +221,12 @@ def _basis(z: Tensor) -> Tensor:
 def prior_fitted(
     *,
     objective: Objective = objectives.classification,
-    classes: int = 10,
-    cell_width: int = 32,
-    width: int = 96,
-    heads: int = 4,
-    cell_layers: int = 2,
-    layers: int = 3,
+    classes: Annotated[int, Ge(2)] = 10,
+    cell_width: PositiveInt = 32,
+    width: PositiveInt = 96,
+    heads: PositiveInt = 4,
+    cell_layers: PositiveInt = 2,
+    layers: PositiveInt = 3,
 ) -> PriorFitted:
     r"""A prior-fitted network: a transformer that reads a small table, trained on synthetic tables (in-context).
 

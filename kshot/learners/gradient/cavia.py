@@ -1,4 +1,4 @@
-"""CAVIA: a few context parameters adapt, and the model, which all tasks share, reads them.
+"""CAVIA: a few context parameters adapt; all tasks share the model that reads them.
 
 Shape legend: n examples, D inputs, P context parameters, C channels.
 """
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from kshot import objectives
 from kshot.inner.functional import BatchNorm
 from kshot.inner.rules import SGD
-from kshot.learners.gradient.maml import GradientLearner, of_order
+from kshot.learners.gradient.gradient_learner import GradientLearner, make_solver
 from kshot.objectives import Objective
 from kshot.types import Tree
 
@@ -49,15 +49,15 @@ class FiLM(nn.Module):
 
     $$ h_c \leftarrow (1 + \gamma_c(\varphi)) h_c + \beta_c(\varphi), \qquad (\gamma, \beta) = W \varphi $$
 
-    The model is not changed: while it runs, and only then, hooks see to the layers.
+    The model is not changed: the layers are modulated by hooks that exist only while it runs.
 
     Args:
         model: any module.
-        layers: qualified names of layers whose outputs are (n, C, ...); convolutions, norms or linear layers.
+        layers: qualified names of layers whose outputs are (n, C, ...): convolutions, norms or linear layers.
         task_dim: P.
 
     Raises:
-        ValueError: a layer that the model lacks, or whose channels its attributes do not tell.
+        ValueError: a layer that the model lacks, or whose number of channels is unknown.
     """
 
     context: Tensor
@@ -72,7 +72,7 @@ class FiLM(nn.Module):
 
     def forward(self, *inputs: Tree, **named: Tree) -> Tree:
         hooks = [
-            self.model.get_submodule(layer).register_forward_hook(partial(self._modulated, modulation))
+            self.model.get_submodule(layer).register_forward_hook(partial(self._modulate, modulation))
             for layer, modulation in zip(self.layers, self.modulations)
         ]
         try:
@@ -81,10 +81,10 @@ class FiLM(nn.Module):
             for hook in hooks:
                 hook.remove()
 
-    def _modulated(self, modulation: nn.Module, layer: nn.Module, args: Any, output: Tensor) -> Tensor:
+    def _modulate(self, modulation: nn.Module, layer: nn.Module, args: Any, output: Tensor) -> Tensor:
         scale_C, shift_C = modulation(self.context).chunk(2)
-        wide = (-1, *[1] * (output.ndim - 2))
-        return output * (1 + scale_C.view(wide)) + shift_C.view(wide)
+        shape = (-1, *[1] * (output.ndim - 2))
+        return output * (1 + scale_C.view(shape)) + shift_C.view(shape)
 
 
 def cavia(
@@ -98,28 +98,27 @@ def cavia(
     objective: Objective = objectives.classification,
     batchnorm: BatchNorm = "support",
 ) -> GradientLearner:
-    r"""CAVIA: only a vector of context parameters adapts, from zero; the model is shared by all tasks.
+    r"""CAVIA: only a vector of context parameters adapts, from zero; all tasks share the model.
 
     $$ \varphi_0 = 0, \quad \varphi_{k+1} = \varphi_k - \alpha \nabla_\varphi L_{\text{support}}(\varphi_k, \theta),
        \qquad \min_\theta \; \mathbb{E}_{\text{task}} \; L_{\text{query}}(\varphi_K, \theta) $$
 
     Args:
-        model: takes inputs (n, D + context) where `film` is empty, else the task's inputs.
+        model: takes inputs (n, D + task_dim) if `film` is empty, else the task's inputs.
         task_dim: P, the number of context parameters.
         inner_lr, steps, order, objective, batchnorm: as in `maml`.
-        film: qualified names of the layers that the context modulates (FiLM), for images; empty appends the context
-            to the inputs.
+        film: qualified names of the layers that the context modulates (FiLM), for images; if empty, the context is
+            appended to the inputs.
 
     Returns:
-        A learner whose states are P numbers, beside BatchNorm's statistics.
+        A learner whose states hold P numbers, besides BatchNorm's statistics.
 
     Raises:
-        ValueError: as `maml`; layers that the model lacks.
+        ValueError: as `maml`, or layers that the model lacks.
 
     Example:
-        >>> from kshot.types import Batch
         >>> learner = cavia(nn.Linear(1 + 4, 1), task_dim=4, inner_lr=1.0, objective=objectives.mse)
-        >>> state = learner.adapt(Batch.of(torch.ones(3, 1), torch.ones(3, 1)))
+        >>> state = learner.adapt(kshot.Batch.of(torch.ones(3, 1), torch.ones(3, 1)))
         >>> state["params"]["context"].shape
         torch.Size([4])
 
@@ -127,12 +126,12 @@ def cavia(
         Zintgraf et al.: Fast Context Adaptation via Meta-Learning, ICML 2019, arXiv:1810.03642.
 
     Deviations:
-        FiLM's scale counts from 1 and its map has no bias, so that a context of zero leaves the model as it is.
+        FiLM's scale is relative to 1 and its map has no bias, so that a context of zero leaves the model as it is.
     """
     if task_dim < 1:
         raise ValueError(f"task_dim must be at least 1 parameter, got {task_dim}")
     conditioned = FiLM(model, film, task_dim) if film else Appended(model, task_dim)
-    solver = of_order(order, SGD(inner_lr), steps)
+    solver = make_solver(order, SGD(inner_lr), steps)
     return GradientLearner(conditioned, objective, solver, adaptable="context", batchnorm=batchnorm)
 
 
@@ -142,14 +141,14 @@ def _zeros(model: nn.Module, size: int) -> Tensor:
 
 
 def _channels(model: nn.Module, layer: str) -> int:
-    part: nn.Module | None = dict(model.named_modules()).get(layer)
-    if part is None:
+    module: nn.Module | None = dict(model.named_modules()).get(layer)
+    if module is None:
         names = ", ".join(name for name, _ in model.named_modules() if name)
-        raise ValueError(f"the model has no layer {layer!r} to modulate; it has: {names}")
+        raise ValueError(f"the model has no layer {layer!r} to modulate; its layers are: {names}")
     for attribute in ("out_channels", "num_features", "num_channels", "out_features"):
-        if isinstance(found := getattr(part, attribute, None), int):
-            return found
+        if isinstance(channels := getattr(module, attribute, None), int):
+            return channels
     raise ValueError(
-        f"the layer {layer!r} ({type(part).__name__}) does not tell its channels; "
+        f"the number of channels of layer {layer!r} ({type(module).__name__}) is unknown; "
         "name a convolution, norm or linear layer"
     )

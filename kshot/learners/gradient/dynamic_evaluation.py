@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from kshot import objectives
+from kshot.annotations import DerivativeOrder, NonNegativeInt, PositiveFloat
 from kshot.inner.per_parameter import Pattern, adaptable_params
 from kshot.inner.rates import LearnedRate
 from kshot.inner.solvers import InnerSolver
@@ -48,9 +49,9 @@ class Reader(GradientLearner):
         self.context_windows, self.passes, self.causal_queries = context_windows, passes, causal_queries
         self.transductive = causal_queries
 
-    def adapt(self, support: Batch, *, steps: int | None = None) -> Tree:
+    def _adapt(self, support: Batch, *, steps: int | None = None) -> Tree:
         longer, tail = self._read(support)
-        return super().adapt(longer, steps=self._steps(support, steps)) | {"tail": tail}
+        return super()._adapt(longer, steps=self._steps(support, steps)) | {"tail": tail}
 
     def trajectory(self, support: Batch, *, steps: int | None = None) -> list[Tree]:
         longer, tail = self._read(support)
@@ -93,13 +94,13 @@ class Reader(GradientLearner):
 def dynamic_evaluation(
     model: nn.Module,
     *,
-    inner_lr: float,
-    passes: int = 1,
-    context_windows: int = 1,
+    inner_lr: PositiveFloat,
+    passes: NonNegativeInt = 1,
+    context_windows: NonNegativeInt = 1,
     causal_queries: bool = True,
     rates: Rates = "tensor",
     rule: Rule = "sgd",
-    order: int = 1,
+    order: DerivativeOrder = 1,
     adaptable: Pattern = "*",
     objective: Objective = objectives.next_token,
 ) -> Reader:

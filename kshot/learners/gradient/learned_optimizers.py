@@ -1,4 +1,4 @@
-"""Gradient learners whose update rule is meta-learned beside the initialisation."""
+"""Gradient learners whose update rule is meta-learned together with the initialisation."""
 
 from __future__ import annotations
 
@@ -7,42 +7,41 @@ from typing import Literal, get_args
 from torch import nn
 
 from kshot import objectives
+from kshot.annotations import DerivativeOrder, NonNegativeInt, PositiveFloat
 from kshot.inner.functional import BatchNorm
 from kshot.inner.learned_rules import Alfa, CoordinateLSTM, CoordinateMLP, Curvature, GatedRule
 from kshot.inner.per_parameter import Pattern, adaptable_params
 from kshot.inner.rates import LearnedRate
 from kshot.inner.rules import SGD, UpdateRule
 from kshot.inner.transforms import Chain
-from kshot.learners.gradient.maml import GradientLearner, of_order
+from kshot.learners.gradient.gradient_learner import GradientLearner, make_solver
 from kshot.objectives import Objective
 
 Kind = Literal["lstm", "mlp", "gates"]
+"""Architecture of a learned optimiser."""
 
 
 def meta_sgd(
     model: nn.Module,
     *,
-    inner_lr: float,
-    steps: int = 1,
-    order: int = 2,
+    inner_lr: PositiveFloat,
+    steps: NonNegativeInt = 1,
+    order: DerivativeOrder = 2,
     objective: Objective = objectives.classification,
     adaptable: Pattern = "*",
     batchnorm: BatchNorm = "support",
 ) -> GradientLearner:
-    r"""Meta-SGD: MAML with a meta-learned rate, and so a direction, for each element of each parameter.
+    r"""Meta-SGD: MAML with a meta-learned rate, and thereby a direction, for each element of each parameter.
 
     $$ \theta_{k+1} = \theta_k - \alpha \odot \nabla L_{\text{support}}(\theta_k), \qquad
        \min_{\theta_0, \alpha} \; \mathbb{E}_{\text{task}} \; L_{\text{query}}(\theta_K) $$
 
     Args:
         model, steps, order, objective, adaptable, batchnorm: as in `maml`.
-        inner_lr: from where all of $\alpha$ starts.
+        inner_lr: initial value of all elements of $\alpha$.
 
     Returns:
-        A learner with twice the parameters of the model, where all of it adapts.
-
-    Raises:
-        ValueError: as `maml`.
+        A learner with one rate more for each parameter that adapts.
 
     Example:
         >>> learner = meta_sgd(nn.Linear(3, 2), inner_lr=0.1)
@@ -55,16 +54,17 @@ def meta_sgd(
     Deviations:
         Any number of steps, which share the rates; the paper takes one. All rates start equal rather than random.
     """
-    rate = LearnedRate(adaptable_params(model, adaptable), inner_lr, per="element")
-    return _learner(SGD(rate), model, steps, order, objective, adaptable, batchnorm)
+    rule = SGD(LearnedRate(adaptable_params(model, adaptable), inner_lr, per="element"))
+    solver = make_solver(order, rule, steps)
+    return GradientLearner(model, objective, solver, adaptable=adaptable, batchnorm=batchnorm)
 
 
 def meta_curvature(
     model: nn.Module,
     *,
-    inner_lr: float,
-    steps: int = 1,
-    order: int = 2,
+    inner_lr: PositiveFloat,
+    steps: NonNegativeInt = 1,
+    order: DerivativeOrder = 2,
     objective: Objective = objectives.classification,
     adaptable: Pattern = "*",
     batchnorm: BatchNorm = "support",
@@ -77,10 +77,7 @@ def meta_curvature(
         model, inner_lr, steps, order, objective, adaptable, batchnorm: as in `maml`.
 
     Returns:
-        A learner with, for a tensor (outputs, inputs, positions), outputs² + inputs² + positions² parameters more.
-
-    Raises:
-        ValueError: as `maml`.
+        A learner with outputs² + inputs² + positions² further parameters for a tensor (outputs, inputs, positions).
 
     Example:
         >>> learner = meta_curvature(nn.Linear(3, 2, bias=False), inner_lr=0.1)
@@ -91,30 +88,29 @@ def meta_curvature(
         Park, Oliva: Meta-Curvature, NeurIPS 2019, arXiv:1902.03356.
     """
     rule = Chain(Curvature(adaptable_params(model, adaptable)), SGD(inner_lr))
-    return _learner(rule, model, steps, order, objective, adaptable, batchnorm)
+    solver = make_solver(order, rule, steps)
+    return GradientLearner(model, objective, solver, adaptable=adaptable, batchnorm=batchnorm)
 
 
 def alfa(
     model: nn.Module,
     *,
-    inner_lr: float,
-    steps: int = 5,
-    order: int = 2,
+    inner_lr: PositiveFloat,
+    steps: NonNegativeInt = 5,
+    order: DerivativeOrder = 2,
     objective: Objective = objectives.classification,
     adaptable: Pattern = "*",
     batchnorm: BatchNorm = "support",
 ) -> GradientLearner:
-    r"""ALFA: a small network generates rate and decay of each tensor at each step, from weights and gradients.
+    r"""ALFA: a small network generates rate and decay of each tensor at each step from weights and gradients.
 
     $$ \theta_{k+1} = \beta_k \odot \theta_k - \alpha_k \odot \nabla L_{\text{support}}(\theta_k), \qquad
        (\alpha_k, \beta_k) = g_\phi\bigl(\overline{\nabla L}, \bar\theta_k\bigr) $$
 
     Args:
-        model, steps, order, objective, adaptable, batchnorm: as in `maml`.
-        inner_lr: from where the rates start; see `inner.learned_rules.Alfa`.
-
-    Raises:
-        ValueError: as `maml`, and for no step at all.
+        model, order, objective, adaptable, batchnorm: as in `maml`.
+        inner_lr: initial value of the rates; see `inner.learned_rules.Alfa`.
+        steps: number of inner steps, at least 1.
 
     Example:
         >>> learner = alfa(nn.Linear(3, 2), inner_lr=0.1)
@@ -127,8 +123,8 @@ def alfa(
     Deviations:
         Those of `inner.learned_rules.Alfa`. The paper's ALFA + random initialisation is this with the model frozen.
     """
-    rule = Alfa(adaptable_params(model, adaptable), inner_lr, steps=steps)
-    return _learner(rule, model, steps, order, objective, adaptable, batchnorm)
+    solver = make_solver(order, Alfa(adaptable_params(model, adaptable), inner_lr, steps=steps), steps)
+    return GradientLearner(model, objective, solver, adaptable=adaptable, batchnorm=batchnorm)
 
 
 def learned_optimizer(
@@ -142,17 +138,18 @@ def learned_optimizer(
     adaptable: Pattern = "*",
     batchnorm: BatchNorm = "support",
 ) -> GradientLearner:
-    r"""A learned optimiser beside a learned initialisation: a small network computes each element's step.
+    r"""A learned optimiser and a learned initialisation: a small network computes each element's step.
 
     $$ \theta_{k+1} = \theta_k - \alpha \bigl(\nabla L + m_\phi(\nabla L, s_k)\bigr) $$
 
     Args:
         model, inner_lr, steps, objective, adaptable, batchnorm: as in `maml`.
-        kind: "lstm" is `CoordinateLSTM`, "mlp" is `CoordinateMLP`, "gates" is `GatedRule`, of `inner.learned_rules`.
-        order: 2 is exact; 1 counts the inner gradients as constants, as the papers do.
+        kind: "lstm" for `CoordinateLSTM`, "mlp" for `CoordinateMLP`, "gates" for `GatedRule`, all of
+            `inner.learned_rules`.
+        order: 2 is exact; 1 treats the inner gradients as constants, as the papers do.
 
     Raises:
-        ValueError: as `maml`, and for a kind that is none of the three.
+        ValueError: as `maml`, or an unknown kind.
 
     Example:
         >>> learner = learned_optimizer(nn.Linear(3, 2), inner_lr=0.1, kind="mlp")
@@ -171,17 +168,5 @@ def learned_optimizer(
     rules: dict[str, type[UpdateRule]] = {"lstm": CoordinateLSTM, "mlp": CoordinateMLP, "gates": GatedRule}
     rule = rules[kind](inner_lr)
     rule.to(next(iter(adaptable_params(model, adaptable).values())))
-    return _learner(rule, model, steps, order, objective, adaptable, batchnorm)
-
-
-def _learner(
-    rule: UpdateRule,
-    model: nn.Module,
-    steps: int,
-    order: int,
-    objective: Objective,
-    adaptable: Pattern,
-    batchnorm: BatchNorm,
-) -> GradientLearner:
-    solver = of_order(order, rule, steps)
+    solver = make_solver(order, rule, steps)
     return GradientLearner(model, objective, solver, adaptable=adaptable, batchnorm=batchnorm)

@@ -1,4 +1,4 @@
-"""MAML++: MAML with the measures that make its training stable."""
+"""MAML++: MAML with measures that stabilise its training."""
 
 from __future__ import annotations
 
@@ -6,23 +6,24 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from kshot import objectives
+from kshot.annotations import Fraction, NonNegativeInt, PositiveFloat
 from kshot.inner.functional import BatchNorm
 from kshot.inner.per_parameter import Pattern, PerParameter, adaptable_params
 from kshot.inner.rates import LearnedRate
 from kshot.inner.rules import SGD
 from kshot.inner.solvers import Annealed
-from kshot.learners.gradient.maml import GradientLearner, PerStep
+from kshot.learners.gradient.gradient_learner import GradientLearner, PerStep
 from kshot.learners.gradient.outer_losses import MultiStepLoss
 from kshot.objectives import Objective
 from kshot.types import Params
 
 
 class PerStepNorm(PerStep):
-    """Scale and shift of every BatchNorm, learned apart for each inner step; the model's own hold after the last.
+    """Scale and shift of every BatchNorm, learned for each inner step; after the last step the model's own are used.
 
     Args:
-        model: whose BatchNorm parameters these start from.
-        steps: inner steps.
+        model: provides the initial values.
+        steps: number of inner steps.
 
     Attributes:
         names: the BatchNorm parameters of the model.
@@ -31,10 +32,10 @@ class PerStepNorm(PerStep):
     def __init__(self, model: nn.Module, steps: int) -> None:
         super().__init__()
         norms = {
-            f"{place}.{name}" if place else name: parameter
-            for place, part in model.named_modules()
-            if isinstance(part, _BatchNorm)
-            for name, parameter in part.named_parameters(recurse=False)
+            f"{path}.{name}" if path else name: parameter
+            for path, module in model.named_modules()
+            if isinstance(module, _BatchNorm)
+            for name, parameter in module.named_parameters(recurse=False)
             if parameter.requires_grad
         }
         self.names, self.steps = list(norms), steps
@@ -49,37 +50,37 @@ class PerStepNorm(PerStep):
 def maml_pp(
     model: nn.Module,
     *,
-    inner_lr: float,
-    steps: int = 5,
-    multi_step: float = 0.15,
-    first_order: float = 0.3,
+    inner_lr: PositiveFloat,
+    steps: NonNegativeInt = 5,
+    multi_step: Fraction = 0.15,
+    first_order: Fraction = 0.3,
     objective: Objective = objectives.classification,
     adaptable: Pattern = "*",
     batchnorm: BatchNorm = "support",
 ) -> GradientLearner:
-    r"""MAML++: learned rates for each tensor and step, a loss after every step, annealed, and BatchNorm for each step.
+    r"""MAML++: learned rates per tensor and step, an annealed loss after every step, and BatchNorm per step.
 
     $$ \theta_{i,k+1} = \theta_{ik} - \alpha_{ik} \nabla_i L_{\text{support}}(\theta_k; \gamma_k, \beta_k), \qquad
        \min_{\theta_0, \alpha, \gamma, \beta} \; \mathbb{E}_{\text{task}} \sum_{k=1}^K v_k L_{\text{query}}(\theta_k) $$
 
-    The weights $v$ go from equal to the last step alone (`learners.outer.MultiStepLoss`). The trainer tells how far it
-    is by `Learner.set_progress`.
+    The weights $v$ go from equal to the last step alone (see `MultiStepLoss`). The trainer reports its progress by
+    `Learner.set_progress`.
 
     Args:
         model, objective: as in `maml`.
-        inner_lr: from where all rates $\alpha$ start.
-        steps: $K$.
-        multi_step: the part of meta-training, 0 to 1, over which the losses of the earlier steps fade.
-        first_order: the part of meta-training, 0 to 1, that is first-order.
+        inner_lr: initial value of all rates $\alpha$.
+        steps: $K$, the number of inner steps.
+        multi_step: fraction of meta-training, 0 to 1, over which the losses of the earlier steps fade.
+        first_order: fraction of meta-training, 0 to 1, that is first-order.
         adaptable: the parameters that adapt. BatchNorm's scale $\gamma$ and shift $\beta$ never do; they are learned
             for each step.
-        batchnorm: as in `maml`. With "support" the statistics too are those of each step, computed anew.
+        batchnorm: as in `maml`. With "support" the statistics too are recomputed at each step.
 
     Returns:
-        A learner; the same as with `multi_step=0, first_order=0` wherever nobody trains it.
+        A learner; while it is not trained it behaves as with `multi_step=0, first_order=0`.
 
     Raises:
-        ValueError: as `maml`, and parts outside 0 … 1.
+        ValueError: as `maml`, or fractions outside 0 … 1.
 
     Example:
         >>> learner = maml_pp(nn.Linear(3, 2), inner_lr=0.1, steps=5)
@@ -92,17 +93,17 @@ def maml_pp(
     Deviations:
         The paper keeps running statistics for each step and normalises every batch, queries too, by its own, which is
         transductive; here each step uses the support set's statistics under that step's weights. The weights of early
-        losses fade to 0 rather than to 0.03 / K. The cosine of the outer rate is the trainer's.
+        losses fade to 0 rather than to 0.03 / K. The cosine schedule of the outer rate is the trainer's.
     """
     norms = PerStepNorm(model, steps)
     patterns = [adaptable] if isinstance(adaptable, str) else list(adaptable)
-    inner = [*patterns, *(f"!{name}" for name in norms.names)]
-    rate = LearnedRate(adaptable_params(model, inner), inner_lr, per="tensor", steps=steps)
+    patterns += [f"!{name}" for name in norms.names]
+    rate = LearnedRate(adaptable_params(model, patterns), inner_lr, per="tensor", steps=steps)
     return GradientLearner(
         model,
         objective,
         Annealed(SGD(rate), steps, until=first_order),
-        adaptable=inner,
+        adaptable=patterns,
         batchnorm=batchnorm,
         per_step=norms if norms.names else None,
         outer=MultiStepLoss(multi_step),

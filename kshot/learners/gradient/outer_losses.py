@@ -1,29 +1,32 @@
-"""Outer losses of a gradient learner: what its adaptation is judged by while it is meta-trained."""
+"""Outer losses of gradient learners other than the query loss."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import Literal, Protocol, get_args
 
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
-from kshot.learner import Learner
-from kshot.types import Batch, Task
-
-if TYPE_CHECKING:
-    from kshot.learners.gradient.maml import GradientLearner
-
-Outer = Callable[["GradientLearner", Task], Tensor]
-"""(learner, task) -> (), the loss that meta-training descends."""
+from kshot.inner.solvers import InnerSolver
+from kshot.objectives import Objective
+from kshot.types import Batch, Params, Task, Tree
 
 TrainOn = Literal["support", "both"]
+"""Examples that the inner loop of Reptile sees in meta-training."""
 
 
-def query_loss(learner: Learner, task: Task) -> Tensor:
-    r"""The query loss after adapting, $L_{\text{query}}(\theta_K)$."""
-    return learner.objective.loss(learner.predict(learner.adapt(task.support), task.query.inputs), task.query)
+class StepwiseLearner(Protocol):
+    """What these losses use of a learner: a solver's inner steps, and the state after each of them."""
+
+    objective: Objective
+    solver: InnerSolver
+    progress: float
+
+    def adapt(self, support: Batch) -> Tree: ...
+    def trajectory(self, support: Batch) -> list[Tree]: ...
+    def predict(self, state: Tree, inputs: Tree) -> Tree: ...
+    def adaptable_params(self) -> Params: ...
 
 
 class MultiStepLoss:
@@ -33,7 +36,7 @@ class MultiStepLoss:
        v_K = 1 - \frac{(K - 1)(1 - t)}{K}, \quad t = \min\Bigl(1, \frac{\text{progress}}{\text{until}}\Bigr) $$
 
     Args:
-        until: the part of meta-training, from 0 to 1, over which it is annealed.
+        until: fraction of meta-training, from 0 to 1, over which the losses of earlier steps fade.
 
     References:
         Antoniou, Edwards, Storkey: How to train your MAML, arXiv:1810.09502, section 4 (MSL).
@@ -41,7 +44,7 @@ class MultiStepLoss:
 
     def __init__(self, until: float) -> None:
         if not 0 <= until <= 1:
-            raise ValueError(f"until must be a part of the training, from 0 to 1, got {until}")
+            raise ValueError(f"until must be a fraction of meta-training, from 0 to 1, got {until}")
         self.until = until
 
     def weights(self, steps: int, progress: float) -> list[float]:
@@ -49,12 +52,11 @@ class MultiStepLoss:
         early = 0.0 if progress >= self.until else (1 - progress / self.until) / steps
         return [early] * (steps - 1) + [1 - early * (steps - 1)]
 
-    def __call__(self, learner: GradientLearner, task: Task) -> Tensor:
+    def __call__(self, learner: StepwiseLearner, task: Task) -> Tensor:
         weights = self.weights(max(learner.solver.steps, 1), learner.progress)
         if weights[0] == 0.0 or len(weights) == 1:
-            return query_loss(learner, task)
-        states = learner.trajectory(task.support)[1:]
-        losses = [learner.objective.loss(learner.predict(state, task.query.inputs), task.query) for state in states]
+            return _query_loss(learner, learner.adapt(task.support), task)
+        losses = [_query_loss(learner, state, task) for state in learner.trajectory(task.support)[1:]]
         return sum(weight * loss for weight, loss in zip(weights, losses))  # type: ignore[return-value]
 
 
@@ -64,7 +66,7 @@ class ReptileLoss:
     $$ \tfrac12 \lVert \theta_0 - \operatorname{sg}(\theta_K) \rVert^2 + \operatorname{const} $$
 
     Args:
-        train_on: "both" adapts to support and query together while training; "support" to the support alone.
+        train_on: "both" adapts to support and query together in meta-training, "support" to the support set alone.
     """
 
     def __init__(self, train_on: TrainOn) -> None:
@@ -72,14 +74,18 @@ class ReptileLoss:
             raise ValueError(f"train_on must be one of {', '.join(get_args(TrainOn))}, got {train_on!r}")
         self.train_on = train_on
 
-    def __call__(self, learner: GradientLearner, task: Task) -> Tensor:
+    def __call__(self, learner: StepwiseLearner, task: Task) -> Tensor:
         examples = task.support
         if self.train_on == "both":
             examples = Batch(*tree_map(lambda a, b: torch.cat([a, b]), tuple(task.support), tuple(task.query)))
         state = learner.adapt(examples)
-        start = learner.adaptable_params()
-        away = [(value - state["params"][name].detach()).square().sum() for name, value in start.items()]
-        half = 0.5 * torch.stack(away).sum()
+        initial = learner.adaptable_params()
+        squares = [(value - state["params"][name].detach()).square().sum() for name, value in initial.items()]
+        half = 0.5 * torch.stack(squares).sum()
         with torch.no_grad():
-            value = learner.objective.loss(learner.predict(state, task.query.inputs), task.query)
+            value = _query_loss(learner, state, task)
         return value.detach() + half - half.detach()
+
+
+def _query_loss(learner: StepwiseLearner, state: Tree, task: Task) -> Tensor:
+    return learner.objective.loss(learner.predict(state, task.query.inputs), task.query)

@@ -1,4 +1,4 @@
-"""MAML for any number of ways: the classifier's head is made for each task, and adapts with the rest.
+"""MAML for any number of ways: each task gets a classification head of its own, which adapts with the rest.
 
 Shape legend: n examples, D features, C classes.
 """
@@ -10,17 +10,19 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kshot import objectives
+from kshot.annotations import DerivativeOrder, NonNegativeInt, PositiveFloat
 from kshot.inner.functional import BatchNorm, Function
 from kshot.inner.per_parameter import Pattern
 from kshot.inner.rules import SGD
-from kshot.learners.gradient.maml import GradientLearner, HeadInit, of_order
-from kshot.learners.heads.protonet import class_means
+from kshot.inner.solvers import InnerSolver
+from kshot.learners.gradient.gradient_learner import GradientLearner, HeadInit, make_solver
+from kshot.learners.heads.distances import class_means
 from kshot.objectives import Objective
 from kshot.types import Batch, Params, Tree
 
 
 class Headed(nn.Module):
-    """An embedding under a linear head whose weight (C, D) and bias (C,) belong to a task, not to the module.
+    """An embedding and a linear head, whose weight (C, D) and bias (C,) belong to a task and not to the module.
 
     Args:
         embedding: inputs (n, ...) to features (n, ...), flattened to (n, D).
@@ -49,10 +51,10 @@ class PrototypeInit(HeadInit):
 
 
 class SharedInit(HeadInit):
-    """One meta-learned vector from which every class's row of the head starts; the bias starts at 0.
+    """One meta-learned vector as initial weight of every class; the bias starts at 0.
 
     Args:
-        features: D, of the embedding.
+        features: D, width of the embedding's output.
     """
 
     def __init__(self, features: int) -> None:
@@ -70,9 +72,9 @@ class SharedInit(HeadInit):
 def proto_maml(
     embedding: nn.Module,
     *,
-    inner_lr: float,
-    steps: int = 5,
-    order: int = 2,
+    inner_lr: PositiveFloat,
+    steps: NonNegativeInt = 5,
+    order: DerivativeOrder = 2,
     objective: Objective = objectives.classification,
     adaptable: Pattern = "*",
     batchnorm: BatchNorm = "support",
@@ -92,9 +94,6 @@ def proto_maml(
     Returns:
         A learner for classification with any number of ways and shots.
 
-    Raises:
-        ValueError: as `maml`.
-
     Example:
         >>> learner = proto_maml(nn.Linear(1, 4), inner_lr=0.1)
         >>> support = Batch.of(torch.tensor([[0.0], [4.0], [8.0]]), torch.tensor([0, 1, 2]), ways=3)
@@ -103,42 +102,35 @@ def proto_maml(
 
     References:
         Triantafillou et al.: Meta-Dataset, ICLR 2020, arXiv:1903.03096, section 3.
-
-    Deviations:
-        None in the update.
     """
-    return _learner(embedding, PrototypeInit(), inner_lr, steps, order, objective, adaptable, batchnorm)
+    solver = make_solver(order, SGD(inner_lr), steps)
+    return _with_head(embedding, objective, solver, adaptable, batchnorm, PrototypeInit())
 
 
 def unicorn_maml(
     embedding: nn.Module,
     *,
     features: int,
-    inner_lr: float,
-    steps: int = 5,
-    order: int = 2,
+    inner_lr: PositiveFloat,
+    steps: NonNegativeInt = 5,
+    order: DerivativeOrder = 2,
     objective: Objective = objectives.classification,
     adaptable: Pattern = "*",
     batchnorm: BatchNorm = "support",
 ) -> GradientLearner:
-    r"""UNICORN-MAML: MAML whose head starts with one meta-learned vector for all classes.
+    r"""UNICORN-MAML: MAML whose head has one meta-learned vector as initial weight of all classes.
 
     $$ W_c = w \text{ for each class } c; \qquad
        (\theta, W, b) \leftarrow (\theta, W, b) - \alpha \nabla L_{\text{support}} $$
 
-    So the order of the classes has no effect, and the ways are any number.
+    The order of the classes therefore has no effect.
 
     Args:
-        embedding: any module: inputs (n, ...) to features (n, ...).
-        features: D, how many features that makes for an example.
-        inner_lr, steps, order, objective, batchnorm: as in `maml`.
-        adaptable: parameters of the embedding that adapt; the head always does.
+        embedding, inner_lr, steps, order, objective, adaptable, batchnorm: as in `proto_maml`.
+        features: D, width of the embedding's output.
 
     Returns:
         A learner for classification with any number of ways and shots.
-
-    Raises:
-        ValueError: as `maml`.
 
     Example:
         >>> learner = unicorn_maml(nn.Linear(1, 4), features=4, inner_lr=0.1)
@@ -152,23 +144,20 @@ def unicorn_maml(
     Deviations:
         The bias starts at 0 and is not learned: one that all classes share would have no effect.
     """
-    return _learner(embedding, SharedInit(features), inner_lr, steps, order, objective, adaptable, batchnorm)
+    solver = make_solver(order, SGD(inner_lr), steps)
+    return _with_head(embedding, objective, solver, adaptable, batchnorm, SharedInit(features))
 
 
-def _learner(
+def _with_head(
     embedding: nn.Module,
-    head_init: HeadInit,
-    inner_lr: float,
-    steps: int,
-    order: int,
     objective: Objective,
+    solver: InnerSolver,
     adaptable: Pattern,
     batchnorm: BatchNorm,
+    init: HeadInit,
 ) -> GradientLearner:
     patterns = [adaptable] if isinstance(adaptable, str) else list(adaptable)
-    own = [f"!embedding.{p[1:]}" if p.startswith("!") else f"embedding.{p}" for p in patterns]
-    solver = of_order(order, SGD(inner_lr), steps)
-    head_init.to(next(embedding.parameters()))
-    return GradientLearner(
-        Headed(embedding), objective, solver, adaptable=own, batchnorm=batchnorm, head_init=head_init
-    )
+    patterns = [f"!embedding.{p[1:]}" if p.startswith("!") else f"embedding.{p}" for p in patterns]
+    init.to(next(embedding.parameters()))
+    model = Headed(embedding)
+    return GradientLearner(model, objective, solver, adaptable=patterns, batchnorm=batchnorm, head_init=init)

@@ -1,4 +1,4 @@
-"""Warp layers: parts of a model that never adapt, and so shape the space in which the others do."""
+"""Warp layers: parts of a model that do not adapt and precondition the gradients of the parts that do."""
 
 from __future__ import annotations
 
@@ -11,18 +11,14 @@ from kshot import objectives
 from kshot.inner.functional import BatchNorm
 from kshot.inner.per_parameter import adaptable_params
 from kshot.inner.rules import SGD
-from kshot.learners.gradient.maml import GradientLearner, of_order
+from kshot.learners.gradient.gradient_learner import GradientLearner, make_solver
 from kshot.objectives import Objective
 
-_CONVOLUTIONS: dict[type[nn.Module], type[nn.Module]] = {
-    nn.Conv1d: nn.Conv1d,
-    nn.Conv2d: nn.Conv2d,
-    nn.Conv3d: nn.Conv3d,
-}
+_WARPED = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
 class Warped(nn.Module):
-    """A layer followed by a linear map of its outputs, which starts as the identity.
+    """A layer followed by a linear map of its outputs, which is initialised as the identity.
 
     Args:
         layer: a linear layer or a convolution; the map of the latter is a convolution of size 1.
@@ -33,33 +29,29 @@ class Warped(nn.Module):
         self.layer = layer
         weight = layer.weight
         assert isinstance(weight, Tensor)
-        width = len(weight)
-        if isinstance(layer, nn.Linear):
-            self.warp: nn.Module = nn.Linear(width, width, bias=False)
-        else:
-            self.warp = _CONVOLUTIONS[type(layer)](width, width, 1, bias=False)
-        self.warp.to(weight)
+        channels, kernel = len(weight), () if isinstance(layer, nn.Linear) else (1,)
+        self.warp: nn.Module = type(layer)(channels, channels, *kernel, bias=False).to(weight)
         with torch.no_grad():
-            self.warp.weight.copy_(torch.eye(width).reshape(self.warp.weight.shape))  # type: ignore[operator, arg-type]
+            self.warp.weight.copy_(torch.eye(channels).reshape(self.warp.weight.shape))  # type: ignore[operator, arg-type]
 
     def forward(self, inputs: Tensor) -> Tensor:
         return self.warp(self.layer(inputs))
 
 
 def with_warps(model: nn.Module) -> nn.Module:
-    """A copy of a model in which each linear layer and convolution is `Warped`.
+    """Return a copy of a model in which each linear layer and convolution is `Warped`.
 
     Example:
         >>> [name for name, _ in with_warps(nn.Sequential(nn.Linear(2, 3), nn.ReLU())).named_parameters()]
         ['0.layer.weight', '0.layer.bias', '0.warp.weight']
     """
-    if type(model) in _CONVOLUTIONS or type(model) is nn.Linear:
+    if type(model) in _WARPED:
         return Warped(copy.deepcopy(model))
     warped = copy.deepcopy(model)
-    for part in list(warped.modules()):
-        for name, child in list(part.named_children()):
-            if type(child) in _CONVOLUTIONS or type(child) is nn.Linear:
-                setattr(part, name, Warped(child))
+    for module in list(warped.modules()):
+        for name, child in list(module.named_children()):
+            if type(child) in _WARPED:
+                setattr(module, name, Warped(child))
     return warped
 
 
@@ -79,12 +71,12 @@ def warp_maml(
        \min_{\theta_0, \omega} \; \mathbb{E}_{\text{task}} \; L_{\text{query}}(\theta_K; \omega) $$
 
     Args:
-        model: with layers of your choice between the others for warps; `with_warps` makes some.
+        model: has warp layers between its other layers; `with_warps` adds some to a model.
         warp: shell pattern of the warp layers' parameters.
         inner_lr, steps, order, objective, batchnorm: as in `maml`.
 
     Raises:
-        ValueError: as `maml`; also where `warp` matches nothing.
+        ValueError: as `maml`, or a `warp` that matches nothing.
 
     Example:
         >>> model = nn.Sequential(nn.Linear(1, 8), nn.Tanh(), nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, 1))
@@ -98,8 +90,8 @@ def warp_maml(
         The meta-gradient is MAML's, through the inner steps; WarpGrad's own objective, over whole trajectories
         without backpropagation through them, is not implemented.
     """
-    adaptable_params(model, warp)
-    solver = of_order(order, SGD(inner_lr), steps)
+    adaptable_params(model, warp)  # raises if the pattern matches nothing
+    solver = make_solver(order, SGD(inner_lr), steps)
     return GradientLearner(model, objective, solver, adaptable=("*", f"!{warp}"), batchnorm=batchnorm)
 
 
@@ -112,16 +104,16 @@ def t_net(
     objective: Objective = objectives.classification,
     batchnorm: BatchNorm = "support",
 ) -> GradientLearner:
-    r"""T-Net: MAML in which a meta-learned linear map follows each layer, and so sets the metric of its gradients.
+    r"""T-Net: MAML in which a meta-learned linear map follows each layer and sets the metric of its gradients.
 
     $$ y = T W x, \qquad W \leftarrow W - \alpha \nabla_W L_{\text{support}}, \quad T \text{ meta-learned} $$
 
     Args:
-        model: copied; each linear layer and convolution of the copy is followed by $T$, which starts as the identity.
+        model: copied; in the copy $T$, initialised as the identity, follows each linear layer and convolution.
         inner_lr, steps, order, objective, batchnorm: as in `maml`.
 
     Raises:
-        ValueError: as `maml`; also for a model without such layers.
+        ValueError: as `maml`, or a model without such layers.
 
     Example:
         >>> list(t_net(nn.Sequential(nn.Linear(1, 8)), inner_lr=0.1).adaptable_params())
@@ -134,12 +126,8 @@ def t_net(
     Deviations:
         T-Net, not MT-Net: no learned mask of what adapts.
     """
-    return warp_maml(
-        with_warps(model),
-        warp="*warp.weight",
-        inner_lr=inner_lr,
-        steps=steps,
-        order=order,
-        objective=objective,
-        batchnorm=batchnorm,
-    )
+    pattern = "*warp.weight"
+    model = with_warps(model)
+    adaptable_params(model, pattern)
+    solver = make_solver(order, SGD(inner_lr), steps)
+    return GradientLearner(model, objective, solver, adaptable=("*", f"!{pattern}"), batchnorm=batchnorm)

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kshot import objectives
+from kshot.annotations import PositiveFloat
 from kshot.inner.convex import crammer_singer, logistic
 from kshot.inner.functional import BatchNorm
 from kshot.learners.heads.protonet import Head, HeadLearner, added, log_parameter
@@ -127,8 +128,8 @@ class SupportVectors(_Dual):
 def r2d2(
     embedding: nn.Module,
     *,
-    l2: float = 1.0,
-    scale: float | None = 10.0,
+    l2: PositiveFloat = 1.0,
+    scale: PositiveFloat | None = 10.0,
     objective: Objective = objectives.classification,
     batchnorm: BatchNorm = "support",
 ) -> HeadLearner:
@@ -171,8 +172,8 @@ def metaoptnet(
     embedding: nn.Module,
     *,
     base: Literal["svm", "ridge"] = "svm",
-    l2: float | None = None,
-    scale: float = 1.0,
+    l2: PositiveFloat | None = None,
+    scale: PositiveFloat = 1.0,
     objective: Objective = objectives.classification,
     batchnorm: BatchNorm = "support",
 ) -> HeadLearner:
@@ -224,8 +225,8 @@ def metaoptnet(
 def logistic_regression(
     embedding: nn.Module,
     *,
-    l2: float = 1.0,
-    scale: float | None = None,
+    l2: PositiveFloat = 1.0,
+    scale: PositiveFloat | None = None,
     objective: Objective = objectives.classification,
     batchnorm: BatchNorm = "support",
 ) -> HeadLearner:

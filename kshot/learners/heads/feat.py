@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from kshot import objectives
+from kshot.annotations import FractionBelowOne, NonNegativeFloat, PositiveFloat
 from kshot.inner.functional import BatchNorm
-from kshot.inner.redirected import layer_norm
+from kshot.inner.vmap_overrides import layer_norm
 from kshot.learners.heads.protonet import Head, HeadLearner, class_means, euclidean
 from kshot.objectives import Objective, classes_present, only_present
 from kshot.types import Batch, Task, Tree, tree_map
@@ -98,9 +99,9 @@ def feat(
     embedding: nn.Module,
     *,
     features: int,
-    temperature: float = 8.0,
-    contrast: float = 0.1,
-    dropout: float = 0.5,
+    temperature: PositiveFloat = 8.0,
+    contrast: NonNegativeFloat = 0.1,
+    dropout: FractionBelowOne = 0.5,
     objective: Objective = objectives.classification,
     batchnorm: BatchNorm = "support",
 ) -> HeadLearner:

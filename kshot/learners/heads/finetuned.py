@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from kshot import objectives
+from kshot.annotations import NonNegativeInt, PositiveFloat
 from kshot.data.images.augment import Augment
 from kshot.inner.functional import BatchNorm
 from kshot.inner.per_parameter import Pattern, adaptable_params
@@ -55,9 +56,9 @@ class CosineClassifier(Head):
 def baseline_pp(
     embedding: nn.Module,
     *,
-    inner_lr: float,
-    steps: int = 100,
-    scale: float = 10.0,
+    inner_lr: PositiveFloat,
+    steps: NonNegativeInt = 100,
+    scale: PositiveFloat = 10.0,
     objective: Objective = objectives.classification,
     batchnorm: BatchNorm = "running",
 ) -> HeadLearner:
@@ -122,7 +123,7 @@ class TunedEmbedding(Learner):
         """The outer loss of one task without fine-tuning, ()."""
         return self.learner(task)
 
-    def adapt(self, support: Batch) -> Tree:
+    def _adapt(self, support: Batch) -> Tree:
         turns = [(support, self._varied(support, step)) for step in range(self.solver.steps)]
         params = self.solver(self._loss, adaptable_params(self.learner.embedding, self.adaptable), turns)
         return self._state(params, support)
@@ -149,9 +150,9 @@ class TunedEmbedding(Learner):
 def pmf(
     embedding: nn.Module,
     *,
-    inner_lr: float,
-    steps: int = 50,
-    shift: int = 2,
+    inner_lr: PositiveFloat,
+    steps: NonNegativeInt = 50,
+    shift: NonNegativeInt = 2,
     flip: bool = False,
     distance: Literal["euclidean", "cosine"] | Distance = "cosine",
     objective: Objective = objectives.classification,

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from kshot import objectives
+from kshot.annotations import PositiveFloat
 from kshot.inner.functional import BatchNorm
 from kshot.learners.heads.protonet import Head, HeadLearner, log_parameter
 from kshot.objectives import Objective
@@ -68,7 +69,7 @@ def _parts(feat_ND: Tensor) -> Tensor:
 def frn(
     embedding: nn.Module,
     *,
-    scale: float = 10.0,
+    scale: PositiveFloat = 10.0,
     objective: Objective = objectives.classification,
     batchnorm: BatchNorm = "support",
 ) -> HeadLearner:

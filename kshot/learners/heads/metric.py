@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from kshot import objectives
+from kshot.annotations import NonNegativeInt, PositiveFloat
 from kshot.inner.functional import BatchNorm
 from kshot.learners.heads.protonet import Head, HeadLearner, Prototypes, Scaled, cosine, euclidean, log_parameter
 from kshot.objectives import Objective
@@ -82,7 +83,7 @@ def simpleshot(
     embedding: nn.Module,
     *,
     features: int,
-    scale: float = 10.0,
+    scale: PositiveFloat = 10.0,
     objective: Objective = objectives.classification,
     batchnorm: BatchNorm = "running",
 ) -> HeadLearner:
@@ -100,7 +101,7 @@ def simpleshot(
         batchnorm: "running" (the paper's), "support" (inductive) or "query" (transductive).
 
     Returns:
-        A learner for any number of ways and shots. $\mu$ is 0 until `kshot.fit_feature_statistics(learner, source)`
+        A learner for any number of ways and shots. $\mu$ is 0 until `training.fit_feature_statistics(learner, source)`
         measures it.
 
     Raises:
@@ -182,9 +183,9 @@ class Matching(Head):
 def matching_net(
     embedding: nn.Module,
     *,
-    context_steps: int = 0,
+    context_steps: NonNegativeInt = 0,
     features: int | None = None,
-    scale: float = 10.0,
+    scale: PositiveFloat = 10.0,
     objective: Objective = objectives.classification,
     batchnorm: BatchNorm = "support",
 ) -> HeadLearner:

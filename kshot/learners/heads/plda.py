@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from kshot import objectives
+from kshot.annotations import PositiveFloat, PositiveFraction
 from kshot.inner.functional import BatchNorm
 from kshot.learners.heads.metric import FeatureStatistics
 from kshot.learners.heads.protonet import HeadLearner, added, log_parameter
@@ -117,9 +118,9 @@ def plda(
     embedding: nn.Module,
     *,
     features: int,
-    within: float = 0.9,
-    between: float = 0.6,
-    scale: float = 1.0,
+    within: PositiveFraction = 0.9,
+    between: PositiveFraction = 0.6,
+    scale: PositiveFloat = 1.0,
     objective: Objective = objectives.classification,
     batchnorm: BatchNorm = "running",
 ) -> HeadLearner:
@@ -148,7 +149,7 @@ def plda(
 
     Returns:
         A learner for any number of ways and shots. $\mu$ is 0 and $W = B = I$ until
-        `kshot.fit_feature_statistics(learner, source)` measures them.
+        `training.fit_feature_statistics(learner, source)` measures them.
 
     Raises:
         ValueError: numbers out of bounds.

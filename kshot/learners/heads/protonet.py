@@ -95,7 +95,7 @@ class HeadLearner(Learner):
         """The outer loss of one task, ()."""
         return self.outer(self, task)
 
-    def adapt(self, support: Batch, *, extendable: bool = False) -> Tree:
+    def _adapt(self, support: Batch, *, extendable: bool = False) -> Tree:
         """Adapt to a support set; an `extendable` state also holds the `"memory"` that `extend` needs."""
         features, statistics = self.embed(support)
         state = self.fit(support, features, statistics)
@@ -108,6 +108,7 @@ class HeadLearner(Learner):
         at once. Where BatchNorm takes statistics of the support these stay those of the first one."""
         if "memory" not in state:
             raise ValueError("this state holds no memory to extend: make it by adapt(support, extendable=True)")
+        self._check_support(support)
         before, now = state.get("present"), support.targets.shape[1]
         if before is not None and now < len(before):
             raise ValueError(

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from kshot import objectives
+from kshot.annotations import PositiveInt
 from kshot.inner.functional import BatchNorm
 from kshot.learner import Learner
 from kshot.learners.gradient.outer_losses import query_loss
@@ -66,7 +67,7 @@ def relation_net(
     embedding: nn.Module,
     *,
     features: int | Sequence[int],
-    hidden: int = 64,
+    hidden: PositiveInt = 64,
     relation: nn.Module | None = None,
     loss: Literal["squared", "objective"] = "squared",
     objective: Objective = objectives.classification,

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from kshot import objectives
+from kshot.annotations import DerivativeOrder, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 from kshot.inner.functional import BatchNorm, Function
 from kshot.inner.per_parameter import adaptable_params
 from kshot.inner.rules import Adam
@@ -70,9 +71,9 @@ def laplacian_shot(
     embedding: nn.Module,
     *,
     features: int,
-    neighbours: int = 3,
-    smoothness: float = 1.0,
-    steps: int = 20,
+    neighbours: PositiveInt = 3,
+    smoothness: NonNegativeFloat = 1.0,
+    steps: NonNegativeInt = 20,
     objective: Objective = objectives.classification,
     batchnorm: BatchNorm = "running",
 ) -> HeadLearner:
@@ -94,7 +95,7 @@ def laplacian_shot(
         batchnorm: "running", "support" or "query".
 
     Returns:
-        A transductive learner for any number of ways and shots. The centre is 0 until `kshot.fit_feature_statistics`
+        A transductive learner for any number of ways and shots. The centre is 0 until `training.fit_feature_statistics`
         measures it.
 
     Raises:
@@ -141,7 +142,7 @@ class TransductiveTuner(Learner):
         self.function = Function(self.model, batchnorm)
         self.task_norm = self.function.task_norm
 
-    def adapt(self, support: Batch) -> Tree:
+    def _adapt(self, support: Batch) -> Tree:
         return support._asdict()
 
     def predict(self, state: Tree, inputs: Tree) -> Tensor:
@@ -165,10 +166,10 @@ class TransductiveTuner(Learner):
 def transductive_fine_tune(
     embedding: nn.Module,
     *,
-    inner_lr: float,
-    steps: int = 25,
-    entropy: float = 1.0,
-    order: int = 1,
+    inner_lr: PositiveFloat,
+    steps: NonNegativeInt = 25,
+    entropy: NonNegativeFloat = 1.0,
+    order: DerivativeOrder = 1,
     objective: Objective = objectives.classification,
     batchnorm: BatchNorm = "running",
 ) -> TransductiveTuner:

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kshot import objectives
+from kshot.annotations import NonNegativeFloat, PositiveFloat, PositiveInt
 from kshot.inner.functional import Function
 from kshot.learner import Learner
 from kshot.objectives import Objective, levels_of, weighted_mean
@@ -59,7 +60,7 @@ class FoldIn(Learner):
             return loss
         return loss + self.item_penalty * weighted_mean(penalty(task.query.inputs["item"]), task.query.weight)
 
-    def adapt(self, support: Batch) -> Tree:
+    def _adapt(self, support: Batch) -> Tree:
         feat_ND, weight_N = self._features(support.inputs), support.weight
         if support.targets.shape[1] != len(self.values):
             wanted = f"{len(self.values)} levels" if self.readout else "one number"
@@ -81,7 +82,7 @@ class FoldIn(Learner):
         if self.readout:
             of_item_M3 = torch.stack([mean_M, variance_M.sqrt(), feat_MD @ state["before"]], 1)
             return self.readout(of_item_M3, self.values, state, inputs["user_features"] if self.user_features else None)
-        if self.objective.loss is objectives.gaussian.loss:
+        if self.objective.predicts == "distribution":
             return {"mean": mean_M[:, None], "std": (variance_M + self.log_noise.exp()).sqrt()[:, None]}
         return mean_M[:, None]
 
@@ -160,10 +161,10 @@ def alpaca(
     embedding: nn.Module,
     *,
     features: int,
-    noise: float = 1.0,
-    prior: float = 0.35,
-    hidden: int = 32,
-    item_penalty: float = 8.0,
+    noise: PositiveFloat = 1.0,
+    prior: PositiveFloat = 0.35,
+    hidden: PositiveInt = 32,
+    item_penalty: NonNegativeFloat = 8.0,
     user_features: int = 0,
     objective: Objective = objectives.gaussian,
 ) -> FoldIn:

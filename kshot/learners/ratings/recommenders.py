@@ -94,7 +94,7 @@ class Recommender(Learner):
         self.register_buffer("offsets", torch.from_numpy(offsets).float())
         self.shrink, self.shift, self.spread, self.usage = shrink, shift, spread, usage
 
-    def adapt(self, support: Batch) -> Tree:
+    def _adapt(self, support: Batch) -> Tree:
         targets, weight = support.targets, support.weight
         scores = targets[:, 0] * self.std + self.mean if self.levels is None else targets @ self.levels
         items = support.inputs["item"]

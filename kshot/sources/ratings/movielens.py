@@ -5,8 +5,9 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
+from kshot.annotations import OptionsOf
 from kshot.data import library
 from kshot.data.library.pickled import read_frame
 from kshot.data.tables.open import open_table
@@ -15,6 +16,9 @@ from kshot.sources.ratings.source import RatingTasks, ratings
 
 if TYPE_CHECKING:
     import polars
+
+KNOWN_COLUMNS = ("path", "user", "item", "rating", "time", "users", "items", "title", "kinds", "reading")
+"""Arguments of `ratings` that follow from the data set."""
 
 YEAR = r"\((\d{4})\)\s*$"
 
@@ -32,7 +36,7 @@ def movielens(
     *,
     feedback: Literal["ratings", "clicks"] = "ratings",
     timed: bool = True,
-    **options: Any,
+    **options: Annotated[Any, OptionsOf(ratings, without=KNOWN_COLUMNS)],
 ) -> RatingTasks:
     r"""Tasks from MovieLens: a user is a task, films have a year and genres, users an age and so on where it is known.
 
@@ -57,7 +61,7 @@ def movielens(
         >>> _ = (folder / "u.data").write_text("\n".join(rows))
         >>> films = [f"{i}|Film {i} (19{49 + i})||||{'|'.join('10' * 9 + '1')}" for i in range(1, 51)]
         >>> _ = (folder / "u.item").write_text("\n".join(films), encoding="latin-1")
-        >>> movielens(folder, shots=5, queries=5).encoding.item_columns.features[0]
+        >>> movielens(folder, shots=5, queries=5).preprocessor.item_columns.features[0]
         'year'
 
     References:

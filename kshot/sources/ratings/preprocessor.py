@@ -99,7 +99,7 @@ class SignupTime(NamedTuple):
 
 
 @dataclass(frozen=True, eq=False)
-class RatingEncoding:
+class RatingPreprocessor:
     """How rows of ratings become inputs and targets. Features stand beside the ratings, in the same file.
 
     Attributes:
@@ -273,7 +273,7 @@ class RatingEncoding:
         return {"kind": "ratings", **kept, **plain, **written}
 
     @classmethod
-    def from_json(cls, data: dict[str, Any]) -> RatingEncoding:
+    def from_json(cls, data: dict[str, Any]) -> RatingPreprocessor:
         plain = {name: own for name, own in data.items() if name != "kind"}
         for name in ("item_columns", "user_columns"):
             plain[name] = Columns.from_json(data[name]) if data[name] else None

@@ -8,21 +8,23 @@ Shape legend: n ratings, U users, I items, L levels; T tasks of S support and Q 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from copy import copy
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 import torch
 
+from kshot.annotations import EMPTY, Fraction, PositiveInt
 from kshot.data.tables.columns import moments
-from kshot.data.tables.table import Reading, Table
+from kshot.data.tables.table import Reading, ReadingOptions, Table
 from kshot.sources.ratings.dataset import Features, RatingDataset, UserFeatures, opened
-from kshot.sources.ratings.preprocessor import ItemMean, RatingEncoding, SignupTime
-from kshot.sources.table import BadRows, Members, distinct_values, group_rows, times_of
+from kshot.sources.ratings.preprocessor import ItemMean, RatingPreprocessor, SignupTime
+from kshot.sources.rows import BadRows, Members, distinct_values, group_rows, left_out_of, times_of
 from kshot.tasks.pool import OnTooFew
 from kshot.tasks.sampling import Range, Size, distinct
 from kshot.tasks.source import TaskSource, generator
-from kshot.tasks.splitting import cut
+from kshot.tasks.splitting import DEFAULT_SPLIT, cut
 from kshot.types import SPLITS, Batch, Split, Task, tree_map
 
 Cold = Literal["users", "items", "both", "none"]
@@ -34,7 +36,6 @@ Start = Literal["any", "first"]
 TrainOrder = Literal["given", "random", "both"]
 """Whether training tasks keep to the order of time, or don't, or every other one does."""
 
-SHARES = {"ratio": [0.7, 0.15, 0.15]}
 MOST_LEVELS = 32
 
 
@@ -52,20 +53,20 @@ def ratings(
     like: float | None = None,
     item_mean_feature: bool = False,
     signup_time: bool = False,
-    negatives: int = 4,
-    query_negatives: int | None = None,
+    negatives: PositiveInt = 4,
+    query_negatives: PositiveInt | None = None,
     cold: Cold = "users",
     start: Start = "any",
     train_order: TrainOrder = "given",
-    user_sampling_power: float = 0.0,
-    split: Mapping[str, Any] | None = None,
-    kinds: Mapping[str, str] | None = None,
+    user_sampling_power: Fraction = 0.0,
+    split: Mapping[str, Any] = DEFAULT_SPLIT,
+    kinds: Mapping[str, str] = EMPTY,
     shots: Size = 10,
     train_shots: Size | None = None,
     queries: Size = 10,
     train_queries: Size | None = None,
     on_too_few: OnTooFew = "error",
-    reading: Mapping[str, Any] | None = None,
+    reading: ReadingOptions = EMPTY,
     bad_rows: BadRows = "error",
     seed: int = 0,
 ) -> RatingTasks:
@@ -152,7 +153,7 @@ def ratings(
     """
     if cold not in ("users", "items", "both", "none"):
         raise ValueError(f"cold must be users, items, both or none, got {cold!r}")
-    split = dict(split or SHARES)
+    split = dict(split or DEFAULT_SPLIT)
     if cold in ("both", "none") and "ratio" not in split:
         raise ValueError(f"cold: {cold} is cut by ratio, as in split: {{ratio: [0.7, 0.15, 0.15]}}; got {split}")
     if on_too_few not in get_args(OnTooFew):
@@ -223,7 +224,7 @@ def ratings(
     if signup_time and time and times is not None:
         first_U = times.values[flat[of_users.sizes.cumsum() - of_users.sizes]]
         came = SignupTime.of(time, times.format or times.kind, first_U[np.unique(owner[train])])
-    encoding = RatingEncoding(
+    preprocessor = RatingPreprocessor(
         item=item,
         rating=rating,
         **scale,
@@ -240,21 +241,18 @@ def ratings(
     )
     examples = RatingDataset(
         numbers[number],
-        encoding.targets(scores),
-        len(encoding.levels),
+        preprocessor.targets(scores),
+        len(preprocessor.levels),
         sides.get(item),
         UserFeatures(of_users.sizes.cumsum(), sides.get(user), came.encode(first_U) if came else None),
         stands,
     )
-    source = RatingTasks(
-        examples, pools, of_users, encoding, shots=shots, train_shots=train_shots, queries=queries,
+    return RatingTasks(
+        examples, pools, of_users, preprocessor, shots=shots, train_shots=train_shots, queries=queries,
         train_queries=train_queries, negatives=(negatives, negatives if query_negatives is None else query_negatives),
         ordered=time is not None, start=start, train_order=train_order, user_sampling_power=user_sampling_power,
-        on_too_few=on_too_few, cold=cold, seed=seed,
+        on_too_few=on_too_few, cold=cold, left_out=left_out_of(found), seed=seed,
     )  # fmt: skip
-    if found.dropped["rows"]:
-        source.dropped[f"bad rows, the first: {found.dropped['first'][0]}"] = found.dropped["rows"]
-    return source
 
 
 def _scale(scores: np.ndarray, train: np.ndarray, target_type: str, found: Table, rating: str | None) -> dict[str, Any]:
@@ -362,14 +360,14 @@ class RatingTasks(TaskSource):
         dropped: what was left out: reason to count.
     """
 
-    encoding: RatingEncoding
+    preprocessor: RatingPreprocessor
 
     def __init__(
         self,
         examples: RatingDataset,
         sides: Mapping[Split, Sides],
         users: Members,
-        encoding: RatingEncoding,
+        preprocessor: RatingPreprocessor,
         *,
         shots: Size,
         train_shots: Size | None,
@@ -382,29 +380,40 @@ class RatingTasks(TaskSource):
         user_sampling_power: float,
         on_too_few: OnTooFew,
         cold: Cold,
+        left_out: Mapping[str, int],
         seed: int,
     ) -> None:
-        self.shots = _sizes(shots, train_shots, "shots")
         self.queries = _sizes(queries, train_queries, "queries")
-        clicks = encoding.rating is None
+        clicks = preprocessor.rating is None
         if clicks and min(negatives) < 1:
             raise ValueError(f"clicks need at least 1 item not clicked for each, got negatives {negatives}")
         each = dict.fromkeys(SPLITS, negatives[1]) | {"train": negatives[0]}
         self.negatives = {split: (negatives[0], each[split]) if clicks else (0, 0) for split in SPLITS}
-        self.examples, self.encoding, self.objective = examples, encoding, encoding.objective
+        self.examples, self.preprocessor, self.objective = examples, preprocessor, preprocessor.objective
         self.on_too_few, self.cold, self.seed = on_too_few, cold, seed
         self.ordered = dict.fromkeys(SPLITS, ordered) | {"train": ordered and train_order != "random"}
         self.by_turns = ordered and train_order == "both"
         self.in_turn = start == "first"
-        self.dropped: dict[str, int] = {}
         self._bounds = np.concatenate([[0], users.sizes.cumsum()])
-        self._sides = dict(sides)
-        self._users: dict[Split, np.ndarray] = {}
-        for split in sides:
-            self._choose(split, users.names)
-        asked = np.diff(self._sides["train"].query.bounds)[self._users["train"]] ** float(user_sampling_power)
-        self._drawn = asked.cumsum() / asked.sum() if user_sampling_power else None
-        self.user_names = {split: tuple(users.names[user] for user in own) for split, own in self._users.items()}
+        self._sides, self._names, self._left_out = dict(sides), users.names, left_out
+        self._train_shots, self._user_sampling_power = train_shots, float(user_sampling_power)
+        self._set_shots(shots)
+
+    def _set_shots(self, shots: Size) -> None:
+        """Set the number of shots, and keep the users with enough ratings for it."""
+        self.shots = _sizes(shots, self._train_shots, "shots")
+        self.dropped: dict[str, int] = {}
+        self._users = {split: self._able(split) for split in self._sides}
+        self.dropped |= self._left_out
+        counts = np.diff(self._sides["train"].query.bounds)[self._users["train"]] ** self._user_sampling_power
+        self._drawn = counts.cumsum() / counts.sum() if self._user_sampling_power else None
+        self.user_names = {split: tuple(self._names[user] for user in own) for split, own in self._users.items()}
+
+    def with_shots(self, shots: int) -> RatingTasks:
+        """The same tasks with other shots in val and test, and in training where `train_shots` were not given."""
+        other = copy(self)
+        other._set_shots(shots)
+        return other
 
     @property
     def owners(self) -> np.ndarray:
@@ -420,7 +429,7 @@ class RatingTasks(TaskSource):
         """The ratings that training tasks are made of."""
         support, query = self._sides["train"]
         rows = support.rows if self._sides["train"].same else np.union1d(support.rows, query.rows)
-        return Log(self.owners[rows], self.examples.items[rows], self.encoding.scores(self.examples.targets[rows]))
+        return Log(self.owners[rows], self.examples.items[rows], self.preprocessor.scores(self.examples.targets[rows]))
 
     def task(self, split: Split, index: int) -> Task:
         return tree_map(lambda leaf: leaf[0], self.stack(split, [index]))
@@ -497,11 +506,11 @@ class RatingTasks(TaskSource):
             "cold": self.cold,
             "order": "the first ratings" if self.in_turn else "given" if self.ordered["test"] else "random",
             "train_order": "both" if self.by_turns else "given" if self.ordered["train"] else "random",
-            **({"negatives": list(self.negatives["test"])} if self.encoding.rating is None else {}),
+            **({"negatives": list(self.negatives["test"])} if self.preprocessor.rating is None else {}),
             "seed": self.seed,
             "ratings": len(self.examples),
             "users": {split: len(names) for split, names in self.user_names.items()},
-            **self.encoding.describe(),
+            **self.preprocessor.describe(),
             **({"dropped": self.dropped} if self.dropped else {}),
         }
 
@@ -519,7 +528,7 @@ class RatingTasks(TaskSource):
         if not count:
             return np.zeros((len(users), 0), np.int64)
         own = [self._own(user) for user in users]
-        left = np.array([len(self.encoding.items) - len(items) for items in own])
+        left = np.array([len(self.preprocessor.items) - len(items) for items in own])
         found = distinct(draws.reshape(-1, 2, count), left)
         for row, items in zip(found, own):  # the k-th of the others: as many more as there are own ones below it
             row += 1 + np.searchsorted(items - 1 - np.arange(len(items)), row, side="right")
@@ -545,8 +554,8 @@ class RatingTasks(TaskSource):
         last = support.rows[support.bounds[users] + shots - 1]  # the row that completes a support
         return query.rows.searchsorted(last) - query.bounds[users]
 
-    def _choose(self, split: Split, names: Sequence[str]) -> None:
-        """Keep the users with enough ratings."""
+    def _able(self, split: Split) -> np.ndarray:
+        """The users of a split with enough ratings for a task."""
         (support, query), shots, queries = self._sides[split], self.shots[split].high, self.queries[split].high
         least = 1 if self.on_too_few == "shrink" else queries
         has_U, asked_U = np.diff(support.bounds), np.diff(query.bounds)
@@ -563,25 +572,26 @@ class RatingTasks(TaskSource):
             user = int(short[0])
             in_order = " in this order" if self.ordered[split] else ""
             raise ValueError(
-                f"ratings: user {names[user]!r} in {split} has {has_U[user]} ratings to support and {asked_U[user]} to "
-                f"query, but {shots} shots + {queries} queries{in_order} cannot be had of them; lower shots or "
+                f"ratings: user {self._names[user]!r} in {split} has {has_U[user]} ratings to support and "
+                f"{asked_U[user]} to query, too few for {shots} shots + {queries} queries{in_order}; lower shots or "
                 "queries, ask for fewer of such users by on_too_few: shrink, or leave them out by on_too_few: drop "
                 f"({len(short):,} in {split})"
             )
         if len(short):
             self.dropped[f"users in {split} with too few ratings"] = len(short)
-        self._users[split] = np.flatnonzero(enough)
+        users = np.flatnonzero(enough)
         if not enough.any():
             raise ValueError(f"ratings: no user in {split} has enough ratings for {shots} shots + {queries} queries")
         each = self.negatives[split]
-        needed, items = shots * each[0] + queries * each[1], len(self.encoding.items)
+        needed, items = shots * each[0] + queries * each[1], len(self.preprocessor.items)
         if needed:
-            most = max(len(self._own(user)) for user in self._users[split])
+            most = max(len(self._own(user)) for user in users)
             if items - most < needed:
                 raise ValueError(
                     f"ratings: {needed} items not clicked are needed for a task of {split}, but of {items} items a "
                     f"user clicked {most}; lower shots, queries or negatives"
                 )
+        return users
 
 
 def ratings_of(source: TaskSource) -> RatingTasks | None:

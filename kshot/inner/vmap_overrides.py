@@ -1,7 +1,7 @@
-"""Operations whose derivatives go wrong in silence under `vmap`, written out in ones that go right.
+"""Replacements of operations whose derivatives are silently wrong under `vmap`.
 
-In PyTorch (seen in 2.13) the second derivative of layer and instance normalisation by their scale is wrong when tasks
-run under `vmap`, and an embedding's padding row then gets a gradient.
+In PyTorch (observed in 2.13) the second derivative of layer and instance normalisation by their scale is wrong when
+tasks run under `vmap`, and the padding row of an embedding gets a gradient.
 """
 
 from __future__ import annotations
@@ -36,13 +36,13 @@ def instance_norm(
     momentum: float = 0.1,
     eps: float = 1e-5,
 ) -> Tensor:
-    """As `torch.nn.functional.instance_norm`, but that running statistics stay as they are."""
-    wide = (-1, *[1] * (input.ndim - 2))
+    """As `torch.nn.functional.instance_norm`, but without an update of the running statistics."""
+    shape = (-1, *[1] * (input.ndim - 2))
     if use_input_stats or running_mean is None or running_var is None:
         normed = _normalized(input, tuple(range(2, input.ndim)), eps)
     else:
-        normed = (input - running_mean.view(wide)) * torch.rsqrt(running_var.view(wide) + eps)
-    affine = (None if vector is None else vector.view(wide) for vector in (weight, bias))
+        normed = (input - running_mean.view(shape)) * torch.rsqrt(running_var.view(shape) + eps)
+    affine = (None if vector is None else vector.view(shape) for vector in (weight, bias))
     return _scaled(normed, *affine).to(input.dtype)
 
 
@@ -54,7 +54,7 @@ def embedding(input: Tensor, weight: Tensor, padding_idx: int | None = None, *ar
     return torch.where((input == padding_idx % len(weight))[..., None], rows.detach(), rows)
 
 
-REDIRECTED: dict[Callable, Callable] = {
+VMAP_OVERRIDES: dict[Callable, Callable] = {
     F.layer_norm: layer_norm,
     torch.layer_norm: lambda input, shape, weight=None, bias=None, eps=1e-5, *_: layer_norm(
         input, shape, weight, bias, eps
@@ -64,8 +64,8 @@ REDIRECTED: dict[Callable, Callable] = {
 }
 
 
-def needs_redirecting(module: nn.Module) -> bool:
-    """Whether a module may call what is redirected: it has such layers, or ones that PyTorch did not write."""
+def needs_overrides(module: nn.Module) -> bool:
+    """Whether a module may call a replaced operation: it has such a layer, or a layer not defined by PyTorch."""
     affected = (nn.LayerNorm, nn.modules.instancenorm._InstanceNorm, nn.Embedding)
     return any(
         isinstance(part, affected) or not type(part).__module__.startswith("torch.nn") for part in module.modules()
@@ -74,8 +74,8 @@ def needs_redirecting(module: nn.Module) -> bool:
 
 def _normalized(input: Tensor, axes: tuple[int, ...], eps: float) -> Tensor:
     wide = input.to(torch.promote_types(input.dtype, torch.float32))
-    away = wide - wide.mean(axes, keepdim=True)
-    return away * torch.rsqrt(away.square().mean(axes, keepdim=True) + eps)
+    centred = wide - wide.mean(axes, keepdim=True)
+    return centred * torch.rsqrt(centred.square().mean(axes, keepdim=True) + eps)
 
 
 def _scaled(normed: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:

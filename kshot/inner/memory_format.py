@@ -1,4 +1,4 @@
-"""Images with their channels last in memory: on a CPU convolutions, norms and pooling run up to twice as fast so.
+"""Images in channels-last memory format: on a CPU, convolutions, norms and pooling are up to twice as fast.
 
 Shape legend: n examples or output channels, C channels, H, W positions.
 """
@@ -13,33 +13,33 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
-from kshot.inner.kernels import transformed
+from kshot.inner.kernels import in_transform
 from kshot.types import Tree
 
 
-def convolves(module: nn.Module) -> bool:
+def has_convolutions(module: nn.Module) -> bool:
     """Whether a module has two-dimensional convolutions."""
     return any(isinstance(part, nn.Conv2d) for part in module.modules())
 
 
 def channels_last(tree: Tree) -> Tree:
-    """The same values, with the leaves (n, C, H, W) laid out (n, H, W, C), on a CPU and outside of transforms.
+    """The same values with leaves (n, C, H, W) stored as (n, H, W, C), on a CPU and outside of transforms.
 
-    A single channel, which PyTorch's own conversion leaves as it is, gets the strides as well: the layout of a
-    convolution's input and weight is that of all that follows.
+    Unlike PyTorch's conversion this also sets the strides of a single channel: the layout of a convolution's input and
+    weight determines that of its output.
     """
-    return tree if transformed() else tree_map(_laid_out, tree)
+    return tree if in_transform() else tree_map(_to_channels_last, tree)
 
 
-def _laid_out(leaf: Any) -> Any:
+def _to_channels_last(leaf: Any) -> Any:
     if not isinstance(leaf, Tensor) or leaf.ndim != 4 or not leaf.is_floating_point() or leaf.device.type != "cpu":
         return leaf
-    if _is_laid_out(leaf):
+    if _is_channels_last(leaf):
         return leaf
     return leaf.permute(0, 2, 3, 1).clone(memory_format=torch.contiguous_format).permute(0, 3, 1, 2)
 
 
-def _is_laid_out(tensor: Tensor) -> bool:
+def _is_channels_last(tensor: Tensor) -> bool:
     if tensor.ndim != 4:
         return False
     _, channels, height, width = tensor.shape
@@ -47,7 +47,7 @@ def _is_laid_out(tensor: Tensor) -> bool:
 
 
 def _view(tensor: Tensor, *shape: Any) -> Tensor:
-    """As `Tensor.view`, where that holds for the usual layout only."""
+    """`Tensor.view`, also of shapes that only the contiguous layout allows."""
     try:
         return tensor.view(*shape)
     except RuntimeError:
@@ -55,27 +55,27 @@ def _view(tensor: Tensor, *shape: Any) -> Tensor:
 
 
 def _dropout(input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
-    """As `torch.nn.functional.dropout`, which draws in the order of memory: here in that of the usual layout."""
+    """`torch.nn.functional.dropout` with the mask of the contiguous layout: PyTorch draws in the order of memory."""
     if not training or input.is_contiguous():
         return F.dropout(input, p, training, inplace)
-    kept = F.dropout(torch.ones_like(input, memory_format=torch.contiguous_format), p)
-    return input.mul_(kept) if inplace else input * kept
+    mask = F.dropout(torch.ones_like(input, memory_format=torch.contiguous_format), p)
+    return input.mul_(mask) if inplace else input * mask
 
 
 def _stride(tensor: Tensor, *args: Any, **kwargs: Any) -> Any:
-    usual = torch.empty_like(tensor, device="meta", memory_format=torch.contiguous_format)
-    return (usual if _is_laid_out(tensor) else tensor).stride(*args, **kwargs)
+    contiguous = torch.empty_like(tensor, device="meta", memory_format=torch.contiguous_format)
+    return (contiguous if _is_channels_last(tensor) else tensor).stride(*args, **kwargs)
 
 
 def _as_strided(tensor: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-    return (tensor.contiguous() if _is_laid_out(tensor) else tensor).as_strided(*args, **kwargs)
+    return (tensor.contiguous() if _is_channels_last(tensor) else tensor).as_strided(*args, **kwargs)
 
 
-LAYOUT_FREE: dict[Callable, Callable] = {
+LAYOUT_OVERRIDES: dict[Callable, Callable] = {
     F.dropout: _dropout,
     torch.Tensor.view: _view,
     torch.Tensor.stride: _stride,
     torch.Tensor.as_strided: _as_strided,
     torch.as_strided: _as_strided,
 }
-"""What modules call that depends on how a tensor lies in memory, as it is for the usual layout."""
+"""Replacements of operations whose result depends on the memory layout: they behave as on contiguous tensors."""

@@ -1,0 +1,75 @@
+"""Bounds of arguments, as annotations of a factory's signature.
+
+An argument, its default and its bounds stand once, in the signature. The schema of run files is made from it (see
+`app.schema`), so that `shots: PositiveInt = 5` is both documentation and the check of the key `shots`.
+
+Example:
+    >>> def ridge(width: PositiveInt = 64, dropout: FractionBelowOne = 0.0) -> None: ...
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Annotated, Any, Literal
+
+from annotated_types import Ge, Gt, Le, Len, Lt
+
+PositiveInt = Annotated[int, Ge(1)]
+NonNegativeInt = Annotated[int, Ge(0)]
+PositiveFloat = Annotated[float, Gt(0)]
+NonNegativeFloat = Annotated[float, Ge(0)]
+Fraction = Annotated[float, Ge(0), Le(1)]
+"""0 to 1, both included."""
+PositiveFraction = Annotated[float, Gt(0), Le(1)]
+"""Above 0, up to 1 included."""
+FractionBelowOne = Annotated[float, Ge(0), Lt(1)]
+"""From 0 included to below 1, such as a dropout rate."""
+OpenFraction = Annotated[float, Gt(0), Lt(1)]
+"""Above 0 and below 1."""
+Degrees = Annotated[float, Ge(0), Le(180)]
+PositiveInts = Annotated[Sequence[PositiveInt], Len(1)]
+"""One or more whole numbers above 0, such as the widths of layers."""
+FourPositiveInts = Annotated[Sequence[PositiveInt], Len(4, 4)]
+PositiveIntPair = Annotated[Sequence[PositiveInt], Len(2, 2)]
+PositiveFloatPair = Annotated[Sequence[PositiveFloat], Len(2, 2)]
+PathText = Annotated[str, Len(1)]
+"""A path as text, not empty."""
+DerivativeOrder = Literal[1, 2]
+"""2 differentiates through inner steps exactly, 1 takes the first-order approximation."""
+
+
+EMPTY: Mapping[str, Any] = MappingProxyType({})
+"""The default of an argument that is a mapping."""
+
+
+@dataclass(frozen=True)
+class OptionsOf:
+    """The annotation of a mapping, or of `**options`, that holds arguments of another factory.
+
+    Attributes:
+        factory: whose arguments they are.
+        without: the names of those that must not be given.
+    """
+
+    factory: Callable[..., Any]
+    without: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Checked:
+    """A check that no bound expresses: `function` returns the value, or raises ValueError with what it must be."""
+
+    function: Callable[[Any], Any]
+
+
+def _size(value: Any) -> Any:
+    ends = value if isinstance(value, list) and len(value) == 2 else [value]
+    if not all(type(end) is int and end >= 1 for end in ends) or ends != sorted(ends):
+        raise ValueError("must be a whole number of at least 1, or a rising range of two such as [1, 5]")
+    return value
+
+
+Size = Annotated[int | Sequence[int], Checked(_size)]
+"""A number of ways, shots or queries: an int, or (low, high), drawn anew for each task, both ends included."""

@@ -1,0 +1,269 @@
+"""A trained run as an object: `kshot.load("runs/x")` opens its folder, without the data that it was trained on.
+
+Shape legend: n examples, C classes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from kshot import objectives
+from kshot.app.build import Shapes, build_learner, build_model, device_of, has_head
+from kshot.app.folder import RunFolder, noted_reads, read_spec
+from kshot.app.inputs import read_images, read_table, support_images, support_table
+from kshot.app.spec import Spec
+from kshot.deciding.decisions import Round, best_round
+from kshot.evaluation.rejection import OUTSIDE, novelty
+from kshot.evaluation.target import Target
+from kshot.learner import Learner
+from kshot.learners.heads.protonet import HeadLearner
+from kshot.sources.corpus import CorpusPreprocessor
+from kshot.sources.preprocessors import preprocessor_from_json
+from kshot.tasks.preprocessor import Preprocessor
+from kshot.training.checkpoint import META, WEIGHTS, Checkpoints, load_checkpoint, load_state, save_state
+from kshot.types import Batch, Split, Tree, to, tree_map
+
+Columns = dict[str, list[Any]]
+"""A table: the name of each column, and its cells."""
+
+
+class Adapted(NamedTuple):
+    """A learner's state for one task, with what predictions need beside it.
+
+    Attributes:
+        state: what the learner's `adapt` returned.
+        classes: names of the task's classes, in the order of the logits; empty for regression.
+        kept: what the preprocessor needs to know about the support set; JSON.
+        num_examples: support examples of the latest adaptation.
+    """
+
+    state: Tree
+    classes: list[str]
+    kept: dict[str, Any]
+    num_examples: int = 0
+
+
+@dataclass(frozen=True)
+class TrainedRun:
+    """A run folder, opened.
+
+    Attributes:
+        path: the folder.
+        spec: the run file.
+        shapes: shapes of one example.
+        preprocessor: turns files into inputs, where the tasks were read from files; else None.
+        learner: the learner, with the weights of the best round.
+        round: number of the best round.
+        weights: SHA-256 of the weights.
+        checkpoint: folder of the checkpoint that they were read from.
+        reads: (phase, split) for each split that a phase of the run has read.
+
+    Example:
+        >>> run = kshot.load("runs/characters")  # doctest: +SKIP
+        >>> adapted = run.adapt("my-drawings")  # doctest: +SKIP
+        >>> run.predict(adapted, ["new.png"])["label"]  # doctest: +SKIP
+        ['alpha']
+    """
+
+    path: Path
+    spec: Spec
+    shapes: Shapes
+    preprocessor: Preprocessor | None
+    learner: Learner
+    round: int
+    weights: str
+    checkpoint: Path
+    reads: list[tuple[str, Split]]
+
+    @property
+    def report(self) -> dict[str, Any] | None:
+        """The contents of report.json; None before the run has ended."""
+        file = RunFolder(self.path).report
+        return json.loads(file.read_text()) if file.exists() else None
+
+    def adapt(
+        self, support: Path | str, *, before: Adapted | None = None, resize: bool = False, invert: bool = False
+    ) -> Adapted:
+        """Adapt to a user's examples, as `kshot adapt` does.
+
+        Args:
+            support: a file or folder of examples with their targets, as the run's source takes it.
+            before: a state to be extended by the examples; by default the learner adapts to them alone.
+            resize: whether images of another size are resized.
+            invert: whether the brightness of images is inverted.
+
+        Raises:
+            ValueError: examples that do not fit the run, or a state that cannot be extended.
+        """
+        inputs, targets, kept = self._support(Path(support), resize=resize, invert=invert)
+        classes: list[str] = []
+        if isinstance(targets, list):
+            known = before.classes if before else []
+            classes = known + sorted(set(targets) - set(known))
+            labels = torch.tensor([classes.index(label) for label in targets])
+            batch = Batch.of(inputs, labels, ways=self._ways(classes))
+        else:
+            batch = Batch.of(inputs, targets)
+        device = device_of(self.spec)
+        learner, batch = self.learner.to(device).eval(), to(batch, device)
+        with torch.no_grad():
+            if before is not None:
+                state = learner.extend(to(before.state, device), batch)
+            elif isinstance(learner, HeadLearner):
+                state = learner.adapt(batch, extendable=True)
+            else:
+                state = learner.adapt(batch)
+        return Adapted(state, classes, kept, len(batch.weight))
+
+    def predict(
+        self, adapted: Adapted, inputs: Sequence[Path | str], *, resize: bool = False, invert: bool = False
+    ) -> Columns:
+        """Predict for a user's files, as `kshot predict` does.
+
+        Args:
+            adapted: what `adapt` or `load_state` returned.
+            inputs: files or folders, as the run's source takes them.
+            resize, invert: as in `adapt`.
+
+        Returns:
+            One list a column: for classification "label" and the probability of each class, "novelty" where the run
+            rejects examples out of scope; for running text the bits of each window; else the predicted values.
+
+        Raises:
+            ValueError: a file that is missing or does not fit the run.
+        """
+        paths = [Path(path) for path in inputs]
+        for path in paths:
+            if not path.exists():
+                raise ValueError(f"there is no {path}")
+        preprocessor = self.preprocessor
+        if isinstance(preprocessor, CorpusPreprocessor):
+            return self._bits(preprocessor, adapted.state, paths)
+        if adapted.classes and not preprocessor:
+            names, images = read_images(paths, self.shapes["inputs"], resize=resize, invert=invert)
+            return {"path": names} | self._labels(self.logits(adapted.state, images), adapted.classes)
+        values = [
+            preprocessor.inputs(path, adapted.kept) if preprocessor else read_table(path, self.shapes["inputs"][-1])
+            for path in paths
+        ]
+        prediction = self.logits(adapted.state, tree_map(lambda *leaves: torch.cat(leaves), *values))
+        rows: Columns = {"row": list(range(1, len(prediction) + 1))}
+        if adapted.classes:
+            return rows | self._labels(prediction, adapted.classes)
+        if preprocessor:
+            return preprocessor.answers(prediction, adapted.kept)
+        several = prediction.shape[1] > 1
+        return rows | {f"prediction{i if several else ''}": column for i, column in enumerate(prediction.T.tolist())}
+
+    def logits(self, state: Tree, inputs: Tree) -> Tensor:
+        """The learner's prediction (n, ...) for inputs (n, ...), on the CPU."""
+        device = device_of(self.spec)
+        with torch.no_grad():
+            return self.learner.to(device).eval().predict(to(state, device), to(inputs, device)).cpu()
+
+    def save_state(self, path: Path | str, adapted: Adapted) -> None:
+        """Write an adapted state to a file that `load_state` and `kshot predict` read."""
+        meta = {"classes": json.dumps(adapted.classes), "kept": json.dumps(adapted.kept)}
+        save_state(Path(path), adapted.state, meta | {"weights_sha256": self.weights, "run": self.spec.name})
+
+    def load_state(self, path: Path | str) -> Adapted:
+        """Read an adapted state; ValueError if it was adapted from other weights than this run's."""
+        state, meta = load_state(Path(path))
+        if meta.get("weights_sha256") != self.weights:
+            raise ValueError(
+                f"{path} was not adapted from the weights in {self.path}: adapt again with `kshot adapt {self.path}`"
+            )
+        return Adapted(state, json.loads(meta["classes"]), json.loads(meta.get("kept", "{}")))
+
+    def _support(self, path: Path, *, resize: bool, invert: bool) -> tuple[Tree, Tensor | list[str], dict[str, Any]]:
+        if self.preprocessor:
+            return self.preprocessor.support(path)
+        if objectives.from_name(self.shapes["objective"], allow_import=True).task_specific_classes:
+            return *support_images(path, self.shapes["inputs"], resize=resize, invert=invert), {}
+        return *support_table(path, self.shapes["inputs"], self.shapes["targets"]), {}
+
+    def _ways(self, classes: list[str]) -> int:
+        """The width of the one-hot targets: the model's own where its last layer is fixed, else one per class."""
+        if len(classes) < 2:
+            raise ValueError(f"classification needs at least two classes, got {len(classes)}: {', '.join(classes)}")
+        if not has_head(self.spec):
+            return len(classes)
+        ways = self.shapes["targets"][-1]
+        if len(classes) > ways:
+            raise ValueError(
+                f"this run's model tells {ways} classes apart, the support holds {len(classes)}: train with more ways"
+            )
+        return ways
+
+    def _labels(self, logits: Tensor, classes: list[str]) -> Columns:
+        """The likeliest class of each row (n,) and the probability of every class; where the run rejects examples out
+        of scope, that in place of the class, and the novelty."""
+        logits = logits[:, : len(classes)]
+        probabilities = logits.softmax(1)
+        labels = [classes[number] for number in probabilities.argmax(1).tolist()]
+        columns: Columns = {f"p({name})": probabilities[:, number].tolist() for number, name in enumerate(classes)}
+        rejection = RunFolder(self.path).rejection
+        if rejection.exists():
+            rule = json.loads(rejection.read_text())
+            scores = novelty(logits, rule["score"]).tolist()
+            labels = [OUTSIDE if score > rule["threshold"] else label for label, score in zip(labels, scores)]
+            columns["novelty"] = scores
+        return {"label": labels} | columns
+
+    def _bits(self, preprocessor: CorpusPreprocessor, state: Tree, files: list[Path]) -> Columns:
+        """How well texts are predicted: a row for each window of each file."""
+        unit = "bytes" if preprocessor.unit == "bytes" else "characters"
+        columns: Columns = {"file": [], "window": [], unit: [], "bits": []}
+        for file in files:
+            inputs, targets = preprocessor.windows(file)
+            log_probability = self.logits(state, inputs).log_softmax(-1)
+            chosen = log_probability.gather(-1, targets.clamp(min=0)[..., None]).squeeze(-1)
+            bits = (-(chosen * (targets >= 0)).sum(1) / math.log(2)).tolist()
+            counts = preprocessor.counted(targets).sum(1).tolist()
+            columns["file"] += [str(file)] * len(bits)
+            columns["window"] += range(1, len(bits) + 1)
+            columns[unit] += counts
+            columns["bits"] += bits
+        return columns
+
+
+def load(path: Path | str) -> TrainedRun:
+    """Open a run folder: the trained learner, its preprocessor and its run file.
+
+    Raises:
+        ValueError: the folder is no run folder, holds no finished round, or has a damaged checkpoint.
+    """
+    path = Path(path)
+    spec, folder = read_spec(path), RunFolder(path)
+    latest = Checkpoints(folder.train).latest() if folder.train.exists() else None
+    rounds = [] if latest is None else json.loads((latest / META).read_text())["rounds"]
+    best = best_round([Round.from_json(entry) for entry in rounds], Target.parse(spec.target))
+    if best is None or not folder.shapes.exists():
+        raise ValueError(
+            f"{path} holds no finished round yet; go on with `kshot run {spec.name} --out {path} --resume`"
+        )
+    shapes = json.loads(folder.shapes.read_text())
+    kept = json.loads(folder.preprocessor.read_text()) if folder.preprocessor.exists() else None
+    learner = build_learner(spec, build_model(spec, shapes, head=has_head(spec)), shapes)
+    checkpoint = folder.train / best.checkpoint
+    load_checkpoint(checkpoint, learner)
+    return TrainedRun(
+        path=path,
+        spec=spec,
+        shapes=shapes,
+        preprocessor=preprocessor_from_json(kept) if kept else None,
+        learner=learner,
+        round=best.number,
+        weights=hashlib.sha256((checkpoint / WEIGHTS).read_bytes()).hexdigest(),
+        checkpoint=checkpoint,
+        reads=noted_reads(folder.events),
+    )

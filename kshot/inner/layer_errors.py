@@ -1,0 +1,121 @@
+"""Errors of PyTorch that name the layer which cannot be batched or differentiated, and what to do."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import TracebackType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from kshot.types import Tree
+
+_CAUSES = (
+    ("vmap: inplace arithmetic", "changes in place a tensor that all tasks share"),
+    ("doesn't match the broadcast shape", "changes in place a tensor that all tasks share"),
+    ("calling .item() on a Tensor", "turns a tensor into a number"),
+    ("data-dependent control flow", "branches on the value of a tensor"),
+    ("dynamic shape", "makes a tensor whose shape depends on values"),
+    ("Batching rule not implemented", "uses an operation that cannot be batched over tasks"),
+)
+"""(part of PyTorch's message, what the layer does)."""
+
+
+@contextmanager
+def explain_batching_errors(module: nn.Module, inputs: Tree) -> Iterator[None]:
+    """A context in which errors caused by batching over tasks name the layer and the remedy."""
+    try:
+        yield
+    except RuntimeError as error:
+        if is_batched(inputs):
+            for pattern, cause in _CAUSES:
+                if pattern in str(error):
+                    raise RuntimeError(
+                        f"{_failed_layer(module, error.__traceback__)} {cause}, so the tasks cannot run in one batch: "
+                        "use mode='loop' for this model, or write that layer without it"
+                    ) from error
+        raise
+
+
+@contextmanager
+def explain_missing_derivatives(module: nn.Module, forward: Callable[[], Any]) -> Iterator[None]:
+    """A context in which errors about a missing second derivative name the layer and the remedy.
+
+    Args:
+        module: the model, or a module that contains it.
+        forward: repeats the forward pass, to find the layer.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        missing = re.search(r"derivative for (?:aten::|')_?(\w+?)(?:_backward)?'? is not implemented", str(error))
+        if missing is None:
+            raise
+        with torch.no_grad(), _LayerFinder(module, missing[1]) as finder:
+            forward()
+        raise RuntimeError(
+            f"{finder.layer or 'the model'} uses {missing[1]}, of which PyTorch has no second derivative: "
+            "use the first-order approximation, order=1, or exclude the parameters of that layer and of those before "
+            "it from adaptation by adaptable=…, or write it in other operations"
+        ) from error
+
+
+class _LayerFinder(TorchDispatchMode):
+    """Finds the layer that first calls an operation."""
+
+    def __init__(self, module: nn.Module, operation: str) -> None:
+        super().__init__()
+        self.names = {id(part): name for name, part in module.named_modules()}
+        self.operation, self.stack, self.layer = operation, list[nn.Module](), ""
+
+    def __enter__(self) -> _LayerFinder:
+        self.hooks = [
+            register_module_forward_pre_hook(lambda module, args: self.stack.append(module)),
+            register_module_forward_hook(lambda module, args, output: self.stack.__delitem__(-1), always_call=True),
+        ]
+        return super().__enter__()
+
+    def __exit__(self, *error: Any) -> None:
+        for hook in self.hooks:
+            hook.remove()
+        super().__exit__(*error)
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        if not self.layer and func._schema.name[len("aten::") :].lstrip("_").startswith(self.operation):
+            layer = next((part for part in reversed(self.stack) if id(part) in self.names), None)
+            self.layer = _described(self.names[id(layer)], layer) if layer is not None else ""
+        return func(*args, **(kwargs or {}))
+
+
+def is_batched(inputs: Tree) -> bool:
+    """Whether inputs are batched over tasks by `vmap`."""
+    return any(isinstance(leaf, Tensor) and _is_batched_tensor(leaf) for leaf in tree_leaves(inputs))
+
+
+def _is_batched_tensor(tensor: Tensor) -> bool:
+    functorch = torch._C._functorch
+    while functorch.is_gradtrackingtensor(tensor):
+        tensor = functorch.get_unwrapped(tensor)
+    return functorch.is_batchedtensor(tensor)
+
+
+def _failed_layer(module: nn.Module, traceback: TracebackType | None) -> str:
+    """The innermost layer of `module` on a traceback."""
+    names = {id(part): name for name, part in module.named_modules()}
+    layer: nn.Module = module
+    while traceback is not None:
+        instance = traceback.tb_frame.f_locals.get("self")
+        if isinstance(instance, nn.Module) and id(instance) in names:
+            layer = instance
+        traceback = traceback.tb_next
+    return _described(names[id(layer)], layer)
+
+
+def _described(name: str, layer: nn.Module) -> str:
+    return f"the layer {name!r} ({type(layer).__name__})" if name else f"the model ({type(layer).__name__})"

@@ -1,0 +1,45 @@
+"""Rebuild the preprocessor that a run folder keeps."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from importlib import import_module
+from typing import Any
+
+from kshot.sources.corpus import CorpusPreprocessor
+from kshot.sources.ratings.preprocessor import RatingPreprocessor
+from kshot.sources.series import SeriesPreprocessor
+from kshot.sources.table import TablePreprocessor
+from kshot.sources.text import TextPreprocessor
+from kshot.tasks.preprocessor import Preprocessor
+
+KINDS: dict[str, Any] = {
+    "corpus": CorpusPreprocessor,
+    "ratings": RatingPreprocessor,
+    "series": SeriesPreprocessor,
+    "table": TablePreprocessor,
+    "text": TextPreprocessor,
+}
+
+
+def preprocessor_from_json(data: dict[str, Any], modules: Collection[str] = ()) -> Preprocessor:
+    """Rebuild a preprocessor from what its `to_json` returned.
+
+    Args:
+        data: its "kind" is a key of `KINDS`, or "module:Class" for a class with a method `from_json`.
+        modules: the modules from which classes may be imported: those that the run file itself names. A file of
+            unknown origin must not choose what is imported.
+
+    Raises:
+        ValueError: a kind that is unknown, or whose module is not among `modules`.
+    """
+    kind = data["kind"]
+    if kind in KINDS:
+        return KINDS[kind].from_json(data)
+    module, _, name = str(kind).partition(":")
+    if not name or module not in modules:
+        raise ValueError(
+            f"unknown preprocessor {kind!r}: expected one of {', '.join(KINDS)}, or module:Class of a module that the "
+            f"run file names ({', '.join(modules) or 'it names none'})"
+        )
+    return getattr(import_module(module), name).from_json(data)

@@ -1,0 +1,110 @@
+"""What sources of tables share: rows by group or class, their splits and domains, and the order of time."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+
+from kshot.data.tables.columns import Raw, read_columns
+from kshot.data.tables.table import Table
+from kshot.tasks.splitting import cut
+from kshot.types import Split
+
+BadRows = Literal["error", "drop"]
+
+
+class Members(NamedTuple):
+    """The groups or classes of a table: number g has the rows `flat[starts[g] : starts[g] + sizes[g]]`."""
+
+    names: list[str]
+    flat: np.ndarray
+    sizes: np.ndarray
+
+    def only(self, keep: np.ndarray) -> Members:
+        """Without the rows that a mask (rows of the table,) leaves out, and the members that have no others."""
+        kept = keep[self.flat]
+        if kept.all():
+            return self
+        sizes = np.bincount(np.repeat(np.arange(len(self.sizes)), self.sizes)[kept], minlength=len(self.sizes))
+        names = [name for name, size in zip(self.names, sizes.tolist()) if size]
+        return Members(names, self.flat[kept], sizes[sizes > 0])
+
+    def items(self) -> dict[str, np.ndarray]:
+        return dict(zip(self.names, np.split(self.flat, self.sizes.cumsum()[:-1])))
+
+
+def group_rows(keys: Any, keep: np.ndarray, order: np.ndarray | None = None) -> Members:
+    """The rows of each key, in the order given or their own, rows that are not to be kept left out.
+
+    Args:
+        keys: polars Series (n,).
+        keep: bool (n,).
+        order: row numbers (n,), such as by time.
+    """
+    import polars as pl
+
+    rows = np.arange(len(keys), dtype=np.uint32) if order is None else order
+    if order is not None or not keep.all():
+        rows = rows[keep[rows]]
+        keys = keys.gather(rows)
+    frame = pl.DataFrame({"key": keys, "row": rows})
+    grouped = frame.group_by("key", maintain_order=True).agg("row")
+    names = grouped["key"].cast(pl.String).to_list()
+    return Members(
+        names,
+        grouped["row"].explode().to_numpy().astype(np.int64),
+        grouped["row"].list.len().to_numpy().astype(np.int64),
+    )
+
+
+def cut_members(
+    members: Members, table: Table, split: Mapping[str, Any], domain: str | None, *, kind: str
+) -> dict[Split, dict[str, np.ndarray]]:
+    """Cut groups or classes into splits: for each split, name to rows."""
+    values = distinct_values(members, table, split["column"]) if "column" in split else None
+    domains = domains_of(members, table, domain) if "heldout" in split and domain else None
+    parts = cut(members.names, split, kind=kind, values=values, domains=domains)
+    rows = members.items()
+    return {part: {name: rows[name] for name in names} for part, names in parts.items()}
+
+
+def domains_of(members: Members, table: Table, column: str) -> dict[str, str]:
+    """The domain of each group or class.
+
+    Raises:
+        ValueError: one whose rows have several, or none.
+    """
+    found = distinct_values(members, table, column)
+    for name, values in found.items():
+        if len(values) != 1 or None in values:
+            listed = ", ".join(sorted(map(str, values))[:3])
+            raise ValueError(
+                f"{table.path}, column {column!r}: the rows of {name!r} have {listed}; they need one and the same"
+            )
+    return {name: values[0] for name, values in found.items()}
+
+
+def distinct_values(members: Members, table: Table, column: str) -> dict[str, list[str]]:
+    import polars as pl
+
+    number = np.repeat(np.arange(len(members.names)), members.sizes)
+    frame = pl.DataFrame({"member": number, "value": table.labels(column).gather(members.flat)})
+    found = frame.group_by("member").agg(pl.col("value").unique().sort()).sort("member")
+    return dict(zip(members.names, found["value"].to_list()))
+
+
+def times_of(table: Table, time: str, kinds: Mapping[str, str]) -> Raw:
+    """A column of dates, as seconds since 1970, or of numbers; rows without one are bad."""
+    (raw,) = read_columns(table, {time: kinds.get(time) or table.kind(time)}).values()
+    if raw.kind not in ("number", "date"):
+        raise ValueError(f"{table.path}: the time column {time!r} holds words; it needs dates or numbers")
+    table.missing(time, np.isnan(raw.values), "a row needs its time")
+    return raw
+
+
+def left_out_of(table: Table) -> dict[str, int]:
+    """The number of bad rows of a table, by reason; empty if there are none."""
+    count, first = table.dropped["rows"], table.dropped["first"]
+    return {f"bad rows, the first: {first[0]}": count} if count else {}

@@ -1,0 +1,110 @@
+"""`kshot.load`: a run folder as an object that adapts and predicts as the command line does."""
+
+import csv
+import io
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from rich.console import Console
+
+import kshot
+from kshot.app.run import run
+from kshot.app.spec import parse_spec
+from kshot.training.checkpoint import flatten
+
+GLYPHS = """\
+name: characters
+source: {kind: glyphs, ways: 3, queries: 2}
+model: {kind: conv4, channels: 4, downsample: stride}
+learner: {kind: protonet}
+train: {steps_per_round: 2, tasks_per_step: 2}
+target: accuracy >= 0.99
+budget: {rounds: 1}
+evaluate: {num_val_tasks: 3, num_test_tasks: 4}
+baselines: {names: []}
+"""
+SINE = """\
+name: sine
+source: {kind: sinusoids}
+model: {kind: mlp, hidden: [8]}
+learner: {kind: maml, inner_lr: 0.01}
+train: {steps_per_round: 2, tasks_per_step: 2}
+target: mse <= 1000
+budget: {rounds: 1}
+evaluate: {num_val_tasks: 4, num_test_tasks: 4}
+baselines: {names: []}
+"""
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs")
+    for name, text in (("glyphs", GLYPHS), ("sine", SINE)):
+        run(parse_spec(text, name), folder / name, console=Console(quiet=True))
+    return folder
+
+
+def save_images(folder, column):
+    for name in ("left", "right"):
+        pixels = np.zeros((28, 28), np.uint8)
+        start = column + 14 * (name == "right")
+        pixels[:, start : start + 4] = 255
+        (folder / name).mkdir(parents=True)
+        Image.fromarray(pixels).save(folder / name / "1.png")
+
+
+def test_a_run_on_images_adapts_and_predicts_as_the_command_line(runs, tmp_path, monkeypatch, command):
+    monkeypatch.chdir(tmp_path)
+    save_images(tmp_path / "support", 2)
+    save_images(tmp_path / "new", 3)
+    trained = kshot.load(runs / "glyphs")
+    assert (trained.preprocessor, trained.spec.name, trained.report["name"]) == (None, "characters", "characters")
+    adapted = trained.adapt("support")
+    assert (adapted.classes, adapted.num_examples) == (["left", "right"], 2)
+    columns = trained.predict(adapted, ["new"])
+    assert columns["label"] == ["left", "right"]
+
+    command("adapt", str(runs / "glyphs"), "--support", "support", "--out", "state")
+    printed = command("predict", str(runs / "glyphs"), "--state", "state", "--inputs", "new")
+    rows = list(csv.DictReader(io.StringIO(printed)))
+    assert [row["label"] for row in rows] == columns["label"]
+    assert [float(row["p(left)"]) for row in rows] == pytest.approx(columns["p(left)"], rel=1e-4)
+    saved, own = flatten(trained.load_state("state").state), flatten(adapted.state)
+    assert saved.keys() == own.keys()
+    assert all(torch.equal(saved[name], own[name]) for name in own)
+
+
+def test_a_state_of_three_classes_is_saved_and_extended(runs, tmp_path):
+    save_images(tmp_path / "support", 2)
+    save_images(tmp_path / "more", 6)
+    (tmp_path / "more" / "left").rename(tmp_path / "more" / "middle")
+    trained = kshot.load(str(runs / "glyphs"))
+    trained.save_state(tmp_path / "state", trained.adapt(tmp_path / "support"))
+    extended = trained.adapt(tmp_path / "more", before=trained.load_state(tmp_path / "state"))
+    assert extended.classes == ["left", "right", "middle"]
+    assert set(trained.predict(extended, [tmp_path / "support"])) > {"p(left)", "p(right)", "p(middle)", "label"}
+    with pytest.raises(ValueError, match="was not adapted from the weights in"):
+        kshot.load(runs / "sine").load_state(tmp_path / "state")
+
+
+def test_a_run_on_numbers_predicts_numbers(runs, tmp_path):
+    (tmp_path / "support.csv").write_text("x,y\n0,0\n1,0.8\n2,0.9\n")
+    (tmp_path / "new.csv").write_text("x\n0.5\n1.5\n")
+    trained = kshot.load(runs / "sine")
+    columns = trained.predict(trained.adapt(tmp_path / "support.csv"), [tmp_path / "new.csv"])
+    assert columns.keys() == {"row", "prediction"}
+    assert columns["row"] == [1, 2]
+    with pytest.raises(ValueError, match="there is no .*none.csv"):
+        trained.predict(trained.adapt(tmp_path / "support.csv"), [tmp_path / "none.csv"])
+
+
+def test_what_is_no_run_folder_is_refused(runs, tmp_path):
+    with pytest.raises(ValueError, match=r"is no run folder: it holds no spec\.yaml"):
+        kshot.load(tmp_path / "missing")
+    with pytest.raises(ValueError, match="holds several runs: choose one of glyphs, sine"):
+        kshot.load(runs)
+    (tmp_path / "spec.yaml").write_text(SINE)
+    with pytest.raises(ValueError, match="holds no finished round yet; go on with `kshot run sine --out"):
+        kshot.load(tmp_path)
