@@ -434,8 +434,8 @@ def test_adapting_to_a_table_of_numbers_and_predicting(kshot, runs, tmp_path):
         (lambda p: [save_image(p / n / "1.png") for n in "abcd"], "tells 3 classes apart, the support holds 4"),
         (lambda p: [save_image(p / n / "1.png", size=(30, 28)) for n in "ab"], "30×28 L; this run takes 28×28 L: pass --resize"),  # noqa: E501
         (lambda p: [save_image(p / n / "1.png", mode="RGB") for n in "ab"], "28×28 RGB; this run takes 28×28 L"),
-        (lambda p: [(p / n).mkdir(parents=True) or (p / n / "1.png").write_bytes(b"no image") for n in "ab"], "is no image that can be read"),  # noqa: E501
-        (lambda p: p.with_suffix(".csv").write_text("file,label\n1,a\n"), "has no column 'path'; it has 'file', 'label'"),
+        (lambda p: [(p / n).mkdir(parents=True) or (p / n / "1.png").write_bytes(b"no image") for n in "ab"], "is not an image that can be read"),  # noqa: E501
+        (lambda p: p.with_suffix(".csv").write_text("file\n1.png\n"), "has no column 'path'; it has 'file'"),
         (lambda p: p.with_suffix(".csv").write_text("path,label\nnone.png,a\nnone.png,b\n"), "there is no image"),
         (lambda p: p.with_suffix(".csv").write_bytes(b"\xff\xfe\x00\x00"), "support.csv is empty"),
         (lambda p: p.write_text("path,label\n"), "the suffix '' is not known"),

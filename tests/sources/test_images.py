@@ -293,7 +293,7 @@ def test_a_changed_image_is_decoded_anew_and_never_mixed_in(folder, own_cache):
     draw(folder / NINE[1] / "1.png", 99, (10, 10))
     assert shades(opened(folder).take(ROWS))[1] == 99
     draw(folder / NINE[2] / "0.png", 98, (10, 10))
-    with pytest.raises(ValueError, match=r"class2/0\.png was changed after it was listed; open the source again"):
+    with pytest.raises(ValueError, match=r"class2/0\.png was modified after it was listed; open the source again"):
         source.take(np.array([8]))
     (folder / NINE[2] / "1.png").unlink()
     with pytest.raises(ValueError, match=r"class2/1\.png cannot be read: No such file"):

@@ -247,9 +247,9 @@ def test_columns_that_tell_nothing_are_left_out_and_the_report_says_why(tmp_path
     source = open_shops(tmp_path / "t.parquet")
     told = source.describe()["inputs"]
     assert told["same"] == "left out: the same in every training row"
-    assert told["note"].startswith("left out: nearly every row has a word of its own")
+    assert told["note"].startswith("left out: nearly every row has a different word")
     assert told["empty"] == "left out: no training row has a value"
-    assert told["kind"] == "category: 3 words, one-hot, and a place for unknown ones"
+    assert told["kind"] == "category: 3 words, one-hot, and a feature for unknown ones"
     assert told["advertising"].startswith("number: (x − ")
     assert source.task("val", 0).support.inputs.shape[1] == len(source.preprocessor.columns.features)
 

@@ -121,7 +121,8 @@ def hashed_ngrams(
 
     key = texts_key((_VERSION, __version__, of, tuple(ngrams), width), texts) if keep else ""
     arrays = cached(f"ngrams-{key}", compute) if keep else compute()
-    return SparseExamples(csr_matrix(tuple(arrays.values()), shape=(len(texts), width)))
+    parts = (arrays["data"], arrays["indices"], arrays["indptr"])
+    return SparseExamples(csr_matrix(parts, shape=(len(texts), width)))
 
 
 def character_ids(texts: Sequence[str], *, vocabulary: Vocabulary, width: int) -> SpanDataset:

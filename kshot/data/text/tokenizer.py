@@ -22,15 +22,15 @@ RESERVED = UNKNOWN + 1
 class Tokens:
     r"""The vocabulary of a byte-level tokenizer, as those of GPT-2, Llama 3 or Qwen, from a local folder.
 
-    Such a tokenizer preserves bytes, so that the characters of a text are the sum of those of its tokens: a token counts
-    the characters that begin in it, i.e. its bytes of UTF-8 other than 10xxxxxx.
+    Such a tokenizer preserves bytes, so that the characters of a text are the sum of those of its tokens: those that
+    begin in a token, i.e. its bytes of UTF-8 other than 10xxxxxx.
 
     Args:
         folder: with `tokenizer.json`, as `save_pretrained` of `transformers` writes it; nothing is downloaded.
 
     Raises:
-        ValueError: the library `tokenizers` is not installed; the file is missing or unreadable; or the tokenizer is not
-            byte-level, so that the characters of its tokens are unknown.
+        ValueError: the library `tokenizers` is not installed, the file is missing or unreadable, or the tokenizer is
+            not byte-level, so that the characters of its tokens are unknown.
     """
 
     def __init__(self, folder: Path | str) -> None:
@@ -51,8 +51,8 @@ class Tokens:
         decoder = json.dumps(json.loads(self.tokenizer.to_str())["decoder"])
         if '"ByteLevel"' not in decoder or self.num_characters("a b") != 3:
             raise ValueError(
-                f"{path} is not byte-level: the characters of its tokens are unknown, so that bits per character cannot "
-                "be computed; use unit: bytes, or a model such as GPT-2, Llama 3 or Qwen"
+                f"{path} is not byte-level: the characters of its tokens are unknown, so that bits per character "
+                "cannot be computed; use unit: bytes, or a model such as GPT-2, Llama 3 or Qwen"
             )
 
     def __len__(self) -> int:
