@@ -160,7 +160,7 @@ def test_lists_are_read_in_each_of_their_formats(tmp_path):
         ({"test_csv": "name\na\n"}, "test.csv, line 1: expected a column label, got name"),
         ({"test_csv.gz": gzip.compress(b"label\na\n")[:-9]}, "test.csv.gz cannot be read"),
         ({"test_csv.gz": b"label\na\n"}, "test.csv.gz cannot be read"),
-        ({"test_txt": b"\xff\xfe"}, "test.txt cannot be read"),
+        ({"test_txt": b"\xffx"}, "test.txt, line 1: byte 0xff is not UTF-8"),
         ({"test_txt": "b\na\n"}, "test.txt, line 2: 'a' is in train too"),
         ({}, "holds no test list: expected test with one of .csv, .csv.gz, .json, .txt"),
     ],

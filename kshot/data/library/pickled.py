@@ -16,7 +16,7 @@ import numpy as np
 
 
 class _Call:
-    """A call that unpickling would make: the class attribute `name`, the arguments, and the states set on the result."""
+    """A call that unpickling would make: `name` of the function, its arguments, and the states set on the result."""
 
     name = ""
 

@@ -42,8 +42,8 @@ def read_lists(folder: Path) -> dict[Split, dict[str, str]]:
     """Read the names in the files train, val and test of a folder, each with its location.
 
     Files are `.txt` with one name a line; `.csv` or `.csv.gz` with a column label; or `.json` with a list of names, of
-    paths such as ["flowers", "rose"], or names nested in objects as in {"images_background": {"Greek": ["alpha"]}}. Keys
-    of nested objects but the outermost are joined to the names by "/".
+    paths such as ["flowers", "rose"], or names nested in objects as in {"images_background": {"Greek": ["alpha"]}}.
+    Keys of nested objects but the outermost are joined to the names by "/".
 
     Raises:
         ValueError: a missing or unreadable file, or a name in two splits.

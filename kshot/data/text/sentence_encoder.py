@@ -250,9 +250,9 @@ def folder_of(name: str) -> Path:
         return Path(snapshot_download(name, local_files_only=True))
     except (OSError, HFValidationError):
         raise ValueError(
-            f"there is no encoder {name!r} on this machine: it is neither a folder nor in the local cache of the Hugging "
-            f"Face hub. Download it once by `hf download {name}`, or give the path of a folder, or package:NAME "
-            "for one in an installed package"
+            f"there is no encoder {name!r} on this machine: it is neither a folder nor in the local cache of the "
+            f"Hugging Face hub. Download it once by `hf download {name}`, or give the path of a folder, or "
+            "package:NAME for one in an installed package"
         ) from None
 
 
