@@ -262,19 +262,15 @@ def _verify(entry: DataSet, folder: Path) -> Counts:
 
 def _trust(entry: DataSet, folder: Path, source: Path) -> str:
     """A sentence on which files of a set from a local folder or archive were verified."""
-    archive_hashes = [file.hashes for file in entry.files if file.unpack and file.hashes]
-    if archive_hashes and source.is_dir():
-        return "a hash is published of the archive only, with which a folder cannot be compared"
-    if archive_hashes:
-        matches = any(_matches(source, hashes) for hashes in archive_hashes)
-        return f"the archive {'matches' if matches else 'does not match'} the published hash"
-    hashed = [file for file in entry.files if file.hashes]
+    hashed = [(source if file.unpack else folder / file.name, file.hashes) for file in entry.files if file.hashes]
     if not hashed:
         return "no hash is published to compare it with"
-    matching = [file for file in hashed if (folder / file.name).is_file() and _matches(folder / file.name, file.hashes)]
-    if len(matching) == len(hashed):
+    if source in [path for path, _ in hashed] and source.is_dir():
+        return "a hash is published of the archive only, with which a folder cannot be compared"
+    matching = sum(path.is_file() and _matches(path, hashes) for path, hashes in hashed)
+    if matching == len(hashed):
         return "all files match the published hash"
-    return f"{len(matching)} of {len(entry.files)} files match a published hash; all were opened"
+    return f"{matching} of {len(entry.files)} files match a published hash; all were opened"
 
 
 def _matches(path: Path, hashes: tuple[str, ...]) -> bool:
