@@ -38,8 +38,8 @@ def from_hf(
 
     The data set is a folder written by `Dataset.save_to_disk` or `DatasetDict.save_to_disk`, or one that contains
     Parquet or Arrow files, as data sets of the hub do. Polars reads the files; the package `datasets` is not needed,
-    and no code is executed. They are converted to one Parquet file in the cache, or one folder of images with a table of
-    path and label, which `make` opens; numbers of class labels are replaced by names.
+    and no code is executed. They are converted to one Parquet file in the cache, or one folder of images with a table
+    of path and label, which `make` opens; numbers of class labels are replaced by names.
 
     The parts of a data set, such as train and test, are pooled, since they seldom hold different classes. If they do,
     `split={"column": "part"}` uses them, with part train, val or test.

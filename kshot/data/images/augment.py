@@ -155,12 +155,11 @@ class _Copies(ABC):
 class Turned(_Copies):
     """Square images in four rotations: row $t n + i$ is image i of n, rotated counter-clockwise by t quarter turns.
 
-        Example:
-            >>> from kshot.annotations import Degrees, Fraction, FractionBelowOne, NonNegativeInt, OptionsOf
-    from kshot.data.dataset import ImageDataset
-            >>> turned = Turned(ImageDataset(np.array([[[[51, 0], [0, 0]]]], np.uint8)))
-            >>> turned.take(np.arange(4)).flatten(1).argmax(1).tolist()
-            [0, 2, 3, 1]
+    Example:
+        >>> from kshot.data.dataset import ImageDataset
+        >>> turned = Turned(ImageDataset(np.array([[[[51, 0], [0, 0]]]], np.uint8)))
+        >>> turned.take(np.arange(4)).flatten(1).argmax(1).tolist()
+        [0, 2, 3, 1]
     """
 
     num_copies = 4
@@ -172,12 +171,11 @@ class Turned(_Copies):
 class Mirrored(_Copies):
     """Images and their mirror images: row n + i is image i of n, left and right exchanged.
 
-        Example:
-            >>> from kshot.annotations import Degrees, Fraction, FractionBelowOne, NonNegativeInt, OptionsOf
-    from kshot.data.dataset import ImageDataset
-            >>> mirrored = Mirrored(ImageDataset(np.array([[[[51, 0], [0, 0]]]], np.uint8)))
-            >>> mirrored.take(np.arange(2)).flatten(1).argmax(1).tolist()
-            [0, 1]
+    Example:
+        >>> from kshot.data.dataset import ImageDataset
+        >>> mirrored = Mirrored(ImageDataset(np.array([[[[51, 0], [0, 0]]]], np.uint8)))
+        >>> mirrored.take(np.arange(2)).flatten(1).argmax(1).tolist()
+        [0, 1]
     """
 
     num_copies = 2

@@ -97,7 +97,8 @@ class _Part(io.FileIO):
         super().__init__(path, "ab")
         self.url, self.path, self.progress = url, path, progress or (lambda *_: None)
         self.version = _recorded_version(url, path)
-        self.size, self.total = path.stat().st_size, None
+        self.size = path.stat().st_size
+        self.total: int | None = None
         if self.version is None:
             self._restart()
 

@@ -65,10 +65,8 @@ def _columns(frame: Any) -> dict[str, np.ndarray]:
     columns: dict[str, np.ndarray] = {}
     for block in blocks:
         values, placement, _ = block.arguments
-        if placement.name.endswith("slice"):
-            numbers = range(len(names))[slice(*placement.arguments)]
-        else:
-            numbers = _array(placement)
+        is_slice = placement.name.endswith("slice")
+        numbers = range(len(names))[slice(*placement.arguments)] if is_slice else _array(placement)
         columns |= {names[number]: row for number, row in zip(numbers, _array(values))}
     return {name: columns[name] for name in names}
 
