@@ -234,7 +234,7 @@ def test_a_zip_of_movielens_is_added_and_opened_by_its_name(tmp_path, monkeypatc
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "user"))
     name = f"movielens-{size}"
     said = command("data", "add", name, "--from", archive)
-    assert "the archive has not the hash that is published" in " ".join(said.split())
+    assert "the archive does not match the published hash" in " ".join(said.split())
     assert not (tmp_path / "library" / name / "tags.csv").exists()
     assert len(kshot.sources.movielens(name, shots=4, queries=4).examples) == 360
     assert len(kshot.sources.movielens(shots=4, queries=4).examples) == 360, "the one that is there"

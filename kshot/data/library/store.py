@@ -262,12 +262,14 @@ def _verify(entry: DataSet, folder: Path) -> Counts:
 
 def _trust(entry: DataSet, folder: Path, source: Path) -> str:
     """A sentence on which files of a set from a local folder or archive were verified."""
-    hashed = [(source if file.unpack else folder / file.name, file.hashes) for file in entry.files if file.hashes]
+    hashed = [file for file in entry.files if file.hashes]
     if not hashed:
         return "no hash is published to compare it with"
-    if source in [path for path, _ in hashed] and source.is_dir():
+    if hashed[0].unpack and source.is_dir():
         return "a hash is published of the archive only, with which a folder cannot be compared"
-    matching = sum(path.is_file() and _matches(path, hashes) for path, hashes in hashed)
+    if hashed[0].unpack:
+        return f"the archive {'matches' if _matches(source, hashed[0].hashes) else 'does not match'} the published hash"
+    matching = sum((folder / file.name).is_file() and _matches(folder / file.name, file.hashes) for file in hashed)
     if matching == len(hashed):
         return "all files match the published hash"
     return f"{matching} of {len(entry.files)} files match a published hash; all were opened"
