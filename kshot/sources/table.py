@@ -139,7 +139,7 @@ def table(
     train = np.zeros(len(found), bool)
     for rows in parts["train"].values():
         train[rows] = True
-    columns = Columns.fit(raw, train, asked=inputs or ())
+    columns = Columns.fit(raw, train, requested=inputs or ())
     if targets is not None and "mean" in encoded:
         encoded |= standardise(targets, train)
     preprocessor = TablePreprocessor(columns=columns, reading=found.reading, **encoded)

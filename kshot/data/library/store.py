@@ -245,9 +245,9 @@ def _install(entry: DataSet, content: Path, target: Path, scratch: Path, open_ta
 
 def _verify(entry: DataSet, folder: Path) -> Counts:
     """Compare the files of a set with the published hashes, and count them."""
-    for name in entry.parts:
-        if not entry.has_factory and not (folder / name).exists():  # a factory may do without some parts
-            raise ValueError(f"{folder} lacks {name} of {entry.name}; add the set again")
+    missing = [name for name in entry.parts if not (folder / name).exists()]
+    if missing and (not entry.has_factory or missing == [*entry.parts]):  # a factory may do without some parts
+        raise ValueError(f"{folder} lacks {missing[0]} of {entry.name}; add the set again")
     for file in entry.files:
         path = folder / file.name
         if file.hashes and not file.unpack and path.is_file() and not _matches(path, file.hashes):

@@ -108,13 +108,13 @@ class Values(NamedTuple):
         numbers: float32 (n, A), standardised and clipped to ± `FARTHEST`, NaN where missing.
         words: int32 (n, B), index of the word; the indices after the last word are "unknown" and "missing".
         dates: float64 (n, C), seconds since 1970, NaN where missing.
-        made: float32 (n, P), the features of sets and texts.
+        derived: float32 (n, P), the features of sets and texts.
     """
 
     numbers: np.ndarray
     words: np.ndarray
     dates: np.ndarray
-    made: np.ndarray
+    derived: np.ndarray
 
     def rows(self, rows: np.ndarray) -> Values:
         """The values of rows, by index or mask."""
@@ -145,7 +145,7 @@ class Columns:
         self._numbers = [column for column in used if column.kind in ("number", "boolean")]
         self._words = [column for column in used if column.kind == "category"]
         self._dates = [column for column in used if column.kind == "date"]
-        self._made = [column for column in used if column.kind in ("set", "text")]
+        self._derived = [column for column in used if column.kind in ("set", "text")]
         self._gaps = np.array([column.gaps for column in self._numbers], bool)
         self._tables = [_word_table(column) for column in self._words]
 
@@ -159,22 +159,22 @@ class Columns:
         """The names of the F features, in order: numbers, which of them are missing, words, dates, sets and texts."""
         numbers = [column.name for column in self._numbers]
         gaps = [column.features[1] for column in self._numbers if column.gaps]
-        others = [name for column in (*self._words, *self._dates, *self._made) for name in column.features]
+        others = [name for column in (*self._words, *self._dates, *self._derived) for name in column.features]
         return [*numbers, *gaps, *others]
 
     @classmethod
-    def fit(cls, raw: Mapping[str, Raw], train: np.ndarray, *, asked: Sequence[str] = ()) -> Columns:
+    def fit(cls, raw: Mapping[str, Raw], train: np.ndarray, *, requested: Sequence[str] = ()) -> Columns:
         """Fit to training rows.
 
         Args:
             raw: columns by name.
             train: mask (n,) of the training rows.
-            asked: columns requested by name, which are kept even if nearly all their words are unique.
+            requested: columns named by the user, which are kept even if nearly all their words are unique.
 
         Raises:
             ValueError: no column is informative.
         """
-        columns = [_fit(name, values, train, name in asked) for name, values in raw.items()]
+        columns = [_fit(name, values, train, name in requested) for name, values in raw.items()]
         if all(column.left_out for column in columns):
             reasons = "; ".join(f"{column.name!r}: {column.left_out}" for column in columns)
             raise ValueError(f"no column is usable as input ({reasons or 'there are none'}); name some in inputs")
@@ -196,8 +196,8 @@ class Columns:
         dates = np.empty((num_rows, len(self._dates)))
         for index, column in enumerate(self._dates):
             dates[:, index] = raw.pop(column.name).values
-        made = [_set_or_text(column, raw.pop(column.name).values) for column in self._made]
-        return Values(numbers, words, dates, np.concatenate([np.zeros((num_rows, 0), np.float32), *made], 1))
+        derived = [_set_or_text(column, raw.pop(column.name).values) for column in self._derived]
+        return Values(numbers, words, dates, np.concatenate([np.zeros((num_rows, 0), np.float32), *derived], 1))
 
     def spread(self, values: Values) -> np.ndarray:
         """The features, float32 (..., F), of values (..., A), (..., B), (..., C), (..., P)."""
@@ -205,7 +205,7 @@ class Columns:
         parts = [np.where(missing, np.float32(0), values.numbers), missing[..., self._gaps].astype(np.float32)]
         parts += [table[values.words[..., index]] for index, table in enumerate(self._tables)]
         parts += [_calendar(values.dates[..., index], column) for index, column in enumerate(self._dates)]
-        parts.append(values.made)
+        parts.append(values.derived)
         return np.concatenate(parts, -1, dtype=np.float32)
 
     def describe(self) -> dict[str, str]:
@@ -281,9 +281,9 @@ def place_of(words: Any, known: Sequence[str]) -> np.ndarray:
     return words.replace_strict(pl.Series(known), indices, default=count).to_numpy().astype(np.int32)
 
 
-def _fit(name: str, raw: Raw, train: np.ndarray, asked: bool) -> Column:
+def _fit(name: str, raw: Raw, train: np.ndarray, requested: bool) -> Column:
     if raw.kind == "category":
-        return _fit_words(name, raw.values, train, asked)
+        return _fit_words(name, raw.values, train, requested)
     if raw.kind == "set":
         return _fit_set(name, raw.values, train)
     if raw.kind == "text":
@@ -300,7 +300,7 @@ def _fit(name: str, raw: Raw, train: np.ndarray, asked: bool) -> Column:
     return Column(name, raw.kind, raw.format, mean, std or 1.0, gaps, clock=clock, left_out=left_out)
 
 
-def _fit_words(name: str, words: Any, train: np.ndarray, asked: bool) -> Column:
+def _fit_words(name: str, words: Any, train: np.ndarray, requested: bool) -> Column:
     import polars as pl
 
     in_train = words.alias("word").filter(pl.Series(train))
@@ -308,7 +308,7 @@ def _fit_words(name: str, words: Any, train: np.ndarray, asked: bool) -> Column:
     known = counts.filter(pl.col("count") > 1)["word"].to_list()
     gaps = bool(in_train.null_count())
     left_out = ""
-    if not asked and counts.height > ONE_HOT and counts.height > len(in_train) / 2:
+    if not requested and counts.height > ONE_HOT and counts.height > len(in_train) / 2:
         left_out = f"nearly every row has a different word ({counts.height:,} in {len(in_train):,} training rows)"
     elif counts.height < 2 and not (gaps and counts.height):
         left_out = "the same in every training row"

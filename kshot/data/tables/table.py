@@ -328,9 +328,8 @@ def named_errors(path: Path) -> Iterator[None]:
 
 def missing_column(path: Path, name: str, columns: Sequence[str]) -> ValueError:
     """The error for a missing column, with the most similar name, or a hint if the delimiter seems wrong."""
-    similar = difflib.get_close_matches(name, columns, 1, 0.5) or [
-        own for own in columns if own.lower() == name.lower()
-    ]
+    same_letters = [column for column in columns if column.lower() == name.lower()]
+    similar = difflib.get_close_matches(name, columns, 1, 0.5) or same_letters
     delimiters = [delimiter for delimiter in DELIMITERS if len(columns) == 1 and delimiter in columns[0]]
     if delimiters:
         word = DELIMITERS[delimiters[0]]
