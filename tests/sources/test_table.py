@@ -266,7 +266,7 @@ def test_columns_that_tell_nothing_are_left_out_and_the_report_says_why(tmp_path
         ({"group": "Shop"}, "no column 'Shop': did you mean 'shop'"),
         ({"inputs": ["advertizing"]}, "no column 'advertizing': did you mean 'advertising'"),
         ({"ignore": ["hour"]}, "no column 'hour'"),
-        ({"kinds": {"kind": "words"}}, "'kind' is no 'words'"),
+        ({"kinds": {"kind": "words"}}, "kinds: 'words' of 'kind' is unknown"),
         ({"kinds": {"kind": "number"}}, "line 2, column 'kind': 'bakery' is not a number"),
         ({"target": "day"}, "holds dates"),
         ({"target": ["busy", "kind"]}, "one target is classified at a time"),
