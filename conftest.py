@@ -1,4 +1,4 @@
-"""What the examples in docstrings may use without saying so: torch and kshot."""
+"""What the examples in docstrings may use without saying so: torch, nn and kshot."""
 
 import pytest
 import torch
@@ -8,4 +8,4 @@ import kshot
 
 @pytest.fixture(autouse=True)
 def _names(doctest_namespace):
-    doctest_namespace.update(torch=torch, kshot=kshot)
+    doctest_namespace.update(torch=torch, nn=torch.nn, kshot=kshot)

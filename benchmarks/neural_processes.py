@@ -33,7 +33,7 @@ SOURCES: dict[str, Callable[..., TaskSource]] = {
     "matern52": lambda **more: kshot.sources.gaussian_processes(kernel="matern52", noise=NOISE, **more),
     "periodic": lambda **more: kshot.sources.gaussian_processes(kernel="periodic", noise=NOISE, **more),
     "sinusoid": lambda **more: kshot.sources.sinusoids(
-        shots=10, noise=NOISE, target_type="spread", **({"queries": 50} | more)
+        shots=10, noise=NOISE, target_type="distribution", **({"queries": 50} | more)
     ),
 }
 LEARNERS: dict[str, Callable[[], kshot.Learner]] = {

@@ -135,7 +135,7 @@ def kshot_step(mode: Any, work: Work, model: nn.Module, tasks: Task) -> Step:
 
     def step() -> None:
         gradient(tasks)
-        if gradient.way != mode:
+        if gradient.engine != mode:
             raise RuntimeError(gradient.choice)
 
     return step

@@ -36,7 +36,7 @@ import kshot
 from kshot.evaluation.intervals import difference, interval
 from kshot.learner import Learner
 from kshot.learners.ratings import recommenders
-from kshot.sources.ratings.source import RatingTasks
+from kshot.sources.ratings.tasks import RatingTasks
 from kshot.training.checkpoint import load_checkpoint, save_checkpoint
 from kshot.training.fit import Settings, meta_training_loop
 
@@ -51,7 +51,7 @@ Scores = dict[str, np.ndarray]
 
 def source(path: Path | None, shots: int, **more: Any) -> RatingTasks:
     options: dict[str, Any] = {"split": {"ratio": [0.55, 0.15, 0.30]}, "start": "first", "small": "shrink", "like": 4.0}
-    options |= {"target_type": "levels", "shots": shots, "train_shots": [1, 20], "queries": 20, "train_queries": 48}
+    options |= {"target_type": "ordinal", "shots": shots, "train_shots": [1, 20], "queries": 20, "train_queries": 48}
     options |= {"train_order": "both", "user_sampling_power": 0.5, "item_mean_feature": True, "signup_time": True}
     return kshot.sources.movielens(path, **options | more)
 
@@ -315,7 +315,7 @@ def latency(path: Path | None, learner: Learner, count: int = 1000, times: int =
     """How long `count` candidates take after adapting, on one core."""
     torch.set_num_threads(1)
     tasks = source(path, 5)
-    candidates = {name: leaf[:count] for name, leaf in tasks.preprocessor.whole().items()}
+    candidates = {name: leaf[:count] for name, leaf in tasks.preprocessor.all_items().items()}
     with torch.no_grad():
         state = learner.adapt(tasks.task("test", 0).support)
         taken = []

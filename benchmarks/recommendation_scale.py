@@ -82,7 +82,7 @@ def measure(folder: Path, steps: int, tasks: int) -> None:
     with stage("open, first stack"):
         source = kshot.sources.ratings(
             folder / "ratings.csv", item="film", items=folder / "films.csv", time="time", kinds={"genres": "set"},
-            target_type="levels", like=4.0, item_mean_feature=True, start="first", shots=[1, 20],
+            target_type="ordinal", like=4.0, item_mean_feature=True, start="first", shots=[1, 20],
             queries=20, train_queries=48,
             user_sampling_power=0.5, train_order="random", on_too_few="shrink",
         )  # fmt: skip
@@ -96,7 +96,7 @@ def measure(folder: Path, steps: int, tasks: int) -> None:
     with stage(f"evaluate it, {tasks} tasks of test"):
         found["alpaca"] = kshot.evaluate(learner, source, tasks=tasks)
     with stage("the training log"):
-        log = recommenders.Ratings(*source.training_log(), size=len(source.preprocessor.items))
+        log = recommenders.Ratings(*source.training_log(), num_items=len(source.preprocessor.items))
     for kind, grid in recommenders.GRIDS.items():
         with stage(f"{kind.replace('_', ' ')}: {len(grid)} fitted and tried on {tasks} tasks of val, one on test"):
             tried = [recommenders.recommender(kind, log, source.objective, **options) for options in grid]

@@ -35,7 +35,7 @@ from kshot.data import ArrayDataset
 from kshot.evaluation.evaluate import evaluate
 from kshot.evaluation.intervals import Interval, over_seeds
 from kshot.evaluation.report.report import to_json
-from kshot.learners.heads.protonet import HeadLearner
+from kshot.learners.heads.head_learner import HeadLearner
 from kshot.tasks import ClassTasks
 from kshot.tasks.source import TaskSource, hash_into
 from kshot.training.checkpoint import META, Checkpoints

@@ -1,4 +1,4 @@
-"""Bounds of arguments, as annotations of a factory's signature.
+"""Bounds of arguments, and the markers of those that a run supplies, as annotations of a factory's signature.
 
 An argument, its default and its bounds stand once, in the signature. The schema of run files is made from it (see
 `app.schema`), so that `shots: PositiveInt = 5` is both documentation and the check of the key `shots`.
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from enum import Enum
 from types import MappingProxyType
 from typing import Annotated, Any, Literal
 
@@ -58,6 +59,17 @@ class OptionsOf:
 
 
 @dataclass(frozen=True)
+class PartOfFile:
+    """The annotation of an argument that is another source's factory, whose arguments are passed on as `**options`.
+
+    Attributes:
+        key: of the run file, which holds the other source's `kind` and its arguments but for the first, the path.
+    """
+
+    key: str
+
+
+@dataclass(frozen=True)
 class Checked:
     """A check that no bound expresses: `function` returns the value, or raises ValueError with what it must be."""
 
@@ -73,3 +85,41 @@ def _size(value: Any) -> Any:
 
 Size = Annotated[int | Sequence[int], Checked(_size)]
 """A number of ways, shots or queries: an int, or (low, high), drawn anew for each task, both ends included."""
+
+
+class Supplied(Enum):
+    """What a run supplies; each member's value says it in words."""
+
+    SEED = "the seed: of the tasks for a source, of the weights for anything else"
+    # to a learner
+    MODEL = "the run's model, with a last layer that gives the task's outputs"
+    EMBEDDING = "the run's model without a last layer: inputs (n, ...) to features"
+    FROZEN_EMBEDDING = "the same, its weights fixed"
+    MAP_EMBEDDING = "the same, giving feature maps (n, D, H, W) where the model can"
+    TASK_ENCODER = "a second model of the same kind, whose outputs are as many as the argument `TaskDim` says"
+    FEATURE_COUNT = "how many numbers the embedding, or the input where there is no model, has for one example"
+    FEATURE_SHAPE = "their shape"
+    # to a model
+    INPUT_SHAPE = "the shape of one input, which is one tensor"
+    CHANNELS = "the channels of images (C, H, W)"
+    IMAGE_SIZE = "the height of images"
+    FEATURE_MAPS = "whether the learner wants feature maps"
+    NUM_SYMBOLS = "the size of the vocabulary of running text"
+    CONTEXT_LENGTH = "how many symbols are read at once"
+    LANGUAGE_MODEL = "the folder of the pretrained language model whose tokenizer the source uses"
+    NUM_RESERVED = "how many symbols come before those of the tokenizer"
+    ENCODER = "the name of the pretrained sentence encoder whose tokens the source gives"
+    NUM_ITEMS = "how many items are rated"
+    ITEM_COUNTS = "the number of training ratings of each item"
+    ITEM_FEATURES = "how many features an item has"
+    USER_FEATURES = "how many features a user has"
+    RATING_FEATURES = "how many features item and user have together"
+    # to both
+    NUM_OUTPUTS = "how many numbers are predicted for one example"
+
+
+class Declared(Enum):
+    """What the options of a learner say about the models that it is given."""
+
+    TASK_DIM = "outputs of the model that is supplied as `TaskEncoder`"
+    CONTEXT_WINDOWS = "windows that the model reads before the one that it predicts"

@@ -1,7 +1,7 @@
-"""The words of kshot as types: a batch of examples, and a task made of a support and a query batch.
+"""The central types: a batch of examples, and a task of a support and a query batch.
 
-Both are NamedTuples, hence pytrees: `vmap`, stacking, moving and saving need no glue. A *stack* of tasks is a `Task`
-whose leaves carry one more leading axis.
+Both are NamedTuples and thus pytrees, which `vmap` and `tree_map` support. A *stack* of tasks is a `Task` whose leaves
+have an additional leading axis.
 
 Shape legend: n examples, T tasks.
 """
@@ -16,10 +16,10 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 
 Tree = Any
-"""A tensor, or any nesting of dicts, tuples and lists of tensors."""
+"""A tensor, or nested dicts, tuples and lists of tensors."""
 
 Params = dict[str, Tensor]
-"""Parameters by their qualified name, as `nn.Module.named_parameters` gives them."""
+"""Parameters by qualified name, as in `nn.Module.named_parameters`."""
 
 Split = Literal["train", "val", "test"]
 SPLITS: tuple[Split, ...] = get_args(Split)
@@ -32,9 +32,9 @@ class Batch(NamedTuple):
 
     Attributes:
         inputs: tree of tensors, leaves (n, ...).
-        targets: tree of tensors, leaves (n, ...). Class labels are one-hot (n, ways): the ways are a shape, never a
-            value, so every learner runs under `vmap`, takes any number of ways, and accepts soft labels.
-        weight: (n,) float; 0 marks padding, so that ragged tasks stack.
+        targets: tree of tensors, leaves (n, ...). Class labels are one-hot (n, ways): the number of ways is a shape,
+            not a value, so that every learner runs under `vmap` with any number of ways, and accepts soft labels.
+        weight: (n,) float; rows of weight 0 are padding, so that tasks of different sizes can be stacked.
     """
 
     inputs: Tree
@@ -43,16 +43,16 @@ class Batch(NamedTuple):
 
     @classmethod
     def of(cls, inputs: Tree, targets: Tree, *, ways: int | None = None, weight: Tensor | None = None) -> Batch:
-        """Make a batch from what a user holds, checking it on the way.
+        """Make a batch, with checks.
 
         Args:
             inputs: tree of tensors, leaves (n, ...).
-            targets: tree of tensors, leaves (n, ...); with `ways` given, class ids (n,) that become one-hot.
+            targets: tree of tensors, leaves (n, ...); if `ways` is given, class ids (n,), which become one-hot.
             ways: number of classes of the task.
-            weight: (n,) float; all ones by default.
+            weight: (n,) float; ones by default.
 
         Raises:
-            ValueError: sizes that disagree, values that are not finite, labels outside `0 … ways-1`.
+            ValueError: sizes differ, values are not finite, or labels are outside `0 … ways-1`.
 
         Example:
             >>> batch = Batch.of(torch.zeros(3, 2), torch.tensor([0, 1, 1]), ways=2)
@@ -64,7 +64,7 @@ class Batch(NamedTuple):
         sizes = {len(leaf) for leaf in tree_leaves((inputs, targets))}
         if len(sizes) != 1:
             raise ValueError(
-                f"inputs and targets must hold the same number of examples on their first axis, got {sorted(sizes)}"
+                f"inputs and targets must have the same number of examples on their first axis, got {sorted(sizes)}"
             )
         (count,) = sizes
         for name, tree in (("inputs", inputs), ("targets", targets)):
@@ -73,26 +73,26 @@ class Batch(NamedTuple):
         if weight is None:
             weight = torch.ones(count)
         if weight.shape != (count,):
-            raise ValueError(f"weight must be ({count},), one number for each example, got {tuple(weight.shape)}")
+            raise ValueError(f"weight must be ({count},), one number per example, got {tuple(weight.shape)}")
         return cls(inputs, targets, weight)
 
-    def rows(self, which: slice | Tensor) -> Batch:
+    def rows(self, index: slice | Tensor) -> Batch:
         """The examples of a slice, or of an index (k,), as a batch."""
-        return Batch(*tree_map(lambda leaf: leaf[which], tuple(self)))
+        return Batch(*tree_map(lambda leaf: leaf[index], tuple(self)))
 
 
 class Task(NamedTuple):
-    """One small problem: a `support` set to adapt on and a `query` set to be scored on."""
+    """A `support` set to adapt to and a `query` set to evaluate on."""
 
     support: Batch
     query: Batch
 
 
 def one_hot(labels: Tensor, ways: int, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Class ids (n,) as one-hot rows (n, ways).
+    """Convert class ids (n,) to one-hot rows (n, ways).
 
     Raises:
-        ValueError: labels that are no vector of integers, or lie outside `0 … ways-1`.
+        ValueError: labels are not a vector of integers or are outside `0 … ways-1`.
 
     Example:
         >>> one_hot(torch.tensor([1, 0]), ways=2)
@@ -109,11 +109,11 @@ def one_hot(labels: Tensor, ways: int, dtype: torch.dtype = torch.float32) -> Te
 
 
 def check_finite(values: Tensor, name: str) -> None:
-    """Raise `ValueError` naming the first row of `values` that holds a NaN or an infinity."""
+    """Raise ValueError, with the first affected row, if `values` contain NaN or infinity."""
     if values.is_floating_point() and not torch.isfinite(values).all():
         bad = (~torch.isfinite(values)).nonzero()
         raise ValueError(
-            f"{name} hold {len(bad)} values that are not finite (NaN or infinity), the first in row {int(bad[0][0])}: "
+            f"{name} contain {len(bad)} values that are NaN or infinite, the first in row {int(bad[0][0])}: "
             "remove or replace them"
         )
 
@@ -122,19 +122,19 @@ def stack(tasks: Sequence[Task]) -> Task:
     """Stack tasks of equal shapes along a new leading axis T.
 
     Raises:
-        ValueError: tasks whose shapes differ; pad them with rows of weight 0 first.
+        ValueError: the shapes of the tasks differ; pad them with rows of weight 0 first.
     """
     try:
         return tree_map(lambda *leaves: torch.stack(leaves), *tasks)
     except (RuntimeError, ValueError) as error:
-        raise ValueError(f"tasks stack only when their shapes agree; pad with rows of weight 0 ({error})") from error
+        raise ValueError(f"tasks must have equal shapes to be stacked; pad with rows of weight 0 ({error})") from error
 
 
 def unstack(tasks: Task) -> list[Task]:
-    """Cut a stack of T tasks into its T tasks (views, no copies)."""
+    """Split a stack of T tasks into T tasks, as views."""
     return [tree_map(lambda leaf, t=t: leaf[t], tasks) for t in range(len(tasks.support.weight))]
 
 
 def to(tree: T, device: torch.device | str | None) -> T:
-    """The same tree with every tensor on `device`; None leaves it where it is."""
+    """Move the tensors of a tree to `device`; None does not move them."""
     return tree if device is None else tree_map(lambda leaf: leaf.to(device, non_blocking=True), tree)

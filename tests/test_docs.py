@@ -1,35 +1,18 @@
 """What the documents say is run."""
 
-import inspect
 import re
+import sys
 from pathlib import Path
-from typing import get_args
 
 import pytest
-import torch
 import yaml
 from rich.console import Console
 
 import kshot
 from kshot.app.build import build_source
 from kshot.app.run import run
-from kshot.app.spec import (
-    CorpusSpec,
-    FromHfSpec,
-    GaussianProcessesSpec,
-    ImagesSpec,
-    MixtureSpec,
-    OneSourceSpec,
-    PixelsSpec,
-    SinusoidsSpec,
-    Spec,
-    TabularPriorsSpec,
-    TextSpec,
-    _ClassesSpec,
-    load_spec,
-    parse_spec,
-    recipes,
-)
+from kshot.app.schema import kinds
+from kshot.app.spec import load_spec, parse_spec, recipes
 from kshot.tasks.splitting import FORMS
 from kshot.types import SPLITS
 
@@ -65,41 +48,6 @@ def test_every_factory_stands_in_the_table():
     assert all(f"`{name}`" in table for name in factories)
 
 
-def test_the_documented_run_file_is_valid_and_names_every_key():
-    (block,) = re.findall(r"```yaml\n(name.*?)```", (ROOT / "docs" / "run-files.md").read_text(), re.DOTALL)
-    written = yaml.safe_load(block)
-    spec = Spec.model_validate(written)
-    assert set(written) == set(Spec.model_fields)
-    for part in ("source", "learner", "pretrain", "train", "budget", "evaluate", "baselines"):
-        assert set(written[part]) == set(getattr(spec, part).model_dump()), part
-
-
-@pytest.mark.parametrize(
-    "kind",
-    [ImagesSpec, TextSpec, CorpusSpec, FromHfSpec, SinusoidsSpec, GaussianProcessesSpec, TabularPriorsSpec, PixelsSpec],
-)
-def test_a_documented_source_names_every_key_of_its_own(kind):
-    (name,) = get_args(kind.model_fields["kind"].annotation)
-    document = (ROOT / "docs" / "run-files.md").read_text()
-    (block,) = re.findall(rf"```yaml\n(source:\n  kind: {name}\n.*?)```", document, re.DOTALL)
-    written = yaml.safe_load(block)["source"]
-    spec = kind.model_validate(written)
-    shared = set(_ClassesSpec.model_fields) if issubclass(kind, _ClassesSpec) else set()
-    assert set(written) == set(spec.model_dump()) - shared
-    for key in {"augment", "reading"} & set(written):
-        assert set(written[key]) == set(getattr(spec, key).model_dump())
-
-
-@pytest.mark.parametrize("kind", [TextSpec, CorpusSpec])
-def test_a_source_takes_the_same_in_a_run_file_as_in_python(kind):
-    (name,) = get_args(kind.model_fields["kind"].annotation)
-    arguments = inspect.signature(getattr(kshot.sources, name)).parameters
-    assert set(arguments) - {"seed"} == set(kind.model_fields) - {"kind"}
-    for key, argument in arguments.items():
-        if key not in ("path", "seed", "reading"):
-            assert kind.model_fields[key].default == argument.default, key
-
-
 YOUR_DATA = dict(part.split("\n", 1) for part in (ROOT / "docs" / "your-data.md").read_text().split("\n## ")[1:])
 ALL_BUT_THE_DATA = {"name": "any", "model": {"kind": "mlp"}, "learner": {"kind": "protonet"}, "target": "loss <= 1"}
 TINY = [
@@ -132,11 +80,61 @@ def test_each_example_on_your_data_runs(section, tmp_path, monkeypatch, capsys):
         assert "(5 tasks)" in capsys.readouterr().out
 
 
+EXTENDING = (ROOT / "docs" / "extending.md").read_text()
+PARTS = re.findall(r"```python\n(.*?)```", EXTENDING, re.DOTALL)
+RUN_FILE, FRAGMENTS = (
+    [block for block in re.findall(r"```yaml\n(.*?)```", EXTENDING, re.DOTALL) if block.startswith("name:") == whole]
+    for whole in (True, False)
+)
+
+
+@pytest.fixture
+def my_parts(tmp_path, monkeypatch):
+    """A folder with the module that the document on extending writes, importable."""
+    source = [block for block in PARTS if "from my_parts import" not in block]
+    (tmp_path / "my_parts.py").write_text("\n\n".join(source))
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    yield tmp_path
+    sys.modules.pop("my_parts", None)
+
+
+def test_each_part_of_the_document_on_extending_keeps_its_contract(my_parts, capsys):
+    checks = [block for block in PARTS if "from my_parts import" in block]
+    assert len(checks) == 6
+    for block in checks:
+        names: dict = {}
+        exec(compile(block, "extending.md", "exec"), names)
+        if "test_nearest_neighbours" in names:
+            (mark,) = names["test_nearest_neighbours"].pytestmark
+            assert "meta-gradient" in dict(mark.args[1])
+    assert "(20 tasks)" in capsys.readouterr().out
+
+
+def test_the_parts_of_the_document_on_extending_run_from_a_run_file(my_parts):
+    (text,) = RUN_FILE
+    (my_parts / "rings.yaml").write_text(text)
+    spec = load_spec("rings.yaml", [each for each in TINY if not each.startswith("baselines")])
+    report = run(spec, my_parts / "run", console=Console(quiet=True))
+    assert report["trusted"]
+    assert "macro_f1" in report["test"]
+    assert isinstance(kshot.load(my_parts / "run").learner, sys.modules["my_parts"].NearestNeighbours)
+    assert len(FRAGMENTS) == 5
+    for fragment in FRAGMENTS:
+        written = yaml.safe_load(text) | yaml.safe_load(fragment)
+        changed = parse_spec(yaml.safe_dump(written), "extending.md").model_dump()
+        for key, value in yaml.safe_load(fragment).items():
+            if isinstance(changed[key], dict):  # a kind without options may be written alone
+                value = {"kind": value} if isinstance(value, str) else value
+                changed[key] = {name: changed[key][name] for name in value}
+            assert changed[key] == value
+
+
 def test_your_data_has_an_example_of_every_source_that_takes_files():
     text = (ROOT / "docs" / "your-data.md").read_text()
     built_in = {"pixels", "sinusoids", "gaussian_processes", "tabular_priors", "glyphs", "omniglot"}
-    for source in (*get_args(OneSourceSpec), MixtureSpec):
-        (kind,) = get_args(source.model_fields["kind"].annotation)
+    built_in |= {"omniglot_runs"}
+    for kind in kinds("source"):
         assert kind in built_in or f"kind: {kind}\n" in text
 
 
@@ -165,39 +163,3 @@ def test_links_lead_somewhere():
     for document in [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")]:
         for link in re.findall(r"\]\((?!http)([^)#]+)", document.read_text()):
             assert (document.parent / link).exists(), f"{document.name}: {link}"
-
-
-@pytest.mark.parametrize(
-    "kind", ["meta_sgd", "meta_curvature", "alfa", "anil", "boil", "fomaml", "reptile", "maml_pp", "imaml"]
-)
-def test_each_learner_of_a_run_file_is_built_as_its_factory_says(kind):
-    from kshot.app.build import build_learner, build_model
-
-    recipe = load_spec("sinusoid", ["learner={kind: " + kind + ", inner_lr: 0.01}"])
-    shapes = {"inputs": [1], "targets": [1], "objective": "mse"}
-    learner = build_learner(recipe, build_model(recipe, shapes, head=True), shapes)
-    task = kshot.sources.sinusoids().task("val", 0)
-    assert learner.predict(learner.adapt(task.support), task.query.inputs).shape == (10, 1)
-
-
-HEADS = ["protonet", "r2d2", "logistic_regression", "metaoptnet", "matching_net", "relation_net", "feat", "frn", "pmf"]
-HEADS += ["simpleshot", "plda", "baseline_pp", "laplacian_shot", "transductive_fine_tune"]
-
-
-@pytest.mark.parametrize("kind", HEADS)
-def test_each_head_of_a_run_file_takes_what_its_factory_does_and_is_built_for_maps_and_vectors(kind):
-    from kshot.app.build import build_learner, build_model, has_head
-
-    rate = ", inner_lr: 0.01, steps: 1" if kind in ("pmf", "baseline_pp", "transductive_fine_tune") else ""
-    arguments = inspect.signature(getattr(kshot.learners, kind)).parameters
-    for model, inputs in (("{kind: conv4, channels: 4}", [1, 20, 20]), ("{kind: mlp, hidden: [6]}", [7])):
-        recipe = load_spec("glyphs", ["learner={kind: " + kind + rate + "}", f"model={model}"])
-        options = recipe.learner.model_dump(exclude={"kind"})
-        assert set(arguments) - set(options) <= {"embedding", "objective", "features", "relation"}
-        for key in recipe.learner.model_fields_set ^ set(recipe.learner.model_dump()):
-            assert options[key] == arguments[key].default, key
-        shapes = {"inputs": inputs, "targets": [5], "objective": "classification"}
-        assert not has_head(recipe)
-        learner = build_learner(recipe, build_model(recipe, shapes, head=False), shapes)
-        support = kshot.Batch.of(torch.randn(6, *inputs), torch.arange(6) % 3, ways=3)
-        assert learner.predict(learner.adapt(support), torch.randn(4, *inputs)).shape == (4, 3)

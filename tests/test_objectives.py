@@ -92,7 +92,7 @@ def test_next_token_names_the_shapes_it_needs(shape, targets):
 @pytest.mark.parametrize(
     ("objective", "right", "wrong", "message"),
     [
-        (objectives.classification, torch.zeros(4, 3), torch.zeros(4), r"one-hot \(n, ways\), got \(4,\)"),
+        (objectives.classification, torch.zeros(4, 3), torch.zeros(4), r"one-hot \(n, ways\), got float32 \(4,\)"),
         (objectives.mse, torch.zeros(4, 1), torch.zeros(4), r"one number per example is \(n, 1\)"),
         (
             objectives.forecast(2),

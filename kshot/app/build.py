@@ -1,242 +1,336 @@
-"""From a run file to objects: source, model, learner, baselines."""
+"""From a run file to objects: source, model, learner, policy.
+
+The annotations of a factory say what it takes. What is supplied by the run is collected here; the rest are options that
+the run file gives.
+"""
 
 from __future__ import annotations
 
-import inspect
-from collections import OrderedDict
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from math import prod
 from typing import Any
 
 import torch
 from torch import nn
 
-from kshot import learners, models, objectives, sources
-from kshot.app.spec import (
-    AlpacaSpec,
-    CausalLmSpec,
-    CnapsSpec,
-    Conv4Spec,
-    EncoderSpec,
-    EpisodesSpec,
-    FromHfSpec,
-    LanguageModelSpec,
-    MixtureSpec,
-    MlpSpec,
-    NeuralProcessSpec,
-    OneSourceSpec,
-    PldaSpec,
-    PriorFittedSpec,
-    RatingMlpSpec,
-    RatingModelSpec,
-    Spec,
-    TwoTowerSpec,
-)
+from kshot import objectives
+from kshot.annotations import EMPTY, Declared, Supplied
+from kshot.app.importing import load
+from kshot.app.schema import ROLES, Argument, Part, Strict, describe, factory_of, kinds, our_factory
+from kshot.app.spec import MODELS, Spec
 from kshot.data.text.tokenizer import RESERVED, Tokens
+from kshot.deciding.decisions import Policy
+from kshot.deciding.policies import Budget
+from kshot.evaluation.target import Target
 from kshot.learner import Learner
 from kshot.models.encoder import Encoder
+from kshot.models.ratings import RatingModel
+from kshot.objectives import Objective
 from kshot.sources.corpus import CorpusPreprocessor
-from kshot.sources.ratings.source import RatingTasks
+from kshot.sources.ratings.tasks import RatingTasks
 from kshot.sources.text import TextPreprocessor
 from kshot.tasks.source import TaskSource
 from kshot.training.fit import seeded
 
 Shapes = dict[str, Any]
-"""Shapes of one example, and what is asked: {"inputs": [...], "targets": [...], "objective": name}; with a spec, all
-that a learner is built from. Where inputs are a dict, so are their shapes; "counts" has the training ratings of each
-item, "symbols" counts those of a vocabulary."""
+"""Shapes of one example, and the objective: {"inputs": [...], "targets": [...], "objective": name}; a learner is built
+from these and a run file. Where inputs are a dict, so are their shapes. Inputs of a sort of `SORTS` have its key too:
+"counts", the training ratings of each item; "encoder", its name; "symbols", the size of the vocabulary, with
+"causal_lm", the folder of its tokenizer, if it is a pretrained one; "ids"."""
 
-OF_MAPS = ("relation_net", "frn")
-"""Learners that compare feature maps where the model makes them, rather than vectors."""
+SORTS = {
+    "counts": "ratings",
+    "encoder": "texts with features: tokens",
+    "symbols": "running text (source corpus)",
+    "ids": "numbers of symbols",
+}
+"""The sorts of inputs besides one tensor of numbers, by the key that they have in `Shapes`."""
+
+ONE_TENSOR = "one tensor of numbers"
+TAKES: dict[Any, str] = {
+    Supplied.INPUT_SHAPE: ONE_TENSOR,
+    Supplied.CHANNELS: ONE_TENSOR,
+    Supplied.NUM_ITEMS: SORTS["counts"],
+    Supplied.ITEM_COUNTS: SORTS["counts"],
+    Supplied.ENCODER: SORTS["encoder"],
+    Supplied.NUM_SYMBOLS: SORTS["symbols"],
+    Supplied.LANGUAGE_MODEL: SORTS["symbols"],
+}
+"""The sort of inputs that a model takes, by the arguments of its factory."""
+
+Supplies = Mapping[Any, Callable[[], Any]]
+"""What a run supplies to a factory, by marker or type, each computed when it is arguments for."""
 
 
 def build_source(spec: Spec) -> TaskSource:
-    """The task source that a run file names."""
-    return _source(spec.source, spec.task_seed)
-
-
-def with_shots(spec: Spec, shots: int) -> Spec:
-    """A run file whose tasks have so many shots, each class the same; frozen episodes stay as they are."""
-    return spec.model_copy(update={"source": _with_shots(spec.source, shots)})
-
-
-def _with_shots(named: OneSourceSpec | MixtureSpec, shots: int) -> OneSourceSpec | MixtureSpec:
-    if isinstance(named, EpisodesSpec):
-        return named
-    if isinstance(named, FromHfSpec):
-        return named.model_copy(update={"tasks": _with_shots(named.tasks, shots)})
-    if isinstance(named, MixtureSpec):
-        sources = {name: _with_shots(inner, shots) for name, inner in named.sources.items()}
-        return named.model_copy(update={"sources": sources})
-    even = {"imbalance": None} if "imbalance" in type(named).model_fields else {}
-    return named.model_copy(update={"shots": shots} | even)
-
-
-def _source(named: OneSourceSpec | MixtureSpec, seed: int) -> TaskSource:
-    options = named.model_dump(exclude={"kind"})
-    if isinstance(named, EpisodesSpec):
-        return sources.episodes(**options)
-    if isinstance(named, FromHfSpec):
-        make, inner = getattr(sources, named.tasks.kind), named.tasks.model_dump(exclude={"kind", "path"})
-        return sources.from_hf(named.path, make, parts=named.parts, columns=named.columns, **inner, seed=seed)
-    if isinstance(named, MixtureSpec):
-        options["sources"] = {name: _source(inner, seed) for name, inner in named.sources.items()}
-    return getattr(sources, named.kind)(**options, seed=seed)
+    """The task source of a run file."""
+    source = _call("source", spec.source, {Supplied.SEED: lambda: spec.task_seed})
+    if spec.objective is not None:
+        objective, options = _call("objective", spec.objective), spec.objective.model_dump(exclude={"kind"})
+        name = f"{spec.objective.kind} {json.dumps(options)}" if options else spec.objective.kind
+        source.objective = objective._replace(name=name) if ":" in name else objective
+    return source
 
 
 def shapes_of(source: TaskSource) -> Shapes:
-    """The shapes of one example of a source's tasks, and what they ask.
+    """The shapes of one example of a source's tasks, and their objective.
 
     Raises:
-        ValueError: inputs that no model of a run file takes.
+        ValueError: an objective without a name.
     """
-    batch = source.task("train", 0).support
-    text = source.preprocessor if isinstance(source.preprocessor, CorpusPreprocessor) else None
-    if isinstance(batch.inputs, torch.Tensor) and batch.inputs.dtype == torch.int64 and text is None:
-        raise ValueError(
-            "these tasks give the numbers of symbols, which no model of a run file reads: take n-grams of texts by "
-            "features: words or characters, or give kshot a model with an embedding in Python, see docs/your-data.md"
-        )
-    inputs = (
-        {name: list(leaf.shape[1:]) for name, leaf in batch.inputs.items()} if isinstance(batch.inputs, dict) else None
-    )
-    shapes: Shapes = {"inputs": inputs or list(batch.inputs.shape[1:]), "targets": list(batch.targets.shape[1:])}
+    batch, preprocessor = source.task("train", 0).support, source.preprocessor
+    inputs = batch.inputs
+    shapes: Shapes = {
+        "inputs": {name: list(leaf.shape[1:]) for name, leaf in inputs.items()}
+        if isinstance(inputs, dict)
+        else list(inputs.shape[1:]),
+        "targets": list(batch.targets.shape[1:]),
+    }
     if isinstance(source, RatingTasks):
         shapes["counts"] = list(source.preprocessor.counts)
-    if isinstance(source.preprocessor, TextPreprocessor) and source.preprocessor.features == "tokens":
-        shapes["encoder"] = source.preprocessor.encoder
-    if text is not None:
-        shapes["symbols"] = len(text.vocabulary)
-        if isinstance(text.vocabulary, Tokens):
-            shapes["causal_lm"] = text.vocabulary.folder
+    elif isinstance(preprocessor, TextPreprocessor) and preprocessor.features == "tokens":
+        shapes["encoder"] = preprocessor.encoder
+    elif isinstance(preprocessor, CorpusPreprocessor):
+        shapes["symbols"] = len(preprocessor.vocabulary)
+        if isinstance(preprocessor.vocabulary, Tokens):
+            shapes["causal_lm"] = preprocessor.vocabulary.folder
+    elif isinstance(inputs, torch.Tensor) and inputs.dtype == torch.int64:
+        shapes["ids"] = True
     return shapes | {"objective": objectives.name_of(source.objective)}
 
 
-def build_model(spec: Spec, shapes: Shapes, *, head: bool) -> nn.Module:
-    """The base model, its weights drawn from the run's seed; `head` adds the layer that gives the task's outputs.
+def build_model(spec: Spec, shapes: Shapes, *, head: bool, learner: Part | None = None) -> nn.Module:
+    """The base model, its weights drawn from the run's seed; an empty module if the run file has none.
 
-    A learner that is a network of its own has none: an empty module.
+    Args:
+        spec: the run file.
+        shapes: of one example.
+        head: whether to add the layer that gives the task's outputs.
+        learner: that the model is for; by default that of the run file.
+
+    Raises:
+        ValueError: a model that does not fit the inputs, or the learner.
     """
     if spec.model is None:
+        if "ids" in shapes:
+            raise ValueError(f"these inputs are {SORTS['ids']}, {_models_for(SORTS['ids'])}")
         return nn.Identity()
-    inputs, outputs = shapes["inputs"], shapes["targets"][-1]
-    fits = isinstance(spec.model, EncoderSpec) == ("encoder" in shapes)
-    if not fits or isinstance(spec.model, RatingModelSpec) != ("counts" in shapes):
-        kind, given = spec.model.kind, ", ".join(inputs) if isinstance(inputs, dict) else "one tensor"
-        raise ValueError(
-            f"model {kind} does not fit these inputs ({given}): ratings, and they alone, take model rating_mlp, "
-            "two_tower or factorisation, texts with features: tokens, and they alone, take model encoder"
-        )
-    if isinstance(spec.model, LanguageModelSpec | CausalLmSpec) != ("symbols" in shapes):
-        raise ValueError(
-            f"model {spec.model.kind} does not fit these tasks: running text (source corpus), and it alone, takes "
-            "model language_model, or with unit: tokens causal_lm"
-        )
-    if isinstance(spec.model, CausalLmSpec) and "causal_lm" not in shapes:
-        raise ValueError(
-            "model causal_lm is the one whose tokenizer the source names: give it unit: tokens, tokenizer: folder"
-        )
-    if isinstance(spec.model, LanguageModelSpec | CausalLmSpec) and not head:
-        raise ValueError(
-            f"learner {spec.learner.kind} compares features; running text takes one that adapts what the model "
-            "predicts, such as maml, meta_sgd or dynamic_evaluation"
-        )
+    learner = learner or spec.learner
+    _check_fit(spec.model, learner, shapes, head)
+    inputs = shapes["inputs"]
+
+    supplies = {
+        Supplied.SEED: lambda: spec.seed,
+        Supplied.NUM_OUTPUTS: lambda: shapes["targets"][-1] if head else None,
+        Supplied.INPUT_SHAPE: lambda: inputs,
+        Supplied.CHANNELS: lambda: inputs[0],
+        Supplied.IMAGE_SIZE: lambda: inputs[1],
+        Supplied.FEATURE_MAPS: lambda: not head and Supplied.MAP_EMBEDDING in _supplied_arguments(learner),
+        Supplied.NUM_SYMBOLS: lambda: shapes["symbols"],
+        Supplied.CONTEXT_LENGTH: lambda: inputs[0] * (1 + (_declared(learner, Declared.CONTEXT_WINDOWS) or 0)),
+        Supplied.LANGUAGE_MODEL: lambda: shapes["causal_lm"],
+        Supplied.NUM_RESERVED: lambda: RESERVED,
+        Supplied.ENCODER: lambda: shapes["encoder"],
+        Supplied.NUM_ITEMS: lambda: len(shapes["counts"]),
+        Supplied.ITEM_COUNTS: lambda: shapes["counts"],
+        Supplied.ITEM_FEATURES: lambda: _num_features(shapes, "item_features", "item_mean"),
+        Supplied.USER_FEATURES: lambda: _num_features(shapes, "user_features"),
+        Supplied.RATING_FEATURES: lambda: _num_features(shapes, "item_features", "user_features", "item_mean"),
+    }
     with seeded(spec.seed):
-        if isinstance(spec.model, EncoderSpec):
-            options = spec.model.model_dump(exclude={"kind"})
-            return models.encoder(shapes["encoder"], outputs if head else None, **options)
-        if isinstance(spec.model, CausalLmSpec):
-            return models.causal_lm(shapes["causal_lm"], rank=spec.model.rank, reserved=RESERVED)
-        if isinstance(spec.model, LanguageModelSpec):
-            options = spec.model.model_dump(exclude={"kind", "body"})
-            read = inputs[0] * (1 + getattr(spec.learner, "context_windows", 0))
-            return models.language_model(shapes["symbols"], spec.model.body, context_length=read, **options)
-        if isinstance(spec.model, RatingModelSpec):
-            of_items, of_users = (inputs.get(f"{side}_features", [0])[-1] for side in ("item", "user"))
-            of_items += inputs.get("item_mean", [0])[-1]
-            options = spec.model.model_dump(exclude={"kind"}) | {"outputs": outputs if head else None}
-            counts = shapes["counts"]
-            if isinstance(spec.model, TwoTowerSpec):
-                return models.two_tower(len(counts), of_items, of_users, **options)
-            if isinstance(spec.model, RatingMlpSpec):
-                return models.rating_mlp(len(counts), of_items + of_users, **options)
-            return models.factorisation(counts, of_items + of_users, **options)
-        if not isinstance(spec.model, MlpSpec):
-            if len(inputs) != 3:
-                raise ValueError(
-                    f"model {spec.model.kind} takes images (channels, height, width); these inputs are {tuple(inputs)}"
-                )
-            options = spec.model.model_dump(exclude={"kind"})
-            if isinstance(spec.model, Conv4Spec):
-                options["size"] = inputs[1]
-            if not head:
-                options["maps"] = spec.learner.kind in OF_MAPS
-            return getattr(models, spec.model.kind)(inputs[0], outputs if head else None, **options)
-        model = models.mlp(prod(inputs), outputs if head else None, spec.model.hidden)
-        return (
-            model if len(inputs) == 1 else nn.Sequential(OrderedDict(flat=nn.Flatten(), **dict(model.named_children())))
+        return _call("model", spec.model, supplies)
+
+
+def _check_fit(model: Part, learner: Part, shapes: Shapes, head: bool) -> None:
+    """Raise ValueError where a model does not fit the inputs or the learner, with what would."""
+    arguments, inputs = _supplied_arguments(model), shapes["inputs"]
+    taken = {TAKES[each] for each in arguments if each in TAKES}
+    sort = next((sort for key, sort in SORTS.items() if key in shapes), ONE_TENSOR)
+    names = f" ({', '.join(inputs)})" if isinstance(inputs, dict) else ""
+    if taken and sort not in taken:
+        raise ValueError(
+            f"model {model.kind} does not fit these inputs{names}: it takes {' or '.join(sorted(taken))}, and these "
+            f"are {sort}, {_models_for(sort)}"
+        )
+    if Supplied.CHANNELS in arguments and len(inputs) != 3:
+        raise ValueError(f"model {model.kind} takes images (channels, height, width); these inputs are {tuple(inputs)}")
+    if Supplied.LANGUAGE_MODEL in arguments and "causal_lm" not in shapes:
+        raise ValueError(
+            f"model {model.kind} is the one whose tokenizer the source uses: give the source unit: tokens and tokenizer"
+        )
+    if head:
+        return
+    if sort == SORTS["symbols"]:
+        raise ValueError(
+            f"learner {learner.kind} compares features; running text takes one that adapts what the model predicts, "
+            "such as maml, meta_sgd or dynamic_evaluation"
+        )
+    if Supplied.NUM_OUTPUTS in arguments and not arguments[Supplied.NUM_OUTPUTS].optional:
+        raise ValueError(
+            f"learner {learner.kind} takes features, and model {model.kind} always has a last layer: let its factory "
+            "take outputs: NumOutputs | None, which is None for the features"
+        )
+    gives_no_maps = Supplied.CHANNELS in arguments and Supplied.FEATURE_MAPS not in arguments
+    if gives_no_maps and Supplied.MAP_EMBEDDING in _supplied_arguments(learner):
+        raise ValueError(
+            f"learner {learner.kind} compares feature maps, which model {model.kind} does not give: let its factory "
+            "take maps: FeatureMaps, which is true for maps (n, D, H, W) in place of features (n, D)"
         )
 
 
-def build_learner(spec: Spec, model: nn.Module, shapes: Shapes) -> Learner:
-    """The learner around a base model, or one that is a network of its own."""
-    objective = objectives.from_name(shapes["objective"], allow_import=True)
-    options = spec.learner.model_dump(exclude={"kind"}) | {"objective": objective}
-    factory = _factory(spec)
-    if isinstance(spec.learner, CnapsSpec):
-        encoder = build_model(spec, shapes | {"targets": [spec.learner.task_dim]}, head=True)
-        return factory(model, encoder, **options)
-    if isinstance(spec.learner, PriorFittedSpec):  # which takes tables of any width
-        with seeded(spec.seed):
-            return factory(**options)
-    if isinstance(spec.learner, NeuralProcessSpec):
-        if spec.model is None and isinstance(shapes["inputs"], dict):
+def _models_for(sort: str) -> str:
+    """The models of kshot that take a sort of inputs, as the end of a sentence."""
+    factories = {kind: describe(our_factory("model", kind)) for kind in kinds("model")}
+    models = [kind for kind, arguments in factories.items() if sort in [TAKES.get(each.supplied) for each in arguments]]
+    if models:
+        return f"which model {' or '.join(models)} takes"
+    return "which no model of kshot takes: take n-grams by features: words or characters, or a model of your own"
+
+
+def build_learner(spec: Spec, model: nn.Module, shapes: Shapes, learner: Part | None = None) -> Learner:
+    """The learner around a base model, or one that is a network of its own.
+
+    Args:
+        spec: the run file.
+        model: of `build_model`.
+        shapes: of one example.
+        learner: by default that of the run file.
+
+    Raises:
+        ValueError: a learner that does not fit the inputs, has another objective, or cannot be built.
+    """
+    learner = learner or spec.learner
+    base = None if spec.model is None else model
+
+    def features() -> tuple[int, ...]:
+        return _features_of(base, shapes, learner.kind)
+
+    supplies: Supplies = {
+        **dict.fromkeys((Supplied.MODEL, Supplied.EMBEDDING, Supplied.MAP_EMBEDDING), lambda: base),
+        Supplied.FROZEN_EMBEDDING: lambda: model.requires_grad_(False),
+        Supplied.TASK_ENCODER: lambda: build_model(
+            spec, shapes | {"targets": [_declared(learner, Declared.TASK_DIM)]}, head=True
+        ),
+        Supplied.FEATURE_COUNT: lambda: prod(features()),
+        Supplied.FEATURE_SHAPE: features,
+        Supplied.NUM_OUTPUTS: lambda: prod(shapes["targets"]),
+        Supplied.USER_FEATURES: lambda: _num_features(shapes, "user_features"),
+        Supplied.SEED: lambda: spec.seed,
+        Objective: lambda: objectives.from_name(shapes["objective"], allow_import=True),
+    }
+    # Only networks of their own take their weights from the run's seed; heads, from torch's global generator.
+    alone = all(each.optional for supplied, each in _supplied_arguments(learner).items() if supplied in MODELS)
+    with seeded(spec.seed) if alone else nullcontext():
+        built = _call("learner", learner, supplies)
+    if ":" in learner.kind and built.objective.name != shapes["objective"]:
+        raise ValueError(
+            f"learner {learner.kind} has the objective {built.objective.name}, and the run {shapes['objective']}: let "
+            "its factory take objective: Objective"
+        )
+    return built
+
+
+def build_policy(spec: Spec, target: Target, budget: Budget) -> Policy | None:
+    """The policy of a run file; None for the default."""
+    return spec.policy and _call("policy", spec.policy, {Target: lambda: target, Budget: lambda: budget})
+
+
+def _call(role: str, part: Part, supplies: Supplies = EMPTY) -> Any:
+    """Call a part's factory.
+
+    Raises:
+        ValueError: a factory of the user's that cannot be called so, or makes something else.
+    """
+    arguments = _arguments(role, part, supplies)
+    try:
+        made = factory_of(part)(**arguments)
+    except TypeError as error:
+        if ":" not in part.kind:
+            raise
+        raise ValueError(f"{role} {part.kind} failed: TypeError: {error}") from error
+    result = load(ROLES[role].result)
+    if isinstance(result, type) and not isinstance(made, result):
+        raise ValueError(f"{role} {part.kind} makes a {type(made).__name__}, and not a {result.__name__}")
+    return made
+
+
+def _arguments(role: str, part: Part, supplies: Supplies) -> dict[str, Any]:
+    """The arguments of a part's factory: what the run supplies, its options, and the sources within it."""
+    arguments: dict[str, Any] = {}
+    for argument in describe(factory_of(part)):
+        value: Any = getattr(part, argument.key, None) if argument.key else None
+        if argument.supplied in supplies:
+            arguments[argument.name] = supplies[argument.supplied]()
+        elif argument.supplied is not None:
             raise ValueError(
-                f"learner {spec.learner.kind} takes inputs of one tensor; these are {', '.join(shapes['inputs'])}: "
-                "name a model that makes one of them, such as model: {kind: factorisation}"
+                f"{role} {part.kind}: its argument {argument.name!r} is annotated as {argument.supplied}, which a "
+                f"{role} is not supplied with"
             )
-        whole = shapes["inputs"] if spec.model is None else _features_of(model, shapes)
-        options |= {"embedding": None if spec.model is None else model}
-        with seeded(spec.seed):
-            return factory(prod(whole), prod(shapes["targets"]), **options)
-    if "features" in inspect.signature(factory).parameters:
-        shape = _features_of(model, shapes)
-        options["features"] = tuple(shape) if spec.learner.kind in OF_MAPS else prod(shape)
-    if isinstance(spec.learner, AlpacaSpec) and isinstance(shapes["inputs"], dict):
-        options["user_features"] = shapes["inputs"].get("user_features", [0])[-1]
-    if isinstance(spec.learner, PldaSpec):
-        model.requires_grad_(False)  # what is measured of features holds for these alone
-    return factory(model, **options)
+        elif argument.passes_on:
+            arguments |= {argument.name: factory_of(value)} | _arguments(role, value, supplies)
+        elif argument.key in type(part).model_fields:
+            arguments[argument.name] = _built(value, supplies)
+    return arguments
 
 
-def _features_of(model: nn.Module, shapes: Shapes) -> torch.Size:
-    """The shape of what a model makes of one example."""
+def _built(value: Any, supplies: Supplies) -> Any:
+    """The value of an option as a factory takes it: a source for a part, plain values for a section."""
+    if isinstance(value, Part):
+        return _call("source", value, supplies)
+    if isinstance(value, dict):
+        return {name: _built(each, supplies) for name, each in value.items()}
+    return value.model_dump() if isinstance(value, Strict) else value
+
+
+def _supplied_arguments(part: Part) -> dict[Any, Argument]:
+    """The arguments of a part's factory by what they are supplied with."""
+    return {argument.supplied: argument for argument in describe(factory_of(part)) if argument.supplied is not None}
+
+
+def _declared(part: Part, what: Declared) -> Any:
+    """The value of the option that says something of a run's models; None if there is none."""
+    keys = [argument.key for argument in describe(factory_of(part)) if argument.declared is what and argument.key]
+    return getattr(part, keys[0]) if keys else None
+
+
+def _num_features(shapes: Shapes, *names: str) -> int:
+    """How many features of these names one example has."""
+    return sum(shapes["inputs"].get(name, [0])[-1] for name in names) if isinstance(shapes["inputs"], dict) else 0
+
+
+def _features_of(model: nn.Module | None, shapes: Shapes, learner: str) -> tuple[int, ...]:
+    """The shape of one example's features, or of the input where there is no model."""
+    inputs = shapes["inputs"]
     if isinstance(model, Encoder):
-        return torch.Size([model.body.features])
-    if isinstance(shapes["inputs"], dict):
-        if isinstance(model, models.RatingModel):
-            return torch.Size([model.width])
-        raise ValueError(f"this learner takes inputs of one tensor; these are {', '.join(shapes['inputs'])}")
+        return (model.body.features,)
+    if isinstance(model, RatingModel):
+        return (model.width,)
+    if isinstance(inputs, dict):
+        raise ValueError(
+            f"learner {learner} takes inputs of one tensor; these are {', '.join(inputs)}: give the run file a model "
+            "that makes one of them, such as model: {kind: factorisation}"
+        )
+    if model is None:
+        return tuple(inputs)
     like = next(model.parameters(), torch.empty(0))
     was_training = model.training
     model.eval()  # measuring must not move BatchNorm's running statistics
     with torch.no_grad():
-        features = model(torch.zeros(1, *shapes["inputs"], dtype=like.dtype, device=like.device))
+        features = model(torch.zeros(1, *inputs, dtype=like.dtype, device=like.device))
     model.train(was_training)
-    return features.shape[1:]
+    return tuple(features.shape[1:])
 
 
-def has_head(spec: Spec) -> bool:
-    """Whether the run's learner predicts through the model's own last layer, and so has a fixed number of ways."""
-    return spec.model is not None and "embedding" not in inspect.signature(_factory(spec)).parameters
-
-
-def _factory(spec: Spec) -> Callable[..., Learner]:
-    return getattr(learners, spec.learner.kind)
+def has_head(spec: Spec, learner: Part | None = None) -> bool:
+    """Whether a learner, by default the run's, predicts through the model's own last layer, and so has a fixed number
+    of ways."""
+    return spec.model is not None and Supplied.MODEL in _supplied_arguments(learner or spec.learner)
 
 
 def device_of(spec: Spec) -> torch.device:
-    """The device that the run file names; "auto" is the accelerator if there is one.
+    """The device of a run file; "auto" is the accelerator if there is one.
 
     Raises:
         ValueError: a device that torch does not know or this machine lacks.
@@ -247,5 +341,5 @@ def device_of(spec: Spec) -> torch.device:
         device = torch.device(spec.device)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"device {spec.device!r} is not to be had here: {str(error).splitlines()[0]}") from None
+        raise ValueError(f"device {spec.device!r} is not available: {str(error).splitlines()[0]}") from None
     return device

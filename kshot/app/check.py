@@ -1,4 +1,4 @@
-"""`kshot data check`: what is wrong with the tasks of a run file, in the terminal, as JSON, and as a page."""
+"""`kshot data check`: the findings on the tasks of a run file, in the terminal, as JSON, and as a page."""
 
 from __future__ import annotations
 
@@ -18,21 +18,16 @@ from rich.table import Table
 
 from kshot.app.build import build_source
 from kshot.app.spec import Spec
-from kshot.checking.check import Checked, Sizes, check
+from kshot.checking.check import check
 from kshot.checking.duplicates import content_hashes
+from kshot.checking.findings import Checked, Sizes, parts_of
 from kshot.evaluation.per_task import write
 from kshot.evaluation.report.report import picture, render, to_json
 from kshot.evaluation.report.style import BLUE, MUTED, ORANGE, canvas, quiet
 from kshot.evaluation.report.task_pictures import Example, classification_examples
-from kshot.sources.corpus import Corpus
-from kshot.sources.series import SeriesTasks
-from kshot.sources.table import TablePreprocessor
-from kshot.sources.text import TextTasks
-from kshot.tasks.mixture import Mixture
 from kshot.tasks.pool import plural
-from kshot.tasks.preprocessor import Preprocessor
 from kshot.tasks.source import TaskSource
-from kshot.types import SPLITS, Batch, Split, Task, tree_leaves
+from kshot.types import SPLITS, Batch, Split, Task, Tree, tree_leaves, tree_map
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -40,23 +35,24 @@ if TYPE_CHECKING:
 COLOURS = {"ok": "green", "note": "cyan", "warning": "yellow", "error": "bold red"}
 TONES = {"ok": "good", "note": "note", "warning": "fair", "error": "bad"}
 SENTENCES = {
-    "ok": "Nothing was found that stands in the way of a run.",
-    "note": "Nothing stands in the way of a run; the notes are worth a look.",
+    "ok": "Nothing was found that would impede a run.",
+    "note": "Nothing was found that would impede a run; see the notes.",
     "warning": "A run would work, but read the warnings before you trust its figures.",
-    "error": "A run would fail, or its figures would be worthless: mend the errors first.",
+    "error": "A run would fail, or its figures would be worthless: correct the errors first.",
 }
 BARS = "▁▂▃▄▅▆▇█"
-DRAWN, LINES, CELLS = 3, 6, 8
-"""Tasks drawn on the page, examples of support and of query shown of each, and numbers of an example."""
+HEADER = ("split", "classes or groups", "tasks", "examples", "smallest", "median", "largest")
+SHOWN_TASKS, SHOWN_EXAMPLES, SHOWN_VALUES = 3, 6, 8
+"""Number of tasks on the page, of examples of each set, and of values of an example."""
 
 
 def check_run_file(
     spec: Spec, *, examples: int, tasks: int, json_file: Path | None, html_file: Path | None, console: Console
 ) -> Checked:
-    """Check the tasks of a run file, print what was found, and write the files that were asked for.
+    """Check the tasks of a run file, print the findings, and write them to files if given.
 
     Raises:
-        ValueError: a source that cannot be opened, or a file to write that the run file reads.
+        ValueError: a source that cannot be opened, or an output file that the run file reads.
     """
     read = {
         Path(leaf).expanduser().resolve()
@@ -67,145 +63,135 @@ def check_run_file(
         if file and file.resolve() in read:
             raise ValueError(f"{file} is data that the run file names, and is never written over; choose another file")
     source = build_source(spec)
-    notes = Console(stderr=True)
+    stderr = Console(stderr=True)
     columns = TextColumn("decoding images"), BarColumn(bar_width=30), MofNCompleteColumn(), TimeRemainingColumn()
-    with Progress(*columns, console=notes, transient=True, disable=not notes.is_terminal) as bars:
+    with Progress(*columns, console=stderr, transient=True, disable=not stderr.is_terminal) as bars:
         bar = bars.add_task("", total=None, visible=False)
-        found = check(
+        checked = check(
             source,
             examples=examples,
             tasks=tasks,
             progress=lambda done, total: bars.update(bar, completed=done, total=total, visible=True),
         )
-    _print(spec.name, found, console)
+    _print(spec.name, checked, console)
     if json_file:
-        write(json_file, json.dumps(report(spec, source, found), indent=2, ensure_ascii=False) + "\n")
+        write(json_file, json.dumps(report(spec, source, checked), indent=2, ensure_ascii=False) + "\n")
         console.print(f"JSON: {json_file}", highlight=False, markup=False, soft_wrap=True)
     if html_file:
-        write(html_file, page(spec, source, found))
+        write(html_file, page(spec, source, checked))
         console.print(f"page: {html_file}", highlight=False, markup=False, soft_wrap=True)
-    return found
+    return checked
 
 
-def report(spec: Spec, source: TaskSource, found: Checked) -> dict[str, Any]:
-    """What was found as JSON knows it."""
-    sizes = [
-        {
-            "source": own.source or None,
-            "split": own.split,
-            "kind": own.kind,
-            "count": len(own.counts) or None,
-            "tasks": own.tasks,
-            "examples": sum(own.counts) if own.counts else None,
-            **(
-                {"smallest": min(own.counts), "median": statistics.median(own.counts), "largest": max(own.counts)}
-                | {"histogram": _histogram(own.counts)}
-                if own.counts
-                else {}
-            ),
-        }
-        for own in found.sizes
-    ]
-    about = {"kshot": version("kshot"), "name": spec.name, "worst": found.worst, "looked_at": found.looked_at}
-    findings = [finding._asdict() for finding in found.findings]
-    plain: dict[str, Any] = to_json(about | {"findings": findings, "splits": sizes, "source": source.describe()})
+def report(spec: Spec, source: TaskSource, checked: Checked) -> dict[str, Any]:
+    """The result of a check as JSON."""
+    about = {"kshot": version("kshot"), "name": spec.name, "worst": checked.worst, "looked_at": checked.looked_at}
+    findings = [finding._asdict() for finding in checked.findings]
+    splits = [_statistics(sizes) for sizes in checked.sizes]
+    plain: dict[str, Any] = to_json(about | {"findings": findings, "splits": splits, "source": source.describe()})
     return plain
 
 
-def page(spec: Spec, source: TaskSource, found: Checked) -> str:
-    """What was found as one page, with a few tasks drawn."""
-    while isinstance(source, Mixture):  # one of its sources is drawn
-        source = source.sources[source.source_of("test", 0)]
-    drawn = _drawn(source)
-    figures = []
-    if any(own.counts for own in found.sizes):
-        caption = f"How many {plural(found.sizes[0].kind)} have how many examples."
-        figures = [picture("sizes", _histograms(found.sizes))._replace(caption=caption)]
-    figure, caption = _pictured(source, drawn)
-    return render(
-        Path(__file__).parent / "check.html.j2",
-        {
-            "name": spec.name,
-            "version": version("kshot"),
-            "tone": TONES[found.worst],
-            "worst": found.worst,
-            "sentence": SENTENCES[found.worst],
-            "looked_at": found.looked_at,
-            "findings": [finding._asdict() | {"tone": TONES[finding.severity]} for finding in found.findings],
-            "header": _HEADER,
-            "rows": [_row(own) for own in found.sizes],
-            "figures": figures,
-            "tasks": picture("tasks", figure)._replace(caption=caption) if figure else None,
-            "listed": [] if figure else [_listed(source, task) for task in drawn],
-            "split": drawn[0][0] if drawn else "",
-        },
-    )
+def _statistics(sizes: Sizes) -> dict[str, Any]:
+    """The sizes of a split with summary statistics; the base of all three renderings."""
+    counts = sizes.counts
+    about = {"source": sizes.source or None, "split": sizes.split, "kind": sizes.kind, "count": len(counts) or None}
+    about |= {"tasks": sizes.tasks, "examples": sum(counts) if counts else None}
+    if not counts:
+        return about
+    extremes = {"smallest": min(counts), "median": statistics.median(counts), "largest": max(counts)}
+    return about | extremes | {"histogram": _histogram(counts)}
 
 
-_HEADER = ("split", "classes or groups", "tasks", "examples", "smallest", "median", "largest")
+def _title(sizes: Sizes) -> str:
+    return f"{sizes.source}, {sizes.split}" if sizes.source else sizes.split
 
 
-def _row(own: Sizes) -> list[str]:
-    """A line of the table of sizes."""
-    name = f"{own.source}, {own.split}" if own.source else own.split
-    tasks = "without end" if own.tasks is None else f"{own.tasks:,}"
-    if not own.counts:
-        return [name, "", tasks, "", "", "", ""]
-    sizes = (sum(own.counts), min(own.counts), statistics.median(own.counts), max(own.counts))
-    many = f"{len(own.counts):,} {plural(own.kind) if len(own.counts) != 1 else own.kind}"
-    return [
-        name,
-        many,
-        "any number" if own.tasks is None else tasks,
-        *(f"{size:,.4g}" if size % 1 else f"{int(size):,}" for size in sizes),
-    ]
+def _row(sizes: Sizes) -> list[str]:
+    """The row of a split in the table of sizes, under `HEADER`."""
+    about = _statistics(sizes)
+    tasks = "unlimited" if sizes.tasks is None else f"{sizes.tasks:,}"
+    if not sizes.counts:
+        return [_title(sizes), "", tasks, "", "", "", ""]
+    members = f"{about['count']:,} {plural(sizes.kind) if about['count'] != 1 else sizes.kind}"
+    values = (about[name] for name in HEADER[3:])
+    return [_title(sizes), members, tasks, *(f"{v:,.4g}" if v % 1 else f"{int(v):,}" for v in values)]
 
 
-def _print(name: str, found: Checked, console: Console) -> None:
+def _print(name: str, checked: Checked, console: Console) -> None:
     console.print(f"[bold]{escape(name)}[/]", highlight=False)
-    table = Table(*_HEADER, "sizes", box=None, pad_edge=False, header_style="dim")
+    table = Table(*HEADER, "sizes", box=None, pad_edge=False, header_style="dim")
     for column in table.columns[1:-1]:
         column.justify = "right"
-    for own in found.sizes:
-        counts = [bar["count"] for bar in _histogram(own.counts)] if own.counts else []
+    for sizes in checked.sizes:
+        counts = [bar["count"] for bar in _histogram(sizes.counts)] if sizes.counts else []
         bars = "".join(BARS[-(-7 * count // max(counts))] if count else " " for count in counts)
-        table.add_row(*map(escape, _row(own)), bars)
+        table.add_row(*map(escape, _row(sizes)), bars)
     console.print(table)
     console.print()
     lines = Table.grid(padding=(0, 2))
     lines.add_column(no_wrap=True)
     lines.add_column(no_wrap=True)
     lines.add_column(overflow="fold")
-    for finding in found.findings:
+    for finding in checked.findings:
         colour = COLOURS[finding.severity]
         lines.add_row(f"[{colour}]{finding.severity}[/]", escape(finding.check), escape(finding.sentence))
     console.print(lines, highlight=False)
     console.print()
-    console.print(f"[dim]{escape(found.looked_at)}[/] {SENTENCES[found.worst]}", highlight=False)
+    console.print(f"[dim]{escape(checked.looked_at)}[/] {SENTENCES[checked.worst]}", highlight=False)
+
+
+def page(spec: Spec, source: TaskSource, checked: Checked) -> str:
+    """The result of a check as a page with a few tasks; with those of the first source of a mixture in test."""
+    shown = next(part.source for part in parts_of(source) if "test" in part.splits)
+    tasks, split = _first_tasks(shown)
+    figures = []
+    if any(sizes.counts for sizes in checked.sizes):
+        caption = f"Number of {plural(checked.sizes[0].kind)} by number of examples."
+        figures = [picture("sizes", _histograms(checked.sizes))._replace(caption=caption)]
+    figure, caption = _figure(shown, tasks)
+    return render(
+        Path(__file__).parent / "check.html.j2",
+        {
+            "name": spec.name,
+            "version": version("kshot"),
+            "tone": TONES[checked.worst],
+            "worst": checked.worst,
+            "sentence": SENTENCES[checked.worst],
+            "looked_at": checked.looked_at,
+            "findings": [finding._asdict() | {"tone": TONES[finding.severity]} for finding in checked.findings],
+            "header": HEADER,
+            "rows": [_row(sizes) for sizes in checked.sizes],
+            "figures": figures,
+            "tasks": picture("tasks", figure)._replace(caption=caption) if figure else None,
+            "listed": [] if figure else [_table(shown, split, task) for task in tasks],
+            "split": split,
+        },
+    )
 
 
 def _histogram(counts: Sequence[int]) -> list[dict[str, int]]:
-    """Up to 10 bars of whole sizes: from, to (inclusive), and how many are of these sizes."""
+    """Up to 10 bars of integer sizes: from, to (inclusive), and the number of members."""
     low, high = min(counts), max(counts)
     width = -(-(high - low + 1) // 10)
-    places = np.bincount((np.array(counts) - low) // width)
+    numbers = np.bincount((np.array(counts) - low) // width)
     return [
-        {"from": low + place * width, "to": min(low + (place + 1) * width - 1, high), "count": count}
-        for place, count in enumerate(places.tolist())
+        {"from": low + bar * width, "to": min(low + (bar + 1) * width - 1, high), "count": count}
+        for bar, count in enumerate(numbers.tolist())
     ]
 
 
 def _histograms(sizes: Sequence[Sizes]) -> Figure:
     from matplotlib.ticker import MaxNLocator
 
-    sizes = [own for own in sizes if own.counts]
+    sizes = [split for split in sizes if split.counts]
     across = min(3, len(sizes))
     down = -(-len(sizes) // across)
     figure = canvas(2.1 * down)
-    for place, own in enumerate(sizes):
-        axes = figure.add_subplot(down, across, place + 1)
-        quiet(axes, f"{own.source}, {own.split}" if own.source else own.split)
-        bars = _histogram(own.counts)
+    for number, split in enumerate(sizes):
+        axes = figure.add_subplot(down, across, number + 1)
+        quiet(axes, _title(split))
+        bars = _histogram(split.counts)
         left = [bar["from"] - 0.5 for bar in bars]
         width = [bar["to"] - bar["from"] + 1 for bar in bars]
         axes.bar(left, [bar["count"] for bar in bars], width, align="edge", color=BLUE, edgecolor="white")
@@ -214,45 +200,39 @@ def _histograms(sizes: Sequence[Sizes]) -> Figure:
         if len(bars) == 1:
             axes.set_xlim(left[0] - 1, left[0] + 2)
         axes.set_xlabel("examples", fontsize=9, color=MUTED)
-        if place % across == 0:
-            axes.set_ylabel(plural(own.kind), fontsize=9, color=MUTED)
+        if number % across == 0:
+            axes.set_ylabel(plural(split.kind), fontsize=9, color=MUTED)
     return figure
 
 
-def _drawn(source: TaskSource) -> list[tuple[Split, Task]]:
-    """The first tasks that can be drawn, of test where it has any."""
+def _first_tasks(source: TaskSource) -> tuple[list[Task], Split]:
+    """The first tasks that can be drawn, of test if it has any, and their split."""
     for split in reversed(SPLITS):
-        tasks: list[tuple[Split, Task]] = []
+        tasks: list[Task] = []
         for index in range(20):
             try:
-                tasks.append((split, source.task(split, index)))
-            except ValueError:  # told among the findings
+                tasks.append(source.task(split, index))
+            except ValueError:  # one of the findings
                 continue
-            if len(tasks) == DRAWN:
+            if len(tasks) == SHOWN_TASKS:
                 break
         if tasks:
-            return tasks
-    return []
+            return tasks, split
+    return [], "test"
 
 
-def _pictured(source: TaskSource, drawn: Sequence[tuple[Split, Task]]) -> tuple[Figure | None, str]:
-    """Tasks as a figure, where they are images, series or curves; and what stands under it."""
-    tasks = [task for _, task in drawn]
+def _figure(source: TaskSource, tasks: Sequence[Task]) -> tuple[Figure | None, str]:
+    """A figure of tasks of images, series or curves, and its caption."""
     inputs = tasks[0].support.inputs if tasks else None
     if not isinstance(inputs, torch.Tensor):
         return None, ""
     if inputs.ndim == 4 and inputs.shape[1] in (1, 3) and source.objective.task_specific_classes:
-        return (
-            classification_examples([Example(task, None) for task in tasks]),
-            "A column is a class: above what a learner is shown, below what it is asked.",
-        )
-    if isinstance(source, SeriesTasks):
-        return (
-            _curves(tasks, windows=True),
-            "Each line is a window: pale what comes before, strong what is to be forecast.",
-        )
+        figure = classification_examples([Example(task, None) for task in tasks])
+        return figure, "A column is a class: the support set above, the query set below."
+    if source.forecasts:
+        return _curves(tasks, windows=True), "Each line is a window: its context pale, its horizon strong."
     if inputs.ndim == 2 and inputs.shape[1] == 1 and tasks[0].support.targets.shape[1:] == (1,):
-        return _curves(tasks, windows=False), "Each point is an example: its input across, its target up."
+        return _curves(tasks, windows=False), "Each point is an example: its target over its input."
     return None, ""
 
 
@@ -267,7 +247,7 @@ def _curves(tasks: Sequence[Task], *, windows: bool) -> Figure:
             if not windows:
                 axes.plot(x[:, 0], y[:, 0], "o", color=colour, markersize=4, label=name)
                 continue
-            for row, (past, future) in enumerate(zip(x[:LINES, :, 0], y[:LINES])):
+            for row, (past, future) in enumerate(zip(x[:SHOWN_EXAMPLES, :, 0], y[:SHOWN_EXAMPLES])):
                 axes.plot(range(-len(past) + 1, 1), past, color=colour, alpha=0.3, linewidth=1)
                 joined = torch.cat([past[-1:], future])
                 axes.plot(range(len(joined)), joined, color=colour, linewidth=1.6, label=None if row else name)
@@ -275,54 +255,50 @@ def _curves(tasks: Sequence[Task], *, windows: bool) -> Figure:
     return figure
 
 
-def _listed(source: TaskSource, drawn: tuple[Split, Task]) -> dict[str, Any]:
-    """A task as a table of its first examples."""
-    split, task = drawn
-    texts = _texts(source, split) if isinstance(source, TextTasks) else {}
-    header, rows = ["set", "target"], []
-    preprocessor = source.preprocessor
-    names = preprocessor.columns.features[:CELLS] if isinstance(preprocessor, TablePreprocessor) else ["input"]
-    for part, batch in zip(Task._fields, task):
-        kept = (batch.weight > 0).nonzero()[:LINES, 0].tolist()
-        rows += [
-            [part, _target(source, preprocessor, batch, row), *_input(source, preprocessor, batch, row, texts)]
-            for row in kept
-        ]
-    width = max((len(row) for row in rows), default=2)
-    header += names if len(names) == width - 2 else ["input"]
-    return {"header": header, "rows": rows}
+def _table(source: TaskSource, split: Split, task: Task) -> dict[str, Any]:
+    """The first examples of a task as a table."""
+    texts = _texts(source, split)
+    columns = source.preprocessor.input_columns if source.preprocessor else None
+    names = columns.features[:SHOWN_VALUES] if columns else ["input"]
+    rows = [
+        [part, _target(source, batch, row), *_input(source, batch.inputs, row, texts)]
+        for part, batch in zip(Task._fields, task)
+        for row in (batch.weight > 0).nonzero()[:SHOWN_EXAMPLES, 0].tolist()
+    ]
+    fits = bool(rows) and max(map(len, rows)) == len(names) + 2
+    return {"header": ["set", "target", *(names if fits else ["input"])], "rows": rows}
 
 
-def _target(source: TaskSource, preprocessor: Preprocessor | None, batch: Batch, row: int) -> str:
+def _target(source: TaskSource, batch: Batch, row: int) -> str:
     target = batch.targets[row]
-    if isinstance(source, Corpus):
-        return source.vocabulary.decode(target[target >= 0].numpy())
+    shown = source.preprocessor.show_target(target) if source.preprocessor else None
+    if shown is not None:
+        return shown
     if source.objective.task_specific_classes:
         return f"class {int(target.argmax()) + 1}"
-    if isinstance(preprocessor, TablePreprocessor) and preprocessor.classes:
-        return preprocessor.classes[int(target.argmax())]
-    return ", ".join(f"{value:.3g}" for value in target.flatten()[:CELLS].tolist())
+    return ", ".join(f"{value:.3g}" for value in target.flatten()[:SHOWN_VALUES].tolist())
 
 
-def _texts(source: TextTasks, split: Split) -> dict[bytes, str]:
-    """The text behind the content of each example of a split."""
-    rows = np.concatenate(list(source.classes(split).values()))
+def _texts(source: TaskSource, split: Split) -> dict[bytes, str]:
+    """The texts of a split by the hash of their inputs."""
+    if source.texts is None:
+        return {}
+    examples: Any = source
+    rows = np.concatenate(list(source.members(split).values()))
     chunks = np.array_split(rows, -(-len(rows) // 512))
-    keys = [key for chunk in chunks for key in content_hashes(source.examples.take(chunk))]
+    keys = [key for chunk in chunks for key in content_hashes(examples.examples.take(chunk))]
     return dict(zip(keys, (source.texts[row] for row in rows.tolist())))
 
 
-def _input(
-    source: TaskSource, preprocessor: Preprocessor | None, batch: Batch, row: int, texts: Mapping[bytes, str]
-) -> list[str]:
-    if isinstance(source, Corpus):
-        own = batch.inputs[row]
-        return [source.vocabulary.decode(own[own > 0].numpy())]
-    leaves = [leaf[row].flatten() for leaf in tree_leaves(batch.inputs)]
-    numbers = torch.cat([leaf.double() for leaf in leaves])[:CELLS].tolist()
-    if isinstance(preprocessor, TablePreprocessor):
-        return [f"{value:.3g}" for value in numbers]
+def _input(source: TaskSource, inputs: Tree, row: int, texts: Mapping[bytes, str]) -> list[str]:
+    if source.preprocessor is not None and not isinstance(inputs, dict):
+        shown = source.preprocessor.show_input(inputs[row])
+        if shown is not None:
+            return [shown]
+    leaves = [leaf[row].flatten() for leaf in tree_leaves(inputs)]
+    values = [f"{value:.3g}" for value in torch.cat([leaf.double() for leaf in leaves])[:SHOWN_VALUES].tolist()]
+    if source.preprocessor is not None and source.preprocessor.input_columns is not None:
+        return values
     if texts:
-        return [texts[content_hashes(batch.inputs[row : row + 1])[0]]]
-    more = ", …" if sum(map(len, leaves)) > CELLS else ""
-    return [", ".join(f"{value:.3g}" for value in numbers) + more]
+        return [texts[content_hashes(tree_map(lambda leaf: leaf[row : row + 1], inputs))[0]]]
+    return [", ".join(values) + (", …" if sum(map(len, leaves)) > SHOWN_VALUES else "")]

@@ -12,8 +12,8 @@ import torch
 from torch import nn
 
 from kshot.app.baselines import COVERED, about, evaluate_baselines
-from kshot.app.build import Shapes, build_source, device_of, with_shots
-from kshot.app.spec import GaussianProcessesSpec, SinusoidsSpec, Spec
+from kshot.app.build import Shapes, build_source, device_of
+from kshot.app.spec import Spec
 from kshot.evaluation.audit.run import UntrustedFigure
 from kshot.evaluation.compare import differences
 from kshot.evaluation.cost import Cost, cost
@@ -25,7 +25,7 @@ from kshot.evaluation.report.verdict import best_baseline
 from kshot.evaluation.shots import Shots, over_shots
 from kshot.evaluation.target import Target
 from kshot.learner import Learner
-from kshot.learners.gradient.maml import GradientLearner
+from kshot.learners.gradient.gradient_learner import GradientLearner
 from kshot.objectives import gaussian
 from kshot.sources.pixels import Pixels
 from kshot.tasks.read_log import EVALUATION, during
@@ -159,7 +159,7 @@ def _longest(spec: Spec, source: TaskSource) -> tuple[TaskSource, list[int]] | N
     before = source.describe()
     while len(asked) > 1:
         try:
-            longer = build_source(with_shots(spec, asked[-1]))
+            longer = source.with_shots(asked[-1])
             described = longer.describe()
             most = described.get("shots", 0)
             most = most[-1] if isinstance(most, list) else most
@@ -255,7 +255,7 @@ def make_figures(report: dict[str, Any], tested: TestResult, spec: Spec, learner
 
 def _examples(spec: Spec, learner: Learner) -> dict[str, Figure]:
     """Pictures of the first test tasks, where they can be drawn."""
-    if isinstance(spec.source, SinusoidsSpec | GaussianProcessesSpec):
+    if spec.source.kind in ("sinusoids", "gaussian_processes"):
         curves = build_source(spec.model_copy(update={"source": spec.source.model_copy(update={"queries": 100})}))
         shown = [curves.task("test", index) for index in range(3)]
         if curves.objective == gaussian:
@@ -293,8 +293,8 @@ def completions_of(
         for count in counts:
             known = order[:count]
             with torch.no_grad():
-                state = learner.adapt(Batch.of(source.places[known], targets[known]))
-                told = learner.predict(state, source.places)
+                state = learner.adapt(Batch.of(source.positions[known], targets[known]))
+                told = learner.predict(state, source.positions)
             mean, std = (told[name].T.reshape(image.shape) for name in ("mean", "std"))
             shown = torch.zeros(height * width, dtype=torch.bool).index_fill(0, known, True).view(height, width)
             column.append(charts.Completion(image, shown, mean, std))

@@ -72,15 +72,15 @@ class User:
         support: Support = (
             self.preprocessor.support(ratings)
             if isinstance(ratings, Path)
-            else self.preprocessor.of_ratings(ratings or {})
+            else self.preprocessor.support_of(ratings or {})
         )
         of_user = support.inputs.get("user_features")
-        self.whole = self.preprocessor.whole(of_user[:1] if of_user is not None and len(of_user) else None)
+        self.whole = self.preprocessor.all_items(of_user[:1] if of_user is not None and len(of_user) else None)
         assert isinstance(support.targets, Tensor)
         count = len(support.targets)
         empty = tree_map(lambda leaf: torch.zeros_like(leaf[:1]), self.whole)
         inputs = {name: torch.cat([support.inputs.get(name, leaf[:0]), leaf]) for name, leaf in empty.items()}
-        nothing = self.preprocessor.wide(np.array([self.preprocessor.low]))
+        nothing = self.preprocessor.batch_targets(np.array([self.preprocessor.low]))
         weight = torch.cat([torch.ones(count), torch.zeros(1)])  # a row that counts for nothing: there may be no other
         self.support = Batch(inputs, torch.cat([support.targets, nothing]), weight)
         self.given = [int(number) for number in support.inputs["item"].tolist()]
@@ -257,7 +257,7 @@ def interview(
                 f"{question.title}, {preprocessor.low:g} to {preprocessor.high:g}, or nothing if unknown"
             ).strip()
             try:
-                fault = preprocessor.fault(float(said)) if said else ""
+                fault = preprocessor.error_of(float(said)) if said else ""
             except ValueError:
                 fault = "is no number"
             if not fault:

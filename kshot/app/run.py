@@ -17,7 +17,15 @@ from rich.console import Console
 from torch import nn
 
 from kshot.app.baselines import names_of
-from kshot.app.build import build_learner, build_model, build_source, device_of, has_head, shapes_of
+from kshot.app.build import (
+    build_learner,
+    build_model,
+    build_policy,
+    build_source,
+    device_of,
+    has_head,
+    shapes_of,
+)
 from kshot.app.display import Display
 from kshot.app.final_evaluation import TestResult, evaluate_with_baselines, make_figures, protocol, report_entries
 from kshot.app.folder import RunFolder, noted_reads
@@ -33,8 +41,7 @@ from kshot.evaluation.report.report import to_json, write_report
 from kshot.evaluation.report.verdict import best_baseline
 from kshot.evaluation.target import Target
 from kshot.learner import Learner
-from kshot.learners.heads.metric import FeatureStatistics
-from kshot.learners.heads.protonet import HeadLearner
+from kshot.learners.heads.head_learner import FeatureStatistics, HeadLearner
 from kshot.tasks.read_log import during, watched
 from kshot.tasks.source import TaskSource
 from kshot.training.checkpoint import Checkpoints
@@ -86,13 +93,14 @@ def _run(spec: Spec, out: Path, target: Target, display: Display, resume: bool) 
     if isinstance(learner, HeadLearner) and isinstance(learner.head, FeatureStatistics):
         with during(source, "pretraining"):
             fit_feature_statistics(learner, source)
-    training = spec.train.model_dump()
+    training, budget = spec.train.model_dump(), Budget(**spec.budget.model_dump())
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_folder() / "compiled"))  # kept between processes
     result = run_until(
         learner,
         source,
         target,
-        budget=Budget(**spec.budget.model_dump()),
+        budget=budget,
+        policy=build_policy(spec, target, budget),
         num_val_tasks=spec.evaluate.num_val_tasks,
         seed=spec.seed,
         folder=folder.train,

@@ -25,7 +25,7 @@ from kshot.deciding.decisions import Round, best_round
 from kshot.evaluation.rejection import OUTSIDE, novelty
 from kshot.evaluation.target import Target
 from kshot.learner import Learner
-from kshot.learners.heads.protonet import HeadLearner
+from kshot.learners.heads.head_learner import HeadLearner
 from kshot.sources.corpus import CorpusPreprocessor
 from kshot.sources.preprocessors import preprocessor_from_json
 from kshot.tasks.preprocessor import Preprocessor

@@ -23,7 +23,7 @@ from kshot.data.text.vocabulary import UNKNOWN
 from kshot.evaluation.per_task import TASKS, write_tasks
 from kshot.evaluation.report.report import to_json, write_report
 from kshot.evaluation.target import Target
-from kshot.learners.generate import generate
+from kshot.learners.generation import generate
 from kshot.sources.corpus import CorpusPreprocessor
 from kshot.tasks.read_log import watched
 from kshot.types import to

@@ -12,6 +12,7 @@ from typing import Annotated
 from annotated_types import Ge
 
 from kshot.annotations import NonNegativeFloat, PositiveFloat, PositiveInt
+from kshot.argument_checks import check_arguments
 from kshot.deciding.decisions import (
     Change,
     Decision,
@@ -67,6 +68,7 @@ class Run:
     best: Round | None
 
 
+@check_arguments
 def run_until(
     learner: Learner,
     source: TaskSource,
@@ -123,10 +125,6 @@ def run_until(
     target = Target.parse(target) if isinstance(target, str) else target
     budget = budget or Budget()
     policy = policy or rules(target, budget)
-    if steps_per_round < 1 or num_val_tasks < 2:
-        raise ValueError(
-            f"a round needs at least one step and two validation tasks, got {steps_per_round} and {num_val_tasks}"
-        )
     settings = Settings(outer_lr, clip, schedule, _max_steps(budget, steps_per_round), tasks_per_step, weight_decay)
     with tempfile.TemporaryDirectory() as scratch, during(source, "rounds"):
         run = _RunState(

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from kshot.learner import Learner
 from kshot.objectives import ranking
-from kshot.sources.ratings.source import RatingTasks
+from kshot.sources.ratings.tasks import RatingTasks
 from kshot.types import Task, Tree, to, tree_map
 
 TOP = 10
@@ -48,7 +48,7 @@ class Covering:
         """Rank for the user of a task, after adapting to it."""
         inputs, real = task.support.inputs, task.support.weight > 0
         of_user = inputs.get("user_features")
-        whole = self.preprocessor.whole(None if of_user is None else of_user[:1].cpu())
+        whole = self.preprocessor.all_items(None if of_user is None else of_user[:1].cpu())
         prediction = self.learner.predict(state, to(whole, task.support.weight.device))
         scores = self.preprocessor.expected(tree_map(lambda leaf: leaf.cpu(), prediction))
         given = inputs["item"][real].cpu()

@@ -19,7 +19,7 @@ from kshot.evaluation.calibration import Calibrating, Calibration
 from kshot.evaluation.coverage import Coverage, Covering
 from kshot.evaluation.intervals import Interval, interval
 from kshot.learner import Learner
-from kshot.sources.ratings.source import ratings_of
+from kshot.sources.ratings.tasks import ratings_of
 from kshot.tasks.read_log import EVALUATION, during
 from kshot.tasks.source import TaskSource, hash_into, short_hash
 from kshot.training.fit import seeded

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
 from functools import partial
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -24,6 +24,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
+from kshot.argument_checks import check_arguments
 from kshot.inner.batch_norm import along_channels, batch_norm
 from kshot.inner.kernels import in_transform, kernels_to_disable, reset_flat_weights, twice_differentiable
 from kshot.inner.layer_errors import explain_batching_errors, is_batched
@@ -61,9 +62,8 @@ class Function:
         task_norm: meta-parameters that the learner has to register as its own, or None.
     """
 
+    @check_arguments
     def __init__(self, module: nn.Module, batchnorm: BatchNorm = "support", task_norm: TaskNorm | None = None) -> None:
-        if batchnorm not in get_args(BatchNorm):
-            raise ValueError(f"batchnorm must be one of {', '.join(get_args(BatchNorm))}, got {batchnorm!r}")
         self.module, self.batchnorm = module, batchnorm
         num_norms = sum(isinstance(part, _BatchNorm) for part in module.modules())
         self.has_norms = num_norms > 0
@@ -82,9 +82,8 @@ class Function:
 
     def adapting(self, params: Params, batch: Batch) -> Tree:
         """Call on a support set; only the module's output is needed."""
-        if self.batchnorm == "running":
-            choose = _running
-        else:
+        choose: Choose = _running
+        if self.batchnorm != "running":
             choose = _of_batch if _has_equal_weights(batch.weight) else _of_weighted_batch(batch.weight)
         return self._call(params, batch.inputs, choose, count=batch.weight.sum())
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
+from kshot.annotations import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from kshot.argument_checks import check_arguments
 from kshot.inner.rules import UpdateRule
 from kshot.inner.solvers import InnerSolver
 from kshot.inner.unrolling import Loss, Steps, loss_arguments, trajectory
@@ -31,7 +33,8 @@ class Implicit(InnerSolver):
     Args:
         rule: update rule of a step. Its own Parameters get no gradient: the minimum does not depend on them.
         steps: number of steps.
-        proximity: $\lambda > 0$, strength of the pull towards the initial parameters.
+        proximity: $\lambda > 0$, strength of the pull towards the initial parameters, on which the minimum depends
+            through it alone.
         damping: $\delta \ge 0$, added to $\lambda$ inside the inverse only.
         method: "cg" solves the linear system by conjugate gradients; "neumann" sums
             $\frac1{\lambda + \delta} \sum_j (-\nabla^2 L / (\lambda + \delta))^j$, which converges only if
@@ -56,27 +59,18 @@ class Implicit(InnerSolver):
         None in the update. Under `vmap` the loss must receive the tensors of a task as its batch, not by closure.
     """
 
+    @check_arguments
     def __init__(
         self,
         rule: UpdateRule,
-        steps: int,
+        steps: NonNegativeInt,
         *,
-        proximity: float,
-        damping: float = 0.0,
+        proximity: PositiveFloat,
+        damping: NonNegativeFloat = 0.0,
         method: Method = "cg",
-        iterations: int = 5,
+        iterations: PositiveInt = 5,
     ) -> None:
         super().__init__(rule, steps)
-        if not proximity > 0:
-            raise ValueError(
-                f"proximity must be above 0, got {proximity}; with 0 the minimum is independent of the start"
-            )
-        if not damping >= 0:
-            raise ValueError(f"damping must be at least 0, got {damping}")
-        if method not in get_args(Method):
-            raise ValueError(f"method must be one of {', '.join(get_args(Method))}, got {method!r}")
-        if iterations < 1:
-            raise ValueError(f"iterations must be at least 1, got {iterations}")
         self.proximity, self.damping, self.method, self.iterations = proximity, damping, method, iterations
 
     def exact(self, step: int, steps: int) -> bool:

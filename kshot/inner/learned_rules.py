@@ -12,8 +12,9 @@ import math
 import torch
 from torch import Tensor, nn
 
+from kshot.annotations import OpenFraction, PositiveFloat, PositiveInt
+from kshot.argument_checks import check_arguments
 from kshot.inner.per_parameter import PerParameter
-from kshot.inner.rates import check_rate
 from kshot.inner.rules import UpdateRule
 from kshot.inner.transforms import Transform
 from kshot.types import Params, Tree
@@ -93,11 +94,9 @@ class Alfa(UpdateRule):
         The network's last layer is initialised to 0 and 1 is added to its output, so that training starts from MAML.
     """
 
-    def __init__(self, params: Params, inner_lr: float, *, steps: int) -> None:
+    @check_arguments
+    def __init__(self, params: Params, inner_lr: PositiveFloat, *, steps: PositiveInt) -> None:
         super().__init__()
-        check_rate(inner_lr)
-        if steps < 1:
-            raise ValueError(f"steps must be at least 1, got {steps}")
         like = next(iter(params.values()))
         self.names, self.steps = list(params), steps
         width = 2 * len(params)
@@ -150,9 +149,9 @@ class CoordinateLSTM(UpdateRule):
         second ones: a first-order solver gives those of the paper.
     """
 
-    def __init__(self, inner_lr: float, *, hidden: int = 20) -> None:
+    @check_arguments
+    def __init__(self, inner_lr: PositiveFloat, *, hidden: PositiveInt = 20) -> None:
         super().__init__()
-        check_rate(inner_lr)
         self.inner_lr, self.hidden = inner_lr, hidden
         self.layers = nn.ModuleList([nn.Linear(features + hidden, 4 * hidden) for features in (2, hidden)])
         self.output = nn.Linear(hidden, 1)
@@ -197,9 +196,9 @@ class CoordinateMLP(UpdateRule):
         and is added to the gradient.
     """
 
-    def __init__(self, inner_lr: float, *, hidden: int = 20) -> None:
+    @check_arguments
+    def __init__(self, inner_lr: PositiveFloat, *, hidden: PositiveInt = 20) -> None:
         super().__init__()
-        check_rate(inner_lr)
         self.inner_lr = inner_lr
         self.network = nn.Sequential(nn.Linear(5, hidden), nn.Tanh(), nn.Linear(hidden, 1))
         _zero_init(self.network[-1])
@@ -241,11 +240,9 @@ class GatedRule(UpdateRule):
         initialised to 0. Derivatives are exact, where the paper drops second ones.
     """
 
-    def __init__(self, inner_lr: float, *, keep: float = 0.9999) -> None:
+    @check_arguments
+    def __init__(self, inner_lr: OpenFraction, *, keep: OpenFraction = 0.9999) -> None:
         super().__init__()
-        for name, value in (("inner_lr", inner_lr), ("keep", keep)):
-            if not 0 < value < 1:
-                raise ValueError(f"{name} is the initial value of a gate and must lie between 0 and 1, got {value}")
         self.gates = nn.ModuleList([nn.Linear(4, 1), nn.Linear(4, 1)])
         for gate, value in zip(self.gates, (keep, inner_lr)):
             nn.init.zeros_(gate.weight)  # type: ignore[arg-type]

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal, get_args
+from typing import Literal
 
 from torch import Tensor, nn
 
+from kshot.annotations import PositiveFloat, PositiveInt
+from kshot.argument_checks import check_arguments
 from kshot.inner.per_parameter import PerParameter
 from kshot.types import Params
 
-Rate = float | Callable[[str, int], Tensor]
+Rate = PositiveFloat | Callable[[str, int], Tensor]
 """A positive number, or a function (name of the parameter, step from 0) -> rate, such as a `LearnedRate`."""
 
 Per = Literal["tensor", "element"]
@@ -36,13 +38,11 @@ class LearnedRate(nn.Module):
         arXiv:1810.09502, section 4 (LSLR: per tensor and step).
     """
 
-    def __init__(self, params: Params, inner_lr: float, *, per: Per = "tensor", steps: int | None = None) -> None:
+    @check_arguments
+    def __init__(
+        self, params: Params, inner_lr: PositiveFloat, *, per: Per = "tensor", steps: PositiveInt | None = None
+    ) -> None:
         super().__init__()
-        check_rate(inner_lr)
-        if per not in get_args(Per):
-            raise ValueError(f"per must be one of {', '.join(get_args(Per))}, got {per!r}")
-        if steps is not None and steps < 1:
-            raise ValueError(f"steps must be at least 1, or None for rates shared by all steps, got {steps}")
         self.steps = steps
         leading = () if steps is None else (steps,)
         self.rates = PerParameter(
@@ -56,12 +56,6 @@ class LearnedRate(nn.Module):
         """The rate of a parameter at a step: () or the parameter's shape."""
         rates = self.rates[name]
         return rates if self.steps is None else rates[min(step, self.steps - 1)]
-
-
-def check_rate(inner_lr: Rate) -> None:
-    """Raise ValueError for a number that is not positive."""
-    if not callable(inner_lr) and not inner_lr > 0:
-        raise ValueError(f"inner_lr must be above 0, got {inner_lr}")
 
 
 def rate_at(inner_lr: Rate, name: str, step: int) -> float | Tensor:

@@ -81,13 +81,11 @@ def _run(
         directions = []
         for direction in range(num_directions):
             index, order = layer * num_directions + direction, -1 if direction else 1
-            input_weight, hidden_weight, input_bias, hidden_bias = [
-                *weights[index * num_weights : (index + 1) * num_weights],
-                *[None] * (4 - num_weights),
-            ]
+            input_weight, hidden_weight, *biases = weights[index * num_weights : (index + 1) * num_weights]
+            input_bias, hidden_bias = biases or (None, None)
             state, steps = tuple(part[index] for part in initial), []
-            for projected in F.linear(outputs, input_weight, input_bias).unbind(0)[::order]:  # type: ignore[arg-type]
-                state = cell(projected, state, hidden_weight, hidden_bias)  # type: ignore[arg-type]
+            for projected in F.linear(outputs, input_weight, input_bias).unbind(0)[::order]:
+                state = cell(projected, state, hidden_weight, hidden_bias)
                 steps.append(state[0])
             final_states.append(state)
             directions.append(torch.stack(steps[::order]))

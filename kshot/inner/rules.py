@@ -13,7 +13,9 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor, nn
 
-from kshot.inner.rates import Rate, check_rate, rate_at
+from kshot.annotations import FractionBelowOne, NonNegativeFloat
+from kshot.argument_checks import check_arguments
+from kshot.inner.rates import Rate, rate_at
 from kshot.types import Params, Tree
 
 
@@ -53,18 +55,17 @@ class SGD(UpdateRule):
         Equal to `torch.optim.SGD`.
     """
 
+    @check_arguments
     def __init__(
         self,
         inner_lr: Rate,
         *,
-        momentum: float = 0.0,
+        momentum: NonNegativeFloat = 0.0,
         nesterov: bool = False,
         dampening: float = 0.0,
-        weight_decay: float = 0.0,
+        weight_decay: NonNegativeFloat = 0.0,
     ) -> None:
         super().__init__()
-        check_rate(inner_lr)
-        _check_not_negative(momentum=momentum, weight_decay=weight_decay)
         if nesterov and (momentum == 0 or dampening != 0):
             raise ValueError(f"nesterov needs momentum above 0 and dampening 0, got {momentum} and {dampening}")
         self.inner_lr, self.momentum, self.nesterov = inner_lr, momentum, nesterov
@@ -109,16 +110,16 @@ class Adam(UpdateRule):
         Kingma, Ba, arXiv:1412.6980. Equal to `torch.optim.Adam`.
     """
 
+    @check_arguments
     def __init__(
         self,
         inner_lr: Rate = 1e-3,
         *,
-        betas: tuple[float, float] = (0.9, 0.999),
-        eps: float = 1e-8,
-        weight_decay: float = 0.0,
+        betas: tuple[FractionBelowOne, FractionBelowOne] = (0.9, 0.999),
+        eps: NonNegativeFloat = 1e-8,
+        weight_decay: NonNegativeFloat = 0.0,
     ) -> None:
         super().__init__()
-        _check_adam(inner_lr, betas, eps, weight_decay)
         self.inner_lr, self.betas, self.eps, self.weight_decay = inner_lr, betas, eps, weight_decay
 
     def init(self, params: Params) -> Tree:
@@ -152,16 +153,16 @@ class AdamW(UpdateRule):
         Loshchilov, Hutter, arXiv:1711.05101. Equal to `torch.optim.AdamW`.
     """
 
+    @check_arguments
     def __init__(
         self,
         inner_lr: Rate = 1e-3,
         *,
-        betas: tuple[float, float] = (0.9, 0.999),
-        eps: float = 1e-8,
-        weight_decay: float = 1e-2,
+        betas: tuple[FractionBelowOne, FractionBelowOne] = (0.9, 0.999),
+        eps: NonNegativeFloat = 1e-8,
+        weight_decay: NonNegativeFloat = 1e-2,
     ) -> None:
         super().__init__()
-        _check_adam(inner_lr, betas, eps, weight_decay)
         self.inner_lr, self.betas, self.eps, self.weight_decay = inner_lr, betas, eps, weight_decay
 
     def init(self, params: Params) -> Tree:
@@ -200,20 +201,18 @@ class RMSprop(UpdateRule):
         Graves, arXiv:1308.0850 (centred). Equal to `torch.optim.RMSprop`.
     """
 
+    @check_arguments
     def __init__(
         self,
         inner_lr: Rate = 1e-2,
         *,
-        smoothing: float = 0.99,
-        eps: float = 1e-8,
-        momentum: float = 0.0,
+        smoothing: FractionBelowOne = 0.99,
+        eps: NonNegativeFloat = 1e-8,
+        momentum: NonNegativeFloat = 0.0,
         centered: bool = False,
-        weight_decay: float = 0.0,
+        weight_decay: NonNegativeFloat = 0.0,
     ) -> None:
         super().__init__()
-        check_rate(inner_lr)
-        _check_not_negative(eps=eps, momentum=momentum, weight_decay=weight_decay)
-        _check_below_one(smoothing=smoothing)
         self.inner_lr, self.smoothing, self.eps = inner_lr, smoothing, eps
         self.momentum, self.centered, self.weight_decay = momentum, centered, weight_decay
 
@@ -264,21 +263,3 @@ def _decayed(grads: Params, params: Params, weight_decay: float) -> Params:
 
 def _zeros(params: Params) -> Params:
     return {name: torch.zeros_like(value) for name, value in params.items()}
-
-
-def _check_adam(inner_lr: Rate, betas: tuple[float, float], eps: float, weight_decay: float) -> None:
-    check_rate(inner_lr)
-    _check_not_negative(eps=eps, weight_decay=weight_decay)
-    _check_below_one(beta1=betas[0], beta2=betas[1])
-
-
-def _check_not_negative(**values: float) -> None:
-    for name, value in values.items():
-        if not value >= 0:
-            raise ValueError(f"{name} must be at least 0, got {value}")
-
-
-def _check_below_one(**values: float) -> None:
-    for name, value in values.items():
-        if not 0 <= value < 1:
-            raise ValueError(f"{name} must be at least 0 and below 1, got {value}")

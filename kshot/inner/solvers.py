@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 
+from kshot.annotations import Fraction, NonNegativeInt
+from kshot.argument_checks import check_arguments
 from kshot.inner.rules import UpdateRule
 from kshot.inner.unrolling import Loss, Steps, trajectory
 from kshot.learner import Scheduled
@@ -22,10 +24,9 @@ class InnerSolver(Scheduled, ABC):
         steps: number of steps, at least 0.
     """
 
-    def __init__(self, rule: UpdateRule, steps: int) -> None:
+    @check_arguments
+    def __init__(self, rule: UpdateRule, steps: NonNegativeInt) -> None:
         super().__init__()
-        if steps < 0:
-            raise ValueError(f"steps must be at least 0, got {steps}")
         self.rule, self.steps = rule, steps
 
     @abstractmethod
@@ -92,10 +93,9 @@ class Truncated(InnerSolver):
         the derivative of the earlier steps is the identity, so that the initial parameters are learned too.
     """
 
-    def __init__(self, rule: UpdateRule, steps: int, *, last: int) -> None:
+    @check_arguments
+    def __init__(self, rule: UpdateRule, steps: NonNegativeInt, *, last: NonNegativeInt) -> None:
         super().__init__(rule, steps)
-        if last < 0:
-            raise ValueError(f"last must be at least 0, got {last}")
         self.last = last
 
     def exact(self, step: int, steps: int) -> bool:
@@ -114,10 +114,9 @@ class Annealed(InnerSolver):
         Antoniou, Edwards, Storkey: How to train your MAML, arXiv:1810.09502, section 4 (derivative-order annealing).
     """
 
-    def __init__(self, rule: UpdateRule, steps: int, *, until: float) -> None:
+    @check_arguments
+    def __init__(self, rule: UpdateRule, steps: NonNegativeInt, *, until: Fraction) -> None:
         super().__init__(rule, steps)
-        if not 0 <= until <= 1:
-            raise ValueError(f"until must be a fraction of the training, from 0 to 1, got {until}")
         self.until, self.progress = until, 1.0
 
     def set_progress(self, progress: float) -> None:

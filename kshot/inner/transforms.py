@@ -7,6 +7,8 @@ from abc import ABC, abstractmethod
 import torch
 from torch import nn
 
+from kshot.annotations import PositiveFloat, PositiveInt
+from kshot.argument_checks import check_arguments
 from kshot.inner.rules import UpdateRule, root
 from kshot.types import Params, Tree
 
@@ -43,10 +45,9 @@ class ClipNorm(Transform):
         `torch.nn.utils.clip_grad_norm_` adds 1e-6 to the norm; this does not.
     """
 
-    def __init__(self, max_norm: float) -> None:
+    @check_arguments
+    def __init__(self, max_norm: PositiveFloat) -> None:
         super().__init__()
-        if not max_norm > 0:
-            raise ValueError(f"max_norm must be above 0, got {max_norm}")
         self.max_norm = max_norm
 
     def apply_to(self, grads: Params, state: Tree, params: Params) -> tuple[Params, Tree]:
@@ -114,10 +115,9 @@ class Accumulate(UpdateRule):
         tensor(3.)
     """
 
-    def __init__(self, rule: UpdateRule, every: int) -> None:
+    @check_arguments
+    def __init__(self, rule: UpdateRule, every: PositiveInt) -> None:
         super().__init__()
-        if every < 1:
-            raise ValueError(f"every must be at least 1, got {every}")
         self.rule, self.every = rule, every
 
     def init(self, params: Params) -> Tree:

@@ -1,6 +1,6 @@
-"""Baselines that do no meta-learning. They stand beside every figure: a learner must beat them to be worth its cost.
+"""Baselines without meta-learning: a learner must beat them to be worth its cost, and reports show them next to it.
 
-Each is a `Learner`, so that it is evaluated on the same tasks by the same code.
+Each is a `Learner`, so that the same code evaluates it on the same tasks.
 """
 
 from __future__ import annotations
@@ -16,9 +16,11 @@ from kshot.inner.functional import BatchNorm
 from kshot.inner.rules import SGD
 from kshot.inner.solvers import FirstOrder
 from kshot.learner import Learner
-from kshot.learners.gradient.maml import GradientLearner, Rule, rule_of
-from kshot.learners.heads.protonet import HeadLearner, Prototypes
+from kshot.learners.gradient.gradient_learner import GradientLearner, Rule, make_rule
+from kshot.learners.heads.head_learner import HeadLearner
+from kshot.learners.heads.protonet import Prototypes
 from kshot.objectives import Objective
+from kshot.supplied import Seed
 from kshot.types import Batch, Tree, tree_leaves
 
 
@@ -29,19 +31,16 @@ def from_scratch(
     steps: NonNegativeInt = 50,
     objective: Objective = objectives.classification,
     batchnorm: BatchNorm = "support",
-    seed: int = 0,
+    seed: Seed = 0,
 ) -> GradientLearner:
-    r"""Fit the model to the support set alone, from fresh random weights.
+    r"""Fit the model to the support set alone, from random weights.
 
     $$ \theta_{k+1} = \theta_k - \alpha \nabla L_{\text{support}}(\theta_k), \qquad \theta_0 \text{ random} $$
 
     Args:
-        model: copied; the copy's layers draw new weights through their `reset_parameters`.
-        inner_lr: $\alpha$.
-        steps: gradient steps on the support set.
-        objective: what the tasks ask.
-        batchnorm: as in `maml`.
-        seed: of the fresh weights, which all tasks share.
+        model: copied; the copy's layers draw new weights by their `reset_parameters`.
+        inner_lr, steps, objective, batchnorm: as in `maml`.
+        seed: random seed of the weights, which are the same in all tasks.
 
     Example:
         >>> learner = from_scratch(nn.Linear(1, 1), inner_lr=0.1, objective=objectives.mse)
@@ -51,8 +50,8 @@ def from_scratch(
     fresh = copy.deepcopy(model)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        for part in fresh.modules():
-            if callable(reset := getattr(part, "reset_parameters", None)):
+        for module in fresh.modules():
+            if callable(reset := getattr(module, "reset_parameters", None)):
                 reset()
     return GradientLearner(fresh, objective, FirstOrder(SGD(inner_lr), steps), batchnorm=batchnorm)
 
@@ -67,18 +66,16 @@ def fine_tune(
     objective: Objective = objectives.classification,
     batchnorm: BatchNorm = "support",
 ) -> GradientLearner:
-    r"""Fine-tune a pretrained model, all of it, on the support set.
+    r"""Fine-tune all parameters of a pretrained model on the support set.
 
     $$ \theta_{k+1} = \theta_k - \alpha \nabla L_{\text{support}}(\theta_k), \qquad \theta_0 \text{ pretrained} $$
 
     Args:
-        model: pretrained; copied. For classification the module named `head` starts at zero, since its classes are new.
-        inner_lr: $\alpha$.
-        steps: gradient steps on the support set.
-        rule: of the steps, "sgd" as above or "adam".
-        head: the module that starts at zero, if the model has it.
-        objective: what the tasks ask.
-        batchnorm: as in `maml`.
+        model: pretrained; copied.
+        inner_lr, steps, objective, batchnorm: as in `maml`.
+        rule: update rule of the steps, "sgd" as above or "adam".
+        head: qualified name of the submodule that starts at zero if classes are task-specific, since then its classes
+            are new; no effect if the model has no such submodule.
 
     Example:
         >>> learner = fine_tune(nn.Linear(1, 1), inner_lr=0.1, objective=objectives.mse)
@@ -92,11 +89,11 @@ def fine_tune(
         The whole model is tuned, where the paper's baseline tunes the new layer only.
     """
     tuned = copy.deepcopy(model)
-    part = dict(tuned.named_modules()).get(head)
-    if part is not None and objective.task_specific_classes:
-        for parameter in part.parameters():
+    module = dict(tuned.named_modules()).get(head)
+    if module is not None and objective.task_specific_classes:
+        for parameter in module.parameters():
             nn.init.zeros_(parameter)
-    return GradientLearner(tuned, objective, FirstOrder(rule_of(rule, inner_lr), steps), batchnorm=batchnorm)
+    return GradientLearner(tuned, objective, FirstOrder(make_rule(rule, inner_lr), steps), batchnorm=batchnorm)
 
 
 def nearest_centroid(objective: Objective = objectives.classification) -> HeadLearner:
@@ -114,7 +111,7 @@ def nearest_centroid(objective: Objective = objectives.classification) -> HeadLe
 class SupportMean(Learner):
     r"""Predict the support targets' weighted mean, whatever the input: $\hat y = \sum_i w_i y_i / \sum_i w_i$.
 
-    Where the tasks ask for a spread too (`objectives.gaussian`), it is the standard deviation of the support targets.
+    For `objectives.gaussian` the standard deviation of the support targets is predicted too.
 
     Example:
         >>> learner = SupportMean(objectives.mse)
@@ -129,12 +126,12 @@ class SupportMean(Learner):
         if self.objective != objectives.gaussian:
             return {"mean": mean}
         variance = torch.tensordot(weight, (support.targets - mean).square(), 1)
-        return {"mean": mean, "std": variance.clamp_min(LEAST_VARIANCE).sqrt()}
+        return {"mean": mean, "std": variance.clamp_min(MIN_VARIANCE).sqrt()}
 
     def predict(self, state: Tree, inputs: Tree) -> Tree:
         count = len(tree_leaves(inputs)[0])
-        wide = {name: each.expand(count, *each.shape) for name, each in state.items()}
-        return wide if "std" in wide else wide["mean"]
+        prediction = {name: leaf.expand(count, *leaf.shape) for name, leaf in state.items()}
+        return prediction if "std" in prediction else prediction["mean"]
 
 
-LEAST_VARIANCE = 1e-4  # of a spread told from one example
+MIN_VARIANCE = 1e-4  # for a support set of one example

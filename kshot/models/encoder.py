@@ -1,88 +1,88 @@
-"""A pretrained encoder of sentences as a base model: its head, all of it, its last layers, or LoRA adapters learn.
+"""A pretrained sentence encoder as a base model; trained are its head, all weights, its last layers or LoRA adapters.
 
 Shape legend: n texts, L tokens, D features.
 """
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Literal, get_args
+from collections.abc import Collection
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from kshot.annotations import PositiveInt
+from kshot.argument_checks import check_arguments
 from kshot.data.text.sentence_encoder import BATCH, Pooled, SentenceEncoder
-from kshot.models.pretrained import Pretrained
+from kshot.models.pretrained import Pretrained, with_lora
+from kshot.supplied import EncoderName, NumOutputs
 
 Tune = Literal["head", "full", "lora"]
-"""What of an encoder learns and adapts: its head alone, all of its weights, or adapters of low rank beside them."""
+"""The trained and adapted part of an encoder: its head, all weights, or additional low-rank adapters."""
 
-REMEMBERED = 200_000  # texts whose features are kept at most
+MAX_CACHED_TEXTS = 200_000
 
 
 class Encoder(Pretrained):
-    """Ids and mask (n, L) to features (n, D), or through a linear `head` to outputs (n, outputs).
+    """Token ids and mask (n, L), padded at the end, to features (n, D), or by a linear `head` to (n, outputs).
 
-    Padding stands behind the tokens. Where no gradient is asked for, and the weights are the module's own, each text is
-    encoded once and remembered until they change: tasks draw the same texts again and again.
+    If no gradient is needed and the weights are those of the module, the features of each text are cached until the
+    weights change, since many tasks contain the same texts.
 
     Args:
         body: the encoder and its pooling.
-        outputs: of the head; None for no head.
-        source: where the body comes from.
+        outputs: outputs of the head; None for no head.
+        source: the sentence encoder that the body was loaded from.
     """
 
     def __init__(self, body: Pooled, outputs: int | None, source: SentenceEncoder) -> None:
         super().__init__()
         self.body = body
-        self.came_from(source.name, source.sha256)
+        self.set_origin(source.name, source.sha256)
         self.head = None if outputs is None else nn.Linear(body.features, outputs)
-        self._features: dict[bytes, Tensor] = {}
-        self._made_by: list[tuple[Tensor, int, int]] = []
+        self._cache: dict[bytes, Tensor] = {}
+        self._cached_with: list[tuple[Tensor, int, int]] = []
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        if _watched(input_ids):
+        if _values_unknown(input_ids):
             features = self.body(input_ids, attention_mask)
         elif self.body.training or (torch.is_grad_enabled() and any(p.requires_grad for p in self.body.parameters())):
             longest = int(attention_mask.sum(1).max())
             features = self.body(input_ids[:, :longest], attention_mask[:, :longest])
         else:
-            features = self._remembered(input_ids, attention_mask)
+            features = self._cached_features(input_ids, attention_mask)
         return features if self.head is None else self.head(features)
 
     def train(self, mode: bool = True) -> Encoder:
-        """As usual, but that a body that does not learn has no dropout."""
+        """As `nn.Module.train`, but a frozen body stays in evaluation mode, without dropout."""
         super().train(mode)
         if not any(parameter.requires_grad for parameter in self.body.parameters()):
             self.body.eval()
         return self
 
     @torch.no_grad()
-    def _remembered(self, ids_nL: Tensor, mask_nL: Tensor) -> Tensor:
-        made_by: list[tuple[Tensor, int, int]] = [(p, p._version, p.data_ptr()) for p in self.body.parameters()]
-        same = len(made_by) == len(self._made_by) and all(
-            a is b and rest == others for (a, *rest), (b, *others) in zip(made_by, self._made_by)
+    def _cached_features(self, ids_nL: Tensor, mask_nL: Tensor) -> Tensor:
+        weights: list[tuple[Tensor, int, int]] = [(p, p._version, p.data_ptr()) for p in self.body.parameters()]
+        unchanged = len(weights) == len(self._cached_with) and all(
+            a is b and version == cached for (a, *version), (b, *cached) in zip(weights, self._cached_with)
         )
-        if not same or len(self._features) > REMEMBERED:
-            self._features, self._made_by = {}, made_by
+        if not unchanged or len(self._cache) > MAX_CACHED_TEXTS:
+            self._cache, self._cached_with = {}, weights
         lengths = mask_nL.sum(1).tolist()
         keys = [row[:length].numpy().tobytes() for row, length in zip(ids_nL.cpu(), lengths)]
-        missing = {key: row for row, key in enumerate(keys) if key not in self._features}
+        missing = {key: row for row, key in enumerate(keys) if key not in self._cache}
         order = sorted(missing.values(), key=lambda row: lengths[row])
         for start in range(0, len(order), BATCH):
             rows = order[start : start + BATCH]
             longest = lengths[rows[-1]]
-            for row, found in zip(rows, self.body(ids_nL[rows, :longest], mask_nL[rows, :longest])):
-                self._features[keys[row]] = found.clone()
-        return torch.stack([self._features[key] for key in keys])
+            for row, features in zip(rows, self.body(ids_nL[rows, :longest], mask_nL[rows, :longest])):
+                self._cache[keys[row]] = features.clone()
+        return torch.stack([self._cache[key] for key in keys])
 
 
-def _watched(ids: Tensor) -> bool:
-    """Whether a transform, a tracer or a compiler looks on, to which values are not known."""
+def _values_unknown(ids: Tensor) -> bool:
+    """Whether a transform, a tracer or a compiler is active, which does not know values."""
     return (
         torch._C._functorch.peek_interpreter_stack() is not None
         or _get_current_dispatch_mode() is not None
@@ -91,9 +91,10 @@ def _watched(ids: Tensor) -> bool:
     )
 
 
+@check_arguments
 def encoder(
-    name: str,
-    outputs: int | None = None,
+    name: EncoderName,
+    outputs: NumOutputs | None = None,
     *,
     tune: Tune = "lora",
     layers: PositiveInt | None = None,
@@ -101,76 +102,61 @@ def encoder(
 ) -> Encoder:
     r"""A pretrained encoder as a base model, for tasks of `kshot.sources.text(…, features="tokens")`.
 
-    With `tune="lora"` each weight $W$ of the attention's queries and values becomes $W + 2 B A$. $A$ (r, D) and
-    $B$ (D, r), which starts at 0, alone learn and adapt, besides the head.
+    With `tune="lora"` each weight $W$ of the attention's queries and values becomes $W + 2 B A$. Only $A$ (r, D),
+    $B$ (D, r), which is 0 at first, and the head are trained and adapted.
 
     Args:
         name: a folder, `package:NAME` or a name of the Hugging Face hub, as in
             `kshot.data.text.sentence_encoder.SentenceEncoder`.
-        outputs: of a linear head on the pooled features; None gives the features.
-        tune: "head", "full" or "lora". What does not learn has `requires_grad=False`: it neither adapts nor learns.
-        layers: only the last so many layers are tuned; by default all.
-        rank: r, of LoRA.
+        outputs: outputs of a linear head on the pooled features; None for no head.
+        tune: "head", "full" or "lora". All other parameters have `requires_grad=False`.
+        layers: number of layers to tune, from the last; by default all.
+        rank: r, rank of LoRA.
 
     Raises:
-        ValueError: no such encoder, nothing to tune, more layers than it has, another word for `tune`.
+        ValueError: the encoder does not exist or has no list of layers, or an argument is out of range.
 
     References:
         Hu et al.: LoRA: Low-Rank Adaptation of Large Language Models, ICLR 2022, arXiv:2106.09685.
     """
-    if tune not in get_args(Tune):
-        raise ValueError(f"tune must be one of {', '.join(get_args(Tune))}, got {tune!r}")
-    if rank < 1:
-        raise ValueError(f"rank must be at least 1, got {rank}")
     source = SentenceEncoder(name)
     body = source.pooled()
     transformer = body.transformer
-    place, count = _stack_of_layers(transformer)
-    if layers is not None and not 1 <= layers <= count:
+    path, count = _list_of_layers(transformer)
+    if layers is not None and layers > count:
         raise ValueError(f"{name} has {count} layers, of which 1 … {count} can be tuned, got layers={layers}")
     tuned = range(count - (count if layers is None else layers), count)
     if tune == "lora":
-        body.transformer = _with_lora(body, rank, None if layers is None else list(tuned), place)
+        body.transformer = with_lora(
+            transformer,
+            rank,
+            target_modules=None if body.architecture in _lora_targets() else "all-linear",
+            layers_to_transform=None if layers is None else list(tuned),
+            layers_pattern=None if layers is None else path.rsplit(".", 1)[-1],
+        )
     elif tune == "head" or layers is not None:
-        inside = tuple(f"{place}.{number}." for number in tuned) if tune == "full" else ()
+        tuned_prefixes = tuple(f"{path}.{number}." for number in tuned) if tune == "full" else ()
         for parameter_name, parameter in transformer.named_parameters():
-            parameter.requires_grad_(parameter_name.startswith(inside) if inside else False)
+            parameter.requires_grad_(bool(tuned_prefixes) and parameter_name.startswith(tuned_prefixes))
     for parameter_name, parameter in transformer.named_parameters():
-        if parameter_name.startswith("pooler."):  # stands behind what is pooled here
+        if parameter_name.startswith("pooler."):  # not used: it comes after the pooled layer
             parameter.requires_grad_(False)
     return Encoder(body, outputs, source)
 
 
-def _stack_of_layers(transformer: nn.Module) -> tuple[str, int]:
-    """The name of the module list that holds an encoder's layers, and how many they are."""
+def _list_of_layers(transformer: nn.Module) -> tuple[str, int]:
+    """The name of the module list of an encoder's layers, and its length."""
     lists = {name: len(part) for name, part in transformer.named_modules() if isinstance(part, nn.ModuleList)}
     if not lists:
-        raise ValueError(f"{type(transformer).__name__} has no list of layers to tune; kshot knows encoders that have")
-    name = max(lists, key=lambda each: (lists[each], -len(each)))
+        raise ValueError(f"{type(transformer).__name__} has no list of layers, which is needed to tune it")
+    name = max(lists, key=lambda name: (lists[name], -len(name)))
     return name, lists[name]
 
 
-def _with_lora(body: Pooled, rank: int, layers: list[int] | None, place: str) -> nn.Module:
+def _lora_targets() -> Collection[str]:
+    """The architectures for which peft knows the layers to adapt."""
     try:
-        from peft import LoraConfig, get_peft_model
         from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING as TARGETS
     except ImportError:
         raise ValueError("tune: lora needs peft, which is not installed: pip install 'kshot[text]'") from None
-    known = body.architecture in TARGETS
-    with _silenced():
-        options = LoraConfig(
-            r=rank,
-            lora_alpha=2 * rank,
-            target_modules=None if known else "all-linear",
-            layers_to_transform=layers,
-            layers_pattern=None if layers is None else place.rsplit(".", 1)[-1],
-        )
-        return get_peft_model(body.transformer, options)
-
-
-@contextmanager
-def _silenced() -> Iterator[None]:
-    """Without what peft warns of its own use of transformers."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
-        yield
+    return TARGETS

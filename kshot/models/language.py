@@ -1,29 +1,31 @@
-"""OnTooFew language models: from the symbols so far to the logits of the next one, at every position at once.
+"""Small causal language models, and pretrained ones: the logits of the next symbol at every position.
 
-Shape legend: n texts, L symbols of a text, V symbols of the vocabulary, E numbers of an embedding, H width.
+Shape legend: n texts, L symbols of a text, V symbols of the vocabulary, E, H widths of embedding and layers.
 """
 
 from __future__ import annotations
 
 import hashlib
-import warnings
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Annotated, Literal
 
 import torch
+from annotated_types import Ge
 from torch import Tensor, nn
 
 from kshot.annotations import FractionBelowOne, PositiveInt
-from kshot.models.pretrained import Pretrained
+from kshot.argument_checks import check_arguments
+from kshot.models.pretrained import Pretrained, with_lora
+from kshot.supplied import ContextLength, LanguageModelFolder, NumReserved, NumSymbols
 
 Body = Literal["gru", "lstm", "transformer"]
-"""What carries the past: a recurrent layer, or causal attention."""
+"""Recurrent layers or causal attention."""
 
 LAYERS: dict[str, type[nn.GRU] | type[nn.LSTM]] = {"gru": nn.GRU, "lstm": nn.LSTM}
 
 
 class LanguageModel(nn.Module):
-    """See `language_model`. `embedding` makes symbols vectors, `body` reads them in order, `head` scores the next."""
+    """A language model of an `embedding`, a `body` and a `head`; see `language_model`."""
 
     def __init__(
         self, symbols: int, embedding: int, body: nn.Module, width: int, *, tied: bool, dropout: float
@@ -38,26 +40,26 @@ class LanguageModel(nn.Module):
         self.tied = tied
 
     def forward(self, symbols: Tensor) -> Tensor:
-        """Symbols (n, L), integers, to the logits (n, L, V) of the symbol after each; a position sees none after it."""
+        """Integer symbols (n, L) to the logits (n, L, V) of the next symbol at each position."""
         return self.score(self.body(self.embed(symbols)))
 
     def embed(self, symbols: Tensor) -> Tensor:
-        """What `body` reads: (n, L) to (n, L, E)."""
+        """Symbols (n, L) to the input (n, L, E) of the body."""
         if symbols.is_floating_point():
             raise ValueError(
-                f"a language model reads the numbers of symbols, int64 (n, length), got {symbols.dtype} "
-                f"{tuple(symbols.shape)}; kshot.sources.corpus gives them"
+                f"a language model needs integer symbols (n, length), got {symbols.dtype} "
+                f"{tuple(symbols.shape)}; kshot.sources.corpus returns them"
             )
         return self.dropout(self.embedding(symbols))
 
     def score(self, features: Tensor) -> Tensor:
-        """What `body` gave, (n, L, H), to logits (n, L, V)."""
+        """Features (n, L, H) of the body to logits (n, L, V)."""
         scores = self.head(self.dropout(features))
         return nn.functional.linear(scores, self.embedding.weight, self.bias) if self.tied else scores
 
 
 class Recurrent(nn.Module):
-    """Recurrent layers, (n, L, E) to (n, L, H), the state zero before the first symbol or as it was left."""
+    """Recurrent layers, (n, L, E) to (n, L, H), with an initial state of zero."""
 
     def __init__(self, kind: str, embedding: int, width: int, layers: int, dropout: float) -> None:
         super().__init__()
@@ -68,48 +70,49 @@ class Recurrent(nn.Module):
 
 
 class CausalTransformer(nn.Module):
-    """Blocks of causal attention with a learned vector for each place, normalised before each part (pre-LN)."""
+    """Blocks of causal attention with learned position embeddings and pre-layer normalisation."""
 
     def __init__(self, width: int, layers: int, heads: int, context_length: int, dropout: float) -> None:
         super().__init__()
-        self.place = nn.Parameter(0.02 * torch.randn(context_length, width))
+        self.position = nn.Parameter(0.02 * torch.randn(context_length, width))
         self.blocks = nn.ModuleList(Block(width, heads, dropout) for _ in range(layers))
         self.norm = nn.LayerNorm(width)
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.shape[1] > len(self.place):
+        if x.shape[1] > len(self.position):
             raise ValueError(
-                f"this transformer reads up to {len(self.place)} symbols, got {x.shape[1]}; make it with a larger "
+                f"this transformer reads up to {len(self.position)} symbols, got {x.shape[1]}; use a larger "
                 "context_length, or cut texts into shorter windows"
             )
-        x = x + self.place[: x.shape[1]]
+        x = x + self.position[: x.shape[1]]
         for block in self.blocks:
             x = block(x)
         return self.norm(x)
 
 
 class Block(nn.Module):
-    """Causal attention, then a perceptron: (n, L, H) to (n, L, H)."""
+    """A block of causal attention and a perceptron: (n, L, H) to (n, L, H)."""
 
     def __init__(self, width: int, heads: int, dropout: float) -> None:
         super().__init__()
         self.heads = heads
-        self.before, self.between = nn.LayerNorm(width), nn.LayerNorm(width)
-        self.read, self.told = nn.Linear(width, 3 * width), nn.Linear(width, width)
-        self.mixed = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
+        self.attention_norm, self.mlp_norm = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.qkv, self.projection = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:
         n, length, width = x.shape
-        parts = self.read(self.before(x)).view(n, length, 3, self.heads, width // self.heads)
+        parts = self.qkv(self.attention_norm(x)).view(n, length, 3, self.heads, width // self.heads)
         query, key, value = parts.permute(2, 0, 3, 1, 4)  # (n, heads, L, H / heads)
-        read = nn.functional.scaled_dot_product_attention(query, key, value, is_causal=True)
-        x = x + self.dropout(self.told(read.transpose(1, 2).reshape(n, length, width)))
-        return x + self.dropout(self.mixed(self.between(x)))
+        attended = nn.functional.scaled_dot_product_attention(query, key, value, is_causal=True)
+        x = x + self.dropout(self.projection(attended.transpose(1, 2).reshape(n, length, width)))
+        return x + self.dropout(self.mlp(self.mlp_norm(x)))
 
 
+@check_arguments
 def language_model(
-    symbols: int,
+    symbols: Annotated[NumSymbols, Ge(1)],
     body: Body = "lstm",
     *,
     width: PositiveInt = 128,
@@ -117,31 +120,31 @@ def language_model(
     embedding: PositiveInt | None = None,
     tied: bool = True,
     heads: PositiveInt = 4,
-    context_length: int = 256,
+    context_length: Annotated[ContextLength, Ge(1)] = 256,
     dropout: FractionBelowOne = 0.0,
 ) -> LanguageModel:
-    r"""A small causal language model, for kshot to train itself: symbols (n, L) to logits (n, L, V).
+    r"""A small causal language model to train from scratch: symbols (n, L) to logits (n, L, V).
 
     $$ h_t = \text{body}(e_{x_1}, \dots, e_{x_t}), \qquad p(x_{t+1} \mid x_1 \dots x_t) = \mathrm{softmax}(W h_t + b),
-       \quad W = E A \text{ where tied} $$
+       \quad W = E A \text{ if tied} $$
 
     Args:
-        symbols: V, of the vocabulary: `len(tasks.vocabulary)` of a corpus.
-        body: "gru" or "lstm", which read a text of any length, or "transformer", which reads `context` symbols of it.
-        width: H, of the layers.
-        layers: how many.
-        embedding: E, numbers of a symbol's vector; half the width by default, all of it for a transformer.
-        tied: whether the embedding is the output layer too, behind a linear map A (H, E). It then adapts as one.
-        heads: of a transformer's attention; a divisor of the width.
-        context_length: the most symbols that a transformer reads.
-        dropout: of embeddings, features and what passes between layers, while training.
+        symbols: V, size of the vocabulary: `len(tasks.vocabulary)` of a corpus.
+        body: "gru" or "lstm", for texts of any length, or "transformer", for at most `context_length` symbols.
+        width: H, width of the layers.
+        layers: number of layers.
+        embedding: E, width of the embedding; by default half of `width`, or `width` for a transformer.
+        tied: whether the output layer shares the weights of the embedding, after a linear map A (H, E).
+        heads: attention heads of a transformer; a divisor of `width`.
+        context_length: maximal number of symbols of a transformer.
+        dropout: dropout of embeddings, features and between layers, in training mode.
 
     Returns:
-        A module with the parts `embedding`, `body` and `head`.
+        A module with the submodules `embedding`, `body` and `head`.
 
     Raises:
-        ValueError: another body; fewer than one symbol, number, layer or place; heads that do not divide the width; a
-            transformer whose embedding is not as wide as its layers; a dropout outside 0 … 1.
+        ValueError: an argument is out of range; or, for a transformer, `heads` does not divide `width` or `embedding`
+            differs from `width`.
 
     Example:
         >>> model = language_model(symbols=30, body="lstm", width=16)
@@ -152,25 +155,15 @@ def language_model(
         Press, Wolf: Using the Output Embedding to Improve Language Models, EACL 2017, arXiv:1608.05859 (tied, with the
         map A); Xiong et al., arXiv:2002.04745 (pre-LN).
     """
-    if body not in get_args(Body):
-        raise ValueError(f"body must be one of {', '.join(get_args(Body))}, got {body!r}")
-    of_attention = body == "transformer"
-    embedding = (width if of_attention else max(width // 2, 1)) if embedding is None else embedding
-    for name, count in {
-        "symbols": symbols, "width": width, "layers": layers, "embedding": embedding, "heads": heads,
-        "context_length": context_length,
-    }.items():  # fmt: skip
-        if count < 1:
-            raise ValueError(f"{name} must be at least 1, got {count}")
-    if not 0 <= dropout < 1:
-        raise ValueError(f"dropout must be from 0 to below 1, got {dropout}")
-    if of_attention and (width % heads or embedding != width):
+    is_transformer = body == "transformer"
+    embedding = (width if is_transformer else max(width // 2, 1)) if embedding is None else embedding
+    if is_transformer and (width % heads or embedding != width):
         raise ValueError(
-            f"a transformer's heads divide its width, and its embedding is as wide: got {heads} heads, width {width}, "
-            f"embedding {embedding}"
+            f"a transformer needs heads that divide its width and an embedding of this width, got {heads} heads, "
+            f"width {width} and embedding {embedding}"
         )
     network: nn.Module
-    if of_attention:
+    if is_transformer:
         network = CausalTransformer(width, layers, heads, context_length, dropout)
     else:
         network = Recurrent(body, embedding, width, layers, dropout)
@@ -187,69 +180,60 @@ class CausalLM(Pretrained):
         for file in sorted([folder / "config.json", *folder.glob("*.safetensors")]):
             with file.open("rb") as stream:
                 digest.update(hashlib.file_digest(stream, "sha256").digest())
-        self.came_from(str(folder), digest.hexdigest())
+        self.set_origin(str(folder), digest.hexdigest())
 
     def forward(self, symbols: Tensor) -> Tensor:
-        most = getattr(self.model.config, "max_position_embeddings", None)
-        if most is not None and symbols.shape[1] > most:
+        max_length = getattr(self.model.config, "max_position_embeddings", None)
+        if max_length is not None and symbols.shape[1] > max_length:
             raise ValueError(
-                f"this model reads up to {most} tokens, got {symbols.shape[1]}; cut texts into shorter windows"
+                f"this model reads up to {max_length} tokens, got {symbols.shape[1]}; cut texts into shorter windows"
             )
         if not self.reserved:
             return self.model(input_ids=symbols, use_cache=False).logits
-        real = (symbols >= self.reserved).long()
-        place = (real.cumsum(-1) - 1).clamp(min=0)  # a text begins behind its padding
-        own = (symbols - self.reserved).clamp(min=0)
-        logits = self.model(input_ids=own, attention_mask=real, position_ids=place, use_cache=False).logits
-        return nn.functional.pad(logits, (self.reserved, 0), value=NEVER)
+        mask = (symbols >= self.reserved).long()
+        positions = (mask.cumsum(-1) - 1).clamp(min=0)  # texts are padded at the start
+        tokens = (symbols - self.reserved).clamp(min=0)
+        logits = self.model(input_ids=tokens, attention_mask=mask, position_ids=positions, use_cache=False).logits
+        return nn.functional.pad(logits, (self.reserved, 0), value=RESERVED_LOGIT)
 
 
-NEVER = -1e4  # a logit of what no text holds
+RESERVED_LOGIT = -1e4
+"""Logit of the reserved symbols, which are never predicted."""
 
 
-def causal_lm(folder: Path | str, *, rank: PositiveInt | None = 8, reserved: int = 0) -> CausalLM:
-    r"""A pretrained causal language model in a local folder, as `transformers` saves it; nothing is downloaded.
+@check_arguments
+def causal_lm(folder: LanguageModelFolder, *, rank: PositiveInt | None = 8, reserved: NumReserved = 0) -> CausalLM:
+    r"""A pretrained causal language model from a local folder of `transformers`; nothing is downloaded.
 
-    With a rank, LoRA: each weight $W$ that `peft` chooses for the kind of model becomes $W + 2 B A$. $A$ (r, inputs)
-    and $B$ (outputs, r), which starts at 0, alone adapt and learn, and so are all that a state holds.
+    With a rank, the layers that `peft` chooses for the architecture get LoRA adapters (see `models.pretrained`), and
+    only these are trained, adapted and saved in states.
 
     Args:
-        folder: with `config.json` and safetensors.
-        rank: r; None adapts all weights.
-        reserved: how many symbols come before the model's own tokens: the 2 of `kshot.sources.corpus` with
-            `unit="tokens"`, padding and the unknown, which are not attended to and never predicted.
+        folder: folder with `config.json` and safetensors.
+        rank: r, rank of LoRA; None trains all weights.
+        reserved: number of symbols before the model's tokens: 2 for `kshot.sources.corpus` with `unit="tokens"`,
+            for padding and unknown symbols, which are not attended to and never predicted.
 
     Returns:
-        A module for any learner of `objectives.next_token`; symbols are the numbers of the model's own tokens,
-        or `reserved` more.
+        A module for any learner of `objectives.next_token`; symbols are token ids plus `reserved`.
 
     Raises:
-        ValueError: `transformers` or `peft` isn't installed, no folder, no causal model in it, a rank below 1.
-
-    References:
-        Hu et al.: LoRA: Low-Rank Adaptation of Large Language Models, ICLR 2022, arXiv:2106.09685.
+        ValueError: `transformers` or `peft` is not installed, the folder has no causal model, or `rank` is below 1.
     """
-    if rank is not None and rank < 1:
-        raise ValueError(f"rank must be at least 1, or None for all weights, got {rank}")
     if not (Path(folder) / "config.json").is_file():
-        raise ValueError(f"{folder} holds no model: it has no config.json; give the folder of save_pretrained()")
+        raise ValueError(f"{folder} has no config.json; expected a folder of save_pretrained()")
     try:
-        from peft import LoraConfig, get_peft_model
         from transformers import AutoModelForCausalLM
-    except ImportError as error:
-        raise ValueError(f"causal_lm needs {error.name}, which is not installed: pip install 'kshot[text]'") from None
+    except ImportError:
+        raise ValueError("causal_lm needs transformers, which is not installed: pip install 'kshot[text]'") from None
     try:
-        # Attention written out: fused kernels have no second derivative.
+        # eager attention, since fused kernels have no second derivative
         model: nn.Module = AutoModelForCausalLM.from_pretrained(
             str(folder), local_files_only=True, use_safetensors=True, attn_implementation="eager"
         )
     except (OSError, ValueError) as error:
         reason = str(error).splitlines()[0]
-        raise ValueError(f"{folder} holds no causal language model that can be read: {reason}") from None
+        raise ValueError(f"{folder} has no readable causal language model: {reason}") from None
     if rank is not None:
-        with warnings.catch_warnings():  # of peft's own use of transformers
-            warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
-            warnings.filterwarnings("ignore", "fan_in_fan_out", UserWarning)
-            options = LoraConfig(r=rank, lora_alpha=2 * rank, task_type="CAUSAL_LM")
-            return CausalLM(get_peft_model(model, options), reserved, Path(folder))
+        model = with_lora(model, rank, task_type="CAUSAL_LM")
     return CausalLM(model, reserved, Path(folder))

@@ -1,7 +1,8 @@
-"""What modules have in common that are made of a folder's weights, of which some, or all, never learn."""
+"""Base class of modules with pretrained weights from a folder, some or all of them frozen."""
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import torch
@@ -9,45 +10,69 @@ from torch import Tensor, nn
 
 
 class Pretrained(nn.Module):
-    """A module of weights from files: those that do not learn are no part of `state_dict`, nor of checkpoints.
+    """A module with weights from files: its frozen parameters are not part of `state_dict` or of checkpoints.
 
-    The hash of the files stands for them, and loading compares it.
+    `state_dict` contains the hash of the files instead, which is compared on loading.
     """
 
     name = sha256 = ""
-    _given: frozenset[str] = frozenset()
+    _frozen: frozenset[str] = frozenset()
 
-    def came_from(self, name: str, sha256: str) -> None:
-        """Say where the weights come from: the folder, and the hash of its files. What is frozen now is as they are."""
+    def set_origin(self, name: str, sha256: str) -> None:
+        """Set the folder of the weights and the hash of its files; the parameters frozen now are those of the files."""
         self.name, self.sha256 = name, sha256
-        own = self.named_parameters(remove_duplicate=False)
-        self._given = frozenset(name for name, parameter in own if not parameter.requires_grad)
-        self.register_state_dict_post_hook(_leave_out_given)
-        self.register_load_state_dict_post_hook(_miss_no_given)
+        parameters = self.named_parameters(remove_duplicate=False)
+        self._frozen = frozenset(name for name, parameter in parameters if not parameter.requires_grad)
+        self.register_state_dict_post_hook(_remove_frozen)
+        self.register_load_state_dict_post_hook(_allow_missing_frozen)
 
-    def given(self) -> set[str]:
-        """The names of the parameters that are as the files have them."""
-        now = self.named_parameters(remove_duplicate=False)
-        return {name for name, parameter in now if name in self._given and not parameter.requires_grad}
+    def frozen(self) -> set[str]:
+        """Names of the parameters that are still frozen, so that they equal those of the files."""
+        parameters = self.named_parameters(remove_duplicate=False)
+        return {name for name, parameter in parameters if name in self._frozen and not parameter.requires_grad}
 
     def get_extra_state(self) -> Tensor:
         return torch.tensor(list(bytes.fromhex(self.sha256)), dtype=torch.uint8)
 
     def set_extra_state(self, state: Tensor) -> None:
-        """Compare the hash of the files that what is loaded was trained on."""
-        before = bytes(state.tolist()).hex()
-        if before != self.sha256:
+        """Check that the loaded state was trained on the same files."""
+        expected = bytes(state.tolist()).hex()
+        if expected != self.sha256:
             raise ValueError(
                 f"the pretrained model {self.name} has changed since: its files hash to {self.sha256[:16]}…, not "
-                f"{before[:16]}…; put back those that this was trained on, or train again"
+                f"{expected[:16]}…; restore the files that this was trained on, or train again"
             )
 
 
-def _leave_out_given(module: Pretrained, state: dict[str, Tensor], prefix: str, _: object) -> None:
-    for name in module.given():
+def _remove_frozen(module: Pretrained, state: dict[str, Tensor], prefix: str, _: object) -> None:
+    for name in module.frozen():
         del state[prefix + name]
 
 
-def _miss_no_given(module: Pretrained, keys: Any) -> None:
-    given = tuple(module.given())
-    keys.missing_keys[:] = [key for key in keys.missing_keys if not key.endswith(given)]
+def _allow_missing_frozen(module: Pretrained, keys: Any) -> None:
+    frozen = tuple(module.frozen())
+    keys.missing_keys[:] = [key for key in keys.missing_keys if not key.endswith(frozen)]
+
+
+def with_lora(model: nn.Module, rank: int, **options: Any) -> nn.Module:
+    r"""A model of `transformers` with LoRA adapters: weights $W$ become $W + 2 B A$, and only A and B are trained.
+
+    Args:
+        model: the model, changed in place.
+        rank: r, of A (r, inputs) and B (outputs, r), which is 0 at first.
+        options: further arguments of `peft.LoraConfig`.
+
+    Raises:
+        ValueError: peft is not installed.
+
+    References:
+        Hu et al.: LoRA: Low-Rank Adaptation of Large Language Models, ICLR 2022, arXiv:2106.09685.
+    """
+    try:
+        from peft import LoraConfig, get_peft_model
+    except ImportError:
+        raise ValueError("LoRA adapters need peft, which is not installed: pip install 'kshot[text]'") from None
+    with warnings.catch_warnings():  # of peft's use of transformers
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
+        warnings.filterwarnings("ignore", "fan_in_fan_out", UserWarning)
+        return get_peft_model(model, LoraConfig(r=rank, lora_alpha=2 * rank, **options))

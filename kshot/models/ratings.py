@@ -1,7 +1,6 @@
-"""Models of ratings: over the number of an item, and the features of item and user where there are some.
+"""Models of ratings, on the index of an item and optional features of item and user.
 
-Each has a `body` that makes features of what is rated and a `head`, linear, that makes a prediction of those: adapting
-`head` alone gives a user a taste of their own over features that all users share.
+Each computes features that all users share and has a linear `head`, which alone can be adapted to a user.
 
 Shape legend: n ratings, F features.
 """
@@ -16,10 +15,11 @@ from torch import Tensor, nn
 
 from kshot.annotations import PositiveInt, PositiveInts
 from kshot.models.backbones import mlp
+from kshot.supplied import ItemCounts, ItemFeatures, NumItems, NumOutputs, RatingFeatures, UserFeatures
 
 
 class RatingModel(nn.Module, ABC):
-    """What the models have in common: `features` (n, F) of what is rated, and a `head`, if there are outputs."""
+    """Base class: `features` (n, F) of ratings and a linear `head`, or none if `outputs` is None."""
 
     def __init__(self, width: int, outputs: int | None) -> None:
         super().__init__()
@@ -30,7 +30,7 @@ class RatingModel(nn.Module, ABC):
     def features(
         self, item: Tensor, item_features: Tensor | None, user_features: Tensor | None, item_mean: Tensor | None
     ) -> Tensor:
-        """What is made of rated items (n,) and what is known of them and the user: (n, F)."""
+        """Features (n, F) of rated items (n,), from their features, those of the user and the items' means."""
 
     def forward(
         self,
@@ -54,7 +54,7 @@ class RatingMlp(RatingModel):
     def features(
         self, item: Tensor, item_features: Tensor | None, user_features: Tensor | None, item_mean: Tensor | None
     ) -> Tensor:
-        return self.body(torch.cat([self.embedding(item), *_given(item_features, user_features, item_mean)], -1))
+        return self.body(torch.cat([self.embedding(item), *_present(item_features, user_features, item_mean)], -1))
 
 
 class TwoTower(RatingModel):
@@ -72,15 +72,15 @@ class TwoTower(RatingModel):
     def features(
         self, item: Tensor, item_features: Tensor | None, user_features: Tensor | None, item_mean: Tensor | None
     ) -> Tensor:
-        made = self.item_tower(torch.cat([self.embedding(item), *_given(item_features, item_mean)], -1))
-        return made if self.user_tower is None else made * (1 + self.user_tower(user_features))
+        items = self.item_tower(torch.cat([self.embedding(item), *_present(item_features, item_mean)], -1))
+        return items if self.user_tower is None else items * (1 + self.user_tower(user_features))
 
 
 class Factorisation(RatingModel):
     """See `factorisation`."""
 
     popularity: Tensor
-    held: Tensor
+    penalty_weight: Tensor
 
     def __init__(
         self,
@@ -91,14 +91,14 @@ class Factorisation(RatingModel):
         hidden: int,
     ) -> None:
         super().__init__(factors + 1, outputs)
-        counted = torch.tensor([0, *counts], dtype=torch.float32)
-        seen = counted.log1p()
-        spread = seen.std(correction=0).clamp_min(1e-6) if len(counts) > 1 else torch.ones(())
-        known = (seen - seen.mean()) / spread
-        self.register_buffer("popularity", torch.stack([known, known.square(), (seen == 0).float()], 1))
+        num_ratings = torch.tensor([0, *counts], dtype=torch.float32)
+        log_count = num_ratings.log1p()
+        std = log_count.std(correction=0).clamp_min(1e-6) if len(counts) > 1 else torch.ones(())
+        scaled = (log_count - log_count.mean()) / std
+        self.register_buffer("popularity", torch.stack([scaled, scaled.square(), (log_count == 0).float()], 1))
         self.offset = nn.Embedding(len(counts) + 1, 1, padding_idx=0)
         self.factors = nn.Embedding(len(counts) + 1, factors, padding_idx=0)
-        self.register_buffer("held", 1 / (1 + counted / FEW))
+        self.register_buffer("penalty_weight", 1 / (1 + num_ratings / PENALTY_HALF_COUNT))
         nn.init.zeros_(self.offset.weight)
         nn.init.normal_(self.factors.weight, std=0.05)
         with torch.no_grad():
@@ -112,26 +112,28 @@ class Factorisation(RatingModel):
     def features(
         self, item: Tensor, item_features: Tensor | None, user_features: Tensor | None, item_mean: Tensor | None
     ) -> Tensor:
-        side = torch.cat([self.popularity[item], *_given(item_features, user_features, item_mean)], -1)
+        side = torch.cat([self.popularity[item], *_present(item_features, user_features, item_mean)], -1)
         offset = self.offset(item) + self.side_offset(side)
         if item_mean is not None:
             offset = offset + item_mean[..., :1]
         return torch.cat([offset, self.factors(item) + self.side(side)], -1)
 
     def penalty(self, item: Tensor) -> Tensor:
-        """What ratings (n,) cost for how far their items' own offset and factors are from 0.
+        """The L2 penalty of the item-specific offset and factors, for each of the ratings of items (n,).
 
-        An item with more ratings pays less for each: in all it is held back as by a Gaussian prior.
+        The penalty per rating decreases with the number of ratings of the item: in sum it acts as a Gaussian prior.
         """
-        own = self.offset(item).square().sum(-1) / 4 + self.factors(item).square().sum(-1)
-        return self.held[item] * own
+        return self.penalty_weight[item] * (
+            self.offset(item).square().sum(-1) / 4 + self.factors(item).square().sum(-1)
+        )
 
 
-FEW = 12.0  # ratings of an item from which on it is held back less for each of them
+PENALTY_HALF_COUNT = 12.0
+"""Number of ratings of an item at which its penalty per rating is halved."""
 
 
-def _given(*features: Tensor | None) -> list[Tensor]:
-    return [each for each in features if each is not None]
+def _present(*features: Tensor | None) -> list[Tensor]:
+    return [feature for feature in features if feature is not None]
 
 
 def _tower(inputs: int, hidden: int, outputs: int) -> nn.Sequential:
@@ -139,20 +141,20 @@ def _tower(inputs: int, hidden: int, outputs: int) -> nn.Sequential:
 
 
 def rating_mlp(
-    items: int,
-    features: int,
-    outputs: int | None = 1,
+    items: NumItems,
+    features: RatingFeatures,
+    outputs: NumOutputs | None = 1,
     *,
     embedding: PositiveInt = 16,
     hidden: PositiveInts = (64, 32),
 ) -> RatingMlp:
-    """A perceptron over what `kshot.sources.ratings.source` gives: item (n,) and features (n, F) to (n, outputs).
+    """A perceptron on an item embedding (n,) and features (n, F): to (n, outputs).
 
     Args:
-        items: how many items have an embedding of their own; number 0, for items not trained on, has one more.
-        features: of items and users in all.
-        outputs: of the head; None for no head, and so features.
-        embedding: numbers of an item's embedding.
+        items: number of items with an embedding; index 0, for items without training ratings, has an additional one.
+        features: total number of features of items and users.
+        outputs: outputs of the head; None for no head.
+        embedding: width of the item embedding.
         hidden: widths of the hidden layers.
 
     Example:
@@ -160,32 +162,32 @@ def rating_mlp(
         torch.Size([2, 1])
 
     References:
-        Lee, Im, Jang, Cho, Chung: MeLU, KDD 2019, arXiv:1908.00413, section 4.1: embeddings, then decision layers. It
-        adapts the latter alone, as `melu` does.
+        Lee, Im, Jang, Cho, Chung: MeLU, KDD 2019, arXiv:1908.00413, section 4.1: embeddings, then decision layers
+        (those that `melu` adapts).
     """
     return RatingMlp(items, features, outputs, embedding, hidden)
 
 
 def two_tower(
-    items: int,
-    item_features: int,
-    user_features: int = 0,
-    outputs: int | None = 1,
+    items: NumItems,
+    item_features: ItemFeatures,
+    user_features: UserFeatures = 0,
+    outputs: NumOutputs | None = 1,
     *,
     width: PositiveInt = 32,
     hidden: PositiveInt = 64,
 ) -> TwoTower:
-    r"""A tower for items and one for users; their vectors meet in a product, element by element, before a linear head.
+    r"""An item tower and a user tower, whose elementwise product is the input of a linear head.
 
     $$ \hat y = w^\top \bigl(g(e_i, x_i) \odot (1 + h(x_u))\bigr) + b $$
 
-    With one output and $w = 1$ this is the inner product of both towers; adapting $w$ is a user's own tower.
+    With one output and $w = 1$ this is the inner product of both towers; adapting $w$ replaces the user tower.
 
     Args:
         items, outputs: as in `rating_mlp`.
-        item_features, user_features: how many; without those of users there is no user tower.
-        width: of the vectors.
-        hidden: of each tower's hidden layer.
+        item_features, user_features: numbers of features; without user features there is no user tower.
+        width: width of the towers' outputs.
+        hidden: width of each tower's hidden layer.
 
     Example:
         >>> two_tower(3, 5)(torch.tensor([0, 3]), torch.zeros(2, 5)).shape
@@ -198,26 +200,26 @@ def two_tower(
 
 
 def factorisation(
-    counts: Sequence[int],
-    features: int,
-    outputs: int | None = 1,
+    counts: ItemCounts,
+    features: RatingFeatures,
+    outputs: NumOutputs | None = 1,
     *,
     factors: PositiveInt = 24,
     hidden: PositiveInt = 32,
 ) -> Factorisation:
-    r"""A factorisation with side features: an item's offset and factors are its own, plus what its features tell.
+    r"""A factorisation with side features: item-specific offsets and factors, plus functions of the features.
 
     $$ \phi(x) = \bigl(b_i + g(x), \; q_i + W x\bigr), \qquad \hat y = w^\top \phi(x) + c $$
 
-    What is an item's own is zero for items not trained on, so that they are what their features say. How often an item
-    was rated in training is one of the features.
+    $b_i$ and $q_i$ are zero for items without training ratings. The number of training ratings of an item is among the
+    features.
 
     Args:
-        counts: the training ratings of each item, numbers 1, 2 … in order.
-        features: of items and users in all.
-        outputs: of the head; None for no head, and so features (n, factors + 1), the offset first.
-        factors: of an item.
-        hidden: of the perceptron $g$.
+        counts: number of training ratings of each item, from index 1.
+        features: total number of features of items and users.
+        outputs: outputs of the head; None for no head, which gives features (n, factors + 1), the offset first.
+        factors: number of factors of an item.
+        hidden: hidden width of the perceptron $g$.
 
     Example:
         >>> factorisation([5, 1, 9], features=5, factors=4)(torch.tensor([0, 3]), torch.zeros(2, 5)).shape

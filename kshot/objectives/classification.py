@@ -23,10 +23,11 @@ def only_present(logits: Tensor, present: Tensor) -> Tensor:
 
 
 def check_one_hot(targets: Tensor) -> None:
-    """Raise ValueError unless the targets have the shape of one-hot rows, (n, ways)."""
-    if targets.ndim != 2:
+    """Raise ValueError unless the targets have the shape and dtype of one-hot rows, floating point (n, ways)."""
+    if targets.ndim != 2 or not targets.is_floating_point():
         raise ValueError(
-            f"targets must be one-hot (n, ways), got {tuple(targets.shape)}; pass class ids through one_hot()"
+            f"targets must be one-hot (n, ways), got {str(targets.dtype).removeprefix('torch.')} "
+            f"{tuple(targets.shape)}; pass class ids through one_hot() or Batch.of(..., ways=...)"
         )
 
 

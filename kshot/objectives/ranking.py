@@ -1,6 +1,6 @@
-"""How good a ranking is: of items by a score, against what they turned out to be worth.
+"""Metrics of rankings of items by score.
 
-Items of equal score are in no order: what a cut would take of them is their average, over all orders they could have.
+Items of equal scores have no order: each metric is the average over all orders of them.
 
 Shape legend: n items.
 """
@@ -11,27 +11,27 @@ import torch
 from torch import Tensor
 
 
-def _ranked(scores: Tensor, worth: Tensor) -> Tensor:
-    """The worth (n,) of the items from the highest score to the lowest, averaged within equal scores."""
+def _ranked(scores: Tensor, gains: Tensor) -> Tensor:
+    """The gains (n,) of items by descending score, averaged over equal scores."""
     order = scores.argsort(descending=True, stable=True)
     _, group, size = torch.unique_consecutive(scores[order], return_inverse=True, return_counts=True)
-    total = torch.zeros(len(size), dtype=worth.dtype, device=worth.device).index_add_(0, group, worth[order])
+    total = torch.zeros(len(size), dtype=gains.dtype, device=gains.device).index_add_(0, group, gains[order])
     return (total / size)[group]
 
 
-def ndcg(scores: Tensor, worth: Tensor, k: int) -> Tensor:
-    r"""Normalised discounted cumulative gain of the first k: what the ranking gives, over what the best one would.
+def ndcg(scores: Tensor, gains: Tensor, k: int) -> Tensor:
+    r"""Normalised discounted cumulative gain of the first k items:
 
     $$ \text{DCG@k} = \sum_{j=1}^{k} \frac{g_{\pi(j)}}{\log_2 (1 + j)}, \qquad \text{nDCG@k} =
        \frac{\text{DCG@k}}{\max_\pi \text{DCG@k}} $$
 
     Args:
-        scores: (n,), by which items are ranked.
-        worth: (n,) $g$, the gains, 0 or more; a rating, or 1 for what was clicked.
-        k: how many of the ranking count.
+        scores: (n,) scores by which items are ranked.
+        gains: (n,) $g \ge 0$; ratings, or 1 for clicked items.
+        k: number of items that count.
 
     Returns:
-        (), from 0 to 1; 0 where nothing is worth anything.
+        (), from 0 to 1; 0 if all gains are 0.
 
     Example:
         >>> ndcg(torch.tensor([3.0, 2.0, 1.0]), torch.tensor([1.0, 5.0, 0.0]), k=1)
@@ -39,17 +39,17 @@ def ndcg(scores: Tensor, worth: Tensor, k: int) -> Tensor:
 
     References:
         Järvelin, Kekäläinen: Cumulated gain-based evaluation of IR techniques, ACM TOIS 20(4), 2002. Ties as in
-        McSherry, Najork, ECIR 2008, and scikit-learn's `ndcg_score`, which this equals.
+        McSherry, Najork, ECIR 2008. Equal to scikit-learn's `ndcg_score`, which is slower for one user at a time.
     """
     k = min(k, len(scores))
-    discount = 1 / torch.arange(2, k + 2, dtype=worth.dtype, device=worth.device).log2()
-    best = discount @ worth.sort(descending=True).values[:k]
-    got = discount @ _ranked(scores, worth)[:k]
-    return got / best.clamp_min(torch.finfo(worth.dtype).tiny)
+    discount = 1 / torch.arange(2, k + 2, dtype=gains.dtype, device=gains.device).log2()
+    ideal = discount @ gains.sort(descending=True).values[:k]
+    dcg = discount @ _ranked(scores, gains)[:k]
+    return dcg / ideal.clamp_min(torch.finfo(gains.dtype).tiny)
 
 
 def precision(scores: Tensor, relevant: Tensor, k: int) -> Tensor:
-    """The share of the first k items that are relevant (n,), 0 or 1; of all items where there are fewer.
+    """Fraction of the first k items, or of all if there are fewer, that are relevant; `relevant` (n,) is 0 or 1.
 
     Example:
         >>> precision(torch.tensor([3.0, 2.0, 1.0]), torch.tensor([1.0, 0.0, 1.0]), k=2)
@@ -59,7 +59,7 @@ def precision(scores: Tensor, relevant: Tensor, k: int) -> Tensor:
 
 
 def recall(scores: Tensor, relevant: Tensor, k: int) -> Tensor:
-    """The share of the relevant items (n,), 0 or 1, that are among the first k; 0 where none is relevant.
+    """Fraction of the relevant items that are among the first k, 0 if none is relevant; `relevant` (n,) is 0 or 1.
 
     Example:
         >>> recall(torch.tensor([3.0, 2.0, 1.0]), torch.tensor([1.0, 0.0, 1.0]), k=2)
@@ -69,13 +69,13 @@ def recall(scores: Tensor, relevant: Tensor, k: int) -> Tensor:
 
 
 def coverage(shown: Tensor, items: int) -> Tensor:
-    r"""Catalogue coverage: the share of all items that are shown to somebody, $|\bigcup_u R_u| / I$.
+    r"""Catalogue coverage: the fraction of all items that are shown to any user, $|\bigcup_u R_u| / I$.
 
-    It grows with the number of users, so that figures compare for the same users alone, and ends at $U k / I$ or 1.
+    It grows with the number of users, up to $\min(U k / I, 1)$, so that only values for the same users are comparable.
 
     Args:
-        shown: (U, k) the numbers of the first k items of each user's ranking.
-        items: how many there are, I.
+        shown: (U, k) indices of the first k items of each user's ranking.
+        items: I, number of items.
 
     Example:
         >>> coverage(torch.tensor([[0, 1], [0, 2], [0, 1]]), items=6)

@@ -1,118 +1,129 @@
-"""Tasks made of mathematics: no data needed, every answer known."""
+"""Tasks from mathematical functions: no data needed, and the true function is known."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from copy import copy
+from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
 
 from kshot import objectives
-from kshot.annotations import NonNegativeFloat, PositiveFloat, PositiveFloatPair, PositiveInt
-from kshot.tasks.sampling import Range, Size
-from kshot.tasks.source import TaskSource, generator
-from kshot.types import Batch, Split, Task, Tree, tree_map
+from kshot.annotations import NonNegativeFloat, PositiveFloat, PositiveFloatPair, PositiveInt, Size
+from kshot.objectives import Objective
+from kshot.supplied import Seed
+from kshot.tasks.sampling import Range
+from kshot.tasks.source import StackedSource, generator, if_any
+from kshot.types import Batch, Split, Task, Tree
 
 Kernel = Literal["rbf", "matern52", "periodic"]
-TargetType = Literal["mean", "spread"]
 
 
-class Sinusoids(TaskSource):
-    r"""Regress a sine wave from K points; a task is one amplitude and phase.
+def sinusoids(
+    *,
+    shots: PositiveInt = 10,
+    queries: PositiveInt = 10,
+    noise: NonNegativeFloat = 0.0,
+    target_type: Literal["regression", "distribution"] = "regression",
+    seed: Seed = 0,
+) -> Sinusoids:
+    r"""Regress a sine wave from a few points; a task is an amplitude and a phase.
 
     $$ y = a \sin(x - \varphi), \quad a \sim U[0.1, 5], \; \varphi \sim U[0, \pi], \; x \sim U[-5, 5]. $$
 
     Inputs and targets are (shots, 1) in the support and (queries, 1) in the query.
 
     Args:
-        shots: support points of a task.
-        queries: query points of a task.
-        noise: standard deviation of what is added to each target.
-        ask: for the "mean" (`objectives.mse`), or for a mean and its "spread" (`objectives.gaussian`).
-        seed: names the sequence of tasks.
+        shots: number of support points.
+        queries: number of query points.
+        noise: standard deviation of Gaussian noise on the targets.
+        target_type: "regression" of the target (`objectives.mse`), or prediction of its "distribution", a mean and a
+            standard deviation (`objectives.gaussian`).
+        seed: random seed of task sampling.
 
     Example:
-        >>> task = Sinusoids(shots=10).task("train", 0)
+        >>> task = sinusoids(shots=10).task("train", 0)
         >>> task.support.inputs.shape
         torch.Size([10, 1])
 
     References:
         Finn, Abbeel, Levine: Model-Agnostic Meta-Learning, ICML 2017, arXiv:1703.03400, section 5.1.
     """
+    if shots < 1 or queries < 1:
+        raise ValueError(f"a task needs at least one support and one query point, got {shots=}, {queries=}")
+    if noise < 0:
+        raise ValueError(f"noise must be at least 0, got {noise}")
+    if target_type not in ("regression", "distribution"):
+        raise ValueError(f"target_type must be regression or distribution, got {target_type!r}")
+    objective = objectives.mse if target_type == "regression" else objectives.gaussian
+    return Sinusoids(shots, queries, noise, objective, seed)
 
-    def __init__(
-        self,
-        *,
-        shots: PositiveInt = 10,
-        queries: PositiveInt = 10,
-        noise: NonNegativeFloat = 0.0,
-        target_type: TargetType = "mean",
-        seed: int = 0,
-    ) -> None:
-        if shots < 1 or queries < 1:
-            raise ValueError(f"a task needs at least one support and one query point, got {shots=}, {queries=}")
-        if noise < 0:
-            raise ValueError(f"noise must be at least 0, got {noise}")
-        if target_type not in get_args(TargetType):
-            raise ValueError(f"target_type must be one of {', '.join(get_args(TargetType))}, got {target_type!r}")
-        self.shots, self.queries, self.noise, self.target_type, self.seed = shots, queries, noise, target_type, seed
-        self.objective = objectives.mse if target_type == "mean" else objectives.gaussian
 
-    def task(self, split: Split, index: int) -> Task:
-        return tree_map(lambda leaf: leaf[0], self.stack(split, [index]))
+@dataclass(eq=False)
+class Sinusoids(StackedSource):
+    """Tasks of `sinusoids`."""
+
+    shots: int
+    queries: int
+    noise: float
+    objective: Objective
+    seed: int
 
     def stack(self, split: Split, indices: Sequence[int]) -> Task:
-        points = self.shots + self.queries
-        random = [generator(self.seed, split, index) for index in indices]
-        draws = np.stack([each.random(2 + points) for each in random])
+        num_points = self.shots + self.queries
+        generators = [generator(self.seed, split, index) for index in indices]
+        draws = np.stack([random.random(2 + num_points) for random in generators])
         amplitude, phase = 0.1 + 4.9 * draws[:, :1], np.pi * draws[:, 1:2]
-        at = 10 * draws[:, 2:] - 5
-        y = amplitude * np.sin(at - phase)
+        x = 10 * draws[:, 2:] - 5
+        y = amplitude * np.sin(x - phase)
         if self.noise:
-            y = y + self.noise * np.stack([each.normal(size=points) for each in random])
-        return _tasks(at, y, np.ones(at.shape), self.shots)
+            y = y + self.noise * np.stack([random.normal(size=num_points) for random in generators])
+        return _tasks(x, y, np.ones(x.shape), self.shots)
 
     def with_shots(self, shots: int) -> Sinusoids:
-        return Sinusoids(
-            shots=shots, queries=self.queries, noise=self.noise, target_type=self.target_type, seed=self.seed
-        )
+        return replace(self, shots=shots)
 
     def describe(self) -> dict[str, Any]:
         about = {"source": "sinusoids", "shots": self.shots, "queries": self.queries, "seed": self.seed}
-        return about | ({"noise": self.noise} if self.noise else {})
+        return about | if_any(noise=self.noise)
 
 
-sinusoids = Sinusoids  # sources are made by lower-case names throughout
-
-
-class GaussianProcesses(TaskSource):
-    r"""Regress a function from a Gaussian process; a task is one function, with a length scale of its own.
+def gaussian_processes(
+    *,
+    kernel: Kernel = "rbf",
+    length_scale: PositiveFloatPair = (0.2, 1.0),
+    period: PositiveFloatPair = (1.0, 2.0),
+    noise: PositiveFloat = 0.05,
+    shots: Size = (3, 30),
+    queries: PositiveInt = 50,
+    seed: Seed = 0,
+) -> GaussianProcesses:
+    r"""Regress a function from a Gaussian process; a task is a function with its own length scale.
 
     $$ f \sim \mathrm{GP}(0, k), \quad y = f(x) + \epsilon, \quad x \sim U[-2, 2], \quad
        \epsilon \sim N(0, \sigma^2), \quad \ell \sim U[\text{length\_scale}] $$
 
-    with $k(r)$, of the distance $r = |x - x'|$:
+    with $k(r)$ of the distance $r = |x - x'|$:
 
     - rbf: $\exp(-r^2 / 2 \ell^2)$
     - matern52: $(1 + s + s^2 / 3) e^{-s}$ with $s = \sqrt5\, r / \ell$
-    - periodic: $\exp(-2 \sin^2(\pi r / p) / \ell^2)$, with the period $p \sim U[\text{period}]$
+    - periodic: $\exp(-2 \sin^2(\pi r / p) / \ell^2)$ with the period $p \sim U[\text{period}]$
 
-    Inputs and targets are (shots' upper end, 1) in the support, ending in rows of weight 0, and (queries, 1) in the
-    query.
+    Inputs and targets are (largest number of shots, 1) in the support, padded with rows of weight 0, and (queries, 1)
+    in the query.
 
     Args:
         kernel: "rbf", "matern52" or "periodic".
         length_scale: (low, high) of $\ell$.
-        period: (low, high) of $p$; for the periodic kernel alone.
-        noise: $\sigma$, above 0.
-        shots: support points of a task; an int or (low, high), drawn anew for each task.
-        queries: query points of a task.
-        seed: names the sequence of tasks.
+        period: (low, high) of $p$, for the periodic kernel.
+        noise: $\sigma$, positive.
+        shots: number of support points, an int or (low, high), drawn for each task.
+        queries: number of query points.
+        seed: random seed of task sampling.
 
     Example:
-        >>> source = GaussianProcesses(kernel="matern52", shots=(3, 20))
+        >>> source = gaussian_processes(kernel="matern52", shots=(3, 20))
         >>> source.task("train", 0).support.inputs.shape
         torch.Size([20, 1])
         >>> sorted(source.posterior("train", 0))
@@ -121,97 +132,89 @@ class GaussianProcesses(TaskSource):
     References:
         Rasmussen, Williams: Gaussian Processes for Machine Learning, 2006, chapters 2 and 4.
     """
+    if kernel not in get_args(Kernel):
+        raise ValueError(f"kernel must be one of {', '.join(get_args(Kernel))}, got {kernel!r}")
+    for name, ends in (("length_scale", length_scale), ("period", period)):
+        if len(ends) != 2 or not 0 < ends[0] <= ends[1]:
+            raise ValueError(f"{name} must be two numbers above 0 that do not fall, got {ends!r}")
+    if noise <= 0 or queries < 1:
+        raise ValueError(f"noise must be above 0, and queries at least 1, got {noise=}, {queries=}")
+    ranges = (length_scale[0], length_scale[1]), (period[0], period[1])
+    return GaussianProcesses(kernel, *ranges, noise, Range.of(shots, "shots", 1), queries, seed)
 
+
+@dataclass(eq=False)
+class GaussianProcesses(StackedSource):
+    """Tasks of `gaussian_processes`."""
+
+    kernel: Kernel
+    length_scale: tuple[float, float]
+    period: tuple[float, float]
+    noise: float
+    shots: Range
+    queries: int
+    seed: int
     objective = objectives.gaussian
 
-    def __init__(
-        self,
-        *,
-        kernel: Kernel = "rbf",
-        length_scale: PositiveFloatPair = (0.2, 1.0),
-        period: PositiveFloatPair = (1.0, 2.0),
-        noise: PositiveFloat = 0.05,
-        shots: Size = (3, 30),
-        queries: PositiveInt = 50,
-        seed: int = 0,
-    ) -> None:
-        if kernel not in get_args(Kernel):
-            raise ValueError(f"kernel must be one of {', '.join(get_args(Kernel))}, got {kernel!r}")
-        for name, ends in (("length_scale", length_scale), ("period", period)):
-            if len(ends) != 2 or not 0 < ends[0] <= ends[1]:
-                raise ValueError(f"{name} must be two numbers above 0 that do not fall, got {ends!r}")
-        if noise <= 0 or queries < 1:
-            raise ValueError(f"noise must be above 0, and queries at least 1, got {noise=}, {queries=}")
-        self.kernel, self.noise, self.queries, self.seed = kernel, noise, queries, seed
-        self.length_scale, self.period, self.shots = tuple(length_scale), tuple(period), Range.of(shots, "shots", 1)
-
-    def task(self, split: Split, index: int) -> Task:
-        return tree_map(lambda leaf: leaf[0], self.stack(split, [index]))
-
     def stack(self, split: Split, indices: Sequence[int]) -> Task:
-        at, covariance, draws, shots = self._drawn(split, indices)
-        y = (np.linalg.cholesky(covariance) @ draws[..., None])[..., 0]
-        weight = np.arange(at.shape[1]) < shots[:, None]
+        x, covariance, normal, shots = self._draw(split, indices)
+        y = (np.linalg.cholesky(covariance) @ normal[..., None])[..., 0]
+        weight = np.arange(x.shape[1]) < shots[:, None]
         weight[:, self.shots.high :] = True
-        return _tasks(at, y, weight.astype(np.float64), self.shots.high)
+        return _tasks(x, y, weight.astype(np.float64), self.shots.high)
 
     def posterior(self, split: Split, index: int) -> Tree:
-        r"""What is known of a task's query targets by whoever knows its kernel: {"mean": (m, 1), "std": (m, 1)}.
+        r"""The exact posterior of the query targets of a task: {"mean": (m, 1), "std": (m, 1)}.
 
         $$ \mu_* = K_{*n} (K_{nn} + \sigma^2 I)^{-1} y, \qquad
            \sigma^2_* = \mathrm{diag}\bigl(K_{**} + \sigma^2 I - K_{*n} (K_{nn} + \sigma^2 I)^{-1} K_{n*}\bigr) $$
 
-        No learner's log-likelihood is better, but by chance.
+        Its expected log-likelihood is an upper bound for every learner.
         """
-        _, (covariance,), _, (shots,) = self._drawn(split, [index])
-        seen, asked = slice(0, shots), slice(self.shots.high, None)
-        factor = np.linalg.cholesky(covariance[seen, seen])
-        half = np.linalg.solve(factor, covariance[seen, asked])
-        targets = self.task(split, index).support.targets[seen, 0].double().numpy()
+        _, (covariance,), _, (shots,) = self._draw(split, [index])
+        support, query = slice(0, shots), slice(self.shots.high, None)
+        factor = np.linalg.cholesky(covariance[support, support])
+        half = np.linalg.solve(factor, covariance[support, query])
+        targets = self.task(split, index).support.targets[support, 0].double().numpy()
         mean = half.T @ np.linalg.solve(factor, targets)
-        std = np.sqrt(np.diag(covariance)[asked] - (half**2).sum(0))
+        std = np.sqrt(np.diag(covariance)[query] - (half**2).sum(0))
         return {name: torch.from_numpy(leaf).float()[:, None] for name, leaf in (("mean", mean), ("std", std))}
 
     def with_shots(self, shots: int) -> GaussianProcesses:
-        other = copy(self)
-        other.shots = Range.of(shots, "shots", 1)
-        return other
+        return replace(self, shots=Range.of(shots, "shots", 1))
 
     def describe(self) -> dict[str, Any]:
         about = {"source": "gaussian_processes", "kernel": self.kernel, "length_scale": list(self.length_scale)}
         about |= {"period": list(self.period)} if self.kernel == "periodic" else {}
         return about | {"noise": self.noise, "shots": self.shots.plain(), "queries": self.queries, "seed": self.seed}
 
-    def _drawn(self, split: Split, indices: Sequence[int]) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        """Inputs (T, n), the covariance of the targets (T, n, n), normal draws (T, n), and the shots (T,)."""
-        points = self.shots.high + self.queries
-        random = [generator(self.seed, split, index) for index in indices]
-        draws = np.stack([each.random(3 + points) for each in random])
-        normal = np.stack([each.normal(size=points) for each in random])
+    def _draw(self, split: Split, indices: Sequence[int]) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """Inputs (T, n), covariance of the targets (T, n, n), standard normal draws (T, n), and shots (T,)."""
+        num_points = self.shots.high + self.queries
+        generators = [generator(self.seed, split, index) for index in indices]
+        draws = np.stack([random.random(3 + num_points) for random in generators])
+        normal = np.stack([random.normal(size=num_points) for random in generators])
         scale, period = (
-            (low + (high - low) * draws[:, place])[:, None, None]
-            for place, (low, high) in enumerate((self.length_scale, self.period))
+            (low + (high - low) * draws[:, column])[:, None, None]
+            for column, (low, high) in enumerate((self.length_scale, self.period))
         )
-        at = 4 * draws[:, 3:] - 2
-        apart = np.abs(at[:, :, None] - at[:, None, :])
-        covariance = _covariance(self.kernel, apart, scale, period) + self.noise**2 * np.eye(points)
-        return at, covariance, normal, self.shots.at(draws[:, 2])
+        x = 4 * draws[:, 3:] - 2
+        distance = np.abs(x[:, :, None] - x[:, None, :])
+        covariance = _covariance(self.kernel, distance, scale, period) + self.noise**2 * np.eye(num_points)
+        return x, covariance, normal, self.shots.at(draws[:, 2])
 
 
-gaussian_processes = GaussianProcesses
-
-
-def _covariance(kernel: Kernel, apart: np.ndarray, scale: np.ndarray, period: np.ndarray) -> np.ndarray:
+def _covariance(kernel: Kernel, distance: np.ndarray, scale: np.ndarray, period: np.ndarray) -> np.ndarray:
     if kernel == "rbf":
-        return np.exp(-((apart / scale) ** 2) / 2)
+        return np.exp(-((distance / scale) ** 2) / 2)
     if kernel == "periodic":
-        return np.exp(-2 * (np.sin(np.pi * apart / period) / scale) ** 2)
-    steps = np.sqrt(5) * apart / scale
-    return (1 + steps + steps**2 / 3) * np.exp(-steps)
+        return np.exp(-2 * (np.sin(np.pi * distance / period) / scale) ** 2)
+    scaled = np.sqrt(5) * distance / scale
+    return (1 + scaled + scaled**2 / 3) * np.exp(-scaled)
 
 
-def _tasks(at: np.ndarray, y: np.ndarray, weight: np.ndarray, support: int) -> Task:
-    """A stack of tasks of points (T, n), of which the first are the support set."""
-    x, targets, rows = (torch.from_numpy(leaf.astype(np.float32)) for leaf in (at, y, weight))
-    parts = slice(0, support), slice(support, None)
-    return Task(*(Batch(x[:, part, None], targets[:, part, None], rows[:, part]) for part in parts))
+def _tasks(x: np.ndarray, y: np.ndarray, weight: np.ndarray, shots: int) -> Task:
+    """A stack of tasks from points (T, n), of which the first `shots` are the support set."""
+    inputs, targets, weights = (torch.from_numpy(leaf.astype(np.float32)) for leaf in (x, y, weight))
+    parts = slice(0, shots), slice(shots, None)
+    return Task(*(Batch(inputs[:, part, None], targets[:, part, None], weights[:, part]) for part in parts))

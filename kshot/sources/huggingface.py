@@ -8,8 +8,9 @@ import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePath
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
+from kshot.annotations import PartOfFile
 from kshot.data.cache import cache_folder, scratch_folder
 from kshot.data.tables.table import Table, named_errors
 from kshot.data.text_files import read_json
@@ -28,7 +29,7 @@ _VERSION = 1  # of the conversion below; part of the name of cached files
 
 def from_hf(
     path: Path | str,
-    make: Callable[..., TaskSource],
+    make: Annotated[Callable[..., TaskSource], PartOfFile("tasks")],
     *,
     parts: Sequence[str] | None = None,
     columns: Mapping[str, str] | None = None,

@@ -1,4 +1,4 @@
-"""Few-shot tasks from a user's own images: a folder of folders, or a table of paths and labels."""
+"""Few-shot tasks from your own images: a folder of folders, or a table of paths and labels."""
 
 from __future__ import annotations
 
@@ -9,84 +9,64 @@ from typing import Any, Literal
 
 import numpy as np
 
-from kshot.annotations import FractionBelowOne, PathText, PositiveInt
+from kshot.annotations import PathText, PositiveInt
 from kshot.data.dataset import Dataset
 from kshot.data.images.augment import Augment, AugmentOptions, Turned
 from kshot.data.images.cache import DecodedImages
 from kshot.data.images.decode import BadImage, Colour, colour_of
 from kshot.data.images.index import Listing, list_folder, list_table, shown
-from kshot.tasks.class_tasks import ClassTasks, Imbalance
-from kshot.tasks.pool import OnTooFew
-from kshot.tasks.sampling import Size
-from kshot.tasks.splitting import cut
+from kshot.tasks.class_tasks import ClassOptions, ClassTasks
+from kshot.tasks.splitting import DEFAULT_SPLIT, cut
 from kshot.types import Split
 
 log = logging.getLogger(__name__)
 
-RATIO = (0.7, 0.15, 0.15)
-"""The shares of the classes in train, val and test where nothing else is said."""
-
-_TOLD = 20  # bad images that the log names
-_LOOKED_AT = 12  # images whose colour is compared with the one asked for
+_LOGGED = 20  # largest number of bad images in the log
+_SAMPLED = 12  # number of images whose colour is checked
 
 
 def images(
     path: Path | PathText,
     *,
-    ways: Size = 5,
-    shots: Size = 1,
-    queries: Size = 15,
-    train_ways: Size | None = None,
-    train_queries: Size | None = None,
     size: PositiveInt = 84,
     colour: Colour = "rgb",
     split: Mapping[str, Any] | None = None,
     within: Literal["domain"] | None = None,
     augment: AugmentOptions | None = None,
     turned_classes: bool = False,
-    imbalance: Imbalance | None = None,
-    label_noise: FractionBelowOne = 0.0,
-    on_too_few: OnTooFew = "error",
     bad_images: Literal["error", "drop"] = "error",
     follow_links: bool = False,
-    seed: int = 0,
     progress: Callable[[int, int], object] | None = None,
+    **options: ClassOptions,
 ) -> ClassTasks:
-    """Tell the classes of your own images apart.
+    """Classify your own images.
 
-    The images lie in one folder a class, `flowers/rose/1.jpg`; in folders of such folders, `scripts/Greek/alpha/1.png`,
-    where the folders above a class are its domain; below folders for the splits, `train/rose/1.jpg`; or they're listed
-    in a CSV with the columns path and label, and perhaps domain and split. PNG, JPEG, WebP, BMP, GIF and TIFF are read.
+    Images lie in one folder per class, `flowers/rose/1.jpg`; in folders of such folders, `scripts/Greek/alpha/1.png`,
+    where the folders above a class form its domain; below folders of the splits, `train/rose/1.jpg`; or they are listed
+    in a CSV with the columns path and label, and optionally domain and split. Formats are PNG, JPEG, WebP, BMP, GIF and
+    TIFF.
 
-    Each image is decoded when it's first drawn, and kept in the cache (see `DecodedImages` and `decode`), so that the
-    first task comes at once however many images there are.
+    Each image is decoded at its first use and cached (see `DecodedImages` and `decode`), so that the first task is
+    available at once for any number of images.
 
     Args:
-        path: the folder, or the table, `.csv` or `.tsv`, whose paths start in its folder.
-        ways: classes of a task; an int, or a range (low, high), drawn for each task.
-        shots: support images of each class, an int or a range.
-        queries: query images of each class, an int or a range.
-        train_ways, train_queries: classes and query examples of training tasks, by default as many as of others.
-        size: pixels of a side: the square in the middle of an image, scaled.
-        colour: "rgb" or "grey"; images of the other kind are converted.
-        split: how the classes are cut into train, val and test, see `kshot.tasks.splitting`. By default as the folders
-            or the column split say, or else by ratio 0.7, 0.15, 0.15. Given beside split folders, it cuts all their
-            classes anew.
-        within: "domain" takes all classes of a task from one domain.
-        augment: varies the images of training tasks: `{"flip": True, "shift": 8, "jitter": 0.4}`, see `Augment`.
-        turned_classes: each training class stands in four quarter turns, which are four classes.
-        imbalance: how shots differ between the classes of a task, see `ClassTasks`.
-        label_noise: the share of wrong support labels, see `ClassTasks`.
-        on_too_few: what becomes of a class with too few images, see `ClassTasks`.
-        bad_images: "error" names an image that cannot be used when it is drawn; "drop" decodes all images at once, and
-            leaves out the bad ones. `source.examples.bad` and the log say which.
-        follow_links: whether links and paths that lead out of the folder are followed.
-        seed: names the sequence of tasks.
-        progress: is told how many of how many images "drop" has decoded.
+        path: the folder, or the table, `.csv` or `.tsv`, whose paths are relative to its folder.
+        size: width and height in pixels: the central square of an image, resized.
+        colour: "rgb" or "grey"; other images are converted.
+        split: train, val and test classes, see `kshot.tasks.splitting`. By default as the folders or the column split
+            say, or else by ratio 0.7, 0.15, 0.15. With split folders, it splits all their classes anew.
+        within: "domain" draws all classes of a task from one domain.
+        augment: augmentation of training tasks such as `{"flip": True, "shift": 8, "jitter": 0.4}`, see `Augment`.
+        turned_classes: use each training class in four rotations as four classes.
+        bad_images: "error" raises when an unusable image is drawn; "drop" decodes all images at once, and leaves out
+            unusable ones, which `source.examples.bad` and the log list.
+        follow_links: whether to follow links and paths that lead out of the folder.
+        progress: called as `progress(num_decoded, num_images)` while "drop" decodes images.
+        options: arguments of `ClassTasks`.
 
     Raises:
-        ValueError: what `list_folder`, `list_table`, `cut` and `ClassTasks` say, sizes out of bounds, or a class that
-            stands in two split folders. From the tasks: an image that cannot be used.
+        ValueError: errors of `list_folder`, `list_table`, `cut` and `ClassTasks`, sizes out of bounds, or a class in
+            two split folders. While drawing tasks: an unusable image.
 
     Example:
         >>> source = images("flowers", ways=5, shots=1, size=84)  # doctest: +SKIP
@@ -96,26 +76,26 @@ def images(
     path = Path(path)
     if size < 1:
         raise ValueError(f"size must be at least 1 pixel, got {size}")
-    for option, given, known in (
+    for option, value, known in (
         ("colour", colour, ("rgb", "grey")),
         ("bad_images", bad_images, ("error", "drop")),
         ("within", within or "domain", ("domain",)),
     ):
-        if given not in known:
-            raise ValueError(f"{option} must be {' or '.join(known)}, got {given!r}")
-    varied = Augment(**augment) if augment else None
+        if value not in known:
+            raise ValueError(f"{option} must be {' or '.join(known)}, got {value!r}")
+    augmentation = Augment(**augment) if augment else None
     listing = (list_table if path.is_file() else list_folder)(path, follow_links=follow_links)
     decoded = DecodedImages(listing.files, listing.root, size=size, colour=colour)
-    _note_colour(listing, colour)
-    rows = {name: np.array(own, np.int64) for name, own in listing.classes.items()}
+    _log_conversion(listing, colour)
+    rows = {name: np.array(numbers, np.int64) for name, numbers in listing.classes.items()}
     if bad_images == "drop":
-        log.info("decoding the images of %s where that was not done yet, to find bad ones", path)
+        log.info("decoding the images of %s to find unusable ones", path)
         decoded.decode(np.arange(len(decoded)), progress)
-        rows = {name: own[~np.isin(own, [*decoded.bad])] for name, own in rows.items()}
-        for bad in [*decoded.bad.values()][:_TOLD]:
+        rows = {name: numbers[~np.isin(numbers, [*decoded.bad])] for name, numbers in rows.items()}
+        for bad in [*decoded.bad.values()][:_LOGGED]:
             log.warning("left out: %s", bad)
-        if len(decoded.bad) > _TOLD:
-            log.warning("left out: %d more", len(decoded.bad) - _TOLD)
+        if len(decoded.bad) > _LOGGED:
+            log.warning("left out: %d more", len(decoded.bad) - _LOGGED)
     classes = {part: {name: rows[name] for name in names} for part, names in _cut(listing, path, split).items()}
     domains = dict(listing.domains)
     examples: Dataset = decoded
@@ -125,36 +105,24 @@ def images(
         classes["train"] = {turned: rows[name] + turn * len(decoded) for turned, (name, turn) in turns.items()}
         domains |= {turned: domains[name] for turned, (name, _) in turns.items()}
     return ClassTasks(
-        examples,
-        classes,
-        ways=ways,
-        shots=shots,
-        queries=queries,
-        train_ways=train_ways,
-        train_queries=train_queries,
-        within=_within(listing, path, domains) if within else None,
-        imbalance=imbalance,
-        label_noise=label_noise,
-        on_too_few=on_too_few,
-        augment=varied,
-        seed=seed,
+        examples, classes, **options, within=_within(listing, path, domains) if within else None, augment=augmentation,
         name=f"images of {shown(path.name)}",
         left_out={"images that cannot be used": len(decoded.bad)} if decoded.bad else {},
-    )
+    )  # fmt: skip
 
 
 def _cut(listing: Listing, path: Path, split: Mapping[str, Any] | None) -> dict[Split, list[str]]:
-    parted = path.is_dir() and "split" in listing.values
-    if parted and split is None:
+    """The classes of each split."""
+    if path.is_dir() and "split" in listing.values and split is None:
         for name, parts in listing.values["split"].items():
             if len(parts) > 1:
                 raise ValueError(
-                    f"{path}: class {name!r} stands in the folders of {' and '.join(sorted(parts))}. Few-shot tasks "
-                    "are tested on classes never seen in training: keep each class in one of them, or cut the classes "
-                    "anew, with split: {ratio: [0.7, 0.15, 0.15]}"
+                    f"{path}: class {name!r} is in the folders of {' and '.join(sorted(parts))}. Few-shot tasks "
+                    "are tested on classes never seen in training: keep each class in one of them, or split the "
+                    "classes anew by split: {ratio: [0.7, 0.15, 0.15]}"
                 )
     if split is None:
-        split = {"column": "split"} if "split" in listing.values else {"ratio": RATIO}
+        split = {"column": "split"} if "split" in listing.values else DEFAULT_SPLIT
     values = listing.values.get(str(split.get("column")))
     domains = listing.domains if any(listing.domains.values()) else None
     return cut(listing.classes, split, values=values, domains=domains)
@@ -170,18 +138,18 @@ def _within(listing: Listing, path: Path, domains: dict[str, str]) -> dict[str, 
     return domains
 
 
-def _note_colour(listing: Listing, colour: Colour) -> None:
-    """Say so where images are converted, as far as a few of them tell."""
-    found = []
-    for file in listing.files[:: max(1, len(listing.files) // _LOOKED_AT)][:_LOOKED_AT]:
+def _log_conversion(listing: Listing, colour: Colour) -> None:
+    """Log that images are converted, judging by a few of them."""
+    colours = []
+    for file in listing.files[:: max(1, len(listing.files) // _SAMPLED)][:_SAMPLED]:
         try:
-            found.append(colour_of((listing.root / file.name).read_bytes(), file.name))
+            colours.append(colour_of((listing.root / file.name).read_bytes(), file.name))
         except (BadImage, OSError):
-            continue  # told when it is drawn
+            continue  # reported when it is drawn
     other: Colour = "grey" if colour == "rgb" else "rgb"
-    if other in found:
-        hint = "; colour: grey would make the work smaller" if set(found) == {"grey"} else ""
+    if other in colours:
+        hint = "; colour: grey would need less computation" if set(colours) == {"grey"} else ""
         log.info(
             "%s of %s images looked at in %s are %s, and converted to %s%s",
-            found.count(other), len(found), listing.root, other, colour, hint,
+            colours.count(other), len(colours), listing.root, other, colour, hint,
         )  # fmt: skip

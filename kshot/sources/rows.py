@@ -16,53 +16,48 @@ BadRows = Literal["error", "drop"]
 
 
 class Members(NamedTuple):
-    """The groups or classes of a table: number g has the rows `flat[starts[g] : starts[g] + sizes[g]]`."""
+    """The groups or classes of a table: member g has the rows `flat[starts[g] : starts[g] + sizes[g]]`."""
 
     names: list[str]
     flat: np.ndarray
     sizes: np.ndarray
 
-    def only(self, keep: np.ndarray) -> Members:
-        """Without the rows that a mask (rows of the table,) leaves out, and the members that have no others."""
-        kept = keep[self.flat]
-        if kept.all():
+    def only(self, mask: np.ndarray) -> Members:
+        """Without the rows that a mask (rows of the table,) excludes, and without members that have no others."""
+        keep = mask[self.flat]
+        if keep.all():
             return self
-        sizes = np.bincount(np.repeat(np.arange(len(self.sizes)), self.sizes)[kept], minlength=len(self.sizes))
+        sizes = np.bincount(np.repeat(np.arange(len(self.sizes)), self.sizes)[keep], minlength=len(self.sizes))
         names = [name for name, size in zip(self.names, sizes.tolist()) if size]
-        return Members(names, self.flat[kept], sizes[sizes > 0])
+        return Members(names, self.flat[keep], sizes[sizes > 0])
 
     def items(self) -> dict[str, np.ndarray]:
         return dict(zip(self.names, np.split(self.flat, self.sizes.cumsum()[:-1])))
 
 
-def group_rows(keys: Any, keep: np.ndarray, order: np.ndarray | None = None) -> Members:
-    """The rows of each key, in the order given or their own, rows that are not to be kept left out.
+def group_rows(keys: Any, mask: np.ndarray, order: np.ndarray | None = None) -> Members:
+    """The rows of each key, without those that a mask excludes.
 
     Args:
         keys: polars Series (n,).
-        keep: bool (n,).
-        order: row numbers (n,), such as by time.
+        mask: bool (n,).
+        order: row numbers (n,), such as by time; those of the table by default.
     """
     import polars as pl
 
     rows = np.arange(len(keys), dtype=np.uint32) if order is None else order
-    if order is not None or not keep.all():
-        rows = rows[keep[rows]]
+    if order is not None or not mask.all():
+        rows = rows[mask[rows]]
         keys = keys.gather(rows)
-    frame = pl.DataFrame({"key": keys, "row": rows})
-    grouped = frame.group_by("key", maintain_order=True).agg("row")
-    names = grouped["key"].cast(pl.String).to_list()
-    return Members(
-        names,
-        grouped["row"].explode().to_numpy().astype(np.int64),
-        grouped["row"].list.len().to_numpy().astype(np.int64),
-    )
+    grouped = pl.DataFrame({"key": keys, "row": rows}).group_by("key", maintain_order=True).agg("row")
+    flat, sizes = grouped["row"].explode().to_numpy(), grouped["row"].list.len().to_numpy()
+    return Members(grouped["key"].cast(pl.String).to_list(), flat.astype(np.int64), sizes.astype(np.int64))
 
 
 def cut_members(
     members: Members, table: Table, split: Mapping[str, Any], domain: str | None, *, kind: str
 ) -> dict[Split, dict[str, np.ndarray]]:
-    """Cut groups or classes into splits: for each split, name to rows."""
+    """Split groups or classes: for each split, name to rows."""
     values = distinct_values(members, table, split["column"]) if "column" in split else None
     domains = domains_of(members, table, domain) if "heldout" in split and domain else None
     parts = cut(members.names, split, kind=kind, values=values, domains=domains)
@@ -74,25 +69,26 @@ def domains_of(members: Members, table: Table, column: str) -> dict[str, str]:
     """The domain of each group or class.
 
     Raises:
-        ValueError: one whose rows have several, or none.
+        ValueError: the rows of one have several domains, or none.
     """
-    found = distinct_values(members, table, column)
-    for name, values in found.items():
+    domains = distinct_values(members, table, column)
+    for name, values in domains.items():
         if len(values) != 1 or None in values:
             listed = ", ".join(sorted(map(str, values))[:3])
             raise ValueError(
                 f"{table.path}, column {column!r}: the rows of {name!r} have {listed}; they need one and the same"
             )
-    return {name: values[0] for name, values in found.items()}
+    return {name: values[0] for name, values in domains.items()}
 
 
 def distinct_values(members: Members, table: Table, column: str) -> dict[str, list[str]]:
+    """The distinct values of a column in the rows of each member, sorted."""
     import polars as pl
 
     number = np.repeat(np.arange(len(members.names)), members.sizes)
     frame = pl.DataFrame({"member": number, "value": table.labels(column).gather(members.flat)})
-    found = frame.group_by("member").agg(pl.col("value").unique().sort()).sort("member")
-    return dict(zip(members.names, found["value"].to_list()))
+    values = frame.group_by("member").agg(pl.col("value").unique().sort()).sort("member")
+    return dict(zip(members.names, values["value"].to_list()))
 
 
 def times_of(table: Table, time: str, kinds: Mapping[str, str]) -> Raw:

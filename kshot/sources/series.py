@@ -16,16 +16,16 @@ from annotated_types import Ge
 from torch import Tensor
 
 from kshot import objectives
-from kshot.annotations import EMPTY, PositiveInt
+from kshot.annotations import EMPTY, PositiveInt, Size
 from kshot.data.tables.columns import moments, read_columns
 from kshot.data.tables.open import open_table
 from kshot.data.tables.table import Reading, ReadingOptions, Table
 from kshot.objectives import Objective
 from kshot.sources.rows import BadRows, Members, cut_members, group_rows, left_out_of
+from kshot.supplied import Seed
 from kshot.tasks.group_tasks import GroupTasks
 from kshot.tasks.pool import OnTooFew
-from kshot.tasks.preprocessor import Support
-from kshot.tasks.sampling import Size
+from kshot.tasks.preprocessor import Preprocessor, Support
 from kshot.tasks.source import TaskSource
 from kshot.tasks.splitting import DEFAULT_SPLIT
 from kshot.types import Batch, Split, Task
@@ -54,47 +54,42 @@ def series(
     on_too_few: OnTooFew = "error",
     reading: ReadingOptions = EMPTY,
     bad_rows: BadRows = "error",
-    seed: int = 0,
+    seed: Seed = 0,
 ) -> SeriesTasks:
     r"""Forecast a series from a few windows of its past.
 
-    The file is long, a row a series and time with columns `series` and `value`; or, without those, wide: each column
-    other than `time` is a series, and an empty cell was not observed.
+    The file is long, with a row per series and time and the columns `series` and `value`; or, without these arguments,
+    wide: each column other than `time` is a series, and empty cells were not observed.
 
-    A window is C steps of context and the H that follow, and windows lie `stride` steps apart. A task is a series: the
-    support are windows that follow each other, the query are later ones, whose horizons begin where the last horizon
-    of the support has ended. Inputs are float32 (n, C, 1 + V), the value before the covariates; targets (n, H).
+    A window is C steps of context and the H steps that follow; windows start every `stride` steps. A task is a series:
+    the support are consecutive windows, the query later ones whose horizons begin after the last horizon of the
+    support. Inputs are float32 (n, C, 1 + V), the value before the covariates; targets (n, H).
+
+    The loss is the mean squared error of scaled values. Metrics are mase, and mse in the units of the data for a global
+    scale, else in variances of the support; see `kshot.objectives.forecast`.
 
     Args:
         path: a CSV, TSV, NDJSON or Parquet file.
         time: the column of dates or numbers that orders a series.
         series: the column that names the series.
         value: the column to forecast.
-        covariates: columns of numbers that are known for the context.
+        covariates: numeric columns that are known for the context.
         context_length: C.
         horizon: H.
-        stride: steps from one window to the next, `horizon` by default.
-        season: steps of a season, for the metric: 24 for hours with a daily rhythm, 1 for none.
-        scale: "support" takes the mean of the task's support from all its values and divides them by its standard
-            deviation, so that series of any size are alike; "global" does so by the training series, for series whose
-            level tells something. Covariates are always standardised by the training series.
-        kinds: how the dates in `time` are written, as in {day: "%d/%m/%Y"}.
-        domain: a column that says where a series belongs, for `split: {heldout: …}`.
-        split: how series are cut, see `splitting`; by default 70, 15 and 15 % by a hash of the name.
-        shots: support windows.
-        queries: query windows.
-        train_queries: the same in training tasks.
-        on_too_few: what becomes of series with too few windows: error, drop or shrink.
-        reading: how a file of text is written; see `Reading`.
-        bad_rows: "error", or "drop" to leave out rows that lack a value, or repeat a time.
-        seed: names the sequence of tasks.
-
-    The loss is the mean squared error of the scaled values. Metrics are mase, and mse in the data's own units where the
-    scale is global, else in variances of the support; see `kshot.objectives.forecast`.
+        stride: steps between the starts of windows, `horizon` by default.
+        season: number of steps of a season, for the metric: 24 for hours with a daily rhythm, 1 for none.
+        scale: "support" standardises values by mean and standard deviation of the task's support, so that series of
+            any scale are alike; "global" by those of the training series, if the level of a series is informative.
+            Covariates are always standardised by the training series.
+        kinds: the format of the dates in `time`, as in {day: "%d/%m/%Y"}.
+        domain, split, reading: as in `table`.
+        shots, queries, train_queries: number of windows.
+        bad_rows: "error", or "drop" to leave out rows without a value, or of a repeated time.
+        on_too_few, seed: as in `GroupTasks`.
 
     Raises:
-        ValueError: what is wrong with the file or a value in it, with line and column; a column that is missing; series
-            that are too short.
+        ValueError: an error in the file or a value in it, with line and column; a missing column; series that are too
+            short.
 
     Example:
         >>> import tempfile
@@ -116,32 +111,31 @@ def series(
     if (series is None) != (value is None):
         raise ValueError("a long file needs series and value, a wide one neither: name both columns or none")
     if series is None and (covariates or domain):
-        raise ValueError("a wide file has no covariates or domain; write it long, a row a series and time")
+        raise ValueError("a wide file has no covariates or domain; write it long, with a row per series and time")
     split = split or DEFAULT_SPLIT
-    found, names = _open(Path(path), Reading(**(reading or {})), time, series, value, covariates, domain, split)
-    columns = read_columns(found, {time: (kinds or {}).get(time) or found.kind(time), **dict.fromkeys(names, "number")})
-    times, values = columns[time].values, [columns[name].values for name in names]
+    table, names = _open(Path(path), Reading(**(reading or {})), time, series, value, covariates, domain, split)
+    columns = read_columns(table, {time: (kinds or {}).get(time) or table.kind(time), **dict.fromkeys(names, "number")})
+    times, columns_of_values = columns[time].values, [columns[name].values for name in names]
     if columns[time].kind == "category":
-        raise ValueError(f"{found.path}: the time column {time!r} holds words; it needs dates or numbers")
-    found.missing(time, np.isnan(times), "a row needs its time")
+        raise ValueError(f"{table.path}: the time column {time!r} holds words; it needs dates or numbers")
+    table.missing(time, np.isnan(times), "a row needs its time")
     if series is None:
-        members, times, flat, place = _wide(found, time, names, times, values, bad_rows)
-        own = flat[:, None]
+        members, times, flat, rows = _wide(table, time, names, times, columns_of_values, bad_rows)
+        values = flat[:, None]
     else:
-        for name, column in zip(names, values):
-            found.missing(name, np.isnan(column), "a row needs it")
-        keys = found.keys(series)
-        found.missing(series, keys.is_null().to_numpy(), "a row needs one")
+        for name, column in zip(names, columns_of_values):
+            table.missing(name, np.isnan(column), "a row needs it")
+        keys = table.keys(series)
+        table.missing(series, keys.is_null().to_numpy(), "a row needs one")
         order = np.argsort(times, kind="stable")
-        _mark_repeated(found, time, group_rows(keys, found.good, order), times)
-        members = group_rows(keys, found.settle(bad_rows), order)
-        own, times, place = np.stack(values, 1)[members.flat], times[members.flat], members.flat
-    parts = cut_members(members, found, split, domain, kind="group")
+        _mark_repeated(table, time, group_rows(keys, table.good, order), times)
+        members = group_rows(keys, table.settle(bad_rows), order)
+        rows = members.flat
+        values, times = np.stack(columns_of_values, 1)[rows], times[rows]
+    parts = cut_members(members, table, split, domain, kind="group")
     train = np.repeat(np.isin(members.names, list(parts["train"])), members.sizes)
-    own = own.astype(np.float64)
-    fitted = [moments(column, train) for column in own.T]
-    mean, std = (np.array(each) for each in zip(*((mean, std or 1.0) for mean, std in fitted)))
-    steps = _steps(members, times, found, place)
+    values = values.astype(np.float64)
+    fitted = [moments(column, train) for column in values.T]
     preprocessor = SeriesPreprocessor(
         time=time,
         format=columns[time].format or columns[time].kind,
@@ -152,34 +146,24 @@ def series(
         stride=stride,
         season=season,
         scale=scale,
-        mean=tuple(mean.tolist()),
-        std=tuple(std.tolist()),
-        reading=found.reading,
+        mean=tuple(float(mean) for mean, _ in fitted),
+        std=tuple(float(std or 1.0) for _, std in fitted),
+        reading=table.reading,
     )
-    windows, counts = _windows(members.sizes, context_length + horizon, stride)
-    bounds = np.concatenate([[0], counts.cumsum()])
-    number = dict(zip(members.names, range(len(members.names))))
-    groups: dict[Split, dict[str, np.ndarray]] = {
-        part: {name: np.arange(bounds[number[name]], bounds[number[name] + 1]) for name in own_names}
-        for part, own_names in parts.items()
-    }
-    source = SeriesTasks(
-        WindowDataset(preprocessor.standardise(own), windows, context_length, horizon),
-        groups,
-        objective=preprocessor.objective,
+    starts, counts = _windows(members.sizes, context_length + horizon, stride)
+    windows = dict(zip(members.names, np.split(np.arange(len(starts)), counts.cumsum()[:-1])))
+    return SeriesTasks(
+        WindowDataset(preprocessor.standardise(values), starts, context_length, horizon),
+        {part: {name: windows[name] for name in groups} for part, groups in parts.items()},
+        preprocessor=preprocessor,
+        steps=_steps(members, times, table, rows),
         shots=shots,
         queries=queries,
         train_queries=train_queries,
-        order="given",
-        gap=-(-horizon // stride) - 1,
         on_too_few=on_too_few,
         seed=seed,
-        name="series",
-        preprocessor=preprocessor,
-        left_out=left_out_of(found),
+        left_out=left_out_of(table),
     )
-    source.scale, source.steps = scale, steps
-    return source
 
 
 class SeriesTasks(GroupTasks):
@@ -187,11 +171,26 @@ class SeriesTasks(GroupTasks):
 
     Attributes:
         scale: "support" or "global".
-        steps: what the time from one value to the next is, in words.
+        steps: description of the time between consecutive values.
     """
 
-    scale: Scale = "global"
-    steps: str = ""
+    forecasts = True
+
+    def __init__(
+        self,
+        examples: WindowDataset,
+        groups: Mapping[Split, Mapping[str, np.ndarray]],
+        *,
+        preprocessor: SeriesPreprocessor,
+        steps: str,
+        **options: Any,
+    ) -> None:
+        gap = -(-preprocessor.horizon // preprocessor.stride) - 1
+        super().__init__(
+            examples, groups, objective=preprocessor.objective, preprocessor=preprocessor, order="given", gap=gap,
+            name="series", **options,
+        )  # fmt: skip
+        self.scale, self.steps = preprocessor.scale, steps
 
     def stack(self, split: Split, indices: Sequence[int]) -> Task:
         tasks = super().stack(split, indices)
@@ -203,34 +202,37 @@ class SeriesTasks(GroupTasks):
     def pretraining_batch(self, step: int, size: int) -> Batch:
         return TaskSource.pretraining_batch(self, step, size)
 
+    def ordered_targets(self, split: Split) -> list[np.ndarray]:
+        return []  # series are sorted by time, and may well rise throughout
+
     def describe(self) -> dict[str, Any]:
         return super().describe() | {"time_steps": self.steps}
 
 
 def support_scale(support: Batch) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation, each (T,), of all values in the support sets (T, n, …); 1 where nothing moves."""
+    """Mean and standard deviation, each (T,), of all values in support sets (T, n, …); 1 if values are constant."""
     values_TnL = torch.cat([support.inputs[..., 0], support.targets], -1)
     weight_Tn = support.weight.to(values_TnL.dtype)
     share_Tn1 = (weight_Tn / weight_Tn.sum(-1, keepdim=True))[..., None] / values_TnL.shape[-1]
     center_T = (values_TnL * share_Tn1).sum((-2, -1))
     variance_T = ((values_TnL - center_T[..., None, None]).square() * share_Tn1).sum((-2, -1))
-    moves = variance_T > 1e-24 * center_T.square()
-    return center_T, torch.where(moves, variance_T, 1.0).sqrt()
+    varies = variance_T > 1e-24 * center_T.square()
+    return center_T, torch.where(varies, variance_T, 1.0).sqrt()
 
 
 def scaled(batch: Batch, center: Tensor, spread: Tensor) -> Batch:
-    """A batch in float32 whose values, but not its covariates, are (x - center) / spread; both (T,)."""
+    """The batch in float32, with values, but not covariates, as (x - center) / spread; both (T,)."""
     values = (batch.inputs[..., :1] - center[..., None, None, None]) / spread[..., None, None, None]
     targets = (batch.targets - center[..., None, None]) / spread[..., None, None]
     return Batch(torch.cat([values, batch.inputs[..., 1:]], -1).float(), targets.float(), batch.weight)
 
 
 class WindowDataset:
-    """Windows of series that lie end to end, cut out where they are taken: ((..., C, 1 + V), (..., H)).
+    """Windows of concatenated series, extracted when they are taken: ((..., C, 1 + V), (..., H)).
 
     Args:
-        values: (points, 1 + V), the value and its covariates; float64 where they are still to be scaled.
-        starts: int64 (n,), where each window begins.
+        values: (points, 1 + V), value and covariates; float64 if they are still to be scaled.
+        starts: int64 (n,), start of each window.
         context_length, horizon: C and H.
     """
 
@@ -248,16 +250,16 @@ class WindowDataset:
 
 
 @dataclass(frozen=True)
-class SeriesPreprocessor:
-    """How a series in a file becomes windows, and a forecast values in the series' own units.
+class SeriesPreprocessor(Preprocessor):
+    """Converts a series in a file into windows, and a forecast into the units of the series.
 
     Attributes:
-        time: the column of times; `format` says what it holds.
+        time: the column of times, of type `format`.
         series: the column that names the series; None for a wide file.
-        columns: the value and the covariates; none for a wide file, whose one column beside the time is the value.
+        columns: value and covariates; empty for a wide file, whose one column beside the time is the value.
         context_length, horizon, stride, season, scale: as in `series`.
         mean, std: of value and covariates in the training series.
-        reading: how the file was written.
+        reading: format of the file.
     """
 
     time: str
@@ -275,11 +277,10 @@ class SeriesPreprocessor:
 
     @property
     def objective(self) -> Objective:
-        """What the tasks ask."""
         return objectives.forecast(self.season, self.std[0] if self.scale == "global" else 1.0)
 
     def standardise(self, values: np.ndarray) -> np.ndarray:
-        """Values (..., 1 + V) by the training series; the value is left as it is where the support scales it."""
+        """Values (..., 1 + V) standardised by the training series, but for a value that the support scales."""
         mean, std = np.array(self.mean), np.array(self.std)
         if self.scale == "support":
             mean, std = np.r_[0.0, mean[1:]], np.r_[1.0, std[1:]]
@@ -306,20 +307,20 @@ class SeriesPreprocessor:
         return scaled(batch, torch.tensor(kept["center"]).double(), torch.tensor(kept["spread"]).double()).inputs
 
     def answers(self, prediction: Tensor, kept: dict[str, Any]) -> dict[str, list[Any]]:
-        """The steps ahead, and the value forecast for each."""
+        """The forecast value of each step ahead."""
         center, spread = (kept["center"], kept["spread"]) if self.scale == "support" else (self.mean[0], self.std[0])
         values = prediction.double() * spread + center
         steps = list(range(1, self.horizon + 1)) * len(values)
         return {"step": steps, (self.columns or ("value",))[0]: values.flatten().tolist()}
 
     def describe(self) -> dict[str, Any]:
-        how = "each support's own" if self.scale == "support" else f"{self.mean[0]:.4g} and {self.std[0]:.4g}"
+        fitted = "of each support" if self.scale == "support" else f"{self.mean[0]:.4g} and {self.std[0]:.4g}"
         return {
             "context_length": self.context_length,
             "horizon": self.horizon,
             "stride": self.stride,
             "season": self.season,
-            "inputs": {"value": f"less a mean, by a standard deviation: {how}"}
+            "inputs": {"value": f"standardised by mean and standard deviation: {fitted}"}
             | {name: f"(x − {m:.4g}) / {s:.4g}" for name, m, s in list(zip(self.columns, self.mean, self.std))[1:]},
         }
 
@@ -329,30 +330,29 @@ class SeriesPreprocessor:
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> SeriesPreprocessor:
         plain: dict[str, Any] = {
-            name: tuple(own) if isinstance(own, list) else own for name, own in data.items() if name != "kind"
+            name: tuple(value) if isinstance(value, list) else value for name, value in data.items() if name != "kind"
         }
         return cls(**plain | {"reading": Reading(**data["reading"])})
 
     def _read(self, path: Path, least: int) -> np.ndarray:
-        """The values (points, 1 + V) of the one series in a file, in the order of time."""
-        found = open_table(path, self.reading, columns=[self.time, *self.columns] if self.columns else None)
-        names = list(self.columns) or [name for name in found.frame.columns if name != self.time]
+        """The values (points, 1 + V) of the one series in a file, at least `least`, in the order of time."""
+        table = open_table(path, self.reading, columns=[self.time, *self.columns] if self.columns else None)
+        names = list(self.columns) or [name for name in table.frame.columns if name != self.time]
         if len(names) != 1 and not self.columns:
             raise ValueError(
                 f"{path} must hold one series, {self.time} and a column of values; it has {', '.join(names)}"
             )
-        columns = read_columns(found, {self.time: self.format, **dict.fromkeys(names, "number")})
+        columns = read_columns(table, {self.time: self.format, **dict.fromkeys(names, "number")})
         for name, column in columns.items():
-            found.missing(name, np.isnan(column.values), "a row needs it")
-        found.settle()
+            table.missing(name, np.isnan(column.values), "a row needs it")
+        table.settle()
         order = np.argsort(columns[self.time].values, kind="stable")
         times = columns[self.time].values[order]
-        found.bad(
-            self.time, np.isin(np.arange(len(times)), order[1:][np.diff(times) == 0]), "is there twice: give one series"
-        )
-        found.settle()
-        if len(found) < least:
-            raise ValueError(f"{path} has {len(found)} values of the series; {least} are needed")
+        repeated = np.isin(np.arange(len(times)), order[1:][np.diff(times) == 0])
+        table.bad(self.time, repeated, "is there twice: give one series")
+        table.settle()
+        if len(table) < least:
+            raise ValueError(f"{path} has {len(table)} values of the series; {least} are needed")
         return self.standardise(np.stack([columns[name].values for name in names], 1)[order])
 
 
@@ -366,66 +366,63 @@ def _open(
     domain: str | None,
     split: Mapping[str, Any],
 ) -> tuple[Table, list[str]]:
-    """The table, and the names of its columns of numbers."""
+    """The table, and the names of its value columns."""
     if series is None or value is None:
-        found = open_table(path, reading)
-        found.need(time)
-        return found, [name for name in found.frame.columns if name != time]
-    more = [*([domain] if domain else []), *([split["column"]] if "column" in split else [])]
-    return open_table(path, reading, columns=[series, time, value, *covariates, *more]), [value, *covariates]
+        table = open_table(path, reading)
+        table.need(time)
+        return table, [name for name in table.frame.columns if name != time]
+    others = [*([domain] if domain else []), *([split["column"]] if "column" in split else [])]
+    return open_table(path, reading, columns=[series, time, value, *covariates, *others]), [value, *covariates]
 
 
 def _wide(
     table: Table, time: str, names: list[str], times: np.ndarray, values: list[np.ndarray], bad_rows: BadRows
 ) -> tuple[Members, np.ndarray, np.ndarray, np.ndarray]:
-    """Series that stand side by side: their places end to end, the times and the values there, and their rows."""
+    """The series of a wide file, concatenated: members, times, values, and rows of the table."""
     order = np.argsort(times, kind="stable")
     _mark_repeated(table, time, Members([""], order, np.array([len(order)])), times)
     order = order[table.settle(bad_rows)[order]]
-    kept = [column[order] for column in values]
-    known = [~np.isnan(column) for column in kept]
-    sizes = np.array([own.sum() for own in known])
+    sorted_values = [column[order] for column in values]
+    known = [~np.isnan(column) for column in sorted_values]
+    sizes = np.array([mask.sum() for mask in known])
     if not sizes.all():
         raise ValueError(
             f"{table.path}: column {names[int(np.argmin(sizes))]!r} holds no value; leave it out of the file"
         )
-    rows = np.concatenate([order[own] for own in known])
-    flat = np.concatenate([column[own] for column, own in zip(kept, known)])
+    rows = np.concatenate([order[mask] for mask in known])
+    flat = np.concatenate([column[mask] for column, mask in zip(sorted_values, known)])
     return Members(names, np.arange(len(flat)), sizes), times[rows], flat, rows
 
 
 def _mark_repeated(table: Table, time: str, members: Members, times: np.ndarray) -> None:
-    """Rows whose series has a value at their time already are bad."""
-    own = times[members.flat]
-    repeated = np.flatnonzero(np.diff(own) == 0) + 1
-    firsts = members.sizes.cumsum()[:-1]
-    repeated = repeated[~np.isin(repeated, firsts)]
-    where = np.zeros(len(table), bool)
-    where[members.flat[repeated]] = True
-    table.bad(time, where, "is there twice in one series; keep one value a time")
+    """Mark rows as bad whose series has a value at their time already."""
+    repeated = np.flatnonzero(np.diff(times[members.flat]) == 0) + 1
+    repeated = repeated[~np.isin(repeated, members.sizes.cumsum()[:-1])]
+    mask = np.zeros(len(table), bool)
+    mask[members.flat[repeated]] = True
+    table.bad(time, mask, "is there twice in one series; keep one value a time")
 
 
 def _windows(sizes: np.ndarray, length: int, stride: int) -> tuple[np.ndarray, np.ndarray]:
-    """Where the windows of series that lie end to end begin, the last of each at its end, and how many each has."""
+    """Starts of the windows of concatenated series, the last window at the end of its series; windows per series."""
     counts = np.maximum((sizes - length) // stride + 1, 0)
-    ends = sizes.cumsum()
     rank_from_last = np.repeat(counts.cumsum(), counts) - 1 - np.arange(counts.sum())
-    return np.repeat(ends, counts) - length - stride * rank_from_last, counts
+    return np.repeat(sizes.cumsum(), counts) - length - stride * rank_from_last, counts
 
 
 def _steps(members: Members, times: np.ndarray, table: Table, rows: np.ndarray) -> str:
-    """What the time from one value to the next is, in words."""
+    """A description of the time between consecutive values."""
     inside = np.ones(len(times), bool)
     inside[np.concatenate([[0], members.sizes.cumsum()[:-1]])] = False
     steps = np.diff(times, prepend=times[0])[inside]
     if not len(steps):
         return "no series has two values"
-    kinds, counts = np.unique(steps, return_counts=True)
-    usual = kinds[counts.argmax()]
-    if len(kinds) == 1:
+    distinct, counts = np.unique(steps, return_counts=True)
+    usual = distinct[counts.argmax()]
+    if len(distinct) == 1:
         return f"{usual:g} throughout"
-    odd = np.flatnonzero(inside)[steps != usual]
-    member = members.sizes.cumsum().searchsorted(odd, side="right")
-    first = f"the first before {table.place(int(rows[odd[0]]))}, in series {members.names[member[0]]!r}"
-    others = f"{len(odd):,} others in {len(np.unique(member)):,} series"
+    irregular = np.flatnonzero(inside)[steps != usual]
+    member = members.sizes.cumsum().searchsorted(irregular, side="right")
+    first = f"the first before {table.place(int(rows[irregular[0]]))}, in series {members.names[member[0]]!r}"
+    others = f"{len(irregular):,} others in {len(np.unique(member)):,} series"
     return f"{usual:g} in {counts.max() / len(steps):.1%} of steps; {others}, {first}"

@@ -1,4 +1,4 @@
-"""OnTooFew tables drawn from a prior over how tables come about: what an in-context learner of tables is trained on.
+"""Small tables from a prior over data-generating mechanisms, to train in-context learners of tables.
 
 Shape legend: n rows, F features, K latent causes, C classes.
 """
@@ -6,6 +6,7 @@ Shape legend: n rows, F features, K latent causes, C classes.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -13,8 +14,10 @@ import torch
 from torch.nn.functional import pad
 
 from kshot import objectives, types
-from kshot.annotations import PositiveInt
-from kshot.tasks.sampling import Range, Size
+from kshot.annotations import PositiveInt, Size
+from kshot.objectives import Objective
+from kshot.supplied import Seed
+from kshot.tasks.sampling import Range
 from kshot.tasks.source import TaskSource, generator
 from kshot.types import Batch, Split, Task
 
@@ -22,10 +25,10 @@ Random = np.random.Generator
 TargetType = Literal["classification", "regression"]
 
 GROUP = 16
-"""Consecutive tasks that share their numbers of rows and features, so that a stack of them holds no padding."""
+"""Number of consecutive tasks of equal numbers of rows and features, so that their stack needs no padding."""
 
 KEPT = 0.25
-"""The share kept of the tables that tell little of their classes; those of the world are seldom so."""
+"""Acceptance probability of tables whose features predict their classes poorly; real tables seldom do."""
 
 ACTIVATIONS: list[Callable[[np.ndarray], np.ndarray]] = [
     np.tanh,
@@ -39,53 +42,62 @@ ACTIVATIONS: list[Callable[[np.ndarray], np.ndarray]] = [
 ]
 
 
-class TabularPriors(TaskSource):
-    r"""Synthetic tables; a task is one mechanism that makes features and a target, and rows drawn from it.
+def tabular_priors(
+    *,
+    target_type: TargetType = "classification",
+    rows: Size = (10, 100),
+    features: Size = (2, 32),
+    classes: Size = (2, 10),
+    queries: PositiveInt = 32,
+    seed: Seed = 0,
+) -> TabularPriors:
+    r"""Synthetic tables; a task is a random mechanism of features and target, and rows sampled from it.
 
-    Latent causes, in clusters or not, bring about the features: by a linear map, or by a random network whose nodes are
-    measured. The target comes of the causes, or of the features themselves: by a sparse linear function, a random
-    network, random trees or distances to points; or a class is the cluster that a row is from. Some features are noise,
-    some are warped, rounded to levels or heavy-tailed, and the target is noisy.
+    Latent causes, clustered or not, determine the features by a linear map, or by a random network whose nodes are
+    observed. The target is a function of the causes or of the features: a sparse linear function, a random network,
+    random trees or distances to points; or a class is the cluster of a row. Some features are noise, some are warped,
+    discretised or heavy-tailed, and the target is noisy.
 
-    Inputs are (n, F), zero where a table has fewer features than its stack. Targets are one-hot (n, classes' upper end)
-    for classification, (n, 1) for regression. A query row of a class that the support lacks has weight 0.
+    Inputs are (n, F), zero where a table has fewer features than its stack. Targets are one-hot (n, largest number of
+    classes) for classification, (n, 1) for regression. Query rows of a class without support rows have weight 0.
 
     Args:
-        target_type: "classification", or "regression" (of a mean and a standard deviation, see `objectives.gaussian`).
-        rows: of a support set; an int or (low, high), small numbers being likelier, as are those of features.
-        features: of a table.
-        classes: of a table, for classification.
-        queries: query rows of a task.
-        seed: names the sequence of tasks.
+        target_type: "classification", or "regression" of a mean and a standard deviation (`objectives.gaussian`).
+        rows: number of support rows, an int or (low, high), log-uniform like the number of features.
+        features: number of features.
+        classes: number of classes, for classification.
+        queries: number of query rows.
+        seed: random seed of task sampling.
 
     Example:
-        >>> task = TabularPriors(rows=20, features=4, queries=8).task("train", 0)
+        >>> task = tabular_priors(rows=20, features=4, queries=8).task("train", 0)
         >>> task.support.inputs.shape, task.support.targets.shape
         (torch.Size([20, 4]), torch.Size([20, 10]))
 
     References:
         Müller et al.: Transformers Can Do Bayesian Inference, ICLR 2022, arXiv:2112.10510; Hollmann et al.: TabPFN,
-        ICLR 2023, arXiv:2207.01848, whose prior of causal models this follows in kind, not in detail.
+        ICLR 2023, arXiv:2207.01848, whose prior of causal models this resembles, without following it in detail.
     """
+    if target_type not in get_args(TargetType):
+        raise ValueError(f"target_type must be one of {', '.join(get_args(TargetType))}, got {target_type!r}")
+    if queries < 1:
+        raise ValueError(f"a task needs at least one query row, got {queries=}")
+    ranges = Range.of(rows, "rows", 4), Range.of(features, "features", 1), Range.of(classes, "classes", 2)
+    objective = objectives.classification if target_type == "classification" else objectives.gaussian
+    return TabularPriors(target_type, *ranges, queries, seed, objective)
 
-    def __init__(
-        self,
-        *,
-        target_type: TargetType = "classification",
-        rows: Size = (10, 100),
-        features: Size = (2, 32),
-        classes: Size = (2, 10),
-        queries: PositiveInt = 32,
-        seed: int = 0,
-    ) -> None:
-        if target_type not in get_args(TargetType):
-            raise ValueError(f"target_type must be one of {', '.join(get_args(TargetType))}, got {target_type!r}")
-        if queries < 1:
-            raise ValueError(f"a task needs at least one query row, got {queries=}")
-        self.target_type, self.queries, self.seed = target_type, queries, seed
-        self.rows, self.features = Range.of(rows, "rows", 4), Range.of(features, "features", 1)
-        self.classes = Range.of(classes, "classes", 2)
-        self.objective = objectives.classification if target_type == "classification" else objectives.gaussian
+
+@dataclass(eq=False)
+class TabularPriors(TaskSource):
+    """Tasks of `tabular_priors`."""
+
+    target_type: TargetType
+    rows: Range
+    features: Range
+    classes: Range
+    queries: int
+    seed: int
+    objective: Objective
 
     def task(self, split: Split, index: int) -> Task:
         rows, features = self._sizes(split, index // GROUP)
@@ -110,31 +122,23 @@ class TabularPriors(TaskSource):
         return Task(*(Batch(*(leaf[part] for leaf in leaves)) for part in (slice(0, rows), slice(rows, None))))
 
     def stack(self, split: Split, indices: Sequence[int]) -> Task:
-        """The tasks as one stack; where they are of several sizes, rows of weight 0 and columns of zeros fill up."""
+        """The tasks as one stack, padded with rows of weight 0 and columns of zeros."""
         tasks = [self.task(split, index) for index in indices]
         rows, features = (max(task.support.inputs.shape[axis] for task in tasks) for axis in (0, 1))
         return types.stack([_padded(task, rows, features) for task in tasks])
 
     def describe(self) -> dict[str, Any]:
         sizes = {name: getattr(self, name).plain() for name in ("rows", "features", "classes")}
-        return {
-            "source": "tabular_priors",
-            "target_type": self.target_type,
-            **sizes,
-            "queries": self.queries,
-            "seed": self.seed,
-        }
+        about = {"source": "tabular_priors", "target_type": self.target_type, **sizes}
+        return about | {"queries": self.queries, "seed": self.seed}
 
     def _sizes(self, split: Split, group: int) -> tuple[int, int]:
-        """Rows and features of a group of tasks, the logarithm uniform."""
+        """Numbers of rows and features of a group of tasks, log-uniform."""
         draws = generator(self.seed, split, 2**40 + group).random(2)
         return tuple(
             int(np.exp(np.log(size.low) + draw * (np.log(size.high + 1) - np.log(size.low))))
             for size, draw in zip((self.rows, self.features), draws)
         )  # type: ignore[return-value]
-
-
-tabular_priors = TabularPriors  # sources are made by lower-case names throughout
 
 
 def _padded(task: Task, rows: int, features: int) -> Task:
@@ -146,11 +150,11 @@ def _padded(task: Task, rows: int, features: int) -> Task:
 
 
 def _learnable(x: np.ndarray, labels: np.ndarray, rows: int) -> bool:
-    """Whether the nearest support row tells the class of the other rows clearly better than the commonest class."""
+    """Whether a nearest-neighbour classifier is clearly better than predicting the most frequent class."""
     z = _standard(x)
-    seen, asked = z[:rows], z[rows:]
-    apart = (seen**2).sum(1) - 2 * asked @ seen.T
-    right = (labels[apart.argmin(1)] == labels[rows:]).mean()
+    support, query = z[:rows], z[rows:]
+    distance = (support**2).sum(1) - 2 * query @ support.T
+    right = (labels[distance.argmin(1)] == labels[rows:]).mean()
     commonest = (labels[rows:] == np.bincount(labels[:rows]).argmax()).mean()
     return bool(right - commonest > 0.3 * (1 - commonest))
 
@@ -160,13 +164,13 @@ def _standard(values: np.ndarray) -> np.ndarray:
 
 
 def _causes(random: Random, n: int) -> tuple[np.ndarray, np.ndarray]:
-    """Latent causes (n, K) and the cluster (n,) that each row is from."""
+    """Latent causes (n, K) and the cluster (n,) of each row."""
     size = int(np.exp(random.uniform(0, np.log(12.99))))
     clusters = int(random.choice([1, 2, 3, 5, 10, 15]))
     share = random.dirichlet(np.full(clusters, random.choice([1.0, 5.0, 50.0])))
     cluster = random.choice(clusters, n, p=share)
-    apart = random.uniform(0.5, 4.0)
-    centre = apart * random.normal(size=(clusters, size))
+    separation = random.uniform(0.5, 4.0)
+    centre = separation * random.normal(size=(clusters, size))
     spread = np.exp(random.normal(0, random.choice([0.0, 0.3, 0.7]), (clusters, 1))) * np.exp(
         random.normal(0, random.choice([0.0, 0.5, 1.0]), size)
     )
@@ -175,7 +179,7 @@ def _causes(random: Random, n: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _network(random: Random, h: np.ndarray, outputs: int, noise: float, depth: int) -> list[np.ndarray]:
-    """The nodes of each layer of a random network on h (n, K); the last has `outputs`."""
+    """The nodes of each layer of a random network on h (n, K); the last layer has `outputs`."""
     layers = []
     width = int(random.integers(4, 32))
     for layer in range(depth):
@@ -190,14 +194,14 @@ def _network(random: Random, h: np.ndarray, outputs: int, noise: float, depth: i
 
 
 def _features(random: Random, causes: np.ndarray, count: int) -> np.ndarray:
-    """Features (n, F) that the causes bring about."""
+    """Features (n, F) as a function of the causes."""
     n, size = causes.shape
     noise = random.choice([0.01, 0.05, 0.1, 0.3, 0.6])
-    way = random.random()
-    if way < 0.35:  # a linear map of the causes
+    branch = random.random()
+    if branch < 0.35:  # a linear map of the causes
         weight = random.normal(size=(size, count)) * (random.random((size, count)) < random.uniform(0.2, 1.0))
         x = _standard(causes @ weight)
-    elif way < 0.55:  # the causes themselves, as far as there are any
+    elif branch < 0.55:  # the causes themselves, repeated if there are too few
         x = _standard(causes)[:, np.arange(count) % size]
         if count > size:
             x = x @ np.linalg.qr(random.normal(size=(count, count)))[0] if random.random() < 0.3 else x
@@ -231,29 +235,28 @@ def _warped(random: Random, x: np.ndarray) -> np.ndarray:
 
 
 def _scores(random: Random, causes: np.ndarray, x: np.ndarray, outputs: int) -> np.ndarray:
-    """Scores (n, outputs) of the rows, standardised: a function of the features or of their causes."""
+    """Standardised scores (n, outputs) of the rows: a function of the features or of the causes."""
     z = _standard(x) if random.random() < 0.5 else (causes - causes.mean(0)) / causes.std()
     z = np.clip(z, -4, 4)
     size = z.shape[1]
     relevant = random.random(size) < random.choice([0.1, 0.3, 1.0])
     relevant[random.integers(size)] = True
     z = z[:, relevant] * np.exp(random.normal(0, random.choice([0.0, 0.7]), relevant.sum()))
-    way = random.random()
-    if way < 0.5:
-        found = z @ random.normal(size=(z.shape[1], outputs))
-    elif way < 0.7:
-        found = _network(random, z, outputs, 0.0, 2)[-1]
-    elif way < 0.9:
-        found = _trees(random, z, outputs)
+    branch = random.random()
+    if branch < 0.5:
+        scores = z @ random.normal(size=(z.shape[1], outputs))
+    elif branch < 0.7:
+        scores = _network(random, z, outputs, 0.0, 2)[-1]
+    elif branch < 0.9:
+        scores = _trees(random, z, outputs)
     else:
         centre = z[random.choice(len(z), (outputs, 2))] + 0.3 * random.normal(size=(outputs, 2, z.shape[1]))
-        apart = ((z[:, None, None] - centre) ** 2).mean(-1)
-        found = -apart.min(-1)
-    return _standard(found)
+        scores = -((z[:, None, None] - centre) ** 2).mean(-1).min(-1)
+    return _standard(scores)
 
 
 def _trees(random: Random, z: np.ndarray, outputs: int) -> np.ndarray:
-    """A sum of trees, each asking the same question at all nodes of a depth."""
+    """A sum of oblivious trees: all nodes of a depth share their split."""
     total = np.zeros((len(z), outputs))
     for _ in range(random.integers(1, 5)):
         depth = random.integers(1, 4)
@@ -265,7 +268,7 @@ def _trees(random: Random, z: np.ndarray, outputs: int) -> np.ndarray:
 
 
 def _regression(random: Random, causes: np.ndarray, x: np.ndarray) -> np.ndarray:
-    """A target (n,) with noise, of any unit."""
+    """A noisy target (n,) of random scale and offset."""
     y = _scores(random, causes, x, 1)[:, 0]
     if random.random() < 0.2:
         y = _standard(np.exp(random.uniform(0.3, 1.0) * np.clip(y, -3, 3)))
@@ -275,12 +278,12 @@ def _regression(random: Random, causes: np.ndarray, x: np.ndarray) -> np.ndarray
 
 
 def _labels(random: Random, causes: np.ndarray, x: np.ndarray, cluster: np.ndarray, count: int) -> np.ndarray:
-    """Classes (n,), of at most `count`, under random numbers."""
-    way = random.random()
-    if way < 0.4 and cluster.max() > 0:
+    """Class numbers (n,) of at most `count` classes, in random order."""
+    branch = random.random()
+    if branch < 0.4 and cluster.max() > 0:
         of_cluster = np.arange(cluster.max() + 1) % count
         labels = of_cluster[cluster]
-    elif way < 0.6 and count <= 5:
+    elif branch < 0.6 and count <= 5:
         score = _scores(random, causes, x, 1)[:, 0] + random.choice([0.0, 0.05, 0.2]) * random.normal(size=len(x))
         share = np.cumsum(random.dirichlet(np.full(count, random.choice([1.5, 5.0, 30.0]))))[:-1]
         labels = np.searchsorted(np.quantile(score, share), score)

@@ -17,6 +17,7 @@ from torch import Tensor
 from kshot import objectives
 from kshot.annotations import FractionBelowOne, OptionsOf, Size
 from kshot.data.dataset import Dataset, ImageDataset
+from kshot.supplied import Seed
 from kshot.tasks.pool import OnTooFew, Pool, PooledSource, Rows
 from kshot.tasks.preprocessor import Preprocessor
 from kshot.tasks.sampling import by_split, distinct
@@ -110,7 +111,7 @@ class ClassTasks(PooledSource):
         label_noise: FractionBelowOne = 0.0,
         on_too_few: OnTooFew = "error",
         augment: Augment | None = None,
-        seed: int = 0,
+        seed: Seed = 0,
         name: str = "classes",
         preprocessor: Preprocessor | None = None,
         left_out: Mapping[str, int] | None = None,
@@ -272,8 +273,7 @@ class ClassTasks(PooledSource):
 
 
 ClassOptions = Annotated[
-    Any,
-    OptionsOf(ClassTasks, without=("examples", "classes", "within", "augment", "name", "preprocessor", "left_out")),
+    Any, OptionsOf(ClassTasks, without=("examples", "classes", "within", "augment", "name", "preprocessor", "left_out"))
 ]
 """Arguments of `ClassTasks` that factories pass on: ways, shots, queries, train_ways, train_queries, imbalance,
 label_noise, on_too_few and seed."""

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from kshot.supplied import Seed
 from kshot.tasks.source import TaskSource, generator
 from kshot.types import SPLITS, Batch, Split, Task, tree_leaves, tree_map
 
@@ -18,7 +19,7 @@ def mixture(
     *,
     weights: Mapping[str, float] | None = None,
     heldout: Mapping[str, Sequence[str]] | None = None,
-    seed: int = 0,
+    seed: Seed = 0,
 ) -> Mixture:
     r"""Draw each task from one of several sources.
 
@@ -145,10 +146,7 @@ class Mixture(TaskSource):
 
 
 def _shares(
-    split: Split,
-    sources: Mapping[str, TaskSource],
-    weights: Mapping[str, float],
-    heldout: Mapping[str, Sequence[str]],
+    split: Split, sources: Mapping[str, TaskSource], weights: Mapping[str, float], heldout: Mapping[str, Sequence[str]]
 ) -> dict[str, float]:
     """The probability of each source in a split, without those of probability 0."""
     held = {name for names in heldout.values() for name in names}

@@ -140,8 +140,8 @@ class PooledSource(StackedSource):
                 sizes = f"{shots.high} shots + {queries} queries" + (f" + a gap of {self.gap}" if self.gap else "")
                 raise ValueError(
                     f"{self.name}: {self.member} {pool.names[first]!r} in {split} has {pool.sizes[first]} examples, "
-                    f"but {sizes} need {needed}; lower shots or queries, or set on_too_few to drop or shrink "
-                    f"{plural(self.member)} that are too small ({short.sum()} in {split})"
+                    f"but {sizes} need {needed}; lower shots or queries, or choose on_too_few: drop, or "
+                    f"on_too_few: shrink, for {plural(self.member)} that are too small ({short.sum()} in {split})"
                 )
             pools[split] = pool.without(short)
             dropped[f"{plural(self.member)} in {split} with fewer than {needed} examples"] = int(short.sum())

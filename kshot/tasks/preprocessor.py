@@ -1,12 +1,14 @@
-"""The interface of preprocessors: what a run keeps of its data, to read a user's files without the training data."""
+"""Preprocessors: what a run keeps of its data, to read a user's files without the training data."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
+from kshot.data.tables.columns import Columns
 from kshot.types import Tree
 
 
@@ -15,8 +17,8 @@ class Support(NamedTuple):
 
     Attributes:
         inputs: leaves (n, ...).
-        targets: (n, ...), or the n class names where each task has classes of its own.
-        kept: what prediction needs to know about this support set; JSON.
+        targets: (n, ...), or the n class names if each task has its own classes.
+        kept: what prediction needs to know about this support set, as JSON.
     """
 
     inputs: Tree
@@ -24,25 +26,41 @@ class Support(NamedTuple):
     kept: dict[str, Any]
 
 
-class Preprocessor(Protocol):
-    """Fitted on training data: turns files into inputs and targets, and predictions into the data's units."""
+class Preprocessor(ABC):
+    """Fitted on training data: turns files into inputs and targets, and predictions into the units of the data.
 
+    Attributes:
+        classes: names of the classes that all tasks share, if any.
+        input_columns: the table columns of the inputs, if inputs are rows of a table.
+    """
+
+    classes: tuple[str, ...] = ()
+    input_columns: Columns | None = None
+
+    @abstractmethod
     def support(self, path: Path) -> Support:
         """Read a support set; raises ValueError if the file is unusable."""
-        ...
 
+    @abstractmethod
     def inputs(self, path: Path, kept: dict[str, Any]) -> Tree:
         """Read the inputs (n, ...) to predict for."""
-        ...
 
+    @abstractmethod
     def answers(self, prediction: Tensor, kept: dict[str, Any]) -> dict[str, list[Any]]:
         """Convert a prediction (n, ...) into the columns of a table."""
-        ...
 
+    @abstractmethod
     def describe(self) -> dict[str, Any]:
-        """Describe how inputs and targets are encoded, for a report."""
-        ...
+        """Describe how inputs and targets are encoded, for reports."""
 
+    @abstractmethod
     def to_json(self) -> dict[str, Any]:
-        """Everything needed to rebuild it; see `kshot.sources.preprocessors`."""
-        ...
+        """Everything needed to rebuild it, see `kshot.sources.preprocessors`."""
+
+    def show_input(self, inputs: Tensor) -> str | None:
+        """The input of one example as text, if it is one."""
+        return None
+
+    def show_target(self, target: Tensor) -> str | None:
+        """The target of one example as text, if it is one."""
+        return self.classes[int(target.argmax())] if self.classes else None

@@ -181,7 +181,7 @@ def by_files(names: Sequence[str], files: Mapping[str, Path], *, kind: str = "cl
     for part, path in files.items():
         if part not in SPLITS:
             raise ValueError(f"files takes train, val and test; got {part!r}")
-        members = parts[part] = []  # type: ignore[index]
+        members = parts[part] = []
         for number, line in enumerate(_lines(path), 1):
             name, place = line.strip(), f"{path}, line {number}"
             if not name:
@@ -221,11 +221,7 @@ def by_heldout(names: Sequence[str], heldout: Mapping[str, Sequence[str]], domai
 
 
 def by_list(
-    names: Sequence[str],
-    published: str,
-    *,
-    folder: Path | None = None,
-    domains: Mapping[str, str] | None = None,
+    names: Sequence[str], published: str, *, folder: Path | None = None, domains: Mapping[str, str] | None = None
 ) -> Names:
     """Split as published in the literature; classes that the list does not contain are left out.
 

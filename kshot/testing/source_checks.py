@@ -53,7 +53,7 @@ def source_checks(source: TaskSource, *, splits: Sequence[Split] = SPLITS, num_t
     Example:
         >>> import kshot
         >>> [name for name, _ in source_checks(kshot.sources.sinusoids())]
-        ['shapes', 'values', 'targets', 'purity', 'stack', ...]
+        ['shapes', 'values', 'objective', 'purity', 'stack', ...]
     """
     return named_checks(_Contract(source, splits, num_tasks).checks())
 

@@ -9,11 +9,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, get_type_hints
 
 import torch
 from torch import Tensor, nn
 
+from kshot.annotations import NonNegativeFloat, PositiveFloat, PositiveInt
+from kshot.argument_checks import check_values
 from kshot.learner import Learner, set_progress
 from kshot.tasks.read_log import during
 from kshot.tasks.source import TaskSource
@@ -41,26 +43,15 @@ class Settings:
         weight_decay: decoupled weight decay (AdamW) of parameters with at least two axes.
     """
 
-    outer_lr: float = 1e-3
-    clip: float | None = 10.0
+    outer_lr: PositiveFloat = 1e-3
+    clip: PositiveFloat | None = 10.0
     schedule: Schedule = "cosine"
-    horizon: int = 1000
-    size: int = 4
-    weight_decay: float = 0.0
+    horizon: PositiveInt = 1000
+    size: PositiveInt = 4
+    weight_decay: NonNegativeFloat = 0.0
 
     def __post_init__(self) -> None:
-        if not self.outer_lr > 0:
-            raise ValueError(f"outer_lr must be above 0, got {self.outer_lr}")
-        if self.clip is not None and not self.clip > 0:
-            raise ValueError(f"clip must be above 0, or None for no clipping, got {self.clip}")
-        if self.size < 1 or self.horizon < 1:
-            raise ValueError(
-                f"a step needs at least one task and a schedule at least one step, got {self.size} and {self.horizon}"
-            )
-        if not self.weight_decay >= 0:
-            raise ValueError(f"weight_decay must be at least 0, got {self.weight_decay}")
-        if self.schedule not in get_args(Schedule):
-            raise ValueError(f"schedule must be one of {', '.join(get_args(Schedule))}, got {self.schedule!r}")
+        check_values(vars(self), get_type_hints(Settings, include_extras=True))
 
     def rate(self, step: int) -> float:
         r"""The learning rate at a step: $\alpha (0.01 + 0.99 \cdot \tfrac12 (1 + \cos \pi t / H))$ for "cosine"."""

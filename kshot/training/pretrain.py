@@ -6,14 +6,15 @@ Shape legend: n examples, D features, C training classes.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from kshot.annotations import PositiveFloat, PositiveInt
-from kshot.learners.heads.metric import FeatureStatistics
-from kshot.learners.heads.protonet import HeadLearner, cosine
+from kshot.argument_checks import check_arguments
+from kshot.learners.heads.distances import cosine
+from kshot.learners.heads.head_learner import FeatureStatistics, HeadLearner
 from kshot.tasks.read_log import during
 from kshot.tasks.source import TaskSource
 from kshot.training.fit import OuterLoop, Progress, Settings, first_task, seeded
@@ -109,7 +110,7 @@ class Classifier(nn.Module):
                 nn.init.zeros_(parameter)
 
 
-def contrastive(feat_nD: Tensor, target_nC: Tensor, weight_n: Tensor, temperature: float) -> Tensor:
+def contrastive(feat_nD: Tensor, target_nC: Tensor, weight_n: Tensor, temperature: PositiveFloat) -> Tensor:
     r"""The supervised contrastive loss (), which pulls examples of a class together and pushes others away:
 
     $$ \frac{1}{|A|} \sum_{i \in A} \frac{-1}{|P_i|} \sum_{p \in P_i}
@@ -141,6 +142,7 @@ def contrastive(feat_nD: Tensor, target_nC: Tensor, weight_n: Tensor, temperatur
     return loss_n.sum() / (count_n > 0).sum().clamp_min(1)
 
 
+@check_arguments
 def pretraining_loop(
     model: nn.Module,
     source: TaskSource,
@@ -149,20 +151,11 @@ def pretraining_loop(
     head: str = "head",
     objective: PretrainingObjective = "classification",
     output: Output = "linear",
-    temperature: float = 0.1,
+    temperature: PositiveFloat = 0.1,
     precision: Precision = "float32",
     seed: int = 0,
 ) -> OuterLoop:
     """The outer loop of `pretrain`, with its arguments; call `finish_pretraining` after the last step."""
-    for name, value, options in (
-        ("objective", objective, PretrainingObjective),
-        ("output", output, Output),
-        ("precision", precision, Precision),
-    ):
-        if value not in get_args(options):
-            raise ValueError(f"{name} must be {' or '.join(get_args(options))}, got {value!r}")
-    if not temperature > 0:
-        raise ValueError(f"temperature must be above 0, got {temperature}")
     classify = source.objective.task_specific_classes
     if objective == "contrastive" and not classify:
         raise ValueError(
@@ -292,7 +285,7 @@ def fit_feature_statistics(
     for PLDA also the covariances within and between classes. Call it again after further training of the embedding.
 
     Args:
-        learner: its head is, or contains, a `learners.heads.metric.FeatureStatistics`; changed in place.
+        learner: its head is, or contains, a `FeatureStatistics`; changed in place.
         source: source of the examples; only the split "train" is read.
         batches: number of batches; by default that of the head.
         batch: examples per batch.

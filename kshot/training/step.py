@@ -13,11 +13,13 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
+from kshot.annotations import PositiveInt
+from kshot.argument_checks import check_arguments
 from kshot.inner.functional import assume_equal_weights
 from kshot.inner.layer_errors import explain_missing_derivatives
 from kshot.inner.memory_format import has_convolutions
@@ -89,6 +91,7 @@ class MetaGradient:
         torch.Size([1, 1])
     """
 
+    @check_arguments
     def __init__(
         self,
         learner: Learner,
@@ -96,14 +99,10 @@ class MetaGradient:
         *,
         backend: str = "inductor",
         memory: int | None = None,
-        chunk: int | None = None,
+        chunk: PositiveInt | None = None,
         recompute: bool | None = None,
         trace_one_task: bool | None = None,
     ) -> None:
-        if mode not in get_args(Mode):
-            raise ValueError(f"mode must be one of {', '.join(get_args(Mode))}, got {mode!r}")
-        if chunk is not None and chunk < 1:
-            raise ValueError(f"chunk must be at least 1 task, or None for as many as fit, got {chunk}")
         self.learner = learner
         self.engine: Engine | None = None if mode == "auto" else mode
         self.choice = ""

@@ -220,7 +220,7 @@ def test_resuming_another_run_file_is_refused(kshot, runs, tmp_path):
         ),
         (["run", "sinusoid", "--set", "target=mse < 1"], "a target reads 'METRIC >= NUMBER'"),
         (["run", "sinusoid", "--set", "target=accuracy >= 1"], "these tasks report loss, mse"),
-        (["run", "sinusoid", "--set", "device=tpu9"], "device 'tpu9' is not to be had here"),
+        (["run", "sinusoid", "--set", "device=tpu9"], "device 'tpu9' is not available"),
         (["run", "glyphs", "--set", "source.shots=19"], "has 20 examples, but 19 shots + 5 queries need 24"),
         (["run", "sinusoid", "--set", "model={kind: conv4}"], "model conv4 takes images"),
         (["evaluate", "."], "is no run folder: it holds no spec.yaml"),

@@ -8,7 +8,8 @@ import pytest
 from PIL import Image
 
 from kshot import objectives, sources, tasks
-from kshot.checking.check import SEVERITIES, check
+from kshot.checking.check import check
+from kshot.checking.findings import SEVERITIES
 from kshot.checking.target_leakage import Rows, leaks
 from kshot.data import ArrayDataset
 from kshot.tasks import ClassTasks, GroupTasks
@@ -316,7 +317,7 @@ def test_the_command_writes_json_and_a_page_and_fails_on_an_error(tmp_path, monk
 
     code, out, _ = call("t.yaml", "--json", "t.json", "--html", "t.html")
     assert code == 0
-    assert "No example looked at stands in two splits" in " ".join(out.split())
+    assert "No example looked at occurs in two splits" in " ".join(out.split())
     report = json.loads((tmp_path / "t.json").read_text())
     assert sum(bar["count"] for bar in report["splits"][0]["histogram"]) == report["splits"][0]["count"]
     assert sum(own["examples"] for own in report["splits"]) == 160

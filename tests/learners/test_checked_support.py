@@ -49,10 +49,14 @@ def test_further_examples_and_trajectories_are_checked_too():
 @pytest.mark.parametrize(
     ("objective", "targets", "message"),
     [
-        (objectives.mse, torch.zeros(5), r"targets of a regression must be floating point \(n, ...\).* float32 \(5,\)"),
-        (objectives.gaussian, torch.zeros(5, 1).long(), r"got int64 \(5, 1\)"),
-        (objectives.forecast(), {"y": torch.zeros(5, 1)}, "got dict"),
-        (objectives.next_token, torch.zeros(5, 2), r"must be integers \(n, length\), got float32 \(5, 2\)"),
+        (
+            objectives.mse,
+            torch.zeros(5),
+            r"floating-point numbers \(n, ...\) with at least two axes, got .*float32 \(5,\)",
+        ),
+        (objectives.gaussian, torch.zeros(5, 1).long(), r"got torch.int64 \(5, 1\)"),
+        (objectives.forecast(), torch.zeros(5), "floating-point numbers"),
+        (objectives.next_token, torch.zeros(5, 2), r"integer targets \(n, length\), got torch.float32 \(5, 2\)"),
         (objectives.shared_classification, torch.zeros(5).long(), "must be one-hot"),
         (objectives.levels([1, 2], 1.5, 0.5, 2), torch.zeros(5).long(), "must be one-hot"),
     ],

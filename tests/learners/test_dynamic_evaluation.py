@@ -21,7 +21,7 @@ import kshot
 from kshot.app import cli
 from kshot.data.text.tokenizer import Tokens
 from kshot.data.text.vocabulary import Vocabulary
-from kshot.learners.generate import _drawn
+from kshot.learners.generation import _sample
 from kshot.objectives import from_name, name_of, next_token, next_token_of
 from kshot.sources.corpus import BYTES, CorpusPreprocessor
 from kshot.training.checkpoint import load_state
@@ -77,8 +77,8 @@ def test_a_tied_model_has_one_matrix_of_symbols_and_its_logits_are_a_product_wit
         ({"symbols": 0}, "symbols must be at least 1"),
         ({"width": 0}, "width must be at least 1"),
         ({"dropout": 1.0}, "dropout"),
-        ({"kind": "transformer", "width": 10, "heads": 4}, "heads divide its width"),
-        ({"kind": "transformer", "width": 8, "embedding": 4}, "embedding is as wide"),
+        ({"body": "transformer", "width": 10, "heads": 4}, "heads that divide its width"),
+        ({"body": "transformer", "width": 8, "embedding": 4}, "an embedding of this width"),
     ],
 )
 def test_what_makes_no_language_model_is_refused(options, message):
@@ -87,7 +87,7 @@ def test_what_makes_no_language_model_is_refused(options, message):
 
 
 def test_numbers_that_are_no_symbols_and_texts_too_long_are_refused():
-    with pytest.raises(ValueError, match="numbers of symbols"):
+    with pytest.raises(ValueError, match="needs integer symbols"):
         tiny()(torch.zeros(2, 3))
     with pytest.raises(ValueError, match="up to 18 symbols"):
         tiny("transformer")(torch.zeros(1, 19, dtype=torch.int64))
@@ -201,7 +201,7 @@ def test_draws_follow_temperature_and_nucleus():
     random = torch.Generator().manual_seed(0)
 
     def shares(temperature, top_p):
-        drawn = torch.stack([_drawn(logits, temperature, top_p, random) for _ in range(3000)])
+        drawn = torch.stack([_sample(logits, temperature, top_p, random) for _ in range(3000)])
         return torch.bincount(drawn, minlength=4) / len(drawn)
 
     near = {"rtol": 0, "atol": 0.03}
@@ -209,7 +209,7 @@ def test_draws_follow_temperature_and_nucleus():
     torch.testing.assert_close(shares(1.0, 0.7), torch.tensor([0.5, 0.3, 0.0, 0.0]) / 0.8, **near)
     squared = torch.tensor([0.25, 0.09, 0.0225, 0.0025])
     torch.testing.assert_close(shares(0.5, 1.0), squared / squared.sum(), **near)
-    assert _drawn(logits, 0.0, 1.0, random) == 0
+    assert _sample(logits, 0.0, 1.0, random) == 0
 
 
 def test_generation_is_a_function_of_its_seed_and_greedy_is_the_likeliest():
@@ -231,7 +231,7 @@ def test_generation_is_a_function_of_its_seed_and_greedy_is_the_likeliest():
     for wrong in ({"temperature": -1.0}, {"top_p": 0.0}, {"top_p": 1.5}, {"length": 0}, {"context": 0}):
         with pytest.raises(ValueError, match=next(iter(wrong))):
             write(**wrong)
-    with pytest.raises(ValueError, match="at least one symbol"):
+    with pytest.raises(ValueError, match="prompt must be integers"):
         kshot.learners.generate(learner, state, torch.tensor([], dtype=torch.int64), length=1)
 
 
@@ -271,7 +271,7 @@ def test_a_model_of_transformers_adapts_its_low_rank_adapters_alone(tmp_path):
     with pytest.raises(ValueError, match="no config.json"):
         kshot.models.causal_lm(tmp_path / "none")
     (tmp_path / "gpt" / "model.safetensors").unlink()
-    with pytest.raises(ValueError, match="holds no causal language model"):
+    with pytest.raises(ValueError, match="no readable causal language model"):
         kshot.models.causal_lm(tmp_path / "gpt")
     with pytest.raises(ValueError, match="rank"):
         kshot.models.causal_lm(tmp_path / "gpt", rank=0)
@@ -381,7 +381,7 @@ def test_a_model_of_transformers_runs_adapts_and_writes_by_the_command_line(tmp_
     assert "has changed since" in command("generate", "run", "--state", "page.safetensors", "--prompt", "abc")[2]
     run["source"] = RUN["source"]
     Path("run.yaml").write_text(yaml.safe_dump(run))
-    assert "give it unit: tokens" in command("run", "run.yaml", "--out", "other")[2]
+    assert "give the source unit: tokens" in command("run", "run.yaml", "--out", "other")[2]
 
 
 def test_padding_before_a_text_changes_nothing_of_what_a_model_of_transformers_reads(tmp_path):

@@ -70,9 +70,9 @@ def test_sums_do_not_grow_with_the_examples(name, least):
 
 def test_what_cannot_be_extended_is_said():
     learner, first = kshot.protonet(nn.Flatten()).double(), batch([0, 1, 2], 3, 1)
-    with pytest.raises(ValueError, match=r"holds no memory to extend: make it by adapt\(support, extendable=True\)"):
+    with pytest.raises(ValueError, match=r"has no memory to extend: make it by adapt\(support, extendable=True\)"):
         learner.extend(learner.adapt(first), first)
-    with pytest.raises(ValueError, match="knows 3 classes, and the targets are of 2"):
+    with pytest.raises(ValueError, match="has 3 classes but the targets have 2 columns"):
         learner.extend(learner.adapt(first, extendable=True), batch([0, 1], 2, 1))
     maml = kshot.maml(nn.Linear(6, 3), inner_lr=0.1)
     with pytest.raises(ValueError, match="GradientLearner cannot be extended: adapt anew"):

@@ -55,7 +55,7 @@ def test_pmf_moves_all_images_of_a_step_alike():
     learner = kshot.learners.pmf(nn.Flatten(), inner_lr=0.1, shift=3, flip=True)
     image = torch.arange(2 * 36.0).view(2, 1, 6, 6)
     support = Batch.of(image, torch.tensor([0, 1]), ways=2)
-    seen = [learner._varied(support, step).inputs for step in range(8)]
+    seen = [learner._augmented(support, step).inputs for step in range(8)]
     assert len({tuple(each.flatten().tolist()) for each in seen}) == 8
     for each in seen:
         torch.testing.assert_close(each[1], each[0] + 36)
@@ -142,7 +142,7 @@ def test_an_evaluation_says_that_it_was_transductive(kind):
             lambda: kshot.learners.transductive_fine_tune(nn.Linear(1, 1), inner_lr=0.1, entropy=-1.0),
             "entropy must be at least",
         ),
-        (lambda: kshot.learners.transductive_fine_tune(nn.Linear(1, 1), inner_lr=0.1, order=3), "order must be 2"),
+        (lambda: kshot.learners.transductive_fine_tune(nn.Linear(1, 1), inner_lr=0.1, order=3), "order must be one of"),
         (lambda: kshot.learners.pmf(nn.Flatten(), inner_lr=0.1, shift=-1), "shift must be at least 0"),
     ],
 )

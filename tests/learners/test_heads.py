@@ -256,11 +256,11 @@ def test_feat_is_attention_among_prototypes_with_a_contrast_within_classes():
         (lambda: kshot.learners.matching_net(nn.Flatten(), context_steps=1), "full-context embeddings need features"),
         (
             lambda: kshot.learners.relation_net(nn.Flatten(), features=4, loss="hinge"),
-            "loss must be 'squared' or 'objective'",
+            "loss must be one of squared, objective",
         ),
         (lambda: kshot.learners.feat(nn.Flatten(), features=4, temperature=0.0), "temperature must be above 0"),
         (lambda: kshot.learners.feat(nn.Flatten(), features=4, contrast=-1.0), "contrast must be at least 0"),
-        (lambda: kshot.learners.simpleshot(nn.Flatten(), features=0), "features must be the width"),
+        (lambda: kshot.learners.simpleshot(nn.Flatten(), features=0), "features must be at least 1"),
         (
             lambda: fit_feature_statistics(kshot.protonet(nn.Flatten()), kshot.sources.sinusoids()),
             "no feature statistics",
@@ -319,5 +319,5 @@ def test_plda_needs_classes_with_several_examples_and_shares_in_bounds():
     learner = kshot.learners.plda(nn.Flatten(), features=2)
     with pytest.raises(ValueError, match="at least two training classes with two examples"):
         learner.head.measure(torch.randn(3, 2), torch.eye(3), torch.ones(3))
-    with pytest.raises(ValueError, match=r"within is a share above 0, at most 1, .* got 0"):
+    with pytest.raises(ValueError, match=r"within must be above 0 and at most 1, got 0"):
         kshot.learners.plda(nn.Flatten(), features=2, within=0)

@@ -108,7 +108,7 @@ def test_no_learner_is_likelier_than_the_posterior():
 def test_noise_leaves_the_sinusoids_what_they_were():
     still, noisy = (
         sinusoids(shots=500).task("train", 0),
-        sinusoids(shots=500, noise=0.3, target_type="spread").task("train", 0),
+        sinusoids(shots=500, noise=0.3, target_type="distribution").task("train", 0),
     )
     assert torch.equal(still.support.inputs, noisy.support.inputs)
     assert float((still.support.targets - noisy.support.targets).std()) == pytest.approx(0.3, rel=0.1)
@@ -142,9 +142,9 @@ def test_a_task_adaptive_process_modulates_its_decoder_by_the_tasks_that_it_is_l
     learner = kshot.learners.tanp(2, 1, width=8, depth=2, clusters=3)
     x, y, weight = row(0, 6, 2), row(1, 6, 1), torch.tensor([1.0, 1, 0.5, 2, 0, 1])
     state = learner.adapt(Batch(x, y, weight))
-    own = sum(learner.identity(torch.cat([x[i], y[i]])) * weight[i] for i in range(6)) / weight.sum()
-    near = torch.stack([1 / (1 + (own - centre).square().sum()) for centre in learner.pool])
-    torch.testing.assert_close(state["context"], own + (near[:, None] * learner.pool).sum(0) / near.sum())
+    own = sum(learner.task_encoder(torch.cat([x[i], y[i]])) * weight[i] for i in range(6)) / weight.sum()
+    near = torch.stack([1 / (1 + (own - centre).square().sum()) for centre in learner.clusters])
+    torch.testing.assert_close(state["context"], own + (near[:, None] * learner.clusters).sum(0) / near.sum())
     hidden = torch.cat([x[0], state["summary"]])
     layers, modulations = learner.decoder.model, learner.decoder.modulations
     for layer, modulation in zip((layers[0], layers[2]), modulations):
@@ -156,7 +156,7 @@ def test_a_task_adaptive_process_modulates_its_decoder_by_the_tasks_that_it_is_l
 PROCESSES = {"cnp": {}, "tanp": {"clusters": 2}, "attentive_np": {"heads": 2}, "tnp_d": {"heads": 2, "layers": 1}}
 
 
-@pytest.mark.parametrize(("kind", "target_type"), [*((kind, "levels") for kind in PROCESSES), ("tanp", "number")])
+@pytest.mark.parametrize(("kind", "target_type"), [*((kind, "ordinal") for kind in PROCESSES), ("tanp", "regression")])
 def test_ratings_are_read_through_a_model_of_them(kind, target_type, tmp_path):
     random = np.random.default_rng(0)
     rows = [f"{u},{i},{1 + 2 * (u % 2 + i % 2)}" for u in range(99) for i in random.permutation(12)]
@@ -176,7 +176,7 @@ def test_ratings_are_read_through_a_model_of_them(kind, target_type, tmp_path):
 def test_inputs_of_several_parts_need_an_embedding_and_classes_must_be_shared():
     with pytest.raises(ValueError, match=r"several parts \(item\) need an embedding"):
         kshot.learners.cnp(1, 1).adapt(Batch.of({"item": torch.zeros(3, 1)}, torch.zeros(3, 1)))
-    with pytest.raises(ValueError, match="where each task has classes of its own take a learner that compares"):
+    with pytest.raises(ValueError, match="for task-specific classes use a learner that compares"):
         kshot.learners.tnp_d(2, 5, objective=objectives.classification)
 
 

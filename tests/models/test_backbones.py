@@ -87,10 +87,10 @@ def test_the_share_grows_as_the_trainer_tells():
 
     model = Blocks()
     learner, block = kshot.maml(model, inner_lr=0.1), model.inner[0]
-    assert float(block.share) == pytest.approx(0.2)
+    assert float(block.drop_prob) == pytest.approx(0.2)
     for progress, share in ((0.0, 0.0), (0.1, 0.04), (0.25, 0.1), (0.5, 0.2), (1.0, 0.2)):
         learner.set_progress(progress)
-        assert float(block.share) == pytest.approx(share)
+        assert float(block.drop_prob) == pytest.approx(share)
     learner.set_progress(0.0)
     torch.testing.assert_close(block(torch.ones(2, 3, 4, 4)), torch.ones(2, 3, 4, 4))
     assert not block.state_dict()  # a function of the step, not of the weights
@@ -103,7 +103,7 @@ def test_the_trainer_tells_any_module_that_it_trains():
     shares = []
     for _ in range(3):
         loop.run(1)
-        shares.append(float(model[1].share))
+        shares.append(float(model[1].drop_prob))
     assert shares == pytest.approx([0.0, 0.03, 0.06])
 
 
@@ -111,8 +111,8 @@ def test_the_trainer_tells_any_module_that_it_trains():
     ("options", "message"),
     [
         ({"keep_prob": 0.0}, "keep_prob must be above 0 and at most 1, got 0.0"),
-        ({"block_size": 0}, "block_size must be at least 1 pixel, got 0"),
-        ({"until": 2.0}, "until must be a part of the training, from 0 to 1, got 2.0"),
+        ({"block_size": 0}, "block_size must be at least 1, got 0"),
+        ({"until": 2.0}, "until must be at least 0 and at most 1, got 2.0"),
     ],
 )
 def test_numbers_out_of_bounds_are_refused(options, message):
@@ -147,7 +147,7 @@ def test_resnet12_takes_images_of_any_size_from_16_on(side, channels):
 
 
 def test_resnet12_refuses_what_it_cannot_be():
-    with pytest.raises(ValueError, match=r"four blocks of at least 1 channel each, got widths \(64, 64\)"):
+    with pytest.raises(ValueError, match=r"widths must be 4 values, got \(64, 64\)"):
         resnet12(3, widths=(64, 64))
     with pytest.raises(ValueError, match="ResNet-12 takes images of at least 16×16"):
         resnet12(1, widths=(2, 2, 2, 2))(torch.zeros(1, 1, 15, 40))
@@ -220,9 +220,9 @@ def test_conv4_may_pool_first_widen_and_scale_its_features():
 def test_lengths_and_channels_of_conv4_are_checked():
     with pytest.raises(ValueError, match="length must be above 0, got 0"):
         kshot.models.conv4(1, length=0)
-    with pytest.raises(ValueError, match=r"one for each of the four blocks, got \[8, 8\]"):
+    with pytest.raises(ValueError, match=r"channels must be 4 values, got \[8, 8\]"):
         kshot.models.conv4(1, channels=[8, 8])
-    with pytest.raises(ValueError, match="downsample must be 'pool', 'pool_first' or 'stride'"):
+    with pytest.raises(ValueError, match="downsample must be one of pool, pool_first, stride"):
         kshot.models.conv4(1, downsample="pooling")
 
 
@@ -244,7 +244,7 @@ def test_viewed_features_are_a_mean_over_warped_images_in_evaluation_alone():
     torch.testing.assert_close(viewed(x), torch.stack([plain(copy) for copy in copies]).mean(0), rtol=1e-3, atol=1e-4)
     plain.train(), viewed.train()
     assert torch.equal(viewed(x), plain(x))
-    with pytest.raises(ValueError, match="views must be 1 or 5, got 3"):
+    with pytest.raises(ValueError, match="views must be one of 1, 5, got 3"):
         kshot.models.conv4(1, views=3)
 
 

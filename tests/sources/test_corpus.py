@@ -197,7 +197,7 @@ def spoken(source) -> dict[str, str]:
 
 def test_speakers_of_marked_up_plays(tmp_path, shared_data):
     plays = unpacked(shared_data / "nltk_corpora" / "shakespeare.zip", tmp_path)
-    options = SPEAKERS | {"markup": "drop", "shots": 1, "queries": 1, "length": 20, "small": "drop"}
+    options = SPEAKERS | {"markup": "drop", "shots": 1, "queries": 1, "length": 20, "on_too_few": "drop"}
     source = corpus(plays, **options, without=["STAGEDIR", "TITLE", "SUBHEAD"], split=ALL)
     said = spoken(source)
     assert said["hamlet.xml/HAMLET"].startswith("A little more than kin, and less than kind.\nNot so, my lord;")
@@ -268,13 +268,13 @@ def test_adapting_to_a_writer_pays(tmp_path):
     ("options", "message"),
     [
         ({"task": "author"}, r"is a folder; its tasks are a file, folder, passage or voice each, and 'author' is none"),
-        ({"task": "passage"}, r"needs a pattern that names who speaks"),
-        ({"task": "passage", "pattern": "^(SPEAKER):"}, r"the pattern .* names nobody who says anything"),
-        ({"task": "voice"}, r"task: voice needs a pattern that names who speaks"),
+        ({"task": "passage"}, r"needs a pattern that names the speaker"),
+        ({"task": "passage", "pattern": "^(SPEAKER):"}, r"the pattern .* names no speaker of any text"),
+        ({"task": "voice"}, r"task: voice needs a pattern that names the speaker"),
         ({"markup": "xml"}, r"markup must be keep or drop, got 'xml'"),
         ({"without": ["b"]}, r"without names elements of markup that is dropped \(b\): set markup: drop"),
         ({"markup": "drop", "without": ["b"]}, r"without: .* has no element b; it has none"),
-        ({"task": "passage", "pattern": "^(x*)"}, r"is found in '', but names nobody there"),
+        ({"task": "passage", "pattern": "^(x*)"}, r"is found in '', but matches no name there"),
         ({"pattern": "("}, r"pattern '\(' is no regular expression: .*position 0"),
         ({"pattern": "q(.)"}, r"a.txt: the pattern 'q\(.\)' is not found in 'a.txt'"),
         ({"task": "folder"}, r"a.txt lies in no folder that could name its task"),
@@ -365,7 +365,7 @@ def test_any_bytes_are_a_source_or_a_sentence(tmp_path, content, task, unit, mar
         "shots": 1,
         "queries": 1,
         "split": ALL,
-        "small": "drop",
+        "on_too_few": "drop",
     }
     with suppress(ValueError):  # any other error is none for the user
         source = corpus(path, pattern="^(.+)$", **options)

@@ -25,6 +25,7 @@ from kshot.data.images.cache import DecodedImages
 from kshot.data.images.decode import BadImage
 from kshot.data.images.index import ImageFile, Listing, list_folder, list_table
 from kshot.sources import images
+from kshot.tasks import ClassTasks
 from kshot.types import SPLITS
 
 SMALL = {"ways": 2, "shots": 1, "queries": 2, "size": 6, "colour": "grey"}
@@ -107,7 +108,7 @@ def test_split_folders_and_domains_are_read_from_the_path(tmp_path):
 def test_a_class_in_two_split_folders_is_an_error_and_can_be_cut_anew(tmp_path):
     for part in ("train", "val"):
         make(tmp_path / part, NINE, 2)
-    with pytest.raises(ValueError, match=r"class 'class0' stands in the folders of train and val.*split: \{ratio"):
+    with pytest.raises(ValueError, match=r"class 'class0' is in the folders of train and val.*split: \{ratio"):
         images(tmp_path, **SMALL)
     source = images(tmp_path, **SMALL, split={"ratio": [0.34, 0.33, 0.33], "seed": 1})
     assert sorted(name for names in source.class_names.values() for name in names) == NINE
@@ -215,7 +216,7 @@ def test_conversions_are_noted(folder, by_files, caplog):
     caplog.set_level(logging.INFO, "kshot")
     images(folder, **SMALL | {"colour": "rgb"}, **by_files)
     assert "12 of 12 images looked at" in caplog.text
-    assert "are grey, and converted to rgb; colour: grey would make the work smaller" in caplog.text
+    assert "are grey, and converted to rgb; colour: grey would need less computation" in caplog.text
 
 
 # the cache -----------------------------------------------------------------------------------------------------------
@@ -483,7 +484,7 @@ TABLE = "path,label\nclass0/0.png,a\nclass1/0.png,b\n"
         (TABLE + "class2/0.png,c,d,e\n", r"t\.csv, line 4: 4 values where the header names 2"),
         ("path,label,domain\nclass0/0.png,a,x\nclass0/1.png,a,y\n", r"class 'a' has rows in the domains x and y"),
         ("path,label,split\nclass0/0.png,a,train\nclass0/1.png,a,val\n", r"class 'a' has rows in train and in val"),
-        ("path,label,split\nclass0/0.png,a,training\n", r"must say train, val or test; class 'a' has 'training'"),
+        ("path,label,split\nclass0/0.png,a,training\n", r"must hold train, val or test; class 'a' has 'training'"),
     ],
 )
 def test_a_table_that_is_wrong_gets_a_sentence(folder, text, sentence):
@@ -583,11 +584,12 @@ def test_a_run_file_names_a_folder_and_is_carried_out(folder, by_files, tmp_path
 def test_the_run_file_and_the_function_have_the_same_options_and_defaults():
     import inspect
 
-    from kshot.app.spec import ImagesSpec
+    from kshot.app.schema import check_part
 
-    spec = ImagesSpec(kind="images", path="x").model_dump(exclude={"kind", "path"})
-    ours = {name: p.default for name, p in inspect.signature(images).parameters.items() if name != "path"}
-    assert spec == {name: default for name, default in ours.items() if name not in ("seed", "progress")}
+    spec = check_part("source", {"kind": "images", "path": "x"}).model_dump(exclude={"kind", "path"})
+    parameters = inspect.signature(ClassTasks).parameters | inspect.signature(images).parameters
+    not_in_files = ("examples", "classes", "name", "preprocessor", "left_out", "path", "options", "seed", "progress")
+    assert spec == {name: p.default for name, p in parameters.items() if name not in not_in_files}
 
 
 @pytest.mark.parametrize(

@@ -26,7 +26,7 @@ def pictures(size: int = 6, colours: int = 1) -> ClassTasks:
 @pytest.mark.parametrize("colours", [1, 3])
 def test_each_pixel_is_of_one_image_at_its_own_place_and_asked_for_once(colours):
     source = pixels(pictures(colours=colours), shots=5, queries=12, train_queries=4)
-    places = {tuple(place): number for number, place in enumerate(source.places.tolist())}
+    places = {tuple(place): number for number, place in enumerate(source.positions.tolist())}
     for index in range(5):
         task, image = source.task("test", index), source.image("test", index).flatten(1).T
         seen = []
@@ -54,7 +54,7 @@ def test_a_range_of_shots_ends_in_padding_and_waves_stand_beside_the_coordinates
     source = pixels(pictures(), shots=[2, 9], queries=4, frequencies=2)
     counts = {int(source.task("train", index).support.weight.sum()) for index in range(60)}
     assert counts == set(range(2, 10))
-    places = source.places
+    places = source.positions
     assert places.shape == (36, 10)
     assert places[:, :2].min() == -1
     assert places[:, :2].max() == 1

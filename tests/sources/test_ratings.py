@@ -174,18 +174,18 @@ def test_when_a_user_came_is_told_in_tenths_of_training_users(tmp_path):
                 for tenth in range(10):
                     share = (first - edges[tenth]) / (edges[tenth + 1] - edges[tenth])
                     np.testing.assert_allclose(told[:, 1 + tenth], share.clip(0, 1), atol=1e-5)
-    assert source.preprocessor.since.encode(np.array([np.inf, 1e12])).tolist() == [[1.0] * 10] * 2
+    assert source.preprocessor.signup_time.encode(np.array([np.inf, 1e12])).tolist() == [[1.0] * 10] * 2
     (tmp_path / "me.csv").write_text("item,rating,age,time\ni1,3,20,550\ni2,4,20,500\n")
     (tmp_path / "next.csv").write_text("item,age\ni3,20\n")
     given = source.preprocessor.support(tmp_path / "me.csv")
-    expected = source.preprocessor.since.encode(np.array([500.0]))[0].tolist()
+    expected = source.preprocessor.signup_time.encode(np.array([500.0]))[0].tolist()
     asked = source.preprocessor.inputs(tmp_path / "next.csv", json.loads(json.dumps(given.kept)))
     assert given.inputs["user_features"][:, 1:].tolist() == [expected] * 2
     assert asked["user_features"][0, 1:].tolist() == expected, "who they are is kept with their state"
     (tmp_path / "me.csv").write_text("item,rating,age\ni1,3,20\n")
     assert source.preprocessor.support(tmp_path / "me.csv").inputs["user_features"][0, 1:].tolist() == [1.0] * 10
     del options["time"]
-    with pytest.raises(ValueError, match="signup_time: true tells when a user first rated, and needs a time column"):
+    with pytest.raises(ValueError, match="signup_time: true needs a time column"):
         ratings(tmp_path / "log.csv", signup_time=True, **options)
 
 
@@ -218,7 +218,7 @@ def test_statistics_are_those_of_the_training_ratings(rated):
 
 
 def test_stacks_are_tasks_and_ranges_end_in_padding(rated):
-    for options in ({}, {"time": "day"}, {"cold": "items", "small": "drop"}):
+    for options in ({}, {"time": "day"}, {"cold": "items", "on_too_few": "drop"}):
         source = open_log(rated, **{"shots": [1, 4], "queries": [2, 3]} | options)
         stack = source.stack("val", [3, 5])
         for place, index in enumerate((3, 5)):
@@ -238,7 +238,7 @@ def test_stacks_are_tasks_and_ranges_end_in_padding(rated):
         ({"item": "film"}, "no column 'film'"),
         ({"cold": "films"}, "cold must be users, items, both or none"),
         ({"cold": "both", "split": {"column": "day"}}, "cold: both is cut by ratio"),
-        ({"shots": 40}, "has 30 ratings to support and 30 to query, but 40 shots . 3 queries cannot be had"),
+        ({"shots": 40}, "has 30 ratings to support and 30 to query, too few for 40 shots . 3 queries"),
         ({"time": "item"}, "time column 'item' holds words"),
         ({"rating": "item"}, "column 'item': 'film .*' is not a number"),
     ],
@@ -377,7 +377,7 @@ def test_two_million_ratings_take_little_memory(tmp_path):
     frame |= {"rating": random.integers(1, 6, users * each), "time": random.permutation(users * each)}
     pl.DataFrame(frame).write_parquet(tmp_path / "log.parquet")
     code = (
-        "import resource, sys; from kshot.tasks import ratings\n"
+        "import resource, sys; from kshot.sources import ratings\n"
         "import polars; before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
         "source = ratings(sys.argv[1], time='time', shots=10, queries=10)\n"
         "source.stack('train', range(64))\n"

@@ -140,7 +140,7 @@ def test_domains_from_a_file_of_their_own(tmp_path):
     assert source.describe()["dropped"] == {f"texts of classes that {listed} does not list": 1}
     for content, message in [
         ({"music": ["jazz"]}, r"lists none of the classes of the data, such as 'balance', but jazz"),
-        ({"music": ["play"], "bank": ["play"]}, r"class 'play' stands in the domains 'music' and 'bank'"),
+        ({"music": ["play"], "bank": ["play"]}, r"class 'play' is in the domains 'music' and 'bank'"),
         (["play"], r"must hold the classes of each domain"),
         ({"music": "play"}, r"must hold the classes of each domain"),
     ]:
@@ -327,7 +327,7 @@ def test_symbols_are_not_for_the_models_of_run_files(intents, monkeypatch, capsy
     (intents / "run.yaml").write_text(RUN.replace("OPTIONS", "features: ids"))
     with pytest.raises(SystemExit, match="2"):
         command(monkeypatch, "run", "run.yaml", "--out", "run")
-    assert "no model of a run file reads" in capsys.readouterr().err
+    assert "which no model of kshot takes" in capsys.readouterr().err
 
 
 # What goes wrong

@@ -61,7 +61,7 @@ def test_a_column_says_the_split_of_each_name():
     assert cut("abc", {"column": "part"}, values=values) == {"train": ["a", "c"], "test": ["b"]}
     for wrong, sentence in (
         ({"b": {"train", "test"}}, "column 'part': group 'b' has rows in test and in train; a group belongs to one"),
-        ({"b": {"dev"}}, "column 'part' must say train, val or test; group 'b' has 'dev' there"),
+        ({"b": {"dev"}}, "column 'part' must hold train, val or test; group 'b' has 'dev' there"),
         ({"b": {""}}, "group 'b' has '' there"),
         ({"a": {"val"}, "c": {"val"}}, "leaves no group to train on, of 3"),
     ):
@@ -99,7 +99,7 @@ def test_whole_domains_are_held_out():
     assert found == {"train": ["cat", "dog"], "val": ["yak", "hen"], "test": ["owl"]}
     for heldout, sentence in (
         ({"test": ["birds"]}, r"the data has no domain 'birds'; did you mean 'bird'\?"),
-        ({"test": ["bird"], "val": ["bird"]}, "the domain 'bird' stands in test and in val"),
+        ({"test": ["bird"], "val": ["bird"]}, "the domain 'bird' is in test and in val"),
         ({"train": ["bird"]}, "heldout takes val and test"),
         ({"test": "bird"}, "each a list of domains; got test: 'bird'"),
         ({"test": ["bird", "pet", "farm"]}, "leaves no class to train on, of 5"),

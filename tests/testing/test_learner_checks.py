@@ -22,7 +22,7 @@ class Centroids(Learner):
         self.embedding = nn.Linear(4, 5)
         self.register_buffer("calls", torch.zeros(()))
 
-    def adapt(self, support):
+    def _adapt(self, support):
         weight_nC = support.targets * support.weight[:, None]
         sums_CD = weight_nC.mT @ self.embedding(support.inputs)
         means_CD = sums_CD / weight_nC.sum(0).clamp_min(1e-9)[:, None]
@@ -34,9 +34,9 @@ class Centroids(Learner):
 
 
 class CountingCalls(Centroids):
-    def adapt(self, support):
+    def _adapt(self, support):
         self.calls += 1
-        return super().adapt(support)
+        return super()._adapt(support)
 
 
 class ScalingInPlace(Centroids):
@@ -45,8 +45,8 @@ class ScalingInPlace(Centroids):
 
 
 class IgnoringWeights(Centroids):
-    def adapt(self, support):
-        return super().adapt(support._replace(weight=torch.ones_like(support.weight)))
+    def _adapt(self, support):
+        return super()._adapt(support._replace(weight=torch.ones_like(support.weight)))
 
 
 class CentringQueries(Centroids):
@@ -63,13 +63,13 @@ class FalselyOrdered(Centroids):
 
 
 class WeighingLaterRows(Centroids):
-    def adapt(self, support):
-        return super().adapt(support._replace(weight=support.weight * (1 + torch.arange(len(support.weight)))))
+    def _adapt(self, support):
+        return super()._adapt(support._replace(weight=support.weight * (1 + torch.arange(len(support.weight)))))
 
 
 class NotATensor(Centroids):
-    def adapt(self, support):
-        return super().adapt(support) | {"ways": support.targets.shape[1]}
+    def _adapt(self, support):
+        return super()._adapt(support) | {"ways": support.targets.shape[1]}
 
 
 class ReadingValues(Centroids):
@@ -78,8 +78,8 @@ class ReadingValues(Centroids):
 
 
 class Detaching(Centroids):
-    def adapt(self, support):
-        state = super().adapt(support)
+    def _adapt(self, support):
+        state = super()._adapt(support)
         return state | {"means": state["means"].detach()}
 
 
@@ -99,14 +99,14 @@ class ScoringAbsentClasses(Centroids):
 
 
 class SharingAmongClasses(Centroids):
-    def adapt(self, support):
-        state = super().adapt(support)
+    def _adapt(self, support):
+        state = super()._adapt(support)
         return state | {"means": state["means"] - state["means"].mean(0)}
 
 
 class Unadapted(Centroids):
-    def adapt(self, support):
-        state = super().adapt(support)
+    def _adapt(self, support):
+        state = super()._adapt(support)
         return state | {"means": torch.arange(len(state["means"]) * 5.0).view(-1, 5).to(state["means"])}
 
 
@@ -135,8 +135,20 @@ def test_a_learner_that_keeps_the_contract_passes():
     ],
 )
 def test_each_defect_is_named(learner, message):
-    with pytest.raises(AssertionError, match=f"the learner fails .* checks:(?s:.*)- {message}"):
-        check_learner(lambda ways: learner(), inputs=INPUTS)
+    check = dict(learner_checks(lambda ways: learner(), inputs=INPUTS))[message.partition(":")[0]]
+    with pytest.raises(AssertionError, match=f"^{message}"):
+        check()
+
+
+def test_all_failures_are_reported_together():
+    class Broken(CentringQueries, CountingCalls):
+        pass
+
+    message = (
+        "the learner fails .* of 11 checks:\n- purity: adapt or predict changes(?s:.*)\n- query order: predictions"
+    )
+    with pytest.raises(AssertionError, match=message):
+        check_learner(lambda ways: Broken(), inputs=INPUTS)
 
 
 def test_an_approximation_must_be_declared_and_differ():
@@ -155,8 +167,8 @@ def test_a_state_that_does_not_survive_its_file_is_named():
         def predict(self, state, inputs):
             return super().predict(state, inputs) + getattr(state["means"], "shift", 1)
 
-        def adapt(self, support):
-            state = super().adapt(support)
+        def _adapt(self, support):
+            state = super()._adapt(support)
             state["means"].shift = 0
             return state
 
@@ -170,8 +182,8 @@ def test_tasks_of_ones_own_are_taken():
         return kshot.Task(*(Batch({"a": b.inputs[:, :2], "b": b.inputs[:, 2:]}, *b[1:]) for b in task))
 
     class Joined(Centroids):
-        def adapt(self, support):
-            return super().adapt(support._replace(inputs=torch.cat([support.inputs["a"], support.inputs["b"]], 1)))
+        def _adapt(self, support):
+            return super()._adapt(support._replace(inputs=torch.cat([support.inputs["a"], support.inputs["b"]], 1)))
 
         def predict(self, state, inputs):
             return super().predict(state, torch.cat([inputs["a"], inputs["b"]], 1))

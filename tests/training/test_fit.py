@@ -10,8 +10,8 @@ from kshot import Batch, objectives
 from kshot.sources import sinusoids
 from kshot.tasks import ClassTasks
 from kshot.training.checkpoint import WEIGHTS, Checkpoints, load_checkpoint, load_state, save_checkpoint, save_state
-from kshot.training.fit import Diverged, Settings, meta_training, seeded
-from kshot.training.pretrain import Classifier, pretraining
+from kshot.training.fit import Diverged, Settings, meta_training_loop, seeded
+from kshot.training.pretrain import Classifier, pretraining_loop
 
 
 def learner(**options):
@@ -52,7 +52,7 @@ def test_training_learns():
 
 
 def test_the_gradient_is_clipped():
-    loop = meta_training(learner(), sinusoids(), Settings(clip=1e-3))
+    loop = meta_training_loop(learner(), sinusoids(), Settings(clip=1e-3))
     loop.run(1)
     norm = torch.stack([p.grad.norm() for p in loop.parameters.values()]).norm()
     assert norm == pytest.approx(1e-3, rel=1e-3)
@@ -79,7 +79,7 @@ def test_a_resumed_training_is_bitwise_the_uninterrupted_one(tmp_path):
     def fresh():
         torch.manual_seed(7)
         model = nn.Sequential(nn.Linear(1, 8), nn.Dropout(0.5), nn.ReLU(), nn.Linear(8, 1))
-        return meta_training(
+        return meta_training_loop(
             kshot.maml(model, inner_lr=0.05, objective=objectives.mse), sinusoids(), Settings(horizon=20)
         )
 
@@ -107,7 +107,7 @@ def test_randomness_inside_a_step_is_a_function_of_seed_and_step_and_leaves_the_
 
 
 def test_a_loss_that_is_not_finite_stops_before_the_weights_are_touched():
-    loop = meta_training(learner(inner_lr=1e30), sinusoids(), Settings())
+    loop = meta_training_loop(learner(inner_lr=1e30), sinusoids(), Settings())
     before = weights(loop.module)
     with pytest.raises(Diverged, match="step 0: the loss is .* lower outer_lr or inner_lr"):
         loop.run(1)
@@ -118,7 +118,7 @@ def test_parameters_without_a_gradient_are_named_once():
     model = kshot.models.mlp(1, 1, [4])
     model.spare = nn.Linear(1, 1)
     model.forward = lambda x: model.head(model.body(x))
-    loop = meta_training(kshot.maml(model, inner_lr=0.1, objective=objectives.mse), sinusoids(), Settings())
+    loop = meta_training_loop(kshot.maml(model, inner_lr=0.1, objective=objectives.mse), sinusoids(), Settings())
     before = model.spare.weight.clone()
     with pytest.warns(UserWarning, match="2 parameters get no gradient .* model.spare.weight, model.spare.bias"):
         loop.run(1)
@@ -173,7 +173,7 @@ def test_pretraining_without_classes_fits_the_bag_of_examples():
 def test_a_resumed_pretraining_is_bitwise_the_uninterrupted_one(tmp_path):
     def fresh():
         torch.manual_seed(3)
-        return pretraining(kshot.models.conv4(1, 3, channels=4, size=16), images(), Settings(size=8, horizon=6))
+        return pretraining_loop(kshot.models.conv4(1, 3, channels=4, size=16), images(), Settings(size=8, horizon=6))
 
     whole, first, second = fresh(), fresh(), fresh()
     whole.run(6)
@@ -272,12 +272,12 @@ def test_a_bag_of_examples_is_a_function_of_the_step():
 def test_pretraining_in_bfloat16_keeps_float32_weights_and_scores_classes_in_float32(output):
     model = kshot.models.conv4(1, None, channels=4, size=28)
     source = kshot.sources.glyphs(ways=3, queries=2)
-    loop = pretraining(model, source, Settings(0.01, size=16), output=output, precision="bfloat16")
+    loop = pretraining_loop(model, source, Settings(0.01, size=16), output=output, precision="bfloat16")
     seen = []
     loop.module.output.register_forward_hook(lambda module, args, scores: seen.append((args[0].dtype, scores.dtype)))
     convolved = []
     model.body[0].register_forward_hook(lambda module, args, maps: convolved.append(maps.dtype))
-    exact = pretraining(
+    exact = pretraining_loop(
         kshot.models.conv4(1, None, channels=4, size=28), source, Settings(0.01, size=16), output=output
     )
     exact.module.load_state_dict(loop.module.state_dict())
@@ -302,5 +302,5 @@ def test_the_cosine_output_scores_by_the_angle_alone():
 @pytest.mark.parametrize("options", [{"output": "softmax"}, {"precision": "float16"}])
 def test_pretraining_options_that_do_not_exist_are_named(options):
     ((name, value),) = options.items()
-    with pytest.raises(ValueError, match=rf"{name} must be \w+ or \w+, got '{value}'"):
+    with pytest.raises(ValueError, match=rf"{name} must be one of \w+, \w+, got '{value}'"):
         kshot.pretrain(kshot.models.mlp(1, 1), sinusoids(), steps=1, **options)

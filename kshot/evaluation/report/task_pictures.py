@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from kshot.evaluation.report.style import BLUE, FAINT, GREEN, INK, MUTED, RED, WIDTH, canvas, quiet
-from kshot.learners.gradient.maml import GradientLearner
+from kshot.learners.gradient.gradient_learner import GradientLearner
 from kshot.objectives import gaussian
 from kshot.types import Batch, Task, Tree, to
 

@@ -1,4 +1,4 @@
-"""Attention over sets with weights, as amortised and in-context learners use it.
+"""Attention over weighted rows, and perceptrons, for amortised and in-context learners.
 
 Shape legend: n rows attended to, m rows that attend, d width; `...` further leading axes that broadcast.
 """
@@ -12,20 +12,25 @@ from torch import Tensor, nn
 
 
 def log_weight(weight: Tensor) -> Tensor:
-    r"""$\log w$ (n,), and where $w = 0$ a finite number that leaves nothing of a row in a softmax."""
-    nothing = torch.finfo(weight.dtype).min / 4
-    return torch.where(weight > 0, weight.clamp_min(torch.finfo(weight.dtype).tiny).log(), nothing)
+    r"""$\log w$ (n,); where $w = 0$ a finite number so low that the row has no share in a softmax."""
+    lowest = torch.finfo(weight.dtype).min / 4
+    return torch.where(weight > 0, weight.clamp_min(torch.finfo(weight.dtype).tiny).log(), lowest)
+
+
+def weighted_row_mean(rows: Tensor, weight: Tensor) -> Tensor:
+    """The mean (d,) of rows (n, d) under weights (n,); 0 if all weights are."""
+    return weight @ rows / weight.sum().clamp_min(torch.finfo(weight.dtype).tiny)
 
 
 class Attention(nn.Module):
-    r"""Attention over weighted rows, by head: $\sum_i a_{mi} v_i$, $a_{mi} \propto w_i \exp(q_m^\top k_i / \sqrt{d})$.
+    r"""Multi-head attention over weighted rows, $\sum_i a_{mi} v_i$, $a_{mi} \propto w_i \exp(q_m^\top k_i / \sqrt d)$.
 
-    A row of weight 2 counts as two rows, one of weight 0 as none. Keys and values are apart from the rest, so that they
-    can be kept in a state.
+    A row of weight 2 counts as two rows, one of weight 0 as none. Keys and values are computed separately, so that a
+    state can hold them.
 
     Args:
-        width: d, of what attends and of what comes out.
-        heads: a divisor of d.
+        width: d, of the rows and of the output.
+        heads: number of heads, a divisor of d.
     """
 
     def __init__(self, width: int, heads: int) -> None:
@@ -36,22 +41,23 @@ class Attention(nn.Module):
         self.query, self.key, self.value, self.out = (nn.Linear(width, width, bias=False) for _ in range(4))
 
     def memory(self, rows: Tensor, content: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Keys (..., n, d) of rows (..., n, d), and values of their content, which is the rows by default."""
+        """Keys (..., n, d) of rows (..., n, d), and values of their content, by default the rows."""
         return self.key(rows), self.value(rows if content is None else content)
 
     def forward(self, rows: Tensor, memory: tuple[Tensor, Tensor], log_weight: Tensor) -> Tensor:
-        """What rows (..., m, d) read from keys and values (..., n, d) of log-weights (n,) or (..., 1, m, n)."""
-        query, key, value = (self._split(each) for each in (self.query(rows), *memory))  # (..., heads, rows, d / heads)
+        """Attend from rows (..., m, d) to keys and values (..., n, d) with log-weights (n,) or (..., 1, m, n)."""
+        query, key, value = (self._split_heads(part) for part in (self.query(rows), *memory))
         scores = query @ key.mT * query.shape[-1] ** -0.5 + log_weight
         read = scores.softmax(-1) @ value
         return self.out(read.transpose(-3, -2).flatten(-2))
 
-    def _split(self, rows: Tensor) -> Tensor:
+    def _split_heads(self, rows: Tensor) -> Tensor:
+        """(..., n, d) to (..., heads, n, d / heads)."""
         return rows.unflatten(-1, (self.heads, -1)).transpose(-3, -2)
 
 
 def perceptron(inputs: int, width: int, outputs: int, depth: int = 1) -> nn.Sequential:
-    """Linear layers with GELU between them, `depth` hidden ones."""
+    """Linear layers with GELU between them, `depth` of them hidden."""
     sizes = [inputs, *[width] * depth, outputs]
     layers: list[nn.Module] = [nn.Linear(sizes[0], sizes[1])]
     for a, b in pairwise(sizes[1:]):

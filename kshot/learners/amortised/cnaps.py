@@ -13,18 +13,21 @@ from annotated_types import Len
 from torch import Tensor, nn
 
 from kshot import objectives
-from kshot.annotations import PositiveInt
+from kshot.annotations import PositiveFloat
+from kshot.argument_checks import check_arguments
 from kshot.inner.functional import BatchNorm, Function
 from kshot.learner import Learner
-from kshot.learners.amortised.attention import perceptron
+from kshot.learners.amortised.attention import perceptron, weighted_row_mean
 from kshot.learners.gradient.cavia import FiLM
-from kshot.learners.heads.protonet import Head, Prototypes
+from kshot.learners.heads.head_learner import Head
+from kshot.learners.heads.protonet import Prototypes
 from kshot.objectives import Objective, classes_present, only_present
+from kshot.supplied import Embedding, TaskDim, TaskEncoder
 from kshot.types import Batch, Tree
 
 
 class Mahalanobis(Head):
-    r"""The mean of each class, and the distance to it under a covariance of its own, regularised:
+    r"""The mean of each class, and the distance to it under the class's regularised covariance:
 
     $$ \hat y_{mc} = -\tfrac12 (f_m - \mu_c)^\top Q_c^{-1} (f_m - \mu_c), \qquad
        Q_c = \lambda_c \Sigma_c + (1 - \lambda_c) \Sigma + \beta I, \qquad \lambda_c = \frac{n_c}{n_c + 1} $$
@@ -43,47 +46,49 @@ class Mahalanobis(Head):
         example needs no special case: its covariance is zero.
     """
 
-    def __init__(self, ridge: float = 1.0) -> None:
+    @check_arguments
+    def __init__(self, ridge: PositiveFloat = 1.0) -> None:
         super().__init__()
-        if ridge <= 0:
-            raise ValueError(f"ridge must be above 0, got {ridge}")
         self.ridge = ridge
 
     def fit(self, feat_ND: Tensor, target_NC: Tensor, weight_N: Tensor) -> Tree:
         share_NC = target_NC * weight_N[:, None]
         count_C = share_NC.sum(0)
         mean_CD = share_NC.mT @ feat_ND / count_C.clamp_min(1e-12)[:, None]
-        total = weight_N / weight_N.sum().clamp_min(1e-12)
-        off_ND = feat_ND - total @ feat_ND
-        whole_DD = off_ND.mT @ (total[:, None] * off_ND)
-        second_CDD = torch.einsum("nc,nd,ne->cde", share_NC, off_ND, off_ND) / count_C.clamp_min(1e-12)[:, None, None]
-        away_CD = mean_CD - total @ feat_ND
-        own_CDD = second_CDD - away_CD[:, :, None] * away_CD[:, None, :]
-        trust_C = (count_C / (count_C + 1))[:, None, None]
+        share_N = weight_N / weight_N.sum().clamp_min(1e-12)
+        mean_D = share_N @ feat_ND
+        centred_ND = feat_ND - mean_D
+        overall_DD = centred_ND.mT @ (share_N[:, None] * centred_ND)
+        moment_CDD = torch.einsum("nc,nd,ne->cde", share_NC, centred_ND, centred_ND)
+        moment_CDD = moment_CDD / count_C.clamp_min(1e-12)[:, None, None]
+        offset_CD = mean_CD - mean_D
+        within_CDD = moment_CDD - offset_CD[:, :, None] * offset_CD[:, None, :]
+        share_C = (count_C / (count_C + 1))[:, None, None]
         eye = torch.eye(feat_ND.shape[1], dtype=feat_ND.dtype, device=feat_ND.device)
-        covariance_CDD = trust_C * own_CDD + (1 - trust_C) * whole_DD + self.ridge * eye
+        covariance_CDD = share_C * within_CDD + (1 - share_C) * overall_DD + self.ridge * eye
         covariance_CDD = torch.where((count_C > 0)[:, None, None], covariance_CDD, eye)
         return {"prototypes": mean_CD, "precision": torch.linalg.inv(covariance_CDD), "count": count_C}
 
     def predict(self, state: Tree, feat_MD: Tensor) -> Tensor:
-        off_MCD = feat_MD[:, None] - state["prototypes"]
-        apart_MC = torch.einsum("mcd,cde,mce->mc", off_MCD, state["precision"], off_MCD)
-        return only_present(-0.5 * apart_MC, state["count"] > 0)
+        offset_MCD = feat_MD[:, None] - state["prototypes"]
+        distance_MC = torch.einsum("mcd,cde,mce->mc", offset_MCD, state["precision"], offset_MCD)
+        return only_present(-0.5 * distance_MC, state["count"] > 0)
 
 
 class FilmLearner(Learner):
-    r"""A backbone modulated by a context that an encoder reads from the support set; a head on its features.
+    r"""A backbone modulated by a context that an encoder computes from the support set; a head on its features.
 
-    The state is `{"context": (P,), "head": …, "statistics": …}`; the last is there for BatchNorm on support statistics.
+    The state is `{"context": (P,), "head": …, "present": (C,), "statistics": …}`; the last only for BatchNorm on
+    support statistics.
 
     Args:
-        backbone: any module that takes the task's inputs to features (n, ...), flattened to (n, D).
-        encoder: any module that takes them to codes (n, P).
+        backbone: any module that maps the task's inputs to features (n, ...), flattened to (n, D).
+        encoder: any module that maps them to codes (n, P).
         film: qualified names of the backbone's layers to modulate.
         task_dim: P.
-        head: what is fitted to the features.
-        objective: what the tasks ask.
-        batchnorm: which statistics BatchNorm uses for a query, in the backbone and in the encoder.
+        head: the head to fit to the features.
+        objective: loss and metrics of the tasks.
+        batchnorm: statistics that BatchNorm uses for a query, in the backbone and in the encoder.
     """
 
     def __init__(
@@ -107,8 +112,7 @@ class FilmLearner(Learner):
 
     def _adapt(self, support: Batch) -> Tree:
         codes = self.codes.adapting({}, support).flatten(1)
-        mean = support.weight @ codes / support.weight.sum().clamp_min(torch.finfo(codes.dtype).tiny)
-        context = self.generator(mean)
+        context = self.generator(weighted_row_mean(codes, support.weight))
         features, statistics = self.function.support({"context": context}, support)
         head = self.head.fit(features.flatten(1), support.targets, support.weight)
         state = {"context": context, "head": head, "present": classes_present(support)}
@@ -119,17 +123,18 @@ class FilmLearner(Learner):
         return only_present(self.head.predict(state["head"], features.flatten(1)), state["present"])
 
 
+@check_arguments
 def cnaps(
-    embedding: nn.Module,
-    encoder: nn.Module,
+    embedding: Embedding,
+    encoder: TaskEncoder,
     *,
     film: Annotated[Sequence[str], Len(1)],
-    task_dim: PositiveInt,
+    task_dim: TaskDim = 64,
     head: Literal["mahalanobis", "prototypes"] | Head = "mahalanobis",
     objective: Objective = objectives.classification,
     batchnorm: BatchNorm = "support",
 ) -> FilmLearner:
-    r"""Simple CNAPs: the support set, as one vector, says how to scale and shift the embedding's channels (FiLM).
+    r"""Simple CNAPs: a vector computed from the support set scales and shifts the embedding's channels (FiLM).
 
     $$ \varphi = g_\theta\Bigl(\frac{\sum_i w_i e_\theta(x_i)}{\sum_i w_i}\Bigr), \qquad
        h_c \leftarrow (1 + \gamma_c(\varphi))\, h_c + \beta_c(\varphi), \qquad (\gamma, \beta) = W \varphi $$
@@ -137,16 +142,16 @@ def cnaps(
     Then a head is fitted in closed form to the modulated features of the support set.
 
     Args:
-        embedding: any module: inputs (n, ...) to features (n, ...); it is not changed. The paper's is pretrained, and
-            fixed by `embedding.requires_grad_(False)`.
-        encoder: any module: inputs (n, ...) to codes (n, context).
+        embedding: any module: inputs (n, ...) to features (n, ...); it is not changed. The paper's is pretrained and
+            fixed, as by `embedding.requires_grad_(False)`.
+        encoder: any module: inputs (n, ...) to codes (n, task_dim).
         film: qualified names of the embedding's layers to modulate.
         task_dim: P, the size of $\varphi$.
         head: "mahalanobis" (see `Mahalanobis`), "prototypes" (class means), or a `Head`.
         objective, batchnorm: as in `protonet`.
 
     Returns:
-        A learner for any number of ways and shots. Adapting takes two passes, and no gradient.
+        A learner for any number of ways and shots. Adapting takes two forward passes and no gradient.
 
     Raises:
         ValueError: no layers, or layers that the embedding lacks.
@@ -164,12 +169,10 @@ def cnaps(
         arXiv:1912.03432.
 
     Deviations:
-        One map from the context for each layer, in place of a network each, and no context of the layers before (the
-        papers' auto-regressive path).
+        One linear map from the context for each layer, instead of a network each, and no context of the layers before
+        (the papers' auto-regressive path).
     """
     heads = {"mahalanobis": Mahalanobis, "prototypes": Prototypes}
-    if isinstance(head, str) and head not in heads:
-        raise ValueError(f"head must be one of {', '.join(heads)}, or a Head, got {head!r}")
     return FilmLearner(
         embedding,
         encoder,

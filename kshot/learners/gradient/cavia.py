@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from kshot import objectives
+from kshot.annotations import DerivativeOrder, NonNegativeInt, PositiveFloat, PositiveInt
+from kshot.argument_checks import check_arguments
 from kshot.inner.functional import BatchNorm
 from kshot.inner.rules import SGD
 from kshot.learners.gradient.gradient_learner import GradientLearner, make_solver
@@ -87,13 +89,14 @@ class FiLM(nn.Module):
         return output * (1 + scale_C.view(shape)) + shift_C.view(shape)
 
 
+@check_arguments
 def cavia(
     model: nn.Module,
     *,
-    task_dim: int,
-    inner_lr: float,
-    steps: int = 1,
-    order: int = 2,
+    task_dim: PositiveInt,
+    inner_lr: PositiveFloat,
+    steps: NonNegativeInt = 1,
+    order: DerivativeOrder = 2,
     film: Sequence[str] = (),
     objective: Objective = objectives.classification,
     batchnorm: BatchNorm = "support",
@@ -128,8 +131,6 @@ def cavia(
     Deviations:
         FiLM's scale is relative to 1 and its map has no bias, so that a context of zero leaves the model as it is.
     """
-    if task_dim < 1:
-        raise ValueError(f"task_dim must be at least 1 parameter, got {task_dim}")
     conditioned = FiLM(model, film, task_dim) if film else Appended(model, task_dim)
     solver = make_solver(order, SGD(inner_lr), steps)
     return GradientLearner(conditioned, objective, solver, adaptable="context", batchnorm=batchnorm)

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 from torch import Tensor, nn
 
+from kshot.annotations import DerivativeOrder, PositiveInt
+from kshot.argument_checks import check_arguments
 from kshot.inner.functional import BatchNorm, Function
 from kshot.inner.memory_format import channels_last
 from kshot.inner.per_parameter import Pattern, adaptable_params
@@ -67,6 +69,7 @@ class GradientLearner(Learner):
             rows j, j + m, j + 2m, …; steps cycle through them, so the order of the support rows matters.
     """
 
+    @check_arguments
     def __init__(
         self,
         model: nn.Module,
@@ -78,11 +81,9 @@ class GradientLearner(Learner):
         head_init: HeadInit | None = None,
         per_step: PerStep | None = None,
         outer: Callable[[GradientLearner, Task], Tensor] = query_loss,
-        minibatch: int | None = None,
+        minibatch: PositiveInt | None = None,
     ) -> None:
         super().__init__(objective)
-        if minibatch is not None and minibatch < 1:
-            raise ValueError(f"minibatch must be at least 1 row, or None for the whole support set, got {minibatch}")
         self.model, self.solver, self.adaptable = model, solver, adaptable
         self.head_init, self.per_step, self.outer, self.minibatch = head_init, per_step, outer, minibatch
         self.function = Function(model, batchnorm)
@@ -160,15 +161,13 @@ def _mask_absent(prediction: Tree, present: Tensor | None) -> Tree:
     return only_present(prediction, present)
 
 
-def make_rule(name: Rule, inner_lr: Rate) -> UpdateRule:
-    """Return the update rule called `name`, with learning rate `inner_lr`."""
-    if name not in get_args(Rule):
-        raise ValueError(f"rule must be {' or '.join(get_args(Rule))}, got {name!r}")
-    return SGD(inner_lr) if name == "sgd" else Adam(inner_lr)
+@check_arguments
+def make_rule(rule: Rule, inner_lr: Rate) -> UpdateRule:
+    """Return the update rule of a name, with learning rate `inner_lr`."""
+    return SGD(inner_lr) if rule == "sgd" else Adam(inner_lr)
 
 
-def make_solver(order: int, rule: UpdateRule, steps: int) -> InnerSolver:
+@check_arguments
+def make_solver(order: DerivativeOrder, rule: UpdateRule, steps: int) -> InnerSolver:
     """Return the exact solver for order 2, the first-order approximation for order 1."""
-    if order not in (1, 2):
-        raise ValueError(f"order must be 2 (exact) or 1 (first-order approximation), got {order!r}")
     return (Unrolled if order == 2 else FirstOrder)(rule, steps)

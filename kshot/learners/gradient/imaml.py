@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from torch import nn
-
 from kshot import objectives
 from kshot.annotations import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 from kshot.inner.functional import BatchNorm
@@ -12,10 +10,11 @@ from kshot.inner.per_parameter import Pattern
 from kshot.inner.rules import SGD
 from kshot.learners.gradient.gradient_learner import GradientLearner
 from kshot.objectives import Objective
+from kshot.supplied import BaseModel
 
 
 def imaml(
-    model: nn.Module,
+    model: BaseModel,
     *,
     inner_lr: PositiveFloat,
     steps: NonNegativeInt = 10,
@@ -43,9 +42,6 @@ def imaml(
 
     Returns:
         A learner whose meta-gradient is that of the minimum; it is approximate if `steps` do not reach the minimum.
-
-    Raises:
-        ValueError: as `maml`, or numbers out of range.
 
     Example:
         >>> imaml(nn.Linear(1, 1), inner_lr=0.1, proximity=2.0).solver.proximity

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from typing import Literal
 
 from torch import nn
 
 from kshot import objectives
 from kshot.annotations import DerivativeOrder, NonNegativeInt, PositiveFloat
+from kshot.argument_checks import check_arguments
 from kshot.inner.functional import BatchNorm
 from kshot.inner.learned_rules import Alfa, CoordinateLSTM, CoordinateMLP, Curvature, GatedRule
 from kshot.inner.per_parameter import Pattern, adaptable_params
@@ -16,13 +17,14 @@ from kshot.inner.rules import SGD, UpdateRule
 from kshot.inner.transforms import Chain
 from kshot.learners.gradient.gradient_learner import GradientLearner, make_solver
 from kshot.objectives import Objective
+from kshot.supplied import BaseModel
 
 Kind = Literal["lstm", "mlp", "gates"]
 """Architecture of a learned optimiser."""
 
 
 def meta_sgd(
-    model: nn.Module,
+    model: BaseModel,
     *,
     inner_lr: PositiveFloat,
     steps: NonNegativeInt = 1,
@@ -60,7 +62,7 @@ def meta_sgd(
 
 
 def meta_curvature(
-    model: nn.Module,
+    model: BaseModel,
     *,
     inner_lr: PositiveFloat,
     steps: NonNegativeInt = 1,
@@ -93,7 +95,7 @@ def meta_curvature(
 
 
 def alfa(
-    model: nn.Module,
+    model: BaseModel,
     *,
     inner_lr: PositiveFloat,
     steps: NonNegativeInt = 5,
@@ -127,13 +129,14 @@ def alfa(
     return GradientLearner(model, objective, solver, adaptable=adaptable, batchnorm=batchnorm)
 
 
+@check_arguments
 def learned_optimizer(
     model: nn.Module,
     *,
-    inner_lr: float,
-    steps: int = 5,
+    inner_lr: PositiveFloat,
+    steps: NonNegativeInt = 5,
     kind: Kind = "lstm",
-    order: int = 2,
+    order: DerivativeOrder = 2,
     objective: Objective = objectives.classification,
     adaptable: Pattern = "*",
     batchnorm: BatchNorm = "support",
@@ -163,8 +166,6 @@ def learned_optimizer(
     Deviations:
         Those of the rule; order 2 by default.
     """
-    if kind not in get_args(Kind):
-        raise ValueError(f"kind must be one of {', '.join(get_args(Kind))}, got {kind!r}")
     rules: dict[str, type[UpdateRule]] = {"lstm": CoordinateLSTM, "mlp": CoordinateMLP, "gates": GatedRule}
     rule = rules[kind](inner_lr)
     rule.to(next(iter(adaptable_params(model, adaptable).values())))

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from torch import nn
-
 from kshot import objectives
 from kshot.annotations import DerivativeOrder, FractionBelowOne, NonNegativeInt, PositiveFloat, PositiveInt
 from kshot.inner.functional import BatchNorm
@@ -13,10 +11,11 @@ from kshot.inner.solvers import FirstOrder
 from kshot.learners.gradient.gradient_learner import GradientLearner, Rule, make_rule, make_solver
 from kshot.learners.gradient.outer_losses import ReptileLoss, TrainOn
 from kshot.objectives import Objective
+from kshot.supplied import BaseModel
 
 
 def maml(
-    model: nn.Module,
+    model: BaseModel,
     *,
     inner_lr: PositiveFloat,
     steps: NonNegativeInt = 1,
@@ -43,7 +42,7 @@ def maml(
         A learner; train it with `kshot.fit`, or with any outer optimiser over `learner.parameters()`.
 
     Raises:
-        ValueError: an order other than 1 or 2, a rate not above 0, or a pattern that matches nothing.
+        ValueError: an argument out of bounds, or a pattern that matches nothing.
 
     Example:
         >>> learner = maml(nn.Linear(1, 1), inner_lr=0.1, objective=objectives.mse)
@@ -63,7 +62,7 @@ def maml(
 
 
 def fomaml(
-    model: nn.Module,
+    model: BaseModel,
     *,
     inner_lr: PositiveFloat,
     steps: NonNegativeInt = 1,
@@ -97,7 +96,7 @@ def fomaml(
 
 
 def reptile(
-    model: nn.Module,
+    model: BaseModel,
     *,
     inner_lr: PositiveFloat,
     steps: NonNegativeInt = 5,
@@ -154,7 +153,7 @@ def reptile(
 
 
 def anil(
-    model: nn.Module,
+    model: BaseModel,
     *,
     inner_lr: PositiveFloat,
     steps: NonNegativeInt = 1,
@@ -187,7 +186,7 @@ def anil(
 
 
 def boil(
-    model: nn.Module,
+    model: BaseModel,
     *,
     inner_lr: PositiveFloat,
     steps: NonNegativeInt = 1,

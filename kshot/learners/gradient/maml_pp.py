@@ -15,6 +15,7 @@ from kshot.inner.solvers import Annealed
 from kshot.learners.gradient.gradient_learner import GradientLearner, PerStep
 from kshot.learners.gradient.outer_losses import MultiStepLoss
 from kshot.objectives import Objective
+from kshot.supplied import BaseModel
 from kshot.types import Params
 
 
@@ -48,7 +49,7 @@ class PerStepNorm(PerStep):
 
 
 def maml_pp(
-    model: nn.Module,
+    model: BaseModel,
     *,
     inner_lr: PositiveFloat,
     steps: NonNegativeInt = 5,
@@ -78,9 +79,6 @@ def maml_pp(
 
     Returns:
         A learner; while it is not trained it behaves as with `multi_step=0, first_order=0`.
-
-    Raises:
-        ValueError: as `maml`, or fractions outside 0 … 1.
 
     Example:
         >>> learner = maml_pp(nn.Linear(3, 2), inner_lr=0.1, steps=5)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Literal, Protocol, get_args
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
+from kshot.annotations import Fraction
+from kshot.argument_checks import check_arguments
 from kshot.inner.solvers import InnerSolver
 from kshot.objectives import Objective
 from kshot.types import Batch, Params, Task, Tree
@@ -42,9 +44,8 @@ class MultiStepLoss:
         Antoniou, Edwards, Storkey: How to train your MAML, arXiv:1810.09502, section 4 (MSL).
     """
 
-    def __init__(self, until: float) -> None:
-        if not 0 <= until <= 1:
-            raise ValueError(f"until must be a fraction of meta-training, from 0 to 1, got {until}")
+    @check_arguments
+    def __init__(self, until: Fraction) -> None:
         self.until = until
 
     def weights(self, steps: int, progress: float) -> list[float]:
@@ -69,9 +70,8 @@ class ReptileLoss:
         train_on: "both" adapts to support and query together in meta-training, "support" to the support set alone.
     """
 
+    @check_arguments
     def __init__(self, train_on: TrainOn) -> None:
-        if train_on not in get_args(TrainOn):
-            raise ValueError(f"train_on must be one of {', '.join(get_args(TrainOn))}, got {train_on!r}")
         self.train_on = train_on
 
     def __call__(self, learner: StepwiseLearner, task: Task) -> Tensor:

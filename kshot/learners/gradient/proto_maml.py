@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kshot import objectives
-from kshot.annotations import DerivativeOrder, NonNegativeInt, PositiveFloat
+from kshot.annotations import DerivativeOrder, NonNegativeInt, PositiveFloat, PositiveInt
+from kshot.argument_checks import check_arguments
 from kshot.inner.functional import BatchNorm, Function
 from kshot.inner.per_parameter import Pattern
 from kshot.inner.rules import SGD
@@ -18,6 +19,7 @@ from kshot.inner.solvers import InnerSolver
 from kshot.learners.gradient.gradient_learner import GradientLearner, HeadInit, make_solver
 from kshot.learners.heads.distances import class_means
 from kshot.objectives import Objective
+from kshot.supplied import Embedding, FeatureCount
 from kshot.types import Batch, Params, Tree
 
 
@@ -57,10 +59,9 @@ class SharedInit(HeadInit):
         features: D, width of the embedding's output.
     """
 
-    def __init__(self, features: int) -> None:
+    @check_arguments
+    def __init__(self, features: PositiveInt) -> None:
         super().__init__()
-        if features < 1:
-            raise ValueError(f"features must be the width of the embedding's output, at least 1, got {features}")
         self.vector = nn.Parameter(torch.zeros(features))
         nn.init.normal_(self.vector, std=features**-0.5)
 
@@ -70,7 +71,7 @@ class SharedInit(HeadInit):
 
 
 def proto_maml(
-    embedding: nn.Module,
+    embedding: Embedding,
     *,
     inner_lr: PositiveFloat,
     steps: NonNegativeInt = 5,
@@ -91,9 +92,6 @@ def proto_maml(
         inner_lr, steps, order, objective, batchnorm: as in `maml`.
         adaptable: parameters of the embedding that adapt; the head always does.
 
-    Returns:
-        A learner for classification with any number of ways and shots.
-
     Example:
         >>> learner = proto_maml(nn.Linear(1, 4), inner_lr=0.1)
         >>> support = Batch.of(torch.tensor([[0.0], [4.0], [8.0]]), torch.tensor([0, 1, 2]), ways=3)
@@ -108,9 +106,9 @@ def proto_maml(
 
 
 def unicorn_maml(
-    embedding: nn.Module,
+    embedding: Embedding,
     *,
-    features: int,
+    features: FeatureCount,
     inner_lr: PositiveFloat,
     steps: NonNegativeInt = 5,
     order: DerivativeOrder = 2,
@@ -128,9 +126,6 @@ def unicorn_maml(
     Args:
         embedding, inner_lr, steps, order, objective, adaptable, batchnorm: as in `proto_maml`.
         features: D, width of the embedding's output.
-
-    Returns:
-        A learner for classification with any number of ways and shots.
 
     Example:
         >>> learner = unicorn_maml(nn.Linear(1, 4), features=4, inner_lr=0.1)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from kshot import objectives
+from kshot.annotations import DerivativeOrder, NonNegativeInt, PositiveFloat
 from kshot.inner.functional import BatchNorm
 from kshot.inner.per_parameter import adaptable_params
 from kshot.inner.rules import SGD
@@ -59,9 +60,9 @@ def warp_maml(
     model: nn.Module,
     *,
     warp: str,
-    inner_lr: float,
-    steps: int = 1,
-    order: int = 2,
+    inner_lr: PositiveFloat,
+    steps: NonNegativeInt = 1,
+    order: DerivativeOrder = 2,
     objective: Objective = objectives.classification,
     batchnorm: BatchNorm = "support",
 ) -> GradientLearner:
@@ -98,9 +99,9 @@ def warp_maml(
 def t_net(
     model: nn.Module,
     *,
-    inner_lr: float,
-    steps: int = 1,
-    order: int = 2,
+    inner_lr: PositiveFloat,
+    steps: NonNegativeInt = 1,
+    order: DerivativeOrder = 2,
     objective: Objective = objectives.classification,
     batchnorm: BatchNorm = "support",
 ) -> GradientLearner:

@@ -6,28 +6,41 @@ Shape legend: N support rows, M query rows, D features, C classes or targets.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from kshot import objectives
 from kshot.annotations import PositiveFloat
+from kshot.argument_checks import check_arguments
 from kshot.inner.convex import crammer_singer, logistic
 from kshot.inner.functional import BatchNorm
-from kshot.learners.heads.protonet import Head, HeadLearner, added, log_parameter
+from kshot.learners.heads.distances import log_parameter
+from kshot.learners.heads.head_learner import Head, HeadLearner, sum_by_class
 from kshot.objectives import Objective
+from kshot.supplied import Embedding
 from kshot.types import Tree
 
 
+def solve_ridge(feat_ND: Tensor, target_NC: Tensor, l2: Tensor) -> Tensor:
+    r"""Ridge regression of targets (..., N, C) on features (..., N, D), for $\lambda$ (...,): (..., D, C).
+
+    $$ W = (F^\top F + \lambda I)^{-1} F^\top Y = F^\top (F F^\top + \lambda I)^{-1} Y $$
+
+    The second form (Woodbury) solves N equations instead of D, and is taken where N < D.
+    """
+    if feat_ND.shape[-2] < feat_ND.shape[-1]:
+        return feat_ND.mT @ torch.linalg.solve(_add_ridge(feat_ND @ feat_ND.mT, l2), target_NC)
+    return torch.linalg.solve(_add_ridge(feat_ND.mT @ feat_ND, l2), feat_ND.mT @ target_NC)
+
+
 def ridge_fit(feat_ND: Tensor, target_NC: Tensor, weight_N: Tensor, l2: Tensor) -> Tensor:
-    r"""The weighted ridge regression of targets on features, (D, C):
+    r"""The weighted ridge regression of targets on features, (D, C); see `solve_ridge`.
 
-    $$ W = (F^\top \mathrm{diag}(w) F + \lambda I)^{-1} F^\top \mathrm{diag}(w) Y
-         = A^\top (A A^\top + \lambda I)^{-1} \sqrt w \odot Y, \qquad A = \sqrt w \odot F $$
-
-    The second form (Woodbury) solves N equations in place of D, and is taken where N < D.
+    $$ W = (F^\top \mathrm{diag}(w) F + \lambda I)^{-1} F^\top \mathrm{diag}(w) Y $$
 
     Example:
         >>> feat, one = torch.tensor([[1.0], [2.0]]), torch.ones(2)
@@ -35,14 +48,11 @@ def ridge_fit(feat_ND: Tensor, target_NC: Tensor, weight_N: Tensor, l2: Tensor) 
         tensor([[0.5000]])
     """
     root_N1 = weight_N.sqrt()[:, None]
-    feat_ND, target_NC = root_N1 * feat_ND, root_N1 * target_NC
-    if len(feat_ND) < feat_ND.shape[1]:
-        return feat_ND.mT @ torch.linalg.solve(_ridged(feat_ND @ feat_ND.mT, l2), target_NC)
-    return torch.linalg.solve(_ridged(feat_ND.mT @ feat_ND, l2), feat_ND.mT @ target_NC)
+    return solve_ridge(root_N1 * feat_ND, root_N1 * target_NC, l2)
 
 
-def _ridged(square: Tensor, l2: Tensor) -> Tensor:
-    return square + l2 * torch.eye(square.shape[-1], dtype=square.dtype, device=square.device)
+def _add_ridge(square: Tensor, l2: Tensor) -> Tensor:
+    return square + l2[..., None, None] * torch.eye(square.shape[-1], dtype=square.dtype, device=square.device)
 
 
 def _with_ones(feat_ND: Tensor) -> Tensor:
@@ -51,14 +61,14 @@ def _with_ones(feat_ND: Tensor) -> Tensor:
 
 
 class Linear(Head):
-    """A linear head with a learned scale; what it is fitted by is for subclasses to say.
+    """A linear head with a learned scale; subclasses define how it is fitted.
 
     Its state is `{"weight": (C, D), "bias": (C,)}`. The intercept is the weight of a further feature that is always 1,
     and is penalised like the others.
 
     Args:
         l2: strength of the penalty on weights, above 0.
-        scale: where the factor on predictions starts; None has none.
+        scale: initial value of the factor on predictions; None for no factor.
         learned: whether the strength is learned.
     """
 
@@ -73,7 +83,7 @@ class Linear(Head):
 
 
 class Ridge(Linear):
-    """Ridge regression of the targets, see `ridge_fit`; arguments as of `Linear`."""
+    """Ridge regression of the targets, see `ridge_fit`; arguments as for `Linear`."""
 
     scores_absent = True
 
@@ -81,52 +91,44 @@ class Ridge(Linear):
         return self._state(ridge_fit(_with_ones(feat_ND), target_NC, weight_N, self.log_l2.exp()))
 
     def statistics(self, feat_ND: Tensor, target_NC: Tensor, weight_N: Tensor) -> Tree:
-        """The sums that the solution depends on, of a size that does not grow with the examples."""
+        """The sums that determine the solution; their size does not grow with the number of examples."""
         feat_ND = _with_ones(feat_ND)
         weighted_DN = (weight_N[:, None] * feat_ND).mT
         return {"gram": weighted_DN @ feat_ND, "moment": (weighted_DN @ target_NC).mT}
 
     def merge(self, old: Tree, new: Tree) -> Tree:
-        return added(old, new)
+        return sum_by_class(old, new)
 
-    def fit_statistics(self, memory: Tree) -> Tree:
-        gram_DD = _ridged(memory["gram"], self.log_l2.exp())
-        return self._state(torch.linalg.solve(gram_DD, memory["moment"].mT))
+    def fit_statistics(self, statistics: Tree) -> Tree:
+        gram_DD = _add_ridge(statistics["gram"], self.log_l2.exp())
+        return self._state(torch.linalg.solve(gram_DD, statistics["moment"].mT))
 
     def _state(self, weight_DC: Tensor) -> Tree:
         return {"weight": weight_DC[:-1].mT.contiguous(), "bias": weight_DC[-1]}
 
 
-class _Dual(Linear):
-    """What is solved for coefficients of the support rows, by `steps` of a `solver`."""
+class DualLinear(Linear):
+    """A linear head that is fitted by a solver for coefficients of the support rows; other arguments as for `Linear`.
 
-    solver: Callable[..., Tensor]
-    steps: int
+    Args:
+        solver: (kernel (N, N), targets (N, C), weights (N,), classes present (C,), l2 ()) -> coefficients (N, C).
+    """
+
+    def __init__(self, solver: Callable[..., Tensor], l2: float, scale: float | None, *, learned: bool = True) -> None:
+        super().__init__(l2, scale, learned=learned)
+        self.solver = solver
 
     def fit(self, feat_ND: Tensor, target_NC: Tensor, weight_N: Tensor) -> Tree:
         feat_ND = _with_ones(feat_ND)
         present_C = (target_NC * weight_N[:, None]).sum(0) > 0
         kernel_NN = feat_ND @ feat_ND.mT
-        l2 = self.log_l2.exp()
-        coefficient_NC = type(self).solver(kernel_NN, target_NC, weight_N, present_C, l2, steps=self.steps)
+        coefficient_NC = self.solver(kernel_NN, target_NC, weight_N, present_C, self.log_l2.exp())
         weight_CD = coefficient_NC.mT @ feat_ND
         return {"weight": weight_CD[:, :-1].contiguous(), "bias": weight_CD[:, -1].contiguous()}
 
 
-class Logistic(_Dual):
-    """Multinomial logistic regression, see `inner.convex.logistic`; arguments as of `Linear`."""
-
-    solver, steps = staticmethod(logistic), 15
-
-
-class SupportVectors(_Dual):
-    """A multi-class support vector machine, see `inner.convex.crammer_singer`; arguments as of `Linear`."""
-
-    solver, steps = staticmethod(crammer_singer), 20
-
-
 def r2d2(
-    embedding: nn.Module,
+    embedding: Embedding,
     *,
     l2: PositiveFloat = 1.0,
     scale: PositiveFloat | None = 10.0,
@@ -138,18 +140,14 @@ def r2d2(
     $$ W = F^\top (F F^\top + \lambda I)^{-1} Y, \qquad \hat y = \alpha \, f_\theta(x) W $$
 
     Args:
-        embedding: any module: inputs (n, ...) to features (n, ...).
-        l2: where $\lambda$ starts.
-        scale: where $\alpha$ starts; None for none, as suits a regression.
-        objective: what the tasks ask: classes, whose one-hot targets are regressed, or numbers.
-        batchnorm: "support" (inductive), "query" (transductive) or "running".
+        embedding, batchnorm: as in `protonet`.
+        l2: initial value of $\lambda$.
+        scale: initial value of $\alpha$; None for no factor, as suits a regression.
+        objective: classification, by regression of the one-hot targets, or a regression.
 
     Returns:
         A learner for any number of ways and shots. It solves as many equations as there are support rows or features,
         whichever is less.
-
-    Raises:
-        ValueError: an `l2` or a scale that is not above 0.
 
     Example:
         >>> learner = r2d2(nn.Flatten(), l2=1e-6, scale=None, objective=objectives.mse)
@@ -163,13 +161,14 @@ def r2d2(
 
     Deviations:
         No offset $\beta$ is added to all scores: it would change no probability. The scale starts at 10 rather than 1,
-        so that training begins with probabilities that are not all alike.
+        so that the initial probabilities differ between classes.
     """
     return HeadLearner(embedding, Ridge(l2, scale), objective, batchnorm=batchnorm)
 
 
+@check_arguments
 def metaoptnet(
-    embedding: nn.Module,
+    embedding: Embedding,
     *,
     base: Literal["svm", "ridge"] = "svm",
     l2: PositiveFloat | None = None,
@@ -183,19 +182,17 @@ def metaoptnet(
        \qquad \hat y = \gamma \, W f_\theta(x) $$
 
     Args:
-        embedding: any module: inputs (n, ...) to features (n, ...).
+        embedding, objective, batchnorm: as in `protonet`.
         base: "svm" (Crammer and Singer's) or "ridge", which is `r2d2` with a $\lambda$ that is not learned.
-        l2: $\lambda$; None is the paper's, 10 for "svm" (its C = 0.1) and 50 for "ridge".
-        scale: $\gamma$, where it starts; it is learned.
-        objective: what the tasks ask.
-        batchnorm: "support" (inductive), "query" (transductive) or "running".
+        l2: $\lambda$; None for the paper's, 10 for "svm" (its C = 0.1) and 50 for "ridge".
+        scale: initial value of $\gamma$, which is learned.
 
     Returns:
         A learner for any number of ways and shots. The quadratic program costs about $C N^3$ for N support rows of C
         classes, in float64.
 
     Raises:
-        ValueError: another base, or numbers that are not above 0.
+        ValueError: an unknown base.
 
     Example:
         >>> learner = metaoptnet(nn.Flatten(), l2=1e-3)
@@ -211,19 +208,18 @@ def metaoptnet(
 
     Deviations:
         The authors' code adds 1 to the diagonal of the kernel; nothing is added here. An intercept is added, penalised
-        like a weight. Label smoothing of the outer loss is left out.
+        like a weight. Label smoothing of the outer loss is omitted.
     """
-    known: dict[str, tuple[type[Linear], float]] = {"svm": (SupportVectors, 10.0), "ridge": (Ridge, 50.0)}
-    if base not in known:
-        raise ValueError(f"base must be one of {', '.join(known)}, got {base!r}")
-    head, usual = known[base]
-    return HeadLearner(
-        embedding, head(usual if l2 is None else l2, scale, learned=False), objective, batchnorm=batchnorm
-    )
+    if base == "svm":
+        solver = partial(crammer_singer, steps=20)
+        head: Linear = DualLinear(solver, 10.0 if l2 is None else l2, scale, learned=False)
+    else:
+        head = Ridge(50.0 if l2 is None else l2, scale, learned=False)
+    return HeadLearner(embedding, head, objective, batchnorm=batchnorm)
 
 
 def logistic_regression(
-    embedding: nn.Module,
+    embedding: Embedding,
     *,
     l2: PositiveFloat = 1.0,
     scale: PositiveFloat | None = None,
@@ -236,15 +232,12 @@ def logistic_regression(
        + \tfrac\lambda2 \lVert W \rVert^2 $$
 
     Args:
-        embedding, objective, batchnorm: as in `r2d2`.
-        l2: where $\lambda$ starts.
-        scale: where a learned factor on the logits starts; None for none.
+        embedding, objective, batchnorm: as in `protonet`.
+        l2: initial value of $\lambda$.
+        scale: initial value of a learned factor on the logits; None for no factor.
 
     Returns:
         A learner for any number of ways and shots. It costs about $C N^3$ for N support rows of C classes, in float64.
-
-    Raises:
-        ValueError: an `l2` or a scale that is not above 0.
 
     Example:
         >>> learner = logistic_regression(nn.Flatten())
@@ -260,4 +253,5 @@ def logistic_regression(
         Multinomial, where the paper's is binary; solved to convergence and differentiated implicitly, where the paper
         unrolls a few Newton steps.
     """
-    return HeadLearner(embedding, Logistic(l2, scale), objective, batchnorm=batchnorm)
+    head = DualLinear(partial(logistic, steps=15), l2, scale)
+    return HeadLearner(embedding, head, objective, batchnorm=batchnorm)

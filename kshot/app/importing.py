@@ -1,0 +1,70 @@
+"""Objects by their names: "package.module:name", in a user's modules too."""
+
+from __future__ import annotations
+
+import difflib
+import sys
+import traceback
+from collections.abc import Callable, Iterable
+from functools import cache
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+
+@cache
+def load(path: str) -> Any:
+    """The object that "module:name" names."""
+    module, _, name = path.partition(":")
+    return getattr(import_module(module), name)
+
+
+@cache
+def imported(path: str) -> Any:
+    """The factory that `package.module:name` names.
+
+    Raises:
+        ValueError: no such module or name, or an error in the module.
+    """
+    module, _, name = path.partition(":")
+    try:
+        loaded = import_module(module)
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{module}.".startswith(f"{error.name}."):
+            raise ValueError(_where_it_failed(module, error)) from None
+        raise ValueError(
+            f"there is no module {error.name!r} in the run file's folder, in the working directory {Path.cwd()}, or "
+            "among the installed packages"
+        ) from None
+    except Exception as error:
+        raise ValueError(_where_it_failed(module, error)) from None
+    if not hasattr(loaded, name):
+        public = [word for word in vars(loaded) if not word.startswith("_")]
+        raise ValueError(f"module {module} has no {name!r}{nearest(name, public)}")
+    factory = getattr(loaded, name)
+    return factory if callable(factory) else constant(factory)
+
+
+def _where_it_failed(module: str, error: Exception) -> str:
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if "importlib" not in frame.filename]
+    file, line = (frames[-1].filename, frames[-1].lineno) if len(frames) > 1 else (module, None)
+    if isinstance(error, SyntaxError):
+        file, line = error.filename or file, error.lineno
+    return f"importing {module} failed: {type(error).__name__}: {error} ({file}, line {line})"
+
+
+def make_importable(*folders: Path) -> None:
+    """Let `package.module:factory` find modules in these folders, behind the installed ones."""
+    sys.path.extend(path for path in map(str, map(Path.absolute, folders)) if path not in sys.path)
+
+
+def constant(value: Any) -> Callable[[], Any]:
+    """A factory that returns a value."""
+    return lambda: value
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """The end of a sentence on an unknown word: the nearest known one, or all of them."""
+    known = list(known)
+    matches = difflib.get_close_matches(word, known, 1, 0.5)
+    return f": did you mean {matches[0]!r}?" if matches else f"; known are {', '.join(known)}"

@@ -1,0 +1,107 @@
+"""The results of a check: findings, and the sizes of splits."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Literal, NamedTuple
+
+from kshot.data.images.augment import Turned
+from kshot.data.images.cache import DecodedImages
+from kshot.tasks.mixture import Mixture
+from kshot.tasks.source import TaskSource
+from kshot.types import SPLITS, Split
+
+Severity = Literal["ok", "note", "warning", "error"]
+SEVERITIES: tuple[Severity, ...] = ("ok", "note", "warning", "error")
+"""In ascending order; an error makes a run fail, or its figures worthless."""
+
+
+class Finding(NamedTuple):
+    """The result of one check.
+
+    Attributes:
+        severity: ok, note, warning or error.
+        check: what was checked, in a word or two.
+        sentence: what was found, and what to do about it.
+    """
+
+    severity: Severity
+    check: str
+    sentence: str
+
+
+class Sizes(NamedTuple):
+    """The number of examples of each class or group of a split.
+
+    Attributes:
+        source: its name in a mixture; empty elsewhere.
+        split: train, val or test.
+        kind: class, group, user, or task for sources without such members.
+        counts: of each member; empty if there are none.
+        tasks: number of distinct tasks; None if it is unlimited.
+    """
+
+    source: str
+    split: Split
+    kind: str
+    counts: list[int]
+    tasks: int | None
+
+
+class Checked(NamedTuple):
+    """The result of `check`.
+
+    Attributes:
+        findings: in descending order of severity.
+        sizes: of each split of each source of a mixture.
+        looked_at: a sentence about the extent of the check.
+    """
+
+    findings: list[Finding]
+    sizes: list[Sizes]
+    looked_at: str
+
+    @property
+    def worst(self) -> Severity:
+        """The highest severity."""
+        return max((finding.severity for finding in self.findings), key=SEVERITIES.index, default="ok")
+
+
+class Part(NamedTuple):
+    """A source, its name in a mixture, and the splits in which it has tasks."""
+
+    name: str
+    source: TaskSource
+    splits: tuple[Split, ...]
+
+    def finding(self, severity: Severity, check: str, sentence: str) -> Finding:
+        return Finding(severity, check, f"{self.name}: {sentence}" if self.name else sentence)
+
+    @property
+    def images(self) -> DecodedImages | None:
+        """The image files of the source, if any."""
+        examples = getattr(self.source, "examples", None)
+        examples = examples.examples if isinstance(examples, Turned) else examples
+        return examples if isinstance(examples, DecodedImages) else None
+
+    @property
+    def target_kind(self) -> str:
+        """See `target_leakage.leaks`."""
+        if self.source.objective.task_specific_classes:
+            return "task classes"
+        return "shared classes" if self.source.preprocessor and self.source.preprocessor.classes else "numbers"
+
+
+def parts_of(source: TaskSource, name: str = "", splits: tuple[Split, ...] = SPLITS) -> Iterator[Part]:
+    """A source, or those of a mixture."""
+    if not isinstance(source, Mixture):
+        yield Part(name, source, splits)
+        return
+    for inner, part in source.sources.items():
+        present = tuple(split for split in splits if source.shares[split].get(inner))
+        yield from parts_of(part, f"{name}/{inner}" if name else inner, present)
+
+
+def listed(cases: list[str], most: int = 5) -> str:
+    """The first of several cases, and how many more there are."""
+    return "; ".join(cases[:most]) + (f"; and {len(cases) - most:,} more" if len(cases) > most else "")

@@ -1,0 +1,80 @@
+from .amortised.cnaps import Mahalanobis, cnaps
+from .amortised.neural_processes import attentive_np, cnp, tanp, tnp_d
+from .amortised.prior_fitted import prior_fitted
+from .baselines import SupportMean, fine_tune, from_scratch, nearest_centroid
+from .generation import generate
+from .gradient.cavia import cavia
+from .gradient.dynamic_evaluation import dynamic_evaluation
+from .gradient.gradient_learner import GradientLearner
+from .gradient.imaml import imaml
+from .gradient.learned_optimizers import alfa, learned_optimizer, meta_curvature, meta_sgd
+from .gradient.maml import anil, boil, fomaml, maml, reptile
+from .gradient.maml_pp import maml_pp
+from .gradient.proto_maml import proto_maml, unicorn_maml
+from .gradient.transductive_fine_tuning import transductive_fine_tune
+from .gradient.warp import t_net, warp_maml, with_warps
+from .heads.closed_form import logistic_regression, metaoptnet, r2d2
+from .heads.feat import feat
+from .heads.finetuned import baseline_pp, pmf
+from .heads.frn import frn
+from .heads.head_learner import Head, HeadLearner
+from .heads.laplacian_shot import laplacian_shot
+from .heads.matching_net import matching_net
+from .heads.plda import plda
+from .heads.protonet import protonet
+from .heads.relation import relation_net
+from .heads.simpleshot import simpleshot
+from .ratings.alpaca import alpaca
+from .ratings.melu import melu
+
+__all__ = [
+    "GradientLearner",
+    "Head",
+    "HeadLearner",
+    "Mahalanobis",
+    "SupportMean",
+    "alfa",
+    "alpaca",
+    "anil",
+    "attentive_np",
+    "baseline_pp",
+    "boil",
+    "cavia",
+    "cnaps",
+    "cnp",
+    "dynamic_evaluation",
+    "feat",
+    "fine_tune",
+    "fomaml",
+    "frn",
+    "from_scratch",
+    "generate",
+    "imaml",
+    "laplacian_shot",
+    "learned_optimizer",
+    "logistic_regression",
+    "maml",
+    "maml_pp",
+    "matching_net",
+    "melu",
+    "meta_curvature",
+    "meta_sgd",
+    "metaoptnet",
+    "nearest_centroid",
+    "plda",
+    "pmf",
+    "prior_fitted",
+    "proto_maml",
+    "protonet",
+    "r2d2",
+    "relation_net",
+    "reptile",
+    "simpleshot",
+    "t_net",
+    "tanp",
+    "tnp_d",
+    "transductive_fine_tune",
+    "unicorn_maml",
+    "warp_maml",
+    "with_warps",
+]

@@ -1,0 +1,52 @@
+"""The public names: the core at the top, everything else in its package, all importable by attribute."""
+
+import importlib
+from types import ModuleType
+
+import pytest
+
+import kshot
+
+PACKAGES = [
+    "data",
+    "deciding",
+    "evaluation",
+    "inner",
+    "learners",
+    "models",
+    "objectives",
+    "sources",
+    "tasks",
+    "testing",
+    "training",
+]
+CORE = [
+    "Batch",
+    "Budget",
+    "Learner",
+    "Objective",
+    "Task",
+    "TaskSource",
+    "evaluate",
+    "fit",
+    "load",
+    "load_state",
+    "maml",
+    "one_hot",
+    "pretrain",
+    "protonet",
+]
+CORE += ["run_until", "save_state"]
+
+
+def test_the_top_offers_the_core_and_the_packages():
+    assert sorted(kshot.__all__) == sorted(CORE + PACKAGES)
+    assert all(isinstance(getattr(kshot, name), ModuleType) for name in PACKAGES)
+    assert all(callable(getattr(kshot, name)) for name in CORE)
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_a_package_offers_what_it_says_and_no_module_in_its_place(package):
+    module = importlib.import_module(f"kshot.{package}")
+    for name in module.__all__:
+        assert not isinstance(getattr(module, name), ModuleType) or package == "data", name
