@@ -86,7 +86,7 @@ def omniglot(
     arrays = cached(f"omniglot-{size}-{_key(parts)}", lambda: _decode(parts, size))
     drawings = arrays["images"][:, None]  # (n, 1, size, size)
     images = np.concatenate([np.rot90(drawings, turns, axes=(2, 3)) for turns in TURNS.values()])
-    names, starts = np.unique(cached["characters"], return_index=True)  # sorted: each character is one run
+    names, starts = np.unique(arrays["characters"], return_index=True)  # sorted: each character is one run
     rows = dict(zip(names.tolist(), np.split(np.arange(len(drawings)), starts[1:])))
     hidden = _alphabets(parts[1]) if background_only else set()
     classes: dict[Split, dict[str, np.ndarray]] = {split: {} for split in SPLITS}
