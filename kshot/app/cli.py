@@ -228,9 +228,9 @@ def data_list() -> None:
     rows = library.known()
     width = max(len(row.name) for row in rows)
     for row in rows:
-        place = "built in" if row.built_in else row.where or f"not found; `kshot data add {row.name}` fetches it"
+        place = "built in" if row.built_in else row.folder or f"not found; `kshot data add {row.name}` fetches it"
         opened = "" if row.has_factory else f"; files for source kind {row.kind}"
-        about = (f"{row.description}; {row.licence}; split {row.cut}{opened}", row.address)
+        about = (f"{row.description}; {row.licence}; split {row.split}{opened}", row.homepage)
         typer.echo("\n".join([f"{row.name:<{width}}  {place}", *(f"{'':<{width}}  {line}" for line in about if line)]))
 
 
@@ -250,12 +250,13 @@ def data_add(
     """Download or copy a data set to where kshot looks for it, and check it; interrupted downloads are resumed."""
     from rich.console import Console
 
+    from kshot.app.known_sets import open_known
     from kshot.app.progress import fetching
     from kshot.data import library
 
     try:
         with fetching(Console(stderr=True)) as progress:
-            added = library.add(name, from_, progress)
+            added = library.add(name, from_, progress, open_tasks=open_known)
     except KeyboardInterrupt:
         typer.echo("\nInterrupted. The same command resumes.", err=True)
         raise typer.Exit(130) from None
@@ -281,7 +282,9 @@ def data_check(
     from kshot.data import library
 
     if not set_ and not json and not html and name in [row.name for row in library.known()]:
-        counts = library.check(name)
+        from kshot.app.known_sets import open_known
+
+        counts = library.check(name, open_known)
         if not counts:
             typer.echo(f"{name}: its tasks are drawn at run time, without end")
         for split, numbers in counts.items():

@@ -31,7 +31,7 @@ from kshot.app.final_evaluation import TestResult, evaluate_with_baselines, prot
 from kshot.app.folder import RunFolder, logged_reads
 from kshot.app.progress import Display
 from kshot.app.spec import Spec
-from kshot.data.library.store import cache_folder
+from kshot.data.cache import cache_folder
 from kshot.deciding.decisions import decision_to_json
 from kshot.deciding.experience import Experience
 from kshot.deciding.loop import Run, run_until

@@ -1,4 +1,4 @@
-"""Raw files to rows and arrays; nothing here knows of tasks."""
+"""Files to rows and arrays, without any notion of tasks."""
 
 from kshot.data.dataset import ArrayDataset, Dataset, ImageDataset
 

@@ -1,4 +1,4 @@
-"""What stands behind a source: examples by row number. A source only chooses rows, and takes them in one gather.
+"""Data sets: examples by row number. A source chooses rows and takes them in one gather.
 
 Shape legend: n examples.
 """
@@ -15,14 +15,14 @@ from kshot.types import Tree, tree_leaves, tree_map
 
 
 class Dataset(Protocol):
-    """Dataset by row number."""
+    """Examples by row number."""
 
     def __len__(self) -> int:
-        """How many."""
+        """The number of examples."""
         ...
 
     def take(self, rows: np.ndarray) -> Tree:
-        """The examples of rows, int64 (...), as tensors (..., *example shape); pure."""
+        """The examples of rows, int64 (...), as tensors (..., *example shape); a pure function."""
         ...
 
 
@@ -30,10 +30,10 @@ class ImageDataset:
     """Images as float32 in 0 … 1.
 
     Args:
-        images: uint8 (n, C, H, W), an array or a memory map; it is read where rows are taken, never copied as a whole.
+        images: uint8 (n, C, H, W), an array or a memory map, of which only the taken rows are read.
 
     Raises:
-        ValueError: images of another type or shape.
+        ValueError: the images have another type or shape.
 
     Example:
         >>> examples = ImageDataset(np.full((4, 3, 8, 8), 51, np.uint8))
@@ -58,13 +58,13 @@ class ImageDataset:
 
 
 class ArrayDataset:
-    """A tree of arrays: floats as float32, integers as int64, booleans as they are.
+    """A tree of arrays: floats are taken as float32, integers as int64, booleans unchanged.
 
     Args:
         arrays: leaves (n, ...), arrays or memory maps.
 
     Raises:
-        ValueError: leaves that differ in length, or hold something other than numbers.
+        ValueError: the leaves differ in length, or are not numeric.
 
     Example:
         >>> examples = ArrayDataset({"age": np.arange(4.0), "visits": np.arange(12).reshape(4, 3)})
@@ -91,5 +91,5 @@ class ArrayDataset:
 
 
 def _tensor(values: np.ndarray) -> Tensor:
-    as_type = {"f": np.float32, "b": np.bool_}.get(values.dtype.kind, np.int64)
-    return torch.from_numpy(np.ascontiguousarray(values, as_type))
+    dtype = {"f": np.float32, "b": np.bool_}.get(values.dtype.kind, np.int64)
+    return torch.from_numpy(np.ascontiguousarray(values, dtype))

@@ -20,9 +20,9 @@ from kshot.argument_checks import check_arguments
 from kshot.data import library
 from kshot.data.tables.table import Reading, ReadingOptions
 from kshot.data.text.features import SpanDataset
-from kshot.data.text.files import read_text
 from kshot.data.text.tokenizer import Tokens
 from kshot.data.text.vocabulary import PADDING, UNKNOWN, Vocabulary
+from kshot.data.text_files import read_text
 from kshot.objectives import Objective
 from kshot.sources.corpus_texts import read_texts
 from kshot.sources.rows import BadRows
@@ -126,7 +126,7 @@ def corpus(
         raise ValueError(f"pretrain_length must be a window's {length} characters or more, got {pretrain_length}")
     if without and markup == "keep":
         raise ValueError(f"without names elements of markup that is dropped ({', '.join(without)}): set markup: drop")
-    path = library.place_of(path)
+    path = library.resolve_path(path)
     read = read_texts(
         path, task, pattern=pattern, text=text, files=files, split_column=(split or {}).get("column"),
         without=(without or ()) if markup == "drop" else None, bad_rows=bad_rows, reading=Reading(**(reading or {})),

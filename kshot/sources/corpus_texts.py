@@ -16,9 +16,11 @@ import numpy as np
 
 from kshot.data.library.archives import SUFFIXES as ARCHIVES
 from kshot.data.library.archives import unpack
-from kshot.data.tables.table import SUFFIXES, Reading, open_table
-from kshot.data.text.files import column_of, files_of, read_text, texts_of, values_of, words_of
+from kshot.data.tables.open import SUFFIXES, open_table
+from kshot.data.tables.table import Reading
+from kshot.data.text.files import column_of, files_of, texts_of, values_of, words_of
 from kshot.data.text.markup import Markup, tidy
+from kshot.data.text_files import read_text
 from kshot.sources.rows import BadRows
 
 log = logging.getLogger(__name__)

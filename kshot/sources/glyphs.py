@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from kshot.data import library
+from kshot.data.cache import cached
 from kshot.tasks.class_tasks import ClassOptions, ClassTasks
 from kshot.types import Split
 
@@ -86,7 +86,7 @@ def glyphs(**options: ClassOptions) -> ClassTasks:
         The problem, held-out alphabets with 20 drawings per character, is that of Omniglot: Lake, Salakhutdinov,
         Tenenbaum: Human-level concept learning through probabilistic program induction, Science 350, 2015.
     """
-    drawn = library.cached(f"glyphs-{_key()}", _draw_all)
+    drawn = cached(f"glyphs-{_key()}", _draw_all)
     names = [unicodedata.name(character) for character in drawn["characters"].tolist()]
     classes: dict[Split, dict[str, range]] = {split: {} for split in SCRIPTS}
     for number, name in enumerate(names):

@@ -1,4 +1,4 @@
-"""Tasks from a Hugging Face dataset on disk: as `save_to_disk` wrote it, or as it lies on the hub in Parquet files."""
+"""Tasks from a Hugging Face data set on disk: as `save_to_disk` writes it, or as Parquet files of the hub."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 from kshot.annotations import PartOfFile
-from kshot.data import library
-from kshot.data.tables.table import Table, sentences
-from kshot.data.text.files import read_text
+from kshot.data.cache import cache_folder, scratch_folder
+from kshot.data.tables.table import Table, named_errors
+from kshot.data.text_files import read_json
 from kshot.sources.images import images
 from kshot.tasks.source import TaskSource
 
@@ -22,9 +22,9 @@ if TYPE_CHECKING:
 
 PARTS = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "dev": "val",
          "test": "test", "testing": "test", "eval": "test", "evaluation": "test"}  # fmt: skip
-"""The words in the names of files and folders that tell the part they belong to."""
+"""Words in the names of files and folders to the split that they mean."""
 
-_VERSION = 1  # counts the changes to what is made of a data set: part of the cache's name
+_VERSION = 1  # of the conversion below; part of the name of cached files
 
 
 def from_hf(
@@ -35,27 +35,27 @@ def from_hf(
     columns: Mapping[str, str] | None = None,
     **options: Any,
 ) -> TaskSource:
-    """Make tasks of a Hugging Face dataset on disk, by one of the sources of `kshot.tasks`.
+    """Create a source of tasks from a Hugging Face data set on disk.
 
-    The data set is a folder that `Dataset.save_to_disk` or `DatasetDict.save_to_disk` wrote, or one that holds Parquet
-    or Arrow files, as data sets of the hub do. Its files are read by polars; the package `datasets` isn't needed. They
-    become one Parquet file in the cache, or one folder of images with a table of path and label, which `make` opens;
-    names take the place of the numbers of class labels.
+    The data set is a folder written by `Dataset.save_to_disk` or `DatasetDict.save_to_disk`, or one that contains
+    Parquet or Arrow files, as data sets of the hub do. Polars reads the files; the package `datasets` is not needed,
+    and no code is executed. They are converted to one Parquet file in the cache, or one folder of images with a table
+    of path and label, which `make` opens; numbers of class labels are replaced by names.
 
-    The parts of a data set, such as its train and test, are pooled, since they seldom hold different classes. Where
-    they do, `split={"column": "part"}` goes by them: part is train, val or test.
+    The parts of a data set, such as train and test, are pooled, since they seldom hold different classes. If they do,
+    `split={"column": "part"}` uses them, with part train, val or test.
 
     Args:
-        path: the folder.
+        path: of the folder.
         make: `kshot.sources.text`, `images`, `table`, `series`, `ratings` or `corpus`.
-        parts: read these alone, by their names in the data set; all by default.
-        columns: the name that `make` looks for, and the data set's own column: `{"label": "fine_label"}`. Images are
-            looked for in image and their classes in label.
+        parts: names of the parts to read; all by default.
+        columns: name that `make` expects to name in the data set: `{"label": "fine_label"}`. Images are expected in the
+            column image, their classes in label.
         options: of `make`.
 
     Raises:
-        ValueError: no such folder, no data set in it or several, a file that cannot be read, files of different
-            columns, a column or part that is missing, a label without a name, and what `make` says.
+        ValueError: no such folder; no data set or several in it; a file that cannot be read; files of different
+            columns; a missing column or part; a label without a name; and what `make` raises.
 
     Example:
         >>> import polars
@@ -70,22 +70,26 @@ def from_hf(
         torch.Size([6, 2])
     """
     path = Path(path).expanduser()
-    files = _chosen(path, files_of(path), parts)
+    files = _select(path, files_of(path), parts)
     by_part = (options.get("split") or {}).get("column") == "part"
     key = hashlib.sha256(repr((_VERSION, make is images, by_part, dict(columns or {}))).encode())
     for file in files:
-        facts = file.path.stat()
-        key.update(f"{file.path.resolve()}\0{file.part} {facts.st_size} {facts.st_mtime_ns} {file.names}\n".encode())
-    name, suffix = path.resolve().name, "csv" if make is images else "parquet"
-    made = library.cache_folder() / f"hf-{key.hexdigest()[:24]}"
-    table = made / f"{name}.{suffix}"
+        status = file.path.stat()
+        key.update(f"{file.path.resolve()}\0{file.part} {status.st_size} {status.st_mtime_ns} {file.names}\n".encode())
+    folder = cache_folder() / f"hf-{key.hexdigest()[:24]}"
+    table = folder / f"{path.resolve().name}.{'csv' if make is images else 'parquet'}"
     if not table.is_file():
-        with library.beside(made) as scratch:
-            whole = scratch / "made"
-            whole.mkdir()
+        with scratch_folder(folder) as scratch:
+            converted = scratch / "converted"
+            converted.mkdir()
             write = _write_images if make is images else _write_table
-            write((_renamed(_read(file, by_part), file, columns or {}) for file in files), whole / table.name, path)
-            _rename(whole, made)
+            frames = (_renamed(_read(file, by_part), file, columns or {}) for file in files)
+            write(frames, converted / table.name, path)
+            try:
+                converted.rename(folder)
+            except OSError as error:
+                if not folder.is_dir():  # else another process created it
+                    raise ValueError(f"cannot create {folder}: {error.strerror}") from error
     try:
         return make(table, **options)
     except ValueError as error:
@@ -96,8 +100,8 @@ class HfFile(NamedTuple):
     """A file of a data set.
 
     Attributes:
-        path: ends in .arrow or .parquet.
-        part: the part of the data set that it belongs to, as the data set calls it; "" where that isn't told.
+        path: of an .arrow or .parquet file.
+        part: of the data set that it belongs to, as the data set names it; "" if unknown.
         names: for each column of class labels, the names of the numbers 0, 1, …
     """
 
@@ -107,18 +111,18 @@ class HfFile(NamedTuple):
 
 
 def files_of(folder: Path) -> list[HfFile]:
-    """The files of a data set, in order.
+    """List the files of a data set, in order.
 
     Raises:
-        ValueError: no such folder, no data set in it, or several, or a description that cannot be read.
+        ValueError: no such folder, no data set or several in it, or an unreadable description.
     """
     if not folder.is_dir():
         raise ValueError(f"there is no folder {folder}")
     if (folder / "dataset_dict.json").is_file():
-        parts = _json(folder / "dataset_dict.json").get("splits")
+        parts = _object(folder / "dataset_dict.json").get("splits")
         if not isinstance(parts, list) or not all(isinstance(part, str) for part in parts):
             raise ValueError(f"{folder / 'dataset_dict.json'} does not list the parts of the data set")
-        return [file for part in parts for file in _saved(_inside(folder, part), part)]
+        return [file for part in parts for file in _saved(_member(folder, part), part)]
     if (folder / "state.json").is_file():
         return _saved(folder, "")
     paths = sorted(
@@ -130,57 +134,51 @@ def files_of(folder: Path) -> list[HfFile]:
     )
     if not paths:
         raise ValueError(
-            f"{folder} holds no data set: neither what save_to_disk writes (state.json or dataset_dict.json) nor files "
-            "that end in .parquet or .arrow. A CSV or JSON file is opened by text, table or images itself"
+            f"{folder} contains no data set: neither what save_to_disk writes (state.json or dataset_dict.json) nor "
+            "files that end in .parquet or .arrow. A CSV or JSON file is opened by text, table or images itself"
         )
-    sets = {
-        "/".join(way for way in path.relative_to(folder).parts[:-1] if way not in (*PARTS, "data")) for path in paths
-    }
+    parents = [path.relative_to(folder).parts[:-1] for path in paths]
+    sets = {"/".join(name for name in names if name not in (*PARTS, "data")) for names in parents}
     if len(sets) > 1:
-        raise ValueError(f"{folder} holds several data sets: {', '.join(sorted(sets))}; give the folder of one of them")
+        raise ValueError(f"{folder} contains several data sets: {', '.join(sorted(sets))}; give the folder of one")
     return [HfFile(path, _part(path.relative_to(folder)), _names_in(path)) for path in paths]
 
 
 def _saved(folder: Path, part: str) -> list[HfFile]:
     """The files that `Dataset.save_to_disk` wrote."""
-    state = _json(folder / "state.json")
+    state = _object(folder / "state.json")
     if state.get("_indices_data_files"):
         raise ValueError(f"{folder} was saved by an old version of datasets; load and save it again with a new one")
     entries = state.get("_data_files")
     if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
         raise ValueError(f"{folder / 'state.json'} does not list the files of the data set")
-    about = folder / "dataset_info.json"
-    names = _class_names(_json(about).get("features")) if about.is_file() else {}
-    files = [_inside(folder, entry.get("filename")) for entry in entries]
-    return [HfFile(file, part or str(state.get("_split") or ""), names) for file in files]
+    names = _described_names(folder)
+    paths = [_member(folder, entry.get("filename")) for entry in entries]
+    return [HfFile(path, part or str(state.get("_split") or ""), names) for path in paths]
 
 
-def _inside(folder: Path, name: Any) -> Path:
-    """A file or folder that a description names."""
+def _member(folder: Path, name: Any) -> Path:
+    """A file or folder that a description names; it may not lead out of the folder."""
     path = folder / str(name)
     if not isinstance(name, str) or len(PurePath(name).parts) != 1 or name == ".." or not path.exists():
-        raise ValueError(f"{folder} is not whole: its description names {name!r}, which it does not hold")
+        raise ValueError(f"{folder} is incomplete: its description names {name!r}, which it does not contain")
     return path
 
 
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(read_text(path))
-    except (json.JSONDecodeError, RecursionError) as error:
-        raise ValueError(f"{path} is no JSON: {error}") from None
+def _object(path: Path) -> dict[str, Any]:
+    content = read_json(path)
     if not isinstance(content, dict):
         raise ValueError(f"{path} must hold a JSON object, got {str(content)[:40]!r}")
     return content
 
 
 def _names_in(path: Path) -> dict[str, list[str]]:
-    """The names of class labels that a Parquet file, or a description beside an Arrow file, tells."""
+    """The names of class labels in a Parquet file, or in the description next to an Arrow file."""
     import polars as pl
 
     if path.suffix == ".arrow":
-        about = path.parent / "dataset_info.json"
-        return _class_names(_json(about).get("features")) if about.is_file() else {}
-    with sentences(path):
+        return _described_names(path.parent)
+    with named_errors(path):
         text = pl.read_parquet_metadata(path).get("huggingface", "{}")
     try:
         return _class_names(json.loads(text)["info"]["features"])
@@ -188,27 +186,29 @@ def _names_in(path: Path) -> dict[str, list[str]]:
         return {}
 
 
+def _described_names(folder: Path) -> dict[str, list[str]]:
+    description = folder / "dataset_info.json"
+    return _class_names(_object(description).get("features")) if description.is_file() else {}
+
+
 def _class_names(features: Any) -> dict[str, list[str]]:
-    found = {}
+    names = {}
     for column, feature in features.items() if isinstance(features, dict) else ():
-        if (
-            isinstance(feature, dict)
-            and feature.get("_type") == "ClassLabel"
-            and isinstance(feature.get("names"), list)
-        ):
-            found[column] = [str(name) for name in feature["names"]]
-    return found
+        is_label = isinstance(feature, dict) and feature.get("_type") == "ClassLabel"
+        if is_label and isinstance(feature.get("names"), list):
+            names[column] = [str(name) for name in feature["names"]]
+    return names
 
 
 def _part(path: PurePath) -> str:
-    """The part of the data set that a file's name or folders tell; "" where they don't."""
-    if numbered := re.search(r"([^-/]+)-\d{5}-of-\d{5}", path.name):
-        return numbered[1]
-    words = [word for place in (path.name, *path.parts[-2::-1]) for word in re.split(r"[-._ \d]+", place)]
+    """The part of the data set by the name of a file or of its folders; "" if unknown."""
+    if shard := re.search(r"([^-/]+)-\d{5}-of-\d{5}", path.name):
+        return shard[1]
+    words = [word for name in (path.name, *path.parts[-2::-1]) for word in re.split(r"[-._ \d]+", name)]
     return next((word for word in words if word in PARTS), "")
 
 
-def _chosen(path: Path, files: list[HfFile], parts: Sequence[str] | None) -> list[HfFile]:
+def _select(path: Path, files: list[HfFile], parts: Sequence[str] | None) -> list[HfFile]:
     known = list(dict.fromkeys(file.part for file in files))
     for part in parts or ():
         if part not in known:
@@ -217,10 +217,10 @@ def _chosen(path: Path, files: list[HfFile], parts: Sequence[str] | None) -> lis
 
 
 def _read(file: HfFile, by_part: bool) -> polars.DataFrame:
-    """The rows of a file, class labels by their names."""
+    """The rows of a file, with names for class labels."""
     import polars as pl
 
-    with sentences(file.path):
+    with named_errors(file.path):
         if file.path.suffix == ".parquet":
             frame = pl.read_parquet(file.path, glob=False)
         else:
@@ -229,11 +229,11 @@ def _read(file: HfFile, by_part: bool) -> polars.DataFrame:
     for column, names in file.names.items():
         if column in frame.columns and frame.schema[column].is_integer():
             numbers = frame[column]
-            wrong = numbers.filter((numbers < -1) | (numbers >= len(names)))  # -1 is a label that is held back
-            if len(wrong):
-                raise ValueError(f"{file.path}: column {column!r} holds {wrong[0]}, but has {len(names)} names")
-            named = numbers.replace_strict(dict(enumerate(names)), default=None, return_dtype=pl.String)
-            frame = frame.with_columns(named.alias(column))
+            invalid = numbers.filter((numbers < -1) | (numbers >= len(names)))  # -1 marks a withheld label
+            if len(invalid):
+                raise ValueError(f"{file.path}: column {column!r} holds {invalid[0]}, but has {len(names)} names")
+            labels = numbers.replace_strict(dict(enumerate(names)), default=None, return_dtype=pl.String)
+            frame = frame.with_columns(labels.alias(column))
     return frame.with_columns(part=pl.lit(PARTS.get(file.part, file.part))) if by_part else frame
 
 
@@ -241,26 +241,27 @@ def _renamed(frame: polars.DataFrame, file: HfFile, columns: Mapping[str, str]) 
     import polars as pl
 
     Table(file.path, frame).need(*columns.values())
-    kept = [name for name in frame.columns if name not in columns and name not in columns.values()]
-    return frame.select(*kept, *(pl.col(old).alias(new) for new, old in columns.items()))
+    others = [name for name in frame.columns if name not in columns and name not in columns.values()]
+    return frame.select(*others, *(pl.col(old).alias(new) for new, old in columns.items()))
 
 
 def _write_table(frames: Iterator[polars.DataFrame], target: Path, path: Path) -> None:
     import polars as pl
 
-    found = list(frames)
-    for frame in found:
-        if set(frame.columns) != set(found[0].columns):
-            odd = sorted(set(frame.columns) ^ set(found[0].columns))
+    first, *others = list(frames)
+    for frame in others:
+        if different := sorted(set(frame.columns) ^ set(first.columns)):
             raise ValueError(
-                f"{path}: not all files have the column {odd[0]!r}; choose parts that have the same columns"
+                f"{path}: not all files have the column {different[0]!r}; choose parts that have the same columns"
             )
-    with sentences(path):
-        pl.concat([frame.select(found[0].columns) for frame in found], how="vertical_relaxed").write_parquet(target)
+    with named_errors(path):
+        pl.concat([first, *(frame.select(first.columns) for frame in others)], how="vertical_relaxed").write_parquet(
+            target
+        )
 
 
 def _write_images(frames: Iterator[polars.DataFrame], target: Path, path: Path) -> None:
-    """Each image as a file as it was encoded, and a table of their paths, labels and what else is told of them."""
+    """Write each encoded image to a file, and a table of their paths, labels and other plain columns."""
     import polars as pl
 
     (target.parent / "images").mkdir()
@@ -270,39 +271,30 @@ def _write_images(frames: Iterator[polars.DataFrame], target: Path, path: Path) 
         for name in ("image", "label"):
             if name not in frame.columns:
                 raise ValueError(
-                    f"{path} has no column {name!r} but {', '.join(frame.columns)}; say which it is by columns: "
-                    f"{{{name}: …}}"
+                    f"{path} has no column {name!r} but {', '.join(frame.columns)}; name it by columns: {{{name}: …}}"
                 )
         names = []
-        for content, origin in _contents(frame["image"], path):
+        for content, origin in _encoded_images(frame["image"], path):
             if content is None and origin is not None:
                 raise ValueError(
-                    f"{path}, row {count + 1} names {origin!r} but holds no image; save it with its images"
+                    f"{path}, row {count + 1} names {origin!r} but contains no image; save the data set with its images"
                 )
             names.append(f"images/{count:07}{PurePath(origin or '').suffix}")
-            (target.parent / names[-1]).write_bytes(content or b"")  # an empty file is a bad image, as others are
+            (target.parent / names[-1]).write_bytes(content or b"")  # an empty file is reported as a bad image
             count += 1
-        plain = [name for name, kind in frame.schema.items() if not kind.is_nested() and kind != pl.Binary]
+        plain = [name for name, dtype in frame.schema.items() if not dtype.is_nested() and dtype != pl.Binary]
         tables.append(frame.select(plain).with_columns(path=pl.Series(names, dtype=pl.String)))
-    with sentences(path):
+    with named_errors(path):
         pl.concat(tables, how="diagonal_relaxed").write_csv(target)
 
 
-def _contents(column: polars.Series, path: Path) -> Iterator[tuple[bytes | None, str | None]]:
-    """The encoded image of each row, and the name that it had as a file."""
+def _encoded_images(column: polars.Series, path: Path) -> Iterator[tuple[bytes | None, str | None]]:
+    """The encoded image of each row, and its original file name."""
     import polars as pl
 
-    kind = column.dtype
-    if isinstance(kind, pl.Struct) and {"bytes", "path"} <= {field.name for field in kind.fields}:
+    dtype = column.dtype
+    if isinstance(dtype, pl.Struct) and {"bytes", "path"} <= {field.name for field in dtype.fields}:
         return zip(column.struct.field("bytes"), column.struct.field("path"))
-    if kind == pl.Binary:
+    if dtype == pl.Binary:
         return ((content, None) for content in column)
-    raise ValueError(f"{path}: column 'image' holds {kind}, not images; say which column does by columns: {{image: …}}")
-
-
-def _rename(whole: Path, target: Path) -> None:
-    try:
-        whole.rename(target)
-    except OSError as error:
-        if not target.is_dir():  # or else another process was first
-            raise ValueError(f"cannot make {target}: {error.strerror}") from error
+    raise ValueError(f"{path}: column 'image' holds {dtype}, not images; name the right one by columns: {{image: …}}")

@@ -15,7 +15,7 @@ from kshot.data.dataset import Dataset
 from kshot.data.images.augment import Augment, AugmentOptions, Turned
 from kshot.data.images.cache import DecodedImages
 from kshot.data.images.decode import BadImage, Colour, colour_of
-from kshot.data.images.index import Listing, Outside, list_folder, list_table, shown
+from kshot.data.images.index import Listing, list_folder, list_table, shown
 from kshot.tasks.class_tasks import ClassOptions, ClassTasks
 from kshot.tasks.splitting import DEFAULT_SPLIT, cut
 from kshot.types import Split
@@ -37,7 +37,7 @@ def images(
     augment: AugmentOptions | None = None,
     turned_classes: bool = False,
     bad_images: Literal["error", "drop"] = "error",
-    outside: Outside = "error",
+    follow_links: bool = False,
     progress: Callable[[int, int], object] | None = None,
     **options: ClassOptions,
 ) -> ClassTasks:
@@ -62,7 +62,7 @@ def images(
         turned_classes: use each training class in four rotations as four classes.
         bad_images: "error" raises when an unusable image is drawn; "drop" decodes all images at once, and leaves out
             unusable ones, which `source.examples.bad` and the log list.
-        outside: "allow" follows links and paths that lead out of the folder.
+        follow_links: whether to follow links and paths that lead out of the folder.
         progress: called as `progress(num_decoded, num_images)` while "drop" decodes images.
         options: arguments of `ClassTasks`.
 
@@ -77,7 +77,7 @@ def images(
     """
     path = Path(path)
     augmentation = Augment(**augment) if augment else None
-    listing = (list_table if path.is_file() else list_folder)(path, outside=outside)
+    listing = (list_table if path.is_file() else list_folder)(path, follow_links=follow_links)
     decoded = DecodedImages(listing.files, listing.root, size=size, colour=colour)
     _log_conversion(listing, colour)
     rows = {name: np.array(numbers, np.int64) for name, numbers in listing.classes.items()}

@@ -17,6 +17,7 @@ import numpy as np
 from kshot.annotations import PositiveInt
 from kshot.argument_checks import check_arguments
 from kshot.data import library
+from kshot.data.cache import cached
 from kshot.data.dataset import Dataset, ImageDataset
 from kshot.data.images.augment import Augment, AugmentOptions, Mirrored
 from kshot.data.library.archives import opened_zip
@@ -80,10 +81,10 @@ def omniglot(
     lists = {split: _split_list(folder, split) for split in SPLITS}
     _check_rotations(lists)
     parts = [_part(folder, part) for part in PARTS]
-    cached = library.cached(f"omniglot-{size}-{_key(parts)}", lambda: _decode(parts, size))
-    drawings = cached["images"][:, None]  # (n, 1, size, size)
+    arrays = cached(f"omniglot-{size}-{_key(parts)}", lambda: _decode(parts, size))
+    drawings = arrays["images"][:, None]  # (n, 1, size, size)
     images = np.concatenate([np.rot90(drawings, turns, axes=(2, 3)) for turns in TURNS.values()])
-    names, starts = np.unique(cached["characters"], return_index=True)  # sorted: each character is one run
+    names, starts = np.unique(arrays["characters"], return_index=True)  # sorted: each character is one run
     rows = dict(zip(names.tolist(), np.split(np.arange(len(drawings)), starts[1:])))
     hidden = _alphabets(parts[1]) if background_only else set()
     classes: dict[Split, dict[str, np.ndarray]] = {split: {} for split in SPLITS}

@@ -19,7 +19,8 @@ from kshot import objectives
 from kshot.annotations import EMPTY, PositiveInt, Size
 from kshot.argument_checks import check_arguments
 from kshot.data.tables.columns import moments, read_columns
-from kshot.data.tables.table import Reading, ReadingOptions, Table, open_table
+from kshot.data.tables.open import open_table
+from kshot.data.tables.table import Reading, ReadingOptions, Table
 from kshot.objectives import Objective
 from kshot.sources.rows import BadRows, Members, cut_members, group_rows, left_out_of
 from kshot.supplied import Seed

@@ -18,7 +18,8 @@ from kshot import objectives
 from kshot.annotations import EMPTY, FractionBelowOne, Size
 from kshot.argument_checks import check_arguments
 from kshot.data.tables.columns import Columns, Values, moments, place_of, read_columns
-from kshot.data.tables.table import Reading, ReadingOptions, Table, open_table
+from kshot.data.tables.open import open_table
+from kshot.data.tables.table import Reading, ReadingOptions, Table
 from kshot.objectives import Objective
 from kshot.sources.rows import BadRows, cut_members, domains_of, group_rows, left_out_of, times_of
 from kshot.supplied import Seed
@@ -136,7 +137,7 @@ def table(
     train = np.zeros(len(opened), bool)
     for rows in parts["train"].values():
         train[rows] = True
-    columns = Columns.fit(raw, train, asked=inputs or ())
+    columns = Columns.fit(raw, train, requested=inputs or ())
     if targets is not None and "mean" in encoding:
         encoding |= _standardise(targets, train)
     preprocessor = TablePreprocessor(columns=columns, reading=opened.reading, **encoding)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 import reprlib
 import unicodedata
@@ -21,10 +20,11 @@ from kshot.data import library
 from kshot.data.dataset import ArrayDataset, Dataset
 from kshot.data.tables.table import Reading, ReadingOptions, Table
 from kshot.data.text.features import Featuriser, character_ids, hashed_ngrams
-from kshot.data.text.files import column_of, read_text, texts_of, values_of, words_of
+from kshot.data.text.files import column_of, texts_of, values_of, words_of
 from kshot.data.text.labelled import open_labelled
 from kshot.data.text.sentence_encoder import SentenceEncoder
 from kshot.data.text.vocabulary import Vocabulary
+from kshot.data.text_files import read_json
 from kshot.sources.rows import group_rows
 from kshot.tasks.class_tasks import ClassOptions, ClassTasks
 from kshot.tasks.pool import Rows
@@ -101,6 +101,7 @@ def text(
         ValueError: an unusable file, column or row, a class in two domains, and errors of `cut` and `ClassTasks`.
 
     Example:
+        >>> import json
         >>> path = Path(getfixture("tmp_path")) / "intents.json"
         >>> rows = [[f"{word} {i}", word] for word in ("play", "stop", "louder", "next") for i in range(9)]
         >>> _ = path.write_text(json.dumps({"train": rows}))
@@ -111,7 +112,7 @@ def text(
     """
     preprocessor = None if callable(features) else _preprocessor(features, encoder, ngrams, width)
     format = Reading(**(reading or {}))
-    table = open_labelled(library.place_of(path), format, text, label)
+    table = open_labelled(library.resolve_path(path), format, text, label)
     texts, labels = texts_of(table, text), words_of(table, label, "a text needs the name of its class")
     if split is None:
         split = {"column": "split"} if "split" in table.frame.columns else DEFAULT_SPLIT
@@ -303,7 +304,7 @@ def _preprocessor(
 def _domains(table: Table, domain: str, labels: polars.Series) -> polars.Series | None:
     """The domain of each row, null for classes that the file does not list; None if there are no domains."""
     if domain.lower().endswith(".json"):
-        listed = _listed_domains(library.place_of(domain), labels.drop_nulls().unique().sort().to_list())
+        listed = _listed_domains(library.resolve_path(domain), labels.drop_nulls().unique().sort().to_list())
         return labels.replace_strict(listed, default=None)
     if domain == "domain" and domain not in table.frame.columns:
         return None
@@ -312,10 +313,7 @@ def _domains(table: Table, domain: str, labels: polars.Series) -> polars.Series 
 
 def _listed_domains(path: Path, labels: Sequence[str]) -> dict[str, str]:
     """Class to domain, from a JSON file of domain to classes."""
-    try:
-        content = json.loads(read_text(path))
-    except (json.JSONDecodeError, RecursionError) as error:
-        raise ValueError(f"{path} is no JSON: {error}") from None
+    content = read_json(path)
     lists = list(content.values()) if isinstance(content, dict) else [None]
     if not all(isinstance(names, list) and all(isinstance(name, str) for name in names) for names in lists):
         raise ValueError(f'{path} must hold the classes of each domain, as in {{"banking": ["balance", "transfer"]}}')

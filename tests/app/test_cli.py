@@ -434,15 +434,17 @@ def test_adapting_to_a_table_of_numbers_and_predicting(kshot, runs, tmp_path):
         (lambda p: [save_image(p / n / "1.png") for n in "abcd"], "tells 3 classes apart, the support holds 4"),
         (lambda p: [save_image(p / n / "1.png", size=(30, 28)) for n in "ab"], "30×28 L; this run takes 28×28 L: pass --resize"),  # noqa: E501
         (lambda p: [save_image(p / n / "1.png", mode="RGB") for n in "ab"], "28×28 RGB; this run takes 28×28 L"),
-        (lambda p: [(p / n).mkdir(parents=True) or (p / n / "1.png").write_bytes(b"no image") for n in "ab"], "is no image that can be read"),  # noqa: E501
-        (lambda p: p.write_text("file,label\n"), "needs the columns path and label, it has file, label"),
-        (lambda p: p.write_text("path,label\nnone.png,a\nnone.png,b\n"), "there is no image"),
-        (lambda p: p.write_bytes(b"\xff\xfe\x00\x00"), "support"),
+        (lambda p: [(p / n).mkdir(parents=True) or (p / n / "1.png").write_bytes(b"no image") for n in "ab"], "is not an image that can be read"),  # noqa: E501
+        (lambda p: p.with_suffix(".csv").write_text("file\n1.png\n"), "has no column 'path'; it has 'file'"),
+        (lambda p: p.with_suffix(".csv").write_text("path,label\nnone.png,a\nnone.png,b\n"), "there is no image"),
+        (lambda p: p.with_suffix(".csv").write_bytes(b"\xff\xfe\x00\x00"), "support.csv is empty"),
+        (lambda p: p.write_text("path,label\n"), "the suffix '' is not known"),
     ],
 )  # fmt: skip
 def test_a_support_that_is_wrong_gets_a_sentence(kshot, runs, tmp_path, make, message):
     make(tmp_path / "support")
-    result = kshot("adapt", runs / "glyphs", "--support", "support", "--out", "s")
+    support = "support.csv" if Path("support.csv").exists() else "support"
+    result = kshot("adapt", runs / "glyphs", "--support", support, "--out", "s")
     assert result.code == 2
     assert message in result.err
     assert not Path("s").exists()
@@ -452,9 +454,9 @@ def test_a_support_that_is_wrong_gets_a_sentence(kshot, runs, tmp_path, make, me
     ("text", "message"),
     [
         ("x,y\n1,2\n,3\n", "not finite .* first in row 1"),
-        ("x,y\n1,two\n", "column 'y' does not hold numbers only"),
+        ("x,y\n1,two\n", "column 'y': 'two' is not a number"),
         ("x\n1\n", "has 1 columns; this run takes 1 of inputs and then 1 of targets"),
-        ("", "no CSV that can be read"),
+        ("", "is empty"),
     ],
 )
 def test_a_table_that_is_wrong_gets_a_sentence(kshot, runs, tmp_path, text, message):

@@ -118,8 +118,8 @@ def png_of(width: int, height: int) -> bytes:
     ("content", "sentence"),
     [
         (b"", r"cat\.png is empty \(0 bytes\)"),
-        (b"no image at all", r"cat\.png is no image that can be read; it begins with b'no image'"),
-        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", r"cat\.png is no image that can be read"),
+        (b"no image at all", r"cat\.png is not an image that can be read; it begins with b'no image'"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", r"cat\.png is not an image that can be read"),
         (saved(smooth(99, 99), "JPEG")[:900], r"cat\.png is damaged \(.*truncated"),
         (saved(smooth(99, 99))[:500], r"cat\.png is damaged"),
         (saved(smooth(9, 9))[:20], r"cat\.png is "),

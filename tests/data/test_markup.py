@@ -131,7 +131,7 @@ def test_markup_of_all_sorts(source, words):
 
 
 def test_what_is_never_closed_is_told_with_its_line():
-    with pytest.raises(ValueError, match=r"line 2: <stagedir> is opened and never closed"):
+    with pytest.raises(ValueError, match=r"line 2: <stagedir> is never closed"):
         Markup("a\n<STAGEDIR>Exit\nb", ["STAGEDIR"])
 
 

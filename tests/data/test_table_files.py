@@ -10,7 +10,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from kshot.data.tables import csv
-from kshot.data.tables.table import Reading, open_table
+from kshot.data.tables.open import open_table
+from kshot.data.tables.table import Reading
 
 CSV = "store,price,open,day\na,1.5,true,2024-01-02\nb,,false,2024-02-29\n"
 
@@ -100,7 +101,7 @@ def test_dates_are_read_as_they_are_written(write):
     assert table.kind("t") == "date"
     assert set(table.seconds("t").tolist()) == {float(np.datetime64("2024-05-31T13:45", "s").astype(int))}
     assert set(table.seconds("d", "%d/%m/%Y").tolist()) == {float(np.datetime64("2024-05-31", "s").astype(int))}
-    with pytest.raises(ValueError, match='day and month cannot be told apart.*kinds: {d: "%d/%m/%Y"}'):
+    with pytest.raises(ValueError, match='day and month are ambiguous.*kinds: {d: "%d/%m/%Y"}'):
         table.kind("d")
 
 
@@ -109,17 +110,17 @@ def test_dates_are_read_as_they_are_written(write):
     [
         (b"", "is empty"),
         (b"\n \n", "is empty"),
-        (b"a,b\n", "holds a header but no rows"),
-        (b"a,a\n1,2\n", "1 and 2 are both columns 'a'"),
+        (b"a,b\n", "has a header but no rows"),
+        (b"a,a\n1,2\n", "columns 1 and 2 are both named 'a'"),
         (b"a,,c\n1,2,3\n", "column 2 has no name"),
         (b"1,2\n3,4\n", r"line 1: the header holds numbers only \(1,2\)"),
         (b"caf\xe9,x\n1,2\n", r"line 1: byte 0xe9 is not UTF-8 \(in latin-1 it is 'é'\)"),
         (b"a,b\n1,2\ncaf\xe9,x\n", "line 3: byte 0xe9"),
-        (b"a,b\n1,\x00\n", "line 2: holds a zero byte"),
+        (b"a,b\n1,\x00\n", "line 2: contains a zero byte"),
         (b"\xff\xfea", "is not utf-16"),
         (b"PK\x03\x04..", "Excel workbook"),
         (b"\x1f\x8b..", "compressed by gzip"),
-        (b'a,"b\n1,2\n', "line 1: the header's quotes do not add up"),
+        (b'a,"b\n1,2\n', "line 1: unbalanced quotes in the header"),
     ],
 )  # fmt: skip
 def test_files_that_are_no_tables(write, content, sentence):
@@ -145,7 +146,7 @@ def test_a_missing_column_gets_the_nearest_name(write):
     for content, name in ((CSV, "t.csv"), ('{"store": 1}\n', "t.jsonl")):
         with pytest.raises(ValueError, match="no column 'shore': did you mean 'store'"):
             open_table(write(content, name), columns=["shore"])
-    with pytest.raises(ValueError, match="looks like several with a bar between: set reading.delimiter"):
+    with pytest.raises(ValueError, match="looks like several separated by a bar: set reading.delimiter"):
         open_table(write("a|b\n1|2\n"), Reading(delimiter=","), columns=["a"])
 
 
@@ -153,8 +154,8 @@ def test_a_missing_column_gets_the_nearest_name(write):
     ("content", "sentences"),
     [
         ("a,b\n1,2\n3\n4,5,6\n", ["line 3: 1 value where the header names 2", "line 4: 3 values where"]),
-        ('a,b\n1,2\n3,5" disk\n', ["line 3: quotes that do not add up"]),
-        ('a,b\n1,"2\n3,4\n', ["line 2: quotes that do not add up"]),
+        ('a,b\n1,2\n3,5" disk\n', ["line 3: unbalanced quotes"]),
+        ('a,b\n1,"2\n3,4\n', ["line 2: unbalanced quotes"]),
     ],
 )
 def test_lines_that_are_no_rows_are_listed_and_left_out_only_where_allowed(write, content, sentences):
@@ -172,9 +173,9 @@ def test_values_that_are_no_numbers_are_listed_with_line_and_column(write):
     assert np.isnan(table.numbers("a")).nonzero()[0].tolist() == [40]
     assert np.isnan(table.numbers("b")).nonzero()[0].tolist() == [41, 42]
     told = "\n".join(table.faults)
-    assert "line 42, column 'a': 'x' is no number" in told
+    assert "line 42, column 'a': 'x' is not a number" in told
     assert "line 43, column 'b': inf is not finite" in told
-    assert "line 44, column 'b': '1,5' is no number; set reading.decimal to \",\"" in told
+    assert "line 44, column 'b': '1,5' is not a number; set reading.decimal to \",\"" in told
     with pytest.raises(ValueError, match="bad rows in all: 3 of 43"):
         table.settle("error")
     assert np.flatnonzero(~table.settle("drop")).tolist() == [40, 41, 42]
@@ -272,12 +273,12 @@ CELLS = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]
 @given(st.lists(st.tuples(CELLS, CELLS), min_size=1, max_size=8), st.integers(1, 40))
 def test_what_pythons_csv_module_writes_is_read_back(tmp_path, rows, chunk):
     """The records are found alike whatever the size of the pieces that the file is looked at in."""
-    import csv
+    import csv as stdlib_csv
 
     path = tmp_path / "t.csv"
     rows = [(left.replace("\r", ""), right.replace("\r", "") + "|") for left, right in rows]
     with path.open("w", newline="") as file:
-        csv.writer(file, quoting=csv.QUOTE_ALL, lineterminator="\n").writerows([("a", "b"), *rows])
+        stdlib_csv.writer(file, quoting=stdlib_csv.QUOTE_ALL, lineterminator="\n").writerows([("a", "b"), *rows])
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(csv, "CHUNK", chunk)
         table = open_table(path, Reading(delimiter=","))

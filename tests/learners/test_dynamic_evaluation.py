@@ -313,7 +313,7 @@ def test_tokens_stand_for_all_characters_of_a_text(tmp_path):
     @given(TEXTS)
     @example("<|end|> größer 日本 \N{GRINNING FACE}")
     def check(text: str) -> None:
-        assert tokens.counted(text) == len(text)
+        assert tokens.num_characters(text) == len(text)
         assert tokens.decode(tokens.encode(text).tolist()) == text
 
     check()
@@ -322,8 +322,8 @@ def test_tokens_stand_for_all_characters_of_a_text(tmp_path):
     preprocessor = CorpusPreprocessor("tokens", 8, tokens)
     assert CorpusPreprocessor.from_json(preprocessor.to_json()) == preprocessor
     for content, sentence in (
-        (None, "holds no tokenizer: it has no tokenizer.json"),
-        ("{}", "is no tokenizer that can be read"),
+        (None, "contains no tokenizer.json"),
+        ("{}", "is not a readable tokenizer"),
         (
             json.dumps(json.loads((tmp_path / "gpt" / "tokenizer.json").read_text()) | {"decoder": None}),
             "not byte-level",

@@ -161,10 +161,10 @@ def test_a_pickle_is_read_without_being_run(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for content in (Evil(), {"a": [1, 2]}, [Evil()]):
         Path("table.pkl").write_bytes(pickle.dumps(content, protocol=4))
-        with pytest.raises(ValueError, match="holds no table of pandas"):
+        with pytest.raises(ValueError, match="is not a pandas table"):
             read_frame(Path("table.pkl"))
     Path("table.pkl").write_bytes(b"\x80\x04no pickle")
-    with pytest.raises(ValueError, match="holds no table of pandas"):
+    with pytest.raises(ValueError, match="is not a pandas table"):
         read_frame(Path("table.pkl"))
     assert not Path("ran").exists()
 
@@ -235,7 +235,7 @@ def test_a_zip_of_movielens_is_added_and_opened_by_its_name(tmp_path, monkeypatc
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "user"))
     name = f"movielens-{size}"
     said = command("data", "add", name, "--from", archive)
-    assert "the archive has not the hash that is published" in " ".join(said.split())
+    assert "the archive does not match the published hash" in " ".join(said.split())
     assert not (tmp_path / "library" / name / "tags.csv").exists()
     assert len(kshot.sources.movielens(name, shots=4, queries=4).examples) == 360
     assert len(kshot.sources.movielens(shots=4, queries=4).examples) == 360, "the one that is there"

@@ -133,7 +133,7 @@ def test_long_texts_are_cut_and_counted(folder, caplog):
     with caplog.at_level(logging.WARNING):
         found = SentenceEncoder(folder).tokens(["stop", long, "please " * 10]).take(np.arange(3))
     assert found["input_ids"].shape == (3, 12)
-    assert "reads 12 tokens of a text: 1 of 3 texts are longer and are cut, the first is text 1" in caplog.text
+    assert "reads 12 tokens of a text: 1 of 3 texts are longer and are truncated, the first is text 1" in caplog.text
     caplog.clear()
     SentenceEncoder(folder, length=4).encode(["stop now please", "stop"])
     assert "1 of 2 texts" in caplog.text
@@ -146,7 +146,7 @@ def test_long_texts_are_cut_and_counted(folder, caplog):
     ("spoil", "message"),
     [
         (lambda folder: (folder / "config.json").unlink(), "holds no config.json"),
-        (lambda folder: (folder / "config.json").write_text("{"), r"config.json is no JSON"),
+        (lambda folder: (folder / "config.json").write_text("{"), r"config.json is not valid JSON"),
         (lambda folder: (folder / "config.json").write_text("{}"), "cannot be loaded"),
         (lambda folder: (folder / "vocab.txt").unlink(), r"holds no tokenizer \(tokenizer.json, vocab.txt"),
         (lambda folder: (folder / "model.safetensors").unlink(), r"holds no weights as \*.safetensors: save them"),
@@ -175,14 +175,17 @@ def test_what_is_wrong_with_a_folder_is_said(folder, spoil, message):
 def test_weights_that_the_config_asks_for_are_not_made_up(folder):
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 4}))
-    with pytest.raises(ValueError, match=r"lack 16 of its config's, such as encoder.layer.3"):
+    with pytest.raises(ValueError, match=r"lack 16 of its config, such as encoder.layer.3"):
         SentenceEncoder(folder).encode(["stop"])
 
 
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("/nowhere/encoder", "there is no folder /nowhere/encoder; what was trained on an encoder needs the same one"),
+        (
+            "/nowhere/encoder",
+            "there is no folder /nowhere/encoder; what was trained on an encoder needs it in the same place",
+        ),
         (
             "nobody/such-a-model",
             r"no encoder 'nobody/such-a-model' on this machine.* `hf download nobody/such-a-model`",
@@ -198,7 +201,7 @@ def test_an_encoder_that_is_not_here_is_not_fetched(name, message, monkeypatch):
 
 
 def test_texts_without_characters_and_lengths_out_of_bounds(folder):
-    with pytest.raises(ValueError, match="text 1 holds no characters but spaces"):
+    with pytest.raises(ValueError, match="text 1 is blank"):
         SentenceEncoder(folder).encode(["stop", " \n"])
     with pytest.raises(ValueError, match=r"reads 3 … 12 tokens of a text, got width 13"):
         SentenceEncoder(folder, length=13)

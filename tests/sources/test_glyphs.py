@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from kshot.app.known_sets import open_known
 from kshot.data import library
 from kshot.sources import glyphs
 from kshot.sources.glyphs import (
@@ -148,6 +149,6 @@ def test_more_drawings_than_there_are_is_refused():
 
 
 def test_the_library_counts_the_glyphs(source):
-    counts = library.check("glyphs")
+    counts = library.check("glyphs", open_known)
     assert {split: count["classes"] for split, count in counts.items()} == source.describe()["classes"]
     assert all(count["drawings"] == DRAWINGS * count["classes"] for count in counts.values())

@@ -53,7 +53,7 @@ def test_what_datasets_wrote_is_read_whole_in_order_and_by_its_names(name, optio
     assert source.class_names == {"train": tuple(sorted(NAMES))}
     for label, rows in source.classes("train").items():
         assert all(source.texts[row].startswith(label) for row in rows)
-    assert not {"datasets", "pyarrow"} & sys.modules.keys()
+    assert "datasets" not in sys.modules
 
 
 def test_images_keep_their_pixels_and_their_class_names():
@@ -135,13 +135,13 @@ def damage(folder: Path, name: str, content: str) -> None:
 @pytest.mark.parametrize(
     ("name", "spoil", "message"),
     [
-        ("dict", lambda f: damage(f, "dataset_dict.json", "{"), r"dataset_dict.json is no JSON"),
+        ("dict", lambda f: damage(f, "dataset_dict.json", "{"), r"dataset_dict.json is not valid JSON"),
         ("dict", lambda f: damage(f, "dataset_dict.json", "[]"), r"must hold a JSON object, got '\[\]'"),
         ("dict", lambda f: damage(f, "dataset_dict.json", "{}"), r"does not list the parts"),
-        ("dict", lambda f: damage(f, "dataset_dict.json", '{"splits": ["../.."]}'), r"is not whole: .* names '../..'"),
-        ("dict", lambda f: shutil.rmtree(f / "test"), r"is not whole: its description names 'test'"),
+        ("dict", lambda f: damage(f, "dataset_dict.json", '{"splits": ["../.."]}'), r"is incomplete: .* names '../..'"),
+        ("dict", lambda f: shutil.rmtree(f / "test"), r"is incomplete: its description names 'test'"),
         ("sharded", lambda f: damage(f, "state.json", '{"_data_files": 3}'), r"does not list the files"),
-        ("sharded", lambda f: damage(f, "state.json", '{"_data_files": [{}]}'), r"is not whole: .* names None"),
+        ("sharded", lambda f: damage(f, "state.json", '{"_data_files": [{}]}'), r"is incomplete: .* names None"),
         (
             "sharded",
             lambda f: damage(f, "state.json", '{"_data_files": [], "_indices_data_files": [{"filename": "i"}]}'),
@@ -161,9 +161,9 @@ def damage(folder: Path, name: str, content: str) -> None:
         (
             "hub",
             lambda f: shutil.copytree(f / "data", f / "german"),
-            r"holds several data sets: , german; give the folder",
+            r"contains several data sets: , german; give the folder",
         ),
-        ("hub", lambda f: shutil.rmtree(f / "data"), r"holds no data set: neither what save_to_disk writes"),
+        ("hub", lambda f: shutil.rmtree(f / "data"), r"contains no data set: neither what save_to_disk writes"),
         (
             "hub",
             lambda f: pl.DataFrame({"text": ["a"]}).write_parquet(f / "data" / "test-00000-of-00001.parquet"),
@@ -183,7 +183,7 @@ def test_what_is_damaged_is_said(copy, name, spoil, message):
     [
         (text, {"parts": ["val"]}, r"has no part 'val'; it has train, validation, test"),
         (text, {"label": "intent"}, r"hf_datasets/dict has no column 'intent'"),
-        (images, {}, r"hf_datasets/dict has no column 'image' but text, label; say which it is by columns"),
+        (images, {}, r"hf_datasets/dict has no column 'image' but text, label; name it by columns"),
         (images, {"columns": {"image": "text"}}, r"column 'image' holds String, not images"),
     ],
 )
@@ -199,7 +199,9 @@ def test_images_that_were_not_saved_along_are_asked_for(tmp_path):
     pl.DataFrame(
         {"image": cells, "label": ["a"]}, schema_overrides={"image": pl.Struct({"bytes": pl.Binary, "path": pl.String})}
     ).write_parquet(tmp_path / "train.parquet")
-    with pytest.raises(ValueError, match=r"row 1 names 'cat.png' but holds no image; save it with its images"):
+    with pytest.raises(
+        ValueError, match=r"row 1 names 'cat.png' but contains no image; save the data set with its images"
+    ):
         from_hf(tmp_path, images, **OPTIONS)
 
 

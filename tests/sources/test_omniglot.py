@@ -13,6 +13,7 @@ from drawings import CHARACTERS, DRAWINGS, SMALL, draw, make_tree
 from PIL import Image, ImageOps
 
 from kshot import types
+from kshot.app.known_sets import open_known
 from kshot.data import ArrayDataset, library
 from kshot.sources import omniglot, omniglot_runs
 from kshot.tasks import ClassTasks
@@ -295,7 +296,7 @@ def test_the_real_data_has_the_published_classes(monkeypatch):
     assert stack.support.inputs.shape == (2, 100, 1, 28, 28)
     assert stack.query.targets.shape == (2, 300, 20)
     assert source.pretraining_batch(0, 8).targets.shape == (8, 4112)
-    assert library.check("omniglot") == {
+    assert library.check("omniglot", open_known) == {
         split: {"classes": classes, "drawings": 20 * classes}
         for split, classes in (("train", 4112), ("val", 688), ("test", 1692))
     }

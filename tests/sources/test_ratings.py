@@ -240,7 +240,7 @@ def test_stacks_are_tasks_and_ranges_end_in_padding(rated):
         ({"cold": "both", "split": {"column": "day"}}, "cold: both is cut by ratio"),
         ({"shots": 40}, "has 30 ratings to support and 30 to query, too few for 40 shots . 3 queries"),
         ({"time": "item"}, "time column 'item' holds words"),
-        ({"rating": "item"}, "column 'item': 'film .*' is no number"),
+        ({"rating": "item"}, "column 'item': 'film .*' is not a number"),
     ],
 )
 def test_options_that_do_not_fit(rated, options, sentence):

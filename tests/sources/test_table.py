@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from kshot.app import cli
 from kshot.app.trained import load
 from kshot.data.tables.columns import ONE_HOT, Columns, read_columns
-from kshot.data.tables.table import open_table
+from kshot.data.tables.open import open_table
 from kshot.sources import table
 from kshot.sources.preprocessors import preprocessor_from_json
 from kshot.tasks import ClassTasks
@@ -242,9 +242,9 @@ def test_columns_that_tell_nothing_are_left_out_and_the_report_says_why(tmp_path
     source = open_shops(tmp_path / "t.parquet")
     told = source.describe()["inputs"]
     assert told["same"] == "left out: the same in every training row"
-    assert told["note"].startswith("left out: nearly every row has a word of its own")
+    assert told["note"].startswith("left out: nearly every row has a different word")
     assert told["empty"] == "left out: no training row has a value"
-    assert told["kind"] == "category: 3 words, one-hot, and a place for unknown ones"
+    assert told["kind"] == "category: 3 words, one-hot, and a feature for unknown ones"
     assert told["advertising"].startswith("number: (x − ")
     assert source.task("val", 0).support.inputs.shape[1] == len(source.preprocessor.columns.features)
 
@@ -261,15 +261,15 @@ def test_columns_that_tell_nothing_are_left_out_and_the_report_says_why(tmp_path
         ({"group": "Shop"}, "no column 'Shop': did you mean 'shop'"),
         ({"inputs": ["advertizing"]}, "no column 'advertizing': did you mean 'advertising'"),
         ({"ignore": ["hour"]}, "no column 'hour'"),
-        ({"kinds": {"kind": "words"}}, "'kind' is no 'words'"),
-        ({"kinds": {"kind": "number"}}, "line 2, column 'kind': 'bakery' is no number"),
+        ({"kinds": {"kind": "words"}}, "kinds: 'words' of 'kind' is unknown"),
+        ({"kinds": {"kind": "number"}}, "line 2, column 'kind': 'bakery' is not a number"),
         ({"target": "day"}, "holds dates"),
         ({"target": ["busy", "kind"]}, "one target is classified at a time"),
         ({"time": "kind"}, "time column 'kind' holds words"),
         ({"shots": 10}, "group 'shop .' in train has 12 examples, but 10 shots . 3 queries need 13"),
         ({"inputs": ["visitors"], "target": "sales", "kinds": {"visitors": "date"}}, "is not an ISO date"),
         ({"split": {"ratios": [1]}}, "split takes one of"),
-        ({"reading": {"delimiter": ";"}}, "looks like several with a comma between"),
+        ({"reading": {"delimiter": ";"}}, "looks like several separated by a comma"),
     ],
 )
 def test_options_that_do_not_fit_the_table(shop_file, options, sentence):
@@ -285,7 +285,7 @@ def test_bad_rows_are_dropped_where_that_is_allowed_and_told(shop_file):
     shop_file.write_text("\n".join(lines))
     with pytest.raises(ValueError, match="bad rows in all: 3 of 360") as caught:
         open_shops(shop_file)
-    for told in ("line 6: 7 values where the header names 8", "line 10, column 'advertising': 'many' is no number",
+    for told in ("line 6: 7 values where the header names 8", "line 10, column 'advertising': 'many' is not a number",
                  "line 12, column 'sales': the value is missing"):  # fmt: skip
         assert told in str(caught.value)
     source = open_shops(shop_file, bad_rows="drop")
@@ -438,6 +438,6 @@ def test_a_run_opens_again_without_its_data(kshot, shop_file, tmp_path, source, 
     new.drop("kind").write_csv("wrong.csv")
     assert "has no column 'kind'" in kshot("predict", "run", "--state", "state", "--inputs", "wrong.csv")
     own.with_columns(advertising=pl.lit("much")).write_csv("wrong.csv")
-    assert "line 2, column 'advertising': 'much' is no number" in kshot(
+    assert "line 2, column 'advertising': 'much' is not a number" in kshot(
         "adapt", "run", "--support", "wrong.csv", "--out", "s"
     )

@@ -98,7 +98,7 @@ def test_split_folders_are_the_splits(tmp_path):
     source = text(tmp_path, ways=2, queries=1)
     assert source.class_names == {"train": ("a", "b"), "val": ("c", "d")}
     (tmp_path / "loose.txt").write_text("x")
-    with pytest.raises(ValueError, match=r"loose.txt lies in no folder of a class; .*CLASS/1.txt"):
+    with pytest.raises(ValueError, match=r"loose.txt is in no class folder; .*CLASS/1.txt"):
         text(tmp_path, ways=2, queries=1)
 
 
@@ -148,7 +148,7 @@ def test_domains_from_a_file_of_their_own(tmp_path):
         with pytest.raises(ValueError, match=message):
             text(path, **options)
     listed.write_text("{")
-    with pytest.raises(ValueError, match=r"domains.json is no JSON: .* line 1"):
+    with pytest.raises(ValueError, match=r"domains.json is not valid JSON: .* line 1"):
         text(path, **options)
 
 
@@ -382,7 +382,7 @@ def test_a_byte_that_is_not_utf8_is_named_with_its_line(tmp_path):
         for number in range(3):
             (tmp_path / name / f"{number}.txt").write_text(f"{name} {number}")
     (tmp_path / "b" / "9.txt").write_bytes("\ufefffine\nna".encode() + b"\xefve\n")
-    with pytest.raises(ValueError, match=r"9.txt, line 2: byte 7 \(0xef\) is not UTF-8; .*reading.encoding"):
+    with pytest.raises(ValueError, match=r"9.txt, line 2: byte 0xef is not UTF-8 .*reading.encoding"):
         text(tmp_path, ways=2, queries=1, split=ALL)
     dropped = text(tmp_path, ways=2, queries=1, split=ALL, bad_rows="drop")
     assert dropped.describe()["dropped"] == {"bad rows": 1}
@@ -426,17 +426,17 @@ def test_a_label_column_that_holds_the_texts_does_not_fill_the_memory(tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("[", r"is no JSON"),
-        ("[" * 100_000, r"is no JSON"),
+        ("[", r"is not valid JSON"),
+        ("[" * 100_000, r"is not valid JSON"),
         ("3", r"must hold lists of \[text, label\] or of objects"),
-        ('{"train": {"a": 1}}', r"must hold lists .* it holds .* under 'train'"),
+        ('{"train": {"a": 1}}', r"must hold lists .* got .* under 'train'"),
         ('[["a", "x", "y"]]', r"t.json, \[0\]: expected \[text, label\] or an object"),
         ('{"train": [["a", "x"], 7]}', r"t.json, train\[1\]: expected \[text, label\] or an object, got '7'"),
         ('[["\\ud83d", "x"]]', r"t.json, \[0\]: .* is half of a character"),
         ('{"train": [["a", "x"], ["", "x"]]}', r"t.json, train\[1\], text: the value is missing"),
-        ("[]", r"holds no rows"),
-        ("{}", r"holds no rows"),
-        ("", r"is no JSON"),
+        ("[]", r"has no rows"),
+        ("{}", r"has no rows"),
+        ("", r"is not valid JSON"),
     ],
 )
 def test_json_of_another_form(tmp_path, content, message):

@@ -154,14 +154,14 @@ def test_lists_are_read_in_each_of_their_formats(tmp_path):
 @pytest.mark.parametrize(
     ("content", "sentence"),
     [
-        ({"test_json": '["a",'}, "test.json, line 1: this is not JSON"),
+        ({"test_json": '["a",'}, "test.json is not valid JSON"),
         ({"test_json": '"a"'}, "test.json: expected lists of names, got 'a'"),
         ({"test_json": "[1, 2]"}, "test.json: expected lists of names"),
         ({"test_csv": "name\na\n"}, "test.csv, line 1: expected a column label, got name"),
         ({"test_csv.gz": gzip.compress(b"label\na\n")[:-9]}, "test.csv.gz cannot be read"),
         ({"test_csv.gz": b"label\na\n"}, "test.csv.gz cannot be read"),
-        ({"test_txt": b"\xff\xfe"}, "test.txt cannot be read"),
-        ({"test_txt": "b\na\n"}, "test.txt, line 2: 'a' stands in train too"),
+        ({"test_txt": b"\xffx"}, "test.txt, line 1: byte 0xff is not UTF-8"),
+        ({"test_txt": "b\na\n"}, "test.txt, line 2: 'a' is in train too"),
         ({}, "holds no test list: expected test with one of .csv, .csv.gz, .json, .txt"),
     ],
 )

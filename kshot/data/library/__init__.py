@@ -1,31 +1,5 @@
-"""The library of data sets: where they lie, how they get there, and what is cached of them."""
+"""The library of known data sets: where they are, how they are downloaded, verified and unpacked."""
 
-from kshot.data.library.store import (
-    Added,
-    add,
-    beside,
-    cache_folder,
-    cached,
-    check,
-    data_folders,
-    find,
-    is_cached,
-    known,
-    place_of,
-    write_arrays,
-)
+from kshot.data.library.store import Added, Counts, Opener, add, check, data_folders, find, known, resolve_path
 
-__all__ = [
-    "Added",
-    "add",
-    "beside",
-    "cache_folder",
-    "cached",
-    "check",
-    "data_folders",
-    "find",
-    "is_cached",
-    "known",
-    "place_of",
-    "write_arrays",
-]
+__all__ = ["Added", "Counts", "Opener", "add", "check", "data_folders", "find", "known", "resolve_path"]

@@ -1,181 +1,208 @@
-"""Files from addresses: over broken connections, and never a half of one and a half of another version."""
+"""Downloads that resume after a broken connection and never join parts of two versions of a file.
+
+pooch transfers and hashes. Resuming, the limits on size and disk space, and redirects are checked here, on the headers
+of each response before its content is written.
+"""
 
 from __future__ import annotations
 
 import errno
-import http.client
+import io
 import json
 import shutil
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import urljoin, urlsplit
 
 Progress = Callable[[str, int, int | None], object]
-"""Is told a file's name, how many of its bytes are there, and how many it has, or None where the server doesn't say."""
+"""Called with a file's name, its number of bytes received, and its size, None if the server does not tell it."""
 
 TRIES = 5
-PAUSE = 1.0
-"""Seconds before the second try; they double from try to try."""
-SILENCE = 30.0
-"""Seconds without a byte after which a connection counts as broken."""
-MOST = 4 << 30
-"""Bytes that a file may have."""
+BACKOFF = 1.0
+"""Seconds before the second try; doubled for each further one."""
+TIMEOUT = 30.0
+"""Seconds without data after which a connection counts as broken."""
+MAX_BYTES = 4 << 30
+"""Largest file that is downloaded."""
 
-_CHUNK = 1 << 16
+_CHUNK = 1 << 14  # bytes; what a broken connection loses at most
 
 
 class _Broken(Exception):
-    """The connection ended early; another try may go on."""
+    """A transfer failed in a way that another try may mend."""
 
 
-def fetch(address: str, target: Path, progress: Progress | None = None) -> None:
-    """Fetch a file; what has come is kept beside it as `.part`, and the next call goes on from there.
+def download(url: str, target: Path, progress: Progress | None = None) -> None:
+    """Download a file. What arrives is kept next to it as `.part`, from which the next call resumes.
 
-    A part is gone on with where the server says by ETag or Last-Modified that it still has the same version; otherwise
-    the file is fetched from its beginning.
+    A part is resumed if the server confirms by ETag or Last-Modified that the file is unchanged; otherwise the download
+    starts again.
 
     Args:
-        address: http:// or https://.
-        target: where the file goes; its folder exists. It's in place only when it is whole.
-        progress: is told how far it is.
+        url: http:// or https://.
+        target: path of the file in an existing folder; written only when the download is complete.
+        progress: called as data arrive.
 
     Raises:
-        ValueError: no such address, no network, a server that refuses, a connection that breaks again and again, or a
-            disk that is full.
+        ValueError: invalid URL, unreachable or refusing server, a connection that broke `TRIES` times, a file larger
+            than `MAX_BYTES`, or a full disk.
     """
-    _check(address)
-    part = target.with_name(f"{target.name}.part")
-    for number in range(TRIES):
-        if number:
-            time.sleep(PAUSE * 2 ** (number - 1))
+    _check_url(url)
+    path = target.with_name(f"{target.name}.part")
+    for attempt in range(TRIES):
+        if attempt:
+            time.sleep(BACKOFF * 2 ** (attempt - 1))
         try:
-            _go_on(address, part, progress or (lambda *_: None))
-            part.replace(target)
-            _about(part).unlink()
+            with _Part(url, path, progress) as part:
+                _transfer(part)
+        except _Broken as error:
+            reason = error
+        else:
+            path.replace(target)
+            _note(path).unlink()
             return
-        except _Broken as broken:
-            reason = broken
-    have = part.stat().st_size if part.exists() else 0
     raise ValueError(
-        f"{address}: the connection broke {TRIES} times ({reason}); {have:,} bytes are there, and the same command "
-        "goes on from them"
+        f"{url}: the connection broke {TRIES} times ({reason}); {path.stat().st_size:,} bytes were received, and the "
+        "same command resumes from them"
     )
 
 
-def _check(address: str) -> None:
+def _transfer(part: _Part) -> None:
+    """Request what is missing of a file."""
+    import pooch
+    import requests
+    from urllib3.exceptions import MaxRetryError
+
+    headers = {"User-Agent": "kshot", "Accept-Encoding": "identity"}
+    headers |= {"Range": f"bytes={part.size}-"} if part.size else {}
+    hooks = {"response": part.accept}
     try:
-        parts = urlsplit(address)
-        fine = parts.scheme in ("http", "https") and parts.hostname and address.isprintable() and " " not in address
+        pooch.HTTPDownloader(chunk_size=_CHUNK, timeout=TIMEOUT, headers=headers, hooks=hooks)(part.url, part, None)
+    except requests.RequestException as error:
+        if error.args and isinstance(error.args[0], MaxRetryError):  # no connection was made
+            raise ValueError(
+                f"{urlsplit(part.url).hostname} cannot be reached ({_root_cause(error)}); check the network, or give a "
+                "copy by --from PATH, another address by --from URL or KSHOT_MIRROR"
+            ) from error
+        ended = f"it ended after {part.size:,} of {part.total:,} bytes" if part.total else _root_cause(error)
+        raise _Broken(ended) from error
+
+
+class _Part(io.FileIO):
+    """What was received of a file: pooch appends to it, after `accept` has checked the headers of the response."""
+
+    def __init__(self, url: str, path: Path, progress: Progress | None) -> None:
+        super().__init__(path, "ab")
+        self.url, self.path, self.progress = url, path, progress or (lambda *_: None)
+        self.version = _recorded_version(url, path)
+        self.size = path.stat().st_size
+        self.total: int | None = None
+        if self.version is None:
+            self._restart()
+
+    def accept(self, response: Any, **_: Any) -> None:
+        try:
+            self._check(response)
+        except BaseException:
+            response.close()
+            raise
+
+    def _check(self, response: Any) -> None:
+        status = f"the server answers {response.status_code} {response.reason}"
+        if response.is_redirect:
+            location = urljoin(response.url, response.headers["Location"])
+            if response.url.startswith("https:") and not location.startswith("https:"):
+                raise ValueError(
+                    f"{response.url} redirects to {location}, which is not encrypted; give another address by --from"
+                )
+            return
+        if response.status_code == 416:  # the part is longer than the file on the server
+            self._restart()
+        if response.status_code in (416, 429) or response.status_code >= 500:
+            raise _Broken(status)
+        if not response.ok:
+            moved = response.status_code in (404, 410)
+            hint = "; it may have moved: give another address or a copy by --from" if moved else ""
+            raise ValueError(f"{self.url} cannot be downloaded: {status}{hint}")
+        version = response.headers.get("ETag") or response.headers.get("Last-Modified")
+        resumed = response.status_code == 206
+        starts = response.headers.get("Content-Range", "").startswith(f"bytes {self.size}-")
+        if resumed and (not starts or version != self.version):
+            self._restart()
+            raise _Broken("the file changed on the server")
+        if not resumed:
+            self._restart()
+            _note(self.path).write_text(json.dumps({"address": self.url, "version": version}))
+        length = response.headers.get("Content-Length")
+        self.total = None if length is None else self.size + int(length)
+        self._check_size(self.total or 0)
+        if (self.total or 0) - self.size > shutil.disk_usage(self.path.parent).free:
+            raise self._disk_full()
+        self._report()
+
+    def write(self, chunk: Any) -> int:
+        self._check_size(self.size + len(chunk))
+        try:
+            written = super().write(chunk)
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise self._disk_full() from error
+            raise ValueError(f"{self.path} cannot be written: {error.strerror}") from error
+        if written < len(chunk):
+            raise self._disk_full()
+        self.size += written
+        self._report()
+        return written
+
+    def _restart(self) -> None:
+        if self.size:
+            self.truncate(0)
+        self.size = 0
+
+    def _check_size(self, size: int) -> None:
+        if size > MAX_BYTES:
+            raise ValueError(f"{self.url} has {size:,} bytes or more, but at most {MAX_BYTES:,} are downloaded")
+
+    def _disk_full(self) -> ValueError:
+        needed = "more space" if self.total is None else f"{self.total:,} bytes in all"
+        return ValueError(
+            f"the disk of {self.path.parent} is full: {self.path.stem} needs {needed}; make room, or set KSHOT_DATA to "
+            "a folder on another disk. The same command then resumes"
+        )
+
+    def _report(self) -> None:
+        self.progress(self.path.stem, self.size, self.total)
+
+
+def _check_url(url: str) -> None:
+    try:
+        parts = urlsplit(url)
+        valid = parts.scheme in ("http", "https") and parts.hostname and url.isprintable() and " " not in url
     except ValueError:
-        fine = False
-    if not fine:
+        valid = False
+    if not valid:
         raise ValueError(
-            f"{address!r} is no address that can be fetched from: it begins with http:// or https://, and holds no "
-            "spaces. Give a file of this machine by its path"
+            f"{url!r} is not a valid address: expected http:// or https:// without spaces; give a local file as a path"
         )
 
 
-def _go_on(address: str, part: Path, progress: Progress) -> None:
-    """Fetch what is missing of a part."""
-    have, version = _begun(address, part)
-    headers = {"User-Agent": "kshot", "Accept-Encoding": "identity"} | ({"Range": f"bytes={have}-"} if have else {})
+def _recorded_version(url: str, part: Path) -> str | None:
+    """The version that a part is of; None unless it is known, and the part came from this URL."""
     try:
-        request = urllib.request.Request(address, headers=headers)
-        with _opener().open(request, timeout=SILENCE) as response:
-            if response.status == 206 and not _continues(response, have, version):
-                part.unlink()
-                raise _Broken("the file changed on the server")
-            begun = have if response.status == 206 else 0
-            if not begun:
-                _about(part).write_text(json.dumps({"address": address, "version": _version(response)}))
-            left = response.headers.get("Content-Length")
-            _receive(response, part, begun, None if left is None else begun + int(left), progress)
-    except urllib.error.HTTPError as error:
-        error.close()
-        if error.code == 416:  # the part is no beginning of what the server has
-            part.unlink(missing_ok=True)
-        if error.code in (416, 429) or error.code >= 500:
-            raise _Broken(f"the server says {error.code} {error.reason}") from error
-        moved = "; it may have moved: give another address or a copy by --from" if error.code in (404, 410) else ""
-        raise ValueError(f"{address} cannot be fetched: the server says {error.code} {error.reason}{moved}") from error
-    except urllib.error.URLError as error:
-        reason = getattr(error.reason, "strerror", None) or error.reason
-        raise ValueError(
-            f"{urlsplit(address).hostname} cannot be reached ({reason}); "
-            "check the network, or give a copy by --from PATH, another address by --from URL or KSHOT_MIRROR"
-        ) from error
-    except (http.client.HTTPException, ConnectionError, TimeoutError) as error:
-        raise _Broken(str(error) or type(error).__name__) from error
-
-
-def _receive(response: Any, part: Path, have: int, total: int | None, progress: Progress) -> None:
-    name = part.name.removesuffix(".part")
-    if (total or 0) > MOST:
-        raise ValueError(f"{response.url} has {total:,} bytes, more than the {MOST:,} that are fetched")
-    if (total or 0) - have > shutil.disk_usage(part.parent).free:
-        raise _full(part, total)
-    with part.open("ab" if have else "wb") as file:
-        progress(name, have, total)
-        while chunk := response.read(_CHUNK):
-            have += len(chunk)
-            if have > MOST:
-                raise ValueError(f"{response.url} has more than the {MOST:,} bytes that are fetched")
-            try:
-                file.write(chunk)
-                file.flush()
-            except OSError as error:
-                if error.errno in (errno.ENOSPC, errno.EDQUOT):
-                    raise _full(part, total) from error
-                raise ValueError(f"{part} cannot be written: {error.strerror}") from error
-            progress(name, have, total)
-    if total is not None and have < total:
-        raise _Broken(f"it ended after {have:,} of {total:,} bytes")
-
-
-def _begun(address: str, part: Path) -> tuple[int, str | None]:
-    """The bytes that are there of the very file of this address, and the version that they are of."""
-    try:
-        about = json.loads(_about(part).read_text())
-        if about["address"] == address and about["version"]:
-            return part.stat().st_size, about["version"]
+        note = json.loads(_note(part).read_text())
+        return note["version"] if note["address"] == url else None
     except (OSError, ValueError, KeyError, TypeError):
-        pass  # nothing there, or nothing that can be trusted
-    return 0, None
+        return None
 
 
-def _continues(response: Any, have: int, version: str | None) -> bool:
-    """Whether a partial answer goes on where the part ends, and is of its version."""
-    return response.headers.get("Content-Range", "").startswith(f"bytes {have}-") and _version(response) == version
-
-
-def _version(response: Any) -> str | None:
-    return response.headers.get("ETag") or response.headers.get("Last-Modified")
-
-
-def _about(part: Path) -> Path:
+def _note(part: Path) -> Path:
+    """The file that records which address and version a part is of."""
     return part.with_name(f"{part.name}.json")
 
 
-def _full(part: Path, total: int | None) -> ValueError:
-    needed = "more room" if total is None else f"{total:,} bytes in all"
-    return ValueError(
-        f"the disk of {part.parent} is full: {part.name.removesuffix('.part')} needs {needed}; make room, or set "
-        "KSHOT_DATA to a folder on another disk. The same command then goes on"
-    )
-
-
-class _Redirects(urllib.request.HTTPRedirectHandler):
-    """Follows redirects, but none that leaves encryption."""
-
-    def redirect_request(self, req: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str) -> Any:
-        if req.full_url.startswith("https:") and not newurl.startswith("https:"):
-            raise ValueError(f"{req.full_url} leads to {newurl}, which is not encrypted; give a safe address by --from")
-        return super().redirect_request(req, fp, code, msg, headers, newurl)
-
-
-def _opener() -> urllib.request.OpenerDirector:
-    return urllib.request.build_opener(_Redirects)
+def _root_cause(error: BaseException) -> str:
+    while error.__context__ is not None:
+        error = error.__context__
+    return getattr(error, "strerror", None) or str(error) or type(error).__name__

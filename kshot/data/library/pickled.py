@@ -1,125 +1,74 @@
-"""Tables in pickle files, read without unpickling: the file's instructions are followed on paper, and none is run.
+"""Tables in pickle files, read without running any code of the file.
 
-A pickle is a program, and loading one runs whatever it says. Here its calls become inert records, in which the arrays
-of a pandas `DataFrame` are then looked up; what is no such table is an error.
+A pickle is a program that calls what it names. Here every name is resolved to an inert record of the call, in which the
+arrays of a pandas `DataFrame` are then looked up; everything else is an error.
 """
 
 from __future__ import annotations
 
+import io
 import lzma
-import pickletools
-from collections.abc import Callable
+import pickle
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import numpy as np
 
 
-class _Call(NamedTuple):
-    """What loading would have called or named: `name` with arguments, and the state set on the result."""
+class _Call:
+    """A call that unpickling would make: `name` of the function, its arguments, and the states set on the result."""
 
-    name: str
+    name = ""
+
+    def __new__(cls, *arguments: Any) -> _Call:
+        call = super().__new__(cls)
+        call.arguments, call.states = arguments, []
+        return call
+
     arguments: tuple[Any, ...]
-    state: list[Any]
+    states: list[Any]
+
+    def __setstate__(self, state: Any) -> None:
+        self.states.append(state)
 
 
-class _Mark:
-    """Where a list or tuple in the making begins on the stack."""
+class _Reader(pickle.Unpickler):
+    """Unpickles builtin containers, numbers and texts; every other object becomes a `_Call`."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        return type("Call", (_Call,), {"name": f"{module}.{name}"})
+
+    def persistent_load(self, pid: Any) -> Any:
+        raise pickle.UnpicklingError(f"it refers to an object {pid!r} outside of the file")
 
 
 def read_frame(path: Path) -> dict[str, np.ndarray]:
-    """The columns of a pandas `DataFrame` in a pickle file, compressed by xz or not.
+    """Read the columns of a pandas `DataFrame` from a pickle file, optionally compressed by xz.
 
     Raises:
         ValueError: the file holds anything else.
     """
     data = path.read_bytes()
     try:
-        frame = _trace(lzma.decompress(data) if data[:6] == b"\xfd7zXZ\0" else data)
+        frame = _Reader(io.BytesIO(lzma.decompress(data) if data[:6] == b"\xfd7zXZ\0" else data)).load()
         return _columns(frame)
-    except (KeyError, IndexError, TypeError, AttributeError, ValueError, lzma.LZMAError) as error:
-        raise ValueError(f"{path} holds no table of pandas that can be read without running it: {error}") from None
+    except Exception as error:  # invalid pickles raise any type
+        raise ValueError(f"{path} is not a pandas table that can be read without running it: {error}") from None
 
 
-def _trace(data: bytes) -> Any:
-    """What the pickle would build, calls left as records."""
-    stack: list[Any] = []
-    memo: list[Any] = []
-
-    def since_mark() -> list[Any]:
-        place = max(at for at, value in enumerate(stack) if isinstance(value, _Mark))
-        taken = stack[place + 1 :]
-        del stack[place:]
-        return taken
-
-    def pop(count: int) -> tuple[Any, ...]:
-        taken = tuple(stack[len(stack) - count :])
-        del stack[len(stack) - count :]
-        return taken
-
-    def set_items(pairs: list[Any]) -> None:
-        stack[-1].update(zip(pairs[::2], pairs[1::2]))
-
-    simple: dict[str, Callable[[], Any]] = {
-        "MARK": _Mark,
-        "NONE": lambda: None,
-        "NEWTRUE": lambda: True,
-        "NEWFALSE": lambda: False,
-        "EMPTY_DICT": dict,
-        "EMPTY_LIST": list,
-        "EMPTY_TUPLE": tuple,
-        "TUPLE": lambda: tuple(since_mark()),
-        "TUPLE1": lambda: pop(1),
-        "TUPLE2": lambda: pop(2),
-        "TUPLE3": lambda: pop(3),
-        "STACK_GLOBAL": lambda: _Call(".".join(pop(2)), (), []),
-    }
-    argument: Any
-    for operation, argument, _ in pickletools.genops(data):
-        name = operation.name
-        if name in ("PROTO", "FRAME"):
-            continue
-        if name == "STOP":
-            return stack.pop()
-        if name == "MEMOIZE":
-            memo.append(stack[-1])
-        elif name in ("BINGET", "LONG_BINGET"):
-            stack.append(memo[argument])
-        elif name in ("REDUCE", "NEWOBJ"):
-            function, arguments = pop(2)
-            stack.append(_Call(function.name, arguments, []))
-        elif name == "BUILD":
-            (state,) = pop(1)
-            stack[-1].state.append(state)
-        elif name == "APPENDS":
-            values = since_mark()
-            stack[-1].extend(values)
-        elif name == "SETITEMS":
-            set_items(since_mark())
-        elif name == "SETITEM":
-            set_items(list(pop(2)))
-        elif name in simple:
-            value = simple[name]()
-            stack.append(value)
-        elif name.startswith(("BININT", "LONG", "BINFLOAT", "SHORT_BIN", "BIN", "BYTEARRAY")):
-            stack.append(argument)
-        else:
-            raise ValueError(f"it has the instruction {name}")
-    raise ValueError("it has no end")
-
-
-def _columns(frame: _Call) -> dict[str, np.ndarray]:
-    if not frame.name.endswith("DataFrame"):
-        raise ValueError(f"it holds a {frame.name}")
-    (state,) = frame.state
+def _columns(frame: Any) -> dict[str, np.ndarray]:
+    if not isinstance(frame, _Call) or not frame.name.endswith("DataFrame"):
+        raise ValueError(f"it holds a {getattr(frame, 'name', type(frame).__name__)}")
+    (state,) = frame.states
     blocks, axes = state["_mgr"].arguments[:2]
     names = _index(axes[0])
-    found: dict[str, np.ndarray] = {}
+    columns: dict[str, np.ndarray] = {}
     for block in blocks:
-        values, places, _ = block.arguments
-        at = range(len(names))[slice(*places.arguments)] if places.name.endswith("slice") else _array(places)
-        found |= {names[place]: row for place, row in zip(at, _array(values))}
-    return {name: found[name] for name in names}
+        values, placement, _ = block.arguments
+        is_slice = placement.name.endswith("slice")
+        numbers = range(len(names))[slice(*placement.arguments)] if is_slice else _array(placement)
+        columns |= {names[number]: row for number, row in zip(numbers, _array(values))}
+    return {name: columns[name] for name in names}
 
 
 def _index(axis: _Call) -> list[str]:
@@ -129,19 +78,19 @@ def _index(axis: _Call) -> list[str]:
 
 def _array(call: _Call) -> np.ndarray:
     if call.name.endswith("_frombuffer"):
-        buffer, kind, shape, layout = call.arguments
-        return np.frombuffer(buffer, _dtype(kind)).reshape(shape, order=layout)
-    _, shape, kind, fortran, content = call.state[0]  # of numpy's _reconstruct
+        buffer, dtype, shape, layout = call.arguments
+        return np.frombuffer(buffer, _dtype(dtype)).reshape(shape, order=layout)
+    _, shape, dtype, fortran, content = call.states[0]  # of numpy's _reconstruct
     order: Literal["C", "F"] = "F" if fortran else "C"
     if isinstance(content, list):
         values = np.empty(len(content), object)
         values[:] = content
         return values.reshape(shape, order=order)
-    return np.frombuffer(content, _dtype(kind)).reshape(shape, order=order)
+    return np.frombuffer(content, _dtype(dtype)).reshape(shape, order=order)
 
 
 def _dtype(call: _Call) -> np.dtype:
-    kind = np.dtype(call.arguments[0])
-    if kind.hasobject:
+    dtype = np.dtype(call.arguments[0])
+    if dtype.hasobject:
         raise ValueError("objects cannot be read from a buffer")
-    return kind.newbyteorder(call.state[0][1]) if call.state else kind
+    return dtype.newbyteorder(call.states[0][1]) if call.states else dtype

@@ -1,10 +1,10 @@
-"""Columns of a table as numbers that a model can take, and how a new row is turned into the same numbers.
+"""Columns of a table as features: fitted to training rows, then applied to any rows.
 
-What is fitted (means, spreads, words) comes from training rows alone, and goes into JSON, so that rows of another file
-are encoded alike years later, without the training data. Values are kept compact, one number a column, and are spread
-out into features where rows are taken.
+What is fitted (means, deviations, words) comes from training rows only and is stored as JSON, so that rows of another
+file are encoded alike without the training data. Values are stored compactly, one number a column, and expanded into
+features when rows are taken.
 
-Shape legend: n rows, F features, A numbers, B words, C dates.
+Shape legend: n rows, F features, A numbers, B words, C dates, P features of sets and texts.
 """
 
 from __future__ import annotations
@@ -20,29 +20,32 @@ import numpy as np
 from kshot.data.tables.table import Kind, Table
 
 HASHED = 64
-"""Numbers that a text becomes."""
+"""Features of a text."""
 ONE_HOT = 32
-"""Up to so many words get a feature each; more share as many by codes."""
+"""Largest number of words that are one-hot encoded; more are encoded by codes of this length."""
 FARTHEST = 10.0
-"""A number farther from the mean than so many standard deviations counts as that far: one slip of a pen, 5200 for 52,
-would else throw every task that draws its row."""
+"""Numbers are clipped to this many standard deviations from the mean, as a single typing error (5200 for 52) would
+otherwise ruin every task that contains its row."""
 YEAR, WEEK, DAY = 365.2425 * 86400, 7 * 86400, 86400  # seconds
 MONDAY = 4 * 86400  # 1970 began on a Thursday
+
+SEPARATORS = r"\s*[|;]\s*"
+"""Separators of the words of a set."""
 
 
 @dataclass(frozen=True)
 class Column:
-    """One column, and how it becomes features.
+    """One column, and how it is encoded.
 
     Attributes:
         name: in the table.
-        kind: what it holds; a "set" is several words in one value, as "Drama|Crime", a "text" is hashed.
-        format: how its dates are written; None is ISO 8601.
-        mean, std: of the training rows: a number's own units, a date's seconds since 1970.
-        gaps: whether a value was missing in a training row; there is a feature for it then.
-        words: the words of the training rows, those that stand in one row alone left out.
-        clock: whether the dates have a time of day.
-        left_out: why the column has no features; empty where it has.
+        kind: of its content; a "set" is several words in one value, as "Drama|Crime"; a "text" is hashed.
+        format: of its dates; None for ISO 8601.
+        mean, std: of the training rows, in the unit of the numbers, or seconds since 1970.
+        gaps: whether training rows have missing values; if so, "is missing" is a feature.
+        words: that occur in at least two training rows.
+        clock: whether its dates have a time of day.
+        left_out: reason why the column has no features; empty if it has.
     """
 
     name: str
@@ -58,71 +61,71 @@ class Column:
     @property
     def features(self) -> list[str]:
         """The names of its features."""
-        missing = [f"{self.name} is missing"] if self.gaps else []
         if self.left_out:
             return []
+        missing = [f"{self.name} is missing"] if self.gaps else []
+        words = [f"{self.name}={word}" for word in self.words]
+        if len(words) > ONE_HOT:
+            words = [f"{self.name} code {number}" for number in range(ONE_HOT)]
         if self.kind == "category":
-            known = [f"{self.name}={word}" for word in self.words]
-            coded = [f"{self.name} code {number}" for number in range(ONE_HOT)]
-            return [*(known if len(known) <= ONE_HOT else coded), f"{self.name} is unknown", *missing]
+            return [*words, f"{self.name} is unknown", *missing]
         if self.kind == "set":
-            known = [f"{self.name}={word}" for word in self.words]
-            return known if len(known) <= ONE_HOT else [f"{self.name} code {number}" for number in range(ONE_HOT)]
+            return words
         if self.kind == "text":
             return [f"{self.name} hash {number}" for number in range(HASHED)]
         if self.kind == "date":
             cycles = ["year", "week", *(["day"] if self.clock else [])]
-            return [
-                self.name,
-                *(f"{self.name} {part} of {cycle}" for cycle in cycles for part in ("sin", "cos")),
-                *missing,
-            ]
+            waves = [f"{self.name} {part} of {cycle}" for cycle in cycles for part in ("sin", "cos")]
+            return [self.name, *waves, *missing]
         return [self.name, *missing]
 
     def describe(self) -> str:
-        """How it is encoded, for a person."""
+        """A description of the encoding."""
         if self.left_out:
             return f"left out: {self.left_out}"
         gaps = ", and whether it is missing" if self.gaps else ""
+        one_hot = len(self.words) <= ONE_HOT
         if self.kind == "category":
-            few = len(self.words) <= ONE_HOT
-            how = "one-hot" if few else f"codes of {ONE_HOT} signs"
-            return f"category: {len(self.words)} words, {how}, and a place for unknown ones{gaps}"
+            encoding = "one-hot" if one_hot else f"codes of {ONE_HOT} signs"
+            return f"category: {len(self.words)} words, {encoding}, and a feature for unknown ones{gaps}"
         if self.kind == "date":
             cycles = "year, week and day" if self.clock else "year and week"
             return f"date: linear, and sine and cosine of {cycles}{gaps}"
         if self.kind == "set":
-            how = "a 0 or 1 each" if len(self.words) <= ONE_HOT else f"the sum of their codes of {ONE_HOT} signs"
-            return f"set: of {len(self.words)} words, {how}; others are passed over"
+            encoding = "a 0 or 1 each" if one_hot else f"the sum of their codes of {ONE_HOT} signs"
+            return f"set: of {len(self.words)} words, {encoding}; others are ignored"
         if self.kind == "text":
             return f"text: its words, hashed to {HASHED} numbers"
         if self.kind == "boolean":
-            return f"boolean: 0 or 1, less the mean of {self.mean:.4g}{gaps}"
-        return f"number: (x − {self.mean:.4g}) / {self.std:.4g}, no farther from 0 than {FARTHEST:g}{gaps}"
+            return f"boolean: 0 or 1, minus the mean of {self.mean:.4g}{gaps}"
+        return f"number: (x − {self.mean:.4g}) / {self.std:.4g}, clipped to ±{FARTHEST:g}{gaps}"
 
 
 class Values(NamedTuple):
     """Rows of encoded columns, compact.
 
     Attributes:
-        numbers: float32 (n, A), standardised and no farther from 0 than `FARTHEST`, NaN where missing.
-        words: int32 (n, B), the place of the word; after the last come "unknown" and "missing".
+        numbers: float32 (n, A), standardised and clipped to ± `FARTHEST`, NaN where missing.
+        words: int32 (n, B), index of the word; the indices after the last word are "unknown" and "missing".
         dates: float64 (n, C), seconds since 1970, NaN where missing.
-        made: float32 (n, P), features already: of sets and of texts.
+        derived: float32 (n, P), the features of sets and texts.
     """
 
     numbers: np.ndarray
     words: np.ndarray
     dates: np.ndarray
-    made: np.ndarray
+    derived: np.ndarray
 
     def rows(self, rows: np.ndarray) -> Values:
-        """The values of rows, an index or a mask."""
+        """The values of rows, by index or mask."""
         return Values(*(part[rows] for part in self))
 
 
 class Columns:
-    """The columns that make the inputs of a table's examples: fitted to training rows, then used for any.
+    """The columns that are the inputs of a table's examples: fitted to training rows, then applied to any.
+
+    Args:
+        columns: fitted columns.
 
     Example:
         >>> import polars
@@ -138,17 +141,17 @@ class Columns:
 
     def __init__(self, columns: Sequence[Column]) -> None:
         self.columns = tuple(columns)
-        kept = [column for column in columns if not column.left_out]
-        self._numbers = [column for column in kept if column.kind in ("number", "boolean")]
-        self._words = [column for column in kept if column.kind == "category"]
-        self._dates = [column for column in kept if column.kind == "date"]
-        self._made = [column for column in kept if column.kind in ("set", "text")]
+        used = [column for column in columns if not column.left_out]
+        self._numbers = [column for column in used if column.kind in ("number", "boolean")]
+        self._words = [column for column in used if column.kind == "category"]
+        self._dates = [column for column in used if column.kind == "date"]
+        self._derived = [column for column in used if column.kind in ("set", "text")]
         self._gaps = np.array([column.gaps for column in self._numbers], bool)
         self._tables = [_word_table(column) for column in self._words]
 
     @property
     def kinds(self) -> dict[str, str]:
-        """What to read each used column as, for `read_columns`: its kind, or how its dates are written."""
+        """The kind, or the format of dates, of each used column, for `read_columns`."""
         return {column.name: column.format or column.kind for column in self.columns if not column.left_out}
 
     @cached_property
@@ -156,57 +159,57 @@ class Columns:
         """The names of the F features, in order: numbers, which of them are missing, words, dates, sets and texts."""
         numbers = [column.name for column in self._numbers]
         gaps = [column.features[1] for column in self._numbers if column.gaps]
-        return [
-            *numbers,
-            *gaps,
-            *(name for column in (*self._words, *self._dates, *self._made) for name in column.features),
-        ]
+        others = [name for column in (*self._words, *self._dates, *self._derived) for name in column.features]
+        return [*numbers, *gaps, *others]
 
     @classmethod
-    def fit(cls, raw: Mapping[str, Raw], train: np.ndarray, *, asked: Sequence[str] = ()) -> Columns:
-        """Fit to the training rows, a mask (n,). A column that can tell nothing is left out, unless it was asked for.
+    def fit(cls, raw: Mapping[str, Raw], train: np.ndarray, *, requested: Sequence[str] = ()) -> Columns:
+        """Fit to training rows.
+
+        Args:
+            raw: columns by name.
+            train: mask (n,) of the training rows.
+            requested: columns named by the user, which are kept even if nearly all their words are unique.
 
         Raises:
-            ValueError: no column is left.
+            ValueError: no column is informative.
         """
-        columns = [_fit(name, values, train, name in asked) for name, values in raw.items()]
+        columns = [_fit(name, values, train, name in requested) for name, values in raw.items()]
         if all(column.left_out for column in columns):
             reasons = "; ".join(f"{column.name!r}: {column.left_out}" for column in columns)
-            raise ValueError(
-                f"no column is left to make inputs of ({reasons or 'there are none'}); name some in inputs"
-            )
+            raise ValueError(f"no column is usable as input ({reasons or 'there are none'}); name some in inputs")
         return cls(columns)
 
     def encode(self, raw: dict[str, Raw]) -> Values:
-        """Values as read, standardised and numbered; `raw` is emptied on the way, to hold no column twice."""
-        count = len(next(iter(raw.values())).values)
-        numbers = np.empty((count, len(self._numbers)), np.float32)
-        for place, column in enumerate(self._numbers):
-            numbers[:, place] = (raw.pop(column.name).values - column.mean) / column.std
+        """Standardise and number values; `raw` is emptied on the way, to keep no column in memory twice."""
+        num_rows = len(next(iter(raw.values())).values)
+        numbers = np.empty((num_rows, len(self._numbers)), np.float32)
+        for index, column in enumerate(self._numbers):
+            numbers[:, index] = (raw.pop(column.name).values - column.mean) / column.std
         np.clip(numbers, -FARTHEST, FARTHEST, out=numbers)
-        words = np.empty((count, len(self._words)), np.int32)
-        for place, column in enumerate(self._words):
-            own = raw.pop(column.name).values
-            words[:, place] = place_of(own, column.words)
+        words = np.empty((num_rows, len(self._words)), np.int32)
+        for index, column in enumerate(self._words):
+            values = raw.pop(column.name).values
+            words[:, index] = place_of(values, column.words)
             if column.gaps:
-                words[own.is_null().to_numpy(), place] = len(column.words) + 1
-        dates = np.empty((count, len(self._dates)))
-        for place, column in enumerate(self._dates):
-            dates[:, place] = raw.pop(column.name).values
-        made = [_parts(column, raw.pop(column.name).values) for column in self._made]
-        return Values(numbers, words, dates, np.concatenate([np.zeros((count, 0), np.float32), *made], 1))
+                words[values.is_null().to_numpy(), index] = len(column.words) + 1
+        dates = np.empty((num_rows, len(self._dates)))
+        for index, column in enumerate(self._dates):
+            dates[:, index] = raw.pop(column.name).values
+        derived = [_set_or_text(column, raw.pop(column.name).values) for column in self._derived]
+        return Values(numbers, words, dates, np.concatenate([np.zeros((num_rows, 0), np.float32), *derived], 1))
 
     def spread(self, values: Values) -> np.ndarray:
-        """The features, float32 (..., F), of values (..., A), (..., B), (..., C)."""
+        """The features, float32 (..., F), of values (..., A), (..., B), (..., C), (..., P)."""
         missing = np.isnan(values.numbers)
         parts = [np.where(missing, np.float32(0), values.numbers), missing[..., self._gaps].astype(np.float32)]
-        parts += [table[values.words[..., place]] for place, table in enumerate(self._tables)]
-        parts += [_calendar(values.dates[..., place], column) for place, column in enumerate(self._dates)]
-        parts.append(values.made)
+        parts += [table[values.words[..., index]] for index, table in enumerate(self._tables)]
+        parts += [_calendar(values.dates[..., index], column) for index, column in enumerate(self._dates)]
+        parts.append(values.derived)
         return np.concatenate(parts, -1, dtype=np.float32)
 
     def describe(self) -> dict[str, str]:
-        """Each column, and how it is encoded."""
+        """A description of the encoding of each column."""
         return {column.name: column.describe() for column in self.columns}
 
     def to_json(self) -> list[dict[str, Any]]:
@@ -218,7 +221,7 @@ class Columns:
 
 
 class Raw(NamedTuple):
-    """A column as it was read: float64 (n,) with NaN for missing values, or words as a polars Series with nulls."""
+    """A column before encoding: float64 (n,) with NaN for missing values, or a polars Series of words with nulls."""
 
     kind: Kind
     values: Any
@@ -226,38 +229,38 @@ class Raw(NamedTuple):
 
 
 def read_columns(table: Table, kinds: Mapping[str, str]) -> dict[str, Raw]:
-    """Read columns as what they are said to be; what does not fit is a fault of the table.
+    """Read columns as given kinds; values that do not fit are faults of the table.
 
     Args:
-        table: has the columns.
+        table: that contains the columns.
         kinds: column to "number", "boolean", "category", "set", "text", "date", or the format of its dates, such as
             "%d/%m/%Y".
 
     Raises:
-        ValueError: a kind that is none, or a column that is missing.
+        ValueError: an unknown kind, or a missing column.
     """
     table.need(*kinds)
-    found = {}
+    columns = {}
     for name, kind in kinds.items():
         if kind == "number":
-            found[name] = Raw("number", table.numbers(name))
+            columns[name] = Raw("number", table.numbers(name))
         elif kind == "boolean":
-            found[name] = Raw("boolean", table.booleans(name))
+            columns[name] = Raw("boolean", table.booleans(name))
         elif kind in ("category", "set", "text"):
-            found[name] = Raw(kind, table.labels(name))  # type: ignore[arg-type]
+            columns[name] = Raw(kind, table.labels(name))  # type: ignore[arg-type]
         elif kind == "date" or "%" in kind:
-            form = kind if "%" in kind else None
-            found[name] = Raw("date", table.seconds(name, form), form)
+            format = kind if "%" in kind else None
+            columns[name] = Raw("date", table.seconds(name, format), format)
         else:
             raise ValueError(
-                f"kinds: {name!r} is no {kind!r}; a column is a number, boolean, category, set, text or date, or a "
+                f"kinds: {kind!r} of {name!r} is unknown; expected number, boolean, category, set, text, date, or a "
                 "format of dates such as '%d/%m/%Y'"
             )
-    return found
+    return columns
 
 
 def moments(values: np.ndarray, where: np.ndarray) -> tuple[float, float]:
-    """Mean and standard deviation of the values (n,) at a mask, missing ones left out; (0, 1) where there are none."""
+    """Mean and standard deviation of the values (n,) at a mask, without missing ones; (0, 1) if there are none."""
     known = values[where]
     known = known[~np.isnan(known)]
     if not len(known):
@@ -267,9 +270,20 @@ def moments(values: np.ndarray, where: np.ndarray) -> tuple[float, float]:
     return mean, std if std > 1e-12 * max(abs(mean), 1e-300) else 0.0
 
 
-def _fit(name: str, raw: Raw, train: np.ndarray, asked: bool) -> Column:
+def place_of(words: Any, known: Sequence[str]) -> np.ndarray:
+    """The index (n,) int32 of each word among the known ones; the number of known ones for other or missing words."""
+    import polars as pl
+
+    count = len(known)
+    if not count:
+        return np.zeros(len(words), np.int32)
+    indices = pl.int_range(count, dtype=pl.Int32, eager=True)
+    return words.replace_strict(pl.Series(known), indices, default=count).to_numpy().astype(np.int32)
+
+
+def _fit(name: str, raw: Raw, train: np.ndarray, requested: bool) -> Column:
     if raw.kind == "category":
-        return _fit_words(name, raw.values, train, asked)
+        return _fit_words(name, raw.values, train, requested)
     if raw.kind == "set":
         return _fit_set(name, raw.values, train)
     if raw.kind == "text":
@@ -286,31 +300,26 @@ def _fit(name: str, raw: Raw, train: np.ndarray, asked: bool) -> Column:
     return Column(name, raw.kind, raw.format, mean, std or 1.0, gaps, clock=clock, left_out=left_out)
 
 
-def _fit_words(name: str, words: Any, train: np.ndarray, asked: bool) -> Column:
+def _fit_words(name: str, words: Any, train: np.ndarray, requested: bool) -> Column:
     import polars as pl
 
-    own = words.alias("word").filter(pl.Series(train))
-    counts = own.drop_nulls().value_counts().sort("word")
+    in_train = words.alias("word").filter(pl.Series(train))
+    counts = in_train.drop_nulls().value_counts().sort("word")
     known = counts.filter(pl.col("count") > 1)["word"].to_list()
-    gaps = bool(own.null_count())
+    gaps = bool(in_train.null_count())
     left_out = ""
-    if not asked and counts.height > ONE_HOT and counts.height > len(own) / 2:
-        left_out = f"nearly every row has a word of its own ({counts.height:,} in {len(own):,} training rows)"
+    if not requested and counts.height > ONE_HOT and counts.height > len(in_train) / 2:
+        left_out = f"nearly every row has a different word ({counts.height:,} in {len(in_train):,} training rows)"
     elif counts.height < 2 and not (gaps and counts.height):
         left_out = "the same in every training row"
     elif not known:
-        left_out = "no word stands in two training rows"
+        left_out = "no word occurs in two training rows"
     return Column(name, "category", gaps=gaps, words=() if left_out else tuple(known), left_out=left_out)
 
 
-SEPARATORS = r"\s*[|;]\s*"
-"""What stands between the words of a set."""
-
-
 def _split(values: Any) -> Any:
-    """The words of each row's set, as a polars Series of lists; none where it is missing."""
-    plain = values.fill_null("").str.strip_chars().str.replace_all(SEPARATORS, "|")
-    return plain.str.split("|")
+    """The words of each row's set, as a polars Series of lists; [""] for missing values."""
+    return values.fill_null("").str.strip_chars().str.replace_all(SEPARATORS, "|").str.split("|")
 
 
 def _fit_set(name: str, values: Any, train: np.ndarray) -> Column:
@@ -319,10 +328,10 @@ def _fit_set(name: str, values: Any, train: np.ndarray) -> Column:
     counts = _split(values.filter(pl.Series(train))).explode().value_counts()
     counts = counts.filter((pl.col(counts.columns[0]) != "") & (pl.col("count") > 1))
     words = tuple(sorted(counts[counts.columns[0]].to_list()))
-    return Column(name, "set", words=words, left_out="" if words else "no word stands in two training rows")
+    return Column(name, "set", words=words, left_out="" if words else "no word occurs in two training rows")
 
 
-def _parts(column: Column, values: Any) -> np.ndarray:
+def _set_or_text(column: Column, values: Any) -> np.ndarray:
     """The features (n, f) of a set or a text."""
     if column.kind == "text":
         from kshot.data.text.features import hashed_ngrams
@@ -330,32 +339,21 @@ def _parts(column: Column, values: Any) -> np.ndarray:
         texts = values.fill_null("").to_list()
         return hashed_ngrams(texts, of="words", ngrams=(1, 1), width=HASHED).take(np.arange(len(texts))).numpy()
     lists = _split(values)
-    owner = np.repeat(np.arange(len(lists)), lists.list.len().to_numpy())
-    place = place_of(lists.explode(), column.words)
-    known = place < len(column.words)
+    row = np.repeat(np.arange(len(lists)), lists.list.len().to_numpy())
+    word = place_of(lists.explode(), column.words)
+    known = word < len(column.words)
     table = _word_table(column)[: len(column.words), : min(len(column.words), ONE_HOT)]
-    found = np.zeros((len(lists), table.shape[1]), np.float32)
-    np.add.at(found, owner[known], table[place[known]])
-    return found if len(column.words) > ONE_HOT else np.minimum(found, 1)
-
-
-def place_of(words: Any, known: Sequence[str]) -> np.ndarray:
-    """The place of each word (n,) among the known ones, int32; for other words and missing ones, how many are known."""
-    import polars as pl
-
-    count = len(known)
-    if not count:
-        return np.zeros(len(words), np.int32)
-    places = pl.int_range(count, dtype=pl.Int32, eager=True)
-    return words.replace_strict(pl.Series(known), places, default=count).to_numpy().astype(np.int32)
+    features = np.zeros((len(lists), table.shape[1]), np.float32)
+    np.add.at(features, row[known], table[word[known]])
+    return features if len(column.words) > ONE_HOT else np.minimum(features, 1)
 
 
 def _word_table(column: Column) -> np.ndarray:
-    r"""The features of each place: of every word, of an unknown one, of a missing one.
+    r"""The features of each index: of every word, of an unknown one, of a missing one.
 
-    Few words are one-hot. Many get codes: fixed signs $\pm 1 / \sqrt{32}$ that follow from a hash of the word. They are
-    a random projection of the one-hot vectors, which keeps lengths and distances in expectation, so that words stay
-    apart where plain hashing would throw some together, and no table has to be learned from few rows.
+    Few words are one-hot. Many get codes: signs $\pm 1 / \sqrt{32}$ given by a hash of the word. They are a random
+    projection of the one-hot vectors, which preserves lengths and distances in expectation: words stay distinguishable
+    where feature hashing would have collisions, and no embedding has to be learned from few rows.
 
     References:
         Achlioptas: Database-friendly random projections, Journal of Computer and System Sciences 66, 2003.
@@ -374,12 +372,12 @@ def _word_table(column: Column) -> np.ndarray:
 
 
 def _calendar(seconds: np.ndarray, column: Column) -> np.ndarray:
-    """A date's features (..., f): linear, and sine and cosine of where in the year, the week and the day it lies."""
+    """The features (..., f) of dates: linear, and sine and cosine of the phase in the year, the week and the day."""
     missing = np.isnan(seconds)
     seconds = np.where(missing, column.mean, seconds)
-    turns = [seconds / YEAR, (seconds - MONDAY) / WEEK, *([seconds / DAY] if column.clock else [])]
+    phases = [seconds / YEAR, (seconds - MONDAY) / WEEK, *([seconds / DAY] if column.clock else [])]
     parts = [(seconds - column.mean) / column.std]
-    for turn in turns:
-        parts += [np.sin(2 * np.pi * turn), np.cos(2 * np.pi * turn)]
-    known = np.stack(parts, -1) * ~missing[..., None]
-    return np.concatenate([known, missing[..., None]], -1) if column.gaps else known
+    for phase in phases:
+        parts += [np.sin(2 * np.pi * phase), np.cos(2 * np.pi * phase)]
+    features = np.stack(parts, -1) * ~missing[..., None]
+    return np.concatenate([features, missing[..., None]], -1) if column.gaps else features

@@ -1,13 +1,12 @@
-"""Texts as numbers that a model takes: hashed n-grams, or padded ids of characters.
+"""Texts as numbers: hashed n-grams, or padded ids of characters.
 
-A featuriser is any function from texts to `Dataset`; an encoder of sentences is one more of them.
+A featuriser is any function from texts to `Dataset`; a sentence encoder is another one.
 
-Shape legend: n texts, W numbers a text (width).
+Shape legend: n texts, W features of a text (width).
 """
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Literal
 
@@ -15,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kshot.data import library
+from kshot.data.cache import cached, texts_key
 from kshot.data.dataset import Dataset
 from kshot.data.text.vocabulary import PADDING, Vocabulary
 
@@ -23,13 +22,13 @@ if TYPE_CHECKING:
     from scipy.sparse import csr_matrix
 
 Featuriser = Callable[[Sequence[str]], Dataset]
-"""What makes examples of texts, row by row: text i is example i."""
+"""Makes examples of texts: text i is example i."""
 
-_VERSION = 1  # counts the changes to the features below: part of the cache's name
+_VERSION = 1  # of the features below; part of the name of cached files
 
 
 class SparseExamples:
-    """Rows of a sparse matrix, float32; a row is dense when it is taken.
+    """Rows of a sparse matrix, float32, made dense when they are taken.
 
     Args:
         matrix: scipy CSR (n, W).
@@ -46,13 +45,13 @@ class SparseExamples:
 
 
 class SpanDataset:
-    """Stretches of one long array, int64, padded with 0 behind their end to a common length.
+    """Spans of one long array, int64, padded with 0 at their end to a common length.
 
     Args:
         flat: integers (m,), an array or a memory map.
-        starts: (n,) where each stretch starts in it.
-        stops: (n,) where each ends; what is behind `start + length` is not taken.
-        length: of what is taken.
+        starts: (n,) start of each span.
+        stops: (n,) end of each span; elements from `start + length` on are not taken.
+        length: of an example.
 
     Example:
         >>> spans = SpanDataset(np.array([5, 6, 7, 8]), np.array([0, 3]), np.array([3, 4]), length=2)
@@ -67,10 +66,10 @@ class SpanDataset:
         return len(self.starts)
 
     def take(self, rows: np.ndarray) -> Tensor:
-        at = self.starts[rows][..., None] + np.arange(self.length)
-        inside = at < self.stops[rows][..., None]
-        taken = self.flat[np.minimum(at, len(self.flat) - 1)]
-        return torch.from_numpy(np.where(inside, taken, PADDING).astype(np.int64, copy=False))
+        index = self.starts[rows][..., None] + np.arange(self.length)
+        inside = index < self.stops[rows][..., None]
+        elements = self.flat[np.minimum(index, len(self.flat) - 1)]
+        return torch.from_numpy(np.where(inside, elements, PADDING).astype(np.int64, copy=False))
 
 
 def hashed_ngrams(
@@ -81,19 +80,19 @@ def hashed_ngrams(
     width: int,
     keep: bool = False,
 ) -> SparseExamples:
-    r"""Counts of n-grams, hashed to a fixed width and scaled to length 1: nothing is fitted, so nothing can leak.
+    r"""Counts of n-grams, hashed to a fixed width and normalised; nothing is fitted, so nothing can leak.
 
     $$ \phi_j(x) = \sum_{g \in x} s(g) [h(g) = j], \qquad x \mapsto \phi(x) / \lVert \phi(x) \rVert_2, $$
 
-    with MurmurHash3 for $h$ and the sign $s$. Case is ignored. N-grams of characters stay inside words, with a space
-    at each end. A text without any n-gram is all zeros.
+    with MurmurHash3 for $h$ and the sign $s$. Case is ignored. N-grams of characters stay within words, with a space at
+    each end. A text without n-grams is all zeros.
 
     Args:
-        texts: n of them.
-        of: words, which are runs of letters, digits and `_`; or characters.
-        ngrams: the smallest and the largest n.
-        width: numbers a text becomes; more of them let fewer n-grams share a place.
-        keep: whether what is made is kept in the cache, and taken from there the next time.
+        texts: n texts.
+        of: "words" (runs of letters, digits and `_`) or "characters".
+        ngrams: smallest and largest n.
+        width: W; a larger one has fewer collisions.
+        keep: whether the features are cached.
 
     Example:
         >>> examples = hashed_ngrams(["to be or not", "Not to be", "?"], of="words", ngrams=(1, 1), width=64)
@@ -109,7 +108,7 @@ def hashed_ngrams(
     from sklearn import __version__
     from sklearn.feature_extraction.text import HashingVectorizer
 
-    def make() -> dict[str, np.ndarray]:
+    def compute() -> dict[str, np.ndarray]:
         vectorizer = HashingVectorizer(
             analyzer="word" if of == "words" else "char_wb",
             token_pattern=r"\b\w+\b" if of == "words" else None,
@@ -120,20 +119,14 @@ def hashed_ngrams(
         counts = vectorizer.transform(texts)
         return {"data": counts.data, "indices": counts.indices, "indptr": counts.indptr}
 
-    def matrix(made: dict[str, np.ndarray]) -> SparseExamples:
-        return SparseExamples(csr_matrix((made["data"], made["indices"], made["indptr"]), shape=(len(texts), width)))
-
-    if not keep:
-        return matrix(make())
-    key = hashlib.sha256(repr((_VERSION, __version__, of, tuple(ngrams), width)).encode())
-    for text in texts:
-        content = text.encode()
-        key.update(len(content).to_bytes(8, "little") + content)
-    return matrix(library.cached(f"ngrams-{key.hexdigest()[:16]}", make))
+    key = texts_key((_VERSION, __version__, of, tuple(ngrams), width), texts) if keep else ""
+    arrays = cached(f"ngrams-{key}", compute) if keep else compute()
+    parts = (arrays["data"], arrays["indices"], arrays["indptr"])
+    return SparseExamples(csr_matrix(parts, shape=(len(texts), width)))
 
 
 def character_ids(texts: Sequence[str], *, vocabulary: Vocabulary, width: int) -> SpanDataset:
-    """The ids (width,) of a text's characters: the first `width` of them, padded with 0.
+    """The ids (width,) of a text's first `width` characters, padded with 0.
 
     Example:
         >>> vocabulary = Vocabulary.fit(["ab"])
@@ -141,6 +134,6 @@ def character_ids(texts: Sequence[str], *, vocabulary: Vocabulary, width: int) -
         [[3, 2, 0, 0], [1, 2, 3, 3]]
     """
     ids = [vocabulary.encode(text[:width]) for text in texts]
-    stops = np.cumsum([len(own) for own in ids])
+    stops = np.cumsum([len(row) for row in ids])
     starts = np.concatenate([[0], stops[:-1]])
     return SpanDataset(np.concatenate(ids).astype(np.int32), starts, stops, width)

@@ -1,7 +1,7 @@
-"""Pretrained encoders of sentences: where their folder lies, what it says, and texts as features or tokens.
+"""Pretrained sentence encoders: reading their folder, and texts as features or tokens.
 
 A folder is what Hugging Face and sentence-transformers save: config, tokenizer and weights as safetensors. It is read
-where it lies. Nothing is fetched, and no code of a folder is run.
+in place; nothing is downloaded, and no code of the folder is executed.
 
 Shape legend: n texts, L tokens of a text, D features.
 """
@@ -9,7 +9,6 @@ Shape legend: n texts, L tokens of a text, D features.
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -23,15 +22,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from kshot.data import library
+from kshot.data.cache import cached, is_cached, texts_key
 from kshot.data.dataset import ArrayDataset
+from kshot.data.text_files import read_json
 
 log = logging.getLogger(__name__)
 
-_VERSION = 1  # counts the changes to the features below: part of the cache's name
-CHUNK = 2048  # texts that are kept in one file: what an interrupted run loses at most
-BATCH = 64  # texts in one pass; of like lengths, so that little is padding
-WORTH_SAYING = 1000  # texts; fewer are encoded in seconds
+_VERSION = 1  # of the features below; part of the name of cached files
+CHUNK = 2048  # texts in one cached file: the most that an interrupted run loses
+BATCH = 64  # texts in one forward pass, of similar lengths to avoid padding
+WORTH_LOGGING = 1000  # texts; fewer are encoded in seconds
 
 _TOKENIZERS = (
     "tokenizer.json",
@@ -41,23 +41,24 @@ _TOKENIZERS = (
     "sentencepiece.bpe.model",
     "tokenizer.model",
 )
+_MODES = ("mean", "cls", "max", "mean_sqrt_len", "lasttoken")
 
 
 class Pooling(NamedTuple):
-    r"""How the vectors of a text's tokens become one.
+    r"""Combination of the vectors of a text's tokens into one.
 
     $$ f = \frac{\sum_t m_t h_t}{\sum_t m_t} \text{ (mean)}, \quad f \mapsto f / \lVert f \rVert \text{ (normalized)} $$
 
     Attributes:
-        mode: mean, cls (the first token), max, mean_sqrt_len (the sum by the root of the length) or lasttoken.
-        normalized: whether features have length 1.
+        mode: mean, cls (first token), max, mean_sqrt_len (sum divided by the square root of the length) or lasttoken.
+        normalized: whether features are scaled to length 1.
     """
 
     mode: str = "mean"
     normalized: bool = False
 
     def __call__(self, hidden_nLD: Tensor, mask_nL: Tensor) -> Tensor:
-        """The features (n, D) of the tokens' vectors, of which the mask counts those that are 1."""
+        """The features (n, D) of the vectors of tokens, where the mask is 1."""
         mask_nL1 = mask_nL[..., None].to(hidden_nLD.dtype)
         count_n1 = mask_nL1.sum(1).clamp_min(1)
         if self.mode == "cls":
@@ -72,31 +73,28 @@ class Pooling(NamedTuple):
         return normalize(feat_nD, dim=1) if self.normalized else feat_nD
 
 
-_MODES = ("mean", "cls", "max", "mean_sqrt_len", "lasttoken")
-
-
 class SentenceEncoder:
-    r"""A pretrained encoder, used as it is: texts to features, computed once and kept in the cache.
+    r"""A frozen pretrained encoder: texts to features, computed once and cached.
 
-    Features are pooled as the folder's files of sentence-transformers say, else by the mean over tokens. It is a
-    featuriser: give it to `kshot.sources.text(features=…)`, or name its folder in a run file.
+    Features are pooled as the folder's sentence-transformers files specify, else by the mean over tokens. The encoder
+    is a featuriser: pass it to `kshot.sources.text(features=…)`, or name its folder in a run file.
 
     Args:
-        name: a local folder; `package:NAME` for one that an installed package holds; or the name of a model on the
-            Hugging Face hub that is in the local cache, such as `sentence-transformers/all-MiniLM-L6-v2`.
-        length: tokens that are read of a text, special ones included; by default what the folder says. A longer text
-            is cut, and how many were is said.
-        device: what the features are computed on.
+        name: a local folder; `package:NAME` for one in an installed package; or the name of a model in the local cache
+            of the Hugging Face hub, such as `sentence-transformers/all-MiniLM-L6-v2`.
+        length: maximum number of tokens of a text, including special ones; by default that of the folder. Longer texts
+            are truncated, and their number is logged.
+        device: on which features are computed.
 
     Attributes:
-        folder: where it lies.
+        folder: of the transformer.
         length: as above.
         pooling: how tokens become features.
-        sha256: of the folder's files that the features depend on.
+        sha256: of the files that the features depend on.
 
     Raises:
-        ValueError: no such folder, or one without config, tokenizer or weights as safetensors, or whose
-            sentence-transformers modules are unknown.
+        ValueError: no such folder, one without config, tokenizer or safetensors weights, or with unknown modules of
+            sentence-transformers.
 
     References:
         Reimers, Gurevych: Sentence-BERT, EMNLP 2019, arXiv:1908.10084.
@@ -104,20 +102,19 @@ class SentenceEncoder:
 
     def __init__(self, name: str | Path, *, length: int | None = None, device: torch.device | str = "cpu") -> None:
         self.name, self.device = str(name), device
-        root = folder_of(self.name)
-        modules = _json(root / "modules.json") or []
+        self._root = root = folder_of(self.name)
+        modules = _config(root / "modules.json") or []
         self.folder = root / next((str(row["path"]) for row in modules if _kind(row) == "Transformer"), "")
         _check(self.folder)
         self.pooling = _pooling(root, modules)
-        said = _json(root / "sentence_bert_config.json") or {}
-        self._lower = bool(said.get("do_lower_case"))
-        further = _json(root / "config_sentence_transformers.json") or {}
-        self._prompt: str = (further.get("prompts") or {}).get(further.get("default_prompt_name")) or ""
-        most = int(said.get("max_seq_length") or _most_tokens(self.folder))
-        if length is not None and not 3 <= length <= most:
-            raise ValueError(f"this encoder reads 3 … {most} tokens of a text, got width {length}: {self.folder}")
-        self.length = length or most
-        self._root = root
+        options = _config(root / "sentence_bert_config.json") or {}
+        self._lower = bool(options.get("do_lower_case"))
+        defaults = _config(root / "config_sentence_transformers.json") or {}
+        self._prompt: str = (defaults.get("prompts") or {}).get(defaults.get("default_prompt_name")) or ""
+        limit = int(options.get("max_seq_length") or _max_tokens(self.folder))
+        if length is not None and not 3 <= length <= limit:
+            raise ValueError(f"this encoder reads 3 … {limit} tokens of a text, got width {length}: {self.folder}")
+        self.length = length or limit
 
     @cached_property
     def sha256(self) -> str:
@@ -131,74 +128,73 @@ class SentenceEncoder:
         return digest.hexdigest()
 
     def __call__(self, texts: Sequence[str]) -> ArrayDataset:
-        """The features (n, D) of texts, from the cache where they are in it."""
+        """The features (n, D) of texts, from the cache if it has them."""
         chunks = [texts[start : start + CHUNK] for start in range(0, len(texts), CHUNK)]
-        names = [self._cache_name(chunk) for chunk in chunks]
-        missing = [chunk for chunk, name in zip(chunks, names) if not library.is_cached(name)]
-        if (count := sum(map(len, missing))) >= WORTH_SAYING:
-            log.warning("%s encodes %d texts, once: they are kept in the cache", self.name, count)
+        names = [f"encoded-{texts_key((_VERSION, self.sha256, self.length), chunk)}" for chunk in chunks]
+        num_missing = sum(len(chunk) for chunk, name in zip(chunks, names) if not is_cached(name))
+        if num_missing >= WORTH_LOGGING:
+            log.warning("%s encodes %d texts, once: their features are cached", self.name, num_missing)
 
-        def part(chunk: Sequence[str], name: str) -> np.ndarray:
-            return library.cached(name, lambda: {"features": self.encode(chunk)})["features"]
+        def features(chunk: Sequence[str], name: str) -> np.ndarray:
+            return cached(name, lambda: {"features": self.encode(chunk)})["features"]
 
-        return ArrayDataset(np.concatenate([*map(part, chunks, names)]))
+        return ArrayDataset(np.concatenate([*map(features, chunks, names)]))
 
     def encode(self, texts: Sequence[str]) -> np.ndarray:
-        """The features (n, D) of texts, float32, computed now.
+        """Compute the features (n, D) float32 of texts, without the cache.
 
         Raises:
-            ValueError: a text without characters.
+            ValueError: there is no text, or a blank one.
         """
-        rows = self._tokens(texts)
+        if not texts:
+            raise ValueError("there is no text to encode")
+        rows = self._tokenize(texts)
         order = sorted(range(len(rows)), key=lambda row: len(rows[row]))
         model = self.pooled()
-        features: np.ndarray | None = None
+        features = np.empty((len(rows), model.features), np.float32)
         for start in range(0, len(order), BATCH):
-            own = order[start : start + BATCH]
-            batch = {name: torch.from_numpy(leaf).to(self.device) for name, leaf in _padded([rows[i] for i in own])}
+            index = order[start : start + BATCH]
+            batch = {name: torch.from_numpy(ids).to(self.device) for name, ids in _padded([rows[i] for i in index])}
             with torch.no_grad():
-                found = model(**batch).float().cpu().numpy()
-            if features is None:
-                features = np.empty((len(rows), found.shape[1]), np.float32)
-            features[own] = found
-        if features is None:
-            raise ValueError("there is no text to encode")
+                features[index] = model(**batch).float().cpu().numpy()
         return features
 
     def tokens(self, texts: Sequence[str]) -> ArrayDataset:
-        """Texts as `{"input_ids": (n, L), "attention_mask": (n, L)}`, L the longest text's, `length` at most."""
-        return ArrayDataset(dict(_padded(self._tokens(texts))))
+        """Texts as `{"input_ids": (n, L), "attention_mask": (n, L)}`, with L of the longest text, at most `length`."""
+        return ArrayDataset(dict(_padded(self._tokenize(texts))))
 
     def pooled(self) -> Pooled:
-        """The encoder as a module in evaluation mode, a new one each time."""
+        """A new module of the encoder and its pooling, in evaluation mode."""
         return Pooled(self._transformer(), self.pooling).to(self.device).eval()
 
-    def _tokens(self, texts: Sequence[str]) -> list[list[int]]:
+    def _tokenize(self, texts: Sequence[str]) -> list[list[int]]:
         for row, text in enumerate(texts):
             if not text.strip():
-                raise ValueError(f"text {row} holds no characters but spaces: leave it out, or give it words")
-        texts = [self._prompt + (text.lower() if self._lower else text) for text in texts]
-        tokenizer = self._tokenizer
-        # A token has at most some dozens of characters: what is far behind the end need not be read.
-        heads = [text[: 50 * self.length] for text in texts]
-        rows: list[list[int]] = tokenizer(heads, truncation=True, max_length=self.length, verbose=False)["input_ids"]
+                raise ValueError(f"text {row} is blank: leave it out")
+        # A token has at most some dozens of characters: text far behind the end need not be tokenised.
+        heads = [(self._prompt + (text.lower() if self._lower else text))[: 50 * self.length] for text in texts]
+        rows: list[list[int]] = self._tokenizer(heads, truncation=True, max_length=self.length, verbose=False)[
+            "input_ids"
+        ]
         full = [row for row, ids in enumerate(rows) if len(ids) >= self.length]
-        cut = [row for row in full if len(tokenizer(heads[row], verbose=False)["input_ids"]) > self.length]
+        cut = [row for row in full if len(self._tokenizer(heads[row], verbose=False)["input_ids"]) > self.length]
         if cut:
             log.warning(
-                "%s reads %d tokens of a text: %d of %d texts are longer and are cut, the first is text %d",
+                "%s reads %d tokens of a text: %d of %d texts are longer and are truncated, the first is text %d",
                 self.name, self.length, len(cut), len(texts), cut[0],
             )  # fmt: skip
         return rows
 
     @cached_property
     def _tokenizer(self) -> Any:
-        with _transformers() as hf, _explained(self.folder, "tokenizer"):
-            return hf.AutoTokenizer.from_pretrained(self.folder, local_files_only=True, trust_remote_code=False)
+        with _transformers() as transformers, _named_errors(self.folder, "tokenizer"):
+            return transformers.AutoTokenizer.from_pretrained(
+                self.folder, local_files_only=True, trust_remote_code=False
+            )
 
     def _transformer(self) -> nn.Module:
-        with _transformers() as hf, _explained(self.folder, "weights"):
-            model, told = hf.AutoModel.from_pretrained(
+        with _transformers() as transformers, _named_errors(self.folder, "weights"):
+            model, report = transformers.AutoModel.from_pretrained(
                 self.folder,
                 local_files_only=True,
                 trust_remote_code=False,
@@ -206,17 +202,10 @@ class SentenceEncoder:
                 dtype=torch.float32,
                 output_loading_info=True,
             )
-        lost = [name for name in told["missing_keys"] if not name.startswith("pooler.")]  # which pooling here skips
-        if lost:
-            raise ValueError(f"the weights in {self.folder} lack {len(lost)} of its config's, such as {lost[0]}")
+        missing = [name for name in report["missing_keys"] if not name.startswith("pooler.")]  # unused: `Pooling` pools
+        if missing:
+            raise ValueError(f"the weights in {self.folder} lack {len(missing)} of its config, such as {missing[0]}")
         return model
-
-    def _cache_name(self, texts: Sequence[str]) -> str:
-        key = hashlib.sha256(repr((_VERSION, self.sha256, self.length)).encode())
-        for text in texts:
-            content = text.encode()
-            key.update(len(content).to_bytes(8, "little") + content)
-        return f"encoded-{key.hexdigest()[:16]}"
 
 
 class Pooled(nn.Module):
@@ -224,7 +213,7 @@ class Pooled(nn.Module):
 
     Attributes:
         features: D.
-        architecture: what `transformers` calls the encoder, such as bert.
+        architecture: the encoder's name in `transformers`, such as bert.
     """
 
     def __init__(self, transformer: Any, pooling: Pooling) -> None:
@@ -240,18 +229,18 @@ class Pooled(nn.Module):
 
 
 def folder_of(name: str) -> Path:
-    """Where an encoder lies: a folder, `package:NAME`, or a name of the Hugging Face hub that is in the local cache.
+    """The folder of an encoder: itself, `package:NAME`, or the name of a model in the local cache of the hub.
 
     Raises:
-        ValueError: it is nowhere on this machine.
+        ValueError: it is not on this machine.
     """
     path = Path(name).expanduser()
     if path.is_dir():
         return path
     if name.startswith("package:"):
-        return _in_package(name.removeprefix("package:"))
+        return _package_folder(name.removeprefix("package:"))
     if path.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1:
-        raise ValueError(f"there is no folder {name}; what was trained on an encoder needs the same one, where it was")
+        raise ValueError(f"there is no folder {name}; what was trained on an encoder needs it in the same place")
     try:
         from huggingface_hub import snapshot_download
         from huggingface_hub.errors import HFValidationError
@@ -261,17 +250,17 @@ def folder_of(name: str) -> Path:
         return Path(snapshot_download(name, local_files_only=True))
     except (OSError, HFValidationError):
         raise ValueError(
-            f"there is no encoder {name!r} on this machine: it is no folder and not in the local cache of the Hugging "
-            f"Face hub. Fetch it once by `hf download {name}`, or give the path of a folder, or package:NAME for one "
-            "that an installed package holds"
+            f"there is no encoder {name!r} on this machine: it is neither a folder nor in the local cache of the "
+            f"Hugging Face hub. Download it once by `hf download {name}`, or give the path of a folder, or "
+            "package:NAME for one in an installed package"
         ) from None
 
 
-def _in_package(package: str) -> Path:
-    found = find_spec(package) if package.isidentifier() else None
-    if found is None or not found.submodule_search_locations:
-        raise ValueError(f"no package {package!r} is installed; package:NAME takes a name as it is imported")
-    root = Path(found.submodule_search_locations[0])
+def _package_folder(package: str) -> Path:
+    spec = find_spec(package) if package.isidentifier() else None
+    if spec is None or not spec.submodule_search_locations:
+        raise ValueError(f"no package {package!r} is installed; package:NAME takes the name by which it is imported")
+    root = Path(spec.submodule_search_locations[0])
     folders = sorted(path.parent for path in root.rglob("config.json") if any(path.parent.glob("*.safetensors")))
     if len(folders) != 1:
         raise ValueError(
@@ -282,33 +271,33 @@ def _in_package(package: str) -> Path:
 
 
 def _check(folder: Path) -> None:
-    """Raise `ValueError` unless a folder holds what an encoder needs."""
-    if _json(folder / "config.json") is None:
-        raise ValueError(f"{folder} is no encoder: it holds no config.json")
+    """Raise ValueError unless a folder holds the files of an encoder."""
+    if _config(folder / "config.json") is None:
+        raise ValueError(f"{folder} is not an encoder: it holds no config.json")
     if not any((folder / name).is_file() for name in _TOKENIZERS):
         raise ValueError(
-            f"{folder} holds no tokenizer ({', '.join(_TOKENIZERS[:2])}, …): save the one that the encoder was trained "
-            "with into it, by tokenizer.save_pretrained(folder)"
+            f"{folder} holds no tokenizer ({', '.join(_TOKENIZERS[:2])}, …): save that of the encoder into it, by "
+            "tokenizer.save_pretrained(folder)"
         )
     if not any(folder.glob("*.safetensors")):
-        other = sorted(path.name for path in folder.iterdir() if path.suffix in (".bin", ".pt", ".h5", ".ckpt"))
+        pickles = sorted(path.name for path in folder.iterdir() if path.suffix in (".bin", ".pt", ".h5", ".ckpt"))
         raise ValueError(
             f"{folder} holds no weights as *.safetensors"
-            + (f", but {other[0]}, which would have to be unpickled and is never loaded" if other else "")
+            + (f", but {pickles[0]}, which would have to be unpickled and is never loaded" if pickles else "")
             + ": save them by model.save_pretrained(folder)"
         )
 
 
 def _pooling(root: Path, modules: list[dict[str, Any]]) -> Pooling:
-    """What the folder's modules of sentence-transformers say; the mean where it has none."""
+    """The pooling that the folder's modules of sentence-transformers specify; the mean if there are none."""
     mode, normalized = "mean", False
     for row in modules:
         kind = _kind(row)
         if kind == "Pooling":
-            said = _json(root / row["path"] / "config.json") or {}
+            options = _config(root / row["path"] / "config.json") or {}
             modes = [key.removeprefix("pooling_mode_").removesuffix("_tokens").removesuffix("_token")
-                     for key, on in said.items() if key.startswith("pooling_mode_") and on is True]  # fmt: skip
-            modes = modes or [said.get("pooling_mode", "mean")]
+                     for key, on in options.items() if key.startswith("pooling_mode_") and on is True]  # fmt: skip
+            modes = modes or [options.get("pooling_mode", "mean")]
             if len(modes) != 1 or modes[0] not in _MODES:
                 raise ValueError(f"{root} pools by {' and '.join(modes)}; kshot knows one of {', '.join(_MODES)}")
             mode = modes[0]
@@ -326,26 +315,21 @@ def _kind(module: dict[str, Any]) -> str:
     return str(module["type"]).rsplit(".", 1)[-1]
 
 
-def _most_tokens(folder: Path) -> int:
-    """The tokens that an encoder reads, by its tokenizer, its positions, or 512."""
-    said = (_json(folder / "tokenizer_config.json") or {}).get("model_max_length")
-    if isinstance(said, int) and said < 1_000_000:  # a huge number stands for none
-        return said
-    return int((_json(folder / "config.json") or {}).get("max_position_embeddings") or 512)
+def _max_tokens(folder: Path) -> int:
+    """The tokens that an encoder reads, by its tokenizer or its positions, else 512."""
+    length = (_config(folder / "tokenizer_config.json") or {}).get("model_max_length")
+    if isinstance(length, int) and length < 1_000_000:  # larger numbers mean "unlimited"
+        return length
+    return int((_config(folder / "config.json") or {}).get("max_position_embeddings") or 512)
 
 
-def _json(path: Path) -> Any:
-    """What a JSON file holds; None where there is none."""
-    if not path.is_file():
-        return None
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is no JSON: {error}") from None
+def _config(path: Path) -> Any:
+    """The content of a JSON file; None if it does not exist."""
+    return read_json(path) if path.is_file() else None
 
 
 def _padded(rows: Sequence[Sequence[int]]) -> Iterator[tuple[str, np.ndarray]]:
-    """Ids padded with 0 behind their end, and the mask of what is not padding; (n, L) each."""
+    """Ids padded with 0 at their end, and the mask of those that are not padding, (n, L) each."""
     lengths = np.array([len(row) for row in rows])
     mask = np.arange(lengths.max(initial=1)) < lengths[:, None]
     ids = np.zeros(mask.shape, np.int64)
@@ -355,32 +339,32 @@ def _padded(rows: Sequence[Sequence[int]]) -> Iterator[tuple[str, np.ndarray]]:
 
 
 @contextmanager
-def _explained(folder: Path, what: str) -> Iterator[None]:
-    """Say of whatever a folder's files raise which folder it was."""
+def _named_errors(folder: Path, what: str) -> Iterator[None]:
+    """Turn any error of a library into a `ValueError` that names the folder."""
     try:
         yield
-    except Exception as error:  # whatever a library raises on files that are not what they should be
+    except Exception as error:  # libraries raise any type on invalid files
         first = " ".join(str(error).split())[:300]
         raise ValueError(f"the {what} in {folder} cannot be loaded: {type(error).__name__}: {first}") from error
 
 
 @contextmanager
 def _transformers() -> Iterator[Any]:
-    """The library, kept from drawing bars and telling what it makes of a folder; its errors are told."""
+    """The library `transformers`, without its progress bars and warnings."""
     try:
         import transformers
-        from transformers.utils import logging as told
+        from transformers.utils import logging as settings
     except ImportError:
         raise _missing_extra() from None
-    bars, level = told.is_progress_bar_enabled(), told.get_verbosity()
-    told.disable_progress_bar()
-    told.set_verbosity_error()
+    bars, level = settings.is_progress_bar_enabled(), settings.get_verbosity()
+    settings.disable_progress_bar()
+    settings.set_verbosity_error()
     try:
         yield transformers
     finally:
-        told.set_verbosity(level)
+        settings.set_verbosity(level)
         if bars:
-            told.enable_progress_bar()
+            settings.enable_progress_bar()
 
 
 def _missing_extra() -> ValueError:

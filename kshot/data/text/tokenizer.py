@@ -1,4 +1,4 @@
-"""Tokens of a pretrained language model as symbols, and how many characters each stands for."""
+"""Tokens of a pretrained language model as symbols, and the number of characters of each."""
 
 from __future__ import annotations
 
@@ -16,42 +16,43 @@ if TYPE_CHECKING:
     import tokenizers
 
 RESERVED = UNKNOWN + 1
-"""Symbols before a tokenizer's own: its token t is the symbol t + 2."""
+"""Symbols before those of the tokenizer: its token t is symbol t + 2."""
 
 
 class Tokens:
-    r"""The vocabulary of a tokenizer that cuts bytes, as those of GPT-2, Llama 3 or Qwen do, in a local folder.
+    r"""The vocabulary of a byte-level tokenizer, as those of GPT-2, Llama 3 or Qwen, from a local folder.
 
-    Bytes are kept whole by such a tokenizer, so that the characters of a text are the sum of what its tokens stand for:
-    a token counts the characters that begin in it, of UTF-8 the bytes other than 10xxxxxx.
+    Such a tokenizer preserves bytes, so that the characters of a text are the sum of those of its tokens: those that
+    begin in a token, i.e. its bytes of UTF-8 other than 10xxxxxx.
 
     Args:
-        folder: with `tokenizer.json`, as `save_pretrained` of `transformers` leaves it; nothing is downloaded.
+        folder: with `tokenizer.json`, as `save_pretrained` of `transformers` writes it; nothing is downloaded.
 
     Raises:
-        ValueError: the library `tokenizers` isn't installed; no such file, or none that can be read; a tokenizer that
-            changes texts, so that its tokens don't tell how many characters they stand for.
+        ValueError: the library `tokenizers` is not installed, the file is missing or unreadable, or the tokenizer is
+            not byte-level, so that the characters of its tokens are unknown.
     """
 
     def __init__(self, folder: Path | str) -> None:
         self.folder = str(folder)
-        place = Path(folder) / "tokenizer.json"
-        if not place.is_file():
-            raise ValueError(f"{folder} holds no tokenizer: it has no tokenizer.json; give the folder of a model")
+        path = Path(folder) / "tokenizer.json"
+        if not path.is_file():
+            raise ValueError(f"{folder} contains no tokenizer.json; give the folder of a model")
         try:
             from tokenizers import Tokenizer
         except ImportError:
             raise ValueError("tokens need tokenizers, which is not installed: pip install 'kshot[text]'") from None
         try:
-            self.tokenizer: tokenizers.Tokenizer = Tokenizer.from_file(str(place))
-        except Exception as error:  # the library raises no class of its own
-            raise ValueError(f"{place} is no tokenizer that can be read: {error}") from None
+            self.tokenizer: tokenizers.Tokenizer = Tokenizer.from_file(str(path))
+        except Exception as error:  # the library has no exception class of its own
+            raise ValueError(f"{path} is not a readable tokenizer: {error}") from None
         self.tokenizer.no_truncation()
         self.tokenizer.no_padding()
-        if '"ByteLevel"' not in json.dumps(json.loads(self.tokenizer.to_str())["decoder"]) or self.counted("a b") != 3:
+        decoder = json.dumps(json.loads(self.tokenizer.to_str())["decoder"])
+        if '"ByteLevel"' not in decoder or self.num_characters("a b") != 3:
             raise ValueError(
-                f"{place} is not byte-level: its tokens do not tell how many characters they stand for, so that there "
-                "are no bits per character; take unit: bytes, or a model such as GPT-2, Llama 3 or Qwen"
+                f"{path} is not byte-level: the characters of its tokens are unknown, so that bits per character "
+                "cannot be computed; use unit: bytes, or a model such as GPT-2, Llama 3 or Qwen"
             )
 
     def __len__(self) -> int:
@@ -64,37 +65,37 @@ class Tokens:
         return hash(self.folder)
 
     def encode(self, text: str) -> np.ndarray:
-        """The symbols (n,) int64 of a text; no special token is added."""
+        """The symbols (n,) int64 of a text, without special tokens."""
         return np.array(self.tokenizer.encode(text, add_special_tokens=False).ids, np.int64) + RESERVED
 
     def decode(self, ids: Iterable[int]) -> str:
-        """The text of symbols; padding is left out."""
-        own = [i - RESERVED for i in ids if i != PADDING]
-        return self.tokenizer.decode(own, skip_special_tokens=False)
+        """The text of symbols, without padding."""
+        tokens = [symbol - RESERVED for symbol in ids if symbol != PADDING]
+        return self.tokenizer.decode(tokens, skip_special_tokens=False)
 
     @cached_property
     def characters(self) -> tuple[int, ...]:
-        """How many characters each symbol stands for; the first two stand for none."""
+        """The number of characters of each symbol; 0 for the reserved ones."""
         added = self.tokenizer.get_added_tokens_decoder()
-        found = [0] * len(self)
-        for piece, number in self.tokenizer.get_vocab(with_added_tokens=True).items():
-            begun = piece if number in added else [sign for sign in piece if not 0x80 <= BYTE_OF[sign] < 0xC0]
-            found[number + RESERVED] = len(begun)
-        return tuple(found)
+        lengths = [0] * len(self)
+        for piece, token in self.tokenizer.get_vocab(with_added_tokens=True).items():
+            starts = piece if token in added else [sign for sign in piece if not 0x80 <= BYTE_OF[sign] < 0xC0]
+            lengths[token + RESERVED] = len(starts)
+        return tuple(lengths)
 
-    def counted(self, text: str) -> int:
-        """The characters that the tokens of a text stand for."""
+    def num_characters(self, text: str) -> int:
+        """The number of characters of the tokens of a text."""
         return sum(self.characters[symbol] for symbol in self.encode(text).tolist())
 
     def to_json(self) -> dict[str, Any]:
         return {"tokenizer": self.folder}
 
 
-def _signs() -> dict[str, int]:
-    """The byte that each sign of a byte-level vocabulary stands for: itself where it prints, else from 256 on."""
-    printed = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    others = [byte for byte in range(256) if byte not in printed]
-    return {chr(byte): byte for byte in printed} | {chr(256 + place): byte for place, byte in enumerate(others)}
+def _byte_of_signs() -> dict[str, int]:
+    """The byte of each sign of a byte-level vocabulary: itself if printable, else numbered from 256 on."""
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in printable]
+    return {chr(byte): byte for byte in printable} | {chr(256 + number): byte for number, byte in enumerate(others)}
 
 
-BYTE_OF = _signs()
+BYTE_OF = _byte_of_signs()

@@ -1,4 +1,4 @@
-"""Characters as numbers: a vocabulary fitted on training texts, with a symbol for padding and one for the unknown."""
+"""A vocabulary of characters, fitted on training texts, with symbols for padding and unknown characters."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from collections.abc import Iterable
 import numpy as np
 
 PADDING, UNKNOWN = 0, 1
-"""The first two symbols of every vocabulary; the characters come after them, in the order of Unicode."""
+"""The first two symbols of every vocabulary; the characters follow in the order of Unicode."""
 
 
 class Vocabulary:
     """Characters and their ids: 0 is padding, 1 an unknown character, 2 … the known ones.
 
     Args:
-        characters: the known ones, in any order.
+        characters: the known characters, in any order.
 
     Example:
         >>> vocabulary = Vocabulary.fit(["abba", "b c"])
@@ -27,7 +27,7 @@ class Vocabulary:
 
     @classmethod
     def fit(cls, texts: Iterable[str]) -> Vocabulary:
-        """The vocabulary of every character that stands in the texts."""
+        """The vocabulary of all characters in the texts."""
         return cls(set().union(*texts))
 
     def __eq__(self, other: object) -> bool:
@@ -50,12 +50,12 @@ class Vocabulary:
     def encode(self, text: str) -> np.ndarray:
         """The ids (n,) int64 of a text of n characters."""
         points = _points(text)
-        places = self._points.searchsorted(points)
-        known = np.append(self._points, 0)[places] == points  # 0 stands past the end, where no id lies
-        return np.where(known & (places < len(self._points)), places + 2, UNKNOWN)
+        index = self._points.searchsorted(points)
+        known = np.append(self._points, 0)[index] == points  # the appended 0 is no id: see the next line
+        return np.where(known & (index < len(self._points)), index + 2, UNKNOWN)
 
     def decode(self, ids: Iterable[int]) -> str:
-        """The text of ids; padding is left out, and an unknown character becomes the replacement character."""
+        """The text of ids, without padding; unknown characters become the replacement character."""
         symbols = ["", "\N{REPLACEMENT CHARACTER}", *self.characters]
         return "".join(symbols[i] for i in ids)
 

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from kshot.data.tables.columns import Columns, Raw, Values, place_of, read_columns
-from kshot.data.tables.table import Reading, Table, open_table
+from kshot.data.tables.open import open_table
+from kshot.data.tables.table import Reading, Table
 from kshot.sources.ratings.preprocessor import ItemMean
 from kshot.types import Tree
 

@@ -11,7 +11,8 @@ from kshot.annotations import OptionsOf
 from kshot.argument_checks import check_arguments
 from kshot.data import library
 from kshot.data.library.pickled import read_frame
-from kshot.data.tables.table import Table, open_table
+from kshot.data.tables.open import open_table
+from kshot.data.tables.table import Table
 from kshot.sources.ratings.source import RatingTasks, ratings
 
 if TYPE_CHECKING:
@@ -78,7 +79,7 @@ def movielens(
 
 def open_movielens(path: Path | str | None = None) -> Tables:
     """The tables of a data set, see `movielens`."""
-    path = _default_path() if path is None else library.place_of(path)
+    path = _default_path() if path is None else library.resolve_path(path)
     if path.is_dir():
         for name, read in _FORMATS.items():
             if (path / name).is_file():

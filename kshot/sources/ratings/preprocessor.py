@@ -19,7 +19,8 @@ from torch import Tensor
 
 from kshot import objectives
 from kshot.data.tables.columns import Columns, place_of, read_columns
-from kshot.data.tables.table import Reading, Table, open_table
+from kshot.data.tables.open import open_table
+from kshot.data.tables.table import Reading, Table
 from kshot.objectives import Objective
 from kshot.tasks.preprocessor import Preprocessor, Support
 from kshot.types import Tree

@@ -1,0 +1,95 @@
+"""Files that kshot computes once and keeps: the cache folder, cached arrays, and writes that are atomic."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import tempfile
+import zipfile
+import zlib
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+
+
+def cache_folder() -> Path:
+    """The folder of cached results: `$KSHOT_CACHE`, or the user's cache folder. It may be deleted at any time."""
+    from platformdirs import user_cache_path
+
+    folder = os.environ.get("KSHOT_CACHE")
+    return Path(folder).expanduser() if folder else user_cache_path("kshot", appauthor=False)
+
+
+def cached(name: str, compute: Callable[[], dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """Return arrays from the cache, computing them where the cache lacks them or holds a damaged file.
+
+    Args:
+        name: file name without suffix; must contain (a hash of) everything that the arrays depend on.
+        compute: returns arrays by name, none of dtype object.
+
+    Raises:
+        ValueError: the cache folder cannot be written.
+    """
+    path = _path(name)
+    if path.exists():
+        try:
+            with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+                return dict(arrays)
+        except (zipfile.BadZipFile, zlib.error, ValueError, EOFError, OSError, KeyError):
+            pass  # incomplete or damaged, as the checksums of the zip tell: computed again
+    arrays = compute()
+    write_arrays(path, arrays)
+    return arrays
+
+
+def is_cached(name: str) -> bool:
+    """Whether the cache has a file of that name."""
+    return _path(name).exists()
+
+
+def texts_key(options: tuple[object, ...], texts: Iterable[str]) -> str:
+    """A hash of texts, and of the options with which something is computed from them; part of a file name."""
+    key = hashlib.sha256(repr(options).encode())
+    for text in texts:
+        content = text.encode()
+        key.update(len(content).to_bytes(8, "little") + content)
+    return key.hexdigest()[:16]
+
+
+def write_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
+    """Write arrays to an uncompressed `.npz` atomically: readers see the old file or the complete new one.
+
+    Raises:
+        ValueError: the folder cannot be written.
+    """
+    with scratch_folder(path) as scratch:
+        np.savez(scratch / "arrays.npz", **arrays)  # type: ignore[arg-type]
+        (scratch / "arrays.npz").replace(path)
+
+
+@contextmanager
+def scratch_folder(target: Path) -> Iterator[Path]:
+    """A temporary folder next to `target`, on the same disk, so that a rename from it to `target` is atomic.
+
+    Raises:
+        ValueError: the folder of `target` cannot be written.
+    """
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        scratch = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
+    except OSError as error:
+        raise ValueError(
+            f"cannot write in {target.parent} ({error.strerror}); set KSHOT_DATA (for data sets) and KSHOT_CACHE "
+            "(for the cache) to folders that you can write"
+        ) from error
+    try:
+        yield scratch
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _path(name: str) -> Path:
+    return cache_folder() / f"{name}.npz"

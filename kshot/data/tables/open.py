@@ -1,0 +1,178 @@
+"""Opening of tables: CSV, TSV, NDJSON and Parquet files."""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from kshot.data.tables import csv
+from kshot.data.tables.table import PLAIN, Reading, Table, missing_column, named_errors
+from kshot.data.text_files import read_utf8
+
+SUFFIXES = {".csv": "csv", ".tsv": "csv", ".tab": "csv", ".txt": "csv",
+            ".ndjson": "ndjson", ".jsonl": "ndjson", ".parquet": "parquet", ".pq": "parquet"}  # fmt: skip
+
+Selection = Callable[[list[str]], list[str]]
+"""From the columns of a file to those to read."""
+
+
+def open_table(
+    path: Path | str, reading: Reading = PLAIN, *, columns: Sequence[str] | None = None, ignore: Sequence[str] = ()
+) -> Table:
+    """Open a CSV, TSV, NDJSON or Parquet file, as its suffix says.
+
+    Args:
+        path: of the file.
+        reading: format of a text file.
+        columns: columns to read; all by default.
+        ignore: columns not to read.
+
+    Raises:
+        ValueError: no such file, an unknown suffix, a file that is empty, has only a header or cannot be read, or
+            missing or duplicate column names.
+
+    Example:
+        >>> import tempfile
+        >>> path = Path(tempfile.mkdtemp()) / "sales.csv"
+        >>> _ = path.write_text("store;price\\na;1.5\\nb;2\\n")
+        >>> table = open_table(path)
+        >>> table.kind("price"), table.numbers("price").tolist()
+        ('number', [1.5, 2.0])
+    """
+    path = Path(path).expanduser()
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder; give one file of {', '.join(SUFFIXES)}")
+    if not path.is_file():
+        names = [other.name for other in path.parent.iterdir()] if path.parent.is_dir() else []
+        similar = difflib.get_close_matches(path.name, names, 1)
+        raise ValueError(f"there is no file {path}" + (f"; did you mean {similar[0]}?" if similar else ""))
+    form = SUFFIXES.get(path.suffix.lower())
+    if form is None:
+        raise ValueError(f"{path}: the suffix {path.suffix!r} is not known; expected one of {', '.join(SUFFIXES)}")
+    opener = {"csv": _open_csv, "ndjson": _open_ndjson, "parquet": _open_parquet}[form]
+
+    def select(names: list[str]) -> list[str]:
+        selected = [name for name in names if name not in ignore] if columns is None else list(dict.fromkeys(columns))
+        if missing := [name for name in (*selected, *ignore) if name not in names]:
+            raise missing_column(path, missing[0], names)
+        return selected
+
+    with named_errors(path):
+        table = opener(path, reading, select)
+    if not len(table) and not table.faults:
+        raise ValueError(f"{path} has a header but no rows")
+    return table
+
+
+def _open_csv(path: Path, reading: Reading, select: Selection) -> Table:
+    import polars as pl
+
+    text = read_utf8(path, reading.encoding)
+    delimiter = reading.delimiter or ("\t" if path.suffix.lower() in (".tsv", ".tab") else csv.find_delimiter(text))
+    if len(delimiter) != 1 or not delimiter.isascii() or delimiter in '"\r\n':
+        raise ValueError(
+            f"{path}: a delimiter must be one ASCII character, such as ',' ';' '|' or a tab, got {delimiter!r}"
+        )
+    records = csv.records(text, delimiter, str(path))
+    names = _column_names(records.header, path, delimiter)
+    selected = select(names)
+    frame = pl.read_csv(
+        records.text,
+        separator=delimiter,
+        infer_schema=False,
+        new_columns=names,
+        columns=[names.index(name) for name in selected],
+    ).select(selected)
+    expected = len(records.lines) if records.lines is not None else frame.height
+    if frame.height != expected:
+        raise ValueError(f"{path} cannot be read: expected {expected} rows from its lines, got {frame.height}")
+    lost = [f"{path}, line {line}: {fault}" for line, fault in records.bad]
+    return Table(path, frame, reading, typed=False, lines=records.lines, offset=2, lost=lost)
+
+
+def _column_names(header: list[str], path: Path, delimiter: str) -> list[str]:
+    names = [name.strip() for name in header]
+    if "" in names:
+        raise ValueError(f"{path}, line 1: column {names.index('') + 1} has no name; name each column in the header")
+    duplicates = [name for name in dict.fromkeys(names) if names.count(name) > 1]
+    if duplicates:
+        numbers = [str(number) for number, name in enumerate(names, 1) if name == duplicates[0]]
+        raise ValueError(f"{path}: columns {' and '.join(numbers)} are both named {duplicates[0]!r}; rename one")
+
+    def is_number(word: str) -> bool:
+        try:
+            float(word)
+        except ValueError:
+            return False
+        return True
+
+    if all(map(is_number, names)):
+        raise ValueError(
+            f"{path}, line 1: the header holds numbers only ({delimiter.join(names[:5])}); the first line must name "
+            "the columns"
+        )
+    return names
+
+
+def _open_ndjson(path: Path, reading: Reading, select: Selection) -> Table:
+    import polars as pl
+
+    text = read_utf8(path, reading.encoding)
+    if not text.strip():
+        raise ValueError(f"{path} is empty; expected one JSON object a line")
+    lost: list[str] = []
+    lines = None
+    try:
+        frame = pl.read_ndjson(text, infer_schema_length=None)
+        complete = frame.height == text.rstrip(b"\n").count(b"\n") + 1
+    except (pl.exceptions.PolarsError, pl.exceptions.PanicException):
+        complete = False
+    if not complete:  # blank lines, lines that are no objects, or columns of mixed types
+        rows, numbers, lost = _parse_lines(text, path)
+        lines = np.array(numbers, np.int64)
+        names = list(dict.fromkeys(name for row in rows for name in row))
+        frame = pl.DataFrame({name: _unified([row.get(name) for row in rows]) for name in names}, strict=False)
+    return Table(path, frame.select(select(frame.columns)), reading, lines=lines, lost=lost)
+
+
+def _parse_lines(text: bytes, path: Path) -> tuple[list[dict[str, Any]], list[int], list[str]]:
+    """The objects of a file that polars cannot parse, their lines, and the faults of other lines."""
+    rows, numbers, lost = [], [], []
+    for number, line in enumerate(text.split(b"\n"), 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line, parse_constant=lambda word: None if word == "NaN" else float(word))
+        except (ValueError, RecursionError) as error:
+            lost.append(f"{path}, line {number}: not valid JSON: {error}")
+            continue
+        if not isinstance(row, dict):
+            lost.append(f'{path}, line {number}: expected an object such as {{"name": 1}}, got {row!r:.40}')
+            continue
+        rows.append(row)
+        numbers.append(number)
+    return rows, numbers, lost
+
+
+def _unified(values: list[Any]) -> list[Any]:
+    """A column's values in one type: numbers or booleans if all of them are, else words."""
+    types = {type(value) for value in values if value is not None}
+    if types <= {int, float}:
+        return [None if value is None else float(value) if abs(value) < 1e300 else float("inf") for value in values]
+    if types == {bool}:
+        return values
+    return [None if value is None else value if isinstance(value, str) else json.dumps(value) for value in values]
+
+
+def _open_parquet(path: Path, reading: Reading, select: Selection) -> Table:
+    import polars as pl
+
+    if not path.stat().st_size:
+        raise ValueError(f"{path} is empty")
+    lazy = pl.scan_parquet(path, glob=False)
+    return Table(path, lazy.select(select(lazy.collect_schema().names())).collect(), reading)
