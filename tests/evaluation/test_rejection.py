@@ -67,7 +67,7 @@ def test_texts_out_of_scope_are_of_no_class_and_of_their_part(tmp_path):
     source = source_of(tmp_path)
     assert source.describe()["out_of_scope"] == {"val": 7, "test": 9}
     assert not any("oos" in names for names in source.class_names.values())
-    assert {source.texts[row].split()[0] for row in source.outside["test"]} == {"some"}
+    assert {source.texts[row].split()[0] for row in source.out_of_scope["test"]} == {"some"}
     one, other = (source.out_of_scope_inputs("test", index, 4) for index in (0, 1))
     assert one.shape == (4, 64)
     assert torch.equal(one, source.out_of_scope_inputs("test", 0, 4))
