@@ -74,7 +74,7 @@ def test_texts_out_of_scope_are_of_no_class_and_of_their_part(tmp_path):
     assert not torch.equal(one, other)
     assert len(source.out_of_scope_inputs("test", 0, 100)) == 9
     plain = text(tmp_path / "intents.json", ways=2, queries=5, split={"ratio": [1, 0, 0]})
-    with pytest.raises(ValueError, match="nothing that is out of scope"):
+    with pytest.raises(ValueError, match="no out-of-scope examples"):
         plain.out_of_scope_inputs("test", 0, 1)
     with pytest.raises(ValueError, match="no text with the label 'none'"):
         source_of(tmp_path, out_of_scope_label="none")
