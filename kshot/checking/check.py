@@ -88,12 +88,10 @@ def _decode(part: Part, progress: Callable[[int, int], object] | None) -> tuple[
     if not bad:
         return bad, [part.finding("ok", "images", f"All {len(images):,} images can be decoded.")]
     names = listed([str(images.bad[row]) for row in sorted(bad)])
-    sentence = (
-        f"{len(bad):,} of {len(images):,} images cannot be used: {names}. Replace them, or leave them out by "
-        "bad_images: drop."
-    )
+    what = f"{len(bad):,} of {len(images):,} images cannot be used: {names}"
+    todo = "Replace them, or leave them out by bad_images: drop."
     turned = {row + turn * len(images) for row in bad for turn in range(4)}
-    return turned, [part.finding("error", "images", sentence)]
+    return turned, [part.finding("error", "images", f"{what}. {todo}")]
 
 
 def _draw(part: Part, split: Split, count: int, bad: set[int]) -> tuple[list[Task], list[Finding]]:

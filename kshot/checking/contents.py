@@ -5,31 +5,30 @@ Shape legend: n examples.
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
+from itertools import combinations
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 
-from kshot.checking.duplicates import content_hashes, is_blank
 from kshot.checking.findings import Finding, Part, Severity
-from kshot.checking.values import are_rows
-from kshot.types import SPLITS, Batch, Split, Task, tree_map
+from kshot.checking.values import Drawn, are_rows
+from kshot.types import SPLITS, Batch, Split, Task, Tree, tree_leaves, tree_map
 
 CHUNK = 512
 """Number of examples hashed at once."""
+LEAST = 16
+"""Number of values from which on an example of equal values counts as blank."""
 
 
 class Contents(NamedTuple):
-    """Examples of a split.
+    """Examples (n,) of a split: hash of the content, class or group, name in messages, whether blank, and for all:
 
-    Attributes:
-        keys: hash of the content of each example (n,).
-        members: class or group of each.
-        names: name of each in messages.
-        blank: whether each holds one value throughout.
-        few_values: whether rows have so few distinct values that equal content is no sign of copies.
-        repeated: hashes of the inputs of texts that occur twice; None for other examples.
+    few_values: whether rows have so few distinct values that equal content is no sign of copies.
+    repeated: hashes of the inputs of texts that occur twice; None for other examples.
     """
 
     keys: list[bytes]
@@ -72,44 +71,34 @@ def contents_of(part: Part, rows: Mapping[str, np.ndarray], drawn: Sequence[Task
 
 def _names(part: Part, rows: np.ndarray, members: Sequence[str]) -> list[str]:
     """Names of examples for messages."""
-    images, texts, preprocessor = part.images, part.source.texts, part.source.preprocessor
+    images, texts = part.images, part.source.texts
     if images is not None:
         return [images.files[row % len(images)].name for row in rows.tolist()]
     if texts is not None:
         return [repr(texts[row][:60]) for row in rows.tolist()]
-    what = "row" if preprocessor is not None and preprocessor.input_columns is not None else "example"
+    what = "example" if part.columns is None else "row"
     return [f"{what} {row} of {name!r}" for row, name in zip(rows.tolist(), members)]
 
 
 def copies_across(contents: Mapping[Split, Sequence[Contents]]) -> list[Finding]:
     """Examples that occur in two splits."""
     findings = []
-    for number, split in enumerate(SPLITS):
-        for other in SPLITS[:number]:
-            name_of = {
-                key: name
-                for of_part in contents.get(other, ())
-                for key, name, blank in zip(of_part.keys, of_part.names, of_part.blank)
-                if not blank
-            }
-            pairs = [
-                (name, name_of[key])
-                for of_part in contents.get(split, ())
-                for key, name in zip(of_part.keys, of_part.names)
-                if key in name_of
-            ]
-            if not pairs:
-                continue
-            count = sum(len(of_part.keys) for of_part in contents[split])
-            what = f"{len(pairs):,} of {count:,} {split} examples looked at have the same content as one of {other}"
-            if any(of_part.few_values for of_part in (*contents[split], *contents[other])):
-                sentence = f"{what}, as examples with few distinct values do; no error unless rows were copied."
-                findings.append(Finding("note", "two splits", sentence))
-                continue
-            first = f"the first {pairs[0][0]}, which is {pairs[0][1]}" if pairs[0][0] != "a task" else "in their tasks"
-            todo = "Test examples are then trained on: remove one of each pair, or put both into one split"
-            severity: Severity = "error" if len(pairs) > 0.01 * count else "warning"
-            findings.append(Finding(severity, "two splits", f"{what}: {first}. {todo}."))
+    for other, split in combinations(SPLITS, 2):
+        known = [row for of_part in contents.get(other, ()) for row in zip(of_part.keys, of_part.names, of_part.blank)]
+        name_of = {key: name for key, name, blank in known if not blank}
+        examples = [row for of_part in contents.get(split, ()) for row in zip(of_part.keys, of_part.names)]
+        pairs = [(name, name_of[key]) for key, name in examples if key in name_of]
+        if not pairs:
+            continue
+        what = f"{len(pairs):,} of {len(examples):,} {split} examples looked at have the same content as one of {other}"
+        if any(of_part.few_values for of_part in (*contents[split], *contents[other])):
+            sentence = f"{what}, as examples with few distinct values do; no error unless rows were copied."
+            findings.append(Finding("note", "two splits", sentence))
+            continue
+        first = f"the first {pairs[0][0]}, which is {pairs[0][1]}" if pairs[0][0] != "a task" else "in their tasks"
+        todo = "Test examples are then trained on: remove one of each pair, or put both into one split"
+        severity: Severity = "error" if len(pairs) > 0.01 * len(examples) else "warning"
+        findings.append(Finding(severity, "two splits", f"{what}: {first}. {todo}."))
     return findings or [Finding("ok", "two splits", "No example looked at occurs in two splits.")]
 
 
@@ -141,9 +130,7 @@ def copies_within(part: Part, contents: Mapping[Split, Contents]) -> list[Findin
     return findings
 
 
-def shown_queries(
-    part: Part, drawn: Mapping[Split, Sequence[Task]], contents: Mapping[Split, Contents]
-) -> list[Finding]:
+def shown_queries(part: Part, drawn: Drawn, contents: Mapping[Split, Contents]) -> list[Finding]:
     """Queries whose answer is in the support of their task."""
     if not part.source.copies_are_errors:
         return []
@@ -157,12 +144,10 @@ def shown_queries(
             num_shown, num_queries = num_shown + sum(key in known for key in query), num_queries + len(query)
         if not num_shown:
             continue
-        severity: Severity = "note" if few_values else "error" if num_shown > 0.05 * num_queries else "warning"
-        todo = (
-            "With so few distinct values that is no error, unless rows were copied."
-            if few_values
-            else "Remove the copies."
-        )
+        severity: Severity = "error" if num_shown > 0.05 * num_queries else "warning"
+        todo = "Remove the copies."
+        if few_values:
+            severity, todo = "note", "With so few distinct values that is no error, unless rows were copied."
         sentence = (
             f"{num_shown:,} of {num_queries:,} query examples of {split} ({num_shown / num_queries:.1%}) have the same "
             f"content as one of their own support, which shows the answer. {todo}"
@@ -194,3 +179,20 @@ def _hashed(batch: Batch, task_specific_classes: bool) -> tuple[list[bytes], lis
 
 def _keys(batch: Batch, task_specific_classes: bool) -> list[bytes]:
     return [key for key, blank in zip(*_hashed(batch, task_specific_classes)) if not blank]
+
+
+def content_hashes(tree: Tree) -> list[bytes]:
+    """A hash of the content of each example (n,)."""
+    leaves = [np.ascontiguousarray(leaf.cpu().numpy()).reshape(len(leaf), -1) for leaf in tree_leaves(tree)]
+    return [
+        hashlib.blake2b(b"".join(leaf[row].tobytes() for leaf in leaves), digest_size=16).digest()
+        for row in range(len(leaves[0]))
+    ]
+
+
+def is_blank(inputs: Tree) -> list[bool]:
+    """Whether each example (n,) holds one value throughout."""
+    leaves = [leaf.flatten(1) for leaf in tree_leaves(inputs) if leaf.ndim > 1]
+    if sum(leaf.shape[1] for leaf in leaves) < LEAST:
+        return [False] * len(tree_leaves(inputs)[0])
+    return torch.stack([(leaf == leaf[:, :1]).all(1) for leaf in leaves]).all(0).tolist()

@@ -7,6 +7,7 @@ from typing import Literal, NamedTuple
 
 from kshot.data.images.augment import Turned
 from kshot.data.images.cache import DecodedImages
+from kshot.data.tables.columns import Columns
 from kshot.tasks.mixture import Mixture
 from kshot.tasks.source import TaskSource
 from kshot.types import SPLITS, Split
@@ -17,13 +18,7 @@ SEVERITIES: tuple[Severity, ...] = ("ok", "note", "warning", "error")
 
 
 class Finding(NamedTuple):
-    """The result of one check.
-
-    Attributes:
-        severity: ok, note, warning or error.
-        check: what was checked, in a word or two.
-        sentence: what was found, and what to do about it.
-    """
+    """The result of one check: what was checked, in a word or two, what was found, and what to do about it."""
 
     severity: Severity
     check: str
@@ -35,7 +30,6 @@ class Sizes(NamedTuple):
 
     Attributes:
         source: its name in a mixture; empty elsewhere.
-        split: train, val or test.
         kind: class, group, user, or task for sources without such members.
         counts: of each member; empty if there are none.
         num_tasks: number of distinct tasks; None if it is unlimited.
@@ -49,13 +43,7 @@ class Sizes(NamedTuple):
 
 
 class Checked(NamedTuple):
-    """The result of `check`.
-
-    Attributes:
-        findings: in descending order of severity.
-        sizes: of each split of each source of a mixture.
-        looked_at: a sentence about the extent of the check.
-    """
+    """The result of `check`: findings in descending order of severity, sizes, and a sentence about its extent."""
 
     findings: list[Finding]
     sizes: list[Sizes]
@@ -83,6 +71,11 @@ class Part(NamedTuple):
         examples = getattr(self.source, "examples", None)
         examples = examples.examples if isinstance(examples, Turned) else examples
         return examples if isinstance(examples, DecodedImages) else None
+
+    @property
+    def columns(self) -> Columns | None:
+        """The table columns of the inputs, if they are rows of a table."""
+        return self.source.preprocessor.input_columns if self.source.preprocessor else None
 
     @property
     def target_kind(self) -> str:

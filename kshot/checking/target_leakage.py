@@ -19,13 +19,7 @@ _MOST = 1000  # rows compared with one another
 
 
 class Rows(NamedTuple):
-    """The rows of one task without padding.
-
-    Attributes:
-        features: (n, F).
-        targets: (n, D), one-hot for classes.
-        shots: number of support rows, which come first.
-    """
+    """The rows of one task without padding: features (n, F), targets (n, D), one-hot for classes; support first."""
 
     features: np.ndarray
     targets: np.ndarray
@@ -70,17 +64,17 @@ def leaks(tasks: Sequence[Rows], columns: Mapping[str, Sequence[int]], target_ki
         return []
     found = []
     for name, indices in columns.items():
-        right = np.concatenate([_nearest(*pair, indices) for pair in pairs])
+        right = np.concatenate([_nearest(pair, indices) for pair in pairs])
         if right.mean() >= CERTAIN:
-            found.append(Leak(name, float(right.mean()), all(_is_bijective(*pair, indices) for pair in pairs)))
+            found.append(Leak(name, float(right.mean()), all(_is_bijective(pair, indices) for pair in pairs)))
     return found
 
 
 def sorted_by_target(groups: Sequence[np.ndarray]) -> float:
     r"""The mean of $|\rho|$ of targets (n,) and their position in the file; 0 for too few or too small groups."""
-    scores = [abs(_spearman(np.arange(len(y))[:, None], y[:, None])[0, 0]) for y in groups if len(y) >= 8]
-    scores = [score for score in scores if np.isfinite(score)]
-    return float(np.mean(scores)) if len(scores) >= max(3, len(groups) / 2) else 0.0
+    scores = np.array([_spearman(np.arange(len(y))[:, None], y[:, None])[0, 0] for y in groups if len(y) >= 8])
+    scores = np.abs(scores[np.isfinite(scores)])
+    return float(scores.mean()) if len(scores) >= max(3, len(groups) / 2) else 0.0
 
 
 def _ranking(tasks: Sequence[Rows], columns: Mapping[str, Sequence[int]]) -> list[Leak]:
@@ -91,13 +85,10 @@ def _ranking(tasks: Sequence[Rows], columns: Mapping[str, Sequence[int]]) -> lis
     known = np.isfinite(ranked).sum(0)
     mean = np.abs(np.nansum(ranked, 0)) / np.maximum(known, 1)
     best = np.where(known >= len(tasks) / 2, mean, 0).max(1)
-    features, targets = (np.concatenate([getattr(task, name) for task in tasks]) for name in ("features", "targets"))
+    features, targets = map(np.concatenate, list(zip(*tasks))[:2])
     copied = np.abs(np.nan_to_num(_pearson(features, targets))).max(1) > 0.9999
-    return [
-        Leak(name, float(best[indices].max()), bool(copied[indices].any()))
-        for name, indices in ((name, list(indices)) for name, indices in columns.items())
-        if indices and (best[indices].max() >= CERTAIN or copied[indices].any())
-    ]
+    scores = {name: (float(best[list(i)].max()), bool(copied[list(i)].any())) for name, i in columns.items() if i}
+    return [Leak(name, score, same) for name, (score, same) in scores.items() if score >= CERTAIN or same]
 
 
 def _spearman(features: np.ndarray, targets: np.ndarray) -> np.ndarray:
@@ -127,17 +118,15 @@ def _across_tasks(tasks: Sequence[Rows]) -> Pair:
     """The rows of every other task, and those of the others."""
     if len(tasks) < 2:
         return (np.empty((0, 0)), np.empty(0, np.int64)) * 2
-    halves = []
-    for half in (tasks[::2], tasks[1::2]):
-        halves += [np.concatenate([task.features for task in half])[:_MOST]]
-        halves += [np.concatenate([task.targets for task in half])[:_MOST].argmax(1)]
-    return halves[0], halves[1], halves[2], halves[3]
+    known, known_targets, query, query_targets = (
+        np.concatenate(arrays)[:_MOST] for half in (tasks[::2], tasks[1::2]) for arrays in list(zip(*half))[:2]
+    )
+    return known, known_targets.argmax(1), query, query_targets.argmax(1)
 
 
-def _nearest(
-    known: np.ndarray, classes: np.ndarray, query: np.ndarray, labels: np.ndarray, indices: Sequence[int]
-) -> np.ndarray:
+def _nearest(pair: Pair, indices: Sequence[int]) -> np.ndarray:
     """Whether the known row nearest to each query row has its class, by some features; the share of ties that do."""
+    known, classes, query, labels = pair
     distance = np.zeros((len(query), len(known)))
     for index in indices:
         distance += np.square(query[:, index, None] - known[:, index])
@@ -145,12 +134,9 @@ def _nearest(
     return (ties & (classes == labels[:, None])).sum(1) / ties.sum(1)
 
 
-def _is_bijective(
-    known: np.ndarray, classes: np.ndarray, query: np.ndarray, labels: np.ndarray, indices: Sequence[int]
-) -> bool:
+def _is_bijective(pair: Pair, indices: Sequence[int]) -> bool:
     """Whether the features have one value in each class, and different classes different values."""
-    values = np.concatenate([known, query])[:, list(indices)]
-    of_class = np.concatenate([classes, labels])
+    values, of_class = np.concatenate(pair[::2])[:, list(indices)], np.concatenate(pair[1::2])
     distinct = np.unique(values, axis=0)
     pairs = np.unique(np.column_stack([values, of_class]), axis=0)
     return len(distinct) == len(pairs) == len(np.unique(of_class))

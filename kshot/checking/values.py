@@ -22,7 +22,7 @@ def check_values(part: Part, drawn: Drawn) -> list[Finding]:
     """Values that are not finite, constant targets, imbalanced classes, constant inputs."""
     findings = []
     for split, tasks in drawn.items():
-        wrong = sum(not all(_finite(leaf) for leaf in tree_leaves(task)) for task in tasks)
+        wrong = sum(not all(bool(leaf.isfinite().all()) for leaf in tree_leaves(task)) for task in tasks)
         if wrong:
             sentence = (
                 f"{wrong} of {len(tasks)} tasks of {split} hold values that are not finite. Replace them by numbers, "
@@ -54,8 +54,7 @@ def check_values(part: Part, drawn: Drawn) -> list[Finding]:
 
 
 def _constant_inputs(part: Part, drawn: Drawn) -> list[Finding]:
-    preprocessor = part.source.preprocessor
-    table = preprocessor.input_columns if preprocessor else None
+    table = part.columns
     findings = [
         part.finding("note", "columns", f"Column {column.name!r} is no input: {column.left_out}.")
         for column in (table.columns if table else ())
@@ -64,10 +63,8 @@ def _constant_inputs(part: Part, drawn: Drawn) -> list[Finding]:
     columns = _columns(part, drawn)
     if columns:
         features = np.concatenate([task.features for task in _rows(drawn["train"])])
-        constant = [
-            repr(name) for name, indices in columns.items()
-            if indices and (features[:, indices] == features[0, indices]).all()
-        ]  # fmt: skip
+        same = (features == features[0]).all(0)
+        constant = [repr(name) for name, indices in columns.items() if indices and same[indices].all()]
         if constant:
             names = ", ".join(constant[:5]) + (", …" if len(constant) > 5 else "")
             sentence = f"In the tasks looked at these inputs are constant: {names}. Leave them out."
@@ -116,12 +113,10 @@ def _columns(part: Part, drawn: Drawn) -> dict[str, list[int]]:
     tasks = drawn.get("train", ())
     if not are_rows(tasks) or part.source.texts is not None:
         return {}
-    width = tasks[0].support.inputs.shape[1]
-    preprocessor = part.source.preprocessor
-    if preprocessor is not None and preprocessor.input_columns is not None:
-        table = preprocessor.input_columns
+    if (table := part.columns) is not None:
         index = {name: number for number, name in enumerate(table.features)}
         return {column.name: [index[name] for name in column.features] for column in table.columns if column.features}
+    width = tasks[0].support.inputs.shape[1]
     return {f"input {number + 1}": [number] for number in range(width)} if width <= MOST_COLUMNS else {}
 
 
@@ -142,7 +137,3 @@ def _rows(tasks: Sequence[Task], *, inputs: bool = True) -> list[Rows]:
         values = [batch.inputs[mask] for batch, mask in zip(task, real)] if inputs else [targets[:, :0]]
         rows.append(Rows(torch.cat(values).numpy(), targets.numpy(), int(real[0].sum())))
     return rows
-
-
-def _finite(leaf: Tensor) -> bool:
-    return not leaf.is_floating_point() or bool(leaf.isfinite().all())

@@ -5,8 +5,7 @@ from kshot.sources.functions import gaussian_processes, sinusoids
 from kshot.sources.glyphs import glyphs
 from kshot.sources.huggingface import from_hf
 from kshot.sources.images import images
-from kshot.sources.omniglot import omniglot
-from kshot.sources.omniglot_runs import omniglot_runs
+from kshot.sources.omniglot import omniglot, omniglot_runs
 from kshot.sources.pixels import pixels
 from kshot.sources.ratings.movielens import movielens
 from kshot.sources.ratings.source import ratings

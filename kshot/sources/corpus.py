@@ -31,7 +31,7 @@ from kshot.tasks.group_tasks import GroupTasks, Order
 from kshot.tasks.pool import OnTooFew, Rows
 from kshot.tasks.preprocessor import Preprocessor, Support
 from kshot.tasks.source import if_any
-from kshot.tasks.splitting import DEFAULT_SPLIT, cut
+from kshot.tasks.splitting import DEFAULT_SPLIT, cut_rows
 from kshot.types import Batch, Split
 
 Unit = Literal["characters", "bytes", "tokens"]
@@ -69,15 +69,15 @@ def corpus(
     r"""Predict each next character of a text after adapting to a part of it.
 
     A task is a file, a folder of files, a speaker in the files, or the name in a column of a table. Its texts are
-    joined by line feeds, and cut into windows of `length` characters. With $x$ the text of a task,
+    joined by line feeds, and cut into windows of L = `length` characters. With $x$ the text of a task,
 
     $$ \text{inputs}_i = x_{iL} \dots x_{iL+L-1}, \quad \text{targets}_i = x_{iL+1} \dots x_{iL+L}, $$
 
     so that each character but the first is predicted exactly once, and no query window contains targets of the support.
     The last window of a task is padded: inputs with 0, targets with -100, which `objectives.next_token` ignores.
 
-    Inputs and targets are int64 (shots, L) in the support and (queries, L) in the query: 0 is padding, 1 a character
-    that no training task contains, 2 … are the characters of the training tasks, or the bytes of UTF-8.
+    Both are int64 (shots, L) in the support and (queries, L) in the query: 0 is padding, 1 a character that no training
+    task contains, 2 … are the characters of the training tasks, or the bytes of UTF-8.
 
     Args:
         path: a folder of text files, a zip or tar of one, one such file, or a table (CSV, TSV, NDJSON, Parquet), also
@@ -90,26 +90,23 @@ def corpus(
             "passage" and "voice" it marks where a speaker begins, such as a line `^(.+):$`; matches belong to no text.
         text: the column of texts of a table; its rows are in order.
         files: the names of the files to read in a folder.
-        markup: "keep" reads texts unchanged; "drop" removes the tags and comments of XML or HTML and decodes `&amp;`
-            and the like, see `kshot.data.text.markup`. The pattern sees the tags: `<SPEAKER>([^<]+)</SPEAKER>`.
-        without: with markup "drop", elements whose text is removed too, such as STAGEDIR and TITLE of a play.
-        unit: "characters", or "bytes" of UTF-8, with a vocabulary of 258 for any data, or "tokens" of a pretrained
-            model, see `kshot.models.causal_lm`. Metrics are bits per character, or per byte, in each case.
-        tokenizer: the folder of that model, with its byte-level tokenizer.
-        length: number of characters (or bytes, or tokens) of a window.
+        markup, without: "keep" reads texts unchanged; "drop" removes the tags and comments of XML or HTML, with the
+            text of the elements `without`, such as STAGEDIR, and decodes `&amp;` and the like, see
+            `kshot.data.text.markup`. The pattern sees the tags: `<SPEAKER>([^<]+)</SPEAKER>`.
+        unit, tokenizer: "characters", "bytes" of UTF-8, a vocabulary of 258 for any data, or "tokens" of a pretrained
+            model in the folder `tokenizer`, see `kshot.models.causal_lm`. Metrics are bits per character or byte.
+        length: L, of characters, bytes or tokens.
         pretrain_length: number of characters that pretraining reads from the start of a window, `length` by default.
             Learners that read several windows, as `dynamic_evaluation`, need a model trained on as many.
         shots, queries, train_queries: number of windows, an int or a range each.
         order: "given" takes consecutive windows, the support before the query; "random" any windows of the task.
-        split: train, val and test tasks, see `kshot.tasks.splitting`. By default the column split of a table if there
-            is one, else by ratio 0.7, 0.15, 0.15.
+        split: see `kshot.tasks.splitting`; by default the column split of a table, else by ratio 0.7, 0.15, 0.15.
         bad_rows: "error", or "drop" to leave out rows without a text or a task, and files in another encoding.
         reading: format of text files if not UTF-8 with commas: encoding, delimiter, …; see `Reading`.
         on_too_few, seed: as in `GroupTasks`.
 
     Raises:
-        ValueError: an unusable file, column or row, a pattern that is invalid or matches nothing, and errors of `cut`
-            and `GroupTasks`.
+        ValueError: an unusable file, column, row or pattern, and errors of `cut` and `GroupTasks`.
 
     Example:
         >>> folder = Path(getfixture("tmp_path"))
@@ -133,11 +130,11 @@ def corpus(
     )  # fmt: skip
     if split is None:
         split = {"column": "split"} if read.splits else DEFAULT_SPLIT
-    parts = cut(read.texts, split, kind="group", values=read.splits)
     joined = {name: "\n".join(texts) for name, texts in read.texts.items()}
+    parts = cut_rows(joined, split, kind="group", values=read.splits)
     vocabulary: Vocabulary | Tokens = BYTES
     if unit == "characters":
-        vocabulary = Vocabulary.fit(joined[name] for name in parts["train"])
+        vocabulary = Vocabulary.fit(parts["train"].values())
     elif tokenizer is not None:
         vocabulary = Tokens(tokenizer)
     preprocessor = CorpusPreprocessor(unit, length, vocabulary)
@@ -145,20 +142,12 @@ def corpus(
     examples, task_of_window = windows_of(list(ids.values()), length)
     rows = {name: np.flatnonzero(task_of_window == number) for number, name in enumerate(ids)}
     return Corpus(
-        examples,
-        {part: {name: rows[name] for name in names} for part, names in parts.items()},
-        preprocessor=preprocessor,
-        pretrain_length=pretrain_length or length,
+        examples, {part: {name: rows[name] for name in names} for part, names in parts.items()},
+        preprocessor=preprocessor, pretrain_length=pretrain_length or length,
         unknown={part: _share_of_unknown([ids[name] for name in names]) for part, names in parts.items()},
-        shots=shots,
-        queries=queries,
-        train_queries=train_queries,
-        order=order,
-        on_too_few=on_too_few,
-        seed=seed,
-        name=f"corpus of {path.name}",
-        left_out=if_any(**read.left_out),
-    )
+        shots=shots, queries=queries, train_queries=train_queries, order=order, on_too_few=on_too_few, seed=seed,
+        name=f"corpus of {path.name}", left_out=if_any(**read.left_out),
+    )  # fmt: skip
 
 
 class Corpus(GroupTasks):
@@ -225,11 +214,7 @@ class CorpusPreprocessor(Preprocessor):
         return torch.tensor(self.vocabulary.characters)[targets.clamp(min=0)] * scored
 
     def windows(self, path: Path) -> tuple[Tensor, Tensor]:
-        """The windows of a text file: inputs and targets, both (n, L).
-
-        Raises:
-            ValueError: the file cannot be read, is not UTF-8, or holds fewer than two characters.
-        """
+        """The windows of a text file, inputs and targets (n, L); ValueError if unreadable or below two characters."""
         text = read_text(path)
         if len(text) < 2:
             raise ValueError(f"{path} holds {len(text)} characters; there is nothing to predict in fewer than two")

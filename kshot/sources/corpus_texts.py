@@ -52,11 +52,10 @@ def read_texts(
     bad_rows: BadRows,
     reading: Reading,
 ) -> TextsOfTasks:
-    """Read the texts of each task; the arguments are those of `corpus`, except for two.
+    """Read the texts of each task; the arguments are those of `corpus`.
 
-    Args:
-        split_column: the column of train, val and test; by default "split" if the table has it.
-        without: elements whose text is left out; None keeps markup as it is.
+    `split_column` is the column of train, val and test, by default "split" if the table has it; `without` is None to
+    keep markup as it is.
     """
     markup = None if without is None else _MarkupReader(without)
     if task in OF_FILES:
@@ -127,11 +126,8 @@ def _from_table(
         column = "split"
     splits = None if column is None else values_of(names[rows], column_of(table, column)[rows])
     by_task: dict[str, list[str]] = dict(groups.iter_rows())
-    if markup is not None:
-        by_task = {
-            name: [markup(content, f"{path}, a text of {name}").all() for content in contents]
-            for name, contents in by_task.items()
-        }
+    for name, contents in by_task.items() if markup is not None else ():
+        by_task[name] = [markup(content, f"{path}, a text of {name}").all() for content in contents]
     return TextsOfTasks(by_task, splits, {"bad rows": table.dropped["rows"]})
 
 
@@ -201,15 +197,11 @@ def _passages(
     content: str, expression: re.Pattern[str], file: Path, markup: Markup | None
 ) -> Iterator[tuple[str | None, str]]:
     """Speakers and passages of a file; the speaker is None before the first match."""
-    speaker, start = None, 0
-    for match in expression.finditer(content if markup is None else markup.searched()):
-        yield speaker, _passage(content, start, match.start(), markup)
-        speaker, start = _group(match, file, markup=markup is not None), match.end()
-    yield speaker, _passage(content, start, len(content), markup)
-
-
-def _passage(content: str, start: int, stop: int, markup: Markup | None) -> str:
-    return content[start:stop].strip("\n") if markup is None else markup.between(start, stop)
+    matches = list(expression.finditer(content if markup is None else markup.searched()))
+    speakers = [None, *(_group(match, file, markup=markup is not None) for match in matches)]
+    starts, stops = [0, *(match.end() for match in matches)], [*(match.start() for match in matches), len(content)]
+    for speaker, start, stop in zip(speakers, starts, stops):
+        yield speaker, content[start:stop].strip("\n") if markup is None else markup.between(start, stop)
 
 
 def _group(match: re.Match[str], file: Path, *, markup: bool = False) -> str:

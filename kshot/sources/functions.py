@@ -37,8 +37,7 @@ def sinusoids(
     Inputs and targets are (shots, 1) in the support and (queries, 1) in the query.
 
     Args:
-        shots: number of support points.
-        queries: number of query points.
+        shots, queries: number of points.
         noise: standard deviation of Gaussian noise on the targets.
         target_type: "regression" of the target (`objectives.mse`), or prediction of its "distribution", a mean and a
             standard deviation (`objectives.gaussian`).
@@ -101,23 +100,17 @@ def gaussian_processes(
     $$ f \sim \mathrm{GP}(0, k), \quad y = f(x) + \epsilon, \quad x \sim U[-2, 2], \quad
        \epsilon \sim N(0, \sigma^2), \quad \ell \sim U[\text{length\_scale}] $$
 
-    with $k(r)$ of the distance $r = |x - x'|$:
-
-    - rbf: $\exp(-r^2 / 2 \ell^2)$
-    - matern52: $(1 + s + s^2 / 3) e^{-s}$ with $s = \sqrt5\, r / \ell$
-    - periodic: $\exp(-2 \sin^2(\pi r / p) / \ell^2)$ with the period $p \sim U[\text{period}]$
-
     Inputs and targets are (largest number of shots, 1) in the support, padded with rows of weight 0, and (queries, 1)
     in the query.
 
     Args:
-        kernel: "rbf", "matern52" or "periodic".
-        length_scale: (low, high) of $\ell$.
-        period: (low, high) of $p$, for the periodic kernel.
+        kernel: $k(r)$ of the distance $r = |x - x'|$: "rbf" is $\exp(-r^2 / 2 \ell^2)$, "matern52" is
+            $(1 + s + s^2 / 3) e^{-s}$ with $s = \sqrt5\, r / \ell$, and "periodic" is
+            $\exp(-2 \sin^2(\pi r / p) / \ell^2)$ with the period $p \sim U[\text{period}]$.
+        length_scale, period: (low, high) of $\ell$ and $p$.
         noise: $\sigma$, positive.
         shots: number of support points, an int or (low, high), drawn for each task.
-        queries: number of query points.
-        seed: random seed of task sampling.
+        queries, seed: as in `sinusoids`.
 
     Example:
         >>> source = gaussian_processes(kernel="matern52", shots=(3, 20))
@@ -160,9 +153,9 @@ class GaussianProcesses(StackedSource):
         r"""The exact posterior of the query targets of a task: {"mean": (m, 1), "std": (m, 1)}.
 
         $$ \mu_* = K_{*n} (K_{nn} + \sigma^2 I)^{-1} y, \qquad
-           \sigma^2_* = \mathrm{diag}\bigl(K_{**} + \sigma^2 I - K_{*n} (K_{nn} + \sigma^2 I)^{-1} K_{n*}\bigr) $$
+           \sigma^2_* = \mathrm{diag}\bigl(K_{**} + \sigma^2 I - K_{*n} (K_{nn} + \sigma^2 I)^{-1} K_{n*}\bigr), $$
 
-        Its expected log-likelihood is an upper bound for every learner.
+        whose expected log-likelihood is an upper bound for every learner.
         """
         _, (covariance,), _, (shots,) = self._draw(split, [index])
         support, query = slice(0, shots), slice(self.shots.high, None)

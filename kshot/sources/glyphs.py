@@ -34,16 +34,11 @@ FACES = tuple(
     for family, italic in (("Sans", "Oblique"), ("SansMono", "Oblique"), ("Serif", "Italic"))
     for style in ("", "-Bold", f"-{italic}", f"-Bold{italic}")
 )
-DRAWINGS = 20
-"""Number of drawings of each character."""
-SIZE = 28
-"""Width and height of a drawing in pixels."""
-FEWEST_FACES = 4
-"""Characters in fewer faces are left out: their drawings would be too similar."""
-ALIKE = 0.88
-"""Cosine similarity of canonical drawings from which on two characters are look-alikes."""
-SOLID = 0.75
-"""Share of its bounding box that the ink of a bar or dot fills at least."""
+DRAWINGS = 20  # of each character
+SIZE = 28  # width and height of a drawing in pixels
+FEWEST_FACES = 4  # characters in fewer faces are left out: their drawings would be too similar
+ALIKE = 0.88  # cosine similarity of canonical drawings from which on two characters are look-alikes
+SOLID = 0.75  # share of its bounding box that the ink of a bar or dot fills at least
 
 _VERSION = 2  # of the drawings, part of the cache key
 _FONT_SIZE = 64
@@ -65,8 +60,7 @@ def glyphs(**options: ClassOptions) -> ClassTasks:
     Train, val and test are different scripts, see `SCRIPTS`. Left out are characters that Unicode decomposes (accented
     letters), that fewer than 4 faces contain, that are bars or dots (their ink fills 3/4 of their bounding box), and
     look-alikes: no two classes have canonical drawings (DejaVu Sans, scaled to the bounding box, blurred by one pixel)
-    of cosine similarity 0.88 or more, so that one of c/C, A/Α/А, o/O/0 remains. Test characters take precedence over
-    val, and val over train.
+    of cosine similarity 0.88 or more, so that one of c/C, A/Α/А, o/O/0 remains, of test before val before train.
 
     Drawings are made at the first use (seconds) and cached. Equal fonts and versions of Pillow and FreeType give
     identical bytes.
@@ -101,10 +95,10 @@ def _split(name: str) -> Split | None:
     return next((of[script] for script in of if name.startswith(f"{script} ")), None)
 
 
-def _font_folder() -> Path:
+def _font_file(face: int) -> Path:
     import matplotlib
 
-    return Path(matplotlib.get_data_path()) / "fonts" / "ttf"
+    return Path(matplotlib.get_data_path()) / "fonts" / "ttf" / FACES[face]
 
 
 def _key() -> str:
@@ -112,8 +106,8 @@ def _key() -> str:
     from PIL import __version__, features
 
     fonts = hashlib.sha256()
-    for face in FACES:
-        fonts.update((_font_folder() / face).read_bytes())
+    for face in range(len(FACES)):
+        fonts.update(_font_file(face).read_bytes())
     parts = _VERSION, __version__, features.version("freetype2"), unicodedata.unidata_version, fonts.hexdigest()
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
 
@@ -142,10 +136,9 @@ def _distinguishable(characters: list[str]) -> list[str]:
     """The characters without look-alikes of earlier ones."""
     canonical = np.stack([_canonical(character) for character in characters])  # (c, p)
     canonical /= np.linalg.norm(canonical, axis=1, keepdims=True)
-    alike = canonical @ canonical.T >= ALIKE
     chosen: list[int] = []
-    for number in range(len(characters)):
-        if not alike[number, chosen].any():
+    for number, alike in enumerate(canonical @ canonical.T >= ALIKE):
+        if not alike[chosen].any():
             chosen.append(number)
     return [characters[number] for number in chosen]
 
@@ -205,8 +198,7 @@ def _ink(character: str, face: int, stroke: int) -> Image.Image:
 def _font(face: int):  # type: ignore[no-untyped-def]
     from PIL import ImageFont
 
-    path = str(_font_folder() / FACES[face])
-    return ImageFont.truetype(path, _FONT_SIZE, layout_engine=ImageFont.Layout.BASIC)
+    return ImageFont.truetype(str(_font_file(face)), _FONT_SIZE, layout_engine=ImageFont.Layout.BASIC)
 
 
 @functools.cache
@@ -214,7 +206,7 @@ def _characters(face: int) -> frozenset[int]:
     """The code points of a face."""
     from matplotlib.ft2font import FT2Font
 
-    return frozenset(FT2Font(str(_font_folder() / FACES[face])).get_charmap())
+    return frozenset(FT2Font(str(_font_file(face))).get_charmap())
 
 
 @functools.cache

@@ -17,7 +17,7 @@ from kshot.data.images.cache import DecodedImages
 from kshot.data.images.decode import BadImage, Colour, colour_of
 from kshot.data.images.index import Listing, list_folder, list_table, shown
 from kshot.tasks.class_tasks import ClassOptions, ClassTasks
-from kshot.tasks.splitting import DEFAULT_SPLIT, cut
+from kshot.tasks.splitting import DEFAULT_SPLIT, cut_rows
 from kshot.types import Split
 
 log = logging.getLogger(__name__)
@@ -55,8 +55,8 @@ def images(
         path: the folder, or the table, `.csv` or `.tsv`, whose paths are relative to its folder.
         size: width and height in pixels: the central square of an image, resized.
         colour: "rgb" or "grey"; other images are converted.
-        split: train, val and test classes, see `kshot.tasks.splitting`. By default as the folders or the column split
-            say, or else by ratio 0.7, 0.15, 0.15. With split folders, it splits all their classes anew.
+        split: see `kshot.tasks.splitting`. By default as the folders or the column split say, or else by ratio 0.7,
+            0.15, 0.15. With split folders, it splits all their classes anew.
         within: "domain" draws all classes of a task from one domain.
         augment: augmentation of training tasks such as `{"flip": True, "shift": 8, "jitter": 0.4}`, see `Augment`.
         turned_classes: use each training class in four rotations as four classes.
@@ -67,8 +67,8 @@ def images(
         options: arguments of `ClassTasks`.
 
     Raises:
-        ValueError: errors of `list_folder`, `list_table`, `cut` and `ClassTasks`, sizes out of bounds, or a class in
-            two split folders. While drawing tasks: an unusable image.
+        ValueError: errors of `list_folder`, `list_table`, `cut` and `ClassTasks`, a class in two split folders. While
+            drawing tasks: an unusable image.
 
     Example:
         >>> source = images("flowers", ways=5, shots=1, size=84)  # doctest: +SKIP
@@ -89,7 +89,7 @@ def images(
             log.warning("left out: %s", bad)
         if len(decoded.bad) > _LOGGED:
             log.warning("left out: %d more", len(decoded.bad) - _LOGGED)
-    classes = {part: {name: rows[name] for name in names} for part, names in _cut(listing, path, split).items()}
+    classes = _cut(rows, listing, path, split)
     domains = dict(listing.domains)
     examples: Dataset = decoded
     if turned_classes:
@@ -104,21 +104,21 @@ def images(
     )  # fmt: skip
 
 
-def _cut(listing: Listing, path: Path, split: Mapping[str, Any] | None) -> dict[Split, list[str]]:
-    """The classes of each split."""
-    if path.is_dir() and "split" in listing.values and split is None:
-        for name, parts in listing.values["split"].items():
+def _cut(
+    rows: Mapping[str, np.ndarray], listing: Listing, path: Path, split: Mapping[str, Any] | None
+) -> dict[Split, dict[str, np.ndarray]]:
+    """The classes of each split, with their rows."""
+    if split is None:
+        for name, parts in listing.values.get("split", {}).items() if path.is_dir() else ():
             if len(parts) > 1:
                 raise ValueError(
                     f"{path}: class {name!r} is in the folders of {' and '.join(sorted(parts))}. Few-shot tasks "
                     "are tested on classes never seen in training: keep each class in one of them, or split the "
                     "classes anew by split: {ratio: [0.7, 0.15, 0.15]}"
                 )
-    if split is None:
         split = {"column": "split"} if "split" in listing.values else DEFAULT_SPLIT
-    values = listing.values.get(str(split.get("column")))
     domains = listing.domains if any(listing.domains.values()) else None
-    return cut(listing.classes, split, values=values, domains=domains)
+    return cut_rows(rows, split, values=listing.values.get(str(split.get("column"))), domains=domains)
 
 
 def _within(listing: Listing, path: Path, domains: dict[str, str]) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""Omniglot: handwritten characters of 50 alphabets, the first benchmark of few-shot learning.
+"""Omniglot: handwritten characters of 50 alphabets, the first benchmark of few-shot learning, and its official runs.
 
 Shape legend: n drawings.
 """
@@ -7,13 +7,16 @@ from __future__ import annotations
 
 import hashlib
 import io
+import zipfile
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
+import torch
 
+from kshot import objectives
 from kshot.annotations import PositiveInt
 from kshot.argument_checks import check_arguments
 from kshot.data import library
@@ -22,13 +25,17 @@ from kshot.data.dataset import Dataset, ImageDataset
 from kshot.data.images.augment import Augment, AugmentOptions, Mirrored
 from kshot.data.library.archives import opened_zip
 from kshot.tasks.class_tasks import ClassOptions, ClassTasks
-from kshot.types import SPLITS, Split
+from kshot.tasks.source import TaskSource
+from kshot.types import SPLITS, Batch, Split, Task, one_hot
 
 PARTS = "images_background", "images_evaluation"
 SIDE = 105
 """Width and height of an original drawing in pixels."""
 TURNS = {"rot000": 0, "rot090": 1, "rot180": 2, "rot270": 3}
 """Counter-clockwise quarter turns of a line in the split lists."""
+
+RUNS, WAYS = 20, 20
+"""Number of official runs, and of characters of each."""
 
 _VERSION = 1  # of the decoding, part of the cache key
 
@@ -213,3 +220,78 @@ def read_drawing(content: bytes, place: str, size: int) -> np.ndarray:
     except (UnidentifiedImageError, OSError, SyntaxError) as error:  # what Pillow raises for damaged files
         raise ValueError(f"{place} cannot be read as an image ({error}); put the original drawing back") from error
     return np.asarray(ink.resize((size, size), Image.Resampling.LANCZOS))
+
+
+@check_arguments
+def omniglot_runs(path: Path | str | None = None, *, size: PositiveInt = 28) -> OmniglotRuns:
+    """The 20 official one-shot runs, on which people and programs have been compared: tasks of one alphabet each.
+
+    A task is 20 new characters from one drawing each, and a drawing by another person of each. All are of the split
+    "test". The alphabets are those of `images_evaluation`, so a model must not be trained on them, as ensured by
+    `omniglot(background_only=True)`. Labels are the numbers of the training drawings, `class01` … `class20`.
+
+    Args:
+        path: the zip, `all_runs.zip`; by default `official/all_runs.zip` in the library's Omniglot.
+        size: width and height of a drawing in pixels, resized as by `omniglot`.
+
+    Raises:
+        ValueError: the zip is missing or damaged, or a run in it does not consist of 20 drawings for 20 others.
+
+    Example:
+        >>> omniglot_runs().task("test", 19).support.inputs.shape  # doctest: +SKIP
+        torch.Size([20, 1, 28, 28])
+
+    References:
+        Lake, Salakhutdinov, Tenenbaum: Science 350, 2015 (see `omniglot`); The Omniglot challenge: a 3-year progress
+        report, arXiv:1902.03477, section 3: people err in 4.5 % of the trials, Bayesian Program Learning in 3.3 %.
+    """
+    path = library.find("omniglot") / "official" / "all_runs.zip" if path is None else Path(path)
+    if not path.is_file():
+        raise ValueError(
+            f"there is no file {path}; get all_runs.zip from github.com/brendenlake/omniglot, folder "
+            "python/one-shot-classification, and put it there, or fetch it by `kshot data add omniglot`"
+        )
+    with opened_zip(path) as archive:
+        runs = [_run(archive, path, f"run{number:02}", size) for number in range(1, RUNS + 1)]
+    return OmniglotRuns(*map(np.stack, zip(*runs)))
+
+
+class OmniglotRuns(TaskSource):
+    """Tasks of `omniglot_runs`: uint8 images (runs, 40, size, size), support first, and query labels (runs, 20)."""
+
+    objective = objectives.classification
+    seed = 0
+
+    def __init__(self, images: np.ndarray, labels: np.ndarray) -> None:
+        self._examples, self._labels = ImageDataset(images.reshape(-1, 1, *images.shape[2:])), labels
+
+    def task(self, split: Split, index: int) -> Task:
+        if split != "test":
+            raise ValueError(f"the official runs are test tasks: there are no {split} tasks; train on omniglot()")
+        if not 0 <= index < RUNS:
+            raise ValueError(f"there are {RUNS} official runs, 0 … {RUNS - 1}; task {index} was asked for")
+        inputs = self._examples.take(2 * WAYS * index + np.arange(2 * WAYS).reshape(2, WAYS))
+        labels = torch.arange(WAYS), torch.from_numpy(self._labels[index])
+        return Task(*(Batch(part, one_hot(of_part, WAYS), torch.ones(WAYS)) for part, of_part in zip(inputs, labels)))
+
+    def describe(self) -> dict[str, Any]:
+        about = {"source": "the official one-shot runs of omniglot", "ways": WAYS, "shots": 1, "queries": 1}
+        return about | {"seed": self.seed, "image_size": list(self._examples.images.shape[1:])}
+
+    def num_tasks(self, split: Split) -> int | None:
+        return RUNS if split == "test" else None
+
+
+def _run(archive: zipfile.ZipFile, path: Path, run: str, size: int) -> tuple[np.ndarray, np.ndarray]:
+    """The images (40, size, size) of a run, training images first, and the class (20,) of each test image."""
+    try:
+        lines = archive.read(f"{run}/class_labels.txt").decode().splitlines()
+        pairs = [tuple(line.split()) for line in lines if line.strip()]
+        training = [f"{run}/training/class{number:02}.png" for number in range(1, WAYS + 1)]
+        labels = np.array([training.index(answer) for _, answer in pairs])
+        if sorted(labels) != list(range(WAYS)):
+            raise ValueError(f"its answers are not the {WAYS} training drawings, each once")
+        members = [*training, *(test for test, _ in pairs)]
+        return np.stack([read_drawing(archive.read(name), f"{path}: {name}", size) for name in members]), labels
+    except (KeyError, ValueError) as error:
+        raise ValueError(f"{path}: {run} cannot be read ({error}); get all_runs.zip again") from error

@@ -40,19 +40,18 @@ def pixels(
     r"""Complete an image from a few of its pixels: regression from coordinates to intensities.
 
     A task is a random image of a random class; no class, and so no character, occurs in two splits. Support and query
-    are disjoint random pixels of the image. Inputs are coordinates and, with F > 0, Fourier features of both:
+    are disjoint random pixels of the image. Inputs (S, 2 + 4F) and (Q, 2 + 4F) are coordinates and Fourier features,
 
     $$ (u, v) \in [-1, 1]^2, \quad \text{inputs} = \bigl(u, v,
-       \{\sin, \cos\}(2^f \pi u), \{\sin, \cos\}(2^f \pi v)\bigr)_{f = 0 \dots F - 1} $$
+       \{\sin, \cos\}(2^f \pi u), \{\sin, \cos\}(2^f \pi v)\bigr)_{f = 0 \dots F - 1}, $$
 
-    Inputs are (S, 2 + 4F) and (Q, 2 + 4F), targets (S, C) and (Q, C), intensities in 0 … 1.
+    and targets (S, C) and (Q, C) are intensities in 0 … 1.
 
     Args:
         of: the images: "glyphs", "omniglot", or a source of classes of images.
         shots: number of support pixels, an int or (low, high), drawn for each task; smaller sets are padded with rows
             of weight 0.
-        queries: number of query pixels.
-        train_queries: number of query pixels in training tasks, `queries` by default.
+        queries, train_queries: number of query pixels; the latter, `queries` by default, in training tasks.
         frequencies: F, at least 0.
         seed: random seed of task sampling.
 
@@ -112,10 +111,8 @@ class Pixels(StackedSource):
         targets = images.gather(1, chosen[:, :, None].expand(-1, -1, images.shape[2]))
         inputs = self.positions[chosen]
         weight = (torch.arange(S) < torch.tensor(shots)[:, None]).to(targets.dtype)
-        return Task(
-            Batch(inputs[:, :S], targets[:, :S], weight),
-            Batch(inputs[:, S:], targets[:, S:], torch.ones(len(indices), Q)),
-        )
+        query = Batch(inputs[:, S:], targets[:, S:], torch.ones(len(indices), Q))
+        return Task(Batch(inputs[:, :S], targets[:, :S], weight), query)
 
     def image(self, split: Split, index: int) -> Tensor:
         """The complete image of a task, (C, H, W)."""

@@ -23,15 +23,11 @@ KINDS: dict[str, Any] = {
 
 
 def preprocessor_from_json(data: dict[str, Any], modules: Collection[str] = ()) -> Preprocessor:
-    """Rebuild a preprocessor from what its `to_json` returned.
+    """Rebuild a preprocessor from the result of its `to_json`.
 
-    Args:
-        data: its "kind" is a key of `KINDS`, or "module:Class" for a class with a method `from_json`.
-        modules: the modules from which classes may be imported: those that the run file itself names. A file of
-            unknown origin must not choose what is imported.
-
-    Raises:
-        ValueError: a kind that is unknown, or whose module is not among `modules`.
+    Its "kind" is a key of `KINDS`, or "module:Class" for a class with a method `from_json`. `modules` are those that
+    the run file itself names, since a file of unknown origin must not choose what is imported; other modules and
+    unknown kinds are a ValueError.
     """
     kind = data["kind"]
     if kind in KINDS:

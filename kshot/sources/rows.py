@@ -9,7 +9,7 @@ import numpy as np
 
 from kshot.data.tables.columns import Raw, read_columns
 from kshot.data.tables.table import Table
-from kshot.tasks.splitting import cut
+from kshot.tasks.splitting import cut_rows
 from kshot.types import Split
 
 BadRows = Literal["error", "drop"]
@@ -36,12 +36,9 @@ class Members(NamedTuple):
 
 
 def group_rows(keys: Any, mask: np.ndarray, order: np.ndarray | None = None) -> Members:
-    """The rows of each key, without those that a mask excludes.
+    """The rows of each key (n,), a polars Series, without those that a mask (n,) excludes.
 
-    Args:
-        keys: polars Series (n,).
-        mask: bool (n,).
-        order: row numbers (n,), such as by time; those of the table by default.
+    `order` are the row numbers (n,), such as by time; by default rows are in the order of the table.
     """
     import polars as pl
 
@@ -60,17 +57,11 @@ def cut_members(
     """Split groups or classes: for each split, name to rows."""
     values = distinct_values(members, table, split["column"]) if "column" in split else None
     domains = domains_of(members, table, domain) if "heldout" in split and domain else None
-    parts = cut(members.names, split, kind=kind, values=values, domains=domains)
-    rows = members.items()
-    return {part: {name: rows[name] for name in names} for part, names in parts.items()}
+    return cut_rows(members.items(), split, kind=kind, values=values, domains=domains)
 
 
 def domains_of(members: Members, table: Table, column: str) -> dict[str, str]:
-    """The domain of each group or class.
-
-    Raises:
-        ValueError: the rows of one have several domains, or none.
-    """
+    """The domain of each group or class; ValueError if the rows of one have several domains, or none."""
     domains = distinct_values(members, table, column)
     for name, values in domains.items():
         if len(values) != 1 or None in values:

@@ -60,12 +60,9 @@ def series(
 ) -> SeriesTasks:
     r"""Forecast a series from a few windows of its past.
 
-    The file is long, with a row per series and time and the columns `series` and `value`; or, without these arguments,
-    wide: each column other than `time` is a series, and empty cells were not observed.
-
-    A window is C steps of context and the H steps that follow; windows start every `stride` steps. A task is a series:
-    the support are consecutive windows, the query later ones whose horizons begin after the last horizon of the
-    support. Inputs are float32 (n, C, 1 + V), the value before the covariates; targets (n, H).
+    A window is C = `context_length` steps and the H = `horizon` steps that follow. A task is a series: the support are
+    consecutive windows, the query later ones whose horizons begin after the last horizon of the support. Inputs are
+    float32 (n, C, 1 + V), the value before the covariates; targets (n, H).
 
     The loss is the mean squared error of scaled values. Metrics are mase, and mse in the units of the data for a global
     scale, else in variances of the support; see `kshot.objectives.forecast`.
@@ -73,25 +70,23 @@ def series(
     Args:
         path: a CSV, TSV, NDJSON or Parquet file.
         time: the column of dates or numbers that orders a series.
-        series: the column that names the series.
-        value: the column to forecast.
+        series, value: the columns that name the series and hold its values, in a long file of a row per series and
+            time. Without them the file is wide: each column other than `time` is a series, and empty cells were not
+            observed.
         covariates: numeric columns that are known for the context.
-        context_length: C.
-        horizon: H.
+        context_length, horizon: C and H.
         stride: steps between the starts of windows, `horizon` by default.
         season: number of steps of a season, for the metric: 24 for hours with a daily rhythm, 1 for none.
         scale: "support" standardises values by mean and standard deviation of the task's support, so that series of
             any scale are alike; "global" by those of the training series, if the level of a series is informative.
             Covariates are always standardised by the training series.
         kinds: the format of the dates in `time`, as in {day: "%d/%m/%Y"}.
-        domain, split, reading: as in `table`.
         shots, queries, train_queries: number of windows.
         bad_rows: "error", or "drop" to leave out rows without a value, or of a repeated time.
-        on_too_few, seed: as in `GroupTasks`.
+        domain, split, reading, on_too_few, seed: as in `table`.
 
     Raises:
-        ValueError: an error in the file or a value in it, with line and column; a missing column; series that are too
-            short.
+        ValueError: an error in the file, with line and column; a missing column; series that are too short.
 
     Example:
         >>> import tempfile
@@ -111,8 +106,14 @@ def series(
         raise ValueError("a long file needs series and value, a wide one neither: name both columns or none")
     if series is None and (covariates or domain):
         raise ValueError("a wide file has no covariates or domain; write it long, with a row per series and time")
-    split = split or DEFAULT_SPLIT
-    table, names = _open(Path(path), Reading(**(reading or {})), time, series, value, covariates, domain, split)
+    split, format = split or DEFAULT_SPLIT, Reading(**(reading or {}))
+    if series is None or value is None:
+        table = open_table(path, format)
+        table.need(time)
+        names = [name for name in table.frame.columns if name != time]
+    else:
+        names, others = [value, *covariates], [name for name in (domain, split.get("column")) if name]
+        table = open_table(path, format, columns=[series, time, *names, *others])
     columns = read_columns(table, {time: (kinds or {}).get(time) or table.kind(time), **dict.fromkeys(names, "number")})
     times, columns_of_values = columns[time].values, [columns[name].values for name in names]
     if columns[time].kind == "category":
@@ -136,42 +137,23 @@ def series(
     values = values.astype(np.float64)
     fitted = [moments(column, train) for column in values.T]
     preprocessor = SeriesPreprocessor(
-        time=time,
-        format=columns[time].format or columns[time].kind,
-        series=series,
-        columns=tuple(names) if series is not None else (),
-        context_length=context_length,
-        horizon=horizon,
-        stride=stride,
-        season=season,
-        scale=scale,
-        mean=tuple(float(mean) for mean, _ in fitted),
-        std=tuple(float(std or 1.0) for _, std in fitted),
-        reading=table.reading,
-    )
+        time=time, format=columns[time].format or columns[time].kind, series=series,
+        columns=tuple(names) if series is not None else (), context_length=context_length, horizon=horizon,
+        stride=stride, season=season, scale=scale, mean=tuple(float(mean) for mean, _ in fitted),
+        std=tuple(float(std or 1.0) for _, std in fitted), reading=table.reading,
+    )  # fmt: skip
     starts, counts = _windows(members.sizes, context_length + horizon, stride)
     windows = dict(zip(members.names, np.split(np.arange(len(starts)), counts.cumsum()[:-1])))
     return SeriesTasks(
         WindowDataset(preprocessor.standardise(values), starts, context_length, horizon),
         {part: {name: windows[name] for name in groups} for part, groups in parts.items()},
-        preprocessor=preprocessor,
-        steps=_steps(members, times, table, rows),
-        shots=shots,
-        queries=queries,
-        train_queries=train_queries,
-        on_too_few=on_too_few,
-        seed=seed,
-        left_out=left_out_of(table),
-    )
+        preprocessor=preprocessor, steps=_steps(members, times, table, rows), shots=shots, queries=queries,
+        train_queries=train_queries, on_too_few=on_too_few, seed=seed, left_out=left_out_of(table),
+    )  # fmt: skip
 
 
 class SeriesTasks(GroupTasks):
-    """Tasks of `series`: groups of windows, scaled by the support of their task.
-
-    Attributes:
-        scale: "support" or "global".
-        steps: description of the time between consecutive values.
-    """
+    """Tasks of `series`: groups of windows, scaled by the support of their task; `steps` describes their times."""
 
     forecasts = True
 
@@ -229,10 +211,7 @@ def scaled(batch: Batch, center: Tensor, spread: Tensor) -> Batch:
 class WindowDataset:
     """Windows of concatenated series, extracted when they are taken: ((..., C, 1 + V), (..., H)).
 
-    Args:
-        values: (points, 1 + V), value and covariates; float64 if they are still to be scaled.
-        starts: int64 (n,), start of each window.
-        context_length, horizon: C and H.
+    `values` (points, 1 + V) are float64 if they are still to be scaled; `starts` (n,) are those of the windows.
     """
 
     def __init__(self, values: np.ndarray, starts: np.ndarray, context_length: int, horizon: int) -> None:
@@ -253,10 +232,9 @@ class SeriesPreprocessor(Preprocessor):
     """Converts a series in a file into windows, and a forecast into the units of the series.
 
     Attributes:
-        time: the column of times, of type `format`.
-        series: the column that names the series; None for a wide file.
+        time, series, context_length, horizon, stride, season, scale: as in `series`.
+        format: type of the column `time`.
         columns: value and covariates; empty for a wide file, whose one column beside the time is the value.
-        context_length, horizon, stride, season, scale: as in `series`.
         mean, std: of value and covariates in the training series.
         reading: format of the file.
     """
@@ -281,9 +259,9 @@ class SeriesPreprocessor(Preprocessor):
     def standardise(self, values: np.ndarray) -> np.ndarray:
         """Values (..., 1 + V) standardised by the training series, but for a value that the support scales."""
         mean, std = np.array(self.mean), np.array(self.std)
-        if self.scale == "support":
-            mean, std = np.r_[0.0, mean[1:]], np.r_[1.0, std[1:]]
-        return (values - mean) / std if self.scale == "support" else ((values - mean) / std).astype(np.float32)
+        if self.scale == "global":
+            return ((values - mean) / std).astype(np.float32)
+        return (values - np.r_[0.0, mean[1:]]) / np.r_[1.0, std[1:]]
 
     def support(self, path: Path) -> Support:
         """All windows of the one series in a file."""
@@ -314,24 +292,20 @@ class SeriesPreprocessor(Preprocessor):
 
     def describe(self) -> dict[str, Any]:
         fitted = "of each support" if self.scale == "support" else f"{self.mean[0]:.4g} and {self.std[0]:.4g}"
-        return {
-            "context_length": self.context_length,
-            "horizon": self.horizon,
-            "stride": self.stride,
-            "season": self.season,
-            "inputs": {"value": f"standardised by mean and standard deviation: {fitted}"}
-            | {name: f"(x − {m:.4g}) / {s:.4g}" for name, m, s in list(zip(self.columns, self.mean, self.std))[1:]},
-        }
+        inputs = {"value": f"standardised by mean and standard deviation: {fitted}"}
+        for name, m, s in list(zip(self.columns, self.mean, self.std))[1:]:
+            inputs[name] = f"(x − {m:.4g}) / {s:.4g}"
+        sizes = {name: getattr(self, name) for name in ("context_length", "horizon", "stride", "season")}
+        return sizes | {"inputs": inputs}
 
     def to_json(self) -> dict[str, Any]:
         return {"kind": "series", **asdict(self), "reading": self.reading._asdict()}
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> SeriesPreprocessor:
-        plain: dict[str, Any] = {
-            name: tuple(value) if isinstance(value, list) else value for name, value in data.items() if name != "kind"
-        }
-        return cls(**plain | {"reading": Reading(**data["reading"])})
+        fields = {name: value for name, value in data.items() if name != "kind"}
+        lists = {name: tuple(data[name]) for name in ("columns", "mean", "std")}
+        return cls(**fields | lists | {"reading": Reading(**data["reading"])})
 
     def _read(self, path: Path, least: int) -> np.ndarray:
         """The values (points, 1 + V) of the one series in a file, at least `least`, in the order of time."""
@@ -346,32 +320,12 @@ class SeriesPreprocessor(Preprocessor):
             table.missing(name, np.isnan(column.values), "a row needs it")
         table.settle()
         order = np.argsort(columns[self.time].values, kind="stable")
-        times = columns[self.time].values[order]
-        repeated = np.isin(np.arange(len(times)), order[1:][np.diff(times) == 0])
-        table.bad(self.time, repeated, "is there twice: give one series")
+        repeated = order[1:][np.diff(columns[self.time].values[order]) == 0]
+        table.bad(self.time, np.isin(np.arange(len(order)), repeated), "is there twice: give one series")
         table.settle()
         if len(table) < least:
             raise ValueError(f"{path} has {len(table)} values of the series; {least} are needed")
         return self.standardise(np.stack([columns[name].values for name in names], 1)[order])
-
-
-def _open(
-    path: Path,
-    reading: Reading,
-    time: str,
-    series: str | None,
-    value: str | None,
-    covariates: Sequence[str],
-    domain: str | None,
-    split: Mapping[str, Any],
-) -> tuple[Table, list[str]]:
-    """The table, and the names of its value columns."""
-    if series is None or value is None:
-        table = open_table(path, reading)
-        table.need(time)
-        return table, [name for name in table.frame.columns if name != time]
-    others = [*([domain] if domain else []), *([split["column"]] if "column" in split else [])]
-    return open_table(path, reading, columns=[series, time, value, *covariates, *others]), [value, *covariates]
 
 
 def _wide(

@@ -24,7 +24,7 @@ from kshot.objectives import Objective
 from kshot.sources.rows import BadRows, cut_members, domains_of, group_rows, left_out_of, times_of
 from kshot.supplied import Seed
 from kshot.tasks.class_tasks import ClassTasks, Imbalance
-from kshot.tasks.group_tasks import GroupTasks
+from kshot.tasks.group_tasks import GroupTasks, Order
 from kshot.tasks.pool import OnTooFew
 from kshot.tasks.preprocessor import Preprocessor, Support
 from kshot.tasks.splitting import DEFAULT_SPLIT
@@ -69,28 +69,24 @@ def table(
 
     Args:
         path: the file.
-        group: the column that names the group of a row.
-        target: the column to predict, or several numeric columns.
+        group, target: the column that names the group of a row, and that to predict, or several numeric columns.
         classes: the column of classes, instead of `group` and `target`.
         target_type: "regression" or "classification"; by default according to the column of the target.
-        inputs: the columns to predict from; by default all others.
-        ignore: columns to leave out.
+        inputs: the columns to predict from; by default all others, but for `ignore`.
         kinds: types of columns that are not detected correctly: number, boolean, category, date, or a format of dates
             such as "%d/%m/%Y".
         time: a column of dates or numbers; the support of a group then precedes its query.
         domain: the column with the domain of a group or class: for `split: {heldout: …}`, and so that the classes of a
             task come from one domain.
-        split: train, val and test groups or classes, see `kshot.tasks.splitting`; by default 70, 15 and 15 %.
-        ways: number of classes of a task.
+        split: see `kshot.tasks.splitting`; by default 70, 15 and 15 % of the groups or classes.
         shots, queries, train_queries: number of rows of a task, or of each class.
-        imbalance, label_noise: as in `ClassTasks`; for `classes` only.
+        ways, imbalance, label_noise: as in `ClassTasks`; for `classes` only.
         on_too_few, seed: as in `ClassTasks`.
         reading: format of text files: delimiter, encoding, decimal, missing; see `Reading`.
         bad_rows: "error", or "drop" to leave out rows without a group or target, or with invalid values.
 
     Raises:
-        ValueError: an error in the file or a value in it, with line and column; a missing column; groups with too few
-            rows.
+        ValueError: an error in the file, with line and column; a missing column; groups with too few rows.
 
     Example:
         >>> import tempfile
@@ -139,7 +135,10 @@ def table(
         train[rows] = True
     columns = Columns.fit(raw, train, requested=inputs or ())
     if targets is not None and "mean" in encoding:
-        encoding |= _standardise(targets, train)
+        mean, std = zip(*(moments(column, train) for column in targets.T))
+        encoding |= {"mean": mean, "std": tuple(value or 1.0 for value in std)}
+        targets -= encoding["mean"]
+        targets /= encoding["std"]
     preprocessor = TablePreprocessor(columns=columns, reading=opened.reading, **encoding)
     examples = TableDataset(columns, columns.encode(raw), targets)
     options: dict[str, Any] = {
@@ -147,20 +146,10 @@ def table(
         "name": "table", "preprocessor": preprocessor, "left_out": left_out_of(opened),
     }  # fmt: skip
     if group is not None:
-        options |= {"objective": preprocessor.objective, "order": "given" if time else "random"}
-        return GroupTasks(examples, parts, **options)
-    return ClassTasks(
-        examples, parts, ways=ways, imbalance=imbalance, label_noise=label_noise, within=within, **options
-    )
-
-
-def _standardise(targets: np.ndarray, train: np.ndarray) -> dict[str, tuple[float, ...]]:
-    """Standardise targets (n, D) in place by the training rows of a mask (n,); returns their means and deviations."""
-    mean, std = zip(*(moments(column, train) for column in targets.T))
-    std = tuple(value or 1.0 for value in std)
-    targets -= mean
-    targets /= std
-    return {"mean": mean, "std": std}
+        order_of_rows: Order = "given" if time else "random"
+        return GroupTasks(examples, parts, objective=preprocessor.objective, order=order_of_rows, **options)
+    options |= {"ways": ways, "imbalance": imbalance, "label_noise": label_noise, "within": within}
+    return ClassTasks(examples, parts, **options)
 
 
 def _targets(
@@ -218,9 +207,7 @@ class TablePreprocessor(Preprocessor):
 
     Attributes:
         columns: of the inputs.
-        reading: format of the file.
-        targets: the columns to predict, if tasks are groups.
-        mean, std: of each regressed target, in its own units.
+        targets, mean, std: the columns to predict, if tasks are groups, and the scale of regressed ones.
         classes: of the classified target.
         label: the column of classes, if tasks classify its values.
     """
@@ -245,26 +232,24 @@ class TablePreprocessor(Preprocessor):
 
     def support(self, path: Path) -> Support:
         """Rows with their targets, or with the class of each in the column `label`."""
-        table, inputs = self._read(path, [self.label] if self.label is not None else list(self.targets))
+        columns = self.targets if self.label is None else (self.label,)
+        table, inputs = self._read(path, columns)
         if self.label is None and not self.classes:
-            values = _numbers(table, self.targets, "a support row needs its target")
-            table.settle()
-            return Support(inputs, torch.from_numpy(((values - self.mean) / self.std).astype(np.float32)), {})
-        column = self.label if self.label is not None else self.targets[0]
-        words = table.labels(column)
-        what = "class" if self.label is not None else "target"
-        table.missing(column, words.is_null().to_numpy(), f"a support row needs its {what}")
-        if self.label is not None:
-            table.settle()
-            return Support(inputs, words.to_list(), {})
-        targets = _one_hot(words, self.classes)
-        unknown = (targets.sum(1) == 0) & words.is_not_null().to_numpy()
-        table.bad(column, unknown, f"is none of {', '.join(self.classes)}")
+            values = _numbers(table, columns, "a support row needs its target")
+            targets = ((values - self.mean) / self.std).astype(np.float32)
+        else:
+            words = table.labels(columns[0])
+            what = "target" if self.label is None else "class"
+            table.missing(columns[0], words.is_null().to_numpy(), f"a support row needs its {what}")
+            if self.label is None:
+                targets = _one_hot(words, self.classes)
+                unknown = (targets.sum(1) == 0) & words.is_not_null().to_numpy()
+                table.bad(columns[0], unknown, f"is none of {', '.join(self.classes)}")
         table.settle()
-        return Support(inputs, torch.from_numpy(targets), {})
+        return Support(inputs, torch.from_numpy(targets) if self.label is None else words.to_list(), {})
 
     def inputs(self, path: Path, kept: dict[str, Any]) -> Tensor:
-        table, inputs = self._read(path, [])
+        table, inputs = self._read(path, ())
         table.settle()
         return inputs
 
@@ -296,7 +281,7 @@ class TablePreprocessor(Preprocessor):
         columns, reading = Columns.from_json(data["columns"]), Reading(**data["reading"])
         return cls(columns=columns, reading=reading, label=data["label"], **plain)
 
-    def _read(self, path: Path, others: list[str]) -> tuple[Table, Tensor]:
+    def _read(self, path: Path, others: Sequence[str]) -> tuple[Table, Tensor]:
         """The table of a file, with further columns, and its inputs."""
         kinds = self.columns.kinds
         table = open_table(path, self.reading, columns=[*kinds, *others])

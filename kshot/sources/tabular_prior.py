@@ -65,8 +65,7 @@ def tabular_priors(
 
     Args:
         target_type: "classification", or "regression" of a mean and a standard deviation (`objectives.gaussian`).
-        rows: number of support rows, an int or (low, high), log-uniform like the number of features.
-        features: number of features.
+        rows, features: number of support rows and of features, an int or log-uniform in (low, high).
         classes: number of classes, for classification.
         queries: number of query rows.
         seed: random seed of task sampling.
@@ -123,28 +122,25 @@ class TabularPriors(TaskSource):
         """The tasks as one stack, padded with rows of weight 0 and columns of zeros."""
         tasks = [self.task(split, index) for index in indices]
         rows, features = (max(task.support.inputs.shape[axis] for task in tasks) for axis in (0, 1))
-        return types.stack([_padded(task, rows, features) for task in tasks])
+        sizes = (rows, features), (self.queries, features)
+        return types.stack([Task(*(_padded(batch, *size) for batch, size in zip(task, sizes))) for task in tasks])
 
     def describe(self) -> dict[str, Any]:
         sizes = {name: getattr(self, name).plain() for name in ("rows", "features", "classes")}
         about = {"source": "tabular_priors", "target_type": self.target_type, **sizes}
         return about | {"queries": self.queries, "seed": self.seed}
 
-    def _sizes(self, split: Split, group: int) -> tuple[int, int]:
+    def _sizes(self, split: Split, group: int) -> list[int]:
         """Numbers of rows and features of a group of tasks, log-uniform."""
         draws = generator(self.seed, split, 2**40 + group).random(2)
-        return tuple(
-            int(np.exp(np.log(size.low) + draw * (np.log(size.high + 1) - np.log(size.low))))
-            for size, draw in zip((self.rows, self.features), draws)
-        )  # type: ignore[return-value]
+        ends = [(np.log(size.low), np.log(size.high + 1)) for size in (self.rows, self.features)]
+        return [int(np.exp(low + draw * (high - low))) for (low, high), draw in zip(ends, draws)]
 
 
-def _padded(task: Task, rows: int, features: int) -> Task:
-    def wide(batch: Batch, more: int) -> Batch:
-        inputs = pad(batch.inputs, (0, features - batch.inputs.shape[1], 0, more))
-        return Batch(inputs, pad(batch.targets, (0, 0, 0, more)), pad(batch.weight, (0, more)))
-
-    return Task(wide(task.support, rows - len(task.support.weight)), wide(task.query, 0))
+def _padded(batch: Batch, rows: int, features: int) -> Batch:
+    more = rows - len(batch.weight)
+    inputs = pad(batch.inputs, (0, features - batch.inputs.shape[1], 0, more))
+    return Batch(inputs, pad(batch.targets, (0, 0, 0, more)), pad(batch.weight, (0, more)))
 
 
 def _learnable(x: np.ndarray, labels: np.ndarray, rows: int) -> bool:
@@ -169,9 +165,8 @@ def _causes(random: Random, n: int) -> tuple[np.ndarray, np.ndarray]:
     cluster = random.choice(clusters, n, p=share)
     separation = random.uniform(0.5, 4.0)
     centre = separation * random.normal(size=(clusters, size))
-    spread = np.exp(random.normal(0, random.choice([0.0, 0.3, 0.7]), (clusters, 1))) * np.exp(
-        random.normal(0, random.choice([0.0, 0.5, 1.0]), size)
-    )
+    of_cluster = np.exp(random.normal(0, random.choice([0.0, 0.3, 0.7]), (clusters, 1)))
+    spread = of_cluster * np.exp(random.normal(0, random.choice([0.0, 0.5, 1.0]), size))
     noise = random.normal(size=(n, size)) if random.random() < 0.8 else random.uniform(-1.7, 1.7, (n, size))
     return centre[cluster] + spread[cluster] * noise, cluster
 
@@ -204,16 +199,13 @@ def _features(random: Random, causes: np.ndarray, count: int) -> np.ndarray:
         if count > size:
             x = x @ np.linalg.qr(random.normal(size=(count, count)))[0] if random.random() < 0.3 else x
     else:  # nodes of a network
-        nodes = np.concatenate(
-            _network(random, _standard(causes), max(count, 4), 0.1 * noise, int(random.integers(1, 4))), 1
-        )
+        depth = int(random.integers(1, 4))
+        nodes = np.concatenate(_network(random, _standard(causes), max(count, 4), 0.1 * noise, depth), 1)
         x = _standard(nodes[:, random.permutation(nodes.shape[1])[:count]])
-    x = x + noise * np.exp(random.normal(0, 0.5, count)) * random.normal(size=(n, count))
-    x = _standard(x)
+    x = _standard(x + noise * np.exp(random.normal(0, 0.5, count)) * random.normal(size=(n, count)))
     blank = random.random(count) < random.choice([0.0, 0.0, 0.0, 0.3])
     x = np.where(blank, random.normal(size=x.shape), x)
-    warped = random.random(count) < random.choice([0.0, 0.3, 0.8])
-    for column in np.flatnonzero(warped):
+    for column in np.flatnonzero(random.random(count) < random.choice([0.0, 0.3, 0.8])):
         x[:, column] = _warped(random, x[:, column])
     return x[:, random.permutation(count)] * np.exp(random.normal(0, 1, count)) + random.normal(0, 1, count)
 
@@ -279,8 +271,7 @@ def _labels(random: Random, causes: np.ndarray, x: np.ndarray, cluster: np.ndarr
     """Class numbers (n,) of at most `count` classes, in random order."""
     branch = random.random()
     if branch < 0.4 and cluster.max() > 0:
-        of_cluster = np.arange(cluster.max() + 1) % count
-        labels = of_cluster[cluster]
+        labels = cluster % count
     elif branch < 0.6 and count <= 5:
         score = _scores(random, causes, x, 1)[:, 0] + random.choice([0.0, 0.05, 0.2]) * random.normal(size=len(x))
         share = np.cumsum(random.dirichlet(np.full(count, random.choice([1.5, 5.0, 30.0]))))[:-1]

@@ -30,7 +30,7 @@ from kshot.tasks.class_tasks import ClassOptions, ClassTasks
 from kshot.tasks.pool import Rows
 from kshot.tasks.preprocessor import Preprocessor, Support
 from kshot.tasks.source import if_any
-from kshot.tasks.splitting import DEFAULT_SPLIT, cut
+from kshot.tasks.splitting import DEFAULT_SPLIT, cut_rows
 from kshot.types import SPLITS, Split, Tree
 
 if TYPE_CHECKING:
@@ -75,21 +75,18 @@ def text(
     Args:
         path: the table (CSV, TSV, NDJSON, Parquet), folder or JSON file; also a file of a data set of
             `kshot data list`, such as `clinc150/data_full.json`.
-        text: the column of texts.
-        label: the column of classes.
+        text, label: the columns of texts and of classes.
         domain: the column with the domain of each class, for `within` and `split: {heldout: …}`; or a JSON file
             `{"banking": ["balance", …], …}` with the classes of each domain. Other classes are left out.
         features: inputs of the model. "words" and "characters" are hashed n-grams, see `hashed_ngrams`; "ids" are
             character numbers, see `character_ids`, in a vocabulary of the training classes; "encoder" are features of a
             pretrained frozen encoder, computed once and cached; "tokens" are token ids and mask, for an encoder that is
             itself the model. Or a function from texts to `Dataset`.
-        encoder: a folder, `package:NAME` or a name of the Hugging Face hub, see `SentenceEncoder`; for "encoder" and
-            "tokens".
+        encoder: for "encoder" and "tokens": a folder, `package:NAME` or a name of the hub, see `SentenceEncoder`.
         ngrams: smallest and largest n: (1, 2) of words and (2, 4) of characters by default.
         width: number of features, 1024 by default. Ids are truncated or padded to it. With an encoder, the number of
             tokens that are read of a text, by default that of the encoder.
-        split: train, val and test classes, see `kshot.tasks.splitting`. By default the column split if there is one,
-            else by ratio 0.7, 0.15, 0.15.
+        split: see `kshot.tasks.splitting`; by default the column split if there is one, else by ratio 0.7, 0.15, 0.15.
         within: "domain" draws all classes of a task from one domain.
         out_of_scope_label: the label of texts that belong to no class, see `TaskSource.out_of_scope_inputs`. A column
             part or split that ends in val or test, such as oos_test, assigns them to these splits; else a hash does.
@@ -140,8 +137,7 @@ def text(
         raise ValueError(f"{table.path}: within: {within} needs the domain of each class, and there is no {domain!r}")
     column = split.get("column")
     values = None if column is None else values_of(labels, column_of(table, column)[selected])
-    parts = cut(rows, split, values=values, domains=domain_of)
-    classes = {part: {name: rows[name] for name in names} for part, names in parts.items()}
+    classes = cut_rows(rows, split, values=values, domains=domain_of)
     strings = texts.to_list()
     out_of_scope_rows: dict[Split, range] = {}
     for part, more in out_of_scope.items():
@@ -163,12 +159,7 @@ def text(
 
 
 class TextTasks(ClassTasks):
-    """`ClassTasks` of texts, with texts that belong to no class.
-
-    Attributes:
-        texts: the text of each row of the examples.
-        out_of_scope: the rows of out-of-scope texts of each split.
-    """
+    """`ClassTasks` of texts; `out_of_scope` are the rows of the texts of each split that belong to no class."""
 
     def __init__(
         self,
@@ -199,15 +190,9 @@ class TextPreprocessor(Preprocessor):
     """Converts texts into inputs.
 
     Attributes:
-        features: words, characters, ids, encoder or tokens.
-        width: number of features; with an encoder, the number of tokens that are read.
-        ngrams: smallest and largest n.
-        encoder: its location, as given by the user.
+        features, width, ngrams, encoder, text, label, reading: as in `text`.
         sha256: hash of the files of the encoder.
         characters: the vocabulary of ids.
-        text: the column of texts.
-        label: the column of classes.
-        reading: format of text files.
     """
 
     features: Features
@@ -224,11 +209,11 @@ class TextPreprocessor(Preprocessor):
         """Texts as a dataset; `keep` caches features that take long to compute."""
         if self.features == "ids":
             return character_ids(texts, vocabulary=Vocabulary(self.characters), width=self.width)
-        if self.features == "encoder":
+        if self.encoder is not None:
             encoder = self.opened()
+            if self.features == "tokens":
+                return encoder.tokens(texts)
             return encoder(texts) if keep else ArrayDataset(encoder.encode(texts))
-        if self.features == "tokens":
-            return self.opened().tokens(texts)
         assert self.ngrams is not None
         return hashed_ngrams(texts, of=self.features, ngrams=self.ngrams, width=self.width, keep=keep)
 
@@ -281,7 +266,7 @@ class TextPreprocessor(Preprocessor):
 def _preprocessor(
     features: Features, encoder: str | None, ngrams: Sequence[int] | None, width: int | None
 ) -> TextPreprocessor:
-    """The preprocessor for checked arguments of `text`, with defaults filled in."""
+    """The preprocessor for the arguments of `text`, with defaults filled in."""
     if features in ("encoder", "tokens"):
         if encoder is None or ngrams is not None:
             raise ValueError(
@@ -338,10 +323,9 @@ def _out_of_scope(table: Table, label: str, texts: polars.Series, mask: np.ndarr
     values = [""] * len(selected) if column is None else column_of(table, column).fill_null("")[rows].to_list()
     parts: dict[Split, list[str]] = {"val": [], "test": []}
     for text, value in zip(selected, values):
-        part = next((split for split in SPLITS if value.endswith(split)), None)
-        if part is None:
-            part = "val" if hashlib.sha256(text.encode()).digest()[0] < 128 else "test"
-        parts["test" if part == "test" else "val"].append(text)
+        if not value.endswith(SPLITS):
+            value = "val" if hashlib.sha256(text.encode()).digest()[0] < 128 else "test"
+        parts["test" if value.endswith("test") else "val"].append(text)
     return parts
 
 
@@ -358,10 +342,8 @@ def _warn_of_similar_names(path: Path, names: Iterable[str]) -> None:
     groups: dict[str, list[str]] = defaultdict(list)
     for name in names:
         groups["".join(unicodedata.normalize("NFC", name).casefold().split())].append(name)
-    _warn(
-        "labels that differ in case or spaces only are different classes; rename them if they are the same", path,
-        [" and ".join(map(repr, group)) for group in groups.values() if len(group) > 1],
-    )  # fmt: skip
+    what = "labels that differ in case or spaces only are different classes; rename them if they are the same"
+    _warn(what, path, [" and ".join(map(repr, group)) for group in groups.values() if len(group) > 1])
 
 
 def _warn_of_conflicts(path: Path, texts: polars.Series, labels: polars.Series) -> None:
@@ -370,10 +352,8 @@ def _warn_of_conflicts(path: Path, texts: polars.Series, labels: polars.Series) 
 
     frame = pl.DataFrame({"text": texts, "label": labels}).unique(maintain_order=True)
     groups = frame.group_by("text", maintain_order=True).agg("label").filter(pl.col("label").list.len() > 1)
-    _warn(
-        "texts with more than one label, which no model can tell", path,
-        [f"{reprlib.repr(text)} is {' and '.join(map(repr, names))}" for text, names in groups.iter_rows()],
-    )  # fmt: skip
+    cases = [f"{reprlib.repr(text)} is {' and '.join(map(repr, names))}" for text, names in groups.iter_rows()]
+    _warn("texts with more than one label, which no model can tell", path, cases)
 
 
 def _warn(what: str, path: Path, cases: Sequence[str]) -> None:

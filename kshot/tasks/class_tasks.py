@@ -35,22 +35,19 @@ Imbalance = Literal["random", "linear", "step"]
 class ClassTasks(PooledSource):
     r"""Classify N classes from K examples of each; a task is a random choice of classes and of their examples.
 
-    A task has `ways` classes of its split, chosen uniformly, and `shots + queries` distinct examples of each, `shots`
-    for the support set and `queries` for the query set. Labels 0 … ways-1 are assigned at random and rows are shuffled,
-    so that neither carries information.
+    A task has `ways` classes of its split, chosen uniformly, and `shots + queries` distinct examples of each, which
+    form the support and the query set. Labels 0 … ways-1 are assigned at random and rows are shuffled, so that neither
+    carries information.
 
     Inputs are the examples, (ways * shots, ...) in the support and (ways * queries, ...) in the query; targets are
     one-hot float32 (n, ways).
 
-    `ways`, `shots` and `queries` may be ranges (low, high), drawn uniformly for each task. Shapes are then those of the
-    largest task; smaller ones are padded with copies of their first row of weight 0, and have the first labels.
-
     Args:
         examples: uint8 images (num_images, C, H, W), or any `Dataset`; of all splits.
         classes: class names of each split, with the rows of their examples. Splits share no class.
-        ways: number of classes of a task.
-        shots: number of support examples of each class.
-        queries: number of query examples of each class.
+        ways, shots, queries: number of classes of a task, and of support and query examples of each class. Ranges
+            (low, high) are drawn uniformly for each task. Shapes are then those of the largest task; smaller ones are
+            padded with copies of their first row of weight 0, and have the first labels.
         train_ways: number of classes of a training task, `ways` by default, for learners that accept any number. More
             ways make harder tasks, which improve prototypical networks.
         train_queries: number of query examples in training tasks, `queries` by default. Fewer make a training step
@@ -58,28 +55,23 @@ class ClassTasks(PooledSource):
         within: class to domain, such as the alphabet of a character. The classes of a task then come from one domain,
             chosen uniformly.
         imbalance: how shots of a range (low, high) are distributed over the classes of a task: "random" draws them for
-            each class, "linear" spaces them evenly, "step" gives half of the classes low and the others high. None:
-            all classes have equally many.
+            each class, "linear" spaces them evenly, "step" gives half of the classes low and the others high.
         label_noise: expected share of support labels that are flipped to another class of the task. One example of
             each class keeps its label, so that at most k - 1 of k shots are flipped; queries are clean.
         on_too_few: treatment of a class with fewer than `shots + queries` examples (upper ends of ranges): "error";
             "drop" leaves it out; "shrink" uses fewer queries, then fewer shots within the range, and leaves it out if
             that does not suffice. "drop" and "shrink" also leave out domains with too few classes.
         augment: varies the inputs of training tasks and pretraining batches.
-        seed: random seed of task sampling.
-        name: of the source, for reports and messages.
-        preprocessor: of the files that the examples were read from.
-        left_out: what was left out of the data already: reason to count.
+        seed, name: random seed of task sampling, and the name of the source for reports and messages.
+        preprocessor, left_out: of the files that the examples were read from, and what was left out: reason to count.
 
     Attributes:
-        examples: the dataset that rows refer to.
         class_names: of each split; pretraining targets number the training classes in this order.
-        dropped: what was left out: reason to count.
+        dropped: what was left out in all: reason to count.
 
     Raises:
-        ValueError: images that are not uint8 (num_images, C, H, W), sizes out of bounds, a class with too few examples,
-            a split or domain with fewer classes than `ways`, an example or class in two splits, a class without a
-            domain.
+        ValueError: images that are not uint8 (num_images, C, H, W), sizes out of bounds, a class with too few examples
+            or no domain, a split or domain with fewer classes than `ways`, an example or class in two splits.
 
     Example:
         >>> images = np.zeros((60, 1, 28, 28), np.uint8)
@@ -128,9 +120,7 @@ class ClassTasks(PooledSource):
 
     def _check_pools(self) -> None:
         if self.imbalance and self.shots.fixed:
-            raise ValueError(
-                f"imbalance {self.imbalance!r} needs shots as a range such as [1, 9], got {self.shots.low}"
-            )
+            raise ValueError(f"imbalance {self.imbalance!r} needs shots as a range like [1, 9], got {self.shots.low}")
         if self.label_noise and self.shots.high == 1:
             raise ValueError("label_noise needs at least 2 shots: one example of each class keeps its label")
         self._domains = {split: self._domain_pool(split) for split in self._pools}
@@ -152,9 +142,8 @@ class ClassTasks(PooledSource):
         parts = [2 * N, 2 * N * (S + Q), N * S, N * Q, 4, N, 2 * N * S]
         generators = [generator(self.seed, split, index) for index in indices]
         draws = np.stack([random.random(sum(parts)) for random in generators])
-        of_classes, of_examples, order_S, order_Q, of_task, of_shots, of_noise = np.split(
-            draws, np.cumsum(parts)[:-1], axis=1
-        )
+        draws_of_parts = np.split(draws, np.cumsum(parts)[:-1], axis=1)
+        of_classes, of_examples, order_S, order_Q, of_task, of_shots, of_noise = draws_of_parts
         domain_T = (of_task[:, 0] * len(domains)).astype(np.int64)
         count_T = domains.sizes[domain_T]
         ways_T = self.ways[split].at(of_task[:, 1], most=count_T)
@@ -167,12 +156,12 @@ class ClassTasks(PooledSource):
         rows_TNK = pool.flat[pool.starts[chosen_TN][..., None] + taken_TNK]
         present_TN1 = (np.arange(N) < ways_T[:, None])[..., None]
         batches = []
-        for first_TN, end_TN, most, order in (
-            (np.zeros_like(shots_TN), shots_TN, S, order_S),
-            (shots_TN, shots_TN + queries_TN, Q, order_Q),
+        for first_TN, size_TN, most, order in (
+            (0 * shots_TN, shots_TN, S, order_S),
+            (shots_TN, queries_TN, Q, order_Q),
         ):
             columns = first_TN[..., None] + np.arange(most)
-            real = present_TN1 & (columns < end_TN[..., None])
+            real = present_TN1 & (np.arange(most) < size_TN[..., None])
             rows = np.take_along_axis(rows_TNK, np.minimum(columns, S + Q - 1), 2)
             labels = np.broadcast_to(np.arange(N)[:, None], rows.shape)
             if order is order_S and self.label_noise:
@@ -198,16 +187,13 @@ class ClassTasks(PooledSource):
             "source": self.name,
             "ways": self.ways["test"].plain(),
             **if_any(train_ways=train_ways),
-            "shots": self.shots.plain(),
-            "queries": self.queries["test"].plain(),
-            "train_queries": self.queries["train"].plain(),
+            **self._described_sizes(),
             **if_any(imbalance=self.imbalance, label_noise=self.label_noise),
             "seed": self.seed,
             "classes": {split: len(names) for split, names in self.class_names.items()},
             **({"domains": {split: len(pool) for split, pool in self._domains.items()}} if self._within else {}),
             **({"image_size": list(images.shape[1:])} if images is not None else {}),
-            **(self.preprocessor.describe() if self.preprocessor else {}),
-            **if_any(dropped=self.dropped),
+            **self._described_data(),
         }
 
     def _shots(self, of_task_T: np.ndarray, of_class_TN: np.ndarray, ways_T: np.ndarray) -> np.ndarray:
@@ -218,8 +204,8 @@ class ClassTasks(PooledSource):
         if self.imbalance == "random":
             return self.shots.at(of_class_TN)
         ways_T1 = ways_T[:, None]
-        present = np.arange(of_class_TN.shape[1]) < ways_T1
-        rank_TN = np.where(present, of_class_TN, 1 + of_class_TN).argsort(1).argsort(1)
+        absent = np.arange(of_class_TN.shape[1]) >= ways_T1
+        rank_TN = (of_class_TN + absent).argsort(1).argsort(1)
         if self.imbalance == "step":
             return np.where(rank_TN < ways_T1 // 2, low, high)
         spread = low - 0.499 + rank_TN * (high - low + 0.998) / (ways_T1 - 1)
@@ -238,7 +224,7 @@ class ClassTasks(PooledSource):
     def _batch(self, rows: np.ndarray, labels: np.ndarray, real: np.ndarray, order: np.ndarray, ways: int) -> Batch:
         """Rows, labels and mask (T, N, k) of each class's examples as a batch (T, N * k) with padding at the end."""
         real = real.reshape(order.shape)
-        order = np.where(real, order, 1 + order).argsort(1)
+        order = (order + ~real).argsort(1)  # padding last
         real = np.take_along_axis(real, order, 1)
         first = np.where(real, order, order[:, :1])
         rows, labels = (np.take_along_axis(values.reshape(order.shape), first, 1) for values in (rows, labels))
@@ -249,11 +235,11 @@ class ClassTasks(PooledSource):
         """The class numbers of each domain; without domains, all classes form one."""
         names, least, within = self._pools[split].names, self.ways[split].low, self._within
         members: dict[str, list[int]] = {} if within is not None else {"": list(range(len(names)))}
-        for number, name in enumerate(names if within is not None else ()):
-            if within is None or name not in within:
+        for number, name in enumerate(names) if within is not None else ():
+            if name not in within:
                 raise ValueError(f"{self.name}: class {name!r} in {split} has no domain; give each class one")
             members.setdefault(within[name], []).append(number)
-        domains = Pool(members, self.name)
+        domains = Pool.of(members, self.name)
         short = domains.sizes < least
         if short.any() and within is not None and self.on_too_few != "error":
             self.dropped[f"domains in {split} with fewer than {least} classes"] = int(short.sum())

@@ -69,16 +69,8 @@ def freeze(source: TaskSource, path: Path | str, *, split: Split = "test", num_t
             whole[start : start + CHUNK] = part
         for task in unstack(stack):
             hash_into(digest, task)
-    about = {
-        "format": FORMAT,
-        "split": split,
-        "tasks": num_tasks,
-        "sha256": digest.hexdigest(),
-        "objective": objective,
-        "seed": source.seed,
-        "source": source.describe(),
-        "kshot": version("kshot"),
-    }
+    about = {"format": FORMAT, "split": split, "tasks": num_tasks, "sha256": digest.hexdigest(), "objective": objective}
+    about |= {"seed": source.seed, "source": source.describe(), "kshot": version("kshot")}
     leaves: dict[str, Tensor] = {}
     about["layout"] = {
         part: {field: _named(tree, f"{part}.{field}", leaves) for field, tree in batch._asdict().items()}
@@ -127,13 +119,7 @@ def episodes(path: Path | str | Sequence[Path | str]) -> Episodes:
 
 
 class Episodes(StackedSource):
-    """Tasks of `episodes`.
-
-    Attributes:
-        seed: of the source that was frozen.
-        paths: the file of each split.
-        files: the header of each file: `tasks`, `sha256`, `source` and more.
-    """
+    """Tasks of `episodes`, from the path of each split and the header of its file: `tasks`, `sha256`, `source`, …"""
 
     def __init__(self, paths: Mapping[Split, Path], files: Mapping[Split, dict[str, Any]]) -> None:
         self.paths, self.files = paths, files
@@ -155,11 +141,7 @@ class Episodes(StackedSource):
                 piece = file.get_slice(name)
                 return torch.cat([piece[index % count : index % count + 1] for index in indices])
 
-            batches = [
-                Batch(*(_built(header["layout"][part][field], rows) for field in Batch._fields))
-                for part in Task._fields
-            ]
-        return Task(*batches)
+            return _built_task(header["layout"], rows)
 
     def with_shots(self, shots: int) -> Episodes:
         """Itself if the frozen tasks have at least `shots` support examples: frozen tasks do not change."""
@@ -214,6 +196,10 @@ def _built(layout: Any, tensor: Callable[[str], Tensor]) -> Tree:
     return {"list": list, "tuple": tuple}[kind](_built(value, tensor) for value in inner)
 
 
+def _built_task(layout: Mapping[str, Any], tensor: Callable[[str], Tensor]) -> Task:
+    return Task(*(Batch(*(_built(layout[p][field], tensor) for field in Batch._fields)) for p in Task._fields))
+
+
 def _header(path: Path) -> dict[str, Any]:
     """The header of a file of episodes, checked."""
     if not path.is_file():
@@ -241,9 +227,7 @@ def _header(path: Path) -> dict[str, Any]:
             names.append(name)
             return torch.empty(0)
 
-        for part in Task._fields:
-            for field in Batch._fields:
-                _built(about["layout"][part][field], listed)
+        _built_task(about["layout"], listed)
         if sorted(names) != sorted(shapes) or {shape[0] for shape in shapes.values()} != {about["tasks"]}:
             raise ValueError("its tensors are not those that it lists")
     except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError) as error:

@@ -18,7 +18,7 @@ from kshot.objectives import Objective
 from kshot.tasks.pool import OnTooFew, PooledSource, Rows
 from kshot.tasks.preprocessor import Preprocessor
 from kshot.tasks.sampling import distinct
-from kshot.tasks.source import generator, if_any
+from kshot.tasks.source import generator
 from kshot.types import Batch, Split, Task
 
 Order = Literal["random", "given"]
@@ -39,19 +39,11 @@ class GroupTasks(PooledSource):
         groups: group names of each split, with the rows of their examples in the order of the group. Splits share no
             group.
         objective: loss and metrics of the tasks.
-        shots: number of support examples.
-        queries: number of query examples.
-        train_queries: number of query examples in training tasks, `queries` by default.
-        order: "random" or "given".
+        shots, queries: number of support and query examples.
         gap: examples left out between support and query with `order="given"`, for examples that overlap in time.
-        on_too_few: treatment of a group with fewer than `shots + queries` examples, as in `ClassTasks`.
-        seed: random seed of task sampling.
-        name: of the source, for reports and messages.
-        preprocessor: of the files that the examples were read from.
-        left_out: what was left out of the data already: reason to count.
+        train_queries, on_too_few, seed, name, preprocessor, left_out: as in `ClassTasks`.
 
     Attributes:
-        examples: the dataset that rows refer to.
         group_names: of each split.
         dropped: what was left out: reason to count.
 
@@ -91,10 +83,8 @@ class GroupTasks(PooledSource):
         left_out: Mapping[str, int] | None = None,
     ) -> None:
         if objective.task_specific_classes:
-            raise ValueError(
-                "all tasks of groups have the same classes: their objective is objectives.shared_classification, not "
-                "classification"
-            )
+            objective_name = "objectives.shared_classification, not classification"
+            raise ValueError(f"all tasks of groups have the same classes: their objective is {objective_name}")
         if gap < 0 or (gap and order != "given"):
             raise ValueError(f"gap must be at least 0, and needs order given; got {gap}, order {order}")
         self.objective, self.order = objective, order
@@ -128,7 +118,7 @@ class GroupTasks(PooledSource):
         else:
             positions_TK = distinct(draws[:, 4:].reshape(-1, 2, S + Q), sizes_T, taken_T)
         batches = []
-        for first_T, end_T, most, skip in ((np.zeros_like(shots_T), shots_T, S, 0), (shots_T, taken_T, Q, self.gap)):
+        for first_T, end_T, most, skip in ((0 * shots_T, shots_T, S, 0), (shots_T, taken_T, Q, self.gap)):
             columns = first_T[:, None] + np.arange(most)
             real = columns < end_T[:, None]
             positions = np.take_along_axis(positions_TK, np.where(real, columns, first_T[:, None]), 1)
@@ -147,17 +137,9 @@ class GroupTasks(PooledSource):
         return [np.asarray(self.examples.take(np.sort(of_group)[:500])[1]) for of_group in rows]
 
     def describe(self) -> dict[str, Any]:
-        return {
-            "source": self.name,
-            "shots": self.shots.plain(),
-            "queries": self.queries["test"].plain(),
-            "train_queries": self.queries["train"].plain(),
-            "order": self.order,
-            "seed": self.seed,
-            "groups": {split: len(names) for split, names in self.group_names.items()},
-            **(self.preprocessor.describe() if self.preprocessor else {}),
-            **if_any(dropped=self.dropped),
-        }
+        groups = {split: len(names) for split, names in self.group_names.items()}
+        about = {"source": self.name, **self._described_sizes(), "order": self.order, "seed": self.seed}
+        return about | {"groups": groups} | self._described_data()
 
     def _pretraining_rows(self, step: int, size: int) -> np.ndarray:
         return self._pool("train").flat[self._pretraining_positions(step, size)[0]]

@@ -13,6 +13,8 @@ from kshot.supplied import Seed
 from kshot.tasks.source import TaskSource, generator
 from kshot.types import SPLITS, Batch, Split, Task, tree_leaves, tree_map
 
+Shares = Mapping[Split, Mapping[str, float]]
+
 
 def mixture(
     sources: Mapping[str, TaskSource],
@@ -66,16 +68,9 @@ def mixture(
 
 
 class Mixture(TaskSource):
-    """Tasks of `mixture`.
+    """Tasks of `mixture`; `shares` is the probability of each source that has tasks in a split."""
 
-    Attributes:
-        sources: name to source.
-        shares: for each split, the probability of each source that has tasks in it.
-    """
-
-    def __init__(
-        self, sources: Mapping[str, TaskSource], shares: Mapping[Split, Mapping[str, float]], seed: int
-    ) -> None:
+    def __init__(self, sources: Mapping[str, TaskSource], shares: Shares, seed: int) -> None:
         self.sources, self.shares, self.seed = dict(sources), shares, seed
         self.objective = next(iter(sources.values())).objective
         first, *others = (source.preprocessor for source in sources.values())
@@ -122,26 +117,25 @@ class Mixture(TaskSource):
         described = {name: source.describe() for name, source in self.sources.items()}
         first = next(iter(described.values()))
         sizes = [key for key in ("ways", "shots", "queries", "train_queries") if key in first]
+        share = {split: {name: round(value, 4) for name, value in of.items()} for split, of in self.shares.items()}
         return {
             "source": f"mixture of {', '.join(described)}",
             **{key: first[key] for key in sizes if all(about.get(key) == first[key] for about in described.values())},
             "seed": self.seed,
-            "share": {
-                split: {name: round(share, 4) for name, share in shares.items()}
-                for split, shares in self.shares.items()
-            },
+            "share": share,
             "sources": described,
         }
 
     def _check_shapes(self) -> None:
         for split in SPLITS:
-            shapes = {name: _shapes(self.sources[name].task(split, 0)) for name in self.shares[split]}
-            first = next(iter(shapes))
-            for name, shape in shapes.items():
-                if shape != shapes[first]:
+            (first, expected), *others = (
+                (name, _shapes(self.sources[name].task(split, 0))) for name in self.shares[split]
+            )
+            for name, shapes in others:
+                if shapes != expected:
                     raise ValueError(
-                        f"the {split} tasks of {first!r} are {shapes[first]}, those of {name!r} are {shape}; give both "
-                        "the same ways, shots, queries and size of examples"
+                        f"the {split} tasks of {first!r} are {expected}, those of {name!r} are {shapes}; give both the "
+                        "same ways, shots, queries and size of examples"
                     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from copy import copy
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 import numpy as np
 
@@ -12,7 +12,7 @@ from kshot.annotations import Size
 from kshot.data.dataset import Dataset
 from kshot.tasks.preprocessor import Preprocessor
 from kshot.tasks.sampling import Range, by_split
-from kshot.tasks.source import StackedSource
+from kshot.tasks.source import StackedSource, if_any
 from kshot.types import SPLITS, Split
 
 Rows = Sequence[int] | np.ndarray
@@ -23,25 +23,21 @@ OnTooFew = Literal["error", "drop", "shrink"]
 
 
 class Pool:
-    """The rows of all classes or groups of a split: member c has `flat[starts[c] : starts[c] + sizes[c]]`.
+    """The rows of all classes or groups of a split: member c has `flat[starts[c] : starts[c] + sizes[c]]`."""
 
-    Args:
-        members: name to rows.
-        where: source and kind of member, for messages.
+    def __init__(self, names: tuple[str, ...], flat: np.ndarray, sizes: np.ndarray) -> None:
+        self.names, self.flat, self.sizes = names, flat, sizes
+        self.starts = sizes.cumsum() - sizes
 
-    Raises:
-        ValueError: rows that are not a vector of integers.
-    """
-
-    def __init__(self, members: Mapping[str, Rows], where: str) -> None:
+    @classmethod
+    def of(cls, members: Mapping[str, Rows], where: str) -> Pool:
+        """The pool of names and rows; `where` is the source and kind of member, for messages."""
         arrays = {name: np.asarray(rows) for name, rows in members.items()}
         for name, rows in arrays.items():
             if rows.ndim != 1 or (rows.size and rows.dtype.kind not in "iu"):
                 raise ValueError(f"{where} {name!r}: the rows must be integers (k,), got {rows.dtype} {rows.shape}")
-        self.names = tuple(arrays)
-        self.flat = np.concatenate([*arrays.values(), []]).astype(np.int64)
-        self.sizes = np.array([len(rows) for rows in arrays.values()], np.int64)
-        self.starts = self.sizes.cumsum() - self.sizes
+        sizes = np.array([len(rows) for rows in arrays.values()], np.int64)
+        return cls(tuple(arrays), np.concatenate([*arrays.values(), []]).astype(np.int64), sizes)
 
     def __len__(self) -> int:
         return len(self.names)
@@ -52,12 +48,8 @@ class Pool:
 
     def without(self, mask: np.ndarray) -> Pool:
         """The pool without the members of a mask (len,)."""
-        pool = Pool({}, "")
-        pool.names = tuple(name for name, left_out in zip(self.names, mask.tolist()) if not left_out)
-        pool.flat = self.flat[np.repeat(~mask, self.sizes)]
-        pool.sizes = self.sizes[~mask]
-        pool.starts = pool.sizes.cumsum() - pool.sizes
-        return pool
+        names = tuple(name for name, left_out in zip(self.names, mask.tolist()) if not left_out)
+        return Pool(names, self.flat[np.repeat(~mask, self.sizes)], self.sizes[~mask])
 
     def member_of(self, positions: np.ndarray) -> np.ndarray:
         """The number of the member that each position in `flat` belongs to."""
@@ -85,7 +77,7 @@ class PooledSource(StackedSource):
         self.queries = by_split(queries, train_queries, "queries")
         self.examples, self.on_too_few, self.seed, self.name, self.gap = examples, on_too_few, seed, name, gap
         self.preprocessor, self._left_out = preprocessor, dict(left_out or {})
-        self._all_pools = {split: Pool(rows, f"{name}: {self.member}") for split, rows in members.items()}
+        self._all_pools = {split: Pool.of(rows, f"{name}: {self.member}") for split, rows in members.items()}
         check_disjoint(self._all_pools, len(examples), name, self.member)
         self._set_shots(Range.of(shots, "shots", 1))
 
@@ -109,11 +101,16 @@ class PooledSource(StackedSource):
 
     def _pool(self, split: Split) -> Pool:
         if split not in self._pools:
-            members = plural(self.member)
-            raise ValueError(
-                f"{self.name} has no {split!r} split, only {', '.join(self._pools)}; give it {members} there"
-            )
+            splits, members = ", ".join(self._pools), plural(self.member)
+            raise ValueError(f"{self.name} has no {split!r} split, only {splits}; give it {members} there")
         return self._pools[split]
+
+    def _described_sizes(self) -> dict[str, Any]:
+        sizes = {"shots": self.shots, "queries": self.queries["test"], "train_queries": self.queries["train"]}
+        return {name: size.plain() for name, size in sizes.items()}
+
+    def _described_data(self) -> dict[str, Any]:
+        return (self.preprocessor.describe() if self.preprocessor else {}) | if_any(dropped=self.dropped)
 
     def _pretraining_positions(self, step: int, size: int) -> tuple[np.ndarray, np.random.Generator]:
         """Random positions in the training pool, from a generator that no task uses."""
@@ -121,11 +118,7 @@ class PooledSource(StackedSource):
         return random.integers(len(self._pool("train").flat), size=size), random
 
     def _large_enough(self) -> tuple[dict[Split, Pool], dict[str, int]]:
-        """The pools without the members that are too small for a task, and what was left out: reason to count.
-
-        Raises:
-            ValueError: a member is too small, and `on_too_few` is "error".
-        """
+        """The pools without the members that are too small for a task, and what was left out: reason to count."""
         pools, dropped, shots = dict(self._all_pools), {}, self.shots
         for split, pool in pools.items():
             queries = self.queries[split].high
@@ -147,11 +140,7 @@ class PooledSource(StackedSource):
 
 
 def check_disjoint(pools: Mapping[Split, Pool], num_rows: int, where: str, kind: str) -> None:
-    """Check that all rows exist, and that no row occurs twice and no name in two splits.
-
-    Raises:
-        ValueError: one does; `where` is the source and `kind` what its members are, for the message.
-    """
+    """Raise ValueError if a row does not exist, a row occurs twice, or a name in two splits."""
     splits_of_rows = np.full(num_rows, -1, np.int8)
     split_of_name: dict[str, Split] = {}
     for number, (split, pool) in enumerate(pools.items()):

@@ -13,12 +13,9 @@ from kshot.types import Tree
 
 
 class Support(NamedTuple):
-    """A user's support set as read from a file.
+    """A user's support set as read from a file: leaves (n, ...), or the class names if each task has its own classes.
 
-    Attributes:
-        inputs: leaves (n, ...).
-        targets: (n, ...), or the n class names if each task has its own classes.
-        kept: what prediction needs to know about this support set, as JSON.
+    `kept` is what prediction needs to know about this support set, as JSON.
     """
 
     inputs: Tree

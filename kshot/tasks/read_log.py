@@ -41,11 +41,7 @@ def watched(source: TaskSource, note: Note | None = None, before: Iterable[tuple
 
 
 class Watched(TaskSource):
-    """A source whose reads are logged; see `watched`.
-
-    Attributes:
-        reads: (phase, split) to the number of tasks read.
-    """
+    """A source whose reads are logged, see `watched`: `reads` is (phase, split) to the number of tasks read."""
 
     def __init__(self, source: TaskSource, note: Note | None, before: Iterable[tuple[str, Split]]) -> None:
         self.source, self.objective, self.seed = source, source.objective, source.seed

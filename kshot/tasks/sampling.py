@@ -19,10 +19,7 @@ class Range(NamedTuple):
 
     @classmethod
     def of(cls, size: Size, name: str, least: int) -> Range:
-        """Convert the argument `name`, an int or (low, high).
-
-        Raises:
-            ValueError: it is neither an int nor a pair of ints, falls, or is below `least`.
+        """Convert the argument `name`, an int or (low, high) of at least `least`; else ValueError.
 
         Example:
             >>> Range.of(5, "ways", 2), Range.of([2, 5], "ways", 2)

@@ -53,11 +53,8 @@ class TaskSource(ABC):
     def pretraining_batch(self, step: int, size: int) -> Batch:
         """Batch number `step` of about `size` training examples for pretraining a base model without tasks.
 
-        By default the examples of several training tasks, pooled. A source whose tasks have classes of their own
-        overrides this method with targets that are one-hot over all training classes.
-
-        Raises:
-            ValueError: the tasks have classes of their own, and the source does not override this method.
+        By default the examples of several training tasks, pooled; a ValueError if the tasks have classes of their own.
+        Such a source overrides this method with targets that are one-hot over all training classes.
         """
         if self.objective.task_specific_classes:
             raise ValueError(
@@ -70,11 +67,7 @@ class TaskSource(ABC):
         return tree_map(lambda support, query: torch.cat([support, query], 1).flatten(0, 1), *tasks)
 
     def with_shots(self, shots: int) -> TaskSource:
-        """The same source with another number of support examples, the same for all classes of a task.
-
-        Raises:
-            ValueError: the source cannot change its number of shots, or the data have too few examples.
-        """
+        """The same source with other shots, equal for all classes; ValueError if fixed, or too few examples exist."""
         raise ValueError(f"the number of shots of {type(self).__name__} is fixed")
 
     def out_of_scope_inputs(self, split: Split, index: int, count: int) -> Tree:
@@ -84,10 +77,7 @@ class TaskSource(ABC):
         )
 
     def subjects(self, split: Split, indices: Sequence[int]) -> np.ndarray | None:
-        """The number of the subject of each task, such as its user, if a subject can have several tasks.
-
-        Confidence intervals are then computed over subjects. None if tasks are independent.
-        """
+        """The number of the subject of each task, such as its user, over which intervals are computed; else None."""
         return None
 
     def members(self, split: Split) -> dict[str, np.ndarray]:

@@ -13,9 +13,10 @@ from __future__ import annotations
 
 import difflib
 import hashlib
+from bisect import bisect_right
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from kshot.data import library
 from kshot.data.library.published_splits import PUBLISHED, read_lists
@@ -34,6 +35,7 @@ FORMS = {
 DEFAULT_SPLIT: Mapping[str, Any] = {"ratio": [0.7, 0.15, 0.15]}
 
 Names = dict[Split, list[str]]
+R = TypeVar("R")
 
 
 def cut(
@@ -45,7 +47,7 @@ def cut(
     values: Mapping[str, Collection[str]] | None = None,
     domains: Mapping[str, str] | None = None,
 ) -> Names:
-    """Split names as specified in a run file.
+    """The names of each split that has any, as a run file specifies; names that no file or list contains are in none.
 
     Args:
         names: the classes or groups of the data.
@@ -54,9 +56,6 @@ def cut(
         folder: base of relative paths.
         values: for `column`, the values of the column in the rows of each name.
         domains: for `heldout` and the list fc100, the domain of each name.
-
-    Returns:
-        The names of each split that has any. Names that no file or list contains are in none.
 
     Raises:
         ValueError: a form that is unknown or not available for these data, a name in two splits, an empty train split,
@@ -99,6 +98,11 @@ def cut(
     return parts
 
 
+def cut_rows(rows: Mapping[str, R], split: Mapping[str, Any], **options: Any) -> dict[Split, dict[str, R]]:
+    """For each split the rows of each name; the arguments are those of `cut`."""
+    return {part: {name: rows[name] for name in names} for part, names in cut(rows, split, **options).items()}
+
+
 def by_ratio(
     names: Sequence[str], ratio: Sequence[float], *, seed: int = 0, exact: bool = False, kind: str = "class"
 ) -> Names:
@@ -107,15 +111,12 @@ def by_ratio(
     $$ u(\text{name}) = \text{SHA-256}(\text{seed}, \text{name}) / 2^{64} \in [0, 1), \quad
        \text{train if } u < r_1, \text{ val if } u < r_1 + r_2, \text{ test otherwise} $$
 
-    The shares hold in expectation, as for any stable split. With `exact` they hold up to rounding, and adding or
-    removing a name may move one other at each border.
+    The shares hold in expectation, as for any stable split. With `exact`, $u$ is the rank of the hash, so that they
+    hold up to rounding, and adding or removing a name may move one other at each border.
 
     Args:
-        names: what to split.
         ratio: the shares of train, val and test; they sum to 1, and 0 leaves out a split.
-        exact: use the rank of a name among all hashes as $u$, instead of its hash.
         seed: random seed of the split, independent of the run's seed, so that runs with other seeds share the split.
-        kind: what the names are, for messages.
 
     Raises:
         ValueError: shares that are not three numbers from 0 to 1 with sum 1, or a split without names.
@@ -126,11 +127,12 @@ def by_ratio(
         raise ValueError(f"ratio takes three shares that sum to 1, such as [0.7, 0.15, 0.15]; got {ratio!r}")
     parts: Names = {part: [] for part, share in zip(SPLITS, shares) if share}
     ends = [sum(shares[: number + 1]) for number, share in enumerate(shares) if share]
-    hashes = {name: _hash(name, seed) for name in names}
+    digests = {name: hashlib.sha256(f"{seed}\0{name}".encode(errors="surrogatepass")).digest() for name in names}
+    hashes = {name: int.from_bytes(digest[:8], "big") / 2**64 for name, digest in digests.items()}
     if exact:
         hashes = {name: (rank + 0.5) / len(names) for rank, name in enumerate(sorted(hashes, key=hashes.__getitem__))}
     for name in names:
-        parts[list(parts)[sum(hashes[name] >= end for end in ends[:-1])]].append(name)
+        parts[list(parts)[bisect_right(ends[:-1], hashes[name])]].append(name)
     for part, members in parts.items():
         if not members:
             raise ValueError(
@@ -140,20 +142,10 @@ def by_ratio(
     return parts
 
 
-def _hash(name: str, seed: int) -> float:
-    """The hash of a name as a number in [0, 1)."""
-    digest = hashlib.sha256(f"{seed}\0{name}".encode(errors="surrogatepass")).digest()
-    return int.from_bytes(digest[:8], "big") / 2**64
-
-
 def by_column(
     names: Sequence[str], values: Mapping[str, Collection[str]], *, column: str, kind: str = "class"
 ) -> Names:
-    """Split by a column that holds train, val or test in each row.
-
-    Raises:
-        ValueError: any other value, or a name whose rows are in two splits.
-    """
+    """Split by a column of train, val or test; ValueError for other values, or a name whose rows are in two splits."""
     parts: Names = {part: [] for part in SPLITS}
     for name in names:
         found = sorted(map(str, values[name]))
@@ -173,8 +165,7 @@ def by_files(names: Sequence[str], files: Mapping[str, Path], *, kind: str = "cl
     """Split by text files of one name per line; empty lines are skipped, and names in no file left out.
 
     Raises:
-        ValueError: a split other than train, val and test, a file that is missing or not UTF-8, a name that is not in
-            the data or listed twice.
+        ValueError: another split, an unreadable file, a name that is not in the data or listed twice.
     """
     known, place_of_name = set(names), dict[str, str]()
     parts: Names = {}
@@ -198,11 +189,7 @@ def by_files(names: Sequence[str], files: Mapping[str, Path], *, kind: str = "cl
 
 
 def by_heldout(names: Sequence[str], heldout: Mapping[str, Sequence[str]], domains: Mapping[str, str]) -> Names:
-    """Hold out whole domains for val and test; the rest is train.
-
-    Raises:
-        ValueError: a split other than val and test, a domain that is not in the data, or held out twice.
-    """
+    """Hold out whole domains for val and test, the rest is train; ValueError if unknown or held out twice."""
     split_of: dict[str, Split] = {}
     known = sorted(set(domains.values()))
     for part, listed in heldout.items():
@@ -229,7 +216,6 @@ def by_list(
     aquatic_mammals/whale.
 
     Args:
-        names: the classes of the data.
         published: one of `kshot.data.library.published_splits.PUBLISHED`.
         folder: contains the files train, val and test (see `published_splits.read_lists`); by default that of the data
             set fewshot_image_splits of the library.
@@ -242,16 +228,11 @@ def by_list(
         raise ValueError(f"there is no list {published!r}; known are {', '.join(PUBLISHED)}")
     row = PUBLISHED[published]
     lists = read_lists(library.find("fewshot_image_splits") / row.folder if folder is None else folder)
-    if row.of == "domain":
-        if domains is None:
-            raise ValueError(
-                f"the list {published} is of domains, and this data does not give the domain of each class"
-            )
-        members: dict[str, list[str]] = {}
-        for name in names:
-            members.setdefault(domains[name], []).append(name)
-    else:
-        members = {name: [name] for name in names}
+    if row.of == "domain" and domains is None:
+        raise ValueError(f"the list {published} is of domains, and this data does not give the domain of each class")
+    members: dict[str, list[str]] = {}
+    for name in names:
+        members.setdefault(domains[name] if row.of == "domain" and domains else name, []).append(name)
     by_last_part = {name.rpartition("/")[2]: classes for name, classes in members.items()}
     if len(by_last_part) < len(members):
         by_last_part = {}

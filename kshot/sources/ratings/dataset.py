@@ -27,9 +27,7 @@ class RatingDataset:
         items: int32 (n,), item numbers.
         targets: float32 (n,) standardised, or int8 (n,) numbers of levels.
         levels: number of levels; 0 for none.
-        of_items: features of items.
-        of_users: features of users.
-        item_mean: of the items, if it is an input.
+        of_items, of_users, item_mean: features of items and users, if they are inputs.
     """
 
     def __init__(
@@ -49,23 +47,23 @@ class RatingDataset:
         return len(self.items)
 
     def take(self, rows: np.ndarray) -> tuple[Tree, Tensor]:
-        inputs = {"item": torch.from_numpy(self.items[rows].astype(np.int64))}
-        if self.of_items is not None:
-            inputs["item_features"] = torch.from_numpy(self.of_items.features(self.of_items.rows_of[rows]))
-        if self.item_mean is not None:
-            inputs["item_mean"] = torch.from_numpy(self.item_mean.features(self.items[rows], rows))
         targets = self.targets[rows]
         targets = self.one_hot[targets] if len(self.one_hot) else targets[..., None]
-        return inputs | self.of_users.take(rows), torch.from_numpy(targets)
+        return self._inputs(self.items[rows].astype(np.int64), rows), torch.from_numpy(targets)
 
     def unclicked(self, items: np.ndarray, rows: np.ndarray) -> Tree:
         """Inputs for items (T, N), numbered from 1, and the users of ratings (T,)."""
+        return self._inputs(items, rows[:, None].repeat(items.shape[1], 1), rated=False)
+
+    def _inputs(self, items: np.ndarray, rows: np.ndarray, *, rated: bool = True) -> Tree:
+        """Inputs for item numbers (...) and the users of ratings (...), which are ratings of these items or not."""
         inputs = {"item": torch.from_numpy(items)}
         if self.of_items is not None:
-            inputs["item_features"] = torch.from_numpy(self.of_items.features(self.of_items.of_known[items - 1]))
+            row_of_item = self.of_items.rows_of[rows] if rated else self.of_items.of_known[items - 1]
+            inputs["item_features"] = torch.from_numpy(self.of_items.features(row_of_item))
         if self.item_mean is not None:
-            inputs["item_mean"] = torch.from_numpy(self.item_mean.features(items))
-        return inputs | self.of_users.take(rows[:, None].repeat(items.shape[1], 1))
+            inputs["item_mean"] = torch.from_numpy(self.item_mean.features(items, rows if rated else None))
+        return inputs | self.of_users.take(rows)
 
 
 class UserFeatures(NamedTuple):
@@ -84,13 +82,7 @@ class UserFeatures(NamedTuple):
 
 
 class FittedFeatures(NamedTuple):
-    """Fitted features of users or items.
-
-    Attributes:
-        columns, values: of the table of features.
-        rows_of: the row of each rating (n,).
-        of_known: the rows of the members of training, in order.
-    """
+    """A table of features of users or items, fitted, with its row for each rating (n,) and each training member."""
 
     columns: Columns
     values: Values
@@ -110,17 +102,8 @@ class Features(NamedTuple):
     titles: Any  # the same, or None
 
     @classmethod
-    def open(
-        cls,
-        path: Path | str | Table,
-        reading: Reading,
-        key: str,
-        kinds: Mapping[str, str],
-        rated: Table,
-        title: str | None,
-    ) -> Features:
+    def read(cls, table: Table, key: str, kinds: Mapping[str, str], rated: Table, title: str | None) -> Features:
         """Read a table of features; ratings of users or items without a row in it are bad rows."""
-        table = opened(path, reading)
         table.need(key, *([title] if title else []))
         names = table.labels(key)
         table.missing(key, names.is_null().to_numpy(), "a row needs one")

@@ -68,10 +68,9 @@ def pools_of(
 
     Args:
         sizes: (U,), number of ratings of each user.
-        user_of, item_of: (n,), user and item of each rating, ordered by user.
+        user_of, item_of: (n,), user and item of each rating, ordered by user, and by time if `ordered`.
         users, items: for each split a mask of its users and items; None if they are not split.
         ratio: shares of each user's ratings in train, val and test, if these are split.
-        ordered: whether ratings are ordered by time.
     """
     count = len(sizes)
     pools: dict[Split, Sides] = {}

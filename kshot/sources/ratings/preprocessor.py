@@ -6,6 +6,7 @@ Shape legend: n ratings, I items, L levels.
 from __future__ import annotations
 
 import base64
+import dataclasses
 import difflib
 from collections import Counter
 from collections.abc import Mapping
@@ -30,8 +31,7 @@ class ItemMean(NamedTuple):
     """The mean of each item in training ratings, after subtracting the means of users.
 
     Attributes:
-        total: float32 (I,), sum of the ratings of each item minus the means of their users, in standard deviations.
-        counts: int64 (I,), number of these ratings.
+        total, counts: sum (I,) of the ratings minus the means of their users, in standard deviations, and their number.
         residuals: float32 (n,), the summand of each rating; 0 for those that are not of training.
     """
 
@@ -69,14 +69,9 @@ NUM_TENTHS = 10
 
 
 class SignupTime(NamedTuple):
-    """Encodes the time of a user's first rating by its position in each tenth of those of training users.
+    """Encodes the time of a user's first rating by its position between the deciles (11,) of those of training users.
 
     Later times than all of these are encoded as ones, like new users of today.
-
-    Attributes:
-        column: of the time.
-        kind: its type, see `read_columns`.
-        edges: deciles (11,) of the signup times of training users.
     """
 
     column: str
@@ -100,18 +95,13 @@ class RatingPreprocessor(Preprocessor):
     """Converts rows of ratings into inputs and targets. Features are columns of the same file.
 
     Attributes:
-        item, rating: the columns; None for `rating` if rows are clicks.
+        item, rating, like, reading: as in `ratings`.
         mean, std, low, high: of the training ratings.
         levels: the distinct training ratings of an ordinal target; 0 and 1 for clicks.
-        like: the rating from which on an item is liked.
-        items: names of the items with training ratings; `items[k]` has the number k + 1.
-        counts: number of training ratings of each.
-        totals: of their `ItemMean`, if it is an input.
-        signup_time: encoding of the signup time, if it is an input.
-        titles: display names of the items, if known.
+        items, titles: names of the items with training ratings, `items[k]` of number k + 1; display names, if known.
+        counts, totals: number of training ratings of each; of their `ItemMean`, if it is an input.
         item_columns, user_columns: the columns of features, if any.
         catalogue: float32 (I, F), the features of `items`, so that files need not repeat them.
-        reading: format of the file.
     """
 
     item: str
@@ -167,19 +157,11 @@ class RatingPreprocessor(Preprocessor):
         return Support(inputs, self.batch_targets(scores), kept)
 
     def all_items(self, user_features: Tensor | None = None) -> Tree:
-        """Inputs for all training items, (I, ...), in order.
-
-        Args:
-            user_features: (1, F) of the user, if users have any.
-        """
+        """Inputs for all training items (I, ...), in order, with the features (1, F) of the user, if users have any."""
         return self._of_items(np.arange(len(self.items)), user_features)
 
     def support_of(self, ratings: Mapping[str, float]) -> Support:
-        """A user's ratings of training items, by name or unique title.
-
-        Raises:
-            ValueError: an unknown item, or a rating outside the scale.
-        """
+        """A user's ratings of training items, by name or unique title; ValueError if unknown, or out of the scale."""
         by_name = {name: number for number, name in enumerate(self.items)}
         counts = Counter(self.titles)
         by_title = {title: number for number, title in enumerate(self.titles) if counts[title] == 1}
@@ -245,29 +227,29 @@ class RatingPreprocessor(Preprocessor):
         return about | {"target": f"{self.rating}: (y − {self.mean:.4g}) / {self.std:.4g}"}
 
     def to_json(self) -> dict[str, Any]:
-        plain = {name: getattr(self, name) for name in ("item", "rating", *_NUMBERS, *_LISTS)}
-        columns = {name: getattr(self, name) for name in ("item_columns", "user_columns")}
-        written = {name: fitted.to_json() if fitted else None for name, fitted in columns.items()}
-        packed = None
+        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        for name in ("item_columns", "user_columns"):
+            fields[name] = fields[name] and fields[name].to_json()
+        for name in ("reading", "signup_time"):
+            fields[name] = fields[name] and fields[name]._asdict()
         if self.catalogue is not None:
             content = base64.b64encode(self.catalogue.tobytes()).decode()
-            packed = {"shape": list(self.catalogue.shape), "base64": content}
-        signup_time = self.signup_time and self.signup_time._asdict()
-        kept = {"reading": self.reading._asdict(), "signup_time": signup_time, "catalogue": packed}
-        return {"kind": "ratings", **kept, **plain, **written}
+            fields["catalogue"] = {"shape": list(self.catalogue.shape), "base64": content}
+        return {"kind": "ratings", **fields}
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> RatingPreprocessor:
-        plain = {name: value for name, value in data.items() if name != "kind"}
+        fields = {name: value for name, value in data.items() if name != "kind"}
         for name in ("item_columns", "user_columns"):
-            plain[name] = Columns.from_json(data[name]) if data[name] else None
+            fields[name] = Columns.from_json(data[name]) if data[name] else None
         if (packed := data["catalogue"]) is not None:
             content = base64.b64decode(packed["base64"])
-            plain["catalogue"] = np.frombuffer(content, np.float32).reshape(packed["shape"])
+            fields["catalogue"] = np.frombuffer(content, np.float32).reshape(packed["shape"])
         if (signup_time := data["signup_time"]) is not None:
-            plain["signup_time"] = SignupTime(signup_time["column"], signup_time["kind"], tuple(signup_time["edges"]))
-        lists = {name: tuple(data[name]) for name in _LISTS}
-        return cls(**plain | lists | {"reading": Reading(**data["reading"])})
+            fields["signup_time"] = SignupTime(**signup_time | {"edges": tuple(signup_time["edges"])})
+        for name in ("levels", "items", "counts", "totals", "titles"):
+            fields[name] = tuple(data[name])
+        return cls(**fields | {"reading": Reading(**data["reading"])})
 
     def _numbered(self, numbers: np.ndarray) -> dict[str, Tensor]:
         """The inputs of items (n,) by number, except for their features."""
@@ -324,7 +306,3 @@ class RatingPreprocessor(Preprocessor):
             of_user = torch.from_numpy(self.signup_time.encode(np.full(len(table), np.inf if time is None else time)))
             inputs["user_features"] = torch.cat([inputs.get("user_features", of_user[:, :0]), of_user], 1)
         return table, inputs
-
-
-_NUMBERS = ("mean", "std", "low", "high", "like")
-_LISTS = ("levels", "items", "counts", "totals", "titles")

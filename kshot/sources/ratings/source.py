@@ -109,17 +109,16 @@ def ratings(
         cold, start: see above.
         train_order: "random" draws training tasks from all ratings of a user in any order of time: more tasks, of a
             slightly different distribution. "both" alternates. Val and test tasks keep to the time.
-        user_sampling_power: training tasks sample a user with $n$ ratings in proportion to
-            $n^{\text{user\_sampling\_power}}$; 0 samples users uniformly, 1 ratings.
-        split: train, val and test users or items, as in `table`. Only `ratio` splits both, or within users.
-        kinds, reading, seed: as in `table`.
+        user_sampling_power: p, for training tasks of a user of $n$ ratings in proportion to $n^p$; 0 samples users
+            uniformly, 1 ratings.
         shots, train_shots, queries, train_queries: number of ratings, also in training tasks.
+        split, kinds, reading, seed: as in `table`. Only a split by `ratio` splits both, or within users.
         on_too_few: treatment of users with too few ratings: "error", "drop", or "shrink" to use fewer queries.
         bad_rows: "error", or "drop" to leave out rows without a value, or of a user or item without features.
 
     Raises:
-        ValueError: an error in a file or a value in it, with line and column; a user or item that is rated or described
-            twice; users with too few ratings.
+        ValueError: an error in a file, with line and column; a user or item that is rated or described twice; users
+            with too few ratings.
 
     Example:
         >>> import tempfile
@@ -155,7 +154,7 @@ def ratings(
     for name in (user, item):
         table.missing(name, table.keys(name).is_null().to_numpy(), "a row needs one")
     features = {
-        name: Features.open(of_side, format, name, kinds, table, title if name == item else None)
+        name: Features.read(opened(of_side, format), name, kinds, table, title if name == item else None)
         for name, of_side in ((user, users), (item, items))
         if of_side is not None
     }
@@ -167,11 +166,9 @@ def ratings(
     if (repeated := _repeated(user_of, item_of, len(by_item.names))).any():
         mask = np.zeros(len(table), bool)
         mask[by_user.flat[repeated]] = True
-        if rating is None:  # a second click carries no information
-            table.bad(item, mask, "was clicked before")
-        else:
-            table.bad(item, mask, "is rated a second time by the same user; keep one rating")
-        table.settle("drop" if rating is None else bad_rows)
+        clicked, rated = "was clicked before", "is rated a second time by the same user; keep one rating"
+        table.bad(item, mask, clicked if rating is None else rated)
+        table.settle("drop" if rating is None else bad_rows)  # a second click carries no information
         by_user, by_item, user_of, item_of = _grouped(table, user, item, order)
     flat = by_user.flat  # the ratings, ordered by user, then by time
     pools = pools_of(
@@ -191,40 +188,25 @@ def ratings(
     scale = _scale(scores, train, target_type, table, rating)
     item_mean = ItemMean.fit(user_of, numbers[item_of] - 1, scores, train, scale["std"]) if item_mean_feature else None
     train_users = np.unique(user_of[train])
-    fitted = {}
-    for name, members, member_of, names in (
-        (user, train_users, user_of, by_user.names),
-        (item, known_items, item_of, by_item.names),
-    ):
-        if name in features:
-            fitted[name] = features[name].fit(names, members, member_of)
+    of_user = features[user].fit(by_user.names, train_users, user_of) if user in features else None
+    of_item = features[item].fit(by_item.names, known_items, item_of) if item in features else None
     signup = None
     if signup_time and time and times is not None:
         first_U = times.values[flat[by_user.sizes.cumsum() - by_user.sizes]]
         signup = SignupTime.fit(time, times.format or times.kind, first_U[train_users])
     preprocessor = RatingPreprocessor(
-        item=item,
-        rating=rating,
-        **scale,
+        item=item, rating=rating, **scale, signup_time=signup, reading=format,
         like=float(np.median(scores[train])) if like is None else float(like),
         items=tuple(by_item.names[number] for number in known_items),
         counts=tuple(counts[known_items].tolist()),
         totals=tuple(map(float, item_mean.total)) if item_mean else (),
-        signup_time=signup,
         titles=features[item].titled(by_item.names, known_items) if title is not None else (),
-        item_columns=fitted[item].columns if item in fitted else None,
-        user_columns=fitted[user].columns if user in fitted else None,
-        catalogue=fitted[item].features(fitted[item].of_known) if item in fitted else None,
-        reading=format,
-    )
-    examples = RatingDataset(
-        numbers[item_of],
-        preprocessor.targets(scores),
-        len(preprocessor.levels),
-        fitted.get(item),
-        UserFeatures(by_user.sizes.cumsum(), fitted.get(user), signup.encode(first_U) if signup else None),
-        item_mean,
-    )
+        item_columns=of_item.columns if of_item else None, user_columns=of_user.columns if of_user else None,
+        catalogue=of_item.features(of_item.of_known) if of_item else None,
+    )  # fmt: skip
+    of_users = UserFeatures(by_user.sizes.cumsum(), of_user, signup.encode(first_U) if signup else None)
+    targets = preprocessor.targets(scores)
+    examples = RatingDataset(numbers[item_of], targets, len(preprocessor.levels), of_item, of_users, item_mean)
     return RatingTasks(
         examples, pools, by_user, preprocessor, shots=shots, train_shots=train_shots, queries=queries,
         train_queries=train_queries, negatives=(negatives, negatives if query_negatives is None else query_negatives),
