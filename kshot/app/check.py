@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import statistics
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +15,7 @@ import torch
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
+from rich.table import Column, Table
 
 from kshot.app.build import build_source
 from kshot.app.spec import Spec
@@ -27,7 +28,7 @@ from kshot.evaluation.report.style import BLUE, MUTED, ORANGE, canvas, quiet
 from kshot.evaluation.report.task_pictures import Example, classification_examples
 from kshot.tasks.pool import plural
 from kshot.tasks.source import TaskSource
-from kshot.types import SPLITS, Batch, Split, Task, Tree, tree_leaves, tree_map
+from kshot.types import SPLITS, Split, Task, Tree, tree_leaves, tree_map
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -54,11 +55,8 @@ def check_run_file(
     Raises:
         ValueError: a source that cannot be opened, or an output file that the run file reads.
     """
-    read = {
-        Path(leaf).expanduser().resolve()
-        for leaf in tree_leaves(spec.source.model_dump())
-        if isinstance(leaf, (str, Path))
-    }
+    texts = [leaf for leaf in tree_leaves(spec.source.model_dump()) if isinstance(leaf, (str, Path))]
+    read = {Path(text).expanduser().resolve() for text in texts}
     for file in (json_file, html_file):
         if file and file.resolve() in read:
             raise ValueError(f"{file} is data that the run file names, and is never written over; choose another file")
@@ -67,20 +65,21 @@ def check_run_file(
     columns = TextColumn("decoding images"), BarColumn(bar_width=30), MofNCompleteColumn(), TimeRemainingColumn()
     with Progress(*columns, console=stderr, transient=True, disable=not stderr.is_terminal) as bars:
         bar = bars.add_task("", total=None, visible=False)
-        checked = check(
-            source,
-            num_examples=num_examples,
-            num_tasks=num_tasks,
-            progress=lambda done, total: bars.update(bar, completed=done, total=total, visible=True),
-        )
+
+        def progress(done: int, total: int) -> None:
+            bars.update(bar, completed=done, total=total, visible=True)
+
+        checked = check(source, num_examples=num_examples, num_tasks=num_tasks, progress=progress)
     _print(spec.name, checked, console)
-    if json_file:
-        write(json_file, json.dumps(report(spec, source, checked), indent=2, ensure_ascii=False) + "\n")
-        console.print(f"JSON: {json_file}", highlight=False, markup=False, soft_wrap=True)
-    if html_file:
-        write(html_file, page(spec, source, checked))
-        console.print(f"page: {html_file}", highlight=False, markup=False, soft_wrap=True)
+    for kind, file, rendered in (("JSON", json_file, report_text), ("page", html_file, page)):
+        if file:
+            write(file, rendered(spec, source, checked))
+            console.print(f"{kind}: {file}", highlight=False, markup=False, soft_wrap=True)
     return checked
+
+
+def report_text(spec: Spec, source: TaskSource, checked: Checked) -> str:
+    return json.dumps(report(spec, source, checked), indent=2, ensure_ascii=False) + "\n"
 
 
 def report(spec: Spec, source: TaskSource, checked: Checked) -> dict[str, Any]:
@@ -129,10 +128,8 @@ def _print(name: str, checked: Checked, console: Console) -> None:
         table.add_row(*map(escape, _row(sizes)), bars)
     console.print(table)
     console.print()
-    lines = Table.grid(padding=(0, 2))
-    lines.add_column(no_wrap=True)
-    lines.add_column(no_wrap=True)
-    lines.add_column(overflow="fold")
+    columns = Column(no_wrap=True), Column(no_wrap=True), Column(overflow="fold")
+    lines = Table.grid(*columns, padding=(0, 2))
     for finding in checked.findings:
         colour = COLOURS[finding.severity]
         lines.add_row(f"[{colour}]{finding.severity}[/]", escape(finding.check), escape(finding.sentence))
@@ -150,35 +147,24 @@ def page(spec: Spec, source: TaskSource, checked: Checked) -> str:
         caption = f"Number of {plural(checked.sizes[0].kind)} by number of examples."
         figures = [picture("sizes", _histograms(checked.sizes))._replace(caption=caption)]
     figure, caption = _figure(shown, tasks)
-    return render(
-        Path(__file__).parent / "check.html.j2",
-        {
-            "name": spec.name,
-            "version": version("kshot"),
-            "tone": TONES[checked.worst],
-            "worst": checked.worst,
-            "sentence": SENTENCES[checked.worst],
-            "looked_at": checked.looked_at,
-            "findings": [finding._asdict() | {"tone": TONES[finding.severity]} for finding in checked.findings],
-            "header": HEADER,
-            "rows": [_row(sizes) for sizes in checked.sizes],
-            "figures": figures,
-            "tasks": picture("tasks", figure)._replace(caption=caption) if figure else None,
-            "listed": [] if figure else [_table(shown, split, task) for task in tasks],
-            "split": split,
-        },
-    )
+    worst, findings = checked.worst, [f._asdict() | {"tone": TONES[f.severity]} for f in checked.findings]
+    values = {
+        "name": spec.name, "version": version("kshot"), "tone": TONES[worst], "worst": worst,
+        "sentence": SENTENCES[worst], "looked_at": checked.looked_at, "findings": findings, "header": HEADER,
+        "rows": [_row(sizes) for sizes in checked.sizes], "figures": figures, "split": split,
+        "tasks": picture("tasks", figure)._replace(caption=caption) if figure else None,
+        "listed": [] if figure else [_table(shown, split, task) for task in tasks],
+    }  # fmt: skip
+    return render(Path(__file__).parent / "check.html.j2", values)
 
 
 def _histogram(counts: Sequence[int]) -> list[dict[str, int]]:
     """Up to 10 bars of integer sizes: from, to (inclusive), and the number of members."""
     low, high = min(counts), max(counts)
     width = -(-(high - low + 1) // 10)
-    numbers = np.bincount((np.array(counts) - low) // width)
-    return [
-        {"from": low + bar * width, "to": min(low + (bar + 1) * width - 1, high), "count": count}
-        for bar, count in enumerate(numbers.tolist())
-    ]
+    numbers = np.bincount((np.array(counts) - low) // width).tolist()
+    starts = range(low, high + 1, width)
+    return [{"from": s, "to": min(s + width - 1, high), "count": count} for s, count in zip(starts, numbers)]
 
 
 def _histograms(sizes: Sequence[Sizes]) -> Figure:
@@ -210,10 +196,8 @@ def _first_tasks(source: TaskSource) -> tuple[list[Task], Split]:
     for split in reversed(SPLITS):
         tasks: list[Task] = []
         for index in range(20):
-            try:
+            with suppress(ValueError):  # one of the findings
                 tasks.append(source.task(split, index))
-            except ValueError:  # one of the findings
-                continue
             if len(tasks) == SHOWN_TASKS:
                 break
         if tasks:
@@ -261,7 +245,7 @@ def _table(source: TaskSource, split: Split, task: Task) -> dict[str, Any]:
     columns = source.preprocessor.input_columns if source.preprocessor else None
     names = columns.features[:SHOWN_VALUES] if columns else ["input"]
     rows = [
-        [part, _target(source, batch, row), *_input(source, batch.inputs, row, texts)]
+        [part, _target(source, batch.targets[row]), *_input(source, batch.inputs, row, texts)]
         for part, batch in zip(Task._fields, task)
         for row in (batch.weight > 0).nonzero()[:SHOWN_EXAMPLES, 0].tolist()
     ]
@@ -269,8 +253,7 @@ def _table(source: TaskSource, split: Split, task: Task) -> dict[str, Any]:
     return {"header": ["set", "target", *(names if fits else ["input"])], "rows": rows}
 
 
-def _target(source: TaskSource, batch: Batch, row: int) -> str:
-    target = batch.targets[row]
+def _target(source: TaskSource, target: torch.Tensor) -> str:
     shown = source.preprocessor.show_target(target) if source.preprocessor else None
     if shown is not None:
         return shown
@@ -287,7 +270,7 @@ def _texts(source: TaskSource, split: Split) -> dict[bytes, str]:
     rows = np.concatenate(list(source.members(split).values()))
     chunks = np.array_split(rows, -(-len(rows) // 512))
     keys = [key for chunk in chunks for key in content_hashes(examples.examples.take(chunk))]
-    return dict(zip(keys, (source.texts[row] for row in rows.tolist())))
+    return {key: source.texts[row] for key, row in zip(keys, rows.tolist())}
 
 
 def _input(source: TaskSource, inputs: Tree, row: int, texts: Mapping[bytes, str]) -> list[str]:
@@ -295,10 +278,10 @@ def _input(source: TaskSource, inputs: Tree, row: int, texts: Mapping[bytes, str
         shown = source.preprocessor.show_input(inputs[row])
         if shown is not None:
             return [shown]
-    leaves = [leaf[row].flatten() for leaf in tree_leaves(inputs)]
-    values = [f"{value:.3g}" for value in torch.cat([leaf.double() for leaf in leaves])[:SHOWN_VALUES].tolist()]
-    if source.preprocessor is not None and source.preprocessor.input_columns is not None:
-        return values
     if texts:
         return [texts[content_hashes(tree_map(lambda leaf: leaf[row : row + 1], inputs))[0]]]
-    return [", ".join(values) + (", …" if sum(map(len, leaves)) > SHOWN_VALUES else "")]
+    numbers = torch.cat([leaf[row].flatten().double() for leaf in tree_leaves(inputs)])
+    values = [f"{value:.3g}" for value in numbers[:SHOWN_VALUES].tolist()]
+    if source.preprocessor is not None and source.preprocessor.input_columns is not None:
+        return values
+    return [", ".join(values) + (", …" if len(numbers) > SHOWN_VALUES else "")]

@@ -46,10 +46,7 @@ def images(
     Images lie in one folder per class, `flowers/rose/1.jpg`; in folders of such folders, `scripts/Greek/alpha/1.png`,
     where the folders above a class form its domain; below folders of the splits, `train/rose/1.jpg`; or they are listed
     in a CSV with the columns path and label, and optionally domain and split. Formats are PNG, JPEG, WebP, BMP, GIF and
-    TIFF.
-
-    Each image is decoded at its first use and cached (see `DecodedImages` and `decode`), so that the first task is
-    available at once for any number of images.
+    TIFF. Each is decoded at its first use and cached (see `DecodedImages`), so the first task is available at once.
 
     Args:
         path: the folder, or the table, `.csv` or `.tsv`, whose paths are relative to its folder.
@@ -142,7 +139,5 @@ def _log_conversion(listing: Listing, colour: Colour) -> None:
     other: Colour = "grey" if colour == "rgb" else "rgb"
     if other in colours:
         hint = "; colour: grey would need less computation" if set(colours) == {"grey"} else ""
-        log.info(
-            "%s of %s images looked at in %s are %s, and converted to %s%s",
-            colours.count(other), len(colours), listing.root, other, colour, hint,
-        )  # fmt: skip
+        what = f"{colours.count(other)} of {len(colours)} images looked at in {listing.root} are {other}"
+        log.info("%s, and converted to %s%s", what, colour, hint)

@@ -54,17 +54,15 @@ def omniglot(
     """Classify handwritten characters: grey drawings, bright strokes on dark, 20 of each character.
 
     The classes are those of the lists of Vinyals et al., each character in four rotations: 4,112 for training, 688 for
-    validation and 1,692 for test. The four rotations are classes of the same split; alphabets are not held out.
-
-    The 105×105 drawings are inverted, resized with antialiasing, and cached as one array.
+    validation and 1,692 for test. The four rotations are classes of the same split; alphabets are not held out. The
+    105×105 drawings are inverted, resized with antialiasing, and cached as one array.
 
     Args:
         within: "alphabet" draws all characters of a task from one alphabet.
         augment: augmentation of training tasks such as `{"shift": 2, "rotate": 10}`, see `Augment`.
         mirrored_classes: use the mirror image of each training class as a further class: 8,224 in all.
-        background_only: remove the characters of the evaluation alphabets from train and val, which the lists of
-            Vinyals et al. mix with the others. The alphabets of the official runs (see `omniglot_runs`) are then
-            unseen; test is unchanged.
+        background_only: remove the characters of the evaluation alphabets, those of `omniglot_runs`, from train and
+            val, which the lists of Vinyals et al. mix with the others; test is unchanged.
         size: width and height of a drawing in pixels; the drawings need 130 kB × size² of memory, 102 MB at 28.
         path: the folder with `images_background` and `images_evaluation`, as zips or as folders
             `Alphabet/characterNN/*.png`, and `splits_vinyals/{train,val,test}.txt` with lines
@@ -72,8 +70,8 @@ def omniglot(
         options: arguments of `ClassTasks`; shots + queries is at most 20.
 
     Raises:
-        ValueError: the data set, a part of it or a listed class is missing, a zip or image is damaged, an image is not
-            grey 105×105, a split list is invalid, or a class has fewer than `shots + queries` drawings.
+        ValueError: a missing or damaged part of the data set, an image that is not grey 105×105, an invalid split list,
+            or more than 20 shots + queries.
 
     Example:
         >>> omniglot(ways=20, shots=5).describe()["classes"]  # doctest: +SKIP
@@ -98,7 +96,7 @@ def omniglot(
     for split, lines in lists.items():
         for line in lines:
             character, rotation = line.rsplit("/", 1)
-            if split != "test" and line.split("/")[0] in hidden:
+            if split != "test" and character.split("/")[0] in hidden:
                 continue
             if character not in rows:
                 raise ValueError(
@@ -129,9 +127,8 @@ def _split_list(folder: Path, split: Split) -> list[str]:
     lines = path.read_text(encoding="utf-8").splitlines()
     for number, line in enumerate(lines, 1):
         if line.count("/") != 2 or line.rsplit("/", 1)[1] not in TURNS:
-            raise ValueError(
-                f"{path}, line {number}: expected Alphabet/characterNN/rot000 (090, 180, 270), got {line!r}"
-            )
+            expected = "Alphabet/characterNN/rot000 (090, 180, 270)"
+            raise ValueError(f"{path}, line {number}: expected {expected}, got {line!r}")
     repeated = [line for line, count in Counter(lines).items() if count > 1]
     if repeated:
         raise ValueError(f"{path} lists {repeated[0]} more than once; keep one line of it")
@@ -164,10 +161,9 @@ def _key(parts: list[Path]) -> str:
     for part in parts:
         if part.is_file():
             key.update(part.read_bytes())
-        else:
-            for path in _pngs(part):
-                facts = path.stat()
-                key.update(f"{path.relative_to(part.parent)} {facts.st_size} {facts.st_mtime_ns}\n".encode())
+        for path in _pngs(part):
+            facts = path.stat()
+            key.update(f"{path.relative_to(part.parent)} {facts.st_size} {facts.st_mtime_ns}\n".encode())
     return key.hexdigest()[:16]
 
 

@@ -99,24 +99,23 @@ def table(
         (torch.Size([5, 1]), torch.Size([5, 1]))
     """
     if (group is None) == (classes is None):
-        raise ValueError(
-            "a table needs either group (a task is a group) or classes (a task classifies values of the column)"
-        )
+        forms = "group (a task is a group) or classes (a task classifies values of the column)"
+        raise ValueError(f"a table needs either {forms}")
     names = [] if target is None else [target] if isinstance(target, str) else list(target)
     if group is not None and not names:
         raise ValueError("a table with group needs a target: the column to predict")
     if classes is not None and (names or target_type or time):
-        raise ValueError(
-            "a table with classes takes no target, target_type or time: the classes themselves are predicted"
-        )
+        without = "no target, target_type or time"
+        raise ValueError(f"a table with classes takes {without}: the classes themselves are predicted")
     key = group if group is not None else str(classes)
-    split, kinds = split or DEFAULT_SPLIT, dict(kinds or {})
-    special = [key, *names, *([split["column"]] if "column" in split else []), *([domain] if domain else [])]
-    columns_needed = None if inputs is None else [*special, *inputs, *([time] if time else [])]
-    opened = open_table(
-        path, Reading(**(reading or {})), columns=columns_needed, ignore=ignore if inputs is None else ()
-    )
-    opened.need(*special, *([time] if time else []), *kinds)
+    split, kinds, format = split or DEFAULT_SPLIT, dict(kinds or {}), Reading(**(reading or {}))
+    special = [key, *names, *(name for name in (split.get("column"), domain) if name)]
+    times = [time] if time else []
+    if inputs is None:
+        opened = open_table(path, format, ignore=ignore)
+    else:
+        opened = open_table(path, format, columns=[*special, *inputs, *times])
+    opened.need(*special, *times, *kinds)
     input_names = [name for name in opened.frame.columns if name not in special] if inputs is None else list(inputs)
     input_kinds = {name: kinds.get(name) or opened.kind(name) for name in input_names}
     targets, encoding = _targets(opened, names, target_type, kinds) if names else (None, {"label": key})

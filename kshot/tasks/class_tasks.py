@@ -211,15 +211,13 @@ class ClassTasks(PooledSource):
         spread = low - 0.499 + rank_TN * (high - low + 0.998) / (ways_T1 - 1)
         return np.minimum(spread.round().astype(np.int64), high)
 
-    def _flipped(
-        self, labels_TNS: np.ndarray, draws: np.ndarray, shots_TN: np.ndarray, ways_T: np.ndarray
-    ) -> np.ndarray:
-        """The labels, some of them flipped to another class of the task; never the first of a class."""
-        flip, other = draws.reshape(len(draws), 2, *labels_TNS.shape[1:]).swapaxes(0, 1)
+    def _flipped(self, labels: np.ndarray, draws: np.ndarray, shots_TN: np.ndarray, ways_T: np.ndarray) -> np.ndarray:
+        """The labels (T, N, S), some of them flipped to another class of the task; never the first of a class."""
+        flip, other = draws.reshape(len(draws), 2, *labels.shape[1:]).swapaxes(0, 1)
         chance_TN1 = (self.label_noise * shots_TN / np.maximum(shots_TN - 1, 1))[..., None]
-        flipped = (flip < chance_TN1) & (np.arange(labels_TNS.shape[2]) > 0)
+        flipped = (flip < chance_TN1) & (np.arange(labels.shape[2]) > 0)
         others = (other * (ways_T[:, None, None] - 1)).astype(np.int64)
-        return np.where(flipped, others + (others >= labels_TNS), labels_TNS)
+        return np.where(flipped, others + (others >= labels), labels)
 
     def _batch(self, rows: np.ndarray, labels: np.ndarray, real: np.ndarray, order: np.ndarray, ways: int) -> Batch:
         """Rows, labels and mask (T, N, k) of each class's examples as a batch (T, N * k) with padding at the end."""

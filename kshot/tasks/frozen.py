@@ -25,22 +25,16 @@ CHUNK = 16
 
 
 def freeze(source: TaskSource, path: Path | str, *, split: Split = "test", num_tasks: int = 600) -> str:
-    """Write the first tasks of a split to one safetensors file with a descriptive header.
+    """Write tasks 0 … `num_tasks` - 1 of a split to one safetensors file with a descriptive header.
 
     Needs as much memory as the file: 150 MB for 600 tasks of Omniglot, 5-way 1-shot with 15 queries.
-
-    Args:
-        source: its objective is one of `kshot.objectives`.
-        path: the file to write, which must not exist.
-        split: train, val or test.
-        num_tasks: number of tasks, from task 0.
 
     Returns:
         The content hash of the tasks, equal to that of `kshot.evaluate` on the same tasks.
 
     Raises:
-        ValueError: fewer than one task, an unknown split, a file that exists or cannot be written, an objective without
-            a name.
+        ValueError: fewer than one task, an unknown split, a file that exists or cannot be written, an objective that is
+            none of `kshot.objectives`.
 
     Example:
         >>> import tempfile
@@ -87,12 +81,9 @@ def freeze(source: TaskSource, path: Path | str, *, split: Split = "test", num_t
 
 
 def episodes(path: Path | str | Sequence[Path | str]) -> Episodes:
-    """Read tasks that `freeze` wrote, and check them against their hash.
+    """Read tasks that `freeze` wrote to a file, or to several of different splits, and check them against their hash.
 
     Training tasks repeat after the last one; reading beyond the last val or test task is an error.
-
-    Args:
-        path: a file, or several files of different splits.
 
     Raises:
         ValueError: a file is missing, truncated, damaged or not a file of episodes, its tasks are not those that were
@@ -206,8 +197,8 @@ def _header(path: Path) -> dict[str, Any]:
         raise ValueError(f"there is no file {path}")
     try:
         with safe_open(path, framework="pt") as file:
-            meta, stored = file.metadata() or {}, file.keys()
-            shapes = {name: file.get_slice(name).get_shape() for name in stored}
+            meta = file.metadata() or {}
+            shapes = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
     except (OSError, SafetensorError) as error:
         raise ValueError(f"{path} is cut short, damaged or no safetensors file ({error}); get it again") from None
     if "kshot" not in meta:

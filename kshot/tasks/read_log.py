@@ -25,7 +25,6 @@ def watched(source: TaskSource, note: Note | None = None, before: Iterable[tuple
     counts as the outer one: an evaluation within a decision is a read of the decision.
 
     Args:
-        source: any source.
         note: called as `note(phase, split)` at the first read of a split in a phase, so that a log can be persisted.
         before: phases and splits that an interrupted run has logged already.
 
