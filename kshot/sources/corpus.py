@@ -24,11 +24,11 @@ from kshot.data.text.tokenizer import Tokens
 from kshot.data.text.vocabulary import PADDING, UNKNOWN, Vocabulary
 from kshot.data.text_files import read_text
 from kshot.objectives import Objective
-from kshot.sources.corpus_texts import read_texts
+from kshot.sources.corpus_texts import OF_FILES, MarkupReader, texts_from_files, texts_from_table, unpacked
 from kshot.sources.rows import BadRows
 from kshot.supplied import Seed
 from kshot.tasks.group_tasks import GroupTasks, Order
-from kshot.tasks.pool import OnTooFew, Rows
+from kshot.tasks.pool import OnTooFew
 from kshot.tasks.preprocessor import Preprocessor, Support
 from kshot.tasks.source import if_any
 from kshot.tasks.splitting import DEFAULT_SPLIT, cut_rows
@@ -124,10 +124,15 @@ def corpus(
     if without and markup == "keep":
         raise ValueError(f"without names elements of markup that is dropped ({', '.join(without)}): set markup: drop")
     path = library.resolve_path(path)
-    read = read_texts(
-        path, task, pattern=pattern, text=text, files=files, split_column=(split or {}).get("column"),
-        without=(without or ()) if markup == "drop" else None, bad_rows=bad_rows, reading=Reading(**(reading or {})),
-    )  # fmt: skip
+    format, parser = Reading(**(reading or {})), MarkupReader(without or ()) if markup == "drop" else None
+    if task in OF_FILES:
+        with unpacked(path) as folder:
+            drop = bad_rows == "drop"
+            read = texts_from_files(folder, task, pattern, files, parser, drop=drop, encoding=format.encoding)
+    else:
+        read = texts_from_table(path, task, text, (split or {}).get("column"), parser, bad_rows, format)
+    if parser is not None:
+        parser.check(path)
     if split is None:
         split = {"column": "split"} if read.splits else DEFAULT_SPLIT
     joined = {name: "\n".join(texts) for name, texts in read.texts.items()}
@@ -143,7 +148,8 @@ def corpus(
     rows = {name: np.flatnonzero(task_of_window == number) for number, name in enumerate(ids)}
     return Corpus(
         examples, {part: {name: rows[name] for name in names} for part, names in parts.items()},
-        preprocessor=preprocessor, pretrain_length=pretrain_length or length,
+        objective=preprocessor.objective, preprocessor=preprocessor,
+        pretraining=examples.of_length(pretrain_length or length),
         unknown={part: _share_of_unknown([ids[name] for name in names]) for part, names in parts.items()},
         shots=shots, queries=queries, train_queries=train_queries, order=order, on_too_few=on_too_few, seed=seed,
         name=f"corpus of {path.name}", left_out=if_any(**read.left_out),
@@ -158,23 +164,15 @@ class Corpus(GroupTasks):
         unknown: for each split, the share of characters that no training task contains.
     """
 
-    def __init__(
-        self,
-        examples: WindowDataset,
-        groups: Mapping[Split, Mapping[str, Rows]],
-        *,
-        preprocessor: CorpusPreprocessor,
-        pretrain_length: int,
-        unknown: Mapping[Split, float],
-        **options: Any,
-    ) -> None:
-        super().__init__(examples, groups, objective=preprocessor.objective, preprocessor=preprocessor, **options)
-        self._long = examples.of_length(pretrain_length)
-        self.vocabulary, self.unknown = preprocessor.vocabulary, unknown
+    preprocessor: CorpusPreprocessor
+
+    def __init__(self, *args: Any, pretraining: WindowDataset, unknown: Mapping[Split, float], **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._pretraining, self.vocabulary, self.unknown = pretraining, self.preprocessor.vocabulary, unknown
 
     def pretraining_batch(self, step: int, size: int) -> Batch:
         """`size` random texts of `pretrain_length` symbols of all training groups."""
-        return Batch.of(*self._long.take(self._pretraining_rows(step, size)))
+        return Batch.of(*self._pretraining.take(self._pretraining_rows(step, size)))
 
     def describe(self) -> dict[str, Any]:
         return super().describe() | {"unknown": self.unknown}

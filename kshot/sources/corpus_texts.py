@@ -40,36 +40,8 @@ class TextsOfTasks(NamedTuple):
     left_out: dict[str, int]
 
 
-def read_texts(
-    path: Path,
-    task: str,
-    *,
-    pattern: str | None,
-    text: str,
-    files: str,
-    split_column: str | None,
-    without: Collection[str] | None,
-    bad_rows: BadRows,
-    reading: Reading,
-) -> TextsOfTasks:
-    """Read the texts of each task; the arguments are those of `corpus`.
-
-    `split_column` is the column of train, val and test, by default "split" if the table has it; `without` is None to
-    keep markup as it is.
-    """
-    markup = None if without is None else _MarkupReader(without)
-    if task in OF_FILES:
-        with _unpacked(path) as folder:
-            texts = _from_files(folder, task, pattern, files, markup, bad_rows, reading)
-    else:
-        texts = _from_table(path, task, text, split_column, markup, bad_rows, reading)
-    if markup is not None:
-        markup.check(path)
-    return texts
-
-
 @contextmanager
-def _unpacked(path: Path) -> Iterator[Path]:
+def unpacked(path: Path) -> Iterator[Path]:
     """The temporary folder of an archive; other paths unchanged."""
     if not (path.is_file() and path.name.endswith(ARCHIVES)):
         yield path
@@ -81,8 +53,8 @@ def _unpacked(path: Path) -> Iterator[Path]:
         yield entries[0] if len(entries) == 1 and entries[0].is_dir() else folder
 
 
-class _MarkupReader:
-    """Parses marked-up texts, and records their elements."""
+class MarkupReader:
+    """Parses marked-up texts without the text of some elements, and records all elements."""
 
     def __init__(self, without: Collection[str]) -> None:
         self.without, self.elements = without, set[str]()
@@ -103,15 +75,13 @@ class _MarkupReader:
             raise ValueError(f"without: {path} has no element {', '.join(missing)}; it has {known}")
 
 
-def _from_table(
-    path: Path,
-    task: str,
-    text: str,
-    column: str | None,
-    markup: _MarkupReader | None,
-    bad_rows: BadRows,
-    format: Reading,
+Parser = MarkupReader | None
+
+
+def texts_from_table(
+    path: Path, task: str, text: str, column: str | None, markup: Parser, bad_rows: BadRows, format: Reading
 ) -> TextsOfTasks:
+    """The texts of a table; `column` is that of train, val and test, by default "split" if the table has it."""
     if path.is_dir():
         raise ValueError(
             f"{path} is a folder; its tasks are a file, folder, passage or voice each, and {task!r} is none of these"
@@ -131,15 +101,10 @@ def _from_table(
     return TextsOfTasks(by_task, splits, {"bad rows": table.dropped["rows"]})
 
 
-def _from_files(
-    path: Path,
-    task: str,
-    pattern: str | None,
-    files: str,
-    markup: _MarkupReader | None,
-    bad_rows: BadRows,
-    reading: Reading,
+def texts_from_files(
+    path: Path, task: str, pattern: str | None, files: str, markup: Parser, *, drop: bool, encoding: str | None
 ) -> TextsOfTasks:
+    """The texts of a folder or file; `drop` leaves out files in another encoding."""
     try:
         expression = re.compile(pattern, re.MULTILINE) if pattern is not None else None
     except re.error as error:
@@ -153,9 +118,9 @@ def _from_files(
     left_out = {UNREADABLE: 0, UNNAMED: 0}
     for file in [path] if path.is_file() else files_of(path, files):
         try:
-            content = read_text(file, reading.encoding)
+            content = read_text(file, encoding)
         except ValueError as error:
-            if bad_rows != "drop":
+            if not drop:
                 raise
             log.warning("left out: %s", error)
             left_out[UNREADABLE] += 1

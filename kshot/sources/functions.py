@@ -125,8 +125,8 @@ def gaussian_processes(
     for name, ends in (("length_scale", length_scale), ("period", period)):
         if ends[0] > ends[1]:
             raise ValueError(f"{name} must be a range (low, high) that does not fall, got {ends!r}")
-    ranges = (length_scale[0], length_scale[1]), (period[0], period[1])
-    return GaussianProcesses(kernel, *ranges, noise, Range.of(shots, "shots", 1), queries, seed)
+    sizes = Range.of(shots, "shots", 1), queries, seed
+    return GaussianProcesses(kernel, tuple(length_scale), tuple(period), noise, *sizes)
 
 
 @dataclass(eq=False)
@@ -134,8 +134,8 @@ class GaussianProcesses(StackedSource):
     """Tasks of `gaussian_processes`."""
 
     kernel: Kernel
-    length_scale: tuple[float, float]
-    period: tuple[float, float]
+    length_scale: tuple[float, ...]
+    period: tuple[float, ...]
     noise: float
     shots: Range
     queries: int

@@ -84,7 +84,6 @@ def omniglot(
     """
     folder = library.find("omniglot") if path is None else Path(path)
     lists = {split: _split_list(folder, split) for split in SPLITS}
-    _check_rotations(lists)
     parts = [_part(folder, part) for part in PARTS]
     arrays = cached(f"omniglot-{size}-{_key(parts)}", lambda: _decode(parts, size))
     drawings = arrays["images"][:, None]  # (n, 1, size, size)
@@ -93,9 +92,12 @@ def omniglot(
     rows = dict(zip(names.tolist(), np.split(np.arange(len(drawings)), starts[1:])))
     hidden = _alphabets(parts[1]) if background_only else set()
     classes: dict[Split, dict[str, np.ndarray]] = {split: {} for split in SPLITS}
+    split_of: dict[str, Split] = {}
     for split, lines in lists.items():
         for line in lines:
             character, rotation = line.rsplit("/", 1)
+            if (first := split_of.setdefault(character, split)) != split:
+                raise ValueError(f"{line} is in {split}.txt, but the same character is in {first}.txt; keep it in one")
             if split != "test" and character.split("/")[0] in hidden:
                 continue
             if character not in rows:
@@ -135,24 +137,13 @@ def _split_list(folder: Path, split: Split) -> list[str]:
     return lines
 
 
-def _check_rotations(lists: dict[Split, list[str]]) -> None:
-    """Refuse rotations of one character in two splits."""
-    split_of: dict[str, Split] = {}
-    for split, lines in lists.items():
-        for line in lines:
-            first = split_of.setdefault(line.rsplit("/", 1)[0], split)
-            if first != split:
-                raise ValueError(f"{line} is in {split}.txt, but the same character is in {first}.txt; keep it in one")
-
-
 def _part(folder: Path, name: str) -> Path:
     """The zip or folder of a half of the data set."""
     for path in (folder / f"{name}.zip", folder / name):
         if path.exists():
             return path
-    raise ValueError(
-        f"{folder} holds neither {name}.zip nor {name}/; `kshot data add omniglot` fetches both, with the lists"
-    )
+    hint = "`kshot data add omniglot` fetches both, with the lists"
+    raise ValueError(f"{folder} holds neither {name}.zip nor {name}/; {hint}")
 
 
 def _key(parts: list[Path]) -> str:

@@ -147,8 +147,9 @@ def series(
     return SeriesTasks(
         WindowDataset(preprocessor.standardise(values), starts, context_length, horizon),
         {part: {name: windows[name] for name in groups} for part, groups in parts.items()},
-        preprocessor=preprocessor, steps=_steps(members, times, table, rows), shots=shots, queries=queries,
-        train_queries=train_queries, on_too_few=on_too_few, seed=seed, left_out=left_out_of(table),
+        preprocessor=preprocessor, objective=preprocessor.objective, steps=_steps(members, times, table, rows),
+        shots=shots, queries=queries, train_queries=train_queries, on_too_few=on_too_few, seed=seed,
+        left_out=left_out_of(table),
     )  # fmt: skip
 
 
@@ -157,20 +158,9 @@ class SeriesTasks(GroupTasks):
 
     forecasts = True
 
-    def __init__(
-        self,
-        examples: WindowDataset,
-        groups: Mapping[Split, Mapping[str, np.ndarray]],
-        *,
-        preprocessor: SeriesPreprocessor,
-        steps: str,
-        **options: Any,
-    ) -> None:
+    def __init__(self, *args: Any, preprocessor: SeriesPreprocessor, steps: str, **options: Any) -> None:
         gap = -(-preprocessor.horizon // preprocessor.stride) - 1
-        super().__init__(
-            examples, groups, objective=preprocessor.objective, preprocessor=preprocessor, order="given", gap=gap,
-            name="series", **options,
-        )  # fmt: skip
+        super().__init__(*args, preprocessor=preprocessor, order="given", gap=gap, name="series", **options)
         self.scale, self.steps = preprocessor.scale, steps
 
     def stack(self, split: Split, indices: Sequence[int]) -> Task:

@@ -20,6 +20,7 @@ from kshot.argument_checks import check_arguments
 from kshot.data.tables.columns import Columns, Values, moments, place_of, read_columns
 from kshot.data.tables.open import open_table
 from kshot.data.tables.table import Reading, ReadingOptions, Table
+from kshot.data.text.files import words_of
 from kshot.objectives import Objective
 from kshot.sources.rows import BadRows, cut_members, domains_of, group_rows, left_out_of, times_of
 from kshot.supplied import Seed
@@ -163,8 +164,7 @@ def _targets(
         raise ValueError(f"one target is classified at a time, got {', '.join(names)}; several must hold numbers")
     if found[names[0]] == "date":
         raise ValueError(f"{table.path}: the target {names[0]!r} holds dates; give a column of numbers or words")
-    words = table.labels(names[0])
-    table.missing(names[0], words.is_null().to_numpy(), "a row needs its target")
+    words = words_of(table, names[0], "a row needs its target")
     classes = tuple(words.drop_nulls().unique().sort().to_list())
     if len(classes) < 2:
         value = repr(classes[0] if classes else "missing")
@@ -237,9 +237,7 @@ class TablePreprocessor(Preprocessor):
             values = _numbers(table, columns, "a support row needs its target")
             targets = ((values - self.mean) / self.std).astype(np.float32)
         else:
-            words = table.labels(columns[0])
-            what = "target" if self.label is None else "class"
-            table.missing(columns[0], words.is_null().to_numpy(), f"a support row needs its {what}")
+            words = words_of(table, columns[0], f"a support row needs its {'target' if self.classes else 'class'}")
             if self.label is None:
                 targets = _one_hot(words, self.classes)
                 unknown = (targets.sum(1) == 0) & words.is_not_null().to_numpy()

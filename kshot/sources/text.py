@@ -27,7 +27,6 @@ from kshot.data.text.vocabulary import Vocabulary
 from kshot.data.text_files import read_json
 from kshot.sources.rows import group_rows
 from kshot.tasks.class_tasks import ClassOptions, ClassTasks
-from kshot.tasks.pool import Rows
 from kshot.tasks.preprocessor import Preprocessor, Support
 from kshot.tasks.source import if_any
 from kshot.tasks.splitting import DEFAULT_SPLIT, cut_rows
@@ -161,17 +160,9 @@ def text(
 class TextTasks(ClassTasks):
     """`ClassTasks` of texts; `out_of_scope` are the rows of the texts of each split that belong to no class."""
 
-    def __init__(
-        self,
-        examples: Dataset,
-        classes: Mapping[Split, Mapping[str, Rows]],
-        *,
-        texts: Sequence[str],
-        out_of_scope: Mapping[Split, Sequence[int]] | None = None,
-        **options: Any,
-    ) -> None:
-        super().__init__(examples, classes, **options)
-        self.texts, self.out_of_scope = texts, out_of_scope or {}
+    def __init__(self, *args: Any, texts: Sequence[str], out_of_scope: Mapping[Split, range], **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.texts, self.out_of_scope = texts, out_of_scope
 
     def out_of_scope_inputs(self, split: Split, index: int, count: int) -> Tree:
         rows = self.out_of_scope.get(split)
@@ -269,9 +260,8 @@ def _preprocessor(
     """The preprocessor for the arguments of `text`, with defaults filled in."""
     if features in ("encoder", "tokens"):
         if encoder is None or ngrams is not None:
-            raise ValueError(
-                f"features: {features} needs an encoder, a folder or package:NAME, and no ngrams; got {encoder!r}"
-            )
+            needed = "an encoder, a folder or package:NAME, and no ngrams"
+            raise ValueError(f"features: {features} needs {needed}; got {encoder!r}")
         opened = SentenceEncoder(encoder, length=width)
         return TextPreprocessor(features, opened.length, encoder=encoder, sha256=opened.sha256)
     if encoder is not None:

@@ -232,11 +232,11 @@ class ClassTasks(PooledSource):
     def _domain_pool(self, split: Split) -> Pool:
         """The class numbers of each domain; without domains, all classes form one."""
         names, least, within = self._pools[split].names, self.ways[split].low, self._within
-        members: dict[str, list[int]] = {} if within is not None else {"": list(range(len(names)))}
-        for number, name in enumerate(names) if within is not None else ():
-            if name not in within:
+        members: dict[str, list[int]] = {}
+        for number, name in enumerate(names):
+            if within is not None and name not in within:
                 raise ValueError(f"{self.name}: class {name!r} in {split} has no domain; give each class one")
-            members.setdefault(within[name], []).append(number)
+            members.setdefault("" if within is None else within[name], []).append(number)
         domains = Pool.of(members, self.name)
         short = domains.sizes < least
         if short.any() and within is not None and self.on_too_few != "error":
@@ -246,10 +246,10 @@ class ClassTasks(PooledSource):
             what = f"domain {domains.names[int(short.argmax())]!r} of the" if within else "the"
             count = domains.sizes[short][0] if short.any() else 0
             left_out = f" ({', '.join(self.dropped)} were left out)" if self.dropped else ""
+            hint = ", or leave such domains out by on_too_few: drop" if within else ""
             raise ValueError(
                 f"{self.name}: {what} {split} split has {count} classes, fewer than the {least} ways of a task"
-                f"{left_out}; lower ways or add classes"
-                f"{', or leave such domains out by on_too_few: drop' if within else ''}"
+                f"{left_out}; lower ways or add classes{hint}"
             )
         return domains
 

@@ -16,6 +16,7 @@ from torch import Tensor
 from kshot.data.tables.columns import Columns, Raw, Values, place_of, read_columns
 from kshot.data.tables.open import open_table
 from kshot.data.tables.table import Reading, Table
+from kshot.data.text.files import words_of
 from kshot.sources.ratings.preprocessor import ItemMean
 from kshot.types import Tree
 
@@ -105,8 +106,7 @@ class Features(NamedTuple):
     def read(cls, table: Table, key: str, kinds: Mapping[str, str], rated: Table, title: str | None) -> Features:
         """Read a table of features; ratings of users or items without a row in it are bad rows."""
         table.need(key, *([title] if title else []))
-        names = table.labels(key)
-        table.missing(key, names.is_null().to_numpy(), "a row needs one")
+        names = words_of(table, key, "a row needs one")
         columns = [name for name in table.frame.columns if name not in (key, title)]
         raw = read_columns(table, {name: kinds.get(name) or table.kind(name) for name in columns})
         table.bad(key, (names.is_duplicated() & names.is_not_null()).to_numpy(), "has more than one row")

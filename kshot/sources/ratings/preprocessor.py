@@ -22,6 +22,7 @@ from kshot import objectives
 from kshot.data.tables.columns import Columns, place_of, read_columns
 from kshot.data.tables.open import open_table
 from kshot.data.tables.table import Reading, Table
+from kshot.data.text.files import words_of
 from kshot.objectives import Objective
 from kshot.tasks.preprocessor import Preprocessor, Support
 from kshot.types import Tree
@@ -287,8 +288,7 @@ class RatingPreprocessor(Preprocessor):
         """The items of a file with their features: columns of the file if it has them, else those of the catalogue."""
         table = open_table(path, self.reading)
         table.need(self.item, *others)
-        table.missing(self.item, table.labels(self.item).is_null().to_numpy(), "a row needs its item")
-        numbers = place_of(table.labels(self.item), self.items).astype(np.int64) + 1
+        numbers = place_of(words_of(table, self.item, "a row needs its item"), self.items).astype(np.int64) + 1
         numbers = np.where(numbers > len(self.items), 0, numbers)
         inputs = self._numbered(numbers)
         for name, columns in (("item_features", self.item_columns), ("user_features", self.user_columns)):
@@ -297,10 +297,10 @@ class RatingPreprocessor(Preprocessor):
             if name == "item_features" and not set(columns.kinds) & set(table.frame.columns):
                 table.bad(self.item, numbers == 0, f"is unknown: give it the columns {', '.join(columns.kinds)}")
                 assert self.catalogue is not None
-                inputs[name] = torch.from_numpy(self.catalogue[np.maximum(numbers, 1) - 1])
+                features = self.catalogue[np.maximum(numbers, 1) - 1]
             else:
-                values = columns.encode(read_columns(table, columns.kinds))
-                inputs[name] = torch.from_numpy(columns.spread(values))
+                features = columns.spread(columns.encode(read_columns(table, columns.kinds)))
+            inputs[name] = torch.from_numpy(features)
         if self.signup_time is not None:
             time = kept["came"] if "came" in kept else self._signup_time(table)
             of_user = torch.from_numpy(self.signup_time.encode(np.full(len(table), np.inf if time is None else time)))
