@@ -157,11 +157,9 @@ def corpus(
 
 
 class Corpus(GroupTasks):
-    """`GroupTasks` of windows of text.
+    """`GroupTasks` of windows of text, for models of `len(vocabulary)` symbols.
 
-    Attributes:
-        vocabulary: of the ids; a model needs `len(vocabulary)` symbols.
-        unknown: for each split, the share of characters that no training task contains.
+    `unknown` is the share of characters of each split that no training task contains.
     """
 
     preprocessor: CorpusPreprocessor
@@ -273,11 +271,11 @@ def windows_of(texts: list[np.ndarray], length: int) -> tuple[WindowDataset, np.
     """The windows of texts, none across two texts, and the number of the text of each window."""
     sizes = np.array([len(ids) for ids in texts])
     counts = -(-np.maximum(sizes - 1, 0) // length)  # windows of each text
-    first = np.cumsum(counts) - counts
     text_of_window = np.repeat(np.arange(len(sizes)), counts)
-    ends = np.cumsum(sizes)
-    starts = (ends - sizes)[text_of_window] + length * (np.arange(len(text_of_window)) - first[text_of_window])
-    return WindowDataset(SpanDataset(np.concatenate(texts), starts, ends[text_of_window], length + 1)), text_of_window
+    rank = np.arange(len(text_of_window)) - (counts.cumsum() - counts)[text_of_window]
+    ends = sizes.cumsum()[text_of_window]
+    starts = ends - sizes[text_of_window] + length * rank
+    return WindowDataset(SpanDataset(np.concatenate(texts), starts, ends, length + 1)), text_of_window
 
 
 def _share_of_unknown(ids: list[np.ndarray]) -> float:

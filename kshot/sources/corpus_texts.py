@@ -96,8 +96,9 @@ def texts_from_table(
         column = "split"
     splits = None if column is None else values_of(names[rows], column_of(table, column)[rows])
     by_task: dict[str, list[str]] = dict(groups.iter_rows())
-    for name, contents in by_task.items() if markup is not None else ():
-        by_task[name] = [markup(content, f"{path}, a text of {name}").all() for content in contents]
+    if markup is not None:
+        for name, contents in by_task.items():
+            by_task[name] = [markup(content, f"{path}, a text of {name}").all() for content in contents]
     return TextsOfTasks(by_task, splits, {"bad rows": table.dropped["rows"]})
 
 

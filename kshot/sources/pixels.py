@@ -56,7 +56,7 @@ def pixels(
         seed: random seed of task sampling.
 
     Raises:
-        ValueError: other images, more pixels than an image has, frequencies below 0.
+        ValueError: examples that are no images, or more pixels than an image has.
 
     Example:
         >>> source = pixels("glyphs", shots=20, queries=100)
@@ -75,12 +75,7 @@ def pixels(
 
 @dataclass(eq=False)
 class Pixels(StackedSource):
-    """Tasks of `pixels`.
-
-    Attributes:
-        size: (H, W).
-        positions: the inputs of all pixels in row-major order, (H W, 2 + 4F).
-    """
+    """Tasks of `pixels`; `size` is (H, W), `positions` (H W, 2 + 4F) the inputs of all pixels in row-major order."""
 
     of: ClassTasks
     shots: Range
@@ -95,10 +90,8 @@ class Pixels(StackedSource):
             raise ValueError(f"{self.of.name} gives examples {tuple(shape)}, no images (channels, height, width)")
         self.size = height, width = shape[1], shape[2]
         needed = self.shots.high + max(self.queries.values())
-        if needed > height * width:
-            raise ValueError(
-                f"an image of {height}×{width} has {height * width} pixels; shots and queries ask for {needed}"
-            )
+        if needed > (count := height * width):
+            raise ValueError(f"an image of {height}×{width} has {count} pixels; shots and queries ask for {needed}")
         self._rows = {split: list(self.of.classes(split).values()) for split in self.of.class_names}
         self.positions = _positions(self.size, self.frequencies)
 
@@ -123,15 +116,9 @@ class Pixels(StackedSource):
         return replace(self, shots=Range.of(shots, "shots", 1))
 
     def describe(self) -> dict[str, Any]:
-        return {
-            "source": f"pixels of {self.of.name}",
-            "shots": self.shots.plain(),
-            "queries": self.queries["test"],
-            "train_queries": self.queries["train"],
-            "frequencies": self.frequencies,
-            "seed": self.seed,
-            "classes": {split: len(classes) for split, classes in self._rows.items()},
-        }
+        about = {"source": f"pixels of {self.of.name}", "shots": self.shots.plain(), "queries": self.queries["test"]}
+        about |= {"train_queries": self.queries["train"], "frequencies": self.frequencies, "seed": self.seed}
+        return about | {"classes": {split: len(classes) for split, classes in self._rows.items()}}
 
     def _draw(self, random: np.random.Generator, split: Split) -> tuple[int, int]:
         """The row of the image of a task and its number of shots; the first draws of its generator."""

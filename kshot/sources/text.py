@@ -200,11 +200,11 @@ class TextPreprocessor(Preprocessor):
         """Texts as a dataset; `keep` caches features that take long to compute."""
         if self.features == "ids":
             return character_ids(texts, vocabulary=Vocabulary(self.characters), width=self.width)
-        if self.encoder is not None:
+        if self.features == "encoder":
             encoder = self.opened()
-            if self.features == "tokens":
-                return encoder.tokens(texts)
             return encoder(texts) if keep else ArrayDataset(encoder.encode(texts))
+        if self.features == "tokens":
+            return self.opened().tokens(texts)
         assert self.ngrams is not None
         return hashed_ngrams(texts, of=self.features, ngrams=self.ngrams, width=self.width, keep=keep)
 

@@ -24,11 +24,7 @@ from kshot.types import Tree
 class RatingDataset:
     """Ratings as columns: (inputs, targets), with features of users and items expanded when they are taken.
 
-    Args:
-        items: int32 (n,), item numbers.
-        targets: float32 (n,) standardised, or int8 (n,) numbers of levels.
-        levels: number of levels; 0 for none.
-        of_items, of_users, item_mean: features of items and users, if they are inputs.
+    `items` (n,) are int32 numbers, `targets` (n,) float32 standardised, or int8 numbers of `levels`, 0 for none.
     """
 
     def __init__(

@@ -22,6 +22,8 @@ KNOWN_COLUMNS = ("path", "user", "item", "rating", "time", "users", "items", "ti
 """Arguments of `ratings` that the data set determines."""
 
 YEAR = r"\((\d{4})\)\s*$"
+RATED = ["user", "item", "rating", "time"]
+_NAMES = {"userId": "user", "movieId": "item", "timestamp": "time"}
 
 
 class Tables(NamedTuple):
@@ -111,16 +113,14 @@ def _of_one_table(path: Path) -> Tables:
     import polars as pl
 
     if path.suffix == ".compress":
-        columns = read_frame(path)
-        frame = pl.DataFrame({name: _plain(values) for name, values in columns.items()})
+        frame = pl.DataFrame({name: _plain(values) for name, values in read_frame(path).items()})
     else:
         frame = open_table(path).frame
-    names = {"userId": "user", "movieId": "item", "timestamp": "time"}
-    if missing := {*names, "rating", "title", "year", "genres"} - set(frame.columns):
+    if missing := {*_NAMES, "rating", "title", "year", "genres"} - set(frame.columns):
         raise ValueError(f"{path} lacks the columns {', '.join(sorted(missing))} of MovieLens")
-    frame = frame.rename(names)
+    frame = frame.rename(_NAMES)
     films = frame.select("item", "title", "year", "genres").unique("item", keep="first", maintain_order=True)
-    return Tables(Table(path, frame.select("user", "item", "rating", "time")), Table(path, films), None)
+    return Tables(Table(path, frame.select(RATED)), Table(path, films), None)
 
 
 def _plain(values: Any) -> Any:
@@ -138,23 +138,21 @@ def _of_100k(folder: Path) -> Tables:
     films = _lines(folder / "u.item", "|", ["item", "title", "released", "video", "address", *GENRES])
     flags = [pl.when(pl.col(name) == "1").then(pl.lit(name)) for name in GENRES]
     films = films.with_columns(genres=pl.concat_str(flags, separator="|", ignore_nulls=True))
-    rated = _lines(folder / "u.data", "\t", ["user", "item", "rating", "time"])
     path, names = folder / "u.user", ["user", "age", "gender", "occupation", "zip"]
-    return _tables(folder / "u.data", rated, films, _lines(path, "|", names) if path.is_file() else None)
+    people = _lines(path, "|", names) if path.is_file() else None
+    return _tables(folder / "u.data", _lines(folder / "u.data", "\t", RATED), films, people)
 
 
 def _of_dat(folder: Path) -> Tables:
-    rated = _lines(folder / "ratings.dat", "::", ["user", "item", "rating", "time"])
     films = _lines(folder / "movies.dat", "::", ["item", "title", "genres"])
     path, names = folder / "users.dat", ["user", "gender", "age", "occupation", "zip"]
-    return _tables(folder / "ratings.dat", rated, films, _lines(path, "::", names) if path.is_file() else None)
+    people = _lines(path, "::", names) if path.is_file() else None
+    return _tables(folder / "ratings.dat", _lines(folder / "ratings.dat", "::", RATED), films, people)
 
 
 def _of_csv(folder: Path) -> Tables:
-    names = {"userId": "user", "movieId": "item", "timestamp": "time"}
-    rated = open_table(folder / "ratings.csv").frame.rename(names)
-    films = open_table(folder / "movies.csv").frame.rename({"movieId": "item"})
-    return _tables(folder / "ratings.csv", rated, films, None)
+    rated, films = (open_table(folder / name).frame for name in ("ratings.csv", "movies.csv"))
+    return _tables(folder / "ratings.csv", rated.rename(_NAMES), films.rename({"movieId": "item"}), None)
 
 
 _FORMATS: dict[str, Callable[[Path], Tables]] = {"u.data": _of_100k, "ratings.dat": _of_dat, "ratings.csv": _of_csv}
@@ -171,23 +169,19 @@ def _tables(path: Path, rated: polars.DataFrame, films: polars.DataFrame, people
 
     year = pl.col("title").cast(pl.String).str.extract(YEAR).cast(pl.Float64)
     films = films.with_columns(year=year).select("item", "title", "year", "genres")
-    rated = rated.select("user", "item", "rating", "time")
+    rated = rated.select(RATED)
     if rated["user"].dtype == pl.String:  # a tenth of the memory of words
         numbers = rated.with_columns(pl.col(name).cast(pl.Int32, strict=False) for name in ("user", "item"))
         rated = rated if numbers["user"].null_count() or numbers["item"].null_count() else numbers
-    users = None
-    if people is not None:
-        users = Table(path.parent / "users", people.drop("zip", strict=False), typed=False)
     # untyped tables convert columns to numbers when asked to, and report the lines of other values
-    return Tables(Table(path, rated, typed=False), Table(path.parent / "films", films, typed=False), users)
+    of_ratings, of_items = Table(path, rated, typed=False), Table(path.parent / "films", films, typed=False)
+    if people is None:
+        return Tables(of_ratings, of_items, None)
+    return Tables(of_ratings, of_items, Table(path.parent / "users", people.drop("zip", strict=False), typed=False))
 
 
 def _lines(path: Path, separator: str, names: list[str]) -> polars.DataFrame:
-    """A file without a header, with columns of words: UTF-8, else Latin 1 as in older data sets.
-
-    Raises:
-        ValueError: no such file, or a line with a different number of values.
-    """
+    """A file without a header, with columns of words: UTF-8, else Latin 1 as in older data sets."""
     import polars as pl
 
     if not path.is_file():
