@@ -87,9 +87,8 @@ class ArrayDataset:
         return self._length
 
     def take(self, rows: np.ndarray) -> Tree:
-        return tree_map(lambda leaf: _tensor(leaf[rows]), self.arrays)
+        def tensor(leaf: np.ndarray) -> Tensor:
+            dtype = {"f": np.float32, "b": np.bool_}.get(leaf.dtype.kind, np.int64)
+            return torch.from_numpy(np.ascontiguousarray(leaf[rows], dtype))
 
-
-def _tensor(values: np.ndarray) -> Tensor:
-    dtype = {"f": np.float32, "b": np.bool_}.get(values.dtype.kind, np.int64)
-    return torch.from_numpy(np.ascontiguousarray(values, dtype))
+        return tree_map(tensor, self.arrays)

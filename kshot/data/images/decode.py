@@ -39,8 +39,7 @@ def decode(content: bytes, name: str, *, size: int, colour: Colour) -> np.ndarra
     larger than `size` is decoded at a half, a quarter or an eighth of its size, at least twice `size`, before scaling.
 
     Args:
-        content: of the file.
-        name: of the file, for errors.
+        content, name: of the file; the name is for errors.
         size: side in pixels.
         colour: "grey" for one channel, "rgb" for three.
 

@@ -23,8 +23,7 @@ class Records(NamedTuple):
     Attributes:
         header: column names of the first record, as written.
         text: UTF-8, the header and the valid records; blank lines and invalid records are removed.
-        lines: int64 (num_rows,), the line in which each record starts, counted from 1; None if row r starts in line
-            r + 2.
+        lines: int64 (num_rows,), the line, from 1, in which each record starts; None if row r starts in line r + 2.
         bad: line and description of each invalid record.
     """
 

@@ -34,8 +34,7 @@ def open_labelled(path: Path | str, reading: Reading, text: str, label: str) -> 
     list of pairs [text, label] or of objects, or an object of such lists, whose keys become the column part.
 
     Args:
-        path: of the table, folder or JSON file.
-        reading: format of the files.
+        path, reading: the table, folder or JSON file, and the format of the files.
         text, label: names of the columns that pairs become.
 
     Raises:

@@ -19,6 +19,12 @@ RESERVED = UNKNOWN + 1
 """Symbols before those of the tokenizer: its token t is symbol t + 2."""
 
 
+_PRINTABLE = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+_OTHERS = sorted(set(range(256)) - set(_PRINTABLE))
+_BYTE_OF = dict(zip(map(chr, [*_PRINTABLE, *range(256, 512)]), [*_PRINTABLE, *_OTHERS]))
+"""The byte of each sign of a byte-level vocabulary: itself if printable, else numbered from 256 on."""
+
+
 class Tokens:
     r"""The vocabulary of a byte-level tokenizer, as those of GPT-2, Llama 3 or Qwen, from a local folder.
 
@@ -79,7 +85,7 @@ class Tokens:
         added = self.tokenizer.get_added_tokens_decoder()
         lengths = [0] * len(self)
         for piece, token in self.tokenizer.get_vocab(with_added_tokens=True).items():
-            starts = piece if token in added else [sign for sign in piece if not 0x80 <= BYTE_OF[sign] < 0xC0]
+            starts = piece if token in added else [sign for sign in piece if not 0x80 <= _BYTE_OF[sign] < 0xC0]
             lengths[token + RESERVED] = len(starts)
         return tuple(lengths)
 
@@ -89,13 +95,3 @@ class Tokens:
 
     def to_json(self) -> dict[str, Any]:
         return {"tokenizer": self.folder}
-
-
-def _byte_of_signs() -> dict[str, int]:
-    """The byte of each sign of a byte-level vocabulary: itself if printable, else numbered from 256 on."""
-    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    others = [byte for byte in range(256) if byte not in printable]
-    return {chr(byte): byte for byte in printable} | {chr(256 + number): byte for number, byte in enumerate(others)}
-
-
-BYTE_OF = _byte_of_signs()
