@@ -19,11 +19,9 @@ class Dataset(Protocol):
 
     def __len__(self) -> int:
         """The number of examples."""
-        ...
 
     def take(self, rows: np.ndarray) -> Tree:
         """The examples of rows, int64 (...), as tensors (..., *example shape); a pure function."""
-        ...
 
 
 class ImageDataset:
