@@ -68,11 +68,7 @@ def write_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
 
 @contextmanager
 def scratch_folder(target: Path) -> Iterator[Path]:
-    """A temporary folder next to `target`, on the same disk, so that a rename from it to `target` is atomic.
-
-    Raises:
-        ValueError: the folder of `target` cannot be written.
-    """
+    """A temporary folder next to `target`, on the same disk, so that a rename from it to `target` is atomic."""
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         scratch = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))

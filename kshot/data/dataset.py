@@ -1,7 +1,4 @@
-"""Data sets: examples by row number. A source chooses rows and takes them in one gather.
-
-Shape legend: n examples.
-"""
+"""Data sets: examples by row number. A source chooses rows and takes them in one gather."""
 
 from __future__ import annotations
 
@@ -28,7 +25,7 @@ class ImageDataset:
     """Images as float32 in 0 … 1.
 
     Args:
-        images: uint8 (n, C, H, W), an array or a memory map, of which only the taken rows are read.
+        images: uint8 (n, C, H, W) for n examples, an array or a memory map, of which only the taken rows are read.
 
     Raises:
         ValueError: the images have another type or shape.
@@ -59,7 +56,7 @@ class ArrayDataset:
     """A tree of arrays: floats are taken as float32, integers as int64, booleans unchanged.
 
     Args:
-        arrays: leaves (n, ...), arrays or memory maps.
+        arrays: leaves (n, ...) for n examples, arrays or memory maps.
 
     Raises:
         ValueError: the leaves differ in length, or are not numeric.

@@ -109,11 +109,7 @@ class HfFile(NamedTuple):
 
 
 def files_of(folder: Path) -> list[HfFile]:
-    """List the files of a data set, in order.
-
-    Raises:
-        ValueError: no such folder, no data set or several in it, or an unreadable description.
-    """
+    """The files of the one data set in a folder, in order."""
     if not folder.is_dir():
         raise ValueError(f"there is no folder {folder}")
     if (folder / "dataset_dict.json").is_file():

@@ -73,14 +73,9 @@ class DecodedImages:
         return ImageDataset(self.images).take(rows)
 
     def decode(self, rows: np.ndarray, progress: Callable[[int, int], object] | None = None) -> None:
-        """Decode the images of rows, int64 (...), unless cached; errors are stored in `bad`.
+        """Decode the images of rows, int64 (...), unless cached; `BadImage` is stored in `bad`, not raised.
 
-        Args:
-            rows: of the images.
-            progress: called with the numbers of processed images and of all.
-
-        Raises:
-            ValueError: as `take`.
+        `progress` is called with the numbers of processed images and of all.
         """
         pending = np.unique(rows[~self._verified[rows]])
         for start in range(0, len(pending), _CHUNK):

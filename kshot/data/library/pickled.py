@@ -43,11 +43,7 @@ class _Reader(pickle.Unpickler):
 
 
 def read_frame(path: Path) -> dict[str, np.ndarray]:
-    """Read the columns of a pandas `DataFrame` from a pickle file, optionally compressed by xz.
-
-    Raises:
-        ValueError: the file holds anything else.
-    """
+    """The columns of a pandas `DataFrame` in a pickle file, maybe compressed by xz; anything else is a ValueError."""
     data = path.read_bytes()
     try:
         return _columns(_Reader(io.BytesIO(lzma.decompress(data) if data[:6] == b"\xfd7zXZ\0" else data)).load())

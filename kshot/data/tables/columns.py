@@ -156,15 +156,9 @@ class Columns:
 
     @classmethod
     def fit(cls, raw: Mapping[str, Raw], train: np.ndarray, *, requested: Sequence[str] = ()) -> Columns:
-        """Fit to training rows.
+        """Fit to the training rows, a mask (n,); ValueError if no column is informative.
 
-        Args:
-            raw: columns by name.
-            train: mask (n,) of the training rows.
-            requested: columns named by the user, which are kept even if nearly all their words are unique.
-
-        Raises:
-            ValueError: no column is informative.
+        `requested` columns are named by the user, and kept even if nearly all their words are unique.
         """
         columns = [_fit(name, values, train, name in requested) for name, values in raw.items()]
         if all(column.left_out for column in columns):

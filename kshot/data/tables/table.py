@@ -104,8 +104,7 @@ class Table:
     def kind(self, name: str) -> Kind:
         """The kind of a column: by its type, or for text by what (nearly) all values can be parsed as.
 
-        Raises:
-            ValueError: the column holds lists or records, or ambiguous dates.
+        Lists, records and ambiguous dates raise ValueError.
         """
         import polars as pl
 
@@ -238,13 +237,9 @@ class Table:
         return ~self._bad
 
     def settle(self, bad_rows: Literal["error", "drop"] | None = None) -> np.ndarray:
-        """Return the valid rows (num_rows,) bool, or raise the faults.
+        """Return the valid rows (num_rows,) bool, or raise ValueError if there are faults or no row is valid.
 
-        Args:
-            bad_rows: "drop" excludes bad rows, "error" raises. None: raise, and do not offer to drop.
-
-        Raises:
-            ValueError: there are bad rows and they may not be dropped, or no row is valid.
+        `bad_rows` "drop" excludes rows with faults, "error" offers that in the message, None does not.
         """
         num_bad = self.dropped["rows"]
         if num_bad and bad_rows != "drop":

@@ -214,11 +214,7 @@ class Pooled(nn.Module):
 
 
 def folder_of(name: str) -> Path:
-    """The folder of an encoder: itself, `package:NAME`, or the name of a model in the local cache of the hub.
-
-    Raises:
-        ValueError: it is not on this machine.
-    """
+    """The folder of an encoder on this machine: itself, `package:NAME`, or a model's name in the cache of the hub."""
     path = Path(name).expanduser()
     if path.is_dir():
         return path
