@@ -6,6 +6,7 @@ import io
 from pathlib import Path
 
 import numpy as np
+import polars as pl
 import torch
 from torch import Tensor
 
@@ -41,11 +42,7 @@ def support_images(path: Path, shape: list[int], *, resize: bool, invert: bool) 
 
 
 def read_images(paths: list[Path], shape: list[int], *, resize: bool, invert: bool) -> tuple[list[str], Tensor]:
-    """Read images to predict from files, folders, or CSV files with a column path.
-
-    Args:
-        paths: of the files and folders.
-        shape, resize, invert: as in `support_images`.
+    """Read images to predict from files, folders, or CSV files with a column path; options as in `support_images`.
 
     Returns:
         The path of each image, and images float32 (n, C, H, W) in 0 … 1.
@@ -108,8 +105,6 @@ def _image(path: Path, shape: list[int], *, resize: bool, invert: bool) -> Tenso
 
 def _columns(path: Path, *names: str) -> list[list[str]]:
     """Columns of a table as words, exactly as written; none may have missing values."""
-    import polars as pl
-
     table = open_table(path)
     table.need(*names)
     columns = [table.frame[name].cast(pl.String) for name in names]
