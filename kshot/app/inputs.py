@@ -6,7 +6,6 @@ import io
 from pathlib import Path
 
 import numpy as np
-import polars as pl
 import torch
 from torch import Tensor
 
@@ -105,6 +104,8 @@ def _image(path: Path, shape: list[int], *, resize: bool, invert: bool) -> Tenso
 
 def _columns(path: Path, *names: str) -> list[list[str]]:
     """Columns of a table as words, exactly as written; none may have missing values."""
+    import polars as pl
+
     table = open_table(path)
     table.need(*names)
     columns = [table.frame[name].cast(pl.String) for name in names]

@@ -8,9 +8,7 @@ import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePath
-from typing import Annotated, Any, NamedTuple
-
-import polars as pl
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 from kshot.annotations import PartOfFile
 from kshot.data.cache import cache_folder, scratch_folder
@@ -18,6 +16,9 @@ from kshot.data.tables.table import Table, named_errors
 from kshot.data.text_files import read_json
 from kshot.sources.images import images
 from kshot.tasks.source import TaskSource
+
+if TYPE_CHECKING:
+    import polars
 
 PARTS = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "dev": "val",
          "test": "test", "testing": "test", "eval": "test", "evaluation": "test"}  # fmt: skip
@@ -167,6 +168,8 @@ def _object(path: Path) -> dict[str, Any]:
 
 def _names_in(path: Path) -> dict[str, list[str]]:
     """The names of class labels in a Parquet file, or in the description next to an Arrow file."""
+    import polars as pl
+
     if path.suffix == ".arrow":
         return _described_names(path.parent)
     with named_errors(path):
@@ -207,8 +210,10 @@ def _select(path: Path, files: list[HfFile], parts: Sequence[str] | None) -> lis
     return [file for file in files if parts is None or file.part in parts]
 
 
-def _read(file: HfFile, by_part: bool, columns: Mapping[str, str]) -> pl.DataFrame:
+def _read(file: HfFile, by_part: bool, columns: Mapping[str, str]) -> polars.DataFrame:
     """The rows of a file, with names for class labels and columns renamed."""
+    import polars as pl
+
     with named_errors(file.path):
         if file.path.suffix == ".parquet":
             frame = pl.read_parquet(file.path, glob=False)
@@ -230,7 +235,9 @@ def _read(file: HfFile, by_part: bool, columns: Mapping[str, str]) -> pl.DataFra
     return frame.select(*others, *(pl.col(old).alias(new) for new, old in columns.items()))
 
 
-def _write_table(frames: Iterator[pl.DataFrame], target: Path, path: Path) -> None:
+def _write_table(frames: Iterator[polars.DataFrame], target: Path, path: Path) -> None:
+    import polars as pl
+
     read = list(frames)
     columns = read[0].columns
     for frame in read:
@@ -242,10 +249,12 @@ def _write_table(frames: Iterator[pl.DataFrame], target: Path, path: Path) -> No
         pl.concat([frame.select(columns) for frame in read], how="vertical_relaxed").write_parquet(target)
 
 
-def _write_images(frames: Iterator[pl.DataFrame], target: Path, path: Path) -> None:
+def _write_images(frames: Iterator[polars.DataFrame], target: Path, path: Path) -> None:
     """Write each encoded image to a file, and a table of their paths, labels and other plain columns."""
+    import polars as pl
+
     (target.parent / "images").mkdir()
-    tables: list[pl.DataFrame] = []
+    tables: list[polars.DataFrame] = []
     count = 0
     for frame in frames:
         for name in ("image", "label"):
@@ -266,8 +275,10 @@ def _write_images(frames: Iterator[pl.DataFrame], target: Path, path: Path) -> N
         pl.concat(tables, how="diagonal_relaxed").write_csv(target)
 
 
-def _encoded_images(column: pl.Series, path: Path) -> Iterator[tuple[bytes | None, str | None]]:
+def _encoded_images(column: polars.Series, path: Path) -> Iterator[tuple[bytes | None, str | None]]:
     """The encoded image of each row, and its original file name."""
+    import polars as pl
+
     dtype = column.dtype
     if isinstance(dtype, pl.Struct) and {"bytes", "path"} <= {field.name for field in dtype.fields}:
         return zip(column.struct.field("bytes"), column.struct.field("path"))

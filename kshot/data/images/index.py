@@ -12,8 +12,6 @@ from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
-import polars as pl
-
 from kshot.data.images.decode import SUFFIXES
 from kshot.data.tables.open import open_table
 from kshot.data.tables.table import Table
@@ -177,6 +175,8 @@ def list_table(path: Path, *, follow_links: bool = False) -> Listing:
         ValueError: what `open_table` raises, invalid rows, an empty cell, a path that leads out, occurs twice or is not
             a file, or a class in two domains.
     """
+    import polars as pl
+
     table = open_table(path)
     table.need("path", "label")
     frame = table.frame.select(pl.all().cast(pl.String).fill_null(""))

@@ -16,7 +16,6 @@ from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
-import polars as pl
 
 from kshot.data.tables.table import Kind, Table
 
@@ -256,6 +255,8 @@ def moments(values: np.ndarray, where: np.ndarray) -> tuple[float, float]:
 
 def place_of(words: Any, known: Sequence[str]) -> np.ndarray:
     """The index (n,) int32 of each word among the known ones; the number of known ones for other or missing words."""
+    import polars as pl
+
     count = len(known)
     if not count:
         return np.zeros(len(words), np.int32)
@@ -283,6 +284,8 @@ def _fit(name: str, raw: Raw, train: np.ndarray, requested: bool) -> Column:
 
 
 def _fit_words(name: str, words: Any, train: np.ndarray, requested: bool) -> Column:
+    import polars as pl
+
     in_train = words.alias("word").filter(pl.Series(train))
     counts = in_train.drop_nulls().value_counts().sort("word")
     known = counts.filter(pl.col("count") > 1)["word"].to_list()
@@ -303,6 +306,8 @@ def _split(values: Any) -> Any:
 
 
 def _fit_set(name: str, values: Any, train: np.ndarray) -> Column:
+    import polars as pl
+
     counts = _split(values.filter(pl.Series(train))).explode().alias("word").value_counts().sort("word")
     words = tuple(counts.filter((pl.col("word") != "") & (pl.col("count") > 1))["word"].to_list())
     return Column(name, "set", words=words, left_out="" if words else "no word occurs in two training rows")

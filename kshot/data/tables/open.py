@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import polars as pl
 
 from kshot.data.tables import csv
 from kshot.data.tables.table import PLAIN, Reading, Table, missing_column, named_errors
@@ -69,6 +68,8 @@ def open_table(
 
 
 def _open_csv(path: Path, reading: Reading, select: Selection) -> Table:
+    import polars as pl
+
     text = read_utf8(path, reading.encoding)
     delimiter = reading.delimiter or ("\t" if path.suffix.lower() in (".tsv", ".tab") else csv.find_delimiter(text))
     if len(delimiter) != 1 or not delimiter.isascii() or delimiter in '"\r\n':
@@ -107,6 +108,8 @@ def _column_names(header: list[str], path: Path, delimiter: str) -> list[str]:
 
 
 def _open_ndjson(path: Path, reading: Reading, select: Selection) -> Table:
+    import polars as pl
+
     text = read_utf8(path, reading.encoding)
     if not text.strip():
         raise ValueError(f"{path} is empty; expected one JSON object a line")
@@ -155,6 +158,8 @@ def _unified(values: list[Any]) -> list[Any]:
 
 
 def _open_parquet(path: Path, reading: Reading, select: Selection) -> Table:
+    import polars as pl
+
     if not path.stat().st_size:
         raise ValueError(f"{path} is empty")
     lazy = pl.scan_parquet(path, glob=False)

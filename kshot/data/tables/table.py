@@ -10,13 +10,15 @@ import difflib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
 import numpy as np
-import polars as pl
 
 from kshot.annotations import OptionsOf
 from kshot.data.tables.csv import DELIMITERS
+
+if TYPE_CHECKING:
+    import polars
 
 Kind = Literal["number", "boolean", "category", "date", "set", "text"]
 """Type of the content of a column."""
@@ -70,7 +72,7 @@ class Table:
     def __init__(
         self,
         path: Path,
-        frame: pl.DataFrame,
+        frame: polars.DataFrame,
         reading: Reading = PLAIN,
         *,
         typed: bool = True,
@@ -104,6 +106,8 @@ class Table:
 
         Lists, records and ambiguous dates raise ValueError.
         """
+        import polars as pl
+
         series = self.frame[name]
         dtype = series.dtype
         if dtype.is_numeric() or dtype == pl.Null or dtype == pl.Duration:
@@ -135,6 +139,8 @@ class Table:
 
     def numbers(self, name: str) -> np.ndarray:
         """A column as float64 (num_rows,), NaN for missing values; other values than finite numbers are faults."""
+        import polars as pl
+
         series = self.frame[name]
         if series.dtype in (pl.String, pl.Categorical, pl.Enum):
             text = self.labels(name)
@@ -154,6 +160,8 @@ class Table:
 
     def booleans(self, name: str) -> np.ndarray:
         """A column as float64 (num_rows,): 1 for true or yes, 0 for false or no, NaN for missing values."""
+        import polars as pl
+
         why = "is neither true nor false"
         if self.frame.schema[name] == pl.Boolean:
             return self.numbers(name)
@@ -167,8 +175,10 @@ class Table:
         self._add_faults(name, text.is_not_null() & ~(yes | no), text, lambda value: f"{value!r} {why}")
         return yes.cast(pl.Float64).set(~(yes | no), None).fill_null(np.nan).to_numpy()
 
-    def labels(self, name: str) -> pl.Series:
+    def labels(self, name: str) -> polars.Series:
         """A column as words, null for missing values. An integer gives the same word however it is stored."""
+        import polars as pl
+
         series = self.frame[name]
         if series.dtype.is_nested() or series.dtype in (pl.Binary, pl.Object):
             raise ValueError(f"{self.path}: column {name!r} holds {series.dtype}, not single values")
@@ -184,7 +194,7 @@ class Table:
             text = series.cast(pl.String)
         return text.alias(name)
 
-    def keys(self, name: str) -> pl.Series:
+    def keys(self, name: str) -> polars.Series:
         """A column of identifiers: integers as they are, which is cheap, everything else as words."""
         return self.frame[name] if self.frame.schema[name].is_integer() else self.labels(name)
 
@@ -193,6 +203,8 @@ class Table:
 
         `format` is that of the dates, such as "%d/%m/%Y"; ISO 8601 by default.
         """
+        import polars as pl
+
         series = self.frame[name]
         if series.dtype not in (pl.Date, pl.Datetime):
             text = self.labels(name)
@@ -254,8 +266,10 @@ class Table:
         self._bad[rows] = True
         self.faults += [f"{self.place(row, name)}: {describe(values[row])}" for row in rows[:SHOWN].tolist()]
 
-    def _parse_numbers(self, text: pl.Series) -> pl.Series:
+    def _parse_numbers(self, text: polars.Series) -> polars.Series:
         """Numbers of a column of text, null where parsing fails; "inf" is infinity."""
+        import polars as pl
+
         decimal = self.reading.decimal
         if decimal:
             group = f"[{'.' if decimal == ',' else ','} '\u2019\u00a0\u202f]"
@@ -272,7 +286,9 @@ class Table:
         return '; set reading.decimal to "," if its comma is a decimal comma, to "." if it groups thousands'
 
 
-def _parse_dates(text: pl.Series, format: str) -> pl.Series:
+def _parse_dates(text: polars.Series, format: str) -> polars.Series:
+    import polars as pl
+
     has_time = any(code in format for code in ("%H", "%I", "%T", "%R", "%s", "%z", "%+"))
     if not has_time:
         return text.str.to_date(format, strict=False).cast(pl.Datetime("us"))
@@ -285,6 +301,8 @@ def _parse_dates(text: pl.Series, format: str) -> pl.Series:
 @contextmanager
 def named_errors(path: Path) -> Iterator[None]:
     """Turn errors of polars and the file system into a `ValueError` that names the file."""
+    import polars as pl
+
     try:
         yield
     except (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError) as error:

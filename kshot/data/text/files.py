@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections import defaultdict
 from fnmatch import fnmatch
 from pathlib import Path
-
-import polars as pl
+from typing import TYPE_CHECKING
 
 from kshot.data.tables.table import Table
+
+if TYPE_CHECKING:
+    import polars
 
 
 def files_of(folder: Path, pattern: str) -> list[Path]:
@@ -27,8 +29,10 @@ def files_of(folder: Path, pattern: str) -> list[Path]:
     return files
 
 
-def texts_of(table: Table, column: str) -> pl.Series:
+def texts_of(table: Table, column: str) -> polars.Series:
     """A column as texts, exactly as written; an empty or blank one is a fault of its row."""
+    import polars as pl
+
     table.need(column)
     series = table.frame[column]
     texts = series.cast(pl.String) if series.dtype in (pl.String, pl.Categorical, pl.Enum) else table.labels(column)
@@ -37,21 +41,23 @@ def texts_of(table: Table, column: str) -> pl.Series:
     return texts
 
 
-def column_of(table: Table, column: str) -> pl.Series:
+def column_of(table: Table, column: str) -> polars.Series:
     """A column as words, null for missing values."""
     table.need(column)
     return table.labels(column)
 
 
-def words_of(table: Table, column: str, why: str) -> pl.Series:
+def words_of(table: Table, column: str, why: str) -> polars.Series:
     """A column of names; a missing one is a fault of its row."""
     words = column_of(table, column)
     table.missing(column, words.is_null().to_numpy(), why)
     return words
 
 
-def values_of(names: pl.Series, column: pl.Series) -> dict[str, set[str]]:
+def values_of(names: polars.Series, column: polars.Series) -> dict[str, set[str]]:
     """The distinct values of a column for each name."""
+    import polars as pl
+
     values: dict[str, set[str]] = defaultdict(set)
     for name, value in pl.DataFrame({"name": names, "value": column}).unique().iter_rows():
         values[name].add(value)

@@ -7,8 +7,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import polars as pl
-
 from kshot.data.images.index import SPLIT_FOLDERS
 from kshot.data.tables.open import open_table
 from kshot.data.tables.table import Reading, Table
@@ -20,6 +18,8 @@ class LocatedTable(Table):
     """A table whose rows come from several files or entries, each with its location for messages."""
 
     def __init__(self, path: Path, columns: dict[str, list[str | None]], locations: list[str], lost: list[str]) -> None:
+        import polars as pl
+
         super().__init__(path, pl.DataFrame(columns, schema=dict.fromkeys(columns, pl.String)), lost=lost)
         self._locations = locations
 
