@@ -30,7 +30,7 @@ def support_images(path: Path, shape: list[int], *, resize: bool, invert: bool) 
         folders = sorted(folder for folder in path.iterdir() if folder.is_dir())
         files = [(file, folder.name) for folder in folders for file in sorted(folder.iterdir()) if _is_image(file)]
         if not files:
-            raise ValueError(f"{path} holds no images in folders; it needs one folder a class: {path}/CLASS/image.png")
+            raise ValueError(f"{path} holds no images in folders; it needs one folder per class: {path}/CLASS/1.png")
     elif path.is_file():
         paths, labels = _columns(path, "path", "label")
         files = [(path.parent / name, label) for name, label in zip(paths, labels)]
@@ -41,11 +41,7 @@ def support_images(path: Path, shape: list[int], *, resize: bool, invert: bool) 
 
 
 def read_images(paths: list[Path], shape: list[int], *, resize: bool, invert: bool) -> tuple[list[str], Tensor]:
-    """Read images to predict from files, folders, or CSV files with a column path.
-
-    Args:
-        paths: of the files and folders.
-        shape, resize, invert: as in `support_images`.
+    """Read images to predict from files, folders, or CSV files with a column path; options as in `support_images`.
 
     Returns:
         The path of each image, and images float32 (n, C, H, W) in 0 … 1.

@@ -246,8 +246,8 @@ def fit(
         schedule: "cosine" over `steps`, or "constant".
         weight_decay: of matrices, decoupled from the gradient as in AdamW (arXiv:1711.05101).
         mode: engine of the meta-gradient: "loop", "vmap", "traced", "compiled", or "auto", which times the first steps
-            with each of the first three and keeps the fastest. Gradients are equal up to rounding; since "auto" goes by
-            the clock, only the others give bitwise the same weights each time.
+            with each of the first three and keeps the fastest. Gradients are equal up to rounding; since "auto" depends
+            on timing, only the others give bitwise the same weights each time.
         seed: of dropout and the like, and of which training tasks are drawn (see `first_task`). The tasks of val and
             test are those of the source's own seed, whatever this one is.
         observe: called with a `Progress` after each step.

@@ -19,8 +19,7 @@ from safetensors.torch import load_file
 
 import kshot
 from kshot.app import cli
-from kshot.data.text.tokenizer import Tokens
-from kshot.data.text.vocabulary import Vocabulary
+from kshot.data.text.vocabulary import Tokens, Vocabulary
 from kshot.learners.generation import _sample
 from kshot.objectives import from_name, name_of, next_token, next_token_of
 from kshot.sources.corpus import BYTES, CorpusPreprocessor
@@ -499,7 +498,7 @@ def test_kshot_generate_goes_on_with_a_prompt(command):
     ("words", "message"),
     [
         (["--prompt", ""], "the prompt is empty"),
-        (["--prompt", "ab\udc99"], "the prompt is not UTF-8"),
+        (["--prompt", "ab\udc99"], "the prompt is not valid UTF-8"),
         (["--prompt", "Ω"], "'Ω', which no training text"),
         (["--temperature", "-1"], "temperature must be at least 0"),
         (["--top-p", "1.2"], "top_p must be above 0 and at most 1"),
