@@ -39,9 +39,6 @@ def unroll(loss_fn: Loss, params: Params, rule: UpdateRule, steps: Steps, *, ord
         The parameters after the last step; differentiable by `params`, by the Parameters of the rule and by other
         tensors that `loss_fn` uses.
 
-    Raises:
-        ValueError: `order` is neither 1 nor 2.
-
     Example:
         >>> from kshot.inner.rules import SGD
         >>> start = torch.tensor(1.0, requires_grad=True)
@@ -93,15 +90,6 @@ def recomputing(on: bool = True) -> Iterator[None]:
 
     Each inner step then adds the size of the parameters to the memory, not that of the activations, and is computed
     twice. Works with `loss.backward()`, not with `torch.autograd.grad`, and not under `vmap`.
-
-    Example:
-        >>> from kshot.inner.rules import SGD
-        >>> start = torch.tensor(1.0, requires_grad=True)
-        >>> with recomputing():
-        ...     adapted = unroll(lambda params: params["w"] ** 2, {"w": start}, SGD(0.1), steps=3)
-        >>> adapted["w"].backward()
-        >>> start.grad
-        tensor(0.5120)
 
     References:
         Chen, Xu, Zhang, Guestrin: Training Deep Nets with Sublinear Memory Cost, arXiv:1604.06174.

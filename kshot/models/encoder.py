@@ -19,7 +19,6 @@ from kshot.models.pretrained import Pretrained, with_lora
 from kshot.supplied import EncoderName, NumOutputs
 
 Tune = Literal["head", "full", "lora"]
-"""The trained and adapted part of an encoder: its head, all weights, or additional low-rank adapters."""
 
 MAX_CACHED_TEXTS = 200_000
 
@@ -29,11 +28,6 @@ class Encoder(Pretrained):
 
     If no gradient is needed and the weights are those of the module, the features of each text are cached until the
     weights change, since many tasks contain the same texts.
-
-    Args:
-        body: the encoder and its pooling.
-        outputs: outputs of the head; None for no head.
-        source: the sentence encoder that the body was loaded from.
     """
 
     def __init__(self, body: Pooled, outputs: int | None, source: SentenceEncoder) -> None:
@@ -102,22 +96,18 @@ def encoder(
 ) -> Encoder:
     r"""A pretrained encoder as a base model, for tasks of `kshot.sources.text(…, features="tokens")`.
 
-    With `tune="lora"` each weight $W$ of the attention's queries and values becomes $W + 2 B A$. Only $A$ (r, D),
-    $B$ (D, r), which is 0 at first, and the head are trained and adapted.
+    With `tune="lora"` the weights of the attention's queries and values get LoRA adapters (see `pretrained.with_lora`);
+    only these and the head are trained and adapted.
 
     Args:
-        name: a folder, `package:NAME` or a name of the Hugging Face hub, as in
-            `kshot.data.text.sentence_encoder.SentenceEncoder`.
+        name: a folder, `package:NAME` or a name of the Hugging Face hub, as in `SentenceEncoder`.
         outputs: outputs of a linear head on the pooled features; None for no head.
         tune: "head", "full" or "lora". All other parameters have `requires_grad=False`.
         layers: number of layers to tune, from the last; by default all.
         rank: r, rank of LoRA.
 
     Raises:
-        ValueError: the encoder does not exist or has no list of layers, or an argument is out of range.
-
-    References:
-        Hu et al.: LoRA: Low-Rank Adaptation of Large Language Models, ICLR 2022, arXiv:2106.09685.
+        ValueError: the encoder does not exist or has no list of layers, or fewer than `layers`.
     """
     source = SentenceEncoder(name)
     body = source.pooled()

@@ -19,13 +19,12 @@ from kshot.models.pretrained import Pretrained, with_lora
 from kshot.supplied import ContextLength, LanguageModelFolder, NumReserved, NumSymbols
 
 Body = Literal["gru", "lstm", "transformer"]
-"""Recurrent layers or causal attention."""
 
 LAYERS: dict[str, type[nn.GRU] | type[nn.LSTM]] = {"gru": nn.GRU, "lstm": nn.LSTM}
 
 
 class LanguageModel(nn.Module):
-    """A language model of an `embedding`, a `body` and a `head`; see `language_model`."""
+    """See `language_model`."""
 
     def __init__(
         self, symbols: int, embedding: int, body: nn.Module, width: int, *, tied: bool, dropout: float
@@ -143,8 +142,7 @@ def language_model(
         A module with the submodules `embedding`, `body` and `head`.
 
     Raises:
-        ValueError: an argument is out of range; or, for a transformer, `heads` does not divide `width` or `embedding`
-            differs from `width`.
+        ValueError: for a transformer, `heads` does not divide `width`, or `embedding` differs from `width`.
 
     Example:
         >>> model = language_model(symbols=30, body="lstm", width=16)
@@ -162,12 +160,15 @@ def language_model(
             f"a transformer needs heads that divide its width and an embedding of this width, got {heads} heads, "
             f"width {width} and embedding {embedding}"
         )
-    network: nn.Module
-    if is_transformer:
-        network = CausalTransformer(width, layers, heads, context_length, dropout)
-    else:
-        network = Recurrent(body, embedding, width, layers, dropout)
+    network = (
+        CausalTransformer(width, layers, heads, context_length, dropout)
+        if is_transformer
+        else Recurrent(body, embedding, width, layers, dropout)
+    )
     return LanguageModel(symbols, embedding, network, width, tied=tied, dropout=dropout)
+
+
+RESERVED_LOGIT = -1e4  # of the reserved symbols, which are never predicted
 
 
 class CausalLM(Pretrained):
@@ -197,10 +198,6 @@ class CausalLM(Pretrained):
         return nn.functional.pad(logits, (self.reserved, 0), value=RESERVED_LOGIT)
 
 
-RESERVED_LOGIT = -1e4
-"""Logit of the reserved symbols, which are never predicted."""
-
-
 @check_arguments
 def causal_lm(folder: LanguageModelFolder, *, rank: PositiveInt | None = 8, reserved: NumReserved = 0) -> CausalLM:
     r"""A pretrained causal language model from a local folder of `transformers`; nothing is downloaded.
@@ -218,7 +215,7 @@ def causal_lm(folder: LanguageModelFolder, *, rank: PositiveInt | None = 8, rese
         A module for any learner of `objectives.next_token`; symbols are token ids plus `reserved`.
 
     Raises:
-        ValueError: `transformers` or `peft` is not installed, the folder has no causal model, or `rank` is below 1.
+        ValueError: `transformers` or `peft` is not installed, or the folder has no causal model.
     """
     if not (Path(folder) / "config.json").is_file():
         raise ValueError(f"{folder} has no config.json; expected a folder of save_pretrained()")

@@ -20,16 +20,16 @@ class Pretrained(nn.Module):
 
     def set_origin(self, name: str, sha256: str) -> None:
         """Set the folder of the weights and the hash of its files; the parameters frozen now are those of the files."""
-        self.name, self.sha256 = name, sha256
-        parameters = self.named_parameters(remove_duplicate=False)
-        self._frozen = frozenset(name for name, parameter in parameters if not parameter.requires_grad)
+        self.name, self.sha256, self._frozen = name, sha256, self._without_grad()
         self.register_state_dict_post_hook(_remove_frozen)
         self.register_load_state_dict_post_hook(_allow_missing_frozen)
 
-    def frozen(self) -> set[str]:
+    def frozen(self) -> frozenset[str]:
         """Names of the parameters that are still frozen, so that they equal those of the files."""
-        parameters = self.named_parameters(remove_duplicate=False)
-        return {name for name, parameter in parameters if name in self._frozen and not parameter.requires_grad}
+        return self._frozen & self._without_grad()
+
+    def _without_grad(self) -> frozenset[str]:
+        return frozenset(name for name, p in self.named_parameters(remove_duplicate=False) if not p.requires_grad)
 
     def get_extra_state(self) -> Tensor:
         return torch.tensor(list(bytes.fromhex(self.sha256)), dtype=torch.uint8)
@@ -60,10 +60,7 @@ def with_lora(model: nn.Module, rank: int, **options: Any) -> nn.Module:
     Args:
         model: the model, changed in place.
         rank: r, of A (r, inputs) and B (outputs, r), which is 0 at first.
-        options: further arguments of `peft.LoraConfig`.
-
-    Raises:
-        ValueError: peft is not installed.
+        options: further arguments of `peft.LoraConfig`; peft must be installed.
 
     References:
         Hu et al.: LoRA: Low-Rank Adaptation of Large Language Models, ICLR 2022, arXiv:2106.09685.

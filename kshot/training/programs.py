@@ -28,8 +28,7 @@ _IDENTITIES = {_aten.detach.default, _aten.alias.default}
 def trace_task(learner: Learner, example: tuple[Params, Params, Task]) -> GraphModule:
     """Trace the gradient of one task, by `backward`; parameters without a gradient are left out.
 
-    Raises:
-        RuntimeError: the step converts tensors to numbers or branches on their values.
+    Raises RuntimeError if the step converts tensors to numbers or branches on their values.
     """
 
     def gradient(trained: Params, fixed: Params, task: Task) -> tuple[Params, Tensor]:

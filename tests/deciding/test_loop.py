@@ -6,8 +6,7 @@ from hypothesis import strategies as st
 
 import kshot
 from kshot import objectives
-from kshot.deciding.decisions import Change, Continue, Outcome, Rollback, Round, Stop
-from kshot.deciding.experience import Experience
+from kshot.deciding.decisions import Change, Continue, Experience, Outcome, Rollback, Round, Stop
 from kshot.deciding.loop import Observer, run_until
 from kshot.deciding.policies import Budget, rules
 from kshot.evaluation.intervals import Interval
@@ -95,7 +94,7 @@ def test_targets_that_are_none(text):
 
 
 def test_a_target_of_an_unknown_metric_names_the_known():
-    with pytest.raises(ValueError, match="asks for 'f1', but these tasks report loss, accuracy"):
+    with pytest.raises(ValueError, match="metric is 'f1', but these tasks report loss, accuracy"):
         Target.parse("f1 >= 1").of({"loss": Interval(1, 1, 1), "accuracy": Interval(1, 1, 1)})
 
 
