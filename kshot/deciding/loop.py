@@ -113,7 +113,6 @@ def run_until(
         ValueError: the metric of the target is unknown, or a checkpoint is of another model.
 
     Example:
-        >>> import kshot
         >>> learner = kshot.maml(kshot.models.mlp(1, 1), inner_lr=0.01, objective=kshot.objectives.mse)
         >>> run = run_until(learner, kshot.sources.sinusoids(), "mse <= 100", steps_per_round=2, num_val_tasks=4)
         >>> run.outcome
@@ -210,8 +209,8 @@ class _RunState:
         if diverged is None:
             val = evaluate(learner, source, split="val", num_tasks=num_tasks, observe=observe, audit=False).metrics
         number, seconds = len(self.rounds) + 1, time.monotonic() - self.started
-        train_loss, settings = sum(self.losses) / len(self.losses) if self.losses else None, asdict(self.loop.settings)
-        checkpoint = f"round-{number:04d}"
+        train_loss = sum(self.losses) / len(self.losses) if self.losses else None
+        settings, checkpoint = asdict(self.loop.settings), f"round-{number:04d}"
         self.rounds.append(Round(number, self.loop.step, train_loss, val, settings, seconds, checkpoint, diverged))
         self.losses = []
         self._save(checkpoint, complete=True)

@@ -52,12 +52,11 @@ class Function:
         module: any module.
         batchnorm: the statistics that BatchNorm uses for a query. For a support set they are those of the set, with
             weighted rows, or the running ones.
-        task_norm: meta-parameters for "tasknorm"; new ones by default.
+        task_norm: meta-parameters for "tasknorm", which the learner has to register as its own; new ones by default.
 
     Attributes:
         transductive: whether a query's prediction depends on the other queries.
         keeps_statistics: whether `query` needs statistics from `support`.
-        task_norm: meta-parameters that the learner has to register as its own, or None.
     """
 
     @check_arguments
@@ -106,7 +105,7 @@ class Function:
             name: None if name.endswith("num_batches_tracked") else buffer.clone()
             for name, buffer in self.module.named_buffers()
         }
-        substitutes.update(params)
+        substitutes |= params
         if self.convolves:
             inputs = channels_last(inputs)
         if self.buffers:  # one copy per task, since a module may change them in place: plus a zero made of the inputs

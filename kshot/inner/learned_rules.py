@@ -1,6 +1,7 @@
 """Meta-learned update rules: meta-curvature, generated rates, and optimisers that are small networks.
 
-Each is initialised to gradient descent, so that an untrained rule adapts too.
+Each is initialised to gradient descent, so that an untrained rule adapts too: the output of a network is 0 at first and
+is added to the gradient. Derivatives are exact, where some papers drop second ones, as a first-order solver does.
 
 Shape legend: N elements of all adapting parameters, P adapting tensors, H hidden width, F features.
 """
@@ -39,13 +40,12 @@ class Curvature(Transform):
 
     def __init__(self, params: Params) -> None:
         super().__init__()
-        self.matrices = PerParameter(
-            {
-                f"{name}.mode{mode}": torch.eye(size, dtype=value.dtype, device=value.device)
-                for name, value in params.items()
-                for mode, size in enumerate(_modes(value))
-            }
-        )
+        matrices = {
+            f"{name}.mode{mode}": torch.eye(size, dtype=value.dtype, device=value.device)
+            for name, value in params.items()
+            for mode, size in enumerate(_modes(value))
+        }
+        self.matrices = PerParameter(matrices)
 
     def apply_to(self, grads: Params, state: Tree, params: Params) -> tuple[Params, Tree]:
         results = {}
@@ -74,8 +74,7 @@ class Alfa(UpdateRule):
         steps: number of steps with their own $\alpha^0_{\cdot k}, \beta^0_{\cdot k}$; later steps use the last ones.
 
     Example:
-        >>> params = {"w": torch.tensor([1.0, 1.0])}
-        >>> rule = Alfa(params, 0.5, steps=1)
+        >>> rule = Alfa(params := {"w": torch.tensor([1.0, 1.0])}, 0.5, steps=1)
         >>> rule.update({"w": torch.tensor([2.0, 4.0])}, rule.init(params), params)[0]["w"].tolist()
         [0.0, -1.0]
 
@@ -83,7 +82,7 @@ class Alfa(UpdateRule):
         Baik et al.: Meta-Learning with Adaptive Hyperparameters, NeurIPS 2020, arXiv:2011.00209, section 3.
 
     Deviations:
-        The network's last layer is initialised to 0 and 1 is added to its output, so that training starts from MAML.
+        1 is added to the output of the network, which is 0 at first, so that training starts from MAML.
     """
 
     @check_arguments
@@ -134,11 +133,8 @@ class CoordinateLSTM(UpdateRule):
         [0.0]
 
     References:
-        Andrychowicz et al.: Learning to learn by gradient descent by gradient descent, arXiv:1606.04474.
-
-    Deviations:
-        The output $w$ is initialised to 0 and is added to the gradient. Derivatives are exact, where the paper drops
-        second ones: a first-order solver gives those of the paper.
+        Andrychowicz et al.: Learning to learn by gradient descent by gradient descent, arXiv:1606.04474, which drops
+        second derivatives and does not add the gradient.
     """
 
     @check_arguments
@@ -183,8 +179,7 @@ class CoordinateMLP(UpdateRule):
         Metz et al.: Understanding and correcting pathologies in the training of learned optimizers, arXiv:1810.10180.
 
     Deviations:
-        Five features per element instead of the paper's momenta at many time scales; the output is initialised to 0
-        and is added to the gradient.
+        Five features per element instead of the paper's momenta at many time scales.
     """
 
     @check_arguments
@@ -225,8 +220,8 @@ class GatedRule(UpdateRule):
         Ravi, Larochelle: Optimization as a Model for Few-Shot Learning, ICLR 2017.
 
     Deviations:
-        The gates receive the gradient, where the paper applies an LSTM to gradient and loss first. The weights are
-        initialised to 0. Derivatives are exact, where the paper drops second ones.
+        The gates receive the gradient, where the paper applies an LSTM to gradient and loss first; second derivatives
+        are not dropped.
     """
 
     @check_arguments

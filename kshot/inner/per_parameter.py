@@ -20,10 +20,8 @@ names that earlier patterns include, so ("*", "!head.*") is all but the head. Bu
 def adaptable_params(model: nn.Module, adaptable: Pattern = "*") -> Params:
     """The adapting parameters of `model`, by name: those that require a gradient and match the pattern.
 
-    A buffer adapts if its full name is given; its initial value in each task is not meta-learned.
-
-    Raises:
-        ValueError: no parameter matches.
+    A buffer adapts if its full name is given; its initial value in each task is not meta-learned. Raises ValueError if
+    no parameter matches.
 
     Example:
         >>> model = nn.Sequential(nn.Linear(1, 2), nn.Linear(2, 1))
@@ -81,13 +79,12 @@ class LearnedRate(nn.Module):
     r"""Meta-learned rates $\alpha_{ik}$ of tensor (or element) $i$ at step $k$.
 
     Args:
-        params: the adapting parameters, by name; see `inner.per_parameter.adaptable_params`.
+        params: the adapting parameters, by name; see `adaptable_params`.
         inner_lr: initial value of all rates, above 0. Learned rates are not constrained to stay above 0.
         per: "tensor" learns one rate per tensor, "element" one per element.
         steps: number of steps with their own rates; later steps use those of the last. None shares all rates.
 
     Example:
-        >>> import torch
         >>> rate = LearnedRate({"w": torch.zeros(3)}, 0.1, per="element", steps=2)
         >>> rate("w", 5).shape
         torch.Size([3])

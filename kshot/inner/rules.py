@@ -1,8 +1,8 @@
 """Update rules, each a step of the inner optimisation, and transforms of gradients. Parameters are meta-parameters.
 
-`init` returns the state of the rule for a set of parameters; `update` computes new parameters from gradients. Both are
-pure, so a rule can be differentiated through and run under `vmap`. A rule that needs the number of the step keeps it in
-its state, as an int. The rules of this file equal `torch.optim` step by step.
+`init` returns the state for a set of parameters; `update` computes new parameters from gradients. Both are pure, so a
+rule can be differentiated through and run under `vmap`. The number of the step, if needed, is an int in the state. The
+optimisers of this file equal those of `torch.optim` step by step.
 """
 
 from __future__ import annotations
@@ -93,10 +93,8 @@ class Adam(UpdateRule):
     The derivative of $\sqrt v$ at $v = 0$, of a parameter that has had no gradient, is defined as 0.
 
     Args:
-        inner_lr: the rate $\alpha > 0$, or a `LearnedRate`.
-        betas: $\beta_1, \beta_2$, each in [0, 1).
-        eps: $\epsilon$.
-        weight_decay: $\lambda \ge 0$.
+        inner_lr, weight_decay: as in `SGD`.
+        betas, eps: $\beta_1, \beta_2$, each in [0, 1), and $\epsilon$.
 
     Example:
         >>> rule, params = Adam(0.5), {"w": torch.tensor(1.0)}
@@ -175,12 +173,10 @@ class RMSprop(UpdateRule):
     defined as 0.
 
     Args:
-        inner_lr: the rate $\alpha > 0$, or a `LearnedRate`.
+        inner_lr, momentum, weight_decay: as in `SGD`.
         smoothing: $\rho$, in [0, 1); torch's `alpha`.
         eps: $\epsilon$.
-        momentum: $\mu \ge 0$.
         centered: subtract the squared running mean.
-        weight_decay: $\lambda \ge 0$; an L2 penalty.
 
     Example:
         >>> rule, params = RMSprop(0.1, smoothing=0.0), {"w": torch.tensor(1.0)}

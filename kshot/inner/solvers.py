@@ -26,12 +26,7 @@ Method = Literal["cg", "neumann"]
 
 
 class InnerSolver(Scheduled, ABC):
-    """Minimises a loss over parameters.
-
-    Args:
-        rule: update rule of a step.
-        steps: number of steps, at least 0.
-    """
+    """Minimises a loss over parameters by a number of `steps` of an update rule."""
 
     @check_arguments
     def __init__(self, rule: UpdateRule, steps: NonNegativeInt) -> None:
@@ -90,15 +85,12 @@ class Truncated(InnerSolver):
     $m = 0$ is `FirstOrder` and $m \ge K$ is `Unrolled`; time and memory grow with $m$ instead of $K$.
 
     Args:
-        rule, steps: as in `InnerSolver`; steps is $K$.
+        rule, steps: the update rule of a step, and the number of steps $K$.
         last: $m$, at least 0.
 
     References:
-        Shaban et al.: Truncated Back-propagation for Bilevel Optimization, arXiv:1810.10667.
-
-    Deviations:
-        In the paper no gradient flows beyond the truncation, since the initial parameters are not meta-parameters; here
-        the derivative of the earlier steps is the identity, so that the initial parameters are learned too.
+        Shaban et al.: Truncated Back-propagation for Bilevel Optimization, arXiv:1810.10667. There no gradient flows
+        beyond the truncation; here the earlier steps have the identity, so that the initial parameters are learned.
     """
 
     @check_arguments
@@ -114,7 +106,7 @@ class Annealed(InnerSolver):
     r"""`FirstOrder` in the first part of meta-training, `Unrolled` after that and outside of training.
 
     Args:
-        rule, steps: as in `InnerSolver`.
+        rule, steps: as in `Truncated`.
         until: fraction of meta-training, from 0 to 1, that is first-order.
 
     References:
@@ -142,11 +134,12 @@ class Implicit(InnerSolver):
 
     `steps` steps of the rule approximate the minimum. All other meta-parameters $\omega$ of the loss get derivatives by
     the same theorem: $-(\nabla^2 L + \lambda I)^{-1} \partial_\omega \nabla L$. The derivatives are those of the
-    minimum; their error grows with the distance of the last step from it.
+    minimum; their error grows with the distance of the last step from it. Under `vmap` the loss must receive the
+    tensors of a task as its batch, not by closure.
 
     Args:
-        rule: update rule of a step. Its own Parameters get no gradient: the minimum does not depend on them.
-        steps: number of steps.
+        rule, steps: update rule and number of steps. Parameters of the rule get no gradient: the minimum does not
+            depend on them.
         proximity: $\lambda > 0$, strength of the pull towards the initial parameters, on which the minimum depends
             through it alone.
         damping: $\delta \ge 0$, added to $\lambda$ inside the inverse only.
@@ -156,8 +149,7 @@ class Implicit(InnerSolver):
         iterations: Hessian-vector products per solve.
 
     Example:
-        >>> from kshot.inner.rules import SGD
-        >>> solver, start = Implicit(SGD(0.2), 100, proximity=1.0), torch.tensor(4.0, requires_grad=True)
+        >>> solver, start = Implicit(kshot.inner.SGD(0.2), 100, proximity=1.0), torch.tensor(4.0, requires_grad=True)
         >>> solver(lambda params: 0.5 * params["w"] ** 2, {"w": start})["w"].backward()
         >>> start.grad  # 1 / (1 + 1)
         tensor(0.5000)
@@ -165,9 +157,6 @@ class Implicit(InnerSolver):
     References:
         Rajeswaran et al.: Meta-Learning with Implicit Gradients, arXiv:1909.04630, without deviations in the update;
         Lorraine, Vicol, Duvenaud, arXiv:1911.02590 (Neumann).
-
-    Deviations:
-        Under `vmap` the loss must receive the tensors of a task as its batch, not by closure.
     """
 
     @check_arguments

@@ -40,9 +40,8 @@ def unroll(loss_fn: Loss, params: Params, rule: UpdateRule, steps: Steps, *, ord
         tensors that `loss_fn` uses.
 
     Example:
-        >>> from kshot.inner.rules import SGD
         >>> start = torch.tensor(1.0, requires_grad=True)
-        >>> adapted = unroll(lambda params: params["w"] ** 2, {"w": start}, SGD(0.1), steps=3)
+        >>> adapted = unroll(lambda params: params["w"] ** 2, {"w": start}, kshot.inner.SGD(0.1), steps=3)
         >>> adapted["w"].backward()
         >>> start.grad
         tensor(0.5120)
@@ -64,9 +63,8 @@ def trajectory(
         exact: (step from 0) -> whether outer derivatives go through the gradient of that step.
 
     Example:
-        >>> from kshot.inner.rules import SGD
-        >>> path = trajectory(lambda params: params["w"] ** 2, {"w": torch.tensor(1.0)}, SGD(0.25), steps=2)
-        >>> [float(params["w"]) for params in path]
+        >>> rule, start = kshot.inner.SGD(0.25), {"w": torch.tensor(1.0)}
+        >>> [float(params["w"]) for params in trajectory(lambda params: params["w"] ** 2, start, rule, steps=2)]
         [1.0, 0.5, 0.25]
     """
     state = rule.init(params)

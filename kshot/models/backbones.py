@@ -117,8 +117,7 @@ def conv4(
         maps: return the feature maps (n, channels, h, w) of the last block, without a head.
 
     Raises:
-        ValueError: the images are too small to be halved four times, or `maps` is combined with outputs, a length or
-            views.
+        ValueError: the images are too small to be halved four times, or `maps` comes with outputs, a length or views.
 
     Example:
         >>> conv4(1, 5)(torch.zeros(2, 1, 28, 28)).shape

@@ -5,8 +5,7 @@ Shape legend: n texts, L tokens, D features.
 
 from __future__ import annotations
 
-from collections.abc import Collection
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -117,17 +116,14 @@ def encoder(
         raise ValueError(f"{name} has {count} layers, of which 1 … {count} can be tuned, got layers={layers}")
     tuned = range(count - (count if layers is None else layers), count)
     if tune == "lora":
-        body.transformer = with_lora(
-            transformer,
-            rank,
-            target_modules=None if body.architecture in _lora_targets() else "all-linear",
-            layers_to_transform=None if layers is None else list(tuned),
-            layers_pattern=None if layers is None else path.rsplit(".", 1)[-1],
-        )
+        selection: dict[str, Any] = {}
+        if layers is not None:
+            selection = {"layers_to_transform": list(tuned), "layers_pattern": path.rsplit(".", 1)[-1]}
+        body.transformer = with_lora(transformer, rank, body.architecture, **selection)
     elif tune == "head" or layers is not None:
         tuned_prefixes = tuple(f"{path}.{number}." for number in tuned) if tune == "full" else ()
         for parameter_name, parameter in transformer.named_parameters():
-            parameter.requires_grad_(bool(tuned_prefixes) and parameter_name.startswith(tuned_prefixes))
+            parameter.requires_grad_(parameter_name.startswith(tuned_prefixes))  # never with an empty tuple
     for parameter_name, parameter in transformer.named_parameters():
         if parameter_name.startswith("pooler."):  # not used: it comes after the pooled layer
             parameter.requires_grad_(False)
@@ -141,12 +137,3 @@ def _list_of_layers(transformer: nn.Module) -> tuple[str, int]:
         raise ValueError(f"{type(transformer).__name__} has no list of layers, which is needed to tune it")
     name = max(lists, key=lambda name: (lists[name], -len(name)))
     return name, lists[name]
-
-
-def _lora_targets() -> Collection[str]:
-    """The architectures for which peft knows the layers to adapt."""
-    try:
-        from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING as TARGETS
-    except ImportError:
-        raise ValueError("tune: lora needs peft, which is not installed: pip install 'kshot[text]'") from None
-    return TARGETS

@@ -130,12 +130,10 @@ def language_model(
     Args:
         symbols: V, size of the vocabulary: `len(tasks.vocabulary)` of a corpus.
         body: "gru" or "lstm", for texts of any length, or "transformer", for at most `context_length` symbols.
-        width: H, width of the layers.
-        layers: number of layers.
+        width, layers: H, width of the layers, and their number.
         embedding: E, width of the embedding; by default half of `width`, or `width` for a transformer.
         tied: whether the output layer shares the weights of the embedding, after a linear map A (H, E).
-        heads: attention heads of a transformer; a divisor of `width`.
-        context_length: maximal number of symbols of a transformer.
+        heads, context_length: of a transformer: attention heads, a divisor of `width`, and maximal number of symbols.
         dropout: dropout of embeddings, features and between layers, in training mode.
 
     Returns:
@@ -145,8 +143,7 @@ def language_model(
         ValueError: for a transformer, `heads` does not divide `width`, or `embedding` differs from `width`.
 
     Example:
-        >>> model = language_model(symbols=30, body="lstm", width=16)
-        >>> model(torch.zeros(2, 5, dtype=torch.int64)).shape
+        >>> language_model(symbols=30, body="lstm", width=16)(torch.zeros(2, 5, dtype=torch.int64)).shape
         torch.Size([2, 5, 30])
 
     References:

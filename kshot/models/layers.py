@@ -80,8 +80,7 @@ class Spread(nn.Module):
         min_std: $\sigma_{\min}$ in the targets' unit, between 0 and 1; it bounds the likelihood of noise-free targets.
 
     Example:
-        >>> model = nn.Sequential(nn.Linear(1, 2), Spread())
-        >>> {name: part.shape for name, part in model(torch.zeros(5, 1)).items()}
+        >>> {name: part.shape for name, part in Spread()(torch.zeros(5, 2)).items()}
         {'mean': torch.Size([5, 1]), 'std': torch.Size([5, 1])}
     """
 

@@ -54,12 +54,13 @@ def _allow_missing_frozen(module: Pretrained, keys: Any) -> None:
     keys.missing_keys[:] = [key for key in keys.missing_keys if not key.endswith(frozen)]
 
 
-def with_lora(model: nn.Module, rank: int, **options: Any) -> nn.Module:
+def with_lora(model: nn.Module, rank: int, architecture: str | None = None, **options: Any) -> nn.Module:
     r"""A model of `transformers` with LoRA adapters: weights $W$ become $W + 2 B A$, and only A and B are trained.
 
     Args:
         model: the model, changed in place.
         rank: r, of A (r, inputs) and B (outputs, r), which is 0 at first.
+        architecture: if given and unknown to peft, all linear layers get adapters.
         options: further arguments of `peft.LoraConfig`; peft must be installed.
 
     References:
@@ -67,8 +68,11 @@ def with_lora(model: nn.Module, rank: int, **options: Any) -> nn.Module:
     """
     try:
         from peft import LoraConfig, get_peft_model
+        from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING as KNOWN
     except ImportError:
         raise ValueError("LoRA adapters need peft, which is not installed: pip install 'kshot[text]'") from None
+    if architecture is not None and architecture not in KNOWN:
+        options["target_modules"] = "all-linear"
     with warnings.catch_warnings():  # of peft's use of transformers
         warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
         warnings.filterwarnings("ignore", "fan_in_fan_out", UserWarning)

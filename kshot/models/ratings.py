@@ -173,8 +173,7 @@ def two_tower(
     Args:
         items, outputs: as in `rating_mlp`.
         item_features, user_features: numbers of features; without user features there is no user tower.
-        width: width of the towers' outputs.
-        hidden: width of each tower's hidden layer.
+        width, hidden: widths of each tower's output and hidden layer.
 
     Example:
         >>> two_tower(3, 5)(torch.tensor([0, 3]), torch.zeros(2, 5)).shape
@@ -203,10 +202,8 @@ def factorisation(
 
     Args:
         counts: number of training ratings of each item, from index 1.
-        features: total number of features of items and users.
-        outputs: outputs of the head; None for no head, which gives features (n, factors + 1), the offset first.
-        factors: number of factors of an item.
-        hidden: hidden width of the perceptron $g$.
+        features, outputs: as in `rating_mlp`; without a head the features are (n, factors + 1), the offset first.
+        factors, hidden: number of factors of an item, and hidden width of the perceptron $g$.
 
     Example:
         >>> factorisation([5, 1, 9], features=5, factors=4)(torch.tensor([0, 3]), torch.zeros(2, 5)).shape

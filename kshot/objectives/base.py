@@ -15,11 +15,7 @@ from torch import Tensor
 from kshot.types import Batch, Tree
 
 
-def _accept_any(targets: Tree) -> None:
-    """The default of `Objective.check_targets`."""
-
-
-def _identity(targets: Tree) -> Tree:
+def _same(targets: Tree) -> Tree:
     return targets
 
 
@@ -41,9 +37,9 @@ class Objective(NamedTuple):
     loss: Callable[[Tree, Batch], Tensor]
     metrics: Callable[[Tree, Batch], dict[str, Tensor]]
     task_specific_classes: bool = False
-    as_prediction: Callable[[Tree], Tree] = _identity
+    as_prediction: Callable[[Tree], Tree] = _same
     predicts: Literal["classes", "values", "distribution", "tokens"] | None = None
-    check_targets: Callable[[Tree], None] = _accept_any
+    check_targets: Callable[[Tree], object] = _same
     name: str | None = None
 
     @property

@@ -46,22 +46,12 @@ def ndcg(scores: Tensor, gains: Tensor, k: int) -> Tensor:
 
 
 def precision(scores: Tensor, relevant: Tensor, k: int) -> Tensor:
-    """Fraction of the first k items, or of all if there are fewer, that are relevant; `relevant` (n,) is 0 or 1.
-
-    Example:
-        >>> precision(torch.tensor([3.0, 2.0, 1.0]), torch.tensor([1.0, 0.0, 1.0]), k=2)
-        tensor(0.5000)
-    """
+    """Fraction of the first k items, or of all if there are fewer, that are relevant; `relevant` (n,) is 0 or 1."""
     return _ranked(scores, relevant)[:k].mean()
 
 
 def recall(scores: Tensor, relevant: Tensor, k: int) -> Tensor:
-    """Fraction of the relevant items that are among the first k, 0 if none is relevant; `relevant` (n,) is 0 or 1.
-
-    Example:
-        >>> recall(torch.tensor([3.0, 2.0, 1.0]), torch.tensor([1.0, 0.0, 1.0]), k=2)
-        tensor(0.5000)
-    """
+    """Fraction of the relevant items that are among the first k, 0 if none is relevant; `relevant` (n,) is 0 or 1."""
     return _ranked(scores, relevant)[:k].sum() / relevant.sum().clamp_min(1)
 
 

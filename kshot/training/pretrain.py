@@ -206,15 +206,14 @@ def pretrain(
     Args:
         model: any module; BatchNorm updates its running statistics.
         source: source of the examples; only the split "train" is read.
-        steps: number of steps.
-        batch: examples per step.
+        steps, batch: number of steps, and of examples per step.
         outer_lr: learning rate of Adam, with a cosine schedule.
         head: qualified name of the module whose input is the features; a model without it outputs features.
         objective: "classification" as above, or "contrastive", the loss of `contrastive` on the features, without a new
             layer; it suits pretrained sentence encoders.
         output: the new layer: "linear", or "cosine", the cosine similarity to a weight vector of each class, for
             learners that compare features by their angle.
-        temperature: temperature of the contrastive loss; at low values the nearest examples of other classes dominate.
+        temperature: of the contrastive loss; at low values the nearest examples of other classes dominate.
         precision: of convolutions and matrix products; "bfloat16" is up to twice as fast on processors that support it.
             Weights, losses and the new layer stay float32.
         seed: random seed of the new layer, the choice of training examples and dropout.
@@ -264,7 +263,7 @@ def fit_feature_statistics(
     for PLDA also the covariances within and between classes. Call it again after further training of the embedding.
 
     Args:
-        learner: its head is, or contains, a `FeatureStatistics`, else ValueError is raised; changed in place.
+        learner: changed in place; ValueError is raised unless its head is, or contains, a `FeatureStatistics`.
         source: source of the examples; only the split "train" is read.
         batches, batch: number of batches, by default that of the head, and examples per batch.
 
