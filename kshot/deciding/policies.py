@@ -80,7 +80,7 @@ def rules(target: Target, budget: Budget, *, patience: int = 4, factor: float = 
                 lowered,
             )
         changed = [a.number for a, b in pairwise(rounds) if a.settings["outer_lr"] != b.settings["outer_lr"]]
-        stalled = last.number - max(best.number, *changed)
+        stalled = last.number - max([best.number, *changed])
         if stalled >= patience:
             if len(changed) >= changes:
                 return Stop(
