@@ -77,7 +77,7 @@ def _size(value: Any) -> Any:
 
 
 Size = Annotated[int | Sequence[int], Checked(_size)]
-"""A number of ways, shots or queries: an int, or (low, high), drawn anew for each task, both ends included."""
+"""A number of ways, shots or queries: an int, or (low, high), sampled for each task, both ends included."""
 
 
 class Supplied(Enum):

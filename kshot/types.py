@@ -107,8 +107,7 @@ def check_finite(values: Tensor, name: str) -> None:
     if values.is_floating_point() and not torch.isfinite(values).all():
         bad = (~torch.isfinite(values)).nonzero()
         raise ValueError(
-            f"{name} contain {len(bad)} values that are NaN or infinite, the first in row {int(bad[0][0])}: "
-            "remove or replace them"
+            f"{name}: {len(bad)} values are NaN or infinite, the first in row {int(bad[0][0])}; remove or replace them"
         )
 
 

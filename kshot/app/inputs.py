@@ -30,7 +30,7 @@ def support_images(path: Path, shape: list[int], *, resize: bool, invert: bool) 
         folders = sorted(folder for folder in path.iterdir() if folder.is_dir())
         files = [(file, folder.name) for folder in folders for file in sorted(folder.iterdir()) if _is_image(file)]
         if not files:
-            raise ValueError(f"{path} holds no images in folders; it needs one folder a class: {path}/CLASS/image.png")
+            raise ValueError(f"{path} holds no images in folders; it needs one folder per class: {path}/CLASS/1.png")
     elif path.is_file():
         paths, labels = _columns(path, "path", "label")
         files = [(path.parent / name, label) for name, label in zip(paths, labels)]

@@ -260,6 +260,8 @@ def _field(argument: Argument) -> Any:
 def _model(factory: Any, kind: str | None = None, without: tuple[str, ...] = ()) -> type[Any]:
     """The model of a factory's options; that of a part where it has a kind."""
     fields = {argument.key: _field(argument) for argument in describe(factory) if argument.key}
+    unknown = set(without) - {argument.name for argument in describe(factory)}
+    assert not unknown, f"{factory} has no argument {unknown}"
     fields = {key: field for key, field in fields.items() if key not in without}
     with catch_warnings():
         simplefilter("ignore", UserWarning)  # of arguments that are called like a method of BaseModel

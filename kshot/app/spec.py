@@ -68,7 +68,7 @@ class BaselinesSpec(Strict):
 
 PRETRAIN = section("kshot.training.pretrain:pretrain", "model", "source", "head", "seed")
 TRAIN = section("kshot.deciding.loop:run_until", "source", "target", "num_val_tasks", "seed", "folder", "spent_seconds")
-REJECT = section("kshot.evaluation.rejection:rejection", "source", "threshold", "split", "tasks")
+REJECT = section("kshot.evaluation.rejection:rejection", "source", "threshold", "split", "num_tasks")
 
 
 class Spec(Strict):

@@ -249,7 +249,7 @@ def load(path: Path | str) -> TrainedRun:
     best = best_round([Round.from_json(entry) for entry in rounds], Target.parse(spec.target))
     if best is None or not folder.shapes.exists():
         raise ValueError(
-            f"{path} holds no finished round yet; go on with `kshot run {spec.name} --out {path} --resume`"
+            f"{path} holds no finished round yet; continue with `kshot run {spec.name} --out {path} --resume`"
         )
     shapes = json.loads(folder.shapes.read_text())
     kept = json.loads(folder.preprocessor.read_text()) if folder.preprocessor.exists() else None

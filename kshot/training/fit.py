@@ -228,8 +228,8 @@ def fit(
         schedule: "cosine" over `steps`, or "constant".
         weight_decay: of parameters with at least two axes, decoupled from the gradient as in AdamW (arXiv:1711.05101).
         mode: engine of the meta-gradient: "loop", "vmap", "traced", "compiled", or "auto", which times the first steps
-            with each of the first three and keeps the fastest. Gradients are equal up to rounding; since "auto" goes by
-            the clock, only the others give bitwise the same weights each time.
+            with each of the first three and keeps the fastest. Gradients are equal up to rounding; since "auto" depends
+            on timing, only the others give bitwise the same weights each time.
         seed: random seed of dropout and of the choice of training tasks, not of validation and test tasks.
         observe: called with a `Progress` after each step.
 

@@ -429,7 +429,7 @@ def test_adapting_to_a_table_of_numbers_and_predicting(kshot, runs, tmp_path):
     ("make", "message"),
     [
         (lambda p: None, "there is no support"),
-        (lambda p: p.mkdir(), "one folder a class"),
+        (lambda p: p.mkdir(), "one folder per class"),
         (lambda p: save_image(p / "a" / "1.png"), "at least two classes, got 1: a"),
         (lambda p: [save_image(p / n / "1.png") for n in "abcd"], "tells 3 classes apart, the support holds 4"),
         (lambda p: [save_image(p / n / "1.png", size=(30, 28)) for n in "ab"], "30×28 L; this run takes 28×28 L: pass --resize"),  # noqa: E501
@@ -453,7 +453,7 @@ def test_a_support_that_is_wrong_gets_a_sentence(kshot, runs, tmp_path, make, me
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("x,y\n1,2\n,3\n", "not finite .* first in row 1"),
+        ("x,y\n1,2\n,3\n", "NaN or infinite, the first in row 1"),
         ("x,y\n1,two\n", "column 'y': 'two' is not a number"),
         ("x\n1\n", "has 1 columns; this run takes 1 of inputs and then 1 of targets"),
         ("", "is empty"),

@@ -77,14 +77,14 @@ def test_implicit_under_vmap_is_implicit_in_a_loop(method):
         torch.testing.assert_close(a, b)
 
 
-def test_a_trajectory_holds_the_parameters_after_each_step():
+def test_a_stepsholds_the_parameters_after_each_step():
     start = {"w": torch.tensor([0.3, 0.7], dtype=torch.float64)}
     solver = Unrolled(Adam(0.1), 3)
-    way = solver.trajectory(quadratic, start)
-    assert len(way) == 4
-    assert way[0] is start
-    assert all(torch.equal(way[k]["w"], solver(quadratic, start, k)["w"]) for k in range(1, 4))
-    assert all(torch.equal(a["w"], b["w"]) for a, b in zip(way, trajectory(quadratic, start, Adam(0.1), 3)))
+    steps = solver.trajectory(quadratic, start)
+    assert len(steps) == 4
+    assert steps[0] is start
+    assert all(torch.equal(steps[k]["w"], solver(quadratic, start, k)["w"]) for k in range(1, 4))
+    assert all(torch.equal(a["w"], b["w"]) for a, b in zip(steps, trajectory(quadratic, start, Adam(0.1), 3)))
 
 
 def test_each_step_may_have_a_batch_of_its_own():

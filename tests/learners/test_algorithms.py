@@ -324,7 +324,7 @@ def test_a_trajectory_of_states_ends_where_adapting_does(task):
         ),
         (lambda: kshot.learners.alfa(net(), inner_lr=0.1, steps=0), "steps must be at least 1"),
         (lambda: GradientLearner(net(), objectives.mse, Unrolled(SGD(0.1), 1), minibatch=0), "minibatch must be"),
-        (lambda: GatedRule(1.5), "inner_lr is the initial value of a gate"),
+        (lambda: GatedRule(1.5), "inner_lr must be above 0 and below 1"),
     ],
 )
 def test_bad_arguments_say_what_to_do(make, message):

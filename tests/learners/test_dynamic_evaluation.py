@@ -499,7 +499,7 @@ def test_kshot_generate_goes_on_with_a_prompt(command):
     ("words", "message"),
     [
         (["--prompt", ""], "the prompt is empty"),
-        (["--prompt", "ab\udc99"], "the prompt is not UTF-8"),
+        (["--prompt", "ab\udc99"], "the prompt is not valid UTF-8"),
         (["--prompt", "Ω"], "'Ω', which no training text"),
         (["--temperature", "-1"], "temperature must be at least 0"),
         (["--top-p", "1.2"], "top_p must be above 0 and at most 1"),

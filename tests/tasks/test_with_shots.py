@@ -68,7 +68,7 @@ def test_ratings_keep_the_shots_of_training(tmp_path):
 
 
 def test_frozen_tasks_stay_and_priors_refuse(tmp_path):
-    tasks.freeze(sources.sinusoids(shots=5), tmp_path / "test", tasks=3)
+    tasks.freeze(sources.sinusoids(shots=5), tmp_path / "test", num_tasks=3)
     frozen = sources.episodes(tmp_path / "test")
     assert frozen.with_shots(3) is frozen.with_shots(5) is frozen
     with pytest.raises(ValueError, match="the frozen tasks have 5 shots, fewer than 6"):

@@ -246,7 +246,7 @@ def _rows(batch: Batch, most: int) -> int:
 def _by_class(batch: Batch) -> list[list[int]]:
     """Indices of each class's examples, without padding."""
     labels, ways = batch.targets.argmax(1), min(batch.targets.shape[1], CLASSES)
-    return [((labels == way) & (batch.weight > 0)).nonzero().flatten().tolist() for way in range(ways)]
+    return [((labels == label) & (batch.weight > 0)).nonzero().flatten().tolist() for label in range(ways)]
 
 
 def _draw_task(axes: Axes, example: Example, name: str) -> None:

@@ -144,7 +144,7 @@ def ratings(
     if time is None and (start == "first" or signup_time):
         raise ValueError(f"{'start: first' if start == 'first' else 'signup_time: true'} needs a time column")
     if rating is None and cold in ("items", "both"):
-        raise ValueError("clicks on new items cannot be told from no click on known ones: give cold: users or none")
+        raise ValueError("clicks on new items look like no clicks on known ones: give cold: users or none")
     split_columns = [split["column"]] if "column" in split else []
     table = opened(path, format, [*(name for name in (user, item, rating, time) if name), *split_columns])
     scores = np.ones(len(table)) if rating is None else table.numbers(rating)
