@@ -31,8 +31,8 @@ def test_labels_that_are_none(labels, message):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"inputs": torch.tensor([[1.0], [float("nan")]])}, "inputs contain 1 values .* first in row 1"),
-        ({"targets": torch.tensor([[float("inf")], [0.0]])}, "targets contain 1 values .* first in row 0"),
+        ({"inputs": torch.tensor([[1.0], [float("nan")]])}, "inputs: 1 values are NaN .* first in row 1"),
+        ({"targets": torch.tensor([[float("inf")], [0.0]])}, "targets: 1 values are NaN .* first in row 0"),
         ({"targets": torch.zeros(3, 1)}, r"same number of examples .* \[2, 3\]"),
         ({"weight": torch.ones(2, 1)}, r"weight must be \(2,\)"),
     ],

@@ -20,7 +20,7 @@ from kshot.annotations import EMPTY, Declared, Supplied
 from kshot.app.importing import load
 from kshot.app.schema import ROLES, Argument, Part, Strict, describe, factory_of, kinds, our_factory
 from kshot.app.spec import MODELS, Spec
-from kshot.data.text.tokenizer import RESERVED, Tokens
+from kshot.data.text.vocabulary import RESERVED, Tokens
 from kshot.deciding.decisions import Policy
 from kshot.deciding.policies import Budget
 from kshot.evaluation.target import Target

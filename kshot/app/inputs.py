@@ -41,11 +41,7 @@ def support_images(path: Path, shape: list[int], *, resize: bool, invert: bool) 
 
 
 def read_images(paths: list[Path], shape: list[int], *, resize: bool, invert: bool) -> tuple[list[str], Tensor]:
-    """Read images to predict from files, folders, or CSV files with a column path.
-
-    Args:
-        paths: of the files and folders.
-        shape, resize, invert: as in `support_images`.
+    """Read images to predict from files, folders, or CSV files with a column path; options as in `support_images`.
 
     Returns:
         The path of each image, and images float32 (n, C, H, W) in 0 … 1.

@@ -10,15 +10,9 @@ from kshot.data.library import Counts
 
 
 def open_known(name: str, folder: Path | None = None, **options: Any) -> Counts:
-    """Open a data set by its factory in `kshot.sources`, draw one task, and count its classes and drawings.
+    """Open a data set by its factory in `kshot.sources`, draw one task, and count classes and drawings of each split.
 
-    Args:
-        name: of the set and its factory.
-        folder: of its files; by default where the library finds it.
-        options: of the factory.
-
-    Returns:
-        For each split the numbers of classes and drawings; empty if the tasks have no classes.
+    Without `folder` its files are where the library finds them. The counts are empty if the tasks have no classes.
 
     Raises:
         ValueError: the set was not found or is damaged.

@@ -33,7 +33,7 @@ def cached(name: str, compute: Callable[[], dict[str, np.ndarray]]) -> dict[str,
     Raises:
         ValueError: the cache folder cannot be written.
     """
-    path = _path(name)
+    path = cache_folder() / f"{name}.npz"
     if path.exists():
         try:
             with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
@@ -47,7 +47,7 @@ def cached(name: str, compute: Callable[[], dict[str, np.ndarray]]) -> dict[str,
 
 def is_cached(name: str) -> bool:
     """Whether the cache has a file of that name."""
-    return _path(name).exists()
+    return (cache_folder() / f"{name}.npz").exists()
 
 
 def texts_key(options: tuple[object, ...], texts: Iterable[str]) -> str:
@@ -60,11 +60,7 @@ def texts_key(options: tuple[object, ...], texts: Iterable[str]) -> str:
 
 
 def write_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
-    """Write arrays to an uncompressed `.npz` atomically: readers see the old file or the complete new one.
-
-    Raises:
-        ValueError: the folder cannot be written.
-    """
+    """Write arrays to an uncompressed `.npz` atomically: readers see the old file or the complete new one."""
     with scratch_folder(path) as scratch:
         np.savez(scratch / "arrays.npz", **arrays)  # type: ignore[arg-type]
         (scratch / "arrays.npz").replace(path)
@@ -72,11 +68,7 @@ def write_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
 
 @contextmanager
 def scratch_folder(target: Path) -> Iterator[Path]:
-    """A temporary folder next to `target`, on the same disk, so that a rename from it to `target` is atomic.
-
-    Raises:
-        ValueError: the folder of `target` cannot be written.
-    """
+    """A temporary folder next to `target`, on the same disk, so that a rename from it to `target` is atomic."""
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         scratch = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
@@ -89,7 +81,3 @@ def scratch_folder(target: Path) -> Iterator[Path]:
         yield scratch
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
-
-
-def _path(name: str) -> Path:
-    return cache_folder() / f"{name}.npz"

@@ -1,7 +1,4 @@
-"""Data sets: examples by row number. A source chooses rows and takes them in one gather.
-
-Shape legend: n examples.
-"""
+"""Data sets: examples by row number. A source chooses rows and takes them in one gather."""
 
 from __future__ import annotations
 
@@ -19,18 +16,16 @@ class Dataset(Protocol):
 
     def __len__(self) -> int:
         """The number of examples."""
-        ...
 
     def take(self, rows: np.ndarray) -> Tree:
         """The examples of rows, int64 (...), as tensors (..., *example shape); a pure function."""
-        ...
 
 
 class ImageDataset:
     """Images as float32 in 0 … 1.
 
     Args:
-        images: uint8 (n, C, H, W), an array or a memory map, of which only the taken rows are read.
+        images: uint8 (n, C, H, W) for n examples, an array or a memory map, of which only the taken rows are read.
 
     Raises:
         ValueError: the images have another type or shape.
@@ -61,7 +56,7 @@ class ArrayDataset:
     """A tree of arrays: floats are taken as float32, integers as int64, booleans unchanged.
 
     Args:
-        arrays: leaves (n, ...), arrays or memory maps.
+        arrays: leaves (n, ...) for n examples, arrays or memory maps.
 
     Raises:
         ValueError: the leaves differ in length, or are not numeric.
@@ -87,9 +82,8 @@ class ArrayDataset:
         return self._length
 
     def take(self, rows: np.ndarray) -> Tree:
-        return tree_map(lambda leaf: _tensor(leaf[rows]), self.arrays)
+        def tensor(leaf: np.ndarray) -> Tensor:
+            dtype = {"f": np.float32, "b": np.bool_}.get(leaf.dtype.kind, np.int64)
+            return torch.from_numpy(np.ascontiguousarray(leaf[rows], dtype))
 
-
-def _tensor(values: np.ndarray) -> Tensor:
-    dtype = {"f": np.float32, "b": np.bool_}.get(values.dtype.kind, np.int64)
-    return torch.from_numpy(np.ascontiguousarray(values, dtype))
+        return tree_map(tensor, self.arrays)

@@ -22,10 +22,8 @@ _NOT_TEXT = {b"PK\x03\x04": "a zip or an Excel workbook: save the sheet as CSV",
 def read_text(path: Path, encoding: str | None = None) -> str:
     r"""Read a file as text, without byte order mark, line ends as `\n`.
 
-    Args:
-        path: of the file.
-        encoding: by default what its byte order mark or the zeros of UTF-16 tell, else UTF-8. No other encoding is
-            guessed, as a wrong guess would corrupt words silently.
+    By default its encoding is what its byte order mark or the zeros of UTF-16 tell, else UTF-8. No other encoding is
+    guessed, as a wrong guess would corrupt words silently.
 
     Raises:
         ValueError: the file cannot be read, is not text or has another encoding.
@@ -34,11 +32,7 @@ def read_text(path: Path, encoding: str | None = None) -> str:
 
 
 def read_json(path: Path, encoding: str | None = None) -> Any:
-    """Read a JSON file.
-
-    Raises:
-        ValueError: as `read_text`, or the content is not JSON.
-    """
+    """Read a JSON file; ValueError as `read_text`, or if the content is not JSON."""
     text = read_text(path, encoding)
     try:
         return json.loads(text)
@@ -47,14 +41,7 @@ def read_json(path: Path, encoding: str | None = None) -> Any:
 
 
 def read_utf8(path: Path, encoding: str | None = None) -> bytes:
-    r"""Read a file of text as UTF-8 without byte order mark; line ends are `\n` or `\r\n`.
-
-    Args:
-        path, encoding: as in `read_text`.
-
-    Raises:
-        ValueError: as `read_text`.
-    """
+    r"""Read a file as `read_text` does, but as UTF-8, with line ends `\n` or `\r\n`."""
     try:
         content = path.read_bytes()
     except OSError as error:

@@ -20,8 +20,7 @@ from kshot.argument_checks import check_arguments
 from kshot.data import library
 from kshot.data.tables.table import Reading, ReadingOptions
 from kshot.data.text.features import SpanDataset
-from kshot.data.text.tokenizer import Tokens
-from kshot.data.text.vocabulary import PADDING, UNKNOWN, Vocabulary
+from kshot.data.text.vocabulary import PADDING, UNKNOWN, Tokens, Vocabulary
 from kshot.data.text_files import read_text
 from kshot.objectives import Objective
 from kshot.sources.corpus_texts import read_texts

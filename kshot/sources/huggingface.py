@@ -83,8 +83,7 @@ def from_hf(
             converted = scratch / "converted"
             converted.mkdir()
             write = _write_images if make is images else _write_table
-            frames = (_renamed(_read(file, by_part), file, columns or {}) for file in files)
-            write(frames, converted / table.name, path)
+            write((_read(file, by_part, columns or {}) for file in files), converted / table.name, path)
             try:
                 converted.rename(folder)
             except OSError as error:
@@ -97,10 +96,9 @@ def from_hf(
 
 
 class HfFile(NamedTuple):
-    """A file of a data set.
+    """An .arrow or .parquet file of a data set.
 
     Attributes:
-        path: of an .arrow or .parquet file.
         part: of the data set that it belongs to, as the data set names it; "" if unknown.
         names: for each column of class labels, the names of the numbers 0, 1, …
     """
@@ -111,11 +109,7 @@ class HfFile(NamedTuple):
 
 
 def files_of(folder: Path) -> list[HfFile]:
-    """List the files of a data set, in order.
-
-    Raises:
-        ValueError: no such folder, no data set or several in it, or an unreadable description.
-    """
+    """The files of the one data set in a folder, in order."""
     if not folder.is_dir():
         raise ValueError(f"there is no folder {folder}")
     if (folder / "dataset_dict.json").is_file():
@@ -216,8 +210,8 @@ def _select(path: Path, files: list[HfFile], parts: Sequence[str] | None) -> lis
     return [file for file in files if parts is None or file.part in parts]
 
 
-def _read(file: HfFile, by_part: bool) -> polars.DataFrame:
-    """The rows of a file, with names for class labels."""
+def _read(file: HfFile, by_part: bool, columns: Mapping[str, str]) -> polars.DataFrame:
+    """The rows of a file, with names for class labels and columns renamed."""
     import polars as pl
 
     with named_errors(file.path):
@@ -234,12 +228,8 @@ def _read(file: HfFile, by_part: bool) -> polars.DataFrame:
                 raise ValueError(f"{file.path}: column {column!r} holds {invalid[0]}, but has {len(names)} names")
             labels = numbers.replace_strict(dict(enumerate(names)), default=None, return_dtype=pl.String)
             frame = frame.with_columns(labels.alias(column))
-    return frame.with_columns(part=pl.lit(PARTS.get(file.part, file.part))) if by_part else frame
-
-
-def _renamed(frame: polars.DataFrame, file: HfFile, columns: Mapping[str, str]) -> polars.DataFrame:
-    import polars as pl
-
+    if by_part:
+        frame = frame.with_columns(part=pl.lit(PARTS.get(file.part, file.part)))
     Table(file.path, frame).need(*columns.values())
     others = [name for name in frame.columns if name not in columns and name not in columns.values()]
     return frame.select(*others, *(pl.col(old).alias(new) for new, old in columns.items()))
@@ -248,16 +238,15 @@ def _renamed(frame: polars.DataFrame, file: HfFile, columns: Mapping[str, str]) 
 def _write_table(frames: Iterator[polars.DataFrame], target: Path, path: Path) -> None:
     import polars as pl
 
-    first, *others = list(frames)
-    for frame in others:
-        if different := sorted(set(frame.columns) ^ set(first.columns)):
+    read = list(frames)
+    columns = read[0].columns
+    for frame in read:
+        if different := sorted(set(frame.columns) ^ set(columns)):
             raise ValueError(
                 f"{path}: not all files have the column {different[0]!r}; choose parts that have the same columns"
             )
     with named_errors(path):
-        pl.concat([first, *(frame.select(first.columns) for frame in others)], how="vertical_relaxed").write_parquet(
-            target
-        )
+        pl.concat([frame.select(columns) for frame in read], how="vertical_relaxed").write_parquet(target)
 
 
 def _write_images(frames: Iterator[polars.DataFrame], target: Path, path: Path) -> None:
@@ -270,15 +259,13 @@ def _write_images(frames: Iterator[polars.DataFrame], target: Path, path: Path) 
     for frame in frames:
         for name in ("image", "label"):
             if name not in frame.columns:
-                raise ValueError(
-                    f"{path} has no column {name!r} but {', '.join(frame.columns)}; name it by columns: {{{name}: …}}"
-                )
+                has = ", ".join(frame.columns)
+                raise ValueError(f"{path} has no column {name!r} but {has}; name it by columns: {{{name}: …}}")
         names = []
         for content, origin in _encoded_images(frame["image"], path):
             if content is None and origin is not None:
-                raise ValueError(
-                    f"{path}, row {count + 1} names {origin!r} but contains no image; save the data set with its images"
-                )
+                row = f"{path}, row {count + 1}"
+                raise ValueError(f"{row} names {origin!r} but contains no image; save the data set with its images")
             names.append(f"images/{count:07}{PurePath(origin or '').suffix}")
             (target.parent / names[-1]).write_bytes(content or b"")  # an empty file is reported as a bad image
             count += 1

@@ -19,8 +19,7 @@ from safetensors.torch import load_file
 
 import kshot
 from kshot.app import cli
-from kshot.data.text.tokenizer import Tokens
-from kshot.data.text.vocabulary import Vocabulary
+from kshot.data.text.vocabulary import Tokens, Vocabulary
 from kshot.learners.generation import _sample
 from kshot.objectives import from_name, name_of, next_token, next_token_of
 from kshot.sources.corpus import BYTES, CorpusPreprocessor

@@ -385,7 +385,8 @@ def test_read_text_says_where_bytes_are_wrong(tmp_path_factory, content):
         expected = None
         line = content[: error.start].count(b"\n") + 1
         sentence = rf"t.txt, line {line}: byte 0x{content[error.start]:02x} is not UTF-8"
-    if b"\0" in content or content[:2] in (b"\xff\xfe", b"\xfe\xff", b"\x1f\x8b", b"PK"):  # UTF-16, or no text
+    no_text = (b"\x1f\x8b", b"\x28\xb5\x2f\xfd", b"PK", b"PAR1", b"SQLite format 3", b"%PDF")
+    if b"\0" in content or content.startswith((b"\xff\xfe", b"\xfe\xff", *no_text)):  # UTF-16, or no text
         with suppress(ValueError):
             read_text(path)
     elif expected is None:

@@ -540,11 +540,11 @@ def test_a_hundred_thousand_classes_of_one_image_are_refused_at_once(monkeypatch
         ({"colour": "gray"}, "colour must be one of grey, rgb, got 'gray'"),
         ({"bad_images": "skip"}, "bad_images must be one of error, drop, got 'skip'"),
         ({"within": "alphabet"}, "within must be one of domain, got 'alphabet'"),
-        ({"augment": {"shift": -1}}, "shift must be at least 0 pixels, got -1"),
-        ({"augment": {"jitter": 2}}, "jitter must be 0 … 1, got 2"),
-        ({"augment": {"rotate": -5}}, "rotate must be 0 … 180 degrees, got -5"),
+        ({"augment": {"shift": -1}}, "shift must be at least 0, got -1"),
+        ({"augment": {"jitter": 2}}, "jitter must be at least 0 and at most 1, got 2"),
+        ({"augment": {"rotate": -5}}, "rotate must be at least 0 and at most 180, got -5"),
         ({"augment": {"scale": 1}}, "scale must be at least 0 and below 1, got 1"),
-        ({"augment": {"shear": 1.5}}, "shear must be 0 … 1, got 1.5"),
+        ({"augment": {"shear": 1.5}}, "shear must be at least 0 and at most 1, got 1.5"),
     ],
 )
 def test_an_option_that_is_wrong_is_named(folder, options, sentence):

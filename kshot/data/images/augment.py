@@ -8,7 +8,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, get_type_hints
 
 import numpy as np
 import torch
@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kshot.annotations import Degrees, Fraction, FractionBelowOne, NonNegativeInt, OptionsOf
+from kshot.argument_checks import check_values
 from kshot.data.dataset import Dataset
 
 
@@ -40,8 +41,7 @@ class Augment:
         shift: largest shift in pixels, vertical and horizontal; edges are repeated.
         rotate: largest rotation in degrees.
         scale: width and height are divided by 1 ± up to this, below 1.
-        shear: largest slant, as a fraction of the height.
-        jitter: largest deviation of brightness, contrast and saturation from 1, 0 … 1.
+        shear, jitter: largest slant, as a fraction of the height; largest deviation of the colour factors from 1.
 
     Raises:
         ValueError: an option out of bounds.
@@ -62,15 +62,7 @@ class Augment:
     jitter: Fraction = 0.0
 
     def __post_init__(self) -> None:
-        for name, valid, bounds in (
-            ("shift", self.shift >= 0, "at least 0 pixels"),
-            ("rotate", 0 <= self.rotate <= 180, "0 … 180 degrees"),
-            ("scale", 0 <= self.scale < 1, "at least 0 and below 1"),
-            ("shear", 0 <= self.shear <= 1, "0 … 1"),
-            ("jitter", 0 <= self.jitter <= 1, "0 … 1"),
-        ):
-            if not valid:
-                raise ValueError(f"{name} must be {bounds}, got {getattr(self, name)}")
+        check_values(vars(self), get_type_hints(Augment, include_extras=True))
 
     def __call__(self, images: Tensor, random: np.random.Generator) -> Tensor:
         """Vary float32 images (n, C, H, W) in 0 … 1."""

@@ -34,19 +34,15 @@ class DecodedImages:
     written after its pixels. The name of the cache folder is a hash of the names, sizes and times of the files and of
     the options of decoding; the folder is created atomically. Several processes may fill it at once: they write the
     same bytes to the same offsets. A process uses an image of the cache after verifying its checksum, so that an image
-    half-written in a crash is decoded again.
-
-    Decoding on demand gives the first tasks at once, however many files there are; a run decodes only the images that
-    it draws, and a second run decodes none.
+    half-written in a crash is decoded again. The first tasks come at once, however many files there are: a run decodes
+    only the images that it draws, and a second run decodes none.
 
     Args:
-        files: the images.
+        files: the images; row i is file i.
         root: folder to which their names are relative.
-        size: side in pixels.
-        colour: "grey" or "rgb".
+        size, colour: as in `decode`.
 
     Attributes:
-        files: as above; row i is file i.
         images: uint8 (n, C, size, size), a memory map; rows not decoded yet are undefined.
         bad: errors of the images that could not be decoded so far, by row.
 
@@ -77,28 +73,22 @@ class DecodedImages:
         return ImageDataset(self.images).take(rows)
 
     def decode(self, rows: np.ndarray, progress: Callable[[int, int], object] | None = None) -> None:
-        """Decode the images of rows, int64 (...), unless cached; errors are stored in `bad`.
+        """Decode the images of rows, int64 (...), unless cached; `BadImage` is stored in `bad`, not raised.
 
-        Args:
-            rows: of the images.
-            progress: called with the numbers of processed images and of all.
-
-        Raises:
-            ValueError: a file cannot be read or was modified after listing, or the disk is full.
+        `progress` is called with the numbers of processed images and of all.
         """
         pending = np.unique(rows[~self._verified[rows]])
         for start in range(0, len(pending), _CHUNK):
             chunk = pending[start : start + _CHUNK]
-            self._verified[chunk] = self._verify(chunk)
+            self._verified[chunk] = [
+                checksum != 0 and checksum == _checksum(self.images[row])
+                for row, checksum in zip(chunk, self._checksums[chunk])
+            ]
             results = self._decode_files(chunk[~self._verified[chunk]].tolist())
             self.bad |= {row: image for row, image in results.items() if isinstance(image, BadImage)}
             self._write({row: image for row, image in results.items() if not isinstance(image, BadImage)})
             if progress:
                 progress(start + len(chunk), len(pending))
-
-    def _verify(self, rows: np.ndarray) -> list[bool]:
-        """Whether the cache holds each row with the right checksum."""
-        return [sum != 0 and sum == _checksum(self.images[row]) for row, sum in zip(rows, self._checksums[rows])]
 
     def _decode_files(self, rows: list[int]) -> dict[int, np.ndarray | BadImage]:
         """The image of each row, or its error."""

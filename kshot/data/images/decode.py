@@ -1,7 +1,4 @@
-"""Decoding of one image file: any common format, orientation, depth and transparency, to one size and colour.
-
-Shape legend: C channels.
-"""
+"""Decoding of one image file: any common format, orientation, depth and transparency, to one size and colour."""
 
 from __future__ import annotations
 
@@ -32,15 +29,14 @@ class BadImage(ValueError):
 
 
 def decode(content: bytes, name: str, *, size: int, colour: Colour) -> np.ndarray:
-    """Decode an image file to uint8 (C, size, size).
+    """Decode an image file to uint8 (C, size, size), C channels.
 
     The first frame is rotated by its EXIF orientation, composed on white where it is transparent, reduced from 16 to 8
     bits, converted to grey or RGB, scaled with antialiasing (Lanczos) and cropped to the central square. A JPEG much
     larger than `size` is decoded at a half, a quarter or an eighth of its size, at least twice `size`, before scaling.
 
     Args:
-        content: of the file.
-        name: of the file, for errors.
+        content, name: of the file; the name is for errors.
         size: side in pixels.
         colour: "grey" for one channel, "rgb" for three.
 
@@ -69,11 +65,7 @@ def decode(content: bytes, name: str, *, size: int, colour: Colour) -> np.ndarra
 
 
 def colour_of(content: bytes, name: str) -> Colour:
-    """The colour of an image file, from its header.
-
-    Raises:
-        BadImage: as `decode`.
-    """
+    """The colour of an image file, from its header; raises `BadImage` as `decode` does."""
     with _open(content, name) as image:
         return "grey" if image.mode in _GREY_MODES or image.mode.startswith("I;16") else "rgb"
 

@@ -8,23 +8,19 @@ import stat
 import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
 from kshot.data.images.decode import SUFFIXES
 from kshot.data.tables.open import open_table
 from kshot.data.tables.table import Table
+from kshot.data.text.files import values_of
 from kshot.types import Split
 
 log = logging.getLogger(__name__)
 
-SPLIT_FOLDERS: dict[str, Split] = {
-    "train": "train",
-    "val": "val",
-    "valid": "val",
-    "validation": "val",
-    "test": "test",
-}
+SPLIT_FOLDERS: dict[str, Split] = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 """Names of folders that hold the classes of a split."""
 
 _IGNORED = ("thumbs.db", "desktop.ini", "__macosx")  # files of file managers; hidden files are ignored too
@@ -63,9 +59,8 @@ def list_folder(root: Path, *, follow_links: bool = False) -> Listing:
     """List the images of a folder that holds one folder for each class, at any depth.
 
     The folders above a class are its domain, as an alphabet is the domain of its characters. Folders at the top named
-    train, val and test are the splits of the classes in them and not part of the domain.
-
-    Hidden files and those of file managers are ignored; other files that are not images are counted.
+    train, val and test are the splits of the classes in them and not part of the domain. Hidden files and those of file
+    managers are ignored; other files that are not images are counted.
 
     Args:
         root: the folder.
@@ -86,10 +81,11 @@ def list_folder(root: Path, *, follow_links: bool = False) -> Listing:
     top_folders = {parts[0] for parts in folders if parts}
     has_splits = "train" in top_folders and top_folders <= set(SPLIT_FOLDERS)
     if () in folders or (has_splits and any(len(parts) == 1 for parts in folders)) or not files:
+        others = [f"{count:,} {suffix or 'without a suffix'}" for suffix, count in walk.skipped.most_common(5)]
         raise ValueError(
             f"{root} holds no images in folders; it needs a folder for each class, as in {root}/CLASS/image.png, and "
             f"may have folders above: {root}/DOMAIN/CLASS/image.png or {root}/train/CLASS/image.png. Images end in "
-            f"{', '.join(SUFFIXES)}" + (f"; it holds {_counts(walk.skipped)}" if walk.skipped else "")
+            f"{', '.join(SUFFIXES)}" + (f"; it holds {', '.join(others)}" if others else "")
         )
     classes: dict[str, list[int]] = defaultdict(list)
     domains: dict[str, str] = {}
@@ -107,12 +103,7 @@ def list_folder(root: Path, *, follow_links: bool = False) -> Listing:
 
 
 class _Walk:
-    """The folders that have no subfolders, in the order of their names.
-
-    Args:
-        root: a real path.
-        follow_links: whether links may lead out of it.
-    """
+    """The folders below a real path that have no subfolders, in the order of their names."""
 
     def __init__(self, root: str, follow_links: bool) -> None:
         self.root, self.follow_links = root, follow_links
@@ -178,7 +169,7 @@ def list_table(path: Path, *, follow_links: bool = False) -> Listing:
 
     Args:
         path: of the table; its paths are relative to its folder.
-        follow_links: whether paths may be absolute, or lead out of the table's folder by ".." or by a link.
+        follow_links: whether paths may be absolute, or lead out of that folder by ".." or by a link.
 
     Raises:
         ValueError: what `open_table` raises, invalid rows, an empty cell, a path that leads out, occurs twice or is not
@@ -209,44 +200,34 @@ def list_table(path: Path, *, follow_links: bool = False) -> Listing:
     classes: dict[str, list[int]] = defaultdict(list)
     for row, label in enumerate(frame["label"].to_list()):
         classes[label].append(row)
-    values: dict[str, dict[str, set[str]]] = {}
-    for column in frame.columns:
-        if column not in ("path", "label"):
-            values[column] = defaultdict(set)
-            for label, value in frame.select("label", column).unique().iter_rows():
-                values[column][label].add(value)
+    further = [column for column in frame.columns if column not in ("path", "label")]
+    values = {column: values_of(frame["label"], frame[column]) for column in further}
     domains = dict.fromkeys(classes, "")
     for label, labelled in values.get("domain", {}).items():
-        if len(labelled) > 1:
+        domains[label], *others = sorted(labelled)
+        if others:
             raise ValueError(
                 f"{path}: class {label!r} has rows in the domains {' and '.join(sorted(labelled))}; keep one"
             )
-        domains[label] = next(iter(labelled))
     _warn_of_similar_names(classes)
-    return Listing(path.parent, files, dict(classes), domains, {name: dict(own) for name, own in values.items()}, {})
+    return Listing(path.parent, files, dict(classes), domains, values, {})
 
 
 def _table_files(table: Table, names: list[str], follow_links: bool) -> Iterator[ImageFile]:
     folder = table.path.parent
     root = os.path.realpath(folder)
-    real_folders: dict[str, str] = {}
+    real_folder = cache(os.path.realpath)
     missing = []
     for row, name in enumerate(names):
         path = os.path.join(root, name)
         try:
-            status = os.lstat(path)
-            is_link = stat.S_ISLNK(status.st_mode)
-            if is_link:
-                status = os.stat(path)
+            status = os.stat(path)
         except OSError:
             missing.append(row)
             continue
         if not stat.S_ISREG(status.st_mode):
             raise ValueError(f"{table.place(row)}: {shown(path)} is not a file")
-        parent = os.path.dirname(path)
-        if parent not in real_folders:
-            real_folders[parent] = os.path.realpath(parent)
-        target = os.path.realpath(path) if is_link else real_folders[parent]
+        target = os.path.realpath(path) if os.path.islink(path) else real_folder(os.path.dirname(path))
         if not follow_links and not _is_inside(target, root):
             raise ValueError(
                 f"{table.place(row)}: {shown(name)} leads by a link out of {folder}, to {shown(target)}; put the image "
@@ -277,10 +258,6 @@ def _is_inside(path: str, root: str) -> bool:
     return path == root or path.startswith(os.path.join(root, ""))
 
 
-def _counts(skipped: Counter[str]) -> str:
-    return ", ".join(f"{count:,} {suffix or 'without a suffix'}" for suffix, count in skipped.most_common(5))
-
-
 def _warn_of_similar_names(names: Iterable[str]) -> None:
     """Warn of classes whose names differ only in case or in the encoding of accents."""
     groups: dict[str, list[str]] = defaultdict(list)
@@ -290,7 +267,5 @@ def _warn_of_similar_names(names: Iterable[str]) -> None:
     if similar:
         log.warning(
             "%s differ only in case or accents, and are treated as different classes (%d such cases); rename them if "
-            "they are one",
-            " and ".join(map(repr, similar[0])),
-            len(similar),
-        )
+            "they are one", " and ".join(map(repr, similar[0])), len(similar),
+        )  # fmt: skip

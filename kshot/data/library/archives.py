@@ -30,9 +30,12 @@ class _Refused(ValueError):
     """A readable archive that is not unpacked for safety."""
 
 
+_Kind = Literal["file", "folder", "other"]
+
+
 class _Member(NamedTuple):
     name: str
-    kind: Literal["file", "folder", "other"]
+    kind: _Kind
     size: int
     open: Callable[[], IO[bytes] | None]
 
@@ -106,15 +109,13 @@ def _members(path: Path) -> Iterator[Iterator[_Member]]:
 
 
 def _zip_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> _Member:
-    if stat.S_IFMT(info.external_attr >> 16) not in (0, stat.S_IFREG, stat.S_IFDIR):
-        return _Member(info.filename, "other", 0, lambda: None)
-    if info.is_dir():
-        return _Member(info.filename, "folder", 0, lambda: None)
-    return _Member(info.filename, "file", info.file_size, lambda: archive.open(info))
+    other = stat.S_IFMT(info.external_attr >> 16) not in (0, stat.S_IFREG, stat.S_IFDIR)
+    kind: _Kind = "other" if other else "folder" if info.is_dir() else "file"
+    return _Member(info.filename, kind, info.file_size, lambda: archive.open(info))
 
 
 def _tar_member(archive: tarfile.TarFile, info: tarfile.TarInfo) -> _Member:
-    kind: Literal["file", "folder", "other"] = "file" if info.isfile() else "folder" if info.isdir() else "other"
+    kind: _Kind = "file" if info.isfile() else "folder" if info.isdir() else "other"
     return _Member(info.name, kind, info.size, lambda: archive.extractfile(info))
 
 

@@ -14,8 +14,7 @@ class File(NamedTuple):
     """A file of a data set.
 
     Attributes:
-        name: path in the set's folder, and on a mirror.
-        url: of the publisher.
+        name, url: path in the set's folder, and on a mirror; that of the publisher.
         hashes: `sha256:…` or `md5:…` of each known version; empty if none is published.
         unpack: whether it is an archive that is stored unpacked.
     """

@@ -38,12 +38,7 @@ def download(url: str, target: Path, progress: Progress | None = None) -> None:
     """Download a file. What arrives is kept next to it as `.part`, from which the next call resumes.
 
     A part is resumed if the server confirms by ETag or Last-Modified that the file is unchanged; otherwise the download
-    starts again.
-
-    Args:
-        url: http:// or https://.
-        target: path of the file in an existing folder; written only when the download is complete.
-        progress: called as data arrive.
+    starts again. `target`, in an existing folder, is written only when it is complete.
 
     Raises:
         ValueError: invalid URL, unreachable or refusing server, a connection that broke `TRIES` times, a file larger

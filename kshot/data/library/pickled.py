@@ -43,15 +43,10 @@ class _Reader(pickle.Unpickler):
 
 
 def read_frame(path: Path) -> dict[str, np.ndarray]:
-    """Read the columns of a pandas `DataFrame` from a pickle file, optionally compressed by xz.
-
-    Raises:
-        ValueError: the file holds anything else.
-    """
+    """The columns of a pandas `DataFrame` in a pickle file, maybe compressed by xz; anything else is a ValueError."""
     data = path.read_bytes()
     try:
-        frame = _Reader(io.BytesIO(lzma.decompress(data) if data[:6] == b"\xfd7zXZ\0" else data)).load()
-        return _columns(frame)
+        return _columns(_Reader(io.BytesIO(lzma.decompress(data) if data[:6] == b"\xfd7zXZ\0" else data)).load())
     except Exception as error:  # invalid pickles raise any type
         raise ValueError(f"{path} is not a pandas table that can be read without running it: {error}") from None
 
@@ -61,7 +56,7 @@ def _columns(frame: Any) -> dict[str, np.ndarray]:
         raise ValueError(f"it holds a {getattr(frame, 'name', type(frame).__name__)}")
     (state,) = frame.states
     blocks, axes = state["_mgr"].arguments[:2]
-    names = _index(axes[0])
+    names = [str(name) for name in _array(axes[0].arguments[1]["data"])]
     columns: dict[str, np.ndarray] = {}
     for block in blocks:
         values, placement, _ = block.arguments
@@ -69,11 +64,6 @@ def _columns(frame: Any) -> dict[str, np.ndarray]:
         numbers = range(len(names))[slice(*placement.arguments)] if is_slice else _array(placement)
         columns |= {names[number]: row for number, row in zip(numbers, _array(values))}
     return {name: columns[name] for name in names}
-
-
-def _index(axis: _Call) -> list[str]:
-    _, state = axis.arguments
-    return [str(name) for name in _array(state["data"])]
 
 
 def _array(call: _Call) -> np.ndarray:

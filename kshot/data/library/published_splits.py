@@ -14,12 +14,9 @@ from kshot.types import SPLITS, Split
 
 
 class Published(NamedTuple):
-    """A published split.
+    """A published split: its folder in `fewshot_image_splits`, what its files list, and the paper that introduced it.
 
-    Attributes:
-        folder: of its files, in the data set `fewshot_image_splits`.
-        of: what its files list: classes, or the domains (superclasses) of classes.
-        paper: that introduced it.
+    They list classes, or the domains (superclasses) of classes.
     """
 
     folder: str

@@ -26,12 +26,7 @@ Opener = Callable[[str, Path | None], Counts]
 
 
 class Added(NamedTuple):
-    """A data set that was added.
-
-    Attributes:
-        folder: of the set.
-        trust: a sentence on which of its files were verified.
-    """
+    """The folder of a data set that was added, and a sentence on which of its files were verified."""
 
     folder: Path
     trust: str
@@ -46,11 +41,7 @@ def data_folders() -> list[Path]:
 
 
 def find(name: str) -> Path:
-    """The folder of a data set.
-
-    Raises:
-        ValueError: none of the `data_folders` contains it.
-    """
+    """The folder of a data set; ValueError if none of the `data_folders` contains it."""
     folder = _find(name)
     if folder is None:
         candidates = ", ".join(str(parent / name) for parent in data_folders())
@@ -62,10 +53,9 @@ def find(name: str) -> Path:
 
 
 def resolve_path(path: Path | str) -> Path:
-    """Resolve a path that begins with the name of a known set, such as `clinc150/data_full.json`.
+    """The path in the folder of a set, if it begins with the name of one, such as `clinc150/data_full.json`.
 
-    Returns:
-        The path itself if it exists or begins otherwise, else the path in the folder of the set.
+    A path that exists or begins otherwise is returned as it is.
 
     Raises:
         ValueError: the set was not found.
@@ -87,14 +77,13 @@ def known() -> list[DataSet]:
 
 
 def check(name: str, open_tasks: Opener | None = None) -> Counts:
-    """Verify a data set and count its content: the classes of each split, or the files.
+    """Verify a known data set and count its content: the classes of each split, or the files.
+
+    The counts are empty if tasks are generated without end.
 
     Args:
-        name: of a known set.
+        name: of the set.
         open_tasks: opens sets that have a factory; without it their files are compared with the published hashes only.
-
-    Returns:
-        The counts; empty if tasks are generated without end.
 
     Raises:
         ValueError: the name is unknown, or the set is missing, incomplete or damaged.
@@ -110,11 +99,7 @@ def check(name: str, open_tasks: Opener | None = None) -> Counts:
 
 
 def add(
-    name: str,
-    source: Path | str | None = None,
-    progress: Progress | None = None,
-    *,
-    open_tasks: Opener | None = None,
+    name: str, source: Path | str | None = None, progress: Progress | None = None, *, open_tasks: Opener | None = None
 ) -> Added:
     """Download or copy a data set into the library, after verifying it.
 
@@ -143,8 +128,13 @@ def add(
         source = f"{mirror.rstrip('/')}/{name}"
     with scratch_folder(target) as scratch:
         if source is not None and "://" not in str(source):
-            local = Path(source).expanduser()
-            _install(entry, _local(name, local, scratch), target, scratch, open_tasks)
+            local = content = Path(source).expanduser()
+            if not local.exists():
+                raise ValueError(f"{local} does not exist; give the folder or the archive that contains {name}")
+            if not local.is_dir():
+                content = scratch / "unpacked"
+                archives.unpack(local, content)
+            _install(entry, content, target, scratch, open_tasks)
             return Added(target, _trust(entry, target, local))
         with _download_folder(target) as folder:
             files = entry.files if source is None else _files_at(str(source), entry)
@@ -155,16 +145,6 @@ def add(
         return Added(target, "all files match the published or the recorded hash")
     _record_hashes(name, new_hashes)
     return Added(target, f"no hash is published: it was recorded in {_hash_file(name)}, and later copies must match it")
-
-
-def _local(name: str, source: Path, scratch: Path) -> Path:
-    """The folder with a set's files, for a local folder or archive."""
-    if not source.exists():
-        raise ValueError(f"{source} does not exist; give the folder or the archive that contains {name}")
-    if source.is_dir():
-        return source
-    archives.unpack(source, scratch / "unpacked")
-    return scratch / "unpacked"
 
 
 def _files_at(url: str, entry: DataSet) -> tuple[File, ...]:

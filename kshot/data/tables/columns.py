@@ -10,7 +10,7 @@ Shape legend: n rows, F features, A numbers, B words, C dates, P features of set
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -67,38 +67,33 @@ class Column:
         words = [f"{self.name}={word}" for word in self.words]
         if len(words) > ONE_HOT:
             words = [f"{self.name} code {number}" for number in range(ONE_HOT)]
-        if self.kind == "category":
-            return [*words, f"{self.name} is unknown", *missing]
-        if self.kind == "set":
-            return words
-        if self.kind == "text":
-            return [f"{self.name} hash {number}" for number in range(HASHED)]
-        if self.kind == "date":
-            cycles = ["year", "week", *(["day"] if self.clock else [])]
-            waves = [f"{self.name} {part} of {cycle}" for cycle in cycles for part in ("sin", "cos")]
-            return [self.name, *waves, *missing]
-        return [self.name, *missing]
+        cycles = ["year", "week", *(["day"] if self.clock else [])]
+        return {
+            "category": [*words, f"{self.name} is unknown", *missing],
+            "set": words,
+            "text": [f"{self.name} hash {number}" for number in range(HASHED)],
+            "date": [self.name, *(f"{self.name} {part} of {c}" for c in cycles for part in ("sin", "cos")), *missing],
+        }.get(self.kind, [self.name, *missing])
 
     def describe(self) -> str:
         """A description of the encoding."""
         if self.left_out:
             return f"left out: {self.left_out}"
         gaps = ", and whether it is missing" if self.gaps else ""
-        one_hot = len(self.words) <= ONE_HOT
-        if self.kind == "category":
-            encoding = "one-hot" if one_hot else f"codes of {ONE_HOT} signs"
-            return f"category: {len(self.words)} words, {encoding}, and a feature for unknown ones{gaps}"
-        if self.kind == "date":
-            cycles = "year, week and day" if self.clock else "year and week"
-            return f"date: linear, and sine and cosine of {cycles}{gaps}"
-        if self.kind == "set":
-            encoding = "a 0 or 1 each" if one_hot else f"the sum of their codes of {ONE_HOT} signs"
-            return f"set: of {len(self.words)} words, {encoding}; others are ignored"
-        if self.kind == "text":
-            return f"text: its words, hashed to {HASHED} numbers"
-        if self.kind == "boolean":
-            return f"boolean: 0 or 1, minus the mean of {self.mean:.4g}{gaps}"
-        return f"number: (x − {self.mean:.4g}) / {self.std:.4g}, clipped to ±{FARTHEST:g}{gaps}"
+        count = len(self.words)
+        words, members = "one-hot", "a 0 or 1 each"
+        if count > ONE_HOT:
+            words, members = f"codes of {ONE_HOT} signs", f"the sum of their codes of {ONE_HOT} signs"
+        cycles = "year, week and day" if self.clock else "year and week"
+        encoding = {
+            "category": f"{count} words, {words}, and a feature for unknown ones{gaps}",
+            "date": f"linear, and sine and cosine of {cycles}{gaps}",
+            "set": f"of {count} words, {members}; others are ignored",
+            "text": f"its words, hashed to {HASHED} numbers",
+            "boolean": f"0 or 1, minus the mean of {self.mean:.4g}{gaps}",
+            "number": f"(x − {self.mean:.4g}) / {self.std:.4g}, clipped to ±{FARTHEST:g}{gaps}",
+        }
+        return f"{self.kind}: {encoding[self.kind]}"
 
 
 class Values(NamedTuple):
@@ -123,9 +118,6 @@ class Values(NamedTuple):
 
 class Columns:
     """The columns that are the inputs of a table's examples: fitted to training rows, then applied to any.
-
-    Args:
-        columns: fitted columns.
 
     Example:
         >>> import polars
@@ -164,15 +156,9 @@ class Columns:
 
     @classmethod
     def fit(cls, raw: Mapping[str, Raw], train: np.ndarray, *, requested: Sequence[str] = ()) -> Columns:
-        """Fit to training rows.
+        """Fit to the training rows, a mask (n,); ValueError if no column is informative.
 
-        Args:
-            raw: columns by name.
-            train: mask (n,) of the training rows.
-            requested: columns named by the user, which are kept even if nearly all their words are unique.
-
-        Raises:
-            ValueError: no column is informative.
+        `requested` columns are named by the user, and kept even if nearly all their words are unique.
         """
         columns = [_fit(name, values, train, name in requested) for name, values in raw.items()]
         if all(column.left_out for column in columns):
@@ -240,17 +226,14 @@ def read_columns(table: Table, kinds: Mapping[str, str]) -> dict[str, Raw]:
         ValueError: an unknown kind, or a missing column.
     """
     table.need(*kinds)
+    read: dict[str, Callable[[str], Any]] = {"number": table.numbers, "boolean": table.booleans, "date": table.seconds}
+    read |= dict.fromkeys(["category", "set", "text"], table.labels)
     columns = {}
     for name, kind in kinds.items():
-        if kind == "number":
-            columns[name] = Raw("number", table.numbers(name))
-        elif kind == "boolean":
-            columns[name] = Raw("boolean", table.booleans(name))
-        elif kind in ("category", "set", "text"):
-            columns[name] = Raw(kind, table.labels(name))  # type: ignore[arg-type]
-        elif kind == "date" or "%" in kind:
-            format = kind if "%" in kind else None
-            columns[name] = Raw("date", table.seconds(name, format), format)
+        if "%" in kind:
+            columns[name] = Raw("date", table.seconds(name, kind), kind)
+        elif kind in read:
+            columns[name] = Raw(kind, read[kind](name))  # type: ignore[arg-type]
         else:
             raise ValueError(
                 f"kinds: {kind!r} of {name!r} is unknown; expected number, boolean, category, set, text, date, or a "
@@ -325,9 +308,8 @@ def _split(values: Any) -> Any:
 def _fit_set(name: str, values: Any, train: np.ndarray) -> Column:
     import polars as pl
 
-    counts = _split(values.filter(pl.Series(train))).explode().value_counts()
-    counts = counts.filter((pl.col(counts.columns[0]) != "") & (pl.col("count") > 1))
-    words = tuple(sorted(counts[counts.columns[0]].to_list()))
+    counts = _split(values.filter(pl.Series(train))).explode().alias("word").value_counts().sort("word")
+    words = tuple(counts.filter((pl.col("word") != "") & (pl.col("count") > 1))["word"].to_list())
     return Column(name, "set", words=words, left_out="" if words else "no word occurs in two training rows")
 
 
@@ -365,9 +347,7 @@ def _word_table(column: Column) -> np.ndarray:
     signs = np.unpackbits(np.frombuffer(hashes, np.uint8).reshape(count, -1), axis=1) * np.float32(2) - 1
     table = np.zeros((count + 1 + column.gaps, ONE_HOT + 1 + column.gaps), np.float32)
     table[:count, :ONE_HOT] = signs / np.sqrt(ONE_HOT)
-    table[count, ONE_HOT] = 1
-    if column.gaps:
-        table[-1, -1] = 1
+    table[count:, ONE_HOT:] = np.eye(1 + column.gaps)
     return table
 
 
@@ -375,9 +355,8 @@ def _calendar(seconds: np.ndarray, column: Column) -> np.ndarray:
     """The features (..., f) of dates: linear, and sine and cosine of the phase in the year, the week and the day."""
     missing = np.isnan(seconds)
     seconds = np.where(missing, column.mean, seconds)
-    phases = [seconds / YEAR, (seconds - MONDAY) / WEEK, *([seconds / DAY] if column.clock else [])]
     parts = [(seconds - column.mean) / column.std]
-    for phase in phases:
+    for phase in (seconds / YEAR, (seconds - MONDAY) / WEEK, seconds / DAY)[: 3 if column.clock else 2]:
         parts += [np.sin(2 * np.pi * phase), np.cos(2 * np.pi * phase)]
     features = np.stack(parts, -1) * ~missing[..., None]
     return np.concatenate([features, missing[..., None]], -1) if column.gaps else features

@@ -15,6 +15,7 @@ DELIMITERS = {",": "a comma", ";": "a semicolon", "\t": "a tab", "|": "a bar"}
 
 CHUNK = 1 << 24  # bytes scanned together
 _QUOTE, _LF, _CR = 34, 10, 13
+_UNBALANCED = 'unbalanced quotes: put a value that contains a quote in quotes, and double it: "5"" disk"'
 
 
 class Records(NamedTuple):
@@ -23,8 +24,7 @@ class Records(NamedTuple):
     Attributes:
         header: column names of the first record, as written.
         text: UTF-8, the header and the valid records; blank lines and invalid records are removed.
-        lines: int64 (num_rows,), the line in which each record starts, counted from 1; None if row r starts in line
-            r + 2.
+        lines: int64 (num_rows,), the line, from 1, in which each record starts; None if row r starts in line r + 2.
         bad: line and description of each invalid record.
     """
 
@@ -56,8 +56,7 @@ def records(text: bytes, delimiter: str, name: str) -> Records:
     unbalanced, each line is examined separately: lines with unbalanced quotes are invalid, the others are kept.
 
     Args:
-        text: UTF-8.
-        delimiter: one ASCII character.
+        text, delimiter: UTF-8, and one ASCII character.
         name: of the file, for errors.
 
     Raises:
@@ -90,8 +89,10 @@ def records(text: bytes, delimiter: str, name: str) -> Records:
         raise ValueError(f"{name}, line {lines[first]}: the header cannot be read: {error}") from None
     width = int(fields[first])
     valid = ~blank & balanced & (fields == width)
-    bad = [(int(lines[row]), _fault(int(fields[row]), width, bool(balanced[row])))
-           for row in np.flatnonzero(~blank & ~valid)]  # fmt: skip
+    bad = []
+    for row in np.flatnonzero(~blank & ~valid):
+        fault = f"{fields[row]} value{'s' * bool(fields[row] != 1)} where the header names {width}"
+        bad.append((int(lines[row]), fault if balanced[row] else _UNBALANCED))
     if not valid.all():
         edges = np.zeros(len(buffer) + 1, np.int8)
         edges[starts[valid]] += 1
@@ -100,12 +101,6 @@ def records(text: bytes, delimiter: str, name: str) -> Records:
     row_lines = lines[valid][1:]
     consecutive = len(row_lines) == 0 or (row_lines[0] == 2 and row_lines[-1] == len(row_lines) + 1)
     return Records(header, text, None if consecutive else row_lines, bad)
-
-
-def _fault(fields: int, width: int, balanced: bool) -> str:
-    if not balanced:
-        return 'unbalanced quotes: put a value that contains a quote in quotes, and double it: "5"" disk"'
-    return f"{fields} value{'s' * (fields != 1)} where the header names {width}"
 
 
 def _scan(buffer: np.ndarray, delimiter: int, *, by_line: bool) -> tuple[np.ndarray, ...] | None:

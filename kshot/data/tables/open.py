@@ -27,10 +27,8 @@ def open_table(
     """Open a CSV, TSV, NDJSON or Parquet file, as its suffix says.
 
     Args:
-        path: of the file.
-        reading: format of a text file.
-        columns: columns to read; all by default.
-        ignore: columns not to read.
+        path, reading: the file, and the format of a text file.
+        columns, ignore: columns to read, all by default; columns not to read.
 
     Raises:
         ValueError: no such file, an unknown suffix, a file that is empty, has only a header or cannot be read, or
@@ -81,13 +79,9 @@ def _open_csv(path: Path, reading: Reading, select: Selection) -> Table:
     records = csv.records(text, delimiter, str(path))
     names = _column_names(records.header, path, delimiter)
     selected = select(names)
-    frame = pl.read_csv(
-        records.text,
-        separator=delimiter,
-        infer_schema=False,
-        new_columns=names,
-        columns=[names.index(name) for name in selected],
-    ).select(selected)
+    chosen = [names.index(name) for name in selected]
+    frame = pl.read_csv(records.text, separator=delimiter, infer_schema=False, new_columns=names, columns=chosen)
+    frame = frame.select(selected)
     expected = len(records.lines) if records.lines is not None else frame.height
     if frame.height != expected:
         raise ValueError(f"{path} cannot be read: expected {expected} rows from its lines, got {frame.height}")
@@ -103,20 +97,14 @@ def _column_names(header: list[str], path: Path, delimiter: str) -> list[str]:
     if duplicates:
         numbers = [str(number) for number, name in enumerate(names, 1) if name == duplicates[0]]
         raise ValueError(f"{path}: columns {' and '.join(numbers)} are both named {duplicates[0]!r}; rename one")
-
-    def is_number(word: str) -> bool:
-        try:
-            float(word)
-        except ValueError:
-            return False
-        return True
-
-    if all(map(is_number, names)):
-        raise ValueError(
-            f"{path}, line 1: the header holds numbers only ({delimiter.join(names[:5])}); the first line must name "
-            "the columns"
-        )
-    return names
+    try:
+        list(map(float, names))
+    except ValueError:  # not all of them are numbers
+        return names
+    raise ValueError(
+        f"{path}, line 1: the header holds numbers only ({delimiter.join(names[:5])}); the first line must name the "
+        "columns"
+    )
 
 
 def _open_ndjson(path: Path, reading: Reading, select: Selection) -> Table:

@@ -59,16 +59,13 @@ class Table:
     """A table and the faults found in its rows so far.
 
     Args:
-        path: of the file.
-        frame: its rows.
-        reading: format in which it was read.
+        path, frame, reading: the file, its rows, and the format in which it was read.
         typed: whether the format has types (NDJSON, Parquet), so that text is never a number.
         lines: the line of each row (num_rows,); None if row r is line r + `offset`.
         offset: line of the first row.
         lost: descriptions of records that could not become rows.
 
     Attributes:
-        path, frame, reading, typed: as above.
         faults: descriptions of invalid rows, the first few of each kind. See `settle`.
     """
 
@@ -107,8 +104,7 @@ class Table:
     def kind(self, name: str) -> Kind:
         """The kind of a column: by its type, or for text by what (nearly) all values can be parsed as.
 
-        Raises:
-            ValueError: the column holds lists or records, or ambiguous dates.
+        Lists, records and ambiguous dates raise ValueError.
         """
         import polars as pl
 
@@ -127,7 +123,7 @@ class Table:
         text = self.labels(name).drop_nulls()
         if not self.typed:
             numbers = self._parse_numbers(text).is_not_null().sum()
-            if len(text) == 0 or (numbers and numbers >= MIXED * len(text)):
+            if not len(text) or (numbers and numbers >= MIXED * len(text)):
                 return "number"
             if text.str.to_lowercase().is_in(["true", "false", "yes", "no"]).all():
                 return "boolean"
@@ -166,20 +162,18 @@ class Table:
         """A column as float64 (num_rows,): 1 for true or yes, 0 for false or no, NaN for missing values."""
         import polars as pl
 
-        def fault(value: Any) -> str:
-            return f"{value!r} is neither true nor false"
-
+        why = "is neither true nor false"
         if self.frame.schema[name] == pl.Boolean:
             return self.numbers(name)
         if self.frame.schema[name].is_numeric():
             values = self.numbers(name)
-            self._add_faults(name, ~np.isin(values, [0, 1]) & ~np.isnan(values), self.frame[name], fault)
+            self.bad(name, ~np.isin(values, [0, 1]) & ~np.isnan(values), why)
             return values
         text = self.labels(name)
         lower = text.str.to_lowercase()
         yes, no = lower.is_in(["true", "yes", "1"]), lower.is_in(["false", "no", "0"])
-        self._add_faults(name, text.is_not_null() & ~(yes | no), text, fault)
-        return np.where(yes.fill_null(False), 1.0, np.where(no.fill_null(False), 0.0, np.nan))
+        self._add_faults(name, text.is_not_null() & ~(yes | no), text, lambda value: f"{value!r} {why}")
+        return yes.cast(pl.Float64).set(~(yes | no), None).fill_null(np.nan).to_numpy()
 
     def labels(self, name: str) -> polars.Series:
         """A column as words, null for missing values. An integer gives the same word however it is stored."""
@@ -207,9 +201,7 @@ class Table:
     def seconds(self, name: str, format: str | None = None) -> np.ndarray:
         """A column of dates as float64 (num_rows,) seconds since 1970, UTC; NaN for missing values.
 
-        Args:
-            name: of the column.
-            format: of the dates, such as "%d/%m/%Y"; ISO 8601 by default.
+        `format` is that of the dates, such as "%d/%m/%Y"; ISO 8601 by default.
         """
         import polars as pl
 
@@ -245,13 +237,9 @@ class Table:
         return ~self._bad
 
     def settle(self, bad_rows: Literal["error", "drop"] | None = None) -> np.ndarray:
-        """Return the valid rows (num_rows,) bool, or raise the faults.
+        """Return the valid rows (num_rows,) bool, or raise ValueError if there are faults or no row is valid.
 
-        Args:
-            bad_rows: "drop" excludes bad rows, "error" raises. None: raise, and do not offer to drop.
-
-        Raises:
-            ValueError: there are bad rows and they may not be dropped, or no row is valid.
+        `bad_rows` "drop" excludes rows with faults, "error" offers that in the message, None does not.
         """
         num_bad = self.dropped["rows"]
         if num_bad and bad_rows != "drop":
@@ -260,12 +248,9 @@ class Table:
             hint = "\nCorrect them, or leave such rows out by bad_rows: drop" if bad_rows else ""
             raise ValueError(f"{faults}{total}{hint}")
         if self._bad.all():
-            raise ValueError(
-                f"{self.path} has no valid row; the first fault is {self.faults[0]}"
-                if self.faults
-                else f"{self.path} has no rows"
-            )
-        return ~self._bad
+            fault = f"no valid row; the first fault is {self.faults[0]}" if self.faults else "no rows"
+            raise ValueError(f"{self.path} has {fault}")
+        return self.good
 
     @property
     def dropped(self) -> dict[str, Any]:
@@ -305,10 +290,9 @@ def _parse_dates(text: polars.Series, format: str) -> polars.Series:
     import polars as pl
 
     has_time = any(code in format for code in ("%H", "%I", "%T", "%R", "%s", "%z", "%+"))
-    if has_time:
-        dates = text.str.to_datetime(format, strict=False, time_unit="us")
-    else:
-        dates = text.str.to_date(format, strict=False)
+    if not has_time:
+        return text.str.to_date(format, strict=False).cast(pl.Datetime("us"))
+    dates = text.str.to_datetime(format, strict=False, time_unit="us")
     if getattr(dates.dtype, "time_zone", None):
         dates = dates.dt.convert_time_zone("UTC").dt.replace_time_zone(None)
     return dates.cast(pl.Datetime("us"))

@@ -28,11 +28,7 @@ _VERSION = 1  # of the features below; part of the name of cached files
 
 
 class SparseExamples:
-    """Rows of a sparse matrix, float32, made dense when they are taken.
-
-    Args:
-        matrix: scipy CSR (n, W).
-    """
+    """Rows of a sparse matrix, scipy CSR (n, W) of float32, made dense when they are taken."""
 
     def __init__(self, matrix: csr_matrix) -> None:
         self.matrix = matrix
@@ -49,8 +45,7 @@ class SpanDataset:
 
     Args:
         flat: integers (m,), an array or a memory map.
-        starts: (n,) start of each span.
-        stops: (n,) end of each span; elements from `start + length` on are not taken.
+        starts, stops: (n,) of each span; elements from `start + length` on are not taken.
         length: of an example.
 
     Example:
@@ -73,12 +68,7 @@ class SpanDataset:
 
 
 def hashed_ngrams(
-    texts: Sequence[str],
-    *,
-    of: Literal["words", "characters"],
-    ngrams: tuple[int, int],
-    width: int,
-    keep: bool = False,
+    texts: Sequence[str], *, of: Literal["words", "characters"], ngrams: tuple[int, int], width: int, keep: bool = False
 ) -> SparseExamples:
     r"""Counts of n-grams, hashed to a fixed width and normalised; nothing is fitted, so nothing can leak.
 

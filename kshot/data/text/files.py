@@ -14,11 +14,7 @@ if TYPE_CHECKING:
 
 
 def files_of(folder: Path, pattern: str) -> list[Path]:
-    """The files at any depth of a folder whose names match a pattern such as `*.txt`, sorted, without hidden ones.
-
-    Raises:
-        ValueError: there is no such folder or file.
-    """
+    """The files at any depth of a folder whose names match a pattern such as `*.txt`, sorted, without hidden ones."""
     if not folder.is_dir():
         raise ValueError(f"there is no folder {folder}")
     files = sorted(

@@ -34,8 +34,7 @@ def open_labelled(path: Path | str, reading: Reading, text: str, label: str) -> 
     list of pairs [text, label] or of objects, or an object of such lists, whose keys become the column part.
 
     Args:
-        path: of the table, folder or JSON file.
-        reading: format of the files.
+        path, reading: the table, folder or JSON file, and the format of the files.
         text, label: names of the columns that pairs become.
 
     Raises:
@@ -54,7 +53,7 @@ def _open_folder(root: Path, reading: Reading) -> Table:
     parents = [path.relative_to(root).parts[:-1] for path in files]
     top_folders = {folders[0] for folders in parents if folders}
     has_splits = "train" in top_folders and top_folders <= set(SPLIT_FOLDERS)
-    columns: dict[str, list[str | None]] = {name: [] for name in ("text", "label", "domain", "split")}
+    rows: list[tuple[str | None, ...]] = []
     locations: list[str] = []
     lost: list[str] = []
     for path, folders in zip(files, parents):
@@ -70,12 +69,11 @@ def _open_folder(root: Path, reading: Reading) -> Table:
         except ValueError as error:
             lost.append(str(error))
             continue
-        row = text, "/".join(folders), "/".join(folders[:-1]) or None, split
-        for column, value in zip(columns.values(), row):
-            column.append(value)
+        rows.append((text, "/".join(folders), "/".join(folders[:-1]) or None, split))
         locations.append(str(path))
-    present = {name: column for name, column in columns.items() if any(value is not None for value in column)}
-    return LocatedTable(root, {"text": [], "label": []} | present, locations, lost)
+    columns = {name: [row[i] for row in rows] for i, name in enumerate(("text", "label", "domain", "split"))}
+    present = {name: column for name, column in columns.items() if name in ("text", "label") or any(column)}
+    return LocatedTable(root, present, locations, lost)
 
 
 def _open_json(path: Path, reading: Reading, text: str, label: str) -> Table:

@@ -12,7 +12,7 @@ import hashlib
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from functools import cached_property
+from functools import cached_property, partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -41,6 +41,7 @@ _TOKENIZERS = (
     "sentencepiece.bpe.model",
     "tokenizer.model",
 )
+_LOCAL = {"local_files_only": True, "trust_remote_code": False}
 _MODES = ("mean", "cls", "max", "mean_sqrt_len", "lasttoken")
 
 
@@ -87,9 +88,7 @@ class SentenceEncoder:
         device: on which features are computed.
 
     Attributes:
-        folder: of the transformer.
-        length: as above.
-        pooling: how tokens become features.
+        folder, pooling: of the transformer; how tokens become features.
         sha256: of the files that the features depend on.
 
     Raises:
@@ -118,9 +117,8 @@ class SentenceEncoder:
 
     @cached_property
     def sha256(self) -> str:
-        files = sorted({*self.folder.iterdir(), self._root / "config_sentence_transformers.json"})
         digest = hashlib.sha256(repr((self.pooling, self._lower, self._prompt)).encode())
-        for path in files:
+        for path in sorted({*self.folder.iterdir(), self._root / "config_sentence_transformers.json"}):
             if path.is_file() and path.suffix in (".json", ".txt", ".model", ".safetensors"):
                 digest.update(path.name.encode())
                 with path.open("rb") as file:
@@ -141,11 +139,7 @@ class SentenceEncoder:
         return ArrayDataset(np.concatenate([*map(features, chunks, names)]))
 
     def encode(self, texts: Sequence[str]) -> np.ndarray:
-        """Compute the features (n, D) float32 of texts, without the cache.
-
-        Raises:
-            ValueError: there is no text, or a blank one.
-        """
+        """Compute the features (n, D) float32 of texts, of which none may be blank, without the cache."""
         if not texts:
             raise ValueError("there is no text to encode")
         rows = self._tokenize(texts)
@@ -154,18 +148,27 @@ class SentenceEncoder:
         features = np.empty((len(rows), model.features), np.float32)
         for start in range(0, len(order), BATCH):
             index = order[start : start + BATCH]
-            batch = {name: torch.from_numpy(ids).to(self.device) for name, ids in _padded([rows[i] for i in index])}
+            batch = {
+                name: torch.from_numpy(ids).to(self.device) for name, ids in _padded([rows[i] for i in index]).items()
+            }
             with torch.no_grad():
                 features[index] = model(**batch).float().cpu().numpy()
         return features
 
     def tokens(self, texts: Sequence[str]) -> ArrayDataset:
         """Texts as `{"input_ids": (n, L), "attention_mask": (n, L)}`, with L of the longest text, at most `length`."""
-        return ArrayDataset(dict(_padded(self._tokenize(texts))))
+        return ArrayDataset(_padded(self._tokenize(texts)))
 
     def pooled(self) -> Pooled:
         """A new module of the encoder and its pooling, in evaluation mode."""
-        return Pooled(self._transformer(), self.pooling).to(self.device).eval()
+        with _transformers() as transformers, _named_errors(self.folder, "weights"):
+            model, report = transformers.AutoModel.from_pretrained(
+                self.folder, use_safetensors=True, dtype=torch.float32, output_loading_info=True, **_LOCAL
+            )
+        missing = [name for name in report["missing_keys"] if not name.startswith("pooler.")]  # unused: `Pooling` pools
+        if missing:
+            raise ValueError(f"the weights in {self.folder} lack {len(missing)} of its config, such as {missing[0]}")
+        return Pooled(model, self.pooling).to(self.device).eval()
 
     def _tokenize(self, texts: Sequence[str]) -> list[list[int]]:
         for row, text in enumerate(texts):
@@ -173,11 +176,10 @@ class SentenceEncoder:
                 raise ValueError(f"text {row} is blank: leave it out")
         # A token has at most some dozens of characters: text far behind the end need not be tokenised.
         heads = [(self._prompt + (text.lower() if self._lower else text))[: 50 * self.length] for text in texts]
-        rows: list[list[int]] = self._tokenizer(heads, truncation=True, max_length=self.length, verbose=False)[
-            "input_ids"
-        ]
+        tokenize = partial(self._tokenizer, verbose=False)
+        rows: list[list[int]] = tokenize(heads, truncation=True, max_length=self.length)["input_ids"]
         full = [row for row, ids in enumerate(rows) if len(ids) >= self.length]
-        cut = [row for row in full if len(self._tokenizer(heads[row], verbose=False)["input_ids"]) > self.length]
+        cut = [row for row in full if len(tokenize(heads[row])["input_ids"]) > self.length]
         if cut:
             log.warning(
                 "%s reads %d tokens of a text: %d of %d texts are longer and are truncated, the first is text %d",
@@ -188,24 +190,7 @@ class SentenceEncoder:
     @cached_property
     def _tokenizer(self) -> Any:
         with _transformers() as transformers, _named_errors(self.folder, "tokenizer"):
-            return transformers.AutoTokenizer.from_pretrained(
-                self.folder, local_files_only=True, trust_remote_code=False
-            )
-
-    def _transformer(self) -> nn.Module:
-        with _transformers() as transformers, _named_errors(self.folder, "weights"):
-            model, report = transformers.AutoModel.from_pretrained(
-                self.folder,
-                local_files_only=True,
-                trust_remote_code=False,
-                use_safetensors=True,
-                dtype=torch.float32,
-                output_loading_info=True,
-            )
-        missing = [name for name in report["missing_keys"] if not name.startswith("pooler.")]  # unused: `Pooling` pools
-        if missing:
-            raise ValueError(f"the weights in {self.folder} lack {len(missing)} of its config, such as {missing[0]}")
-        return model
+            return transformers.AutoTokenizer.from_pretrained(self.folder, **_LOCAL)
 
 
 class Pooled(nn.Module):
@@ -229,11 +214,7 @@ class Pooled(nn.Module):
 
 
 def folder_of(name: str) -> Path:
-    """The folder of an encoder: itself, `package:NAME`, or the name of a model in the local cache of the hub.
-
-    Raises:
-        ValueError: it is not on this machine.
-    """
+    """The folder of an encoder on this machine: itself, `package:NAME`, or a model's name in the cache of the hub."""
     path = Path(name).expanduser()
     if path.is_dir():
         return path
@@ -328,14 +309,13 @@ def _config(path: Path) -> Any:
     return read_json(path) if path.is_file() else None
 
 
-def _padded(rows: Sequence[Sequence[int]]) -> Iterator[tuple[str, np.ndarray]]:
+def _padded(rows: Sequence[Sequence[int]]) -> dict[str, np.ndarray]:
     """Ids padded with 0 at their end, and the mask of those that are not padding, (n, L) each."""
     lengths = np.array([len(row) for row in rows])
     mask = np.arange(lengths.max(initial=1)) < lengths[:, None]
     ids = np.zeros(mask.shape, np.int64)
     ids[mask] = np.concatenate([np.asarray(row, np.int64) for row in rows])
-    yield "input_ids", ids
-    yield "attention_mask", mask.astype(np.int64)
+    return {"input_ids": ids, "attention_mask": mask.astype(np.int64)}
 
 
 @contextmanager
