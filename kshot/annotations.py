@@ -41,18 +41,12 @@ DerivativeOrder = Literal[1, 2]
 """2 differentiates through inner steps exactly, 1 takes the first-order approximation."""
 
 
-EMPTY: Mapping[str, Any] = MappingProxyType({})
-"""The default of an argument that is a mapping."""
+EMPTY: Mapping[str, Any] = MappingProxyType({})  # the default of an argument that is a mapping
 
 
 @dataclass(frozen=True)
 class OptionsOf:
-    """The annotation of a mapping, or of `**options`, that holds arguments of another factory.
-
-    Attributes:
-        factory: whose arguments they are.
-        without: the names of those that must not be given.
-    """
+    """The annotation of a mapping, or of `**options`, of arguments of another factory, except those of `without`."""
 
     factory: Callable[..., Any]
     without: tuple[str, ...] = ()
@@ -62,8 +56,7 @@ class OptionsOf:
 class PartOfFile:
     """The annotation of an argument that is another source's factory, whose arguments are passed on as `**options`.
 
-    Attributes:
-        key: of the run file, which holds the other source's `kind` and its arguments but for the first, the path.
+    `key` of the run file holds the other source's `kind` and its arguments except the first, the path.
     """
 
     key: str

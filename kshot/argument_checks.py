@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import inspect
+import operator
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import astuple
 from functools import cache, wraps
 from numbers import Real
 from types import NoneType, UnionType
@@ -66,27 +68,25 @@ def _unmet(value: Any, hint: Any) -> str | None:
     return None
 
 
+_COMPARISONS = {
+    Ge: (operator.ge, "at least"),
+    Gt: (operator.gt, "above"),
+    Le: (operator.le, "at most"),
+    Lt: (operator.lt, "below"),
+}
+
+
 def _unmet_bounds(value: Any, bounds: Sequence[Any]) -> str | None:
-    numbers = [bound for bound in bounds if isinstance(bound, Ge | Gt | Le | Lt)]
-    if numbers and isinstance(value, Real):
-        met, texts = zip(*(_compare(value, bound) for bound in numbers))
-        return None if all(met) else " and ".join(texts)
+    limits = [(*_COMPARISONS[type(bound)], *astuple(bound)) for bound in bounds if type(bound) in _COMPARISONS]
+    if limits and isinstance(value, Real):
+        is_met = all(compare(value, limit) for compare, _, limit in limits)
+        return None if is_met else " and ".join(f"{text} {limit}" for _, text, limit in limits)
     for bound in bounds:
         if isinstance(bound, Len) and isinstance(value, Sequence):
             low, high = bound.min_length, bound.max_length
             if len(value) < low or (high is not None and len(value) > high):
                 return f"{low} values" if low == high else f"at least {low} value{'s' * (low > 1)}"
     return None
-
-
-def _compare(value: Any, bound: Any) -> tuple[bool, str]:
-    if isinstance(bound, Ge):
-        return value >= bound.ge, f"at least {bound.ge}"
-    if isinstance(bound, Gt):
-        return value > bound.gt, f"above {bound.gt}"
-    if isinstance(bound, Le):
-        return value <= bound.le, f"at most {bound.le}"
-    return value < bound.lt, f"below {bound.lt}"
 
 
 def _is_of_kind(value: Any, hint: Any) -> bool:

@@ -15,10 +15,9 @@ class Scheduled(nn.Module):
     """A module that changes in the course of training, such as a learner, a solver or `models.DropBlock`."""
 
     def set_progress(self, progress: float) -> None:
-        """Receive the progress of training, from 0 to 1; the trainer calls this before each step.
+        """Receive the progress of training, from 0 to 1, before each step; by default pass it on to the children.
 
-        By default it is passed on to the children. Progress is a function of the step, so a resumed run needs no record
-        of it. A module whose progress was never set must behave as at 1.
+        Progress is a function of the step. A module whose progress was never set must behave as at 1.
         """
         for child in self.children():
             set_progress(child, progress)
@@ -39,8 +38,8 @@ class Learner(Scheduled, ABC):
     $$ \text{state} = \text{adapt}_\theta(\text{support}), \qquad \hat y = \text{predict}_\theta(\text{state}, x) $$
 
     A learner is written for ONE task; the trainer batches. To write one, subclass this and implement `_adapt` and
-    `predict`; call `adapt`, which checks the support set against the objective and then calls `_adapt`. Keyword
-    arguments of `adapt` are passed on, so `_adapt(self, support, *, steps=None)` adds an option.
+    `predict`; call `adapt`, which checks the support set against the objective and passes it and its keyword arguments
+    on to `_adapt`, so that `_adapt(self, support, *, steps=None)` adds an option.
 
     `_adapt` is pure: it leaves weights and buffers bitwise as they were. The state holds everything that is particular
     to the task, as nested dicts with string keys and tensors for leaves, so that it can be saved (see
@@ -69,17 +68,10 @@ class Learner(Scheduled, ABC):
 
     @final
     def adapt(self, support: Batch, **options: Any) -> Tree:
-        """Adapt to a task.
-
-        Args:
-            support: examples of the task, leaves (n, ...); class labels are one-hot (n, ways).
-            options: keyword arguments of the learner's `_adapt`.
-
-        Returns:
-            The state of the task, for `predict`.
+        """Adapt to the examples of a task, leaves (n, ...): returns the state of the task, for `predict`.
 
         Raises:
-            ValueError: a support set whose shapes or dtypes disagree, or do not fit the objective.
+            ValueError: the support set's shapes or dtypes disagree, or do not fit the objective.
         """
         self._check_support(support)
         return self._adapt(support, **options)
@@ -100,10 +92,7 @@ class Learner(Scheduled, ABC):
             support: further examples; targets one-hot (n, C' ≥ C), the new classes last.
 
         Returns:
-            A new state, of C' classes.
-
-        Raises:
-            ValueError: a learner whose states cannot be extended.
+            A new state, of C' classes; by default states cannot be extended, which raises ValueError.
         """
         raise ValueError(
             f"a state of {type(self).__name__} cannot be extended: adapt anew to all examples together, or use a "

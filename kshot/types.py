@@ -46,10 +46,8 @@ class Batch(NamedTuple):
         """Make a batch, with checks.
 
         Args:
-            inputs: tree of tensors, leaves (n, ...).
-            targets: tree of tensors, leaves (n, ...); if `ways` is given, class ids (n,), which become one-hot.
+            inputs, targets, weight: as above; if `ways` is given, targets are class ids (n,). Weights are 1 by default.
             ways: number of classes of the task.
-            weight: (n,) float; ones by default.
 
         Raises:
             ValueError: sizes differ, values are not finite, or labels are outside `0 … ways-1`.
@@ -70,8 +68,7 @@ class Batch(NamedTuple):
         for name, tree in (("inputs", inputs), ("targets", targets)):
             for leaf in tree_leaves(tree):
                 check_finite(leaf, name)
-        if weight is None:
-            weight = torch.ones(count)
+        weight = torch.ones(count) if weight is None else weight
         if weight.shape != (count,):
             raise ValueError(f"weight must be ({count},), one number per example, got {tuple(weight.shape)}")
         return cls(inputs, targets, weight)
@@ -89,10 +86,7 @@ class Task(NamedTuple):
 
 
 def one_hot(labels: Tensor, ways: int, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Convert class ids (n,) to one-hot rows (n, ways).
-
-    Raises:
-        ValueError: labels are not a vector of integers or are outside `0 … ways-1`.
+    """Convert class ids (n,), integers in `0 … ways-1`, to one-hot rows (n, ways).
 
     Example:
         >>> one_hot(torch.tensor([1, 0]), ways=2)
@@ -118,11 +112,7 @@ def check_finite(values: Tensor, name: str) -> None:
 
 
 def stack(tasks: Sequence[Task]) -> Task:
-    """Stack tasks of equal shapes along a new leading axis T.
-
-    Raises:
-        ValueError: the shapes of the tasks differ; pad them with rows of weight 0 first.
-    """
+    """Stack tasks along a new leading axis T; raises ValueError if their shapes differ."""
     try:
         return tree_map(lambda *leaves: torch.stack(leaves), *tasks)
     except (RuntimeError, ValueError) as error:

@@ -32,8 +32,7 @@ from kshot.app.folder import RunFolder, logged_reads
 from kshot.app.progress import Display
 from kshot.app.spec import Spec
 from kshot.data.cache import cache_folder
-from kshot.deciding.decisions import decision_to_json
-from kshot.deciding.experience import Experience
+from kshot.deciding.decisions import Experience, decision_to_json
 from kshot.deciding.loop import Run, run_until
 from kshot.deciding.policies import Budget
 from kshot.evaluation.per_task import write_tasks

@@ -1,7 +1,6 @@
 """Rounds of training and evaluation, and the policies that decide after each of them."""
 
-from kshot.deciding.decisions import Change, Continue, Decision, Outcome, Policy, Rollback, Round, Stop
-from kshot.deciding.experience import Experience
+from kshot.deciding.decisions import Change, Continue, Decision, Experience, Outcome, Policy, Rollback, Round, Stop
 from kshot.deciding.loop import Observer, Run, run_until
 from kshot.deciding.policies import Budget, rules
 

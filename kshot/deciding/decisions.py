@@ -1,10 +1,13 @@
-"""Rounds, the decisions after them, and the outcomes of a run."""
+"""Rounds, the decisions after them, the outcomes of a run, and the log of them all."""
 
 from __future__ import annotations
 
+import json
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
+from pathlib import Path
 from typing import Any
 
 from kshot.evaluation.intervals import Interval
@@ -25,8 +28,7 @@ class Round:
     """One round of training and validation, as a policy sees it.
 
     Attributes:
-        number: number of the round, from 1.
-        step: total number of outer steps.
+        number, step: number of the round, from 1, and total number of outer steps.
         train_loss: mean outer loss over the round; None if no step was taken.
         val: metric -> mean ± 95 % interval on validation tasks; empty if the round diverged.
         settings: settings of the outer optimisation.
@@ -50,7 +52,7 @@ class Round:
 
     @classmethod
     def from_json(cls, entry: dict[str, Any]) -> Round:
-        """Convert the output of `to_json` back to a round."""
+        """The inverse of `to_json`."""
         return cls(**entry | {"val": {name: Interval(**figure) for name, figure in entry["val"].items()}})
 
 
@@ -107,3 +109,31 @@ def best_round(rounds: Sequence[Round], target: Target) -> Round | None:
     evaluated = [r for r in rounds if r.val]
     best = max if target.at_least else min
     return best(evaluated, key=lambda r: target.of(r.val).mean) if evaluated else None
+
+
+class Experience:
+    """An append-only log, in memory and optionally in a file, which survives a killed run.
+
+    Args:
+        path: a JSON-lines file; existing events are read, and an incomplete last line is dropped.
+    """
+
+    def __init__(self, path: Path | None = None) -> None:
+        self.path = path
+        self.events: list[dict[str, Any]] = []
+        if path is not None and path.exists():
+            complete_lines = path.read_text().rpartition("\n")[0]
+            self.events = [json.loads(line) for line in complete_lines.splitlines()]
+            path.write_text(complete_lines + "\n" if complete_lines else "")
+
+    def record(self, kind: str, **fields: Any) -> None:
+        """Append an event with its time in seconds since the epoch."""
+        event = {"kind": kind, "time": round(time.time(), 3), **fields}
+        self.events.append(event)
+        if self.path is not None:
+            with self.path.open("a") as file:
+                file.write(json.dumps(event) + "\n")
+
+    def of(self, kind: str) -> list[dict[str, Any]]:
+        """The events of one kind, in order."""
+        return [event for event in self.events if event["kind"] == kind]

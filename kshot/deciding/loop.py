@@ -16,6 +16,7 @@ from kshot.argument_checks import check_arguments
 from kshot.deciding.decisions import (
     Change,
     Decision,
+    Experience,
     Outcome,
     Policy,
     Rollback,
@@ -24,7 +25,6 @@ from kshot.deciding.decisions import (
     best_round,
     decision_to_json,
 )
-from kshot.deciding.experience import Experience
 from kshot.deciding.policies import Budget, rules
 from kshot.evaluation.evaluate import Scored, evaluate
 from kshot.evaluation.target import Target
@@ -54,10 +54,8 @@ class Run:
     """Result of a run.
 
     Attributes:
-        outcome: how the run ended.
-        reason: why, with figures.
-        rounds: all rounds.
-        decisions: the decision after each round.
+        outcome, reason: how the run ended, and why, with figures.
+        rounds, decisions: all rounds, and the decision after each.
         best: the round whose weights the learner has; None if no round was evaluated.
     """
 
@@ -97,7 +95,7 @@ def run_until(
     latest checkpoint.
 
     Args:
-        learner: the learner to train, in place.
+        learner: changed in place.
         source: source of the tasks; the splits "train" and "val" are read, "test" is not.
         target: such as "accuracy >= 0.95"; met if the whole 95 % interval meets it.
         budget: limits of rounds, steps and minutes; 20 rounds by default.
@@ -108,15 +106,13 @@ def run_until(
         policy: decides after each round; `rules(target, budget)` by default.
         folder: folder of the checkpoints; None writes none.
         checkpoint_seconds: interval between checkpoints of a round; a killed run loses at most this much training.
-        experience: log of the decisions.
-        observer: callbacks.
+        experience, observer: log of the decisions, and callbacks.
         spent_seconds: time of the budget already spent, on pretraining.
 
     Raises:
         ValueError: the metric of the target is unknown, or a checkpoint is of another model.
 
     Example:
-        >>> import kshot
         >>> learner = kshot.maml(kshot.models.mlp(1, 1), inner_lr=0.01, objective=kshot.objectives.mse)
         >>> run = run_until(learner, kshot.sources.sinusoids(), "mse <= 100", steps_per_round=2, num_val_tasks=4)
         >>> run.outcome
@@ -125,7 +121,9 @@ def run_until(
     target = Target.parse(target) if isinstance(target, str) else target
     budget = budget or Budget()
     policy = policy or rules(target, budget)
-    settings = Settings(outer_lr, clip, schedule, _max_steps(budget, steps_per_round), tasks_per_step, weight_decay)
+    limits = [budget.steps, budget.rounds and budget.rounds * steps_per_round]
+    horizon = min((steps for steps in limits if steps), default=100 * steps_per_round)
+    settings = Settings(outer_lr, clip, schedule, horizon, tasks_per_step, weight_decay)
     with tempfile.TemporaryDirectory() as scratch, during(source, "rounds"):
         run = _RunState(
             loop=meta_training_loop(learner, source, settings, mode=mode, seed=seed),
@@ -151,12 +149,6 @@ def run_until(
         if best is not None:
             load_checkpoint(run.checkpoints.folder / best.checkpoint, learner)
     return Run(decisions[-1].outcome, decisions[-1].reason, run.rounds, decisions, best)
-
-
-def _max_steps(budget: Budget, steps_per_round: int) -> int:
-    """The maximal number of steps of a budget, which is the horizon of the schedule."""
-    limits = [budget.steps, budget.rounds and budget.rounds * steps_per_round]
-    return min((steps for steps in limits if steps), default=100 * steps_per_round)
 
 
 @dataclass
@@ -209,28 +201,19 @@ class _RunState:
 
     def validate(self, learner: Learner, source: TaskSource, num_tasks: int, diverged: str | None) -> None:
         """End a round by evaluation on validation tasks and a checkpoint."""
-        number = len(self.rounds) + 1
+
+        def observe(scored: Scored) -> None:
+            self.observer.task(scored.number + 1, num_tasks)
+
         val = {}
         if diverged is None:
-
-            def observe(scored: Scored) -> None:
-                self.observer.task(scored.number + 1, num_tasks)
-
             val = evaluate(learner, source, split="val", num_tasks=num_tasks, observe=observe, audit=False).metrics
-        self.rounds.append(
-            Round(
-                number=number,
-                step=self.loop.step,
-                train_loss=sum(self.losses) / len(self.losses) if self.losses else None,
-                val=val,
-                settings=asdict(self.loop.settings),
-                seconds=time.monotonic() - self.started,
-                checkpoint=f"round-{number:04d}",
-                diverged=diverged,
-            )
-        )
+        number, seconds = len(self.rounds) + 1, time.monotonic() - self.started
+        train_loss = sum(self.losses) / len(self.losses) if self.losses else None
+        settings, checkpoint = asdict(self.loop.settings), f"round-{number:04d}"
+        self.rounds.append(Round(number, self.loop.step, train_loss, val, settings, seconds, checkpoint, diverged))
         self.losses = []
-        self._save(self.rounds[-1].checkpoint, complete=True)
+        self._save(checkpoint, complete=True)
 
     def apply(self, decision: Decision, target: Target) -> None:
         """Log a decision and apply it."""

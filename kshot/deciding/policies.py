@@ -49,13 +49,6 @@ def rules(target: Target, budget: Budget, *, patience: int = 4, factor: float = 
     5. No new best for `patience` rounds: multiply `outer_lr` by `factor`, or stop after `changes` such changes.
     6. Otherwise: continue.
 
-    Args:
-        target: the target.
-        budget: limits of the run.
-        patience: number of rounds without a new best before `outer_lr` is lowered.
-        factor: factor of `outer_lr`.
-        changes: maximal number of reductions for lack of progress.
-
     Example:
         >>> from kshot.evaluation.intervals import Interval
         >>> policy = rules(Target.parse("accuracy >= 0.9"), Budget(rounds=5))
@@ -86,9 +79,10 @@ def rules(target: Target, budget: Budget, *, patience: int = 4, factor: float = 
                 f"return to that round with outer_lr {lowered['outer_lr']:.2g}",
                 lowered,
             )
-        stalled = last.number - max(best.number, _last_change(rounds))
+        changed = [a.number for a, b in pairwise(rounds) if a.settings["outer_lr"] != b.settings["outer_lr"]]
+        stalled = last.number - max([best.number, *changed])
         if stalled >= patience:
-            if _num_changes(rounds) >= changes:
+            if len(changed) >= changes:
                 return Stop(
                     Outcome.NO_PROGRESS,
                     f"no better than {best_result} of round {best.number} for {last.number - best.number} rounds, "
@@ -100,12 +94,3 @@ def rules(target: Target, budget: Budget, *, patience: int = 4, factor: float = 
         return Continue(f"validation {target.metric} {result}, the best is {best_result} in round {best.number}")
 
     return policy
-
-
-def _num_changes(rounds: Sequence[Round]) -> int:
-    return sum(a.settings["outer_lr"] != b.settings["outer_lr"] for a, b in pairwise(rounds))
-
-
-def _last_change(rounds: Sequence[Round]) -> int:
-    """Number of the last round before a change of `outer_lr`; 0 if it never changed."""
-    return max((a.number for a, b in pairwise(rounds) if a.settings["outer_lr"] != b.settings["outer_lr"]), default=0)

@@ -1,10 +1,7 @@
-from kshot.inner.implicit import Implicit
 from kshot.inner.learned_rules import Alfa, CoordinateLSTM, CoordinateMLP, Curvature, GatedRule
-from kshot.inner.per_parameter import adaptable_params
-from kshot.inner.rates import LearnedRate
-from kshot.inner.rules import SGD, Adam, AdamW, RMSprop, UpdateRule
-from kshot.inner.solvers import Annealed, FirstOrder, InnerSolver, Truncated, Unrolled
-from kshot.inner.transforms import Accumulate, Chain, ClipNorm, Transform
+from kshot.inner.per_parameter import LearnedRate, adaptable_params
+from kshot.inner.rules import SGD, Accumulate, Adam, AdamW, Chain, ClipNorm, RMSprop, Transform, UpdateRule
+from kshot.inner.solvers import Annealed, FirstOrder, Implicit, InnerSolver, Truncated, Unrolled
 from kshot.inner.unrolling import trajectory, unroll
 
 __all__ = [

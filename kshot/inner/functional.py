@@ -25,19 +25,17 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
 from kshot.argument_checks import check_arguments
-from kshot.inner.batch_norm import along_channels, batch_norm
+from kshot.inner.batch_norm import TaskNorm, along_channels, batch_norm
 from kshot.inner.kernels import in_transform, kernels_to_disable, reset_flat_weights, twice_differentiable
 from kshot.inner.layer_errors import explain_batching_errors, is_batched
 from kshot.inner.memory_format import LAYOUT_OVERRIDES, channels_last, has_convolutions
-from kshot.inner.recurrent import RECURRENT_OVERRIDES
-from kshot.inner.task_norm import TaskNorm
-from kshot.inner.vmap_overrides import VMAP_OVERRIDES, needs_overrides
+from kshot.inner.vmap_overrides import RECURRENT_OVERRIDES, VMAP_OVERRIDES, needs_overrides
 from kshot.types import Batch, Params, Tree
 
 BatchNorm = Literal["support", "query", "running", "tasknorm"]
 """The statistics that BatchNorm uses for a query: those of the task's support set (inductive), those of the query
 itself (transductive), the module's running statistics (inductive; not updated by meta-training), or those of the
-support set blended with those of each query example (inductive, see `inner.task_norm.TaskNorm`)."""
+support set blended with those of each query example (inductive, see `TaskNorm`)."""
 
 Statistics = dict[str, dict[str, Tensor]]
 """Mean and variance (C,) of each BatchNorm call of one forward pass, keyed by the number of the call; "tasknorm" adds
@@ -54,12 +52,11 @@ class Function:
         module: any module.
         batchnorm: the statistics that BatchNorm uses for a query. For a support set they are those of the set, with
             weighted rows, or the running ones.
-        task_norm: meta-parameters for "tasknorm"; new ones by default.
+        task_norm: meta-parameters for "tasknorm", which the learner has to register as its own; new ones by default.
 
     Attributes:
         transductive: whether a query's prediction depends on the other queries.
         keeps_statistics: whether `query` needs statistics from `support`.
-        task_norm: meta-parameters that the learner has to register as its own, or None.
     """
 
     @check_arguments
@@ -102,22 +99,18 @@ class Function:
         return self._call(params, inputs, choose, count=statistics.get("support", {}).get("count"))
 
     def _call(
-        self,
-        params: Params,
-        inputs: Tree,
-        choose: Choose,
-        used: Statistics | None = None,
-        count: Tensor | None = None,
+        self, params: Params, inputs: Tree, choose: Choose, used: Statistics | None = None, count: Tensor | None = None
     ) -> Tree:
         substitutes: dict[str, Any] = {
             name: None if name.endswith("num_batches_tracked") else buffer.clone()
             for name, buffer in self.module.named_buffers()
         }
-        substitutes.update(params)
+        substitutes |= params
         if self.convolves:
             inputs = channels_last(inputs)
-        if self.buffers:
-            substitutes.update(self._batched_buffers(substitutes, inputs))
+        if self.buffers:  # one copy per task, since a module may change them in place: plus a zero made of the inputs
+            zero = torch.zeros_like(tree_leaves(inputs)[0].flatten()[:1].sum())
+            substitutes.update({n: substitutes[n] + zero.to(substitutes[n].dtype) for n in self.buffers})
         args, kwargs = inputs if isinstance(inputs, tuple) else (inputs,), {}
         if isinstance(inputs, dict):
             args, kwargs = (), inputs
@@ -132,11 +125,6 @@ class Function:
             if recurrent:
                 reset_flat_weights(self.module)
 
-    def _batched_buffers(self, substitutes: dict[str, Any], inputs: Tree) -> dict[str, Any]:
-        """Buffers, one copy per task, since a module may change them in place: each plus a zero made of the inputs."""
-        zero = torch.zeros_like(tree_leaves(inputs)[0].flatten()[:1].sum())
-        return {name: substitutes[name] + zero.to(substitutes[name].dtype) for name in self.buffers}
-
 
 _MONOTONE = {F.relu, torch.relu, F.leaky_relu}
 """Non-decreasing activations. Applied after a max-pooling instead of before it, they have a quarter of the work. The
@@ -146,11 +134,7 @@ derivatives are equal: positions that tie for the maximum have equal slopes."""
 class _Overrides(TorchFunctionMode):
     """Replaces operations of a forward pass: `batch_norm` uses chosen statistics, and the tables of overrides apply.
 
-    Args:
-        choose: the statistics of each `batch_norm` call.
-        used: if given, receives the chosen statistics.
-        recurrent_overrides: replacements of recurrent layers.
-        blend: changes the statistics of a call, as `TaskNorm` does.
+    The chosen statistics are added to `used`; `blend` changes those of a call, as `TaskNorm` does.
     """
 
     def __init__(

@@ -30,13 +30,6 @@ def twice_differentiable(*, recurrent: bool = False, attention: bool = False) ->
     Args:
         recurrent: also disable cuDNN, for modules with recurrent layers; this slows convolutions on a GPU.
         attention: also disable the fast paths of `nn.MultiheadAttention` and `nn.TransformerEncoder`.
-
-    Example:
-        >>> q = torch.randn(1, 2, 4, requires_grad=True)
-        >>> with twice_differentiable():
-        ...     out = nn.functional.scaled_dot_product_attention(q, q, q)
-        >>> (grad,) = torch.autograd.grad(out.square().sum(), q, create_graph=True)
-        >>> grad.sum().backward()
     """
     with ExitStack() as stack:
         if recurrent:

@@ -16,15 +16,14 @@ from torch.utils._pytree import tree_leaves
 
 from kshot.types import Tree
 
-_CAUSES = (
-    ("vmap: inplace arithmetic", "changes in place a tensor that all tasks share"),
-    ("doesn't match the broadcast shape", "changes in place a tensor that all tasks share"),
-    ("calling .item() on a Tensor", "turns a tensor into a number"),
-    ("data-dependent control flow", "branches on the value of a tensor"),
-    ("dynamic shape", "makes a tensor whose shape depends on values"),
-    ("Batching rule not implemented", "uses an operation that cannot be batched over tasks"),
-)
-"""(part of PyTorch's message, what the layer does)."""
+_CAUSES = {  # part of PyTorch's message: what the layer does
+    "vmap: inplace arithmetic": "changes in place a tensor that all tasks share",
+    "doesn't match the broadcast shape": "changes in place a tensor that all tasks share",
+    "calling .item() on a Tensor": "turns a tensor into a number",
+    "data-dependent control flow": "branches on the value of a tensor",
+    "dynamic shape": "makes a tensor whose shape depends on values",
+    "Batching rule not implemented": "uses an operation that cannot be batched over tasks",
+}
 
 
 @contextmanager
@@ -33,23 +32,20 @@ def explain_batching_errors(module: nn.Module, inputs: Tree) -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        if is_batched(inputs):
-            for pattern, cause in _CAUSES:
-                if pattern in str(error):
-                    raise RuntimeError(
-                        f"{_failed_layer(module, error.__traceback__)} {cause}, so the tasks cannot run in one batch: "
-                        "use mode='loop' for this model, or write that layer without it"
-                    ) from error
-        raise
+        cause = next((cause for pattern, cause in _CAUSES.items() if pattern in str(error)), None)
+        if cause is None or not is_batched(inputs):
+            raise
+        raise RuntimeError(
+            f"{_failed_layer(module, error.__traceback__)} {cause}, so the tasks cannot run in one batch: "
+            "use mode='loop' for this model, or write that layer without it"
+        ) from error
 
 
 @contextmanager
 def explain_missing_derivatives(module: nn.Module, forward: Callable[[], Any]) -> Iterator[None]:
-    """A context in which errors about a missing second derivative name the layer and the remedy.
+    """A context in which errors about a missing second derivative name the layer of `module` and the remedy.
 
-    Args:
-        module: the model, or a module that contains it.
-        forward: repeats the forward pass, to find the layer.
+    `forward` repeats the forward pass, to find the layer.
     """
     try:
         yield

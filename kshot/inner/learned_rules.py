@@ -1,6 +1,7 @@
 """Meta-learned update rules: meta-curvature, generated rates, and optimisers that are small networks.
 
-Each is initialised to gradient descent, so that an untrained rule adapts too.
+Each is initialised to gradient descent, so that an untrained rule adapts too: the output of a network is 0 at first and
+is added to the gradient. Derivatives are exact, where some papers drop second ones, as a first-order solver does.
 
 Shape legend: N elements of all adapting parameters, P adapting tensors, H hidden width, F features.
 """
@@ -15,8 +16,7 @@ from torch import Tensor, nn
 from kshot.annotations import OpenFraction, PositiveFloat, PositiveInt
 from kshot.argument_checks import check_arguments
 from kshot.inner.per_parameter import PerParameter
-from kshot.inner.rules import UpdateRule
-from kshot.inner.transforms import Transform
+from kshot.inner.rules import Transform, UpdateRule
 from kshot.types import Params, Tree
 
 
@@ -31,39 +31,31 @@ class Curvature(Transform):
         params: the adapting parameters, by name.
 
     Example:
-        >>> curvature, params = Curvature({"w": torch.ones(2, 3)}), {"w": torch.ones(2, 3)}
-        >>> sorted(matrix.shape[0] for matrix in curvature.parameters())
+        >>> sorted(matrix.shape[0] for matrix in Curvature({"w": torch.ones(2, 3)}).parameters())
         [2, 3]
-        >>> torch.equal(curvature.apply_to(params, (), params)[0]["w"], params["w"])
-        True
 
     References:
-        Park, Oliva: Meta-Curvature, NeurIPS 2019, arXiv:1902.03356, section 3.
-
-    Deviations:
-        None.
+        Park, Oliva: Meta-Curvature, NeurIPS 2019, arXiv:1902.03356, section 3, without deviations.
     """
 
     def __init__(self, params: Params) -> None:
         super().__init__()
-        self.matrices = PerParameter(
-            {
-                f"{name}.mode{mode}": torch.eye(size, dtype=value.dtype, device=value.device)
-                for name, value in params.items()
-                for mode, size in enumerate(_modes(value))
-            }
-        )
+        matrices = {
+            f"{name}.mode{mode}": torch.eye(size, dtype=value.dtype, device=value.device)
+            for name, value in params.items()
+            for mode, size in enumerate(_modes(value))
+        }
+        self.matrices = PerParameter(matrices)
 
     def apply_to(self, grads: Params, state: Tree, params: Params) -> tuple[Params, Tree]:
-        return {name: self._transformed(name, grad) for name, grad in grads.items()}, state
-
-    def _transformed(self, name: str, grad: Tensor) -> Tensor:
-        sizes = _modes(grad)
-        result = grad.reshape(sizes)
-        for mode in range(len(sizes)):
-            matrix = self.matrices[f"{name}.mode{mode}"]
-            result = torch.tensordot(matrix, result, ([1], [mode])).movedim(0, mode)
-        return result.reshape(grad.shape)
+        results = {}
+        for name, grad in grads.items():
+            result = grad.reshape(_modes(grad))
+            for mode in range(result.ndim):
+                matrix = self.matrices[f"{name}.mode{mode}"]
+                result = torch.tensordot(matrix, result, ([1], [mode])).movedim(0, mode)
+            results[name] = result.reshape(grad.shape)
+        return results, state
 
 
 class Alfa(UpdateRule):
@@ -82,8 +74,7 @@ class Alfa(UpdateRule):
         steps: number of steps with their own $\alpha^0_{\cdot k}, \beta^0_{\cdot k}$; later steps use the last ones.
 
     Example:
-        >>> params = {"w": torch.tensor([1.0, 1.0])}
-        >>> rule = Alfa(params, 0.5, steps=1)
+        >>> rule = Alfa(params := {"w": torch.tensor([1.0, 1.0])}, 0.5, steps=1)
         >>> rule.update({"w": torch.tensor([2.0, 4.0])}, rule.init(params), params)[0]["w"].tolist()
         [0.0, -1.0]
 
@@ -91,7 +82,7 @@ class Alfa(UpdateRule):
         Baik et al.: Meta-Learning with Adaptive Hyperparameters, NeurIPS 2020, arXiv:2011.00209, section 3.
 
     Deviations:
-        The network's last layer is initialised to 0 and 1 is added to its output, so that training starts from MAML.
+        1 is added to the output of the network, which is 0 at first, so that training starts from MAML.
     """
 
     @check_arguments
@@ -117,11 +108,11 @@ class Alfa(UpdateRule):
         means = [grads[name].mean() for name in self.names] + [params[name].mean() for name in self.names]
         rates, decays = (1 + self.generator(torch.stack(means).to(self.rate))).chunk(2)
         rates, decays = (rates * self.rate[step]).unbind(), (decays * self.decay[step]).unbind()
-        updated = {
-            name: decays[i].to(params[name]) * params[name] - rates[i].to(params[name]) * grads[name]
-            for i, name in enumerate(self.names)
-        }
-        return {name: updated[name] for name in params}, {"step": state["step"] + 1}
+        index = {name: i for i, name in enumerate(self.names)}
+        return {
+            name: decays[index[name]].to(value) * value - rates[index[name]].to(value) * grads[name]
+            for name, value in params.items()
+        }, {"step": state["step"] + 1}
 
 
 class CoordinateLSTM(UpdateRule):
@@ -142,11 +133,8 @@ class CoordinateLSTM(UpdateRule):
         [0.0]
 
     References:
-        Andrychowicz et al.: Learning to learn by gradient descent by gradient descent, arXiv:1606.04474.
-
-    Deviations:
-        The output $w$ is initialised to 0 and is added to the gradient. Derivatives are exact, where the paper drops
-        second ones: a first-order solver gives those of the paper.
+        Andrychowicz et al.: Learning to learn by gradient descent by gradient descent, arXiv:1606.04474, which drops
+        second derivatives and does not add the gradient.
     """
 
     @check_arguments
@@ -180,8 +168,7 @@ class CoordinateMLP(UpdateRule):
        \theta \leftarrow \theta - \alpha \bigl(g + f_\phi(\mathrm{pre}(g), \mathrm{pre}(m_k), \theta)\bigr) $$
 
     Args:
-        inner_lr: $\alpha > 0$.
-        hidden: H, the width of the hidden layer.
+        inner_lr, hidden: as in `CoordinateLSTM`.
 
     Example:
         >>> rule, params = CoordinateMLP(0.5), {"w": torch.tensor([1.0])}
@@ -192,8 +179,7 @@ class CoordinateMLP(UpdateRule):
         Metz et al.: Understanding and correcting pathologies in the training of learned optimizers, arXiv:1810.10180.
 
     Deviations:
-        Five features per element instead of the paper's momenta at many time scales; the output is initialised to 0
-        and is added to the gradient.
+        Five features per element instead of the paper's momenta at many time scales.
     """
 
     @check_arguments
@@ -223,21 +209,19 @@ class GatedRule(UpdateRule):
     with weights shared by all elements.
 
     Args:
-        inner_lr: initial value of $i$, between 0 and 1.
-        keep: initial value of $f$, between 0 and 1.
+        inner_lr, keep: initial values of $i$ and $f$, between 0 and 1.
 
     Example:
         >>> rule, params = GatedRule(0.5, keep=0.999), {"w": torch.tensor([1.0])}
-        >>> new, _ = rule.update({"w": torch.tensor([2.0])}, rule.init(params), params)
-        >>> round(new["w"].item(), 3)
-        -0.001
+        >>> rule.update({"w": torch.tensor([2.0])}, rule.init(params), params)[0]["w"]
+        tensor([-0.0010], ...)
 
     References:
         Ravi, Larochelle: Optimization as a Model for Few-Shot Learning, ICLR 2017.
 
     Deviations:
-        The gates receive the gradient, where the paper applies an LSTM to gradient and loss first. The weights are
-        initialised to 0. Derivatives are exact, where the paper drops second ones.
+        The gates receive the gradient, where the paper applies an LSTM to gradient and loss first; second derivatives
+        are not dropped.
     """
 
     @check_arguments
@@ -268,9 +252,6 @@ def log_scale(values: Tensor, p: float = 10.0) -> Tensor:
     $$ \mathrm{pre}(v) = \begin{cases} (\log|v| / p,\ \operatorname{sgn} v) & |v| \ge e^{-p} \\ (-1,\ e^p v)
        & \text{else} \end{cases} $$
 
-    Example:
-        >>> log_scale(torch.tensor([1.0, 0.0])).tolist()
-        [[0.0, 1.0], [-1.0, 0.0]]
     """
     floor = math.exp(-p)
     size = values.abs().clamp_min(floor).log() / p

@@ -28,15 +28,14 @@ def channels_last(tree: Tree) -> Tree:
     Unlike PyTorch's conversion this also sets the strides of a single channel: the layout of a convolution's input and
     weight determines that of its output.
     """
-    return tree if in_transform() else tree_map(_to_channels_last, tree)
 
+    def convert(leaf: Any) -> Any:
+        is_image = isinstance(leaf, Tensor) and leaf.ndim == 4 and leaf.is_floating_point()
+        if not is_image or leaf.device.type != "cpu" or _is_channels_last(leaf):
+            return leaf
+        return leaf.permute(0, 2, 3, 1).clone(memory_format=torch.contiguous_format).permute(0, 3, 1, 2)
 
-def _to_channels_last(leaf: Any) -> Any:
-    if not isinstance(leaf, Tensor) or leaf.ndim != 4 or not leaf.is_floating_point() or leaf.device.type != "cpu":
-        return leaf
-    if _is_channels_last(leaf):
-        return leaf
-    return leaf.permute(0, 2, 3, 1).clone(memory_format=torch.contiguous_format).permute(0, 3, 1, 2)
+    return tree if in_transform() else tree_map(convert, tree)
 
 
 def _is_channels_last(tensor: Tensor) -> bool:

@@ -1,12 +1,15 @@
-"""Selection of the adapting parameters of a model, and meta-parameters per parameter."""
+"""Selection of the adapting parameters of a model, and meta-parameters per parameter, such as learning rates."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from fnmatch import fnmatchcase
+from typing import Literal
 
 from torch import Tensor, nn
 
+from kshot.annotations import PositiveFloat, PositiveInt
+from kshot.argument_checks import check_arguments
 from kshot.types import Params
 
 Pattern = str | Sequence[str]
@@ -17,10 +20,8 @@ names that earlier patterns include, so ("*", "!head.*") is all but the head. Bu
 def adaptable_params(model: nn.Module, adaptable: Pattern = "*") -> Params:
     """The adapting parameters of `model`, by name: those that require a gradient and match the pattern.
 
-    A buffer adapts if its full name is given; its initial value in each task is not meta-learned.
-
-    Raises:
-        ValueError: no parameter matches.
+    A buffer adapts if its full name is given; its initial value in each task is not meta-learned. Raises ValueError if
+    no parameter matches.
 
     Example:
         >>> model = nn.Sequential(nn.Linear(1, 2), nn.Linear(2, 1))
@@ -53,11 +54,6 @@ class PerParameter(nn.Module):
 
     Args:
         values: initial values by name; they are copied. Dots in names become slashes, since modules allow no dots.
-
-    Example:
-        >>> import torch
-        >>> PerParameter({"head.weight": torch.ones(2)})["head.weight"].shape
-        torch.Size([2])
     """
 
     def __init__(self, values: Params) -> None:
@@ -71,3 +67,49 @@ class PerParameter(nn.Module):
             names = ", ".join(key.replace("/", ".") for key in self._parameters)
             raise ValueError(f"the rule has no value for the parameter {name!r}; it was built for: {names}")
         return parameter
+
+
+Rate = PositiveFloat | Callable[[str, int], Tensor]
+"""A positive number, or a function (name of the parameter, step from 0) -> rate, such as a `LearnedRate`."""
+
+Per = Literal["tensor", "element"]
+
+
+class LearnedRate(nn.Module):
+    r"""Meta-learned rates $\alpha_{ik}$ of tensor (or element) $i$ at step $k$.
+
+    Args:
+        params: the adapting parameters, by name; see `adaptable_params`.
+        inner_lr: initial value of all rates, above 0. Learned rates are not constrained to stay above 0.
+        per: "tensor" learns one rate per tensor, "element" one per element.
+        steps: number of steps with their own rates; later steps use those of the last. None shares all rates.
+
+    Example:
+        >>> rate = LearnedRate({"w": torch.zeros(3)}, 0.1, per="element", steps=2)
+        >>> rate("w", 5).shape
+        torch.Size([3])
+
+    References:
+        Li et al.: Meta-SGD, arXiv:1707.09835 (per element); Antoniou et al.: How to train your MAML,
+        arXiv:1810.09502, section 4 (LSLR: per tensor and step).
+    """
+
+    @check_arguments
+    def __init__(
+        self, params: Params, inner_lr: PositiveFloat, *, per: Per = "tensor", steps: PositiveInt | None = None
+    ) -> None:
+        super().__init__()
+        self.steps = steps
+        leading = () if steps is None else (steps,)
+        shapes = {name: (*leading, *(value.shape if per == "element" else ())) for name, value in params.items()}
+        self.rates = PerParameter({name: params[name].new_full(shape, inner_lr) for name, shape in shapes.items()})
+
+    def forward(self, name: str, step: int) -> Tensor:
+        """The rate of a parameter at a step: () or the parameter's shape."""
+        rates = self.rates[name]
+        return rates if self.steps is None else rates[min(step, self.steps - 1)]
+
+
+def rate_at(inner_lr: Rate, name: str, step: int) -> float | Tensor:
+    """The rate of a parameter at a step."""
+    return inner_lr(name, step) if callable(inner_lr) else inner_lr

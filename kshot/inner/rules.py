@@ -1,8 +1,8 @@
-"""Update rules: one step of the inner optimisation. The Parameters of a rule are meta-parameters.
+"""Update rules, each a step of the inner optimisation, and transforms of gradients. Parameters are meta-parameters.
 
-`init` returns the state of the rule for a set of parameters; `update` computes new parameters from gradients. Both are
-pure, so a rule can be differentiated through and run under `vmap`. A rule that needs the number of the step keeps it in
-its state, as an int. The rules of this file equal `torch.optim` step by step.
+`init` returns the state for a set of parameters; `update` computes new parameters from gradients. Both are pure, so a
+rule can be differentiated through and run under `vmap`. The number of the step, if needed, is an int in the state. The
+optimisers of this file equal those of `torch.optim` step by step.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor, nn
 
-from kshot.annotations import FractionBelowOne, NonNegativeFloat
+from kshot.annotations import FractionBelowOne, NonNegativeFloat, PositiveFloat, PositiveInt
 from kshot.argument_checks import check_arguments
-from kshot.inner.rates import Rate, rate_at
+from kshot.inner.per_parameter import Rate, rate_at
 from kshot.types import Params, Tree
 
 
@@ -23,7 +23,7 @@ class UpdateRule(nn.Module, ABC):
     """One step of inner optimisation as a pure function."""
 
     def init(self, params: Params) -> Tree:
-        """The state of the rule before the first step; empty by default."""
+        """The state before the first step; empty by default."""
         return ()
 
     @abstractmethod
@@ -47,8 +47,7 @@ class SGD(UpdateRule):
 
     Example:
         >>> rule, params = SGD(0.5), {"w": torch.tensor(1.0)}
-        >>> params, _ = rule.update({"w": torch.tensor(2.0)}, rule.init(params), params)
-        >>> params["w"]
+        >>> rule.update({"w": torch.tensor(2.0)}, rule.init(params), params)[0]["w"]
         tensor(0.)
 
     References:
@@ -75,14 +74,13 @@ class SGD(UpdateRule):
         return {"step": 0}
 
     def update(self, grads: Params, state: Tree, params: Params) -> tuple[Params, Tree]:
-        step, new = state["step"], {"step": state["step"] + 1}
-        steps = _decayed(grads, params, self.weight_decay)
+        steps, new = _decayed(grads, params, self.weight_decay), {"step": state["step"] + 1}
         if self.momentum:
-            first = step == 0
+            first = state["step"] == 0
             buffer = steps if first else _mix(self.momentum, state["momentum"], 1 - self.dampening, steps)
             new["momentum"] = buffer
             steps = {n: steps[n] + self.momentum * buffer[n] for n in steps} if self.nesterov else buffer
-        return {n: value - rate_at(self.inner_lr, n, step) * steps[n] for n, value in params.items()}, new
+        return _descend(params, self.inner_lr, state["step"], steps), new
 
 
 class Adam(UpdateRule):
@@ -95,15 +93,12 @@ class Adam(UpdateRule):
     The derivative of $\sqrt v$ at $v = 0$, of a parameter that has had no gradient, is defined as 0.
 
     Args:
-        inner_lr: the rate $\alpha > 0$, or a `LearnedRate`.
-        betas: $\beta_1, \beta_2$, each in [0, 1).
-        eps: $\epsilon$.
-        weight_decay: $\lambda \ge 0$.
+        inner_lr, weight_decay: as in `SGD`.
+        betas, eps: $\beta_1, \beta_2$, each in [0, 1), and $\epsilon$.
 
     Example:
         >>> rule, params = Adam(0.5), {"w": torch.tensor(1.0)}
-        >>> params, _ = rule.update({"w": torch.tensor(7.0)}, rule.init(params), params)
-        >>> params["w"]
+        >>> rule.update({"w": torch.tensor(7.0)}, rule.init(params), params)[0]["w"]
         tensor(0.5000)
 
     References:
@@ -126,10 +121,8 @@ class Adam(UpdateRule):
         return {"step": 0, "mean": _zeros(params), "square": _zeros(params)}
 
     def update(self, grads: Params, state: Tree, params: Params) -> tuple[Params, Tree]:
-        grads = _decayed(grads, params, self.weight_decay)
-        steps, new = _adam_steps(grads, state, self.betas, self.eps)
-        step = state["step"]
-        return {n: value - rate_at(self.inner_lr, n, step) * steps[n] for n, value in params.items()}, new
+        steps, new = _adam_steps(_decayed(grads, params, self.weight_decay), state, self.betas, self.eps)
+        return _descend(params, self.inner_lr, state["step"], steps), new
 
 
 class AdamW(UpdateRule):
@@ -138,15 +131,11 @@ class AdamW(UpdateRule):
     $$ \theta \leftarrow \theta - \alpha \lambda \theta. $$
 
     Args:
-        inner_lr: the rate $\alpha > 0$, or a `LearnedRate`.
-        betas: $\beta_1, \beta_2$, each in [0, 1).
-        eps: $\epsilon$.
-        weight_decay: $\lambda \ge 0$.
+        inner_lr, betas, eps, weight_decay: as in `Adam`.
 
     Example:
         >>> rule, params = AdamW(0.5, weight_decay=0.1), {"w": torch.tensor(1.0)}
-        >>> params, _ = rule.update({"w": torch.tensor(7.0)}, rule.init(params), params)
-        >>> params["w"]
+        >>> rule.update({"w": torch.tensor(7.0)}, rule.init(params), params)[0]["w"]
         tensor(0.4500)
 
     References:
@@ -184,17 +173,14 @@ class RMSprop(UpdateRule):
     defined as 0.
 
     Args:
-        inner_lr: the rate $\alpha > 0$, or a `LearnedRate`.
+        inner_lr, momentum, weight_decay: as in `SGD`.
         smoothing: $\rho$, in [0, 1); torch's `alpha`.
         eps: $\epsilon$.
-        momentum: $\mu \ge 0$.
         centered: subtract the squared running mean.
-        weight_decay: $\lambda \ge 0$; an L2 penalty.
 
     Example:
         >>> rule, params = RMSprop(0.1, smoothing=0.0), {"w": torch.tensor(1.0)}
-        >>> params, _ = rule.update({"w": torch.tensor(7.0)}, rule.init(params), params)
-        >>> params["w"]
+        >>> rule.update({"w": torch.tensor(7.0)}, rule.init(params), params)[0]["w"]
         tensor(0.9000)
 
     References:
@@ -225,17 +211,126 @@ class RMSprop(UpdateRule):
         return state
 
     def update(self, grads: Params, state: Tree, params: Params) -> tuple[Params, Tree]:
-        step, rho = state["step"], self.smoothing
-        grads = _decayed(grads, params, self.weight_decay)
-        new = {"step": step + 1, "square": _mix(rho, state["square"], 1 - rho, {n: g * g for n, g in grads.items()})}
-        variance = new["square"]
+        rho, grads = self.smoothing, _decayed(grads, params, self.weight_decay)
+        variance = _mix(rho, state["square"], 1 - rho, {n: g * g for n, g in grads.items()})
+        new = {"step": state["step"] + 1, "square": variance}
         if self.centered:
             new["mean"] = _mix(rho, state["mean"], 1 - rho, grads)
             variance = {n: variance[n] - new["mean"][n].square() for n in variance}
         steps = {n: g / (root(variance[n]) + self.eps) for n, g in grads.items()}
         if self.momentum:
             steps = new["momentum"] = _mix(self.momentum, state["momentum"], 1.0, steps)
-        return {n: value - rate_at(self.inner_lr, n, step) * steps[n] for n, value in params.items()}, new
+        return _descend(params, self.inner_lr, state["step"], steps), new
+
+
+class Transform(nn.Module, ABC):
+    """A pure function from gradients to gradients. Its Parameters are meta-parameters."""
+
+    def init(self, params: Params) -> Tree:
+        """The state before the first step; empty by default."""
+        return ()
+
+    @abstractmethod
+    def apply_to(self, grads: Params, state: Tree, params: Params) -> tuple[Params, Tree]:
+        """Return new gradients and the new state, from the gradients at `params`."""
+
+
+class ClipNorm(Transform):
+    r"""Scale down all gradients together so that their global norm is at most $c$.
+
+    $$ g \leftarrow g \cdot \min\Bigl(1, \frac{c}{\lVert g \rVert_2}\Bigr) $$
+
+    Args:
+        max_norm: $c > 0$.
+
+    Example:
+        >>> ClipNorm(1.0).apply_to({"w": torch.tensor([3.0, 4.0])}, (), {})[0]["w"]
+        tensor([0.6000, 0.8000])
+
+    References:
+        Pascanu, Mikolov, Bengio, arXiv:1211.5063. `torch.nn.utils.clip_grad_norm_` adds 1e-6 to the norm; this adds 0.
+    """
+
+    @check_arguments
+    def __init__(self, max_norm: PositiveFloat) -> None:
+        super().__init__()
+        self.max_norm = max_norm
+
+    def apply_to(self, grads: Params, state: Tree, params: Params) -> tuple[Params, Tree]:
+        wide = torch.promote_types(torch.float32, next(iter(grads.values())).dtype)
+        norm = root(torch.stack([grad.to(wide).square().sum() for grad in grads.values()]).sum())
+        scale = torch.where(norm > self.max_norm, self.max_norm / norm.clamp_min(self.max_norm), 1.0)
+        return {name: grad * scale.to(grad.dtype) for name, grad in grads.items()}, state
+
+
+class Chain(UpdateRule):
+    r"""Transforms applied in order, then a rule: $\theta' = \text{rule}(t_m(\dots t_1(\nabla L(\theta))))$.
+
+    Args:
+        parts: any number of transforms, then one rule; other parts raise ValueError.
+
+    Example:
+        >>> rule, params = Chain(ClipNorm(1.0), SGD(0.5)), {"w": torch.tensor(1.0)}
+        >>> rule.update({"w": torch.tensor(8.0)}, rule.init(params), params)[0]["w"]
+        tensor(0.5000)
+    """
+
+    def __init__(self, *parts: Transform | UpdateRule) -> None:
+        super().__init__()
+        *transforms, rule = parts or (None,)
+        if not isinstance(rule, UpdateRule) or not all(isinstance(part, Transform) for part in transforms):
+            kinds = ", ".join(type(part).__name__ for part in parts) or "nothing"
+            raise ValueError(f"a chain is any number of transforms followed by one rule, got: {kinds}")
+        self.transforms, self.rule = nn.ModuleList(transforms), rule
+
+    def init(self, params: Params) -> Tree:
+        return [transform.init(params) for transform in self.transforms], self.rule.init(params)  # type: ignore[operator]
+
+    def update(self, grads: Params, state: Tree, params: Params) -> tuple[Params, Tree]:
+        transform_states, rule_state = state
+        new_states = []
+        for transform, transform_state in zip(self.transforms, transform_states):
+            grads, new_state = transform.apply_to(grads, transform_state, params)  # type: ignore[operator]
+            new_states.append(new_state)
+        params, rule_state = self.rule.update(grads, rule_state, params)
+        return params, (new_states, rule_state)
+
+
+class Accumulate(UpdateRule):
+    r"""Average $m$ gradients before each step of a rule, so that $m$ small batches act as one large batch.
+
+    $$ \theta_{k+1} = \begin{cases} \text{rule}\bigl(\tfrac1m \sum_{j=0}^{m-1} g_{k-j}, \theta_k\bigr) &
+       m \text{ divides } k + 1 \\ \theta_k & \text{else} \end{cases} $$
+
+    Args:
+        rule: the update rule.
+        every: $m$, gradients per step of the rule; the solver needs $m$ times as many steps.
+
+    Example:
+        >>> rule, params = Accumulate(SGD(1.0), every=2), {"w": torch.tensor(5.0)}
+        >>> state = rule.init(params)
+        >>> for grad in (1.0, 3.0):
+        ...     params, state = rule.update({"w": torch.tensor(grad)}, state, params)
+        >>> params["w"]
+        tensor(3.)
+    """
+
+    @check_arguments
+    def __init__(self, rule: UpdateRule, every: PositiveInt) -> None:
+        super().__init__()
+        self.rule, self.every = rule, every
+
+    def init(self, params: Params) -> Tree:
+        return {"count": 0, "sum": {}, "rule": self.rule.init(params)}
+
+    def update(self, grads: Params, state: Tree, params: Params) -> tuple[Params, Tree]:
+        count, partial_sum = state["count"] + 1, state["sum"]
+        total = {name: partial_sum[name] + grad for name, grad in grads.items()} if partial_sum else grads
+        if count < self.every:
+            return params, {"count": count, "sum": total, "rule": state["rule"]}
+        mean = {name: grad / self.every for name, grad in total.items()}
+        params, rule_state = self.rule.update(mean, state["rule"], params)
+        return params, {"count": 0, "sum": {}, "rule": rule_state}
 
 
 def root(values: Tensor) -> Tensor:
@@ -251,6 +346,10 @@ def _adam_steps(grads: Params, state: Tree, betas: tuple[float, float], eps: flo
     bias1, bias2 = 1 - beta1**count, math.sqrt(1 - beta2**count)
     steps = {n: mean[n] / bias1 / (root(square[n]) / bias2 + eps) for n in grads}
     return steps, {"step": count, "mean": mean, "square": square}
+
+
+def _descend(params: Params, inner_lr: Rate, step: int, steps: Params) -> Params:
+    return {n: value - rate_at(inner_lr, n, step) * steps[n] for n, value in params.items()}
 
 
 def _mix(a: float, x: Params, b: float, y: Params) -> Params:

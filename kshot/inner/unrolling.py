@@ -39,13 +39,9 @@ def unroll(loss_fn: Loss, params: Params, rule: UpdateRule, steps: Steps, *, ord
         The parameters after the last step; differentiable by `params`, by the Parameters of the rule and by other
         tensors that `loss_fn` uses.
 
-    Raises:
-        ValueError: `order` is neither 1 nor 2.
-
     Example:
-        >>> from kshot.inner.rules import SGD
         >>> start = torch.tensor(1.0, requires_grad=True)
-        >>> adapted = unroll(lambda params: params["w"] ** 2, {"w": start}, SGD(0.1), steps=3)
+        >>> adapted = unroll(lambda params: params["w"] ** 2, {"w": start}, kshot.inner.SGD(0.1), steps=3)
         >>> adapted["w"].backward()
         >>> start.grad
         tensor(0.5120)
@@ -67,9 +63,8 @@ def trajectory(
         exact: (step from 0) -> whether outer derivatives go through the gradient of that step.
 
     Example:
-        >>> from kshot.inner.rules import SGD
-        >>> path = trajectory(lambda params: params["w"] ** 2, {"w": torch.tensor(1.0)}, SGD(0.25), steps=2)
-        >>> [float(params["w"]) for params in path]
+        >>> rule, start = kshot.inner.SGD(0.25), {"w": torch.tensor(1.0)}
+        >>> [float(params["w"]) for params in trajectory(lambda params: params["w"] ** 2, start, rule, steps=2)]
         [1.0, 0.5, 0.25]
     """
     state = rule.init(params)
@@ -93,15 +88,6 @@ def recomputing(on: bool = True) -> Iterator[None]:
 
     Each inner step then adds the size of the parameters to the memory, not that of the activations, and is computed
     twice. Works with `loss.backward()`, not with `torch.autograd.grad`, and not under `vmap`.
-
-    Example:
-        >>> from kshot.inner.rules import SGD
-        >>> start = torch.tensor(1.0, requires_grad=True)
-        >>> with recomputing():
-        ...     adapted = unroll(lambda params: params["w"] ** 2, {"w": start}, SGD(0.1), steps=3)
-        >>> adapted["w"].backward()
-        >>> start.grad
-        tensor(0.5120)
 
     References:
         Chen, Xu, Zhang, Guestrin: Training Deep Nets with Sublinear Memory Cost, arXiv:1604.06174.

@@ -1,12 +1,15 @@
-"""Replacements of operations whose derivatives are silently wrong under `vmap`.
+"""Replacements of operations that do not run under `vmap`, or whose derivatives are silently wrong there.
 
 In PyTorch (observed in 2.13) the second derivative of layer and instance normalisation by their scale is wrong when
-tasks run under `vmap`, and the padding row of an embedding gets a gradient.
+tasks run under `vmap`, and the padding row of an embedding gets a gradient. Kernels of recurrent layers do not run.
+
+Shape legend: L steps, n examples, D inputs, H hidden.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -81,3 +84,86 @@ def _normalized(input: Tensor, axes: tuple[int, ...], eps: float) -> Tensor:
 def _scaled(normed: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
     normed = normed if weight is None else normed * weight
     return normed if bias is None else normed + bias
+
+
+State = tuple[Tensor, ...]
+Cell = Callable[[Tensor, State, Tensor, Tensor | None], State]
+"""(W_i x + b_i, state, W_h, b_h) -> new state; its first element is the output."""
+
+
+def lstm(input: Tensor, hidden: State, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
+    """As `torch.lstm` without packing."""
+    output, (last, cell) = _loop_over_time(_lstm_cell, input, tuple(hidden), *rest)
+    return output, last, cell
+
+
+def gru(input: Tensor, hidden: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+    """As `torch.gru` without packing."""
+    output, (last,) = _loop_over_time(_gru_cell, input, (hidden,), *rest)
+    return output, last
+
+
+def rnn(activation: Callable[[Tensor], Tensor], input: Tensor, hidden: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+    """As `torch.rnn_tanh` and `torch.rnn_relu` without packing."""
+    cell = lambda projected, state, weight, bias: (activation(projected + F.linear(state[0], weight, bias)),)  # noqa: E731
+    output, (last,) = _loop_over_time(cell, input, (hidden,), *rest)
+    return output, last
+
+
+RECURRENT_OVERRIDES: dict[Callable, Callable] = {
+    torch.lstm: lstm,
+    torch.gru: gru,
+    torch.rnn_tanh: partial(rnn, torch.tanh),
+    torch.rnn_relu: partial(rnn, torch.relu),
+}
+
+
+def _lstm_cell(projected: Tensor, state: State, weight: Tensor, bias: Tensor | None) -> State:
+    input_gate, forget_gate, candidate, output_gate = (projected + F.linear(state[0], weight, bias)).chunk(4, -1)
+    cell = forget_gate.sigmoid() * state[1] + input_gate.sigmoid() * candidate.tanh()
+    return output_gate.sigmoid() * cell.tanh(), cell
+
+
+def _gru_cell(projected: Tensor, state: State, weight: Tensor, bias: Tensor | None) -> State:
+    (reset_x, update_x, new_x), (reset_h, update_h, new_h) = (
+        part.chunk(3, -1) for part in (projected, F.linear(state[0], weight, bias))
+    )
+    update = (update_x + update_h).sigmoid()
+    return ((1 - update) * (new_x + (reset_x + reset_h).sigmoid() * new_h).tanh() + update * state[0],)
+
+
+def _loop_over_time(
+    cell: Cell,
+    input: Tensor,
+    initial: State,
+    weights: list[Tensor],
+    has_bias: bool,
+    num_layers: int,
+    dropout: float,
+    training: bool,
+    bidirectional: bool,
+    batch_first: bool,
+) -> tuple[Tensor, State]:
+    num_directions = 2 if bidirectional else 1
+    num_weights = len(weights) // (num_layers * num_directions)
+    if num_weights != (4 if has_bias else 2):
+        raise ValueError("an LSTM with proj_size does not run in a batch of tasks: use mode='loop' for this model")
+    outputs = input.transpose(0, 1) if batch_first else input  # (L, n, D)
+    final_states: list[State] = []
+    for layer in range(num_layers):
+        directions = []
+        for direction in range(num_directions):
+            index, order = layer * num_directions + direction, -1 if direction else 1
+            input_weight, hidden_weight, *biases = weights[index * num_weights : (index + 1) * num_weights]
+            input_bias, hidden_bias = biases or (None, None)
+            state, steps = tuple(part[index] for part in initial), []
+            for projected in F.linear(outputs, input_weight, input_bias).unbind(0)[::order]:
+                state = cell(projected, state, hidden_weight, hidden_bias)
+                steps.append(state[0])
+            final_states.append(state)
+            directions.append(torch.stack(steps[::order]))
+        outputs = torch.cat(directions, -1)
+        if dropout and layer < num_layers - 1:
+            outputs = F.dropout(outputs, dropout, training)
+    final = tuple(torch.stack(parts) for parts in zip(*final_states))
+    return (outputs.transpose(0, 1) if batch_first else outputs), final

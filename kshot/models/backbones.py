@@ -1,6 +1,6 @@
-"""Small standard backbones: a `body` that computes features and an optional linear `head`.
+"""Standard backbones: a `body` that computes features and an optional linear `head`.
 
-Shape legend: n examples, H height, W width.
+Shape legend: n examples, C channels, H height, W width.
 """
 
 from __future__ import annotations
@@ -14,8 +14,9 @@ from typing import Literal
 from torch import Tensor, nn
 from torch.nn.functional import affine_grid, grid_sample, normalize
 
-from kshot.annotations import FourPositiveInts, PositiveFloat, PositiveInt
+from kshot.annotations import FourPositiveInts, PositiveFloat, PositiveFraction, PositiveInt
 from kshot.argument_checks import check_arguments
+from kshot.models.layers import DropBlock
 from kshot.supplied import Channels, FeatureMaps, ImageSize, InputShape, NumOutputs
 
 
@@ -43,9 +44,6 @@ class FixedLength(nn.Module):
     r"""Scales features to a fixed length, $x \mapsto \ell \, x / \lVert x \rVert$: (n, D) to (n, D).
 
     Squared distances of the results are cosine distances: $\lVert x - y \rVert^2 = 2 \ell^2 (1 - \cos(x, y))$.
-
-    Args:
-        length: $\ell$.
     """
 
     @check_arguments
@@ -119,18 +117,15 @@ def conv4(
         maps: return the feature maps (n, channels, h, w) of the last block, without a head.
 
     Raises:
-        ValueError: the images are too small to be halved four times, an argument is out of range, or `maps` is combined
-            with outputs, a length or views.
+        ValueError: the images are too small to be halved four times, or `maps` comes with outputs, a length or views.
 
     Example:
         >>> conv4(1, 5)(torch.zeros(2, 1, 28, 28)).shape
         torch.Size([2, 5])
 
     References:
-        Vinyals et al., arXiv:1606.04080, section 4.1.1; Finn et al., arXiv:1703.03400, section 5.2.
-
-    Deviations:
-        Convolutions have no bias, which BatchNorm would subtract.
+        Vinyals et al., arXiv:1606.04080, section 4.1.1; Finn et al., arXiv:1703.03400, section 5.2; without a bias of
+        convolutions, which BatchNorm would subtract.
     """
     widths = [channels] * 4 if isinstance(channels, int) else list(channels)
     layers: list[nn.Module] = []
@@ -167,3 +162,71 @@ def with_maps(layers: Sequence[nn.Module], outputs: int | None) -> nn.Sequential
     if outputs is not None:
         raise ValueError(f"feature maps have no head: use outputs=None with maps=True, got outputs={outputs}")
     return nn.Sequential(OrderedDict(body=nn.Sequential(*layers)))
+
+
+LEAKY_SLOPE = 0.1
+
+
+class ResidualBlock(nn.Module):
+    """Three 3×3 convolutions and a 1×1 shortcut, with BatchNorm and max-pooling: (n, C, H, W) to (n, C', H/2, W/2)."""
+
+    def __init__(self, channels_in: int, channels: int, drop: nn.Module) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        for width in (channels_in, channels, channels):
+            convolution = nn.Conv2d(width, channels, 3, padding=1, bias=False)
+            layers += [convolution, nn.BatchNorm2d(channels), nn.LeakyReLU(LEAKY_SLOPE)]
+        self.main = nn.Sequential(*layers[:-1])
+        self.shortcut = nn.Sequential(nn.Conv2d(channels_in, channels, 1, bias=False), nn.BatchNorm2d(channels))
+        self.end = nn.Sequential(nn.LeakyReLU(LEAKY_SLOPE), nn.MaxPool2d(2), drop)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if min(x.shape[-2:]) < 2:
+            raise ValueError(
+                f"a residual block halves its feature maps, got {x.shape[-2]}×{x.shape[-1]} pixels: "
+                "ResNet-12 takes images of at least 16×16"
+            )
+        return self.end(self.main(x) + self.shortcut(x))
+
+
+@check_arguments
+def resnet12(
+    channels_in: Channels,
+    outputs: NumOutputs | None = None,
+    *,
+    widths: FourPositiveInts = (64, 160, 320, 640),
+    keep_prob: PositiveFraction = 0.9,
+    block_size: PositiveInt = 5,
+    maps: FeatureMaps = False,
+) -> nn.Sequential:
+    """Four residual blocks and global average pooling: (n, channels_in, H, W) to (n, outputs), from 16×16 pixels.
+
+    Args:
+        channels_in, outputs: as in `conv4`; without a head the features are (n, widths[-1]).
+        widths: channels of the four blocks.
+        keep_prob: fraction kept in training, by dropout after the first two blocks and by `DropBlock` after the last
+            two, where it falls to this value over the first third of the training; 1 drops nothing.
+        block_size: side of the dropped squares in pixels; MetaOptNet uses 5 for images of 84×84, and 2 for 32×32.
+        maps: return the feature maps (n, widths[-1], h, w) without pooling and without a head.
+
+    Raises:
+        ValueError: `maps` is combined with outputs, or in a call, the images are below 16×16.
+
+    Example:
+        >>> resnet12(3, 5, widths=(8, 16, 32, 64))(torch.zeros(2, 3, 32, 32)).shape
+        torch.Size([2, 5])
+
+    References:
+        Oreshkin, Rodríguez, Lacoste: TADAM, arXiv:1805.10123; Lee et al.: MetaOptNet, arXiv:1904.03758, section 4.1,
+        which does not pool the last feature maps; most later work averages them, as here.
+    """
+    blocks: list[nn.Module] = []
+    for number, channels in enumerate(widths):
+        drop = nn.Dropout(1 - keep_prob) if number < 2 else DropBlock(keep_prob, block_size, until=1 / 3)
+        blocks.append(ResidualBlock(widths[number - 1] if number else channels_in, channels, drop))
+    for part in nn.Sequential(*blocks).modules():
+        if isinstance(part, nn.Conv2d):
+            nn.init.kaiming_normal_(part.weight, LEAKY_SLOPE, mode="fan_out")
+    if maps:
+        return with_maps(blocks, outputs)
+    return with_head(nn.Sequential(*blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten()), widths[-1], outputs)

@@ -5,8 +5,7 @@ Shape legend: n texts, L tokens, D features.
 
 from __future__ import annotations
 
-from collections.abc import Collection
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +18,6 @@ from kshot.models.pretrained import Pretrained, with_lora
 from kshot.supplied import EncoderName, NumOutputs
 
 Tune = Literal["head", "full", "lora"]
-"""The trained and adapted part of an encoder: its head, all weights, or additional low-rank adapters."""
 
 MAX_CACHED_TEXTS = 200_000
 
@@ -29,11 +27,6 @@ class Encoder(Pretrained):
 
     If no gradient is needed and the weights are those of the module, the features of each text are cached until the
     weights change, since many tasks contain the same texts.
-
-    Args:
-        body: the encoder and its pooling.
-        outputs: outputs of the head; None for no head.
-        source: the sentence encoder that the body was loaded from.
     """
 
     def __init__(self, body: Pooled, outputs: int | None, source: SentenceEncoder) -> None:
@@ -102,22 +95,18 @@ def encoder(
 ) -> Encoder:
     r"""A pretrained encoder as a base model, for tasks of `kshot.sources.text(…, features="tokens")`.
 
-    With `tune="lora"` each weight $W$ of the attention's queries and values becomes $W + 2 B A$. Only $A$ (r, D),
-    $B$ (D, r), which is 0 at first, and the head are trained and adapted.
+    With `tune="lora"` the weights of the attention's queries and values get LoRA adapters (see `pretrained.with_lora`);
+    only these and the head are trained and adapted.
 
     Args:
-        name: a folder, `package:NAME` or a name of the Hugging Face hub, as in
-            `kshot.data.text.sentence_encoder.SentenceEncoder`.
+        name: a folder, `package:NAME` or a name of the Hugging Face hub, as in `SentenceEncoder`.
         outputs: outputs of a linear head on the pooled features; None for no head.
         tune: "head", "full" or "lora". All other parameters have `requires_grad=False`.
         layers: number of layers to tune, from the last; by default all.
         rank: r, rank of LoRA.
 
     Raises:
-        ValueError: the encoder does not exist or has no list of layers, or an argument is out of range.
-
-    References:
-        Hu et al.: LoRA: Low-Rank Adaptation of Large Language Models, ICLR 2022, arXiv:2106.09685.
+        ValueError: the encoder does not exist or has no list of layers, or fewer than `layers`.
     """
     source = SentenceEncoder(name)
     body = source.pooled()
@@ -127,17 +116,14 @@ def encoder(
         raise ValueError(f"{name} has {count} layers, of which 1 … {count} can be tuned, got layers={layers}")
     tuned = range(count - (count if layers is None else layers), count)
     if tune == "lora":
-        body.transformer = with_lora(
-            transformer,
-            rank,
-            target_modules=None if body.architecture in _lora_targets() else "all-linear",
-            layers_to_transform=None if layers is None else list(tuned),
-            layers_pattern=None if layers is None else path.rsplit(".", 1)[-1],
-        )
+        selection: dict[str, Any] = {}
+        if layers is not None:
+            selection = {"layers_to_transform": list(tuned), "layers_pattern": path.rsplit(".", 1)[-1]}
+        body.transformer = with_lora(transformer, rank, body.architecture, **selection)
     elif tune == "head" or layers is not None:
         tuned_prefixes = tuple(f"{path}.{number}." for number in tuned) if tune == "full" else ()
         for parameter_name, parameter in transformer.named_parameters():
-            parameter.requires_grad_(bool(tuned_prefixes) and parameter_name.startswith(tuned_prefixes))
+            parameter.requires_grad_(parameter_name.startswith(tuned_prefixes))  # never with an empty tuple
     for parameter_name, parameter in transformer.named_parameters():
         if parameter_name.startswith("pooler."):  # not used: it comes after the pooled layer
             parameter.requires_grad_(False)
@@ -151,12 +137,3 @@ def _list_of_layers(transformer: nn.Module) -> tuple[str, int]:
         raise ValueError(f"{type(transformer).__name__} has no list of layers, which is needed to tune it")
     name = max(lists, key=lambda name: (lists[name], -len(name)))
     return name, lists[name]
-
-
-def _lora_targets() -> Collection[str]:
-    """The architectures for which peft knows the layers to adapt."""
-    try:
-        from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING as TARGETS
-    except ImportError:
-        raise ValueError("tune: lora needs peft, which is not installed: pip install 'kshot[text]'") from None
-    return TARGETS

@@ -19,13 +19,12 @@ from kshot.models.pretrained import Pretrained, with_lora
 from kshot.supplied import ContextLength, LanguageModelFolder, NumReserved, NumSymbols
 
 Body = Literal["gru", "lstm", "transformer"]
-"""Recurrent layers or causal attention."""
 
 LAYERS: dict[str, type[nn.GRU] | type[nn.LSTM]] = {"gru": nn.GRU, "lstm": nn.LSTM}
 
 
 class LanguageModel(nn.Module):
-    """A language model of an `embedding`, a `body` and a `head`; see `language_model`."""
+    """See `language_model`."""
 
     def __init__(
         self, symbols: int, embedding: int, body: nn.Module, width: int, *, tied: bool, dropout: float
@@ -131,24 +130,20 @@ def language_model(
     Args:
         symbols: V, size of the vocabulary: `len(tasks.vocabulary)` of a corpus.
         body: "gru" or "lstm", for texts of any length, or "transformer", for at most `context_length` symbols.
-        width: H, width of the layers.
-        layers: number of layers.
+        width, layers: H, width of the layers, and their number.
         embedding: E, width of the embedding; by default half of `width`, or `width` for a transformer.
         tied: whether the output layer shares the weights of the embedding, after a linear map A (H, E).
-        heads: attention heads of a transformer; a divisor of `width`.
-        context_length: maximal number of symbols of a transformer.
+        heads, context_length: of a transformer: attention heads, a divisor of `width`, and maximal number of symbols.
         dropout: dropout of embeddings, features and between layers, in training mode.
 
     Returns:
         A module with the submodules `embedding`, `body` and `head`.
 
     Raises:
-        ValueError: an argument is out of range; or, for a transformer, `heads` does not divide `width` or `embedding`
-            differs from `width`.
+        ValueError: for a transformer, `heads` does not divide `width`, or `embedding` differs from `width`.
 
     Example:
-        >>> model = language_model(symbols=30, body="lstm", width=16)
-        >>> model(torch.zeros(2, 5, dtype=torch.int64)).shape
+        >>> language_model(symbols=30, body="lstm", width=16)(torch.zeros(2, 5, dtype=torch.int64)).shape
         torch.Size([2, 5, 30])
 
     References:
@@ -162,12 +157,15 @@ def language_model(
             f"a transformer needs heads that divide its width and an embedding of this width, got {heads} heads, "
             f"width {width} and embedding {embedding}"
         )
-    network: nn.Module
-    if is_transformer:
-        network = CausalTransformer(width, layers, heads, context_length, dropout)
-    else:
-        network = Recurrent(body, embedding, width, layers, dropout)
+    network = (
+        CausalTransformer(width, layers, heads, context_length, dropout)
+        if is_transformer
+        else Recurrent(body, embedding, width, layers, dropout)
+    )
     return LanguageModel(symbols, embedding, network, width, tied=tied, dropout=dropout)
+
+
+RESERVED_LOGIT = -1e4  # of the reserved symbols, which are never predicted
 
 
 class CausalLM(Pretrained):
@@ -197,10 +195,6 @@ class CausalLM(Pretrained):
         return nn.functional.pad(logits, (self.reserved, 0), value=RESERVED_LOGIT)
 
 
-RESERVED_LOGIT = -1e4
-"""Logit of the reserved symbols, which are never predicted."""
-
-
 @check_arguments
 def causal_lm(folder: LanguageModelFolder, *, rank: PositiveInt | None = 8, reserved: NumReserved = 0) -> CausalLM:
     r"""A pretrained causal language model from a local folder of `transformers`; nothing is downloaded.
@@ -218,7 +212,7 @@ def causal_lm(folder: LanguageModelFolder, *, rank: PositiveInt | None = 8, rese
         A module for any learner of `objectives.next_token`; symbols are token ids plus `reserved`.
 
     Raises:
-        ValueError: `transformers` or `peft` is not installed, the folder has no causal model, or `rank` is below 1.
+        ValueError: `transformers` or `peft` is not installed, or the folder has no causal model.
     """
     if not (Path(folder) / "config.json").is_file():
         raise ValueError(f"{folder} has no config.json; expected a folder of save_pretrained()")

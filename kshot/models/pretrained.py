@@ -20,16 +20,16 @@ class Pretrained(nn.Module):
 
     def set_origin(self, name: str, sha256: str) -> None:
         """Set the folder of the weights and the hash of its files; the parameters frozen now are those of the files."""
-        self.name, self.sha256 = name, sha256
-        parameters = self.named_parameters(remove_duplicate=False)
-        self._frozen = frozenset(name for name, parameter in parameters if not parameter.requires_grad)
+        self.name, self.sha256, self._frozen = name, sha256, self._without_grad()
         self.register_state_dict_post_hook(_remove_frozen)
         self.register_load_state_dict_post_hook(_allow_missing_frozen)
 
-    def frozen(self) -> set[str]:
+    def frozen(self) -> frozenset[str]:
         """Names of the parameters that are still frozen, so that they equal those of the files."""
-        parameters = self.named_parameters(remove_duplicate=False)
-        return {name for name, parameter in parameters if name in self._frozen and not parameter.requires_grad}
+        return self._frozen & self._without_grad()
+
+    def _without_grad(self) -> frozenset[str]:
+        return frozenset(name for name, p in self.named_parameters(remove_duplicate=False) if not p.requires_grad)
 
     def get_extra_state(self) -> Tensor:
         return torch.tensor(list(bytes.fromhex(self.sha256)), dtype=torch.uint8)
@@ -54,24 +54,25 @@ def _allow_missing_frozen(module: Pretrained, keys: Any) -> None:
     keys.missing_keys[:] = [key for key in keys.missing_keys if not key.endswith(frozen)]
 
 
-def with_lora(model: nn.Module, rank: int, **options: Any) -> nn.Module:
+def with_lora(model: nn.Module, rank: int, architecture: str | None = None, **options: Any) -> nn.Module:
     r"""A model of `transformers` with LoRA adapters: weights $W$ become $W + 2 B A$, and only A and B are trained.
 
     Args:
         model: the model, changed in place.
         rank: r, of A (r, inputs) and B (outputs, r), which is 0 at first.
-        options: further arguments of `peft.LoraConfig`.
-
-    Raises:
-        ValueError: peft is not installed.
+        architecture: if given and unknown to peft, all linear layers get adapters.
+        options: further arguments of `peft.LoraConfig`; peft must be installed.
 
     References:
         Hu et al.: LoRA: Low-Rank Adaptation of Large Language Models, ICLR 2022, arXiv:2106.09685.
     """
     try:
         from peft import LoraConfig, get_peft_model
+        from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING as KNOWN
     except ImportError:
         raise ValueError("LoRA adapters need peft, which is not installed: pip install 'kshot[text]'") from None
+    if architecture is not None and architecture not in KNOWN:
+        options["target_modules"] = "all-linear"
     with warnings.catch_warnings():  # of peft's use of transformers
         warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
         warnings.filterwarnings("ignore", "fan_in_fan_out", UserWarning)

@@ -17,6 +17,9 @@ from kshot.annotations import PositiveInt, PositiveInts
 from kshot.models.backbones import mlp
 from kshot.supplied import ItemCounts, ItemFeatures, NumItems, NumOutputs, RatingFeatures, UserFeatures
 
+Side = tuple[Tensor | None, Tensor | None, Tensor | None]
+"""The features (n, F) of the items and of the user, and the items' means; None for what there is not."""
+
 
 class RatingModel(nn.Module, ABC):
     """Base class: `features` (n, F) of ratings and a linear `head`, or none if `outputs` is None."""
@@ -27,10 +30,8 @@ class RatingModel(nn.Module, ABC):
         self.head = nn.Identity() if outputs is None else nn.Linear(width, outputs)
 
     @abstractmethod
-    def features(
-        self, item: Tensor, item_features: Tensor | None, user_features: Tensor | None, item_mean: Tensor | None
-    ) -> Tensor:
-        """Features (n, F) of rated items (n,), from their features, those of the user and the items' means."""
+    def features(self, item: Tensor, side: Side) -> Tensor:
+        """Features (n, F) of rated items (n,)."""
 
     def forward(
         self,
@@ -39,7 +40,7 @@ class RatingModel(nn.Module, ABC):
         user_features: Tensor | None = None,
         item_mean: Tensor | None = None,
     ) -> Tensor:
-        return self.head(self.features(item, item_features, user_features, item_mean))
+        return self.head(self.features(item, (item_features, user_features, item_mean)))
 
 
 class RatingMlp(RatingModel):
@@ -51,10 +52,8 @@ class RatingMlp(RatingModel):
         nn.init.normal_(self.embedding.weight, std=0.1)
         self.body = mlp(embedding + features, None, hidden).get_submodule("body")
 
-    def features(
-        self, item: Tensor, item_features: Tensor | None, user_features: Tensor | None, item_mean: Tensor | None
-    ) -> Tensor:
-        return self.body(torch.cat([self.embedding(item), *_present(item_features, user_features, item_mean)], -1))
+    def features(self, item: Tensor, side: Side) -> Tensor:
+        return self.body(_joined(self.embedding(item), *side))
 
 
 class TwoTower(RatingModel):
@@ -69,10 +68,9 @@ class TwoTower(RatingModel):
         self.item_tower = _tower(width + item_features, hidden, width)
         self.user_tower = _tower(user_features, hidden, width) if user_features else None
 
-    def features(
-        self, item: Tensor, item_features: Tensor | None, user_features: Tensor | None, item_mean: Tensor | None
-    ) -> Tensor:
-        items = self.item_tower(torch.cat([self.embedding(item), *_present(item_features, item_mean)], -1))
+    def features(self, item: Tensor, side: Side) -> Tensor:
+        item_features, user_features, item_mean = side
+        items = self.item_tower(_joined(self.embedding(item), item_features, item_mean))
         return items if self.user_tower is None else items * (1 + self.user_tower(user_features))
 
 
@@ -82,14 +80,7 @@ class Factorisation(RatingModel):
     popularity: Tensor
     penalty_weight: Tensor
 
-    def __init__(
-        self,
-        counts: Sequence[int],
-        features: int,
-        outputs: int | None,
-        factors: int,
-        hidden: int,
-    ) -> None:
+    def __init__(self, counts: Sequence[int], features: int, outputs: int | None, factors: int, hidden: int) -> None:
         super().__init__(factors + 1, outputs)
         num_ratings = torch.tensor([0, *counts], dtype=torch.float32)
         log_count = num_ratings.log1p()
@@ -109,31 +100,27 @@ class Factorisation(RatingModel):
         nn.init.zeros_(last.weight)
         self.side_offset = nn.Sequential(nn.Linear(features + 3, hidden), nn.GELU(), last)
 
-    def features(
-        self, item: Tensor, item_features: Tensor | None, user_features: Tensor | None, item_mean: Tensor | None
-    ) -> Tensor:
-        side = torch.cat([self.popularity[item], *_present(item_features, user_features, item_mean)], -1)
-        offset = self.offset(item) + self.side_offset(side)
+    def features(self, item: Tensor, side: Side) -> Tensor:
+        joined, item_mean = _joined(self.popularity[item], *side), side[2]
+        offset = self.offset(item) + self.side_offset(joined)
         if item_mean is not None:
             offset = offset + item_mean[..., :1]
-        return torch.cat([offset, self.factors(item) + self.side(side)], -1)
+        return torch.cat([offset, self.factors(item) + self.side(joined)], -1)
 
     def penalty(self, item: Tensor) -> Tensor:
         """The L2 penalty of the item-specific offset and factors, for each of the ratings of items (n,).
 
         The penalty per rating decreases with the number of ratings of the item: in sum it acts as a Gaussian prior.
         """
-        return self.penalty_weight[item] * (
-            self.offset(item).square().sum(-1) / 4 + self.factors(item).square().sum(-1)
-        )
+        squares = self.offset(item).square().sum(-1) / 4 + self.factors(item).square().sum(-1)
+        return self.penalty_weight[item] * squares
 
 
-PENALTY_HALF_COUNT = 12.0
-"""Number of ratings of an item at which its penalty per rating is halved."""
+PENALTY_HALF_COUNT = 12.0  # ratings of an item at which its penalty per rating is halved
 
 
-def _present(*features: Tensor | None) -> list[Tensor]:
-    return [feature for feature in features if feature is not None]
+def _joined(*features: Tensor | None) -> Tensor:
+    return torch.cat([feature for feature in features if feature is not None], -1)
 
 
 def _tower(inputs: int, hidden: int, outputs: int) -> nn.Sequential:
@@ -186,8 +173,7 @@ def two_tower(
     Args:
         items, outputs: as in `rating_mlp`.
         item_features, user_features: numbers of features; without user features there is no user tower.
-        width: width of the towers' outputs.
-        hidden: width of each tower's hidden layer.
+        width, hidden: widths of each tower's output and hidden layer.
 
     Example:
         >>> two_tower(3, 5)(torch.tensor([0, 3]), torch.zeros(2, 5)).shape
@@ -216,10 +202,8 @@ def factorisation(
 
     Args:
         counts: number of training ratings of each item, from index 1.
-        features: total number of features of items and users.
-        outputs: outputs of the head; None for no head, which gives features (n, factors + 1), the offset first.
-        factors: number of factors of an item.
-        hidden: hidden width of the perceptron $g$.
+        features, outputs: as in `rating_mlp`; without a head the features are (n, factors + 1), the offset first.
+        factors, hidden: number of factors of an item, and hidden width of the perceptron $g$.
 
     Example:
         >>> factorisation([5, 1, 9], features=5, factors=4)(torch.tensor([0, 3]), torch.zeros(2, 5)).shape

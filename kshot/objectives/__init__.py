@@ -9,11 +9,16 @@ from collections.abc import Callable
 from typing import get_type_hints
 
 from kshot.objectives.base import Objective, weighted_mean
-from kshot.objectives.classification import classes_present, classification, only_present, shared_classification
-from kshot.objectives.forecast import forecast
-from kshot.objectives.language import next_token, next_token_of
+from kshot.objectives.classification import (
+    classes_present,
+    classification,
+    next_token,
+    next_token_of,
+    only_present,
+    shared_classification,
+)
 from kshot.objectives.ratings import levels, levels_of, rates_items, rating
-from kshot.objectives.regression import gaussian, in_units, mse
+from kshot.objectives.regression import forecast, gaussian, in_units, mse
 
 __all__ = [
     "Objective",
@@ -36,17 +41,11 @@ __all__ = [
     "weighted_mean",
 ]
 
+_FIXED = (mse, classification, shared_classification, gaussian, next_token)
+_WITH_OPTIONS = (next_token_of, in_units, forecast, rating, levels)
 _OBJECTIVES: dict[str, Objective | Callable[..., Objective]] = {
-    "mse": mse,
-    "classification": classification,
-    "shared_classification": shared_classification,
-    "gaussian": gaussian,
-    "next_token": next_token,
-    "next_token_of": next_token_of,
-    "in_units": in_units,
-    "forecast": forecast,
-    "rating": rating,
-    "levels": levels,
+    **{str(objective.name): objective for objective in _FIXED},
+    **{function.__name__: function for function in _WITH_OPTIONS},
 }
 
 

@@ -15,11 +15,7 @@ from torch import Tensor
 from kshot.types import Batch, Tree
 
 
-def _accept_any(targets: Tree) -> None:
-    """Accept all targets; the default of `Objective.check_targets`."""
-
-
-def _identity(targets: Tree) -> Tree:
+def _same(targets: Tree) -> Tree:
     return targets
 
 
@@ -27,8 +23,7 @@ class Objective(NamedTuple):
     """Loss and metrics of a kind of task: all that a learner knows about the domain.
 
     Attributes:
-        loss: (prediction, batch) -> (); differentiable. Rows of weight 0 have no effect.
-        metrics: (prediction, batch) -> {name: ()}. Rows of weight 0 have no effect.
+        loss, metrics: (prediction, batch) -> (), differentiable, and {name: ()}. Rows of weight 0 have no effect.
         task_specific_classes: True if the classes differ from task to task. A class without support examples then does
             not belong to the task, and learners give it probability 0.
         as_prediction: targets -> the prediction, in the form that `loss` and `metrics` take, that is certain of them.
@@ -36,16 +31,15 @@ class Objective(NamedTuple):
             deviation of a normal distribution, or logits of tokens (n, L, V); None if it is something else.
         check_targets: raises ValueError if the shape or dtype of targets does not suit the loss. It reads no values,
             so it also runs under `vmap` and in compiled code.
-        name: the name under which `from_name` finds the objective, with its options; or `package.module:attribute` for
-            an objective, or a function that returns one, of another package. None if files cannot refer to it.
+        name: as in `from_name`; None if files cannot refer to the objective.
     """
 
     loss: Callable[[Tree, Batch], Tensor]
     metrics: Callable[[Tree, Batch], dict[str, Tensor]]
     task_specific_classes: bool = False
-    as_prediction: Callable[[Tree], Tree] = _identity
+    as_prediction: Callable[[Tree], Tree] = _same
     predicts: Literal["classes", "values", "distribution", "tokens"] | None = None
-    check_targets: Callable[[Tree], None] = _accept_any
+    check_targets: Callable[[Tree], object] = _same
     name: str | None = None
 
     @property

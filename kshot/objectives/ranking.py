@@ -27,11 +27,8 @@ def ndcg(scores: Tensor, gains: Tensor, k: int) -> Tensor:
 
     Args:
         scores: (n,) scores by which items are ranked.
-        gains: (n,) $g \ge 0$; ratings, or 1 for clicked items.
+        gains: (n,) $g \ge 0$; ratings, or 1 for clicked items. The result is 0 if all gains are 0.
         k: number of items that count.
-
-    Returns:
-        (), from 0 to 1; 0 if all gains are 0.
 
     Example:
         >>> ndcg(torch.tensor([3.0, 2.0, 1.0]), torch.tensor([1.0, 5.0, 0.0]), k=1)
@@ -49,22 +46,12 @@ def ndcg(scores: Tensor, gains: Tensor, k: int) -> Tensor:
 
 
 def precision(scores: Tensor, relevant: Tensor, k: int) -> Tensor:
-    """Fraction of the first k items, or of all if there are fewer, that are relevant; `relevant` (n,) is 0 or 1.
-
-    Example:
-        >>> precision(torch.tensor([3.0, 2.0, 1.0]), torch.tensor([1.0, 0.0, 1.0]), k=2)
-        tensor(0.5000)
-    """
+    """Fraction of the first k items, or of all if there are fewer, that are relevant; `relevant` (n,) is 0 or 1."""
     return _ranked(scores, relevant)[:k].mean()
 
 
 def recall(scores: Tensor, relevant: Tensor, k: int) -> Tensor:
-    """Fraction of the relevant items that are among the first k, 0 if none is relevant; `relevant` (n,) is 0 or 1.
-
-    Example:
-        >>> recall(torch.tensor([3.0, 2.0, 1.0]), torch.tensor([1.0, 0.0, 1.0]), k=2)
-        tensor(0.5000)
-    """
+    """Fraction of the relevant items that are among the first k, 0 if none is relevant; `relevant` (n,) is 0 or 1."""
     return _ranked(scores, relevant)[:k].sum() / relevant.sum().clamp_min(1)
 
 
@@ -72,10 +59,7 @@ def coverage(shown: Tensor, items: int) -> Tensor:
     r"""Catalogue coverage: the fraction of all items that are shown to any user, $|\bigcup_u R_u| / I$.
 
     It grows with the number of users, up to $\min(U k / I, 1)$, so that only values for the same users are comparable.
-
-    Args:
-        shown: (U, k) indices of the first k items of each user's ranking.
-        items: I, number of items.
+    `shown` (U, k) are the indices of the first k items of each user's ranking, of I `items`.
 
     Example:
         >>> coverage(torch.tensor([[0, 1], [0, 2], [0, 1]]), items=6)

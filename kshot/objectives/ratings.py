@@ -53,8 +53,7 @@ def rating(mean: float, std: float, low: float, high: float, like: float) -> Obj
 
     Args:
         mean, std: $\mu$ and $\sigma$.
-        low, high: ends of the scale.
-        like: lowest rating of a liked item.
+        low, high, like: ends of the scale, and the lowest rating of a liked item.
 
     Example:
         >>> batch = Batch.of(torch.zeros(2, 1), torch.tensor([[0.0], [2.0]]))
@@ -96,12 +95,8 @@ def levels(values: Sequence[float], mean: float, std: float, like: float) -> Obj
     not) log_loss and those of the ranking.
 
     Args:
-        values: ratings of the levels, ascending.
-        mean, std: mean and standard deviation of the training ratings.
-        like: lowest rating of a liked item.
-
-    Raises:
-        ValueError: fewer than two values, or values that do not ascend.
+        values: ratings of the levels, at least two, ascending.
+        mean, std, like: as in `rating`, of the training ratings.
 
     Example:
         >>> stars = levels([1, 2, 3], mean=2.0, std=1.0, like=3)

@@ -30,7 +30,12 @@ def save_checkpoint(folder: Path, module: nn.Module, optimizer: Optimizer | None
     temporary.mkdir(parents=True)
     save_file(_copies(module.state_dict()), temporary / WEIGHTS)
     if optimizer is not None:
-        save_file(_copies(_optimizer_tensors(optimizer)), temporary / OPTIMIZER)
+        tensors = {
+            f"{number}.{name}": torch.as_tensor(value)
+            for number, entry in optimizer.state_dict()["state"].items()
+            for name, value in entry.items()
+        }
+        save_file(_copies(tensors), temporary / OPTIMIZER)
     (temporary / META).write_text(json.dumps(meta, indent=1))
     for file in temporary.iterdir():
         with file.open("rb") as handle:
@@ -53,9 +58,8 @@ def load_checkpoint(folder: Path, module: nn.Module, optimizer: Optimizer | None
     except (OSError, json.JSONDecodeError) as error:
         raise _unreadable(folder / META, error) from error
     if optimizer is not None:
-        moments = _read(folder / OPTIMIZER)
         state: dict[int, dict[str, Tensor]] = {}
-        for key, tensor in moments.items():
+        for key, tensor in _read(folder / OPTIMIZER).items():
             number, name = key.split(".", 1)
             state.setdefault(int(number), {})[name] = tensor
         optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
@@ -64,12 +68,7 @@ def load_checkpoint(folder: Path, module: nn.Module, optimizer: Optimizer | None
 
 
 class Checkpoints:
-    """The checkpoints of one run, as subfolders of a folder.
-
-    Args:
-        folder: folder of the checkpoints; created if missing.
-        seconds: interval between checkpoints of a round; a killed run loses at most this much training.
-    """
+    """The checkpoints of one run, as subfolders of a folder; one is due every so many seconds."""
 
     def __init__(self, folder: Path, seconds: float = 30.0) -> None:
         self.folder, self.seconds = folder, seconds
@@ -83,7 +82,6 @@ class Checkpoints:
         return time.monotonic() - self._last >= self.seconds
 
     def restart_interval(self) -> None:
-        """Start a new interval."""
         self._last = time.monotonic()
 
     def latest(self) -> Path | None:
@@ -117,11 +115,7 @@ def save_state(path: Path, state: Tree, meta: dict[str, str]) -> None:
 
 
 def load_state(path: Path) -> tuple[Tree, dict[str, str]]:
-    """Read a file of `save_state`: the state and its metadata.
-
-    Raises:
-        ValueError: the file is missing, truncated or not a safetensors file.
-    """
+    """Read the state and the metadata of a file of `save_state`; raises ValueError if it is missing or damaged."""
     tensors = _read(path)
     with safe_open(path, framework="pt") as file:
         meta = file.metadata() or {}
@@ -152,14 +146,6 @@ def flatten(state: Tree, prefix: str = "") -> dict[str, Tensor]:
 def _copies(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """Copies without shared memory, as safetensors requires; tied weights are written under each of their names."""
     return {name: tensor.detach().clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()}
-
-
-def _optimizer_tensors(optimizer: Optimizer) -> dict[str, Tensor]:
-    return {
-        f"{number}.{name}": torch.as_tensor(value)
-        for number, entry in optimizer.state_dict()["state"].items()
-        for name, value in entry.items()
-    }
 
 
 def _read(path: Path) -> dict[str, Tensor]:

@@ -32,15 +32,11 @@ class Diverged(ArithmeticError):
 
 @dataclass(frozen=True)
 class Settings:
-    """Settings of the outer optimisation, which may change between rounds.
+    """Settings of the outer optimisation, which may change between rounds; most are arguments of `fit`.
 
     Attributes:
-        outer_lr: learning rate of Adam.
-        clip: maximal norm of the gradient; None for no clipping.
-        schedule: "cosine" decays from `outer_lr` to a hundredth of it at `horizon`; "constant" does not.
-        horizon: steps of the schedule.
+        horizon: steps of the schedule; "cosine" decays to a hundredth of `outer_lr`.
         size: tasks per step of meta-training, or examples per step of pretraining.
-        weight_decay: decoupled weight decay (AdamW) of parameters with at least two axes.
     """
 
     outer_lr: PositiveFloat = 1e-3
@@ -111,8 +107,7 @@ class OuterLoop:
     ) -> list[float]:
         """Take `steps` steps, fewer if the clock (`time.monotonic`) passes `deadline`; return their losses.
 
-        Raises:
-            Diverged: the loss or its gradient is not finite; the parameters are those before that step.
+        Raises `Diverged` if the loss or its gradient is not finite.
         """
         self.module.train()
         losses: list[float] = []
@@ -135,8 +130,7 @@ class OuterLoop:
             loss = float(self.backward(self.module, batch))
         if self.step == 0:
             self._warn_of_missing_grads()
-        limit = math.inf if self.settings.clip is None else self.settings.clip
-        norm = float(nn.utils.clip_grad_norm_(self.parameters.values(), limit))
+        norm = float(nn.utils.clip_grad_norm_(self.parameters.values(), self.settings.clip or math.inf))
         if not (math.isfinite(loss) and math.isfinite(norm)):
             raise Diverged(
                 f"step {self.step}: the loss is {loss} and the norm of its gradient {norm}; "
@@ -156,27 +150,18 @@ class OuterLoop:
 
     def save(self, folder: Path, meta: dict[str, Any]) -> None:
         """Write a checkpoint of the module, the optimiser, the step and the settings, with `meta` added."""
-        progress = {
-            "step": self.step,
-            "settings": asdict(self.settings),
-            "processor_seconds": self.processor_seconds,
-        }
+        progress = {"step": self.step, "settings": asdict(self.settings), "processor_seconds": self.processor_seconds}
         save_checkpoint(folder, self.module, self.optimizer, progress | meta)
 
     def load(self, folder: Path) -> dict[str, Any]:
-        """Restore a checkpoint of `save` bitwise, and return its metadata.
-
-        Raises:
-            ValueError: the checkpoint is damaged or of another model.
-        """
+        """Restore a checkpoint of `save` bitwise, and return its metadata; raises as `load_checkpoint`."""
         meta = load_checkpoint(folder, self.module, self.optimizer)
         self.step, self.settings = meta["step"], Settings(**meta["settings"])
         self.processor_seconds = meta["processor_seconds"]
         return meta
 
     def _warn_of_missing_grads(self) -> None:
-        names = [name for name, parameter in self.parameters.items() if parameter.grad is None]
-        if names:
+        if names := [name for name, parameter in self.parameters.items() if parameter.grad is None]:
             warnings.warn(
                 f"{len(names)} parameters get no gradient and stay as they are: {', '.join(names[:5])}"
                 + (", …" if len(names) > 5 else ""),
@@ -195,11 +180,8 @@ def seeded(*key: int, device: torch.device | None = None) -> Iterator[None]:
 def first_task(seed: int) -> int:
     """Index of the first training task, or pretraining batch, of a training with a seed.
 
-    Different seeds use disjoint ranges of one sequence of training tasks, so that the seed of the source alone
-    determines the validation and test tasks.
-
-    Raises:
-        ValueError: the seed is negative.
+    Different seeds, of at least 0, use disjoint ranges of one sequence of training tasks, so that the seed of the
+    source alone determines the validation and test tasks.
     """
     if seed < 0:
         raise ValueError(f"seed must be at least 0, got {seed}")
@@ -244,12 +226,11 @@ def fit(
         outer_lr: learning rate of Adam.
         clip: maximal norm of the gradient; None for no clipping.
         schedule: "cosine" over `steps`, or "constant".
-        weight_decay: of matrices, decoupled from the gradient as in AdamW (arXiv:1711.05101).
+        weight_decay: of parameters with at least two axes, decoupled from the gradient as in AdamW (arXiv:1711.05101).
         mode: engine of the meta-gradient: "loop", "vmap", "traced", "compiled", or "auto", which times the first steps
             with each of the first three and keeps the fastest. Gradients are equal up to rounding; since "auto" depends
             on timing, only the others give bitwise the same weights each time.
-        seed: of dropout and the like, and of which training tasks are drawn (see `first_task`). The tasks of val and
-            test are those of the source's own seed, whatever this one is.
+        seed: random seed of dropout and of the choice of training tasks, not of validation and test tasks.
         observe: called with a `Progress` after each step.
 
     Returns:
@@ -259,13 +240,8 @@ def fit(
         Diverged: the loss or its gradient is not finite.
 
     Example:
-        >>> from kshot.learners.gradient.maml import maml
-        >>> from kshot.models.backbones import mlp
-        >>> from kshot.objectives import mse
-        >>> from kshot.sources.functions import sinusoids
-        >>> learner = maml(mlp(1, 1), inner_lr=0.01, objective=mse)
-        >>> losses = fit(learner, sinusoids(), steps=3, mode="vmap")
-        >>> len(losses)
+        >>> learner = kshot.maml(kshot.models.mlp(1, 1), inner_lr=0.01, objective=kshot.objectives.mse)
+        >>> len(fit(learner, kshot.sources.sinusoids(), steps=3, mode="vmap"))
         3
     """
     settings = Settings(outer_lr, clip, schedule, steps, tasks_per_step, weight_decay)

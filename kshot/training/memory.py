@@ -26,24 +26,19 @@ GIB = 2**30
 def predict_peak(learner: Learner, tasks: Task, step: Callable[[Callable[[Task], torch.Tensor], Task], Any]) -> int:
     """The peak memory of a step in bytes, without the learner, the tasks and temporary workspaces of kernels.
 
-    Args:
-        learner: its `forward` is differentiated.
-        tasks: a stack of tasks.
-        step: (function from one task to its loss, tasks) -> anything; takes the step.
-
-    Raises:
-        RuntimeError: the shapes of the step depend on values.
+    `step` takes the step, given a function from one task to its loss, and a stack of tasks. Raises RuntimeError if its
+    shapes depend on values.
     """
-    with FakeTensorMode(allow_non_fake_inputs=True) as fake:
-        named = {name: _fake(fake, p) for name, p in [*learner.named_parameters(), *learner.named_buffers()]}
-        fake_tasks = tree_map(lambda leaf: _fake(fake, leaf), tasks)
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+
+        def fake(tensor: torch.Tensor) -> torch.Tensor:
+            return mode.from_tensor(tensor.detach()).requires_grad_(tensor.requires_grad)
+
+        named = {name: fake(tensor) for name, tensor in [*learner.named_parameters(), *learner.named_buffers()]}
+        fake_tasks = tree_map(fake, tasks)
         with _AllocationCounter() as counter:
             step(lambda task: torch.func.functional_call(learner, named, (task,)), fake_tasks)
     return counter.peak
-
-
-def _fake(mode: FakeTensorMode, tensor: torch.Tensor) -> torch.Tensor:
-    return mode.from_tensor(tensor.detach()).requires_grad_(tensor.requires_grad)
 
 
 class _AllocationCounter(TorchDispatchMode):

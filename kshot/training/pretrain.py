@@ -21,16 +21,10 @@ from kshot.training.fit import OuterLoop, Progress, Settings, first_task, seeded
 from kshot.types import Batch, Tree, to, tree_map
 
 Output = Literal["linear", "cosine"]
-"""Output layer over all training classes: linear, or the cosine similarity to a weight vector of each class."""
-
 PretrainingObjective = Literal["classification", "contrastive"]
-"""Classification of all training classes by a new layer, or a contrastive loss of the features."""
-
 Precision = Literal["float32", "bfloat16"]
-"""Precision of convolutions and matrix products; the weights stay float32."""
 
-SCALE = 20.0
-"""Scale of cosine logits, so that probabilities can approach 0 and 1."""
+SCALE = 20.0  # of cosine logits, so that probabilities can approach 0 and 1
 
 
 class CosineLayer(nn.Module):
@@ -51,12 +45,9 @@ class Classifier(nn.Module):
     The features are the input of the model's `head`, which is not used, or the output of a model without one.
 
     Args:
-        model: the model to train, in place.
+        model, head, output, seed: as in `pretrain`; without an output layer the results are the features.
         classes: C, number of classes of the training split.
         example: inputs (n, ...), to infer the width of the features.
-        output: the new layer; None for the features themselves.
-        head: qualified name of the head; ignored if the model has no such module.
-        seed: random seed of the initial weights of the new layer.
     """
 
     def __init__(
@@ -116,13 +107,8 @@ def contrastive(feat_nD: Tensor, target_nC: Tensor, weight_n: Tensor, temperatur
     $$ \frac{1}{|A|} \sum_{i \in A} \frac{-1}{|P_i|} \sum_{p \in P_i}
        \log \frac{\exp(\cos(f_i, f_p) / \tau)}{\sum_{j \ne i} \exp(\cos(f_i, f_j) / \tau)} $$
 
-    with $P_i$ the other examples of the class of i, and $A$ the examples with a non-empty $P_i$.
-
-    Args:
-        feat_nD: features.
-        target_nC: one-hot targets.
-        weight_n: weights; rows of weight 0 have no effect.
-        temperature: $\tau$.
+    with $P_i$ the other examples of the class of i, and $A$ the examples with a non-empty $P_i$; $\tau$ is the
+    temperature, targets are one-hot, and rows of weight 0 have no effect.
 
     Example:
         >>> feat = torch.tensor([[1.0, 0.0], [2.0, 0.0], [0.0, 1.0]])
@@ -161,15 +147,12 @@ def pretraining_loop(
         raise ValueError(
             "contrastive pretraining needs classes, and these tasks have no classes; use objective='classification'"
         )
-    example = source.pretraining_batch(0, settings.size)
-    module: nn.Module = model
-    fixed = None
+    module, example = model, source.pretraining_batch(0, settings.size)
     if classify:
         device = next(model.parameters()).device
-        fixed = f"model.{head}."
-        inputs, classes = tree_map(lambda leaf: leaf[:2].to(device), example.inputs), example.targets.shape[1]
+        inputs = to(example.rows(slice(2)).inputs, device)
         layer = None if objective == "contrastive" else output
-        module = Classifier(model, classes, inputs, head=head, output=layer, seed=seed).to(device)
+        module = Classifier(model, example.targets.shape[1], inputs, head=head, output=layer, seed=seed).to(device)
 
     # twice as fast for convolutions on a CPU
     module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -186,7 +169,7 @@ def pretraining_loop(
         loss.backward()
         return loss.detach()
 
-    first = first_task(seed)
+    first, fixed = first_task(seed), f"model.{head}." if classify else None
     return OuterLoop(
         module, lambda step, size: source.pretraining_batch(first + step, size), backward, settings, seed, fixed
     )
@@ -223,16 +206,16 @@ def pretrain(
     Args:
         model: any module; BatchNorm updates its running statistics.
         source: source of the examples; only the split "train" is read.
-        steps: number of steps.
-        batch: examples per step.
+        steps, batch: number of steps, and of examples per step.
         outer_lr: learning rate of Adam, with a cosine schedule.
-        head: qualified name of the module whose input is the features.
+        head: qualified name of the module whose input is the features; a model without it outputs features.
         objective: "classification" as above, or "contrastive", the loss of `contrastive` on the features, without a new
             layer; it suits pretrained sentence encoders.
-        output: the new layer: "linear", or "cosine", which suits learners that compare features by their angle.
-        temperature: temperature of the contrastive loss; at low values the nearest examples of other classes dominate.
-        precision: "bfloat16" is up to twice as fast on processors that support it; weights, losses and the new layer
-            stay float32.
+        output: the new layer: "linear", or "cosine", the cosine similarity to a weight vector of each class, for
+            learners that compare features by their angle.
+        temperature: of the contrastive loss; at low values the nearest examples of other classes dominate.
+        precision: of convolutions and matrix products; "bfloat16" is up to twice as fast on processors that support it.
+            Weights, losses and the new layer stay float32.
         seed: random seed of the new layer, the choice of training examples and dropout.
         observe: called with a `Progress` after each step.
 
@@ -243,19 +226,14 @@ def pretrain(
         ValueError: an unknown objective, output or precision; a contrastive loss for tasks without classes.
 
     Example:
-        >>> from kshot.models.backbones import mlp
-        >>> from kshot.sources.functions import sinusoids
-        >>> len(pretrain(mlp(1, 1), sinusoids(), steps=2, batch=40))
+        >>> len(pretrain(kshot.models.mlp(1, 1), kshot.sources.sinusoids(), steps=2, batch=40))
         2
 
     References:
         Chen et al.: A Closer Look at Few-shot Classification, ICLR 2019, arXiv:1904.04232 (the pretraining stage; the
         cosine layer is its Baseline++). Tunstall et al.: Efficient Few-Shot Learning Without Prompts, arXiv:2209.11055
-        (SetFit: contrastive training, then a head).
-
-    Deviations:
-        The contrastive loss uses all pairs of a batch in one softmax, where SetFit regresses the cosine of single pairs
-        on 0 and 1.
+        (SetFit: contrastive training, then a head; SetFit regresses the cosine of single pairs on 0 and 1, here all
+        pairs of a batch are in one softmax).
     """
     settings = Settings(outer_lr, clip=None, horizon=steps, size=batch)
     with during(source, "pretraining"):
@@ -285,13 +263,9 @@ def fit_feature_statistics(
     for PLDA also the covariances within and between classes. Call it again after further training of the embedding.
 
     Args:
-        learner: its head is, or contains, a `FeatureStatistics`; changed in place.
+        learner: changed in place; ValueError is raised unless its head is, or contains, a `FeatureStatistics`.
         source: source of the examples; only the split "train" is read.
-        batches: number of batches; by default that of the head.
-        batch: examples per batch.
-
-    Raises:
-        ValueError: the learner has no such head.
+        batches, batch: number of batches, by default that of the head, and examples per batch.
 
     Example:
         >>> learner = kshot.learners.simpleshot(nn.Flatten(), features=1)

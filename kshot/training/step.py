@@ -13,6 +13,8 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from threading import Barrier
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -25,7 +27,6 @@ from kshot.inner.layer_errors import explain_missing_derivatives
 from kshot.inner.memory_format import has_convolutions
 from kshot.inner.unrolling import recomputing
 from kshot.learner import Learner
-from kshot.training.cores import Cores
 from kshot.training.memory import GIB, available_memory, memory_size, predict_peak
 from kshot.training.programs import Program, compile_program, draws_random_numbers, trace_stack, trace_task
 from kshot.types import Params, Task, tree_leaves, tree_map, unstack
@@ -35,23 +36,13 @@ Engine = Literal["loop", "vmap", "traced", "compiled"]
 
 log = logging.getLogger(__name__)
 
-MEMORY_FRACTION = 0.8
-"""Fraction of the free memory that one step may use."""
-
-SMALL_STEP = 5_000
-"""A step needs no memory plan if its parameters and tasks fit this many times into memory."""
-
-NUM_TRIALS = 3
-"""Steps that "auto" takes by each engine before it chooses; the first is a warm-up."""
+MEMORY_FRACTION = 0.8  # of the free memory, for one step
+SMALL_STEP = 5_000  # a step needs no memory plan if its parameters and tasks fit this many times into memory
+NUM_TRIALS = 3  # steps that "auto" takes by each engine before it chooses; the first is a warm-up
 
 
 class Plan(NamedTuple):
-    """How a step stays within its memory.
-
-    Attributes:
-        chunk: number of tasks in one pass; None for all of them.
-        recompute: whether inner steps are recomputed in the backward pass.
-    """
+    """How a step stays within its memory: tasks in one pass (None: all), and whether inner steps are recomputed."""
 
     chunk: int | None = None
     recompute: bool = False
@@ -62,12 +53,10 @@ class MetaGradient:
 
     Args:
         learner: its `forward` returns the outer loss of a task.
-        mode: "loop", "vmap", "traced", "compiled", or "auto", which takes a few steps by each engine but "compiled" and
-            keeps the fastest. Tracing takes seconds. Compiling takes tens of seconds, needs a C++ compiler and pays off
+        mode: as in `fit`. Tracing takes seconds. Compiling takes tens of seconds, needs a C++ compiler and pays off
             after some thousand steps of a small model.
         backend: backend of `torch.compile`.
-        memory: bytes that a step may use; by default most of the device's free memory. A step that is predicted to
-            exceed it is processed in chunks of tasks, or recomputes its inner steps.
+        memory: bytes that a step may use; by default most of the device's free memory.
         chunk: number of tasks in one batched pass; by default as many as fit.
         recompute: whether inner steps are recomputed in the backward pass, if tasks are processed one by one; by
             default only if the step does not fit otherwise.
@@ -76,7 +65,7 @@ class MetaGradient:
 
     Attributes:
         engine: the engine of the next step; None while "auto" is measuring.
-        choice: why the engine was chosen, if by measurement or in place of the requested one; else empty.
+        choice: why the engine was chosen, unless it is the requested one.
         plan: how the last step stayed within memory.
 
     Raises:
@@ -111,10 +100,11 @@ class MetaGradient:
         self._plans: dict[Any, Plan] = {}  # by engine and shapes of the tasks
         self._seconds: dict[Engine, list[float]] = {"loop": [], "vmap": []}
         if trace_one_task is None:
-            trace_one_task = has_convolutions(learner) and _device(learner).type == "cpu"
+            device = next((p.device.type for p in learner.parameters()), "cpu")
+            trace_one_task = device == "cpu" and has_convolutions(learner)
         self._traces_one_task = trace_one_task
         self._failures: list[str] = []  # of engines that "auto" tried
-        self._cores: Cores | None = None
+        self._pools: dict[int, ThreadPoolExecutor] = {}  # by number of threads
         if not learner.annealed:
             self._seconds["traced"] = []
         elif mode in ("traced", "compiled"):
@@ -126,15 +116,14 @@ class MetaGradient:
         """Add the gradient of the mean loss over a stack of T tasks; return that loss, (), detached."""
         if self.engine is None:
             return self._measure(tasks)
-        if self.engine in ("traced", "compiled"):
-            try:
-                return self._step(self.engine, tasks)
-            except MemoryError:
+        try:
+            return self._step(self.engine, tasks)
+        except Exception as error:  # tracing and compiling may raise anything: fall back to a plain engine
+            if self.engine in ("loop", "vmap") or isinstance(error, MemoryError):
                 raise
-            except Exception as error:  # tracing and compiling may raise anything: fall back to a plain engine
-                plain: Engine = "loop" if self._one_by_one(self.engine) else "vmap"
-                self._use(plain, f"since the step could not be {self.engine}: {_reason(error)}")
-        return self._step(self.engine, tasks)
+            plain: Engine = "loop" if self._one_by_one(self.engine) else "vmap"
+            self._use(plain, f"since the step could not be {self.engine}: {_reason(error)}")
+        return self._step(plain, tasks)
 
     def _one_by_one(self, engine: Engine) -> bool:
         """Whether an engine processes tasks one by one instead of in a batch."""
@@ -203,10 +192,12 @@ class MetaGradient:
 
         # random numbers are drawn in the order of the tasks
         count = 1 if draws_random_numbers(program) else min(torch.get_num_threads(), len(singles))
-        if count > 1 and (self._cores is None or self._cores.count != count):
-            self._cores = Cores(count)
-        parts = [singles[start::count] for start in range(count)]
-        results = [sum_over(singles)] if count == 1 or self._cores is None else self._cores.map(sum_over, parts)
+        if count == 1:
+            results = [sum_over(singles)]
+        else:
+            if count not in self._pools:
+                self._pools[count] = _single_core_threads(count)
+            results = list(self._pools[count].map(sum_over, [singles[start::count] for start in range(count)]))
         for grads, _ in results:
             self._add_grads(grads, 1 / len(singles))
         return torch.stack([total for _, total in results]).sum() / len(singles)
@@ -261,29 +252,41 @@ class MetaGradient:
     def _fitting_plan(self, engine: Engine, tasks: Task, limit: float) -> Plan:
         num_tasks, batched = len(tasks.support.weight), not self._one_by_one(engine)
 
+        def step(task_loss: Callable[[Task], Tensor], tasks: Task) -> None:
+            if batched:
+                loss = torch.vmap(task_loss, randomness="different")(tasks).mean()
+            else:
+                loss = task_loss(unstack(tasks)[0])
+            loss.backward()
+
         def peak(count: int, *, recompute: bool = False) -> int:
-            first = tree_map(lambda leaf: leaf[:count], tasks)
-            return predict_peak(self.learner, first, _step_by_vmap if batched else _step_by_loop(recompute))
+            with recomputing(recompute):
+                return predict_peak(self.learner, tree_map(lambda leaf: leaf[:count], tasks), step)
 
         if batched:
-            peak_all, peak_one = peak(num_tasks), peak(1)
+            peak_all, needed = peak(num_tasks), peak(1)
             if peak_all <= limit:
                 return Plan()
-            per_task = max((peak_all - peak_one) / max(num_tasks - 1, 1), 1)
-            chunk = int((limit - peak_one) // per_task) + 1
+            per_task = max((peak_all - needed) / max(num_tasks - 1, 1), 1)
+            chunk = int((limit - needed) // per_task) + 1
             if chunk >= 1:
                 log.info("tasks go in chunks of %d: all %d would need %.1f GiB", chunk, num_tasks, peak_all / GIB)
                 return Plan(chunk)
-            raise _too_large(peak_one, limit, "with mode='loop', which can recompute its inner steps, it needs less")
-        parallel = min(torch.get_num_threads(), num_tasks) if engine == "traced" else 1
-        stored = parallel * peak(1)
-        if stored <= limit:
-            return Plan()
-        recomputed = parallel * peak(1, recompute=True)
-        if recomputed <= limit:
-            log.info("inner steps are recomputed: %.1f GiB instead of %.1f", recomputed / GIB, stored / GIB)
-            return Plan(recompute=True)
-        raise _too_large(recomputed, limit, "use smaller images, fewer queries, a smaller model or order=1")
+            remedy = "with mode='loop', which can recompute its inner steps, it needs less"
+        else:
+            parallel = min(torch.get_num_threads(), num_tasks) if engine == "traced" else 1
+            stored = parallel * peak(1)
+            if stored <= limit:
+                return Plan()
+            needed = parallel * peak(1, recompute=True)
+            if needed <= limit:
+                log.info("inner steps are recomputed: %.1f GiB instead of %.1f", needed / GIB, stored / GIB)
+                return Plan(recompute=True)
+            remedy = "use smaller images, fewer queries, a smaller model or order=1"
+        raise MemoryError(
+            f"the meta-gradient of one task needs about {needed / GIB:.1f} GiB, "
+            f"but the limit is {limit / GIB:.1f} GiB: {remedy}"
+        )
 
     def _measure(self, tasks: Task) -> Tensor:
         """Take this step by the engine with the fewest trials; after the last trial choose the fastest."""
@@ -314,24 +317,17 @@ class MetaGradient:
         log.info("the meta-gradient is computed by %s", self.choice)
 
 
-def _step_by_vmap(task_loss: Callable[[Task], Tensor], tasks: Task) -> None:
-    torch.vmap(task_loss, randomness="different")(tasks).mean().backward()
+def _single_core_threads(count: int) -> ThreadPoolExecutor:
+    """Threads with one core each: operations of a small task are too short to be split, and waiting cores spin."""
+    pool, barrier, num_cores = ThreadPoolExecutor(count), Barrier(count), torch.get_num_threads()
 
+    def initialise(_: int) -> None:
+        barrier.wait()  # so that each of these calls runs in a different thread
+        torch.set_num_threads(1)
 
-def _step_by_loop(recompute: bool) -> Callable[[Callable[[Task], Tensor], Task], None]:
-    def step(task_loss: Callable[[Task], Tensor], tasks: Task) -> None:
-        with recomputing(recompute):
-            for task in unstack(tasks):
-                task_loss(task).backward()
-
-    return step
-
-
-def _too_large(needed: float, limit: float, remedy: str) -> MemoryError:
-    return MemoryError(
-        f"the meta-gradient of one task needs about {needed / GIB:.1f} GiB, but the limit is {limit / GIB:.1f} GiB: "
-        f"{remedy}"
-    )
+    list(pool.map(initialise, range(count)))
+    torch.set_num_threads(num_cores)  # of this thread and of later ones
+    return pool
 
 
 def _reason(error: Exception) -> str:
@@ -341,10 +337,6 @@ def _reason(error: Exception) -> str:
 
 def _shapes(tasks: Task) -> tuple:
     return tuple((leaf.shape, leaf.dtype) for leaf in tree_leaves(tasks))
-
-
-def _device(learner: Learner) -> torch.device:
-    return next((p.device for p in learner.parameters()), torch.device("cpu"))
 
 
 def meta_gradient(learner: Learner, tasks: Task, mode: Mode = "loop") -> Tensor:

@@ -6,8 +6,7 @@ from hypothesis import strategies as st
 
 import kshot
 from kshot import objectives
-from kshot.deciding.decisions import Change, Continue, Outcome, Rollback, Round, Stop
-from kshot.deciding.experience import Experience
+from kshot.deciding.decisions import Change, Continue, Experience, Outcome, Rollback, Round, Stop
 from kshot.deciding.loop import Observer, run_until
 from kshot.deciding.policies import Budget, rules
 from kshot.evaluation.intervals import Interval

@@ -12,7 +12,7 @@ from kshot import Batch, Task
 from kshot.app.build import build_model
 from kshot.app.spec import load_spec
 from kshot.models import DropBlock, conv4, resnet12
-from kshot.models.resnet import ResidualBlock
+from kshot.models.backbones import ResidualBlock
 from kshot.training.fit import OuterLoop, Settings
 from kshot.training.step import MetaGradient, meta_gradient
 from kshot.types import stack

@@ -17,7 +17,7 @@ from kshot.inner.functional import Function
 from kshot.learner import Learner
 from kshot.learners.amortised.attention import Attention, log_weight, perceptron, weighted_row_mean
 from kshot.learners.gradient.cavia import FiLM
-from kshot.models.spread import Spread
+from kshot.models.layers import Spread
 from kshot.objectives import Objective
 from kshot.supplied import Embedding, FeatureCount, NumOutputs
 from kshot.types import Batch, Tree

@@ -17,7 +17,7 @@ from kshot.annotations import PositiveInt
 from kshot.learner import Learner
 from kshot.learners.amortised.attention import Attention, log_weight, perceptron
 from kshot.learners.amortised.neural_processes import TransformerBlock
-from kshot.models.spread import Spread
+from kshot.models.layers import Spread
 from kshot.objectives import Objective, classes_present, only_present
 from kshot.types import Batch, Tree
 

@@ -13,8 +13,7 @@ from torch import Tensor, nn
 from kshot import objectives
 from kshot.annotations import DerivativeOrder, NonNegativeInt, PositiveFloat
 from kshot.argument_checks import check_arguments
-from kshot.inner.per_parameter import Pattern, adaptable_params
-from kshot.inner.rates import LearnedRate
+from kshot.inner.per_parameter import LearnedRate, Pattern, adaptable_params
 from kshot.inner.solvers import InnerSolver
 from kshot.learners.gradient.gradient_learner import GradientLearner, Rule, make_rule, make_solver
 from kshot.objectives import Objective

@@ -15,8 +15,7 @@ from kshot.annotations import DerivativeOrder, PositiveInt
 from kshot.argument_checks import check_arguments
 from kshot.inner.functional import BatchNorm, Function
 from kshot.inner.memory_format import channels_last
-from kshot.inner.per_parameter import Pattern, adaptable_params
-from kshot.inner.rates import Rate
+from kshot.inner.per_parameter import Pattern, Rate, adaptable_params
 from kshot.inner.rules import SGD, Adam, UpdateRule
 from kshot.inner.solvers import Annealed, FirstOrder, InnerSolver, Unrolled
 from kshot.learner import Learner, query_loss

@@ -8,8 +8,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from kshot import objectives
 from kshot.annotations import Fraction, NonNegativeInt, PositiveFloat
 from kshot.inner.functional import BatchNorm
-from kshot.inner.per_parameter import Pattern, PerParameter, adaptable_params
-from kshot.inner.rates import LearnedRate
+from kshot.inner.per_parameter import LearnedRate, Pattern, PerParameter, adaptable_params
 from kshot.inner.rules import SGD
 from kshot.inner.solvers import Annealed
 from kshot.learners.gradient.gradient_learner import GradientLearner, PerStep

@@ -1,4 +1,4 @@
-"""DropBlock: dropout of square regions of feature maps.
+"""Layers of models: DropBlock, and the last layer of a model that predicts normal distributions.
 
 Shape legend: n examples, C channels, H height, W width.
 """
@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
-from kshot.annotations import Fraction, PositiveFraction, PositiveInt
+from kshot.annotations import Fraction, OpenFraction, PositiveFraction, PositiveInt
 from kshot.argument_checks import check_arguments
 from kshot.learner import Scheduled
 
@@ -30,19 +30,14 @@ class DropBlock(Scheduled):
         block_size: $b$ in pixels; on a smaller map the side of the map.
         until: fraction of the training, from 0 to 1, over which the dropped fraction grows.
 
-    Raises:
-        ValueError: an argument is out of range.
-
     Example:
         >>> dropped = DropBlock(keep_prob=0.5, block_size=2)(torch.ones(1, 8, 6, 6))
         >>> print(f"{dropped.mean():.3f}")
         1.000
 
     References:
-        Ghiasi, Lin, Le: DropBlock, arXiv:1810.12890, algorithm 1 and section 3 (scheduled DropBlock).
-
-    Deviations:
-        Each example is scaled separately, so that examples of a batch are independent.
+        Ghiasi, Lin, Le: DropBlock, arXiv:1810.12890, algorithm 1 and section 3 (scheduled DropBlock); but each example
+        is scaled separately, so that examples of a batch are independent.
     """
 
     drop_prob: Tensor
@@ -74,3 +69,29 @@ class DropBlock(Scheduled):
 
     def extra_repr(self) -> str:
         return f"keep_prob={self.keep_prob}, block_size={self.block_size}, until={self.until}"
+
+
+class Spread(nn.Module):
+    r"""Splits 2Y outputs into Y means and Y standard deviations, for `objectives.gaussian`.
+
+    $$ \sigma = \sigma_{\min} + (1 - \sigma_{\min}) \, \mathrm{softplus}(s) $$
+
+    Args:
+        min_std: $\sigma_{\min}$ in the targets' unit, between 0 and 1; it bounds the likelihood of noise-free targets.
+
+    Example:
+        >>> {name: part.shape for name, part in Spread()(torch.zeros(5, 2)).items()}
+        {'mean': torch.Size([5, 1]), 'std': torch.Size([5, 1])}
+    """
+
+    @check_arguments
+    def __init__(self, min_std: OpenFraction = 0.01) -> None:
+        super().__init__()
+        self.min_std = min_std
+
+    def forward(self, raw: Tensor) -> dict[str, Tensor]:
+        """(n, 2Y), the means first, to {"mean": (n, Y), "std": (n, Y)}."""
+        if raw.shape[-1] % 2:
+            raise ValueError(f"means and deviations need an even number of outputs, got {tuple(raw.shape)}")
+        mean, raw_std = raw.chunk(2, -1)
+        return {"mean": mean, "std": self.min_std + (1 - self.min_std) * F.softplus(raw_std)}
