@@ -64,7 +64,7 @@ def names_of(spec: Spec, objective: Objective) -> list[BaselineName | Part]:
     if spec.model is not None and spec.model.kind != "encoder" and objective.predicts != "distribution":
         names.append("scratch")
     if spec.pretrain:
-        names += ["fine_tune", "pretrained_centroid"] if objective.classifies else ["fine_tune", "pretrained"]
+        names += ["fine_tune", "pretrained_centroid" if objective.classifies else "pretrained"]
     if objective.classifies:
         names.append("centroid")
     elif objective.predicts in ("values", "distribution"):
@@ -83,7 +83,6 @@ def labels_of(baselines: list[BaselineName | Part]) -> dict[str, BaselineName | 
 
 
 def describe(label: str, spec: Spec) -> str:
-    """A description of a baseline, as a phrase."""
     if label in DESCRIPTIONS:
         return DESCRIPTIONS[label].format(steps=spec.pretrain.steps if spec.pretrain else 0)
     baseline = labels_of(spec.baselines.names or [])[label]
@@ -130,13 +129,10 @@ def evaluate_baselines(
     """Evaluate each baseline on the first tasks of a split, with the hyperparameters that are best on validation tasks.
 
     Args:
-        spec: the run file.
-        source: task source.
+        spec, source, shapes: the run file, its task source, and the shapes of one example.
         pretrained: the model before meta-training, for the baselines that need one.
-        shapes: shapes of one example.
         device: device of the baselines.
-        split: split of the evaluation.
-        num_tasks: number of its tasks.
+        split, num_tasks: as in `evaluate`.
         observer: gives the function that is called after each task of a baseline.
         coverage: receives the catalogue coverage of each baseline.
     """
@@ -146,11 +142,9 @@ def evaluate_baselines(
         candidates = [candidate.to(device) for candidate in _candidates(baseline, spec, source, pretrained, shapes)]
         best = candidates[0]
         if len(candidates) > 1:
-            scores = []
-            for candidate in candidates:
-                with during(source, "tuning"):
-                    val = evaluate(candidate, source, split="val", num_tasks=spec.baselines.num_val_tasks, audit=False)
-                scores.append(target.of(val.metrics).mean)
+            options: dict[str, Any] = {"split": "val", "num_tasks": spec.baselines.num_val_tasks, "audit": False}
+            with during(source, "tuning"):
+                scores = [target.of(evaluate(each, source, **options).metrics).mean for each in candidates]
             best = candidates[scores.index((max if target.at_least else min)(scores))]
         evaluations[label] = evaluate_with_coverage(
             label, best, source, coverage, split=split, num_tasks=num_tasks, observe=observer(label), audit=False

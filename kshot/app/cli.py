@@ -46,10 +46,9 @@ def run(
     from kshot.app.spec import load_spec
 
     spec = load_spec(recipe, set_)
-    if out is None:
-        if resume:
-            raise ValueError("--resume needs the folder of the run: --out DIR")
-        out = free_folder(Path("runs"), spec.name)
+    if resume and out is None:
+        raise ValueError("--resume needs the folder of the run: --out DIR")
+    out = out or free_folder(Path("runs"), spec.name)
     from kshot.app.run import run as run_spec
     from kshot.app.seeds import parse_seeds, run_seeds
 
@@ -87,7 +86,7 @@ def evaluate(
 
     Exit code: 0, 2 for invalid input, 3 if an audit failed and the figures are not to be trusted.
     """
-    from kshot.app.evaluate import evaluate_run
+    from kshot.app.run import evaluate_run
 
     report = evaluate_run(
         run_dir,
@@ -113,7 +112,7 @@ def compare(
     """Rank runs on the same test episodes by their figures, with costs and significant differences."""
     from rich.console import Console
 
-    from kshot.app.compare import compare_runs
+    from kshot.app.terminal import compare_runs
 
     compare_runs(run_dirs, csv, html, Console())
 

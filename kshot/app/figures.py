@@ -32,10 +32,8 @@ def make_figures(
     """The figures of a test by name.
 
     Args:
-        report: a report with the entries of the test, as plain values.
-        result: the test.
-        spec: the run file.
-        source: task source.
+        report, result: a report with the entries of the test, as plain values, and the test itself.
+        spec, source: the run file and its task source.
         learner: the evaluated learner; it is moved to the CPU.
     """
     test, metric, higher = result.test, result.target.metric, result.target.at_least

@@ -39,10 +39,8 @@ class TestResult:
 
     Attributes:
         target: target of the run: its metric, and whether higher is better.
-        test: evaluation of the learner.
-        baselines: evaluations of the baselines, on the first of the same tasks.
+        test, baselines: evaluations of the learner, and of the baselines on the first of the same tasks.
         shots: figures of the learner by number of shots; empty if the source cannot change it.
-        cost: FLOPs and sizes.
         coverage: catalogue coverage of the learner and the baselines; empty if tasks have no catalogue.
         threshold: novelty threshold, set on validation tasks, if the run file has a `reject` section.
         rejection: performance in out-of-scope detection, if the source has out-of-scope examples too.
@@ -76,15 +74,12 @@ def evaluate_with_baselines(
 
     Args:
         learner: trained learner, on its device.
-        spec: the run file.
-        source: task source.
-        shapes: shapes of one example.
+        spec, source, shapes: the run file, its task source, and the shapes of one example.
         pretrained: the model before meta-training, for the baselines that need one.
         watch: called after each task.
-        checkpoint: folder of the checkpoint that the learner was loaded from.
         split: "test" or "val".
         num_tasks: number of tasks; that of the run file by default.
-        episodes_sha256: expected hash of the episodes.
+        checkpoint, episodes_sha256: as in `evaluate`.
         with_baselines: whether the baselines are evaluated.
     """
     target = Target.parse(spec.target)
@@ -133,7 +128,6 @@ def evaluate_with_baselines(
 def _evaluate_rejection(
     learner: Learner, spec: Spec, source: TaskSource, split: Split, num_tasks: int
 ) -> tuple[float | None, Rejection | None]:
-    """The novelty threshold and its performance."""
     if spec.reject is None:
         return None, None
     options: dict[str, Any] = spec.reject.model_dump(exclude={"outsiders"})

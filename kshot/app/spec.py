@@ -66,9 +66,10 @@ class BaselinesSpec(Strict):
     num_test_tasks: AtLeastTwo = 100
 
 
+BUDGET = section("kshot.deciding.policies:Budget")
 PRETRAIN = section("kshot.training.pretrain:pretrain", "model", "source", "head", "seed")
 TRAIN = section("kshot.deciding.loop:run_until", "source", "target", "num_val_tasks", "seed", "folder", "spent_seconds")
-REJECT = section("kshot.evaluation.rejection:rejection", "source", "threshold", "split", "tasks")
+REJECT = section("kshot.evaluation.rejection:rejection", "source", "threshold", "split", "num_tasks")
 
 
 class Spec(Strict):
@@ -83,9 +84,7 @@ class Spec(Strict):
     pretrain: Annotated[Any, PRETRAIN] | None = None
     train: Annotated[Any, TRAIN] = Field(default_factory=dict, validate_default=True)
     target: str
-    budget: Annotated[Any, section("kshot.deciding.policies:Budget")] = Field(
-        default_factory=dict, validate_default=True
-    )
+    budget: Annotated[Any, BUDGET] = Field(default_factory=dict, validate_default=True)
     policy: Annotated[Any, part("policy")] | None = None
     evaluate: EvaluateSpec = EvaluateSpec()
     baselines: BaselinesSpec = BaselinesSpec()
@@ -131,9 +130,9 @@ def load_spec(name: str, overrides: list[str] | None = None) -> Spec:
         2
     """
     known = recipes()
-    path = Path(name)
     if name in known:
         return parse_spec(known[name], f"recipe {name}", overrides)
+    path = Path(name)
     if path.is_file():
         return parse_spec(path.read_text(), str(path), overrides, path.parent)
     if path.suffix in (".yaml", ".yml") or path.parent != Path("."):
@@ -145,8 +144,7 @@ def parse_spec(text: str, where: str, overrides: list[str] | None = None, folder
     """Check the text of a run file.
 
     Args:
-        text: YAML.
-        where: the name of the file in errors.
+        text, where: YAML, and the name of the file in errors.
         overrides: `PATH=VALUE`, each set in the file.
         folder: where modules of `package.module:factory` are looked for, besides the working directory.
 
@@ -170,8 +168,7 @@ def parse_spec(text: str, where: str, overrides: list[str] | None = None, folder
     try:
         return Spec.model_validate(data)
     except ValidationError as error:
-        messages = [_explain(entry, data, lines, where) for entry in error.errors()]
-        raise ValueError("\n".join(messages)) from None
+        raise ValueError("\n".join(_explain(entry, data, lines, where) for entry in error.errors())) from None
 
 
 def _override(data: dict[str, Any], text: str) -> tuple[str, ...]:

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from kshot.evaluation.intervals import LEVEL, Difference, OverSeeds, difference, holm, over_seeds
 from kshot.evaluation.per_task import TASKS, PerTask, read_tasks
-from kshot.evaluation.report.formatting import Figures, read_figure
+from kshot.evaluation.report.formatting import Figures, rank_key, read_figure
 
 
 def paired_difference(
@@ -24,8 +24,7 @@ def paired_difference(
     intervals.
 
     Args:
-        ours: an `Evaluation`, or one for each of several seeds.
-        theirs: the same for the other learner.
+        ours, theirs: an `Evaluation` of each learner, or one for each of several seeds.
         metric: "accuracy", "mse", or another metric of both.
 
     Raises:
@@ -73,16 +72,12 @@ class Entry:
 
     Attributes:
         name: name of the run, or its folder if names are not unique.
-        learner: kind of the learner.
-        source: short description of the tasks.
-        metric: metric of the ranking.
-        higher_is_better: True for an accuracy, False for an error.
-        figure: test figure over seeds.
+        learner, source: kind of the learner, and a short description of the tasks.
+        metric, higher_is_better: metric of the ranking; higher is better for an accuracy, not for an error.
+        figure, scores: test figure over seeds, and the figures task by task of each.
         inductive: True if no prediction depends on other queries.
         episodes_sha256: hash of the test episodes.
-        scores: figures task by task of each seed.
         cost: adapt_ms {"median", "p95"}, num_parameters, adapt_flops…, of the first seed.
-        folder: folder of the run.
         trusted: False if it failed an audit; it is then ranked behind all others.
     """
 
@@ -104,7 +99,6 @@ class Line(NamedTuple):
     """A line of a leaderboard.
 
     Attributes:
-        entry: ranked entry.
         behind: paired difference to the best entry; None for the best itself.
         p: p value of that difference, corrected for all pairs of the board since the best is selected from the same
             figures.
@@ -132,7 +126,7 @@ class Board(NamedTuple):
 
 
 def compare(folders: Sequence[Path | str]) -> list[Board]:
-    """Leaderboards of run folders: one for each set of episodes and metric, since others are not comparable.
+    """Leaderboards of run folders, the largest first: one for each set of episodes and metric, which are comparable.
 
     Args:
         folders: folders of finished runs, of several seeds of a run, or of `kshot evaluate --out`.
@@ -144,24 +138,16 @@ def compare(folders: Sequence[Path | str]) -> list[Board]:
     if not entries:
         raise ValueError("there is nothing to compare: give at least one run folder")
     names = [entry.name for entry in entries]
-    return leaderboards(
-        [entry if names.count(entry.name) == 1 else replace(entry, name=entry.folder) for entry in entries]
-    )
-
-
-def leaderboards(entries: Sequence[Entry]) -> list[Board]:
-    """Entries grouped by episodes and metric, each group ranked; the largest group comes first."""
     groups: dict[tuple[str, str], list[Entry]] = {}
     for entry in entries:
-        groups.setdefault((entry.episodes_sha256, entry.metric), []).append(entry)
+        unique = entry if names.count(entry.name) == 1 else replace(entry, name=entry.folder)
+        groups.setdefault((entry.episodes_sha256, entry.metric), []).append(unique)
     return sorted(map(_rank, groups.values()), key=lambda board: -len(board.lines))
 
 
 def _rank(entries: list[Entry]) -> Board:
     higher = entries[0].higher_is_better
-    worst = -math.inf if higher else math.inf
-    ranked = sorted(entries, key=lambda e: e.figure.mean if math.isfinite(e.figure.mean) else worst, reverse=higher)
-    ranked.sort(key=lambda entry: not entry.trusted)
+    ranked = sorted(entries, key=lambda entry: (not entry.trusted, rank_key(entry.figure.mean, higher)))
     best = ranked[0]
     pairs = list(combinations(ranked, 2))
     paired = [paired_difference(other.scores, one.scores, best.metric) for one, other in pairs]

@@ -17,10 +17,8 @@ class Cost(NamedTuple):
 
     Attributes:
         num_parameters: number of the learner's parameters, including the base model's.
-        state_size: number of elements in the state of one task, which is stored for each user, shop or device.
-        state_bytes: size of that state in bytes.
-        adapt_flops: floating-point operations of adapting to the support set.
-        predict_flops: floating-point operations of predicting the query set.
+        state_size, state_bytes: elements and bytes of a task's state, which is stored for each user, shop or device.
+        adapt_flops, predict_flops: floating-point operations of adapting to the support set and predicting the queries.
     """
 
     num_parameters: int

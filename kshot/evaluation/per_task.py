@@ -18,19 +18,20 @@ OF = " of "  # between the metric and the name of another learner, in the header
 
 
 class PerTask(Protocol):
-    """An object with figures task by task: an `Evaluation` or `Scores`."""
+    """Figures task by task: an `Evaluation` or `Scores`.
+
+    Attributes:
+        episodes: hash of each episode.
+        per_task: metric -> figure of each task.
+        subjects: subject of each task, as an integer; None if each task has its own.
+    """
 
     @property
-    def episodes(self) -> list[str]:
-        """The hash of each episode."""
-
+    def episodes(self) -> list[str]: ...
     @property
-    def per_task(self) -> dict[str, list[float]]:
-        """Metric -> figure of each task."""
-
+    def per_task(self) -> dict[str, list[float]]: ...
     @property
-    def subjects(self) -> np.ndarray | None:
-        """The subject of each task, as an integer; None if each task has its own."""
+    def subjects(self) -> np.ndarray | None: ...
 
 
 @dataclass(frozen=True)
@@ -46,8 +47,7 @@ def write_tasks(path: Path, evaluation: PerTask, others: Mapping[str, PerTask], 
     """Write a CSV with one row per task: its number, episode hash, subject if it has one, and figures.
 
     Args:
-        path: file to write.
-        evaluation: evaluation of the learner.
+        path, evaluation: file to write, and evaluation of the learner.
         others: name -> evaluation of another learner, such as a baseline, on the first of the same tasks; its cells
             are empty for the remaining ones.
         metric: the metric to write of the others.

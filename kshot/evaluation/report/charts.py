@@ -14,7 +14,7 @@ import numpy as np
 
 from kshot.evaluation.calibration import Calibration
 from kshot.evaluation.intervals import Interval, interval
-from kshot.evaluation.report.formatting import Figures, format_figure, read_figure
+from kshot.evaluation.report.formatting import Figures, format_figure, rank_key, read_figure
 from kshot.evaluation.report.style import BLUE, INK, MUTED, ORANGE, PURPLE, canvas, empty, ends, log_scale, quiet
 
 if TYPE_CHECKING:
@@ -82,8 +82,7 @@ def baselines_chart(
     """
     bars = [_Bar(learner, read_figure(test, metric), BLUE, bold=True)] if test else []
     bars += [_Bar(name.replace("_", " "), read_figure(figures, metric)) for name, figures in baselines.items()]
-    worst = -math.inf if higher_is_better else math.inf
-    bars.sort(key=lambda b: b.figure.mean if math.isfinite(b.figure.mean) else worst, reverse=not higher_is_better)
+    bars.sort(key=lambda bar: -rank_key(bar.figure.mean, higher_is_better))
     better = "higher" if higher_is_better else "lower"
     title = f"Test {metric}, mean ± 95 % interval ({better} is better)"
     figure = _interval_chart(title, bars, values=True, nothing="no figures")
@@ -118,9 +117,7 @@ def tasks_chart(
     """The distribution of a figure over tasks, and of its difference to a baseline's on the same tasks.
 
     Args:
-        values: the learner's figure of each task.
-        metric: metric of the figures.
-        learner: label of the learner.
+        values, metric, learner: figure of each task, its metric, and the label of the learner.
         beside: name and figures of another learner, such as the best baseline, on the first of the same tasks.
         subjects: subject of each task, as in `interval`.
     """

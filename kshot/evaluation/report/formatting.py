@@ -22,6 +22,11 @@ def read_figure(figures: Figures | None, metric: str) -> Interval:
     return Interval(mean, ci95, int(figure.get("num_tasks") or 0))
 
 
+def rank_key(mean: float, higher_is_better: bool) -> float:
+    """A sort key that puts the best mean first, and those that are not finite last."""
+    return (-mean if higher_is_better else mean) if math.isfinite(mean) else math.inf
+
+
 def format_figure(figure: Interval) -> str:
     """A figure with its half-width, by three decimals, or more if the interval is smaller than those can show.
 
@@ -46,7 +51,6 @@ def _decimals(figure: Interval) -> int:
 
 
 def format_value(value: float | None) -> str:
-    """A number of a report, without an interval."""
     return format_figure(Interval(math.nan if value is None else float(value), math.nan, 1))
 
 

@@ -85,13 +85,11 @@ def _html(report: dict[str, Any], events: Sequence[Mapping[str, Any]], figures: 
         sample = plural(val.num_tasks, "task") + (f", round {number}" if number else "")
         notes.append(f"The validation figure is {format_figure(val)} ({sample}).")
     if any(notes):
-        unit = "tasks"
-        if report.get("seeds"):
-            unit = "seeds"
-        elif protocol.get("test_subjects"):
-            unit = f"the {plural(protocol['test_subjects'], 'subject')} of the tasks"
-        notes.append(f"Figures are means with 95 % intervals over {unit}.")
+        subjects = protocol.get("test_subjects")
+        unit = f"the {plural(subjects, 'subject')} of the tasks" if subjects else "tasks"
+        notes.append(f"Figures are means with 95 % intervals over {'seeds' if report.get('seeds') else unit}.")
     outcome = report.get("outcome") or ""
+    pictures = {name: picture(name, figures[name]) for name in ordered}
     return render(
         Path(__file__).parent / "report.html.j2",
         {
@@ -110,9 +108,7 @@ def _html(report: dict[str, Any], events: Sequence[Mapping[str, Any]], figures: 
             "verdict": verdict(test, baselines, metric, higher, report.get("paired"), failed(report)),
             "failed": failed(report),
             "note": " ".join(filter(None, notes)),
-            "sections": report_sections(
-                report, {name: picture(name, figures[name]) for name in ordered}, num_resumed=num_resumed
-            ),
+            "sections": report_sections(report, pictures, num_resumed=num_resumed),
         },
     )
 

@@ -171,14 +171,11 @@ def _label_levels(axes: Axes, levels: list[_Level]) -> None:
     """Label horizontal lines at the right edge, shifted apart where labels would overlap."""
     axes.get_ylim()  # fixes the scale
     to_axes = (axes.transData + axes.transAxes.inverted()).transform
-    spots = sorted(
-        (min(max(float(to_axes((0, each.value))[1]), 0.03), 0.93), each.label, each.colour) for each in levels
-    )
-    floor = -math.inf
-    for position, label, colour in spots:
-        height = max(position, floor)
+    floor = 0.03
+    for each in sorted(levels, key=lambda level: level.value):
+        height = max(min(float(to_axes((0, each.value))[1]), 0.93), floor)
         floor = height + 0.15
-        axes.text(1.01, height, label, transform=axes.transAxes, va="center", fontsize=9, color=colour)
+        axes.text(1.01, height, each.label, transform=axes.transAxes, va="center", fontsize=9, color=each.colour)
 
 
 def _decisions(strip: Axes, rounds: Sequence[Mapping[str, Any]]) -> None:

@@ -77,7 +77,7 @@ def regression_examples(learner: GradientLearner, tasks: Sequence[Task], *, step
     """One-dimensional tasks before and after a few gradient steps: support points, true curve and predictions.
 
     Args:
-        learner: learner, used in evaluation mode and left unchanged.
+        learner: used in evaluation mode and left unchanged.
         tasks: two or three tasks with inputs and targets (n, 1). Curves are drawn through the query points, of which
             there should be many.
         steps: numbers of inner steps to draw.
@@ -240,7 +240,7 @@ def _draw_curves(axes: Axes, learner: GradientLearner, task: Task, steps: Sequen
 
 def _rows(batch: Batch, most: int) -> int:
     """Number of rows of images for a batch: its examples of the most frequent class, up to `most`."""
-    return min(most, max(len(column) for column in _by_class(batch)))
+    return min(most, max(map(len, _by_class(batch))))
 
 
 def _by_class(batch: Batch) -> list[list[int]]:
