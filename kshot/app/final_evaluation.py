@@ -116,9 +116,9 @@ def evaluate_with_baselines(
             lambda name: observe(name.replace("_", " "), num_beside),
             coverage,
         )
-    shots: list[Shots] = []
-    if longer := _with_most_shots(spec, source):
-        shots = over_shots(learner, *longer, split=split, num_tasks=min(spec.evaluate.num_shots_tasks, count))
+    num_shots_tasks = min(spec.evaluate.num_shots_tasks, count)
+    longer = _with_most_shots(spec, source)
+    shots = over_shots(learner, *longer, split=split, num_tasks=num_shots_tasks) if longer else []
     with during(source, EVALUATION):
         costs = cost(learner, source.task(split, 0))
     rejected = _evaluate_rejection(learner, spec, source, split, count)
@@ -139,9 +139,9 @@ def _evaluate_rejection(
 
 
 def _with_most_shots(spec: Spec, source: TaskSource) -> tuple[TaskSource, list[int]] | None:
-    """The source with the most shots of the run file's curve that the data have, and the numbers of shots up to it.
+    """The source with the most of the run file's `shots` that the data have, and the numbers up to it, if at least two.
 
-    None if there are fewer than two. Increasing the shots must not drop any data: the tasks would be different ones.
+    Increasing the shots must not drop any data: the tasks would be different ones.
     """
     counts = sorted(set(spec.evaluate.shots))
     dropped = source.describe().get("dropped")

@@ -20,15 +20,7 @@ from rich.console import Console
 from torch import nn
 
 from kshot.app.baselines import names_of
-from kshot.app.build import (
-    build_learner,
-    build_model,
-    build_policy,
-    build_source,
-    device_of,
-    has_head,
-    shapes_of,
-)
+from kshot.app.build import build_learner, build_model, build_policy, build_source, device_of, has_head, shapes_of
 from kshot.app.figures import make_figures
 from kshot.app.final_evaluation import TestResult, evaluate_with_baselines, protocol, report_entries
 from kshot.app.folder import RunFolder, logged_reads
@@ -144,10 +136,7 @@ def evaluate_run(
     episodes_sha256: str | None,
     with_baselines: bool,
 ) -> dict[str, Any]:
-    """Evaluate the best round of a run with its baselines, print the result, and write a report to `out` if given.
-
-    Returns:
-        The report.
+    """Evaluate the best round of a run with its baselines, print the report, write it to `out` if given, and return it.
 
     Raises:
         ValueError: a split other than "val" and "test", episodes without the expected hash, or `out` is not empty.
@@ -236,19 +225,16 @@ def _pretrain(
     started = time.monotonic()
     losses: list[float] = []
 
-    def save() -> None:
-        loop.save(checkpoints.folder / f"step-{loop.step:07d}", {"seconds": before + time.monotonic() - started})
-        checkpoints.restart_interval()
-        checkpoints.prune()
-
     def observe(progress: Progress) -> None:
         losses.append(progress.loss)
         if len(losses) == 10 or progress.step == options.steps:
             experience.record("pretrain", step=progress.step, loss=sum(losses) / len(losses))
             losses.clear()
         if checkpoints.due() or progress.step == options.steps:
-            save()
-        display.pretrain(progress, options.steps)
+            loop.save(checkpoints.folder / f"step-{loop.step:07d}", {"seconds": before + time.monotonic() - started})
+            checkpoints.restart_interval()
+            checkpoints.prune()
+        display.step(progress, options.steps, "pretrain")
 
     with during(source, "pretraining"):
         loop.run(options.steps - loop.step, observe)

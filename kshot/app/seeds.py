@@ -19,10 +19,7 @@ from kshot.evaluation.report.verdict import best_baseline
 
 
 def parse_seeds(text: str) -> list[int]:
-    """Parse seeds such as "0,1,2".
-
-    Raises:
-        ValueError: not a list of integers, a repeated seed, or fewer than two.
+    """Parse seeds; ValueError unless they are two or more different integers from 0.
 
     Example:
         >>> parse_seeds("0,1,2")
@@ -43,10 +40,7 @@ def run_seeds(
     """Execute a run file once for each seed, in the folders out/seed-0, out/seed-1…, and report on all of them.
 
     Seeds differ in their initial weights and training tasks; validation and test episodes are the same. With `resume`,
-    finished seeds are not repeated.
-
-    Raises:
-        ValueError: as `run`.
+    finished seeds are not repeated. Raises ValueError as `run`.
     """
     if out.exists() and any(out.iterdir()) and not resume:
         raise ValueError(f"{out} already exists and is not empty: choose another --out, or resume it by --resume")

@@ -74,11 +74,7 @@ def _print_audits(audits: list[dict[str, Any]], console: Console) -> None:
 
 
 def compare_runs(folders: Sequence[Path], csv_file: Path | None, html_file: Path | None, console: Console) -> None:
-    """Rank run folders, print the leaderboards, and write the files that were requested.
-
-    Raises:
-        ValueError: a folder without a finished run, or a file to write inside one of the folders.
-    """
+    """Rank run folders, print the leaderboards, and write the requested files, which must not be in these folders."""
     compared = {folder.resolve() for folder in folders}
     for file in (csv_file, html_file):
         if file and compared & {file.resolve(), *file.resolve().parents}:

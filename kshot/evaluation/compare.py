@@ -158,11 +158,7 @@ def _rank(entries: list[Entry]) -> Board:
 
 
 def read_entry(folder: Path) -> Entry:
-    """Read the run, or the seeds of a run, in a folder.
-
-    Raises:
-        ValueError: no finished run, or seeds that were evaluated on different episodes.
-    """
+    """Read the run, or the seeds of a run, in a folder; ValueError if none is finished, or episodes differ."""
     seeds = seed_folders(folder) or [folder]
     reports = [read_report(seed) for seed in seeds]
     first = reports[0]
@@ -203,11 +199,7 @@ def pooled(figures: Sequence[Figures]) -> dict[str, OverSeeds]:
 
 
 def read_report(folder: Path) -> dict[str, Any]:
-    """The report.json of a run folder.
-
-    Raises:
-        ValueError: it is missing or damaged.
-    """
+    """The report.json of a run folder; ValueError if it is missing or damaged."""
     file = folder / "report.json"
     if not file.is_file():
         raise ValueError(f"{folder} holds no finished run: it has no report.json")

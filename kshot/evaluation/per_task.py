@@ -65,11 +65,7 @@ def write_tasks(path: Path, evaluation: PerTask, others: Mapping[str, PerTask], 
 
 
 def read_tasks(path: Path) -> tuple[Scores, dict[str, Scores]]:
-    """Read a table of `write_tasks`: the learner's figures, and those of the others by name.
-
-    Raises:
-        ValueError: the file is missing or is no such table.
-    """
+    """The learner's figures in a file of `write_tasks`, and the others' by name; ValueError if it is none."""
     try:
         with path.open(encoding="utf-8", newline="") as file:
             header, *rows = csv.reader(file)

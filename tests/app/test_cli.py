@@ -453,7 +453,7 @@ def test_a_support_that_is_wrong_gets_a_sentence(kshot, runs, tmp_path, make, me
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("x,y\n1,2\n,3\n", "not finite .* first in row 1"),
+        ("x,y\n1,2\n,3\n", "NaN or infinite, the first in row 1"),
         ("x,y\n1,two\n", "column 'y': 'two' is not a number"),
         ("x\n1\n", "has 1 columns; this run takes 1 of inputs and then 1 of targets"),
         ("", "is empty"),

@@ -20,15 +20,7 @@ from torch import Tensor, nn
 
 from kshot import objectives
 from kshot.evaluation.audit.chance import Chance, ClassOrder, LabelOrder
-from kshot.evaluation.audit.findings import (
-    Audit,
-    Evidence,
-    Question,
-    Result,
-    score_again,
-    stream,
-    task_contents,
-)
+from kshot.evaluation.audit.findings import Audit, Evidence, Question, Result, score_again, stream, task_contents
 from kshot.evaluation.audit.invariance import ROUNDED, Probe, other_queries, padding, query_order, support_order
 from kshot.evaluation.audit.leakage import CHUNK, Contents, redrawn, splits, test_reads
 from kshot.learner import Learner

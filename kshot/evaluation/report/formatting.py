@@ -38,8 +38,7 @@ def format_figure(figure: Interval) -> str:
         return "not finite"
     decimals = _decimals(figure)
     half = f" ± {figure.ci95:.{decimals}f}" if math.isfinite(figure.ci95) else ""
-    mean = f"{figure.mean:.{decimals}f}"
-    return f"{mean if float(mean) else mean.lstrip('-')}{half}"
+    return f"{figure.mean:z.{decimals}f}{half}"
 
 
 def _decimals(figure: Interval) -> int:
@@ -98,7 +97,7 @@ def format_count(count: float, unit: str = "") -> str:
 
 
 def format_duration(seconds: float | None) -> str:
-    """Seconds in the largest suitable units; a dash for None.
+    """Seconds in suitable units; a dash for None.
 
     Example:
         >>> format_duration(4.21), format_duration(134), format_duration(7262)
@@ -127,6 +126,10 @@ def format_setting(value: Any, key: str = "") -> str:
         sizes = ("ways", "train_ways", "shots", "queries", "train_queries")
         return (" to " if key in sizes else ", ").join(map(format_setting, value))
     return str(value)
+
+
+def better(higher: bool) -> str:
+    return f"{'higher' if higher else 'lower'} is better"
 
 
 def plural(count: int, noun: str) -> str:

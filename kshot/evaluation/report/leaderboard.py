@@ -11,7 +11,7 @@ from typing import Any
 from kshot.evaluation.compare import Board, Line
 from kshot.evaluation.intervals import Interval
 from kshot.evaluation.report.charts import board_chart
-from kshot.evaluation.report.formatting import format_count, format_difference, format_figure, format_sample
+from kshot.evaluation.report.formatting import better, format_count, format_difference, format_figure, format_sample
 from kshot.evaluation.report.report import picture, render_sections
 from kshot.evaluation.report.sections import Column, Row, Section, Table
 
@@ -21,8 +21,7 @@ COSTS = ("num_parameters", "state_size", "state_bytes", "adapt_flops", "predict_
 
 
 def heading(board: Board) -> str:
-    better = "higher" if board.higher_is_better else "lower"
-    return f"{board.metric} ({better} is better) on {board.num_tasks} tasks: {board.source}"
+    return f"{board.metric} ({better(board.higher_is_better)}) on {board.num_tasks} tasks: {board.source}"
 
 
 def note(board: Board) -> str:

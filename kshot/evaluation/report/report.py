@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kshot.evaluation.per_task import write
-from kshot.evaluation.report.formatting import capitalize, format_figure, format_sample, plural, read_figure
+from kshot.evaluation.report.formatting import better, capitalize, format_figure, format_sample, plural, read_figure
 from kshot.evaluation.report.sections import CAPTIONS, TONES, Picture, Section, report_sections
 from kshot.evaluation.report.verdict import best_baseline, failed, target_on_test, verdict
 
@@ -101,7 +101,7 @@ def _html(report: dict[str, Any], events: Sequence[Mapping[str, Any]], figures: 
             "tone": TONES.get(outcome, "fair"),
             "sentence": report.get("sentence") or "",
             "reason": _sentence(report.get("reason") or ""),
-            "headline": f"{report.get('split') or 'test'} {metric}, {'higher' if higher else 'lower'} is better",
+            "headline": f"{report.get('split') or 'test'} {metric}, {better(higher)}",
             "test": format_figure(read_figure(test, metric)) if test else "",
             "sample": f"({format_sample(test, metric)})",
             "best": best and (best[0], format_figure(best[1]), f"({plural(best[1].num_tasks, 'task')})"),

@@ -11,28 +11,12 @@ import numpy as np
 
 from kshot.evaluation.intervals import Interval
 from kshot.evaluation.report.formatting import format_figure, read_figure
-from kshot.evaluation.report.style import (
-    BLUE,
-    GREEN,
-    INK,
-    MUTED,
-    ORANGE,
-    PURPLE,
-    RED,
-    canvas,
-    empty,
-    ends,
-    log_scale,
-    quiet,
-)
+from kshot.evaluation.report.style import BLUE, GREEN, MARKS, MUTED, RED, canvas, empty, ends, log_scale, quiet
 from kshot.evaluation.target import Target
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-
-MARKS = {"continue": ("o", MUTED), "change": ("D", ORANGE), "rollback": ("<", PURPLE), "stop": ("s", INK)}
-"""Marker and colour of each decision."""
 
 
 def learning_curve(events: Sequence[Mapping[str, Any]]) -> Figure:

@@ -50,6 +50,16 @@ PROTOCOL = ("source", "ways", "shots", "queries", "seed", "task_seed", "num_test
 PLACED = ("baselines", "tasks", "shots", "reliability", "rounds")
 """Figures that have a section of their own."""
 
+INDUCTIVE = {
+    None: (),
+    True: ("Inductive: each query example is predicted on its own, from the support set alone.",),
+    False: (
+        "Transductive: a prediction may depend on the other query examples of its task, so these figures are not "
+        "comparable with inductive ones.",
+    ),
+}
+"""Whether predictions depend on other queries, if that is known."""
+
 TONES = {"PASSED": "good", "FAILED": "bad", "NOT_APPLICABLE": "continue", "TARGET_MET": "good", "DIVERGED": "bad"}
 
 Pairs = list[tuple[str, str]]
@@ -155,7 +165,9 @@ def report_sections(
             note=f"In every round: {constant}." if constant else "",
         ),
         Section("Figures", pictures=others),
-        Section("Protocol", [*_inductive(protocol), _selection(report)], pairs=protocol_pairs(protocol)),
+        Section(
+            "Protocol", [*INDUCTIVE[protocol.get("inductive")], _selection(report)], pairs=protocol_pairs(protocol)
+        ),
         Section(
             "Audits",
             ["Checks of the test evaluation for the silent mistakes of few-shot code."],
@@ -310,18 +322,6 @@ def protocol_pairs(protocol: Mapping[str, Any]) -> Pairs:
         (key.removeprefix("num_").replace("_", " "), format_setting(protocol[key], key))
         for key in keys
         if protocol.get(key) is not None
-    ]
-
-
-def _inductive(protocol: Mapping[str, Any]) -> list[str]:
-    """Whether predictions depend on other queries; empty if it is not known."""
-    if protocol.get("inductive") is None:
-        return []
-    if protocol["inductive"]:
-        return ["Inductive: each query example is predicted on its own, from the support set alone."]
-    return [
-        "Transductive: a prediction may depend on the other query examples of its task, so these figures are not "
-        "comparable with inductive ones."
     ]
 
 

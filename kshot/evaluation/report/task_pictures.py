@@ -39,9 +39,8 @@ class Example(NamedTuple):
 def classification_examples(tasks: Sequence[Example]) -> Figure:
     """Image tasks with predictions: a column for each class, support images above, query images below.
 
-    A query image has a green frame and ✓ if it was classified correctly, otherwise a red frame and ✗ with the number of
-    the predicted class; without a prediction it has a plain frame. The first images are shown; the number of correct
-    predictions is over all of them.
+    A query image has a green frame and ✓ if it was classified correctly, a red frame and ✗ with the number of the
+    predicted class if not, and a plain frame without a prediction. Only the first images are shown, all are counted.
 
     Args:
         tasks: images (n, C, H, W) in [0, 1], C = 1 or 3, with one-hot targets.
@@ -78,8 +77,7 @@ def regression_examples(learner: GradientLearner, tasks: Sequence[Task], *, step
 
     Args:
         learner: used in evaluation mode and left unchanged.
-        tasks: two or three tasks with inputs and targets (n, 1). Curves are drawn through the query points, of which
-            there should be many.
+        tasks: tasks with inputs and targets (n, 1); curves are drawn through the query points, best through many.
         steps: numbers of inner steps to draw.
 
     Raises:
@@ -102,12 +100,10 @@ def regression_examples(learner: GradientLearner, tasks: Sequence[Task], *, step
 def predictive_bands(tasks: Sequence[Task], predictions: Mapping[str, Sequence[Tree]]) -> Figure:
     """Predicted mean and 95 % band of one-dimensional tasks, in a column for each task and a row for each learner.
 
-    Support points are dark, query points pale; the title of a panel has the log-likelihood of the latter, in nats per
-    point.
+    Support points are dark, query points pale; panels are titled with the log-likelihood of these, in nats per point.
 
     Args:
-        tasks: tasks with inputs and targets (n, 1). Bands are drawn through the query points, of which there should be
-            many.
+        tasks: tasks with inputs and targets (n, 1); bands are drawn through the query points, best through many.
         predictions: learner -> {"mean": (m, 1), "std": (m, 1)} for each task's query.
 
     Raises:
@@ -166,8 +162,7 @@ def completions(columns: Sequence[Sequence[Completion]]) -> Figure:
     axes.text(-0.15, 0.46, "image", **side)
     for row, example in enumerate(columns[0]):
         top = 1.25 + 3.25 * row
-        count = int(example.known.sum())
-        axes.text(-0.15, top + 0.46, f"{count} known\npixels", **side | {"color": INK})
+        axes.text(-0.15, top + 0.46, f"{int(example.known.sum())} known\npixels", **side | {"color": INK})
         axes.text(-0.15, top + 1.46, "completed", **side)
         axes.text(-0.15, top + 2.46, "uncertainty", **side)
     for x, column in enumerate(columns):
@@ -281,9 +276,7 @@ def _draw_task(axes: Axes, example: Example, name: str) -> None:
             if hit is None or predicted is None:
                 axes.add_patch(Rectangle((way, y), 0.92, 0.92, **plain))
                 continue
-            gid, colour, mark = "right", GREEN, "✓"
-            if not hit[row]:
-                gid, colour, mark = "wrong", RED, f"✗ {int(predicted[row]) + 1}"
+            gid, colour, mark = ("right", GREEN, "✓") if hit[row] else ("wrong", RED, f"✗ {int(predicted[row]) + 1}")
             frame = plain | {"edgecolor": colour, "linewidth": 1.8, "gid": gid}
             axes.add_patch(Rectangle((way, y), 0.92, 0.92, **frame))
             axes.text(way + 0.46, y + 1.0, mark, ha="center", va="top", fontsize=8.5, color=colour)
