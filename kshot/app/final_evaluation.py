@@ -73,13 +73,10 @@ def evaluate_with_baselines(
     """Evaluate a learner and its baselines on a split, and the learner over several numbers of shots.
 
     Args:
-        learner: trained learner, on its device.
-        spec, source, shapes: the run file, its task source, and the shapes of one example.
+        learner, spec, source, shapes: trained learner, on its device, and what it was built from.
         pretrained: the model before meta-training, for the baselines that need one.
         watch: called after each task.
-        split: "test" or "val".
-        num_tasks: number of tasks; that of the run file by default.
-        checkpoint, episodes_sha256: as in `evaluate`.
+        split, num_tasks, checkpoint, episodes_sha256: as in `evaluate`; by default the tasks of the run file.
         with_baselines: whether the baselines are evaluated.
     """
     target = Target.parse(spec.target)

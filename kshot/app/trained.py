@@ -203,9 +203,8 @@ class TrainedRun:
         logits = logits[:, : len(classes)]
         probabilities = logits.softmax(1)
         labels = [classes[number] for number in probabilities.argmax(1).tolist()]
-        columns: Columns = {f"p({name})": probabilities[:, number].tolist() for number, name in enumerate(classes)}
-        rejection = RunFolder(self.path).rejection
-        if rejection.exists():
+        columns: Columns = {f"p({name})": column for name, column in zip(classes, probabilities.T.tolist())}
+        if (rejection := RunFolder(self.path).rejection).exists():
             rule = json.loads(rejection.read_text())
             scores = novelty(logits, rule["score"]).tolist()
             labels = [OUTSIDE if score > rule["threshold"] else label for label, score in zip(labels, scores)]
@@ -220,12 +219,10 @@ class TrainedRun:
             inputs, targets = preprocessor.windows(file)
             log_probability = self.logits(state, inputs).log_softmax(-1)
             chosen = log_probability.gather(-1, targets.clamp(min=0)[..., None]).squeeze(-1)
-            bits = (-(chosen * (targets >= 0)).sum(1) / math.log(2)).tolist()
-            counts = preprocessor.counted(targets).sum(1).tolist()
-            columns["file"] += [str(file)] * len(bits)
-            columns["window"] += range(1, len(bits) + 1)
-            columns[unit] += counts
-            columns["bits"] += bits
+            columns["file"] += [str(file)] * len(targets)
+            columns["window"] += range(1, len(targets) + 1)
+            columns[unit] += preprocessor.counted(targets).sum(1).tolist()
+            columns["bits"] += (-(chosen * (targets >= 0)).sum(1) / math.log(2)).tolist()
         return columns
 
 

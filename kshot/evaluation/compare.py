@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from kshot.evaluation.intervals import LEVEL, Difference, OverSeeds, difference, holm, over_seeds
 from kshot.evaluation.per_task import TASKS, PerTask, read_tasks
-from kshot.evaluation.report.formatting import Figures, rank_key, read_figure
+from kshot.evaluation.report.formatting import Figures, format_setting, rank_key, read_figure
 
 
 def paired_difference(
@@ -42,8 +42,7 @@ def paired_difference(
     """
     sides = [list(side) if isinstance(side, Sequence) else [side] for side in (ours, theirs)]
     evaluations = [*sides[0], *sides[1]]
-    first = evaluations[0]
-    num_tasks = min(len(evaluation.episodes) for evaluation in evaluations)
+    first, num_tasks = evaluations[0], min(len(evaluation.episodes) for evaluation in evaluations)
     for evaluation in evaluations:
         for number, (one, other) in enumerate(zip(first.episodes[:num_tasks], evaluation.episodes)):
             if one != other:
@@ -214,8 +213,7 @@ def _source(protocol: Mapping[str, Any]) -> str:
     """A short description of the tasks, such as "omniglot, 5 ways, 1 shot"."""
     parts = [str(protocol.get("source") or "tasks")]
     for key in ("ways", "shots"):
-        size = protocol.get(key)
-        if size is not None:
-            text = " to ".join(map(str, size)) if isinstance(size, list) else str(size)
+        if protocol.get(key) is not None:
+            text = format_setting(protocol[key], key)
             parts.append(f"{text} {key[:-1] if text == '1' else key}")
     return ", ".join(parts)

@@ -7,40 +7,28 @@ import io
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
+
+from kshot.evaluation.evaluate import Evaluation
 
 TASKS = "tasks.csv"  # name of the table in a run folder
 SUBJECT = "subject"
 OF = " of "  # between the metric and the name of another learner, in the header of its column
 
 
-class PerTask(Protocol):
-    """Figures task by task: an `Evaluation` or `Scores`.
-
-    Attributes:
-        episodes: hash of each episode.
-        per_task: metric -> figure of each task.
-        subjects: subject of each task, as an integer; None if each task has its own.
-    """
-
-    @property
-    def episodes(self) -> list[str]: ...
-    @property
-    def per_task(self) -> dict[str, list[float]]: ...
-    @property
-    def subjects(self) -> np.ndarray | None: ...
-
-
 @dataclass(frozen=True)
 class Scores:
-    """Figures task by task, see `PerTask`."""
+    """Figures task by task, read from a table; the attributes are as in `Evaluation`."""
 
     episodes: list[str]
     per_task: dict[str, list[float]]
     subjects: np.ndarray | None = None
+
+
+PerTask = Evaluation | Scores
 
 
 def write_tasks(path: Path, evaluation: PerTask, others: Mapping[str, PerTask], metric: str) -> None:
@@ -58,9 +46,8 @@ def write_tasks(path: Path, evaluation: PerTask, others: Mapping[str, PerTask], 
     header = [*[SUBJECT] * len(subjects), *evaluation.per_task, *(f"{metric}{OF}{name}" for name in others)]
     writer.writerow(["task", "episode", *header])
     columns = [*evaluation.per_task.values(), *(other.per_task[metric] for other in others.values())]
-    for number, episode in enumerate(evaluation.episodes):
-        cells = [repr(column[number]) if number < len(column) else "" for column in columns]
-        writer.writerow([number, episode, *(column[number] for column in subjects), *cells])
+    for number, cells in enumerate(zip_longest(evaluation.episodes, *subjects, *columns, fillvalue="")):
+        writer.writerow([number, *cells])
     write(path, text.getvalue())
 
 

@@ -128,10 +128,8 @@ def calibrate_threshold(
     No out-of-scope examples are needed.
 
     Args:
-        learner: classifier.
-        source: task source with the numbers of ways and shots that the threshold is used for.
-        score: novelty score of logits.
-        false_rejection: share of in-scope queries to reject.
+        learner, source: classifier, and tasks with the numbers of ways and shots that the threshold is used for.
+        score, false_rejection: novelty score of logits, and the share of in-scope queries to reject.
         split, num_tasks: as in `evaluate`.
     """
     scores = [inside for inside, _ in _scores(learner, source, split, num_tasks, score, 0)]

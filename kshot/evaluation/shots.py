@@ -57,10 +57,9 @@ class FewerShots(TaskSource):
 def over_shots(
     learner: Learner, source: TaskSource, shots: Sequence[int], *, split: Split = "test", num_tasks: int = 100
 ) -> list[Shots]:
-    """Evaluate a trained learner at several numbers of shots, on the same tasks with the same queries.
+    """Evaluate a learner, without retraining, at several numbers of shots, on the same tasks with the same queries.
 
     Args:
-        learner: learner; it is not retrained for each number of shots.
         source: source of tasks with at least `max(shots)` shots.
         shots: numbers of support examples, per class if tasks have classes of their own.
         split, num_tasks: as in `evaluate`.

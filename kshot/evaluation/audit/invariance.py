@@ -67,11 +67,9 @@ class Probe:
             return self.learner.predict(state, inputs)
 
     def __iter__(self) -> Iterator[tuple[Task, Tree, Tree]]:
-        """Each task, the state adapted to it, and the prediction for its queries."""
         return zip(self.tasks, self.states, self.predictions)
 
     def judge(self, question: Question, gaps: Sequence[float], change: str) -> Audit:
-        """An audit of the differences between predictions that should be equal."""
         if self.random:
             return question.skip("The learner draws random numbers, so that two predictions cannot be compared.")
         worst = max(gaps)

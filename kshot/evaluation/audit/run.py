@@ -64,11 +64,7 @@ def run_audits(
     """Audit an evaluation on the first tasks of a split, with the learner in evaluation mode and without gradients.
 
     The evaluated tasks are read again, and, to compare examples, some tasks of the other splits; those of "test" only
-    if it is the evaluated split.
-
-    Args:
-        learner, source, split, evidence: the evaluated learner, its tasks, and data of the evaluation.
-        checkpoint: folder of the checkpoint that the learner was loaded from, if any.
+    if it is the evaluated split. The weights are compared with those in the folder `checkpoint`, if given.
     """
     purity = _purity(learner, evidence)  # before the learner is used again
     tasks = [task._replace(query=task.query.rows(slice(QUERIES))) for task, _ in evidence.first]

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 def write_report(
     folder: Path, report: Mapping[str, Any], events: Sequence[Mapping[str, Any]], figures: Mapping[str, Figure]
 ) -> Path:
-    """Write `report.json` and `report.html` into a folder, atomically.
+    """Write `report.json` and `report.html` into a folder, atomically, and return the path of the page.
 
     Args:
         folder: folder, created if needed.
@@ -33,12 +33,6 @@ def write_report(
             may be missing or None.
         events: events of the run's experience; those of kind "resumed" are counted.
         figures: figures by name; those of `CAPTIONS` have a place and caption, others follow.
-
-    Returns:
-        The path of `report.html`.
-
-    Raises:
-        ValueError: a report without a metric.
 
     Example:
         >>> import tempfile

@@ -75,11 +75,8 @@ def rounds_chart(
     Args:
         rounds: dicts with `number`, `val` {metric: {mean, ci95, num_tasks}}, `diverged`, and optionally `decision`
             {action, settings, to_round, outcome}.
-        target: target, such as "accuracy >= 0.9".
+        target: target, such as "accuracy >= 0.9"; ValueError if it cannot be parsed.
         baseline: name and figure of the best baseline for a dashed line; see `best_baseline`.
-
-    Raises:
-        ValueError: the target cannot be parsed.
 
     Example:
         >>> val = {"accuracy": {"mean": 0.8, "ci95": 0.02, "num_tasks": 100}}

@@ -139,14 +139,8 @@ class Completion(NamedTuple):
 def completions(columns: Sequence[Sequence[Completion]]) -> Figure:
     """Completions of images from more and more pixels: a column for each image, which is at the top.
 
-    Below it are, for each number of pixels: the known pixels on blue, the predicted mean of every pixel, and the
-    standard deviation, bright where the prediction is uncertain.
-
-    Args:
-        columns: completions of each image, for the same numbers of pixels in each column.
-
-    Raises:
-        ValueError: no images, or columns of different lengths.
+    Below it are, for each number of pixels, which must be the same in all columns: the known pixels on blue, the
+    predicted mean of every pixel, and the standard deviation, bright where the prediction is uncertain.
     """
     lengths = {len(column) for column in columns}
     if len(lengths) != 1 or 0 in lengths:

@@ -55,8 +55,7 @@ def verdict(
     overlap, which is conservative.
 
     Args:
-        test: the learner's test figures by metric; None if there are none.
-        baselines: name -> test figures by metric, of learners without meta-learning.
+        test, baselines: test figures by metric, of the learner and by name of each baseline; None if there are none.
         metric, higher_is_better: metric to compare; higher is better for an accuracy, not for an error.
         paired: name -> the learner's difference to that baseline, from `compare.differences`.
         failed: names of the audits that the test figures failed; nothing is claimed if there are any.
