@@ -109,9 +109,7 @@ def evaluate_baselines(
     """Evaluate each baseline on the first tasks of a split, with the hyperparameters that are best on validation tasks.
 
     Args:
-        spec, source, shapes: the run file, its task source, and the shapes of one example.
         pretrained: the model before meta-training, for the baselines that need one.
-        device: device of the baselines.
         split, num_tasks: as in `evaluate`.
         observer: gives the function that is called after each task of a baseline.
         coverage: receives the catalogue coverage of each baseline.

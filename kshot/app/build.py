@@ -24,6 +24,7 @@ from kshot.app.spec import MODELS, Spec
 from kshot.data.text.tokenizer import RESERVED, Tokens
 from kshot.deciding.decisions import Policy
 from kshot.deciding.policies import Budget
+from kshot.evaluation.evaluate import evaluation_mode
 from kshot.evaluation.target import Target
 from kshot.learner import Learner
 from kshot.models.encoder import Encoder
@@ -101,7 +102,6 @@ def build_model(spec: Spec, shapes: Shapes, *, head: bool, learner: Part | None 
     """The base model, with weights drawn from the run's seed; an empty module if the run file has none.
 
     Args:
-        spec, shapes: the run file, and the shapes of one example.
         head: whether to add the layer that gives the task's outputs.
         learner: learner that the model is for; by default that of the run file.
 
@@ -296,12 +296,8 @@ def _features_of(model: nn.Module | None, shapes: Shapes, learner: str) -> tuple
     if model is None:
         return tuple(inputs)
     like = next(model.parameters(), torch.empty(0))
-    was_training = model.training
-    model.eval()  # measuring must not move BatchNorm's running statistics
-    with torch.no_grad():
-        features = model(torch.zeros(1, *inputs, dtype=like.dtype, device=like.device))
-    model.train(was_training)
-    return tuple(features.shape[1:])
+    with evaluation_mode(model):  # measuring must not move BatchNorm's running statistics
+        return tuple(model(torch.zeros(1, *inputs, dtype=like.dtype, device=like.device)).shape[1:])
 
 
 def has_head(spec: Spec, learner: Part | None = None) -> bool:

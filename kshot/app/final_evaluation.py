@@ -38,7 +38,6 @@ class TestResult:
     """Result of a final evaluation.
 
     Attributes:
-        target: target of the run: its metric, and whether higher is better.
         test, baselines: evaluations of the learner, and of the baselines on the first of the same tasks.
         shots: figures of the learner by number of shots; empty if the source cannot change it.
         coverage: catalogue coverage of the learner and the baselines; empty if tasks have no catalogue.
@@ -73,7 +72,6 @@ def evaluate_with_baselines(
     """Evaluate a learner and its baselines on a split, and the learner over several numbers of shots.
 
     Args:
-        learner, spec, source, shapes: trained learner, on its device, and what it was built from.
         pretrained: the model before meta-training, for the baselines that need one.
         watch: called after each task.
         split, num_tasks, checkpoint, episodes_sha256: as in `evaluate`; by default the tasks of the run file.

@@ -215,13 +215,11 @@ def interview(
     answer: Callable[[str], str],
     console: Any,
 ) -> None:
-    """Ask a user about items, each selected by the previous answers, and then recommend.
+    """Ask a user about items until `count` are rated, each selected by the previous answers, and then recommend.
 
     Args:
-        run_dir, ratings: folder of the run, and file with known ratings.
-        count, top: number of questions to be answered, and of items to recommend.
-        out, console: CSV file for the ratings, and console for the recommendations.
         answer: function from a question to the user's answer, which is empty for an unknown item.
+        out: CSV file for the ratings.
 
     Raises:
         ValueError: a run on clicks, which cannot be asked for, or `out` exists.

@@ -8,6 +8,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
+from kshot.evaluation.evaluate import evaluation_mode
 from kshot.learner import Learner
 from kshot.types import Task, to, tree_leaves
 
@@ -48,16 +49,11 @@ def cost(learner: Learner, task: Task) -> Cost:
     """
     device = next((parameter.device for parameter in learner.parameters()), None)
     task = to(task, device)
-    was_training = learner.training
-    learner.eval()
-    try:
-        with torch.no_grad():
-            with _Counting() as adapting:
-                state = learner.adapt(task.support)
-            with _Counting() as predicting:
-                learner.predict(state, task.query.inputs)
-    finally:
-        learner.train(was_training)
+    with evaluation_mode(learner):
+        with _Counting() as adapting:
+            state = learner.adapt(task.support)
+        with _Counting() as predicting:
+            learner.predict(state, task.query.inputs)
     leaves = tree_leaves(state)
     return Cost(
         num_parameters=sum(parameter.numel() for parameter in learner.parameters()),

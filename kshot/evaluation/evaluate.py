@@ -5,13 +5,15 @@ from __future__ import annotations
 import hashlib
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from torch import nn
 
 from kshot.evaluation.audit.findings import Audit, Evidence, real, stream
 from kshot.evaluation.audit.run import FEW, UntrustedFigure, failures, fingerprint, run_audits
@@ -95,6 +97,18 @@ class Evaluation:
         return fields | {"audits": [audit.to_json() for audit in self.audits], "trusted": self.trusted}
 
 
+@contextmanager
+def evaluation_mode(module: nn.Module) -> Iterator[None]:
+    """A context with a module in evaluation mode, and without gradients; afterwards its mode is as before."""
+    was_training = module.training
+    module.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        module.train(was_training)
+
+
 def evaluate(
     learner: Learner,
     source: TaskSource,
@@ -146,30 +160,25 @@ def evaluate(
     digest = hashlib.sha256()
     calibration = CalibrationMeter(learner.objective)
     started = time.monotonic()
-    was_training = learner.training
-    learner.eval()
-    try:
-        with torch.no_grad(), during(source, EVALUATION):
-            for number, task in stream(source, split, num_tasks, chunk=CHUNK):
-                hash_into(digest, task)
-                evidence.episodes.append(short_hash(task))
-                if not (task.query.weight > 0).all():  # a transductive learner would mistake padding for queries
-                    task = task._replace(query=real(task.query))
-                with seeded(source.seed, number, device=device):
-                    scored = _score(learner, to(task, device), number)
-                    calibration.add(scored.prediction, scored.task.query)
-                if number < FEW:
-                    evidence.first.append((scored.task, scored.prediction))
-                times.append((scored.adapt_seconds, scored.predict_seconds))
-                for name, value in scored.figures.items():
-                    evidence.figures.setdefault(name, []).append(value)
-                if observe is not None:
-                    observe(scored)
-            seconds = time.monotonic() - started
-            if audit:
-                audits = run_audits(learner, source, split, evidence, checkpoint)
-    finally:
-        learner.train(was_training)
+    with evaluation_mode(learner), during(source, EVALUATION):
+        for number, task in stream(source, split, num_tasks, chunk=CHUNK):
+            hash_into(digest, task)
+            evidence.episodes.append(short_hash(task))
+            if not (task.query.weight > 0).all():  # a transductive learner would mistake padding for queries
+                task = task._replace(query=real(task.query))
+            with seeded(source.seed, number, device=device):
+                scored = _score(learner, to(task, device), number)
+                calibration.add(scored.prediction, scored.task.query)
+            if number < FEW:
+                evidence.first.append((scored.task, scored.prediction))
+            times.append((scored.adapt_seconds, scored.predict_seconds))
+            for name, value in scored.figures.items():
+                evidence.figures.setdefault(name, []).append(value)
+            if observe is not None:
+                observe(scored)
+        seconds = time.monotonic() - started
+        if audit:
+            audits = run_audits(learner, source, split, evidence, checkpoint)
     for failed in failures(audits):
         warnings.warn(f"{failed.question} {failed.finding}", UntrustedFigure, stacklevel=2)
     subjects = source.subjects(split, range(num_tasks))

@@ -35,10 +35,8 @@ def write_tasks(path: Path, evaluation: PerTask, others: Mapping[str, PerTask], 
     """Write a CSV with one row per task: its number, episode hash, subject if it has one, and figures.
 
     Args:
-        path, evaluation: file to write, and evaluation of the learner.
         others: name -> evaluation of another learner, such as a baseline, on the first of the same tasks; its cells
-            are empty for the remaining ones.
-        metric: the metric to write of the others.
+            are empty for the remaining ones, and only `metric` is written.
     """
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")

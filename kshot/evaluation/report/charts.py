@@ -117,7 +117,7 @@ def tasks_chart(
     """The distribution of a figure over tasks, and of its difference to a baseline's on the same tasks.
 
     Args:
-        values, metric, learner: figure of each task, its metric, and the label of the learner.
+        values: the learner's figure of each task.
         beside: name and figures of another learner, such as the best baseline, on the first of the same tasks.
         subjects: subject of each task, as in `interval`.
     """

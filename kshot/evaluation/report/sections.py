@@ -119,12 +119,7 @@ class Section(NamedTuple):
 def report_sections(
     report: Mapping[str, Any], pictures: Mapping[str, Picture], *, num_resumed: int = 0
 ) -> list[Section]:
-    """The sections of a report, without those that have no content.
-
-    Args:
-        report, pictures: the report as plain values (see `write_report`), and figures by name.
-        num_resumed: how often the run was resumed.
-    """
+    """The sections of a report as plain values (see `write_report`), without those that have no content."""
     protocol, target = report.get("protocol") or {}, report.get("target")
     named = {name: [picture] for name, picture in pictures.items() if name in PLACED}
     others = [picture for name, picture in pictures.items() if name not in PLACED]

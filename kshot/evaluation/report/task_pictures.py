@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from kshot.evaluation.evaluate import evaluation_mode
 from kshot.evaluation.report.style import BLUE, FAINT, GREEN, INK, MUTED, RED, WIDTH, canvas, quiet
 from kshot.learners.gradient.gradient_learner import GradientLearner
 from kshot.objectives import gaussian
@@ -86,14 +87,10 @@ def regression_examples(learner: GradientLearner, tasks: Sequence[Task], *, step
     _check_one_dimensional(tasks)
     figure = canvas(3.3)
     panels = figure.subplots(1, len(tasks), sharey=True, squeeze=False)[0]
-    was_training = learner.training
-    learner.eval()
-    try:
+    with evaluation_mode(learner):
         for number, (axes, task) in enumerate(zip(panels, tasks), 1):
             quiet(axes, f"task {number}")
             _draw_curves(axes, learner, task, steps)
-    finally:
-        learner.train(was_training)
     return figure
 
 
@@ -210,9 +207,8 @@ def _draw_curves(axes: Axes, learner: GradientLearner, task: Task, steps: Sequen
     axes.plot(*points, "o", color=INK, markersize=5, label=f"support, {len(points[0])} points", zorder=5)
     dashes = [(0, (1, 1.5)), (0, (4, 1.5)), "-"]
     for rank, count in enumerate(steps):
-        with torch.no_grad():
-            state = learner.adapt(to(task.support, device), steps=count)
-            predicted = learner.predict(state, task.query.inputs.to(device)).cpu()[keep, 0]
+        state = learner.adapt(to(task.support, device), steps=count)
+        predicted = learner.predict(state, task.query.inputs.to(device)).cpu()[keep, 0]
         error = float((predicted - y).square().mean())
         late = rank / max(len(steps) - 1, 1)
         style: dict[str, Any] = {"color": BLUE, "alpha": 0.5 + 0.5 * late, "linestyle": dashes[min(round(2 * late), 2)]}
