@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -45,10 +46,8 @@ def predict_run(run_dir: Path, state_file: Path, inputs: list[Path], *, resize: 
         print(f"{sum(columns['bits']) / total:.4f} bits per {unit[:-1]} over {total:,}", file=sys.stderr)
 
 
-def generate_run(
-    run_dir: Path, state_file: Path, prompt: str, *, length: int, temperature: float, top_p: float, seed: int
-) -> None:
-    """Print a prompt and a generated continuation under an adapted state.
+def generate_run(run_dir: Path, state_file: Path, prompt: str, **options: Any) -> None:
+    """Print a prompt and its continuation under an adapted state, with the options of `generate`.
 
     Raises:
         ValueError: a run on other tasks than running text, or a prompt that is empty or has unknown characters.
@@ -70,14 +69,6 @@ def generate_run(
         )
     state = run.load_state(state_file).state
     device = device_of(run.spec)
-    written = generate(
-        run.learner.to(device),
-        to(state, device),
-        symbols.to(device),
-        length=length,
-        temperature=temperature,
-        top_p=top_p,
-        context=preprocessor.length,
-        seed=seed,
-    )
+    learner, context = run.learner.to(device), preprocessor.length
+    written = generate(learner, to(state, device), symbols.to(device), context=context, **options)
     print(preprocessor.decode([*symbols.tolist(), *written.tolist()]))

@@ -12,7 +12,7 @@ from torch import nn
 from kshot import learners, objectives
 from kshot.app.build import Shapes, build_learner, build_model, has_head
 from kshot.app.schema import Part
-from kshot.app.spec import BaselineName, Spec
+from kshot.app.spec import BASELINES, NEED_PRETRAINING, Spec
 from kshot.evaluation.evaluate import Evaluation, Scored, evaluate
 from kshot.evaluation.target import Target
 from kshot.learner import Learner
@@ -28,43 +28,23 @@ from kshot.tasks.source import TaskSource
 from kshot.types import Split
 
 NUM_RANKED = 100  # tasks for whose users the whole catalogue is ranked
-DESCRIPTIONS: dict[str, str] = {
-    "scratch": "the same model, trained on the support set alone from random weights",
-    "fine_tune": "the model after {steps} steps of pretraining on all training classes, fine-tuned on the support set",
-    "pretrained": "the model after {steps} steps of pretraining, without adaptation",
-    "pretrained_centroid": "nearest class mean in the features of the model after {steps} steps of pretraining",
-    "centroid": "nearest class mean of the raw inputs, or of the features of a pretrained encoder",
-    "support_mean": "the mean of the support targets for any input",
-    "global_mean": "the mean of the training ratings",
-    "user_mean": "the user's mean, shrunk towards the global mean",
-    "item_mean": "the item's mean in training, shrunk towards the global mean",
-    "bias": "the global mean plus shrunk offsets of user and item",
-    "popularity": "the item's number of ratings in training",
-    "item_knn": "offsets plus ratings of similar items",
-    "matrix_factorisation": "offsets plus factors, with the user's fitted to the support set",
-}
-NEED_PRETRAINING = ("fine_tune", "pretrained", "pretrained_centroid")
 
 
-def names_of(spec: Spec, objective: Objective) -> list[BaselineName | Part]:
-    """The baselines of the run file, or by default those that suit the objective.
-
-    Raises:
-        ValueError: a baseline needs a pretrained model, and the run file has no pretraining.
-    """
+def names_of(spec: Spec, objective: Objective) -> list[str | Part]:
+    """The baselines of the run file (ValueError if they lack pretraining), or those that suit the objective."""
     if spec.baselines.names is not None:
-        for name in spec.baselines.names:
-            if isinstance(name, str) and name in NEED_PRETRAINING and spec.pretrain is None:
+        for name in spec.baselines.names if spec.pretrain is None else ():
+            if isinstance(name, str) and name in NEED_PRETRAINING:
                 raise ValueError(f"baseline {name!r} needs a pretrained model: give the run file a 'pretrain' section")
         return spec.baselines.names
     if objectives.rates_items(objective):
         return list(GRIDS)
-    names: list[BaselineName | Part] = []
+    names: list[str | Part] = []
     # The models of a run file predict no standard deviation, and an encoder is pretrained.
     if spec.model is not None and spec.model.kind != "encoder" and objective.predicts != "distribution":
         names.append("scratch")
     if spec.pretrain:
-        names += ["fine_tune", "pretrained_centroid"] if objective.classifies else ["fine_tune", "pretrained"]
+        names += ["fine_tune", "pretrained_centroid" if objective.classifies else "pretrained"]
     if objective.classifies:
         names.append("centroid")
     elif objective.predicts in ("values", "distribution"):
@@ -72,9 +52,9 @@ def names_of(spec: Spec, objective: Objective) -> list[BaselineName | Part]:
     return names
 
 
-def labels_of(baselines: list[BaselineName | Part]) -> dict[str, BaselineName | Part]:
+def labels_of(baselines: list[str | Part]) -> dict[str, str | Part]:
     """The baselines by their names in reports; a kind that occurs twice is numbered."""
-    labels: dict[str, BaselineName | Part] = {}
+    labels: dict[str, str | Part] = {}
     for baseline in baselines:
         name = baseline.kind if isinstance(baseline, Part) else baseline
         taken = sum(label.split(" #")[0] == name for label in labels)
@@ -83,9 +63,8 @@ def labels_of(baselines: list[BaselineName | Part]) -> dict[str, BaselineName | 
 
 
 def describe(label: str, spec: Spec) -> str:
-    """A description of a baseline, as a phrase."""
-    if label in DESCRIPTIONS:
-        return DESCRIPTIONS[label].format(steps=spec.pretrain.steps if spec.pretrain else 0)
+    if label in BASELINES:
+        return BASELINES[label].format(steps=spec.pretrain.steps if spec.pretrain else 0)
     baseline = labels_of(spec.baselines.names or [])[label]
     assert isinstance(baseline, Part)
     options = ", ".join(f"{name} {value}" for name, value in baseline.model_dump(exclude={"kind"}).items())
@@ -130,13 +109,8 @@ def evaluate_baselines(
     """Evaluate each baseline on the first tasks of a split, with the hyperparameters that are best on validation tasks.
 
     Args:
-        spec: the run file.
-        source: task source.
         pretrained: the model before meta-training, for the baselines that need one.
-        shapes: shapes of one example.
-        device: device of the baselines.
-        split: split of the evaluation.
-        num_tasks: number of its tasks.
+        split, num_tasks: as in `evaluate`.
         observer: gives the function that is called after each task of a baseline.
         coverage: receives the catalogue coverage of each baseline.
     """
@@ -146,11 +120,9 @@ def evaluate_baselines(
         candidates = [candidate.to(device) for candidate in _candidates(baseline, spec, source, pretrained, shapes)]
         best = candidates[0]
         if len(candidates) > 1:
-            scores = []
-            for candidate in candidates:
-                with during(source, "tuning"):
-                    val = evaluate(candidate, source, split="val", num_tasks=spec.baselines.num_val_tasks, audit=False)
-                scores.append(target.of(val.metrics).mean)
+            options: dict[str, Any] = {"split": "val", "num_tasks": spec.baselines.num_val_tasks, "audit": False}
+            with during(source, "tuning"):
+                scores = [target.of(evaluate(each, source, **options).metrics).mean for each in candidates]
             best = candidates[scores.index((max if target.at_least else min)(scores))]
         evaluations[label] = evaluate_with_coverage(
             label, best, source, coverage, split=split, num_tasks=num_tasks, observe=observer(label), audit=False
@@ -159,7 +131,7 @@ def evaluate_baselines(
 
 
 def _candidates(
-    baseline: BaselineName | Part, spec: Spec, source: TaskSource, pretrained: nn.Module | None, shapes: Shapes
+    baseline: str | Part, spec: Spec, source: TaskSource, pretrained: nn.Module | None, shapes: Shapes
 ) -> list[Learner]:
     """The baseline with each setting of its hyperparameters."""
     options, objective = spec.baselines, source.objective
@@ -168,14 +140,14 @@ def _candidates(
         if pretrained is not None:
             model.load_state_dict(pretrained.state_dict(), strict=False)
         return [build_learner(spec, model, shapes, baseline)]
-    if baseline in GRIDS:
+    if kind := next((kind for kind in GRIDS if kind == baseline), None):
         ratings = ratings_of(source)
         if ratings is None:
             raise ValueError(f"baseline {baseline} is for tasks of ratings, which these are not")
         with during(source, "training"):
             log = ratings.training_log()
         fitted = Ratings(*log, num_items=len(ratings.preprocessor.items))
-        return [recommender(baseline, fitted, objective, **settings) for settings in GRIDS[baseline]]
+        return [recommender(kind, fitted, objective, **settings) for settings in GRIDS[kind]]
     if baseline == "centroid":
         if spec.model is not None and spec.model.kind == "encoder":
             return [HeadLearner(build_model(spec, shapes, head=False), Prototypes(), objective)]

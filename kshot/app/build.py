@@ -1,7 +1,7 @@
 """From a run file to objects: source, model, learner, policy.
 
-The annotations of a factory say what it takes. What is supplied by the run is collected here; the rest are options that
-the run file gives.
+The annotations of a factory's arguments say which of them the run supplies, by the mappings below; the others are
+options of the run file.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
+from functools import partial
 from math import prod
 from typing import Any
 
@@ -23,6 +24,7 @@ from kshot.app.spec import MODELS, Spec
 from kshot.data.text.vocabulary import RESERVED, Tokens
 from kshot.deciding.decisions import Policy
 from kshot.deciding.policies import Budget
+from kshot.evaluation.evaluate import evaluation_mode
 from kshot.evaluation.target import Target
 from kshot.learner import Learner
 from kshot.models.encoder import Encoder
@@ -33,6 +35,7 @@ from kshot.sources.ratings.tasks import RatingTasks
 from kshot.sources.text import TextPreprocessor
 from kshot.tasks.source import TaskSource
 from kshot.training.fit import seeded
+from kshot.types import tree_map
 
 Shapes = dict[str, Any]
 """Shapes of one example, and the objective: {"inputs": [...], "targets": [...], "objective": name}; a learner is built
@@ -61,7 +64,7 @@ TAKES: dict[Any, str] = {
 """The sort of inputs that a model takes, by the arguments of its factory."""
 
 Supplies = Mapping[Any, Callable[[], Any]]
-"""What a run supplies to a factory, by marker or type, each computed when it is arguments for."""
+"""What a run supplies to a factory, by marker or type, each computed only if a factory takes it."""
 
 
 def build_source(spec: Spec) -> TaskSource:
@@ -75,17 +78,11 @@ def build_source(spec: Spec) -> TaskSource:
 
 
 def shapes_of(source: TaskSource) -> Shapes:
-    """The shapes of one example of a source's tasks, and their objective.
-
-    Raises:
-        ValueError: an objective without a name.
-    """
+    """The shapes of one example of a source's tasks, and their objective; ValueError if that has no name."""
     batch, preprocessor = source.task("train", 0).support, source.preprocessor
     inputs = batch.inputs
     shapes: Shapes = {
-        "inputs": {name: list(leaf.shape[1:]) for name, leaf in inputs.items()}
-        if isinstance(inputs, dict)
-        else list(inputs.shape[1:]),
+        "inputs": tree_map(lambda leaf: list(leaf.shape[1:]), inputs),
         "targets": list(batch.targets.shape[1:]),
     }
     if isinstance(source, RatingTasks):
@@ -102,13 +99,11 @@ def shapes_of(source: TaskSource) -> Shapes:
 
 
 def build_model(spec: Spec, shapes: Shapes, *, head: bool, learner: Part | None = None) -> nn.Module:
-    """The base model, its weights drawn from the run's seed; an empty module if the run file has none.
+    """The base model, with weights drawn from the run's seed; an empty module if the run file has none.
 
     Args:
-        spec: the run file.
-        shapes: of one example.
         head: whether to add the layer that gives the task's outputs.
-        learner: that the model is for; by default that of the run file.
+        learner: learner that the model is for; by default that of the run file.
 
     Raises:
         ValueError: a model that does not fit the inputs, or the learner.
@@ -120,7 +115,6 @@ def build_model(spec: Spec, shapes: Shapes, *, head: bool, learner: Part | None 
     learner = learner or spec.learner
     _check_fit(spec.model, learner, shapes, head)
     inputs = shapes["inputs"]
-
     supplies = {
         Supplied.SEED: lambda: spec.seed,
         Supplied.NUM_OUTPUTS: lambda: shapes["targets"][-1] if head else None,
@@ -190,23 +184,14 @@ def _models_for(sort: str) -> str:
 
 
 def build_learner(spec: Spec, model: nn.Module, shapes: Shapes, learner: Part | None = None) -> Learner:
-    """The learner around a base model, or one that is a network of its own.
-
-    Args:
-        spec: the run file.
-        model: of `build_model`.
-        shapes: of one example.
-        learner: by default that of the run file.
+    """The learner around a model from `build_model`, or one that is a network of its own; by default the run file's.
 
     Raises:
         ValueError: a learner that does not fit the inputs, has another objective, or cannot be built.
     """
     learner = learner or spec.learner
     base = None if spec.model is None else model
-
-    def features() -> tuple[int, ...]:
-        return _features_of(base, shapes, learner.kind)
-
+    features = partial(_features_of, base, shapes, learner.kind)
     supplies: Supplies = {
         **dict.fromkeys((Supplied.MODEL, Supplied.EMBEDDING, Supplied.MAP_EMBEDDING), lambda: base),
         Supplied.FROZEN_EMBEDDING: lambda: model.requires_grad_(False),
@@ -238,11 +223,7 @@ def build_policy(spec: Spec, target: Target, budget: Budget) -> Policy | None:
 
 
 def _call(role: str, part: Part, supplies: Supplies = EMPTY) -> Any:
-    """Call a part's factory.
-
-    Raises:
-        ValueError: a factory of the user's that cannot be called so, or makes something else.
-    """
+    """Call a part's factory; ValueError if it is the user's and cannot be called so, or makes something else."""
     arguments = _arguments(role, part, supplies)
     try:
         made = factory_of(part)(**arguments)
@@ -257,7 +238,7 @@ def _call(role: str, part: Part, supplies: Supplies = EMPTY) -> Any:
 
 
 def _arguments(role: str, part: Part, supplies: Supplies) -> dict[str, Any]:
-    """The arguments of a part's factory: what the run supplies, its options, and the sources within it."""
+    """The arguments of a part's factory: what the run supplies, and its options."""
     arguments: dict[str, Any] = {}
     for argument in describe(factory_of(part)):
         value: Any = getattr(part, argument.key, None) if argument.key else None
@@ -296,7 +277,7 @@ def _declared(part: Part, what: Declared) -> Any:
 
 
 def _num_features(shapes: Shapes, *names: str) -> int:
-    """How many features of these names one example has."""
+    """The number of features of these names that one example has."""
     return sum(shapes["inputs"].get(name, [0])[-1] for name in names) if isinstance(shapes["inputs"], dict) else 0
 
 
@@ -315,26 +296,17 @@ def _features_of(model: nn.Module | None, shapes: Shapes, learner: str) -> tuple
     if model is None:
         return tuple(inputs)
     like = next(model.parameters(), torch.empty(0))
-    was_training = model.training
-    model.eval()  # measuring must not move BatchNorm's running statistics
-    with torch.no_grad():
-        features = model(torch.zeros(1, *inputs, dtype=like.dtype, device=like.device))
-    model.train(was_training)
-    return tuple(features.shape[1:])
+    with evaluation_mode(model):  # measuring must not move BatchNorm's running statistics
+        return tuple(model(torch.zeros(1, *inputs, dtype=like.dtype, device=like.device)).shape[1:])
 
 
 def has_head(spec: Spec, learner: Part | None = None) -> bool:
-    """Whether a learner, by default the run's, predicts through the model's own last layer, and so has a fixed number
-    of ways."""
+    """Whether a learner, by default the run's, uses the model's last layer, and so has a fixed number of ways."""
     return spec.model is not None and Supplied.MODEL in _supplied_arguments(learner or spec.learner)
 
 
 def device_of(spec: Spec) -> torch.device:
-    """The device of a run file; "auto" is the accelerator if there is one.
-
-    Raises:
-        ValueError: a device that torch does not know or this machine lacks.
-    """
+    """The device of a run file; "auto" is the accelerator if there is one. ValueError if it is not available."""
     if spec.device == "auto":
         return torch.accelerator.current_accelerator() or torch.device("cpu")
     try:

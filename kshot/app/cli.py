@@ -34,7 +34,7 @@ def run(
     resume: Annotated[bool, typer.Option("--resume", help="Resume the run in --out.")] = False,
     seeds: Annotated[
         str | None,
-        typer.Option(metavar="0,1,2", help="Run once for each seed, in folders seed-0, seed-1…, with a common report."),
+        typer.Option(metavar="0,1,2", help="Run once per seed, in folders seed-0, seed-1…, with a common report."),
     ] = None,
 ) -> None:
     """Pretrain, then train, evaluate and decide until the target is met; then test and report.
@@ -46,10 +46,9 @@ def run(
     from kshot.app.spec import load_spec
 
     spec = load_spec(recipe, set_)
-    if out is None:
-        if resume:
-            raise ValueError("--resume needs the folder of the run: --out DIR")
-        out = free_folder(Path("runs"), spec.name)
+    if resume and out is None:
+        raise ValueError("--resume needs the folder of the run: --out DIR")
+    out = out or free_folder(Path("runs"), spec.name)
     from kshot.app.run import run as run_spec
     from kshot.app.seeds import parse_seeds, run_seeds
 
@@ -74,20 +73,15 @@ def evaluate(
     tasks: Annotated[int, typer.Option(help="Number of tasks.", min=2)] = 600,
     split: Annotated[str, typer.Option(help="test or val.")] = "test",
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
-    out: Annotated[
-        Path | None, typer.Option(help="Folder for report.html, report.json and tasks.csv; none by default.")
-    ] = None,
-    episodes_sha256: Annotated[
-        str | None,
-        typer.Option("--episodes-sha256", metavar="HASH", help="Fail if the episodes do not have this hash."),
-    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for report.html, report.json and tasks.csv.")] = None,
+    episodes_sha256: Annotated[str | None, typer.Option(metavar="HASH", help="Fail if the episodes differ.")] = None,
     baselines: Annotated[bool, typer.Option(help="Whether to evaluate the baselines too.")] = True,
 ) -> None:
     """Evaluate the best round of a run on unseen tasks, with baselines without meta-learning.
 
     Exit code: 0, 2 for invalid input, 3 if an audit failed and the figures are not to be trusted.
     """
-    from kshot.app.evaluate import evaluate_run
+    from kshot.app.run import evaluate_run
 
     report = evaluate_run(
         run_dir,
@@ -104,8 +98,7 @@ def evaluate(
 @app.command()
 def compare(
     run_dirs: Annotated[
-        list[Path],
-        typer.Argument(metavar="RUN_DIR...", help="Folders of runs, of several seeds, or of evaluations."),
+        list[Path], typer.Argument(metavar="RUN_DIR...", help="Folders of runs, of several seeds, or of evaluations.")
     ],
     csv: Annotated[Path | None, typer.Option("--csv", help="CSV file for the table, with unrounded numbers.")] = None,
     html: Annotated[Path | None, typer.Option("--html", help="HTML file for the table.")] = None,
@@ -113,7 +106,7 @@ def compare(
     """Rank runs on the same test episodes by their figures, with costs and significant differences."""
     from rich.console import Console
 
-    from kshot.app.compare import compare_runs
+    from kshot.app.terminal import compare_runs
 
     compare_runs(run_dirs, csv, html, Console())
 
@@ -123,9 +116,7 @@ def adapt(
     run_dir: RunDir,
     support: Annotated[Path, typer.Option(help="Folder with a folder of images for each class, a CSV, or a text.")],
     out: Annotated[Path, typer.Option(help="File for the adapted state.")],
-    state: Annotated[
-        Path | None, typer.Option(help="A state to extend by the examples, which may be of new classes.")
-    ] = None,
+    state: Annotated[Path | None, typer.Option(help="A state to extend by the examples, of new classes too.")] = None,
     resize: Resize = False,
     invert: Invert = False,
 ) -> None:
@@ -156,9 +147,7 @@ def predict(
 @app.command()
 def recommend(
     run_dir: RunDir,
-    user: Annotated[
-        Path | None, typer.Option(help="CSV with a row for each known rating: item, rating, as in training.")
-    ] = None,
+    user: Annotated[Path | None, typer.Option(help="CSV of known ratings, with columns as in training.")] = None,
     top: Annotated[int, typer.Option(help="Number of items.", min=1)] = 10,
     ask: Annotated[int, typer.Option(help="Number of items to suggest asking the user about.", min=0)] = 1,
     interview: Annotated[
@@ -193,13 +182,8 @@ def generate(
     state: Annotated[Path, typer.Option(help="State written by `kshot adapt`, of the author to imitate.")],
     prompt: Annotated[str, typer.Option(help="The text to continue.")],
     length: Annotated[int, typer.Option(help="Number of characters (or bytes) to generate.", min=1)] = 500,
-    temperature: Annotated[
-        float, typer.Option(help="Below 1 favours likely symbols; 0 takes the most likely one.")
-    ] = 0.8,
-    top_p: Annotated[
-        float,
-        typer.Option("--top-p", help="Sample from the smallest set of likely symbols with this total probability."),
-    ] = 0.95,
+    temperature: Annotated[float, typer.Option(help="Below 1 favours likely symbols; 0 takes the likeliest.")] = 0.8,
+    top_p: Annotated[float, typer.Option(help="Sample from the fewest symbols with this total probability.")] = 0.95,
     seed: Annotated[int, typer.Option(help="Random seed of sampling.")] = 0,
 ) -> None:
     """Continue a prompt in the style of an author, by a state adapted to a page of theirs (source corpus)."""

@@ -29,15 +29,7 @@ COMPLETED = 7  # images in the picture of completions
 def make_figures(
     report: dict[str, Any], result: TestResult, spec: Spec, source: Watched, learner: Learner
 ) -> dict[str, Figure]:
-    """The figures of a test by name.
-
-    Args:
-        report: a report with the entries of the test, as plain values.
-        result: the test.
-        spec: the run file.
-        source: task source.
-        learner: the evaluated learner; it is moved to the CPU.
-    """
+    """The figures of a test by name, from its report as plain values and its result; moves the learner to the CPU."""
     test, metric, higher = result.test, result.target.metric, result.target.at_least
     name = spec.learner.kind
     figures: dict[str, Figure] = {}

@@ -38,11 +38,8 @@ class TestResult:
     """Result of a final evaluation.
 
     Attributes:
-        target: target of the run: its metric, and whether higher is better.
-        test: evaluation of the learner.
-        baselines: evaluations of the baselines, on the first of the same tasks.
+        test, baselines: evaluations of the learner, and of the baselines on the first of the same tasks.
         shots: figures of the learner by number of shots; empty if the source cannot change it.
-        cost: FLOPs and sizes.
         coverage: catalogue coverage of the learner and the baselines; empty if tasks have no catalogue.
         threshold: novelty threshold, set on validation tasks, if the run file has a `reject` section.
         rejection: performance in out-of-scope detection, if the source has out-of-scope examples too.
@@ -75,16 +72,9 @@ def evaluate_with_baselines(
     """Evaluate a learner and its baselines on a split, and the learner over several numbers of shots.
 
     Args:
-        learner: trained learner, on its device.
-        spec: the run file.
-        source: task source.
-        shapes: shapes of one example.
         pretrained: the model before meta-training, for the baselines that need one.
         watch: called after each task.
-        checkpoint: folder of the checkpoint that the learner was loaded from.
-        split: "test" or "val".
-        num_tasks: number of tasks; that of the run file by default.
-        episodes_sha256: expected hash of the episodes.
+        split, num_tasks, checkpoint, episodes_sha256: as in `evaluate`; by default the tasks of the run file.
         with_baselines: whether the baselines are evaluated.
     """
     target = Target.parse(spec.target)
@@ -121,9 +111,9 @@ def evaluate_with_baselines(
             lambda name: observe(name.replace("_", " "), num_beside),
             coverage,
         )
-    shots: list[Shots] = []
-    if longer := _with_most_shots(spec, source):
-        shots = over_shots(learner, *longer, split=split, num_tasks=min(spec.evaluate.num_shots_tasks, count))
+    num_shots_tasks = min(spec.evaluate.num_shots_tasks, count)
+    longer = _with_most_shots(spec, source)
+    shots = over_shots(learner, *longer, split=split, num_tasks=num_shots_tasks) if longer else []
     with during(source, EVALUATION):
         costs = cost(learner, source.task(split, 0))
     rejected = _evaluate_rejection(learner, spec, source, split, count)
@@ -133,7 +123,6 @@ def evaluate_with_baselines(
 def _evaluate_rejection(
     learner: Learner, spec: Spec, source: TaskSource, split: Split, num_tasks: int
 ) -> tuple[float | None, Rejection | None]:
-    """The novelty threshold and its performance."""
     if spec.reject is None:
         return None, None
     options: dict[str, Any] = spec.reject.model_dump(exclude={"outsiders"})
@@ -145,9 +134,9 @@ def _evaluate_rejection(
 
 
 def _with_most_shots(spec: Spec, source: TaskSource) -> tuple[TaskSource, list[int]] | None:
-    """The source with the most shots of the run file's curve that the data have, and the numbers of shots up to it.
+    """The source with the most of the run file's `shots` that the data have, and the numbers up to it, if at least two.
 
-    None if there are fewer than two. Increasing the shots must not drop any data: the tasks would be different ones.
+    Increasing the shots must not drop any data: the tasks would be different ones.
     """
     counts = sorted(set(spec.evaluate.shots))
     dropped = source.describe().get("dropped")

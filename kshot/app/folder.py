@@ -45,21 +45,16 @@ class RunFolder:
 
     def open_again(self, spec: Spec) -> None:
         """Resume the run in the folder; raises ValueError if there is none, or it has another run file."""
-        self.check(spec)
-        self.spec.write_text(spec.to_yaml())
-
-    def check(self, spec: Spec) -> None:
-        """Raise ValueError unless the folder holds a run of this run file."""
         if not self.spec.exists():
             raise ValueError(f"{self.path} holds no run to resume")
-        before = read_spec(self.path).model_dump()
-        after = spec.model_dump()
+        before, after = read_spec(self.path).model_dump(), spec.model_dump()
         differing = sorted(key for key in after if after[key] != before[key] and key not in FREE_TO_CHANGE)
         if differing:
             raise ValueError(
                 f"{self.path} holds a run with another {', '.join(differing)}: a resumed run may change only "
                 f"{', '.join(sorted(FREE_TO_CHANGE))}"
             )
+        self.spec.write_text(spec.to_yaml())
 
 
 def free_folder(parent: Path, stem: str) -> Path:

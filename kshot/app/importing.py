@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import pkgutil
 import sys
 import traceback
 from collections.abc import Callable, Iterable
@@ -11,21 +12,13 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-
-@cache
-def load(path: str) -> Any:
-    """The object that "module:name" names."""
-    module, _, name = path.partition(":")
-    return getattr(import_module(module), name)
+load = cache(pkgutil.resolve_name)
+"""The object that "module:name" names."""
 
 
 @cache
 def imported(path: str) -> Any:
-    """The factory that `package.module:name` names.
-
-    Raises:
-        ValueError: no such module or name, or an error in the module.
-    """
+    """The user's factory that `package.module:name` names; ValueError if there is none, or the module has an error."""
     module, _, name = path.partition(":")
     try:
         loaded = import_module(module)
@@ -59,7 +52,6 @@ def make_importable(*folders: Path) -> None:
 
 
 def constant(value: Any) -> Callable[[], Any]:
-    """A factory that returns a value."""
     return lambda: value
 
 

@@ -25,16 +25,12 @@ from kshot.deciding.decisions import Decision, Round
 from kshot.deciding.loop import Observer
 from kshot.training.fit import Progress as OuterProgress
 
+LOG = logging.getLogger("kshot")
 ACTIONS = {"Continue": "cyan", "Change": "yellow", "Rollback": "magenta", "Stop": "bold green"}
 
 
 class Display(Observer):
-    """Progress bars with rate, loss, validation figure and time left; steps are not shown without a terminal.
-
-    Args:
-        console: console to print to.
-        metric: validation metric to show.
-    """
+    """Bars with rate, loss, figure of the validation metric and time left; steps are not shown without a terminal."""
 
     def __init__(self, console: Console, metric: str) -> None:
         self.console, self.metric = console, metric
@@ -52,19 +48,17 @@ class Display(Observer):
         )
         self.notes = _Notes(self)
         self.bar: TaskID | None = None
-        self.stage = ""
-        self.validation = ""
+        self.stage = self.validation = ""
 
     def __enter__(self) -> Display:
         self.bars.start()
-        log = logging.getLogger("kshot")
-        log.setLevel(logging.INFO)
-        log.addHandler(self.notes)
+        LOG.setLevel(logging.INFO)
+        LOG.addHandler(self.notes)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         self.bars.stop()
-        logging.getLogger("kshot").removeHandler(self.notes)
+        LOG.removeHandler(self.notes)
 
     def say(self, text: str, style: str = "") -> None:
         """Print a line without markup."""
@@ -78,13 +72,9 @@ class Display(Observer):
             self.stage, self.bar = stage, self.bars.add_task(stage, total=total, figures="")
         self.bars.update(self.bar, completed=done, total=total, figures=figures)
 
-    def pretrain(self, progress: OuterProgress, end: int) -> None:
-        self.advance("pretrain", progress.step, end, f"{progress.rate:.1f} steps/s  loss {progress.loss:.3f}")
-
-    def step(self, progress: OuterProgress, end: int) -> None:
-        self.advance(
-            "train", progress.step, end, f"{progress.rate:.1f} steps/s  loss {progress.loss:.3f}{self.validation}"
-        )
+    def step(self, progress: OuterProgress, end: int, stage: str = "train") -> None:
+        figures = f"{progress.rate:.1f} steps/s  loss {progress.loss:.3f}{self.validation}"
+        self.advance(stage, progress.step, end, figures)
 
     def task(self, done: int, total: int) -> None:
         self.advance("validate", done, total, self.validation.strip())

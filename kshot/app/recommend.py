@@ -57,8 +57,8 @@ class User:
 
     Args:
         run: run on tasks of ratings; see `kshot.load`.
-        ratings: a file with a row for each rating, as for `kshot adapt`; or a mapping of items, by name or title, to
-            ratings. None is a user without known ratings.
+        ratings: file with a row for each rating, as for `kshot adapt`, or a mapping of items, by name or title, to
+            ratings; None for a user without known ratings.
 
     Raises:
         ValueError: a run on other tasks, or invalid ratings.
@@ -83,7 +83,8 @@ class User:
         weight = torch.cat([torch.ones(count), torch.zeros(1)])
         self.support = Batch(inputs, torch.cat([support.targets, target]), weight)
         self.rated = [int(number) for number in support.inputs["item"].tolist()]
-        self.scores = self._scores(support.targets)
+        values = support.targets.argmax(1) if self.preprocessor.levels else support.targets[:, 0]
+        self.scores = [float(score) for score in self.preprocessor.scores(values.numpy())]
         with torch.no_grad():
             self.state = self.learner.adapt(self.support)
 
@@ -97,10 +98,7 @@ class User:
     def recommend(self, top: int = 10, reasons: int = 3) -> list[Recommendation]:
         """The items with the highest expected ratings, without those already rated.
 
-        Args:
-            top: number of items.
-            reasons: number of known ratings given as reasons for each: those with the largest effect, which is the
-                expected rating minus what it would be without that rating.
+        Each has as reasons the known ratings with the largest effects: the expected rating minus that without them.
         """
         scores = self.expected()
         scores[[number - 1 for number in self.rated if number]] = -torch.inf
@@ -158,14 +156,14 @@ class User:
     def _effects(self, numbers: Tensor) -> Tensor:
         """The effect of each known rating on the expected ratings of items, (n, items)."""
         expected = self.expected(numbers)
-        rows = []
-        for row in range(len(self.rated)):
+        effects = expected.new_zeros(len(self.rated), len(numbers))
+        for row in range(len(effects)):
             weight = self.support.weight.clone()
             weight[row] = 0
             with torch.no_grad():
                 state = self.learner.adapt(self.support._replace(weight=weight))
-            rows.append(expected - self.expected(numbers, state))
-        return torch.stack(rows) if rows else expected.new_zeros(0, len(numbers))
+            effects[row] = expected - self.expected(numbers, state)
+        return effects
 
     def _answers(self, prediction: Tensor) -> tuple[Tensor, Tensor]:
         """Probabilities (A, L) of answers and their targets (A, L, …): levels, or one deviation below and above."""
@@ -174,11 +172,6 @@ class User:
             return prediction.double().softmax(-1), levels.expand(len(prediction), -1, -1)
         ends = torch.stack([prediction - 1, prediction + 1], 1)  # targets are standardised by the training ratings
         return torch.full((len(prediction), 2), 0.5, dtype=torch.float64), ends
-
-    def _scores(self, targets: Tensor) -> list[float]:
-        """The ratings of targets."""
-        values = targets.argmax(1) if self.preprocessor.levels else targets[:, 0]
-        return [float(score) for score in self.preprocessor.scores(values.numpy())]
 
 
 def _mean(prediction: Tree) -> Tensor:
@@ -222,16 +215,11 @@ def interview(
     answer: Callable[[str], str],
     console: Any,
 ) -> None:
-    """Ask a user about items, each selected by the previous answers, and then recommend.
+    """Ask a user about items until `count` are rated, each selected by the previous answers, and then recommend.
 
     Args:
-        run_dir: folder of the run.
-        ratings: file with known ratings.
-        count: number of questions to be answered.
-        top: number of items to recommend.
-        out: CSV file for the ratings.
         answer: function from a question to the user's answer, which is empty for an unknown item.
-        console: console for the recommendations.
+        out: CSV file for the ratings.
 
     Raises:
         ValueError: a run on clicks, which cannot be asked for, or `out` exists.
@@ -250,12 +238,10 @@ def interview(
         question = next((each for each in user.questions(len(unknown) + 1) if each.item not in unknown), None)
         if question is None:
             break
-        while True:
-            text = answer(
-                f"{question.title}, {preprocessor.low:g} to {preprocessor.high:g}, or nothing if unknown"
-            ).strip()
+        prompt = f"{question.title}, {preprocessor.low:g} to {preprocessor.high:g}, or nothing if unknown"
+        while text := answer(prompt).strip():
             try:
-                fault = preprocessor.error_of(float(text)) if text else ""
+                fault = preprocessor.error_of(float(text))
             except ValueError:
                 fault = "is not a number"
             if not fault:

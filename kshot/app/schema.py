@@ -26,12 +26,7 @@ from kshot.app.importing import constant, imported, load, nearest
 
 
 class Role(NamedTuple):
-    """Where the parts of one role, such as learners, are.
-
-    Attributes:
-        module: holds kshot's own.
-        result: what a factory makes, as "module:name".
-    """
+    """The module with kshot's factories of a role, such as learners, and the type that they return ("module:name")."""
 
     module: str
     result: str
@@ -86,7 +81,6 @@ class Part(Strict):
 
 
 def factory_of(part: Part) -> Callable[..., Any]:
-    """The factory of a part."""
     return part._factory
 
 
@@ -95,13 +89,11 @@ class Argument:
     """An argument of a factory, as its annotation describes it.
 
     Attributes:
-        name: of the parameter.
-        default: `inspect.Parameter.empty` if it must be given.
+        name, default: as in `inspect.Parameter`.
         optional: whether it may be None.
         supplied: what the run supplies, a marker or a type; None if a run file gives it, or nothing does.
         declared: what its value says about the models of a run.
-        key: of the run file; None if it cannot be written there.
-        schema: the type of its value in a run file.
+        key, schema: its key in a run file, None if it cannot be written there, and the type of its value.
         problem: why it cannot be given at all, if so.
         passes_on: whether it is another source's factory, whose arguments are passed on.
     """
@@ -123,11 +115,7 @@ class Argument:
 
 @cache
 def describe(factory: Any) -> tuple[Argument, ...]:
-    """The arguments of a factory.
-
-    Raises:
-        ValueError: annotations that cannot be evaluated.
-    """
+    """The arguments of a factory; ValueError if its annotations cannot be evaluated."""
     written = factory.func if isinstance(factory, partial) else factory
     if isinstance(written, type) and written.__init__ is not object.__init__:  # type: ignore[misc]
         written = written.__init__  # type: ignore[misc]
@@ -166,7 +154,6 @@ def _argument(parameter: inspect.Parameter, hint: Any) -> Argument:
 
 
 def _problem(parameter: inspect.Parameter, hint: Any, supplied: bool, schema: Any) -> str | None:
-    """Why an argument cannot be given."""
     name, required = parameter.name, parameter.default is parameter.empty
     if parameter.kind is parameter.POSITIONAL_ONLY:
         return f"its argument {name!r} cannot be given by name; remove the / from its signature"
@@ -284,11 +271,10 @@ def part(role: str) -> PlainValidator:
 
 
 def check_part(role: str, value: Any, *, without_path: bool = False) -> Part:
-    """A part of a run file, checked; a word stands for a part with that kind and no options.
+    """A checked part of a run file; a word stands for a part with that kind and no options.
 
     Args:
-        role: a key of `ROLES`.
-        value: what the file holds.
+        role, value: a key of `ROLES`, and the value in the file.
         without_path: whether another part gives the path, which is the first argument.
     """
     if isinstance(value, Part):
@@ -325,7 +311,6 @@ WITHOUT_PATH = Annotated[Any, PlainValidator(partial(check_part, "source", witho
 
 @cache
 def kinds(role: str) -> tuple[str, ...]:
-    """The kinds of parts that kshot has."""
     return tuple(sorted(name for name in dir(import_module(ROLES[role].module)) if our_factory(role, name)))
 
 

@@ -19,10 +19,7 @@ from kshot.evaluation.report.verdict import best_baseline
 
 
 def parse_seeds(text: str) -> list[int]:
-    """Parse seeds such as "0,1,2".
-
-    Raises:
-        ValueError: not a list of integers, a repeated seed, or fewer than two.
+    """Parse seeds; ValueError unless they are two or more different integers from 0.
 
     Example:
         >>> parse_seeds("0,1,2")
@@ -43,10 +40,7 @@ def run_seeds(
     """Execute a run file once for each seed, in the folders out/seed-0, out/seed-1…, and report on all of them.
 
     Seeds differ in their initial weights and training tasks; validation and test episodes are the same. With `resume`,
-    finished seeds are not repeated.
-
-    Raises:
-        ValueError: as `run`.
+    finished seeds are not repeated. Raises ValueError as `run`.
     """
     if out.exists() and any(out.iterdir()) and not resume:
         raise ValueError(f"{out} already exists and is not empty: choose another --out, or resume it by --resume")
@@ -59,14 +53,19 @@ def run_seeds(
             run(seeded, folder.path, resume=folder.spec.exists(), console=console)
         reports.append(read_report(folder.path))
     report = to_json(_report(spec, out, seeds, reports))
-    write_report(out, report, [], _figures(report, spec))
+    metric, baselines, higher = report["metric"], report["baselines"], report["higher_is_better"]
+    figures = {}
+    if report["test"] and best_baseline(baselines, metric, higher):
+        figures["baselines"] = charts.baselines_chart(
+            report["test"], baselines, metric, higher_is_better=higher, learner=spec.learner.kind
+        )
+    write_report(out, report, [], figures)
     return report
 
 
 def _report(spec: Spec, out: Path, seeds: list[int], reports: list[dict[str, Any]]) -> dict[str, Any]:
     """The report of all seeds: like that of one, with intervals over seeds."""
     first = reports[0]
-    metric = first["metric"]
     tested = [(seed, report) for seed, report in zip(seeds, reports) if report.get("test")]
     complete = len(tested) == len(seeds)
     outcomes = [report["outcome"] for report in reports]
@@ -88,7 +87,7 @@ def _report(spec: Spec, out: Path, seeds: list[int], reports: list[dict[str, Any
         "val": pooled([report["val"] for report in reports]) if complete else None,
         "test": pooled([report["test"] for report in reports]) if complete else None,
         "baselines": {name: pooled([report["baselines"][name] for report in reports]) for name in names},
-        "paired": differences([table[0] for table in tables], others, metric) if complete else {},
+        "paired": differences([table[0] for table in tables], others, first["metric"]) if complete else {},
         "audits": _audits(seeds, reports),
         "trusted": all(report["trusted"] for report in reports) if complete else None,
         "worst_tasks": [],
@@ -96,13 +95,8 @@ def _report(spec: Spec, out: Path, seeds: list[int], reports: list[dict[str, Any
         "calibration": None,
         "coverage": None,
         "seeds": [
-            {
-                "seed": seed,
-                "test": report.get("test"),
-                "best_round": report.get("best_round"),
-                "outcome": report["outcome"],
-                "seconds": report["timing"].get("seconds"),
-            }
+            {"seed": seed, "seconds": report["timing"].get("seconds")}
+            | {key: report.get(key) for key in ("test", "best_round", "outcome")}
             for seed, report in zip(seeds, reports)
         ],
         "protocol": first["protocol"] | {"seed": seeds, "seeds": len(seeds)},
@@ -118,16 +112,3 @@ def _audits(seeds: list[int], reports: list[dict[str, Any]]) -> list[dict[str, A
         failed = [audit for audit in report.get("audits") or [] if audit["result"] == "FAILED"]
         audits |= {audit["name"]: audit | {"finding": f"Seed {seed}: {audit['finding']}"} for audit in failed}
     return list(audits.values())
-
-
-def _figures(report: dict[str, Any], spec: Spec) -> dict[str, Any]:
-    if not report["test"] or not best_baseline(report["baselines"], report["metric"], report["higher_is_better"]):
-        return {}
-    chart = charts.baselines_chart(
-        report["test"],
-        report["baselines"],
-        report["metric"],
-        higher_is_better=report["higher_is_better"],
-        learner=spec.learner.kind,
-    )
-    return {"baselines": chart}

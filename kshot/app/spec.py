@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
 import yaml
 from annotated_types import Ge, Len
@@ -16,30 +16,32 @@ from kshot.app.importing import make_importable, nearest
 from kshot.app.schema import Part, Strict, check_part, describe, factory_of, part, problem, section
 
 AtLeastTwo = Annotated[int, Ge(2)]
-BaselineName = Literal[
-    "scratch",
-    "fine_tune",
-    "pretrained",
-    "centroid",
-    "pretrained_centroid",
-    "support_mean",
-    "global_mean",
-    "user_mean",
-    "item_mean",
-    "bias",
-    "popularity",
-    "item_knn",
-    "matrix_factorisation",
-]
-NEED_A_MODEL = {"scratch", "fine_tune", "pretrained", "pretrained_centroid"}
+BASELINES: dict[str, str] = {
+    "scratch": "the same model, trained on the support set alone from random weights",
+    "fine_tune": "the model after {steps} steps of pretraining on all training classes, fine-tuned on the support set",
+    "pretrained": "the model after {steps} steps of pretraining, without adaptation",
+    "pretrained_centroid": "nearest class mean in the features of the model after {steps} steps of pretraining",
+    "centroid": "nearest class mean of the raw inputs, or of the features of a pretrained encoder",
+    "support_mean": "the mean of the support targets for any input",
+    "global_mean": "the mean of the training ratings",
+    "user_mean": "the user's mean, shrunk towards the global mean",
+    "item_mean": "the item's mean in training, shrunk towards the global mean",
+    "bias": "the global mean plus shrunk offsets of user and item",
+    "popularity": "the item's number of ratings in training",
+    "item_knn": "offsets plus ratings of similar items",
+    "matrix_factorisation": "offsets plus factors, with the user's fitted to the support set",
+}
+"""The baselines by name, and their descriptions."""
 
+NEED_PRETRAINING = {"fine_tune", "pretrained", "pretrained_centroid"}
+NEED_A_MODEL = {"scratch", *NEED_PRETRAINING}
 
 MODELS = {Supplied.MODEL, Supplied.EMBEDDING, Supplied.FROZEN_EMBEDDING, Supplied.MAP_EMBEDDING}
 """What a learner's argument is supplied with where that is the model of the run file."""
 
 
 class EvaluateSpec(Strict):
-    """`shots` are those of the learning curve, which takes the first `num_shots_tasks` test tasks at each."""
+    """`shots` are those of the chart over shots, which uses the first `num_shots_tasks` test tasks for each."""
 
     num_val_tasks: AtLeastTwo = 100
     num_test_tasks: AtLeastTwo = 600
@@ -48,15 +50,16 @@ class EvaluateSpec(Strict):
 
 
 def _baseline(value: Any) -> str | Part:
-    names = get_args(BaselineName)
-    if isinstance(value, str) and ":" not in value and value not in names:
-        raise problem(f"is no baseline: {value!r}{nearest(value, names)}")
-    return value if value in names else check_part("baseline", value)
+    if not isinstance(value, str) or ":" in value:
+        return check_part("baseline", value)
+    if value not in BASELINES:
+        raise problem(f"is no baseline: {value!r}{nearest(value, BASELINES)}")
+    return value
 
 
 class BaselinesSpec(Strict):
-    """`rule` is that of fine-tuning. `inner_lrs`, and `steps` where several are given, are tried on validation tasks;
-    each baseline keeps its best. Without `names`: those that fit the tasks."""
+    """`rule` is that of fine-tuning; `inner_lrs`, and several `steps`, are tuned on validation tasks for each baseline.
+    The default `names` are those that suit the tasks."""
 
     names: list[Annotated[Any, PlainValidator(_baseline)]] | None = None
     steps: PositiveInt | Annotated[list[PositiveInt], Len(1)] = 50
@@ -66,6 +69,7 @@ class BaselinesSpec(Strict):
     num_test_tasks: AtLeastTwo = 100
 
 
+BUDGET = section("kshot.deciding.policies:Budget")
 PRETRAIN = section("kshot.training.pretrain:pretrain", "model", "source", "head", "seed")
 TRAIN = section("kshot.deciding.loop:run_until", "source", "target", "num_val_tasks", "seed", "folder", "spent_seconds")
 REJECT = section("kshot.evaluation.rejection:rejection", "source", "threshold", "split", "num_tasks")
@@ -83,9 +87,7 @@ class Spec(Strict):
     pretrain: Annotated[Any, PRETRAIN] | None = None
     train: Annotated[Any, TRAIN] = Field(default_factory=dict, validate_default=True)
     target: str
-    budget: Annotated[Any, section("kshot.deciding.policies:Budget")] = Field(
-        default_factory=dict, validate_default=True
-    )
+    budget: Annotated[Any, BUDGET] = Field(default_factory=dict, validate_default=True)
     policy: Annotated[Any, part("policy")] | None = None
     evaluate: EvaluateSpec = EvaluateSpec()
     baselines: BaselinesSpec = BaselinesSpec()
@@ -131,9 +133,9 @@ def load_spec(name: str, overrides: list[str] | None = None) -> Spec:
         2
     """
     known = recipes()
-    path = Path(name)
     if name in known:
         return parse_spec(known[name], f"recipe {name}", overrides)
+    path = Path(name)
     if path.is_file():
         return parse_spec(path.read_text(), str(path), overrides, path.parent)
     if path.suffix in (".yaml", ".yml") or path.parent != Path("."):
@@ -145,13 +147,11 @@ def parse_spec(text: str, where: str, overrides: list[str] | None = None, folder
     """Check the text of a run file.
 
     Args:
-        text: YAML.
-        where: the name of the file in errors.
+        text, where: YAML, and the name of the file in errors.
         overrides: `PATH=VALUE`, each set in the file.
         folder: where modules of `package.module:factory` are looked for, besides the working directory.
 
-    Raises:
-        ValueError: as `load_spec`.
+    Raises ValueError as `load_spec`.
     """
     try:
         data = yaml.safe_load(text)
@@ -170,8 +170,7 @@ def parse_spec(text: str, where: str, overrides: list[str] | None = None, folder
     try:
         return Spec.model_validate(data)
     except ValidationError as error:
-        messages = [_explain(entry, data, lines, where) for entry in error.errors()]
-        raise ValueError("\n".join(messages)) from None
+        raise ValueError("\n".join(_explain(entry, data, lines, where) for entry in error.errors())) from None
 
 
 def _override(data: dict[str, Any], text: str) -> tuple[str, ...]:

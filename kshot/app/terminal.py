@@ -1,4 +1,4 @@
-"""Tables, reports and leaderboards on the terminal."""
+"""Reports and leaderboards on the terminal; `kshot compare` also writes leaderboards as CSV and as a page."""
 
 from __future__ import annotations
 
@@ -10,7 +10,10 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table as RichTable
 
+from kshot.evaluation.compare import compare
+from kshot.evaluation.per_task import write
 from kshot.evaluation.report.formatting import format_figure, format_value, read_figure
+from kshot.evaluation.report.leaderboard import SEPARATE, board_table, boards_csv, boards_page, heading, note
 from kshot.evaluation.report.sections import Table, cost_pairs, rejection_pairs, result_table
 from kshot.evaluation.report.verdict import failed, verdict
 
@@ -68,3 +71,25 @@ def _print_audits(audits: list[dict[str, Any]], console: Console) -> None:
             console.print(text, style="bold red", highlight=False, markup=False, soft_wrap=True)
     if "FAILED" in results:
         console.print("The learner's figures are not to be trusted.", style="bold red")
+
+
+def compare_runs(folders: Sequence[Path], csv_file: Path | None, html_file: Path | None, console: Console) -> None:
+    """Rank run folders, print the leaderboards, and write the requested files, which must not be in these folders."""
+    compared = {folder.resolve() for folder in folders}
+    for file in (csv_file, html_file):
+        if file and compared & {file.resolve(), *file.resolve().parents}:
+            raise ValueError(f"{file} is inside a folder that is compared; choose another place")
+    boards = compare(folders)
+    for board in boards:
+        console.print(heading(board), style="bold", highlight=False, markup=False)
+        console.print(f"episodes {board.episodes_sha256[:16]}…", style="dim", highlight=False)
+        print_table(console, board_table(board), (0, 2, 3, 4, 5, 6))
+        if text := note(board):
+            console.print(text, style="dim", highlight=False)
+        console.print()
+    if len(boards) > 1:
+        console.print(f"{len(boards)} sets of episodes. {SEPARATE}")
+    if csv_file:
+        write(csv_file, boards_csv(boards))
+    if html_file:
+        write(html_file, boards_page(boards))

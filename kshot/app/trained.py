@@ -37,13 +37,12 @@ Columns = dict[str, list[Any]]
 
 
 class Adapted(NamedTuple):
-    """A learner's state for one task, with what predictions need beside it.
+    """The state that a learner adapted to one task, with the data that predictions need besides it.
 
     Attributes:
-        state: what the learner's `adapt` returned.
         classes: names of the task's classes, in the order of the logits; empty for regression.
-        kept: what the preprocessor needs to know about the support set; JSON.
-        num_examples: support examples of the latest adaptation.
+        kept: the data on the support set that the preprocessor needs, as JSON.
+        num_examples: number of support examples of the latest adaptation.
     """
 
     state: Tree
@@ -54,17 +53,13 @@ class Adapted(NamedTuple):
 
 @dataclass(frozen=True)
 class TrainedRun:
-    """A run folder, opened.
+    """A trained run, opened by `load`.
 
     Attributes:
-        path: the folder.
-        spec: the run file.
-        shapes: shapes of one example.
-        preprocessor: turns files into inputs, where the tasks were read from files; else None.
-        learner: the learner, with the weights of the best round.
-        round: number of the best round.
-        weights: SHA-256 of the weights.
-        checkpoint: folder of the checkpoint that they were read from.
+        path, spec, shapes: the folder, the run file, and the shapes of one example.
+        preprocessor: converts files into inputs; None if the tasks were not read from files.
+        learner, round: the learner with the weights of the best round, and the number of that round.
+        weights, checkpoint: SHA-256 of the weights, and the folder of the checkpoint that they were read from.
         reads: (phase, split) for each split that a phase of the run has read.
 
     Example:
@@ -98,8 +93,7 @@ class TrainedRun:
         Args:
             support: a file or folder of examples with their targets, as the run's source takes it.
             before: a state to be extended by the examples; by default the learner adapts to them alone.
-            resize: whether images of another size are resized.
-            invert: whether the brightness of images is inverted.
+            resize, invert: whether images of another size are resized, and whether brightness is inverted.
 
         Raises:
             ValueError: examples that do not fit the run, or a state that cannot be extended.
@@ -130,13 +124,13 @@ class TrainedRun:
         """Predict for a user's files, as `kshot predict` does.
 
         Args:
-            adapted: what `adapt` or `load_state` returned.
+            adapted: result of `adapt` or `load_state`.
             inputs: files or folders, as the run's source takes them.
             resize, invert: as in `adapt`.
 
         Returns:
-            One list a column: for classification "label" and the probability of each class, "novelty" where the run
-            rejects examples out of scope; for running text the bits of each window; else the predicted values.
+            A list for each column: "label" and the probability of each class for classification, with "novelty" if the
+            run rejects out-of-scope examples; the bits of each window for running text; else the predicted values.
 
         Raises:
             ValueError: a file that is missing or does not fit the run.
@@ -192,7 +186,7 @@ class TrainedRun:
         return *support_table(path, self.shapes["inputs"], self.shapes["targets"]), {}
 
     def _ways(self, classes: list[str]) -> int:
-        """The width of the one-hot targets: the model's own where its last layer is fixed, else one per class."""
+        """The width of the one-hot targets: that of the model's last layer if it has one, else one per class."""
         if len(classes) < 2:
             raise ValueError(f"classification needs at least two classes, got {len(classes)}: {', '.join(classes)}")
         if not has_head(self.spec):
@@ -205,14 +199,12 @@ class TrainedRun:
         return ways
 
     def _labels(self, logits: Tensor, classes: list[str]) -> Columns:
-        """The likeliest class of each row (n,) and the probability of every class; where the run rejects examples out
-        of scope, that in place of the class, and the novelty."""
+        """The most likely class of each row or `OUTSIDE`, the probabilities, and the novelty if the run rejects."""
         logits = logits[:, : len(classes)]
         probabilities = logits.softmax(1)
         labels = [classes[number] for number in probabilities.argmax(1).tolist()]
-        columns: Columns = {f"p({name})": probabilities[:, number].tolist() for number, name in enumerate(classes)}
-        rejection = RunFolder(self.path).rejection
-        if rejection.exists():
+        columns: Columns = {f"p({name})": column for name, column in zip(classes, probabilities.T.tolist())}
+        if (rejection := RunFolder(self.path).rejection).exists():
             rule = json.loads(rejection.read_text())
             scores = novelty(logits, rule["score"]).tolist()
             labels = [OUTSIDE if score > rule["threshold"] else label for label, score in zip(labels, scores)]
@@ -220,19 +212,17 @@ class TrainedRun:
         return {"label": labels} | columns
 
     def _bits(self, preprocessor: CorpusPreprocessor, state: Tree, files: list[Path]) -> Columns:
-        """How well texts are predicted: a row for each window of each file."""
+        """The bits that a learner needs for texts: a row for each window of each file."""
         unit = "bytes" if preprocessor.unit == "bytes" else "characters"
         columns: Columns = {"file": [], "window": [], unit: [], "bits": []}
         for file in files:
             inputs, targets = preprocessor.windows(file)
             log_probability = self.logits(state, inputs).log_softmax(-1)
             chosen = log_probability.gather(-1, targets.clamp(min=0)[..., None]).squeeze(-1)
-            bits = (-(chosen * (targets >= 0)).sum(1) / math.log(2)).tolist()
-            counts = preprocessor.counted(targets).sum(1).tolist()
-            columns["file"] += [str(file)] * len(bits)
-            columns["window"] += range(1, len(bits) + 1)
-            columns[unit] += counts
-            columns["bits"] += bits
+            columns["file"] += [str(file)] * len(targets)
+            columns["window"] += range(1, len(targets) + 1)
+            columns[unit] += preprocessor.counted(targets).sum(1).tolist()
+            columns["bits"] += (-(chosen * (targets >= 0)).sum(1) / math.log(2)).tolist()
         return columns
 
 

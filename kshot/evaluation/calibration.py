@@ -37,10 +37,8 @@ class Calibration(NamedTuple):
     error is the mean gap. Both errors are biased upwards if there are few examples.
 
     Attributes:
-        kind: "classes" or "bands".
         error: the calibration error; 0 is best.
         points: points of the reliability diagram, without empty bins.
-        num_examples: number of query examples.
         nll: mean negative log-likelihood of the targets over tasks, in nats.
         brier: mean squared distance of the probabilities from the one-hot targets over tasks; None for numbers.
 

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from kshot.evaluation.intervals import LEVEL, Difference, OverSeeds, difference, holm, over_seeds
 from kshot.evaluation.per_task import TASKS, PerTask, read_tasks
-from kshot.evaluation.report.formatting import Figures, read_figure
+from kshot.evaluation.report.formatting import Figures, format_setting, rank_key, read_figure
 
 
 def paired_difference(
@@ -24,8 +24,7 @@ def paired_difference(
     intervals.
 
     Args:
-        ours: an `Evaluation`, or one for each of several seeds.
-        theirs: the same for the other learner.
+        ours, theirs: an `Evaluation` of each learner, or one for each of several seeds.
         metric: "accuracy", "mse", or another metric of both.
 
     Raises:
@@ -43,8 +42,7 @@ def paired_difference(
     """
     sides = [list(side) if isinstance(side, Sequence) else [side] for side in (ours, theirs)]
     evaluations = [*sides[0], *sides[1]]
-    first = evaluations[0]
-    num_tasks = min(len(evaluation.episodes) for evaluation in evaluations)
+    first, num_tasks = evaluations[0], min(len(evaluation.episodes) for evaluation in evaluations)
     for evaluation in evaluations:
         for number, (one, other) in enumerate(zip(first.episodes[:num_tasks], evaluation.episodes)):
             if one != other:
@@ -73,16 +71,12 @@ class Entry:
 
     Attributes:
         name: name of the run, or its folder if names are not unique.
-        learner: kind of the learner.
-        source: short description of the tasks.
-        metric: metric of the ranking.
-        higher_is_better: True for an accuracy, False for an error.
-        figure: test figure over seeds.
+        learner, source: kind of the learner, and a short description of the tasks.
+        metric, higher_is_better: metric of the ranking; higher is better for an accuracy, not for an error.
+        figure, scores: test figure over seeds, and the figures task by task of each.
         inductive: True if no prediction depends on other queries.
         episodes_sha256: hash of the test episodes.
-        scores: figures task by task of each seed.
         cost: adapt_ms {"median", "p95"}, num_parameters, adapt_flops…, of the first seed.
-        folder: folder of the run.
         trusted: False if it failed an audit; it is then ranked behind all others.
     """
 
@@ -104,7 +98,6 @@ class Line(NamedTuple):
     """A line of a leaderboard.
 
     Attributes:
-        entry: ranked entry.
         behind: paired difference to the best entry; None for the best itself.
         p: p value of that difference, corrected for all pairs of the board since the best is selected from the same
             figures.
@@ -132,7 +125,7 @@ class Board(NamedTuple):
 
 
 def compare(folders: Sequence[Path | str]) -> list[Board]:
-    """Leaderboards of run folders: one for each set of episodes and metric, since others are not comparable.
+    """Leaderboards of run folders, the largest first: one for each set of episodes and metric, which are comparable.
 
     Args:
         folders: folders of finished runs, of several seeds of a run, or of `kshot evaluate --out`.
@@ -144,24 +137,16 @@ def compare(folders: Sequence[Path | str]) -> list[Board]:
     if not entries:
         raise ValueError("there is nothing to compare: give at least one run folder")
     names = [entry.name for entry in entries]
-    return leaderboards(
-        [entry if names.count(entry.name) == 1 else replace(entry, name=entry.folder) for entry in entries]
-    )
-
-
-def leaderboards(entries: Sequence[Entry]) -> list[Board]:
-    """Entries grouped by episodes and metric, each group ranked; the largest group comes first."""
     groups: dict[tuple[str, str], list[Entry]] = {}
     for entry in entries:
-        groups.setdefault((entry.episodes_sha256, entry.metric), []).append(entry)
+        unique = entry if names.count(entry.name) == 1 else replace(entry, name=entry.folder)
+        groups.setdefault((entry.episodes_sha256, entry.metric), []).append(unique)
     return sorted(map(_rank, groups.values()), key=lambda board: -len(board.lines))
 
 
 def _rank(entries: list[Entry]) -> Board:
     higher = entries[0].higher_is_better
-    worst = -math.inf if higher else math.inf
-    ranked = sorted(entries, key=lambda e: e.figure.mean if math.isfinite(e.figure.mean) else worst, reverse=higher)
-    ranked.sort(key=lambda entry: not entry.trusted)
+    ranked = sorted(entries, key=lambda entry: (not entry.trusted, rank_key(entry.figure.mean, higher)))
     best = ranked[0]
     pairs = list(combinations(ranked, 2))
     paired = [paired_difference(other.scores, one.scores, best.metric) for one, other in pairs]
@@ -172,11 +157,7 @@ def _rank(entries: list[Entry]) -> Board:
 
 
 def read_entry(folder: Path) -> Entry:
-    """Read the run, or the seeds of a run, in a folder.
-
-    Raises:
-        ValueError: no finished run, or seeds that were evaluated on different episodes.
-    """
+    """Read the run, or the seeds of a run, in a folder; ValueError if none is finished, or episodes differ."""
     seeds = seed_folders(folder) or [folder]
     reports = [read_report(seed) for seed in seeds]
     first = reports[0]
@@ -217,11 +198,7 @@ def pooled(figures: Sequence[Figures]) -> dict[str, OverSeeds]:
 
 
 def read_report(folder: Path) -> dict[str, Any]:
-    """The report.json of a run folder.
-
-    Raises:
-        ValueError: it is missing or damaged.
-    """
+    """The report.json of a run folder; ValueError if it is missing or damaged."""
     file = folder / "report.json"
     if not file.is_file():
         raise ValueError(f"{folder} holds no finished run: it has no report.json")
@@ -236,8 +213,7 @@ def _source(protocol: Mapping[str, Any]) -> str:
     """A short description of the tasks, such as "omniglot, 5 ways, 1 shot"."""
     parts = [str(protocol.get("source") or "tasks")]
     for key in ("ways", "shots"):
-        size = protocol.get(key)
-        if size is not None:
-            text = " to ".join(map(str, size)) if isinstance(size, list) else str(size)
+        if protocol.get(key) is not None:
+            text = format_setting(protocol[key], key)
             parts.append(f"{text} {key[:-1] if text == '1' else key}")
     return ", ".join(parts)

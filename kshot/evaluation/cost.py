@@ -8,6 +8,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
+from kshot.evaluation.evaluate import evaluation_mode
 from kshot.learner import Learner
 from kshot.types import Task, to, tree_leaves
 
@@ -17,10 +18,8 @@ class Cost(NamedTuple):
 
     Attributes:
         num_parameters: number of the learner's parameters, including the base model's.
-        state_size: number of elements in the state of one task, which is stored for each user, shop or device.
-        state_bytes: size of that state in bytes.
-        adapt_flops: floating-point operations of adapting to the support set.
-        predict_flops: floating-point operations of predicting the query set.
+        state_size, state_bytes: elements and bytes of a task's state, which is stored for each user, shop or device.
+        adapt_flops, predict_flops: floating-point operations of adapting to the support set and predicting the queries.
     """
 
     num_parameters: int
@@ -50,16 +49,11 @@ def cost(learner: Learner, task: Task) -> Cost:
     """
     device = next((parameter.device for parameter in learner.parameters()), None)
     task = to(task, device)
-    was_training = learner.training
-    learner.eval()
-    try:
-        with torch.no_grad():
-            with _Counting() as adapting:
-                state = learner.adapt(task.support)
-            with _Counting() as predicting:
-                learner.predict(state, task.query.inputs)
-    finally:
-        learner.train(was_training)
+    with evaluation_mode(learner):
+        with _Counting() as adapting:
+            state = learner.adapt(task.support)
+        with _Counting() as predicting:
+            learner.predict(state, task.query.inputs)
     leaves = tree_leaves(state)
     return Cost(
         num_parameters=sum(parameter.numel() for parameter in learner.parameters()),

@@ -6,14 +6,16 @@ import hashlib
 import time
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from torch import nn
 
-from kshot.evaluation.audit.findings import Audit, Evidence
+from kshot.evaluation.audit.findings import Audit, Evidence, real, stream
 from kshot.evaluation.audit.run import FEW, UntrustedFigure, failures, fingerprint, run_audits
 from kshot.evaluation.calibration import Calibration, CalibrationMeter
 from kshot.evaluation.intervals import Interval, interval
@@ -21,7 +23,7 @@ from kshot.learner import Learner
 from kshot.tasks.read_log import EVALUATION, during
 from kshot.tasks.source import TaskSource, hash_into, short_hash
 from kshot.training.fit import seeded
-from kshot.types import Split, Task, Tree, to, unstack
+from kshot.types import Split, Task, Tree, to
 
 CHUNK = 16  # tasks drawn at once; bounds the memory of an evaluation
 
@@ -37,10 +39,8 @@ class Scored(NamedTuple):
     """A task that an evaluation has just scored.
 
     Attributes:
-        number: index of the task.
-        task: the task, on the learner's device.
-        state: the adapted state.
-        prediction: prediction for the query set.
+        number, task: index of the task, and the task on the learner's device.
+        state, prediction: the adapted state, and the prediction for the query set.
         figures: "loss" and the objective's metrics.
         adapt_seconds, predict_seconds: time to adapt and to predict.
     """
@@ -65,8 +65,7 @@ class Evaluation:
         episodes_sha256: hash over the content of all episodes; equal hashes mean equal tasks.
         inductive: True if no prediction depends on other queries.
         seconds: duration of the evaluation.
-        adapt_ms: time to adapt to a task.
-        predict_ms: time to predict a task's query set.
+        adapt_ms, predict_ms: time to adapt to a task, and to predict its query set.
         calibration: calibration of the predictions; None if they have neither probabilities nor standard deviations.
         episodes: hash of each episode, shortened.
         subjects: subject of each task; None if each task has its own.
@@ -98,6 +97,18 @@ class Evaluation:
         return fields | {"audits": [audit.to_json() for audit in self.audits], "trusted": self.trusted}
 
 
+@contextmanager
+def evaluation_mode(module: nn.Module) -> Iterator[None]:
+    """A context with a module in evaluation mode, and without gradients; afterwards its mode is as before."""
+    was_training = module.training
+    module.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        module.train(was_training)
+
+
 def evaluate(
     learner: Learner,
     source: TaskSource,
@@ -113,7 +124,6 @@ def evaluate(
 
     Args:
         learner: learner, used in evaluation mode and left unchanged.
-        source: task source.
         split: "test" for the figure to publish, once, at the end; use "val" for decisions and model selection.
         num_tasks: number of tasks: the tasks 0 … num_tasks-1 of the split, always the same ones.
         episodes_sha256: expected hash of the episodes, or its first 8 or more digits. The episodes are drawn and hashed
@@ -138,67 +148,55 @@ def evaluate(
         >>> result.metrics["mse"].num_tasks
         4
     """
+    if num_tasks < 1:
+        raise ValueError(f"an evaluation needs at least one task, got num_tasks={num_tasks}")
     if episodes_sha256 is not None:
         with during(source, EVALUATION):
             _check_hash(source, split, num_tasks, episodes_sha256)
     device = next((p.device for p in learner.parameters()), None)
-    per_task: dict[str, list[float]] = {}
-    episodes: list[str] = []
-    first: list[tuple[Task, Tree]] = []
+    evidence = Evidence(fingerprint(learner), episodes=[], figures={}, first=[])
     times: list[tuple[float, float]] = []
-    weights = fingerprint(learner)
     audits: tuple[Audit, ...] = ()
     digest = hashlib.sha256()
     calibration = CalibrationMeter(learner.objective)
     started = time.monotonic()
-    was_training = learner.training
-    learner.eval()
-    try:
-        with torch.no_grad(), during(source, EVALUATION):
-            for number, task in enumerate(_draw(source, split, num_tasks)):
-                hash_into(digest, task)
-                episodes.append(short_hash(task))
-                with seeded(source.seed, number, device=device):
-                    scored = _score(learner, to(_unpadded(task), device), number)
-                    calibration.add(scored.prediction, scored.task.query)
-                if number < FEW:
-                    first.append((scored.task, scored.prediction))
-                times.append((scored.adapt_seconds, scored.predict_seconds))
-                for name, value in scored.figures.items():
-                    per_task.setdefault(name, []).append(value)
-                if observe is not None:
-                    observe(scored)
-            seconds = time.monotonic() - started
-            if audit:
-                audits = run_audits(learner, source, split, Evidence(weights, episodes, per_task, first), checkpoint)
-    finally:
-        learner.train(was_training)
+    with evaluation_mode(learner), during(source, EVALUATION):
+        for number, task in stream(source, split, num_tasks, chunk=CHUNK):
+            hash_into(digest, task)
+            evidence.episodes.append(short_hash(task))
+            if not (task.query.weight > 0).all():  # a transductive learner would mistake padding for queries
+                task = task._replace(query=real(task.query))
+            with seeded(source.seed, number, device=device):
+                scored = _score(learner, to(task, device), number)
+                calibration.add(scored.prediction, scored.task.query)
+            if number < FEW:
+                evidence.first.append((scored.task, scored.prediction))
+            times.append((scored.adapt_seconds, scored.predict_seconds))
+            for name, value in scored.figures.items():
+                evidence.figures.setdefault(name, []).append(value)
+            if observe is not None:
+                observe(scored)
+        seconds = time.monotonic() - started
+        if audit:
+            audits = run_audits(learner, source, split, evidence, checkpoint)
     for failed in failures(audits):
         warnings.warn(f"{failed.question} {failed.finding}", UntrustedFigure, stacklevel=2)
     subjects = source.subjects(split, range(num_tasks))
     adapt_ms, predict_ms = (Times(*(1e3 * float(q) for q in np.percentile(each, (50, 95)))) for each in zip(*times))
     return Evaluation(
         split=split,
-        metrics={name: interval(values, subjects) for name, values in per_task.items()},
+        metrics={name: interval(values, subjects) for name, values in evidence.figures.items()},
         episodes_sha256=digest.hexdigest(),
         inductive=not learner.transductive,
         seconds=seconds,
         adapt_ms=adapt_ms,
         predict_ms=predict_ms,
         calibration=calibration.result(subjects),
-        episodes=episodes,
+        episodes=evidence.episodes,
         subjects=subjects,
-        per_task=per_task,
+        per_task=evidence.figures,
         audits=audits,
     )
-
-
-def _draw(source: TaskSource, split: Split, num_tasks: int) -> Iterator[Task]:
-    """The first `num_tasks` tasks of a split."""
-    if num_tasks < 1:
-        raise ValueError(f"an evaluation needs at least one task, got num_tasks={num_tasks}")
-    for start in range(0, num_tasks, CHUNK):
-        yield from unstack(source.stack(split, range(start, min(start + CHUNK, num_tasks))))
 
 
 def _check_hash(source: TaskSource, split: Split, num_tasks: int, expected: str) -> None:
@@ -206,7 +204,7 @@ def _check_hash(source: TaskSource, split: Split, num_tasks: int, expected: str)
     if len(prefix) < 8 or set(prefix) - set("0123456789abcdef"):
         raise ValueError(f"a hash of episodes has 8 to 64 hexadecimal digits, got {expected!r}")
     digest = hashlib.sha256()
-    for task in _draw(source, split, num_tasks):
+    for _, task in stream(source, split, num_tasks, chunk=CHUNK):
         hash_into(digest, task)
     if not digest.hexdigest().startswith(prefix):
         raise ValueError(
@@ -214,12 +212,6 @@ def _check_hash(source: TaskSource, split: Split, num_tasks: int, expected: str)
             "they are different episodes, and figures on them are not comparable. Check the number of tasks, the seed, "
             "ways, shots and queries, and the version of the data"
         )
-
-
-def _unpadded(task: Task) -> Task:
-    """The task without padded query rows, which a transductive learner would mistake for queries."""
-    real = task.query.weight > 0
-    return task if real.all() else task._replace(query=task.query.rows(real))
 
 
 def _score(learner: Learner, task: Task, number: int) -> Scored:
@@ -230,8 +222,8 @@ def _score(learner: Learner, task: Task, number: int) -> Scored:
     prediction = learner.predict(state, task.query.inputs)
     _synchronize(task)
     predicted = time.perf_counter()
-    figures = {"loss": learner.objective.loss(prediction, task.query)}
-    figures.update(learner.objective.metrics(prediction, task.query))
+    objective = learner.objective
+    figures = {"loss": objective.loss(prediction, task.query)} | objective.metrics(prediction, task.query)
     values = {name: float(value) for name, value in figures.items()}
     return Scored(number, task, state, prediction, values, adapted - started, predicted - adapted)
 

@@ -59,8 +59,7 @@ class Difference(NamedTuple):
     """A mean difference between two figures on the same tasks.
 
     Attributes:
-        mean: mean of ours minus theirs.
-        ci95: half-width of its 95 % confidence interval.
+        mean, ci95: mean of ours minus theirs, and the half-width of its 95 % confidence interval.
         num_tasks: number of tasks that both were evaluated on.
         p: two-sided p value of the hypothesis that there is no difference.
         num_seeds: number of seeds of ours and of theirs. With one seed each the interval is over tasks only and does

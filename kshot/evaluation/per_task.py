@@ -7,50 +7,36 @@ import io
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
+
+from kshot.evaluation.evaluate import Evaluation
 
 TASKS = "tasks.csv"  # name of the table in a run folder
 SUBJECT = "subject"
 OF = " of "  # between the metric and the name of another learner, in the header of its column
 
 
-class PerTask(Protocol):
-    """An object with figures task by task: an `Evaluation` or `Scores`."""
-
-    @property
-    def episodes(self) -> list[str]:
-        """The hash of each episode."""
-
-    @property
-    def per_task(self) -> dict[str, list[float]]:
-        """Metric -> figure of each task."""
-
-    @property
-    def subjects(self) -> np.ndarray | None:
-        """The subject of each task, as an integer; None if each task has its own."""
-
-
 @dataclass(frozen=True)
 class Scores:
-    """Figures task by task, see `PerTask`."""
+    """Figures task by task, read from a table; the attributes are as in `Evaluation`."""
 
     episodes: list[str]
     per_task: dict[str, list[float]]
     subjects: np.ndarray | None = None
 
 
+PerTask = Evaluation | Scores
+
+
 def write_tasks(path: Path, evaluation: PerTask, others: Mapping[str, PerTask], metric: str) -> None:
     """Write a CSV with one row per task: its number, episode hash, subject if it has one, and figures.
 
     Args:
-        path: file to write.
-        evaluation: evaluation of the learner.
         others: name -> evaluation of another learner, such as a baseline, on the first of the same tasks; its cells
-            are empty for the remaining ones.
-        metric: the metric to write of the others.
+            are empty for the remaining ones, and only `metric` is written.
     """
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
@@ -58,18 +44,13 @@ def write_tasks(path: Path, evaluation: PerTask, others: Mapping[str, PerTask], 
     header = [*[SUBJECT] * len(subjects), *evaluation.per_task, *(f"{metric}{OF}{name}" for name in others)]
     writer.writerow(["task", "episode", *header])
     columns = [*evaluation.per_task.values(), *(other.per_task[metric] for other in others.values())]
-    for number, episode in enumerate(evaluation.episodes):
-        cells = [repr(column[number]) if number < len(column) else "" for column in columns]
-        writer.writerow([number, episode, *(column[number] for column in subjects), *cells])
+    for number, cells in enumerate(zip_longest(evaluation.episodes, *subjects, *columns, fillvalue="")):
+        writer.writerow([number, *cells])
     write(path, text.getvalue())
 
 
 def read_tasks(path: Path) -> tuple[Scores, dict[str, Scores]]:
-    """Read a table of `write_tasks`: the learner's figures, and those of the others by name.
-
-    Raises:
-        ValueError: the file is missing or is no such table.
-    """
+    """The learner's figures in a file of `write_tasks`, and the others' by name; ValueError if it is none."""
     try:
         with path.open(encoding="utf-8", newline="") as file:
             header, *rows = csv.reader(file)

@@ -99,12 +99,10 @@ class Rejection(NamedTuple):
     """Performance of a learner in out-of-scope detection.
 
     Attributes:
-        score: novelty score of logits.
-        threshold: examples with a novelty above it are rejected.
+        score, threshold: novelty score of logits; examples whose novelty is above the threshold are rejected.
         false_rejection: the share of in-scope queries that the threshold rejects on validation tasks.
         auroc, fpr95: see the functions; means over tasks.
-        rejected_inside, rejected_outside: shares of examples in scope and out of scope that are rejected; means over
-            tasks.
+        rejected_inside, rejected_outside: mean share of examples in scope and out of scope that are rejected.
     """
 
     score: Score
@@ -130,12 +128,9 @@ def calibrate_threshold(
     No out-of-scope examples are needed.
 
     Args:
-        learner: classifier.
-        source: task source with the numbers of ways and shots that the threshold is used for.
-        score: novelty score of logits.
-        false_rejection: share of in-scope queries to reject.
-        split: split of the tasks.
-        num_tasks: number of tasks.
+        learner, source: classifier, and tasks with the numbers of ways and shots that the threshold is used for.
+        score, false_rejection: novelty score of logits, and the share of in-scope queries to reject.
+        split, num_tasks: as in `evaluate`.
     """
     scores = [inside for inside, _ in _scores(learner, source, split, num_tasks, score, 0)]
     return threshold_at(np.concatenate(scores), false_rejection)
@@ -159,8 +154,7 @@ def rejection(
         source: task source with out-of-scope examples, such as `kshot.sources.text(…, out_of_scope_label="oos")`.
         threshold: result of `calibrate_threshold` with the same score.
         score, false_rejection: as for `calibrate_threshold`.
-        split: split of the tasks.
-        num_tasks: number of tasks.
+        split, num_tasks: as in `evaluate`.
         outsiders: number of out-of-scope examples for each task.
 
     Raises:

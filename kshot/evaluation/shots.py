@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -11,7 +11,7 @@ from kshot.evaluation.evaluate import evaluate
 from kshot.evaluation.intervals import Interval
 from kshot.learner import Learner
 from kshot.tasks.source import TaskSource
-from kshot.types import Batch, Split, Task
+from kshot.types import Split, Task
 
 
 class Shots(NamedTuple):
@@ -41,10 +41,7 @@ class FewerShots(TaskSource):
 
     def task(self, split: Split, index: int) -> Task:
         task = self.source.task(split, index)
-        return task._replace(support=self._truncate(task.support))
-
-    def _truncate(self, support: Batch) -> Batch:
-        real = support.weight > 0
+        support, real = task.support, task.support.weight > 0
         if self.objective.task_specific_classes:
             of_class = support.targets.argmax(1)[:, None] == torch.arange(support.targets.shape[1])  # (n, C)
         else:
@@ -54,20 +51,18 @@ class FewerShots(TaskSource):
         keep = real & (rank <= self.shots)
         first = keep.to(torch.int8).argsort(descending=True, stable=True)[: self.shots * of_class.shape[1]]
         rows = support.rows(first)
-        return rows._replace(weight=rows.weight * keep[first])
+        return task._replace(support=rows._replace(weight=rows.weight * keep[first]))
 
 
 def over_shots(
     learner: Learner, source: TaskSource, shots: Sequence[int], *, split: Split = "test", num_tasks: int = 100
 ) -> list[Shots]:
-    """Evaluate a trained learner at several numbers of shots, on the same tasks with the same queries.
+    """Evaluate a learner, without retraining, at several numbers of shots, on the same tasks with the same queries.
 
     Args:
-        learner: learner; it is not retrained for each number of shots.
         source: source of tasks with at least `max(shots)` shots.
         shots: numbers of support examples, per class if tasks have classes of their own.
-        split: split of the tasks.
-        num_tasks: number of tasks.
+        split, num_tasks: as in `evaluate`.
 
     Raises:
         ValueError: fewer than one shot or one task.
@@ -79,9 +74,5 @@ def over_shots(
         >>> few.metrics["mse"].mean > many.metrics["mse"].mean
         True
     """
-    return [
-        Shots(
-            count, evaluate(learner, FewerShots(source, count), split=split, num_tasks=num_tasks, audit=False).metrics
-        )
-        for count in shots
-    ]
+    options: dict[str, Any] = {"split": split, "num_tasks": num_tasks, "audit": False}
+    return [Shots(count, evaluate(learner, FewerShots(source, count), **options).metrics) for count in shots]

@@ -43,15 +43,13 @@ class Target:
 
     def met(self, figure: Interval) -> bool:
         """Whether the whole interval, not only the mean, satisfies the bound."""
-        if self.at_least:
-            return figure.mean - figure.ci95 >= self.value
-        return figure.mean + figure.ci95 <= self.value
+        low, high = figure.mean - figure.ci95, figure.mean + figure.ci95
+        return low >= self.value if self.at_least else high <= self.value
 
     def missed(self, figure: Interval) -> bool:
         """Whether no point of the interval satisfies the bound."""
-        if self.at_least:
-            return figure.mean + figure.ci95 < self.value
-        return figure.mean - figure.ci95 > self.value
+        low, high = figure.mean - figure.ci95, figure.mean + figure.ci95
+        return high < self.value if self.at_least else low > self.value
 
     def clearly_worse(self, figure: Interval, best: Interval) -> bool:
         """Whether `figure` is worse than `best` and their intervals do not overlap."""

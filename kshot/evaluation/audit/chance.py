@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kshot.evaluation.audit.findings import Audit, Evidence, Question, real
+from kshot.evaluation.audit.findings import Audit, Evidence, Question, real, score_again
 from kshot.evaluation.audit.invariance import Probe, gap
 from kshot.learner import Learner
 from kshot.objectives import classes_present
@@ -63,7 +63,6 @@ class Guessing:
         self._max_excess, self._sum_excess = 0.0, 0.0  # of one task, and of all tasks, if all answers were right
 
     def add(self, table: np.ndarray) -> None:
-        """Add a task as the table (C, C) of its classes."""
         classes = len(table)
         if classes < 2 or not table.any():
             return
@@ -124,23 +123,24 @@ class ClassOrder:
         self.why_skip = _why_skip(learner, split)
         self.gap = math.inf
         if not self.why_skip and not probe.random:
-            self.gap = max(gap(*self._relabelled_predictions(*entry)) for entry in probe)
+            self.gap = max(self._relabelling_gap(*entry) for entry in probe)
         self.equivariant = self.gap <= probe.tolerance
         self.better = self.worse = 0
 
-    def _relabelled_predictions(self, task: Task, _: Tree, prediction: Tree) -> list[Tree]:
-        """Predictions with the classes shifted by one: the expected ones and the actual ones."""
+    def _relabelling_gap(self, task: Task, _: Tree, prediction: Tree) -> float:
+        """The gap between the predictions for classes shifted by one and the shifted predictions."""
         order = _reordered(task.support, shift=True)
         actual = self.probe.predict(self.probe.adapt(_relabelled(task.support, order)), task.query.inputs)
-        expected = tree_map(lambda leaf: leaf[..., order] if leaf.shape[-1] == len(order) else leaf, prediction)
-        return [expected, actual]
+        return gap(
+            tree_map(lambda leaf: leaf[..., order] if leaf.shape[-1] == len(order) else leaf, prediction), actual
+        )
 
     def see(self, number: int, task: Task) -> None:
         """Compare the loss on the classes reversed with that of the evaluation."""
         if self.why_skip or self.equivariant:
             return
         support, query = (_relabelled(batch, _reordered(task.support)) for batch in task)
-        reversed_loss = _loss(self.learner, Task(support, query), self.source.seed, number)
+        reversed_loss = score_again(self.learner, Task(support, query), self.source.seed, number)
         loss = self.evidence.figures["loss"][number]
         if abs(reversed_loss - loss) > 1e-6 * abs(loss):
             self.better += loss < reversed_loss
@@ -152,13 +152,13 @@ class ClassOrder:
         if self.equivariant:
             finding = f"Predictions follow a relabelling of the classes up to {self.gap:.2g} of their size."
             return CLASS_ORDER.judge(self.gap, self.probe.tolerance, finding, self.probe.reason)
-        from scipy.stats import binom
-
         count = self.better + self.worse
         if count == 0 or 0.5**count > FALSE_ALARM:
             return CLASS_ORDER.skip(
                 f"Predictions do not follow a relabelling, and {count} tasks are too few to tell whether it matters."
             )
+        from scipy.stats import binom
+
         limit = int(binom.isf(FALSE_ALARM, count, 0.5))
         finding = (
             f"Predictions do not follow a relabelling, which those of a meta-learned head need not; on {self.better} "
@@ -185,13 +185,6 @@ def _reordered(support: Batch, *, shift: bool = False) -> Tensor:
 
 def _relabelled(batch: Batch, order: Tensor) -> Batch:
     return batch._replace(targets=batch.targets[..., order])
-
-
-def _loss(learner: Learner, task: Task, seed: int, number: int) -> float:
-    """The loss on a task, with the same random numbers as in the evaluation."""
-    with seeded(seed, number, device=task.support.weight.device):
-        prediction = learner.predict(learner.adapt(task.support), task.query.inputs)
-        return float(learner.objective.loss(prediction, task.query))
 
 
 class LabelOrder:

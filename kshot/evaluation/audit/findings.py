@@ -11,10 +11,10 @@ from enum import Enum
 from typing import Any, NamedTuple
 
 from kshot.checking.contents import content_hashes
+from kshot.learner import Learner
 from kshot.tasks.source import TaskSource
+from kshot.training.fit import seeded
 from kshot.types import Batch, Split, Task, Tree, unstack
-
-CHUNK = 8  # tasks drawn at once: different from an evaluation's, which must make no difference
 
 
 class Result(Enum):
@@ -30,13 +30,10 @@ class Audit:
     """One check of an evaluation and its result.
 
     Attributes:
-        name: short name.
-        question: the question that the audit answers.
-        result: passed, failed, or not applicable.
+        name, question, result: short name, the question that the audit answers, and its outcome.
         finding: the answer, or why the audit does not apply, in a sentence.
         figure: the measured value; None if nothing was measured.
-        tolerance: largest value that passes.
-        reason: justification of the tolerance.
+        tolerance, reason: largest value that passes, and its justification.
     """
 
     name: str
@@ -48,7 +45,6 @@ class Audit:
     reason: str = ""
 
     def to_json(self) -> dict[str, Any]:
-        """As plain values."""
         return vars(self) | {"result": self.result.name}
 
 
@@ -84,10 +80,17 @@ class Evidence(NamedTuple):
     first: list[tuple[Task, Tree]]
 
 
-def stream(source: TaskSource, split: Split, num_tasks: int) -> Iterator[tuple[int, Task]]:
-    """The first tasks of a split with their numbers."""
-    for start in range(0, num_tasks, CHUNK):
-        yield from enumerate(unstack(source.stack(split, range(start, min(start + CHUNK, num_tasks)))), start)
+def stream(source: TaskSource, split: Split, num_tasks: int, *, chunk: int) -> Iterator[tuple[int, Task]]:
+    """The first tasks of a split with their numbers; `chunk` tasks are drawn at once, which bounds the memory."""
+    for start in range(0, num_tasks, chunk):
+        yield from enumerate(unstack(source.stack(split, range(start, min(start + chunk, num_tasks)))), start)
+
+
+def score_again(learner: Learner, task: Task, seed: int, number: int) -> float:
+    """The loss on a task, with the same random numbers as in the evaluation."""
+    with seeded(seed, number, device=task.support.weight.device):
+        prediction = learner.predict(learner.adapt(task.support), task.query.inputs)
+        return float(learner.objective.loss(prediction, task.query))
 
 
 def real(batch: Batch) -> Batch:

@@ -33,11 +33,6 @@ PADDING = Question("padding", "Do rows of weight 0 have an effect?")
 class Probe:
     """A learner for repeated predictions with the same random numbers.
 
-    Args:
-        learner: learner.
-        tasks: tasks to predict.
-        double: whether the learner is in double precision.
-
     Attributes:
         learner: a copy in double precision, or the learner itself if that is not possible.
         tasks, states, predictions: the tasks, the states adapted to them, and the predictions for their queries.
@@ -46,10 +41,10 @@ class Probe:
     """
 
     def __init__(self, learner: Learner, tasks: Sequence[Task], *, double: bool) -> None:
-        self.learner, self.double = learner, double
+        self.learner = learner
         self.tolerance = EXACT if double else ROUNDED
         self.reason = "rounding in double precision is far smaller" if double else "rounding is smaller"
-        self.tasks = [self.cast(task) for task in tasks]
+        self.tasks: list[Task] = [_double(task) for task in tasks] if double else list(tasks)
         self.states = [self.adapt(task.support) for task in self.tasks]
         self.predictions = [self.predict(state, task.query.inputs) for state, task in zip(self.states, self.tasks)]
         again = self.predict(self.adapt(self.tasks[0].support, seed=1), self.tasks[0].query.inputs, seed=1)
@@ -71,17 +66,10 @@ class Probe:
         with seeded(seed):
             return self.learner.predict(state, inputs)
 
-    def cast(self, tree: Any) -> Any:
-        if not self.double:
-            return tree
-        return tree_map(lambda leaf: leaf.double() if leaf.is_floating_point() else leaf, tree)
-
     def __iter__(self) -> Iterator[tuple[Task, Tree, Tree]]:
-        """Each task, the state adapted to it, and the prediction for its queries."""
         return zip(self.tasks, self.states, self.predictions)
 
     def judge(self, question: Question, gaps: Sequence[float], change: str) -> Audit:
-        """An audit of the differences between predictions that should be equal."""
         if self.random:
             return question.skip("The learner draws random numbers, so that two predictions cannot be compared.")
         worst = max(gaps)
@@ -101,6 +89,10 @@ def gap(one: Tree, other: Tree) -> float:
         size = ordinary.square().mean().sqrt().clamp_min(1e-8) if len(ordinary) else a.new_ones(())
         worst = max(worst, float(torch.where(same, 0.0, (a - b).abs() / size).max()))
     return worst
+
+
+def _double(tree: Any) -> Any:
+    return tree_map(lambda leaf: leaf.double() if leaf.is_floating_point() else leaf, tree)
 
 
 def _rows(tree: Tree, index: Any) -> Tree:

@@ -8,9 +8,10 @@ from typing import Any
 from kshot.checking.contents import content_hashes, is_blank
 from kshot.evaluation.audit.findings import Audit, Evidence, Question, real, stream, task_contents
 from kshot.tasks.read_log import EVALUATION, Watched
-from kshot.tasks.source import TaskSource, short_hash
+from kshot.tasks.source import TaskSource
 from kshot.types import SPLITS, Batch, Split, Task
 
+CHUNK = 8  # tasks drawn at once: different from an evaluation's, which must make no difference
 OTHERS = 32  # tasks of each other split whose examples are compared
 ENOUGH = 100  # different examples that a split needs for a share of copies to be meaningful
 
@@ -38,16 +39,13 @@ class Contents:
     def see(self, task: Task, examples: Sequence[list[bytes]]) -> None:
         """Add a task, whose inputs have the hashes `examples` (support, query)."""
         support, query = (self._pairs(batch, hashes) for batch, hashes in zip(task, examples))
-        shown = {self._key(*example) for example in support}
+        # An example is its inputs and target, or the inputs alone if labels are specific to a task.
+        shown, asked = ([pair[0] if self.task_specific else pair for pair in pairs] for pairs in (support, query))
         self.num_queries += len(query)
-        self.num_copies += sum(self._key(*example) in shown for example in query)
+        self.num_copies += sum(map(set(shown).__contains__, asked))
         targets = {} if self.task_specific else self._targets  # labels hold within a task if classes are its own
         self.num_ambiguous += sum(targets.setdefault(inputs, target) != target for inputs, target in query)
-        self.keys |= shown | {self._key(*example) for example in query}
-
-    def _key(self, inputs: bytes, target: bytes) -> Any:
-        """The identity of an example: inputs and target, or the inputs alone if labels are specific to a task."""
-        return inputs if self.task_specific else (inputs, target)
+        self.keys.update(shown, asked)
 
     def _pairs(self, batch: Batch, inputs: list[bytes]) -> list[tuple[bytes, bytes]]:
         batch = real(batch)
@@ -74,7 +72,7 @@ def splits(source: TaskSource, split: Split, contents: Contents) -> Audit:
     for other in (other for other in SPLITS if other != split and (other != "test" or split == "test")):
         theirs = Contents(source)
         try:
-            for _, task in stream(source, other, OTHERS):
+            for _, task in stream(source, other, OTHERS, chunk=CHUNK):
                 theirs.see(task, task_contents(task))
         except ValueError:  # the source has no such split, or no more tasks of it
             pass
@@ -95,27 +93,17 @@ def splits(source: TaskSource, split: Split, contents: Contents) -> Audit:
     return SPLIT_OVERLAP.judge(worst, COPIES, finding, _COPIES)
 
 
-class Redrawn:
-    """Compares tasks that are drawn again with those that were evaluated."""
-
-    def __init__(self, evidence: Evidence) -> None:
-        self.evidence = evidence
-        self.seen: set[int] = set()
-        self.changed: set[int] = set()
-
-    def see(self, number: int, task: Task) -> None:
-        self.seen.add(number)
-        if short_hash(task) != self.evidence.episodes[number]:
-            self.changed.add(number)
-
-    def audit(self) -> Audit:
-        finding = f"All {len(self.seen)} tasks have the same content as before."
-        if self.changed:
-            finding = (
-                f"{len(self.changed)} of {len(self.seen)} tasks, such as task {min(self.changed)}, have different "
-                "content from before: the source is not a pure function of (seed, split, index)."
-            )
-        return EPISODES.judge(len(self.changed), 0, finding, "a test set must be the same whenever it is used")
+def redrawn(evidence: Evidence, hashes: Sequence[tuple[int, str]]) -> Audit:
+    """Compare the number and `short_hash` of tasks that were drawn again with those that were evaluated."""
+    seen = {number for number, _ in hashes}
+    changed = {number for number, episode in hashes if episode != evidence.episodes[number]}
+    finding = f"All {len(seen)} tasks have the same content as before."
+    if changed:
+        finding = (
+            f"{len(changed)} of {len(seen)} tasks, such as task {min(changed)}, have different content from before: "
+            "the source is not a pure function of (seed, split, index)."
+        )
+    return EPISODES.judge(len(changed), 0, finding, "a test set must be the same whenever it is used")
 
 
 def test_reads(source: TaskSource, split: Split) -> Audit:
@@ -128,8 +116,9 @@ def test_reads(source: TaskSource, split: Split) -> Audit:
     reads = {key: count for key, count in source.reads.items() if key[0] != EVALUATION}
     if not reads:
         return TEST_READS.skip("No reads by training or model selection were recorded.")
-    phases = sorted(f"{phase or 'outside any phase'}" for phase, read in reads if read == "test")
+    named = [(phase or "outside any phase", read) for phase, read in reads]
+    phases = sorted(phase for phase, read in named if read == "test")
     count = sum(number for (_, read), number in reads.items() if read == "test")
-    recorded = ", ".join(sorted({f"{phase or 'outside any phase'}: {read}" for phase, read in reads}))
+    recorded = ", ".join(sorted({f"{phase}: {read}" for phase, read in named}))
     finding = f"It was read before, in {', '.join(phases)}." if phases else f"It was not; recorded reads: {recorded}."
     return TEST_READS.judge(count, 0, finding, "a figure that was used for a choice is not a test figure")

@@ -20,13 +20,12 @@ from torch import Tensor, nn
 
 from kshot import objectives
 from kshot.evaluation.audit.chance import Chance, ClassOrder, LabelOrder
-from kshot.evaluation.audit.findings import Audit, Evidence, Question, Result, stream, task_contents
+from kshot.evaluation.audit.findings import Audit, Evidence, Question, Result, score_again, stream, task_contents
 from kshot.evaluation.audit.invariance import ROUNDED, Probe, other_queries, padding, query_order, support_order
-from kshot.evaluation.audit.leakage import Contents, Redrawn, splits, test_reads
+from kshot.evaluation.audit.leakage import CHUNK, Contents, redrawn, splits, test_reads
 from kshot.learner import Learner
-from kshot.tasks.source import TaskSource
+from kshot.tasks.source import TaskSource, short_hash
 from kshot.training.checkpoint import WEIGHTS
-from kshot.training.fit import seeded
 from kshot.types import Split, to, tree_leaves
 
 FEW = 2  # tasks of the invariance audits
@@ -56,7 +55,6 @@ def fingerprint(module: nn.Module) -> str:
 
 
 def failures(audits: Sequence[Audit]) -> list[Audit]:
-    """The audits that failed."""
     return [audit for audit in audits if audit.result is Result.FAILED]
 
 
@@ -66,14 +64,7 @@ def run_audits(
     """Audit an evaluation on the first tasks of a split, with the learner in evaluation mode and without gradients.
 
     The evaluated tasks are read again, and, to compare examples, some tasks of the other splits; those of "test" only
-    if it is the evaluated split.
-
-    Args:
-        learner: evaluated learner.
-        source: task source.
-        split: evaluated split.
-        evidence: data of the evaluation.
-        checkpoint: folder of the checkpoint that the learner was loaded from, if any.
+    if it is the evaluated split. The weights are compared with those in the folder `checkpoint`, if given.
     """
     purity = _purity(learner, evidence)  # before the learner is used again
     tasks = [task._replace(query=task.query.rows(slice(QUERIES))) for task, _ in evidence.first]
@@ -81,12 +72,10 @@ def run_audits(
     probe = Probe.of(learner, tasks)
     class_order = ClassOrder(learner, source, split, probe, evidence)
     label_order, chance = LabelOrder(source), Chance(learner, split, tasks)
-    redrawn, contents = Redrawn(evidence), Contents(source)
-    device = tasks[0].support.weight.device
-    for number in range(len(tasks)):
-        redrawn.see(number, source.task(split, number))
-    for number, task in stream(source, split, min(REDRAWN, len(evidence.episodes))):
-        redrawn.see(number, task)
+    contents, device = Contents(source), tasks[0].support.weight.device
+    hashes = [(number, short_hash(source.task(split, number))) for number in range(len(tasks))]
+    for number, task in stream(source, split, min(REDRAWN, len(evidence.episodes)), chunk=CHUNK):
+        hashes.append((number, short_hash(task)))
         examples = task_contents(task)
         contents.see(task, examples)
         label_order.see(task, examples)
@@ -104,7 +93,7 @@ def run_audits(
         chance.audit(),
         contents.audit(),
         splits(source, split, contents),
-        redrawn.audit(),
+        redrawn(evidence, hashes),
         repeatable,
         purity,
         _finite(evidence),
@@ -117,9 +106,7 @@ def run_audits(
 def _repeatable(learner: Learner, source: TaskSource, evidence: Evidence) -> Audit:
     worst = 0.0
     for number, (task, _) in reversed(list(enumerate(evidence.first))):
-        with seeded(source.seed, number, device=task.support.weight.device):
-            prediction = learner.predict(learner.adapt(task.support), task.query.inputs)
-        loss, before = float(learner.objective.loss(prediction, task.query)), evidence.figures["loss"][number]
+        loss, before = score_again(learner, task, source.seed, number), evidence.figures["loss"][number]
         same = loss == before or (math.isnan(loss) and math.isnan(before))
         worst = worst if same else max(worst, abs(loss - before) / max(abs(before), 1e-8))
     finding = f"The loss changes by at most {worst:.2g} of its size."

@@ -14,7 +14,7 @@ import numpy as np
 
 from kshot.evaluation.calibration import Calibration
 from kshot.evaluation.intervals import Interval, interval
-from kshot.evaluation.report.formatting import Figures, format_figure, read_figure
+from kshot.evaluation.report.formatting import Figures, better, format_figure, rank_key, read_figure
 from kshot.evaluation.report.style import BLUE, INK, MUTED, ORANGE, PURPLE, canvas, empty, ends, log_scale, quiet
 
 if TYPE_CHECKING:
@@ -82,10 +82,8 @@ def baselines_chart(
     """
     bars = [_Bar(learner, read_figure(test, metric), BLUE, bold=True)] if test else []
     bars += [_Bar(name.replace("_", " "), read_figure(figures, metric)) for name, figures in baselines.items()]
-    worst = -math.inf if higher_is_better else math.inf
-    bars.sort(key=lambda b: b.figure.mean if math.isfinite(b.figure.mean) else worst, reverse=not higher_is_better)
-    better = "higher" if higher_is_better else "lower"
-    title = f"Test {metric}, mean ± 95 % interval ({better} is better)"
+    bars.sort(key=lambda bar: -rank_key(bar.figure.mean, higher_is_better))
+    title = f"Test {metric}, mean ± 95 % interval ({better(higher_is_better)})"
     figure = _interval_chart(title, bars, values=True, nothing="no figures")
     finite = [bar.figure for bar in bars if math.isfinite(bar.figure.mean)]
     if not higher_is_better:
@@ -102,8 +100,9 @@ def board_chart(board: Board) -> Figure:
         pooled, colour = line.entry.figure, BLUE if line.behind is None else INK if line.tied else MUTED
         thin = Interval(pooled.mean, pooled.ci95_tasks, pooled.num_tasks)
         bars.append(_Bar(line.entry.name, thin, colour, outer=pooled.ci95))
-    better = "higher" if board.higher_is_better else "lower"
-    title = f"{board.metric}, mean ± 95 % interval over tasks (thin) and seeds (thick); {better} is better"
+    title = (
+        f"{board.metric}, mean ± 95 % interval over tasks (thin) and seeds (thick); {better(board.higher_is_better)}"
+    )
     return _interval_chart(title, bars, values=False, nothing="no finite figure")
 
 
@@ -119,8 +118,6 @@ def tasks_chart(
 
     Args:
         values: the learner's figure of each task.
-        metric: metric of the figures.
-        learner: label of the learner.
         beside: name and figures of another learner, such as the best baseline, on the first of the same tasks.
         subjects: subject of each task, as in `interval`.
     """
@@ -167,7 +164,7 @@ def shots_chart(points: Sequence[tuple[int, Interval]], metric: str, *, higher_i
     """
     figure = canvas(2.9)
     axes = figure.subplots()
-    title = f"Test {metric} by number of shots ({'higher' if higher_is_better else 'lower'} is better)"
+    title = f"Test {metric} by number of shots ({better(higher_is_better)})"
     quiet(axes, title, xlabel="support examples (per class if tasks have classes of their own)")
     shots = [count for count, _ in points]
     means, halves = np.array([(each.mean, each.half_width) for _, each in points]).T

@@ -22,6 +22,11 @@ def read_figure(figures: Figures | None, metric: str) -> Interval:
     return Interval(mean, ci95, int(figure.get("num_tasks") or 0))
 
 
+def rank_key(mean: float, higher_is_better: bool) -> float:
+    """A sort key that puts the best mean first, and those that are not finite last."""
+    return (-mean if higher_is_better else mean) if math.isfinite(mean) else math.inf
+
+
 def format_figure(figure: Interval) -> str:
     """A figure with its half-width, by three decimals, or more if the interval is smaller than those can show.
 
@@ -33,8 +38,7 @@ def format_figure(figure: Interval) -> str:
         return "not finite"
     decimals = _decimals(figure)
     half = f" ± {figure.ci95:.{decimals}f}" if math.isfinite(figure.ci95) else ""
-    mean = f"{figure.mean:.{decimals}f}"
-    return f"{mean if float(mean) else mean.lstrip('-')}{half}"
+    return f"{figure.mean:z.{decimals}f}{half}"
 
 
 def _decimals(figure: Interval) -> int:
@@ -46,7 +50,6 @@ def _decimals(figure: Interval) -> int:
 
 
 def format_value(value: float | None) -> str:
-    """A number of a report, without an interval."""
     return format_figure(Interval(math.nan if value is None else float(value), math.nan, 1))
 
 
@@ -94,7 +97,7 @@ def format_count(count: float, unit: str = "") -> str:
 
 
 def format_duration(seconds: float | None) -> str:
-    """Seconds in the largest suitable units; a dash for None.
+    """Seconds in suitable units; a dash for None.
 
     Example:
         >>> format_duration(4.21), format_duration(134), format_duration(7262)
@@ -123,6 +126,10 @@ def format_setting(value: Any, key: str = "") -> str:
         sizes = ("ways", "train_ways", "shots", "queries", "train_queries")
         return (" to " if key in sizes else ", ").join(map(format_setting, value))
     return str(value)
+
+
+def better(higher: bool) -> str:
+    return f"{'higher' if higher else 'lower'} is better"
 
 
 def plural(count: int, noun: str) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 from kshot.evaluation.compare import Board, Line
 from kshot.evaluation.intervals import Interval
 from kshot.evaluation.report.charts import board_chart
-from kshot.evaluation.report.formatting import format_count, format_difference, format_figure, format_sample
+from kshot.evaluation.report.formatting import better, format_count, format_difference, format_figure, format_sample
 from kshot.evaluation.report.report import picture, render_sections
 from kshot.evaluation.report.sections import Column, Row, Section, Table
 
@@ -21,9 +21,7 @@ COSTS = ("num_parameters", "state_size", "state_bytes", "adapt_flops", "predict_
 
 
 def heading(board: Board) -> str:
-    """The metric and the tasks of a board."""
-    better = "higher" if board.higher_is_better else "lower"
-    return f"{board.metric} ({better} is better) on {board.num_tasks} tasks: {board.source}"
+    return f"{board.metric} ({better(board.higher_is_better)}) on {board.num_tasks} tasks: {board.source}"
 
 
 def note(board: Board) -> str:
@@ -57,29 +55,24 @@ def board_table(board: Board) -> Table:
 def _row(line: Line) -> Row:
     entry, figure = line.entry, line.entry.figure
     several = figure.num_seeds > 1
-    sample: dict[str, Any] = {"mean": figure.mean, "num_tasks": figure.num_tasks}
-    if several:
-        sample |= {"num_seeds": figure.num_seeds, "ci95_tasks": figure.ci95_tasks}
+    sample = figure._asdict() if several else {"mean": figure.mean, "num_tasks": figure.num_tasks}
+    difference = "best"
+    if line.behind is not None:
+        behind = Interval(*line.behind[:3])
+        difference = format_difference(behind, line.p) if math.isfinite(behind.ci95) else "too few tasks to tell"
     adapt_ms, flops = (entry.cost.get("adapt_ms") or {}).get("median"), entry.cost.get("adapt_flops")
     cells = [
         entry.name,
         entry.learner,
         format_figure(Interval(figure.mean, figure.ci95 if several else figure.ci95_tasks, figure.num_tasks)),
         format_sample({entry.metric: sample}, entry.metric),
-        _difference(line),
+        difference,
         ("inductive" if entry.inductive else "transductive") + (", not to be trusted" * (not entry.trusted)),
         "–" if adapt_ms is None else f"{adapt_ms:.3g} ms",
         f"{entry.cost['num_parameters']:,}" if "num_parameters" in entry.cost else "–",
         "–" if flops is None else format_count(flops),
     ]
     return Row(cells, "main" if line.behind is None else "" if line.tied else "muted")
-
-
-def _difference(line: Line) -> str:
-    if line.behind is None:
-        return "best"
-    difference = Interval(*line.behind[:3])
-    return format_difference(difference, line.p) if math.isfinite(difference.ci95) else "too few tasks to tell"
 
 
 def boards_page(boards: Sequence[Board]) -> str:
@@ -110,7 +103,6 @@ def boards_csv(boards: Sequence[Board]) -> str:
 
 
 def _record(board: Board, rank: int, line: Line) -> dict[str, Any]:
-    """An entry as plain values."""
     entry, figure, difference = line.entry, line.entry.figure, line.behind
     times = entry.cost.get("adapt_ms") or {}
     return {

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kshot.evaluation.per_task import write
-from kshot.evaluation.report.formatting import capitalize, format_figure, format_sample, plural, read_figure
+from kshot.evaluation.report.formatting import better, capitalize, format_figure, format_sample, plural, read_figure
 from kshot.evaluation.report.sections import CAPTIONS, TONES, Picture, Section, report_sections
 from kshot.evaluation.report.verdict import best_baseline, failed, target_on_test, verdict
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 def write_report(
     folder: Path, report: Mapping[str, Any], events: Sequence[Mapping[str, Any]], figures: Mapping[str, Figure]
 ) -> Path:
-    """Write `report.json` and `report.html` into a folder, atomically.
+    """Write `report.json` and `report.html` into a folder, atomically, and return the path of the page.
 
     Args:
         folder: folder, created if needed.
@@ -33,12 +33,6 @@ def write_report(
             may be missing or None.
         events: events of the run's experience; those of kind "resumed" are counted.
         figures: figures by name; those of `CAPTIONS` have a place and caption, others follow.
-
-    Returns:
-        The path of `report.html`.
-
-    Raises:
-        ValueError: a report without a metric.
 
     Example:
         >>> import tempfile
@@ -85,13 +79,11 @@ def _html(report: dict[str, Any], events: Sequence[Mapping[str, Any]], figures: 
         sample = plural(val.num_tasks, "task") + (f", round {number}" if number else "")
         notes.append(f"The validation figure is {format_figure(val)} ({sample}).")
     if any(notes):
-        unit = "tasks"
-        if report.get("seeds"):
-            unit = "seeds"
-        elif protocol.get("test_subjects"):
-            unit = f"the {plural(protocol['test_subjects'], 'subject')} of the tasks"
-        notes.append(f"Figures are means with 95 % intervals over {unit}.")
+        subjects = protocol.get("test_subjects")
+        unit = f"the {plural(subjects, 'subject')} of the tasks" if subjects else "tasks"
+        notes.append(f"Figures are means with 95 % intervals over {'seeds' if report.get('seeds') else unit}.")
     outcome = report.get("outcome") or ""
+    pictures = {name: picture(name, figures[name]) for name in ordered}
     return render(
         Path(__file__).parent / "report.html.j2",
         {
@@ -103,16 +95,14 @@ def _html(report: dict[str, Any], events: Sequence[Mapping[str, Any]], figures: 
             "tone": TONES.get(outcome, "fair"),
             "sentence": report.get("sentence") or "",
             "reason": _sentence(report.get("reason") or ""),
-            "headline": f"{report.get('split') or 'test'} {metric}, {'higher' if higher else 'lower'} is better",
+            "headline": f"{report.get('split') or 'test'} {metric}, {better(higher)}",
             "test": format_figure(read_figure(test, metric)) if test else "",
             "sample": f"({format_sample(test, metric)})",
             "best": best and (best[0], format_figure(best[1]), f"({plural(best[1].num_tasks, 'task')})"),
             "verdict": verdict(test, baselines, metric, higher, report.get("paired"), failed(report)),
             "failed": failed(report),
             "note": " ".join(filter(None, notes)),
-            "sections": report_sections(
-                report, {name: picture(name, figures[name]) for name in ordered}, num_resumed=num_resumed
-            ),
+            "sections": report_sections(report, pictures, num_resumed=num_resumed),
         },
     )
 

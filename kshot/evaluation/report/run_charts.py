@@ -11,28 +11,12 @@ import numpy as np
 
 from kshot.evaluation.intervals import Interval
 from kshot.evaluation.report.formatting import format_figure, read_figure
-from kshot.evaluation.report.style import (
-    BLUE,
-    GREEN,
-    INK,
-    MUTED,
-    ORANGE,
-    PURPLE,
-    RED,
-    canvas,
-    empty,
-    ends,
-    log_scale,
-    quiet,
-)
+from kshot.evaluation.report.style import BLUE, GREEN, MARKS, MUTED, RED, canvas, empty, ends, log_scale, quiet
 from kshot.evaluation.target import Target
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-
-MARKS = {"continue": ("o", MUTED), "change": ("D", ORANGE), "rollback": ("<", PURPLE), "stop": ("s", INK)}
-"""Marker and colour of each decision."""
 
 
 def learning_curve(events: Sequence[Mapping[str, Any]]) -> Figure:
@@ -91,11 +75,8 @@ def rounds_chart(
     Args:
         rounds: dicts with `number`, `val` {metric: {mean, ci95, num_tasks}}, `diverged`, and optionally `decision`
             {action, settings, to_round, outcome}.
-        target: target, such as "accuracy >= 0.9".
+        target: target, such as "accuracy >= 0.9"; ValueError if it cannot be parsed.
         baseline: name and figure of the best baseline for a dashed line; see `best_baseline`.
-
-    Raises:
-        ValueError: the target cannot be parsed.
 
     Example:
         >>> val = {"accuracy": {"mean": 0.8, "ci95": 0.02, "num_tasks": 100}}
@@ -171,14 +152,11 @@ def _label_levels(axes: Axes, levels: list[_Level]) -> None:
     """Label horizontal lines at the right edge, shifted apart where labels would overlap."""
     axes.get_ylim()  # fixes the scale
     to_axes = (axes.transData + axes.transAxes.inverted()).transform
-    spots = sorted(
-        (min(max(float(to_axes((0, each.value))[1]), 0.03), 0.93), each.label, each.colour) for each in levels
-    )
-    floor = -math.inf
-    for position, label, colour in spots:
-        height = max(position, floor)
+    floor = 0.03
+    for each in sorted(levels, key=lambda level: level.value):
+        height = max(min(float(to_axes((0, each.value))[1]), 0.93), floor)
         floor = height + 0.15
-        axes.text(1.01, height, label, transform=axes.transAxes, va="center", fontsize=9, color=colour)
+        axes.text(1.01, height, each.label, transform=axes.transAxes, va="center", fontsize=9, color=each.colour)
 
 
 def _decisions(strip: Axes, rounds: Sequence[Mapping[str, Any]]) -> None:

@@ -19,8 +19,10 @@ from kshot.evaluation.report.formatting import (
     format_sample,
     format_setting,
     format_value,
+    rank_key,
     read_figure,
 )
+from kshot.learners.ratings.coverage import Coverage
 
 CAPTIONS = {
     "baselines": "The learner and baselines without meta-learning, on the first of the same test tasks. The band is "
@@ -47,6 +49,16 @@ PROTOCOL = ("source", "ways", "shots", "queries", "seed", "task_seed", "num_test
 
 PLACED = ("baselines", "tasks", "shots", "reliability", "rounds")
 """Figures that have a section of their own."""
+
+INDUCTIVE = {
+    None: (),
+    True: ("Inductive: each query example is predicted on its own, from the support set alone.",),
+    False: (
+        "Transductive: a prediction may depend on the other query examples of its task, so these figures are not "
+        "comparable with inductive ones.",
+    ),
+}
+"""Whether predictions depend on other queries, if that is known."""
 
 TONES = {"PASSED": "good", "FAILED": "bad", "NOT_APPLICABLE": "continue", "TARGET_MET": "good", "DIVERGED": "bad"}
 
@@ -107,13 +119,7 @@ class Section(NamedTuple):
 def report_sections(
     report: Mapping[str, Any], pictures: Mapping[str, Picture], *, num_resumed: int = 0
 ) -> list[Section]:
-    """The sections of a report, without those that have no content.
-
-    Args:
-        report: the report as plain values, see `write_report`.
-        pictures: figures by name.
-        num_resumed: how often the run was resumed.
-    """
+    """The sections of a report as plain values (see `write_report`), without those that have no content."""
     protocol, target = report.get("protocol") or {}, report.get("target")
     named = {name: [picture] for name, picture in pictures.items() if name in PLACED}
     others = [picture for name, picture in pictures.items() if name not in PLACED]
@@ -154,7 +160,9 @@ def report_sections(
             note=f"In every round: {constant}." if constant else "",
         ),
         Section("Figures", pictures=others),
-        Section("Protocol", [*_inductive(protocol), _selection(report)], pairs=protocol_pairs(protocol)),
+        Section(
+            "Protocol", [*INDUCTIVE[protocol.get("inductive")], _selection(report)], pairs=protocol_pairs(protocol)
+        ),
         Section(
             "Audits",
             ["Checks of the test evaluation for the silent mistakes of few-shot code."],
@@ -180,11 +188,7 @@ def result_table(report: Mapping[str, Any]) -> Table:
     metric, split = report["metric"], report.get("split") or "test"
     test, baselines = report.get("test"), report.get("baselines") or {}
     paired, about = report.get("paired") or {}, report.get("baselines_about") or {}
-    sign = -1 if report.get("higher_is_better", True) else 1
-
-    def order(name: str) -> float:
-        mean = read_figure(baselines[name], metric).mean
-        return sign * mean if math.isfinite(mean) else math.inf
+    higher = report.get("higher_is_better", True)
 
     def row(name: str, figures: Figures, description: str, difference: str, emphasis: str = "") -> Row:
         value = format_figure(read_figure(figures, metric))
@@ -192,7 +196,7 @@ def result_table(report: Mapping[str, Any]) -> Table:
 
     kind = ((report.get("protocol") or {}).get("learner") or {}).get("kind") or "learner"
     rows = [row(kind, test, about.get("learner") or "This run, meta-learned.", "", "main")] if test else []
-    for name in sorted(baselines, key=order):
+    for name in sorted(baselines, key=lambda name: rank_key(read_figure(baselines[name], metric).mean, higher)):
         difference = format_difference(read_figure(paired, name), paired[name].get("p_holm")) if name in paired else ""
         rows.append(row(name.replace("_", " "), baselines[name], about.get(name) or "", difference))
     titles = ["learner", f"{split} {metric}", "sample", "learner − baseline (paired)"]
@@ -200,25 +204,15 @@ def result_table(report: Mapping[str, Any]) -> Table:
 
 
 def seed_table(report: Mapping[str, Any]) -> Table:
-    """A row for each seed of a run of several."""
     metric, split = report["metric"], report.get("split") or "test"
-    columns = [
-        Column("seed", "n"), Column(f"{split} {metric}"), Column("best round", "n"), Column("time", "n"),
-        Column("outcome", "text"),
-    ]  # fmt: skip
-    rows = [
-        Row(
-            [
-                str(seed["seed"]),
-                format_figure(read_figure(seed.get("test"), metric)),
-                "–" if seed.get("best_round") is None else str(seed["best_round"]),
-                format_duration(seed.get("seconds")),
-                (seed.get("outcome") or "").replace("_", " ").lower(),
-            ]
-        )
-        for seed in report.get("seeds") or []
-    ]
-    return Table(columns, rows)
+    titles = {"seed": "n", f"{split} {metric}": "figure", "best round": "n", "time": "n", "outcome": "text"}
+    rows = []
+    for seed in report.get("seeds") or []:
+        figure = format_figure(read_figure(seed.get("test"), metric))
+        best = "–" if seed.get("best_round") is None else str(seed["best_round"])
+        outcome = (seed.get("outcome") or "").replace("_", " ").lower()
+        rows.append(Row([str(seed["seed"]), figure, best, format_duration(seed.get("seconds")), outcome]))
+    return Table([Column(*column) for column in titles.items()], rows)
 
 
 def round_table(report: Mapping[str, Any]) -> tuple[Table, str]:
@@ -247,7 +241,6 @@ def round_table(report: Mapping[str, Any]) -> tuple[Table, str]:
 
 
 def audit_table(report: Mapping[str, Any]) -> Table:
-    """The audits with their results and findings."""
     rows = []
     for audit in report.get("audits") or []:
         tolerance = audit.get("tolerance")
@@ -299,35 +292,23 @@ def rejection_pairs(report: Mapping[str, Any]) -> Pairs:
     rejection = report.get("rejection") or {}
     if not rejection:
         return []
-    figure = {
-        name: format_figure(read_figure(rejection, name))
-        for name in ("auroc", "fpr95", "rejected_inside", "rejected_outside")
-    }
+    names = ("auroc", "fpr95", "rejected_inside", "rejected_outside")
+    auroc, fpr95, inside, outside = (format_figure(read_figure(rejection, name)) for name in names)
     return [
-        ("AUROC", f"{figure['auroc']} by the {rejection['score']} score"),
-        ("accepted out of scope where 95 % in scope are accepted", figure["fpr95"]),
-        (
-            f"rejected above {rejection['threshold']:.4g}",
-            f"{figure['rejected_outside']} out of scope, {figure['rejected_inside']} in scope",
-        ),
+        ("AUROC", f"{auroc} by the {rejection['score']} score"),
+        ("accepted out of scope where 95 % in scope are accepted", fpr95),
+        (f"rejected above {rejection['threshold']:.4g}", f"{outside} out of scope, {inside} in scope"),
     ]
 
 
 def coverage_pairs(report: Mapping[str, Any]) -> Pairs:
-    return [
-        (
-            name.replace("_", " "),
-            f"{each['share']:.2%} of {each['items']:,} items are among the first {each['top']} of one of "
-            f"{each['users']:,} users",
-        )
-        for name, each in (report.get("coverage") or {}).items()
-    ]
+    return [(name.replace("_", " "), str(Coverage(**each))) for name, each in (report.get("coverage") or {}).items()]
 
 
 def timing_pairs(report: Mapping[str, Any]) -> Pairs:
     timing = report.get("timing") or {}
-    entries = [("total time", timing.get("seconds")), ("of which pretraining", timing.get("pretrain_seconds"))]
-    return [(label, format_duration(value)) for label, value in entries if value is not None]
+    labels = {"seconds": "total time", "pretrain_seconds": "of which pretraining"}
+    return [(label, format_duration(timing[key])) for key, label in labels.items() if timing.get(key) is not None]
 
 
 def protocol_pairs(protocol: Mapping[str, Any]) -> Pairs:
@@ -339,20 +320,7 @@ def protocol_pairs(protocol: Mapping[str, Any]) -> Pairs:
     ]
 
 
-def _inductive(protocol: Mapping[str, Any]) -> list[str]:
-    """Whether predictions depend on other queries; empty if it is not known."""
-    if protocol.get("inductive") is None:
-        return []
-    if protocol["inductive"]:
-        return ["Inductive: each query example is predicted on its own, from the support set alone."]
-    return [
-        "Transductive: a prediction may depend on the other query examples of its task, so these figures are not "
-        "comparable with inductive ones."
-    ]
-
-
 def _selection(report: Mapping[str, Any]) -> str:
-    """How the checkpoint was selected."""
     if report.get("seeds"):
         return "One checkpoint for each seed, no ensemble: the best of its rounds on validation tasks."
     number = report.get("best_round")

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 WIDTH = 7.2  # inches, for a display width of 800 pixels
 INK, MUTED, FAINT = "#1f2933", "#66717e", "#e4e8ec"
 BLUE, ORANGE, PURPLE, GREEN, RED = "#0072b2", "#d55e00", "#a3598a", "#00795a", "#c0392b"
+MARKS = {"continue": ("o", MUTED), "change": ("D", ORANGE), "rollback": ("<", PURPLE), "stop": ("s", INK)}
+"""Marker and colour of each decision."""
 
 
 def canvas(height: float) -> Figure:

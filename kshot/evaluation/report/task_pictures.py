@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from kshot.evaluation.evaluate import evaluation_mode
 from kshot.evaluation.report.style import BLUE, FAINT, GREEN, INK, MUTED, RED, WIDTH, canvas, quiet
 from kshot.learners.gradient.gradient_learner import GradientLearner
 from kshot.objectives import gaussian
@@ -39,9 +40,8 @@ class Example(NamedTuple):
 def classification_examples(tasks: Sequence[Example]) -> Figure:
     """Image tasks with predictions: a column for each class, support images above, query images below.
 
-    A query image has a green frame and ✓ if it was classified correctly, otherwise a red frame and ✗ with the number of
-    the predicted class; without a prediction it has a plain frame. The first images are shown; the number of correct
-    predictions is over all of them.
+    A query image has a green frame and ✓ if it was classified correctly, a red frame and ✗ with the number of the
+    predicted class if not, and a plain frame without a prediction. Only the first images are shown, all are counted.
 
     Args:
         tasks: images (n, C, H, W) in [0, 1], C = 1 or 3, with one-hot targets.
@@ -77,9 +77,8 @@ def regression_examples(learner: GradientLearner, tasks: Sequence[Task], *, step
     """One-dimensional tasks before and after a few gradient steps: support points, true curve and predictions.
 
     Args:
-        learner: learner, used in evaluation mode and left unchanged.
-        tasks: two or three tasks with inputs and targets (n, 1). Curves are drawn through the query points, of which
-            there should be many.
+        learner: used in evaluation mode and left unchanged.
+        tasks: tasks with inputs and targets (n, 1); curves are drawn through the query points, best through many.
         steps: numbers of inner steps to draw.
 
     Raises:
@@ -88,26 +87,20 @@ def regression_examples(learner: GradientLearner, tasks: Sequence[Task], *, step
     _check_one_dimensional(tasks)
     figure = canvas(3.3)
     panels = figure.subplots(1, len(tasks), sharey=True, squeeze=False)[0]
-    was_training = learner.training
-    learner.eval()
-    try:
+    with evaluation_mode(learner):
         for number, (axes, task) in enumerate(zip(panels, tasks), 1):
             quiet(axes, f"task {number}")
             _draw_curves(axes, learner, task, steps)
-    finally:
-        learner.train(was_training)
     return figure
 
 
 def predictive_bands(tasks: Sequence[Task], predictions: Mapping[str, Sequence[Tree]]) -> Figure:
     """Predicted mean and 95 % band of one-dimensional tasks, in a column for each task and a row for each learner.
 
-    Support points are dark, query points pale; the title of a panel has the log-likelihood of the latter, in nats per
-    point.
+    Support points are dark, query points pale; panels are titled with the log-likelihood of these, in nats per point.
 
     Args:
-        tasks: tasks with inputs and targets (n, 1). Bands are drawn through the query points, of which there should be
-            many.
+        tasks: tasks with inputs and targets (n, 1); bands are drawn through the query points, best through many.
         predictions: learner -> {"mean": (m, 1), "std": (m, 1)} for each task's query.
 
     Raises:
@@ -143,14 +136,8 @@ class Completion(NamedTuple):
 def completions(columns: Sequence[Sequence[Completion]]) -> Figure:
     """Completions of images from more and more pixels: a column for each image, which is at the top.
 
-    Below it are, for each number of pixels: the known pixels on blue, the predicted mean of every pixel, and the
-    standard deviation, bright where the prediction is uncertain.
-
-    Args:
-        columns: completions of each image, for the same numbers of pixels in each column.
-
-    Raises:
-        ValueError: no images, or columns of different lengths.
+    Below it are, for each number of pixels, which must be the same in all columns: the known pixels on blue, the
+    predicted mean of every pixel, and the standard deviation, bright where the prediction is uncertain.
     """
     lengths = {len(column) for column in columns}
     if len(lengths) != 1 or 0 in lengths:
@@ -166,8 +153,7 @@ def completions(columns: Sequence[Sequence[Completion]]) -> Figure:
     axes.text(-0.15, 0.46, "image", **side)
     for row, example in enumerate(columns[0]):
         top = 1.25 + 3.25 * row
-        count = int(example.known.sum())
-        axes.text(-0.15, top + 0.46, f"{count} known\npixels", **side | {"color": INK})
+        axes.text(-0.15, top + 0.46, f"{int(example.known.sum())} known\npixels", **side | {"color": INK})
         axes.text(-0.15, top + 1.46, "completed", **side)
         axes.text(-0.15, top + 2.46, "uncertainty", **side)
     for x, column in enumerate(columns):
@@ -221,9 +207,8 @@ def _draw_curves(axes: Axes, learner: GradientLearner, task: Task, steps: Sequen
     axes.plot(*points, "o", color=INK, markersize=5, label=f"support, {len(points[0])} points", zorder=5)
     dashes = [(0, (1, 1.5)), (0, (4, 1.5)), "-"]
     for rank, count in enumerate(steps):
-        with torch.no_grad():
-            state = learner.adapt(to(task.support, device), steps=count)
-            predicted = learner.predict(state, task.query.inputs.to(device)).cpu()[keep, 0]
+        state = learner.adapt(to(task.support, device), steps=count)
+        predicted = learner.predict(state, task.query.inputs.to(device)).cpu()[keep, 0]
         error = float((predicted - y).square().mean())
         late = rank / max(len(steps) - 1, 1)
         style: dict[str, Any] = {"color": BLUE, "alpha": 0.5 + 0.5 * late, "linestyle": dashes[min(round(2 * late), 2)]}
@@ -240,7 +225,7 @@ def _draw_curves(axes: Axes, learner: GradientLearner, task: Task, steps: Sequen
 
 def _rows(batch: Batch, most: int) -> int:
     """Number of rows of images for a batch: its examples of the most frequent class, up to `most`."""
-    return min(most, max(len(column) for column in _by_class(batch)))
+    return min(most, max(map(len, _by_class(batch))))
 
 
 def _by_class(batch: Batch) -> list[list[int]]:
@@ -281,9 +266,7 @@ def _draw_task(axes: Axes, example: Example, name: str) -> None:
             if hit is None or predicted is None:
                 axes.add_patch(Rectangle((way, y), 0.92, 0.92, **plain))
                 continue
-            gid, colour, mark = "right", GREEN, "✓"
-            if not hit[row]:
-                gid, colour, mark = "wrong", RED, f"✗ {int(predicted[row]) + 1}"
+            gid, colour, mark = ("right", GREEN, "✓") if hit[row] else ("wrong", RED, f"✗ {int(predicted[row]) + 1}")
             frame = plain | {"edgecolor": colour, "linewidth": 1.8, "gid": gid}
             axes.add_patch(Rectangle((way, y), 0.92, 0.92, **frame))
             axes.text(way + 0.46, y + 1.0, mark, ha="center", va="top", fontsize=8.5, color=colour)

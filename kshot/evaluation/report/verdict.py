@@ -48,22 +48,17 @@ def verdict(
     paired: Figures | None = None,
     failed: Sequence[str] = (),
 ) -> str:
-    """Compare the learner with the best baseline: whether meta-learning was worth its cost.
+    """Compare the learner with the best baseline in a sentence: whether meta-learning was worth its cost.
 
     A difference is claimed only if it is significant: by the paired difference on the tasks that both were evaluated
     on, its p value corrected for the number of baselines. Without a paired difference, the two 95 % intervals must not
     overlap, which is conservative.
 
     Args:
-        test: the learner's test figures by metric; None if there are none.
-        baselines: name -> test figures by metric, of learners without meta-learning.
-        metric: metric to compare.
-        higher_is_better: True for an accuracy, False for an error.
+        test, baselines: test figures by metric, of the learner and by name of each baseline; None if there are none.
+        metric, higher_is_better: metric to compare; higher is better for an accuracy, not for an error.
         paired: name -> the learner's difference to that baseline, from `compare.differences`.
         failed: names of the audits that the test figures failed; nothing is claimed if there are any.
-
-    Returns:
-        A sentence.
 
     Example:
         >>> verdict(
@@ -86,20 +81,18 @@ def verdict(
         return f"{missing}, so whether meta-learning was worth its cost is not known."
     name, baseline = best
     same_tasks = learner.num_tasks == baseline.num_tasks
-    size, baseline_size = (
-        ("", "")
-        if same_tasks
-        else (f" ({plural(learner.num_tasks, 'task')})", f", {plural(baseline.num_tasks, 'task')}")
-    )
-    figures = (
-        f"{metric} {format_figure(learner)}{size} against {format_figure(baseline)} "
-        f"({name.replace('_', ' ')}{baseline_size})"
-    )
+    size = "" if same_tasks else f" ({plural(learner.num_tasks, 'task')})"
+    beside = name.replace("_", " ") + ("" if same_tasks else f", {plural(baseline.num_tasks, 'task')}")
+    figures = f"{metric} {format_figure(learner)}{size} against {format_figure(baseline)} ({beside})"
     if paired and name in paired:
         difference, p = read_figure(paired, name), paired[name].get("p_holm")
         significant, conclusive = p is not None and p < LEVEL, math.isfinite(difference.ci95)
-        where = f" on the {'same ' if same_tasks else ''}{difference.num_tasks} tasks"
-        where += "" if same_tasks else " that both were evaluated on"
+        num_tasks = difference.num_tasks
+        where = (
+            f" on the same {num_tasks} tasks"
+            if same_tasks
+            else f" on the {num_tasks} tasks that both were evaluated on"
+        )
     else:
         reach = learner.ci95 + baseline.ci95
         difference = Interval(learner.mean - baseline.mean, reach, min(learner.num_tasks, baseline.num_tasks))
