@@ -73,8 +73,12 @@ def evaluate(
     tasks: Annotated[int, typer.Option(help="Number of tasks.", min=2)] = 600,
     split: Annotated[str, typer.Option(help="test or val.")] = "test",
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
-    out: Annotated[Path | None, typer.Option(help="Folder for report.html, report.json and tasks.csv.")] = None,
-    episodes_sha256: Annotated[str | None, typer.Option(metavar="HASH", help="Fail if the episodes differ.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for report.html, report.json and tasks.csv; none by default.")
+    ] = None,
+    episodes_sha256: Annotated[
+        str | None, typer.Option(metavar="HASH", help="Fail if the episodes have another hash.")
+    ] = None,
     baselines: Annotated[bool, typer.Option(help="Whether to evaluate the baselines too.")] = True,
 ) -> None:
     """Evaluate the best round of a run on unseen tasks, with baselines without meta-learning.
@@ -147,7 +151,9 @@ def predict(
 @app.command()
 def recommend(
     run_dir: RunDir,
-    user: Annotated[Path | None, typer.Option(help="CSV of known ratings, with columns as in training.")] = None,
+    user: Annotated[
+        Path | None, typer.Option(help="CSV with a row for each known rating: item, rating, as in training.")
+    ] = None,
     top: Annotated[int, typer.Option(help="Number of items.", min=1)] = 10,
     ask: Annotated[int, typer.Option(help="Number of items to suggest asking the user about.", min=0)] = 1,
     interview: Annotated[
