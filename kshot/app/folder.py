@@ -44,7 +44,12 @@ class RunFolder:
         self.spec.write_text(spec.to_yaml())
 
     def open_again(self, spec: Spec) -> None:
-        """Resume the run in the folder; raises ValueError if there is none, or it has another run file."""
+        """Resume the run in the folder; raises ValueError as `check` does."""
+        self.check(spec)
+        self.spec.write_text(spec.to_yaml())
+
+    def check(self, spec: Spec) -> None:
+        """Raise ValueError if there is no run in the folder, or it has another run file."""
         if not self.spec.exists():
             raise ValueError(f"{self.path} holds no run to resume")
         before, after = read_spec(self.path).model_dump(), spec.model_dump()
@@ -54,7 +59,6 @@ class RunFolder:
                 f"{self.path} holds a run with another {', '.join(differing)}: a resumed run may change only "
                 f"{', '.join(sorted(FREE_TO_CHANGE))}"
             )
-        self.spec.write_text(spec.to_yaml())
 
 
 def free_folder(parent: Path, stem: str) -> Path:

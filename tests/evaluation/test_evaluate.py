@@ -134,10 +134,8 @@ def test_another_training_seed_draws_other_training_tasks_and_the_same_episodes(
             for parameter in model.parameters():
                 parameter.fill_(0.1)
         learner = kshot.maml(model, inner_lr=0.1, objective=objectives.mse)
-        losses = kshot.fit(learner, Noted(**vars(sinusoids())), steps=2, tasks_per_step=3, seed=seed)
-        found = kshot.evaluate(
-            learner, Noted(**vars(sinusoids())), num_tasks=2, audit=False
-        )  # which reads of all splits
+        losses = kshot.fit(learner, Noted(), steps=2, tasks_per_step=3, seed=seed)
+        found = kshot.evaluate(learner, Noted(), num_tasks=2, audit=False)  # which reads of all splits
         trained.setdefault(seed, []).append((drawn["train"], drawn["test"], losses, found.episodes_sha256))
     assert trained[0][0] == trained[0][1]
     (first, test, losses, sha), (other, same, others, also) = trained[0][0], trained[1][0]
