@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from contextlib import nullcontext
 from functools import partial
 from math import prod
 from typing import Any
@@ -205,9 +204,9 @@ def build_learner(spec: Spec, model: nn.Module, shapes: Shapes, learner: Part | 
         Supplied.SEED: lambda: spec.seed,
         Objective: lambda: objectives.from_name(shapes["objective"], allow_import=True),
     }
-    # Only networks of their own take their weights from the run's seed; heads, from torch's global generator.
+    # The weights of a head must not repeat those that the base model drew from the same seed.
     alone = all(each.optional for supplied, each in _supplied_arguments(learner).items() if supplied in MODELS)
-    with seeded(spec.seed) if alone else nullcontext():
+    with seeded(spec.seed) if alone else seeded(spec.seed, 1):
         built = _call("learner", learner, supplies)
     if ":" in learner.kind and built.objective.name != shapes["objective"]:
         raise ValueError(

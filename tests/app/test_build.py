@@ -47,6 +47,25 @@ def test_each_head_of_a_run_file_takes_what_its_factory_does_and_is_built_for_ma
         assert learner.predict(learner.adapt(support), torch.randn(4, *inputs)).shape == (4, 3)
 
 
+@pytest.mark.parametrize("kind", ["alpaca", "relation_net", "feat", "matching_net, context_steps: 1", "cnp"])
+def test_all_weights_of_a_run_depend_on_its_seed_alone(kind):
+    shapes = {"inputs": [7], "targets": [1 if kind in ("alpaca", "cnp") else 5]}
+    shapes["objective"] = "gaussian" if kind in ("alpaca", "cnp") else "classification"
+
+    def weights(seed: int, global_seed: int) -> list[torch.Tensor]:
+        recipe = load_spec("glyphs", ["learner={kind: " + kind + "}", "model={kind: mlp, hidden: [6]}", f"seed={seed}"])
+        torch.manual_seed(global_seed)
+        model = build_model(recipe, shapes, head=False)
+        model_weights = {id(parameter) for parameter in model.parameters()}
+        learner = build_learner(recipe, model, shapes)
+        return [p.detach() for p in learner.parameters() if id(p) not in model_weights and p.ndim > 1]
+
+    first, again, other = weights(0, 1), weights(0, 2), weights(1, 1)
+    assert first
+    assert all(torch.equal(a, b) for a, b in zip(first, again))
+    assert not any(torch.equal(a, b) for a, b in zip(first, other) if a.std() > 0)
+
+
 def no_maps(channels: Channels, outputs: NumOutputs | None) -> nn.Module:
     return nn.Sequential(nn.Flatten(), nn.Linear(400 * channels, 6 if outputs is None else outputs))
 
