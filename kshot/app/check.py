@@ -20,7 +20,7 @@ from rich.table import Column, Table
 from kshot.app.build import build_source
 from kshot.app.spec import Spec
 from kshot.checking.check import check
-from kshot.checking.contents import content_hashes
+from kshot.checking.duplicates import content_hashes
 from kshot.checking.findings import Checked, Sizes, parts_of
 from kshot.evaluation.per_task import write
 from kshot.evaluation.report.report import picture, render, to_json

@@ -5,23 +5,20 @@ Shape legend: n examples.
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from itertools import combinations
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 
+from kshot.checking.duplicates import content_hashes, is_blank
 from kshot.checking.findings import Finding, Part, Severity
 from kshot.checking.values import Drawn, are_rows
-from kshot.types import SPLITS, Batch, Split, Task, Tree, tree_leaves, tree_map
+from kshot.types import SPLITS, Batch, Split, Task, tree_map
 
 CHUNK = 512
 """Number of examples hashed at once."""
-LEAST = 16
-"""Number of values from which on an example of equal values counts as blank."""
 
 
 class Contents(NamedTuple):
@@ -179,20 +176,3 @@ def _hashed(batch: Batch, task_specific_classes: bool) -> tuple[list[bytes], lis
 
 def _keys(batch: Batch, task_specific_classes: bool) -> list[bytes]:
     return [key for key, blank in zip(*_hashed(batch, task_specific_classes)) if not blank]
-
-
-def content_hashes(tree: Tree) -> list[bytes]:
-    """A hash of the content of each example (n,)."""
-    leaves = [np.ascontiguousarray(leaf.cpu().numpy()).reshape(len(leaf), -1) for leaf in tree_leaves(tree)]
-    return [
-        hashlib.blake2b(b"".join(leaf[row].tobytes() for leaf in leaves), digest_size=16).digest()
-        for row in range(len(leaves[0]))
-    ]
-
-
-def is_blank(inputs: Tree) -> list[bool]:
-    """Whether each example (n,) holds one value throughout."""
-    leaves = [leaf.flatten(1) for leaf in tree_leaves(inputs) if leaf.ndim > 1]
-    if sum(leaf.shape[1] for leaf in leaves) < LEAST:
-        return [False] * len(tree_leaves(inputs)[0])
-    return torch.stack([(leaf == leaf[:, :1]).all(1) for leaf in leaves]).all(0).tolist()

@@ -13,7 +13,7 @@ from torch.nn.functional import pad
 from torch.utils._pytree import tree_leaves, tree_map
 
 from kshot import types
-from kshot.checking.contents import content_hashes
+from kshot.checking.duplicates import content_hashes
 from kshot.objectives import Objective
 from kshot.tasks.source import TaskSource
 from kshot.testing.running import Check, is_close, is_equal, named_checks, require, run_checks

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Any, NamedTuple
 
-from kshot.checking.contents import content_hashes
+from kshot.checking.duplicates import content_hashes
 from kshot.learner import Learner
 from kshot.tasks.source import TaskSource
 from kshot.training.fit import seeded

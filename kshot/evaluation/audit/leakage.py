@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from kshot.checking.contents import content_hashes, is_blank
+from kshot.checking.duplicates import content_hashes, is_blank
 from kshot.evaluation.audit.findings import Audit, Evidence, Question, real, stream, task_contents
 from kshot.tasks.read_log import EVALUATION, Watched
 from kshot.tasks.source import TaskSource
