@@ -33,6 +33,7 @@ import numpy as np
 import torch
 
 import kshot
+from kshot.evaluation.evaluate import Scored
 from kshot.evaluation.intervals import difference, interval
 from kshot.learner import Learner
 from kshot.learners.ratings import recommenders
@@ -94,7 +95,10 @@ def covered(learner: Learner, tasks: RatingTasks, split: str) -> str:
     """The share of the catalogue among the first 10 recommendations of any user of a split."""
     users = len(tasks.user_names[split])
     meter = CoverageMeter(learner, tasks)
-    observe = lambda scored: meter.add(scored.task, scored.state)  # noqa: E731
+
+    def observe(scored: Scored) -> None:
+        meter.add(scored.task, scored.state)
+
     kshot.evaluate(learner, tasks, split=split, num_tasks=users, observe=observe, audit=False)
     return f"{meter.result().share:.1%}"
 
