@@ -5,10 +5,11 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import Any, final
 
+import torch
 from torch import Tensor, nn
 
 from kshot.objectives import Objective
-from kshot.types import Batch, Task, Tree, tree_leaves
+from kshot.types import Batch, Task, Tree, tree_leaves, tree_map
 
 
 class Scheduled(nn.Module):
@@ -74,7 +75,10 @@ class Learner(Scheduled, ABC):
             ValueError: the support set's shapes or dtypes disagree, or do not fit the objective.
         """
         self._check_support(support)
-        return self._adapt(support, **options)
+        if not torch.is_inference_mode_enabled():
+            return self._adapt(support, **options)
+        with torch.inference_mode(False), torch.no_grad():  # tensors of inference mode have no derivatives
+            return self._adapt(tree_map(lambda leaf: leaf.clone() if leaf.is_inference() else leaf, support), **options)
 
     @abstractmethod
     def _adapt(self, support: Batch) -> Tree:

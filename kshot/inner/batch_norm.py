@@ -138,7 +138,7 @@ class TaskNorm(nn.Module):
     normalised by itself and the support alone, so this is inductive.
 
     Args:
-        norms: number of norms of the module; calls are counted in order, modulo this number.
+        norms: number of BatchNorm layers of the module.
 
     Example:
         >>> norm, one = TaskNorm(1), torch.tensor([1.0])
@@ -154,9 +154,13 @@ class TaskNorm(nn.Module):
         super().__init__()
         self.slope, self.offset = nn.Parameter(torch.zeros(norms)), nn.Parameter(torch.zeros(norms))
 
-    def forward(self, call: int, input: Tensor, mean: Tensor, var: Tensor, count: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and variance (n, C) to normalise input (n, C, ...), from those of the support (C,) and its size ()."""
-        norm = call % len(self.slope)
+    def forward(self, norm: int, input: Tensor, mean: Tensor, var: Tensor, count: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and variance (n, C) by which layer number `norm` normalises its input (n, C, ...).
+
+        Args:
+            mean, var: those of the support, (C,).
+            count: number of support examples, ().
+        """
         alpha = torch.sigmoid(self.slope[norm] * count + self.offset[norm])
         axes = tuple(range(2, input.ndim))
         mean_i = input.mean(axes) if axes else input

@@ -1,35 +1,40 @@
-"""A module as a pure function of its parameters, with controlled BatchNorm statistics.
+"""A module as a pure function of its parameters, with controlled BatchNorm statistics and buffers.
 
-The module is not changed: `torch.func.functional_call` substitutes parameters, and each call of
-`torch.nn.functional.batch_norm` is redirected to the statistics that the learner chooses. The k-th call uses the k-th
-statistics, so a norm that a module calls twice counts as two norms.
+The module is not changed: each call runs a `Replica` of it. The statistics of BatchNorm are those that the learner
+chooses, keyed by the layer and the number of its call, so that a layer that is called twice has two, and a layer that
+is skipped has none.
+
+Buffers. A module may learn through its buffers in a forward pass, as spectral normalisation and moving averages do.
+Within a task they go from pass to pass as in ordinary training: support passes and inner steps, then the query, and
+`Learner.adapt` puts them into the state, not into the module. In meta-training, a step of all engines ends by setting
+each floating-point buffer to the mean over the tasks, and any other to that of the first task.
 
 Shape legend: n examples, C channels.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from contextvars import ContextVar
-from functools import partial
 from typing import Any, Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
-from torch.backends import cudnn
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.overrides import TorchFunctionMode
+from torch.nn.utils import parametrize
+from torch.utils._python_dispatch import _get_current_dispatch_mode
 from torch.utils._pytree import tree_leaves
 
 from kshot.argument_checks import check_arguments
-from kshot.inner.batch_norm import TaskNorm, along_channels, batch_norm
-from kshot.inner.kernels import in_transform, kernels_to_disable, reset_flat_weights, twice_differentiable
+from kshot.inner.batch_norm import TaskNorm, along_channels
+from kshot.inner.call import Blend, Call, Choose, Moments, Statistics
+from kshot.inner.kernels import in_transform
 from kshot.inner.layer_errors import explain_batching_errors, is_batched
-from kshot.inner.memory_format import LAYOUT_OVERRIDES, channels_last, has_convolutions
-from kshot.inner.vmap_overrides import RECURRENT_OVERRIDES, VMAP_OVERRIDES, needs_overrides
+from kshot.inner.memory_format import channels_last, ignores_layout_throughout
+from kshot.inner.replica import Replica
+from kshot.inner.supported import check_supported
 from kshot.types import Batch, Params, Tree
 
 BatchNorm = Literal["support", "query", "running", "tasknorm"]
@@ -37,19 +42,14 @@ BatchNorm = Literal["support", "query", "running", "tasknorm"]
 itself (transductive), the module's running statistics (inductive; not updated by meta-training), or those of the
 support set blended with those of each query example (inductive, see `TaskNorm`)."""
 
-Statistics = dict[str, dict[str, Tensor]]
-"""Mean and variance (C,) of each BatchNorm call of one forward pass, keyed by the number of the call; "tasknorm" adds
-the number of support examples as `{"support": {"count": ()}}`."""
-
-Choose = Callable[[int, Tensor, Tensor | None, Tensor | None], tuple[Tensor, Tensor]]
-"""(number of the call, input, running mean, running variance) -> (mean, variance) to normalise by."""
-
 
 class Function:
     r"""A module as a pure function of its parameters: the module's weights and buffers stay bitwise as they are.
 
+    Attributes that are not tensors of the module, such as a counter, are set on the module as in an ordinary call.
+
     Args:
-        module: any module.
+        module: any module; if it cannot be called with other weights, ValueError says why.
         batchnorm: the statistics that BatchNorm uses for a query. For a support set they are those of the set, with
             weighted rows, or the running ones.
         task_norm: meta-parameters for "tasknorm", which the learner has to register as its own; new ones by default.
@@ -61,138 +61,184 @@ class Function:
 
     @check_arguments
     def __init__(self, module: nn.Module, batchnorm: BatchNorm = "support", task_norm: TaskNorm | None = None) -> None:
+        check_supported(module)
         self.module, self.batchnorm = module, batchnorm
-        num_norms = sum(isinstance(part, _BatchNorm) for part in module.modules())
-        self.has_norms = num_norms > 0
-        new_task_norm = self.has_norms and batchnorm == "tasknorm" and task_norm is None
-        self.task_norm = TaskNorm(num_norms) if new_task_norm else task_norm
-        self.transductive = self.has_norms and batchnorm == "query"
-        self.convolves = has_convolutions(module)
-        self.overrides_calls = self.has_norms or self.convolves or needs_overrides(module)
-        self.kernels = kernels_to_disable(module)
-        self.buffers = _buffer_names(module)
-        self.keeps_statistics = self.has_norms and batchnorm in ("support", "tasknorm")
+        norms = [name for name, part in module.named_modules() if isinstance(part, _BatchNorm)]
+        has_norms = len(norms) > 0
+        self.norms = {name: number for number, name in enumerate(norms)}
+        new_task_norm = has_norms and batchnorm == "tasknorm" and task_norm is None
+        self.task_norm = TaskNorm(len(norms)) if new_task_norm else task_norm
+        self.transductive = has_norms and batchnorm == "query"
+        self.keeps_statistics = has_norms and batchnorm in ("support", "tasknorm")
+        self._is_checked = False
+        self._parts: dict[str, Function] = {}
 
     def of(self, name: str) -> Function:
         """The submodule with a name as a function, with the same choice of statistics."""
-        return Function(self.module.get_submodule(name), self.batchnorm, self.task_norm)
+        if name not in self._parts:
+            self._parts[name] = Function(self.module.get_submodule(name), self.batchnorm, self.task_norm)
+        return self._parts[name]
 
-    def adapting(self, params: Params, batch: Batch) -> Tree:
-        """Call on a support set; only the module's output is needed."""
+    def lay_out(self, params: Params) -> Params:
+        """The same parameters in the memory layout in which inner steps are fastest."""
+        return channels_last(params) if ignores_layout_throughout(self.module) else params
+
+    def adapting(self, params: Params, buffers: Params, batch: Batch) -> tuple[Tree, Params]:
+        """Call in an inner step on a support set: the module's output, and the buffers that have changed so far.
+
+        Args:
+            params: parameters that replace the module's own, by name.
+            buffers: the buffers that earlier steps have changed.
+            batch: leaves (n, ...).
+        """
         choose: Choose = _running
         if self.batchnorm != "running":
             choose = _of_batch if _has_equal_weights(batch.weight) else _of_weighted_batch(batch.weight)
-        return self._call(params, batch.inputs, choose, count=batch.weight.sum())
+        output, changed, _ = self._call(params | buffers, batch.inputs, choose, count=batch.weight.sum())
+        return output, buffers | changed if changed else buffers
 
     def support(self, params: Params, batch: Batch) -> tuple[Tree, Statistics]:
         """Call on a support set: the module's output, and the BatchNorm statistics that `query` needs."""
-        if not self.keeps_statistics:
-            return self.adapting(params, batch), {}
-        used: Statistics = {}
+        output, changed, statistics = self._support(params, batch)
+        _keep(self.module, changed)
+        return output, statistics
+
+    def statistics(self, params: Params, batch: Batch) -> Statistics:
+        """The BatchNorm statistics of a support set that `query` needs; changes of buffers are dropped."""
+        return self._support(params, batch)[2]
+
+    def _support(self, params: Params, batch: Batch) -> tuple[Tree, Params, Statistics]:
+        choose = _running if self.batchnorm == "running" else _of_weighted_batch(batch.weight)
+        if not self.keeps_statistics and choose is not _running and _has_equal_weights(batch.weight):
+            choose = _of_batch
         count = batch.weight.sum()
-        output = self._call(params, batch.inputs, _of_weighted_batch(batch.weight), used, count)
-        return output, used if self.task_norm is None else used | {"support": {"count": count}}
+        output, changed, used = self._call(params, batch.inputs, choose, count=count)
+        if not self.keeps_statistics:
+            return output, changed, {}
+        return output, changed, used if self.task_norm is None else used | {"support": {"count": count}}
 
     def query(self, params: Params, statistics: Statistics, inputs: Tree) -> Tree:
-        """Call on inputs (m, ...) with the statistics that `support` returned."""
+        """Call on inputs (m, ...) with the statistics that `support` returned; `params` may hold buffers too."""
         choose = {"query": _of_batch, "running": _running}.get(self.batchnorm, _from_support(statistics))
-        return self._call(params, inputs, choose, count=statistics.get("support", {}).get("count"))
+        count = statistics.get("support", {}).get("count")
+        output, changed, _ = self._call(params, inputs, choose, count=count)
+        _keep(self.module, changed)
+        return output
 
     def _call(
-        self, params: Params, inputs: Tree, choose: Choose, used: Statistics | None = None, count: Tensor | None = None
-    ) -> Tree:
-        substitutes: dict[str, Any] = {
-            name: None if name.endswith("num_batches_tracked") else buffer.clone()
-            for name, buffer in self.module.named_buffers()
-        }
-        substitutes |= params
-        if self.convolves:
-            inputs = channels_last(inputs)
-        if self.buffers:  # one copy per task, since a module may change them in place: plus a zero made of the inputs
-            zero = torch.zeros_like(tree_leaves(inputs)[0].flatten()[:1].sum())
-            substitutes.update({n: substitutes[n] + zero.to(substitutes[n].dtype) for n in self.buffers})
-        args, kwargs = inputs if isinstance(inputs, tuple) else (inputs,), {}
-        if isinstance(inputs, dict):
-            args, kwargs = (), inputs
-        recurrent = self.kernels["recurrent"]
-        recurrent_overrides = RECURRENT_OVERRIDES if recurrent and is_batched(inputs) else {}
-        blend = None if self.task_norm is None else partial(self.task_norm, count=count)
-        overrides = _Overrides(choose, used, recurrent_overrides, blend) if self.overrides_calls else nullcontext()
-        try:
-            with overrides, twice_differentiable(**self.kernels), explain_batching_errors(self.module, inputs):
-                return torch.func.functional_call(self.module, substitutes, args, kwargs)
-        finally:
-            if recurrent:
-                reset_flat_weights(self.module)
+        self, params: Params, inputs: Tree, choose: Choose, count: Tensor | None = None
+    ) -> tuple[Tree, Params, Statistics]:
+        """The output, the buffers that have changed, and the BatchNorm statistics used."""
+        if parametrize._cache_enabled:
+            raise RuntimeError(
+                "torch.nn.utils.parametrize.cached() would give a learner parametrized weights of another task: "
+                "call it outside of that context"
+            )
+        batched = in_transform()
+        zero = _zero_of(inputs) if batched else None
+        kept = _updates.get()
+
+        def own_copy(name: str, buffer: Tensor) -> Tensor:
+            if kept is not None and name not in params:
+                buffer = kept.value_of(buffer)
+            return buffer.clone() if zero is None else buffer + zero.to(buffer.dtype)
+
+        values = None if self._is_checked else self._weights_before()
+        replica = Replica(self.module, params, own_copy)
+        blend = None if self.task_norm is None else self._blend(self.task_norm, count)
+        call = Call(replica, inputs, choose, choose is _of_batch, blend)
+        with explain_batching_errors(self.module, inputs):
+            output = call(replica.root, inputs)
+        self._check_weights(replica.changed_weights(), values)
+        if replica.custom:
+            replica.keep_attributes()
+        return output, replica.changed_buffers(), call.used
+
+    def _blend(self, task_norm: TaskNorm, count: Tensor | None) -> Blend:
+        def blend(layer: str, input: Tensor, mean: Tensor, var: Tensor) -> Moments:
+            if layer not in self.norms:
+                raise ValueError(
+                    f"batchnorm='tasknorm' has parameters for each nn.BatchNorm layer, but {layer!r} calls "
+                    "torch.nn.functional.batch_norm itself: use a layer, or another batchnorm"
+                )
+            return task_norm(self.norms[layer], input, mean, var, count=count)
+
+        return blend
+
+    def _weights_before(self) -> Params | None:
+        """Copies of the weights before the first call; None while they cannot be read."""
+        if torch.compiler.is_compiling() or _get_current_dispatch_mode() is not None:
+            return None
+        return {name: parameter.detach().clone() for name, parameter in self.module.named_parameters()}
+
+    def _check_weights(self, changed: list[str], values: Params | None) -> None:
+        """Raise an error if a forward pass has changed weights in place, by name, or by values before the first call.
+
+        The values of the first call are compared, since changes by `.data` are not counted.
+        """
+        if values is not None:
+            for name, parameter in self.module.named_parameters():
+                if not torch.equal(parameter, values[name]) and not bool(values[name].isnan().any()):
+                    changed.append(name)
+                    parameter.data.copy_(values[name])
+            self._is_checked = True
+        if changed:
+            raise RuntimeError(
+                f"the forward of this model changes its parameter {changed[0]!r} in place, so that it is not a "
+                "function of its parameters: compute the changed weight from the parameter instead, as "
+                "torch.nn.utils.parametrize does, and run initialisation by data before you make the learner"
+            )
 
 
-_MONOTONE = {F.relu, torch.relu, F.leaky_relu}
-"""Non-decreasing activations. Applied after a max-pooling instead of before it, they have a quarter of the work. The
-derivatives are equal: positions that tie for the maximum have equal slopes."""
+class BufferUpdates:
+    """The buffers that forward passes have changed within one task of a training step; see `keeping_buffers`."""
+
+    def __init__(self) -> None:
+        self.level = _level()
+        self.values: dict[int, tuple[Tensor, Tensor]] = {}  # by id of the module's buffer: the buffer, its value
+
+    def value_of(self, buffer: Tensor) -> Tensor:
+        """The last value of a module's buffer."""
+        return self.values[id(buffer)][1] if id(buffer) in self.values else buffer
+
+    def of(self, module: nn.Module) -> Params:
+        """The last values of the buffers of a module that have changed, by name, detached."""
+        return {n: self.values[id(b)][1].detach() for n, b in module.named_buffers() if id(b) in self.values}
 
 
-class _Overrides(TorchFunctionMode):
-    """Replaces operations of a forward pass: `batch_norm` uses chosen statistics, and the tables of overrides apply.
+_updates: ContextVar[BufferUpdates | None] = ContextVar("updates", default=None)
 
-    The chosen statistics are added to `used`; `blend` changes those of a call, as `TaskNorm` does.
-    """
 
-    def __init__(
-        self,
-        choose: Choose,
-        used: Statistics | None,
-        recurrent_overrides: dict[Callable, Callable],
-        blend: Callable[[int, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]] | None = None,
-    ) -> None:
-        super().__init__()
-        self.choose, self.used, self.blend, self.calls = choose, used, blend, 0
-        self.last_activation: tuple[Any, Any, Any] = (None, None, None)  # output, input, function
-        self.table = VMAP_OVERRIDES | recurrent_overrides if in_transform() else LAYOUT_OVERRIDES
+@contextmanager
+def keeping_buffers() -> Iterator[BufferUpdates]:
+    """A context, for one task, in which support and query passes start from the buffers of earlier ones, and keep
+    theirs."""
+    updates = BufferUpdates()
+    token = _updates.set(updates)
+    try:
+        yield updates
+    finally:
+        _updates.reset(token)
 
-    def __torch_function__(
-        self, func: Callable, types: Any, args: tuple = (), kwargs: Mapping[str, Any] | None = None
-    ) -> Any:
-        kwargs = kwargs or {}
-        if func is F.batch_norm:
-            return self._normalize(*args, **kwargs)
-        if func in _MONOTONE and len(args) > 0:
-            output = func(*args, **kwargs)
-            if output is not args[0]:
-                self.last_activation = output, args[0], lambda pooled: func(pooled, *args[1:], **kwargs)
-            return output
-        if func is F.max_pool2d and args and args[0] is self.last_activation[0]:
-            _, activation_input, activation = self.last_activation
-            return activation(func(activation_input, *args[1:], **kwargs))
-        return self.table.get(func, func)(*args, **kwargs)
 
-    def _normalize(
-        self,
-        input: Tensor,
-        running_mean: Tensor | None,
-        running_var: Tensor | None,
-        weight: Tensor | None = None,
-        bias: Tensor | None = None,
-        training: bool = False,
-        momentum: float = 0.1,
-        eps: float = 1e-5,
-    ) -> Tensor:
-        same_dtype = weight is None or weight.dtype == input.dtype
-        if self.choose is _of_batch and self.blend is None and same_dtype and not is_batched(input):
-            if in_transform():
-                return torch.batch_norm(input, weight, bias, None, None, True, 0.0, eps, cudnn.enabled)
-            return batch_norm(input, weight, bias, eps)
-        mean, var = self.choose(self.calls, input, running_mean, running_var)
-        if self.used is not None:
-            self.used[str(self.calls)] = {"mean": mean, "var": var}
-        if self.blend is not None:
-            mean, var = self.blend(self.calls, input, mean, var)
-        self.calls += 1
-        scale = torch.rsqrt(var + eps) if weight is None else torch.rsqrt(var + eps) * weight
-        shift = -mean * scale if bias is None else bias - mean * scale
-        scale, shift = along_channels(scale, input), along_channels(shift, input)
-        # with moments per example the input comes first, so that a compiler takes its layout for the sum
-        normed = torch.addcmul(shift, input, scale) if self.blend is None else input * scale + shift
-        return normed.to(input.dtype)  # parameters of another dtype than the input's do not change it, as in PyTorch
+def _keep(module: nn.Module, changed: Mapping[str, Tensor]) -> None:
+    updates = _updates.get()
+    if updates is None or not changed or updates.level != _level():
+        return
+    for name, buffer in module.named_buffers():
+        if name in changed:
+            updates.values[id(buffer)] = buffer, changed[name]
+
+
+def _level() -> int:
+    """The number of transforms of `torch.func` that are active."""
+    interpreter = torch._C._functorch.peek_interpreter_stack()
+    return 0 if interpreter is None else interpreter.level()
+
+
+def _zero_of(inputs: Tree) -> Tensor:
+    """A zero made of the inputs: under `vmap`, a tensor plus this zero is one per task."""
+    return torch.zeros_like(tree_leaves(inputs)[0].flatten()[:1].sum())
 
 
 def _of_weighted_batch(weight: Tensor | None) -> Choose:
@@ -211,7 +257,7 @@ def _of_weighted_batch(weight: Tensor | None) -> Choose:
         total = weight.sum().clamp_min(torch.finfo(weight.dtype).tiny)  # zeros instead of NaN if all rows are padding
         return (weight / total).to(rows.dtype) @ rows
 
-    def choose(call: int, input: Tensor, mean: Tensor | None, var: Tensor | None) -> tuple[Tensor, Tensor]:
+    def choose(key: str, input: Tensor, mean: Tensor | None, var: Tensor | None) -> Moments:
         mean = average(input)
         return mean, average((input - along_channels(mean, input)).square())
 
@@ -223,10 +269,18 @@ _of_batch = _of_weighted_batch(None)
 
 
 def _from_support(statistics: Statistics) -> Choose:
-    return lambda call, input, mean, var: (statistics[str(call)]["mean"], statistics[str(call)]["var"])
+    def choose(key: str, input: Tensor, mean: Tensor | None, var: Tensor | None) -> Moments:
+        if key not in statistics:
+            raise ValueError(
+                f"BatchNorm call {key!r} ran for the query but not for the support set, whose statistics it needs: "
+                "a model that skips layers takes batchnorm='running' or 'query'"
+            )
+        return statistics[key]["mean"], statistics[key]["var"]
+
+    return choose
 
 
-def _running(call: int, input: Tensor, mean: Tensor | None, var: Tensor | None) -> tuple[Tensor, Tensor]:
+def _running(key: str, input: Tensor, mean: Tensor | None, var: Tensor | None) -> Moments:
     if mean is None or var is None:
         raise ValueError(
             "this model's BatchNorm keeps no running statistics (track_running_stats=False): "
@@ -257,14 +311,3 @@ def _has_equal_weights(weight: Tensor) -> bool:
     if is_batched(weight) or torch.compiler.is_compiling() or not len(weight):
         return False
     return bool((weight == weight[0]).all() and weight[0] > 0)
-
-
-def _buffer_names(module: nn.Module) -> list[str]:
-    """Names of the buffers, without those of BatchNorm."""
-    return [
-        f"{path}.{name}" if path else name
-        for path, part in module.named_modules()
-        if not isinstance(part, _BatchNorm)
-        for name, buffer in part.named_buffers(recurse=False)
-        if not name.endswith("num_batches_tracked")
-    ]

@@ -6,15 +6,44 @@ derivative, or none under `vmap`. While kshot runs a module, the plain kernels r
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from threading import Lock
+from typing import Any
 
 import torch
-from torch import nn
-from torch.backends import cuda, cudnn, mha
+from torch.backends import cuda, mha
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-_SWITCHES = (
+
+class _Switch:
+    """A setting of the process that is changed while any thread is inside of the context, and put back after the last.
+
+    Args:
+        read: () -> the value of the setting.
+        write: sets it to a value.
+        value: its value inside of the context.
+    """
+
+    def __init__(self, read: Callable[[], Any], write: Callable[[Any], Any], value: Any) -> None:
+        self.read, self.write, self.value = read, write, value
+        self.lock, self.entered, self.before = Lock(), 0, None
+
+    def __enter__(self) -> None:
+        with self.lock:
+            self.entered += 1
+            if self.entered == 1:
+                self.before = self.read()
+                self.write(self.value)
+
+    def __exit__(self, *error: object) -> None:
+        with self.lock:
+            self.entered -= 1
+            if self.entered == 0:
+                self.write(self.before)
+
+
+_SDPA = (
     (cuda.flash_sdp_enabled, cuda.enable_flash_sdp),
     (cuda.mem_efficient_sdp_enabled, cuda.enable_mem_efficient_sdp),
     (cuda.cudnn_sdp_enabled, cuda.enable_cudnn_sdp),
@@ -23,51 +52,34 @@ _SWITCHES = (
 """(getter, setter) for each kernel of `scaled_dot_product_attention`; they apply to all devices, not only to CUDA."""
 
 
+def _write_sdpa(values: tuple[bool, ...]) -> None:
+    for (_, write), value in zip(_SDPA, values):
+        write(value)
+
+
+_ATTENTION = _Switch(lambda: tuple(read() for read, _ in _SDPA), _write_sdpa, (False, False, False, True))
+_FAST_PATH = _Switch(mha.get_fastpath_enabled, mha.set_fastpath_enabled, False)
+_RECURRENT = _Switch(torch._C._get_cudnn_enabled, torch._C._set_cudnn_enabled, False)
+
+
 @contextmanager
-def twice_differentiable(*, recurrent: bool = False, attention: bool = False) -> Iterator[None]:
-    """A context in which `scaled_dot_product_attention` has a second derivative.
+def twice_differentiable(*, recurrent: bool = False) -> Iterator[None]:
+    """A context in which attention has a second derivative; threads may be in it at the same time.
 
     Args:
         recurrent: also disable cuDNN, for modules with recurrent layers; this slows convolutions on a GPU.
-        attention: also disable the fast paths of `nn.MultiheadAttention` and `nn.TransformerEncoder`.
     """
     with ExitStack() as stack:
         if recurrent:
-            stack.enter_context(cudnn.flags(enabled=False))
-        if attention:
-            stack.callback(mha.set_fastpath_enabled, mha.get_fastpath_enabled())
-            mha.set_fastpath_enabled(False)
+            stack.enter_context(_RECURRENT)
         if torch.compiler.is_compiling():  # the compiler supports this context, which takes longer than a small network
             stack.enter_context(sdpa_kernel(SDPBackend.MATH))
-            yield
-            return
-        enabled = [getter() for getter, _ in _SWITCHES]
-        try:
-            for (_, setter), value in zip(_SWITCHES, (False, False, False, True)):
-                setter(value)
-            yield
-        finally:
-            for (_, setter), value in zip(_SWITCHES, enabled):
-                setter(value)
-
-
-def kernels_to_disable(module: nn.Module) -> dict[str, bool]:
-    """The arguments of `twice_differentiable` that a module needs."""
-    parts = list(module.modules())
-    with_fast_path = (nn.MultiheadAttention, nn.TransformerEncoderLayer, nn.TransformerEncoder)
-    return {
-        "recurrent": any(isinstance(part, nn.RNNBase) for part in parts),
-        "attention": any(isinstance(part, with_fast_path) for part in parts),
-    }
+        else:
+            stack.enter_context(_ATTENTION)
+            stack.enter_context(_FAST_PATH)
+        yield
 
 
 def in_transform() -> bool:
     """Whether a transform of `torch.func`, such as `vmap` or `grad`, or a compiler is active."""
     return torch._C._functorch.peek_interpreter_stack() is not None or torch.compiler.is_compiling()
-
-
-def reset_flat_weights(module: nn.Module) -> None:
-    """Make recurrent layers drop their references to the weights that a functional call substituted."""
-    for part in module.modules():
-        if isinstance(part, nn.RNNBase):
-            part._update_flat_weights()

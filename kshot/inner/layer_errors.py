@@ -84,8 +84,8 @@ class _LayerFinder(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         if not self.layer and func._schema.name[len("aten::") :].lstrip("_").startswith(self.operation):
-            layer = next((part for part in reversed(self.stack) if id(part) in self.names), None)
-            self.layer = _described(self.names[id(layer)], layer) if layer is not None else ""
+            layer = next((part for part in reversed(self.stack) if _name(part, self.names) is not None), None)
+            self.layer = _described(_name(layer, self.names) or "", layer) if layer is not None else ""
         return func(*args, **(kwargs or {}))
 
 
@@ -107,10 +107,15 @@ def _failed_layer(module: nn.Module, traceback: TracebackType | None) -> str:
     layer: nn.Module = module
     while traceback is not None:
         instance = traceback.tb_frame.f_locals.get("self")
-        if isinstance(instance, nn.Module) and id(instance) in names:
+        if isinstance(instance, nn.Module) and _name(instance, names) is not None:
             layer = instance
         traceback = traceback.tb_next
-    return _described(names[id(layer)], layer)
+    return _described(_name(layer, names) or "", layer)
+
+
+def _name(layer: nn.Module, names: dict[int, str]) -> str | None:
+    """The qualified name of a layer, or of the layer that it is a replica of."""
+    return layer.__dict__.get("_kshot_name", names.get(id(layer)))
 
 
 def _described(name: str, layer: nn.Module) -> str:

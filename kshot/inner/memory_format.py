@@ -1,11 +1,14 @@
 """Images in channels-last memory format: on a CPU, convolutions, norms and pooling are up to twice as fast.
 
+The layout is changed only where no part of a module can see it: where all its layers are known, and run in a known
+order. The same holds for a pooling that goes before an activation. Modules of users keep the layout and the order of
+their operations.
+
 Shape legend: n examples or output channels, C channels, H, W positions.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -16,10 +19,62 @@ from torch.utils._pytree import tree_map
 from kshot.inner.kernels import in_transform
 from kshot.types import Tree
 
+_LAYOUT_FREE: frozenset[type] = frozenset(
+    (
+        *(nn.Sequential, nn.Identity, nn.Flatten, nn.Linear, nn.Dropout),
+        *(nn.Conv2d, nn.BatchNorm2d, nn.BatchNorm1d, nn.GroupNorm, nn.LayerNorm),
+        *(nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d),
+        *(nn.ReLU, nn.LeakyReLU, nn.ELU, nn.GELU, nn.SiLU, nn.Tanh, nn.Sigmoid, nn.Softplus),
+    )
+)
 
-def has_convolutions(module: nn.Module) -> bool:
-    """Whether a module has two-dimensional convolutions."""
-    return any(isinstance(part, nn.Conv2d) for part in module.modules())
+
+def ignores_layout(module: nn.Module) -> bool:
+    """Whether the values of a module are the same in each memory layout of its input, its submodules aside.
+
+    True for some layers of PyTorch, and for classes that say so of themselves by `ignores_layout = True`.
+    """
+    return type(module) in _LAYOUT_FREE or type(module).__dict__.get("ignores_layout", False)
+
+
+def ignores_layout_throughout(module: nn.Module) -> bool:
+    """Whether a module has convolutions and all its parts ignore the layout."""
+    parts = list(module.modules())
+    convolves = any(isinstance(part, nn.Conv2d) for part in parts)
+    return convolves and all(ignores_layout(part) and not _has_hooks(part) for part in parts)
+
+
+def pool_before_activation(sequential: nn.Sequential, replicas: dict[str, Any]) -> dict[str, Any]:
+    """The replicas of a sequential's layers, with a max-pooling moved before the non-decreasing activation it follows.
+
+    The activation then has a quarter of the work. Values and derivatives are equal: positions that tie for the maximum
+    have equal slopes. Layers with hooks stay where they are.
+    """
+    layers = list(sequential._modules.values())
+    pairs = [i for i in range(len(layers) - 1) if _is_max_pooling(layers[i + 1]) and _is_non_decreasing(layers, i)]
+    if not pairs or _has_hooks(sequential):
+        return replicas
+    keys = list(replicas)
+    for i in pairs:
+        keys[i], keys[i + 1] = keys[i + 1], keys[i]
+    return {key: replicas[key] for key in keys}
+
+
+def _is_non_decreasing(layers: list[nn.Module | None], i: int) -> bool:
+    """Whether layer i is a non-decreasing activation; in place, only of a tensor that no other layer can hold."""
+    layer = layers[i]
+    if type(layer) is not nn.ReLU and not (type(layer) is nn.LeakyReLU and layer.negative_slope >= 0):
+        return False
+    owned = not layer.inplace or (i > 0 and type(layers[i - 1]) in (nn.Conv2d, nn.BatchNorm2d))
+    return owned and not _has_hooks(layer)
+
+
+def _is_max_pooling(layer: nn.Module | None) -> bool:
+    return type(layer) is nn.MaxPool2d and not layer.return_indices and not _has_hooks(layer)
+
+
+def _has_hooks(module: nn.Module) -> bool:
+    return bool(module._forward_hooks or module._forward_pre_hooks or module._backward_hooks)
 
 
 def channels_last(tree: Tree) -> Tree:
@@ -45,36 +100,9 @@ def _is_channels_last(tensor: Tensor) -> bool:
     return tensor.stride() == (channels * height * width, 1, channels * width, channels)
 
 
-def _view(tensor: Tensor, *shape: Any) -> Tensor:
-    """`Tensor.view`, also of shapes that only the contiguous layout allows."""
-    try:
-        return tensor.view(*shape)
-    except RuntimeError:
-        return tensor.contiguous().view(*shape)
-
-
-def _dropout(input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
+def dropout(input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
     """`torch.nn.functional.dropout` with the mask of the contiguous layout: PyTorch draws in the order of memory."""
     if not training or input.is_contiguous():
         return F.dropout(input, p, training, inplace)
     mask = F.dropout(torch.ones_like(input, memory_format=torch.contiguous_format), p)
     return input.mul_(mask) if inplace else input * mask
-
-
-def _stride(tensor: Tensor, *args: Any, **kwargs: Any) -> Any:
-    contiguous = torch.empty_like(tensor, device="meta", memory_format=torch.contiguous_format)
-    return (contiguous if _is_channels_last(tensor) else tensor).stride(*args, **kwargs)
-
-
-def _as_strided(tensor: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-    return (tensor.contiguous() if _is_channels_last(tensor) else tensor).as_strided(*args, **kwargs)
-
-
-LAYOUT_OVERRIDES: dict[Callable, Callable] = {
-    F.dropout: _dropout,
-    torch.Tensor.view: _view,
-    torch.Tensor.stride: _stride,
-    torch.Tensor.as_strided: _as_strided,
-    torch.as_strided: _as_strided,
-}
-"""Replacements of operations whose result depends on the memory layout: they behave as on contiguous tensors."""

@@ -14,7 +14,8 @@ from kshot.types import Params
 
 Pattern = str | Sequence[str]
 """A shell pattern of parameter names such as "head.*", or a sequence of them; a pattern that starts with "!" excludes
-names that earlier patterns include, so ("*", "!head.*") is all but the head. Buffers match by their full name only."""
+names that earlier patterns include, so ("*", "!head.*") is all but the head. Tied weights go by any of their names.
+Buffers match by their full name only."""
 
 
 def adaptable_params(model: nn.Module, adaptable: Pattern = "*") -> Params:
@@ -29,10 +30,13 @@ def adaptable_params(model: nn.Module, adaptable: Pattern = "*") -> Params:
         ['1.weight']
     """
     patterns = [adaptable] if isinstance(adaptable, str) else list(adaptable)
+    aliases: dict[int, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        aliases.setdefault(id(parameter), []).append(name)
     matching: Params = {
         name: parameter
         for name, parameter in model.named_parameters()
-        if parameter.requires_grad and _matches(name, patterns)
+        if parameter.requires_grad and _matches(aliases[id(parameter)], patterns)
     }
     matching.update({name: buffer for name, buffer in model.named_buffers() if name in patterns})
     if not matching:
@@ -41,10 +45,11 @@ def adaptable_params(model: nn.Module, adaptable: Pattern = "*") -> Params:
     return matching
 
 
-def _matches(name: str, patterns: Sequence[str]) -> bool:
+def _matches(names: Sequence[str], patterns: Sequence[str]) -> bool:
+    """Whether the last pattern that matches one of the names of a weight includes it."""
     included = False
     for pattern in patterns:
-        if fnmatchcase(name, pattern.removeprefix("!")):
+        if any(fnmatchcase(name, pattern.removeprefix("!")) for name in names):
             included = not pattern.startswith("!")
     return included
 

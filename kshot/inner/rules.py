@@ -349,7 +349,7 @@ def _adam_steps(grads: Params, state: Tree, betas: tuple[float, float], eps: flo
 
 
 def _descend(params: Params, inner_lr: Rate, step: int, steps: Params) -> Params:
-    return {n: value - rate_at(inner_lr, n, step) * steps[n] for n, value in params.items()}
+    return {n: value - rate_at(inner_lr, n, step) * steps[n] if n in steps else value for n, value in params.items()}
 
 
 def _mix(a: float, x: Params, b: float, y: Params) -> Params:

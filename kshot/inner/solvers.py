@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -17,9 +18,9 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 from kshot.annotations import Fraction, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 from kshot.argument_checks import check_arguments
 from kshot.inner.rules import UpdateRule
-from kshot.inner.unrolling import Loss, Steps, loss_arguments, trajectory
+from kshot.inner.unrolling import Loss, StatefulLoss, Steps, loss_arguments, stateful_trajectory, without_state
 from kshot.learner import Scheduled
-from kshot.types import Params
+from kshot.types import Params, Tree
 
 Vector = tuple[Tensor, ...]
 Method = Literal["cg", "neumann"]
@@ -39,9 +40,19 @@ class InnerSolver(Scheduled, ABC):
 
     def trajectory(self, loss: Loss, params: Params, steps: Steps | None = None) -> list[Params]:
         """The parameters before the first step and after each step; arguments as in `forward`."""
+        return [adapted for adapted, _ in self.stateful_trajectory(without_state(loss), params, (), steps)]
+
+    def stateful_trajectory(
+        self, loss: StatefulLoss, params: Params, state: Tree, steps: Steps | None = None
+    ) -> list[tuple[Params, Tree]]:
+        """As `trajectory`, for a loss (params, state[, batch]) -> (loss (), new state), with the state at each point.
+
+        The state goes from step to step, such as the buffers of a module that learns through them.
+        """
         steps = self.steps if steps is None else steps
         count = steps if isinstance(steps, int) else len(steps)
-        return list(trajectory(loss, params, self.rule, steps, exact=lambda step: self.exact(step, count)))
+        exact = partial(self.exact, steps=count)
+        return list(stateful_trajectory(loss, params, state, self.rule, steps, exact=exact))
 
     def forward(self, loss: Loss, params: Params, steps: Steps | None = None) -> Params:
         """Minimise `loss`, starting from `params`.
@@ -176,17 +187,22 @@ class Implicit(InnerSolver):
     def exact(self, step: int, steps: int) -> bool:
         return False
 
-    def trajectory(self, loss: Loss, params: Params, steps: Steps | None = None) -> list[Params]:
+    def stateful_trajectory(
+        self, loss: StatefulLoss, params: Params, state: Tree, steps: Steps | None = None
+    ) -> list[tuple[Params, Tree]]:
         steps = self.steps if steps is None else steps
 
-        def regularised(candidate: Params, *batch: Any) -> Tensor:
+        def regularised(candidate: Params, state: Tree, *batch: Any) -> tuple[Tensor, Tree]:
             distance = sum((candidate[name] - start).square().sum() for name, start in params.items())
-            return loss(candidate, *batch) + 0.5 * self.proximity * distance
+            value, state = loss(candidate, state, *batch)
+            return value + 0.5 * self.proximity * distance, state
 
         with torch.no_grad():
-            path = list(trajectory(regularised, params, self.rule, steps))
+            path = list(stateful_trajectory(regularised, params, state, self.rule, steps))
         batch = (loss_arguments(steps) or [()])[-1]
-        return [*path[:-1], self._differentiable(loss, params, path[-1], batch)]
+        minimum, state = path[-1]
+        last_loss = lambda params, *batch: loss(params, *batch)[0]  # noqa: E731
+        return [*path[:-1], (self._differentiable(last_loss, params, minimum, (state, *batch)), state)]
 
     def _differentiable(self, loss: Loss, start: Params, minimum: Params, batch: tuple) -> Params:
         """The minimum with its derivative, $-(H + \\lambda I)^{-1}$ times that of the residual, which is 0 there."""

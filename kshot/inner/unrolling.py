@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import get_gradient_edge
 from torch.utils._pytree import tree_flatten, tree_unflatten
 from torch.utils.checkpoint import checkpoint
 
@@ -18,6 +20,9 @@ from kshot.types import Params
 
 Loss = Callable[..., Tensor]
 """(params) -> (), or (params, batch) -> () if each step has its own batch."""
+
+StatefulLoss = Callable[..., tuple[Tensor, Any]]
+"""(params, state) -> (loss (), new state), or (params, state, batch): a loss whose state goes from step to step."""
 
 Steps = int | Sequence[Any]
 """Number of steps, or one batch per step."""
@@ -67,16 +72,38 @@ def trajectory(
         >>> [float(params["w"]) for params in trajectory(lambda params: params["w"] ** 2, start, rule, steps=2)]
         [1.0, 0.5, 0.25]
     """
-    state = rule.init(params)
-    yield params
+    for adapted, _ in stateful_trajectory(without_state(loss_fn), params, (), rule, steps, exact=exact):
+        yield adapted
+
+
+def stateful_trajectory(
+    loss_fn: StatefulLoss,
+    params: Params,
+    state: Any,
+    rule: UpdateRule,
+    steps: Steps,
+    *,
+    exact: Callable[[int], bool] = lambda step: True,
+) -> Iterator[tuple[Params, Any]]:
+    """As `trajectory`, with a state of the loss that goes from step to step, such as the buffers of a module."""
+    rule_state = rule.init(params)
+    yield params, state
     for step, batch in enumerate(loss_arguments(steps)):
 
-        def one_step(params: Params, state: Any, batch: tuple = batch, exact: bool = exact(step)) -> tuple[Params, Any]:
-            grads = gradient(lambda leaves: loss_fn(leaves, *batch), params, exact=exact)
-            return rule.update(grads, state, params)
+        def one_step(
+            params: Params, rule_state: Any, state: Any, batch: tuple = batch, exact: bool = exact(step)
+        ) -> tuple[Params, Any, Any]:
+            grads, state = gradient(lambda leaves: loss_fn(leaves, state, *batch), params, exact=exact)
+            return *rule.update(grads, rule_state, params), state
 
-        params, state = _checkpointed(one_step, params, state) if _recomputing.get() else one_step(params, state)
-        yield params
+        take = partial(_checkpointed, one_step) if _recomputing.get() else one_step
+        params, rule_state, state = take(params, rule_state, state)
+        yield params, state
+
+
+def without_state(loss_fn: Loss) -> StatefulLoss:
+    """The loss with an empty state."""
+    return lambda params, state, *batch: (loss_fn(params, *batch), ())
 
 
 _recomputing: ContextVar[bool] = ContextVar("recomputing", default=False)
@@ -99,11 +126,11 @@ def recomputing(on: bool = True) -> Iterator[None]:
         _recomputing.reset(token)
 
 
-def _checkpointed(step: Callable[[Params, Any], tuple[Params, Any]], params: Params, state: Any) -> tuple[Params, Any]:
+def _checkpointed(step: Callable[..., tuple], *states: Any) -> tuple:
     """The step under PyTorch's checkpointing, which takes and returns flat tensors."""
-    leaves, structure = tree_flatten((params, state))
+    leaves, structure = tree_flatten(states)
     if in_transform() or not any(isinstance(leaf, Tensor) and leaf.requires_grad for leaf in leaves):
-        return step(params, state)
+        return step(*states)
     structures = []
 
     def flat_step(*leaves: Any) -> tuple:
@@ -115,25 +142,72 @@ def _checkpointed(step: Callable[[Params, Any], tuple[Params, Any]], params: Par
     return tree_unflatten(list(outputs), structures[0])
 
 
-def gradient(loss_fn: Callable[[Params], Tensor], params: Params, *, exact: bool) -> Params:
-    """The gradient of a loss by its parameters; if `exact`, outer derivatives go through it.
+def gradient(loss_fn: Callable[[Params], tuple[Tensor, Any]], params: Params, *, exact: bool) -> tuple[Params, Any]:
+    """The gradient of a loss by its parameters, and what the loss returns besides.
+
+    A parameter that the loss does not use has no gradient, as in PyTorch: its name is left out. If `exact`, outer
+    derivatives go through the gradient.
 
     Under a transform of `torch.func`, and for tensors that autograd does not track, only `torch.func.grad` is correct.
     Elsewhere `torch.autograd.grad` gives the same in two thirds of the time.
+
+    Raises:
+        ValueError: the loss depends on none of the parameters.
     """
     exact = exact and torch.is_grad_enabled()
     if in_transform() or (exact and not all(p.requires_grad for p in params.values())):
+        unused: set[str] = set()
+
+        def checked_loss(leaves: Params) -> tuple[Tensor, Any]:
+            loss, state = loss_fn(leaves)
+            unused.update(_unused(loss, leaves))
+            return loss, state
+
         # no_grad makes the inner gradient a constant of outer derivatives; torch.func.grad itself still works
-        with twice_differentiable() if exact else torch.no_grad():
-            return torch.func.grad(loss_fn)(params)
-    with torch.enable_grad(), twice_differentiable() if exact else nullcontext():
+        with torch.inference_mode(False), twice_differentiable() if exact else torch.no_grad():
+            grads, state = torch.func.grad(checked_loss, has_aux=True)(params)
+        return {name: grad for name, grad in grads.items() if name not in unused}, state
+    with torch.inference_mode(False), torch.enable_grad(), twice_differentiable() if exact else nullcontext():
         # views: the loss may also use the same tensors otherwise, which must not be differentiated
-        leaves = {name: p.view_as(p) if exact else p.detach().requires_grad_() for name, p in params.items()}
-        loss = loss_fn(leaves)
-        if not loss.requires_grad:
-            return {name: torch.zeros_like(p) for name, p in params.items()}
-        grads = torch.autograd.grad(loss, list(leaves.values()), create_graph=exact, materialize_grads=True)
-    return dict(zip(params, grads))
+        leaves = {name: p.view_as(p) if exact else _leaf(p) for name, p in params.items()}
+        loss, state = loss_fn(leaves)
+        used = None
+        if loss.requires_grad:
+            used = torch.autograd.grad(loss, list(leaves.values()), create_graph=exact, allow_unused=True)
+    grads = {} if used is None else {name: grad for name, grad in zip(params, used) if grad is not None}
+    if not grads:
+        raise ValueError(_NO_DEPENDENCE)
+    return grads, state
+
+
+_NO_DEPENDENCE = (
+    "the loss does not depend on the parameters that adapt: a loss of inner steps has to be computed from the "
+    "parameters that it is given, as torch.func.functional_call(model, params, inputs) does, and without "
+    "torch.no_grad, detach or .item()"
+)
+
+
+def _leaf(value: Tensor) -> Tensor:
+    """A tensor of the same values that autograd tracks from here on."""
+    return (value.clone() if value.is_inference() else value.detach()).requires_grad_()
+
+
+def _unused(loss: Tensor, leaves: Params) -> list[str]:
+    """Names of the leaves on which a loss does not depend, by its graph; raises ValueError if it depends on none."""
+    if not leaves:
+        return []
+    nodes, seen = [loss.grad_fn], {loss.grad_fn}
+    if loss.grad_fn is None:
+        raise ValueError(_NO_DEPENDENCE)
+    while nodes:
+        for node, _ in nodes.pop().next_functions:
+            if node is not None and node not in seen:
+                seen.add(node)
+                nodes.append(node)
+    unused = [name for name, leaf in leaves.items() if get_gradient_edge(leaf).node not in seen]
+    if len(unused) == len(leaves):
+        raise ValueError(_NO_DEPENDENCE)
+    return unused
 
 
 def loss_arguments(steps: Steps) -> list[tuple]:

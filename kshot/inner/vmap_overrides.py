@@ -8,7 +8,7 @@ Shape legend: L steps, n examples, D inputs, H hidden.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any
 
@@ -67,12 +67,10 @@ VMAP_OVERRIDES: dict[Callable, Callable] = {
 }
 
 
-def needs_overrides(module: nn.Module) -> bool:
-    """Whether a module may call a replaced operation: it has such a layer, or a layer not defined by PyTorch."""
+def has_affected_layers(parts: Iterable[nn.Module]) -> bool:
+    """Whether one of PyTorch's layers calls a replaced operation."""
     affected = (nn.LayerNorm, nn.modules.instancenorm._InstanceNorm, nn.Embedding)
-    return any(
-        isinstance(part, affected) or not type(part).__module__.startswith("torch.nn") for part in module.modules()
-    )
+    return any(isinstance(part, affected) for part in parts)
 
 
 def _normalized(input: Tensor, axes: tuple[int, ...], eps: float) -> Tensor:

@@ -46,6 +46,8 @@ class FixedLength(nn.Module):
     Squared distances of the results are cosine distances: $\lVert x - y \rVert^2 = 2 \ell^2 (1 - \cos(x, y))$.
     """
 
+    ignores_layout = True
+
     @check_arguments
     def __init__(self, length: PositiveFloat) -> None:
         super().__init__()
@@ -70,6 +72,7 @@ class AveragedOverViews(nn.Sequential):
     """
 
     ROTATION, STRETCH = 8.0, 0.1
+    ignores_layout = True
 
     def forward(self, x: Tensor) -> Tensor:
         features = super().forward(x)
@@ -169,6 +172,8 @@ LEAKY_SLOPE = 0.1
 
 class ResidualBlock(nn.Module):
     """Three 3×3 convolutions and a 1×1 shortcut, with BatchNorm and max-pooling: (n, C, H, W) to (n, C', H/2, W/2)."""
+
+    ignores_layout = True
 
     def __init__(self, channels_in: int, channels: int, drop: nn.Module) -> None:
         super().__init__()

@@ -40,6 +40,8 @@ class DropBlock(Scheduled):
         is scaled separately, so that examples of a batch are independent.
     """
 
+    ignores_layout = True
+
     drop_prob: Tensor
 
     @check_arguments

@@ -74,6 +74,7 @@ class OuterLoop:
         backward: (module, batch) -> mean loss (); adds the gradient to `.grad`.
         settings: may be replaced between steps.
         seed: determines, with the number of the step, all randomness inside the step, such as dropout.
+        accept: called after each step whose loss and gradient are finite.
         fixed: prefix of the names of parameters that are not trained.
 
     Attributes:
@@ -89,8 +90,10 @@ class OuterLoop:
         settings: Settings,
         seed: int = 0,
         fixed: str | None = None,
+        accept: Callable[[], None] = lambda: None,
     ) -> None:
         self.module, self.sample, self.backward, self.settings, self.seed = module, sample, backward, settings, seed
+        self.accept = accept
         self.step, self.processor_seconds = 0, 0.0
         self.parameters = {
             name: parameter
@@ -145,6 +148,7 @@ class OuterLoop:
                     if parameter.ndim > 1:
                         parameter.mul_(1 - rate * self.settings.weight_decay)
         self.optimizer.step()
+        self.accept()
         self.step += 1
         return loss
 
@@ -199,6 +203,7 @@ def meta_training_loop(
         lambda module, tasks: gradient(tasks),
         settings,
         seed,
+        accept=gradient.update_buffers,
     )
 
 

@@ -17,6 +17,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
+from kshot.inner.replica import substituted
 from kshot.learner import Learner
 from kshot.types import Task
 
@@ -36,8 +37,8 @@ def predict_peak(learner: Learner, tasks: Task, step: Callable[[Callable[[Task],
 
         named = {name: fake(tensor) for name, tensor in [*learner.named_parameters(), *learner.named_buffers()]}
         fake_tasks = tree_map(fake, tasks)
-        with _AllocationCounter() as counter:
-            step(lambda task: torch.func.functional_call(learner, named, (task,)), fake_tasks)
+        with substituted(learner, named), _AllocationCounter() as counter:
+            step(learner, fake_tasks)
     return counter.peak
 
 

@@ -2,23 +2,27 @@
 
 A replay runs neither the Python code of the model and the learner nor autograd: all derivatives, including second ones,
 are operations of the program. It is valid for tasks of the traced shapes and takes weights and buffers as arguments.
-Python branches are fixed by the trace.
+Python branches are fixed by the trace, so that a program belongs to the `python_state` of the learner.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.fx import GraphModule
 from torch.fx.experimental.proxy_tensor import make_fx
 
+from kshot.inner.functional import keeping_buffers
+from kshot.inner.replica import substituted
 from kshot.learner import Learner
 from kshot.types import Params, Task
 
-Program = Callable[[Params, Params, Task], tuple[Params, Tensor]]
-"""(trained parameters, fixed ones, task or stack of tasks) -> (gradients, loss); runs without autograd."""
+Program = Callable[[Params, Params, Task], tuple[Params, Tensor, Params]]
+"""(trained parameters, fixed ones, task or stack of tasks) -> (gradients, loss, changed buffers of each task); runs
+without autograd."""
 
 _aten = torch.ops.aten
 _RESHAPES = {_aten.view.default, _aten._unsafe_view.default, _aten.expand.default}
@@ -31,12 +35,13 @@ def trace_task(learner: Learner, example: tuple[Params, Params, Task]) -> GraphM
     Raises RuntimeError if the step converts tensors to numbers or branches on their values.
     """
 
-    def gradient(trained: Params, fixed: Params, task: Task) -> tuple[Params, Tensor]:
+    def gradient(trained: Params, fixed: Params, task: Task) -> tuple[Params, Tensor, Params]:
         leaves = {name: p.detach().requires_grad_() for name, p in trained.items()}
-        with torch.enable_grad():
-            loss = torch.func.functional_call(learner, leaves | fixed, (task,))
+        with torch.enable_grad(), substituted(learner, leaves | fixed):
+            loss, buffers = task_loss(learner, task)
             loss.backward()
-        return {name: leaf.grad for name, leaf in leaves.items() if leaf.grad is not None}, loss.detach()
+        grads = {name: leaf.grad for name, leaf in leaves.items() if leaf.grad is not None}
+        return grads, loss.detach(), buffers
 
     return _trace(gradient, example)
 
@@ -44,13 +49,23 @@ def trace_task(learner: Learner, example: tuple[Params, Params, Task]) -> GraphM
 def trace_stack(learner: Learner, example: tuple[Params, Params, Task]) -> GraphModule:
     """Trace the gradient of the mean loss over a stack of tasks, by `vmap`; raises as `trace_task`."""
 
-    def mean_loss(trained: Params, fixed: Params, tasks: Task) -> Tensor:
-        def task_loss(task: Task) -> Tensor:
-            return torch.func.functional_call(learner, trained | fixed, (task,))
+    def mean_loss(trained: Params, fixed: Params, tasks: Task) -> tuple[Tensor, Params]:
+        with substituted(learner, trained | fixed):
+            losses, buffers = torch.vmap(partial(task_loss, learner), randomness="different")(tasks)
+        return losses.mean(), buffers
 
-        return torch.vmap(task_loss, randomness="different")(tasks).mean()
+    def gradient(trained: Params, fixed: Params, tasks: Task) -> tuple[Params, Tensor, Params]:
+        grads, (loss, buffers) = torch.func.grad_and_value(mean_loss, has_aux=True)(trained, fixed, tasks)
+        return grads, loss, buffers
 
-    return _trace(torch.func.grad_and_value(mean_loss), example)
+    return _trace(gradient, example)
+
+
+def task_loss(learner: Learner, task: Task) -> tuple[Tensor, Params]:
+    """The outer loss of one task, (), and the buffers that the learner's modules have changed, by name."""
+    with keeping_buffers() as updates:
+        loss = learner(task)
+        return loss, updates.of(learner)
 
 
 def compile_program(program: GraphModule, backend: str) -> Program:
@@ -66,6 +81,13 @@ def draws_random_numbers(program: Program) -> bool:
     """Whether a traced program draws random numbers, as dropout does."""
     assert isinstance(program, GraphModule)
     return any(torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ()) for node in program.graph.nodes)
+
+
+def python_state(module: nn.Module) -> tuple:
+    """The numbers, strings and flags that the parts of a module hold as attributes, which a trace would fix."""
+    return tuple(
+        value for part in module.modules() for value in vars(part).values() if type(value) in (bool, int, float, str)
+    )
 
 
 def _trace(function: Program, example: tuple[Params, Params, Task]) -> GraphModule:

@@ -12,9 +12,9 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from threading import Barrier
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -24,12 +24,21 @@ from kshot.annotations import PositiveInt
 from kshot.argument_checks import check_arguments
 from kshot.inner.functional import assume_equal_weights
 from kshot.inner.layer_errors import explain_missing_derivatives
-from kshot.inner.memory_format import has_convolutions
 from kshot.inner.unrolling import recomputing
 from kshot.learner import Learner
 from kshot.training.memory import GIB, available_memory, memory_size, predict_peak
-from kshot.training.programs import Program, compile_program, draws_random_numbers, trace_stack, trace_task
-from kshot.types import Params, Task, tree_leaves, tree_map, unstack
+from kshot.training.programs import draws_random_numbers, task_loss
+from kshot.training.replay import (
+    Gradient,
+    Replayer,
+    difference,
+    have_equal_weights,
+    is_due,
+    mean_over_tasks,
+    shapes_of,
+    stacked,
+)
+from kshot.types import Params, Task, tree_map, unstack
 
 Mode = Literal["auto", "loop", "vmap", "traced", "compiled"]
 Engine = Literal["loop", "vmap", "traced", "compiled"]
@@ -101,135 +110,154 @@ class MetaGradient:
         self._seconds: dict[Engine, list[float]] = {"loop": [], "vmap": []}
         if trace_one_task is None:
             device = next((p.device.type for p in learner.parameters()), "cpu")
-            trace_one_task = device == "cpu" and has_convolutions(learner)
-        self._traces_one_task = trace_one_task
+            trace_one_task = device == "cpu" and any(isinstance(part, torch.nn.Conv2d) for part in learner.modules())
+        self._replayer = Replayer(learner, backend, trace_one_task)
         self._failures: list[str] = []  # of engines that "auto" tried
-        self._pools: dict[int, ThreadPoolExecutor] = {}  # by number of threads
+        self._buffers: Params = {}  # those that the last step has changed
         if not learner.annealed:
             self._seconds["traced"] = []
         elif mode in ("traced", "compiled"):
             self._use("vmap", f"since this learner's loss changes in the course of training and cannot be {mode}")
-        self._backend = backend
-        self._programs: dict[Any, Program] = {}  # by everything that a trace depends on
 
     def __call__(self, tasks: Task) -> Tensor:
         """Add the gradient of the mean loss over a stack of T tasks; return that loss, (), detached."""
+        hooked = next((name for name, parameter in self.learner.named_parameters() if parameter._backward_hooks), None)
+        if hooked is not None and self.engine != "loop":
+            self._use("loop", f"since the parameter {hooked!r} has hooks, which apply to the gradient of each task")
         if self.engine is None:
-            return self._measure(tasks)
+            return self._accept(self._measure(tasks))
         try:
-            return self._step(self.engine, tasks)
+            return self._accept(self._step(self.engine, tasks))
         except Exception as error:  # tracing and compiling may raise anything: fall back to a plain engine
             if self.engine in ("loop", "vmap") or isinstance(error, MemoryError):
                 raise
-            plain: Engine = "loop" if self._one_by_one(self.engine) else "vmap"
+            plain = self._plain(self.engine)
             self._use(plain, f"since the step could not be {self.engine}: {_reason(error)}")
-        return self._step(plain, tasks)
+        return self._accept(self._step(plain, tasks))
+
+    @torch.no_grad()
+    def update_buffers(self) -> None:
+        """Set the buffers that modules have changed in the last step, by the rule of `inner.functional`."""
+        for name, buffer in self.learner.named_buffers():
+            if name in self._buffers:
+                buffer.copy_(self._buffers[name])
+        self._buffers = {}
+
+    def _accept(self, gradient: Gradient) -> Tensor:
+        """Add a gradient to those of the parameters."""
+        for name, parameter in self.learner.named_parameters():
+            if (grad := gradient.grads.get(name)) is not None:
+                parameter.grad = grad if parameter.grad is None else parameter.grad + grad
+        self._buffers = gradient.buffers
+        return gradient.loss
 
     def _one_by_one(self, engine: Engine) -> bool:
         """Whether an engine processes tasks one by one instead of in a batch."""
-        return engine == "loop" or (engine == "traced" and self._traces_one_task)
+        return engine == "loop" or (engine == "traced" and self._replayer.one_task)
 
-    def _step(self, engine: Engine, tasks: Task) -> Tensor:
+    def _plain(self, engine: Engine) -> Engine:
+        """The engine that computes the same without a recording."""
+        return "loop" if self._one_by_one(engine) else "vmap"
+
+    def _step(self, engine: Engine, tasks: Task) -> Gradient:
         """Take one step by an engine, within memory."""
-        key = engine, _shapes(tasks)
+        key = engine, shapes_of(tasks)
         if key not in self._plans:
             self._plans[key] = self._make_plan(engine, tasks)
         self.plan = self._plans[key]
         if engine == "loop":
             with recomputing(self.plan.recompute):
                 return self._loop(tasks)
-        if self._one_by_one(engine):
-            return self._replay_on_cores(tasks)
-
-        def run_chunk(tasks: Task, fraction: float) -> Tensor:
-            return self._vmap(tasks, fraction) if engine == "vmap" else self._replay(engine, tasks, fraction)
-
+        run_chunk = self._vmap if engine == "vmap" else partial(self._replay, engine)
         num_tasks, chunk = len(tasks.support.weight), self.plan.chunk
-        if chunk is None or chunk >= num_tasks:
-            return run_chunk(tasks, 1.0)
+        if self._one_by_one(engine) or chunk is None or chunk >= num_tasks:
+            return run_chunk(tasks)
         chunks = [tree_map(lambda leaf, i=i: leaf[i : i + chunk], tasks) for i in range(0, num_tasks, chunk)]
-        return torch.stack([run_chunk(part, len(part.support.weight) / num_tasks) for part in chunks]).sum()
+        return _weighted_mean([(run_chunk(part), len(part.support.weight) / num_tasks) for part in chunks])
 
-    def _loop(self, tasks: Task) -> Tensor:
-        total, num_tasks = tasks.support.weight.new_zeros(()), len(tasks.support.weight)
-        for task in unstack(tasks):
-            with explain_missing_derivatives(self.learner, lambda task=task: self.learner(task)):  # type: ignore[misc]
-                loss = self.learner(task) / num_tasks
-                loss.backward()
-            total += loss.detach()
-        return total
-
-    def _vmap(self, tasks: Task, fraction: float) -> Tensor:
-        """Process a fraction of the step's tasks in one batch; returns their part of the mean loss."""
-        with explain_missing_derivatives(self.learner, lambda: self.learner(unstack(tasks)[0])):
-            loss = torch.vmap(self.learner, randomness="different")(tasks).mean() * fraction
-            loss.backward()
-        return loss.detach()
-
-    def _replay(self, engine: Engine, tasks: Task, fraction: float) -> Tensor:
-        """As `_vmap`, by the program of a stack of tasks."""
-        trained, fixed = self._parameters()
-        program = self._program(engine, tasks, (trained, fixed, tasks))
-        with torch.no_grad():
-            grads, loss = program(trained, fixed, tasks)
-        self._add_grads(grads, fraction)
-        return loss.detach() * fraction
-
-    def _replay_on_cores(self, tasks: Task) -> Tensor:
-        """As `_loop`, by the program of one task, on all cores in parallel."""
-        trained, fixed = self._parameters()
+    def _loop(self, tasks: Task) -> Gradient:
+        total, buffers = tasks.support.weight.new_zeros(()), []
         singles = unstack(tasks)
-        program = self._program("traced", tasks, (trained, fixed, singles[0]))
+        with self._separate_grads() as grads:
+            for task in singles:
+                with explain_missing_derivatives(self.learner, lambda task=task: self.learner(task)):  # type: ignore[misc]
+                    loss, changed = task_loss(self.learner, task)
+                    (loss / len(singles)).backward()
+                total += loss.detach() / len(singles)
+                buffers.append(changed)
+        return Gradient(total, grads, mean_over_tasks(stacked(buffers)))
 
-        @torch.no_grad()
-        def sum_over(part: list[Task]) -> tuple[Params, Tensor]:
-            grads, total = program(trained, fixed, part[0])
-            for task in part[1:]:
-                task_grads, loss = program(trained, fixed, task)
-                grads = dict(zip(grads, torch._foreach_add(list(grads.values()), list(task_grads.values()))))
-                total = total + loss
-            return grads, total
+    def _vmap(self, tasks: Task) -> Gradient:
+        """Process a stack of tasks in one batch."""
+        explained = explain_missing_derivatives(self.learner, lambda: self.learner(unstack(tasks)[0]))
+        equal = have_equal_weights(tasks)
+        with self._separate_grads() as grads, explained, assume_equal_weights(equal):
+            losses, buffers = torch.vmap(partial(task_loss, self.learner), randomness="different")(tasks)
+            losses.mean().backward()
+        return Gradient(losses.detach().mean(), grads, mean_over_tasks(buffers))
 
-        # random numbers are drawn in the order of the tasks
-        count = 1 if draws_random_numbers(program) else min(torch.get_num_threads(), len(singles))
-        if count == 1:
-            results = [sum_over(singles)]
-        else:
-            if count not in self._pools:
-                self._pools[count] = _single_core_threads(count)
-            results = list(self._pools[count].map(sum_over, [singles[start::count] for start in range(count)]))
-        for grads, _ in results:
-            self._add_grads(grads, 1 / len(singles))
-        return torch.stack([total for _, total in results]).sum() / len(singles)
+    @contextmanager
+    def _separate_grads(self) -> Iterator[Params]:
+        """A context in which gradients are accumulated apart from those that parameters hold; yields them, by name."""
+        named = [(name, p) for name, p in self.learner.named_parameters() if p.requires_grad]
+        held = [parameter.grad for _, parameter in named]
+        grads: Params = {}
+        for _, parameter in named:
+            parameter.grad = None
+        try:
+            yield grads
+            grads.update((name, parameter.grad) for name, parameter in named if parameter.grad is not None)
+        finally:
+            for (_, parameter), grad in zip(named, held):
+                parameter.grad = grad
 
-    def _parameters(self) -> tuple[Params, Params]:
-        """The trained parameters, and the fixed ones with the buffers, detached, by name."""
-        trained: Params = {}
-        fixed: Params = dict(self.learner.named_buffers())
-        for name, parameter in self.learner.named_parameters():
-            (trained if parameter.requires_grad else fixed)[name] = parameter.detach()
-        return trained, fixed
+    def _replay(self, engine: Literal["traced", "compiled"], tasks: Task) -> Gradient:
+        """Replay a program; at replays that thin out, take the plain step too, and raise an error if they differ."""
+        entry = self._replayer.entry(engine, tasks, recompute=self.plan.recompute)
+        entry.replays += 1
+        replay = partial(self._replayer, engine, tasks, recompute=self.plan.recompute)
+        if not is_due(entry.replays):
+            return replay()
+        device = tasks.support.weight.device
+        state = _random_state(device)
+        found = recorded = replay()
+        after = _random_state(device)
+        if engine == "compiled" and draws_random_numbers(entry.traced):  # a compiler draws other random numbers
+            _set_random_state(device, state)
+            recorded = replay(eager=True)
+        _set_random_state(device, state)
+        plain = self._loop if self._one_by_one(engine) else self._vmap
+        expected = plain(tasks)
+        bound = 1e-8 if expected.loss.dtype == torch.float64 else 1e-3
+        distance = difference(recorded, expected)
+        if distance > bound:
+            _set_random_state(device, state)
+            with self._rounded_weights():  # how far a rounding of the weights goes, as between any two computations
+                bound += 30 * difference(plain(tasks), expected)
+        if distance > bound:
+            _set_random_state(device, state)
+            raise RuntimeError(
+                f"replay {entry.replays} differs from a plain step by {distance:.1g} of the gradient, so something in "
+                "the model or learner changes from step to step that a recording does not see, such as a choice by "
+                "Python's random numbers or an attribute of an object"
+            )
+        _set_random_state(device, after)
+        return found
 
-    def _program(self, engine: Engine, tasks: Task, example: tuple[Params, Params, Task]) -> Program:
-        """The program for tasks of these shapes, traced on an example."""
-        weights = tasks.support.weight, tasks.query.weight
-        equal_weights = all(bool(((weight == weight[..., :1]) & (weight > 0)).all()) for weight in weights)
-        key = engine, equal_weights, self.learner.training, tuple(example[0]), _shapes(example[2])
-        if key not in self._programs:
-            one_by_one = self._one_by_one(engine)
-            task, trace = (example[2], trace_task) if one_by_one else (unstack(tasks)[0], trace_stack)
-            explained = explain_missing_derivatives(self.learner, lambda: self.learner(task))
-            with explained, assume_equal_weights(equal_weights), recomputing(self.plan.recompute):
-                program = trace(self.learner, example)
-            self._programs[key] = compile_program(program, self._backend) if engine == "compiled" else program
-        return self._programs[key]
-
-    def _add_grads(self, grads: Params, factor: float) -> None:
-        """Add scaled gradients, by name, to those of the parameters."""
-        scaled = dict(zip(grads, torch._foreach_mul(list(grads.values()), factor)))  # copies, which `.grad` may keep
-        for name, parameter in self.learner.named_parameters():
-            if name in scaled:
-                parameter.grad = scaled[name] if parameter.grad is None else parameter.grad + scaled[name]
+    @contextmanager
+    def _rounded_weights(self) -> Iterator[None]:
+        """A context in which each weight is larger or smaller by one rounding."""
+        weights = [parameter for parameter in self.learner.parameters() if parameter.is_floating_point()]
+        before = [weight.detach().clone() for weight in weights]
+        with torch.no_grad():
+            for number, weight in enumerate(weights):
+                weight.mul_(1 + (-1) ** number * torch.finfo(weight.dtype).eps)
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                for weight, value in zip(weights, before):
+                    weight.copy_(value)
 
     def _make_plan(self, engine: Engine, tasks: Task) -> Plan:
         """The first plan that fits: all tasks at once, then fewer or with recomputed inner steps."""
@@ -288,12 +316,12 @@ class MetaGradient:
             f"but the limit is {limit / GIB:.1f} GiB: {remedy}"
         )
 
-    def _measure(self, tasks: Task) -> Tensor:
+    def _measure(self, tasks: Task) -> Gradient:
         """Take this step by the engine with the fewest trials; after the last trial choose the fastest."""
         engine = min(self._seconds, key=lambda engine: len(self._seconds[engine]))
         started = time.perf_counter()
         try:
-            loss = self._step(engine, tasks)
+            gradient = self._step(engine, tasks)
         except Exception as error:  # batching and tracing may raise anything
             if engine == "loop":
                 raise
@@ -302,32 +330,44 @@ class MetaGradient:
             if len(self._seconds) == 1:
                 self._use("loop", f"since {'; '.join(self._failures)}")
             return self._step("loop", tasks)
-        if loss.is_cuda:
-            torch.cuda.synchronize(loss.device)
+        if gradient.loss.is_cuda:
+            torch.cuda.synchronize(gradient.loss.device)
         self._seconds[engine].append(time.perf_counter() - started)
         if all(len(times) == NUM_TRIALS for times in self._seconds.values()):
             best = {engine: min(times[1:]) for engine, times in self._seconds.items()}
             _, fastest = min((seconds, engine) for engine, seconds in best.items())
             timings = ", ".join(f"{engine} {1e3 * seconds:.0f} ms" for engine, seconds in best.items())
             self._use(fastest, f"the fastest by measurement ({timings} per step)")
-        return loss
+        return gradient
 
     def _use(self, engine: Engine, reason: str) -> None:
         self.engine, self.choice = engine, f"{engine}, {reason}"
         log.info("the meta-gradient is computed by %s", self.choice)
 
 
-def _single_core_threads(count: int) -> ThreadPoolExecutor:
-    """Threads with one core each: operations of a small task are too short to be split, and waiting cores spin."""
-    pool, barrier, num_cores = ThreadPoolExecutor(count), Barrier(count), torch.get_num_threads()
+def _weighted_mean(parts: list[tuple[Gradient, float]]) -> Gradient:
+    """The gradient of the mean over all tasks from those of parts of them, which are fractions of the whole."""
 
-    def initialise(_: int) -> None:
-        barrier.wait()  # so that each of these calls runs in a different thread
-        torch.set_num_threads(1)
+    def mean(values: list[Tensor]) -> Tensor:
+        if not values[0].is_floating_point():
+            return values[0]
+        return torch.stack([value * fraction for value, (_, fraction) in zip(values, parts)]).sum(0)
 
-    list(pool.map(initialise, range(count)))
-    torch.set_num_threads(num_cores)  # of this thread and of later ones
-    return pool
+    gradients = [gradient for gradient, _ in parts]
+    return Gradient(
+        mean([gradient.loss for gradient in gradients]),
+        *({n: mean([tree[n] for tree in trees]) for n in trees[0]} for trees in zip(*(g[1:] for g in gradients))),
+    )
+
+
+def _random_state(device: torch.device) -> tuple[Tensor, Tensor | None]:
+    return torch.get_rng_state(), torch.cuda.get_rng_state(device) if device.type == "cuda" else None
+
+
+def _set_random_state(device: torch.device, state: tuple[Tensor, Tensor | None]) -> None:
+    torch.set_rng_state(state[0])
+    if state[1] is not None:
+        torch.cuda.set_rng_state(state[1], device)
 
 
 def _reason(error: Exception) -> str:
@@ -335,10 +375,12 @@ def _reason(error: Exception) -> str:
     return " ".join(str(error).strip().splitlines()[:2]) or type(error).__name__
 
 
-def _shapes(tasks: Task) -> tuple:
-    return tuple((leaf.shape, leaf.dtype) for leaf in tree_leaves(tasks))
-
-
 def meta_gradient(learner: Learner, tasks: Task, mode: Mode = "loop") -> Tensor:
-    """Add the gradient of one stack of tasks to the `.grad` of the learner's parameters; see `MetaGradient`."""
-    return MetaGradient(learner, mode)(tasks)
+    """Add the gradient of one stack of tasks to the `.grad` of the learner's parameters; see `MetaGradient`.
+
+    Buffers that modules have changed are set as after a step of `fit`.
+    """
+    gradient = MetaGradient(learner, mode)
+    loss = gradient(tasks)
+    gradient.update_buffers()
+    return loss

@@ -64,7 +64,7 @@ def test_what_cannot_be_compiled_is_taken_as_vmap_with_a_sentence(monkeypatch):
     def refuse(*arguments):
         raise RuntimeError("no C++ compiler here")
 
-    monkeypatch.setattr(step, "compile_program", refuse)
+    monkeypatch.setattr("kshot.training.replay.compile_program", refuse)
     ours, tasks = learner(), sinusoids().stack("train", range(3))
     gradient = MetaGradient(ours, "compiled")
     expected = gradients(ours, MetaGradient(ours, "loop"), tasks)
@@ -80,7 +80,7 @@ def test_each_shape_of_tasks_is_compiled_once():
         tasks = source.stack("train", range(count))
         for a, b in zip(gradients(ours, gradient, tasks), gradients(ours, MetaGradient(ours, "loop"), tasks)):
             torch.testing.assert_close(a, b)
-    assert len(gradient._programs) == 2
+    assert len(gradient._replayer._entries) == 2
 
 
 def test_a_step_compiled_before_an_update_follows_the_weights():

@@ -111,7 +111,7 @@ class FilmLearner(Learner):
         self.transductive = self.function.transductive
 
     def _adapt(self, support: Batch) -> Tree:
-        codes = self.codes.adapting({}, support).flatten(1)
+        codes = self.codes.support({}, support)[0].flatten(1)
         context = self.generator(weighted_row_mean(codes, support.weight))
         features, statistics = self.function.support({"context": context}, support)
         head = self.head.fit(features.flatten(1), support.targets, support.weight)

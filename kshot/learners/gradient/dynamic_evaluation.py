@@ -61,13 +61,14 @@ class Reader(GradientLearner):
         if not self.causal_queries:
             tail = state["tail"].expand(len(inputs), -1)
             return super().predict(state, torch.cat([tail, inputs], 1))[:, -length:]
-        params, tail, predictions = state["params"], state["tail"], []
+        params, buffers, tail, predictions = state["params"], state.get("buffers", {}), state["tail"], []
         for window in inputs.unbind(0):
             extended = torch.cat([tail, window])[None]  # (1, (c + 1) L)
-            predictions.append(super().predict({"params": params}, extended)[0, -length:])
+            predictions.append(super().predict({"params": params, "buffers": buffers}, extended)[0, -length:])
             # The known targets of a window: the next symbol of each position but the last.
             targets = torch.cat([window[1:], window.new_full((1,), IGNORED)])
-            params = self.solver(self._loss, params, [(self._window_batch(extended, targets), 0, None)])
+            step = (self._window_batch(extended, targets), 0, None)
+            params, buffers = self.solver.stateful_trajectory(self._loss, params, buffers, [step])[-1]
             tail = extended[0, -len(tail) :] if len(tail) else tail
         return torch.stack(predictions)
 

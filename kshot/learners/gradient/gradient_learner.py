@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from kshot.annotations import DerivativeOrder, PositiveInt
 from kshot.argument_checks import check_arguments
 from kshot.inner.functional import BatchNorm, Function
-from kshot.inner.memory_format import channels_last
 from kshot.inner.per_parameter import Pattern, Rate, adaptable_params
 from kshot.inner.rules import SGD, Adam, UpdateRule
 from kshot.inner.solvers import Annealed, FirstOrder, InnerSolver, Unrolled
@@ -48,8 +47,9 @@ class GradientLearner(Learner):
 
     $$ \theta_K = \text{solve}(L_{\text{support}}, \theta_0), \qquad \text{predict}(x) = f_{\theta_K}(x) $$
 
-    The state is `{"params": {name: tensor}, "statistics": {call: {"mean", "var"}}, "present": (C,)}`. "statistics" is
-    there only for BatchNorm on support statistics, "present" only for task-specific classes.
+    The state is `{"params": {name: tensor}, "buffers": {name: tensor}, "statistics": {layer: {"mean", "var"}},
+    "present": (C,)}`. "buffers" holds those that the model has changed in its forward passes; "statistics" is there
+    only for BatchNorm on support statistics, "present" only for task-specific classes.
 
     Args:
         model: any module that maps the task's inputs to what the objective scores. It is not copied: its parameters are
@@ -98,7 +98,8 @@ class GradientLearner(Learner):
         return adaptable_params(self.model, self.adaptable)
 
     def set_progress(self, progress: float) -> None:
-        self.progress = progress
+        if self.annealed:
+            self.progress = progress
         super().set_progress(progress)
 
     def forward(self, task: Task) -> Tensor:
@@ -108,21 +109,26 @@ class GradientLearner(Learner):
     def _adapt(self, support: Batch, *, steps: int | None = None) -> Tree:
         """Adapt to a support set; `steps` overrides the solver's number of inner steps."""
         batches = self._inner_batches(support, steps)
-        return self._state(self.solver(self._loss, self._initial_params(support), batches), support, len(batches))
+        params, buffers = self._trajectory(support, batches)[-1]
+        return self._state(params, buffers, support, len(batches))
 
     def trajectory(self, support: Batch, *, steps: int | None = None) -> list[Tree]:
         """The states before the first inner step and after each one; arguments as for `adapt`."""
         self._check_support(support)
-        batches = self._inner_batches(support, steps)
-        trajectory = self.solver.trajectory(self._loss, self._initial_params(support), batches)
-        return [self._state(params, support, step) for step, params in enumerate(trajectory)]
+        points = self._trajectory(support, self._inner_batches(support, steps))
+        return [self._state(params, buffers, support, step) for step, (params, buffers) in enumerate(points)]
 
     def predict(self, state: Tree, inputs: Tree) -> Tree:
-        prediction = self.function.query(state["params"], state.get("statistics", {}), inputs)
+        params = state["params"] | state.get("buffers", {})
+        prediction = self.function.query(params, state.get("statistics", {}), inputs)
         return _mask_absent(prediction, state.get("present"))
 
+    def _trajectory(self, support: Batch, batches: list[Any]) -> list[tuple[Params, Params]]:
+        """The parameters and the changed buffers before the first inner step and after each one."""
+        return self.solver.stateful_trajectory(self._loss, self._initial_params(support), {}, batches)
+
     def _initial_params(self, support: Batch) -> Params:
-        params = channels_last(self.adaptable_params()) if self.function.convolves else self.adaptable_params()
+        params = self.function.lay_out(self.adaptable_params())
         return params if self.head_init is None else params | self.head_init(self.function, support)
 
     def _inner_batches(self, support: Batch, steps: int | None) -> list[Any]:
@@ -133,16 +139,20 @@ class GradientLearner(Learner):
         parts = [support] if count == 1 else [support.rows(slice(first, None, count)) for first in range(count)]
         return [(parts[step % count], step, present) for step in range(steps)]
 
-    def _loss(self, params: Params, inner_batch: tuple[Batch, int, Tensor | None]) -> Tensor:
+    def _loss(
+        self, params: Params, buffers: Params, inner_batch: tuple[Batch, int, Tensor | None]
+    ) -> tuple[Tensor, Params]:
         batch, step, present = inner_batch
-        prediction = self.function.adapting(self._params_of_step(params, step), batch)
-        return self.objective.loss(_mask_absent(prediction, present), batch)
+        prediction, buffers = self.function.adapting(self._params_of_step(params, step), buffers, batch)
+        return self.objective.loss(_mask_absent(prediction, present), batch), buffers
 
-    def _state(self, params: Params, support: Batch, step: int) -> Tree:
+    def _state(self, params: Params, buffers: Params, support: Batch, step: int) -> Tree:
         params = self._params_of_step(params, step)
         state: dict[str, Tree] = {"params": params}
+        if buffers:
+            state["buffers"] = buffers
         if self.function.keeps_statistics:
-            _, state["statistics"] = self.function.support(params, support)
+            state["statistics"] = self.function.statistics(params | buffers, support)
         if self.objective.task_specific_classes:
             state["present"] = self._present(support)
         return state

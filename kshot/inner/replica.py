@@ -1,0 +1,309 @@
+"""A copy of a module's structure that holds other weights; the module itself is only read.
+
+A replica has the classes and attributes of a module, but tables of parameters and buffers of its own. It keeps its
+weights as long as a graph refers to it, so that recomputation in a backward pass (`torch.utils.checkpoint`) sees the
+weights of the forward pass, and any number of threads can call replicas of one module at the same time.
+"""
+
+from __future__ import annotations
+
+import inspect
+import weakref
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import cache, partial
+from types import CellType, FunctionType, MethodType
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from kshot.inner.memory_format import ignores_layout, pool_before_activation
+from kshot.types import Params
+
+NAME = "_kshot_name"
+"""The attribute of a replica that holds the qualified name of its module."""
+
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+_HOOK_OPTIONS = ("_forward_hooks_with_kwargs", "_forward_hooks_always_called", "_forward_pre_hooks_with_kwargs")
+_TABLES = frozenset(("_parameters", "_buffers", "_modules", "training", "forward", NAME, *_HOOKS, *_HOOK_OPTIONS))
+_ATOMS = frozenset((int, float, bool, str, bytes, type(None), torch.dtype, torch.device, torch.Size))
+_LONGEST = 1_000
+"""Longer containers are not searched for modules and parameters."""
+
+
+class Runner(Protocol):
+    """Runs the forward of a replica."""
+
+    def run(self, replica: nn.Module, forward: Callable, args: tuple, kwargs: dict[str, Any]) -> Any: ...
+
+
+class Replica:
+    """Replicas of a module and of its submodules.
+
+    Args:
+        module: the module to replicate.
+        values: parameters and buffers that replace the module's own, by name; tied weights go by their first name.
+        buffer: (name, buffer) -> a copy that the replica may change.
+
+    Attributes:
+        root: the replica of `module`.
+        parts: the replica of each module, in order of the names.
+        replaced: names of the module's own tensors that the replica does not use, by `id`.
+        custom: whether a part is not one of PyTorch's, or has hooks: it may do anything.
+        layout_free: whether there are convolutions and no part sees the memory layout of its inputs.
+
+    Raises:
+        ValueError: `values` has a name that is not that of a parameter or buffer.
+    """
+
+    def __init__(
+        self, module: nn.Module, values: Mapping[str, Tensor], buffer: Callable[[str, Tensor], Tensor]
+    ) -> None:
+        self.values, self.buffer = values, buffer
+        self.replaced: dict[int, str] = {}
+        self.parts: list[nn.Module] = []
+        self.custom = False
+        self._weights: list[tuple[str, Tensor, int]] = []  # the module's own and the replica's, with their versions
+        self._originals: list[nn.Module] = []
+        self._tensors: dict[int, Any] = {}  # the replica's tensor for each of the module's own, by id
+        self._replicas: dict[int, tuple[nn.Module, bool, int]] = {}  # by id of the module
+        self._buffers: list[tuple[str, dict[str, Any], str, Any, int]] = []
+        self._found = 0
+        self.root, free, num_convolutions = self._replicate(module, "")
+        self.layout_free = free and num_convolutions > 0
+        if self._found < len(values):
+            names = {name for named in (module.named_parameters, module.named_buffers) for name, _ in named()}
+            unknown = sorted(set(values) - names)
+            raise ValueError(f"the model has no parameter or buffer of the name {unknown[0]!r}")
+        if self.custom:
+            self._rebind_attributes()
+
+    def enter(self, runner: Runner) -> None:
+        """Let `runner` run the forward of every part."""
+        for part in self.parts:
+            attributes = part.__dict__
+            attributes["forward"] = _Forward(part, runner, attributes.get("forward"))
+
+    def changed_weights(self) -> list[str]:
+        """Names of the parameters that forward passes have changed in place."""
+        return [name for name, weight, version in self._weights if version_of(weight) != version]
+
+    def changed_buffers(self) -> Params:
+        """The buffers that forward passes have changed, by name."""
+        return {
+            name: table[key]
+            for name, table, key, given, version in self._buffers
+            if isinstance(table.get(key), Tensor) and (table[key] is not given or version_of(given) != version)
+        }
+
+    def keep_attributes(self) -> None:
+        """Set the attributes on the modules that forward passes have set on the replicas, other than tables."""
+        for original, part in zip(self._originals, self.parts):
+            if _is_custom(type(part)):
+                rebound = part.__dict__.pop("_kshot_rebound", {})
+                for key, value in part.__dict__.items():
+                    given = rebound.get(key, original.__dict__.get(key, _ABSENT))
+                    if value is not given and key not in _TABLES:
+                        original.__dict__[key] = value
+
+    def _replicate(self, module: nn.Module, prefix: str) -> tuple[nn.Module, bool, int]:
+        """The replica of a module, whether no part of it sees the memory layout, and its number of convolutions."""
+        if (known := self._replicas.get(id(module))) is not None:
+            return known
+        attributes = module.__dict__.copy()
+        replica = object.__new__(type(module))
+        object.__setattr__(replica, "__dict__", attributes)
+        self._replicas[id(module)] = replica, False, 0
+        self.parts.append(replica)
+        self._originals.append(module)
+        attributes[NAME] = prefix[:-1]
+        attributes["_compiled_call_impl"] = None  # it is bound to the module
+        hooked = "forward" in attributes or any(attributes[name] for name in _HOOKS)
+        self.custom |= hooked or _is_custom(type(module))
+        if module._parameters:
+            attributes["_parameters"] = {key: self._parameter(prefix + key, p) for key, p in module._parameters.items()}
+        if module._buffers:
+            self._copy_buffers(module, attributes, prefix)
+        free, num_convolutions = not hooked and ignores_layout(module), int(isinstance(module, nn.Conv2d))
+        if module._modules:
+            children = {
+                key: None if child is None else self._replicate(child, f"{prefix}{key}.")
+                for key, child in module._modules.items()
+            }
+            present = [child for child in children.values() if child is not None]
+            free = free and all(child[1] for child in present)
+            num_convolutions += sum(child[2] for child in present)
+            attributes["_modules"] = {key: child and child[0] for key, child in children.items()}
+            if type(module) is nn.Sequential:
+                attributes["_modules"] = pool_before_activation(module, attributes["_modules"])
+        self._replicas[id(module)] = replica, free, num_convolutions
+        return self._replicas[id(module)]
+
+    def _parameter(self, name: str, original: Any) -> Any:
+        if original is None:
+            return None
+        if id(original) not in self._tensors:
+            value = self._value(name, original)
+            self._weights.append((name, value, version_of(value)))
+            if value is not original:
+                self._weights.append((name, original, version_of(original)))
+            if value is not original and value.requires_grad and original._backward_hooks:
+                value = value.view_as(value)  # hooks of the module's parameter belong to the gradient by its substitute
+                for hook in original._backward_hooks.values():
+                    value.register_hook(hook)
+            self._tensors[id(original)] = value
+        return self._tensors[id(original)]
+
+    def _copy_buffers(self, module: nn.Module, attributes: dict[str, Any], prefix: str) -> None:
+        table = attributes["_buffers"] = dict(module._buffers)
+        norm = isinstance(module, _BatchNorm)
+        for key, original in module._buffers.items():
+            if original is None:
+                continue
+            if norm and key == "num_batches_tracked":
+                self._found += prefix + key in self.values
+                table[key] = None  # not counted, and its None tells the layer so
+                continue
+            if id(original) not in self._tensors:
+                value = self._value(prefix + key, original)
+                if type(module).__module__ != "torch.nn.modules.batchnorm":  # those are not changed
+                    value = self.buffer(prefix + key, value)
+                    self.replaced[id(original)] = prefix + key
+                    self._buffers.append((prefix + key, table, key, value, version_of(value)))
+                self._tensors[id(original)] = value
+            table[key] = self._tensors[id(original)]
+
+    def _value(self, name: str, original: Tensor) -> Tensor:
+        value = self.values.get(name)
+        if value is None:
+            return original
+        self._found += 1
+        if value is not original:
+            self.replaced[id(original)] = name
+        return value
+
+    def _rebind_attributes(self) -> None:
+        """Let attributes and hooks refer to replicas where they refer to modules, in containers and closures too."""
+        for part in self.parts:
+            attributes = part.__dict__
+            for name in _HOOKS:
+                attributes[name] = OrderedDict((key, self._rebound(hook)) for key, hook in attributes[name].items())
+            for name in _HOOK_OPTIONS:
+                attributes[name] = OrderedDict(attributes[name])
+            if "forward" in attributes:
+                attributes["forward"] = self._rebound(attributes["forward"])
+            if not _is_custom(type(part)):
+                continue
+            rebound = {}
+            for key, value in attributes.items():
+                if type(value) not in _ATOMS and key not in _TABLES:
+                    replaced = self._rebound(value)
+                    if replaced is not value:
+                        rebound[key] = replaced
+            if rebound:
+                attributes.update(rebound, _kshot_rebound=rebound)
+
+    def _rebound(self, value: Any, depth: int = 0) -> Any:
+        """The value with replicas in place of modules; itself if it refers to none."""
+        kind = type(value)
+        if isinstance(value, nn.Module):
+            known = self._replicas.get(id(value))
+            return value if known is None else known[0]
+        if isinstance(value, Tensor):
+            return self._tensors.get(id(value), value)
+        if kind in _ATOMS or depth > 3:
+            return value
+        again = partial(self._rebound, depth=depth + 1)
+        if kind in (list, tuple, dict, OrderedDict) and len(value) <= _LONGEST:
+            items = list(value.values() if isinstance(value, dict) else value)
+            new = [again(item) for item in items]
+            if all(a is b for a, b in zip(items, new)):
+                return value
+            return kind(zip(value, new)) if isinstance(value, dict) else kind(new)
+        if kind is MethodType:
+            owner = again(value.__self__)
+            return value if owner is value.__self__ else MethodType(value.__func__, owner)
+        if kind is partial:
+            parts = value.func, value.args, value.keywords
+            function, args, kwargs = new = tuple(again(part) for part in parts)
+            return value if all(a is b for a, b in zip(parts, new)) else partial(function, *args, **kwargs)
+        if kind is FunctionType and value.__closure__:
+            return self._rebound_function(value, again)
+        return value
+
+    def _rebound_function(self, function: FunctionType, again: Callable[[Any], Any]) -> FunctionType:
+        try:
+            contents = [cell.cell_contents for cell in function.__closure__ or ()]
+        except ValueError:  # a cell is empty
+            return function
+        new = [again(content) for content in contents]
+        if all(a is b for a, b in zip(contents, new)):
+            return function
+        closure = tuple(CellType(content) for content in new)
+        copied = FunctionType(
+            function.__code__, function.__globals__, function.__name__, function.__defaults__, closure
+        )
+        copied.__kwdefaults__ = function.__kwdefaults__
+        return copied
+
+
+@contextmanager
+def substituted(module: nn.Module, values: Mapping[str, Tensor]) -> Iterator[None]:
+    """A context in which a module itself has other parameters and buffers, by name; for one thread.
+
+    Tied weights and modules that are registered twice go by their first name.
+    """
+    own = {id(tensor): name for named in (module.named_parameters(), module.named_buffers()) for name, tensor in named}
+    replaced: list[tuple[dict[str, Any], str, Tensor]] = []
+    for part in module.modules():
+        for table in (part._parameters, part._buffers):
+            for key, tensor in table.items():
+                if tensor is not None and own[id(tensor)] in values:
+                    replaced.append((table, key, tensor))
+    try:
+        for table, key, tensor in replaced:
+            table[key] = values[own[id(tensor)]]
+        yield
+    finally:
+        for table, key, tensor in replaced:
+            table[key] = tensor
+
+
+class _Forward:
+    """The forward of a replica, run by a runner; refers to the replica weakly, so that no cycle keeps its graph."""
+
+    __slots__ = ("given", "replica", "runner")
+
+    def __init__(self, replica: nn.Module, runner: Runner, given: Callable | None) -> None:
+        self.replica, self.runner, self.given = weakref.ref(replica), runner, given
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        replica = self.replica()
+        assert replica is not None  # who calls it holds it
+        return self.runner.run(replica, self.given or MethodType(type(replica).forward, replica), args, kwargs)
+
+    @property
+    def __signature__(self) -> inspect.Signature:
+        replica = self.replica()
+        return inspect.signature(self.given or MethodType(type(replica).forward, replica))
+
+
+_ABSENT = object()
+
+
+@cache
+def _is_custom(cls: type) -> bool:
+    """Whether a class of modules is not PyTorch's own."""
+    return not all(base.__module__.startswith(("torch.nn", "typing", "builtins", "abc")) for base in cls.__mro__)
+
+
+def version_of(tensor: Tensor) -> int:
+    """A number that grows with each change in place; 0 for tensors of inference mode, which count none."""
+    functorch, total = torch._C._functorch, 0
+    while functorch.is_functorch_wrapped_tensor(tensor):
+        total += tensor._version
+        tensor = functorch.get_unwrapped(tensor)
+    return total if tensor.is_inference() else total + tensor._version
