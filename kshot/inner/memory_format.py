@@ -9,6 +9,7 @@ Shape legend: n examples or output channels, C channels, H, W positions.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -60,7 +61,7 @@ def pool_before_activation(sequential: nn.Sequential, replicas: dict[str, Any]) 
     return {key: replicas[key] for key in keys}
 
 
-def _is_non_decreasing(layers: list[nn.Module | None], i: int) -> bool:
+def _is_non_decreasing(layers: Sequence[nn.Module | None], i: int) -> bool:
     """Whether layer i is a non-decreasing activation; in place, only of a tensor that no other layer can hold."""
     layer = layers[i]
     if type(layer) is not nn.ReLU and not (type(layer) is nn.LeakyReLU and layer.negative_slope >= 0):

@@ -12,7 +12,7 @@ import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from functools import cache, partial
+from functools import partial
 from types import CellType, FunctionType, MethodType
 from typing import Any, Protocol
 
@@ -227,9 +227,9 @@ class Replica:
             owner = again(value.__self__)
             return value if owner is value.__self__ else MethodType(value.__func__, owner)
         if kind is partial:
-            parts = value.func, value.args, value.keywords
-            function, args, kwargs = new = tuple(again(part) for part in parts)
-            return value if all(a is b for a, b in zip(parts, new)) else partial(function, *args, **kwargs)
+            parts = [value.func, value.args, value.keywords]
+            new = [again(part) for part in parts]
+            return value if all(a is b for a, b in zip(parts, new)) else partial(new[0], *new[1], **new[2])
         if kind is FunctionType and value.__closure__:
             return self._rebound_function(value, again)
         return value
@@ -259,7 +259,8 @@ def substituted(module: nn.Module, values: Mapping[str, Tensor]) -> Iterator[Non
     own = {id(tensor): name for named in (module.named_parameters(), module.named_buffers()) for name, tensor in named}
     replaced: list[tuple[dict[str, Any], str, Tensor]] = []
     for part in module.modules():
-        for table in (part._parameters, part._buffers):
+        tables: tuple[dict[str, Any], ...] = part._parameters, part._buffers
+        for table in tables:
             for key, tensor in table.items():
                 if tensor is not None and own[id(tensor)] in values:
                     replaced.append((table, key, tensor))
@@ -283,21 +284,30 @@ class _Forward:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         replica = self.replica()
         assert replica is not None  # who calls it holds it
-        return self.runner.run(replica, self.given or MethodType(type(replica).forward, replica), args, kwargs)
+        return self.runner.run(replica, self._forward(replica), args, kwargs)
+
+    def _forward(self, replica: nn.Module) -> Callable:
+        return self.given or MethodType(type(replica).forward, replica)
 
     @property
     def __signature__(self) -> inspect.Signature:
         replica = self.replica()
-        return inspect.signature(self.given or MethodType(type(replica).forward, replica))
+        assert replica is not None
+        return inspect.signature(self._forward(replica))
 
 
 _ABSENT = object()
 
 
-@cache
+_CUSTOM: dict[Any, bool] = {}
+
+
 def _is_custom(cls: type) -> bool:
     """Whether a class of modules is not PyTorch's own."""
-    return not all(base.__module__.startswith(("torch.nn", "typing", "builtins", "abc")) for base in cls.__mro__)
+    if cls not in _CUSTOM:
+        own = ("torch.nn", "typing", "builtins", "abc")
+        _CUSTOM[cls] = not all(base.__module__.startswith(own) for base in cls.__mro__)
+    return _CUSTOM[cls]
 
 
 def version_of(tensor: Tensor) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import nn
-from torch.nn.parameter import UninitializedTensorMixin
+from torch.nn.parameter import is_lazy
 
 _WRAPPERS = {
     "torch.nn.parallel": "pass the module inside, its attribute .module; a meta-training step runs on one device",
@@ -31,9 +31,9 @@ def check_supported(module: nn.Module) -> None:
             if part.sparse and part.weight.requires_grad:
                 raise ValueError(f"{layer} has sparse gradients, which have no second derivative: use sparse=False")
         for key, parameter in part.named_parameters(recurse=False):
-            if isinstance(parameter, UninitializedTensorMixin):
+            if is_lazy(parameter):
                 raise ValueError(f"{layer} does not know its size yet: run the model on one batch first")
-            if parameter._post_accumulate_grad_hooks:  # type: ignore[attr-defined]
+            if parameter._post_accumulate_grad_hooks:
                 raise ValueError(
                     f"the parameter {key!r} of {layer} has a hook that runs after its gradient is accumulated, which "
                     "inner steps do not do: use register_hook, which sees each gradient"

@@ -196,9 +196,9 @@ def _unused(loss: Tensor, leaves: Params) -> list[str]:
     """Names of the leaves on which a loss does not depend, by its graph; raises ValueError if it depends on none."""
     if not leaves:
         return []
-    nodes, seen = [loss.grad_fn], {loss.grad_fn}
     if loss.grad_fn is None:
         raise ValueError(_NO_DEPENDENCE)
+    nodes, seen = [loss.grad_fn], {loss.grad_fn}
     while nodes:
         for node, _ in nodes.pop().next_functions:
             if node is not None and node not in seen:

@@ -22,7 +22,7 @@ from kshot.training.programs import (
     trace_stack,
     trace_task,
 )
-from kshot.types import Params, Task, tree_leaves, tree_map, unstack
+from kshot.types import Params, Task, tree_leaves, unstack
 
 Recorded = Literal["traced", "compiled"]
 MAX_STATES = 4
@@ -150,7 +150,7 @@ def is_due(number: int) -> bool:
 
 
 def difference(found: Gradient, expected: Gradient) -> float:
-    r"""The largest of the relative differences of the losses and of the gradients, $\lVert g - g' \rVert / \lVert g' \rVert$."""
+    r"""The larger one of the relative differences of the losses and of the gradients, $|g - g'| / |g'|$."""
     if found.grads.keys() != expected.grads.keys():
         return float("inf")
     pairs = [(found.grads[name].double(), grad.double()) for name, grad in expected.grads.items()]
