@@ -30,6 +30,7 @@ from kshot.inner.kernels import in_transform, kernels_to_disable, reset_flat_wei
 from kshot.inner.layer_errors import explain_batching_errors, is_batched
 from kshot.inner.memory_format import LAYOUT_OVERRIDES, channels_last, has_convolutions
 from kshot.inner.vmap_overrides import RECURRENT_OVERRIDES, VMAP_OVERRIDES, needs_overrides
+from kshot.query_weight import given_query_weight
 from kshot.types import Batch, Params, Tree
 
 BatchNorm = Literal["support", "query", "running", "tasknorm"]
@@ -95,7 +96,10 @@ class Function:
 
     def query(self, params: Params, statistics: Statistics, inputs: Tree) -> Tree:
         """Call on inputs (m, ...) with the statistics that `support` returned."""
-        choose = {"query": _of_batch, "running": _running}.get(self.batchnorm, _from_support(statistics))
+        choose = _running if self.batchnorm == "running" else _from_support(statistics)
+        if self.transductive:
+            weight = given_query_weight(len(tree_leaves(inputs)[0]))
+            choose = _of_batch if weight is None or _has_equal_weights(weight) else _of_weighted_batch(weight)
         return self._call(params, inputs, choose, count=statistics.get("support", {}).get("count"))
 
     def _call(

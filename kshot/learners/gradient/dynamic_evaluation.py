@@ -17,6 +17,7 @@ from kshot.inner.per_parameter import LearnedRate, Pattern, adaptable_params
 from kshot.inner.solvers import InnerSolver
 from kshot.learners.gradient.gradient_learner import GradientLearner, Rule, make_rule, make_solver
 from kshot.objectives import Objective
+from kshot.query_weight import current_query_weight
 from kshot.supplied import BaseModel, ContextWindows
 from kshot.types import Batch, Tree
 
@@ -62,13 +63,14 @@ class Reader(GradientLearner):
             tail = state["tail"].expand(len(inputs), -1)
             return super().predict(state, torch.cat([tail, inputs], 1))[:, -length:]
         params, tail, predictions = state["params"], state["tail"], []
-        for window in inputs.unbind(0):
+        weights = current_query_weight(len(inputs), like=next(self.model.parameters()))
+        for window, weight in zip(inputs.unbind(0), weights.unbind(0)):
             extended = torch.cat([tail, window])[None]  # (1, (c + 1) L)
             predictions.append(super().predict({"params": params}, extended)[0, -length:])
             # The known targets of a window: the next symbol of each position but the last.
             targets = torch.cat([window[1:], window.new_full((1,), IGNORED)])
-            params = self.solver(self._loss, params, [(self._window_batch(extended, targets), 0, None)])
-            tail = extended[0, -len(tail) :] if len(tail) else tail
+            params = self.solver(self._loss, params, [(_window_batch(extended, targets, weight), 0, None)])
+            tail = torch.where(weight > 0, extended[0, -len(tail) :], tail) if len(tail) else tail
         return torch.stack(predictions)
 
     def _prepend_context(self, support: Batch) -> tuple[Batch, Tensor]:
@@ -81,14 +83,14 @@ class Reader(GradientLearner):
         ignored = support.targets.new_full((len(extended), len(tail)), IGNORED)
         return Batch(torch.stack(extended), torch.cat([ignored, support.targets], 1), support.weight), tail
 
-    def _window_batch(self, extended: Tensor, targets: Tensor) -> Batch:
-        ignored = targets.new_full((extended.shape[1] - len(targets),), IGNORED)
-        like = next(self.model.parameters())
-        weight = torch.ones(1, dtype=like.dtype, device=like.device)
-        return Batch(extended, torch.cat([ignored, targets])[None], weight)
-
     def _num_steps(self, support: Batch, steps: int | None) -> int:
         return self.passes * len(support.weight) if steps is None else steps
+
+
+def _window_batch(extended: Tensor, targets: Tensor, weight: Tensor) -> Batch:
+    """One window (L,) of targets with the windows before it, (1, (c + 1) L), and its weight, ()."""
+    ignored = targets.new_full((extended.shape[1] - len(targets),), IGNORED)
+    return Batch(extended, torch.cat([ignored, targets])[None], weight[None])
 
 
 @check_arguments
