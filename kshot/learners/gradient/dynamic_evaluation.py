@@ -127,6 +127,7 @@ def dynamic_evaluation(
             query window is predicted independently, after the last c windows of the support.
         rates: "one" is a fixed rate, `inner_lr`; "tensor" and "element" learn a rate for each tensor or each element.
         rule: update rule of the steps: "sgd" as above, or "adam", whose moments restart at each window of the query.
+            Under "adam" a support window of weight 0 is a step too, by the moments of the windows before it.
         order: 1 treats the gradients of the steps as constants; 2 is exact.
         adaptable: the parameters that adapt, as in `maml`.
         objective: loss and metrics of the tasks.
