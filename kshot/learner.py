@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from kshot.objectives import Objective
+from kshot.query_weight import query_weight
 from kshot.types import Batch, Task, Tree, tree_leaves, tree_map
 
 
@@ -86,7 +87,11 @@ class Learner(Scheduled, ABC):
 
     @abstractmethod
     def predict(self, state: Tree, inputs: Tree) -> Tree:
-        """Predict for inputs (m, ...) under a task's state: (m, ...), logits (m, ways) for classification."""
+        """Predict for inputs (m, ...) under a task's state: (m, ...), logits (m, ways) for classification.
+
+        A transductive learner weights the inputs by `kshot.query_weight.current_query_weight`; all are of weight 1
+        unless `predict_query` calls it, as meta-training does.
+        """
 
     def extend(self, state: Tree, support: Batch) -> Tree:
         """Add examples, of known and of new classes, to a state without access to the earlier examples.
@@ -127,4 +132,13 @@ class Learner(Scheduled, ABC):
 
 def query_loss(learner: Learner, task: Task) -> Tensor:
     r"""The query loss after adapting to the support set, $L_{\text{query}}(\text{adapt}(\text{support}))$, ()."""
-    return learner.objective.loss(learner.predict(learner.adapt(task.support), task.query.inputs), task.query)
+    return learner.objective.loss(predict_query(learner, learner.adapt(task.support), task.query), task.query)
+
+
+def predict_query(learner: Learner, state: Tree, query: Batch) -> Tree:
+    """Predict for the inputs of a query set; its rows of weight 0 change no prediction for the others.
+
+    `predict(state, query.inputs)` does not know the weights, which matters if the learner is transductive.
+    """
+    with query_weight(query.weight):
+        return learner.predict(state, query.inputs)

@@ -166,7 +166,11 @@ ZOO = {
     "relation net, maps": Row(
         lambda ways: kshot.learners.relation_net(small_conv(None, maps=True), features=(4, 2, 2), hidden=8), steps=100
     ),
-    "feat": Row(lambda ways: kshot.learners.feat(small_conv(None), features=16, temperature=8.0, dropout=0.0)),
+    "feat": Row(
+        lambda ways: kshot.learners.feat(
+            small_conv(None), features=16, temperature=8.0, dropout=0.0, attention_dropout=0.0
+        )
+    ),
     "frn": Row(lambda ways: kshot.learners.frn(small_conv(None, maps=True))),
     "frn, no maps": Row(lambda ways: kshot.learners.frn(small_conv(None))),
     "metaoptnet, svm": Row(lambda ways: kshot.learners.metaoptnet(small_conv(None), l2=1.0)),

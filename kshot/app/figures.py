@@ -12,7 +12,7 @@ from kshot.app.final_evaluation import TestResult
 from kshot.app.spec import Spec
 from kshot.evaluation.report import charts, task_pictures
 from kshot.evaluation.report.verdict import best_baseline
-from kshot.learner import Learner
+from kshot.learner import Learner, predict_query
 from kshot.learners.gradient.gradient_learner import GradientLearner
 from kshot.objectives import gaussian
 from kshot.sources.pixels import Pixels
@@ -56,7 +56,7 @@ def _pictures(spec: Spec, source: TaskSource, learner: Learner) -> dict[str, Fig
 
     def predict(source: TaskSource, index: int) -> Tree:
         task = source.task("test", index)
-        return learner.predict(learner.adapt(task.support), task.query.inputs)
+        return predict_query(learner, learner.adapt(task.support), task.query)
 
     if spec.source.kind in ("sinusoids", "gaussian_processes"):
         curves = build_source(spec.model_copy(update={"source": spec.source.model_copy(update={"queries": 100})}))

@@ -19,7 +19,7 @@ from kshot.evaluation.audit.findings import Audit, Evidence, real, stream
 from kshot.evaluation.audit.run import FEW, UntrustedFigure, failures, fingerprint, run_audits
 from kshot.evaluation.calibration import Calibration, CalibrationMeter
 from kshot.evaluation.intervals import Interval, interval
-from kshot.learner import Learner
+from kshot.learner import Learner, predict_query
 from kshot.tasks.read_log import EVALUATION, during
 from kshot.tasks.source import TaskSource, hash_into, short_hash
 from kshot.training.fit import seeded
@@ -219,7 +219,7 @@ def _score(learner: Learner, task: Task, number: int) -> Scored:
     state = learner.adapt(task.support)
     _synchronize(task)
     adapted = time.perf_counter()
-    prediction = learner.predict(state, task.query.inputs)
+    prediction = predict_query(learner, state, task.query)
     _synchronize(task)
     predicted = time.perf_counter()
     objective = learner.objective

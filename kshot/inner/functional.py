@@ -35,6 +35,7 @@ from kshot.inner.layer_errors import explain_batching_errors, is_batched
 from kshot.inner.memory_format import channels_last, ignores_layout_throughout
 from kshot.inner.replica import Replica
 from kshot.inner.supported import check_supported
+from kshot.query_weight import given_query_weight
 from kshot.types import Batch, Params, Tree
 
 BatchNorm = Literal["support", "query", "running", "tasknorm"]
@@ -119,7 +120,10 @@ class Function:
 
     def query(self, params: Params, statistics: Statistics, inputs: Tree) -> Tree:
         """Call on inputs (m, ...) with the statistics that `support` returned; `params` may hold buffers too."""
-        choose = {"query": _of_batch, "running": _running}.get(self.batchnorm, _from_support(statistics))
+        choose = _running if self.batchnorm == "running" else _from_support(statistics)
+        if self.transductive:
+            weight = given_query_weight(len(tree_leaves(inputs)[0]))
+            choose = _of_batch if weight is None or _has_equal_weights(weight) else _of_weighted_batch(weight)
         count = statistics.get("support", {}).get("count")
         output, changed, _ = self._call(params, inputs, choose, count=count)
         _keep(self.module, changed)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 
-from kshot.learner import Learner
+from kshot.learner import Learner, predict_query
 from kshot.testing.running import Check, is_close, is_equal, named_checks, require, run_checks
 from kshot.testing.tasks import make_task
 from kshot.training.checkpoint import load_state, save_state
@@ -126,7 +126,7 @@ class _Contract:
         require(is_equal(state, adapted), "predict changes the state in place")
 
     def padding(self) -> None:
-        """Rows of weight 0 have no effect, in the support or in the query."""
+        """Rows of weight 0 have no effect, whatever they hold, in the support or in the query."""
         learner, task = self.factory(3), self.task()
         padded = Task(_padded(task.support), _padded(task.query))
         state, state_padded = learner.adapt(task.support), learner.adapt(padded.support)
@@ -135,13 +135,17 @@ class _Contract:
             is_close(prediction, prediction_padded),
             "support rows of weight 0 change the predictions; weight the rows in adapt",
         )
-        if not learner.transductive:
-            loss, loss_padded = (
-                learner.objective.loss(learner.predict(one, query.inputs), query)
-                for one, query in ((state, task.query), (state_padded, padded.query))
-            )
-            require(is_close(loss, loss_padded), "query rows of weight 0 change the query loss")
-            require(is_close(learner(padded), learner(task)), "rows of weight 0 change the outer loss of forward")
+        among_padding = predict_query(learner, state, padded.query)
+        require(
+            is_close(prediction, _rows(among_padding, slice(len(task.query.weight)))),
+            "query rows of weight 0 change the predictions for the others; weight the rows in predict by "
+            "kshot.query_weight.current_query_weight",
+        )
+        loss, loss_padded = (
+            learner.objective.loss(*pair) for pair in ((prediction, task.query), (among_padding, padded.query))
+        )
+        require(is_close(loss, loss_padded), "query rows of weight 0 change the query loss")
+        require(is_close(learner(padded), learner(task)), "rows of weight 0 change the outer loss of forward")
 
     def query_order(self) -> None:
         """A prediction follows its query, and depends on the other queries only if declared."""
@@ -328,8 +332,15 @@ def _rows(tree: Tree, index: slice | Tensor) -> Tree:
 
 
 def _padded(batch: Batch) -> Batch:
-    """The batch with two more rows, of weight 0 and nonsense content."""
-    inputs, targets = tree_map(lambda leaf: torch.cat([leaf, 7 * torch.ones_like(leaf[:2])]), tuple(batch[:2]))
+    """The batch with two more rows, of weight 0 and nonsense content: -1000 and 1000, or 7 where there are integers."""
+
+    def padded(leaf: Tensor) -> Tensor:
+        nonsense = torch.full_like(leaf[:2], 1000.0 if leaf.is_floating_point() else 7)
+        if leaf.is_floating_point():
+            nonsense[0].neg_()
+        return torch.cat([leaf, nonsense])
+
+    inputs, targets = tree_map(padded, tuple(batch[:2]))
     return Batch(inputs, targets, torch.nn.functional.pad(batch.weight, (0, 2)))
 
 

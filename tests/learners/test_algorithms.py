@@ -239,6 +239,54 @@ def test_unicorn_maml_does_not_see_the_order_of_the_classes(task):
     torch.testing.assert_close(logits[0], logits[1].flip(1))
 
 
+def test_unicorn_maml_descends_from_one_vector_for_all_classes(task):
+    embedding = net()
+    learner = kshot.learners.unicorn_maml(embedding, features=2, inner_lr=RATE, steps=2)
+    model = nn.Sequential(embedding, nn.Linear(2, 2).double())
+    params = dict(model.named_parameters()) | {
+        "1.weight": learner.head_init.vector.expand(2, 2),
+        "1.bias": torch.zeros(2, dtype=torch.float64, requires_grad=True),
+    }
+    for _ in range(2):
+        grads = gradient(model, params, task.support, create_graph=True)
+        params = {name: value - RATE * grads[name] for name, value in params.items()}
+    expected = torch.func.functional_call(model, params, (task.query.inputs,))
+    torch.testing.assert_close(learner.predict(learner.adapt(task.support), task.query.inputs), expected)
+    found = torch.autograd.grad(learner(task), learner.head_init.vector)
+    loss = F.cross_entropy(expected, task.query.targets)
+    torch.testing.assert_close(found, torch.autograd.grad(loss, learner.head_init.vector))
+
+
+def test_melu_moves_the_layers_above_the_embeddings_and_warp_maml_all_but_the_warps(task):
+    model = net(nn.Linear(4, 4))
+    learner = kshot.learners.warp_maml(model, warp="1.*", inner_lr=RATE, steps=2)
+    moved = ["0.weight", "0.bias", "3.weight", "3.bias"]
+    close(learner.adapt(task.support)["params"], descend(model, task, 2, moved))
+    rating = kshot.models.rating_mlp(5, 0, hidden=(4,)).double()
+    support = Batch({"item": torch.tensor([1, 2, 4])}, torch.randn(3, 1, dtype=torch.float64), torch.ones(3).double())
+    params = dict(rating.named_parameters())
+    above = {name: value for name, value in params.items() if name.startswith(("body.", "head."))}
+    assert set(above) < set(params)
+    loss = F.mse_loss(rating(**support.inputs), support.targets)
+    grads = dict(zip(above, torch.autograd.grad(loss, list(above.values()))))
+    expected = {name: value - RATE * grads[name] for name, value in above.items()}
+    found = kshot.learners.melu(rating, inner_lr=RATE).adapt(support)["params"]
+    assert set(found) == set(above)
+    close(found, expected)
+
+
+def test_maml_pp_has_one_set_more_of_batchnorm_than_steps(task):
+    """The queries after step k are normalised by the set of the pass that follows, the last ones by the model's own."""
+    model = net(nn.BatchNorm1d(4))
+    learner = kshot.learners.maml_pp(model, inner_lr=RATE, steps=2).double()
+    with torch.no_grad():
+        for name in ("1.weight", "1.bias"):
+            learner.per_step.values[name].copy_(torch.tensor([[2.0], [3.0]]).expand(2, 4))
+    *earlier, last = learner.trajectory(task.support)
+    assert [float(state["params"]["1.weight"][0].detach()) for state in earlier] == [2.0, 3.0]
+    assert not set(last["params"]) & {"1.weight", "1.bias"}
+
+
 def test_a_head_of_a_task_may_adapt_alone_with_part_of_the_body(task):
     learner = kshot.learners.proto_maml(net(), inner_lr=RATE, adaptable=("*", "!0.*"))
     names = set(learner.adapt(task.support)["params"])

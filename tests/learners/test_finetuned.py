@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from features import features, support_of
+from sklearn.neighbors import NearestNeighbors
 from torch import nn
 
 import kshot
@@ -94,6 +95,16 @@ def test_laplacian_shot_passes_labels_between_neighbours():
     torch.testing.assert_close(learner.predict(state, query), torch.from_numpy(logits))
     assert learner.predict(state, query[:1]).shape == (1, 3)
     torch.testing.assert_close(learner.predict(state, query[:1]), torch.from_numpy(-far[:1]))
+
+
+def test_laplacian_shot_has_the_neighbours_of_its_authors():
+    """Of the 3 nearest that scikit-learn finds their code drops the first, which is the query itself."""
+    query = torch.randn(9, 4, dtype=torch.float64)
+    graph = np.zeros((9, 9))
+    for m, nearest in enumerate(NearestNeighbors(n_neighbors=3).fit(query.numpy()).kneighbors(query.numpy())[1]):
+        graph[m, nearest[1:]] = 1
+    head = kshot.learners.laplacian_shot(nn.Flatten(), features=4).head.head
+    np.testing.assert_array_equal(head._neighbour_graph(query), graph)
 
 
 def test_transductive_fine_tuning_minimises_support_loss_and_query_entropy():

@@ -1,5 +1,7 @@
 """Heads on features against scikit-learn, closed forms and their papers' formulas."""
 
+import math
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -156,19 +158,45 @@ def test_frn_rebuilds_each_query_map_from_all_maps_of_a_class(rows, ways):
     """By either form: with fewer vectors in all than channels, and with more."""
     maps = torch.randn(rows, 17, 2, 2, dtype=torch.float64)
     labels = torch.arange(rows) % ways
-    learner = kshot.learners.frn(nn.Identity(), scale=3.0).double()
+    learner = kshot.learners.frn(nn.Identity()).double()
+    nn.init.constant_(learner.head.log_scale, math.log(3.0))
     nn.init.constant_(learner.head.alpha, 0.4)
     nn.init.constant_(learner.head.beta, -0.2)
     query = torch.randn(3, 17, 2, 2, dtype=torch.float64)
     found = learner.predict(learner.adapt(support_of(maps, F.one_hot(labels).double())), query)
     for c in range(ways):
         own = maps[labels == c].flatten(2).transpose(1, 2).flatten(0, 1) / 17**0.5  # (k r, d)
-        l2 = len(own) / 17 * torch.tensor(0.4).exp()
+        l2 = len(own) / 17 * math.exp(0.4) + 1e-6
         for m in range(3):
             q = query[m].flatten(1).T / 17**0.5
             peer = Ridge(float(l2), fit_intercept=False, solver="cholesky").fit(own.T, q.T)
-            rebuilt = torch.tensor(-0.2).exp() * torch.from_numpy(peer.coef_) @ own
-            torch.testing.assert_close(found[m, c], -3 * (q - rebuilt).square().sum() / 4, rtol=1e-6, atol=1e-6)
+            rebuilt = math.exp(-0.2) * torch.from_numpy(peer.coef_) @ own
+            torch.testing.assert_close(found[m, c], -3 * (q - rebuilt).square().sum() / 4, rtol=1e-9, atol=1e-9)
+
+
+def test_frn_starts_from_the_constants_of_its_authors():
+    head = kshot.learners.frn(nn.Identity()).head
+    assert [float(p.detach()) for p in (head.log_scale.exp(), head.alpha.exp(), head.beta.exp())] == [1.0, 1.0, 1.0]
+
+
+def test_metaoptnet_of_its_authors_is_twice_the_ridge():
+    """Their quadratic program, min a (K + 50 I) a / 2 - 2 y a for each class, against `scale=2`."""
+    feat, target, _ = features(8, 5, 3)
+    wide = F.pad(feat, (0, 1), value=1.0)
+    kernel = wide @ wide.T
+    theirs = kernel @ torch.linalg.solve(kernel + 50 * torch.eye(8).double(), 2 * target)
+    learner = kshot.learners.metaoptnet(nn.Flatten(), base="ridge", scale=2.0).double()
+    torch.testing.assert_close(learner.predict(learner.adapt(support_of(feat, target)), feat), theirs)
+
+
+def test_r2d2_of_its_authors_divides_by_the_number_of_rows():
+    """Their features and targets are divided by the root of it, so that their penalty of 0.3 is 0.3 N here."""
+    feat, target, _ = features(7, 4, 3)
+    wide = F.pad(feat, (0, 1), value=1.0) / 7**0.5
+    weight = torch.linalg.solve(wide.T @ wide + 0.3 * torch.eye(5).double(), wide.T @ (target / 7**0.5))
+    theirs = 10 * F.pad(feat, (0, 1), value=1.0) @ weight
+    learner = kshot.learners.r2d2(nn.Flatten(), l2=0.3 * 7).double()
+    torch.testing.assert_close(learner.predict(learner.adapt(support_of(feat, target)), feat), theirs)
 
 
 def test_matching_averages_targets_by_attention():
@@ -179,6 +207,15 @@ def test_matching_averages_targets_by_attention():
     near = weight * (2 * F.cosine_similarity(query[:, None], feat, dim=2)).exp()
     found = learner.predict(learner.adapt(support_of(feat, target, weight)), query)
     torch.testing.assert_close(found.exp(), near @ target / near.sum(1, keepdim=True))
+
+
+def test_full_context_does_not_read_padding_however_large_it_is():
+    feat, target, _ = features(6, 4, 3)
+    learner = kshot.learners.matching_net(nn.Flatten(), context_steps=2, features=4).double()
+    support, garbage = support_of(feat, target), torch.full((2, 4), 1e3, dtype=torch.float64)
+    zeros = torch.zeros(2, dtype=torch.float64)
+    padded = support_of(torch.cat([feat, garbage]), torch.cat([target, target[:2]]), torch.cat([support.weight, zeros]))
+    torch.testing.assert_close(*(learner.predict(learner.adapt(batch), feat) for batch in (padded, support)))
 
 
 def test_full_context_is_an_lstm_that_reads_by_attention():
@@ -227,7 +264,7 @@ def test_a_relation_scores_each_pair_and_learns_by_squares():
 
 def test_feat_is_attention_among_prototypes_with_a_contrast_within_classes():
     feat, target, labels = features(9, 4, 3)
-    learner = kshot.learners.feat(nn.Flatten(), features=4, temperature=2.0, contrast=0.3, dropout=0.0).double()
+    learner = kshot.learners.feat(nn.Flatten(), features=4, temperature=2.0, contrast=0.3).double().eval()
     layer = learner.head.transformer
 
     def transformed(x):
@@ -244,6 +281,21 @@ def test_feat_is_attention_among_prototypes_with_a_contrast_within_classes():
     own = torch.stack([transformed(both[torch.cat([labels, labels]) == c]).mean(0) for c in range(3)])
     expected = F.cross_entropy(logits(adapted), labels) + 0.3 * F.cross_entropy(logits(own), labels)
     torch.testing.assert_close(learner(kshot.Task(support, support)), expected)
+
+
+def test_feat_drops_attention_weights_and_then_what_they_read():
+    feat, target, labels = features(9, 4, 3)
+    learner = kshot.learners.feat(nn.Flatten(), features=4).double()
+    layer, means = learner.head.transformer, torch.stack([feat[labels == c].mean(0) for c in range(3)])
+    torch.manual_seed(2)
+    found = learner.adapt(support_of(feat, target))["head"]["prototypes"]
+    torch.manual_seed(2)
+    attention = F.dropout((layer.query(means) @ layer.key(means).T / 2).softmax(1), 0.1)
+    read = F.dropout(layer.out(attention @ layer.value(means)), 0.5)
+    torch.testing.assert_close(found, F.layer_norm(means + read, (4,), layer.scale, layer.shift))
+    wide = kshot.learners.feat(nn.Flatten(), features=400).head.transformer
+    for part in (wide.query, wide.key, wide.value, wide.out):
+        assert float(part.weight.detach().std()) == pytest.approx(400**-0.5, rel=0.02)
 
 
 @pytest.mark.parametrize(

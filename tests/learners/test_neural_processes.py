@@ -153,6 +153,38 @@ def test_a_task_adaptive_process_modulates_its_decoder_by_the_tasks_that_it_is_l
     torch.testing.assert_close(learner.predict(state, x[:1])["mean"][0, 0], layers[4](hidden)[0])
 
 
+def mixed(attention, query, key, value):
+    """PyTorch's attention of all heads with the weights of ours; rows (m, d) and (n, d)."""
+    heads = [part.unflatten(1, (attention.heads, -1)).transpose(0, 1) for part in (query, key, value)]
+    read = torch.nn.functional.scaled_dot_product_attention(*heads)
+    return attention.out(read.transpose(0, 1).flatten(1))
+
+
+def test_an_attentive_process_reads_the_support_by_attention_and_its_mean():
+    learner = kshot.learners.attentive_np(2, 1, width=8, depth=2, heads=2).double()
+    x, y, asked = (row(seed, *shape).double() for seed, shape in ((0, (6, 2)), (1, (6, 1)), (2, (4, 2))))
+    part, codes = learner.attention, learner.encoder(torch.cat([x, y], 1))
+    query, key = part.query(learner.input_encoder(asked)), part.key(learner.input_encoder(x))
+    read = mixed(part, query, key, part.value(codes))
+    raw = learner.decoder(torch.cat([asked, read, codes.mean(0).expand(4, -1)], 1))
+    found = learner.predict(learner.adapt(Batch(x, y, torch.ones(6).double())), asked)
+    torch.testing.assert_close(found, {"mean": raw[:, :1], "std": 0.01 + 0.99 * raw[:, 1:].exp().log1p()})
+
+
+def test_a_transformer_process_is_a_transformer_in_which_all_tokens_read_those_of_the_support():
+    learner = kshot.learners.tnp_d(2, 1, width=8, layers=2, heads=2).double()
+    x, y, asked = (row(seed, *shape).double() for seed, shape in ((0, (6, 2)), (1, (6, 1)), (2, (4, 2))))
+    known = torch.cat([x, y, torch.ones(6, 1).double()], 1)
+    tokens = learner.point(torch.cat([known, torch.cat([asked, torch.zeros(4, 2).double()], 1)]))
+    for block in learner.blocks:
+        normed, part = block.before(tokens), block.attention
+        tokens = tokens + mixed(part, part.query(normed), part.key(normed[:6]), part.value(normed[:6]))
+        tokens = tokens + block.mixed(block.between(tokens))
+    raw = learner.out(tokens[6:])
+    found = learner.predict(learner.adapt(Batch(x, y, torch.ones(6).double())), asked)
+    torch.testing.assert_close(found, {"mean": raw[:, :1], "std": 0.01 + 0.99 * raw[:, 1:].exp().log1p()})
+
+
 PROCESSES = {"cnp": {}, "tanp": {"clusters": 2}, "attentive_np": {"heads": 2}, "tnp_d": {"heads": 2, "layers": 1}}
 
 
@@ -253,3 +285,27 @@ def test_cnaps_without_a_context_is_a_protonet():
     torch.testing.assert_close(learner.predict(learner.adapt(batch), batch.inputs), expected)
     with pytest.raises(ValueError, match="no layer"):
         kshot.learners.cnaps(backbone, torch.nn.Linear(3, 6), film=["7"], task_dim=6)
+
+
+def test_cnaps_modulates_by_the_mean_code_of_the_support():
+    backbone = torch.nn.Sequential(torch.nn.Linear(3, 8), torch.nn.ReLU(), torch.nn.Linear(8, 5)).double()
+    encoder = torch.nn.Linear(3, 6).double()
+    learner = kshot.learners.cnaps(backbone, encoder, film=["0"], task_dim=6, head="prototypes").double()
+    x, labels = row(0, 6, 3).double(), torch.tensor([0, 1, 2, 0, 1, 2])
+    scale, shift = learner.backbone.modulations[0](learner.generator(encoder(x).mean(0))).chunk(2)
+    features = backbone[2](((1 + scale) * backbone[0](x) + shift).relu())
+    means = torch.stack([features[labels == c].mean(0) for c in range(3)])
+    support = Batch(x, one_hot(labels, 3, torch.float64), torch.ones(6).double())
+    found = learner.predict(learner.adapt(support), x)
+    torch.testing.assert_close(found, -torch.cdist(features, means).square())
+
+
+def test_cnaps_learns_how_tasknorm_blends():
+    """In the backbone and in the encoder; both norms are meta-parameters."""
+    norm = lambda: torch.nn.Sequential(torch.nn.Linear(3, 6), torch.nn.BatchNorm1d(6))  # noqa: E731
+    learner = kshot.learners.cnaps(norm(), norm(), film=["0"], task_dim=6, batchnorm="tasknorm")
+    batch = Batch.of(row(0, 6, 3), torch.tensor([0, 1, 2, 0, 1, 2]), ways=3)
+    learner(kshot.Task(batch, batch)).backward()
+    blends = [p for name, p in learner.named_parameters() if name.startswith(("task_norm.", "code_norm."))]
+    assert len(blends) > 1
+    assert all(p.grad is not None for p in blends)

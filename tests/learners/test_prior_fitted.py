@@ -46,6 +46,34 @@ def test_the_fits_are_kernel_ridges_weighed_by_rows_left_out():
         assert float(state["error"][k]) == pytest.approx(share @ error)
 
 
+def test_a_prediction_is_the_weighed_fits_and_a_correction():
+    """In logits for classes; in units of the support for numbers. The transformer is replaced by a constant row."""
+    x, y = (leaf.double() for leaf in table())
+    asked, ones, labels = table(1)[0].double(), torch.ones(20).double(), torch.arange(20) % 3
+    hidden = torch.randn(16, dtype=torch.float64)
+    for objective, targets in ((objectives.classification, torch.eye(3).double()[labels]), (objectives.gaussian, y)):
+        learner = kshot.learners.prior_fitted(cell_width=8, width=16, heads=2, classes=3, objective=objective).double()
+        for layer in (learner.fit_weights, learner.correction):
+            torch.nn.init.normal_(layer.weight)
+        learner._run = lambda state, z, cells, memory=None: (hidden.expand(len(z), -1), {})
+        center, spread = (
+            (targets.mean(0), targets.std(0, correction=0)) if objective.predicts == "distribution" else (0, 1)
+        )
+        z = (x - x.mean(0)) / x.std(0, correction=0)
+        state, _ = learner.fits.fit(4 * (z / 4).tanh(), (targets - center) / spread, ones)
+        z = (asked - x.mean(0)) / x.std(0, correction=0)
+        fits = learner.fits.predict(state, 4 * (z / 4).tanh()).unflatten(1, (3, -1))
+        row = learner.norm(hidden)
+        weighed = (learner.fit_weights(row).exp()[:, None] * fits).sum(1) / 3
+        found, correction = learner.predict(learner.adapt(Batch(x, targets, ones)), asked), learner.correction(row)
+        if objective.classifies:
+            torch.testing.assert_close(found, (targets.mean(0) + 0.01).log() + 6 * weighed + correction)
+        else:
+            torch.testing.assert_close(found["mean"], center + spread * (weighed + correction[:1]))
+            std = 0.01 + 0.99 * torch.nn.functional.softplus(correction[1:])
+            torch.testing.assert_close(found["std"], (spread * std).expand(len(asked), 1))
+
+
 def test_columns_that_do_not_vary_and_the_order_of_columns_change_nothing():
     learner = kshot.learners.prior_fitted(cell_width=8, width=16, heads=2)
     for parameter in learner.parameters():  # as after training

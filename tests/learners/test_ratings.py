@@ -60,6 +60,41 @@ def test_the_posterior_is_the_ridge_and_its_inverse(rows):
     torch.testing.assert_close(covariance, inverse)
 
 
+def test_alpaca_is_the_regression_around_a_prior_of_the_choice_of_items():
+    random = torch.Generator().manual_seed(0)
+    feat, asked = (torch.randn(*shape, generator=random, dtype=torch.float64) for shape in ((5, 3), (4, 3)))
+    rating = torch.randn(5, 1, generator=random, dtype=torch.float64)
+    learner = kshot.learners.alpaca(torch.nn.Identity(), features=3, noise=0.3, prior=0.5).double()
+    torch.nn.init.normal_(learner.choice_effect)
+    wide, asked_wide = (torch.nn.functional.pad(rows, (0, 1), value=1.0) for rows in (feat, asked))
+    prior = learner.prior_mean + wide.sum(0) / (5 + 2) @ learner.choice_effect
+    covariance = torch.linalg.inv(torch.eye(4).double() / 0.25 + wide.T @ wide / 0.3)
+    user = prior + covariance @ wide.T @ (rating[:, 0] - wide @ prior) / 0.3
+    found = learner.predict(learner.adapt(Batch(feat, rating, torch.ones(5).double())), asked)
+    variance = (asked_wide @ covariance * asked_wide).sum(1) + 0.3
+    close = {"rtol": 1e-6, "atol": 1e-6}  # the prior's parameters began in float32
+    torch.testing.assert_close(found, {"mean": (asked_wide @ user)[:, None], "std": variance.sqrt()[:, None]}, **close)
+
+
+def test_levels_are_read_from_the_rating_and_the_use_of_the_levels():
+    stars = objectives.levels([1, 2, 3], 2.0, 1.0, like=3)
+    learner = kshot.learners.alpaca(torch.nn.Identity(), features=2, hidden=4, objective=stars).double()
+    readout = learner.readout
+    for parameter in readout.parameters():
+        torch.nn.init.normal_(parameter)
+    feat, levels = torch.randn(4, 2, dtype=torch.float64), torch.eye(3).double()[[0, 1, 1, 2]]
+    state = learner.adapt(Batch(feat, levels, torch.ones(4).double()))
+    row = torch.nn.functional.pad(feat[:1], (0, 1), value=1.0)[0]
+    rating, std = row @ state["mean"], (row @ state["covariance"] @ row).sqrt()
+    share = levels.sum(0) / (4 + readout.log_shrink.exp())
+    inputs = torch.cat(
+        [share, torch.tensor(5.0).double().log()[None] / 3, torch.stack([rating, std, row @ state["prior_mean"]])]
+    )
+    correction = readout.correction[2](torch.nn.functional.gelu(readout.correction[0](inputs)))
+    expected = readout.bias + readout.usage.weight @ share + readout.slope * rating * learner.values + correction
+    torch.testing.assert_close(learner.predict(state, feat)[0], expected)
+
+
 def test_a_user_of_whom_nothing_is_known_is_the_prior():
     stars = objectives.levels([1, 2, 3], 2.0, 1.0, like=3)
     learner = kshot.learners.alpaca(torch.nn.Identity(), features=2, objective=stars)

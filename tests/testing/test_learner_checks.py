@@ -8,6 +8,7 @@ from torch import nn
 
 import kshot
 from kshot import Learner, objectives
+from kshot.query_weight import current_query_weight
 from kshot.testing import check_learner, learner_checks, make_task
 from kshot.types import Batch
 
@@ -52,6 +53,18 @@ class IgnoringWeights(Centroids):
 class CentringQueries(Centroids):
     def predict(self, state, inputs):
         return super().predict(state, inputs - inputs.mean(0))
+
+
+class CentringPadding(CentringQueries):
+    transductive = True
+
+
+class CentringWeightedQueries(Centroids):
+    transductive = True
+
+    def predict(self, state, inputs):
+        weight = current_query_weight(len(inputs), like=inputs)
+        return super().predict(state, inputs - weight @ inputs / weight.sum())
 
 
 class FalselyTransductive(Centroids):
@@ -114,12 +127,17 @@ def test_a_learner_that_keeps_the_contract_passes():
     check_learner(lambda ways: Centroids(), inputs=INPUTS)
 
 
+def test_a_transductive_learner_that_weights_its_queries_passes():
+    check_learner(lambda ways: CentringWeightedQueries(), inputs=INPUTS)
+
+
 @pytest.mark.parametrize(
     ("learner", "message"),
     [
         (CountingCalls, "purity: adapt or predict changes the parameter or buffer 'calls'"),
         (ScalingInPlace, "purity: adapt or predict changes the tensors of the task in place"),
         (IgnoringWeights, "padding: support rows of weight 0 change the predictions"),
+        (CentringPadding, "padding: query rows of weight 0 change the predictions for the others; weight the rows"),
         (CentringQueries, "query order: predictions depend on the other queries; declare transductive"),
         (FalselyTransductive, "query order: transductive is declared, and predictions do not depend"),
         (FalselyOrdered, "support order: ordered is declared, and the order .* makes no difference"),

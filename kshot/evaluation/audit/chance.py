@@ -14,7 +14,7 @@ from torch import Tensor
 
 from kshot.evaluation.audit.findings import Audit, Evidence, Question, real, score_again
 from kshot.evaluation.audit.invariance import Probe, gap
-from kshot.learner import Learner
+from kshot.learner import Learner, predict_query
 from kshot.objectives import classes_present
 from kshot.tasks.source import TaskSource
 from kshot.training.fit import seeded
@@ -235,7 +235,7 @@ class Chance:
         ways = task.query.targets.shape[-1]
         query = real(task.query).rows(slice(2 * ways))  # enough: which class is mistaken for which differs by task
         with seeded(number, device=query.weight.device):
-            prediction = self.learner.predict(self.states[(number + 1) % len(self.states)], query.inputs)
+            prediction = predict_query(self.learner, self.states[(number + 1) % len(self.states)], query)
         if not isinstance(prediction, Tensor) or prediction.shape != query.targets.shape:
             self.why_skip = "Predictions are not logits (n, classes)."
             return

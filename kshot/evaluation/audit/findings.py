@@ -11,7 +11,7 @@ from enum import Enum
 from typing import Any, NamedTuple
 
 from kshot.checking.duplicates import content_hashes
-from kshot.learner import Learner
+from kshot.learner import Learner, predict_query
 from kshot.tasks.source import TaskSource
 from kshot.training.fit import seeded
 from kshot.types import Batch, Split, Task, Tree, unstack
@@ -89,7 +89,7 @@ def stream(source: TaskSource, split: Split, num_tasks: int, *, chunk: int) -> I
 def score_again(learner: Learner, task: Task, seed: int, number: int) -> float:
     """The loss on a task, with the same random numbers as in the evaluation."""
     with seeded(seed, number, device=task.support.weight.device):
-        prediction = learner.predict(learner.adapt(task.support), task.query.inputs)
+        prediction = predict_query(learner, learner.adapt(task.support), task.query)
         return float(learner.objective.loss(prediction, task.query))
 
 

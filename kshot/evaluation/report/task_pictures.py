@@ -15,6 +15,7 @@ from torch import Tensor
 
 from kshot.evaluation.evaluate import evaluation_mode
 from kshot.evaluation.report.style import BLUE, FAINT, GREEN, INK, MUTED, RED, WIDTH, canvas, quiet
+from kshot.learner import predict_query
 from kshot.learners.gradient.gradient_learner import GradientLearner
 from kshot.objectives import gaussian
 from kshot.types import Batch, Task, Tree, to
@@ -208,7 +209,7 @@ def _draw_curves(axes: Axes, learner: GradientLearner, task: Task, steps: Sequen
     dashes = [(0, (1, 1.5)), (0, (4, 1.5)), "-"]
     for rank, count in enumerate(steps):
         state = learner.adapt(to(task.support, device), steps=count)
-        predicted = learner.predict(state, task.query.inputs.to(device)).cpu()[keep, 0]
+        predicted = predict_query(learner, state, to(task.query, device)).cpu()[keep, 0]
         error = float((predicted - y).square().mean())
         late = rank / max(len(steps) - 1, 1)
         style: dict[str, Any] = {"color": BLUE, "alpha": 0.5 + 0.5 * late, "linestyle": dashes[min(round(2 * late), 2)]}

@@ -23,14 +23,16 @@ def weighted_row_mean(rows: Tensor, weight: Tensor) -> Tensor:
 
 
 class Attention(nn.Module):
-    r"""Multi-head attention over weighted rows, $\sum_i a_{mi} v_i$, $a_{mi} \propto w_i \exp(q_m^\top k_i / \sqrt d)$.
+    r"""Multi-head attention over weighted rows, for h heads of width d / h whose outputs are mixed by a linear map:
+
+    $$ \sum_i a_{mi} v_i, \qquad a_{mi} \propto w_i \exp\bigl(q_m^\top k_i / \sqrt{d / h}\bigr) $$
 
     A row of weight 2 counts as two rows, one of weight 0 as none. Keys and values are computed separately, so that a
     state can hold them.
 
     Args:
         width: d, of the rows and of the output.
-        heads: number of heads, a divisor of d.
+        heads: h, a divisor of d.
     """
 
     def __init__(self, width: int, heads: int) -> None:

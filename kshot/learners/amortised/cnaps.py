@@ -42,8 +42,9 @@ class Mahalanobis(Head):
         Bateni et al.: Improved Few-Shot Visual Classification, CVPR 2020, arXiv:1912.03432.
 
     Deviations:
-        Covariances divide by the weight of the rows, where the paper's code divides by one less, so that a class of one
-        example needs no special case: its covariance is zero.
+        Covariances divide by the weight of the rows, where the authors' code divides by one less, so that a class of
+        one example needs no special case: its covariance is zero. The factor 1/2 is the paper's; the authors' code
+        omits it.
     """
 
     @check_arguments
@@ -108,6 +109,7 @@ class FilmLearner(Learner):
         self.backbone, self.encoder, self.head = FiLM(backbone, film, task_dim), encoder, head
         self.generator = perceptron(task_dim, task_dim, task_dim)
         self.function, self.codes = Function(self.backbone, batchnorm), Function(encoder, batchnorm)
+        self.task_norm, self.code_norm = self.function.task_norm, self.codes.task_norm
         self.transductive = self.function.transductive
 
     def _adapt(self, support: Batch) -> Tree:
@@ -170,7 +172,9 @@ def cnaps(
 
     Deviations:
         One linear map from the context for each layer, instead of a network each, and no context of the layers before
-        (the papers' auto-regressive path).
+        (the papers' auto-regressive path). The papers' scales and shifts start near 1 and 0 by a small learned factor,
+        whose squares, times 0.001, are added to the outer loss; here they are those of the linear map. The head is that
+        of Simple CNAPs with the deviations of `Mahalanobis`, not the generated linear one of CNAPs.
     """
     heads = {"mahalanobis": Mahalanobis, "prototypes": Prototypes}
     return FilmLearner(

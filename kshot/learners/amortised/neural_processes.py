@@ -241,7 +241,9 @@ def cnp(
         Garnelo et al.: Conditional Neural Processes, ICML 2018, arXiv:1807.01613.
 
     Deviations:
-        GELU instead of ReLU; the paper's smallest standard deviation is 0.1.
+        The outer loss is that of the queries; the paper's is of the support points too, which the targets include.
+        GELU instead of ReLU, and as many hidden layers in $g$ as in $h$, where the authors' code has 2 and 3. The
+        smallest standard deviation is 0.1 in the paper, from which `Spread` continues as the authors' code does.
     """
     options: dict[str, Any] = {"min_std": min_std, "objective": objective, "embedding": embedding}
     return ConditionalProcess(inputs, outputs, width=width, depth=depth, **options)
@@ -281,9 +283,9 @@ def tanp(
         arXiv:2103.06137.
 
     Deviations:
-        There is no latent path, as in `attentive_np`, and so no divergence between its distributions given query and
-        support; and no loss that separates clusters, which would need several tasks at once. Scales are linear in
-        $\varphi$ and relative to 1, instead of a hyperbolic tangent around 0.
+        Those of `cnp`. There is no latent path, as in `attentive_np`, and so no divergence between its distributions
+        given query and support; and no loss that separates clusters, which would need several tasks at once. Scales are
+        linear in $\varphi$ and relative to 1, instead of a hyperbolic tangent around 0.
     """
     options: dict[str, Any] = {"min_std": min_std, "objective": objective, "embedding": embedding}
     return ModulatedProcess(inputs, outputs, width=width, depth=depth, clusters=clusters, **options)
@@ -302,8 +304,12 @@ def attentive_np(
 ) -> AttentiveProcess:
     r"""Attentive neural process, its deterministic path: each query attends to the support points near it.
 
-    $$ r(x) = \sum_i a_i(x)\, V h_\theta(x_i, y_i), \quad a_i(x) \propto w_i \exp\bigl(q(x)^\top k(x_i)\bigr), \quad
+    $$ r(x) = O \sum_i a_i(x)\, V h_\theta(x_i, y_i), \quad
+       a_i(x) \propto w_i \exp\bigl(q(x)^\top k(x_i) / \sqrt{d_q}\bigr), \quad
        (\mu, \sigma)(x) = g_\theta(x, r(x), \bar h) $$
+
+    for each head, on its share of $d_q$ = width / heads numbers; $O$ mixes the heads. $\bar h$ is the weighted mean of
+    the codes $h_\theta(x_i, y_i)$; $q$ and $k$ are linear maps of one network's output for an input.
 
     Args:
         inputs, outputs, width, depth, min_std, objective, embedding: as in `cnp`.
@@ -325,7 +331,9 @@ def attentive_np(
 
     Deviations:
         There is no latent path, so that a prediction is a function of the support set: the mean $\bar h$ of the codes
-        replaces it. The support points do not attend to one another.
+        replaces it, and the outer loss has no divergence of latent distributions. It is that of the queries, where the
+        paper's targets include the support points. The support points do not attend to one another. GELU instead of
+        ReLU; the smallest standard deviation is 0.1 in the paper.
     """
     options: dict[str, Any] = {"min_std": min_std, "objective": objective, "embedding": embedding}
     return AttentiveProcess(inputs, outputs, width=width, depth=depth, heads=heads, **options)
@@ -367,8 +375,11 @@ def tnp_d(
         Nguyen, Grover: Transformer Neural Processes, ICML 2022, arXiv:2207.04179.
 
     Deviations:
-        Layers are normalised before each part rather than after. A query does not attend to itself, its token being
-        carried by the residual connection, so that keys and values of the support are all that a state holds.
+        Layers are normalised before each part rather than after, with GELU instead of ReLU. A token also tells whether
+        it has a target, where the authors' tokens of queries have zeros for a target and nothing else. The standard
+        deviation is that of `Spread`, where the authors' code takes an exponential or a bounded softplus. The authors'
+        masks let a query attend to the support alone too; keys and values of the support are therefore all that a state
+        holds. Depths and widths are this package's.
     """
     options: dict[str, Any] = {"min_std": min_std, "objective": objective, "embedding": embedding}
     return TransformerProcess(inputs, outputs, width=width, depth=depth, layers=layers, heads=heads, **options)

@@ -224,14 +224,15 @@ def prior_fitted(
 ) -> PriorFitted:
     r"""A prior-fitted network: a transformer that reads a small table in context, trained on synthetic tables.
 
-    $$ \hat y(x) = \log p + 6 \sum_k \tfrac{1}{K} e^{a_k(h)} \hat y_k(x) + b(h), \qquad
+    $$ \hat y(x) = \log(p + 0.01) + 6 \sum_k \tfrac{1}{K} e^{a_k(h)} \bigl(\hat y_k(x) - \bar y\bigr) + b(h), \qquad
        h = \mathrm{transformer}_\theta(x, \text{support}) $$
 
-    for classes, with their shares $p$ in the support; for numbers without $\log p$ and the 6, and with a standard
-    deviation read from $h$. The $\hat y_k$ are kernel ridge regressions (see `KernelRidges`); an untrained network
-    predicts their mean. A row has a cell for each feature and one for its target, which holds the target (of a support
-    row) and the predictions of the fits, leave-one-out in a support row. Cells attend to their row, then to their
-    column in the support; then target cells, widened, attend to those of the support.
+    for classes, with their shares $p = \bar y$ in the support. For numbers, in units of the support's mean and standard
+    deviation, it is without the first term and the 6, and with a standard deviation read from $h$. The $\hat y_k$ are
+    kernel ridge regressions (see `KernelRidges`); an untrained network predicts their mean. A row has a cell for each
+    feature and one for its target, which holds the target (of a support row) and the predictions of the fits,
+    leave-one-out in a support row. Cells attend to their row, then to their column in the support; then target cells,
+    widened, attend to those of the support.
 
     Tables may have any number of features and rows; the order of features does not matter. Nothing is trained on a
     table: meta-train on `sources.tabular_priors`, as the recipes `tabular` and `tabular-regression` do.

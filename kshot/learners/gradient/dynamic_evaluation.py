@@ -17,6 +17,7 @@ from kshot.inner.per_parameter import LearnedRate, Pattern, adaptable_params
 from kshot.inner.solvers import InnerSolver
 from kshot.learners.gradient.gradient_learner import GradientLearner, Rule, make_rule, make_solver
 from kshot.objectives import Objective
+from kshot.query_weight import current_query_weight
 from kshot.supplied import BaseModel, ContextWindows
 from kshot.types import Batch, Tree
 
@@ -62,14 +63,15 @@ class Reader(GradientLearner):
             tail = state["tail"].expand(len(inputs), -1)
             return super().predict(state, torch.cat([tail, inputs], 1))[:, -length:]
         params, buffers, tail, predictions = state["params"], state.get("buffers", {}), state["tail"], []
-        for window in inputs.unbind(0):
+        weights = current_query_weight(len(inputs), like=next(self.model.parameters()))
+        for window, weight in zip(inputs.unbind(0), weights.unbind(0)):
             extended = torch.cat([tail, window])[None]  # (1, (c + 1) L)
             predictions.append(super().predict({"params": params, "buffers": buffers}, extended)[0, -length:])
             # The known targets of a window: the next symbol of each position but the last.
             targets = torch.cat([window[1:], window.new_full((1,), IGNORED)])
-            step = (self._window_batch(extended, targets), 0, None)
+            step = (_window_batch(extended, targets, weight), 0, None)
             params, buffers = self.solver.stateful_trajectory(self._loss, params, buffers, [step])[-1]
-            tail = extended[0, -len(tail) :] if len(tail) else tail
+            tail = torch.where(weight > 0, extended[0, -len(tail) :], tail) if len(tail) else tail
         return torch.stack(predictions)
 
     def _prepend_context(self, support: Batch) -> tuple[Batch, Tensor]:
@@ -82,14 +84,14 @@ class Reader(GradientLearner):
         ignored = support.targets.new_full((len(extended), len(tail)), IGNORED)
         return Batch(torch.stack(extended), torch.cat([ignored, support.targets], 1), support.weight), tail
 
-    def _window_batch(self, extended: Tensor, targets: Tensor) -> Batch:
-        ignored = targets.new_full((extended.shape[1] - len(targets),), IGNORED)
-        like = next(self.model.parameters())
-        weight = torch.ones(1, dtype=like.dtype, device=like.device)
-        return Batch(extended, torch.cat([ignored, targets])[None], weight)
-
     def _num_steps(self, support: Batch, steps: int | None) -> int:
         return self.passes * len(support.weight) if steps is None else steps
+
+
+def _window_batch(extended: Tensor, targets: Tensor, weight: Tensor) -> Batch:
+    """One window (L,) of targets with the windows before it, (1, (c + 1) L), and its weight, ()."""
+    ignored = targets.new_full((extended.shape[1] - len(targets),), IGNORED)
+    return Batch(extended, torch.cat([ignored, targets])[None], weight[None])
 
 
 @check_arguments
@@ -126,6 +128,7 @@ def dynamic_evaluation(
             query window is predicted independently, after the last c windows of the support.
         rates: "one" is a fixed rate, `inner_lr`; "tensor" and "element" learn a rate for each tensor or each element.
         rule: update rule of the steps: "sgd" as above, or "adam", whose moments restart at each window of the query.
+            Under "adam" a support window of weight 0 is a step too, by the moments of the windows before it.
         order: 1 treats the gradients of the steps as constants; 2 is exact.
         adaptable: the parameters that adapt, as in `maml`.
         objective: loss and metrics of the tasks.

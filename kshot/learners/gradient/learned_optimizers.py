@@ -52,7 +52,8 @@ def meta_sgd(
         Li et al.: Meta-SGD: Learning to Learn Quickly for Few-Shot Learning, arXiv:1707.09835.
 
     Deviations:
-        Any number of steps, which share the rates; the paper takes one. All rates start equal rather than random.
+        Any number of steps, which share the rates; the paper takes one. All rates start equal rather than random, and a
+        rate may become negative, as in the paper.
     """
     rule = SGD(LearnedRate(adaptable_params(model, adaptable), inner_lr, per="element"))
     solver = make_solver(order, rule, steps)
@@ -105,7 +106,8 @@ def alfa(
     r"""ALFA: a small network generates rate and decay of each tensor at each step from weights and gradients.
 
     $$ \theta_{k+1} = \beta_k \odot \theta_k - \alpha_k \odot \nabla L_{\text{support}}(\theta_k), \qquad
-       (\alpha_k, \beta_k) = g_\phi\bigl(\overline{\nabla L}, \bar\theta_k\bigr) $$
+       (\alpha_k, \beta_k) = (\alpha^0_k, \beta^0_k) \odot
+       \Bigl(1 + g_\phi\bigl(\overline{\nabla L}, \bar\theta_k\bigr)\Bigr) $$
 
     Args:
         model, order, objective, adaptable, batchnorm: as in `maml`.
@@ -142,6 +144,8 @@ def learned_optimizer(
     r"""A learned optimiser and a learned initialisation: a small network computes each element's step.
 
     $$ \theta_{k+1} = \theta_k - \alpha \bigl(\nabla L + m_\phi(\nabla L, s_k)\bigr) $$
+
+    for "lstm" and "mlp"; for "gates" see `GatedRule`.
 
     Args:
         model, inner_lr, steps, objective, adaptable, batchnorm: as in `maml`.

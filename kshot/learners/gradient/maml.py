@@ -55,7 +55,8 @@ def maml(
 
     Deviations:
         BatchNorm uses support statistics for the query by default; the paper's code normalises the query by its own,
-        so that a prediction depends on the other queries.
+        so that a prediction depends on the other queries. All parameters adapt by default; in the paper's code the
+        shift of BatchNorm, which has no scale there, is shared by all tasks. The outer gradient is not clipped.
     """
     solver = make_solver(order, SGD(inner_lr), steps)
     return GradientLearner(model, objective, solver, adaptable=adaptable, batchnorm=batchnorm)

@@ -61,7 +61,8 @@ def maml_pp(
     r"""MAML++: learned rates per tensor and step, an annealed loss after every step, and BatchNorm per step.
 
     $$ \theta_{i,k+1} = \theta_{ik} - \alpha_{ik} \nabla_i L_{\text{support}}(\theta_k; \gamma_k, \beta_k), \qquad
-       \min_{\theta_0, \alpha, \gamma, \beta} \; \mathbb{E}_{\text{task}} \sum_{k=1}^K v_k L_{\text{query}}(\theta_k) $$
+       \min_{\theta_0, \alpha, \gamma, \beta} \; \mathbb{E}_{\text{task}}
+       \sum_{k=1}^K v_k L_{\text{query}}(\theta_k; \gamma_k, \beta_k) $$
 
     The weights $v$ go from equal to the last step alone (see `MultiStepLoss`). The trainer reports its progress by
     `Learner.set_progress`.
@@ -89,8 +90,11 @@ def maml_pp(
 
     Deviations:
         The paper keeps running statistics for each step and normalises every batch, queries too, by its own, which is
-        transductive; here each step uses the support set's statistics under that step's weights. The weights of early
-        losses fade to 0 rather than to 0.03 / K. The cosine schedule of the outer rate is the trainer's.
+        transductive; here each step uses the support set's statistics under that step's weights. There are K + 1 sets
+        of $\gamma$ and $\beta$: the queries after step k are normalised by those of the next pass over the support,
+        after the last step by the model's own. The authors' code has K, and the queries after step k use the set of the
+        pass before it. The weights of early losses fade to 0, where in the authors' code they fade to 0.03 / K and are
+        then dropped. The cosine schedule of the outer rate is the trainer's, and the outer gradient is not clipped.
     """
     norms = PerStepNorm(model, steps)
     patterns = [adaptable] if isinstance(adaptable, str) else list(adaptable)

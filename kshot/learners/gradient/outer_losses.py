@@ -12,6 +12,7 @@ from kshot.annotations import Fraction
 from kshot.argument_checks import check_arguments
 from kshot.inner.solvers import InnerSolver
 from kshot.objectives import Objective
+from kshot.query_weight import query_weight
 from kshot.types import Batch, Params, Task, Tree
 
 TrainOn = Literal["support", "both"]
@@ -88,4 +89,6 @@ class ReptileLoss:
 
 
 def _query_loss(learner: StepwiseLearner, state: Tree, task: Task) -> Tensor:
-    return learner.objective.loss(learner.predict(state, task.query.inputs), task.query)
+    with query_weight(task.query.weight):
+        prediction = learner.predict(state, task.query.inputs)
+    return learner.objective.loss(prediction, task.query)

@@ -100,6 +100,10 @@ def proto_maml(
 
     References:
         Triantafillou et al.: Meta-Dataset, ICLR 2020, arXiv:1903.03096, section 3.
+
+    Deviations:
+        Exact by default, where the paper's results are of the first-order variant (`order=1`), whose BatchNorm
+        parameters do not adapt. The number of steps is the same in training and evaluation.
     """
     solver = make_solver(order, SGD(inner_lr), steps)
     return _with_head(embedding, objective, solver, adaptable, batchnorm, PrototypeInit())
@@ -137,7 +141,8 @@ def unicorn_maml(
         Ye, Chao: How to Train Your MAML to Excel in Few-Shot Classification, ICLR 2022, arXiv:2106.16245.
 
     Deviations:
-        The bias starts at 0 and is not learned: one that all classes share would have no effect.
+        The bias starts at 0 and is not learned: one that all classes share would have no effect. Exact by default,
+        where the authors' code is first-order (`order=1`); it also divides the logits of queries by a temperature.
     """
     solver = make_solver(order, SGD(inner_lr), steps)
     return _with_head(embedding, objective, solver, adaptable, batchnorm, SharedInit(features))

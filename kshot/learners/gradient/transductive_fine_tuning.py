@@ -1,7 +1,7 @@
 """Transductive fine-tuning: gradient steps on the support set and on the entropy of the queries' predictions.
 
-A prediction depends on the other queries, so all queries of a task belong in one call of `predict`, and padding does
-not. Its figures are not comparable to inductive ones.
+A prediction depends on the other queries, so all queries of a task belong in one call of `predict`; padding does not,
+unless its weight is given (see `kshot.query_weight`). Its figures are not comparable to inductive ones.
 
 Shape legend: M query rows, C classes.
 """
@@ -20,9 +20,10 @@ from kshot.inner.solvers import InnerSolver
 from kshot.learner import Learner
 from kshot.learners.gradient.gradient_learner import make_solver
 from kshot.learners.gradient.proto_maml import Headed, PrototypeInit
-from kshot.objectives import Objective, classes_present, only_present
+from kshot.objectives import Objective, classes_present, only_present, weighted_mean
+from kshot.query_weight import current_query_weight, query_weight
 from kshot.supplied import Embedding
-from kshot.types import Batch, Params, Tree
+from kshot.types import Batch, Params, Tree, tree_leaves
 
 
 class TransductiveTuner(Learner):
@@ -62,13 +63,16 @@ class TransductiveTuner(Learner):
     def predict(self, state: Tree, inputs: Tree) -> Tensor:
         support = Batch(**state)
         initial = adaptable_params(self.model) | self.head_init(self.function, support)
-        params = self.solver(self._loss, initial, [(support, inputs)] * self.solver.steps)
+        weight = current_query_weight(len(tree_leaves(inputs)[0]), like=support.weight)
+        params = self.solver(self._loss, initial, [(support, inputs, weight)] * self.solver.steps)
         return self._logits(params, support, inputs)[1]
 
-    def _loss(self, params: Params, examples: tuple[Batch, Tree]) -> Tensor:
-        support, inputs = examples
-        support_logits, query_logits = self._logits(params, support, inputs)
-        entropy = -(query_logits.softmax(1) * query_logits.log_softmax(1)).sum(1).mean()
+    def _loss(self, params: Params, examples: tuple[Batch, Tree, Tensor]) -> Tensor:
+        support, inputs, weight = examples
+        with query_weight(weight):  # again, since a step may be recomputed in the backward pass
+            support_logits, query_logits = self._logits(params, support, inputs)
+        entropy_M = -(query_logits.softmax(1) * query_logits.log_softmax(1)).sum(1)
+        entropy = weighted_mean(entropy_M, weight)
         return self.objective.loss(support_logits, support) + self.entropy * entropy
 
     def _logits(self, params: Params, support: Batch, inputs: Tree) -> tuple[Tensor, Tensor]:
@@ -91,7 +95,10 @@ def transductive_fine_tune(
 ) -> TransductiveTuner:
     r"""Transductive fine-tuning: all weights are fitted to the support set and to confident predictions for queries.
 
-    $$ \min_\theta \; L_{\text{support}}(\theta) + \beta \, \frac1M \sum_m H\bigl(p_\theta(y \mid x_m)\bigr) $$
+    $$ \min_{\theta, W, b} \; L_{\text{support}} + \beta \, \frac{\sum_m w_m H(p(y \mid x_m))}{\sum_m w_m}, \qquad
+       p(y \mid x) = \mathrm{softmax}(W f_\theta(x) + b) $$
+
+    with weights $w_m$ of the queries, which are 0 for padding.
 
     Args:
         embedding: pretrained by `kshot.pretrain`: inputs (n, ...) to features (n, ...).
@@ -112,8 +119,10 @@ def transductive_fine_tune(
         arXiv:1909.02729.
 
     Deviations:
-        The head starts as the classifier of nearest class means (see `proto_maml`) rather than at unit class means, and
-        each step sees all examples rather than a support batch and a query batch in turn.
+        The head is linear, on the embedding's features, and starts as the classifier of nearest class means (see
+        `proto_maml`); the paper's is a cosine classifier on the rectified logits of the pretrained network, with the
+        class means at unit length as its weights. Each step sees all examples, rather than a support batch and a query
+        batch in turn. Images are not augmented, and the rate is the same for all steps.
     """
     solver = make_solver(order, Adam(inner_lr), steps)
     return TransductiveTuner(embedding, objective, solver, entropy=entropy, batchnorm=batchnorm)

@@ -137,7 +137,9 @@ def r2d2(
 ) -> HeadLearner:
     r"""R2-D2: ridge regression on learned features, in closed form; $\lambda$ and $\alpha$ are learned too.
 
-    $$ W = F^\top (F F^\top + \lambda I)^{-1} Y, \qquad \hat y = \alpha \, f_\theta(x) W $$
+    $$ W = F^\top (F F^\top + \lambda I)^{-1} Y, \qquad \hat y = \alpha \, [f_\theta(x), 1] W $$
+
+    for the rows $[f_\theta(x_i), 1]$ of F; the 1 makes the intercept a weight.
 
     Args:
         embedding, batchnorm: as in `protonet`.
@@ -160,8 +162,10 @@ def r2d2(
         arXiv:1805.08136, sections 3.2 and 3.3.
 
     Deviations:
-        No offset $\beta$ is added to all scores: it would change no probability. The scale starts at 10 rather than 1,
-        so that the initial probabilities differ between classes.
+        No offset $\beta$ is added to all scores: it would change no probability. The authors' code divides F and Y by
+        the root of the number N of support rows, so that its $\lambda$ is this one's divided by N; in its run files
+        $\lambda$ is fixed at 50, where it is learned in the paper and here, and $\alpha$ starts at $10^{-4}$ for
+        miniImageNet and at 10 for CIFAR-FS. $\lambda$ and $\alpha$ are learned by their logarithms.
     """
     return HeadLearner(embedding, Ridge(l2, scale), objective, batchnorm=batchnorm)
 
@@ -179,7 +183,7 @@ def metaoptnet(
     r"""MetaOptNet: a support vector machine on learned features, differentiated at its solution; or a ridge.
 
     $$ \min_W \; \sum_i \max_c \bigl(W_c f_i - W_{y_i} f_i + [c \ne y_i]\bigr) + \tfrac\lambda2 \lVert W \rVert^2,
-       \qquad \hat y = \gamma \, W f_\theta(x) $$
+       \qquad \hat y = \gamma \, W f, \qquad f = [f_\theta(x), 1] $$
 
     Args:
         embedding, objective, batchnorm: as in `protonet`.
@@ -207,8 +211,10 @@ def metaoptnet(
         arXiv:1904.03758.
 
     Deviations:
-        The authors' code adds 1 to the diagonal of the kernel; nothing is added here. An intercept is added, penalised
-        like a weight. Label smoothing of the outer loss is omitted.
+        The authors' code adds 1 to the diagonal of the kernel of "svm"; nothing is added here. Its solution of "ridge"
+        is twice the ridge regression, since its quadratic program has $-2Y$ for $-Y$: pass `scale=2` to start from it.
+        An intercept is added, penalised like a weight. Label smoothing of the outer loss, by 0.1, is omitted.
+        $\gamma$ is learned by its logarithm.
     """
     if base == "svm":
         solver = partial(crammer_singer, steps=20)
@@ -228,8 +234,8 @@ def logistic_regression(
 ) -> HeadLearner:
     r"""Logistic regression on learned features, at its minimum and differentiated there; $\lambda$ is learned too.
 
-    $$ \min_W \; \sum_i \mathrm{CE}\bigl(\mathrm{softmax}(W f_\theta(x_i)), y_i\bigr)
-       + \tfrac\lambda2 \lVert W \rVert^2 $$
+    $$ \min_W \; \sum_i \mathrm{CE}\bigl(\mathrm{softmax}(W f_i), y_i\bigr) + \tfrac\lambda2 \lVert W \rVert^2, \qquad
+       f_i = [f_\theta(x_i), 1] $$
 
     Args:
         embedding, objective, batchnorm: as in `protonet`.

@@ -16,6 +16,7 @@ from kshot.inner.vmap_overrides import layer_norm
 from kshot.learners.heads.distances import class_means, euclidean
 from kshot.learners.heads.head_learner import Head, HeadLearner
 from kshot.objectives import Objective, classes_present, only_present
+from kshot.query_weight import query_weight
 from kshot.supplied import Embedding, FeatureCount
 from kshot.types import Batch, Task, Tree, tree_map
 
@@ -24,26 +25,30 @@ class SetTransformer(nn.Module):
     r"""One layer of self-attention with one head, a residual and a norm, (K, D) to (K, D), equivariant to order:
 
     $$ x'_i = \mathrm{LN}\Bigl(x_i + W_O \sum_j \mathrm{softmax}_j\bigl(\tfrac{1}{\sqrt D} (W_Q x_i)^\top W_K x_j\bigr)
-       W_V x_j\Bigr) $$
+       W_V x_j + b_O\Bigr) $$
 
     Args:
         features: D.
         dropout: dropout rate of what is added to $x_i$.
+        attention_dropout: dropout rate of the attention weights, the values of the softmax.
     """
 
     @check_arguments
-    def __init__(self, features: PositiveInt, dropout: FractionBelowOne) -> None:
+    def __init__(self, features: PositiveInt, dropout: FractionBelowOne, attention_dropout: FractionBelowOne) -> None:
         super().__init__()
         self.query, self.key, self.value = (nn.Linear(features, features, bias=False) for _ in range(3))
         self.out, self.dropout = nn.Linear(features, features), nn.Dropout(dropout)
+        self.attention_dropout = nn.Dropout(attention_dropout)
         self.scale, self.shift = nn.Parameter(torch.ones(features)), nn.Parameter(torch.zeros(features))
         for layer in (self.query, self.key, self.value):
             nn.init.normal_(layer.weight, std=features**-0.5)
+        nn.init.xavier_normal_(self.out.weight)
 
     def forward(self, set_KD: Tensor, visible_KK: Tensor) -> Tensor:
         """Transform vectors; `visible_KK` is a bool mask of the vectors j (columns) that each i (row) attends to."""
         score_KK = self.query(set_KD) @ self.key(set_KD).mT / set_KD.shape[1] ** 0.5
-        read_KD = only_present(score_KK, visible_KK).softmax(1) @ self.value(set_KD)
+        attention_KK = self.attention_dropout(only_present(score_KK, visible_KK).softmax(1))
+        read_KD = attention_KK @ self.value(set_KD)
         return layer_norm(set_KD + self.dropout(self.out(read_KD)), self.scale.shape, self.scale, self.shift)
 
 
@@ -86,8 +91,10 @@ class ContrastiveLoss:
         assert isinstance(head, AdaptedPrototypes)
         features, statistics = learner.embed(task.support)
         state = learner.fit(task.support, features, statistics)
-        query_features = learner.embed_query(state, task.query.inputs)
-        loss = learner.objective.loss(learner.score(state, query_features), task.query)
+        with query_weight(task.query.weight):
+            query_features = learner.embed_query(state, task.query.inputs)
+            prediction = learner.score(state, query_features)
+        loss = learner.objective.loss(prediction, task.query)
         if self.contrast == 0:
             return loss
         feat = torch.cat([features, query_features])
@@ -106,6 +113,7 @@ def feat(
     temperature: PositiveFloat = 8.0,
     contrast: NonNegativeFloat = 0.1,
     dropout: FractionBelowOne = 0.5,
+    attention_dropout: FractionBelowOne = 0.1,
     objective: Objective = objectives.classification,
     batchnorm: BatchNorm = "support",
 ) -> HeadLearner:
@@ -122,6 +130,7 @@ def feat(
         temperature: $\tau$.
         contrast: $\beta$, the weight of the regulariser.
         dropout: dropout rate of what the transformer adds to a class mean.
+        attention_dropout: dropout rate of the transformer's attention weights.
         objective, batchnorm: as in `protonet`.
 
     Example:
@@ -136,7 +145,8 @@ def feat(
 
     Deviations:
         Both losses share one temperature, where the authors' code has two. Theirs are 16 to 64, with which training
-        starts slowly on small embeddings.
+        starts slowly on small embeddings. Class scores are distances, which is an option of their code; its default is
+        the inner product of a query with an adapted prototype of unit length.
     """
-    head = AdaptedPrototypes(SetTransformer(features, dropout), temperature)
+    head = AdaptedPrototypes(SetTransformer(features, dropout, attention_dropout), temperature)
     return HeadLearner(embedding, head, objective, batchnorm=batchnorm, outer=ContrastiveLoss(contrast))

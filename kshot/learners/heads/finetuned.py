@@ -88,7 +88,9 @@ def baseline_pp(
 
     Deviations:
         The weights start at the class means of unit features (Qi, Brown, Lowe, arXiv:1712.07136) rather than at random,
-        and each step sees the whole support set. `kshot.pretrain` trains with a linear classifier, not a cosine one.
+        and each step sees the whole support set, rather than 4 rows at a time. The steps have no momentum, which is 0.9
+        in the authors' code, and no weight decay, 0.001 there. Their scale is fixed at 2, or at 10 for more than 200
+        classes. `kshot.pretrain` trains with a linear classifier, not a cosine one.
     """
     return HeadLearner(embedding, CosineClassifier(SGD(inner_lr), steps, scale), objective, batchnorm=batchnorm)
 
@@ -185,8 +187,9 @@ def pmf(
         arXiv:2204.07305.
 
     Deviations:
-        The paper pretrains transformers by self-supervision on other data, and its augmentation changes colours too.
-        Inputs other than images are not augmented: the support set is then its own query.
+        The paper pretrains transformers by self-supervision on other data, and its augmentation changes colours too,
+        shifts each image by itself, and makes each change with a probability of 0.9. Its cosine has a learned offset,
+        which changes no probability. Inputs other than images are not augmented: the support set is then its own query.
     """
     learner = protonet(embedding, distance=distance, objective=objective, batchnorm=batchnorm)
     return TunedEmbedding(learner, FirstOrder(Adam(inner_lr), steps), Augment(flip=flip, shift=shift))

@@ -22,8 +22,8 @@ from kshot.types import Tree
 class Reconstruction(Head):
     r"""The ridge regression of a query's feature vectors on all those of a class, and its squared error; see `frn`.
 
-    The state is the matrix $(S_c^\top S_c + \lambda I)^{-1} S_c^\top S_c$ (C, D, D) by which a class reconstructs
-    a vector.
+    The state is the matrix $(S_c^\top S_c + \lambda_c I)^{-1} S_c^\top S_c$ (C, D, D) by which a class reconstructs
+    a vector; all vectors are features divided by $\sqrt D$.
 
     Args:
         scale: initial value of $\gamma$.
@@ -41,7 +41,7 @@ class Reconstruction(Head):
         positions, channels = vector_NRD.shape[1:]
         share_NC = target_NC * weight_N[:, None]
         count_C = share_NC.sum(0)
-        l2_C = count_C.where(count_C > 0, 1.0) * (positions / channels) * self.alpha.exp()
+        l2_C = count_C.where(count_C > 0, 1.0) * (positions / channels) * self.alpha.exp() + 1e-6
         vector_CKD = (share_NC.sqrt().mT[:, :, None, None] * vector_NRD).flatten(1, 2)  # 0 for rows of other classes
         return {"rebuild": solve_ridge(vector_CKD, vector_CKD, l2_C)}
 
@@ -53,25 +53,26 @@ class Reconstruction(Head):
 
 
 def _vectors(feat_ND: Tensor) -> Tensor:
-    """Feature maps (N, D, ...) as vectors of their positions (N, R, D), scaled to a length of about 1."""
+    """Feature maps (N, D, ...) as vectors of their positions (N, R, D), divided by the root of D."""
     return feat_ND.flatten(2).mT / feat_ND.shape[1] ** 0.5 if feat_ND.ndim > 2 else _vectors(feat_ND[..., None])
 
 
 def frn(
     embedding: MapEmbedding,
     *,
-    scale: PositiveFloat = 10.0,
+    scale: PositiveFloat = 1.0,
     objective: Objective = objectives.classification,
     batchnorm: BatchNorm = "support",
 ) -> HeadLearner:
     r"""Feature map reconstruction network: reconstruct a query's map from each class's support by ridge regression.
 
-    $$ \bar Q_c = \rho \, Q (S_c^\top S_c + \lambda I)^{-1} S_c^\top S_c, \qquad
+    $$ \bar Q_c = \rho \, Q (S_c^\top S_c + \lambda_c I)^{-1} S_c^\top S_c, \qquad
        \hat y_c = -\frac{\gamma}{r} \lVert Q - \bar Q_c \rVert^2, \qquad
-       \lambda = \tfrac{k r}{d} e^\alpha, \quad \rho = e^\beta $$
+       \lambda_c = \tfrac{k_c r}{d} e^\alpha + 10^{-6}, \quad \rho = e^\beta $$
 
-    Q (r, d) are the r vectors of the query's map, $S_c$ (k r, d) those of the k support examples of the class;
-    $\alpha$, $\beta$ and $\gamma$ are learned. Positions of one map are not matched to those of another.
+    Q (r, d) are the r vectors of the query's map, divided by $\sqrt d$; $S_c$ ($k_c r$, d) are those of the $k_c$
+    support examples of the class, likewise. $\alpha$ and $\beta$, 0 at first, and $\gamma$ are learned. Positions of
+    one map are not matched to those of another.
 
     Args:
         embedding: any module: inputs (n, ...) to feature maps (n, d, H, W); one without positions has r = 1.
@@ -89,6 +90,8 @@ def frn(
         arXiv:2012.01506.
 
     Deviations:
-        The auxiliary loss, which keeps the classes' subspaces apart, is omitted.
+        The auxiliary loss, which keeps the classes' subspaces apart, is omitted, and so is the paper's pretraining with
+        a learned matrix of vectors for each training class. All features are divided by $\sqrt d$, where the authors'
+        code divides those of ResNet-12 only. $\gamma$ is learned by its logarithm.
     """
     return HeadLearner(embedding, Reconstruction(scale), objective, batchnorm=batchnorm)

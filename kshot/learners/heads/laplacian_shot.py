@@ -1,7 +1,8 @@
 """LaplacianShot: label propagation between the queries of a task.
 
-It is transductive: a prediction depends on the other queries, so all queries of a task belong in one call of `predict`,
-and padding does not. Its figures are not comparable to inductive ones.
+It is transductive: a prediction depends on the other queries, so all queries of a task belong in one call of `predict`;
+padding does not, unless its weight is given (see `kshot.query_weight`). Its figures are not comparable to inductive
+ones.
 
 Shape legend: N support rows, M query rows, D features, C classes.
 """
@@ -19,6 +20,7 @@ from kshot.learners.heads.distances import class_means, euclidean
 from kshot.learners.heads.head_learner import Head, HeadLearner
 from kshot.learners.heads.simpleshot import Centred
 from kshot.objectives import Objective, only_present
+from kshot.query_weight import current_query_weight
 from kshot.supplied import Embedding, FeatureCount
 from kshot.types import Tree
 
@@ -27,7 +29,7 @@ class Laplacian(Head):
     r"""Class means, and query labels that agree with the nearest means and with the labels of neighbouring queries.
 
     Args:
-        neighbours: $k$, the number of neighbours of a query.
+        neighbours: $k$, the number of neighbours of a query, itself not counted.
         smoothness: $\lambda$.
         steps: number of steps of the bound optimiser.
     """
@@ -52,18 +54,23 @@ class Laplacian(Head):
         return logit_MC
 
     def _neighbour_graph(self, feat_MD: Tensor) -> Tensor:
-        """(M, M), 1 where the query of the column is among the nearest of the query of the row, else 0."""
+        """(M, M), 1 where the query of the column is among the nearest of the query of the row, else 0.
+
+        Neither the query itself nor a query of weight 0 is a neighbour.
+        """
         count = len(feat_MD)
-        distance_MM = -euclidean(feat_MD, feat_MD).detach() + torch.diag(feat_MD.new_full((count,), torch.inf))
-        nearest = distance_MM.topk(min(self.neighbours, count - 1), largest=False).indices
-        return torch.zeros_like(distance_MM).scatter(1, nearest, 1.0)
+        itself_MM = torch.eye(count, dtype=torch.bool, device=feat_MD.device)
+        excluded_MM = itself_MM | (current_query_weight(count, like=feat_MD) == 0)
+        distance_MM = torch.where(excluded_MM, torch.inf, -euclidean(feat_MD, feat_MD).detach())
+        nearest = distance_MM.topk(min(self.neighbours, count - 1), largest=False)
+        return torch.zeros_like(distance_MM).scatter(1, nearest.indices, nearest.values.isfinite().to(feat_MD.dtype))
 
 
 def laplacian_shot(
     embedding: Embedding,
     *,
     features: FeatureCount,
-    neighbours: PositiveInt = 3,
+    neighbours: PositiveInt = 2,
     smoothness: NonNegativeFloat = 1.0,
     steps: NonNegativeInt = 20,
     objective: Objective = objectives.classification,
@@ -72,15 +79,18 @@ def laplacian_shot(
     r"""LaplacianShot, transductive: SimpleShot with labels that are propagated between neighbouring queries.
 
     $$ \min_{Y} \; \sum_m y_m^\top a_m + \frac\lambda2 \sum_{m, p} w_{mp} \lVert y_m - y_p \rVert^2, \qquad
-       y_m \leftarrow \mathrm{softmax}\Bigl(-a_m + \lambda \sum_p w_{mp} y_p\Bigr) $$
+       y_m \leftarrow \mathrm{softmax}\Bigl(-a_m + \lambda \sum_p w_{mp} y_p\Bigr), \quad
+       y_m \leftarrow \mathrm{softmax}(-a_m) \text{ at first} $$
 
     $a_{mc} = \lVert z_m - \bar z_c \rVert^2$ for features $z$ that are centred and of unit length, as in `simpleshot`;
-    $w_{mp} = 1$ if p is among the k nearest queries of m, else 0.
+    $w_{mp} = 1$ if p is among the k nearest queries of m, without m itself, else 0. The updates are those of the
+    paper's bound on the objective, to which an entropy of the labels is added. The prediction is the argument of the
+    last softmax.
 
     Args:
         embedding, features, objective, batchnorm: as in `simpleshot`.
-        neighbours: $k$.
-        smoothness: $\lambda$; the paper chooses it on validation tasks.
+        neighbours: $k$, without the query itself; the authors' 3 include it.
+        smoothness: $\lambda$; the paper chooses it on validation tasks, from 0.1 to 1.5.
         steps: number of updates of all labels.
 
     Returns:
@@ -96,7 +106,8 @@ def laplacian_shot(
         Ziko, Dolz, Granger, Ben Ayed: Laplacian Regularized Few-Shot Learning, ICML 2020, arXiv:2006.15486.
 
     Deviations:
-        Class means are not rectified by the queries' confident predictions.
+        Class means are not rectified by the queries' confident predictions. All steps are taken, where the authors'
+        code stops once the bound has converged.
     """
     head = Centred(Laplacian(neighbours, smoothness, steps), features)
     return HeadLearner(embedding, head, objective, batchnorm=batchnorm)

@@ -12,6 +12,7 @@ from kshot import objectives
 from kshot.annotations import NonNegativeInt, PositiveFloat
 from kshot.argument_checks import check_arguments
 from kshot.inner.functional import BatchNorm
+from kshot.learners.amortised.attention import log_weight
 from kshot.learners.heads.distances import cosine, log_parameter
 from kshot.learners.heads.head_learner import Head, HeadLearner
 from kshot.objectives import Objective
@@ -64,7 +65,7 @@ class Matching(Head):
         self.contexts = None if contexts is None else nn.ModuleList(contexts)
 
     def fit(self, feat_ND: Tensor, target_NC: Tensor, weight_N: Tensor) -> Tree:
-        log_weight_N = weight_N.clamp_min(torch.finfo(weight_N.dtype).tiny).log()
+        log_weight_N = log_weight(weight_N)
         if self.contexts is not None:
             feat_ND = self.contexts[0](feat_ND, feat_ND, log_weight_N)
         return {"features": feat_ND, "targets": target_NC, "log_weight": log_weight_N}

@@ -15,7 +15,7 @@ from kshot import objectives
 from kshot.annotations import PositiveInt
 from kshot.argument_checks import check_arguments
 from kshot.inner.functional import BatchNorm
-from kshot.learner import Learner, query_loss
+from kshot.learner import Learner, predict_query, query_loss
 from kshot.learners.heads.distances import class_means
 from kshot.learners.heads.head_learner import Head, HeadLearner
 from kshot.objectives import Objective, weighted_mean
@@ -61,7 +61,7 @@ def relation_module(features: int | Sequence[int], hidden: int) -> nn.Module:
 
 def squared_relations(learner: Learner, task: Task) -> Tensor:
     r"""The paper's outer loss, $\sum_c (\sigma(\hat y_c) - y_c)^2$, averaged over queries."""
-    logits = learner.predict(learner.adapt(task.support), task.query.inputs)
+    logits = predict_query(learner, learner.adapt(task.support), task.query)
     return weighted_mean((logits.sigmoid() - task.query.targets).square().sum(1), task.query.weight)
 
 
@@ -109,8 +109,10 @@ def relation_net(
 
     Deviations:
         Class features are means, where the paper sums them, so that their size does not depend on the shots. The
-        default module has GroupNorm, since the paper's BatchNorm would mix the queries, and ends in pooling, so that
-        maps of any size fit.
+        default module has GroupNorm, since the paper's BatchNorm would mix the queries. Its maps keep their size and
+        are averaged at the end, so that maps of any size fit, where the paper's are max-pooled after each convolution
+        and flattened; there is no hidden layer after them. The paper's loss is the mean over classes rather than their
+        sum.
     """
     head = Relation(relation_module(features, hidden) if relation is None else relation)
     outer = squared_relations if loss == "squared" else query_loss

@@ -99,11 +99,12 @@ INITIAL_SLOPE = 1.3  # initial inverse variance of the distribution over levels 
 class Readout(nn.Module):
     r"""Logits of the levels from a predicted rating and the user's past use of the levels.
 
-    $$ \ell_k = c_k + (A h)_k + \gamma \hat y v_k + g_k(h, \log n, \hat y, \hat\sigma, \hat y_0, z) $$
+    $$ \ell_k = c_k + (A h)_k + \gamma \hat y v_k + g_k(h, \tfrac13 \log(1 + n), \hat y, \hat\sigma, \hat y_0, z) $$
 
-    with $h$ the user's shrunk shares of the levels, $n$ the number of ratings, $\hat y \pm \hat\sigma$ the predicted
-    rating, $\hat y_0$ its prior mean, and $z$ the user's features, if any. The perceptron $g$ and the matrix $A$ start
-    at zero, so the initial distribution is a normal one around $\hat y$ of variance 1 / `INITIAL_SLOPE`, at the levels.
+    with $h = u / (n + e^\rho)$ the user's shrunk shares of the levels from their counts $u$, $n$ the number of ratings,
+    $\hat y \pm \hat\sigma$ the predicted rating, $\hat y_0$ its prior mean, and $z$ the user's features, if any. The
+    perceptron $g$ and the matrix $A$ start at zero, so the initial distribution is a normal one around $\hat y$ of
+    variance 1 / `INITIAL_SLOPE`, at the levels.
     """
 
     def __init__(self, values: Sequence[float], hidden: int, user_features: int) -> None:
@@ -210,8 +211,8 @@ def alpaca(
         2008.
 
     Deviations:
-        The prior's covariance is diagonal, and the noise is one number; the choice of items and the levels are not in
-        ALPaCA.
+        The prior's covariance is diagonal, where the paper learns all of it, and the noise is one number; the choice of
+        items and the levels are not in ALPaCA.
     """
     sizes = {"hidden": hidden, "user_features": user_features}
     return Alpaca(embedding, features, objective, noise=noise, prior=prior, item_penalty=item_penalty, **sizes)

@@ -39,6 +39,10 @@ def melu(
     References:
         Lee, Im, Jang, Cho, Chung: MeLU: Meta-Learned User Preference Estimator for Cold-Start Recommendation, KDD 2019,
         arXiv:1908.00413, algorithm 1.
+
+    Deviations:
+        Exact by default; the authors' code copies the adapted weights into the model, so that its meta-gradient is of
+        first order (`order=1`). Evidence candidates, the items that the paper asks a new user to rate, are not chosen.
     """
     solver = make_solver(order, SGD(inner_lr), steps)
     return GradientLearner(model, objective, solver, adaptable=decision, batchnorm=batchnorm)
