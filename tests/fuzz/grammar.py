@@ -12,7 +12,7 @@ import random
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any
 
@@ -46,7 +46,7 @@ class Rule:
         return torch.optim.Adam(params, self.lr, eps=self.eps, weight_decay=self.weight_decay)
 
 
-@dataclass
+@dataclass(repr=False)
 class Case:
     """A drawn module with its tasks.
 
@@ -71,16 +71,20 @@ class Case:
     objective: str = "mse"
     adaptable: str = "*"
     may_refuse: bool = False
-    made: type[nn.Module] | None = field(default=None, repr=False)
+    made: type[nn.Module] | None = None
+
+    @property
+    def number(self) -> int:
+        """The seed of weights and data."""
+        return self.seed if isinstance(self.seed, int) else sum(map(ord, self.seed))
 
     @cached_property
     def make(self) -> type[nn.Module]:
         """The class."""
         if self.made is not None:
             return self.made
-        names = dict(
-            torch=torch, nn=nn, F=F, partial=partial, parametrizations=parametrizations, parametrize=parametrize
-        )
+        names: dict[str, Any] = {"torch": torch, "nn": nn, "F": F, "partial": partial}
+        names |= {"parametrizations": parametrizations, "parametrize": parametrize}
         names |= {name: thing for name, thing in vars(layers).items() if not name.startswith("_")}
         names["__name__"] = f"drawn_{self.seed}"
         exec(compile(self.source, f"<module of seed {self.seed}>", "exec"), names)
@@ -90,7 +94,7 @@ class Case:
         """A new module, the same at each call."""
         with _float64(), torch.random.fork_rng(devices=[]), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # deprecated functions that models still use
-            torch.manual_seed(_number(self.seed))
+            torch.manual_seed(self.number)
             module = self.make()
             with torch.no_grad():
                 for parameter in module.parameters():  # no zeros or ones of an initialisation
@@ -103,7 +107,7 @@ class Case:
 
     def data(self, task: int = 0) -> Data:
         """A task."""
-        generator = torch.Generator().manual_seed(1000 * _number(self.seed) + task)
+        generator = torch.Generator().manual_seed(1000 * self.number + task)
         parts: list[Any] = []
         for rows in (SUPPORT, QUERY):
             if self.objective == "mse":
@@ -119,15 +123,14 @@ class Case:
             return F.mse_loss(prediction, targets)
         return F.cross_entropy(prediction, targets)
 
+    def __repr__(self) -> str:
+        return f"draw({self.seed!r})"
+
     def __str__(self) -> str:
         options = {
             name: getattr(self, name) for name in ("rule", "steps", "training", "batchnorm", "objective", "adaptable")
         }
         return f"seed {self.seed}: {', '.join(sorted(self.tags))}\n{options}\n{self.source}"
-
-
-def _number(seed: int | str) -> int:
-    return seed if isinstance(seed, int) else sum(map(ord, seed))
 
 
 @contextmanager

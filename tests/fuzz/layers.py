@@ -89,7 +89,7 @@ class Alternating(nn.Module):
 
 
 class Remembering(nn.Module):
-    """The first call stores a tensor, and a list grows at each call; both are Python attributes that later calls use."""
+    """The first call stores a tensor and each call extends a list: Python attributes that later calls use."""
 
     def __init__(self) -> None:
         super().__init__()

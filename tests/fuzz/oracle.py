@@ -22,6 +22,7 @@ import torch
 from fuzz.grammar import Case, Data, call
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.overrides import TorchFunctionMode
 
 Grads = dict[str, Tensor]
 Moments = dict[str, list[tuple[Tensor, Tensor]]]
@@ -67,7 +68,7 @@ def directional(case: Case, direction: Grads, step: float, claim: float, toleran
 
 
 def random_direction(case: Case, generator: torch.Generator) -> Grads:
-    """A random direction of norm 1, without what PyTorch masks in gradients: by hooks, and padding rows of embeddings."""
+    """A random direction of norm 1, without what PyTorch masks: by hooks, and padding rows of embeddings."""
     module = case.build()
     direction = {
         name: hooked(parameter, torch.randn(parameter.shape, generator=generator, dtype=torch.float64))
@@ -185,7 +186,7 @@ def _using(module: nn.Module, moments: Moments) -> Iterator[None]:
 def gradient(case: Case, task: int = 0) -> Grads:
     """The outer gradient by double backward, after the hooks of the parameters; zeros where there is none."""
     data = case.data(task)
-    with plain_kernels(), _without_checkpoints(), _plain_weight_norm():
+    with plain_kernels(), _without_checkpoints(), _PlainWeightNorm():
         module, places = _copy(case), None
         params = trainable(module)
         adapting = {id(parameter) for parameter in _adapting(case, module)}
@@ -312,7 +313,7 @@ def plain_kernels() -> Iterator[None]:
 
 @contextmanager
 def _without_checkpoints() -> Iterator[None]:
-    """A context in which checkpointing calls its function once, since the steps exchange the parameters of one module."""
+    """A context in which checkpointing calls its function once: the steps exchange the parameters of one module."""
     module = torch.utils.checkpoint
     before = module.checkpoint
     module.checkpoint = lambda function, *args, use_reentrant, **options: function(*args)
@@ -322,16 +323,11 @@ def _without_checkpoints() -> Iterator[None]:
         module.checkpoint = before
 
 
-def _weight_norm(direction: Tensor, size: Tensor, dim: int = 0) -> Tensor:
+class _PlainWeightNorm(TorchFunctionMode):
     """Weight normalisation in plain operations: PyTorch's kernel has a wrong second derivative (seen in 2.13)."""
-    return direction * (size / torch.norm_except_dim(direction, 2, dim))
 
-
-@contextmanager
-def _plain_weight_norm() -> Iterator[None]:
-    before = torch._weight_norm
-    torch._weight_norm = _weight_norm
-    try:
-        yield
-    finally:
-        torch._weight_norm = before
+    def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        if func is torch._weight_norm:
+            direction, size, dim = args
+            return direction * (size / torch.norm_except_dim(direction, 2, dim))
+        return func(*args, **(kwargs or {}))

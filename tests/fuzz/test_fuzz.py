@@ -1,0 +1,108 @@
+"""Random modules: kshot equals plain training of a copy and its derivatives, in every mode, or says why not."""
+
+from __future__ import annotations
+
+import collections
+import itertools
+
+import pytest
+import torch
+
+from fuzz import oracle, productions
+from fuzz.checks import Outcome, _Refused, check, check_mode
+from fuzz.grammar import draw
+
+SEEDS, SHARD = 500, 50
+SLOW_SEEDS, SLOW_SHARD = 20_000, 200
+RECORDED = [7, 33, 57, 112, 168, 224]  # each takes seconds
+MAX_REFUSED = 0.02  # of the modules that a learner can adapt; more would be no answer
+MAX_UNBATCHED = 0.15  # of the modules that run by the loop
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # deprecated functions that models still use
+
+
+def check_seeds(seeds: range, modes: tuple[str, ...]) -> list[Outcome]:
+    """Assert that nothing fails, and that few are refused."""
+    outcomes = [check(draw(seed), modes) for seed in seeds]
+    failed = [outcome for outcome in outcomes if outcome.failures]
+    kinds = collections.Counter(kind for outcome in failed for kind, _ in outcome.failures)
+    first = "\n\n".join(str(outcome) for outcome in failed[:3])
+    assert not failed, f"seeds {[outcome.case.seed for outcome in failed]}: {dict(kinds)}\n\n{first}"
+    possible = [outcome for outcome in outcomes if not outcome.case.may_refuse]
+    refused = [outcome for outcome in possible if {"adaptation", "gradient"} & {what for what, _ in outcome.refusals}]
+    assert len(refused) <= MAX_REFUSED * len(possible), "\n".join(text for each in refused for _, text in each.refusals)
+    for mode in modes:
+        unbatched = [text for each in possible for what, text in each.refusals if what == mode]
+        assert len(unbatched) <= MAX_UNBATCHED * len(possible), "\n".join(unbatched)
+    return outcomes
+
+
+@pytest.mark.parametrize("first", range(0, SEEDS, SHARD))
+def test_random_modules(first):
+    check_seeds(range(first, first + SHARD), ("vmap",))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("first", range(1_000_000, 1_000_000 + SLOW_SEEDS, SLOW_SHARD))
+def test_many_random_modules(first):
+    check_seeds(range(first, first + SLOW_SHARD), ("vmap",))
+
+
+def check_recorded(seed: int, mode: str) -> None:
+    """Assert that steps of a recording mode equal the loop, or that the mode fell back with a sentence."""
+    outcome = Outcome(draw(seed))
+    try:
+        check_mode(outcome.case, outcome, mode)
+    except _Refused:
+        pass
+    assert not outcome.failures, str(outcome)
+    assert all(" since " in sentence for sentence in outcome.fallbacks)
+
+
+@pytest.mark.parametrize("seed", RECORDED)
+def test_recorded_steps(seed):
+    check_recorded(seed, "traced")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("first", range(2_000_000, 2_000_400, 20))
+def test_many_recorded_steps(first):
+    for seed in range(first, first + 20):
+        check_recorded(seed, "traced")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [0, 1, 4, 16])
+def test_compiled_steps(seed):
+    check_recorded(seed, "compiled")
+
+
+def test_a_seed_is_a_module():
+    for seed in range(5):
+        first, second = draw(seed), draw(seed)
+        assert first.source == second.source
+        weights = zip(first.build().state_dict().values(), second.build().state_dict().values())
+        assert all(torch.equal(one, other) for one, other in weights)
+
+
+def test_every_production_is_drawn():
+    drawn = collections.Counter(tag for seed in range(SEEDS) for tag in draw(seed).tags)
+    every = {production.__name__ for production in [*productions.ANY, *productions.VECTOR]}
+    every |= {production.__name__ for production in [*productions.SEQUENCE, *productions.IMAGE]}
+    assert {name: drawn[name] for name in every if drawn[name] < 5} == {}
+
+
+def test_the_two_oracles_agree():
+    """Central differences of `torch.optim` and double backward of written-out steps are independent of each other."""
+    generator, compared = torch.Generator().manual_seed(0), 0
+    for case in itertools.islice(map(draw, itertools.count(500)), 150):
+        if case.may_refuse or {"detached", "held_parameters"} & case.tags:
+            continue
+        grads, direction = oracle.gradient(case), oracle.random_direction(case, generator)
+        claim = sum(float((grads[name] * value).sum()) for name, value in direction.items())
+        tolerance = 1e-6 * max(float(torch.stack([grad.norm() for grad in grads.values()]).norm()), 0.01)
+        found, error = oracle.directional(case, direction, 1e-5, claim, tolerance)
+        if error <= tolerance:  # else there is a kink
+            assert abs(found - claim) <= tolerance, case
+            compared += 1
+    assert compared >= 25
