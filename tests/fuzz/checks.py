@@ -55,8 +55,8 @@ class Outcome:
         return "\n".join([*(f"{kind}: {text}" for kind, text in self.failures), str(self.case)])
 
 
-class _Refused(Exception):
-    pass
+class Refused(Exception):
+    """kshot refused; the outcome has the sentence."""
 
 
 def check(case: Case, modes: Sequence[str] = ("vmap",), *, inference: bool | None = None) -> Outcome:
@@ -70,13 +70,13 @@ def check(case: Case, modes: Sequence[str] = ("vmap",), *, inference: bool | Non
         try:
             _check_adaptation(case, outcome, case.number % 4 == 0 if inference is None else inference)
             reference = _check_gradient(case, outcome)
-        except _Refused:
+        except Refused:
             return outcome
         if reference is not None:
             for mode in modes:
                 try:
                     check_mode(case, outcome, mode)
-                except _Refused:
+                except Refused:
                     continue
     return outcome
 
@@ -115,7 +115,7 @@ def _attempt(outcome: Outcome, what: str, module: nn.Module, function: Callable[
             outcome.refusals.append((what, text))
         else:
             outcome.failures.append(Failure("error", f"in {what}: {text}"))
-        raise _Refused from error
+        raise Refused from error
 
 
 def names_a_layer(message: str, module: nn.Module) -> bool:

@@ -118,7 +118,7 @@ def _functional_call(self: Function, params: dict, inputs: Any, *rest: Any, **op
 
 
 def plant_functional_call(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Modules are called by `torch.func.functional_call` with copies of the buffers, by the names of `named_parameters`.
+    """Modules are called by `torch.func.functional_call`, with copies of the buffers, by the first names.
 
     Then a module that is registered twice loses its weights, shared buffers are a KeyError, threads exchange weights,
     recomputation in backward sees the module's own weights, hooks of parameters do not run, buffers do not learn.

@@ -9,8 +9,9 @@ Shape legend: n examples; shapes of drawn variables are without n: (d,) vectors,
 from __future__ import annotations
 
 import random
+import re
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -166,13 +167,23 @@ class Draw:
         self.init.append(f"self.{name} = {expression}")
         return f"self.{name}"
 
-    def parameter(self, *shape: int) -> str:
-        """Register a parameter; returns how forward refers to it."""
-        return self.add(f"nn.Parameter(0.5 * torch.randn({shape}))", "w")
-
     def line(self, *lines: str) -> None:
-        """Append lines to forward."""
-        self.body += lines
+        """Append lines to forward.
+
+        In them `<nn.Tanh()>` registers what the expression makes and stands for it; `<w 2 3>` is a new parameter (2, 3).
+        """
+        self.body += [re.sub(r"<([^<>]+)>", self._register, line) for line in lines]
+
+    def _register(self, match: re.Match) -> str:
+        if match[1].split()[0] != "w":
+            return self.add(match[1])
+        shape = ", ".join(match[1].split()[1:])
+        return self.add(f"nn.Parameter(0.5 * torch.randn(({shape + ',' if shape else ''})))", "w")
+
+    def one_of(self, *options: str | Sequence[str]) -> None:
+        """Append the lines of a random option."""
+        option = self.rng.choice(options)
+        self.line(*([option] if isinstance(option, str) else option))
 
     def tag(self, *tags: str) -> None:
         self.tags.update(tags)
@@ -197,13 +208,13 @@ def draw(seed: int) -> Case:
 
 
 def _candidate(seed: int, attempt: int) -> Case:
-    from fuzz import productions
+    from fuzz import expressions, productions  # which import this module
 
     rng = random.Random(1_000_003 * seed + attempt)
     training = rng.random() < 0.7
     batchnorm = rng.choice(["support", "query", "running"])
     drawing = Draw(rng, training, batchnorm)
-    signature, inputs = rng.choice(productions.INPUTS)(drawing)
+    signature, inputs = rng.choice(expressions.INPUTS)(drawing)
     for _ in range(rng.choice([2, 3, 4, 5])):
         productions.statement(drawing)
     productions.head(drawing)

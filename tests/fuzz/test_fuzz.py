@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import collections
 import itertools
+from contextlib import suppress
 
 import pytest
 import torch
-
-from fuzz import oracle, productions
-from fuzz.checks import Outcome, _Refused, check, check_mode
+from fuzz import oracle, productions, shaped
+from fuzz.checks import Outcome, Refused, check, check_mode
 from fuzz.grammar import draw
 
 SEEDS, SHARD = 500, 50
@@ -51,10 +51,8 @@ def test_many_random_modules(first):
 def check_recorded(seed: int, mode: str) -> None:
     """Assert that steps of a recording mode equal the loop, or that the mode fell back with a sentence."""
     outcome = Outcome(draw(seed))
-    try:
+    with suppress(Refused):
         check_mode(outcome.case, outcome, mode)
-    except _Refused:
-        pass
     assert not outcome.failures, str(outcome)
     assert all(" since " in sentence for sentence in outcome.fallbacks)
 
@@ -87,15 +85,15 @@ def test_a_seed_is_a_module():
 
 def test_every_production_is_drawn():
     drawn = collections.Counter(tag for seed in range(SEEDS) for tag in draw(seed).tags)
-    every = {production.__name__ for production in [*productions.ANY, *productions.VECTOR]}
-    every |= {production.__name__ for production in [*productions.SEQUENCE, *productions.IMAGE]}
+    every = {production.__name__ for production in [*productions.ANY, *shaped.VECTOR]}
+    every |= {production.__name__ for production in [*shaped.SEQUENCE, *shaped.IMAGE]}
     assert {name: drawn[name] for name in every if drawn[name] < 5} == {}
 
 
 def test_the_two_oracles_agree():
     """Central differences of `torch.optim` and double backward of written-out steps are independent of each other."""
     generator, compared = torch.Generator().manual_seed(0), 0
-    for case in itertools.islice(map(draw, itertools.count(500)), 150):
+    for case in itertools.islice(map(draw, itertools.count(500)), 60):
         if case.may_refuse or {"detached", "held_parameters"} & case.tags:
             continue
         grads, direction = oracle.gradient(case), oracle.random_direction(case, generator)

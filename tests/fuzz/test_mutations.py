@@ -8,13 +8,13 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
-from torch import Tensor, nn
-
-import kshot
 from fuzz import faults
 from fuzz.checks import Outcome, check, check_mode, make_learner, make_task
 from fuzz.grammar import VOCABULARY, Case, Rule, draw
 from fuzz.test_threads import MODULES, count_wrong_answers, normal, thread_case
+from torch import Tensor, nn
+
+import kshot
 from kshot import Batch, Task
 from kshot.training.step import MetaGradient
 from kshot.types import stack

@@ -6,10 +6,9 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
-from torch import nn
-
 from fuzz.checks import Snapshot, make_learner, make_task
 from fuzz.grammar import Case
+from torch import nn
 
 THREADS = 8
 
