@@ -170,7 +170,7 @@ class Draw:
     def line(self, *lines: str) -> None:
         """Append lines to forward.
 
-        In them `<nn.Tanh()>` registers what the expression makes and stands for it; `<w 2 3>` is a new parameter (2, 3).
+        In them `<nn.Tanh()>` registers what the expression makes and stands for it, and `<w 2 3>` a parameter (2, 3).
         """
         self.body += [re.sub(r"<([^<>]+)>", self._register, line) for line in lines]
 

@@ -1,4 +1,4 @@
-"""The fuzz finds what it is for: each fault that kshot had, planted again, makes a check fail that passes without it."""
+"""The fuzz finds what it is for: each fault that kshot had, planted again, makes a check fail."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ import pytest
 import torch
 from fuzz import faults
 from fuzz.checks import Outcome, check, check_mode, make_learner, make_task
-from fuzz.grammar import VOCABULARY, Case, Rule, draw
-from fuzz.test_threads import MODULES, count_wrong_answers, normal, thread_case
+from fuzz.expressions import ids, normal
+from fuzz.grammar import Case, Rule, draw
+from fuzz.test_threads import MODULES, count_wrong_answers, thread_case
 from torch import Tensor, nn
 
 import kshot
@@ -35,10 +36,6 @@ def by_hand(name: str, shape: tuple[int, ...], init: str, forward: str, *tags: s
     ]
     inputs = options.pop("inputs", normal(*shape))
     return Case(name, "\n".join(lines), inputs, tags=frozenset(tags), **options)
-
-
-def _ids(generator: torch.Generator, rows: int) -> Tensor:
-    return torch.randint(VOCABULARY, (rows, 5), generator=generator)
 
 
 CONV = "self.c = nn.Conv2d(1, 2, 3, padding=1); "
@@ -142,14 +139,20 @@ CASES = {
         "first, second = (self.m, self.n) if len(x) > 5 else (self.n, self.m); x = first(x) + second(self.a(x))",
         "unequal",
     ),
-    "weight norm": by_hand("weight norm", (4,), VECTOR + "; parametrizations.weight_norm(self.a)", "x = self.a(x).sin()"),
+    "weight norm": by_hand(
+        "weight norm", (4,), VECTOR + "; parametrizations.weight_norm(self.a)", "x = self.a(x).sin()"
+    ),
     "padding row": by_hand(
-        "padding", (), "self.e = nn.Embedding(7, 4, padding_idx=1); self.head = nn.Linear(20, 2)", "x = self.e(x)", inputs=_ids
+        "padding",
+        (),
+        "self.e = nn.Embedding(7, 4, padding_idx=1); self.head = nn.Linear(20, 2)",
+        "x = self.e(x)",
+        inputs=ids(5),
     ),
     "a parameter in a list": by_hand(
         "list", (4,), VECTOR + "; self.held = [self.a.weight]", "x = F.linear(x, self.held[0]).tanh()", may_refuse=True
     ),
-}  # fmt: skip
+}
 
 
 class Fault(NamedTuple):
@@ -183,7 +186,9 @@ FAULTS = {
         FUNCTIONAL, ("checkpoint", "checkpoint of a closure", "checkpoint with a norm"), ("checkpointed",)
     ),
     "6 buffers": Fault(
-        faults.plant_fixed_buffers, ("counter", "assigned counter", "moving average", "spectral norm"), ("learning_buffer",)
+        faults.plant_fixed_buffers,
+        ("counter", "assigned counter", "moving average", "spectral norm"),
+        ("learning_buffer",),
     ),
     "6 Python attributes": Fault(FUNCTIONAL, ("Python counter",), ("python_attribute",)),
     "hooks": Fault(faults.plant_lost_gradient_hooks, ("masked gradient",), ("masked_gradient",)),
@@ -192,7 +197,7 @@ FAULTS = {
     ),
     "weight norm": Fault(faults.plant_fused_weight_norm, ("weight norm",), ("weight_norm",)),
     "padding": Fault(faults.plant_wrong_embedding, ("padding row",), ("embedding padding",)),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", ["forward hook", "one LayerNorm twice"])

@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 from fuzz.checks import Snapshot, make_learner, make_task
+from fuzz.expressions import normal
 from fuzz.grammar import Case
 from torch import nn
 
@@ -43,10 +44,6 @@ class Attention(nn.Module):
 
     def forward(self, x):
         return self.head(self.rnn(self.body(x))[0].mean(1))
-
-
-def normal(*shape: int):
-    return lambda generator, rows: torch.randn(rows, *shape, generator=generator, dtype=torch.float64)
 
 
 MODULES = {"mlp": (Mlp, (4,)), "conv": (Conv, (1, 6, 6)), "attention": (Attention, (3, 4))}
