@@ -23,6 +23,7 @@ from fuzz import layers
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.utils import parametrizations, parametrize
+from torch.utils._pytree import tree_leaves
 
 SUPPORT, QUERY, OUTPUTS, VOCABULARY = 6, 4, 2, 7
 Shape = tuple[int, ...]
@@ -244,14 +245,17 @@ def _candidate(seed: int, attempt: int) -> Case:
 
 
 def _is_trainable(case: Case) -> bool:
-    """Whether plain PyTorch runs a training step and a prediction, whose numbers are of an ordinary size."""
+    """Whether plain PyTorch runs a training step and a prediction, with numbers of an ordinary size and kept inputs."""
     support, targets, query, _ = case.data()
+    versions = [leaf._version for leaf in tree_leaves((support, query))]
     try:
         module = case.build()
         case.loss(call(module, support), targets).backward()
         output = call(module, query)
     except (RuntimeError, ValueError, IndexError, TypeError):
         return False
+    if versions != [leaf._version for leaf in tree_leaves((support, query))]:
+        return False  # a module that writes into its inputs depends on who holds them
     grads = [parameter.grad for parameter in module.parameters() if parameter.grad is not None]
     large = max([float(values.detach().abs().max()) for values in (output, *grads) if values.numel()], default=1e9)
     return output.shape == (QUERY, OUTPUTS) and large < 20  # False for NaN

@@ -42,6 +42,18 @@ def loss(case: Case, task: int = 0, shift: Grads | None = None) -> float:
         return float(case.loss(_adapted_prediction(case, data, shift or {}), data[3]))
 
 
+def rounding(case: Case) -> float:
+    """How much a relative change of the initial parameters by 1e-13 changes the prediction."""
+    generator = torch.Generator().manual_seed(0)
+    shift = {
+        name: 1e-13 * parameter.detach() * torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
+        for name, parameter in trainable(case.build()).items()
+    }
+    with plain_kernels():
+        shifted = _adapted_prediction(case, case.data(), shift).detach()
+    return float((shifted - prediction(case)).abs().max())
+
+
 def trainable(module: nn.Module) -> dict[str, nn.Parameter]:
     """Parameters that require a gradient, by their first name."""
     return {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
@@ -92,12 +104,12 @@ def hooked(parameter: Tensor, grad: Tensor) -> Tensor:
 def _adapted_prediction(case: Case, data: Data, shift: Grads) -> Tensor:
     module = _trained(case, data, shift)
     if not _measures(case, module):
-        return _call(module, data[2])
+        return call(module, data[2])
     moments = _measured(module, data[0])
     if "stateful" in case.tags:  # the pass that measured has changed the state
         module = _trained(case, data, shift)
     with _using(module, moments):
-        return _call(module, data[2])
+        return call(module, data[2])
 
 
 def _trained(case: Case, data: Data, shift: Grads) -> nn.Module:
@@ -110,7 +122,7 @@ def _trained(case: Case, data: Data, shift: Grads) -> nn.Module:
     optimizer = case.rule.torch(_adapting(case, module))
     for _ in range(case.steps):
         module.zero_grad()
-        case.loss(_call(module, data[0]), data[1]).backward()
+        case.loss(call(module, data[0]), data[1]).backward()
         optimizer.step()
     return module
 
@@ -128,10 +140,6 @@ def _adapting(case: Case, module: nn.Module) -> list[nn.Parameter]:
     names = module.named_parameters(remove_duplicate=False)
     found = {id(p): p for name, p in names if p.requires_grad and fnmatchcase(name, case.adaptable)}
     return list(found.values())
-
-
-def _call(module: nn.Module, inputs: Any) -> Tensor:
-    return call(module, inputs)
 
 
 # BatchNorm by the statistics of the support set.
@@ -154,7 +162,7 @@ def _measured(module: nn.Module, inputs: Any) -> Moments:
                 moments[name].append((mean, var))
 
             handles.append(part.register_forward_pre_hook(measure))
-    _call(module, inputs)
+    call(module, inputs)
     for handle in handles:
         handle.remove()
     return moments
@@ -187,31 +195,20 @@ def gradient(case: Case, task: int = 0) -> Grads:
     """The outer gradient by double backward, after the hooks of the parameters; zeros where there is none."""
     data = case.data(task)
     with plain_kernels(), _without_checkpoints(), _PlainWeightNorm():
-        module, places = _copy(case), None
-        params = trainable(module)
-        adapting = {id(parameter) for parameter in _adapting(case, module)}
-        adapting_names = [name for name, parameter in params.items() if id(parameter) in adapting]
-        places = _places(module, params)
+        params = trainable(case.build())
         initial = {name: parameter.detach().clone().requires_grad_() for name, parameter in params.items()}
-        values = _steps(case, module, data, places, initial, adapting_names, params)
-        if _measures(case, module):
-            _put(places, values)
+        module = _unrolled(case, data, initial)
+        if not _measures(case, module):
+            output = call(module, data[2])
+        else:
             moments = _measured(module, data[0])
             if "stateful" in case.tags:
-                module = _copy(case)
-                places = _places(module, trainable(module))
-                _steps(case, module, data, places, initial, adapting_names, params)
-            _put(places, values)
+                module = _unrolled(case, data, initial)
             _renew_buffers(module)
             with _using(module, moments):
-                output = _call(module, data[2])
-        else:
-            _put(places, values)
-            _renew_buffers(module)
-            output = _call(module, data[2])
-        grads = torch.autograd.grad(
-            case.loss(output, data[3]), list(initial.values()), allow_unused=True, materialize_grads=True
-        )
+                output = call(module, data[2])
+        loss = case.loss(output, data[3])
+        grads = torch.autograd.grad(loss, list(initial.values()), allow_unused=True, materialize_grads=True)
         return {name: hooked(params[name], grad) for name, grad in zip(initial, grads)}
 
 
@@ -248,27 +245,25 @@ def _renew_buffers(module: nn.Module) -> None:
                 part._buffers[key] = copies.setdefault(id(buffer), buffer.clone())
 
 
-def _steps(
-    case: Case,
-    module: nn.Module,
-    data: Data,
-    places: Places,
-    values: Grads,
-    adapting: list[str],
-    params: dict[str, nn.Parameter],
-) -> Grads:
-    """The parameters after the inner steps, differentiable by the initial ones."""
+def _unrolled(case: Case, data: Data, values: Grads) -> nn.Module:
+    """A copy whose parameters are tensors: those after the inner steps, differentiable by the initial values."""
+    module = _copy(case)
+    params = trainable(module)
+    places, adapting = _places(module, params), {id(parameter) for parameter in _adapting(case, module)}
+    names = [name for name, parameter in params.items() if id(parameter) in adapting]
     update = _sgd(case) if case.rule.name == "sgd" else _adam(case)
     for _ in range(case.steps):
         _put(places, values)
         _renew_buffers(module)
-        value = case.loss(_call(module, data[0]), data[1])
-        grads = torch.autograd.grad(value, [values[name] for name in adapting], create_graph=True, allow_unused=True)
+        value = case.loss(call(module, data[0]), data[1])
+        grads = torch.autograd.grad(value, [values[name] for name in names], create_graph=True, allow_unused=True)
         values = dict(values)
-        for name, grad in zip(adapting, grads):
+        for name, grad in zip(names, grads):
             if grad is not None:
                 values[name] = update(name, values[name], hooked(params[name], grad))
-    return values
+    _put(places, values)
+    _renew_buffers(module)
+    return module
 
 
 def _sgd(case: Case) -> Callable[[str, Tensor, Tensor], Tensor]:

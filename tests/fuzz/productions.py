@@ -201,7 +201,8 @@ def held_modules(d: Draw) -> None:
 
 
 def held_parameters(d: Draw) -> None:
-    """Parameters that Python attributes hold beside the registration."""
+    """Parameters that Python attributes hold beside the registration: right, or refused."""
+    d.may_refuse = True
     size, held = d.shape[-1], f"self.{d.name('held')}"
     weight = d.add(f"nn.Parameter(0.5 * torch.randn({size}, {size}))", "w")
     made, used = d.rng.choice(
