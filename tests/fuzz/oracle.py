@@ -19,6 +19,7 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from fuzz.grammar import Case, Data, call
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -194,7 +195,7 @@ def _using(module: nn.Module, moments: Moments) -> Iterator[None]:
 def gradient(case: Case, task: int = 0) -> Grads:
     """The outer gradient by double backward, after the hooks of the parameters; zeros where there is none."""
     data = case.data(task)
-    with plain_kernels(), _without_checkpoints(), _PlainWeightNorm():
+    with plain_kernels(), _without_checkpoints(), _RightDerivatives():
         params = trainable(case.build())
         initial = {name: parameter.detach().clone().requires_grad_() for name, parameter in params.items()}
         module = _unrolled(case, data, initial)
@@ -318,11 +319,17 @@ def _without_checkpoints() -> Iterator[None]:
         module.checkpoint = before
 
 
-class _PlainWeightNorm(TorchFunctionMode):
-    """Weight normalisation in plain operations: PyTorch's kernel has a wrong second derivative (seen in 2.13)."""
+class _RightDerivatives(TorchFunctionMode):
+    """Operations whose second derivative is wrong in PyTorch (seen in 2.13), in another form.
+
+    That of the kernel of weight normalisation has wrong values; that of group normalisation ends the process for an
+    input in channels-last layout that needs no gradient.
+    """
 
     def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         if func is torch._weight_norm:
             direction, size, dim = args
             return direction * (size / torch.norm_except_dim(direction, 2, dim))
+        if func is F.group_norm:
+            args = (args[0].contiguous(), *args[1:])
         return func(*args, **(kwargs or {}))
