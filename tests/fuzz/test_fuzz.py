@@ -12,40 +12,37 @@ from fuzz import oracle, productions, shaped
 from fuzz.checks import Outcome, Refused, check, check_mode
 from fuzz.grammar import draw
 
-SEEDS, SHARD = 500, 50
+SEEDS, SHARD = 500, 100
 SLOW_SEEDS, SLOW_SHARD = 20_000, 200
 RECORDED = [7, 33, 57, 112, 168, 224]  # each takes seconds
-MAX_REFUSED = 0.02  # of the modules that a learner can adapt; more would be no answer
-MAX_UNBATCHED = 0.15  # of the modules that run by the loop
+MAX_REFUSED = 0.02  # of the modules, those left out that no learner can adapt: refusing all is no answer
+MAX_UNBATCHED = 0.2  # of the modules that run by vmap
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # deprecated functions that models still use
 
 
-def check_seeds(seeds: range, modes: tuple[str, ...]) -> list[Outcome]:
-    """Assert that nothing fails, and that few are refused."""
-    outcomes = [check(draw(seed), modes) for seed in seeds]
+def check_seeds(seeds: range, batched: int) -> None:
+    """Assert that nothing fails, and that few are refused; the seeds that `batched` divides also run by vmap."""
+    outcomes = [check(draw(seed), () if seed % batched else ("vmap",)) for seed in seeds]
     failed = [outcome for outcome in outcomes if outcome.failures]
     kinds = collections.Counter(kind for outcome in failed for kind, _ in outcome.failures)
     first = "\n\n".join(str(outcome) for outcome in failed[:3])
     assert not failed, f"seeds {[outcome.case.seed for outcome in failed]}: {dict(kinds)}\n\n{first}"
-    possible = [outcome for outcome in outcomes if not outcome.case.may_refuse]
-    refused = [outcome for outcome in possible if {"adaptation", "gradient"} & {what for what, _ in outcome.refusals}]
-    assert len(refused) <= MAX_REFUSED * len(possible), "\n".join(text for each in refused for _, text in each.refusals)
-    for mode in modes:
-        unbatched = [text for each in possible for what, text in each.refusals if what == mode]
-        assert len(unbatched) <= MAX_UNBATCHED * len(possible), "\n".join(unbatched)
-    return outcomes
+    refused = [text for each in outcomes for what, text in each.refusals if what != "vmap" and not each.case.may_refuse]
+    assert len(refused) <= MAX_REFUSED * len(outcomes), "\n".join(refused)
+    unbatched = [text for each in outcomes for what, text in each.refusals if what == "vmap"]
+    assert len(unbatched) <= MAX_UNBATCHED * len(outcomes) / batched, "\n".join(unbatched)
 
 
 @pytest.mark.parametrize("first", range(0, SEEDS, SHARD))
 def test_random_modules(first):
-    check_seeds(range(first, first + SHARD), ("vmap",))
+    check_seeds(range(first, first + SHARD), batched=2)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("first", range(1_000_000, 1_000_000 + SLOW_SEEDS, SLOW_SHARD))
 def test_many_random_modules(first):
-    check_seeds(range(first, first + SLOW_SHARD), ("vmap",))
+    check_seeds(range(first, first + SLOW_SHARD), batched=1)
 
 
 def check_recorded(seed: int, mode: str) -> None:
