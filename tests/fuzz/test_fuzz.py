@@ -1,0 +1,103 @@
+"""Random modules: kshot equals plain training of a copy and its derivatives, in every mode, or says why not."""
+
+from __future__ import annotations
+
+import collections
+import itertools
+from contextlib import suppress
+
+import pytest
+import torch
+from fuzz import oracle, productions, shaped
+from fuzz.checks import Outcome, Refused, check, check_mode
+from fuzz.grammar import draw
+
+SEEDS, SHARD = 500, 100
+SLOW_SEEDS, SLOW_SHARD = 20_000, 200
+RECORDED = [7, 33, 57, 112, 168, 224]  # each takes seconds
+MAX_REFUSED = 0.02  # of the modules, those left out that no learner can adapt: refusing all is no answer
+MAX_UNBATCHED = 0.2  # of the modules that run by vmap
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # deprecated functions that models still use
+
+
+def check_seeds(seeds: range, batched: int) -> None:
+    """Assert that nothing fails, and that few are refused; the seeds that `batched` divides also run by vmap."""
+    outcomes = [check(draw(seed), () if seed % batched else ("vmap",)) for seed in seeds]
+    failed = [outcome for outcome in outcomes if outcome.failures]
+    kinds = collections.Counter(kind for outcome in failed for kind, _ in outcome.failures)
+    first = "\n\n".join(str(outcome) for outcome in failed[:3])
+    assert not failed, f"seeds {[outcome.case.seed for outcome in failed]}: {dict(kinds)}\n\n{first}"
+    refused = [text for each in outcomes for what, text in each.refusals if what != "vmap" and not each.case.may_refuse]
+    assert len(refused) <= MAX_REFUSED * len(outcomes), "\n".join(refused)
+    unbatched = [text for each in outcomes for what, text in each.refusals if what == "vmap"]
+    assert len(unbatched) <= MAX_UNBATCHED * len(outcomes) / batched, "\n".join(unbatched)
+
+
+@pytest.mark.parametrize("first", range(0, SEEDS, SHARD))
+def test_random_modules(first):
+    check_seeds(range(first, first + SHARD), batched=2)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("first", range(1_000_000, 1_000_000 + SLOW_SEEDS, SLOW_SHARD))
+def test_many_random_modules(first):
+    check_seeds(range(first, first + SLOW_SHARD), batched=1)
+
+
+def check_recorded(seed: int, mode: str) -> None:
+    """Assert that steps of a recording mode equal the loop, or that the mode fell back with a sentence."""
+    outcome = Outcome(draw(seed))
+    with suppress(Refused):
+        check_mode(outcome.case, outcome, mode)
+    assert not outcome.failures, str(outcome)
+    assert all(" since " in sentence for sentence in outcome.fallbacks)
+
+
+@pytest.mark.parametrize("seed", RECORDED)
+def test_recorded_steps(seed):
+    check_recorded(seed, "traced")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("first", range(2_000_000, 2_000_400, 20))
+def test_many_recorded_steps(first):
+    for seed in range(first, first + 20):
+        check_recorded(seed, "traced")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [0, 1, 4, 16])
+def test_compiled_steps(seed):
+    check_recorded(seed, "compiled")
+
+
+def test_a_seed_is_a_module():
+    for seed in range(5):
+        first, second = draw(seed), draw(seed)
+        assert first.source == second.source
+        weights = zip(first.build().state_dict().values(), second.build().state_dict().values())
+        assert all(torch.equal(one, other) for one, other in weights)
+
+
+def test_every_production_is_drawn():
+    drawn = collections.Counter(tag for seed in range(SEEDS) for tag in draw(seed).tags)
+    every = {production.__name__ for production in [*productions.ANY, *shaped.VECTOR]}
+    every |= {production.__name__ for production in [*shaped.SEQUENCE, *shaped.IMAGE]}
+    assert {name: drawn[name] for name in every if drawn[name] < 5} == {}
+
+
+def test_the_two_oracles_agree():
+    """Central differences of `torch.optim` and double backward of written-out steps are independent of each other."""
+    generator, compared = torch.Generator().manual_seed(0), 0
+    for case in itertools.islice(map(draw, itertools.count(500)), 60):
+        if case.may_refuse or {"detached", "held_parameters"} & case.tags:
+            continue
+        grads, direction = oracle.gradient(case), oracle.random_direction(case, generator)
+        claim = sum(float((grads[name] * value).sum()) for name, value in direction.items())
+        tolerance = 1e-6 * max(float(torch.stack([grad.norm() for grad in grads.values()]).norm()), 0.01)
+        found, error = oracle.directional(case, direction, 1e-5, claim, tolerance)
+        if error <= tolerance:  # else there is a kink
+            assert abs(found - claim) <= tolerance, case
+            compared += 1
+    assert compared >= 25
