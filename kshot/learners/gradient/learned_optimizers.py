@@ -12,7 +12,8 @@ from kshot.argument_checks import check_arguments
 from kshot.inner.functional import BatchNorm
 from kshot.inner.learned_rules import Alfa, CoordinateLSTM, CoordinateMLP, Curvature, GatedRule
 from kshot.inner.per_parameter import LearnedRate, Pattern, adaptable_params
-from kshot.inner.rules import SGD, Chain, UpdateRule
+from kshot.inner.rules import SGD, UpdateRule
+from kshot.inner.transforms import Chain
 from kshot.learners.gradient.gradient_learner import GradientLearner, make_solver
 from kshot.objectives import Objective
 from kshot.supplied import BaseModel
