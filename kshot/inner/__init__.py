@@ -1,9 +1,11 @@
 from kshot.inner.adam_variants import Adamax, NAdam, RAdam
 from kshot.inner.adaptive_rules import ASGD, Adadelta, Adagrad, Rprop
+from kshot.inner.evolution import Evolution, zero_order
+from kshot.inner.implicit import Implicit, ImplicitRoot
 from kshot.inner.learned_rules import Alfa, CoordinateLSTM, CoordinateMLP, Curvature, GatedRule, Kronecker
 from kshot.inner.per_parameter import LearnedRate, adaptable_params
 from kshot.inner.rules import SGD, Adam, AdamW, RMSprop, UpdateRule
-from kshot.inner.solvers import Annealed, FirstOrder, Implicit, InnerSolver, Truncated, Unrolled
+from kshot.inner.solvers import Annealed, FirstOrder, InnerSolver, Truncated, Unrolled
 from kshot.inner.transforms import Accumulate, Chain, ClipNorm, ClipValue, Transform
 from kshot.inner.unrolling import trajectory, unroll
 
@@ -24,9 +26,11 @@ __all__ = [
     "CoordinateLSTM",
     "CoordinateMLP",
     "Curvature",
+    "Evolution",
     "FirstOrder",
     "GatedRule",
     "Implicit",
+    "ImplicitRoot",
     "InnerSolver",
     "Kronecker",
     "LearnedRate",
@@ -41,4 +45,5 @@ __all__ = [
     "adaptable_params",
     "trajectory",
     "unroll",
+    "zero_order",
 ]
