@@ -192,12 +192,15 @@ def test_a_parameter_without_gradient_makes_no_nan(rule, optimizer):
 
 @pairs
 def test_a_rule_runs_under_vmap(rule, optimizer):
-    many = {name: torch.stack([value, 2 * value]) for name, value in start().items()}
+    many = {name: torch.stack([value, 2 * value]).requires_grad_() for name, value in start().items()}
     got = torch.vmap(lambda params: unroll(loss, params, rule, 3))(many)
-    for i in range(2):
-        one = unroll(loss, {name: value[i] for name, value in many.items()}, rule, 3)
-        for name in one:
-            torch.testing.assert_close(got[name][i], one[name])
+    loop = [unroll(loss, {name: value[i] for name, value in many.items()}, rule, 3) for i in range(2)]
+    one = {name: torch.stack([params[name] for params in loop]) for name in many}
+    for name in one:
+        torch.testing.assert_close(got[name], one[name])
+    grads = [torch.autograd.grad(sum(torch.vmap(loss)(adapted)), list(many.values())) for adapted in (got, one)]
+    for a, b in zip(*grads):
+        torch.testing.assert_close(a, b)
 
 
 def test_clipping_equals_torch_and_is_differentiable_on_both_sides():
