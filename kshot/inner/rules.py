@@ -78,31 +78,28 @@ class Optimizer(UpdateRule):
 
     def update(self, grads: Params, state: Tree, params: Params) -> tuple[Params, Tree]:
         step, slots, new = state["step"], dict(state["slots"]), dict(params)
-        rates = self.inner_lr
+        rates, update_one = self.inner_lr, self._update_one
         varies = callable(rates)
         for name, grad in grads.items():
-            value = params[name]
+            param = value = params[name]
             rate: Number = rates(name, step) if varies else rates  # type: ignore[operator, assignment]
-            update_one = self._update_complex if value.is_complex() else self._update_real
-            updated, slots[name] = update_one(value, grad, rate, slots.get(name, _EMPTY))
+            if param.is_complex():
+                value, grad = torch.view_as_real(value), torch.view_as_real(grad)
+                rate = rate.unsqueeze(-1) if isinstance(rate, Tensor) and rate.ndim else rate
+            if self.maximize:
+                grad = -grad
+            if self._decays and self.decoupled:
+                value = value * (1 - rate * self.weight_decay)
+            elif self._decays:
+                grad = grad + self.weight_decay * value
+            value, slot = update_one(value, grad, rate, slots.get(name, _EMPTY))
+            if slot:
+                slots[name] = slot
+            if param.is_complex():
+                value = torch.view_as_complex(value)
             # a tensor of another dtype wins over a parameter of shape ()
-            new[name] = updated if updated.dtype == value.dtype else updated.to(value.dtype)
+            new[name] = value if value.dtype == param.dtype else value.to(param.dtype)
         return new, {"step": step + 1, "slots": slots}
-
-    def _update_real(self, value: Tensor, grad: Tensor, rate: Number, slot: Slot) -> tuple[Tensor, Slot]:
-        if self.maximize:
-            grad = -grad
-        if self._decays and not self.decoupled:
-            grad = grad + self.weight_decay * value
-        elif self._decays:
-            value = value * (1 - rate * self.weight_decay)
-        return self._update_one(value, grad, rate, slot)
-
-    def _update_complex(self, value: Tensor, grad: Tensor, rate: Number, slot: Slot) -> tuple[Tensor, Slot]:
-        if isinstance(rate, Tensor) and rate.ndim:
-            rate = rate.unsqueeze(-1)
-        updated, slot = self._update_real(torch.view_as_real(value), torch.view_as_real(grad), rate, slot)
-        return torch.view_as_complex(updated), slot
 
     @abstractmethod
     def _update_one(self, value: Tensor, grad: Tensor, rate: Number, slot: Slot) -> tuple[Tensor, Slot]:

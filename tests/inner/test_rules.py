@@ -427,6 +427,17 @@ def test_rates_of_a_step_move_that_step_only():
     torch.testing.assert_close(adapted["w"], torch.tensor(0.5))
 
 
+def test_rates_of_a_step_go_by_the_steps_of_the_solver_also_for_a_parameter_that_was_not_used():
+    rate = LearnedRate({"w": torch.zeros(()), "v": torch.zeros(())}, 0.5, steps=3)
+    with torch.no_grad():
+        rate.rates["w"].copy_(torch.tensor([1.0, 2.0, 4.0]))
+    rule, params = SGD(rate), {"w": torch.tensor(0.0), "v": torch.tensor(0.0)}
+    state = rule.init(params)
+    for grads in ({"v": torch.tensor(1.0)}, {}, {"w": torch.tensor(1.0)}):
+        params, state = rule.update(grads, state, params)
+    assert params["w"].item() == -4.0
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
