@@ -105,6 +105,7 @@ ZOO = {
         lambda ways: kshot.learners.cavia(wave(1 + 4), task_dim=4, inner_lr=2.0, steps=5, objective=objectives.mse),
     ),
     "meta-curvature": Row(lambda ways: kshot.learners.meta_curvature(small_conv(ways), inner_lr=0.2, steps=2)),
+    "meta-kfo": Row(lambda ways: kshot.learners.meta_kfo(small_conv(ways), inner_lr=0.2, steps=2)),
     "alfa": Row(lambda ways: kshot.learners.alfa(small_conv(ways), inner_lr=0.2, steps=2)),
     "proto-maml": Row(lambda ways: kshot.learners.proto_maml(small_conv(None), inner_lr=0.05, steps=2)),
     "unicorn-maml": Row(lambda ways: kshot.learners.unicorn_maml(small_conv(None), features=16, inner_lr=0.2, steps=3)),

@@ -12,11 +12,20 @@ import math
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map
 
 from kshot.annotations import OpenFraction, PositiveFloat, PositiveInt
 from kshot.argument_checks import check_arguments
+from kshot.inner.hyperparameters import (
+    Number,
+    Positive,
+    check_hyperparameters,
+    keep_hyperparameters,
+    refuse_tensor,
+)
 from kshot.inner.per_parameter import PerParameter
-from kshot.inner.rules import Transform, UpdateRule
+from kshot.inner.rules import UpdateRule
+from kshot.inner.transforms import Transform
 from kshot.types import Params, Tree
 
 
@@ -58,6 +67,53 @@ class Curvature(Transform):
         return results, state
 
 
+class Kronecker(Transform):
+    r"""Kronecker-factored preconditioning: multiplies the gradient of a matrix from both sides by learned matrices.
+
+    $$ G \leftarrow L G R, \quad \text{that is } (R^\top \otimes L) \operatorname{vec} G, \qquad
+       L = A^\top A, \; R = B^\top B \text{ if psd}, \qquad A = I, \; B = I \text{ at first} $$
+
+    for $G$ (outputs, inputs). A vector has $L$ alone. Of a kernel (outputs, inputs, …) each output's matrix
+    (inputs, all positions) is multiplied by the same $L$ and $R$.
+
+    Args:
+        params: the adapting parameters, by name.
+        psd: whether the product is positive semi-definite, so that it turns no gradient around; else $L = A, R = B$.
+
+    Example:
+        >>> params = {"weight": torch.ones(4, 3, 5, 5), "bias": torch.ones(4)}
+        >>> sorted(matrix.shape[0] for matrix in Kronecker(params).parameters())
+        [3, 4, 25]
+
+    References:
+        Arnold, Iqbal, Sha: When MAML Can Adapt Fast and How to Assist When It Cannot, arXiv:1910.13603; learn2learn's
+        `KroneckerTransform(KroneckerLinear)`, whose right factor of a vector, a number that the left one includes, is
+        left out here.
+    """
+
+    def __init__(self, params: Params, *, psd: bool = True) -> None:
+        super().__init__()
+        self.psd = psd
+        factors = {
+            f"{name}.{side}": torch.eye(size, dtype=value.dtype, device=value.device)
+            for name, value in params.items()
+            for side, size in zip(("left", "right"), _sides(value))
+        }
+        self.factors = PerParameter(factors)
+
+    def apply_to(self, grads: Params, state: Tree, params: Params) -> tuple[Params, Tree]:
+        return {name: self._preconditioned(name, grad) for name, grad in grads.items()}, state
+
+    def _preconditioned(self, name: str, grad: Tensor) -> Tensor:
+        rows, *columns = _sides(grad)
+        result = self._factor(f"{name}.left") @ grad.reshape(-1, rows, *columns or [1])
+        return (result @ self._factor(f"{name}.right") if columns else result).reshape(grad.shape)
+
+    def _factor(self, name: str) -> Tensor:
+        matrix = self.factors[name]
+        return matrix.mT @ matrix if self.psd else matrix
+
+
 class Alfa(UpdateRule):
     r"""ALFA: rates and decays that a small network generates at each step of each task.
 
@@ -65,8 +121,8 @@ class Alfa(UpdateRule):
        (\alpha_{ik}, \beta_{ik}) = (\alpha^0_{ik}, \beta^0_{ik}) \odot (1 + g_\phi(\tau_k))_i, \quad
        \tau_k = \bigl[\overline{\nabla_i L}, \bar\theta_i\bigr]_{i=1}^P $$
 
-    The bars are means over the tensor $i$; $\alpha^0, \beta^0$ and $\phi$ are meta-learned. $g_\phi$ has two hidden
-    layers of width $2P$.
+    The bars are means over the tensor $i$, 0 for the gradient of an unused one; $\alpha^0, \beta^0$ and $\phi$ are
+    meta-learned. $g_\phi$ has two hidden layers of width $2P$.
 
     Args:
         params: the adapting parameters, by name.
@@ -88,6 +144,7 @@ class Alfa(UpdateRule):
     @check_arguments
     def __init__(self, params: Params, inner_lr: PositiveFloat, *, steps: PositiveInt) -> None:
         super().__init__()
+        refuse_tensor(inner_lr=inner_lr)
         like = next(iter(params.values()))
         self.names, self.steps = list(params), steps
         width = 2 * len(params)
@@ -105,14 +162,16 @@ class Alfa(UpdateRule):
 
     def update(self, grads: Params, state: Tree, params: Params) -> tuple[Params, Tree]:
         step = min(state["step"], self.steps - 1)
-        means = [grads[name].mean() for name in self.names] + [params[name].mean() for name in self.names]
+        grad_means = [grads[n].mean() if n in grads else params[n].new_zeros(()) for n in self.names]
+        means = grad_means + [params[name].mean() for name in self.names]
         rates, decays = (1 + self.generator(torch.stack(means).to(self.rate))).chunk(2)
         rates, decays = (rates * self.rate[step]).unbind(), (decays * self.decay[step]).unbind()
         index = {name: i for i, name in enumerate(self.names)}
-        return {
-            name: decays[index[name]].to(value) * value - rates[index[name]].to(value) * grads[name]
-            for name, value in params.items()
-        }, {"step": state["step"] + 1}
+        adapted = {
+            name: decays[index[name]].to(params[name]) * params[name] - rates[index[name]].to(params[name]) * grad
+            for name, grad in grads.items()
+        }
+        return params | adapted, {"step": state["step"] + 1}
 
 
 class CoordinateLSTM(UpdateRule):
@@ -137,20 +196,23 @@ class CoordinateLSTM(UpdateRule):
         second derivatives and does not add the gradient.
     """
 
-    @check_arguments
-    def __init__(self, inner_lr: PositiveFloat, *, hidden: PositiveInt = 20) -> None:
+    inner_lr: Number
+
+    @check_hyperparameters
+    def __init__(self, inner_lr: Positive, *, hidden: PositiveInt = 20) -> None:
         super().__init__()
-        self.inner_lr, self.hidden = inner_lr, hidden
+        self.hidden = hidden
+        keep_hyperparameters(self, {"inner_lr": inner_lr})
         self.layers = nn.ModuleList([nn.Linear(features + hidden, 4 * hidden) for features in (2, hidden)])
         self.output = nn.Linear(hidden, 1)
         _zero_init(self.output)
 
     def init(self, params: Params) -> Tree:
-        zero = next(self.parameters()).new_zeros(sum(value.numel() for value in params.values()), self.hidden)
+        zero = self.output.weight.new_zeros(sum(value.numel() for value in params.values()), self.hidden)
         return [(zero, zero) for _ in self.layers]
 
     def update(self, grads: Params, state: Tree, params: Params) -> tuple[Params, Tree]:
-        grad_N = _flat(grads)
+        grad_N, used_N = _flat_grads(grads, params)
         signal, new = log_scale(grad_N).to(state[0][0]), []
         for layer, (out_NH, cell_NH) in zip(self.layers, state):
             gates = layer(torch.cat([signal, out_NH], 1)).chunk(4, 1)
@@ -158,7 +220,8 @@ class CoordinateLSTM(UpdateRule):
             cell_NH = forget_gate * cell_NH + input_gate * gates[3].tanh()
             signal = output_gate * cell_NH.tanh()
             new.append((signal, cell_NH))
-        return _apply_step(params, self.inner_lr * (grad_N + self.output(signal).squeeze(1))), new
+        step_N = self.inner_lr * (grad_N + self.output(signal).squeeze(1))
+        return _apply_step(params, step_N, grads), _of_used(used_N, new, state)
 
 
 class CoordinateMLP(UpdateRule):
@@ -182,10 +245,12 @@ class CoordinateMLP(UpdateRule):
         Five features per element instead of the paper's momenta at many time scales.
     """
 
-    @check_arguments
-    def __init__(self, inner_lr: PositiveFloat, *, hidden: PositiveInt = 20) -> None:
+    inner_lr: Number
+
+    @check_hyperparameters
+    def __init__(self, inner_lr: Positive, *, hidden: PositiveInt = 20) -> None:
         super().__init__()
-        self.inner_lr = inner_lr
+        keep_hyperparameters(self, {"inner_lr": inner_lr})
         self.network = nn.Sequential(nn.Linear(5, hidden), nn.Tanh(), nn.Linear(hidden, 1))
         _zero_init(self.network[-1])
 
@@ -193,11 +258,11 @@ class CoordinateMLP(UpdateRule):
         return torch.zeros_like(_flat(params))
 
     def update(self, grads: Params, state: Tree, params: Params) -> tuple[Params, Tree]:
-        grad_N = _flat(grads)
+        grad_N, used_N = _flat_grads(grads, params)
         mean_N = 0.9 * state + 0.1 * grad_N
         feat_NF = torch.cat([log_scale(grad_N), log_scale(mean_N), _flat(params)[:, None]], 1)
-        extra_N = self.network(feat_NF.to(next(self.parameters()))).squeeze(1)
-        return _apply_step(params, self.inner_lr * (grad_N + extra_N)), mean_N
+        extra_N = self.network(feat_NF.to(next(self.network.parameters()))).squeeze(1)
+        return _apply_step(params, self.inner_lr * (grad_N + extra_N), grads), _of_used(used_N, mean_N, state)
 
 
 class GatedRule(UpdateRule):
@@ -227,6 +292,7 @@ class GatedRule(UpdateRule):
     @check_arguments
     def __init__(self, inner_lr: OpenFraction, *, keep: OpenFraction = 0.9999) -> None:
         super().__init__()
+        refuse_tensor(inner_lr=inner_lr, keep=keep)
         self.gates = nn.ModuleList([nn.Linear(4, 1), nn.Linear(4, 1)])
         for gate, value in zip(self.gates, (keep, inner_lr)):
             nn.init.zeros_(gate.weight)  # type: ignore[arg-type]
@@ -237,13 +303,13 @@ class GatedRule(UpdateRule):
         return [zero + torch.sigmoid(gate.bias) for gate in self.gates]  # type: ignore[arg-type]
 
     def update(self, grads: Params, state: Tree, params: Params) -> tuple[Params, Tree]:
-        grad_N, value_N = _flat(grads), _flat(params)
+        (grad_N, used_N), value_N = _flat_grads(grads, params), _flat(params)
         common = [log_scale(grad_N), value_N[:, None]]
         keep_N, rate_N = new = [
             torch.sigmoid(gate(torch.cat([*common, last_N[:, None]], 1)).squeeze(1))
             for gate, last_N in zip(self.gates, state)
         ]
-        return _apply_step(params, value_N - keep_N * value_N + rate_N * grad_N), new
+        return _apply_step(params, value_N - keep_N * value_N + rate_N * grad_N, grads), _of_used(used_N, new, state)
 
 
 def log_scale(values: Tensor, p: float = 10.0) -> Tensor:
@@ -265,14 +331,41 @@ def _modes(value: Tensor) -> tuple[int, ...]:
     return value.shape[0], value.shape[1], value[0, 0].numel()
 
 
+def _sides(value: Tensor) -> tuple[int, ...]:
+    """The numbers of rows and columns of the matrices of a tensor; of rows alone for a vector."""
+    if value.ndim <= 2:
+        return tuple(value.shape) or (1,)
+    return value.shape[1], value[0, 0].numel()
+
+
 def _flat(params: Params) -> Tensor:
     return torch.cat([value.flatten() for value in params.values()])
 
 
-def _apply_step(params: Params, step_N: Tensor) -> Params:
-    """The parameters minus a flattened step."""
+def _flat_grads(grads: Params, params: Params) -> tuple[Tensor, Tensor | None]:
+    """The gradients of all elements (N,), 0 for parameters without one; and a mask of the others, if not all."""
+    flat = _flat({name: grads[name] if name in grads else torch.zeros_like(value) for name, value in params.items()})
+    if len(grads) == len(params):
+        return flat, None
+    return flat, _flat(
+        {name: torch.full_like(value, name in grads, dtype=torch.bool) for name, value in params.items()}
+    )
+
+
+def _of_used(used_N: Tensor | None, new: Tree, old: Tree) -> Tree:
+    """The new state of elements that have a gradient, the old of the others; leaves (N, ...)."""
+    if used_N is None:
+        return new
+    return tree_map(lambda a, b: torch.where(used_N.view(-1, *[1] * (a.ndim - 1)), a, b), new, old)
+
+
+def _apply_step(params: Params, step_N: Tensor, grads: Params) -> Params:
+    """The parameters minus a flattened step, if they have a gradient."""
     steps = step_N.split([value.numel() for value in params.values()])
-    return {n: value - step.view(value.shape).to(value) for (n, value), step in zip(params.items(), steps)}
+    return {
+        name: value - step.view(value.shape).to(value) if name in grads else value
+        for (name, value), step in zip(params.items(), steps)
+    }
 
 
 def _zero_init(layer: nn.Module) -> None:

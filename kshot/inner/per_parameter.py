@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from kshot.annotations import PositiveFloat, PositiveInt
 from kshot.argument_checks import check_arguments
+from kshot.inner.hyperparameters import refuse_tensor
 from kshot.types import Params
 
 Pattern = str | Sequence[str]
@@ -74,8 +75,8 @@ class PerParameter(nn.Module):
         return parameter
 
 
-Rate = PositiveFloat | Callable[[str, int], Tensor]
-"""A positive number, or a function (name of the parameter, step from 0) -> rate, such as a `LearnedRate`."""
+Rate = PositiveFloat | Tensor | Callable[[str, int], Tensor]
+"""A positive number, a tensor of one, or a function (name, step from 0) -> rate, such as a `LearnedRate`."""
 
 Per = Literal["tensor", "element"]
 
@@ -104,17 +105,14 @@ class LearnedRate(nn.Module):
         self, params: Params, inner_lr: PositiveFloat, *, per: Per = "tensor", steps: PositiveInt | None = None
     ) -> None:
         super().__init__()
+        refuse_tensor(inner_lr=inner_lr)
         self.steps = steps
         leading = () if steps is None else (steps,)
         shapes = {name: (*leading, *(value.shape if per == "element" else ())) for name, value in params.items()}
-        self.rates = PerParameter({name: params[name].new_full(shape, inner_lr) for name, shape in shapes.items()})
+        real = {name: value.real if value.is_complex() else value for name, value in params.items()}
+        self.rates = PerParameter({name: real[name].new_full(shape, inner_lr) for name, shape in shapes.items()})
 
     def forward(self, name: str, step: int) -> Tensor:
         """The rate of a parameter at a step: () or the parameter's shape."""
         rates = self.rates[name]
         return rates if self.steps is None else rates[min(step, self.steps - 1)]
-
-
-def rate_at(inner_lr: Rate, name: str, step: int) -> float | Tensor:
-    """The rate of a parameter at a step."""
-    return inner_lr(name, step) if callable(inner_lr) else inner_lr

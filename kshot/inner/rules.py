@@ -1,22 +1,35 @@
-"""Update rules, each a step of the inner optimisation, and transforms of gradients. Parameters are meta-parameters.
+"""Update rules, each a step of the inner optimisation. Their Parameters are meta-parameters.
 
 `init` returns the state for a set of parameters; `update` computes new parameters from gradients. Both are pure, so a
-rule can be differentiated through and run under `vmap`. The number of the step, if needed, is an int in the state. The
-optimisers of this file equal those of `torch.optim` step by step.
+rule can be differentiated through and run under `vmap`. A parameter whose name the gradients omit was not used by the
+loss: it stays as it is, with its state, also under weight decay.
+
+The optimisers of this file, of `adam_variants` and of `adaptive_rules` equal those of `torch.optim` step by step. Each
+hyperparameter is a number, or a tensor of shape () through which derivatives go; a Parameter is registered and learned.
 """
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from kshot.annotations import FractionBelowOne, NonNegativeFloat, PositiveFloat, PositiveInt
-from kshot.argument_checks import check_arguments
-from kshot.inner.per_parameter import Rate, rate_at
+from kshot.inner.hyperparameters import (
+    BelowOne,
+    NonNegative,
+    Number,
+    check_hyperparameters,
+    is_used,
+    keep_hyperparameters,
+    sqrt,
+)
+from kshot.inner.per_parameter import Rate
 from kshot.types import Params, Tree
+
+Slot = dict[str, Any]
+"""The state of one parameter: tensors and numbers; empty before its first gradient."""
 
 
 class UpdateRule(nn.Module, ABC):
@@ -28,10 +41,75 @@ class UpdateRule(nn.Module, ABC):
 
     @abstractmethod
     def update(self, grads: Params, state: Tree, params: Params) -> tuple[Params, Tree]:
-        """Return new parameters and the new state, from the gradients at `params`."""
+        """Return new parameters and the new state, from the gradients at `params`.
+
+        Parameters that `grads` omits stay as they are.
+        """
 
 
-class SGD(UpdateRule):
+class Optimizer(UpdateRule):
+    r"""A rule that updates each parameter by its own gradient and state, as the optimisers of `torch.optim` do.
+
+    The state of a parameter begins at its first gradient, and counts the steps in which it has one. Complex parameters
+    are pairs of real ones. A subclass implements `_update_one`.
+
+    Args:
+        inner_lr: rate of a step; a per-step `LearnedRate` counts all steps of the rule, also those without a gradient.
+        weight_decay: $\lambda$.
+        maximize: ascend instead of descend: the gradients change their sign before all else.
+        hyperparameters: further numbers or tensors, which become attributes.
+    """
+
+    inner_lr: Rate
+    weight_decay: Number
+
+    def __init__(self, inner_lr: Rate, weight_decay: Number, maximize: bool, **hyperparameters: Any) -> None:
+        super().__init__()
+        keep_hyperparameters(self, {"inner_lr": inner_lr, "weight_decay": weight_decay, **hyperparameters})
+        self.maximize, self.decoupled, self._decays = maximize, False, is_used(weight_decay)
+
+    @property
+    def decays(self) -> bool:
+        """Whether the rule pulls parameters to 0, and so does not end at a minimum of the loss."""
+        return self._decays
+
+    def init(self, params: Params) -> Tree:
+        return {"step": 0, "slots": {}}
+
+    def update(self, grads: Params, state: Tree, params: Params) -> tuple[Params, Tree]:
+        step, slots, new = state["step"], dict(state["slots"]), dict(params)
+        rates, update_one = self.inner_lr, self._update_one
+        varies = callable(rates)
+        for name, grad in grads.items():
+            param = value = params[name]
+            rate: Number = rates(name, step) if varies else rates  # type: ignore[operator, assignment]
+            if param.is_complex():
+                value, grad = torch.view_as_real(value), torch.view_as_real(grad)
+                rate = rate.unsqueeze(-1) if isinstance(rate, Tensor) and rate.ndim else rate
+            if self.maximize:
+                grad = -grad
+            if self._decays and self.decoupled:
+                value = value * (1 - rate * self.weight_decay)
+            elif self._decays:
+                grad = grad + self.weight_decay * value
+            value, slot = update_one(value, grad, rate, slots.get(name, _EMPTY))
+            if slot:
+                slots[name] = slot
+            if param.is_complex():
+                value = torch.view_as_complex(value)
+            # a tensor of another dtype wins over a parameter of shape ()
+            new[name] = value if value.dtype == param.dtype else value.to(param.dtype)
+        return new, {"step": step + 1, "slots": slots}
+
+    @abstractmethod
+    def _update_one(self, value: Tensor, grad: Tensor, rate: Number, slot: Slot) -> tuple[Tensor, Slot]:
+        """Return one parameter's new value and state, after the sign and the weight decay were taken into account."""
+
+
+_EMPTY: Slot = {}
+
+
+class SGD(Optimizer):
     r"""Gradient descent with optional momentum $\mu$ and weight decay $\lambda$.
 
     $$ g_k = \nabla L(\theta_k) + \lambda \theta_k, \quad b_0 = g_0, \quad b_k = \mu b_{k-1} + (1 - \tau) g_k, \quad
@@ -44,6 +122,7 @@ class SGD(UpdateRule):
         nesterov: use Nesterov momentum; needs momentum above 0 and no dampening.
         dampening: $\tau$, dampening of the gradients after the first step.
         weight_decay: $\lambda \ge 0$; an L2 penalty, added to the gradient.
+        maximize: ascend, with $-\nabla L$ instead of $\nabla L$.
 
     Example:
         >>> rule, params = SGD(0.5), {"w": torch.tensor(1.0)}
@@ -54,47 +133,45 @@ class SGD(UpdateRule):
         Equal to `torch.optim.SGD`.
     """
 
-    @check_arguments
+    momentum: Number
+    dampening: Number
+
+    @check_hyperparameters
     def __init__(
         self,
         inner_lr: Rate,
         *,
-        momentum: NonNegativeFloat = 0.0,
+        momentum: NonNegative = 0.0,
         nesterov: bool = False,
-        dampening: float = 0.0,
-        weight_decay: NonNegativeFloat = 0.0,
+        dampening: Number = 0.0,
+        weight_decay: NonNegative = 0.0,
+        maximize: bool = False,
     ) -> None:
-        super().__init__()
-        if nesterov and (momentum == 0 or dampening != 0):
+        if nesterov and (not is_used(momentum) or is_used(dampening)):
             raise ValueError(f"nesterov needs momentum above 0 and dampening 0, got {momentum} and {dampening}")
-        self.inner_lr, self.momentum, self.nesterov = inner_lr, momentum, nesterov
-        self.dampening, self.weight_decay = dampening, weight_decay
+        super().__init__(inner_lr, weight_decay, maximize, momentum=momentum, dampening=dampening)
+        self.nesterov, self._has_momentum = nesterov, is_used(momentum)
 
-    def init(self, params: Params) -> Tree:
-        return {"step": 0}
-
-    def update(self, grads: Params, state: Tree, params: Params) -> tuple[Params, Tree]:
-        steps, new = _decayed(grads, params, self.weight_decay), {"step": state["step"] + 1}
-        if self.momentum:
-            first = state["step"] == 0
-            buffer = steps if first else _mix(self.momentum, state["momentum"], 1 - self.dampening, steps)
-            new["momentum"] = buffer
-            steps = {n: steps[n] + self.momentum * buffer[n] for n in steps} if self.nesterov else buffer
-        return _descend(params, self.inner_lr, state["step"], steps), new
+    def _update_one(self, value: Tensor, grad: Tensor, rate: Number, slot: Slot) -> tuple[Tensor, Slot]:
+        if not self._has_momentum:
+            return value - rate * grad, slot
+        buffer = self.momentum * slot["momentum"] + (1 - self.dampening) * grad if slot else grad
+        return value - rate * (grad + self.momentum * buffer if self.nesterov else buffer), {"momentum": buffer}
 
 
-class Adam(UpdateRule):
+class Adam(Optimizer):
     r"""Adam with optional weight decay $\lambda$ as an L2 penalty.
 
     $$ g = \nabla L(\theta) + \lambda \theta, \quad m \leftarrow \beta_1 m + (1 - \beta_1) g, \quad
        v \leftarrow \beta_2 v + (1 - \beta_2) g^2, \quad
        \theta \leftarrow \theta - \alpha \frac{m / (1 - \beta_1^k)}{\sqrt{v / (1 - \beta_2^k)} + \epsilon} $$
 
-    The derivative of $\sqrt v$ at $v = 0$, of a parameter that has had no gradient, is defined as 0.
+    The derivative of $\sqrt v$ at $v = 0$, of a parameter whose gradients were 0, is defined as 0.
 
     Args:
-        inner_lr, weight_decay: as in `SGD`.
+        inner_lr, weight_decay, maximize: as in `SGD`.
         betas, eps: $\beta_1, \beta_2$, each in [0, 1), and $\epsilon$.
+        amsgrad: divide by the largest $v$ so far.
 
     Example:
         >>> rule, params = Adam(0.5), {"w": torch.tensor(1.0)}
@@ -102,36 +179,43 @@ class Adam(UpdateRule):
         tensor(0.5000)
 
     References:
-        Kingma, Ba, arXiv:1412.6980. Equal to `torch.optim.Adam`.
+        Kingma, Ba, arXiv:1412.6980; Reddi, Kale, Kumar, arXiv:1904.09237 (AMSGrad). Equal to `torch.optim.Adam`.
     """
 
-    @check_arguments
+    beta1: Number
+    beta2: Number
+    eps: Number
+
+    @check_hyperparameters
     def __init__(
         self,
         inner_lr: Rate = 1e-3,
         *,
-        betas: tuple[FractionBelowOne, FractionBelowOne] = (0.9, 0.999),
-        eps: NonNegativeFloat = 1e-8,
-        weight_decay: NonNegativeFloat = 0.0,
+        betas: tuple[BelowOne, BelowOne] = (0.9, 0.999),
+        eps: NonNegative = 1e-8,
+        weight_decay: NonNegative = 0.0,
+        amsgrad: bool = False,
+        maximize: bool = False,
     ) -> None:
-        super().__init__()
-        self.inner_lr, self.betas, self.eps, self.weight_decay = inner_lr, betas, eps, weight_decay
+        super().__init__(inner_lr, weight_decay, maximize, beta1=betas[0], beta2=betas[1], eps=eps)
+        self.amsgrad = amsgrad
 
-    def init(self, params: Params) -> Tree:
-        return {"step": 0, "mean": _zeros(params), "square": _zeros(params)}
+    def _update_one(self, value: Tensor, grad: Tensor, rate: Number, slot: Slot) -> tuple[Tensor, Slot]:
+        slot = moments(slot, grad, self.beta1, self.beta2)
+        square = slot["square"]
+        if self.amsgrad:
+            square = slot["largest"] = larger(slot.get("largest"), square)
+        bias1, bias2 = 1 - self.beta1 ** slot["count"], sqrt(1 - self.beta2 ** slot["count"])
+        return value - rate * (slot["mean"] / bias1 / (root(square) / bias2 + self.eps)), slot
 
-    def update(self, grads: Params, state: Tree, params: Params) -> tuple[Params, Tree]:
-        steps, new = _adam_steps(_decayed(grads, params, self.weight_decay), state, self.betas, self.eps)
-        return _descend(params, self.inner_lr, state["step"], steps), new
 
-
-class AdamW(UpdateRule):
+class AdamW(Adam):
     r"""Adam whose weight decay is decoupled from the gradient: as `Adam` with $\lambda = 0$, after
 
     $$ \theta \leftarrow \theta - \alpha \lambda \theta. $$
 
     Args:
-        inner_lr, betas, eps, weight_decay: as in `Adam`.
+        inner_lr, betas, eps, weight_decay, amsgrad, maximize: as in `Adam`.
 
     Example:
         >>> rule, params = AdamW(0.5, weight_decay=0.1), {"w": torch.tensor(1.0)}
@@ -142,28 +226,22 @@ class AdamW(UpdateRule):
         Loshchilov, Hutter, arXiv:1711.05101. Equal to `torch.optim.AdamW`.
     """
 
-    @check_arguments
+    @check_hyperparameters
     def __init__(
         self,
         inner_lr: Rate = 1e-3,
         *,
-        betas: tuple[FractionBelowOne, FractionBelowOne] = (0.9, 0.999),
-        eps: NonNegativeFloat = 1e-8,
-        weight_decay: NonNegativeFloat = 1e-2,
+        betas: tuple[BelowOne, BelowOne] = (0.9, 0.999),
+        eps: NonNegative = 1e-8,
+        weight_decay: NonNegative = 1e-2,
+        amsgrad: bool = False,
+        maximize: bool = False,
     ) -> None:
-        super().__init__()
-        self.inner_lr, self.betas, self.eps, self.weight_decay = inner_lr, betas, eps, weight_decay
-
-    def init(self, params: Params) -> Tree:
-        return {"step": 0, "mean": _zeros(params), "square": _zeros(params)}
-
-    def update(self, grads: Params, state: Tree, params: Params) -> tuple[Params, Tree]:
-        steps, new = _adam_steps(grads, state, self.betas, self.eps)
-        rates = {n: rate_at(self.inner_lr, n, state["step"]) for n in params}
-        return {n: v * (1 - rates[n] * self.weight_decay) - rates[n] * steps[n] for n, v in params.items()}, new
+        super().__init__(inner_lr, betas=betas, eps=eps, weight_decay=weight_decay, amsgrad=amsgrad, maximize=maximize)
+        self.decoupled = True
 
 
-class RMSprop(UpdateRule):
+class RMSprop(Optimizer):
     r"""RMSprop: gradients scaled by a running root mean square, optionally centred and with momentum $\mu$.
 
     $$ g = \nabla L(\theta) + \lambda \theta, \quad v \leftarrow \rho v + (1 - \rho) g^2, \quad
@@ -173,7 +251,7 @@ class RMSprop(UpdateRule):
     defined as 0.
 
     Args:
-        inner_lr, momentum, weight_decay: as in `SGD`.
+        inner_lr, momentum, weight_decay, maximize: as in `SGD`.
         smoothing: $\rho$, in [0, 1); torch's `alpha`.
         eps: $\epsilon$.
         centered: subtract the squared running mean.
@@ -187,150 +265,35 @@ class RMSprop(UpdateRule):
         Graves, arXiv:1308.0850 (centred). Equal to `torch.optim.RMSprop`.
     """
 
-    @check_arguments
+    smoothing: Number
+    eps: Number
+    momentum: Number
+
+    @check_hyperparameters
     def __init__(
         self,
         inner_lr: Rate = 1e-2,
         *,
-        smoothing: FractionBelowOne = 0.99,
-        eps: NonNegativeFloat = 1e-8,
-        momentum: NonNegativeFloat = 0.0,
+        smoothing: BelowOne = 0.99,
+        eps: NonNegative = 1e-8,
+        momentum: NonNegative = 0.0,
         centered: bool = False,
-        weight_decay: NonNegativeFloat = 0.0,
+        weight_decay: NonNegative = 0.0,
+        maximize: bool = False,
     ) -> None:
-        super().__init__()
-        self.inner_lr, self.smoothing, self.eps = inner_lr, smoothing, eps
-        self.momentum, self.centered, self.weight_decay = momentum, centered, weight_decay
+        super().__init__(inner_lr, weight_decay, maximize, smoothing=smoothing, eps=eps, momentum=momentum)
+        self.centered, self._has_momentum = centered, is_used(momentum)
 
-    def init(self, params: Params) -> Tree:
-        state: dict[str, Tree] = {"step": 0, "square": _zeros(params)}
+    def _update_one(self, value: Tensor, grad: Tensor, rate: Number, slot: Slot) -> tuple[Tensor, Slot]:
+        new = {"square": mixed(self.smoothing, slot.get("square"), grad * grad)}
+        variance = new["square"]
         if self.centered:
-            state["mean"] = _zeros(params)
-        if self.momentum:
-            state["momentum"] = _zeros(params)
-        return state
-
-    def update(self, grads: Params, state: Tree, params: Params) -> tuple[Params, Tree]:
-        rho, grads = self.smoothing, _decayed(grads, params, self.weight_decay)
-        variance = _mix(rho, state["square"], 1 - rho, {n: g * g for n, g in grads.items()})
-        new = {"step": state["step"] + 1, "square": variance}
-        if self.centered:
-            new["mean"] = _mix(rho, state["mean"], 1 - rho, grads)
-            variance = {n: variance[n] - new["mean"][n].square() for n in variance}
-        steps = {n: g / (root(variance[n]) + self.eps) for n, g in grads.items()}
-        if self.momentum:
-            steps = new["momentum"] = _mix(self.momentum, state["momentum"], 1.0, steps)
-        return _descend(params, self.inner_lr, state["step"], steps), new
-
-
-class Transform(nn.Module, ABC):
-    """A pure function from gradients to gradients. Its Parameters are meta-parameters."""
-
-    def init(self, params: Params) -> Tree:
-        """The state before the first step; empty by default."""
-        return ()
-
-    @abstractmethod
-    def apply_to(self, grads: Params, state: Tree, params: Params) -> tuple[Params, Tree]:
-        """Return new gradients and the new state, from the gradients at `params`."""
-
-
-class ClipNorm(Transform):
-    r"""Scale down all gradients together so that their global norm is at most $c$.
-
-    $$ g \leftarrow g \cdot \min\Bigl(1, \frac{c}{\lVert g \rVert_2}\Bigr) $$
-
-    Args:
-        max_norm: $c > 0$.
-
-    Example:
-        >>> ClipNorm(1.0).apply_to({"w": torch.tensor([3.0, 4.0])}, (), {})[0]["w"]
-        tensor([0.6000, 0.8000])
-
-    References:
-        Pascanu, Mikolov, Bengio, arXiv:1211.5063. `torch.nn.utils.clip_grad_norm_` adds 1e-6 to the norm; this adds 0.
-    """
-
-    @check_arguments
-    def __init__(self, max_norm: PositiveFloat) -> None:
-        super().__init__()
-        self.max_norm = max_norm
-
-    def apply_to(self, grads: Params, state: Tree, params: Params) -> tuple[Params, Tree]:
-        wide = torch.promote_types(torch.float32, next(iter(grads.values())).dtype)
-        norm = root(torch.stack([grad.to(wide).square().sum() for grad in grads.values()]).sum())
-        scale = torch.where(norm > self.max_norm, self.max_norm / norm.clamp_min(self.max_norm), 1.0)
-        return {name: grad * scale.to(grad.dtype) for name, grad in grads.items()}, state
-
-
-class Chain(UpdateRule):
-    r"""Transforms applied in order, then a rule: $\theta' = \text{rule}(t_m(\dots t_1(\nabla L(\theta))))$.
-
-    Args:
-        parts: any number of transforms, then one rule; other parts raise ValueError.
-
-    Example:
-        >>> rule, params = Chain(ClipNorm(1.0), SGD(0.5)), {"w": torch.tensor(1.0)}
-        >>> rule.update({"w": torch.tensor(8.0)}, rule.init(params), params)[0]["w"]
-        tensor(0.5000)
-    """
-
-    def __init__(self, *parts: Transform | UpdateRule) -> None:
-        super().__init__()
-        *transforms, rule = parts or (None,)
-        if not isinstance(rule, UpdateRule) or not all(isinstance(part, Transform) for part in transforms):
-            kinds = ", ".join(type(part).__name__ for part in parts) or "nothing"
-            raise ValueError(f"a chain is any number of transforms followed by one rule, got: {kinds}")
-        self.transforms, self.rule = nn.ModuleList(transforms), rule
-
-    def init(self, params: Params) -> Tree:
-        return [transform.init(params) for transform in self.transforms], self.rule.init(params)  # type: ignore[operator]
-
-    def update(self, grads: Params, state: Tree, params: Params) -> tuple[Params, Tree]:
-        transform_states, rule_state = state
-        new_states = []
-        for transform, transform_state in zip(self.transforms, transform_states):
-            grads, new_state = transform.apply_to(grads, transform_state, params)  # type: ignore[operator]
-            new_states.append(new_state)
-        params, rule_state = self.rule.update(grads, rule_state, params)
-        return params, (new_states, rule_state)
-
-
-class Accumulate(UpdateRule):
-    r"""Average $m$ gradients before each step of a rule, so that $m$ small batches act as one large batch.
-
-    $$ \theta_{k+1} = \begin{cases} \text{rule}\bigl(\tfrac1m \sum_{j=0}^{m-1} g_{k-j}, \theta_k\bigr) &
-       m \text{ divides } k + 1 \\ \theta_k & \text{else} \end{cases} $$
-
-    Args:
-        rule: the update rule.
-        every: $m$, gradients per step of the rule; the solver needs $m$ times as many steps.
-
-    Example:
-        >>> rule, params = Accumulate(SGD(1.0), every=2), {"w": torch.tensor(5.0)}
-        >>> state = rule.init(params)
-        >>> for grad in (1.0, 3.0):
-        ...     params, state = rule.update({"w": torch.tensor(grad)}, state, params)
-        >>> params["w"]
-        tensor(3.)
-    """
-
-    @check_arguments
-    def __init__(self, rule: UpdateRule, every: PositiveInt) -> None:
-        super().__init__()
-        self.rule, self.every = rule, every
-
-    def init(self, params: Params) -> Tree:
-        return {"count": 0, "sum": {}, "rule": self.rule.init(params)}
-
-    def update(self, grads: Params, state: Tree, params: Params) -> tuple[Params, Tree]:
-        count, partial_sum = state["count"] + 1, state["sum"]
-        total = {name: partial_sum[name] + grad for name, grad in grads.items()} if partial_sum else grads
-        if count < self.every:
-            return params, {"count": count, "sum": total, "rule": state["rule"]}
-        mean = {name: grad / self.every for name, grad in total.items()}
-        params, rule_state = self.rule.update(mean, state["rule"], params)
-        return params, {"count": 0, "sum": {}, "rule": rule_state}
+            new["mean"] = mixed(self.smoothing, slot.get("mean"), grad)
+            variance = variance - new["mean"].square()
+        step = grad / (root(variance) + self.eps)
+        if self._has_momentum:
+            step = new["momentum"] = self.momentum * slot["momentum"] + step if slot else step
+        return value - rate * step, new
 
 
 def root(values: Tensor) -> Tensor:
@@ -339,26 +302,20 @@ def root(values: Tensor) -> Tensor:
     return torch.where(positive, torch.where(positive, values, 1.0).sqrt(), 0.0)
 
 
-def _adam_steps(grads: Params, state: Tree, betas: tuple[float, float], eps: float) -> tuple[Params, Tree]:
-    (beta1, beta2), count = betas, state["step"] + 1
-    mean = _mix(beta1, state["mean"], 1 - beta1, grads)
-    square = _mix(beta2, state["square"], 1 - beta2, {n: g * g for n, g in grads.items()})
-    bias1, bias2 = 1 - beta1**count, math.sqrt(1 - beta2**count)
-    steps = {n: mean[n] / bias1 / (root(square[n]) / bias2 + eps) for n in grads}
-    return steps, {"step": count, "mean": mean, "square": square}
+def mixed(keep: Number, old: Tensor | None, new: Tensor) -> Tensor:
+    """The running mean of weight `keep`, which begins at 0."""
+    return (1 - keep) * new if old is None else keep * old + (1 - keep) * new
 
 
-def _descend(params: Params, inner_lr: Rate, step: int, steps: Params) -> Params:
-    return {n: value - rate_at(inner_lr, n, step) * steps[n] if n in steps else value for n, value in params.items()}
+def moments(slot: Slot, grad: Tensor, beta1: Number, beta2: Number) -> Slot:
+    """The running means of a gradient and of its square, not corrected for their start at 0, and the count of steps."""
+    return {
+        **slot,
+        "count": slot.get("count", 0) + 1,
+        "mean": mixed(beta1, slot.get("mean"), grad),
+        "square": mixed(beta2, slot.get("square"), grad * grad),
+    }
 
 
-def _mix(a: float, x: Params, b: float, y: Params) -> Params:
-    return {name: a * x[name] + b * y[name] for name in y}
-
-
-def _decayed(grads: Params, params: Params, weight_decay: float) -> Params:
-    return {n: g + weight_decay * params[n] for n, g in grads.items()} if weight_decay else grads
-
-
-def _zeros(params: Params) -> Params:
-    return {name: torch.zeros_like(value) for name, value in params.items()}
+def larger(old: Tensor | None, new: Tensor) -> Tensor:
+    return new if old is None else torch.maximum(old, new)

@@ -7,7 +7,7 @@ from .gradient.cavia import cavia
 from .gradient.dynamic_evaluation import dynamic_evaluation
 from .gradient.gradient_learner import GradientLearner
 from .gradient.imaml import imaml
-from .gradient.learned_optimizers import alfa, learned_optimizer, meta_curvature, meta_sgd
+from .gradient.learned_optimizers import alfa, learned_optimizer, meta_curvature, meta_kfo, meta_sgd
 from .gradient.maml import anil, boil, fomaml, maml, reptile
 from .gradient.maml_pp import maml_pp
 from .gradient.proto_maml import proto_maml, unicorn_maml
@@ -58,6 +58,7 @@ __all__ = [
     "matching_net",
     "melu",
     "meta_curvature",
+    "meta_kfo",
     "meta_sgd",
     "metaoptnet",
     "nearest_centroid",

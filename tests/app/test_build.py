@@ -16,7 +16,7 @@ IMAGES = {"inputs": [1, 20, 20], "targets": [5], "objective": "classification"}
 
 
 @pytest.mark.parametrize(
-    "kind", ["meta_sgd", "meta_curvature", "alfa", "anil", "boil", "fomaml", "reptile", "maml_pp", "imaml"]
+    "kind", ["meta_sgd", "meta_curvature", "meta_kfo", "alfa", "anil", "boil", "fomaml", "reptile", "maml_pp", "imaml"]
 )
 def test_each_learner_of_a_run_file_is_built_as_its_factory_says(kind):
     recipe = load_spec("sinusoid", ["learner={kind: " + kind + ", inner_lr: 0.01}"])

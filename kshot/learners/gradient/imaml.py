@@ -5,9 +5,10 @@ from __future__ import annotations
 from kshot import objectives
 from kshot.annotations import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 from kshot.inner.functional import BatchNorm
+from kshot.inner.implicit import Implicit
+from kshot.inner.linear_solvers import Method
 from kshot.inner.per_parameter import Pattern
 from kshot.inner.rules import SGD
-from kshot.inner.solvers import Implicit, Method
 from kshot.learners.gradient.gradient_learner import GradientLearner
 from kshot.objectives import Objective
 from kshot.supplied import BaseModel

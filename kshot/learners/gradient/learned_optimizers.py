@@ -10,9 +10,10 @@ from kshot import objectives
 from kshot.annotations import DerivativeOrder, NonNegativeInt, PositiveFloat
 from kshot.argument_checks import check_arguments
 from kshot.inner.functional import BatchNorm
-from kshot.inner.learned_rules import Alfa, CoordinateLSTM, CoordinateMLP, Curvature, GatedRule
+from kshot.inner.learned_rules import Alfa, CoordinateLSTM, CoordinateMLP, Curvature, GatedRule, Kronecker
 from kshot.inner.per_parameter import LearnedRate, Pattern, adaptable_params
-from kshot.inner.rules import SGD, Chain, UpdateRule
+from kshot.inner.rules import SGD, UpdateRule
+from kshot.inner.transforms import Chain
 from kshot.learners.gradient.gradient_learner import GradientLearner, make_solver
 from kshot.objectives import Objective
 from kshot.supplied import BaseModel
@@ -89,6 +90,45 @@ def meta_curvature(
         Park, Oliva: Meta-Curvature, NeurIPS 2019, arXiv:1902.03356.
     """
     rule = Chain(Curvature(adaptable_params(model, adaptable)), SGD(inner_lr))
+    solver = make_solver(order, rule, steps)
+    return GradientLearner(model, objective, solver, adaptable=adaptable, batchnorm=batchnorm)
+
+
+def meta_kfo(
+    model: BaseModel,
+    *,
+    inner_lr: PositiveFloat,
+    steps: NonNegativeInt = 1,
+    psd: bool = True,
+    order: DerivativeOrder = 2,
+    objective: Objective = objectives.classification,
+    adaptable: Pattern = "*",
+    batchnorm: BatchNorm = "support",
+) -> GradientLearner:
+    r"""Meta-KFO: MAML whose gradients are multiplied from both sides by meta-learned matrices.
+
+    $$ \theta_{k+1} = \theta_k - \alpha \, A \, \nabla L_{\text{support}}(\theta_k) \, B \quad \text{for each matrix} $$
+
+    Args:
+        model, inner_lr, steps, order, objective, adaptable, batchnorm: as in `maml`.
+        psd: whether the preconditioner is positive semi-definite; see `inner.learned_rules.Kronecker`.
+
+    Returns:
+        A learner with outputs² + inputs² further parameters for a matrix (outputs, inputs), and inputs² + positions²
+        for a kernel.
+
+    Example:
+        >>> learner = meta_kfo(nn.Linear(3, 2, bias=False), inner_lr=0.1)
+        >>> sum(parameter.numel() for parameter in learner.parameters())  # 6 of the model, 2² + 3²
+        19
+
+    References:
+        Arnold, Iqbal, Sha: When MAML Can Adapt Fast and How to Assist When It Cannot, arXiv:1910.13603.
+
+    Deviations:
+        The linear transform of learn2learn's `KroneckerTransform`, without the paper's networks of several layers.
+    """
+    rule = Chain(Kronecker(adaptable_params(model, adaptable), psd=psd), SGD(inner_lr))
     solver = make_solver(order, rule, steps)
     return GradientLearner(model, objective, solver, adaptable=adaptable, batchnorm=batchnorm)
 
