@@ -7,7 +7,8 @@ The steps are not differentiated. At the solution $a$ of $r(a; K) = 0$ one more 
 $a - J^{-1} r(a; K)$ with $a$ and $J = \partial r / \partial a$ held constant, changes no value and has the derivative
 of the implicit function theorem, $-J^{-1} \partial r / \partial K$. Only the first derivative is correct.
 
-The arithmetic is in float64, which the accuracy of a constrained solution needs.
+The arithmetic is in float64, which the accuracy of a constrained solution needs. On devices without float64 ("mps") it
+is in float32: the coefficients then have about 3 correct digits.
 
 Shape legend: N support rows, C classes.
 """
@@ -15,10 +16,12 @@ Shape legend: N support rows, C classes.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from kshot.inner.precision import widest_float
 from kshot.objectives import only_present
 
 
@@ -41,8 +44,8 @@ def logistic(
     References:
         Rasmussen, Williams: Gaussian Processes for Machine Learning, 2006, algorithm 3.3; this is its mode.
     """
-    dtype = kernel_NN.dtype
-    kernel, target, weight = (tensor.double() for tensor in (kernel_NN / l2, target_NC, weight_N))
+    dtype, wide = kernel_NN.dtype, widest_float(kernel_NN.device)
+    kernel, target, weight = (tensor.to(wide) for tensor in (kernel_NN / l2, target_NC, weight_N))
     constant_kernel = kernel.detach()
 
     def probabilities(coefficients: Tensor, kernel: Tensor) -> Tensor:
@@ -59,7 +62,7 @@ def logistic(
     def newton_solver(solution: Tensor) -> Callable[[Tensor], Tensor]:
         return _softmax_newton(constant_kernel, probabilities(solution, constant_kernel), weight)
 
-    solution, lengths = torch.zeros_like(target), 0.5 ** torch.arange(6, dtype=torch.float64, device=target.device)
+    solution, lengths = torch.zeros_like(target), 0.5 ** torch.arange(6, dtype=wide, device=target.device)
     for _ in range(steps):
         step = newton_solver(solution)(residual(solution, constant_kernel))
         values = torch.stack([objective(solution - length * step) for length in lengths])
@@ -101,7 +104,7 @@ def crammer_singer(
     $$ \min_H \; \tfrac{1}{2 \lambda} \sum_c (y_c - h_c)^\top \mathrm{diag}(w) K \mathrm{diag}(w) (y_c - h_c)
        + \sum_{ic} w_i y_{ic} h_{ic}, \qquad h_{ic} \ge 0, \; \sum_c h_{ic} = 1. $$
 
-    The derivative is that of the point of the central path with $h_{ic} s_{ic} = 10^{-11}$.
+    The derivative is that of the point of the central path with $h_{ic} s_{ic} = 10^{-11}$, or $10^{-5}$ in float32.
 
     Args:
         kernel_NN, target_NC, weight_N, present_C, l2: as in `logistic`; the maximum is over the classes of the mask.
@@ -110,11 +113,13 @@ def crammer_singer(
     References:
         Crammer, Singer: On the Algorithmic Implementation of Multiclass Kernel-based Vector Machines, JMLR 2001.
     """
-    dtype = kernel_NN.dtype
-    quadratic = (weight_N[:, None] * kernel_NN * weight_N / l2).double()
+    dtype, wide = kernel_NN.dtype, widest_float(kernel_NN.device)
+    kernel, target, weight, present = (each.to(wide) for each in (kernel_NN / l2, target_NC, weight_N, present_C))
+    limits = _LIMITS[wide]
+    quadratic = weight[:, None] * kernel * weight
     # with more rows than features the dual has many solutions; this selects one
-    quadratic = quadratic + _DIAGONAL * torch.diag(quadratic.detach().diagonal().max().expand(len(quadratic)))
-    target, weight, present = target_NC.double(), weight_N.double(), present_C.double()
+    spread = limits.diagonal * _largest_spread(kernel.detach(), weight)
+    quadratic = quadratic + torch.diag(spread.expand(len(quadratic)))
     constant_quadratic = quadratic.detach()
 
     def gradient(h_NC: Tensor, quadratic: Tensor) -> Tensor:
@@ -124,28 +129,47 @@ def crammer_singer(
     s, multiplier = torch.ones_like(h), h.new_zeros(len(h))
     for _ in range(steps):
         gap = (h * s).sum() / (present.sum() * len(h))
-        centre = (0.1 * gap).clamp_min(_MIN_GAP)
+        centre = (0.1 * gap).clamp_min(limits.gap)
         solve = _simplex_newton(constant_quadratic, s, h, present)
-        residual = gradient(h, constant_quadratic) + multiplier[:, None] - centre / h.clamp_min(_TINY)
+        residual = gradient(h, constant_quadratic) + multiplier[:, None] - centre / h.clamp_min(limits.tiny)
         d_h, d_multiplier = solve(residual, h.sum(1) - 1)
-        d_s = (centre - s * h - s * d_h) / h.clamp_min(_TINY) * present
+        d_s = (centre - s * h - s * d_h) / h.clamp_min(limits.tiny) * present
         length = torch.minimum(_max_step(h, d_h), _max_step(s, d_s))
         h, s, multiplier = h + length * d_h, s + length * d_s, multiplier + length * d_multiplier
-    residual = gradient(h, quadratic) + multiplier[:, None] - _MIN_GAP / h.clamp_min(_TINY)
+    residual = gradient(h, quadratic) + multiplier[:, None] - limits.gap / h.clamp_min(limits.tiny)
     d_h, _ = _simplex_newton(constant_quadratic, s, h, present)(residual, h.sum(1) - 1)
     return (weight[:, None] * (target - h - d_h) / l2).to(dtype)
 
 
-_DIAGONAL = 1e-9  # added to the diagonal of the dual, relative to its largest entry
-_MIN_GAP = 1e-11  # the complementarity at which the interior point method ends
-_TINY = 1e-300  # for classes that are not present, whose h is 0
+class _Limits(NamedTuple):
+    """Constants of the interior point method.
+
+    Attributes:
+        diagonal: added to the diagonal of the dual, relative to the spread of the features.
+        gap: the complementarity at which the method ends.
+        tiny: for classes that are not present, whose h is 0.
+    """
+
+    diagonal: float
+    gap: float
+    tiny: float
+
+
+_LIMITS = {torch.float64: _Limits(1e-9, 1e-11, 1e-300), torch.float32: _Limits(1e-6, 1e-5, 1e-30)}
+
+
+def _largest_spread(kernel_NN: Tensor, weight_N: Tensor) -> Tensor:
+    """The largest weighted squared distance of a row from the mean in a kernel, (): an intercept has no part in it."""
+    share_N = weight_N / weight_N.sum().clamp_min(1e-12)
+    mean_N = kernel_NN @ share_N
+    return (weight_N.square() * (kernel_NN.diagonal() - 2 * mean_N + share_N @ mean_N)).max().clamp_min(1e-9)
 
 
 def _simplex_newton(
     quadratic: Tensor, s_NC: Tensor, h_NC: Tensor, present_C: Tensor
 ) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
     r"""A solver of $(Q + \mathrm{diag}(s_c / h_c)) dh_c + d\nu = -r_c, \sum_c dh_c = -p$ for dh (N, C), dν (N,)."""
-    ratio_CN = (s_NC / h_NC.clamp_min(_TINY)).mT
+    ratio_CN = (s_NC / h_NC.clamp_min(_LIMITS[h_NC.dtype].tiny)).mT
     ratio_CN = torch.where(present_C[:, None] > 0, ratio_CN, 1.0)
     inverse_CNN = torch.linalg.inv(quadratic + torch.diag_embed(ratio_CN)) * present_C[:, None, None]
     total_NN = inverse_CNN.sum(0)

@@ -16,10 +16,11 @@ from kshot import objectives
 from kshot.annotations import PositiveFloat
 from kshot.argument_checks import check_arguments
 from kshot.inner.functional import BatchNorm, Function
+from kshot.inner.precision import in_type_of
 from kshot.learner import Learner
 from kshot.learners.amortised.attention import perceptron, weighted_row_mean
 from kshot.learners.gradient.cavia import FiLM
-from kshot.learners.heads.head_learner import Head
+from kshot.learners.heads.head_learner import Head, fit_head, predict_head
 from kshot.learners.heads.protonet import Prototypes
 from kshot.objectives import Objective, classes_present, only_present
 from kshot.supplied import Embedding, TaskDim, TaskEncoder
@@ -59,10 +60,9 @@ class Mahalanobis(Head):
         mean_D = share_N @ feat_ND
         centred_ND = feat_ND - mean_D
         overall_DD = centred_ND.mT @ (share_N[:, None] * centred_ND)
-        moment_CDD = torch.einsum("nc,nd,ne->cde", share_NC, centred_ND, centred_ND)
-        moment_CDD = moment_CDD / count_C.clamp_min(1e-12)[:, None, None]
-        offset_CD = mean_CD - mean_D
-        within_CDD = moment_CDD - offset_CD[:, :, None] * offset_CD[:, None, :]
+        offset_NCD = feat_ND[:, None] - mean_CD
+        within_CDD = torch.einsum("nc,ncd,nce->cde", share_NC, offset_NCD, offset_NCD)
+        within_CDD = within_CDD / count_C.clamp_min(1e-12)[:, None, None]
         share_C = (count_C / (count_C + 1))[:, None, None]
         eye = torch.eye(feat_ND.shape[1], dtype=feat_ND.dtype, device=feat_ND.device)
         covariance_CDD = share_C * within_CDD + (1 - share_C) * overall_DD + self.ridge * eye
@@ -112,15 +112,16 @@ class FilmLearner(Learner):
 
     def _adapt(self, support: Batch) -> Tree:
         codes = self.codes.adapting({}, support).flatten(1)
-        context = self.generator(weighted_row_mean(codes, support.weight))
+        code = in_type_of(self.generator, weighted_row_mean(codes, support.weight))
+        context = self.generator(code).to(self.backbone.context.dtype)
         features, statistics = self.function.support({"context": context}, support)
-        head = self.head.fit(features.flatten(1), support.targets, support.weight)
+        head = fit_head(self.head, features.flatten(1), support)
         state = {"context": context, "head": head, "present": classes_present(support)}
         return state | {"statistics": statistics} if statistics else state
 
     def predict(self, state: Tree, inputs: Tree) -> Tree:
         features = self.function.query({"context": state["context"]}, state.get("statistics", {}), inputs)
-        return only_present(self.head.predict(state["head"], features.flatten(1)), state["present"])
+        return only_present(predict_head(self.head, state["head"], features.flatten(1)), state["present"])
 
 
 @check_arguments
