@@ -11,7 +11,7 @@ from torch import nn
 
 import kshot
 from kshot import objectives
-from kshot.inner.convex import crammer_singer, logistic
+from kshot.inner.convex import Intercept, crammer_singer, logistic
 from kshot.learners.heads.closed_form import solve_ridge
 from kshot.training.pretrain import fit_feature_statistics
 
@@ -99,7 +99,9 @@ def test_solutions_have_the_derivative_of_the_solution(solve, rows, width, ways,
     weight[1] = 0.0
 
     def weights(feat, l2):
-        return solve(feat @ feat.mT, target, weight, torch.ones(ways).bool(), l2, steps=20).mT @ feat
+        intercept = Intercept(1 + feat[:, 0], 1 + feat[:, 1].square().sum())
+        found = solve(feat @ feat.mT, intercept, target, weight, torch.ones(ways).bool(), l2, steps=20)
+        return found[0].mT @ feat, found[1]
 
     assert torch.autograd.gradcheck(
         weights, (feat.requires_grad_(), torch.tensor(l2).double().requires_grad_()), fast_mode=True, rtol=1e-3
@@ -111,10 +113,9 @@ def test_steps_taken_lead_to_the_minimum_from_far(solve):
     """Features of a norm of hundreds and hardly any penalty, where undamped Newton steps go astray."""
     feat, target, _ = features(12, 30, 4)
     wide = 30 * feat
-    ends = [
-        solve(wide @ wide.mT, target, torch.ones(12).double(), torch.ones(4).bool(), torch.tensor(0.01), steps=steps)
-        for steps in (20, 60)
-    ]
+    one = torch.ones(12).double()
+    problem = wide @ wide.mT, Intercept(one, torch.tensor(1e9)), target, one, torch.ones(4).bool(), torch.tensor(0.01)
+    ends = [solve(*problem, steps=steps) for steps in (20, 60)]
     torch.testing.assert_close(*ends, rtol=1e-6, atol=1e-9)
 
 

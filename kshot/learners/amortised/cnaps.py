@@ -20,6 +20,7 @@ from kshot.inner.precision import in_type_of
 from kshot.learner import Learner
 from kshot.learners.amortised.attention import perceptron, weighted_row_mean
 from kshot.learners.gradient.cavia import FiLM
+from kshot.learners.heads.distances import reference_point, relative
 from kshot.learners.heads.head_learner import Head, fit_head, predict_head
 from kshot.learners.heads.protonet import Prototypes
 from kshot.objectives import Objective, classes_present, only_present
@@ -34,7 +35,8 @@ class Mahalanobis(Head):
        Q_c = \lambda_c \Sigma_c + (1 - \lambda_c) \Sigma + \beta I, \qquad \lambda_c = \frac{n_c}{n_c + 1} $$
 
     with the covariance $\Sigma_c$ of the class and $\Sigma$ of the whole support set, and $n_c$ the weight of the
-    class. The state is `{"prototypes": (C, D), "precision": (C, D, D), "count": (C,)}`.
+    class. The state is `{"prototypes": (C, D), "precision": (C, D, D), "count": (C,), "reference": (D,)}`, with class
+    means relative to the reference, the mean of the support set.
 
     Args:
         ridge: $\beta$.
@@ -55,6 +57,8 @@ class Mahalanobis(Head):
     def fit(self, feat_ND: Tensor, target_NC: Tensor, weight_N: Tensor) -> Tree:
         share_NC = target_NC * weight_N[:, None]
         count_C = share_NC.sum(0)
+        reference_D = reference_point(feat_ND, weight_N)
+        feat_ND = feat_ND - reference_D
         mean_CD = share_NC.mT @ feat_ND / count_C.clamp_min(1e-12)[:, None]
         share_N = weight_N / weight_N.sum().clamp_min(1e-12)
         mean_D = share_N @ feat_ND
@@ -67,10 +71,11 @@ class Mahalanobis(Head):
         eye = torch.eye(feat_ND.shape[1], dtype=feat_ND.dtype, device=feat_ND.device)
         covariance_CDD = share_C * within_CDD + (1 - share_C) * overall_DD + self.ridge * eye
         covariance_CDD = torch.where((count_C > 0)[:, None, None], covariance_CDD, eye)
-        return {"prototypes": mean_CD, "precision": torch.linalg.inv(covariance_CDD), "count": count_C}
+        state = {"prototypes": mean_CD, "precision": torch.linalg.inv(covariance_CDD), "count": count_C}
+        return state | {"reference": reference_D}
 
     def predict(self, state: Tree, feat_MD: Tensor) -> Tensor:
-        offset_MCD = feat_MD[:, None] - state["prototypes"]
+        offset_MCD = relative(feat_MD, state)[:, None] - state["prototypes"]
         distance_MC = torch.einsum("mcd,cde,mce->mc", offset_MCD, state["precision"], offset_MCD)
         return only_present(-0.5 * distance_MC, state["count"] > 0)
 

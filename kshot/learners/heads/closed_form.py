@@ -16,7 +16,7 @@ from torch import Tensor
 from kshot import objectives
 from kshot.annotations import PositiveFloat
 from kshot.argument_checks import check_arguments
-from kshot.inner.convex import crammer_singer, logistic
+from kshot.inner.convex import Intercept, crammer_singer, logistic
 from kshot.inner.functional import BatchNorm
 from kshot.inner.precision import widest_float
 from kshot.learners.heads.distances import exp_as, log_parameter, reference_of, reference_point, relative
@@ -66,19 +66,18 @@ class _Penalty:
     """
 
     def __init__(self, reference_D: Tensor) -> None:
-        self.reference, self.size = reference_D, 1 + reference_D.square().sum()
-        self.slope = reference_D / self.size
-        self.along = reference_D / (self.size + self.size.sqrt())
+        self.reference, self.size = reference_D, 1 + reference_D @ reference_D
+        self.norm = self.size + self.size.sqrt()
 
     def rotate(self, feat_ND: Tensor) -> tuple[Tensor, Tensor]:
         """g (N, D) and q (N, 1) of features relative to the reference."""
-        along_N1 = (feat_ND @ self.reference)[:, None]
-        return feat_ND - along_N1 * self.along, 1 + along_N1 / self.size
+        along_N1 = feat_ND @ self.reference[:, None]
+        return feat_ND - along_N1 / self.norm * self.reference, 1 + along_N1 / self.size
 
     def rotate_sums(self, gram: Tensor, moment: Tensor) -> tuple[Tensor, Tensor]:
         """The sums of squares (D + 1, D + 1) and products (D + 1, C) of (g, q), for those of (f - m, 1)."""
-        turn = _eye(gram) + F.pad(-self.reference[:, None] * self.along, (0, 1, 0, 1))
-        turn = turn + F.pad(self.slope[:, None], (len(self.slope), 0, 0, 1))
+        turn = _eye(gram) - F.pad(self.reference[:, None] * self.reference / self.norm, (0, 1, 0, 1))
+        turn = turn + F.pad((self.reference / self.size)[:, None], (len(turn) - 1, 0, 0, 1))
         return turn.mT @ gram @ turn, turn.mT @ moment
 
     def ridge(self, gram: Tensor, moment: Tensor, l2: Tensor) -> Tree:
@@ -89,7 +88,8 @@ class _Penalty:
 
     def state(self, weight_CD: Tensor, bias_C: Tensor, dtype: torch.dtype) -> Tree:
         r"""The state of a linear head with the solution $V$ (C, D) and $\beta$ (C,)."""
-        weight_CD = weight_CD - (weight_CD @ self.reference)[:, None] * self.along + bias_C[:, None] * self.slope
+        along_C = bias_C / self.size - weight_CD @ self.reference / self.norm
+        weight_CD = weight_CD + along_C[:, None] * self.reference
         state = {"weight": weight_CD.contiguous(), "bias": bias_C, "reference": self.reference}
         return {name: leaf.to(dtype) for name, leaf in state.items()}
 
@@ -130,12 +130,13 @@ class Ridge(Linear):
         penalty, l2 = _Penalty(reference_point(feat_ND, weight_N)), exp_as(feat_ND, self.log_l2)
         root_N1 = weight_N.sqrt()[:, None]
         g_ND, q_N1 = penalty.rotate(feat_ND - penalty.reference)
-        g_ND, q_N1, target_NC = root_N1 * g_ND, root_N1 * q_N1, root_N1 * target_NC
+        g_ND, right_NC1 = root_N1 * g_ND, root_N1 * torch.cat([target_NC, q_N1], 1)
+        q_N1 = right_NC1[:, -1:]
         if len(g_ND) > g_ND.shape[1]:
             wide = torch.cat([g_ND, q_N1], 1)
-            return penalty.ridge(wide.mT @ wide, wide.mT @ target_NC, l2)
+            return penalty.ridge(wide.mT @ wide, wide.mT @ right_NC1[:, :-1], l2)
         # N equations (Woodbury), and one for the intercept
-        solved_NC1 = torch.linalg.solve(_add_ridge(g_ND @ g_ND.mT, l2), torch.cat([target_NC, q_N1], 1))
+        solved_NC1 = torch.linalg.solve(_add_ridge(g_ND @ g_ND.mT, l2), right_NC1)
         free_NC, q_solved_N1 = solved_NC1[:, :-1], solved_NC1[:, -1:]
         bias_1C = q_N1.mT @ free_NC / (1 / penalty.size + q_N1.mT @ q_solved_N1)
         return penalty.state((free_NC - q_solved_N1 * bias_1C).mT @ g_ND, bias_1C[0], feat_ND.dtype)
@@ -165,34 +166,22 @@ class DualLinear(Linear):
     It is solved in float64, where the device has it, else in float32, with about 3 correct digits.
 
     Args:
-        solver: (kernel (N, N), targets (N, C), weights (N,), classes present (C,), l2 ()) -> coefficients (N, C).
+        solver: `inner.convex.logistic` or `crammer_singer`, or a function with their arguments and result.
     """
 
-    def __init__(self, solver: Callable[..., Tensor], l2: float, scale: float | None, *, learned: bool = True) -> None:
+    def __init__(self, solver: Callable[..., tuple[Tensor, Tensor]], l2: float, scale: float | None, *, learned: bool = True) -> None:
         super().__init__(l2, scale, learned=learned)
         self.solver = solver
 
     def fit(self, feat_ND: Tensor, target_NC: Tensor, weight_N: Tensor) -> Tree:
-        dtype, wide = feat_ND.dtype, widest_float(feat_ND.device)
+        dtype, wide, reference_D = feat_ND.dtype, widest_float(feat_ND.device), reference_point(feat_ND, weight_N)
         feat_ND, target_NC, weight_N = (each.to(wide) for each in (feat_ND, target_NC, weight_N))
-        penalty, l2 = _Penalty(reference_point(feat_ND, weight_N)), exp_as(feat_ND, self.log_l2)
+        penalty, l2 = _Penalty(reference_D.to(wide)), exp_as(feat_ND, self.log_l2)
         g_ND, q_N1 = penalty.rotate(feat_ND - penalty.reference)
-        gram_NN = g_ND @ g_ND.mT
-        size = _limited(penalty.size, gram_NN.diagonal(), weight_N, l2)
         present_C = (target_NC * weight_N[:, None]).sum(0) > 0
-        coefficient_NC = self.solver(gram_NN + size * q_N1 * q_N1.mT, target_NC, weight_N, present_C, l2)
-        bias_C = size * (q_N1.mT @ coefficient_NC)[0]
+        intercept = Intercept(q_N1[:, 0], penalty.size)
+        coefficient_NC, bias_C = self.solver(g_ND @ g_ND.mT, intercept, target_NC, weight_N, present_C, l2)
         return penalty.state(coefficient_NC.mT @ g_ND, bias_C, dtype)
-
-
-def _limited(size: Tensor, square_N: Tensor, weight_N: Tensor, l2: Tensor) -> Tensor:
-    r"""The size c of the intercept's part of a kernel, at most that at which its rounding shows in the rest.
-
-    An intercept with a penalty of $\lambda \beta^2 / c$ is as good as free there: the limit moves the solution by about
-    the square root of the type's precision, as would the rounding without it.
-    """
-    scale = torch.maximum((weight_N * square_N).sum() / weight_N.sum().clamp_min(1e-12), l2).detach()
-    return torch.minimum(size, scale / torch.finfo(size.dtype).eps ** 0.5)
 
 
 def r2d2(

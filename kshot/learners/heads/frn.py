@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from kshot import objectives
 from kshot.annotations import PositiveFloat
 from kshot.inner.functional import BatchNorm
+from kshot.inner.precision import widest_float
 from kshot.learners.heads.closed_form import solve_ridge
 from kshot.learners.heads.distances import exp_as, log_parameter
 from kshot.learners.heads.head_learner import Head, HeadLearner
@@ -43,7 +44,9 @@ class Reconstruction(Head):
         count_C = share_NC.sum(0)
         l2_C = count_C.where(count_C > 0, 1.0) * (positions / channels) * exp_as(feat_ND, self.alpha)
         vector_CKD = (share_NC.sqrt().mT[:, :, None, None] * vector_NRD).flatten(1, 2)  # 0 for rows of other classes
-        return {"rebuild": solve_ridge(vector_CKD, vector_CKD, l2_C)}
+        # in float64, which costs little next to the embedding: maps have a mean far from 0, against a small penalty
+        wide_CKD = vector_CKD.to(widest_float(feat_ND.device))
+        return {"rebuild": solve_ridge(wide_CKD, wide_CKD, l2_C.to(wide_CKD.dtype)).to(feat_ND.dtype)}
 
     def predict(self, state: Tree, feat_MD: Tensor) -> Tensor:
         vector_MRD = _vectors(feat_MD)

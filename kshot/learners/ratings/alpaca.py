@@ -85,15 +85,15 @@ class Alpaca(Learner):
         variances are small differences of large numbers.
         """
         dtype, wide = feat_ND.dtype, widest_float(feat_ND.device)
+        reference_D = F.pad(reference_point(feat_ND[:, :-1], weight_N), (0, 1))  # the feature that is always 1 stays
         feat_ND, rating_N, weight_N, prior_mean_D = (
             each.to(wide) for each in (feat_ND, rating_N, weight_N, prior_mean_D)
         )
         residual_N = rating_N - feat_ND @ prior_mean_D
         scales = exp_as(feat_ND, self.log_prior), exp_as(feat_ND, self.log_noise)
         mean_D, covariance_DD = posterior(feat_ND, residual_N, weight_N, *scales)
-        reference_D = F.pad(reference_point(feat_ND[:, :-1], weight_N), (0, 1))  # the feature that is always 1 stays
         eye_DD = torch.eye(len(reference_D), dtype=wide, device=feat_ND.device)
-        move_DD = eye_DD + F.pad(reference_D[None], (0, 0, len(reference_D) - 1, 0))
+        move_DD = eye_DD + F.pad(reference_D.to(wide)[None], (0, 0, len(reference_D) - 1, 0))
         state = {"mean": move_DD @ (prior_mean_D + mean_D), "prior_mean": move_DD @ prior_mean_D}
         state |= {"covariance": move_DD @ covariance_DD @ move_DD.mT, "reference": reference_D}
         return {name: leaf.to(dtype) for name, leaf in state.items()}
