@@ -1,10 +1,10 @@
 r"""Convex classifiers of a support set, solved by a fixed number of Newton steps and differentiated at the solution.
 
-The score of a row is $V_c g_i + \beta_c q_i$ with the penalty $\frac\lambda2 (\lVert V \rVert^2 + \lVert \beta \rVert^2 / s)$. Both
-problems are solved in their dual for V: it is $V = A^\top G$ for coefficients A (N, C), so only the kernel
-$K = G G^\top$ matters, and the cost of a step is about $C N^3$, independent of the number of features. The intercepts
-$\beta = s A^\top q$ are unknowns of their own: within the kernel an intercept with hardly any penalty, s large, would
-take the digits of the rest.
+The score of a row is $V_c g_i + \beta_c q_i$, with the penalty
+$\frac\lambda2 (\lVert V \rVert^2 + \lVert \beta \rVert^2 / s)$. Both problems are solved in their dual for V: it is
+$V = A^\top G$ for coefficients A (N, C), so only the kernel $K = G G^\top$ matters, and the cost of a step is about
+$C N^3$, independent of the number of features. The intercepts $\beta = s A^\top q$ are unknowns of their own: within the
+kernel an intercept with hardly any penalty, s large, would take the digits of the rest.
 
 The steps are not differentiated. At the solution $a$ of $r(a; K) = 0$ one more Newton step,
 $a - J^{-1} r(a; K)$ with $a$ and $J = \partial r / \partial a$ held constant, changes no value and has the derivative
@@ -204,10 +204,9 @@ def crammer_singer(
 
     h = torch.ones_like(target) * present / present.sum()
     s, multiplier, bias = torch.ones_like(h), h.new_zeros(len(h)), torch.zeros_like(h[:1])
-    safe_h = h.clamp_min(limits.tiny)
+    safe_h, target_gap = h.clamp_min(limits.tiny), 0.1 / (present.sum() * len(h))  # a tenth of the mean
     for _ in range(steps):
-        gap = (h * s).sum() / (present.sum() * len(h))
-        centre = (0.1 * gap).clamp_min(limits.gap)
+        centre = ((h * s).sum() * target_gap).clamp_min(limits.gap)
         d_h, d_multiplier, d_bias = _simplex_newton(s / safe_h, present, common, *still)(*residuals(centre, *still))
         d_s = ((centre - s * d_h) / safe_h - s) * present
         length = _max_step(torch.stack([h, s]), torch.stack([d_h, d_s]))
@@ -244,12 +243,11 @@ def _simplex_newton(
     $$ (Q + \mathrm{diag}(s_c / h_c)) \, dh_c + d\nu - p \, d\beta_c = -r_c, \qquad \sum_c dh_c = -u, \qquad
        p^\top dh_c + \tfrac{\lambda}{s} d\beta_c = e_c. $$
     """
-    ratio_CN = torch.where(present_C > 0, ratio_NC, 1.0).mT
-    inverse_CNN = torch.linalg.inv(quadratic + torch.diag_embed(ratio_CN)) * present_C[:, None, None]
+    inverse_CNN = torch.linalg.inv(quadratic + torch.diag_embed(ratio_NC.mT)) * present_C[:, None, None]
     total_NN = inverse_CNN.sum(0)
 
     def solve(slope_NC: Tensor, surplus_N: Tensor, excess_1C: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        free_NC, row_NC = _times(inverse_CNN, torch.where(present_C > 0, -slope_NC, 0.0), row_N)
+        free_NC, row_NC = _times(inverse_CNN, -slope_NC, row_N)
         shared_N1, shared_NC = _solve_both(total_NN, (free_NC.sum(1) + surplus_N)[:, None], row_NC)
         excess_1C = excess_1C - row_N @ free_NC + (row_NC.mT @ shared_N1)[:, 0]
         bias_1C = _intercept_step(row_NC, shared_NC, row_N, share, common_CC, excess_1C)

@@ -122,7 +122,9 @@ class PriorFitted(Learner):
 
         varies = pad((state["scale"] > 0).to(z.dtype), (0, 1), value=1.0)
         columns, weight = log_weight(varies), log_weight(state["weight"])
-        cells = torch.cat([self.cell(in_type_of(self.cell, _basis(z))), target_cells[:, None]], 1)  # (m, F + 1, d), the target last
+        cells = torch.cat(
+            [self.cell(in_type_of(self.cell, _basis(z))), target_cells[:, None]], 1
+        )  # (m, F + 1, d), the target last
         block: Any
         for number, block in enumerate(self.cells):
             is_last = number == len(self.cells) - 1

@@ -169,7 +169,9 @@ class DualLinear(Linear):
         solver: `inner.convex.logistic` or `crammer_singer`, or a function with their arguments and result.
     """
 
-    def __init__(self, solver: Callable[..., tuple[Tensor, Tensor]], l2: float, scale: float | None, *, learned: bool = True) -> None:
+    def __init__(
+        self, solver: Callable[..., tuple[Tensor, Tensor]], l2: float, scale: float | None, *, learned: bool = True
+    ) -> None:
         super().__init__(l2, scale, learned=learned)
         self.solver = solver
 

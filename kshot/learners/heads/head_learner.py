@@ -80,7 +80,7 @@ def sum_by_class(old: Tree, new: Tree) -> Tree:
 
 
 def fit_head(head: Head, features: Tensor, support: Batch) -> Tree:
-    """The state of a head that is fitted to a support set with the given features, in the type of `at_least_float32`."""
+    """The state of a head for a support set with the given features, in the type of `at_least_float32`."""
     with without_autocast(features.device):
         return head.fit(*_in_one_type(features, support))
 

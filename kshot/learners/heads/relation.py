@@ -15,8 +15,8 @@ from kshot import objectives
 from kshot.annotations import PositiveInt
 from kshot.argument_checks import check_arguments
 from kshot.inner.functional import BatchNorm
-from kshot.learner import Learner, query_loss
 from kshot.inner.precision import in_type_of
+from kshot.learner import Learner, query_loss
 from kshot.learners.heads.distances import class_means
 from kshot.learners.heads.head_learner import Head, HeadLearner
 from kshot.objectives import Objective, weighted_mean
