@@ -3,7 +3,7 @@ r"""Convex classifiers of a support set, solved by a fixed number of Newton step
 The score of a row is $V_c g_i + \beta_c q_i$, with the penalty
 $\frac\lambda2 (\lVert V \rVert^2 + \lVert \beta \rVert^2 / s)$. Both problems are solved in their dual for V: it is
 $V = A^\top G$ for coefficients A (N, C), so only the kernel $K = G G^\top$ matters, and the cost of a step is about
-$C N^3$, independent of the number of features. The intercepts $\beta = s A^\top q$ are unknowns of their own: within the
+$C N^3$, whatever the number of features. The intercepts $\beta = s A^\top q$ are unknowns of their own: within the
 kernel an intercept with hardly any penalty, s large, would take the digits of the rest.
 
 The steps are not differentiated. At the solution $a$ of $r(a; K) = 0$ one more Newton step,
