@@ -13,6 +13,7 @@ from torch import nn
 from kshot import objectives
 from kshot.annotations import NonNegativeInt, PositiveFloat
 from kshot.inner.functional import BatchNorm
+from kshot.inner.precision import at_least_float32
 from kshot.inner.rules import SGD
 from kshot.inner.solvers import FirstOrder
 from kshot.learner import Learner
@@ -121,11 +122,12 @@ class SupportMean(Learner):
     """
 
     def _adapt(self, support: Batch) -> Tree:
-        weight = support.weight / support.weight.sum()
-        mean = torch.tensordot(weight, support.targets, 1)
+        targets = at_least_float32(support.targets)
+        weight = (support.weight / support.weight.sum()).to(targets.dtype)
+        mean = torch.tensordot(weight, targets, 1)
         if self.objective != objectives.gaussian:
             return {"mean": mean}
-        variance = torch.tensordot(weight, (support.targets - mean).square(), 1)
+        variance = torch.tensordot(weight, (targets - mean).square(), 1)
         return {"mean": mean, "std": variance.clamp_min(MIN_VARIANCE).sqrt()}
 
     def predict(self, state: Tree, inputs: Tree) -> Tree:

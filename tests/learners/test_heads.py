@@ -13,8 +13,8 @@ from torch import nn
 
 import kshot
 from kshot import objectives
-from kshot.inner.convex import crammer_singer, logistic
-from kshot.learners.heads.closed_form import ridge_fit
+from kshot.inner.convex import Intercept, crammer_singer, logistic
+from kshot.learners.heads.closed_form import solve_ridge
 from kshot.training.pretrain import fit_feature_statistics
 
 
@@ -44,7 +44,8 @@ def test_a_distance_of_ones_own_may_be_a_module_that_learns():
 def test_ridge_is_that_of_scikit_learn_with_fewer_rows_than_features_and_with_more(rows, width):
     feat, target, _ = features(rows, width, 3)
     weight = torch.rand(rows, dtype=torch.float64)
-    found = ridge_fit(feat, target, weight, torch.tensor(0.7).double())
+    root = weight.sqrt()[:, None]
+    found = solve_ridge(root * feat, root * target, torch.tensor(0.7).double())
     peer = Ridge(0.7, fit_intercept=False, solver="cholesky").fit(feat, target, weight)
     torch.testing.assert_close(found, torch.from_numpy(peer.coef_.T))
 
@@ -57,6 +58,12 @@ def test_r2d2_regresses_with_an_intercept_and_a_scale():
     found = learner.predict(learner.adapt(support_of(feat, target)), feat)
     torch.testing.assert_close(found, expected)
     assert sorted(name for name, _ in learner.named_parameters()) == ["head.log_l2", "head.log_scale"]
+
+
+def with_intercept(state):
+    """Weights and the intercept at the origin (C, D + 1) of a linear head."""
+    intercept = state["bias"] - state["weight"] @ state["reference"]
+    return torch.cat([state["weight"], intercept[:, None]], 1).detach()
 
 
 SHAPES = pytest.mark.parametrize(
@@ -72,7 +79,7 @@ def test_logistic_regression_is_that_of_scikit_learn(rows, width, ways, l2):
     state = learner.adapt(support_of(feat, target, weight))["head"]
     wide = F.pad(feat, (0, 1), value=1.0)
     peer = LogisticRegression(C=1 / l2, fit_intercept=False, tol=1e-10, max_iter=10_000).fit(wide, labels, weight)
-    found = torch.cat([state["weight"], state["bias"][:, None]], 1).detach()
+    found = with_intercept(state)
     torch.testing.assert_close(found, torch.from_numpy(peer.coef_), rtol=1e-5, atol=1e-6)
 
 
@@ -82,7 +89,7 @@ def test_the_support_vector_machine_is_that_of_scikit_learn(rows, width, ways, l
     state = kshot.learners.metaoptnet(nn.Flatten(), l2=l2).double().adapt(support_of(feat, target))["head"]
     wide = F.pad(feat, (0, 1), value=1.0)
     peer = LinearSVC(C=1 / l2, multi_class="crammer_singer", fit_intercept=False, tol=1e-10, max_iter=200_000)
-    found = torch.cat([state["weight"], state["bias"][:, None]], 1).detach()
+    found = with_intercept(state)
     torch.testing.assert_close(found, torch.from_numpy(peer.fit(wide, labels).coef_), rtol=1e-4, atol=1e-5)
 
 
@@ -94,7 +101,9 @@ def test_solutions_have_the_derivative_of_the_solution(solve, rows, width, ways,
     weight[1] = 0.0
 
     def weights(feat, l2):
-        return solve(feat @ feat.mT, target, weight, torch.ones(ways).bool(), l2, steps=20).mT @ feat
+        intercept = Intercept(1 + feat[:, 0], 1 + feat[:, 1].square().sum())
+        found = solve(feat @ feat.mT, intercept, target, weight, torch.ones(ways).bool(), l2, steps=20)
+        return found[0].mT @ feat, found[1]
 
     assert torch.autograd.gradcheck(
         weights, (feat.requires_grad_(), torch.tensor(l2).double().requires_grad_()), fast_mode=True, rtol=1e-3
@@ -106,10 +115,9 @@ def test_steps_taken_lead_to_the_minimum_from_far(solve):
     """Features of a norm of hundreds and hardly any penalty, where undamped Newton steps go astray."""
     feat, target, _ = features(12, 30, 4)
     wide = 30 * feat
-    ends = [
-        solve(wide @ wide.mT, target, torch.ones(12).double(), torch.ones(4).bool(), torch.tensor(0.01), steps=steps)
-        for steps in (20, 60)
-    ]
+    one = torch.ones(12).double()
+    problem = wide @ wide.mT, Intercept(one, torch.tensor(1e9)), target, one, torch.ones(4).bool(), torch.tensor(0.01)
+    ends = [solve(*problem, steps=steps) for steps in (20, 60)]
     torch.testing.assert_close(*ends, rtol=1e-6, atol=1e-9)
 
 

@@ -10,7 +10,8 @@ from sklearn.gaussian_process.kernels import RBF, ExpSineSquared, Matern
 import kshot
 from kshot import Batch, objectives
 from kshot.learners import SupportMean
-from kshot.learners.amortised.attention import Attention, log_weight
+from kshot.learners.amortised.attention import Attention
+from kshot.learners.heads.distances import log_weight
 from kshot.models import Spread
 from kshot.sources import gaussian_processes, sinusoids
 from kshot.types import one_hot, unstack

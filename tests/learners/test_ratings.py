@@ -486,7 +486,7 @@ def check_gains(opened) -> None:
     with torch.no_grad():
         learner.choice_effect.zero_()
         user = User(opened, {"3": 5.0, "8": 4.0})
-        feat = learner._features(user.catalogue)
+        feat = learner._features(user.catalogue) - user.state["reference"]
         covariance = feat @ user.state["covariance"] @ feat.T
         gains = (covariance / (covariance.diag() + learner.log_noise.exp())).square().mean(0) * preprocessor.std**2
     wide = preprocessor.low, preprocessor.high

@@ -10,16 +10,14 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-
-def log_weight(weight: Tensor) -> Tensor:
-    r"""$\log w$ (n,); where $w = 0$ a finite number so low that the row has no share in a softmax."""
-    lowest = torch.finfo(weight.dtype).min / 4
-    return torch.where(weight > 0, weight.clamp_min(torch.finfo(weight.dtype).tiny).log(), lowest)
+from kshot.inner.precision import at_least_float32
 
 
 def weighted_row_mean(rows: Tensor, weight: Tensor) -> Tensor:
-    """The mean (d,) of rows (n, d) under weights (n,); 0 if all weights are."""
-    return weight @ rows / weight.sum().clamp_min(torch.finfo(weight.dtype).tiny)
+    """The mean (d,) of rows (n, d) under weights (n,), in the rows' type; 0 if all weights are."""
+    dtype, rows = rows.dtype, at_least_float32(rows)
+    weight = weight.to(rows.dtype)
+    return (weight @ rows / weight.sum().clamp_min(torch.finfo(weight.dtype).tiny)).to(dtype)
 
 
 class Attention(nn.Module):
@@ -49,8 +47,8 @@ class Attention(nn.Module):
     def forward(self, rows: Tensor, memory: tuple[Tensor, Tensor], log_weight: Tensor) -> Tensor:
         """Attend from rows (..., m, d) to keys and values (..., n, d) with log-weights (n,) or (..., 1, m, n)."""
         query, key, value = (self._split_heads(part) for part in (self.query(rows), *memory))
-        scores = query @ key.mT * query.shape[-1] ** -0.5 + log_weight
-        read = scores.softmax(-1) @ value
+        scores = at_least_float32(query @ key.mT * query.shape[-1] ** -0.5) + log_weight
+        read = scores.softmax(-1).to(value.dtype) @ value
         return self.out(read.transpose(-3, -2).flatten(-2))
 
     def _split_heads(self, rows: Tensor) -> Tensor:

@@ -16,10 +16,12 @@ from kshot import objectives
 from kshot.annotations import PositiveFloat
 from kshot.argument_checks import check_arguments
 from kshot.inner.functional import BatchNorm, Function
+from kshot.inner.precision import in_type_of
 from kshot.learner import Learner
 from kshot.learners.amortised.attention import perceptron, weighted_row_mean
 from kshot.learners.gradient.cavia import FiLM
-from kshot.learners.heads.head_learner import Head
+from kshot.learners.heads.distances import reference_point, relative
+from kshot.learners.heads.head_learner import Head, fit_head, predict_head
 from kshot.learners.heads.protonet import Prototypes
 from kshot.objectives import Objective, classes_present, only_present
 from kshot.supplied import Embedding, TaskDim, TaskEncoder
@@ -33,7 +35,8 @@ class Mahalanobis(Head):
        Q_c = \lambda_c \Sigma_c + (1 - \lambda_c) \Sigma + \beta I, \qquad \lambda_c = \frac{n_c}{n_c + 1} $$
 
     with the covariance $\Sigma_c$ of the class and $\Sigma$ of the whole support set, and $n_c$ the weight of the
-    class. The state is `{"prototypes": (C, D), "precision": (C, D, D), "count": (C,)}`.
+    class. The state is `{"prototypes": (C, D), "precision": (C, D, D), "count": (C,), "reference": (D,)}`, with class
+    means relative to the reference, the mean of the support set.
 
     Args:
         ridge: $\beta$.
@@ -55,23 +58,25 @@ class Mahalanobis(Head):
     def fit(self, feat_ND: Tensor, target_NC: Tensor, weight_N: Tensor) -> Tree:
         share_NC = target_NC * weight_N[:, None]
         count_C = share_NC.sum(0)
+        reference_D = reference_point(feat_ND, weight_N)
+        feat_ND = feat_ND - reference_D
         mean_CD = share_NC.mT @ feat_ND / count_C.clamp_min(1e-12)[:, None]
         share_N = weight_N / weight_N.sum().clamp_min(1e-12)
         mean_D = share_N @ feat_ND
         centred_ND = feat_ND - mean_D
         overall_DD = centred_ND.mT @ (share_N[:, None] * centred_ND)
-        moment_CDD = torch.einsum("nc,nd,ne->cde", share_NC, centred_ND, centred_ND)
-        moment_CDD = moment_CDD / count_C.clamp_min(1e-12)[:, None, None]
-        offset_CD = mean_CD - mean_D
-        within_CDD = moment_CDD - offset_CD[:, :, None] * offset_CD[:, None, :]
+        offset_NCD = feat_ND[:, None] - mean_CD
+        within_CDD = torch.einsum("nc,ncd,nce->cde", share_NC, offset_NCD, offset_NCD)
+        within_CDD = within_CDD / count_C.clamp_min(1e-12)[:, None, None]
         share_C = (count_C / (count_C + 1))[:, None, None]
         eye = torch.eye(feat_ND.shape[1], dtype=feat_ND.dtype, device=feat_ND.device)
         covariance_CDD = share_C * within_CDD + (1 - share_C) * overall_DD + self.ridge * eye
         covariance_CDD = torch.where((count_C > 0)[:, None, None], covariance_CDD, eye)
-        return {"prototypes": mean_CD, "precision": torch.linalg.inv(covariance_CDD), "count": count_C}
+        state = {"prototypes": mean_CD, "precision": torch.linalg.inv(covariance_CDD), "count": count_C}
+        return state | {"reference": reference_D}
 
     def predict(self, state: Tree, feat_MD: Tensor) -> Tensor:
-        offset_MCD = feat_MD[:, None] - state["prototypes"]
+        offset_MCD = relative(feat_MD, state)[:, None] - state["prototypes"]
         distance_MC = torch.einsum("mcd,cde,mce->mc", offset_MCD, state["precision"], offset_MCD)
         return only_present(-0.5 * distance_MC, state["count"] > 0)
 
@@ -114,15 +119,16 @@ class FilmLearner(Learner):
 
     def _adapt(self, support: Batch) -> Tree:
         codes = self.codes.support({}, support)[0].flatten(1)
-        context = self.generator(weighted_row_mean(codes, support.weight))
+        code = in_type_of(self.generator, weighted_row_mean(codes, support.weight))
+        context = self.generator(code).to(self.backbone.context.dtype)
         features, statistics = self.function.support({"context": context}, support)
-        head = self.head.fit(features.flatten(1), support.targets, support.weight)
+        head = fit_head(self.head, features.flatten(1), support)
         state = {"context": context, "head": head, "present": classes_present(support)}
         return state | {"statistics": statistics} if statistics else state
 
     def predict(self, state: Tree, inputs: Tree) -> Tree:
         features = self.function.query({"context": state["context"]}, state.get("statistics", {}), inputs)
-        return only_present(self.head.predict(state["head"], features.flatten(1)), state["present"])
+        return only_present(predict_head(self.head, state["head"], features.flatten(1)), state["present"])
 
 
 @check_arguments

@@ -15,8 +15,9 @@ from kshot import objectives
 from kshot.annotations import OpenFraction, PositiveInt
 from kshot.inner.functional import Function
 from kshot.learner import Learner
-from kshot.learners.amortised.attention import Attention, log_weight, perceptron, weighted_row_mean
+from kshot.learners.amortised.attention import Attention, perceptron, weighted_row_mean
 from kshot.learners.gradient.cavia import FiLM
+from kshot.learners.heads.distances import log_weight
 from kshot.models.layers import Spread
 from kshot.objectives import Objective
 from kshot.supplied import Embedding, FeatureCount, NumOutputs
@@ -62,7 +63,8 @@ class NeuralProcess(Learner):
         """Inputs and targets, concatenated, (n, D + Y)."""
         if support.targets.shape[1:] != (self.outputs,):
             raise ValueError(f"targets must be (n, {self.outputs}), got {tuple(support.targets.shape)}")
-        return torch.cat([self._rows(support.inputs), support.targets], 1)
+        rows = self._rows(support.inputs)
+        return torch.cat([rows, support.targets.to(rows.dtype)], 1)
 
 
 class ConditionalProcess(NeuralProcess):

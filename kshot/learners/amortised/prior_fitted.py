@@ -14,9 +14,11 @@ from torch.nn.functional import pad
 
 from kshot import objectives
 from kshot.annotations import PositiveInt
+from kshot.inner.precision import at_least_float32, in_type_of
 from kshot.learner import Learner
-from kshot.learners.amortised.attention import Attention, log_weight, perceptron
+from kshot.learners.amortised.attention import Attention, perceptron
 from kshot.learners.amortised.neural_processes import TransformerBlock
+from kshot.learners.heads.distances import log_weight
 from kshot.models.layers import Spread
 from kshot.objectives import Objective, classes_present, only_present
 from kshot.types import Batch, Tree
@@ -58,12 +60,14 @@ class PriorFitted(Learner):
         self.spread = Spread()
 
     def _adapt(self, support: Batch) -> Tree:
-        weight = support.weight
-        share = weight / weight.sum().clamp_min(EPSILON)
-        x, y, state = support.inputs.flatten(1), support.targets, {"weight": weight}
-        state["mean"] = share @ x
-        variance = share @ (x - state["mean"]).square()
-        varies = variance > 1e-10 * (1 + state["mean"].square())
+        x = at_least_float32(support.inputs.flatten(1))
+        y, weight = support.targets.to(x.dtype), support.weight.to(x.dtype)
+        state, share = {"weight": weight}, weight / weight.sum().clamp_min(EPSILON)
+        mean = share @ x
+        state["mean"] = mean = mean + share @ (x - mean)  # the second pass takes the rounding of the first away
+        variance = share @ (x - mean).square()
+        rounding = 4 * torch.finfo(x.dtype).eps * mean
+        varies = variance > 1e-10 + rounding.square()
         state["scale"] = torch.where(varies, variance.clamp_min(EPSILON).rsqrt(), 0.0)
         if y.ndim != 2 or y.shape[1] > self.targets:
             expected = f"one-hot (n, ways) of at most {self.targets} ways" if self.classifies else "(n, 1)"
@@ -78,17 +82,17 @@ class PriorFitted(Learner):
             y = (y - state["center"]) / state["spread"]
         z = self._standardize(state, x)
         state["fits"], left_out = self.fits.fit(z, y, weight)
-        target_cells = self.target_embedding(y) + self._embed_fits(state, left_out)
+        target_cells = self.target_embedding(in_type_of(self.target_embedding, y)) + self._embed_fits(state, left_out)
         return state | {"memory": self._run(state, z, target_cells)[1]}
 
     def predict(self, state: Tree, inputs: Tree) -> Tree:
-        z = self._standardize(state, inputs.flatten(1))
+        z = self._standardize(state, at_least_float32(inputs.flatten(1)))
         fits = self.fits.predict(state["fits"], z)
         rows, _ = self._run(state, z, self.query_embedding + self._embed_fits(state, fits), state["memory"])
         rows = self.norm(rows)
         fits = fits.unflatten(1, (KERNELS, self.targets))
-        combined = (self.fit_weights(rows).exp()[..., None] * fits).mean(1)
-        correction = self.correction(rows)
+        combined = (self.fit_weights(rows).exp().to(fits.dtype)[..., None] * fits).mean(1)
+        correction = self.correction(rows).to(fits.dtype)
         if self.classifies:
             logits = 6 * combined + correction + torch.log(state["fits"]["mean"] + 0.01)
             return only_present(logits[:, : len(state["present"])], state["present"])
@@ -100,7 +104,8 @@ class PriorFitted(Learner):
         """Embed predictions of the fits (m, K Y), with their error on the support and its number of rows, (m, d)."""
         size = state["weight"].sum().clamp_min(1.0).log()[None] / 5
         quality = torch.cat([state["fits"]["error"], size])
-        return self.fit_embedding(torch.cat([fits, quality.expand(len(fits), -1)], 1))
+        row = torch.cat([fits, quality.expand(len(fits), -1)], 1)
+        return self.fit_embedding(in_type_of(self.fit_embedding, row))
 
     def _run(self, state: Tree, z: Tensor, target_cells: Tensor, memory: Tree | None = None) -> tuple[Tensor, Tree]:
         """Rows (m, d) after all blocks, and the memory of the support rows, which is computed from z if None."""
@@ -117,7 +122,9 @@ class PriorFitted(Learner):
 
         varies = pad((state["scale"] > 0).to(z.dtype), (0, 1), value=1.0)
         columns, weight = log_weight(varies), log_weight(state["weight"])
-        cells = torch.cat([self.cell(_basis(z)), target_cells[:, None]], 1)  # (m, F + 1, d), the target last
+        cells = torch.cat(
+            [self.cell(in_type_of(self.cell, _basis(z))), target_cells[:, None]], 1
+        )  # (m, F + 1, d), the target last
         block: Any
         for number, block in enumerate(self.cells):
             is_last = number == len(self.cells) - 1

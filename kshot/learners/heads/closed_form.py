@@ -16,9 +16,10 @@ from torch import Tensor
 from kshot import objectives
 from kshot.annotations import PositiveFloat
 from kshot.argument_checks import check_arguments
-from kshot.inner.convex import crammer_singer, logistic
+from kshot.inner.convex import Intercept, crammer_singer, logistic
 from kshot.inner.functional import BatchNorm
-from kshot.learners.heads.distances import log_parameter
+from kshot.inner.precision import widest_float
+from kshot.learners.heads.distances import exp_as, log_parameter, reference_of, reference_point, relative
 from kshot.learners.heads.head_learner import Head, HeadLearner, sum_by_class
 from kshot.objectives import Objective
 from kshot.supplied import Embedding
@@ -31,40 +32,75 @@ def solve_ridge(feat_ND: Tensor, target_NC: Tensor, l2: Tensor) -> Tensor:
     $$ W = (F^\top F + \lambda I)^{-1} F^\top Y = F^\top (F F^\top + \lambda I)^{-1} Y $$
 
     The second form (Woodbury) solves N equations instead of D, and is taken where N < D.
+
+    Example:
+        >>> solve_ridge(torch.tensor([[1.0], [2.0]]), torch.tensor([[1.0], [2.0]]), torch.tensor(5.0))
+        tensor([[0.5000]])
     """
     if feat_ND.shape[-2] < feat_ND.shape[-1]:
         return feat_ND.mT @ torch.linalg.solve(_add_ridge(feat_ND @ feat_ND.mT, l2), target_NC)
     return torch.linalg.solve(_add_ridge(feat_ND.mT @ feat_ND, l2), feat_ND.mT @ target_NC)
 
 
-def ridge_fit(feat_ND: Tensor, target_NC: Tensor, weight_N: Tensor, l2: Tensor) -> Tensor:
-    r"""The weighted ridge regression of targets on features, (D, C); see `solve_ridge`.
-
-    $$ W = (F^\top \mathrm{diag}(w) F + \lambda I)^{-1} F^\top \mathrm{diag}(w) Y $$
-
-    Example:
-        >>> feat, one = torch.tensor([[1.0], [2.0]]), torch.ones(2)
-        >>> ridge_fit(feat, torch.tensor([[1.0], [2.0]]), one, torch.tensor(5.0))
-        tensor([[0.5000]])
-    """
-    root_N1 = weight_N.sqrt()[:, None]
-    return solve_ridge(root_N1 * feat_ND, root_N1 * target_NC, l2)
-
-
 def _add_ridge(square: Tensor, l2: Tensor) -> Tensor:
-    return square + l2[..., None, None] * torch.eye(square.shape[-1], dtype=square.dtype, device=square.device)
+    return square + l2[..., None, None] * _eye(square)
 
 
-def _with_ones(feat_ND: Tensor) -> Tensor:
-    """Features with a column of ones, (N, D + 1), so that an intercept is a weight like the others."""
-    return F.pad(feat_ND, (0, 1), value=1.0)
+def _eye(square: Tensor) -> Tensor:
+    return torch.eye(square.shape[-1], dtype=square.dtype, device=square.device)
+
+
+class _Penalty:
+    r"""The penalty on a weight and an intercept, for features relative to a reference m, in coordinates of its own.
+
+    A linear head has weights $W$ and an intercept $b$ with the penalty $\lVert W \rVert^2 + b^2$. In terms of the
+    intercept at the reference, $\beta = b + W m$, it couples the two where m is large, and a kernel has a constant part
+    of the size of $c = 1 + \lVert m \rVert^2$, in which the rest loses its digits. The rotation of (features, 1) that
+    turns (m, 1) into the last axis separates them exactly: with $R = I - m m^\top / (c + \sqrt c)$,
+
+    $$ W f + b = V g + \beta q, \qquad g = R (f - m), \qquad q = 1 + m^\top (f - m) / c, \qquad
+       \lVert W \rVert^2 + b^2 = \lVert V \rVert^2 + \beta^2 / c. $$
+
+    Args:
+        reference_D: m.
+    """
+
+    def __init__(self, reference_D: Tensor) -> None:
+        self.reference, self.size = reference_D, 1 + reference_D @ reference_D
+        self.norm = self.size + self.size.sqrt()
+
+    def rotate(self, feat_ND: Tensor) -> tuple[Tensor, Tensor]:
+        """g (N, D) and q (N, 1) of features relative to the reference."""
+        along_N1 = feat_ND @ self.reference[:, None]
+        return feat_ND - along_N1 / self.norm * self.reference, 1 + along_N1 / self.size
+
+    def rotate_sums(self, gram: Tensor, moment: Tensor) -> tuple[Tensor, Tensor]:
+        """The sums of squares (D + 1, D + 1) and products (D + 1, C) of (g, q), for those of (f - m, 1)."""
+        turn = _eye(gram) - F.pad(self.reference[:, None] * self.reference / self.norm, (0, 1, 0, 1))
+        turn = turn + F.pad((self.reference / self.size)[:, None], (len(turn) - 1, 0, 0, 1))
+        return turn.mT @ gram @ turn, turn.mT @ moment
+
+    def ridge(self, gram: Tensor, moment: Tensor, l2: Tensor) -> Tree:
+        """The state of a ridge regression with the given sums of (g, q) and of its products with targets."""
+        diagonal = l2 / torch.cat([torch.ones_like(self.reference), self.size[None]])
+        solution = torch.linalg.solve(gram + torch.diag(diagonal), moment)
+        return self.state(solution[:-1].mT, solution[-1], gram.dtype)
+
+    def state(self, weight_CD: Tensor, bias_C: Tensor, dtype: torch.dtype) -> Tree:
+        r"""The state of a linear head with the solution $V$ (C, D) and $\beta$ (C,)."""
+        along_C = bias_C / self.size - weight_CD @ self.reference / self.norm
+        weight_CD = weight_CD + along_C[:, None] * self.reference
+        state = {"weight": weight_CD.contiguous(), "bias": bias_C, "reference": self.reference}
+        return {name: leaf.to(dtype) for name, leaf in state.items()}
 
 
 class Linear(Head):
     """A linear head with a learned scale; subclasses define how it is fitted.
 
-    Its state is `{"weight": (C, D), "bias": (C,)}`. The intercept is the weight of a further feature that is always 1,
-    and is penalised like the others.
+    Its state is `{"weight": (C, D), "bias": (C,), "reference": (D,)}`, and its prediction the weight times the features
+    minus the reference, plus the bias. The penalised intercept is the one at the origin, a weight like the others of a
+    further feature that is always 1: the solution does not depend on the reference, which is the mean of the support
+    set, and only saves the digits of features far from the origin.
 
     Args:
         l2: strength of the penalty on weights, above 0.
@@ -78,53 +114,76 @@ class Linear(Head):
         self.log_scale = None if scale is None else log_parameter("scale", scale)
 
     def predict(self, state: Tree, feat_MD: Tensor) -> Tensor:
-        prediction = F.linear(feat_MD, state["weight"], state["bias"])
-        return prediction if self.log_scale is None else self.log_scale.exp() * prediction
+        prediction = F.linear(relative(feat_MD, state), state["weight"], state["bias"])
+        return prediction if self.log_scale is None else exp_as(prediction, self.log_scale) * prediction
 
 
 class Ridge(Linear):
-    """Ridge regression of the targets, see `ridge_fit`; arguments as for `Linear`."""
+    r"""Ridge regression of the targets, with the intercept penalised like the weights; arguments as for `Linear`.
+
+    $$ \min_{W, b} \; \sum_i w_i \lVert W f_i + b - y_i \rVert^2 + \lambda (\lVert W \rVert^2 + \lVert b \rVert^2) $$
+    """
 
     scores_absent = True
 
     def fit(self, feat_ND: Tensor, target_NC: Tensor, weight_N: Tensor) -> Tree:
-        return self._state(ridge_fit(_with_ones(feat_ND), target_NC, weight_N, self.log_l2.exp()))
+        penalty, l2 = _Penalty(reference_point(feat_ND, weight_N)), exp_as(feat_ND, self.log_l2)
+        root_N1 = weight_N.sqrt()[:, None]
+        g_ND, q_N1 = penalty.rotate(feat_ND - penalty.reference)
+        g_ND, right_NC1 = root_N1 * g_ND, root_N1 * torch.cat([target_NC, q_N1], 1)
+        q_N1 = right_NC1[:, -1:]
+        if len(g_ND) > g_ND.shape[1]:
+            wide = torch.cat([g_ND, q_N1], 1)
+            return penalty.ridge(wide.mT @ wide, wide.mT @ right_NC1[:, :-1], l2)
+        # N equations (Woodbury), and one for the intercept
+        solved_NC1 = torch.linalg.solve(_add_ridge(g_ND @ g_ND.mT, l2), right_NC1)
+        free_NC, q_solved_N1 = solved_NC1[:, :-1], solved_NC1[:, -1:]
+        bias_1C = q_N1.mT @ free_NC / (1 / penalty.size + q_N1.mT @ q_solved_N1)
+        return penalty.state((free_NC - q_solved_N1 * bias_1C).mT @ g_ND, bias_1C[0], feat_ND.dtype)
 
     def statistics(self, feat_ND: Tensor, target_NC: Tensor, weight_N: Tensor) -> Tree:
         """The sums that determine the solution; their size does not grow with the number of examples."""
-        feat_ND = _with_ones(feat_ND)
-        weighted_DN = (weight_N[:, None] * feat_ND).mT
-        return {"gram": weighted_DN @ feat_ND, "moment": (weighted_DN @ target_NC).mT}
+        reference_D = reference_point(feat_ND, weight_N)
+        wide = F.pad(feat_ND - reference_D, (0, 1), value=1.0)
+        weighted = (weight_N[:, None] * wide).mT
+        return {"gram": weighted @ wide, "moment": (weighted @ target_NC).mT, "reference": reference_D}
 
     def merge(self, old: Tree, new: Tree) -> Tree:
-        return sum_by_class(old, new)
+        shift_D = new.get("reference", 0.0) - old.get("reference", torch.zeros_like(new["gram"][0, :-1]))
+        move = _eye(new["gram"]) + F.pad(shift_D[None], (0, 1, len(shift_D), 0))
+        moved = {"gram": move.mT @ new["gram"] @ move, "moment": new["moment"] @ move}
+        return sum_by_class(old, moved) | reference_of(old)
 
     def fit_statistics(self, statistics: Tree) -> Tree:
-        gram_DD = _add_ridge(statistics["gram"], self.log_l2.exp())
-        return self._state(torch.linalg.solve(gram_DD, statistics["moment"].mT))
-
-    def _state(self, weight_DC: Tensor) -> Tree:
-        return {"weight": weight_DC[:-1].mT.contiguous(), "bias": weight_DC[-1]}
+        gram, moment = statistics["gram"], statistics["moment"].mT
+        penalty = _Penalty(statistics.get("reference", gram.new_zeros(len(gram) - 1)))
+        return penalty.ridge(*penalty.rotate_sums(gram, moment), exp_as(gram, self.log_l2))
 
 
 class DualLinear(Linear):
     """A linear head that is fitted by a solver for coefficients of the support rows; other arguments as for `Linear`.
 
+    It is solved in float64, where the device has it, else in float32, with about 3 correct digits.
+
     Args:
-        solver: (kernel (N, N), targets (N, C), weights (N,), classes present (C,), l2 ()) -> coefficients (N, C).
+        solver: `inner.convex.logistic` or `crammer_singer`, or a function with their arguments and result.
     """
 
-    def __init__(self, solver: Callable[..., Tensor], l2: float, scale: float | None, *, learned: bool = True) -> None:
+    def __init__(
+        self, solver: Callable[..., tuple[Tensor, Tensor]], l2: float, scale: float | None, *, learned: bool = True
+    ) -> None:
         super().__init__(l2, scale, learned=learned)
         self.solver = solver
 
     def fit(self, feat_ND: Tensor, target_NC: Tensor, weight_N: Tensor) -> Tree:
-        feat_ND = _with_ones(feat_ND)
+        dtype, wide, reference_D = feat_ND.dtype, widest_float(feat_ND.device), reference_point(feat_ND, weight_N)
+        feat_ND, target_NC, weight_N = (each.to(wide) for each in (feat_ND, target_NC, weight_N))
+        penalty, l2 = _Penalty(reference_D.to(wide)), exp_as(feat_ND, self.log_l2)
+        g_ND, q_N1 = penalty.rotate(feat_ND - penalty.reference)
         present_C = (target_NC * weight_N[:, None]).sum(0) > 0
-        kernel_NN = feat_ND @ feat_ND.mT
-        coefficient_NC = self.solver(kernel_NN, target_NC, weight_N, present_C, self.log_l2.exp())
-        weight_CD = coefficient_NC.mT @ feat_ND
-        return {"weight": weight_CD[:, :-1].contiguous(), "bias": weight_CD[:, -1].contiguous()}
+        intercept = Intercept(q_N1[:, 0], penalty.size)
+        coefficient_NC, bias_C = self.solver(g_ND @ g_ND.mT, intercept, target_NC, weight_N, present_C, l2)
+        return penalty.state(coefficient_NC.mT @ g_ND, bias_C, dtype)
 
 
 def r2d2(

@@ -12,6 +12,7 @@ from kshot import objectives
 from kshot.annotations import FractionBelowOne, NonNegativeFloat, PositiveFloat, PositiveInt
 from kshot.argument_checks import check_arguments
 from kshot.inner.functional import BatchNorm
+from kshot.inner.precision import at_least_float32, in_type_of
 from kshot.inner.vmap_overrides import layer_norm
 from kshot.learners.heads.distances import class_means, euclidean
 from kshot.learners.heads.head_learner import Head, HeadLearner
@@ -46,10 +47,12 @@ class SetTransformer(nn.Module):
 
     def forward(self, set_KD: Tensor, visible_KK: Tensor) -> Tensor:
         """Transform vectors; `visible_KK` is a bool mask of the vectors j (columns) that each i (row) attends to."""
+        dtype, set_KD = set_KD.dtype, in_type_of(self, set_KD)
         score_KK = self.query(set_KD) @ self.key(set_KD).mT / set_KD.shape[1] ** 0.5
         attention_KK = self.attention_dropout(only_present(score_KK, visible_KK).softmax(1))
         read_KD = attention_KK @ self.value(set_KD)
-        return layer_norm(set_KD + self.dropout(self.out(read_KD)), self.scale.shape, self.scale, self.shift)
+        moved_KD = set_KD + self.dropout(self.out(read_KD))
+        return layer_norm(moved_KD, self.scale.shape, self.scale, self.shift).to(dtype)
 
 
 class AdaptedPrototypes(Head):
@@ -99,7 +102,8 @@ class ContrastiveLoss:
             return loss
         feat = torch.cat([features, query_features])
         labels = tree_map(lambda a, b: torch.cat([a, b]), tuple(task.support)[1:], tuple(task.query)[1:])
-        examples = Batch(feat, *labels)
+        feat = at_least_float32(feat)
+        examples = Batch(feat, *(label.to(feat.dtype) for label in labels))
         same_class = (examples.targets * examples.weight[:, None]) @ examples.targets.mT > 0
         centre = class_means(head.transformer(feat, same_class.mT), examples.targets, examples.weight)
         logits = only_present(euclidean(feat, centre) / head.temperature, classes_present(task.support))

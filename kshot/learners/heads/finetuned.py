@@ -9,7 +9,6 @@ from typing import Literal
 
 import numpy as np
 from torch import Tensor
-from torch.nn.functional import normalize
 
 from kshot import objectives
 from kshot.annotations import NonNegativeInt, PositiveFloat
@@ -20,7 +19,7 @@ from kshot.inner.rules import SGD, Adam, UpdateRule
 from kshot.inner.solvers import FirstOrder, InnerSolver
 from kshot.inner.unrolling import unroll
 from kshot.learner import Learner
-from kshot.learners.heads.distances import Distance, Scaled, class_means, cosine
+from kshot.learners.heads.distances import Distance, Scaled, class_means, cosine, unit
 from kshot.learners.heads.head_learner import Head, HeadLearner
 from kshot.learners.heads.protonet import protonet
 from kshot.objectives import Objective, only_present
@@ -48,7 +47,7 @@ class CosineClassifier(Head):
         def loss(params: Params) -> Tensor:
             return objectives.classification.loss(only_present(self.score(feat_ND, params["weight"]), present_C), batch)
 
-        initial_CD = class_means(normalize(feat_ND, dim=1), target_NC, weight_N)
+        initial_CD = class_means(unit(feat_ND), target_NC, weight_N)
         initial_CD = initial_CD.where(present_C[:, None], 1.0)  # the cosine has no second derivative at 0
         return unroll(loss, {"weight": initial_CD}, self.rule, self.steps)
 

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from kshot import objectives
 from kshot.annotations import PositiveFloat
 from kshot.inner.functional import BatchNorm
+from kshot.inner.precision import widest_float
 from kshot.learners.heads.closed_form import solve_ridge
-from kshot.learners.heads.distances import log_parameter
+from kshot.learners.heads.distances import exp_as, log_parameter
 from kshot.learners.heads.head_learner import Head, HeadLearner
 from kshot.objectives import Objective
 from kshot.supplied import MapEmbedding
@@ -41,15 +42,17 @@ class Reconstruction(Head):
         positions, channels = vector_NRD.shape[1:]
         share_NC = target_NC * weight_N[:, None]
         count_C = share_NC.sum(0)
-        l2_C = count_C.where(count_C > 0, 1.0) * (positions / channels) * self.alpha.exp() + 1e-6
+        l2_C = count_C.where(count_C > 0, 1.0) * (positions / channels) * exp_as(feat_ND, self.alpha) + 1e-6
         vector_CKD = (share_NC.sqrt().mT[:, :, None, None] * vector_NRD).flatten(1, 2)  # 0 for rows of other classes
-        return {"rebuild": solve_ridge(vector_CKD, vector_CKD, l2_C)}
+        # in float64, which costs little next to the embedding: maps have a mean far from 0, against a small penalty
+        wide_CKD = vector_CKD.to(widest_float(feat_ND.device))
+        return {"rebuild": solve_ridge(wide_CKD, wide_CKD, l2_C.to(wide_CKD.dtype)).to(feat_ND.dtype)}
 
     def predict(self, state: Tree, feat_MD: Tensor) -> Tensor:
         vector_MRD = _vectors(feat_MD)
-        rebuilt_MCRD = self.beta.exp() * vector_MRD[:, None] @ state["rebuild"]
+        rebuilt_MCRD = exp_as(feat_MD, self.beta) * vector_MRD[:, None] @ state["rebuild"]
         error_MC = (vector_MRD[:, None] - rebuilt_MCRD).square().sum(3).mean(2)
-        return -self.log_scale.exp() * error_MC
+        return -exp_as(feat_MD, self.log_scale) * error_MC
 
 
 def _vectors(feat_ND: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from kshot.inner.functional import BatchNorm, Function, Statistics
+from kshot.inner.precision import at_least_float32, without_autocast
 from kshot.learner import Learner, query_loss
 from kshot.objectives import Objective, classes_present, only_present
 from kshot.types import Batch, Params, Task, Tree
@@ -19,6 +20,8 @@ from kshot.types import Batch, Params, Task, Tree
 
 class Head(nn.Module, ABC):
     """A predictor that is fitted to a support set's features. Its Parameters are meta-parameters.
+
+    It is given features, targets and weights in one type, float32 or wider, and never under `torch.autocast`.
 
     Attributes:
         takes_maps: whether features keep the embedding's shape (N, D, ...); else they are flattened to (N, D).
@@ -76,6 +79,23 @@ def sum_by_class(old: Tree, new: Tree) -> Tree:
     }
 
 
+def fit_head(head: Head, features: Tensor, support: Batch) -> Tree:
+    """The state of a head for a support set with the given features, in the type of `at_least_float32`."""
+    with without_autocast(features.device):
+        return head.fit(*_in_one_type(features, support))
+
+
+def predict_head(head: Head, state: Tree, features: Tensor) -> Tensor:
+    """The prediction of a head for features, in the type of `at_least_float32`."""
+    with without_autocast(features.device):
+        return head.predict(state, at_least_float32(features))
+
+
+def _in_one_type(features: Tensor, support: Batch) -> tuple[Tensor, Tensor, Tensor]:
+    features = at_least_float32(features)
+    return features, support.targets.to(features.dtype), support.weight.to(features.dtype)
+
+
 class HeadLearner(Learner):
     r"""Embeds with a module that all tasks share, and fits a head to the support features.
 
@@ -85,6 +105,10 @@ class HeadLearner(Learner):
     The state is `{"head": …, "statistics": …, "present": (C,)}`. "statistics" is there if queries need BatchNorm
     statistics of the support, "present" if classes without support examples get no probability. A learner that tunes
     the embedding adds its `"params"`. Any number of ways and shots will do.
+
+    The embedding may compute in any type. The head, its state and the prediction are in the type of the features, or in
+    float32 if features are narrower (bfloat16, float16), whose digits do not suffice for distances and their
+    differences.
 
     Args:
         embedding: any module that maps the task's inputs to features (n, ...).
@@ -118,7 +142,7 @@ class HeadLearner(Learner):
         features, statistics = self.embed(support)
         state = self.fit(support, features, statistics)
         if extendable:
-            state["memory"] = self.head.statistics(features, support.targets, support.weight)
+            state["memory"] = self._statistics(features, support)
         return state
 
     def extend(self, state: Tree, support: Batch) -> Tree:
@@ -136,8 +160,9 @@ class HeadLearner(Learner):
                 "column for each class of the state first, then those of new classes"
             )
         features = self.embed_query(state, support.inputs)
-        memory = self.head.merge(state["memory"], self.head.statistics(features, support.targets, support.weight))
-        extended = state | {"head": self.head.fit_statistics(memory), "memory": memory}
+        memory = self.head.merge(state["memory"], self._statistics(features, support))
+        with without_autocast(features.device):
+            extended = state | {"head": self.head.fit_statistics(memory), "memory": memory}
         if present is not None:
             padded = torch.cat([present, present.new_zeros(ways - len(present))])
             extended["present"] = padded | classes_present(support)
@@ -162,7 +187,7 @@ class HeadLearner(Learner):
 
     def fit(self, support: Batch, features: Tensor, statistics: Statistics) -> Tree:
         """The state of a support set with the given features."""
-        state: dict[str, Tree] = {"head": self.head.fit(features, support.targets, support.weight)}
+        state: dict[str, Tree] = {"head": fit_head(self.head, features, support)}
         if statistics:
             state["statistics"] = statistics
         if self.objective.task_specific_classes or not self.head.scores_absent:
@@ -171,8 +196,12 @@ class HeadLearner(Learner):
 
     def score(self, state: Tree, features: Tensor) -> Tensor:
         """The prediction for queries with the given features."""
-        prediction = self.head.predict(state["head"], features)
+        prediction = predict_head(self.head, state["head"], features)
         return only_present(prediction, state["present"]) if "present" in state else prediction
+
+    def _statistics(self, features: Tensor, support: Batch) -> Tree:
+        with without_autocast(features.device):
+            return self.head.statistics(*_in_one_type(features, support))
 
     def _flatten(self, features: Tensor) -> Tensor:
         return features if self.head.takes_maps else features.flatten(1)

@@ -16,7 +16,7 @@ from kshot import objectives
 from kshot.annotations import NonNegativeFloat, NonNegativeInt, PositiveInt
 from kshot.argument_checks import check_arguments
 from kshot.inner.functional import BatchNorm
-from kshot.learners.heads.distances import class_means, euclidean
+from kshot.learners.heads.distances import class_means, euclidean, reference_point, relative
 from kshot.learners.heads.head_learner import Head, HeadLearner
 from kshot.learners.heads.simpleshot import Centred
 from kshot.objectives import Objective, only_present
@@ -43,9 +43,12 @@ class Laplacian(Head):
 
     def fit(self, feat_ND: Tensor, target_NC: Tensor, weight_N: Tensor) -> Tree:
         present_C = (target_NC * weight_N[:, None]).sum(0) > 0
-        return {"prototypes": class_means(feat_ND, target_NC, weight_N), "present": present_C}
+        reference_D = reference_point(feat_ND, weight_N)
+        prototype_CD = class_means(feat_ND - reference_D, target_NC, weight_N)
+        return {"prototypes": prototype_CD, "reference": reference_D, "present": present_C}
 
     def predict(self, state: Tree, feat_MD: Tensor) -> Tensor:
+        feat_MD = relative(feat_MD, state)
         near_MC = only_present(euclidean(feat_MD, state["prototypes"]), state["present"])
         graph_MM = self._neighbour_graph(feat_MD)
         logit_MC = near_MC

@@ -12,8 +12,8 @@ from kshot import objectives
 from kshot.annotations import NonNegativeInt, PositiveFloat
 from kshot.argument_checks import check_arguments
 from kshot.inner.functional import BatchNorm
-from kshot.learners.amortised.attention import log_weight
-from kshot.learners.heads.distances import cosine, log_parameter
+from kshot.inner.precision import in_type_of
+from kshot.learners.heads.distances import cosine, exp_as, log_parameter, log_weight, reference_point
 from kshot.learners.heads.head_learner import Head, HeadLearner
 from kshot.objectives import Objective
 from kshot.supplied import Embedding, FeatureCount
@@ -40,13 +40,18 @@ class FullContext(nn.Module):
 
     def forward(self, feat_MD: Tensor, context_ND: Tensor, log_weight_N: Tensor) -> Tensor:
         hidden_MD, cell_MD = feat_MD, torch.zeros_like(feat_MD)
+        # the softmax does not change, but inner products with contexts far from the origin would lose their differences
+        centred_ND = context_ND - reference_point(context_ND, log_weight_N.exp())
         for _ in range(self.steps):
-            read_MD = (hidden_MD @ context_ND.mT + log_weight_N).softmax(1) @ context_ND
-            gates = self.gates(torch.cat([feat_MD, hidden_MD, read_MD], 1))
+            read_MD = (hidden_MD @ centred_ND.mT + log_weight_N).softmax(1) @ context_ND
+            gates = self._gates(torch.cat([feat_MD, hidden_MD, read_MD], 1))
             forget_MD, input_MD, output_MD, new_MD = gates.chunk(4, 1)
             cell_MD = forget_MD.sigmoid() * cell_MD + input_MD.sigmoid() * new_MD.tanh()
             hidden_MD = output_MD.sigmoid() * cell_MD.tanh() + feat_MD
         return hidden_MD
+
+    def _gates(self, joint: Tensor) -> Tensor:
+        return self.gates(in_type_of(self.gates, joint)).to(joint.dtype)
 
 
 class Matching(Head):
@@ -73,7 +78,7 @@ class Matching(Head):
     def predict(self, state: Tree, feat_MD: Tensor) -> Tensor:
         if self.contexts is not None:
             feat_MD = self.contexts[1](feat_MD, state["features"], state["log_weight"])
-        similarity_MN = self.log_scale.exp() * cosine(feat_MD, state["features"])
+        similarity_MN = exp_as(feat_MD, self.log_scale) * cosine(feat_MD, state["features"])
         probability_MC = (similarity_MN + state["log_weight"]).softmax(1) @ state["targets"]
         return probability_MC.clamp_min(torch.finfo(probability_MC.dtype).tiny).log()
 

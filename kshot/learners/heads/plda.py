@@ -12,7 +12,8 @@ from kshot import objectives
 from kshot.annotations import PositiveFloat, PositiveFraction, PositiveInt
 from kshot.argument_checks import check_arguments
 from kshot.inner.functional import BatchNorm
-from kshot.learners.heads.distances import log_parameter
+from kshot.inner.precision import widest_float
+from kshot.learners.heads.distances import exp_as, log_parameter
 from kshot.learners.heads.head_learner import FeatureStatistics, HeadLearner, sum_by_class
 from kshot.objectives import Objective
 from kshot.supplied import FeatureCount, FrozenEmbedding
@@ -54,7 +55,8 @@ class Plda(FeatureStatistics):
         self.register_buffer("spread", torch.ones(features))
 
     def measure(self, feat_ND: Tensor, target_NC: Tensor, weight_N: Tensor) -> None:
-        feat_ND, target_NC, weight_N = feat_ND.double(), target_NC.double(), weight_N.double()
+        wide = widest_float(feat_ND.device)
+        feat_ND, target_NC, weight_N = feat_ND.to(wide), target_NC.to(wide), weight_N.to(wide)
         share_NK = target_NC * weight_N[:, None]
         count_K = share_NK.sum(0)
         share_NK, count_K = share_NK[:, count_K > 0], count_K[count_K > 0]
@@ -80,12 +82,13 @@ class Plda(FeatureStatistics):
 
     def predict(self, state: Tree, feat_MD: Tensor) -> Tensor:
         sum_CD, count_C1 = state["sum"], state["count"][:, None]
-        posterior_CD = self.spread / (1 + count_C1 * self.spread)  # variance of class means, given their examples
+        spread_D = self.spread.to(feat_MD.dtype)
+        posterior_CD = spread_D / (1 + count_C1 * spread_D)  # variance of class means, given their examples
         mean_CD, var_CD = posterior_CD * sum_CD, 1 + posterior_CD
-        feat_MD, prior_D = self._change_axes(feat_MD), 1 + self.spread
+        feat_MD, prior_D = self._change_axes(feat_MD), 1 + spread_D
         seen_MC = _log_normal(feat_MD, mean_CD, var_CD)
         unseen_M1 = _log_normal(feat_MD, torch.zeros_like(mean_CD[:1]), prior_D[None])
-        return self.log_scale.exp() * (seen_MC - unseen_M1)
+        return exp_as(feat_MD, self.log_scale) * (seen_MC - unseen_M1)
 
     def statistics(self, feat_ND: Tensor, target_NC: Tensor, weight_N: Tensor) -> Tree:
         return self.fit(feat_ND, target_NC, weight_N)
@@ -97,7 +100,7 @@ class Plda(FeatureStatistics):
         return statistics
 
     def _change_axes(self, feat_ND: Tensor) -> Tensor:
-        return (feat_ND - self.centre) @ self.axes
+        return (feat_ND - self.centre) @ self.axes.to(feat_ND.dtype)
 
 
 def _shrink(covariance_DD: Tensor, share: float) -> Tensor:
@@ -110,7 +113,8 @@ def _shrink(covariance_DD: Tensor, share: float) -> Tensor:
 
 def _log_normal(feat_MD: Tensor, mean_CD: Tensor, var_CD: Tensor) -> Tensor:
     r"""$\log N(f_m; \mu_c, \mathrm{diag}(\sigma_c^2))$ up to a constant, (M, C)."""
-    precision_CD = 1 / var_CD
+    centre_D = mean_CD.detach().mean(0)  # digits, as in `euclidean`
+    feat_MD, mean_CD, precision_CD = feat_MD - centre_D, mean_CD - centre_D, 1 / var_CD
     square_MC = feat_MD.square() @ precision_CD.mT - 2 * feat_MD @ (mean_CD * precision_CD).mT
     return -0.5 * (square_MC + (mean_CD.square() * precision_CD + var_CD.log()).sum(1))
 

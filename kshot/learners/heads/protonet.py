@@ -11,7 +11,17 @@ from torch import Tensor
 
 from kshot import objectives
 from kshot.inner.functional import BatchNorm
-from kshot.learners.heads.distances import Distance, Scaled, class_means, cosine, euclidean
+from kshot.learners.heads.distances import (
+    Distance,
+    Scaled,
+    class_means,
+    cosine,
+    euclidean,
+    is_translation_invariant,
+    reference_of,
+    reference_point,
+    relative,
+)
 from kshot.learners.heads.head_learner import Head, HeadLearner, sum_by_class
 from kshot.objectives import Objective
 from kshot.supplied import Embedding
@@ -20,6 +30,10 @@ from kshot.types import Tree
 
 class Prototypes(Head):
     r"""The mean $p_c$ of each class, and the distance to it.
+
+    The state is `{"prototypes": (C, D), "reference": (D,)}`: class means relative to the mean of the support set, so
+    that features far from the origin lose no digits. Where the distance depends on the origin, as the cosine does and
+    one of the user's may, there is no reference, and the class means are those of the features.
 
     Args:
         distance: "euclidean" (squared), "cosine" with a scale that is learned, from 10, or a `Distance`.
@@ -35,20 +49,28 @@ class Prototypes(Head):
         self.distance: Distance = distances[distance] if isinstance(distance, str) else distance
 
     def fit(self, feat_ND: Tensor, target_NC: Tensor, weight_N: Tensor) -> Tree:
-        return {"prototypes": class_means(feat_ND, target_NC, weight_N)}
+        reference = self._reference(feat_ND, weight_N)
+        return {"prototypes": class_means(relative(feat_ND, reference), target_NC, weight_N)} | reference
 
     def statistics(self, feat_ND: Tensor, target_NC: Tensor, weight_N: Tensor) -> Tree:
         share_NC = target_NC * weight_N[:, None]
-        return {"sum": share_NC.mT @ feat_ND, "count": share_NC.sum(0)}
+        reference = self._reference(feat_ND, weight_N)
+        return {"sum": share_NC.mT @ relative(feat_ND, reference), "count": share_NC.sum(0)} | reference
 
     def merge(self, old: Tree, new: Tree) -> Tree:
-        return sum_by_class(old, new)
+        shift = new.get("reference", 0.0) - old.get("reference", 0.0)
+        moved = {"sum": new["sum"] + new["count"][:, None] * shift, "count": new["count"]}
+        return sum_by_class(old, moved) | reference_of(old)
 
     def fit_statistics(self, statistics: Tree) -> Tree:
-        return {"prototypes": statistics["sum"] / statistics["count"].clamp_min(1e-12)[:, None]}
+        mean_CD = statistics["sum"] / statistics["count"].clamp_min(1e-12)[:, None]
+        return {"prototypes": mean_CD} | reference_of(statistics)
 
     def predict(self, state: Tree, feat_MD: Tensor) -> Tensor:
-        return self.distance(feat_MD, state["prototypes"])
+        return self.distance(relative(feat_MD, state), state["prototypes"])
+
+    def _reference(self, feat_ND: Tensor, weight_N: Tensor) -> Tree:
+        return {"reference": reference_point(feat_ND, weight_N)} if is_translation_invariant(self.distance) else {}
 
 
 def protonet(

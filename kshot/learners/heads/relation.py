@@ -15,6 +15,7 @@ from kshot import objectives
 from kshot.annotations import PositiveInt
 from kshot.argument_checks import check_arguments
 from kshot.inner.functional import BatchNorm
+from kshot.inner.precision import in_type_of
 from kshot.learner import Learner, predict_query, query_loss
 from kshot.learners.heads.distances import class_means
 from kshot.learners.heads.head_learner import Head, HeadLearner
@@ -43,7 +44,8 @@ class Relation(Head):
         mean_CD = state["means"]
         shape = (len(feat_MD), len(mean_CD), *mean_CD.shape[1:])
         pair_MCD = torch.cat([mean_CD.expand(shape), feat_MD[:, None].expand(shape)], 2)
-        return self.module(pair_MCD.flatten(0, 1)).view(shape[:2])
+        pairs = in_type_of(self.module, pair_MCD.flatten(0, 1))
+        return self.module(pairs).view(shape[:2]).to(feat_MD.dtype)
 
 
 def relation_module(features: int | Sequence[int], hidden: int) -> nn.Module:

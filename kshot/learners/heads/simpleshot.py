@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn.functional import normalize
 
 from kshot import objectives
 from kshot.annotations import PositiveFloat, PositiveInt
 from kshot.argument_checks import check_arguments
 from kshot.inner.functional import BatchNorm
-from kshot.learners.heads.distances import Scaled, euclidean
+from kshot.inner.precision import widest_float
+from kshot.learners.heads.distances import Scaled, euclidean, unit
 from kshot.learners.heads.head_learner import FeatureStatistics, Head, HeadLearner
 from kshot.learners.heads.protonet import Prototypes
 from kshot.objectives import Objective
@@ -44,6 +44,8 @@ class Centred(FeatureStatistics):
         self.register_buffer("centre", torch.zeros(features))
 
     def measure(self, feat_ND: Tensor, target_NC: Tensor, weight_N: Tensor) -> None:
+        wide = widest_float(feat_ND.device)
+        weight_N, feat_ND = weight_N.to(wide), feat_ND.to(wide)
         self.centre.copy_(weight_N @ feat_ND / weight_N.sum())
 
     def fit(self, feat_ND: Tensor, target_NC: Tensor, weight_N: Tensor) -> Tree:
@@ -62,7 +64,7 @@ class Centred(FeatureStatistics):
         return self.head.fit_statistics(statistics)
 
     def _normalize(self, feat_ND: Tensor) -> Tensor:
-        return normalize(feat_ND - self.centre, dim=1)
+        return unit(feat_ND - self.centre.to(feat_ND.dtype))
 
 
 def simpleshot(

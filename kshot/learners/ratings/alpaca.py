@@ -15,7 +15,9 @@ from kshot import objectives
 from kshot.annotations import NonNegativeFloat, PositiveFloat, PositiveInt
 from kshot.argument_checks import check_arguments
 from kshot.inner.functional import Function
+from kshot.inner.precision import at_least_float32, in_type_of, widest_float
 from kshot.learner import Learner
+from kshot.learners.heads.distances import exp_as, reference_point, relative
 from kshot.objectives import Objective, levels_of, weighted_mean
 from kshot.supplied import Embedding, FeatureCount, UserFeatures
 from kshot.types import Batch, Task, Tree
@@ -24,9 +26,9 @@ from kshot.types import Batch, Task, Tree
 class Alpaca(Learner):
     """Bayesian linear regression on an embedding's features; see `alpaca`, which documents the arguments.
 
-    The state is `{"mean": (D,), "prior_mean": (D,), "covariance": (D, D), "rows": (), "usage": (L,)}`: posterior mean,
-    prior mean and posterior covariance of the user's weights, the number of ratings and, for levels, the number of
-    ratings at each level.
+    The state is `{"mean": (D,), "prior_mean": (D,), "covariance": (D, D), "reference": (D,), "rows": (), "usage":
+    (L,)}`: posterior mean, prior mean and posterior covariance of the user's weights, for features minus the reference
+    (the mean of the user's), the number of ratings and, for levels, the number of ratings at each level.
     """
 
     values: Tensor
@@ -64,32 +66,51 @@ class Alpaca(Learner):
         return loss + self.item_penalty * weighted_mean(penalty(task.query.inputs["item"]), task.query.weight)
 
     def _adapt(self, support: Batch) -> Tree:
-        feat_ND, weight_N = self._features(support.inputs), support.weight
+        feat_ND = self._features(support.inputs)
+        targets, weight_N = support.targets.to(feat_ND.dtype), support.weight.to(feat_ND.dtype)
         if support.targets.shape[1] != len(self.values):
             expected = f"{len(self.values)} levels" if self.readout else "one number"
             raise ValueError(f"this learner predicts {expected} a row, got targets {tuple(support.targets.shape)}")
-        rating_N = support.targets @ self.values if self.readout else support.targets[:, 0]
+        rating_N = targets @ self.values.to(targets.dtype) if self.readout else targets[:, 0]
         rows = weight_N.sum()
         chosen_D = weight_N @ feat_ND / (rows + CHOICE_SHRINKAGE)
-        prior_mean_D = self.prior_mean + chosen_D @ self.choice_effect
+        prior_mean_D = self.prior_mean.to(feat_ND.dtype) + chosen_D @ self.choice_effect.to(feat_ND.dtype)
+        state = self._posterior(feat_ND, rating_N, weight_N, prior_mean_D) | {"rows": rows}
+        return state | ({"usage": weight_N @ targets} if self.readout else {})
+
+    def _posterior(self, feat_ND: Tensor, rating_N: Tensor, weight_N: Tensor, prior_mean_D: Tensor) -> Tree:
+        """The posterior and the prior mean of the weights, for features relative to the mean of the support set.
+
+        It is computed in the widest type of the device: where features are far from 0 (a year, for example), posterior
+        variances are small differences of large numbers.
+        """
+        dtype, wide = feat_ND.dtype, widest_float(feat_ND.device)
+        reference_D = F.pad(reference_point(feat_ND[:, :-1], weight_N), (0, 1))  # the feature that is always 1 stays
+        feat_ND, rating_N, weight_N, prior_mean_D = (
+            each.to(wide) for each in (feat_ND, rating_N, weight_N, prior_mean_D)
+        )
         residual_N = rating_N - feat_ND @ prior_mean_D
-        mean, covariance = posterior(feat_ND, residual_N, weight_N, self.log_prior.exp(), self.log_noise.exp())
-        state = {"mean": prior_mean_D + mean, "prior_mean": prior_mean_D, "covariance": covariance, "rows": rows}
-        return state | ({"usage": weight_N @ support.targets} if self.readout else {})
+        scales = exp_as(feat_ND, self.log_prior), exp_as(feat_ND, self.log_noise)
+        mean_D, covariance_DD = posterior(feat_ND, residual_N, weight_N, *scales)
+        eye_DD = torch.eye(len(reference_D), dtype=wide, device=feat_ND.device)
+        move_DD = eye_DD + F.pad(reference_D.to(wide)[None], (0, 0, len(reference_D) - 1, 0))
+        state = {"mean": move_DD @ (prior_mean_D + mean_D), "prior_mean": move_DD @ prior_mean_D}
+        state |= {"covariance": move_DD @ covariance_DD @ move_DD.mT, "reference": reference_D}
+        return {name: leaf.to(dtype) for name, leaf in state.items()}
 
     def predict(self, state: Tree, inputs: Tree) -> Tree:
-        feat_MD = self._features(inputs)
+        feat_MD = relative(self._features(inputs), state)
         mean_M = feat_MD @ state["mean"]
         variance_M = ((feat_MD @ state["covariance"]) * feat_MD).sum(1).clamp_min(1e-8)
         if self.readout:
             rating_M3 = torch.stack([mean_M, variance_M.sqrt(), feat_MD @ state["prior_mean"]], 1)
             return self.readout(rating_M3, self.values, state, inputs["user_features"] if self.user_features else None)
         if self.objective.predicts == "distribution":
-            return {"mean": mean_M[:, None], "std": (variance_M + self.log_noise.exp()).sqrt()[:, None]}
+            return {"mean": mean_M[:, None], "std": (variance_M + exp_as(variance_M, self.log_noise)).sqrt()[:, None]}
         return mean_M[:, None]
 
     def _features(self, inputs: Tree) -> Tensor:
-        return F.pad(self.function.query({}, {}, inputs).flatten(1), (0, 1), value=1.0)
+        return F.pad(at_least_float32(self.function.query({}, {}, inputs).flatten(1)), (0, 1), value=1.0)
 
 
 CHOICE_SHRINKAGE = 2.0  # number of ratings by which the mean features of rated items are shrunk to 0
@@ -121,11 +142,11 @@ class Readout(nn.Module):
 
     def forward(self, rating_M3: Tensor, values: Tensor, state: Tree, user_features: Tensor | None) -> Tensor:
         """Logits (M, L); `rating_M3` has mean and standard deviation of the predicted rating, and its prior mean."""
-        share_L = state["usage"] / (state["rows"] + self.log_shrink.exp())
+        share_L = state["usage"] / (state["rows"] + exp_as(rating_M3, self.log_shrink))
         user = torch.cat([share_L, state["rows"].log1p()[None] / 3])
         inputs = [user.expand(len(rating_M3), -1), rating_M3, *([] if user_features is None else [user_features])]
-        correction = self.correction(torch.cat(inputs, 1))
-        return self.bias + self.usage(share_L) + self.slope * rating_M3[:, :1] * values + correction
+        correction = self.correction(in_type_of(self, torch.cat(inputs, 1))) + self.usage(in_type_of(self, share_L))
+        return self.bias + self.slope * rating_M3[:, :1] * values + correction
 
 
 def posterior(
