@@ -21,7 +21,8 @@ from kshot.learners.amortised.attention import perceptron, weighted_row_mean
 from kshot.learners.gradient.cavia import FiLM
 from kshot.learners.heads.head_learner import Head
 from kshot.learners.heads.protonet import Prototypes
-from kshot.objectives import Objective, classes_present, only_present
+from kshot.objectives import Objective, classes_present, only_present, refuse_labels
+from kshot.objectives.outputs import the_tensor
 from kshot.supplied import Embedding, TaskDim, TaskEncoder
 from kshot.types import Batch, Tree
 
@@ -103,6 +104,7 @@ class FilmLearner(Learner):
         batchnorm: BatchNorm = "support",
     ) -> None:
         super().__init__(objective)
+        refuse_labels(objective, "cnaps")
         if not film:
             raise ValueError("film names no layer to modulate, as in film=['body.0', 'body.4']")
         self.backbone, self.encoder, self.head = FiLM(backbone, film, task_dim), encoder, head
@@ -111,16 +113,21 @@ class FilmLearner(Learner):
         self.transductive = self.function.transductive
 
     def _adapt(self, support: Batch) -> Tree:
-        codes = self.codes.adapting({}, support).flatten(1)
+        codes = _rows(self.codes.adapting({}, support))
         context = self.generator(weighted_row_mean(codes, support.weight))
         features, statistics = self.function.support({"context": context}, support)
-        head = self.head.fit(features.flatten(1), support.targets, support.weight)
+        head = self.head.fit(_rows(features), support.targets, support.weight)
         state = {"context": context, "head": head, "present": classes_present(support)}
         return state | {"statistics": statistics} if statistics else state
 
     def predict(self, state: Tree, inputs: Tree) -> Tree:
         features = self.function.query({"context": state["context"]}, state.get("statistics", {}), inputs)
-        return only_present(self.head.predict(state["head"], features.flatten(1)), state["present"])
+        return only_present(self.head.predict(state["head"], _rows(features)), state["present"])
+
+
+def _rows(output: Tree) -> Tensor:
+    """The output of a model as rows of features (n, D)."""
+    return the_tensor(output, "holds the features").flatten(1)
 
 
 @check_arguments

@@ -118,8 +118,8 @@ class GradientLearner(Learner):
         return [self._state(params, support, step) for step, params in enumerate(trajectory)]
 
     def predict(self, state: Tree, inputs: Tree) -> Tree:
-        prediction = self.function.query(state["params"], state.get("statistics", {}), inputs)
-        return _mask_absent(prediction, state.get("present"))
+        output = self.function.query(state["params"], state.get("statistics", {}), inputs)
+        return _mask_absent(self.objective.scored(output), state.get("present"))
 
     def _initial_params(self, support: Batch) -> Params:
         params = channels_last(self.adaptable_params()) if self.function.convolves else self.adaptable_params()
@@ -135,8 +135,8 @@ class GradientLearner(Learner):
 
     def _loss(self, params: Params, inner_batch: tuple[Batch, int, Tensor | None]) -> Tensor:
         batch, step, present = inner_batch
-        prediction = self.function.adapting(self._params_of_step(params, step), batch)
-        return self.objective.loss(_mask_absent(prediction, present), batch)
+        output = self.function.adapting(self._params_of_step(params, step), batch)
+        return self.objective.loss(_mask_absent(self.objective.scored(output), present), batch)
 
     def _state(self, params: Params, support: Batch, step: int) -> Tree:
         params = self._params_of_step(params, step)

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from kshot.inner.functional import BatchNorm, Function, Statistics
 from kshot.learner import Learner, query_loss
-from kshot.objectives import Objective, classes_present, only_present
+from kshot.objectives import Objective, classes_present, only_present, refuse_labels
+from kshot.objectives.outputs import the_tensor
 from kshot.types import Batch, Params, Task, Tree
 
 
@@ -104,6 +105,7 @@ class HeadLearner(Learner):
         outer: Callable[[HeadLearner, Task], Tensor] = query_loss,
     ) -> None:
         super().__init__(objective)
+        refuse_labels(objective, f"a learner with the head {type(head).__name__}")
         self.embedding, self.head, self.outer = embedding, head, outer
         self.function = Function(embedding, batchnorm)
         self.task_norm = self.function.task_norm
@@ -174,5 +176,6 @@ class HeadLearner(Learner):
         prediction = self.head.predict(state["head"], features)
         return only_present(prediction, state["present"]) if "present" in state else prediction
 
-    def _flatten(self, features: Tensor) -> Tensor:
+    def _flatten(self, output: Tree) -> Tensor:
+        features = the_tensor(output, "holds the features")
         return features if self.head.takes_maps else features.flatten(1)

@@ -16,7 +16,8 @@ from kshot.annotations import NonNegativeFloat, PositiveFloat, PositiveInt
 from kshot.argument_checks import check_arguments
 from kshot.inner.functional import Function
 from kshot.learner import Learner
-from kshot.objectives import Objective, levels_of, weighted_mean
+from kshot.objectives import Objective, levels_of, refuse_labels, weighted_mean
+from kshot.objectives.outputs import the_tensor
 from kshot.supplied import Embedding, FeatureCount, UserFeatures
 from kshot.types import Batch, Task, Tree
 
@@ -44,6 +45,7 @@ class Alpaca(Learner):
         user_features: int,
     ) -> None:
         super().__init__(objective)
+        refuse_labels(objective, "alpaca")
         values = levels_of(objective)
         size = features + 1
         self.item_penalty, self.user_features = item_penalty, user_features
@@ -89,7 +91,8 @@ class Alpaca(Learner):
         return mean_M[:, None]
 
     def _features(self, inputs: Tree) -> Tensor:
-        return F.pad(self.function.query({}, {}, inputs).flatten(1), (0, 1), value=1.0)
+        features = the_tensor(self.function.query({}, {}, inputs), "holds the features")
+        return F.pad(features.flatten(1), (0, 1), value=1.0)
 
 
 CHOICE_SHRINKAGE = 2.0  # number of ratings by which the mean features of rated items are shrunk to 0
