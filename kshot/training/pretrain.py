@@ -158,13 +158,12 @@ def pretraining_loop(
 
     def backward(module: nn.Module, batch: Batch) -> Tensor:
         with torch.autocast(batch.weight.device.type, torch.bfloat16, enabled=precision == "bfloat16"):
-            prediction = tree_map(
-                lambda leaf: leaf.float() if leaf.dtype == torch.bfloat16 else leaf, module(batch.inputs)
-            )
+            output = source.objective.scored(module(batch.inputs))
+            prediction = tree_map(lambda leaf: leaf.float() if leaf.dtype == torch.bfloat16 else leaf, output)
         if objective == "contrastive":
             loss = contrastive(prediction, batch.targets, batch.weight, temperature)
         else:
-            loss = source.objective.loss(source.objective.scored(prediction), batch)
+            loss = source.objective.loss(prediction, batch)
         loss.backward()
         return loss.detach()
 

@@ -125,7 +125,9 @@ def test_evaluation_reads_a_loader_once_and_sees_the_same_tasks_again():
 def test_training_tasks_that_are_gone_are_not_replaced_in_silence(monkeypatch):
     monkeypatch.setattr("kshot.tasks.loader.KEPT", 2)
     source = from_loader(expected(), ways=WAYS)
-    assert torch.equal(source.task("train", 9).support.inputs, expected()[9].support.inputs)  # skips, as in a resumption
+    assert torch.equal(
+        source.task("train", 9).support.inputs, expected()[9].support.inputs
+    )  # skips, as in a resumption
     assert torch.equal(source.task("train", 1).support.inputs, expected()[1].support.inputs)
     with pytest.raises(ValueError, match="training task 5 has been read and is not kept"):
         source.task("train", 5)
@@ -140,7 +142,11 @@ def test_training_tasks_that_are_gone_are_not_replaced_in_silence(monkeypatch):
         ([(torch.zeros(4, 1), torch.zeros(4).long())], {}, "give ways= and shots="),
         ([(torch.zeros(2, 1), torch.tensor([0, 1]))], {"ways": 2, "shots": 1}, "too few for 1 shots"),
         ([(torch.zeros(3, 1), torch.tensor([0, 1, 1]))], {"ways": 2, "shots": 2}, "too few for 2 shots"),
-        ([tuple(torch.zeros(2, 1).long() for _ in range(4))], {}, "one-hot .*; give ways= if the targets are class ids"),
+        (
+            [tuple(torch.zeros(2, 1).long() for _ in range(4))],
+            {},
+            "one-hot .*; give ways= if the targets are class ids",
+        ),
         ([{"train": 3, "test": 4}], {}, r"each set of a task must be a pair \(x, y\), got a int"),
         ([], {}, "no more tasks"),
     ],
