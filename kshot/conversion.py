@@ -1,4 +1,4 @@
-"""Numbers of NumPy, pandas, polars and Python lists as tensors; objects that are no numbers are refused.
+"""Numbers of NumPy, pandas, polars and Python lists as tensors, and back; objects that are no numbers are refused.
 
 Neither pandas nor polars is imported: their columns and tables are recognised by their methods.
 """
@@ -136,3 +136,9 @@ def _tensor(array: np.ndarray, name: str, device: torch.device | None) -> Tensor
         array = array.astype(np.int64)
     native = np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("=")).reshape(array.shape)
     return torch.tensor(native, dtype=dtype, device=device)
+
+
+def to_numpy(tensor: Tensor) -> np.ndarray:
+    """The values of a tensor, without a copy where that is possible; bfloat16 becomes float32."""
+    tensor = tensor.detach()
+    return (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).cpu().numpy()

@@ -135,7 +135,7 @@ class Learner(Scheduled, ABC):
                         f"{name} of a support set must have one row for each of its {len(weight)} weights, "
                         f"got {tuple(leaf.shape)}"
                     )
-        if has_values(support):
+        if has_values(support.weight):
             self.objective.check_values(support)
 
 

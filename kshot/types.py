@@ -13,7 +13,6 @@ from typing import Any, Literal, NamedTuple, TypeVar, get_args
 
 import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 from torch.utils._pytree import tree_leaves, tree_map
 
@@ -142,12 +141,11 @@ def check_finite(values: Tensor, name: str) -> None:
         )
 
 
-def has_values(tree: Tree) -> bool:
-    """Whether values of the tensors can be read at no cost: on a CPU, outside transforms, tracing and compilation."""
+def has_values(tensor: Tensor) -> bool:
+    """Whether values can be read at no cost: on a CPU, outside transforms, tracing and compilation."""
+    plain = type(tensor) is Tensor and tensor.is_cpu  # a tensor of `FakeTensorMode` is of another type
     transformed = torch._C._functorch.peek_interpreter_stack() is not None or torch.compiler.is_compiling()
-    if transformed or is_in_torch_dispatch_mode():
-        return False
-    return all(leaf.device.type == "cpu" and not isinstance(leaf, FakeTensor) for leaf in tree_leaves(tree))
+    return plain and not transformed and not is_in_torch_dispatch_mode()
 
 
 def stack(tasks: Sequence[Task]) -> Task:

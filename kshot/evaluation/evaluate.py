@@ -159,7 +159,7 @@ def evaluate(
             evidence.episodes.append(short_hash(task))
             if not (task.query.weight > 0).all():  # a transductive learner would mistake padding for queries
                 task = task._replace(query=real(task.query))
-            if has_values(task):
+            if has_values(task.support.weight):
                 check_task_values(learner.objective, task)
             with seeded(source.seed, number, device=device):
                 scored = _score(learner, to(task, device), number)

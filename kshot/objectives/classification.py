@@ -9,9 +9,11 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from kshot.conversion import to_numpy
 from kshot.objectives.base import Objective, name_with_options, weighted_mean
 from kshot.objectives.outputs import the_tensor
 from kshot.types import Batch
@@ -41,14 +43,14 @@ def check_one_hot(targets: Tensor) -> None:
 
 def check_distributions(batch: Batch) -> None:
     """Raise ValueError unless targets (..., n, C) are one-hot or soft labels: not negative, with the sum 1 in a row."""
-    targets = batch.targets
-    total = targets.sum(-1)
-    if not targets.numel() or bool(((total - 1).abs().amax() < SUM_TOLERANCE) & (targets.amin() >= 0)):
+    targets = to_numpy(batch.targets)
+    wrong = np.abs(targets.sum(-1) - 1) >= SUM_TOLERANCE
+    if not wrong.any() and targets.min(initial=0) >= 0:
         return
-    wrong = ((total - 1).abs() >= SUM_TOLERANCE) | (targets < 0).any(-1)
-    if not (wrong & (batch.weight > 0)).any():
+    wrong = (wrong | (targets < 0).any(-1)) & (to_numpy(batch.weight) > 0)
+    if not wrong.any():
         return
-    index = tuple((wrong & (batch.weight > 0)).nonzero()[0].tolist())
+    index = tuple(np.argwhere(wrong)[0].tolist())
     row = targets[index]
     if (row < 0).any() or (row > 1).any():
         problem = "has values outside 0 … 1; pass class ids through one_hot() or Batch.of(..., ways=...)"

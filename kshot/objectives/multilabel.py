@@ -5,10 +5,12 @@ Shape legend: n examples, C labels.
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from kshot.conversion import to_numpy
 from kshot.objectives.base import Objective, weighted_mean
 from kshot.objectives.outputs import the_tensor
 from kshot.types import Batch
@@ -27,13 +29,14 @@ def check_multi_hot(targets: Tensor) -> None:
 
 def check_probabilities(batch: Batch) -> None:
     """Raise ValueError unless targets (..., n, C) are from 0 to 1."""
-    outside_nC = (batch.targets < 0) | (batch.targets > 1)
-    if not outside_nC.any():
+    targets = to_numpy(batch.targets)
+    if targets.min(initial=0) >= 0 and targets.max(initial=1) <= 1:
         return
-    outside_n = outside_nC.any(-1) & (batch.weight > 0)
+    outside_nC = (targets < 0) | (targets > 1)
+    outside_n = outside_nC.any(-1) & (to_numpy(batch.weight) > 0)
     if outside_n.any():
-        index = tuple(outside_n.nonzero()[0].tolist())
-        value = batch.targets[index][outside_nC[index]][0]
+        index = tuple(np.argwhere(outside_n)[0].tolist())
+        value = targets[index][outside_nC[index]][0]
         of_task = f" of task {index[0]}" if len(index) > 1 else ""
         raise ValueError(
             f"targets: row {index[-1]}{of_task} has the value {float(value):.3g}; multi-hot targets are 1 where a "

@@ -203,7 +203,7 @@ def meta_training_loop(
 
     def sample(step: int, size: int) -> Task:
         tasks = source.stack("train", range(first + step * size, first + (step + 1) * size))
-        if has_values(tasks):
+        if has_values(tasks.support.weight):
             check_task_values(learner.objective, tasks)
         return tasks
 
