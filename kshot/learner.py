@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, final
 
 import torch
@@ -10,7 +12,7 @@ from torch import Tensor, nn
 
 from kshot.objectives import Objective
 from kshot.query_weight import query_weight
-from kshot.types import Batch, Task, Tree, tree_leaves, tree_map
+from kshot.types import Batch, Task, Tree, has_values, tree_leaves, tree_map
 
 
 class Scheduled(nn.Module):
@@ -32,6 +34,19 @@ def set_progress(module: nn.Module, progress: float) -> None:
     else:
         for child in module.children():
             set_progress(child, progress)
+
+
+@contextmanager
+def evaluation_mode(module: nn.Module) -> Iterator[None]:
+    """A context with a module in evaluation mode, and without gradients; afterwards all its parts are as before."""
+    training = [part for part in module.modules() if part.training]
+    module.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for part in training:  # not module.train(), which would set parts that were in evaluation mode too
+            part.training = True
 
 
 class Learner(Scheduled, ABC):
@@ -113,7 +128,7 @@ class Learner(Scheduled, ABC):
         return query_loss(self, task)
 
     def _check_support(self, support: Batch) -> None:
-        """Check shapes and dtypes of a support set, not values: it costs nothing under `vmap` or in a compiled step."""
+        """Check shapes and dtypes of a support set, and the values of its targets where they can be read at no cost."""
         weight = support.weight
         if weight.ndim != 1 or not weight.is_floating_point():
             raise ValueError(
@@ -128,6 +143,8 @@ class Learner(Scheduled, ABC):
                         f"{name} of a support set must have one row for each of its {len(weight)} weights, "
                         f"got {tuple(leaf.shape)}"
                     )
+        if has_values(support.weight):
+            self.objective.check_values(support)
 
 
 def query_loss(learner: Learner, task: Task) -> Tensor:

@@ -13,7 +13,10 @@ from typing import Any, Literal, NamedTuple, TypeVar, get_args
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 from torch.utils._pytree import tree_leaves, tree_map
+
+from kshot.conversion import to_tensors
 
 Tree = Any
 """A tensor, or nested dicts, tuples and lists of tensors."""
@@ -25,6 +28,10 @@ Split = Literal["train", "val", "test"]
 SPLITS: tuple[Split, ...] = get_args(Split)
 
 T = TypeVar("T")
+
+
+class UnequalShapes(ValueError):
+    """Tasks of different shapes, which cannot be stacked."""
 
 
 class Batch(NamedTuple):
@@ -42,24 +49,33 @@ class Batch(NamedTuple):
     weight: Tensor
 
     @classmethod
-    def of(cls, inputs: Tree, targets: Tree, *, ways: int | None = None, weight: Tensor | None = None) -> Batch:
+    def of(cls, inputs: Tree, targets: Tree, *, ways: int | None = None, weight: Any = None) -> Batch:
         """Make a batch, with checks.
 
+        NumPy arrays, lists of numbers, and columns or tables of pandas and polars become tensors, see
+        `conversion.to_tensors`: of `torch.get_default_dtype()` if they are float64, and without a change of shape, so
+        that one number per example is `frame[["price"]]`, (n, 1), and not `frame["price"]`, (n,).
+
         Args:
-            inputs, targets, weight: as above; if `ways` is given, targets are class ids (n,). Weights are 1 by default.
+            inputs, targets, weight: as above; if `ways` is given, targets are class ids (n,). Weights are 1 by default,
+                on the device of the inputs.
             ways: number of classes of the task.
 
         Raises:
-            ValueError: sizes differ, values are not finite, or labels are outside `0 … ways-1`.
+            ValueError: sizes differ, values are not finite, labels are outside `0 … ways-1`, weights are negative, or
+                inputs are text, graphs or other objects that are no numbers.
 
         Example:
-            >>> batch = Batch.of(torch.zeros(3, 2), torch.tensor([0, 1, 1]), ways=2)
-            >>> batch.targets.shape
-            torch.Size([3, 2])
+            >>> batch = Batch.of([[0.0, 1.0], [2.0, 3.0], [4.0, 5.0]], [0, 1, 1], ways=2)
+            >>> batch.inputs.shape, batch.targets.shape
+            (torch.Size([3, 2]), torch.Size([3, 2]))
         """
+        device = next((leaf.device for leaf in tree_leaves((inputs, targets)) if isinstance(leaf, Tensor)), None)
+        inputs, targets = (to_tensors(tree, name, device) for name, tree in (("inputs", inputs), ("targets", targets)))
         if ways is not None:
             targets = one_hot(targets, ways)
-        sizes = {len(leaf) for leaf in tree_leaves((inputs, targets))}
+        leaves = tree_leaves((inputs, targets))
+        sizes = {len(leaf) for leaf in leaves}
         if len(sizes) != 1:
             raise ValueError(
                 f"inputs and targets must have the same number of examples on their first axis, got {sorted(sizes)}"
@@ -68,10 +84,7 @@ class Batch(NamedTuple):
         for name, tree in (("inputs", inputs), ("targets", targets)):
             for leaf in tree_leaves(tree):
                 check_finite(leaf, name)
-        weight = torch.ones(count) if weight is None else weight
-        if weight.shape != (count,):
-            raise ValueError(f"weight must be ({count},), one number per example, got {tuple(weight.shape)}")
-        return cls(inputs, targets, weight)
+        return cls(inputs, targets, _weight(weight, count, leaves[0].device))
 
     def rows(self, index: slice | Tensor) -> Batch:
         """The examples of a slice, or of an index (k,), as a batch."""
@@ -85,6 +98,23 @@ class Task(NamedTuple):
     query: Batch
 
 
+def _weight(weight: Any, count: int, device: torch.device) -> Tensor:
+    """Weights (count,) as floating-point numbers of at least 0, 1 by default."""
+    if weight is None:
+        return torch.ones(count, device=device)
+    weight = to_tensors(weight, "weight", device)
+    if not isinstance(weight, Tensor) or weight.shape != (count,):
+        got = tuple(weight.shape) if isinstance(weight, Tensor) else type(weight).__name__
+        raise ValueError(f"weight must be ({count},), one number per example, got {got}")
+    if not weight.is_floating_point():
+        weight = weight.to(torch.get_default_dtype())
+    check_finite(weight, "weight")
+    if not weight.is_meta and (weight < 0).any():
+        row = int((weight < 0).nonzero()[0])
+        raise ValueError(f"weight: row {row} is {float(weight[row]):.3g}; weights are at least 0, and 0 marks padding")
+    return weight
+
+
 def one_hot(labels: Tensor, ways: int, dtype: torch.dtype = torch.float32) -> Tensor:
     """Convert class ids (n,), integers in `0 … ways-1`, to one-hot rows (n, ways).
 
@@ -96,7 +126,7 @@ def one_hot(labels: Tensor, ways: int, dtype: torch.dtype = torch.float32) -> Te
     if labels.ndim != 1 or labels.is_floating_point() or labels.is_complex():
         raise ValueError(f"class ids must be integers of shape (n,), got {labels.dtype} {tuple(labels.shape)}")
     outside = (labels < 0) | (labels >= ways)
-    if outside.any():
+    if not labels.is_meta and outside.any():
         row = int(outside.nonzero()[0])
         raise ValueError(f"label {int(labels[row])} in row {row} is outside the {ways} classes 0 … {ways - 1}")
     return torch.nn.functional.one_hot(labels.long(), ways).to(dtype)
@@ -104,19 +134,28 @@ def one_hot(labels: Tensor, ways: int, dtype: torch.dtype = torch.float32) -> Te
 
 def check_finite(values: Tensor, name: str) -> None:
     """Raise ValueError, with the first affected row, if `values` contain NaN or infinity."""
-    if values.is_floating_point() and not torch.isfinite(values).all():
+    if values.is_floating_point() and not values.is_meta and not torch.isfinite(values).all():
         bad = (~torch.isfinite(values)).nonzero()
         raise ValueError(
             f"{name}: {len(bad)} values are NaN or infinite, the first in row {int(bad[0][0])}; remove or replace them"
         )
 
 
+def has_values(tensor: Tensor) -> bool:
+    """Whether values can be read at no cost: on a CPU, outside transforms, tracing and compilation."""
+    plain = type(tensor) is Tensor and tensor.is_cpu  # a tensor of `FakeTensorMode` is of another type
+    transformed = torch._C._functorch.peek_interpreter_stack() is not None or torch.compiler.is_compiling()
+    return plain and not transformed and not is_in_torch_dispatch_mode()
+
+
 def stack(tasks: Sequence[Task]) -> Task:
-    """Stack tasks along a new leading axis T; raises ValueError if their shapes differ."""
+    """Stack tasks along a new leading axis T; raises `UnequalShapes`, a ValueError, if their shapes differ."""
     try:
         return tree_map(lambda *leaves: torch.stack(leaves), *tasks)
     except (RuntimeError, ValueError) as error:
-        raise ValueError(f"tasks must have equal shapes to be stacked; pad with rows of weight 0 ({error})") from error
+        raise UnequalShapes(
+            f"tasks must have equal shapes to be stacked; pad with rows of weight 0 ({error})"
+        ) from error
 
 
 def unstack(tasks: Task) -> list[Task]:

@@ -83,6 +83,9 @@ ZOO = {
         lambda ways: kshot.learners.proto_maml(small_conv(None), inner_lr=0.05, steps=2, batchnorm="tasknorm")
     ),
     "maml, head only": Row(lambda ways: kshot.maml(small_conv(ways), inner_lr=0.2, steps=2, adaptable="1.*")),
+    "maml, multilabel": Row(
+        lambda ways: kshot.maml(small_conv(ways), inner_lr=0.5, steps=3, objective=objectives.multilabel)
+    ),
     "maml, regression": Row(lambda ways: kshot.maml(wave(), inner_lr=0.05, steps=3, objective=objectives.mse)),
     "fomaml": Row(lambda ways: kshot.learners.fomaml(small_conv(ways), inner_lr=0.2, steps=2), exact=False),
     "reptile": Row(lambda ways: kshot.learners.reptile(small_conv(ways), inner_lr=0.2, steps=3), exact=False),

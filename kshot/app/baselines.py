@@ -47,7 +47,7 @@ def names_of(spec: Spec, objective: Objective) -> list[str | Part]:
         names += ["fine_tune", "pretrained_centroid" if objective.classifies else "pretrained"]
     if objective.classifies:
         names.append("centroid")
-    elif objective.predicts in ("values", "distribution"):
+    elif objective.predicts in ("values", "distribution", "labels"):
         names.append("support_mean")
     return names
 

@@ -23,9 +23,8 @@ from kshot.app.spec import MODELS, Spec
 from kshot.data.text.vocabulary import RESERVED, Tokens
 from kshot.deciding.decisions import Policy
 from kshot.deciding.policies import Budget
-from kshot.evaluation.evaluate import evaluation_mode
 from kshot.evaluation.target import Target
-from kshot.learner import Learner
+from kshot.learner import Learner, evaluation_mode
 from kshot.models.encoder import Encoder
 from kshot.models.ratings import RatingModel
 from kshot.objectives import Objective

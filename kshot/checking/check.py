@@ -11,8 +11,8 @@ from kshot.checking.contents import Contents, blank, contents_of, copies_across,
 from kshot.checking.findings import SEVERITIES, Checked, Finding, Part, Sizes, listed, parts_of
 from kshot.checking.values import check_leakage, check_values
 from kshot.tasks.pool import plural
-from kshot.tasks.source import TaskSource
-from kshot.types import Split, Task, unstack
+from kshot.tasks.source import TaskSource, draw
+from kshot.types import Split, Task
 
 
 def check(
@@ -102,7 +102,7 @@ def _draw(part: Part, split: Split, count: int, bad: set[int]) -> tuple[list[Tas
     try:
         if not bad:
             for start in range(0, count, 16):
-                drawn += unstack(part.source.stack(split, range(start, min(start + 16, count))))
+                drawn += draw(part.source, split, range(start, min(start + 16, count)))
             return drawn, []
         for index in range(count):
             try:

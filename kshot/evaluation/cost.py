@@ -8,8 +8,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-from kshot.evaluation.evaluate import evaluation_mode
-from kshot.learner import Learner
+from kshot.learner import Learner, evaluation_mode
 from kshot.types import Task, to, tree_leaves
 
 

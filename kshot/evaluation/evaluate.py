@@ -5,25 +5,24 @@ from __future__ import annotations
 import hashlib
 import time
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import nn
 
 from kshot.evaluation.audit.findings import Audit, Evidence, real, stream
 from kshot.evaluation.audit.run import FEW, UntrustedFigure, failures, fingerprint, run_audits
 from kshot.evaluation.calibration import Calibration, CalibrationMeter
 from kshot.evaluation.intervals import Interval, interval
-from kshot.learner import Learner, predict_query
+from kshot.learner import Learner, evaluation_mode, predict_query
+from kshot.objectives import check_task_values
 from kshot.tasks.read_log import EVALUATION, during
-from kshot.tasks.source import TaskSource, hash_into, short_hash
+from kshot.tasks.source import TaskSource, check_source, hash_into, short_hash
 from kshot.training.fit import seeded
-from kshot.types import Split, Task, Tree, to
+from kshot.types import Split, Task, Tree, has_values, to
 
 CHUNK = 16  # tasks drawn at once; bounds the memory of an evaluation
 
@@ -97,18 +96,6 @@ class Evaluation:
         return fields | {"audits": [audit.to_json() for audit in self.audits], "trusted": self.trusted}
 
 
-@contextmanager
-def evaluation_mode(module: nn.Module) -> Iterator[None]:
-    """A context with a module in evaluation mode, and without gradients; afterwards its mode is as before."""
-    was_training = module.training
-    module.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        module.train(was_training)
-
-
 def evaluate(
     learner: Learner,
     source: TaskSource,
@@ -121,6 +108,9 @@ def evaluate(
     checkpoint: Path | None = None,
 ) -> Evaluation:
     """Adapt to each of the first `num_tasks` tasks of a split independently and score its query set.
+
+    Tasks may differ in the sizes of their sets and in the number of classes: each is scored by itself, and padding of
+    the query set is removed before.
 
     Args:
         learner: learner, used in evaluation mode and left unchanged.
@@ -137,7 +127,9 @@ def evaluate(
         Metrics with intervals, and the protocol under which they hold.
 
     Raises:
-        ValueError: fewer than one task, or the episodes do not have the expected hash.
+        TypeError: the source is no source of tasks.
+        ValueError: fewer than one task, targets that do not suit the objective, or the episodes do not have the
+            expected hash.
 
     Example:
         >>> from kshot.learners.gradient.maml import maml
@@ -150,6 +142,7 @@ def evaluate(
     """
     if num_tasks < 1:
         raise ValueError(f"an evaluation needs at least one task, got num_tasks={num_tasks}")
+    check_source(source)
     if episodes_sha256 is not None:
         with during(source, EVALUATION):
             _check_hash(source, split, num_tasks, episodes_sha256)
@@ -166,6 +159,8 @@ def evaluate(
             evidence.episodes.append(short_hash(task))
             if not (task.query.weight > 0).all():  # a transductive learner would mistake padding for queries
                 task = task._replace(query=real(task.query))
+            if has_values(task.support.weight):
+                check_task_values(learner.objective, task)
             with seeded(source.seed, number, device=device):
                 scored = _score(learner, to(task, device), number)
                 calibration.add(scored.prediction, scored.task.query)

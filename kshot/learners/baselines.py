@@ -112,7 +112,9 @@ def nearest_centroid(objective: Objective = objectives.classification) -> HeadLe
 class SupportMean(Learner):
     r"""Predict the support targets' weighted mean, whatever the input: $\hat y = \sum_i w_i y_i / \sum_i w_i$.
 
-    For `objectives.gaussian` the standard deviation of the support targets is predicted too.
+    For `objectives.gaussian` the standard deviation of the support targets is predicted too; for objectives of labels
+    (`predicts="labels"`) the log-odds of each label, $\log \frac{w_c + 1/2}{\sum_i w_i - w_c + 1/2}$ with
+    $w_c = \sum_i w_i y_{ic}$.
 
     Example:
         >>> learner = SupportMean(objectives.mse)
@@ -123,6 +125,9 @@ class SupportMean(Learner):
 
     def _adapt(self, support: Batch) -> Tree:
         targets = at_least_float32(support.targets)
+        if self.objective.predicts == "labels":
+            true = support.weight.to(targets.dtype) @ targets
+            return {"mean": (true + 0.5).log() - (support.weight.sum() - true + 0.5).log()}
         weight = (support.weight / support.weight.sum()).to(targets.dtype)
         mean = torch.tensordot(weight, targets, 1)
         if self.objective != objectives.gaussian:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from kshot.annotations import NonNegativeFloat, PositiveFraction, PositiveInt
 from kshot.argument_checks import check_arguments
-from kshot.learner import Learner
+from kshot.learner import Learner, evaluation_mode
 from kshot.types import Tree
 
 
@@ -71,18 +71,13 @@ def generate(
         raise ValueError(f"prompt must be integers (P,), at least one, got {text.dtype} {tuple(text.shape)}")
     random = torch.Generator().manual_seed(seed)
     text = text.long()
-    was_training = learner.training
-    learner.eval()
-    try:
-        with torch.no_grad():
-            for _ in range(length):
-                window = text if context is None else text[-context:]
-                logits = learner.predict(state, window[None])[0, -1].double().cpu()
-                logits[list(never)] = -torch.inf
-                symbol = _sample(logits, temperature, top_p, random).to(text.device)
-                text = torch.cat([text, symbol[None]])
-    finally:
-        learner.train(was_training)
+    with evaluation_mode(learner):
+        for _ in range(length):
+            window = text if context is None else text[-context:]
+            logits = learner.predict(state, window[None])[0, -1].double().cpu()
+            logits[list(never)] = -torch.inf
+            symbol = _sample(logits, temperature, top_p, random).to(text.device)
+            text = torch.cat([text, symbol[None]])
     return text[len(prompt) :]
 
 

@@ -3,6 +3,7 @@ from kshot.models.encoder import encoder
 from kshot.models.language import causal_lm, language_model
 from kshot.models.layers import DropBlock, Spread
 from kshot.models.ratings import RatingModel, factorisation, rating_mlp, two_tower
+from kshot.models.select import select
 
 __all__ = [
     "DropBlock",
@@ -16,5 +17,6 @@ __all__ = [
     "mlp",
     "rating_mlp",
     "resnet12",
+    "select",
     "two_tower",
 ]

@@ -8,7 +8,7 @@ import json
 from collections.abc import Callable
 from typing import get_type_hints
 
-from kshot.objectives.base import Objective, weighted_mean
+from kshot.objectives.base import Objective, check_task_values, refuse_labels, weighted_mean
 from kshot.objectives.classification import (
     classes_present,
     classification,
@@ -17,11 +17,13 @@ from kshot.objectives.classification import (
     only_present,
     shared_classification,
 )
+from kshot.objectives.multilabel import multilabel
 from kshot.objectives.ratings import levels, levels_of, rates_items, rating
 from kshot.objectives.regression import forecast, gaussian, in_units, mse
 
 __all__ = [
     "Objective",
+    "check_task_values",
     "classes_present",
     "classification",
     "forecast",
@@ -31,17 +33,19 @@ __all__ = [
     "levels",
     "levels_of",
     "mse",
+    "multilabel",
     "name_of",
     "next_token",
     "next_token_of",
     "only_present",
     "rates_items",
     "rating",
+    "refuse_labels",
     "shared_classification",
     "weighted_mean",
 ]
 
-_FIXED = (mse, classification, shared_classification, gaussian, next_token)
+_FIXED = (mse, classification, shared_classification, multilabel, gaussian, next_token)
 _WITH_OPTIONS = (next_token_of, in_units, forecast, rating, levels)
 _OBJECTIVES: dict[str, Objective | Callable[..., Objective]] = {
     **{str(objective.name): objective for objective in _FIXED},

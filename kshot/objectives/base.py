@@ -12,10 +12,11 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from kshot.types import Batch, Tree
+from kshot.objectives.outputs import scored_part
+from kshot.types import Batch, Task, Tree
 
 
-def _same(targets: Tree) -> Tree:
+def _same(targets: Any) -> Any:
     return targets
 
 
@@ -27,10 +28,14 @@ class Objective(NamedTuple):
         task_specific_classes: True if the classes differ from task to task. A class without support examples then does
             not belong to the task, and learners give it probability 0.
         as_prediction: targets -> the prediction, in the form that `loss` and `metrics` take, that is certain of them.
-        predicts: what a prediction is: logits of classes (n, C), values of the targets' shape, the mean and standard
-            deviation of a normal distribution, or logits of tokens (n, L, V); None if it is something else.
+        predicts: what a prediction is: logits of classes (n, C), one of which is true; logits of labels (n, C), any
+            number of which are true; values of the targets' shape; the mean and standard deviation of a normal
+            distribution; or logits of tokens (n, L, V). None if it is something else.
         check_targets: raises ValueError if the shape or dtype of targets does not suit the loss. It reads no values,
             so it also runs under `vmap` and in compiled code.
+        check_values: raises ValueError if values of a batch's targets do not suit the loss, in rows of positive weight.
+            `Learner.adapt` calls it where reading values costs nothing: on a CPU, outside `vmap` and compiled code.
+            `fit` and `evaluate` call it for each task before they move it to an accelerator.
         name: as in `from_name`; None if files cannot refer to the objective.
     """
 
@@ -38,14 +43,52 @@ class Objective(NamedTuple):
     metrics: Callable[[Tree, Batch], dict[str, Tensor]]
     task_specific_classes: bool = False
     as_prediction: Callable[[Tree], Tree] = _same
-    predicts: Literal["classes", "values", "distribution", "tokens"] | None = None
+    predicts: Literal["classes", "labels", "values", "distribution", "tokens"] | None = None
     check_targets: Callable[[Tree], object] = _same
+    check_values: Callable[[Batch], object] = _same
     name: str | None = None
 
     @property
     def classifies(self) -> bool:
         """Whether the targets are classes, of each task or shared by all tasks."""
         return self.task_specific_classes or self.predicts == "classes"
+
+    def scored(self, output: Any) -> Tree:
+        """The part of a model's output that is scored: the output itself if it is a tensor.
+
+        Of a mapping (such as the `ModelOutput` of `transformers`), a dataclass or a NamedTuple it is the field
+        "logits"; for a normal distribution the fields "mean" and "std". An objective that does not declare what it
+        `predicts` scores the output as it is.
+
+        Raises:
+            ValueError: another output of several parts; `models.select` says which part is scored.
+
+        Example:
+            >>> from kshot.objectives import classification
+            >>> classification.scored({"loss": None, "logits": torch.zeros(2, 3)}).shape
+            torch.Size([2, 3])
+        """
+        if isinstance(output, Tensor) or self.predicts is None:
+            return output
+        return scored_part(output, distribution=self.predicts == "distribution")
+
+
+def check_task_values(objective: Objective, task: Task) -> None:
+    """Check the values of the targets of a task, or of a stack of tasks; the error says in which set they are."""
+    for name, batch in zip(Task._fields, task):
+        try:
+            objective.check_values(batch)
+        except ValueError as error:
+            raise ValueError(f"{name} set: {error}") from None
+
+
+def refuse_labels(objective: Objective, learner: str) -> None:
+    """Raise ValueError if targets are multi-hot, for a learner that needs one class for each example."""
+    if objective.predicts == "labels":
+        raise ValueError(
+            f"{learner} expects one class for each example, and {objective.name or 'this objective'} has any number of "
+            "labels: use a learner that adapts a model by gradient steps, such as maml, anil or fine_tune"
+        )
 
 
 def name_with_options(name: str, options: Mapping[str, Any]) -> str:

@@ -9,11 +9,17 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from kshot.conversion import to_numpy
 from kshot.objectives.base import Objective, name_with_options, weighted_mean
+from kshot.objectives.outputs import the_tensor
 from kshot.types import Batch
+
+SUM_TOLERANCE = 0.01
+"""Of the sum of soft labels, so that those in half precision pass."""
 
 
 def classes_present(support: Batch) -> Tensor:
@@ -35,9 +41,33 @@ def check_one_hot(targets: Tensor) -> None:
         )
 
 
+def check_distributions(batch: Batch) -> None:
+    """Raise ValueError unless targets (..., n, C) are one-hot or soft labels: not negative, with the sum 1 in a row."""
+    targets = to_numpy(batch.targets)
+    wrong = np.abs(targets.sum(-1) - 1) >= SUM_TOLERANCE
+    if not wrong.any() and targets.min(initial=0) >= 0:
+        return
+    wrong = (wrong | (targets < 0).any(-1)) & (to_numpy(batch.weight) > 0)
+    if not wrong.any():
+        return
+    index = tuple(np.argwhere(wrong)[0].tolist())
+    row = targets[index]
+    if (row < 0).any() or (row > 1).any():
+        problem = "has values outside 0 … 1; pass class ids through one_hot() or Batch.of(..., ways=...)"
+    elif row.sum() < 1:
+        problem = f"sums to {float(row.sum()):.3g}, not 1; give a row that belongs to none of the classes the weight 0"
+    else:
+        problem = (
+            f"sums to {float(row.sum()):.3g}, not 1: if an example may have several labels, use objectives.multilabel; "
+            "divide soft labels by their sum"
+        )
+    raise ValueError(f"targets: row {index[-1]}{f' of task {index[0]}' if len(index) > 1 else ''} {problem}")
+
+
 def check_logits(logits: Tensor, targets: Tensor) -> None:
     """Raise ValueError unless logits and one-hot targets are both (n, ways)."""
     check_one_hot(targets)
+    the_tensor(logits, "is scored")
     if logits.shape != targets.shape:
         raise ValueError(
             f"the model predicts {tuple(logits.shape)} but the targets are {tuple(targets.shape)} (n, ways): "
@@ -63,11 +93,12 @@ classification = Objective(
     task_specific_classes=True,
     predicts="classes",
     check_targets=check_one_hot,
+    check_values=check_distributions,
     name="classification",
 )
 r"""Classification where the classes differ from task to task:
 $-\frac{1}{\sum w} \sum_i w_i \sum_c y_{ic} \log \mathrm{softmax}(\hat y_i)_c$; logits (n, C),
-one-hot or soft targets (n, C). Metric: accuracy, in 0 … 1."""
+one-hot or soft targets (n, C), which sum to 1 in each row. Metric: accuracy, in 0 … 1."""
 
 shared_classification = classification._replace(task_specific_classes=False, name="shared_classification")
 """As `classification`, with the same classes in all tasks, such as pass and fail; a support set may lack one."""
@@ -87,6 +118,7 @@ def check_symbols(targets: Tensor) -> None:
 def _symbol_loss(logits: Tensor, batch: Batch) -> Tensor:
     targets = batch.targets
     check_symbols(targets)
+    the_tensor(logits, "is scored")
     if logits.shape[:-1] != targets.shape:
         raise ValueError(
             f"the model predicts {tuple(logits.shape)} and the targets are {tuple(targets.shape)}; "
@@ -97,6 +129,10 @@ def _symbol_loss(logits: Tensor, batch: Batch) -> Tensor:
     return weighted_mean(-log_prob.flatten(), scored.flatten())
 
 
+def _bits_per_symbol(logits: Tensor, batch: Batch) -> dict[str, Tensor]:
+    return {"bits_per_character": _symbol_loss(logits, batch) / math.log(2)}
+
+
 def _certain_logits(symbols: Tensor) -> Tensor:
     """Logits (n, L, V) that put almost all probability on the symbols (n, L)."""
     return CERTAIN_LOGIT * torch.nn.functional.one_hot(symbols.clamp(min=0)).to(torch.get_default_dtype())
@@ -104,7 +140,7 @@ def _certain_logits(symbols: Tensor) -> Tensor:
 
 next_token = Objective(
     _symbol_loss,
-    lambda logits, batch: {"bits_per_character": _symbol_loss(logits, batch) / math.log(2)},
+    _bits_per_symbol,
     as_prediction=_certain_logits,
     predicts="tokens",
     check_targets=check_symbols,

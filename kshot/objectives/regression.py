@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from kshot.objectives.base import Objective, name_with_options, weighted_mean
+from kshot.objectives.outputs import the_tensor
 from kshot.types import Batch, Tree
 
 LOG_2PI = math.log(2 * math.pi)
@@ -30,6 +31,7 @@ def check_values(targets: Tensor) -> None:
 
 def squared_error(prediction: Tensor, batch: Batch) -> Tensor:
     """Weighted mean squared error (), a mean over the dimensions of each target."""
+    the_tensor(prediction, "is scored")
     if prediction.shape != batch.targets.shape:
         raise ValueError(
             f"the model predicts {tuple(prediction.shape)} but the targets are {tuple(batch.targets.shape)}; "
@@ -38,9 +40,13 @@ def squared_error(prediction: Tensor, batch: Batch) -> Tensor:
     return weighted_mean((prediction - batch.targets).square().flatten(1).mean(1), batch.weight)
 
 
+def _mean_squared_error(prediction: Tensor, batch: Batch) -> dict[str, Tensor]:
+    return {"mse": squared_error(prediction, batch)}
+
+
 mse = Objective(
     squared_error,
-    lambda prediction, batch: {"mse": squared_error(prediction, batch)},
+    _mean_squared_error,
     predicts="values",
     check_targets=check_values,
     name="mse",
@@ -116,10 +122,19 @@ def _gaussian_metrics(prediction: Tree, batch: Batch) -> dict[str, Tensor]:
     return {"log_likelihood": likelihood} | means
 
 
+def _negative_log_likelihood(prediction: Tree, batch: Batch) -> Tensor:
+    return -_log_likelihood(prediction, batch)
+
+
+def _unit_normal(targets: Tensor) -> dict[str, Tensor]:
+    """Normal distributions around the targets, of standard deviation 1."""
+    return {"mean": targets, "std": torch.ones_like(targets)}
+
+
 gaussian = Objective(
-    lambda prediction, batch: -_log_likelihood(prediction, batch),
+    _negative_log_likelihood,
     _gaussian_metrics,
-    as_prediction=lambda targets: {"mean": targets, "std": torch.ones_like(targets)},
+    as_prediction=_unit_normal,
     predicts="distribution",
     check_targets=check_values,
     name="gaussian",

@@ -3,8 +3,19 @@
 from kshot.tasks.class_tasks import ClassTasks
 from kshot.tasks.frozen import episodes, freeze
 from kshot.tasks.group_tasks import GroupTasks
+from kshot.tasks.loader import from_loader
 from kshot.tasks.mixture import mixture
 from kshot.tasks.read_log import watched
 from kshot.tasks.source import TaskSource, generator
 
-__all__ = ["ClassTasks", "GroupTasks", "TaskSource", "episodes", "freeze", "generator", "mixture", "watched"]
+__all__ = [
+    "ClassTasks",
+    "GroupTasks",
+    "TaskSource",
+    "episodes",
+    "freeze",
+    "from_loader",
+    "generator",
+    "mixture",
+    "watched",
+]

@@ -11,7 +11,7 @@ import torch
 
 from kshot.supplied import Seed
 from kshot.tasks.source import TaskSource, generator
-from kshot.types import SPLITS, Batch, Split, Task, tree_leaves, tree_map
+from kshot.types import SPLITS, Batch, Split, Task, UnequalShapes, tree_leaves, tree_map
 
 Shares = Mapping[Split, Mapping[str, float]]
 
@@ -92,7 +92,10 @@ class Mixture(TaskSource):
             positions.setdefault(self.source_of(split, index), []).append(position)
         stacks = [self.sources[name].stack(split, [indices[p] for p in where]) for name, where in positions.items()]
         order = torch.tensor([position for where in positions.values() for position in where]).argsort()
-        return tree_map(lambda *leaves: torch.cat(leaves)[order], *stacks)
+        try:
+            return tree_map(lambda *leaves: torch.cat(leaves)[order], *stacks)
+        except RuntimeError as error:
+            raise UnequalShapes(f"tasks of different sources must have equal shapes to be stacked ({error})") from error
 
     def pretraining_batch(self, step: int, size: int) -> Batch:
         """Examples of all training sources in proportion to their shares; task-specific classes are concatenated."""

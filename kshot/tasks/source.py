@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -99,6 +99,29 @@ class TaskSource(ABC):
     def describe(self) -> dict[str, Any]:
         """Description for reports: at least the seed; ways, shots and queries where they exist."""
         return {"seed": self.seed}
+
+
+def draw(source: TaskSource, split: Split, indices: Sequence[int]) -> list[Task]:
+    """Several tasks, as a list; drawn at once if the source draws stacks, unless their shapes differ."""
+    if getattr(type(source), "stack", None) is not TaskSource.stack:
+        try:
+            return types.unstack(source.stack(split, indices))
+        except types.UnequalShapes:
+            pass
+    return [source.task(split, index) for index in indices]
+
+
+def check_source(source: object) -> None:
+    """Raise TypeError if an argument is no source of tasks, but for example a `DataLoader`."""
+    if callable(getattr(source, "task", None)) and callable(getattr(source, "stack", None)):
+        return
+    advice = "write a subclass of kshot.TaskSource"
+    if isinstance(source, Iterable):
+        advice = (
+            "if it yields tasks, kshot.tasks.from_loader(loader, objective=…) makes a source of it, and with ways=… "
+            "class ids become one-hot"
+        )
+    raise TypeError(f"a source of tasks is needed, got a {type(source).__name__}: {advice}")
 
 
 class StackedSource(TaskSource):

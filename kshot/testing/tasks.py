@@ -29,16 +29,17 @@ def make_task(
 ) -> Task:
     """A small task that a learner of the objective can solve.
 
-    It follows what the objective predicts. Classes: a random pattern for each class, with noise. Tokens: a text that
+    It follows what the objective predicts. Classes: a random pattern for each class, with noise. Labels: sums of such
+    patterns, each in half of the examples. Tokens: a text that
     counts modulo 6 in steps of a random size, windows (n, 3) of 8 symbols. Else regression: a linear function of random
     slope, targets (n, 1).
 
     Args:
         objective: loss and metrics of the learner.
-        ways: number of classes; elsewhere it multiplies `shots` and `queries`.
+        ways: number of classes or labels; elsewhere it multiplies `shots` and `queries`.
         shots: support examples of each class.
         queries: query examples of each class.
-        inputs: shape of one example; (1, 8, 8) for classification and (1,) for regression by default.
+        inputs: shape of one example; (1, 8, 8) for classes and labels, and (1,) for regression by default.
         seed: random seed of the task.
         dtype: type of the floating-point tensors.
 
@@ -49,6 +50,8 @@ def make_task(
     random = torch.Generator().manual_seed(seed)
     if objective.predicts == "tokens":
         return _text(shots * ways, queries * ways, random, dtype)
+    if objective.predicts == "labels":
+        return _sums_of_patterns(ways, shots, queries, inputs or (1, 8, 8), random, dtype)
     if objective.classifies:
         return _patterns(ways, shots, queries, inputs or (1, 8, 8), random, dtype)
     return _line(shots * ways, queries * ways, inputs or (1,), random, dtype)
@@ -63,6 +66,21 @@ def _patterns(
         labels = torch.arange(ways).repeat(count)
         noise = 0.3 * torch.randn(len(labels), *shape, generator=random)
         return Batch(*(leaf.to(dtype) for leaf in Batch.of(patterns[labels] + noise, labels, ways=ways)))
+
+    return Task(batch(shots), batch(queries))
+
+
+def _sums_of_patterns(
+    ways: int, shots: int, queries: int, shape: tuple[int, ...], random: torch.Generator, dtype: torch.dtype
+) -> Task:
+    patterns = torch.randn(ways, *shape, generator=random)
+
+    def batch(count: int) -> Batch:
+        labels = (torch.rand(count * ways, ways, generator=random) < 0.5).to(patterns.dtype)
+        labels[torch.arange(ways), torch.arange(ways)] = 1  # each label is true of some example
+        noise = 0.3 * torch.randn(len(labels), *shape, generator=random)
+        inputs = torch.tensordot(labels, patterns, 1) + noise
+        return Batch(*(leaf.to(dtype) for leaf in Batch.of(inputs, labels)))
 
     return Task(batch(shots), batch(queries))
 

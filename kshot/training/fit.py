@@ -17,11 +17,12 @@ from torch import Tensor, nn
 from kshot.annotations import NonNegativeFloat, PositiveFloat, PositiveInt
 from kshot.argument_checks import check_values
 from kshot.learner import Learner, set_progress
+from kshot.objectives import check_task_values
 from kshot.tasks.read_log import during
-from kshot.tasks.source import TaskSource
+from kshot.tasks.source import TaskSource, check_source
 from kshot.training.checkpoint import load_checkpoint, save_checkpoint
 from kshot.training.step import MetaGradient, Mode
-from kshot.types import to
+from kshot.types import Task, has_values, to
 
 Schedule = Literal["cosine", "constant"]
 
@@ -110,19 +111,24 @@ class OuterLoop:
     ) -> list[float]:
         """Take `steps` steps, fewer if the clock (`time.monotonic`) passes `deadline`; return their losses.
 
+        The module is in training mode during the steps, and in evaluation mode afterwards, also after an error.
+
         Raises `Diverged` if the loss or its gradient is not finite.
         """
         self.module.train()
         losses: list[float] = []
         started = time.monotonic()
-        for number in range(steps):
-            if time.monotonic() >= deadline and number > 0:
-                break
-            step_started = time.process_time()
-            losses.append(self._step())
-            self.processor_seconds += time.process_time() - step_started
-            if observe is not None:
-                observe(Progress(self.step, losses[-1], len(losses) / (time.monotonic() - started)))
+        try:
+            for number in range(steps):
+                if time.monotonic() >= deadline and number > 0:
+                    break
+                step_started = time.process_time()
+                losses.append(self._step())
+                self.processor_seconds += time.process_time() - step_started
+                if observe is not None:
+                    observe(Progress(self.step, losses[-1], len(losses) / (time.monotonic() - started)))
+        finally:
+            self.module.eval()
         return losses
 
     def _step(self) -> float:
@@ -196,15 +202,17 @@ def meta_training_loop(
     learner: Learner, source: TaskSource, settings: Settings, *, mode: Mode = "loop", seed: int = 0
 ) -> OuterLoop:
     """The outer loop that meta-trains `learner` on the training tasks of `source`, from `first_task(seed)` on."""
+    check_source(source)
     gradient, first = MetaGradient(learner, mode), first_task(seed)
-    return OuterLoop(
-        learner,
-        lambda step, size: source.stack("train", range(first + step * size, first + (step + 1) * size)),
-        lambda module, tasks: gradient(tasks),
-        settings,
-        seed,
-        accept=gradient.update_buffers,
-    )
+
+    def sample(step: int, size: int) -> Task:
+        tasks = source.stack("train", range(first + step * size, first + (step + 1) * size))
+        if has_values(tasks.support.weight):
+            check_task_values(learner.objective, tasks)
+        return tasks
+
+    backward = lambda module, tasks: gradient(tasks)  # noqa: E731
+    return OuterLoop(learner, sample, backward, settings, seed, accept=gradient.update_buffers)
 
 
 def fit(
@@ -223,9 +231,12 @@ def fit(
 ) -> list[float]:
     r"""Meta-train a learner, in place: Adam on $\frac1T \sum_t L_{\text{query}}(\theta)$.
 
+    The learner is in evaluation mode afterwards, so that `predict` uses no dropout.
+
     Args:
         learner: the learner to train.
-        source: source of the tasks; only the split "train" is read.
+        source: source of the tasks; only the split "train" is read. `kshot.tasks.from_loader` makes one of a
+            `DataLoader`.
         steps: number of outer steps.
         tasks_per_step: T, tasks per step.
         outer_lr: learning rate of Adam.
@@ -243,6 +254,8 @@ def fit(
 
     Raises:
         Diverged: the loss or its gradient is not finite.
+        TypeError: the source is no source of tasks.
+        ValueError: targets that do not suit the objective, such as multi-hot rows for `objectives.classification`.
 
     Example:
         >>> learner = kshot.maml(kshot.models.mlp(1, 1), inner_lr=0.01, objective=kshot.objectives.mse)

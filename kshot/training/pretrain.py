@@ -13,10 +13,12 @@ from torch import Tensor, nn
 
 from kshot.annotations import PositiveFloat, PositiveInt
 from kshot.argument_checks import check_arguments
+from kshot.learner import evaluation_mode
 from kshot.learners.heads.distances import cosine
 from kshot.learners.heads.head_learner import FeatureStatistics, HeadLearner
+from kshot.objectives.outputs import the_tensor
 from kshot.tasks.read_log import during
-from kshot.tasks.source import TaskSource
+from kshot.tasks.source import TaskSource, check_source
 from kshot.training.fit import OuterLoop, Progress, Settings, first_task, seeded
 from kshot.types import Batch, Tree, to, tree_map
 
@@ -66,18 +68,15 @@ class Classifier(nn.Module):
         if output is None:
             self.output: nn.Module = nn.Identity()
             return
-        was_training = model.training
-        model.eval()  # the running statistics of BatchNorm must not change
-        with torch.no_grad():
+        with evaluation_mode(model):  # the running statistics of BatchNorm must not change
             width = self.features(example).shape[1]
-        model.train(was_training)
         with seeded(seed):
             self.output = {"linear": nn.Linear, "cosine": CosineLayer}[output](width, classes)
 
     def features(self, inputs: Tree) -> Tensor:
         """Features (n, D) of inputs (n, ...)."""
         if self._head is None:
-            return self._call_model(inputs).flatten(1)
+            return the_tensor(self._call_model(inputs), "holds the features").flatten(1)
         head, head_inputs = self.model.get_submodule(self._head), list[Tensor]()
         hook = head.register_forward_pre_hook(lambda module, args: head_inputs.append(args[0]))
         try:
@@ -159,9 +158,8 @@ def pretraining_loop(
 
     def backward(module: nn.Module, batch: Batch) -> Tensor:
         with torch.autocast(batch.weight.device.type, torch.bfloat16, enabled=precision == "bfloat16"):
-            prediction = tree_map(
-                lambda leaf: leaf.float() if leaf.dtype == torch.bfloat16 else leaf, module(batch.inputs)
-            )
+            output = source.objective.scored(module(batch.inputs))
+            prediction = tree_map(lambda leaf: leaf.float() if leaf.dtype == torch.bfloat16 else leaf, output)
         if objective == "contrastive":
             loss = contrastive(prediction, batch.targets, batch.weight, temperature)
         else:
@@ -197,7 +195,7 @@ def pretrain(
     seed: int = 0,
     observe: Callable[[Progress], None] | None = None,
 ) -> list[float]:
-    """Pretrain a base model, in place, on the examples of the training split.
+    """Pretrain a base model, in place, on the examples of the training split; afterwards it is in evaluation mode.
 
     If the source has classes, a new layer on the features (the input of the module `head`) classifies all of them. At
     the end the new layer is discarded and the head is set to zero: the first inner steps of a task then classify by the
@@ -235,6 +233,7 @@ def pretrain(
         (SetFit: contrastive training, then a head; SetFit regresses the cosine of single pairs on 0 and 1, here all
         pairs of a batch are in one softmax).
     """
+    check_source(source)
     settings = Settings(outer_lr, clip=None, horizon=steps, size=batch)
     with during(source, "pretraining"):
         loop = pretraining_loop(
@@ -278,15 +277,11 @@ def fit_feature_statistics(
         raise ValueError(
             "this learner's head uses no feature statistics; those of simpleshot, laplacian_shot and plda do"
         )
-    device, was_training = next(heads[0].buffers()).device, learner.training
+    device = next(heads[0].buffers()).device
     count = max(head.batches for head in heads) if batches is None else batches
-    learner.eval()
-    try:
-        with torch.no_grad():
-            examples = [to(source.pretraining_batch(step, batch), device) for step in range(count)]
-            features = torch.cat([learner.embed(each)[0] for each in examples])
-            targets, weight = (torch.cat([getattr(each, name) for each in examples]) for name in ("targets", "weight"))
-            for head in heads:
-                head.measure(features, targets, weight)
-    finally:
-        learner.train(was_training)
+    with evaluation_mode(learner):
+        examples = [to(source.pretraining_batch(step, batch), device) for step in range(count)]
+        features = torch.cat([learner.embed(each)[0] for each in examples])
+        targets, weight = (torch.cat([getattr(each, name) for each in examples]) for name in ("targets", "weight"))
+        for head in heads:
+            head.measure(features, targets, weight)

@@ -6,6 +6,7 @@ from kshot import objectives
 from kshot.learners import SupportMean
 from kshot.sources import sinusoids
 from kshot.tasks import TaskSource
+from kshot.types import SPLITS
 
 
 def test_figures_are_means_over_single_tasks():
@@ -145,3 +146,64 @@ def test_another_training_seed_draws_other_training_tasks_and_the_same_episodes(
     assert (test, sha) == (same, also)
     with pytest.raises(ValueError, match="seed must be at least 0, got -1"):
         kshot.fit(learner, sinusoids(), steps=1, seed=-1)
+
+
+def test_parts_that_were_in_evaluation_mode_stay_in_it():
+    model = torch.nn.Sequential(torch.nn.Linear(1, 4), torch.nn.Dropout(), torch.nn.Linear(4, 1))
+    learner = kshot.maml(model, inner_lr=0.1, objective=objectives.mse).train()
+    model[1].eval()
+    kshot.evaluate(learner, sinusoids(), num_tasks=1, audit=False)
+    assert learner.training
+    assert model[0].training
+    assert not model[1].training
+
+
+class Ragged(TaskSource):
+    """Tasks of different numbers of classes, support rows and queries."""
+
+    objective, seed = objectives.classification, 0
+
+    def task(self, split, index):
+        seed = index + 1000 * SPLITS.index(split)
+        sizes = {"ways": 2 + index % 3, "shots": 1 + index % 2, "queries": 2 + index % 4}
+        return kshot.testing.make_task(self.objective, **sizes, inputs=(6,), seed=seed)
+
+
+def ragged_learners():
+    torch.manual_seed(0)
+    net = torch.nn.Sequential(torch.nn.Linear(6, 8), torch.nn.BatchNorm1d(8), torch.nn.Linear(8, 4))
+    return {
+        "protonet": kshot.protonet(net),
+        "transductive": kshot.protonet(net, batchnorm="query"),
+        "proto-maml": kshot.learners.proto_maml(net, inner_lr=0.1),
+        "laplacian-shot": kshot.learners.laplacian_shot(net, features=4, batchnorm="support"),
+    }
+
+
+@pytest.mark.parametrize("name", ragged_learners())
+def test_ragged_tasks_are_each_evaluated_as_if_alone(name):
+    learner = ragged_learners()[name].eval()
+    found = kshot.evaluate(learner, kshot.tasks.watched(Ragged()), num_tasks=20)
+    assert found.trusted
+    with torch.no_grad():
+        expected = [float(learner(Ragged().task("test", index))) for index in range(20)]
+    assert found.per_task["loss"] == expected
+    assert found.calibration.num_examples == sum(len(Ragged().task("test", i).query.weight) for i in range(20))
+
+
+def test_ragged_tasks_are_drawn_once_if_the_source_draws_single_tasks():
+    drawn = []
+
+    class Counted(Ragged):
+        def task(self, split, index):
+            drawn.append(index)
+            return super().task(split, index)
+
+    kshot.evaluate(ragged_learners()["protonet"], Counted(), num_tasks=5, audit=False)
+    assert drawn == [0, 1, 2, 3, 4]
+
+
+def test_ragged_tasks_of_a_mixture():
+    source = kshot.tasks.mixture({"a": Ragged(), "b": Ragged()})
+    found = kshot.evaluate(ragged_learners()["protonet"], source, num_tasks=20, audit=False)
+    assert found.metrics["accuracy"].num_tasks == 20

@@ -304,3 +304,54 @@ def test_pretraining_options_that_do_not_exist_are_named(options):
     ((name, value),) = options.items()
     with pytest.raises(ValueError, match=rf"{name} must be one of \w+, \w+, got '{value}'"):
         kshot.pretrain(kshot.models.mlp(1, 1), sinusoids(), steps=1, **options)
+
+
+class Dropping(nn.Module):
+    """A model with dropout and a part that stays in evaluation mode."""
+
+    def __init__(self):
+        super().__init__()
+        self.body = nn.Sequential(nn.Linear(1, 32), nn.Dropout(0.5), nn.Linear(32, 1))
+
+    def forward(self, x):
+        return self.body(x)
+
+
+def dropping_learner():
+    return kshot.maml(Dropping(), inner_lr=0.01, objective=kshot.objectives.mse)
+
+
+@pytest.mark.parametrize("mode", ["loop", "vmap"])
+def test_after_training_no_dropout_disturbs_a_prediction(mode):
+    learner, source = dropping_learner(), kshot.sources.sinusoids()
+    modes = []
+    kshot.fit(learner, source, steps=2, mode=mode, observe=lambda _: modes.append(learner.training))
+    assert modes == [True, True]
+    assert not any(part.training for part in learner.modules())
+    task = source.task("val", 0)
+    first, again = (learner.predict(learner.adapt(task.support), task.query.inputs) for _ in range(2))
+    assert torch.equal(first, again)
+
+
+def test_after_pretraining_and_after_an_error_too():
+    learner, source = dropping_learner(), kshot.sources.sinusoids()
+    kshot.pretrain(learner.model, source, steps=1)
+    assert not any(part.training for part in learner.model.modules())
+    with torch.no_grad():
+        learner.model.body[0].weight.fill_(1e30)
+    with pytest.raises(Diverged):
+        kshot.fit(learner, source, steps=1)
+    assert not any(part.training for part in learner.modules())
+
+
+def test_training_in_parts_equals_training_at_once():
+    source, settings, losses = kshot.sources.sinusoids(), Settings(horizon=4), []
+    for parts in ((4,), (1, 3)):
+        torch.manual_seed(0)
+        learner = dropping_learner()
+        loop = meta_training_loop(learner, source, settings)
+        losses.append([])
+        for steps in parts:
+            losses[-1] += loop.run(steps)
+            kshot.evaluate(learner, source, num_tasks=1, audit=False)
+    assert losses[0] == losses[1]

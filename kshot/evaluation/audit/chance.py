@@ -203,13 +203,16 @@ class LabelOrder:
         labels = [label for batch in task for label in real(batch).targets.argmax(-1).tolist()]
         table = np.zeros((ways, ways))  # earlier label × label
         for key, label in zip(keys, labels):
-            if key in self.votes:
-                table[:, label] += self.votes[key] / self.votes[key].sum()
+            earlier = self.votes.get(key, np.zeros(0))[:ways]  # of a task with other ways
+            if earlier.any():
+                table[: len(earlier), label] += earlier / earlier.sum()
         present = sorted(set(labels))
         table = table[np.ix_(present, present)]
         self.guessing.add(table / np.maximum(table.sum(0), 1e-12))
         for key, label in zip(keys, labels):
-            self.votes.setdefault(key, np.zeros(ways))[label] += 1
+            votes = self.votes.get(key, np.zeros(0))
+            self.votes[key] = np.pad(votes, (0, max(0, ways - len(votes))))
+            self.votes[key][label] += 1
 
     def audit(self) -> Audit:
         if not self.task_specific:
@@ -236,8 +239,10 @@ class Chance:
         query = real(task.query).rows(slice(2 * ways))  # enough: which class is mistaken for which differs by task
         with seeded(number, device=query.weight.device):
             prediction = predict_query(self.learner, self.states[(number + 1) % len(self.states)], query)
-        if not isinstance(prediction, Tensor) or prediction.shape != query.targets.shape:
+        if not isinstance(prediction, Tensor) or prediction.ndim != 2 or len(prediction) != len(query.targets):
             self.why_skip = "Predictions are not logits (n, classes)."
+            return
+        if prediction.shape != query.targets.shape:  # the other task has another number of classes
             return
         answers, labels = prediction.argmax(-1).tolist(), query.targets.argmax(-1).tolist()
         table = np.zeros((ways, ways))

@@ -12,9 +12,9 @@ from typing import Any, NamedTuple
 
 from kshot.checking.duplicates import content_hashes
 from kshot.learner import Learner, predict_query
-from kshot.tasks.source import TaskSource
+from kshot.tasks.source import TaskSource, draw
 from kshot.training.fit import seeded
-from kshot.types import Batch, Split, Task, Tree, unstack
+from kshot.types import Batch, Split, Task, Tree
 
 
 class Result(Enum):
@@ -83,7 +83,7 @@ class Evidence(NamedTuple):
 def stream(source: TaskSource, split: Split, num_tasks: int, *, chunk: int) -> Iterator[tuple[int, Task]]:
     """The first tasks of a split with their numbers; `chunk` tasks are drawn at once, which bounds the memory."""
     for start in range(0, num_tasks, chunk):
-        yield from enumerate(unstack(source.stack(split, range(start, min(start + chunk, num_tasks)))), start)
+        yield from enumerate(draw(source, split, range(start, min(start + chunk, num_tasks))), start)
 
 
 def score_again(learner: Learner, task: Task, seed: int, number: int) -> float:

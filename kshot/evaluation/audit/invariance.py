@@ -114,7 +114,9 @@ def other_queries(probe: Probe) -> Audit:
         if not half:
             return OTHER_QUERIES.skip("Query sets have one example.")
         foreign = tree_map(lambda leaf: leaf.flip(0), probe.tasks[number - 1].query.inputs)
-        mixed = tree_map(lambda leaf, other, half=half: torch.cat([leaf[:half], other[half:]]), inputs, foreign)
+        mixed = tree_map(
+            lambda leaf, other, half=half: torch.cat([leaf[:half], _like(other, leaf)[half:]]), inputs, foreign
+        )
         for queries, count in ((_rows(inputs, slice(1)), 1), (_rows(inputs, slice(half)), half), (mixed, half)):
             changed = probe.predict(state, queries)
             gaps.append(gap(_rows(prediction, slice(count)), _rows(changed, slice(count))))
@@ -159,8 +161,16 @@ def padding(probe: Probe) -> Audit:
 
 def _padded(batch: Batch, junk: Batch) -> Batch:
     """A batch with two rows of another one appended at weight 0."""
-    inputs, targets = tree_map(lambda leaf, other: torch.cat([leaf, other[:2]]), tuple(batch[:2]), tuple(junk[:2]))
-    return Batch(inputs, targets, torch.cat([batch.weight, torch.zeros_like(junk.weight[:2])]))
+    rows = min(2, len(batch.weight), len(junk.weight))
+    inputs, targets = tree_map(
+        lambda leaf, other: torch.cat([leaf, _like(other, leaf)[:rows]]), tuple(batch[:2]), tuple(junk[:2])
+    )
+    return Batch(inputs, targets, torch.cat([batch.weight, torch.zeros_like(junk.weight[:rows])]))
+
+
+def _like(other: Tensor, leaf: Tensor) -> Tensor:
+    """The rows of another task, or those of this one in reverse order if the tasks' rows differ in shape."""
+    return other if other.shape[1:] == leaf.shape[1:] else leaf.flip(0)
 
 
 def _figures(learner: Learner, prediction: Tree, query: Batch) -> dict[str, Tensor]:

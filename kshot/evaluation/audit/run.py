@@ -131,9 +131,11 @@ def _finite(evidence: Evidence) -> Audit:
 
 
 def _metric(objective: objectives.Objective, evidence: Evidence) -> Audit:
-    """Recompute accuracy and mse by NumPy."""
+    """Recompute accuracy, mse and the F1 and errors of labels by NumPy."""
     of_numbers = objective in (objectives.mse, objectives.gaussian)
     formulas = {"accuracy": _accuracy} | ({"mse": _mse} if of_numbers else {})
+    if objective == objectives.multilabel:
+        formulas |= {"micro_f1": _micro_f1, "hamming_loss": _hamming_loss}
     known = [metric for metric in formulas if metric in evidence.figures]
     worst = 0.0
     for number, (task, prediction) in enumerate(evidence.first):
@@ -155,6 +157,16 @@ def _accuracy(prediction: np.ndarray, targets: np.ndarray, weight: np.ndarray) -
 
 def _mse(prediction: np.ndarray, targets: np.ndarray, weight: np.ndarray) -> float:
     return float(np.average(np.square(prediction - targets).reshape(len(weight), -1).mean(1), weights=weight))
+
+
+def _micro_f1(prediction: np.ndarray, targets: np.ndarray, weight: np.ndarray) -> float:
+    predicted, true = prediction > 0, targets >= 0.5
+    size = float(weight @ (predicted.sum(1) + true.sum(1)))
+    return 2 * float(weight @ (predicted & true).sum(1)) / size if size else 1.0
+
+
+def _hamming_loss(prediction: np.ndarray, targets: np.ndarray, weight: np.ndarray) -> float:
+    return float(np.average(((prediction > 0) != (targets >= 0.5)).mean(1), weights=weight))
 
 
 def _one_checkpoint(learner: Learner, checkpoint: Path | None) -> Audit:

@@ -13,9 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kshot.evaluation.evaluate import evaluation_mode
 from kshot.evaluation.report.style import BLUE, FAINT, GREEN, INK, MUTED, RED, WIDTH, canvas, quiet
-from kshot.learner import predict_query
+from kshot.learner import evaluation_mode, predict_query
 from kshot.learners.gradient.gradient_learner import GradientLearner
 from kshot.objectives import gaussian
 from kshot.types import Batch, Task, Tree, to

@@ -23,7 +23,8 @@ from kshot.learners.gradient.cavia import FiLM
 from kshot.learners.heads.distances import reference_point, relative
 from kshot.learners.heads.head_learner import Head, fit_head, predict_head
 from kshot.learners.heads.protonet import Prototypes
-from kshot.objectives import Objective, classes_present, only_present
+from kshot.objectives import Objective, classes_present, only_present, refuse_labels
+from kshot.objectives.outputs import the_tensor
 from kshot.supplied import Embedding, TaskDim, TaskEncoder
 from kshot.types import Batch, Tree
 
@@ -109,6 +110,7 @@ class FilmLearner(Learner):
         batchnorm: BatchNorm = "support",
     ) -> None:
         super().__init__(objective)
+        refuse_labels(objective, "cnaps")
         if not film:
             raise ValueError("film names no layer to modulate, as in film=['body.0', 'body.4']")
         self.backbone, self.encoder, self.head = FiLM(backbone, film, task_dim), encoder, head
@@ -118,17 +120,22 @@ class FilmLearner(Learner):
         self.transductive = self.function.transductive
 
     def _adapt(self, support: Batch) -> Tree:
-        codes = self.codes.support({}, support)[0].flatten(1)
+        codes = _rows(self.codes.support({}, support)[0])
         code = in_type_of(self.generator, weighted_row_mean(codes, support.weight))
         context = self.generator(code).to(self.backbone.context.dtype)
         features, statistics = self.function.support({"context": context}, support)
-        head = fit_head(self.head, features.flatten(1), support)
+        head = fit_head(self.head, _rows(features), support)
         state = {"context": context, "head": head, "present": classes_present(support)}
         return state | {"statistics": statistics} if statistics else state
 
     def predict(self, state: Tree, inputs: Tree) -> Tree:
         features = self.function.query({"context": state["context"]}, state.get("statistics", {}), inputs)
-        return only_present(predict_head(self.head, state["head"], features.flatten(1)), state["present"])
+        return only_present(predict_head(self.head, state["head"], _rows(features)), state["present"])
+
+
+def _rows(output: Tree) -> Tensor:
+    """The output of a model as rows of features (n, D)."""
+    return the_tensor(output, "holds the features").flatten(1)
 
 
 @check_arguments

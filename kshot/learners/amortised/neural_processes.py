@@ -20,6 +20,7 @@ from kshot.learners.gradient.cavia import FiLM
 from kshot.learners.heads.distances import log_weight
 from kshot.models.layers import Spread
 from kshot.objectives import Objective
+from kshot.objectives.outputs import the_tensor
 from kshot.supplied import Embedding, FeatureCount, NumOutputs
 from kshot.types import Batch, Tree
 
@@ -52,7 +53,7 @@ class NeuralProcess(Learner):
     def _rows(self, inputs: Tree) -> Tensor:
         """Inputs (n, ...), or the embedding's output for them, as rows (n, D)."""
         if self.function is not None:
-            inputs = self.function.query({}, {}, inputs)
+            inputs = the_tensor(self.function.query({}, {}, inputs), "holds the features")
         elif isinstance(inputs, dict):
             raise ValueError(f"inputs of several parts ({', '.join(inputs)}) need an embedding that makes rows of them")
         if prod(inputs.shape[1:]) != self.inputs:

@@ -120,8 +120,8 @@ class GradientLearner(Learner):
 
     def predict(self, state: Tree, inputs: Tree) -> Tree:
         params = state["params"] | state.get("buffers", {})
-        prediction = self.function.query(params, state.get("statistics", {}), inputs)
-        return _mask_absent(prediction, state.get("present"))
+        output = self.function.query(params, state.get("statistics", {}), inputs)
+        return _mask_absent(self.objective.scored(output), state.get("present"))
 
     def _trajectory(self, support: Batch, batches: list[Any]) -> list[tuple[Params, Params]]:
         """The parameters and the changed buffers before the first inner step and after each one."""
@@ -143,8 +143,8 @@ class GradientLearner(Learner):
         self, params: Params, buffers: Params, inner_batch: tuple[Batch, int, Tensor | None]
     ) -> tuple[Tensor, Params]:
         batch, step, present = inner_batch
-        prediction, buffers = self.function.adapting(self._params_of_step(params, step), buffers, batch)
-        return self.objective.loss(_mask_absent(prediction, present), batch), buffers
+        output, buffers = self.function.adapting(self._params_of_step(params, step), buffers, batch)
+        return self.objective.loss(_mask_absent(self.objective.scored(output), present), batch), buffers
 
     def _state(self, params: Params, buffers: Params, support: Batch, step: int) -> Tree:
         params = self._params_of_step(params, step)

@@ -19,6 +19,7 @@ from kshot.inner.solvers import InnerSolver
 from kshot.learners.gradient.gradient_learner import GradientLearner, HeadInit, make_solver
 from kshot.learners.heads.distances import class_means
 from kshot.objectives import Objective
+from kshot.objectives.outputs import the_tensor
 from kshot.supplied import Embedding, FeatureCount
 from kshot.types import Batch, Params, Tree
 
@@ -40,7 +41,9 @@ class Headed(nn.Module):
         self.register_buffer("bias", torch.empty(0), persistent=False)
 
     def forward(self, *inputs: Tree, **named: Tree) -> Tensor:
-        return F.linear(self.embedding(*inputs, **named).flatten(1), self.weight, self.bias)
+        return F.linear(
+            the_tensor(self.embedding(*inputs, **named), "holds the features").flatten(1), self.weight, self.bias
+        )
 
 
 class PrototypeInit(HeadInit):
@@ -48,7 +51,7 @@ class PrototypeInit(HeadInit):
 
     def forward(self, function: Function, support: Batch) -> Params:
         features, _ = function.of("embedding").support({}, support)
-        proto_CD = class_means(features.flatten(1), support.targets, support.weight)
+        proto_CD = class_means(the_tensor(features, "holds the features").flatten(1), support.targets, support.weight)
         return {"weight": 2 * proto_CD, "bias": -proto_CD.square().sum(1)}
 
 

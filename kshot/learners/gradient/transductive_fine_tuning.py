@@ -20,7 +20,7 @@ from kshot.inner.solvers import InnerSolver
 from kshot.learner import Learner
 from kshot.learners.gradient.gradient_learner import make_solver
 from kshot.learners.gradient.proto_maml import Headed, PrototypeInit
-from kshot.objectives import Objective, classes_present, only_present, weighted_mean
+from kshot.objectives import Objective, classes_present, only_present, refuse_labels, weighted_mean
 from kshot.query_weight import current_query_weight, query_weight
 from kshot.supplied import Embedding
 from kshot.types import Batch, Params, Tree, tree_leaves
@@ -53,6 +53,7 @@ class TransductiveTuner(Learner):
         batchnorm: BatchNorm,
     ) -> None:
         super().__init__(objective)
+        refuse_labels(objective, "transductive fine-tuning")
         self.model, self.solver, self.head_init, self.entropy = Headed(embedding), solver, PrototypeInit(), entropy
         self.function = Function(self.model, batchnorm)
         self.task_norm = self.function.task_norm
@@ -77,8 +78,9 @@ class TransductiveTuner(Learner):
 
     def _logits(self, params: Params, support: Batch, inputs: Tree) -> tuple[Tensor, Tensor]:
         """Logits of the support set and of the queries."""
-        support_logits, statistics = self.function.support(params, support)
-        query_logits = self.function.query(params, statistics, inputs)
+        output, statistics = self.function.support(params, support)
+        support_logits = self.objective.scored(output)
+        query_logits = self.objective.scored(self.function.query(params, statistics, inputs))
         present = classes_present(support)
         return only_present(support_logits, present), only_present(query_logits, present)
 

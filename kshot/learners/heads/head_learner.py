@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from kshot.inner.functional import BatchNorm, Function, Statistics
 from kshot.inner.precision import at_least_float32, without_autocast
 from kshot.learner import Learner, query_loss
-from kshot.objectives import Objective, classes_present, only_present
+from kshot.objectives import Objective, classes_present, only_present, refuse_labels
+from kshot.objectives.outputs import the_tensor
 from kshot.types import Batch, Params, Task, Tree
 
 
@@ -128,6 +129,7 @@ class HeadLearner(Learner):
         outer: Callable[[HeadLearner, Task], Tensor] = query_loss,
     ) -> None:
         super().__init__(objective)
+        refuse_labels(objective, f"a learner with the head {type(head).__name__}")
         self.embedding, self.head, self.outer = embedding, head, outer
         self.function = Function(embedding, batchnorm)
         self.task_norm = self.function.task_norm
@@ -203,5 +205,6 @@ class HeadLearner(Learner):
         with without_autocast(features.device):
             return self.head.statistics(*_in_one_type(features, support))
 
-    def _flatten(self, features: Tensor) -> Tensor:
+    def _flatten(self, output: Tree) -> Tensor:
+        features = the_tensor(output, "holds the features")
         return features if self.head.takes_maps else features.flatten(1)

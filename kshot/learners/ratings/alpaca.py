@@ -18,7 +18,8 @@ from kshot.inner.functional import Function
 from kshot.inner.precision import at_least_float32, in_type_of, widest_float
 from kshot.learner import Learner
 from kshot.learners.heads.distances import exp_as, reference_point, relative
-from kshot.objectives import Objective, levels_of, weighted_mean
+from kshot.objectives import Objective, levels_of, refuse_labels, weighted_mean
+from kshot.objectives.outputs import the_tensor
 from kshot.supplied import Embedding, FeatureCount, UserFeatures
 from kshot.types import Batch, Task, Tree
 
@@ -46,6 +47,7 @@ class Alpaca(Learner):
         user_features: int,
     ) -> None:
         super().__init__(objective)
+        refuse_labels(objective, "alpaca")
         values = levels_of(objective)
         size = features + 1
         self.item_penalty, self.user_features = item_penalty, user_features
@@ -110,7 +112,8 @@ class Alpaca(Learner):
         return mean_M[:, None]
 
     def _features(self, inputs: Tree) -> Tensor:
-        return F.pad(at_least_float32(self.function.query({}, {}, inputs).flatten(1)), (0, 1), value=1.0)
+        features = the_tensor(self.function.query({}, {}, inputs), "holds the features")
+        return F.pad(at_least_float32(features.flatten(1)), (0, 1), value=1.0)
 
 
 CHOICE_SHRINKAGE = 2.0  # number of ratings by which the mean features of rated items are shrunk to 0
