@@ -213,14 +213,17 @@ def _gradients(
 
 
 def check_mode(case: Case, outcome: Outcome, mode: str) -> None:
-    """Compare a mode with the loop; a recording mode at two steps, of which the second replays."""
-    steps = 1 if mode == "vmap" else 2  # the second step replays
-    module = case.build()
-    expected = _attempt(outcome, "loop", module, lambda: _gradients(case, module, "loop", 2, steps))
-    module = case.build()
+    """Compare gradients, and what buffers learn, with the loop; a recording mode at two steps: the second replays."""
+    steps = 1 if mode == "vmap" else 2
+    plain, module = case.build(), case.build()
+    expected = _attempt(outcome, "loop", plain, lambda: _gradients(case, plain, "loop", 2, steps))
     found = _attempt(outcome, mode, module, lambda: _gradients(case, module, mode, 2, steps, outcome.fallbacks))
     for first, second in zip(found, expected):
         _compare_grads(outcome, mode, first, second)
+    learned = dict(plain.named_buffers())
+    for name, buffer in module.named_buffers():
+        if not torch.allclose(buffer.detach(), learned[name].detach(), rtol=1e-8, atol=1e-10):
+            outcome.failures.append(Failure(mode, f"the buffer {name} is not as after the loop"))
 
 
 class Snapshot:

@@ -241,6 +241,27 @@ def test_exchanged_weights_are_found(monkeypatch):
     assert any(map(is_found, MODULES))
 
 
+# A loss that does not use the parameters that it is given.
+
+
+def unroll_without_parameters() -> dict[str, Tensor]:
+    """Unroll a loss that calls the module with its own parameters."""
+    module, x, y = nn.Linear(2, 1), torch.ones(3, 2), torch.zeros(3, 1)
+    params = dict(module.named_parameters())
+    return kshot.inner.unroll(lambda _: (module(x) - y).square().mean(), params, kshot.inner.SGD(0.1), steps=2)
+
+
+def test_a_loss_that_ignores_its_parameters_is_refused():
+    with pytest.raises((RuntimeError, ValueError), match="parameters"):
+        unroll_without_parameters()
+
+
+def test_an_accepted_loss_without_parameters_is_found(monkeypatch):
+    faults.plant_zeros_for_missing_gradients(monkeypatch)
+    with pytest.raises(pytest.fail.Exception):
+        test_a_loss_that_ignores_its_parameters_is_refused()
+
+
 # Buffers that the outer step keeps.
 
 
