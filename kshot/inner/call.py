@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.backends import cudnn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.utils.parametrizations import _WeightNorm
 from torch.overrides import TorchFunctionMode
 
 from kshot.inner.batch_norm import along_channels, batch_norm
@@ -22,7 +23,7 @@ from kshot.inner.kernels import in_transform, twice_differentiable
 from kshot.inner.layer_errors import is_batched
 from kshot.inner.memory_format import channels_last, dropout
 from kshot.inner.replica import NAME, Replica
-from kshot.inner.vmap_overrides import RECURRENT_OVERRIDES, VMAP_OVERRIDES, has_affected_layers
+from kshot.inner.vmap_overrides import RECURRENT_OVERRIDES, VMAP_OVERRIDES, has_affected_layers, weight_norm
 from kshot.types import Tree
 
 Statistics = dict[str, dict[str, Tensor]]
@@ -50,6 +51,7 @@ class Call:
 
     Attributes:
         used: the chosen statistics of each BatchNorm call.
+        normalized: whether BatchNorm has been called.
     """
 
     def __init__(self, replica: Replica, inputs: Tree, choose: Choose, by_batch: bool, blend: Blend | None) -> None:
@@ -57,7 +59,7 @@ class Call:
         self.used: Statistics = {}
         self.counts: Counter[str] = Counter()  # BatchNorm calls of each layer
         self.layers: list[str] = []  # names of the layers that run, the innermost last
-        self.running = False
+        self.running = self.normalized = False  # whether a pass runs, and whether it has called BatchNorm
         self.replaced = replica.replaced if replica.custom else {}
         parts = replica.parts
         recurrent = any(isinstance(part, nn.RNNBase) for part in parts)
@@ -65,6 +67,8 @@ class Call:
         derivatives = torch.is_grad_enabled() or in_transform()
         self.kernels = {"recurrent": recurrent} if derivatives and (recurrent or attention) else None
         self.table: dict[Callable, Callable] = {}
+        if derivatives and (replica.custom or any(isinstance(part, _WeightNorm) for part in parts)):
+            self.table[torch._weight_norm] = weight_norm
         self.layout_free = replica.layout_free and not in_transform()
         if self.layout_free:
             self.table[F.dropout] = dropout
@@ -130,6 +134,7 @@ class Call:
         eps: float = 1e-5,
     ) -> Tensor:
         """As `torch.nn.functional.batch_norm`, by the chosen statistics; running statistics are not updated."""
+        self.normalized = True
         same_dtype = weight is None or weight.dtype == input.dtype
         if self.by_batch and self.blend is None and same_dtype and not is_batched(input):
             if in_transform():

@@ -31,10 +31,10 @@ from kshot.argument_checks import check_arguments
 from kshot.inner.batch_norm import TaskNorm, along_channels
 from kshot.inner.call import Blend, Call, Choose, Moments, Statistics
 from kshot.inner.kernels import in_transform
-from kshot.inner.layer_errors import explain_batching_errors, is_batched
+from kshot.inner.layer_errors import described, explain_batching_errors, is_batched
 from kshot.inner.memory_format import channels_last, ignores_layout_throughout
 from kshot.inner.replica import Replica
-from kshot.inner.supported import check_supported
+from kshot.inner.supported import check_no_state, check_supported, check_weights
 from kshot.query_weight import given_query_weight
 from kshot.types import Batch, Params, Tree
 
@@ -45,9 +45,10 @@ support set blended with those of each query example (inductive, see `TaskNorm`)
 
 
 class Function:
-    r"""A module as a pure function of its parameters: the module's weights and buffers stay bitwise as they are.
+    r"""A module as a pure function of its parameters and buffers; the module itself stays as it is.
 
-    Attributes that are not tensors of the module, such as a counter, are set on the module as in an ordinary call.
+    Attributes that a forward sets on its layers, such as features that it stores, are dropped. A forward that depends
+    on those of an earlier call, such as a counter, has a state that is not a buffer, and is refused.
 
     Args:
         module: any module; if it cannot be called with other weights, ValueError says why.
@@ -57,7 +58,6 @@ class Function:
 
     Attributes:
         transductive: whether a query's prediction depends on the other queries.
-        keeps_statistics: whether `query` needs statistics from `support`.
     """
 
     @check_arguments
@@ -70,9 +70,14 @@ class Function:
         new_task_norm = has_norms and batchnorm == "tasknorm" and task_norm is None
         self.task_norm = TaskNorm(len(norms)) if new_task_norm else task_norm
         self.transductive = has_norms and batchnorm == "query"
-        self.keeps_statistics = has_norms and batchnorm in ("support", "tasknorm")
+        self._normalizes: bool | None = has_norms or None  # unknown of a forward that may call it as a function
         self._is_checked = False
         self._parts: dict[str, Function] = {}
+
+    @property
+    def keeps_statistics(self) -> bool:
+        """Whether `query` needs statistics from `support`."""
+        return self._normalizes is not False and self.batchnorm in ("support", "tasknorm")
 
     def of(self, name: str) -> Function:
         """The submodule with a name as a function, with the same choice of statistics."""
@@ -114,7 +119,7 @@ class Function:
             choose = _of_batch
         count = batch.weight.sum()
         output, changed, used = self._call(params, batch.inputs, choose, count=count)
-        if not self.keeps_statistics:
+        if not used or not self.keeps_statistics:
             return output, changed, {}
         return output, changed, used if self.task_norm is None else used | {"support": {"count": count}}
 
@@ -124,6 +129,8 @@ class Function:
         if self.transductive:
             weight = given_query_weight(len(tree_leaves(inputs)[0]))
             choose = _of_batch if weight is None or _has_equal_weights(weight) else _of_weighted_batch(weight)
+        elif self.batchnorm == "query":
+            choose = self._refuse_function
         count = statistics.get("support", {}).get("count")
         output, changed, _ = self._call(params, inputs, choose, count=count)
         _keep(self.module, changed)
@@ -147,16 +154,32 @@ class Function:
                 buffer = kept.value_of(buffer)
             return buffer.clone() if zero is None else buffer + zero.to(buffer.dtype)
 
-        values = None if self._is_checked else self._weights_before()
-        replica = Replica(self.module, params, own_copy)
+        first = not self._is_checked and not torch.compiler.is_compiling() and _get_current_dispatch_mode() is None
+        values = {n: p.detach().clone() for n, p in self.module.named_parameters()} if first else {}
         blend = None if self.task_norm is None else self._blend(self.task_norm, count)
-        call = Call(replica, inputs, choose, choose is _of_batch, blend)
+
+        def prepare() -> tuple[Replica, Call]:
+            replica = Replica(self.module, params, own_copy)
+            return replica, Call(replica, inputs, choose, choose is _of_batch, blend)
+
+        random_state = torch.get_rng_state() if first else None
+        replica, call = prepare()
         with explain_batching_errors(self.module, inputs):
             output = call(replica.root, inputs)
-        self._check_weights(replica.changed_weights(), values)
-        if replica.custom:
-            replica.keep_attributes()
+        self._normalizes = bool(self._normalizes) or call.normalized
+        check_weights(self.module, replica.changed_weights(), values)
+        if random_state is not None:
+            if assigned := replica.assigned_attributes():
+                check_no_state(assigned, output, prepare, inputs, random_state)
+            self._is_checked = True
         return output, replica.changed_buffers(), call.used
+
+    def _refuse_function(self, key: str, input: Tensor, mean: Tensor | None, var: Tensor | None) -> Moments:
+        raise ValueError(
+            "batchnorm='query' needs BatchNorm layers, by which a learner knows that it is transductive; "
+            f"{described('' if key == 'model' else key, self.module)} calls torch.nn.functional.batch_norm itself: use "
+            "a layer, or another batchnorm"
+        )
 
     def _blend(self, task_norm: TaskNorm, count: Tensor | None) -> Blend:
         def blend(layer: str, input: Tensor, mean: Tensor, var: Tensor) -> Moments:
@@ -168,30 +191,6 @@ class Function:
             return task_norm(self.norms[layer], input, mean, var, count=count)
 
         return blend
-
-    def _weights_before(self) -> Params | None:
-        """Copies of the weights before the first call; None while they cannot be read."""
-        if torch.compiler.is_compiling() or _get_current_dispatch_mode() is not None:
-            return None
-        return {name: parameter.detach().clone() for name, parameter in self.module.named_parameters()}
-
-    def _check_weights(self, changed: list[str], values: Params | None) -> None:
-        """Raise an error if a forward pass has changed weights in place, by name, or by values before the first call.
-
-        The values of the first call are compared, since changes by `.data` are not counted.
-        """
-        if values is not None:
-            for name, parameter in self.module.named_parameters():
-                if not torch.equal(parameter, values[name]) and not bool(values[name].isnan().any()):
-                    changed.append(name)
-                    parameter.data.copy_(values[name])
-            self._is_checked = True
-        if changed:
-            raise RuntimeError(
-                f"the forward of this model changes its parameter {changed[0]!r} in place, so that it is not a "
-                "function of its parameters: compute the changed weight from the parameter instead, as "
-                "torch.nn.utils.parametrize does, and run initialisation by data before you make the learner"
-            )
 
 
 class BufferUpdates:

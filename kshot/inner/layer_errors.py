@@ -23,6 +23,11 @@ _CAUSES = {  # part of PyTorch's message: what the layer does
     "data-dependent control flow": "branches on the value of a tensor",
     "dynamic shape": "makes a tensor whose shape depends on values",
     "Batching rule not implemented": "uses an operation that cannot be batched over tasks",
+    "setup_context": "has a backward hook, or an autograd.Function that torch.func does not support",
+    "saved tensor hooks": "repeats its forward in the backward pass",
+    "accessing `data`": "uses the .data of a tensor",
+    "do not yet support": "uses an operation that cannot be batched over tasks",
+    "Autograd not support dtype": "differentiates an operation on integers that PyTorch cannot batch",
 }
 
 
@@ -85,7 +90,7 @@ class _LayerFinder(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         if not self.layer and func._schema.name[len("aten::") :].lstrip("_").startswith(self.operation):
             layer = next((part for part in reversed(self.stack) if _name(part, self.names) is not None), None)
-            self.layer = _described(_name(layer, self.names) or "", layer) if layer is not None else ""
+            self.layer = described(_name(layer, self.names) or "", layer) if layer is not None else ""
         return func(*args, **(kwargs or {}))
 
 
@@ -110,7 +115,7 @@ def _failed_layer(module: nn.Module, traceback: TracebackType | None) -> str:
         if isinstance(instance, nn.Module) and _name(instance, names) is not None:
             layer = instance
         traceback = traceback.tb_next
-    return _described(_name(layer, names) or "", layer)
+    return described(_name(layer, names) or "", layer)
 
 
 def _name(layer: nn.Module, names: dict[int, str]) -> str | None:
@@ -118,5 +123,6 @@ def _name(layer: nn.Module, names: dict[int, str]) -> str | None:
     return layer.__dict__.get("_kshot_name", names.get(id(layer)))
 
 
-def _described(name: str, layer: nn.Module) -> str:
+def described(name: str, layer: nn.Module) -> str:
+    """A layer in an error message."""
     return f"the layer {name!r} ({type(layer).__name__})" if name else f"the model ({type(layer).__name__})"

@@ -28,7 +28,10 @@ NAME = "_kshot_name"
 
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 _HOOK_OPTIONS = ("_forward_hooks_with_kwargs", "_forward_hooks_always_called", "_forward_pre_hooks_with_kwargs")
-_TABLES = frozenset(("_parameters", "_buffers", "_modules", "training", "forward", NAME, *_HOOKS, *_HOOK_OPTIONS))
+_REBOUND = "_kshot_rebound"
+_TABLES = frozenset(
+    ("_parameters", "_buffers", "_modules", "training", "forward", _REBOUND, NAME, *_HOOKS, *_HOOK_OPTIONS)
+)
 _ATOMS = frozenset((int, float, bool, str, bytes, type(None), torch.dtype, torch.device, torch.Size))
 _LONGEST = 1_000
 """Longer containers are not searched for modules and parameters."""
@@ -99,15 +102,17 @@ class Replica:
             if isinstance(table.get(key), Tensor) and (table[key] is not given or version_of(given) != version)
         }
 
-    def keep_attributes(self) -> None:
-        """Set the attributes on the modules that forward passes have set on the replicas, other than tables."""
+    def assigned_attributes(self) -> list[tuple[nn.Module, str]]:
+        """The attributes that forward passes have set, with the parts that hold them; tables are left out."""
+        assigned = []
         for original, part in zip(self._originals, self.parts):
             if _is_custom(type(part)):
-                rebound = part.__dict__.pop("_kshot_rebound", {})
+                rebound = part.__dict__.get(_REBOUND, {})
                 for key, value in part.__dict__.items():
                     given = rebound.get(key, original.__dict__.get(key, _ABSENT))
                     if value is not given and key not in _TABLES:
-                        original.__dict__[key] = value
+                        assigned.append((part, key))
+        return assigned
 
     def _replicate(self, module: nn.Module, prefix: str) -> tuple[nn.Module, bool, int]:
         """The replica of a module, whether no part of it sees the memory layout, and its number of convolutions."""
@@ -120,7 +125,7 @@ class Replica:
         self.parts.append(replica)
         self._originals.append(module)
         attributes[NAME] = prefix[:-1]
-        attributes["_compiled_call_impl"] = None  # it is bound to the module
+        attributes.pop("_compiled_call_impl", None)  # it is bound to the module
         hooked = "forward" in attributes or any(attributes[name] for name in _HOOKS)
         self.custom |= hooked or _is_custom(type(module))
         if module._parameters:
@@ -204,7 +209,8 @@ class Replica:
                     if replaced is not value:
                         rebound[key] = replaced
             if rebound:
-                attributes.update(rebound, _kshot_rebound=rebound)
+                attributes.update(rebound)
+                attributes[_REBOUND] = rebound
 
     def _rebound(self, value: Any, depth: int = 0) -> Any:
         """The value with replicas in place of modules; itself if it refers to none."""
@@ -230,24 +236,23 @@ class Replica:
             parts = [value.func, value.args, value.keywords]
             new = [again(part) for part in parts]
             return value if all(a is b for a, b in zip(parts, new)) else partial(new[0], *new[1], **new[2])
-        if kind is FunctionType and value.__closure__:
-            return self._rebound_function(value, again)
-        return value
+        return _rebound_function(value, again) if kind is FunctionType else value
 
-    def _rebound_function(self, function: FunctionType, again: Callable[[Any], Any]) -> FunctionType:
-        try:
-            contents = [cell.cell_contents for cell in function.__closure__ or ()]
-        except ValueError:  # a cell is empty
-            return function
-        new = [again(content) for content in contents]
-        if all(a is b for a, b in zip(contents, new)):
-            return function
-        closure = tuple(CellType(content) for content in new)
-        copied = FunctionType(
-            function.__code__, function.__globals__, function.__name__, function.__defaults__, closure
-        )
-        copied.__kwdefaults__ = function.__kwdefaults__
-        return copied
+
+def _rebound_function(function: FunctionType, again: Callable[[Any], Any]) -> FunctionType:
+    """The function with the contents of its closure and its defaults rebound; itself if none changes."""
+    try:
+        contents = tuple(cell.cell_contents for cell in function.__closure__ or ())
+    except ValueError:  # a cell is empty
+        return function
+    parts = [contents, function.__defaults__, function.__kwdefaults__]
+    new = [again(part) for part in parts]
+    if all(a is b for a, b in zip(parts, new)):
+        return function
+    closure = tuple(CellType(content) for content in new[0]) if function.__closure__ else None
+    copied = FunctionType(function.__code__, function.__globals__, function.__name__, new[1], closure)
+    copied.__kwdefaults__ = new[2]
+    return copied
 
 
 @contextmanager

@@ -1,10 +1,17 @@
-"""Modules that cannot be called with other weights, and what to do instead."""
+"""Modules that are not functions of their parameters and buffers: how they are found, and what to do instead."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
+
+from kshot.inner.call import Call
+from kshot.inner.layer_errors import described
+from kshot.inner.replica import NAME, Replica
+from kshot.types import Params, Tree, tree_leaves
 
 _WRAPPERS = {
     "torch.nn.parallel": "pass the module inside, its attribute .module; a meta-training step runs on one device",
@@ -18,7 +25,7 @@ _WRAPPERS = {
 def check_supported(module: nn.Module) -> None:
     """Raise ValueError, which names the layer, if a module is known not to be a function of its parameters."""
     for name, part in module.named_modules():
-        layer = f"the layer {name!r} ({type(part).__name__})" if name else f"the model ({type(part).__name__})"
+        layer = described(name, part)
         for package, remedy in _WRAPPERS.items():
             if any(base.__module__.startswith(package) for base in type(part).__mro__):
                 raise ValueError(f"{layer} cannot be called with the weights of a task: {remedy}")
@@ -40,3 +47,81 @@ def check_supported(module: nn.Module) -> None:
                 )
             if parameter.layout is not torch.strided or parameter.is_complex():
                 raise ValueError(f"the parameter {key!r} of {layer} must be a dense tensor of real numbers")
+
+
+def check_weights(module: nn.Module, changed: list[str], values: Params) -> None:
+    """Raise RuntimeError if a forward pass has changed weights in place.
+
+    Args:
+        changed: names of weights that count more changes than before.
+        values: the values before; a change by `.data`, which is not counted, is undone. Empty after the first call.
+    """
+    for name, value in values.items():
+        parameter = module.get_parameter(name)
+        if not torch.equal(parameter, value) and not bool(value.isnan().any()):
+            changed.append(name)
+            parameter.data.copy_(value)
+    if changed:
+        raise RuntimeError(
+            f"the forward of this model changes its parameter {changed[0]!r} in place, so that it is not a function of "
+            "its parameters: compute the changed weight from the parameter instead, as torch.nn.utils.parametrize "
+            "does, and run initialisation by data before you make the learner"
+        )
+
+
+def check_no_state(
+    assigned: Sequence[tuple[nn.Module, str]],
+    output: Tree,
+    prepare: Callable[[], tuple[Replica, Call]],
+    inputs: Tree,
+    random_state: Tensor,
+) -> None:
+    """Raise RuntimeError if a forward depends on attributes that the forward before has set.
+
+    It is repeated with the same random numbers: with those attributes, which must not change the output, and without
+    numbers and strings among them, which must not be missed.
+
+    Args:
+        assigned: the attributes that the first forward has set, with the parts that hold them.
+        output: what it returned.
+        prepare: () -> a new replica, and its call.
+    """
+    after = torch.get_rng_state()
+    names = {(part.__dict__[NAME], key): part.__dict__[key] for part, key in assigned}
+    try:
+        for numbers_only in (False, True):
+            replica, call = prepare()
+            by_name = {part.__dict__[NAME]: part for part in replica.parts}
+            for (name, key), value in names.items():
+                if not numbers_only:
+                    by_name[name].__dict__[key] = value
+                elif type(value) in (bool, int, float, str):
+                    by_name[name].__dict__.pop(key, None)
+            torch.set_rng_state(random_state)
+            try:
+                again = call(replica.root, inputs)
+            except AttributeError:
+                again = None
+            if again is None or not _are_equal(again, output):
+                (part, key), *_ = assigned
+                raise RuntimeError(
+                    f"{described(part.__dict__[NAME], part)} keeps something from call to call in its attribute "
+                    f"{key!r}, which kshot cannot carry from step to step of a task: keep it in a buffer "
+                    "(register_buffer), as a tensor"
+                )
+    finally:
+        torch.set_rng_state(after)
+
+
+def _are_equal(a: Tree, b: Tree) -> bool:
+    pairs = zip(tree_leaves(a), tree_leaves(b), strict=True)
+    return all(
+        torch.equal(_base(x), _base(y)) or bool(_base(x).isnan().any()) for x, y in pairs if isinstance(x, Tensor)
+    )
+
+
+def _base(tensor: Tensor) -> Tensor:
+    """The tensor under the transforms of `torch.func`."""
+    while torch._C._functorch.is_functorch_wrapped_tensor(tensor):
+        tensor = torch._C._functorch.get_unwrapped(tensor)
+    return tensor

@@ -67,6 +67,11 @@ VMAP_OVERRIDES: dict[Callable, Callable] = {
 }
 
 
+def weight_norm(v: Tensor, g: Tensor, dim: int = 0) -> Tensor:
+    """As `torch._weight_norm`, whose second derivative is wrong (observed in PyTorch 2.13), with and without `vmap`."""
+    return v * (g / torch.norm_except_dim(v, 2, dim))
+
+
 def has_affected_layers(parts: Iterable[nn.Module]) -> bool:
     """Whether one of PyTorch's layers calls a replaced operation."""
     affected = (nn.LayerNorm, nn.modules.instancenorm._InstanceNorm, nn.Embedding)

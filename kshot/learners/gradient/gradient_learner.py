@@ -151,8 +151,8 @@ class GradientLearner(Learner):
         state: dict[str, Tree] = {"params": params}
         if buffers:
             state["buffers"] = buffers
-        if self.function.keeps_statistics:
-            state["statistics"] = self.function.statistics(params | buffers, support)
+        if self.function.keeps_statistics and (statistics := self.function.statistics(params | buffers, support)):
+            state["statistics"] = statistics
         if self.objective.task_specific_classes:
             state["present"] = self._present(support)
         return state
