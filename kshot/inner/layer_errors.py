@@ -24,6 +24,7 @@ _CAUSES = {  # part of PyTorch's message: what the layer does
     "dynamic shape": "makes a tensor whose shape depends on values",
     "Batching rule not implemented": "uses an operation that cannot be batched over tasks",
     "setup_context": "has a backward hook, or an autograd.Function that torch.func does not support",
+    "to use channels_last": "asks for a memory format",
     "saved tensor hooks": "repeats its forward in the backward pass",
     "accessing `data`": "uses the .data of a tensor",
     "do not yet support": "uses an operation that cannot be batched over tasks",

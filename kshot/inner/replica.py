@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import inspect
 import weakref
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
@@ -33,8 +33,9 @@ _TABLES = frozenset(
     ("_parameters", "_buffers", "_modules", "training", "forward", _REBOUND, NAME, *_HOOKS, *_HOOK_OPTIONS)
 )
 _ATOMS = frozenset((int, float, bool, str, bytes, type(None), torch.dtype, torch.device, torch.Size))
+_CONTAINERS = frozenset((list, dict, set, OrderedDict, deque))
 _LONGEST = 1_000
-"""Longer containers are not searched for modules and parameters."""
+"""Longer containers are neither searched for modules and parameters nor copied."""
 
 
 class Runner(Protocol):
@@ -109,8 +110,8 @@ class Replica:
             if _is_custom(type(part)):
                 rebound = part.__dict__.get(_REBOUND, {})
                 for key, value in part.__dict__.items():
-                    given = rebound.get(key, original.__dict__.get(key, _ABSENT))
-                    if value is not given and key not in _TABLES:
+                    given = rebound.get(key, (original.__dict__.get(key, _ABSENT), None))
+                    if key not in _TABLES and (value is not given[0] or _contents(value) != given[1]):
                         assigned.append((part, key))
         return assigned
 
@@ -202,15 +203,15 @@ class Replica:
                 attributes["forward"] = self._rebound(attributes["forward"])
             if not _is_custom(type(part)):
                 continue
-            rebound = {}
+            rebound = {}  # the replica's own value of an attribute, and what it contains
             for key, value in attributes.items():
                 if type(value) not in _ATOMS and key not in _TABLES:
                     replaced = self._rebound(value)
-                    if replaced is not value:
-                        rebound[key] = replaced
-            if rebound:
-                attributes.update(rebound)
-                attributes[_REBOUND] = rebound
+                    if replaced is value and type(value) in _CONTAINERS and len(value) <= _LONGEST:
+                        replaced = value.copy()
+                    rebound[key] = replaced, _contents(replaced)
+            attributes.update((key, value) for key, (value, _) in rebound.items())
+            attributes[_REBOUND] = rebound
 
     def _rebound(self, value: Any, depth: int = 0) -> Any:
         """The value with replicas in place of modules; itself if it refers to none."""
@@ -237,6 +238,13 @@ class Replica:
             new = [again(part) for part in parts]
             return value if all(a is b for a, b in zip(parts, new)) else partial(new[0], *new[1], **new[2])
         return _rebound_function(value, again) if kind is FunctionType else value
+
+
+def _contents(value: Any) -> list[int] | None:
+    """What identifies the contents of a container that can change; None for other values."""
+    if type(value) not in _CONTAINERS or len(value) > _LONGEST:
+        return None
+    return [id(item) for pair in value.items() for item in pair] if isinstance(value, dict) else [*map(id, value)]
 
 
 def _rebound_function(function: FunctionType, again: Callable[[Any], Any]) -> FunctionType:

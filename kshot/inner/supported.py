@@ -95,7 +95,7 @@ def check_no_state(
             for (name, key), value in names.items():
                 if not numbers_only:
                     by_name[name].__dict__[key] = value
-                elif type(value) in (bool, int, float, str):
+                elif isinstance(value, bool | int | float | str):
                     by_name[name].__dict__.pop(key, None)
             torch.set_rng_state(random_state)
             try:

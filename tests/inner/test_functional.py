@@ -172,7 +172,6 @@ MODULES = {
     "hooks of parameters": Masked,
     "checkpoint": lambda: Recomputed(False),
     "checkpoint around BatchNorm": lambda: Recomputed(True),
-    "counter": Counting,
     "spectral norm": lambda: nn.Sequential(
         nn.utils.parametrizations.spectral_norm(nn.Linear(3, 3)), nn.Tanh(), nn.Linear(3, 2)
     ),
@@ -321,6 +320,66 @@ class OutOfSight(nn.Module):
 def test_weights_reached_through_an_unknown_object_are_refused():
     with pytest.raises(RuntimeError, match=r"the model uses 'out.weight' of the module itself"):
         learner_of(OutOfSight().double()).adapt(examples().support)
+
+
+class Logging(nn.Module):
+    """Depends on a list that it appends to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.log, self.out = [], nn.Linear(3, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.log.append(x.detach())
+        return self.out(x / len(self.log))
+
+
+class Once(nn.Module):
+    """Prepares something at its first call, by a guard that asks whether it is there."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.out = nn.Linear(3, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if hasattr(self, "shift"):
+            return self.out(x - self.shift)
+        self.shift = x.detach().mean(0)
+        return self.out(x)
+
+
+@pytest.mark.parametrize(("build", "name"), [(Counting, "calls"), (Logging, "log"), (Once, "shift")])
+@pytest.mark.parametrize("mode", ["loop", "vmap"])
+def test_a_state_outside_of_buffers_is_refused(build, name, mode):
+    model = build().double()
+    before = dict(vars(model))
+    with pytest.raises(RuntimeError, match=rf"the model \({build.__name__}\) keeps something .* attribute {name!r}"):
+        meta_gradient(learner_of(model), stack([examples()]), mode)
+    assert vars(model) == before
+
+
+class Observed(nn.Module):
+    """Stores its features, which nothing depends on, and a mask that it makes anew for another size."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.out, self.features, self.mask = nn.Linear(3, 2), None, None
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.mask is None or len(self.mask) != len(x):
+            self.mask = torch.arange(len(x), dtype=x.dtype)[:, None]
+        self.features = x * self.mask
+        return self.out(self.features)
+
+
+@pytest.mark.parametrize("mode", ["loop", "vmap", "traced"])
+def test_what_a_forward_stores_for_others_is_dropped(mode):
+    torch.manual_seed(0)
+    model = Observed().double()
+    learner = learner_of(model)
+    meta_gradient(learner, stack([examples(), examples(seed=1)]), mode)
+    assert model.features is None
+    assert model.mask is None
 
 
 REFUSED = {
