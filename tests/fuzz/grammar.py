@@ -58,7 +58,7 @@ class Case:
         inputs: (generator, n) -> inputs of n examples.
         tags: the productions that were used, and what the oracle has to know: "stateful", the outputs depend on earlier
             calls; "detached", a state without gradient depends on the parameters, so that finite differences see what
-            derivatives do not; "unequal", the parts of the support set and of the query that run differ.
+            derivatives do not.
         may_refuse: whether a refusal is an answer, for what no learner can do.
     """
 

@@ -12,7 +12,7 @@ from fuzz.shaped import IMAGE, SEQUENCE, VECTOR
 
 def statement(d: Draw) -> None:
     """A statement of a random production, which its tag names."""
-    production = d.rng.choice([*ANY] * 2 + {1: VECTOR, 2: SEQUENCE, 3: IMAGE}[len(d.shape)] * 4)
+    production = d.rng.choice([*ANY] * 2 + {1: VECTOR, 2: SEQUENCE, 3: [*IMAGE, scattered_mask]}[len(d.shape)] * 4)
     d.tag(production.__name__)
     production(d)
 
@@ -218,10 +218,10 @@ def held_parameters(d: Draw) -> None:
 
 
 def unused(d: Draw) -> None:
-    part = d.add(block(d))
+    """Parameters that nothing uses, of which only the query's prediction depends, or whose result is dropped."""
+    part = d.add(linear(d))
     d.add("nn.Parameter(torch.ones(2))", "w")
-    if d.rng.random() < 0.3:
-        d.line(f"{part}(x)")
+    d.one_of([], f"{part}(x)", f"x = x if len(x) > 5 else x + {part}(x)", f"x = x if len(x) > 5 else x + {part}(x)")
 
 
 def frozen(d: Draw) -> None:
@@ -283,8 +283,9 @@ def views(d: Draw) -> None:
 
 def skipped(d: Draw) -> None:
     """A norm that the query skips, before another."""
-    d.tag("unequal")
-    d.line(f"x = <Long({norm(d)}, {norm(d)})>(x)")
+    batch_norm = f"nn.BatchNorm{max(len(d.shape) - 1, 1)}d({d.shape[0]})"
+    first, second = (batch_norm, batch_norm) if d.rng.random() < 0.6 else (norm(d), norm(d))
+    d.line(f"x = <Long({first}, {second})>(x)")
 
 
 def nested(d: Draw) -> None:

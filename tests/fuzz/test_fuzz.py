@@ -22,9 +22,9 @@ MAX_UNBATCHED = 0.2  # of the modules that run by vmap
 pytestmark = pytest.mark.filterwarnings("ignore")  # deprecated functions that models still use
 
 
-def check_seeds(seeds: range, batched: int) -> None:
-    """Assert that nothing fails, and that few are refused; the seeds that `batched` divides also run by vmap."""
-    outcomes = [check(draw(seed), () if seed % batched else ("vmap",)) for seed in seeds]
+def check_seeds(seeds: range) -> None:
+    """Assert that nothing fails, and that few are refused."""
+    outcomes = [check(draw(seed), ("vmap",)) for seed in seeds]
     failed = [outcome for outcome in outcomes if outcome.failures]
     kinds = collections.Counter(kind for outcome in failed for kind, _ in outcome.failures)
     first = "\n\n".join(str(outcome) for outcome in failed[:3])
@@ -32,18 +32,18 @@ def check_seeds(seeds: range, batched: int) -> None:
     refused = [text for each in outcomes for what, text in each.refusals if what != "vmap" and not each.case.may_refuse]
     assert len(refused) <= MAX_REFUSED * len(outcomes), "\n".join(refused)
     unbatched = [text for each in outcomes for what, text in each.refusals if what == "vmap"]
-    assert len(unbatched) <= MAX_UNBATCHED * len(outcomes) / batched, "\n".join(unbatched)
+    assert len(unbatched) <= MAX_UNBATCHED * len(outcomes), "\n".join(unbatched)
 
 
 @pytest.mark.parametrize("first", range(0, SEEDS, SHARD))
 def test_random_modules(first):
-    check_seeds(range(first, first + SHARD), batched=2)
+    check_seeds(range(first, first + SHARD))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("first", range(1_000_000, 1_000_000 + SLOW_SEEDS, SLOW_SHARD))
 def test_many_random_modules(first):
-    check_seeds(range(first, first + SLOW_SHARD), batched=1)
+    check_seeds(range(first, first + SLOW_SHARD))
 
 
 def check_recorded(case: Case, mode: str) -> None:
@@ -97,10 +97,10 @@ def test_a_seed_is_a_module():
 
 
 def test_every_production_is_drawn():
-    drawn = collections.Counter(tag for seed in range(SEEDS) for tag in draw(seed).tags)
+    drawn = collections.Counter(tag for seed in range(250) for tag in draw(seed).tags)
     every = {production.__name__ for production in [*productions.ANY, *shaped.VECTOR]}
     every |= {production.__name__ for production in [*shaped.SEQUENCE, *shaped.IMAGE]}
-    assert {name: drawn[name] for name in every if drawn[name] < 5} == {}
+    assert {name: drawn[name] for name in every if drawn[name] < 3} == {}
 
 
 def test_the_two_oracles_agree():

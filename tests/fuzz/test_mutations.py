@@ -130,14 +130,12 @@ CASES = {
         (4,),
         VECTOR + "; self.n = Long(nn.BatchNorm1d(4), nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4)))",
         "x = self.n(x)",
-        "unequal",
     ),
     "norms in another order": by_hand(
         "order",
         (4,),
         VECTOR + "; self.m = nn.BatchNorm1d(4); self.n = nn.BatchNorm1d(4)",
         "first, second = (self.m, self.n) if len(x) > 5 else (self.n, self.m); x = first(x) + second(self.a(x))",
-        "unequal",
     ),
     "weight norm": by_hand(
         "weight norm", (4,), VECTOR + "; parametrizations.weight_norm(self.a)", "x = self.a(x).sin()"
@@ -170,6 +168,7 @@ FAULTS = {
     "1 weight decay of unused parameters": Fault(
         faults.plant_zeros_for_missing_gradients,
         ("unused parameters with weight decay", "unused parameters with Adam"),
+        ("unused",),
     ),
     "2 pooling": Fault(
         faults.plant_reordered_pooling,
@@ -193,7 +192,7 @@ FAULTS = {
     "6 Python attributes": Fault(FUNCTIONAL, ("Python counter",), ("python_attribute",)),
     "hooks": Fault(faults.plant_lost_gradient_hooks, ("masked gradient",), ("masked_gradient",)),
     "statistics by call number": Fault(
-        faults.plant_statistics_by_number, ("a norm that the query skips", "norms in another order")
+        faults.plant_statistics_by_number, ("a norm that the query skips", "norms in another order"), ("skipped",)
     ),
     "weight norm": Fault(faults.plant_fused_weight_norm, ("weight norm",), ("weight_norm",)),
     "padding": Fault(faults.plant_wrong_embedding, ("padding row",), ("embedding padding",)),
@@ -224,7 +223,7 @@ def test_a_planted_fault_is_found(name, monkeypatch):
         assert any(check(case, (), inference=fault.inference).failures for case in drawn_with(production)), production
 
 
-def drawn_with(tag: str, count: int = 6) -> Iterator[Case]:
+def drawn_with(tag: str, count: int = 12) -> Iterator[Case]:
     """The first drawn cases with a tag."""
     return itertools.islice((case for case in map(draw, range(500)) if tag in case.tags), count)
 
