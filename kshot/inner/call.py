@@ -23,7 +23,12 @@ from kshot.inner.kernels import in_transform, twice_differentiable
 from kshot.inner.layer_errors import is_batched
 from kshot.inner.memory_format import channels_last, dropout
 from kshot.inner.replica import NAME, Replica
-from kshot.inner.vmap_overrides import RECURRENT_OVERRIDES, VMAP_OVERRIDES, has_affected_layers, weight_norm
+from kshot.inner.vmap_overrides import (
+    DERIVATIVE_OVERRIDES,
+    RECURRENT_OVERRIDES,
+    VMAP_OVERRIDES,
+    has_affected_layers,
+)
 from kshot.types import Tree
 
 Statistics = dict[str, dict[str, Tensor]]
@@ -67,8 +72,8 @@ class Call:
         derivatives = torch.is_grad_enabled() or in_transform()
         self.kernels = {"recurrent": recurrent} if derivatives and (recurrent or attention) else None
         self.table: dict[Callable, Callable] = {}
-        if derivatives and (replica.custom or any(isinstance(part, _WeightNorm) for part in parts)):
-            self.table[torch._weight_norm] = weight_norm
+        if derivatives and (replica.custom or any(isinstance(part, _WeightNorm | nn.GroupNorm) for part in parts)):
+            self.table |= DERIVATIVE_OVERRIDES
         self.layout_free = replica.layout_free and not in_transform()
         if self.layout_free:
             self.table[F.dropout] = dropout

@@ -25,7 +25,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils import parametrize
 from torch.utils._python_dispatch import _get_current_dispatch_mode
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map
 
 from kshot.argument_checks import check_arguments
 from kshot.inner.batch_norm import TaskNorm, along_channels
@@ -34,7 +34,7 @@ from kshot.inner.kernels import in_transform
 from kshot.inner.layer_errors import described, explain_batching_errors, is_batched
 from kshot.inner.memory_format import channels_last, ignores_layout_throughout
 from kshot.inner.replica import Replica
-from kshot.inner.supported import check_no_state, check_supported, check_weights
+from kshot.inner.supported import changed_in_place, check_no_state, check_supported, check_weights
 from kshot.query_weight import given_query_weight
 from kshot.types import Batch, Params, Tree
 
@@ -42,6 +42,10 @@ BatchNorm = Literal["support", "query", "running", "tasknorm"]
 """The statistics that BatchNorm uses for a query: those of the task's support set (inductive), those of the query
 itself (transductive), the module's running statistics (inductive; not updated by meta-training), or those of the
 support set blended with those of each query example (inductive, see `TaskNorm`)."""
+
+
+MAX_CHECKS = 8
+"""Shapes of inputs for which the first call is checked; the check takes about as long as the call."""
 
 
 class Function:
@@ -71,7 +75,8 @@ class Function:
         self.task_norm = TaskNorm(len(norms)) if new_task_norm else task_norm
         self.transductive = has_norms and batchnorm == "query"
         self._normalizes: bool | None = has_norms or None  # unknown of a forward that may call it as a function
-        self._is_checked = False
+        self._copies_inputs = False  # since a forward changes them
+        self._checked: set[tuple] = set()  # shapes of inputs with which a call has been checked
         self._parts: dict[str, Function] = {}
 
     @property
@@ -154,7 +159,9 @@ class Function:
                 buffer = kept.value_of(buffer)
             return buffer.clone() if zero is None else buffer + zero.to(buffer.dtype)
 
-        first = not self._is_checked and not torch.compiler.is_compiling() and _get_current_dispatch_mode() is None
+        shapes = tuple(leaf.shape for leaf in tree_leaves(inputs) if isinstance(leaf, Tensor))
+        first = shapes not in self._checked and len(self._checked) < MAX_CHECKS
+        first = first and not torch.compiler.is_compiling() and _get_current_dispatch_mode() is None
         values = {n: p.detach().clone() for n, p in self.module.named_parameters()} if first else {}
         blend = None if self.task_norm is None else self._blend(self.task_norm, count)
 
@@ -162,6 +169,8 @@ class Function:
             replica = Replica(self.module, params, own_copy)
             return replica, Call(replica, inputs, choose, choose is _of_batch, blend)
 
+        if first or self._copies_inputs:
+            given, inputs = inputs, tree_map(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, inputs)
         random_state = torch.get_rng_state() if first else None
         replica, call = prepare()
         with explain_batching_errors(self.module, inputs):
@@ -169,9 +178,10 @@ class Function:
         self._normalizes = bool(self._normalizes) or call.normalized
         check_weights(self.module, replica.changed_weights(), values)
         if random_state is not None:
+            self._copies_inputs |= changed_in_place(inputs)
             if assigned := replica.assigned_attributes():
-                check_no_state(assigned, output, prepare, inputs, random_state)
-            self._is_checked = True
+                check_no_state(assigned, output, prepare, given, random_state)
+            self._checked.add(shapes)
         return output, replica.changed_buffers(), call.used
 
     def _refuse_function(self, key: str, input: Tensor, mean: Tensor | None, var: Tensor | None) -> Moments:

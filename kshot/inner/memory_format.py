@@ -23,7 +23,7 @@ from kshot.types import Tree
 _LAYOUT_FREE: frozenset[type] = frozenset(
     (
         *(nn.Sequential, nn.Identity, nn.Flatten, nn.Linear, nn.Dropout),
-        *(nn.Conv2d, nn.BatchNorm2d, nn.BatchNorm1d, nn.GroupNorm, nn.LayerNorm),
+        *(nn.Conv2d, nn.BatchNorm2d, nn.BatchNorm1d),
         *(nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d),
         *(nn.ReLU, nn.LeakyReLU, nn.ELU, nn.GELU, nn.SiLU, nn.Tanh, nn.Sigmoid, nn.Softplus),
     )

@@ -12,8 +12,9 @@ import weakref
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import partial
-from types import CellType, FunctionType, MethodType
+from types import CellType, FunctionType, MappingProxyType, MethodType
 from typing import Any, Protocol
 
 import torch
@@ -83,6 +84,9 @@ class Replica:
             unknown = sorted(set(values) - names)
             raise ValueError(f"the model has no parameter or buffer of the name {unknown[0]!r}")
         if self.custom:
+            for original, (value, name) in _substitutes.get().items():  # closures hold the module's own tensors
+                self.replaced[original] = name
+                self._tensors[original] = self._tensors.get(id(value), value)
             self._rebind_attributes()
 
     def enter(self, runner: Runner) -> None:
@@ -263,6 +267,10 @@ def _rebound_function(function: FunctionType, again: Callable[[Any], Any]) -> Fu
     return copied
 
 
+_substitutes: ContextVar[Mapping[int, tuple[Tensor, str]]] = ContextVar("substitutes", default=MappingProxyType({}))
+"""In `substituted`: the substitute of each tensor of the module, by its id, and its name."""
+
+
 @contextmanager
 def substituted(module: nn.Module, values: Mapping[str, Tensor]) -> Iterator[None]:
     """A context in which a module itself has other parameters and buffers, by name; for one thread.
@@ -277,11 +285,14 @@ def substituted(module: nn.Module, values: Mapping[str, Tensor]) -> Iterator[Non
             for key, tensor in table.items():
                 if tensor is not None and own[id(tensor)] in values:
                     replaced.append((table, key, tensor))
+    substitutes = {id(tensor): (values[own[id(tensor)]], own[id(tensor)]) for _, _, tensor in replaced}
+    token = _substitutes.set({**_substitutes.get(), **substitutes})
     try:
         for table, key, tensor in replaced:
             table[key] = values[own[id(tensor)]]
         yield
     finally:
+        _substitutes.reset(token)
         for table, key, tensor in replaced:
             table[key] = tensor
 

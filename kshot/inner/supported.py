@@ -10,7 +10,7 @@ from torch.nn.parameter import is_lazy
 
 from kshot.inner.call import Call
 from kshot.inner.layer_errors import described
-from kshot.inner.replica import NAME, Replica
+from kshot.inner.replica import NAME, Replica, version_of
 from kshot.types import Params, Tree, tree_leaves
 
 _WRAPPERS = {
@@ -67,6 +67,11 @@ def check_weights(module: nn.Module, changed: list[str], values: Params) -> None
             "its parameters: compute the changed weight from the parameter instead, as torch.nn.utils.parametrize "
             "does, and run initialisation by data before you make the learner"
         )
+
+
+def changed_in_place(fresh: Tree) -> bool:
+    """Whether a call has changed some of its inputs, which were fresh copies."""
+    return any(version_of(leaf) > 0 for leaf in tree_leaves(fresh) if isinstance(leaf, Tensor))
 
 
 def check_no_state(

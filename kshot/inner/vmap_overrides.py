@@ -1,7 +1,9 @@
-"""Replacements of operations that do not run under `vmap`, or whose derivatives are silently wrong there.
+"""Replacements of operations whose derivatives are silently wrong, or that do not run under `vmap`.
 
 In PyTorch (observed in 2.13) the second derivative of layer and instance normalisation by their scale is wrong when
-tasks run under `vmap`, and the padding row of an embedding gets a gradient. Kernels of recurrent layers do not run.
+tasks run under `vmap`, and the padding row of an embedding gets a gradient. Kernels of recurrent layers do not run
+there. The second derivative of weight normalisation is wrong everywhere, and that of group normalisation crashes on
+some inputs.
 
 Shape legend: L steps, n examples, D inputs, H hidden.
 """
@@ -70,6 +72,14 @@ VMAP_OVERRIDES: dict[Callable, Callable] = {
 def weight_norm(v: Tensor, g: Tensor, dim: int = 0) -> Tensor:
     """As `torch._weight_norm`, whose second derivative is wrong (observed in PyTorch 2.13), with and without `vmap`."""
     return v * (g / torch.norm_except_dim(v, 2, dim))
+
+
+def group_norm(input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    """As `torch.nn.functional.group_norm`, whose second derivative crashes on inputs with channels last (2.13)."""
+    return F.group_norm(input.contiguous(), *args, **kwargs)
+
+
+DERIVATIVE_OVERRIDES: dict[Callable, Callable] = {torch._weight_norm: weight_norm, F.group_norm: group_norm}
 
 
 def has_affected_layers(parts: Iterable[nn.Module]) -> bool:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from threading import Barrier
 from typing import Any, Literal, NamedTuple
 
@@ -85,7 +87,7 @@ class Replayer:
                 raise RuntimeError("attributes of its layers that are numbers, strings or flags keep changing")
             task, trace = (example[2], trace_task) if one_task else (unstack(tasks)[0], trace_stack)
             explained = explain_missing_derivatives(self.learner, lambda: self.learner(task))
-            with explained, assume_equal_weights(equal_weights), recomputing(recompute):
+            with separate_grads(self.learner), explained, assume_equal_weights(equal_weights), recomputing(recompute):
                 traced = trace(self.learner, example)
             program = compile_program(traced, self.backend) if engine == "compiled" else traced
             self._entries[key, state] = Entry(program, traced)
@@ -130,6 +132,22 @@ class Replayer:
         for name, parameter in self.learner.named_parameters():
             (trained if parameter.requires_grad else fixed)[name] = parameter.detach()
         return trained, fixed
+
+
+@contextmanager
+def separate_grads(learner: Learner) -> Iterator[Params]:
+    """A context in which gradients are accumulated apart from those that parameters hold; yields them, by name."""
+    named = [(name, parameter) for name, parameter in learner.named_parameters() if parameter.requires_grad]
+    held = [parameter.grad for _, parameter in named]
+    grads: Params = {}
+    for _, parameter in named:
+        parameter.grad = None
+    try:
+        yield grads
+        grads.update((name, parameter.grad) for name, parameter in named if parameter.grad is not None)
+    finally:
+        for (_, parameter), grad in zip(named, held):
+            parameter.grad = grad
 
 
 def stacked(buffers: list[Params]) -> Params:

@@ -35,6 +35,7 @@ from kshot.training.replay import (
     have_equal_weights,
     is_due,
     mean_over_tasks,
+    separate_grads,
     shapes_of,
     stacked,
 )
@@ -131,9 +132,15 @@ class MetaGradient:
         except Exception as error:  # tracing and compiling may raise anything: fall back to a plain engine
             if self.engine in ("loop", "vmap") or isinstance(error, MemoryError):
                 raise
-            plain = self._plain(self.engine)
-            self._use(plain, f"since the step could not be {self.engine}: {_reason(error)}")
-        return self._accept(self._step(plain, tasks))
+            reason = f"the step could not be {self.engine}: {_reason(error)}"
+            self._use(self._plain(self.engine), f"since {reason}")
+        try:
+            return self._accept(self._step(self.engine, tasks))
+        except RuntimeError as error:
+            if self.engine == "loop":
+                raise
+            self._use("loop", f"since {reason}; and vmap does not run: {_reason(error)}")
+        return self._accept(self._step("loop", tasks))
 
     @torch.no_grad()
     def update_buffers(self) -> None:
@@ -178,7 +185,7 @@ class MetaGradient:
     def _loop(self, tasks: Task) -> Gradient:
         total, buffers = tasks.support.weight.new_zeros(()), []
         singles = unstack(tasks)
-        with self._separate_grads() as grads:
+        with separate_grads(self.learner) as grads:
             for task in singles:
                 with explain_missing_derivatives(self.learner, lambda task=task: self.learner(task)):  # type: ignore[misc]
                     loss, changed = task_loss(self.learner, task)
@@ -191,25 +198,10 @@ class MetaGradient:
         """Process a stack of tasks in one batch."""
         explained = explain_missing_derivatives(self.learner, lambda: self.learner(unstack(tasks)[0]))
         equal = have_equal_weights(tasks)
-        with self._separate_grads() as grads, explained, assume_equal_weights(equal):
+        with separate_grads(self.learner) as grads, explained, assume_equal_weights(equal):
             losses, buffers = torch.vmap(partial(task_loss, self.learner), randomness="different")(tasks)
             losses.mean().backward()
         return Gradient(losses.detach().mean(), grads, mean_over_tasks(buffers))
-
-    @contextmanager
-    def _separate_grads(self) -> Iterator[Params]:
-        """A context in which gradients are accumulated apart from those that parameters hold; yields them, by name."""
-        named = [(name, p) for name, p in self.learner.named_parameters() if p.requires_grad]
-        held = [parameter.grad for _, parameter in named]
-        grads: Params = {}
-        for _, parameter in named:
-            parameter.grad = None
-        try:
-            yield grads
-            grads.update((name, parameter.grad) for name, parameter in named if parameter.grad is not None)
-        finally:
-            for (_, parameter), grad in zip(named, held):
-                parameter.grad = grad
 
     def _replay(self, engine: Literal["traced", "compiled"], tasks: Task) -> Gradient:
         """Replay a program; at replays that thin out, take the plain step too, and raise an error if they differ."""

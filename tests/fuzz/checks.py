@@ -137,6 +137,8 @@ def _check_adaptation(case: Case, outcome: Outcome, inference: bool) -> None:
         return learner.predict(state, task.query.inputs).detach()
 
     found = _attempt(outcome, "adaptation", module, predict)
+    if not expected.isfinite().all():  # it diverges
+        raise Refused
     _compare(outcome, "adaptation", found, expected)
     outcome.failures += before.differences(module)
     if inference and not outcome.failures:
@@ -162,6 +164,8 @@ def _check_gradient(case: Case, outcome: Outcome) -> dict[str, Tensor] | None:
     grads = _attempt(outcome, "gradient", module, lambda: _gradients(case, module, "loop", 1)[0])
     size = _norm(grads)
     if "detached" in case.tags:
+        if "held_parameters" in case.tags:  # which the steps written out cannot replace
+            return grads
         _compare_grads(outcome, "gradient", grads, oracle.gradient(case))
         return grads
     generator = torch.Generator().manual_seed(case.number)

@@ -5,8 +5,8 @@ All plants patch the one place that calls a user's module, `CALL`, or the gradie
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import pytest
@@ -15,15 +15,17 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from kshot.inner import unrolling
+from kshot.inner import call, functional, per_parameter, unrolling
+from kshot.inner.call import Call
 from kshot.inner.functional import Function
 from kshot.learners.heads import protonet
+from kshot.training import replay, step
 
 CALL = Function, "_call"
-"""The method that calls the module: (self, params, inputs, …) -> output."""
+"""The method that calls the module: (self, params, inputs, …) -> (output, changed buffers, BatchNorm statistics)."""
 
 GRADIENT = unrolling, "gradient"
-"""The gradient of an inner step: (loss_fn, params, *, exact) -> gradients by name."""
+"""The gradient of an inner step: (loss_fn, params, *, exact) -> (gradients by name, state of the loss)."""
 
 
 def _within(monkeypatch: pytest.MonkeyPatch, context: Callable[[], AbstractContextManager]) -> None:
@@ -84,16 +86,13 @@ def plant_copied_views(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def plant_fused_weight_norm(monkeypatch: pytest.MonkeyPatch) -> None:
     """Weight normalisation by PyTorch's kernel, whose second derivative is wrong: remove what replaces the kernel."""
-    kernel = torch._weight_norm
+    monkeypatch.setattr(call, "DERIVATIVE_OVERRIDES", {})
 
-    def call(function: Callable) -> Callable:
-        def wrapped(*args: Any, **kwargs: Any) -> Any:
-            with torch._C.DisableTorchFunction():
-                return function(*args, **kwargs)
 
-        return wrapped
-
-    _within(monkeypatch, lambda: _Replaced({torch._weight_norm: call(kernel)}))
+def plant_first_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A pattern finds tied weights by their first name only."""
+    matches = per_parameter._matches
+    monkeypatch.setattr(per_parameter, "_matches", lambda names, patterns: matches(names[:1], patterns))
 
 
 def plant_wrong_embedding(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -114,7 +113,7 @@ def _functional_call(self: Function, params: dict, inputs: Any, *rest: Any, **op
     args, kwargs = inputs if isinstance(inputs, tuple) else (inputs,), {}
     if isinstance(inputs, dict):
         args, kwargs = (), inputs
-    return torch.func.functional_call(self.module, substitutes | params, args, kwargs)
+    return torch.func.functional_call(self.module, substitutes | params, args, kwargs), {}, {}
 
 
 def plant_functional_call(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -131,55 +130,68 @@ def plant_fixed_buffers(monkeypatch: pytest.MonkeyPatch) -> None:
     owner, name = CALL
     call = getattr(owner, name)
 
-    def fixed(self: Function, *args: Any, **kwargs: Any) -> Any:
-        before = {key: (buffer, buffer.detach().clone()) for key, buffer in self.module.named_buffers()}
-        try:
-            return call(self, *args, **kwargs)
-        finally:
-            for key, (buffer, value) in before.items():
-                path, _, name = key.rpartition(".")
-                buffer.data.copy_(value)  # which leaves identity and version, so that purity alone does not find it
-                self.module.get_submodule(path)._buffers[name] = buffer
+    def fixed(*args: Any, **kwargs: Any) -> Any:
+        output, _, statistics = call(*args, **kwargs)
+        return output, {}, statistics
 
     monkeypatch.setattr(owner, name, fixed)
+
+
+def plant_lost_attributes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a forward sets on its layers is dropped, also where later calls depend on it."""
+    monkeypatch.setattr(functional, "check_no_state", lambda *_: None)
 
 
 def plant_zeros_for_missing_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
     """A parameter, or a whole loss, without a graph has gradient zero instead of none, and inference mode stays on."""
 
-    def gradient(loss_fn: Callable, params: dict, *, exact: bool) -> dict:
+    def gradient(loss_fn: Callable, params: dict, *, exact: bool) -> tuple[dict, Any]:
         with torch.enable_grad():
             leaves = {name: p.view_as(p) if exact else p.detach().requires_grad_() for name, p in params.items()}
-            loss = loss_fn(leaves)
+            loss, state = loss_fn(leaves)
             if not loss.requires_grad:
-                return {name: torch.zeros_like(p) for name, p in params.items()}
+                return {name: torch.zeros_like(p) for name, p in params.items()}, state
             found = torch.autograd.grad(loss, list(leaves.values()), create_graph=exact, materialize_grads=True)
-        return dict(zip(params, found))
+        return dict(zip(params, found)), state
 
     monkeypatch.setattr(*GRADIENT, gradient)
+    monkeypatch.setattr(torch, "is_inference_mode_enabled", lambda: False)  # by which `adapt` leaves inference mode
 
 
 def plant_lost_gradient_hooks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Hooks of parameters do not see the gradients of inner steps: today's behaviour."""
+    """Hooks of parameters do not see the gradients of inner steps."""
+    register = torch.Tensor.register_hook
+
+    @contextmanager
+    def without_hooks() -> Iterator[None]:
+        torch.Tensor.register_hook = lambda tensor, hook: None
+        try:
+            yield
+        finally:
+            torch.Tensor.register_hook = register
+
+    _within(monkeypatch, without_hooks)
 
 
 def plant_statistics_by_number(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The k-th call of any BatchNorm in the query uses the statistics of the k-th call in the support set.
+    """The k-th call of any BatchNorm in the query uses the statistics of the k-th call in the support set."""
 
-    Today's behaviour. To plant it again, key the statistics by the number of the call.
-    """
+    def key(self: Call) -> str:
+        self.counts["all"] += 1
+        return str(self.counts["all"])
+
+    monkeypatch.setattr(Call, "key", key)
 
 
 def plant_exchanged_weights(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Concurrent calls exchange the weights of one module without a lock: today's behaviour."""
+    """Concurrent calls exchange the weights of one module without a lock."""
     monkeypatch.setattr(*CALL, _functional_call)
 
 
 def plant_blind_recording(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Recorded steps are replayed whatever Python attributes and flags are: today's behaviour.
-
-    To plant it again, remove the attributes from the key of a recorded step, and the comparisons with a plain step.
-    """
+    """Recorded steps are replayed whatever Python attributes and flags are, and not compared with plain steps."""
+    monkeypatch.setattr(replay, "python_state", lambda module: ())
+    monkeypatch.setattr(step, "is_due", lambda number: False)
 
 
 def plant_uncentred_distances(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -189,3 +201,4 @@ def plant_uncentred_distances(monkeypatch: pytest.MonkeyPatch) -> None:
         return 2 * feat_MD @ proto_CD.mT - proto_CD.square().sum(1) - feat_MD.square().sum(1, keepdim=True)
 
     monkeypatch.setattr(protonet, "euclidean", euclidean)
+    monkeypatch.setattr(protonet, "reference_point", lambda feat_ND, *_: torch.zeros_like(feat_ND[0]))

@@ -145,6 +145,7 @@ def python_attribute(d: Draw) -> None:
     d.tag(kind)
     if kind != "Saving":
         d.tag("stateful")
+        d.may_refuse = True  # only buffers go from step to step
     if kind == "Remembering":
         d.tag("detached")
     d.line(f"x = <{kind}()>(x)")

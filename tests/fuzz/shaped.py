@@ -35,6 +35,7 @@ def to_sequence(d: Draw) -> None:
 
 def functional_batch_norm(d: Draw) -> None:
     if d.batchnorm == "query":
+        d.may_refuse = True  # without a layer, no learner knows that it is transductive
         d.line(f"x = F.batch_norm(x, None, None, <w {d.shape[0]}>, None, True)")
     else:
         d.line(f"x = <{linear(d)}>(x)")
