@@ -180,7 +180,7 @@ class Repeated(Call):
         if self.first_counts[layer] > 1:
             raise RuntimeError(
                 f"the BatchNorm layer {layer!r} is called more than once in a forward pass that a backward pass "
-                "repeats (torch.utils.checkpoint), so that its statistics cannot be told apart: use one layer per call"
+                "repeats (torch.utils.checkpoint), so that its statistics cannot be assigned: use one layer per call"
             )
         return layer
 

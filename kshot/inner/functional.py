@@ -33,6 +33,7 @@ from kshot.inner.call import Blend, Call, Choose, Moments, Statistics
 from kshot.inner.kernels import in_transform
 from kshot.inner.layer_errors import described, explain_batching_errors, is_batched
 from kshot.inner.memory_format import channels_last, ignores_layout_throughout
+from kshot.inner.random_state import random_state
 from kshot.inner.replica import Replica
 from kshot.inner.supported import changed_in_place, check_no_state, check_supported, check_weights
 from kshot.query_weight import given_query_weight
@@ -171,16 +172,16 @@ class Function:
 
         if first or self._copies_inputs:
             given, inputs = inputs, tree_map(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, inputs)
-        random_state = torch.get_rng_state() if first else None
+        before = random_state(inputs) if first else None
         replica, call = prepare()
         with explain_batching_errors(self.module, inputs):
             output = call(replica.root, inputs)
         self._normalizes = bool(self._normalizes) or call.normalized
         check_weights(self.module, replica.changed_weights(), values)
-        if random_state is not None:
+        if before is not None:
             self._copies_inputs |= changed_in_place(inputs)
             if assigned := replica.assigned_attributes():
-                check_no_state(assigned, output, prepare, given, random_state)
+                check_no_state(assigned, output, prepare, given, before)
             self._checked.add(shapes)
         return output, replica.changed_buffers(), call.used
 

@@ -285,7 +285,8 @@ def substituted(module: nn.Module, values: Mapping[str, Tensor]) -> Iterator[Non
             for key, tensor in table.items():
                 if tensor is not None and own[id(tensor)] in values:
                     replaced.append((table, key, tensor))
-    substitutes = {id(tensor): (values[own[id(tensor)]], own[id(tensor)]) for _, _, tensor in replaced}
+    named = [(tensor, own[id(tensor)]) for _, _, tensor in replaced]
+    substitutes = {id(tensor): (values[name], name) for tensor, name in named if values[name] is not tensor}
     token = _substitutes.set({**_substitutes.get(), **substitutes})
     try:
         for table, key, tensor in replaced:

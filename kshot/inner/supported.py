@@ -10,6 +10,7 @@ from torch.nn.parameter import is_lazy
 
 from kshot.inner.call import Call
 from kshot.inner.layer_errors import described
+from kshot.inner.random_state import State, random_state, set_random_state
 from kshot.inner.replica import NAME, Replica, version_of
 from kshot.types import Params, Tree, tree_leaves
 
@@ -79,7 +80,7 @@ def check_no_state(
     output: Tree,
     prepare: Callable[[], tuple[Replica, Call]],
     inputs: Tree,
-    random_state: Tensor,
+    before: State,
 ) -> None:
     """Raise RuntimeError if a forward depends on attributes that the forward before has set.
 
@@ -90,8 +91,9 @@ def check_no_state(
         assigned: the attributes that the first forward has set, with the parts that hold them.
         output: what it returned.
         prepare: () -> a new replica, and its call.
+        before: the state of the random generators before the first forward.
     """
-    after = torch.get_rng_state()
+    after = random_state(inputs)
     names = {(part.__dict__[NAME], key): part.__dict__[key] for part, key in assigned}
     try:
         for numbers_only in (False, True):
@@ -102,7 +104,7 @@ def check_no_state(
                     by_name[name].__dict__[key] = value
                 elif isinstance(value, bool | int | float | str):
                     by_name[name].__dict__.pop(key, None)
-            torch.set_rng_state(random_state)
+            set_random_state(before)
             try:
                 again = call(replica.root, inputs)
             except AttributeError:
@@ -115,7 +117,7 @@ def check_no_state(
                     "(register_buffer), as a tensor"
                 )
     finally:
-        torch.set_rng_state(after)
+        set_random_state(after)
 
 
 def _are_equal(a: Tree, b: Tree) -> bool:

@@ -27,7 +27,7 @@ class Select(nn.Module):
 def select(model: nn.Module, part: str | int) -> Select:
     """A model that returns one part of the output of `model`, for models that return several.
 
-    A learner scores the field "logits" of an output without being told (see `Objective.scored`); any other output of
+    A learner scores the field "logits" of an output by itself (see `Objective.scored`); any other output of
     several parts needs this choice.
 
     Args:

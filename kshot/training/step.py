@@ -24,6 +24,7 @@ from kshot.annotations import PositiveInt
 from kshot.argument_checks import check_arguments
 from kshot.inner.functional import assume_equal_weights
 from kshot.inner.layer_errors import explain_missing_derivatives
+from kshot.inner.random_state import random_state, set_random_state
 from kshot.inner.unrolling import recomputing
 from kshot.learner import Learner
 from kshot.training.memory import GIB, available_memory, memory_size, predict_peak
@@ -210,30 +211,29 @@ class MetaGradient:
         replay = partial(self._replayer, engine, tasks, recompute=self.plan.recompute)
         if not is_due(entry.replays):
             return replay()
-        device = tasks.support.weight.device
-        state = _random_state(device)
+        state = random_state(tasks)
         found = recorded = replay()
-        after = _random_state(device)
+        after = random_state(tasks)
         if engine == "compiled" and draws_random_numbers(entry.traced):  # a compiler draws other random numbers
-            _set_random_state(device, state)
+            set_random_state(state)
             recorded = replay(eager=True)
-        _set_random_state(device, state)
+        set_random_state(state)
         plain = self._loop if self._one_by_one(engine) else self._vmap
         expected = plain(tasks)
         bound = 1e-8 if expected.loss.dtype == torch.float64 else 1e-3
         distance = difference(recorded, expected)
         if distance > bound:
-            _set_random_state(device, state)
+            set_random_state(state)
             with self._rounded_weights():  # how far a rounding of the weights goes, as between any two computations
                 bound += 30 * difference(plain(tasks), expected)
         if distance > bound:
-            _set_random_state(device, state)
+            set_random_state(state)
             raise RuntimeError(
                 f"replay {entry.replays} differs from a plain step by {distance:.1g} of the gradient, so something in "
                 "the model or learner changes from step to step that a recording does not see, such as a choice by "
                 "Python's random numbers or an attribute of an object"
             )
-        _set_random_state(device, after)
+        set_random_state(after)
         return found
 
     @contextmanager
@@ -350,16 +350,6 @@ def _weighted_mean(parts: list[tuple[Gradient, float]]) -> Gradient:
         mean([gradient.loss for gradient in gradients]),
         *({n: mean([tree[n] for tree in trees]) for n in trees[0]} for trees in zip(*(g[1:] for g in gradients))),
     )
-
-
-def _random_state(device: torch.device) -> tuple[Tensor, Tensor | None]:
-    return torch.get_rng_state(), torch.cuda.get_rng_state(device) if device.type == "cuda" else None
-
-
-def _set_random_state(device: torch.device, state: tuple[Tensor, Tensor | None]) -> None:
-    torch.set_rng_state(state[0])
-    if state[1] is not None:
-        torch.cuda.set_rng_state(state[1], device)
 
 
 def _reason(error: Exception) -> str:

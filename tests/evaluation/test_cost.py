@@ -30,9 +30,9 @@ def test_a_convolution_counts_as_one():
     batch = Batch.of(torch.zeros(6, 1, 8, 8), torch.tensor([0, 1] * 3), ways=2)
     convolution, features = 2 * 6 * 64 * 4 * 9, 4 * 64
     found = cost(learner, Task(batch, batch))
-    assert found.adapt_flops == convolution + 2 * 2 * 6 * features  # and the class means
+    assert found.adapt_flops == convolution + 2 * 6 * features + 2 * 2 * 6 * features  # the mean, the class means
     assert found.predict_flops == convolution + 2 * 6 * features * 2
-    assert found.state_size == 2 * features + 2
+    assert found.state_size == 3 * features + 2
 
 
 def test_the_context_of_cavia_is_a_small_state():

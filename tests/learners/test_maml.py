@@ -127,7 +127,7 @@ def test_a_batchnorm_used_twice_keeps_two_statistics():
     model, x = Twice(), torch.randn(6, 2)
     learner = kshot.maml(model, inner_lr=0.1, steps=0)
     state = learner.adapt(Batch.of(x, torch.tensor([0, 1] * 3), ways=2))
-    assert sorted(state["statistics"]) == ["0", "1"]
+    assert sorted(state["statistics"]) == ["norm", "norm#2"]
     torch.testing.assert_close(learner.predict(state, x), model.train()(x))
 
 

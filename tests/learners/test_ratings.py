@@ -84,7 +84,7 @@ def test_levels_are_read_from_the_rating_and_the_use_of_the_levels():
         torch.nn.init.normal_(parameter)
     feat, levels = torch.randn(4, 2, dtype=torch.float64), torch.eye(3).double()[[0, 1, 1, 2]]
     state = learner.adapt(Batch(feat, levels, torch.ones(4).double()))
-    row = torch.nn.functional.pad(feat[:1], (0, 1), value=1.0)[0]
+    row = torch.nn.functional.pad(feat[:1], (0, 1), value=1.0)[0] - state["reference"]
     rating, std = row @ state["mean"], (row @ state["covariance"] @ row).sqrt()
     share = levels.sum(0) / (4 + readout.log_shrink.exp())
     inputs = torch.cat(
@@ -104,7 +104,7 @@ def test_a_user_of_whom_nothing_is_known_is_the_prior():
     torch.testing.assert_close(state["covariance"], learner.log_prior.exp().square().diag())
     assert torch.isfinite(learner.predict(state, torch.randn(5, 2))).all()
     with pytest.raises(ValueError, match="predicts 3 levels a row, got targets"):
-        learner.adapt(Batch.of(torch.randn(4, 2), torch.randn(4, 1)))
+        learner.adapt(Batch.of(torch.randn(4, 2), torch.ones(4, 1)))
 
 
 def likes(users: int = 40, items: int = 30, each: int = 20, levels: bool = False) -> recommenders.Ratings:
