@@ -14,20 +14,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.backends import cudnn
-from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.utils.parametrizations import _WeightNorm
 from torch.overrides import TorchFunctionMode
 
 from kshot.inner.batch_norm import along_channels, batch_norm
 from kshot.inner.kernels import in_transform, twice_differentiable
 from kshot.inner.layer_errors import is_batched
 from kshot.inner.memory_format import channels_last, dropout
-from kshot.inner.replica import NAME, Replica
+from kshot.inner.replica import NAME, Kind, Replica
 from kshot.inner.vmap_overrides import (
     DERIVATIVE_OVERRIDES,
     RECURRENT_OVERRIDES,
     VMAP_OVERRIDES,
-    has_affected_layers,
 )
 from kshot.types import Tree
 
@@ -66,23 +63,23 @@ class Call:
         self.layers: list[str] = []  # names of the layers that run, the innermost last
         self.running = self.normalized = False  # whether a pass runs, and whether it has called BatchNorm
         self.replaced = replica.replaced if replica.custom else {}
-        parts = replica.parts
-        recurrent = any(isinstance(part, nn.RNNBase) for part in parts)
-        attention = replica.custom or any(isinstance(part, _ATTENTION_LAYERS) for part in parts)
-        derivatives = torch.is_grad_enabled() or in_transform()
-        self.kernels = {"recurrent": recurrent} if derivatives and (recurrent or attention) else None
+        kinds, custom, batched = replica.kinds, replica.custom, in_transform()
+        recurrent = bool(kinds & Kind.RECURRENT)
+        derivatives = batched or torch.is_grad_enabled()
+        self.kernels = None
+        if derivatives and (custom or recurrent or kinds & Kind.ATTENTION):
+            self.kernels = {"recurrent": recurrent}
         self.table: dict[Callable, Callable] = {}
-        if derivatives and (replica.custom or any(isinstance(part, _WeightNorm | nn.GroupNorm) for part in parts)):
+        self.layout_free = replica.layout_free and not batched
+        if derivatives and (custom or kinds & Kind.DERIVATIVE):
             self.table |= DERIVATIVE_OVERRIDES
-        self.layout_free = replica.layout_free and not in_transform()
         if self.layout_free:
             self.table[F.dropout] = dropout
-        if in_transform() and (replica.custom or has_affected_layers(parts)):
+        if batched and (custom or kinds & Kind.BATCHED_DERIVATIVE):
             self.table |= VMAP_OVERRIDES
         if recurrent and is_batched(inputs):
             self.table |= RECURRENT_OVERRIDES
-        norms = any(isinstance(part, _BatchNorm) for part in parts)
-        self.overrides = norms or replica.custom or bool(self.table)
+        self.overrides = custom or bool(kinds & Kind.NORM) or bool(self.table)
         if self.overrides:
             replica.enter(self)
 
@@ -231,6 +228,3 @@ def _as_functional(
 ) -> tuple:
     """The arguments of `torch.batch_norm` as those of `torch.nn.functional.batch_norm`."""
     return input, running_mean, running_var, weight, bias, training, momentum, eps
-
-
-_ATTENTION_LAYERS = (nn.MultiheadAttention, nn.TransformerEncoderLayer, nn.TransformerEncoder)

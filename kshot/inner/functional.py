@@ -151,16 +151,15 @@ class Function:
                 "torch.nn.utils.parametrize.cached() would give a learner parametrized weights of another task: "
                 "call it outside of that context"
             )
-        batched = in_transform()
-        zero = _zero_of(inputs) if batched else None
-        kept = _updates.get()
+        batched, kept = in_transform(), _updates.get()
 
         def own_copy(name: str, buffer: Tensor) -> Tensor:
             if kept is not None and name not in params:
                 buffer = kept.value_of(buffer)
-            return buffer.clone() if zero is None else buffer + zero.to(buffer.dtype)
+            return buffer + _zero_of(inputs).to(buffer.dtype) if batched else buffer.clone()
 
-        shapes = tuple(leaf.shape for leaf in tree_leaves(inputs) if isinstance(leaf, Tensor))
+        leaves = [inputs] if isinstance(inputs, Tensor) else tree_leaves(inputs)
+        shapes = tuple([leaf.shape for leaf in leaves if isinstance(leaf, Tensor)])
         first = shapes not in self._checked and len(self._checked) < MAX_CHECKS
         first = first and not torch.compiler.is_compiling() and _get_current_dispatch_mode() is None
         values = {n: p.detach().clone() for n, p in self.module.named_parameters()} if first else {}

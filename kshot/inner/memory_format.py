@@ -30,22 +30,22 @@ _LAYOUT_FREE: frozenset[type] = frozenset(
 )
 
 
-def ignores_layout(module: nn.Module) -> bool:
-    """Whether the values of a module are the same in each memory layout of its input, its submodules aside.
+def ignores_layout(cls: type) -> bool:
+    """Whether the values of modules of a class are the same in each memory layout of their input, submodules aside.
 
     True for some layers of PyTorch, and for classes that say so of themselves by `ignores_layout = True`.
     """
-    return type(module) in _LAYOUT_FREE or type(module).__dict__.get("ignores_layout", False)
+    return cls in _LAYOUT_FREE or cls.__dict__.get("ignores_layout", False)
 
 
 def ignores_layout_throughout(module: nn.Module) -> bool:
     """Whether a module has convolutions and all its parts ignore the layout."""
     parts = list(module.modules())
     convolves = any(isinstance(part, nn.Conv2d) for part in parts)
-    return convolves and all(ignores_layout(part) and not _has_hooks(part) for part in parts)
+    return convolves and all(ignores_layout(type(part)) and not _has_hooks(part) for part in parts)
 
 
-def pool_before_activation(sequential: nn.Sequential, replicas: dict[str, Any]) -> dict[str, Any]:
+def pool_before_activation(sequential: nn.Module, replicas: dict[str, Any]) -> dict[str, Any]:
     """The replicas of a sequential's layers, with a max-pooling moved before the non-decreasing activation it follows.
 
     The activation then has a quarter of the work. Values and derivatives are equal: positions that tie for the maximum

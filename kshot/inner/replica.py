@@ -20,6 +20,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.instancenorm import _InstanceNorm
+from torch.nn.utils.parametrizations import _WeightNorm
 
 from kshot.inner.memory_format import ignores_layout, pool_before_activation
 from kshot.types import Params
@@ -37,6 +39,48 @@ _ATOMS = frozenset((int, float, bool, str, bytes, type(None), torch.dtype, torch
 _CONTAINERS = frozenset((list, dict, set, OrderedDict, deque))
 _LONGEST = 1_000
 """Longer containers are neither searched for modules and parameters nor copied."""
+
+
+class Kind:
+    """What matters of a class of modules for a call: flags of an int, since enumerations are slow."""
+
+    CUSTOM = 1  # not one of PyTorch's
+    NORM = 2  # BatchNorm
+    PLAIN_NORM = 4  # BatchNorm that is PyTorch's own class, which changes its buffers in no other way
+    RECURRENT = 8
+    ATTENTION = 16
+    DERIVATIVE = 32  # calls an operation whose second derivative is wrong
+    BATCHED_DERIVATIVE = 64  # the same under `vmap`
+    CONVOLUTION = 128
+    LAYOUT_FREE = 256  # does not see the memory layout
+    SEQUENTIAL = 512
+
+
+_KINDS: dict[type, int] = {}
+_OF_BASES: tuple[tuple[int, tuple[type, ...]], ...] = (
+    (Kind.NORM, (_BatchNorm,)),
+    (Kind.RECURRENT, (nn.RNNBase,)),
+    (Kind.ATTENTION, (nn.MultiheadAttention, nn.TransformerEncoderLayer, nn.TransformerEncoder)),
+    (Kind.DERIVATIVE, (_WeightNorm, nn.GroupNorm)),
+    (Kind.BATCHED_DERIVATIVE, (nn.LayerNorm, _InstanceNorm, nn.Embedding)),
+    (Kind.CONVOLUTION, (nn.Conv2d,)),
+)
+
+
+def kind_of(cls: type) -> int:
+    """The flags of a class of modules."""
+    if cls not in _KINDS:
+        kind = sum(flag for flag, bases in _OF_BASES if issubclass(cls, bases))
+        if not all(base.__module__.startswith(("torch.nn", "typing", "builtins", "abc")) for base in cls.__mro__):
+            kind |= Kind.CUSTOM
+        if cls.__module__ == _BatchNorm.__module__:
+            kind |= Kind.PLAIN_NORM
+        if ignores_layout(cls):
+            kind |= Kind.LAYOUT_FREE
+        if cls is nn.Sequential:
+            kind |= Kind.SEQUENTIAL
+        _KINDS[cls] = kind
+    return _KINDS[cls]
 
 
 class Runner(Protocol):
@@ -57,6 +101,7 @@ class Replica:
         root: the replica of `module`.
         parts: the replica of each module, in order of the names.
         replaced: names of the module's own tensors that the replica does not use, by `id`.
+        kinds: the kinds of all parts.
         custom: whether a part is not one of PyTorch's, or has hooks: it may do anything.
         layout_free: whether there are convolutions and no part sees the memory layout of its inputs.
 
@@ -71,14 +116,15 @@ class Replica:
         self.replaced: dict[int, str] = {}
         self.parts: list[nn.Module] = []
         self.custom = False
-        self._weights: list[tuple[str, Tensor, int]] = []  # the module's own and the replica's, with their versions
+        self.kinds = 0
+        self._weights: list[tuple[str, Tensor]] = []  # those that a custom part could change
         self._originals: list[nn.Module] = []
         self._tensors: dict[int, Any] = {}  # the replica's tensor for each of the module's own, by id
-        self._replicas: dict[int, tuple[nn.Module, bool, int]] = {}  # by id of the module
+        self._replicas: dict[int, tuple[nn.Module, bool]] = {}  # by id of the module
         self._buffers: list[tuple[str, dict[str, Any], str, Any, int]] = []
         self._found = 0
-        self.root, free, num_convolutions = self._replicate(module, "")
-        self.layout_free = free and num_convolutions > 0
+        self.root, free = self._replicate(module, "")
+        self.layout_free = free and bool(self.kinds & Kind.CONVOLUTION)
         if self._found < len(values):
             names = {name for named in (module.named_parameters, module.named_buffers) for name, _ in named()}
             unknown = sorted(set(values) - names)
@@ -88,6 +134,7 @@ class Replica:
                 self.replaced[original] = name
                 self._tensors[original] = self._tensors.get(id(value), value)
             self._rebind_attributes()
+        self._versions = _versions([weight for _, weight in self._weights])
 
     def enter(self, runner: Runner) -> None:
         """Let `runner` run the forward of every part."""
@@ -97,7 +144,10 @@ class Replica:
 
     def changed_weights(self) -> list[str]:
         """Names of the parameters that forward passes have changed in place."""
-        return [name for name, weight, version in self._weights if version_of(weight) != version]
+        versions = _versions([weight for _, weight in self._weights])
+        if versions == self._versions:
+            return []
+        return [name for (name, _), now, then in zip(self._weights, versions, self._versions) if now != then]
 
     def changed_buffers(self) -> Params:
         """The buffers that forward passes have changed, by name."""
@@ -111,7 +161,7 @@ class Replica:
         """The attributes that forward passes have set, with the parts that hold them; tables are left out."""
         assigned = []
         for original, part in zip(self._originals, self.parts):
-            if _is_custom(type(part)):
+            if kind_of(type(part)) & Kind.CUSTOM:
                 rebound = part.__dict__.get(_REBOUND, {})
                 for key, value in part.__dict__.items():
                     given = rebound.get(key, (original.__dict__.get(key, _ABSENT), None))
@@ -119,47 +169,44 @@ class Replica:
                         assigned.append((part, key))
         return assigned
 
-    def _replicate(self, module: nn.Module, prefix: str) -> tuple[nn.Module, bool, int]:
-        """The replica of a module, whether no part of it sees the memory layout, and its number of convolutions."""
+    def _replicate(self, module: nn.Module, prefix: str) -> tuple[nn.Module, bool]:
+        """The replica of a module, and whether no part of it sees the memory layout."""
         if (known := self._replicas.get(id(module))) is not None:
             return known
-        attributes = module.__dict__.copy()
+        attributes, kind = module.__dict__.copy(), kind_of(type(module))
         replica = object.__new__(type(module))
         object.__setattr__(replica, "__dict__", attributes)
-        self._replicas[id(module)] = replica, False, 0
+        self._replicas[id(module)] = replica, False
         self.parts.append(replica)
         self._originals.append(module)
         attributes[NAME] = prefix[:-1]
         attributes.pop("_compiled_call_impl", None)  # it is bound to the module
         hooked = "forward" in attributes or any(attributes[name] for name in _HOOKS)
-        self.custom |= hooked or _is_custom(type(module))
+        self.kinds |= kind
+        self.custom = self.custom or hooked or bool(kind & Kind.CUSTOM)
         if module._parameters:
             attributes["_parameters"] = {key: self._parameter(prefix + key, p) for key, p in module._parameters.items()}
         if module._buffers:
-            self._copy_buffers(module, attributes, prefix)
-        free, num_convolutions = not hooked and ignores_layout(module), int(isinstance(module, nn.Conv2d))
+            self._copy_buffers(module, attributes, prefix, kind)
+        free = not hooked and bool(kind & Kind.LAYOUT_FREE)
         if module._modules:
-            children = {
-                key: None if child is None else self._replicate(child, f"{prefix}{key}.")
-                for key, child in module._modules.items()
-            }
-            present = [child for child in children.values() if child is not None]
-            free = free and all(child[1] for child in present)
-            num_convolutions += sum(child[2] for child in present)
-            attributes["_modules"] = {key: child and child[0] for key, child in children.items()}
-            if type(module) is nn.Sequential:
-                attributes["_modules"] = pool_before_activation(module, attributes["_modules"])
-        self._replicas[id(module)] = replica, free, num_convolutions
-        return self._replicas[id(module)]
+            replicas = attributes["_modules"] = dict.fromkeys(module._modules)
+            for key, child in module._modules.items():
+                if child is not None:
+                    replicas[key], child_free = self._replicate(child, f"{prefix}{key}.")
+                    free = free and child_free
+            if kind & Kind.SEQUENTIAL:
+                attributes["_modules"] = pool_before_activation(module, replicas)
+        self._replicas[id(module)] = replica, free
+        return replica, free
 
     def _parameter(self, name: str, original: Any) -> Any:
         if original is None:
             return None
         if id(original) not in self._tensors:
             value = self._value(name, original)
-            self._weights.append((name, value, version_of(value)))
-            if value is not original:
-                self._weights.append((name, original, version_of(original)))
+            if self.custom:  # PyTorch's own layers do not change their weights
+                self._weights += [(name, value)] if value is original else [(name, value), (name, original)]
             if value is not original and value.requires_grad and original._backward_hooks:
                 value = value.view_as(value)  # hooks of the module's parameter belong to the gradient by its substitute
                 for hook in original._backward_hooks.values():
@@ -167,9 +214,9 @@ class Replica:
             self._tensors[id(original)] = value
         return self._tensors[id(original)]
 
-    def _copy_buffers(self, module: nn.Module, attributes: dict[str, Any], prefix: str) -> None:
+    def _copy_buffers(self, module: nn.Module, attributes: dict[str, Any], prefix: str, kind: int) -> None:
         table = attributes["_buffers"] = dict(module._buffers)
-        norm = isinstance(module, _BatchNorm)
+        norm = bool(kind & Kind.NORM)
         for key, original in module._buffers.items():
             if original is None:
                 continue
@@ -179,7 +226,7 @@ class Replica:
                 continue
             if id(original) not in self._tensors:
                 value = self._value(prefix + key, original)
-                if type(module).__module__ != "torch.nn.modules.batchnorm":  # those are not changed
+                if not kind & Kind.PLAIN_NORM:  # those are not changed
                     value = self.buffer(prefix + key, value)
                     self.replaced[id(original)] = prefix + key
                     self._buffers.append((prefix + key, table, key, value, version_of(value)))
@@ -205,7 +252,7 @@ class Replica:
                 attributes[name] = OrderedDict(attributes[name])
             if "forward" in attributes:
                 attributes["forward"] = self._rebound(attributes["forward"])
-            if not _is_custom(type(part)):
+            if not kind_of(type(part)) & Kind.CUSTOM:
                 continue
             rebound = {}  # the replica's own value of an attribute, and what it contains
             for key, value in attributes.items():
@@ -324,15 +371,13 @@ class _Forward:
 _ABSENT = object()
 
 
-_CUSTOM: dict[Any, bool] = {}
-
-
-def _is_custom(cls: type) -> bool:
-    """Whether a class of modules is not PyTorch's own."""
-    if cls not in _CUSTOM:
-        own = ("torch.nn", "typing", "builtins", "abc")
-        _CUSTOM[cls] = not all(base.__module__.startswith(own) for base in cls.__mro__)
-    return _CUSTOM[cls]
+def _versions(tensors: list[Tensor]) -> list[int]:
+    try:
+        if torch._C._functorch.peek_interpreter_stack() is None:
+            return [tensor._version for tensor in tensors]
+    except RuntimeError:  # tensors of inference mode
+        pass
+    return [version_of(tensor) for tensor in tensors]
 
 
 def version_of(tensor: Tensor) -> int:

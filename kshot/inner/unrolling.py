@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.graph import get_gradient_edge
 from torch.utils._pytree import tree_flatten, tree_unflatten
 from torch.utils.checkpoint import checkpoint
 
@@ -198,13 +197,15 @@ def _unused(loss: Tensor, leaves: Params) -> list[str]:
         return []
     if loss.grad_fn is None:
         raise ValueError(_NO_DEPENDENCE)
-    nodes, seen = [loss.grad_fn], {loss.grad_fn}
+    nodes, seen, used = [loss.grad_fn], {loss.grad_fn}, set()
     while nodes:
         for node, _ in nodes.pop().next_functions:
             if node is not None and node not in seen:
                 seen.add(node)
                 nodes.append(node)
-    unused = [name for name, leaf in leaves.items() if get_gradient_edge(leaf).node not in seen]
+                if (variable := getattr(node, "variable", None)) is not None:  # a leaf, where gradients accumulate
+                    used.add(id(variable))
+    unused = [name for name, leaf in leaves.items() if id(leaf) not in used]
     if len(unused) == len(leaves):
         raise ValueError(_NO_DEPENDENCE)
     return unused

@@ -10,13 +10,13 @@ Shape legend: L steps, n examples, D inputs, H hidden.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 
 def layer_norm(
@@ -80,12 +80,6 @@ def group_norm(input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
 
 
 DERIVATIVE_OVERRIDES: dict[Callable, Callable] = {torch._weight_norm: weight_norm, F.group_norm: group_norm}
-
-
-def has_affected_layers(parts: Iterable[nn.Module]) -> bool:
-    """Whether one of PyTorch's layers calls a replaced operation."""
-    affected = (nn.LayerNorm, nn.modules.instancenorm._InstanceNorm, nn.Embedding)
-    return any(isinstance(part, affected) for part in parts)
 
 
 def _normalized(input: Tensor, axes: tuple[int, ...], eps: float) -> Tensor:

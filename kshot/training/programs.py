@@ -24,6 +24,7 @@ Program = Callable[[Params, Params, Task], tuple[Params, Tensor, Params]]
 """(trained parameters, fixed ones, task or stack of tasks) -> (gradients, loss, changed buffers of each task); runs
 without autograd."""
 
+_FIXED_TYPES = frozenset((bool, int, float, str))
 _aten = torch.ops.aten
 _RESHAPES = {_aten.view.default, _aten._unsafe_view.default, _aten.expand.default}
 _IDENTITIES = {_aten.detach.default, _aten.alias.default}
@@ -85,9 +86,7 @@ def draws_random_numbers(program: Program) -> bool:
 
 def python_state(module: nn.Module) -> tuple:
     """The numbers, strings and flags that the parts of a module hold as attributes, which a trace would fix."""
-    return tuple(
-        value for part in module.modules() for value in vars(part).values() if type(value) in (bool, int, float, str)
-    )
+    return tuple([v for part in module.modules() for v in vars(part).values() if type(v) in _FIXED_TYPES])
 
 
 def _trace(function: Program, example: tuple[Params, Params, Task]) -> GraphModule:

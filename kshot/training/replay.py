@@ -40,10 +40,10 @@ class Gradient(NamedTuple):
 
 
 class Entry:
-    """A program, the one that it was compiled from, and the number of its replays."""
+    """A program, of one task or of a stack, the one that it was compiled from, and the number of its replays."""
 
-    def __init__(self, program: Program, traced: GraphModule) -> None:
-        self.program, self.traced, self.replays = program, traced, 0
+    def __init__(self, program: Program, traced: GraphModule, one_task: bool) -> None:
+        self.program, self.traced, self.one_task, self.replays = program, traced, one_task, 0
 
 
 class Replayer:
@@ -61,12 +61,11 @@ class Replayer:
         self._states: dict[Any, set[tuple]] = {}  # states of the learner's attributes, by shapes of the tasks
         self._pools: dict[int, ThreadPoolExecutor] = {}  # by number of threads
 
-    def __call__(self, engine: Recorded, tasks: Task, *, recompute: bool, eager: bool = False) -> Gradient:
+    def __call__(self, entry: Entry, tasks: Task, *, eager: bool = False) -> Gradient:
         """The gradient of the mean loss over a stack of tasks; `eager` runs a program without compilation."""
-        entry = self.entry(engine, tasks, recompute=recompute)
         program = entry.traced if eager else entry.program
         trained, fixed = self._parameters()
-        if engine == "traced" and self.one_task:
+        if entry.one_task:
             return self._on_cores(program, trained, fixed, unstack(tasks))
         with torch.no_grad():
             grads, loss, buffers = program(trained, fixed, tasks)
@@ -90,7 +89,7 @@ class Replayer:
             with separate_grads(self.learner), explained, assume_equal_weights(equal_weights), recomputing(recompute):
                 traced = trace(self.learner, example)
             program = compile_program(traced, self.backend) if engine == "compiled" else traced
-            self._entries[key, state] = Entry(program, traced)
+            self._entries[key, state] = Entry(program, traced, one_task)
         return self._entries[key, state]
 
     def _on_cores(self, program: Program, trained: Params, fixed: Params, tasks: list[Task]) -> Gradient:

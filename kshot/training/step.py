@@ -123,8 +123,7 @@ class MetaGradient:
 
     def __call__(self, tasks: Task) -> Tensor:
         """Add the gradient of the mean loss over a stack of T tasks; return that loss, (), detached."""
-        hooked = next((name for name, parameter in self.learner.named_parameters() if parameter._backward_hooks), None)
-        if hooked is not None and self.engine != "loop":
+        if self.engine != "loop" and (hooked := _hooked(self.learner)):
             self._use("loop", f"since the parameter {hooked!r} has hooks, which apply to the gradient of each task")
         if self.engine is None:
             return self._accept(self._measure(tasks))
@@ -208,7 +207,7 @@ class MetaGradient:
         """Replay a program; at replays that thin out, take the plain step too, and raise an error if they differ."""
         entry = self._replayer.entry(engine, tasks, recompute=self.plan.recompute)
         entry.replays += 1
-        replay = partial(self._replayer, engine, tasks, recompute=self.plan.recompute)
+        replay = partial(self._replayer, entry, tasks)
         if not is_due(entry.replays):
             return replay()
         state = random_state(tasks)
@@ -350,6 +349,11 @@ def _weighted_mean(parts: list[tuple[Gradient, float]]) -> Gradient:
         mean([gradient.loss for gradient in gradients]),
         *({n: mean([tree[n] for tree in trees]) for n in trees[0]} for trees in zip(*(g[1:] for g in gradients))),
     )
+
+
+def _hooked(learner: Learner) -> str | None:
+    """The name of a parameter with hooks."""
+    return next((name for name, parameter in learner.named_parameters() if parameter._backward_hooks), None)
 
 
 def _reason(error: Exception) -> str:
