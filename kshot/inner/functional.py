@@ -216,6 +216,8 @@ class BufferUpdates:
 
     def of(self, module: nn.Module) -> Params:
         """The last values of the buffers of a module that have changed, by name, detached."""
+        if not self.values:
+            return {}
         return {n: self.values[id(b)][1].detach() for n, b in module.named_buffers() if id(b) in self.values}
 
 

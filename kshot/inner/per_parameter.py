@@ -31,13 +31,13 @@ def adaptable_params(model: nn.Module, adaptable: Pattern = "*") -> Params:
         ['1.weight']
     """
     patterns = [adaptable] if isinstance(adaptable, str) else list(adaptable)
-    aliases: dict[int, list[str]] = {}
+    named: dict[int, tuple[Tensor, list[str]]] = {}  # each parameter with all of its names
     for name, parameter in model.named_parameters(remove_duplicate=False):
-        aliases.setdefault(id(parameter), []).append(name)
+        named.setdefault(id(parameter), (parameter, []))[1].append(name)
     matching: Params = {
-        name: parameter
-        for name, parameter in model.named_parameters()
-        if parameter.requires_grad and _matches(aliases[id(parameter)], patterns)
+        names[0]: parameter
+        for parameter, names in named.values()
+        if parameter.requires_grad and _matches(names, patterns)
     }
     matching.update({name: buffer for name, buffer in model.named_buffers() if name in patterns})
     if not matching:

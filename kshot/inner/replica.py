@@ -181,7 +181,13 @@ class Replica:
         self._originals.append(module)
         attributes[NAME] = prefix[:-1]
         attributes.pop("_compiled_call_impl", None)  # it is bound to the module
-        hooked = "forward" in attributes or any(attributes[name] for name in _HOOKS)
+        hooked = bool(
+            attributes["_forward_hooks"]
+            or attributes["_forward_pre_hooks"]
+            or attributes["_backward_hooks"]
+            or attributes["_backward_pre_hooks"]
+            or "forward" in attributes
+        )
         self.kinds |= kind
         self.custom = self.custom or hooked or bool(kind & Kind.CUSTOM)
         if module._parameters:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from threading import Barrier
 from typing import Any, Literal, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.fx import GraphModule
 
 from kshot.inner.functional import assume_equal_weights
@@ -86,7 +86,12 @@ class Replayer:
                 raise RuntimeError("attributes of its layers that are numbers, strings or flags keep changing")
             task, trace = (example[2], trace_task) if one_task else (unstack(tasks)[0], trace_stack)
             explained = explain_missing_derivatives(self.learner, lambda: self.learner(task))
-            with separate_grads(self.learner), explained, assume_equal_weights(equal_weights), recomputing(recompute):
+            with (
+                separate_grads(dict(self.learner.named_parameters())),
+                explained,
+                assume_equal_weights(equal_weights),
+                recomputing(recompute),
+            ):
                 traced = trace(self.learner, example)
             program = compile_program(traced, self.backend) if engine == "compiled" else traced
             self._entries[key, state] = Entry(program, traced, one_task)
@@ -134,9 +139,9 @@ class Replayer:
 
 
 @contextmanager
-def separate_grads(learner: Learner) -> Iterator[Params]:
+def separate_grads(parameters: Mapping[str, nn.Parameter]) -> Iterator[Params]:
     """A context in which gradients are accumulated apart from those that parameters hold; yields them, by name."""
-    named = [(name, parameter) for name, parameter in learner.named_parameters() if parameter.requires_grad]
+    named = [(name, parameter) for name, parameter in parameters.items() if parameter.requires_grad]
     held = [parameter.grad for _, parameter in named]
     grads: Params = {}
     for _, parameter in named:

@@ -116,6 +116,7 @@ class MetaGradient:
         self._replayer = Replayer(learner, backend, trace_one_task)
         self._failures: list[str] = []  # of engines that "auto" tried
         self._buffers: Params = {}  # those that the last step has changed
+        self._named: dict[str, torch.nn.Parameter] = {}  # the parameters at the last call
         if not learner.annealed:
             self._seconds["traced"] = []
         elif mode in ("traced", "compiled"):
@@ -123,7 +124,9 @@ class MetaGradient:
 
     def __call__(self, tasks: Task) -> Tensor:
         """Add the gradient of the mean loss over a stack of T tasks; return that loss, (), detached."""
-        if self.engine != "loop" and (hooked := _hooked(self.learner)):
+        self._named = dict(self.learner.named_parameters())
+        hooked = next((name for name, parameter in self._named.items() if parameter._backward_hooks), None)
+        if hooked is not None and self.engine != "loop":
             self._use("loop", f"since the parameter {hooked!r} has hooks, which apply to the gradient of each task")
         if self.engine is None:
             return self._accept(self._measure(tasks))
@@ -152,7 +155,7 @@ class MetaGradient:
 
     def _accept(self, gradient: Gradient) -> Tensor:
         """Add a gradient to those of the parameters."""
-        for name, parameter in self.learner.named_parameters():
+        for name, parameter in self._named.items():
             if (grad := gradient.grads.get(name)) is not None:
                 parameter.grad = grad if parameter.grad is None else parameter.grad + grad
         self._buffers = gradient.buffers
@@ -185,7 +188,7 @@ class MetaGradient:
     def _loop(self, tasks: Task) -> Gradient:
         total, buffers = tasks.support.weight.new_zeros(()), []
         singles = unstack(tasks)
-        with separate_grads(self.learner) as grads:
+        with separate_grads(self._named) as grads:
             for task in singles:
                 with explain_missing_derivatives(self.learner, lambda task=task: self.learner(task)):  # type: ignore[misc]
                     loss, changed = task_loss(self.learner, task)
@@ -198,7 +201,7 @@ class MetaGradient:
         """Process a stack of tasks in one batch."""
         explained = explain_missing_derivatives(self.learner, lambda: self.learner(unstack(tasks)[0]))
         equal = have_equal_weights(tasks)
-        with separate_grads(self.learner) as grads, explained, assume_equal_weights(equal):
+        with separate_grads(self._named) as grads, explained, assume_equal_weights(equal):
             losses, buffers = torch.vmap(partial(task_loss, self.learner), randomness="different")(tasks)
             losses.mean().backward()
         return Gradient(losses.detach().mean(), grads, mean_over_tasks(buffers))
@@ -349,11 +352,6 @@ def _weighted_mean(parts: list[tuple[Gradient, float]]) -> Gradient:
         mean([gradient.loss for gradient in gradients]),
         *({n: mean([tree[n] for tree in trees]) for n in trees[0]} for trees in zip(*(g[1:] for g in gradients))),
     )
-
-
-def _hooked(learner: Learner) -> str | None:
-    """The name of a parameter with hooks."""
-    return next((name for name, parameter in learner.named_parameters() if parameter._backward_hooks), None)
 
 
 def _reason(error: Exception) -> str:
