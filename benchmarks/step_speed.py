@@ -3,7 +3,7 @@
     python benchmarks/step_speed.py REVISION [--only "sinusoid MLP, 1 step" …] [--rounds 5] [--threads 1]
 
 The problems are those of `benchmarks/peers.py`. In each round both revisions run in processes of their own, the order
-alternating, each for at least a second per problem and engine after three warm-up steps. The time of a round is its
+alternating, each for at least a second per problem and engine after six warm-up steps. The time of a round is its
 fastest step. Printed are the fastest times in ms, and the ratio new / old, of the fastest and as the median over the
 rounds; above 1 if this revision is slower.
 """
@@ -34,11 +34,11 @@ def measure(only: list[str]) -> None:
         for engine in ENGINES if work.title in only else ():
             torch.manual_seed(0)
             step = kshot_step(engine, work, work.model(), work.tasks())
-            for _ in range(3):
+            for _ in range(6):  # replays 1, 2 and 5 of a recording are compared with plain steps
                 step()
             times: list[float] = []
             end = time.perf_counter() + SECONDS
-            while time.perf_counter() < end or len(times) < 3:
+            while time.perf_counter() < end or len(times) < 4:
                 started = time.perf_counter()
                 step()
                 times.append(time.perf_counter() - started)
