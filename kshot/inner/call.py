@@ -66,9 +66,8 @@ class Call:
         kinds, custom, batched = replica.kinds, replica.custom, in_transform()
         recurrent = bool(kinds & Kind.RECURRENT)
         derivatives = batched or torch.is_grad_enabled()
-        self.kernels = None
-        if derivatives and (custom or recurrent or kinds & Kind.ATTENTION):
-            self.kernels = {"recurrent": recurrent}
+        self.recurrent = recurrent
+        self.plain_kernels = derivatives and (custom or recurrent or bool(kinds & Kind.ATTENTION))
         self.table: dict[Callable, Callable] = {}
         self.layout_free = replica.layout_free and not batched
         if derivatives and (custom or kinds & Kind.DERIVATIVE):
@@ -110,8 +109,8 @@ class Call:
         self.running = True
         try:
             with ExitStack() as stack:
-                if self.kernels is not None:
-                    stack.enter_context(twice_differentiable(**self.kernels))
+                if self.plain_kernels:
+                    stack.enter_context(twice_differentiable(recurrent=self.recurrent))
                 if self.overrides:
                     stack.enter_context(_Overrides(self))
                 yield

@@ -388,8 +388,12 @@ def _versions(tensors: list[Tensor]) -> list[int]:
 
 def version_of(tensor: Tensor) -> int:
     """A number that grows with each change in place; 0 for tensors of inference mode, which count none."""
-    functorch, total = torch._C._functorch, 0
-    while functorch.is_functorch_wrapped_tensor(tensor):
-        total += tensor._version
-        tensor = functorch.get_unwrapped(tensor)
-    return total if tensor.is_inference() else total + tensor._version
+    return sum(level._version for level in unwrapped(tensor) if not level.is_inference())
+
+
+def unwrapped(tensor: Tensor) -> list[Tensor]:
+    """A tensor, and those under each transform of `torch.func` that wraps it, the innermost last."""
+    levels = [tensor]
+    while torch._C._functorch.is_functorch_wrapped_tensor(levels[-1]):
+        levels.append(torch._C._functorch.get_unwrapped(levels[-1]))
+    return levels
