@@ -54,6 +54,9 @@ def print_summary(report: dict[str, Any], out: Path | None) -> None:
         kind = "inductive" if protocol["inductive"] else "transductive"
         console.print(f"{kind}, {split} tasks, episodes {protocol['episodes_sha256'][:16]}…", highlight=False)
         _print_audits(report.get("audits") or [], console)
+    for each in report.get("failures") or []:
+        text = f"FAILED {each['what']}: {each['error']}"
+        console.print(text, style="bold red", highlight=False, markup=False, soft_wrap=True)
     if out is not None:
         console.print(f"report: {out / 'report.html'}", highlight=False, soft_wrap=True)
 

@@ -58,7 +58,8 @@ class TrainedRun:
     Attributes:
         path, spec, shapes: the folder, the run file, and the shapes of one example.
         preprocessor: converts files into inputs; None if the tasks were not read from files.
-        learner, round: the learner with the weights of the best round, and the number of that round.
+        learner, round, num_steps: the learner with the weights of the best round, the number of that round, and that of
+            the outer steps taken until its end.
         weights, checkpoint: SHA-256 of the weights, and the folder of the checkpoint that they were read from.
         reads: (phase, split) for each split that a phase of the run has read.
 
@@ -75,6 +76,7 @@ class TrainedRun:
     preprocessor: Preprocessor | None
     learner: Learner
     round: int
+    num_steps: int
     weights: str
     checkpoint: Path
     reads: list[tuple[str, Split]]
@@ -253,6 +255,7 @@ def load(path: Path | str) -> TrainedRun:
         preprocessor=preprocessor_from_json(kept) if kept else None,
         learner=learner,
         round=best.number,
+        num_steps=best.step,
         weights=hashlib.sha256((checkpoint / WEIGHTS).read_bytes()).hexdigest(),
         checkpoint=checkpoint,
         reads=logged_reads(folder.events),

@@ -126,6 +126,11 @@ def report_sections(
     rounds, constant = round_table(report)
     resumed = "once" if num_resumed == 1 else f"{num_resumed} times"
     sections = [
+        Section(
+            "What failed",
+            ["The learner's figures hold, and these parts of the report are missing."],
+            pairs=[(each["what"], each["error"]) for each in report.get("failures") or []],
+        ),
         Section("Comparison with baselines", pictures=named.get("baselines", ()), table=result_table(report)),
         Section(
             "Seeds",
