@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import product
@@ -20,6 +20,7 @@ from kshot.app.spec import BASELINES, NEED_PRETRAINING, Spec
 from kshot.evaluation.evaluate import Evaluation, Scored, evaluate
 from kshot.evaluation.target import Target
 from kshot.learner import Learner
+from kshot.learners.baselines import functions
 from kshot.learners.heads.head_learner import HeadLearner
 from kshot.learners.heads.protonet import Prototypes
 from kshot.learners.ratings.coverage import Coverage, CoverageMeter
@@ -33,6 +34,9 @@ from kshot.types import Split
 
 NUM_RANKED = 100  # tasks for whose users the whole catalogue is ranked
 LOWER_RATES = (1.0, 0.1, 0.01)  # factors of inner_lrs; the next one is tried if no rate gives a finite figure
+
+FIELDS: Sequence[Callable[[TaskSource], Mapping[str, Callable[[], Sequence[Learner]]]]] = (functions.baselines,)
+"""The baselines of an expert of each field, for the sources of that field."""
 
 Candidates = Callable[[], Sequence[Learner]]
 """Fits a baseline to the training split, and gives the learners among which validation tasks choose."""
@@ -113,7 +117,9 @@ def _suitable(setting: Setting) -> dict[str, Candidates]:
     spec, objective = setting.spec, setting.source.objective
     if objectives.rates_items(objective):
         return _recommenders(setting)
-    generic = _generic(setting)
+    generic, of_fields = _generic(setting), dict[str, Candidates]()
+    for field in FIELDS:
+        of_fields |= field(setting.source)
     names: list[str] = []
     # The models of a run file predict no standard deviation, and an encoder is pretrained.
     if spec.model is not None and spec.model.kind != "encoder" and objective.predicts != "distribution":
@@ -125,7 +131,7 @@ def _suitable(setting: Setting) -> dict[str, Candidates]:
         names.append("centroid")
     elif objective.predicts in ("values", "distribution", "labels"):
         names.append("support_mean")
-    return {name: generic[name] for name in names}
+    return of_fields | {name: generic[name] for name in names}
 
 
 def _generic(setting: Setting) -> dict[str, Candidates]:

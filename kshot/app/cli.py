@@ -49,11 +49,16 @@ def run(
     if resume and out is None:
         raise ValueError("--resume needs the folder of the run: --out DIR")
     out = out or free_folder(Path("runs"), spec.name)
+    from kshot.app.folds import run_folds
     from kshot.app.run import run as run_spec
     from kshot.app.seeds import parse_seeds, run_seeds
 
+    if seeds is not None and spec.evaluate.folds:
+        raise ValueError("--seeds and evaluate.folds are not combined: run the file once for each seed")
     try:
-        if seeds is None:
+        if spec.evaluate.folds:
+            report = run_folds(spec, out, resume=resume)
+        elif seeds is None:
             report = run_spec(spec, out, resume=resume)
         else:
             report = run_seeds(spec, out, parse_seeds(seeds), resume=resume)

@@ -23,6 +23,7 @@ BASELINES: dict[str, str] = {
     "pretrained_centroid": "nearest class mean in the features of the model, pretrained on the training split",
     "centroid": "nearest class mean of the raw inputs, or of the features of a pretrained encoder",
     "support_mean": "the mean of the support targets for any input",
+    "gaussian_process": "a Gaussian process whose kernel is fitted to the training split",
     "global_mean": "the mean of the training ratings",
     "user_mean": "the user's mean, shrunk towards the global mean",
     "item_mean": "the item's mean in training, shrunk towards the global mean",
@@ -41,12 +42,14 @@ MODELS = {Supplied.MODEL, Supplied.EMBEDDING, Supplied.FROZEN_EMBEDDING, Supplie
 
 
 class EvaluateSpec(Strict):
-    """`shots` are those of the chart over shots, which uses the first `num_shots_tasks` test tasks for each."""
+    """`shots` are those of the chart over shots, which uses the first `num_shots_tasks` test tasks for each. With
+    `folds`, there is a run for each fold of the classes or groups, and each is tested once."""
 
     num_val_tasks: AtLeastTwo = 100
     num_test_tasks: AtLeastTwo = 600
     shots: list[PositiveInt] = Field([1, 2, 5, 10, 20])
     num_shots_tasks: AtLeastTwo = 100
+    folds: Annotated[int, Ge(3)] | None = None
 
 
 def _baseline(value: Any) -> str | Part:

@@ -313,6 +313,58 @@ def test_runs_are_compared_on_the_terminal_as_csv_and_as_a_page(kshot, runs, tmp
     assert (refused.code, "report.json" in refused.err) == (2, True)
 
 
+PATIENTS = """\
+name: patients
+source: {kind: table, path: patients.csv, group: patient, target: pressure, shots: 3, queries: 3}
+model: {kind: mlp, hidden: [4]}
+learner: {kind: maml, inner_lr: 0.1}
+train: {steps_per_round: 2, tasks_per_step: 2}
+target: mse <= 1000000
+budget: {rounds: 1}
+evaluate: {num_val_tasks: 4, num_test_tasks: 12, folds: 4}
+baselines: {names: [support_mean, fine_tune], steps: 2, num_val_tasks: 2}
+"""
+
+
+def test_folds_test_each_group_once_and_share_one_report(kshot, tmp_path):
+    rows = [f"p{number:02},{dose},{80 + number + 2 * dose}" for number in range(13) for dose in range(7)]
+    (tmp_path / "patients.csv").write_text("patient,dose,pressure\n" + "\n".join(rows))
+    (tmp_path / "run.yaml").write_text(PATIENTS)
+    assert kshot("run", "run.yaml", "--out", "a").code == 0
+    report = json.loads((tmp_path / "a" / "report.json").read_text())
+    assert [fold["fold"] for fold in report["folds"]] == [0, 1, 2, 3]
+    assert report["test"]["mse"]["num_tasks"] == 12
+    own = [json.loads((tmp_path / "a" / f"fold-{fold}" / "report.json").read_text()) for fold in range(4)]
+    means = [each["test"]["mse"]["mean"] for each in own]
+    assert report["test"]["mse"]["mean"] == pytest.approx(sum(means) / 4)
+    assert [each["protocol"]["groups"]["test"] for each in own] == [4, 3, 3, 3]
+    assert set(report["paired"]) == {"support_mean", "fine_tune"}
+    assert "each class or group is tested once" in (tmp_path / "a" / "report.html").read_text()
+    kept = (tmp_path / "a" / "fold-2" / "report.json").stat().st_mtime_ns
+    assert kshot("run", "run.yaml", "--out", "a", "--resume").code == 0
+    assert (tmp_path / "a" / "fold-2" / "report.json").stat().st_mtime_ns == kept
+    assert "13 groups" not in kshot("compare", "a").err
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"evaluate": {"folds": 99}}, "99 folds need at least 99 groups, and there are 13"),
+        ({"source": {"split": {"column": "part"}}}, "evaluate.folds replaces the source's split"),
+    ],
+)
+def test_folds_that_cannot_be_made_are_refused(kshot, tmp_path, change, words):
+    rows = [f"p{number:02},{dose},{80 + number + 2 * dose}" for number in range(13) for dose in range(7)]
+    (tmp_path / "patients.csv").write_text("patient,dose,pressure\n" + "\n".join(rows))
+    data = yaml.safe_load(PATIENTS)
+    for key, value in change.items():
+        data[key] |= value
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(data))
+    result = kshot("run", "run.yaml", "--out", "a")
+    assert result.code == 2
+    assert words in result.err
+
+
 def test_an_interrupted_run_of_several_seeds_goes_on_with_those_that_are_missing(kshot, tmp_path):
     (tmp_path / "run.yaml").write_text(SINUSOID)
     kshot("run", "run.yaml", "--out", "whole", "--seeds", "0,3")
@@ -347,7 +399,7 @@ def test_a_seed_without_a_usable_round_leaves_no_common_figure(kshot, tmp_path):
 @pytest.mark.parametrize(
     ("text", "names"),
     [
-        (SINUSOID, {"scratch", "fine_tune", "pretrained", "support_mean"}),
+        (SINUSOID, {"gaussian_process", "scratch", "fine_tune", "pretrained", "support_mean"}),
         (GLYPHS, {"scratch", "fine_tune", "pretrained_centroid", "centroid"}),
         (GLYPHS.replace("pretrain: {steps: 3, batch: 8}\n", ""), {"scratch", "centroid"}),
     ],
