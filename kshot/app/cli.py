@@ -39,8 +39,8 @@ def run(
 ) -> None:
     """Pretrain, then train, evaluate and decide until the target is met; then test and report.
 
-    Exit code: 0 if the target was met (by every seed), 1 if not, 2 for invalid input, 3 if an audit failed and the test
-    figure is not to be trusted, 130 if interrupted.
+    Exit code: 0 if the target was met (by every seed) and the test does not contradict, 1 if not, 2 for invalid input,
+    3 if an audit failed and the test figure is not to be trusted, 130 if interrupted.
     """
     from kshot.app.folder import free_folder
     from kshot.app.spec import load_spec
@@ -67,9 +67,10 @@ def run(
         typer.echo(f"\nInterrupted. Resume by: kshot run {recipe} {options} --resume", err=True)
         raise typer.Exit(130) from None
     from kshot.app.terminal import print_summary
+    from kshot.evaluation.report.conclusion import conclude
 
     print_summary(report, out)
-    raise typer.Exit(3 if report.get("trusted") is False else 0 if report["outcome"] == "TARGET_MET" else 1)
+    raise typer.Exit(conclude(report).exit_code)
 
 
 @app.command()

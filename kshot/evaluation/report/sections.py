@@ -60,7 +60,7 @@ INDUCTIVE = {
 }
 """Whether predictions depend on other queries, if that is known."""
 
-TONES = {"PASSED": "good", "FAILED": "bad", "NOT_APPLICABLE": "continue", "TARGET_MET": "good", "DIVERGED": "bad"}
+TONES = {"PASSED": "good", "FAILED": "bad", "NOT_APPLICABLE": "continue"}
 
 Pairs = list[tuple[str, str]]
 """Labels and values."""
