@@ -448,6 +448,9 @@ def test_a_failing_baseline_is_reported_and_costs_nothing_else(kshot, tmp_path, 
     report = json.loads((tmp_path / "a" / "report.json").read_text())
     assert report["failures"] == [{"what": "baseline support_mean", "error": "RuntimeError: no mean today"}]
     assert set(report["baselines"]) == {"scratch"}
+    assert "Not compared, because they gave no figure: support mean." in " ".join(result.out.split())
+    assert report["beside"]["mse"]["num_tasks"] == report["baselines"]["scratch"]["mse"]["num_tasks"] == 4
+    assert "on the same 4 tasks" in " ".join(result.out.split())
     assert "no mean today" in (tmp_path / "a" / "failures.log").read_text()
     assert "FAILED baseline support_mean: RuntimeError: no mean today" in result.out
     assert "What failed" in (tmp_path / "a" / "report.html").read_text()

@@ -15,7 +15,7 @@ from kshot.evaluation.per_task import write
 from kshot.evaluation.report.conclusion import conclude
 from kshot.evaluation.report.formatting import better, capitalize, format_figure, format_sample, plural, read_figure
 from kshot.evaluation.report.sections import CAPTIONS, Picture, Section, report_sections
-from kshot.evaluation.report.verdict import best_baseline, failed, target_on_test, verdict
+from kshot.evaluation.report.verdict import best_baseline, failed, target_on_test, verdict_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -100,7 +100,7 @@ def _html(report: dict[str, Any], events: Sequence[Mapping[str, Any]], figures: 
             "test": format_figure(read_figure(test, metric)) if test else "",
             "sample": f"({format_sample(test, metric)})",
             "best": best and (best[0], format_figure(best[1]), f"({plural(best[1].num_tasks, 'task')})"),
-            "verdict": verdict(test, baselines, metric, higher, report.get("paired"), failed(report)),
+            "verdict": verdict_of(report),
             "failed": failed(report),
             "note": " ".join(filter(None, notes)),
             "sections": report_sections(report, pictures, num_resumed=num_resumed),
