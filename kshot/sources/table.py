@@ -5,6 +5,7 @@ Shape legend: n rows, F features, D targets, C classes.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,18 @@ from torch import Tensor
 from kshot import objectives
 from kshot.annotations import EMPTY, FractionBelowOne, Size
 from kshot.argument_checks import check_arguments
-from kshot.data.tables.columns import Columns, Values, moments, place_of, read_columns
+from kshot.data.tables.columns import (
+    Columns,
+    Raw,
+    Values,
+    describe_raw,
+    extremes,
+    kind_of,
+    moments,
+    place_of,
+    read_columns,
+)
+from kshot.data.tables.numerals import Style
 from kshot.data.tables.open import open_table
 from kshot.data.tables.table import Reading, ReadingOptions, Table
 from kshot.data.text.files import words_of
@@ -30,6 +42,8 @@ from kshot.tasks.pool import OnTooFew
 from kshot.tasks.preprocessor import Preprocessor, Support
 from kshot.tasks.splitting import DEFAULT_SPLIT
 from kshot.types import Tree
+
+log = logging.getLogger(__name__)
 
 
 @check_arguments
@@ -119,13 +133,16 @@ def table(
     opened.need(*special, *times, *kinds)
     input_names = [name for name in opened.frame.columns if name not in special] if inputs is None else list(inputs)
     input_kinds = {name: kinds.get(name) or opened.kind(name) for name in input_names}
-    targets, encoding = _targets(opened, names, target_type, kinds) if names else (None, {"label": key})
+    understood: dict[str, str] = {}
+    targets, encoding = _targets(opened, names, target_type, kinds, understood) if names else (None, {"label": key})
     keys = opened.keys(key)
     opened.missing(key, keys.is_null().to_numpy(), "a row needs one")
     order = np.argsort(times_of(opened, time, kinds).values, kind="stable") if time else None
     members = group_rows(keys, opened.good, order)  # before the inputs are read, to free the memory of the keys
     del keys
     raw = read_columns(opened, input_kinds)
+    understood |= {name: describe_raw(column) for name, column in raw.items()}
+    notes = _notes(opened, raw, input_kinds, kinds)
     members = members.only(opened.settle(bad_rows))
     opened.release(*special[1 + len(names) :])
     parts = cut_members(members, opened, split, domain, kind="group" if group else "class")
@@ -145,26 +162,74 @@ def table(
         "shots": shots, "queries": queries, "train_queries": train_queries, "on_too_few": on_too_few, "seed": seed,
         "name": "table", "preprocessor": preprocessor, "left_out": left_out_of(opened),
     }  # fmt: skip
+    source: GroupTasks | ClassTasks
     if group is not None:
         order_of_rows: Order = "given" if time else "random"
-        return GroupTasks(examples, parts, objective=preprocessor.objective, order=order_of_rows, **options)
-    options |= {"ways": ways, "imbalance": imbalance, "label_noise": label_noise, "within": within}
-    return ClassTasks(examples, parts, **options)
+        source = GroupTasks(examples, parts, objective=preprocessor.objective, order=order_of_rows, **options)
+    else:
+        options |= {"ways": ways, "imbalance": imbalance, "label_noise": label_noise, "within": within}
+        source = ClassTasks(examples, parts, **options)
+    source.understood, source.notes = understood, notes
+    for name, how in understood.items():
+        log.info("%s: %s", name, how)
+    for note in notes:
+        log.warning("%s", note)
+    return source
+
+
+def _notes(table: Table, raw: Mapping[str, Raw], kinds: Mapping[str, str], given: Mapping[str, str]) -> list[str]:
+    """Sentences about columns that were perhaps not understood as they are meant."""
+    notes = []
+    for name, column in raw.items():
+        if column.kind == "number" and (far := extremes(column.values, ~np.isnan(column.values))).any():
+            value, place = column.values[far][0], table.place(int(far.argmax()), name)
+            notes.append(
+                f"{place}: {value:g} is more than 100 times as far from the median as the other values are; it is left "
+                f"out of their scale and clipped ({far.sum():,} such). Correct it if it is an error"
+            )
+        share = table.share_of_numbers(name) if kinds[name] == "category" and name not in given else 0.0
+        if share > 0.5:
+            notes.append(
+                f"{table.path}, column {name!r}: it is treated as words, though {share:.0%} of its values are numbers. "
+                f"Correct the others or list them in reading.missing, or confirm by kinds: {{{name}: category}}"
+            )
+    return notes
 
 
 def _targets(
-    table: Table, names: list[str], target_type: str | None, kinds: Mapping[str, str]
+    table: Table, names: list[str], target_type: str | None, kinds: Mapping[str, str], understood: dict[str, str]
 ) -> tuple[np.ndarray, dict[str, Any]]:
-    """The targets, float64 (n, D) or one-hot (n, C), and the arguments of their `TablePreprocessor`."""
-    found = {name: kinds.get(name) or table.kind(name) for name in names}
-    target_type = target_type or ("regression" if set(found.values()) == {"number"} else "classification")
+    """The targets, float64 (n, D) or one-hot (n, C), and the arguments of their `TablePreprocessor`.
+
+    How they are understood is added to `understood`.
+    """
+    words_wanted = target_type == "classification"
+    found = {name: kinds.get(name) or ("category" if words_wanted else table.kind(name)) for name in names}
+    are_numbers = {kind_of(kind) for kind in found.values()} == {"number"}
+    target_type = target_type or ("regression" if are_numbers else "classification")
     if target_type == "regression":
-        return _numbers(table, names, "a row needs its target"), {"targets": tuple(names), "mean": (), "std": ()}
+        formats = tuple(kind if Style.parse(kind) else "" for kind in found.values())
+        values = _numbers(table, names, "a row needs its target", formats)
+        for name, column, format in zip(names, values.T, formats):
+            understood[name] = f"target, {describe_raw(Raw('number', column, format or None))}"
+            if name not in kinds:
+                table.bad(
+                    name, extremes(column, ~np.isnan(column)),
+                    "is more than 100 times as far from the median as the other targets are, and would hide all else: "
+                    f"correct it, or confirm by kinds: {{{name}: number}} that it is right",
+                )  # fmt: skip
+        return values, {"targets": tuple(names), "mean": (), "std": (), "formats": formats}
     if len(names) > 1:
         raise ValueError(f"one target is classified at a time, got {', '.join(names)}; several must hold numbers")
-    if found[names[0]] == "date":
+    if kind_of(found[names[0]]) == "date":
         raise ValueError(f"{table.path}: the target {names[0]!r} holds dates; give a column of numbers or words")
+    if not words_wanted and names[0] not in kinds and (share := table.share_of_numbers(names[0])) > 0.5:
+        raise ValueError(
+            f"{table.path}: {share:.0%} of the targets {names[0]!r} are numbers, and the others are not. Correct those "
+            "or list them in reading.missing, or set target_type: classification if all of them are names of classes"
+        )
     words = words_of(table, names[0], "a row needs its target")
+    understood[names[0]] = f"target, {describe_raw(Raw('category', words))}"
     classes = tuple(words.drop_nulls().unique().sort().to_list())
     if len(classes) < 2:
         value = repr(classes[0] if classes else "missing")
@@ -172,9 +237,10 @@ def _targets(
     return _one_hot(words, classes), {"targets": tuple(names), "classes": classes}
 
 
-def _numbers(table: Table, names: Sequence[str], why: str) -> np.ndarray:
-    """Numeric columns (n, D); missing values are errors of their rows."""
-    values = np.stack([table.numbers(name) for name in names], 1)
+def _numbers(table: Table, names: Sequence[str], why: str, formats: Sequence[str] = ()) -> np.ndarray:
+    """Numeric columns (n, D) in the formats that they are written in; missing values are errors of their rows."""
+    formats = formats or [""] * len(names)
+    values = np.stack([table.numbers(name, format or None) for name, format in zip(names, formats)], 1)
     for name, column in zip(names, values.T):
         table.missing(name, np.isnan(column), why)
     return values
@@ -209,6 +275,7 @@ class TablePreprocessor(Preprocessor):
         targets, mean, std: the columns to predict, if tasks are groups, and the scale of regressed ones.
         classes: of the classified target.
         label: the column of classes, if tasks classify its values.
+        formats: how the regressed targets are written, such as "1.234,5 €"; empty for plain numbers.
     """
 
     columns: Columns
@@ -218,6 +285,7 @@ class TablePreprocessor(Preprocessor):
     std: tuple[float, ...] = ()
     classes: tuple[str, ...] = ()
     label: str | None = None
+    formats: tuple[str, ...] = ()
 
     @property
     def input_columns(self) -> Columns:  # type: ignore[override]
@@ -234,7 +302,7 @@ class TablePreprocessor(Preprocessor):
         columns = self.targets if self.label is None else (self.label,)
         table, inputs = self._read(path, columns)
         if self.label is None and not self.classes:
-            values = _numbers(table, columns, "a support row needs its target")
+            values = _numbers(table, columns, "a support row needs its target", self.formats)
             targets = ((values - self.mean) / self.std).astype(np.float32)
         else:
             words = words_of(table, columns[0], f"a support row needs its {'target' if self.classes else 'class'}")
@@ -269,12 +337,12 @@ class TablePreprocessor(Preprocessor):
         return about | {"target": "; ".join(units)}
 
     def to_json(self) -> dict[str, Any]:
-        plain = {name: getattr(self, name) for name in ("targets", "mean", "std", "classes", "label")}
+        plain = {name: getattr(self, name) for name in ("targets", "mean", "std", "classes", "label", "formats")}
         return {"kind": "table", "columns": self.columns.to_json(), "reading": self.reading._asdict(), **plain}
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> TablePreprocessor:
-        plain = {name: tuple(data[name]) for name in ("targets", "mean", "std", "classes")}
+        plain = {name: tuple(data.get(name, ())) for name in ("targets", "mean", "std", "classes", "formats")}
         columns, reading = Columns.from_json(data["columns"]), Reading(**data["reading"])
         return cls(columns=columns, reading=reading, label=data["label"], **plain)
 

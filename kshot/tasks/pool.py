@@ -110,7 +110,8 @@ class PooledSource(StackedSource):
         return {name: size.plain() for name, size in sizes.items()}
 
     def _described_data(self) -> dict[str, Any]:
-        return (self.preprocessor.describe() if self.preprocessor else {}) | if_any(dropped=self.dropped)
+        about = self.preprocessor.describe() if self.preprocessor else {}
+        return about | if_any(columns=dict(self.understood), dropped=self.dropped)
 
     def _pretraining_positions(self, step: int, size: int) -> tuple[np.ndarray, np.random.Generator]:
         """Random positions in the training pool, from a generator that no task uses."""
