@@ -18,17 +18,8 @@ from torch import Tensor
 from kshot import objectives
 from kshot.annotations import EMPTY, FractionBelowOne, Size
 from kshot.argument_checks import check_arguments
-from kshot.data.tables.columns import (
-    Columns,
-    Raw,
-    Values,
-    describe_raw,
-    extremes,
-    kind_of,
-    moments,
-    place_of,
-    read_columns,
-)
+from kshot.data.tables.columns import Columns, Raw, Values, describe_raw, kind_of, place_of, read_columns
+from kshot.data.tables.moments import extremes, moments
 from kshot.data.tables.numerals import Style
 from kshot.data.tables.open import open_table
 from kshot.data.tables.table import Reading, ReadingOptions, Table

@@ -1,12 +1,13 @@
 """Numbers and dates as people write them: the right value where one reading is possible, else a sentence."""
 
 import random
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 
 import numpy as np
 import pytest
 
-from kshot.data.tables.columns import describe_raw, extremes, moments, read_columns
+from kshot.data.tables.columns import describe_raw, read_columns
+from kshot.data.tables.moments import extremes, moments
 from kshot.data.tables.numerals import Style
 from kshot.data.tables.open import open_table
 
@@ -32,7 +33,17 @@ def written(value, style):
     return str(style).replace("1,234.5", sign + text).replace("1.234,5", sign + text)
 
 
-STYLES = ["1,234.5", "1.234,5", "$1,234.5", "1.234,5 €", "1,234.5%", "1.234,5%", "CHF 1,234.5", "1,234.5 kg", "£1,234.5"]
+STYLES = [
+    "1,234.5",
+    "1.234,5",
+    "$1,234.5",
+    "1.234,5 €",
+    "1,234.5%",
+    "1.234,5%",
+    "CHF 1,234.5",
+    "1,234.5 kg",
+    "£1,234.5",
+]
 
 
 @pytest.mark.parametrize("text", STYLES)
@@ -116,7 +127,7 @@ def test_a_typed_column_keeps_its_plain_numbers_as_words(tmp_path):
 
 
 def seconds(*days):
-    return [datetime.fromisoformat(day).replace(tzinfo=timezone.utc).timestamp() for day in days]
+    return [datetime.fromisoformat(day).replace(tzinfo=UTC).timestamp() for day in days]
 
 
 @pytest.mark.parametrize(

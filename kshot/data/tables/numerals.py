@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, NamedTuple
 if TYPE_CHECKING:
     import polars
 
-SIGNS = {"$": "$", "US$": "$", "€": "€", "£": "£", "¥": "¥", "₹": "₹", "₽": "₽", "₩": "₩", "₺": "₺", "₫": "₫", "zł": "zł",
-         "kr": "kr", "kr.": "kr", "Kč": "Kč", "Fr.": "Fr.", "R$": "R$", "A$": "A$", "C$": "C$"}  # fmt: skip
+SIGNS = {"$": "$", "US$": "$", "€": "€", "£": "£", "¥": "¥", "₹": "₹", "₽": "₽", "₩": "₩", "₺": "₺", "₫": "₫",
+         "zł": "zł", "kr": "kr", "kr.": "kr", "Kč": "Kč", "Fr.": "Fr.", "R$": "R$", "A$": "A$", "C$": "C$"}  # fmt: skip
 CODES = ("USD", "EUR", "GBP", "CHF", "JPY", "CNY", "INR", "RUB", "KRW", "TRY", "BRL", "MXN", "CAD", "AUD", "NZD", "SEK",
          "NOK", "DKK", "PLN", "CZK", "HUF", "ZAR", "SGD", "HKD", "ILS")  # fmt: skip
 POINTED = ("$", "£", "¥", "₹", "USD", "GBP", "JPY", "CNY", "INR")
@@ -21,9 +21,7 @@ POINTED = ("$", "£", "¥", "₹", "USD", "GBP", "JPY", "CNY", "INR")
 _STYLE = re.compile(r"^(\D*?)\s*1(?:[.,' ]?234)([.,])5\s*(\D*)$")
 _SPACES = r"[\u00a0\u202f\u2009]"
 _BODY = r"(?:\d[\d.,' ]*|[.,]\d+)(?:[eE][+-]?\d+)?"
-_WRITTEN = (
-    rf"^\(?[+-]?\s*([^\d\s.,()+'-][^\d,()+'-]*?)?\s*[+-]?\s*({_BODY})\s*([^\d\s.,()+'-][^\d,()+'-]*?)?\s*-?\)?$"
-)
+_WRITTEN = rf"^\(?[+-]?\s*([^\d\s.,()+'-][^\d,()+'-]*?)?\s*[+-]?\s*({_BODY})\s*([^\d\s.,()+'-][^\d,()+'-]*?)?\s*-?\)?$"
 _UNIT = re.compile(r"^[^\W\d_]{1,5}[²³]?(/[^\W\d_]{1,5}[²³]?)?$|^[%‰°µΩ][^\W\d_]{0,4}$")
 _GROUPS = {".": r"[,' ]", ",": r"[.' ]"}
 
