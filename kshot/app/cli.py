@@ -142,10 +142,14 @@ def predict(
     resize: Resize = False,
     invert: Invert = False,
 ) -> None:
-    """Predict with an adapted state; CSV on standard output. For texts: the bits of each window."""
+    """Predict with an adapted state; CSV on standard output. For texts: the bits of each window.
+
+    An input that cannot be read does not stop the others: the column error says why. Exit code: 0, 1 if there are such
+    inputs, 2 for invalid input.
+    """
     from kshot.app.apply import predict_run
 
-    predict_run(run_dir, state, inputs, resize=resize, invert=invert)
+    raise typer.Exit(1 if predict_run(run_dir, state, inputs, resize=resize, invert=invert) else 0)
 
 
 @app.command()

@@ -131,6 +131,7 @@ class TrainedRun:
         Returns:
             A list for each column: "label" and the probability of each class for classification, with "novelty" if the
             run rejects out-of-scope examples; the bits of each window for running text; else the predicted values.
+            A column "error" is there if an image cannot be read or a prediction is not finite; it says why.
 
         Raises:
             ValueError: a file that is missing or does not fit the run.
@@ -143,13 +144,18 @@ class TrainedRun:
         if isinstance(preprocessor, CorpusPreprocessor):
             return self._bits(preprocessor, adapted.state, paths)
         if adapted.classes and not preprocessor:
-            names, images = read_images(paths, self.shapes["inputs"], resize=resize, invert=invert)
-            return {"path": names} | self._labels(self.logits(adapted.state, images), adapted.classes)
+            names, images, errors = read_images(paths, self.shapes["inputs"], resize=resize, invert=invert)
+            read = self._labels(self.logits(adapted.state, images), adapted.classes)
+            return {"path": names} | _spread(read, errors)
         values = [
             preprocessor.inputs(path, adapted.kept) if preprocessor else read_table(path, self.shapes["inputs"][-1])
             for path in paths
         ]
         prediction = self.logits(adapted.state, tree_map(lambda *leaves: torch.cat(leaves), *values))
+        return _tell_not_finite(prediction, self._columns(prediction, adapted))
+
+    def _columns(self, prediction: Tensor, adapted: Adapted) -> Columns:
+        preprocessor = self.preprocessor
         rows: Columns = {"row": list(range(1, len(prediction) + 1))}
         if adapted.classes:
             return rows | self._labels(prediction, adapted.classes)
@@ -224,6 +230,24 @@ class TrainedRun:
             columns[unit] += preprocessor.counted(targets).sum(1).tolist()
             columns["bits"] += (-(chosen * (targets >= 0)).sum(1) / math.log(2)).tolist()
         return columns
+
+
+def _spread(columns: Columns, errors: list[str]) -> Columns:
+    """Columns of the examples without an error, None for the others; and the errors as a column if there are any."""
+    if not any(errors):
+        return columns
+    cells = {name: iter(column) for name, column in columns.items()}
+    spread = {name: [None if error else next(cell) for error in errors] for name, cell in cells.items()}
+    return spread | {"error": errors}
+
+
+def _tell_not_finite(prediction: Tensor, columns: Columns) -> Columns:
+    """The columns, and if predictions (n, ...) are not finite a column that says so."""
+    wrong = (~prediction.flatten(1).isfinite().all(1)).tolist()
+    if not any(wrong) or any(len(column) != len(wrong) for column in columns.values()):
+        return columns
+    errors = ["the prediction is not finite: look for missing or extreme inputs" * bad for bad in wrong]
+    return columns | {"error": errors}
 
 
 def load(path: Path | str) -> TrainedRun:

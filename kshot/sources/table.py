@@ -18,7 +18,7 @@ from torch import Tensor
 from kshot import objectives
 from kshot.annotations import EMPTY, FractionBelowOne, Size
 from kshot.argument_checks import check_arguments
-from kshot.data.tables.columns import Columns, Raw, Values, describe_raw, kind_of, place_of, read_columns
+from kshot.data.tables.columns import Columns, Raw, Values, describe_raw, kind_of, missing_in, place_of, read_columns
 from kshot.data.tables.moments import extremes, moments
 from kshot.data.tables.numerals import Style
 from kshot.data.tables.open import open_table
@@ -147,7 +147,7 @@ def table(
         encoding |= {"mean": mean, "std": tuple(value or 1.0 for value in std)}
         targets -= encoding["mean"]
         targets /= encoding["std"]
-    preprocessor = TablePreprocessor(columns=columns, reading=opened.reading, **encoding)
+    preprocessor = TablePreprocessor(columns=columns, reading=opened.reading, group=group, **encoding)
     examples = TableDataset(columns, columns.encode(raw), targets)
     options: dict[str, Any] = {
         "shots": shots, "queries": queries, "train_queries": train_queries, "on_too_few": on_too_few, "seed": seed,
@@ -237,6 +237,20 @@ def _numbers(table: Table, names: Sequence[str], why: str, formats: Sequence[str
     return values
 
 
+def _refuse_several_groups(path: Path, group: str, reading: Reading) -> None:
+    """Raise ValueError if a support file has the column of groups, and rows of several."""
+    try:
+        groups = open_table(path, reading, columns=[group]).labels(group).drop_nulls().unique(maintain_order=True)
+    except ValueError:  # it has no such column
+        return
+    if len(groups) > 1:
+        named = ", ".join(map(repr, groups[:4].to_list())) + (", …" if len(groups) > 4 else "")
+        raise ValueError(
+            f"{path}: a support set is of one {group}, and these rows are of {len(groups)}: {named}. Write a file for "
+            "each, and adapt to each"
+        )
+
+
 def _one_hot(words: Any, classes: Sequence[str]) -> np.ndarray:
     """Words as float32 (n, C); all zeros for those that are no class."""
     return np.eye(len(classes) + 1, len(classes), dtype=np.float32)[place_of(words, classes)]
@@ -267,6 +281,7 @@ class TablePreprocessor(Preprocessor):
         classes: of the classified target.
         label: the column of classes, if tasks classify its values.
         formats: how the regressed targets are written, such as "1.234,5 €"; empty for plain numbers.
+        group: the column of groups, of which a support file may hold one.
     """
 
     columns: Columns
@@ -277,6 +292,7 @@ class TablePreprocessor(Preprocessor):
     classes: tuple[str, ...] = ()
     label: str | None = None
     formats: tuple[str, ...] = ()
+    group: str | None = None
 
     @property
     def input_columns(self) -> Columns:  # type: ignore[override]
@@ -292,6 +308,8 @@ class TablePreprocessor(Preprocessor):
         """Rows with their targets, or with the class of each in the column `label`."""
         columns = self.targets if self.label is None else (self.label,)
         table, inputs = self._read(path, columns)
+        if self.group is not None:
+            _refuse_several_groups(path, self.group, self.reading)
         if self.label is None and not self.classes:
             values = _numbers(table, columns, "a support row needs its target", self.formats)
             targets = ((values - self.mean) / self.std).astype(np.float32)
@@ -328,18 +346,24 @@ class TablePreprocessor(Preprocessor):
         return about | {"target": "; ".join(units)}
 
     def to_json(self) -> dict[str, Any]:
-        plain = {name: getattr(self, name) for name in ("targets", "mean", "std", "classes", "label", "formats")}
+        plain = {
+            name: getattr(self, name) for name in ("targets", "mean", "std", "classes", "label", "formats", "group")
+        }
         return {"kind": "table", "columns": self.columns.to_json(), "reading": self.reading._asdict(), **plain}
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> TablePreprocessor:
         plain = {name: tuple(data.get(name, ())) for name in ("targets", "mean", "std", "classes", "formats")}
         columns, reading = Columns.from_json(data["columns"]), Reading(**data["reading"])
-        return cls(columns=columns, reading=reading, label=data["label"], **plain)
+        return cls(columns=columns, reading=reading, label=data["label"], group=data.get("group"), **plain)
 
     def _read(self, path: Path, others: Sequence[str]) -> tuple[Table, Tensor]:
         """The table of a file, with further columns, and its inputs."""
         kinds = self.columns.kinds
         table = open_table(path, self.reading, columns=[*kinds, *others])
-        values = self.columns.encode(read_columns(table, kinds))
+        raw = read_columns(table, kinds)
+        for name in self.columns.without_gaps:
+            if count := missing_in(raw[name]):
+                log.warning("%s: %d missing values of %r are replaced by the training mean", path, count, name)
+        values = self.columns.encode(raw)
         return table, torch.from_numpy(self.columns.spread(values))

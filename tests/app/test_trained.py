@@ -76,6 +76,54 @@ def test_a_run_on_images_adapts_and_predicts_as_the_command_line(runs, tmp_path,
     assert all(torch.equal(saved[name], own[name]) for name in own)
 
 
+def test_one_bad_image_stops_no_other(runs, tmp_path, monkeypatch, capsys):
+    from kshot.app.apply import predict_run
+
+    monkeypatch.chdir(tmp_path)
+    save_images(tmp_path / "support", 2)
+    save_images(tmp_path / "new", 3)
+    (tmp_path / "new" / "left" / "0.png").write_bytes(b"no image")
+    (tmp_path / "new" / "left" / "._1.png").write_bytes(b"of a file manager")
+    (tmp_path / "new" / "Thumbs.db").write_bytes(b"of another")
+    trained = kshot.load(runs / "glyphs")
+    adapted = trained.adapt("support")
+    columns = trained.predict(adapted, ["new"])
+    assert [path.split("/", 1)[1] for path in columns["path"]] == ["left/0.png", "left/1.png", "right/1.png"]
+    assert columns["label"] == [None, "left", "right"]
+    assert "new/left/0.png is not an image that can be read" in columns["error"][0]
+    assert columns["error"][1:] == ["", ""]
+    alone = trained.predict(adapted, ["new/left/1.png", "new/right/1.png"])
+    assert "error" not in alone
+    assert columns["p(left)"][1:] == pytest.approx(alone["p(left)"])
+    trained.save_state("state", adapted)
+    count = predict_run(runs / "glyphs", tmp_path / "state", [tmp_path / "new"], resize=False, invert=False)
+    printed = capsys.readouterr()
+    assert count == 1
+    assert "no prediction for 1 of 3" in printed.err
+    assert [row["label"] for row in csv.DictReader(io.StringIO(printed.out))] == ["", "left", "right"]
+    with pytest.raises(ValueError, match="none of 1 images can be read; the first: .*0.png"):
+        trained.predict(adapted, ["new/left/0.png"])
+
+
+def test_folders_without_images_are_no_classes_of_a_support_set(runs, tmp_path, caplog):
+    save_images(tmp_path / "support", 2)
+    (tmp_path / "support" / "empty").mkdir()
+    (tmp_path / "support" / "left" / "2.avif").write_bytes(b"")
+    assert kshot.load(runs / "glyphs").adapt(tmp_path / "support").classes == ["left", "right"]
+    assert "1 folders hold no images, and are no classes: empty" in caplog.text
+    assert "1 files are not read, the first 2.avif" in caplog.text
+
+
+def test_predictions_that_are_not_finite_are_told(runs, tmp_path, monkeypatch):
+    (tmp_path / "support.csv").write_text("x,y\n0,0\n1,0.8\n2,0.9\n")
+    (tmp_path / "new.csv").write_text("x\n0.5\n1.5\n")
+    trained = kshot.load(runs / "sine")
+    adapted = trained.adapt(tmp_path / "support.csv")
+    monkeypatch.setattr(type(trained), "logits", lambda *_: torch.tensor([[1.0], [float("nan")]]))
+    columns = trained.predict(adapted, [tmp_path / "new.csv"])
+    assert columns["error"] == ["", "the prediction is not finite: look for missing or extreme inputs"]
+
+
 def test_a_state_of_three_classes_is_saved_and_extended(runs, tmp_path):
     save_images(tmp_path / "support", 2)
     save_images(tmp_path / "more", 6)

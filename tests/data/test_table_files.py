@@ -1,6 +1,8 @@
 """Files of tables, right and wrong: each gives a table or a sentence, and never anything else."""
 
+import gzip
 import json
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -74,6 +76,50 @@ def test_the_same_table_in_every_format_has_the_same_columns(write, tmp_path):
         assert np.array_equal(table.booleans("flag"), [1.0, np.nan, 0.0], equal_nan=True)
 
 
+def test_json_and_compressed_texts(write, tmp_path):
+    rows = [{"store": "a", "price": 1.5, "open": True}, {"store": "b", "price": None, "open": False, "more": 1}]
+    for name, content in (("rows.json", rows), ("columns.json", {"store": ["a", "b"], "price": [1.5, None]})):
+        table = open_table(write(json.dumps(content), name))
+        assert [table.kind(column) for column in ("store", "price")] == ["category", "number"]
+        assert np.array_equal(table.numbers("price"), [1.5, np.nan], equal_nan=True)
+        assert table.place(1).endswith("row 2")
+    table = open_table(write(gzip.compress(CSV.encode()), "t.csv.gz"))
+    assert table.frame.equals(open_table(write(CSV)).frame)
+    packed = write(gzip.compress(CSV.replace(",", "\t").encode()), "t.tsv.gz")
+    assert open_table(packed).frame.equals(open_table(write(CSV)).frame)
+    for name, content, sentence in (
+        ("x.json", "[1, 2]", "must hold a list of objects"),
+        ("y.json", '{"a": [1], "b": [1, 2]}', "its columns have different lengths"),
+        ("z.csv.gz", "a,b", "cannot be unpacked"),
+        ("p.parquet.gz", "a,b", "unpack it; only texts"),
+    ):
+        with pytest.raises(ValueError, match=sentence):
+            open_table(write(content, name))
+
+
+def test_zstd_and_excel_are_read_where_their_packages_are(write, tmp_path):
+    missing = [name for name in ("zstandard", "fastexcel") if find_spec(name) is None]
+    frame = open_table(write(CSV)).frame
+    if "zstandard" in missing:
+        with pytest.raises(ValueError, match=r"zstd needs the package zstandard: pip install 'kshot\[files\]'"):
+            open_table(write(b"..", "t.csv.zst"))
+    else:
+        import zstandard
+
+        assert open_table(write(zstandard.compress(CSV.encode()), "t.csv.zst")).frame.equals(frame)
+    if "fastexcel" in missing:
+        with pytest.raises(ValueError, match=r"Excel files need the package fastexcel: pip install 'kshot\[files\]'"):
+            open_table(write(b"..", "t.xlsx"))
+        return
+    with pytest.raises(ValueError, match="cannot be read"):
+        open_table(write(b"..", "bad.xlsx"))
+    written = pl.DataFrame({"store": ["a", "b"], "price": [1.5, None], "share": ["12.5%", "3%"]})
+    written.write_excel(tmp_path / "t.xlsx")
+    table = open_table(tmp_path / "t.xlsx")
+    assert [table.kind(name) for name in ("store", "price", "share")] == ["category", "number", "1,234.5%"]
+    assert np.array_equal(table.numbers("price"), [1.5, np.nan], equal_nan=True)
+
+
 def test_a_whole_number_is_the_same_word_however_it_is_stored(tmp_path):
     for number, values in enumerate(([1, 2], [1.0, 2.0], ["1", " 2"])):
         pl.DataFrame({"id": values}).write_parquet(tmp_path / f"{number}.parquet")
@@ -139,9 +185,9 @@ def test_files_that_are_not_there(tmp_path):
     ):
         with pytest.raises(ValueError, match=sentence):
             open_table(tmp_path / name)
-    (tmp_path / "sales.xlsx").write_text("")
-    with pytest.raises(ValueError, match="suffix '.xlsx' is not known"):
-        open_table(tmp_path / "sales.xlsx")
+    (tmp_path / "sales.doc").write_text("")
+    with pytest.raises(ValueError, match="suffix '.doc' is not known"):
+        open_table(tmp_path / "sales.doc")
 
 
 def test_a_missing_column_gets_the_nearest_name(write):

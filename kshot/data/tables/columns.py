@@ -157,6 +157,11 @@ class Columns:
         others = [name for column in (*self._words, *self._dates, *self._derived) for name in column.features]
         return [*numbers, *gaps, *others]
 
+    @property
+    def without_gaps(self) -> list[str]:
+        """The columns of numbers and dates of which no training row has a missing value."""
+        return [column.name for column in (*self._numbers, *self._dates) if not column.gaps]
+
     @classmethod
     def fit(cls, raw: Mapping[str, Raw], train: np.ndarray, *, requested: Sequence[str] = ()) -> Columns:
         """Fit to the training rows, a mask (n,); ValueError if no column is informative.
@@ -259,12 +264,16 @@ def describe_raw(raw: Raw) -> str:
         about.append(f"written {' or '.join(raw.format.split(SEPARATOR))}")
     elif raw.format and (style := Style.parse(raw.format)):
         about += [style.about] if style.about else []
-    if raw.kind in ("category", "set", "text"):
-        missing = raw.values.null_count()
-        about += [f"{raw.values.drop_nulls().n_unique():,} different words"] if raw.kind == "category" else []
-    else:
-        missing = int(np.isnan(raw.values).sum())
+    if raw.kind == "category":
+        about.append(f"{raw.values.drop_nulls().n_unique():,} different words")
+    missing = missing_in(raw)
     return ", ".join(about + [f"{missing:,} missing"] * bool(missing))
+
+
+def missing_in(raw: Raw) -> int:
+    """The number of missing values of a column."""
+    words = raw.kind in ("category", "set", "text")
+    return int(raw.values.null_count() if words else np.isnan(raw.values).sum())
 
 
 def place_of(words: Any, known: Sequence[str]) -> np.ndarray:

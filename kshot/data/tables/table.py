@@ -83,7 +83,9 @@ class Table:
         self.path, self.frame, self.reading, self.typed = path, frame, reading, typed
         self.faults = list(lost[:SHOWN])
         self._lines, self._offset = lines, offset
-        self._unit = "row" if path.suffix.lower() in (".parquet", ".pq") else "line"
+        self._unit = (
+            "row" if path.suffix.lower() in (".parquet", ".pq", ".json", ".xlsx", ".xls", ".xlsb", ".ods") else "line"
+        )
         self._bad = np.zeros(frame.height, bool)
         self._num_lost = len(lost)
 
