@@ -7,6 +7,7 @@ A split is written in a run file as one of
     split: {files: {train: train.txt, val: val.txt, test: test.txt}}   # one name per line
     split: {heldout: {val: [kitchen], test: [garden, garage]}}         # whole domains; the rest is train
     split: {list: miniimagenet}                                        # as published; folder: where the list lies
+    split: {folds: 5, fold: 0}                                         # one fifth is test, the next val, the rest train
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ FORMS = {
     "files": ("files: {train: train.txt, val: val.txt, test: test.txt}", Mapping, set()),
     "heldout": ("heldout: {val: [NAME], test: [NAME]}", Mapping, set()),
     "list": ("list: NAME", str, {"folder"}),
+    "folds": ("folds: 5, fold: 0", int, {"fold", "seed"}),
 }
 """For each form an example, the type of its value, and further keys."""
 
@@ -96,6 +98,8 @@ def cut(
         if domains is None:
             raise ValueError(f"split by heldout needs the domain of each {kind}, which this data does not give")
         parts = by_heldout(names, split["heldout"], domains)
+    elif form == "folds":
+        parts = by_folds(names, split["folds"], split.get("fold", 0), seed=split.get("seed", 0), kind=kind)
     else:
         lists = Path(folder) / split["folder"] if "folder" in split else None
         parts = by_list(names, split["list"], folder=lists, domains=domains)
@@ -172,6 +176,33 @@ def _exact_sizes(count: int, ends: Sequence[float], least: int) -> list[int]:
         sizes[sizes.index(min(sizes))] += 1
         sizes[sizes.index(max(sizes))] -= 1
     return sizes
+
+
+def by_folds(names: Sequence[str], folds: int, fold: int, *, seed: int = 0, kind: str = "class") -> Names:
+    """Split into folds of equal size up to one, in the order of a hash: `fold` is test, the next one val.
+
+    Over all folds, each name is tested once, by a learner that was neither trained nor selected on it.
+
+    Raises:
+        ValueError: fewer than 3 folds, a fold that does not exist, or fewer names than folds.
+
+    Example:
+        >>> by_folds(["cat", "dog", "owl", "yak"], 3, 0)
+        {'train': ['dog'], 'val': ['owl'], 'test': ['cat', 'yak']}
+    """
+    if folds < 3:
+        raise ValueError(f"folds must be at least 3, for one to train on, one to validate and one to test; got {folds}")
+    if not 0 <= fold < folds:
+        raise ValueError(f"fold must be from 0 to {folds - 1}, got {fold}")
+    if len(names) < folds:
+        raise ValueError(f"{folds} folds need at least {folds} {plural(kind)}, and there are {len(names)}")
+    digests = {name: hashlib.sha256(f"{seed}\0{name}".encode(errors="surrogatepass")).digest() for name in names}
+    rank = {name: number for number, name in enumerate(sorted(names, key=digests.__getitem__))}
+    parts: Names = {part: [] for part in SPLITS}
+    for name in names:
+        number = (rank[name] % folds - fold) % folds
+        parts["test" if number == 0 else "val" if number == 1 else "train"].append(name)
+    return parts
 
 
 def by_column(

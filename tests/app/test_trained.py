@@ -10,8 +10,10 @@ from PIL import Image
 from rich.console import Console
 
 import kshot
+from kshot.app.build import build_learner, build_model, build_source, has_head
 from kshot.app.run import run
 from kshot.app.spec import parse_spec
+from kshot.app.trained import start_from
 from kshot.training.checkpoint import flatten
 
 GLYPHS = """\
@@ -146,6 +148,30 @@ def test_a_run_on_numbers_predicts_numbers(runs, tmp_path):
     assert columns["row"] == [1, 2]
     with pytest.raises(ValueError, match="there is no .*none.csv"):
         trained.predict(trained.adapt(tmp_path / "support.csv"), [tmp_path / "none.csv"])
+
+
+def test_other_tasks_of_a_trained_run(runs):
+    changed = kshot.load(runs / "glyphs", ["source.shots=4", "source.ways=7"])
+    assert (changed.spec.source.shots, changed.spec.source.ways) == (4, 7)
+    changed.check_shapes(build_source(changed.spec))  # prototypes take any number of ways
+    with pytest.raises(ValueError, match="--set model.channels=8: a trained run takes changes of source, target"):
+        kshot.load(runs / "glyphs", ["model.channels=8"])
+    with pytest.raises(ValueError, match="these tasks have inputs"):
+        changed.check_shapes(kshot.sources.sinusoids())
+
+
+def test_a_learner_starts_from_the_weights_of_another_run(runs):
+    first = kshot.load(runs / "glyphs")
+    spec = parse_spec(GLYPHS.replace("ways: 3", "ways: 5") + "seed: 7\n", "glyphs")
+    shapes = first.shapes
+    learner = build_learner(spec, build_model(spec, shapes, head=has_head(spec)), shapes)
+    weights = dict(learner.named_parameters())
+    assert any(not torch.equal(value, weights[name]) for name, value in first.learner.named_parameters())
+    said = start_from(learner, runs / "glyphs")
+    assert all(torch.equal(value, weights[name]) for name, value in first.learner.named_parameters())
+    assert f"starts from {len(first.learner.state_dict())} weights of" in said
+    with pytest.raises(ValueError, match="of which no weight has the name and shape"):
+        start_from(learner, runs / "sine")
 
 
 def test_what_is_no_run_folder_is_refused(runs, tmp_path):

@@ -28,6 +28,7 @@ Kind = Literal["number", "boolean", "category", "date", "set", "text"]
 MISSING = ("", "NA", "N/A", "n/a", "NaN", "nan", "null", "NULL", "None", "#N/A")
 """Markers of missing values in a text file."""
 
+WITHOUT_LINES = (".parquet", ".pq", ".json", ".xlsx", ".xls", ".xlsb", ".ods")
 SHOWN = 5  # faults reported in full
 MIXED = 0.9  # a text column with this share of numbers is meant to hold numbers
 
@@ -83,9 +84,7 @@ class Table:
         self.path, self.frame, self.reading, self.typed = path, frame, reading, typed
         self.faults = list(lost[:SHOWN])
         self._lines, self._offset = lines, offset
-        self._unit = (
-            "row" if path.suffix.lower() in (".parquet", ".pq", ".json", ".xlsx", ".xls", ".xlsb", ".ods") else "line"
-        )
+        self._unit = "row" if path.suffix.lower() in WITHOUT_LINES else "line"
         self._bad = np.zeros(frame.height, bool)
         self._num_lost = len(lost)
 

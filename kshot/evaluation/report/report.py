@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kshot.evaluation.per_task import write
+from kshot.evaluation.report.conclusion import conclude
 from kshot.evaluation.report.formatting import better, capitalize, format_figure, format_sample, plural, read_figure
-from kshot.evaluation.report.sections import CAPTIONS, TONES, Picture, Section, report_sections
+from kshot.evaluation.report.sections import CAPTIONS, Picture, Section, report_sections
 from kshot.evaluation.report.verdict import best_baseline, failed, target_on_test, verdict
 
 if TYPE_CHECKING:
@@ -82,7 +83,7 @@ def _html(report: dict[str, Any], events: Sequence[Mapping[str, Any]], figures: 
         subjects = protocol.get("test_subjects")
         unit = f"the {plural(subjects, 'subject')} of the tasks" if subjects else "tasks"
         notes.append(f"Figures are means with 95 % intervals over {'seeds' if report.get('seeds') else unit}.")
-    outcome = report.get("outcome") or ""
+    conclusion = conclude(report)
     pictures = {name: picture(name, figures[name]) for name in ordered}
     return render(
         Path(__file__).parent / "report.html.j2",
@@ -91,9 +92,9 @@ def _html(report: dict[str, Any], events: Sequence[Mapping[str, Any]], figures: 
             "kicker": f"kshot {report.get('kshot') or ''} report",
             "wide": False,
             "name": report.get("name") or "run",
-            "outcome": outcome.replace("_", " ").lower(),
-            "tone": TONES.get(outcome, "fair"),
-            "sentence": report.get("sentence") or "",
+            "outcome": conclusion.headline,
+            "tone": conclusion.tone,
+            "sentence": conclusion.sentence,
             "reason": _sentence(report.get("reason") or ""),
             "headline": f"{report.get('split') or 'test'} {metric}, {better(higher)}",
             "test": format_figure(read_figure(test, metric)) if test else "",
