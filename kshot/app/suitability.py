@@ -11,7 +11,7 @@ from kshot.app.spec import Spec
 from kshot.learner import Learner, evaluation_mode, predict_query
 from kshot.objectives import Objective, classes_present
 from kshot.tasks.source import TaskSource
-from kshot.types import Task
+from kshot.types import SPLITS, Task
 
 LOOKED_AT = 64
 """Training tasks among which one is sought whose support set lacks a class of its query set."""
@@ -24,9 +24,25 @@ def refuse_unsuited(spec: Spec, source: TaskSource, shapes: Shapes | None = None
     there is one. It is refused if it fails, or if its loss is not finite.
     """
     shapes = shapes or shapes_of(source)
+    if has_head(spec):
+        _refuse_other_ways(spec, source)
     learner = build_learner(spec, build_model(spec, shapes, head=has_head(spec)), shapes)
     if why := unsuited(learner, source):
         raise ValueError(f"learner {spec.learner.kind} {why}")
+
+
+def _refuse_other_ways(spec: Spec, source: TaskSource) -> None:
+    """Raise ValueError if tasks of val or test have other numbers of classes than the model's last layer."""
+    ways = {}
+    for split in SPLITS:
+        with suppress(ValueError):  # no such split, which a run reports
+            ways[split] = source.task(split, 0).query.targets.shape[-1]
+    if len(set(ways.values())) > 1:
+        told = ", ".join(f"{count} in {split}" for split, count in ways.items())
+        raise ValueError(
+            f"learner {spec.learner.kind} adapts a model with a fixed number of outputs, and the tasks have {told}: "
+            "make ways, train_ways and test_ways equal, or take a learner for any number of ways, such as protonet"
+        )
 
 
 def unsuited(learner: Learner, source: TaskSource) -> str:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from kshot import objectives
-from kshot.annotations import EMPTY, FractionBelowOne, Size
+from kshot.annotations import EMPTY, FractionBelowOne, Size, Ways
 from kshot.argument_checks import check_arguments
 from kshot.data.tables.columns import Columns, Raw, Values, describe_raw, kind_of, missing_in, place_of, read_columns
 from kshot.data.tables.moments import extremes, moments
@@ -51,7 +51,9 @@ def table(
     time: str | None = None,
     domain: str | None = None,
     split: Mapping[str, Any] = DEFAULT_SPLIT,
-    ways: Size = 5,
+    ways: Ways = 5,
+    train_ways: Ways | None = None,
+    test_ways: Ways | None = None,
     shots: Size = 10,
     queries: Size = 10,
     train_queries: Size | None = None,
@@ -86,7 +88,7 @@ def table(
             task come from one domain.
         split: see `kshot.tasks.splitting`; by default 70, 15 and 15 % of the groups or classes.
         shots, queries, train_queries: number of rows of a task, or of each class.
-        ways, imbalance, label_noise: as in `ClassTasks`; for `classes` only.
+        ways, train_ways, test_ways, imbalance, label_noise: as in `ClassTasks`; for `classes` only.
         on_too_few, seed: as in `ClassTasks`.
         reading: format of text files: delimiter, encoding, decimal, missing; see `Reading`.
         bad_rows: "error", or "drop" to leave out rows without a group or target, or with invalid values.
@@ -158,7 +160,14 @@ def table(
         order_of_rows: Order = "given" if time else "random"
         source = GroupTasks(examples, parts, objective=preprocessor.objective, order=order_of_rows, **options)
     else:
-        options |= {"ways": ways, "imbalance": imbalance, "label_noise": label_noise, "within": within}
+        options |= {
+            "ways": ways,
+            "train_ways": train_ways,
+            "test_ways": test_ways,
+            "imbalance": imbalance,
+            "label_noise": label_noise,
+            "within": within,
+        }
         source = ClassTasks(examples, parts, **options)
     source.understood, source.notes = understood, notes
     for name, how in understood.items():

@@ -86,3 +86,12 @@ def test_the_refusal_says_what_to_write_instead(rows):
     spec = spec_of(rows, "protonet", SOURCES["shared"])
     with pytest.raises(ValueError, match=r"gives a class without support examples no probability.*such as maml"):
         refuse_unsuited(spec, build_source(spec))
+
+
+def test_a_model_with_a_fixed_number_of_outputs_is_refused_where_ways_differ(rows):
+    options = "classes: g, ways: 3, train_ways: 5, shots: 2, queries: 4"
+    spec = spec_of(rows, "maml", options)
+    with pytest.raises(ValueError, match="the tasks have 5 in train, 3 in val, 3 in test: make ways, train_ways"):
+        refuse_unsuited(spec, build_source(spec))
+    spec = spec_of(rows, "protonet", options)
+    refuse_unsuited(spec, build_source(spec))
