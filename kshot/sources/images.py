@@ -95,7 +95,8 @@ def images(
         classes["train"] = {turned: rows[name] + turn * len(decoded) for turned, (name, turn) in turns.items()}
         domains |= {turned: domains[name] for turned, (name, _) in turns.items()}
     source = ClassTasks(
-        examples, classes, **options, within=_within(listing, path, domains) if within else None, augment=augmentation,
+        examples, classes, **options, same_classes="rows" in (split or {}), augment=augmentation,
+        within=_within(listing, path, domains) if within else None,
         name=f"images of {shown(path.name)}",
         left_out={"images that cannot be used": len(decoded.bad)} if decoded.bad else {},
     )  # fmt: skip

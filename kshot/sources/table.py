@@ -164,6 +164,7 @@ def table(
             "ways": ways,
             "train_ways": train_ways,
             "test_ways": test_ways,
+            "same_classes": "rows" in split,
             "imbalance": imbalance,
             "label_noise": label_noise,
             "within": within,

@@ -63,6 +63,7 @@ class ClassTasks(PooledSource):
             "drop" leaves it out; "shrink" uses fewer queries, then fewer shots within the range, and leaves it out if
             that does not suffice. "drop" and "shrink" also leave out domains with too few classes.
         augment: varies the inputs of training tasks and pretraining batches.
+        same_classes: whether the splits have the same classes, each with examples of its own, see `splitting.by_rows`.
         seed, name: random seed of task sampling, and the name of the source for reports and messages.
         preprocessor, left_out: of the files that the examples were read from, and what was left out: reason to count.
 
@@ -107,6 +108,7 @@ class ClassTasks(PooledSource):
         label_noise: FractionBelowOne = 0.0,
         on_too_few: OnTooFew = "error",
         augment: Augment | None = None,
+        same_classes: bool = False,
         seed: Seed = 0,
         name: str = "classes",
         preprocessor: Preprocessor | None = None,
@@ -123,6 +125,7 @@ class ClassTasks(PooledSource):
             if asked != "all":
                 Range.of(asked, which, 2)
         self.imbalance, self.label_noise, self.augment, self._within = imbalance, label_noise, augment, within
+        self.same_classes = same_classes
         super().__init__(
             ImageDataset(examples) if isinstance(examples, np.ndarray) else examples, classes,
             shots=shots, queries=queries, train_queries=train_queries, on_too_few=on_too_few, seed=seed, name=name,
@@ -209,6 +212,7 @@ class ClassTasks(PooledSource):
             **self._described_sizes(),
             **if_any(imbalance=self.imbalance, label_noise=self.label_noise),
             "seed": self.seed,
+            **if_any(same_classes="the same classes in all splits, with other examples" * self.same_classes),
             "classes": {split: len(names) for split, names in self.class_names.items()},
             **({"domains": {split: len(pool) for split, pool in self._domains.items()}} if self._within else {}),
             **({"image_size": list(images.shape[1:])} if images is not None else {}),
@@ -274,7 +278,11 @@ class ClassTasks(PooledSource):
 
 
 ClassOptions = Annotated[
-    Any, OptionsOf(ClassTasks, without=("examples", "classes", "within", "augment", "name", "preprocessor", "left_out"))
+    Any,
+    OptionsOf(
+        ClassTasks,
+        without=("examples", "classes", "within", "augment", "same_classes", "name", "preprocessor", "left_out"),
+    ),
 ]
 """Arguments of `ClassTasks` that factories pass on: ways, shots, queries, train_ways, test_ways, train_queries,
 imbalance, label_noise, on_too_few and seed."""

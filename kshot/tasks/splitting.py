@@ -3,6 +3,7 @@
 A split is written in a run file as one of
 
     split: {ratio: [0.7, 0.15, 0.15]}   # by a hash of each name; exact: by count, the default for few names
+    split: {rows: [0.5, 0.25, 0.25]}               # the examples of each class, if only these classes matter
     split: {column: part}                                              # a column of train, val or test
     split: {files: {train: train.txt, val: val.txt, test: test.txt}}   # one name per line
     split: {heldout: {val: [kitchen], test: [garden, garage]}}         # whole domains; the rest is train
@@ -22,6 +23,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
+
 from kshot.data import library
 from kshot.data.library.published_splits import PUBLISHED, read_lists
 from kshot.tasks.pool import plural
@@ -29,6 +32,7 @@ from kshot.types import SPLITS, Split
 
 FORMS = {
     "ratio": ("ratio: [0.7, 0.15, 0.15]", list | tuple, {"seed", "exact"}),
+    "rows": ("rows: [0.5, 0.25, 0.25]", list | tuple, {"seed"}),
     "column": ("column: NAME", str, set()),
     "files": ("files: {train: train.txt, val: val.txt, test: test.txt}", Mapping, set()),
     "heldout": ("heldout: {val: [NAME], test: [NAME]}", Mapping, set()),
@@ -88,6 +92,10 @@ def cut(
         raise ValueError(f"split by {form} has no key {unknown[0]!r}")
     if form == "ratio":
         parts = by_ratio(names, split["ratio"], seed=split.get("seed", 0), exact=split.get("exact"), kind=kind)
+    elif form == "rows":
+        if kind != "class":
+            raise ValueError(f"split by rows is for classes: a {kind} that is trained on tells nothing about others")
+        parts = {part: names for part, share in zip(SPLITS, _shares(split["rows"])) if share}
     elif form == "column":
         if values is None:
             raise ValueError(f"split by column needs a table; this data has no column {split['column']!r}")
@@ -110,6 +118,9 @@ def cut(
 
 def cut_rows(rows: Mapping[str, R], split: Mapping[str, Any], **options: Any) -> dict[Split, dict[str, R]]:
     """For each split the rows of each name; the arguments are those of `cut`."""
+    if "rows" in split:
+        cut(rows, {**split, "rows": split["rows"]}, **options)  # checks the form
+        return by_rows(rows, split["rows"], seed=split.get("seed", 0))
     return {part: {name: rows[name] for name in names} for part, names in cut(rows, split, **options).items()}
 
 
@@ -138,10 +149,7 @@ def by_ratio(
         >>> by_ratio([f"site {number}" for number in range(5)], [0.7, 0.15, 0.15], kind="group")
         {'train': ['site 1', 'site 2', 'site 3'], 'val': ['site 0'], 'test': ['site 4']}
     """
-    shares = list(ratio)
-    numbers = all(isinstance(share, (int, float)) and 0 <= share <= 1 for share in shares)
-    if len(shares) != 3 or not numbers or abs(sum(shares) - 1) > 1e-6:
-        raise ValueError(f"ratio takes three shares that sum to 1, such as [0.7, 0.15, 0.15]; got {ratio!r}")
+    shares = _shares(ratio)
     used = {part: share for part, share in zip(SPLITS, shares) if share}
     digests = {name: hashlib.sha256(f"{seed}\0{name}".encode(errors="surrogatepass")).digest() for name in names}
     hashes = {name: int.from_bytes(digest[:8], "big") / 2**64 for name, digest in digests.items()}
@@ -176,6 +184,40 @@ def _exact_sizes(count: int, ends: Sequence[float], least: int) -> list[int]:
         sizes[sizes.index(min(sizes))] += 1
         sizes[sizes.index(max(sizes))] -= 1
     return sizes
+
+
+def by_rows(rows: Mapping[str, R], ratio: Sequence[float], *, seed: int = 0) -> dict[Split, dict[str, R]]:
+    """Split the rows of each class by a seeded random order; every split has all classes, with rows of its own.
+
+    This estimates how well a few examples of exactly these classes suffice, and nothing about other classes.
+
+    Raises:
+        ValueError: shares that are not three numbers from 0 to 1 with sum 1.
+
+    Example:
+        >>> parts = by_rows({"cat": range(8), "dog": range(8, 12)}, [0.5, 0.25, 0.25])
+        >>> {part: {name: len(rows) for name, rows in of_part.items()} for part, of_part in parts.items()}
+        {'train': {'cat': 4, 'dog': 2}, 'val': {'cat': 2, 'dog': 1}, 'test': {'cat': 2, 'dog': 1}}
+    """
+    shares = _shares(ratio)
+    used = [part for part, share in zip(SPLITS, shares) if share]
+    ends = [sum(shares[: number + 1]) for number, share in enumerate(shares) if share]
+    parts: dict[Split, dict[str, Any]] = {part: {} for part in used}
+    for name, of_name in rows.items():
+        digest = hashlib.sha256(f"{seed}\0{name}".encode(errors="surrogatepass")).digest()
+        order = np.random.default_rng(int.from_bytes(digest[:8], "big")).permutation(len(of_name))  # type: ignore[arg-type]
+        borders = np.cumsum(_exact_sizes(len(order), ends, 1))[:-1]
+        for part, chosen in zip(used, np.split(np.asarray(of_name)[order], borders)):
+            parts[part][name] = np.sort(chosen)
+    return parts
+
+
+def _shares(ratio: Sequence[float]) -> list[float]:
+    shares = list(ratio)
+    numbers = all(isinstance(share, (int, float)) and 0 <= share <= 1 for share in shares)
+    if len(shares) != 3 or not numbers or abs(sum(shares) - 1) > 1e-6:
+        raise ValueError(f"ratio takes three shares that sum to 1, such as [0.7, 0.15, 0.15]; got {ratio!r}")
+    return shares
 
 
 def by_folds(names: Sequence[str], folds: int, fold: int, *, seed: int = 0, kind: str = "class") -> Names:

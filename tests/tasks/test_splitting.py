@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from kshot import sources
 from kshot.data.library.published_splits import PUBLISHED, read_lists
 from kshot.tasks.splitting import by_ratio, cut
 from kshot.types import SPLITS
@@ -137,7 +138,7 @@ def test_whole_domains_are_held_out():
 @pytest.mark.parametrize(
     ("split", "sentence"),
     [
-        ({}, "split takes one of ratio, column, files, heldout, list"),
+        ({}, "split takes one of ratio, rows, column, files, heldout, list"),
         ({"ratio": [1, 0, 0], "column": "part"}, "split takes one of"),
         ({"ratio": [0.7, 0.3]}, "three shares that sum to 1"),
         ({"ratio": [0.7, 0.3, 0.1]}, "three shares that sum to 1"),
@@ -255,3 +256,25 @@ def test_the_lists_of_the_literature_have_their_published_sizes(which, sizes):
 def test_a_hundred_thousand_names_are_cut_at_once():
     names = np.arange(100_000).astype(str).tolist()
     assert abs(len(by_ratio(names, [0.7, 0.15, 0.15])["train"]) - 70_000) < 800
+
+
+def test_rows_of_each_class_are_split_where_only_these_classes_matter(tmp_path):
+    path = tmp_path / "t.csv"
+    path.write_text(
+        "\n".join(["text,label", *(f"{name} {n},{name}" for name in ("pay", "fly", "eat") for n in range(20))])
+    )
+    source = sources.text(path, ways="all", shots=2, queries=3, width=32, split={"rows": [0.5, 0.25, 0.25]})
+    rows = {split: source.classes(split) for split in SPLITS}
+    assert {split: {name: len(r) for name, r in of.items()} for split, of in rows.items()} == {
+        "train": dict.fromkeys(("eat", "fly", "pay"), 10),
+        "val": dict.fromkeys(("eat", "fly", "pay"), 5),
+        "test": dict.fromkeys(("eat", "fly", "pay"), 5),
+    }
+    flat = np.concatenate([r for of in rows.values() for r in of.values()])
+    assert sorted(flat.tolist()) == list(range(60)), "each row is in one split"
+    assert source.task("test", 0).query.targets.shape == (9, 3)
+    assert "same classes in all splits" in source.describe()["same_classes"]
+    with pytest.raises(ValueError, match="split by rows is for classes"):
+        cut(["a", "b"], {"rows": [0.5, 0.25, 0.25]}, kind="group")
+    with pytest.raises(ValueError, match="three shares that sum to 1"):
+        sources.text(path, ways="all", split={"rows": [0.5, 0.25]})
