@@ -38,9 +38,9 @@ def _refuse_other_ways(spec: Spec, source: TaskSource) -> None:
         with suppress(ValueError):  # no such split, which a run reports
             ways[split] = source.task(split, 0).query.targets.shape[-1]
     if len(set(ways.values())) > 1:
-        told = ", ".join(f"{count} in {split}" for split, count in ways.items())
+        counts = ", ".join(f"{count} in {split}" for split, count in ways.items())
         raise ValueError(
-            f"learner {spec.learner.kind} adapts a model with a fixed number of outputs, and the tasks have {told}: "
+            f"learner {spec.learner.kind} adapts a model with a fixed number of outputs, and the tasks have {counts}: "
             "make ways, train_ways and test_ways equal, or take a learner for any number of ways, such as protonet"
         )
 

@@ -44,7 +44,7 @@ FORMS = {
 DEFAULT_SPLIT: Mapping[str, Any] = {"ratio": [0.7, 0.15, 0.15]}
 
 FEW = 40
-"""Number of names from which on the shares of a hash are taken as they come, so that the splits of large data stay."""
+"""Number of names from which on splits by a hash are exact only if one is empty, so that those of large data stay."""
 
 Names = dict[Split, list[str]]
 R = TypeVar("R")

@@ -33,13 +33,13 @@ class UnclearDates(ValueError):
 def formats_of(text: polars.Series, share: float = 1.0) -> str | None:
     """The formats of a column of dates without missing ones, joined by " | "; "date" if all are ISO 8601.
 
-    Day and month are told apart by the numbers above 12 among the dates with the same separator.
+    The numbers above 12 among the dates with one separator show which of day and month comes first.
 
     Returns:
         None if the values are no dates, or fewer than a share of them.
 
     Raises:
-        UnclearDates: dates whose day and month no value tells apart, or in two orders.
+        UnclearDates: dates of which no value shows whether day or month comes first, or in two orders.
 
     Example:
         >>> import polars

@@ -163,7 +163,7 @@ def _cleaned(text: polars.Series) -> polars.Series:
 
 
 def _unit(before: polars.Series, after: polars.Series) -> polars.Series:
-    """The unit of each value: "" if it has none, null if what stands beside the number is no unit."""
+    """The unit of each value: "" if it has none, null if the text beside the number is no unit."""
     import polars as pl
 
     before, after = (each.fill_null("").str.strip_chars() for each in (before, after))
