@@ -586,7 +586,18 @@ def test_the_run_file_and_the_function_have_the_same_options_and_defaults():
 
     spec = check_part("source", {"kind": "images", "path": "x"}).model_dump(exclude={"kind", "path"})
     parameters = inspect.signature(ClassTasks).parameters | inspect.signature(images).parameters
-    not_in_files = ("examples", "classes", "name", "preprocessor", "left_out", "path", "options", "seed", "progress")
+    not_in_files = (
+        "examples",
+        "classes",
+        "name",
+        "preprocessor",
+        "left_out",
+        "same_classes",
+        "path",
+        "options",
+        "seed",
+        "progress",
+    )
     assert spec == {name: p.default for name, p in parameters.items() if name not in not_in_files}
 
 
