@@ -12,7 +12,7 @@ from annotated_types import Ge, Len
 from pydantic import Field, PlainValidator, ValidationError, model_validator
 
 from kshot.annotations import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, Supplied
-from kshot.app.importing import make_importable, nearest
+from kshot.app.importing import beside, make_importable, nearest
 from kshot.app.schema import Part, Strict, check_part, describe, factory_of, part, problem, section
 
 AtLeastTwo = Annotated[int, Ge(2)]
@@ -168,6 +168,8 @@ def parse_spec(text: str, where: str, overrides: list[str] | None = None, folder
         raise ValueError(f"{where}{line}: this is not YAML: {getattr(error, 'problem', None) or error}") from None
     if not isinstance(data, dict):
         raise ValueError(f"{where}: a run file holds keys and values, such as 'name: my-run'; this holds none")
+    if folder is not None:
+        data |= {"source": beside(folder, data.get("source"))} if "source" in data else {}
     for override in overrides or []:
         overridden = _override(data, override)
         lines = {path: line for path, line in lines.items() if path[: len(overridden)] != overridden}

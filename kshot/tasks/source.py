@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 
 from kshot import types
+from kshot.annotations import EMPTY
 from kshot.objectives import Objective
 from kshot.tasks.preprocessor import Preprocessor
 from kshot.types import SPLITS, Batch, Split, Task, Tree, tree_leaves, tree_map
@@ -32,6 +33,9 @@ class TaskSource(ABC):
         texts: the text of each row of the examples, for sources of labelled texts.
         copies_are_errors: whether two examples of equal content are copies, which `kshot data check` reports.
         forecasts: whether inputs are windows of series, and targets the values that follow.
+        understood: how each column of the file was understood, such as "number, money in $, 3 missing".
+        notes: what was noticed when the files were read, each a sentence with its remedy; `kshot data check` and the
+            report of a run repeat it.
     """
 
     objective: Objective
@@ -41,6 +45,8 @@ class TaskSource(ABC):
     texts: Sequence[str] | None = None
     copies_are_errors: bool = True
     forecasts: bool = False
+    understood: Mapping[str, str] = EMPTY
+    notes: Sequence[str] = ()
 
     @abstractmethod
     def task(self, split: Split, index: int) -> Task:
