@@ -19,7 +19,7 @@ from kshot.evaluation.audit.run import UntrustedFigure
 from kshot.evaluation.compare import differences
 from kshot.evaluation.cost import Cost, cost
 from kshot.evaluation.evaluate import Evaluation, Scored
-from kshot.evaluation.intervals import Interval, interval
+from kshot.evaluation.intervals import BOUNDS, Interval, interval
 from kshot.evaluation.rejection import Rejection, calibrate_threshold, rejection
 from kshot.evaluation.shots import Shots, over_shots
 from kshot.evaluation.target import Target
@@ -195,7 +195,7 @@ def report_entries(
         | {"adapt_ms": test.adapt_ms, "predict_ms": test.predict_ms},
         "protocol": protocol(spec, source, learner)
         | {"episodes_sha256": test.episodes_sha256, "num_test_tasks": len(test.episodes)}
-        | ({} if test.subjects is None else {"test_subjects": len(set(test.subjects.tolist()))}),
+        | ({} if test.units is None else {"unit": test.units.unit, "test_units": test.metrics[metric].num_units}),
     }
 
 
@@ -204,8 +204,8 @@ def _on_the_first(test: Evaluation, baselines: Mapping[str, Evaluation]) -> dict
     count = min((len(each.episodes) for each in baselines.values()), default=len(test.episodes))
     if count == len(test.episodes):
         return None
-    units = None if test.subjects is None else test.subjects[:count]
-    return {name: interval(values[:count], units) for name, values in test.per_task.items()}
+    units = test.units and test.units.first(count)
+    return {name: interval(values[:count], units, bounds=BOUNDS.get(name)) for name, values in test.per_task.items()}
 
 
 def protocol(spec: Spec, source: TaskSource, learner: Learner) -> dict[str, Any]:

@@ -156,7 +156,7 @@ class ClassTasks(PooledSource):
         return dict(self._pool(split).items())
 
     def stack(self, split: Split, indices: Sequence[int]) -> Task:
-        pool, domains = self._pool(split), self._domains[split]
+        pool = self._pool(split)
         N, S, Q = self.ways[split].high, self.shots.high, self.queries[split].high
         # Draws of options added later come last, so that the tasks of recorded runs stay the same.
         parts = [2 * N, 2 * N * (S + Q), N * S, N * Q, 4, N, 2 * N * S]
@@ -164,11 +164,7 @@ class ClassTasks(PooledSource):
         draws = np.stack([random.random(sum(parts)) for random in generators])
         draws_of_parts = np.split(draws, np.cumsum(parts)[:-1], axis=1)
         of_classes, of_examples, order_S, order_Q, of_task, of_shots, of_noise = draws_of_parts
-        domain_T = (of_task[:, 0] * len(domains)).astype(np.int64)
-        count_T = domains.sizes[domain_T]
-        ways_T = self.ways[split].at(of_task[:, 1], most=count_T)
-        chosen_TN = distinct(of_classes.reshape(-1, 2, N), count_T, ways_T)
-        chosen_TN = domains.flat[domains.starts[domain_T][:, None] + chosen_TN]
+        chosen_TN, ways_T = self._chosen(split, of_classes, of_task)
         sizes_TN = pool.sizes[chosen_TN]
         shots_TN = np.minimum(self._shots(of_task[:, 2], of_shots, ways_T), sizes_TN - 1)
         queries_TN = np.minimum(self.queries[split].at(of_task[:, 3])[:, None], sizes_TN - shots_TN)
@@ -191,6 +187,14 @@ class ClassTasks(PooledSource):
                 batch = batch._replace(inputs=torch.stack([*map(self.augment, batch.inputs, generators)]))
             batches.append(batch)
         return Task(*batches)
+
+    def units(self, split: Split, indices: Sequence[int]) -> np.ndarray:
+        """The classes (T, N) of each task, by position in `class_names`, in the order of the targets."""
+        N, S, Q = self.ways[split].high, self.shots.high, self.queries[split].high
+        before = 2 * N * (S + Q) + N * (S + Q)  # draws between those of the classes and those of the task
+        draws = np.stack([generator(self.seed, split, index).random(2 * N + before + 4) for index in indices])
+        chosen_TN, ways_T = self._chosen(split, draws[:, : 2 * N], draws[:, -4:])
+        return np.where(np.arange(N) < ways_T[:, None], chosen_TN, -1)
 
     def pretraining_batch(self, step: int, size: int) -> Batch:
         """`size` random training examples; targets one-hot over all training classes, (size, num_train_classes)."""
@@ -218,6 +222,15 @@ class ClassTasks(PooledSource):
             **({"image_size": list(images.shape[1:])} if images is not None else {}),
             **self._described_data(),
         }
+
+    def _chosen(self, split: Split, of_classes: np.ndarray, of_task: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The classes (T, N) of tasks, and how many of them (T,) a task has."""
+        domains, N = self._domains[split], self.ways[split].high
+        domain_T = (of_task[:, 0] * len(domains)).astype(np.int64)
+        count_T = domains.sizes[domain_T]
+        ways_T = self.ways[split].at(of_task[:, 1], most=count_T)
+        chosen_TN = distinct(of_classes.reshape(-1, 2, N), count_T, ways_T)
+        return domains.flat[domains.starts[domain_T][:, None] + chosen_TN], ways_T
 
     def _shots(self, of_task_T: np.ndarray, of_class_TN: np.ndarray, ways_T: np.ndarray) -> np.ndarray:
         """The number of shots (T, N) of each class."""

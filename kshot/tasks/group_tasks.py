@@ -126,6 +126,11 @@ class GroupTasks(PooledSource):
             batches.append(Batch(inputs, targets, torch.from_numpy(real.astype(np.float32))))
         return Task(*batches)
 
+    def units(self, split: Split, indices: Sequence[int]) -> np.ndarray:
+        """The group of each task, by position in `group_names`."""
+        first = np.array([generator(self.seed, split, index).random() for index in indices])
+        return (first * len(self._pool(split))).astype(np.int64)
+
     def pretraining_batch(self, step: int, size: int) -> Batch:
         """`size` random examples of all training groups."""
         inputs, targets = self.examples.take(self._pretraining_rows(step, size))

@@ -44,7 +44,7 @@ class Watched(TaskSource):
 
     def __init__(self, source: TaskSource, note: Note | None, before: Iterable[tuple[str, Split]]) -> None:
         self.source, self.objective, self.seed = source, source.objective, source.seed
-        self.preprocessor = source.preprocessor
+        self.preprocessor, self.member, self.unit = source.preprocessor, source.member, source.unit
         self.reads: Counter[tuple[str, Split]] = Counter(dict.fromkeys(before, 1))
         self._note, self._phase = note, ""
 
@@ -74,8 +74,11 @@ class Watched(TaskSource):
         self._log(split, 1)
         return self.source.out_of_scope_inputs(split, index, count)
 
-    def subjects(self, split: Split, indices: Sequence[int]) -> np.ndarray | None:
-        return self.source.subjects(split, indices)
+    def units(self, split: Split, indices: Sequence[int]) -> np.ndarray | None:
+        return self.source.units(split, indices)
+
+    def unit_names(self, split: Split) -> Sequence[str]:
+        return self.source.unit_names(split)
 
     def with_shots(self, shots: int) -> TaskSource:
         """The source with other shots, whose reads are not logged."""

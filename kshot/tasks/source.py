@@ -30,6 +30,7 @@ class TaskSource(ABC):
         preprocessor: turns a user's files into inputs of these tasks; kept by a run. None if the tasks are not read
             from files.
         member: what a split consists of: "class", "group" or "user"; "task" if tasks are not drawn from members.
+        unit: what a unit is called, such as the column of the groups; by default as `member`.
         texts: the text of each row of the examples, for sources of labelled texts.
         copies_are_errors: whether two examples of equal content are copies, which `kshot data check` reports.
         forecasts: whether inputs are windows of series, and targets the values that follow.
@@ -42,6 +43,7 @@ class TaskSource(ABC):
     seed: int
     preprocessor: Preprocessor | None = None
     member: str = "task"
+    unit: str | None = None
     texts: Sequence[str] | None = None
     copies_are_errors: bool = True
     forecasts: bool = False
@@ -82,9 +84,17 @@ class TaskSource(ABC):
             "these tasks have no out-of-scope examples; sources of texts have them if out_of_scope_label is set"
         )
 
-    def subjects(self, split: Split, indices: Sequence[int]) -> np.ndarray | None:
-        """The number of the subject of each task, such as its user, over which intervals are computed; else None."""
+    def units(self, split: Split, indices: Sequence[int]) -> np.ndarray | None:
+        """What each task is drawn from, such as its user: numbers (T,), positions in `unit_names`.
+
+        Tasks with classes of their own have several: (T, K), in the order of their targets, and -1 where a task has
+        fewer. Intervals are over units. None if each task is a unit of its own.
+        """
         return None
+
+    def unit_names(self, split: Split) -> Sequence[str]:
+        """The names of the units of a split, in the order of their numbers."""
+        return list(self.members(split))
 
     def members(self, split: Split) -> dict[str, np.ndarray]:
         """The rows of examples of each class or group of a split; empty if examples have no rows."""

@@ -19,15 +19,15 @@ def test_an_interval_is_students():
 
 def test_tasks_of_the_same_subjects_count_as_one_each():
     random = np.random.default_rng(0)
-    values, subjects = random.normal(size=24) + np.repeat(random.normal(size=8), 3), np.repeat(np.arange(8), 3)
+    values, units = random.normal(size=24) + np.repeat(random.normal(size=8), 3), np.repeat(np.arange(8), 3)
     order = random.permutation(24)
     plain, alone = interval(list(values)), interval(list(values), np.arange(24)[::-1] + 5)
     assert alone == pytest.approx(plain)
-    found, of_means = interval(list(values[order]), subjects[order]), interval(list(values.reshape(8, 3).mean(1)))
+    found, of_means = interval(list(values[order]), units[order]), interval(list(values.reshape(8, 3).mean(1)))
     assert (found.mean, found.ci95, found.num_tasks) == pytest.approx((of_means.mean, of_means.ci95, 24))
     assert found.ci95 > plain.ci95
     other = random.normal(size=24)
-    paired = difference([values[order]], [other[order]], subjects[order])
+    paired = difference([values[order]], [other[order]], units[order])
     expected = stats.ttest_rel(values.reshape(8, 3).mean(1), other.reshape(8, 3).mean(1))
     assert paired.p == pytest.approx(expected.pvalue)
     assert math.isnan(interval([0.0, 1.0], np.zeros(2, int)).ci95), "one user tells nothing of others"
@@ -36,9 +36,9 @@ def test_tasks_of_the_same_subjects_count_as_one_each():
 def test_intervals_over_subjects_of_unequal_numbers_of_tasks_cover_the_truth():
     random, hits, naive = np.random.default_rng(0), 0, 0
     for _ in range(400):
-        subjects = random.integers(40, size=100)
-        values = list(random.normal(size=40)[subjects] + 0.3 * random.normal(size=100))
-        hits += abs(interval(values, subjects).mean) < interval(values, subjects).ci95
+        units = random.integers(40, size=100)
+        values = list(random.normal(size=40)[units] + 0.3 * random.normal(size=100))
+        hits += abs(interval(values, units).mean) < interval(values, units).ci95
         naive += abs(interval(values).mean) < interval(values).ci95
     assert 0.91 < hits / 400 < 0.98
     assert naive / 400 < 0.85

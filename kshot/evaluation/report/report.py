@@ -11,6 +11,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from kshot.evaluation.intervals import count_of
 from kshot.evaluation.per_task import write
 from kshot.evaluation.report.conclusion import conclude
 from kshot.evaluation.report.formatting import better, capitalize, format_figure, format_sample, plural, read_figure
@@ -80,8 +81,8 @@ def _html(report: dict[str, Any], events: Sequence[Mapping[str, Any]], figures: 
         sample = plural(val.num_tasks, "task") + (f", round {number}" if number else "")
         notes.append(f"The validation figure is {format_figure(val)} ({sample}).")
     if any(notes):
-        subjects = protocol.get("test_subjects")
-        unit = f"the {plural(subjects, 'subject')} of the tasks" if subjects else "tasks"
+        units = protocol.get("test_units")
+        unit = f"the {count_of(units, protocol.get('unit') or 'unit')} of the tasks" if units else "tasks"
         notes.append(f"Figures are means with 95 % intervals over {'seeds' if report.get('seeds') else unit}.")
     conclusion = conclude(report)
     pictures = {name: picture(name, figures[name]) for name in ordered}

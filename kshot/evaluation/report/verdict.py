@@ -102,11 +102,12 @@ def verdict(
     if paired and name in paired:
         difference, p = read_figure(paired, name), paired[name].get("p_holm")
         significant, conclusive = p is not None and p < LEVEL, math.isfinite(difference.ci95)
-        where = f" on the same {difference.num_tasks} tasks"
+        where = f" on the same {difference.sample}"
     else:
         reach = learner.ci95 + baseline.ci95
         difference = Interval(learner.mean - baseline.mean, reach, min(learner.num_tasks, baseline.num_tasks))
-        significant, conclusive, where = abs(difference.mean) > reach, math.isfinite(reach), ""
+        significant = learner.low > baseline.high or learner.high < baseline.low
+        conclusive, where = math.isfinite(reach), ""
     names = ", ".join(each.replace("_", " ") for each in missing)
     rest = f" Not compared, because they gave no figure: {names}." if names else ""
     if not conclusive:
