@@ -73,6 +73,24 @@ def early(learner: Learner) -> Learner:
     return learner
 
 
+def fitted(learner: Learner) -> Learner:
+    """A learner fitted in closed form to lines of random slopes."""
+    kshot.training.fit_closed_form(learner, Lines())
+    return learner
+
+
+class Lines(kshot.TaskSource):
+    """The regression tasks of `kshot.testing.make_task`."""
+
+    objective, seed = objectives.mse, 0
+
+    def task(self, split: str, index: int) -> Task:
+        return testing.make_task(objectives.mse, 5, 2, seed=1000 + index)
+
+    def num_tasks(self, split: str) -> int:
+        return 12
+
+
 ZOO = {
     "maml": Row(lambda ways: kshot.maml(small_conv(ways), inner_lr=0.2, steps=2)),
     "maml, running BatchNorm": Row(lambda ways: kshot.maml(small_conv(ways), inner_lr=0.2, batchnorm="running")),
@@ -157,6 +175,19 @@ ZOO = {
     "fold-in": Row(
         lambda ways: kshot.learners.alpaca(wave(outputs=4), features=4, prior=1.0, noise=0.1),
     ),
+    "partial pooling": Row(lambda ways: kshot.learners.partial_pooling(1, 1, knots=2, noise=0.1)),
+    "partial pooling, an embedding": Row(
+        lambda ways: kshot.learners.partial_pooling(
+            4, 1, knots=0, noise=0.1, objective=objectives.mse, embedding=wave(outputs=4)
+        )
+    ),
+    "partial pooling, classes": Row(
+        lambda ways: kshot.learners.partial_pooling(
+            16, ways, knots=0, objective=objectives.shared_classification, embedding=small_conv(None, norm=False)
+        )
+    ),
+    "partial pooling, fitted": Row(lambda ways: fitted(kshot.learners.partial_pooling(1, 1, knots=2))),
+    "boosted residual": Row(lambda ways: fitted(kshot.learners.boosted_residual(1, 1, knots=2, trees=5))),
     "melu": Row(
         lambda ways: kshot.learners.melu(wave(), inner_lr=0.05, steps=2, decision="2.*", objective=objectives.mse),
     ),

@@ -38,12 +38,12 @@ from kshot.evaluation.report.report import to_json, write_report
 from kshot.evaluation.report.verdict import best_baseline
 from kshot.evaluation.target import Target
 from kshot.learner import Learner
-from kshot.learners.heads.head_learner import FeatureStatistics, HeadLearner
 from kshot.tasks.read_log import during, watched
 from kshot.tasks.source import TaskSource
 from kshot.training.checkpoint import Checkpoints
 from kshot.training.fit import OuterLoop, Progress, Settings
-from kshot.training.pretrain import finish_pretraining, fit_feature_statistics, pretraining_loop
+from kshot.training.closed_form import fit_closed_form
+from kshot.training.pretrain import finish_pretraining, pretraining_loop
 
 
 def run(spec: Spec, out: Path, *, resume: bool = False, console: Console | None = None) -> dict[str, Any]:
@@ -85,9 +85,7 @@ def _run(spec: Spec, out: Path, target: Target, display: Display, resume: bool) 
         pretrain_seconds = _pretrain(spec, model, source, folder, experience, display)
         pretrained = copy.deepcopy(model)
     learner = build_learner(spec, model, shapes).to(device)
-    if isinstance(learner, HeadLearner) and isinstance(learner.head, FeatureStatistics):
-        with during(source, "pretraining"):
-            fit_feature_statistics(learner, source)
+    fit_closed_form(learner, source)
     budget = Budget(**spec.budget.model_dump())
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_folder() / "compiled"))  # kept between processes
     result = run_until(
