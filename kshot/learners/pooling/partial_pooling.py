@@ -18,6 +18,7 @@ from kshot.inner.functional import Function
 from kshot.inner.precision import at_least_float32, widest_float
 from kshot.learner import evaluation_mode
 from kshot.learners.pooling.basis import Basis
+from kshot.learners.pooling.boosting import Boosting
 from kshot.learners.pooling.empirical_bayes import NORMAL, Penalties, Training, fit_classes, fit_numbers, without_deviations
 from kshot.learners.pooling.fitted import FittedToTraining
 from kshot.learners.pooling.posterior import logistic_posterior, posterior
@@ -45,7 +46,7 @@ class PartialPooling(FittedToTraining):
         objective: Objective,
         *,
         embedding: nn.Module | None,
-        extra: nn.Module | None = None,
+        boosting: Boosting | None = None,
         knots: int,
         penalties: Penalties,
         prior: float,
@@ -62,9 +63,9 @@ class PartialPooling(FittedToTraining):
         self.logistic = objective.predicts in ("classes", "labels")
         self.mirrored = objective.predicts == "classes" and outputs == 2  # the logit of the first class is the negative
         self.columns, outputs = outputs, 1 if self.mirrored else outputs
-        self.embedding, self.extra = embedding, extra
+        self.embedding, self.boosting = embedding, boosting
         self.function = None if embedding is None else Function(embedding, "running")
-        self.free = 0 if extra is None else outputs
+        self.free = 0 if boosting is None else outputs
         self.basis = Basis(inputs + self.free, outputs, knots=knots)
         size, (P, D) = (outputs,), (self.basis.mean_size, self.basis.slope_size)
         # Estimates in closed form are buffers; parameters are steps from them, in units of their uncertainty.
@@ -101,7 +102,7 @@ class PartialPooling(FittedToTraining):
             data = data.only(torch.cat([batch.weight for batch in rows]).cpu() > 0)
             if len(data.group_N.unique()) < 2:
                 raise ValueError("partial pooling is fitted to the differences of groups: it needs two training groups")
-            if self.extra is not None:
+            if self.boosting is not None:
                 data = data._replace(x_NF=torch.cat([data.x_NF, self._fit_boosting(data)], 1))
             double = Basis(self.basis.inputs, len(self.coefficients), knots=self.basis.knots).double()
             double.measure(data.x_NF, data.group_N)
@@ -120,14 +121,17 @@ class PartialPooling(FittedToTraining):
             self.fitted.fill_(1.0)
 
     def _fit_boosting(self, data: Training) -> Tensor:
-        import os
-        mode = os.environ.get("BMODE", "A")
+        """Fit the trees to what is left without the groups' deviations, and return predictions (N, K) for other groups.
+
+        Labels are boosted as they are, since their deviations are in the logits.
+        """
+        assert self.boosting is not None
         target_NK = data.target_NK
-        if mode != "A" and not self.logistic:
+        if not self.logistic:
             plain = Basis(self.inputs, len(self.coefficients), knots=self.basis.knots).double()
             plain.measure(data.x_NF, data.group_N)
-            target_NK = without_deviations(data, plain, self.penalties, mean=mode == "C")
-        return self.extra.fit(data.x_NF, target_NK, data.group_N, logistic=self.logistic)
+            target_NK = without_deviations(data, plain, self.penalties)
+        return self.boosting.fit(data.x_NF, target_NK, data.group_N, logistic=self.logistic)
 
     def _adapt(self, support: Batch) -> Tree:
         mean_KN, slope_KND = self._shared(support.inputs)
@@ -176,8 +180,8 @@ class PartialPooling(FittedToTraining):
     def _shared(self, inputs: Tree) -> tuple[Tensor, Tensor]:
         """What groups share (K, n), and the features of their deviations (K, n, D), in the widest type."""
         x_nF = self._inputs(inputs)
-        if self.extra is not None:
-            x_nF = torch.cat([x_nF, self.extra(x_nF)], 1)
+        if self.boosting is not None:
+            x_nF = torch.cat([x_nF, self.boosting(x_nF)], 1)
         wide = widest_float(x_nF.device)
         u_nF = self.basis.standardised(x_nF.to(wide)).to(wide)
         mean_nP = self.basis.mean(u_nF)
@@ -226,9 +230,61 @@ def partial_pooling(
     objective: Objective = objectives.gaussian,
     embedding: Embedding | None = None,
 ) -> PartialPooling:
-    r"""Bayesian partial pooling"""
-    penalties = Penalties(slope_penalty, correlation_penalty)
+    r"""Bayesian partial pooling: random intercepts and slopes around what groups share, by empirical Bayes.
+
+    $$ y = \beta^\top z(x) + u^\top \phi(x) + \epsilon, \qquad u \sim N(0, s \Sigma), \quad
+       \epsilon \sim N(0, s \sigma^2), \quad 1 / s \sim \mathrm{Gamma}(\nu / 2, \nu / 2) $$
+
+    $z$ are inputs and piecewise linear functions of them, $\phi$ the same and the prediction that groups share, so that a
+    group deviates in its level, its slopes, its curves, and in how strongly it follows the others (see `Basis`). Adapting is
+    the posterior of $u$ in closed form; $s$, by which groups differ in their scale, widens or narrows the predictive
+    distribution. Classes have a logit each, $P(y_k = 1) = \mathrm{sigmoid}(\beta_k^\top z + u_k^\top \phi)$, with the
+    normal approximation at the posterior's mode; the probabilities are scaled to sum to 1, which changes nothing for two.
+
+    $\beta$, the full covariance $\Sigma$, $\sigma^2$ and $\nu$ are estimated from the training groups by
+    `training.fit_closed_form(learner, source)`, which `training.fit` calls first: restricted maximum likelihood with priors
+    under which the variance of slopes that do not differ between groups vanishes, so that a few dozen groups suffice.
+    Meta-training then takes steps from the estimates, in units of their uncertainty.
+
+    Args:
+        inputs: size of an input, flattened; with an embedding, of its output.
+        outputs: size of a target, or number of classes. Each has parameters of its own.
+        knots: number of knots of the piecewise linear function of each input with many values; 0 for linear features.
+            With more than 24 inputs groups deviate in linear features only.
+        slope_penalty: rate of the exponential prior of the standard deviations of slopes, in units of the targets' standard
+            deviation; 0 for none.
+        correlation_penalty: precision of the normal prior that pulls correlations of $\Sigma$ to 0; 0 for none.
+        prior, noise: standard deviations of $u$ and $\sigma^2$ before they are estimated.
+        steps: number of steps to the posterior's mode, for classes.
+        objective: `gaussian`, with predictions `{"mean": (m, K), "std": (m, K)}`; a regression; `shared_classification` or
+            `multilabel`, with logits (m, K). The method `distribution` gives mean and variance for each of them.
+        embedding: any module that maps inputs to rows (n, inputs), such as a pretrained one; it is trained too.
+
+    Returns:
+        A learner for any number of shots. It solves as many equations as there are support rows or features, whichever is
+        less.
+
+    Raises:
+        ValueError: an objective of task-specific classes; fewer than two training groups.
+
+    Example:
+        >>> learner = partial_pooling(1, 1)
+        >>> kshot.training.fit_closed_form(learner, kshot.sources.sinusoids())
+        True
+        >>> state = learner.adapt(Batch.of(torch.zeros(3, 1), torch.full((3, 1), 2.0)))
+        >>> prediction = learner.predict(state, torch.zeros(1, 1))
+        >>> bool((prediction["mean"] - 2).abs() < prediction["std"])
+        True
+
+    References:
+        Gelman, Hill: Data Analysis Using Regression and Multilevel/Hierarchical Models, 2007; Laird, Ware: Random-Effects
+        Models for Longitudinal Data, Biometrics 38, 1982. As meta-learning: Harrison, Sharma, Pavone, arXiv:1807.08912.
+
+    Deviations:
+        `alpaca` learns a diagonal prior by gradient steps, and has an intercept for the choice of rated items. The priors of
+        the variances, and $m(x)$ as a feature of deviations, are new.
+    """
     return PartialPooling(
-        inputs, outputs, objective, embedding=embedding, knots=knots, penalties=penalties, prior=prior, noise=noise,
-        steps=steps,
+        inputs, outputs, objective, embedding=embedding, knots=knots, prior=prior, noise=noise, steps=steps,
+        penalties=Penalties(slope_penalty, correlation_penalty),
     )  # fmt: skip
