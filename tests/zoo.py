@@ -189,7 +189,12 @@ ZOO = {
     ),
     "partial pooling, classes": Row(
         lambda ways: kshot.learners.partial_pooling(
-            16, ways, knots=0, steps=3, objective=objectives.shared_classification, embedding=small_conv(None, norm=False)
+            16,
+            ways,
+            knots=0,
+            steps=3,
+            objective=objectives.shared_classification,
+            embedding=small_conv(None, norm=False),
         )
     ),
     "partial pooling, fitted": Row(lambda ways: copy.deepcopy(fitted(kshot.learners.partial_pooling))),

@@ -41,8 +41,8 @@ from kshot.learner import Learner
 from kshot.tasks.read_log import during, watched
 from kshot.tasks.source import TaskSource
 from kshot.training.checkpoint import Checkpoints
-from kshot.training.fit import OuterLoop, Progress, Settings
 from kshot.training.closed_form import fit_closed_form
+from kshot.training.fit import OuterLoop, Progress, Settings
 from kshot.training.pretrain import finish_pretraining, pretraining_loop
 
 

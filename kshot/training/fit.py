@@ -232,8 +232,8 @@ def fit(
 ) -> list[float]:
     r"""Meta-train a learner, in place: Adam on $\frac1T \sum_t L_{\text{query}}(\theta)$.
 
-    The learner is in evaluation mode afterwards, so that `predict` uses no dropout. A learner that is first fitted to the
-    training split in closed form, such as `partial_pooling`, is so unless it was (see `fit_closed_form`).
+    The learner is in evaluation mode afterwards, so that `predict` uses no dropout. A learner that is first fitted to
+    the training split in closed form, such as `partial_pooling`, is so unless it was (see `fit_closed_form`).
 
     Args:
         learner: the learner to train.

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from kshot.annotations import PositiveFloat, PositiveInt
 from kshot.argument_checks import check_arguments
+from kshot.learner import evaluation_mode
 from kshot.learners.heads.distances import cosine
 from kshot.objectives.outputs import the_tensor
 from kshot.tasks.read_log import during

@@ -79,7 +79,9 @@ def test_the_mode_of_a_logistic_posterior_is_that_of_scikit_learn():
     feat, label = torch.randn(12, 3).double(), (torch.arange(12) % 3 == 0).double()
     peer = LogisticRegression(C=4.0, fit_intercept=False, tol=1e-10, max_iter=10_000).fit(feat, label)
     root = 2.0 * torch.eye(3).double()
-    mean, covariance = logistic_posterior(feat, label, torch.zeros(12).double(), torch.ones(12).double(), root, steps=500)
+    mean, covariance = logistic_posterior(
+        feat, label, torch.zeros(12).double(), torch.ones(12).double(), root, steps=500
+    )
     np.testing.assert_allclose(mean, peer.coef_[0], rtol=1e-5)
     probability = torch.from_numpy(peer.predict_proba(feat)[:, 1])
     hessian = feat.mT @ (feat * (probability * (1 - probability))[:, None]) + torch.eye(3) / 4
@@ -171,7 +173,11 @@ def test_classes_shared_by_groups_are_pooled(factory):
         assert torch.allclose(made.exp().sum(1), torch.ones(12), atol=1e-5)
         query = Batch.of(inputs[8:], targets[8:])
         of_truth = torch.from_numpy(logit[rows][8:, None] * [[-0.5, 0.5]]).float()
-        for name, logits in {"learner": made, "truth": of_truth, "shared": inputs[8:] * torch.tensor([-0.4, 0.4])}.items():
+        for name, logits in {
+            "learner": made,
+            "truth": of_truth,
+            "shared": inputs[8:] * torch.tensor([-0.4, 0.4]),
+        }.items():
             losses[name].append(float(learner.objective.loss(logits, query)))
     means = {name: np.mean(values) for name, values in losses.items()}
     assert means["truth"] < means["learner"] < 0.5 * (means["truth"] + means["shared"])
@@ -207,5 +213,7 @@ def test_constant_inputs_and_targets_give_finite_predictions(constant):
     for factory in (kshot.learners.partial_pooling, kshot.learners.boosted_residual):
         learner = factory(1, 1)
         kshot.training.fit_closed_form(learner, source(group, x, y))
-        made = learner.predict(learner.adapt(Batch.of(torch.full((1, 1), 3.0), torch.full((1, 1), 5.0))), torch.zeros(4, 1))
+        made = learner.predict(
+            learner.adapt(Batch.of(torch.full((1, 1), 3.0), torch.full((1, 1), 5.0))), torch.zeros(4, 1)
+        )
         assert all(bool(leaf.isfinite().all()) for leaf in made.values())

@@ -17,9 +17,10 @@ class Basis(nn.Module):
 
     $$ z(x) = (1, x, h(x)), \qquad \phi(x) = (1, m(x), x, h(x)), \qquad h(x)_{fj} = (x_f - t_{fj})_+ $$
 
-    with inputs centred and scaled, and $m(x)$, an estimate of what groups share (`follow`), centred and scaled too: a group
-    may differ in how strongly it follows the others. The knots $t$ are quantiles. An input has knots if it has many values, and a group
-    deviates in it if it varies within groups. Until `measure` is called no input has knots, and all vary.
+    with inputs centred and scaled, and $m(x)$, an estimate of what groups share (`follow`), centred and scaled too: a
+    group may differ in how strongly it follows the others. The knots $t$ are quantiles. An input has knots if it has
+    many values, and a group deviates in it if it varies within groups. Until `measure` is called no input has knots,
+    and all vary.
 
     Args:
         inputs: F.

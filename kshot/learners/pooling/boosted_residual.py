@@ -34,8 +34,8 @@ def boosted_residual(
     $$ y = \beta_1 b(x) + \beta^\top z(x) + u^\top \phi(x) + \epsilon, \qquad u \sim N(0, s \Sigma) $$
 
     It is `partial_pooling` with the prediction $b(x)$ of scikit-learn's histogram boosting as one more input, whose
-    coefficient is not shrunk: a group deviates in its level, in how strongly it follows the trees, and in its slopes. The
-    trees are fitted to the training rows without the estimated deviations of their groups; $\beta$ and $\Sigma$ are
+    coefficient is not shrunk: a group deviates in its level, in how strongly it follows the trees, and in its slopes.
+    The trees are fitted to the training rows without the estimated deviations of their groups; $\beta$ and $\Sigma$ are
     estimated from predictions for each group by trees fitted to other groups, so that trees that fit their own rows too
     closely are trusted as much as they deserve. Trees are stored with the learner's weights, and evaluated by PyTorch.
 
@@ -49,7 +49,8 @@ def boosted_residual(
         knots, slope_penalty, correlation_penalty, prior, noise, steps, objective: as in `partial_pooling`.
 
     Returns:
-        A learner for any number of shots; $b$ is 0 until `training.fit_closed_form(learner, source)` fits the trees, which
+        A learner for any number of shots; $b$ is 0 until `training.fit_closed_form(learner, source)` fits the trees,
+        which
         `training.fit` calls first.
 
     Raises:
@@ -65,12 +66,13 @@ def boosted_residual(
 
     References:
         Ke et al.: LightGBM, NeurIPS 2017 (histogram boosting, as in scikit-learn); Hajjem, Bellavance, Larocque:
-        Mixed-effects random forest for clustered data, Journal of Statistical Computation and Simulation 84, 2014 (trees
-        fitted without the groups' deviations); Sigrist: Gaussian Process Boosting, JMLR 23, 2022, arXiv:2004.02653.
+        Mixed-effects random forest for clustered data, Journal of Statistical Computation and Simulation 84, 2014
+        (trees fitted without the groups' deviations); Sigrist: Gaussian Process Boosting, JMLR 23, 2022,
+        arXiv:2004.02653.
 
     Deviations:
-        Deviations are estimated once before boosting, where the papers alternate; slopes, and coefficients from predictions
-        for other groups, are new.
+        Deviations are estimated once before boosting, where the papers alternate; slopes, and coefficients from
+        predictions for other groups, are new.
     """
     columns = 1 if objective.predicts == "classes" and outputs == 2 else outputs
     boosting = Boosting(columns, trees=trees, leaves=leaves, depth=depth, rate=rate)

@@ -19,7 +19,8 @@ L2 = 1.0
 class Boosting(nn.Module):
     r"""A sum of regression trees for each output, $b_k(x) = b_{k0} + \sum_t \nu \, v_{kt}(\text{leaf}_{kt}(x))$.
 
-    The trees are buffers of fixed sizes, with trees and nodes that are not used at 0, so that checkpoints hold them. Until
+    The trees are buffers of fixed sizes, with trees and nodes that are not used at 0, so that checkpoints hold them.
+    Until
     `fit` is called all predictions are 0. Rows with a missing value (NaN) go where scikit-learn sends them.
 
     Args:
@@ -82,7 +83,9 @@ class Boosting(nn.Module):
             self._store(output, self._model(best[1], logistic).fit(x, target))
         return torch.stack(found, 1)
 
-    def _out_of_fold(self, x: np.ndarray, target: np.ndarray, folds: np.ndarray, leaves: int, logistic: bool) -> np.ndarray:
+    def _out_of_fold(
+        self, x: np.ndarray, target: np.ndarray, folds: np.ndarray, leaves: int, logistic: bool
+    ) -> np.ndarray:
         made = np.zeros(len(x))
         for fold in range(folds.max() + 1):
             held = folds == fold

@@ -24,6 +24,9 @@ from kshot.learners.pooling.variance_components import (
 
 NUM_LINEARISATIONS = 5
 STEPS_A_LINEARISATION = 25
+NUM_RESCALINGS = 3
+HARDLY_DIFFERENT = 48.0
+"""Degrees of freedom from which groups hardly differ in their scale."""
 
 
 class Training(NamedTuple):
@@ -47,8 +50,10 @@ class Penalties(NamedTuple):
 
 
 class Fits(NamedTuple):
-    """Estimates of all outputs: coefficients and their uncertainty (K, P), roots (K, D, D), logarithms of the noise and of
-    the degrees of freedom (K,)."""
+    """Estimates of all outputs.
+
+    Coefficients and their uncertainty (K, P), roots (K, D, D), logarithms of noise and degrees of freedom (K,).
+    """
 
     coefficients: Tensor
     uncertainty: Tensor
@@ -58,14 +63,27 @@ class Fits(NamedTuple):
 
 
 def fit_numbers(data: Training, basis: Basis, penalties: Penalties, free: int) -> Fits:
-    """Estimates for numbers; sets what groups follow in the basis."""
+    """Estimates for numbers; sets what groups follow in the basis.
+
+    Where groups differ in their scale, the fit is repeated with each divided by the estimate of its own (expectation
+    maximisation of a Student distribution), so that a few wild groups do not decide how much all others may deviate.
+    """
     problem, found = Problem(data, basis, free), []
     for output, target_N in enumerate(data.target_NK.mT):
         weight_N = torch.ones_like(target_N)
         fit = problem.fit(output, target_N, weight_N, penalties)
         if problem.follow(output, fit.coefficients_P):
             fit = problem.fit(output, target_N, weight_N, penalties, start=fit.search.with_feature(1))
-        found.append((*problem.spread(output, fit), *problem.scales(output, target_N, weight_N, fit)))
+        scales = problem.scales(output, target_N, weight_N, fit)
+        for _ in range(NUM_RESCALINGS):
+            if scales.freedom >= HARDLY_DIFFERENT:
+                break
+            options = {"precision_N": scales.precision_G[data.group_N], "start": fit.search}
+            fit = problem.fit(output, target_N, weight_N, penalties, **options)
+            scales = problem.scales(output, target_N, weight_N, fit)
+        log_scales = fit.noise.log() + math.log(scales.factor), torch.tensor(scales.freedom, dtype=torch.float64).log()
+        coefficients_P, uncertainty_P, root_DD = problem.spread(output, fit)
+        found.append((coefficients_P, uncertainty_P, math.sqrt(scales.factor) * root_DD, *log_scales))
     return Fits(*(torch.stack(each) for each in zip(*found)))
 
 
@@ -106,6 +124,14 @@ def without_deviations(data: Training, basis: Basis, penalties: Penalties, mean:
     return torch.stack(columns, 1)
 
 
+class Scales(NamedTuple):
+    """The results of `student_scales`, and the inverse (G,) of each group's factor of variances."""
+
+    freedom: float
+    factor: float
+    precision_G: Tensor
+
+
 class Problem:
     """The rows of a fit, with those features only that are not 0 in all of them."""
 
@@ -133,9 +159,13 @@ class Problem:
         noise: float | None = None,
         steps: int = STEPS,
         start: Search | None = None,
+        precision_N: Tensor | None = None,
     ) -> Components:
-        """The variance components of an output."""
-        rows = GroupedRows(self.mean_NP, self.slope(output)[0], target_N, weight_N, self.group_N, self.block_P)
+        """The variance components of an output; `precision_N` divides all variances of a row's group."""
+        mean_NP = self.mean_NP
+        if precision_N is not None:
+            mean_NP, target_N = precision_N.sqrt()[:, None] * mean_NP, precision_N.sqrt() * target_N
+        rows = GroupedRows(mean_NP, self.slope(output)[0], target_N, weight_N, self.group_N, self.block_P)
         options = {"slope_penalty": penalties.slope, "correlation_penalty": penalties.correlation}
         return fit_components(rows, **options, noise=noise, steps=steps, start=start)
 
@@ -170,8 +200,8 @@ class Problem:
         root_DD[in_slope_D.nonzero(), in_slope_D.nonzero()[:, 0]] = fit.root_DD
         return coefficients_P, uncertainty_P, root_DD
 
-    def scales(self, output: int, target_N: Tensor, weight_N: Tensor, fit: Components) -> tuple[Tensor, Tensor]:
-        """Logarithms of the noise and of the degrees of freedom, by which groups differ in their scale."""
+    def scales(self, output: int, target_N: Tensor, weight_N: Tensor, fit: Components) -> Scales:
+        """How groups differ in their scale."""
         fitted_N = self.predict(output, target_N, weight_N, fit)
         shared_N = self.mean_NP @ fit.coefficients_P
         # residual' V^-1 residual of a group, since V^-1 residual is W (y - fitted) / noise
@@ -179,7 +209,7 @@ class Problem:
         count_G = torch.bincount(self.group_N).double()
         square_G = torch.zeros_like(count_G).index_add(0, self.group_N, row_N)
         freedom, factor = student_scales(square_G, count_G)
-        return fit.noise.log() + math.log(factor), torch.tensor(freedom, dtype=torch.float64).log()
+        return Scales(freedom, factor, (freedom + count_G) / (freedom + square_G / factor))
 
     def _rows_of_groups(self) -> Iterable[Tensor]:
         return self.group_N.argsort(stable=True).split(torch.bincount(self.group_N).tolist())
@@ -192,7 +222,7 @@ FACTORS = tuple(2.0 ** (step / 8) for step in range(-16, 9))
 
 
 def student_scales(square_G: Tensor, count_G: Tensor) -> tuple[float, float]:
-    r"""Degrees of freedom $\nu$ and a factor $c$ of the variances, of greatest likelihood on a grid, for groups of $n$ rows:
+    r"""Degrees of freedom $\nu$ and a factor $c$ of the variances, of greatest likelihood on a grid:
 
     $$ \log p = \log \Gamma\bigl(\tfrac{\nu + n}{2}\bigr) - \log \Gamma\bigl(\tfrac\nu2\bigr)
        - \tfrac n2 \log (\nu c) - \tfrac{\nu + n}{2} \log\bigl(1 + \tfrac{q}{\nu c}\bigr), \qquad q = r^\top V^{-1} r $$

@@ -19,7 +19,14 @@ from kshot.inner.precision import at_least_float32, widest_float
 from kshot.learner import evaluation_mode
 from kshot.learners.pooling.basis import Basis
 from kshot.learners.pooling.boosting import Boosting
-from kshot.learners.pooling.empirical_bayes import NORMAL, Penalties, Training, fit_classes, fit_numbers, without_deviations
+from kshot.learners.pooling.empirical_bayes import (
+    NORMAL,
+    Penalties,
+    Training,
+    fit_classes,
+    fit_numbers,
+    without_deviations,
+)
 from kshot.learners.pooling.fitted import FittedToTraining
 from kshot.learners.pooling.posterior import logistic_posterior, posterior
 from kshot.objectives import Objective
@@ -79,7 +86,9 @@ class PartialPooling(FittedToTraining):
         self.log_scale_step = nn.Parameter(torch.zeros(outputs, D))
         self.mixing_step = nn.Parameter(torch.zeros(outputs, D, D))
         self.log_noise = nn.Parameter(torch.full(size, float(noise)).log(), requires_grad=not self.logistic)
-        self.log_freedom = nn.Parameter(torch.full(size, NORMAL).log(), requires_grad=objective.predicts == "distribution")
+        self.log_freedom = nn.Parameter(
+            torch.full(size, NORMAL).log(), requires_grad=objective.predicts == "distribution"
+        )
 
     coefficients: Tensor
     coefficient_unit: Tensor
@@ -139,9 +148,7 @@ class PartialPooling(FittedToTraining):
         target_KN, weight_N = self._targets(support).mT.to(wide), support.weight.to(wide)
         weight_KN, state = weight_N.expand_as(target_KN), {}
         if self.logistic:
-            mean, covariance = logistic_posterior(
-                slope_KND, target_KN, mean_KN, weight_KN, root_KDD, steps=self.steps
-            )
+            mean, covariance = logistic_posterior(slope_KND, target_KN, mean_KN, weight_KN, root_KDD, steps=self.steps)
         else:
             noise_K = self.log_noise.to(wide).exp()
             residual_KN = target_KN - mean_KN
@@ -235,34 +242,35 @@ def partial_pooling(
     $$ y = \beta^\top z(x) + u^\top \phi(x) + \epsilon, \qquad u \sim N(0, s \Sigma), \quad
        \epsilon \sim N(0, s \sigma^2), \quad 1 / s \sim \mathrm{Gamma}(\nu / 2, \nu / 2) $$
 
-    $z$ are inputs and piecewise linear functions of them, $\phi$ the same and the prediction that groups share, so that a
-    group deviates in its level, its slopes, its curves, and in how strongly it follows the others (see `Basis`). Adapting is
-    the posterior of $u$ in closed form; $s$, by which groups differ in their scale, widens or narrows the predictive
-    distribution. Classes have a logit each, $P(y_k = 1) = \mathrm{sigmoid}(\beta_k^\top z + u_k^\top \phi)$, with the
-    normal approximation at the posterior's mode; the probabilities are scaled to sum to 1, which changes nothing for two.
+    $z$ are inputs and piecewise linear functions of them, $\phi$ the same and the prediction that groups share, so
+    that a group deviates in its level, its slopes, its curves, and in how strongly it follows the others (see
+    `Basis`). Adapting is the posterior of $u$ in closed form; $s$, by which groups differ in their scale, widens or
+    narrows the predictive distribution. Classes have a logit each, $P(y_k = 1) = \mathrm{sigmoid}(\beta_k^\top z +
+    u_k^\top \phi)$, with the normal approximation at the posterior's mode; the probabilities are scaled to sum to 1,
+    which changes nothing for two.
 
     $\beta$, the full covariance $\Sigma$, $\sigma^2$ and $\nu$ are estimated from the training groups by
-    `training.fit_closed_form(learner, source)`, which `training.fit` calls first: restricted maximum likelihood with priors
-    under which the variance of slopes that do not differ between groups vanishes, so that a few dozen groups suffice.
-    Meta-training then takes steps from the estimates, in units of their uncertainty.
+    `training.fit_closed_form(learner, source)`, which `training.fit` calls first: restricted maximum likelihood with
+    priors under which the variance of slopes that do not differ between groups vanishes, so that a few dozen groups
+    suffice. Meta-training then takes steps from the estimates, in units of their uncertainty.
 
     Args:
         inputs: size of an input, flattened; with an embedding, of its output.
         outputs: size of a target, or number of classes. Each has parameters of its own.
         knots: number of knots of the piecewise linear function of each input with many values; 0 for linear features.
             With more than 24 inputs groups deviate in linear features only.
-        slope_penalty: rate of the exponential prior of the standard deviations of slopes, in units of the targets' standard
-            deviation; 0 for none.
+        slope_penalty: rate of the exponential prior of the standard deviations of slopes, in units of the
+            targets' standard deviation; 0 for none.
         correlation_penalty: precision of the normal prior that pulls correlations of $\Sigma$ to 0; 0 for none.
         prior, noise: standard deviations of $u$ and $\sigma^2$ before they are estimated.
         steps: number of steps to the posterior's mode, for classes.
-        objective: `gaussian`, with predictions `{"mean": (m, K), "std": (m, K)}`; a regression; `shared_classification` or
-            `multilabel`, with logits (m, K). The method `distribution` gives mean and variance for each of them.
+        objective: `gaussian`, with predictions `{"mean": (m, K), "std": (m, K)}`; a regression;
+            `shared_classification` or `multilabel`, with logits (m, K). The method `distribution` gives mean and variance for each of them.
         embedding: any module that maps inputs to rows (n, inputs), such as a pretrained one; it is trained too.
 
     Returns:
-        A learner for any number of shots. It solves as many equations as there are support rows or features, whichever is
-        less.
+        A learner for any number of shots. It solves as many equations as there are support rows or features,
+        whichever is less.
 
     Raises:
         ValueError: an objective of task-specific classes; fewer than two training groups.
@@ -277,12 +285,13 @@ def partial_pooling(
         True
 
     References:
-        Gelman, Hill: Data Analysis Using Regression and Multilevel/Hierarchical Models, 2007; Laird, Ware: Random-Effects
-        Models for Longitudinal Data, Biometrics 38, 1982. As meta-learning: Harrison, Sharma, Pavone, arXiv:1807.08912.
+        Gelman, Hill: Data Analysis Using Regression and Multilevel/Hierarchical Models, 2007; Laird, Ware:
+        Random-Effects Models for Longitudinal Data, Biometrics 38, 1982. As meta-learning: Harrison, Sharma, Pavone,
+        arXiv:1807.08912.
 
     Deviations:
-        `alpaca` learns a diagonal prior by gradient steps, and has an intercept for the choice of rated items. The priors of
-        the variances, and $m(x)$ as a feature of deviations, are new.
+        `alpaca` learns a diagonal prior by gradient steps, and has an intercept for the choice of rated items. The
+        priors of the variances, and $m(x)$ as a feature of deviations, are new.
     """
     return PartialPooling(
         inputs, outputs, objective, embedding=embedding, knots=knots, prior=prior, noise=noise, steps=steps,

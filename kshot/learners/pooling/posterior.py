@@ -49,7 +49,9 @@ def posterior(
 def logistic_posterior(
     feat_ND: Tensor, label_N: Tensor, offset_N: Tensor, weight_N: Tensor, root_DD: Tensor, *, steps: int
 ) -> tuple[Tensor, Tensor]:
-    r"""The normal approximation at the mode of $u \sim N(0, L L^\top)$ given $P(y_i = 1) = \mathrm{sigmoid}(o_i + u^\top f_i)$.
+    r"""The normal approximation at the mode of the posterior of a logistic regression.
+
+    $$ u \sim N(0, L L^\top), \qquad P(y_i = 1) = \mathrm{sigmoid}(o_i + u^\top f_i) $$
 
     Each step is the posterior of a normal regression,
 

@@ -3,8 +3,8 @@ r"""Restricted maximum likelihood of a linear mixed model: what groups share, ho
 $$ y_g = Z_g \beta + \Phi_g u_g + \epsilon_g, \qquad \beta \sim N(0, \mathrm{diag}(\tau^2)), \quad
    u_g \sim N(0, \Sigma), \quad \epsilon_{gi} \sim N(0, \sigma^2 / w_{gi}) $$
 
-Everything is computed from sums over the rows of each group, so that a step of the optimiser costs the same for groups of
-any size.
+Everything is computed from sums over the rows of each group, so that a step of the optimiser costs the same for
+groups of any size.
 
 Shape legend: N rows, G groups, P features of the mean, D features of a group's deviation, B blocks of the mean.
 """
@@ -25,15 +25,15 @@ STEPS = 60
 
 
 class GroupedRows(NamedTuple):
-    """Rows of training groups.
+    r"""Rows of training groups.
 
     Attributes:
         mean_NP: $Z$, features of what groups share.
-        slope_ND: $\\Phi$, features of how a group deviates; the first is 1.
+        slope_ND: $\Phi$, features of how a group deviates; the first is 1.
         target_N: $y$.
         weight_N: $w > 0$.
         group_N: number of each row's group, int64.
-        block_P: block of each feature of the mean, int64; the features of a block have one $\\tau$.
+        block_P: block of each feature of the mean, int64; the features of a block have one $\tau$.
     """
 
     mean_NP: Tensor
@@ -45,15 +45,15 @@ class GroupedRows(NamedTuple):
 
 
 class Components(NamedTuple):
-    """Estimates.
+    r"""Estimates.
 
     Attributes:
-        coefficients_P: $E[\\beta \\mid y]$.
-        uncertainty_P: standard deviations of $\\beta \\mid y$.
-        root_DD: Cholesky root of $\\Sigma$.
-        noise: $\\sigma^2$, ().
-        spread_B: $\\tau$ of each block.
-        log_marginal: the log density of the targets, with $\\beta$ and $u$ integrated out, without the priors of the
+        coefficients_P: $E[\beta \mid y]$.
+        uncertainty_P: standard deviations of $\beta \mid y$.
+        root_DD: Cholesky root of $\Sigma$.
+        noise: $\sigma^2$, ().
+        spread_B: $\tau$ of each block.
+        log_marginal: the log density of the targets, with $\beta$ and $u$ integrated out, without the priors of the
             variances.
         search: what another fit can start from.
     """
@@ -68,7 +68,7 @@ class Components(NamedTuple):
 
 
 class Sums(NamedTuple):
-    """Sums over rows: of each group $\\Phi^\\top W \\Phi$ and $\\Phi^\\top W [Z, y]$, and of all $[Z, y]^\\top W [Z, y]$."""
+    """Sums over rows, with their weights: products of the features and targets, of each group or of all rows."""
 
     slope_GDD: Tensor
     cross_GDQ: Tensor
@@ -94,19 +94,17 @@ class Sums(NamedTuple):
 
 
 def covariance_root(log_scale_D: Tensor, mixing_DD: Tensor) -> Tensor:
-    r"""The Cholesky root $L = \mathrm{diag}(s) R$ of a covariance with standard deviations $s$ and correlations $R R^\top$.
+    r"""The Cholesky root $L = \mathrm{diag}(s) R$ of a covariance with deviations $s$ and correlations $R R^\top$.
 
-    The rows of $R$ are those of $I + \mathrm{tril}(X, -1)$ at unit length, so that all matrices $X$ give correlations, and
-    $X = 0$ gives none.
+    The rows of $R$ are those of $I + \mathrm{tril}(X, -1)$ at unit length, so that all matrices $X$ give
+    correlations, and $X = 0$ gives none.
     """
     lower_DD = mixing_DD.tril(-1) + torch.eye(mixing_DD.shape[-1], dtype=mixing_DD.dtype, device=mixing_DD.device)
     return log_scale_D.exp()[..., None] * lower_DD / lower_DD.square().sum(-1, keepdim=True).sqrt()
 
 
-def log_marginal(
-    sums: Sums, root_DD: Tensor, noise: Tensor, spread_P: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    r"""The log density of the targets (), with $\beta$ and $u$ integrated out, mean and deviations (P,) of $\beta \mid y$.
+def log_marginal(sums: Sums, root_DD: Tensor, noise: Tensor, spread_P: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    r"""The log marginal density of the targets (), and mean and standard deviations (P,) of $\beta \mid y$.
 
     With $V_g = \sigma^2 W_g^{-1} + \Phi_g \Sigma \Phi_g^\top$, $S = \sum_g [Z_g, y_g]^\top V_g^{-1} [Z_g, y_g]$ and
     $\Lambda = \mathrm{diag}(\tau^{-2}) + S_{zz}$:
@@ -188,7 +186,7 @@ class Search:
 
 
 LOG_LEAST, LOG_MOST, LOG_NOISE = math.log(1e-4), math.log(30.0), math.log(1e-5)
-"""Logarithms of the least and largest standard deviation, and of the least variance of the noise, in units of the targets' standard deviation."""
+"""Of the least and largest deviation, and the least variance of the noise; the targets' deviation is the unit."""
 
 
 def fit_components(
@@ -204,10 +202,10 @@ def fit_components(
 ) -> Components:
     r"""Estimate $\Sigma$, $\sigma^2$ and $\tau$ by restricted maximum likelihood with priors, and $\beta$ given them.
 
-    What is maximised is `log_marginal` minus $\lambda \sum_{j > 1} s_j / s_y$ and $\tfrac\kappa2 \lVert X \rVert^2$ for the
-    deviations $s$ and the mixing matrix $X$ of `covariance_root`: an exponential prior of each deviation but that of the
-    intercept, under which features without differences between groups vanish, and a normal prior that pulls correlations
-    to 0. Without the two it is REML of a model with random slopes (for $\tau \to \infty$).
+    What is maximised is `log_marginal` minus $\lambda \sum_{j > 1} s_j / s_y$ and $\tfrac\kappa2 \lVert X \rVert^2$
+    for the deviations $s$ and the mixing matrix $X$ of `covariance_root`: an exponential prior of each deviation but
+    that of the intercept, under which features without differences between groups vanish, and a normal prior that
+    pulls correlations to 0. Without the two it is REML of a model with random slopes (for $\tau \to \infty$).
 
     Args:
         rows: rows of at least two groups, float64.
