@@ -265,7 +265,8 @@ def partial_pooling(
         prior, noise: standard deviations of $u$ and $\sigma^2$ before they are estimated.
         steps: number of steps to the posterior's mode, for classes.
         objective: `gaussian`, with predictions `{"mean": (m, K), "std": (m, K)}`; a regression;
-            `shared_classification` or `multilabel`, with logits (m, K). The method `distribution` gives mean and variance for each of them.
+            `shared_classification` or `multilabel`, with logits (m, K). The method `distribution` gives mean and
+            variance for each of them.
         embedding: any module that maps inputs to rows (n, inputs), such as a pretrained one; it is trained too.
 
     Returns:
