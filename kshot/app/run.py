@@ -51,10 +51,9 @@ from kshot.evaluation.report.report import to_json, write_report
 from kshot.evaluation.report.verdict import best_baseline
 from kshot.evaluation.target import Target
 from kshot.learner import Learner
-from kshot.learners.heads.head_learner import FeatureStatistics, HeadLearner
 from kshot.tasks.read_log import during, watched
 from kshot.tasks.source import TaskSource
-from kshot.training.pretrain import fit_feature_statistics
+from kshot.training.closed_form import fit_closed_form
 
 
 def run(
@@ -106,9 +105,7 @@ def _run(
     if init_from is not None and not resume:
         display.say(said := start_from(learner, init_from))
         experience.record("init", run=str(init_from), about=said)
-    if isinstance(learner, HeadLearner) and isinstance(learner.head, FeatureStatistics):
-        with during(source, "pretraining"):
-            fit_feature_statistics(learner, source)
+    fit_closed_form(learner, source)
     budget = Budget(**spec.budget.model_dump())
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_folder() / "compiled"))  # kept between processes
     result = run_until(

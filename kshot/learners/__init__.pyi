@@ -24,6 +24,8 @@ from .heads.plda import plda
 from .heads.protonet import protonet
 from .heads.relation import relation_net
 from .heads.simpleshot import simpleshot
+from .pooling.boosted_residual import boosted_residual
+from .pooling.partial_pooling import partial_pooling
 from .ratings.alpaca import alpaca
 from .ratings.melu import melu
 
@@ -39,6 +41,7 @@ __all__ = [
     "attentive_np",
     "baseline_pp",
     "boil",
+    "boosted_residual",
     "cavia",
     "cnaps",
     "cnp",
@@ -62,6 +65,7 @@ __all__ = [
     "meta_sgd",
     "metaoptnet",
     "nearest_centroid",
+    "partial_pooling",
     "plda",
     "pmf",
     "prior_fitted",

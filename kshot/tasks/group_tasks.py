@@ -136,6 +136,12 @@ class GroupTasks(PooledSource):
         inputs, targets = self.examples.take(self._pretraining_rows(step, size))
         return Batch(inputs, targets, torch.ones(size))
 
+    def training_groups(self, most: int) -> list[Batch]:
+        """All examples of up to `most` training groups, evenly spaced among them."""
+        groups = list(self.members("train").values())
+        chosen = np.linspace(0, len(groups) - 1, min(most, len(groups))).round().astype(int)
+        return [Batch(*self.examples.take(groups[one]), torch.ones(len(groups[one]))) for one in chosen]
+
     def ordered_targets(self, split: Split) -> list[np.ndarray]:
         """Targets of the first 500 rows of the first 100 groups."""
         rows = list(self.members(split).values())[:100]

@@ -70,6 +70,10 @@ class Watched(TaskSource):
         self._log("train", 1)
         return self.source.pretraining_batch(step, size)
 
+    def training_groups(self, most: int) -> list[Batch]:
+        self._log("train", 1)
+        return self.source.training_groups(most)
+
     def out_of_scope_inputs(self, split: Split, index: int, count: int) -> Tree:
         self._log(split, 1)
         return self.source.out_of_scope_inputs(split, index, count)

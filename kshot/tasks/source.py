@@ -74,6 +74,19 @@ class TaskSource(ABC):
         tasks = self.stack("train", range(step * num_tasks, (step + 1) * num_tasks))
         return tree_map(lambda support, query: torch.cat([support, query], 1).flatten(0, 1), *tasks)
 
+    def training_groups(self, most: int) -> list[Batch]:
+        """The examples of up to `most` members of the training split, a batch for each, for fits in closed form.
+
+        By default support and query of training tasks; a ValueError if the tasks have classes of their own.
+        """
+        if self.objective.task_specific_classes:
+            raise ValueError(
+                f"{type(self).__name__} has no groups of examples with the same targets: each task has classes of its "
+                "own; use a learner for task-specific classes, such as protonet"
+            )
+        tasks = [self.task("train", index) for index in range(min(most, self.num_tasks("train") or most))]
+        return [tree_map(lambda support, query: torch.cat([support, query]), *task) for task in tasks]
+
     def with_shots(self, shots: int) -> TaskSource:
         """The same source with other shots, equal for all classes; ValueError if fixed, or too few examples exist."""
         raise ValueError(f"the number of shots of {type(self).__name__} is fixed")

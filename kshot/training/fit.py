@@ -21,6 +21,7 @@ from kshot.objectives import check_task_values
 from kshot.tasks.read_log import during
 from kshot.tasks.source import TaskSource, check_source
 from kshot.training.checkpoint import load_checkpoint, save_checkpoint
+from kshot.training.closed_form import fit_closed_form, is_unfitted
 from kshot.training.step import MetaGradient, Mode
 from kshot.types import Task, has_values, to
 
@@ -231,7 +232,8 @@ def fit(
 ) -> list[float]:
     r"""Meta-train a learner, in place: Adam on $\frac1T \sum_t L_{\text{query}}(\theta)$.
 
-    The learner is in evaluation mode afterwards, so that `predict` uses no dropout.
+    The learner is in evaluation mode afterwards, so that `predict` uses no dropout. A learner that is first fitted to
+    the training split in closed form, such as `partial_pooling`, is so unless it was (see `fit_closed_form`).
 
     Args:
         learner: the learner to train.
@@ -263,5 +265,7 @@ def fit(
         3
     """
     settings = Settings(outer_lr, clip, schedule, steps, tasks_per_step, weight_decay)
+    if is_unfitted(learner):
+        fit_closed_form(learner, source)
     with during(source, "training"):
         return meta_training_loop(learner, source, settings, mode=mode, seed=seed).run(steps, observe)

@@ -15,7 +15,7 @@ import kshot
 from kshot import objectives
 from kshot.inner.convex import Intercept, crammer_singer, logistic
 from kshot.learners.heads.closed_form import solve_ridge
-from kshot.training.pretrain import fit_feature_statistics
+from kshot.training.closed_form import fit_feature_statistics
 
 
 def test_a_distance_of_ones_own_may_be_a_module_that_learns():
