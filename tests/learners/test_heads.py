@@ -52,7 +52,7 @@ def test_ridge_is_that_of_scikit_learn_with_fewer_rows_than_features_and_with_mo
 
 def test_r2d2_regresses_with_an_intercept_and_a_scale():
     feat, target, _ = features(7, 4, 3)
-    learner = kshot.learners.r2d2(nn.Flatten(), l2=0.3, scale=2.0).double()
+    learner = kshot.learners.r2d2(nn.Flatten(), l2=0.3, scale=2.0, normalize=False).double()
     wide = F.pad(feat, (0, 1), value=1.0)
     expected = 2 * wide @ torch.linalg.solve(wide.T @ wide + 0.3 * torch.eye(5).double(), wide.T @ target)
     found = learner.predict(learner.adapt(support_of(feat, target)), feat)
@@ -75,7 +75,7 @@ SHAPES = pytest.mark.parametrize(
 def test_logistic_regression_is_that_of_scikit_learn(rows, width, ways, l2):
     feat, target, labels = features(rows, width, ways)
     weight = 0.2 + torch.rand(rows, dtype=torch.float64)
-    learner = kshot.learners.logistic_regression(nn.Flatten(), l2=l2).double()
+    learner = kshot.learners.logistic_regression(nn.Flatten(), l2=l2, scale=None, normalize=False).double()
     state = learner.adapt(support_of(feat, target, weight))["head"]
     wide = F.pad(feat, (0, 1), value=1.0)
     peer = LogisticRegression(C=1 / l2, fit_intercept=False, tol=1e-10, max_iter=10_000).fit(wide, labels, weight)
@@ -124,7 +124,7 @@ def test_steps_taken_lead_to_the_minimum_from_far(solve):
 def test_metaoptnet_with_a_ridge_is_r2d2_with_a_ridge_that_is_not_learned():
     feat, target, _ = features(8, 5, 3)
     learner = kshot.learners.metaoptnet(nn.Flatten(), base="ridge", scale=2.0).double()
-    peer = kshot.learners.r2d2(nn.Flatten(), l2=50.0, scale=2.0).double()
+    peer = kshot.learners.r2d2(nn.Flatten(), l2=50.0, scale=2.0, normalize=False).double()
     torch.testing.assert_close(*(each.predict(each.adapt(support_of(feat, target)), feat) for each in (learner, peer)))
     assert [name for name, p in learner.named_parameters() if p.requires_grad] == ["head.log_scale"]
 
@@ -203,7 +203,7 @@ def test_r2d2_of_its_authors_divides_by_the_number_of_rows():
     wide = F.pad(feat, (0, 1), value=1.0) / 7**0.5
     weight = torch.linalg.solve(wide.T @ wide + 0.3 * torch.eye(5).double(), wide.T @ (target / 7**0.5))
     theirs = 10 * F.pad(feat, (0, 1), value=1.0) @ weight
-    learner = kshot.learners.r2d2(nn.Flatten(), l2=0.3 * 7).double()
+    learner = kshot.learners.r2d2(nn.Flatten(), l2=0.3 * 7, scale=10.0, normalize=False).double()
     torch.testing.assert_close(learner.predict(learner.adapt(support_of(feat, target)), feat), theirs)
 
 
