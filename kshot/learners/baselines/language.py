@@ -16,6 +16,7 @@ from torch import Tensor
 
 from kshot.annotations import Fraction, PositiveFloat, PositiveInt
 from kshot.argument_checks import check_arguments
+from kshot.data.text.vocabulary import PADDING
 from kshot.learner import Learner
 from kshot.objectives import Objective
 from kshot.query_weight import current_query_weight
@@ -24,7 +25,7 @@ from kshot.tasks.read_log import Watched, during
 from kshot.tasks.source import TaskSource
 from kshot.types import Batch, Tree
 
-ORDERS, SHARES = (4, 5, 6, 7), (0.0, 0.1, 0.3, 0.6, 0.8)
+ORDERS, SHARES, ESCAPES = (5, 6, 7), (0.0, 0.1, 0.4, 0.7), (2.0, 4.0)
 """Settings among which validation tasks choose; see `NGrams`."""
 POOL_SYMBOLS = 8_000_000  # of the training texts that are counted, so that a large corpus takes seconds
 POOL_TASKS = 400  # that are counted where a source names no members
@@ -59,16 +60,17 @@ def ngram_candidates(
     causal: bool,
     orders: Sequence[PositiveInt] = ORDERS,
     shares: Sequence[Fraction] = SHARES,
+    escapes: Sequence[PositiveFloat] = ESCAPES,
 ) -> list[Learner]:
-    """`NGrams` of the training texts of a source, for each order and each share of the support alone."""
+    """`NGrams` of the training texts of a source, for each order, share of the support alone and escape."""
     texts, symbols = training_texts(source), num_symbols(source)
     largest = max(1, int(MAX_BITS / math.log2(symbols)))
     orders = sorted({min(order, largest) for order in orders})
     counts = count_ngrams(_windows(texts), symbols, orders[-1])
     objective = source.objective
     return [
-        NGrams(counts[:order], objective, symbols=symbols, share=share, causal=causal)
-        for order, share in product(orders, shares)
+        NGrams(counts[:order], objective, symbols=symbols, share=share, escape=escape, causal=causal)
+        for order, share, escape in product(orders, shares, escapes)
     ]
 
 
@@ -134,7 +136,7 @@ def after_one_another(batch: Batch, tail: Tensor) -> tuple[Windows, Tensor]:
     """
     real = batch.weight > 0
     inputs, targets = batch.inputs[real], batch.targets[real]
-    inputs = torch.where(targets >= 0, inputs, -1)  # padding is no context
+    inputs = torch.where(inputs == PADDING, -1, inputs)  # no context
     flat, length, width = torch.cat([tail, inputs.flatten()]), inputs.shape[1], len(tail)
     wide = flat.unfold(0, width + length, length) if len(inputs) else flat.new_zeros(0, width + length)
     not_scored = targets.new_full((len(targets), width), -1)
@@ -174,7 +176,8 @@ class NGrams(Learner):
     where $c$ counts, $u(h)$ is the number of distinct symbols seen after the context $h$, and $h'$ is $h$ without its
     first symbol.
 
-    The state is `{"grams n": (k,), "count n": (k,), "tail": (N - 2,)}` for the orders n = 1 … N.
+    The state is `{"grams n": (k,), "count n": (k,), "tail": (N - 2,)}` for the orders n = 1 … N; the tail, the
+    last symbols read, is empty unless `causal`.
 
     Args:
         pool: the counts of the training texts for each order, see `count_ngrams`.
@@ -216,12 +219,12 @@ class NGrams(Learner):
     ) -> None:
         super().__init__(objective)
         self.pool, self.order, self.symbols, self.share, self.escape = list(pool), len(pool), symbols, share, escape
-        self.transductive = self.causal_queries = causal
-        self.ordered = True
+        self.transductive = self.causal_queries = self.ordered = causal
 
     def _adapt(self, support: Batch) -> Tree:
-        nothing = support.inputs.new_full((max(self.order - 2, 0),), -1)
-        windows, tail = after_one_another(support, nothing)
+        # Windows that are predicted by themselves may come in any order.
+        width = max(self.order - 2, 0) if self.causal_queries else 0
+        windows, tail = after_one_another(support, support.inputs.new_full((width,), -1))
         counts = count_ngrams([windows], self.symbols, self.order)
         state = {f"grams {n}": each.grams for n, each in enumerate(counts, 1)}
         return state | {f"count {n}": each.count for n, each in enumerate(counts, 1)} | {"tail": tail}
@@ -234,13 +237,15 @@ class NGrams(Learner):
             return torch.cat([self._log_prob(chunk, own) for chunk in inputs.split(at_once)])
         predictions, read = [], list[Windows]()
         for window, weight in zip(inputs.split(1), current_query_weight(len(inputs), like=inputs.float()).split(1)):
-            # The known targets of a window: the next symbol of each position but the last.
+            # The known targets of a window: the next symbol of each position, and of the last once the next is read.
             targets = torch.nn.functional.pad(window[:, 1:], (0, 1), value=-1)
+            if read:
+                read[-1].targets[:, -1] = torch.where(window[:, 0] == PADDING, -1, window[:, 0])
             extended, after = after_one_another(Batch(window, targets, torch.ones_like(weight)), tail)
             counts = [*own, count_ngrams(read, self.symbols, self.order)]
             predictions.append(self._log_prob(extended.inputs, counts)[:, -length:])
             if weight > 0:
-                read.append(extended)
+                read.append(extended._replace(targets=torch.where(extended.targets == PADDING, -1, extended.targets)))
                 tail = after
         return torch.cat(predictions)
 
