@@ -135,7 +135,7 @@ def test_candidates_count_the_training_texts_only_and_beat_the_unigrams_by_far(s
     assert {split for _, split in watched.reads} <= {"train"}
     unigrams = ngram_candidates(source, causal=False, orders=(1,), shares=(0.0,))[0]
     assert min(bits(each, source) for each in candidates) < 0.5 * bits(unigrams, source)
-    assert int(candidates[0].pool[0].count.sum()) == sum(
+    assert int(candidates[0].pool[0].times.sum()) == sum(
         int((text.targets >= 0).sum()) for text in training_texts(source)
     )
 

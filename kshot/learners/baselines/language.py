@@ -95,7 +95,7 @@ class Counts(NamedTuple):
     """The n-grams of a text, as numbers in rising order, and how often each occurs, (k,) each."""
 
     grams: Tensor
-    count: Tensor
+    times: Tensor
 
 
 def training_texts(source: TaskSource) -> list[Batch]:
@@ -227,7 +227,7 @@ class NGrams(Learner):
         windows, tail = after_one_another(support, support.inputs.new_full((width,), -1))
         counts = count_ngrams([windows], self.symbols, self.order)
         state = {f"grams {n}": each.grams for n, each in enumerate(counts, 1)}
-        return state | {f"count {n}": each.count for n, each in enumerate(counts, 1)} | {"tail": tail}
+        return state | {f"count {n}": each.times for n, each in enumerate(counts, 1)} | {"tail": tail}
 
     def predict(self, state: Tree, inputs: Tree) -> Tree:
         own = [[Counts(state[f"grams {n}"], state[f"count {n}"]) for n in range(1, self.order + 1)]]
@@ -281,4 +281,4 @@ def _add_counts(count_UV: Tensor, context_U: Tensor, counts: Counts) -> None:
     row = torch.arange(len(size), device=size.device).repeat_interleave(size)
     place = torch.arange(len(row), device=size.device) - (size.cumsum(0) - size)[row] + start[row]
     symbol = counts.grams[place] - first[row]
-    count_UV.index_put_((row, symbol), counts.count[place].to(count_UV.dtype), accumulate=True)
+    count_UV.index_put_((row, symbol), counts.times[place].to(count_UV.dtype), accumulate=True)

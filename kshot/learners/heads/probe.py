@@ -8,6 +8,7 @@ from __future__ import annotations
 from functools import partial
 from typing import Literal
 
+import torch
 from torch import Tensor
 
 from kshot import objectives
@@ -16,52 +17,72 @@ from kshot.argument_checks import check_arguments
 from kshot.inner.convex import logistic
 from kshot.inner.functional import BatchNorm
 from kshot.learners.heads.closed_form import DualLinear, Linear, Ridge
-from kshot.learners.heads.head_learner import Head, HeadLearner
-from kshot.learners.heads.plda import ClassCovariances
+from kshot.learners.heads.head_learner import HeadLearner
+from kshot.learners.heads.plda import Plda
 from kshot.objectives import Objective
 from kshot.supplied import FeatureCount, FrozenEmbedding
 from kshot.types import Tree
 
 
-class InClassAxes(ClassCovariances):
-    r"""Fits a head to features in which the training classes vary equally in all directions that matter to a new class.
+class Probe(Plda):
+    r"""The sum of a linear head's scores and those of `Plda`; see `probe`.
 
-    In the axes where the covariance within classes is I, and class means vary by $b_d$ along axis d, two examples are
-    of the same class rather than of two with the log-odds $\sum_d \frac{b_d}{1 + 2 b_d} g_d g'_d$, plus terms of each
-    example alone. The features are
-
-    $$ f \mapsto \mathrm{diag}\bigl(b / (1 + 2 b)\bigr)^{1/2} A^\top (f - \mu), $$
-
-    so that these log-odds are their inner product: a penalty on weights is then a Gaussian prior that expects new
-    classes to differ as the training classes do.
+    The state is `{"plda": …, "linear": …}`, of the two.
 
     Args:
-        head: the head to fit to them.
-        features, within, between: as in `ClassCovariances`.
+        linear: the linear head.
+        features, within, between, scale: as in `Plda`.
+
+    Attributes:
+        sizes: (2,), root mean squared lengths of centred features and of the same in the axes, over training examples;
+            1 until they are measured.
     """
 
-    def __init__(self, head: Head, features: int, *, within: float, between: float) -> None:
-        super().__init__(features, within=within, between=between)
-        self.head = head
-        self.scores_absent, self.transductive = head.scores_absent, head.transductive
+    sizes: Tensor
+
+    def __init__(self, linear: Linear, features: int, *, within: float, between: float, scale: float) -> None:
+        super().__init__(features, within=within, between=between, scale=scale)
+        self.linear = linear
+        self.register_buffer("sizes", torch.ones(2))
+
+    def measure(self, feat_ND: Tensor, target_NC: Tensor, weight_N: Tensor) -> None:
+        super().measure(feat_ND, target_NC, weight_N)
+        for number, part in enumerate((feat_ND - self.centre, self._in_axes(feat_ND))):
+            square_N = part.double().square().sum(1) if part.device.type != "mps" else part.square().sum(1)
+            self.sizes[number] = ((weight_N.to(square_N.dtype) @ square_N) / weight_N.sum()).sqrt()
 
     def fit(self, feat_ND: Tensor, target_NC: Tensor, weight_N: Tensor) -> Tree:
-        return self.head.fit(self._scaled(feat_ND), target_NC, weight_N)
+        return {
+            "plda": super().fit(feat_ND, target_NC, weight_N),
+            "linear": self.linear.fit(self._both(feat_ND), target_NC, weight_N),
+        }
 
     def predict(self, state: Tree, feat_MD: Tensor) -> Tensor:
-        return self.head.predict(state, self._scaled(feat_MD))
+        return super().predict(state["plda"], feat_MD) + self.linear.predict(state["linear"], self._both(feat_MD))
 
     def statistics(self, feat_ND: Tensor, target_NC: Tensor, weight_N: Tensor) -> Tree:
-        return self.head.statistics(self._scaled(feat_ND), target_NC, weight_N)
+        return {
+            "plda": super().fit(feat_ND, target_NC, weight_N),
+            "linear": self.linear.statistics(self._both(feat_ND), target_NC, weight_N),
+        }
 
     def merge(self, old: Tree, new: Tree) -> Tree:
-        return self.head.merge(old, new)
+        return {
+            "plda": super().merge(old["plda"], new["plda"]),
+            "linear": self.linear.merge(old["linear"], new["linear"]),
+        }
 
     def fit_statistics(self, statistics: Tree) -> Tree:
-        return self.head.fit_statistics(statistics)
+        return {"plda": statistics["plda"], "linear": self.linear.fit_statistics(statistics["linear"])}
 
-    def _scaled(self, feat_ND: Tensor) -> Tensor:
+    def _in_axes(self, feat_ND: Tensor) -> Tensor:
         return self.change_axes(feat_ND) * (self.spread / (1 + 2 * self.spread)).sqrt().to(feat_ND.dtype)
+
+    def _both(self, feat_ND: Tensor) -> Tensor:
+        """Centred features, and the same in the axes (N, 2 D), both at a mean squared length of 1."""
+        plain_size, size = self.sizes.to(feat_ND.dtype)
+        plain_ND = (feat_ND - self.centre.to(feat_ND.dtype)) / plain_size
+        return torch.cat([plain_ND, self._in_axes(feat_ND) / size], 1)
 
 
 @check_arguments
@@ -71,36 +92,43 @@ def probe(
     features: FeatureCount,
     base: Literal["logistic", "ridge"] = "logistic",
     l2: PositiveFloat | None = None,
-    scale: PositiveFloat | None = None,
+    scale: PositiveFloat = 1.0,
     within: PositiveFraction = 0.9,
     between: PositiveFraction = 0.6,
     objective: Objective = objectives.classification,
     batchnorm: BatchNorm = "running",
 ) -> HeadLearner:
-    r"""A linear probe whose prior, penalty and temperature come from the training classes.
+    r"""A linear probe whose prior and temperature come from the training classes, and whose penalty is meta-learned.
 
-    $$ \min_W \; \sum_i \mathrm{CE}\bigl(\mathrm{softmax}(W z_i), y_i\bigr) + \tfrac\lambda2 \lVert W \rVert^2, \qquad
-       z_i = [D^{1/2} A^\top (f(x_i) - \mu) / u, 1], \qquad \hat y = s \, W z $$
+    $$ \hat y = s \, W z + t \, \mathrm{plda}(f), \qquad
+       \min_W \; \sum_i \mathrm{CE}\bigl(\mathrm{softmax}(W z_i), y_i\bigr) + \tfrac\lambda2 \lVert W \rVert^2 $$
 
-    where, in the axes A, examples of one training class vary equally and class means independently, by $b$, and
-    $D = b / (1 + 2 b)$: see `InClassAxes`. With strong penalties this is the classifier of `plda` for one shot, with
-    weak ones logistic regression. $u$ is as in `logistic_regression`.
+    $\mathrm{plda}$ are the log-likelihood ratios of `plda`, which is best where examples are few, and the rest is
+    `logistic_regression`, which is best where they are many or classes are. The prior of its weights is normal: its
+    inner products $z^\top z'$ are the mean of those of features, and of those that say in the model of `plda` whether
+    two examples are of one class,
+
+    $$ z^\top z' \propto \frac{(f - \mu)^\top (f' - \mu)}{\mathrm{E} \lVert f - \mu \rVert^2}
+       + \frac{g^\top D g'}{\mathrm{E} \lVert D^{1/2} g \rVert^2}, \qquad g = A^\top (f - \mu), \quad
+       D = \mathrm{diag}\Bigl(\frac{b}{1 + 2 b}\Bigr), $$
+
+    where $\mu$ is the mean of the training classes, and in the axes A examples of one class vary by I, and class means
+    independently by $b$.
 
     Args:
         embedding, features, objective, batchnorm: as in `plda`.
         base: "logistic" as above, or "ridge", the regression of `r2d2`.
         l2: initial value of $\lambda$; None for 0.1, or 1 for "ridge".
-        scale: initial value of the temperature's inverse $s$; None for 4, or 20 for "ridge". $\lambda$ and $s$ are
-            learned, by their logarithms, if the learner is meta-trained; a rate of 0.02 suits them.
+        scale: factor on the initial values of $s$ and $t$.
         within, between: shrinkage of the two covariances, as in `plda`.
 
     Returns:
-        A learner for any number of ways and shots. $\mu$ is 0, A is I and $b$ is 1, so that it is
-        `logistic_regression`, until `training.fit_feature_statistics(learner, source)` measures them.
+        A learner for any number of ways and shots. The constants of the training classes are measured by
+        `training.fit_feature_statistics(learner, source)`; $\lambda$, $s$ and $t$ are learned, by their logarithms, if
+        the learner is meta-trained, for which a rate of 0.02 suits. It is meant to be used without, too: the initial
+        values suit features of encoders of texts and of images.
 
     Example:
-        >>> from torch import nn
-        >>> import kshot
         >>> learner = probe(nn.Flatten(), features=1)
         >>> support = kshot.Batch.of(torch.tensor([[-1.0], [1.0]]), torch.tensor([0, 1]), ways=2)
         >>> learner.predict(learner.adapt(support), torch.tensor([[2.0]])).argmax(1)
@@ -111,12 +139,12 @@ def probe(
         arXiv:1805.08136; Ioffe: Probabilistic Linear Discriminant Analysis, ECCV 2006.
 
     Deviations:
-        The features and the initial values are new; see `logistic_regression` and `plda` for the rest.
+        The sum, the prior and the initial values are new; see `logistic_regression` and `plda` for the rest.
     """
-    head: Linear
+    linear: Linear
     if base == "ridge":
-        head = Ridge(l2 or 1.0, scale or 20.0, normalize=True)
+        linear = Ridge(l2 or 1.0, 10.0 * scale, normalize=True)
     else:
-        head = DualLinear(partial(logistic, steps=15), l2 or 0.1, scale or 4.0, normalize=True)
-    head_in_axes = InClassAxes(head, features, within=within, between=between)
-    return HeadLearner(embedding, head_in_axes, objective, batchnorm=batchnorm)
+        linear = DualLinear(partial(logistic, steps=15), l2 or 0.1, 2.0 * scale, normalize=True)
+    head = Probe(linear, features, within=within, between=between, scale=0.04 * scale)
+    return HeadLearner(embedding, head, objective, batchnorm=batchnorm)
