@@ -224,6 +224,10 @@ ZOO = {
     "logistic regression": Row(lambda ways: kshot.learners.logistic_regression(small_conv(None), scale=2.0)),
     "simpleshot": Row(lambda ways: kshot.learners.simpleshot(small_conv(None), features=16, batchnorm="support")),
     "plda": Row(lambda ways: kshot.learners.plda(small_conv(None), features=16, scale=0.5, batchnorm="support")),
+    "probe": Row(lambda ways: kshot.learners.probe(small_conv(None), features=16, batchnorm="support")),
+    "probe, ridge": Row(
+        lambda ways: kshot.learners.probe(small_conv(None), features=16, base="ridge", batchnorm="support")
+    ),
     "baseline++": Row(
         lambda ways: kshot.learners.baseline_pp(small_conv(None), inner_lr=0.1, steps=3, batchnorm="support")
     ),

@@ -21,6 +21,7 @@ from .heads.head_learner import Head, HeadLearner
 from .heads.laplacian_shot import laplacian_shot
 from .heads.matching_net import matching_net
 from .heads.plda import plda
+from .heads.probe import probe
 from .heads.protonet import protonet
 from .heads.relation import relation_net
 from .heads.simpleshot import simpleshot
@@ -69,6 +70,7 @@ __all__ = [
     "plda",
     "pmf",
     "prior_fitted",
+    "probe",
     "proto_maml",
     "protonet",
     "r2d2",

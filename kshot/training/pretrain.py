@@ -147,7 +147,7 @@ def pretraining_loop(
         )
     module, example = model, source.pretraining_batch(0, settings.size)
     if classify:
-        device = next(model.parameters()).device
+        device = next(model.parameters(), example.weight).device
         inputs = to(example.rows(slice(2)).inputs, device)
         layer = None if objective == "contrastive" else output
         module = Classifier(model, example.targets.shape[1], inputs, head=head, output=layer, seed=seed).to(device)
