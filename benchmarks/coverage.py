@@ -3,9 +3,9 @@
     python benchmarks/coverage.py [--repeats 4000] [--json FILE]
 
 Each situation draws data whose true mean is known, `repeats` times, and asks `kshot.evaluation.intervals` for the
-interval, or for the p value of a difference that is 0. "coverage" must be 93 to 97 %, and false positives at most 7 %; situations
-without spread have exact bounds, which are wider. Beside it is what Student's t over tasks gives, which is what papers
-report. The standard error of a share is 0.35 % for 4,000 repeats.
+interval, or for the p value of a difference that is 0. "covered" must be 93 to 97 %; situations without spread have
+exact bounds, which are wider. Beside it is what Student's t over tasks gives, which is what papers report. The standard
+error of a share is 0.35 % for 4,000 repeats.
 """
 
 from __future__ import annotations

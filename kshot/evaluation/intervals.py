@@ -258,7 +258,7 @@ def difference(
     low, high = _ends(moments)
     ci95 = (high - low) / 2
     shift = (high + low) / 2 - moments.mean if math.isfinite(ci95) else 0.0
-    p = max(_p_value(moments), min(1.0, 2.0 ** (1 - paired.num_other))) if not math.isnan(moments.mean) else math.nan
+    p = max(_p_value(moments), min(1.0, 2.0 ** (1 - paired.num_other))) if math.isfinite(moments.mean) else math.nan
     counts = (len(sides[0]), len(sides[1]))
     num_units, unit = (None, "task") if units is None else (paired.num_units, units.unit)
     return Difference(moments.mean, ci95, sides[0].shape[1], p, counts, shift, num_units, unit)
@@ -369,12 +369,13 @@ def _of_members(values: np.ndarray, units: np.ndarray) -> _Moments:
     weight = np.asarray(member.sum(0)).ravel() / num_tasks
     gram = (member.T @ member).tocsr()
     trace = float(gram.diagonal().sum()) - num_tasks * float(weight @ weight)
-    norm = float(gram.multiply(gram).sum()) - 2 * num_tasks * float(weight @ (gram @ weight))
+    whole = float(gram.multiply(gram).sum())
+    norm = whole - 2 * num_tasks * float(weight @ (gram @ weight))
     norm += (num_tasks * float(weight @ weight)) ** 2
     square, of_units = float(errors @ errors), float(np.square(member.T @ errors).sum())
     between = 0.0
     determinant = (num_tasks - 1) * norm - trace**2
-    if determinant > 1e-9 * num_tasks * max(norm, 1e-300):
+    if norm > 1e-9 * whole and determinant > 0:
         between = max(((num_tasks - 1) * of_units - trace * square) / determinant, 0.0)
     within = max(square - between * trace, 0.0) / max(num_tasks - 1, 1)
     parts = between * float(weight @ weight), within / num_tasks

@@ -140,7 +140,8 @@ class GroupTasks(PooledSource):
         """All examples of up to `most` training groups, evenly spaced among them."""
         groups = list(self.members("train").values())
         chosen = np.linspace(0, len(groups) - 1, min(most, len(groups))).round().astype(int)
-        return [Batch(*self.examples.take(groups[one]), torch.ones(len(groups[one]))) for one in chosen]
+        taken = [self.examples.take(groups[one]) for one in chosen]
+        return [Batch(inputs, targets, torch.ones(len(targets))) for inputs, targets in taken]
 
     def ordered_targets(self, split: Split) -> list[np.ndarray]:
         """Targets of the first 500 rows of the first 100 groups."""

@@ -110,6 +110,8 @@ def verdict(
         conclusive, where = math.isfinite(reach), ""
     names = ", ".join(each.replace("_", " ") for each in missing)
     rest = f" Not compared, because they gave no figure: {names}." if names else ""
+    if paired and name in paired and difference.mean == 0 and not conclusive and difference.num_tasks > 1:
+        return f"The learner and the best baseline gave the same figure on each of{where[3:]}: {figures}.{rest}"
     if not conclusive:
         few = "There are too few tasks to compare the learner with the best baseline"
         return f"{few}: {figures}, without an interval.{rest}"

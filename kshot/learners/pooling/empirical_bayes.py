@@ -78,8 +78,8 @@ def fit_numbers(data: Training, basis: Basis, penalties: Penalties, free: int) -
         for _ in range(NUM_RESCALINGS):
             if scales.freedom >= HARDLY_DIFFERENT:
                 break
-            options = {"precision_N": scales.precision_G[data.group_N], "start": fit.search}
-            fit = problem.fit(output, target_N, weight_N, penalties, **options)
+            precision_N = scales.precision_G[data.group_N]
+            fit = problem.fit(output, target_N, weight_N, penalties, start=fit.search, precision_N=precision_N)
             scales = problem.scales(output, target_N, weight_N, fit)
         log_scales = fit.noise.log() + math.log(scales.factor), torch.tensor(scales.freedom, dtype=torch.float64).log()
         coefficients_P, uncertainty_P, root_DD = problem.spread(output, fit)
@@ -109,6 +109,7 @@ def fit_classes(data: Training, basis: Basis, penalties: Penalties, free: int) -
                 start = fit.search.with_feature(1)
             fit = problem.fit(output, target_N, weight_N, penalties, 1.0, STEPS_A_LINEARISATION, start)
             logit_N = problem.predict(output, target_N, weight_N, fit)
+        assert fit is not None  # NUM_LINEARISATIONS > 0
         found.append((*problem.spread(output, fit), torch.zeros(()), torch.tensor(NORMAL).log()))
     return Fits(*(torch.stack(each) for each in zip(*found)))
 
@@ -166,8 +167,14 @@ class Problem:
         if precision_N is not None:
             mean_NP, target_N = precision_N.sqrt()[:, None] * mean_NP, precision_N.sqrt() * target_N
         rows = GroupedRows(mean_NP, self.slope(output)[0], target_N, weight_N, self.group_N, self.block_P)
-        options = {"slope_penalty": penalties.slope, "correlation_penalty": penalties.correlation}
-        return fit_components(rows, **options, noise=noise, steps=steps, start=start)
+        return fit_components(
+            rows,
+            slope_penalty=penalties.slope,
+            correlation_penalty=penalties.correlation,
+            noise=noise,
+            steps=steps,
+            start=start,
+        )
 
     def follow(self, output: int, coefficients_P: Tensor) -> bool:
         """Let groups deviate in how strongly they follow a prediction, unless it is the same for all rows."""
