@@ -88,28 +88,28 @@ class BoostedStatistics(Learner):
 
     Args:
         source: of the tasks; only training tasks are read.
+        tasks: training tasks, by default those of `training_tasks`.
         form: "levels", or "deviations" from the mean of the support shrunk by one row, for numbers only, since trees
             predict no level beyond those of the training groups.
-        max_rows: number of query rows of the training tasks.
         options: of `Boosting`.
     """
 
     def __init__(
         self,
         source: TaskSource,
+        tasks: Sequence[Task] = (),
         *,
         form: Form = "levels",
-        max_rows: int = 20_000,
         **options: Any,
     ) -> None:
         super().__init__(source.objective)
         source = unwatched(source)
         self.form = form
         self.shape = tuple(source.task("train", FIRST).support.targets.shape[1:])
-        self.model = self._fit(_tasks(source, max_rows), **options)
+        self.model = self._fit(tasks or training_tasks(source), **options)
         self.noise = torch.ones(1).double()
         if self.objective.predicts == "distribution":
-            self.noise = self._held_out_variance(source, max_rows, **options)
+            self.noise = self._held_out_variance(source, **options)
 
     def _fit(self, tasks: Sequence[Task], **options: Any) -> Boosting:
         rows, targets = (torch.cat(parts) for parts in zip(*(self._rows(task) for task in tasks)))
@@ -121,12 +121,12 @@ class BoostedStatistics(Learner):
         targets = task.query.targets[real].double().flatten(1)
         return self._joined(state, task.query.inputs[real]), targets - self._level(state)
 
-    def _held_out_variance(self, source: TaskSource, max_rows: int, **options: Any) -> Tensor:
+    def _held_out_variance(self, source: TaskSource, **options: Any) -> Tensor:
         """Mean squared error (D,) in groups that a model was not fitted to; in other tasks if there are no groups."""
         fitted, held = parts_of(source)
-        model = self._fit(_tasks(fitted, max_rows), **options)
+        model = self._fit(training_tasks(fitted), **options)
         errors = []
-        for task in _tasks(held, max_rows // 4, FIRST + FIRST):
+        for task in training_tasks(held, max_rows=2_000, first=FIRST + FIRST):
             rows, targets = self._rows(task)
             errors.append((model(rows) - targets).square())
         return torch.cat(errors).mean(0)
@@ -184,14 +184,14 @@ def parts_of(source: TaskSource) -> tuple[TaskSource, TaskSource]:
     return sources[0], sources[1]
 
 
-def _tasks(source: TaskSource, max_rows: int, first: int = FIRST) -> list[Task]:
-    """Training tasks with about `max_rows` query rows in all, at most 2,000 tasks."""
+def training_tasks(source: TaskSource, *, max_rows: int = 10_000, first: int = FIRST) -> list[Task]:
+    """Training tasks from number `first` on with about `max_rows` query rows in all, at most 2,000 tasks."""
+    source = unwatched(source)
     per_task = len(source.task("train", first).query.weight)
-    count = max(1, min(2_000, max_rows // max(per_task, 1)))
-    tasks: list[Task] = []
-    for start in range(first, first + count, 100):
-        tasks += draw(source, "train", range(start, min(start + 100, first + count)))
-    return tasks
+    end = first + max(1, min(2_000, max_rows // max(per_task, 1)))
+    return [
+        task for start in range(first, end, 100) for task in draw(source, "train", range(start, min(start + 100, end)))
+    ]
 
 
 class EncodedBoosting:

@@ -17,7 +17,14 @@ from torch import Tensor
 from kshot.annotations import PositiveInt
 from kshot.argument_checks import check_arguments
 from kshot.learner import Learner
-from kshot.learners.baselines.boosting import BoostedStatistics, Boosting, EncodedBoosting, Form, out_of_fold
+from kshot.learners.baselines.boosting import (
+    BoostedStatistics,
+    Boosting,
+    EncodedBoosting,
+    Form,
+    out_of_fold,
+    training_tasks,
+)
 from kshot.learners.baselines.group_effects import Basis, GroupEffects, Predictor
 from kshot.learners.baselines.mixed_model import MixedModel, fit_logits, fit_mixed_logits, fit_mixed_model
 from kshot.learners.baselines.pool import TrainingRows, float_rows, training_rows, unwatched
@@ -149,9 +156,8 @@ class _Methods:
 
     def pooled_boosting(self) -> list[Learner]:
         forms: tuple[Form, ...] = ("levels",) if self.classifies else ("levels", "deviations")
-        settings = product(forms, ITERATIONS)
-        fit = partial(BoostedStatistics, self.source, max_rows=self.max_rows)
-        return [fit(form=form, max_iter=count) for form, count in settings]
+        fit = partial(BoostedStatistics, self.source, training_tasks(self.source))
+        return [fit(form=form, max_iter=count) for form, count in product(forms, ITERATIONS)]
 
     def boosting_residual(self) -> list[Learner]:
         return self._residual(partial(Boosting, classifies=self.classifies))
