@@ -260,7 +260,9 @@ def measure(table: Grouped, rows: Sequence[int], names: Sequence[str], steps: in
             for count in rows:
                 source = source_of(table, path, fold, count)
                 splits = {split: tasks_of(source, split, count) for split in ("val", "test")}
-                methods: dict[str, Callable[[], list[Learner]]] = {"support_mean": lambda s=source: _mean(s)}
+                methods: dict[str, Callable[[], list[Learner]]] = {}
+                if not source.objective.classifies:
+                    methods["support_mean"] = lambda s=source: [SupportMean(s.objective)]
                 methods |= baselines(source) | {
                     name: lambda name=name, s=source: trained(name, s, steps) for name in names
                 }
@@ -279,11 +281,6 @@ def measure(table: Grouped, rows: Sequence[int], names: Sequence[str], steps: in
                     figures["groups"] |= groups
                     figures["chosen"][str(fold)], figures["auc"][str(fold)] = best, auc
                     figures["seconds"] += time.perf_counter() - started
-
-
-def _mean(source: GroupTasks) -> list[Learner]:
-    """The mean of the support, or the smoothed shares of its classes: logits are log-shares."""
-    return [] if source.objective.classifies else [SupportMean(source.objective)]
 
 
 def _loss(figures: Mapping[str, Mapping[str, float]]) -> float:

@@ -6,6 +6,7 @@ Shape legend: n rows, F inputs, K statistics, D numbers of a target, C classes.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -16,7 +17,7 @@ from kshot.learner import Learner
 from kshot.learners.baselines.pool import FIRST, unwatched
 from kshot.tasks.group_tasks import GroupTasks
 from kshot.tasks.source import TaskSource, draw
-from kshot.types import Batch, Task, Tree
+from kshot.types import Batch, Split, Task, Tree
 
 LEAST = 1e-6
 """Smallest probability of a class."""
@@ -174,7 +175,7 @@ def parts_of(source: TaskSource) -> tuple[TaskSource, TaskSource]:
     groups = source.groups("train")
     sources = []
     for chosen in (groups.keys() - held, held):
-        part = {"train": {name: groups[name] for name in names if name in chosen}}
+        part: dict[Split, dict[str, np.ndarray]] = {"train": {name: groups[name] for name in names if name in chosen}}
         sources.append(
             GroupTasks(
                 source.examples, part, objective=source.objective, shots=source.shots.plain(), order=source.order,
@@ -185,8 +186,12 @@ def parts_of(source: TaskSource) -> tuple[TaskSource, TaskSource]:
 
 
 def training_tasks(source: TaskSource, *, max_rows: int = 10_000, first: int = FIRST) -> list[Task]:
-    """Training tasks from number `first` on with about `max_rows` query rows in all, at most 2,000 tasks."""
+    """Training tasks from number `first` on, at most 2,000, with about `max_rows` query rows in all.
+
+    A row is the query of at most about 10 tasks.
+    """
     source = unwatched(source)
+    max_rows = min(max_rows, 10 * sum(source.sizes("train").values()) or max_rows)
     per_task = len(source.task("train", first).query.weight)
     end = first + max(1, min(2_000, max_rows // max(per_task, 1)))
     return [
@@ -209,6 +214,7 @@ class EncodedBoosting:
     def __init__(
         self, inputs: Tensor, targets: Tensor, codes: Sequence[Sequence[int]], *, classifies: bool, **options: Any
     ) -> None:
+        from sklearn.model_selection import KFold
         from sklearn.preprocessing import TargetEncoder
 
         self.codes = [list(places) for places in codes]
@@ -219,13 +225,18 @@ class EncodedBoosting:
             distinct = dict.fromkeys(_keys(inputs, places))
             self.words.append({key: number for number, key in enumerate(distinct)})
         columns = [targets.numpy().argmax(1)] if classifies else list(targets.double().numpy().T)
-        self.encoders, places, encoded = [], self._places(inputs), [inputs[:, self.kept].double()]
+        self.encoders, numbers, encoded = [], self._places(inputs), [inputs[:, self.kept].double()]
         for column in columns:
             num_values = len(np.unique(column))
             if num_values > 1:  # a constant target says nothing of the words
                 kind = "continuous" if not classifies else "binary" if num_values == 2 else "multiclass"
-                self.encoders.append(TargetEncoder(target_type=kind, random_state=0))
-                encoded.append(torch.from_numpy(self.encoders[-1].fit_transform(places, column)).double())
+                make = partial(TargetEncoder, target_type=kind)
+                self.encoders.append(make().fit(numbers, column))
+                crossed = self.encoders[-1].transform(numbers)
+                for fitted, held in KFold(min(5, len(column)), shuffle=True, random_state=0).split(numbers):
+                    if len(np.unique(column[fitted])) == num_values:  # else a rare class has no column in this fold
+                        crossed[held] = make().fit(numbers[fitted], column[fitted]).transform(numbers[held])
+                encoded.append(torch.from_numpy(crossed).double())
         self.boosting = Boosting(torch.cat(encoded, 1), targets, classifies=classifies, **options)
 
     def __call__(self, inputs: Tensor) -> Tensor:

@@ -120,8 +120,10 @@ class GroupEffects(Learner):
         random_Nq, pooled_ND = self.basis.random(inputs), self._pooled(inputs)
         if self.objective.classifies:
             factor_qq = self.models[0].factor
-            batch = (part[None] for part in (random_Nq, target_ND, weight_N, pooled_ND))
-            return {"effects": factor_qq @ best_logit_effects(*batch, factor_qq)[0][0]}
+            mode_GqC, _ = best_logit_effects(
+                random_Nq[None], target_ND[None], weight_N[None], pooled_ND[None], factor_qq
+            )
+            return {"effects": factor_qq @ mode_GqC[0]}
         residual_ND = target_ND - pooled_ND
         found = [best_effects(random_Nq, r, weight_N, m) for r, m in zip(residual_ND.T, self.models)]
         return {"effects": torch.stack([e for e, _ in found], 1), "half": torch.stack([half for _, half in found])}
