@@ -37,8 +37,9 @@ class Basis:
         input_NF: the training inputs, which the features are standardised by.
         group_N: their groups.
         degree: 1, or 2 to add squares of the inputs that have more than two values.
-        slopes: number of features besides the ones with an effect of the group; if there are more features, their
-            principal components within groups.
+        slopes: number of features besides the ones with an effect of the group: the first of `ranked`, or else, if
+            there are more features, their principal components within groups.
+        ranked: the places of features, without the ones, in the order of their importance.
 
     Example:
         >>> basis = Basis(torch.tensor([[0.0], [2.0], [4.0]]), np.array([0, 0, 1]), degree=2, slopes=1)
@@ -46,7 +47,15 @@ class Basis:
         (torch.Size([1, 3]), torch.Size([1, 2]))
     """
 
-    def __init__(self, input_NF: Tensor, group_N: np.ndarray, *, degree: int = 1, slopes: int = 0) -> None:
+    def __init__(
+        self,
+        input_NF: Tensor,
+        group_N: np.ndarray,
+        *,
+        degree: int = 1,
+        slopes: int = 0,
+        ranked: Sequence[int] | None = None,
+    ) -> None:
         input_NF = input_NF.double()
         self.mean_F = input_NF.mean(0)
         deviation_F = input_NF.std(0, correction=0)
@@ -61,7 +70,9 @@ class Basis:
         feature_Np = self.fixed(input_NF)[:, 1:]
         slopes = min(slopes, feature_Np.shape[1])
         self.rotation = torch.eye(feature_Np.shape[1]).double()[:, :slopes]
-        if 0 < slopes < feature_Np.shape[1]:
+        if ranked is not None:
+            self.rotation = torch.eye(feature_Np.shape[1]).double()[:, list(ranked)[:slopes]]
+        elif 0 < slopes < feature_Np.shape[1]:
             group = torch.from_numpy(group_N)
             sums = torch.zeros(int(group[-1]) + 1, feature_Np.shape[1]).double().index_add(0, group, feature_Np)
             within_Np = feature_Np - (sums / group.bincount()[:, None])[group]

@@ -30,7 +30,7 @@ PENALTIES = (0.01, 0.1, 1.0, 10.0, 100.0)
 NEIGHBOURS = (1, 3, 5, 10)
 LEAVES = (3, 10)
 """Least number of rows in a leaf of boosted trees; scikit-learn's default of 20 cannot split a support set of 30."""
-NUM_TREES, NUM_ROUNDS = 100, 50
+NUM_TREES, NUM_ROUNDS = 50, 50
 WIDE = 256
 """Number of features beyond which trees are left out: they are slow there, and worse than linear models."""
 FARTHEST = 10.0
@@ -165,7 +165,7 @@ def logistic_regression(c: float, objective: Objective = objectives.classificati
 
 
 def random_forest(trees: int = NUM_TREES, objective: Objective = objectives.classification) -> SupportClassifier:
-    """scikit-learn's random forest, about 0.1 s a task for 100 trees.
+    """scikit-learn's random forest, about 0.1 s a task for 50 trees.
 
     Example:
         >>> learner = random_forest(20)

@@ -31,10 +31,10 @@ from kshot.learners.baselines.pool import TrainingRows, float_rows, training_row
 from kshot.tasks.source import TaskSource
 from kshot.types import Batch
 
-MAX_SLOPES, MAX_SLOPES_OF_CLASSES = 8, 4
-"""Number of features whose effect varies by group in a mixed model; of more, their principal components."""
+NUM_SLOPES, NUM_SLOPES_OF_CLASSES = (0, 1, 3, 8), (0, 1, 4)
+"""Numbers of features whose slopes vary by group in a mixed model: those of the largest pooled coefficients."""
 MOST_INPUTS = 64
-"""The same in ridge and logistic regression of a group."""
+"""Of ridge and logistic regression of a group; of more inputs, their principal components within groups."""
 PENALTIES = (0.1, 1.0, 10.0, 100.0)
 """Of ridge regression and logistic regression on standardised inputs."""
 POOLED_PENALTIES = (1.0, 30.0, 1000.0)
@@ -111,6 +111,7 @@ class _Methods:
     def __init__(self, source: TaskSource, max_rows: int) -> None:
         self.source, self.objective, self.max_rows = source, source.objective, max_rows
         self.classifies = self.objective.classifies
+        self.num_slopes = NUM_SLOPES_OF_CLASSES if self.classifies else NUM_SLOPES
 
     @cached_property
     def rows(self) -> TrainingRows:
@@ -149,10 +150,10 @@ class _Methods:
         return [self._penalised(basis, pooled, 1 / ridge**0.5, 1.0) for ridge in PENALTIES]
 
     def partial_pooling(self) -> list[Learner]:
-        if self.classifies:
-            return [self._mixed(self._basis(*each)) for each in ((1, 0), (1, MAX_SLOPES_OF_CLASSES), (2, 0))]
-        learners = [self._mixed(self._basis(*each)) for each in product((1, 2), (0, MAX_SLOPES))]
-        return [*learners, self._mixed(self._basis(1, MAX_SLOPES), diagonal=True)]
+        learners = [self._mixed(self._varying(*each)) for each in product((1, 2), self.num_slopes)]
+        return (
+            learners if self.classifies else [*learners, self._mixed(self._varying(1, NUM_SLOPES[-1]), diagonal=True)]
+        )
 
     def pooled_boosting(self) -> list[Learner]:
         forms: tuple[Form, ...] = ("levels",) if self.classifies else ("levels", "deviations")
@@ -171,24 +172,36 @@ class _Methods:
         for count in ITERATIONS:
             fit = partial(boosting, max_iter=count)
             held_out, pooled = out_of_fold(fit, rows.inputs, self.targets, rows.group), fit(rows.inputs, self.targets)
-            bases = [self._basis(1, slopes) for slopes in (0, MAX_SLOPES_OF_CLASSES)]
+            bases = [self._varying(1, slopes) for slopes in self.num_slopes[:3:2]]
             learners += [self._mixed(basis, pooled=pooled, held_out=held_out) for basis in bases]
         return learners
 
     def _basis(self, degree: int = 1, slopes: int = 0) -> Basis:
         return Basis(self.rows.inputs, self.rows.group, degree=degree, slopes=slopes)
 
+    def _varying(self, degree: int, slopes: int) -> Basis:
+        """A basis whose features of the largest pooled coefficients have slopes that vary by group."""
+        if not slopes:
+            return self._basis(degree)
+        basis = self._basis(degree)
+        size_p = self._coefficients(basis, 1.0)[1:].square().sum(1)
+        ranked = size_p.argsort(descending=True).tolist()
+        return Basis(self.rows.inputs, self.rows.group, degree=degree, slopes=slopes, ranked=ranked)
+
     def _nothing(self, inputs: Tensor) -> Tensor:
         """The prediction 0, (n, D) or (n, C)."""
         return torch.zeros(len(inputs), self.targets.shape[1]).double()
 
     def _linear(self, basis: Basis, ridge: float) -> Predictor:
-        """The pooled linear model of all training rows."""
+        return linear(basis, self._coefficients(basis, ridge))
+
+    def _coefficients(self, basis: Basis, ridge: float) -> Tensor:
+        """The coefficients (p, D) of the pooled linear model of all training rows."""
         fixed = basis.fixed(self.rows.inputs)
         if self.classifies:
-            return linear(basis, fit_logits(fixed, self.targets, self._nothing(fixed), ridge=ridge))
+            return fit_logits(fixed, self.targets, self._nothing(fixed), ridge=ridge)
         penalty = torch.tensor([0.0] + [ridge] * (fixed.shape[1] - 1)).double()
-        return linear(basis, torch.linalg.solve(fixed.mT @ fixed + penalty.diag(), fixed.mT @ self.targets))
+        return torch.linalg.solve(fixed.mT @ fixed + penalty.diag(), fixed.mT @ self.targets)
 
     def _mixed(
         self, basis: Basis, *, pooled: Predictor | None = None, held_out: Tensor | None = None, diagonal: bool = False
