@@ -266,7 +266,7 @@ def measure(table: Grouped, rows: Sequence[int], names: Sequence[str], steps: in
                 if not source.objective.classifies:
                     methods["support_mean"] = lambda s=source: [SupportMean(s.objective)]
                 methods |= baselines(source) | {
-                    name: lambda name=name, s=source: trained(name, s, steps) for name in names
+                    f"{name}, {steps} steps": lambda name=name, s=source: trained(name, s, steps) for name in names
                 }
                 of_rows = known.setdefault(str(count), {})
                 for method, fit in methods.items():
@@ -274,7 +274,7 @@ def measure(table: Grouped, rows: Sequence[int], names: Sequence[str], steps: in
                     if str(fold) in figures["chosen"]:
                         continue
                     started = time.perf_counter()
-                    if method not in fitted or method in DEPENDS_ON_ROWS or method in names:
+                    if method not in fitted or method in DEPENDS_ON_ROWS or method.endswith(" steps"):
                         fitted[method] = fit()
                     candidates = fitted[method]
                     losses = [_loss(score(each, splits["val"])[0]) for each in candidates] if candidates[1:] else [0.0]
