@@ -26,6 +26,7 @@ from .heads.relation import relation_net
 from .heads.simpleshot import simpleshot
 from .ratings.alpaca import alpaca
 from .ratings.melu import melu
+from .series.ensemble import forecast_ensemble
 
 __all__ = [
     "GradientLearner",
@@ -46,6 +47,7 @@ __all__ = [
     "feat",
     "fine_tune",
     "fomaml",
+    "forecast_ensemble",
     "frn",
     "from_scratch",
     "generate",

@@ -23,6 +23,7 @@ from kshot.data.tables.open import open_table
 from kshot.data.tables.table import Reading, ReadingOptions, Table
 from kshot.objectives import Objective
 from kshot.sources.rows import BadRows, Members, cut_members, group_rows, left_out_of
+from kshot.sources.seasons import find_season
 from kshot.supplied import Seed
 from kshot.tasks.group_tasks import GroupTasks
 from kshot.tasks.pool import OnTooFew
@@ -31,21 +32,21 @@ from kshot.tasks.source import TaskSource
 from kshot.tasks.splitting import DEFAULT_SPLIT
 from kshot.types import Batch, Split, Task
 
-Scale = Literal["support", "global"]
+Scale = Literal["support", "level", "global"]
 
 
 @check_arguments
 def series(
     path: Path | str,
     *,
-    time: str,
+    time: str | None = None,
     series: str | None = None,
     value: str | None = None,
     covariates: Sequence[str] = (),
     context_length: Annotated[int, Ge(2)] = 24,
     horizon: PositiveInt = 6,
     stride: PositiveInt | None = None,
-    season: PositiveInt = 1,
+    season: PositiveInt | None = None,
     scale: Scale = "support",
     kinds: Mapping[str, str] = EMPTY,
     domain: str | None = None,
@@ -69,17 +70,21 @@ def series(
 
     Args:
         path: a CSV, TSV, NDJSON or Parquet file.
-        time: the column of dates or numbers that orders a series.
+        time: the column of dates or numbers that orders a series. Without it each row is a series, as in the files of
+            the M4 competition: `series` is the column that names it, if there is one, and the other columns hold its
+            values in their order; empty cells were not observed.
         series, value: the columns that name the series and hold its values, in a long file of a row per series and
             time. Without them the file is wide: each column other than `time` is a series, and empty cells were not
             observed.
         covariates: numeric columns that are known for the context.
         context_length, horizon: C and H.
         stride: steps between the starts of windows, `horizon` by default.
-        season: number of steps of a season, for the metric: 24 for hours with a daily rhythm, 1 for none.
+        season: number of steps of a season, fewer than C: 24 for hours with a daily rhythm, 1 for none. By default it is
+            found in the training series, see `kshot.sources.seasons`; `describe` says which.
         scale: "support" standardises values by mean and standard deviation of the task's support, so that series of
-            any scale are alike; "global" by those of the training series, if the level of a series is informative.
-            Covariates are always standardised by the training series.
+            any scale are alike; "level" divides by the mean of its absolute values, which keeps positive values
+            positive, for seasons and errors that grow with the level; "global" standardises by the training series, if
+            the level of a series is informative. Covariates are always standardised by the training series.
         kinds: the format of the dates in `time`, as in {day: "%d/%m/%Y"}.
         shots, queries, train_queries: number of windows.
         bad_rows: "error", or "drop" to leave out rows without a value, or of a repeated time.
@@ -100,29 +105,33 @@ def series(
         (torch.Size([2, 12, 1]), torch.Size([2, 4]))
     """
     stride = horizon if stride is None else stride
-    if season >= context_length:
+    if season is not None and season >= context_length:
         raise ValueError(f"the season must be shorter than the context_length, got {context_length=}, {season=}")
-    if (series is None) != (value is None):
-        raise ValueError("a long file needs series and value, a wide one neither: name both columns or none")
-    if series is None and (covariates or domain):
-        raise ValueError("a wide file has no covariates or domain; write it long, with a row per series and time")
+    _check_columns(time, series, value, covariates, domain)
     split, format = split or DEFAULT_SPLIT, Reading(**(reading or {}))
-    if series is None or value is None:
-        table = open_table(path, format)
-        table.need(time)
-        names = [name for name in table.frame.columns if name != time]
-    else:
-        names, others = [value, *covariates], [name for name in (domain, split.get("column")) if name]
+    others = [name for name in (domain, split.get("column")) if name]
+    if time is not None and series is not None and value is not None:
+        names = [value, *covariates]
         table = open_table(path, format, columns=[series, time, *names, *others])
-    columns = read_columns(table, {time: (kinds or {}).get(time) or table.kind(time), **dict.fromkeys(names, "number")})
-    times, columns_of_values = columns[time].values, [columns[name].values for name in names]
-    if columns[time].kind == "category":
-        raise ValueError(f"{table.path}: the time column {time!r} holds words; it needs dates or numbers")
-    table.missing(time, np.isnan(times), "a row needs its time")
-    if series is None:
-        members, times, flat, rows = _wide(table, time, names, times, columns_of_values, bad_rows)
+    else:
+        table = open_table(path, format)
+        table.need(*[name for name in (time, series) if name])
+        names = [name for name in table.frame.columns if name not in (time, series, *others)]
+    kind_of_time = {} if time is None else {time: (kinds or {}).get(time) or table.kind(time)}
+    columns = read_columns(table, {**kind_of_time, **dict.fromkeys(names, "number")})
+    columns_of_values = [columns[name].values for name in names]
+    if time is None:
+        members, times, flat, rows = _in_rows(table, series, columns_of_values, bad_rows)
         values = flat[:, None]
     else:
+        times = columns[time].values
+        if columns[time].kind == "category":
+            raise ValueError(f"{table.path}: the time column {time!r} holds words; it needs dates or numbers")
+        table.missing(time, np.isnan(times), "a row needs its time")
+    if time is not None and series is None:
+        members, times, flat, rows = _wide(table, time, names, times, columns_of_values, bad_rows)
+        values = flat[:, None]
+    elif time is not None and series is not None:
         for name, column in zip(names, columns_of_values):
             table.missing(name, np.isnan(column), "a row needs it")
         keys = table.keys(series)
@@ -136,9 +145,12 @@ def series(
     train = np.repeat(np.isin(members.names, list(parts["train"])), members.sizes)
     values = values.astype(np.float64)
     fitted = [moments(column, train) for column in values.T]
+    if season is None:
+        dated = time is not None and columns[time].kind == "date"
+        season = _season_of(members, values[:, 0], times, list(parts["train"]), context_length - 1, dated)
     preprocessor = SeriesPreprocessor(
-        time=time, format=columns[time].format or columns[time].kind, series=series,
-        columns=tuple(names) if series is not None else (), context_length=context_length, horizon=horizon,
+        time=time, format="number" if time is None else columns[time].format or columns[time].kind, series=series,
+        columns=tuple(names) if value is not None else (), context_length=context_length, horizon=horizon,
         stride=stride, season=season, scale=scale, mean=tuple(float(mean) for mean, _ in fitted),
         std=tuple(float(std or 1.0) for _, std in fitted), reading=table.reading,
     )  # fmt: skip
@@ -167,7 +179,7 @@ class SeriesTasks(GroupTasks):
         tasks = super().stack(split, indices)
         if self.scale == "global":
             return tasks
-        center_T, spread_T = support_scale(tasks.support)
+        center_T, spread_T = support_scale(tasks.support, self.scale)
         return Task(*(scaled(batch, center_T, spread_T) for batch in tasks))
 
     def pretraining_batch(self, step: int, size: int) -> Batch:
@@ -180,11 +192,17 @@ class SeriesTasks(GroupTasks):
         return super().describe() | {"time_steps": self.steps}
 
 
-def support_scale(support: Batch) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation, each (T,), of all values in support sets (T, n, …); 1 if values are constant."""
+def support_scale(support: Batch, scale: Scale = "support") -> tuple[Tensor, Tensor]:
+    """Center and spread, each (T,), of all values in support sets (T, n, …).
+
+    They are mean and standard deviation, 1 if values are constant; for "level" 0 and the mean of absolute values.
+    """
     values_TnL = torch.cat([support.inputs[..., 0], support.targets], -1)
     weight_Tn = support.weight.to(values_TnL.dtype)
     share_Tn1 = (weight_Tn / weight_Tn.sum(-1, keepdim=True))[..., None] / values_TnL.shape[-1]
+    if scale == "level":
+        level_T = (values_TnL.abs() * share_Tn1).sum((-2, -1))
+        return torch.zeros_like(level_T), torch.where(level_T > 0, level_T, 1.0)
     center_T = (values_TnL * share_Tn1).sum((-2, -1))
     variance_T = ((values_TnL - center_T[..., None, None]).square() * share_Tn1).sum((-2, -1))
     varies = variance_T > 1e-24 * center_T.square()
@@ -224,12 +242,13 @@ class SeriesPreprocessor(Preprocessor):
     Attributes:
         time, series, context_length, horizon, stride, season, scale: as in `series`.
         format: type of the column `time`.
-        columns: value and covariates; empty for a wide file, whose one column beside the time is the value.
+        columns: value and covariates; empty for a wide file, whose one column beside the time is the value, and where
+            each row is a series.
         mean, std: of value and covariates in the training series.
         reading: format of the file.
     """
 
-    time: str
+    time: str | None
     format: str
     series: str | None
     columns: tuple[str, ...]
@@ -261,7 +280,7 @@ class SeriesPreprocessor(Preprocessor):
         if self.scale == "global":
             return Support(inputs, targets, {})
         batch = Batch(inputs, targets, torch.ones(len(inputs)))
-        center, spread = support_scale(batch)
+        center, spread = support_scale(batch, self.scale)
         batch = scaled(batch, center, spread)
         return Support(batch.inputs, batch.targets, {"center": float(center), "spread": float(spread)})
 
@@ -275,14 +294,15 @@ class SeriesPreprocessor(Preprocessor):
 
     def answers(self, prediction: Tensor, kept: dict[str, Any]) -> dict[str, list[Any]]:
         """The forecast value of each step ahead."""
-        center, spread = (kept["center"], kept["spread"]) if self.scale == "support" else (self.mean[0], self.std[0])
+        center, spread = (self.mean[0], self.std[0]) if self.scale == "global" else (kept["center"], kept["spread"])
         values = prediction.double() * spread + center
         steps = list(range(1, self.horizon + 1)) * len(values)
         return {"step": steps, (self.columns or ("value",))[0]: values.flatten().tolist()}
 
     def describe(self) -> dict[str, Any]:
         fitted = "of each support" if self.scale == "support" else f"{self.mean[0]:.4g} and {self.std[0]:.4g}"
-        inputs = {"value": f"standardised by mean and standard deviation: {fitted}"}
+        about = f"standardised by mean and standard deviation: {fitted}"
+        inputs = {"value": "divided by the mean absolute value of each support" if self.scale == "level" else about}
         for name, m, s in list(zip(self.columns, self.mean, self.std))[1:]:
             inputs[name] = f"(x − {m:.4g}) / {s:.4g}"
         sizes = {name: getattr(self, name) for name in ("context_length", "horizon", "stride", "season")}
@@ -299,6 +319,8 @@ class SeriesPreprocessor(Preprocessor):
 
     def _read(self, path: Path, least: int) -> np.ndarray:
         """The values (points, 1 + V) of the one series in a file, at least `least`, in the order of time."""
+        if self.time is None:
+            return self._read_row(path, least)
         table = open_table(path, self.reading, columns=[self.time, *self.columns] if self.columns else None)
         names = list(self.columns) or [name for name in table.frame.columns if name != self.time]
         if len(names) != 1 and not self.columns:
@@ -313,9 +335,72 @@ class SeriesPreprocessor(Preprocessor):
         repeated = order[1:][np.diff(columns[self.time].values[order]) == 0]
         table.bad(self.time, np.isin(np.arange(len(order)), repeated), "is there twice: give one series")
         table.settle()
-        if len(table) < least:
-            raise ValueError(f"{path} has {len(table)} values of the series; {least} are needed")
-        return self.standardise(np.stack([columns[name].values for name in names], 1)[order])
+        return self._enough(path, np.stack([columns[name].values for name in names], 1)[order], least)
+
+    def _read_row(self, path: Path, least: int) -> np.ndarray:
+        """As `_read`, where each row of a file is a series."""
+        table = open_table(path, self.reading)
+        if len(table) != 1:
+            raise ValueError(f"{path} must hold one series, a row of values in the order of time; it has {len(table)}")
+        names = [name for name in table.frame.columns if name != self.series]
+        columns = read_columns(table, dict.fromkeys(names, "number"))
+        table.settle()
+        values = np.concatenate([columns[name].values for name in names])
+        return self._enough(path, values[~np.isnan(values), None], least)
+
+    def _enough(self, path: Path, values: np.ndarray, least: int) -> np.ndarray:
+        if len(values) < least:
+            raise ValueError(f"{path} has {len(values)} values of the series; {least} are needed")
+        return self.standardise(values)
+
+
+def _check_columns(
+    time: str | None, series: str | None, value: str | None, covariates: Sequence[str], domain: str | None
+) -> None:
+    """Raise ValueError if the columns fit none of the three forms of files."""
+    if time is None:
+        if value is not None or covariates:
+            raise ValueError(
+                "without time, each row is a series and all its columns are values: leave out value and covariates, or "
+                "name the column of times"
+            )
+        return
+    if (series is None) != (value is None):
+        raise ValueError("a long file needs series and value, a wide one neither: name both columns or none")
+    if series is None and (covariates or domain):
+        raise ValueError("a wide file has no covariates or domain; write it long, with a row per series and time")
+
+
+def _season_of(
+    members: Members, values: np.ndarray, times: np.ndarray, names: list[str], longest: int, dated: bool
+) -> int:
+    """The season of the series with the given names, found in their values and, for dates, the step between them."""
+    ends = members.sizes.cumsum()[:-1]
+    of_series = dict(zip(members.names, zip(np.split(values, ends), np.split(times, ends))))
+    chosen = [of_series[name] for name in names]
+    steps = np.concatenate([np.diff(each) for _, each in chosen[:100]])
+    step = float(np.median(steps)) if dated and len(steps) else None
+    return find_season([each for each, _ in chosen], longest, step)
+
+
+def _in_rows(
+    table: Table, series: str | None, values: list[np.ndarray], bad_rows: BadRows
+) -> tuple[Members, np.ndarray, np.ndarray, np.ndarray]:
+    """The series of a file with one in each row, concatenated: members, positions, values, and rows of the table."""
+    if series is not None:
+        keys = table.keys(series)
+        table.missing(series, keys.is_null().to_numpy(), "a row needs one")
+        table.bad(series, ~keys.is_first_distinct().to_numpy(), "is there twice; keep one row a series")
+    good = table.settle(bad_rows)
+    cells = np.stack(values, 1)[good]
+    rows = np.flatnonzero(good)
+    known = ~np.isnan(cells)
+    names = [f"row {row + 1}" for row in rows] if series is None else [str(keys[int(row)]) for row in rows]
+    if not known.any(1).all():
+        raise ValueError(f"{table.path}: series {names[int(np.argmin(known.any(1)))]!r} holds no value; leave it out")
+    sizes = known.sum(1)
+    of_point = np.repeat(rows, sizes)
+    return Members(names, of_point, sizes), np.nonzero(known)[1].astype(np.float64), cells[known], of_point
 
 
 def _wide(
