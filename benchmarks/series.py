@@ -1,6 +1,6 @@
 """Forecasts of new series: the ensemble and everything a forecaster would use beside it, on five sets of series.
 
-    OMP_NUM_THREADS=1 python benchmarks/series.py m4_hourly [--m4 FOLDER] [--seeds 0 1] [--steps 600] [--val]
+    OMP_NUM_THREADS=1 python benchmarks/series.py m4_hourly [--m4 FOLDER] [--seeds 0 1] [--steps 96] [--val]
     OMP_NUM_THREADS=1 python benchmarks/series.py txhousing us_employment chicago gapminder [--folds 5]
 
 `m4_hourly` reads train.csv and test.csv of FOLDER, as published by the M4 competition, and forecasts its 48 hours; the
@@ -18,6 +18,8 @@ intervals by a bootstrap of series (the mean over seeds of each series is one va
 from __future__ import annotations
 
 import argparse
+import calendar
+import json
 import tempfile
 import time
 from collections.abc import Callable
@@ -32,13 +34,12 @@ import kshot
 from kshot.learner import Learner, evaluation_mode
 from kshot.learners.baselines.series import baselines
 from kshot.sources.series import SeriesTasks, scaled, support_scale
-from kshot.training.checkpoint import load_state, save_state  # noqa: F401
 from kshot.training.fit import Settings, meta_training_loop
 from kshot.types import Batch, Split, Task, stack, tree_map, unstack
 
-CHECKS = 10  # checkpoints of the learner that are compared on val
+CHECKS = 6  # checkpoints of the learner that are compared on val
 RESAMPLES = 10_000
-OUTER_LR, TASKS, WEIGHT_DECAY = 3e-3, 16, 0.01
+OUTER_LR, TASKS, WEIGHT_DECAY = 3e-3, 8, 1.0
 
 
 class Set(NamedTuple):
@@ -60,12 +61,18 @@ def m4_hourly(folder: Path) -> pl.DataFrame:
     """A row for each series, its last 48 values those of test.csv."""
     rows = {}
     for part in ("train", "test"):
-        frame = pl.read_csv(folder / f"{part}.csv")
+        frame = pl.read_csv(folder / f"{part}.csv", infer_schema=False)
         for name, *values in frame.iter_rows():
             rows.setdefault(name, []).extend(float(value) for value in values if value is not None)
     length = max(map(len, rows.values()))
-    cells = [[name, *values, *[None] * (length - len(values))] for name, values in rows.items()]
-    return pl.DataFrame(cells, schema=["name", *(f"v{step}" for step in range(length))], orient="row", strict=False)
+    cells = {f"v{step}": [_at(values, step) for values in rows.values()] for step in range(length)}
+    return pl.DataFrame(
+        {"name": list(rows)} | {name: pl.Series(each, dtype=pl.Float64) for name, each in cells.items()}
+    )
+
+
+def _at(values: list[float], step: int) -> float | None:
+    return values[step] if step < len(values) else None
 
 
 def txhousing(_: Path) -> pl.DataFrame:
@@ -77,9 +84,8 @@ def txhousing(_: Path) -> pl.DataFrame:
 def us_employment(_: Path) -> pl.DataFrame:
     """Monthly employment in 148 industries of the USA; the last 20 years."""
     frame = _rdataset("fpp3", "us_employment").drop_nulls()
-    months = {name: number for number, name in enumerate("Jan Feb Mar Apr May Jun Jul Aug Sep Oct Nov Dec".split(), 1)}
     month = frame["Month"].cast(pl.String).str.split(" ")
-    dates = [f"{year}-{months[name]:02d}-01" for year, name in month]
+    dates = [f"{year}-{list(calendar.month_abbr).index(name):02d}-01" for year, name in month]
     frame = frame.select("Series_ID", pl.Series("month", dates), pl.col("Employed").cast(pl.Float64))
     return frame.filter((pl.col("month") >= "1999-10-01") & pl.col("Employed").is_not_nan())
 
@@ -99,10 +105,10 @@ def gapminder(_: Path) -> pl.DataFrame:
 
 
 SETS = {
-    "m4_hourly": Set(m4_hourly, {"series": "name", "context_length": 168, "horizon": 48, "shots": 9}, 1),
+    "m4_hourly": Set(m4_hourly, {"series": "name", "context_length": 168, "horizon": 48, "shots": 7}, 1),
     "txhousing": Set(
         txhousing,
-        {"series": "city", "time": "date", "value": "sales", "context_length": 36, "horizon": 12, "shots": 8},
+        {"series": "city", "time": "date", "value": "sales", "context_length": 36, "horizon": 12, "shots": 6},
         4,
     ),
     "us_employment": Set(
@@ -178,25 +184,30 @@ def bootstrap(differences: np.ndarray) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def run(name: str, options: argparse.Namespace) -> dict[str, dict[str, float]]:
-    """The mase of each series of all folds by each method."""
+Results = dict[str, dict[str, list[float]]]
+"""The mase of each series by each method, one value a seed."""
+
+
+def run(name: str, options: argparse.Namespace) -> None:
+    """Evaluate all methods on the folds of a set, and write the results of each fold to a file."""
     each = SETS[name]
     split: Split = "val" if options.val else "test"
-    results: dict[str, dict[str, list[float]]] = {}
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / f"{name}.parquet"
         each.frame(options.m4).write_parquet(path)
-        for fold in range(options.folds)[: options.first_folds]:
+        for fold in options.only or range(options.folds):
+            results: Results = {}
             parts = {"folds": options.folds, "fold": fold}
             source = kshot.sources.series(
                 path, **each.options | {"queries": each.queries, "split": parts, "scale": options.scale},
                 on_too_few="drop",
             )  # fmt: skip
-            if not fold:
-                print(name, source.describe(), flush=True)
+            print(name, fold, {part: len(names) for part, names in source.group_names.items()}, flush=True)
+            print("  season", source.preprocessor.season, source.describe().get("dropped", ""))
             val, test = (last_tasks(source, part, each.queries) for part in ("val", split))
             lines = []
-            for label, make in baselines(source).items():
+            opponents = {} if options.only_learner else baselines(source)
+            for label, make in opponents.items():
                 started = time.perf_counter()
                 candidates = make()
                 of_val = [mean(scores(one, val, source)) for one in candidates]
@@ -205,7 +216,7 @@ def run(name: str, options: argparse.Namespace) -> dict[str, dict[str, float]]:
                 lines.append(f"{label} {mean(found):.3f} (#{chosen}, {time.perf_counter() - started:.0f} s)")
                 for series, value in found.items():
                     results.setdefault(label, {}).setdefault(series, []).append(value)
-            for seed in options.seeds:
+            for seed in () if options.only_opponents else options.seeds:
                 started = time.perf_counter()
                 shape = tuple(val[next(iter(val))].query.inputs.shape[1:])
                 torch.manual_seed(seed)
@@ -217,12 +228,20 @@ def run(name: str, options: argparse.Namespace) -> dict[str, dict[str, float]]:
                 lines.append(f"ensemble {mean(found):.3f} ({time.perf_counter() - started:.0f} s)")
                 for series, value in found.items():
                     results.setdefault("ensemble", {}).setdefault(series, []).append(value)
-            print(f"  fold {fold}:", "; ".join(lines), "val", [round(v, 3) for v in curve], flush=True)
-    return {label: {s: float(np.mean(v)) for s, v in found.items()} for label, found in results.items()}
+                print("  val", [round(value, 3) for value in curve], flush=True)
+            print(f"  fold {fold}:", "; ".join(lines), flush=True)
+            seeds = "_".join(map(str, ["opponents"] if options.only_opponents else options.seeds))
+            (options.out / f"{name}-{options.scale}-{fold}-{seeds}.json").write_text(json.dumps(results))
 
 
-def report(name: str, results: dict[str, dict[str, float]]) -> None:
-    """A line for each method: its mase, and how much the ensemble is better."""
+def report(name: str, options: argparse.Namespace) -> None:
+    """A line for each method: its mase over the folds that have been run, and how much the ensemble is better."""
+    values: Results = {}
+    for path in sorted(options.out.glob(f"{name}-{options.scale}-*.json")):
+        for label, found in json.loads(path.read_text()).items():
+            for series, each in found.items():
+                values.setdefault(label, {}).setdefault(series, []).extend(each)
+    results = {label: {s: float(np.mean(each)) for s, each in found.items()} for label, found in values.items()}
     ours = results["ensemble"]
     print(f"\n{name}: {len(ours)} series")
     for label, found in sorted(results.items(), key=lambda item: mean(item[1])):
@@ -237,13 +256,20 @@ def main() -> None:
     parser.add_argument("--m4", type=Path, default=Path("m4_hourly"), help="folder of train.csv and test.csv")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
     parser.add_argument("--folds", type=int, default=5)
-    parser.add_argument("--first-folds", type=int, help="run only the first of the folds")
-    parser.add_argument("--steps", type=int, default=600)
+    parser.add_argument("--only", type=int, nargs="+", help="run only these folds")
+    parser.add_argument("--only-learner", action="store_true", help="leave out the opponents, as for a further seed")
+    parser.add_argument("--only-opponents", action="store_true", help="leave out the learner")
+    parser.add_argument("--report", action="store_true", help="run nothing, and report what lies in --out")
+    parser.add_argument("--out", type=Path, default=Path("series-results"), help="folder of the results of each fold")
+    parser.add_argument("--steps", type=int, default=96)
     parser.add_argument("--scale", default="support", choices=["support", "level"])
     parser.add_argument("--val", action="store_true", help="score the val series, for development")
     options = parser.parse_args()
+    options.out.mkdir(parents=True, exist_ok=True)
     for name in options.sets:
-        report(name, run(name, options))
+        if not options.report:
+            run(name, options)
+        report(name, options)
 
 
 if __name__ == "__main__":

@@ -8,8 +8,9 @@ import numpy as np
 
 HOUR, DAY, YEAR = 3600, 86400, 365.2425 * 86400  # seconds
 MAX_SERIES, MAX_VALUES = 200, 5000
-LEAST_OF_CALENDAR, LEAST_OF_SEARCH = 0.1, 0.3
-"""Autocorrelation of the changes from which a season counts: one that the calendar suggests, and any other."""
+LEAST_OF_CALENDAR, LEAST_OF_SEARCH, LEAST_RISE = 0.1, 0.3, 0.2
+"""Autocorrelation of the changes from which a season counts: one that the calendar suggests, and any other, which must
+also stand out from the lowest value before it."""
 
 
 def find_season(series: Sequence[np.ndarray], longest: int, step: float | None = None) -> int:
@@ -17,8 +18,8 @@ def find_season(series: Sequence[np.ndarray], longest: int, step: float | None =
 
     It is looked for in the mean autocorrelation $\bar r_k$ of the changes $x_t - x_{t-1}$, in which trends do not show.
     A period of the calendar (see `calendar_seasons`) is a season if $\bar r_k \geq 0.1$ and no less than at the lags
-    beside it; otherwise the season is the first lag k ≥ 2 with a peak $\bar r_k \geq 0.3$ of at least 0.9 of the
-    highest.
+    beside it; otherwise the season is the first lag k ≥ 2 with a peak $\bar r_k \geq 0.3$, 0.2 above the
+    lowest value before it, of at least 0.9 of the highest such peak.
 
     Args:
         series: values of each series in the order of time, (points,), of the training split.
@@ -34,7 +35,7 @@ def find_season(series: Sequence[np.ndarray], longest: int, step: float | None =
     for period in calendar_seasons(step) if step else ():
         if period in peaks and r[period] >= LEAST_OF_CALENDAR:
             return period
-    high = [k for k in peaks if r[k] >= LEAST_OF_SEARCH]
+    high = [k for k in peaks if r[k] >= LEAST_OF_SEARCH and r[k] - min(r[1:k]) >= LEAST_RISE]
     return next(k for k in high if r[k] >= 0.9 * max(r[high])) if high else 1
 
 

@@ -20,10 +20,10 @@ from kshot.annotations import EMPTY, PositiveInt, Size
 from kshot.argument_checks import check_arguments
 from kshot.data.tables.columns import moments, read_columns
 from kshot.data.tables.open import open_table
-from kshot.data.tables.table import Reading, ReadingOptions, Table
+from kshot.data.tables.table import Reading, ReadingOptions
 from kshot.objectives import Objective
-from kshot.sources.rows import BadRows, Members, cut_members, group_rows, left_out_of
-from kshot.sources.seasons import find_season
+from kshot.sources.rows import BadRows, cut_members, left_out_of
+from kshot.sources.series_files import read_series
 from kshot.supplied import Seed
 from kshot.tasks.group_tasks import GroupTasks
 from kshot.tasks.pool import OnTooFew
@@ -79,8 +79,8 @@ def series(
         covariates: numeric columns that are known for the context.
         context_length, horizon: C and H.
         stride: steps between the starts of windows, `horizon` by default.
-        season: number of steps of a season, fewer than C: 24 for hours with a daily rhythm, 1 for none. By default it is
-            found in the training series, see `kshot.sources.seasons`; `describe` says which.
+        season: number of steps of a season, fewer than C: 24 for hours with a daily rhythm, 1 for none. By default it
+            is found in the training series, see `kshot.sources.seasons`; `describe` says which.
         scale: "support" standardises values by mean and standard deviation of the task's support, so that series of
             any scale are alike; "level" divides by the mean of its absolute values, which keeps positive values
             positive, for seasons and errors that grow with the level; "global" standardises by the training series, if
@@ -107,59 +107,29 @@ def series(
     stride = horizon if stride is None else stride
     if season is not None and season >= context_length:
         raise ValueError(f"the season must be shorter than the context_length, got {context_length=}, {season=}")
-    _check_columns(time, series, value, covariates, domain)
-    split, format = split or DEFAULT_SPLIT, Reading(**(reading or {}))
-    others = [name for name in (domain, split.get("column")) if name]
-    if time is not None and series is not None and value is not None:
-        names = [value, *covariates]
-        table = open_table(path, format, columns=[series, time, *names, *others])
-    else:
-        table = open_table(path, format)
-        table.need(*[name for name in (time, series) if name])
-        names = [name for name in table.frame.columns if name not in (time, series, *others)]
-    kind_of_time = {} if time is None else {time: (kinds or {}).get(time) or table.kind(time)}
-    columns = read_columns(table, {**kind_of_time, **dict.fromkeys(names, "number")})
-    columns_of_values = [columns[name].values for name in names]
-    if time is None:
-        members, times, flat, rows = _in_rows(table, series, columns_of_values, bad_rows)
-        values = flat[:, None]
-    else:
-        times = columns[time].values
-        if columns[time].kind == "category":
-            raise ValueError(f"{table.path}: the time column {time!r} holds words; it needs dates or numbers")
-        table.missing(time, np.isnan(times), "a row needs its time")
-    if time is not None and series is None:
-        members, times, flat, rows = _wide(table, time, names, times, columns_of_values, bad_rows)
-        values = flat[:, None]
-    elif time is not None and series is not None:
-        for name, column in zip(names, columns_of_values):
-            table.missing(name, np.isnan(column), "a row needs it")
-        keys = table.keys(series)
-        table.missing(series, keys.is_null().to_numpy(), "a row needs one")
-        order = np.argsort(times, kind="stable")
-        _mark_repeated(table, time, group_rows(keys, table.good, order), times)
-        members = group_rows(keys, table.settle(bad_rows), order)
-        rows = members.flat
-        values, times = np.stack(columns_of_values, 1)[rows], times[rows]
+    split = split or DEFAULT_SPLIT
+    read = read_series(
+        path, Reading(**(reading or {})), time=time, series=series, value=value, covariates=covariates, domain=domain,
+        column=split.get("column"), kinds=kinds or {}, bad_rows=bad_rows,
+    )  # fmt: skip
+    members, table, values = read.members, read.table, read.values
     parts = cut_members(members, table, split, domain, kind="group")
     train = np.repeat(np.isin(members.names, list(parts["train"])), members.sizes)
-    values = values.astype(np.float64)
     fitted = [moments(column, train) for column in values.T]
     if season is None:
-        dated = time is not None and columns[time].kind == "date"
-        season = _season_of(members, values[:, 0], times, list(parts["train"]), context_length - 1, dated)
+        season = read.season(list(parts["train"]), context_length - 1)
     preprocessor = SeriesPreprocessor(
-        time=time, format="number" if time is None else columns[time].format or columns[time].kind, series=series,
-        columns=tuple(names) if value is not None else (), context_length=context_length, horizon=horizon,
-        stride=stride, season=season, scale=scale, mean=tuple(float(mean) for mean, _ in fitted),
-        std=tuple(float(std or 1.0) for _, std in fitted), reading=table.reading,
+        time=time, format=read.format, series=series, columns=(value, *covariates) if value is not None else (),
+        context_length=context_length, horizon=horizon, stride=stride, season=season, scale=scale,
+        mean=tuple(float(mean) for mean, _ in fitted), std=tuple(float(std or 1.0) for _, std in fitted),
+        reading=table.reading,
     )  # fmt: skip
     starts, counts = _windows(members.sizes, context_length + horizon, stride)
     windows = dict(zip(members.names, np.split(np.arange(len(starts)), counts.cumsum()[:-1])))
     return SeriesTasks(
         WindowDataset(preprocessor.standardise(values), starts, context_length, horizon),
         {part: {name: windows[name] for name in groups} for part, groups in parts.items()},
-        preprocessor=preprocessor, objective=preprocessor.objective, steps=_steps(members, times, table, rows),
+        preprocessor=preprocessor, objective=preprocessor.objective, steps=read.steps(),
         shots=shots, queries=queries, train_queries=train_queries, on_too_few=on_too_few, seed=seed,
         left_out=left_out_of(table),
     )  # fmt: skip
@@ -354,103 +324,8 @@ class SeriesPreprocessor(Preprocessor):
         return self.standardise(values)
 
 
-def _check_columns(
-    time: str | None, series: str | None, value: str | None, covariates: Sequence[str], domain: str | None
-) -> None:
-    """Raise ValueError if the columns fit none of the three forms of files."""
-    if time is None:
-        if value is not None or covariates:
-            raise ValueError(
-                "without time, each row is a series and all its columns are values: leave out value and covariates, or "
-                "name the column of times"
-            )
-        return
-    if (series is None) != (value is None):
-        raise ValueError("a long file needs series and value, a wide one neither: name both columns or none")
-    if series is None and (covariates or domain):
-        raise ValueError("a wide file has no covariates or domain; write it long, with a row per series and time")
-
-
-def _season_of(
-    members: Members, values: np.ndarray, times: np.ndarray, names: list[str], longest: int, dated: bool
-) -> int:
-    """The season of the series with the given names, found in their values and, for dates, the step between them."""
-    ends = members.sizes.cumsum()[:-1]
-    of_series = dict(zip(members.names, zip(np.split(values, ends), np.split(times, ends))))
-    chosen = [of_series[name] for name in names]
-    steps = np.concatenate([np.diff(each) for _, each in chosen[:100]])
-    step = float(np.median(steps)) if dated and len(steps) else None
-    return find_season([each for each, _ in chosen], longest, step)
-
-
-def _in_rows(
-    table: Table, series: str | None, values: list[np.ndarray], bad_rows: BadRows
-) -> tuple[Members, np.ndarray, np.ndarray, np.ndarray]:
-    """The series of a file with one in each row, concatenated: members, positions, values, and rows of the table."""
-    if series is not None:
-        keys = table.keys(series)
-        table.missing(series, keys.is_null().to_numpy(), "a row needs one")
-        table.bad(series, ~keys.is_first_distinct().to_numpy(), "is there twice; keep one row a series")
-    good = table.settle(bad_rows)
-    cells = np.stack(values, 1)[good]
-    rows = np.flatnonzero(good)
-    known = ~np.isnan(cells)
-    names = [f"row {row + 1}" for row in rows] if series is None else [str(keys[int(row)]) for row in rows]
-    if not known.any(1).all():
-        raise ValueError(f"{table.path}: series {names[int(np.argmin(known.any(1)))]!r} holds no value; leave it out")
-    sizes = known.sum(1)
-    of_point = np.repeat(rows, sizes)
-    return Members(names, of_point, sizes), np.nonzero(known)[1].astype(np.float64), cells[known], of_point
-
-
-def _wide(
-    table: Table, time: str, names: list[str], times: np.ndarray, values: list[np.ndarray], bad_rows: BadRows
-) -> tuple[Members, np.ndarray, np.ndarray, np.ndarray]:
-    """The series of a wide file, concatenated: members, times, values, and rows of the table."""
-    order = np.argsort(times, kind="stable")
-    _mark_repeated(table, time, Members([""], order, np.array([len(order)])), times)
-    order = order[table.settle(bad_rows)[order]]
-    sorted_values = [column[order] for column in values]
-    known = [~np.isnan(column) for column in sorted_values]
-    sizes = np.array([mask.sum() for mask in known])
-    if not sizes.all():
-        raise ValueError(
-            f"{table.path}: column {names[int(np.argmin(sizes))]!r} holds no value; leave it out of the file"
-        )
-    rows = np.concatenate([order[mask] for mask in known])
-    flat = np.concatenate([column[mask] for column, mask in zip(sorted_values, known)])
-    return Members(names, np.arange(len(flat)), sizes), times[rows], flat, rows
-
-
-def _mark_repeated(table: Table, time: str, members: Members, times: np.ndarray) -> None:
-    """Mark rows as bad whose series has a value at their time already."""
-    repeated = np.flatnonzero(np.diff(times[members.flat]) == 0) + 1
-    repeated = repeated[~np.isin(repeated, members.sizes.cumsum()[:-1])]
-    mask = np.zeros(len(table), bool)
-    mask[members.flat[repeated]] = True
-    table.bad(time, mask, "is there twice in one series; keep one value a time")
-
-
 def _windows(sizes: np.ndarray, length: int, stride: int) -> tuple[np.ndarray, np.ndarray]:
     """Starts of the windows of concatenated series, the last window at the end of its series; windows per series."""
     counts = np.maximum((sizes - length) // stride + 1, 0)
     rank_from_last = np.repeat(counts.cumsum(), counts) - 1 - np.arange(counts.sum())
     return np.repeat(sizes.cumsum(), counts) - length - stride * rank_from_last, counts
-
-
-def _steps(members: Members, times: np.ndarray, table: Table, rows: np.ndarray) -> str:
-    """A description of the time between consecutive values."""
-    inside = np.ones(len(times), bool)
-    inside[np.concatenate([[0], members.sizes.cumsum()[:-1]])] = False
-    steps = np.diff(times, prepend=times[0])[inside]
-    if not len(steps):
-        return "no series has two values"
-    distinct, counts = np.unique(steps, return_counts=True)
-    usual = distinct[counts.argmax()]
-    if len(distinct) == 1:
-        return f"{usual:g} throughout"
-    irregular = np.flatnonzero(inside)[steps != usual]
-    member = members.sizes.cumsum().searchsorted(irregular, side="right")
-    first = f"the first before {table.place(int(rows[irregular[0]]))}, in series {members.names[member[0]]!r}"
-    others = f"{len(irregular):,} others in {len(np.unique(member)):,} series"
-    return f"{usual:g} in {counts.max() / len(steps):.1%} of steps; {others}, {first}"

@@ -30,7 +30,7 @@ from kshot.types import Batch, Tree
 Method = Callable[[Past, int], Tensor]
 """Past (R, P) and number of steps ahead -> forecasts (R, H)."""
 
-L2 = (1e-4, 1e-2, 1.0)
+L2 = (1e-3, 0.1, 1.0, 10.0)
 """Penalties of the global ridge, per training window."""
 SUPPORT_WEIGHTS = (0.0, 10.0)
 """Weights of a support window against a training window in the global ridge."""
@@ -210,7 +210,8 @@ def training_sums(source: TaskSource, season: int) -> tuple[Tensor, Tensor, floa
         root = _less_if_large(feat, error)
         feat, error = root * feat, root * error
         gram, moment, count = gram + feat.mT @ feat, moment + feat.mT @ error, count + len(feat)
-    assert isinstance(gram, Tensor) and isinstance(moment, Tensor)
+    assert isinstance(gram, Tensor)
+    assert isinstance(moment, Tensor)
     return gram, moment, count
 
 

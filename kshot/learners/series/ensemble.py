@@ -7,7 +7,6 @@ the past, F forecasters, m the season.
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kshot.annotations import NonNegativeFloat, PositiveInt
@@ -64,8 +63,6 @@ class ForecastEnsemble(Learner):
             for layer in (self.linear, self.network[2], self.weigh[2]):
                 layer.weight.zero_()
                 layer.bias.zero_()
-            for step in range(horizon):
-                self.linear.weight[step, (context_length - season + step % season) * columns] = 1.0
 
     def forward(self, task: Task) -> Tensor:
         """The mase of the query after adapting, plus `member_loss` times the mean one of the two global forecasters."""
@@ -102,7 +99,9 @@ class ForecastEnsemble(Learner):
         context_RC = (at_least_float32(inputs)[..., 0] - level_R1) / scale_R[:, None]
         scaled = torch.cat([context_RC[..., None], at_least_float32(inputs)[..., 1:]], -1).flatten(1)
         scaled = in_type_of(self, scaled)
-        linear = self.linear(scaled)
+        repeated = scaled.unflatten(1, (inputs.shape[1], -1))[:, -self.season :, 0]
+        naive = repeated[:, torch.arange(self.horizon, device=scaled.device) % self.season]
+        linear = naive + self.linear(scaled)
         global_ones = [linear, linear + self.network(torch.asinh(scaled))]
         return torch.stack([*forecasts, *(level_R1 + scale_R[:, None] * each for each in global_ones)], 1), scale_R
 
@@ -189,8 +188,8 @@ def forecast_ensemble(
 
     The forecasters $\hat y_f$ are the last value; the seasonal naive, and the mean of the last three seasons; drift,
     simple and damped exponential smoothing and Theta of the series without its season; for a season of a day also the
-    last week, and the mean of three; a linear map of the context, and the same plus a perceptron, both in units of the
-    series' own level and scale. $e_f$ is the mean error of forecaster $f$ over the support windows, each predicted from
+    last week, and the mean of three; the seasonal naive forecast plus a linear map of the context, and
+    the same plus a perceptron, both in units of the series' own level and scale. $e_f$ is the mean error of forecaster $f$ over the support windows, each predicted from
     what precedes it, and $z$ are features of the past: autocorrelations, trend, and how far the forecasts are apart.
     The maps, $g_\theta$, $\pi$ and $\kappa$ are meta-learned, by the mase of the query.
 

@@ -81,7 +81,8 @@ def ets(past: Past, horizon: int, season: int) -> Tensor:
             best_sse = torch.where(better, found, best_sse)
             best_unit = torch.where(better[..., None], point, best_unit)
             best_ahead = torch.where(better[..., None], forecast, best_ahead)
-    assert best_sse is not None and best_ahead is not None
+    assert best_sse is not None
+    assert best_ahead is not None
     criterion = aicc(best_sse, count[:, None], size, past)
     chosen = criterion.argmin(1)
     forecast = best_ahead[torch.arange(len(chosen), device=chosen.device), chosen]
