@@ -28,6 +28,8 @@ def last_value(past: Past, horizon: int) -> Tensor:
 
 def seasonal_naive(past: Past, horizon: int, season: int) -> Tensor:
     r"""$\hat y_{T+h} = y_{T+h-m}$, repeated beyond one season; the last value if less than a season is known."""
+    if past.values.shape[1] < season:
+        return last_value(past, horizon)
     repeated = past.values[:, -season:][:, torch.arange(horizon, device=past.values.device) % season]
     return torch.where((past.count >= season)[:, None], repeated, last_value(past, horizon))
 
@@ -41,6 +43,8 @@ def drift(past: Past, horizon: int) -> Tensor:
 
 def seasonal_mean(past: Past, horizon: int, season: int, seasons: int) -> Tensor:
     """The mean of the last `seasons` seasons at each phase; the seasonal naive forecast if fewer than two are known."""
+    if past.values.shape[1] < 2 * season:
+        return seasonal_naive(past, horizon, season)
     values, known = (_by_phase(each, season)[:, -seasons:] for each in past)
     mean_Rm = (values * known).sum(1) / known.sum(1).clamp_min(1)
     repeated = mean_Rm[:, torch.arange(horizon, device=values.device) % season]

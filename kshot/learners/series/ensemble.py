@@ -188,10 +188,11 @@ def forecast_ensemble(
 
     The forecasters $\hat y_f$ are the last value; the seasonal naive, and the mean of the last three seasons; drift,
     simple and damped exponential smoothing and Theta of the series without its season; for a season of a day also the
-    last week, and the mean of three; the seasonal naive forecast plus a linear map of the context, and
-    the same plus a perceptron, both in units of the series' own level and scale. $e_f$ is the mean error of forecaster $f$ over the support windows, each predicted from
-    what precedes it, and $z$ are features of the past: autocorrelations, trend, and how far the forecasts are apart.
-    The maps, $g_\theta$, $\pi$ and $\kappa$ are meta-learned, by the mase of the query.
+    last week, and the mean of three; the seasonal naive forecast plus a linear map of the context, and the same plus a
+    perceptron, both in units of the series' own level and scale. $e_f$ is the mean error of forecaster $f$ over the
+    support windows, each predicted from what precedes it, and $z$ are features of the past: autocorrelations, trend,
+    and how far the forecasts are apart. The maps, $g_\theta$, $\pi$ and $\kappa$ are meta-learned, by the mase of the
+    query.
 
     The past of a query is all that its task shows: the history that the support windows make, and its own context.
 

@@ -63,31 +63,36 @@ def ets(past: Past, horizon: int, season: int) -> Tensor:
     """
     forms, count = models(season), past.count
     size = torch.tensor([form.num_parameters(season) for form in forms], dtype=count.dtype, device=count.device)
-    unit = _first_settings(len(forms), past)
-    best_sse = best_unit = best_ahead = None
-    for stage in range(1 + ROUNDS):
-        if stage:
-            assert best_unit is not None
-            unit = _around(best_unit, SHRINK**stage)
-        sse, ahead = _run(past, horizon, season, forms, unit)
-        least = sse.argmin(-1, keepdim=True)  # (R, M, 1)
-        found = sse.gather(-1, least)[..., 0]
-        point = unit.gather(2, least[..., None].expand(-1, -1, 1, 4))[:, :, 0]
-        forecast = ahead.gather(2, least[..., None].expand(-1, -1, 1, horizon))[:, :, 0]
-        if best_sse is None or best_unit is None or best_ahead is None:
-            best_sse, best_unit, best_ahead = found, point, forecast
-        else:
-            better = found < best_sse
-            best_sse = torch.where(better, found, best_sse)
-            best_unit = torch.where(better[..., None], point, best_unit)
-            best_ahead = torch.where(better[..., None], forecast, best_ahead)
-    assert best_sse is not None
-    assert best_ahead is not None
-    criterion = aicc(best_sse, count[:, None], size, past)
+    sse, ahead = search(past, horizon, season, forms)
+    criterion = aicc(sse, count[:, None], size, past)
     chosen = criterion.argmin(1)
-    forecast = best_ahead[torch.arange(len(chosen), device=chosen.device), chosen]
+    forecast = ahead[torch.arange(len(chosen), device=chosen.device), chosen]
     usable = torch.isfinite(criterion.amin(1)) & torch.isfinite(forecast).all(1)
     return torch.where(usable[:, None], forecast, last_value(past, horizon))
+
+
+def search(past: Past, horizon: int, season: int, forms: list[Model]) -> tuple[Tensor, Tensor]:
+    """The least sum of squared errors of each form (R, M), and its forecasts (R, M, H)."""
+    unit = _first_settings(len(forms), past)
+    best = _least(*_run(past, horizon, season, forms, unit), unit)
+    for stage in range(1, 1 + ROUNDS):
+        unit = _around(best[2], SHRINK**stage)
+        found = _least(*_run(past, horizon, season, forms, unit), unit)
+        better = found[0] < best[0]
+        best = (
+            torch.where(better, found[0], best[0]),
+            *(torch.where(better[..., None], new, old) for new, old in zip(found[1:], best[1:])),
+        )
+    return best[0], best[1]
+
+
+def _least(sse: Tensor, ahead: Tensor, unit: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Errors (R, M), forecasts (R, M, H) and settings (R, M, 4) of the setting with the least errors."""
+    least = sse.argmin(-1, keepdim=True)[..., None]
+    values = [
+        each.gather(2, least.expand(-1, -1, 1, each.shape[-1]))[:, :, 0] for each in (sse[..., None], ahead, unit)
+    ]
+    return values[0][..., 0], values[1], values[2]
 
 
 def aicc(sse: Tensor, count: Tensor, size: Tensor, past: Past) -> Tensor:
