@@ -250,6 +250,9 @@ ZOO = {
     "dynamic evaluation, each query by itself": Row(
         lambda ways: kshot.learners.dynamic_evaluation(Causal(), inner_lr=0.5, causal_queries=False, order=2)
     ),
+    "forecast ensemble": Row(
+        lambda ways: kshot.learners.forecast_ensemble((12, 1), horizon=3, hidden=8, objective=objectives.forecast(4))
+    ),
     "from scratch": Row(lambda ways: kshot.learners.from_scratch(small_conv(ways), inner_lr=0.1, steps=5), exact=False),
     "fine-tune": Row(lambda ways: kshot.learners.fine_tune(small_conv(ways), inner_lr=0.1, steps=5), exact=False),
     "nearest centroid": Row(lambda ways: kshot.learners.nearest_centroid()),

@@ -29,6 +29,7 @@ from .pooling.boosted_residual import boosted_residual
 from .pooling.partial_pooling import partial_pooling
 from .ratings.alpaca import alpaca
 from .ratings.melu import melu
+from .series.ensemble import forecast_ensemble
 
 __all__ = [
     "GradientLearner",
@@ -50,6 +51,7 @@ __all__ = [
     "feat",
     "fine_tune",
     "fomaml",
+    "forecast_ensemble",
     "frn",
     "from_scratch",
     "generate",
