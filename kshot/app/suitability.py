@@ -48,18 +48,22 @@ def _refuse_other_ways(spec: Spec, source: TaskSource) -> None:
 def unsuited(learner: Learner, source: TaskSource) -> str:
     """Why a learner cannot learn the source's tasks, as the end of a sentence; empty if it can."""
     objective = source.objective
+    of_numbers = objective.predicts in ("values", "distribution")
     try:
         for task in _tasks(source):
-            if not _has_finite_loss(learner, task):
+            if not _has_finite_loss(learner, task) and not of_numbers:  # with numbers, inner steps may diverge
                 return f"{_why_not_finite(objective, task)}. {_advice(objective)}"
     except (ValueError, RuntimeError) as error:
         first = str(error).splitlines()[0] if str(error) else type(error).__name__
         return f"cannot learn these tasks, whose targets are {_targets(objective)}: {first}. {_advice(objective)}"
-    if objective.predicts in ("values", "distribution"):
-        # What tells classes apart takes a positive target for a sign of its class, and so must fail without any.
+    if of_numbers:
+        # A classifier reads a positive target as its class, and has no class left if all are negative.
         with suppress(ValueError, RuntimeError):
-            task = Task(*(batch._replace(targets=-batch.targets.abs()) for batch in source.task("train", 0)))
-            if not _has_finite_loss(learner, task):
+            first = source.task("train", 0)
+            task, other = (
+                Task(*(batch._replace(targets=sign * batch.targets.abs()) for batch in first)) for sign in (-1, 1)
+            )
+            if not _has_finite_loss(learner, task) and _has_finite_loss(learner, other):
                 return f"{_why_not_finite(objective, task)}. {_advice(objective)}"
     return ""
 
@@ -94,7 +98,7 @@ def _targets(objective: Objective) -> str:
 
 def _why_not_finite(objective: Objective, task: Task) -> str:
     if objective.predicts in ("values", "distribution"):
-        return "tells classes apart, and these tasks have numbers as targets: its loss is infinite from the start"
+        return "classifies, and these tasks have numbers as targets: its loss is infinite from the start"
     if objective.predicts == "classes" and bool((classes_present(task.query) & ~classes_present(task.support)).any()):
         return (
             "gives a class without support examples no probability, and in these tasks such classes occur among the "

@@ -10,7 +10,7 @@ import torch
 from kshot.evaluation.evaluate import evaluate
 from kshot.evaluation.target import Target
 from kshot.learner import Learner
-from kshot.learners.baselines import features, functions, language
+from kshot.learners.baselines import features, functions, language, plain_table, series, tables
 from kshot.learners.baselines.simple import SupportMean, nearest_centroid
 from kshot.tasks.read_log import during
 from kshot.tasks.source import TaskSource, check_source
@@ -20,8 +20,10 @@ Candidates = Callable[[], Sequence[Learner]]
 
 FIELDS: Sequence[Callable[[TaskSource], Mapping[str, Candidates]]] = (
     functions.baselines,
-    features.baselines,
+    tables.baselines,
+    series.baselines,
     language.baselines,
+    lambda source: plain_table.baselines(source) or features.baselines(source),
 )
 """What an expert of each field would use, for the sources of that field."""
 

@@ -354,7 +354,7 @@ def _of_members(values: np.ndarray, units: np.ndarray) -> _Moments:
        \begin{pmatrix} \sigma_a^2 \\ \sigma^2 \end{pmatrix} =
        \begin{pmatrix} e^\top e \\ \lVert M^\top e \rVert^2 \end{pmatrix} $$
 
-    If all tasks have the same units, their variance cannot be told, and the interval is over tasks of these units.
+    If all tasks have the same units, their variance is not identified, and the interval is over tasks of these units.
     """
     from scipy.sparse import csr_matrix
 

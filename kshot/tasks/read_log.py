@@ -44,7 +44,8 @@ class Watched(TaskSource):
 
     def __init__(self, source: TaskSource, note: Note | None, before: Iterable[tuple[str, Split]]) -> None:
         self.source, self.objective, self.seed = source, source.objective, source.seed
-        self.preprocessor, self.member, self.unit = source.preprocessor, source.member, source.unit
+        for name in ("preprocessor", "member", "unit", "texts", "copies_are_errors", "forecasts"):
+            setattr(self, name, getattr(source, name))
         self.reads: Counter[tuple[str, Split]] = Counter(dict.fromkeys(before, 1))
         self._note, self._phase = note, ""
 
@@ -83,6 +84,15 @@ class Watched(TaskSource):
 
     def unit_names(self, split: Split) -> Sequence[str]:
         return self.source.unit_names(split)
+
+    def members(self, split: Split) -> dict[str, np.ndarray]:
+        return self.source.members(split)
+
+    def sizes(self, split: Split) -> dict[str, int]:
+        return self.source.sizes(split)
+
+    def num_tasks(self, split: Split) -> int | None:
+        return self.source.num_tasks(split)
 
     def with_shots(self, shots: int) -> TaskSource:
         """The source with other shots, whose reads are not logged."""

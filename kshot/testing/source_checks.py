@@ -266,7 +266,7 @@ class _Contract:
             if units is not None:
                 alone = self.source.units(split, [self.num_tasks - 1])
                 same = alone is not None and bool((alone[0] == units[-1]).all())
-                require(same, f"units({split!r}, …) of the last task differ if they are asked for alone")
+                require(same, f"units({split!r}, …) of the last task differ if it is the only one")
                 require(
                     int(units.max()) < len(self.source.unit_names(split)),
                     f"units({split!r}, …) has a number without a name in unit_names",

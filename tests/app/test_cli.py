@@ -321,7 +321,7 @@ learner: {kind: maml, inner_lr: 0.1}
 train: {steps_per_round: 2, tasks_per_step: 2}
 target: mse <= 1000000
 budget: {rounds: 1}
-evaluate: {num_val_tasks: 4, num_test_tasks: 12, folds: 4}
+evaluate: {num_val_tasks: 12, num_test_tasks: 12, folds: 4}
 baselines: {names: [support_mean, fine_tune], steps: 2, num_val_tasks: 2}
 """
 
@@ -400,7 +400,7 @@ def test_a_seed_without_a_usable_round_leaves_no_common_figure(kshot, tmp_path):
     ("text", "names"),
     [
         (SINUSOID, {"gaussian_process", "scratch", "fine_tune", "pretrained", "support_mean"}),
-        (GLYPHS, {"scratch", "fine_tune", "pretrained_centroid", "centroid"}),
+        (GLYPHS, {"scratch", "fine_tune", "pretrained_centroid", "pretrained_probe", "centroid"}),
         (GLYPHS.replace("pretrain: {steps: 3, batch: 8}\n", ""), {"scratch", "centroid"}),
     ],
 )

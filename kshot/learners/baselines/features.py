@@ -370,10 +370,10 @@ def _examples(source: TaskSource) -> list[Batch]:
 
 
 def _has_features(source: TaskSource) -> bool:
-    """Whether the inputs are one tensor of floating-point numbers."""
+    """Whether the inputs are feature vectors: one tensor of floating-point numbers (n, D)."""
     with during(source, "training"):
         inputs = source.task("train", 0).support.inputs
-    return isinstance(inputs, Tensor) and inputs.is_floating_point()
+    return isinstance(inputs, Tensor) and inputs.is_floating_point() and inputs.ndim == 2
 
 
 def _device(module: nn.Module) -> torch.device:

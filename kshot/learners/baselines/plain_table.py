@@ -42,8 +42,8 @@ SMOOTHING = 0.01
 def baselines(source: TaskSource) -> dict[str, Callable[[], list[Learner]]]:
     """The baselines that suit classification of rows of numbers, by name; {} if the tasks are of another kind.
 
-    They are logistic regression with tuned C, nearest neighbours, a random forest and histogram boosting, the last two
-    for up to `WIDE` features.
+    They are logistic regression with tuned C, nearest neighbours, a random forest and histogram boosting. Rows of more
+    than `WIDE` numbers are features of an encoder rather than a table; see `features.baselines`.
 
     Args:
         source: with classes of each task's own; only one training task is read.
@@ -59,15 +59,14 @@ def baselines(source: TaskSource) -> dict[str, Callable[[], list[Learner]]]:
     objective = source.objective
     if not objective.task_specific_classes or not float_rows(source):
         return {}
-    width = source.task("train", 0).support.inputs.shape[1]
-    found: dict[str, Callable[[], list[Learner]]] = {
+    if source.task("train", 0).support.inputs.shape[1] > WIDE:  # features of an encoder rather than columns
+        return {}
+    return {
         "logistic_regression": lambda: [logistic_regression(c, objective=objective) for c in PENALTIES],
         "k_nearest": lambda: [NearestNeighbours(k, objective) for k in NEIGHBOURS],
+        "random_forest": lambda: [random_forest(objective=objective)],
+        "histogram_boosting": lambda: [histogram_boosting(leaf, objective=objective) for leaf in LEAVES],
     }
-    if width <= WIDE:
-        found["random_forest"] = lambda: [random_forest(objective=objective)]
-        found["histogram_boosting"] = lambda: [histogram_boosting(leaf, objective=objective) for leaf in LEAVES]
-    return found
 
 
 class SupportClassifier(Learner):

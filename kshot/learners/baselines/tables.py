@@ -52,7 +52,7 @@ def baselines(source: TaskSource, *, max_rows: PositiveInt = 20_000) -> dict[str
     | pooled_ridge, pooled_logistic | linear model of all training rows; ignores the support |
     | group_ridge, group_logistic | linear model of the support alone |
     | shrunken_ridge, shrunken_logistic | the same, shrunken to the pooled coefficients |
-    | partial_pooling | mixed model: shared coefficients, intercepts and slopes of the group |
+    | mixed_model | mixed model: shared coefficients, intercepts and slopes of the group |
     | pooled_boosting | boosting of inputs and statistics of the support |
     | pooled_boosting_residual | boosting of inputs alone, plus the support's residuals by a mixed model |
     | target_encoded_boosting | the same, with target encoding of categories that the source encodes by random codes |
@@ -75,7 +75,7 @@ def baselines(source: TaskSource, *, max_rows: PositiveInt = 20_000) -> dict[str
         >>> examples = ArrayDataset((x, (x[:, 0] + effect)[:, None]))
         >>> groups = {"train": {f"school {g}": range(10 * g, 10 * g + 10) for g in range(8)}}
         >>> source = GroupTasks(examples, groups, objective=objectives.mse, shots=3, queries=2)
-        >>> learner = baselines(source)["partial_pooling"]()[0]
+        >>> learner = baselines(source)["mixed_model"]()[0]
         >>> task = source.task("train", 0)
         >>> float(learner(task).detach()) < 0.1
         True
@@ -96,7 +96,7 @@ def baselines(source: TaskSource, *, max_rows: PositiveInt = 20_000) -> dict[str
         f"pooled_{kind}": methods.pooled_linear,
         f"group_{kind}": methods.group_linear,
         f"shrunken_{kind}": methods.shrunken_linear,
-        "partial_pooling": methods.partial_pooling,
+        "mixed_model": methods.mixed_model,
         "pooled_boosting": methods.pooled_boosting,
         "pooled_boosting_residual": methods.boosting_residual,
     }
@@ -149,7 +149,7 @@ class _Methods:
         pooled = self._linear(basis, 1.0)
         return [self._penalised(basis, pooled, 1 / ridge**0.5, 1.0) for ridge in PENALTIES]
 
-    def partial_pooling(self) -> list[Learner]:
+    def mixed_model(self) -> list[Learner]:
         learners = [self._mixed(self._varying(*each)) for each in product((1, 2), self.num_slopes)]
         return (
             learners if self.classifies else [*learners, self._mixed(self._varying(1, NUM_SLOPES[-1]), diagonal=True)]

@@ -6,6 +6,8 @@ the past, F forecasters, m the season.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -60,7 +62,9 @@ class ForecastEnsemble(Learner):
         self.prior = nn.Parameter(torch.zeros(count, horizon))
         self.sharpness = nn.Parameter(torch.tensor(2.0))
         with torch.no_grad():
-            for layer in (self.linear, self.network[2], self.weigh[2]):
+            for layer in (
+                each for each in (self.linear, self.network[2], self.weigh[2]) if isinstance(each, nn.Linear)
+            ):
                 layer.weight.zero_()
                 layer.bias.zero_()
 
@@ -152,8 +156,8 @@ def scale_of(past: Past, season: int) -> Tensor:
     values, known = past
     both = known[:, season:] * known[:, :-season]
     moves = ((values[:, season:] - values[:, :-season]).abs() * both).sum(1) / both.sum(1).clamp_min(1)
-    mean = (values * known).sum(1) / past.count.clamp_min(1)
-    variance = ((values - mean[:, None]).square() * known).sum(1) / past.count.clamp_min(1)
+    mean = (values * known).sum(1) / past.num_known.clamp_min(1)
+    variance = ((values - mean[:, None]).square() * known).sum(1) / past.num_known.clamp_min(1)
     return moves.maximum(LEAST_SCALE * variance.clamp_min(0).sqrt()).clamp_min(1e-6)
 
 
@@ -164,8 +168,8 @@ def features_of(past: Past, season: int, scale_R: Tensor) -> Tensor:
     moves = Past(values.diff(dim=1) * known[:, 1:] * known[:, :-1], known[:, 1:] * known[:, :-1])
     move_correlation = classical.autocorrelations(moves, season)
     _, slope_R = classical.line(past)
-    trend = (slope_R * past.count / scale_R).clamp(-20, 20)
-    step = (moves.values.abs().sum(1) / moves.count.clamp_min(1) / scale_R).clamp_min(1e-4).log()
+    trend = (slope_R * past.num_known / scale_R).clamp(-20, 20)
+    step = (moves.values.abs().sum(1) / moves.num_known.clamp_min(1) / scale_R).clamp_min(1e-4).log()
     features = [correlation[:, 1], correlation[:, season], move_correlation[:, 1], move_correlation[:, season]]
     return torch.stack([*features, torch.asinh(trend), step], 1)
 
@@ -237,5 +241,6 @@ def forecast_ensemble(
         season = int(getattr(objective.metrics, "season", 1))
     if season >= sizes[0]:
         raise ValueError(f"the season must be shorter than the context; got {season} of {sizes[0]} steps")
-    options = {"season": season, "stride": stride or horizon, "hidden": hidden, "member_loss": member_loss}
+    options: dict[str, Any] = {"season": season, "stride": stride or horizon}
+    options |= {"hidden": hidden, "member_loss": member_loss}
     return ForecastEnsemble(sizes[0], sizes[1], horizon, objective, **options)

@@ -61,7 +61,7 @@ def ets(past: Past, horizon: int, season: int) -> Tensor:
         Errors are additive (for multiplicative effects take logarithms first). Initial states are the heuristic ones of
         section 2.6.1, not optimised, and smoothing parameters are searched in a fixed number of settings.
     """
-    forms, count = models(season), past.count
+    forms, count = models(season), past.num_known
     size = torch.tensor([form.num_parameters(season) for form in forms], dtype=count.dtype, device=count.device)
     sse, ahead = search(past, horizon, season, forms)
     criterion = aicc(sse, count[:, None], size, past)
@@ -74,7 +74,7 @@ def ets(past: Past, horizon: int, season: int) -> Tensor:
 def search(past: Past, horizon: int, season: int, forms: list[Model]) -> tuple[Tensor, Tensor]:
     """The least sum of squared errors of each form (R, M), and its forecasts (R, M, H)."""
     unit = _first_settings(len(forms), past)
-    best = _least(*_run(past, horizon, season, forms, unit), unit)
+    best: tuple[Tensor, ...] = _least(*_run(past, horizon, season, forms, unit), unit)
     for stage in range(1, 1 + ROUNDS):
         unit = _around(best[2], SHRINK**stage)
         found = _least(*_run(past, horizon, season, forms, unit), unit)
@@ -149,7 +149,7 @@ def initial_states(past: Past, season: int) -> States:
     for each in (adjusted.adjusted, past):
         early = Past(each.values, each.known * (position <= NUM_FIRST))
         level, slope = line(early)
-        back = past.count  # from the last step to the one before the first
+        back = past.num_known  # from the last step to the one before the first
         level = level - slope * back
         levels.append(level)
         slopes.append(slope)

@@ -17,7 +17,7 @@ from kshot.testing.learner_checks import learner_checks
 from kshot.types import Batch, Task, tree_leaves, tree_map
 
 NUM_GROUPS, SIZE = 60, 24
-VALUES = ["shrunken_mean", "pooled_ridge", "group_ridge", "shrunken_ridge", "partial_pooling", "pooled_boosting"]
+VALUES = ["shrunken_mean", "pooled_ridge", "group_ridge", "shrunken_ridge", "mixed_model", "pooled_boosting"]
 VALUES += ["pooled_boosting_residual"]
 CLASSES = [name.replace("ridge", "logistic") for name in VALUES]
 IGNORE_SUPPORT = ("pooled_ridge", "pooled_logistic")
@@ -98,9 +98,9 @@ def best(kind, name):
 
 
 @pytest.mark.parametrize("kind", SOURCES)
-def test_partial_pooling_beats_no_pooling_and_complete_pooling(kind):
+def test_a_mixed_model_beats_no_pooling_and_complete_pooling(kind):
     linear = "logistic" if kind == "classes" else "ridge"
-    partial = loss(best(kind, "partial_pooling"), SOURCES[kind])
+    partial = loss(best(kind, "mixed_model"), SOURCES[kind])
     for other in ("shrunken_mean", f"pooled_{linear}", f"group_{linear}"):
         assert partial < loss(best(kind, other), SOURCES[kind]), other
 
