@@ -59,9 +59,9 @@ def unsuited(learner: Learner, source: TaskSource) -> str:
     if of_numbers:
         # A classifier reads a positive target as its class, and has no class left if all are negative.
         with suppress(ValueError, RuntimeError):
-            first = source.task("train", 0)
+            example = source.task("train", 0)
             task, other = (
-                Task(*(batch._replace(targets=sign * batch.targets.abs()) for batch in first)) for sign in (-1, 1)
+                Task(*(batch._replace(targets=sign * batch.targets.abs()) for batch in example)) for sign in (-1, 1)
             )
             if not _has_finite_loss(learner, task) and _has_finite_loss(learner, other):
                 return f"{_why_not_finite(objective, task)}. {_advice(objective)}"
