@@ -15,12 +15,14 @@ import json
 import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from scipy.stats import t as student
 
-from kshot.evaluation.intervals import LEVEL, Units, difference, holm, interval
+from kshot.evaluation.intervals import difference, holm, interval
+from kshot.evaluation.moments import LEVEL
+from kshot.evaluation.units import Units
 
 Random = np.random.Generator
 Draw = Callable[[Random], bool]
@@ -36,11 +38,11 @@ class Situation(NamedTuple):
     exact: bool = False
 
 
-def of_values(name: str, draw: Callable[[Random], np.ndarray], truth: float, **options: object) -> Situation:
+def of_values(name: str, draw: Callable[[Random], np.ndarray], truth: float, **options: Any) -> Situation:
     """Independent tasks with a known mean."""
 
     def ours(random: Random) -> bool:
-        found = interval(draw(random), **options)  # type: ignore[arg-type]
+        found = interval(draw(random).tolist(), **options)
         return found.low <= truth <= found.high
 
     return Situation(name, ours, lambda random: by_t(draw(random), truth))

@@ -110,7 +110,10 @@ def rows(source: ClassTasks, split: Split, num_tasks: int, num_val: int, meta_st
     yield "| | accuracy | less tuned logistic regression, paired | log-loss | calibration error | s |"
     yield "| --- | --- | --- | --- | --- | --- |"
     for name, (evaluation, seconds) in results.items():
-        mean, gap = evaluation.metrics["accuracy"], difference([evaluation.per_task["accuracy"]], [reference])
+        mean, gap = (
+            evaluation.metrics["accuracy"],
+            difference([evaluation.per_task["accuracy"]], [reference], evaluation.units),
+        )
         calibration = evaluation.calibration
         assert calibration is not None
         yield (

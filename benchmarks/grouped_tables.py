@@ -2,6 +2,7 @@
 
     OMP_NUM_THREADS=1 python benchmarks/grouped_tables.py [--rows 5 10] [--only exam milk] [--part tune]
     OMP_NUM_THREADS=1 python benchmarks/grouped_tables.py --learner maml --steps 500
+    OMP_NUM_THREADS=1 python benchmarks/grouped_tables.py --learner partial_pooling --steps 0
 
 A task is a group: `--rows` of its rows, drawn at random, are the support and the others the query. Groups are cut into
 `FOLDS` folds; each fold is the test split once, the next one the validation split that chooses the hyperparameters of
@@ -41,6 +42,7 @@ from kshot.learner import Learner, evaluation_mode, predict_query
 from kshot.learners.baselines.simple import SupportMean
 from kshot.learners.baselines.tables import baselines
 from kshot.tasks.group_tasks import GroupTasks
+from kshot.training.closed_form import fit_closed_form
 from kshot.types import Batch, Split, Task
 
 FOLDS, REPEATS = 5, {"val": 2, "test": 3}
@@ -247,7 +249,8 @@ def trained(name: str, source: GroupTasks, steps: int) -> list[Learner]:
         if "embedding" in taken and taken["embedding"].default is inspect.Parameter.empty:
             supplies["embedding"] = lambda: kshot.models.mlp(inputs, None, hidden=[64, 64])
         learner = factory(**{key: supply() for key, supply in supplies.items() if key in taken}, **options)
-        if any(parameter.requires_grad for parameter in learner.parameters()):
+        fit_closed_form(learner, source)
+        if steps and any(parameter.requires_grad for parameter in learner.parameters()):
             kshot.fit(learner, source, steps=steps, tasks_per_step=8, mode="vmap")
         learners.append(learner)
     return learners
@@ -341,7 +344,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=TABLES, default=list(TABLES))
     parser.add_argument("--part", choices=["tune", "confirm"])
     parser.add_argument("--learner", nargs="+", default=[], help="names in kshot.learners, or module:function")
-    parser.add_argument("--steps", type=int, default=500, help="outer steps of each learner")
+    parser.add_argument("--steps", type=int, default=500, help="outer steps of each learner; 0: closed form")
     parser.add_argument("--out", type=Path, default=Path("runs/grouped-tables"))
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)

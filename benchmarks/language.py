@@ -111,7 +111,7 @@ def scored(learner: Learner, spec: Spec, cell: Cell, classes: dict[str, int], sp
     assert source.class_names == plain.class_names
     ours = evaluate(learner, source, split=split, num_tasks=cell.num_tasks)
     theirs = evaluate(kshot.learners.nearest_centroid(), plain, split=split, num_tasks=cell.num_tasks, audit=False)
-    gap = difference([ours.per_task["accuracy"]], [theirs.per_task["accuracy"]])
+    gap = difference([ours.per_task["accuracy"]], [theirs.per_task["accuracy"]], ours.units)
     return {
         "ours": ours.metrics["accuracy"]._asdict(),
         "centroid": theirs.metrics["accuracy"]._asdict(),

@@ -112,7 +112,7 @@ def show(
     gap = interval(list(np.subtract(best["log_likelihood"], scores["log_likelihood"])))
     cells = [kind, name]
     for metric in METRICS:
-        mean, half, _ = interval(scores[metric])
+        mean, half, *_ = interval(scores[metric])
         cells.append(f"{mean:.3f} ± {half:.3f}")
     cells.insert(3, "–" if scores is best else f"{gap.mean:.3f} ± {gap.ci95:.3f}")
     cells.append("–" if adapt_ms is None else f"{adapt_ms:.1f}")

@@ -16,11 +16,12 @@ from kshot.app.schema import Part
 from kshot.app.seeds import audits_of
 from kshot.app.spec import Spec
 from kshot.evaluation.compare import differences, read_report
-from kshot.evaluation.intervals import BOUNDS, Interval, interval, joined
+from kshot.evaluation.intervals import BOUNDS, Interval, interval
 from kshot.evaluation.per_task import Scores, read_tasks, write_tasks
 from kshot.evaluation.report import charts
 from kshot.evaluation.report.report import to_json, write_report
 from kshot.evaluation.report.verdict import best_baseline
+from kshot.evaluation.units import joined
 
 
 def spec_of_fold(spec: Spec, fold: int) -> Spec:

@@ -10,7 +10,8 @@ from typing import Literal, NamedTuple
 
 import torch
 
-from kshot.evaluation.intervals import Interval, Units, interval
+from kshot.evaluation.intervals import Interval, interval
+from kshot.evaluation.units import Units
 from kshot.objectives import Objective, weighted_mean
 from kshot.types import Batch, Tree
 

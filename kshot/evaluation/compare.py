@@ -10,7 +10,8 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from kshot.evaluation.intervals import LEVEL, Difference, OverSeeds, difference, holm, over_seeds
+from kshot.evaluation.intervals import Difference, OverSeeds, difference, holm, over_seeds
+from kshot.evaluation.moments import LEVEL
 from kshot.evaluation.per_task import TASKS, PerTask, read_tasks
 from kshot.evaluation.report.formatting import Figures, format_setting, rank_key, read_figure
 

@@ -16,7 +16,8 @@ import torch
 from kshot.evaluation.audit.findings import Audit, Evidence, real, stream
 from kshot.evaluation.audit.run import FEW, UntrustedFigure, failures, fingerprint, run_audits
 from kshot.evaluation.calibration import Calibration, CalibrationMeter
-from kshot.evaluation.intervals import BOUNDS, Interval, Units, interval
+from kshot.evaluation.intervals import BOUNDS, Interval, interval
+from kshot.evaluation.units import Units
 from kshot.learner import Learner, evaluation_mode, predict_query
 from kshot.objectives import check_task_values
 from kshot.tasks.read_log import EVALUATION, during

@@ -1,20 +1,10 @@
-r"""Confidence intervals over the units of tasks and over seeds, and paired differences.
+"""Confidence intervals over the units of tasks and over seeds, and paired differences.
 
-A unit is what tasks are drawn from: a patient, school, user or series, of which there may be several tasks, or the
-classes of a task. Tasks of a unit have correlated figures, so that 600 tasks of 6 patients are 6 observations.
-
-An interval is the union of Student's and of Hall's, who corrects t for skewness: with $a$ the skewness of the mean,
-
-$$ g(t) = t + \frac{a t^2}{3} + \frac{a^2 t^3}{27} + \frac{a}{6}, \qquad
-   g^{-1}(x) = \frac{3}{a} \Bigl( \bigl(1 + a (x - \tfrac a6)\bigr)^{1/3} - 1 \Bigr) $$
-
+Tasks of a unit, such as a patient or a school, have correlated figures: 600 tasks of 6 patients are 6 observations. An
+interval is the union of Student's and of Hall's, which is corrected for skewness (see `moments`).
 `benchmarks/coverage.py` simulates how often they cover the truth.
 
 Shape legend: S seeds, T tasks, U units, K units of a task.
-
-References:
-    Hall: On the removal of skewness by transformation, JRSS B 54, 1992. Liang, Zeger: Longitudinal data analysis using
-    generalized linear models, Biometrika 73, 1986. Searle, Casella, McCulloch: Variance Components, Wiley 1992.
 """
 
 from __future__ import annotations
@@ -25,13 +15,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-LEVEL = 0.05
-"""Significance level: a difference is claimed if its corrected p value is below this."""
+from kshot.evaluation.moments import LEVEL, ends, moments_of, p_value, with_seeds
+from kshot.evaluation.units import Units, count_of
 
 BOUNDS = {"accuracy": (0.0, 1.0), "balanced_accuracy": (0.0, 1.0), "auc": (0.0, 1.0), "micro_f1": (0.0, 1.0)}
 """Smallest and largest value of metrics that have them, by name."""
-
-FEW = 6  # units; the skewness of fewer is not estimated
 
 
 class Interval(NamedTuple):
@@ -78,29 +66,6 @@ class Interval(NamedTuple):
         if abs(self.shift) > SYMMETRIC * self.ci95:
             return f"{self.mean:.4f} ({self.low:.4f} to {self.high:.4f}; {self.sample})"
         return f"{self.mean:.4f} ± {self.ci95:.4f} ({self.sample})"
-
-
-class Units(NamedTuple):
-    """The units of tasks.
-
-    Attributes:
-        numbers: (T,) unit of each task as an integer, or (T, K), with -1 where a task has fewer.
-        unit: what a unit is called.
-        names: of the units, by number; empty if they have none.
-    """
-
-    numbers: np.ndarray
-    unit: str = "unit"
-    names: Sequence[str] = ()
-
-    def first(self, count: int) -> Units:
-        """The units of the first tasks."""
-        return self._replace(numbers=self.numbers[:count])
-
-    def of_task(self, task: int) -> list[str]:
-        """The names of the units of a task; their numbers if they have none."""
-        numbers = [number for number in np.atleast_1d(self.numbers[task]).tolist() if number >= 0]
-        return [self.names[number] if self.names else str(number) for number in numbers]
 
 
 SYMMETRIC = 0.2  # the largest shift, in half-widths, at which an interval is written as mean ± half-width
@@ -161,7 +126,7 @@ def interval(
 
     which equals $s^2 / n$ if each unit has one task. Its degrees of freedom are
     $(\sum_u n_u^2)^2 / \sum_u n_u^4$, at most $U - 1$. A task may have K units, such as its classes; see
-    `_of_members`.
+    `moments.of_members`.
 
     If all values are equal, their spread is not known, and `ci95` is NaN, unless the metric is bounded: at most a share
     $1 - 0.025^{1/U}$ of units then has other values, at worst the bound.
@@ -180,9 +145,9 @@ def interval(
         0.158...
     """
     array = np.asarray(values, float)
-    moments = _moments(array, units)
+    moments = moments_of(array, units)
     mean, num_units = moments.mean, moments.num_units if units is not None else None
-    low, high = _ends(moments)
+    low, high = ends(moments)
     if moments.variance == 0 and bounds is not None:
         share = 1 - (LEVEL / 2) ** (1 / moments.num_units)
         low, high = mean - share * (mean - bounds[0]), mean + share * (bounds[1] - mean)
@@ -210,8 +175,8 @@ def over_seeds(figures: Sequence[Interval]) -> OverSeeds:
     counts = {figure.num_tasks for figure in figures}
     if len(counts) != 1:
         raise ValueError(f"seeds are pooled over the same tasks, got figures over {sorted(counts) or 'no'} tasks")
-    moments = _moments(np.array([figure.mean for figure in figures]))._replace(skew=0.0)
-    low, high = _ends(moments)
+    moments = moments_of(np.array([figure.mean for figure in figures]))._replace(skew=0.0)
+    low, high = ends(moments)
     ci95_tasks = math.sqrt(sum(figure.ci95**2 for figure in figures) / len(figures))
     return OverSeeds(moments.mean, (high - low) / 2, len(figures), ci95_tasks, counts.pop())
 
@@ -253,12 +218,12 @@ def difference(
             f"both must be (seeds, tasks) with the same number of tasks, got {sides[0].shape} and {sides[1].shape}"
         )
     differences = sides[0].mean(0) - sides[1].mean(0)
-    paired = _moments(differences, units)
-    moments = _with_seeds(paired, [side.mean(1) for side in sides])
-    low, high = _ends(moments)
+    paired = moments_of(differences, units)
+    moments = with_seeds(paired, [side.mean(1) for side in sides])
+    low, high = ends(moments)
     ci95 = (high - low) / 2
     shift = (high + low) / 2 - moments.mean if math.isfinite(ci95) else 0.0
-    p = max(_p_value(moments), min(1.0, 2.0 ** (1 - paired.num_other))) if math.isfinite(moments.mean) else math.nan
+    p = max(p_value(moments), min(1.0, 2.0 ** (1 - paired.num_other))) if math.isfinite(moments.mean) else math.nan
     counts = (len(sides[0]), len(sides[1]))
     num_units, unit = (None, "task") if units is None else (paired.num_units, units.unit)
     return Difference(moments.mean, ci95, sides[0].shape[1], p, counts, shift, num_units, unit)
@@ -283,153 +248,3 @@ def holm(p_values: Sequence[float]) -> list[float]:
         floor = max(floor, min(1.0, (len(order) - rank) * p))
         adjusted[index] = floor
     return adjusted
-
-
-def joined(parts: Sequence[Units]) -> Units | None:
-    """The units of several sets of tasks, one after the other, no unit in two of them; None if there are none."""
-    if not parts:
-        return None
-    width = max(part.numbers.reshape(len(part.numbers), -1).shape[1] for part in parts)
-    numbers, names = [], list[str]()
-    for part in parts:
-        own = part.numbers.reshape(len(part.numbers), -1)
-        shifted = np.where(own < 0, -1, own + len(names))
-        numbers.append(np.pad(shifted, ((0, 0), (0, width - own.shape[1])), constant_values=-1))
-        names += part.names or [str(number) for number in range(int(own.max()) + 1)]
-    together = np.concatenate(numbers)
-    return Units(together[:, 0] if width == 1 else together, parts[0].unit, names)
-
-
-def count_of(number: int, unit: str) -> str:
-    """A number with its unit: "1 task", "600 tasks", "6 classes"."""
-    plural = f"{unit}es" if unit.endswith(("s", "x", "ch")) and unit != "series" else f"{unit}s"
-    return f"{number} {unit if number == 1 or unit == 'series' else plural}"
-
-
-class _Moments(NamedTuple):
-    """Mean, squared standard error, degrees of freedom and skewness of the mean; numbers of units, and of those that
-    differ from 0."""
-
-    mean: float
-    variance: float
-    freedom: float
-    skew: float
-    num_units: int
-    num_other: int
-
-
-def _moments(values: np.ndarray, units: Units | None = None) -> _Moments:
-    if units is not None and units.numbers.ndim == 2:
-        return _of_members(values, units.numbers)
-    with np.errstate(invalid="ignore", over="ignore", divide="ignore"):  # a diverged task makes the mean infinite
-        mean = float(values.mean())
-        errors: np.ndarray
-        sizes: np.ndarray
-        if units is None:
-            errors, sizes, nonzero = values - mean, np.ones_like(values), values != 0
-        else:
-            _, unit = np.unique(units.numbers, return_inverse=True)
-            errors, sizes = np.bincount(unit, values - mean), np.bincount(unit, np.ones_like(values))
-            nonzero = np.bincount(unit, values != 0) > 0
-        count = len(errors)
-        if (values == values[0]).all():
-            errors = np.zeros(count)  # without the rounding of the mean
-        square = float((errors**2).sum())
-        variance = count / (count - 1) * square / len(values) ** 2 if count > 1 else math.nan
-        skew = float((errors**3).sum()) / square**1.5 if square > 0 and count >= FEW else 0.0
-        freedom = max(min(float((sizes**2).sum() ** 2 / (sizes**4).sum()), count - 1.0), 1.0)
-    return _Moments(mean, variance, freedom, skew if math.isfinite(skew) else 0.0, count, int(nonzero.sum()))
-
-
-def _of_members(values: np.ndarray, units: np.ndarray) -> _Moments:
-    r"""The moments if each task has several units, such as its classes: a model of variance components.
-
-    $$ y_t = \mu + \frac{1}{K_t} \sum_{u \in t} a_u + \epsilon_t, \qquad
-       v = \sigma_a^2 \sum_u w_u^2 + \sigma^2 / T, \qquad w_u = \frac1T \sum_{t \ni u} \frac{1}{K_t} $$
-
-    The two variances are the unbiased quadratic ones (MINQUE(0)): with $e$ the deviations from the mean, $M$ the (T, U)
-    matrix of the $1 / K_t$, and $N = M^\top M - T w w^\top$, they solve
-
-    $$ \begin{pmatrix} \mathrm{tr} N & T - 1 \\ \lVert N \rVert_F^2 & \mathrm{tr} N \end{pmatrix}
-       \begin{pmatrix} \sigma_a^2 \\ \sigma^2 \end{pmatrix} =
-       \begin{pmatrix} e^\top e \\ \lVert M^\top e \rVert^2 \end{pmatrix} $$
-
-    If all tasks have the same units, their variance is not identified, and the interval is over tasks of these units.
-    """
-    from scipy.sparse import csr_matrix
-
-    num_tasks, present = len(values), units >= 0
-    names, column = np.unique(units[present], return_inverse=True)
-    row = np.nonzero(present)[0]
-    share = (1 / present.sum(1))[row]
-    member = csr_matrix((share, (row, column)), (num_tasks, len(names)))
-    with np.errstate(invalid="ignore", over="ignore"):
-        mean = float(values.mean())
-        errors = values - mean if (values != values[0]).any() else np.zeros(num_tasks)
-    weight = np.asarray(member.sum(0)).ravel() / num_tasks
-    gram = (member.T @ member).tocsr()
-    trace = float(gram.diagonal().sum()) - num_tasks * float(weight @ weight)
-    whole = float(gram.multiply(gram).sum())
-    norm = whole - 2 * num_tasks * float(weight @ (gram @ weight))
-    norm += (num_tasks * float(weight @ weight)) ** 2
-    square, of_units = float(errors @ errors), float(np.square(member.T @ errors).sum())
-    between = 0.0
-    determinant = (num_tasks - 1) * norm - trace**2
-    if norm > 1e-9 * whole and determinant > 0:
-        between = max(((num_tasks - 1) * of_units - trace * square) / determinant, 0.0)
-    within = max(square - between * trace, 0.0) / max(num_tasks - 1, 1)
-    parts = between * float(weight @ weight), within / num_tasks
-    variance = sum(parts) if num_tasks > 1 else math.nan
-    freedoms = max(1 / float(weight @ weight) - 1, 1.0), max(num_tasks - 1.0, 1.0)
-    freedom = variance**2 / sum(v**2 / f for v, f in zip(parts, freedoms)) if variance > 0 else freedoms[1]
-    return _Moments(mean, variance, freedom, 0.0, len(names), int((values != 0).sum()))
-
-
-def _with_seeds(paired: _Moments, sides: Sequence[np.ndarray]) -> _Moments:
-    """The moments of a paired difference with the variance between the seeds of both sides added."""
-    with np.errstate(invalid="ignore", over="ignore"):
-        squares = [float(np.square(side - side.mean()).sum()) for side in sides]
-    freedoms = [len(side) - 1 for side in sides]
-    if not any(freedoms):
-        return paired
-    if all(freedoms):
-        terms = [(square / f / len(side), float(f)) for square, f, side in zip(squares, freedoms, sides)]
-    else:
-        pooled = sum(squares) / sum(freedoms)
-        terms = [(pooled * sum(1 / len(side) for side in sides), float(sum(freedoms)))]
-    terms.append((paired.variance, paired.freedom))
-    total = sum(variance for variance, _ in terms)
-    freedom = 1 / sum((variance / total) ** 2 / f for variance, f in terms) if total > 0 else paired.freedom
-    skew = paired.skew * (paired.variance / total) ** 1.5 if total > 0 else 0.0
-    return paired._replace(variance=total, freedom=freedom, skew=skew)
-
-
-def _ends(moments: _Moments) -> tuple[float, float]:
-    """Lower and upper end of the 95 % interval; NaN if the spread is 0 or not known."""
-    from scipy.stats import t
-
-    mean, error = moments.mean, math.sqrt(moments.variance)
-    if not error > 0 or not math.isfinite(mean):
-        return math.nan, math.nan
-    quantile = float(t.ppf(1 - LEVEL / 2, moments.freedom))
-    upper, lower = (_inverse(sign * quantile, moments.skew) for sign in (1, -1))
-    return mean - error * max(upper, quantile), mean + error * max(-lower, quantile)
-
-
-def _p_value(moments: _Moments) -> float:
-    """The two-sided p value of the mean's being 0."""
-    from scipy.stats import t
-
-    error = math.sqrt(moments.variance)
-    if not error > 0:
-        return 1.0 if moments.mean == 0 else 0.0
-    x, a = moments.mean / error, moments.skew
-    corrected = x + a * x**2 / 3 + a**2 * x**3 / 27 + a / 6
-    return float(2 * t.sf(min(abs(x), abs(corrected)), moments.freedom))
-
-
-def _inverse(x: float, skew: float) -> float:
-    """The t value whose transformation by Hall is `x`."""
-    if abs(skew) < 1e-6:
-        return x
-    return 3 / skew * (math.cbrt(1 + skew * (x - skew / 6)) - 1)

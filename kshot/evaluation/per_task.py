@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from kshot.evaluation.evaluate import Evaluation
-from kshot.evaluation.intervals import Units
+from kshot.evaluation.units import Units
 
 TASKS = "tasks.csv"  # name of the table in a run folder
 UNIT = "unit: "  # before what a unit is called, in the header of its column

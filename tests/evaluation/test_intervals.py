@@ -10,7 +10,8 @@ import pytest
 from scipy import stats
 
 from kshot.evaluation import Target
-from kshot.evaluation.intervals import Interval, Units, difference, holm, interval, joined, over_seeds
+from kshot.evaluation.intervals import Interval, difference, holm, interval, over_seeds
+from kshot.evaluation.units import Units, joined
 
 
 def test_an_interval_is_students():

@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from kshot.evaluation.calibration import Calibration
-from kshot.evaluation.intervals import Interval, Units, interval
+from kshot.evaluation.intervals import Interval, interval
 from kshot.evaluation.report.formatting import Figures, better, format_figure, rank_key, read_figure
 from kshot.evaluation.report.style import BLUE, INK, MUTED, ORANGE, PURPLE, canvas, empty, ends, log_scale, quiet
+from kshot.evaluation.units import Units
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -9,7 +9,8 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from kshot.evaluation.intervals import LEVEL, SYMMETRIC, Interval
+from kshot.evaluation.intervals import SYMMETRIC, Interval
+from kshot.evaluation.moments import LEVEL
 
 Figures = Mapping[str, Mapping[str, Any]]
 """Metric -> figure."""

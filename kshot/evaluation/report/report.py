@@ -11,12 +11,12 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kshot.evaluation.intervals import count_of
 from kshot.evaluation.per_task import write
 from kshot.evaluation.report.conclusion import conclude
 from kshot.evaluation.report.formatting import better, capitalize, format_figure, format_sample, plural, read_figure
 from kshot.evaluation.report.sections import CAPTIONS, Picture, Section, report_sections
 from kshot.evaluation.report.verdict import best_baseline, failed, target_on_test, verdict_of
+from kshot.evaluation.units import count_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -6,7 +6,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from kshot.evaluation.intervals import LEVEL, Interval
+from kshot.evaluation.intervals import Interval
+from kshot.evaluation.moments import LEVEL
 from kshot.evaluation.report.formatting import Figures, format_figure, read_figure
 from kshot.evaluation.target import Target
 
