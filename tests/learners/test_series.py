@@ -72,7 +72,7 @@ def test_ets_finds_the_form_and_the_likelihood_of_statsmodels():
     forms = ets.models(12)
     sse, _ = ets.search(SERIES, 3, 12, forms)
     size = torch.tensor([form.num_parameters(12) for form in forms]).double()
-    found = ets.aicc(sse, SERIES.count[:, None], size, SERIES)[0] + 96 * (np.log(2 * np.pi) + 1)
+    found = ets.aicc(sse, SERIES.num_known[:, None], size, SERIES)[0] + 96 * (np.log(2 * np.pi) + 1)
     assert forms[int(found.argmin())] == ("A", True) == min(aicc, key=aicc.__getitem__)
     for form, value in zip(forms, found):
         # statsmodels counts a seasonal effect more, and optimises the initial states, which gains much without a season

@@ -31,13 +31,13 @@ def seasonal_naive(past: Past, horizon: int, season: int) -> Tensor:
     if past.values.shape[1] < season:
         return last_value(past, horizon)
     repeated = past.values[:, -season:][:, torch.arange(horizon, device=past.values.device) % season]
-    return torch.where((past.count >= season)[:, None], repeated, last_value(past, horizon))
+    return torch.where((past.num_known >= season)[:, None], repeated, last_value(past, horizon))
 
 
 def drift(past: Past, horizon: int) -> Tensor:
     r"""$\hat y_{T+h} = y_T + h (y_T - y_1) / (T - 1)$, the line through the first and the last value."""
     first = torch.gather(past.values, 1, _first(past)[:, None])[:, 0]
-    slope = (past.values[:, -1] - first) / (past.count - 1).clamp_min(1)
+    slope = (past.values[:, -1] - first) / (past.num_known - 1).clamp_min(1)
     return past.values[:, -1:] + slope[:, None] * _ahead(past, horizon)
 
 
@@ -48,7 +48,7 @@ def seasonal_mean(past: Past, horizon: int, season: int, seasons: int) -> Tensor
     values, known = (_by_phase(each, season)[:, -seasons:] for each in past)
     mean_Rm = (values * known).sum(1) / known.sum(1).clamp_min(1)
     repeated = mean_Rm[:, torch.arange(horizon, device=values.device) % season]
-    return torch.where((past.count >= 2 * season)[:, None], repeated, seasonal_naive(past, horizon, season))
+    return torch.where((past.num_known >= 2 * season)[:, None], repeated, seasonal_naive(past, horizon, season))
 
 
 class Seasonal(NamedTuple):
@@ -77,7 +77,7 @@ def adjust(past: Past, horizon: int, season: int, *, test: bool = True) -> Seaso
     rest, seen = (_by_phase(each, season) for each in ((values - F.pad(trend, (half, half))) * inside, inside))
     index_Rm = rest.sum(1) / seen.sum(1).clamp_min(1)
     index_Rm = index_Rm - index_Rm.mean(1, keepdim=True)
-    counts = past.count >= 2 * season
+    counts = past.num_known >= 2 * season
     index_Rm = index_Rm * (counts & is_seasonal(past, season) if test else counts)[:, None]
     phase = (torch.arange(steps, device=values.device) - steps) % season
     ahead = index_Rm[:, torch.arange(horizon, device=values.device) % season]
@@ -103,7 +103,7 @@ def is_seasonal(past: Past, season: int) -> Tensor:
         Makridakis, Spiliotis, Assimakopoulos: The M4 Competition, International Journal of Forecasting 36, 2020; the
         test of its benchmarks' code.
     """
-    count = past.count
+    count = past.num_known
     if past.values.shape[1] <= season or season < 2:
         return torch.zeros_like(count, dtype=torch.bool)
     correlation = autocorrelations(past, season)
@@ -220,7 +220,7 @@ def _by_phase(values: Tensor, season: int) -> Tensor:
 
 def _first(past: Past) -> Tensor:
     """Position of the first known value of each row, (R,)."""
-    return (past.known.shape[1] - past.count).long().clamp_max(past.known.shape[1] - 1)
+    return (past.known.shape[1] - past.num_known).long().clamp_max(past.known.shape[1] - 1)
 
 
 def _ahead(past: Past, horizon: int) -> Tensor:

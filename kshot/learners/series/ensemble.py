@@ -152,8 +152,8 @@ def scale_of(past: Past, season: int) -> Tensor:
     values, known = past
     both = known[:, season:] * known[:, :-season]
     moves = ((values[:, season:] - values[:, :-season]).abs() * both).sum(1) / both.sum(1).clamp_min(1)
-    mean = (values * known).sum(1) / past.count.clamp_min(1)
-    variance = ((values - mean[:, None]).square() * known).sum(1) / past.count.clamp_min(1)
+    mean = (values * known).sum(1) / past.num_known.clamp_min(1)
+    variance = ((values - mean[:, None]).square() * known).sum(1) / past.num_known.clamp_min(1)
     return moves.maximum(LEAST_SCALE * variance.clamp_min(0).sqrt()).clamp_min(1e-6)
 
 
@@ -164,8 +164,8 @@ def features_of(past: Past, season: int, scale_R: Tensor) -> Tensor:
     moves = Past(values.diff(dim=1) * known[:, 1:] * known[:, :-1], known[:, 1:] * known[:, :-1])
     move_correlation = classical.autocorrelations(moves, season)
     _, slope_R = classical.line(past)
-    trend = (slope_R * past.count / scale_R).clamp(-20, 20)
-    step = (moves.values.abs().sum(1) / moves.count.clamp_min(1) / scale_R).clamp_min(1e-4).log()
+    trend = (slope_R * past.num_known / scale_R).clamp(-20, 20)
+    step = (moves.values.abs().sum(1) / moves.num_known.clamp_min(1) / scale_R).clamp_min(1e-4).log()
     features = [correlation[:, 1], correlation[:, season], move_correlation[:, 1], move_correlation[:, season]]
     return torch.stack([*features, torch.asinh(trend), step], 1)
 

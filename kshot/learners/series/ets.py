@@ -61,7 +61,7 @@ def ets(past: Past, horizon: int, season: int) -> Tensor:
         Errors are additive (for multiplicative effects take logarithms first). Initial states are the heuristic ones of
         section 2.6.1, not optimised, and smoothing parameters are searched in a fixed number of settings.
     """
-    forms, count = models(season), past.count
+    forms, count = models(season), past.num_known
     size = torch.tensor([form.num_parameters(season) for form in forms], dtype=count.dtype, device=count.device)
     sse, ahead = search(past, horizon, season, forms)
     criterion = aicc(sse, count[:, None], size, past)
@@ -149,7 +149,7 @@ def initial_states(past: Past, season: int) -> States:
     for each in (adjusted.adjusted, past):
         early = Past(each.values, each.known * (position <= NUM_FIRST))
         level, slope = line(early)
-        back = past.count  # from the last step to the one before the first
+        back = past.num_known  # from the last step to the one before the first
         level = level - slope * back
         levels.append(level)
         slopes.append(slope)

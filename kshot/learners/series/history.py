@@ -32,7 +32,7 @@ class Past(NamedTuple):
     known: Tensor
 
     @property
-    def count(self) -> Tensor:
+    def num_known(self) -> Tensor:
         """The number of known values of each row, (R,)."""
         return self.known.sum(-1)
 
