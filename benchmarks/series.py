@@ -242,10 +242,14 @@ def report(name: str, options: argparse.Namespace) -> None:
             for series, each in found.items():
                 values.setdefault(label, {}).setdefault(series, []).extend(each)
     results = {label: {s: float(np.mean(each)) for s, each in found.items()} for label, found in values.items()}
-    ours = results["ensemble"]
-    print(f"\n{name}: {len(ours)} series")
+    common = sorted(set.intersection(*(set(found) for found in results.values())))  # of the folds that are complete
+    results = {label: {series: found[series] for series in common} for label, found in results.items()}
+    ours = results.get("ensemble")
+    if ours is None or not common:
+        return
+    print(f"\n{name}: {len(common)} series")
     for label, found in sorted(results.items(), key=lambda item: mean(item[1])):
-        apart = np.array([found[series] - ours[series] for series in ours])
+        apart = np.array([found[series] - ours[series] for series in common])
         low, high = bootstrap(apart)
         print(f"  {label:16} {mean(found):.3f}   worse by {apart.mean():+.3f} [{low:+.3f}, {high:+.3f}]")
 

@@ -61,8 +61,8 @@ class ForecastEnsemble(Learner):
         self.sharpness = nn.Parameter(torch.tensor(2.0))
         with torch.no_grad():
             for layer in (self.linear, self.network[2], self.weigh[2]):
-                layer.weight.zero_()
-                layer.bias.zero_()
+                for parameter in layer.parameters():
+                    parameter.zero_()
 
     def forward(self, task: Task) -> Tensor:
         """The mase of the query after adapting, plus `member_loss` times the mean one of the two global forecasters."""
@@ -237,5 +237,7 @@ def forecast_ensemble(
         season = int(getattr(objective.metrics, "season", 1))
     if season >= sizes[0]:
         raise ValueError(f"the season must be shorter than the context; got {season} of {sizes[0]} steps")
-    options = {"season": season, "stride": stride or horizon, "hidden": hidden, "member_loss": member_loss}
-    return ForecastEnsemble(sizes[0], sizes[1], horizon, objective, **options)
+    return ForecastEnsemble(
+        sizes[0], sizes[1], horizon, objective, season=season, stride=stride or horizon, hidden=hidden,
+        member_loss=member_loss,
+    )  # fmt: skip
