@@ -157,7 +157,7 @@ def test_a_file_with_a_series_in_each_row_is_as_a_long_one(tmp_path, monkeypatch
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        (lambda rows: pl.concat([rows, rows[:1]]), "'meter 0' is there twice; keep one row a series"),
+        (lambda rows: pl.concat([rows, rows[:1]]), "'meter 0' is there twice; each row is a series"),
         (lambda rows: rows.with_columns(pl.lit("many").alias("7")), "many"),
         (lambda rows: rows.with_columns(pl.lit(None).alias(name) for name in rows.columns[1:]), "holds no value"),
     ],
