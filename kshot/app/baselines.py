@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import product
@@ -17,10 +17,11 @@ from kshot.app.build import Shapes, build_learner, build_model, has_head
 from kshot.app.failures import Failures
 from kshot.app.schema import Part
 from kshot.app.spec import BASELINES, NEED_PRETRAINING, Spec
+from kshot.evaluation.baselines import Candidates, best_first, of_fields, without_model
 from kshot.evaluation.evaluate import Evaluation, Scored, evaluate
 from kshot.evaluation.target import Target
 from kshot.learner import Learner
-from kshot.learners.baselines import functions
+from kshot.learners.baselines import features
 from kshot.learners.heads.head_learner import HeadLearner
 from kshot.learners.heads.protonet import Prototypes
 from kshot.learners.ratings.coverage import Coverage, CoverageMeter
@@ -34,12 +35,6 @@ from kshot.types import Split
 
 NUM_RANKED = 100  # tasks for whose users the whole catalogue is ranked
 LOWER_RATES = (1.0, 0.1, 0.01)  # factors of inner_lrs; the next one is tried if no rate gives a finite figure
-
-FIELDS: Sequence[Callable[[TaskSource], Mapping[str, Callable[[], Sequence[Learner]]]]] = (functions.baselines,)
-"""The baselines of an expert of each field, for the sources of that field."""
-
-Candidates = Callable[[], Sequence[Learner]]
-"""Fits a baseline to the training split, and gives the learners among which validation tasks choose."""
 
 
 @dataclass(frozen=True)
@@ -117,21 +112,33 @@ def _suitable(setting: Setting) -> dict[str, Candidates]:
     spec, objective = setting.spec, setting.source.objective
     if objectives.rates_items(objective):
         return _recommenders(setting)
-    generic, of_fields = _generic(setting), dict[str, Candidates]()
-    for field in FIELDS:
-        of_fields |= field(setting.source)
+    generic = _generic(setting)
+    of_field = of_fields(setting.source) | _of_features(setting)
     names: list[str] = []
     # The models of a run file predict no standard deviation, and an encoder is pretrained.
     if spec.model is not None and spec.model.kind != "encoder" and objective.predicts != "distribution":
         names.append("scratch")
     if setting.pretrained:
         names.append("fine_tune")
-        names += ["pretrained_centroid"] * objective.classifies + ["pretrained"] * (not objective.task_specific_classes)
-    if objective.classifies:
-        names.append("centroid")
-    elif objective.predicts in ("values", "distribution", "labels"):
-        names.append("support_mean")
-    return of_fields | {name: generic[name] for name in names}
+        shared = objective.classifies and not objective.task_specific_classes
+        names += ["pretrained_centroid"] * shared + ["pretrained"] * (not objective.task_specific_classes)
+    names += without_model(setting.source)
+    return of_field | {name: generic[name] for name in names if name not in of_field}
+
+
+def _of_features(setting: Setting) -> dict[str, Candidates]:
+    """The baselines on the features of the run's encoder, and of the pretrained models."""
+    source, found = setting.source, dict[str, Candidates]()
+    if setting.spec.model is not None and setting.spec.model.kind == "encoder":
+        found |= features.baselines(source, setting.model(head=False).requires_grad_(False))
+    for model in setting.pretrained_copies(head=has_head(setting.spec)) if setting.pretrained else ():
+        for name, candidates in features.pretrained_baselines(source, body_of(model)).items():
+            found[name] = _both(found.get(name), candidates)
+    return found
+
+
+def _both(one: Candidates | None, other: Candidates) -> Candidates:
+    return other if one is None else lambda: [*one(), *other()]
 
 
 def _generic(setting: Setting) -> dict[str, Candidates]:
@@ -305,14 +312,7 @@ def _best_first(label: str, setting: Setting, target: Target) -> Iterator[Learne
 
     Then, if it takes gradient steps, those with lower learning rates.
     """
-    sign = -1 if target.at_least else 1
     for factor in LOWER_RATES if label in ("scratch", "fine_tune") else (1.0,):
-        candidates = [each.to(setting.device) for each in baselines_of(replace(setting, rate_factor=factor))[label]()]
-        if len(candidates) == 1:
-            yield from candidates
-            continue
-        options: dict[str, Any] = {"split": "val", "num_tasks": setting.spec.baselines.num_val_tasks, "audit": False}
-        with during(setting.source, "tuning"):
-            means = [sign * target.of(evaluate(each, setting.source, **options).metrics).mean for each in candidates]
-        finite = [number for number, mean in enumerate(means) if math.isfinite(mean)]
-        yield from (candidates[number] for number in sorted(finite, key=means.__getitem__))
+        candidates = baselines_of(replace(setting, rate_factor=factor))[label]()
+        num_val_tasks = setting.spec.baselines.num_val_tasks
+        yield from best_first(candidates, setting.source, target, num_val_tasks=num_val_tasks, device=setting.device)

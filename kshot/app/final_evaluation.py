@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from kshot.evaluation.audit.run import UntrustedFigure
 from kshot.evaluation.compare import differences
 from kshot.evaluation.cost import Cost, cost
 from kshot.evaluation.evaluate import Evaluation, Scored
+from kshot.evaluation.intervals import BOUNDS, Interval, interval
 from kshot.evaluation.rejection import Rejection, calibrate_threshold, rejection
 from kshot.evaluation.shots import Shots, over_shots
 from kshot.evaluation.target import Target
@@ -168,7 +169,8 @@ def report_entries(
 ) -> dict[str, Any]:
     """The entries of a report on its final evaluation; the learner was meta-trained for `num_steps` steps."""
     test, metric = result.test, result.target.metric
-    descriptions = {name: describe(name, spec) for name in result.baselines}
+    failed = (each.what.removeprefix("baseline ") for each in failures if each.what.startswith("baseline "))
+    descriptions = {name: describe(name, spec) for name in [*result.baselines, *failed]}
     options = ", ".join(f"{name} {value}" for name, value in spec.learner.model_dump(exclude={"kind"}).items())
     trained = f"meta-trained for {num_steps:,} steps on the training tasks" if num_steps else "not meta-trained"
     descriptions["learner"] = f"{spec.learner.kind} ({options}), {trained}"
@@ -177,6 +179,7 @@ def report_entries(
         "higher_is_better": result.target.at_least,
         "split": test.split,
         "test": test.metrics,
+        "beside": _on_the_first(test, result.baselines),
         "baselines": {name: baseline.metrics for name, baseline in result.baselines.items()},
         "baselines_about": descriptions,
         "paired": differences(test, result.baselines, metric),
@@ -192,8 +195,17 @@ def report_entries(
         | {"adapt_ms": test.adapt_ms, "predict_ms": test.predict_ms},
         "protocol": protocol(spec, source, learner)
         | {"episodes_sha256": test.episodes_sha256, "num_test_tasks": len(test.episodes)}
-        | ({} if test.subjects is None else {"test_subjects": len(set(test.subjects.tolist()))}),
+        | ({} if test.units is None else {"unit": test.units.unit, "test_units": test.metrics[metric].num_units}),
     }
+
+
+def _on_the_first(test: Evaluation, baselines: Mapping[str, Evaluation]) -> dict[str, Interval] | None:
+    """The learner's figures on the tasks that the baselines were scored on, if these are fewer."""
+    count = min((len(each.episodes) for each in baselines.values()), default=len(test.episodes))
+    if count == len(test.episodes):
+        return None
+    units = test.units and test.units.first(count)
+    return {name: interval(values[:count], units, bounds=BOUNDS.get(name)) for name, values in test.per_task.items()}
 
 
 def protocol(spec: Spec, source: TaskSource, learner: Learner) -> dict[str, Any]:

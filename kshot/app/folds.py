@@ -8,7 +8,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from rich.console import Console
 
 from kshot.app.folder import RunFolder, read_spec
@@ -17,7 +16,7 @@ from kshot.app.schema import Part
 from kshot.app.seeds import audits_of
 from kshot.app.spec import Spec
 from kshot.evaluation.compare import differences, read_report
-from kshot.evaluation.intervals import Interval, interval
+from kshot.evaluation.intervals import BOUNDS, Interval, interval, joined
 from kshot.evaluation.per_task import Scores, read_tasks, write_tasks
 from kshot.evaluation.report import charts
 from kshot.evaluation.report.report import to_json, write_report
@@ -79,15 +78,12 @@ def run_folds(spec: Spec, out: Path, *, resume: bool = False, console: Console |
 def _joined(folds: Sequence[Scores]) -> Scores:
     """The figures of all folds as those of one test; units of different folds are different."""
     per_task = {name: [x for each in folds for x in each.per_task[name]] for name in folds[0].per_task}
-    units = None
-    if all(each.subjects is not None for each in folds):
-        width = 1 + max(int(each.subjects.max()) for each in folds if each.subjects is not None)
-        units = np.concatenate([number * width + np.asarray(each.subjects) for number, each in enumerate(folds)])
+    units = joined([each.units for each in folds if each.units is not None])
     return Scores([episode for each in folds for episode in each.episodes], per_task, units)
 
 
 def _figures(scores: Scores) -> dict[str, Interval]:
-    return {name: interval(values, scores.subjects) for name, values in scores.per_task.items()}
+    return {name: interval(values, scores.units, bounds=BOUNDS.get(name)) for name, values in scores.per_task.items()}
 
 
 def _report(

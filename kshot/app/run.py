@@ -11,6 +11,7 @@ import os
 import platform
 import subprocess
 import time
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -37,8 +38,9 @@ from kshot.app.folder import RunFolder, logged_reads
 from kshot.app.pretraining import pretraining_of_baselines, pretraining_of_run
 from kshot.app.progress import Display
 from kshot.app.spec import Spec
+from kshot.app.suitability import refuse_unsuited
 from kshot.app.terminal import print_summary
-from kshot.app.trained import load
+from kshot.app.trained import load, start_from
 from kshot.data.cache import cache_folder
 from kshot.deciding.decisions import Experience, decision_to_json
 from kshot.deciding.loop import Run, run_until
@@ -49,13 +51,14 @@ from kshot.evaluation.report.report import to_json, write_report
 from kshot.evaluation.report.verdict import best_baseline
 from kshot.evaluation.target import Target
 from kshot.learner import Learner
-from kshot.learners.heads.head_learner import FeatureStatistics, HeadLearner
-from kshot.tasks.read_log import during, watched
+from kshot.tasks.read_log import watched
 from kshot.tasks.source import TaskSource
-from kshot.training.pretrain import fit_feature_statistics
+from kshot.training.closed_form import fit_closed_form
 
 
-def run(spec: Spec, out: Path, *, resume: bool = False, console: Console | None = None) -> dict[str, Any]:
+def run(
+    spec: Spec, out: Path, *, resume: bool = False, console: Console | None = None, init_from: Path | None = None
+) -> dict[str, Any]:
     """Execute a run file in the folder `out`, and return the report.
 
     Raises:
@@ -63,10 +66,12 @@ def run(spec: Spec, out: Path, *, resume: bool = False, console: Console | None 
     """
     target = Target.parse(spec.target)
     with Display(console or Console(), target.metric) as display:  # opened first to show each log message once
-        return _run(spec, out, target, display, resume)
+        return _run(spec, out, target, display, resume, init_from)
 
 
-def _run(spec: Spec, out: Path, target: Target, display: Display, resume: bool) -> dict[str, Any]:
+def _run(
+    spec: Spec, out: Path, target: Target, display: Display, resume: bool, init_from: Path | None
+) -> dict[str, Any]:
     device = device_of(spec)
     source = build_source(spec)
     shapes = shapes_of(source)
@@ -78,6 +83,7 @@ def _run(spec: Spec, out: Path, target: Target, display: Display, resume: bool) 
     baselines_of(Setting(spec, source, shapes, device))  # raises early for impossible baselines
     if spec.reject and not objective.task_specific_classes:
         raise ValueError("reject needs tasks with classes of their own, which these do not have")
+    refuse_unsuited(spec, source, shapes)
     model = build_model(spec, shapes, head=has_head(spec)).to(device)
     folder = RunFolder(out)
     (folder.open_again if resume else folder.open_new)(spec)
@@ -96,9 +102,10 @@ def _run(spec: Spec, out: Path, target: Target, display: Display, resume: bool) 
         display.say(f"pretrained {pretraining.options.steps} steps on all training classes in {pretrain_seconds:.0f} s")
         pretrained.append(copy.deepcopy(model))
     learner = build_learner(spec, model, shapes).to(device)
-    if isinstance(learner, HeadLearner) and isinstance(learner.head, FeatureStatistics):
-        with during(source, "pretraining"):
-            fit_feature_statistics(learner, source)
+    if init_from is not None and not resume:
+        display.say(said := start_from(learner, init_from))
+        experience.record("init", run=str(init_from), about=said)
+    fit_closed_form(learner, source)
     budget = Budget(**spec.budget.model_dump())
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_folder() / "compiled"))  # kept between processes
     result = run_until(
@@ -152,6 +159,7 @@ def evaluate_run(
     out: Path | None,
     episodes_sha256: str | None,
     with_baselines: bool,
+    overrides: Sequence[str] | None = None,
 ) -> dict[str, Any]:
     """Evaluate the best round of a run with its baselines, print the report, write it to `out` if given, and return it.
 
@@ -162,8 +170,9 @@ def evaluate_run(
         raise ValueError(f"--split is 'test' or 'val', got {split!r}")
     if out is not None and out.exists() and any(out.iterdir()):
         raise ValueError(f"{out} is not empty; choose another --out")
-    run = load(run_dir)
+    run = load(run_dir, overrides or ())
     spec, source, device = run.spec, watched(build_source(run.spec), before=run.reads), device_of(run.spec)
+    run.check_shapes(source)
     learner = run.learner.to(device)
     target = Target.parse(spec.target)
     pretrained = _load_pretrained(spec, RunFolder(run_dir), source, run.shapes, device) if with_baselines else []

@@ -16,7 +16,7 @@ from kshot.evaluation.report.conclusion import conclude
 from kshot.evaluation.report.formatting import format_figure, format_value, read_figure
 from kshot.evaluation.report.leaderboard import SEPARATE, board_table, boards_csv, boards_page, heading, note
 from kshot.evaluation.report.sections import Table, cost_pairs, rejection_pairs, result_table
-from kshot.evaluation.report.verdict import failed, verdict
+from kshot.evaluation.report.verdict import verdict_of
 
 TONES = {"good": "green", "fair": "yellow", "bad": "bold red"}
 STYLES = {"main": "bold", "": "", "muted": "dim"}
@@ -45,8 +45,7 @@ def print_summary(report: dict[str, Any], out: Path | None) -> None:
             others.append(f"calibration error {format_value(report['calibration']['error'])}")
         lines = [", ".join(others)] if others else []
         if report["baselines"]:
-            higher, paired = report["higher_is_better"], report.get("paired") or {}
-            lines.append(verdict(test, report["baselines"], metric, higher, paired, failed(report)))
+            lines.append(verdict_of(report))
         lines += [f"out of scope, {label}: {value}" for label, value in rejection_pairs(report)]
         for line in lines:
             console.print(line, highlight=False, markup=False)

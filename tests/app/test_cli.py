@@ -321,7 +321,7 @@ learner: {kind: maml, inner_lr: 0.1}
 train: {steps_per_round: 2, tasks_per_step: 2}
 target: mse <= 1000000
 budget: {rounds: 1}
-evaluate: {num_val_tasks: 4, num_test_tasks: 12, folds: 4}
+evaluate: {num_val_tasks: 12, num_test_tasks: 12, folds: 4}
 baselines: {names: [support_mean, fine_tune], steps: 2, num_val_tasks: 2}
 """
 
@@ -400,7 +400,7 @@ def test_a_seed_without_a_usable_round_leaves_no_common_figure(kshot, tmp_path):
     ("text", "names"),
     [
         (SINUSOID, {"gaussian_process", "scratch", "fine_tune", "pretrained", "support_mean"}),
-        (GLYPHS, {"scratch", "fine_tune", "pretrained_centroid", "centroid"}),
+        (GLYPHS, {"scratch", "fine_tune", "pretrained_centroid", "pretrained_probe", "centroid"}),
         (GLYPHS.replace("pretrain: {steps: 3, batch: 8}\n", ""), {"scratch", "centroid"}),
     ],
 )
@@ -448,6 +448,9 @@ def test_a_failing_baseline_is_reported_and_costs_nothing_else(kshot, tmp_path, 
     report = json.loads((tmp_path / "a" / "report.json").read_text())
     assert report["failures"] == [{"what": "baseline support_mean", "error": "RuntimeError: no mean today"}]
     assert set(report["baselines"]) == {"scratch"}
+    assert "Not compared, because they gave no figure: support mean." in " ".join(result.out.split())
+    assert report["beside"]["mse"]["num_tasks"] == report["baselines"]["scratch"]["mse"]["num_tasks"] == 4
+    assert "on the same 4 tasks" in " ".join(result.out.split())
     assert "no mean today" in (tmp_path / "a" / "failures.log").read_text()
     assert "FAILED baseline support_mean: RuntimeError: no mean today" in result.out
     assert "What failed" in (tmp_path / "a" / "report.html").read_text()

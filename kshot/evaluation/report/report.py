@@ -11,11 +11,12 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from kshot.evaluation.intervals import count_of
 from kshot.evaluation.per_task import write
 from kshot.evaluation.report.conclusion import conclude
 from kshot.evaluation.report.formatting import better, capitalize, format_figure, format_sample, plural, read_figure
 from kshot.evaluation.report.sections import CAPTIONS, Picture, Section, report_sections
-from kshot.evaluation.report.verdict import best_baseline, failed, target_on_test, verdict
+from kshot.evaluation.report.verdict import best_baseline, failed, target_on_test, verdict_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -80,8 +81,8 @@ def _html(report: dict[str, Any], events: Sequence[Mapping[str, Any]], figures: 
         sample = plural(val.num_tasks, "task") + (f", round {number}" if number else "")
         notes.append(f"The validation figure is {format_figure(val)} ({sample}).")
     if any(notes):
-        subjects = protocol.get("test_subjects")
-        unit = f"the {plural(subjects, 'subject')} of the tasks" if subjects else "tasks"
+        units = protocol.get("test_units")
+        unit = f"the {count_of(units, protocol.get('unit') or 'unit')} of the tasks" if units else "tasks"
         notes.append(f"Figures are means with 95 % intervals over {'seeds' if report.get('seeds') else unit}.")
     conclusion = conclude(report)
     pictures = {name: picture(name, figures[name]) for name in ordered}
@@ -100,7 +101,7 @@ def _html(report: dict[str, Any], events: Sequence[Mapping[str, Any]], figures: 
             "test": format_figure(read_figure(test, metric)) if test else "",
             "sample": f"({format_sample(test, metric)})",
             "best": best and (best[0], format_figure(best[1]), f"({plural(best[1].num_tasks, 'task')})"),
-            "verdict": verdict(test, baselines, metric, higher, report.get("paired"), failed(report)),
+            "verdict": verdict_of(report),
             "failed": failed(report),
             "note": " ".join(filter(None, notes)),
             "sections": report_sections(report, pictures, num_resumed=num_resumed),

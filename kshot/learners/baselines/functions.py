@@ -169,9 +169,11 @@ def baselines(source: TaskSource) -> dict[str, Callable[[], list[Learner]]]:
     if source.member != "task" or source.forecasts or objective.predicts not in ("values", "distribution"):
         return {}
     with during(source, "training"):
-        support = source.task("train", 0).support
+        support, *others = (source.task("train", index).support for index in range(4))
     inputs = support.inputs
     if not isinstance(inputs, Tensor) or inputs.ndim != 2 or inputs.shape[1] > MAX_INPUTS or support.targets.ndim != 2:
+        return {}
+    if any(other.inputs.shape[1] != inputs.shape[1] for other in others):
         return {}
 
     def candidates(source: TaskSource) -> list[Learner]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -233,18 +234,23 @@ def baselines(source: TaskSource) -> dict[str, Callable[[], list[Learner]]]:
         support = source.task("train", 0).support
     horizon, context = support.targets.shape[1], support.inputs.shape[1]
     about = source.preprocessor
-    season = int(getattr(about, "season", getattr(objective.metrics, "season", 1)))
+    season = getattr(about, "season", None) or int(getattr(objective.metrics, "season", 1))
     stride = int(getattr(about, "stride", horizon))
     seasons = [each for each in (season, LONGER_SEASONS.get(season, 0)) if 1 <= each < context]
-    scale, logarithms, center, spread = getattr(about, "scale", "support"), [False], 0.0, 1.0
+    scale, logarithms = getattr(about, "scale", "support"), [False]
+    units: dict[str, Any] = {"center": 0.0, "spread": 1.0}
     if scale == "global" and about is not None:
         center, spread = about.mean[0], about.std[0]  # type: ignore[attr-defined]
     if scale in ("global", "level"):
         logarithms.append(True)
 
     def candidates(methods: list[Method], logarithms: list[bool]) -> list[Learner]:
-        make = partial(ClassicalForecaster, objective, horizon=horizon, stride=stride, center=center, spread=spread)
-        return [make(method, logarithm=logarithm) for method in methods for logarithm in logarithms]
+        options: dict[str, Any] = {"horizon": horizon, "stride": stride}
+        return [
+            ClassicalForecaster(objective, method, logarithm=logarithm, **options, **units)
+            for method in methods
+            for logarithm in logarithms
+        ]
 
     def ridge() -> list[Learner]:
         sums = training_sums(source, season)

@@ -6,6 +6,8 @@ the past, F forecasters, m the season.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -60,9 +62,11 @@ class ForecastEnsemble(Learner):
         self.prior = nn.Parameter(torch.zeros(count, horizon))
         self.sharpness = nn.Parameter(torch.tensor(2.0))
         with torch.no_grad():
-            for layer in (self.linear, self.network[2], self.weigh[2]):
-                for parameter in layer.parameters():
-                    parameter.zero_()
+            for layer in (
+                each for each in (self.linear, self.network[2], self.weigh[2]) if isinstance(each, nn.Linear)
+            ):
+                layer.weight.zero_()
+                layer.bias.zero_()
 
     def forward(self, task: Task) -> Tensor:
         """The mase of the query after adapting, plus `member_loss` times the mean one of the two global forecasters."""
@@ -242,7 +246,6 @@ def forecast_ensemble(
         season = int(getattr(objective.metrics, "season", 1))
     if season >= sizes[0]:
         raise ValueError(f"the season must be shorter than the context; got {season} of {sizes[0]} steps")
-    return ForecastEnsemble(
-        sizes[0], sizes[1], horizon, objective, season=season, stride=stride or horizon, hidden=hidden,
-        member_loss=member_loss,
-    )  # fmt: skip
+    options: dict[str, Any] = {"season": season, "stride": stride or horizon}
+    options |= {"hidden": hidden, "member_loss": member_loss}
+    return ForecastEnsemble(sizes[0], sizes[1], horizon, objective, **options)

@@ -74,7 +74,7 @@ def ets(past: Past, horizon: int, season: int) -> Tensor:
 def search(past: Past, horizon: int, season: int, forms: list[Model]) -> tuple[Tensor, Tensor]:
     """The least sum of squared errors of each form (R, M), and its forecasts (R, M, H)."""
     unit = _first_settings(len(forms), past)
-    best = _least(*_run(past, horizon, season, forms, unit), unit)
+    best: tuple[Tensor, ...] = _least(*_run(past, horizon, season, forms, unit), unit)
     for stage in range(1, 1 + ROUNDS):
         unit = _around(best[2], SHRINK**stage)
         found = _least(*_run(past, horizon, season, forms, unit), unit)
