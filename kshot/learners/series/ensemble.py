@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from kshot.annotations import NonNegativeFloat, PositiveInt
 from kshot.argument_checks import check_arguments
-from kshot.inner.precision import at_least_float32, in_type_of
+from kshot.inner.precision import at_least_float32
 from kshot.learner import Learner
 from kshot.learners.series import classical
 from kshot.learners.series.history import Past, history_of, past_of_queries, past_of_windows
@@ -102,11 +102,10 @@ class ForecastEnsemble(Learner):
         level_R1 = past.values[:, -self.season :].mean(1, keepdim=True)
         context_RC = (at_least_float32(inputs)[..., 0] - level_R1) / scale_R[:, None]
         scaled = torch.cat([context_RC[..., None], at_least_float32(inputs)[..., 1:]], -1).flatten(1)
-        scaled = in_type_of(self, scaled)
         repeated = scaled.unflatten(1, (inputs.shape[1], -1))[:, -self.season :, 0]
         naive = repeated[:, torch.arange(self.horizon, device=scaled.device) % self.season]
-        linear = naive + self.linear(scaled)
-        global_ones = [linear, linear + self.network(torch.asinh(scaled))]
+        linear = naive + _call(self.linear, scaled)
+        global_ones = [linear, linear + _call(self.network, torch.asinh(scaled))]
         return torch.stack([*forecasts, *(level_R1 + scale_R[:, None] * each for each in global_ones)], 1), scale_R
 
     def _combine(self, state: Tree, past: Past, members_RFH: Tensor, scale_R: Tensor) -> Tensor:
@@ -120,11 +119,17 @@ class ForecastEnsemble(Learner):
         features = torch.cat(
             [log_error_F.expand(rows, -1), apart_RF.log1p(), features_of(past, self.season, scale_R), windows], 1
         )
-        level_RF, slope_RF = self.weigh(in_type_of(self, features)).chunk(2, 1)
+        level_RF, slope_RF = _call(self.weigh, features).chunk(2, 1)
         ahead_H = torch.linspace(-1, 1, self.horizon, dtype=level_RF.dtype, device=level_RF.device)
         logit_RFH = level_RF[..., None] + slope_RF[..., None] * ahead_H + self.prior
         logit_RFH = logit_RFH - self.sharpness * log_error_F[:, None] * (state["windows"] > 0)
         return (logit_RFH.softmax(1) * members_RFH).sum(1)
+
+
+def _call(module: nn.Module, values: Tensor) -> Tensor:
+    """The output of a module for values (R, …), in their type, which may be wider than that of its parameters."""
+    wide = {name: parameter.to(values.dtype) for name, parameter in module.named_parameters()}
+    return torch.func.functional_call(module, wide, (values,))
 
 
 CLASSICAL = ("last_value", "seasonal_naive", "drift", "seasonal_mean", "simple_smoothing", "damped_smoothing", "theta")

@@ -78,11 +78,10 @@ def search(past: Past, horizon: int, season: int, forms: list[Model]) -> tuple[T
     for stage in range(1, 1 + ROUNDS):
         unit = _around(best[2], SHRINK**stage)
         found = _least(*_run(past, horizon, season, forms, unit), unit)
-        better = found[0] < best[0]
-        best = (
-            torch.where(better, found[0], best[0]),
-            *(torch.where(better[..., None], new, old) for new, old in zip(found[1:], best[1:])),
-        )
+        better_RM = found[0] < best[0]
+        better_RM1 = better_RM[..., None]
+        sse = torch.where(better_RM, found[0], best[0])
+        best = sse, torch.where(better_RM1, found[1], best[1]), torch.where(better_RM1, found[2], best[2])
     return best[0], best[1]
 
 
