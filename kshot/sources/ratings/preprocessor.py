@@ -103,6 +103,7 @@ class RatingPreprocessor(Preprocessor):
         counts, totals: number of training ratings of each; of their `ItemMean`, if it is an input.
         item_columns, user_columns: the columns of features, if any.
         catalogue: float32 (I, F), the features of `items`, so that files need not repeat them.
+        item_factors: float32 (I + 1, 1 + D), the input `item_factors` of each item number, if it is an input.
     """
 
     item: str
@@ -121,6 +122,7 @@ class RatingPreprocessor(Preprocessor):
     item_columns: Columns | None
     user_columns: Columns | None
     catalogue: np.ndarray | None
+    item_factors: np.ndarray | None
     reading: Reading
 
     @property
@@ -233,9 +235,10 @@ class RatingPreprocessor(Preprocessor):
             fields[name] = fields[name] and fields[name].to_json()
         for name in ("reading", "signup_time"):
             fields[name] = fields[name] and fields[name]._asdict()
-        if self.catalogue is not None:
-            content = base64.b64encode(self.catalogue.tobytes()).decode()
-            fields["catalogue"] = {"shape": list(self.catalogue.shape), "base64": content}
+        for name in ("catalogue", "item_factors"):
+            if (array := fields[name]) is not None:
+                content = base64.b64encode(array.tobytes()).decode()
+                fields[name] = {"shape": list(array.shape), "base64": content}
         return {"kind": "ratings", **fields}
 
     @classmethod
@@ -243,9 +246,11 @@ class RatingPreprocessor(Preprocessor):
         fields = {name: value for name, value in data.items() if name != "kind"}
         for name in ("item_columns", "user_columns"):
             fields[name] = Columns.from_json(data[name]) if data[name] else None
-        if (packed := data["catalogue"]) is not None:
-            content = base64.b64decode(packed["base64"])
-            fields["catalogue"] = np.frombuffer(content, np.float32).reshape(packed["shape"])
+        for name in ("catalogue", "item_factors"):
+            packed = fields.setdefault(name, None)  # runs of before 2.0 have no factors
+            if packed is not None:
+                content = base64.b64decode(packed["base64"])
+                fields[name] = np.frombuffer(content, np.float32).reshape(packed["shape"])
         if (signup_time := data["signup_time"]) is not None:
             fields["signup_time"] = SignupTime(**signup_time | {"edges": tuple(signup_time["edges"])})
         for name in ("levels", "items", "counts", "totals", "titles"):
@@ -258,6 +263,8 @@ class RatingPreprocessor(Preprocessor):
         if self.totals:
             item_mean = ItemMean(np.array(self.totals, np.float32), np.array(self.counts), np.zeros(0, np.float32))
             inputs["item_mean"] = torch.from_numpy(item_mean.features(numbers))
+        if self.item_factors is not None:
+            inputs["item_factors"] = torch.from_numpy(self.item_factors[numbers])
         return inputs
 
     def _of_items(self, indices: np.ndarray, user_features: Tensor | None) -> dict[str, Tensor]:

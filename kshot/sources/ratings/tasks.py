@@ -184,6 +184,10 @@ class RatingTasks(StackedSource):
         first = np.array([generator(self.seed, split, index).random() for index in indices])
         return self._user_positions(split, indices, first)
 
+    def users(self, split: Split, indices: Sequence[int]) -> np.ndarray:
+        """The number of the user of each task, as in `training_log`."""
+        return self._users[split][self.subjects(split, indices)]
+
     def describe(self) -> dict[str, Any]:
         return {
             "source": "ratings",
