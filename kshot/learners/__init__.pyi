@@ -25,6 +25,7 @@ from .heads.protonet import protonet
 from .heads.relation import relation_net
 from .heads.simpleshot import simpleshot
 from .ratings.alpaca import alpaca
+from .ratings.item_similarity import item_similarity
 from .ratings.melu import melu
 
 __all__ = [
@@ -50,6 +51,7 @@ __all__ = [
     "from_scratch",
     "generate",
     "imaml",
+    "item_similarity",
     "laplacian_shot",
     "learned_optimizer",
     "logistic_regression",

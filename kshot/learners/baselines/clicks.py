@@ -181,7 +181,7 @@ def implicit_als(
     factors: PositiveInt = 32,
     alpha: PositiveFloat = 10.0,
     l2: PositiveFloat = 1.0,
-    rounds: PositiveInt = 12,
+    rounds: PositiveInt = 8,
     seed: int = 0,
 ) -> ImplicitAls:
     r"""See `ImplicitAls`; the factors of users and items are fitted in turn, each exactly.
@@ -254,10 +254,10 @@ GRIDS: dict[str, tuple[Callable[..., ClickRecommender], list[dict[str, Any]]]] =
         implicit_als,
         [
             {"factors": factors, "alpha": alpha, "l2": l2}
-            for factors, alpha, l2 in product((8, 32), (3.0, 30.0), (3.0, 30.0))
+            for factors, (alpha, l2) in product((8, 32), ((1.0, 10.0), (3.0, 10.0), (3.0, 30.0), (10.0, 30.0)))
         ],
     ),
-    "ease": (ease, [{"l2": l2} for l2 in (3.0, 10.0, 30.0, 100.0, 300.0, 1000.0)]),
+    "ease": (ease, [{"l2": l2} for l2 in (10.0, 30.0, 100.0, 300.0, 1000.0, 3000.0)]),
 }
 """The baselines of clicks, and the options of each among which validation tasks choose."""
 
