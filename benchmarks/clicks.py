@@ -119,7 +119,7 @@ def scores(learner: Learner, tasks: RatingTasks, split: str) -> Scores:
     """Scores of a learner for each user of a split who is drawn."""
     names, count = tasks.user_names[split], TASKS_PER_USER * len(tasks.user_names[split])
     per_task = kshot.evaluate(learner, tasks, split=split, num_tasks=count, audit=False).per_task
-    users = [names[position] for position in tasks.subjects(split, range(count))]
+    users = [names[position] for position in tasks.units(split, range(count))]
     of_user: dict[str, list[int]] = {}
     for index, user in enumerate(users):
         of_user.setdefault(user, []).append(index)

@@ -44,7 +44,8 @@ class Watched(TaskSource):
 
     def __init__(self, source: TaskSource, note: Note | None, before: Iterable[tuple[str, Split]]) -> None:
         self.source, self.objective, self.seed = source, source.objective, source.seed
-        self.preprocessor = source.preprocessor
+        for name in ("preprocessor", "member", "unit", "texts", "copies_are_errors", "forecasts"):
+            setattr(self, name, getattr(source, name))
         self.reads: Counter[tuple[str, Split]] = Counter(dict.fromkeys(before, 1))
         self._note, self._phase = note, ""
 
@@ -70,12 +71,28 @@ class Watched(TaskSource):
         self._log("train", 1)
         return self.source.pretraining_batch(step, size)
 
+    def training_groups(self, most: int) -> list[Batch]:
+        self._log("train", 1)
+        return self.source.training_groups(most)
+
     def out_of_scope_inputs(self, split: Split, index: int, count: int) -> Tree:
         self._log(split, 1)
         return self.source.out_of_scope_inputs(split, index, count)
 
-    def subjects(self, split: Split, indices: Sequence[int]) -> np.ndarray | None:
-        return self.source.subjects(split, indices)
+    def units(self, split: Split, indices: Sequence[int]) -> np.ndarray | None:
+        return self.source.units(split, indices)
+
+    def unit_names(self, split: Split) -> Sequence[str]:
+        return self.source.unit_names(split)
+
+    def members(self, split: Split) -> dict[str, np.ndarray]:
+        return self.source.members(split)
+
+    def sizes(self, split: Split) -> dict[str, int]:
+        return self.source.sizes(split)
+
+    def num_tasks(self, split: Split) -> int | None:
+        return self.source.num_tasks(split)
 
     def with_shots(self, shots: int) -> TaskSource:
         """The source with other shots, whose reads are not logged."""

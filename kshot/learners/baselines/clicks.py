@@ -11,7 +11,8 @@ rows.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import product
 from typing import Any
 
@@ -19,15 +20,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kshot.argument_checks import check_arguments
 from kshot.annotations import NonNegativeFloat, PositiveFloat, PositiveInt
+from kshot.argument_checks import check_arguments
 from kshot.learner import Learner
 from kshot.learners.ratings.recommenders import Ratings
-from kshot.objectives import Objective, levels_of
+from kshot.objectives import Objective
 from kshot.sources.ratings.factors import spectrum_of
 from kshot.sources.ratings.tasks import RatingTasks, ratings_of
+from kshot.tasks.read_log import during
 from kshot.tasks.source import TaskSource
-from kshot.types import Batch, Tree
+from kshot.types import Batch, Task, Tree
 
 CALIBRATION_TASKS = 300  # training tasks from which those of held-out users are taken for the Platt scaling
 HELD_OUT = 5  # one training user of this many is held out for it
@@ -165,7 +167,7 @@ def popularity(log: Ratings, objective: Objective) -> Popularity:
 
 @check_arguments
 def item_cosine(log: Ratings, objective: Objective, *, shrink: NonNegativeFloat = 10.0) -> ItemCosine:
-    """See `ItemCosine`; `shrink` is $\\lambda$, so that two items with one user in common are not the same.
+    r"""See `ItemCosine`; `shrink` is $\lambda$, so that two items with one user in common are not the same.
 
     References:
         Sarwar, Karypis, Konstan, Riedl: Item-based Collaborative Filtering Recommendation Algorithms, WWW 2001.
@@ -262,24 +264,24 @@ GRIDS: dict[str, tuple[Callable[..., ClickRecommender], list[dict[str, Any]]]] =
 """The baselines of clicks, and the options of each among which validation tasks choose."""
 
 
-def baselines(source: TaskSource) -> dict[str, Callable[[], list[Learner]]]:
+def baselines(source: TaskSource) -> dict[str, Callable[[], list[ClickRecommender]]]:
     """The baselines for tasks of clicks: name -> fits the candidates to the training split; {} for other tasks."""
     tasks = ratings_of(source)
     if tasks is None or tasks.preprocessor.rating is not None:
         return {}
-    logs: list[tuple[Ratings, Ratings, list[Any]]] = []
+    logs: list[tuple[Ratings, Ratings, list[Task]]] = []  # read once, where a baseline asks for them
 
-    def candidates(kind: str) -> list[Learner]:
+    def candidates(kind: str) -> list[ClickRecommender]:
         if not logs:
-            logs.append(_logs(tasks))
-        log, most, held_out = logs[0]
+            with during(source, "training"):
+                logs.append(_logs(tasks))
         fit, grid = GRIDS[kind]
-        return [_calibrated(lambda part: fit(part, tasks.objective, **options), log, most, held_out) for options in grid]
+        return [_calibrated(partial(fit, objective=tasks.objective, **options), *logs[0]) for options in grid]
 
-    return {kind: lambda kind=kind: candidates(kind) for kind in GRIDS}  # type: ignore[misc]
+    return {kind: partial(candidates, kind) for kind in GRIDS}
 
 
-def _logs(tasks: RatingTasks) -> tuple[Ratings, Ratings, list[Any]]:
+def _logs(tasks: RatingTasks) -> tuple[Ratings, Ratings, list[Task]]:
     """All training clicks; those of four users of five; and training tasks of the others."""
     users, items, scores = tasks.training_log()
     num_items = len(tasks.preprocessor.items)
@@ -292,7 +294,7 @@ def _logs(tasks: RatingTasks) -> tuple[Ratings, Ratings, list[Any]]:
 
 
 def _calibrated(
-    fit: Callable[[Ratings], ClickRecommender], log: Ratings, most: Ratings, held_out: Iterable[Any]
+    fit: Callable[[Ratings], ClickRecommender], log: Ratings, most: Ratings, held_out: Sequence[Task]
 ) -> ClickRecommender:
     """Fit to all clicks, with a line from scores to log-odds fitted to tasks of users left out of most of them."""
     from sklearn.linear_model import LogisticRegression

@@ -15,7 +15,7 @@ import numpy as np
 
 from kshot.annotations import EMPTY, Fraction, NonNegativeInt, PositiveInt, Size
 from kshot.argument_checks import check_arguments
-from kshot.data.tables.columns import moments
+from kshot.data.tables.moments import moments
 from kshot.data.tables.table import Reading, ReadingOptions, Table
 from kshot.sources.ratings.dataset import Features, RatingDataset, UserFeatures, opened
 from kshot.sources.ratings.factors import ItemFactors
@@ -202,7 +202,8 @@ def ratings(
         factors = ItemFactors.fit(user_of, numbers[item_of], train, len(known_items), item_factors)
     train_users = np.unique(user_of[train])
     of_user = features[user].fit(by_user.names, train_users, user_of) if user in features else None
-    of_item = features[item].fit(by_item.names, known_items, item_of) if item in features else None
+    has_features = item in features and features[item].raw  # a table of titles alone has none
+    of_item = features[item].fit(by_item.names, known_items, item_of) if has_features else None
     signup = None
     if signup_time and time and times is not None:
         first_U = times.values[flat[by_user.sizes.cumsum() - by_user.sizes]]

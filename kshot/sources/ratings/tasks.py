@@ -179,14 +179,17 @@ class RatingTasks(StackedSource):
             batches.append(Batch(inputs, targets, torch.from_numpy(real.astype(np.float32))))
         return Task(*batches)
 
-    def subjects(self, split: Split, indices: Sequence[int]) -> np.ndarray:
+    def units(self, split: Split, indices: Sequence[int]) -> np.ndarray:
         """The user of each task, by position in `user_names`."""
         first = np.array([generator(self.seed, split, index).random() for index in indices])
         return self._user_positions(split, indices, first)
 
+    def unit_names(self, split: Split) -> Sequence[str]:
+        return self.user_names[split]
+
     def users(self, split: Split, indices: Sequence[int]) -> np.ndarray:
         """The number of the user of each task, as in `training_log`."""
-        return self._users[split][self.subjects(split, indices)]
+        return self._users[split][self.units(split, indices)]
 
     def describe(self) -> dict[str, Any]:
         return {
