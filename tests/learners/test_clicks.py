@@ -174,7 +174,9 @@ def test_factors_for_a_training_user_do_not_know_that_user():
 
 
 def test_clicks_on_items_that_nobody_clicked_in_training_are_left_out():
-    frame = pl.concat([tastes(), pl.DataFrame({"user": [f"u{k}" for k in range(60)], "item": [f"x{k}" for k in range(60)]})])
+    frame = pl.concat(
+        [tastes(), pl.DataFrame({"user": [f"u{k}" for k in range(60)], "item": [f"x{k}" for k in range(60)]})]
+    )
     source = source_of(frame)
     for split in ("val", "test"):
         for index in range(20):
@@ -229,8 +231,8 @@ def test_similarity_begins_as_ease():
 
 RUN = """\
 name: shop
-source: {kind: ratings, path: log.csv, rating: null, items: titles.csv, title: title, users: people.csv, shots: 4, queries: 4,
-         negatives: 1, item_factors: 20}
+source: {kind: ratings, path: log.csv, rating: null, items: titles.csv, title: title, users: people.csv, shots: 4,
+         queries: 4, negatives: 1, item_factors: 20}
 learner: {kind: item_similarity, hidden: 4}
 train: {steps_per_round: 20, tasks_per_step: 8, mode: vmap, outer_lr: 0.01}
 target: auc >= 0.99
@@ -244,7 +246,9 @@ def test_a_shop_with_titles_recommends_to_somebody_of_unknown_age(tmp_path, monk
     monkeypatch.chdir(tmp_path)
     frame = tastes()
     frame.write_csv("log.csv")
-    pl.DataFrame({"item": [f"i{k}" for k in range(40)], "title": [f"Thing {k}" for k in range(40)]}).write_csv("titles.csv")
+    pl.DataFrame({"item": [f"i{k}" for k in range(40)], "title": [f"Thing {k}" for k in range(40)]}).write_csv(
+        "titles.csv"
+    )
     people = {"user": [f"u{k}" for k in range(60)], "age": [20 + k for k in range(60)], "city": ["Ulm", "Bern"] * 30}
     pl.DataFrame(people).write_csv("people.csv")
     Path("run.yaml").write_text(RUN)
