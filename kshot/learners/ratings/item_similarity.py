@@ -115,7 +115,9 @@ def item_similarity(
     over the $n$ clicked items $j$ of the support set, with $z$ the item factors of the source. The spectral filters
     $f_h$, the noise $\kappa_h$ and the powers of popularity and of $1 - |z_i|^2$ in $p_i^{(h)}$ and $w_{hj}$ are
     learned; so is the readout of the log-odds of a click, which is linear in $\mathrm{asinh}(e^{c_h} s_h)$ and
-    popularity, plus a perceptron of these and of $\log (1 + n)$. The initial filter $f_1 = 1$ with $\kappa \to \infty$ ranks as EASE does;
+    popularity, plus a perceptron of these and of $\log (1 + n)$.
+
+    The initial filter $f_1 = 1$ with $\kappa \to \infty$ ranks as EASE does;
     finite $\kappa$ lets clicked items that are similar to each other share their weight, as implicit ALS does.
 
     Args:
