@@ -203,7 +203,7 @@ def recommend(
     out: Annotated[Path | None, typer.Option(help="CSV file for the ratings of the interview.")] = None,
     personal: Annotated[
         float, typer.Option(help="Weight of what the user's ratings change; 0 orders by expected rating.", min=0)
-    ] = 4.0,
+    ] = 1.0,
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Recommend items that a user has not rated, with reasons, and items to ask the user about next."""

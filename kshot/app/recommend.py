@@ -25,7 +25,7 @@ from kshot.types import Batch, Tree, tree_map
 NUM_ASKABLE = 100  # items that a new user may be asked about: the most rated ones, which they are likely to know
 NUM_JUDGED = 500  # items whose predicted ratings a question should make more certain
 CHUNK = 50  # answers evaluated at once
-PERSONAL = 4.0
+PERSONAL = 1.0
 """Weight of what the user's ratings change in the order of recommendations."""
 
 
