@@ -285,10 +285,9 @@ def _logs(tasks: RatingTasks) -> tuple[Ratings, Ratings, list[Task]]:
     """All training clicks; those of four users of five; and training tasks of the others."""
     users, items, scores = tasks.training_log()
     num_items = len(tasks.preprocessor.items)
-    indices = np.arange(CALIBRATION_TASKS)
-    held_out = tasks.users("train", indices) % HELD_OUT == 0
+    owners = tasks.users("train", range(CALIBRATION_TASKS))
     rest = users % HELD_OUT != 0
-    chosen = [tasks.task("train", int(index)) for index in indices[held_out]]
+    chosen = [tasks.task("train", index) for index, owner in enumerate(owners.tolist()) if owner % HELD_OUT == 0]
     log = Ratings(users, items, scores, num_items)
     return log, (Ratings(users[rest], items[rest], scores[rest], num_items) if chosen and rest.any() else log), chosen
 

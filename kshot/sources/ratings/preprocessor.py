@@ -71,11 +71,8 @@ def missing_features(columns: Columns, count: int) -> np.ndarray:
     """The features (count, F) of rows without a value in any column."""
     import polars as pl
 
-    gaps = np.full(count, np.nan)
-    raw = {
-        name: Raw(kind, pl.Series([None] * count, dtype=pl.String)) if kind in WORDS else Raw("number", gaps)
-        for name, kind in columns.kinds.items()
-    }
+    words, numbers = Raw("category", pl.Series([None] * count, dtype=pl.String)), Raw("number", np.full(count, np.nan))
+    raw = {name: words if kind in WORDS else numbers for name, kind in columns.kinds.items()}
     return columns.spread(columns.encode(raw))
 
 
