@@ -39,7 +39,7 @@ from kshot.data.library.pickled import read_frame
 from kshot.data.tables.table import Table
 from kshot.evaluation.intervals import difference, interval
 from kshot.learner import Learner
-from kshot.learners.baselines.clicks import baselines
+from kshot.learners.baselines.clicks import GRIDS, baselines
 from kshot.sources.ratings.tasks import RatingTasks
 from kshot.training.fit import Settings, meta_training_loop
 
@@ -163,7 +163,9 @@ def joined(parts: Sequence[Scores]) -> dict[str, list[float]]:
     return {metric: [value for part in parts for _, value in sorted(part[metric].items())] for metric in METRICS}
 
 
-def table(name: str, folds: list[RatingTasks], seeds: Sequence[int], steps: int, split: str) -> None:
+def table(
+    name: str, folds: list[RatingTasks], seeds: Sequence[int], steps: int, split: str, against: Sequence[str]
+) -> None:
     """Print a row for each method, with the differences of the learner to it."""
     ours = [joined([scores(trained(tasks, seed, steps), tasks, split) for tasks in folds]) for seed in seeds]
     print(f"\n{name}: {len(ours[0]['auc'])} users, {len(folds[0].preprocessor.items):,} items\n")
@@ -171,7 +173,7 @@ def table(name: str, folds: list[RatingTasks], seeds: Sequence[int], steps: int,
     print("| --- " * (len(METRICS) + 3) + "|")
     row("item_similarity", {metric: np.mean([seed[metric] for seed in ours], 0).tolist() for metric in METRICS}, "", "")
     makers = [baselines(tasks) for tasks in folds]
-    for kind in makers[0]:
+    for kind in against:
         found = joined([scores(tuned(make[kind](), tasks), tasks, split) for make, tasks in zip(makers, folds)])
         gaps = (difference([seed[metric] for seed in ours], [found[metric]]) for metric in ("ndcg_10", "log_loss"))
         row(kind, found, *(f"{gap.mean:+.4f} ± {gap.ci95:.4f}" for gap in gaps))
@@ -186,6 +188,7 @@ def row(name: str, shown: dict[str, list[float]], *gaps: str) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", choices=list(DATA), default=list(DATA))
+    parser.add_argument("--against", nargs="+", choices=list(GRIDS), default=list(GRIDS))
     parser.add_argument("--folds", type=int, default=3)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
     parser.add_argument("--steps", type=int, default=160)
@@ -197,7 +200,7 @@ def main() -> None:
     for name in options.only:
         with tempfile.TemporaryDirectory() as folder:
             folds = sources(name, options.shared, options.folds, Path(folder), options.most_users)
-        table(name, folds, options.seeds, options.steps, "val" if options.val else "test")
+        table(name, folds, options.seeds, options.steps, "val" if options.val else "test", options.against)
 
 
 if __name__ == "__main__":
