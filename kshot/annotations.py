@@ -111,6 +111,7 @@ class Supplied(Enum):
     NUM_ITEMS = "how many items are rated"
     ITEM_COUNTS = "the number of training ratings of each item"
     ITEM_FEATURES = "how many features an item has"
+    ITEM_FACTORS = "how many factors an item has, with its popularity"
     USER_FEATURES = "how many features a user has"
     RATING_FEATURES = "how many features item and user have together"
     # to both

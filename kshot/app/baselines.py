@@ -25,11 +25,9 @@ from kshot.learners.baselines import features
 from kshot.learners.heads.head_learner import HeadLearner
 from kshot.learners.heads.protonet import Prototypes
 from kshot.learners.ratings.coverage import Coverage, CoverageMeter
-from kshot.learners.ratings.recommenders import GRIDS, Ratings, recommender
 from kshot.models.encoder import Encoder
 from kshot.objectives import Objective
 from kshot.sources.ratings.tasks import ratings_of
-from kshot.tasks.read_log import during
 from kshot.tasks.source import TaskSource
 from kshot.types import Split
 
@@ -111,7 +109,7 @@ def _suitable(setting: Setting) -> dict[str, Candidates]:
     """The baselines that an expert would use for these tasks, by name."""
     spec, objective = setting.spec, setting.source.objective
     if objectives.rates_items(objective):
-        return _recommenders(setting)
+        return of_fields(setting.source)
     generic = _generic(setting)
     of_field = of_fields(setting.source) | _of_features(setting)
     names: list[str] = []
@@ -152,20 +150,6 @@ def _generic(setting: Setting) -> dict[str, Candidates]:
         "support_mean": lambda setting: [learners.SupportMean(setting.source.objective)],
     }
     return {name: partial(function, setting) for name, function in functions.items()}
-
-
-def _recommenders(setting: Setting) -> dict[str, Candidates]:
-    ratings = ratings_of(setting.source)
-    if ratings is None:
-        return {}
-
-    def candidates(kind: Any) -> list[Learner]:
-        with during(setting.source, "training"):
-            log = ratings.training_log()
-        fitted = Ratings(*log, num_items=len(ratings.preprocessor.items))
-        return [recommender(kind, fitted, setting.source.objective, **settings) for settings in GRIDS[kind]]
-
-    return {kind: partial(candidates, kind) for kind in GRIDS}
 
 
 def _configured(setting: Setting, part: Part) -> list[Learner]:

@@ -127,9 +127,11 @@ def build_model(spec: Spec, shapes: Shapes, *, head: bool, learner: Part | None 
         Supplied.ENCODER: lambda: shapes["encoder"],
         Supplied.NUM_ITEMS: lambda: len(shapes["counts"]),
         Supplied.ITEM_COUNTS: lambda: shapes["counts"],
-        Supplied.ITEM_FEATURES: lambda: _num_features(shapes, "item_features", "item_mean"),
+        Supplied.ITEM_FEATURES: lambda: _num_features(shapes, "item_features", "item_factors", "item_mean"),
         Supplied.USER_FEATURES: lambda: _num_features(shapes, "user_features"),
-        Supplied.RATING_FEATURES: lambda: _num_features(shapes, "item_features", "user_features", "item_mean"),
+        Supplied.RATING_FEATURES: lambda: _num_features(
+            shapes, "item_features", "item_factors", "user_features", "item_mean"
+        ),
     }
     with seeded(spec.seed):
         return _call("model", spec.model, supplies)
@@ -200,6 +202,7 @@ def build_learner(spec: Spec, model: nn.Module, shapes: Shapes, learner: Part | 
         Supplied.FEATURE_SHAPE: features,
         Supplied.NUM_OUTPUTS: lambda: prod(shapes["targets"]),
         Supplied.USER_FEATURES: lambda: _num_features(shapes, "user_features"),
+        Supplied.ITEM_FACTORS: lambda: _num_features(shapes, "item_factors"),
         Supplied.SEED: lambda: spec.seed,
         Objective: lambda: objectives.from_name(shapes["objective"], allow_import=True),
     }

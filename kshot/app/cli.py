@@ -201,6 +201,9 @@ def recommend(
         typer.Option(metavar="N", help="First ask for N ratings, each item selected by the previous answers.", min=0),
     ] = 0,
     out: Annotated[Path | None, typer.Option(help="CSV file for the ratings of the interview.")] = None,
+    personal: Annotated[
+        float, typer.Option(help="Weight of what the user's ratings change; 0 orders by expected rating.", min=0)
+    ] = 1.0,
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Recommend items that a user has not rated, with reasons, and items to ask the user about next."""
@@ -219,7 +222,7 @@ def recommend(
             console=Console(),
         )
     else:
-        recommending.recommend_run(run_dir, user, top=top, ask=ask, as_json=json)
+        recommending.recommend_run(run_dir, user, top=top, ask=ask, as_json=json, personal=personal)
 
 
 @app.command()

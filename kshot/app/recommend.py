@@ -25,6 +25,8 @@ from kshot.types import Batch, Tree, tree_map
 NUM_ASKABLE = 100  # items that a new user may be asked about: the most rated ones, which they are likely to know
 NUM_JUDGED = 500  # items whose predicted ratings a question should make more certain
 CHUNK = 50  # answers evaluated at once
+PERSONAL = 1.0
+"""Weight of what the user's ratings change in the order of recommendations."""
 
 
 class Reason(NamedTuple):
@@ -95,12 +97,27 @@ class User:
             prediction = self.learner.predict(self.state if state is None else state, inputs)
         return self.preprocessor.expected(prediction)
 
-    def recommend(self, top: int = 10, reasons: int = 3) -> list[Recommendation]:
-        """The items with the highest expected ratings, without those already rated.
+    def ranking(self, personal: float = PERSONAL) -> Tensor:
+        r"""The scores (I,) by which all items are ranked: $\hat y + \rho \, (\hat y - \hat y_0)$.
+
+        $\hat y$ is the expected rating, or the log-odds of a click, and $\hat y_0$ that of a user of whom no rating is
+        known. Expected ratings alone ($\rho = 0$) are mostly the items' means, so that all users are shown the same.
+        """
+        chance = self.preprocessor.rating is None
+        expected = _log_odds(self.expected()) if chance else self.expected()
+        if not any(self.rated):
+            return expected
+        with torch.no_grad():
+            nobody = self.learner.adapt(self.support._replace(weight=torch.zeros_like(self.support.weight)))
+        anybody = self.expected(state=nobody)
+        return expected + personal * (expected - (_log_odds(anybody) if chance else anybody))
+
+    def recommend(self, top: int = 10, reasons: int = 3, personal: float = PERSONAL) -> list[Recommendation]:
+        """The first items of the `ranking`, without those already rated.
 
         Each has as reasons the known ratings with the largest effects: the expected rating minus that without them.
         """
-        scores = self.expected()
+        expected, scores = self.expected(), self.ranking(personal)
         scores[[number - 1 for number in self.rated if number]] = -torch.inf
         best = scores.topk(min(top, int((scores > -torch.inf).sum()))).indices + 1
         effects = self._effects(best)
@@ -110,7 +127,7 @@ class User:
             order = effect.abs().argsort(descending=True)[:reasons].tolist()
             why = [Reason(self.title(self.rated[row]), self.scores[row], float(effect[row])) for row in order]
             item = self.preprocessor.items[number - 1]
-            recommendations.append(Recommendation(item, self.title(number), float(scores[number - 1]), why))
+            recommendations.append(Recommendation(item, self.title(number), float(expected[number - 1]), why))
         return recommendations
 
     def questions(self, count: int = 1) -> list[Question]:
@@ -179,10 +196,16 @@ def _mean(prediction: Tree) -> Tensor:
     return prediction["mean"] if isinstance(prediction, dict) else prediction
 
 
-def recommend_run(run_dir: Path, ratings: Path | None, *, top: int, ask: int, as_json: bool) -> None:
+def _log_odds(chance: Tensor) -> Tensor:
+    return chance.clamp(1e-9, 1 - 1e-9).logit()
+
+
+def recommend_run(
+    run_dir: Path, ratings: Path | None, *, top: int, ask: int, as_json: bool, personal: float = PERSONAL
+) -> None:
     """Print recommendations for a user, and items to ask about next."""
     user = User(load(run_dir), ratings)
-    best, questions = user.recommend(top), user.questions(ask) if ask else []
+    best, questions = user.recommend(top, personal=personal), user.questions(ask) if ask else []
     if as_json:
         recommended = [each._asdict() | {"reasons": [reason._asdict() for reason in each.reasons]} for each in best]
         print(json.dumps({"recommended": recommended, "ask_next": [each._asdict() for each in questions]}, indent=1))

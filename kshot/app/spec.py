@@ -56,8 +56,11 @@ BASELINES: dict[str, str] = {
     "user_mean": "the user's mean, shrunk towards the global mean",
     "item_mean": "the item's mean in training, shrunk towards the global mean",
     "bias": "the global mean plus shrunk offsets of user and item",
-    "popularity": "the item's number of ratings in training",
+    "popularity": "the item's number of ratings or clicks in training",
     "item_knn": "offsets plus ratings of similar items",
+    "item_cosine": "the items that the users of the clicked items clicked too, by the cosine",
+    "implicit_als": "factors by alternating least squares on clicks, with the user's fitted to the support set",
+    "ease": "the linear autoencoder EASE, fitted to the training clicks",
     "matrix_factorisation": "offsets plus factors, with the user's fitted to the support set",
 }
 """The baselines by name, and their descriptions."""

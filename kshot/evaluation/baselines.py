@@ -10,8 +10,9 @@ import torch
 from kshot.evaluation.evaluate import evaluate
 from kshot.evaluation.target import Target
 from kshot.learner import Learner
-from kshot.learners.baselines import features, functions, language, plain_table, series, tables
+from kshot.learners.baselines import clicks, features, functions, language, plain_table, series, tables
 from kshot.learners.baselines.simple import SupportMean, nearest_centroid
+from kshot.learners.ratings import recommenders
 from kshot.tasks.read_log import during
 from kshot.tasks.source import TaskSource, check_source
 
@@ -23,6 +24,8 @@ FIELDS: Sequence[Callable[[TaskSource], Mapping[str, Candidates]]] = (
     tables.baselines,
     series.baselines,
     language.baselines,
+    recommenders.baselines,
+    clicks.baselines,
     lambda source: plain_table.baselines(source) or features.baselines(source),
 )
 """What an expert of each field would use, for the sources of that field."""

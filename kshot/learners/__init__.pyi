@@ -28,6 +28,7 @@ from .heads.simpleshot import simpleshot
 from .pooling.boosted_residual import boosted_residual
 from .pooling.partial_pooling import partial_pooling
 from .ratings.alpaca import alpaca
+from .ratings.item_similarity import item_similarity
 from .ratings.melu import melu
 from .series.ensemble import forecast_ensemble
 
@@ -56,6 +57,7 @@ __all__ = [
     "from_scratch",
     "generate",
     "imaml",
+    "item_similarity",
     "laplacian_shot",
     "learned_optimizer",
     "logistic_regression",

@@ -39,7 +39,10 @@ class RatingModel(nn.Module, ABC):
         item_features: Tensor | None = None,
         user_features: Tensor | None = None,
         item_mean: Tensor | None = None,
+        item_factors: Tensor | None = None,
     ) -> Tensor:
+        if item_factors is not None:
+            item_features = item_factors if item_features is None else torch.cat([item_features, item_factors], -1)
         return self.head(self.features(item, (item_features, user_features, item_mean)))
 
 

@@ -70,3 +70,19 @@ def coverage(shown: Tensor, items: int) -> Tensor:
         RecSys 2010, section 3.1.
     """
     return torch.tensor(len(shown.unique()) / items)
+
+
+def auc(scores: Tensor, relevant: Tensor) -> Tensor:
+    r"""Area under the ROC curve: the probability that a relevant item is ranked above another, where ties count half.
+
+    `relevant` (n,) is 0 or 1; the result is 0.5 if all items are relevant, or none.
+
+    Example:
+        >>> auc(torch.tensor([3.0, 2.0, 2.0, 1.0]), torch.tensor([1.0, 1.0, 0.0, 0.0]))
+        tensor(0.8750)
+    """
+    positive, negative = scores[relevant > 0], scores[relevant <= 0].sort().values
+    if not len(positive) or not len(negative):
+        return torch.full((), 0.5, dtype=relevant.dtype, device=relevant.device)
+    below, upto = (torch.searchsorted(negative, positive, right=right) for right in (False, True))
+    return (below + upto).to(relevant.dtype).mean() / (2 * len(negative))

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from kshot.objectives.base import Objective, name_with_options
 from kshot.objectives.classification import check_logits, cross_entropy, shared_classification
-from kshot.objectives.ranking import ndcg, precision, recall
+from kshot.objectives.ranking import auc, ndcg, precision, recall
 from kshot.objectives.regression import mse
 from kshot.types import Batch
 
@@ -81,7 +81,8 @@ class _LevelMetrics:
         probability, truth = prediction[real].softmax(-1), batch.targets[real].to(prediction.dtype) @ values
         expected = probability @ values
         if len(values) == 2:  # clicked or not
-            return {"log_loss": cross_entropy(prediction, batch)} | _ranking_metrics(expected, truth, self.like)
+            figures = {"log_loss": cross_entropy(prediction, batch), "auc": auc(expected, truth)}
+            return figures | _ranking_metrics(expected, truth, self.like)
         median = values[(probability.cumsum(-1) < 0.5).sum(-1).clamp(max=len(values) - 1)]
         errors = {"mae": (median - truth).abs().mean(), "rmse": (expected - truth).square().mean().sqrt()}
         return errors | _ranking_metrics(expected, truth, self.like)
@@ -92,7 +93,7 @@ def levels(values: Sequence[float], mean: float, std: float, like: float) -> Obj
 
     The median of a distribution over levels minimises mae; its mean minimises rmse and orders the ranking. Metrics: mae
     of the median, rmse of the mean, and those of the ranking by the mean, as in `rating`; with two levels (clicked or
-    not) log_loss and those of the ranking.
+    not) log_loss, auc and those of the ranking.
 
     Args:
         values: ratings of the levels, at least two, ascending.

@@ -424,7 +424,7 @@ def test_a_run_recommends_tells_why_and_asks(tmp_path, monkeypatch, command, tar
     assert not {each["item"] for each in told["recommended"]} & {"3", "4", "8"}
     assert len({each["item"] for each in told["ask_next"]}) == 2
     user, without = User(opened, Path("me.csv")), User(opened, {"3": 5.0, "8": 4.0})
-    best = user.recommend(top=30)
+    best = user.recommend(top=30, personal=0)
     assert [each.expected for each in best] == sorted((each.expected for each in best), reverse=True)
     assert len(best) == len(opened.preprocessor.items) - 3
     reason = next(each for each in best[0].reasons if each.rating == 1.0)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, Literal, TypeVar
 
 import numpy as np
@@ -22,6 +22,9 @@ from kshot.argument_checks import check_arguments
 from kshot.learner import Learner
 from kshot.learners.pooling.posterior import posterior
 from kshot.objectives import Objective, levels_of
+from kshot.sources.ratings.tasks import ratings_of
+from kshot.tasks.read_log import during
+from kshot.tasks.source import TaskSource
 from kshot.types import Batch, Tree
 
 Kind = Literal["global_mean", "user_mean", "item_mean", "bias", "popularity", "item_knn", "matrix_factorisation"]
@@ -166,7 +169,7 @@ class ItemNeighbours(Recommender):
         return {"items": items, "residuals": residuals, "weight": weight}
 
     def correction(self, state: Tree, items: Tensor) -> Tensor:
-        similarity = self._similarity(items.numpy(), state["items"].numpy()) * (state["weight"] > 0)
+        similarity = self._similarity(items.cpu().numpy(), state["items"].cpu().numpy()) * (state["weight"] > 0)
         if similarity.shape[1] > self.nearest:
             threshold = similarity.abs().topk(self.nearest, 1).values[:, -1:]
             similarity = torch.where(similarity.abs() >= threshold, similarity, 0)
@@ -346,3 +349,17 @@ GRIDS: dict[Kind, Sequence[dict[str, Any]]] = {
     ],
 }
 """Options of each recommender among which validation tasks choose."""
+
+
+def baselines(source: TaskSource) -> dict[str, Callable[[], list[Recommender]]]:
+    """The recommenders for tasks of ratings: name -> fits the candidates to the training split; {} for other tasks."""
+    tasks = ratings_of(source)
+    if tasks is None or tasks.preprocessor.rating is None:
+        return {}
+
+    def candidates(kind: Kind) -> list[Recommender]:
+        with during(source, "training"):
+            log = Ratings(*tasks.training_log(), num_items=len(tasks.preprocessor.items))
+        return [recommender(kind, log, tasks.objective, **options) for options in GRIDS[kind]]
+
+    return {kind: partial(candidates, kind) for kind in GRIDS}

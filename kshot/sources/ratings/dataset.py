@@ -17,6 +17,7 @@ from kshot.data.tables.columns import Columns, Raw, Values, place_of, read_colum
 from kshot.data.tables.open import open_table
 from kshot.data.tables.table import Reading, Table
 from kshot.data.text.files import words_of
+from kshot.sources.ratings.factors import ItemFactors
 from kshot.sources.ratings.preprocessor import ItemMean
 from kshot.types import Tree
 
@@ -35,8 +36,9 @@ class RatingDataset:
         of_items: FittedFeatures | None,
         of_users: UserFeatures,
         item_mean: ItemMean | None = None,
+        item_factors: ItemFactors | None = None,
     ) -> None:
-        self.items, self.targets, self.item_mean = items, targets, item_mean
+        self.items, self.targets, self.item_mean, self.item_factors = items, targets, item_mean, item_factors
         self.of_items, self.of_users = of_items, of_users
         self.one_hot = np.eye(levels, dtype=np.float32)
 
@@ -60,6 +62,8 @@ class RatingDataset:
             inputs["item_features"] = torch.from_numpy(self.of_items.features(row_of_item))
         if self.item_mean is not None:
             inputs["item_mean"] = torch.from_numpy(self.item_mean.features(items, rows if rated else None))
+        if self.item_factors is not None:
+            inputs["item_factors"] = torch.from_numpy(self.item_factors.features(items, rows))
         return inputs | self.of_users.take(rows)
 
 

@@ -24,6 +24,11 @@ class Side(NamedTuple):
         rows = np.flatnonzero(mask)
         return cls(rows, np.concatenate([[0], np.bincount(user_of[rows], minlength=num_users).cumsum()]))
 
+    def of_rows(self, mask: np.ndarray) -> Side:
+        """The ratings that a mask (n,) has too."""
+        kept = mask[self.rows]
+        return Side(self.rows[kept], np.concatenate([[0], kept.cumsum()])[self.bounds])
+
     @property
     def sizes(self) -> np.ndarray:
         """The number of ratings of each user (U,)."""
@@ -39,6 +44,11 @@ class Sides(NamedTuple):
     @property
     def same(self) -> bool:
         return self.support is self.query
+
+    def of_rows(self, mask: np.ndarray) -> Sides:
+        """The ratings that a mask (n,) has too."""
+        support = self.support.of_rows(mask)
+        return Sides(support, support if self.same else self.query.of_rows(mask))
 
     def queries_after(self, users: np.ndarray, shots: np.ndarray) -> np.ndarray:
         """The position of the first query rating of each user (T,) after their first `shots` (T,) support ratings."""

@@ -11,6 +11,7 @@ import difflib
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,7 +20,7 @@ import torch
 from torch import Tensor
 
 from kshot import objectives
-from kshot.data.tables.columns import Columns, place_of, read_columns
+from kshot.data.tables.columns import Columns, Raw, place_of, read_columns
 from kshot.data.tables.open import open_table
 from kshot.data.tables.table import Reading, Table
 from kshot.data.text.files import words_of
@@ -66,6 +67,18 @@ class ItemMean(NamedTuple):
         return np.stack([total / (count + 5), total / (count + 1)], -1).astype(np.float32)
 
 
+def missing_features(columns: Columns, count: int) -> np.ndarray:
+    """The features (count, F) of rows without a value in any column."""
+    import polars as pl
+
+    words, numbers = Raw("category", pl.Series([None] * count, dtype=pl.String)), Raw("number", np.full(count, np.nan))
+    raw = {name: words if kind in WORDS else numbers for name, kind in columns.kinds.items()}
+    return columns.spread(columns.encode(raw))
+
+
+WORDS = ("category", "set", "text")
+"""The kinds of columns whose values are words."""
+
 NUM_TENTHS = 10
 
 
@@ -103,6 +116,7 @@ class RatingPreprocessor(Preprocessor):
         counts, totals: number of training ratings of each; of their `ItemMean`, if it is an input.
         item_columns, user_columns: the columns of features, if any.
         catalogue: float32 (I, F), the features of `items`, so that files need not repeat them.
+        item_factors: float32 (I + 1, 1 + D), the input `item_factors` of each item number, if it is an input.
     """
 
     item: str
@@ -121,6 +135,7 @@ class RatingPreprocessor(Preprocessor):
     item_columns: Columns | None
     user_columns: Columns | None
     catalogue: np.ndarray | None
+    item_factors: np.ndarray | None
     reading: Reading
 
     @property
@@ -143,7 +158,7 @@ class RatingPreprocessor(Preprocessor):
         """The ratings of one user; the signup time is kept if the file has a column of times."""
         table, inputs = self._read(path, [self.rating] if self.rating else [], {})
         kept = {} if self.signup_time is None else {"came": self._signup_time(table)}
-        names = table.labels(self.item)
+        names = self._named(table.labels(self.item))
         table.bad(self.item, (names.is_duplicated() & names.is_not_null()).to_numpy(), "is there twice; keep one row")
         if self.rating is None:
             table.settle()
@@ -164,8 +179,7 @@ class RatingPreprocessor(Preprocessor):
     def support_of(self, ratings: Mapping[str, float]) -> Support:
         """A user's ratings of training items, by name or unique title; ValueError if unknown, or out of the scale."""
         by_name = {name: number for number, name in enumerate(self.items)}
-        counts = Counter(self.titles)
-        by_title = {title: number for number, title in enumerate(self.titles) if counts[title] == 1}
+        by_title = {title: by_name[name] for title, name in self._titled.items()}
         numbers = []
         for name, score in ratings.items():
             number = by_name.get(name, by_title.get(name))
@@ -233,9 +247,10 @@ class RatingPreprocessor(Preprocessor):
             fields[name] = fields[name] and fields[name].to_json()
         for name in ("reading", "signup_time"):
             fields[name] = fields[name] and fields[name]._asdict()
-        if self.catalogue is not None:
-            content = base64.b64encode(self.catalogue.tobytes()).decode()
-            fields["catalogue"] = {"shape": list(self.catalogue.shape), "base64": content}
+        for name in ("catalogue", "item_factors"):
+            if (array := fields[name]) is not None:
+                content = base64.b64encode(array.tobytes()).decode()
+                fields[name] = {"shape": list(array.shape), "base64": content}
         return {"kind": "ratings", **fields}
 
     @classmethod
@@ -243,9 +258,11 @@ class RatingPreprocessor(Preprocessor):
         fields = {name: value for name, value in data.items() if name != "kind"}
         for name in ("item_columns", "user_columns"):
             fields[name] = Columns.from_json(data[name]) if data[name] else None
-        if (packed := data["catalogue"]) is not None:
-            content = base64.b64decode(packed["base64"])
-            fields["catalogue"] = np.frombuffer(content, np.float32).reshape(packed["shape"])
+        for name in ("catalogue", "item_factors"):
+            packed = fields.setdefault(name, None)  # runs of before 2.0 have no factors
+            if packed is not None:
+                content = base64.b64decode(packed["base64"])
+                fields[name] = np.frombuffer(content, np.float32).reshape(packed["shape"])
         if (signup_time := data["signup_time"]) is not None:
             fields["signup_time"] = SignupTime(**signup_time | {"edges": tuple(signup_time["edges"])})
         for name in ("levels", "items", "counts", "totals", "titles"):
@@ -258,6 +275,8 @@ class RatingPreprocessor(Preprocessor):
         if self.totals:
             item_mean = ItemMean(np.array(self.totals, np.float32), np.array(self.counts), np.zeros(0, np.float32))
             inputs["item_mean"] = torch.from_numpy(item_mean.features(numbers))
+        if self.item_factors is not None:
+            inputs["item_factors"] = torch.from_numpy(self.item_factors[numbers])
         return inputs
 
     def _of_items(self, indices: np.ndarray, user_features: Tensor | None) -> dict[str, Tensor]:
@@ -266,13 +285,24 @@ class RatingPreprocessor(Preprocessor):
         if self.catalogue is not None:
             inputs["item_features"] = torch.tensor(self.catalogue)[indices]
         if user_features is None:
-            if self.user_columns is not None:
-                raise ValueError(f"users have features here: give {', '.join(self.user_columns.kinds)} in a file")
+            features = [] if self.user_columns is None else [missing_features(self.user_columns, 1)]
             if self.signup_time is not None:
-                user_features = torch.from_numpy(self.signup_time.encode(np.array([np.inf])))
+                features.append(self.signup_time.encode(np.array([np.inf])))
+            user_features = torch.from_numpy(np.concatenate(features, 1)) if features else None
         if user_features is not None:
             inputs["user_features"] = user_features.expand(len(indices), -1)
         return inputs
+
+    @cached_property
+    def _titled(self) -> dict[str, str]:
+        """The name of the item of each title that one item alone has and that is no name."""
+        counts = Counter([*self.titles, *self.items])
+        named = zip(self.titles, self.items)
+        return {title: name for title, name in named if counts[title] == 1}
+
+    def _named(self, words: Any) -> Any:
+        """The names of items (polars Series) that are given by name or title."""
+        return words.replace(self._titled) if self._titled else words
 
     def _signup_time(self, table: Table) -> float | None:
         """The time of the first rating in a file; None if it has no column of times."""
@@ -288,7 +318,8 @@ class RatingPreprocessor(Preprocessor):
         """The items of a file with their features: columns of the file if it has them, else those of the catalogue."""
         table = open_table(path, self.reading)
         table.need(self.item, *others)
-        numbers = place_of(words_of(table, self.item, "a row needs its item"), self.items).astype(np.int64) + 1
+        names = self._named(words_of(table, self.item, "a row needs its item"))
+        numbers = place_of(names, self.items).astype(np.int64) + 1
         numbers = np.where(numbers > len(self.items), 0, numbers)
         inputs = self._numbered(numbers)
         for name, columns in (("item_features", self.item_columns), ("user_features", self.user_columns)):
@@ -298,6 +329,8 @@ class RatingPreprocessor(Preprocessor):
                 table.bad(self.item, numbers == 0, f"is unknown: give it the columns {', '.join(columns.kinds)}")
                 assert self.catalogue is not None
                 features = self.catalogue[np.maximum(numbers, 1) - 1]
+            elif name == "user_features" and not set(columns.kinds) & set(table.frame.columns):
+                features = missing_features(columns, len(table))
             else:
                 features = columns.spread(columns.encode(read_columns(table, columns.kinds)))
             inputs[name] = torch.from_numpy(features)

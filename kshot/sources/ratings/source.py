@@ -13,11 +13,12 @@ from typing import Any, Literal
 
 import numpy as np
 
-from kshot.annotations import EMPTY, Fraction, PositiveInt, Size
+from kshot.annotations import EMPTY, Fraction, NonNegativeInt, PositiveInt, Size
 from kshot.argument_checks import check_arguments
 from kshot.data.tables.moments import moments
 from kshot.data.tables.table import Reading, ReadingOptions, Table
 from kshot.sources.ratings.dataset import Features, RatingDataset, UserFeatures, opened
+from kshot.sources.ratings.factors import ItemFactors
 from kshot.sources.ratings.pools import pools_of
 from kshot.sources.ratings.preprocessor import ItemMean, RatingPreprocessor, SignupTime
 from kshot.sources.ratings.tasks import RatingTasks, Start, TrainOrder
@@ -49,6 +50,7 @@ def ratings(
     target_type: TargetType = "regression",
     like: float | None = None,
     item_mean_feature: bool = False,
+    item_factors: NonNegativeInt = 0,
     signup_time: bool = False,
     negatives: PositiveInt = 4,
     query_negatives: PositiveInt | None = None,
@@ -74,6 +76,8 @@ def ratings(
     - `item`: int64 (n,), item numbers; 0 stands for all items without training ratings,
     - `item_mean`, optional: float32 (n, 2), the item's deviation from the mean in training ratings of other users, in
       standard deviations, shrunk as by 5 ratings at the mean and as by 1,
+    - `item_factors`, optional: float32 (n, 1 + `item_factors`), the item's popularity and factors whose inner products
+      are large for items of the same users; those of training users are fitted without them, see `factors.ItemFactors`,
     - `item_features`, `user_features`: float32 (n, F), the columns of `items` and `users` if given, encoded as in
       `table`; the latter end with 10 features of the signup time if `signup_time` is set.
 
@@ -90,8 +94,9 @@ def ratings(
     first ratings, the query of random later ones, and val and test enumerate the users.
 
     Without a rating, rows are clicks or other interactions. The examples of a task are these, and `negatives` items per
-    click that the user never touched, drawn uniformly from the training items. Targets are one-hot (n, 2), the second
-    class being a click.
+    click that the user never touched, drawn uniformly from the training items. Clicks on other items are left out: none
+    of them could be recommended, and that an item is unknown would say that it was clicked. Targets are one-hot (n, 2),
+    the second class being a click.
 
     Args:
         path: a CSV, TSV, NDJSON or Parquet file with a row per rating.
@@ -103,6 +108,7 @@ def ratings(
         like: the rating from which on an item is liked, for precision and recall; by default the median.
         item_mean_feature: add the input `item_mean`. The ratings of a training task are excluded from it, so that its
             reliability is the same in training as for new users.
+        item_factors: number of factors in the input `item_factors`, which suit the learner `item_similarity`; 0: none.
         signup_time: add the time of a user's first rating to `user_features`, as its position in each tenth of the
             signup times of training users: what and how people rate changes over the years.
         negatives, query_negatives: number per click; the latter, `negatives` by default, for queries of val and test.
@@ -183,13 +189,21 @@ def ratings(
     scores = scores[flat]
     counts = np.bincount(item_of[train], minlength=len(by_item.names))
     known_items = np.flatnonzero(counts)
+    left_out = dict(left_out_of(table))
+    if rating is None and (unknown := counts[item_of] == 0).any():
+        pools = {part: sides.of_rows(~unknown) for part, sides in pools.items()}
+        left_out["clicks on items without a training click"] = int(unknown.sum())
     numbers = np.zeros(len(by_item.names), np.int32)  # 0: no training rating
     numbers[known_items] = 1 + np.arange(len(known_items))
     scale = _scale(scores, train, target_type, table, rating)
     item_mean = ItemMean.fit(user_of, numbers[item_of] - 1, scores, train, scale["std"]) if item_mean_feature else None
+    factors = None
+    if item_factors:
+        factors = ItemFactors.fit(user_of, numbers[item_of], train, len(known_items), item_factors)
     train_users = np.unique(user_of[train])
     of_user = features[user].fit(by_user.names, train_users, user_of) if user in features else None
-    of_item = features[item].fit(by_item.names, known_items, item_of) if item in features else None
+    has_features = item in features and features[item].raw  # a table of titles alone has none
+    of_item = features[item].fit(by_item.names, known_items, item_of) if has_features else None
     signup = None
     if signup_time and time and times is not None:
         first_U = times.values[flat[by_user.sizes.cumsum() - by_user.sizes]]
@@ -203,15 +217,16 @@ def ratings(
         titles=features[item].titled(by_item.names, known_items) if title is not None else (),
         item_columns=of_item.columns if of_item else None, user_columns=of_user.columns if of_user else None,
         catalogue=of_item.features(of_item.of_known) if of_item else None,
+        item_factors=factors.tables[-1] if factors else None,
     )  # fmt: skip
     of_users = UserFeatures(by_user.sizes.cumsum(), of_user, signup.encode(first_U) if signup else None)
     targets = preprocessor.targets(scores)
-    examples = RatingDataset(numbers[item_of], targets, len(preprocessor.levels), of_item, of_users, item_mean)
+    examples = RatingDataset(numbers[item_of], targets, len(preprocessor.levels), of_item, of_users, item_mean, factors)
     return RatingTasks(
         examples, pools, by_user, preprocessor, shots=shots, train_shots=train_shots, queries=queries,
         train_queries=train_queries, negatives=(negatives, negatives if query_negatives is None else query_negatives),
         ordered=time is not None, start=start, train_order=train_order, user_sampling_power=user_sampling_power,
-        on_too_few=on_too_few, cold=cold, left_out=left_out_of(table), seed=seed,
+        on_too_few=on_too_few, cold=cold, left_out=left_out, seed=seed,
     )  # fmt: skip
 
 

@@ -187,6 +187,10 @@ class RatingTasks(StackedSource):
     def unit_names(self, split: Split) -> Sequence[str]:
         return self.user_names[split]
 
+    def users(self, split: Split, indices: Sequence[int]) -> np.ndarray:
+        """The number of the user of each task, as in `training_log`."""
+        return self._users[split][self.units(split, indices)]
+
     def describe(self) -> dict[str, Any]:
         return {
             "source": "ratings",
