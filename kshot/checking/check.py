@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from kshot.checking.contents import Contents, blank, contents_of, copies_across, copies_within, shown_queries
+from kshot.checking.contents import Contents, blank, contents_of, copies_across, copies_within, shown_queries, sketcher_of
 from kshot.checking.findings import SEVERITIES, Checked, Finding, Part, Sizes, listed, parts_of
 from kshot.checking.values import check_leakage, check_values
 from kshot.tasks.pool import plural
@@ -66,7 +66,8 @@ def check(
         findings += [*check_values(part, drawn), *check_leakage(part, drawn)]
         rows, num_chosen, num_rows = _choose(part, num_examples // len(parts), bad)
         looked_at, total = looked_at + num_chosen, total + num_rows
-        contents = {split: contents_of(part, rows.get(split, {}), drawn[split]) for split in part.splits}
+        sketcher = sketcher_of(part, rows, drawn)
+        contents = {split: contents_of(part, rows.get(split, {}), drawn[split], sketcher) for split in part.splits}
         for split, of_split in contents.items():
             by_split[split].append(of_split)
         findings += [*blank(part, contents), *copies_within(part, contents), *shown_queries(part, drawn, contents)]

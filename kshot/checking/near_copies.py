@@ -29,7 +29,8 @@ under two labels. On 32,460 drawings of Omniglot no pair is.
 ROW_RADIUS = 1e-4
 """Largest distance of two rows that are near copies, in each feature, relative to the feature's spread."""
 
-_WIDER, _CROWD = 10.0, 6  # rows have neighbours by chance if so many are within a wider radius
+_CROWD = 6  # neighbours within ten times the radius that are a crowd
+_CHANCE = 0.0015  # largest probability that as many rows are near by chance
 _SIDE, _LOWEST = 16, 8  # pictures are averaged to 16 × 16, and described by 8 × 8 cosine frequencies
 _BRIGHTNESS = 4.0  # weight of the mean brightness, in 0 … 1: a difference of 0.02 is one radius
 _LEAST_CONTRAST = 0.02  # root mean square of what a picture needs to be compared, in 0 … 1
@@ -166,8 +167,9 @@ def _cosines() -> Tensor:
 def nearest(sketches: np.ndarray, others: np.ndarray | None, radius: float) -> np.ndarray:
     """For each example, the number of its near copy among `others`, or among the examples themselves if None; else -1.
 
-    Rows may be near by chance, as two numbers out of many are. Then ten times the radius contains more neighbours, which
-    those of near copies do not have; where it does for most, no near copies are reported.
+    Rows may be near by chance, as two numbers out of many are. How many of them are is extrapolated from the number of
+    neighbours within 10, 100 and 1000 times the radius; near copies are only reported if there are more, with a
+    probability of 0.15 % of being wrong, and not where rows are so dense that none can be distinguished.
 
     Args:
         sketches, others: (n, K) and (m, K) of one `Sketcher`.
@@ -193,12 +195,27 @@ def _row_pairs(rows: np.ndarray, known: np.ndarray, same: bool, radius: float) -
     from scipy.spatial import cKDTree
 
     ranks = [1, 2, _CROWD]
-    distance, index = cKDTree(known).query(rows, k=ranks, distance_upper_bound=_WIDER * radius, p=np.inf)
-    crowded = np.isfinite(distance[:, 2])
+    distance, index = cKDTree(known).query(rows, k=ranks, distance_upper_bound=1000 * radius, p=np.inf)
+    crowded = distance[:, 2] <= 10 * radius
     distance, index = _without_itself(distance, index) if same else (distance[:, 0], index[:, 0])
     near = distance <= radius
-    by_chance = (np.isfinite(distance) & ~near).sum() > near.sum() or (near & crowded).sum() > near.sum() / 2
-    return near & (not by_chance), index
+    count = int(near.sum())
+    chance = _chance_of(count, [float((distance <= radius * 10**power).sum()) - count for power in (1, 2, 3)], len(rows))
+    return near & (chance <= _CHANCE and 2 * (near & crowded).sum() <= count), index
+
+
+def _chance_of(count: int, wider: Sequence[float], num_rows: int) -> float:
+    r"""The probability that `count` rows are near by chance, if `wider` others are within 10, 100 and 1000 radii.
+
+    The number of neighbours within a radius grows as $r^d$, with $d \ge 1$ for continuous data, so that of those within
+    $10^k$ radii at most a share of $10^{-k}$ is near by chance; a quarter is added for uneven densities. A number that
+    an eighth of the rows have reached no longer grows so, and bounds nothing: without a bound, all may be by chance.
+    """
+    from scipy.stats import binom
+
+    powers = [power for power, number in zip((1, 2, 3), wider) if number < num_rows / 8]
+    chances = [float(binom.sf(count - 1, count + wider[power - 1], 1.25 * 10.0**-power)) for power in powers]
+    return min(chances, default=1.0) if count else 1.0
 
 
 def _picture_pairs(rows: np.ndarray, known: np.ndarray, same: bool, radius: float) -> tuple[np.ndarray, np.ndarray]:
@@ -223,3 +240,81 @@ def _without_itself(distance: np.ndarray, index: np.ndarray) -> tuple[np.ndarray
     itself = index[:, 0] == np.arange(len(index))
     distance = np.where(itself, distance[:, 1], distance[:, 0])
     return distance, np.where(itself, index[:, 1], index[:, 0])
+
+
+class Sketches(NamedTuple):
+    """What near copies of n examples are found by: normal forms of texts, or sketches of other examples.
+
+    Attributes:
+        texts: the normal form of each example (n,), for sources of texts; else None.
+        vectors: sketches (k, K), k ≤ n, empty for texts.
+        places: the number of the example of each sketch (k,).
+        radius: of the sketcher.
+    """
+
+    texts: list[str] | None
+    vectors: np.ndarray
+    places: np.ndarray
+    radius: float
+
+    def copies(self, others: Sketches | None, left_out: np.ndarray) -> np.ndarray:
+        """For each example, the number of its near copy in `others`, or among those before it if None; else -1, (n,).
+
+        Args:
+            others: sketches by the same sketcher.
+            left_out: examples (n,) that are not compared, such as exact copies.
+        """
+        found = np.full(len(left_out), -1)
+        if self.texts is not None:
+            known: dict[str, int] = {}
+            if others is not None:
+                known = {text: number for number, text in enumerate(others.texts or ())}
+            for number in np.flatnonzero(~left_out).tolist():
+                text = self.texts[number]
+                found[number] = known.setdefault(text, -1) if others is None else known.get(text, -1)
+                if others is None and known[text] < 0:
+                    known[text] = number
+            return found
+        mine = ~left_out[self.places]
+        if others is None:
+            index = nearest(self.vectors[mine], None, self.radius)
+            places = self.places[mine]
+            index = np.where(index < np.arange(len(index)), index, -1)  # the later one is the copy
+            found[places[index >= 0]] = places[index[index >= 0]]
+            return found
+        index = nearest(self.vectors[mine], others.vectors, self.radius)
+        found[self.places[mine][index >= 0]] = others.places[index[index >= 0]]
+        return found
+
+
+class NearlyShown:
+    """Counts the queries that are near copies of an example in the support set of their own task."""
+
+    def __init__(self) -> None:
+        self._sketcher: Sketcher | None = None
+        self._support: list[np.ndarray] = []
+        self._query: list[np.ndarray] = []
+
+    def add(self, support: Tree, query: Tree, exact: Sequence[bool]) -> None:
+        """Add a task: its examples, leaves (n, ...) and (m, ...), and which queries are exact copies (m,)."""
+        if not len(exact):
+            return
+        self._sketcher = self._sketcher or Sketcher(support)
+        number = len(self._support)
+        for sketches, examples in ((self._support, support), (self._query, query)):
+            own = self._sketcher(examples)
+            # Examples of different tasks are moved far apart.
+            sketches.append(np.concatenate([own, np.full((len(own), 1), 100.0 * number)], 1) if own.size else own)
+        self._query[-1] = self._query[-1][~np.asarray(exact, bool)]
+
+    def count(self) -> int:
+        """The number of such queries."""
+        shapes = {each.shape[1] for each in (*self._support, *self._query)}
+        if self._sketcher is None or shapes == {0}:
+            return 0
+        width = max(shapes)
+        support, query = (
+            np.concatenate([each for each in own if each.shape[1] == width] or [np.empty((0, width))])
+            for own in (self._support, self._query)
+        )
+        return int((nearest(query, support, self._sketcher.radius) >= 0).sum())
