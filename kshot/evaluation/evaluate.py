@@ -13,13 +13,13 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from kshot.evaluation.audit.findings import Audit, Evidence, real, stream
+from kshot.evaluation.audit.findings import Audit, Evidence, Trust, real, stream, trust
 from kshot.evaluation.audit.run import FEW, UntrustedFigure, failures, fingerprint, run_audits
 from kshot.evaluation.calibration import Calibration, CalibrationMeter
 from kshot.evaluation.intervals import Interval, interval
 from kshot.learner import Learner, evaluation_mode, predict_query
 from kshot.objectives import check_task_values
-from kshot.tasks.read_log import EVALUATION, during
+from kshot.tasks.read_log import EVALUATION, during, note_test
 from kshot.tasks.source import TaskSource, check_source, hash_into, short_hash
 from kshot.training.fit import seeded
 from kshot.types import Split, Task, Tree, has_values, to
@@ -62,7 +62,7 @@ class Evaluation:
         metrics: mean ± 95 % interval over tasks of "loss" and of each metric of the objective; over subjects, such as
             users, if the source assigns tasks to them.
         episodes_sha256: hash over the content of all episodes; equal hashes mean equal tasks.
-        inductive: True if no prediction depends on other queries.
+        inductive: True if no prediction depends on other queries; see `inference`.
         seconds: duration of the evaluation.
         adapt_ms, predict_ms: time to adapt to a task, and to predict its query set.
         calibration: calibration of the predictions; None if they have neither probabilities nor standard deviations.
@@ -70,6 +70,8 @@ class Evaluation:
         subjects: subject of each task; None if each task has its own.
         per_task: metric -> figure of each task.
         audits: the audits of the evaluation; empty if it was not audited.
+        inference: "inductive", "causal" or "transductive", as `Learner.inference`.
+        num_members: 1, or the number of members of an ensemble.
     """
 
     split: Split
@@ -84,16 +86,23 @@ class Evaluation:
     subjects: np.ndarray | None = field(repr=False)
     per_task: dict[str, list[float]] = field(repr=False)
     audits: tuple[Audit, ...] = field(default=(), repr=False)
+    inference: str = "inductive"
+    num_members: int = 1
+
+    @property
+    def trust(self) -> Trust:
+        """Whether the figures are trusted, and a sentence that says how many audits passed and were idle, and why."""
+        return trust([audit.to_json() for audit in self.audits])
 
     @property
     def trusted(self) -> bool:
-        """Whether the evaluation was audited and no audit failed."""
-        return bool(self.audits) and not failures(self.audits)
+        """Whether the evaluation was audited, no audit failed, and more passed than were idle."""
+        return self.trust.trusted
 
     def summary(self) -> dict[str, Any]:
         """The figures and their protocol, without those of single tasks."""
         fields = {name: value for name, value in vars(self).items() if name not in ("per_task", "episodes", "subjects")}
-        return fields | {"audits": [audit.to_json() for audit in self.audits], "trusted": self.trusted}
+        return fields | {"audits": [audit.to_json() for audit in self.audits], "trusted": self.trusted, "trust": self.trust.sentence}
 
 
 def evaluate(
@@ -174,6 +183,8 @@ def evaluate(
         seconds = time.monotonic() - started
         if audit:
             audits = run_audits(learner, source, split, evidence, checkpoint)
+    if split == "test":
+        note_test(learner, source)
     for failed in failures(audits):
         warnings.warn(f"{failed.question} {failed.finding}", UntrustedFigure, stacklevel=2)
     subjects = source.subjects(split, range(num_tasks))
@@ -182,7 +193,7 @@ def evaluate(
         split=split,
         metrics={name: interval(values, subjects) for name, values in evidence.figures.items()},
         episodes_sha256=digest.hexdigest(),
-        inductive=not learner.transductive,
+        inductive=learner.inference == "inductive",
         seconds=seconds,
         adapt_ms=adapt_ms,
         predict_ms=predict_ms,
@@ -191,6 +202,8 @@ def evaluate(
         subjects=subjects,
         per_task=evidence.figures,
         audits=audits,
+        inference=learner.inference,
+        num_members=learner.num_members,
     )
 
 

@@ -1,13 +1,17 @@
-"""A log of which splits of a source are read, and in which phase of a run."""
+"""A log of which splits of a source are read, and in which phase; and of test evaluations between trainings."""
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any
+from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
 
 import numpy as np
+import torch
+from torch import nn
 
 from kshot.tasks.source import TaskSource
 from kshot.types import Batch, Split, Task, Tree
@@ -90,6 +94,73 @@ class Watched(TaskSource):
         self.reads[self._phase, split] += num_tasks
 
 
+def unwatched(source: TaskSource) -> TaskSource:
+    """The source inside `watched`, whose reads are not logged; other sources unchanged."""
+    return unwatched(source.source) if isinstance(source, Watched) else source
+
+
 def during(source: TaskSource, phase: str) -> AbstractContextManager[None]:
     """A context in which reads of a watched source are logged under a phase; without effect on other sources."""
     return source.during(phase) if isinstance(source, Watched) else nullcontext()
+
+
+class History(NamedTuple):
+    """What this process did with the weights of a learner, and with the test split of a source.
+
+    Attributes:
+        trained: whether kshot trained the learner to its present weights.
+        trained_after_test: whether it was trained on after it had been scored on test tasks, of any source.
+        num_others: how many learners of other trained weights were scored on the source's test tasks before.
+    """
+
+    trained: bool
+    trained_after_test: bool
+    num_others: int
+
+
+_trained: set[bytes] = set()  # weights that a training ended with
+_tested: set[bytes] = set()  # those of them that were scored on test tasks
+_trained_after_test: set[bytes] = set()  # weights that a training from one of those ended with
+_scored: WeakKeyDictionary[TaskSource, set[bytes]] = WeakKeyDictionary()  # source -> trained weights scored on test
+
+
+@contextmanager
+def training(learner: nn.Module) -> Iterator[None]:
+    """A context in which a learner is trained: it notes the weights before and after, whatever source is read.
+
+    A run of several rounds is a chain of such contexts. The weights are noted by their content, so that copies of a
+    learner, and learners loaded from a checkpoint, have its history in the same process.
+    """
+    before = weights_of(learner) if _tested else b""
+    try:
+        yield
+    finally:
+        after = weights_of(learner)
+        _trained.add(after)
+        if after != before and before in _tested | _trained_after_test:
+            _trained_after_test.add(after)
+
+
+def note_test(learner: nn.Module, source: TaskSource) -> None:
+    """Note that a learner was scored on test tasks; those that kshot did not train are a reference, and not noted."""
+    weights = weights_of(learner)
+    if weights in _trained:
+        _tested.add(weights)
+        _scored.setdefault(unwatched(source), set()).add(weights)
+
+
+def history_of(learner: nn.Module, source: TaskSource) -> History:
+    """The history of a learner and of the test split of a source in this process."""
+    weights = weights_of(learner)
+    others = _scored.get(unwatched(source), set()) - {weights}
+    return History(weights in _trained, weights in _trained_after_test, len(others))
+
+
+def weights_of(learner: nn.Module) -> bytes:
+    """A hash of the parameters that are trained."""
+    digest = hashlib.blake2b(digest_size=16)
+    for parameter in learner.parameters():
+        if parameter.requires_grad:
+            digest.update(str(tuple(parameter.shape)).encode())
+            digest.update(parameter.detach().reshape(-1).contiguous().cpu().view(torch.uint8).numpy())
+    return digest.digest()

@@ -32,6 +32,7 @@ class TaskSource(ABC):
         texts: the text of each row of the examples, for sources of labelled texts.
         copies_are_errors: whether two examples of equal content are copies, which `kshot data check` reports.
         forecasts: whether inputs are windows of series, and targets the values that follow.
+        weighted_queries: whether queries have weights other than 1, which are no padding; reports then say so.
     """
 
     objective: Objective
@@ -41,6 +42,7 @@ class TaskSource(ABC):
     texts: Sequence[str] | None = None
     copies_are_errors: bool = True
     forecasts: bool = False
+    weighted_queries: bool = False
 
     @abstractmethod
     def task(self, split: Split, index: int) -> Task:

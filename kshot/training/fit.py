@@ -18,7 +18,7 @@ from kshot.annotations import NonNegativeFloat, PositiveFloat, PositiveInt
 from kshot.argument_checks import check_values
 from kshot.learner import Learner, set_progress
 from kshot.objectives import check_task_values
-from kshot.tasks.read_log import during
+from kshot.tasks.read_log import during, training
 from kshot.tasks.source import TaskSource, check_source
 from kshot.training.checkpoint import load_checkpoint, save_checkpoint
 from kshot.training.step import MetaGradient, Mode
@@ -115,6 +115,10 @@ class OuterLoop:
 
         Raises `Diverged` if the loss or its gradient is not finite.
         """
+        with training(self.module):
+            return self._run(steps, observe, deadline)
+
+    def _run(self, steps: int, observe: Callable[[Progress], None] | None, deadline: float) -> list[float]:
         self.module.train()
         losses: list[float] = []
         started = time.monotonic()
