@@ -28,6 +28,7 @@ from kshot.app.progress import Display
 from kshot.app.spec import Spec
 from kshot.app.terminal import print_summary
 from kshot.app.trained import load
+from kshot.app.tried import tried
 from kshot.data.cache import cache_folder
 from kshot.deciding.decisions import Experience, decision_to_json
 from kshot.deciding.loop import Run, run_until
@@ -174,6 +175,7 @@ def evaluate_run(
             "sentence": f"An evaluation of the best round of {run_dir}.",
             "best_round": run.round,
             "weights_sha256": run.weights,
+            "tried": tried(run_dir, spec),
             **report_entries(result, spec, source, learner),
             "environment": environment(),
             "timing": {"seconds": result.test.seconds},
@@ -266,6 +268,7 @@ def _report(
         "test": None,
         "baselines": {},
         "protocol": protocol(spec, source, learner),
+        "tried": tried(out, spec),
         **(report_entries(test, spec, source, learner) if test else {}),
         "environment": environment(),
         "timing": {"seconds": result.rounds[-1].seconds if result.rounds else None},

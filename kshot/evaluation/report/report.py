@@ -11,10 +11,11 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from kshot.evaluation.audit.findings import trust
 from kshot.evaluation.per_task import write
 from kshot.evaluation.report.formatting import better, capitalize, format_figure, format_sample, plural, read_figure
-from kshot.evaluation.report.sections import CAPTIONS, TONES, Picture, Section, report_sections
-from kshot.evaluation.report.verdict import best_baseline, failed, target_on_test, verdict
+from kshot.evaluation.report.sections import CAPTIONS, TONES, Picture, Section, report_sections, tried_sentence
+from kshot.evaluation.report.verdict import best_baseline, failed, inference_of, target_on_test, unlike, verdict
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -29,7 +30,7 @@ def write_report(
         folder: folder, created if needed.
         report: `name`, `command`, `outcome`, `sentence`, `reason`, `target`, `metric`, `higher_is_better`, `rounds`,
             `best_round`, `val`, `test`, `baselines`, `baselines_about`, `paired`, `audits`, `worst_tasks`, `shots`,
-            `calibration`, `coverage`, `cost`, `seeds`, `protocol`, `environment`, `timing`, `kshot`. All but `metric`
+            `calibration`, `coverage`, `cost`, `seeds`, `tried`, `inference`, `protocol`, `environment`, `timing`, `kshot`. All but `metric`
             may be missing or None.
         events: events of the run's experience; those of kind "resumed" are counted.
         figures: figures by name; those of `CAPTIONS` have a place and caption, others follow.
@@ -43,6 +44,8 @@ def write_report(
         raise ValueError(f"a report needs its 'metric', such as 'accuracy'; it has: {', '.join(report) or 'nothing'}")
     folder.mkdir(parents=True, exist_ok=True)
     plain = to_json(report)
+    if plain.get("audits"):
+        plain["trust"] = trust(plain["audits"]).sentence
     write(folder / "report.json", json.dumps(plain, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
     page = folder / "report.html"
     write(page, _html(plain, events, figures))
@@ -82,6 +85,8 @@ def _html(report: dict[str, Any], events: Sequence[Mapping[str, Any]], figures: 
         subjects = protocol.get("test_subjects")
         unit = f"the {plural(subjects, 'subject')} of the tasks" if subjects else "tasks"
         notes.append(f"Figures are means with 95 % intervals over {'seeds' if report.get('seeds') else unit}.")
+    notes += [trust(report["audits"]).sentence.join(("Audits: ", "."))] if report.get("audits") else []
+    notes.append(tried_sentence(report))
     outcome = report.get("outcome") or ""
     pictures = {name: picture(name, figures[name]) for name in ordered}
     return render(
@@ -95,16 +100,26 @@ def _html(report: dict[str, Any], events: Sequence[Mapping[str, Any]], figures: 
             "tone": TONES.get(outcome, "fair"),
             "sentence": report.get("sentence") or "",
             "reason": _sentence(report.get("reason") or ""),
-            "headline": f"{report.get('split') or 'test'} {metric}, {better(higher)}",
+            "headline": f"{report.get('split') or 'test'} {metric}, {better(higher)}{_kind(report)}",
             "test": format_figure(read_figure(test, metric)) if test else "",
             "sample": f"({format_sample(test, metric)})",
             "best": best and (best[0], format_figure(best[1]), f"({plural(best[1].num_tasks, 'task')})"),
-            "verdict": verdict(test, baselines, metric, higher, report.get("paired"), failed(report)),
+            "verdict": " ".join(
+                [verdict(test, baselines, metric, higher, report.get("paired"), failed(report)), *unlike(report)]
+            ),
             "failed": failed(report),
             "note": " ".join(filter(None, notes)),
             "sections": report_sections(report, pictures, num_resumed=num_resumed),
         },
     )
+
+
+def _kind(report: Mapping[str, Any]) -> str:
+    """What a figure must be compared with, if it is of no single inductive learner."""
+    members = (report.get("protocol") or {}).get("ensemble")
+    parts = [inference_of(report) if inference_of(report) in ("causal", "transductive") else ""]
+    parts.append(f"ensemble of {members}" if members else "")
+    return "".join(f" · {part}" for part in parts if part)
 
 
 def render_sections(name: str, title: str, text: Sequence[str], sections: Sequence[Section]) -> str:
