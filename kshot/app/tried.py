@@ -47,7 +47,7 @@ def _read(file: Path) -> Spec | None:
 
 
 def _data(spec: Spec) -> dict[str, Any]:
-    """What makes two runs runs on the same data: the source without the sizes and seeds of its tasks, and the metric."""
+    """What makes two runs runs on the same data: the source without sizes and seeds of tasks, and the metric."""
     sizes = {"seed", "ways", "shots", "queries", "train_ways", "train_queries"}
     source = {key: value for key, value in spec.source.model_dump(mode="json").items() if key not in sizes}
     return {"source": source, "metric": spec.target.split()[0]}

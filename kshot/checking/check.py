@@ -7,7 +7,15 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from kshot.checking.contents import Contents, blank, contents_of, copies_across, copies_within, shown_queries, sketcher_of
+from kshot.checking.contents import (
+    Contents,
+    blank,
+    contents_of,
+    copies_across,
+    copies_within,
+    shown_queries,
+    sketcher_of,
+)
 from kshot.checking.findings import SEVERITIES, Checked, Finding, Part, Sizes, listed, parts_of
 from kshot.checking.scan import choose
 from kshot.checking.values import check_leakage, check_values

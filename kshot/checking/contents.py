@@ -267,8 +267,8 @@ def shown_queries(part: Part, drawn: Drawn, contents: Mapping[Split, Contents]) 
             if few_values:
                 severity, todo = "note", "With so few distinct values that is no error, unless rows were copied."
             sentence = (
-                f"{count:,} of {num_queries:,} query examples of {split} ({share:.1%}) {what} one of their own support, "
-                f"which shows the answer. {todo}"
+                f"{count:,} of {num_queries:,} query examples of {split} ({share:.1%}) {what} one of their own "
+                f"support, which shows the answer. {todo}"
             )
             findings.append(part.finding(severity, "support and query", sentence))
     return findings or [part.finding("ok", "support and query", "No query looked at is shown in its own support.")]

@@ -200,7 +200,9 @@ def _row_pairs(rows: np.ndarray, known: np.ndarray, same: bool, radius: float) -
     distance, index = _without_itself(distance, index) if same else (distance[:, 0], index[:, 0])
     near = distance <= radius
     count = int(near.sum())
-    chance = _chance_of(count, [float((distance <= radius * 10**power).sum()) - count for power in (1, 2, 3)], len(rows))
+    chance = _chance_of(
+        count, [float((distance <= radius * 10**power).sum()) - count for power in (1, 2, 3)], len(rows)
+    )
     return near & (chance <= _CHANCE and 2 * (near & crowded).sum() <= count), index
 
 

@@ -102,7 +102,11 @@ class Evaluation:
     def summary(self) -> dict[str, Any]:
         """The figures and their protocol, without those of single tasks."""
         fields = {name: value for name, value in vars(self).items() if name not in ("per_task", "episodes", "subjects")}
-        return fields | {"audits": [audit.to_json() for audit in self.audits], "trusted": self.trusted, "trust": self.trust.sentence}
+        return fields | {
+            "audits": [audit.to_json() for audit in self.audits],
+            "trusted": self.trusted,
+            "trust": self.trust.sentence,
+        }
 
 
 def evaluate(

@@ -405,7 +405,8 @@ def test_rows_that_are_near_by_chance_are_no_copies():
 
 
 @pytest.mark.parametrize(
-    "copy", ["SAY word {c} {n}", "say  word {c}\t{n}", "Say word {c} {n}.", "“say word {c} {n}”!", "say wo\u0301rd {c} {n}"]
+    "copy",
+    ["SAY word {c} {n}", "say  word {c}\t{n}", "Say word {c} {n}.", "“say word {c} {n}”!", "say wo\u0301rd {c} {n}"],
 )
 def test_texts_of_other_case_spacing_or_punctuation_are_copies(tmp_path, copy):
     word = "wórd" if "\u0301" in copy else "word"

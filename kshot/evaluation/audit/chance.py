@@ -165,9 +165,10 @@ class ClassOrder:
 
         limit = int(binom.isf(FALSE_ALARM, count, 0.5))
         finding = (
-            f"Predictions depend on the numbers of the classes, as those of a meta-learned head may. On {self.better} of "
-            f"{count} tasks the loss is lower with the classes in their given order than reversed; if the order carries "
-            f"no information, that is a coin flip, and more than {limit} occur once in {round(1 / FALSE_ALARM):,} times."
+            f"Predictions depend on the numbers of the classes, as those of a meta-learned head may. On {self.better} "
+            f"of {count} tasks the loss is lower with the classes in their given order than reversed; if the order has "
+            f"no information, that is a coin flip, and more than {limit} occur once in {round(1 / FALSE_ALARM):,} "
+            "times."
         )
         reason = "so many tasks occur by luck"
         return CLASS_ORDER.judge(self.better / count, limit / count, finding, reason)

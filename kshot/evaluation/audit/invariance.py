@@ -102,7 +102,7 @@ class Probe:
         finding = (
             f"The learner draws random numbers, and {change} also changes which. Over {DRAWS} seeds each, the "
             f"predictions before and after differ by {distance:.3g} times their spread over seeds (energy distance); "
-            f"if there is no effect, they differ by more than {limit:.3g} at most once in {round(1 / FALSE_ALARM):,} times."
+            f"if there is no effect, it is above {limit:.3g} at most once in {round(1 / FALSE_ALARM):,} times."
         )
         return question.judge(distance, limit, finding, "chance alone reaches it")
 

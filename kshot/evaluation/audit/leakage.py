@@ -79,8 +79,8 @@ class Contents:
         count, near = max(self.num_queries, 1), self._nearly.count()
         finding = (
             f"{self.num_copies + near:,} of {self.num_queries:,} queries ({(self.num_copies + near) / count:.2%}) also "
-            f"occur in the support set of their own task, where their answer is given: {self.num_copies:,} exactly, and "
-            f"{near:,} up to noise, resizing or re-encoding."
+            f"occur in the support set of their own task, where their answer is given: {self.num_copies:,} exactly, "
+            f"and {near:,} up to noise, resizing or re-encoding."
         )
         # Of few queries, one may be a copy.
         return SUPPORT_AND_QUERY.judge((self.num_copies + near) / count, max(COPIES, 1 / count), finding, _COPIES)
@@ -139,8 +139,8 @@ def _of_tasks(source: TaskSource, split: Split, others: Sequence[Split], content
         return SPLIT_OVERLAP.idle("The source has no tasks of another split.")
     finding = (
         f"{worst:.2%} of the {len(contents.keys):,} different examples of the evaluated tasks also occur, exactly, in "
-        f"{other_split}. They were compared with {num_compared:,} examples of {OTHERS} tasks of each other split, since "
-        "the source does not list its examples."
+        f"{other_split}. They were compared with {num_compared:,} examples of {OTHERS} tasks of each other split, "
+        "since the source does not list its examples."
     )
     return SPLIT_OVERLAP.judge(worst, COPIES, finding, _COPIES)
 
@@ -216,13 +216,17 @@ def test_reads(source: TaskSource, split: Split, learner: Learner) -> Audit:
         "of several is too high a figure." if history.num_others else ""
     )  # fmt: skip
     if history.trained_after_test:
-        finding = f"This learner was scored on test tasks and then trained on, so that the result may have guided it.{others}"
+        finding = (
+            f"This learner was scored on test tasks and then trained on, so that the result may have guided it.{others}"
+        )
         return TEST_READS.judge(1, 0, finding, _USED)
     reads = {}
     if isinstance(source, Watched):
         reads = {key: count for key, count in source.reads.items() if key[0] != EVALUATION}
     if not reads and not history.trained:
-        recorded = "No training or model selection on this source was recorded, so that what read its test split is not known"
+        recorded = (
+            "No training or model selection on this source was recorded, so that what read its test split is not known"
+        )
         return TEST_READS.idle(f"{recorded}; train, select and evaluate on kshot.tasks.watched(source).")
     named = [(phase or "outside any phase", read) for phase, read in reads]
     phases = sorted(phase for phase, read in named if read == "test")

@@ -112,8 +112,8 @@ def _repeatable(learner: Learner, source: TaskSource, evidence: Evidence) -> Aud
         same = loss == before or (math.isnan(loss) and math.isnan(before))
         worst = worst if same else max(worst, abs(loss - before) / max(abs(before), 1e-8))
     finding = (
-        f"{len(evidence.first)} tasks were scored again, in another order and with the same random numbers: their loss "
-        f"changes by at most {worst:.2g} of its size."
+        f"{len(evidence.first)} tasks were scored again, in another order and with the same random numbers: their "
+        f"loss changes by at most {worst:.2g} of its size."
     )
     return REPEATABLE.judge(worst, ROUNDED, finding, "accelerators may sum in another order")
 
@@ -131,8 +131,8 @@ def _finite(evidence: Evidence) -> Audit:
     bad_figures = sum(not all(map(math.isfinite, figures)) for figures in zip(*evidence.figures.values()))
     bad_predictions = sum(not all(bool(leaf.isfinite().all()) for leaf in tree_leaves(tree)) for tree in predictions)
     finding = (
-        f"{bad_figures} of {num_tasks} tasks have a loss or metric that is NaN or infinite; of {len(predictions)} tasks "
-        f"all predictions were examined, and {bad_predictions} of them contain such values."
+        f"{bad_figures} of {num_tasks} tasks have a loss or metric that is NaN or infinite; of {len(predictions)} "
+        f"tasks all predictions were examined, and {bad_predictions} of them contain such values."
     )
     return FINITE.judge(max(bad_figures, bad_predictions), 0, finding, "NaN is not a figure")
 

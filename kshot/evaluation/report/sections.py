@@ -67,7 +67,14 @@ INFERENCE = {
 }
 """What predictions depend on, if that is known."""
 
-TONES = {"PASSED": "good", "FAILED": "bad", "NOT_APPLICABLE": "continue", "IDLE": "fair", "TARGET_MET": "good", "DIVERGED": "bad"}
+TONES = {
+    "PASSED": "good",
+    "FAILED": "bad",
+    "NOT_APPLICABLE": "continue",
+    "IDLE": "fair",
+    "TARGET_MET": "good",
+    "DIVERGED": "bad",
+}
 
 Pairs = list[tuple[str, str]]
 """Labels and values."""

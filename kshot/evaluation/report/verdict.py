@@ -50,8 +50,8 @@ def unlike(report: Mapping[str, Any]) -> list[str]:
     alike = [name.replace("_", " ") for name, kind in inference.items() if kind == ours and name != "learner"]
     also = f" Like with like is the comparison with {', '.join(alike)}, in the table." if alike else ""
     return [
-        f"This comparison is not of like with like: the learner is {ours}, and {best[0].replace('_', ' ')} is {theirs}; "
-        f"the one that is not inductive had other queries of the task to learn from.{also}"
+        f"This comparison is not of like with like: the learner is {ours}, and {best[0].replace('_', ' ')} is "
+        f"{theirs}; the one that is not inductive had other queries of the task to learn from.{also}"
     ]
 
 
