@@ -159,8 +159,8 @@ def _metric(objective: objectives.Objective, evidence: Evidence) -> Audit:
             expected = formulas[metric](*(leaf.double().cpu().numpy() for leaf in values))
             worst = max(worst, abs(expected - evidence.figures[metric][number]) / max(1.0, abs(expected)))
     finding = (
-        f"On {len(evidence.first)} tasks, {' and '.join(known)} were computed again by the definition, and differ by at "
-        f"most {worst:.2g} of their size."
+        f"On {len(evidence.first)} tasks, {' and '.join(known)} were computed again by the definition, and differ by "
+        f"at most {worst:.2g} of their size."
     )
     return METRIC.judge(worst, 1e-5, finding, "rounding of a mean in single precision is smaller")
 
