@@ -37,8 +37,8 @@ from kshot.learner import Learner
 from kshot.sources import text
 from kshot.sources.text import TextTasks
 from kshot.tasks import TaskSource
+from kshot.training.closed_form import fit_feature_statistics
 from kshot.training.fit import fit, seeded
-from kshot.training.pretrain import fit_feature_statistics
 from kshot.types import Split
 
 RESULTS = Path(__file__).with_name("RESULTS.md")

@@ -8,7 +8,8 @@ Scores the following on the test tasks of a run on running text:
 - the pretrained model, unadapted, and with only the last window of the support set as context;
 - the pretrained model fine-tuned by heavy-ball or Adam steps, with rule, rate and number of steps chosen on validation
   tasks;
-- n-grams of the support set alone, with back-off;
+- n-grams with back-off of the training texts and the support set, tuned on validation tasks, also counting on in the
+  query; and the bits that LZMA needs for the query;
 - dynamic evaluation of the pretrained model with Adam, its rate chosen on validation tasks: the starting point of a run
   of `dynamic_evaluation`;
 - the run's learner, also with less of the support set.
@@ -19,12 +20,14 @@ Differences are paired by task. Prints a Markdown table.
 from __future__ import annotations
 
 import argparse
+import lzma
 import math
-from collections import Counter, defaultdict
+from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 import kshot
 from kshot.app.build import build_model, build_source
@@ -36,6 +39,7 @@ from kshot.evaluation.shots import FewerShots
 from kshot.inner.rules import SGD, Adam, UpdateRule
 from kshot.inner.solvers import FirstOrder
 from kshot.learners import GradientLearner
+from kshot.learners.baselines.language import ngram_candidates, training_texts
 from kshot.tasks.source import TaskSource
 
 METRIC = "bits_per_character"
@@ -80,50 +84,33 @@ def tuned_dynamic_evaluation(model: nn.Module, source: TaskSource, num_tasks: in
     return f"dynamic evaluation, not meta-trained (Adam, rate {best})", learners[best]
 
 
-class NGrams:
-    r"""An n-gram model with Witten-Bell smoothing, estimated from counts.
-
-    $$ p_n(x \mid h) = \frac{c(hx) + u(h)\, p_{n-1}(x \mid h')}{c(h) + u(h)} $$
-
-    where $u(h)$ is the number of distinct symbols seen after the context $h$, and $h'$ is $h$ without its first symbol.
-    """
-
-    def __init__(self, windows: Tensor, targets: Tensor, symbols: int, order: int = 5) -> None:
-        self.symbols, self.order = symbols, order
-        self.counts: dict[tuple[int, ...], Counter[int]] = defaultdict(Counter)
-        for context, symbol in self._positions(windows, targets):
-            for start in range(len(context) + 1):
-                self.counts[context[start:]][symbol] += 1
-
-    def bits(self, windows: Tensor, targets: Tensor) -> float:
-        """Mean bits per symbol."""
-        probabilities = [self._probability(context, symbol) for context, symbol in self._positions(windows, targets)]
-        return -sum(map(math.log2, probabilities)) / len(probabilities)
-
-    def _positions(self, windows: Tensor, targets: Tensor) -> list[tuple[tuple[int, ...], int]]:
-        return [
-            (tuple(window[max(0, position + 2 - self.order) : position + 1]), symbol)
-            for window, following in zip(windows.tolist(), targets.tolist())
-            for position, symbol in enumerate(following)
-            if symbol >= 0
-        ]
-
-    def _probability(self, context: tuple[int, ...], symbol: int) -> float:
-        probability = 1 / self.symbols
-        for start in range(len(context), -1, -1):
-            seen = self.counts.get(context[start:])
-            if seen:
-                probability = (seen[symbol] + len(seen) * probability) / (seen.total() + len(seen))
-        return probability
+def tuned_ngrams(source: TaskSource, num_tasks: int, *, causal: bool) -> tuple[str, kshot.Learner]:
+    """N-grams with the settings that are best on validation tasks, and their description."""
+    candidates = ngram_candidates(source, causal=causal)
+    values = [
+        evaluate(each, source, split="val", num_tasks=num_tasks, audit=False).metrics[METRIC].mean
+        for each in candidates
+    ]
+    best: Any = candidates[values.index(min(values))]
+    name = "n-grams that go on counting in the query" if causal else "n-grams"
+    return f"{name} (order {best.order}, share {best.share}, escape {best.escape})", best
 
 
-def ngram_bits(source: TaskSource, symbols: int, num_tasks: int) -> list[float]:
-    """Bits per symbol of n-grams for each task."""
+def lzma_bits(source: TaskSource, num_tasks: int) -> list[float]:
+    """Bits per symbol by which the query makes the compressed support longer, after some text of training, per task."""
+    before = b"".join(_as_bytes(text) for text in training_texts(source))[-(1 << 18) :]
     bits = []
     for index in range(num_tasks):
-        support, query = source.task("test", index)
-        bits.append(NGrams(support.inputs, support.targets, symbols).bits(query.inputs, query.targets))
+        support, query = map(_as_bytes, source.task("test", index))
+        sizes = [len(lzma.compress(before + text, preset=9)) for text in (support, support + query)]
+        bits.append(8 * (sizes[1] - sizes[0]) / max(len(query), 1))
     return bits
+
+
+def _as_bytes(batch: kshot.Batch) -> bytes:
+    """The symbols of a text, a byte each, for vocabularies of up to 258."""
+    symbols = batch.targets[(batch.targets >= 0) & (batch.weight > 0)[:, None]]
+    return bytes((symbols - 2).clamp(0, 255).tolist())
 
 
 def main() -> None:
@@ -149,13 +136,15 @@ def main() -> None:
         "pretrained, last support window as context": with_context,
         description: fine_tuned,
         description_dynamic: dynamic,
+        **dict(tuned_ngrams(source, options.val, causal=causal) for causal in (False, True)),
         f"{run.spec.learner.kind}, meta-trained": run.learner,
     }
     scores = {}
     for name, learner in rows.items():
         evaluated = evaluate(learner, source, split="test", num_tasks=options.tasks, audit=False)
         scores[name] = evaluated.per_task[METRIC]
-    scores["n-grams of the support set alone"] = ngram_bits(source, run.shapes["symbols"], options.tasks)
+    if run.shapes["symbols"] <= 258:
+        scores["LZMA"] = lzma_bits(source, options.tasks)
     ours, unadapted = list(scores)[len(rows) - 1], scores["pretrained, unadapted"]
     print("| | bits per symbol | reduction from unadapted | learner − baseline (paired) |\n| --- | --- | --- | --- |")
     for name, bits in scores.items():

@@ -76,6 +76,12 @@ def _size(value: Any) -> Any:
     return value
 
 
+def _ways(value: Any) -> Any:
+    return value if value == "all" else _size(value)
+
+
+Ways = Annotated[int | Sequence[int] | str, Checked(_ways)]
+"""A number of classes as a `Size`, or "all": all classes of the split."""
 Size = Annotated[int | Sequence[int], Checked(_size)]
 """A number of ways, shots or queries: an int, or (low, high), sampled for each task, both ends included."""
 

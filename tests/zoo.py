@@ -1,6 +1,8 @@
 """The table that the contract tests go through: one row a learner."""
 
+import copy
 from collections.abc import Callable
+from functools import cache
 from typing import NamedTuple
 
 import torch
@@ -71,6 +73,28 @@ def early(learner: Learner) -> Learner:
     """A learner that was told that its training has just begun."""
     learner.set_progress(0.05)
     return learner
+
+
+@cache
+def fitted(make: Callable[..., Learner]) -> Learner:
+    """A learner fitted in closed form to lines of random slopes with noise; callers copy it."""
+    learner = make(1, 1, knots=1)
+    kshot.training.fit_closed_form(learner, Lines())
+    return learner
+
+
+class Lines(kshot.TaskSource):
+    """The regression tasks of `kshot.testing.make_task`."""
+
+    objective, seed = objectives.mse, 0
+
+    def task(self, split: str, index: int) -> Task:
+        task, random = testing.make_task(objectives.mse, 5, 2, seed=1000 + index), torch.Generator().manual_seed(index)
+        noise = 0.2 * torch.randn(task.support.targets.shape, generator=random)
+        return task._replace(support=task.support._replace(targets=task.support.targets + noise))
+
+    def num_tasks(self, split: str) -> int:
+        return 12
 
 
 ZOO = {
@@ -157,6 +181,24 @@ ZOO = {
     "fold-in": Row(
         lambda ways: kshot.learners.alpaca(wave(outputs=4), features=4, prior=1.0, noise=0.1),
     ),
+    "partial pooling": Row(lambda ways: kshot.learners.partial_pooling(1, 1, knots=2, noise=0.1)),
+    "partial pooling, an embedding": Row(
+        lambda ways: kshot.learners.partial_pooling(
+            4, 1, knots=0, noise=0.1, objective=objectives.mse, embedding=wave(outputs=4)
+        )
+    ),
+    "partial pooling, classes": Row(
+        lambda ways: kshot.learners.partial_pooling(
+            16,
+            ways,
+            knots=0,
+            steps=3,
+            objective=objectives.shared_classification,
+            embedding=small_conv(None, norm=False),
+        )
+    ),
+    "partial pooling, fitted": Row(lambda ways: copy.deepcopy(fitted(kshot.learners.partial_pooling))),
+    "boosted residual": Row(lambda ways: copy.deepcopy(fitted(kshot.learners.boosted_residual))),
     "melu": Row(
         lambda ways: kshot.learners.melu(wave(), inner_lr=0.05, steps=2, decision="2.*", objective=objectives.mse),
     ),
@@ -182,6 +224,10 @@ ZOO = {
     "logistic regression": Row(lambda ways: kshot.learners.logistic_regression(small_conv(None), scale=2.0)),
     "simpleshot": Row(lambda ways: kshot.learners.simpleshot(small_conv(None), features=16, batchnorm="support")),
     "plda": Row(lambda ways: kshot.learners.plda(small_conv(None), features=16, scale=0.5, batchnorm="support")),
+    "probe": Row(lambda ways: kshot.learners.probe(small_conv(None), features=16, batchnorm="support")),
+    "probe, ridge": Row(
+        lambda ways: kshot.learners.probe(small_conv(None), features=16, base="ridge", batchnorm="support")
+    ),
     "baseline++": Row(
         lambda ways: kshot.learners.baseline_pp(small_conv(None), inner_lr=0.1, steps=3, batchnorm="support")
     ),
@@ -203,6 +249,9 @@ ZOO = {
     ),
     "dynamic evaluation, each query by itself": Row(
         lambda ways: kshot.learners.dynamic_evaluation(Causal(), inner_lr=0.5, causal_queries=False, order=2)
+    ),
+    "forecast ensemble": Row(
+        lambda ways: kshot.learners.forecast_ensemble((12, 1), horizon=3, hidden=8, objective=objectives.forecast(4))
     ),
     "from scratch": Row(lambda ways: kshot.learners.from_scratch(small_conv(ways), inner_lr=0.1, steps=5), exact=False),
     "fine-tune": Row(lambda ways: kshot.learners.fine_tune(small_conv(ways), inner_lr=0.1, steps=5), exact=False),

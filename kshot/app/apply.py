@@ -32,8 +32,12 @@ def adapt_run(
     print(f"adapted to {adapted.num_examples} examples{of_classes}; state in {out}")
 
 
-def predict_run(run_dir: Path, state_file: Path, inputs: list[Path], *, resize: bool, invert: bool) -> None:
-    """Print predictions with an adapted state as CSV; for text, also its bits per symbol on standard error."""
+def predict_run(run_dir: Path, state_file: Path, inputs: list[Path], *, resize: bool, invert: bool) -> int:
+    """Print predictions with an adapted state as CSV; for text, also its bits per symbol on standard error.
+
+    Returns:
+        The number of inputs without a prediction; the column "error" says why.
+    """
     run = load(run_dir)
     columns = run.predict(run.load_state(state_file), inputs, resize=resize, invert=invert)
     writer = csv.writer(sys.stdout)
@@ -44,6 +48,10 @@ def predict_run(run_dir: Path, state_file: Path, inputs: list[Path], *, resize: 
         _, _, unit, _ = columns
         total = sum(columns[unit])
         print(f"{sum(columns['bits']) / total:.4f} bits per {unit[:-1]} over {total:,}", file=sys.stderr)
+    failed = [error for error in columns.get("error", []) if error]
+    if failed:
+        print(f"kshot: no prediction for {len(failed)} of {len(columns['error'])}: {failed[0]}", file=sys.stderr)
+    return len(failed)
 
 
 def generate_run(run_dir: Path, state_file: Path, prompt: str, **options: Any) -> None:

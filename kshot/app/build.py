@@ -33,7 +33,7 @@ from kshot.sources.ratings.tasks import RatingTasks
 from kshot.sources.text import TextPreprocessor
 from kshot.tasks.source import TaskSource
 from kshot.training.fit import seeded
-from kshot.types import tree_map
+from kshot.types import Split, tree_map
 
 Shapes = dict[str, Any]
 """Shapes of one example, and the objective: {"inputs": [...], "targets": [...], "objective": name}; a learner is built
@@ -75,9 +75,9 @@ def build_source(spec: Spec) -> TaskSource:
     return source
 
 
-def shapes_of(source: TaskSource) -> Shapes:
+def shapes_of(source: TaskSource, split: Split = "train") -> Shapes:
     """The shapes of one example of a source's tasks, and their objective; ValueError if that has no name."""
-    batch, preprocessor = source.task("train", 0).support, source.preprocessor
+    batch, preprocessor = source.task(split, 0).support, source.preprocessor
     inputs = batch.inputs
     shapes: Shapes = {
         "inputs": tree_map(lambda leaf: list(leaf.shape[1:]), inputs),

@@ -19,9 +19,10 @@ from rich.table import Column, Table
 
 from kshot.app.build import build_source
 from kshot.app.spec import Spec
+from kshot.app.suitability import refuse_unsuited
 from kshot.checking.check import check
 from kshot.checking.duplicates import content_hashes
-from kshot.checking.findings import Checked, Sizes, parts_of
+from kshot.checking.findings import Checked, Finding, Sizes, parts_of
 from kshot.evaluation.per_task import write
 from kshot.evaluation.report.report import picture, render, to_json
 from kshot.evaluation.report.style import BLUE, MUTED, ORANGE, canvas, quiet
@@ -70,6 +71,11 @@ def check_run_file(
             bars.update(bar, completed=done, total=total, visible=True)
 
         checked = check(source, num_examples=num_examples, num_tasks=num_tasks, progress=progress)
+    if checked.worst != "error":  # else the tasks may be unusable
+        try:
+            refuse_unsuited(spec, source)
+        except ValueError as error:
+            checked = checked._replace(findings=[Finding("error", "learner", f"{error}."), *checked.findings])
     _print(spec.name, checked, console)
     for kind, file, rendered in (("JSON", json_file, report_text), ("page", html_file, page)):
         if file:

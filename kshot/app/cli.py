@@ -11,11 +11,28 @@ import typer
 app = typer.Typer(
     help="Meta-learning for real tasks: pretrain, adapt, evaluate, decide, repeat.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
 )
 data = typer.Typer(help="Data sets: list, add, check.", no_args_is_help=True)
 app.add_typer(data, name="data")
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        typer.echo(f"kshot {version('kshot')}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", is_eager=True, callback=_print_version)
+    ] = False,
+) -> None:
+    """Meta-learning for real tasks: pretrain, adapt, evaluate, decide, repeat."""
+
 
 RunDir = Annotated[Path, typer.Argument(metavar="RUN_DIR", help="Folder of a run.")]
 Override = Annotated[
@@ -32,6 +49,9 @@ def run(
     set_: Override = None,
     out: Annotated[Path | None, typer.Option(help="Folder for the run; a new one under runs/ by default.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Resume the run in --out.")] = False,
+    init_from: Annotated[
+        Path | None, typer.Option(metavar="RUN_DIR", help="Start from the weights of another run's best round.")
+    ] = None,
     seeds: Annotated[
         str | None,
         typer.Option(metavar="0,1,2", help="Run once per seed, in folders seed-0, seed-1…, with a common report."),
@@ -39,8 +59,8 @@ def run(
 ) -> None:
     """Pretrain, then train, evaluate and decide until the target is met; then test and report.
 
-    Exit code: 0 if the target was met (by every seed), 1 if not, 2 for invalid input, 3 if an audit failed and the test
-    figure is not to be trusted, 130 if interrupted.
+    Exit code: 0 if the target was met (by every seed) and the test does not contradict, 1 if not, 2 for invalid input,
+    3 if an audit failed and the test figure is not to be trusted, 130 if interrupted.
     """
     from kshot.app.folder import free_folder
     from kshot.app.spec import load_spec
@@ -49,12 +69,19 @@ def run(
     if resume and out is None:
         raise ValueError("--resume needs the folder of the run: --out DIR")
     out = out or free_folder(Path("runs"), spec.name)
+    from kshot.app.folds import run_folds
     from kshot.app.run import run as run_spec
     from kshot.app.seeds import parse_seeds, run_seeds
 
+    if seeds is not None and spec.evaluate.folds:
+        raise ValueError("--seeds and evaluate.folds are not combined: run the file once for each seed")
+    if init_from is not None and (seeds is not None or spec.evaluate.folds):
+        raise ValueError("--init-from is for one run: leave out --seeds and evaluate.folds")
     try:
-        if seeds is None:
-            report = run_spec(spec, out, resume=resume)
+        if spec.evaluate.folds:
+            report = run_folds(spec, out, resume=resume)
+        elif seeds is None:
+            report = run_spec(spec, out, resume=resume, init_from=init_from)
         else:
             report = run_seeds(spec, out, parse_seeds(seeds), resume=resume)
     except KeyboardInterrupt:
@@ -62,9 +89,10 @@ def run(
         typer.echo(f"\nInterrupted. Resume by: kshot run {recipe} {options} --resume", err=True)
         raise typer.Exit(130) from None
     from kshot.app.terminal import print_summary
+    from kshot.evaluation.report.conclusion import conclude
 
     print_summary(report, out)
-    raise typer.Exit(3 if report.get("trusted") is False else 0 if report["outcome"] == "TARGET_MET" else 1)
+    raise typer.Exit(conclude(report).exit_code)
 
 
 @app.command()
@@ -80,9 +108,14 @@ def evaluate(
         str | None, typer.Option(metavar="HASH", help="Fail if the episodes have another hash.")
     ] = None,
     baselines: Annotated[bool, typer.Option(help="Whether to evaluate the baselines too.")] = True,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="PATH=VALUE", help="Evaluate on other tasks, such as source.shots=5."),
+    ] = None,
 ) -> None:
     """Evaluate the best round of a run on unseen tasks, with baselines without meta-learning.
 
+    --set changes keys of source, target, evaluate and baselines, such as source.ways=20; the learner stays as it is.
     Exit code: 0, 2 for invalid input, 3 if an audit failed and the figures are not to be trusted.
     """
     from kshot.app.run import evaluate_run
@@ -95,6 +128,7 @@ def evaluate(
         out=out,
         episodes_sha256=episodes_sha256,
         with_baselines=baselines,
+        overrides=set_,
     )
     raise typer.Exit(0 if report["trusted"] else 3)
 
@@ -134,18 +168,24 @@ def adapt(
     adapt_run(run_dir, support, out, before=state, resize=resize, invert=invert)
 
 
-@app.command()
+@app.command(context_settings={"allow_extra_args": True})
 def predict(
+    context: typer.Context,
     run_dir: RunDir,
     state: Annotated[Path, typer.Option(help="State written by `kshot adapt`.")],
-    inputs: Annotated[list[Path], typer.Option(help="Images, a folder of images, a CSV, or texts; repeatable.")],
+    inputs: Annotated[list[Path], typer.Option(help="Images, folders of images, tables, or texts: one or more.")],
     resize: Resize = False,
     invert: Invert = False,
 ) -> None:
-    """Predict with an adapted state; CSV on standard output. For texts: the bits of each window."""
+    """Predict with an adapted state; CSV on standard output. For texts: the bits of each window.
+
+    An input that cannot be read does not stop the others: the column error says why. Exit code: 0, 1 if there are such
+    inputs, 2 for invalid input.
+    """
     from kshot.app.apply import predict_run
 
-    predict_run(run_dir, state, inputs, resize=resize, invert=invert)
+    inputs = [*inputs, *map(Path, context.args)]  # all names after --inputs
+    raise typer.Exit(1 if predict_run(run_dir, state, inputs, resize=resize, invert=invert) else 0)
 
 
 @app.command()
@@ -199,13 +239,23 @@ def generate(
 
 
 @app.command()
-def recipes() -> None:
-    """List the recipes that come with kshot."""
+def recipes(
+    name: Annotated[
+        str | None, typer.Argument(metavar="[RECIPE]", help="Print this one, to start your own from.")
+    ] = None,
+) -> None:
+    """List the recipes that come with kshot, or print one."""
     import yaml
 
+    from kshot.app.importing import nearest
     from kshot.app.spec import recipes as known
 
     texts = known()
+    if name is not None:
+        if name not in texts:
+            raise ValueError(f"there is no recipe {name!r}{nearest(name, texts)}; `kshot recipes` lists them")
+        typer.echo(texts[name], nl=False)
+        return
     for name, text in texts.items():
         typer.echo(f"{name:<{max(map(len, texts))}}  {yaml.safe_load(text)['about']}")
 

@@ -39,9 +39,7 @@ def make_figures(
         )
     best = best_baseline(report["baselines"], metric, higher)
     beside = None if best is None else (best[0], result.baselines[best[0]].per_task[metric])
-    figures["tasks"] = charts.tasks_chart(
-        test.per_task[metric], metric, learner=name, beside=beside, subjects=test.subjects
-    )
+    figures["tasks"] = charts.tasks_chart(test.per_task[metric], metric, learner=name, beside=beside, units=test.units)
     if result.shots:
         points = [(each.shots, each.metrics[metric]) for each in result.shots]
         figures["shots"] = charts.shots_chart(points, metric, higher_is_better=higher)

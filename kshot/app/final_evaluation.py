@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,13 +11,15 @@ from typing import Any
 import torch
 from torch import nn
 
-from kshot.app.baselines import describe, evaluate_baselines, evaluate_with_coverage
-from kshot.app.build import Shapes, device_of
+from kshot.app.baselines import Setting, describe, evaluate_baselines, evaluate_with_coverage
+from kshot.app.build import device_of, shapes_of
+from kshot.app.failures import Failures
 from kshot.app.spec import Spec
 from kshot.evaluation.audit.run import UntrustedFigure
 from kshot.evaluation.compare import differences
 from kshot.evaluation.cost import Cost, cost
 from kshot.evaluation.evaluate import Evaluation, Scored
+from kshot.evaluation.intervals import BOUNDS, Interval, interval
 from kshot.evaluation.rejection import Rejection, calibrate_threshold, rejection
 from kshot.evaluation.shots import Shots, over_shots
 from kshot.evaluation.target import Target
@@ -43,13 +45,15 @@ class TestResult:
         coverage: catalogue coverage of the learner and the baselines; empty if tasks have no catalogue.
         threshold: novelty threshold, set on validation tasks, if the run file has a `reject` section.
         rejection: performance in out-of-scope detection, if the source has out-of-scope examples too.
+
+    What is missing because it failed is in the `failures` that were given.
     """
 
     target: Target
     test: Evaluation
     baselines: dict[str, Evaluation]
     shots: list[Shots]
-    cost: Cost
+    cost: Cost | None
     coverage: dict[str, Coverage]
     threshold: float | None
     rejection: Rejection | None
@@ -59,10 +63,10 @@ def evaluate_with_baselines(
     learner: Learner,
     spec: Spec,
     source: TaskSource,
-    shapes: Shapes,
-    pretrained: nn.Module | None,
+    pretrained: Sequence[nn.Module],
     watch: Watch,
     checkpoint: Path,
+    failures: Failures,
     *,
     split: Split = "test",
     num_tasks: int | None = None,
@@ -72,8 +76,9 @@ def evaluate_with_baselines(
     """Evaluate a learner and its baselines on a split, and the learner over several numbers of shots.
 
     Args:
-        pretrained: the model before meta-training, for the baselines that need one.
+        pretrained: models before meta-training, for the baselines that need one; see `Setting`.
         watch: called after each task.
+        failures: receives what fails after the learner is evaluated.
         split, num_tasks, checkpoint, episodes_sha256: as in `evaluate`; by default the tasks of the run file.
         with_baselines: whether the baselines are evaluated.
     """
@@ -97,27 +102,32 @@ def evaluate_with_baselines(
             observe=observe(split, count),
             checkpoint=checkpoint,
         )
-    num_beside = min(spec.baselines.num_test_tasks, count)
     baselines: dict[str, Evaluation] = {}
     if with_baselines:
-        baselines = evaluate_baselines(
-            spec,
-            source,
-            pretrained,
-            shapes,
-            device_of(spec),
-            split,
-            num_beside,
-            lambda name: observe(name.replace("_", " "), num_beside),
-            coverage,
-        )
-    num_shots_tasks = min(spec.evaluate.num_shots_tasks, count)
-    longer = _with_most_shots(spec, source)
-    shots = over_shots(learner, *longer, split=split, num_tasks=num_shots_tasks) if longer else []
-    with during(source, EVALUATION):
+        with during(source, "tuning"):
+            shapes = shapes_of(source, "val")
+        setting, num_beside = Setting(spec, source, shapes, device_of(spec), pretrained), count
+        if spec.baselines.num_test_tasks is not None:
+            num_beside = min(spec.baselines.num_test_tasks, count)
+        with failures.recorded("the baselines"):
+            baselines = evaluate_baselines(
+                setting,
+                split,
+                num_beside,
+                lambda name: observe(name.replace("_", " "), num_beside),
+                coverage,
+                failures,
+            )
+    shots, costs = list[Shots](), None
+    with failures.recorded("the figures by number of shots"):
+        if longer := _with_most_shots(spec, source):
+            shots = over_shots(learner, *longer, split=split, num_tasks=min(spec.evaluate.num_shots_tasks, count))
+    with failures.recorded("the cost of a task"), during(source, EVALUATION):
         costs = cost(learner, source.task(split, 0))
-    rejected = _evaluate_rejection(learner, spec, source, split, count)
-    return TestResult(target, test, baselines, shots, costs, coverage, *rejected)
+    threshold, rejected = None, None
+    with failures.recorded("the rejection of out-of-scope examples"):
+        threshold, rejected = _evaluate_rejection(learner, spec, source, split, count)
+    return TestResult(target, test, baselines, shots, costs, coverage, threshold, rejected)
 
 
 def _evaluate_rejection(
@@ -154,17 +164,22 @@ def _with_most_shots(spec: Spec, source: TaskSource) -> tuple[TaskSource, list[i
     return None
 
 
-def report_entries(result: TestResult, spec: Spec, source: TaskSource, learner: Learner) -> dict[str, Any]:
-    """The entries of a report on its final evaluation."""
+def report_entries(
+    result: TestResult, spec: Spec, source: TaskSource, learner: Learner, failures: Failures, num_steps: int
+) -> dict[str, Any]:
+    """The entries of a report on its final evaluation; the learner was meta-trained for `num_steps` steps."""
     test, metric = result.test, result.target.metric
-    descriptions = {name: describe(name, spec) for name in result.baselines}
+    failed = (each.what.removeprefix("baseline ") for each in failures if each.what.startswith("baseline "))
+    descriptions = {name: describe(name, spec) for name in [*result.baselines, *failed]}
     options = ", ".join(f"{name} {value}" for name, value in spec.learner.model_dump(exclude={"kind"}).items())
-    descriptions["learner"] = f"{spec.learner.kind} ({options}), meta-trained on the training tasks"
+    trained = f"meta-trained for {num_steps:,} steps on the training tasks" if num_steps else "not meta-trained"
+    descriptions["learner"] = f"{spec.learner.kind} ({options}), {trained}"
     return {
         "metric": metric,
         "higher_is_better": result.target.at_least,
         "split": test.split,
         "test": test.metrics,
+        "beside": _on_the_first(test, result.baselines),
         "baselines": {name: baseline.metrics for name, baseline in result.baselines.items()},
         "baselines_about": descriptions,
         "paired": differences(test, result.baselines, metric),
@@ -176,11 +191,22 @@ def report_entries(result: TestResult, spec: Spec, source: TaskSource, learner: 
         "rejection": result.rejection,
         "calibration": test.calibration,
         "coverage": result.coverage,
-        "cost": result.cost._asdict() | {"adapt_ms": test.adapt_ms, "predict_ms": test.predict_ms},
+        "failures": failures,
+        "cost": (result.cost._asdict() if result.cost else {})
+        | {"adapt_ms": test.adapt_ms, "predict_ms": test.predict_ms},
         "protocol": protocol(spec, source, learner)
         | {"episodes_sha256": test.episodes_sha256, "num_test_tasks": len(test.episodes)}
-        | ({} if test.subjects is None else {"test_subjects": len(set(test.subjects.tolist()))}),
+        | ({} if test.units is None else {"unit": test.units.unit, "test_units": test.metrics[metric].num_units}),
     }
+
+
+def _on_the_first(test: Evaluation, baselines: Mapping[str, Evaluation]) -> dict[str, Interval] | None:
+    """The learner's figures on the tasks that the baselines were scored on, if these are fewer."""
+    count = min((len(each.episodes) for each in baselines.values()), default=len(test.episodes))
+    if count == len(test.episodes):
+        return None
+    units = test.units and test.units.first(count)
+    return {name: interval(values[:count], units, bounds=BOUNDS.get(name)) for name, values in test.per_task.items()}
 
 
 def protocol(spec: Spec, source: TaskSource, learner: Learner) -> dict[str, Any]:

@@ -5,7 +5,9 @@ shapes.json             shapes of one example; with the run file, enough to buil
 encoding.json           the preprocessor of a user's files, if the tasks were read from files
 events.jsonl            the log of events
 checkpoints/pretrain/   the pretrained base model
+checkpoints/pretrain-baselines/   the one that was pretrained for as long as the learner trained
 checkpoints/train/      the latest and the best round
+failures.log            what failed after the training, with tracebacks
 rejection.json          the novelty threshold for out-of-scope examples, if the run file has a `reject` section
 tasks.csv               the test figures of each task
 report.json, report.html
@@ -33,8 +35,9 @@ class RunFolder:
         self.spec, self.shapes, self.events = path / "spec.yaml", path / "shapes.json", path / "events.jsonl"
         self.preprocessor = path / "encoding.json"
         self.pretrain, self.train = path / "checkpoints" / "pretrain", path / "checkpoints" / "train"
+        self.pretrain_baselines = path / "checkpoints" / "pretrain-baselines"
         self.report, self.tasks = path / "report.json", path / TASKS
-        self.rejection = path / "rejection.json"
+        self.rejection, self.failures = path / "rejection.json", path / "failures.log"
 
     def open_new(self, spec: Spec) -> None:
         """Create the folder for a run; raises ValueError if it is not empty."""

@@ -16,6 +16,29 @@ load = cache(pkgutil.resolve_name)
 """The object that "module:name" names."""
 
 
+PATHS = ("path", "users", "items", "encoder", "tokenizer", "folder")
+"""Keys of sources, at any depth, whose values may be paths; besides those of files, and `domain` if it is JSON."""
+
+
+def beside(folder: Path, options: Any, key: str = "") -> Any:
+    """The options of a source, with paths that exist in the run file's folder and not in the working directory.
+
+    Example:
+        >>> folder = getfixture("tmp_path")
+        >>> (folder / "sales.csv").touch()
+        >>> Path(beside(folder, {"kind": "table", "path": "sales.csv"})["path"]) == folder / "sales.csv"
+        True
+    """
+    if isinstance(options, dict):
+        return {name: beside(folder, value, "path" if key == "files" else str(name)) for name, value in options.items()}
+    if isinstance(options, list):
+        return [beside(folder, value, key) for value in options]
+    is_path = isinstance(options, str) and (key in PATHS or (key == "domain" and options.endswith(".json")))
+    if is_path and options and not Path(options).expanduser().exists() and (folder / options).exists():
+        return str(folder / options)
+    return options
+
+
 @cache
 def imported(path: str) -> Any:
     """The user's factory that `package.module:name` names; ValueError if there is none, or the module has an error."""

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import io
+import logging
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from kshot.data.images.decode import SUFFIXES, decode
+from kshot.data.images.decode import HEIC, SUFFIXES, decode
 from kshot.data.tables.open import open_table
 from kshot.types import check_finite
+
+log = logging.getLogger(__name__)
 
 
 def support_images(path: Path, shape: list[int], *, resize: bool, invert: bool) -> tuple[Tensor, list[str]]:
@@ -29,6 +33,7 @@ def support_images(path: Path, shape: list[int], *, resize: bool, invert: bool) 
     if path.is_dir():
         folders = sorted(folder for folder in path.iterdir() if folder.is_dir())
         files = [(file, folder.name) for folder in folders for file in sorted(folder.iterdir()) if _is_image(file)]
+        _tell_other_files(folders)
         if not files:
             raise ValueError(f"{path} holds no images in folders; it needs one folder per class: {path}/CLASS/1.png")
     elif path.is_file():
@@ -40,11 +45,25 @@ def support_images(path: Path, shape: list[int], *, resize: bool, invert: bool) 
     return images, [label for _, label in files]
 
 
-def read_images(paths: list[Path], shape: list[int], *, resize: bool, invert: bool) -> tuple[list[str], Tensor]:
+class Images(NamedTuple):
+    """Images to predict: the path of each file, those that can be read (n, C, H, W) in 0 … 1, and other files' errors.
+
+    Attributes:
+        errors: for each path the reason why its image cannot be read, or an empty text.
+    """
+
+    paths: list[str]
+    images: Tensor
+    errors: list[str]
+
+
+def read_images(paths: list[Path], shape: list[int], *, resize: bool, invert: bool) -> Images:
     """Read images to predict from files, folders, or CSV files with a column path; options as in `support_images`.
 
-    Returns:
-        The path of each image, and images float32 (n, C, H, W) in 0 … 1.
+    A file that cannot be read does not stop the others: `errors` says why.
+
+    Raises:
+        ValueError: no file at all, or none that can be read.
     """
     files: list[Path] = []
     for path in paths:
@@ -56,7 +75,17 @@ def read_images(paths: list[Path], shape: list[int], *, resize: bool, invert: bo
             files.append(path)
     if not files:
         raise ValueError(f"no images in {', '.join(map(str, paths))}; supported suffixes are {', '.join(SUFFIXES)}")
-    return [str(file) for file in files], torch.stack([_image(f, shape, resize=resize, invert=invert) for f in files])
+    read: list[Tensor] = []
+    errors: list[str] = []
+    for file in files:
+        try:
+            read.append(_image(file, shape, resize=resize, invert=invert))
+            errors.append("")
+        except (ValueError, OSError) as error:
+            errors.append(str(error))
+    if not read:
+        raise ValueError(f"none of {len(files)} images can be read; the first: {errors[0]}")
+    return Images([str(file) for file in files], torch.stack(read), errors)
 
 
 def support_table(path: Path, inputs: list[int], targets: list[int]) -> tuple[Tensor, Tensor]:
@@ -78,8 +107,21 @@ def read_table(path: Path, width: int) -> Tensor:
     return values[:, :width]
 
 
+def _tell_other_files(folders: list[Path]) -> None:
+    """Warn of folders without images, and of files that are no images, such as HEIC without its package."""
+    empty = [folder.name for folder in folders if not any(map(_is_image, folder.iterdir()))]
+    if empty:
+        log.warning("%d folders hold no images, and are no classes: %s", len(empty), ", ".join(empty[:5]))
+    others = [f.name for d in folders for f in d.iterdir() if not _is_image(f) and f.suffix.lower() in (*HEIC, ".avif")]
+    if others:
+        log.warning(
+            "%d files are not read, the first %s; convert them, or pip install 'kshot[files]' for HEIC",
+            len(others), others[0],
+        )  # fmt: skip
+
+
 def _is_image(path: Path) -> bool:
-    return path.suffix.lower() in SUFFIXES
+    return path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
 
 
 def _image(path: Path, shape: list[int], *, resize: bool, invert: bool) -> Tensor:

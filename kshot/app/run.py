@@ -11,6 +11,7 @@ import os
 import platform
 import subprocess
 import time
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -19,15 +20,27 @@ import torch
 from rich.console import Console
 from torch import nn
 
-from kshot.app.baselines import names_of
-from kshot.app.build import build_learner, build_model, build_policy, build_source, device_of, has_head, shapes_of
+from kshot.app.baselines import Setting, baselines_of, need_pretraining
+from kshot.app.build import (
+    Shapes,
+    build_learner,
+    build_model,
+    build_policy,
+    build_source,
+    device_of,
+    has_head,
+    shapes_of,
+)
+from kshot.app.failures import Failures
 from kshot.app.figures import make_figures
 from kshot.app.final_evaluation import TestResult, evaluate_with_baselines, protocol, report_entries
 from kshot.app.folder import RunFolder, logged_reads
+from kshot.app.pretraining import pretraining_of_baselines, pretraining_of_run
 from kshot.app.progress import Display
 from kshot.app.spec import Spec
+from kshot.app.suitability import refuse_unsuited
 from kshot.app.terminal import print_summary
-from kshot.app.trained import load
+from kshot.app.trained import load, start_from
 from kshot.app.tried import tried
 from kshot.data.cache import cache_folder
 from kshot.deciding.decisions import Experience, decision_to_json
@@ -39,15 +52,14 @@ from kshot.evaluation.report.report import to_json, write_report
 from kshot.evaluation.report.verdict import best_baseline
 from kshot.evaluation.target import Target
 from kshot.learner import Learner
-from kshot.learners.heads.head_learner import FeatureStatistics, HeadLearner
-from kshot.tasks.read_log import during, watched
+from kshot.tasks.read_log import watched
 from kshot.tasks.source import TaskSource
-from kshot.training.checkpoint import Checkpoints
-from kshot.training.fit import OuterLoop, Progress, Settings
-from kshot.training.pretrain import finish_pretraining, fit_feature_statistics, pretraining_loop
+from kshot.training.closed_form import fit_closed_form
 
 
-def run(spec: Spec, out: Path, *, resume: bool = False, console: Console | None = None) -> dict[str, Any]:
+def run(
+    spec: Spec, out: Path, *, resume: bool = False, console: Console | None = None, init_from: Path | None = None
+) -> dict[str, Any]:
     """Execute a run file in the folder `out`, and return the report.
 
     Raises:
@@ -55,10 +67,12 @@ def run(spec: Spec, out: Path, *, resume: bool = False, console: Console | None 
     """
     target = Target.parse(spec.target)
     with Display(console or Console(), target.metric) as display:  # opened first to show each log message once
-        return _run(spec, out, target, display, resume)
+        return _run(spec, out, target, display, resume, init_from)
 
 
-def _run(spec: Spec, out: Path, target: Target, display: Display, resume: bool) -> dict[str, Any]:
+def _run(
+    spec: Spec, out: Path, target: Target, display: Display, resume: bool, init_from: Path | None
+) -> dict[str, Any]:
     device = device_of(spec)
     source = build_source(spec)
     shapes = shapes_of(source)
@@ -66,9 +80,11 @@ def _run(spec: Spec, out: Path, target: Target, display: Display, resume: bool) 
     metric_names = ["loss", *objective.metrics(objective.as_prediction(query.targets), query)]
     if target.metric not in metric_names:
         raise ValueError(f"target {spec.target!r}: these tasks report {', '.join(metric_names)}")
-    names_of(spec, objective)  # raises early for impossible baselines
+    pretrains_baselines = need_pretraining(spec, objective)
+    baselines_of(Setting(spec, source, shapes, device))  # raises early for impossible baselines
     if spec.reject and not objective.task_specific_classes:
         raise ValueError("reject needs tasks with classes of their own, which these do not have")
+    refuse_unsuited(spec, source, shapes)
     model = build_model(spec, shapes, head=has_head(spec)).to(device)
     folder = RunFolder(out)
     (folder.open_again if resume else folder.open_new)(spec)
@@ -81,14 +97,16 @@ def _run(spec: Spec, out: Path, target: Target, display: Display, resume: bool) 
     )
     started = time.monotonic()
     display.say(f"{spec.name}: {spec.about}" if spec.about else spec.name, "bold")
-    pretrained, pretrain_seconds = None, 0.0
-    if spec.pretrain:
-        pretrain_seconds = _pretrain(spec, model, source, folder, experience, display)
-        pretrained = copy.deepcopy(model)
+    pretrained, pretrain_seconds = [], 0.0
+    if pretraining := pretraining_of_run(spec, folder):
+        pretrain_seconds = pretraining.run(model, source, experience, display.step)
+        display.say(f"pretrained {pretraining.options.steps} steps on all training classes in {pretrain_seconds:.0f} s")
+        pretrained.append(copy.deepcopy(model))
     learner = build_learner(spec, model, shapes).to(device)
-    if isinstance(learner, HeadLearner) and isinstance(learner.head, FeatureStatistics):
-        with during(source, "pretraining"):
-            fit_feature_statistics(learner, source)
+    if init_from is not None and not resume:
+        display.say(said := start_from(learner, init_from))
+        experience.record("init", run=str(init_from), about=said)
+    fit_closed_form(learner, source)
     budget = Budget(**spec.budget.model_dump())
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_folder() / "compiled"))  # kept between processes
     result = run_until(
@@ -106,21 +124,28 @@ def _run(spec: Spec, out: Path, target: Target, display: Display, resume: bool) 
         **spec.train.model_dump(),
     )
     display.say(result.outcome.value)
-    test = None
+    test, failures = None, Failures(folder.failures)
     if result.best is not None:
         checkpoint = folder.train / result.best.checkpoint
-        test = evaluate_with_baselines(learner, spec, source, shapes, pretrained, display.advance, checkpoint)
+        if pretrains_baselines:
+            with failures.recorded("the pretraining of the baselines"):
+                seconds = spec.baselines.budget * result.rounds[-1].seconds
+                pretrained += _pretrain_baselines(spec, folder, source, shapes, device, seconds, display)
+        test = evaluate_with_baselines(learner, spec, source, pretrained, display.advance, checkpoint, failures)
         write_tasks(folder.tasks, test.test, test.baselines, target.metric)
         if spec.reject and test.threshold is not None:
             folder.rejection.write_text(json.dumps({"score": spec.reject.score, "threshold": test.threshold}))
-    report = to_json(_report(spec, out, source, result, test, learner))
+    report = to_json(_report(spec, out, source, result, test, learner, failures))
     report["timing"] |= {"pretrain_seconds": pretrain_seconds, "this_process_seconds": time.monotonic() - started}
-    best = best_baseline(report["baselines"], target.metric, target.at_least)
-    figures = {
-        "rounds": run_charts.rounds_chart(report["rounds"], report["target"], baseline=best),
-        "learning_curve": run_charts.learning_curve(experience.events),
-    }
-    figures |= make_figures(report, test, spec, source, learner) if test else {}
+    figures: dict[str, Any] = {}
+    with failures.recorded("the charts of the run"):
+        best = best_baseline(report["baselines"], target.metric, target.at_least)
+        figures["rounds"] = run_charts.rounds_chart(report["rounds"], report["target"], baseline=best)
+        figures["learning_curve"] = run_charts.learning_curve(experience.events)
+    if test:
+        with failures.recorded("the charts of the test"):
+            figures |= make_figures(report, test, spec, source, learner)
+    report["failures"] = [failure._asdict() for failure in failures]
     write_report(out, report, experience.events, figures)
     experience.record("finished", outcome=result.outcome.name)
     return report
@@ -135,6 +160,7 @@ def evaluate_run(
     out: Path | None,
     episodes_sha256: str | None,
     with_baselines: bool,
+    overrides: Sequence[str] | None = None,
 ) -> dict[str, Any]:
     """Evaluate the best round of a run with its baselines, print the report, write it to `out` if given, and return it.
 
@@ -145,23 +171,24 @@ def evaluate_run(
         raise ValueError(f"--split is 'test' or 'val', got {split!r}")
     if out is not None and out.exists() and any(out.iterdir()):
         raise ValueError(f"{out} is not empty; choose another --out")
-    run = load(run_dir)
+    run = load(run_dir, overrides or ())
     spec, source, device = run.spec, watched(build_source(run.spec), before=run.reads), device_of(run.spec)
+    run.check_shapes(source)
     learner = run.learner.to(device)
     target = Target.parse(spec.target)
-    pretrained = None
-    if with_baselines and spec.pretrain:
-        model = build_model(spec, run.shapes, head=has_head(spec)).to(device)
-        pretrained = pretrained_model(spec, model, source, RunFolder(run_dir))
+    pretrained = _load_pretrained(spec, RunFolder(run_dir), source, run.shapes, device) if with_baselines else []
+    failures = Failures(out / "failures.log" if out else None)
+    if out is not None:
+        out.mkdir(parents=True, exist_ok=True)
     with Display(Console(stderr=as_json), target.metric) as display:
         result = evaluate_with_baselines(
             learner,
             spec,
             source,
-            run.shapes,
             pretrained,
             display.advance,
             run.checkpoint,
+            failures,
             split=split,  # type: ignore[arg-type]
             num_tasks=num_tasks,
             episodes_sha256=episodes_sha256,
@@ -176,15 +203,18 @@ def evaluate_run(
             "best_round": run.round,
             "weights_sha256": run.weights,
             "tried": tried(run_dir, spec),
-            **report_entries(result, spec, source, learner),
+            **report_entries(result, spec, source, learner, failures, run.num_steps),
             "environment": environment(),
             "timing": {"seconds": result.test.seconds},
         }
     )
     if out is not None:
-        out.mkdir(parents=True, exist_ok=True)
         write_tasks(out / TASKS, result.test, result.baselines, target.metric)
-        write_report(out, report, [], make_figures(report, result, spec, source, learner))
+        figures = {}
+        with failures.recorded("the charts of the test"):
+            figures = make_figures(report, result, spec, source, learner)
+        report["failures"] = [failure._asdict() for failure in failures]
+        write_report(out, report, [], figures)
     if as_json:
         print(json.dumps(report, indent=1))
     else:
@@ -192,63 +222,53 @@ def evaluate_run(
     return report
 
 
-def pretrained_model(spec: Spec, model: nn.Module, source: TaskSource, folder: RunFolder) -> nn.Module | None:
-    """Load the pretrained weights of a finished run into `model`; None if it was not pretrained."""
-    latest = Checkpoints(folder.pretrain).latest() if spec.pretrain and folder.pretrain.exists() else None
-    if latest is None:
-        return None
-    loop = _pretraining(spec, model, source)
-    loop.load(latest)
-    finish_pretraining(loop)
-    return model
+def _pretrain_baselines(
+    spec: Spec,
+    folder: RunFolder,
+    source: TaskSource,
+    shapes: Shapes,
+    device: torch.device,
+    seconds: float,
+    display: Display,
+) -> list[nn.Module]:
+    """The model that was pretrained for a time, if that is longer than the run file's pretraining."""
+
+    def new_model() -> nn.Module:
+        return build_model(spec, shapes, head=has_head(spec)).to(device)
+
+    pretraining = pretraining_of_baselines(spec, folder, new_model, source, seconds)
+    if pretraining is None:
+        return []
+    model, steps = new_model(), pretraining.options.steps
+    taken = pretraining.run(model, source, None, display.step)
+    display.say(f"pretrained the model of the baselines for {steps} steps in {taken:.0f} s, as long as the learner")
+    return [model]
 
 
-def _pretraining(spec: Spec, model: nn.Module, source: TaskSource) -> OuterLoop:
-    """The pretraining loop of a run file."""
-    assert spec.pretrain is not None
-    options = spec.pretrain
-    settings = Settings(options.outer_lr, clip=None, horizon=options.steps, size=options.batch)
-    kwargs = options.model_dump(include={"objective", "output", "temperature", "precision"})
-    return pretraining_loop(model, source, settings, **kwargs, seed=spec.seed)
+def _load_pretrained(
+    spec: Spec, folder: RunFolder, source: TaskSource, shapes: Shapes, device: torch.device
+) -> list[nn.Module]:
+    """The pretrained models of a finished run."""
 
+    def new_model() -> nn.Module:
+        return build_model(spec, shapes, head=has_head(spec)).to(device)
 
-def _pretrain(
-    spec: Spec, model: nn.Module, source: TaskSource, folder: RunFolder, experience: Experience, display: Display
-) -> float:
-    """Pretrain in place, resuming from the latest checkpoint; return the total seconds."""
-    assert spec.pretrain is not None
-    options = spec.pretrain
-    with during(source, "pretraining"):
-        loop = _pretraining(spec, model, source)
-    checkpoints = Checkpoints(folder.pretrain, spec.train.checkpoint_seconds)
-    latest = checkpoints.latest()
-    before = loop.load(latest)["seconds"] if latest else 0.0
-    started = time.monotonic()
-    losses: list[float] = []
-
-    def observe(progress: Progress) -> None:
-        losses.append(progress.loss)
-        if len(losses) == 10 or progress.step == options.steps:
-            experience.record("pretrain", step=progress.step, loss=sum(losses) / len(losses))
-            losses.clear()
-        if checkpoints.due() or progress.step == options.steps:
-            loop.save(checkpoints.folder / f"step-{loop.step:07d}", {"seconds": before + time.monotonic() - started})
-            checkpoints.restart_interval()
-            checkpoints.prune()
-        display.step(progress, options.steps, "pretrain")
-
-    with during(source, "pretraining"):
-        loop.run(options.steps - loop.step, observe)
-    finish_pretraining(loop)
-    seconds = before + time.monotonic() - started
-    display.say(f"pretrained {options.steps} steps on all training classes in {seconds:.0f} s")
-    return seconds
+    both = pretraining_of_run(spec, folder), pretraining_of_baselines(spec, folder, new_model, source, None)
+    models = [pretraining.load(new_model(), source) for pretraining in both if pretraining is not None]
+    return [model for model in models if model is not None]
 
 
 def _report(
-    spec: Spec, out: Path, source: TaskSource, result: Run, test: TestResult | None, learner: Learner
+    spec: Spec,
+    out: Path,
+    source: TaskSource,
+    result: Run,
+    test: TestResult | None,
+    learner: Learner,
+    failures: Failures,
 ) -> dict[str, Any]:
     target, pairs = Target.parse(spec.target), zip(result.rounds, result.decisions)
+    num_steps = result.best.step if result.best else 0
     rounds = [entry.to_json() | {"decision": decision_to_json(decision)} for entry, decision in pairs]
     return {
         "kshot": version("kshot"),
@@ -269,7 +289,7 @@ def _report(
         "baselines": {},
         "protocol": protocol(spec, source, learner),
         "tried": tried(out, spec),
-        **(report_entries(test, spec, source, learner) if test else {}),
+        **(report_entries(test, spec, source, learner, failures, num_steps) if test else {}),
         "environment": environment(),
         "timing": {"seconds": result.rounds[-1].seconds if result.rounds else None},
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -88,7 +89,7 @@ def _report(spec: Spec, out: Path, seeds: list[int], reports: list[dict[str, Any
         "test": pooled([report["test"] for report in reports]) if complete else None,
         "baselines": {name: pooled([report["baselines"][name] for report in reports]) for name in names},
         "paired": differences([table[0] for table in tables], others, first["metric"]) if complete else {},
-        "audits": _audits(seeds, reports),
+        "audits": audits_of("seed", seeds, reports),
         "trusted": all(report["trusted"] for report in reports) if complete else None,
         "worst_tasks": [],
         "shots": [],
@@ -105,10 +106,12 @@ def _report(spec: Spec, out: Path, seeds: list[int], reports: list[dict[str, Any
     }
 
 
-def _audits(seeds: list[int], reports: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The audits of the first seed, replaced by those that another seed failed."""
+def audits_of(part: str, numbers: Iterable[int], reports: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The audits of the first of several seeds or folds (`part`), replaced by those that another one failed."""
     audits = {audit["name"]: audit for audit in reports[0].get("audits") or []}
-    for seed, report in reversed(list(zip(seeds, reports))):
+    for number, report in reversed(list(zip(numbers, reports))):
         failed = [audit for audit in report.get("audits") or [] if audit["result"] == "FAILED"]
-        audits |= {audit["name"]: audit | {"finding": f"Seed {seed}: {audit['finding']}"} for audit in failed}
+        audits |= {
+            audit["name"]: audit | {"finding": f"{part.capitalize()} {number}: {audit['finding']}"} for audit in failed
+        }
     return list(audits.values())

@@ -11,18 +11,47 @@ import yaml
 from annotated_types import Ge, Len
 from pydantic import Field, PlainValidator, ValidationError, model_validator
 
-from kshot.annotations import NonNegativeInt, PositiveFloat, PositiveInt, Supplied
-from kshot.app.importing import make_importable, nearest
+from kshot.annotations import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, Supplied
+from kshot.app.importing import beside, make_importable, nearest
 from kshot.app.schema import Part, Strict, check_part, describe, factory_of, part, problem, section
 
 AtLeastTwo = Annotated[int, Ge(2)]
 BASELINES: dict[str, str] = {
     "scratch": "the same model, trained on the support set alone from random weights",
-    "fine_tune": "the model after {steps} steps of pretraining on all training classes, fine-tuned on the support set",
-    "pretrained": "the model after {steps} steps of pretraining, without adaptation",
-    "pretrained_centroid": "nearest class mean in the features of the model after {steps} steps of pretraining",
+    "fine_tune": "the model, pretrained on the training split, fine-tuned on the support set",
+    "pretrained": "the model, pretrained on the training split, without adaptation",
+    "pretrained_centroid": "nearest class mean in the features of the model, pretrained on the training split",
     "centroid": "nearest class mean of the raw inputs, or of the features of a pretrained encoder",
     "support_mean": "the mean of the support targets for any input",
+    "shrunken_mean": "the mean of the training rows, moved to that of the support by the ratio of the variances",
+    "pooled_ridge": "ridge regression of all training rows",
+    "pooled_logistic": "logistic regression of all training rows",
+    "group_ridge": "ridge regression of the support set alone",
+    "group_logistic": "logistic regression of the support set alone",
+    "shrunken_ridge": "ridge regression of the support set, shrunken to the coefficients of all training rows",
+    "shrunken_logistic": "logistic regression of the support set, shrunken to that of all training rows",
+    "mixed_model": "a mixed model: shared coefficients, with intercepts and slopes that vary by group",
+    "pooled_boosting": "histogram boosting of all training rows, with statistics of the support set as features",
+    "pooled_boosting_residual": "histogram boosting of all training rows, and the support's residuals by a mixed model",
+    "target_encoded_boosting": "the same, with categories encoded by the target",
+    "k_nearest": "the nearest neighbours in standardised columns",
+    "random_forest": "scikit-learn's random forest, fitted to the support set",
+    "histogram_boosting": "scikit-learn's histogram boosting, fitted to the support set",
+    "seasonal_naive": "the values one season before",
+    "last_value": "the last value",
+    "drift": "the line through the first and the last value",
+    "ets": "exponential smoothing, with trend and season chosen by AICc",
+    "theta": "the Theta method, seasonally adjusted",
+    "global_ridge": "ridge regression on lags, over all training series",
+    "pretrained_probe": "logistic regression on the features of the model, pretrained on the training split",
+    "class_mean_cosine": "the nearest class mean of the features by the cosine",
+    "logistic_regression": "scikit-learn's logistic regression on the features, with C tuned",
+    "ridge": "ridge classification on the features, with a tuned penalty",
+    "knn": "the nearest neighbours by the cosine of the features",
+    "contrast_then_probe": "logistic regression on features tuned by plain contrast on the training classes",
+    "n_grams": "n-grams with back-off, of the training texts and the support set",
+    "n_grams_causal": "the same, which also count what they have read of the query, as a compressor does",
+    "gaussian_process": "a Gaussian process whose kernel is fitted to the training split",
     "global_mean": "the mean of the training ratings",
     "user_mean": "the user's mean, shrunk towards the global mean",
     "item_mean": "the item's mean in training, shrunk towards the global mean",
@@ -33,7 +62,7 @@ BASELINES: dict[str, str] = {
 }
 """The baselines by name, and their descriptions."""
 
-NEED_PRETRAINING = {"fine_tune", "pretrained", "pretrained_centroid"}
+NEED_PRETRAINING = {"fine_tune", "pretrained", "pretrained_centroid", "pretrained_probe"}
 NEED_A_MODEL = {"scratch", *NEED_PRETRAINING}
 
 MODELS = {Supplied.MODEL, Supplied.EMBEDDING, Supplied.FROZEN_EMBEDDING, Supplied.MAP_EMBEDDING}
@@ -41,12 +70,14 @@ MODELS = {Supplied.MODEL, Supplied.EMBEDDING, Supplied.FROZEN_EMBEDDING, Supplie
 
 
 class EvaluateSpec(Strict):
-    """`shots` are those of the chart over shots, which uses the first `num_shots_tasks` test tasks for each."""
+    """`shots` are those of the chart over shots, which uses the first `num_shots_tasks` test tasks for each. With
+    `folds`, there is a run for each fold of the classes or groups, and each is tested once."""
 
     num_val_tasks: AtLeastTwo = 100
     num_test_tasks: AtLeastTwo = 600
     shots: list[PositiveInt] = Field([1, 2, 5, 10, 20])
     num_shots_tasks: AtLeastTwo = 100
+    folds: Annotated[int, Ge(3)] | None = None
 
 
 def _baseline(value: Any) -> str | Part:
@@ -59,14 +90,17 @@ def _baseline(value: Any) -> str | Part:
 
 class BaselinesSpec(Strict):
     """`rule` is that of fine-tuning; `inner_lrs`, and several `steps`, are tuned on validation tasks for each baseline.
-    The default `names` are those that suit the tasks."""
+    The default `names` are those that suit the tasks. Pretrained ones train for `budget` times the time that the
+    learner took, if that is longer than the run file's `pretrain`. All test tasks are scored unless `num_test_tasks` is
+    given."""
 
     names: list[Annotated[Any, PlainValidator(_baseline)]] | None = None
     steps: PositiveInt | Annotated[list[PositiveInt], Len(1)] = 50
     rule: Literal["sgd", "adam"] = "sgd"
     inner_lrs: list[PositiveFloat] = Field([0.01, 0.1], min_length=1)
+    budget: NonNegativeFloat = 1.0
     num_val_tasks: AtLeastTwo = 20
-    num_test_tasks: AtLeastTwo = 100
+    num_test_tasks: AtLeastTwo | None = None
 
 
 BUDGET = section("kshot.deciding.policies:Budget")
@@ -162,6 +196,8 @@ def parse_spec(text: str, where: str, overrides: list[str] | None = None, folder
         raise ValueError(f"{where}{line}: this is not YAML: {getattr(error, 'problem', None) or error}") from None
     if not isinstance(data, dict):
         raise ValueError(f"{where}: a run file holds keys and values, such as 'name: my-run'; this holds none")
+    if folder is not None:
+        data |= {"source": beside(folder, data.get("source"))} if "source" in data else {}
     for override in overrides or []:
         overridden = _override(data, override)
         lines = {path: line for path, line in lines.items() if path[: len(overridden)] != overridden}

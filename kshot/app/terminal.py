@@ -13,11 +13,13 @@ from rich.table import Table as RichTable
 from kshot.evaluation.audit.findings import trust
 from kshot.evaluation.compare import compare
 from kshot.evaluation.per_task import write
+from kshot.evaluation.report.conclusion import conclude
 from kshot.evaluation.report.formatting import format_figure, format_value, read_figure
 from kshot.evaluation.report.leaderboard import SEPARATE, board_table, boards_csv, boards_page, heading, note
 from kshot.evaluation.report.sections import Table, cost_pairs, rejection_pairs, result_table, tried_sentence
-from kshot.evaluation.report.verdict import failed, inference_of, unlike, verdict
+from kshot.evaluation.report.verdict import inference_of, verdict_of
 
+TONES = {"good": "green", "fair": "yellow", "bad": "bold red"}
 STYLES = {"main": "bold", "": "", "muted": "dim"}
 
 
@@ -44,9 +46,7 @@ def print_summary(report: dict[str, Any], out: Path | None) -> None:
             others.append(f"calibration error {format_value(report['calibration']['error'])}")
         lines = [", ".join(others)] if others else []
         if report["baselines"]:
-            higher, paired = report["higher_is_better"], report.get("paired") or {}
-            lines.append(verdict(test, report["baselines"], metric, higher, paired, failed(report)))
-        lines += unlike(report)
+            lines.append(verdict_of(report))
         lines += [sentence] if (sentence := tried_sentence(report)) else []
         lines += [f"out of scope, {label}: {value}" for label, value in rejection_pairs(report)]
         for line in lines:
@@ -59,6 +59,12 @@ def print_summary(report: dict[str, Any], out: Path | None) -> None:
             kind += f", ensemble of {members}"
         console.print(f"{kind}, {split} tasks, episodes {protocol['episodes_sha256'][:16]}…", highlight=False)
         _print_audits(report.get("audits") or [], console)
+    conclusion = conclude(report)
+    if conclusion.sentence != (report.get("sentence") or ""):  # which the run has printed
+        console.print(conclusion.sentence, style=TONES[conclusion.tone], highlight=False, markup=False)
+    for each in report.get("failures") or []:
+        text = f"FAILED {each['what']}: {each['error']}"
+        console.print(text, style="bold red", highlight=False, markup=False, soft_wrap=True)
     if out is not None:
         console.print(f"report: {out / 'report.html'}", highlight=False, soft_wrap=True)
 

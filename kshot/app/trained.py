@@ -17,10 +17,10 @@ import torch
 from torch import Tensor
 
 from kshot import objectives
-from kshot.app.build import Shapes, build_learner, build_model, device_of, has_head
+from kshot.app.build import Shapes, build_learner, build_model, device_of, has_head, shapes_of
 from kshot.app.folder import RunFolder, logged_reads, read_spec
 from kshot.app.inputs import read_images, read_table, support_images, support_table
-from kshot.app.spec import Spec
+from kshot.app.spec import Spec, parse_spec
 from kshot.deciding.decisions import Round, best_round
 from kshot.evaluation.rejection import OUTSIDE, novelty
 from kshot.evaluation.target import Target
@@ -29,8 +29,12 @@ from kshot.learners.heads.head_learner import HeadLearner
 from kshot.sources.corpus import CorpusPreprocessor
 from kshot.sources.preprocessors import preprocessor_from_json
 from kshot.tasks.preprocessor import Preprocessor
+from kshot.tasks.source import TaskSource
 from kshot.training.checkpoint import META, WEIGHTS, Checkpoints, load_checkpoint, load_state, save_state
 from kshot.types import Batch, Split, Tree, to, tree_map
+
+CHANGEABLE = ("source", "target", "evaluate", "baselines", "device")
+"""Keys of the run file that may be changed when a trained run is evaluated."""
 
 Columns = dict[str, list[Any]]
 """A table: the name of each column, and its cells."""
@@ -58,7 +62,8 @@ class TrainedRun:
     Attributes:
         path, spec, shapes: the folder, the run file, and the shapes of one example.
         preprocessor: converts files into inputs; None if the tasks were not read from files.
-        learner, round: the learner with the weights of the best round, and the number of that round.
+        learner, round, num_steps: the learner with the weights of the best round, the number of that round, and that of
+            the outer steps taken until its end.
         weights, checkpoint: SHA-256 of the weights, and the folder of the checkpoint that they were read from.
         reads: (phase, split) for each split that a phase of the run has read.
 
@@ -75,6 +80,7 @@ class TrainedRun:
     preprocessor: Preprocessor | None
     learner: Learner
     round: int
+    num_steps: int
     weights: str
     checkpoint: Path
     reads: list[tuple[str, Split]]
@@ -84,6 +90,17 @@ class TrainedRun:
         """The contents of report.json; None before the run has ended."""
         file = RunFolder(self.path).report
         return json.loads(file.read_text()) if file.exists() else None
+
+    def check_shapes(self, source: TaskSource) -> None:
+        """Raise ValueError if the tasks of a source have other shapes than the learner takes."""
+        found, known = shapes_of(source), self.shapes
+        if found["inputs"] != known["inputs"]:
+            raise ValueError(f"these tasks have inputs {found['inputs']}, and the run was trained on {known['inputs']}")
+        if found["targets"] != known["targets"] and has_head(self.spec):
+            raise ValueError(
+                f"the model of {self.path} tells {known['targets'][-1]} classes apart, and these tasks have "
+                f"{found['targets'][-1]}: keep source.ways, or train a learner for any number of ways, such as protonet"
+            )
 
     def adapt(
         self, support: Path | str, *, before: Adapted | None = None, resize: bool = False, invert: bool = False
@@ -131,6 +148,7 @@ class TrainedRun:
         Returns:
             A list for each column: "label" and the probability of each class for classification, with "novelty" if the
             run rejects out-of-scope examples; the bits of each window for running text; else the predicted values.
+            A column "error" is there if an image cannot be read or a prediction is not finite; it says why.
 
         Raises:
             ValueError: a file that is missing or does not fit the run.
@@ -143,13 +161,18 @@ class TrainedRun:
         if isinstance(preprocessor, CorpusPreprocessor):
             return self._bits(preprocessor, adapted.state, paths)
         if adapted.classes and not preprocessor:
-            names, images = read_images(paths, self.shapes["inputs"], resize=resize, invert=invert)
-            return {"path": names} | self._labels(self.logits(adapted.state, images), adapted.classes)
+            names, images, errors = read_images(paths, self.shapes["inputs"], resize=resize, invert=invert)
+            read = self._labels(self.logits(adapted.state, images), adapted.classes)
+            return {"path": names} | _spread(read, errors)
         values = [
             preprocessor.inputs(path, adapted.kept) if preprocessor else read_table(path, self.shapes["inputs"][-1])
             for path in paths
         ]
         prediction = self.logits(adapted.state, tree_map(lambda *leaves: torch.cat(leaves), *values))
+        return _tell_not_finite(prediction, self._columns(prediction, adapted))
+
+    def _columns(self, prediction: Tensor, adapted: Adapted) -> Columns:
+        preprocessor = self.preprocessor
         rows: Columns = {"row": list(range(1, len(prediction) + 1))}
         if adapted.classes:
             return rows | self._labels(prediction, adapted.classes)
@@ -226,14 +249,62 @@ class TrainedRun:
         return columns
 
 
-def load(path: Path | str) -> TrainedRun:
-    """Open a run folder: the trained learner, its preprocessor and its run file.
+def start_from(learner: Learner, path: Path | str) -> str:
+    """Give a learner the weights of a run's best round, and return a sentence on them; other shapes keep their own.
 
     Raises:
-        ValueError: the folder is no run folder, holds no finished round, or has a damaged checkpoint.
+        ValueError: no finished run, or none of its weights has the name and shape of one of the learner's.
+    """
+    run = load(path)
+    own, other = learner.state_dict(), run.learner.state_dict()
+    taken = {name: value for name, value in other.items() if name in own and own[name].shape == value.shape}
+    if not set(taken) & {name for name, _ in learner.named_parameters()}:
+        raise ValueError(
+            f"{path} is a run of learner {run.spec.learner.kind}, of which no weight has the name and shape of one of "
+            "this run's: take the same model, or leave out --init-from"
+        )
+    learner.load_state_dict(own | taken)
+    left = [name for name in own if name not in taken]
+    others = f"; {len(left)} others start anew, such as {left[0]}" if left else ""
+    return f"starts from {len(taken)} weights of {path}, round {run.round} ({run.weights[:16]}…){others}"
+
+
+def _spread(columns: Columns, errors: list[str]) -> Columns:
+    """Columns of the examples without an error, None for the others; and the errors as a column if there are any."""
+    if not any(errors):
+        return columns
+    cells = {name: iter(column) for name, column in columns.items()}
+    spread = {name: [None if error else next(cell) for error in errors] for name, cell in cells.items()}
+    return spread | {"error": errors}
+
+
+def _tell_not_finite(prediction: Tensor, columns: Columns) -> Columns:
+    """The columns, and if predictions (n, ...) are not finite a column that says so."""
+    wrong = (~prediction.flatten(1).isfinite().all(1)).tolist()
+    if not any(wrong) or any(len(column) != len(wrong) for column in columns.values()):
+        return columns
+    errors = ["the prediction is not finite: look for missing or extreme inputs" * bad for bad in wrong]
+    return columns | {"error": errors}
+
+
+def load(path: Path | str, overrides: Sequence[str] = ()) -> TrainedRun:
+    """Open a run folder: the trained learner, its preprocessor and its run file.
+
+    Args:
+        path: the folder.
+        overrides: `PATH=VALUE`, each changes a key of `CHANGEABLE`, to evaluate on other tasks.
+
+    Raises:
+        ValueError: the folder is no run folder, holds no finished round, or has a damaged checkpoint; an override of
+            another key.
     """
     path = Path(path)
     spec, folder = read_spec(path), RunFolder(path)
+    if overrides:
+        for override in overrides:
+            if override.partition("=")[0].split(".")[0].strip() not in CHANGEABLE:
+                raise ValueError(f"--set {override}: a trained run takes changes of {', '.join(CHANGEABLE)} only")
+        spec = parse_spec(spec.to_yaml(), str(folder.spec), list(overrides))
     latest = Checkpoints(folder.train).latest() if folder.train.exists() else None
     rounds = [] if latest is None else json.loads((latest / META).read_text())["rounds"]
     best = best_round([Round.from_json(entry) for entry in rounds], Target.parse(spec.target))
@@ -253,6 +324,7 @@ def load(path: Path | str) -> TrainedRun:
         preprocessor=preprocessor_from_json(kept) if kept else None,
         learner=learner,
         round=best.number,
+        num_steps=best.step,
         weights=hashlib.sha256((checkpoint / WEIGHTS).read_bytes()).hexdigest(),
         checkpoint=checkpoint,
         reads=logged_reads(folder.events),

@@ -18,7 +18,7 @@ from kshot.checking.contents import (
 )
 from kshot.checking.findings import SEVERITIES, Checked, Finding, Part, Sizes, listed, parts_of
 from kshot.checking.scan import choose
-from kshot.checking.values import check_leakage, check_values
+from kshot.checking.values import check_leakage, check_reading, check_values
 from kshot.tasks.pool import plural
 from kshot.tasks.source import TaskSource, draw
 from kshot.types import Split, Task
@@ -30,6 +30,7 @@ def check(
     num_examples: int = 50_000,
     num_tasks: int = 100,
     progress: Callable[[int, int], object] | None = None,
+    decode: bool = True,
 ) -> Checked:
     """Look for errors that would make a run on these tasks fail, or its figures worthless.
 
@@ -41,6 +42,7 @@ def check(
         num_examples: largest number of examples to compare with one another.
         num_tasks: number of tasks of each split to check.
         progress: called as `progress(num_decoded, num_images)`.
+        decode: whether all images are decoded to find unusable ones.
 
     Raises:
         ValueError: fewer than one example or task; images that cannot be read at all.
@@ -63,7 +65,7 @@ def check(
     parts = list(parts_of(source))
     looked_at = total = 0
     for part in parts:
-        bad, found = _decode(part, progress)
+        bad, found = _decode(part, progress) if decode else (set(), [])
         findings += found
         drawn: dict[Split, list[Task]] = {}
         for split in part.splits:
@@ -72,7 +74,7 @@ def check(
         of_part = [_sizes(part, split) for split in part.splits if drawn[split]]
         sizes += of_part
         findings += [*_check_sizes(part, of_part), *_left_out(part)]
-        findings += [*check_values(part, drawn), *check_leakage(part, drawn)]
+        findings += [*check_reading(part), *check_values(part, drawn), *check_leakage(part, drawn)]
         rows, num_chosen, num_rows = choose(part, num_examples // len(parts), bad)
         looked_at, total = looked_at + num_chosen, total + num_rows
         sketcher = sketcher_of(part, rows, drawn)
@@ -85,6 +87,18 @@ def check(
     amount = f"{of_all} {total:,} examples{'' if looked_at == total else ', drawn at random,'} and " if total else ""
     findings.sort(key=lambda finding: -SEVERITIES.index(finding.severity))
     return Checked(findings, sizes, f"Looked at {amount}up to {num_tasks:,} tasks of each split.")
+
+
+def findings_for_report(source: TaskSource, *, num_examples: int = 2_000, num_tasks: int = 20) -> list[Finding]:
+    """The warnings and errors of a short check, for the report of a run on the same source.
+
+    It reads tasks of all splits: call it on a source whose reads are not recorded (`read_log.watched`), or afterwards.
+    """
+    try:
+        checked = check(source, num_examples=num_examples, num_tasks=num_tasks, decode=False)
+    except ValueError as error:  # such as an unusable image
+        return [Finding("error", "examples", f"{error}.")]
+    return [finding for finding in checked.findings if finding.severity in ("warning", "error")]
 
 
 def _decode(part: Part, progress: Callable[[int, int], object] | None) -> tuple[set[int], list[Finding]]:

@@ -72,6 +72,15 @@ def _constant_inputs(part: Part, drawn: Drawn) -> list[Finding]:
     return findings
 
 
+def check_reading(part: Part) -> list[Finding]:
+    """How the columns of the file were understood, and what was noticed when it was read."""
+    findings = [part.finding("warning", "reading", f"{note}.") for note in part.source.notes]
+    if part.source.understood:
+        columns = "; ".join(f"{name}: {how}" for name, how in part.source.understood.items())
+        findings.append(part.finding("ok", "reading", f"The columns were understood as {columns}."))
+    return findings
+
+
 def check_leakage(part: Part, drawn: Drawn) -> list[Finding]:
     """Columns that reveal the target, and targets that are sorted in the file."""
     columns = _columns(part, drawn)

@@ -5,6 +5,7 @@ Tables, running text, lists and JSON all come through here.
 
 from __future__ import annotations
 
+import gzip
 import json
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,9 @@ import numpy as np
 
 _BOMS = {b"\xef\xbb\xbf": "utf-8", b"\xff\xfe\x00\x00": "utf-32", b"\x00\x00\xfe\xff": "utf-32",
          b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16"}  # fmt: skip
-_NOT_TEXT = {b"PK\x03\x04": "a zip or an Excel workbook: save the sheet as CSV",
-             b"\x1f\x8b": "compressed by gzip: unpack it", b"\x28\xb5\x2f\xfd": "compressed by zstd: unpack it",
+_NOT_TEXT = {b"PK\x03\x04": "a zip or an Excel workbook: name it .xlsx, or save the sheet as CSV",
+             b"\x1f\x8b": "compressed by gzip: name it as in .csv.gz, or unpack it",
+             b"\x28\xb5\x2f\xfd": "compressed by zstd: name it as in .csv.zst, or unpack it",
              b"PAR1": "a Parquet file: name it .parquet",
              b"SQLite format 3": "an SQLite database: export the table as CSV", b"%PDF": "a PDF"}  # fmt: skip
 
@@ -46,7 +48,26 @@ def read_utf8(path: Path, encoding: str | None = None) -> bytes:
         content = path.read_bytes()
     except OSError as error:
         raise ValueError(f"{path} cannot be read: {error.strerror}") from None
-    return to_utf8(content, encoding, str(path))
+    return to_utf8(_unpacked(content, path), encoding, str(path))
+
+
+def _unpacked(content: bytes, path: Path) -> bytes:
+    """The content of a file, unpacked if its name ends in .gz or .zst."""
+    try:
+        if path.suffix.lower() == ".gz":
+            return gzip.decompress(content)
+        if path.suffix.lower() == ".zst":
+            import zstandard
+
+            with zstandard.ZstdDecompressor().stream_reader(content) as stream:
+                return stream.read()
+    except ModuleNotFoundError:
+        raise ValueError(
+            f"{path}: zstd needs the package zstandard: pip install 'kshot[files]', or unpack the file"
+        ) from None
+    except Exception as error:  # each of these packages raises errors of its own
+        raise ValueError(f"{path} cannot be unpacked: {error}; get it again, or unpack it") from None
+    return content
 
 
 def to_utf8(content: bytes, encoding: str | None, name: str) -> bytes:

@@ -1,5 +1,6 @@
 """Scores of a learner on a fixed range of tasks, their intervals and comparisons, and audits of the protocol."""
 
+from kshot.evaluation.baselines import baselines
 from kshot.evaluation.compare import compare, paired_difference
 from kshot.evaluation.cost import cost
 from kshot.evaluation.evaluate import Evaluation, evaluate
@@ -11,6 +12,7 @@ __all__ = [
     "Evaluation",
     "Interval",
     "Target",
+    "baselines",
     "compare",
     "cost",
     "evaluate",

@@ -8,10 +8,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Literal, NamedTuple
 
-import numpy as np
 import torch
 
-from kshot.evaluation.intervals import Interval, interval
+from kshot.evaluation.intervals import Interval, Units, interval
 from kshot.objectives import Objective, weighted_mean
 from kshot.types import Batch, Tree
 
@@ -107,8 +106,8 @@ class CalibrationMeter:
             return
         self.num_examples += int((weight > 0).sum())
 
-    def result(self, subjects: np.ndarray | None = None) -> Calibration | None:
-        """The calibration, with intervals over `subjects` as in `interval`; None if no prediction was counted."""
+    def result(self, units: Units | None = None) -> Calibration | None:
+        """The calibration, with intervals over `units` as in `interval`; None if no prediction was counted."""
         if not self.num_examples:
             return None
         total = float(self.sums[0].sum())
@@ -118,6 +117,6 @@ class CalibrationMeter:
             if weight > 0
         ]
         error = sum(point.share * abs(point.expected - point.observed) for point in points)
-        brier = interval(self.brier, subjects) if self.brier else None
+        brier = interval(self.brier, units) if self.brier else None
         kind: Literal["classes", "bands"] = "classes" if self.of_classes else "bands"
-        return Calibration(kind, error, points, self.num_examples, interval(self.nll, subjects), brier)
+        return Calibration(kind, error, points, self.num_examples, interval(self.nll, units), brier)

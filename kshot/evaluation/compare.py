@@ -53,7 +53,7 @@ def paired_difference(
         if metric not in evaluation.per_task:
             raise ValueError(f"there is no metric {metric!r} to compare, only {', '.join(evaluation.per_task)}")
     mine, yours = ([evaluation.per_task[metric][:num_tasks] for evaluation in side] for side in sides)
-    return difference(mine, yours, None if first.subjects is None else first.subjects[:num_tasks])
+    return difference(mine, yours, first.units and first.units.first(num_tasks))
 
 
 def differences(

@@ -16,7 +16,7 @@ import torch
 from kshot.evaluation.audit.findings import Audit, Evidence, Trust, real, stream, trust
 from kshot.evaluation.audit.run import FEW, UntrustedFigure, failures, fingerprint, run_audits
 from kshot.evaluation.calibration import Calibration, CalibrationMeter
-from kshot.evaluation.intervals import Interval, interval
+from kshot.evaluation.intervals import BOUNDS, Interval, Units, interval
 from kshot.learner import Learner, evaluation_mode, predict_query
 from kshot.objectives import check_task_values
 from kshot.tasks.read_log import EVALUATION, during, note_test
@@ -59,15 +59,15 @@ class Evaluation:
 
     Attributes:
         split: split of the tasks.
-        metrics: mean ± 95 % interval over tasks of "loss" and of each metric of the objective; over subjects, such as
-            users, if the source assigns tasks to them.
+        metrics: mean ± 95 % interval of "loss" and of each metric of the objective; over the units of the tasks, such
+            as users or classes, if the source states them.
         episodes_sha256: hash over the content of all episodes; equal hashes mean equal tasks.
         inductive: True if no prediction depends on other queries; see `inference`.
         seconds: duration of the evaluation.
         adapt_ms, predict_ms: time to adapt to a task, and to predict its query set.
         calibration: calibration of the predictions; None if they have neither probabilities nor standard deviations.
         episodes: hash of each episode, shortened.
-        subjects: subject of each task; None if each task has its own.
+        units: of the tasks; None if each task is its own.
         per_task: metric -> figure of each task.
         audits: the audits of the evaluation; empty if it was not audited.
         inference: "inductive", "causal" or "transductive", as `Learner.inference`.
@@ -83,7 +83,7 @@ class Evaluation:
     predict_ms: Times
     calibration: Calibration | None
     episodes: list[str] = field(repr=False)
-    subjects: np.ndarray | None = field(repr=False)
+    units: Units | None = field(repr=False)
     per_task: dict[str, list[float]] = field(repr=False)
     audits: tuple[Audit, ...] = field(default=(), repr=False)
     inference: str = "inductive"
@@ -101,7 +101,7 @@ class Evaluation:
 
     def summary(self) -> dict[str, Any]:
         """The figures and their protocol, without those of single tasks."""
-        fields = {name: value for name, value in vars(self).items() if name not in ("per_task", "episodes", "subjects")}
+        fields = {name: value for name, value in vars(self).items() if name not in ("per_task", "episodes", "units")}
         return fields | {
             "audits": [audit.to_json() for audit in self.audits],
             "trusted": self.trusted,
@@ -191,24 +191,30 @@ def evaluate(
         note_test(learner, source)
     for failed in failures(audits):
         warnings.warn(f"{failed.question} {failed.finding}", UntrustedFigure, stacklevel=2)
-    subjects = source.subjects(split, range(num_tasks))
+    units = units_of(source, split, num_tasks)
     adapt_ms, predict_ms = (Times(*(1e3 * float(q) for q in np.percentile(each, (50, 95)))) for each in zip(*times))
     return Evaluation(
         split=split,
-        metrics={name: interval(values, subjects) for name, values in evidence.figures.items()},
+        metrics={name: interval(values, units, bounds=BOUNDS.get(name)) for name, values in evidence.figures.items()},
         episodes_sha256=digest.hexdigest(),
         inductive=learner.inference == "inductive",
         seconds=seconds,
         adapt_ms=adapt_ms,
         predict_ms=predict_ms,
-        calibration=calibration.result(subjects),
+        calibration=calibration.result(units),
         episodes=evidence.episodes,
-        subjects=subjects,
+        units=units,
         per_task=evidence.figures,
         audits=audits,
         inference=learner.inference,
         num_members=learner.num_members,
     )
+
+
+def units_of(source: TaskSource, split: Split, num_tasks: int) -> Units | None:
+    """The units of the first tasks of a split, with their names; None if each task is its own."""
+    numbers = source.units(split, range(num_tasks))
+    return None if numbers is None else Units(numbers, source.unit or source.member, list(source.unit_names(split)))
 
 
 def _check_hash(source: TaskSource, split: Split, num_tasks: int, expected: str) -> None:

@@ -1,6 +1,20 @@
-"""Confidence intervals over tasks and over seeds, and paired differences.
+r"""Confidence intervals over the units of tasks and over seeds, and paired differences.
 
-Shape legend: S seeds, T tasks.
+A unit is what tasks are drawn from: a patient, school, user or series, of which there may be several tasks, or the
+classes of a task. Tasks of a unit have correlated figures, so that 600 tasks of 6 patients are 6 observations.
+
+An interval is the union of Student's and of Hall's, who corrects t for skewness: with $a$ the skewness of the mean,
+
+$$ g(t) = t + \frac{a t^2}{3} + \frac{a^2 t^3}{27} + \frac{a}{6}, \qquad
+   g^{-1}(x) = \frac{3}{a} \Bigl( \bigl(1 + a (x - \tfrac a6)\bigr)^{1/3} - 1 \Bigr) $$
+
+`benchmarks/coverage.py` simulates how often they cover the truth.
+
+Shape legend: S seeds, T tasks, U units, K units of a task.
+
+References:
+    Hall: On the removal of skewness by transformation, JRSS B 54, 1992. Liang, Zeger: Longitudinal data analysis using
+    generalized linear models, Biometrika 73, 1986. Searle, Casella, McCulloch: Variance Components, Wiley 1992.
 """
 
 from __future__ import annotations
@@ -14,21 +28,82 @@ import numpy as np
 LEVEL = 0.05
 """Significance level: a difference is claimed if its corrected p value is below this."""
 
+BOUNDS = {"accuracy": (0.0, 1.0), "balanced_accuracy": (0.0, 1.0), "auc": (0.0, 1.0), "micro_f1": (0.0, 1.0)}
+"""Smallest and largest value of metrics that have them, by name."""
+
+FEW = 6  # units; the skewness of fewer is not estimated
+
 
 class Interval(NamedTuple):
-    """A mean over tasks and the half-width of its 95 % confidence interval."""
+    """A mean over tasks and its 95 % confidence interval, which need not be symmetric.
+
+    Attributes:
+        mean: the mean.
+        ci95: half of the interval's width; NaN if it is not known.
+        num_tasks: number of tasks.
+        shift: middle of the interval minus the mean; 0 for a symmetric one.
+        num_units: number of independent units, such as patients; None if each task is one.
+        unit: name of a unit.
+    """
 
     mean: float
     ci95: float
     num_tasks: int
+    shift: float = 0.0
+    num_units: int | None = None
+    unit: str = "task"
+
+    @property
+    def low(self) -> float:
+        """Lower end of the interval."""
+        return self.mean + self.shift - self.ci95
+
+    @property
+    def high(self) -> float:
+        """Upper end of the interval."""
+        return self.mean + self.shift + self.ci95
 
     @property
     def half_width(self) -> float:
         """`ci95`, or 0 if it is not finite."""
         return self.ci95 if math.isfinite(self.ci95) else 0.0
 
+    @property
+    def sample(self) -> str:
+        """The number of tasks, and of the units that they belong to."""
+        units = "" if self.num_units is None else f" of {count_of(self.num_units, self.unit)}"
+        return f"{count_of(self.num_tasks, 'task')}{units}"
+
     def __str__(self) -> str:
-        return f"{self.mean:.4f} ± {self.ci95:.4f} ({self.num_tasks} tasks)"
+        if abs(self.shift) > SYMMETRIC * self.ci95:
+            return f"{self.mean:.4f} ({self.low:.4f} to {self.high:.4f}; {self.sample})"
+        return f"{self.mean:.4f} ± {self.ci95:.4f} ({self.sample})"
+
+
+class Units(NamedTuple):
+    """The units of tasks.
+
+    Attributes:
+        numbers: (T,) unit of each task as an integer, or (T, K), with -1 where a task has fewer.
+        unit: what a unit is called.
+        names: of the units, by number; empty if they have none.
+    """
+
+    numbers: np.ndarray
+    unit: str = "unit"
+    names: Sequence[str] = ()
+
+    def first(self, count: int) -> Units:
+        """The units of the first tasks."""
+        return self._replace(numbers=self.numbers[:count])
+
+    def of_task(self, task: int) -> list[str]:
+        """The names of the units of a task; their numbers if they have none."""
+        numbers = [number for number in np.atleast_1d(self.numbers[task]).tolist() if number >= 0]
+        return [self.names[number] if self.names else str(number) for number in numbers]
+
+
+SYMMETRIC = 0.2  # the largest shift, in half-widths, at which an interval is written as mean ± half-width
 
 
 class OverSeeds(NamedTuple):
@@ -59,8 +134,7 @@ class Difference(NamedTuple):
     """A mean difference between two figures on the same tasks.
 
     Attributes:
-        mean, ci95: mean of ours minus theirs, and the half-width of its 95 % confidence interval.
-        num_tasks: number of tasks that both were evaluated on.
+        mean, ci95, num_tasks, shift, num_units, unit: mean of ours minus theirs, and its interval, as in `Interval`.
         p: two-sided p value of the hypothesis that there is no difference.
         num_seeds: number of seeds of ours and of theirs. With one seed each the interval is over tasks only and does
             not cover the variation between trainings.
@@ -71,34 +145,53 @@ class Difference(NamedTuple):
     num_tasks: int
     p: float
     num_seeds: tuple[int, int] = (1, 1)
+    shift: float = 0.0
+    num_units: int | None = None
+    unit: str = "task"
 
 
-def interval(values: Sequence[float], subjects: np.ndarray | None = None) -> Interval:
-    r"""Mean and $t_{0.975, n-1} \cdot s / \sqrt n$ over tasks; the half-width is NaN for a single task.
+def interval(
+    values: Sequence[float], units: Units | None = None, *, bounds: tuple[float, float] | None = None
+) -> Interval:
+    r"""Mean over tasks, and its interval over units.
 
-    Tasks of the same subject, such as a user with several tasks, have correlated errors. With $e_u$ the sum of the
-    deviations from the mean over the tasks of subject $u$, the squared standard error is then
+    With $e_u$ the sum of the deviations from the mean over the tasks of unit $u$, the squared standard error is
 
     $$ v = \frac{U}{U - 1} \sum_u \frac{e_u^2}{T^2} $$
 
-    with $U - 1$ degrees of freedom, which equals $s^2 / n$ if each subject has one task.
+    which equals $s^2 / n$ if each unit has one task. Its degrees of freedom are
+    $(\sum_u n_u^2)^2 / \sum_u n_u^4$, at most $U - 1$. A task may have K units, such as its classes; see
+    `_of_members`.
+
+    If all values are equal, their spread is not known, and `ci95` is NaN, unless the metric is bounded: at most a share
+    $1 - 0.025^{1/U}$ of units then has other values, at worst the bound.
 
     Args:
         values: (T,) figure of each task.
-        subjects: (T,) subject of each task, as an integer; None if each task has its own.
+        units: of the tasks; None if each task is its own.
+        bounds: smallest and largest value of the metric, if it has them.
 
     Example:
-        >>> interval([0.0, 1.0, 0.0, 1.0])
-        Interval(mean=0.5, ci95=0.918..., num_tasks=4)
-        >>> interval([0.0, 0.0, 1.0, 1.0], np.array([0, 0, 1, 1]))  # two users with two tasks each
-        Interval(mean=0.5, ci95=6.35..., num_tasks=4)
-
-    References:
-        Liang, Zeger: Longitudinal data analysis using generalized linear models, Biometrika 73, 1986: the sandwich
-        estimator of a mean, with the correction for few clusters.
+        >>> print(interval([0.0, 1.0, 0.0, 1.0]))
+        0.5000 ± 0.9187 (4 tasks)
+        >>> print(interval([0.0, 0.0, 1.0, 1.0], Units(np.array([0, 0, 1, 1]), "user")))
+        0.5000 ± 6.3531 (4 tasks of 2 users)
+        >>> interval([1.0, 1.0], bounds=(0, 1)).low
+        0.158...
     """
-    mean, variance, freedom = _moments(np.asarray(values, float), subjects)
-    return Interval(mean, _t_test(mean, [variance], [freedom])[0], len(values))
+    array = np.asarray(values, float)
+    moments = _moments(array, units)
+    mean, num_units = moments.mean, moments.num_units if units is not None else None
+    low, high = _ends(moments)
+    if moments.variance == 0 and bounds is not None:
+        share = 1 - (LEVEL / 2) ** (1 / moments.num_units)
+        low, high = mean - share * (mean - bounds[0]), mean + share * (bounds[1] - mean)
+    elif bounds is not None and math.isfinite(low):
+        low, high = max(low, min(bounds[0], mean)), min(high, max(bounds[1], mean))
+    ci95 = (high - low) / 2
+    shift = (high + low) / 2 - mean if math.isfinite(ci95) else 0.0
+    shift = shift if abs(shift) > 1e-9 * ci95 else 0.0
+    return Interval(mean, ci95, len(array), shift, num_units, units.unit if units is not None else "task")
 
 
 def over_seeds(figures: Sequence[Interval]) -> OverSeeds:
@@ -117,13 +210,16 @@ def over_seeds(figures: Sequence[Interval]) -> OverSeeds:
     counts = {figure.num_tasks for figure in figures}
     if len(counts) != 1:
         raise ValueError(f"seeds are pooled over the same tasks, got figures over {sorted(counts) or 'no'} tasks")
-    mean, ci95, num_seeds = interval([figure.mean for figure in figures])
-    ci95_tasks = math.sqrt(sum(figure.ci95**2 for figure in figures) / num_seeds)
-    return OverSeeds(mean, ci95, num_seeds, ci95_tasks, counts.pop())
+    moments = _moments(np.array([figure.mean for figure in figures]))._replace(skew=0.0)
+    low, high = _ends(moments)
+    ci95_tasks = math.sqrt(sum(figure.ci95**2 for figure in figures) / len(figures))
+    return OverSeeds(moments.mean, (high - low) / 2, len(figures), ci95_tasks, counts.pop())
 
 
 def difference(
-    ours: Sequence[Sequence[float]], theirs: Sequence[Sequence[float]], subjects: np.ndarray | None = None
+    ours: Sequence[Sequence[float]],
+    theirs: Sequence[Sequence[float]],
+    units: Units | None = None,
 ) -> Difference:
     r"""Mean difference of scores on the same tasks, paired over tasks but not over seeds.
 
@@ -132,31 +228,40 @@ def difference(
 
     $$ v = \frac{s_d^2}{T} + \frac{s_a^2}{S_a} + \frac{s_b^2}{S_b}, $$
 
-    without the seed term of a side that has one seed. The degrees of freedom are those of Welch and Satterthwaite. With
-    one seed each this is the paired t-test.
+    with the first term over units as in `interval`. The degrees of freedom are those of Welch and Satterthwaite. If one
+    side has a single seed, and so no variance of its own, both are given the variance of the other. With one seed each
+    there is no term of seeds.
+
+    The p value is the larger one of t with and without Hall's correction, and never below $2^{1 - m}$ if $m$ units
+    differ, which is the least that a test by signs can give.
 
     Args:
         ours: scores (S, T) of each seed on each task.
         theirs: the other learner's scores on the same tasks; its number of seeds may differ.
-        subjects: (T,) as in `interval`, which gives the first term.
+        units: as in `interval`.
 
     Raises:
         ValueError: the numbers of tasks differ, or there are no scores.
 
     Example:
-        >>> difference([[0.9, 0.7, 0.8]], [[0.8, 0.6, 0.6]])
-        Difference(mean=0.133..., ci95=0.143..., num_tasks=3, p=0.057..., num_seeds=(1, 1))
+        >>> difference([[0.9, 0.7, 0.8]], [[0.8, 0.6, 0.6]])[:4]
+        (0.133..., 0.143..., 3, 0.25)
     """
     sides = [np.asarray(side, float) for side in (ours, theirs)]
     if any(side.ndim != 2 or side.size == 0 for side in sides) or sides[0].shape[1] != sides[1].shape[1]:
         raise ValueError(
             f"both must be (seeds, tasks) with the same number of tasks, got {sides[0].shape} and {sides[1].shape}"
         )
-    mean, *paired = _moments(sides[0].mean(0) - sides[1].mean(0), subjects)
-    over_sides = [_moments(side.mean(1))[1:] for side in sides if len(side) > 1]
-    variances, freedoms = zip(paired, *over_sides)
-    half_width, p = _t_test(mean, variances, freedoms)
-    return Difference(mean, half_width, sides[0].shape[1], p, (len(sides[0]), len(sides[1])))
+    differences = sides[0].mean(0) - sides[1].mean(0)
+    paired = _moments(differences, units)
+    moments = _with_seeds(paired, [side.mean(1) for side in sides])
+    low, high = _ends(moments)
+    ci95 = (high - low) / 2
+    shift = (high + low) / 2 - moments.mean if math.isfinite(ci95) else 0.0
+    p = max(_p_value(moments), min(1.0, 2.0 ** (1 - paired.num_other))) if math.isfinite(moments.mean) else math.nan
+    counts = (len(sides[0]), len(sides[1]))
+    num_units, unit = (None, "task") if units is None else (paired.num_units, units.unit)
+    return Difference(moments.mean, ci95, sides[0].shape[1], p, counts, shift, num_units, unit)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -180,33 +285,151 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return adjusted
 
 
-def _moments(values: np.ndarray, subjects: np.ndarray | None = None) -> tuple[float, float, int]:
-    """Mean, squared standard error of the mean, and degrees of freedom."""
-    count = len(values)
-    with np.errstate(invalid="ignore", over="ignore"):  # a diverged task makes the mean infinite, and reports say so
-        if subjects is not None:
-            _, cluster = np.unique(subjects, return_inverse=True)
-            num_clusters = int(cluster.max()) + 1
-            errors = np.bincount(cluster, values - values.mean())
-            scale = num_clusters / (num_clusters - 1) if num_clusters > 1 else math.nan
-            return float(values.mean()), scale * float((errors**2).sum()) / count**2, max(num_clusters - 1, 1)
-        variance = float(np.var(values, ddof=1)) / count if count > 1 else math.nan
-        return float(values.mean()), variance, max(count - 1, 1)
+def joined(parts: Sequence[Units]) -> Units | None:
+    """The units of several sets of tasks, one after the other, no unit in two of them; None if there are none."""
+    if not parts:
+        return None
+    width = max(part.numbers.reshape(len(part.numbers), -1).shape[1] for part in parts)
+    numbers, names = [], list[str]()
+    for part in parts:
+        own = part.numbers.reshape(len(part.numbers), -1)
+        shifted = np.where(own < 0, -1, own + len(names))
+        numbers.append(np.pad(shifted, ((0, 0), (0, width - own.shape[1])), constant_values=-1))
+        names += part.names or [str(number) for number in range(int(own.max()) + 1)]
+    together = np.concatenate(numbers)
+    return Units(together[:, 0] if width == 1 else together, parts[0].unit, names)
 
 
-def _t_test(mean: float, variances: Sequence[float], freedoms: Sequence[int]) -> tuple[float, float]:
-    """Half-width of the interval of a mean whose squared standard error is a sum, and the p value of its being 0.
+def count_of(number: int, unit: str) -> str:
+    """A number with its unit: "1 task", "600 tasks", "6 classes"."""
+    plural = f"{unit}es" if unit.endswith(("s", "x", "ch")) and unit != "series" else f"{unit}s"
+    return f"{number} {unit if number == 1 or unit == 'series' else plural}"
 
-    The degrees of freedom are Satterthwaite's.
+
+class _Moments(NamedTuple):
+    """Mean, squared standard error, degrees of freedom and skewness of the mean; numbers of units, and of those that
+    differ from 0."""
+
+    mean: float
+    variance: float
+    freedom: float
+    skew: float
+    num_units: int
+    num_other: int
+
+
+def _moments(values: np.ndarray, units: Units | None = None) -> _Moments:
+    if units is not None and units.numbers.ndim == 2:
+        return _of_members(values, units.numbers)
+    with np.errstate(invalid="ignore", over="ignore", divide="ignore"):  # a diverged task makes the mean infinite
+        mean = float(values.mean())
+        errors: np.ndarray
+        sizes: np.ndarray
+        if units is None:
+            errors, sizes, nonzero = values - mean, np.ones_like(values), values != 0
+        else:
+            _, unit = np.unique(units.numbers, return_inverse=True)
+            errors, sizes = np.bincount(unit, values - mean), np.bincount(unit, np.ones_like(values))
+            nonzero = np.bincount(unit, values != 0) > 0
+        count = len(errors)
+        if (values == values[0]).all():
+            errors = np.zeros(count)  # without the rounding of the mean
+        square = float((errors**2).sum())
+        variance = count / (count - 1) * square / len(values) ** 2 if count > 1 else math.nan
+        skew = float((errors**3).sum()) / square**1.5 if square > 0 and count >= FEW else 0.0
+        freedom = max(min(float((sizes**2).sum() ** 2 / (sizes**4).sum()), count - 1.0), 1.0)
+    return _Moments(mean, variance, freedom, skew if math.isfinite(skew) else 0.0, count, int(nonzero.sum()))
+
+
+def _of_members(values: np.ndarray, units: np.ndarray) -> _Moments:
+    r"""The moments if each task has several units, such as its classes: a model of variance components.
+
+    $$ y_t = \mu + \frac{1}{K_t} \sum_{u \in t} a_u + \epsilon_t, \qquad
+       v = \sigma_a^2 \sum_u w_u^2 + \sigma^2 / T, \qquad w_u = \frac1T \sum_{t \ni u} \frac{1}{K_t} $$
+
+    The two variances are the unbiased quadratic ones (MINQUE(0)): with $e$ the deviations from the mean, $M$ the (T, U)
+    matrix of the $1 / K_t$, and $N = M^\top M - T w w^\top$, they solve
+
+    $$ \begin{pmatrix} \mathrm{tr} N & T - 1 \\ \lVert N \rVert_F^2 & \mathrm{tr} N \end{pmatrix}
+       \begin{pmatrix} \sigma_a^2 \\ \sigma^2 \end{pmatrix} =
+       \begin{pmatrix} e^\top e \\ \lVert M^\top e \rVert^2 \end{pmatrix} $$
+
+    If all tasks have the same units, their variance is not identified, and the interval is over tasks of these units.
     """
+    from scipy.sparse import csr_matrix
+
+    num_tasks, present = len(values), units >= 0
+    names, column = np.unique(units[present], return_inverse=True)
+    row = np.nonzero(present)[0]
+    share = (1 / present.sum(1))[row]
+    member = csr_matrix((share, (row, column)), (num_tasks, len(names)))
+    with np.errstate(invalid="ignore", over="ignore"):
+        mean = float(values.mean())
+        errors = values - mean if (values != values[0]).any() else np.zeros(num_tasks)
+    weight = np.asarray(member.sum(0)).ravel() / num_tasks
+    gram = (member.T @ member).tocsr()
+    trace = float(gram.diagonal().sum()) - num_tasks * float(weight @ weight)
+    whole = float(gram.multiply(gram).sum())
+    norm = whole - 2 * num_tasks * float(weight @ (gram @ weight))
+    norm += (num_tasks * float(weight @ weight)) ** 2
+    square, of_units = float(errors @ errors), float(np.square(member.T @ errors).sum())
+    between = 0.0
+    determinant = (num_tasks - 1) * norm - trace**2
+    if norm > 1e-9 * whole and determinant > 0:
+        between = max(((num_tasks - 1) * of_units - trace * square) / determinant, 0.0)
+    within = max(square - between * trace, 0.0) / max(num_tasks - 1, 1)
+    parts = between * float(weight @ weight), within / num_tasks
+    variance = sum(parts) if num_tasks > 1 else math.nan
+    freedoms = max(1 / float(weight @ weight) - 1, 1.0), max(num_tasks - 1.0, 1.0)
+    freedom = variance**2 / sum(v**2 / f for v, f in zip(parts, freedoms)) if variance > 0 else freedoms[1]
+    return _Moments(mean, variance, freedom, 0.0, len(names), int((values != 0).sum()))
+
+
+def _with_seeds(paired: _Moments, sides: Sequence[np.ndarray]) -> _Moments:
+    """The moments of a paired difference with the variance between the seeds of both sides added."""
+    with np.errstate(invalid="ignore", over="ignore"):
+        squares = [float(np.square(side - side.mean()).sum()) for side in sides]
+    freedoms = [len(side) - 1 for side in sides]
+    if not any(freedoms):
+        return paired
+    if all(freedoms):
+        terms = [(square / f / len(side), float(f)) for square, f, side in zip(squares, freedoms, sides)]
+    else:
+        pooled = sum(squares) / sum(freedoms)
+        terms = [(pooled * sum(1 / len(side) for side in sides), float(sum(freedoms)))]
+    terms.append((paired.variance, paired.freedom))
+    total = sum(variance for variance, _ in terms)
+    freedom = 1 / sum((variance / total) ** 2 / f for variance, f in terms) if total > 0 else paired.freedom
+    skew = paired.skew * (paired.variance / total) ** 1.5 if total > 0 else 0.0
+    return paired._replace(variance=total, freedom=freedom, skew=skew)
+
+
+def _ends(moments: _Moments) -> tuple[float, float]:
+    """Lower and upper end of the 95 % interval; NaN if the spread is 0 or not known."""
     from scipy.stats import t
 
-    total = sum(variances)
-    freedom = 1 / sum((v / total) ** 2 / f for v, f in zip(variances, freedoms)) if total > 0 else float(max(freedoms))
-    error = math.sqrt(total)
-    half_width = float(t.ppf(0.975, freedom)) * error
-    if math.isnan(mean) or math.isnan(error):
-        return half_width, math.nan
-    if error == 0:
-        return half_width, 1.0 if mean == 0 else 0.0
-    return half_width, float(2 * t.sf(abs(mean) / error, freedom))
+    mean, error = moments.mean, math.sqrt(moments.variance)
+    if not error > 0 or not math.isfinite(mean):
+        return math.nan, math.nan
+    quantile = float(t.ppf(1 - LEVEL / 2, moments.freedom))
+    upper, lower = (_inverse(sign * quantile, moments.skew) for sign in (1, -1))
+    return mean - error * max(upper, quantile), mean + error * max(-lower, quantile)
+
+
+def _p_value(moments: _Moments) -> float:
+    """The two-sided p value of the mean's being 0."""
+    from scipy.stats import t
+
+    error = math.sqrt(moments.variance)
+    if not error > 0:
+        return 1.0 if moments.mean == 0 else 0.0
+    x, a = moments.mean / error, moments.skew
+    corrected = x + a * x**2 / 3 + a**2 * x**3 / 27 + a / 6
+    return float(2 * t.sf(min(abs(x), abs(corrected)), moments.freedom))
+
+
+def _inverse(x: float, skew: float) -> float:
+    """The t value whose transformation by Hall is `x`."""
+    if abs(skew) < 1e-6:
+        return x
+    return 3 / skew * (math.cbrt(1 + skew * (x - skew / 6)) - 1)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
@@ -13,9 +14,10 @@ from pathlib import Path
 import numpy as np
 
 from kshot.evaluation.evaluate import Evaluation
+from kshot.evaluation.intervals import Units
 
 TASKS = "tasks.csv"  # name of the table in a run folder
-SUBJECT = "subject"
+UNIT = "unit: "  # before what a unit is called, in the header of its column
 OF = " of "  # between the metric and the name of another learner, in the header of its column
 
 
@@ -25,14 +27,14 @@ class Scores:
 
     episodes: list[str]
     per_task: dict[str, list[float]]
-    subjects: np.ndarray | None = None
+    units: Units | None = None
 
 
 PerTask = Evaluation | Scores
 
 
 def write_tasks(path: Path, evaluation: PerTask, others: Mapping[str, PerTask], metric: str) -> None:
-    """Write a CSV with one row per task: its number, episode hash, subject if it has one, and figures.
+    """Write a CSV with one row per task: its number, episode hash, units if it has any, and figures.
 
     Args:
         others: name -> evaluation of another learner, such as a baseline, on the first of the same tasks; its cells
@@ -40,11 +42,14 @@ def write_tasks(path: Path, evaluation: PerTask, others: Mapping[str, PerTask], 
     """
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    subjects = [] if evaluation.subjects is None else [evaluation.subjects.tolist()]
-    header = [*[SUBJECT] * len(subjects), *evaluation.per_task, *(f"{metric}{OF}{name}" for name in others)]
+    units, header = [], []
+    if evaluation.units is not None:
+        header = [UNIT + evaluation.units.unit]
+        units = [[_cell(evaluation.units, task) for task in range(len(evaluation.episodes))]]
+    header += [*evaluation.per_task, *(f"{metric}{OF}{name}" for name in others)]
     writer.writerow(["task", "episode", *header])
     columns = [*evaluation.per_task.values(), *(other.per_task[metric] for other in others.values())]
-    for number, cells in enumerate(zip_longest(evaluation.episodes, *subjects, *columns, fillvalue="")):
+    for number, cells in enumerate(zip_longest(evaluation.episodes, *units, *columns, fillvalue="")):
         writer.writerow([number, *cells])
     write(path, text.getvalue())
 
@@ -57,17 +62,33 @@ def read_tasks(path: Path) -> tuple[Scores, dict[str, Scores]]:
         columns = dict(zip(header, zip(*rows, strict=True), strict=True))
         episodes = list(columns.pop("episode"))
         del columns["task"]
-        subjects = np.array(columns.pop(SUBJECT), int) if SUBJECT in columns else None
+        unit = next((name for name in columns if name.startswith(UNIT)), None)
+        units = None if unit is None else _read_units(columns.pop(unit), unit.removeprefix(UNIT))
         figures = {name: [float(cell) for cell in cells if cell] for name, cells in columns.items()}
         others = {}
         for name in [name for name in figures if OF in name]:
             metric, _, other = name.partition(OF)
-            others[other] = Scores(episodes[: len(figures[name])], {metric: figures.pop(name)}, subjects)
-        return Scores(episodes, figures, subjects), others
+            others[other] = Scores(episodes[: len(figures[name])], {metric: figures.pop(name)}, units)
+        return Scores(episodes, figures, units), others
     except FileNotFoundError:
         raise ValueError(f"there is no {path}: the run is not finished, or was made by an older version") from None
     except (UnicodeDecodeError, csv.Error, LookupError, ValueError) as error:
         raise ValueError(f"{path} is not a table of tasks written by kshot ({error})") from None
+
+
+def _cell(units: Units, task: int) -> str:
+    """The unit of a task, or the list of its units as JSON."""
+    names = units.of_task(task)
+    return names[0] if units.numbers.ndim == 1 else json.dumps(names, ensure_ascii=False)
+
+
+def _read_units(cells: Sequence[str], unit: str) -> Units:
+    several = all(cell.startswith("[") for cell in cells)
+    of_tasks = [json.loads(cell) if several else [cell] for cell in cells]
+    width = max(map(len, of_tasks))
+    number = {name: position for position, name in enumerate(dict.fromkeys(n for names in of_tasks for n in names))}
+    numbers = np.array([[number[name] for name in names] + [-1] * (width - len(names)) for names in of_tasks])
+    return Units(numbers if several else numbers[:, 0], unit, list(number))
 
 
 def write(path: Path, text: str) -> None:

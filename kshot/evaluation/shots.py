@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 
 from kshot.evaluation.evaluate import evaluate
@@ -38,6 +39,14 @@ class FewerShots(TaskSource):
             raise ValueError(f"a task needs at least one shot, got shots={shots}")
         self.source, self.shots = source, shots
         self.objective, self.seed = source.objective, source.seed
+
+        self.member, self.unit = source.member, source.unit
+
+    def units(self, split: Split, indices: Sequence[int]) -> np.ndarray | None:
+        return self.source.units(split, indices)
+
+    def unit_names(self, split: Split) -> Sequence[str]:
+        return self.source.unit_names(split)
 
     def task(self, split: Split, index: int) -> Task:
         task = self.source.task(split, index)

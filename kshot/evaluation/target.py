@@ -42,16 +42,13 @@ class Target:
         return metrics[self.metric]
 
     def met(self, figure: Interval) -> bool:
-        """Whether the whole interval, not only the mean, satisfies the bound."""
-        low, high = figure.mean - figure.ci95, figure.mean + figure.ci95
-        return low >= self.value if self.at_least else high <= self.value
+        """Whether the whole interval, not only the mean, satisfies the bound; never if it is not known."""
+        return figure.low >= self.value if self.at_least else figure.high <= self.value
 
     def missed(self, figure: Interval) -> bool:
         """Whether no point of the interval satisfies the bound."""
-        low, high = figure.mean - figure.ci95, figure.mean + figure.ci95
-        return high < self.value if self.at_least else low > self.value
+        return figure.high < self.value if self.at_least else figure.low > self.value
 
     def clearly_worse(self, figure: Interval, best: Interval) -> bool:
         """Whether `figure` is worse than `best` and their intervals do not overlap."""
-        gap = best.mean - figure.mean if self.at_least else figure.mean - best.mean
-        return gap > figure.ci95 + best.ci95
+        return figure.high < best.low if self.at_least else figure.low > best.high

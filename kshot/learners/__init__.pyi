@@ -21,11 +21,15 @@ from .heads.head_learner import Head, HeadLearner
 from .heads.laplacian_shot import laplacian_shot
 from .heads.matching_net import matching_net
 from .heads.plda import plda
+from .heads.probe import probe
 from .heads.protonet import protonet
 from .heads.relation import relation_net
 from .heads.simpleshot import simpleshot
+from .pooling.boosted_residual import boosted_residual
+from .pooling.partial_pooling import partial_pooling
 from .ratings.alpaca import alpaca
 from .ratings.melu import melu
+from .series.ensemble import forecast_ensemble
 
 __all__ = [
     "GradientLearner",
@@ -39,6 +43,7 @@ __all__ = [
     "attentive_np",
     "baseline_pp",
     "boil",
+    "boosted_residual",
     "cavia",
     "cnaps",
     "cnp",
@@ -46,6 +51,7 @@ __all__ = [
     "feat",
     "fine_tune",
     "fomaml",
+    "forecast_ensemble",
     "frn",
     "from_scratch",
     "generate",
@@ -62,9 +68,11 @@ __all__ = [
     "meta_sgd",
     "metaoptnet",
     "nearest_centroid",
+    "partial_pooling",
     "plda",
     "pmf",
     "prior_fitted",
+    "probe",
     "proto_maml",
     "protonet",
     "r2d2",

@@ -94,11 +94,16 @@ def images(
         turns = {f"{name}/rot{90 * turn:03}": (name, turn) for name in classes["train"] for turn in range(4)}
         classes["train"] = {turned: rows[name] + turn * len(decoded) for turned, (name, turn) in turns.items()}
         domains |= {turned: domains[name] for turned, (name, _) in turns.items()}
-    return ClassTasks(
-        examples, classes, **options, within=_within(listing, path, domains) if within else None, augment=augmentation,
+    source = ClassTasks(
+        examples, classes, **options, same_classes="rows" in (split or {}), augment=augmentation,
+        within=_within(listing, path, domains) if within else None,
         name=f"images of {shown(path.name)}",
         left_out={"images that cannot be used": len(decoded.bad)} if decoded.bad else {},
     )  # fmt: skip
+    source.notes = listing.notes
+    for note in source.notes:
+        log.warning("%s", note)
+    return source
 
 
 def _cut(

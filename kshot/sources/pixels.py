@@ -83,6 +83,7 @@ class Pixels(StackedSource):
     frequencies: int
     seed: int
     objective = objectives.gaussian
+    unit = "class"
 
     def __post_init__(self) -> None:
         shape = self.of.examples.take(np.array([0])).shape[1:]
@@ -106,6 +107,14 @@ class Pixels(StackedSource):
         weight = (torch.arange(S) < torch.tensor(shots)[:, None]).to(targets.dtype)
         query = Batch(inputs[:, S:], targets[:, S:], torch.ones(len(indices), Q))
         return Task(Batch(inputs[:, :S], targets[:, :S], weight), query)
+
+    def units(self, split: Split, indices: Sequence[int]) -> np.ndarray:
+        """The class of the image of each task."""
+        first = np.array([generator(self.seed, split, index).random() for index in indices])
+        return (first * len(self._rows[split])).astype(np.int64)
+
+    def unit_names(self, split: Split) -> Sequence[str]:
+        return self.of.class_names[split]
 
     def image(self, split: Split, index: int) -> Tensor:
         """The complete image of a task, (C, H, W)."""

@@ -18,11 +18,13 @@ from torch import Tensor
 from kshot import objectives
 from kshot.annotations import EMPTY, PositiveInt, Size
 from kshot.argument_checks import check_arguments
-from kshot.data.tables.columns import moments, read_columns
+from kshot.data.tables.columns import read_columns
+from kshot.data.tables.moments import moments
 from kshot.data.tables.open import open_table
-from kshot.data.tables.table import Reading, ReadingOptions, Table
+from kshot.data.tables.table import Reading, ReadingOptions
 from kshot.objectives import Objective
-from kshot.sources.rows import BadRows, Members, cut_members, group_rows, left_out_of
+from kshot.sources.rows import BadRows, cut_members, left_out_of
+from kshot.sources.series_files import read_series
 from kshot.supplied import Seed
 from kshot.tasks.group_tasks import GroupTasks
 from kshot.tasks.pool import OnTooFew
@@ -31,21 +33,21 @@ from kshot.tasks.source import TaskSource
 from kshot.tasks.splitting import DEFAULT_SPLIT
 from kshot.types import Batch, Split, Task
 
-Scale = Literal["support", "global"]
+Scale = Literal["support", "level", "global"]
 
 
 @check_arguments
 def series(
     path: Path | str,
     *,
-    time: str,
+    time: str | None = None,
     series: str | None = None,
     value: str | None = None,
     covariates: Sequence[str] = (),
     context_length: Annotated[int, Ge(2)] = 24,
     horizon: PositiveInt = 6,
     stride: PositiveInt | None = None,
-    season: PositiveInt = 1,
+    season: PositiveInt | None = None,
     scale: Scale = "support",
     kinds: Mapping[str, str] = EMPTY,
     domain: str | None = None,
@@ -69,17 +71,21 @@ def series(
 
     Args:
         path: a CSV, TSV, NDJSON or Parquet file.
-        time: the column of dates or numbers that orders a series.
+        time: the column of dates or numbers that orders a series. Without it each row is a series, as in the files of
+            the M4 competition: `series` is the column that names it, if there is one, and the other columns hold its
+            values in their order; empty cells were not observed.
         series, value: the columns that name the series and hold its values, in a long file of a row per series and
             time. Without them the file is wide: each column other than `time` is a series, and empty cells were not
             observed.
         covariates: numeric columns that are known for the context.
         context_length, horizon: C and H.
         stride: steps between the starts of windows, `horizon` by default.
-        season: number of steps of a season, for the metric: 24 for hours with a daily rhythm, 1 for none.
+        season: number of steps of a season, fewer than C: 24 for hours with a daily rhythm, 1 for none. By default it
+            is found in the training series, see `kshot.sources.seasons`; `describe` says which.
         scale: "support" standardises values by mean and standard deviation of the task's support, so that series of
-            any scale are alike; "global" by those of the training series, if the level of a series is informative.
-            Covariates are always standardised by the training series.
+            any scale are alike; "level" divides by the mean of its absolute values, which keeps positive values
+            positive, for seasons and errors that grow with the level; "global" standardises by the training series, if
+            the level of a series is informative. Covariates are always standardised by the training series.
         kinds: the format of the dates in `time`, as in {day: "%d/%m/%Y"}.
         shots, queries, train_queries: number of windows.
         bad_rows: "error", or "drop" to leave out rows without a value, or of a repeated time.
@@ -100,54 +106,31 @@ def series(
         (torch.Size([2, 12, 1]), torch.Size([2, 4]))
     """
     stride = horizon if stride is None else stride
-    if season >= context_length:
+    if season is not None and season >= context_length:
         raise ValueError(f"the season must be shorter than the context_length, got {context_length=}, {season=}")
-    if (series is None) != (value is None):
-        raise ValueError("a long file needs series and value, a wide one neither: name both columns or none")
-    if series is None and (covariates or domain):
-        raise ValueError("a wide file has no covariates or domain; write it long, with a row per series and time")
-    split, format = split or DEFAULT_SPLIT, Reading(**(reading or {}))
-    if series is None or value is None:
-        table = open_table(path, format)
-        table.need(time)
-        names = [name for name in table.frame.columns if name != time]
-    else:
-        names, others = [value, *covariates], [name for name in (domain, split.get("column")) if name]
-        table = open_table(path, format, columns=[series, time, *names, *others])
-    columns = read_columns(table, {time: (kinds or {}).get(time) or table.kind(time), **dict.fromkeys(names, "number")})
-    times, columns_of_values = columns[time].values, [columns[name].values for name in names]
-    if columns[time].kind == "category":
-        raise ValueError(f"{table.path}: the time column {time!r} holds words; it needs dates or numbers")
-    table.missing(time, np.isnan(times), "a row needs its time")
-    if series is None:
-        members, times, flat, rows = _wide(table, time, names, times, columns_of_values, bad_rows)
-        values = flat[:, None]
-    else:
-        for name, column in zip(names, columns_of_values):
-            table.missing(name, np.isnan(column), "a row needs it")
-        keys = table.keys(series)
-        table.missing(series, keys.is_null().to_numpy(), "a row needs one")
-        order = np.argsort(times, kind="stable")
-        _mark_repeated(table, time, group_rows(keys, table.good, order), times)
-        members = group_rows(keys, table.settle(bad_rows), order)
-        rows = members.flat
-        values, times = np.stack(columns_of_values, 1)[rows], times[rows]
+    split = split or DEFAULT_SPLIT
+    read = read_series(
+        path, Reading(**(reading or {})), time=time, series=series, value=value, covariates=covariates, domain=domain,
+        column=split.get("column"), kinds=kinds or {}, bad_rows=bad_rows,
+    )  # fmt: skip
+    members, table, values = read.members, read.table, read.values
     parts = cut_members(members, table, split, domain, kind="group")
     train = np.repeat(np.isin(members.names, list(parts["train"])), members.sizes)
-    values = values.astype(np.float64)
     fitted = [moments(column, train) for column in values.T]
+    if season is None:
+        season = read.season(list(parts["train"]), context_length - 1)
     preprocessor = SeriesPreprocessor(
-        time=time, format=columns[time].format or columns[time].kind, series=series,
-        columns=tuple(names) if series is not None else (), context_length=context_length, horizon=horizon,
-        stride=stride, season=season, scale=scale, mean=tuple(float(mean) for mean, _ in fitted),
-        std=tuple(float(std or 1.0) for _, std in fitted), reading=table.reading,
+        time=time, format=read.format, series=series, columns=(value, *covariates) if value is not None else (),
+        context_length=context_length, horizon=horizon, stride=stride, season=season, scale=scale,
+        mean=tuple(float(mean) for mean, _ in fitted), std=tuple(float(std or 1.0) for _, std in fitted),
+        reading=table.reading,
     )  # fmt: skip
     starts, counts = _windows(members.sizes, context_length + horizon, stride)
     windows = dict(zip(members.names, np.split(np.arange(len(starts)), counts.cumsum()[:-1])))
     return SeriesTasks(
         WindowDataset(preprocessor.standardise(values), starts, context_length, horizon),
         {part: {name: windows[name] for name in groups} for part, groups in parts.items()},
-        preprocessor=preprocessor, objective=preprocessor.objective, steps=_steps(members, times, table, rows),
+        preprocessor=preprocessor, objective=preprocessor.objective, steps=read.steps(),
         shots=shots, queries=queries, train_queries=train_queries, on_too_few=on_too_few, seed=seed,
         left_out=left_out_of(table),
     )  # fmt: skip
@@ -167,7 +150,7 @@ class SeriesTasks(GroupTasks):
         tasks = super().stack(split, indices)
         if self.scale == "global":
             return tasks
-        center_T, spread_T = support_scale(tasks.support)
+        center_T, spread_T = support_scale(tasks.support, self.scale)
         return Task(*(scaled(batch, center_T, spread_T) for batch in tasks))
 
     def pretraining_batch(self, step: int, size: int) -> Batch:
@@ -180,11 +163,17 @@ class SeriesTasks(GroupTasks):
         return super().describe() | {"time_steps": self.steps}
 
 
-def support_scale(support: Batch) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation, each (T,), of all values in support sets (T, n, …); 1 if values are constant."""
+def support_scale(support: Batch, scale: Scale = "support") -> tuple[Tensor, Tensor]:
+    """Center and spread, each (T,), of all values in support sets (T, n, …).
+
+    They are mean and standard deviation, 1 if values are constant; for "level" 0 and the mean of absolute values.
+    """
     values_TnL = torch.cat([support.inputs[..., 0], support.targets], -1)
     weight_Tn = support.weight.to(values_TnL.dtype)
     share_Tn1 = (weight_Tn / weight_Tn.sum(-1, keepdim=True))[..., None] / values_TnL.shape[-1]
+    if scale == "level":
+        level_T = (values_TnL.abs() * share_Tn1).sum((-2, -1))
+        return torch.zeros_like(level_T), torch.where(level_T > 0, level_T, 1.0)
     center_T = (values_TnL * share_Tn1).sum((-2, -1))
     variance_T = ((values_TnL - center_T[..., None, None]).square() * share_Tn1).sum((-2, -1))
     varies = variance_T > 1e-24 * center_T.square()
@@ -224,12 +213,13 @@ class SeriesPreprocessor(Preprocessor):
     Attributes:
         time, series, context_length, horizon, stride, season, scale: as in `series`.
         format: type of the column `time`.
-        columns: value and covariates; empty for a wide file, whose one column beside the time is the value.
+        columns: value and covariates; empty for a wide file, whose one column beside the time is the value, and where
+            each row is a series.
         mean, std: of value and covariates in the training series.
         reading: format of the file.
     """
 
-    time: str
+    time: str | None
     format: str
     series: str | None
     columns: tuple[str, ...]
@@ -261,7 +251,7 @@ class SeriesPreprocessor(Preprocessor):
         if self.scale == "global":
             return Support(inputs, targets, {})
         batch = Batch(inputs, targets, torch.ones(len(inputs)))
-        center, spread = support_scale(batch)
+        center, spread = support_scale(batch, self.scale)
         batch = scaled(batch, center, spread)
         return Support(batch.inputs, batch.targets, {"center": float(center), "spread": float(spread)})
 
@@ -275,14 +265,15 @@ class SeriesPreprocessor(Preprocessor):
 
     def answers(self, prediction: Tensor, kept: dict[str, Any]) -> dict[str, list[Any]]:
         """The forecast value of each step ahead."""
-        center, spread = (kept["center"], kept["spread"]) if self.scale == "support" else (self.mean[0], self.std[0])
+        center, spread = (self.mean[0], self.std[0]) if self.scale == "global" else (kept["center"], kept["spread"])
         values = prediction.double() * spread + center
         steps = list(range(1, self.horizon + 1)) * len(values)
         return {"step": steps, (self.columns or ("value",))[0]: values.flatten().tolist()}
 
     def describe(self) -> dict[str, Any]:
         fitted = "of each support" if self.scale == "support" else f"{self.mean[0]:.4g} and {self.std[0]:.4g}"
-        inputs = {"value": f"standardised by mean and standard deviation: {fitted}"}
+        about = f"standardised by mean and standard deviation: {fitted}"
+        inputs = {"value": "divided by the mean absolute value of each support" if self.scale == "level" else about}
         for name, m, s in list(zip(self.columns, self.mean, self.std))[1:]:
             inputs[name] = f"(x − {m:.4g}) / {s:.4g}"
         sizes = {name: getattr(self, name) for name in ("context_length", "horizon", "stride", "season")}
@@ -299,6 +290,8 @@ class SeriesPreprocessor(Preprocessor):
 
     def _read(self, path: Path, least: int) -> np.ndarray:
         """The values (points, 1 + V) of the one series in a file, at least `least`, in the order of time."""
+        if self.time is None:
+            return self._read_row(path, least)
         table = open_table(path, self.reading, columns=[self.time, *self.columns] if self.columns else None)
         names = list(self.columns) or [name for name in table.frame.columns if name != self.time]
         if len(names) != 1 and not self.columns:
@@ -313,37 +306,23 @@ class SeriesPreprocessor(Preprocessor):
         repeated = order[1:][np.diff(columns[self.time].values[order]) == 0]
         table.bad(self.time, np.isin(np.arange(len(order)), repeated), "is there twice: give one series")
         table.settle()
-        if len(table) < least:
-            raise ValueError(f"{path} has {len(table)} values of the series; {least} are needed")
-        return self.standardise(np.stack([columns[name].values for name in names], 1)[order])
+        return self._enough(path, np.stack([columns[name].values for name in names], 1)[order], least)
 
+    def _read_row(self, path: Path, least: int) -> np.ndarray:
+        """As `_read`, where each row of a file is a series."""
+        table = open_table(path, self.reading)
+        if len(table) != 1:
+            raise ValueError(f"{path} must hold one series, a row of values in the order of time; it has {len(table)}")
+        names = [name for name in table.frame.columns if name != self.series]
+        columns = read_columns(table, dict.fromkeys(names, "number"))
+        table.settle()
+        values = np.concatenate([columns[name].values for name in names])
+        return self._enough(path, values[~np.isnan(values), None], least)
 
-def _wide(
-    table: Table, time: str, names: list[str], times: np.ndarray, values: list[np.ndarray], bad_rows: BadRows
-) -> tuple[Members, np.ndarray, np.ndarray, np.ndarray]:
-    """The series of a wide file, concatenated: members, times, values, and rows of the table."""
-    order = np.argsort(times, kind="stable")
-    _mark_repeated(table, time, Members([""], order, np.array([len(order)])), times)
-    order = order[table.settle(bad_rows)[order]]
-    sorted_values = [column[order] for column in values]
-    known = [~np.isnan(column) for column in sorted_values]
-    sizes = np.array([mask.sum() for mask in known])
-    if not sizes.all():
-        raise ValueError(
-            f"{table.path}: column {names[int(np.argmin(sizes))]!r} holds no value; leave it out of the file"
-        )
-    rows = np.concatenate([order[mask] for mask in known])
-    flat = np.concatenate([column[mask] for column, mask in zip(sorted_values, known)])
-    return Members(names, np.arange(len(flat)), sizes), times[rows], flat, rows
-
-
-def _mark_repeated(table: Table, time: str, members: Members, times: np.ndarray) -> None:
-    """Mark rows as bad whose series has a value at their time already."""
-    repeated = np.flatnonzero(np.diff(times[members.flat]) == 0) + 1
-    repeated = repeated[~np.isin(repeated, members.sizes.cumsum()[:-1])]
-    mask = np.zeros(len(table), bool)
-    mask[members.flat[repeated]] = True
-    table.bad(time, mask, "is there twice in one series; keep one value a time")
+    def _enough(self, path: Path, values: np.ndarray, least: int) -> np.ndarray:
+        if len(values) < least:
+            raise ValueError(f"{path} has {len(values)} values of the series; {least} are needed")
+        return self.standardise(values)
 
 
 def _windows(sizes: np.ndarray, length: int, stride: int) -> tuple[np.ndarray, np.ndarray]:
@@ -351,21 +330,3 @@ def _windows(sizes: np.ndarray, length: int, stride: int) -> tuple[np.ndarray, n
     counts = np.maximum((sizes - length) // stride + 1, 0)
     rank_from_last = np.repeat(counts.cumsum(), counts) - 1 - np.arange(counts.sum())
     return np.repeat(sizes.cumsum(), counts) - length - stride * rank_from_last, counts
-
-
-def _steps(members: Members, times: np.ndarray, table: Table, rows: np.ndarray) -> str:
-    """A description of the time between consecutive values."""
-    inside = np.ones(len(times), bool)
-    inside[np.concatenate([[0], members.sizes.cumsum()[:-1]])] = False
-    steps = np.diff(times, prepend=times[0])[inside]
-    if not len(steps):
-        return "no series has two values"
-    distinct, counts = np.unique(steps, return_counts=True)
-    usual = distinct[counts.argmax()]
-    if len(distinct) == 1:
-        return f"{usual:g} throughout"
-    irregular = np.flatnonzero(inside)[steps != usual]
-    member = members.sizes.cumsum().searchsorted(irregular, side="right")
-    first = f"the first before {table.place(int(rows[irregular[0]]))}, in series {members.names[member[0]]!r}"
-    others = f"{len(irregular):,} others in {len(np.unique(member)):,} series"
-    return f"{usual:g} in {counts.max() / len(steps):.1%} of steps; {others}, {first}"

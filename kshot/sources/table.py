@@ -5,6 +5,7 @@ Shape legend: n rows, F features, D targets, C classes.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,9 +16,11 @@ import torch
 from torch import Tensor
 
 from kshot import objectives
-from kshot.annotations import EMPTY, FractionBelowOne, Size
+from kshot.annotations import EMPTY, FractionBelowOne, Size, Ways
 from kshot.argument_checks import check_arguments
-from kshot.data.tables.columns import Columns, Values, moments, place_of, read_columns
+from kshot.data.tables.columns import Columns, Raw, Values, describe_raw, kind_of, missing_in, place_of, read_columns
+from kshot.data.tables.moments import extremes, moments
+from kshot.data.tables.numerals import Style
 from kshot.data.tables.open import open_table
 from kshot.data.tables.table import Reading, ReadingOptions, Table
 from kshot.data.text.files import words_of
@@ -30,6 +33,8 @@ from kshot.tasks.pool import OnTooFew
 from kshot.tasks.preprocessor import Preprocessor, Support
 from kshot.tasks.splitting import DEFAULT_SPLIT
 from kshot.types import Tree
+
+log = logging.getLogger(__name__)
 
 
 @check_arguments
@@ -46,7 +51,9 @@ def table(
     time: str | None = None,
     domain: str | None = None,
     split: Mapping[str, Any] = DEFAULT_SPLIT,
-    ways: Size = 5,
+    ways: Ways = 5,
+    train_ways: Ways | None = None,
+    test_ways: Ways | None = None,
     shots: Size = 10,
     queries: Size = 10,
     train_queries: Size | None = None,
@@ -81,7 +88,7 @@ def table(
             task come from one domain.
         split: see `kshot.tasks.splitting`; by default 70, 15 and 15 % of the groups or classes.
         shots, queries, train_queries: number of rows of a task, or of each class.
-        ways, imbalance, label_noise: as in `ClassTasks`; for `classes` only.
+        ways, train_ways, test_ways, imbalance, label_noise: as in `ClassTasks`; for `classes` only.
         on_too_few, seed: as in `ClassTasks`.
         reading: format of text files: delimiter, encoding, decimal, missing; see `Reading`.
         bad_rows: "error", or "drop" to leave out rows without a group or target, or with invalid values.
@@ -119,13 +126,16 @@ def table(
     opened.need(*special, *times, *kinds)
     input_names = [name for name in opened.frame.columns if name not in special] if inputs is None else list(inputs)
     input_kinds = {name: kinds.get(name) or opened.kind(name) for name in input_names}
-    targets, encoding = _targets(opened, names, target_type, kinds) if names else (None, {"label": key})
+    understood: dict[str, str] = {}
+    targets, encoding = _targets(opened, names, target_type, kinds, understood) if names else (None, {"label": key})
     keys = opened.keys(key)
     opened.missing(key, keys.is_null().to_numpy(), "a row needs one")
     order = np.argsort(times_of(opened, time, kinds).values, kind="stable") if time else None
     members = group_rows(keys, opened.good, order)  # before the inputs are read, to free the memory of the keys
     del keys
     raw = read_columns(opened, input_kinds)
+    understood |= {name: describe_raw(column) for name, column in raw.items()}
+    notes = _notes(opened, raw, input_kinds, kinds)
     members = members.only(opened.settle(bad_rows))
     opened.release(*special[1 + len(names) :])
     parts = cut_members(members, opened, split, domain, kind="group" if group else "class")
@@ -139,32 +149,88 @@ def table(
         encoding |= {"mean": mean, "std": tuple(value or 1.0 for value in std)}
         targets -= encoding["mean"]
         targets /= encoding["std"]
-    preprocessor = TablePreprocessor(columns=columns, reading=opened.reading, **encoding)
+    preprocessor = TablePreprocessor(columns=columns, reading=opened.reading, group=group, **encoding)
     examples = TableDataset(columns, columns.encode(raw), targets)
     options: dict[str, Any] = {
         "shots": shots, "queries": queries, "train_queries": train_queries, "on_too_few": on_too_few, "seed": seed,
         "name": "table", "preprocessor": preprocessor, "left_out": left_out_of(opened),
     }  # fmt: skip
+    source: GroupTasks | ClassTasks
     if group is not None:
         order_of_rows: Order = "given" if time else "random"
-        return GroupTasks(examples, parts, objective=preprocessor.objective, order=order_of_rows, **options)
-    options |= {"ways": ways, "imbalance": imbalance, "label_noise": label_noise, "within": within}
-    return ClassTasks(examples, parts, **options)
+        source = GroupTasks(examples, parts, objective=preprocessor.objective, order=order_of_rows, **options)
+    else:
+        options |= {
+            "ways": ways,
+            "train_ways": train_ways,
+            "test_ways": test_ways,
+            "same_classes": "rows" in split,
+            "imbalance": imbalance,
+            "label_noise": label_noise,
+            "within": within,
+        }
+        source = ClassTasks(examples, parts, **options)
+    source.understood, source.notes = understood, notes
+    for name, how in understood.items():
+        log.info("%s: %s", name, how)
+    for note in notes:
+        log.warning("%s", note)
+    return source
+
+
+def _notes(table: Table, raw: Mapping[str, Raw], kinds: Mapping[str, str], given: Mapping[str, str]) -> list[str]:
+    """Sentences about columns that were perhaps not understood as they are meant."""
+    notes = []
+    for name, column in raw.items():
+        if column.kind == "number" and (far := extremes(column.values, ~np.isnan(column.values))).any():
+            value, place = column.values[far][0], table.place(int(far.argmax()), name)
+            notes.append(
+                f"{place}: {value:g} is more than 100 times as far from the median as the other values are; it is left "
+                f"out of their scale and clipped ({far.sum():,} such). Correct it if it is an error"
+            )
+        share = table.share_of_numbers(name) if kinds[name] == "category" and name not in given else 0.0
+        if share > 0.5:
+            notes.append(
+                f"{table.path}, column {name!r}: it is treated as words, though {share:.0%} of its values are numbers. "
+                f"Correct the others or list them in reading.missing, or confirm by kinds: {{{name}: category}}"
+            )
+    return notes
 
 
 def _targets(
-    table: Table, names: list[str], target_type: str | None, kinds: Mapping[str, str]
+    table: Table, names: list[str], target_type: str | None, kinds: Mapping[str, str], understood: dict[str, str]
 ) -> tuple[np.ndarray, dict[str, Any]]:
-    """The targets, float64 (n, D) or one-hot (n, C), and the arguments of their `TablePreprocessor`."""
-    found = {name: kinds.get(name) or table.kind(name) for name in names}
-    target_type = target_type or ("regression" if set(found.values()) == {"number"} else "classification")
+    """The targets, float64 (n, D) or one-hot (n, C), and the arguments of their `TablePreprocessor`.
+
+    How they are understood is added to `understood`.
+    """
+    words_wanted = target_type == "classification"
+    found = {name: kinds.get(name) or ("category" if words_wanted else table.kind(name)) for name in names}
+    are_numbers = {kind_of(kind) for kind in found.values()} == {"number"}
+    target_type = target_type or ("regression" if are_numbers else "classification")
     if target_type == "regression":
-        return _numbers(table, names, "a row needs its target"), {"targets": tuple(names), "mean": (), "std": ()}
+        formats = tuple(kind if Style.parse(kind) else "" for kind in found.values())
+        values = _numbers(table, names, "a row needs its target", formats)
+        for name, column, format in zip(names, values.T, formats):
+            understood[name] = f"target, {describe_raw(Raw('number', column, format or None))}"
+            if name not in kinds:
+                table.bad(
+                    name, extremes(column, ~np.isnan(column)),
+                    "is more than 100 times as far from the median as the other targets are, and would hide all else: "
+                    f"correct it, or confirm by kinds: {{{name}: number}} that it is right",
+                )  # fmt: skip
+        return values, {"targets": tuple(names), "mean": (), "std": (), "formats": formats}
     if len(names) > 1:
         raise ValueError(f"one target is classified at a time, got {', '.join(names)}; several must hold numbers")
-    if found[names[0]] == "date":
+    if kind_of(found[names[0]]) == "date":
         raise ValueError(f"{table.path}: the target {names[0]!r} holds dates; give a column of numbers or words")
+    if not words_wanted and names[0] not in kinds and (share := table.share_of_numbers(names[0])) > 0.5:
+        raise ValueError(
+            f"{table.path}: {share:.0%} of the targets {names[0]!r} are numbers, and the others are not. Correct those "
+            "or list them in reading.missing, or set target_type: classification if all of them are names of classes"
+        )
     words = words_of(table, names[0], "a row needs its target")
+    understood[names[0]] = f"target, {describe_raw(Raw('category', words))}"
     classes = tuple(words.drop_nulls().unique().sort().to_list())
     if len(classes) < 2:
         value = repr(classes[0] if classes else "missing")
@@ -172,12 +238,27 @@ def _targets(
     return _one_hot(words, classes), {"targets": tuple(names), "classes": classes}
 
 
-def _numbers(table: Table, names: Sequence[str], why: str) -> np.ndarray:
-    """Numeric columns (n, D); missing values are errors of their rows."""
-    values = np.stack([table.numbers(name) for name in names], 1)
+def _numbers(table: Table, names: Sequence[str], why: str, formats: Sequence[str] = ()) -> np.ndarray:
+    """Numeric columns (n, D) in the formats that they are written in; missing values are errors of their rows."""
+    formats = formats or [""] * len(names)
+    values = np.stack([table.numbers(name, format or None) for name, format in zip(names, formats)], 1)
     for name, column in zip(names, values.T):
         table.missing(name, np.isnan(column), why)
     return values
+
+
+def _refuse_several_groups(path: Path, group: str, reading: Reading) -> None:
+    """Raise ValueError if a support file has the column of groups, and rows of several."""
+    try:
+        groups = open_table(path, reading, columns=[group]).labels(group).drop_nulls().unique(maintain_order=True)
+    except ValueError:  # it has no such column
+        return
+    if len(groups) > 1:
+        named = ", ".join(map(repr, groups[:4].to_list())) + (", …" if len(groups) > 4 else "")
+        raise ValueError(
+            f"{path}: a support set is of one {group}, and these rows are of {len(groups)}: {named}. Write a file for "
+            "each, and adapt to each"
+        )
 
 
 def _one_hot(words: Any, classes: Sequence[str]) -> np.ndarray:
@@ -209,6 +290,8 @@ class TablePreprocessor(Preprocessor):
         targets, mean, std: the columns to predict, if tasks are groups, and the scale of regressed ones.
         classes: of the classified target.
         label: the column of classes, if tasks classify its values.
+        formats: how the regressed targets are written, such as "1.234,5 €"; empty for plain numbers.
+        group: the column of groups, of which a support file may hold one.
     """
 
     columns: Columns
@@ -218,6 +301,8 @@ class TablePreprocessor(Preprocessor):
     std: tuple[float, ...] = ()
     classes: tuple[str, ...] = ()
     label: str | None = None
+    formats: tuple[str, ...] = ()
+    group: str | None = None
 
     @property
     def input_columns(self) -> Columns:  # type: ignore[override]
@@ -233,8 +318,10 @@ class TablePreprocessor(Preprocessor):
         """Rows with their targets, or with the class of each in the column `label`."""
         columns = self.targets if self.label is None else (self.label,)
         table, inputs = self._read(path, columns)
+        if self.group is not None:
+            _refuse_several_groups(path, self.group, self.reading)
         if self.label is None and not self.classes:
-            values = _numbers(table, columns, "a support row needs its target")
+            values = _numbers(table, columns, "a support row needs its target", self.formats)
             targets = ((values - self.mean) / self.std).astype(np.float32)
         else:
             words = words_of(table, columns[0], f"a support row needs its {'target' if self.classes else 'class'}")
@@ -269,18 +356,24 @@ class TablePreprocessor(Preprocessor):
         return about | {"target": "; ".join(units)}
 
     def to_json(self) -> dict[str, Any]:
-        plain = {name: getattr(self, name) for name in ("targets", "mean", "std", "classes", "label")}
+        plain = {
+            name: getattr(self, name) for name in ("targets", "mean", "std", "classes", "label", "formats", "group")
+        }
         return {"kind": "table", "columns": self.columns.to_json(), "reading": self.reading._asdict(), **plain}
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> TablePreprocessor:
-        plain = {name: tuple(data[name]) for name in ("targets", "mean", "std", "classes")}
+        plain = {name: tuple(data.get(name, ())) for name in ("targets", "mean", "std", "classes", "formats")}
         columns, reading = Columns.from_json(data["columns"]), Reading(**data["reading"])
-        return cls(columns=columns, reading=reading, label=data["label"], **plain)
+        return cls(columns=columns, reading=reading, label=data["label"], group=data.get("group"), **plain)
 
     def _read(self, path: Path, others: Sequence[str]) -> tuple[Table, Tensor]:
         """The table of a file, with further columns, and its inputs."""
         kinds = self.columns.kinds
         table = open_table(path, self.reading, columns=[*kinds, *others])
-        values = self.columns.encode(read_columns(table, kinds))
+        raw = read_columns(table, kinds)
+        for name in self.columns.without_gaps:
+            if count := missing_in(raw[name]):
+                log.warning("%s: %d missing values of %r are replaced by the training mean", path, count, name)
+        values = self.columns.encode(raw)
         return table, torch.from_numpy(self.columns.spread(values))

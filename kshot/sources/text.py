@@ -151,7 +151,7 @@ def text(
         preprocessor = replace(preprocessor, characters=characters, text=text, label=label, reading=format)
         examples = preprocessor.examples(strings, keep=True)
     return TextTasks(
-        examples, classes, texts=strings, out_of_scope=out_of_scope_rows, **options,
+        examples, classes, texts=strings, out_of_scope=out_of_scope_rows, **options, same_classes="rows" in split,
         within=domain_of if within else None, name=f"texts of {table.path.name}", preprocessor=preprocessor,
         left_out=if_any(**left_out),
     )  # fmt: skip

@@ -15,13 +15,13 @@ import torch
 from torch import Tensor
 
 from kshot import objectives
-from kshot.annotations import FractionBelowOne, OptionsOf, Size
+from kshot.annotations import FractionBelowOne, OptionsOf, Size, Ways
 from kshot.argument_checks import check_arguments
 from kshot.data.dataset import Dataset, ImageDataset
 from kshot.supplied import Seed
 from kshot.tasks.pool import OnTooFew, Pool, PooledSource, Rows
 from kshot.tasks.preprocessor import Preprocessor
-from kshot.tasks.sampling import by_split, distinct
+from kshot.tasks.sampling import Range, distinct
 from kshot.tasks.source import generator, if_any
 from kshot.types import Batch, Split, Task
 
@@ -48,8 +48,9 @@ class ClassTasks(PooledSource):
         ways, shots, queries: number of classes of a task, and of support and query examples of each class. Ranges
             (low, high) are drawn uniformly for each task. Shapes are then those of the largest task; smaller ones are
             padded with copies of their first row of weight 0, and have the first labels.
-        train_ways: number of classes of a training task, `ways` by default, for learners that accept any number. More
-            ways make harder tasks, which improve prototypical networks.
+            Ways may also be "all": all classes of the split.
+        train_ways, test_ways: number of classes of a training or test task, `ways` by default, for learners that accept
+            any number. More ways make harder tasks, which improve prototypical networks.
         train_queries: number of query examples in training tasks, `queries` by default. Fewer make a training step
             cheaper, and so allow more tasks in the same time.
         within: class to domain, such as the alphabet of a character. The classes of a task then come from one domain,
@@ -62,6 +63,7 @@ class ClassTasks(PooledSource):
             "drop" leaves it out; "shrink" uses fewer queries, then fewer shots within the range, and leaves it out if
             that does not suffice. "drop" and "shrink" also leave out domains with too few classes.
         augment: varies the inputs of training tasks and pretraining batches.
+        same_classes: whether the splits have the same classes, each with examples of its own, see `splitting.by_rows`.
         seed, name: random seed of task sampling, and the name of the source for reports and messages.
         preprocessor, left_out: of the files that the examples were read from, and what was left out: reason to count.
 
@@ -95,23 +97,35 @@ class ClassTasks(PooledSource):
         examples: np.ndarray | Dataset,
         classes: Mapping[Split, Mapping[str, Rows]],
         *,
-        ways: Size = 5,
+        ways: Ways = 5,
         shots: Size = 1,
         queries: Size = 15,
-        train_ways: Size | None = None,
+        train_ways: Ways | None = None,
+        test_ways: Ways | None = None,
         train_queries: Size | None = None,
         within: Mapping[str, str] | None = None,
         imbalance: Imbalance | None = None,
         label_noise: FractionBelowOne = 0.0,
         on_too_few: OnTooFew = "error",
         augment: Augment | None = None,
+        same_classes: bool = False,
         seed: Seed = 0,
         name: str = "classes",
         preprocessor: Preprocessor | None = None,
         left_out: Mapping[str, int] | None = None,
     ) -> None:
-        self.ways = by_split(ways, train_ways, "ways", 2)
+        self._asked: dict[Split, Any] = {
+            "train": ways if train_ways is None else train_ways,
+            "val": ways,
+            "test": ways if test_ways is None else test_ways,
+        }
+        if "all" in self._asked.values() and within is not None:
+            raise ValueError("ways: all takes all classes of a split, and within those of a domain: give one of them")
+        for which, asked in zip(("train_ways", "ways", "test_ways"), self._asked.values()):
+            if asked != "all":
+                Range.of(asked, which, 2)
         self.imbalance, self.label_noise, self.augment, self._within = imbalance, label_noise, augment, within
+        self.same_classes = same_classes
         super().__init__(
             ImageDataset(examples) if isinstance(examples, np.ndarray) else examples, classes,
             shots=shots, queries=queries, train_queries=train_queries, on_too_few=on_too_few, seed=seed, name=name,
@@ -123,6 +137,12 @@ class ClassTasks(PooledSource):
             raise ValueError(f"imbalance {self.imbalance!r} needs shots as a range like [1, 9], got {self.shots.low}")
         if self.label_noise and self.shots.high == 1:
             raise ValueError("label_noise needs at least 2 shots: one example of each class keeps its label")
+        self.ways = {
+            split: Range(*[max(2, len(self._pools.get(split, ())))] * 2)
+            if asked == "all"
+            else Range.of(asked, "ways", 2)
+            for split, asked in self._asked.items()
+        }
         self._domains = {split: self._domain_pool(split) for split in self._pools}
         self.class_names = {split: pool.names for split, pool in self._pools.items()}
 
@@ -136,7 +156,7 @@ class ClassTasks(PooledSource):
         return dict(self._pool(split).items())
 
     def stack(self, split: Split, indices: Sequence[int]) -> Task:
-        pool, domains = self._pool(split), self._domains[split]
+        pool = self._pool(split)
         N, S, Q = self.ways[split].high, self.shots.high, self.queries[split].high
         # Draws of options added later come last, so that the tasks of recorded runs stay the same.
         parts = [2 * N, 2 * N * (S + Q), N * S, N * Q, 4, N, 2 * N * S]
@@ -144,11 +164,7 @@ class ClassTasks(PooledSource):
         draws = np.stack([random.random(sum(parts)) for random in generators])
         draws_of_parts = np.split(draws, np.cumsum(parts)[:-1], axis=1)
         of_classes, of_examples, order_S, order_Q, of_task, of_shots, of_noise = draws_of_parts
-        domain_T = (of_task[:, 0] * len(domains)).astype(np.int64)
-        count_T = domains.sizes[domain_T]
-        ways_T = self.ways[split].at(of_task[:, 1], most=count_T)
-        chosen_TN = distinct(of_classes.reshape(-1, 2, N), count_T, ways_T)
-        chosen_TN = domains.flat[domains.starts[domain_T][:, None] + chosen_TN]
+        chosen_TN, ways_T = self._chosen(split, of_classes, of_task)
         sizes_TN = pool.sizes[chosen_TN]
         shots_TN = np.minimum(self._shots(of_task[:, 2], of_shots, ways_T), sizes_TN - 1)
         queries_TN = np.minimum(self.queries[split].at(of_task[:, 3])[:, None], sizes_TN - shots_TN)
@@ -172,6 +188,14 @@ class ClassTasks(PooledSource):
             batches.append(batch)
         return Task(*batches)
 
+    def units(self, split: Split, indices: Sequence[int]) -> np.ndarray:
+        """The classes (T, N) of each task, by position in `class_names`, in the order of the targets."""
+        N, S, Q = self.ways[split].high, self.shots.high, self.queries[split].high
+        before = 2 * N * (S + Q) + N * (S + Q)  # draws between those of the classes and those of the task
+        draws = np.stack([generator(self.seed, split, index).random(2 * N + before + 4) for index in indices])
+        chosen_TN, ways_T = self._chosen(split, draws[:, : 2 * N], draws[:, -4:])
+        return np.where(np.arange(N) < ways_T[:, None], chosen_TN, -1)
+
     def pretraining_batch(self, step: int, size: int) -> Batch:
         """`size` random training examples; targets one-hot over all training classes, (size, num_train_classes)."""
         pool = self._pool("train")
@@ -182,19 +206,31 @@ class ClassTasks(PooledSource):
 
     def describe(self) -> dict[str, Any]:
         images = getattr(self.examples, "images", None)
-        train_ways = self.ways["train"].plain() if self.ways["train"] != self.ways["test"] else None
+        train_ways = self.ways["train"].plain() if self.ways["train"] != self.ways["val"] else None
+        test_ways = self.ways["test"].plain()
+        val_ways = self.ways["val"].plain()
         return {
             "source": self.name,
-            "ways": self.ways["test"].plain(),
-            **if_any(train_ways=train_ways),
+            "ways": test_ways,
+            **if_any(train_ways=train_ways, val_ways=val_ways if val_ways != test_ways else None),
             **self._described_sizes(),
             **if_any(imbalance=self.imbalance, label_noise=self.label_noise),
             "seed": self.seed,
+            **if_any(same_classes="the same classes in all splits, with other examples" * self.same_classes),
             "classes": {split: len(names) for split, names in self.class_names.items()},
             **({"domains": {split: len(pool) for split, pool in self._domains.items()}} if self._within else {}),
             **({"image_size": list(images.shape[1:])} if images is not None else {}),
             **self._described_data(),
         }
+
+    def _chosen(self, split: Split, of_classes: np.ndarray, of_task: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The classes (T, N) of tasks, and how many of them (T,) a task has."""
+        domains, N = self._domains[split], self.ways[split].high
+        domain_T = (of_task[:, 0] * len(domains)).astype(np.int64)
+        count_T = domains.sizes[domain_T]
+        ways_T = self.ways[split].at(of_task[:, 1], most=count_T)
+        chosen_TN = distinct(of_classes.reshape(-1, 2, N), count_T, ways_T)
+        return domains.flat[domains.starts[domain_T][:, None] + chosen_TN], ways_T
 
     def _shots(self, of_task_T: np.ndarray, of_class_TN: np.ndarray, ways_T: np.ndarray) -> np.ndarray:
         """The number of shots (T, N) of each class."""
@@ -255,10 +291,14 @@ class ClassTasks(PooledSource):
 
 
 ClassOptions = Annotated[
-    Any, OptionsOf(ClassTasks, without=("examples", "classes", "within", "augment", "name", "preprocessor", "left_out"))
+    Any,
+    OptionsOf(
+        ClassTasks,
+        without=("examples", "classes", "within", "augment", "same_classes", "name", "preprocessor", "left_out"),
+    ),
 ]
-"""Arguments of `ClassTasks` that factories pass on: ways, shots, queries, train_ways, train_queries, imbalance,
-label_noise, on_too_few and seed."""
+"""Arguments of `ClassTasks` that factories pass on: ways, shots, queries, train_ways, test_ways, train_queries,
+imbalance, label_noise, on_too_few and seed."""
 
 
 def _one_hot(labels: np.ndarray, ways: int) -> Tensor:

@@ -10,6 +10,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -66,6 +67,10 @@ def freeze(source: TaskSource, path: Path | str, *, split: Split = "test", num_t
     about = {"format": FORMAT, "split": split, "tasks": num_tasks, "sha256": digest.hexdigest(), "objective": objective}
     about |= {"seed": source.seed, "source": source.describe(), "kshot": version("kshot")}
     leaves: dict[str, Tensor] = {}
+    units = source.units(split, range(num_tasks))
+    if units is not None:
+        about |= {"unit": source.unit or source.member, "unit_names": list(source.unit_names(split))}
+        about["units"] = units.tolist()
     about["layout"] = {
         part: {field: _named(tree, f"{part}.{field}", leaves) for field, tree in batch._asdict().items()}
         for part, batch in zip(Task._fields, frozen or ())
@@ -116,6 +121,7 @@ class Episodes(StackedSource):
         self.paths, self.files = paths, files
         first = next(iter(files.values()))
         self.objective, self.seed = objectives.from_name(first["objective"]), first["seed"]
+        self.unit = first.get("unit")
 
     def stack(self, split: Split, indices: Sequence[int]) -> Task:
         if split not in self.files:
@@ -133,6 +139,13 @@ class Episodes(StackedSource):
                 return torch.cat([piece[index % count : index % count + 1] for index in indices])
 
             return _built_task(header["layout"], rows)
+
+    def units(self, split: Split, indices: Sequence[int]) -> np.ndarray | None:
+        units = self.files[split].get("units")
+        return None if units is None else np.array(units)[np.array(indices) % len(units)]
+
+    def unit_names(self, split: Split) -> Sequence[str]:
+        return self.files[split].get("unit_names", [])
 
     def with_shots(self, shots: int) -> Episodes:
         """Itself if the frozen tasks have at least `shots` support examples: frozen tasks do not change."""

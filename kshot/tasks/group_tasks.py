@@ -126,10 +126,22 @@ class GroupTasks(PooledSource):
             batches.append(Batch(inputs, targets, torch.from_numpy(real.astype(np.float32))))
         return Task(*batches)
 
+    def units(self, split: Split, indices: Sequence[int]) -> np.ndarray:
+        """The group of each task, by position in `group_names`."""
+        first = np.array([generator(self.seed, split, index).random() for index in indices])
+        return (first * len(self._pool(split))).astype(np.int64)
+
     def pretraining_batch(self, step: int, size: int) -> Batch:
         """`size` random examples of all training groups."""
         inputs, targets = self.examples.take(self._pretraining_rows(step, size))
         return Batch(inputs, targets, torch.ones(size))
+
+    def training_groups(self, most: int) -> list[Batch]:
+        """All examples of up to `most` training groups, evenly spaced among them."""
+        groups = list(self.members("train").values())
+        chosen = np.linspace(0, len(groups) - 1, min(most, len(groups))).round().astype(int)
+        taken = [self.examples.take(groups[one]) for one in chosen]
+        return [Batch(inputs, targets, torch.ones(len(targets))) for inputs, targets in taken]
 
     def ordered_targets(self, split: Split) -> list[np.ndarray]:
         """Targets of the first 500 rows of the first 100 groups."""

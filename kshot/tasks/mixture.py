@@ -73,6 +73,8 @@ class Mixture(TaskSource):
     def __init__(self, sources: Mapping[str, TaskSource], shares: Shares, seed: int) -> None:
         self.sources, self.shares, self.seed = dict(sources), shares, seed
         self.objective = next(iter(sources.values())).objective
+        members = {source.member for source in sources.values()}
+        self.member = members.pop() if len(members) == 1 else "unit"
         first, *others = (source.preprocessor for source in sources.values())
         self.preprocessor = first if all(other == first for other in others) else None
         self._check_shapes()
@@ -85,6 +87,23 @@ class Mixture(TaskSource):
         shares = self.shares[split]
         draw = generator(self.seed, split, index).random()
         return list(shares)[int(np.cumsum([*shares.values()])[:-1].searchsorted(draw, side="right"))]
+
+    def units(self, split: Split, indices: Sequence[int]) -> np.ndarray | None:
+        of_task = [self.source_of(split, index) for index in indices]
+        found, start = dict[str, np.ndarray](), 0
+        for name in self.shares[split]:
+            units = self.sources[name].units(split, indices)
+            if units is None:
+                return None
+            found[name] = np.where(units < 0, -1, units + start).reshape(len(indices), -1)
+            start += len(self.sources[name].unit_names(split))
+        width = max(units.shape[1] for units in found.values())
+        padded = {k: np.pad(v, ((0, 0), (0, width - v.shape[1])), constant_values=-1) for k, v in found.items()}
+        joined = np.stack([padded[name][number] for number, name in enumerate(of_task)])
+        return joined[:, 0] if width == 1 else joined
+
+    def unit_names(self, split: Split) -> Sequence[str]:
+        return [f"{name}: {unit}" for name in self.shares[split] for unit in self.sources[name].unit_names(split)]
 
     def stack(self, split: Split, indices: Sequence[int]) -> Task:
         positions: dict[str, list[int]] = {}

@@ -59,6 +59,8 @@ class Pool:
 class PooledSource(StackedSource):
     """The common part of `ClassTasks` and `GroupTasks`, where the arguments are documented."""
 
+    same_classes: bool = False
+
     def __init__(
         self,
         examples: Dataset,
@@ -78,7 +80,7 @@ class PooledSource(StackedSource):
         self.examples, self.on_too_few, self.seed, self.name, self.gap = examples, on_too_few, seed, name, gap
         self.preprocessor, self._left_out = preprocessor, dict(left_out or {})
         self._all_pools = {split: Pool.of(rows, f"{name}: {self.member}") for split, rows in members.items()}
-        check_disjoint(self._all_pools, len(examples), name, self.member)
+        check_disjoint(self._all_pools, len(examples), name, self.member, same_names=self.same_classes)
         self._set_shots(Range.of(shots, "shots", 1))
 
     def _set_shots(self, shots: Range) -> None:
@@ -110,7 +112,8 @@ class PooledSource(StackedSource):
         return {name: size.plain() for name, size in sizes.items()}
 
     def _described_data(self) -> dict[str, Any]:
-        return (self.preprocessor.describe() if self.preprocessor else {}) | if_any(dropped=self.dropped)
+        about = self.preprocessor.describe() if self.preprocessor else {}
+        return about | if_any(columns=dict(self.understood), dropped=self.dropped)
 
     def _pretraining_positions(self, step: int, size: int) -> tuple[np.ndarray, np.random.Generator]:
         """Random positions in the training pool, from a generator that no task uses."""
@@ -139,8 +142,10 @@ class PooledSource(StackedSource):
         return pools, dropped
 
 
-def check_disjoint(pools: Mapping[Split, Pool], num_rows: int, where: str, kind: str) -> None:
-    """Raise ValueError if a row does not exist, a row occurs twice, or a name in two splits."""
+def check_disjoint(
+    pools: Mapping[Split, Pool], num_rows: int, where: str, kind: str, *, same_names: bool = False
+) -> None:
+    """Raise ValueError if a row does not exist, a row occurs twice, or a name in two splits, unless all names are."""
     splits_of_rows = np.full(num_rows, -1, np.int8)
     split_of_name: dict[str, Split] = {}
     for number, (split, pool) in enumerate(pools.items()):
@@ -153,7 +158,7 @@ def check_disjoint(pools: Mapping[Split, Pool], num_rows: int, where: str, kind:
         if len(repeated):
             raise ValueError(f"{where}: row {repeated[0]} is listed twice in {split}; list each once, in one {kind}")
         leaked = np.flatnonzero(splits_of_rows[pool.flat] >= 0)
-        names = [name for name in pool.names if name in split_of_name]
+        names = [name for name in pool.names if name in split_of_name and not same_names]
         if len(leaked) or names:
             what = f"{kind} {names[0]!r}" if names else f"row {pool.flat[leaked[0]]}"
             raise ValueError(f"{where}: {what} is in {split} and in another split; keep it in one of them")

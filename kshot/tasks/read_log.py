@@ -48,7 +48,8 @@ class Watched(TaskSource):
 
     def __init__(self, source: TaskSource, note: Note | None, before: Iterable[tuple[str, Split]]) -> None:
         self.source, self.objective, self.seed = source, source.objective, source.seed
-        self.preprocessor = source.preprocessor
+        for name in ("preprocessor", "member", "unit", "texts", "copies_are_errors", "forecasts"):
+            setattr(self, name, getattr(source, name))
         self.reads: Counter[tuple[str, Split]] = Counter(dict.fromkeys(before, 1))
         self._note, self._phase = note, ""
 
@@ -74,12 +75,28 @@ class Watched(TaskSource):
         self._log("train", 1)
         return self.source.pretraining_batch(step, size)
 
+    def training_groups(self, most: int) -> list[Batch]:
+        self._log("train", 1)
+        return self.source.training_groups(most)
+
     def out_of_scope_inputs(self, split: Split, index: int, count: int) -> Tree:
         self._log(split, 1)
         return self.source.out_of_scope_inputs(split, index, count)
 
-    def subjects(self, split: Split, indices: Sequence[int]) -> np.ndarray | None:
-        return self.source.subjects(split, indices)
+    def units(self, split: Split, indices: Sequence[int]) -> np.ndarray | None:
+        return self.source.units(split, indices)
+
+    def unit_names(self, split: Split) -> Sequence[str]:
+        return self.source.unit_names(split)
+
+    def members(self, split: Split) -> dict[str, np.ndarray]:
+        return self.source.members(split)
+
+    def sizes(self, split: Split) -> dict[str, int]:
+        return self.source.sizes(split)
+
+    def num_tasks(self, split: Split) -> int | None:
+        return self.source.num_tasks(split)
 
     def with_shots(self, shots: int) -> TaskSource:
         """The source with other shots, whose reads are not logged."""
@@ -135,8 +152,8 @@ def training(learner: nn.Module) -> Iterator[None]:
     try:
         yield
     finally:
-        after = weights_of(learner)
-        _trained.add(after)
+        if after := weights_of(learner):
+            _trained.add(after)
         if after != before and before in _tested | _trained_after_test:
             _trained_after_test.add(after)
 
@@ -157,10 +174,10 @@ def history_of(learner: nn.Module, source: TaskSource) -> History:
 
 
 def weights_of(learner: nn.Module) -> bytes:
-    """A hash of the parameters that are trained."""
+    """A hash of the parameters that are trained; empty if there are none."""
     digest = hashlib.blake2b(digest_size=16)
-    for parameter in learner.parameters():
-        if parameter.requires_grad:
-            digest.update(str(tuple(parameter.shape)).encode())
-            digest.update(parameter.detach().reshape(-1).contiguous().cpu().view(torch.uint8).numpy())
-    return digest.digest()
+    trained = [parameter for parameter in learner.parameters() if parameter.requires_grad]
+    for parameter in trained:
+        digest.update(str(tuple(parameter.shape)).encode())
+        digest.update(parameter.detach().reshape(-1).contiguous().cpu().view(torch.uint8).numpy())
+    return digest.digest() if trained else b""

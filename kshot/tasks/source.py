@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 
 from kshot import types
+from kshot.annotations import EMPTY
 from kshot.objectives import Objective
 from kshot.tasks.preprocessor import Preprocessor
 from kshot.types import SPLITS, Batch, Split, Task, Tree, tree_leaves, tree_map
@@ -29,20 +30,27 @@ class TaskSource(ABC):
         preprocessor: turns a user's files into inputs of these tasks; kept by a run. None if the tasks are not read
             from files.
         member: what a split consists of: "class", "group" or "user"; "task" if tasks are not drawn from members.
+        unit: what a unit is called, such as the column of the groups; by default as `member`.
         texts: the text of each row of the examples, for sources of labelled texts.
         copies_are_errors: whether two examples of equal content are copies, which `kshot data check` reports.
         forecasts: whether inputs are windows of series, and targets the values that follow.
         weighted_queries: whether queries have weights other than 1, which are no padding; reports then say so.
+        understood: how each column of the file was understood, such as "number, money in $, 3 missing".
+        notes: what was noticed when the files were read, each a sentence with its remedy; `kshot data check` and the
+            report of a run repeat it.
     """
 
     objective: Objective
     seed: int
     preprocessor: Preprocessor | None = None
     member: str = "task"
+    unit: str | None = None
     texts: Sequence[str] | None = None
     copies_are_errors: bool = True
     forecasts: bool = False
     weighted_queries: bool = False
+    understood: Mapping[str, str] = EMPTY
+    notes: Sequence[str] = ()
 
     @abstractmethod
     def task(self, split: Split, index: int) -> Task:
@@ -68,6 +76,19 @@ class TaskSource(ABC):
         tasks = self.stack("train", range(step * num_tasks, (step + 1) * num_tasks))
         return tree_map(lambda support, query: torch.cat([support, query], 1).flatten(0, 1), *tasks)
 
+    def training_groups(self, most: int) -> list[Batch]:
+        """The examples of up to `most` members of the training split, a batch for each, for fits in closed form.
+
+        By default support and query of training tasks; a ValueError if the tasks have classes of their own.
+        """
+        if self.objective.task_specific_classes:
+            raise ValueError(
+                f"{type(self).__name__} has no groups of examples with the same targets: each task has classes of its "
+                "own; use a learner for task-specific classes, such as protonet"
+            )
+        tasks = [self.task("train", index) for index in range(min(most, self.num_tasks("train") or most))]
+        return [tree_map(lambda support, query: torch.cat([support, query]), *task) for task in tasks]
+
     def with_shots(self, shots: int) -> TaskSource:
         """The same source with other shots, equal for all classes; ValueError if fixed, or too few examples exist."""
         raise ValueError(f"the number of shots of {type(self).__name__} is fixed")
@@ -78,9 +99,17 @@ class TaskSource(ABC):
             "these tasks have no out-of-scope examples; sources of texts have them if out_of_scope_label is set"
         )
 
-    def subjects(self, split: Split, indices: Sequence[int]) -> np.ndarray | None:
-        """The number of the subject of each task, such as its user, over which intervals are computed; else None."""
+    def units(self, split: Split, indices: Sequence[int]) -> np.ndarray | None:
+        """What each task is drawn from, such as its user: numbers (T,), positions in `unit_names`.
+
+        Tasks with classes of their own have several: (T, K), in the order of their targets, and -1 where a task has
+        fewer. Intervals are over units. None if each task is a unit of its own.
+        """
         return None
+
+    def unit_names(self, split: Split) -> Sequence[str]:
+        """The names of the units of a split, in the order of their numbers."""
+        return list(self.members(split))
 
     def members(self, split: Split) -> dict[str, np.ndarray]:
         """The rows of examples of each class or group of a split; empty if examples have no rows."""

@@ -76,7 +76,7 @@ class _Contract:
         yield "support and query", self.support_and_query
         yield "splits", self.disjoint_splits
         yield "pretraining", self.pretraining
-        yield "subjects", self.subjects
+        yield "units", self.units
         yield "description", self.description
 
     def tasks(self, split: Split) -> list[Task]:
@@ -255,14 +255,22 @@ class _Contract:
             widths = {batch.targets.shape[1], other.targets.shape[1]}
             require(len(widths) == 1, "pretraining_batch must be one-hot over all training classes at each step")
 
-    def subjects(self) -> None:
-        """Subjects are None, or one number for each task."""
+    def units(self) -> None:
+        """Units are None, or a number or several for each task, which do not depend on the other tasks."""
         for split in self.splits:
-            subjects = self.source.subjects(split, range(self.num_tasks))
+            units = self.source.units(split, range(self.num_tasks))
             require(
-                subjects is None or len(subjects) == self.num_tasks,
-                f"subjects({split!r}, …) must be None or have one entry for each of {self.num_tasks} tasks",
+                units is None or len(units) == self.num_tasks,
+                f"units({split!r}, …) must be None or have one entry for each of {self.num_tasks} tasks",
             )
+            if units is not None:
+                alone = self.source.units(split, [self.num_tasks - 1])
+                same = alone is not None and bool((alone[0] == units[-1]).all())
+                require(same, f"units({split!r}, …) of the last task differ if it is the only one")
+                require(
+                    int(units.max()) < len(self.source.unit_names(split)),
+                    f"units({split!r}, …) has a number without a name in unit_names",
+                )
 
     def description(self) -> None:
         """`describe()` is a dict that JSON can hold, with the seed."""

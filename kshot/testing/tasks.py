@@ -1,4 +1,4 @@
-"""Small synthetic tasks for the checks of learners: class patterns, linear functions, and texts.
+"""Small synthetic tasks for the checks of learners: class patterns, linear functions, texts, and series.
 
 Shape legend: n examples, L symbols of a window.
 """
@@ -15,6 +15,8 @@ from kshot.types import Batch, Task
 
 SYMBOLS, WINDOW = 8, 3
 """Vocabulary size and window length of the texts."""
+CONTEXT, HORIZON, SEASON = 12, 3, 4
+"""Steps of the context, of the forecast and of the season of the series."""
 
 
 def make_task(
@@ -31,8 +33,9 @@ def make_task(
 
     It follows what the objective predicts. Classes: a random pattern for each class, with noise. Labels: sums of such
     patterns, each in half of the examples. Tokens: a text that
-    counts modulo 6 in steps of a random size, windows (n, 3) of 8 symbols. Else regression: a linear function of random
-    slope, targets (n, 1).
+    counts modulo 6 in steps of a random size, windows (n, 3) of 8 symbols. Forecasts: windows (n, 12, 1) of a series
+    with a season of 4 steps, each 3 steps after the one before, and the 3 values that follow. Else regression: a linear
+    function of random slope, targets (n, 1).
 
     Args:
         objective: loss and metrics of the learner.
@@ -54,6 +57,8 @@ def make_task(
         return _sums_of_patterns(ways, shots, queries, inputs or (1, 8, 8), random, dtype)
     if objective.classifies:
         return _patterns(ways, shots, queries, inputs or (1, 8, 8), random, dtype)
+    if objective.name and objective.name.startswith("forecast"):
+        return _series(shots * ways, queries * ways, random, dtype)
     return _line(shots * ways, queries * ways, inputs or (1,), random, dtype)
 
 
@@ -90,6 +95,17 @@ def _line(support: int, query: int, shape: tuple[int, ...], random: torch.Genera
     x = torch.randn(support + query, *shape, generator=random)
     y = (slope * x.flatten(1)).sum(1, keepdim=True)
     examples = Batch.of(x.to(dtype), y.to(dtype), weight=torch.ones(len(x), dtype=dtype))
+    return Task(examples.rows(slice(support)), examples.rows(slice(support, None)))
+
+
+def _series(support: int, query: int, random: torch.Generator, dtype: torch.dtype) -> Task:
+    windows = support + query
+    steps = torch.arange((windows - 1) * HORIZON + CONTEXT + HORIZON)
+    season = 3 * torch.randn(SEASON, generator=random)
+    level = torch.randn(len(steps), generator=random).cumsum(0) + 20 * torch.randn((), generator=random)
+    cut = (level + season[steps % SEASON]).to(dtype).unfold(0, CONTEXT + HORIZON, HORIZON)
+    weight = torch.ones(windows, dtype=dtype)
+    examples = Batch(cut[:, :CONTEXT, None].contiguous(), cut[:, CONTEXT:].contiguous(), weight)
     return Task(examples.rows(slice(support)), examples.rows(slice(support, None)))
 
 

@@ -21,6 +21,7 @@ from kshot.objectives import check_task_values
 from kshot.tasks.read_log import during, training
 from kshot.tasks.source import TaskSource, check_source
 from kshot.training.checkpoint import load_checkpoint, save_checkpoint
+from kshot.training.closed_form import fit_closed_form, is_unfitted
 from kshot.training.step import MetaGradient, Mode
 from kshot.types import Task, has_values, to
 
@@ -77,6 +78,7 @@ class OuterLoop:
         seed: determines, with the number of the step, all randomness inside the step, such as dropout.
         accept: called after each step whose loss and gradient are finite.
         fixed: prefix of the names of parameters that are not trained.
+        may_be_frozen: whether a module without parameters to train is accepted; `run` then takes no step.
 
     Attributes:
         step: steps taken so far.
@@ -92,6 +94,7 @@ class OuterLoop:
         seed: int = 0,
         fixed: str | None = None,
         accept: Callable[[], None] = lambda: None,
+        may_be_frozen: bool = False,
     ) -> None:
         self.module, self.sample, self.backward, self.settings, self.seed = module, sample, backward, settings, seed
         self.accept = accept
@@ -101,10 +104,11 @@ class OuterLoop:
             for name, parameter in module.named_parameters()
             if parameter.requires_grad and not (fixed and name.startswith(fixed))
         }
-        if not self.parameters:
-            raise ValueError("there is nothing to train: no parameter of the learner requires a gradient")
-        self.optimizer = torch.optim.Adam(self.parameters.values(), lr=settings.outer_lr)
-        self.device = next(iter(self.parameters.values())).device
+        if not self.parameters and not may_be_frozen:
+            raise ValueError("there is nothing to train: no parameter of the module requires a gradient")
+        tensors = [*self.parameters.values()] or [nn.Parameter(torch.empty(0))]  # Adam refuses an empty list
+        self.optimizer = torch.optim.Adam(tensors, lr=settings.outer_lr)
+        self.device = tensors[0].device
 
     def run(
         self, steps: int, observe: Callable[[Progress], None] | None = None, deadline: float = math.inf
@@ -119,8 +123,11 @@ class OuterLoop:
             return self._run(steps, observe, deadline)
 
     def _run(self, steps: int, observe: Callable[[Progress], None] | None, deadline: float) -> list[float]:
-        self.module.train()
         losses: list[float] = []
+        if not self.parameters:
+            self.module.eval()
+            return losses
+        self.module.train()
         started = time.monotonic()
         try:
             for number in range(steps):
@@ -216,7 +223,7 @@ def meta_training_loop(
         return tasks
 
     backward = lambda module, tasks: gradient(tasks)  # noqa: E731
-    return OuterLoop(learner, sample, backward, settings, seed, accept=gradient.update_buffers)
+    return OuterLoop(learner, sample, backward, settings, seed, accept=gradient.update_buffers, may_be_frozen=True)
 
 
 def fit(
@@ -235,7 +242,9 @@ def fit(
 ) -> list[float]:
     r"""Meta-train a learner, in place: Adam on $\frac1T \sum_t L_{\text{query}}(\theta)$.
 
-    The learner is in evaluation mode afterwards, so that `predict` uses no dropout.
+    The learner is in evaluation mode afterwards, so that `predict` uses no dropout. A learner that is first fitted to
+    the training split in closed form, such as `partial_pooling`, is so unless it was (see `fit_closed_form`).
+    One without parameters to train, such as class means of frozen features, takes no step, and a warning says so.
 
     Args:
         learner: the learner to train.
@@ -267,5 +276,14 @@ def fit(
         3
     """
     settings = Settings(outer_lr, clip, schedule, steps, tasks_per_step, weight_decay)
+    if is_unfitted(learner):
+        fit_closed_form(learner, source)
     with during(source, "training"):
-        return meta_training_loop(learner, source, settings, mode=mode, seed=seed).run(steps, observe)
+        loop = meta_training_loop(learner, source, settings, mode=mode, seed=seed)
+        if not loop.parameters:
+            warnings.warn(
+                "there is nothing to train: no parameter of the learner requires a gradient, so that fit takes no "
+                "step; evaluate the learner as it is",
+                stacklevel=2,
+            )
+        return loop.run(steps, observe)

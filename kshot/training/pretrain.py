@@ -15,7 +15,6 @@ from kshot.annotations import PositiveFloat, PositiveInt
 from kshot.argument_checks import check_arguments
 from kshot.learner import evaluation_mode
 from kshot.learners.heads.distances import cosine
-from kshot.learners.heads.head_learner import FeatureStatistics, HeadLearner
 from kshot.objectives.outputs import the_tensor
 from kshot.tasks.read_log import during
 from kshot.tasks.source import TaskSource, check_source
@@ -148,7 +147,7 @@ def pretraining_loop(
         )
     module, example = model, source.pretraining_batch(0, settings.size)
     if classify:
-        device = next(model.parameters()).device
+        device = next(model.parameters(), example.weight).device
         inputs = to(example.rows(slice(2)).inputs, device)
         layer = None if objective == "contrastive" else output
         module = Classifier(model, example.targets.shape[1], inputs, head=head, output=layer, seed=seed).to(device)
@@ -250,38 +249,3 @@ def pretrain(
         losses = loop.run(steps, observe)
     finish_pretraining(loop)
     return losses
-
-
-def fit_feature_statistics(
-    learner: HeadLearner, source: TaskSource, *, batches: int | None = None, batch: int = 128
-) -> None:
-    r"""Compute the statistics of training features that a learner's head uses: for SimpleShot their mean,
-
-    $$ \mu = \frac{\sum_i w_i f_\theta(x_i)}{\sum_i w_i}, $$
-
-    for PLDA also the covariances within and between classes. Call it again after further training of the embedding.
-
-    Args:
-        learner: changed in place; ValueError is raised unless its head is, or contains, a `FeatureStatistics`.
-        source: source of the examples; only the split "train" is read.
-        batches, batch: number of batches, by default that of the head, and examples per batch.
-
-    Example:
-        >>> learner = kshot.learners.simpleshot(nn.Flatten(), features=1)
-        >>> fit_feature_statistics(learner, kshot.sources.sinusoids())
-        >>> learner.head.centre.shape
-        torch.Size([1])
-    """
-    heads = [part for part in learner.modules() if isinstance(part, FeatureStatistics)]
-    if not heads:
-        raise ValueError(
-            "this learner's head uses no feature statistics; those of simpleshot, laplacian_shot and plda do"
-        )
-    device = next(heads[0].buffers()).device
-    count = max(head.batches for head in heads) if batches is None else batches
-    with evaluation_mode(learner):
-        examples = [to(source.pretraining_batch(step, batch), device) for step in range(count)]
-        features = torch.cat([learner.embed(each)[0] for each in examples])
-        targets, weight = (torch.cat([getattr(each, name) for each in examples]) for name in ("targets", "weight"))
-        for head in heads:
-            head.measure(features, targets, weight)

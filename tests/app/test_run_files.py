@@ -14,7 +14,17 @@ from kshot.app.spec import Spec
 DOCUMENT = (Path(__file__).resolve().parents[2] / "docs" / "run-files.md").read_text()
 SECTIONS = dict(part.split("\n", 1) for part in DOCUMENT.split("\n## ")[1:])
 BLOCKS = [yaml.safe_load(block) for block in re.findall(r"```yaml\n(.*?)```", DOCUMENT, re.DOTALL)]
-SHARED = {"ways", "shots", "queries", "train_ways", "train_queries", "imbalance", "label_noise", "on_too_few"}
+SHARED = {
+    "ways",
+    "shots",
+    "queries",
+    "train_ways",
+    "test_ways",
+    "train_queries",
+    "imbalance",
+    "label_noise",
+    "on_too_few",
+}
 """Keys of sources of classes, which stand once."""
 
 

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from kshot import objectives, sources, tasks
-from kshot.checking.check import check
+from kshot.checking.check import check, findings_for_report
 from kshot.checking.findings import SEVERITIES
 from kshot.checking.near_copies import PICTURE_RADIUS, Sketcher, nearest, normalise, picture_sketches
 from kshot.checking.target_leakage import Rows, leaks
@@ -56,6 +56,34 @@ def table_of(tmp_path, **columns):
     frame = pl.DataFrame({"group": np.repeat([f"g{n}" for n in range(60)], 10)} | columns)
     frame.write_csv(tmp_path / "t.csv")
     return tmp_path / "t.csv"
+
+
+def test_how_columns_were_understood_is_said_and_what_was_noticed(tmp_path):
+    random = np.random.default_rng(0)
+    price = [f"${value:,.2f}" for value in random.uniform(1, 5000, 600)]
+    price[5] = ""
+    far = random.normal(5, 1, 600)
+    far[7] = 1e12
+    mixed = ["x" if value < 0.3 else f"{value:.3f}" for value in random.random(600)]
+    path = table_of(tmp_path, price=price, far=far, mixed=mixed, y=random.normal(size=600))
+    source = sources.table(path, group="group", target="y", shots=3, queries=3)
+    severity, told = found(source, "reading")
+    assert severity == "warning"
+    assert "price: number, money in $, 1 missing" in told
+    assert "y: target, number" in told
+    assert "t.csv, line 9, column 'far': 1e+12 is more than 100 times as far from the median" in told
+    share = np.mean([word != "x" for word in mixed])
+    assert f"column 'mixed': it is treated as words, though {share:.0%} of its values are numbers" in told
+    short = findings_for_report(source)
+    assert {finding.severity for finding in short} == {"warning"}
+    assert sum("1e+12" in finding.sentence for finding in short) == 1
+    assert source.describe()["columns"]["price"] == "number, money in $, 1 missing"
+    spoilt = far.copy()
+    with pytest.raises(ValueError, match="(?s)line 9, column 'y': .*would hide all else.*bad_rows: drop"):
+        sources.table(table_of(tmp_path, x=price, y=spoilt), group="group", target="y", shots=3, queries=3)
+    mostly = ["unknown" if value < 0.3 else f"{value:.3f}" for value in random.random(600)]
+    with pytest.raises(ValueError, match=r"[67].% of the targets 'y' are numbers, and the others are not.*target_type"):
+        sources.table(table_of(tmp_path, x=far, y=mostly), group="group", target="y", shots=3, queries=3)
 
 
 @pytest.mark.parametrize("source", [pictures(), numbers(), sources.glyphs(), sources.sinusoids()])

@@ -1,6 +1,8 @@
 """Files of tables, right and wrong: each gives a table or a sentence, and never anything else."""
 
+import gzip
 import json
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -74,6 +76,50 @@ def test_the_same_table_in_every_format_has_the_same_columns(write, tmp_path):
         assert np.array_equal(table.booleans("flag"), [1.0, np.nan, 0.0], equal_nan=True)
 
 
+def test_json_and_compressed_texts(write, tmp_path):
+    rows = [{"store": "a", "price": 1.5, "open": True}, {"store": "b", "price": None, "open": False, "more": 1}]
+    for name, content in (("rows.json", rows), ("columns.json", {"store": ["a", "b"], "price": [1.5, None]})):
+        table = open_table(write(json.dumps(content), name))
+        assert [table.kind(column) for column in ("store", "price")] == ["category", "number"]
+        assert np.array_equal(table.numbers("price"), [1.5, np.nan], equal_nan=True)
+        assert table.place(1).endswith("row 2")
+    table = open_table(write(gzip.compress(CSV.encode()), "t.csv.gz"))
+    assert table.frame.equals(open_table(write(CSV)).frame)
+    packed = write(gzip.compress(CSV.replace(",", "\t").encode()), "t.tsv.gz")
+    assert open_table(packed).frame.equals(open_table(write(CSV)).frame)
+    for name, content, sentence in (
+        ("x.json", "[1, 2]", "must hold a list of objects"),
+        ("y.json", '{"a": [1], "b": [1, 2]}', "its columns have different lengths"),
+        ("z.csv.gz", "a,b", "cannot be unpacked"),
+        ("p.parquet.gz", "a,b", "unpack it; only texts"),
+    ):
+        with pytest.raises(ValueError, match=sentence):
+            open_table(write(content, name))
+
+
+def test_zstd_and_excel_are_read_where_their_packages_are(write, tmp_path):
+    missing = [name for name in ("zstandard", "fastexcel") if find_spec(name) is None]
+    frame = open_table(write(CSV)).frame
+    if "zstandard" in missing:
+        with pytest.raises(ValueError, match=r"zstd needs the package zstandard: pip install 'kshot\[files\]'"):
+            open_table(write(b"..", "t.csv.zst"))
+    else:
+        import zstandard
+
+        assert open_table(write(zstandard.compress(CSV.encode()), "t.csv.zst")).frame.equals(frame)
+    if "fastexcel" in missing:
+        with pytest.raises(ValueError, match=r"Excel files need the package fastexcel: pip install 'kshot\[files\]'"):
+            open_table(write(b"..", "t.xlsx"))
+        return
+    with pytest.raises(ValueError, match="cannot be read"):
+        open_table(write(b"..", "bad.xlsx"))
+    written = pl.DataFrame({"store": ["a", "b"], "price": [1.5, None], "share": ["12.5%", "3%"]})
+    written.write_excel(tmp_path / "t.xlsx")
+    table = open_table(tmp_path / "t.xlsx")
+    assert [table.kind(name) for name in ("store", "price", "share")] == ["category", "number", "1,234.5%"]
+    assert np.array_equal(table.numbers("price"), [1.5, np.nan], equal_nan=True)
+
+
 def test_a_whole_number_is_the_same_word_however_it_is_stored(tmp_path):
     for number, values in enumerate(([1, 2], [1.0, 2.0], ["1", " 2"])):
         pl.DataFrame({"id": values}).write_parquet(tmp_path / f"{number}.parquet")
@@ -101,8 +147,10 @@ def test_dates_are_read_as_they_are_written(write):
     assert table.kind("t") == "date"
     assert set(table.seconds("t").tolist()) == {float(np.datetime64("2024-05-31T13:45", "s").astype(int))}
     assert set(table.seconds("d", "%d/%m/%Y").tolist()) == {float(np.datetime64("2024-05-31", "s").astype(int))}
+    assert table.kind("d") == "%d/%m/%Y"
+    unclear = open_table(write("d\n05/06/2024\n07/08/2024\n"))
     with pytest.raises(ValueError, match='day and month are ambiguous.*kinds: {d: "%d/%m/%Y"}'):
-        table.kind("d")
+        unclear.kind("d")
 
 
 @pytest.mark.parametrize(
@@ -137,9 +185,9 @@ def test_files_that_are_not_there(tmp_path):
     ):
         with pytest.raises(ValueError, match=sentence):
             open_table(tmp_path / name)
-    (tmp_path / "sales.xlsx").write_text("")
-    with pytest.raises(ValueError, match="suffix '.xlsx' is not known"):
-        open_table(tmp_path / "sales.xlsx")
+    (tmp_path / "sales.doc").write_text("")
+    with pytest.raises(ValueError, match="suffix '.doc' is not known"):
+        open_table(tmp_path / "sales.doc")
 
 
 def test_a_missing_column_gets_the_nearest_name(write):
@@ -167,7 +215,7 @@ def test_lines_that_are_no_rows_are_listed_and_left_out_only_where_allowed(write
 
 
 def test_values_that_are_no_numbers_are_listed_with_line_and_column(write):
-    rows = "".join(f"{n},{n}\n" for n in range(40))
+    rows = "".join(f"{n},{n}.5\n" for n in range(40))
     table = open_table(write(f'a,b\n{rows}x,1\n2,inf\n3,"1,5"\n'))
     assert table.kind("a") == table.kind("b") == "number"
     assert np.isnan(table.numbers("a")).nonzero()[0].tolist() == [40]
@@ -175,7 +223,7 @@ def test_values_that_are_no_numbers_are_listed_with_line_and_column(write):
     told = "\n".join(table.faults)
     assert "line 42, column 'a': 'x' is not a number" in told
     assert "line 43, column 'b': inf is not finite" in told
-    assert "line 44, column 'b': '1,5' is not a number; set reading.decimal to \",\"" in told
+    assert "line 44, column 'b': '1,5' is not a number; correct it" in told
     with pytest.raises(ValueError, match="bad rows in all: 3 of 43"):
         table.settle("error")
     assert np.flatnonzero(~table.settle("drop")).tolist() == [40, 41, 42]

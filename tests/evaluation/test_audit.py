@@ -742,3 +742,19 @@ def test_a_failed_audit_warns_and_is_in_the_summary():
     unaudited = kshot.evaluate(SeesOtherQueries(), pool(), num_tasks=10, audit=False)
     assert not unaudited.trusted
     assert unaudited.audits == ()
+
+
+def test_tasks_with_inputs_of_other_shapes_are_no_evidence_and_no_error():
+    """Synthetic tables have other numbers of columns and classes in each task: a state fits few of the other tasks."""
+    from kshot import learners, sources
+
+    source = sources.tabular_priors(rows=[10, 20], features=[2, 9], classes=[2, 3], queries=8)
+    learner = learners.prior_fitted(
+        objective=source.objective, classes=3, cell_width=8, width=16, heads=2, cell_layers=1, layers=1
+    )
+    widths = {source.task("test", index).support.inputs.shape[1] for index in range(40)}
+    assert len(widths) > 2
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UntrustedFigure)  # small synthetic tables can repeat a row
+        evaluation = kshot.evaluate(learner, source, num_tasks=40)
+    assert {audit.name for audit in evaluation.audits} >= {"chance"}

@@ -9,6 +9,7 @@ import kshot
 from kshot import Batch, Task
 from kshot.learners import HeadLearner
 from kshot.training.checkpoint import load_state, save_state
+from kshot.types import tree_leaves, tree_map
 
 FACTORIES = {
     "protonet": lambda: kshot.protonet(nn.Flatten()),
@@ -16,6 +17,8 @@ FACTORIES = {
     "simpleshot": lambda: kshot.learners.simpleshot(nn.Flatten(), features=6),
     "plda": lambda: kshot.learners.plda(nn.Flatten(), features=6),
     "r2d2": lambda: kshot.learners.r2d2(nn.Flatten(), l2=0.5),
+    "r2d2, as in the paper": lambda: kshot.learners.r2d2(nn.Flatten(), l2=0.5, normalize=False),
+    "probe": lambda: kshot.learners.probe(nn.Flatten(), features=6),
     "logistic": lambda: kshot.learners.logistic_regression(nn.Flatten(), l2=0.5),
     "svm": lambda: kshot.learners.metaoptnet(nn.Flatten(), l2=0.5),
     "matching": lambda: kshot.learners.matching_net(nn.Flatten()),
@@ -45,7 +48,7 @@ def test_extending_is_adapting_to_all_at_once(make, tmp_path):
     query = batch([0, 1, 2, 3, 4] * 3, 5, 3).inputs
     with torch.no_grad():
         state = learner.adapt(first, extendable=True)
-        before = {name: leaf.clone() for name, leaf in state["memory"].items()}
+        before = tree_map(torch.clone, state["memory"])
         save_state(tmp_path / "state.safetensors", state, {})
         extended = learner.extend(load_state(tmp_path / "state.safetensors")[0], second)
         learner.extend(state, second)
@@ -54,7 +57,7 @@ def test_extending_is_adapting_to_all_at_once(make, tmp_path):
         thrice = learner.adapt(together(first, second, batch([4, 1], 5, 4)))
         for one, other in ((extended, whole), (twice, thrice)):
             torch.testing.assert_close(learner.predict(one, query), learner.predict(other, query), rtol=1e-7, atol=1e-9)
-    assert all(torch.equal(leaf, before[name]) for name, leaf in state["memory"].items())
+    assert all(map(torch.equal, tree_leaves(state["memory"]), tree_leaves(before)))
     assert torch.equal(extended["present"], torch.ones(5, dtype=torch.bool))
 
 

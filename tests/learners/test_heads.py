@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -12,10 +13,12 @@ from sklearn.svm import LinearSVC
 from torch import nn
 
 import kshot
-from kshot import objectives
+from kshot import Batch, objectives
+from kshot.data.dataset import ArrayDataset
 from kshot.inner.convex import Intercept, crammer_singer, logistic
 from kshot.learners.heads.closed_form import solve_ridge
-from kshot.training.pretrain import fit_feature_statistics
+from kshot.tasks import ClassTasks
+from kshot.training.closed_form import fit_feature_statistics
 
 
 def test_a_distance_of_ones_own_may_be_a_module_that_learns():
@@ -52,7 +55,7 @@ def test_ridge_is_that_of_scikit_learn_with_fewer_rows_than_features_and_with_mo
 
 def test_r2d2_regresses_with_an_intercept_and_a_scale():
     feat, target, _ = features(7, 4, 3)
-    learner = kshot.learners.r2d2(nn.Flatten(), l2=0.3, scale=2.0).double()
+    learner = kshot.learners.r2d2(nn.Flatten(), l2=0.3, scale=2.0, normalize=False).double()
     wide = F.pad(feat, (0, 1), value=1.0)
     expected = 2 * wide @ torch.linalg.solve(wide.T @ wide + 0.3 * torch.eye(5).double(), wide.T @ target)
     found = learner.predict(learner.adapt(support_of(feat, target)), feat)
@@ -75,7 +78,7 @@ SHAPES = pytest.mark.parametrize(
 def test_logistic_regression_is_that_of_scikit_learn(rows, width, ways, l2):
     feat, target, labels = features(rows, width, ways)
     weight = 0.2 + torch.rand(rows, dtype=torch.float64)
-    learner = kshot.learners.logistic_regression(nn.Flatten(), l2=l2).double()
+    learner = kshot.learners.logistic_regression(nn.Flatten(), l2=l2, scale=None, normalize=False).double()
     state = learner.adapt(support_of(feat, target, weight))["head"]
     wide = F.pad(feat, (0, 1), value=1.0)
     peer = LogisticRegression(C=1 / l2, fit_intercept=False, tol=1e-10, max_iter=10_000).fit(wide, labels, weight)
@@ -121,10 +124,73 @@ def test_steps_taken_lead_to_the_minimum_from_far(solve):
     torch.testing.assert_close(*ends, rtol=1e-6, atol=1e-9)
 
 
+def spread_of(feat, weight):
+    """The root of the mean squared distance from the mean."""
+    return float(np.average(((feat - np.average(feat, 0, weight)) ** 2).sum(1), weights=weight) ** 0.5)
+
+
+@pytest.mark.parametrize("size", [1e-3, 1.0, 1e3])
+def test_penalties_are_relative_to_the_spread_of_features(size):
+    feat, target, _ = features(12, 30, 3)
+    weight = torch.rand(12, generator=torch.Generator().manual_seed(1)).double() + 0.1
+    spread = spread_of(feat.numpy(), weight.numpy())
+    wide, labels = F.pad(feat / spread, (0, 1), value=1.0), target.argmax(1)
+    support = support_of(size * feat, target)._replace(weight=weight)
+    peer = LogisticRegression(C=1 / 0.2, fit_intercept=False, tol=1e-10, max_iter=10_000).fit(wide, labels, weight)
+    learner = kshot.learners.logistic_regression(nn.Flatten(), l2=0.2, scale=3.0).double()
+    found = learner.predict(learner.adapt(support), size * feat).detach()
+    torch.testing.assert_close(found, torch.from_numpy(3 * peer.decision_function(wide)), atol=1e-4, rtol=1e-4)
+    ridge = Ridge(0.2, fit_intercept=False, solver="cholesky").fit(wide, target, weight)
+    learner = kshot.learners.r2d2(nn.Flatten(), l2=0.2, scale=3.0).double()
+    found = learner.predict(learner.adapt(support), size * feat).detach()
+    torch.testing.assert_close(found, torch.from_numpy(3 * ridge.predict(wide)), atol=1e-6, rtol=1e-6)
+
+
+@pytest.mark.parametrize("make", [kshot.learners.logistic_regression, kshot.learners.r2d2])
+def test_support_rows_that_are_all_equal_have_no_spread_to_divide_by(make):
+    learner, rows = make(nn.Flatten()), torch.full((3, 2), 0.1)
+    support = Batch.of(rows, torch.tensor([0, 1, 1]), ways=2)
+    logits = learner.predict(learner.adapt(support), torch.tensor([[0.1, 0.1], [5.0, -7.0]])).detach()
+    assert logits.abs().max() < 100
+    assert logits[0].argmax() == 1
+
+
+def test_the_probe_is_the_sum_of_plda_and_of_a_logistic_regression_with_its_prior():
+    source = tasks_of_features()
+    plda = kshot.learners.plda(nn.Flatten(), features=6, scale=0.04).double()
+    probe = kshot.learners.probe(nn.Flatten(), features=6, l2=0.3).double()
+    for learner in (plda, probe):
+        fit_feature_statistics(learner, source, batches=64)
+    support, query = (batch._replace(inputs=batch.inputs.double()) for batch in source.task("test", 0))
+    # The prior from scratch: the model of two examples of one class, by the covariances of the training classes.
+    axes, spread, centre = plda.head.axes, plda.head.spread, plda.head.centre
+    parts = torch.cat([source.pretraining_batch(step, 128).inputs for step in range(64)]).double() - centre
+    metric = axes @ torch.diag(spread / (1 + 2 * spread)) @ axes.T
+    sizes = parts.square().sum(1).mean(), ((parts @ metric) * parts).sum(1).mean()
+    root = torch.linalg.cholesky(torch.eye(6).double() / sizes[0] + metric / sizes[1])
+    rows = [(batch.inputs - centre) @ root for batch in (support, query)]
+    spread_of_rows = spread_of(rows[0].numpy(), support.weight.numpy())
+    wide = [F.pad(row / spread_of_rows, (0, 1), value=1.0) for row in rows]
+    peer = LogisticRegression(C=1 / 0.3, fit_intercept=False, tol=1e-10, max_iter=10_000)
+    peer.fit(wide[0], support.targets.argmax(1))
+    expected = plda.predict(plda.adapt(support), query.inputs) + 2 * torch.from_numpy(peer.decision_function(wide[1]))
+    found = probe.predict(probe.adapt(support), query.inputs)
+    torch.testing.assert_close(found.detach(), expected.detach(), atol=2e-3, rtol=1e-3)
+
+
+def tasks_of_features():
+    """Tasks of 30 classes in 6 dimensions, of which the first distinguish them."""
+    random = np.random.default_rng(1)
+    rows = random.normal(size=(30, 1, 6)) * np.linspace(2, 0.2, 6) + random.normal(size=(30, 20, 6))
+    names = {split: {f"{split} {c}": range(20 * c, 20 * c + 20) for c in range(*part)} for split, part in
+             {"train": (0, 15), "val": (15, 22), "test": (22, 30)}.items()}  # fmt: skip
+    return ClassTasks(ArrayDataset(rows.astype(np.float32).reshape(600, 6)), names, ways=4, shots=3, queries=5)
+
+
 def test_metaoptnet_with_a_ridge_is_r2d2_with_a_ridge_that_is_not_learned():
     feat, target, _ = features(8, 5, 3)
     learner = kshot.learners.metaoptnet(nn.Flatten(), base="ridge", scale=2.0).double()
-    peer = kshot.learners.r2d2(nn.Flatten(), l2=50.0, scale=2.0).double()
+    peer = kshot.learners.r2d2(nn.Flatten(), l2=50.0, scale=2.0, normalize=False).double()
     torch.testing.assert_close(*(each.predict(each.adapt(support_of(feat, target)), feat) for each in (learner, peer)))
     assert [name for name, p in learner.named_parameters() if p.requires_grad] == ["head.log_scale"]
 
@@ -203,7 +269,7 @@ def test_r2d2_of_its_authors_divides_by_the_number_of_rows():
     wide = F.pad(feat, (0, 1), value=1.0) / 7**0.5
     weight = torch.linalg.solve(wide.T @ wide + 0.3 * torch.eye(5).double(), wide.T @ (target / 7**0.5))
     theirs = 10 * F.pad(feat, (0, 1), value=1.0) @ weight
-    learner = kshot.learners.r2d2(nn.Flatten(), l2=0.3 * 7).double()
+    learner = kshot.learners.r2d2(nn.Flatten(), l2=0.3 * 7, scale=10.0, normalize=False).double()
     torch.testing.assert_close(learner.predict(learner.adapt(support_of(feat, target)), feat), theirs)
 
 

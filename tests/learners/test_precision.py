@@ -1,6 +1,7 @@
 """Heads where digits are scarce: features far from the origin, narrow types, and points without a derivative."""
 
 import copy
+from functools import partial
 
 import numpy as np
 import pytest
@@ -57,7 +58,7 @@ def test_a_ridge_far_from_the_origin_is_that_of_scikit_learn(offset, rows):
     query, wide_query, _, _ = far(60, offset)
     peer = Ridge(1.0, fit_intercept=False, solver="svd")  # the intercept is penalised
     peer.fit(F.pad(wide, (0, 1), value=1.0), target)
-    found = predicted(kshot.learners.r2d2(nn.Flatten(), scale=None), feat, target, query)
+    found = predicted(kshot.learners.r2d2(nn.Flatten(), scale=None, normalize=False), feat, target, query)
     np.testing.assert_allclose(found, peer.predict(F.pad(wide_query, (0, 1), value=1.0)), atol=2e-5)
 
 
@@ -78,7 +79,8 @@ def objective_of(name, weight, bias, feat, target, l2):
 def test_convex_classifiers_far_from_the_origin_are_at_the_minimum(name, offset, rows, l2):
     """No change of the weights lowers the objective, the intercept following so that scores stay near."""
     _, feat, target, _ = far(rows, offset)
-    make = {"logistic": kshot.learners.logistic_regression, "svm": kshot.learners.metaoptnet}[name]
+    plain = partial(kshot.learners.logistic_regression, normalize=False)
+    make = {"logistic": plain, "svm": kshot.learners.metaoptnet}[name]
     state = make(nn.Flatten(), l2=l2).double().adapt(support_of(feat, target))["head"]
     weight, reference = state["weight"].detach(), state["reference"]
     bias = (state["bias"] - weight @ reference).detach()[None]

@@ -23,7 +23,7 @@ from scipy import ndimage
 from kshot.data.images import cache
 from kshot.data.images.augment import Augment
 from kshot.data.images.cache import DecodedImages
-from kshot.data.images.decode import BadImage
+from kshot.data.images.decode import SUFFIXES, BadImage
 from kshot.data.images.index import ImageFile, Listing, list_folder, list_table
 from kshot.sources import images
 from kshot.tasks import ClassTasks
@@ -421,7 +421,6 @@ def test_what_is_no_image_is_passed_over_or_counted(folder):
         (lambda p: [shutil.rmtree(p / n) for n in NINE] and [(p / "a").mkdir(), (p / "a" / "b.heic").write_text("")], r"it holds 1 \.heic"),  # noqa: E501
         (lambda p: draw(p / "stray.png", 9), r"holds images, such as stray\.png, beside folders, such as class0"),
         (lambda p: draw(p / NINE[3] / "more" / "a.png", 9), r"class3/ holds images, such as 0\.png, beside folders, such as more"),  # noqa: E501
-        (lambda p: (p / "empty").mkdir(), r"class 'empty' in train has 0 examples.*on_too_few: drop"),
         (lambda p: draw(p / "single" / "a.png", 9), r"class 'single' in train has 1 examples.*on_too_few: drop"),
         (lambda p: (p / NINE[0] / "loop").symlink_to(p), r"are the same by a link, or lead in a circle"),
         (lambda p: (p / "loop").symlink_to(p / "loop"), r"the link .*loop leads nowhere \(Too many levels"),
@@ -452,7 +451,7 @@ def test_small_classes_are_dropped_where_that_is_allowed(folder):
     draw(folder / "single" / "a.png", 9)
     source = images(folder, **SMALL, split={"ratio": [1, 0, 0]}, on_too_few="drop")
     assert list(source.class_names["train"]) == NINE
-    assert source.describe()["dropped"] == {"classes in train with fewer than 3 examples": 2}
+    assert source.describe()["dropped"] == {"classes in train with fewer than 3 examples": 1}  # "empty" is no class
 
 
 def test_classes_alike_but_for_case_or_accents_are_told(tmp_path, caplog):
@@ -587,7 +586,18 @@ def test_the_run_file_and_the_function_have_the_same_options_and_defaults():
 
     spec = check_part("source", {"kind": "images", "path": "x"}).model_dump(exclude={"kind", "path"})
     parameters = inspect.signature(ClassTasks).parameters | inspect.signature(images).parameters
-    not_in_files = ("examples", "classes", "name", "preprocessor", "left_out", "path", "options", "seed", "progress")
+    not_in_files = (
+        "examples",
+        "classes",
+        "name",
+        "preprocessor",
+        "left_out",
+        "same_classes",
+        "path",
+        "options",
+        "seed",
+        "progress",
+    )
     assert spec == {name: p.default for name, p in parameters.items() if name not in not_in_files}
 
 
@@ -628,3 +638,23 @@ def test_real_drawings_are_those_that_pillow_reads(omniglot_data, tmp_path):
         assert np.array_equal(found[:, 0].numpy().round(), expected)
         for drawing in drawings:
             drawing.close()
+
+
+def test_what_is_no_image_is_told_and_an_empty_folder_is_no_class(tmp_path):
+    for number in range(9):
+        folder = tmp_path / f"c{number}"
+        folder.mkdir()
+        for picture in range(4):
+            Image.new("RGB", (9, 9), (9 * number, 40 * picture, 0)).save(folder / f"{picture}.png")
+    (tmp_path / "c0" / "x.HEIC").write_bytes(b"a photo")
+    (tmp_path / "c0" / "._0.png").write_bytes(b"of a file manager")
+    (tmp_path / "c1" / "Thumbs.db").write_bytes(b"of another")
+    (tmp_path / "empty").mkdir()
+    source = images(tmp_path, size=8, ways=2, shots=1, queries=3)
+    names = {name for split in ("train", "val", "test") for name in source.classes(split)}
+    assert names == {f"c{number}" for number in range(9)}
+    told = " ".join(source.notes)
+    assert "folders hold no images, and are no classes: empty" in told
+    if ".heic" not in SUFFIXES:
+        assert "holds files that are not read as images: 1 .heic" in told
+        assert "pip install 'kshot[files]' to read HEIC" in told

@@ -268,18 +268,18 @@ def test_intervals_are_over_users(rated, start, tmp_path):
     source = open_log(rated, time="day", start=start)
     tasks, users = 3 * len(source.user_names["test"]), source.user_names["test"]
     for split in ("train", "test"):
-        chosen = source.subjects(split, range(tasks))
+        chosen = source.units(split, range(tasks))
         rows = [told(source, source.task(split, index))[0][0, 0] for index in range(tasks)]
         assert [source.user_names[split][place] for place in chosen] == [str(user) for user in rows]
     source = ratings(rated / "log.parquet", time="day", start=start, shots=4, queries=3, split=SPLIT)
     learner = kshot.learners.SupportMean(source.objective)
     found = kshot.evaluate(learner, kshot.tasks.watched(source), num_tasks=tasks, audit=False)
-    assert 1 < len(set(found.subjects.tolist())) <= len(users)
-    assert found.metrics["mae"] == interval(found.per_task["mae"], found.subjects) != interval(found.per_task["mae"])
+    assert 1 < len(set(found.units.tolist())) <= len(users)
+    assert found.metrics["mae"] == interval(found.per_task["mae"], found.units) != interval(found.per_task["mae"])
     write_tasks(tmp_path / "tasks.csv", found, {"mean": found}, "mae")
     mine, others = read_tasks(tmp_path / "tasks.csv")
     for each in (mine, others["mean"]):
-        assert each.subjects.tolist() == found.subjects.tolist()
+        assert each.units.tolist() == found.units.tolist()
         assert each.per_task["mae"] == found.per_task["mae"]
 
 

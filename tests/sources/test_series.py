@@ -128,6 +128,81 @@ def test_mase_is_the_error_over_that_of_repeating_the_last_season():
     assert again.metrics(prediction, batch) == found
 
 
+def test_a_file_with_a_series_in_each_row_is_as_a_long_one(tmp_path, monkeypatch):
+    frame = points().filter((pl.col("meter") != "meter 3") | (pl.col("hour") < 50))
+    rows = frame.pivot("hour", index="meter", values="load")
+    rows.write_csv(tmp_path / "rows.csv")
+    source = series(tmp_path / "rows.csv", series="meter", **SIZES)
+    long = open_points(tmp_path / "long.parquet", frame)
+    assert source.group_names == long.group_names
+    for part, names in source.group_names.items():
+        for name in names:
+            windows = [each.examples.take(each.groups(part)[name]) for each in (long, source)]
+            torch.testing.assert_close(*windows)
+    assert source.describe()["time_steps"] == "1 throughout"
+    rows.drop("meter").write_csv(tmp_path / "bare.csv")
+    assert "row 30" in str(series(tmp_path / "bare.csv", **SIZES).group_names)
+    rows[:1].write_csv(tmp_path / "one.csv")
+    again = type(source.preprocessor).from_json(json.loads(json.dumps(source.preprocessor.to_json())))
+    support = again.support(tmp_path / "one.csv")
+    assert len(support.inputs) == 17
+    assert again.inputs(tmp_path / "one.csv", support.kept).shape == (1, 8, 1)
+    assert again.answers(torch.zeros(1, 3), support.kept)["value"] == [support.kept["center"]] * 3
+    with pytest.raises(ValueError, match="must hold one series, a row of values in the order of time; it has 30"):
+        again.support(tmp_path / "rows.csv")
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (lambda rows: pl.concat([rows, rows[:1]]), "'meter 0' is there twice; keep one row a series"),
+        (lambda rows: rows.with_columns(pl.lit("many").alias("7")), "many"),
+        (lambda rows: rows.with_columns(pl.lit(None).alias(name) for name in rows.columns[1:]), "holds no value"),
+    ],
+)
+def test_rows_that_are_no_series(tmp_path, change, sentence):
+    change(points().pivot("hour", index="meter", values="load")).write_csv(tmp_path / "rows.csv")
+    with pytest.raises(ValueError, match=sentence):
+        series(tmp_path / "rows.csv", series="meter", **SIZES)
+    with pytest.raises(ValueError, match="without time, each row is a series"):
+        series(tmp_path / "rows.csv", series="meter", value="7", **SIZES)
+
+
+@pytest.mark.parametrize(
+    ("step", "period", "expected"), [("1h", 7, 7), ("1h", 24, 24), ("1mo", 12, 12), ("1d", None, 1)]
+)
+def test_the_season_is_found(tmp_path, step, period, expected):
+    """In the calendar if the values agree, else by autocorrelation; noise and trends have none."""
+    random, steps = np.random.default_rng(0), np.arange(120)
+    dates = pl.datetime_range(pl.datetime(2001, 1, 1), pl.datetime(2020, 1, 1), step, eager=True)[:120]
+    if period is None:
+        dates = dates[:120]
+    wave = np.zeros(120) if period is None else 3 * np.sin(2 * np.pi * steps / period)
+    columns = {f"site {k}": wave + 0.5 * random.normal(size=120).cumsum() + 0.1 * steps for k in range(20)}
+    pl.DataFrame({"at": dates.dt.strftime("%Y-%m-%d %H:%M:%S")} | columns).write_csv(tmp_path / "sites.csv")
+    options = {"context_length": 30, "horizon": 3, "shots": 2, "queries": 2}
+    source = series(tmp_path / "sites.csv", time="at", **options)
+    assert source.describe()["season"] == expected
+    assert source.objective == objectives.forecast(expected)
+    assert series(tmp_path / "sites.csv", time="at", season=5, **options).describe()["season"] == 5
+
+
+def test_the_level_keeps_ratios(tmp_path):
+    frame = points().with_columns(load=pl.col("load") + 10)
+    task = open_points(tmp_path / "t.parquet", frame, scale="level").task("train", 0)
+    raw = open_points(tmp_path / "t.parquet", frame, scale="global", on_too_few="drop")
+    values = [in_units(raw, torch.cat([b.inputs[..., 0], b.targets], 1)) for b in raw.task("train", 0)]
+    for batch, units in zip(task, values):
+        found = torch.cat([batch.inputs[..., 0], batch.targets], 1)
+        np.testing.assert_allclose(found, units / np.abs(values[0]).mean(), rtol=2e-3)
+    assert float(task.support.inputs.min()) > 0
+
+
+def test_times_in_fractions_of_a_year_are_regular(tmp_path):
+    frame = points().with_columns(hour=2000 + pl.col("hour") / 12)
+    assert open_points(tmp_path / "t.parquet", frame).describe()["time_steps"] == "0.0833333 throughout"
+
+
 def test_a_wide_file_is_as_a_long_one(tmp_path):
     frame = points()
     wide = frame.pivot("meter", index="hour", values="load")

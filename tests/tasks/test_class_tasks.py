@@ -232,3 +232,25 @@ def test_importing_the_sources_stays_light():
         "sys.exit(', '.join(heavy) or 0)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_all_ways_and_other_ways_in_test():
+    images = np.random.default_rng(0).integers(0, 256, (120, 1, 4, 4), dtype=np.uint8)
+    rows = {"train": range(12), "val": range(12, 16), "test": range(16, 24)}
+    classes = {s: {f"class {c}": range(5 * c, 5 * c + 5) for c in own} for s, own in rows.items()}
+
+    def ways(**options):
+        source = ClassTasks(images, classes, shots=1, queries=2, **options)
+        return [source.task(split, 0).query.targets.shape[-1] for split in rows], source.describe()
+
+    assert ways(ways="all")[0] == [12, 4, 8]
+    assert ways(ways=3, test_ways="all")[0] == [3, 3, 8]
+    assert ways(ways=3, test_ways=6, train_ways=10)[0] == [10, 3, 6]
+    about = ways(ways=3, test_ways=6, train_ways=10)[1]
+    assert (about["ways"], about["val_ways"], about["train_ways"]) == (6, 3, 10)
+    task = ClassTasks(images, classes, ways="all", shots=1, queries=2).task("test", 0)
+    assert task.query.targets.sum(0).tolist() == [2.0] * 8, "each class of the split is there"
+    with pytest.raises(ValueError, match="ways: all takes all classes of a split"):
+        ways(ways="all", within=dict.fromkeys(classes["train"], "a"))
+    with pytest.raises(ValueError, match="ways must be"):
+        ways(ways="some")

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from kshot import sources
 from kshot.data.library.published_splits import PUBLISHED, read_lists
 from kshot.tasks.splitting import by_ratio, cut
 from kshot.types import SPLITS
@@ -28,8 +29,8 @@ def home(found) -> dict[str, str]:
 @given(st.sets(st.text(max_size=5), min_size=40, max_size=80), st.text(max_size=6), st.integers(0, 99))
 def test_a_class_that_comes_or_goes_moves_no_other(names, added, seed):
     names = sorted(names - {added})
-    before = by_ratio(names, [0.4, 0.3, 0.3], seed=seed)
-    after = by_ratio([added, *names[::-1]], [0.4, 0.3, 0.3], seed=seed)
+    before = by_ratio(names, [0.4, 0.3, 0.3], seed=seed, exact=False)
+    after = by_ratio([added, *names[::-1]], [0.4, 0.3, 0.3], seed=seed, exact=False)
     assert {name: home(after)[name] for name in names} == home(before)
     assert sorted(home(before)) == names, "each name once"
 
@@ -44,7 +45,7 @@ def test_ratios_are_met_in_expectation_and_seeds_give_other_cuts():
     assert cut(NAMES, {"ratio": [0.7, 0.2, 0.1], "seed": 3}) == cuts[3]
     assert list(by_ratio(NAMES, [0.8, 0, 0.2])) == ["train", "test"]
     # The same on all machines and for all time: the hashes of these lie at 0.529, 0.774, 0.815 and 0.928.
-    assert by_ratio(["cat", "dog", "owl", "elk"], [0.6, 0.2, 0.2]) == {
+    assert by_ratio(["cat", "dog", "owl", "elk"], [0.6, 0.2, 0.2], exact=False) == {
         "train": ["cat"],
         "val": ["owl"],
         "test": ["dog", "elk"],
@@ -54,6 +55,30 @@ def test_ratios_are_met_in_expectation_and_seeds_give_other_cuts():
 def test_a_larger_training_share_takes_names_from_its_neighbour_only():
     small, large = (home(by_ratio(NAMES, [share, 0.9 - share, 0.1])) for share in (0.5, 0.6))
     assert all(small[name] == large[name] or (small[name], large[name]) == ("val", "train") for name in NAMES)
+
+
+@pytest.mark.parametrize("kind", ["class", "group"])
+@pytest.mark.parametrize("ratio", [[0.7, 0.15, 0.15], [0.6, 0.2, 0.2], [0.5, 0, 0.5], [0.9, 0.05, 0.05]])
+def test_few_names_leave_no_split_without_its_share(kind, ratio):
+    for count in range(3, 80):
+        for seed in range(5):
+            names = [f"{kind} {number}" for number in range(count)]
+            found = by_ratio(names, ratio, seed=seed, kind=kind)
+            assert sorted(home(found)) == sorted(names)
+            least = 2 if kind == "class" and count >= 6 else 1
+            for split, share in zip(SPLITS, ratio):
+                if share:
+                    assert len(found[split]) >= max(least, int(share * count / 2) if count < 40 else least)
+            assert home(found) == home(by_ratio(names[::-1], ratio, seed=seed, kind=kind)), "the order does not matter"
+
+
+def test_exact_shares_are_met_up_to_rounding_and_large_data_keep_their_split():
+    for count in (10, 33, 400):
+        found = by_ratio(NAMES[:count], [0.7, 0.2, 0.1], exact=True)
+        assert all(abs(len(found[s]) - share * count) <= 1 for s, share in zip(SPLITS, (0.7, 0.2, 0.1)))
+    assert by_ratio(NAMES, [0.7, 0.15, 0.15]) == by_ratio(NAMES, [0.7, 0.15, 0.15], exact=False)
+    with pytest.raises(ValueError, match="3 splits need as many groups, and there are 2"):
+        by_ratio(["a", "b"], [0.7, 0.15, 0.15], kind="group")
 
 
 def test_a_column_says_the_split_of_each_name():
@@ -113,7 +138,7 @@ def test_whole_domains_are_held_out():
 @pytest.mark.parametrize(
     ("split", "sentence"),
     [
-        ({}, "split takes one of ratio, column, files, heldout, list"),
+        ({}, "split takes one of ratio, rows, column, files, heldout, list"),
         ({"ratio": [1, 0, 0], "column": "part"}, "split takes one of"),
         ({"ratio": [0.7, 0.3]}, "three shares that sum to 1"),
         ({"ratio": [0.7, 0.3, 0.1]}, "three shares that sum to 1"),
@@ -122,7 +147,10 @@ def test_whole_domains_are_held_out():
         ({"ratio": 0.7}, r"split by ratio is written ratio: \[0.7, 0.15, 0.15\]; got 0.7"),
         ({"files": "train.txt"}, "split by files is written files: {train: train.txt"),
         ({"ratio": [0.7, 0.15, 0.15], "seeds": 1}, "split by ratio has no key 'seeds'"),
-        ({"ratio": [0.9998, 0.0001, 0.0001]}, "none of the 400 classes falls into val; raise its share"),
+        (
+            {"ratio": [0.9998, 0.0001, 0.0001], "exact": False},
+            "none of the 400 classes falls into val; raise its share",
+        ),
         ({"list": "imagenet"}, "there is no list 'imagenet'; known are miniimagenet, cifar-fs"),
     ],
 )
@@ -228,3 +256,25 @@ def test_the_lists_of_the_literature_have_their_published_sizes(which, sizes):
 def test_a_hundred_thousand_names_are_cut_at_once():
     names = np.arange(100_000).astype(str).tolist()
     assert abs(len(by_ratio(names, [0.7, 0.15, 0.15])["train"]) - 70_000) < 800
+
+
+def test_rows_of_each_class_are_split_where_only_these_classes_matter(tmp_path):
+    path = tmp_path / "t.csv"
+    path.write_text(
+        "\n".join(["text,label", *(f"{name} {n},{name}" for name in ("pay", "fly", "eat") for n in range(20))])
+    )
+    source = sources.text(path, ways="all", shots=2, queries=3, width=32, split={"rows": [0.5, 0.25, 0.25]})
+    rows = {split: source.classes(split) for split in SPLITS}
+    assert {split: {name: len(r) for name, r in of.items()} for split, of in rows.items()} == {
+        "train": dict.fromkeys(("eat", "fly", "pay"), 10),
+        "val": dict.fromkeys(("eat", "fly", "pay"), 5),
+        "test": dict.fromkeys(("eat", "fly", "pay"), 5),
+    }
+    flat = np.concatenate([r for of in rows.values() for r in of.values()])
+    assert sorted(flat.tolist()) == list(range(60)), "each row is in one split"
+    assert source.task("test", 0).query.targets.shape == (9, 3)
+    assert "same classes in all splits" in source.describe()["same_classes"]
+    with pytest.raises(ValueError, match="split by rows is for classes"):
+        cut(["a", "b"], {"rows": [0.5, 0.25, 0.25]}, kind="group")
+    with pytest.raises(ValueError, match="three shares that sum to 1"):
+        sources.text(path, ways="all", split={"rows": [0.5, 0.25]})

@@ -121,8 +121,8 @@ class Seedless(Blobs):
         return {"source": "blobs"}
 
 
-class FewSubjects(Blobs):
-    def subjects(self, split, indices):
+class FewUnits(Blobs):
+    def units(self, split, indices):
         return np.zeros(1)
 
 
@@ -157,7 +157,7 @@ class RandomPretraining(Blobs):
         (VectorMetric, r"objective: the metric 'error' of the support .* is no tensor of shape \(\)"),
         (NotJson, "description: describe\\(\\) cannot be written as JSON: .*float32"),
         (Seedless, "description: .* must have the entry 'seed'"),
-        (FewSubjects, "subjects: .* one entry for each of 8 tasks"),
+        (FewUnits, "units: .* one entry for each of 8 tasks"),
         (FrozenPretraining, "pretraining: pretraining_batch gives the same batch at steps 0 and 1"),
         (RandomPretraining, "pretraining: .* is another batch when it is drawn again"),
     ],

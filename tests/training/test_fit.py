@@ -128,9 +128,23 @@ def test_parameters_without_a_gradient_are_named_once():
     assert torch.equal(model.spare.weight, before)
 
 
-def test_nothing_to_train_is_said():
+def test_a_learner_without_parameters_takes_no_step_and_that_is_said():
+    source, learner = images(), kshot.learners.nearest_centroid()
+    with pytest.warns(UserWarning, match="nothing to train.* evaluate the learner as it is"):
+        assert kshot.fit(learner, source, steps=3) == []
     with pytest.raises(ValueError, match="nothing to train"):
-        kshot.fit(kshot.learners.nearest_centroid(), sinusoids(), steps=1)
+        kshot.pretrain(nn.Flatten(), source, steps=1, objective="contrastive")
+
+
+@pytest.mark.parametrize("mode", ["loop", "auto"])
+def test_a_run_of_a_learner_without_parameters_ends_after_one_round_with_its_validation(mode, tmp_path):
+    learner, options = kshot.protonet(nn.Flatten()), {"num_val_tasks": 4, "steps_per_round": 5, "mode": mode}
+    run = kshot.run_until(learner, images(), "accuracy >= 1.01", folder=tmp_path, **options)
+    assert [(each.step, each.train_loss, each.diverged) for each in run.rounds] == [(0, None, None)]
+    expected = kshot.evaluate(learner, images(), split="val", num_tasks=4, audit=False).metrics["accuracy"]
+    assert run.best.val["accuracy"] == expected
+    again = kshot.run_until(learner, images(), "accuracy >= 1.01", folder=tmp_path, **options)  # from the checkpoint
+    assert again.best.val == run.best.val
 
 
 def images() -> ClassTasks:

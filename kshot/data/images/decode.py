@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -13,7 +14,10 @@ if TYPE_CHECKING:
 Colour = Literal["grey", "rgb"]
 CHANNELS: dict[Colour, int] = {"grey": 1, "rgb": 3}
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+HEIC = (".heic", ".heif")
+"""File name suffixes of photos of telephones, which need the package pillow-heif."""
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", *(HEIC * bool(find_spec("pillow_heif"))))
 """File name suffixes of images, in lower case."""
 
 VERSION = 1
@@ -77,7 +81,7 @@ def _open(content: bytes, name: str) -> Image.Image:
     if not content:
         raise BadImage(f"{name} is empty (0 bytes)")
     try:
-        image = Image.open(io.BytesIO(content), formats=_FORMATS)
+        image = Image.open(io.BytesIO(content), formats=_formats(name))
     except Image.UnidentifiedImageError as error:
         raise BadImage(f"{name} is not an image that can be read; it begins with {content[:8]!r}") from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
@@ -90,6 +94,18 @@ def _open(content: bytes, name: str) -> Image.Image:
     if image.mode in ("I", "F"):
         raise BadImage(f"{name} holds 32-bit numbers, whose black and white are unknown; save it with 8 or 16 bits")
     return image
+
+
+def _formats(name: str) -> tuple[str, ...]:
+    """The formats that a file may have; that of HEIC only for such a name, as its decoder is another package's."""
+    if not name.lower().endswith(HEIC):
+        return _FORMATS
+    try:
+        import pillow_heif
+    except ImportError:
+        raise ValueError("HEIC needs the package pillow-heif: pip install 'kshot[files]', or convert to JPEG") from None
+    pillow_heif.register_heif_opener()
+    return (*_FORMATS, "HEIF")
 
 
 def _damaged(name: str, error: Exception) -> BadImage:

@@ -7,12 +7,12 @@ import os
 import stat
 import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
-from kshot.data.images.decode import SUFFIXES
+from kshot.data.images.decode import HEIC, SUFFIXES
 from kshot.data.tables.open import open_table
 from kshot.data.tables.table import Table
 from kshot.data.text.files import values_of
@@ -45,6 +45,7 @@ class Listing(NamedTuple):
         values: for each further column of a table, class to the values in its rows. A folder with split folders has one
             such column, "split".
         skipped: number of files that are not images, by suffix.
+        empty: folders that hold no image, and so are no classes.
     """
 
     root: Path
@@ -53,6 +54,20 @@ class Listing(NamedTuple):
     domains: dict[str, str]
     values: dict[str, dict[str, set[str]]]
     skipped: dict[str, int]
+    empty: Sequence[str] = ()
+
+    @property
+    def notes(self) -> list[str]:
+        """Sentences about what is in the folder and not among the images."""
+        notes = []
+        if self.skipped:
+            kinds = ", ".join(f"{count:,} {suffix or 'without a suffix'}" for suffix, count in self.skipped.items())
+            heic = "; pip install 'kshot[files]' to read HEIC" if set(HEIC) & set(self.skipped) else ""
+            notes.append(f"{self.root} holds files that are not read as images: {kinds}. Convert those that are{heic}")
+        if self.empty:
+            named = ", ".join(map(shown, self.empty[:5])) + (", …" if len(self.empty) > 5 else "")
+            notes.append(f"{self.root}: {len(self.empty):,} folders hold no images, and are no classes: {named}")
+        return notes
 
 
 def list_folder(root: Path, *, follow_links: bool = False) -> Listing:
@@ -75,7 +90,11 @@ def list_folder(root: Path, *, follow_links: bool = False) -> Listing:
     walk = _Walk(os.path.realpath(root), follow_links)
     files: list[ImageFile] = []
     folders: dict[tuple[str, ...], list[int]] = {}
+    empty: list[str] = []
     for parts, images in walk.leaves():
+        if not images:
+            empty.append("/".join(parts))
+            continue
         folders[parts] = list(range(len(files), len(files) + len(images)))
         files += images
     top_folders = {parts[0] for parts in folders if parts}
@@ -99,7 +118,7 @@ def list_folder(root: Path, *, follow_links: bool = False) -> Listing:
             splits[label].add(SPLIT_FOLDERS[parts[0]])
     _warn_of_similar_names(classes)
     values = {"split": dict(splits)} if has_splits else {}
-    return Listing(root, files, dict(classes), domains, values, dict(walk.skipped))
+    return Listing(root, files, dict(classes), domains, values, dict(walk.skipped), empty)
 
 
 class _Walk:

@@ -17,6 +17,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from kshot.data.tables.dates import SEPARATOR
+from kshot.data.tables.moments import moments
+from kshot.data.tables.numerals import Style
 from kshot.data.tables.table import Kind, Table
 
 HASHED = 64
@@ -40,7 +43,7 @@ class Column:
     Attributes:
         name: in the table.
         kind: of its content; a "set" is several words in one value, as "Drama|Crime"; a "text" is hashed.
-        format: of its dates; None for ISO 8601.
+        format: of its dates, None for ISO 8601; or the style of its numbers, such as "1.234,5 €", None for plain ones.
         mean, std: of the training rows, in the unit of the numbers, or seconds since 1970.
         gaps: whether training rows have missing values; if so, "is missing" is a feature.
         words: that occur in at least two training rows.
@@ -143,7 +146,7 @@ class Columns:
 
     @property
     def kinds(self) -> dict[str, str]:
-        """The kind, or the format of dates, of each used column, for `read_columns`."""
+        """The kind, or the format of dates and numbers, of each used column, for `read_columns`."""
         return {column.name: column.format or column.kind for column in self.columns if not column.left_out}
 
     @cached_property
@@ -153,6 +156,11 @@ class Columns:
         gaps = [column.features[1] for column in self._numbers if column.gaps]
         others = [name for column in (*self._words, *self._dates, *self._derived) for name in column.features]
         return [*numbers, *gaps, *others]
+
+    @property
+    def without_gaps(self) -> list[str]:
+        """The columns of numbers and dates of which no training row has a missing value."""
+        return [column.name for column in (*self._numbers, *self._dates) if not column.gaps]
 
     @classmethod
     def fit(cls, raw: Mapping[str, Raw], train: np.ndarray, *, requested: Sequence[str] = ()) -> Columns:
@@ -219,8 +227,8 @@ def read_columns(table: Table, kinds: Mapping[str, str]) -> dict[str, Raw]:
 
     Args:
         table: that contains the columns.
-        kinds: column to "number", "boolean", "category", "set", "text", "date", or the format of its dates, such as
-            "%d/%m/%Y".
+        kinds: column to "number", "boolean", "category", "set", "text", "date", the format of its dates, such as
+            "%d/%m/%Y", several joined by " | ", or the style of its numbers, such as "1.234,5 €".
 
     Raises:
         ValueError: an unknown kind, or a missing column.
@@ -230,27 +238,42 @@ def read_columns(table: Table, kinds: Mapping[str, str]) -> dict[str, Raw]:
     read |= dict.fromkeys(["category", "set", "text"], table.labels)
     columns = {}
     for name, kind in kinds.items():
-        if "%" in kind:
+        if Style.parse(kind):
+            columns[name] = Raw("number", table.numbers(name, kind), kind)
+        elif "%" in kind:
             columns[name] = Raw("date", table.seconds(name, kind), kind)
         elif kind in read:
             columns[name] = Raw(kind, read[kind](name))  # type: ignore[arg-type]
         else:
             raise ValueError(
-                f"kinds: {kind!r} of {name!r} is unknown; expected number, boolean, category, set, text, date, or a "
-                "format of dates such as '%d/%m/%Y'"
+                f"kinds: {kind!r} of {name!r} is unknown; expected number, boolean, category, set, text, date, a "
+                "format of dates such as '%d/%m/%Y', or the number 1234.5 as the file writes it, such as '1.234,5 €'"
             )
     return columns
 
 
-def moments(values: np.ndarray, where: np.ndarray) -> tuple[float, float]:
-    """Mean and standard deviation of the values (n,) at a mask, without missing ones; (0, 1) if there are none."""
-    known = values[where]
-    known = known[~np.isnan(known)]
-    if not len(known):
-        return 0.0, 1.0
-    mean = float(known.mean())
-    std = float(np.sqrt(np.square(known - mean).mean()))
-    return mean, std if std > 1e-12 * max(abs(mean), 1e-300) else 0.0
+def kind_of(written: str) -> str:
+    """The kind that a value of `kinds` says: "number" for a style of numbers, "date" for formats of dates."""
+    return "number" if Style.parse(written) else "date" if "%" in written else written
+
+
+def describe_raw(raw: Raw) -> str:
+    """How a column was understood, such as "number, money in $, 3 missing"."""
+    about: list[str] = [raw.kind]
+    if raw.kind == "date" and raw.format:
+        about.append(f"written {' or '.join(raw.format.split(SEPARATOR))}")
+    elif raw.format and (style := Style.parse(raw.format)):
+        about += [style.about] if style.about else []
+    if raw.kind == "category":
+        about.append(f"{raw.values.drop_nulls().n_unique():,} different words")
+    missing = missing_in(raw)
+    return ", ".join(about + [f"{missing:,} missing"] * bool(missing))
+
+
+def missing_in(raw: Raw) -> int:
+    """The number of missing values of a column."""
+    words = raw.kind in ("category", "set", "text")
+    return int(raw.values.null_count() if words else np.isnan(raw.values).sum())
 
 
 def place_of(words: Any, known: Sequence[str]) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Opening of tables: CSV, TSV, NDJSON and Parquet files."""
+"""Opening of tables: CSV, TSV, NDJSON, JSON, Parquet and Excel files; texts also compressed by gzip or zstd."""
 
 from __future__ import annotations
 
@@ -12,10 +12,13 @@ import numpy as np
 
 from kshot.data.tables import csv
 from kshot.data.tables.table import PLAIN, Reading, Table, missing_column, named_errors
-from kshot.data.text_files import read_utf8
+from kshot.data.text_files import read_json, read_utf8
 
 SUFFIXES = {".csv": "csv", ".tsv": "csv", ".tab": "csv", ".txt": "csv",
-            ".ndjson": "ndjson", ".jsonl": "ndjson", ".parquet": "parquet", ".pq": "parquet"}  # fmt: skip
+            ".ndjson": "ndjson", ".jsonl": "ndjson", ".json": "json", ".parquet": "parquet", ".pq": "parquet",
+            ".xlsx": "excel", ".xls": "excel", ".xlsb": "excel", ".ods": "excel"}  # fmt: skip
+PACKED = (".gz", ".zst")
+"""Suffixes of compression, after that of a text, as in sales.csv.gz."""
 
 Selection = Callable[[list[str]], list[str]]
 """From the columns of a file to those to read."""
@@ -24,7 +27,10 @@ Selection = Callable[[list[str]], list[str]]
 def open_table(
     path: Path | str, reading: Reading = PLAIN, *, columns: Sequence[str] | None = None, ignore: Sequence[str] = ()
 ) -> Table:
-    """Open a CSV, TSV, NDJSON or Parquet file, as its suffix says.
+    """Open a CSV, TSV, NDJSON, JSON, Parquet or Excel file, as its suffix says.
+
+    A JSON file holds a list of objects, one for each row, or an object with a list for each column. Of an Excel file
+    the first sheet is read, which needs the package fastexcel.
 
     Args:
         path, reading: the file, and the format of a text file.
@@ -49,10 +55,15 @@ def open_table(
         names = [other.name for other in path.parent.iterdir()] if path.parent.is_dir() else []
         similar = difflib.get_close_matches(path.name, names, 1)
         raise ValueError(f"there is no file {path}" + (f"; did you mean {similar[0]}?" if similar else ""))
-    form = SUFFIXES.get(path.suffix.lower())
+    form = SUFFIXES.get(suffix_of(path))
     if form is None:
         raise ValueError(f"{path}: the suffix {path.suffix!r} is not known; expected one of {', '.join(SUFFIXES)}")
-    opener = {"csv": _open_csv, "ndjson": _open_ndjson, "parquet": _open_parquet}[form]
+    if path.suffix.lower() in PACKED and form in ("parquet", "excel"):
+        raise ValueError(f"{path}: unpack it; only texts, such as sales.csv{path.suffix}, are read compressed")
+    openers: dict[str, Callable[..., Table]] = {
+        "csv": _open_csv, "ndjson": _open_ndjson, "json": _open_json, "parquet": _open_parquet, "excel": _open_excel,
+    }  # fmt: skip
+    opener = openers[form]
 
     def select(names: list[str]) -> list[str]:
         selected = [name for name in names if name not in ignore] if columns is None else list(dict.fromkeys(columns))
@@ -67,11 +78,16 @@ def open_table(
     return table
 
 
+def suffix_of(path: Path) -> str:
+    """The suffix that says the format of a file, in lower case, such as ".csv" of sales.csv.gz."""
+    return (path.with_suffix("") if path.suffix.lower() in PACKED else path).suffix.lower()
+
+
 def _open_csv(path: Path, reading: Reading, select: Selection) -> Table:
     import polars as pl
 
     text = read_utf8(path, reading.encoding)
-    delimiter = reading.delimiter or ("\t" if path.suffix.lower() in (".tsv", ".tab") else csv.find_delimiter(text))
+    delimiter = reading.delimiter or ("\t" if suffix_of(path) in (".tsv", ".tab") else csv.find_delimiter(text))
     if len(delimiter) != 1 or not delimiter.isascii() or delimiter in '"\r\n':
         raise ValueError(
             f"{path}: a delimiter must be one ASCII character, such as ',' ';' '|' or a tab, got {delimiter!r}"
@@ -126,6 +142,45 @@ def _open_ndjson(path: Path, reading: Reading, select: Selection) -> Table:
         names = list(dict.fromkeys(name for row in rows for name in row))
         frame = pl.DataFrame({name: _unified([row.get(name) for row in rows]) for name in names}, strict=False)
     return Table(path, frame.select(select(frame.columns)), reading, lines=lines, lost=lost)
+
+
+def _open_json(path: Path, reading: Reading, select: Selection) -> Table:
+    import polars as pl
+
+    content = read_json(path, reading.encoding)
+    if isinstance(content, dict) and content and all(isinstance(column, list) for column in content.values()):
+        lengths = {name: len(column) for name, column in content.items()}
+        if len(set(lengths.values())) > 1:
+            raise ValueError(f"{path}: its columns have different lengths: {lengths}")
+        columns = content
+    elif isinstance(content, list) and content and all(isinstance(row, dict) for row in content):
+        names = dict.fromkeys(name for row in content for name in row)
+        columns = {name: [row.get(name) for row in content] for name in names}
+    else:
+        raise ValueError(
+            f'{path} must hold a list of objects, as in [{{"price": 1, "day": "2024-05-31"}}], or an object of '
+            'columns, as in {"price": [1, 2]}'
+        )
+    frame = pl.DataFrame({name: _unified(column) for name, column in columns.items()}, strict=False)
+    return Table(path, frame.select(select(frame.columns)), reading)
+
+
+def _open_excel(path: Path, reading: Reading, select: Selection) -> Table:
+    import polars as pl
+
+    if not path.stat().st_size:
+        raise ValueError(f"{path} is empty")
+    try:
+        frame = pl.read_excel(path, sheet_id=1, infer_schema_length=None)
+    except ModuleNotFoundError:
+        raise ValueError(
+            f"{path}: Excel files need the package fastexcel: pip install 'kshot[files]', or save the sheet as CSV"
+        ) from None
+    except Exception as error:  # its reader raises errors of its own
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise ValueError(f"{path} cannot be read: {first}") from None
+    frame = frame.select(select(_column_names(frame.columns, path, ",")))
+    return Table(path, frame, reading, offset=2)
 
 
 def _parse_lines(text: bytes, path: Path) -> tuple[list[dict[str, Any]], list[int], list[str]]:

@@ -16,6 +16,8 @@ import numpy as np
 
 from kshot.annotations import OptionsOf
 from kshot.data.tables.csv import DELIMITERS
+from kshot.data.tables.dates import UnclearDates, formats_of, parse_dates
+from kshot.data.tables.numerals import Evidence, Style, Unclear, evidence, parse, style_of
 
 if TYPE_CHECKING:
     import polars
@@ -25,10 +27,8 @@ Kind = Literal["number", "boolean", "category", "date", "set", "text"]
 
 MISSING = ("", "NA", "N/A", "n/a", "NaN", "nan", "null", "NULL", "None", "#N/A")
 """Markers of missing values in a text file."""
-DATES = ("%Y-%m-%d", "%Y-%m-%dT%H:%M:%S%.f%#z", "%Y-%m-%d %H:%M:%S%.f%#z", "%Y-%m-%dT%H:%M:%S%.f",
-         "%Y-%m-%d %H:%M:%S%.f", "%Y-%m-%dT%H:%M", "%Y-%m-%d %H:%M")  # fmt: skip
-"""Default formats of dates: ISO 8601, in UTC unless an offset is given."""
 
+WITHOUT_LINES = (".parquet", ".pq", ".json", ".xlsx", ".xls", ".xlsb", ".ods")
 SHOWN = 5  # faults reported in full
 MIXED = 0.9  # a text column with this share of numbers is meant to hold numbers
 
@@ -39,7 +39,8 @@ class Reading(NamedTuple):
     Attributes:
         delimiter: between values; detected by default.
         encoding: of the file; by default UTF-8, or what its byte order mark says.
-        decimal: "." or ","; if given, the other one may group thousands, as may spaces and apostrophes.
+        decimal: "." or ","; the other one may group thousands, as may spaces and apostrophes. By default what the
+            numbers of a column tell.
         missing: markers of missing values, besides the empty one; `MISSING` by default.
     """
 
@@ -83,7 +84,7 @@ class Table:
         self.path, self.frame, self.reading, self.typed = path, frame, reading, typed
         self.faults = list(lost[:SHOWN])
         self._lines, self._offset = lines, offset
-        self._unit = "row" if path.suffix.lower() in (".parquet", ".pq") else "line"
+        self._unit = "row" if path.suffix.lower() in WITHOUT_LINES else "line"
         self._bad = np.zeros(frame.height, bool)
         self._num_lost = len(lost)
 
@@ -101,10 +102,12 @@ class Table:
             if name not in self.frame.columns:
                 raise missing_column(self.path, name, self.frame.columns)
 
-    def kind(self, name: str) -> Kind:
+    def kind(self, name: str) -> str:
         """The kind of a column: by its type, or for text by what (nearly) all values can be parsed as.
 
-        Lists, records and ambiguous dates raise ValueError.
+        Numbers that are not written plainly give their style, such as "1.234,5 €", and dates that are not ISO 8601
+        their formats, such as "%d/%m/%Y"; `read_columns` takes these too. Lists, records, and numbers and dates that
+        can be understood in two ways raise ValueError.
         """
         import polars as pl
 
@@ -121,33 +124,56 @@ class Table:
                 f"{self.path}: column {name!r} holds {dtype}, which kshot cannot use; exclude it by 'ignore'"
             )
         text = self.labels(name).drop_nulls()
-        if not self.typed:
-            numbers = self._parse_numbers(text).is_not_null().sum()
-            if not len(text) or (numbers and numbers >= MIXED * len(text)):
-                return "number"
-            if text.str.to_lowercase().is_in(["true", "false", "yes", "no"]).all():
-                return "boolean"
-        if len(text) and text.str.contains(r"^\d{4}-\d{2}-\d{2}").all():
-            return "date"
-        if len(text) and text.str.contains(r"^\d{1,2}[./-]\d{1,2}[./-]\d{2,4}\b").all():
+        if not len(text):
+            return "category" if self.typed else "number"
+        style = self._style(name, text)
+        if isinstance(style, Unclear):
             raise ValueError(
-                f"{self.path}: column {name!r} holds dates such as {text[0]!r}, whose day and month are ambiguous: "
-                f'give their format, as in kinds: {{{name}: "%d/%m/%Y"}}, or treat them as words by '
-                f"kinds: {{{name}: category}}"
+                f"{self.path}: column {name!r} holds numbers, {style.why}. Write in kinds how the file would write the "
+                f'number 1234.5, as in kinds: {{{name}: "1,234.5"}} or kinds: {{{name}: "1.234,5"}}, or treat them as '
+                f"words by kinds: {{{name}: category}}"
             )
-        return "category"
+        if style is not None:
+            plain = style == Style() and not self._needs_style(text)
+            return "number" if plain or (self.reading.decimal and not style.unit) else str(style)
+        if not self.typed and text.str.to_lowercase().is_in(["true", "false", "yes", "no"]).all():
+            return "boolean"
+        try:
+            formats = formats_of(text, MIXED)
+        except UnclearDates as error:
+            raise ValueError(
+                f"{self.path}: column {name!r} holds dates {error}: give their format, as in "
+                f'kinds: {{{name}: "%d/%m/%Y"}}, or treat them as words by kinds: {{{name}: category}}'
+            ) from None
+        return formats or "category"
 
-    def numbers(self, name: str) -> np.ndarray:
-        """A column as float64 (num_rows,), NaN for missing values; other values than finite numbers are faults."""
+    def share_of_numbers(self, name: str) -> float:
+        """The share of the values of a column of words that can be parsed as plain numbers; 0 for other columns."""
+        import polars as pl
+
+        if self.typed or self.frame.schema[name] not in (pl.String, pl.Categorical, pl.Enum):
+            return 0.0
+        text = self.labels(name).drop_nulls()
+        return float(text.cast(pl.Float64, strict=False).is_not_null().sum()) / max(len(text), 1)
+
+    def numbers(self, name: str, style: str | None = None) -> np.ndarray:
+        """A column as float64 (num_rows,), NaN for missing values; other values than finite numbers are faults.
+
+        `style` is how the number 1234.5 would be written, such as "1.234,5 €"; by default what `kind` finds.
+        """
         import polars as pl
 
         series = self.frame[name]
         if series.dtype in (pl.String, pl.Categorical, pl.Enum):
             text = self.labels(name)
-            values = self._parse_numbers(text)
+            values = self._parse_numbers(name, text, style)
             invalid = values.is_null() & text.is_not_null()
-            self._add_faults(name, invalid, text, lambda value: f"{value!r} is not a number{self._number_hint(value)}")
+            self._add_faults(name, invalid, text, lambda value: f"{value!r} is not a number{self._hint(value, style)}")
         elif series.dtype == pl.Boolean or series.dtype.is_numeric() or series.dtype == pl.Null:
+            if style and "%" in style and series.dtype.is_numeric():
+                raise ValueError(
+                    f"{self.path}: column {name!r} holds plain numbers, and was in percent before: write them with a %"
+                )
             values = series.cast(pl.Float64)
         elif series.dtype == pl.Duration:
             values = series.dt.total_seconds(fractional=True)
@@ -201,7 +227,7 @@ class Table:
     def seconds(self, name: str, format: str | None = None) -> np.ndarray:
         """A column of dates as float64 (num_rows,) seconds since 1970, UTC; NaN for missing values.
 
-        `format` is that of the dates, such as "%d/%m/%Y"; ISO 8601 by default.
+        `format` is that of the dates, such as "%d/%m/%Y", or several joined by " | "; ISO 8601 by default.
         """
         import polars as pl
 
@@ -209,11 +235,7 @@ class Table:
         if series.dtype not in (pl.Date, pl.Datetime):
             text = self.labels(name)
             with named_errors(self.path):
-                series = pl.Series(name, [None] * len(text), pl.Datetime("us"))
-                for candidate in [format] if format else DATES:
-                    series = series.fill_null(_parse_dates(text, candidate))
-                    if series.null_count() == text.null_count():
-                        break
+                series = parse_dates(text, format)
             expected = format or "an ISO date such as 2024-05-31 or 2024-05-31 13:45"
             invalid = series.is_null() & text.is_not_null()
             self._add_faults(name, invalid, text, lambda value: f"{value!r} is not {expected}")
@@ -266,36 +288,68 @@ class Table:
         self._bad[rows] = True
         self.faults += [f"{self.place(row, name)}: {describe(values[row])}" for row in rows[:SHOWN].tolist()]
 
-    def _parse_numbers(self, text: polars.Series) -> polars.Series:
+    def _parse_numbers(self, name: str, text: polars.Series, style: str | None) -> polars.Series:
         """Numbers of a column of text, null where parsing fails; "inf" is infinity."""
         import polars as pl
 
+        plain = text.cast(pl.Float64, strict=False)
+        found = Style.parse(style) if style else self._style(name, text.drop_nulls())
+        if not isinstance(found, Style):
+            return plain
+        if style is None and found == Style() and plain.null_count() == text.null_count():
+            return plain
+        values = parse(text, found)
+        return values.fill_null(plain) if found.decimal == "." and not found.unit else values
+
+    def _style(self, name: str, text: polars.Series) -> Style | Unclear | None:
+        """How the numbers of a column are written, without missing ones; None if it does not hold numbers."""
+        import polars as pl
+
         decimal = self.reading.decimal
-        if decimal:
-            group = f"[{'.' if decimal == ',' else ','} '\u2019\u00a0\u202f]"
-            grouped = text.str.contains(rf"^[+-]?\d{{1,3}}({group}\d{{3}})+({'[.]' if decimal == '.' else ','}\d*)?$")
-            text = text.str.replace_all(group, "").zip_with(grouped.fill_null(False), text)
-            if decimal == ",":  # a dot that groups no thousands is an error
-                text = text.str.replace(",", ".").set(text.str.contains(".", literal=True), None)
-        return text.cast(pl.Float64, strict=False)
+        plain = text.cast(pl.Float64, strict=False).is_not_null()
+        if plain.all() and decimal != ",":
+            if self.typed:
+                return None
+            if decimal is None and _all_thousands(text) and (file := self._evidence(name)) and file.comma:
+                return style_of(text, MIXED, file)
+            return Style()
+        if decimal:  # it is given; only the unit is open
+            found = style_of(text, MIXED, Evidence(decimal == ".", decimal == ",", None, None))
+            unit = found._replace(decimal=decimal) if isinstance(found, Style) else Style(decimal)
+            enough = parse(text, unit).is_not_null().sum() >= MIXED * len(text)
+            return None if self.typed and unit.unit == "" else unit if enough else None
+        style = style_of(text, MIXED)
+        if isinstance(style, Unclear) or (style is not None and _all_thousands(text)):
+            style = style_of(text, MIXED, self._evidence(name))
+        if style is None and not self.typed and plain.sum() >= MIXED * len(text):
+            return Style()
+        return style
 
-    def _number_hint(self, value: str) -> str:
-        digits = all(part.isdigit() for part in value.lstrip("+-").replace(".", ",").split(","))
-        if self.reading.decimal or not digits:
-            return "; correct it, list it in reading.missing, or treat the column as words by kinds"
-        return '; set reading.decimal to "," if its comma is a decimal comma, to "." if it groups thousands'
+    def _evidence(self, name: str) -> Evidence:
+        """The evidence of the other columns of text for a decimal sign."""
+        import polars as pl
+
+        others = [other for other, dtype in self.frame.schema.items() if dtype == pl.String and other != name]
+        found = [each for other in others if (each := evidence(self.labels(other).drop_nulls()[:1000]))]
+        return Evidence(sum(each.point for each in found), sum(each.comma for each in found), None, None)
+
+    @staticmethod
+    def _needs_style(text: polars.Series) -> bool:
+        """Whether numbers without a unit, with a decimal point, are written with groups or in parentheses."""
+        import polars as pl
+
+        others = text.filter(text.cast(pl.Float64, strict=False).is_null())
+        return bool(parse(others, Style()).is_not_null().any())
+
+    def _hint(self, value: str, style: str | None) -> str:
+        written = f" as the others, such as {style}" if style else ""
+        return f"; correct it{written}, list it in reading.missing, or treat the column as words by kinds"
 
 
-def _parse_dates(text: polars.Series, format: str) -> polars.Series:
-    import polars as pl
-
-    has_time = any(code in format for code in ("%H", "%I", "%T", "%R", "%s", "%z", "%+"))
-    if not has_time:
-        return text.str.to_date(format, strict=False).cast(pl.Datetime("us"))
-    dates = text.str.to_datetime(format, strict=False, time_unit="us")
-    if getattr(dates.dtype, "time_zone", None):
-        dates = dates.dt.convert_time_zone("UTC").dt.replace_time_zone(None)
-    return dates.cast(pl.Datetime("us"))
+def _all_thousands(text: polars.Series) -> bool:
+    """Whether each decimal sign stands before three digits, so that it may group thousands."""
+    signs = text.filter(text.str.contains("[.,]"))
+    return bool(len(signs)) and bool(signs.str.contains(r"^\D*[1-9]\d{0,2}[.,]\d{3}\D*$").all())
 
 
 @contextmanager

@@ -18,7 +18,7 @@ from kshot.learner import Learner, predict_query
 from kshot.objectives import classes_present
 from kshot.tasks.source import TaskSource
 from kshot.training.fit import seeded
-from kshot.types import Batch, Split, Task, Tree, tree_map
+from kshot.types import Batch, Split, Task, Tree, tree_leaves, tree_map
 
 CLASS_ORDER = Question("class order", "Does the learner do better on classes in the order that the source gives them?")
 LABEL_ORDER = Question("label order", "Do labels in earlier tasks predict those of the next without its support set?")
@@ -227,6 +227,11 @@ class LabelOrder:
         return self.guessing.audit(LABEL_ORDER, what, "Too few examples occur in several tasks to recognise a class.")
 
 
+def _row_shapes(task: Task) -> list[tuple[int, ...]]:
+    """The shapes of one example's inputs and targets."""
+    return [tuple(leaf.shape[1:]) for leaf in tree_leaves((task.support.inputs, task.support.targets))]
+
+
 class Chance:
     """Measures accuracy with the support set of another task: what remains without adaptation to the task."""
 
@@ -234,6 +239,7 @@ class Chance:
         self.why_skip = _why_skip(learner, split)
         self.learner, self.guessing = learner, Guessing()
         self.states: list[Tree] = []
+        self.shapes = [_row_shapes(task) for task in tasks]
         if not self.why_skip:
             with seeded(0):
                 self.states = [learner.adapt(task.support) for task in tasks]
@@ -241,14 +247,14 @@ class Chance:
     def see(self, number: int, task: Task) -> None:
         if self.why_skip or len(self.states) < 2:
             return
-        ways = task.query.targets.shape[-1]
+        ways, other = task.query.targets.shape[-1], (number + 1) % len(self.states)
+        if _row_shapes(task) != self.shapes[other]:  # examples of the other task have other inputs, or classes
+            return
         query = real(task.query).rows(slice(2 * ways))  # enough: which class is mistaken for which differs by task
         with seeded(number, device=query.weight.device):
-            prediction = predict_query(self.learner, self.states[(number + 1) % len(self.states)], query)
+            prediction = predict_query(self.learner, self.states[other], query)
         if not isinstance(prediction, Tensor) or prediction.ndim != 2 or len(prediction) != len(query.targets):
             self.why_skip = "Predictions are not logits (n, classes)."
-            return
-        if prediction.shape != query.targets.shape:  # the other task has another number of classes
             return
         answers, labels = prediction.argmax(-1).tolist(), query.targets.argmax(-1).tolist()
         table = np.zeros((ways, ways))

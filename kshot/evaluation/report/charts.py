@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from kshot.evaluation.calibration import Calibration
-from kshot.evaluation.intervals import Interval, interval
+from kshot.evaluation.intervals import Interval, Units, interval
 from kshot.evaluation.report.formatting import Figures, better, format_figure, rank_key, read_figure
 from kshot.evaluation.report.style import BLUE, INK, MUTED, ORANGE, PURPLE, canvas, empty, ends, log_scale, quiet
 
@@ -41,11 +41,13 @@ def _interval_chart(title: str, bars: Sequence[_Bar], *, values: bool, nothing: 
     quiet(axes, title, "x")
     axes.spines["left"].set_visible(False)
     for y, bar in enumerate(bars):
-        mean, half = bar.figure.mean, bar.figure.half_width
+        mean, (low, high) = bar.figure.mean, ends(bar.figure)
         if math.isfinite(mean):
             style: dict[str, Any] = {"color": bar.colour, "markersize": 8 if bar.bold else 6, "zorder": 3}
             width = (3 if bar.bold else 2) if values else 1.3
-            axes.errorbar([mean], [y], xerr=[half], fmt="o", **style, elinewidth=width, capsize=0)
+            axes.errorbar(
+                [mean], [y], xerr=[[mean - low], [high - mean]], fmt="o", **style, elinewidth=width, capsize=0
+            )
             if math.isfinite(bar.outer):
                 axes.errorbar([mean], [y], xerr=[bar.outer], fmt="none", ecolor=bar.colour, elinewidth=5, alpha=0.35)
             if bar.bold:
@@ -112,14 +114,14 @@ def tasks_chart(
     *,
     learner: str = "learner",
     beside: tuple[str, Sequence[float]] | None = None,
-    subjects: np.ndarray | None = None,
+    units: Units | None = None,
 ) -> Figure:
     """The distribution of a figure over tasks, and of its difference to a baseline's on the same tasks.
 
     Args:
         values: the learner's figure of each task.
         beside: name and figures of another learner, such as the best baseline, on the first of the same tasks.
-        subjects: subject of each task, as in `interval`.
+        units: of the tasks, as in `interval`.
     """
     figure = canvas(2.9)
     ours = np.asarray(values, float)
@@ -143,7 +145,7 @@ def tasks_chart(
     if beside is not None:
         spread.legend(frameon=False, fontsize=9, labelcolor=INK)
         differences = ours[: len(theirs)] - theirs
-        mean = interval(list(differences), None if subjects is None else subjects[: len(differences)])
+        mean = interval(list(differences), units and units.first(len(differences)))
         title = f"{learner} − {name}" + (f": {format_figure(mean)}" if math.isfinite(mean.mean) else "")
         quiet(gap, title, xlabel=f"difference of {metric} on the same {len(theirs)} tasks")
         gap.axvline(0, color=INK, linewidth=1)
@@ -167,9 +169,10 @@ def shots_chart(points: Sequence[tuple[int, Interval]], metric: str, *, higher_i
     title = f"Test {metric} by number of shots ({better(higher_is_better)})"
     quiet(axes, title, xlabel="support examples (per class if tasks have classes of their own)")
     shots = [count for count, _ in points]
-    means, halves = np.array([(each.mean, each.half_width) for _, each in points]).T
+    means = np.array([each.mean for _, each in points])
+    low, high = np.array([ends(each) for _, each in points]).T
     axes.plot(shots, means, color=BLUE, alpha=0.35, linewidth=1.2)
-    axes.errorbar(shots, means, halves, fmt="o", color=BLUE, markersize=5, elinewidth=1.6)
+    axes.errorbar(shots, means, (means - low, high - means), fmt="o", color=BLUE, markersize=5, elinewidth=1.6)
     for count, each in points:
         if math.isfinite(each.mean):
             offset: dict[str, Any] = {"xytext": (6, 6), "textcoords": "offset points"}
@@ -179,7 +182,7 @@ def shots_chart(points: Sequence[tuple[int, Interval]], metric: str, *, higher_i
     axes.minorticks_off()
     axes.margins(x=0.08, y=0.16)
     if not higher_is_better and np.isfinite(means).all():
-        log_scale(axes, "y", means, np.concatenate([means - halves, means + halves]))
+        log_scale(axes, "y", means, np.concatenate([low, high]))
     return figure
 
 

@@ -9,7 +9,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from kshot.evaluation.intervals import LEVEL, Interval
+from kshot.evaluation.intervals import LEVEL, SYMMETRIC, Interval
 
 Figures = Mapping[str, Mapping[str, Any]]
 """Metric -> figure."""
@@ -19,7 +19,8 @@ def read_figure(figures: Figures | None, metric: str) -> Interval:
     """One metric's figure as an `Interval`; NaN over 0 tasks if it is missing."""
     figure = (figures or {}).get(metric) or {}
     mean, ci95 = (math.nan if figure.get(name) is None else float(figure[name]) for name in ("mean", "ci95"))
-    return Interval(mean, ci95, int(figure.get("num_tasks") or 0))
+    num_units, unit = figure.get("num_units"), figure.get("unit") or "task"
+    return Interval(mean, ci95, int(figure.get("num_tasks") or 0), float(figure.get("shift") or 0.0), num_units, unit)
 
 
 def rank_key(mean: float, higher_is_better: bool) -> float:
@@ -30,15 +31,23 @@ def rank_key(mean: float, higher_is_better: bool) -> float:
 def format_figure(figure: Interval) -> str:
     """A figure with its half-width, by three decimals, or more if the interval is smaller than those can show.
 
+    A skewed interval is given by its ends.
+
     Example:
         >>> format_figure(Interval(0.95312, 0.0041, 1000)), format_figure(Interval(2.4e-5, 3e-6, 100))
         ('0.953 ± 0.004', '0.000024 ± 0.000003')
+        >>> format_figure(Interval(0.99, 0.01, 100, shift=-0.005))
+        '0.990 (0.975 to 0.995)'
     """
     if not math.isfinite(figure.mean):
         return "not finite"
     decimals = _decimals(figure)
-    half = f" ± {figure.ci95:.{decimals}f}" if math.isfinite(figure.ci95) else ""
-    return f"{figure.mean:z.{decimals}f}{half}"
+    mean = f"{figure.mean:z.{decimals}f}"
+    if not math.isfinite(figure.ci95):
+        return mean
+    if abs(figure.shift) > SYMMETRIC * figure.ci95:
+        return f"{mean} ({figure.low:z.{decimals}f} to {figure.high:z.{decimals}f})"
+    return f"{mean} ± {figure.ci95:.{decimals}f}"
 
 
 def _decimals(figure: Interval) -> int:
@@ -75,7 +84,7 @@ def format_sample(figures: Figures | None, metric: str) -> str:
         '3 seeds; ± 0.020 over 600 tasks within a seed'
     """
     figure = (figures or {}).get(metric) or {}
-    tasks = plural(int(figure.get("num_tasks") or 0), "task")
+    tasks = read_figure(figures, metric).sample
     if figure.get("ci95_tasks") is None:
         return f"{tasks}, 1 seed"
     half = float(figure["ci95_tasks"])

@@ -12,10 +12,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kshot.evaluation.audit.findings import trust
+from kshot.evaluation.intervals import count_of
 from kshot.evaluation.per_task import write
+from kshot.evaluation.report.conclusion import conclude
 from kshot.evaluation.report.formatting import better, capitalize, format_figure, format_sample, plural, read_figure
-from kshot.evaluation.report.sections import CAPTIONS, TONES, Picture, Section, report_sections, tried_sentence
-from kshot.evaluation.report.verdict import best_baseline, failed, inference_of, target_on_test, unlike, verdict
+from kshot.evaluation.report.sections import CAPTIONS, Picture, Section, report_sections, tried_sentence
+from kshot.evaluation.report.verdict import best_baseline, failed, inference_of, target_on_test, verdict_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -82,12 +84,12 @@ def _html(report: dict[str, Any], events: Sequence[Mapping[str, Any]], figures: 
         sample = plural(val.num_tasks, "task") + (f", round {number}" if number else "")
         notes.append(f"The validation figure is {format_figure(val)} ({sample}).")
     if any(notes):
-        subjects = protocol.get("test_subjects")
-        unit = f"the {plural(subjects, 'subject')} of the tasks" if subjects else "tasks"
+        units = protocol.get("test_units")
+        unit = f"the {count_of(units, protocol.get('unit') or 'unit')} of the tasks" if units else "tasks"
         notes.append(f"Figures are means with 95 % intervals over {'seeds' if report.get('seeds') else unit}.")
     notes += [trust(report["audits"]).sentence.join(("Audits: ", "."))] if report.get("audits") else []
     notes.append(tried_sentence(report))
-    outcome = report.get("outcome") or ""
+    conclusion = conclude(report)
     pictures = {name: picture(name, figures[name]) for name in ordered}
     return render(
         Path(__file__).parent / "report.html.j2",
@@ -96,17 +98,15 @@ def _html(report: dict[str, Any], events: Sequence[Mapping[str, Any]], figures: 
             "kicker": f"kshot {report.get('kshot') or ''} report",
             "wide": False,
             "name": report.get("name") or "run",
-            "outcome": outcome.replace("_", " ").lower(),
-            "tone": TONES.get(outcome, "fair"),
-            "sentence": report.get("sentence") or "",
+            "outcome": conclusion.headline,
+            "tone": conclusion.tone,
+            "sentence": conclusion.sentence,
             "reason": _sentence(report.get("reason") or ""),
             "headline": f"{report.get('split') or 'test'} {metric}, {better(higher)}{_kind(report)}",
             "test": format_figure(read_figure(test, metric)) if test else "",
             "sample": f"({format_sample(test, metric)})",
             "best": best and (best[0], format_figure(best[1]), f"({plural(best[1].num_tasks, 'task')})"),
-            "verdict": " ".join(
-                [verdict(test, baselines, metric, higher, report.get("paired"), failed(report)), *unlike(report)]
-            ),
+            "verdict": verdict_of(report),
             "failed": failed(report),
             "note": " ".join(filter(None, notes)),
             "sections": report_sections(report, pictures, num_resumed=num_resumed),

@@ -103,7 +103,8 @@ def rounds_chart(
         if level.dash:
             axes.axhline(level.value, color=level.colour, linewidth=1.3, linestyle=level.dash, zorder=1)
     if finite:
-        numbers, (means, halves, _) = list(finite), zip(*finite.values())
+        numbers, means = list(finite), [each.mean for each in finite.values()]
+        halves = np.array([(each.mean - ends(each)[0], ends(each)[1] - each.mean) for each in finite.values()]).T
         axes.plot(numbers, means, color=BLUE, alpha=0.35, linewidth=1.2, zorder=2)
         axes.errorbar(numbers, means, halves, fmt="o", color=BLUE, markersize=5, elinewidth=1.6, capsize=0, zorder=3)
         best = (max if at_least else min)(finite, key=lambda number: finite[number].mean)

@@ -67,14 +67,7 @@ INFERENCE = {
 }
 """What predictions depend on, if that is known."""
 
-TONES = {
-    "PASSED": "good",
-    "FAILED": "bad",
-    "NOT_APPLICABLE": "continue",
-    "IDLE": "fair",
-    "TARGET_MET": "good",
-    "DIVERGED": "bad",
-}
+TONES = {"PASSED": "good", "FAILED": "bad", "NOT_APPLICABLE": "continue", "IDLE": "fair"}
 
 Pairs = list[tuple[str, str]]
 """Labels and values."""
@@ -140,11 +133,21 @@ def report_sections(
     rounds, constant = round_table(report)
     resumed = "once" if num_resumed == 1 else f"{num_resumed} times"
     sections = [
+        Section(
+            "What failed",
+            ["The learner's figures hold, and these parts of the report are missing."],
+            pairs=[(each["what"], each["error"]) for each in report.get("failures") or []],
+        ),
         Section("Comparison with baselines", pictures=named.get("baselines", ()), table=result_table(report)),
         Section(
             "Seeds",
             ["The same run file with other seeds: other initial weights and training tasks, the same test episodes."],
-            table=seed_table(report),
+            table=part_table(report, "seed"),
+        ),
+        Section(
+            "Folds",
+            ["A run for each fold: its classes or groups are tested by a learner that was trained on the others."],
+            table=part_table(report, "fold"),
         ),
         Section(
             "Task by task",
@@ -222,15 +225,16 @@ def result_table(report: Mapping[str, Any]) -> Table:
     return Table([*map(Column, titles), Column("description", "text")], rows)
 
 
-def seed_table(report: Mapping[str, Any]) -> Table:
+def part_table(report: Mapping[str, Any], part: str) -> Table:
+    """A row for each seed or fold (`part`) of a report on several."""
     metric, split = report["metric"], report.get("split") or "test"
-    titles = {"seed": "n", f"{split} {metric}": "figure", "best round": "n", "time": "n", "outcome": "text"}
+    titles = {part: "n", f"{split} {metric}": "figure", "best round": "n", "time": "n", "outcome": "text"}
     rows = []
-    for seed in report.get("seeds") or []:
-        figure = format_figure(read_figure(seed.get("test"), metric))
-        best = "–" if seed.get("best_round") is None else str(seed["best_round"])
-        outcome = (seed.get("outcome") or "").replace("_", " ").lower()
-        rows.append(Row([str(seed["seed"]), figure, best, format_duration(seed.get("seconds")), outcome]))
+    for each in report.get(f"{part}s") or []:
+        figure = format_figure(read_figure(each.get("test"), metric))
+        best = "–" if each.get("best_round") is None else str(each["best_round"])
+        outcome = (each.get("outcome") or "").replace("_", " ").lower()
+        rows.append(Row([str(each[part]), figure, best, format_duration(each.get("seconds")), outcome]))
     return Table([Column(*column) for column in titles.items()], rows)
 
 

@@ -6,6 +6,7 @@ is conveyed by colour alone.
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -52,7 +53,7 @@ def empty(axes: Axes, sentence: str) -> None:
 
 def ends(figure: Interval) -> tuple[float, float]:
     """Both ends of an interval, or its mean twice if it has no width."""
-    return figure.mean - figure.half_width, figure.mean + figure.half_width
+    return (figure.low, figure.high) if math.isfinite(figure.ci95) else (figure.mean, figure.mean)
 
 
 def log_scale(axes: Axes, axis: Literal["x", "y"], values: np.ndarray, bounds: np.ndarray | None = None) -> None:

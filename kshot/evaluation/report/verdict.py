@@ -8,7 +8,7 @@ from typing import Any
 
 from kshot.evaluation.audit.findings import trust
 from kshot.evaluation.intervals import LEVEL, Interval
-from kshot.evaluation.report.formatting import Figures, format_figure, plural, read_figure
+from kshot.evaluation.report.formatting import Figures, format_figure, read_figure
 from kshot.evaluation.target import Target
 
 
@@ -69,6 +69,23 @@ def target_on_test(target: str | None, metric: str, test: Interval) -> str:
     return f"The target, {target}, is within the interval of the test figure: whether it holds on test tasks is open."
 
 
+def verdict_of(report: Mapping[str, Any]) -> str:
+    """`verdict` of a report as plain values, on the tasks that the baselines were scored on; and `unlike`, if it is."""
+    metric, baselines = report["metric"], report.get("baselines") or {}
+    missing = [each["what"].removeprefix("baseline ") for each in report.get("failures") or []]
+    missing = [name for name in missing if not math.isfinite(read_figure(baselines.get(name), metric).mean)]
+    sentence = verdict(
+        report.get("beside") or report.get("test"),
+        baselines,
+        metric,
+        report.get("higher_is_better", True),
+        report.get("paired"),
+        failed(report),
+        [name for name in missing if name in (report.get("baselines_about") or {})],
+    )
+    return " ".join([sentence, *unlike(report)])
+
+
 def verdict(
     test: Figures | None,
     baselines: Mapping[str, Figures] | None,
@@ -76,6 +93,7 @@ def verdict(
     higher_is_better: bool = True,
     paired: Figures | None = None,
     failed: Sequence[str] = (),
+    missing: Sequence[str] = (),
 ) -> str:
     """Compare the learner with the best baseline in a sentence: whether meta-learning was worth its cost.
 
@@ -88,6 +106,7 @@ def verdict(
         metric, higher_is_better: metric to compare; higher is better for an accuracy, not for an error.
         paired: name -> the learner's difference to that baseline, from `compare.differences`.
         failed: names of the audits that the test figures failed; nothing is claimed if there are any.
+        missing: baselines that gave no figure, which the claim therefore does not cover.
 
     Example:
         >>> verdict(
@@ -106,32 +125,30 @@ def verdict(
     if not math.isfinite(learner.mean):
         return f"The learner gave no finite {metric} on the test tasks: it cannot be compared, and should not be used."
     if best is None:
-        missing = "No baseline gave a finite figure" if baselines else "No baseline was evaluated"
-        return f"{missing}, so whether meta-learning was worth its cost is not known."
+        none = "No baseline gave a finite figure" if baselines or missing else "No baseline was evaluated"
+        return f"{none}, so whether meta-learning was worth its cost is not known."
     name, baseline = best
-    same_tasks = learner.num_tasks == baseline.num_tasks
-    size = "" if same_tasks else f" ({plural(learner.num_tasks, 'task')})"
-    beside = name.replace("_", " ") + ("" if same_tasks else f", {plural(baseline.num_tasks, 'task')}")
-    figures = f"{metric} {format_figure(learner)}{size} against {format_figure(baseline)} ({beside})"
+    figures = f"{metric} {format_figure(learner)} against {format_figure(baseline)} ({name.replace('_', ' ')})"
     if paired and name in paired:
         difference, p = read_figure(paired, name), paired[name].get("p_holm")
         significant, conclusive = p is not None and p < LEVEL, math.isfinite(difference.ci95)
-        num_tasks = difference.num_tasks
-        where = (
-            f" on the same {num_tasks} tasks"
-            if same_tasks
-            else f" on the {num_tasks} tasks that both were evaluated on"
-        )
+        where = f" on the same {difference.sample}"
     else:
         reach = learner.ci95 + baseline.ci95
         difference = Interval(learner.mean - baseline.mean, reach, min(learner.num_tasks, baseline.num_tasks))
-        significant, conclusive, where = abs(difference.mean) > reach, math.isfinite(reach), ""
+        significant = learner.low > baseline.high or learner.high < baseline.low
+        conclusive, where = math.isfinite(reach), ""
+    names = ", ".join(each.replace("_", " ") for each in missing)
+    rest = f" Not compared, because they gave no figure: {names}." if names else ""
+    if paired and name in paired and difference.mean == 0 and not conclusive and difference.num_tasks > 1:
+        return f"The learner and the best baseline gave the same figure on each of{where[3:]}: {figures}.{rest}"
     if not conclusive:
-        return f"There are too few tasks to compare the learner with the best baseline: {figures}, without an interval."
+        few = "There are too few tasks to compare the learner with the best baseline"
+        return f"{few}: {figures}, without an interval.{rest}"
     gain = difference.mean if higher_is_better else -difference.mean
     if significant:
         by = format_figure(difference._replace(mean=abs(gain)))
         beats = "beats" if gain > 0 else "is worse than"
-        return f"The learner {beats} the best baseline without meta-learning by {by}{where}: {figures}."
+        return f"The learner {beats} the best baseline without meta-learning by {by}{where}: {figures}.{rest}"
     size = format_figure(difference._replace(mean=gain))
-    return f"The simple baseline is as good here: {figures}; the difference of {size}{where} is not significant."
+    return f"The simple baseline is as good here: {figures}; the difference of {size}{where} is not significant.{rest}"

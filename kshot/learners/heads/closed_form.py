@@ -62,20 +62,26 @@ class _Penalty:
        \lVert W \rVert^2 + b^2 = \lVert V \rVert^2 + \beta^2 / c. $$
 
     Args:
-        reference_D: m.
+        origin_D: m.
+        unit: (), divides features and m before all of this.
     """
 
-    def __init__(self, reference_D: Tensor) -> None:
-        self.reference, self.size = reference_D, 1 + reference_D @ reference_D
+    def __init__(self, origin_D: Tensor, unit: Tensor) -> None:
+        self.origin, self.unit, self.reference = origin_D, unit, origin_D / unit
+        self.size = 1 + self.reference @ self.reference
         self.norm = self.size + self.size.sqrt()
 
     def rotate(self, feat_ND: Tensor) -> tuple[Tensor, Tensor]:
-        """g (N, D) and q (N, 1) of features relative to the reference."""
+        """g (N, D) and q (N, 1) of features."""
+        feat_ND = (feat_ND - self.origin) / self.unit
         along_N1 = feat_ND @ self.reference[:, None]
         return feat_ND - along_N1 / self.norm * self.reference, 1 + along_N1 / self.size
 
     def rotate_sums(self, gram: Tensor, moment: Tensor) -> tuple[Tensor, Tensor]:
         """The sums of squares (D + 1, D + 1) and products (D + 1, C) of (g, q), for those of (f - m, 1)."""
+        ones_D = torch.ones_like(self.reference)
+        scale_D1 = torch.cat([ones_D / self.unit, ones_D[:1]])[:, None]
+        gram, moment = scale_D1 * gram * scale_D1.mT, scale_D1 * moment
         turn = _eye(gram) - F.pad(self.reference[:, None] * self.reference / self.norm, (0, 1, 0, 1))
         turn = turn + F.pad((self.reference / self.size)[:, None], (len(turn) - 1, 0, 0, 1))
         return turn.mT @ gram @ turn, turn.mT @ moment
@@ -90,7 +96,7 @@ class _Penalty:
         r"""The state of a linear head with the solution $V$ (C, D) and $\beta$ (C,)."""
         along_C = bias_C / self.size - weight_CD @ self.reference / self.norm
         weight_CD = weight_CD + along_C[:, None] * self.reference
-        state = {"weight": weight_CD.contiguous(), "bias": bias_C, "reference": self.reference}
+        state = {"weight": (weight_CD / self.unit).contiguous(), "bias": bias_C, "reference": self.origin}
         return {name: leaf.to(dtype) for name, leaf in state.items()}
 
 
@@ -106,16 +112,29 @@ class Linear(Head):
         l2: strength of the penalty on weights, above 0.
         scale: initial value of the factor on predictions; None for no factor.
         learned: whether the strength is learned.
+        normalize: whether features are divided by their spread, the root of their mean squared distance from the mean
+            of the support set, so that a strength means the same whatever their size.
     """
 
-    def __init__(self, l2: float, scale: float | None, *, learned: bool = True) -> None:
+    def __init__(self, l2: float, scale: float | None, *, learned: bool = True, normalize: bool = False) -> None:
         super().__init__()
+        self.normalize = normalize
         self.log_l2 = log_parameter("l2", l2).requires_grad_(learned)
         self.log_scale = None if scale is None else log_parameter("scale", scale)
 
     def predict(self, state: Tree, feat_MD: Tensor) -> Tensor:
         prediction = F.linear(relative(feat_MD, state), state["weight"], state["bias"])
         return prediction if self.log_scale is None else exp_as(prediction, self.log_scale) * prediction
+
+    def _unit(self, feat_ND: Tensor, weight_N: Tensor, reference_D: Tensor) -> Tensor:
+        """What features are divided by, ()."""
+        square_N = (feat_ND - reference_D).square().sum(1)
+        return self._root(weight_N @ square_N / weight_N.sum().clamp_min(1e-12), reference_D)
+
+    def _root(self, variance: Tensor, reference_D: Tensor) -> Tensor:
+        """The root of a variance, or 1 if it is no larger than rounding errors, as where all rows are equal."""
+        least = (32 * torch.finfo(variance.dtype).eps) ** 2 * reference_D.square().sum()
+        return variance.where((variance > least) & self.normalize, torch.ones_like(variance)).sqrt()
 
 
 class Ridge(Linear):
@@ -127,9 +146,10 @@ class Ridge(Linear):
     scores_absent = True
 
     def fit(self, feat_ND: Tensor, target_NC: Tensor, weight_N: Tensor) -> Tree:
-        penalty, l2 = _Penalty(reference_point(feat_ND, weight_N)), exp_as(feat_ND, self.log_l2)
+        reference_D, l2 = reference_point(feat_ND, weight_N), exp_as(feat_ND, self.log_l2)
+        penalty = _Penalty(reference_D, self._unit(feat_ND, weight_N, reference_D))
         root_N1 = weight_N.sqrt()[:, None]
-        g_ND, q_N1 = penalty.rotate(feat_ND - penalty.reference)
+        g_ND, q_N1 = penalty.rotate(feat_ND)
         g_ND, right_NC1 = root_N1 * g_ND, root_N1 * torch.cat([target_NC, q_N1], 1)
         q_N1 = right_NC1[:, -1:]
         if len(g_ND) > g_ND.shape[1]:
@@ -156,7 +176,9 @@ class Ridge(Linear):
 
     def fit_statistics(self, statistics: Tree) -> Tree:
         gram, moment = statistics["gram"], statistics["moment"].mT
-        penalty = _Penalty(statistics.get("reference", gram.new_zeros(len(gram) - 1)))
+        reference_D, count = statistics.get("reference", gram.new_zeros(len(gram) - 1)), gram[-1, -1].clamp_min(1e-12)
+        variance = gram.diagonal()[:-1].sum() / count - (gram[-1, :-1] / count).square().sum()
+        penalty = _Penalty(reference_D, self._root(variance, reference_D))
         return penalty.ridge(*penalty.rotate_sums(gram, moment), exp_as(gram, self.log_l2))
 
 
@@ -170,16 +192,23 @@ class DualLinear(Linear):
     """
 
     def __init__(
-        self, solver: Callable[..., tuple[Tensor, Tensor]], l2: float, scale: float | None, *, learned: bool = True
+        self,
+        solver: Callable[..., tuple[Tensor, Tensor]],
+        l2: float,
+        scale: float | None,
+        *,
+        learned: bool = True,
+        normalize: bool = False,
     ) -> None:
-        super().__init__(l2, scale, learned=learned)
+        super().__init__(l2, scale, learned=learned, normalize=normalize)
         self.solver = solver
 
     def fit(self, feat_ND: Tensor, target_NC: Tensor, weight_N: Tensor) -> Tree:
         dtype, wide, reference_D = feat_ND.dtype, widest_float(feat_ND.device), reference_point(feat_ND, weight_N)
+        unit = self._unit(feat_ND, weight_N, reference_D).to(wide)
         feat_ND, target_NC, weight_N = (each.to(wide) for each in (feat_ND, target_NC, weight_N))
-        penalty, l2 = _Penalty(reference_D.to(wide)), exp_as(feat_ND, self.log_l2)
-        g_ND, q_N1 = penalty.rotate(feat_ND - penalty.reference)
+        penalty, l2 = _Penalty(reference_D.to(wide), unit), exp_as(feat_ND, self.log_l2)
+        g_ND, q_N1 = penalty.rotate(feat_ND)
         present_C = (target_NC * weight_N[:, None]).sum(0) > 0
         intercept = Intercept(q_N1[:, 0], penalty.size)
         coefficient_NC, bias_C = self.solver(g_ND @ g_ND.mT, intercept, target_NC, weight_N, present_C, l2)
@@ -190,7 +219,8 @@ def r2d2(
     embedding: Embedding,
     *,
     l2: PositiveFloat = 1.0,
-    scale: PositiveFloat | None = 10.0,
+    scale: PositiveFloat | None = 20.0,
+    normalize: bool = True,
     objective: Objective = objectives.classification,
     batchnorm: BatchNorm = "support",
 ) -> HeadLearner:
@@ -198,12 +228,14 @@ def r2d2(
 
     $$ W = F^\top (F F^\top + \lambda I)^{-1} Y, \qquad \hat y = \alpha \, [f_\theta(x), 1] W $$
 
-    for the rows $[f_\theta(x_i), 1]$ of F; the 1 makes the intercept a weight.
+    for the rows $[f_\theta(x_i) / u, 1]$ of F; the 1 makes the intercept a weight, and $u$ is the root of the mean
+    squared distance of the support features from their mean, so that a $\lambda$ suits features of any size.
 
     Args:
         embedding, batchnorm: as in `protonet`.
         l2: initial value of $\lambda$.
         scale: initial value of $\alpha$; None for no factor, as suits a regression.
+        normalize: False for $u = 1$, the paper's.
         objective: classification, by regression of the one-hot targets, or a regression.
 
     Returns:
@@ -224,9 +256,10 @@ def r2d2(
         No offset $\beta$ is added to all scores: it would change no probability. The authors' code divides F and Y by
         the root of the number N of support rows, so that its $\lambda$ is this one's divided by N; in its run files
         $\lambda$ is fixed at 50, where it is learned in the paper and here, and $\alpha$ starts at $10^{-4}$ for
-        miniImageNet and at 10 for CIFAR-FS. $\lambda$ and $\alpha$ are learned by their logarithms.
+        miniImageNet and at 10 for CIFAR-FS. $\lambda$ and $\alpha$ are learned by their logarithms. $u$ is new, and the
+        initial values suit features of pretrained encoders, without any meta-training.
     """
-    return HeadLearner(embedding, Ridge(l2, scale), objective, batchnorm=batchnorm)
+    return HeadLearner(embedding, Ridge(l2, scale, normalize=normalize), objective, batchnorm=batchnorm)
 
 
 @check_arguments
@@ -286,20 +319,26 @@ def metaoptnet(
 def logistic_regression(
     embedding: Embedding,
     *,
-    l2: PositiveFloat = 1.0,
-    scale: PositiveFloat | None = None,
+    l2: PositiveFloat = 0.1,
+    scale: PositiveFloat | None = 4.0,
+    normalize: bool = True,
     objective: Objective = objectives.classification,
     batchnorm: BatchNorm = "support",
 ) -> HeadLearner:
     r"""Logistic regression on learned features, at its minimum and differentiated there; $\lambda$ is learned too.
 
     $$ \min_W \; \sum_i \mathrm{CE}\bigl(\mathrm{softmax}(W f_i), y_i\bigr) + \tfrac\lambda2 \lVert W \rVert^2, \qquad
-       f_i = [f_\theta(x_i), 1] $$
+       f_i = [f_\theta(x_i) / u, 1], \qquad \hat y = s \, W f $$
+
+    $u$ is the root of the mean squared distance of the support features from their mean, so that a $\lambda$ suits
+    features of any size.
 
     Args:
         embedding, objective, batchnorm: as in `protonet`.
-        l2: initial value of $\lambda$.
-        scale: initial value of a learned factor on the logits; None for no factor.
+        l2: initial value of $\lambda$; the C of scikit-learn is $u^2 / \lambda$.
+        scale: initial value of $s$, which is learned: of few examples a penalised fit is less certain than it is right.
+            None for no factor.
+        normalize: False for $u = 1$.
 
     Returns:
         A learner for any number of ways and shots. It costs about $C N^3$ for N support rows of C classes, in float64.
@@ -316,7 +355,8 @@ def logistic_regression(
 
     Deviations:
         Multinomial, where the paper's is binary; solved to convergence and differentiated implicitly, where the paper
-        unrolls a few Newton steps.
+        unrolls a few Newton steps. $s$ and $u$ are new; the initial values suit features of pretrained encoders,
+        without any meta-training.
     """
-    head = DualLinear(partial(logistic, steps=15), l2, scale)
+    head = DualLinear(partial(logistic, steps=15), l2, scale, normalize=normalize)
     return HeadLearner(embedding, head, objective, batchnorm=batchnorm)

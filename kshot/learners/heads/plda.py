@@ -20,20 +20,17 @@ from kshot.supplied import FeatureCount, FrozenEmbedding
 from kshot.types import Tree
 
 
-class Plda(FeatureStatistics):
-    r"""Probabilistic linear discriminant analysis; see `plda`.
-
-    The state is `{"sum": (C, D), "count": (C,)}` of each class, in the axes where the covariance within classes is I.
+class ClassCovariances(FeatureStatistics):
+    r"""Measures the covariances of features within and between the training classes.
 
     Args:
         features: D, width of the embedding's output.
         within: shrinkage of the covariance within classes towards a multiple of I, above 0, at most 1.
         between: the same for the covariance of class means.
-        scale: initial value of the learned factor on log-likelihoods.
 
     Attributes:
         centre: $\mu$, (D,).
-        axes: (D, D), maps centred features to those axes.
+        axes: (D, D), maps centred features to axes where the covariance within classes is I and the other is diagonal.
         spread: (D,), the variance of class means there. Until they are measured, the centre is 0, axes are I and
             spreads are 1.
     """
@@ -44,12 +41,9 @@ class Plda(FeatureStatistics):
     spread: Tensor
 
     @check_arguments
-    def __init__(
-        self, features: PositiveInt, *, within: PositiveFraction, between: PositiveFraction, scale: PositiveFloat
-    ) -> None:
+    def __init__(self, features: PositiveInt, *, within: PositiveFraction, between: PositiveFraction) -> None:
         super().__init__()
         self.within, self.between = within, between
-        self.log_scale = log_parameter("scale", scale)
         self.register_buffer("centre", torch.zeros(features))
         self.register_buffer("axes", torch.eye(features))
         self.register_buffer("spread", torch.ones(features))
@@ -61,7 +55,7 @@ class Plda(FeatureStatistics):
         count_K = share_NK.sum(0)
         share_NK, count_K = share_NK[:, count_K > 0], count_K[count_K > 0]
         if len(count_K) < 2 or not float(count_K.sum()) > len(count_K):
-            raise ValueError("plda needs at least two training classes with two examples each to measure covariances")
+            raise ValueError("covariances need at least two training classes with two examples each")
         mean_KD = share_NK.mT @ feat_ND / count_K[:, None]
         centre = mean_KD.mean(0)
         deviation_ND = (feat_ND - share_NK @ mean_KD) * share_NK.sum(1, keepdim=True).sqrt()
@@ -76,16 +70,35 @@ class Plda(FeatureStatistics):
         self.axes.copy_(torch.linalg.solve_triangular(root_DD.mT, rotation_DD, upper=True))
         self.spread.copy_(spread)
 
+    def change_axes(self, feat_ND: Tensor) -> Tensor:
+        """Features relative to the centre, in the axes."""
+        return (feat_ND - self.centre.to(feat_ND.dtype)) @ self.axes.to(feat_ND.dtype)
+
+
+class Plda(ClassCovariances):
+    r"""Probabilistic linear discriminant analysis; see `plda`.
+
+    The state is `{"sum": (C, D), "count": (C,)}` of each class, in the axes where the covariance within classes is I.
+
+    Args:
+        features, within, between: as in `ClassCovariances`.
+        scale: initial value of the learned factor on log-likelihoods.
+    """
+
+    def __init__(self, features: int, *, within: float, between: float, scale: float) -> None:
+        super().__init__(features, within=within, between=between)
+        self.log_scale = log_parameter("scale", scale)
+
     def fit(self, feat_ND: Tensor, target_NC: Tensor, weight_N: Tensor) -> Tree:
         share_NC = target_NC * weight_N[:, None]
-        return {"sum": share_NC.mT @ self._change_axes(feat_ND), "count": share_NC.sum(0)}
+        return {"sum": share_NC.mT @ self.change_axes(feat_ND), "count": share_NC.sum(0)}
 
     def predict(self, state: Tree, feat_MD: Tensor) -> Tensor:
         sum_CD, count_C1 = state["sum"], state["count"][:, None]
         spread_D = self.spread.to(feat_MD.dtype)
         posterior_CD = spread_D / (1 + count_C1 * spread_D)  # variance of class means, given their examples
         mean_CD, var_CD = posterior_CD * sum_CD, 1 + posterior_CD
-        feat_MD, prior_D = self._change_axes(feat_MD), 1 + spread_D
+        feat_MD, prior_D = self.change_axes(feat_MD), 1 + spread_D
         seen_MC = _log_normal(feat_MD, mean_CD, var_CD)
         unseen_M1 = _log_normal(feat_MD, torch.zeros_like(mean_CD[:1]), prior_D[None])
         return exp_as(feat_MD, self.log_scale) * (seen_MC - unseen_M1)
@@ -98,9 +111,6 @@ class Plda(FeatureStatistics):
 
     def fit_statistics(self, statistics: Tree) -> Tree:
         return statistics
-
-    def _change_axes(self, feat_ND: Tensor) -> Tensor:
-        return (feat_ND - self.centre) @ self.axes.to(feat_ND.dtype)
 
 
 def _shrink(covariance_DD: Tensor, share: float) -> Tensor:

@@ -18,6 +18,7 @@ from kshot.inner.functional import Function
 from kshot.inner.precision import at_least_float32, in_type_of, widest_float
 from kshot.learner import Learner
 from kshot.learners.heads.distances import exp_as, reference_point, relative
+from kshot.learners.pooling.posterior import posterior
 from kshot.objectives import Objective, levels_of, refuse_labels, weighted_mean
 from kshot.objectives.outputs import the_tensor
 from kshot.supplied import Embedding, FeatureCount, UserFeatures
@@ -150,39 +151,6 @@ class Readout(nn.Module):
         inputs = [user.expand(len(rating_M3), -1), rating_M3, *([] if user_features is None else [user_features])]
         correction = self.correction(in_type_of(self, torch.cat(inputs, 1))) + self.usage(in_type_of(self, share_L))
         return self.bias + self.slope * rating_M3[:, :1] * values + correction
-
-
-def posterior(
-    feat_ND: Tensor, target_N: Tensor, weight_N: Tensor, prior_D: Tensor, noise: Tensor
-) -> tuple[Tensor, Tensor]:
-    r"""The posterior of weights $u \sim N(0, \Lambda)$, $\Lambda = \mathrm{diag}(s^2)$, given $y = F u + \epsilon$:
-
-    $$ \Sigma = (\Lambda^{-1} + F^\top W F / \sigma^2)^{-1}, \qquad \mu = \Sigma F^\top W y / \sigma^2 $$
-
-    Solved in N equations by Woodbury's identity if there are fewer rows than features.
-
-    Args:
-        feat_ND: $F$.
-        target_N: $y$.
-        weight_N: row weights, the diagonal of $W$.
-        prior_D: standard deviations $s$.
-        noise: the variance $\sigma^2$, ().
-
-    Returns:
-        $\mu$ (D,) and $\Sigma$ (D, D).
-    """
-    root_N = weight_N.sqrt()
-    scaled_ND, target_N = root_N[:, None] * feat_ND * prior_D, root_N * target_N
-    rows, size = scaled_ND.shape
-    one = torch.eye(min(rows, size), dtype=feat_ND.dtype, device=feat_ND.device)
-    if rows < size:
-        solved = torch.linalg.solve(scaled_ND @ scaled_ND.mT + noise * one, scaled_ND)
-        inner_DD = torch.eye(size, dtype=one.dtype, device=one.device) - scaled_ND.mT @ solved
-        mean_D = target_N @ solved
-    else:
-        inverse_DD = torch.linalg.inv(scaled_ND.mT @ scaled_ND + noise * one)
-        inner_DD, mean_D = noise * inverse_DD, inverse_DD @ (scaled_ND.mT @ target_N)
-    return prior_D * mean_D, (prior_D[:, None] * inner_DD * prior_D).contiguous()
 
 
 @check_arguments

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from kshot.argument_checks import check_arguments
 from kshot.learner import Learner
-from kshot.learners.ratings.alpaca import posterior
+from kshot.learners.pooling.posterior import posterior
 from kshot.objectives import Objective, levels_of
 from kshot.types import Batch, Tree
 

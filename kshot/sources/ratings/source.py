@@ -15,7 +15,7 @@ import numpy as np
 
 from kshot.annotations import EMPTY, Fraction, PositiveInt, Size
 from kshot.argument_checks import check_arguments
-from kshot.data.tables.columns import moments
+from kshot.data.tables.moments import moments
 from kshot.data.tables.table import Reading, ReadingOptions, Table
 from kshot.sources.ratings.dataset import Features, RatingDataset, UserFeatures, opened
 from kshot.sources.ratings.pools import pools_of

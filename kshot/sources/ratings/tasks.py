@@ -179,10 +179,13 @@ class RatingTasks(StackedSource):
             batches.append(Batch(inputs, targets, torch.from_numpy(real.astype(np.float32))))
         return Task(*batches)
 
-    def subjects(self, split: Split, indices: Sequence[int]) -> np.ndarray:
+    def units(self, split: Split, indices: Sequence[int]) -> np.ndarray:
         """The user of each task, by position in `user_names`."""
         first = np.array([generator(self.seed, split, index).random() for index in indices])
         return self._user_positions(split, indices, first)
+
+    def unit_names(self, split: Split) -> Sequence[str]:
+        return self.user_names[split]
 
     def describe(self) -> dict[str, Any]:
         return {

@@ -1,0 +1,139 @@
+"""Pretraining in a run: that of the run file, and that of the baselines for as long as the learner trained."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from torch import nn
+
+from kshot.app.folder import RunFolder
+from kshot.app.spec import PRETRAIN, Spec
+from kshot.deciding.decisions import Experience
+from kshot.evaluation.per_task import write
+from kshot.tasks.read_log import during
+from kshot.tasks.source import TaskSource
+from kshot.training.checkpoint import Checkpoints
+from kshot.training.fit import OuterLoop, Progress, Settings
+from kshot.training.pretrain import finish_pretraining, pretraining_loop
+
+TIMED_STEPS = 5  # of which the fastest gives the time of a step
+LONGER = 1.2  # the baselines are pretrained anew if that takes this many times the steps of the run file
+STEPS = "steps.json"
+
+Step = Callable[[Progress, int, str], None]
+"""(progress, number of steps, stage), called after each step."""
+
+
+class Pretraining(NamedTuple):
+    """A pretraining of a run.
+
+    Attributes:
+        spec, options: the run file, and its section `pretrain` or one like it.
+        folder: folder of the checkpoints.
+        stage: name in the display.
+    """
+
+    spec: Spec
+    options: Any
+    folder: Path
+    stage: str = "pretrain"
+
+    def loop(self, model: nn.Module, source: TaskSource) -> OuterLoop:
+        """The outer loop of the pretraining of a model."""
+        settings = Settings(self.options.outer_lr, clip=None, horizon=self.options.steps, size=self.options.batch)
+        kwargs = self.options.model_dump(include={"objective", "output", "temperature", "precision"})
+        with during(source, "pretraining"):
+            return pretraining_loop(model, source, settings, **kwargs, seed=self.spec.seed)
+
+    def run(self, model: nn.Module, source: TaskSource, experience: Experience | None, show: Step) -> float:
+        """Pretrain a model in place, resuming from the latest checkpoint; return the total seconds."""
+        loop, total = self.loop(model, source), self.options.steps
+        checkpoints = Checkpoints(self.folder, self.spec.train.checkpoint_seconds)
+        latest = checkpoints.latest()
+        before = loop.load(latest)["seconds"] if latest else 0.0
+        started = time.monotonic()
+        losses: list[float] = []
+
+        def observe(progress: Progress) -> None:
+            losses.append(progress.loss)
+            if experience is not None and (len(losses) == 10 or progress.step == total):
+                experience.record("pretrain", step=progress.step, loss=sum(losses) / len(losses))
+                losses.clear()
+            if checkpoints.due() or progress.step == total:
+                loop.save(
+                    checkpoints.folder / f"step-{loop.step:07d}", {"seconds": before + time.monotonic() - started}
+                )
+                checkpoints.restart_interval()
+                checkpoints.prune()
+            show(progress, total, self.stage)
+
+        with during(source, "pretraining"):
+            loop.run(total - loop.step, observe)
+        finish_pretraining(loop)
+        return before + time.monotonic() - started
+
+    def load(self, model: nn.Module, source: TaskSource) -> nn.Module | None:
+        """Load the weights of a finished pretraining into a model; None if there is none."""
+        latest = Checkpoints(self.folder).latest() if self.folder.exists() else None
+        if latest is None:
+            return None
+        loop = self.loop(model, source)
+        loop.load(latest)
+        finish_pretraining(loop)
+        return model
+
+
+def pretraining_of_run(spec: Spec, folder: RunFolder) -> Pretraining | None:
+    """The pretraining that the run file asks for, if any."""
+    return Pretraining(spec, spec.pretrain, folder.pretrain) if spec.pretrain else None
+
+
+def pretraining_of_baselines(
+    spec: Spec, folder: RunFolder, new_model: Callable[[], nn.Module], source: TaskSource, seconds: float | None
+) -> Pretraining | None:
+    """The pretraining of the baselines for a time, so that they may spend what the learner spent.
+
+    The options are those of the run file's `pretrain`, or the defaults, with as many steps as fit the time; their
+    number is kept in the run folder, so that a resumed run takes the same.
+
+    Args:
+        new_model: makes the model with its initial weights.
+        seconds: the time; None for that of a finished run.
+
+    Returns:
+        None if the source has no examples to pretrain on, or that of the run file is about as long.
+    """
+    stored = folder.pretrain_baselines / STEPS
+    if stored.exists():
+        steps = json.loads(stored.read_text(encoding="utf-8"))["steps"]
+    elif seconds is None:
+        return None
+    else:
+        try:
+            steps = int(seconds / _seconds_per_step(_with_steps(spec, folder, TIMED_STEPS), new_model(), source))
+        except ValueError:  # the source cannot pretrain
+            steps = 0
+        stored.parent.mkdir(parents=True, exist_ok=True)
+        write(stored, json.dumps({"steps": steps, "seconds": seconds}))
+    if steps < 1 or (spec.pretrain and steps < LONGER * spec.pretrain.steps):
+        return None
+    return _with_steps(spec, folder, steps)
+
+
+def _with_steps(spec: Spec, folder: RunFolder, steps: int) -> Pretraining:
+    given = spec.pretrain.model_dump() if spec.pretrain else {}
+    options = PRETRAIN.func(given | {"steps": steps})  # type: ignore[call-arg]
+    return Pretraining(spec, options, folder.pretrain_baselines, "pretrain baselines")
+
+
+def _seconds_per_step(pretraining: Pretraining, model: nn.Module, source: TaskSource) -> float:
+    times: list[float] = [time.perf_counter()]
+    loop = pretraining.loop(model, source)
+    with during(source, "pretraining"):
+        loop.run(TIMED_STEPS, lambda progress: times.append(time.perf_counter()))
+    return min(after - before for before, after in pairwise(times))

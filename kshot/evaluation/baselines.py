@@ -1,0 +1,91 @@
+"""The learners without meta-learning that suit a source, fitted to its training split and tuned on validation tasks."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+
+from kshot.evaluation.evaluate import evaluate
+from kshot.evaluation.target import Target
+from kshot.learner import Learner
+from kshot.learners.baselines import features, functions, language, plain_table, series, tables
+from kshot.learners.baselines.simple import SupportMean, nearest_centroid
+from kshot.tasks.read_log import during
+from kshot.tasks.source import TaskSource, check_source
+
+Candidates = Callable[[], Sequence[Learner]]
+"""Fits a baseline to the training split, and gives the learners among which validation tasks choose."""
+
+FIELDS: Sequence[Callable[[TaskSource], Mapping[str, Candidates]]] = (
+    functions.baselines,
+    tables.baselines,
+    series.baselines,
+    language.baselines,
+    lambda source: plain_table.baselines(source) or features.baselines(source),
+)
+"""What an expert of each field would use, for the sources of that field."""
+
+
+def of_fields(source: TaskSource) -> dict[str, Candidates]:
+    """The baselines of the fields that a source belongs to, by name."""
+    return {name: candidates for field in FIELDS for name, candidates in field(source).items()}
+
+
+def without_model(source: TaskSource) -> dict[str, Candidates]:
+    """The baselines that need nothing but the support set, by name."""
+    objective = source.objective
+    if objective.classifies:
+        return {"centroid": lambda: [nearest_centroid(objective)]}
+    if objective.predicts in ("values", "distribution", "labels"):
+        return {"support_mean": lambda: [SupportMean(objective)]}
+    return {}
+
+
+def best_first(
+    candidates: Sequence[Learner],
+    source: TaskSource,
+    target: Target,
+    *,
+    num_val_tasks: int,
+    device: torch.device | str | None = None,
+) -> list[Learner]:
+    """The candidates with a finite figure on validation tasks, best first; a single one is not tried.
+
+    Args:
+        target: its metric is compared, in its direction.
+        device: where the candidates are moved to.
+    """
+    candidates = [each.to(device) for each in candidates] if device is not None else list(candidates)
+    if len(candidates) == 1:
+        return list(candidates)
+    means = []
+    with during(source, "tuning"):
+        for each in candidates:
+            result = evaluate(each, source, split="val", num_tasks=num_val_tasks, audit=False)
+            means.append((-1 if target.at_least else 1) * target.of(result.metrics).mean)
+    finite = [number for number, mean in enumerate(means) if math.isfinite(mean)]
+    return [candidates[number] for number in sorted(finite, key=means.__getitem__)]
+
+
+def baselines(source: TaskSource, *, num_val_tasks: int = 20) -> dict[str, Learner]:
+    """What an expert would use on these tasks without meta-learning, by name: to be evaluated beside a learner.
+
+    Each is fitted to the training split, and its hyperparameters are those with the least loss on validation tasks.
+    Baselines that need a model, such as fine-tuning, are `learners.fine_tune` and `learners.from_scratch`; run files
+    have them all.
+
+    Example:
+        >>> tasks = kshot.sources.sinusoids(shots=3)
+        >>> found = {name: kshot.evaluate(each, tasks, num_tasks=50) for name, each in baselines(tasks).items()}
+        >>> found["gaussian_process"].metrics["mse"].mean < found["support_mean"].metrics["mse"].mean
+        True
+    """
+    check_source(source)
+    chosen, loss = dict[str, Learner](), Target("loss", at_least=False, value=0.0)
+    for name, candidates in (of_fields(source) | without_model(source)).items():
+        ranked = best_first(candidates(), source, loss, num_val_tasks=num_val_tasks)
+        if ranked:
+            chosen[name] = ranked[0]
+    return chosen

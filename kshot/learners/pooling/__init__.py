@@ -1,0 +1,1 @@
+"""Learners for groups that share much: partial pooling, and boosting with an adapter."""
