@@ -69,7 +69,7 @@ class Scale(NamedTuple):
 class Sketcher:
     r"""Computes sketches of examples of one kind: pictures, rows of numbers, or neither.
 
-    Pictures, (n, 1 or 3, H, W) of at least 8 × 8, are described by their low frequencies (a perceptual hash that is not
+    Pictures, (n, 1 or 3, H, W) of at least 8 × 8 with values 0 … 1 or 0 … 255, are described by their low frequencies (a perceptual hash that is not
     rounded to bits): averaged to 16 × 16, transformed by a cosine transform $c$ of which 8 × 8 frequencies of each
     channel are kept, and normalised by their contrast, next to the mean brightness $b$,
 
@@ -98,8 +98,7 @@ class Sketcher:
         self.kind = _kind(leaves)
         self.radius = PICTURE_RADIUS[leaves[0].shape[1]] if self.kind == "pictures" else ROW_RADIUS
         self._scale = _scale_of(_flat(leaves)) if self.kind == "rows" else None
-        low, high = (float(value) for value in leaves[0].aminmax()) if self.kind == "pictures" else (0.0, 1.0)
-        self._range = 1.0 if low >= 0 and high <= 1 else high - low
+        self._range = 255.0 if self.kind == "pictures" and leaves[0].max() > 1 else 1.0
 
     def __call__(self, inputs: Tree) -> np.ndarray:
         """The sketches (n, K) of examples; NaN for those that have none, K = 0 for data without near copies."""
@@ -119,7 +118,7 @@ def _kind(leaves: Sequence[Tensor]) -> str:
     if not all(leaf.is_floating_point() for leaf in leaves):
         return ""
     if len(leaves) == 1 and first.ndim == 4 and first.shape[1] in PICTURE_RADIUS and min(first.shape[2:]) >= _LOWEST:
-        return "pictures"
+        return "pictures" if first.min() >= 0 and first.max() <= 255 else "rows"
     return "rows"
 
 
@@ -142,7 +141,7 @@ def _scale_of(rows: np.ndarray) -> Scale:
 
 
 def picture_sketches(images: Tensor) -> np.ndarray:
-    """The sketches (n, K) of pictures (n, C, H, W) with values 0 … 1, or other values of any range."""
+    """The sketches (n, K) of pictures (n, C, H, W) with values 0 … 1."""
     pixels = images.detach().cpu().float()
     low = torch.nn.functional.interpolate(pixels, (_SIDE, _SIDE), mode="bilinear", antialias=True, align_corners=False)
     cosines = _cosines()

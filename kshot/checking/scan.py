@@ -52,17 +52,23 @@ def scan(source: TaskSource, splits: Sequence[Split], *, seconds: float = SECOND
         (40, 40)
     """
     source = unwatched(source)
-    kept = _scans.setdefault(source, {})
     key = tuple(splits)
+    try:
+        kept = _scans.setdefault(source, {})
+    except TypeError:  # a source that has no hash
+        kept = {}
     if key not in kept:
-        kept[key] = _scan(source, splits, seconds)
+        try:
+            kept[key] = _scan(source, splits, seconds)
+        except ValueError:  # such as an image that cannot be decoded; no task may ever draw it
+            kept[key] = None
     return kept[key]
 
 
 def _scan(source: TaskSource, splits: Sequence[Split], seconds: float) -> Scan | None:
     contents: dict[Split, list[Contents]] = defaultdict(list)
     looked_at = total = 0
-    parts = [part for part in parts_of(source) if part.source.copies_are_errors]
+    parts = [part for part in parts_of(source) if isinstance(part.source, TaskSource) and part.source.copies_are_errors]
     for part in parts:
         own = tuple(split for split in splits if split in part.splits and part.source.members(split))
         if not own:

@@ -163,14 +163,21 @@ def note_test(learner: nn.Module, source: TaskSource) -> None:
     weights = weights_of(learner)
     if weights in _trained:
         _tested.add(weights)
-        _scored.setdefault(unwatched(source), set()).add(weights)
+        _scored_on(source).add(weights)
 
 
 def history_of(learner: nn.Module, source: TaskSource) -> History:
     """The history of a learner and of the test split of a source in this process."""
     weights = weights_of(learner)
-    others = _scored.get(unwatched(source), set()) - {weights}
+    others = _scored_on(source) - {weights}
     return History(weights in _trained, weights in _trained_after_test, len(others))
+
+
+def _scored_on(source: TaskSource) -> set[bytes]:
+    try:
+        return _scored.setdefault(unwatched(source), set())
+    except TypeError:  # a source that has no hash
+        return set()
 
 
 def weights_of(learner: nn.Module) -> bytes:

@@ -6,7 +6,7 @@ import math
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, get_type_hints
@@ -119,7 +119,7 @@ class OuterLoop:
 
         Raises `Diverged` if the loss or its gradient is not finite.
         """
-        with training(self.module):
+        with training(self.module) if isinstance(self.module, Learner) else nullcontext():
             return self._run(steps, observe, deadline)
 
     def _run(self, steps: int, observe: Callable[[Progress], None] | None, deadline: float) -> list[float]:

@@ -189,16 +189,16 @@ class NoisySeesOtherQueries(Noisy):
         return super().predict(state, inputs - 0.2 * inputs.mean(0))
 
 
-class NoisyGoesByPosition(Noisy):
-    predict = GoesByPosition.predict
+class NoisyGoesByPosition(GoesByPosition, Noisy):
+    pass
 
 
-class NoisyTrustsTheFirst(Noisy):
-    weigh = TrustsTheFirst.weigh
+class NoisyTrustsTheFirst(TrustsTheFirst, Noisy):
+    pass
 
 
-class NoisyCountsPadding(Noisy):
-    weigh = CountsPadding.weigh
+class NoisyCountsPadding(CountsPadding, Noisy):
+    pass
 
 
 class TellsLabels(Around):
@@ -399,7 +399,7 @@ def test_weighted_queries_may_be_declared():
     found = kshot.evaluate(Centroid(), Declared(), num_tasks=20)
     assert found.trusted
     (audit,) = [audit for audit in found.audits if audit.name == "query weights"]
-    assert "As the source declares: 240 of 240 queries have weights other than 1, from 0.1 to 1" in audit.finding
+    assert "As the source declares: 220 of 240 queries have weights other than 1, from 0.1 to 1" in audit.finding
 
 
 def test_a_declared_ensemble_is_reported_as_one():
@@ -565,7 +565,9 @@ def test_rounds_read_train_and_val_and_the_audit_sees_that():
     assert set(source.reads) == {("rounds", "train"), ("rounds", "val")}
     found = kshot.evaluate(learner, source, num_tasks=8)
     assert results(found)["test reads"] is Result.PASSED
-    assert results(kshot.evaluate(learner, sinusoids(), num_tasks=8))["test reads"] is Result.IDLE
+    untrained = kshot.maml(kshot.models.mlp(1, 1, [8]), inner_lr=0.02, objective=objectives.mse)
+    for one, result in ((learner, Result.PASSED), (untrained, Result.IDLE)):
+        assert results(kshot.evaluate(one, sinusoids(), num_tasks=8))["test reads"] is result
     kshot.evaluate(learner, source, num_tasks=8)  # evaluations are no decisions
 
     def peeks(history):

@@ -224,15 +224,20 @@ def test_reads(source: TaskSource, split: Split, learner: Learner) -> Audit:
     if isinstance(source, Watched):
         reads = {key: count for key, count in source.reads.items() if key[0] != EVALUATION}
     if not reads and not history.trained:
-        recorded = (
-            "No training or model selection on this source was recorded, so that what read its test split is not known"
+        return TEST_READS.idle(
+            "No training or model selection on this source was recorded, so that what read its test split is not known; "
+            "train, select and evaluate on kshot.tasks.watched(source)."
         )
-        return TEST_READS.idle(f"{recorded}; train, select and evaluate on kshot.tasks.watched(source).")
     named = [(phase or "outside any phase", read) for phase, read in reads]
     phases = sorted(phase for phase, read in named if read == "test")
     count = sum(number for (_, read), number in reads.items() if read == "test")
-    recorded = ", ".join(sorted({f"{phase}: {read}" for phase, read in named})) or "training: train"
-    finding = f"No; recorded reads of splits by phase: {recorded}.{others}"
+    phases_read = ", ".join(sorted({f"{phase}: {read}" for phase, read in named}))
+    finding = f"No; recorded reads of splits by phase: {phases_read}.{others}"
+    if not reads:
+        finding = (
+            "kshot trained these weights in this process, on the split train, and did not score them on test tasks in "
+            f"between; other reads of this source were not recorded.{others}"
+        )
     if phases:
         finding = f"{count:,} test tasks were read before, in {', '.join(phases)}.{others}"
     return TEST_READS.judge(count, 0, finding, _USED)
