@@ -69,9 +69,9 @@ class Scale(NamedTuple):
 class Sketcher:
     r"""Computes sketches of examples of one kind: pictures, rows of numbers, or neither.
 
-    Pictures, (n, 1 or 3, H, W) of at least 8 × 8 with values 0 … 1 or 0 … 255, are described by their low frequencies (a perceptual hash that is not
-    rounded to bits): averaged to 16 × 16, transformed by a cosine transform $c$ of which 8 × 8 frequencies of each
-    channel are kept, and normalised by their contrast, next to the mean brightness $b$,
+    Pictures, (n, 1 or 3, H, W) of at least 8 × 8 with values 0 … 1 or 0 … 255, are described by their low frequencies
+    (a perceptual hash that is not rounded to bits): averaged to 16 × 16, transformed by a cosine transform $c$ of which
+    8 × 8 frequencies of each channel are kept, and normalised by their contrast, next to the mean brightness $b$,
 
     $$ s = \Bigl(\frac{c}{\lVert c \rVert}, 4 b\Bigr). $$
 

@@ -225,8 +225,8 @@ def test_reads(source: TaskSource, split: Split, learner: Learner) -> Audit:
         reads = {key: count for key, count in source.reads.items() if key[0] != EVALUATION}
     if not reads and not history.trained:
         return TEST_READS.idle(
-            "No training or model selection on this source was recorded, so that what read its test split is not known; "
-            "train, select and evaluate on kshot.tasks.watched(source)."
+            "No training or model selection on this source was recorded, so that what read its test split is not "
+            "known; train, select and evaluate on kshot.tasks.watched(source)."
         )
     named = [(phase or "outside any phase", read) for phase, read in reads]
     phases = sorted(phase for phase, read in named if read == "test")
