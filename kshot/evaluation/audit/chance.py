@@ -236,7 +236,7 @@ class Chance:
     """Measures accuracy with the support set of another task: what remains without adaptation to the task."""
 
     def __init__(self, learner: Learner, split: Split, tasks: Sequence[Task]) -> None:
-        self.why_skip = _why_skip(learner, split)
+        self.why_skip, self.why_idle = _why_skip(learner, split), ""
         self.learner, self.guessing = learner, Guessing()
         self.states: list[Tree] = []
         self.shapes = [_row_shapes(task) for task in tasks]
@@ -245,7 +245,7 @@ class Chance:
                 self.states = [learner.adapt(task.support) for task in tasks]
 
     def see(self, number: int, task: Task) -> None:
-        if self.why_skip or len(self.states) < 2:
+        if self.why_skip or self.why_idle or len(self.states) < 2:
             return
         ways, other = task.query.targets.shape[-1], (number + 1) % len(self.states)
         if _row_shapes(task) != self.shapes[other]:  # examples of the other task have other inputs, or classes
@@ -254,7 +254,7 @@ class Chance:
         with seeded(number, device=query.weight.device):
             prediction = predict_query(self.learner, self.states[other], query)
         if not isinstance(prediction, Tensor) or prediction.ndim != 2 or len(prediction) != len(query.targets):
-            self.why_skip = "Predictions are not logits (n, classes)."
+            self.why_idle = "Predictions are not logits (n, classes)."
             return
         answers, labels = prediction.argmax(-1).tolist(), query.targets.argmax(-1).tolist()
         table = np.zeros((ways, ways))
@@ -265,6 +265,8 @@ class Chance:
     def audit(self) -> Audit:
         if self.why_skip:
             return CHANCE.skip(self.why_skip)
+        if self.why_idle:
+            return CHANCE.idle(self.why_idle)
         what = "of the queries are answered correctly by a learner that adapted to another task's support set"
         inconclusive = "There are too few tasks, or too uniform answers, to tell knowledge from luck."
         return self.guessing.audit(CHANCE, what, inconclusive)
