@@ -117,16 +117,18 @@ def compare_distributions(pairs: Sequence[Pair]) -> tuple[float, float]:
     References:
         Székely, Rizzo: Energy statistics, Journal of Statistical Planning and Inference 143, 2013.
     """
-    sides = [[_vector([side(seed) for side in sides]) for seed in seeds] for sides, seeds in (
-        ([pair.before for pair in pairs], range(DRAWS)),
-        ([pair.after for pair in pairs], range(DRAWS, 2 * DRAWS)),
-    )]  # fmt: skip
-    draws = np.stack([*sides[0], *sides[1]])  # (2 n, values)
+    random = np.random.default_rng(0)
+    before: list[np.ndarray] = []
+    after: list[np.ndarray] = []
+    for seed in range(DRAWS):  # in turns, and first one and then the other, so that no drift of a learner is an effect
+        for is_before in random.permutation([True, False]):
+            own = [pair.before(seed) if is_before else pair.after(DRAWS + seed) for pair in pairs]
+            (before if is_before else after).append(_vector(own))
+    draws = np.stack([*before, *after])  # (2 n, values)
     spread = draws.std(0)
     draws = draws[:, spread > 0] / spread[spread > 0]
     distances = np.sqrt(np.maximum(_squared_distances(draws), 0)) / max(draws.shape[1], 1) ** 0.5
     signs = np.repeat([1.0, -1.0], DRAWS)
-    random = np.random.default_rng(0)
     permuted = random.permuted(np.tile(signs, (round(1 / FALSE_ALARM), 1)), axis=1)
     by_chance = -np.einsum("pi,pi->p", permuted @ distances, permuted) / DRAWS**2
     return float(-signs @ distances @ signs / DRAWS**2), float(by_chance.max())
