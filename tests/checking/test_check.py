@@ -330,7 +330,7 @@ def test_a_bounded_number_of_examples_is_looked_at_and_said():
 
 RUN = """\
 name: t
-source: {kind: images, path: pictures, size: 8, colour: grey, ways: 3, shots: 1, queries: 2}
+source: {kind: images, path: pictures, size: 16, colour: grey, ways: 3, shots: 1, queries: 2}
 model: {kind: conv4, channels: 4}
 learner: {kind: protonet}
 target: accuracy >= 0.9

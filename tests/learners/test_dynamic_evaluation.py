@@ -467,7 +467,7 @@ def command_in(capsys, monkeypatch):
 
 def test_a_run_on_text_stands_beside_its_pretrained_model_as_it_is_and_fine_tuned(trained):
     report = yaml.safe_load((trained / "run" / "report.json").read_text())
-    assert set(report["baselines"]) == {"scratch", "fine_tune", "pretrained"}
+    assert set(report["baselines"]) == {"n_grams", "n_grams_causal", "scratch", "fine_tune", "pretrained"}
     assert report["protocol"]["symbols"] > 10
     assert [each["shots"] for each in report["shots"]] == [1, 3]
     assert report["trusted"] is True

@@ -169,8 +169,9 @@ DTYPES = pytest.mark.parametrize(
     ("dtype", "rtol"), [(torch.float32, 1e-5), (torch.bfloat16, 3e-2), (torch.float16, 5e-3)], ids=str
 )
 ROWS_WITH_HEADS = [name for name, row in ZOO.items() if not isinstance(row.make(3), GradientLearner)]
-# Adam's epsilon, 1e-8, is 0 in float16, also in torch.optim; a text has no inputs to convert
-NOT_CONVERTED = ("dynamic", "melu", "transductive fine-tuning")
+# Adam's epsilon, 1e-8, is 0 in float16, also in torch.optim; a text has no inputs to convert; windows of a series that
+# are rounded to bfloat16 no longer agree where they overlap, so that the history is cut there
+NOT_CONVERTED = ("dynamic", "melu", "transductive fine-tuning", "forecast ensemble")
 
 
 def in_type(task, dtype):

@@ -118,7 +118,7 @@ def test_training_on_synthetic_tables_makes_unseen_ones_likelier():
     kshot.fit(learner, source, steps=40, tasks_per_step=16, outer_lr=3e-3, mode="vmap")
     after = kshot.evaluate(learner, source, split="val", num_tasks=64)
     gain = kshot.evaluation.interval(list(np.subtract(before.per_task["loss"], after.per_task["loss"])))
-    assert gain.mean > gain.ci95
+    assert gain.low > 0
 
 
 def test_what_does_not_fit_is_told():

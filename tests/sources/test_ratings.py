@@ -274,12 +274,15 @@ def test_intervals_are_over_users(rated, start, tmp_path):
     source = ratings(rated / "log.parquet", time="day", start=start, shots=4, queries=3, split=SPLIT)
     learner = kshot.learners.SupportMean(source.objective)
     found = kshot.evaluate(learner, kshot.tasks.watched(source), num_tasks=tasks, audit=False)
-    assert 1 < len(set(found.units.tolist())) <= len(users)
+    assert 1 < len(set(found.units.numbers.tolist())) <= len(users)
     assert found.metrics["mae"] == interval(found.per_task["mae"], found.units) != interval(found.per_task["mae"])
     write_tasks(tmp_path / "tasks.csv", found, {"mean": found}, "mae")
     mine, others = read_tasks(tmp_path / "tasks.csv")
     for each in (mine, others["mean"]):
-        assert each.units.tolist() == found.units.tolist()
+        assert [each.units.of_task(task) for task in range(tasks)] == [
+            found.units.of_task(task) for task in range(tasks)
+        ]
+        assert each.units.unit == "user"
         assert each.per_task["mae"] == found.per_task["mae"]
 
 

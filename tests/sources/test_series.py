@@ -134,13 +134,13 @@ def test_a_file_with_a_series_in_each_row_is_as_a_long_one(tmp_path, monkeypatch
     rows.write_csv(tmp_path / "rows.csv")
     source = series(tmp_path / "rows.csv", series="meter", **SIZES)
     long = open_points(tmp_path / "long.parquet", frame)
-    assert source.group_names == long.group_names
+    assert {p: set(n) for p, n in source.group_names.items()} == {p: set(n) for p, n in long.group_names.items()}
     for part, names in source.group_names.items():
         for name in names:
             windows = [each.examples.take(each.groups(part)[name]) for each in (long, source)]
             torch.testing.assert_close(*windows)
     assert source.describe()["time_steps"] == "1 throughout"
-    rows.drop("meter").write_csv(tmp_path / "bare.csv")
+    rows.drop("meter").rename(lambda hour: f"hour {hour}").write_csv(tmp_path / "bare.csv")
     assert "row 30" in str(series(tmp_path / "bare.csv", **SIZES).group_names)
     rows[:1].write_csv(tmp_path / "one.csv")
     again = type(source.preprocessor).from_json(json.loads(json.dumps(source.preprocessor.to_json())))
@@ -155,7 +155,7 @@ def test_a_file_with_a_series_in_each_row_is_as_a_long_one(tmp_path, monkeypatch
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        (lambda rows: pl.concat([rows, rows[:1]]), "'meter 0' is there twice; keep one row a series"),
+        (lambda rows: pl.concat([rows, rows[:1]]), "'meter 0' is there twice; keep one row for each series"),
         (lambda rows: rows.with_columns(pl.lit("many").alias("7")), "many"),
         (lambda rows: rows.with_columns(pl.lit(None).alias(name) for name in rows.columns[1:]), "holds no value"),
     ],

@@ -142,9 +142,11 @@ def test_a_run_of_a_learner_without_parameters_ends_after_one_round_with_its_val
     run = kshot.run_until(learner, images(), "accuracy >= 1.01", folder=tmp_path, **options)
     assert [(each.step, each.train_loss, each.diverged) for each in run.rounds] == [(0, None, None)]
     expected = kshot.evaluate(learner, images(), split="val", num_tasks=4, audit=False).metrics["accuracy"]
-    assert run.best.val["accuracy"] == expected
+    assert run.best.val["accuracy"][:3] == pytest.approx(expected[:3], nan_ok=True)
     again = kshot.run_until(learner, images(), "accuracy >= 1.01", folder=tmp_path, **options)  # from the checkpoint
-    assert again.best.val == run.best.val
+    assert {name: each.mean for name, each in again.best.val.items()} == {
+        name: each.mean for name, each in run.best.val.items()
+    }
 
 
 def images() -> ClassTasks:
