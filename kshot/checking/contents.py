@@ -254,8 +254,8 @@ def shown_queries(part: Part, drawn: Drawn, contents: Mapping[Split, Contents]) 
             num_shown, num_queries = num_shown + sum(key in known for key in query), num_queries + len(query)
             if contents[split].kind in ("pictures", "rows") and not few_values:
                 hashes, blank_ = _hashed(task.query, own_classes)
-                examples = (_example(_real(batch), own_classes) for batch in task)
-                nearly.add(*examples, [key in known or empty for key, empty in zip(hashes, blank_)])
+                examples = [_example(_real(batch), own_classes) for batch in task]
+                nearly.add(examples[0], examples[1], [key in known or empty for key, empty in zip(hashes, blank_)])
         cases = [(num_shown, "have the same content as", 0.0)]
         cases.append((nearly.count(), f"equal, up to {LIKE[contents[split].kind]},", 0.01))
         for count, what, least in cases:

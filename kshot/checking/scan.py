@@ -13,7 +13,7 @@ import numpy as np
 from kshot.checking.contents import Contents, contents_of, sketcher_of
 from kshot.checking.duplicates import content_hashes
 from kshot.checking.findings import Part, parts_of
-from kshot.tasks.read_log import unwatched
+from kshot.tasks.read_log import Watched, unwatched
 from kshot.tasks.source import TaskSource
 from kshot.types import Split
 
@@ -51,7 +51,7 @@ def scan(source: TaskSource, splits: Sequence[Split], *, seconds: float = SECOND
         >>> scanned.looked_at, scanned.total
         (40, 40)
     """
-    source = unwatched(source)
+    watched_source, source = source, unwatched(source)
     key = tuple(splits)
     try:
         kept = _scans.setdefault(source, {})
@@ -62,7 +62,10 @@ def scan(source: TaskSource, splits: Sequence[Split], *, seconds: float = SECOND
             kept[key] = _scan(source, splits, seconds)
         except ValueError:  # such as an image that cannot be decoded; no task may ever draw it
             kept[key] = None
-    return kept[key]
+    scanned = kept[key]
+    for split in scanned.contents if scanned and isinstance(watched_source, Watched) else ():
+        watched_source.log_read(split, 1)
+    return scanned
 
 
 def _scan(source: TaskSource, splits: Sequence[Split], seconds: float) -> Scan | None:

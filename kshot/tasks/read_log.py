@@ -64,23 +64,23 @@ class Watched(TaskSource):
             self._phase = outer
 
     def task(self, split: Split, index: int) -> Task:
-        self._log(split, 1)
+        self.log_read(split, 1)
         return self.source.task(split, index)
 
     def stack(self, split: Split, indices: Sequence[int]) -> Task:
-        self._log(split, len(indices))
+        self.log_read(split, len(indices))
         return self.source.stack(split, indices)
 
     def pretraining_batch(self, step: int, size: int) -> Batch:
-        self._log("train", 1)
+        self.log_read("train", 1)
         return self.source.pretraining_batch(step, size)
 
     def training_groups(self, most: int) -> list[Batch]:
-        self._log("train", 1)
+        self.log_read("train", 1)
         return self.source.training_groups(most)
 
     def out_of_scope_inputs(self, split: Split, index: int, count: int) -> Tree:
-        self._log(split, 1)
+        self.log_read(split, 1)
         return self.source.out_of_scope_inputs(split, index, count)
 
     def units(self, split: Split, indices: Sequence[int]) -> np.ndarray | None:
@@ -105,7 +105,8 @@ class Watched(TaskSource):
     def describe(self) -> dict[str, Any]:
         return self.source.describe()
 
-    def _log(self, split: Split, num_tasks: int) -> None:
+    def log_read(self, split: Split, num_tasks: int) -> None:
+        """Log that tasks of a split, or its rows, were read."""
         if self._note is not None and (self._phase, split) not in self.reads:
             self._note(self._phase, split)
         self.reads[self._phase, split] += num_tasks
@@ -186,5 +187,5 @@ def weights_of(learner: nn.Module) -> bytes:
     trained = [parameter for parameter in learner.parameters() if parameter.requires_grad]
     for parameter in trained:
         digest.update(str(tuple(parameter.shape)).encode())
-        digest.update(parameter.detach().reshape(-1).contiguous().cpu().view(torch.uint8).numpy())
+        digest.update(parameter.detach().reshape(-1).contiguous().cpu().view(torch.uint8).numpy().tobytes())
     return digest.digest() if trained else b""

@@ -374,7 +374,7 @@ def test_learners_that_draw_random_numbers_skip_no_audit():
     assert found.trusted
     assert {name for name, result in results(found).items() if result is not Result.PASSED} == {"test reads"}
     (audit,) = [audit for audit in found.audits if audit.name == "other queries"]
-    assert "over 16 seeds each" in audit.finding.lower()
+    assert "over 32 seeds each" in audit.finding.lower()
     assert audit.figure <= audit.tolerance
     dropout = kshot.maml(nn.Sequential(nn.Flatten(), nn.Linear(64, 4)), inner_lr=0.1)
     dropout.eval()  # no random numbers in evaluation mode
@@ -473,9 +473,9 @@ def test_a_test_between_trainings_is_seen_whatever_the_source():
 def test_a_test_before_any_training_and_other_learners_are_no_test_between_trainings():
     source, learner = pool(), maml()
     kshot.evaluate(learner, source, num_tasks=8)  # untrained, as a reference
-    kshot.fit(learner, source, steps=2)
+    kshot.fit(learner, source, steps=2, seed=7)
     kshot.evaluate(learner, source, split="val", num_tasks=8)
-    kshot.fit(learner, source, steps=2)
+    kshot.fit(learner, source, steps=2, seed=7)
     found = kshot.evaluate(learner, source, num_tasks=8)
     assert found.trusted
     other = maml()
@@ -501,13 +501,7 @@ def test_most_audits_idle_is_no_trust():
     class DeclaresAll(Centroid):
         transductive = ordered = True
 
-        def predict(self, state, inputs):
-            return {"logits": super().predict(state, inputs)}
-
-    objective = Objective(
-        lambda p, b: objectives.classification.loss(p["logits"], b), lambda p, b: {}, task_specific_classes=True
-    )
-    found = kshot.evaluate(DeclaresAll(objective), Around(), num_tasks=1)
+    found = kshot.evaluate(DeclaresAll(), Around(), num_tasks=1)
     assert failed(found) == set()
     idle = [name for name, result in results(found).items() if result is Result.IDLE]
     assert found.trusted == (len(idle) < len(found.audits) - len(idle))

@@ -165,7 +165,7 @@ class ClassOrder:
 
         limit = int(binom.isf(FALSE_ALARM, count, 0.5))
         finding = (
-            f"Predictions depend on the numbers of the classes, as those of a meta-learned head may. On {self.better} "
+            f"Predictions depend on the numbers of the classes, which those of a meta-learned head need not ignore. On {self.better} "
             f"of {count} tasks the loss is lower with the classes in their given order than reversed; if the order has "
             f"no information, that is a coin flip, and more than {limit} occur once in {round(1 / FALSE_ALARM):,} "
             "times."

@@ -56,7 +56,7 @@ class Contents:
         targets = {} if self.task_specific else self._targets  # labels hold within a task if classes are its own
         self.num_ambiguous += sum(targets.setdefault(inputs, target) != target for inputs, target in query)
         self.keys.update(shown, asked)
-        self._nearly.add(*(self._not_blank(batch) for batch in task), copies)
+        self._nearly.add(self._not_blank(task.support), self._not_blank(task.query), copies)
 
     def _pairs(self, batch: Batch, inputs: list[bytes]) -> list[tuple[bytes, bytes]]:
         batch = real(batch)

@@ -44,8 +44,10 @@ def unlike(report: Mapping[str, Any]) -> list[str]:
     """
     best = best_baseline(report.get("baselines"), report["metric"], report.get("higher_is_better", True))
     inference = report.get("inference") or {}
-    ours, theirs = inference_of(report), inference.get(best[0], "inductive") if best else ""
-    if not report.get("test") or not ours or not theirs or ours == theirs:
+    if best is None or not report.get("test"):
+        return []
+    ours, theirs = inference_of(report), inference.get(best[0], "inductive")
+    if not ours or ours == theirs:
         return []
     alike = [name.replace("_", " ") for name, kind in inference.items() if kind == ours and name != "learner"]
     also = f" Like with like is the comparison with {', '.join(alike)}, in the table." if alike else ""
