@@ -165,10 +165,10 @@ class ClassOrder:
 
         limit = int(binom.isf(FALSE_ALARM, count, 0.5))
         finding = (
-            f"Predictions depend on the numbers of the classes, which those of a meta-learned head need not ignore. On {self.better} "
-            f"of {count} tasks the loss is lower with the classes in their given order than reversed; if the order has "
-            f"no information, that is a coin flip, and more than {limit} occur once in {round(1 / FALSE_ALARM):,} "
-            "times."
+            f"Predictions depend on the numbers of the classes; a meta-learned head need not treat them alike. On "
+            f"{self.better} of {count} tasks the loss is lower with the classes in their given order than reversed; if "
+            f"the order has no information, that is a coin flip, and more than {limit} occur once in "
+            f"{round(1 / FALSE_ALARM):,} times."
         )
         reason = "so many tasks occur by luck"
         return CLASS_ORDER.judge(self.better / count, limit / count, finding, reason)
