@@ -247,14 +247,14 @@ def shown_queries(part: Part, drawn: Drawn, contents: Mapping[Split, Contents]) 
     few_values = any(of_split.few_values for of_split in contents.values())
     for split, tasks in drawn.items():
         num_shown, num_queries, repeated = 0, 0, contents[split].repeated
-        nearly, own_classes = NearlyShown(), part.source.objective.task_specific_classes
+        nearly, task_specific = NearlyShown(), part.source.objective.task_specific_classes
         for task in tasks:
-            support, query = (_keys(batch, own_classes) for batch in task)
+            support, query = (_keys(batch, task_specific) for batch in task)
             known = set(support) if repeated is None else repeated.intersection(support)
             num_shown, num_queries = num_shown + sum(key in known for key in query), num_queries + len(query)
             if contents[split].kind in ("pictures", "rows") and not few_values:
-                hashes, blank_ = _hashed(task.query, own_classes)
-                examples = [_example(_real(batch), own_classes) for batch in task]
+                hashes, blank_ = _hashed(task.query, task_specific)
+                examples = [_example(_real(batch), task_specific) for batch in task]
                 nearly.add(examples[0], examples[1], [key in known or empty for key, empty in zip(hashes, blank_)])
         cases = [(num_shown, "have the same content as", 0.0)]
         cases.append((nearly.count(), f"equal, up to {LIKE[contents[split].kind]},", 0.01))

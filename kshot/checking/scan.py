@@ -63,8 +63,9 @@ def scan(source: TaskSource, splits: Sequence[Split], *, seconds: float = SECOND
         except ValueError:  # such as an image that cannot be decoded; no task may ever draw it
             kept[key] = None
     scanned = kept[key]
-    for split in scanned.contents if scanned and isinstance(watched_source, Watched) else ():
-        watched_source.log_read(split, 1)
+    if scanned and isinstance(watched_source, Watched):
+        for split in scanned.contents:
+            watched_source.log_read(split, 1)
     return scanned
 
 

@@ -306,7 +306,7 @@ def test_transductive_is_said(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("ours", ["inductive", "causal", "transductive"])
 def test_a_comparison_of_unlike_learners_says_so(tmp_path: Path, ours: str) -> None:
-    protocol = {"inductive": ours == "inductive", "inference": ours}
+    protocol = {"inductive": ours == "inductive", "inference": ours, "seed": 0}
     inference = {"learner": ours, "nearest centroid": "inductive", "from scratch": "transductive"}
     report = REPORT | {"protocol": protocol, "inference": inference}
     text = page(tmp_path, report)
