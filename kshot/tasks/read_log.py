@@ -136,42 +136,56 @@ class History(NamedTuple):
     num_others: int
 
 
-_trained: set[bytes] = set()  # weights that a training ended with
-_tested: set[bytes] = set()  # those of them that were scored on test tasks
-_trained_after_test: set[bytes] = set()  # weights that a training from one of those ended with
+class _Marks:
+    """The past of a learner, kept with it, so that its copies have it too: hashes of its weights at the time.
+
+    Attributes:
+        trained: weights that a training ended with.
+        tested: those of them that were scored on test tasks.
+        after_test: weights that a training which started from one of those, or from one of these, ended with.
+    """
+
+    def __init__(self) -> None:
+        self.trained: set[bytes] = set()
+        self.tested: set[bytes] = set()
+        self.after_test: set[bytes] = set()
+
+
+def _marks(learner: nn.Module) -> _Marks:
+    marks: _Marks = vars(learner).setdefault("_marks_of_kshot", _Marks())
+    return marks
+
+
 _scored: WeakKeyDictionary[TaskSource, set[bytes]] = WeakKeyDictionary()  # source -> trained weights scored on test
 
 
 @contextmanager
 def training(learner: nn.Module) -> Iterator[None]:
-    """A context in which a learner is trained: it notes the weights before and after, whatever source is read.
-
-    A run of several rounds is a chain of such contexts. The weights are noted by their content, so that copies of a
-    learner, and learners loaded from a checkpoint, have its history in the same process.
-    """
-    before = weights_of(learner) if _tested else b""
+    """A context in which a learner is trained, whatever source is read; a run of several rounds is a chain of them."""
+    marks = _marks(learner)
+    before = weights_of(learner) if marks.tested else b""
     try:
         yield
     finally:
         if after := weights_of(learner):
-            _trained.add(after)
-        if after != before and before in _tested | _trained_after_test:
-            _trained_after_test.add(after)
+            marks.trained.add(after)
+            if after != before and before in marks.tested | marks.after_test:
+                marks.after_test.add(after)
 
 
 def note_test(learner: nn.Module, source: TaskSource) -> None:
     """Note that a learner was scored on test tasks; those that kshot did not train are a reference, and not noted."""
-    weights = weights_of(learner)
-    if weights in _trained:
-        _tested.add(weights)
+    weights, marks = weights_of(learner), _marks(learner)
+    if weights in marks.trained:
+        marks.tested.add(weights)
         _scored_on(source).add(weights)
 
 
 def history_of(learner: nn.Module, source: TaskSource) -> History:
     """The history of a learner and of the test split of a source in this process."""
-    weights = weights_of(learner)
+    weights, marks = weights_of(learner), _marks(learner)
     others = _scored_on(source) - {weights}
-    return History(weights in _trained, weights in _trained_after_test, len(others))
+    return History(weights in marks.trained, weights in marks.after_test, len(others))
 
 
 def _scored_on(source: TaskSource) -> set[bytes]:

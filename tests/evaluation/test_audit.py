@@ -473,9 +473,9 @@ def test_a_test_between_trainings_is_seen_whatever_the_source():
 def test_a_test_before_any_training_and_other_learners_are_no_test_between_trainings():
     source, learner = pool(), maml()
     kshot.evaluate(learner, source, num_tasks=8)  # untrained, as a reference
-    kshot.fit(learner, source, steps=2, seed=7)
+    kshot.fit(learner, source, steps=2)
     kshot.evaluate(learner, source, split="val", num_tasks=8)
-    kshot.fit(learner, source, steps=2, seed=7)
+    kshot.fit(learner, source, steps=2)
     found = kshot.evaluate(learner, source, num_tasks=8)
     assert found.trusted
     other = maml()

@@ -102,6 +102,9 @@ def _of_rows(scanned: Scan, split: Split, others: Sequence[Split]) -> Audit:
     if any(contents.few_values for of_split in scanned.contents.values() for contents in of_split):
         return SPLIT_OVERLAP.idle(_FEW_VALUES)
     mine = scanned.contents[split]
+    num_symbols = sum(len(contents.keys) for contents in mine if not contents.kind)
+    if 0 < num_symbols < ENOUGH:  # short sequences of symbols may be equal by chance, unlike pictures, rows and texts
+        return SPLIT_OVERLAP.idle(f"{num_symbols} examples are too few to distinguish copies from chance.")
     found = {other: compare_splits(mine, theirs) for other in others if (theirs := scanned.contents.get(other))}
     if not found:
         return SPLIT_OVERLAP.idle("The source has no examples of another split.")
