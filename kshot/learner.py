@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, final
+from typing import Any, Literal, final
 
 import torch
 from torch import Tensor, nn
@@ -68,8 +68,9 @@ class Learner(Scheduled, ABC):
     Attributes:
         transductive: True if a query's prediction depends on the other queries. Every report says so.
         ordered: True if the order of the support rows matters, rows of weight 0 included, as with minibatches.
-        causal_queries: True if queries are read in order and each is predicted from those before it: transductive, but
-            causal.
+        causal_queries: True if queries are read in order and each is predicted from those before it. Such a learner is
+            not inductive, whatever `transductive` says.
+        num_members: number of learners whose predictions it combines, if it is an ensemble. Every report says so.
         annealed: True if `set_progress` changes the outer loss; such a learner is not compiled once for all steps.
     """
 
@@ -77,11 +78,17 @@ class Learner(Scheduled, ABC):
     transductive: bool = False
     ordered: bool = False
     causal_queries: bool = False
+    num_members: int = 1
     annealed: bool = False
 
     def __init__(self, objective: Objective) -> None:
         super().__init__()
         self.objective = objective
+
+    @property
+    def inference(self) -> Literal["inductive", "causal", "transductive"]:
+        """What a prediction depends on: its own query alone, those before it as well, or any others."""
+        return "causal" if self.causal_queries else "transductive" if self.transductive else "inductive"
 
     @final
     def adapt(self, support: Batch, **options: Any) -> Tree:

@@ -25,7 +25,7 @@ from kshot.evaluation.shots import Shots, over_shots
 from kshot.evaluation.target import Target
 from kshot.learner import Learner
 from kshot.learners.ratings.coverage import Coverage
-from kshot.tasks.read_log import EVALUATION, during
+from kshot.tasks.read_log import EVALUATION, during, unwatched
 from kshot.tasks.source import TaskSource
 from kshot.types import Split
 
@@ -185,6 +185,7 @@ def report_entries(
         "paired": differences(test, result.baselines, metric),
         "audits": [audit.to_json() for audit in test.audits],
         "trusted": test.trusted,
+        "inference": {"learner": test.inference} | {name: each.inference for name, each in result.baselines.items()},
         "worst_tasks": _worst_tasks(result),
         "shots": result.shots,
         "rejection": result.rejection,
@@ -215,7 +216,10 @@ def protocol(spec: Spec, source: TaskSource, learner: Learner) -> dict[str, Any]
         "task_seed": source.seed,
         "learner": spec.learner.model_dump(),
         "model": spec.model.model_dump() if spec.model else None,
-        "inductive": not learner.transductive,
+        "inductive": learner.inference == "inductive",
+        "inference": learner.inference,
+        **({"ensemble": learner.num_members} if learner.num_members > 1 else {}),
+        **({"weighted_queries": True} if unwatched(source).weighted_queries else {}),
         "episodes_sha256": None,
         "num_test_tasks": spec.evaluate.num_test_tasks,
         "num_val_tasks": spec.evaluate.num_val_tasks,

@@ -21,6 +21,7 @@ from pathlib import Path
 
 from kshot.app.spec import Spec, parse_spec
 from kshot.evaluation.per_task import TASKS
+from kshot.tasks.read_log import EVALUATION
 from kshot.types import Split
 
 FREE_TO_CHANGE = {"target", "budget", "evaluate", "baselines", "about", "device"}  # keys that a resumed run may change
@@ -82,7 +83,16 @@ def read_spec(path: Path) -> Spec:
 
 
 def logged_reads(events: Path) -> list[tuple[str, Split]]:
-    """The (phase, split) of each read in the event log of a run; an incomplete last line is ignored."""
+    """The (phase, split) of each read in the event log of a run; an incomplete last line is ignored.
+
+    A round of training that follows an evaluation on test tasks, as where a finished run is resumed with a larger
+    budget, counts as a read of "test" by training: the result may have led to it.
+    """
     lines = events.read_text().rpartition("\n")[0].splitlines() if events.exists() else []
-    reads = [event for event in map(json.loads, lines) if event["kind"] == "read"]
-    return [(event["phase"], event["split"]) for event in reads]
+    reads: list[tuple[str, Split]] = []
+    for event in map(json.loads, lines):
+        if event["kind"] == "read":
+            reads.append((event["phase"], event["split"]))
+        elif event["kind"] == "train" and (EVALUATION, "test") in reads:
+            reads.append(("training after its evaluation", "test"))
+    return list(dict.fromkeys(reads))

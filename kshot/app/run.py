@@ -41,6 +41,7 @@ from kshot.app.spec import Spec
 from kshot.app.suitability import refuse_unsuited
 from kshot.app.terminal import print_summary
 from kshot.app.trained import load, start_from
+from kshot.app.tried import tried
 from kshot.data.cache import cache_folder
 from kshot.deciding.decisions import Experience, decision_to_json
 from kshot.deciding.loop import Run, run_until
@@ -201,6 +202,7 @@ def evaluate_run(
             "sentence": f"An evaluation of the best round of {run_dir}.",
             "best_round": run.round,
             "weights_sha256": run.weights,
+            "tried": tried(run_dir, spec),
             **report_entries(result, spec, source, learner, failures, run.num_steps),
             "environment": environment(),
             "timing": {"seconds": result.test.seconds},
@@ -286,6 +288,7 @@ def _report(
         "test": None,
         "baselines": {},
         "protocol": protocol(spec, source, learner),
+        "tried": tried(out, spec),
         **(report_entries(test, spec, source, learner, failures, num_steps) if test else {}),
         "environment": environment(),
         "timing": {"seconds": result.rounds[-1].seconds if result.rounds else None},

@@ -91,6 +91,7 @@ def _report(spec: Spec, out: Path, seeds: list[int], reports: list[dict[str, Any
         "paired": differences([table[0] for table in tables], others, first["metric"]) if complete else {},
         "audits": audits_of("seed", seeds, reports),
         "trusted": all(report["trusted"] for report in reports) if complete else None,
+        "tried": _tried(seeds, reports),
         "worst_tasks": [],
         "shots": [],
         "calibration": None,
@@ -115,3 +116,9 @@ def audits_of(part: str, numbers: Iterable[int], reports: list[dict[str, Any]]) 
             audit["name"]: audit | {"finding": f"{part.capitalize()} {number}: {audit['finding']}"} for audit in failed
         }
     return list(audits.values())
+
+
+def _tried(seeds: list[int], reports: list[dict[str, Any]]) -> dict[str, Any]:
+    """What the last seed counted, if that is more than these seeds, which are all in the figure."""
+    counts: dict[str, Any] = reports[-1].get("tried") or {}
+    return counts if counts.get("runs", 1) > len(seeds) else {}

@@ -10,13 +10,14 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table as RichTable
 
+from kshot.evaluation.audit.findings import trust
 from kshot.evaluation.compare import compare
 from kshot.evaluation.per_task import write
 from kshot.evaluation.report.conclusion import conclude
 from kshot.evaluation.report.formatting import format_figure, format_value, read_figure
 from kshot.evaluation.report.leaderboard import SEPARATE, board_table, boards_csv, boards_page, heading, note
-from kshot.evaluation.report.sections import Table, cost_pairs, rejection_pairs, result_table
-from kshot.evaluation.report.verdict import verdict_of
+from kshot.evaluation.report.sections import Table, cost_pairs, rejection_pairs, result_table, tried_sentence
+from kshot.evaluation.report.verdict import inference_of, verdict_of
 
 TONES = {"good": "green", "fair": "yellow", "bad": "bold red"}
 STYLES = {"main": "bold", "": "", "muted": "dim"}
@@ -46,13 +47,16 @@ def print_summary(report: dict[str, Any], out: Path | None) -> None:
         lines = [", ".join(others)] if others else []
         if report["baselines"]:
             lines.append(verdict_of(report))
+        lines += [sentence] if (sentence := tried_sentence(report)) else []
         lines += [f"out of scope, {label}: {value}" for label, value in rejection_pairs(report)]
         for line in lines:
             console.print(line, highlight=False, markup=False)
         for label, value in cost_pairs(report):
             console.print(f"{label}: {value}", style="dim", highlight=False)
         protocol, split = report["protocol"], report.get("split") or "test"
-        kind = "inductive" if protocol["inductive"] else "transductive"
+        kind = inference_of(report)
+        if members := protocol.get("ensemble"):
+            kind += f", ensemble of {members}"
         console.print(f"{kind}, {split} tasks, episodes {protocol['episodes_sha256'][:16]}…", highlight=False)
         _print_audits(report.get("audits") or [], console)
     conclusion = conclude(report)
@@ -66,17 +70,14 @@ def print_summary(report: dict[str, Any], out: Path | None) -> None:
 
 
 def _print_audits(audits: list[dict[str, Any]], console: Console) -> None:
-    """Count the audits by result, and print those that failed in full."""
-    results = [audit["result"] for audit in audits]
-    names = ", ".join(audit["name"] for audit in audits if audit["result"] == "PASSED")
-    count = f"{results.count('PASSED')} passed ({names}), {results.count('NOT_APPLICABLE')} not applicable"
-    console.print(f"audits: {count}", style="dim", highlight=False)
+    """Print how many audits passed and were idle, and those that failed in full."""
+    console.print(trust(audits).sentence, style="dim", highlight=False, markup=False)
     for audit in audits:
         if audit["result"] == "FAILED":
             text = f"FAILED {audit['name']}: {audit['question']} {audit['finding']}"
             text += f" Passes up to {audit['tolerance']:.3g}."
             console.print(text, style="bold red", highlight=False, markup=False, soft_wrap=True)
-    if "FAILED" in results:
+    if audits and not trust(audits).trusted:
         console.print("The learner's figures are not to be trusted.", style="bold red")
 
 

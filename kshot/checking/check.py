@@ -7,8 +7,17 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from kshot.checking.contents import Contents, blank, contents_of, copies_across, copies_within, shown_queries
+from kshot.checking.contents import (
+    Contents,
+    blank,
+    contents_of,
+    copies_across,
+    copies_within,
+    shown_queries,
+    sketcher_of,
+)
 from kshot.checking.findings import SEVERITIES, Checked, Finding, Part, Sizes, listed, parts_of
+from kshot.checking.scan import choose
 from kshot.checking.values import check_leakage, check_reading, check_values
 from kshot.tasks.pool import plural
 from kshot.tasks.source import TaskSource, draw
@@ -66,9 +75,10 @@ def check(
         sizes += of_part
         findings += [*_check_sizes(part, of_part), *_left_out(part)]
         findings += [*check_reading(part), *check_values(part, drawn), *check_leakage(part, drawn)]
-        rows, num_chosen, num_rows = _choose(part, num_examples // len(parts), bad)
+        rows, num_chosen, num_rows = choose(part, num_examples // len(parts), bad)
         looked_at, total = looked_at + num_chosen, total + num_rows
-        contents = {split: contents_of(part, rows.get(split, {}), drawn[split]) for split in part.splits}
+        sketcher = sketcher_of(part, rows, drawn)
+        contents = {split: contents_of(part, rows.get(split, {}), drawn[split], sketcher) for split in part.splits}
         for split, of_split in contents.items():
             by_split[split].append(of_split)
         findings += [*blank(part, contents), *copies_within(part, contents), *shown_queries(part, drawn, contents)]
@@ -160,21 +170,3 @@ def _left_out(part: Part) -> list[Finding]:
         part.finding("note", "left out", f"Left out, {count:,}: {reason}. Make sure that they are not needed.")
         for reason, count in (part.source.describe().get("dropped") or {}).items()
     ]
-
-
-def _choose(part: Part, most: int, bad: set[int]) -> tuple[dict[Split, dict[str, np.ndarray]], int, int]:
-    """Random rows by split and member, small splits completely; the number of these rows, and that of all rows."""
-    members = {split: rows for split in part.splits if (rows := part.source.members(split))}
-    sizes = {split: sum(map(len, rows.values())) for split, rows in members.items()}
-    left, chosen = most, {}
-    for number, split in enumerate(sorted(sizes, key=lambda split: sizes[split])):
-        count = min(sizes[split], left // (len(sizes) - number))
-        left -= count
-        rows = members[split]
-        flat = np.concatenate(list(rows.values()))
-        owner = np.repeat(np.arange(len(rows)), [len(of_member) for of_member in rows.values()])
-        positions = np.sort(np.random.default_rng(0).permutation(len(flat))[:count])
-        positions = positions[~np.isin(flat[positions], list(bad))] if bad else positions
-        bounds = owner[positions].searchsorted(np.arange(1, len(rows)))
-        chosen[split] = dict(zip(rows, np.split(flat[positions], bounds)))
-    return chosen, most - left, sum(sizes.values())

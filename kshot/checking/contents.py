@@ -14,17 +14,26 @@ import numpy as np
 
 from kshot.checking.duplicates import content_hashes, is_blank
 from kshot.checking.findings import Finding, Part, Severity
+from kshot.checking.near_copies import NearlyShown, Sketcher, Sketches, normalise
 from kshot.checking.values import Drawn, are_rows
-from kshot.types import SPLITS, Batch, Split, Task, tree_map
+from kshot.types import SPLITS, Batch, Split, Task, Tree
 
 CHUNK = 512
 """Number of examples hashed at once."""
+
+MOST_SKETCHED = 100_000
+"""Largest number of examples of a split that are compared with others for near copies; chosen at random."""
+
+LIKE = {"pictures": "resizing or re-encoding", "rows": "noise", "texts": "case, spacing or punctuation", "": ""}
+"""What near copies differ by, by the kind of example."""
 
 
 class Contents(NamedTuple):
     """Examples (n,) of a split: hash of the content, class or group, name in messages, whether blank, and for all:
 
     few_values: whether rows have so few distinct values that equal content is no sign of copies.
+    sketches: what near copies are found by.
+    kind: "pictures", "rows" or "texts"; empty for examples without near copies.
     repeated: hashes of the inputs of texts that occur twice; None for other examples.
     """
 
@@ -33,37 +42,81 @@ class Contents(NamedTuple):
     names: list[str]
     blank: list[bool]
     few_values: bool
+    sketches: Sketches
+    kind: str
     repeated: set[bytes] | None = None
 
 
-def contents_of(part: Part, rows: Mapping[str, np.ndarray], drawn: Sequence[Task]) -> Contents:
+def sketcher_of(part: Part, rows: Mapping[Split, Mapping[str, np.ndarray]], drawn: Drawn) -> Sketcher | None:
+    """The sketcher of all splits of a part; None for texts, and without examples."""
+    source: Any = part.source
+    if source.texts is not None:
+        return None
+    of_split = [own for members in rows.values() for own in members.values() if len(own)]
+    if of_split:
+        flat = np.concatenate(of_split)
+        return Sketcher(source.examples.take(flat[:: max(1, len(flat) // CHUNK)]))
+    first = [batch for tasks in drawn.values() for task in tasks[:8] for batch in task]
+    if not first or not source.copies_are_errors:
+        return None
+    return Sketcher(_example(_real(first[0]), source.objective.task_specific_classes))
+
+
+def contents_of(
+    part: Part, rows: Mapping[str, np.ndarray], drawn: Sequence[Task], sketcher: Sketcher | None = None
+) -> Contents:
     """The contents of the rows of each member, or of the examples of tasks for a source without rows."""
     source: Any = part.source
     keys: list[bytes] = []
     blank: list[bool] = []
+    sketches: list[np.ndarray] = []
+    places: list[np.ndarray] = []
     members = [name for name, of_member in rows.items() for _ in of_member]
     if rows:
         flat = np.concatenate(list(rows.values()))
+        some = np.sort(np.random.default_rng(0).permutation(len(flat))[:MOST_SKETCHED])
         for start in range(0, len(flat), CHUNK):
             taken = source.examples.take(flat[start : start + CHUNK])
             keys += content_hashes(taken)
             blank += is_blank(taken[0] if source.member == "group" else taken)
+            if sketcher is not None and sketcher.kind:
+                own = some[some.searchsorted(start) : some.searchsorted(start + CHUNK)]
+                sketches.append(sketcher(taken)[own - start].astype(np.float32))
+                places.append(own)
         names = _names(part, flat, members)
         if source.texts is not None:  # different short texts may have equal features
-            hashes, keys = keys, [source.texts[row].encode("utf-8", "surrogatepass") for row in flat.tolist()]
+            texts = [source.texts[row] for row in flat.tolist()]
+            hashes, keys = keys, [text.encode("utf-8", "surrogatepass") for text in texts]
             counts = Counter(keys)
             repeated = {hashed for hashed, key in zip(hashes, keys) if counts[key] > 1}
-            return Contents(keys, members, names, blank, False, repeated)
+            normal = Sketches([*map(normalise, texts)], np.empty((0, 0)), np.empty(0, np.int64), 0.0)
+            return Contents(keys, members, names, blank, False, normal, "texts", repeated)
     else:
         for batch in (batch for task in drawn for batch in task) if source.copies_are_errors else ():
             of_batch, blank_of_batch = _hashed(batch, source.objective.task_specific_classes)
+            if sketcher is not None and sketcher.kind:
+                sketches.append(sketcher(_example(_real(batch), source.objective.task_specific_classes)))
+                places.append(np.arange(len(keys), len(keys) + len(of_batch)))
             keys, blank = keys + of_batch, blank + blank_of_batch
         members = names = ["a task"] * len(keys)
     members_of: dict[bytes, set[str]] = defaultdict(set)
     for key, member in zip(keys, members):
         members_of[key].add(member)
     shared = sum(len(members_of[key]) > 1 for key in keys)
-    return Contents(keys, members, names, blank, are_rows(drawn) and shared > 0.02 * len(keys))
+    few_values = are_rows(drawn) and shared > 0.02 * len(keys)
+    return Contents(keys, members, names, blank, few_values, _joined(sketches, places, sketcher), _kind(sketcher))
+
+
+def _kind(sketcher: Sketcher | None) -> str:
+    return "" if sketcher is None else sketcher.kind
+
+
+def _joined(sketches: list[np.ndarray], places: list[np.ndarray], sketcher: Sketcher | None) -> Sketches:
+    width = max((each.shape[1] for each in sketches), default=0)
+    kept = [number for number, each in enumerate(sketches) if each.shape[1] == width and width]
+    vectors = np.concatenate([sketches[number] for number in kept] or [np.empty((0, width))])
+    where = np.concatenate([places[number] for number in kept] or [np.empty(0, np.int64)])
+    return Sketches(None, vectors, where, sketcher.radius if sketcher else 0.0)
 
 
 def _names(part: Part, rows: np.ndarray, members: Sequence[str]) -> list[str]:
@@ -77,25 +130,61 @@ def _names(part: Part, rows: np.ndarray, members: Sequence[str]) -> list[str]:
     return [f"{what} {row} of {name!r}" for row, name in zip(rows.tolist(), members)]
 
 
+class Across(NamedTuple):
+    """The copies of one split in another: pairs of names of exact and of near copies, and the number compared."""
+
+    exact: list[tuple[str, str]]
+    near: list[tuple[str, str]]
+    num_examples: int
+    num_others: int
+
+
+def compare_splits(mine: Sequence[Contents], theirs: Sequence[Contents]) -> Across:
+    """The examples of the parts of one split that are exact or near copies of those of another split."""
+    name_of = {
+        key: name
+        for contents in theirs
+        for key, name, blank in zip(contents.keys, contents.names, contents.blank)
+        if not blank
+    }
+    exact: list[tuple[str, str]] = []
+    near: list[tuple[str, str]] = []
+    for contents in mine:
+        same = np.array([key in name_of for key in contents.keys], bool)
+        exact += [(contents.names[number], name_of[contents.keys[number]]) for number in np.flatnonzero(same)]
+        left_out = same | np.array(contents.blank, bool)
+        for others in theirs:
+            if others.kind != contents.kind or not contents.kind:
+                continue
+            index = contents.sketches.copies(others.sketches, left_out)
+            found = np.flatnonzero(index >= 0).tolist()
+            near += [(contents.names[number], others.names[index[number]]) for number in found]
+            left_out[found] = True
+    return Across(exact, near, *(sum(len(contents.keys) for contents in each) for each in (mine, theirs)))
+
+
 def copies_across(contents: Mapping[Split, Sequence[Contents]]) -> list[Finding]:
     """Examples that occur in two splits."""
     findings = []
     for other, split in combinations(SPLITS, 2):
-        known = [row for of_part in contents.get(other, ()) for row in zip(of_part.keys, of_part.names, of_part.blank)]
-        name_of = {key: name for key, name, blank in known if not blank}
-        examples = [row for of_part in contents.get(split, ()) for row in zip(of_part.keys, of_part.names)]
-        pairs = [(name, name_of[key]) for key, name in examples if key in name_of]
-        if not pairs:
-            continue
-        what = f"{len(pairs):,} of {len(examples):,} {split} examples looked at have the same content as one of {other}"
-        if any(of_part.few_values for of_part in (*contents[split], *contents[other])):
-            sentence = f"{what}, as examples with few distinct values do; no error unless rows were copied."
-            findings.append(Finding("note", "two splits", sentence))
-            continue
-        first = f"the first {pairs[0][0]}, which is {pairs[0][1]}" if pairs[0][0] != "a task" else "in their tasks"
-        todo = "Test examples are then trained on: remove one of each pair, or put both into one split"
-        severity: Severity = "error" if len(pairs) > 0.01 * len(examples) else "warning"
-        findings.append(Finding(severity, "two splits", f"{what}: {first}. {todo}."))
+        mine, theirs = contents.get(split, ()), contents.get(other, ())
+        found = compare_splits(mine, theirs)
+        few_values = any(of_part.few_values for of_part in (*mine, *theirs))
+        like = next((LIKE[of_part.kind] for of_part in mine if of_part.kind), "")
+        cases = [(found.exact, f"have the same content as one of {other}")]
+        cases += [(found.near, f"equal one of {other} up to {like}")] if not few_values else []
+        for pairs, what in cases:
+            if not pairs:
+                continue
+            what = f"{len(pairs):,} of {found.num_examples:,} {split} examples looked at {what}"
+            if few_values:
+                sentence = f"{what}, as examples with few distinct values do; no error unless rows were copied."
+                findings.append(Finding("note", "two splits", sentence))
+                continue
+            first = f"the first {pairs[0][0]}, which is {pairs[0][1]}" if pairs[0][0] != "a task" else "in their tasks"
+            todo = "Test examples are then trained on: remove one of each pair, or put both into one split"
+            severity: Severity = "error" if len(pairs) > 0.01 * found.num_examples else "warning"
+            findings.append(Finding(severity, "two splits", f"{what}: {first}. {todo}."))
     return findings or [Finding("ok", "two splits", "No example looked at occurs in two splits.")]
 
 
@@ -113,18 +202,41 @@ def copies_within(part: Part, contents: Mapping[Split, Contents]) -> list[Findin
             if not of_split.blank[number] and (other := first.setdefault(key, number)) != number:
                 pairs = same if of_split.members[number] == of_split.members[other] else different
                 pairs.append((of_split.names[number], of_split.names[other]))
-        cases = [(same, f"the same {member}", "A support could show the answer of its query: remove copies")]
-        if member == "class":
-            todo = "No model can tell which is right: keep each in one class, or merge the classes"
-            cases.append((different, "another class", todo))
-        for pairs, where, todo in cases:
+        equal = "have the content of another one"
+        cases = [(same, equal, f"the same {member}", _SHOWS)]
+        cases += [(different, equal, "another class", _WHICH)] if member == "class" else []
+        near_same, near_different = _near_within(of_split, first)
+        equal = f"equal another one up to {LIKE[of_split.kind]}"
+        cases.append((near_same, equal, f"the same {member}", _SHOWS))
+        cases += [(near_different, equal, "another class", _WHICH)] if member == "class" else []
+        for pairs, equal, where, todo in cases:
             if pairs:
                 count = len(of_split.keys)
                 severity: Severity = "warning" if len(pairs) > 0.01 * count else "note"
-                what = f"{len(pairs):,} of {count:,} {split} examples looked at have the content of another"
+                what = f"{len(pairs):,} of {count:,} {split} examples looked at {equal} in {where}"
                 first_pair = f"the first {pairs[0][0]}, which is {pairs[0][1]}"
-                findings.append(part.finding(severity, "copies", f"{what} one in {where}: {first_pair}. {todo}."))
+                findings.append(part.finding(severity, "copies", f"{what}: {first_pair}. {todo}."))
     return findings
+
+
+_SHOWS = "A support could show the answer of its query: remove copies"
+_WHICH = "No model can tell which is right: keep each in one class, or merge the classes"
+
+
+def _near_within(contents: Contents, first: Mapping[bytes, int]) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
+    """Near copies within a class or group, and in two; of exact copies, only the `first` is compared."""
+    if not contents.kind:
+        return [], []
+    left_out = np.array(contents.blank, bool)
+    left_out |= np.array([first.get(key) != number for number, key in enumerate(contents.keys)], bool)
+    index = contents.sketches.copies(None, left_out)
+    same: list[tuple[str, str]] = []
+    different: list[tuple[str, str]] = []
+    for number in np.flatnonzero(index >= 0).tolist():
+        other = int(index[number])
+        pairs = same if contents.members[number] == contents.members[other] else different
+        pairs.append((contents.names[number], contents.names[other]))
+    return same, different
 
 
 def shown_queries(part: Part, drawn: Drawn, contents: Mapping[Split, Contents]) -> list[Finding]:
@@ -135,21 +247,30 @@ def shown_queries(part: Part, drawn: Drawn, contents: Mapping[Split, Contents]) 
     few_values = any(of_split.few_values for of_split in contents.values())
     for split, tasks in drawn.items():
         num_shown, num_queries, repeated = 0, 0, contents[split].repeated
+        nearly, task_specific = NearlyShown(), part.source.objective.task_specific_classes
         for task in tasks:
-            support, query = (_keys(batch, part.source.objective.task_specific_classes) for batch in task)
+            support, query = (_keys(batch, task_specific) for batch in task)
             known = set(support) if repeated is None else repeated.intersection(support)
             num_shown, num_queries = num_shown + sum(key in known for key in query), num_queries + len(query)
-        if not num_shown:
-            continue
-        severity: Severity = "error" if num_shown > 0.05 * num_queries else "warning"
-        todo = "Remove the copies."
-        if few_values:
-            severity, todo = "note", "With so few distinct values that is no error, unless rows were copied."
-        sentence = (
-            f"{num_shown:,} of {num_queries:,} query examples of {split} ({num_shown / num_queries:.1%}) have the same "
-            f"content as one of their own support, which shows the answer. {todo}"
-        )
-        findings.append(part.finding(severity, "support and query", sentence))
+            if contents[split].kind in ("pictures", "rows") and not few_values:
+                hashes, blank_ = _hashed(task.query, task_specific)
+                examples = [_example(_real(batch), task_specific) for batch in task]
+                nearly.add(examples[0], examples[1], [key in known or empty for key, empty in zip(hashes, blank_)])
+        cases = [(num_shown, "have the same content as", 0.0)]
+        cases.append((nearly.count(), f"equal, up to {LIKE[contents[split].kind]},", 0.01))
+        for count, what, least in cases:
+            if not count:
+                continue
+            share = count / num_queries
+            severity: Severity = "error" if share > 0.05 else "warning" if share > least else "note"
+            todo = "Remove the copies."
+            if few_values:
+                severity, todo = "note", "With so few distinct values that is no error, unless rows were copied."
+            sentence = (
+                f"{count:,} of {num_queries:,} query examples of {split} ({share:.1%}) {what} one of their own "
+                f"support, which shows the answer. {todo}"
+            )
+            findings.append(part.finding(severity, "support and query", sentence))
     return findings or [part.finding("ok", "support and query", "No query looked at is shown in its own support.")]
 
 
@@ -169,9 +290,18 @@ def blank(part: Part, contents: Mapping[Split, Contents]) -> list[Finding]:
 
 def _hashed(batch: Batch, task_specific_classes: bool) -> tuple[list[bytes], list[bool]]:
     """Hashes of the real examples of a batch, with their targets unless classes are task-specific; which are blank."""
-    real = batch.weight > 0
-    inputs, targets = tree_map(lambda leaf: leaf[real], (batch.inputs, batch.targets))
-    return content_hashes(inputs if task_specific_classes else (inputs, targets)), is_blank(inputs)
+    batch = _real(batch)
+    return content_hashes(_example(batch, task_specific_classes)), is_blank(batch.inputs)
+
+
+def _real(batch: Batch) -> Batch:
+    """A batch without its padding."""
+    return batch.rows(batch.weight > 0)
+
+
+def _example(batch: Batch, task_specific_classes: bool) -> Tree:
+    """What makes up an example: its inputs, with the target unless classes are specific to a task."""
+    return batch.inputs if task_specific_classes else (batch.inputs, batch.targets)
 
 
 def _keys(batch: Batch, task_specific_classes: bool) -> list[bytes]:

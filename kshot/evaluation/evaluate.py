@@ -13,14 +13,14 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from kshot.evaluation.audit.findings import Audit, Evidence, real, stream
+from kshot.evaluation.audit.findings import Audit, Evidence, Trust, real, stream, trust
 from kshot.evaluation.audit.run import FEW, UntrustedFigure, failures, fingerprint, run_audits
 from kshot.evaluation.calibration import Calibration, CalibrationMeter
 from kshot.evaluation.intervals import BOUNDS, Interval, interval
 from kshot.evaluation.units import Units
 from kshot.learner import Learner, evaluation_mode, predict_query
 from kshot.objectives import check_task_values
-from kshot.tasks.read_log import EVALUATION, during
+from kshot.tasks.read_log import EVALUATION, during, note_test
 from kshot.tasks.source import TaskSource, check_source, hash_into, short_hash
 from kshot.training.fit import seeded
 from kshot.types import Split, Task, Tree, has_values, to
@@ -63,7 +63,7 @@ class Evaluation:
         metrics: mean ± 95 % interval of "loss" and of each metric of the objective; over the units of the tasks, such
             as users or classes, if the source states them.
         episodes_sha256: hash over the content of all episodes; equal hashes mean equal tasks.
-        inductive: True if no prediction depends on other queries.
+        inductive: True if no prediction depends on other queries; see `inference`.
         seconds: duration of the evaluation.
         adapt_ms, predict_ms: time to adapt to a task, and to predict its query set.
         calibration: calibration of the predictions; None if they have neither probabilities nor standard deviations.
@@ -71,6 +71,8 @@ class Evaluation:
         units: of the tasks; None if each task is its own.
         per_task: metric -> figure of each task.
         audits: the audits of the evaluation; empty if it was not audited.
+        inference: "inductive", "causal" or "transductive", as `Learner.inference`.
+        num_members: 1, or the number of members of an ensemble.
     """
 
     split: Split
@@ -85,16 +87,27 @@ class Evaluation:
     units: Units | None = field(repr=False)
     per_task: dict[str, list[float]] = field(repr=False)
     audits: tuple[Audit, ...] = field(default=(), repr=False)
+    inference: str = "inductive"
+    num_members: int = 1
+
+    @property
+    def trust(self) -> Trust:
+        """Whether the figures are trusted, and a sentence that says how many audits passed and were idle, and why."""
+        return trust([audit.to_json() for audit in self.audits])
 
     @property
     def trusted(self) -> bool:
-        """Whether the evaluation was audited and no audit failed."""
-        return bool(self.audits) and not failures(self.audits)
+        """Whether the evaluation was audited, no audit failed, and more passed than were idle."""
+        return self.trust.trusted
 
     def summary(self) -> dict[str, Any]:
         """The figures and their protocol, without those of single tasks."""
         fields = {name: value for name, value in vars(self).items() if name not in ("per_task", "episodes", "units")}
-        return fields | {"audits": [audit.to_json() for audit in self.audits], "trusted": self.trusted}
+        return fields | {
+            "audits": [audit.to_json() for audit in self.audits],
+            "trusted": self.trusted,
+            "trust": self.trust.sentence,
+        }
 
 
 def evaluate(
@@ -175,6 +188,8 @@ def evaluate(
         seconds = time.monotonic() - started
         if audit:
             audits = run_audits(learner, source, split, evidence, checkpoint)
+    if split == "test":
+        note_test(learner, source)
     for failed in failures(audits):
         warnings.warn(f"{failed.question} {failed.finding}", UntrustedFigure, stacklevel=2)
     units = units_of(source, split, num_tasks)
@@ -183,7 +198,7 @@ def evaluate(
         split=split,
         metrics={name: interval(values, units, bounds=BOUNDS.get(name)) for name, values in evidence.figures.items()},
         episodes_sha256=digest.hexdigest(),
-        inductive=not learner.transductive,
+        inductive=learner.inference == "inductive",
         seconds=seconds,
         adapt_ms=adapt_ms,
         predict_ms=predict_ms,
@@ -192,6 +207,8 @@ def evaluate(
         units=units,
         per_task=evidence.figures,
         audits=audits,
+        inference=learner.inference,
+        num_members=learner.num_members,
     )
 
 

@@ -6,7 +6,7 @@ import math
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, get_type_hints
@@ -18,7 +18,7 @@ from kshot.annotations import NonNegativeFloat, PositiveFloat, PositiveInt
 from kshot.argument_checks import check_values
 from kshot.learner import Learner, set_progress
 from kshot.objectives import check_task_values
-from kshot.tasks.read_log import during
+from kshot.tasks.read_log import during, training
 from kshot.tasks.source import TaskSource, check_source
 from kshot.training.checkpoint import load_checkpoint, save_checkpoint
 from kshot.training.closed_form import fit_closed_form, is_unfitted
@@ -119,6 +119,10 @@ class OuterLoop:
 
         Raises `Diverged` if the loss or its gradient is not finite.
         """
+        with training(self.module) if isinstance(self.module, Learner) else nullcontext():
+            return self._run(steps, observe, deadline)
+
+    def _run(self, steps: int, observe: Callable[[Progress], None] | None, deadline: float) -> list[float]:
         losses: list[float] = []
         if not self.parameters:
             self.module.eval()

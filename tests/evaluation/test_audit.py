@@ -1,7 +1,9 @@
 """Each audit catches a planted bug of its kind, and lets everything pass that is in order."""
 
+import copy
 import itertools
 import json
+import re
 import warnings
 
 import numpy as np
@@ -14,8 +16,10 @@ from zoo import ZOO, make_task
 
 import kshot
 from kshot import Batch, Learner, Task, objectives
+from kshot.checking.scan import scan
 from kshot.evaluation.audit.chance import Guessing
-from kshot.evaluation.audit.findings import Result
+from kshot.evaluation.audit.findings import Audit, Result, trust
+from kshot.evaluation.audit.invariance import Pair, compare_distributions
 from kshot.evaluation.audit.run import UntrustedFigure
 from kshot.evaluation.report.report import to_json
 from kshot.learners import SupportMean
@@ -146,9 +150,10 @@ class GivesNan(Centroid):
 
 
 class Ensemble(Learner):
-    def __init__(self):
+    def __init__(self, declared=1):
         super().__init__(objectives.classification)
         self.members = nn.ModuleList([Centroid(), Centroid()])
+        self.num_members = declared
 
     def _adapt(self, support):
         return {str(number): member.adapt(support) for number, member in enumerate(self.members)}
@@ -161,6 +166,39 @@ class HiddenEnsemble(Centroid):
     def __init__(self):
         super().__init__()
         self._others = [Centroid(), Centroid()]
+
+
+class Noisy(Centroid):
+    """One that draws a random mask over the pixels for each row, so that it draws more for more queries."""
+
+    noise = 0.02
+
+    def masked(self, inputs):
+        return inputs * (torch.rand(inputs.shape, dtype=inputs.dtype) > self.noise)
+
+    def _adapt(self, support):
+        return super()._adapt(support._replace(inputs=self.masked(support.inputs)))
+
+    def predict(self, state, inputs):
+        drawn = self.masked(inputs.flip(0)).flip(0)  # the first query gets the last numbers
+        return super().predict(state, drawn)
+
+
+class NoisySeesOtherQueries(Noisy):
+    def predict(self, state, inputs):
+        return super().predict(state, inputs - 0.2 * inputs.mean(0))
+
+
+class NoisyGoesByPosition(GoesByPosition, Noisy):
+    pass
+
+
+class NoisyTrustsTheFirst(TrustsTheFirst, Noisy):
+    pass
+
+
+class NoisyCountsPadding(CountsPadding, Noisy):
+    pass
 
 
 class TellsLabels(Around):
@@ -202,6 +240,31 @@ class SharesExamples(Around):
         return task._replace(query=Batch(inputs, targets, task.query.weight))
 
 
+class NearlySharesExamples(Around):
+    """One query of each task is an example of its support with a noise of 1e-6."""
+
+    def change(self, task, split, index):
+        inputs, targets = (torch.cat([own[:1], other[1:]]) for own, other in zip(task.support[:2], task.query[:2]))
+        inputs = inputs + 1e-6 * torch.arange(len(inputs))[:, None, None, None]
+        return task._replace(query=Batch(inputs + 1e-6, targets, task.query.weight))
+
+
+class Weighs(Around):
+    """Queries that are hard count less."""
+
+    def change(self, task, split, index):
+        return task._replace(query=task.query._replace(weight=torch.linspace(0.1, 1, len(task.query.weight))))
+
+
+class Hides(Around):
+    """Queries that are hard have the weight of padding."""
+
+    def change(self, task, split, index):
+        weight = task.query.weight.clone()
+        weight[::3] = 0
+        return task._replace(query=task.query._replace(weight=weight))
+
+
 class DrawsFromTheClock(Around):
     calls = 0
 
@@ -219,6 +282,13 @@ def shared_images() -> np.ndarray:
     """Every fifth test class is one of training."""
     images = pictures().reshape(80, EACH, 1, 8, 8)
     images[60::5] = images[0:20:5]
+    return images.reshape(-1, 1, 8, 8)
+
+
+def nearly_shared_images() -> np.ndarray:
+    """Every fifth test class is one of training, a little brighter."""
+    images = pictures().reshape(80, EACH, 1, 8, 8)
+    images[60::5] = images[0:20:5] + np.random.default_rng(1).integers(0, 2, (4, EACH, 1, 8, 8), np.uint8)
     return images.reshape(-1, 1, 8, 8)
 
 
@@ -242,6 +312,11 @@ def undeclared():
     return learner
 
 
+def declared(learner, members):
+    learner.num_members = members
+    return learner
+
+
 PLANTED = {
     "queries are centred on their mean": (SeesOtherQueries, pool, {"other queries"}),
     "BatchNorm on the queries, not declared": (undeclared, pool, {"other queries"}),
@@ -254,6 +329,14 @@ PLANTED = {
     "labels are told by images never seen twice": (Centroid, TellsLabelsOfNewImages, {"chance"}),
     "a query stands in the support": (Centroid, SharesExamples, {"support and query"}),
     "test classes were trained on": (Centroid, lambda: pool(shared_images()), {"splits"}),
+    "a query is almost one of the support": (Centroid, NearlySharesExamples, {"support and query"}),
+    "test classes are almost those of training": (Centroid, lambda: pool(nearly_shared_images()), {"splits"}),
+    "queries count less": (Centroid, Weighs, {"query weights"}),
+    "queries are left out": (Centroid, Hides, {"query weights"}),
+    "random, and sees other queries": (NoisySeesOtherQueries, pool, {"other queries"}),
+    "random, and goes by position": (NoisyGoesByPosition, pool, {"query order"}),
+    "random, and the first rows count more": (NoisyTrustsTheFirst, pool, {"support order"}),
+    "random, and padding counts": (NoisyCountsPadding, pool, {"padding"}),
     "tasks change": (Centroid, DrawsFromTheClock, {"episodes"}),
     "stacks are of other tasks": (Centroid, StacksOtherTasks, {"episodes"}),
     "a buffer counts tasks": (CountsTasks, pool, {"purity"}),
@@ -262,6 +345,8 @@ PLANTED = {
     "NaN": (GivesNan, pool, {"finite"}),
     "top-2 called accuracy": (lambda: scored_by(top_two, OnePixel), pool, {"metric"}),
     "an ensemble": (Ensemble, pool, {"one checkpoint"}),
+    "an ensemble of three that has two members": (lambda: Ensemble(3), pool, {"one checkpoint"}),
+    "a single learner called an ensemble": (lambda: declared(Centroid(), 2), pool, {"one checkpoint"}),
     "an ensemble in a list": (HiddenEnsemble, pool, {"one checkpoint"}),
 }
 
@@ -282,6 +367,154 @@ def test_each_bug_fails_its_audit_and_no_other(bug):
     found = audited(make(), source())
     assert failed(found) == expected
     assert not found.trusted
+
+
+def test_learners_that_draw_random_numbers_skip_no_audit():
+    found = kshot.evaluate(Noisy(), pool(), num_tasks=80)
+    assert found.trusted
+    assert {name for name, result in results(found).items() if result is not Result.PASSED} == {"test reads"}
+    (audit,) = [audit for audit in found.audits if audit.name == "other queries"]
+    assert "over 32 seeds each" in audit.finding.lower()
+    assert audit.figure <= audit.tolerance
+    dropout = kshot.maml(nn.Sequential(nn.Flatten(), nn.Linear(64, 4)), inner_lr=0.1)
+    dropout.eval()  # no random numbers in evaluation mode
+    (audit,) = [audit for audit in kshot.evaluate(dropout, pool(), num_tasks=4).audits if audit.name == "other queries"]
+    assert "seeds" not in audit.finding
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_distributions_that_are_equal_differ_by_no_more_than_chance(seed):
+    def draws(shift, which):
+        return lambda number: torch.randn(20, generator=torch.Generator().manual_seed(1000 * seed + number)) + shift
+
+    same, shifted = (compare_distributions([Pair(draws(0.0, 0), draws(shift, 1))]) for shift in (0.0, 1.0))
+    assert same[0] <= same[1]
+    assert shifted[0] > shifted[1]
+
+
+def test_weighted_queries_may_be_declared():
+    class Declared(Weighs):
+        weighted_queries = True
+
+    found = kshot.evaluate(Centroid(), Declared(), num_tasks=20)
+    assert found.trusted
+    (audit,) = [audit for audit in found.audits if audit.name == "query weights"]
+    assert "As the source declares: 220 of 240 queries have weights other than 1, from 0.1 to 1" in audit.finding
+
+
+def test_a_declared_ensemble_is_reported_as_one():
+    found = kshot.evaluate(Ensemble(2), pool(), num_tasks=20)
+    assert found.trusted
+    assert found.num_members == found.summary()["num_members"] == 2
+    (audit,) = [audit for audit in found.audits if audit.name == "one checkpoint"]
+    assert "ensemble of 2" in audit.finding
+
+
+def test_causal_learners_are_not_inductive():
+    class Causal(Centroid):
+        """Adds each query to the means of those after it."""
+
+        causal_queries = True
+
+        def predict(self, state, inputs):
+            rows = inputs.flatten(1)
+            before = torch.cat([torch.zeros_like(rows[:1]), rows.cumsum(0)[:-1]])
+            return super().predict(state, inputs) - 1e-3 * before.mean(1, keepdim=True)
+
+    for learner, inference in ((Causal(), "causal"), (Centroid(), "inductive")):
+        found = kshot.evaluate(learner, pool(), num_tasks=20)
+        assert (found.inference, found.inductive) == (inference, inference == "inductive")
+        assert found.trusted
+    transductive = SeesOtherQueries()
+    transductive.transductive = True
+    assert kshot.evaluate(transductive, pool(), num_tasks=4).inference == "transductive"
+    lies = SeesOtherQueries()
+    lies.causal_queries = True  # it sees all of them
+    assert "other queries" in failed(audited(lies, pool()))
+
+
+def test_copies_in_large_splits_are_found_among_all_rows():
+    each, classes = 20, 150
+    images = np.random.default_rng(0).integers(0, 256, (3 * classes * each, 1, 8, 8), dtype=np.uint8)
+    rows = {
+        split: {f"{split} {c}": range(each * (classes * n + c), each * (classes * n + c + 1)) for c in range(classes)}
+        for n, split in enumerate(("train", "val", "test"))
+    }
+    images[-each * 4 :] = images[: each * 4]  # 80 of 3000 test examples
+    found = audited(Centroid(), ClassTasks(images, rows, ways=4, shots=1, queries=2), num_tasks=8)
+    assert failed(found) == {"splits"}
+    (audit,) = [audit for audit in found.audits if audit.name == "splits"]
+    assert audit.figure == pytest.approx(80 / 3000)
+    assert "80 of 3,000 test examples (2.67%) also occur in train: 80 exactly" in audit.finding
+    assert "all 9,000 examples" in audit.finding
+
+
+def test_a_scan_that_has_no_time_says_how_much_it_read():
+    source = pool()
+    scanned = scan(source, ["test", "train"], seconds=0)
+    assert (scanned.looked_at, scanned.total) == (256, 720)
+    scan_again = scan(watched(source), ["test", "train"])
+    assert scan_again is scanned  # kept
+
+
+def test_a_test_between_trainings_is_seen_whatever_the_source():
+    for source in (pool(), watched(pool())):
+        learner = maml()
+        kshot.fit(learner, source, steps=2)
+        assert kshot.evaluate(learner, source, num_tasks=8).trusted
+        assert kshot.evaluate(copy.deepcopy(learner), source, num_tasks=8).trusted  # again, without training
+        kshot.fit(learner, source, steps=2)
+        assert failed(audited(learner, source, num_tasks=8)) == {"test reads"}
+        assert failed(audited(copy.deepcopy(learner), source, num_tasks=8)) == {"test reads"}
+        kshot.fit(learner, source, steps=2)
+        assert failed(audited(learner, source, num_tasks=8)) == {"test reads"}
+
+
+def test_a_test_before_any_training_and_other_learners_are_no_test_between_trainings():
+    source, learner = pool(), maml()
+    kshot.evaluate(learner, source, num_tasks=8)  # untrained, as a reference
+    kshot.fit(learner, source, steps=2)
+    kshot.evaluate(learner, source, split="val", num_tasks=8)
+    kshot.fit(learner, source, steps=2)
+    found = kshot.evaluate(learner, source, num_tasks=8)
+    assert found.trusted
+    other = maml()
+    kshot.fit(other, source, steps=3, seed=1)
+    found = kshot.evaluate(other, source, num_tasks=8)
+    assert found.trusted
+    (audit,) = [audit for audit in found.audits if audit.name == "test reads"]
+    assert "1 other trained learners were scored on its test tasks before" in audit.finding
+
+
+def test_most_audits_idle_is_no_trust():
+    def of(*words):
+        return [Audit(f"a{n}", "?", Result[word], "Nothing.").to_json() for n, word in enumerate(words)]
+
+    assert trust(of("PASSED", "PASSED", "IDLE")).trusted
+    assert not trust(of("PASSED", "IDLE")).trusted
+    assert not trust(of("PASSED", "PASSED", "FAILED")).trusted
+    assert trust(of("PASSED", "NOT_APPLICABLE", "NOT_APPLICABLE")).trusted
+    assert not trust([]).trusted
+    sentence = trust(of("PASSED", "IDLE", "IDLE")).sentence
+    assert sentence.startswith("not trusted: 1 of 3 audits passed, 2 idle: a1, a2 (nothing)")
+
+    class DeclaresAll(Centroid):
+        transductive = ordered = True
+
+    found = kshot.evaluate(DeclaresAll(), Around(), num_tasks=1)
+    assert failed(found) == set()
+    idle = [name for name, result in results(found).items() if result is Result.IDLE]
+    assert found.trusted == (len(idle) < len(found.audits) - len(idle))
+    assert f"{len(idle)} idle: " in found.summary()["trust"]
+
+
+def test_shares_are_shares():
+    source = SortedLabels()
+    for audit in audited(Centroid(), source).audits:
+        shares = [float(share) for share in re.findall(r"([0-9.]+) ?%", audit.finding)]
+        assert all(0 <= share <= 100 for share in shares), audit.finding
+    (audit,) = [audit for audit in audited(Centroid(), source).audits if audit.name == "label order"]
+    assert audit.tolerance < audit.figure <= 1
 
 
 def maml():
@@ -326,7 +559,9 @@ def test_rounds_read_train_and_val_and_the_audit_sees_that():
     assert set(source.reads) == {("rounds", "train"), ("rounds", "val")}
     found = kshot.evaluate(learner, source, num_tasks=8)
     assert results(found)["test reads"] is Result.PASSED
-    assert results(kshot.evaluate(learner, sinusoids(), num_tasks=8))["test reads"] is Result.NOT_APPLICABLE
+    untrained = kshot.maml(kshot.models.mlp(1, 1, [8]), inner_lr=0.02, objective=objectives.mse)
+    for one, result in ((learner, Result.PASSED), (untrained, Result.IDLE)):
+        assert results(kshot.evaluate(one, sinusoids(), num_tasks=8))["test reads"] is result
     kshot.evaluate(learner, source, num_tasks=8)  # evaluations are no decisions
 
     def peeks(history):
@@ -369,11 +604,11 @@ def test_every_row_of_the_zoo_passes(row):
     if (
         row.objective == objectives.next_token
     ):  # read in order, of few symbols, with metrics of its own; no query sees those after it
-        never |= {"support order", "padding", "support and query", "splits", "metric"}
+        never |= {"support order", "padding", "support and query", "splits"}
         never = never - {"other queries"} | ({"query order"} if learner.transductive else set())
     if row.objective.name and row.objective.name.startswith("forecast"):  # windows in order, with metrics of their own
         never |= {"support order", "padding", "metric"}
-    idle = {name for name, result in of.items() if result is Result.NOT_APPLICABLE}
+    idle = {name for name, result in of.items() if result in (Result.IDLE, Result.NOT_APPLICABLE)}
     assert never <= idle <= never | {"chance"}  # a learner that gives one answer to all is at chance by arithmetic
 
 
@@ -382,7 +617,7 @@ def test_honest_tasks_of_all_sizes_pass(seed):
     source = pool(ways=[2, 5], shots=[1, 4], queries=[1, 4], on_too_few="shrink", label_noise=0.2, seed=seed)
     found = kshot.evaluate(Centroid(), source, num_tasks=80)
     assert found.trusted
-    assert {name for name, result in results(found).items() if result is Result.NOT_APPLICABLE} == {"test reads"}
+    assert {name for name, result in results(found).items() if result is not Result.PASSED} == {"test reads"}
 
 
 def test_a_fixed_head_is_no_bug():
@@ -449,7 +684,7 @@ def test_predictions_may_be_trees():
     learner = MeanAndSpread(Objective(loss, lambda prediction, batch: {}))
     found = audited(learner, sinusoids(), num_tasks=10)
     assert failed(found) == {"padding"}  # it does count padding
-    assert results(found)["metric"] is Result.NOT_APPLICABLE
+    assert results(found)["metric"] is Result.IDLE
 
 
 def test_equal_rows_of_few_values_are_no_copies():
@@ -461,7 +696,7 @@ def test_equal_rows_of_few_values_are_no_copies():
             return Task(*(Batch.of(rows[:, :1], rows[:, 1:]) for rows in random))
 
     of = results(kshot.evaluate(SupportMean(objectives.mse), Coins(), num_tasks=10))
-    assert of["support and query"] is of["splits"] is Result.NOT_APPLICABLE
+    assert of["support and query"] is of["splits"] is Result.IDLE
 
 
 def test_a_learner_that_goes_by_the_order_of_rows_is_declared():
@@ -469,7 +704,7 @@ def test_a_learner_that_goes_by_the_order_of_rows_is_declared():
     learner = kshot.learners.reptile(model, inner_lr=0.1, minibatch=2)
     assert learner.ordered
     of = results(kshot.evaluate(learner, pool(), num_tasks=30))
-    assert of["support order"] is Result.NOT_APPLICABLE
+    assert of["support order"] is Result.IDLE
     learner.ordered = False
     assert "support order" in failed(audited(learner, pool(), num_tasks=30))
 

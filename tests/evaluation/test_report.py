@@ -19,7 +19,7 @@ from kshot.evaluation.intervals import Interval
 from kshot.evaluation.report import charts, run_charts
 from kshot.evaluation.report.formatting import format_figure
 from kshot.evaluation.report.report import to_json, write_report
-from kshot.evaluation.report.verdict import best_baseline, verdict
+from kshot.evaluation.report.verdict import best_baseline, unlike, verdict
 
 HOSTILE = "<script>alert('x')</script> & \"quoted\""
 
@@ -302,6 +302,49 @@ def test_page_says_whether_the_test_figure_keeps_the_promise(tmp_path: Path, tar
 
 def test_transductive_is_said(tmp_path: Path) -> None:
     assert "Transductive" in page(tmp_path, REPORT | {"protocol": {"inductive": False, "seed": 0}})
+
+
+@pytest.mark.parametrize("ours", ["inductive", "causal", "transductive"])
+def test_a_comparison_of_unlike_learners_says_so(tmp_path: Path, ours: str) -> None:
+    protocol = {"inductive": ours == "inductive", "inference": ours, "seed": 0}
+    inference = {"learner": ours, "nearest centroid": "inductive", "from scratch": "transductive"}
+    report = REPORT | {"protocol": protocol, "inference": inference}
+    text = page(tmp_path, report)
+    assert f"{ours.capitalize()}: " in text
+    assert ("This comparison is not of like with like" in text) == (ours != "inductive")
+    assert ("Like with like is the comparison with from scratch" in text) == (ours == "transductive")
+    assert (f"· {ours}" in text) == (ours != "inductive")
+    turned = report | {"inference": inference | {"nearest centroid": "transductive"}}
+    assert ("not of like with like" in " ".join(unlike(turned))) == (ours != "transductive")
+
+
+def test_an_ensemble_is_called_one(tmp_path: Path) -> None:
+    text = page(tmp_path, REPORT | {"protocol": REPORT["protocol"] | {"ensemble": 5}})
+    assert "One checkpoint, an ensemble of 5: that of round 4" in text
+    assert "· ensemble of 5" in text
+    assert "no ensemble" in page(tmp_path, REPORT)
+
+
+def test_trust_is_given_with_its_reasons(tmp_path: Path) -> None:
+    audit = {"question": "?", "figure": None, "tolerance": None, "reason": ""}
+    audits = [audit | {"name": f"a{n}", "result": "PASSED", "finding": "Good."} for n in range(12)]
+    audits += [audit | {"name": f"i{n}", "result": "IDLE", "finding": "Nothing was recorded."} for n in range(4)]
+    text = page(tmp_path, REPORT | {"audits": audits, "trusted": True})
+    sentence = "trusted: 12 of 16 audits passed, 4 idle: i0, i1, i2, i3 (nothing was recorded)"
+    assert f"Audits: {sentence}." in text
+    assert json.loads((tmp_path / "report.json").read_text())["trust"] == sentence
+    mostly_idle = page(tmp_path, REPORT | {"audits": audits[9:], "trusted": False})
+    assert "not trusted: 3 of 7 audits passed, 4 idle" in mostly_idle
+    assert "not to be trusted and supports no claim" in mostly_idle
+    assert "beats the best baseline" not in mostly_idle
+
+
+def test_the_number_of_runs_that_were_tried_is_given(tmp_path: Path) -> None:
+    counts = {"runs": 7, "tested": 5, "seeds": 3, "task_seeds": 1, "configurations": 4}
+    text = page(tmp_path, REPORT | {"tried": counts})
+    assert "one of 7 runs on these data in the folder (3 seeds, 1 task seed, 4 configurations)" in text
+    assert "5 of the others have a test figure" in text
+    assert "runs on these data" not in page(tmp_path, REPORT | {"tried": counts | {"runs": 1, "tested": 0}})
 
 
 def test_a_report_without_its_metric_is_refused(tmp_path: Path) -> None:

@@ -13,15 +13,12 @@ import torch
 from torch import Tensor
 
 from kshot.evaluation.audit.findings import Audit, Evidence, Question, real, score_again
-from kshot.evaluation.audit.invariance import Probe, gap
+from kshot.evaluation.audit.invariance import FALSE_ALARM, Probe, gap
 from kshot.learner import Learner, predict_query
 from kshot.objectives import classes_present
 from kshot.tasks.source import TaskSource
 from kshot.training.fit import seeded
 from kshot.types import Batch, Split, Task, Tree, tree_leaves, tree_map
-
-FALSE_ALARM = 1e-5
-"""Upper bound on the probability that one of these tests fails a correct evaluation."""
 
 CLASS_ORDER = Question("class order", "Does the learner do better on classes in the order that the source gives them?")
 LABEL_ORDER = Question("label order", "Do labels in earlier tasks predict those of the next without its support set?")
@@ -103,10 +100,13 @@ class Guessing:
     def audit(self, question: Question, what: str, inconclusive: str) -> Audit:
         """An audit that fails if the share of hits is above the limit."""
         if not self.conclusive:
-            return question.skip(inconclusive)
-        share, expected, limit = (value / self.num_tasks for value in (self.hits, self.expected, self.limit()))
-        finding = f"{share:.1%} {what}; by chance it would be {expected:.1%}."
-        reason = f"by chance it is above {limit:.1%} at most once in {round(1 / FALSE_ALARM):,} times"
+            return question.idle(inconclusive)
+        share, expected, limit = (value / self.total for value in (self.hits, self.expected, self.limit()))
+        finding = (
+            f"On {self.num_tasks:,} tasks, {share:.1%} {what}. Labels that were dealt at random for each task would "
+            f"give {expected:.1%}, and more than {limit:.1%} at most once in {round(1 / FALSE_ALARM):,} times."
+        )
+        reason = "shares between these two occur by luck"
         return question.judge(share, limit, finding, reason)
 
 
@@ -122,7 +122,7 @@ class ClassOrder:
         self.learner, self.source, self.probe, self.evidence = learner, source, probe, evidence
         self.why_skip = _why_skip(learner, split)
         self.gap = math.inf
-        if not self.why_skip and not probe.random:
+        if not self.why_skip:
             self.gap = max(self._relabelling_gap(*entry) for entry in probe)
         self.equivariant = self.gap <= probe.tolerance
         self.better = self.worse = 0
@@ -150,21 +150,27 @@ class ClassOrder:
         if self.why_skip:
             return CLASS_ORDER.skip(self.why_skip)
         if self.equivariant:
-            finding = f"Predictions follow a relabelling of the classes up to {self.gap:.2g} of their size."
+            finding = (
+                f"If the classes are numbered differently, predictions are renumbered with them, and change by at most "
+                f"{self.gap:.2g} of their size (their root mean square)."
+            )
             return CLASS_ORDER.judge(self.gap, self.probe.tolerance, finding, self.probe.reason)
         count = self.better + self.worse
         if count == 0 or 0.5**count > FALSE_ALARM:
-            return CLASS_ORDER.skip(
-                f"Predictions do not follow a relabelling, and {count} tasks are too few to tell whether it matters."
+            return CLASS_ORDER.idle(
+                f"Predictions depend on the numbers of the classes, and {count} tasks are too few to decide whether "
+                "that gives an advantage."
             )
         from scipy.stats import binom
 
         limit = int(binom.isf(FALSE_ALARM, count, 0.5))
         finding = (
-            f"Predictions do not follow a relabelling, which those of a meta-learned head need not; on {self.better} "
-            f"of {count} tasks the loss is lower with the classes in their given order than reversed."
+            f"Predictions depend on the numbers of the classes; a meta-learned head need not treat them alike. On "
+            f"{self.better} of {count} tasks the loss is lower with the classes in their given order than reversed; if "
+            f"the order has no information, that is a coin flip, and more than {limit} occur once in "
+            f"{round(1 / FALSE_ALARM):,} times."
         )
-        reason = f"more than {limit} of {count} occur by chance once in {round(1 / FALSE_ALARM):,} times"
+        reason = "so many tasks occur by luck"
         return CLASS_ORDER.judge(self.better / count, limit / count, finding, reason)
 
 
@@ -217,7 +223,7 @@ class LabelOrder:
     def audit(self) -> Audit:
         if not self.task_specific:
             return LABEL_ORDER.skip("Classes, if there are any, are the same in all tasks.")
-        what = "of classes with examples seen in earlier tasks have the same label as there"
+        what = "of the classes with examples that occurred in earlier tasks have the label that those had there"
         return self.guessing.audit(LABEL_ORDER, what, "Too few examples occur in several tasks to recognise a class.")
 
 
@@ -230,7 +236,7 @@ class Chance:
     """Measures accuracy with the support set of another task: what remains without adaptation to the task."""
 
     def __init__(self, learner: Learner, split: Split, tasks: Sequence[Task]) -> None:
-        self.why_skip = _why_skip(learner, split)
+        self.why_skip, self.why_idle = _why_skip(learner, split), ""
         self.learner, self.guessing = learner, Guessing()
         self.states: list[Tree] = []
         self.shapes = [_row_shapes(task) for task in tasks]
@@ -239,7 +245,7 @@ class Chance:
                 self.states = [learner.adapt(task.support) for task in tasks]
 
     def see(self, number: int, task: Task) -> None:
-        if self.why_skip or len(self.states) < 2:
+        if self.why_skip or self.why_idle or len(self.states) < 2:
             return
         ways, other = task.query.targets.shape[-1], (number + 1) % len(self.states)
         if _row_shapes(task) != self.shapes[other]:  # examples of the other task have other inputs, or classes
@@ -248,7 +254,7 @@ class Chance:
         with seeded(number, device=query.weight.device):
             prediction = predict_query(self.learner, self.states[other], query)
         if not isinstance(prediction, Tensor) or prediction.ndim != 2 or len(prediction) != len(query.targets):
-            self.why_skip = "Predictions are not logits (n, classes)."
+            self.why_idle = "Predictions are not logits (n, classes)."
             return
         answers, labels = prediction.argmax(-1).tolist(), query.targets.argmax(-1).tolist()
         table = np.zeros((ways, ways))
@@ -259,6 +265,8 @@ class Chance:
     def audit(self) -> Audit:
         if self.why_skip:
             return CHANCE.skip(self.why_skip)
-        what = "of the queries are answered correctly from another task's support set"
+        if self.why_idle:
+            return CHANCE.idle(self.why_idle)
+        what = "of the queries are answered correctly by a learner that adapted to another task's support set"
         inconclusive = "There are too few tasks, or too uniform answers, to tell knowledge from luck."
         return self.guessing.audit(CHANCE, what, inconclusive)

@@ -5,7 +5,7 @@ Shape legend: n examples.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any, NamedTuple
@@ -22,7 +22,8 @@ class Result(Enum):
 
     PASSED = "The check was made and found no problem."
     FAILED = "The check was made and found a problem: the figure is not to be trusted."
-    NOT_APPLICABLE = "The check does not apply to these tasks or this learner."
+    IDLE = "The check could not be made, so that a fault of its kind would not have been seen."
+    NOT_APPLICABLE = "The question has no meaning for tasks of this kind."
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,7 @@ class Audit:
 
     Attributes:
         name, question, result: short name, the question that the audit answers, and its outcome.
-        finding: the answer, or why the audit does not apply, in a sentence.
+        finding: the answer, or why there is none, in a sentence.
         figure: the measured value; None if nothing was measured.
         tolerance, reason: largest value that passes, and its justification.
     """
@@ -59,9 +60,63 @@ class Question(NamedTuple):
         result = Result.PASSED if figure <= tolerance else Result.FAILED
         return Audit(self.name, self.question, result, finding, figure, tolerance, reason)
 
+    def idle(self, why: str) -> Audit:
+        """An audit that could not be made."""
+        return Audit(self.name, self.question, Result.IDLE, why)
+
     def skip(self, why: str) -> Audit:
-        """An audit that does not apply."""
+        """An audit whose question has no meaning here."""
         return Audit(self.name, self.question, Result.NOT_APPLICABLE, why)
+
+
+class Trust(NamedTuple):
+    """How far audits support a figure.
+
+    Attributes:
+        trusted: whether the figure was audited, no audit failed, and most of those that apply were made.
+        sentence: the numbers of audits that passed, failed and were not made, and why.
+    """
+
+    trusted: bool
+    sentence: str
+
+
+def trust(audits: Sequence[Mapping[str, Any]]) -> Trust:
+    """How far the audits, as JSON, support a figure.
+
+    Example:
+        >>> passed = Audit("finite", "Are predictions finite?", Result.PASSED, "All are.").to_json()
+        >>> idle = Audit("chance", "Is it luck?", Result.IDLE, "There are too few tasks.").to_json()
+        >>> trust([passed, passed, idle]).sentence
+        'trusted: 2 of 3 audits passed, 1 idle: chance (there are too few tasks)'
+        >>> trust([passed, idle, idle]).trusted
+        False
+    """
+    if not audits:
+        return Trust(False, "not audited: nothing is known about the figure's soundness")
+    by_result = {result: [audit for audit in audits if audit["result"] == result.name] for result in Result}
+    passed, failed, idle, void = (by_result[result] for result in Result)
+    mostly_idle = len(idle) >= len(passed)
+    word = "not trusted" if failed or mostly_idle else "trusted"
+    parts = [f"{len(passed)} of {len(audits)} audits passed"]
+    if failed:
+        parts.append(f"{len(failed)} failed ({', '.join(audit['name'] for audit in failed)})")
+    sentence = f"{word}: {', '.join(parts)}"
+    if idle or void:
+        reasons: dict[str, list[str]] = {}
+        for audit in (*idle, *void):
+            reasons.setdefault(audit["finding"], []).append(audit["name"])
+        why = "; ".join(f"{', '.join(names)} ({_clause(finding)})" for finding, names in reasons.items())
+        sentence += f", {len(idle) + len(void)} idle: {why}"
+    if mostly_idle and not failed:
+        sentence += f". Of those that apply to such tasks, {len(idle)} were idle, too many to trust the figure"
+    return Trust(not failed and not mostly_idle, sentence)
+
+
+def _clause(sentence: str) -> str:
+    """A sentence within another: without its full stop, and in lower case, unless it starts with an acronym."""
+    text = sentence.rstrip(".")
+    return text if text[1:2].isupper() else text[:1].lower() + text[1:]
 
 
 class Evidence(NamedTuple):

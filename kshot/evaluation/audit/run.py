@@ -22,7 +22,7 @@ from kshot import objectives
 from kshot.evaluation.audit.chance import Chance, ClassOrder, LabelOrder
 from kshot.evaluation.audit.findings import Audit, Evidence, Question, Result, score_again, stream, task_contents
 from kshot.evaluation.audit.invariance import ROUNDED, Probe, other_queries, padding, query_order, support_order
-from kshot.evaluation.audit.leakage import CHUNK, Contents, redrawn, splits, test_reads
+from kshot.evaluation.audit.leakage import CHUNK, Contents, QueryWeights, redrawn, splits, test_reads
 from kshot.learner import Learner
 from kshot.tasks.source import TaskSource, short_hash
 from kshot.training.checkpoint import WEIGHTS
@@ -72,12 +72,13 @@ def run_audits(
     probe = Probe.of(learner, tasks)
     class_order = ClassOrder(learner, source, split, probe, evidence)
     label_order, chance = LabelOrder(source), Chance(learner, split, tasks)
-    contents, device = Contents(source), tasks[0].support.weight.device
+    contents, weights, device = Contents(source), QueryWeights(source), tasks[0].support.weight.device
     hashes = [(number, short_hash(source.task(split, number))) for number in range(len(tasks))]
     for number, task in stream(source, split, min(REDRAWN, len(evidence.episodes)), chunk=CHUNK):
         hashes.append((number, short_hash(task)))
         examples = task_contents(task)
         contents.see(task, examples)
+        weights.see(task)
         label_order.see(task, examples)
         if number < PAIRED:
             class_order.see(number, to(task, device))
@@ -91,6 +92,7 @@ def run_audits(
         class_order.audit(),
         label_order.audit(),
         chance.audit(),
+        weights.audit(),
         contents.audit(),
         splits(source, split, contents),
         redrawn(evidence, hashes),
@@ -99,7 +101,7 @@ def run_audits(
         _finite(evidence),
         _metric(learner.objective, evidence),
         _one_checkpoint(learner, checkpoint),
-        test_reads(source, split),
+        test_reads(source, split, learner),
     )
 
 
@@ -109,13 +111,18 @@ def _repeatable(learner: Learner, source: TaskSource, evidence: Evidence) -> Aud
         loss, before = score_again(learner, task, source.seed, number), evidence.figures["loss"][number]
         same = loss == before or (math.isnan(loss) and math.isnan(before))
         worst = worst if same else max(worst, abs(loss - before) / max(abs(before), 1e-8))
-    finding = f"The loss changes by at most {worst:.2g} of its size."
+    finding = (
+        f"{len(evidence.first)} tasks were scored again, in another order and with the same random numbers: their "
+        f"loss changes by at most {worst:.2g} of its size."
+    )
     return REPEATABLE.judge(worst, ROUNDED, finding, "accelerators may sum in another order")
 
 
 def _purity(learner: Learner, evidence: Evidence) -> Audit:
     changed = int(fingerprint(learner) != evidence.weights)
-    finding = "Weights or buffers have changed." if changed else "Weights and buffers are bitwise unchanged."
+    finding = "Weights and buffers are bitwise the same as before the first task."
+    if changed:
+        finding = "Weights or buffers are not those from before the first task: adapting or predicting changed them."
     return PURITY.judge(changed, 0, finding, "a task that changes the learner changes the figures of the next")
 
 
@@ -124,8 +131,8 @@ def _finite(evidence: Evidence) -> Audit:
     bad_figures = sum(not all(map(math.isfinite, figures)) for figures in zip(*evidence.figures.values()))
     bad_predictions = sum(not all(bool(leaf.isfinite().all()) for leaf in tree_leaves(tree)) for tree in predictions)
     finding = (
-        f"Figures of {bad_figures} of {num_tasks} tasks, and predictions of {bad_predictions} of {len(predictions)}, "
-        "are not finite."
+        f"{bad_figures} of {num_tasks} tasks have a loss or metric that is NaN or infinite; of {len(predictions)} "
+        f"tasks all predictions were examined, and {bad_predictions} of them contain such values."
     )
     return FINITE.judge(max(bad_figures, bad_predictions), 0, finding, "NaN is not a figure")
 
@@ -136,18 +143,25 @@ def _metric(objective: objectives.Objective, evidence: Evidence) -> Audit:
     formulas = {"accuracy": _accuracy} | ({"mse": _mse} if of_numbers else {})
     if objective == objectives.multilabel:
         formulas |= {"micro_f1": _micro_f1, "hamming_loss": _hamming_loss}
+    of_symbols = objective == objectives.next_token
+    if of_symbols:
+        formulas |= {"bits_per_character": _bits_per_character}
     known = [metric for metric in formulas if metric in evidence.figures]
     worst = 0.0
     for number, (task, prediction) in enumerate(evidence.first):
         if objective == objectives.gaussian:
             prediction = prediction["mean"]
         values = prediction, task.query.targets, task.query.weight
-        if not known or not isinstance(prediction, Tensor) or prediction.shape != values[1].shape:
-            return METRIC.skip("These metrics or predictions have no definition to compare with.")
+        shape = prediction.shape[: -1 if of_symbols else None] if isinstance(prediction, Tensor) else None
+        if not known or shape != values[1].shape:
+            return METRIC.idle("These metrics, or predictions of this form, have no definition here to compare with.")
         for metric in known:
             expected = formulas[metric](*(leaf.double().cpu().numpy() for leaf in values))
             worst = max(worst, abs(expected - evidence.figures[metric][number]) / max(1.0, abs(expected)))
-    finding = f"On {len(evidence.first)} tasks, {' and '.join(known)} differ from it by at most {worst:.2g}."
+    finding = (
+        f"On {len(evidence.first)} tasks, {' and '.join(known)} were computed again by the definition, and differ by "
+        f"at most {worst:.2g} of their size."
+    )
     return METRIC.judge(worst, 1e-5, finding, "rounding of a mean in single precision is smaller")
 
 
@@ -157,6 +171,15 @@ def _accuracy(prediction: np.ndarray, targets: np.ndarray, weight: np.ndarray) -
 
 def _mse(prediction: np.ndarray, targets: np.ndarray, weight: np.ndarray) -> float:
     return float(np.average(np.square(prediction - targets).reshape(len(weight), -1).mean(1), weights=weight))
+
+
+def _bits_per_character(prediction: np.ndarray, targets: np.ndarray, weight: np.ndarray) -> float:
+    largest = prediction.max(-1, keepdims=True)
+    bits = np.log2(np.exp(prediction - largest).sum(-1)) + largest[..., 0] * math.log2(math.e)
+    symbols = targets.astype(np.int64)
+    bits -= np.take_along_axis(prediction, np.maximum(symbols, 0)[..., None], -1)[..., 0] * math.log2(math.e)
+    scored = (symbols >= 0) * weight[:, None]
+    return float((bits * scored).sum() / max(scored.sum(), 1e-12))
 
 
 def _micro_f1(prediction: np.ndarray, targets: np.ndarray, weight: np.ndarray) -> float:
@@ -174,9 +197,13 @@ def _one_checkpoint(learner: Learner, checkpoint: Path | None) -> Audit:
     hidden = [m for m in _plain_attributes(learner) if m not in registered and next(m.parameters(), None) is not None]
     inner = [module for module in registered if isinstance(module, Learner) and module is not learner]
     members = [one for one in inner if not any(one in set(other.modules()) for other in inner if other is not one)]
+    declared, found = getattr(learner, "num_members", 1), max(len(members), 1)
     count, finding = 1, "There is one learner, and its state holds all of its weights."
-    if len(members) > 1:
-        count, finding = len(members), f"The learner contains {len(members)} separate learners: an ensemble."
+    if found > 1 and found == declared:
+        finding = f"The learner declares itself an ensemble of {declared}, and its state holds all of its members."
+    if found != declared:
+        count = max(found, declared)
+        finding = f"The learner contains {found} separate learners, and declares {declared} (num_members)."
     elif hidden:
         count = 1 + len(hidden)
         finding = f"{len(hidden)} modules with weights are in plain attributes, which no checkpoint contains."
@@ -184,8 +211,8 @@ def _one_checkpoint(learner: Learner, checkpoint: Path | None) -> Audit:
         stored, state = load_file(checkpoint / WEIGHTS), learner.state_dict()
         same = stored.keys() == state.keys() and all(torch.equal(stored[key], state[key].cpu()) for key in stored)
         count = 1 if same else 2
-        finding = f"The weights are bitwise {'equal to' if same else 'different from'} checkpoint {checkpoint.name}."
-    return ONE_CHECKPOINT.judge(count, 1, finding, "the figure is reported as that of one learner")
+        finding += f" Its weights are bitwise {'equal to' if same else 'different from'} checkpoint {checkpoint.name}."
+    return ONE_CHECKPOINT.judge(count, 1, finding, "an ensemble is reported as such, and all else as one learner")
 
 
 _OF_MODULES = set(vars(nn.Module()))

@@ -11,11 +11,12 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from kshot.evaluation.audit.findings import trust
 from kshot.evaluation.per_task import write
 from kshot.evaluation.report.conclusion import conclude
 from kshot.evaluation.report.formatting import better, capitalize, format_figure, format_sample, plural, read_figure
-from kshot.evaluation.report.sections import CAPTIONS, Picture, Section, report_sections
-from kshot.evaluation.report.verdict import best_baseline, failed, target_on_test, verdict_of
+from kshot.evaluation.report.sections import CAPTIONS, Picture, Section, report_sections, tried_sentence
+from kshot.evaluation.report.verdict import best_baseline, failed, inference_of, target_on_test, verdict_of
 from kshot.evaluation.units import count_of
 
 if TYPE_CHECKING:
@@ -31,8 +32,8 @@ def write_report(
         folder: folder, created if needed.
         report: `name`, `command`, `outcome`, `sentence`, `reason`, `target`, `metric`, `higher_is_better`, `rounds`,
             `best_round`, `val`, `test`, `baselines`, `baselines_about`, `paired`, `audits`, `worst_tasks`, `shots`,
-            `calibration`, `coverage`, `cost`, `seeds`, `protocol`, `environment`, `timing`, `kshot`. All but `metric`
-            may be missing or None.
+            `calibration`, `coverage`, `cost`, `seeds`, `tried`, `inference`,
+            `protocol`, `environment`, `timing`, `kshot`. All but `metric` may be missing or None.
         events: events of the run's experience; those of kind "resumed" are counted.
         figures: figures by name; those of `CAPTIONS` have a place and caption, others follow.
 
@@ -45,6 +46,8 @@ def write_report(
         raise ValueError(f"a report needs its 'metric', such as 'accuracy'; it has: {', '.join(report) or 'nothing'}")
     folder.mkdir(parents=True, exist_ok=True)
     plain = to_json(report)
+    if plain.get("audits"):
+        plain["trust"] = trust(plain["audits"]).sentence
     write(folder / "report.json", json.dumps(plain, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
     page = folder / "report.html"
     write(page, _html(plain, events, figures))
@@ -84,6 +87,8 @@ def _html(report: dict[str, Any], events: Sequence[Mapping[str, Any]], figures: 
         units = protocol.get("test_units")
         unit = f"the {count_of(units, protocol.get('unit') or 'unit')} of the tasks" if units else "tasks"
         notes.append(f"Figures are means with 95 % intervals over {'seeds' if report.get('seeds') else unit}.")
+    notes += [trust(report["audits"]).sentence.join(("Audits: ", "."))] if report.get("audits") else []
+    notes.append(tried_sentence(report))
     conclusion = conclude(report)
     pictures = {name: picture(name, figures[name]) for name in ordered}
     return render(
@@ -97,7 +102,7 @@ def _html(report: dict[str, Any], events: Sequence[Mapping[str, Any]], figures: 
             "tone": conclusion.tone,
             "sentence": conclusion.sentence,
             "reason": _sentence(report.get("reason") or ""),
-            "headline": f"{report.get('split') or 'test'} {metric}, {better(higher)}",
+            "headline": f"{report.get('split') or 'test'} {metric}, {better(higher)}{_kind(report)}",
             "test": format_figure(read_figure(test, metric)) if test else "",
             "sample": f"({format_sample(test, metric)})",
             "best": best and (best[0], format_figure(best[1]), f"({plural(best[1].num_tasks, 'task')})"),
@@ -107,6 +112,14 @@ def _html(report: dict[str, Any], events: Sequence[Mapping[str, Any]], figures: 
             "sections": report_sections(report, pictures, num_resumed=num_resumed),
         },
     )
+
+
+def _kind(report: Mapping[str, Any]) -> str:
+    """What a figure must be compared with, if it is of no single inductive learner."""
+    members = (report.get("protocol") or {}).get("ensemble")
+    parts = [inference_of(report) if inference_of(report) in ("causal", "transductive") else ""]
+    parts.append(f"ensemble of {members}" if members else "")
+    return "".join(f" · {part}" for part in parts if part)
 
 
 def render_sections(name: str, title: str, text: Sequence[str], sections: Sequence[Section]) -> str:

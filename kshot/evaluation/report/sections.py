@@ -9,6 +9,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from kshot.evaluation.audit.findings import trust
 from kshot.evaluation.report.formatting import (
     Figures,
     capitalize,
@@ -19,9 +20,11 @@ from kshot.evaluation.report.formatting import (
     format_sample,
     format_setting,
     format_value,
+    plural,
     rank_key,
     read_figure,
 )
+from kshot.evaluation.report.verdict import inference_of
 from kshot.learners.ratings.coverage import Coverage
 
 CAPTIONS = {
@@ -50,17 +53,21 @@ PROTOCOL = ("source", "ways", "shots", "queries", "seed", "task_seed", "num_test
 PLACED = ("baselines", "tasks", "shots", "reliability", "rounds")
 """Figures that have a section of their own."""
 
-INDUCTIVE = {
-    None: (),
-    True: ("Inductive: each query example is predicted on its own, from the support set alone.",),
-    False: (
+INFERENCE = {
+    "": (),
+    "inductive": ("Inductive: each query example is predicted on its own, from the support set alone.",),
+    "causal": (
+        "Causal: the query examples are read in order, and each is predicted from the support set and those before it, "
+        "so these figures are not comparable with inductive ones.",
+    ),
+    "transductive": (
         "Transductive: a prediction may depend on the other query examples of its task, so these figures are not "
         "comparable with inductive ones.",
     ),
 }
-"""Whether predictions depend on other queries, if that is known."""
+"""What predictions depend on, if that is known."""
 
-TONES = {"PASSED": "good", "FAILED": "bad", "NOT_APPLICABLE": "continue"}
+TONES = {"PASSED": "good", "FAILED": "bad", "NOT_APPLICABLE": "continue", "IDLE": "fair"}
 
 Pairs = list[tuple[str, str]]
 """Labels and values."""
@@ -171,11 +178,16 @@ def report_sections(
         ),
         Section("Figures", pictures=others),
         Section(
-            "Protocol", [*INDUCTIVE[protocol.get("inductive")], _selection(report)], pairs=protocol_pairs(protocol)
+            "Protocol",
+            [*INFERENCE[inference_of(report)], *filter(None, [_selection(report), tried_sentence(report)])],
+            pairs=protocol_pairs(protocol),
         ),
         Section(
             "Audits",
-            ["Checks of the test evaluation for the silent mistakes of few-shot code."],
+            [
+                "Checks of the test evaluation for the silent mistakes of few-shot code.",
+                f"{capitalize(trust(report.get('audits') or []).sentence)}.",
+            ],
             table=audit_table(report),
         ),
         Section(
@@ -323,7 +335,7 @@ def timing_pairs(report: Mapping[str, Any]) -> Pairs:
 
 
 def protocol_pairs(protocol: Mapping[str, Any]) -> Pairs:
-    keys = [*PROTOCOL, *(key for key in protocol if key not in PROTOCOL and key != "inductive")]
+    keys = [*PROTOCOL, *(key for key in protocol if key not in PROTOCOL and key not in ("inductive", "inference"))]
     return [
         (key.removeprefix("num_").replace("_", " "), format_setting(protocol[key], key))
         for key in keys
@@ -331,13 +343,28 @@ def protocol_pairs(protocol: Mapping[str, Any]) -> Pairs:
     ]
 
 
+def tried_sentence(report: Mapping[str, Any]) -> str:
+    """How many runs on the same data this figure may be the best of; empty if it is the only one."""
+    counts = report.get("tried") or {}
+    if counts.get("runs", 1) < 2:
+        return ""
+    keys = {"seeds": "seed", "task_seeds": "task seed", "configurations": "configuration"}
+    kinds = ", ".join(plural(counts[key], name) for key, name in keys.items())
+    return (
+        f"This is one of {counts['runs']} runs on these data in the folder ({kinds}), and {counts['tested']} of the "
+        "others have a test figure: the best of several is higher than what a new test would give."
+    )
+
+
 def _selection(report: Mapping[str, Any]) -> str:
+    members = (report.get("protocol") or {}).get("ensemble")
+    kind = f"an ensemble of {members}" if members else "no ensemble"
     if report.get("seeds"):
-        return "One checkpoint for each seed, no ensemble: the best of its rounds on validation tasks."
+        return f"One checkpoint for each seed, {kind}: the best of its rounds on validation tasks."
     number = report.get("best_round")
     if number is None:
         return "No round gave a usable checkpoint." + ("" if report.get("test") else " The test tasks were not used.")
-    selection = f"One checkpoint, no ensemble: that of round {number}, selected on validation tasks."
+    selection = f"One checkpoint, {kind}: that of round {number}, selected on validation tasks."
     return f"{selection} The test tasks were used once, at the end." if report.get("test") else selection
 
 

@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from kshot.evaluation.audit.findings import trust
 from kshot.evaluation.intervals import Interval
 from kshot.evaluation.moments import LEVEL
 from kshot.evaluation.report.formatting import Figures, format_figure, read_figure
@@ -23,8 +24,38 @@ def best_baseline(
 
 
 def failed(report: Mapping[str, Any]) -> list[str]:
-    """Names of the audits that a report's test figures failed."""
-    return [audit["name"] for audit in report.get("audits") or [] if audit["result"] == "FAILED"]
+    """Names of the audits that a report's test figures failed; or a remark that most could not be made."""
+    audits = report.get("audits") or []
+    names = [audit["name"] for audit in audits if audit["result"] == "FAILED"]
+    return names if names or not audits or trust(audits).trusted else ["no audit, but most could not be made"]
+
+
+def inference_of(report: Mapping[str, Any]) -> str:
+    """What the learner's predictions depend on: "inductive", "causal" or "transductive"; empty if it is not known."""
+    protocol = report.get("protocol") or {}
+    known = {None: "", True: "inductive", False: "transductive"}
+    return str(protocol.get("inference") or known[protocol.get("inductive")])
+
+
+def unlike(report: Mapping[str, Any]) -> list[str]:
+    """A sentence if the learner and the baseline that the verdict compares predict under different rules; else none.
+
+    An inductive learner predicts each query from the support set alone. A transductive one sees the other queries of
+    the task too, and a causal one those before it: information that the other side of the comparison did not have.
+    """
+    best = best_baseline(report.get("baselines"), report["metric"], report.get("higher_is_better", True))
+    inference = report.get("inference") or {}
+    if best is None or not report.get("test"):
+        return []
+    ours, theirs = inference_of(report), inference.get(best[0], "inductive")
+    if not ours or ours == theirs:
+        return []
+    alike = [name.replace("_", " ") for name, kind in inference.items() if kind == ours and name != "learner"]
+    also = f" Like with like is the comparison with {', '.join(alike)}, in the table." if alike else ""
+    return [
+        f"This comparison is not of like with like: the learner is {ours}, and {best[0].replace('_', ' ')} is "
+        f"{theirs}; the one that is not inductive had other queries of the task to learn from.{also}"
+    ]
 
 
 def target_on_test(target: str | None, metric: str, test: Interval) -> str:
@@ -42,11 +73,11 @@ def target_on_test(target: str | None, metric: str, test: Interval) -> str:
 
 
 def verdict_of(report: Mapping[str, Any]) -> str:
-    """`verdict` of a report as plain values, on the tasks that the baselines were scored on."""
+    """`verdict` of a report as plain values, on the tasks that the baselines were scored on; and `unlike`, if it is."""
     metric, baselines = report["metric"], report.get("baselines") or {}
     missing = [each["what"].removeprefix("baseline ") for each in report.get("failures") or []]
     missing = [name for name in missing if not math.isfinite(read_figure(baselines.get(name), metric).mean)]
-    return verdict(
+    sentence = verdict(
         report.get("beside") or report.get("test"),
         baselines,
         metric,
@@ -55,6 +86,7 @@ def verdict_of(report: Mapping[str, Any]) -> str:
         failed(report),
         [name for name in missing if name in (report.get("baselines_about") or {})],
     )
+    return " ".join([sentence, *unlike(report)])
 
 
 def verdict(

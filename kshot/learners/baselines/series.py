@@ -38,6 +38,8 @@ SUPPORT_WEIGHTS = (0.0, 10.0)
 MAX_WINDOWS = 50_000
 LARGEST = 20.0
 """Scaled values beyond which a training window counts less, so that series that hardly move do not decide."""
+MOMENTS = (("mean", 0.0), ("std", 1.0))
+"""Attributes of a preprocessor that scaled all series alike, and what stands for them where it did not."""
 
 
 class _Forecaster(Learner):
@@ -238,25 +240,23 @@ def baselines(source: TaskSource) -> dict[str, Callable[[], list[Learner]]]:
     stride = int(getattr(about, "stride", horizon))
     seasons = [each for each in (season, LONGER_SEASONS.get(season, 0)) if 1 <= each < context]
     scale, logarithms = getattr(about, "scale", "support"), [False]
-    units: dict[str, Any] = {"center": 0.0, "spread": 1.0}
-    if scale == "global" and about is not None:
-        center, spread = about.mean[0], about.std[0]  # type: ignore[attr-defined]
+    center, spread = (getattr(about, name)[0] if scale == "global" else default for name, default in MOMENTS)
     if scale in ("global", "level"):
         logarithms.append(True)
 
     def candidates(methods: list[Method], logarithms: list[bool]) -> list[Learner]:
         options: dict[str, Any] = {"horizon": horizon, "stride": stride}
         return [
-            ClassicalForecaster(objective, method, logarithm=logarithm, **options, **units)
+            ClassicalForecaster(objective, method, logarithm=logarithm, center=center, spread=spread, **options)
             for method in methods
             for logarithm in logarithms
         ]
 
     def ridge() -> list[Learner]:
-        sums = training_sums(source, season)
-        options = {"season": season, "stride": stride}
+        gram, moment, count = training_sums(source, season)
+        options: dict[str, Any] = {"season": season, "stride": stride}
         return [
-            GlobalRidge(objective, *sums, l2=l2, support_weight=weight, **options)  # type: ignore[arg-type]
+            GlobalRidge(objective, gram, moment, count, l2=l2, support_weight=weight, **options)
             for l2 in L2
             for weight in SUPPORT_WEIGHTS
         ]
