@@ -263,7 +263,11 @@ def measure(table: Grouped, rows: Sequence[int], names: Sequence[str], steps: in
         for fold in range(FOLDS):
             fitted: dict[str, list[Learner]] = {}
             for count in rows:
-                source = source_of(table, path, fold, count)
+                try:
+                    source = source_of(table, path, fold, count)
+                except ValueError as error:  # no group has that many rows
+                    print(f"{table.item}, {count} rows: {error}")
+                    continue
                 splits = {split: tasks_of(source, split, count) for split in ("val", "test")}
                 methods: dict[str, Callable[[], list[Learner]]] = {}
                 if not source.objective.classifies:
