@@ -264,7 +264,7 @@ def main() -> None:
     parser.add_argument("--only-learner", action="store_true", help="leave out the opponents, as for a further seed")
     parser.add_argument("--only-opponents", action="store_true", help="leave out the learner")
     parser.add_argument("--report", action="store_true", help="run nothing, and report what lies in --out")
-    parser.add_argument("--out", type=Path, default=Path("series-results"), help="folder of the results of each fold")
+    parser.add_argument("--out", type=Path, default=Path("runs/series"), help="folder of the results of each fold")
     parser.add_argument("--steps", type=int, default=96)
     parser.add_argument("--scale", default="support", choices=["support", "level"])
     parser.add_argument("--val", action="store_true", help="score the val series, for development")
