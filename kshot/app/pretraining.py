@@ -65,9 +65,8 @@ class Pretraining(NamedTuple):
                 experience.record("pretrain", step=progress.step, loss=sum(losses) / len(losses))
                 losses.clear()
             if checkpoints.due() or progress.step == total:
-                loop.save(
-                    checkpoints.folder / f"step-{loop.step:07d}", {"seconds": before + time.monotonic() - started}
-                )
+                name = checkpoints.free(f"step-{loop.step:07d}")
+                loop.save(checkpoints.folder / name, {"seconds": before + time.monotonic() - started})
                 checkpoints.restart_interval()
                 checkpoints.prune()
             show(progress, total, self.stage)

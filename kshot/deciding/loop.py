@@ -189,7 +189,7 @@ class _RunState:
                 self._log(logged)
                 logged = len(self.losses)
             if self.checkpoints.due():
-                self._save(f"step-{progress.step:07d}", complete=False)
+                self._save(self.checkpoints.free(f"step-{progress.step:07d}"), complete=False)
                 self.checkpoints.prune(*(r.checkpoint for r in self.rounds))
             self.observer.step(progress, end)
 
@@ -212,7 +212,7 @@ class _RunState:
             val = evaluate(learner, source, split="val", num_tasks=num_tasks, observe=observe, audit=False).metrics
         number, seconds = len(self.rounds) + 1, time.monotonic() - self.started
         train_loss = sum(self.losses) / len(self.losses) if self.losses else None
-        settings, checkpoint = asdict(self.loop.settings), f"round-{number:04d}"
+        settings, checkpoint = asdict(self.loop.settings), self.checkpoints.free(f"round-{number:04d}")
         self.rounds.append(Round(number, self.loop.step, train_loss, val, settings, seconds, checkpoint, diverged))
         self.losses = []
         self._save(checkpoint, complete=True)

@@ -1,14 +1,21 @@
 """Checkpoints of a training, and states of adapted tasks, as safetensors and JSON; never pickle.
 
-Files are written under a temporary name and then renamed, so that a reader sees a complete file or none.
+A checkpoint is a folder with a manifest, `meta.json`, that holds its number, the name of the folder, the SHA-256 of
+each file and of itself. It is written under another name, flushed to the disk, and renamed, so that what has a valid
+manifest is complete. Of a folder that is deleted, the manifest goes first.
 """
 
 from __future__ import annotations
 
+import hashlib
+import itertools
 import json
-import os
-import shutil
+import logging
+import secrets
+import sys
 import time
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,45 +25,52 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from kshot.files import CHECKSUM, PART, DamagedFile, read_json, sha256_of, sync, whole_file, write_json
 from kshot.types import Tree
 
 WEIGHTS, OPTIMIZER, META = "weights.safetensors", "optimizer.safetensors", "meta.json"
+KEPT = 2
+"""Checkpoints, the latest, that are never deleted: if the last is damaged, a run resumes from the one before it."""
+
+logger = logging.getLogger(__name__)
 
 
 def save_checkpoint(folder: Path, module: nn.Module, optimizer: Optimizer | None, meta: dict[str, Any]) -> None:
-    """Write a checkpoint as the new folder `folder`: weights, optimiser state, and `meta` as JSON."""
-    temporary = folder.with_name(f".{folder.name}.{os.getpid()}")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    save_file(_copies(module.state_dict()), temporary / WEIGHTS)
+    """Write a checkpoint as the new folder `folder`: weights, optimiser state, and `meta` as JSON.
+
+    Its number is the next of the checkpoints beside it.
+
+    Raises:
+        OSError: the folder exists, or cannot be written, as where the disk is full; nothing of it is left then.
+    """
+    tensors = {WEIGHTS: _copies(module.state_dict())}
     if optimizer is not None:
-        tensors = {
-            f"{number}.{name}": torch.as_tensor(value)
-            for number, entry in optimizer.state_dict()["state"].items()
-            for name, value in entry.items()
-        }
-        save_file(_copies(tensors), temporary / OPTIMIZER)
-    (temporary / META).write_text(json.dumps(meta, indent=1))
-    for file in temporary.iterdir():
-        with file.open("rb") as handle:
-            os.fsync(handle.fileno())
-    if folder.exists():  # a resumed training writes the same step again
-        shutil.rmtree(folder)
-    temporary.rename(folder)
+        tensors[OPTIMIZER] = _copies(_optimizer_tensors(optimizer))
+    number = 1 + max((number for number, _ in _numbered(folder.parent)), default=0)
+    temporary = folder.with_name(f".{folder.name}.{secrets.token_hex(6)}{PART}")
+    try:
+        temporary.mkdir(parents=True)
+        for name, of_file in tensors.items():
+            save_file(of_file, temporary / name)
+            sync(temporary / name)
+        files = {name: sha256_of(temporary / name) for name in tensors}
+        write_json(temporary / META, meta | {"checkpoint": {"number": number, "name": folder.name, "files": files}})
+        temporary.rename(folder)  # fails if it is there, as it is not empty
+    except BaseException:
+        _delete(temporary, [*tensors, META])
+        raise
+    sync(folder.parent)
 
 
 def load_checkpoint(folder: Path, module: nn.Module, optimizer: Optimizer | None = None) -> dict[str, Any]:
     """Load a checkpoint into `module` and `optimizer`, and return its metadata.
 
     Raises:
-        ValueError: the checkpoint is missing, truncated or of another model; nothing is changed then.
+        ValueError: the checkpoint is missing, damaged or of another model; nothing is changed then.
     """
+    meta = read_manifest(folder)
     tensors = _read(folder / WEIGHTS)
     _check_same_model(folder, tensors, module)
-    try:
-        meta = json.loads((folder / META).read_text())
-    except (OSError, json.JSONDecodeError) as error:
-        raise _unreadable(folder / META, error) from error
     if optimizer is not None:
         state: dict[int, dict[str, Tensor]] = {}
         for key, tensor in _read(folder / OPTIMIZER).items():
@@ -64,17 +78,32 @@ def load_checkpoint(folder: Path, module: nn.Module, optimizer: Optimizer | None
             state.setdefault(int(number), {})[name] = tensor
         optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
     module.load_state_dict(tensors)
+    del meta["checkpoint"]
+    return meta
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """The metadata of a checkpoint, after comparing all its files with their SHA-256.
+
+    Raises:
+        DamagedFile: a file is missing, or is not what was written.
+    """
+    meta = read_json(folder / META)
+    for name, expected in meta["checkpoint"]["files"].items():
+        if sha256_of(folder / name) != expected:
+            raise DamagedFile(f"{folder / name} is damaged: its bytes are not those that were written")
     return meta
 
 
 class Checkpoints:
-    """The checkpoints of one run, as subfolders of a folder; one is due every so many seconds."""
+    """The checkpoints of one run, as subfolders of a folder; one is due every so many seconds.
+
+    Folders and files that are no checkpoints are left alone. Nothing is written or deleted but by `prune` and by
+    `save_checkpoint`.
+    """
 
     def __init__(self, folder: Path, seconds: float = 30.0) -> None:
         self.folder, self.seconds = folder, seconds
-        folder.mkdir(parents=True, exist_ok=True)
-        for unfinished in folder.glob(".*"):
-            shutil.rmtree(unfinished)
         self._last = time.monotonic()
 
     def due(self) -> bool:
@@ -84,19 +113,74 @@ class Checkpoints:
     def restart_interval(self) -> None:
         self._last = time.monotonic()
 
+    def free(self, name: str) -> str:
+        """The name, or one with a number if there is such a folder, as where a step is trained again."""
+        names = (name if number == 1 else f"{name}-{number}" for number in itertools.count(1))
+        return next(name for name in names if not (self.folder / name).exists())
+
     def latest(self) -> Path | None:
-        """The most recent checkpoint, or None."""
-        return max(self._all(), key=lambda path: path.stat().st_mtime_ns, default=None)
+        """The checkpoint of the highest number that is undamaged, or None if there is none at all.
+
+        Damaged ones are logged.
+
+        Raises:
+            DamagedFile: there are checkpoints, and all are damaged.
+        """
+        error: DamagedFile | None = None
+        for _, folder in sorted(_numbered(self.folder, damaged=True), reverse=True):
+            try:
+                read_manifest(folder)
+            except DamagedFile as found:
+                error = found
+                logger.warning("%s; going back to the checkpoint before it", found)
+            else:
+                return folder
+        if error is not None:
+            raise DamagedFile(f"no checkpoint in {self.folder} is undamaged; the oldest one: {error}") from error
+        return None
 
     def prune(self, *keep: str) -> None:
-        """Delete all checkpoints but those named and the latest."""
-        latest = self.latest()
-        for path in self._all():
-            if path.name not in keep and path != latest:
-                shutil.rmtree(path)
+        """Delete all checkpoints but those named and the latest `KEPT`, and what killed processes left of others."""
+        for _, folder in sorted(_numbered(self.folder))[:-KEPT]:
+            if folder.name not in keep:
+                doomed = folder.with_name(f".{folder.name}.{secrets.token_hex(6)}{PART}")
+                folder.rename(doomed)
+        for left in self.folder.glob(f".*{PART}"):
+            _delete(left, [META, WEIGHTS, OPTIMIZER])
 
-    def _all(self) -> list[Path]:
-        return [path for path in self.folder.iterdir() if path.is_dir() and not path.name.startswith(".")]
+
+def _delete(folder: Path, names: list[str]) -> None:
+    """Delete the named files of a folder, and it, if nothing else is in it."""
+    with suppress(OSError):
+        for name in names:
+            (folder / name).unlink(missing_ok=True)
+        for part in folder.glob(f".{META}.*{PART}"):
+            part.unlink()
+        folder.rmdir()
+
+
+def _numbered(parent: Path, damaged: bool = False) -> Iterator[tuple[int, Path]]:
+    """The number and folder of each checkpoint in a folder; with `damaged`, those of a damaged manifest as the last."""
+    if not parent.is_dir():
+        return
+    for folder in parent.iterdir():
+        if folder.name.startswith(".") or not folder.is_dir():
+            continue
+        try:
+            own = read_json(folder / META)["checkpoint"]
+            number, name = int(own["number"]), own["name"]
+        except (DamagedFile, KeyError, TypeError):
+            number, name = sys.maxsize, folder.name if damaged and (folder / META).exists() else ""
+        if name == folder.name:  # else a copy that somebody made
+            yield number, folder
+
+
+def _optimizer_tensors(optimizer: Optimizer) -> dict[str, Tensor]:
+    return {
+        f"{number}.{name}": torch.as_tensor(value)
+        for number, entry in optimizer.state_dict()["state"].items()
+        for name, value in entry.items()
+    }
 
 
 def save_state(path: Path, state: Tree, meta: dict[str, str]) -> None:
@@ -109,16 +193,20 @@ def save_state(path: Path, state: Tree, meta: dict[str, str]) -> None:
         >>> load_state(path)
         ({'head': {'w': tensor([1., 1.])}}, {'classes': 'a,b'})
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    save_file(_copies(flatten(state)), temporary, meta)
-    temporary.replace(path)
+    tensors = _copies(flatten(state))
+    if CHECKSUM in meta:
+        raise ValueError(f"the metadata of a state cannot have the key {CHECKSUM!r}, which is that of its checksum")
+    with whole_file(path) as temporary:
+        save_file(tensors, temporary, meta | {CHECKSUM: _digest(tensors, meta)})
 
 
 def load_state(path: Path) -> tuple[Tree, dict[str, str]]:
-    """Read the state and the metadata of a file of `save_state`; raises ValueError if it is missing or damaged."""
+    """Read the state and the metadata of a file of `save_state`; raises `DamagedFile` if it is missing or damaged."""
     tensors = _read(path)
     with safe_open(path, framework="pt") as file:
         meta = file.metadata() or {}
+    if meta.pop(CHECKSUM, None) != _digest(tensors, meta):
+        raise DamagedFile(f"{path} is damaged, or no state of kshot: its values do not match its checksum")
     state: dict[str, Any] = {}
     for name, tensor in tensors.items():
         *outer, last = name.split("/")
@@ -151,14 +239,19 @@ def _copies(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 def _read(path: Path) -> dict[str, Tensor]:
     try:
         return load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise _unreadable(path, error) from error
+    except FileNotFoundError as error:
+        raise DamagedFile(f"{path} is missing") from error
+    except (OSError, SafetensorError, ValueError, KeyError) as error:
+        raise DamagedFile(f"{path} is damaged or cut short: {error}") from error
 
 
-def _unreadable(path: Path, error: Exception) -> ValueError:
-    if not path.exists():
-        return ValueError(f"{path} is missing")
-    return ValueError(f"{path} is damaged or cut short ({error}); use an older checkpoint, or train again")
+def _digest(tensors: Mapping[str, Tensor], meta: Mapping[str, str]) -> str:
+    """SHA-256 of the names, types, shapes and bytes of tensors, and of metadata."""
+    key = hashlib.sha256(json.dumps(dict(meta), sort_keys=True).encode())
+    for name, tensor in sorted(tensors.items()):
+        key.update(f"\0{name} {tensor.dtype} {tuple(tensor.shape)}\0".encode())
+        key.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return key.hexdigest()
 
 
 def _check_same_model(folder: Path, tensors: dict[str, Tensor], module: nn.Module) -> None:
@@ -169,6 +262,11 @@ def _check_same_model(folder: Path, tensors: dict[str, Tensor], module: nn.Modul
         f"{name} is {tuple(tensors[name].shape)} there and {tuple(expected[name].shape)} here"
         for name in sorted(tensors.keys() & expected.keys())
         if tensors[name].shape != expected[name].shape
+    ]
+    differences += [
+        f"{name} is {tensors[name].dtype} there and {expected[name].dtype} here"
+        for name in sorted(tensors.keys() & expected.keys())
+        if isinstance(expected[name], Tensor) and tensors[name].dtype != expected[name].dtype
     ]
     if differences:
         more = f", and {len(differences) - 3} more differences" if len(differences) > 3 else ""

@@ -1,15 +1,29 @@
+import json
 import math
+import os
+import shutil
 import warnings
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 import kshot
 from kshot import Batch, objectives
+from kshot.files import DamagedFile
 from kshot.sources import sinusoids
 from kshot.tasks import ClassTasks
-from kshot.training.checkpoint import WEIGHTS, Checkpoints, load_checkpoint, load_state, save_checkpoint, save_state
+from kshot.training.checkpoint import (
+    META,
+    OPTIMIZER,
+    WEIGHTS,
+    Checkpoints,
+    load_checkpoint,
+    load_state,
+    save_checkpoint,
+    save_state,
+)
 from kshot.training.fit import Diverged, Settings, meta_training_loop, seeded
 from kshot.training.pretrain import Classifier, pretraining_loop
 
@@ -210,7 +224,7 @@ def test_a_checkpoint_cut_short_says_so_and_changes_nothing(tmp_path):
     file.write_bytes(file.read_bytes()[:-5])
     other = nn.Linear(2, 2)
     before = weights(other)
-    with pytest.raises(ValueError, match=r"weights.safetensors is damaged or cut short"):
+    with pytest.raises(ValueError, match=r"weights.safetensors is damaged: its bytes are not those that were written"):
         load_checkpoint(tmp_path / "a", other)
     assert same(weights(other), before)
     with pytest.raises(ValueError, match="is missing"):
@@ -223,6 +237,7 @@ def test_a_checkpoint_cut_short_says_so_and_changes_nothing(tmp_path):
         (nn.Linear(3, 2), r"weight is \(2, 2\) there and \(2, 3\) here"),
         (nn.Sequential(nn.Linear(2, 2)), "it lacks 0.bias"),
         (nn.Linear(2, 2, bias=False), "it has an unknown bias"),
+        (nn.Linear(2, 2).double(), "weight is torch.float32 there and torch.float64 here"),
     ],
 )
 def test_a_checkpoint_of_another_model_says_how_it_differs(tmp_path, other, message):
@@ -231,20 +246,82 @@ def test_a_checkpoint_of_another_model_says_how_it_differs(tmp_path, other, mess
         load_checkpoint(tmp_path / "a", other)
 
 
-def test_a_half_written_checkpoint_is_never_seen(tmp_path):
-    save_checkpoint(tmp_path / "step-1", nn.Linear(1, 1), None, {})
-    (tmp_path / ".step-2.123").mkdir()  # what a kill in the middle of writing leaves
-    checkpoints = Checkpoints(tmp_path)
-    assert checkpoints.latest() == tmp_path / "step-1"
-    assert [path.name for path in tmp_path.iterdir()] == ["step-1"]
-
-
-def test_pruning_keeps_the_named_and_the_latest(tmp_path):
+def test_reading_changes_nothing_and_what_others_put_there_is_left_alone(tmp_path):
     checkpoints = Checkpoints(tmp_path)
     for name in ("a", "b", "c", "d"):
         save_checkpoint(tmp_path / name, nn.Linear(1, 1), None, {})
+    shutil.copytree(tmp_path / "a", tmp_path / "my-backup")
+    (tmp_path / ".git").mkdir()
+    (tmp_path / ".DS_Store").write_text("of a file manager")
+    (tmp_path / "a" / "notes.txt").write_text("mine")
+    half = tmp_path / ".step-2.0123.part"  # what a kill in the middle of writing leaves
+    half.mkdir()
+    (half / WEIGHTS).write_text("")
+    before = sorted(tmp_path.rglob("*"))
+    assert Checkpoints(tmp_path).latest() == tmp_path / "d"
+    assert sorted(tmp_path.rglob("*")) == before
     checkpoints.prune("b")
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["b", "d"]
+    left = sorted(path.name for path in tmp_path.iterdir() if not path.name.endswith(".part"))
+    assert left == [".DS_Store", ".git", "b", "c", "d", "my-backup"]
+    assert [path.name for path in tmp_path.glob(".*.part/*")] == ["notes.txt"]
+    assert checkpoints.latest() == tmp_path / "d"
+
+
+def test_the_latest_is_that_of_the_highest_number_whatever_the_clock_says(tmp_path):
+    for number, name in enumerate(("round-0001", "step-0000007", "round-0002")):
+        save_checkpoint(tmp_path / name, nn.Linear(1, 1), None, {})
+        os.utime(tmp_path / name, (1e9 - number, 1e9 - number))
+    assert Checkpoints(tmp_path).latest() == tmp_path / "round-0002"
+    Checkpoints(tmp_path).prune()
+    assert {path.name for path in tmp_path.iterdir()} == {"step-0000007", "round-0002"}
+    assert Checkpoints(tmp_path).free("round-0002") == "round-0002-2"
+    with pytest.raises(OSError, match="round-0002"):
+        save_checkpoint(tmp_path / "round-0002", nn.Linear(1, 1), None, {})
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+@pytest.mark.parametrize("name", [WEIGHTS, OPTIMIZER, META])
+def test_one_flipped_bit_of_the_newest_goes_back_to_the_one_before_it(tmp_path, name, caplog):
+    model = nn.Linear(3, 2)
+    optimizer = torch.optim.Adam(model.parameters())
+    model(torch.ones(1, 3)).sum().backward()
+    optimizer.step()
+    for folder in ("old", "new"):
+        save_checkpoint(tmp_path / folder, model, optimizer, {"seconds": 1.5})
+    content = bytearray((tmp_path / "new" / name).read_bytes())
+    for offset in np.random.default_rng(0).permutation(len(content))[:40].tolist():
+        changed = bytearray(content)
+        changed[offset] ^= 1 << offset % 8
+        (tmp_path / "new" / name).write_bytes(changed)
+        if name == META and json.loads(content) == _parsed(changed):
+            continue  # such as a space that became a tabulator
+        caplog.clear()
+        assert Checkpoints(tmp_path).latest() == tmp_path / "old", offset
+        assert name in caplog.text
+        with pytest.raises(DamagedFile, match=name):
+            load_checkpoint(tmp_path / "new", model, optimizer)
+    (tmp_path / "old" / name).unlink()
+    (tmp_path / "new" / name).write_bytes(content[:-3])
+    with pytest.raises(DamagedFile, match="no checkpoint in .* is undamaged"):
+        Checkpoints(tmp_path).latest()
+
+
+def _parsed(content):
+    try:
+        return json.loads(content)
+    except ValueError:
+        return None
+
+
+def test_one_flipped_bit_of_a_state_is_found(tmp_path):
+    save_state(tmp_path / "s", {"head": {"w": torch.randn(4, 3), "b": torch.zeros(())}}, {"classes": "a,b"})
+    content = (tmp_path / "s").read_bytes()
+    for offset in range(len(content)):
+        changed = bytearray(content)
+        changed[offset] ^= 1 << offset % 8
+        (tmp_path / "s").write_bytes(changed)
+        with pytest.raises(DamagedFile, match="s is damaged"):
+            load_state(tmp_path / "s")
 
 
 def test_states_that_are_no_nested_dicts_are_refused(tmp_path):
