@@ -9,7 +9,9 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import platform
 import secrets
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -17,6 +19,8 @@ from typing import Any
 
 CHECKSUM = "sha256"
 """Key of the checksum in the JSON files of `write_json`."""
+LINE_CHECKSUM = "check"
+"""Key of the checksum in the lines of `append_line`."""
 PART = ".part"
 """Suffix of files that are being written; those of killed processes may be deleted."""
 _LINE = f"# {CHECKSUM}: "
@@ -66,7 +70,7 @@ def write_json(path: Path, values: Mapping[str, Any]) -> None:
         Traceback (most recent call last):
         kshot.files.DamagedFile: ... is damaged: ...
     """
-    write_text(path, json.dumps({**values, CHECKSUM: digest(values)}, indent=1))
+    write_text(path, json.dumps({**values, CHECKSUM: digest(values)}, indent=1, ensure_ascii=False) + "\n")
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -114,7 +118,8 @@ def digest(values: Mapping[str, Any]) -> str:
         >>> digest({"a": 1, "b": [2.5]}) == digest({"b": [2.5], "a": 1})
         True
     """
-    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+    plain = json.loads(json.dumps(values))  # keys that are no strings become some, and then have another order
+    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
 
 
 def sha256_of(path: Path) -> str:
@@ -148,3 +153,88 @@ def _bytes(path: Path) -> bytes:
 def _unreadable(path: Path, error: OSError) -> DamagedFile:
     missing = isinstance(error, FileNotFoundError)
     return DamagedFile(f"{path} is missing" if missing else f"{path} cannot be read: {error.strerror}")
+
+
+def append_line(path: Path, values: Mapping[str, Any]) -> None:
+    """Append values as a line of JSON with a checksum, on a line of its own even after one that was cut short."""
+    with path.open("ab+") as file:
+        start = b""
+        if file.tell():
+            file.seek(-1, os.SEEK_END)
+            start = b"" if file.read(1) == b"\n" else b"\n"
+        file.write(start + json.dumps({**values, LINE_CHECKSUM: digest(values)[:16]}).encode() + b"\n")
+
+
+def read_lines(path: Path) -> tuple[list[dict[str, Any]], list[int]]:
+    """The values of each line of `append_line`, and the numbers from 1 of those that were damaged since.
+
+    Lines that were cut short, as by a kill, are left out.
+
+    Example:
+        >>> import tempfile
+        >>> path = Path(tempfile.mkdtemp()) / "log"
+        >>> append_line(path, {"step": 1})
+        >>> _ = path.write_text(path.read_text()[:-9])  # as a killed process leaves it
+        >>> append_line(path, {"step": 2})
+        >>> read_lines(path)
+        ([{'step': 2}], [])
+        >>> _ = path.write_text(path.read_text().replace('2', '3', 1))
+        >>> read_lines(path)
+        ([], [2])
+    """
+    whole: list[dict[str, Any]] = []
+    damaged: list[int] = []
+    for number, line in enumerate(_bytes(path).splitlines() if path.exists() else (), 1):
+        try:
+            values = json.loads(line)
+        except (ValueError, RecursionError):
+            values = None
+        if isinstance(values, dict) and values.pop(LINE_CHECKSUM, None) == digest(values)[:16]:
+            whole.append(values)
+        elif line.endswith(b"}"):
+            damaged.append(number)
+    return whole, damaged
+
+
+LOCK, OWNER = ".lock", ".owner.json"
+"""Names of the files in a folder by which a process holds it."""
+
+
+@contextmanager
+def owned(folder: Path) -> Iterator[None]:
+    """Hold a folder for writing, made if needed, as the only process; that of a process that died is free.
+
+    Raises:
+        ValueError: another process holds it; the message says which.
+    """
+    from filelock import FileLock, Timeout
+
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / LOCK, blocking=False)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise ValueError(
+            f"{folder} is being written by {_owner(folder)}: wait for it, or choose another folder"
+        ) from None
+    try:
+        about = {"process": os.getpid(), "host": platform.node(), "since": time.strftime("%Y-%m-%d %H:%M:%S")}
+        write_json(folder / OWNER, about)
+        yield
+    finally:
+        with suppress(OSError):
+            (folder / OWNER).unlink(missing_ok=True)
+        lock.release()
+
+
+def is_empty(folder: Path) -> bool:
+    """Whether a folder is missing, or holds nothing but its lock and what file managers put there."""
+    ignored = {LOCK, OWNER, ".DS_Store"}
+    return not folder.exists() or (folder.is_dir() and all(path.name in ignored for path in folder.iterdir()))
+
+
+def _owner(folder: Path) -> str:
+    try:
+        return "process {process} on {host} since {since}".format(**read_json(folder / OWNER))
+    except (DamagedFile, KeyError):
+        return "another process"

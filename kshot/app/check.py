@@ -23,10 +23,10 @@ from kshot.app.suitability import refuse_unsuited
 from kshot.checking.check import check
 from kshot.checking.duplicates import content_hashes
 from kshot.checking.findings import Checked, Finding, Sizes, parts_of
-from kshot.evaluation.per_task import write
 from kshot.evaluation.report.report import picture, render, to_json
 from kshot.evaluation.report.style import BLUE, MUTED, ORANGE, canvas, quiet
 from kshot.evaluation.report.task_pictures import Example, classification_examples
+from kshot.files import write_text
 from kshot.tasks.pool import plural
 from kshot.tasks.source import TaskSource
 from kshot.types import SPLITS, Split, Task, Tree, tree_leaves, tree_map
@@ -79,7 +79,7 @@ def check_run_file(
     _print(spec.name, checked, console)
     for kind, file, rendered in (("JSON", json_file, report_text), ("page", html_file, page)):
         if file:
-            write(file, rendered(spec, source, checked))
+            write_text(file, rendered(spec, source, checked))
             console.print(f"{kind}: {file}", highlight=False, markup=False, soft_wrap=True)
     return checked
 

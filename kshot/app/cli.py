@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -64,10 +65,12 @@ def run(
     """
     from kshot.app.folder import free_folder
     from kshot.app.spec import load_spec
+    from kshot.files import is_empty
 
     spec = load_spec(recipe, set_)
     if resume and out is None:
         raise ValueError("--resume needs the folder of the run: --out DIR")
+    made = out is None
     out = out or free_folder(Path("runs"), spec.name)
     from kshot.app.folds import run_folds
     from kshot.app.run import run as run_spec
@@ -88,6 +91,9 @@ def run(
         options = f"--out {out}" + (f" --seeds {seeds}" if seeds else "")
         typer.echo(f"\nInterrupted. Resume by: kshot run {recipe} {options} --resume", err=True)
         raise typer.Exit(130) from None
+    finally:
+        if made and is_empty(out):  # the run file was refused
+            shutil.rmtree(out, ignore_errors=True)
     from kshot.app.terminal import print_summary
     from kshot.evaluation.report.conclusion import conclude
 

@@ -16,11 +16,12 @@ report.json, report.html
 from __future__ import annotations
 
 import itertools
-import json
+from contextlib import suppress
 from pathlib import Path
 
 from kshot.app.spec import Spec, parse_spec
 from kshot.evaluation.per_task import TASKS
+from kshot.files import is_empty, read_lines, read_signed, write_signed
 from kshot.tasks.read_log import EVALUATION
 from kshot.types import Split
 
@@ -41,16 +42,16 @@ class RunFolder:
 
     def open_new(self, spec: Spec) -> None:
         """Create the folder for a run; raises ValueError if it is not empty."""
-        if self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
+        if not is_empty(self.path):
             what = "already holds a run" if self.spec.exists() else "already exists and is not empty"
             raise ValueError(f"{self.path} {what}: choose another --out, or resume it by --resume")
-        self.path.mkdir(parents=True, exist_ok=True)
-        self.spec.write_text(spec.to_yaml())
+        write_signed(self.spec, spec.to_yaml())
 
     def open_again(self, spec: Spec) -> None:
         """Resume the run in the folder; raises ValueError as `check` does."""
         self.check(spec)
-        self.spec.write_text(spec.to_yaml())
+        if read_spec(self.path) != spec:
+            write_signed(self.spec, spec.to_yaml())
 
     def check(self, spec: Spec) -> None:
         """Raise ValueError if there is no run in the folder, or it has another run file."""
@@ -66,9 +67,14 @@ class RunFolder:
 
 
 def free_folder(parent: Path, stem: str) -> Path:
-    """The first of `stem`, `stem-2`, `stem-3`… that does not exist in `parent`."""
-    names = (stem if number == 1 else f"{stem}-{number}" for number in itertools.count(1))
-    return next(path for path in map(parent.joinpath, names) if not path.exists())
+    """Make the first of the folders `stem`, `stem-2`, `stem-3`… that does not exist in `parent`, for this process."""
+    parent.mkdir(parents=True, exist_ok=True)
+    for number in itertools.count(1):
+        path = parent / (stem if number == 1 else f"{stem}-{number}")
+        with suppress(FileExistsError):
+            path.mkdir()
+            return path
+    raise AssertionError("there are infinitely many names")
 
 
 def read_spec(path: Path) -> Spec:
@@ -79,20 +85,22 @@ def read_spec(path: Path) -> Spec:
         if inside:
             raise ValueError(f"{path} holds several runs: choose one of {', '.join(inside)}")
         raise ValueError(f"{path} is no run folder: it holds no spec.yaml")
-    return parse_spec(file.read_text(), str(file))
+    return parse_spec(read_signed(file), str(file))
 
 
 def logged_reads(events: Path) -> list[tuple[str, Split]]:
-    """The (phase, split) of each read in the event log of a run; an incomplete last line is ignored.
+    """The (phase, split) of each read in the event log of a run.
 
     A round of training that follows an evaluation on test tasks, as where a finished run is resumed with a larger
-    budget, counts as a read of "test" by training: the result may have led to it.
+    budget, counts as a read of "test" by training: the result may have led to it. So does a damaged line, since nobody
+    knows what it said.
     """
-    lines = events.read_text().rpartition("\n")[0].splitlines() if events.exists() else []
+    logged, damaged = read_lines(events)
     reads: list[tuple[str, Split]] = []
-    for event in map(json.loads, lines):
+    for event in logged:
         if event["kind"] == "read":
             reads.append((event["phase"], event["split"]))
         elif event["kind"] == "train" and (EVALUATION, "test") in reads:
             reads.append(("training after its evaluation", "test"))
+    reads += [(f"a damaged line of {events.name}", "test")] * bool(damaged)
     return list(dict.fromkeys(reads))

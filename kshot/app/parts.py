@@ -15,6 +15,7 @@ from kshot.evaluation.compare import read_report
 from kshot.evaluation.report import charts
 from kshot.evaluation.report.report import to_json, write_report
 from kshot.evaluation.report.verdict import best_baseline
+from kshot.files import is_empty, owned
 
 
 def run_parts(
@@ -24,14 +25,15 @@ def run_parts(
 
     With `resume`, finished parts are not repeated. Raises ValueError as `run`, and if `out` is not empty otherwise.
     """
-    if out.exists() and any(out.iterdir()) and not resume:
-        raise ValueError(f"{out} already exists and is not empty: choose another --out, or resume it by --resume")
     console = console or Console()
-    for name, (title, spec) in parts.items():
-        folder = RunFolder(out / name)
-        if not (folder.report.exists() and read_spec(folder.path) == spec):
-            console.rule(title, align="left", style="dim")
-            run(spec, folder.path, resume=folder.spec.exists(), console=console)
+    with owned(out):
+        if not is_empty(out) and not resume:
+            raise ValueError(f"{out} already exists and is not empty: choose another --out, or resume it by --resume")
+        for name, (title, spec) in parts.items():
+            folder = RunFolder(out / name)
+            if not (folder.report.exists() and read_spec(folder.path) == spec):
+                console.rule(title, align="left", style="dim")
+                run(spec, folder.path, resume=folder.spec.exists(), console=console)
     return [read_report(out / name) for name in parts]
 
 

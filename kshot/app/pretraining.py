@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable
 from itertools import pairwise
@@ -14,7 +13,7 @@ from torch import nn
 from kshot.app.folder import RunFolder
 from kshot.app.spec import PRETRAIN, Spec
 from kshot.deciding.decisions import Experience
-from kshot.evaluation.per_task import write
+from kshot.files import read_json, write_json
 from kshot.tasks.read_log import during
 from kshot.tasks.source import TaskSource
 from kshot.training.checkpoint import Checkpoints
@@ -109,7 +108,7 @@ def pretraining_of_baselines(
     """
     stored = folder.pretrain_baselines / STEPS
     if stored.exists():
-        steps = json.loads(stored.read_text(encoding="utf-8"))["steps"]
+        steps = read_json(stored)["steps"]
     elif seconds is None:
         return None
     else:
@@ -117,8 +116,7 @@ def pretraining_of_baselines(
             steps = int(seconds / _seconds_per_step(_with_steps(spec, folder, TIMED_STEPS), new_model(), source))
         except ValueError:  # the source cannot pretrain
             steps = 0
-        stored.parent.mkdir(parents=True, exist_ok=True)
-        write(stored, json.dumps({"steps": steps, "seconds": seconds}))
+        write_json(stored, {"steps": steps, "seconds": seconds})
     if steps < 1 or (spec.pretrain and steps < LONGER * spec.pretrain.steps):
         return None
     return _with_steps(spec, folder, steps)

@@ -51,6 +51,7 @@ from kshot.evaluation.report import run_charts
 from kshot.evaluation.report.report import to_json, write_report
 from kshot.evaluation.report.verdict import best_baseline
 from kshot.evaluation.target import Target
+from kshot.files import is_empty, owned, write_json
 from kshot.learner import Learner
 from kshot.tasks.read_log import watched
 from kshot.tasks.source import TaskSource
@@ -66,7 +67,7 @@ def run(
         ValueError: the folder already holds a run, data are missing or damaged, or the run file does not suit them.
     """
     target = Target.parse(spec.target)
-    with Display(console or Console(), target.metric) as display:  # opened first to show each log message once
+    with owned(out), Display(console or Console(), target.metric) as display:  # shows each log message once
         return _run(spec, out, target, display, resume, init_from)
 
 
@@ -88,9 +89,9 @@ def _run(
     model = build_model(spec, shapes, head=has_head(spec)).to(device)
     folder = RunFolder(out)
     (folder.open_again if resume else folder.open_new)(spec)
-    folder.shapes.write_text(json.dumps(shapes))
+    write_json(folder.shapes, shapes)
     if source.preprocessor:
-        folder.preprocessor.write_text(json.dumps(source.preprocessor.to_json()))
+        write_json(folder.preprocessor, source.preprocessor.to_json())
     experience = Experience(folder.events)
     source = watched(
         source, lambda phase, split: experience.record("read", phase=phase, split=split), logged_reads(folder.events)
@@ -134,7 +135,7 @@ def _run(
         test = evaluate_with_baselines(learner, spec, source, pretrained, display.advance, checkpoint, failures)
         write_tasks(folder.tasks, test.test, test.baselines, target.metric)
         if spec.reject and test.threshold is not None:
-            folder.rejection.write_text(json.dumps({"score": spec.reject.score, "threshold": test.threshold}))
+            write_json(folder.rejection, {"score": spec.reject.score, "threshold": test.threshold})
     report = to_json(_report(spec, out, source, result, test, learner, failures))
     report["timing"] |= {"pretrain_seconds": pretrain_seconds, "this_process_seconds": time.monotonic() - started}
     figures: dict[str, Any] = {}
@@ -169,7 +170,7 @@ def evaluate_run(
     """
     if split not in ("val", "test"):
         raise ValueError(f"--split is 'test' or 'val', got {split!r}")
-    if out is not None and out.exists() and any(out.iterdir()):
+    if out is not None and not is_empty(out):
         raise ValueError(f"{out} is not empty; choose another --out")
     run = load(run_dir, overrides or ())
     spec, source, device = run.spec, watched(build_source(run.spec), before=run.reads), device_of(run.spec)

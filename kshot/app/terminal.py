@@ -12,12 +12,12 @@ from rich.table import Table as RichTable
 
 from kshot.evaluation.audit.findings import trust
 from kshot.evaluation.compare import compare
-from kshot.evaluation.per_task import write
 from kshot.evaluation.report.conclusion import conclude
 from kshot.evaluation.report.formatting import format_figure, format_value, read_figure
 from kshot.evaluation.report.leaderboard import SEPARATE, board_table, boards_csv, boards_page, heading, note
 from kshot.evaluation.report.sections import Table, cost_pairs, rejection_pairs, result_table, tried_sentence
 from kshot.evaluation.report.verdict import inference_of, verdict_of
+from kshot.files import write_text
 
 TONES = {"good": "green", "fair": "yellow", "bad": "bold red"}
 STYLES = {"main": "bold", "": "", "muted": "dim"}
@@ -98,6 +98,6 @@ def compare_runs(folders: Sequence[Path], csv_file: Path | None, html_file: Path
     if len(boards) > 1:
         console.print(f"{len(boards)} sets of episodes. {SEPARATE}")
     if csv_file:
-        write(csv_file, boards_csv(boards))
+        write_text(csv_file, boards_csv(boards))
     if html_file:
-        write(html_file, boards_page(boards))
+        write_text(html_file, boards_page(boards))

@@ -5,7 +5,6 @@ Shape legend: n examples, C classes.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 from collections.abc import Sequence
@@ -24,6 +23,7 @@ from kshot.app.spec import Spec, parse_spec
 from kshot.deciding.decisions import Round, best_round
 from kshot.evaluation.rejection import OUTSIDE, novelty
 from kshot.evaluation.target import Target
+from kshot.files import read_json, sha256_of
 from kshot.learner import Learner
 from kshot.learners.heads.head_learner import HeadLearner
 from kshot.sources.corpus import CorpusPreprocessor
@@ -89,7 +89,7 @@ class TrainedRun:
     def report(self) -> dict[str, Any] | None:
         """The contents of report.json; None before the run has ended."""
         file = RunFolder(self.path).report
-        return json.loads(file.read_text()) if file.exists() else None
+        return read_json(file) if file.exists() else None
 
     def check_shapes(self, source: TaskSource) -> None:
         """Raise ValueError if the tasks of a source have other shapes than the learner takes."""
@@ -227,8 +227,8 @@ class TrainedRun:
         probabilities = logits.softmax(1)
         labels = [classes[number] for number in probabilities.argmax(1).tolist()]
         columns: Columns = {f"p({name})": column for name, column in zip(classes, probabilities.T.tolist())}
-        if (rejection := RunFolder(self.path).rejection).exists():
-            rule = json.loads(rejection.read_text())
+        if self.spec.reject is not None:
+            rule = read_json(RunFolder(self.path).rejection)
             scores = novelty(logits, rule["score"]).tolist()
             labels = [OUTSIDE if score > rule["threshold"] else label for label, score in zip(labels, scores)]
             columns["novelty"] = scores
@@ -306,14 +306,14 @@ def load(path: Path | str, overrides: Sequence[str] = ()) -> TrainedRun:
                 raise ValueError(f"--set {override}: a trained run takes changes of {', '.join(CHANGEABLE)} only")
         spec = parse_spec(spec.to_yaml(), str(folder.spec), list(overrides))
     latest = Checkpoints(folder.train).latest() if folder.train.exists() else None
-    rounds = [] if latest is None else json.loads((latest / META).read_text())["rounds"]
+    rounds = [] if latest is None else read_json(latest / META)["rounds"]
     best = best_round([Round.from_json(entry) for entry in rounds], Target.parse(spec.target))
     if best is None or not folder.shapes.exists():
         raise ValueError(
             f"{path} holds no finished round yet; continue with `kshot run {spec.name} --out {path} --resume`"
         )
-    shapes = json.loads(folder.shapes.read_text())
-    kept = json.loads(folder.preprocessor.read_text()) if folder.preprocessor.exists() else None
+    shapes = read_json(folder.shapes)
+    kept = read_json(folder.preprocessor) if folder.preprocessor.exists() else None
     learner = build_learner(spec, build_model(spec, shapes, head=has_head(spec)), shapes)
     checkpoint = folder.train / best.checkpoint
     load_checkpoint(checkpoint, learner)
@@ -325,7 +325,7 @@ def load(path: Path | str, overrides: Sequence[str] = ()) -> TrainedRun:
         learner=learner,
         round=best.number,
         num_steps=best.step,
-        weights=hashlib.sha256((checkpoint / WEIGHTS).read_bytes()).hexdigest(),
+        weights=sha256_of(checkpoint / WEIGHTS),
         checkpoint=checkpoint,
         reads=logged_reads(folder.events),
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import logging
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -12,6 +12,9 @@ from typing import Any
 
 from kshot.evaluation.intervals import Interval
 from kshot.evaluation.target import Target
+from kshot.files import append_line, read_lines
+
+logger = logging.getLogger(__name__)
 
 
 class Outcome(Enum):
@@ -115,24 +118,24 @@ class Experience:
     """An append-only log, in memory and optionally in a file, which survives a killed run.
 
     Args:
-        path: a JSON-lines file; existing events are read, and an incomplete last line is dropped.
+        path: a file of `kshot.files.append_line`; existing events are read, without lines that are damaged, and the
+            file is only ever appended to.
     """
 
     def __init__(self, path: Path | None = None) -> None:
         self.path = path
         self.events: list[dict[str, Any]] = []
-        if path is not None and path.exists():
-            complete_lines = path.read_text().rpartition("\n")[0]
-            self.events = [json.loads(line) for line in complete_lines.splitlines()]
-            path.write_text(complete_lines + "\n" if complete_lines else "")
+        if path is not None:
+            self.events, damaged = read_lines(path)
+            if damaged:
+                logger.warning("line %s of %s is damaged and left out", ", ".join(map(str, damaged)), path)
 
     def record(self, kind: str, **fields: Any) -> None:
         """Append an event with its time in seconds since the epoch."""
         event = {"kind": kind, "time": round(time.time(), 3), **fields}
         self.events.append(event)
         if self.path is not None:
-            with self.path.open("a") as file:
-                file.write(json.dumps(event) + "\n")
+            append_line(self.path, event)
 
     def of(self, kind: str) -> list[dict[str, Any]]:
         """The events of one kind, in order."""

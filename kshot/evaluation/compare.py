@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -12,8 +11,9 @@ from typing import Any, NamedTuple
 
 from kshot.evaluation.intervals import Difference, OverSeeds, difference, holm, over_seeds
 from kshot.evaluation.moments import LEVEL
-from kshot.evaluation.per_task import TASKS, PerTask, read_tasks
+from kshot.evaluation.per_task import REPORT, TASKS, PerTask, read_tasks
 from kshot.evaluation.report.formatting import Figures, format_setting, rank_key, read_figure
+from kshot.files import DamagedFile, read_json, sha256_of
 
 
 def paired_difference(
@@ -199,15 +199,18 @@ def pooled(figures: Sequence[Figures]) -> dict[str, OverSeeds]:
 
 
 def read_report(folder: Path) -> dict[str, Any]:
-    """The report.json of a run folder; ValueError if it is missing or damaged."""
-    file = folder / "report.json"
+    """The report.json of a run folder; ValueError if it, or a file that it names, is missing or damaged."""
+    file = folder / REPORT
     if not file.is_file():
-        raise ValueError(f"{folder} holds no finished run: it has no report.json")
+        raise ValueError(f"{folder} holds no finished run: it has no {REPORT}")
+    report = read_json(file)
+    for name, expected in report.get("files", {}).items():
+        if sha256_of(folder / name) != expected:
+            raise DamagedFile(f"{folder / name} is damaged: it is not what {REPORT} says was written")
     try:
-        report = json.loads(file.read_text(encoding="utf-8"))
         return {"protocol": report["protocol"], "metric": report["metric"]} | report
-    except (UnicodeDecodeError, json.JSONDecodeError, LookupError, TypeError) as error:
-        raise ValueError(f"{file} is not a report written by kshot ({error})") from None
+    except LookupError as error:
+        raise ValueError(f"{file} is not a report of a run ({error})") from None
 
 
 def _source(protocol: Mapping[str, Any]) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import io
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
@@ -15,8 +14,9 @@ import numpy as np
 
 from kshot.evaluation.evaluate import Evaluation
 from kshot.evaluation.units import Units
+from kshot.files import write_text
 
-TASKS = "tasks.csv"  # name of the table in a run folder
+TASKS, REPORT = "tasks.csv", "report.json"  # names of the table and of the report in a run folder
 UNIT = "unit: "  # before what a unit is called, in the header of its column
 OF = " of "  # between the metric and the name of another learner, in the header of its column
 
@@ -51,7 +51,7 @@ def write_tasks(path: Path, evaluation: PerTask, others: Mapping[str, PerTask], 
     columns = [*evaluation.per_task.values(), *(other.per_task[metric] for other in others.values())]
     for number, cells in enumerate(zip_longest(evaluation.episodes, *units, *columns, fillvalue="")):
         writer.writerow([number, *cells])
-    write(path, text.getvalue())
+    write_text(path, text.getvalue())
 
 
 def read_tasks(path: Path) -> tuple[Scores, dict[str, Scores]]:
@@ -89,10 +89,3 @@ def _read_units(cells: Sequence[str], unit: str) -> Units:
     number = {name: position for position, name in enumerate(dict.fromkeys(n for names in of_tasks for n in names))}
     numbers = np.array([[number[name] for name in names] + [-1] * (width - len(names)) for names in of_tasks])
     return Units(numbers if several else numbers[:, 0], unit, list(number))
-
-
-def write(path: Path, text: str) -> None:
-    """Write a text file atomically: to a temporary file beside it, which is then renamed."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)

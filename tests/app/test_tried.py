@@ -1,10 +1,9 @@
 """Runs on the same data are counted by what they differ in; and tests between trainings are seen in a run's log."""
 
-import json
-
 from kshot.app.folder import RunFolder, logged_reads
 from kshot.app.spec import parse_spec
 from kshot.app.tried import tried
+from kshot.files import append_line, write_json
 
 RUN = """\
 name: {name}
@@ -23,7 +22,7 @@ def make(folder, tested=True, **options):
     folder.mkdir(parents=True)
     RunFolder(folder).spec.write_text(spec.to_yaml())
     if tested:
-        RunFolder(folder).report.write_text(json.dumps({"test": {"accuracy": {"mean": 0.5}}}))
+        write_json(RunFolder(folder).report, {"test": {"accuracy": {"mean": 0.5}}})
     return spec
 
 
@@ -48,7 +47,9 @@ def test_siblings_on_the_same_data_are_counted(tmp_path):
 
 def test_training_after_a_test_counts_as_a_read_of_it(tmp_path):
     def log(*events):
-        (tmp_path / "events.jsonl").write_text("".join(json.dumps(event) + "\n" for event in events))
+        (tmp_path / "events.jsonl").unlink(missing_ok=True)
+        for event in events:
+            append_line(tmp_path / "events.jsonl", event)
         return logged_reads(tmp_path / "events.jsonl")
 
     train, decision = {"kind": "train", "step": 1}, {"kind": "decision"}
@@ -59,3 +60,16 @@ def test_training_after_a_test_counts_as_a_read_of_it(tmp_path):
     assert honest == [("rounds", "train"), ("rounds", "val"), ("evaluation", "test")]
     again = log(*reads[:2], train, decision, reads[2], {"kind": "resumed"}, train, train, decision)
     assert again == [*honest, ("training after its evaluation", "test")]
+
+
+def test_a_damaged_line_of_the_log_may_have_been_a_read_of_the_test(tmp_path):
+    path = tmp_path / "events.jsonl"
+    for split in ("train", "val", "test"):
+        append_line(path, {"kind": "read", "phase": "rounds", "split": split})
+    content = path.read_text()
+    path.write_text(content.replace('"test"', '"tesu"'))
+    assert logged_reads(path) == [
+        ("rounds", "train"), ("rounds", "val"), ("a damaged line of events.jsonl", "test"),
+    ]  # fmt: skip
+    path.write_text(content[:-9])
+    assert logged_reads(path) == [("rounds", "train"), ("rounds", "val")]

@@ -1,6 +1,5 @@
 """Paired differences, tables of tasks, and leaderboards."""
 
-import json
 import math
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from kshot.evaluation.compare import compare, differences, paired_difference
 from kshot.evaluation.per_task import Scores, read_tasks, write_tasks
 from kshot.evaluation.report.leaderboard import boards_page, note
 from kshot.evaluation.report.verdict import verdict
+from kshot.files import read_json, write_json
 
 HASHES = [f"{number:016x}" for number in range(400)]
 
@@ -115,7 +115,7 @@ def folder(at: Path, values, *, name: str = "", episodes: str = "ab" * 32, metri
         "protocol": protocol | {"episodes_sha256": episodes},
         "cost": {"adapt_ms": {"median": 2.0, "p95": 3.0}, "num_parameters": 1864, "adapt_flops": 324096},
     }
-    (at / "report.json").write_text(json.dumps(about | report))
+    write_json(at / "report.json", about | report)
     write_tasks(at / "tasks.csv", scores(values, metric), {}, metric)
     return at
 
@@ -192,9 +192,9 @@ def test_a_board_of_both_protocols_says_that_they_do_not_compare(tmp_path):
     both = [folder(tmp_path / "a", HARD), folder(tmp_path / "b", HARD + NOISE[0])]
     (board,) = compare(both)
     assert "Transductive" not in note(board)
-    report = json.loads((both[1] / "report.json").read_text())
+    report = read_json(both[1] / "report.json")
     report["protocol"]["inductive"] = False
-    (both[1] / "report.json").write_text(json.dumps(report))
+    write_json(both[1] / "report.json", report)
     (board,) = compare(both)
     assert "Transductive figures use the other queries" in note(board)
 
@@ -210,6 +210,10 @@ def test_what_cannot_be_compared_gets_a_sentence(tmp_path):
         compare([tmp_path / "x"])
     with pytest.raises(ValueError, match="has no test figure: The loss became infinite"):
         compare([folder(tmp_path / "nan", HARD, test=None, sentence="The loss became infinite")])
-    (tmp_path / "x" / "seed-0" / "report.json").write_text("[]")
-    with pytest.raises(ValueError, match="not a report written by kshot"):
+    report = tmp_path / "x" / "seed-0" / "report.json"
+    write_json(report, {})
+    with pytest.raises(ValueError, match="is not a report of a run"):
+        compare([tmp_path / "x"])
+    report.write_text("[]")
+    with pytest.raises(ValueError, match=r"seed-0/report\.json is damaged"):
         compare([tmp_path / "x"])

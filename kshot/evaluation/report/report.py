@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import io
-import json
 import math
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
@@ -12,12 +11,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kshot.evaluation.audit.findings import trust
-from kshot.evaluation.per_task import write
+from kshot.evaluation.per_task import REPORT, TASKS
 from kshot.evaluation.report.conclusion import conclude
 from kshot.evaluation.report.formatting import better, capitalize, format_figure, format_sample, plural, read_figure
 from kshot.evaluation.report.sections import CAPTIONS, Picture, Section, report_sections, tried_sentence
 from kshot.evaluation.report.verdict import best_baseline, failed, inference_of, target_on_test, verdict_of
 from kshot.evaluation.units import count_of
+from kshot.files import sha256_of, write_json, write_text
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -44,13 +44,14 @@ def write_report(
     """
     if not report.get("metric"):
         raise ValueError(f"a report needs its 'metric', such as 'accuracy'; it has: {', '.join(report) or 'nothing'}")
-    folder.mkdir(parents=True, exist_ok=True)
     plain = to_json(report)
     if plain.get("audits"):
         plain["trust"] = trust(plain["audits"]).sentence
-    write(folder / "report.json", json.dumps(plain, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
     page = folder / "report.html"
-    write(page, _html(plain, events, figures))
+    write_text(page, _html(plain, events, figures))
+    if (tasks := folder / TASKS).exists():
+        plain["files"] = {TASKS: sha256_of(tasks)}
+    write_json(folder / REPORT, plain)
     return page
 
 
