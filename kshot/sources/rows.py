@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple
 
@@ -95,3 +96,13 @@ def left_out_of(table: Table) -> dict[str, int]:
     """The number of bad rows of a table, by reason; empty if there are none."""
     count, first = table.dropped["rows"], table.dropped["first"]
     return {f"bad rows, the first: {first[0]}": count} if count else {}
+
+
+def unit_name(column: str) -> str:
+    """The noun for the groups of a column, for reports.
+
+    Example:
+        >>> unit_name("patient_id"), unit_name("Subject"), unit_name("id")
+        ('patient', 'subject', 'id')
+    """
+    return re.sub(r"[\s_.-]*(?<![a-z0-9])(id|nr|no|code)$", "", column.lower().replace("_", " ")).strip() or column

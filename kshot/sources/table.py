@@ -25,7 +25,7 @@ from kshot.data.tables.open import open_table
 from kshot.data.tables.table import Reading, ReadingOptions, Table
 from kshot.data.text.files import words_of
 from kshot.objectives import Objective
-from kshot.sources.rows import BadRows, cut_members, domains_of, group_rows, left_out_of, times_of
+from kshot.sources.rows import BadRows, cut_members, domains_of, group_rows, left_out_of, times_of, unit_name
 from kshot.supplied import Seed
 from kshot.tasks.class_tasks import ClassTasks, Imbalance
 from kshot.tasks.group_tasks import GroupTasks, Order
@@ -159,6 +159,7 @@ def table(
     if group is not None:
         order_of_rows: Order = "given" if time else "random"
         source = GroupTasks(examples, parts, objective=preprocessor.objective, order=order_of_rows, **options)
+        source.unit = unit_name(group)
     else:
         options |= {
             "ways": ways,

@@ -100,7 +100,7 @@ class TaskSource(ABC):
         )
 
     def units(self, split: Split, indices: Sequence[int]) -> np.ndarray | None:
-        """What each task is drawn from, such as its user: numbers (T,), positions in `unit_names`.
+        """What each task is drawn from, such as its user: numbers (T,) from 0, positions in `unit_names` if there are any.
 
         Tasks with classes of their own have several: (T, K), in the order of their targets, and -1 where a task has
         fewer. Intervals are over units. None if each task is a unit of its own.
@@ -108,7 +108,7 @@ class TaskSource(ABC):
         return None
 
     def unit_names(self, split: Split) -> Sequence[str]:
-        """The names of the units of a split, in the order of their numbers."""
+        """The names of the units of a split, in the order of their numbers; empty if they are only numbered."""
         return list(self.members(split))
 
     def members(self, split: Split) -> dict[str, np.ndarray]:
