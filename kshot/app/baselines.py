@@ -21,7 +21,7 @@ from kshot.evaluation.baselines import Candidates, best_first, of_fields, withou
 from kshot.evaluation.evaluate import Evaluation, Scored, evaluate
 from kshot.evaluation.target import Target
 from kshot.learner import Learner
-from kshot.learners.baselines import features
+from kshot.learners.baselines import features, label_names
 from kshot.learners.heads.head_learner import HeadLearner
 from kshot.learners.heads.protonet import Prototypes
 from kshot.learners.ratings.coverage import Coverage, CoverageMeter
@@ -128,7 +128,8 @@ def _of_features(setting: Setting) -> dict[str, Candidates]:
     """The baselines on the features of the run's encoder, and of the pretrained models."""
     source, found = setting.source, dict[str, Candidates]()
     if setting.spec.model is not None and setting.spec.model.kind == "encoder":
-        found |= features.baselines(source, setting.model(head=False).requires_grad_(False))
+        encoder = setting.model(head=False).requires_grad_(False)
+        found |= features.baselines(source, encoder) | label_names.baselines(source, encoder)
     for model in setting.pretrained_copies(head=has_head(setting.spec)) if setting.pretrained else ():
         for name, candidates in features.pretrained_baselines(source, body_of(model)).items():
             found[name] = _both(found.get(name), candidates)

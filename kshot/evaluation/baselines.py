@@ -10,7 +10,16 @@ import torch
 from kshot.evaluation.evaluate import evaluate
 from kshot.evaluation.target import Target
 from kshot.learner import Learner
-from kshot.learners.baselines import clicks, features, functions, language, plain_table, series, tables
+from kshot.learners.baselines import (
+    clicks,
+    features,
+    functions,
+    label_names,
+    language,
+    plain_table,
+    series,
+    tables,
+)
 from kshot.learners.baselines.simple import SupportMean, nearest_centroid
 from kshot.learners.ratings import recommenders
 from kshot.tasks.read_log import during
@@ -27,6 +36,7 @@ FIELDS: Sequence[Callable[[TaskSource], Mapping[str, Candidates]]] = (
     recommenders.baselines,
     clicks.baselines,
     lambda source: plain_table.baselines(source) or features.baselines(source),
+    label_names.baselines,
 )
 """What an expert of each field would use, for the sources of that field."""
 

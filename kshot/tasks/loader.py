@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from kshot.annotations import EMPTY, PositiveInt
+from kshot.annotations import PositiveInt
 from kshot.argument_checks import check_arguments
 from kshot.conversion import to_tensors
 from kshot.objectives import Objective, classification
@@ -31,7 +31,7 @@ def from_loader(
     ways: PositiveInt | None = None,
     shots: PositiveInt | None = None,
     stacked: bool | None = None,
-    units: Mapping[Split, Sequence[Hashable]] = EMPTY,
+    units: Mapping[Split, Sequence[Hashable]] | None = None,
     unit: str | None = None,
     seed: int = 0,
 ) -> LoaderTasks:
@@ -78,7 +78,7 @@ def from_loader(
     loaders: dict[Any, Iterable] = {split: loader for split, loader in given.items() if loader is not None}
     if not loaders:
         raise ValueError("give at least one iterable of tasks: train, val or test")
-    if unknown := [split for split in units if split not in loaders]:
+    if unknown := [split for split in units or () if split not in loaders]:
         raise ValueError(f"units are given for {unknown[0]}, of which there is no iterable; give {unknown[0]}=…")
     source = LoaderTasks(loaders, objective, ways, shots, stacked, seed, units)
     source.unit = unit or ("unit" if units else None)
@@ -96,13 +96,13 @@ class LoaderTasks(TaskSource):
         shots: int | None,
         stacked: bool | None,
         seed: int,
-        units: Mapping[Split, Sequence[Hashable]] = EMPTY,
+        units: Mapping[Split, Sequence[Hashable]] | None = None,
     ) -> None:
         self.loaders, self.objective, self.seed = dict(loaders), objective, seed
         self.ways, self.shots, self.stacked = ways, shots, stacked
         self._streams: dict[tuple[Split, int], _Stream] = {}
-        self._names = {split: list(dict.fromkeys(map(_plain, names))) for split, names in units.items()}
-        self._units = {split: _positions(self._names[split], names) for split, names in units.items()}
+        self._names = {split: list(dict.fromkeys(map(_plain, names))) for split, names in (units or {}).items()}
+        self._units = {split: _positions(self._names[split], names) for split, names in (units or {}).items()}
 
     def task(self, split: Split, index: int) -> Task:
         if split not in self.loaders:

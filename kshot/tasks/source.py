@@ -100,7 +100,7 @@ class TaskSource(ABC):
         )
 
     def units(self, split: Split, indices: Sequence[int]) -> np.ndarray | None:
-        """What each task is drawn from, such as its user: numbers (T,) from 0, positions in `unit_names` if there are any.
+        """What each task is drawn from, such as its user: numbers (T,), from 0; positions in `unit_names`, if any.
 
         Tasks with classes of their own have several: (T, K), in the order of their targets, and -1 where a task has
         fewer. Intervals are over units. None if each task is a unit of its own.

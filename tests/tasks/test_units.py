@@ -10,8 +10,8 @@ import torch
 import kshot
 from kshot import objectives
 from kshot.data.dataset import ArrayDataset
-from kshot.evaluation.per_task import read_tasks, write_tasks
 from kshot.evaluation.evaluate import units_of
+from kshot.evaluation.per_task import read_tasks, write_tasks
 from kshot.evaluation.shots import FewerShots
 from kshot.sources.pixels import pixels
 from kshot.sources.tabular_prior import GROUP

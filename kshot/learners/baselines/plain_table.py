@@ -54,7 +54,7 @@ def baselines(source: TaskSource) -> dict[str, Callable[[], list[Learner]]]:
     Example:
         >>> from kshot.sources.tabular_prior import tabular_priors
         >>> {name: len(make()) for name, make in baselines(tabular_priors()).items()}
-        {'logistic_regression': 5, 'k_nearest': 4, 'random_forest': 1, 'histogram_boosting': 2}
+        {'logistic_regression': 5, 'knn': 4, 'random_forest': 1, 'histogram_boosting': 2}
     """
     objective = source.objective
     if not objective.task_specific_classes or not float_rows(source):
@@ -63,7 +63,7 @@ def baselines(source: TaskSource) -> dict[str, Callable[[], list[Learner]]]:
         return {}
     return {
         "logistic_regression": lambda: [logistic_regression(c, objective=objective) for c in PENALTIES],
-        "k_nearest": lambda: [NearestNeighbours(k, objective) for k in NEIGHBOURS],
+        "knn": lambda: [NearestNeighbours(k, objective) for k in NEIGHBOURS],
         "random_forest": lambda: [random_forest(objective=objective)],
         "histogram_boosting": lambda: [histogram_boosting(leaf, objective=objective) for leaf in LEAVES],
     }

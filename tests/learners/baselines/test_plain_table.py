@@ -22,7 +22,7 @@ from kshot.types import Batch
 
 LEARNERS = {
     "logistic_regression": lambda: logistic_regression(1.0),
-    "k_nearest": lambda: NearestNeighbours(3),
+    "knn": lambda: NearestNeighbours(3),
     "random_forest": lambda: random_forest(20),
     "histogram_boosting": lambda: histogram_boosting(1),
 }
