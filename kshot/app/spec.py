@@ -66,7 +66,7 @@ BASELINES: dict[str, str] = {
 }
 """The baselines by name, and their descriptions."""
 
-NEED_PRETRAINING = {"fine_tune", "pretrained", "pretrained_centroid", "pretrained_probe"}
+NEED_PRETRAINING = {"fine_tune", "pretrained", "pretrained_centroid", "pretrained_probe", "contrast_then_probe"}
 NEED_A_MODEL = {"scratch", *NEED_PRETRAINING}
 
 MODELS = {Supplied.MODEL, Supplied.EMBEDDING, Supplied.FROZEN_EMBEDDING, Supplied.MAP_EMBEDDING}

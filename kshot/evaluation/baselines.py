@@ -17,11 +17,11 @@ from kshot.learners.baselines import (
     label_names,
     language,
     plain_table,
+    ratings,
     series,
     tables,
 )
 from kshot.learners.baselines.simple import SupportMean, nearest_centroid
-from kshot.learners.ratings import recommenders
 from kshot.tasks.read_log import during
 from kshot.tasks.source import TaskSource, check_source
 
@@ -33,7 +33,7 @@ FIELDS: Sequence[Callable[[TaskSource], Mapping[str, Candidates]]] = (
     tables.baselines,
     series.baselines,
     language.baselines,
-    recommenders.baselines,
+    ratings.baselines,
     clicks.baselines,
     lambda source: plain_table.baselines(source) or features.baselines(source),
     label_names.baselines,

@@ -71,18 +71,21 @@ def baselines(
     return found
 
 
-def pretrained_baselines(source: TaskSource, model: nn.Module) -> dict[str, Callable[[], list[Learner]]]:
+def pretrained_baselines(
+    source: TaskSource, model: nn.Module, *, contrast: bool = False
+) -> dict[str, Callable[[], list[Learner]]]:
     """The baselines on the features of a model that was pretrained on the training classes, by name.
 
     Args:
         source: source of the tasks.
         model: gives features; it has no last layer of classes.
+        contrast: whether it was pretrained by contrast, after which the probe is "contrast_then_probe".
     """
     if not source.objective.task_specific_classes:
         return {}
     return {
         "pretrained_centroid": lambda: class_mean_candidates(source, model),
-        "pretrained_probe": lambda: logistic_candidates(source, model),
+        "contrast_then_probe" if contrast else "pretrained_probe": lambda: logistic_candidates(source, model),
     }
 
 

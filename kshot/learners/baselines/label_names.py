@@ -22,6 +22,7 @@ from kshot.learner import Learner, evaluation_mode
 from kshot.learners.baselines.feature_heads import (
     ClassMeans,
     Opponent,
+    Preparation,
     Prepared,
     Preparer,
     device_of,
@@ -83,7 +84,8 @@ def named_candidates(source: TaskSource, embedding: nn.Module, strengths: Sequen
         feat_KD = features_of(embedding, Batch(inputs, F.one_hot(blank.long(), 2).float(), blank))
     train = names.of_split("train")
     learners = []
-    for kind, strength in product(("unit", "centred"), strengths):
+    kinds: Sequence[Preparation] = ("unit", "centred")
+    for kind, strength in product(kinds, strengths):
         like = Prepared(ClassMeans(), feat_KD.shape[1], kind).to(feat_KD.device)
         like.measure(feat_KD[train], feat_KD[train], blank[train])  # names are centred by the names of training classes
         head = Prepared(ClassMeans(), feat_KD.shape[1], kind).to(feat_KD.device)

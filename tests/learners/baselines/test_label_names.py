@@ -17,7 +17,7 @@ from kshot.learners.baselines.feature_heads import ClassMeans, Opponent, Prepare
 from kshot.testing import learner_checks
 
 NAMES = [f"{first}_{second}" for first in ("open", "close", "find") for second in ("account", "card", "bill", "loan")]
-FILLER = "please could you now would like to my the a today quickly".split()
+FILLER = ["please", "could", "you", "now", "would", "like", "to", "my", "the", "a", "today", "quickly"]
 
 
 @pytest.fixture(scope="module")
