@@ -29,13 +29,12 @@ Candidates = Callable[[], Sequence[Learner]]
 """Fits a baseline to the training split, and gives the learners among which validation tasks choose."""
 
 FIELDS: Sequence[Callable[[TaskSource], Mapping[str, Candidates]]] = (
-    functions.baselines,
     tables.baselines,
     series.baselines,
     language.baselines,
     ratings.baselines,
     clicks.baselines,
-    lambda source: plain_table.baselines(source) or features.baselines(source),
+    lambda source: functions.baselines(source) or plain_table.baselines(source) or features.baselines(source),
     label_names.baselines,
 )
 """What an expert of each field would use, for the sources of that field."""

@@ -47,8 +47,8 @@ def baselines(source: TaskSource) -> dict[str, Callable[[], list[Learner]]]:
     boosting. Rows of more than `WIDE` numbers are features of an encoder rather than a table, see `features.baselines`.
 
     Args:
-        source: with classes of each task's own, or with numbers as targets and no groups or series; only one training
-            task is read.
+        source: with classes of each task's own, or with numbers as targets and neither several groups nor series; only
+            one training task is read.
 
     Returns:
         For each name a function that returns the candidates, among which validation tasks choose.
@@ -59,7 +59,8 @@ def baselines(source: TaskSource) -> dict[str, Callable[[], list[Learner]]]:
         {'logistic_regression': 5, 'knn': 4, 'random_forest': 1, 'histogram_boosting': 2}
     """
     objective = source.objective
-    of_numbers = objective.predicts in ("values", "distribution") and source.member == "task" and not source.forecasts
+    no_groups = source.member == "task" or (source.member == "group" and len(source.members("train")) == 1)
+    of_numbers = objective.predicts in ("values", "distribution") and no_groups and not source.forecasts
     if not (objective.task_specific_classes or of_numbers) or not float_rows(source):
         return {}
     if source.task("train", 0).support.inputs.shape[1] > WIDE:  # features of an encoder rather than columns

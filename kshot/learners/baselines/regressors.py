@@ -64,7 +64,7 @@ class SupportRegressor(Learner):
             order = np.lexsort((*targets.T, *rows.T))
             rows, targets, weight = rows[order], targets[order], weight[order, 0]
             mean = self.fit(rows, targets, weight)(queries) if len(inputs) else np.zeros((0, targets.shape[1]))
-            std = np.broadcast_to(self._deviation(rows, targets, weight), mean.shape)
+            std = np.tile(self._deviation(rows, targets, weight), (len(mean), 1))
         prediction = torch.from_numpy(mean.reshape(shape)).to(inputs)
         if self.objective.predicts != "distribution":
             return prediction
