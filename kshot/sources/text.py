@@ -8,6 +8,7 @@ import reprlib
 import unicodedata
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from copy import copy
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -160,9 +161,12 @@ def text(
 class TextTasks(ClassTasks):
     """`ClassTasks` of texts; `out_of_scope` are the rows of the texts of each split that belong to no class."""
 
+    texts: Sequence[str]
+    _hashes: ArrayDataset | None
+
     def __init__(self, *args: Any, texts: Sequence[str], out_of_scope: Mapping[Split, range], **options: Any) -> None:
         super().__init__(*args, **options)
-        self.texts, self.out_of_scope = texts, out_of_scope
+        self.texts, self.out_of_scope, self._hashes = texts, out_of_scope, None
 
     def out_of_scope_inputs(self, split: Split, index: int, count: int) -> Tree:
         rows = self.out_of_scope.get(split)
@@ -170,6 +174,15 @@ class TextTasks(ClassTasks):
             return super().out_of_scope_inputs(split, index, count)
         random = np.random.default_rng([self.seed, len(SPLITS) + 1, SPLITS.index(split), index])
         return self.examples.take(random.permutation(rows)[:count])
+
+    @property
+    def raw(self) -> TextTasks:
+        if self._hashes is None:
+            digests = (hashlib.sha256(text.encode(errors="surrogatepass")).digest() for text in self.texts)
+            self._hashes = ArrayDataset(np.frombuffer(b"".join(digests), np.uint8).reshape(-1, 32).copy())
+        other = copy(self)
+        other.examples = self._hashes
+        return other
 
     def describe(self) -> dict[str, Any]:
         counts = {split: len(rows) for split, rows in self.out_of_scope.items()}

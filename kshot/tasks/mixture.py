@@ -90,6 +90,15 @@ class Mixture(TaskSource):
         draw = generator(self.seed, split, index).random()
         return list(shares)[int(np.cumsum([*shares.values()])[:-1].searchsorted(draw, side="right"))]
 
+    @property
+    def raw(self) -> TaskSource:
+        sources = {name: source.raw for name, source in self.sources.items()}
+        if all(sources[name] is source for name, source in self.sources.items()):
+            return self
+        other = copy(self)
+        other.sources = sources
+        return other
+
     def units(self, split: Split, indices: Sequence[int]) -> np.ndarray | None:
         of_task = [self.source_of(split, index) for index in indices]
         found, start, named = dict[str, np.ndarray](), 0, self._units_have_names(split)

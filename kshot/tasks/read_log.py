@@ -83,6 +83,11 @@ class Watched(TaskSource):
         self.log_read(split, 1)
         return self.source.out_of_scope_inputs(split, index, count)
 
+    @property
+    def raw(self) -> TaskSource:
+        raw = self.source.raw  # its reads are not logged: it holds no inputs
+        return self if raw is self.source else raw
+
     def units(self, split: Split, indices: Sequence[int]) -> np.ndarray | None:
         return self.source.units(split, indices)
 

@@ -89,6 +89,15 @@ class TaskSource(ABC):
         tasks = [self.task("train", index) for index in range(min(most, self.num_tasks("train") or most))]
         return [tree_map(lambda support, query: torch.cat([support, query]), *task) for task in tasks]
 
+    @property
+    def raw(self) -> TaskSource:
+        """Itself, or if its inputs are features of texts, the same tasks with hashes of the texts as inputs.
+
+        The hashes of episodes are over these tasks, so that they are equal for frozen features and for an encoder that
+        is tuned, on the same rows.
+        """
+        return self
+
     def with_shots(self, shots: int) -> TaskSource:
         """The same source with other shots, equal for all classes; ValueError if fixed, or too few examples exist."""
         raise ValueError(f"the number of shots of {type(self).__name__} is fixed")

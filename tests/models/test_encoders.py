@@ -243,6 +243,22 @@ def test_tasks_of_features_and_of_tokens_are_of_the_same_texts(folder):
         source_of(folder, "words")
 
 
+def test_runs_on_frozen_features_and_on_a_tuned_encoder_share_their_episodes(folder, monkeypatch):
+    monkeypatch.chdir(folder.parent)
+    write_intents(Path("intents.json"))
+    from kshot.app.run import run
+    from kshot.evaluation.compare import compare
+
+    for features, model in (
+        ("encoder", "{kind: mlp, hidden: []}"),
+        ("tokens", "{kind: encoder, tune: full, layers: 1}"),
+    ):
+        text = RUN.format(features=features, model=model, learner="{kind: protonet}", pretrain="")
+        run(parse_spec(text, "run.yaml", [f"name={features}"]), Path(f"run-{features}"))
+    (board,) = compare([Path("run-encoder"), Path("run-tokens")])
+    assert {line.entry.name for line in board.lines} == {"encoder", "tokens"}
+
+
 def names_of_gradients(module):
     return {name for name, parameter in module.named_parameters() if parameter.requires_grad}
 

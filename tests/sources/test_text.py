@@ -25,6 +25,7 @@ from kshot.app import cli
 from kshot.data import ArrayDataset
 from kshot.data.text.features import SparseExamples, hashed_ngrams
 from kshot.data.text.vocabulary import PADDING, UNKNOWN, Vocabulary
+from kshot.evaluation.shots import FewerShots
 from kshot.sources import text
 from kshot.sources.preprocessors import preprocessor_from_json
 
@@ -495,3 +496,32 @@ def test_texts_come_through_a_csv_as_they_were_written(tmp_path, rows):
         return
     ended = [words.replace("\r\n", "\n") for words, _ in kept]
     assert [words.replace("\r\n", "\n") for words in source.texts] == ended
+
+
+def test_the_hash_of_episodes_is_of_the_texts_and_not_of_their_features(tmp_path):
+    def evaluated(texts="play it {}", wrap=lambda source: source, **options):
+        rows = [[texts.format(n) + word, word] for n in range(9) for word in ("on", "off", "next", "order")]
+        path = tmp_path / "texts.json"
+        path.write_text(json.dumps(rows))
+        sizes = {
+            "ways": 2,
+            "shots": 2,
+            "queries": 3,
+            "split": {"ratio": [0.5, 0, 0.5], "exact": True},
+        }
+        source = wrap(kshot.sources.text(path, **sizes | options))
+        return kshot.evaluate(kshot.learners.nearest_centroid(), source, num_tasks=5), source
+
+    words, source = evaluated(features="words")
+    for wrap in (lambda source: source, kshot.tasks.watched):
+        other, same = evaluated(wrap=wrap, features="characters", width=64)
+        assert other.episodes_sha256 == words.episodes_sha256
+        assert other.episodes == words.episodes
+        assert other.trusted
+        assert same.preprocessor.features == "characters"
+        kshot.evaluate(kshot.learners.nearest_centroid(), same, num_tasks=5, episodes_sha256=words.episodes_sha256)
+    assert kshot.evaluation.paired_difference(words, other, "accuracy").num_tasks == 5
+    for changed in ({"texts": "play it, {}"}, {"ways": 2, "shots": 1}):
+        assert evaluated(features="words", **changed)[0].episodes_sha256 != words.episodes_sha256
+    fewer = [evaluated(wrap=lambda source: FewerShots(source, 1), features=f)[0] for f in ("words", "characters")]
+    assert fewer[0].episodes_sha256 == fewer[1].episodes_sha256 != words.episodes_sha256
