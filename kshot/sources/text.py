@@ -117,6 +117,7 @@ def text(
     domains = _domains(table, domain, labels) if needs_domains else None
     good = table.settle(bad_rows)
     left_out = {"bad rows": table.dropped["rows"]}
+    notes = [*getattr(table, "notes", ()), *_notes_on_bad_rows(table)]
     out_of_scope: dict[Split, list[str]] = {}
     if out_of_scope_label is not None:
         mask = (labels == out_of_scope_label).fill_null(False).to_numpy()
@@ -151,11 +152,15 @@ def text(
         characters = Vocabulary.fit(strings[row] for row in train).characters
         preprocessor = replace(preprocessor, characters=characters, text=text, label=label, reading=format)
         examples = preprocessor.examples(strings, keep=True)
-    return TextTasks(
+    source = TextTasks(
         examples, classes, texts=strings, out_of_scope=out_of_scope_rows, **options, same_classes="rows" in split,
         within=domain_of if within else None, name=f"texts of {table.path.name}", preprocessor=preprocessor,
         left_out=if_any(**left_out),
     )  # fmt: skip
+    source.notes = notes
+    for note in notes:
+        log.warning("%s", note)
+    return source
 
 
 class TextTasks(ClassTasks):
@@ -287,6 +292,13 @@ def _preprocessor(
             f"with features: {features}"
         )
     return TextPreprocessor(features, width or WIDTH, (ngrams[0], ngrams[1]))
+
+
+def _notes_on_bad_rows(table: Table) -> list[str]:
+    """A sentence that names the texts that are left out, if any are."""
+    count, first = table.dropped["rows"], table.dropped["first"][:SHOWN]
+    more = f"; and {count - len(first):,} more" if count > len(first) else ""
+    return [f"{table.path}: {count:,} texts are left out: {'; '.join(first)}{more}"] if count else []
 
 
 def _domains(table: Table, domain: str, labels: polars.Series) -> polars.Series | None:

@@ -22,6 +22,7 @@ from hypothesis import strategies as st
 import kshot
 from kshot import types
 from kshot.app import cli
+from kshot.checking.check import check
 from kshot.data import ArrayDataset
 from kshot.data.text.features import SparseExamples, hashed_ngrams
 from kshot.data.text.vocabulary import PADDING, UNKNOWN, Vocabulary
@@ -512,7 +513,7 @@ def test_the_hash_of_episodes_is_of_the_texts_and_not_of_their_features(tmp_path
         source = wrap(kshot.sources.text(path, **sizes | options))
         return kshot.evaluate(kshot.learners.nearest_centroid(), source, num_tasks=5), source
 
-    words, source = evaluated(features="words")
+    words, _ = evaluated(features="words")
     for wrap in (lambda source: source, kshot.tasks.watched):
         other, same = evaluated(wrap=wrap, features="characters", width=64)
         assert other.episodes_sha256 == words.episodes_sha256
@@ -525,3 +526,38 @@ def test_the_hash_of_episodes_is_of_the_texts_and_not_of_their_features(tmp_path
         assert evaluated(features="words", **changed)[0].episodes_sha256 != words.episodes_sha256
     fewer = [evaluated(wrap=lambda source: FewerShots(source, 1), features=f)[0] for f in ("words", "characters")]
     assert fewer[0].episodes_sha256 == fewer[1].episodes_sha256 != words.episodes_sha256
+
+
+def test_what_is_odd_in_a_folder_of_texts_is_read_skipped_or_named(tmp_path, caplog):
+    root = tmp_path / "mails"
+    for name in ("on", "off", "later"):
+        (root / name).mkdir(parents=True)
+        for number in range(4):
+            (root / name / f"{number}.txt").write_text(f"{name} {number}", encoding="utf-8-sig" if number else "utf-16")
+        (root / name / "._1.txt").write_bytes(b"\0\5\x16\7\0")
+    (root / "on" / "UPPER.TXT").write_text("on upper")
+    (root / "__MACOSX" / "on").mkdir(parents=True)
+    (root / "__MACOSX" / "on" / "1.txt").write_bytes(b"\0")
+    for name in ("notes.docx", "a.docx", "README", "Thumbs.db"):
+        (root / "off" / name).write_bytes(b"PK")
+    (root / "drafts").mkdir()
+    odd = {"empty": b"", "blank": b" \n", "binary": b"a\0b", "latin": "café".encode("latin-1"), "pdf": b"%PDF-1.7"}
+    for name, content in odd.items():
+        (root / "later" / f"{name}.txt").write_bytes(content)
+    options = {"ways": 2, "shots": 1, "queries": 1, "split": ALL}
+    with pytest.raises(ValueError, match="bad rows in all: 5 of 18") as caught:
+        text(root, **options)
+    for name in odd:
+        assert f"{name}.txt" in str(caught.value)
+    source = text(root, **options, bad_rows="drop")
+    assert sorted(source.texts) == sorted(
+        [*(f"{name} {n}" for name in ("on", "off", "later") for n in range(4)), "on upper"]
+    )
+    assert source.describe()["dropped"] == {"bad rows": 5}
+    others, folders, left_out = source.notes
+    assert "files that are not read as texts: 2 .docx, 1 without a suffix" in others
+    assert "1 folders hold no texts, and are no classes: drafts" in folders
+    assert "5 texts are left out" in left_out
+    assert all(f"{name}.txt" in left_out for name in odd)
+    assert set(source.notes) <= {record.getMessage() for record in caplog.records}
+    assert all(note in str(check(source).findings) for note in source.notes)
