@@ -48,7 +48,7 @@ class Watched(TaskSource):
 
     def __init__(self, source: TaskSource, note: Note | None, before: Iterable[tuple[str, Split]]) -> None:
         self.source, self.objective, self.seed = source, source.objective, source.seed
-        for name in ("preprocessor", "member", "unit", "texts", "copies_are_errors", "forecasts"):
+        for name in TaskSource.__annotations__:
             setattr(self, name, getattr(source, name))
         self.reads: Counter[tuple[str, Split]] = Counter(dict.fromkeys(before, 1))
         self._note, self._phase = note, ""

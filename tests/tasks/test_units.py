@@ -191,3 +191,12 @@ def test_an_evaluation_is_over_the_units_and_its_table_keeps_them(tmp_path):
         6,
         True,
     )  # all equal, so that no interval is known
+
+
+def test_a_watched_source_has_all_attributes_of_the_source():
+    source = marked_groups()
+    attributes = kshot.TaskSource.__annotations__
+    for name in attributes:
+        setattr(source, name, object())
+    watched = kshot.tasks.watched(source)
+    assert all(getattr(watched, name) is getattr(source, name) for name in attributes)
