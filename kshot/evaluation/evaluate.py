@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -62,7 +62,8 @@ class Evaluation:
         split: split of the tasks.
         metrics: mean ± 95 % interval of "loss" and of each metric of the objective; over the units of the tasks, such
             as users or classes, if the source states them.
-        episodes_sha256: hash over the content of all episodes; equal hashes mean equal tasks.
+        episodes_sha256: hash over the content of all episodes, of their raw examples where inputs are features of
+            texts; equal hashes mean equal tasks.
         inductive: True if no prediction depends on other queries; see `inference`.
         seconds: duration of the evaluation.
         adapt_ms, predict_ms: time to adapt to a task, and to predict its query set.
@@ -164,12 +165,13 @@ def evaluate(
     evidence = Evidence(fingerprint(learner), episodes=[], figures={}, first=[])
     times: list[tuple[float, float]] = []
     audits: tuple[Audit, ...] = ()
-    digest = hashlib.sha256()
+    digest, episodes = hashlib.sha256(), list[str]()
     calibration = CalibrationMeter(learner.objective)
     started = time.monotonic()
     with evaluation_mode(learner), during(source, EVALUATION):
-        for number, task in stream(source, split, num_tasks, chunk=CHUNK):
-            hash_into(digest, task)
+        for number, task, raw in _with_raw(source, split, num_tasks):
+            hash_into(digest, raw)
+            episodes.append(short_hash(raw))
             evidence.episodes.append(short_hash(task))
             if not (task.query.weight > 0).all():  # a transductive learner would mistake padding for queries
                 task = task._replace(query=real(task.query))
@@ -203,7 +205,7 @@ def evaluate(
         adapt_ms=adapt_ms,
         predict_ms=predict_ms,
         calibration=calibration.result(units),
-        episodes=evidence.episodes,
+        episodes=episodes,
         units=units,
         per_task=evidence.figures,
         audits=audits,
@@ -218,12 +220,24 @@ def units_of(source: TaskSource, split: Split, num_tasks: int) -> Units | None:
     return None if numbers is None else Units(numbers, source.unit or source.member, list(source.unit_names(split)))
 
 
+def _with_raw(source: TaskSource, split: Split, num_tasks: int) -> Iterator[tuple[int, Task, Task]]:
+    """The number of each task, the task, and that of the source's `raw`."""
+    raw, tasks = source.raw, stream(source, split, num_tasks, chunk=CHUNK)
+    if raw is source:
+        yield from ((number, task, task) for number, task in tasks)
+    else:
+        yield from (
+            (number, task, of_raw)
+            for (number, task), (_, of_raw) in zip(tasks, stream(raw, split, num_tasks, chunk=CHUNK))
+        )
+
+
 def _check_hash(source: TaskSource, split: Split, num_tasks: int, expected: str) -> None:
     prefix = expected.lower().rstrip("….")
     if len(prefix) < 8 or set(prefix) - set("0123456789abcdef"):
         raise ValueError(f"a hash of episodes has 8 to 64 hexadecimal digits, got {expected!r}")
     digest = hashlib.sha256()
-    for _, task in stream(source, split, num_tasks, chunk=CHUNK):
+    for _, task in stream(source.raw, split, num_tasks, chunk=CHUNK):
         hash_into(digest, task)
     if not digest.hexdigest().startswith(prefix):
         raise ValueError(

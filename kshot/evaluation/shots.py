@@ -42,6 +42,11 @@ class FewerShots(TaskSource):
 
         self.member, self.unit = source.member, source.unit
 
+    @property
+    def raw(self) -> TaskSource:
+        raw = self.source.raw
+        return self if raw is self.source else FewerShots(raw, self.shots)
+
     def units(self, split: Split, indices: Sequence[int]) -> np.ndarray | None:
         return self.source.units(split, indices)
 

@@ -104,7 +104,8 @@ class GroupTasks(PooledSource):
         """Group names of a split with the rows of their examples."""
         return dict(self._pool(split).items())
 
-    def stack(self, split: Split, indices: Sequence[int]) -> Task:
+    def _drawn(self, split: Split, indices: Sequence[int]) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """The group (T,) of each task, the places (T, K) of its rows in the group, and where support and query end."""
         pool, S, Q = self._pool(split), self.shots.high, self.queries[split].high
         draws = np.stack([generator(self.seed, split, index).random(4 + 2 * (S + Q)) for index in indices])
         of_group, of_shots, of_queries, of_start = draws[:, :4].T
@@ -117,6 +118,11 @@ class GroupTasks(PooledSource):
             positions_TK = start_T[:, None] + np.arange(S + Q)
         else:
             positions_TK = distinct(draws[:, 4:].reshape(-1, 2, S + Q), sizes_T, taken_T)
+        return group_T, positions_TK, shots_T, taken_T
+
+    def stack(self, split: Split, indices: Sequence[int]) -> Task:
+        pool, S, Q = self._pool(split), self.shots.high, self.queries[split].high
+        group_T, positions_TK, shots_T, taken_T = self._drawn(split, indices)
         batches = []
         for first_T, end_T, most, skip in ((0 * shots_T, shots_T, S, 0), (shots_T, taken_T, Q, self.gap)):
             columns = first_T[:, None] + np.arange(most)
