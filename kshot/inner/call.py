@@ -54,6 +54,7 @@ class Call:
     Attributes:
         used: the chosen statistics of each BatchNorm call.
         normalized: whether BatchNorm has been called.
+        ran_without_graph: whether an operation ran without a graph, as those of `torch.utils.checkpoint` can.
     """
 
     def __init__(self, replica: Replica, inputs: Tree, choose: Choose, by_batch: bool, blend: Blend | None) -> None:
@@ -62,6 +63,7 @@ class Call:
         self.counts: Counter[str] = Counter()  # BatchNorm calls of each layer
         self.layers: list[str] = []  # names of the layers that run, the innermost last
         self.running = self.normalized = False  # whether a pass runs, and whether it has called BatchNorm
+        self.ran_without_graph = False
         self.replaced = replica.replaced if replica.custom else {}
         kinds, custom, batched = replica.kinds, replica.custom, in_transform()
         recurrent = bool(kinds & Kind.RECURRENT)
@@ -229,6 +231,7 @@ class _Overrides(TorchFunctionMode):
         kwargs = kwargs or {}
         if not torch.compiler.is_compiling():
             _repeat_with(self.call)
+            self.call.ran_without_graph |= not torch.is_grad_enabled()
         if self.replaced:
             for arg in args:
                 if id(arg) in self.replaced or (type(arg) in (list, tuple) and self._finds_original(arg)):

@@ -70,6 +70,33 @@ def check_weights(module: nn.Module, changed: list[str], values: Params) -> None
         )
 
 
+def check_repetition(module: nn.Module, output: Tree, given: Tree) -> None:
+    """Raise RuntimeError if a part of a forward pass ran by `torch.utils.checkpoint(…, use_reentrant=True)`.
+
+    Its gradient by the parameters is added to their `.grad` when all of the graph is run backward; an inner step, which
+    asks for gradients, gets none of them.
+
+    Args:
+        module: what was called.
+        output: what it returned.
+        given: its parameters and inputs, which may have a graph of their own.
+    """
+    seen = {leaf.grad_fn for leaf in tree_leaves(given) if isinstance(leaf, Tensor)}
+    nodes = [leaf.grad_fn for leaf in tree_leaves(output) if isinstance(leaf, Tensor)]
+    while nodes:
+        node = nodes.pop()
+        if node is None or node in seen:
+            continue
+        if node.name() == "CheckpointFunctionBackward":
+            raise RuntimeError(
+                f"{described('', module)} runs a part by torch.utils.checkpoint with use_reentrant=True, which gives "
+                "inner steps no gradient by the parameters of that part: use use_reentrant=False (in transformers: "
+                "gradient_checkpointing_enable(gradient_checkpointing_kwargs={'use_reentrant': False}))"
+            )
+        seen.add(node)
+        nodes += [following for following, _ in node.next_functions]
+
+
 def changed_in_place(fresh: Tree) -> bool:
     """Whether a call has changed some of its inputs, which were fresh copies."""
     return any(version_of(leaf) > 0 for leaf in tree_leaves(fresh) if isinstance(leaf, Tensor))

@@ -94,6 +94,11 @@ def plant_lost_repetition(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(call, "_repeat_with", lambda call: None)
 
 
+def plant_reentrant_checkpoints(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Inner steps take a checkpoint whose parameters get no gradient."""
+    monkeypatch.setattr(functional, "check_repetition", lambda *_: None)
+
+
 def plant_slopes_without_values(monkeypatch: pytest.MonkeyPatch) -> None:
     """`rrelu` by PyTorch's kernel, which checkpointing stops before it has drawn its slopes."""
     kept = {F.group_norm: call.DERIVATIVE_OVERRIDES[F.group_norm]}

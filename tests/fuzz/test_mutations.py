@@ -103,6 +103,13 @@ CASES = {
         CHECKPOINT + "self.s, x, use_reentrant=False)",
         "random",
     ),
+    "reentrant checkpoint": by_hand(
+        "reentrant",
+        (4,),
+        VECTOR,
+        CHECKPOINT + "self.b, x.clone().requires_grad_(), use_reentrant=True)",
+        may_refuse=True,
+    ),
     "checkpoint with a norm": by_hand(
         "checkpoint norm",
         (4,),
@@ -204,6 +211,7 @@ FAULTS = {
         faults.plant_lost_repetition, ("checkpoint of functions",), ("checkpointed", "random_numbers")
     ),
     "5 random slopes in checkpoints": Fault(faults.plant_slopes_without_values, (), ("random_numbers",)),
+    "5 reentrant checkpoints": Fault(faults.plant_reentrant_checkpoints, ("reentrant checkpoint",)),
     "6 buffers": Fault(
         faults.plant_fixed_buffers,
         ("counter", "assigned counter", "moving average", "spectral norm"),

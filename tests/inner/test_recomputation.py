@@ -11,9 +11,12 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+import kshot
 from kshot import Batch, Task, objectives
 from kshot.inner import SGD
+from kshot.inner.functional import Function
 from kshot.inner.solvers import Unrolled
+from kshot.inner.unrolling import recomputing
 from kshot.learners.gradient.gradient_learner import GradientLearner
 
 RATE, STEPS = 0.2, 3
@@ -106,6 +109,60 @@ def test_the_outer_gradient_is_that_without_checkpoints(name):
     for key, grad in grads[0].items():
         torch.testing.assert_close(grad, grads[1][key], rtol=1e-9, atol=1e-11)
     assert grads[0]["first.weight"].abs().max() > 1e-4
+
+
+class Reentrant(nn.Module):
+    """A hidden layer that is repeated by the older kind of checkpoint, below a head."""
+
+    def __init__(self, first: nn.Module):
+        super().__init__()
+        self.first, self.hidden, self.head = first, nn.Linear(4, 6), nn.Linear(6, 2)
+
+    def forward(self, x):
+        return self.head(checkpoint(self.hidden, self.first(x.requires_grad_()), use_reentrant=True))
+
+
+@pytest.mark.parametrize("first", [nn.Identity(), nn.Linear(4, 4)], ids=["first", "after another"])
+@pytest.mark.parametrize("recompute", [False, True])
+def test_a_reentrant_checkpoint_is_refused_by_inner_steps(first, recompute):
+    learner = learner_of(Reentrant(first).double())
+    with pytest.raises(RuntimeError, match=r"the model \(Reentrant\) runs a part .* use use_reentrant=False"):
+        learner.adapt(task().support)
+    with recomputing(recompute), pytest.raises(RuntimeError, match=r"use use_reentrant=False"):
+        learner(task())
+
+
+def test_a_reentrant_checkpoint_is_right_without_inner_steps():
+    """`protonet` runs all of the graph backward."""
+    grads = []
+    for reentrant in (True, False):
+        torch.manual_seed(0)
+        model = Reentrant(nn.Linear(4, 4)).double()
+        if not reentrant:
+            model.forward = lambda x, model=model: model.head(model.hidden(model.first(x)))
+        data = task()
+        labels = F.one_hot(torch.arange(9) % 2).double()
+        batches = [Batch(batch.inputs, rows, batch.weight) for batch, rows in zip(data, (labels[:5], labels[5:]))]
+        kshot.protonet(model)(Task(*batches)).backward()
+        grads.append([parameter.grad for parameter in model.parameters()])
+    for found, expected in zip(*grads):
+        torch.testing.assert_close(found, expected)
+
+
+def masked(part, h):
+    with torch.no_grad():
+        mask = (h > 0.1).to(h.dtype)
+    return h * mask * part.scale
+
+
+def test_inputs_of_a_reentrant_checkpoint_are_taken():
+    """An encoder that does not adapt may be checkpointed in any way."""
+    encoder, data = nn.Linear(4, 4).double(), task().support
+    features = checkpoint(encoder, data.inputs.requires_grad_(), use_reentrant=True)
+    model = Part(masked, repeats=True).double()
+    output, _ = Function(model).adapting(dict(model.named_parameters()), {}, data._replace(inputs=features))
+    output.sum().backward()
+    assert encoder.weight.grad.abs().max() > 0
 
 
 class _checkpoint_hook(torch.autograd.graph.saved_tensors_hooks):
