@@ -228,9 +228,9 @@ def evaluate(
 def score_again(learner: Learner, source: TaskSource, split: Split, number: int) -> Scored:
     """Adapt to one task and score its query set, as `evaluate` does with the same random numbers; on the CPU."""
     device = next((p.device for p in learner.parameters()), None)
-    task = source.task(split, number)
-    task = task._replace(query=real(task.query))
     with evaluation_mode(learner), during(source, EVALUATION), seeded(source.seed, number, device=device):
+        task = source.task(split, number)
+        task = task._replace(query=real(task.query))
         scored = _score(learner, to(task, device), number)
     return scored._replace(task=task, prediction=to(scored.prediction, torch.device("cpu")))
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-import torch
 
 from kshot.conversion import to_numpy
 from kshot.evaluation.by_class import ratio
