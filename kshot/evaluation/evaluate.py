@@ -15,8 +15,10 @@ import torch
 
 from kshot.evaluation.audit.findings import Audit, Evidence, Trust, real, stream, trust
 from kshot.evaluation.audit.run import FEW, UntrustedFigure, failures, fingerprint, run_audits
+from kshot.evaluation.by_class import ByClass, ByClassMeter
 from kshot.evaluation.calibration import Calibration, CalibrationMeter
 from kshot.evaluation.intervals import BOUNDS, Interval, interval
+from kshot.evaluation.pooled import Pooled, PooledMeter
 from kshot.evaluation.units import Units
 from kshot.learner import Learner, evaluation_mode, predict_query
 from kshot.objectives import check_task_values
@@ -74,6 +76,8 @@ class Evaluation:
         audits: the audits of the evaluation; empty if it was not audited.
         inference: "inductive", "causal" or "transductive", as `Learner.inference`.
         num_members: 1, or the number of members of an ensemble.
+        by_class: recall of each class, and which are confused; None if classes have no names.
+        pooled: rmse and R² over all queries, if targets are numbers.
     """
 
     split: Split
@@ -90,6 +94,8 @@ class Evaluation:
     audits: tuple[Audit, ...] = field(default=(), repr=False)
     inference: str = "inductive"
     num_members: int = 1
+    by_class: ByClass | None = field(default=None, repr=False)
+    pooled: tuple[Pooled, ...] = ()
 
     @property
     def trust(self) -> Trust:
@@ -103,7 +109,8 @@ class Evaluation:
 
     def summary(self) -> dict[str, Any]:
         """The figures and their protocol, without those of single tasks."""
-        fields = {name: value for name, value in vars(self).items() if name not in ("per_task", "episodes", "units")}
+        hidden = ("per_task", "episodes", "units", "by_class")
+        fields = {name: value for name, value in vars(self).items() if name not in hidden}
         return fields | {
             "audits": [audit.to_json() for audit in self.audits],
             "trusted": self.trusted,
@@ -166,7 +173,8 @@ def evaluate(
     times: list[tuple[float, float]] = []
     audits: tuple[Audit, ...] = ()
     digest, episodes = hashlib.sha256(), list[str]()
-    calibration = CalibrationMeter(learner.objective)
+    calibration, by_class = CalibrationMeter(learner.objective), ByClassMeter()
+    pooled, class_names = PooledMeter(learner.objective), source.classes_of(split, range(num_tasks))
     started = time.monotonic()
     with evaluation_mode(learner), during(source, EVALUATION):
         for number, task, raw in _with_raw(source, split, num_tasks):
@@ -180,6 +188,9 @@ def evaluate(
             with seeded(source.seed, number, device=device):
                 scored = _score(learner, to(task, device), number)
                 calibration.add(scored.prediction, scored.task.query)
+            pooled.add(scored.prediction, scored.task.query)
+            if class_names is not None:
+                by_class.add(scored.prediction, scored.task.query, class_names[number])
             if number < FEW:
                 evidence.first.append((scored.task, scored.prediction))
             times.append((scored.adapt_seconds, scored.predict_seconds))
@@ -211,7 +222,19 @@ def evaluate(
         audits=audits,
         inference=learner.inference,
         num_members=learner.num_members,
+        by_class=by_class.result(units),
+        pooled=tuple(pooled.result(units)),
     )
+
+
+def score_again(learner: Learner, source: TaskSource, split: Split, number: int) -> Scored:
+    """Adapt to one task and score its query set, as `evaluate` does with the same random numbers; on the CPU."""
+    device = next((p.device for p in learner.parameters()), None)
+    with evaluation_mode(learner), during(source, EVALUATION), seeded(source.seed, number, device=device):
+        task = source.task(split, number)
+        task = task._replace(query=real(task.query))
+        scored = _score(learner, to(task, device), number)
+    return scored._replace(task=task, prediction=to(scored.prediction, torch.device("cpu")))
 
 
 def units_of(source: TaskSource, split: Split, num_tasks: int) -> Units | None:

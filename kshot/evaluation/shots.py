@@ -39,8 +39,7 @@ class FewerShots(TaskSource):
             raise ValueError(f"a task needs at least one shot, got shots={shots}")
         self.source, self.shots = source, shots
         self.objective, self.seed = source.objective, source.seed
-
-        self.member, self.unit = source.member, source.unit
+        self.member, self.unit, self.preprocessor = source.member, source.unit, source.preprocessor
 
     @property
     def raw(self) -> TaskSource:
@@ -52,6 +51,9 @@ class FewerShots(TaskSource):
 
     def unit_names(self, split: Split) -> Sequence[str]:
         return self.source.unit_names(split)
+
+    def classes_of(self, split: Split, indices: Sequence[int]) -> list[list[str]] | None:
+        return self.source.classes_of(split, indices)
 
     def task(self, split: Split, index: int) -> Task:
         task = self.source.task(split, index)

@@ -6,6 +6,7 @@ Shape legend: T tasks, S support and Q query examples at most, K = S + Q.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from copy import copy
 from typing import Any, Literal
 
 import numpy as np
@@ -15,7 +16,7 @@ from kshot.annotations import Size
 from kshot.argument_checks import check_arguments
 from kshot.data.dataset import Dataset
 from kshot.objectives import Objective
-from kshot.tasks.pool import OnTooFew, PooledSource, Rows
+from kshot.tasks.pool import OnTooFew, PooledSource, RowNumbers, Rows
 from kshot.tasks.preprocessor import Preprocessor
 from kshot.tasks.sampling import distinct
 from kshot.tasks.source import generator
@@ -136,6 +137,12 @@ class GroupTasks(PooledSource):
         """The group of each task, by position in `group_names`."""
         first = np.array([generator(self.seed, split, index).random() for index in indices])
         return (first * len(self._pool(split))).astype(np.int64)
+
+    def example_rows(self, split: Split, index: int) -> tuple[np.ndarray, np.ndarray]:
+        numbered = copy(self)
+        numbered.examples = RowNumbers(len(self.examples), targets=True)
+        support, query = GroupTasks.stack(numbered, split, [index])
+        return support.inputs[0].numpy(), query.inputs[0].numpy()
 
     def pretraining_batch(self, step: int, size: int) -> Batch:
         """`size` random examples of all training groups."""

@@ -122,6 +122,23 @@ class Mixture(TaskSource):
     def _units_have_names(self, split: Split) -> bool:
         return all(len(self.sources[name].unit_names(split)) for name in self.shares[split])
 
+    def classes_of(self, split: Split, indices: Sequence[int]) -> list[list[str]] | None:
+        of_task = [self.source_of(split, index) for index in indices]
+        found = list[list[str]]([] for _ in indices)
+        for name in dict.fromkeys(of_task):
+            positions = [position for position, source in enumerate(of_task) if source == name]
+            names = self.sources[name].classes_of(split, [indices[position] for position in positions])
+            if names is None:
+                return None
+            prefix = f"{name}: " if self.objective.task_specific_classes else ""
+            for position, of_one in zip(positions, names):
+                found[position] = [prefix + each for each in of_one]
+        return found
+
+    def example_rows(self, split: Split, index: int) -> tuple[np.ndarray, np.ndarray] | None:
+        """The rows in the task's own source, see `source_of`."""
+        return self.sources[self.source_of(split, index)].example_rows(split, index)
+
     def stack(self, split: Split, indices: Sequence[int]) -> Task:
         positions: dict[str, list[int]] = {}
         for position, index in enumerate(indices):

@@ -94,6 +94,12 @@ class Watched(TaskSource):
     def unit_names(self, split: Split) -> Sequence[str]:
         return self.source.unit_names(split)
 
+    def classes_of(self, split: Split, indices: Sequence[int]) -> list[list[str]] | None:
+        return self.source.classes_of(split, indices)
+
+    def example_rows(self, split: Split, index: int) -> tuple[np.ndarray, np.ndarray] | None:
+        return self.source.example_rows(split, index)
+
     def members(self, split: Split) -> dict[str, np.ndarray]:
         return self.source.members(split)
 

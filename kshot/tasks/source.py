@@ -120,6 +120,26 @@ class TaskSource(ABC):
         """The names of the units of a split, in the order of their numbers; empty if they are only numbered."""
         return list(self.members(split))
 
+    def classes_of(self, split: Split, indices: Sequence[int]) -> list[list[str]] | None:
+        """The names of the classes of each task, in the order of its targets; None if they have none.
+
+        By default those of the units, or of the preprocessor if all tasks have the same classes.
+        """
+        if not self.objective.classifies:
+            return None
+        if not self.objective.task_specific_classes:
+            names = list(self.preprocessor.classes) if self.preprocessor else []
+            return [names for _ in indices] if names else None
+        units = self.units(split, indices)
+        if units is None or units.ndim != 2:
+            return None
+        of_split = self.unit_names(split)
+        return [[of_split[number] for number in task if number >= 0] for task in units.tolist()]
+
+    def example_rows(self, split: Split, index: int) -> tuple[np.ndarray, np.ndarray] | None:
+        """The rows of the support and of the query examples of a task, as in `members`; None if they have none."""
+        return None
+
     def members(self, split: Split) -> dict[str, np.ndarray]:
         """The rows of examples of each class or group of a split; empty if examples have no rows."""
         return {}

@@ -11,12 +11,12 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kshot.evaluation.audit.findings import trust
 from kshot.evaluation.per_task import write
 from kshot.evaluation.report.conclusion import conclude
 from kshot.evaluation.report.formatting import better, capitalize, format_figure, format_sample, plural, read_figure
-from kshot.evaluation.report.sections import CAPTIONS, Picture, Section, report_sections, tried_sentence
-from kshot.evaluation.report.verdict import best_baseline, failed, inference_of, target_on_test, verdict_of
+from kshot.evaluation.report.parts import Picture, Section
+from kshot.evaluation.report.sections import CAPTIONS, report_sections, tried_sentence
+from kshot.evaluation.report.verdict import best_baseline, failed, inference_of, target_on_test, trust_of, verdict_of
 from kshot.evaluation.units import count_of
 
 if TYPE_CHECKING:
@@ -32,8 +32,8 @@ def write_report(
         folder: folder, created if needed.
         report: `name`, `command`, `outcome`, `sentence`, `reason`, `target`, `metric`, `higher_is_better`, `rounds`,
             `best_round`, `val`, `test`, `baselines`, `baselines_about`, `paired`, `audits`, `worst_tasks`, `shots`,
-            `calibration`, `coverage`, `cost`, `seeds`, `tried`, `inference`,
-            `protocol`, `environment`, `timing`, `kshot`. All but `metric` may be missing or None.
+            `calibration`, `coverage`, `cost`, `seeds`, `tried`, `inference`, `data_check`, `by_class`, `by_unit`,
+            `pooled`, `protocol`, `environment`, `timing`, `kshot`. All but `metric` may be missing or None.
         events: events of the run's experience; those of kind "resumed" are counted.
         figures: figures by name; those of `CAPTIONS` have a place and caption, others follow.
 
@@ -47,7 +47,7 @@ def write_report(
     folder.mkdir(parents=True, exist_ok=True)
     plain = to_json(report)
     if plain.get("audits"):
-        plain["trust"] = trust(plain["audits"]).sentence
+        plain["trust"] = trust_of(plain).sentence
     write(folder / "report.json", json.dumps(plain, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
     page = folder / "report.html"
     write(page, _html(plain, events, figures))
@@ -87,7 +87,7 @@ def _html(report: dict[str, Any], events: Sequence[Mapping[str, Any]], figures: 
         units = protocol.get("test_units")
         unit = f"the {count_of(units, protocol.get('unit') or 'unit')} of the tasks" if units else "tasks"
         notes.append(f"Figures are means with 95 % intervals over {'seeds' if report.get('seeds') else unit}.")
-    notes += [trust(report["audits"]).sentence.join(("Audits: ", "."))] if report.get("audits") else []
+    notes += [f"Audits: {trust_of(report).sentence}."] if report.get("audits") else []
     notes.append(tried_sentence(report))
     conclusion = conclude(report)
     pictures = {name: picture(name, figures[name]) for name in ordered}
