@@ -17,6 +17,7 @@ from kshot.inner import SGD
 from kshot.inner.functional import Function
 from kshot.inner.solvers import Unrolled
 from kshot.inner.unrolling import recomputing
+from kshot.learners import imaml
 from kshot.learners.gradient.gradient_learner import GradientLearner
 
 RATE, STEPS = 0.2, 3
@@ -147,6 +148,12 @@ def test_a_reentrant_checkpoint_is_right_without_inner_steps():
         grads.append([parameter.grad for parameter in model.parameters()])
     for found, expected in zip(*grads):
         torch.testing.assert_close(found, expected)
+
+
+def test_a_checkpoint_is_refused_by_implicit_differentiation():
+    learner = imaml(build("layer normalisation", repeats=True), inner_lr=RATE, objective=objectives.mse)
+    with pytest.raises(RuntimeError, match=r"the model \(Part\) repeats its forward in the backward pass, which .*"):
+        learner(task()).backward()
 
 
 def masked(part, h):
