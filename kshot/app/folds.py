@@ -10,17 +10,14 @@ from typing import Any
 
 from rich.console import Console
 
-from kshot.app.folder import RunFolder, read_spec
-from kshot.app.run import environment, run
+from kshot.app.folder import RunFolder
+from kshot.app.parts import audits_of, run_parts, write_common_report
+from kshot.app.run import environment
 from kshot.app.schema import Part
-from kshot.app.seeds import audits_of
 from kshot.app.spec import Spec
-from kshot.evaluation.compare import differences, read_report
+from kshot.evaluation.compare import differences
 from kshot.evaluation.intervals import BOUNDS, Interval, interval
 from kshot.evaluation.per_task import Scores, read_tasks, write_tasks
-from kshot.evaluation.report import charts
-from kshot.evaluation.report.report import to_json, write_report
-from kshot.evaluation.report.verdict import best_baseline
 from kshot.evaluation.units import joined
 
 
@@ -48,32 +45,18 @@ def run_folds(spec: Spec, out: Path, *, resume: bool = False, console: Console |
 
     With `resume`, finished folds are not repeated. Raises ValueError as `run`.
     """
-    if out.exists() and any(out.iterdir()) and not resume:
-        raise ValueError(f"{out} already exists and is not empty: choose another --out, or resume it by --resume")
-    console = console or Console()
     folds = range(spec.evaluate.folds or 0)
-    for fold in folds:
-        folder, of_fold = RunFolder(out / f"fold-{fold}"), spec_of_fold(spec, fold)
-        if not (folder.report.exists() and read_spec(folder.path) == of_fold):
-            console.rule(f"fold {fold + 1} of {len(folds)}", align="left", style="dim")
-            run(of_fold, folder.path, resume=folder.spec.exists(), console=console)
-    reports = [read_report(out / f"fold-{fold}") for fold in folds]
+    parts = {f"fold-{fold}": (f"fold {fold + 1} of {len(folds)}", spec_of_fold(spec, fold)) for fold in folds}
+    reports = run_parts(out, parts, resume=resume, console=console)
     complete = all(report.get("test") for report in reports)
     tables = [read_tasks(RunFolder(out / f"fold-{fold}").tasks) for fold in folds] if complete else []
     learner = _joined([scores for scores, _ in tables]) if complete else None
     names = [name for name in tables[0][1] if all(name in table for _, table in tables)] if complete else []
     others = {name: _joined([table[name] for _, table in tables]) for name in names}
-    report = to_json(_report(spec, out, reports, learner, others))
-    metric, baselines, higher = report["metric"], report["baselines"], report["higher_is_better"]
-    figures = {}
+    report = _report(spec, out, reports, learner, others)
     if learner is not None:
-        write_tasks(out / "tasks.csv", learner, others, metric)
-    if report["test"] and best_baseline(baselines, metric, higher):
-        figures["baselines"] = charts.baselines_chart(
-            report["test"], baselines, metric, higher_is_better=higher, learner=spec.learner.kind
-        )
-    write_report(out, report, [], figures)
-    return report
+        write_tasks(out / "tasks.csv", learner, others, report["metric"])
+    return write_common_report(out, spec, report)
 
 
 def _joined(folds: Sequence[Scores]) -> Scores:

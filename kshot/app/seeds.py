@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
-from kshot.app.folder import RunFolder, read_spec
-from kshot.app.run import environment, run
+from kshot.app.folder import RunFolder
+from kshot.app.parts import audits_of, run_parts, write_common_report
+from kshot.app.run import environment
 from kshot.app.spec import Spec
-from kshot.evaluation.compare import differences, pooled, read_report
+from kshot.evaluation.compare import differences, pooled
 from kshot.evaluation.per_task import Scores, read_tasks
-from kshot.evaluation.report import charts
-from kshot.evaluation.report.report import to_json, write_report
-from kshot.evaluation.report.verdict import best_baseline
 
 
 def parse_seeds(text: str) -> list[int]:
@@ -43,25 +40,9 @@ def run_seeds(
     Seeds differ in their initial weights and training tasks; validation and test episodes are the same. With `resume`,
     finished seeds are not repeated. Raises ValueError as `run`.
     """
-    if out.exists() and any(out.iterdir()) and not resume:
-        raise ValueError(f"{out} already exists and is not empty: choose another --out, or resume it by --resume")
-    console = console or Console()
-    reports = []
-    for seed in seeds:
-        folder, seeded = RunFolder(out / f"seed-{seed}"), spec.model_copy(update={"seed": seed})
-        if not (folder.report.exists() and read_spec(folder.path) == seeded):
-            console.rule(f"seed {seed}", align="left", style="dim")
-            run(seeded, folder.path, resume=folder.spec.exists(), console=console)
-        reports.append(read_report(folder.path))
-    report = to_json(_report(spec, out, seeds, reports))
-    metric, baselines, higher = report["metric"], report["baselines"], report["higher_is_better"]
-    figures = {}
-    if report["test"] and best_baseline(baselines, metric, higher):
-        figures["baselines"] = charts.baselines_chart(
-            report["test"], baselines, metric, higher_is_better=higher, learner=spec.learner.kind
-        )
-    write_report(out, report, [], figures)
-    return report
+    parts = {f"seed-{seed}": (f"seed {seed}", spec.model_copy(update={"seed": seed})) for seed in seeds}
+    reports = run_parts(out, parts, resume=resume, console=console)
+    return write_common_report(out, spec, _report(spec, out, seeds, reports))
 
 
 def _report(spec: Spec, out: Path, seeds: list[int], reports: list[dict[str, Any]]) -> dict[str, Any]:
@@ -105,17 +86,6 @@ def _report(spec: Spec, out: Path, seeds: list[int], reports: list[dict[str, Any
         "environment": environment(),
         "timing": {"seconds": sum(report["timing"].get("seconds") or 0.0 for report in reports)},
     }
-
-
-def audits_of(part: str, numbers: Iterable[int], reports: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The audits of the first of several seeds or folds (`part`), replaced by those that another one failed."""
-    audits = {audit["name"]: audit for audit in reports[0].get("audits") or []}
-    for number, report in reversed(list(zip(numbers, reports))):
-        failed = [audit for audit in report.get("audits") or [] if audit["result"] == "FAILED"]
-        audits |= {
-            audit["name"]: audit | {"finding": f"{part.capitalize()} {number}: {audit['finding']}"} for audit in failed
-        }
-    return list(audits.values())
 
 
 def _tried(seeds: list[int], reports: list[dict[str, Any]]) -> dict[str, Any]:

@@ -409,6 +409,12 @@ def test_pictures_that_were_resized_or_encoded_again_are_copies(change):
     assert found(source, "support and query")[0] == "error"
 
 
+def test_swatches_of_similar_colours_are_no_copies():
+    colours = np.random.default_rng(0).integers(0, 256, (32 * EACH, 3), dtype=np.uint8)
+    source = pictures(np.broadcast_to(colours[..., None, None], (*colours.shape, 16, 16)).copy())
+    assert {found(source, name)[0] for name in ("two splits", "copies", "support and query")} <= {"ok", None}
+
+
 @pytest.mark.parametrize("width", [1, 3, 40])
 def test_rows_with_a_little_noise_are_copies(width):
     random = np.random.default_rng(width)

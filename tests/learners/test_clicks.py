@@ -19,7 +19,16 @@ from kshot.evaluation.baselines import of_fields
 from kshot.learners.baselines import clicks
 from kshot.learners.baselines import ratings as recommenders
 from kshot.objectives import ranking
-from kshot.sources.ratings.factors import FOLDS, RIDGE_SHARE, ItemFactors, spectrum_of
+from kshot.sources.ratings.factors import (
+    ALPHA,
+    FOLDS,
+    IMPLICIT,
+    L2,
+    RIDGE_SHARE,
+    ItemFactors,
+    confident_ridge,
+    spectrum_of,
+)
 from kshot.testing import check_learner, check_source
 
 CLICKS = objectives.levels([0, 1], 0.5, 0.5, like=1)
@@ -89,7 +98,7 @@ def test_factors_of_implicit_als_are_those_of_the_library_implicit():
         [1.0921306554213421, -0.23062444905058013],
         [0.21976737389677947, -0.2875679466947221],
     ]
-    np.testing.assert_allclose(clicks.confident_ridge(rows, items, 3.0, 0.7), expected, atol=1e-6)
+    np.testing.assert_allclose(confident_ridge(rows, items, 3.0, 0.7), expected, atol=1e-6)
     learner = clicks.ImplicitAls(CLICKS, np.concatenate([np.zeros((1, 2)), items]), np.ones(6), alpha=3.0, l2=0.7)
     np.testing.assert_allclose(scored(learner, [1, 2, 5], [1, 2, 3]), items[:3] @ expected[0], atol=1e-6)
 
@@ -98,7 +107,7 @@ def test_implicit_als_minimises_its_loss():
     log = log_of(DENSE)
     learner = clicks.implicit_als(log, CLICKS, factors=3, alpha=2.0, l2=1.0, rounds=300)
     items = learner.factors.numpy()[1:]
-    users = clicks.confident_ridge(csr_matrix(DENSE), items, 2.0, 1.0)
+    users = confident_ridge(csr_matrix(DENSE), items, 2.0, 1.0)
     error = (1 + 2 * DENSE) * (users @ items.T - DENSE)
     np.testing.assert_allclose(error.T @ users + items, 0, atol=2e-3)  # the gradient for the items
 
@@ -165,7 +174,8 @@ def test_factors_for_a_training_user_do_not_know_that_user():
         gram = known.T @ known
         expected = gram @ np.linalg.inv(gram + RIDGE_SHARE * known.sum() * np.eye(len(gram)))
         table = factors.tables[fold]
-        np.testing.assert_allclose(table[:, 1:] @ table[:, 1:].T, expected, atol=1e-5)
+        of_ease = table[:, 1:-IMPLICIT]
+        np.testing.assert_allclose(of_ease @ of_ease.T, expected, atol=1e-5)
         np.testing.assert_allclose(table[:, 0], np.log1p(known.sum(0)) / np.log1p(known.sum(0)).max(), atol=1e-6)
         assert (fold == FOLDS) == (user not in log.users)
     task = source.task("test", 0)
@@ -209,12 +219,14 @@ def click_task(ways: int, shots: int, seed: int, dtype: torch.dtype) -> Task:
 
 
 def test_the_similarity_learner_keeps_the_contract():
-    check_learner(lambda ways: kshot.learners.item_similarity(5, objective=CLICKS, hidden=4), make_task=click_task)
+    check_learner(
+        lambda ways: kshot.learners.item_similarity(5, objective=CLICKS, implicit=2, hidden=4), make_task=click_task
+    )
 
 
 def test_similarity_begins_as_ease():
     source = source_of(tastes(), item_factors=40)
-    learner = kshot.learners.item_similarity(41, objective=source.objective, similarities=1)
+    learner = kshot.learners.item_similarity(73, objective=source.objective, similarities=1)
     torch.nn.init.constant_(learner.log_noise, 12.0)
     log = recommenders.Ratings(*source.training_log(), num_items=len(source.preprocessor.items))
     ease = clicks.ease(log, source.objective, l2=RIDGE_SHARE * len(log.items))
@@ -223,6 +235,25 @@ def test_similarity_begins_as_ease():
         ours = learner.predict(learner.adapt(task.support), task.query.inputs)[:, 1]
         theirs = ease.score(ease.adapt(task.support), task.query.inputs["item"])
         assert torch.equal(ours.argsort(), theirs.argsort())
+
+
+def test_the_second_similarity_begins_as_implicit_als():
+    source = source_of(tastes(), item_factors=40)
+    learner = kshot.learners.item_similarity(73, objective=source.objective)
+    with torch.no_grad():
+        learner.log_filter[1, :40] = -60.0
+        learner.log_noise[1] = -np.log(ALPHA)
+        learner.linear.weight.copy_(torch.tensor([[0.0, 1.0, 0.0]]))
+    log = recommenders.Ratings(*source.training_log(), num_items=len(source.preprocessor.items))
+    als = clicks.implicit_als(log, source.objective, factors=IMPLICIT, alpha=ALPHA, l2=L2)
+    for index in range(5):
+        task = source.task("test", index)
+        ours = learner.predict(learner.adapt(task.support), task.query.inputs)[:, 1]
+        theirs = als.score(als.adapt(task.support), task.query.inputs["item"])
+        assert torch.equal(ours.argsort(), theirs.argsort())
+
+
+def test_what_the_similarity_learner_needs_is_named():
     with pytest.raises(ValueError, match="give the source item_factors"):
         kshot.learners.item_similarity(0, objective=CLICKS)
     with pytest.raises(ValueError, match="item_similarity is for clicks"):

@@ -25,7 +25,7 @@ from kshot.argument_checks import check_arguments
 from kshot.learner import Learner
 from kshot.learners.baselines.ratings import Ratings
 from kshot.objectives import Objective
-from kshot.sources.ratings.factors import spectrum_of
+from kshot.sources.ratings.factors import implicit_factors, spectrum_of
 from kshot.sources.ratings.tasks import RatingTasks, ratings_of
 from kshot.tasks.read_log import during
 from kshot.tasks.source import TaskSource
@@ -223,30 +223,7 @@ def _counts(log: Ratings) -> np.ndarray:
 
 
 def _implicit_factors(log: Ratings, factors: int, alpha: float, l2: float, rounds: int, seed: int) -> np.ndarray:
-    """Factors (I + 1, D) of items; those of item 0 are 0."""
-    of_items = np.random.default_rng(seed).normal(0, 0.1, (log.num_items + 1, factors))
-    of_items[0] = 0
-    for _ in range(rounds):
-        of_users = confident_ridge(log.by_user, of_items, alpha, l2)
-        of_items = confident_ridge(log.by_item, of_users, alpha, l2)
-    return of_items
-
-
-def confident_ridge(clicks: Any, features: np.ndarray, alpha: float, l2: float, chunk: int = 1024) -> np.ndarray:
-    r"""For each row of clicks, sparse (n, m), its factors as in `ImplicitAls` from features (m, D): (n, D)."""
-    size = features.shape[1]
-    upper = np.triu_indices(size)
-    products = (features[:, upper[0]] * features[:, upper[1]]).astype(np.float32)
-    base = features.T @ features + l2 * np.eye(size)
-    solved = np.empty((clicks.shape[0], size))
-    for start in range(0, len(solved), chunk):
-        rows = clicks[start : start + chunk]
-        gram = np.empty((rows.shape[0], size, size))
-        gram[:, *upper] = gram[:, *upper[::-1]] = rows @ products
-        solved[start : start + chunk] = np.linalg.solve(
-            base + alpha * gram, (1 + alpha) * (rows @ features)[..., None]
-        )[..., 0]
-    return solved
+    return implicit_factors(log.by_user, log.by_item, factors, alpha, l2, rounds, seed)
 
 
 GRIDS: dict[str, tuple[Callable[..., ClickRecommender], list[dict[str, Any]]]] = {

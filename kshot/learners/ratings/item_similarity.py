@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from kshot.annotations import NonNegativeFloat, PositiveInt
+from kshot.annotations import NonNegativeFloat, NonNegativeInt, PositiveInt
 from kshot.argument_checks import check_arguments
 from kshot.inner.precision import at_least_float32, in_type_of
 from kshot.learner import Learner, predict_query
@@ -17,6 +17,7 @@ from kshot.supplied import ItemFactors
 from kshot.types import Batch, Task, Tree
 
 LEAST_REST = 1e-3  # least share of an item that the other items leave unexplained
+UNUSED = -6.0  # initial log filter of the factors of the other method
 
 
 class ItemSimilarity(Learner):
@@ -26,7 +27,7 @@ class ItemSimilarity(Learner):
     """
 
     def __init__(
-        self, factors: int, objective: Objective, *, similarities: int, hidden: int, ranking_loss: float
+        self, factors: int, objective: Objective, *, implicit: int, similarities: int, hidden: int, ranking_loss: float
     ) -> None:
         super().__init__(objective)
         if len(levels_of(objective) or ()) != 2:
@@ -34,18 +35,24 @@ class ItemSimilarity(Learner):
                 f"item_similarity is for clicks, and the objective is {objective.name}: give the source rating: null, "
                 "or take the learner alpaca for ratings"
             )
-        if factors < 2:
+        if factors < 2 + implicit:
             raise ValueError("item_similarity needs the factors of items: give the source item_factors: 100")
         self.ranking_loss = ranking_loss
-        decay_H1 = torch.linspace(0, 1, similarities)[:, None]
-        self.log_filter = nn.Parameter(-decay_H1 * torch.arange(1, factors).log())
+        self.implicit = implicit
+        filters_HD = torch.full((similarities, factors - 1), UNUSED)
+        of_ease, of_als = filters_HD.split([factors - 1 - implicit, implicit], 1)
+        of_ease[::2] = -torch.arange((similarities + 1) // 2)[:, None] * torch.arange(1, factors - implicit).log()
+        of_als[1::2] = -torch.arange(similarities // 2)[:, None] * torch.arange(1, implicit + 1).log()
+        self.log_filter = nn.Parameter(filters_HD)
         self.clicked_powers = nn.Parameter(torch.zeros(similarities, 2))
-        self.item_powers = nn.Parameter(torch.tensor([0.0, -1.0]).repeat(similarities, 1))
+        self.item_powers = nn.Parameter(torch.zeros(similarities, 2))
         self.log_noise = nn.Parameter(torch.full((similarities,), 1.0))
         self.log_scale = nn.Parameter(torch.full((similarities,), 4.0))
         self.linear = nn.Linear(similarities + 1, 1)
         self.correction = nn.Sequential(nn.Linear(similarities + 2, hidden), nn.GELU(), nn.Linear(hidden, 1))
         with torch.no_grad():
+            self.item_powers[::2, 1] = -1.0
+            self.log_noise[1::2] = -1.0
             self.linear.weight.fill_(1.0)[:, -1] = 0
             self.linear.bias.fill_(-2.5)
             for parameter in self.correction[2].parameters():
@@ -65,7 +72,7 @@ class ItemSimilarity(Learner):
         return loss + self.ranking_loss * clicked @ surprise / clicked.sum().clamp_min(1)
 
     def _adapt(self, support: Batch) -> Tree:
-        popularity_N, factors_ND, rest_N = _parts(support.inputs)
+        popularity_N, factors_ND, rest_N = self._parts(support.inputs)
         clicked_N = support.weight.to(factors_ND.dtype) * support.targets[:, 1].to(factors_ND.dtype)
         weight_HN = (clicked_N[:, None] * _power(self.clicked_powers, popularity_N, rest_N)).mT
         filtered_HND = factors_ND * self.log_filter.to(factors_ND.dtype).exp()[:, None]
@@ -77,7 +84,7 @@ class ItemSimilarity(Learner):
         return {"user": user_HD / (clicked_N.sum() + 1), "clicks": clicked_N.sum()}
 
     def predict(self, state: Tree, inputs: Tree) -> Tree:
-        popularity_M, factors_MD, rest_M = _parts(inputs)
+        popularity_M, factors_MD, rest_M = self._parts(inputs)
         similarity_MH = _power(self.item_powers, popularity_M, rest_M) * (factors_MD @ state["user"].mT)
         scaled_MH = torch.asinh(similarity_MH * self.log_scale.to(similarity_MH.dtype).exp())
         seen_M = state["clicks"].log1p().expand(len(popularity_M)) / 3
@@ -85,11 +92,11 @@ class ItemSimilarity(Learner):
         logit_M1 = self.linear(known[:, :-1]) + self.correction(known)
         return torch.cat([torch.zeros_like(logit_M1), logit_M1], 1)
 
-
-def _parts(inputs: Tree) -> tuple[Tensor, Tensor, Tensor]:
-    """Popularity (n,), factors (n, D), and the share of each item that the others do not explain (n,)."""
-    features = at_least_float32(inputs["item_factors"])
-    return features[:, 0], features[:, 1:], (1 - features[:, 1:].square().sum(1)).clamp_min(LEAST_REST)
+    def _parts(self, inputs: Tree) -> tuple[Tensor, Tensor, Tensor]:
+        """Popularity (n,), factors (n, D), and the share of each item that the others do not explain in EASE (n,)."""
+        features = at_least_float32(inputs["item_factors"])
+        of_ease = features[:, 1 : features.shape[1] - self.implicit]
+        return features[:, 0], features[:, 1:], (1 - of_ease.square().sum(1)).clamp_min(LEAST_REST)
 
 
 def _power(powers_H2: Tensor, popularity_n: Tensor, rest_n: Tensor) -> Tensor:
@@ -101,6 +108,7 @@ def _power(powers_H2: Tensor, popularity_n: Tensor, rest_n: Tensor) -> Tensor:
 def item_similarity(
     factors: ItemFactors,
     *,
+    implicit: NonNegativeInt = 32,
     similarities: PositiveInt = 2,
     hidden: PositiveInt = 32,
     ranking_loss: NonNegativeFloat = 0.5,
@@ -117,12 +125,14 @@ def item_similarity(
     learned; so is the readout of the log-odds of a click, which is linear in $\mathrm{asinh}(e^{c_h} s_h)$ and
     popularity, plus a perceptron of these and of $\log (1 + n)$.
 
-    The initial filter $f_1 = 1$ with $\kappa \to \infty$ ranks as EASE does;
-    finite $\kappa$ lets clicked items that are similar to each other share their weight, as implicit ALS does.
+    The first similarity begins as EASE: $f_1 = 1$ on its factors, 0 on the others, and $\kappa$ large.
+    The second begins as implicit ALS: $f_2 = 1$ on its factors, and a small $\kappa$, with which clicked items that are
+    similar to each other share their weight.
 
     Args:
         factors: width of the input `item_factors` of `kshot.sources.ratings`, set by its `item_factors`.
-        similarities: H; the first starts as EASE, the others with filters that decay.
+        implicit: how many of the factors, the last, are those of implicit ALS, as in that input.
+        similarities: H; they begin as EASE and as implicit ALS in turn, each further pair with filters that decay.
         hidden: width of the perceptron.
         ranking_loss: weight of the softmax cross-entropy of a click among the query's items in the outer loss.
         objective: `levels` of two levels, as of a source of clicks.
@@ -131,7 +141,7 @@ def item_similarity(
         A learner for any number of clicks, including none. Items without a click in the support set do not matter.
 
     Example:
-        >>> learner = item_similarity(3, objective=kshot.objectives.levels([0, 1], 0.5, 0.5, like=1))
+        >>> learner = item_similarity(3, implicit=0, objective=kshot.objectives.levels([0, 1], 0.5, 0.5, like=1))
         >>> factors = torch.tensor([[0.5, 0.9, 0.0], [0.5, 0.8, 0.0], [0.5, 0.0, 0.9]])
         >>> state = learner.adapt(Batch.of({"item_factors": factors[:1]}, torch.tensor([[0.0, 1.0]])))
         >>> clicked = learner.predict(state, {"item_factors": factors[1:]})[:, 1]
@@ -144,6 +154,8 @@ def item_similarity(
         Harrison, Sharma, Pavone, WAFR 2018, arXiv:1807.08912.
 
     Deviations:
-        The factors are not learned: they come from the training clicks of other users in closed form.
+        The factors are not meta-learned: they come from the training clicks of other users.
     """
-    return ItemSimilarity(factors, objective, similarities=similarities, hidden=hidden, ranking_loss=ranking_loss)
+    return ItemSimilarity(
+        factors, objective, implicit=implicit, similarities=similarities, hidden=hidden, ranking_loss=ranking_loss
+    )

@@ -116,7 +116,7 @@ class RatingPreprocessor(Preprocessor):
         counts, totals: number of training ratings of each; of their `ItemMean`, if it is an input.
         item_columns, user_columns: the columns of features, if any.
         catalogue: float32 (I, F), the features of `items`, so that files need not repeat them.
-        item_factors: float32 (I + 1, 1 + D), the input `item_factors` of each item number, if it is an input.
+        item_factors: float32 (I + 1, 1 + D + 32), the input `item_factors` of each item number, if it is an input.
     """
 
     item: str

@@ -76,7 +76,7 @@ def ratings(
     - `item`: int64 (n,), item numbers; 0 stands for all items without training ratings,
     - `item_mean`, optional: float32 (n, 2), the item's deviation from the mean in training ratings of other users, in
       standard deviations, shrunk as by 5 ratings at the mean and as by 1,
-    - `item_factors`, optional: float32 (n, 1 + `item_factors`), the item's popularity and factors whose inner products
+    - `item_factors`, optional: float32 (n, 33 + `item_factors`), the item's popularity and factors whose inner products
       are large for items of the same users; those of training users are fitted without them, see `factors.ItemFactors`,
     - `item_features`, `user_features`: float32 (n, F), the columns of `items` and `users` if given, encoded as in
       `table`; the latter end with 10 features of the signup time if `signup_time` is set.
@@ -108,7 +108,8 @@ def ratings(
         like: the rating from which on an item is liked, for precision and recall; by default the median.
         item_mean_feature: add the input `item_mean`. The ratings of a training task are excluded from it, so that its
             reliability is the same in training as for new users.
-        item_factors: number of factors in the input `item_factors`, which suit the learner `item_similarity`; 0: none.
+        item_factors: number of factors of EASE in the input `item_factors`, beside 32 of implicit ALS, for the learner
+            `item_similarity`; 0: no such input.
         signup_time: add the time of a user's first rating to `user_features`, as its position in each tenth of the
             signup times of training users: what and how people rate changes over the years.
         negatives, query_negatives: number per click; the latter, `negatives` by default, for queries of val and test.
