@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from torch import Tensor
 
+from kshot.evaluation.report.narrow import KEEP
 from kshot.evaluation.report.style import BLUE, FAINT, INK, MUTED, RED, canvas, quiet
 from kshot.evaluation.report.task_pictures import draw_image
 from kshot.types import Task, Tree
@@ -49,7 +50,8 @@ def misclassified(task: Task, prediction: Tensor, names: Sequence[str], title: s
     mistakes = [(f"is {answers[int(true[r])]}", f"✗ {answers[int(predicted[r])]}", query.inputs[r]) for r in wrong]
     bands = [("support", known), ("wrong", mistakes)]
     rows = [math.ceil(len(cells) / ACROSS) for _, cells in bands]
-    figure = canvas(0.35 + 1.75 * sum(rows))
+    figure = canvas(0.35 + 1.9 * sum(rows))
+    figure.set_label(KEEP)
     grid = figure.subplots(max(sum(rows), 1), ACROSS, squeeze=False)
     for axes in grid.flat:
         axes.set_axis_off()
