@@ -159,6 +159,7 @@ def table(
     if group is not None:
         order_of_rows: Order = "given" if time else "random"
         source = GroupTasks(examples, parts, objective=preprocessor.objective, order=order_of_rows, **options)
+        source.unit = group
     else:
         options |= {
             "ways": ways,

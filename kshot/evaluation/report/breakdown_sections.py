@@ -56,7 +56,7 @@ def pooled_table(report: Mapping[str, Any]) -> Table:
             rows.append(Row(cells, "main" if name == "learner" else ""))
     unit = ((report.get("protocol") or {}).get("unit")) or "task"
     titles = ["learner", *["target"] * several, "rmse", "R²", f"R² within a {unit}", "sample"]
-    return Table([Column(title, "name" if title in ("learner", "sample") else "figure") for title in titles], rows)
+    return Table([Column(title, "name") for title in titles], rows)
 
 
 def class_sections(report: Mapping[str, Any], pictures: Sequence[Picture]) -> list[Section]:

@@ -148,7 +148,9 @@ def tasks_chart(
         spread.legend(frameon=False, fontsize=9, labelcolor=INK)
         differences = ours[: len(theirs)] - theirs
         mean = interval(list(differences), units and units.first(len(differences)))
-        title = f"{learner} − {name}" + (f": {format_figure(mean)}" if math.isfinite(mean.mean) else "")
+        title = f"{learner} − {name}".replace("_", " ")
+        size = f": {format_figure(mean)}" if math.isfinite(mean.mean) else ""
+        title += f"\n{size[2:]}" if len(title + size) > 40 and size else size
         quiet(gap, title, xlabel=f"difference of {metric} on the same {len(theirs)} tasks")
         gap.axvline(0, color=INK, linewidth=1)
         _histogram(gap, differences, _edges(differences[np.isfinite(differences)]), color=PURPLE, alpha=0.6)

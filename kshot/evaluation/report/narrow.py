@@ -32,8 +32,6 @@ def make_narrow(figure: Figure) -> Figure:
         height *= NARROW / width * 1.3
     for axes in panels:
         _wrap(axes)
-    if figure.get_suptitle():
-        figure.suptitle("\n".join(textwrap.wrap(figure.get_suptitle(), TITLE)), x=0.01, ha="left", fontsize=10)
     for legend in list(figure.legends):
         handles, texts = legend.legend_handles, [text.get_text() for text in legend.get_texts()]
         legend.remove()
