@@ -54,9 +54,7 @@ def make_figures(
         )
     for number, task in enumerate(result.worst, 1):
         scored = task.scored
-        if scored and (
-            drawn := picture_of(scored.task, scored.prediction, task.classes, task.title, forecast=source.forecasts)
-        ):
+        if scored and (drawn := picture_of(scored.task, scored.prediction, task.classes, forecast=source.forecasts)):
             figures[f"worst_{number}"] = drawn
     return figures | _pictures(spec, source.source, learner.cpu().eval())
 

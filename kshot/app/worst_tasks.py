@@ -74,7 +74,9 @@ def worst_tasks(source: TaskSource, evaluation: Evaluation, metric: str, *, high
     values = torch.tensor(evaluation.per_task[metric], dtype=torch.float64)
     worst_first = torch.where(values.isfinite(), -values if higher_is_better else values, math.inf)
     found = []
-    for number in worst_first.argsort(descending=True, stable=True)[:LISTED].tolist():
+    order = worst_first.argsort(descending=True, stable=True).tolist()
+    different = {evaluation.episodes[number]: number for number in order[::-1]}  # tasks of few examples may be equal
+    for number in [number for number in order if different[evaluation.episodes[number]] == number][:LISTED]:
         units = evaluation.units
         names = [] if units is None or not len(units.names) else units.of_task(number)
         classes = (source.classes_of(evaluation.split, [number]) or [[]])[0]
@@ -105,6 +107,8 @@ def _examples(task: WorstTask, scored: Scored, source: TaskSource, split: Split)
     if not order:
         return None
     about = described(source, split, task.number, query, order)
+    if not about and all(name.startswith("mean error") for name in answers):
+        return None  # which says little; a picture may show them
     header, columns = [*answers, *about], [*answers.values()]
     rows = [[column[row] for column in columns] + [about[name][k] for name in about] for k, row in enumerate(order)]
     return Examples(

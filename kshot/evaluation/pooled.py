@@ -5,6 +5,7 @@ Shape legend: n examples, d dimensions of a target, T tasks, U units.
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import numpy as np
@@ -29,6 +30,8 @@ class Pooled(NamedTuple):
     learner that predicts each unit's mean exactly has $R^2_\text{within} = 0$, and may have a high $R^2$ all the same
     where units differ. Neither is a mean over tasks: the R² of a few queries is far from that of many. Targets of
     several dimensions have a mean in each, and their sums are added.
+
+    Intervals are of the logarithm of rmse and of 1 - R², so that R² does not exceed 1.
 
     Attributes:
         target: name of the target, if there are several.
@@ -78,10 +81,7 @@ def _pooled(target: str, sums_T4d: np.ndarray, units: Units | None) -> Pooled:
     one = units is not None and units.numbers.ndim == 1
     unit_T = np.unique(units.numbers, return_inverse=True)[1] if one and units else np.arange(len(sums_T4d))
     count_T, error_T = sums_T4d[:, 0].sum(1), sums_T4d[:, 3].sum(1)
-    squared = ratio(error_T, count_T, units)
-    root = np.sqrt(squared.mean)
-    scale = 2 * root if root > 0 else 1.0
-    rmse = squared._replace(mean=float(root), ci95=squared.ci95 / scale, shift=squared.shift / scale)
+    rmse = _positive(error_T, count_T, units, power=0.5)
     of_units = np.zeros((unit_T.max() + 1, *sums_T4d.shape[1:]))
     np.add.at(of_units, unit_T, sums_T4d)
     # deviations of each task from the mean of all, and from that of its unit
@@ -105,5 +105,17 @@ def _explained(error_T: np.ndarray, deviation_T: np.ndarray, size: float, units:
     """1 minus the ratio of the errors to the deviations; None if there are none beyond rounding."""
     if not deviation_T.sum() > 1e-10 * size:
         return None
-    left = ratio(error_T, deviation_T, units)
+    left = _positive(error_T, deviation_T, units)
     return left._replace(mean=1 - left.mean, shift=-left.shift)
+
+
+def _positive(above_T: np.ndarray, below_T: np.ndarray, units: Units | None, power: float = 1.0) -> Interval:
+    """A power of the ratio of two sums over tasks; its interval is the logarithm's, so that no end is negative."""
+    found = ratio(above_T, below_T, units)
+    if not found.mean > 0 or not math.isfinite(found.mean):
+        return found
+    # that of the logarithm by the delta method: all deviations are divided by the ratio
+    scaled = ratio(above_T / found.mean, below_T, units)
+    low, high = (math.exp(power * (math.log(found.mean) + end - 1)) for end in (scaled.low, scaled.high))
+    mean = found.mean**power
+    return found._replace(mean=mean, ci95=(high - low) / 2, shift=(high + low) / 2 - mean)

@@ -44,6 +44,7 @@ def shown(columns: Columns, values: Values) -> dict[str, list[str]]:
 
 def _numbers(column: Column, values: np.ndarray) -> list[str]:
     real = values.astype(float) * column.std + column.mean
+    real = np.where(np.abs(real) < 1e-6 * (abs(column.mean) + column.std), 0.0, real)  # rounding of what was 0
     if column.kind == "boolean":
         return [MISSING if np.isnan(value) else "yes" if value > 0.5 else "no" for value in real]
     return [MISSING if np.isnan(value) else f"{value:.5g}" for value in real]

@@ -22,6 +22,8 @@ PAIRS = (
     "confusions.csv beside this page."
 )
 
+RANKS = ("the worst", "the second worst", "the third worst")
+
 SEVERITY = {"warning": "fair", "error": "bad"}
 
 
@@ -37,6 +39,7 @@ def finding_table(report: Mapping[str, Any]) -> Table:
 def pooled_table(report: Mapping[str, Any]) -> Table:
     """rmse and R² of the learner and the baselines over all queries, a row for each target."""
     pooled = report.get("pooled") or {}
+    kind = ((report.get("protocol") or {}).get("learner") or {}).get("kind") or "learner"
     several = any(len(targets) > 1 for targets in pooled.values())
     rows = []
     for name, targets in pooled.items():
@@ -44,11 +47,16 @@ def pooled_table(report: Mapping[str, Any]) -> Table:
             figures = [
                 format_figure(read_figure(each, key)) if each.get(key) else "–" for key in ("rmse", "r2", "r2_within")
             ]
-            cells = [name.replace("_", " "), *[each["target"]] * several, *figures, read_figure(each, "rmse").sample]
+            cells = [
+                kind if name == "learner" else name.replace("_", " "),
+                *[each["target"]] * several,
+                *figures,
+                read_figure(each, "rmse").sample,
+            ]
             rows.append(Row(cells, "main" if name == "learner" else ""))
     unit = ((report.get("protocol") or {}).get("unit")) or "task"
     titles = ["learner", *["target"] * several, "rmse", "R²", f"R² within a {unit}", "sample"]
-    return Table([Column(title) for title in titles], rows)
+    return Table([Column(title, "name") for title in titles], rows)
 
 
 def class_sections(report: Mapping[str, Any], pictures: Sequence[Picture]) -> list[Section]:
@@ -62,20 +70,30 @@ def class_sections(report: Mapping[str, Any], pictures: Sequence[Picture]) -> li
         ])
         for each in classes[:ROWS]
     ]  # fmt: skip
-    columns = [Column("class"), Column("recall"), Column("queries", "n"), Column("most often mistaken for", "text")]
+    columns = [
+        Column("class", "name"),
+        Column("recall"),
+        Column("queries", "n"),
+        Column("most often mistaken for", "name"),
+    ]
     pairs = [
         Row([each["true"], each["predicted"], f"{each['times']:g}", f"{each['share']:.1%}"])
         for each in confusions[:ROWS]
     ]
-    of_pairs = [Column("true class"), Column("predicted class"), Column("times", "n"), Column("share", "n")]
+    of_pairs = [
+        Column("true class", "name"),
+        Column("predicted class", "name"),
+        Column("times", "n"),
+        Column("share", "n"),
+    ]
     most = (
         f"The {len(rows)} classes with the lowest recall of {len(classes)}"
         if len(rows) < len(classes)
         else "All classes"
     )
     return [
-        Section("Errors by class", [f"{most}, worst first. {RECALL}"], pictures, Table(columns, rows)),
-        Section("Classes that were confused", [PAIRS], table=Table(of_pairs, pairs)),
+        Section("Errors by class", [f"{most}, worst first. {RECALL}"], pictures, Table(columns, rows, "flow")),
+        Section("Classes that were confused", [PAIRS], table=Table(of_pairs, pairs, "flow")),
     ]
 
 
@@ -93,7 +111,9 @@ def unit_section(report: Mapping[str, Any], pictures: Sequence[Picture]) -> Sect
     total = about.get("num_units") or len(units)
     most = f"The {len(rows)} worst of {total}" if len(rows) < total else f"All {total}"
     text = f"{most}; units.csv beside this page has all, with the figures of every baseline."
-    return Section(f"Errors by {unit}", [text], pictures, Table([*map(Column, titles), Column("tasks", "n")], rows))
+    return Section(
+        f"Errors by {unit}", [text], pictures, Table([*map(Column, titles), Column("tasks", "n")], rows, "flow")
+    )
 
 
 def worst_sections(report: Mapping[str, Any], named: Mapping[str, Sequence[Picture]]) -> list[Section]:
@@ -103,12 +123,13 @@ def worst_sections(report: Mapping[str, Any], named: Mapping[str, Sequence[Pictu
         examples = task.get("examples") or {}
         table = None
         if examples:
-            kinds = ["text" if len(max(cells, key=len)) > 30 else "figure" for cells in zip(*examples["rows"])]
+            kinds = ["text" if len(max(cells, key=len)) > 40 else "name" for cells in zip(*examples["rows"])]
             columns = [Column(title, kind) for title, kind in zip(examples["header"], kinds)]
-            table = Table(columns, [Row(cells) for cells in examples["rows"]])
+            table = Table(columns, [Row(cells) for cells in examples["rows"]], "flow")
         value = task.get(report["metric"])
         figure = "not finite" if value is None or not math.isfinite(value) else format_value(value)
         title = capitalize(task.get("title") or f"task {task['task']}")
-        text = [f"{report['metric']} {figure}, number {number} from the worst. {examples.get('note') or ''}".strip()]
+        rank = RANKS[number - 1] if number <= len(RANKS) else f"number {number} of the worst"
+        text = [f"{report['metric']} {figure}, {rank}. {examples.get('note') or ''}".strip()]
         sections.append(Section(title, text, named.get(f"worst_{number}", ()), table))
     return sections

@@ -10,7 +10,8 @@ Pairs = list[tuple[str, str]]
 
 
 class Column(NamedTuple):
-    """A column of a table; `kind` is a CSS class: "n" for numbers, "figure" for one line, "text", "reason"."""
+    """A column of a table; `kind` is a CSS class: "n" for numbers, "figure" for one line, "name" for a few
+    words, "text", "reason"."""
 
     title: str
     kind: str = "figure"
@@ -39,12 +40,13 @@ class Table(NamedTuple):
 
 
 class Picture(NamedTuple):
-    """A figure as a data URI, with its text alternative and caption."""
+    """A figure as a data URI, with its text alternative and caption, and for narrow screens if it has such a form."""
 
     name: str
     uri: str
     alt: str
     caption: str
+    narrow: str = ""
 
 
 class Section(NamedTuple):

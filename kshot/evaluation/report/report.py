@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from kshot.evaluation.per_task import write
 from kshot.evaluation.report.conclusion import conclude
 from kshot.evaluation.report.formatting import better, capitalize, format_figure, format_sample, plural, read_figure
+from kshot.evaluation.report.narrow import make_narrow
 from kshot.evaluation.report.parts import Picture, Section
 from kshot.evaluation.report.sections import CAPTIONS, report_sections, tried_sentence
 from kshot.evaluation.report.verdict import best_baseline, failed, inference_of, target_on_test, trust_of, verdict_of
@@ -138,7 +139,17 @@ def render(template: Path, page: Mapping[str, Any]) -> str:
 
 
 def picture(name: str, figure: Figure) -> Picture:
-    """A figure as a data URI: SVG, or PNG if it contains images, which browsers would blur in an SVG."""
+    """A figure as data URIs, as it is and for narrow screens: SVG, or PNG if it contains images.
+
+    Browsers would blur images in an SVG. The figure is left in its narrow form.
+    """
+    titles = [axes.get_title(loc="left") for axes in figure.axes]
+    alt = "; ".join(title.replace("\n", " ") for title in titles if title.strip()) or name.replace("_", " ")
+    caption = CAPTIONS[name] if name in CAPTIONS else _sentence(name.replace("_", " "))
+    return Picture(name, _uri(figure), alt, caption, _uri(make_narrow(figure)))
+
+
+def _uri(figure: Figure) -> str:
     from matplotlib import rc_context
 
     raster = any(axes.images for axes in figure.axes)
@@ -146,10 +157,7 @@ def picture(name: str, figure: Figure) -> Picture:
     buffer = io.BytesIO()
     with rc_context({"svg.hashsalt": "kshot"}):  # equal figures give equal bytes
         figure.savefig(buffer, format=kind, dpi=200, metadata={"Software": None} if raster else {"Date": None})
-    titles = [axes.get_title(loc="left") for axes in figure.axes]
-    alt = "; ".join(title for title in titles if title) or name.replace("_", " ")
-    caption = CAPTIONS.get(name) or _sentence(name.replace("_", " "))
-    return Picture(name, f"data:{mime};base64,{base64.b64encode(buffer.getvalue()).decode()}", alt, caption)
+    return f"data:{mime};base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
 def _sentence(text: str) -> str:

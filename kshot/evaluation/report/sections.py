@@ -205,8 +205,9 @@ def result_table(report: Mapping[str, Any]) -> Table:
     for name in sorted(baselines, key=lambda name: rank_key(read_figure(baselines[name], metric).mean, higher)):
         difference = format_difference(read_figure(paired, name), paired[name].get("p_holm")) if name in paired else ""
         rows.append(row(name.replace("_", " "), baselines[name], about.get(name) or "", difference))
-    titles = ["learner", f"{split} {metric}", "sample", "learner − baseline (paired)"]
-    return Table([*map(Column, titles), Column("description", "text")], rows)
+    kinds = {f"{split} {metric}": "figure", "sample": "name", "learner − baseline (paired)": "name"}
+    columns = [Column("learner", "name"), *(Column(*each) for each in kinds.items()), Column("description", "text")]
+    return Table(columns, rows)
 
 
 def part_table(report: Mapping[str, Any], part: str) -> Table:
@@ -258,13 +259,12 @@ def audit_table(report: Mapping[str, Any]) -> Table:
 
 
 def worst_pairs(report: Mapping[str, Any]) -> Pairs:
-    return [
-        (
-            each.get("title") or f"task {each['task']}",
-            f"{format_value(each.get(report['metric']))}, episode {each['episode']}…",
-        )
-        for each in report.get("worst_tasks") or []
-    ]
+    pairs = []
+    for each in report.get("worst_tasks") or []:
+        names = (each.get("title") or "").partition(": ")[2]
+        figure = format_value(each.get(report["metric"]))
+        pairs.append((f"task {each['task']}", ", ".join(filter(None, [figure, names, f"episode {each['episode']}…"]))))
+    return pairs
 
 
 def calibration_pairs(report: Mapping[str, Any]) -> Pairs:

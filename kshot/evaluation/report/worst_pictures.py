@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from torch import Tensor
 
+from kshot.evaluation.report.narrow import KEEP
 from kshot.evaluation.report.style import BLUE, FAINT, INK, MUTED, RED, canvas, quiet
 from kshot.evaluation.report.task_pictures import draw_image
 from kshot.types import Task, Tree
@@ -25,7 +26,7 @@ ACROSS, MOST_CLASSES, MOST_WRONG = 5, 10, 10
 MOST_WINDOWS = 3
 
 
-def misclassified(task: Task, prediction: Tensor, names: Sequence[str], title: str) -> Figure:
+def misclassified(task: Task, prediction: Tensor, names: Sequence[str]) -> Figure:
     """A support image of each class with its name, and below it the query images that were classified wrongly.
 
     If there are more classes than can be shown, those are which were confused.
@@ -49,7 +50,8 @@ def misclassified(task: Task, prediction: Tensor, names: Sequence[str], title: s
     mistakes = [(f"is {answers[int(true[r])]}", f"✗ {answers[int(predicted[r])]}", query.inputs[r]) for r in wrong]
     bands = [("support", known), ("wrong", mistakes)]
     rows = [math.ceil(len(cells) / ACROSS) for _, cells in bands]
-    figure = canvas(0.35 + 1.75 * sum(rows))
+    figure = canvas(0.1 + 1.9 * sum(rows))
+    figure.set_label(KEEP)
     grid = figure.subplots(max(sum(rows), 1), ACROSS, squeeze=False)
     for axes in grid.flat:
         axes.set_axis_off()
@@ -65,7 +67,6 @@ def misclassified(task: Task, prediction: Tensor, names: Sequence[str], title: s
             text = "\n".join(part for part in (_lines(name), _lines(answer)) if part)
             axes.text(0.46, 1.0, text, va="top", ha="center", fontsize=7.5, color=RED if answer else INK, gid=band)
         start += count
-    figure.suptitle(title, x=0.01, ha="left", fontsize=10, color=INK)
     return figure
 
 
@@ -80,7 +81,7 @@ def _frame(**style: Any) -> Any:
     return Rectangle((0, 0), 0.92, 0.92, fill=False, linewidth=1.5, **style)
 
 
-def forecasts(task: Task, prediction: Tree, title: str) -> Figure:
+def forecasts(task: Task, prediction: Tree) -> Figure:
     """The windows that were forecast worst: the past, the future and the forecast, a panel for each.
 
     Args:
@@ -91,24 +92,24 @@ def forecasts(task: Task, prediction: Tree, title: str) -> Figure:
     order = errors.argsort(descending=True)[:MOST_WINDOWS].tolist()
     figure = canvas(2.7)
     panels = figure.subplots(1, len(order), sharey=True, squeeze=False)[0]
-    for number, (axes, row) in enumerate(zip(panels, order)):
+    for axes, row in zip(panels, order):
         past, future = task.query.inputs[row, :, 0], task.query.targets[row]
-        start = f"{title}\n" if number == 0 else "\n"
-        quiet(axes, f"{start}mean error {float(errors[row]):.3g}", xlabel="steps from the forecast's start")
+        quiet(axes, f"mean error {float(errors[row]):.3g}", xlabel="steps from the forecast's start")
         axes.plot(np.arange(-len(past), 0), past, color=MUTED, linewidth=1.1)
         axes.plot(np.arange(len(future)), future, color=INK, linewidth=1.6, label="truth")
         axes.plot(np.arange(len(future)), prediction[row], color=BLUE, linewidth=1.6, linestyle="--", label="forecast")
         axes.axvline(-0.5, color=FAINT, linewidth=1)
-    panels[0].legend(frameon=False, fontsize=9, labelcolor=INK, loc="upper left")
+    handles, texts = panels[0].get_legend_handles_labels()
+    figure.legend(handles, texts, frameon=False, fontsize=9, labelcolor=INK, ncols=2, loc="outside lower left")
     return figure
 
 
-def curve(task: Task, prediction: Tree, title: str) -> Figure:
+def curve(task: Task, prediction: Tree) -> Figure:
     """A task with one input and one target: support, query, and the prediction for it."""
     mean = prediction["mean"] if isinstance(prediction, dict) else prediction
     figure = canvas(2.7)
     axes = figure.subplots()
-    quiet(axes, title, xlabel="input", ylabel="target")
+    quiet(axes, "", xlabel="input", ylabel="target")
     order = task.query.inputs[:, 0].argsort()
     x, real = task.query.inputs[order, 0], task.support.weight > 0
     axes.plot(x, mean[order, 0], color=BLUE, linewidth=1.6, label="predicted", marker=".", gid="predicted")
@@ -120,15 +121,15 @@ def curve(task: Task, prediction: Tree, title: str) -> Figure:
     return figure
 
 
-def picture_of(task: Task, prediction: Tree, names: Sequence[str], title: str, *, forecast: bool) -> Figure | None:
+def picture_of(task: Task, prediction: Tree, names: Sequence[str], *, forecast: bool) -> Figure | None:
     """The picture that suits a task; None if none does."""
     inputs, targets = task.query.inputs, task.query.targets
     if not isinstance(inputs, Tensor):
         return None
     if inputs.ndim == 4 and inputs.shape[1] in (1, 3) and names:
-        return misclassified(task, prediction, names, title)
+        return misclassified(task, prediction, names)
     if forecast and isinstance(prediction, Tensor):
-        return forecasts(task, prediction, title)
+        return forecasts(task, prediction)
     if inputs.ndim == 2 and inputs.shape[1] == 1 and targets.shape[1:] == (1,) and not names:
-        return curve(task, prediction, title)
+        return curve(task, prediction)
     return None
