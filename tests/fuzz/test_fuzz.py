@@ -15,7 +15,7 @@ from fuzz.grammar import Case, draw
 
 SEEDS, SHARD = 500, 100
 SLOW_SEEDS, SLOW_SHARD = 20_000, 200
-RECORDED = [0, 10, 16, 22, 34, 40, 42, 50, 56, 60, 72, 74]  # with one inner step: tracing takes seconds
+RECORDED = [0, 12, 16, 22, 34, 40, 42, 52, 56, 66, 72, 74]  # with one inner step: tracing takes seconds
 MAX_REFUSED = 0.02  # of the modules, those left out that no learner can adapt: refusing all is no answer
 MAX_UNBATCHED = 0.08  # of the modules, those that vmap refuses for another reason than checkpointing; 0.023 on average
 REPEATS = "repeats its forward in the backward pass"  # checkpointing is for little memory, which a batch does not use
