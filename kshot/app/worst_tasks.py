@@ -45,7 +45,7 @@ class WorstTask(NamedTuple):
         names: of its units, such as the user or the classes; empty if they have none.
         classes: names of its classes, in the order of the targets; empty if they have none.
         scored: the task and the prediction, on the CPU; None if its examples are not shown.
-        examples: None as `scored`, or if examples cannot be told in words.
+        examples: None as `scored`, or if there are no words for the examples.
     """
 
     number: int
@@ -144,8 +144,9 @@ def _far(source: TaskSource, prediction: Tree, query: Batch) -> tuple[np.ndarray
     numbers = as_numbers(source.objective, prediction, query)
     errors, answers = np.zeros(len(query.weight)), dict[str, list[str]]()
     preprocessor = _own(source).preprocessor
-    of_table = isinstance(preprocessor, TablePreprocessor)
-    means = dict(zip(preprocessor.targets, preprocessor.mean)) if of_table else dict[str, float]()
+    means: dict[str, float] = {}
+    if isinstance(preprocessor, TablePreprocessor):
+        means = dict(zip(preprocessor.targets, preprocessor.mean))
     for target, (predicted, truth) in numbers.items():
         gaps = (predicted - truth).abs().flatten(1).double().mean(1)
         errors += (gaps / truth.double().std(correction=0).clamp_min(1e-12)).nan_to_num(nan=math.inf).numpy()
