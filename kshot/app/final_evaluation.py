@@ -16,6 +16,7 @@ from kshot.app.failures import Failures
 from kshot.app.spec import Spec
 from kshot.app.worst_tasks import WorstTask, with_examples, worst_tasks
 from kshot.evaluation.audit.run import UntrustedFigure
+from kshot.evaluation.by_class import ByClass
 from kshot.evaluation.by_unit import UNITS, UnitFigure, by_unit, write_by_class, write_by_unit
 from kshot.evaluation.compare import differences
 from kshot.evaluation.cost import Cost, cost
@@ -208,7 +209,7 @@ def report_entries(
         "trusted": test.trusted,
         "inference": {"learner": test.inference} | {name: each.inference for name, each in result.baselines.items()},
         "worst_tasks": [each.to_json(metric) for each in result.worst],
-        "by_class": test.by_class and test.by_class._replace(confusions=test.by_class.confusions[:LISTED]),
+        "by_class": _classes_entry(test.by_class),
         "by_unit": units_entry(result.units, test.units.unit if test.units else ""),
         "pooled": {"learner": test.pooled} | {name: each.pooled for name, each in result.baselines.items()}
         if test.pooled
@@ -252,6 +253,10 @@ def protocol(spec: Spec, source: TaskSource, learner: Learner) -> dict[str, Any]
         "seeds": 1,
         "selection": "one checkpoint, selected on validation tasks; the test tasks are read once, at the end",
     }
+
+
+def _classes_entry(by_class: ByClass | None) -> dict[str, Any]:
+    return {} if by_class is None else {"classes": by_class.classes, "confusions": by_class.confusions[:LISTED]}
 
 
 def units_entry(units: Sequence[UnitFigure], unit: str) -> dict[str, Any]:

@@ -14,10 +14,9 @@ from kshot.data.images.augment import Mirrored, Turned
 from kshot.data.images.cache import DecodedImages
 from kshot.data.tables.shown import shown
 from kshot.evaluation.evaluate import Evaluation, Scored, score_again
-from kshot.evaluation.report.formatting import plural
 from kshot.learner import Learner
 from kshot.objectives.numbers import as_numbers
-from kshot.sources.table import TableDataset
+from kshot.sources.table import TableDataset, TablePreprocessor
 from kshot.tasks.mixture import Mixture
 from kshot.tasks.read_log import unwatched
 from kshot.tasks.source import TaskSource
@@ -46,7 +45,7 @@ class WorstTask(NamedTuple):
         names: of its units, such as the user or the classes; empty if they have none.
         classes: names of its classes, in the order of the targets; empty if they have none.
         scored: the task and the prediction, on the CPU; None if its examples are not shown.
-        examples: None as `scored`, or if examples cannot be told in words.
+        examples: None as `scored`, or if there are no words for the examples.
     """
 
     number: int
@@ -59,7 +58,7 @@ class WorstTask(NamedTuple):
 
     @property
     def title(self) -> str:
-        """The names of its units, or its number."""
+        """Its number, and the names of its units."""
         few = ", ".join(_short(name, 40) for name in self.names[:5])
         more = f" and {len(self.names) - 5} more" if len(self.names) > 5 else ""
         return f"task {self.number}" + (f": {few}{more}" if few else "")
@@ -79,6 +78,8 @@ def worst_tasks(source: TaskSource, evaluation: Evaluation, metric: str, *, high
     for number in [number for number in order if different[evaluation.episodes[number]] == number][:LISTED]:
         units = evaluation.units
         names = [] if units is None or not len(units.names) else units.of_task(number)
+        if units is not None and units.numbers.ndim == 1:
+            names = [name if name.startswith(units.unit) else f"{units.unit} {name}" for name in names]
         classes = (source.classes_of(evaluation.split, [number]) or [[]])[0]
         found.append(WorstTask(number, evaluation.episodes[number], float(values[number]), names, classes))
     return found
@@ -111,9 +112,7 @@ def _examples(task: WorstTask, scored: Scored, source: TaskSource, split: Split)
         return None  # which says little; a picture may show them
     header, columns = [*answers, *about], [*answers.values()]
     rows = [[column[row] for column in columns] + [about[name][k] for name in about] for k, row in enumerate(order)]
-    return Examples(
-        header, rows, f"{what}: {len(order)} of {plural(len(errors), 'query').replace('querys', 'queries')}."
-    )
+    return Examples(header, rows, f"{what}: {len(order)} of {int((errors > 0).sum())}.")
 
 
 def _mistaken(prediction: Tensor, query: Batch, names: Sequence[str]) -> tuple[np.ndarray, dict[str, list[str]], str]:
@@ -145,7 +144,9 @@ def _far(source: TaskSource, prediction: Tree, query: Batch) -> tuple[np.ndarray
     numbers = as_numbers(source.objective, prediction, query)
     errors, answers = np.zeros(len(query.weight)), dict[str, list[str]]()
     preprocessor = _own(source).preprocessor
-    means = dict(zip(getattr(preprocessor, "targets", ()), getattr(preprocessor, "mean", ())))
+    means: dict[str, float] = {}
+    if isinstance(preprocessor, TablePreprocessor):
+        means = dict(zip(preprocessor.targets, preprocessor.mean))
     for target, (predicted, truth) in numbers.items():
         gaps = (predicted - truth).abs().flatten(1).double().mean(1)
         errors += (gaps / truth.double().std(correction=0).clamp_min(1e-12)).nan_to_num(nan=math.inf).numpy()

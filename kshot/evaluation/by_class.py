@@ -16,6 +16,8 @@ from kshot.evaluation.intervals import Interval, interval
 from kshot.evaluation.units import Units
 from kshot.types import Batch
 
+FEW = 50
+"""Largest number of classes whose matrix may be wanted."""
 NEITHER = "none of them"
 """The class of a prediction that is not a number."""
 
@@ -50,10 +52,14 @@ class Confusion(NamedTuple):
 
 
 class ByClass(NamedTuple):
-    """Errors by class: the classes with the lowest recall first, and the pairs that were confused most often first."""
+    """Errors by class: the classes with the lowest recall first, and the pairs that were confused most often first.
+
+    `apart` are the pairs of classes that no task has both of, if there are few classes.
+    """
 
     classes: list[ClassFigure]
     confusions: list[Confusion]
+    apart: frozenset[tuple[str, str]] = frozenset()
 
     def matrix(self) -> tuple[list[str], np.ndarray]:
         """The names of the classes in alphabetical order, and the share (C, C) of each true one in each predicted one.
@@ -64,10 +70,14 @@ class ByClass(NamedTuple):
         place = {name: number for number, name in enumerate(names)}
         shares = np.full((len(names), len(names)), np.nan)
         for each in self.classes:
+            shares[place[each.name]] = 0.0
             shares[place[each.name], place[each.name]] = each.recall.mean
         for pair in self.confusions:
             if pair.predicted != NEITHER:
                 shares[place[pair.true], place[pair.predicted]] = pair.share
+        for true, predicted in self.apart:
+            if true in place and predicted in place:
+                shares[place[true], place[predicted]] = np.nan
         return names, shares
 
 
@@ -135,7 +145,16 @@ class ByClassMeter:
             of_class = None if units is None else units._replace(numbers=units.numbers[task_k[rows]])
             recall = ratio(hits_k[rows], weight_k[rows], of_class, bounds=(0.0, 1.0))
             figures.append(ClassFigure(name, recall, int(queries_k[rows].sum()), mistaken.get(name, "")))
-        return ByClass(sorted(figures, key=lambda each: each.recall.mean), confusions)
+        return ByClass(sorted(figures, key=lambda each: each.recall.mean), confusions, self._apart())
+
+    def _apart(self) -> frozenset[tuple[str, str]]:
+        if len(self.names) > FEW:
+            return frozenset()
+        together = np.zeros((len(self.names), len(self.names)), bool)
+        for numbers, *_ in self._totals:
+            together[np.ix_(numbers, numbers)] = True
+        names = list(self.names)
+        return frozenset((names[one], names[other]) for one, other in np.argwhere(~together).tolist())
 
     def _confusions(self) -> list[Confusion]:
         """The pairs of different classes, most often confused first."""

@@ -48,7 +48,7 @@ def test_recall_and_confusions_are_those_of_scikit_learn(weighted):
     names, shares = result.matrix()
     order = [NAMES.index(name) for name in names]
     expected = confusion_matrix(true, predicted, labels=order, normalize="true", sample_weight=weight)
-    np.testing.assert_allclose(np.nan_to_num(shares), expected)
+    np.testing.assert_allclose(shares, expected)
     counts = confusion_matrix(true, predicted, sample_weight=weight)
     assert all(pair.times == counts[NAMES.index(pair.true), NAMES.index(pair.predicted)] for pair in result.confusions)
     assert sum(pair.times for pair in result.confusions) == counts.sum() - counts.trace()
@@ -97,7 +97,12 @@ def test_a_share_counts_only_tasks_that_have_both_classes():
     assert recalls == {"boa": 0.5, "cobra": 0.5, "asp": 0}
     names, shares = result.matrix()
     assert names == ["asp", "boa", "cobra"]
-    np.testing.assert_array_equal(shares, [[0, 1, np.nan], [np.nan, 0.5, 1], [np.nan, np.nan, 0.5]])
+    np.testing.assert_array_equal(shares, [[0, 1, 0], [0, 0.5, 1], [0, 0, 0.5]])
+    meter.add(torch.eye(2), query, ["dace", "eel"])
+    names, shares = meter.result().matrix()
+    assert names[3:] == ["dace", "eel"]
+    assert np.isnan(shares[:3, 3:]).all()
+    np.testing.assert_array_equal(shares[3:, 3:], np.eye(2))
 
 
 def coloured(ways: object = 3) -> ClassTasks:

@@ -10,7 +10,7 @@ MISSING = "missing"
 
 
 def shown(columns: Columns, values: Values) -> dict[str, list[str]]:
-    """The text of each column for rows of values (n, ...), by its name; without columns that cannot be told.
+    """The text of each column for rows of values (n, ...), by its name; without columns that have no inverse.
 
     Numbers are as in the file, but for those that were clipped; a word that is not in the training rows is "unknown".
 

@@ -21,7 +21,7 @@ MOST_CLASSES = 20
 MOST_UNITS = 15
 
 
-def confusion_chart(by_class: ByClass, shares_of: str = "all queries of a true class") -> Figure:
+def confusion_chart(by_class: ByClass) -> Figure:
     """The confusion matrix of up to 20 classes: rows are true classes, columns predicted ones, cells shares.
 
     Example:
@@ -36,7 +36,7 @@ def confusion_chart(by_class: ByClass, shares_of: str = "all queries of a true c
     size = len(names)
     figure = canvas(1.6 + min(0.42, 5.0 / size) * size)
     axes = figure.subplots()
-    quiet(axes, f"Share of {shares_of} that was predicted as …")
+    quiet(axes, "Share of the queries of a true class that was predicted as …")
     axes.grid(False)
     axes.spines[["left", "bottom"]].set_visible(False)
     axes.pcolormesh(np.nan_to_num(shares), cmap="Blues", vmin=0, vmax=1, edgecolors="white", linewidth=1)

@@ -41,11 +41,11 @@ def misclassified(task: Task, prediction: Tensor, names: Sequence[str]) -> Figur
     sure = prediction.double().softmax(1).max(1).values
     wrong = ((true != predicted) & (query.weight > 0)).nonzero()[:, 0]
     wrong = wrong[sure[wrong].argsort(descending=True)].tolist()[:MOST_WRONG]
-    involved = list(dict.fromkeys(way for row in wrong for way in (int(true[row]), int(predicted[row]))))
+    involved = list(dict.fromkeys(number for row in wrong for number in (int(true[row]), int(predicted[row]))))
     ways = range(len(names)) if len(names) <= MOST_CLASSES else sorted(involved[:MOST_CLASSES])
     of_support = support.targets.argmax(1)
-    shown = [(way, ((of_support == way) & (support.weight > 0)).nonzero()[:, 0].tolist()) for way in ways]
-    known = [(f"{names[way]}", "", support.inputs[rows[0]]) for way, rows in shown if rows]
+    shown = [(k, ((of_support == k) & (support.weight > 0)).nonzero()[:, 0].tolist()) for k in ways]
+    known = [(names[k], "", support.inputs[rows[0]]) for k, rows in shown if rows]
     answers = [*names, *["none of them"] * (prediction.shape[1] - len(names))]
     mistakes = [(f"is {answers[int(true[r])]}", f"✗ {answers[int(predicted[r])]}", query.inputs[r]) for r in wrong]
     bands = [("support", known), ("wrong", mistakes)]
