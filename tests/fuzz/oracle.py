@@ -346,8 +346,8 @@ class _RightDerivatives(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         if func is torch._weight_norm:
-            direction, size, dim = args
-            return direction * (size / torch.norm_except_dim(direction, 2, dim))
+            direction, size, *dim = args
+            return direction * (size / torch.norm_except_dim(direction, 2, *(dim or [0])))
         if func is F.group_norm:
             args = (args[0].contiguous(), *args[1:])
         return func(*args, **(kwargs or {}))
