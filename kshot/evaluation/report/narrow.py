@@ -31,8 +31,9 @@ def make_narrow(figure: Figure) -> Figure:
         height = _cells(figure, panels)
     elif columns > 1:
         height = _stack(figure, panels, columns, height / grids[panels[0]].nrows)
-    for axes in panels if figure.get_label() != CELLS else ():
-        _wrap(axes)
+    if figure.get_label() != CELLS:
+        for axes in (axes for axes in panels if axes in figure.axes):
+            _wrap(axes)
     for legend in list(figure.legends):
         handles: Any = legend.legend_handles
         texts = [text.get_text() for text in legend.get_texts()]
