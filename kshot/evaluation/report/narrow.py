@@ -3,37 +3,40 @@
 from __future__ import annotations
 
 import textwrap
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from kshot.evaluation.report.style import WIDTH
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-    from matplotlib.text import Text
 
 NARROW = 3.7  # inches, for a display width of 340 to 390 pixels
 TITLE, NAMED, LABEL = 42, 30, 18
 """Characters of a line of a title, of one above an axis with names, and of such a name."""
 BESIDE = "beside"
 """`gid` of a text to the right of an axis that belongs to the tick label of the same height."""
-KEEP = "keep"
-"""`label` of a figure whose axes stay in their columns."""
+CELLS, CELL = "cells", 1.85
+"""`label` of a figure of small pictures, whose axes have their band as label, and their height in inches."""
+COLUMNS = 3
+"""Small pictures in a row."""
 
 
 def make_narrow(figure: Figure) -> Figure:
     """Change a figure in place: axes that are side by side are put below each other, and long texts are wrapped."""
-    panels = [axes for axes in figure.axes if axes.get_subplotspec() is not None]
-    columns = max((axes.get_subplotspec().get_gridspec().ncols for axes in panels), default=1)
-    width, height = figure.get_size_inches()
-    if columns > 1 and figure.get_label() != KEEP:
-        height = _stack(figure, panels, columns, height)
-    elif figure.get_label() == KEEP:
-        height *= NARROW / width * 1.3
-    for axes in panels:
-        _wrap(axes)
+    grids: dict[Axes, Any] = {axes: spec.get_gridspec() for axes in figure.axes if (spec := axes.get_subplotspec())}
+    panels, columns = list(grids), max((grid.ncols for grid in grids.values()), default=1)
+    height = float(figure.get_size_inches()[1])
+    if figure.get_label() == CELLS:
+        height = _cells(figure, panels)
+    elif columns > 1:
+        height = _stack(figure, panels, columns, height / grids[panels[0]].nrows)
+    if figure.get_label() != CELLS:
+        for axes in (axes for axes in panels if axes in figure.axes):
+            _wrap(axes)
     for legend in list(figure.legends):
-        handles, texts = legend.legend_handles, [text.get_text() for text in legend.get_texts()]
+        handles: Any = legend.legend_handles
+        texts = [text.get_text() for text in legend.get_texts()]
         legend.remove()
         figure.legend(handles, texts, frameon=False, fontsize=9, ncols=1, loc="outside lower left")
         height += 0.2 * (len(texts) - 1)
@@ -41,11 +44,28 @@ def make_narrow(figure: Figure) -> Figure:
     return figure
 
 
-def _stack(figure: Figure, panels: list[Axes], columns: int, height: float) -> float:
-    """Put the panels below each other, and return the height of the figure."""
+def _cells(figure: Figure, panels: list[Axes]) -> float:
+    """Put small pictures in fewer columns, each band from a new row on, and return the height of the figure."""
     from matplotlib.gridspec import GridSpec
 
-    rows = panels[0].get_subplotspec().get_gridspec().nrows
+    bands: dict[str, list[Axes]] = {}
+    for axes in panels:
+        if axes.images:
+            bands.setdefault(str(axes.get_label()), []).append(axes)
+        else:
+            axes.remove()
+    places = [(band, k) for band in bands for k in range(-(-len(bands[band]) // COLUMNS))]
+    grid = GridSpec(max(len(places), 1), COLUMNS, figure=figure)
+    for row, (band, k) in enumerate(places):
+        for column, axes in enumerate(bands[band][k * COLUMNS : (k + 1) * COLUMNS]):
+            axes.set_subplotspec(grid[row, column])
+    return CELL * max(len(places), 1)
+
+
+def _stack(figure: Figure, panels: list[Axes], columns: int, height: float) -> float:
+    """Put the panels, of a height each, below each other, and return the height of the figure."""
+    from matplotlib.gridspec import GridSpec
+
     used = [axes for axes in panels if axes.has_data() or axes.axison]
     for axes in panels:
         if axes not in used:
@@ -54,11 +74,8 @@ def _stack(figure: Figure, panels: list[Axes], columns: int, height: float) -> f
     for position, axes in enumerate(used):
         axes.set_subplotspec(grid[position])
         axes.tick_params(labelleft=axes.axison, labelbottom=axes.axison)
-    return (
-        height / rows * len(used) * max(NARROW / (WIDTH / columns), 0.9)
-        if used[0].images
-        else height / rows * len(used)
-    )
+    wider = max(NARROW / (WIDTH / columns), 0.9) if used[0].images else 1.0
+    return height * len(used) * wider
 
 
 def _wrap(axes: Axes) -> None:
@@ -69,9 +86,9 @@ def _wrap(axes: Axes) -> None:
     wrapped = "\n".join("\n".join(textwrap.wrap(line, most)) for line in title.splitlines())
     axes.set_title(wrapped, loc="left", fontsize=10)
     axes.set_xlabel("\n".join(textwrap.wrap(axes.get_xlabel(), TITLE)))
-    beside: dict[float, Text] = {text.get_position()[1]: text for text in axes.texts if text.get_gid() == BESIDE}
     if not named:
         return
+    beside = {text.get_position()[1]: text for text in axes.texts if text.get_gid() == BESIDE}
     ticks, new = axes.get_yticks(), []
     for tick, label in zip(ticks, labels):
         lines = textwrap.wrap(label, LABEL)

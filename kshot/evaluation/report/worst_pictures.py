@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from torch import Tensor
 
-from kshot.evaluation.report.narrow import KEEP
+from kshot.evaluation.report.narrow import CELLS
 from kshot.evaluation.report.style import BLUE, FAINT, INK, MUTED, RED, canvas, quiet
 from kshot.evaluation.report.task_pictures import draw_image
 from kshot.types import Task, Tree
@@ -50,8 +50,8 @@ def misclassified(task: Task, prediction: Tensor, names: Sequence[str]) -> Figur
     mistakes = [(f"is {answers[int(true[r])]}", f"✗ {answers[int(predicted[r])]}", query.inputs[r]) for r in wrong]
     bands = [("support", known), ("wrong", mistakes)]
     rows = [math.ceil(len(cells) / ACROSS) for _, cells in bands]
-    figure = canvas(0.1 + 1.9 * sum(rows))
-    figure.set_label(KEEP)
+    figure = canvas(2.1 * max(sum(rows), 1))
+    figure.set_label(CELLS)
     grid = figure.subplots(max(sum(rows), 1), ACROSS, squeeze=False)
     for axes in grid.flat:
         axes.set_axis_off()
@@ -61,11 +61,12 @@ def misclassified(task: Task, prediction: Tensor, names: Sequence[str]) -> Figur
             axes = grid[start + position // ACROSS, position % ACROSS]
             draw_image(axes, image, 0, 0)
             axes.set_xlim(-0.02, 0.94)
-            axes.set_ylim(0.94, -0.02)
+            axes.set_ylim(1.42, -0.02)
+            axes.set_label(band)
             colour = {"color": RED} if band == "wrong" else {"color": FAINT}
             axes.add_patch(_frame(**colour))
             text = "\n".join(part for part in (_lines(name), _lines(answer)) if part)
-            axes.text(0.46, 1.0, text, va="top", ha="center", fontsize=7.5, color=RED if answer else INK, gid=band)
+            axes.text(0.46, 0.97, text, va="top", ha="center", fontsize=7.5, color=RED if answer else INK, gid=band)
         start += count
     return figure
 
