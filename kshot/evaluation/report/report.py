@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import logging
 import math
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
@@ -22,6 +23,8 @@ from kshot.evaluation.units import count_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+logger = logging.getLogger(__name__)
 
 
 def write_report(
@@ -49,9 +52,11 @@ def write_report(
     plain = to_json(report)
     if plain.get("audits"):
         plain["trust"] = trust_of(plain).sentence
+    pictures, failures = _draw(figures)
+    plain["failures"] = [*(plain.get("failures") or []), *failures]
     write(folder / "report.json", json.dumps(plain, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
     page = folder / "report.html"
-    write(page, _html(plain, events, figures))
+    write(page, _html(plain, events, pictures))
     return page
 
 
@@ -72,12 +77,24 @@ def to_json(value: Any) -> Any:
     return str(value)
 
 
-def _html(report: dict[str, Any], events: Sequence[Mapping[str, Any]], figures: Mapping[str, Figure]) -> str:
+def _draw(figures: Mapping[str, Figure]) -> tuple[dict[str, Picture], list[dict[str, str]]]:
+    """The pictures of figures, in the order of the page, and what failed: no picture costs a run its report."""
+    ordered = [name for name in CAPTIONS if name in figures] + [name for name in figures if name not in CAPTIONS]
+    pictures, failures = {}, []
+    for name in ordered:
+        try:
+            pictures[name] = picture(name, figures[name])
+        except Exception as error:
+            logger.exception("the picture %s cannot be drawn", name)
+            failures.append({"what": f"the picture {name}", "error": f"{type(error).__name__}: {error}"})
+    return pictures, failures
+
+
+def _html(report: dict[str, Any], events: Sequence[Mapping[str, Any]], pictures: Mapping[str, Picture]) -> str:
     """The page of a report. The template gets finished strings only."""
     metric, higher = report["metric"], bool(report.get("higher_is_better", True))
     test, baselines, protocol = report.get("test"), report.get("baselines") or {}, report.get("protocol") or {}
     best, val = best_baseline(baselines, metric, higher), read_figure(report.get("val"), metric)
-    ordered = [name for name in CAPTIONS if name in figures] + [name for name in figures if name not in CAPTIONS]
     num_resumed = sum(event.get("kind") == "resumed" for event in events)
     notes = [target_on_test(report.get("target"), metric, read_figure(test, metric))] if test else []
     if math.isfinite(val.mean):
@@ -91,7 +108,6 @@ def _html(report: dict[str, Any], events: Sequence[Mapping[str, Any]], figures: 
     notes += [f"Audits: {trust_of(report).sentence}."] if report.get("audits") else []
     notes.append(tried_sentence(report))
     conclusion = conclude(report)
-    pictures = {name: picture(name, figures[name]) for name in ordered}
     return render(
         Path(__file__).parent / "report.html.j2",
         {
