@@ -20,7 +20,6 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from fuzz.grammar import Case, Data, call, plain_randomness
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
