@@ -23,6 +23,7 @@ from fuzz import layers
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.utils import parametrizations, parametrize
+from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
 SUPPORT, QUERY, OUTPUTS, VOCABULARY = 6, 4, 2, 7
@@ -145,14 +146,24 @@ def _float64() -> Iterator[None]:
         torch.set_default_dtype(before)
 
 
+class _ContiguousGroupNorm(TorchFunctionMode):
+    def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        if func is F.group_norm:
+            args = (args[0].contiguous(), *args[1:])
+        return func(*args, **(kwargs or {}))
+
+
 @contextmanager
 def plain_randomness(case: Case) -> Iterator[None]:
     """A context with the random numbers of a case, also where a backward pass repeats a forward.
 
     Checkpointing stops as soon as it has repeated what it needs, when PyTorch's `rrelu` does not yet have its random
-    slopes (seen in 2.13), so that gradients are of memory without values: here it repeats all.
+    slopes (seen in 2.13), so that gradients are of memory without values: here it repeats all. Inputs of group
+    normalisation are contiguous, since its derivatives end the process for an input in channels-last layout that needs
+    no gradient (2.13).
     """
-    with torch.random.fork_rng(devices=[]), torch.utils.checkpoint.set_checkpoint_early_stop(False):
+    early_stop = torch.utils.checkpoint.set_checkpoint_early_stop(False)
+    with torch.random.fork_rng(devices=[]), early_stop, _ContiguousGroupNorm():
         torch.manual_seed(case.number)
         yield
 

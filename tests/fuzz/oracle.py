@@ -20,7 +20,6 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from fuzz.grammar import Case, Data, call, plain_randomness
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -338,16 +337,10 @@ def _without_checkpoints() -> Iterator[None]:
 
 
 class _RightDerivatives(TorchFunctionMode):
-    """Operations whose second derivative is wrong in PyTorch (seen in 2.13), in another form.
-
-    That of the kernel of weight normalisation has wrong values; that of group normalisation ends the process for an
-    input in channels-last layout that needs no gradient.
-    """
+    """Weight normalisation, whose kernel has a wrong second derivative in PyTorch (seen in 2.13), in another form."""
 
     def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         if func is torch._weight_norm:
             direction, size, *dim = args
             return direction * (size / torch.norm_except_dim(direction, 2, *(dim or [0])))
-        if func is F.group_norm:
-            args = (args[0].contiguous(), *args[1:])
         return func(*args, **(kwargs or {}))
