@@ -26,7 +26,7 @@ from kshot.data.dataset import ArrayDataset
 from kshot.evaluation.evaluate import Evaluation, evaluate
 from kshot.evaluation.intervals import difference
 from kshot.learner import Learner
-from kshot.learners.baselines.features import baselines
+from kshot.learners.baselines import features, label_names
 from kshot.learners.heads.head_learner import HeadLearner
 from kshot.tasks import ClassTasks
 from kshot.training.closed_form import fit_feature_statistics
@@ -97,7 +97,8 @@ def rows(source: ClassTasks, split: Split, num_tasks: int, num_val: int, meta_st
         kshot.pretrain(model, source, steps=100, batch=256, outer_lr=3e-4, objective="contrastive")
 
     results: dict[str, tuple[Evaluation, float]] = {}
-    for name, make in baselines(source, contrast=contrast).items():
+    found = features.baselines(source, contrast=contrast) | label_names.baselines(source)
+    for name, make in found.items():
         started = time.process_time()
         best = tuned(make(), source, num_val)
         evaluation = evaluate(best, source, split=split, num_tasks=num_tasks, audit=False)

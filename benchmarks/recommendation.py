@@ -36,7 +36,7 @@ import kshot
 from kshot.evaluation.evaluate import Scored
 from kshot.evaluation.intervals import difference, interval
 from kshot.learner import Learner
-from kshot.learners.ratings import recommenders
+from kshot.learners.baselines import ratings as recommenders
 from kshot.learners.ratings.coverage import CoverageMeter
 from kshot.sources.ratings.tasks import RatingTasks
 from kshot.training.checkpoint import load_checkpoint, save_checkpoint

@@ -222,7 +222,7 @@ def hash_of(source: TaskSource, num_tasks: int) -> str:
     """The hash of the first test tasks, as `evaluate` computes it."""
     digest = hashlib.sha256()
     for index in range(num_tasks):
-        hash_into(digest, source.task("test", index))
+        hash_into(digest, source.raw.task("test", index))
     return digest.hexdigest()
 
 

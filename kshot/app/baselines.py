@@ -15,13 +15,14 @@ from torch import nn
 from kshot import learners, objectives
 from kshot.app.build import Shapes, build_learner, build_model, has_head
 from kshot.app.failures import Failures
+from kshot.app.pretraining import options_of_baselines, tunes_encoder
 from kshot.app.schema import Part
 from kshot.app.spec import BASELINES, NEED_PRETRAINING, Spec
 from kshot.evaluation.baselines import Candidates, best_first, of_fields, without_model
 from kshot.evaluation.evaluate import Evaluation, Scored, evaluate
 from kshot.evaluation.target import Target
 from kshot.learner import Learner
-from kshot.learners.baselines import features
+from kshot.learners.baselines import features, label_names
 from kshot.learners.heads.head_learner import HeadLearner
 from kshot.learners.heads.protonet import Prototypes
 from kshot.learners.ratings.coverage import Coverage, CoverageMeter
@@ -66,6 +67,11 @@ class Setting:
         if not self.pretrained:
             raise ValueError("there is no pretrained model: the source gives no examples to pretrain a model on")
         return [with_weights(self.model(head=head), pretrained) for pretrained in self.pretrained]
+
+    def pretrained_bodies(self) -> list[nn.Module]:
+        """New modules that give the features of each pretrained model."""
+        is_encoder = self.spec.model is not None and self.spec.model.kind == "encoder"  # without a head, it has a cache
+        return [body_of(model) for model in self.pretrained_copies(head=has_head(self.spec) and not is_encoder)]
 
     def rates(self) -> list[dict[str, Any]]:
         """The settings of `inner_lr` and `steps` that are tuned."""
@@ -117,7 +123,8 @@ def _suitable(setting: Setting) -> dict[str, Candidates]:
     if spec.model is not None and spec.model.kind != "encoder" and objective.predicts != "distribution":
         names.append("scratch")
     if setting.pretrained:
-        names.append("fine_tune")
+        # fine-tuning an encoder on each of hundreds of tasks takes hours; it is tuned once, by contrast
+        names += ["fine_tune"] * (spec.model is not None and spec.model.kind != "encoder")
         shared = objective.classifies and not objective.task_specific_classes
         names += ["pretrained_centroid"] * shared + ["pretrained"] * (not objective.task_specific_classes)
     names += without_model(setting.source)
@@ -128,9 +135,11 @@ def _of_features(setting: Setting) -> dict[str, Candidates]:
     """The baselines on the features of the run's encoder, and of the pretrained models."""
     source, found = setting.source, dict[str, Candidates]()
     if setting.spec.model is not None and setting.spec.model.kind == "encoder":
-        found |= features.baselines(source, setting.model(head=False).requires_grad_(False))
-    for model in setting.pretrained_copies(head=has_head(setting.spec)) if setting.pretrained else ():
-        for name, candidates in features.pretrained_baselines(source, body_of(model)).items():
+        encoder = setting.model(head=False).requires_grad_(False)
+        found |= features.baselines(source, encoder) | label_names.baselines(source, encoder)
+    by_contrast = options_of_baselines(setting.spec).get("objective") == "contrastive"
+    for body in setting.pretrained_bodies() if setting.pretrained else ():
+        for name, candidates in features.pretrained_baselines(source, body, contrast=by_contrast).items():
             found[name] = _both(found.get(name), candidates)
     return found
 
@@ -146,6 +155,8 @@ def _generic(setting: Setting) -> dict[str, Candidates]:
         "fine_tune": _fine_tune,
         "pretrained": _pretrained,
         "pretrained_centroid": _pretrained_centroid,
+        "pretrained_probe": partial(_probe, "pretrained_probe"),
+        "contrast_then_probe": partial(_probe, "contrast_then_probe"),
         "centroid": _centroid,
         "support_mean": lambda setting: [learners.SupportMean(setting.source.objective)],
     }
@@ -176,8 +187,17 @@ def _pretrained(setting: Setting) -> list[Learner]:
 
 
 def _pretrained_centroid(setting: Setting) -> list[Learner]:
-    bodies = [body_of(model) for model in setting.pretrained_copies(head=has_head(setting.spec))]
-    return [HeadLearner(body, Prototypes(), setting.source.objective) for body in bodies]
+    return [HeadLearner(body, Prototypes(), setting.source.objective) for body in setting.pretrained_bodies()]
+
+
+def _probe(name: str, setting: Setting) -> list[Learner]:
+    found = _of_features(setting)
+    if name in found:
+        return list(found[name]())
+    if not setting.pretrained:
+        raise ValueError(f"baseline {name!r} needs a pretrained model, and there is none")
+    objective = "contrastive" if name == "contrast_then_probe" else "classification"
+    raise ValueError(f"baseline {name!r} needs classes of each task's own, and pretrain: {{objective: {objective}}}")
 
 
 def _centroid(setting: Setting) -> list[Learner]:
@@ -222,6 +242,8 @@ def need_pretraining(spec: Spec, objective: Objective) -> bool:
     if spec.model is None:
         return False
     if spec.baselines.names is None:
+        if tunes_encoder(spec):
+            return spec.pretrain is not None or objective.task_specific_classes
         from_scratch = spec.model.kind != "encoder" and not objectives.rates_items(objective)
         return spec.pretrain is not None or (from_scratch and objective.predicts != "distribution")
     names = [name for name in spec.baselines.names if isinstance(name, str) and name in NEED_PRETRAINING]

@@ -10,8 +10,9 @@ import torch
 from kshot.app.build import build_source
 from kshot.app.final_evaluation import TestResult
 from kshot.app.spec import Spec
-from kshot.evaluation.report import charts, task_pictures
+from kshot.evaluation.report import breakdowns, charts, task_pictures
 from kshot.evaluation.report.verdict import best_baseline
+from kshot.evaluation.report.worst_pictures import picture_of
 from kshot.learner import Learner, predict_query
 from kshot.learners.gradient.gradient_learner import GradientLearner
 from kshot.objectives import gaussian
@@ -45,6 +46,16 @@ def make_figures(
         figures["shots"] = charts.shots_chart(points, metric, higher_is_better=higher)
     if test.calibration is not None:
         figures["reliability"] = charts.reliability_chart(test.calibration)
+    if test.by_class is not None and len(test.by_class.matrix()[0]) <= breakdowns.MOST_CLASSES:
+        figures["confusion"] = breakdowns.confusion_chart(test.by_class)
+    if result.units and test.units is not None:
+        figures["units"] = breakdowns.units_chart(
+            result.units, test.units.unit, metric, higher_is_better=higher, beside=best and best[0]
+        )
+    for number, task in enumerate(result.worst, 1):
+        scored = task.scored
+        if scored and (drawn := picture_of(scored.task, scored.prediction, task.classes, forecast=source.forecasts)):
+            figures[f"worst_{number}"] = drawn
     return figures | _pictures(spec, source.source, learner.cpu().eval())
 
 

@@ -8,18 +8,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from kshot.app.baselines import Setting, describe, evaluate_baselines, evaluate_with_coverage
 from kshot.app.build import device_of, shapes_of
 from kshot.app.failures import Failures
 from kshot.app.spec import Spec
+from kshot.app.worst_tasks import WorstTask, with_examples, worst_tasks
 from kshot.evaluation.audit.run import UntrustedFigure
+from kshot.evaluation.by_class import ByClass
+from kshot.evaluation.by_unit import UNITS, UnitFigure, by_unit, write_by_class, write_by_unit
 from kshot.evaluation.compare import differences
 from kshot.evaluation.cost import Cost, cost
 from kshot.evaluation.evaluate import Evaluation, Scored
 from kshot.evaluation.intervals import BOUNDS, Interval, interval
+from kshot.evaluation.per_task import TASKS, write_tasks
 from kshot.evaluation.rejection import Rejection, calibrate_threshold, rejection
 from kshot.evaluation.shots import Shots, over_shots
 from kshot.evaluation.target import Target
@@ -29,7 +32,7 @@ from kshot.tasks.read_log import EVALUATION, during, unwatched
 from kshot.tasks.source import TaskSource
 from kshot.types import Split
 
-WORST = 5  # tasks listed in a report
+LISTED = 400  # pairs of classes, and units, in report.json; the tables beside it have all
 
 Watch = Callable[[str, int, int], None]
 """(stage, number of tasks done, number of tasks), called after each task."""
@@ -45,6 +48,8 @@ class TestResult:
         coverage: catalogue coverage of the learner and the baselines; empty if tasks have no catalogue.
         threshold: novelty threshold, set on validation tasks, if the run file has a `reject` section.
         rejection: performance in out-of-scope detection, if the source has out-of-scope examples too.
+        worst: the tasks with the worst figures.
+        units: the figures by unit, if each task has one.
 
     What is missing because it failed is in the `failures` that were given.
     """
@@ -57,6 +62,8 @@ class TestResult:
     coverage: dict[str, Coverage]
     threshold: float | None
     rejection: Rejection | None
+    worst: list[WorstTask]
+    units: list[UnitFigure]
 
 
 def evaluate_with_baselines(
@@ -127,7 +134,22 @@ def evaluate_with_baselines(
     threshold, rejected = None, None
     with failures.recorded("the rejection of out-of-scope examples"):
         threshold, rejected = _evaluate_rejection(learner, spec, source, split, count)
-    return TestResult(target, test, baselines, shots, costs, coverage, threshold, rejected)
+    metric, options = target.metric, {"higher_is_better": target.at_least}
+    worst = worst_tasks(source, test, metric, **options)
+    with failures.recorded("the examples of the worst tasks"):
+        worst = with_examples(worst, learner, source, split)
+    units = by_unit(test, metric, baselines, **options)
+    return TestResult(target, test, baselines, shots, costs, coverage, threshold, rejected, worst, units)
+
+
+def write_tables(folder: Path, result: TestResult) -> None:
+    """Write the figures of each task, and those by unit and by class as far as there are any, as CSV files."""
+    test, metric = result.test, result.target.metric
+    write_tasks(folder / TASKS, test, result.baselines, metric)
+    if result.units and test.units is not None:
+        write_by_unit(folder / UNITS, result.units, test.units.unit, metric)
+    if test.by_class is not None:
+        write_by_class(folder, test.by_class)
 
 
 def _evaluate_rejection(
@@ -186,7 +208,12 @@ def report_entries(
         "audits": [audit.to_json() for audit in test.audits],
         "trusted": test.trusted,
         "inference": {"learner": test.inference} | {name: each.inference for name, each in result.baselines.items()},
-        "worst_tasks": _worst_tasks(result),
+        "worst_tasks": [each.to_json(metric) for each in result.worst],
+        "by_class": _classes_entry(test.by_class),
+        "by_unit": units_entry(result.units, test.units.unit if test.units else ""),
+        "pooled": {"learner": test.pooled} | {name: each.pooled for name, each in result.baselines.items()}
+        if test.pooled
+        else {},
         "shots": result.shots,
         "rejection": result.rejection,
         "calibration": test.calibration,
@@ -228,9 +255,10 @@ def protocol(spec: Spec, source: TaskSource, learner: Learner) -> dict[str, Any]
     }
 
 
-def _worst_tasks(result: TestResult) -> list[dict[str, Any]]:
-    """The tasks with the worst figures, worst first."""
-    metric = result.target.metric
-    values = torch.tensor(result.test.per_task[metric], dtype=torch.float64)
-    order = values.argsort(descending=not result.target.at_least, stable=True)[:WORST].tolist()
-    return [{"task": index, "episode": result.test.episodes[index], metric: float(values[index])} for index in order]
+def _classes_entry(by_class: ByClass | None) -> dict[str, Any]:
+    return {} if by_class is None else {"classes": by_class.classes, "confusions": by_class.confusions[:LISTED]}
+
+
+def units_entry(units: Sequence[UnitFigure], unit: str) -> dict[str, Any]:
+    """The entry of a report on its units, worst first; empty if there are none."""
+    return {"unit": unit, "num_units": len(units), "units": units[:LISTED]} if units else {}

@@ -99,6 +99,9 @@ def _report(
             for each in report.get("failures") or []
         ],
         "worst_tasks": [],
+        "by_class": None,
+        "by_unit": {},
+        "pooled": {},
         "shots": [],
         "calibration": None,
         "coverage": None,

@@ -28,6 +28,25 @@ Step = Callable[[Progress, int, str], None]
 """(progress, number of steps, stage), called after each step."""
 
 
+CONTRAST = {"full": 5e-5, "lora": 1e-3}
+"""Learning rates of the contrast that tunes a pretrained encoder for the baselines, by what of it is trained."""
+
+
+def tunes_encoder(spec: Spec) -> bool:
+    """Whether the model of a run is a pretrained encoder of which more than a head is trained."""
+    return spec.model is not None and spec.model.kind == "encoder" and spec.model.tune in CONTRAST
+
+
+def options_of_baselines(spec: Spec) -> dict[str, Any]:
+    """The options of the pretraining of the baselines: the run file's, or plain contrast for a pretrained encoder."""
+    if spec.pretrain is not None:
+        return dict(spec.pretrain.model_dump())
+    if not tunes_encoder(spec):
+        return {}
+    assert spec.model is not None
+    return {"objective": "contrastive", "batch": 72, "outer_lr": CONTRAST[spec.model.tune]}
+
+
 class Pretraining(NamedTuple):
     """A pretraining of a run.
 
@@ -96,8 +115,8 @@ def pretraining_of_baselines(
 ) -> Pretraining | None:
     """The pretraining of the baselines for a time, so that they may spend what the learner spent.
 
-    The options are those of the run file's `pretrain`, or the defaults, with as many steps as fit the time; their
-    number is kept in the run folder, so that a resumed run takes the same.
+    The options are those of `options_of_baselines`, with as many steps as fit the time; their number is kept in the run
+    folder, so that a resumed run takes the same.
 
     Args:
         new_model: makes the model with its initial weights.
@@ -123,8 +142,7 @@ def pretraining_of_baselines(
 
 
 def _with_steps(spec: Spec, folder: RunFolder, steps: int) -> Pretraining:
-    given = spec.pretrain.model_dump() if spec.pretrain else {}
-    options = PRETRAIN.func(given | {"steps": steps})  # type: ignore[call-arg]
+    options = PRETRAIN.func(options_of_baselines(spec) | {"steps": steps})  # type: ignore[call-arg]
     return Pretraining(spec, options, folder.pretrain_baselines, "pretrain baselines")
 
 

@@ -1,11 +1,14 @@
-"""Progress of a run: bars on a terminal, plain lines elsewhere."""
+"""Progress of a run: bars on a terminal, a line that is replaced in a notebook, plain lines elsewhere."""
 
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from types import TracebackType
+from typing import Any
 
 from rich.console import Console
 from rich.filesize import decimal
@@ -25,12 +28,14 @@ from kshot.deciding.decisions import Decision, Round
 from kshot.deciding.loop import Observer
 from kshot.training.fit import Progress as OuterProgress
 
+REFRESH = 0.25
+"""Seconds between updates in a notebook."""
 LOG = logging.getLogger("kshot")
 ACTIONS = {"Continue": "cyan", "Change": "yellow", "Rollback": "magenta", "Stop": "bold green"}
 
 
 class Display(Observer):
-    """Bars with rate, loss, figure of the validation metric and time left; steps are not shown without a terminal."""
+    """Rate, loss, figure of the validation metric and time left; steps are shown on terminals and in notebooks."""
 
     def __init__(self, console: Console, metric: str) -> None:
         self.console, self.metric = console, metric
@@ -46,6 +51,7 @@ class Display(Observer):
             transient=True,
             disable=not console.is_terminal,
         )
+        self.notebook = _NotebookLine() if console.is_jupyter else None
         self.notes = _Notes(self)
         self.bar: TaskID | None = None
         self.stage = self.validation = ""
@@ -58,6 +64,8 @@ class Display(Observer):
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         self.bars.stop()
+        if self.notebook is not None:
+            self.notebook.clear()
         LOG.removeHandler(self.notes)
 
     def say(self, text: str, style: str = "") -> None:
@@ -71,6 +79,8 @@ class Display(Observer):
                 self.bars.remove_task(self.bar)
             self.stage, self.bar = stage, self.bars.add_task(stage, total=total, figures="")
         self.bars.update(self.bar, completed=done, total=total, figures=figures)
+        if self.notebook is not None:
+            self.notebook.show(stage, done, total, figures)
 
     def step(self, progress: OuterProgress, end: int, stage: str = "train") -> None:
         figures = f"{progress.rate:.1f} steps/s  loss {progress.loss:.3f}{self.validation}"
@@ -109,6 +119,45 @@ def fetching(console: Console) -> Iterator[Callable[[str, int, int | None], None
 
     with bars:
         yield show
+
+
+class _NotebookLine:
+    """A line of progress in a notebook, which each update replaces; the bars of rich would need ipywidgets there."""
+
+    def __init__(self) -> None:
+        self.handle: Any = None
+        self.stage, self.started, self.shown = "", 0.0, 0.0
+
+    def show(self, stage: str, done: int, total: int, figures: str) -> None:
+        """Show the line, at most every `REFRESH` seconds; the last one of a stage always."""
+        now = time.monotonic()
+        if stage != self.stage:
+            self.stage, self.started, self.shown = stage, now, 0.0
+        if now - self.shown < REFRESH and done < total:
+            return
+        self.shown, passed = now, now - self.started
+        left = f"left {_clock(passed * (total - done) / done)}" if 0 < done < total and passed else ""
+        parts = f"{stage} {done}/{total}", figures.strip(), _clock(passed), left
+        self._put("  ".join(filter(None, parts)))
+
+    def clear(self) -> None:
+        """Leave an empty line."""
+        if self.handle is not None:
+            self._put("")
+
+    def _put(self, text: str) -> None:
+        from IPython.display import display
+
+        data = {"text/plain": text}
+        if self.handle is None:
+            self.handle = display(data, raw=True, display_id=True)
+        else:
+            self.handle.update(data, raw=True)
+
+
+def _clock(seconds: float) -> str:
+    """Seconds as "0:00:00", as the bars show them."""
+    return str(timedelta(seconds=round(seconds)))
 
 
 class _Notes(logging.Handler):

@@ -33,7 +33,7 @@ from kshot.app.build import (
 )
 from kshot.app.failures import Failures
 from kshot.app.figures import make_figures
-from kshot.app.final_evaluation import TestResult, evaluate_with_baselines, protocol, report_entries
+from kshot.app.final_evaluation import TestResult, evaluate_with_baselines, protocol, report_entries, write_tables
 from kshot.app.folder import RunFolder, logged_reads
 from kshot.app.pretraining import pretraining_of_baselines, pretraining_of_run
 from kshot.app.progress import Display
@@ -42,14 +42,15 @@ from kshot.app.suitability import refuse_unsuited
 from kshot.app.terminal import print_summary
 from kshot.app.trained import load, start_from
 from kshot.app.tried import tried
+from kshot.checking.check import check_for_report
+from kshot.checking.findings import Checked
 from kshot.data.cache import cache_folder
 from kshot.deciding.decisions import Experience, decision_to_json
 from kshot.deciding.loop import Run, run_until
 from kshot.deciding.policies import Budget
-from kshot.evaluation.per_task import TASKS, write_tasks
 from kshot.evaluation.report import run_charts
 from kshot.evaluation.report.report import to_json, write_report
-from kshot.evaluation.report.verdict import best_baseline
+from kshot.evaluation.report.verdict import best_baseline, trust_of
 from kshot.evaluation.target import Target
 from kshot.files import is_empty, owned, write_json
 from kshot.learner import Learner
@@ -93,6 +94,7 @@ def _run(
     if source.preprocessor:
         write_json(folder.preprocessor, source.preprocessor.to_json())
     experience = Experience(folder.events)
+    checked = _check_data(source, display)
     source = watched(
         source, lambda phase, split: experience.record("read", phase=phase, split=split), logged_reads(folder.events)
     )
@@ -133,10 +135,12 @@ def _run(
                 seconds = spec.baselines.budget * result.rounds[-1].seconds
                 pretrained += _pretrain_baselines(spec, folder, source, shapes, device, seconds, display)
         test = evaluate_with_baselines(learner, spec, source, pretrained, display.advance, checkpoint, failures)
-        write_tasks(folder.tasks, test.test, test.baselines, target.metric)
+        write_tables(out, test)
         if spec.reject and test.threshold is not None:
             write_json(folder.rejection, {"score": spec.reject.score, "threshold": test.threshold})
-    report = to_json(_report(spec, out, source, result, test, learner, failures))
+    report = to_json(_report(spec, out, source, result, test, learner, failures) | data_check_entry(checked))
+    if test:
+        report["trusted"] = trust_of(report).trusted
     report["timing"] |= {"pretrain_seconds": pretrain_seconds, "this_process_seconds": time.monotonic() - started}
     figures: dict[str, Any] = {}
     with failures.recorded("the charts of the run"):
@@ -173,15 +177,17 @@ def evaluate_run(
     if out is not None and not is_empty(out):
         raise ValueError(f"{out} is not empty; choose another --out")
     run = load(run_dir, overrides or ())
-    spec, source, device = run.spec, watched(build_source(run.spec), before=run.reads), device_of(run.spec)
+    spec, source, device = run.spec, build_source(run.spec), device_of(run.spec)
     run.check_shapes(source)
     learner = run.learner.to(device)
     target = Target.parse(spec.target)
-    pretrained = _load_pretrained(spec, RunFolder(run_dir), source, run.shapes, device) if with_baselines else []
     failures = Failures(out / "failures.log" if out else None)
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
     with Display(Console(stderr=as_json), target.metric) as display:
+        checked = _check_data(source, display)
+        source = watched(source, before=run.reads)
+        pretrained = _load_pretrained(spec, RunFolder(run_dir), source, run.shapes, device) if with_baselines else []
         result = evaluate_with_baselines(
             learner,
             spec,
@@ -207,10 +213,12 @@ def evaluate_run(
             **report_entries(result, spec, source, learner, failures, run.num_steps),
             "environment": environment(),
             "timing": {"seconds": result.test.seconds},
+            **data_check_entry(checked),
         }
     )
+    report["trusted"] = trust_of(report).trusted
     if out is not None:
-        write_tasks(out / TASKS, result.test, result.baselines, target.metric)
+        write_tables(out, result)
         figures = {}
         with failures.recorded("the charts of the test"):
             figures = make_figures(report, result, spec, source, learner)
@@ -221,6 +229,20 @@ def evaluate_run(
     else:
         print_summary(report, out)
     return report
+
+
+def _check_data(source: TaskSource, display: Display) -> Checked:
+    """A short check of the data, whose errors are shown at once; they do not end a run."""
+    checked = check_for_report(source)
+    for finding in checked.findings:
+        if finding.severity == "error":
+            display.say(f"ERROR in the data, {finding.check}: {finding.sentence}", "bold red")
+    return checked
+
+
+def data_check_entry(checked: Checked) -> dict[str, Any]:
+    """The entry of a report on what the check of the data found."""
+    return {"data_check": {"looked_at": checked.looked_at, "findings": checked.findings}}
 
 
 def _pretrain_baselines(

@@ -34,7 +34,6 @@ BASELINES: dict[str, str] = {
     "pooled_boosting": "histogram boosting of all training rows, with statistics of the support set as features",
     "pooled_boosting_residual": "histogram boosting of all training rows, and the support's residuals by a mixed model",
     "target_encoded_boosting": "the same, with categories encoded by the target",
-    "k_nearest": "the nearest neighbours in standardised columns",
     "random_forest": "scikit-learn's random forest, fitted to the support set",
     "histogram_boosting": "scikit-learn's histogram boosting, fitted to the support set",
     "seasonal_naive": "the values one season before",
@@ -45,9 +44,11 @@ BASELINES: dict[str, str] = {
     "global_ridge": "ridge regression on lags, over all training series",
     "pretrained_probe": "logistic regression on the features of the model, pretrained on the training split",
     "class_mean_cosine": "the nearest class mean of the features by the cosine",
-    "logistic_regression": "scikit-learn's logistic regression on the features, with C tuned",
-    "ridge": "ridge classification on the features, with a tuned penalty",
-    "knn": "the nearest neighbours by the cosine of the features",
+    "logistic_regression": "scikit-learn's logistic regression, with C tuned",
+    "ridge": "ridge regression or classification, with a tuned penalty",
+    "knn": "the nearest neighbours, by the cosine of features or in standardised columns",
+    "zero_shot": "the class whose name has the features of the largest cosine, without the support set",
+    "class_mean_and_name": "class means of the features, shrunken to the features of the class names",
     "contrast_then_probe": "logistic regression on features tuned by plain contrast on the training classes",
     "n_grams": "n-grams with back-off, of the training texts and the support set",
     "n_grams_causal": "the same, which also count what they have read of the query, as a compressor does",
@@ -65,7 +66,7 @@ BASELINES: dict[str, str] = {
 }
 """The baselines by name, and their descriptions."""
 
-NEED_PRETRAINING = {"fine_tune", "pretrained", "pretrained_centroid", "pretrained_probe"}
+NEED_PRETRAINING = {"fine_tune", "pretrained", "pretrained_centroid", "pretrained_probe", "contrast_then_probe"}
 NEED_A_MODEL = {"scratch", *NEED_PRETRAINING}
 
 MODELS = {Supplied.MODEL, Supplied.EMBEDDING, Supplied.FROZEN_EMBEDDING, Supplied.MAP_EMBEDDING}

@@ -10,13 +10,13 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table as RichTable
 
-from kshot.evaluation.audit.findings import trust
 from kshot.evaluation.compare import compare
 from kshot.evaluation.report.conclusion import conclude
 from kshot.evaluation.report.formatting import format_figure, format_value, read_figure
 from kshot.evaluation.report.leaderboard import SEPARATE, board_table, boards_csv, boards_page, heading, note
-from kshot.evaluation.report.sections import Table, cost_pairs, rejection_pairs, result_table, tried_sentence
-from kshot.evaluation.report.verdict import inference_of, verdict_of
+from kshot.evaluation.report.parts import Table
+from kshot.evaluation.report.sections import cost_pairs, rejection_pairs, result_table, tried_sentence
+from kshot.evaluation.report.verdict import inference_of, trust_of, verdict_of
 from kshot.files import write_text
 
 TONES = {"good": "green", "fair": "yellow", "bad": "bold red"}
@@ -33,6 +33,23 @@ def print_table(console: Console, table: Table, columns: Sequence[int]) -> None:
     console.print(printed)
 
 
+def pooled_lines(report: dict[str, Any]) -> list[str]:
+    """rmse and R² of the learner over all queries, a line for each target."""
+    labels = {"rmse": "rmse", "r2": "R²", "r2_within": "R² within units"}
+    return [
+        " ".join(
+            filter(
+                None,
+                [
+                    each["target"],
+                    ", ".join(f"{labels[k]} {format_figure(read_figure(each, k))}" for k in labels if each.get(k)),
+                ],
+            )
+        )
+        for each in (report.get("pooled") or {}).get("learner") or []
+    ]
+
+
 def print_summary(report: dict[str, Any], out: Path | None) -> None:
     """Print the test figure with the baselines, the verdict, the protocol, and where the report is."""
     console = Console()
@@ -45,6 +62,7 @@ def print_summary(report: dict[str, Any], out: Path | None) -> None:
         if report.get("calibration"):
             others.append(f"calibration error {format_value(report['calibration']['error'])}")
         lines = [", ".join(others)] if others else []
+        lines += [f"over all queries: {line}" for line in pooled_lines(report)]
         if report["baselines"]:
             lines.append(verdict_of(report))
         lines += [sentence] if (sentence := tried_sentence(report)) else []
@@ -58,7 +76,7 @@ def print_summary(report: dict[str, Any], out: Path | None) -> None:
         if members := protocol.get("ensemble"):
             kind += f", ensemble of {members}"
         console.print(f"{kind}, {split} tasks, episodes {protocol['episodes_sha256'][:16]}…", highlight=False)
-        _print_audits(report.get("audits") or [], console)
+        _print_audits(report, console)
     conclusion = conclude(report)
     if conclusion.sentence != (report.get("sentence") or ""):  # which the run has printed
         console.print(conclusion.sentence, style=TONES[conclusion.tone], highlight=False, markup=False)
@@ -69,15 +87,20 @@ def print_summary(report: dict[str, Any], out: Path | None) -> None:
         console.print(f"report: {out / 'report.html'}", highlight=False, soft_wrap=True)
 
 
-def _print_audits(audits: list[dict[str, Any]], console: Console) -> None:
-    """Print how many audits passed and were idle, and those that failed in full."""
-    console.print(trust(audits).sentence, style="dim", highlight=False, markup=False)
+def _print_audits(report: dict[str, Any], console: Console) -> None:
+    """Print how many audits passed and were idle, those that failed in full, and errors in the data."""
+    audits = report.get("audits") or []
+    for finding in (report.get("data_check") or {}).get("findings") or []:
+        style = "bold red" if finding["severity"] == "error" else "yellow"
+        text = f"{finding['severity'].upper()} in the data, {finding['check']}: {finding['sentence']}"
+        console.print(text, style=style, highlight=False, markup=False, soft_wrap=True)
+    console.print(trust_of(report).sentence, style="dim", highlight=False, markup=False)
     for audit in audits:
         if audit["result"] == "FAILED":
             text = f"FAILED {audit['name']}: {audit['question']} {audit['finding']}"
             text += f" Passes up to {audit['tolerance']:.3g}."
             console.print(text, style="bold red", highlight=False, markup=False, soft_wrap=True)
-    if audits and not trust(audits).trusted:
+    if audits and not trust_of(report).trusted:
         console.print("The learner's figures are not to be trusted.", style="bold red")
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 
 import numpy as np
 
@@ -21,7 +23,7 @@ from kshot.checking.scan import choose
 from kshot.checking.values import check_leakage, check_reading, check_values
 from kshot.tasks.pool import plural
 from kshot.tasks.source import TaskSource, draw
-from kshot.types import Split, Task
+from kshot.types import SPLITS, Split, Task
 
 
 def check(
@@ -89,16 +91,29 @@ def check(
     return Checked(findings, sizes, f"Looked at {amount}up to {num_tasks:,} tasks of each split.")
 
 
-def findings_for_report(source: TaskSource, *, num_examples: int = 2_000, num_tasks: int = 20) -> list[Finding]:
+def check_for_report(
+    source: TaskSource, *, num_examples: int = 10_000, num_tasks: int = 20, seconds: float = 10.0
+) -> Checked:
     """The warnings and errors of a short check, for the report of a run on the same source.
 
-    It reads tasks of all splits: call it on a source whose reads are not recorded (`read_log.watched`), or afterwards.
+    It looks at fewer examples and tasks where drawing them would take longer than `seconds`; `looked_at` says at how
+    many. A check that cannot be made is a warning. It reads tasks of all splits: call it on a source whose reads are
+    not recorded (`read_log.watched`).
     """
+    started, num_rows = time.monotonic(), 1
     try:
+        for split in SPLITS:
+            with suppress(ValueError):  # a finding of the check
+                num_rows += sum(len(batch.weight) for batch in source.task(split, 0))
+        spent = max(time.monotonic() - started, 1e-6)  # for one task of each split
+        num_tasks = max(2, min(num_tasks, int(seconds / 2 / spent)))
+        num_examples = max(100, min(num_examples, int(seconds / 2 * num_rows / spent)))
         checked = check(source, num_examples=num_examples, num_tasks=num_tasks, decode=False)
-    except ValueError as error:  # such as an unusable image
-        return [Finding("error", "examples", f"{error}.")]
-    return [finding for finding in checked.findings if finding.severity in ("warning", "error")]
+    except Exception as error:  # a source may be of any package, and its figures must not be lost
+        sentence = f"The data could not be checked: {type(error).__name__}: {error}."
+        return Checked([Finding("warning", "examples", sentence)], [], "")
+    serious = [finding for finding in checked.findings if finding.severity in ("warning", "error")]
+    return checked._replace(findings=serious, looked_at=f"A short check. {checked.looked_at}")
 
 
 def _decode(part: Part, progress: Callable[[int, int], object] | None) -> tuple[set[int], list[Finding]]:
@@ -157,7 +172,7 @@ def _check_sizes(part: Part, sizes: Sequence[Sizes]) -> list[Finding]:
                 "examples of those help most."
             )
             findings.append(part.finding("note", "sizes", sentence))
-        if split.split != "train" and len(split.counts) < 10:
+        if split.split != "train" and len(split.counts) < 10 and part.source.unit != "row":  # of one plain table
             sentence = f"{split.split} has only {len(split.counts)} {members}; add more for figures that generalise."
             findings.append(part.finding("note", "sizes", sentence))
     if findings or not any(size.counts for size in sizes):

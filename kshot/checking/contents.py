@@ -71,6 +71,7 @@ def contents_of(
     blank: list[bool] = []
     sketches: list[np.ndarray] = []
     places: list[np.ndarray] = []
+    inputs: list[bytes] = []  # hashes without targets
     members = [name for name, of_member in rows.items() for _ in of_member]
     if rows:
         flat = np.concatenate(list(rows.values()))
@@ -78,6 +79,7 @@ def contents_of(
         for start in range(0, len(flat), CHUNK):
             taken = source.examples.take(flat[start : start + CHUNK])
             keys += content_hashes(taken)
+            inputs += content_hashes(taken[0]) if source.member == "group" and are_rows(drawn) else []
             blank += is_blank(taken[0] if source.member == "group" else taken)
             if sketcher is not None and sketcher.kind:
                 own = some[some.searchsorted(start) : some.searchsorted(start + CHUNK)]
@@ -103,8 +105,21 @@ def contents_of(
     for key, member in zip(keys, members):
         members_of[key].add(member)
     shared = sum(len(members_of[key]) > 1 for key in keys)
-    few_values = are_rows(drawn) and shared > 0.02 * len(keys)
+    few_values = are_rows(drawn) and (shared > 0.02 * len(keys) or _by_chance(inputs, keys))
     return Contents(keys, members, names, blank, few_values, _joined(sketches, places, sketcher), _kind(sketcher))
+
+
+def _by_chance(inputs: Sequence[bytes], keys: Sequence[bytes]) -> bool:
+    """Whether inputs (n,) that are equal often have different targets, so that whole rows (n,) are equal by chance.
+
+    Copies have equal targets. The ratio of both does not depend on how many rows were drawn.
+    """
+    num_rows, targets_of = Counter(inputs), defaultdict[bytes, set[bytes]](set)
+    for one, key in zip(inputs, keys):
+        targets_of[one].add(key)
+    num_equal = sum(count - 1 for count in num_rows.values())
+    num_different = sum(len(targets) - 1 for targets in targets_of.values())
+    return num_different > 0 and num_different >= (num_equal - num_different) / 2
 
 
 def _kind(sketcher: Sketcher | None) -> str:

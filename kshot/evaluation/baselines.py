@@ -10,9 +10,18 @@ import torch
 from kshot.evaluation.evaluate import evaluate
 from kshot.evaluation.target import Target
 from kshot.learner import Learner
-from kshot.learners.baselines import clicks, features, functions, language, plain_table, series, tables
+from kshot.learners.baselines import (
+    clicks,
+    features,
+    functions,
+    label_names,
+    language,
+    plain_table,
+    ratings,
+    series,
+    tables,
+)
 from kshot.learners.baselines.simple import SupportMean, nearest_centroid
-from kshot.learners.ratings import recommenders
 from kshot.tasks.read_log import during
 from kshot.tasks.source import TaskSource, check_source
 
@@ -20,13 +29,13 @@ Candidates = Callable[[], Sequence[Learner]]
 """Fits a baseline to the training split, and gives the learners among which validation tasks choose."""
 
 FIELDS: Sequence[Callable[[TaskSource], Mapping[str, Candidates]]] = (
-    functions.baselines,
     tables.baselines,
     series.baselines,
     language.baselines,
-    recommenders.baselines,
+    ratings.baselines,
     clicks.baselines,
-    lambda source: plain_table.baselines(source) or features.baselines(source),
+    lambda source: functions.baselines(source) or plain_table.baselines(source) or features.baselines(source),
+    label_names.baselines,
 )
 """What an expert of each field would use, for the sources of that field."""
 

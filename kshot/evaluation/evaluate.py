@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,8 +15,10 @@ import torch
 
 from kshot.evaluation.audit.findings import Audit, Evidence, Trust, real, stream, trust
 from kshot.evaluation.audit.run import FEW, UntrustedFigure, failures, fingerprint, run_audits
+from kshot.evaluation.by_class import ByClass, ByClassMeter
 from kshot.evaluation.calibration import Calibration, CalibrationMeter
 from kshot.evaluation.intervals import BOUNDS, Interval, interval
+from kshot.evaluation.pooled import Pooled, PooledMeter
 from kshot.evaluation.units import Units
 from kshot.learner import Learner, evaluation_mode, predict_query
 from kshot.objectives import check_task_values
@@ -62,7 +64,8 @@ class Evaluation:
         split: split of the tasks.
         metrics: mean ± 95 % interval of "loss" and of each metric of the objective; over the units of the tasks, such
             as users or classes, if the source states them.
-        episodes_sha256: hash over the content of all episodes; equal hashes mean equal tasks.
+        episodes_sha256: hash over the content of all episodes, of their raw examples where inputs are features of
+            texts; equal hashes mean equal tasks.
         inductive: True if no prediction depends on other queries; see `inference`.
         seconds: duration of the evaluation.
         adapt_ms, predict_ms: time to adapt to a task, and to predict its query set.
@@ -73,6 +76,8 @@ class Evaluation:
         audits: the audits of the evaluation; empty if it was not audited.
         inference: "inductive", "causal" or "transductive", as `Learner.inference`.
         num_members: 1, or the number of members of an ensemble.
+        by_class: recall of each class, and which are confused; None if classes have no names.
+        pooled: rmse and R² over all queries, if targets are numbers.
     """
 
     split: Split
@@ -89,6 +94,8 @@ class Evaluation:
     audits: tuple[Audit, ...] = field(default=(), repr=False)
     inference: str = "inductive"
     num_members: int = 1
+    by_class: ByClass | None = field(default=None, repr=False)
+    pooled: tuple[Pooled, ...] = ()
 
     @property
     def trust(self) -> Trust:
@@ -102,7 +109,8 @@ class Evaluation:
 
     def summary(self) -> dict[str, Any]:
         """The figures and their protocol, without those of single tasks."""
-        fields = {name: value for name, value in vars(self).items() if name not in ("per_task", "episodes", "units")}
+        hidden = ("per_task", "episodes", "units", "by_class")
+        fields = {name: value for name, value in vars(self).items() if name not in hidden}
         return fields | {
             "audits": [audit.to_json() for audit in self.audits],
             "trusted": self.trusted,
@@ -164,12 +172,14 @@ def evaluate(
     evidence = Evidence(fingerprint(learner), episodes=[], figures={}, first=[])
     times: list[tuple[float, float]] = []
     audits: tuple[Audit, ...] = ()
-    digest = hashlib.sha256()
-    calibration = CalibrationMeter(learner.objective)
+    digest, episodes = hashlib.sha256(), list[str]()
+    calibration, by_class = CalibrationMeter(learner.objective), ByClassMeter()
+    pooled, class_names = PooledMeter(learner.objective), source.classes_of(split, range(num_tasks))
     started = time.monotonic()
     with evaluation_mode(learner), during(source, EVALUATION):
-        for number, task in stream(source, split, num_tasks, chunk=CHUNK):
-            hash_into(digest, task)
+        for number, task, raw in _with_raw(source, split, num_tasks):
+            hash_into(digest, raw)
+            episodes.append(short_hash(raw))
             evidence.episodes.append(short_hash(task))
             if not (task.query.weight > 0).all():  # a transductive learner would mistake padding for queries
                 task = task._replace(query=real(task.query))
@@ -178,6 +188,9 @@ def evaluate(
             with seeded(source.seed, number, device=device):
                 scored = _score(learner, to(task, device), number)
                 calibration.add(scored.prediction, scored.task.query)
+            pooled.add(scored.prediction, scored.task.query)
+            if class_names is not None:
+                by_class.add(scored.prediction, scored.task.query, class_names[number])
             if number < FEW:
                 evidence.first.append((scored.task, scored.prediction))
             times.append((scored.adapt_seconds, scored.predict_seconds))
@@ -203,13 +216,25 @@ def evaluate(
         adapt_ms=adapt_ms,
         predict_ms=predict_ms,
         calibration=calibration.result(units),
-        episodes=evidence.episodes,
+        episodes=episodes,
         units=units,
         per_task=evidence.figures,
         audits=audits,
         inference=learner.inference,
         num_members=learner.num_members,
+        by_class=by_class.result(units),
+        pooled=tuple(pooled.result(units)),
     )
+
+
+def score_again(learner: Learner, source: TaskSource, split: Split, number: int) -> Scored:
+    """Adapt to one task and score its query set, as `evaluate` does with the same random numbers; on the CPU."""
+    device = next((p.device for p in learner.parameters()), None)
+    with evaluation_mode(learner), during(source, EVALUATION), seeded(source.seed, number, device=device):
+        task = source.task(split, number)
+        task = task._replace(query=real(task.query))
+        scored = _score(learner, to(task, device), number)
+    return scored._replace(task=task, prediction=to(scored.prediction, torch.device("cpu")))
 
 
 def units_of(source: TaskSource, split: Split, num_tasks: int) -> Units | None:
@@ -218,12 +243,24 @@ def units_of(source: TaskSource, split: Split, num_tasks: int) -> Units | None:
     return None if numbers is None else Units(numbers, source.unit or source.member, list(source.unit_names(split)))
 
 
+def _with_raw(source: TaskSource, split: Split, num_tasks: int) -> Iterator[tuple[int, Task, Task]]:
+    """The number of each task, the task, and that of the source's `raw`."""
+    raw, tasks = source.raw, stream(source, split, num_tasks, chunk=CHUNK)
+    if raw is source:
+        yield from ((number, task, task) for number, task in tasks)
+    else:
+        yield from (
+            (number, task, of_raw)
+            for (number, task), (_, of_raw) in zip(tasks, stream(raw, split, num_tasks, chunk=CHUNK))
+        )
+
+
 def _check_hash(source: TaskSource, split: Split, num_tasks: int, expected: str) -> None:
     prefix = expected.lower().rstrip("….")
     if len(prefix) < 8 or set(prefix) - set("0123456789abcdef"):
         raise ValueError(f"a hash of episodes has 8 to 64 hexadecimal digits, got {expected!r}")
     digest = hashlib.sha256()
-    for _, task in stream(source, split, num_tasks, chunk=CHUNK):
+    for _, task in stream(source.raw, split, num_tasks, chunk=CHUNK):
         hash_into(digest, task)
     if not digest.hexdigest().startswith(prefix):
         raise ValueError(

@@ -39,14 +39,21 @@ class FewerShots(TaskSource):
             raise ValueError(f"a task needs at least one shot, got shots={shots}")
         self.source, self.shots = source, shots
         self.objective, self.seed = source.objective, source.seed
+        self.member, self.unit, self.preprocessor = source.member, source.unit, source.preprocessor
 
-        self.member, self.unit = source.member, source.unit
+    @property
+    def raw(self) -> TaskSource:
+        raw = self.source.raw
+        return self if raw is self.source else FewerShots(raw, self.shots)
 
     def units(self, split: Split, indices: Sequence[int]) -> np.ndarray | None:
         return self.source.units(split, indices)
 
     def unit_names(self, split: Split) -> Sequence[str]:
         return self.source.unit_names(split)
+
+    def classes_of(self, split: Split, indices: Sequence[int]) -> list[list[str]] | None:
+        return self.source.classes_of(split, indices)
 
     def task(self, split: Split, index: int) -> Task:
         task = self.source.task(split, index)

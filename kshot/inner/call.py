@@ -6,7 +6,7 @@ Shape legend: n examples, C channels.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -54,6 +54,7 @@ class Call:
     Attributes:
         used: the chosen statistics of each BatchNorm call.
         normalized: whether BatchNorm has been called.
+        ran_without_graph: whether an operation ran without a graph, as those of `torch.utils.checkpoint` can.
     """
 
     def __init__(self, replica: Replica, inputs: Tree, choose: Choose, by_batch: bool, blend: Blend | None) -> None:
@@ -62,6 +63,7 @@ class Call:
         self.counts: Counter[str] = Counter()  # BatchNorm calls of each layer
         self.layers: list[str] = []  # names of the layers that run, the innermost last
         self.running = self.normalized = False  # whether a pass runs, and whether it has called BatchNorm
+        self.ran_without_graph = False
         self.replaced = replica.replaced if replica.custom else {}
         kinds, custom, batched = replica.kinds, replica.custom, in_transform()
         recurrent = bool(kinds & Kind.RECURRENT)
@@ -165,11 +167,16 @@ class Call:
 
 
 class Repeated(Call):
-    """Part of a forward pass that a backward pass repeats; BatchNorm calls have the keys of the first time."""
+    """Part of a forward pass that a backward pass repeats; BatchNorm calls have the keys of the first time.
 
-    def __init__(self, first: Call) -> None:
+    Args:
+        first: the call of the first time.
+        layers: the names of the layers that ran when the part began.
+    """
+
+    def __init__(self, first: Call, layers: Sequence[str] = ()) -> None:
         self.__dict__.update(first.__dict__)
-        self.used, self.layers, self.first_counts = {}, [], first.counts
+        self.used, self.layers, self.first_counts = {}, list(layers), first.counts
 
     def key(self) -> str:
         layer = self.layers[-1] or "model"
@@ -179,6 +186,36 @@ class Repeated(Call):
                 "repeats (torch.utils.checkpoint), so that its statistics cannot be assigned: use one layer per call"
             )
         return layer
+
+
+class _Repetition:
+    """What repeats a function that `torch.utils.checkpoint` ran, with the operations of the call replaced again.
+
+    The forward of a replica sees to that itself; the function may also call operations on its own.
+    """
+
+    def __init__(self, call: Call, again: Callable) -> None:
+        self.call, self.layers, self.again = call, tuple(call.layers), again
+
+    def __call__(self, *args: Any) -> Any:
+        with Repeated(self.call, self.layers)._entered():
+            return self.again(*args)
+
+
+def _repeat_with(call: Call) -> None:
+    """Let the function that `torch.utils.checkpoint` is running, if any, be repeated as a part of a call."""
+    hooks = torch._C._autograd._top_saved_tensors_default_hooks(True)
+    if hooks is None or not getattr(hooks[0], "__qualname__", "").startswith("_checkpoint_hook."):
+        return
+    cells = dict(zip(hooks[0].__code__.co_freevars, hooks[0].__closure__ or ()))
+    frame: Any = cells["frame"].cell_contents if "frame" in cells else None
+    if not hasattr(frame, "recompute_fn"):
+        raise RuntimeError(
+            f"{call._innermost()} repeats a function in the backward pass (torch.utils.checkpoint), which kshot does "
+            "not know how to do with this version of PyTorch: switch checkpointing off"
+        )
+    if not isinstance(frame.recompute_fn, _Repetition):
+        frame.recompute_fn = _Repetition(call, frame.recompute_fn)
 
 
 class _Overrides(TorchFunctionMode):
@@ -192,6 +229,9 @@ class _Overrides(TorchFunctionMode):
         self, func: Callable, types: Any, args: tuple = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
+        if not torch.compiler.is_compiling():
+            _repeat_with(self.call)
+            self.call.ran_without_graph |= not torch.is_grad_enabled()
         if self.replaced:
             for arg in args:
                 if id(arg) in self.replaced or (type(arg) in (list, tuple) and self._finds_original(arg)):

@@ -35,7 +35,7 @@ from kshot.inner.layer_errors import described, explain_batching_errors, is_batc
 from kshot.inner.memory_format import channels_last, ignores_layout_throughout
 from kshot.inner.random_state import random_state
 from kshot.inner.replica import Replica
-from kshot.inner.supported import changed_in_place, check_no_state, check_supported, check_weights
+from kshot.inner.supported import changed_in_place, check_no_state, check_repetition, check_supported, check_weights
 from kshot.query_weight import given_query_weight
 from kshot.types import Batch, Params, Tree
 
@@ -106,7 +106,7 @@ class Function:
         choose: Choose = _running
         if self.batchnorm != "running":
             choose = _of_batch if _has_equal_weights(batch.weight) else _of_weighted_batch(batch.weight)
-        output, changed, _ = self._call(params | buffers, batch.inputs, choose, count=batch.weight.sum())
+        output, changed, _ = self._call(params | buffers, batch.inputs, choose, count=batch.weight.sum(), inner=True)
         return output, buffers | changed if changed else buffers
 
     def support(self, params: Params, batch: Batch) -> tuple[Tree, Statistics]:
@@ -143,9 +143,9 @@ class Function:
         return output
 
     def _call(
-        self, params: Params, inputs: Tree, choose: Choose, count: Tensor | None = None
+        self, params: Params, inputs: Tree, choose: Choose, count: Tensor | None = None, inner: bool = False
     ) -> tuple[Tree, Params, Statistics]:
-        """The output, the buffers that have changed, and the BatchNorm statistics used."""
+        """The output, the buffers that have changed, and the BatchNorm statistics used; `inner` for inner steps."""
         if parametrize._cache_enabled:
             raise RuntimeError(
                 "torch.nn.utils.parametrize.cached() would give a learner parametrized weights of another task: "
@@ -175,6 +175,8 @@ class Function:
         replica, call = prepare()
         with explain_batching_errors(self.module, inputs):
             output = call(replica.root, inputs)
+        if inner and call.ran_without_graph and not batched:
+            check_repetition(self.module, output, (params, inputs))
         self._normalizes = bool(self._normalizes) or call.normalized
         check_weights(self.module, replica.changed_weights(), values)
         if before is not None:

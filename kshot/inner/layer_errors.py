@@ -14,6 +14,7 @@ from torch.nn.modules.module import register_module_forward_hook, register_modul
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from kshot.inner.kernels import in_transform
 from kshot.types import Tree
 
 _CAUSES = {  # part of PyTorch's message: what the layer does
@@ -34,17 +35,21 @@ _CAUSES = {  # part of PyTorch's message: what the layer does
 
 @contextmanager
 def explain_batching_errors(module: nn.Module, inputs: Tree) -> Iterator[None]:
-    """A context in which errors caused by batching over tasks name the layer and the remedy."""
+    """A context in which errors of transforms of `torch.func` name the layer and the remedy: of `vmap` over tasks, and
+    of the derivatives of implicit solvers."""
     try:
         yield
     except RuntimeError as error:
         cause = next((cause for pattern, cause in _CAUSES.items() if pattern in str(error)), None)
-        if cause is None or not is_batched(inputs):
+        if cause is None or not in_transform():
             raise
-        raise RuntimeError(
-            f"{_failed_layer(module, error.__traceback__)} {cause}, so the tasks cannot run in one batch: "
-            "use mode='loop' for this model, or write that layer without it"
-        ) from error
+        remedy = (
+            "so the tasks cannot run in one batch: use mode='loop' for this model, or write that layer without it"
+            if is_batched(inputs)
+            else "which derivatives by torch.func, such as those of an implicit solver, do not support: write that "
+            "layer without it"
+        )
+        raise RuntimeError(f"{_failed_layer(module, error.__traceback__)} {cause}, {remedy}") from error
 
 
 @contextmanager

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
-from torch.nn.utils.parametrizations import _WeightNorm
+from torch.nn.utils.parametrizations import _SpectralNorm, _WeightNorm
 
 from kshot.inner.memory_format import ignores_layout, pool_before_activation
 from kshot.types import Params
@@ -49,8 +49,8 @@ class Kind:
     PLAIN_NORM = 4  # BatchNorm that is PyTorch's own class, which changes its buffers in no other way
     RECURRENT = 8
     ATTENTION = 16
-    DERIVATIVE = 32  # calls an operation whose second derivative is wrong
-    BATCHED_DERIVATIVE = 64  # the same under `vmap`
+    DERIVATIVE = 32  # calls an operation whose derivatives are wrong
+    BATCHED_DERIVATIVE = 64  # calls one whose derivatives are wrong, or that does not run, under `vmap`
     CONVOLUTION = 128
     LAYOUT_FREE = 256  # does not see the memory layout
     SEQUENTIAL = 512
@@ -61,8 +61,8 @@ _OF_BASES: tuple[tuple[int, tuple[type, ...]], ...] = (
     (Kind.NORM, (_BatchNorm,)),
     (Kind.RECURRENT, (nn.RNNBase,)),
     (Kind.ATTENTION, (nn.MultiheadAttention, nn.TransformerEncoderLayer, nn.TransformerEncoder)),
-    (Kind.DERIVATIVE, (_WeightNorm, nn.GroupNorm)),
-    (Kind.BATCHED_DERIVATIVE, (nn.LayerNorm, _InstanceNorm, nn.Embedding)),
+    (Kind.DERIVATIVE, (_WeightNorm, nn.GroupNorm, nn.RReLU)),
+    (Kind.BATCHED_DERIVATIVE, (nn.LayerNorm, _InstanceNorm, nn.Embedding, nn.RNNCellBase, _SpectralNorm)),
     (Kind.CONVOLUTION, (nn.Conv2d,)),
 )
 

@@ -70,6 +70,33 @@ def check_weights(module: nn.Module, changed: list[str], values: Params) -> None
         )
 
 
+def check_repetition(module: nn.Module, output: Tree, given: Tree) -> None:
+    """Raise RuntimeError if a part of a forward pass ran by `torch.utils.checkpoint(…, use_reentrant=True)`.
+
+    Its gradient by the parameters is added to their `.grad` when all of the graph is run backward; an inner step, which
+    asks for gradients, gets none of them.
+
+    Args:
+        module: what was called.
+        output: what it returned.
+        given: its parameters and inputs, which may have a graph of their own.
+    """
+    seen = {leaf.grad_fn for leaf in tree_leaves(given) if isinstance(leaf, Tensor)}
+    nodes = [leaf.grad_fn for leaf in tree_leaves(output) if isinstance(leaf, Tensor)]
+    while nodes:
+        node = nodes.pop()
+        if node is None or node in seen:
+            continue
+        if node.name() == "CheckpointFunctionBackward":
+            raise RuntimeError(
+                f"{described('', module)} runs a part by torch.utils.checkpoint with use_reentrant=True, which gives "
+                "inner steps no gradient by the parameters of that part: use use_reentrant=False (in transformers: "
+                "gradient_checkpointing_enable(gradient_checkpointing_kwargs={'use_reentrant': False}))"
+            )
+        seen.add(node)
+        nodes += [following for following, _ in node.next_functions]
+
+
 def changed_in_place(fresh: Tree) -> bool:
     """Whether a call has changed some of its inputs, which were fresh copies."""
     return any(version_of(leaf) > 0 for leaf in tree_leaves(fresh) if isinstance(leaf, Tensor))
@@ -94,23 +121,26 @@ def check_no_state(
         before: the state of the random generators before the first forward.
     """
     after = random_state(inputs)
-    names = {(part.__dict__[NAME], key): part.__dict__[key] for part, key in assigned}
+
+    def depends_on(assigned: Sequence[tuple[nn.Module, str]], numbers_only: bool) -> bool:
+        replica, call = prepare()
+        by_name = {part.__dict__[NAME]: part for part in replica.parts}
+        for part, key in assigned:
+            attributes, value = by_name[part.__dict__[NAME]].__dict__, part.__dict__[key]
+            if not numbers_only:
+                attributes[key] = value
+            elif isinstance(value, bool | int | float | str):
+                attributes.pop(key, None)
+        set_random_state(before)
+        try:
+            return not _are_equal(call(replica.root, inputs), output)
+        except AttributeError:  # it misses one that was taken away
+            return True
+
     try:
         for numbers_only in (False, True):
-            replica, call = prepare()
-            by_name = {part.__dict__[NAME]: part for part in replica.parts}
-            for (name, key), value in names.items():
-                if not numbers_only:
-                    by_name[name].__dict__[key] = value
-                elif isinstance(value, bool | int | float | str):
-                    by_name[name].__dict__.pop(key, None)
-            set_random_state(before)
-            try:
-                again = call(replica.root, inputs)
-            except AttributeError:  # it misses one that was taken away, so it depends on it
-                again = None
-            if again is None or not _are_equal(again, output):
-                (part, key), *_ = assigned
+            if depends_on(assigned, numbers_only):
+                part, key = next((pair for pair in assigned if depends_on([pair], numbers_only)), assigned[0])
                 raise RuntimeError(
                     f"{described(part.__dict__[NAME], part)} keeps something from call to call in its attribute "
                     f"{key!r}, which kshot cannot carry from step to step of a task: keep it in a buffer "

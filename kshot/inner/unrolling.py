@@ -159,7 +159,7 @@ def gradient(loss_fn: Callable[[Params], tuple[Tensor, Any]], params: Params, *,
 
         def checked_loss(leaves: Params) -> tuple[Tensor, Any]:
             loss, state = loss_fn(leaves)
-            unused.update(_unused(loss, leaves))
+            unused.update(unused_leaves(loss, leaves))
             return loss, state
 
         # no_grad makes the inner gradient a constant of outer derivatives; torch.func.grad itself still works
@@ -191,7 +191,7 @@ def _leaf(value: Tensor) -> Tensor:
     return (value.clone() if value.is_inference() else value.detach()).requires_grad_()
 
 
-def _unused(loss: Tensor, leaves: Params) -> list[str]:
+def unused_leaves(loss: Tensor, leaves: Params) -> list[str]:
     """Names of the leaves on which a loss does not depend, by its graph; raises ValueError if it depends on none."""
     if not leaves:
         return []

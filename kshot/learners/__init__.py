@@ -4,7 +4,7 @@
 - `heads`: fit a head to the features of a shared embedding, for any number of ways and shots (ProtoNet and others).
 - `amortised`: a network computes the task's state from the support set, without gradients (neural processes etc.).
 - `pooling`: what groups share and how they differ, fitted to training groups in closed form.
-- `ratings`: learners and baselines for recommendation. `baselines`: learners without meta-learning.
+- `ratings`: learners for recommendation. `baselines`: learners without meta-learning.
 
 A factory raises ValueError for an argument outside the bounds of its annotation. Names are imported on first use.
 """

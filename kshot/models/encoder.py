@@ -22,6 +22,27 @@ Tune = Literal["head", "full", "lora"]
 MAX_CACHED_TEXTS = 200_000
 
 
+class _Cache:
+    """The features of texts under some weights, shared by a module and its replicas, which copy lists and dicts."""
+
+    def __init__(self) -> None:
+        self.entry: tuple[list[tuple[Tensor, int, int]], dict[bytes, Tensor]] = [], {}
+
+    def of(self, weights: list[tuple[Tensor, int, int]]) -> dict[bytes, Tensor]:
+        """The features under weights, each a tensor, its version and its address; none if others were asked before."""
+        cached_with, features = self.entry
+        unchanged = len(weights) == len(cached_with) and all(
+            a is b and version == cached for (a, *version), (b, *cached) in zip(weights, cached_with)
+        )
+        if not unchanged or len(features) > MAX_CACHED_TEXTS:
+            features = {}
+            self.entry = weights, features  # at once, for other threads
+        return features
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _Cache:
+        return _Cache()
+
+
 class Encoder(Pretrained):
     """Token ids and mask (n, L), padded at the end, to features (n, D), or by a linear `head` to (n, outputs).
 
@@ -34,8 +55,7 @@ class Encoder(Pretrained):
         self.body = body
         self.set_origin(source.name, source.sha256)
         self.head = None if outputs is None else nn.Linear(body.features, outputs)
-        self._cache: dict[bytes, Tensor] = {}
-        self._cached_with: list[tuple[Tensor, int, int]] = []
+        self._cache = _Cache()
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         if _values_unknown(input_ids):
@@ -57,21 +77,17 @@ class Encoder(Pretrained):
     @torch.no_grad()
     def _cached_features(self, ids_nL: Tensor, mask_nL: Tensor) -> Tensor:
         weights: list[tuple[Tensor, int, int]] = [(p, p._version, p.data_ptr()) for p in self.body.parameters()]
-        unchanged = len(weights) == len(self._cached_with) and all(
-            a is b and version == cached for (a, *version), (b, *cached) in zip(weights, self._cached_with)
-        )
-        if not unchanged or len(self._cache) > MAX_CACHED_TEXTS:
-            self._cache, self._cached_with = {}, weights
+        cached = self._cache.of(weights)
         lengths = mask_nL.sum(1).tolist()
         keys = [row[:length].numpy().tobytes() for row, length in zip(ids_nL.cpu(), lengths)]
-        missing = {key: row for row, key in enumerate(keys) if key not in self._cache}
+        missing = {key: row for row, key in enumerate(keys) if key not in cached}
         order = sorted(missing.values(), key=lambda row: lengths[row])
         for start in range(0, len(order), BATCH):
             rows = order[start : start + BATCH]
             longest = lengths[rows[-1]]
             for row, features in zip(rows, self.body(ids_nL[rows, :longest], mask_nL[rows, :longest])):
-                self._cache[keys[row]] = features.clone()
-        return torch.stack([self._cache[key] for key in keys])
+                cached[keys[row]] = features.clone()
+        return torch.stack([cached[key] for key in keys])
 
 
 def _values_unknown(ids: Tensor) -> bool:

@@ -28,7 +28,7 @@ def _ranking_metrics(score: Tensor, rating: Tensor, like: float) -> dict[str, Te
 
 
 @dataclass(frozen=True)
-class _RatingMetrics:
+class RatingMetrics:
     """The metrics of `rating`; comparable, so that equal objectives are equal."""
 
     mean: float
@@ -61,12 +61,12 @@ def rating(mean: float, std: float, low: float, high: float, like: float) -> Obj
         >>> [round(float(metrics[name]), 4) for name in ("mae", "ndcg_1", "precision_5")]
         [0.5, 1.0, 0.5]
     """
-    metrics = _RatingMetrics(mean, std, low, high, like)
+    metrics = RatingMetrics(mean, std, low, high, like)
     return mse._replace(metrics=metrics, name=name_with_options("rating", vars(metrics)))
 
 
 @dataclass(frozen=True)
-class _LevelMetrics:
+class LevelMetrics:
     """The metrics of `levels`; comparable, so that equal objectives are equal."""
 
     values: tuple[float, ...]
@@ -108,18 +108,18 @@ def levels(values: Sequence[float], mean: float, std: float, like: float) -> Obj
     """
     if len(values) < 2 or list(values) != sorted(set(values)):
         raise ValueError(f"levels must be at least two ascending values, got {list(values)}")
-    metrics = _LevelMetrics(tuple(map(float, values)), float(mean), float(std), float(like))
+    metrics = LevelMetrics(tuple(map(float, values)), float(mean), float(std), float(like))
     return shared_classification._replace(metrics=metrics, name=name_with_options("levels", vars(metrics)))
 
 
 def levels_of(objective: Objective) -> tuple[float, ...] | None:
     """The levels of an objective made by `levels`, standardised by the training ratings; None for other objectives."""
     metrics = objective.metrics
-    if not isinstance(metrics, _LevelMetrics):
+    if not isinstance(metrics, LevelMetrics):
         return None
     return tuple((value - metrics.mean) / metrics.std for value in metrics.values)
 
 
 def rates_items(objective: Objective) -> bool:
     """Whether an objective is one of ratings: made by `rating` or by `levels`."""
-    return isinstance(objective.metrics, _RatingMetrics | _LevelMetrics)
+    return isinstance(objective.metrics, RatingMetrics | LevelMetrics)

@@ -55,7 +55,7 @@ r"""Regression: $\frac{1}{\sum w} \sum_i w_i \lVert \hat y_i - y_i \rVert^2 / d$
 
 
 @dataclass(frozen=True)
-class _InUnits:
+class InUnits:
     """The metrics of `in_units`; comparable, so that equal objectives are equal."""
 
     scales: tuple[float, ...]
@@ -87,7 +87,7 @@ def in_units(scales: Sequence[float], names: Sequence[str]) -> Objective:
         >>> {name: float(value) for name, value in metrics.items()}
         {'mse': 200.0, 'mae': 10.0}
     """
-    metrics = _InUnits(tuple(scales), tuple(names))
+    metrics = InUnits(tuple(scales), tuple(names))
     return mse._replace(metrics=metrics, name=name_with_options("in_units", vars(metrics)))
 
 
@@ -149,7 +149,7 @@ MIN_NAIVE_ERROR = 1e-3
 
 
 @dataclass(frozen=True)
-class _ScaledError:
+class ScaledError:
     """The metrics of `forecast`; comparable, so that equal objectives are equal."""
 
     season: int
@@ -185,5 +185,5 @@ def forecast(season: int = 1, unit: float = 1.0) -> Objective:
         Hyndman, Koehler: Another look at measures of forecast accuracy, International Journal of Forecasting 22, 2006.
         There the denominator of mase is computed on the whole history, here on the contexts, all that a model sees.
     """
-    metrics = _ScaledError(season, unit)
+    metrics = ScaledError(season, unit)
     return mse._replace(metrics=metrics, name=name_with_options("forecast", vars(metrics)))

@@ -24,7 +24,7 @@ from kshot.data.text.vocabulary import PADDING, UNKNOWN, Tokens, Vocabulary
 from kshot.data.text_files import read_text
 from kshot.objectives import Objective
 from kshot.sources.corpus_texts import OF_FILES, MarkupReader, texts_from_files, texts_from_table, unpacked
-from kshot.sources.rows import BadRows
+from kshot.sources.rows import BadRows, unit_name
 from kshot.supplied import Seed
 from kshot.tasks.group_tasks import GroupTasks, Order
 from kshot.tasks.pool import OnTooFew
@@ -34,6 +34,9 @@ from kshot.tasks.splitting import DEFAULT_SPLIT, cut_rows
 from kshot.types import Batch, Split
 
 Unit = Literal["characters", "bytes", "tokens"]
+
+UNITS = {"file": "file", "folder": "folder", "passage": "speaker", "voice": "speaker"}
+"""The name of a unit, by what a task is."""
 
 IGNORED = -100
 """The target of a position that is not scored."""
@@ -145,7 +148,7 @@ def corpus(
     ids = {name: preprocessor.encode(content) for name, content in joined.items()}
     examples, task_of_window = windows_of(list(ids.values()), length)
     rows = {name: np.flatnonzero(task_of_window == number) for number, name in enumerate(ids)}
-    return Corpus(
+    tasks = Corpus(
         examples, {part: {name: rows[name] for name in names} for part, names in parts.items()},
         objective=preprocessor.objective, preprocessor=preprocessor,
         pretraining=examples.of_length(pretrain_length or length),
@@ -153,6 +156,8 @@ def corpus(
         shots=shots, queries=queries, train_queries=train_queries, order=order, on_too_few=on_too_few, seed=seed,
         name=f"corpus of {path.name}", left_out=if_any(**read.left_out),
     )  # fmt: skip
+    tasks.unit = UNITS.get(task) or unit_name(task)
+    return tasks
 
 
 class Corpus(GroupTasks):

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
 from kshot.data.tables.columns import Raw, read_columns
-from kshot.data.tables.table import Table
-from kshot.tasks.splitting import cut_rows
+from kshot.data.tables.open import open_table
+from kshot.data.tables.table import Reading, Table
+from kshot.tasks.group_tasks import GroupTasks
+from kshot.tasks.splitting import DEFAULT_SPLIT, cut_rows
 from kshot.types import Split
 
 BadRows = Literal["error", "drop"]
@@ -95,3 +99,55 @@ def left_out_of(table: Table) -> dict[str, int]:
     """The number of bad rows of a table, by reason; empty if there are none."""
     count, first = table.dropped["rows"], table.dropped["first"]
     return {f"bad rows, the first: {first[0]}": count} if count else {}
+
+
+def unit_name(column: str) -> str:
+    """The noun for the groups of a column, for reports.
+
+    Example:
+        >>> unit_name("patient_id"), unit_name("Subject"), unit_name("id")
+        ('patient', 'subject', 'id')
+    """
+    return re.sub(r"[\s_.-]*(?<![a-z0-9])(id|nr|no|code)$", "", column.lower().replace("_", " ")).strip() or column
+
+
+class PlainTable(GroupTasks):
+    """Tasks of random rows of one table: the rows of each split are one group. The units are the query rows."""
+
+    unit = "row"
+
+    def units(self, split: Split, indices: Sequence[int]) -> np.ndarray:
+        """The query rows (T, Q) of each task, which other tasks share; -1 where it has fewer."""
+        pool, (_, positions_TK, shots_T, taken_T) = self._pool(split), self._drawn(split, indices)
+        columns = shots_T[:, None] + np.arange(self.queries[split].high)
+        real = columns < taken_T[:, None]
+        return np.where(real, pool.flat[np.take_along_axis(positions_TK, np.where(real, columns, 0), 1)], -1)
+
+    def unit_names(self, split: Split) -> Sequence[str]:
+        return [f"row {number}" for number in range(1, len(self.examples) + 1)]
+
+
+def split_of_rows(split: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The split of a table without groups or classes: of its rows, by default 70, 15 and 15 %."""
+    if split in (None, {}, DEFAULT_SPLIT):
+        return {"rows": [0.7, 0.15, 0.15]}
+    if "rows" not in split or set(split) > {"rows", "seed"}:
+        raise ValueError(
+            f"a table without group or classes is split by its rows, as in split: {{rows: [0.7, 0.15, 0.15]}}; got "
+            f"{dict(split)}"
+        )
+    return split
+
+
+def refuse_several_groups(path: Path, group: str, reading: Reading) -> None:
+    """Raise ValueError if a support file has the column of groups, and rows of several."""
+    try:
+        groups = open_table(path, reading, columns=[group]).labels(group).drop_nulls().unique(maintain_order=True)
+    except ValueError:  # it has no such column
+        return
+    if len(groups) > 1:
+        named = ", ".join(map(repr, groups[:4].to_list())) + (", …" if len(groups) > 4 else "")
+        raise ValueError(
+            f"{path}: a support set is of one {group}, and these rows are of {len(groups)}: {named}. Write a file for "
+            "each, and adapt to each"
+        )

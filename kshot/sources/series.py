@@ -140,6 +140,7 @@ class SeriesTasks(GroupTasks):
     """Tasks of `series`: groups of windows, scaled by the support of their task; `steps` describes their times."""
 
     forecasts = True
+    unit = "series"
 
     def __init__(self, *args: Any, preprocessor: SeriesPreprocessor, steps: str, **options: Any) -> None:
         gap = -(-preprocessor.horizon // preprocessor.stride) - 1

@@ -25,13 +25,24 @@ from kshot.data.tables.open import open_table
 from kshot.data.tables.table import Reading, ReadingOptions, Table
 from kshot.data.text.files import words_of
 from kshot.objectives import Objective
-from kshot.sources.rows import BadRows, cut_members, domains_of, group_rows, left_out_of, times_of
+from kshot.sources.rows import (
+    BadRows,
+    PlainTable,
+    cut_members,
+    domains_of,
+    group_rows,
+    left_out_of,
+    refuse_several_groups,
+    split_of_rows,
+    times_of,
+    unit_name,
+)
 from kshot.supplied import Seed
 from kshot.tasks.class_tasks import ClassTasks, Imbalance
 from kshot.tasks.group_tasks import GroupTasks, Order
 from kshot.tasks.pool import OnTooFew
 from kshot.tasks.preprocessor import Preprocessor, Support
-from kshot.tasks.splitting import DEFAULT_SPLIT
+from kshot.tasks.splitting import DEFAULT_SPLIT, by_rows
 from kshot.types import Tree
 
 log = logging.getLogger(__name__)
@@ -66,6 +77,7 @@ def table(
 ) -> GroupTasks | ClassTasks:
     r"""Tasks from a CSV, TSV, NDJSON or Parquet file.
 
+    With `target` alone, a task is `shots` and `queries` random rows of the table, each split having rows of its own.
     With `group` and `target`, a task is a group, such as a store, patient or school: predict the target of its rows
     from `shots` of them. Numeric targets are regressed, standardised by training rows,
     $y' = (y - \mu_{\text{train}}) / \sigma_{\text{train}}$, with metrics in their own units; words and booleans are
@@ -86,7 +98,8 @@ def table(
         time: a column of dates or numbers; the support of a group then precedes its query.
         domain: the column with the domain of a group or class: for `split: {heldout: …}`, and so that the classes of a
             task come from one domain.
-        split: see `kshot.tasks.splitting`; by default 70, 15 and 15 % of the groups or classes.
+        split: see `kshot.tasks.splitting`; by default 70, 15 and 15 % of the groups or classes; of the rows with a
+            target alone, where it is always {rows: …}.
         shots, queries, train_queries: number of rows of a task, or of each class.
         ways, train_ways, test_ways, imbalance, label_noise: as in `ClassTasks`; for `classes` only.
         on_too_few, seed: as in `ClassTasks`.
@@ -106,18 +119,25 @@ def table(
         >>> task.support.inputs.shape, task.support.targets.shape
         (torch.Size([5, 1]), torch.Size([5, 1]))
     """
-    if (group is None) == (classes is None):
-        forms = "group (a task is a group) or classes (a task classifies values of the column)"
-        raise ValueError(f"a table needs either {forms}")
     names = [] if target is None else [target] if isinstance(target, str) else list(target)
+    if (group and classes) or not (group or classes or names):
+        raise ValueError(
+            "a table needs either group (a task is a group), classes (a task classifies values of the column), or a "
+            "target alone (a task is random rows of the table)"
+        )
+    is_whole = not (group or classes)
+    if is_whole:
+        split = split_of_rows(split)
+        if time or domain:
+            raise ValueError("time and domain are for a table with group or classes: they order or divide these")
     if group is not None and not names:
         raise ValueError("a table with group needs a target: the column to predict")
     if classes is not None and (names or target_type or time):
         without = "no target, target_type or time"
         raise ValueError(f"a table with classes takes {without}: the classes themselves are predicted")
-    key = group if group is not None else str(classes)
+    key = group or classes or names[0]
     split, kinds, format = split or DEFAULT_SPLIT, dict(kinds or {}), Reading(**(reading or {}))
-    special = [key, *names, *(name for name in (split.get("column"), domain) if name)]
+    special = list(dict.fromkeys([key, *names, *(name for name in (split.get("column"), domain) if name)]))
     times = [time] if time else []
     if inputs is None:
         opened = open_table(path, format, ignore=ignore)
@@ -129,6 +149,8 @@ def table(
     understood: dict[str, str] = {}
     targets, encoding = _targets(opened, names, target_type, kinds, understood) if names else (None, {"label": key})
     keys = opened.keys(key)
+    if is_whole:
+        keys = keys.is_null() & False  # one group of all rows
     opened.missing(key, keys.is_null().to_numpy(), "a row needs one")
     order = np.argsort(times_of(opened, time, kinds).values, kind="stable") if time else None
     members = group_rows(keys, opened.good, order)  # before the inputs are read, to free the memory of the keys
@@ -137,8 +159,12 @@ def table(
     understood |= {name: describe_raw(column) for name, column in raw.items()}
     notes = _notes(opened, raw, input_kinds, kinds)
     members = members.only(opened.settle(bad_rows))
-    opened.release(*special[1 + len(names) :])
-    parts = cut_members(members, opened, split, domain, kind="group" if group else "class")
+    opened.release(*(name for name in special if name not in (key, *names)))
+    if is_whole:
+        parts = by_rows({"": members.flat}, split["rows"], seed=split.get("seed", 0))
+        parts = {part: {f"rows of {part}": rows[""]} for part, rows in parts.items()}
+    else:
+        parts = cut_members(members, opened, split, domain, kind="group" if group else "class")
     within = domains_of(members, opened, domain) if domain and classes else None
     train = np.zeros(len(opened), bool)
     for rows in parts["train"].values():
@@ -156,9 +182,12 @@ def table(
         "name": "table", "preprocessor": preprocessor, "left_out": left_out_of(opened),
     }  # fmt: skip
     source: GroupTasks | ClassTasks
-    if group is not None:
+    if is_whole:
+        source = PlainTable(examples, parts, objective=preprocessor.objective, **options)
+    elif group is not None:
         order_of_rows: Order = "given" if time else "random"
         source = GroupTasks(examples, parts, objective=preprocessor.objective, order=order_of_rows, **options)
+        source.unit = unit_name(group)
     else:
         options |= {
             "ways": ways,
@@ -247,20 +276,6 @@ def _numbers(table: Table, names: Sequence[str], why: str, formats: Sequence[str
     return values
 
 
-def _refuse_several_groups(path: Path, group: str, reading: Reading) -> None:
-    """Raise ValueError if a support file has the column of groups, and rows of several."""
-    try:
-        groups = open_table(path, reading, columns=[group]).labels(group).drop_nulls().unique(maintain_order=True)
-    except ValueError:  # it has no such column
-        return
-    if len(groups) > 1:
-        named = ", ".join(map(repr, groups[:4].to_list())) + (", …" if len(groups) > 4 else "")
-        raise ValueError(
-            f"{path}: a support set is of one {group}, and these rows are of {len(groups)}: {named}. Write a file for "
-            "each, and adapt to each"
-        )
-
-
 def _one_hot(words: Any, classes: Sequence[str]) -> np.ndarray:
     """Words as float32 (n, C); all zeros for those that are no class."""
     return np.eye(len(classes) + 1, len(classes), dtype=np.float32)[place_of(words, classes)]
@@ -319,7 +334,7 @@ class TablePreprocessor(Preprocessor):
         columns = self.targets if self.label is None else (self.label,)
         table, inputs = self._read(path, columns)
         if self.group is not None:
-            _refuse_several_groups(path, self.group, self.reading)
+            refuse_several_groups(path, self.group, self.reading)
         if self.label is None and not self.classes:
             values = _numbers(table, columns, "a support row needs its target", self.formats)
             targets = ((values - self.mean) / self.std).astype(np.float32)

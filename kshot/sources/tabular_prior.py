@@ -88,6 +88,8 @@ def tabular_priors(
 class TabularPriors(TaskSource):
     """Tasks of `tabular_priors`."""
 
+    unit = "size of table"
+
     target_type: TargetType
     rows: Range
     features: Range
@@ -124,6 +126,10 @@ class TabularPriors(TaskSource):
         rows, features = (max(task.support.inputs.shape[axis] for task in tasks) for axis in (0, 1))
         sizes = (rows, features), (self.queries, features)
         return types.stack([Task(*(_padded(batch, *size) for batch, size in zip(task, sizes))) for task in tasks])
+
+    def units(self, split: Split, indices: Sequence[int]) -> np.ndarray:
+        """The number of the group of tasks that share their numbers of rows and features."""
+        return np.asarray(indices, np.int64) // GROUP
 
     def describe(self) -> dict[str, Any]:
         sizes = {name: getattr(self, name).plain() for name in ("rows", "features", "classes")}

@@ -8,6 +8,7 @@ import reprlib
 import unicodedata
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from copy import copy
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -116,6 +117,7 @@ def text(
     domains = _domains(table, domain, labels) if needs_domains else None
     good = table.settle(bad_rows)
     left_out = {"bad rows": table.dropped["rows"]}
+    notes = [*getattr(table, "notes", ()), *_notes_on_bad_rows(table)]
     out_of_scope: dict[Split, list[str]] = {}
     if out_of_scope_label is not None:
         mask = (labels == out_of_scope_label).fill_null(False).to_numpy()
@@ -150,19 +152,26 @@ def text(
         characters = Vocabulary.fit(strings[row] for row in train).characters
         preprocessor = replace(preprocessor, characters=characters, text=text, label=label, reading=format)
         examples = preprocessor.examples(strings, keep=True)
-    return TextTasks(
+    source = TextTasks(
         examples, classes, texts=strings, out_of_scope=out_of_scope_rows, **options, same_classes="rows" in split,
         within=domain_of if within else None, name=f"texts of {table.path.name}", preprocessor=preprocessor,
         left_out=if_any(**left_out),
     )  # fmt: skip
+    source.notes = notes
+    for note in notes:
+        log.warning("%s", note)
+    return source
 
 
 class TextTasks(ClassTasks):
     """`ClassTasks` of texts; `out_of_scope` are the rows of the texts of each split that belong to no class."""
 
+    texts: Sequence[str]
+    _hashes: ArrayDataset | None
+
     def __init__(self, *args: Any, texts: Sequence[str], out_of_scope: Mapping[Split, range], **options: Any) -> None:
         super().__init__(*args, **options)
-        self.texts, self.out_of_scope = texts, out_of_scope
+        self.texts, self.out_of_scope, self._hashes = texts, out_of_scope, None
 
     def out_of_scope_inputs(self, split: Split, index: int, count: int) -> Tree:
         rows = self.out_of_scope.get(split)
@@ -170,6 +179,15 @@ class TextTasks(ClassTasks):
             return super().out_of_scope_inputs(split, index, count)
         random = np.random.default_rng([self.seed, len(SPLITS) + 1, SPLITS.index(split), index])
         return self.examples.take(random.permutation(rows)[:count])
+
+    @property
+    def raw(self) -> TextTasks:
+        if self._hashes is None:
+            digests = (hashlib.sha256(text.encode(errors="surrogatepass")).digest() for text in self.texts)
+            self._hashes = ArrayDataset(np.frombuffer(b"".join(digests), np.uint8).reshape(-1, 32).copy())
+        other = copy(self)
+        other.examples = self._hashes
+        return other
 
     def describe(self) -> dict[str, Any]:
         counts = {split: len(rows) for split, rows in self.out_of_scope.items()}
@@ -274,6 +292,13 @@ def _preprocessor(
             f"with features: {features}"
         )
     return TextPreprocessor(features, width or WIDTH, (ngrams[0], ngrams[1]))
+
+
+def _notes_on_bad_rows(table: Table) -> list[str]:
+    """A sentence that names the texts that are left out, if any are."""
+    count, first = table.dropped["rows"], table.dropped["first"][:SHOWN]
+    more = f"; and {count - len(first):,} more" if count > len(first) else ""
+    return [f"{table.path}: {count:,} texts are left out: {'; '.join(first)}{more}"] if count else []
 
 
 def _domains(table: Table, domain: str, labels: polars.Series) -> polars.Series | None:

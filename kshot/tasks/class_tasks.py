@@ -19,7 +19,7 @@ from kshot.annotations import FractionBelowOne, OptionsOf, Size, Ways
 from kshot.argument_checks import check_arguments
 from kshot.data.dataset import Dataset, ImageDataset
 from kshot.supplied import Seed
-from kshot.tasks.pool import OnTooFew, Pool, PooledSource, Rows
+from kshot.tasks.pool import OnTooFew, Pool, PooledSource, RowNumbers, Rows
 from kshot.tasks.preprocessor import Preprocessor
 from kshot.tasks.sampling import Range, distinct
 from kshot.tasks.source import generator, if_any
@@ -195,6 +195,12 @@ class ClassTasks(PooledSource):
         draws = np.stack([generator(self.seed, split, index).random(2 * N + before + 4) for index in indices])
         chosen_TN, ways_T = self._chosen(split, draws[:, : 2 * N], draws[:, -4:])
         return np.where(np.arange(N) < ways_T[:, None], chosen_TN, -1)
+
+    def example_rows(self, split: Split, index: int) -> tuple[np.ndarray, np.ndarray]:
+        numbered = copy(self)
+        numbered.examples, numbered.augment = RowNumbers(len(self.examples), targets=False), None
+        support, query = ClassTasks.stack(numbered, split, [index])
+        return support.inputs[0].numpy(), query.inputs[0].numpy()
 
     def pretraining_batch(self, step: int, size: int) -> Batch:
         """`size` random training examples; targets one-hot over all training classes, (size, num_train_classes)."""

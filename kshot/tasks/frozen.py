@@ -71,6 +71,9 @@ def freeze(source: TaskSource, path: Path | str, *, split: Split = "test", num_t
     if units is not None:
         about |= {"unit": source.unit or source.member, "unit_names": list(source.unit_names(split))}
         about["units"] = units.tolist()
+    names = source.classes_of(split, [0])
+    if names is not None and not source.objective.task_specific_classes:
+        about["classes"] = names[0]
     about["layout"] = {
         part: {field: _named(tree, f"{part}.{field}", leaves) for field, tree in batch._asdict().items()}
         for part, batch in zip(Task._fields, frozen or ())
@@ -146,6 +149,10 @@ class Episodes(StackedSource):
 
     def unit_names(self, split: Split) -> Sequence[str]:
         return self.files[split].get("unit_names", [])
+
+    def classes_of(self, split: Split, indices: Sequence[int]) -> list[list[str]] | None:
+        shared = self.files[split].get("classes")
+        return super().classes_of(split, indices) if shared is None else [shared for _ in indices]
 
     def with_shots(self, shots: int) -> Episodes:
         """Itself if the frozen tasks have at least `shots` support examples: frozen tasks do not change."""

@@ -6,6 +6,7 @@ Shape legend: T tasks, S support and Q query examples at most, K = S + Q.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from copy import copy
 from typing import Any, Literal
 
 import numpy as np
@@ -15,7 +16,7 @@ from kshot.annotations import Size
 from kshot.argument_checks import check_arguments
 from kshot.data.dataset import Dataset
 from kshot.objectives import Objective
-from kshot.tasks.pool import OnTooFew, PooledSource, Rows
+from kshot.tasks.pool import OnTooFew, PooledSource, RowNumbers, Rows
 from kshot.tasks.preprocessor import Preprocessor
 from kshot.tasks.sampling import distinct
 from kshot.tasks.source import generator
@@ -104,7 +105,8 @@ class GroupTasks(PooledSource):
         """Group names of a split with the rows of their examples."""
         return dict(self._pool(split).items())
 
-    def stack(self, split: Split, indices: Sequence[int]) -> Task:
+    def _drawn(self, split: Split, indices: Sequence[int]) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """The group (T,) of each task, the places (T, K) of its rows in the group, and where support and query end."""
         pool, S, Q = self._pool(split), self.shots.high, self.queries[split].high
         draws = np.stack([generator(self.seed, split, index).random(4 + 2 * (S + Q)) for index in indices])
         of_group, of_shots, of_queries, of_start = draws[:, :4].T
@@ -117,6 +119,11 @@ class GroupTasks(PooledSource):
             positions_TK = start_T[:, None] + np.arange(S + Q)
         else:
             positions_TK = distinct(draws[:, 4:].reshape(-1, 2, S + Q), sizes_T, taken_T)
+        return group_T, positions_TK, shots_T, taken_T
+
+    def stack(self, split: Split, indices: Sequence[int]) -> Task:
+        pool, S, Q = self._pool(split), self.shots.high, self.queries[split].high
+        group_T, positions_TK, shots_T, taken_T = self._drawn(split, indices)
         batches = []
         for first_T, end_T, most, skip in ((0 * shots_T, shots_T, S, 0), (shots_T, taken_T, Q, self.gap)):
             columns = first_T[:, None] + np.arange(most)
@@ -130,6 +137,12 @@ class GroupTasks(PooledSource):
         """The group of each task, by position in `group_names`."""
         first = np.array([generator(self.seed, split, index).random() for index in indices])
         return (first * len(self._pool(split))).astype(np.int64)
+
+    def example_rows(self, split: Split, index: int) -> tuple[np.ndarray, np.ndarray]:
+        numbered = copy(self)
+        numbered.examples = RowNumbers(len(self.examples), targets=True)
+        support, query = GroupTasks.stack(numbered, split, [index])
+        return support.inputs[0].numpy(), query.inputs[0].numpy()
 
     def pretraining_batch(self, step: int, size: int) -> Batch:
         """`size` random examples of all training groups."""

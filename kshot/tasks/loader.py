@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
+
+import numpy as np
 
 from kshot.annotations import PositiveInt
 from kshot.argument_checks import check_arguments
@@ -29,6 +31,8 @@ def from_loader(
     ways: PositiveInt | None = None,
     shots: PositiveInt | None = None,
     stacked: bool | None = None,
+    units: Mapping[Split, Sequence[Hashable]] | None = None,
+    unit: str | None = None,
     seed: int = 0,
 ) -> LoaderTasks:
     """Make a source of iterables that yield tasks, one for each split.
@@ -54,6 +58,9 @@ def from_loader(
         shots: support examples of each class, if the iterable yields pairs (x, y).
         stacked: whether what is yielded holds several tasks along a leading axis. By default it does for a `DataLoader`
             with a `batch_size`, since its `collate_fn` adds this axis.
+        units: of a split, the unit of each task in the order of the iterable, such as the name of its patient, over
+            which intervals are computed; by default each task is its own.
+        unit: what a unit is called, such as "patient"; "unit" by default.
         seed: random seed, with the number of the task, of random numbers in an evaluation.
 
     Raises:
@@ -71,7 +78,11 @@ def from_loader(
     loaders: dict[Any, Iterable] = {split: loader for split, loader in given.items() if loader is not None}
     if not loaders:
         raise ValueError("give at least one iterable of tasks: train, val or test")
-    return LoaderTasks(loaders, objective, ways, shots, stacked, seed)
+    if unknown := [split for split in units or () if split not in loaders]:
+        raise ValueError(f"units are given for {unknown[0]}, of which there is no iterable; give {unknown[0]}=…")
+    source = LoaderTasks(loaders, objective, ways, shots, stacked, seed, units)
+    source.unit = unit or ("unit" if units else None)
+    return source
 
 
 class LoaderTasks(TaskSource):
@@ -85,10 +96,13 @@ class LoaderTasks(TaskSource):
         shots: int | None,
         stacked: bool | None,
         seed: int,
+        units: Mapping[Split, Sequence[Hashable]] | None = None,
     ) -> None:
         self.loaders, self.objective, self.seed = dict(loaders), objective, seed
         self.ways, self.shots, self.stacked = ways, shots, stacked
         self._streams: dict[tuple[Split, int], _Stream] = {}
+        self._names = {split: list(dict.fromkeys(map(_plain, names))) for split, names in (units or {}).items()}
+        self._units = {split: _positions(self._names[split], names) for split, names in (units or {}).items()}
 
     def task(self, split: Split, index: int) -> Task:
         if split not in self.loaders:
@@ -100,6 +114,20 @@ class LoaderTasks(TaskSource):
         if (split, first) not in self._streams:
             self._streams[split, first] = _Stream(split, self._tasks(split), KEPT if split == "train" else None)
         return self._streams[split, first].task(position)
+
+    def units(self, split: Split, indices: Sequence[int]) -> np.ndarray | None:
+        if split not in self._units:
+            return None
+        units, positions = self._units[split], np.asarray(indices, np.int64) % 2**32
+        if len(positions) and positions.max() >= len(units):
+            raise ValueError(
+                f"units has {len(units)} entries for {split}, but task {positions.max()} was asked for: give the unit "
+                "of each task"
+            )
+        return units[positions]
+
+    def unit_names(self, split: Split) -> Sequence[str]:
+        return [str(name) for name in self._names.get(split, ())]
 
     def num_tasks(self, split: Split) -> int | None:
         """The number of val or test tasks, which reads them all; None for training tasks and for iterators."""
@@ -164,6 +192,16 @@ class LoaderTasks(TaskSource):
                 "a query set"
             )
         return examples.rows(support), examples.rows(~support)
+
+
+def _plain(name: Hashable) -> Hashable:
+    """A name; the number of a tensor or array of one number, which are not equal to one another."""
+    return name.item() if hasattr(name, "item") else name
+
+
+def _positions(names: Sequence[Hashable], of_tasks: Sequence[Hashable]) -> np.ndarray:
+    number = {name: position for position, name in enumerate(names)}
+    return np.array([number[_plain(name)] for name in of_tasks], np.int64)
 
 
 class _Stream:

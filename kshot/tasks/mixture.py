@@ -75,6 +75,8 @@ class Mixture(TaskSource):
         self.objective = next(iter(sources.values())).objective
         members = {source.member for source in sources.values()}
         self.member = members.pop() if len(members) == 1 else "unit"
+        units = {source.unit or source.member for source in sources.values()}
+        self.unit = units.pop() if len(units) == 1 else "unit"
         first, *others = (source.preprocessor for source in sources.values())
         self.preprocessor = first if all(other == first for other in others) else None
         self._check_shapes()
@@ -88,14 +90,24 @@ class Mixture(TaskSource):
         draw = generator(self.seed, split, index).random()
         return list(shares)[int(np.cumsum([*shares.values()])[:-1].searchsorted(draw, side="right"))]
 
+    @property
+    def raw(self) -> TaskSource:
+        sources = {name: source.raw for name, source in self.sources.items()}
+        if all(sources[name] is source for name, source in self.sources.items()):
+            return self
+        other = copy(self)
+        other.sources = sources
+        return other
+
     def units(self, split: Split, indices: Sequence[int]) -> np.ndarray | None:
         of_task = [self.source_of(split, index) for index in indices]
-        found, start = dict[str, np.ndarray](), 0
-        for name in self.shares[split]:
+        found, start, named = dict[str, np.ndarray](), 0, self._units_have_names(split)
+        for position, name in enumerate(self.shares[split]):
             units = self.sources[name].units(split, indices)
             if units is None:
                 return None
-            found[name] = np.where(units < 0, -1, units + start).reshape(len(indices), -1)
+            number = units + start if named else units * len(self.shares[split]) + position
+            found[name] = np.where(units < 0, -1, number).reshape(len(indices), -1)
             start += len(self.sources[name].unit_names(split))
         width = max(units.shape[1] for units in found.values())
         padded = {k: np.pad(v, ((0, 0), (0, width - v.shape[1])), constant_values=-1) for k, v in found.items()}
@@ -103,7 +115,29 @@ class Mixture(TaskSource):
         return joined[:, 0] if width == 1 else joined
 
     def unit_names(self, split: Split) -> Sequence[str]:
+        if not self._units_have_names(split):
+            return []
         return [f"{name}: {unit}" for name in self.shares[split] for unit in self.sources[name].unit_names(split)]
+
+    def _units_have_names(self, split: Split) -> bool:
+        return all(len(self.sources[name].unit_names(split)) for name in self.shares[split])
+
+    def classes_of(self, split: Split, indices: Sequence[int]) -> list[list[str]] | None:
+        of_task = [self.source_of(split, index) for index in indices]
+        found = list[list[str]]([] for _ in indices)
+        for name in dict.fromkeys(of_task):
+            positions = [position for position, source in enumerate(of_task) if source == name]
+            names = self.sources[name].classes_of(split, [indices[position] for position in positions])
+            if names is None:
+                return None
+            prefix = f"{name}: " if self.objective.task_specific_classes else ""
+            for position, of_one in zip(positions, names):
+                found[position] = [prefix + each for each in of_one]
+        return found
+
+    def example_rows(self, split: Split, index: int) -> tuple[np.ndarray, np.ndarray] | None:
+        """The rows in the task's own source, see `source_of`."""
+        return self.sources[self.source_of(split, index)].example_rows(split, index)
 
     def stack(self, split: Split, indices: Sequence[int]) -> Task:
         positions: dict[str, list[int]] = {}

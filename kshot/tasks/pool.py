@@ -7,13 +7,14 @@ from copy import copy
 from typing import Any, Literal, Self
 
 import numpy as np
+import torch
 
 from kshot.annotations import Size
 from kshot.data.dataset import Dataset
 from kshot.tasks.preprocessor import Preprocessor
 from kshot.tasks.sampling import Range, by_split
 from kshot.tasks.source import StackedSource, if_any
-from kshot.types import SPLITS, Split
+from kshot.types import SPLITS, Split, Tree
 
 Rows = Sequence[int] | np.ndarray
 """Row numbers of examples, int (k,)."""
@@ -98,6 +99,9 @@ class PooledSource(StackedSource):
         other._set_shots(Range.of(shots, "shots", 1))
         return other
 
+    def unit_names(self, split: Split) -> Sequence[str]:
+        return self._pools[split].names if split in self._pools else ()
+
     def members(self, split: Split) -> dict[str, np.ndarray]:
         return dict(self._pools[split].items()) if split in self._pools else {}
 
@@ -140,6 +144,20 @@ class PooledSource(StackedSource):
             pools[split] = pool.without(short)
             dropped[f"{plural(self.member)} in {split} with fewer than {needed} examples"] = int(short.sum())
         return pools, dropped
+
+
+class RowNumbers:
+    """The row numbers of examples in place of the examples; as inputs and as targets if examples have `targets`."""
+
+    def __init__(self, count: int, *, targets: bool) -> None:
+        self.count, self.targets = count, targets
+
+    def __len__(self) -> int:
+        return self.count
+
+    def take(self, rows: np.ndarray) -> Tree:
+        numbers = torch.from_numpy(rows)
+        return (numbers, numbers) if self.targets else numbers
 
 
 def check_disjoint(

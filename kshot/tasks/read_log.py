@@ -48,7 +48,7 @@ class Watched(TaskSource):
 
     def __init__(self, source: TaskSource, note: Note | None, before: Iterable[tuple[str, Split]]) -> None:
         self.source, self.objective, self.seed = source, source.objective, source.seed
-        for name in ("preprocessor", "member", "unit", "texts", "copies_are_errors", "forecasts"):
+        for name in TaskSource.__annotations__:
             setattr(self, name, getattr(source, name))
         self.reads: Counter[tuple[str, Split]] = Counter(dict.fromkeys(before, 1))
         self._note, self._phase = note, ""
@@ -83,11 +83,22 @@ class Watched(TaskSource):
         self.log_read(split, 1)
         return self.source.out_of_scope_inputs(split, index, count)
 
+    @property
+    def raw(self) -> TaskSource:
+        raw = self.source.raw  # its reads are not logged: it holds no inputs
+        return self if raw is self.source else raw
+
     def units(self, split: Split, indices: Sequence[int]) -> np.ndarray | None:
         return self.source.units(split, indices)
 
     def unit_names(self, split: Split) -> Sequence[str]:
         return self.source.unit_names(split)
+
+    def classes_of(self, split: Split, indices: Sequence[int]) -> list[list[str]] | None:
+        return self.source.classes_of(split, indices)
+
+    def example_rows(self, split: Split, index: int) -> tuple[np.ndarray, np.ndarray] | None:
+        return self.source.example_rows(split, index)
 
     def members(self, split: Split) -> dict[str, np.ndarray]:
         return self.source.members(split)

@@ -89,6 +89,15 @@ class TaskSource(ABC):
         tasks = [self.task("train", index) for index in range(min(most, self.num_tasks("train") or most))]
         return [tree_map(lambda support, query: torch.cat([support, query]), *task) for task in tasks]
 
+    @property
+    def raw(self) -> TaskSource:
+        """Itself, or if its inputs are features of texts, the same tasks with hashes of the texts as inputs.
+
+        The hashes of episodes are over these tasks, so that they are equal for frozen features and for an encoder that
+        is tuned, on the same rows.
+        """
+        return self
+
     def with_shots(self, shots: int) -> TaskSource:
         """The same source with other shots, equal for all classes; ValueError if fixed, or too few examples exist."""
         raise ValueError(f"the number of shots of {type(self).__name__} is fixed")
@@ -100,7 +109,7 @@ class TaskSource(ABC):
         )
 
     def units(self, split: Split, indices: Sequence[int]) -> np.ndarray | None:
-        """What each task is drawn from, such as its user: numbers (T,), positions in `unit_names`.
+        """What each task is drawn from, such as its user: numbers (T,), from 0; positions in `unit_names`, if any.
 
         Tasks with classes of their own have several: (T, K), in the order of their targets, and -1 where a task has
         fewer. Intervals are over units. None if each task is a unit of its own.
@@ -108,8 +117,28 @@ class TaskSource(ABC):
         return None
 
     def unit_names(self, split: Split) -> Sequence[str]:
-        """The names of the units of a split, in the order of their numbers."""
+        """The names of the units of a split, in the order of their numbers; empty if they are only numbered."""
         return list(self.members(split))
+
+    def classes_of(self, split: Split, indices: Sequence[int]) -> list[list[str]] | None:
+        """The names of the classes of each task, in the order of its targets; None if they have none.
+
+        By default those of the units, or of the preprocessor if all tasks have the same classes.
+        """
+        if not self.objective.classifies:
+            return None
+        if not self.objective.task_specific_classes:
+            names = list(self.preprocessor.classes) if self.preprocessor else []
+            return [names for _ in indices] if names else None
+        units = self.units(split, indices)
+        if units is None or units.ndim != 2:
+            return None
+        of_split = self.unit_names(split)
+        return [[of_split[number] for number in task if number >= 0] for task in units.tolist()]
+
+    def example_rows(self, split: Split, index: int) -> tuple[np.ndarray, np.ndarray] | None:
+        """The rows of the support and of the query examples of a task, as in `members`; None if they have none."""
+        return None
 
     def members(self, split: Split) -> dict[str, np.ndarray]:
         """The rows of examples of each class or group of a split; empty if examples have no rows."""

@@ -267,8 +267,9 @@ class _Contract:
                 alone = self.source.units(split, [self.num_tasks - 1])
                 same = alone is not None and bool((alone[0] == units[-1]).all())
                 require(same, f"units({split!r}, …) of the last task differ if it is the only one")
+                names = self.source.unit_names(split)
                 require(
-                    int(units.max()) < len(self.source.unit_names(split)),
+                    not names or int(units.max()) < len(names),
                     f"units({split!r}, …) has a number without a name in unit_names",
                 )
 

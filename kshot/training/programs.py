@@ -17,6 +17,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from kshot.inner.functional import keeping_buffers
 from kshot.inner.replica import substituted
+from kshot.inner.unrolling import unused_leaves
 from kshot.learner import Learner
 from kshot.types import Params, Task
 
@@ -48,16 +49,19 @@ def trace_task(learner: Learner, example: tuple[Params, Params, Task]) -> GraphM
 
 
 def trace_stack(learner: Learner, example: tuple[Params, Params, Task]) -> GraphModule:
-    """Trace the gradient of the mean loss over a stack of tasks, by `vmap`; raises as `trace_task`."""
+    """Trace the gradient of the mean loss over a stack of tasks, by `vmap`; otherwise as `trace_task`."""
+    unused: set[str] = set()
 
     def mean_loss(trained: Params, fixed: Params, tasks: Task) -> tuple[Tensor, Params]:
         with substituted(learner, trained | fixed):
             losses, buffers = torch.vmap(partial(task_loss, learner), randomness="different")(tasks)
-        return losses.mean(), buffers
+        loss = losses.mean()
+        unused.update(unused_leaves(loss, trained))
+        return loss, buffers
 
     def gradient(trained: Params, fixed: Params, tasks: Task) -> tuple[Params, Tensor, Params]:
         grads, (loss, buffers) = torch.func.grad_and_value(mean_loss, has_aux=True)(trained, fixed, tasks)
-        return grads, loss, buffers
+        return {name: grad for name, grad in grads.items() if name not in unused}, loss, buffers
 
     return _trace(gradient, example)
 

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from kshot import objectives, sources, tasks
-from kshot.checking.check import check, findings_for_report
+from kshot.checking.check import check, check_for_report
 from kshot.checking.findings import SEVERITIES
 from kshot.checking.near_copies import PICTURE_RADIUS, Sketcher, nearest, normalise, picture_sketches
 from kshot.checking.target_leakage import Rows, leaks
@@ -74,7 +74,7 @@ def test_how_columns_were_understood_is_said_and_what_was_noticed(tmp_path):
     assert "t.csv, line 9, column 'far': 1e+12 is more than 100 times as far from the median" in told
     share = np.mean([word != "x" for word in mixed])
     assert f"column 'mixed': it is treated as words, though {share:.0%} of its values are numbers" in told
-    short = findings_for_report(source)
+    short = check_for_report(source).findings
     assert {finding.severity for finding in short} == {"warning"}
     assert sum("1e+12" in finding.sentence for finding in short) == 1
     assert source.describe()["columns"]["price"] == "number, money in $, 1 missing"

@@ -212,3 +212,19 @@ def test_regression_examples_refuse_more_dimensions() -> None:
 def test_no_examples_are_refused(draw: Any) -> None:
     with pytest.raises(ValueError, match="no example tasks"):
         draw([])
+
+
+def test_a_narrow_figure_has_its_panels_below_each_other_without_empty_ones():
+    """Two tasks in a grid, of which one place may be empty, and an interval chart with long names."""
+    from kshot.evaluation.report.narrow import NARROW, make_narrow
+    from kshot.evaluation.report.task_pictures import Example, classification_examples
+
+    example = Example(image_task(ways=6), None)
+    figure = make_narrow(classification_examples([example] * 3))
+    spots = [axes.get_subplotspec().get_geometry()[:2] for axes in figure.axes]
+    assert spots == [(3, 1)] * 3
+    assert figure.get_size_inches()[0] == pytest.approx(NARROW)
+    chart = charts.baselines_chart(of(0.9), {"a baseline of a very long name": of(0.8)}, "accuracy")
+    labels = [label.get_text() for label in make_narrow(chart).axes[0].get_yticklabels()]
+    assert labels == ["a baseline of a\nvery long name\n0.800 ± 0.010", "learner\n0.900 ± 0.010"]
+    assert not chart.axes[0].texts

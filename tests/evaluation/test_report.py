@@ -356,3 +356,17 @@ def test_importing_kshot_and_the_report_stays_light() -> None:
     code = "import sys, kshot, kshot.evaluation.report.report; print(*{'matplotlib', 'jinja2'} & sys.modules.keys())"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == ""
+
+
+def test_a_picture_that_cannot_be_drawn_costs_the_report_nothing_else(tmp_path: Path, caplog) -> None:
+    from matplotlib.figure import Figure
+
+    good, bad = Figure(), Figure()
+    good.subplots().plot([1, 2])
+    bad.subplots().set_title("$\\frac{$", loc="left")
+    report = {"metric": "mse", "rounds": []}
+    page = write_report(tmp_path, report, [], {"learning_curve": good, "rounds": bad}).read_text()
+    assert "image/svg+xml" in page
+    (failure,) = json.loads((tmp_path / "report.json").read_text())["failures"]
+    assert failure["what"] == "the picture rounds"
+    assert "the picture rounds" in page

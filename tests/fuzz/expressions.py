@@ -154,6 +154,16 @@ def norm(d: Draw) -> str:
     return found
 
 
+def random_layer(d: Draw) -> str:
+    """A layer that draws random numbers in training mode, of any shape."""
+    if d.training:
+        d.tag("random")
+    options = ["nn.Dropout(0.3)", "nn.AlphaDropout(0.2)", "nn.RReLU(0.1, 0.9)", "nn.RReLU(0.1, 0.9, inplace=True)"]
+    if len(d.shape) > 1:
+        options += [f"nn.Dropout{len(d.shape) - 1}d(0.3)", "nn.FeatureAlphaDropout(0.2)"]
+    return d.rng.choice(options)
+
+
 def layer(d: Draw) -> str:
     """An expression of a layer that keeps the shape."""
     return d.rng.choice([activation, linear, norm])(d)

@@ -89,6 +89,22 @@ def plant_fused_weight_norm(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(call, "DERIVATIVE_OVERRIDES", {})
 
 
+def plant_lost_repetition(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Functions that a backward pass repeats run PyTorch's operations, and not those that replaced them before."""
+    monkeypatch.setattr(call, "_repeat_with", lambda call: None)
+
+
+def plant_reentrant_checkpoints(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Inner steps take a checkpoint whose parameters get no gradient."""
+    monkeypatch.setattr(functional, "check_repetition", lambda *_: None)
+
+
+def plant_slopes_without_values(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`rrelu` by PyTorch's kernel, which checkpointing stops before it has drawn its slopes."""
+    kept = {F.group_norm: call.DERIVATIVE_OVERRIDES[F.group_norm]}
+    monkeypatch.setattr(call, "DERIVATIVE_OVERRIDES", kept)
+
+
 def plant_first_names(monkeypatch: pytest.MonkeyPatch) -> None:
     """A pattern finds tied weights by their first name only."""
     matches = per_parameter._matches

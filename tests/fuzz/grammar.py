@@ -23,6 +23,7 @@ from fuzz import layers
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.utils import parametrizations, parametrize
+from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
 SUPPORT, QUERY, OUTPUTS, VOCABULARY = 6, 4, 2, 7
@@ -57,8 +58,8 @@ class Case:
         source: the source of the class.
         inputs: (generator, n) -> inputs of n examples.
         tags: the productions that were used, and what the oracle has to know: "stateful", the outputs depend on earlier
-            calls; "detached", a state without gradient depends on the parameters, so that finite differences see what
-            derivatives do not.
+            calls; "random", they depend on random numbers; "detached", a state without gradient depends on the
+            parameters, so that finite differences see what derivatives do not.
         may_refuse: whether a refusal is an answer, for what no learner can do.
     """
 
@@ -143,6 +144,28 @@ def _float64() -> Iterator[None]:
         yield
     finally:
         torch.set_default_dtype(before)
+
+
+class _ContiguousGroupNorm(TorchFunctionMode):
+    def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        if func is F.group_norm:
+            args = (args[0].contiguous(), *args[1:])
+        return func(*args, **(kwargs or {}))
+
+
+@contextmanager
+def plain_randomness(case: Case) -> Iterator[None]:
+    """A context with the random numbers of a case, also where a backward pass repeats a forward.
+
+    Checkpointing stops as soon as it has repeated what it needs, when PyTorch's `rrelu` does not yet have its random
+    slopes (seen in 2.13), so that gradients are of memory without values: here it repeats all. Inputs of group
+    normalisation are contiguous, since its derivatives end the process for an input in channels-last layout that needs
+    no gradient (2.13).
+    """
+    early_stop = torch.utils.checkpoint.set_checkpoint_early_stop(False)
+    with torch.random.fork_rng(devices=[]), early_stop, _ContiguousGroupNorm():
+        torch.manual_seed(case.number)
+        yield
 
 
 class Draw:
@@ -245,18 +268,20 @@ def _candidate(seed: int, attempt: int) -> Case:
 
 
 def _is_trainable(case: Case) -> bool:
-    """Whether plain PyTorch runs a training step and a prediction, with numbers of an ordinary size and kept inputs."""
-    support, targets, query, _ = case.data()
+    """Whether plain PyTorch differentiates a training step and a query, with ordinary numbers and kept inputs."""
+    support, targets, query, query_targets = case.data()
     versions = [leaf._version for leaf in tree_leaves((support, query))]
     try:
-        module = case.build()
-        case.loss(call(module, support), targets).backward()
-        output = call(module, query)
+        with plain_randomness(case):
+            module = case.build()
+            case.loss(call(module, support), targets).backward()
+            output = call(module, query)
+            grads = [parameter.grad.clone() for parameter in module.parameters() if parameter.grad is not None]
+            case.loss(output, query_targets).backward()
     except (RuntimeError, ValueError, IndexError, TypeError):
         return False
     if versions != [leaf._version for leaf in tree_leaves((support, query))]:
         return False  # a module that writes into its inputs depends on who holds them
-    grads = [parameter.grad for parameter in module.parameters() if parameter.grad is not None]
     large = max([float(values.detach().abs().max()) for values in (output, *grads) if values.numel()], default=1e9)
     return output.shape == (QUERY, OUTPUTS) and large < 20  # False for NaN
 

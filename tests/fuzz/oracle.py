@@ -7,6 +7,7 @@ The rules that the oracle fixes:
 - `batchnorm` decides the statistics of each BatchNorm, whatever mode the module is in: "running" is its evaluation
   mode, "query" its training mode, and "support" gives the k-th call of each BatchNorm in the query the statistics of
   its k-th call in a pass of the support set under the final weights. That pass changes no other state: it measures.
+- Random numbers are drawn in the order of the calls: inner steps, the pass that measures if there is BatchNorm, query.
 - The outer gradient is the derivative of the query loss by the initial parameters; state without gradient is constant.
 """
 
@@ -19,8 +20,7 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from fuzz.grammar import Case, Data, call
+from fuzz.grammar import Case, Data, call, plain_randomness
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.overrides import TorchFunctionMode
@@ -32,27 +32,39 @@ Moments = dict[str, list[tuple[Tensor, Tensor]]]
 
 def prediction(case: Case, task: int = 0) -> Tensor:
     """The prediction of the query after adaptation (m, outputs)."""
-    with plain_kernels():
+    with plain_kernels(), plain_randomness(case):
         return _adapted_prediction(case, case.data(task), {}).detach()
 
 
 def loss(case: Case, task: int = 0, shift: Grads | None = None) -> float:
     """The outer loss, with `shift` added to the initial parameters."""
     data = case.data(task)
-    with plain_kernels():
+    with plain_kernels(), plain_randomness(case):
         return float(case.loss(_adapted_prediction(case, data, shift or {}), data[3]))
 
 
 def rounding(case: Case) -> float:
     """How much a relative change of the initial parameters by 1e-13 changes the prediction."""
+    with plain_kernels(), plain_randomness(case):
+        shifted = _adapted_prediction(case, case.data(), _small_shift(case)).detach()
+    return float((shifted - prediction(case)).abs().max())
+
+
+def rounding_of_gradient(case: Case, num_tasks: int) -> float:
+    """How much such a change changes the gradient of the first tasks, at most."""
+    changes = []
+    for task in range(num_tasks):
+        plain, shifted = gradient(case, task), gradient(case, task, _small_shift(case))
+        changes += [float((plain[name] - grad).abs().max()) for name, grad in shifted.items()]
+    return max(changes)
+
+
+def _small_shift(case: Case) -> Grads:
     generator = torch.Generator().manual_seed(0)
-    shift = {
+    return {
         name: 1e-13 * parameter.detach() * torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
         for name, parameter in trainable(case.build()).items()
     }
-    with plain_kernels():
-        shifted = _adapted_prediction(case, case.data(), shift).detach()
-    return float((shifted - prediction(case)).abs().max())
 
 
 def trainable(module: nn.Module) -> dict[str, nn.Parameter]:
@@ -108,7 +120,8 @@ def _adapted_prediction(case: Case, data: Data, shift: Grads) -> Tensor:
         return call(module, data[2])
     moments = _measured(module, data[0])
     if "stateful" in case.tags:  # the pass that measured has changed the state
-        module = _trained(case, data, shift)
+        with plain_randomness(case):
+            module = _trained(case, data, shift)
     with _using(module, moments):
         return call(module, data[2])
 
@@ -192,19 +205,23 @@ def _using(module: nn.Module, moments: Moments) -> Iterator[None]:
 # The derivative by autograd, through written-out steps on plain tensors.
 
 
-def gradient(case: Case, task: int = 0) -> Grads:
+def gradient(case: Case, task: int = 0, shift: Grads | None = None) -> Grads:
     """The outer gradient by double backward, after the hooks of the parameters; zeros where there is none."""
     data = case.data(task)
-    with plain_kernels(), _without_checkpoints(), _RightDerivatives():
+    with plain_kernels(), plain_randomness(case), _without_checkpoints(), _RightDerivatives():
         params = trainable(case.build())
-        initial = {name: parameter.detach().clone().requires_grad_() for name, parameter in params.items()}
+        initial = {
+            name: (parameter.detach() + (0 if shift is None else shift[name])).requires_grad_()
+            for name, parameter in params.items()
+        }
         module = _unrolled(case, data, initial)
         if not _measures(case, module):
             output = call(module, data[2])
         else:
             moments = _measured(module, data[0])
             if "stateful" in case.tags:
-                module = _unrolled(case, data, initial)
+                with plain_randomness(case):
+                    module = _unrolled(case, data, initial)
             _renew_buffers(module)
             with _using(module, moments):
                 output = call(module, data[2])
@@ -320,16 +337,10 @@ def _without_checkpoints() -> Iterator[None]:
 
 
 class _RightDerivatives(TorchFunctionMode):
-    """Operations whose second derivative is wrong in PyTorch (seen in 2.13), in another form.
-
-    That of the kernel of weight normalisation has wrong values; that of group normalisation ends the process for an
-    input in channels-last layout that needs no gradient.
-    """
+    """Weight normalisation, whose kernel has a wrong second derivative in PyTorch (seen in 2.13), in another form."""
 
     def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         if func is torch._weight_norm:
-            direction, size, dim = args
-            return direction * (size / torch.norm_except_dim(direction, 2, dim))
-        if func is F.group_norm:
-            args = (args[0].contiguous(), *args[1:])
+            direction, size, *dim = args
+            return direction * (size / torch.norm_except_dim(direction, 2, *(dim or [0])))
         return func(*args, **(kwargs or {}))

@@ -5,7 +5,7 @@ In the lines `<…>` registers a layer or a parameter (see `Draw.line`). Shape l
 
 from __future__ import annotations
 
-from fuzz.expressions import activation, block, layer, linear, norm
+from fuzz.expressions import activation, block, layer, linear, norm, random_layer
 from fuzz.grammar import OUTPUTS, Draw
 from fuzz.shaped import IMAGE, SEQUENCE, VECTOR
 
@@ -152,13 +152,43 @@ def python_attribute(d: Draw) -> None:
 
 
 def checkpointed(d: Draw) -> None:
-    part = d.add(block(d))
+    part, size = d.add(block(d)), d.shape[-1]
+    functions = [
+        f"F.group_norm(h, 1, <w {d.shape[0]}>)",
+        f"F.layer_norm(h, ({size},), <w {size}>)",
+        f"F.linear(h, torch._weight_norm(<w {size} {size}>, <w {size} 1>))",
+        f"{part}(F.rrelu(h, 0.2, 0.2, True))",
+        "F.rrelu(h, 0.3, 0.3, True)",
+        "F.scaled_dot_product_attention(h, h * <w>, h)" if len(d.shape) > 1 else "F.normalize(h, dim=1) * <w>",
+    ]
     d.one_of(
         f"x = torch.utils.checkpoint.checkpoint({part}, x, use_reentrant=False)",
         f"x = torch.utils.checkpoint.checkpoint(lambda h: {part}(h) * <w>, x, use_reentrant=False)",
         f"x = torch.utils.checkpoint.checkpoint_sequential({part}, 2, x, use_reentrant=False)",
         f"x = x + torch.utils.checkpoint.checkpoint({part}, x * <w>, use_reentrant=False)",
+        f"x = torch.utils.checkpoint.checkpoint(lambda h: {d.rng.choice(functions)}, x, use_reentrant=False)",
+        f"x = torch.utils.checkpoint.checkpoint(lambda h: {d.rng.choice(functions)}, x, use_reentrant=False)",
     )
+
+
+def random_numbers(d: Draw) -> None:
+    """Layers and functions that draw random numbers, half of them where a backward pass repeats them."""
+    noise = [
+        "F.rrelu(h, 0.1, 0.9, self.training)",
+        "torch.rrelu(h, 0.1, 0.9, self.training)",
+        "F.dropout(h, 0.3, self.training)",
+        "F.rrelu_(h * 1.0, 0.2, 0.2, self.training)",
+        "h + 0.1 * torch.randn_like(h)",
+        "h * torch.bernoulli(torch.full_like(h, 0.7))",
+        "h * (torch.rand(len(h), *[1] * (h.ndim - 1)) < 0.7)",
+        "h * F.gumbel_softmax(h, dim=-1)",
+    ]
+    if d.rng.random() < 0.5:
+        part = f"<nn.Sequential({linear(d)}, {random_layer(d)})>"
+    else:
+        d.tag("random")
+        part = f"(lambda h: {d.rng.choice(noise)})"
+    d.one_of(f"x = {part}(x)", f"x = torch.utils.checkpoint.checkpoint({part}, x, use_reentrant=False)")
 
 
 def with_hooks(d: Draw) -> None:
@@ -314,6 +344,7 @@ def functional_linear(d: Draw) -> None:
 
 ANY = [
     one_layer, one_layer, one_layer, residual, in_place, scattered_mask, shared_twice, called_twice, tied, views,
-    shared_buffer, parametrized, learning_buffer, python_attribute, checkpointed, with_hooks, masked_gradient, nested,
-    held_modules, held_parameters, unused, frozen, without_dropout, elementwise, skipped, functional_linear,
+    shared_buffer, parametrized, learning_buffer, python_attribute, checkpointed, random_numbers, with_hooks,
+    masked_gradient, nested, held_modules, held_parameters, unused, frozen, without_dropout, elementwise, skipped,
+    functional_linear,
 ]  # fmt: skip

@@ -44,6 +44,15 @@ def functional_batch_norm(d: Draw) -> None:
 # Sequences.
 
 
+def dropout(d: Draw) -> str:
+    """The argument of a layer with dropout inside."""
+    if d.rng.random() < 0.7:
+        return ", dropout=0.0"
+    if d.training:
+        d.tag("random")
+    return ", dropout=0.2"
+
+
 def recurrent(d: Draw) -> None:
     length, size = d.shape
     kind, first, wide = d.rng.choice(["RNN", "LSTM", "GRU"]), d.rng.random() < 0.6, d.rng.choice([4, 6])
@@ -56,6 +65,8 @@ def recurrent(d: Draw) -> None:
         (", proj_size=2", 0.1 * (kind == "LSTM")),
     ):
         options += [option] if d.rng.random() < probability else []
+    if ", num_layers=2" in options and d.rng.random() < 0.3:
+        options += [dropout(d)]
     d.tag(kind)
     hidden = (2 if ", proj_size=2" in options else 3) * (2 if ", bidirectional=True" in options else 1)
     part = f"<nn.{kind}({size}, 3{''.join(options)})>"
@@ -77,7 +88,7 @@ def multihead_attention(d: Draw) -> None:
     first, weights = d.rng.random() < 0.6, d.rng.choice([True, False])
     mask = f", attn_mask=torch.ones({length}, {length}).triu(1).bool()" if d.rng.random() < 0.3 else ""
     swap = [] if first else ["x = x.transpose(0, 1)"]
-    part = f"<nn.MultiheadAttention({size}, 2, batch_first={first})>"
+    part = f"<nn.MultiheadAttention({size}, 2, batch_first={first}{dropout(d)})>"
     d.line(*swap, f"x = {part}(x, x, x, need_weights={weights}{mask})[0]", *swap)
 
 
@@ -93,7 +104,7 @@ def functional_attention(d: Draw) -> None:
 def transformer_layer(d: Draw) -> None:
     name = d.rng.choice(["Encoder", "Encoder", "Decoder"])
     options = f"norm_first={d.rng.choice([True, False])}, activation={d.rng.choice(['relu', 'gelu'])!r}"
-    part = f"<nn.Transformer{name}Layer({d.shape[1]}, 2, 6, dropout=0.0, batch_first=True, {options})>"
+    part = f"<nn.Transformer{name}Layer({d.shape[1]}, 2, 6, batch_first=True, {options}{dropout(d)})>"
     d.line(f"x = {part}(x)" if name == "Encoder" else f"x = {part}(x, x.flip(1))")
 
 

@@ -15,9 +15,10 @@ from fuzz.grammar import Case, draw
 
 SEEDS, SHARD = 500, 100
 SLOW_SEEDS, SLOW_SHARD = 20_000, 200
-RECORDED = [0, 10, 16, 22, 34, 40, 42, 50, 56, 60, 72, 74]  # with one inner step: tracing takes seconds
+RECORDED = [0, 12, 16, 22, 34, 40, 42, 52, 56, 66, 72, 74]  # with one inner step: tracing takes seconds
 MAX_REFUSED = 0.02  # of the modules, those left out that no learner can adapt: refusing all is no answer
-MAX_UNBATCHED = 0.2  # of the modules that run by vmap
+MAX_UNBATCHED = 0.08  # of the modules, those that vmap refuses for another reason than checkpointing; 0.023 on average
+REPEATS = "repeats its forward in the backward pass"  # checkpointing is for little memory, which a batch does not use
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # deprecated functions that models still use
 
@@ -31,7 +32,7 @@ def check_seeds(seeds: range) -> None:
     assert not failed, f"seeds {[outcome.case.seed for outcome in failed]}: {dict(kinds)}\n\n{first}"
     refused = [text for each in outcomes for what, text in each.refusals if what != "vmap" and not each.case.may_refuse]
     assert len(refused) <= MAX_REFUSED * len(outcomes), "\n".join(refused)
-    unbatched = [text for each in outcomes for what, text in each.refusals if what == "vmap"]
+    unbatched = [text for each in outcomes for what, text in each.refusals if what == "vmap" and REPEATS not in text]
     assert len(unbatched) <= MAX_UNBATCHED * len(outcomes), "\n".join(unbatched)
 
 

@@ -90,6 +90,26 @@ CASES = {
     "checkpoint of a closure": by_hand(
         "closure", (4,), VECTOR, CHECKPOINT + "lambda h: self.b(self.a(h).tanh()).sin(), x, use_reentrant=False)"
     ),
+    "checkpoint of functions": by_hand(
+        "functions",
+        (4,),
+        VECTOR,
+        CHECKPOINT + "lambda h: h @ torch._weight_norm(self.a.weight, self.b.weight[:, :1]), x, use_reentrant=False)",
+    ),
+    "checkpoint with random slopes": by_hand(
+        "slopes",
+        (4,),
+        VECTOR + "; self.s = nn.Sequential(self.a, nn.RReLU(0.1, 0.9))",
+        CHECKPOINT + "self.s, x, use_reentrant=False)",
+        "random",
+    ),
+    "reentrant checkpoint": by_hand(
+        "reentrant",
+        (4,),
+        VECTOR,
+        CHECKPOINT + "self.b, x.clone().requires_grad_(), use_reentrant=True)",
+        may_refuse=True,
+    ),
     "checkpoint with a norm": by_hand(
         "checkpoint norm",
         (4,),
@@ -187,6 +207,11 @@ FAULTS = {
     "5 checkpoints": Fault(
         FUNCTIONAL, ("checkpoint", "checkpoint of a closure", "checkpoint with a norm"), ("checkpointed",)
     ),
+    "5 functions in checkpoints": Fault(
+        faults.plant_lost_repetition, ("checkpoint of functions",), ("checkpointed", "random_numbers")
+    ),
+    "5 random slopes in checkpoints": Fault(faults.plant_slopes_without_values, (), ("random_numbers",)),
+    "5 reentrant checkpoints": Fault(faults.plant_reentrant_checkpoints, ("reentrant checkpoint",)),
     "6 buffers": Fault(
         faults.plant_fixed_buffers,
         ("counter", "assigned counter", "moving average", "spectral norm"),

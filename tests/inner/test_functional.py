@@ -382,6 +382,21 @@ def test_what_a_forward_stores_for_others_is_dropped(mode):
     assert model.mask is None
 
 
+class Storing(nn.Module):
+    """Stores its output."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.features = x.sin()
+        return self.features
+
+
+@pytest.mark.parametrize(("build", "name"), [(Counting, "calls"), (Logging, "log"), (Once, "shift")])
+def test_the_refusal_names_the_layer_whose_state_matters(build, name):
+    model = nn.Sequential(Storing(), build(), Storing()).double()
+    with pytest.raises(RuntimeError, match=rf"the layer '1' \({build.__name__}\) .* attribute {name!r}"):
+        learner_of(model).adapt(examples().support)
+
+
 REFUSED = {
     "max_norm": (lambda: nn.Embedding(3, 2, max_norm=1.0), "max_norm"),
     "sparse": (lambda: nn.EmbeddingBag(3, 2, sparse=True), "sparse=False"),

@@ -12,15 +12,19 @@ import torch.nn.functional as F
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.utils.parametrizations import spectral_norm
 
 import kshot
 from kshot import Batch, Task
 from kshot.inner import SGD, unroll
+from kshot.inner.vmap_overrides import rrelu
 from kshot.models import resnet12
 from kshot.training.step import MetaGradient, meta_gradient
 from kshot.types import stack
 
 RATE, STEPS = 0.1, 2
+
+pytestmark = pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN")
 
 
 class Recurrent(nn.Module):
@@ -31,6 +35,18 @@ class Recurrent(nn.Module):
 
     def forward(self, x):
         return self.out(self.rnn(x)[0][:, -1])
+
+
+class Cells(nn.Module):
+    def __init__(self, kind, **options):
+        super().__init__()
+        self.cell, self.out = kind(3, 4, **options), nn.Linear(4, 2)
+
+    def forward(self, x):
+        state = None
+        for row in x.unbind(1):
+            state = self.cell(row, state)
+        return self.out(state[0] if isinstance(state, tuple) else state)
 
 
 class Attention(nn.Module):
@@ -213,11 +229,21 @@ ZOO = {
     "LSTM, two layers, both ways": (lambda: Recurrent(nn.LSTM, num_layers=2, bidirectional=True), SEQUENCE),
     "GRU": (lambda: Recurrent(nn.GRU), SEQUENCE),
     "RNN": (lambda: Recurrent(nn.RNN), SEQUENCE),
+    "LSTM with a projection": (lambda: Recurrent(nn.LSTM, proj_size=2, num_layers=2, bidirectional=True), SEQUENCE),
+    "LSTMCell": (lambda: Cells(nn.LSTMCell), SEQUENCE),
+    "GRUCell": (lambda: Cells(nn.GRUCell), SEQUENCE),
+    "GRUCell without bias": (lambda: Cells(nn.GRUCell, bias=False), SEQUENCE),
+    "RNNCell": (lambda: Cells(nn.RNNCell), SEQUENCE),
+    "RNNCell, ReLU": (lambda: Cells(nn.RNNCell, nonlinearity="relu"), SEQUENCE),
     "MultiheadAttention": (lambda: Attention(False), SEQUENCE),
     "MultiheadAttention, weights": (lambda: Attention(True), SEQUENCE),
     "fused attention": (lambda: Fused(False), SEQUENCE),
     "fused attention, causal": (lambda: Fused(True), SEQUENCE),
     "TransformerEncoder": (Encoder, SEQUENCE),
+    "spectral norm": (lambda: mlp(spectral_norm(nn.Linear(5, 5)), nn.Tanh()), VECTOR),
+    "spectral norm by hooks": (lambda: mlp(torch.nn.utils.spectral_norm(nn.Linear(5, 5)), nn.Tanh()), VECTOR),
+    "RReLU of one slope": (lambda: mlp(nn.RReLU(0.3, 0.3)), VECTOR),
+    "RReLU": (lambda: mlp(nn.RReLU(0.1, 0.9)), VECTOR),
     "dropout": (lambda: mlp(nn.Tanh(), nn.Dropout(0.5)), VECTOR),
     "tied weights": (Tied, VECTOR),
     "embedding": (Words, IDS),
@@ -321,7 +347,8 @@ def test_a_second_order_step_equals_the_written_out_loop(row):
 @pytest.mark.parametrize("name", [name for name in ZOO if name != "BERT"])
 def test_vmap_equals_the_loop_for_every_module(name):
     model, tasks, batchnorm = make(ZOO[name])
-    model.eval() if any(isinstance(part, nn.Dropout) for part in model.modules()) else model.train()
+    random = any(isinstance(part, nn.Dropout) or getattr(part, "upper", 0) == 0.9 for part in model.modules())
+    model.train(not random)
     learner = kshot.maml(model, inner_lr=RATE, steps=STEPS, batchnorm=batchnorm)
     found, before = [], copy.deepcopy(model.state_dict())
     for mode in ("loop", "vmap"):
@@ -484,3 +511,14 @@ def resident():
     """Memory that the process holds, in MiB; 0 where the system does not tell (it is not Linux)."""
     pages = Path("/proc/self/statm")
     return int(pages.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20 if pages.exists() else 0.0
+
+
+def test_rrelu_draws_slopes_for_each_task_of_a_batch():
+    values = -torch.ones(2, 2000, dtype=torch.float64)
+    torch.manual_seed(0)
+    slopes = -torch.vmap(lambda x: rrelu(x, 0.2, 0.6, True), randomness="different")(values)
+    assert 0.2 <= slopes.min() < 0.21
+    assert 0.59 < slopes.max() <= 0.6
+    torch.testing.assert_close(slopes.mean(1), torch.full((2,), 0.4, dtype=torch.float64), rtol=0, atol=0.01)
+    assert not torch.equal(slopes[0], slopes[1])
+    assert torch.equal(torch.vmap(lambda x: rrelu(x, 0.2, 0.6, True), randomness="different")(-values), -values)

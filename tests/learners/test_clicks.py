@@ -17,7 +17,7 @@ from kshot.app.recommend import User
 from kshot.data.tables.table import Table
 from kshot.evaluation.baselines import of_fields
 from kshot.learners.baselines import clicks
-from kshot.learners.ratings import recommenders
+from kshot.learners.baselines import ratings as recommenders
 from kshot.objectives import ranking
 from kshot.sources.ratings.factors import (
     ALPHA,

@@ -11,6 +11,7 @@ import kshot
 from kshot import Batch, objectives
 from kshot.data.dataset import ArrayDataset
 from kshot.evaluation.evaluate import evaluate
+from kshot.learners.baselines import feature_heads as heads
 from kshot.learners.baselines import features as baselines
 from kshot.tasks import ClassTasks
 from kshot.testing import learner_checks
@@ -30,7 +31,7 @@ def feature_tasks(ways=3, shots=4, width=10, missing=False):
 
 
 def head_of(learner_head, kind="unit", width=10):
-    return baselines.Opponent(nn.Flatten(), baselines.Prepared(learner_head, width, kind), objectives.classification)
+    return heads.Opponent(nn.Flatten(), heads.Prepared(learner_head, width, kind), objectives.classification)
 
 
 def logits_of(learner, task):
@@ -47,8 +48,8 @@ def test_linear_opponents_are_those_of_scikit_learn(ways, shots):
     task = feature_tasks(ways, shots).task("test", 0)
     support, query, labels = unit(task.support), unit(task.query), task.support.targets.argmax(1).numpy()
     peers = {
-        baselines.LogisticRegression(10.0): LogisticRegression(C=10.0, tol=1e-10, max_iter=10_000),
-        baselines.RidgeClassifier(0.1): RidgeClassifier(alpha=0.1),
+        heads.LogisticRegression(10.0): LogisticRegression(C=10.0, tol=1e-10, max_iter=10_000),
+        heads.RidgeClassifier(0.1): RidgeClassifier(alpha=0.1),
     }
     for head, peer in peers.items():
         score = peer.fit(support, labels).decision_function(query)
@@ -63,8 +64,15 @@ def test_the_nearest_neighbour_is_that_of_scikit_learn():
     for k in (1, 3):
         peer = KNeighborsClassifier(k, metric="cosine", weights=lambda far: 1 - far / 2)
         peer.fit(unit(task.support), labels)
-        logits = logits_of(head_of(baselines.Neighbours(k)), task)
+        logits = logits_of(head_of(heads.Neighbours(k)), task)
         assert (logits.argmax(1) == peer.predict(unit(task.query))).all()
+
+
+def test_many_classes_of_one_row_are_no_regression():
+    support = Batch.of(torch.randn(40, 10), torch.arange(40), ways=40)
+    for head in (heads.LogisticRegression(10.0), heads.RidgeClassifier(0.1)):
+        learner = head_of(head)
+        assert (learner.predict(learner.adapt(support), support.inputs).argmax(1) == torch.arange(40)).all()
 
 
 def test_row_weights_are_those_of_repeated_rows():
@@ -73,16 +81,16 @@ def test_row_weights_are_those_of_repeated_rows():
     weight = torch.ones(12)
     weight[:5] = 2
     weighted = task._replace(support=task.support._replace(weight=weight))
-    for head in (baselines.LogisticRegression(1.0), baselines.RidgeClassifier(1.0), baselines.ClassMeans()):
+    for head in (heads.LogisticRegression(1.0), heads.RidgeClassifier(1.0), heads.ClassMeans()):
         learner = head_of(head)
         np.testing.assert_allclose(logits_of(learner, weighted), logits_of(learner, doubled), atol=1e-3)
 
 
 HEADS = {
-    "class means": baselines.ClassMeans,
-    "logistic regression": lambda: baselines.LogisticRegression(10.0),
-    "ridge": lambda: baselines.RidgeClassifier(0.1),
-    "neighbours": lambda: baselines.Neighbours(3),
+    "class means": heads.ClassMeans,
+    "logistic regression": lambda: heads.LogisticRegression(10.0),
+    "ridge": lambda: heads.RidgeClassifier(0.1),
+    "neighbours": lambda: heads.Neighbours(3),
 }
 CHECKS = {
     f"{name}, {check_name}": check
@@ -135,7 +143,7 @@ def test_a_temperature_is_the_one_with_the_lowest_loss_on_training_tasks():
 
     def loss(scale):
         learner.scale.fill_(scale)
-        return np.mean([float(learner(source.task("train", index))) for index in range(baselines.TASKS)])
+        return np.mean([float(learner(source.task("train", index))) for index in range(heads.TASKS)])
 
     assert loss(fitted) < min(loss(1.3 * fitted), loss(fitted / 1.3))
 

@@ -19,8 +19,8 @@ import kshot
 from kshot import Batch, objectives
 from kshot.app.recommend import User, interview
 from kshot.data.library.pickled import read_frame
+from kshot.learners.baselines import ratings as recommenders
 from kshot.learners.pooling.posterior import posterior
-from kshot.learners.ratings import recommenders
 from kshot.learners.ratings.coverage import CoverageMeter
 from kshot.objectives import ranking
 

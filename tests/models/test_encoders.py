@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import logging
 import runpy
@@ -19,7 +20,7 @@ from torch import nn
 import kshot
 from kshot.app.spec import parse_spec
 from kshot.data.text import sentence_encoder
-from kshot.data.text.sentence_encoder import Pooling, SentenceEncoder
+from kshot.data.text.sentence_encoder import Pooled, Pooling, SentenceEncoder
 from kshot.models.encoder import encoder
 from kshot.sources import text
 from kshot.training.checkpoint import WEIGHTS, load_checkpoint, save_checkpoint
@@ -242,6 +243,22 @@ def test_tasks_of_features_and_of_tokens_are_of_the_same_texts(folder):
         source_of(folder, "words")
 
 
+def test_runs_on_frozen_features_and_on_a_tuned_encoder_share_their_episodes(folder, monkeypatch):
+    monkeypatch.chdir(folder.parent)
+    write_intents(Path("intents.json"))
+    from kshot.app.run import run
+    from kshot.evaluation.compare import compare
+
+    for features, model in (
+        ("encoder", "{kind: mlp, hidden: []}"),
+        ("tokens", "{kind: encoder, tune: full, layers: 1}"),
+    ):
+        text = RUN.format(features=features, model=model, learner="{kind: protonet}", pretrain="")
+        run(parse_spec(text, "run.yaml", [f"name={features}"]), Path(f"run-{features}"))
+    (board,) = compare([Path("run-encoder"), Path("run-tokens")])
+    assert {line.entry.name for line in board.lines} == {"encoder", "tokens"}
+
+
 def names_of_gradients(module):
     return {name for name, parameter in module.named_parameters() if parameter.requires_grad}
 
@@ -332,6 +349,35 @@ def test_gradient_learners_adapt_lora_or_the_head(folder, make):
     assert losses[1] < losses[0]
     learner(task).backward()
     assert all(parameter.grad is None for parameter in model.parameters() if not parameter.requires_grad)
+
+
+def test_a_learner_embeds_a_text_once_and_anew_when_the_weights_change(folder, monkeypatch):
+    model, source = encoder(folder, tune="full", layers=1), source_of(folder, "tokens")
+    learner, counts = kshot.protonet(model).eval(), []
+    forward = Pooled.forward
+    monkeypatch.setattr(Pooled, "forward", lambda self, ids, mask: counts.append(len(ids)) or forward(self, ids, mask))
+
+    def losses():
+        with torch.no_grad():
+            return [float(learner(source.task("test", index))) for index in range(8)]
+
+    first = losses()
+    texts = {
+        tuple(row.tolist())
+        for index in range(8)
+        for part in source.task("test", index)
+        for row in part.inputs["input_ids"]
+    }
+    assert sum(counts) == len(texts)
+    assert losses() == first
+    assert sum(counts) == len(texts)
+    with torch.no_grad():
+        model.body.transformer.encoder.layer[2].output.dense.weight.mul_(2)
+    changed = losses()
+    assert sum(counts) == 2 * len(texts)
+    model._cache.entry = [], {}
+    assert losses() == pytest.approx(changed, rel=1e-5) != pytest.approx(first, rel=1e-5)
+    assert copy.deepcopy(learner).embedding._cache.entry == ([], {})
 
 
 def test_second_order_through_attention_by_the_loop_and_auto_says_why(folder):
@@ -492,6 +538,69 @@ def test_a_run_on_an_encoder_adapts_to_texts_of_ones_own(
     (folder / "vocab.txt").write_text("\n".join([*PIECES[:-1], "ten"]))
     with pytest.raises(ValueError, match="the (encoder|pretrained model) encoder has changed since"):
         predict_run(Path("out"), Path("mine.safetensors"), [Path("new.csv")], resize=False, invert=False)
+
+
+DEFAULT = RUN.replace("names: [centroid], ", "")
+OF_FEATURES = {"class_mean_cosine", "logistic_regression", "ridge", "knn", "zero_shot", "class_mean_and_name"}
+
+
+def test_an_encoder_that_can_be_tuned_is_tuned_by_contrast_for_its_baselines(folder, monkeypatch):
+    monkeypatch.chdir(folder.parent)
+    write_intents(Path("intents.json"))
+    from kshot.app.run import evaluate_run, run
+
+    model = "{kind: encoder, tune: full, layers: 1}"
+    text = DEFAULT.format(features="tokens", model=model, learner="{kind: protonet}", pretrain="")
+    report = run(parse_spec(text, "run.yaml", ["baselines.num_val_tasks=2", "baselines.budget=0.5"]), Path("out"))
+    assert report["failures"] == []
+    assert set(report["baselines"]) == {*OF_FEATURES, "centroid", "contrast_then_probe", "pretrained_centroid"}
+    steps = json.loads(Path("out/checkpoints/pretrain-baselines/steps.json").read_text())
+    assert steps["steps"] > 0
+    options = {"num_tasks": 3, "split": "test", "as_json": False, "out": None, "episodes_sha256": None}
+    again = evaluate_run(
+        Path("out"), **options, with_baselines=True, overrides=["baselines.names=[contrast_then_probe]"]
+    )
+    kept = again["baselines"]["contrast_then_probe"]["loss"]["mean"]
+    assert kept == report["baselines"]["contrast_then_probe"]["loss"]["mean"], "the run folder keeps the tuned encoder"
+
+
+@pytest.mark.parametrize(
+    ("tune", "pretrain", "expected"),
+    [
+        ("full", "", {"contrast_then_probe", "pretrained_centroid"}),
+        ("full", "pretrain: {steps: 2, objective: contrastive}", {"contrast_then_probe", "pretrained_centroid"}),
+        ("full", "pretrain: {steps: 2}", {"pretrained_probe", "pretrained_centroid"}),
+        ("head", "", set()),
+    ],
+)
+def test_the_baselines_of_an_encoder_are_of_its_pretraining(folder, tune, pretrain, expected, monkeypatch):
+    monkeypatch.chdir(folder.parent)
+    write_intents(Path("intents.json"))
+    from kshot.app.baselines import Setting, baselines_of, need_pretraining
+    from kshot.app.build import build_model, build_source, shapes_of
+
+    model = f"{{kind: encoder, tune: {tune}}}"
+    text = DEFAULT.format(features="tokens", model=model, learner="{kind: protonet}", pretrain=pretrain)
+    spec = parse_spec(text, "run.yaml")
+    source = build_source(spec)
+    shapes = shapes_of(source, "val")
+    pretrained = [build_model(spec, shapes, head=False)] * need_pretraining(spec, source.objective)
+    found = baselines_of(Setting(spec, source, shapes, torch.device("cpu"), pretrained))
+    assert set(found) == {*OF_FEATURES, "centroid", *expected}
+
+
+def test_a_named_probe_needs_its_kind_of_pretraining(folder, monkeypatch):
+    monkeypatch.chdir(folder.parent)
+    write_intents(Path("intents.json"))
+    from kshot.app.run import run
+
+    model, pretrain = "{kind: encoder, tune: full, layers: 1}", "pretrain: {steps: 2, batch: 16}"
+    text = DEFAULT.format(features="tokens", model=model, learner="{kind: protonet}", pretrain=pretrain)
+    names = "baselines.names=[pretrained_probe, contrast_then_probe]"
+    report = run(parse_spec(text, "run.yaml", [names]), Path("out"))
+    assert set(report["baselines"]) == {"pretrained_probe"}
+    (failure,) = report["failures"]
+    assert failure["error"].endswith("needs classes of each task's own, and pretrain: {objective: contrastive}")
 
 
 def test_models_of_run_files_fit_their_inputs(folder, monkeypatch):

@@ -255,7 +255,7 @@ def test_columns_that_tell_nothing_are_left_out_and_the_report_says_why(tmp_path
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        ({"group": None}, "needs either group .* or classes"),
+        ({"group": None, "target": None}, "needs either group .* classes .* or a target alone"),
         ({"target": None}, "needs a target"),
         ({"target": "sale"}, "no column 'sale': did you mean 'sales'"),
         ({"group": "Shop"}, "no column 'Shop': did you mean 'shop'"),

@@ -22,9 +22,11 @@ from hypothesis import strategies as st
 import kshot
 from kshot import types
 from kshot.app import cli
+from kshot.checking.check import check
 from kshot.data import ArrayDataset
 from kshot.data.text.features import SparseExamples, hashed_ngrams
 from kshot.data.text.vocabulary import PADDING, UNKNOWN, Vocabulary
+from kshot.evaluation.shots import FewerShots
 from kshot.sources import text
 from kshot.sources.preprocessors import preprocessor_from_json
 
@@ -495,3 +497,67 @@ def test_texts_come_through_a_csv_as_they_were_written(tmp_path, rows):
         return
     ended = [words.replace("\r\n", "\n") for words, _ in kept]
     assert [words.replace("\r\n", "\n") for words in source.texts] == ended
+
+
+def test_the_hash_of_episodes_is_of_the_texts_and_not_of_their_features(tmp_path):
+    def evaluated(texts="play it {}", wrap=lambda source: source, **options):
+        rows = [[texts.format(n) + word, word] for n in range(9) for word in ("on", "off", "next", "order")]
+        path = tmp_path / "texts.json"
+        path.write_text(json.dumps(rows))
+        sizes = {
+            "ways": 2,
+            "shots": 2,
+            "queries": 3,
+            "split": {"ratio": [0.5, 0, 0.5], "exact": True},
+        }
+        source = wrap(kshot.sources.text(path, **sizes | options))
+        return kshot.evaluate(kshot.learners.nearest_centroid(), source, num_tasks=5), source
+
+    words, _ = evaluated(features="words")
+    for wrap in (lambda source: source, kshot.tasks.watched):
+        other, same = evaluated(wrap=wrap, features="characters", width=64)
+        assert other.episodes_sha256 == words.episodes_sha256
+        assert other.episodes == words.episodes
+        assert other.trusted
+        assert same.preprocessor.features == "characters"
+        kshot.evaluate(kshot.learners.nearest_centroid(), same, num_tasks=5, episodes_sha256=words.episodes_sha256)
+    assert kshot.evaluation.paired_difference(words, other, "accuracy").num_tasks == 5
+    for changed in ({"texts": "play it, {}"}, {"ways": 2, "shots": 1}):
+        assert evaluated(features="words", **changed)[0].episodes_sha256 != words.episodes_sha256
+    fewer = [evaluated(wrap=lambda source: FewerShots(source, 1), features=f)[0] for f in ("words", "characters")]
+    assert fewer[0].episodes_sha256 == fewer[1].episodes_sha256 != words.episodes_sha256
+
+
+def test_what_is_odd_in_a_folder_of_texts_is_read_skipped_or_named(tmp_path, caplog):
+    root = tmp_path / "mails"
+    for name in ("on", "off", "later"):
+        (root / name).mkdir(parents=True)
+        for number in range(4):
+            (root / name / f"{number}.txt").write_text(f"{name} {number}", encoding="utf-8-sig" if number else "utf-16")
+        (root / name / "._1.txt").write_bytes(b"\0\5\x16\7\0")
+    (root / "on" / "UPPER.TXT").write_text("on upper")
+    (root / "__MACOSX" / "on").mkdir(parents=True)
+    (root / "__MACOSX" / "on" / "1.txt").write_bytes(b"\0")
+    for name in ("notes.docx", "a.docx", "README", "Thumbs.db"):
+        (root / "off" / name).write_bytes(b"PK")
+    (root / "drafts").mkdir()
+    odd = {"empty": b"", "blank": b" \n", "binary": b"a\0b", "latin": "café".encode("latin-1"), "pdf": b"%PDF-1.7"}
+    for name, content in odd.items():
+        (root / "later" / f"{name}.txt").write_bytes(content)
+    options = {"ways": 2, "shots": 1, "queries": 1, "split": ALL}
+    with pytest.raises(ValueError, match="bad rows in all: 5 of 18") as caught:
+        text(root, **options)
+    for name in odd:
+        assert f"{name}.txt" in str(caught.value)
+    source = text(root, **options, bad_rows="drop")
+    assert sorted(source.texts) == sorted(
+        [*(f"{name} {n}" for name in ("on", "off", "later") for n in range(4)), "on upper"]
+    )
+    assert source.describe()["dropped"] == {"bad rows": 5}
+    others, folders, left_out = source.notes
+    assert "files that are not read as texts: 2 .docx, 1 without a suffix" in others
+    assert "1 folders hold no texts, and are no classes: drafts" in folders
+    assert "5 texts are left out" in left_out
+    assert all(f"{name}.txt" in left_out for name in odd)
+    assert set(source.notes) <= {record.getMessage() for record in caplog.records}
+    assert all(note in str(check(source).findings) for note in source.notes)

@@ -100,6 +100,28 @@ def test_a_step_compiled_before_an_update_follows_the_weights():
         torch.testing.assert_close(a, b)
 
 
+@pytest.mark.parametrize("mode", ["loop", "vmap", "traced", "compiled"])
+@pytest.mark.parametrize("by_loop", [False, True])
+def test_what_is_unused_has_no_gradient_and_does_not_end_the_recording(mode, by_loop):
+    class Spare(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.used, self.spare = nn.Linear(1, 1), nn.Linear(1, 1)
+            if by_loop:
+                self.used.weight.register_hook(lambda grad: 0.5 * grad)
+
+        def forward(self, x):
+            return self.used(x)
+
+    ours, tasks = learner(Spare()), sinusoids().stack("train", range(3))
+    gradient = MetaGradient(ours, mode, backend="eager")
+    for _ in range(3):
+        gradient(tasks)
+    assert ours.model.spare.weight.grad is None
+    assert ours.model.used.weight.grad is not None
+    assert by_loop or not gradient.choice
+
+
 def test_other_modes_are_refused():
     with pytest.raises(ValueError, match="mode must be one of auto, loop, vmap, traced, compiled, got 'fast'"):
         MetaGradient(learner(), "fast")

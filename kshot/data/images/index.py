@@ -15,15 +15,13 @@ from typing import NamedTuple
 from kshot.data.images.decode import HEIC, SUFFIXES
 from kshot.data.tables.open import open_table
 from kshot.data.tables.table import Table
-from kshot.data.text.files import values_of
+from kshot.data.text.files import FILE_MANAGERS, values_of
 from kshot.types import Split
 
 log = logging.getLogger(__name__)
 
 SPLIT_FOLDERS: dict[str, Split] = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 """Names of folders that hold the classes of a split."""
-
-_IGNORED = ("thumbs.db", "desktop.ini", "__macosx")  # files of file managers; hidden files are ignored too
 
 
 class ImageFile(NamedTuple):
@@ -138,7 +136,7 @@ class _Walk:
             prefix = "".join(f"{part}{os.sep}" for part in parts)
             folders, files = [], []
             for entry in _entries(real):
-                if entry.name.startswith(".") or entry.name.lower() in _IGNORED:
+                if entry.name.startswith(".") or entry.name.lower() in FILE_MANAGERS:
                     continue
                 path = self.root + os.sep + prefix + entry.name
                 target = self._link_target(path) if entry.is_symlink() else real + os.sep + entry.name

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,20 +13,54 @@ if TYPE_CHECKING:
     import polars
 
 
+FILE_MANAGERS = ("thumbs.db", "desktop.ini", "__macosx")
+"""Names of files and folders that file managers leave."""
+
+
 def files_of(folder: Path, pattern: str) -> list[Path]:
-    """The files at any depth of a folder whose names match a pattern such as `*.txt`, sorted, without hidden ones."""
+    """The files at any depth of a folder whose names match a pattern such as `*.txt`, in any case, sorted.
+
+    Hidden ones are ignored, such as the `._` files of macOS, and those of file managers.
+    """
     if not folder.is_dir():
         raise ValueError(f"there is no folder {folder}")
-    files = sorted(
-        path
-        for path in folder.rglob("*")
-        if fnmatch(path.name, pattern)
-        and path.is_file()
-        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
-    )
+    files = [path for path in _files(folder) if _matches(path, pattern)]
     if not files:
         raise ValueError(f"{folder} and its subfolders contain no file that matches {pattern!r}")
     return files
+
+
+def notes_on(folder: Path, pattern: str) -> list[str]:
+    """Sentences about what is in a folder and not among `files_of`: other files, and folders without any of them."""
+    notes, files = [], _files(folder)
+    others = Counter(path.suffix.lower() for path in files if not _matches(path, pattern))
+    if others:
+        kinds = ", ".join(f"{count:,} {suffix or 'without a suffix'}" for suffix, count in others.most_common(5))
+        notes.append(f"{folder} holds files that are not read as texts: {kinds}. Save those that are as {pattern}")
+    full = {parent for path in files if _matches(path, pattern) for parent in path.parents}
+    empty = [path for path in _visible(folder) if path.is_dir() and path not in full]
+    if empty:
+        named = ", ".join(str(path.relative_to(folder)) for path in empty[:5]) + (", …" if len(empty) > 5 else "")
+        notes.append(f"{folder}: {len(empty):,} folders hold no texts, and are no classes: {named}")
+    return notes
+
+
+def _files(folder: Path) -> list[Path]:
+    return [path for path in _visible(folder) if path.is_file()]
+
+
+def _visible(folder: Path) -> list[Path]:
+    """What is in a folder at any depth, sorted, without hidden files and those of file managers."""
+    found = []
+    for path in sorted(folder.rglob("*")):
+        parts = path.relative_to(folder).parts
+        if not any(part.startswith(".") or part.lower() in FILE_MANAGERS for part in parts):
+            found.append(path)
+    return found
+
+
+def _matches(path: Path, pattern: str) -> bool:
+    return fnmatch(path.name.lower(), pattern.lower())
 
 
 def texts_of(table: Table, column: str) -> polars.Series:

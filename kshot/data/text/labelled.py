@@ -3,25 +3,36 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from kshot.data.images.index import SPLIT_FOLDERS
 from kshot.data.tables.open import open_table
 from kshot.data.tables.table import Reading, Table
-from kshot.data.text.files import files_of
+from kshot.data.text.files import files_of, notes_on
 from kshot.data.text_files import read_json, read_text
 
 
 class LocatedTable(Table):
-    """A table whose rows come from several files or entries, each with its location for messages."""
+    """A table whose rows come from several files or entries, each with its location for messages.
 
-    def __init__(self, path: Path, columns: dict[str, list[str | None]], locations: list[str], lost: list[str]) -> None:
+    Attributes:
+        notes: sentences about what is beside the texts and not read.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        columns: dict[str, list[str | None]],
+        locations: list[str],
+        lost: list[str],
+        notes: Sequence[str] = (),
+    ) -> None:
         import polars as pl
 
         super().__init__(path, pl.DataFrame(columns, schema=dict.fromkeys(columns, pl.String)), lost=lost)
-        self._locations = locations
+        self._locations, self.notes = locations, notes
 
     def place(self, row: int, column: str | None = None) -> str:
         return self._locations[row] + (f", {column}" if column else "")
@@ -73,7 +84,7 @@ def _open_folder(root: Path, reading: Reading) -> Table:
         locations.append(str(path))
     columns = {name: [row[i] for row in rows] for i, name in enumerate(("text", "label", "domain", "split"))}
     present = {name: column for name, column in columns.items() if name in ("text", "label") or any(column)}
-    return LocatedTable(root, present, locations, lost)
+    return LocatedTable(root, present, locations, lost, notes_on(root, "*.txt"))
 
 
 def _open_json(path: Path, reading: Reading, text: str, label: str) -> Table:

@@ -15,6 +15,7 @@ import numpy as np
 from kshot.evaluation.calibration import Calibration
 from kshot.evaluation.intervals import Interval, interval
 from kshot.evaluation.report.formatting import Figures, better, format_figure, rank_key, read_figure
+from kshot.evaluation.report.narrow import BESIDE
 from kshot.evaluation.report.style import BLUE, INK, MUTED, ORANGE, PURPLE, canvas, empty, ends, log_scale, quiet
 from kshot.evaluation.units import Units
 
@@ -56,7 +57,7 @@ def _interval_chart(title: str, bars: Sequence[_Bar], *, values: bool, nothing: 
         if values:
             spot: dict[str, Any] = {"transform": axes.get_yaxis_transform(), "va": "center", "fontsize": 9}
             weight = "bold" if bar.bold else "normal"
-            axes.text(1.02, y, format_figure(bar.figure), **spot, color=bar.colour, fontweight=weight)
+            axes.text(1.02, y, format_figure(bar.figure), **spot, color=bar.colour, fontweight=weight, gid=BESIDE)
     if not any(values or math.isfinite(bar.figure.mean) for bar in bars):
         empty(axes, nothing)
     axes.set_yticks(range(len(bars)), [bar.label for bar in bars])
@@ -147,7 +148,9 @@ def tasks_chart(
         spread.legend(frameon=False, fontsize=9, labelcolor=INK)
         differences = ours[: len(theirs)] - theirs
         mean = interval(list(differences), units and units.first(len(differences)))
-        title = f"{learner} − {name}" + (f": {format_figure(mean)}" if math.isfinite(mean.mean) else "")
+        title = f"{learner} − {name}".replace("_", " ")
+        size = f": {format_figure(mean)}" if math.isfinite(mean.mean) else ""
+        title += f"\n{size[2:]}" if len(title + size) > 40 and size else size
         quiet(gap, title, xlabel=f"difference of {metric} on the same {len(theirs)} tasks")
         gap.axvline(0, color=INK, linewidth=1)
         _histogram(gap, differences, _edges(differences[np.isfinite(differences)]), color=PURPLE, alpha=0.6)

@@ -12,8 +12,8 @@ from kshot.evaluation.compare import Board, Line
 from kshot.evaluation.intervals import Interval
 from kshot.evaluation.report.charts import board_chart
 from kshot.evaluation.report.formatting import better, format_count, format_difference, format_figure, format_sample
+from kshot.evaluation.report.parts import Column, Row, Section, Table
 from kshot.evaluation.report.report import picture, render_sections
-from kshot.evaluation.report.sections import Column, Row, Section, Table
 
 SEPARATE = "Figures on different episodes are not comparable and are never ranked together."
 

@@ -4,23 +4,28 @@ from __future__ import annotations
 
 import base64
 import io
+import logging
 import math
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kshot.evaluation.audit.findings import trust
+from kshot.evaluation.by_unit import CLASSES, CONFUSIONS, UNITS
 from kshot.evaluation.per_task import REPORT, TASKS
 from kshot.evaluation.report.conclusion import conclude
 from kshot.evaluation.report.formatting import better, capitalize, format_figure, format_sample, plural, read_figure
-from kshot.evaluation.report.sections import CAPTIONS, Picture, Section, report_sections, tried_sentence
-from kshot.evaluation.report.verdict import best_baseline, failed, inference_of, target_on_test, verdict_of
+from kshot.evaluation.report.narrow import make_narrow
+from kshot.evaluation.report.parts import Picture, Section
+from kshot.evaluation.report.sections import CAPTIONS, report_sections, tried_sentence
+from kshot.evaluation.report.verdict import best_baseline, failed, inference_of, target_on_test, trust_of, verdict_of
 from kshot.evaluation.units import count_of
 from kshot.files import sha256_of, write_json, write_text
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+logger = logging.getLogger(__name__)
 
 
 def write_report(
@@ -32,8 +37,8 @@ def write_report(
         folder: folder, created if needed.
         report: `name`, `command`, `outcome`, `sentence`, `reason`, `target`, `metric`, `higher_is_better`, `rounds`,
             `best_round`, `val`, `test`, `baselines`, `baselines_about`, `paired`, `audits`, `worst_tasks`, `shots`,
-            `calibration`, `coverage`, `cost`, `seeds`, `tried`, `inference`,
-            `protocol`, `environment`, `timing`, `kshot`. All but `metric` may be missing or None.
+            `calibration`, `coverage`, `cost`, `seeds`, `tried`, `inference`, `data_check`, `by_class`, `by_unit`,
+            `pooled`, `protocol`, `environment`, `timing`, `kshot`. All but `metric` may be missing or None.
         events: events of the run's experience; those of kind "resumed" are counted.
         figures: figures by name; those of `CAPTIONS` have a place and caption, others follow.
 
@@ -46,11 +51,13 @@ def write_report(
         raise ValueError(f"a report needs its 'metric', such as 'accuracy'; it has: {', '.join(report) or 'nothing'}")
     plain = to_json(report)
     if plain.get("audits"):
-        plain["trust"] = trust(plain["audits"]).sentence
+        plain["trust"] = trust_of(plain).sentence
+    pictures, failures = _draw(figures)
+    plain["failures"] = [*(plain.get("failures") or []), *failures]
     page = folder / "report.html"
-    write_text(page, _html(plain, events, figures))
-    if (tasks := folder / TASKS).exists():
-        plain["files"] = {TASKS: sha256_of(tasks)}
+    write_text(page, _html(plain, events, pictures))
+    tables = [folder / name for name in (TASKS, UNITS, CLASSES, CONFUSIONS)]
+    plain["files"] = {table.name: sha256_of(table) for table in tables if table.exists()}
     write_json(folder / REPORT, plain)
     return page
 
@@ -72,12 +79,24 @@ def to_json(value: Any) -> Any:
     return str(value)
 
 
-def _html(report: dict[str, Any], events: Sequence[Mapping[str, Any]], figures: Mapping[str, Figure]) -> str:
+def _draw(figures: Mapping[str, Figure]) -> tuple[dict[str, Picture], list[dict[str, str]]]:
+    """The pictures of figures, in the order of the page, and what failed: no picture costs a run its report."""
+    ordered = [name for name in CAPTIONS if name in figures] + [name for name in figures if name not in CAPTIONS]
+    pictures, failures = {}, []
+    for name in ordered:
+        try:
+            pictures[name] = picture(name, figures[name])
+        except Exception as error:
+            logger.exception("the picture %s cannot be drawn", name)
+            failures.append({"what": f"the picture {name}", "error": f"{type(error).__name__}: {error}"})
+    return pictures, failures
+
+
+def _html(report: dict[str, Any], events: Sequence[Mapping[str, Any]], pictures: Mapping[str, Picture]) -> str:
     """The page of a report. The template gets finished strings only."""
     metric, higher = report["metric"], bool(report.get("higher_is_better", True))
     test, baselines, protocol = report.get("test"), report.get("baselines") or {}, report.get("protocol") or {}
     best, val = best_baseline(baselines, metric, higher), read_figure(report.get("val"), metric)
-    ordered = [name for name in CAPTIONS if name in figures] + [name for name in figures if name not in CAPTIONS]
     num_resumed = sum(event.get("kind") == "resumed" for event in events)
     notes = [target_on_test(report.get("target"), metric, read_figure(test, metric))] if test else []
     if math.isfinite(val.mean):
@@ -88,10 +107,9 @@ def _html(report: dict[str, Any], events: Sequence[Mapping[str, Any]], figures: 
         units = protocol.get("test_units")
         unit = f"the {count_of(units, protocol.get('unit') or 'unit')} of the tasks" if units else "tasks"
         notes.append(f"Figures are means with 95 % intervals over {'seeds' if report.get('seeds') else unit}.")
-    notes += [trust(report["audits"]).sentence.join(("Audits: ", "."))] if report.get("audits") else []
+    notes += [f"Audits: {trust_of(report).sentence}."] if report.get("audits") else []
     notes.append(tried_sentence(report))
     conclusion = conclude(report)
-    pictures = {name: picture(name, figures[name]) for name in ordered}
     return render(
         Path(__file__).parent / "report.html.j2",
         {
@@ -139,7 +157,17 @@ def render(template: Path, page: Mapping[str, Any]) -> str:
 
 
 def picture(name: str, figure: Figure) -> Picture:
-    """A figure as a data URI: SVG, or PNG if it contains images, which browsers would blur in an SVG."""
+    """A figure as data URIs, as it is and for narrow screens: SVG, or PNG if it contains images.
+
+    Browsers would blur images in an SVG. The figure is left in its narrow form.
+    """
+    titles = [axes.get_title(loc="left") for axes in figure.axes]
+    alt = "; ".join(title.replace("\n", " ") for title in titles if title.strip()) or name.replace("_", " ")
+    caption = CAPTIONS[name] if name in CAPTIONS else _sentence(name.replace("_", " "))
+    return Picture(name, _uri(figure), alt, caption, _uri(make_narrow(figure)))
+
+
+def _uri(figure: Figure) -> str:
     from matplotlib import rc_context
 
     raster = any(axes.images for axes in figure.axes)
@@ -147,10 +175,7 @@ def picture(name: str, figure: Figure) -> Picture:
     buffer = io.BytesIO()
     with rc_context({"svg.hashsalt": "kshot"}):  # equal figures give equal bytes
         figure.savefig(buffer, format=kind, dpi=200, metadata={"Software": None} if raster else {"Date": None})
-    titles = [axes.get_title(loc="left") for axes in figure.axes]
-    alt = "; ".join(title for title in titles if title) or name.replace("_", " ")
-    caption = CAPTIONS.get(name) or _sentence(name.replace("_", " "))
-    return Picture(name, f"data:{mime};base64,{base64.b64encode(buffer.getvalue()).decode()}", alt, caption)
+    return f"data:{mime};base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
 def _sentence(text: str) -> str:

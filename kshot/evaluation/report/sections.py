@@ -6,10 +6,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Mapping
+from typing import Any
 
-from kshot.evaluation.audit.findings import trust
+from kshot.evaluation.report.breakdown_sections import (
+    class_sections,
+    finding_table,
+    pooled_table,
+    unit_section,
+    worst_sections,
+)
 from kshot.evaluation.report.formatting import (
     Figures,
     capitalize,
@@ -24,7 +30,8 @@ from kshot.evaluation.report.formatting import (
     rank_key,
     read_figure,
 )
-from kshot.evaluation.report.verdict import inference_of
+from kshot.evaluation.report.parts import Badge, Column, Pairs, Picture, Row, Section, Table
+from kshot.evaluation.report.verdict import inference_of, trust_of
 from kshot.learners.ratings.coverage import Coverage
 
 CAPTIONS = {
@@ -41,6 +48,12 @@ CAPTIONS = {
     "learning_curve": "The training loss as recorded (pale) and smoothed.",
     "classification_examples": "The first test tasks. Above: the support images by class; below: query images, "
     "marked ✓ if classified correctly, otherwise ✗ with the number of the predicted class.",
+    "confusion": "Rows are true classes, columns predicted ones; the diagonal is the recall. A dash: no task has both.",
+    "units": "The mean over the tasks of each unit, with its 95 % interval if it has several tasks, cut where it "
+    "reaches far beyond all means. Circles are the best baseline on the same tasks.",
+    "worst_1": "",
+    "worst_2": "",
+    "worst_3": "",
     "regression_examples": "The first test tasks, before and after gradient steps on the support points.",
     "predictive_bands": "The first test tasks: support points (dark), query points (pale), and the predicted mean and "
     "central 95 %, with the log-likelihood in nats per point.",
@@ -50,8 +63,14 @@ CAPTIONS = {
 PROTOCOL = ("source", "ways", "shots", "queries", "seed", "task_seed", "num_test_tasks", "num_val_tasks")
 """Protocol entries that come first, in this order."""
 
-PLACED = ("baselines", "tasks", "shots", "reliability", "rounds")
+PLACED = ("baselines", "tasks", "shots", "reliability", "rounds", "confusion", "units", "worst_1", "worst_2", "worst_3")
 """Figures that have a section of their own."""
+
+POOLED = (
+    "R² is the share of the variance of the targets that is explained: 1 minus the squared errors over the squared "
+    "deviations from the mean of all queries. Within units, the deviations are from the mean of each unit's queries, "
+    "which a learner does not know: 0 is as good as that mean."
+)
 
 INFERENCE = {
     "": (),
@@ -69,59 +88,6 @@ INFERENCE = {
 
 TONES = {"PASSED": "good", "FAILED": "bad", "NOT_APPLICABLE": "continue", "IDLE": "fair"}
 
-Pairs = list[tuple[str, str]]
-"""Labels and values."""
-
-
-class Column(NamedTuple):
-    """A column of a table; `kind` is a CSS class: "n" for numbers, "figure" for one line, "text", "reason"."""
-
-    title: str
-    kind: str = "figure"
-
-
-class Badge(NamedTuple):
-    """A short text in a colour; `tone` is a CSS class."""
-
-    text: str
-    tone: str
-
-
-class Row(NamedTuple):
-    """A row of a table; `emphasis` is "main", "muted" or empty."""
-
-    cells: Sequence[str | Badge]
-    emphasis: str = ""
-
-
-class Table(NamedTuple):
-    """A table of finished strings; `layout` is a CSS class."""
-
-    columns: Sequence[Column]
-    rows: Sequence[Row]
-    layout: str = ""
-
-
-class Picture(NamedTuple):
-    """A figure as a data URI, with its text alternative and caption."""
-
-    name: str
-    uri: str
-    alt: str
-    caption: str
-
-
-class Section(NamedTuple):
-    """A part of a page under a title; empty parts are left out."""
-
-    title: str
-    text: Sequence[str] = ()
-    pictures: Sequence[Picture] = ()
-    table: Table | None = None
-    pairs: Sequence[tuple[str, str]] = ()
-    note: str = ""
-    code: str = ""
-
 
 def report_sections(
     report: Mapping[str, Any], pictures: Mapping[str, Picture], *, num_resumed: int = 0
@@ -138,6 +104,14 @@ def report_sections(
             ["The learner's figures hold, and these parts of the report are missing."],
             pairs=[(each["what"], each["error"]) for each in report.get("failures") or []],
         ),
+        Section(
+            "What the check of the data found",
+            [
+                "An error makes the figures of this page worthless.",
+                (report.get("data_check") or {}).get("looked_at") or "",
+            ],
+            table=finding_table(report),
+        ),
         Section("Comparison with baselines", pictures=named.get("baselines", ()), table=result_table(report)),
         Section(
             "Seeds",
@@ -150,11 +124,20 @@ def report_sections(
             table=part_table(report, "fold"),
         ),
         Section(
+            "Errors in numbers",
+            ["Over the queries of all test tasks together, not a mean over tasks."],
+            table=pooled_table(report),
+            note=POOLED,
+        ),
+        *class_sections(report, named.get("confusion", ())),
+        unit_section(report, named.get("units", ())),
+        Section(
             "Task by task",
             ["The worst tasks; all of them are in tasks.csv beside this page."] if report.get("worst_tasks") else [],
             named.get("tasks", ()),
             pairs=worst_pairs(report),
         ),
+        *worst_sections(report, named),
         Section("Shots", pictures=named.get("shots", ())),
         Section("Calibration", pictures=named.get("reliability", ()), pairs=calibration_pairs(report)),
         Section("Out-of-scope detection", pairs=rejection_pairs(report)),
@@ -186,7 +169,7 @@ def report_sections(
             "Audits",
             [
                 "Checks of the test evaluation for the silent mistakes of few-shot code.",
-                f"{capitalize(trust(report.get('audits') or []).sentence)}.",
+                f"{capitalize(trust_of(report).sentence)}.",
             ],
             table=audit_table(report),
         ),
@@ -202,6 +185,7 @@ def report_sections(
             "compare the hash of the test episodes. The figures of this page are in report.json beside it.",
         ),
     ]
+    sections = [each._replace(text=[text for text in each.text if text]) for each in sections]
     return [each for each in sections if each.pictures or each.pairs or each.code or (each.table and each.table.rows)]
 
 
@@ -221,8 +205,9 @@ def result_table(report: Mapping[str, Any]) -> Table:
     for name in sorted(baselines, key=lambda name: rank_key(read_figure(baselines[name], metric).mean, higher)):
         difference = format_difference(read_figure(paired, name), paired[name].get("p_holm")) if name in paired else ""
         rows.append(row(name.replace("_", " "), baselines[name], about.get(name) or "", difference))
-    titles = ["learner", f"{split} {metric}", "sample", "learner − baseline (paired)"]
-    return Table([*map(Column, titles), Column("description", "text")], rows)
+    kinds = {f"{split} {metric}": "figure", "sample": "name", "learner − baseline (paired)": "name"}
+    columns = [Column("learner", "name"), *(Column(*each) for each in kinds.items()), Column("description", "text")]
+    return Table(columns, rows)
 
 
 def part_table(report: Mapping[str, Any], part: str) -> Table:
@@ -274,10 +259,12 @@ def audit_table(report: Mapping[str, Any]) -> Table:
 
 
 def worst_pairs(report: Mapping[str, Any]) -> Pairs:
-    return [
-        (f"task {each['task']}", f"{format_value(each.get(report['metric']))}, episode {each['episode']}…")
-        for each in report.get("worst_tasks") or []
-    ]
+    pairs = []
+    for each in report.get("worst_tasks") or []:
+        names = (each.get("title") or "").partition(": ")[2]
+        figure = format_value(each.get(report["metric"]))
+        pairs.append((f"task {each['task']}", ", ".join(filter(None, [figure, names, f"episode {each['episode']}…"]))))
+    return pairs
 
 
 def calibration_pairs(report: Mapping[str, Any]) -> Pairs:

@@ -157,14 +157,14 @@ def completions(columns: Sequence[Sequence[Completion]]) -> Figure:
         axes.text(-0.15, top + 1.46, "completed", **side)
         axes.text(-0.15, top + 2.46, "uncertainty", **side)
     for x, column in enumerate(columns):
-        _draw_image(axes, column[0].image, x, 0)
+        draw_image(axes, column[0].image, x, 0)
         for row, example in enumerate(column):
             top = 1.25 + 3.25 * row
             image = example.image.detach().cpu().expand(3, -1, -1)
             ground = torch.tensor(UNKNOWN)[:, None, None].expand_as(image)
-            _draw_image(axes, torch.where(example.known, image, ground), x, top)
-            _draw_image(axes, example.mean, x, top + 1)
-            _draw_image(axes, example.std.mean(0, keepdim=True) / MAX_STD, x, top + 2)
+            draw_image(axes, torch.where(example.known, image, ground), x, top)
+            draw_image(axes, example.mean, x, top + 1)
+            draw_image(axes, example.std.mean(0, keepdim=True) / MAX_STD, x, top + 2)
     axes.set_xlim(-1.6, len(columns))
     axes.set_ylim(tall, -0.05)
     return figure
@@ -252,7 +252,7 @@ def _draw_task(axes: Axes, example: Example, name: str) -> None:
             continue  # the task has fewer classes
         axes.text(way + 0.46, -0.06, str(way + 1), ha="center", va="bottom", fontsize=9, color=MUTED)
         for line, row in enumerate(rows[:SUPPORT_ROWS]):
-            _draw_image(axes, support.inputs[row], way, line)
+            draw_image(axes, support.inputs[row], way, line)
             axes.add_patch(Rectangle((way, line), 0.92, 0.92, **plain))
     top = _rows(support, SUPPORT_ROWS)
     side: dict[str, Any] = {"rotation": 90, "ha": "right", "va": "center", "fontsize": 8, "color": MUTED}
@@ -262,7 +262,7 @@ def _draw_task(axes: Axes, example: Example, name: str) -> None:
     for way, rows in enumerate(_by_class(query)):
         for line, row in enumerate(rows[:QUERY_ROWS]):
             y = top + 0.2 + PITCH * line
-            _draw_image(axes, query.inputs[row], way, y)
+            draw_image(axes, query.inputs[row], way, y)
             if hit is None or predicted is None:
                 axes.add_patch(Rectangle((way, y), 0.92, 0.92, **plain))
                 continue
@@ -272,7 +272,7 @@ def _draw_task(axes: Axes, example: Example, name: str) -> None:
             axes.text(way + 0.46, y + 1.0, mark, ha="center", va="top", fontsize=8.5, color=colour)
 
 
-def _draw_image(axes: Axes, image: Tensor, x: float, y: float) -> None:
+def draw_image(axes: Axes, image: Tensor, x: float, y: float) -> None:
     """An image (C, H, W) on a 0.92 × 0.92 square whose upper left corner is (x, y)."""
     pixels = np.clip(image.detach().cpu().float().movedim(0, -1).numpy(), 0, 1)
     box = (x, x + 0.92, y + 0.92, y)

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from kshot.evaluation.audit.findings import trust
+from kshot.evaluation.audit.findings import Trust, trust
 from kshot.evaluation.intervals import Interval
 from kshot.evaluation.moments import LEVEL
 from kshot.evaluation.report.formatting import Figures, format_figure, read_figure
@@ -23,11 +23,30 @@ def best_baseline(
     return choose(finite, key=lambda pair: pair[1].mean) if finite else None
 
 
+def fatal(report: Mapping[str, Any]) -> list[str]:
+    """Names of the checks of the data that found errors, which make a report's figures worthless."""
+    findings = (report.get("data_check") or {}).get("findings") or []
+    return list(dict.fromkeys(each["check"] for each in findings if each["severity"] == "error"))
+
+
 def failed(report: Mapping[str, Any]) -> list[str]:
-    """Names of the audits that a report's test figures failed; or a remark that most could not be made."""
+    """Names of the audits, and of the checks of the data, that a report's test figures failed.
+
+    Or a remark that most audits could not be made.
+    """
     audits = report.get("audits") or []
     names = [audit["name"] for audit in audits if audit["result"] == "FAILED"]
+    names += [f"the check of the data ({name})" for name in fatal(report)]
     return names if names or not audits or trust(audits).trusted else ["no audit, but most could not be made"]
+
+
+def trust_of(report: Mapping[str, Any]) -> Trust:
+    """`trust` in a report's test figures by its audits; none if the check of the data found errors."""
+    known = trust(report.get("audits") or [])
+    if not (names := fatal(report)):
+        return known
+    rest = known.sentence.partition(": ")[2]
+    return Trust(False, f"not trusted: the check of the data found errors ({', '.join(names)}); {rest}")
 
 
 def inference_of(report: Mapping[str, Any]) -> str:

@@ -23,7 +23,7 @@ from torch import Tensor
 from kshot.annotations import NonNegativeFloat, PositiveFloat, PositiveInt
 from kshot.argument_checks import check_arguments
 from kshot.learner import Learner
-from kshot.learners.ratings.recommenders import Ratings
+from kshot.learners.baselines.ratings import Ratings
 from kshot.objectives import Objective
 from kshot.sources.ratings.factors import implicit_factors, spectrum_of
 from kshot.sources.ratings.tasks import RatingTasks, ratings_of

@@ -1,4 +1,4 @@
-"""What a practitioner would use on classification tasks whose inputs are rows of numbers, such as rows of one table.
+"""What a practitioner would use on tasks whose inputs are rows of numbers, such as rows of one table.
 
 Each method is fitted to the support set of a task alone; only hyperparameters are chosen over tasks.
 
@@ -20,33 +20,35 @@ from kshot import objectives
 from kshot.annotations import PositiveInt
 from kshot.argument_checks import check_arguments
 from kshot.learner import Learner
+from kshot.learners.baselines import regressors
+from kshot.learners.baselines.neighbours import is_near, standardised
 from kshot.learners.baselines.pool import float_rows
 from kshot.objectives import Objective, classes_present, only_present
 from kshot.tasks.source import TaskSource
 from kshot.types import Batch, Tree
 
 PENALTIES = (0.01, 0.1, 1.0, 10.0, 100.0)
-"""C of logistic regression."""
+"""C of logistic regression, and penalty of ridge regression."""
 NEIGHBOURS = (1, 3, 5, 10)
 LEAVES = (3, 10)
 """Least number of rows in a leaf of boosted trees; scikit-learn's default of 20 cannot split a support set of 30."""
 NUM_TREES, NUM_ROUNDS = 50, 50
 WIDE = 256
 """Number of features beyond which trees are left out: they are slow there, and worse than linear models."""
-FARTHEST = 10.0
 SMOOTHING = 0.01
 """Share of the uniform distribution in the predicted ones, so that no class has the probability 0."""
 
 
 @check_arguments
 def baselines(source: TaskSource) -> dict[str, Callable[[], list[Learner]]]:
-    """The baselines that suit classification of rows of numbers, by name; {} if the tasks are of another kind.
+    """The baselines that suit tasks of rows of numbers, by name; {} if the tasks are of another kind.
 
-    They are logistic regression with tuned C, nearest neighbours, a random forest and histogram boosting. Rows of more
-    than `WIDE` numbers are features of an encoder rather than a table; see `features.baselines`.
+    They are logistic or ridge regression with a tuned penalty, nearest neighbours, a random forest and histogram
+    boosting. Rows of more than `WIDE` numbers are features of an encoder rather than a table, see `features.baselines`.
 
     Args:
-        source: with classes of each task's own; only one training task is read.
+        source: with classes of each task's own, or with numbers as targets and neither several groups nor series; only
+            one training task is read.
 
     Returns:
         For each name a function that returns the candidates, among which validation tasks choose.
@@ -54,16 +56,25 @@ def baselines(source: TaskSource) -> dict[str, Callable[[], list[Learner]]]:
     Example:
         >>> from kshot.sources.tabular_prior import tabular_priors
         >>> {name: len(make()) for name, make in baselines(tabular_priors()).items()}
-        {'logistic_regression': 5, 'k_nearest': 4, 'random_forest': 1, 'histogram_boosting': 2}
+        {'logistic_regression': 5, 'knn': 4, 'random_forest': 1, 'histogram_boosting': 2}
     """
     objective = source.objective
-    if not objective.task_specific_classes or not float_rows(source):
+    no_groups = source.member == "task" or (source.member == "group" and len(source.members("train")) == 1)
+    of_numbers = objective.predicts in ("values", "distribution") and no_groups and not source.forecasts
+    if not (objective.task_specific_classes or of_numbers) or not float_rows(source):
         return {}
     if source.task("train", 0).support.inputs.shape[1] > WIDE:  # features of an encoder rather than columns
         return {}
+    if of_numbers:
+        return {
+            "ridge": lambda: [regressors.ridge(penalty, objective) for penalty in PENALTIES],
+            "knn": lambda: [regressors.neighbours(k, objective) for k in NEIGHBOURS],
+            "random_forest": lambda: [regressors.forest(objective=objective)],
+            "histogram_boosting": lambda: [regressors.boosting(leaf, objective) for leaf in LEAVES],
+        }
     return {
         "logistic_regression": lambda: [logistic_regression(c, objective=objective) for c in PENALTIES],
-        "k_nearest": lambda: [NearestNeighbours(k, objective) for k in NEIGHBOURS],
+        "knn": lambda: [NearestNeighbours(k, objective) for k in NEIGHBOURS],
         "random_forest": lambda: [random_forest(objective=objective)],
         "histogram_boosting": lambda: [histogram_boosting(leaf, objective=objective) for leaf in LEAVES],
     }
@@ -131,22 +142,8 @@ class NearestNeighbours(SupportClassifier):
 
     def _probabilities(self, support: Batch, inputs: Tensor) -> Tensor:
         row_NF, row_MF = standardised(support, inputs)
-        distance_MN = torch.cdist(row_MF, row_NF, compute_mode="donot_use_mm_for_euclid_dist")
-        # Rows at the distance of the k-th count too, so that ties do not depend on the order of rows.
-        farthest_M1 = distance_MN.kthvalue(min(self.neighbours, len(row_NF)), 1).values[:, None]
-        near_MN = (distance_MN <= farthest_M1 * (1 + 1e-9)).double()
-        votes_MC = near_MN @ (support.targets * support.weight[:, None]).cpu().double()
+        votes_MC = is_near(row_NF, row_MF, self.neighbours) @ (support.targets * support.weight[:, None]).cpu().double()
         return votes_MC / votes_MC.sum(1, keepdim=True)
-
-
-def standardised(support: Batch, inputs: Tensor) -> tuple[Tensor, Tensor]:
-    """Support and query inputs as float64, standardised by the support and clipped; constant features become 0."""
-    weight_N1, row_NF = support.weight.cpu().double()[:, None], support.inputs.cpu().double()
-    mean_F = (weight_N1 * row_NF).sum(0) / weight_N1.sum()
-    std_F = ((weight_N1 * (row_NF - mean_F).square()).sum(0) / weight_N1.sum()).sqrt()
-    std_F = torch.where(std_F > 1e-6 * mean_F.abs().clamp_min(1e-6), std_F, torch.inf)
-    scaled_NF, scaled_MF = (((rows - mean_F) / std_F).clamp(-FARTHEST, FARTHEST) for rows in (row_NF, inputs.cpu()))
-    return scaled_NF, scaled_MF
 
 
 def logistic_regression(c: float, objective: Objective = objectives.classification) -> SupportClassifier:

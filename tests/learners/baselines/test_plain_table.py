@@ -7,6 +7,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import KNeighborsClassifier
 
 import kshot
+from kshot.evaluation.baselines import of_fields
 from kshot.learners.baselines.plain_table import (
     SMOOTHING,
     WIDE,
@@ -22,7 +23,7 @@ from kshot.types import Batch
 
 LEARNERS = {
     "logistic_regression": lambda: logistic_regression(1.0),
-    "k_nearest": lambda: NearestNeighbours(3),
+    "knn": lambda: NearestNeighbours(3),
     "random_forest": lambda: random_forest(20),
     "histogram_boosting": lambda: histogram_boosting(1),
 }
@@ -124,5 +125,4 @@ def test_wide_rows_and_other_inputs_have_no_baselines():
     assert baselines(source) == {}, "they are features"
     images = kshot.tasks.ClassTasks(np.zeros((40, 1, 4, 4), np.uint8), classes, ways=2, shots=3, queries=2)
     assert baselines(images) == {}
-    assert baselines(kshot.sources.sinusoids()) == {}
-    assert baselines(tabular_priors(target_type="regression")) == {}
+    assert list(of_fields(kshot.sources.sinusoids())) == ["gaussian_process"]
