@@ -370,9 +370,12 @@ def data_freeze(
 
 
 def main() -> None:
-    """Run the command line; errors that a user can fix are a sentence on standard error and exit code 2."""
+    """Run the command line; see `kshot.app.errors` for the exit codes. Errors are a sentence on standard error."""
+    from kshot.app.errors import Patient, exit_code, sentence
+
+    sys.stdout = Patient(sys.stdout)
     try:
         app()
-    except (ValueError, OSError) as error:
-        typer.echo(f"kshot: {error}", err=True)
-        sys.exit(2)
+    except Exception as error:
+        typer.echo(f"kshot: {sentence(error)}", err=True)
+        sys.exit(exit_code(error))
