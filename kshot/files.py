@@ -6,13 +6,15 @@ see the old file or the new one. What figures depend on carries a SHA-256, which
 
 from __future__ import annotations
 
+import csv
 import hashlib
+import io
 import json
 import os
 import platform
 import secrets
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -238,3 +240,24 @@ def _owner(folder: Path) -> str:
         return "process {process} on {host} since {since}".format(**read_json(folder / OWNER))
     except (DamagedFile, KeyError):
         return "another process"
+
+
+def csv_text(rows: Iterable[Iterable[Any]]) -> str:
+    r"""Rows as CSV in which no cell is a formula to a spreadsheet.
+
+    A text that begins as a formula does has an apostrophe before it, by which spreadsheets know a text.
+
+    Example:
+        >>> print(csv_text([["name", "mse"], ["=1+1", -0.5], ["a,b", None]]), end="")
+        name,mse
+        '=1+1,-0.5
+        "a,b",
+    """
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows([_cell(cell) for cell in row] for row in rows)
+    return text.getvalue()
+
+
+def _cell(cell: Any) -> Any:
+    formula = isinstance(cell, str) and cell.lstrip(" ").startswith(("=", "+", "-", "@", "\t", "\r"))
+    return f"'{cell}" if formula else cell

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import sys
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ import torch
 from kshot.app.build import device_of
 from kshot.app.trained import load
 from kshot.data.text.vocabulary import UNKNOWN
+from kshot.files import csv_text
 from kshot.learners.generation import generate
 from kshot.sources.corpus import CorpusPreprocessor
 from kshot.types import to
@@ -40,10 +40,9 @@ def predict_run(run_dir: Path, state_file: Path, inputs: list[Path], *, resize: 
     """
     run = load(run_dir)
     columns = run.predict(run.load_state(state_file), inputs, resize=resize, invert=invert)
-    writer = csv.writer(sys.stdout)
-    writer.writerow(columns)
-    for row in zip(*columns.values()):
-        writer.writerow([f"{cell:.6g}" if isinstance(cell, float) else cell for cell in row])
+    rows = zip(*columns.values())
+    figures = ([float(f"{cell:.6g}") if isinstance(cell, float) else cell for cell in row] for row in rows)
+    print(csv_text([list(columns), *figures]), end="")
     if isinstance(run.preprocessor, CorpusPreprocessor):
         _, _, unit, _ = columns
         total = sum(columns[unit])

@@ -18,6 +18,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Column, Table
 
 from kshot.app.build import build_source
+from kshot.app.screen import Screen
 from kshot.app.spec import Spec
 from kshot.app.suitability import refuse_unsuited
 from kshot.checking.check import check
@@ -62,7 +63,7 @@ def check_run_file(
         if file and file.resolve() in read:
             raise ValueError(f"{file} is data that the run file names, and is never written over; choose another file")
     source = build_source(spec)
-    stderr = Console(stderr=True)
+    stderr = Screen(stderr=True)
     columns = TextColumn("decoding images"), BarColumn(bar_width=30), MofNCompleteColumn(), TimeRemainingColumn()
     with Progress(*columns, console=stderr, transient=True, disable=not stderr.is_terminal) as bars:
         bar = bars.add_task("", total=None, visible=False)

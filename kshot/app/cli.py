@@ -148,11 +148,10 @@ def compare(
     html: Annotated[Path | None, typer.Option("--html", help="HTML file for the table.")] = None,
 ) -> None:
     """Rank runs on the same test episodes by their figures, with costs and significant differences."""
-    from rich.console import Console
-
+    from kshot.app.screen import Screen
     from kshot.app.terminal import compare_runs
 
-    compare_runs(run_dirs, csv, html, Console())
+    compare_runs(run_dirs, csv, html, Screen())
 
 
 @app.command()
@@ -213,9 +212,8 @@ def recommend(
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Recommend items that a user has not rated, with reasons, and items to ask the user about next."""
-    from rich.console import Console
-
     from kshot.app import recommend as recommending
+    from kshot.app.screen import Screen
 
     if interview:
         recommending.interview(
@@ -225,7 +223,7 @@ def recommend(
             top=top,
             out=out,
             answer=lambda question: typer.prompt(question, default="", show_default=False),
-            console=Console(),
+            console=Screen(),
         )
     else:
         recommending.recommend_run(run_dir, user, top=top, ask=ask, as_json=json, personal=personal)
@@ -297,14 +295,13 @@ def data_add(
     ] = None,
 ) -> None:
     """Download or copy a data set to where kshot looks for it, and check it; interrupted downloads are resumed."""
-    from rich.console import Console
-
     from kshot.app.known_sets import open_known
     from kshot.app.progress import fetching
+    from kshot.app.screen import Screen
     from kshot.data import library
 
     try:
-        with fetching(Console(stderr=True)) as progress:
+        with fetching(Screen(stderr=True)) as progress:
             added = library.add(name, from_, progress, open_tasks=open_known)
     except KeyboardInterrupt:
         typer.echo("\nInterrupted. The same command resumes.", err=True)
@@ -339,14 +336,13 @@ def data_check(
         for split, numbers in counts.items():
             typer.echo(f"{split:<6}" + ", ".join(f"{count:,} {what}" for what, count in numbers.items()))
         return
-    from rich.console import Console
-
     from kshot.app.check import check_run_file
+    from kshot.app.screen import Screen
     from kshot.app.spec import load_spec
 
     spec = load_spec(name, set_)
     found = check_run_file(
-        spec, num_examples=examples, num_tasks=tasks, json_file=json, html_file=html, console=Console()
+        spec, num_examples=examples, num_tasks=tasks, json_file=json, html_file=html, console=Screen()
     )
     raise typer.Exit(1 if found.worst == "error" else 0)
 
@@ -372,10 +368,11 @@ def data_freeze(
 def main() -> None:
     """Run the command line; see `kshot.app.errors` for the exit codes. Errors are a sentence on standard error."""
     from kshot.app.errors import Patient, exit_code, sentence
+    from kshot.app.screen import visible
 
     sys.stdout = Patient(sys.stdout)
     try:
         app()
     except Exception as error:
-        typer.echo(f"kshot: {sentence(error)}", err=True)
+        typer.echo(f"kshot: {visible(sentence(error))}", err=True)
         sys.exit(exit_code(error))

@@ -10,6 +10,7 @@ from rich.console import Console
 
 from kshot.app.folder import RunFolder, read_spec
 from kshot.app.run import run
+from kshot.app.screen import Screen
 from kshot.app.spec import Spec
 from kshot.evaluation.compare import read_report
 from kshot.evaluation.report import charts
@@ -25,7 +26,7 @@ def run_parts(
 
     With `resume`, finished parts are not repeated. Raises ValueError as `run`, and if `out` is not empty otherwise.
     """
-    console = console or Console()
+    console = console or Screen()
     with owned(out):
         if not is_empty(out) and not resume:
             raise ValueError(f"{out} already exists and is not empty: choose another --out, or resume it by --resume")

@@ -7,7 +7,6 @@ Shape legend: n known ratings, I items, A items to ask about, L possible answers
 
 from __future__ import annotations
 
-import csv
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -17,7 +16,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from kshot.app.screen import Screen
 from kshot.app.trained import TrainedRun, load
+from kshot.files import csv_text, write_text
 from kshot.sources.ratings.preprocessor import RatingPreprocessor
 from kshot.tasks.preprocessor import Support
 from kshot.types import Batch, Tree, tree_map
@@ -210,21 +211,21 @@ def recommend_run(
         recommended = [each._asdict() | {"reasons": [reason._asdict() for reason in each.reasons]} for each in best]
         print(json.dumps({"recommended": recommended, "ask_next": [each._asdict() for each in questions]}, indent=1))
         return
-    from rich.console import Console
 
-    show(Console(), best)
+    show(Screen(), best)
     if questions:
         print("Ask next about: " + "; ".join(each.title for each in questions))
 
 
 def show(console: Any, recommendations: list[Recommendation]) -> None:
     """Print recommendations as a table."""
+    from rich.markup import escape
     from rich.table import Table
 
     table = Table("", "item", "expected", "largest effects", box=None)
     for rank, each in enumerate(recommendations, 1):
         why = "; ".join(f"{reason.item} ({reason.rating:g}): {reason.effect:+.2f}" for reason in each.reasons)
-        table.add_row(str(rank), each.title, f"{each.expected:.2f}", why)
+        table.add_row(str(rank), escape(each.title), f"{each.expected:.2f}", escape(why))
     console.print(table)
 
 
@@ -269,7 +270,7 @@ def interview(
                 fault = "is not a number"
             if not fault:
                 break
-            console.print(f"{text!r} {fault}")
+            console.print(f"{text!r} {fault}", markup=False)
         if not text:
             unknown.add(question.item)
             continue
@@ -278,7 +279,4 @@ def interview(
         user = User(run, known)
     show(console, user.recommend(top))
     if out is not None:
-        with out.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.writer(file)
-            writer.writerow([preprocessor.item, preprocessor.rating])
-            writer.writerows(known.items())
+        write_text(out, csv_text([[preprocessor.item, preprocessor.rating], *known.items()]))

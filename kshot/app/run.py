@@ -37,6 +37,7 @@ from kshot.app.final_evaluation import TestResult, evaluate_with_baselines, prot
 from kshot.app.folder import RunFolder, logged_reads
 from kshot.app.pretraining import pretraining_of_baselines, pretraining_of_run
 from kshot.app.progress import Display
+from kshot.app.screen import Screen
 from kshot.app.spec import Spec
 from kshot.app.suitability import refuse_unsuited
 from kshot.app.terminal import print_summary
@@ -68,7 +69,7 @@ def run(
         ValueError: the folder already holds a run, data are missing or damaged, or the run file does not suit them.
     """
     target = Target.parse(spec.target)
-    with owned(out), Display(console or Console(), target.metric) as display:  # shows each log message once
+    with owned(out), Display(console or Screen(), target.metric) as display:  # shows each log message once
         return _run(spec, out, target, display, resume, init_from)
 
 
@@ -184,7 +185,7 @@ def evaluate_run(
     failures = Failures(out / "failures.log" if out else None)
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
-    with Display(Console(stderr=as_json), target.metric) as display:
+    with Display(Screen(stderr=as_json), target.metric) as display:
         checked = _check_data(source, display)
         source = watched(source, before=run.reads)
         pretrained = _load_pretrained(spec, RunFolder(run_dir), source, run.shapes, device) if with_baselines else []

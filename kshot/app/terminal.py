@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table as RichTable
 
+from kshot.app.screen import Screen
 from kshot.evaluation.compare import compare
 from kshot.evaluation.report.conclusion import conclude
 from kshot.evaluation.report.formatting import format_figure, format_value, read_figure
@@ -52,7 +53,7 @@ def pooled_lines(report: dict[str, Any]) -> list[str]:
 
 def print_summary(report: dict[str, Any], out: Path | None) -> None:
     """Print the test figure with the baselines, the verdict, the protocol, and where the report is."""
-    console = Console()
+    console = Screen()
     metric, test = report["metric"], report["test"]
     if test is None:
         console.print("No round could be evaluated, so there is no test figure.")

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,7 +12,7 @@ import numpy as np
 from kshot.evaluation.by_class import ByClass
 from kshot.evaluation.intervals import BOUNDS, Interval, interval
 from kshot.evaluation.per_task import PerTask
-from kshot.files import write_text
+from kshot.files import csv_text, write_text
 
 UNITS, CLASSES, CONFUSIONS = "units.csv", "classes.csv", "confusions.csv"
 """Names of the tables in a run folder."""
@@ -96,9 +94,5 @@ def write_by_class(folder: Path, by_class: ByClass) -> None:
 
 
 def _csv(header: list[str], rows: list) -> str:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(header)
-    for row in rows:
-        writer.writerow(["" if isinstance(cell, float) and math.isnan(cell) else cell for cell in row])
-    return text.getvalue()
+    known = ([None if isinstance(cell, float) and math.isnan(cell) else cell for cell in row] for row in rows)
+    return csv_text([header, *known])

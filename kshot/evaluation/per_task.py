@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import io
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ import numpy as np
 
 from kshot.evaluation.evaluate import Evaluation
 from kshot.evaluation.units import Units
-from kshot.files import write_text
+from kshot.files import csv_text, write_text
 
 TASKS, REPORT = "tasks.csv", "report.json"  # names of the table and of the report in a run folder
 UNIT = "unit: "  # before what a unit is called, in the header of its column
@@ -40,18 +39,14 @@ def write_tasks(path: Path, evaluation: PerTask, others: Mapping[str, PerTask], 
         others: name -> evaluation of another learner, such as a baseline, on the first of the same tasks; its cells
             are empty for the remaining ones, and only `metric` is written.
     """
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
     units, header = [], []
     if evaluation.units is not None:
         header = [UNIT + evaluation.units.unit]
         units = [[_cell(evaluation.units, task) for task in range(len(evaluation.episodes))]]
     header += [*evaluation.per_task, *(f"{metric}{OF}{name}" for name in others)]
-    writer.writerow(["task", "episode", *header])
     columns = [*evaluation.per_task.values(), *(other.per_task[metric] for other in others.values())]
-    for number, cells in enumerate(zip_longest(evaluation.episodes, *units, *columns, fillvalue="")):
-        writer.writerow([number, *cells])
-    write_text(path, text.getvalue())
+    cells = zip_longest(evaluation.episodes, *units, *columns, fillvalue="")
+    write_text(path, csv_text([["task", "episode", *header], *([task, *row] for task, row in enumerate(cells))]))
 
 
 def read_tasks(path: Path) -> tuple[Scores, dict[str, Scores]]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -14,6 +12,7 @@ from kshot.evaluation.report.charts import board_chart
 from kshot.evaluation.report.formatting import better, format_count, format_difference, format_figure, format_sample
 from kshot.evaluation.report.parts import Column, Row, Section, Table
 from kshot.evaluation.report.report import picture, render_sections
+from kshot.files import csv_text
 
 SEPARATE = "Figures on different episodes are not comparable and are never ranked together."
 
@@ -93,13 +92,9 @@ def boards_page(boards: Sequence[Board]) -> str:
 
 def boards_csv(boards: Sequence[Board]) -> str:
     """The boards as CSV with a row for each run, with unrounded numbers."""
-    text = io.StringIO()
     rows = [_record(board, rank, line) for board in boards for rank, line in enumerate(board.lines, 1)]
-    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    for row in rows:
-        writer.writerow({key: "" if value is None or value != value else value for key, value in row.items()})
-    return text.getvalue()
+    known = ([None if value != value else value for value in row.values()] for row in rows)
+    return csv_text([list(rows[0]), *known])
 
 
 def _record(board: Board, rank: int, line: Line) -> dict[str, Any]:
