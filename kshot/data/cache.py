@@ -67,17 +67,38 @@ def write_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
 
 
 @contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold the lock of a file or folder of the cache, `.NAME.lock` beside it; waits while another process has it."""
+    from filelock import FileLock
+
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(path.with_name(f".{path.name}.lock"))
+        lock.acquire()
+    except OSError as error:
+        raise _cannot_write(path.parent, error) from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+@contextmanager
 def scratch_folder(target: Path) -> Iterator[Path]:
     """A temporary folder next to `target`, on the same disk, so that a rename from it to `target` is atomic."""
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         scratch = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
     except OSError as error:
-        raise ValueError(
-            f"cannot write in {target.parent} ({error.strerror}); set KSHOT_DATA (for data sets) and KSHOT_CACHE "
-            "(for the cache) to folders that you can write"
-        ) from error
+        raise _cannot_write(target.parent, error) from error
     try:
         yield scratch
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _cannot_write(folder: Path, error: OSError) -> ValueError:
+    return ValueError(
+        f"cannot write in {folder} ({error.strerror}); set KSHOT_DATA (for data sets) and KSHOT_CACHE (for the cache) "
+        "to folders that you can write"
+    )

@@ -259,11 +259,11 @@ def test_each_image_is_decoded_once_and_only_when_it_is_drawn(folder, own_cache,
     assert len(counted) == 4
     assert shades(first.take(ROWS)) == shades(opened(folder).take(ROWS)) == SHADES
     assert len(counted) == 4, "neither again, nor in another process"
-    (cache,) = own_cache.iterdir()
+    (cache,) = own_cache.glob("images-*")
     assert sorted(path.name for path in cache.iterdir()) == ["about.json", "checksums", "pixels"]
     opened(folder, size=5).take(ROWS)
     assert len(counted) == 8
-    assert len(list(own_cache.iterdir())) == 2
+    assert len(list(own_cache.glob("images-*"))) == 2
 
 
 def test_what_was_left_half_written_or_damaged_is_decoded_again(folder, own_cache, counted):
@@ -277,7 +277,7 @@ def test_what_was_left_half_written_or_damaged_is_decoded_again(folder, own_cach
     pixels.write_bytes(content[:100])
     assert shades(opened(folder).take(ROWS)) == SHADES
     assert len(counted) == 9
-    assert len(list(own_cache.iterdir())) == 1, "what was damaged is gone"
+    assert len(list(own_cache.glob("images-*"))) == 1, "what was damaged is gone"
 
 
 def test_a_cache_emptied_meanwhile_is_made_again(folder, own_cache):
@@ -287,6 +287,19 @@ def test_a_cache_emptied_meanwhile_is_made_again(folder, own_cache):
     more = np.array([0, 5, 7, 8])
     assert shades(source.take(more)) == [5, 29, 37, 45]
     assert shades(source.take(ROWS)) == SHADES
+
+
+def test_a_cache_replaced_under_a_reader_gives_no_black_images(folder, own_cache, counted):
+    first = opened(folder)
+    shutil.rmtree(own_cache)
+    second = opened(folder)
+    assert shades(first.take(ROWS)) == SHADES
+    assert shades(second.take(ROWS)) == SHADES
+    assert len(counted) == 4, "they share what the first decoded"
+    shutil.rmtree(own_cache)
+    third = opened(folder)
+    assert shades(first.take(ROWS)) == shades(third.take(ROWS)) == shades(second.take(ROWS)) == SHADES
+    assert not list(own_cache.glob("images-*/damaged"))
 
 
 def test_a_changed_image_is_decoded_anew_and_never_mixed_in(folder, own_cache):
@@ -318,21 +331,19 @@ def test_two_processes_fill_one_cache_at_once(folder, own_cache, counted):
     command = [sys.executable, "-W", "error", "-c", FILL, str(folder)]
     running = [subprocess.Popen([*command, str(seed)], stderr=subprocess.PIPE, text=True) for seed in (1, 2)]
     assert [process.communicate()[1] for process in running] == ["", ""]
-    assert len(list(own_cache.iterdir())) == 1
+    assert len(list(own_cache.glob("images-*"))) == 1
     rows = np.arange(36)
     assert shades(opened(folder).take(rows)) == [20 * (row // 4) + 4 * (row % 4) + 5 for row in rows]
     assert counted == [], "they left it whole"
 
 
 def test_a_disk_that_is_full_is_a_sentence(folder, own_cache, monkeypatch):
-    source, real = opened(folder), Path.open
+    source = opened(folder)
 
-    def full(path, mode="r", *args, **options):
-        if mode == "r+b":
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        return real(path, mode, *args, **options)
+    def full(file, content):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(Path, "open", full)
+    monkeypatch.setattr("kshot.data.images.cache._write_all", full)
     with pytest.raises(
         ValueError, match=r"cannot write decoded images to .*No space left.*make room, or set KSHOT_CACHE"
     ):

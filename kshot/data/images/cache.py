@@ -9,16 +9,18 @@ import hashlib
 import json
 import os
 import warnings
+import weakref
 import zlib
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from io import FileIO
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from kshot.data.cache import cache_folder, scratch_folder
+from kshot.data.cache import cache_folder, locked, scratch_folder
 from kshot.data.dataset import ImageDataset
 from kshot.data.images.decode import CHANNELS, VERSION, BadImage, Colour, decode
 from kshot.data.images.index import ImageFile, shown
@@ -32,10 +34,13 @@ class DecodedImages:
 
     Decoded images are cached: a sparse file of all pixels (n, C, size, size) uint8, and a checksum for each image,
     written after its pixels. The name of the cache folder is a hash of the names, sizes and times of the files and of
-    the options of decoding; the folder is created atomically. Several processes may fill it at once: they write the
-    same bytes to the same offsets. A process uses an image of the cache after verifying its checksum, so that an image
-    half-written in a crash is decoded again. The first tasks come at once, however many files there are: a run decodes
-    only the images that it draws, and a second run decodes none.
+    the options of decoding; it is created by one process at a time. Several processes may fill it at once: they write
+    the same bytes to the same offsets. A process uses an image of the cache after verifying its checksum, so that an
+    image half-written in a crash is decoded again. It reads and writes the files that it has opened: if the folder is
+    deleted or replaced meanwhile, its own images stay right, and what it decodes next goes to the new folder.
+
+    The first tasks come at once, however many files there are: a run decodes only the images that it draws, and a
+    second run decodes none.
 
     Args:
         files: the images; row i is file i.
@@ -53,6 +58,8 @@ class DecodedImages:
     def __init__(self, files: Sequence[ImageFile], root: Path, *, size: int, colour: Colour) -> None:
         self.files, self.root, self.size, self.colour = files, Path(os.path.realpath(root)), size, colour
         self.bad: dict[int, BadImage] = {}
+        self._files: dict[str, FileIO] = {}
+        self._close: Callable[[], object] = lambda: None
         self._folder = cache_folder() / f"images-{_key(files, self.root, size, colour)}"
         self._open()
 
@@ -117,17 +124,15 @@ class DecodedImages:
     def _write(self, images: dict[int, np.ndarray]) -> None:
         if not images:
             return
-        if not self._is_complete():  # the cache was deleted
+        if not self._is_current():
             self._open()
         try:
-            with (self._folder / "pixels").open("r+b") as pixels:
-                for row, image in images.items():
-                    pixels.seek(row * image.nbytes)
-                    pixels.write(image.tobytes())
-            with (self._folder / "checksums").open("r+b") as checksums:  # after the pixels that they confirm
-                for row, image in images.items():
-                    checksums.seek(_CHECKSUM.itemsize * row)
-                    checksums.write(_checksum(image).tobytes())
+            for row, image in images.items():
+                self._files["pixels"].seek(row * image.nbytes)
+                _write_all(self._files["pixels"], image.tobytes())
+            for row, image in images.items():  # after the pixels that they confirm
+                self._files["checksums"].seek(_CHECKSUM.itemsize * row)
+                _write_all(self._files["checksums"], _checksum(image).tobytes())
         except OSError as error:
             raise ValueError(
                 f"cannot write decoded images to {self._folder} ({error.strerror}); make room, or set KSHOT_CACHE to a "
@@ -139,11 +144,15 @@ class DecodedImages:
         """Map the files of the cache, creating them if they are missing or incomplete."""
         shape = (len(self.files), CHANNELS[self.colour], self.size, self.size)
         self._sizes = {"pixels": int(np.prod(shape)), "checksums": _CHECKSUM.itemsize * shape[0]}
-        if not self._is_complete():
-            self._create()
+        with locked(self._folder):
+            if not self._is_complete():
+                self._create()
+            self._close()
+            self._files = {name: (self._folder / name).open("r+b", buffering=0) for name in self._sizes}
+            self._close = weakref.finalize(self, _close, list(self._files.values()))
         # Read through the maps, written through files: a full disk then raises an error instead of a bus error.
-        self.images = np.memmap(self._folder / "pixels", np.uint8, "r", shape=shape)
-        self._checksums = np.memmap(self._folder / "checksums", _CHECKSUM, "r", shape=shape[:1])
+        self.images = np.memmap(self._files["pixels"], np.uint8, "r", shape=shape)
+        self._checksums = np.memmap(self._files["checksums"], _CHECKSUM, "r", shape=shape[:1])
         self._verified = np.zeros(len(self.files), bool)
 
     def _create(self) -> None:
@@ -160,14 +169,34 @@ class DecodedImages:
                     self._folder.rename(scratch / "damaged")
                 folder.rename(self._folder)
             except OSError as error:
-                if not self._is_complete():  # else another process created it
-                    raise ValueError(f"cannot create {self._folder}: {error.strerror}") from error
+                raise ValueError(f"cannot create {self._folder}: {error.strerror}") from error
 
     def _is_complete(self) -> bool:
         try:
             return all((self._folder / name).stat().st_size == size for name, size in self._sizes.items())
         except OSError:
             return False
+
+    def _is_current(self) -> bool:
+        """Whether the folder still has the files that are open."""
+        try:
+            return all(
+                os.path.samestat((self._folder / name).stat(), os.fstat(file.fileno()))
+                for name, file in self._files.items()
+            )
+        except OSError:
+            return False
+
+
+def _write_all(file: FileIO, content: bytes) -> None:
+    written = 0
+    while written < len(content):
+        written += file.write(content[written:])
+
+
+def _close(files: Sequence[FileIO]) -> None:
+    for file in files:
+        file.close()
 
 
 def _key(files: Sequence[ImageFile], root: Path, size: int, colour: Colour) -> str:
