@@ -103,6 +103,7 @@ def contents_of(
                 sketches.append(sketcher(_example(_real(batch), source.objective.task_specific_classes)))
                 places.append(np.arange(len(keys), len(keys) + len(of_batch)))
             keys, blank = keys + of_batch, blank + blank_of_batch
+            inputs += [] if source.objective.task_specific_classes else content_hashes(_real(batch).inputs)
         members = names = ["a task"] * len(keys)
     members_of: dict[bytes, set[str]] = defaultdict(set)
     for key, member in zip(keys, members):
