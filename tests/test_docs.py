@@ -54,7 +54,7 @@ TINY = [
     "budget.rounds=1",
     "train.steps_per_round=2",
     "train.tasks_per_step=2",
-    "evaluate={num_val_tasks: 2, num_test_tasks: 8}",
+    "evaluate={num_val_tasks: 2, num_test_tasks: 16}",
 ]
 TINY += ["baselines={names: []}"]
 

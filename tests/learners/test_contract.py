@@ -5,8 +5,16 @@ from zoo import ZOO
 
 from kshot.testing import learner_checks
 
+ENGINES = {
+    "maml", "maml, tasknorm", "imaml", "anil", "meta-sgd", "learned optimizer, lstm", "dynamic evaluation",
+    "protonet", "logistic regression", "feat", "cnp", "cnaps", "partial pooling", "forecast ensemble", "fold-in",
+}  # fmt: skip
+"""Rows, of each means of adaptation, whose engines are compared in every run of the tests; the others are slow."""
+
 CHECKS = {
-    f"{row_name}, {check_name}": check
+    f"{row_name}, {check_name}": pytest.param(
+        check, marks=[pytest.mark.slow] * (check_name == "engines" and row_name not in ENGINES)
+    )
     for row_name, row in ZOO.items()
     for check_name, check in learner_checks(row.make, exact=row.exact, steps=row.steps)
 }
@@ -15,3 +23,7 @@ CHECKS = {
 @pytest.mark.parametrize("check", CHECKS.values(), ids=CHECKS.keys())
 def test_contract(check):
     check()
+
+
+def test_rows_that_are_compared_in_every_run_exist():
+    assert set(ZOO) >= ENGINES

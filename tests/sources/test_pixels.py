@@ -95,9 +95,9 @@ def test_a_picture_shows_what_was_known_and_what_was_made_of_it():
 
 def test_a_run_reports_completed_images(tmp_path):
     changes = ["train.steps_per_round=1", "train.tasks_per_step=2", "budget.rounds=1", "learner.layers=1"]
-    changes += ["learner.width=8", "source.shots=[5, 20]", "evaluate={num_val_tasks: 2, num_test_tasks: 2, shots: []}"]
+    changes += ["learner.width=8", "source.shots=[5, 20]", "evaluate={num_val_tasks: 2, num_test_tasks: 8, shots: []}"]
     spec = load_spec("glyph-completion", [*changes, "baselines.num_test_tasks=2"])
     report = run(spec, tmp_path / "run", console=Console(quiet=True))
-    assert report["trusted"]
+    assert report["trusted"], report["audits"]
     assert report["protocol"]["classes"]["test"] > 100
     assert "completions" in (tmp_path / "run" / "report.html").read_text()

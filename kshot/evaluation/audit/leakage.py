@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from kshot.checking.contents import compare_splits
+from kshot.checking.contents import PASSAGES, compare_splits
 from kshot.checking.duplicates import content_hashes, is_blank
 from kshot.checking.near_copies import NearlyShown
 from kshot.checking.scan import Scan, scan
@@ -102,7 +102,7 @@ def _of_rows(scanned: Scan, split: Split, others: Sequence[Split]) -> Audit:
     if any(contents.few_values for of_split in scanned.contents.values() for contents in of_split):
         return SPLIT_OVERLAP.idle(_FEW_VALUES)
     mine = scanned.contents[split]
-    num_symbols = sum(len(contents.keys) for contents in mine if not contents.kind)
+    num_symbols = sum(len(contents.keys) for contents in mine if contents.kind in ("", PASSAGES))
     if 0 < num_symbols < ENOUGH:  # short sequences of symbols may be equal by chance, unlike pictures, rows and texts
         return SPLIT_OVERLAP.idle(f"{num_symbols} examples are too few to distinguish copies from chance.")
     found = {other: compare_splits(mine, theirs) for other in others if (theirs := scanned.contents.get(other))}
