@@ -13,19 +13,20 @@ import json
 import os
 import platform
 import secrets
+import shutil
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-CHECKSUM = "sha256"
+CHECKSUM = "content_sha256"
 """Key of the checksum in the JSON files of `write_json`."""
 LINE_CHECKSUM = "check"
 """Key of the checksum in the lines of `append_line`."""
 PART = ".part"
 """Suffix of files that are being written; those of killed processes may be deleted."""
-_LINE = f"# {CHECKSUM}: "
+_LINE = "# sha256: "
 
 
 class DamagedFile(ValueError):
@@ -72,6 +73,8 @@ def write_json(path: Path, values: Mapping[str, Any]) -> None:
         Traceback (most recent call last):
         kshot.files.DamagedFile: ... is damaged: ...
     """
+    if CHECKSUM in values:
+        raise ValueError(f"{path} cannot hold the key {CHECKSUM!r}, which is that of its checksum")
     write_text(path, json.dumps({**values, CHECKSUM: digest(values)}, indent=1, ensure_ascii=False) + "\n")
 
 
@@ -211,6 +214,7 @@ def owned(folder: Path) -> Iterator[None]:
     """
     from filelock import FileLock, Timeout
 
+    made = not folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder / LOCK, blocking=False)
     try:
@@ -227,6 +231,8 @@ def owned(folder: Path) -> Iterator[None]:
         with suppress(OSError):
             (folder / OWNER).unlink(missing_ok=True)
         lock.release()
+        if made and is_empty(folder):  # nothing was written, as where the input was refused
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def is_empty(folder: Path) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated
 
@@ -94,6 +95,8 @@ def run(
     finally:
         if made and is_empty(out):  # the run file was refused
             shutil.rmtree(out, ignore_errors=True)
+            with suppress(OSError):
+                out.parent.rmdir()
     from kshot.app.terminal import print_summary
     from kshot.evaluation.report.conclusion import conclude
 

@@ -602,7 +602,6 @@ def test_data_check_counts_omniglot(kshot, omniglot_data):
 
 def test_run_folders_are_counted_up(tmp_path):
     assert free_folder(tmp_path, "a").name == "a"
-    (tmp_path / "a").mkdir()
     assert free_folder(tmp_path, "a").name == "a-2"
 
 
