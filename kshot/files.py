@@ -224,7 +224,7 @@ def owned(folder: Path) -> Iterator[None]:
             f"{folder} is being written by {_owner(folder)}: wait for it, or choose another folder"
         ) from None
     try:
-        about = {"process": os.getpid(), "host": platform.node(), "since": time.strftime("%Y-%m-%d %H:%M:%S")}
+        about = {"process": os.getpid(), "host": platform.node(), "started": time.strftime("%Y-%m-%d %H:%M:%S")}
         write_json(folder / OWNER, about)
         yield
     finally:
@@ -243,7 +243,7 @@ def is_empty(folder: Path) -> bool:
 
 def _owner(folder: Path) -> str:
     try:
-        return "process {process} on {host} since {since}".format(**read_json(folder / OWNER))
+        return "process {process} on {host} since {started}".format(**read_json(folder / OWNER))
     except (DamagedFile, KeyError):
         return "another process"
 

@@ -171,7 +171,7 @@ def _numbered(parent: Path, damaged: bool = False) -> Iterator[tuple[int, Path]]
             number, name = int(own["number"]), own["name"]
         except (DamagedFile, KeyError, TypeError):
             number, name = sys.maxsize, folder.name if damaged and (folder / META).exists() else ""
-        if name == folder.name:  # else a copy that somebody made
+        if name == folder.name:  # else a copy of another folder
             yield number, folder
 
 
