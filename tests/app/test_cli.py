@@ -365,6 +365,7 @@ def test_folds_that_cannot_be_made_are_refused(kshot, tmp_path, change, words):
     assert words in result.err
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_of_several_seeds_goes_on_with_those_that_are_missing(kshot, tmp_path):
     (tmp_path / "run.yaml").write_text(SINUSOID)
     kshot("run", "run.yaml", "--out", "whole", "--seeds", "0,3")

@@ -40,6 +40,7 @@ def reproduce(monkeypatch):
     return module
 
 
+@pytest.mark.slow
 def test_recipes_are_trained_scored_and_written_beside_what_is_published(reproduce, tmp_path):
     out = tmp_path / "runs"
     cells = (reproduce._of_source(5, 1), reproduce._of_source(3, 2))
@@ -64,6 +65,7 @@ def test_recipes_are_trained_scored_and_written_beside_what_is_published(reprodu
     assert scores[0]["5-way 1-shot"]["inductive"]
 
 
+@pytest.mark.slow
 def test_shared_pretraining_changes_nothing(reproduce, tmp_path):
     reproduce.train("tiny", 0, tmp_path / "shared", resume=False)
     shared = reproduce.train("tiny-maml", 0, tmp_path / "shared", resume=False)
