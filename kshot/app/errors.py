@@ -38,7 +38,7 @@ def exit_code(error: Exception) -> int:
         return FULL
     if isinstance(error, OSError | UnicodeError) or type(error).__module__.startswith(("polars.", "yaml.")):
         return INVALID
-    if isinstance(error, ValueError | RuntimeError | TypeError | ImportError | NotImplementedError) and _is_ours(error):
+    if isinstance(error, ValueError | RuntimeError | TypeError | ImportError) and _is_ours(error):
         return INVALID
     return FAULT
 

@@ -6,11 +6,13 @@ import time
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
+from pydantic import TypeAdapter
 from torch import nn
 
 from kshot.app.folder import RunFolder
+from kshot.app.progress import Display
 from kshot.app.spec import PRETRAIN, Spec
 from kshot.deciding.decisions import Experience
 from kshot.files import read_json, write_json
@@ -141,8 +143,35 @@ def pretraining_of_baselines(
     return _with_steps(spec, folder, steps)
 
 
+def pretrain_baselines(
+    spec: Spec,
+    folder: RunFolder,
+    new_model: Callable[[], nn.Module],
+    source: TaskSource,
+    seconds: float,
+    display: Display,
+) -> list[nn.Module]:
+    """The model that was pretrained for a time, if that is longer than the run file's pretraining."""
+    pretraining = pretraining_of_baselines(spec, folder, new_model, source, seconds)
+    if pretraining is None:
+        return []
+    model, steps = new_model(), pretraining.options.steps
+    taken = pretraining.run(model, source, None, display.step)
+    display.say(f"pretrained the model of the baselines for {steps} steps in {taken:.0f} s, as long as the learner")
+    return [model]
+
+
+def load_pretrained(
+    spec: Spec, folder: RunFolder, new_model: Callable[[], nn.Module], source: TaskSource
+) -> list[nn.Module]:
+    """The pretrained models of a finished run."""
+    both = pretraining_of_run(spec, folder), pretraining_of_baselines(spec, folder, new_model, source, None)
+    models = [pretraining.load(new_model(), source) for pretraining in both if pretraining is not None]
+    return [model for model in models if model is not None]
+
+
 def _with_steps(spec: Spec, folder: RunFolder, steps: int) -> Pretraining:
-    options = PRETRAIN.func(options_of_baselines(spec) | {"steps": steps})  # type: ignore[call-arg]
+    options = TypeAdapter(Annotated[Any, PRETRAIN]).validate_python(options_of_baselines(spec) | {"steps": steps})
     return Pretraining(spec, options, folder.pretrain_baselines, "pretrain baselines")
 
 

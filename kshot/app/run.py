@@ -12,6 +12,7 @@ import platform
 import subprocess
 import time
 from collections.abc import Sequence
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -35,7 +36,7 @@ from kshot.app.failures import Failures
 from kshot.app.figures import make_figures
 from kshot.app.final_evaluation import TestResult, evaluate_with_baselines, protocol, report_entries, write_tables
 from kshot.app.folder import RunFolder, logged_reads
-from kshot.app.pretraining import pretraining_of_baselines, pretraining_of_run
+from kshot.app.pretraining import load_pretrained, pretrain_baselines, pretraining_of_run
 from kshot.app.progress import Display
 from kshot.app.screen import Screen
 from kshot.app.spec import Spec
@@ -88,7 +89,8 @@ def _run(
     if spec.reject and not objective.task_specific_classes:
         raise ValueError("reject needs tasks with classes of their own, which these do not have")
     refuse_unsuited(spec, source, shapes)
-    model = build_model(spec, shapes, head=has_head(spec)).to(device)
+    new_model = partial(_new_model, spec, shapes, device)
+    model = new_model()
     folder = RunFolder(out)
     (folder.open_again if resume else folder.open_new)(spec)
     write_json(folder.shapes, shapes)
@@ -134,7 +136,7 @@ def _run(
         if pretrains_baselines:
             with failures.recorded("the pretraining of the baselines"):
                 seconds = spec.baselines.budget * result.rounds[-1].seconds
-                pretrained += _pretrain_baselines(spec, folder, source, shapes, device, seconds, display)
+                pretrained += pretrain_baselines(spec, folder, new_model, source, seconds, display)
         test = evaluate_with_baselines(learner, spec, source, pretrained, display.advance, checkpoint, failures)
         write_tables(out, test)
         if spec.reject and test.threshold is not None:
@@ -188,7 +190,8 @@ def evaluate_run(
     with Display(Screen(stderr=as_json), target.metric) as display:
         checked = _check_data(source, display)
         source = watched(source, before=run.reads)
-        pretrained = _load_pretrained(spec, RunFolder(run_dir), source, run.shapes, device) if with_baselines else []
+        new_model = partial(_new_model, spec, run.shapes, device)
+        pretrained = load_pretrained(spec, RunFolder(run_dir), new_model, source) if with_baselines else []
         result = evaluate_with_baselines(
             learner,
             spec,
@@ -246,40 +249,9 @@ def data_check_entry(checked: Checked) -> dict[str, Any]:
     return {"data_check": {"looked_at": checked.looked_at, "findings": checked.findings}}
 
 
-def _pretrain_baselines(
-    spec: Spec,
-    folder: RunFolder,
-    source: TaskSource,
-    shapes: Shapes,
-    device: torch.device,
-    seconds: float,
-    display: Display,
-) -> list[nn.Module]:
-    """The model that was pretrained for a time, if that is longer than the run file's pretraining."""
-
-    def new_model() -> nn.Module:
-        return build_model(spec, shapes, head=has_head(spec)).to(device)
-
-    pretraining = pretraining_of_baselines(spec, folder, new_model, source, seconds)
-    if pretraining is None:
-        return []
-    model, steps = new_model(), pretraining.options.steps
-    taken = pretraining.run(model, source, None, display.step)
-    display.say(f"pretrained the model of the baselines for {steps} steps in {taken:.0f} s, as long as the learner")
-    return [model]
-
-
-def _load_pretrained(
-    spec: Spec, folder: RunFolder, source: TaskSource, shapes: Shapes, device: torch.device
-) -> list[nn.Module]:
-    """The pretrained models of a finished run."""
-
-    def new_model() -> nn.Module:
-        return build_model(spec, shapes, head=has_head(spec)).to(device)
-
-    both = pretraining_of_run(spec, folder), pretraining_of_baselines(spec, folder, new_model, source, None)
-    models = [pretraining.load(new_model(), source) for pretraining in both if pretraining is not None]
-    return [model for model in models if model is not None]
+def _new_model(spec: Spec, shapes: Shapes, device: torch.device) -> nn.Module:
+    """The base model of a run file, with its initial weights."""
+    return build_model(spec, shapes, head=has_head(spec)).to(device)
 
 
 def _report(

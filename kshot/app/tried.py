@@ -6,8 +6,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from kshot.app.folder import RunFolder
-from kshot.app.spec import Spec, parse_spec
+from kshot.app.folder import RunFolder, read_spec
+from kshot.app.spec import Spec
+from kshot.files import read_json
 
 _SEEDS = ("seed", "task_seed")
 _OF_THE_RUN = {"name", "about", "device", "seed", "task_seed"}  # what does not make a configuration
@@ -41,7 +42,7 @@ def tried(out: Path, spec: Spec) -> dict[str, int]:
 
 def _read(file: Path) -> Spec | None:
     try:
-        return parse_spec(file.read_text(), str(file))
+        return read_spec(file.parent)
     except (ValueError, OSError):  # of another version, or being written
         return None
 
@@ -59,6 +60,6 @@ def _configuration(spec: Spec) -> dict[str, Any]:
 
 def _has_test_figure(report: Path) -> bool:
     try:
-        return bool(json.loads(report.read_text()).get("test"))
+        return bool(read_json(report).get("test"))
     except (ValueError, OSError):
         return False

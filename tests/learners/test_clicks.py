@@ -224,17 +224,21 @@ def test_the_similarity_learner_keeps_the_contract():
     )
 
 
+def assert_same_ranking(learner, baseline, source):
+    for index in range(5):
+        task = source.task("test", index)
+        ours = learner.predict(learner.adapt(task.support), task.query.inputs)[:, 1]
+        theirs = baseline.score(baseline.adapt(task.support), task.query.inputs["item"])
+        assert torch.equal(ours.argsort(), theirs.argsort())
+
+
 def test_similarity_begins_as_ease():
     source = source_of(tastes(), item_factors=40)
     learner = kshot.learners.item_similarity(73, objective=source.objective, similarities=1)
     torch.nn.init.constant_(learner.log_noise, 12.0)
     log = recommenders.Ratings(*source.training_log(), num_items=len(source.preprocessor.items))
     ease = clicks.ease(log, source.objective, l2=RIDGE_SHARE * len(log.items))
-    for index in range(5):
-        task = source.task("test", index)
-        ours = learner.predict(learner.adapt(task.support), task.query.inputs)[:, 1]
-        theirs = ease.score(ease.adapt(task.support), task.query.inputs["item"])
-        assert torch.equal(ours.argsort(), theirs.argsort())
+    assert_same_ranking(learner, ease, source)
 
 
 def test_the_second_similarity_begins_as_implicit_als():
@@ -246,11 +250,7 @@ def test_the_second_similarity_begins_as_implicit_als():
         learner.linear.weight.copy_(torch.tensor([[0.0, 1.0, 0.0]]))
     log = recommenders.Ratings(*source.training_log(), num_items=len(source.preprocessor.items))
     als = clicks.implicit_als(log, source.objective, factors=IMPLICIT, alpha=ALPHA, l2=L2)
-    for index in range(5):
-        task = source.task("test", index)
-        ours = learner.predict(learner.adapt(task.support), task.query.inputs)[:, 1]
-        theirs = als.score(als.adapt(task.support), task.query.inputs["item"])
-        assert torch.equal(ours.argsort(), theirs.argsort())
+    assert_same_ranking(learner, als, source)
 
 
 def test_what_the_similarity_learner_needs_is_named():

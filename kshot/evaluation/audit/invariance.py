@@ -12,6 +12,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -190,7 +191,7 @@ def other_queries(probe: Probe) -> Audit:
             lambda leaf, other, half=half: torch.cat([leaf[:half], _like(other, leaf)[half:]]), inputs, foreign
         )
         for queries, count in ((_rows(inputs, slice(1)), 1), (_rows(inputs, slice(half)), half), (mixed, half)):
-            first = lambda tree, count=count: _rows(tree, slice(count))  # noqa: E731
+            first = partial(_rows, index=slice(count))
             pairs.append(_pair(probe, task, state, prediction, queries=queries, before=first, after=first))
     return probe.judge(OTHER_QUERIES, pairs, "the other queries removed or replaced")
 
@@ -203,7 +204,7 @@ def query_order(probe: Probe) -> Audit:
         if len(task.query.weight) < 2:
             return QUERY_ORDER.idle("Query sets have one example.")
         order = _shuffle(len(task.query.weight))
-        reorder = lambda tree, order=order: _rows(tree, order)  # noqa: E731
+        reorder = partial(_rows, index=order)
         queries = _rows(task.query.inputs, order)
         pairs.append(_pair(probe, task, state, prediction, queries=queries, before=reorder))
     return probe.judge(QUERY_ORDER, pairs, "the queries in another order")

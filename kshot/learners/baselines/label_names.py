@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from kshot.annotations import PositiveFloat
 from kshot.argument_checks import check_arguments
 from kshot.checking.duplicates import content_hashes
+from kshot.inner.functional import Statistics
 from kshot.learner import Learner, evaluation_mode
 from kshot.learners.baselines.feature_heads import (
     ClassMeans,
@@ -166,8 +167,8 @@ class NamedMeans(Opponent):
         self.names, self.strength = names, strength
         self.register_buffer("name_features", feat_KD)
 
-    def _adapt(self, support: Batch) -> Tree:  # type: ignore[override]
-        state = super()._adapt(support)
+    def fit(self, support: Batch, features: Tensor, statistics: Statistics) -> Tree:
+        state = super().fit(support, features, statistics)
         mean_CD = state["head"]["means"]
         share_NK = self.names.shares(support.inputs).to(mean_CD)
         share_NC = (support.targets * support.weight[:, None]).to(mean_CD)

@@ -8,10 +8,23 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from kshot.types import Batch
+from kshot.learner import Learner
+from kshot.types import Batch, Tree
 
 FARTHEST = 10.0
 """Bound of standardised inputs."""
+
+
+class KeptSupport(Learner):
+    """A learner that fits anew to each query set: its state is the support set without rows of weight 0.
+
+    The state is `{"inputs": (N, F), "targets": (N, D), "weight": (N,)}`.
+    """
+
+    def _adapt(self, support: Batch) -> Tree:
+        real = support.weight > 0
+        leaves = {"inputs": support.inputs, "targets": support.targets, "weight": support.weight}
+        return {name: leaf.detach()[real].clone() for name, leaf in leaves.items()}
 
 
 def standardised(support: Batch, inputs: Tensor) -> tuple[Tensor, Tensor]:

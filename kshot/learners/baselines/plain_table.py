@@ -21,7 +21,7 @@ from kshot.annotations import PositiveInt
 from kshot.argument_checks import check_arguments
 from kshot.learner import Learner
 from kshot.learners.baselines import regressors
-from kshot.learners.baselines.neighbours import is_near, standardised
+from kshot.learners.baselines.neighbours import KeptSupport, is_near, standardised
 from kshot.learners.baselines.pool import float_rows
 from kshot.objectives import Objective, classes_present, only_present
 from kshot.tasks.source import TaskSource
@@ -80,7 +80,7 @@ def baselines(source: TaskSource) -> dict[str, Callable[[], list[Learner]]]:
     }
 
 
-class SupportClassifier(Learner):
+class SupportClassifier(KeptSupport):
     """A classifier of scikit-learn, fitted to the standardised support set at each prediction.
 
     The state is the support set, `{"inputs": (N, F), "targets": (N, C), "weight": (N,)}`, without rows of weight 0.
@@ -94,11 +94,6 @@ class SupportClassifier(Learner):
     def __init__(self, make: Callable[[], Any], objective: Objective = objectives.classification) -> None:
         super().__init__(objective)
         self.make = make
-
-    def _adapt(self, support: Batch) -> Tree:
-        real = support.weight > 0
-        leaves = {"inputs": support.inputs, "targets": support.targets, "weight": support.weight}
-        return {name: leaf.detach()[real].clone() for name, leaf in leaves.items()}
 
     def predict(self, state: Tree, inputs: Tree) -> Tree:
         support = Batch(state["inputs"], state["targets"], state["weight"])

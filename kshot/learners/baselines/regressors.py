@@ -15,8 +15,7 @@ import torch
 from kshot import objectives
 from kshot.annotations import PositiveFloat, PositiveInt
 from kshot.argument_checks import check_arguments
-from kshot.learner import Learner
-from kshot.learners.baselines.neighbours import is_near, standardised
+from kshot.learners.baselines.neighbours import KeptSupport, is_near, standardised
 from kshot.objectives import Objective
 from kshot.types import Batch, Tree
 
@@ -29,7 +28,7 @@ Fit = Callable[[Rows, Rows, Rows], Callable[[Rows], Rows]]
 """(rows (N, F), targets (N, D), weight (N,)) -> a function of rows (M, F) to predictions (M, D); float64."""
 
 
-class SupportRegressor(Learner):
+class SupportRegressor(KeptSupport):
     r"""A regressor fitted to the standardised support set at each prediction.
 
     The state is the support set, `{"inputs": (N, F), "targets": (N, D), "weight": (N,)}`, without rows of weight 0.
@@ -45,11 +44,6 @@ class SupportRegressor(Learner):
     def __init__(self, fit: Fit, objective: Objective = objectives.mse) -> None:
         super().__init__(objective)
         self.fit = fit
-
-    def _adapt(self, support: Batch) -> Tree:
-        real = support.weight > 0
-        leaves = {"inputs": support.inputs, "targets": support.targets, "weight": support.weight}
-        return {name: leaf.detach()[real].clone() for name, leaf in leaves.items()}
 
     def predict(self, state: Tree, inputs: Tree) -> Tree:
         support = Batch(state["inputs"], state["targets"], state["weight"])
