@@ -3,7 +3,6 @@
 import csv
 import io
 import json
-import math
 import os
 import signal
 import subprocess
@@ -13,37 +12,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 import yaml
 from PIL import Image
+from run_files import GLYPHS, SINUSOID
 
-from kshot.app import cli
 from kshot.app.folder import free_folder
 from kshot.training.checkpoint import flatten, load_state
-
-SINUSOID = """\
-name: tiny
-source: {kind: sinusoids}
-model: {kind: mlp, hidden: [8]}
-learner: {kind: maml, inner_lr: 0.01, steps: 2}
-train: {steps_per_round: 4, tasks_per_step: 2, mode: vmap}
-target: mse <= 1000
-budget: {rounds: 2}
-evaluate: {num_val_tasks: 4, num_test_tasks: 6}
-baselines: {names: [scratch, support_mean], steps: 2, num_val_tasks: 2, num_test_tasks: 4}
-"""
-GLYPHS = """\
-name: tiny-glyphs
-source: {kind: glyphs, ways: 3, queries: 2}
-model: {kind: conv4, channels: 4, downsample: stride}
-learner: {kind: maml, inner_lr: 0.1}
-pretrain: {steps: 3, batch: 8}
-train: {steps_per_round: 2, tasks_per_step: 2}
-target: accuracy >= 0.99
-budget: {rounds: 2}
-evaluate: {num_val_tasks: 3, num_test_tasks: 4}
-baselines: {names: [scratch, fine_tune, pretrained_centroid, centroid], steps: 2, num_val_tasks: 2, num_test_tasks: 3}
-"""
 
 SPEAKERS = """\
 name: speakers
@@ -57,29 +31,6 @@ budget: {rounds: 1}
 evaluate: {num_val_tasks: 2, num_test_tasks: 2, shots: [1, 2]}
 baselines: {names: []}
 """
-
-
-class Result:
-    def __init__(self, code: int, out: str, err: str) -> None:
-        self.code, self.out, self.err = code, out, err
-
-
-@pytest.fixture
-def kshot(capsys, monkeypatch, tmp_path):
-    """Call the command line as `kshot("run", ...)` in an empty folder."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("COLUMNS", "200")
-
-    def call(*words: object) -> Result:
-        monkeypatch.setattr(sys, "argv", ["kshot", *map(str, words)])
-        code = 0
-        try:
-            cli.main()
-        except SystemExit as stop:
-            code = stop.code or 0
-        return Result(code, *capsys.readouterr())
-
-    return call
 
 
 @pytest.fixture(scope="module")
@@ -284,23 +235,6 @@ def test_an_evaluation_of_its_own_has_a_report_and_refuses_other_episodes(kshot,
     assert sha[:8] in other.err
 
 
-def test_several_seeds_share_their_episodes_and_one_report(kshot, tmp_path):
-    (tmp_path / "run.yaml").write_text(SINUSOID)
-    assert kshot("run", "run.yaml", "--out", "both", "--seeds", "0,1").code == 0
-    report = json.loads((tmp_path / "both" / "report.json").read_text())
-    own = [json.loads((tmp_path / "both" / f"seed-{seed}" / "report.json").read_text()) for seed in (0, 1)]
-    assert own[0]["protocol"]["episodes_sha256"] == own[1]["protocol"]["episodes_sha256"]
-    means = [each["test"]["mse"]["mean"] for each in own]
-    assert means[0] != means[1]
-    assert report["test"]["mse"]["mean"] == pytest.approx(sum(means) / 2)
-    assert report["test"]["mse"]["num_seeds"] == 2
-    before = (tmp_path / "both" / "seed-1" / "report.json").stat().st_mtime_ns
-    assert kshot("run", "run.yaml", "--out", "both", "--seeds", "0,1", "--resume").code == 0
-    assert (tmp_path / "both" / "seed-1" / "report.json").stat().st_mtime_ns == before
-    refused = kshot("run", "run.yaml", "--seeds", "1")
-    assert (refused.code, "two or more different integers" in refused.err) == (2, True)
-
-
 def test_runs_are_compared_on_the_terminal_as_csv_and_as_a_page(kshot, runs, tmp_path):
     done = kshot("compare", runs / "sine", runs / "glyphs", "--csv", "board.csv", "--html", "board.html")
     assert done.code == 0
@@ -311,174 +245,6 @@ def test_runs_are_compared_on_the_terminal_as_csv_and_as_a_page(kshot, runs, tmp
     assert 'src="http' not in page
     refused = kshot("compare", tmp_path)
     assert (refused.code, "report.json" in refused.err) == (2, True)
-
-
-PATIENTS = """\
-name: patients
-source: {kind: table, path: patients.csv, group: patient, target: pressure, shots: 3, queries: 3}
-model: {kind: mlp, hidden: [4]}
-learner: {kind: maml, inner_lr: 0.1}
-train: {steps_per_round: 2, tasks_per_step: 2}
-target: mse <= 1000000
-budget: {rounds: 1}
-evaluate: {num_val_tasks: 12, num_test_tasks: 12, folds: 4}
-baselines: {names: [support_mean, fine_tune], steps: 2, num_val_tasks: 2}
-"""
-
-
-def test_folds_test_each_group_once_and_share_one_report(kshot, tmp_path):
-    rows = [f"p{number:02},{dose},{80 + number + 2 * dose}" for number in range(13) for dose in range(7)]
-    (tmp_path / "patients.csv").write_text("patient,dose,pressure\n" + "\n".join(rows))
-    (tmp_path / "run.yaml").write_text(PATIENTS)
-    assert kshot("run", "run.yaml", "--out", "a").code == 0
-    report = json.loads((tmp_path / "a" / "report.json").read_text())
-    assert [fold["fold"] for fold in report["folds"]] == [0, 1, 2, 3]
-    assert report["test"]["mse"]["num_tasks"] == 12
-    own = [json.loads((tmp_path / "a" / f"fold-{fold}" / "report.json").read_text()) for fold in range(4)]
-    means = [each["test"]["mse"]["mean"] for each in own]
-    assert report["test"]["mse"]["mean"] == pytest.approx(sum(means) / 4)
-    assert [each["protocol"]["groups"]["test"] for each in own] == [4, 3, 3, 3]
-    assert set(report["paired"]) == {"support_mean", "fine_tune"}
-    assert "each class or group is tested once" in (tmp_path / "a" / "report.html").read_text()
-    kept = (tmp_path / "a" / "fold-2" / "report.json").stat().st_mtime_ns
-    assert kshot("run", "run.yaml", "--out", "a", "--resume").code == 0
-    assert (tmp_path / "a" / "fold-2" / "report.json").stat().st_mtime_ns == kept
-    assert "13 groups" not in kshot("compare", "a").err
-
-
-@pytest.mark.parametrize(
-    ("change", "words"),
-    [
-        ({"evaluate": {"folds": 99}}, "99 folds need at least 99 groups, and there are 13"),
-        ({"source": {"split": {"column": "part"}}}, "evaluate.folds replaces the source's split"),
-    ],
-)
-def test_folds_that_cannot_be_made_are_refused(kshot, tmp_path, change, words):
-    rows = [f"p{number:02},{dose},{80 + number + 2 * dose}" for number in range(13) for dose in range(7)]
-    (tmp_path / "patients.csv").write_text("patient,dose,pressure\n" + "\n".join(rows))
-    data = yaml.safe_load(PATIENTS)
-    for key, value in change.items():
-        data[key] |= value
-    (tmp_path / "run.yaml").write_text(yaml.safe_dump(data))
-    result = kshot("run", "run.yaml", "--out", "a")
-    assert result.code == 2
-    assert words in result.err
-
-
-@pytest.mark.slow
-def test_an_interrupted_run_of_several_seeds_goes_on_with_those_that_are_missing(kshot, tmp_path):
-    (tmp_path / "run.yaml").write_text(SINUSOID)
-    kshot("run", "run.yaml", "--out", "whole", "--seeds", "0,3")
-    kshot("run", "run.yaml", "--out", "cut/seed-0")
-    assert "already exists and is not empty" in kshot("run", "run.yaml", "--out", "cut", "--seeds", "0,3").err
-    kept = (tmp_path / "cut" / "seed-0" / "report.json").stat().st_mtime_ns
-    assert kshot("run", "run.yaml", "--out", "cut", "--seeds", "0,3", "--resume").code == 0
-    assert (tmp_path / "cut" / "seed-0" / "report.json").stat().st_mtime_ns == kept
-    whole, cut = (json.loads((tmp_path / name / "report.json").read_text()) for name in ("whole", "cut"))
-    assert whole["test"] == cut["test"]
-    assert whole["paired"] == cut["paired"]
-    assert cut["protocol"]["seed"] == [0, 3]
-    page = (tmp_path / "cut" / "report.html").read_text()
-    assert "2 seeds; ±" in page
-    board = kshot("compare", "whole", "cut", "cut/seed-0", "--csv", "board.csv")
-    rows = list(csv.DictReader((tmp_path / "board.csv").read_text().splitlines()))
-    assert [row["num_seeds"] for row in rows].count("2") == 2
-    assert "For runs of one seed, another training may change the order" in board.out
-
-
-def test_a_seed_without_a_usable_round_leaves_no_common_figure(kshot, tmp_path):
-    (tmp_path / "run.yaml").write_text(SINUSOID)
-    result = kshot("run", "run.yaml", "--out", "a", "--seeds", "0,1", "--set", "learner.inner_lr=1e30")
-    assert result.code == 1
-    report = json.loads((tmp_path / "a" / "report.json").read_text())
-    assert (report["outcome"], report["test"]) == ("DIVERGED", None)
-    assert "2 seeds gave no usable round" in report["reason"]
-    assert "a has no test figure" not in result.err
-    assert "seed-0 has no test figure" in kshot("compare", "a").err
-
-
-@pytest.mark.parametrize(
-    ("text", "names"),
-    [
-        (SINUSOID, {"gaussian_process", "scratch", "fine_tune", "pretrained", "support_mean"}),
-        (GLYPHS, {"scratch", "fine_tune", "pretrained_centroid", "pretrained_probe", "centroid"}),
-        (GLYPHS.replace("pretrain: {steps: 3, batch: 8}\n", ""), {"scratch", "centroid"}),
-    ],
-)
-def test_baselines_that_fit_the_tasks_are_there_where_none_are_named(text, names):
-    from kshot.app.baselines import Setting, baselines_of, need_pretraining
-    from kshot.app.build import build_model, build_source, shapes_of
-    from kshot.app.spec import parse_spec
-
-    data = yaml.safe_load(text)
-    del data["baselines"]["names"]
-    spec = parse_spec(yaml.safe_dump(data), "test")
-    source = build_source(spec)
-    shapes, device = shapes_of(source), torch.device("cpu")
-    assert need_pretraining(spec, source.objective)
-    pretrained = [build_model(spec, shapes, head=True)] if "fine_tune" in names else []
-    assert set(baselines_of(Setting(spec, source, shapes, device, pretrained))) == names
-
-
-def test_baselines_are_pretrained_for_the_time_of_the_learner_and_kept_for_later_evaluations(kshot, tmp_path):
-    data = yaml.safe_load(GLYPHS.replace("num_test_tasks: 3", "budget: 3.0").replace("fine_tune, ", ""))
-    del data["pretrain"]
-    (tmp_path / "run.yaml").write_text(yaml.safe_dump(data))
-    assert kshot("run", "run.yaml", "--out", "a").code in (0, 1)
-    folder = tmp_path / "a" / "checkpoints" / "pretrain-baselines"
-    steps = json.loads((folder / "steps.json").read_text())["steps"]
-    assert steps > 1
-    assert (folder / f"step-{steps:07d}").is_dir()
-    report = json.loads((tmp_path / "a" / "report.json").read_text())
-    assert report["failures"] == []
-    assert report["baselines"]["pretrained_centroid"]["accuracy"]["num_tasks"] == 4  # as many as the learner
-    again = json.loads(kshot("evaluate", "a", "--tasks", 4, "--json").out)
-    assert again["baselines"]["pretrained_centroid"] == report["baselines"]["pretrained_centroid"]
-
-
-def test_a_failing_baseline_is_reported_and_costs_nothing_else(kshot, tmp_path, monkeypatch):
-    from kshot.learners import SupportMean
-
-    def broken(self, support):
-        raise RuntimeError("no mean today")
-
-    monkeypatch.setattr(SupportMean, "_adapt", broken)
-    (tmp_path / "run.yaml").write_text(SINUSOID)
-    result = kshot("run", "run.yaml", "--out", "a")
-    assert result.code == 0
-    report = json.loads((tmp_path / "a" / "report.json").read_text())
-    assert report["failures"] == [{"what": "baseline support_mean", "error": "RuntimeError: no mean today"}]
-    assert set(report["baselines"]) == {"scratch"}
-    assert "Not compared, because they gave no figure: support mean." in " ".join(result.out.split())
-    assert report["beside"]["mse"]["num_tasks"] == report["baselines"]["scratch"]["mse"]["num_tasks"] == 4
-    assert "on the same 4 tasks" in " ".join(result.out.split())
-    assert "no mean today" in (tmp_path / "a" / "failures.log").read_text()
-    assert "FAILED baseline support_mean: RuntimeError: no mean today" in result.out
-    assert "What failed" in (tmp_path / "a" / "report.html").read_text()
-
-
-def test_a_baseline_without_a_finite_figure_is_tried_again_with_lower_rates(kshot, tmp_path):
-    (tmp_path / "run.yaml").write_text(SINUSOID.replace("steps: 2, num_val", "steps: 60, inner_lrs: [7.0], num_val"))
-    assert kshot("run", "run.yaml", "--out", "a").code == 0
-    report = json.loads((tmp_path / "a" / "report.json").read_text())
-    assert report["failures"] == []
-    assert math.isfinite(report["baselines"]["scratch"]["mse"]["mean"])
-
-
-def test_training_on_other_ways_than_the_test_leaves_the_baselines_whole(kshot, tmp_path):
-    text = GLYPHS.replace("ways: 3,", "ways: 3, train_ways: 4,").replace("kind: maml, inner_lr: 0.1", "kind: protonet")
-    (tmp_path / "run.yaml").write_text(text)
-    assert kshot("run", "run.yaml", "--out", "a").code in (0, 1)
-    report = json.loads((tmp_path / "a" / "report.json").read_text())
-    assert report["failures"] == []
-    assert set(report["baselines"]) == {"scratch", "fine_tune", "pretrained_centroid", "centroid"}
-
-
-def test_a_baseline_that_cannot_be_had_is_told_before_anything_is_trained(kshot, tmp_path):
-    (tmp_path / "run.yaml").write_text(SINUSOID)
-    result = kshot("run", "run.yaml", "--out", "a", "--set", "baselines={names: [fine_tune], budget: 0}")
-    assert (result.code, Path("a").exists()) == (2, False)
-    assert "baseline 'fine_tune' needs a pretrained model" in result.err
 
 
 def test_an_evaluation_without_baselines_says_so_and_nothing_is_written_over(kshot, runs, tmp_path):
