@@ -28,6 +28,7 @@ from kshot.data.library import archives, download, store
 from kshot.data.library.archives import unpack
 from kshot.data.library.catalogue import File, catalogue
 from kshot.data.library.download import download as download_file
+from kshot.limits import Limits
 
 CHUNK = download._CHUNK  # a broken transfer keeps whole chunks
 CONTENT = np.random.default_rng(0).bytes(300_000)
@@ -235,8 +236,10 @@ def test_a_disk_that_is_full_is_a_sentence_before_and_while_it_fills(server, tmp
 
 
 def test_a_file_beyond_all_bounds_is_refused(server, tmp_path, monkeypatch):
-    monkeypatch.setattr(download, "MAX_BYTES", 1000)
-    with pytest.raises(ValueError, match=r"has 300,000 bytes or more, but at most 1,000 are downloaded"):
+    monkeypatch.setattr(download, "limits", lambda: Limits(download_bytes=1000))
+    with pytest.raises(
+        ValueError, match=r"has 300,000 bytes or more, but at most 1,000 are downloaded\. If you trust it, raise"
+    ):
         download_file(f"{server.address}/file", tmp_path / "file")
     server.sized = False
     with pytest.raises(ValueError, match=r"has .* bytes or more, but at most 1,000 are downloaded"):
@@ -326,7 +329,7 @@ def test_a_zip_that_lies_about_a_size_writes_no_more_than_it_said(tmp_path):
 
 
 def test_too_many_members_are_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(archives, "MAX_MEMBERS", 20)
+    monkeypatch.setattr(archives, "limits", lambda: Limits(members=20))
     path = zipped(tmp_path / "it.zip", {f"{number}": b"" for number in range(21)})
     with pytest.raises(ValueError, match=r"unpacks to more than .* or 20 files"):
         unpack(path, tmp_path / "out")
