@@ -21,6 +21,7 @@ from typing import IO, Any
 
 import numpy as np
 
+from kshot.free_memory import free_memory
 from kshot.limits import limits, over, shown_bytes
 
 CHUNK = 1 << 20
@@ -70,7 +71,7 @@ def read_bytes(path: Path | str, most: int | None = None) -> bytes:
         size = os.fstat(file.fileno()).st_size
         if size > most:
             raise over(f"{path} has {shown_bytes(size)}, and at most {shown_bytes(most)} of it are read")
-        if size > CHUNK and size > (free := _free_memory()):
+        if size > CHUNK and size > (free := free_memory()):
             raise MemoryError(f"{path} has {shown_bytes(size)}, and {shown_bytes(free)} of memory are free")
         content = file.read(most + 1)
     if len(content) > most:  # it grew, or has no size, as files of /proc
@@ -153,9 +154,3 @@ def _depth(raw: bytes) -> int:
     marks = np.frombuffer(_STRING.sub(b"", raw), np.uint8)
     steps = np.isin(marks, list(b"[{")).astype(np.int32) - np.isin(marks, list(b"]}"))
     return int(steps.cumsum().max(initial=0))
-
-
-def _free_memory() -> int:
-    import psutil
-
-    return psutil.virtual_memory().available
