@@ -73,9 +73,11 @@ def read_bytes(path: Path | str, most: int | None = None) -> bytes:
             raise over(f"{path} has {shown_bytes(size)}, and at most {shown_bytes(most)} of it are read")
         if size > CHUNK and size > (free := free_memory()):
             raise MemoryError(f"{path} has {shown_bytes(size)}, and {shown_bytes(free)} of memory are free")
-        content = file.read(most + 1)
-    if len(content) > most:  # it grew, or has no size, as files of /proc
-        raise over(f"{path} has more than the {shown_bytes(most)} that are read of it")
+        content = file.read(size + 1)  # memory is allocated for as many bytes as are asked for
+        while len(content) > size and (more := file.read(CHUNK)):  # it grew, or has no size, as files of /proc
+            content += more
+            if len(content) > most:
+                raise over(f"{path} has more than the {shown_bytes(most)} that are read of it")
     return content
 
 

@@ -71,7 +71,7 @@ def check_workbook(path: Path) -> None:
 
 def _content(archive: zipfile.ZipFile, member: zipfile.ZipInfo, most: int) -> bytes:
     """The content of a member, up to one byte more than `most`, whatever size the archive says that it has."""
-    member.file_size = max(member.file_size, most + 1)
+    member.file_size = max(member.file_size, most + 2)
     with archive.open(member) as stream:
         return stream.read(most + 1)
 

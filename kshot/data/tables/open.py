@@ -74,6 +74,7 @@ def open_table(
         return selected
 
     with named_errors(path):
+        open_file(path).close()  # anything but a file, as a FIFO, is refused
         table = opener(path, reading, select)
     if not len(table) and not table.faults:
         raise ValueError(f"{path} has a header but no rows")
@@ -220,7 +221,6 @@ def _open_parquet(path: Path, reading: Reading, select: Selection) -> Table:
 
     if not path.stat().st_size:
         raise ValueError(f"{path} is empty")
-    open_file(path).close()  # anything but a file, as a FIFO, is refused
     lazy = pl.scan_parquet(path, glob=False)
     names = select(lazy.collect_schema().names())
     check_parquet(path, lazy.select(pl.len()).collect().item(), len(names))
