@@ -161,6 +161,7 @@ class _Part(io.FileIO):
             raise _Broken("the file changed on the server")
         if not resumed:
             self._restart()
+            self.version = version
             _note(self.path).write_text(json.dumps({"address": self.url, "version": version}))
         length = response.headers.get("Content-Length")
         self.total = None if length is None else self.size + int(length)
