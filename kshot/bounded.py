@@ -73,7 +73,7 @@ def read_bytes(path: Path | str, most: int | None = None) -> bytes:
             raise over(f"{path} has {shown_bytes(size)}, and at most {shown_bytes(most)} of it are read")
         if size > CHUNK and size > (free := free_memory()):
             raise MemoryError(f"{path} has {shown_bytes(size)}, and {shown_bytes(free)} of memory are free")
-        content = file.read(size + 1)  # memory is allocated for as many bytes as are asked for
+        content = file.read(size + 1)  # read(n) allocates n bytes
         while len(content) > size and (more := file.read(CHUNK)):  # it grew, or has no size, as files of /proc
             content += more
             if len(content) > most:

@@ -341,7 +341,7 @@ class MetaGradient:
         return chosen | {"seconds": self._trials.seconds, "failures": self._trials.failures}
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Go on with what another process chose, by its `state`; that of another mode is ignored."""
+        """Keep what another process chose, by its `state`; that of another mode is ignored."""
         if state["mode"] != self.mode:
             return
         self.engine, self.choice = state["engine"], state["choice"]

@@ -1,6 +1,6 @@
 """The trials by which the mode "auto" chooses an engine, and what a checkpoint keeps of them.
 
-A choice depends on the clock. A resumed run must not make it again: it goes on with the engine, and with the chunks of
+A choice depends on the clock. A resumed run must not make it again: it keeps the engine, and the chunks of
 tasks, of the process that it continues, so that it ends with the same bits.
 """
 
