@@ -2,8 +2,8 @@
 
     python benchmarks/step_speed.py REVISION [--only Conv4] [--engines loop traced] [--rounds 15] [--threads 1]
 
-The problems are those of `benchmarks/peers.py`. Two processes live at the same time, one for each revision, and take
-turns of a quarter of a second, so that the machine's other load affects both equally; which one begins alternates.
+The problems are those of `benchmarks/peers.py`. Two processes live at the same time, one for each revision, and
+run alternately for a quarter of a second, so that the machine's other load affects both equally.
 
 Columns:
     ms, before    time of a step, median over the rounds
