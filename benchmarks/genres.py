@@ -1,4 +1,4 @@
-"""What a lover of one genre is recommended: the share of that genre among 50 films, and how many films are shown at all.
+"""What a lover of one genre is recommended: the share of that genre among 50 films, and how many are shown at all.
 
     OMP_NUM_THREADS=1 python benchmarks/genres.py [--draws 10] [--seeds 0 1] [--only clicks ratings]
 
