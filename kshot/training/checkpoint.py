@@ -30,7 +30,7 @@ from kshot.types import Tree
 
 WEIGHTS, OPTIMIZER, META = "weights.safetensors", "optimizer.safetensors", "meta.json"
 RARER, LONGEST = 40, 10
-"""Large checkpoints are rarer: writing takes a fortieth of the time at most, unless tenfold intervals are too short."""
+"""Large checkpoints are rarer: a fortieth of the time goes to writing, unless tenfold intervals are too short."""
 KEPT = 2
 """Checkpoints, the latest, that are never deleted: if the last is damaged, a run resumes from the one before it."""
 
