@@ -3,8 +3,8 @@
     python benchmarks/checkpoints.py [--repeats 7] [--recipe glyphs]
 
 For each model, with the state of Adam, a checkpoint is written to a temporary folder; medians. "of a run" is the share
-of hashing in a training with the default interval: 30 s, or 40 times the time of a save, at most 300 s. The recipe is then run with each call of the hash
-timed.
+of hashing in a training with the default interval: 30 s, or 40 times the time of a save, at most 300 s. The recipe is
+then run with each call of the hash timed.
 """
 
 from __future__ import annotations
