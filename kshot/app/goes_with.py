@@ -13,6 +13,7 @@ from kshot.app.build import ONE_TENSOR, SORTS, Shapes, has_head, models_of, sort
 from kshot.app.schema import describe, our_factory
 from kshot.app.spec import MODELS, Spec
 from kshot.objectives import Objective, levels_of, rates_items
+from kshot.tasks.source import TaskSource
 
 Targets = Literal["own", "shared", "labels", "levels", "clicks", "numbers", "spread", "text"]
 
@@ -96,8 +97,16 @@ def targets_of(objective: Objective) -> Targets | None:
     return named.get(objective.predicts or "")
 
 
-def refuse_by_table(spec: Spec, objective: Objective, shapes: Shapes) -> None:
+def refuse_by_table(spec: Spec, source: TaskSource, shapes: Shapes) -> None:
     """Raise ValueError if the run file's learner or sections do not go with the tasks, with what does."""
+    objective = source.objective
+    if (spec.objective and spec.objective.kind == "forecast" and not source.forecasts) or (
+        spec.learner.kind == "forecast_ensemble" and not source.forecasts
+    ):
+        part = "objective forecast" if spec.objective else "learner forecast_ensemble"
+        raise ValueError(
+            f"{part} is for windows of series, which source {spec.source.kind} does not give: leave it out"
+        )
     kind, targets, sort = spec.learner.kind, targets_of(objective), sort_of(shapes)
     own_model = spec.model is not None and ":" in spec.model.kind  # which may predict a standard deviation
     if targets is not None and targets not in LEARNERS.get(kind, TARGETS) and not (targets == "spread" and own_model):

@@ -42,8 +42,8 @@ def refuse_unsuited(spec: Spec, source: TaskSource, shapes: Shapes | None = None
     """
     device = device_of(spec)
     shapes = shapes or shapes_of(source)
+    refuse_by_table(spec, source, shapes)
     _refuse_other_metrics(spec, source)
-    refuse_by_table(spec, source.objective, shapes)
     baselines_of(Setting(spec, source, shapes, device))
     if has_head(spec):
         _refuse_other_ways(spec, source)
@@ -90,7 +90,15 @@ def _first_line(error: Exception) -> str:
 def _refuse_other_metrics(spec: Spec, source: TaskSource) -> None:
     """Raise ValueError if the target names a metric that the tasks do not have."""
     objective, query = source.objective, source.task("train", 0).query
-    names = ["loss", *objective.metrics(objective.as_prediction(query.targets), query)]
+    try:
+        objective.check_targets(query.targets)
+        objective.check_values(query)
+        names = ["loss", *objective.metrics(objective.as_prediction(query.targets), query)]
+    except Exception as error:
+        if spec.objective is None:
+            raise
+        begin = f"objective {spec.objective.kind} does not go with source {spec.source.kind}: "
+        raise _refusal(error, begin) from error
     if Target.parse(spec.target).metric not in names:
         raise ValueError(f"target {spec.target!r}: these tasks report {', '.join(names)}")
 

@@ -282,7 +282,8 @@ def data_files(draw: st.DrawFn) -> Case:
 
         content = gzip.compress(content)
     if draw(st.integers(0, 9)) == 0:
-        name = f"t.{draw(st.sampled_from(['csv', 'json', 'ndjson', 'parquet', 'xlsx', 'xls', 'gz', 'zst', 'txt', 'jsonl']))}"
+        suffixes = ["csv", "json", "ndjson", "parquet", "xlsx", "xls", "gz", "zst", "txt", "jsonl"]
+        name = f"t.{draw(st.sampled_from(suffixes))}"
     model, learner = ("factorisation", "alpaca") if source["kind"] == "ratings" else ("mlp", "protonet")
     if draw(st.integers(0, 4)) == 0:
         source = draw(mutated(source))
@@ -448,17 +449,20 @@ COMMANDS = [
     ["data", "check", "sinusoid"], ["data", "freeze", "sinusoid"], [], ["data"], ["nothing"],
 ]  # fmt: skip
 OPTIONS = [
-    "--set", "--out", "--resume", "--init-from", "--seeds", "--tasks", "--split", "--json", "--episodes-sha256", "--csv",
+    "--set", "--out", "--resume", "--init-from", "--seeds", "--tasks",
+    "--split", "--json", "--csv", "--episodes-sha256",
     "--html", "--support", "--state", "--inputs", "--resize", "--user", "--top", "--ask", "--interview", "--personal",
     "--prompt", "--length", "--temperature", "--top-p", "--seed", "--from", "--examples", "--help", "--version", "--x",
 ]  # fmt: skip
 WORDS = [
-    f"{DATA}/support-sine.csv", f"{DATA}/sine.state", f"{DATA}/letters.state", f"{DATA}/support-ratings.csv", "out", "missing/out",
-    f"{DATA}/runs/sine", f"{DATA}", "0", "1", "3", "-1", "0.5", "nan", "1e400", "99999999999999999999999", "test", "train", "/dev/null",
+    f"{DATA}/support-sine.csv", f"{DATA}/sine.state", f"{DATA}/letters.state", "out", "missing/out",
+    f"{DATA}/support-ratings.csv", f"{DATA}/runs/sine", DATA, "0", "1", "3", "-1", "0.5", "nan", "1e400", "9" * 23,
+    "test", "train", "/dev/null",
     "0,1", "0,0", "1,", "a,b", ".", "/proc/self/mem", "/", "seed=3", "source.shots=2",
 ]  # fmt: skip
-SHORT = ["--set", "train.steps_per_round=1", "--set", "budget.rounds=1", "--set", "evaluate.num_test_tasks=2",
-         "--set", "evaluate.num_val_tasks=2", "--set", "baselines.names=[]", "--set", "train.tasks_per_step=1"]  # fmt: skip
+_FEW = ["train.steps_per_round=1", "budget.rounds=1", "evaluate.num_test_tasks=2", "evaluate.num_val_tasks=2"]
+_FEW += ["baselines.names=[]", "train.tasks_per_step=1", "evaluate.shots=[]"]
+SHORT = [word for key in _FEW for word in ("--set", key)]
 
 
 @st.composite

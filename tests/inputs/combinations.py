@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import yaml
 from inputs import tiny
+
 from kshot.app.build import Shapes, build_learner, build_model, build_source, has_head, shapes_of
 from kshot.app.errors import _is_ours
 from kshot.app.schema import kinds
@@ -65,10 +66,12 @@ def outcome(combination: Combination, opened: dict[str, tuple[TaskSource, Shapes
             source, shapes = opened[combination.source]
             refuse_unsuited(spec, source, shapes)
         except ValueError as error:
-            cause = error.__cause__ if isinstance(error.__cause__, Exception) else error
-            assert _is_ours(cause), f"{combination}: {error}"
-            return str(error)
-        return _trained(spec, source, shapes)
+            refusal = error
+        else:
+            return _trained(spec, source, shapes)
+    cause = refusal.__cause__ if isinstance(refusal.__cause__, Exception) else refusal
+    assert _is_ours(cause), f"{combination}: {refusal}"
+    return str(refusal)
 
 
 def _trained(spec: Spec, source: TaskSource, shapes: Shapes) -> str:

@@ -16,6 +16,7 @@ import resource
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from hypothesis import HealthCheck, Phase, given, seed, settings
@@ -59,13 +60,8 @@ def main() -> None:
     number = options.first
     while tally.count < options.count:
         random.seed(number)
-        drawn(
-            number,
-            min(CHUNK, options.count - tally.count),
-            data,
-            lambda n, c: tally.add(number, n, c, data),
-            options.only,
-        )  # noqa: B023
+        tally.number = number
+        drawn(number, min(CHUNK, options.count - tally.count), data, partial(tally.add, data), options.only)
         number += 1
         if number % 10 == 0:
             tally.print()
@@ -77,11 +73,12 @@ class _Tally:
     """What was found so far."""
 
     def __init__(self, keep: Path | None) -> None:
+        self.number = 0
         self.keep, self.count, self.started, self.slowest = keep, 0, time.monotonic(), 0.0
         self.codes: collections.Counter[int] = collections.Counter()
         self.leaks: dict[str, int] = {}
 
-    def add(self, number: int, name: str, case: Case, data: Path) -> None:
+    def add(self, data: Path, name: str, case: Case) -> None:
         """Call a case and count how it ended."""
         outcome: Outcome = call(case, data)
         self.count += 1
@@ -91,7 +88,7 @@ class _Tally:
             place = outcome.leak.rpartition(" at ")[2] if " at " in outcome.leak else outcome.leak
             key = f"{name.split(',')[0]}: {place}"
             if key not in self.leaks:
-                print(f"LEAK in chunk {number}, {name}: {outcome.leak[:700]}\n     {case.words}", flush=True)
+                print(f"LEAK in chunk {self.number}, {name}: {outcome.leak[:700]}\n     {case.words}", flush=True)
                 if self.keep:
                     self.keep.mkdir(parents=True, exist_ok=True)
                     text = case.to_json()
@@ -102,6 +99,6 @@ class _Tally:
         """Print the figures."""
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
         seconds = time.monotonic() - self.started
-        print(f"{self.count} inputs, {sum(self.leaks.values())} leaks at {len(self.leaks)} places, slowest "
-              f"{self.slowest:.1f} s, {self.count / seconds:.1f} a second, peak {peak:.2f} GiB, codes {dict(self.codes)}",
-              flush=True)  # fmt: skip
+        leaks = f"{sum(self.leaks.values())} leaks at {len(self.leaks)} places"
+        rate = f"{self.count / seconds:.1f} a second, slowest {self.slowest:.1f} s, peak {peak:.2f} GiB"
+        print(f"{self.count} inputs, {leaks}, {rate}, codes {dict(self.codes)}", flush=True)

@@ -65,7 +65,8 @@ def prepare(folder: Path) -> Path:
 def done(case: Case, folder: Path) -> None:
     """Call a case that has to succeed."""
     outcome = call(case, folder, seconds=120)  # the first imports much
-    assert outcome.code in (0, 1, 3) and not outcome.leak, (case.words, outcome)
+    assert not outcome.leak, (case.words, outcome)
+    assert outcome.code in (0, 1, 3), (case.words, outcome)
 
 
 def text_of(content: tiny.Options) -> bytes:
