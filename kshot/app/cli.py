@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import sys
 from contextlib import suppress
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Annotated
 
@@ -379,6 +380,9 @@ def main() -> None:
     from kshot.app.errors import Patient, exit_code, sentence
     from kshot.app.screen import visible
 
+    for stream in (sys.stdout, sys.stderr):  # what the terminal cannot show is no reason to end
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     sys.stdout = Patient(sys.stdout)
     try:
         app()
