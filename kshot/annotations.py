@@ -20,8 +20,8 @@ from annotated_types import Ge, Gt, Le, Len, Lt
 MOST = 2**31 - 1
 """The largest count or size: no more fits the indices of libraries."""
 MOST_SEED = 2**63 - 1
-MOST_FLOAT = 1e15
-"""The largest rate, penalty or time: its square is a finite float32."""
+MOST_FLOAT = 1e30
+"""The largest rate, penalty or time, which a float32 holds with room to multiply it."""
 PositiveInt = Annotated[int, Ge(1), Le(MOST)]
 NonNegativeInt = Annotated[int, Ge(0), Le(MOST_SEED)]
 PositiveFloat = Annotated[float, Gt(0), Le(MOST_FLOAT)]
