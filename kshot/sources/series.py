@@ -158,8 +158,11 @@ class SeriesTasks(GroupTasks):
         return TaskSource.pretraining_batch(self, step, size)
 
     def training_groups(self, most: int) -> list[Batch]:
-        """The windows of training tasks, scaled as those are."""
-        return TaskSource.training_groups(self, most)
+        """The windows of up to `most` training series, each scaled as a support set of all of its windows."""
+        groups = super().training_groups(most)
+        if self.scale == "global":
+            return groups
+        return [scaled(batch, *support_scale(batch, self.scale)) for batch in groups]
 
     def ordered_targets(self, split: Split) -> list[np.ndarray]:
         return []  # series are sorted by time, and may well rise throughout
