@@ -21,7 +21,7 @@ from pathlib import Path
 
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from inputs.calls import Case, Outcome, call
-from inputs.cases import kinds
+from inputs.commands import kinds
 from inputs.prepared import remade
 
 CHUNK = 50

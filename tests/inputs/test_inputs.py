@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from inputs import tiny
 from inputs.calls import Case, call
-from inputs.cases import kinds
 from inputs.combinations import Combination, combinations, outcome
+from inputs.commands import kinds
 from inputs.fuzz import drawn
 from inputs.prepared import prepare
 
