@@ -17,10 +17,15 @@ from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Gt, Le, Len, Lt
 
-PositiveInt = Annotated[int, Ge(1)]
-NonNegativeInt = Annotated[int, Ge(0)]
-PositiveFloat = Annotated[float, Gt(0)]
-NonNegativeFloat = Annotated[float, Ge(0)]
+MOST = 2**31 - 1
+"""The largest count or size: no more fits the indices of libraries."""
+MOST_SEED = 2**63 - 1
+MOST_FLOAT = 1e30
+"""The largest rate, penalty or time, which a float32 holds with room to multiply it."""
+PositiveInt = Annotated[int, Ge(1), Le(MOST)]
+NonNegativeInt = Annotated[int, Ge(0), Le(MOST_SEED)]
+PositiveFloat = Annotated[float, Gt(0), Le(MOST_FLOAT)]
+NonNegativeFloat = Annotated[float, Ge(0), Le(MOST_FLOAT)]
 Fraction = Annotated[float, Ge(0), Le(1)]
 """0 to 1, both included."""
 PositiveFraction = Annotated[float, Gt(0), Le(1)]
@@ -71,8 +76,8 @@ class Checked:
 
 def _size(value: Any) -> Any:
     ends = value if isinstance(value, list) and len(value) == 2 else [value]
-    if not all(type(end) is int and end >= 1 for end in ends) or ends != sorted(ends):
-        raise ValueError("must be a whole number of at least 1, or a rising range of two such as [1, 5]")
+    if not all(type(end) is int and 1 <= end <= MOST for end in ends) or ends != sorted(ends):
+        raise ValueError(f"must be a whole number from 1 to {MOST}, or a rising range of two such as [1, 5]")
     return value
 
 

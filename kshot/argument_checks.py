@@ -13,6 +13,11 @@ from typing import Annotated, Any, Literal, ParamSpec, TypeVar, Union, get_args,
 
 from annotated_types import Ge, Gt, Le, Len, Lt
 
+from kshot.annotations import MOST, MOST_FLOAT, MOST_SEED
+
+GENEROUS = (MOST, MOST_SEED, MOST_FLOAT)
+"""Bounds that messages name only where they are not met."""
+
 P = ParamSpec("P")
 R = TypeVar("R")
 
@@ -80,7 +85,8 @@ def _unmet_bounds(value: Any, bounds: Sequence[Any]) -> str | None:
     limits = [(*_COMPARISONS[type(bound)], *astuple(bound)) for bound in bounds if type(bound) in _COMPARISONS]
     if limits and isinstance(value, Real):
         is_met = all(compare(value, limit) for compare, _, limit in limits)
-        return None if is_met else " and ".join(f"{text} {limit}" for _, text, limit in limits)
+        named = [each for each in limits if each[2] not in GENEROUS or not each[0](value, each[2])]
+        return None if is_met else " and ".join(f"{text} {limit}" for _, text, limit in named)
     for bound in bounds:
         if isinstance(bound, Len) and isinstance(value, Sequence):
             low, high = bound.min_length, bound.max_length

@@ -61,6 +61,28 @@ def write_text(path: Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8", newline="")
 
 
+def check_writable(path: Path) -> None:
+    """Raise ValueError if a file cannot be written at `path`, before the work whose result it is to hold.
+
+    Its folder is made if it is not there.
+
+    Example:
+        >>> check_writable(Path("/dev/null/state"))
+        Traceback (most recent call last):
+        ValueError: /dev/null/state cannot be written (Not a directory): choose another place
+    """
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder: name a file in it")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        probe = path.with_name(f".{path.name}.{secrets.token_hex(6)}{PART}")
+        probe.touch()
+        probe.unlink()
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise ValueError(f"{path} cannot be written ({reason}): choose another place") from None
+
+
 def write_json(path: Path, values: Mapping[str, Any]) -> None:
     """Write a JSON file whole, with a checksum of its values, which `read_json` compares.
 

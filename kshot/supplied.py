@@ -16,10 +16,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
-from annotated_types import Ge
+from annotated_types import Ge, Le
 from torch import nn
 
-from kshot.annotations import Declared, Supplied
+from kshot.annotations import MOST, Declared, Supplied
 
 Seed = Annotated[int, Supplied.SEED]
 
@@ -28,8 +28,8 @@ Embedding = Annotated[nn.Module, Supplied.EMBEDDING]
 FrozenEmbedding = Annotated[nn.Module, Supplied.FROZEN_EMBEDDING]
 MapEmbedding = Annotated[nn.Module, Supplied.MAP_EMBEDDING]
 TaskEncoder = Annotated[nn.Module, Supplied.TASK_ENCODER]
-TaskDim = Annotated[int, Ge(1), Declared.TASK_DIM]
-ContextWindows = Annotated[int, Ge(0), Declared.CONTEXT_WINDOWS]
+TaskDim = Annotated[int, Ge(1), Le(MOST), Declared.TASK_DIM]
+ContextWindows = Annotated[int, Ge(0), Le(MOST), Declared.CONTEXT_WINDOWS]
 FeatureCount = Annotated[int, Supplied.FEATURE_COUNT]
 FeatureShape = Annotated[int | Sequence[int], Supplied.FEATURE_SHAPE]
 

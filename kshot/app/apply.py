@@ -11,7 +11,7 @@ import torch
 from kshot.app.build import device_of
 from kshot.app.trained import load
 from kshot.data.text.vocabulary import UNKNOWN
-from kshot.files import csv_text
+from kshot.files import check_writable, csv_text
 from kshot.learners.generation import generate
 from kshot.sources.corpus import CorpusPreprocessor
 from kshot.types import to
@@ -23,6 +23,7 @@ def adapt_run(
     """Adapt to a user's examples, or extend the state `before` by them, and write the state."""
     if out.exists():
         raise ValueError(f"{out} exists and is never overwritten; choose another --out")
+    check_writable(out)
     run = load(run_dir)
     known = None if before is None else run.load_state(before)
     adapted = run.adapt(support, before=known, resize=resize, invert=invert)

@@ -39,15 +39,19 @@ Shapes = dict[str, Any]
 """Shapes of one example, and the objective: {"inputs": [...], "targets": [...], "objective": name}; a learner is built
 from these and a run file. Where inputs are a dict, so are their shapes. Inputs of a sort of `SORTS` have its key too:
 "counts", the training ratings of each item; "encoder", its name; "symbols", the size of the vocabulary, with
-"causal_lm", the folder of its tokenizer, if it is a pretrained one; "ids"."""
+"causal_lm", the folder of its tokenizer, if it is a pretrained one; "ids"; "widths"."""
 
 SORTS = {
     "counts": "ratings",
     "encoder": "texts with features: tokens",
     "symbols": "running text (source corpus)",
     "ids": "numbers of symbols",
+    "widths": "tables of any number of columns",
 }
 """The sorts of inputs besides one tensor of numbers, by the key that they have in `Shapes`."""
+
+DEVICES = ("cpu", "cuda", "mps", "xpu")
+"""The kinds of devices that a run file may name."""
 
 ONE_TENSOR = "one tensor of numbers"
 TAKES: dict[Any, str] = {
@@ -93,6 +97,8 @@ def shapes_of(source: TaskSource, split: Split = "train") -> Shapes:
             shapes["causal_lm"] = preprocessor.vocabulary.folder
     elif isinstance(inputs, torch.Tensor) and inputs.dtype == torch.int64:
         shapes["ids"] = True
+    elif source.varying_width:
+        shapes["widths"] = True
     return shapes | {"objective": objectives.name_of(source.objective)}
 
 
@@ -141,7 +147,7 @@ def _check_fit(model: Part, learner: Part, shapes: Shapes, head: bool) -> None:
     """Raise ValueError where a model does not fit the inputs or the learner, with what would."""
     arguments, inputs = _supplied_arguments(model), shapes["inputs"]
     taken = {TAKES[each] for each in arguments if each in TAKES}
-    sort = next((sort for key, sort in SORTS.items() if key in shapes), ONE_TENSOR)
+    sort = sort_of(shapes)
     names = f" ({', '.join(inputs)})" if isinstance(inputs, dict) else ""
     if taken and sort not in taken:
         raise ValueError(
@@ -174,12 +180,23 @@ def _check_fit(model: Part, learner: Part, shapes: Shapes, head: bool) -> None:
         )
 
 
+def sort_of(shapes: Shapes) -> str:
+    """The sort of inputs that one example has."""
+    return next((sort for key, sort in SORTS.items() if key in shapes), ONE_TENSOR)
+
+
+def models_of(sort: str) -> list[str]:
+    """The models of kshot that take a sort of inputs."""
+    factories = {kind: describe(our_factory("model", kind)) for kind in kinds("model")}
+    return [kind for kind, arguments in factories.items() if sort in [TAKES.get(each.supplied) for each in arguments]]
+
+
 def _models_for(sort: str) -> str:
     """The models of kshot that take a sort of inputs, as the end of a sentence."""
-    factories = {kind: describe(our_factory("model", kind)) for kind in kinds("model")}
-    models = [kind for kind, arguments in factories.items() if sort in [TAKES.get(each.supplied) for each in arguments]]
-    if models:
+    if models := models_of(sort):
         return f"which model {' or '.join(models)} takes"
+    if sort == SORTS["widths"]:
+        return "which no model takes: take learner prior_fitted without a model, or give features one number"
     return "which no model of kshot takes: take n-grams by features: words or characters, or a model of your own"
 
 
@@ -312,7 +329,9 @@ def device_of(spec: Spec) -> torch.device:
         return torch.accelerator.current_accelerator() or torch.device("cpu")
     try:
         device = torch.device(spec.device)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
+        if device.type not in DEVICES or (device.type == "cpu" and device.index):
+            raise ValueError(f"device {spec.device!r} does not train: take auto, {', '.join(DEVICES)}, or cuda:1")
+        torch.zeros(1, device=device).item()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise ValueError(f"device {spec.device!r} is not available: {str(error).splitlines()[0]}") from None
     return device

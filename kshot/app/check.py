@@ -27,7 +27,7 @@ from kshot.checking.findings import Checked, Finding, Sizes, parts_of
 from kshot.evaluation.report.report import picture, render, to_json
 from kshot.evaluation.report.style import BLUE, MUTED, ORANGE, canvas, quiet
 from kshot.evaluation.report.task_pictures import Example, classification_examples
-from kshot.files import write_text
+from kshot.files import check_writable, write_text
 from kshot.tasks.pool import plural
 from kshot.tasks.source import TaskSource
 from kshot.types import SPLITS, Split, Task, Tree, tree_leaves, tree_map
@@ -62,6 +62,8 @@ def check_run_file(
     for file in (json_file, html_file):
         if file and file.resolve() in read:
             raise ValueError(f"{file} is data that the run file names, and is never written over; choose another file")
+        if file:
+            check_writable(file)
     source = build_source(spec)
     stderr = Screen(stderr=True)
     columns = TextColumn("decoding images"), BarColumn(bar_width=30), MofNCompleteColumn(), TimeRemainingColumn()

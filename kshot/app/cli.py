@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import sys
 from contextlib import suppress
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Annotated
 
@@ -187,13 +188,14 @@ def predict(
 ) -> None:
     """Predict with an adapted state; CSV on standard output. For texts: the bits of each window.
 
-    An input that cannot be read does not stop the others: the column error says why. Exit code: 0, 1 if there are such
-    inputs, 2 for invalid input.
+    An input that cannot be read does not stop the others: the column error says why. Exit code: 0, or 2 if there are
+    such inputs, or nothing can be predicted.
     """
     from kshot.app.apply import predict_run
+    from kshot.app.errors import INVALID
 
     inputs = [*inputs, *map(Path, context.args)]  # all names after --inputs
-    raise typer.Exit(1 if predict_run(run_dir, state, inputs, resize=resize, invert=invert) else 0)
+    raise typer.Exit(INVALID if predict_run(run_dir, state, inputs, resize=resize, invert=invert) else 0)
 
 
 @app.command()
@@ -338,8 +340,8 @@ def data_check(
 ) -> None:
     """Find problems of the data before training: copies across splits, leaked targets, damaged images, and more.
 
-    For the name of a known data set, only its contents are counted. Exit code: 0, 1 if there is an error among the
-    findings, 2 for invalid input.
+    For the name of a known data set, only its contents are counted. Exit code: 0, or 2 if there is an error among the
+    findings, or the data cannot be read.
     """
     from kshot.data import library
 
@@ -353,6 +355,7 @@ def data_check(
             typer.echo(f"{split:<6}" + ", ".join(f"{count:,} {what}" for what, count in numbers.items()))
         return
     from kshot.app.check import check_run_file
+    from kshot.app.errors import INVALID
     from kshot.app.screen import Screen
     from kshot.app.spec import load_spec
 
@@ -360,7 +363,7 @@ def data_check(
     found = check_run_file(
         spec, num_examples=examples, num_tasks=tasks, json_file=json, html_file=html, console=Screen()
     )
-    raise typer.Exit(1 if found.worst == "error" else 0)
+    raise typer.Exit(INVALID if found.worst == "error" else 0)
 
 
 @data.command("freeze")
@@ -374,9 +377,13 @@ def data_freeze(
     """Write tasks to a file, to share them exactly; a source of kind episodes reads it."""
     from kshot.app.build import build_source
     from kshot.app.spec import load_spec
+    from kshot.files import check_writable
     from kshot.tasks import freeze
 
     spec = load_spec(recipe, set_)
+    if out.exists():
+        raise ValueError(f"{out} exists and is never written over; choose another --out")
+    check_writable(out)
     sha256 = freeze(build_source(spec), out, split=split, num_tasks=tasks)  # type: ignore[arg-type]
     typer.echo(f"{out}: {tasks} {split} tasks, episodes {sha256}")
 
@@ -386,6 +393,9 @@ def main() -> None:
     from kshot.app.errors import Patient, exit_code, sentence
     from kshot.app.screen import visible
 
+    for stream in (sys.stdout, sys.stderr):  # what the terminal cannot show is no reason to end
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     sys.stdout = Patient(sys.stdout)
     try:
         app()

@@ -4,7 +4,7 @@
 | --- | --- |
 | 0 | done; of a run: the target is met |
 | 1 | the target is missed |
-| 2 | the input cannot be used: a sentence says what to change |
+| 2 | the input cannot be used, or a part of it: a sentence says what to change |
 | 3 | an audit failed: the figure is not to be trusted |
 | 4 | a fault of kshot; a file has what a report of it needs |
 | 5 | the disk or the memory is full |
@@ -52,8 +52,12 @@ def sentence(error: Exception) -> str:
             f"a fault of kshot, which should not have happened ({type(error).__name__}: {said}); please report it with "
             f"{_write(error)}"
         )
+    if isinstance(error, OSError) and error.filename is not None and not _is_ours(error):
+        said = f"{error.filename}: {error.strerror}"
     if code == FULL:
         return f"the disk or the memory is full: {said}"
+    if isinstance(error, OSError):
+        return said
     return str(error) or said
 
 

@@ -63,9 +63,10 @@ class Pretraining(NamedTuple):
     folder: Path
     stage: str = "pretrain"
 
-    def loop(self, model: nn.Module, source: TaskSource) -> OuterLoop:
-        """The outer loop of the pretraining of a model."""
-        settings = Settings(self.options.outer_lr, clip=None, horizon=self.options.steps, size=self.options.batch)
+    def loop(self, model: nn.Module, source: TaskSource, size: int | None = None) -> OuterLoop:
+        """The outer loop of the pretraining of a model, with `size` examples a step, by default the options' batch."""
+        size = size or self.options.batch
+        settings = Settings(self.options.outer_lr, clip=None, horizon=self.options.steps, size=size)
         kwargs = self.options.model_dump(include={"objective", "output", "temperature", "precision"})
         with during(source, "pretraining"):
             return pretraining_loop(model, source, settings, **kwargs, seed=self.spec.seed)

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from kshot.app.screen import Screen
 from kshot.app.trained import TrainedRun, load
-from kshot.files import csv_text, write_text
+from kshot.files import check_writable, csv_text, write_text
 from kshot.sources.ratings.preprocessor import RatingPreprocessor
 from kshot.tasks.preprocessor import Support
 from kshot.types import Batch, Tree, tree_map
@@ -250,6 +250,8 @@ def interview(
     """
     if out is not None and out.exists():
         raise ValueError(f"{out} exists and is never overwritten; choose another --out")
+    if out is not None:
+        check_writable(out)
     run = load(run_dir)
     user = User(run, ratings)
     preprocessor = user.preprocessor

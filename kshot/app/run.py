@@ -21,7 +21,7 @@ import torch
 from rich.console import Console
 from torch import nn
 
-from kshot.app.baselines import Setting, baselines_of, need_pretraining
+from kshot.app.baselines import need_pretraining
 from kshot.app.build import (
     Shapes,
     build_learner,
@@ -47,18 +47,19 @@ from kshot.app.tried import tried
 from kshot.checking.check import check_for_report
 from kshot.checking.findings import Checked
 from kshot.data.cache import cache_folder
-from kshot.deciding.decisions import Experience, decision_to_json
+from kshot.deciding.decisions import Experience, Outcome, Stop, decision_to_json
 from kshot.deciding.loop import Run, run_until
 from kshot.deciding.policies import Budget
 from kshot.evaluation.report import run_charts
 from kshot.evaluation.report.report import to_json, write_report
 from kshot.evaluation.report.verdict import best_baseline, trust_of
 from kshot.evaluation.target import Target
-from kshot.files import is_empty, owned, write_json
+from kshot.files import check_writable, is_empty, owned, write_json
 from kshot.learner import Learner
 from kshot.tasks.read_log import watched
 from kshot.tasks.source import TaskSource
 from kshot.training.closed_form import fit_closed_form
+from kshot.training.fit import Diverged
 
 
 def run(
@@ -80,15 +81,8 @@ def _run(
     device = device_of(spec)
     source = build_source(spec)
     shapes = shapes_of(source)
-    objective, query = source.objective, source.task("train", 0).query
-    metric_names = ["loss", *objective.metrics(objective.as_prediction(query.targets), query)]
-    if target.metric not in metric_names:
-        raise ValueError(f"target {spec.target!r}: these tasks report {', '.join(metric_names)}")
-    pretrains_baselines = need_pretraining(spec, objective)
-    baselines_of(Setting(spec, source, shapes, device))  # raises early for impossible baselines
-    if spec.reject and not objective.task_specific_classes:
-        raise ValueError("reject needs tasks with classes of their own, which these do not have")
     refuse_unsuited(spec, source, shapes)
+    pretrains_baselines = need_pretraining(spec, source.objective)
     new_model = partial(_new_model, spec, shapes, device)
     model = new_model()
     folder = RunFolder(out)
@@ -103,32 +97,26 @@ def _run(
     )
     started = time.monotonic()
     display.say(f"{spec.name}: {spec.about}" if spec.about else spec.name, "bold")
-    pretrained, pretrain_seconds = [], 0.0
+    pretrained, pretrain_seconds, diverged = [], 0.0, None
     if pretraining := pretraining_of_run(spec, folder):
-        pretrain_seconds = pretraining.run(model, source, experience, display.step)
-        display.say(f"pretrained {pretraining.options.steps} steps on all training classes in {pretrain_seconds:.0f} s")
-        pretrained.append(copy.deepcopy(model))
+        try:
+            pretrain_seconds = pretraining.run(model, source, experience, display.step)
+        except Diverged as error:
+            diverged = f"pretraining, {error}"
+        else:
+            said = f"pretrained {pretraining.options.steps} steps on all training classes in {pretrain_seconds:.0f} s"
+            display.say(said)
+            pretrained.append(copy.deepcopy(model))
     learner = build_learner(spec, model, shapes).to(device)
     if init_from is not None and not resume:
         display.say(said := start_from(learner, init_from))
         experience.record("init", run=str(init_from), about=said)
-    fit_closed_form(learner, source)
-    budget = Budget(**spec.budget.model_dump())
-    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_folder() / "compiled"))  # kept between processes
-    result = run_until(
-        learner,
-        source,
-        target,
-        budget=budget,
-        policy=build_policy(spec, target, budget),
-        num_val_tasks=spec.evaluate.num_val_tasks,
-        seed=spec.seed,
-        folder=folder.train,
-        experience=experience,
-        observer=display,
-        spent_seconds=pretrain_seconds,
-        **spec.train.model_dump(),
-    )
+    if diverged is None:
+        result = _train(spec, target, learner, source, folder, experience, display, pretrain_seconds)
+    else:
+        experience.record("decision", **decision_to_json(Stop(Outcome.DIVERGED, diverged)))
+        display.say(diverged)
+        result = Run(Outcome.DIVERGED, diverged, [], [], None)
     display.say(result.outcome.value)
     test, failures = None, Failures(folder.failures)
     if result.best is not None:
@@ -159,6 +147,36 @@ def _run(
     return report
 
 
+def _train(
+    spec: Spec,
+    target: Target,
+    learner: Learner,
+    source: TaskSource,
+    folder: RunFolder,
+    experience: Experience,
+    display: Display,
+    spent_seconds: float,
+) -> Run:
+    """Fit a learner in closed form if it is to be, and meta-train it in rounds."""
+    fit_closed_form(learner, source)
+    budget = Budget(**spec.budget.model_dump())
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_folder() / "compiled"))  # kept between processes
+    return run_until(
+        learner,
+        source,
+        target,
+        budget=budget,
+        policy=build_policy(spec, target, budget),
+        num_val_tasks=spec.evaluate.num_val_tasks,
+        seed=spec.seed,
+        folder=folder.train,
+        experience=experience,
+        observer=display,
+        spent_seconds=spent_seconds,
+        **spec.train.model_dump(),
+    )
+
+
 def evaluate_run(
     run_dir: Path,
     *,
@@ -179,14 +197,14 @@ def evaluate_run(
         raise ValueError(f"--split is 'test' or 'val', got {split!r}")
     if out is not None and not is_empty(out):
         raise ValueError(f"{out} is not empty; choose another --out")
+    if out is not None:
+        check_writable(out / "report.json")
     run = load(run_dir, overrides or ())
     spec, source, device = run.spec, build_source(run.spec), device_of(run.spec)
     run.check_shapes(source)
     learner = run.learner.to(device)
     target = Target.parse(spec.target)
     failures = Failures(out / "failures.log" if out else None)
-    if out is not None:
-        out.mkdir(parents=True, exist_ok=True)
     with Display(Screen(stderr=as_json), target.metric) as display:
         checked = _check_data(source, display)
         source = watched(source, before=run.reads)

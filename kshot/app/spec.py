@@ -7,17 +7,17 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from annotated_types import Ge, Len
+from annotated_types import Ge, Le, Len
 from pydantic import Field, PlainValidator, ValidationError, model_validator
 
-from kshot.annotations import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, Supplied
+from kshot.annotations import MOST, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, Supplied
 from kshot.app.importing import beside, make_importable, nearest
 from kshot.app.schema import Part, Strict, check_part, describe, factory_of, part, problem, section
 from kshot.data.text_files import read_text
 from kshot.limits import limits
 from kshot.yaml_files import parse_yaml
 
-AtLeastTwo = Annotated[int, Ge(2)]
+AtLeastTwo = Annotated[int, Ge(2), Le(MOST)]
 BASELINES: dict[str, str] = {
     "scratch": "the same model, trained on the support set alone from random weights",
     "fine_tune": "the model, pretrained on the training split, fine-tuned on the support set",
@@ -83,7 +83,7 @@ class EvaluateSpec(Strict):
     num_test_tasks: AtLeastTwo = 600
     shots: list[PositiveInt] = Field([1, 2, 5, 10, 20])
     num_shots_tasks: AtLeastTwo = 100
-    folds: Annotated[int, Ge(3)] | None = None
+    folds: Annotated[int, Ge(3), Le(MOST)] | None = None
 
 
 def _baseline(value: Any) -> str | Part:
@@ -239,7 +239,8 @@ def _explain(entry: Any, data: Any, lines: dict[tuple[str | int, ...], int], whe
     if entry["type"] == "part":
         return f"{place}: {key} {entry['msg']}"
     message = entry["msg"].removeprefix("Value error, ")
-    return f"{place}: {key}: {message[0].lower()}{message[1:]}, got {entry['input']!r}"
+    got = f", got {entry['input']!r}" if path else ""  # what is about the file as a whole does not repeat it
+    return f"{place}: {key}: {message[0].lower()}{message[1:]}{got}"
 
 
 def _path_in(data: Any, location: tuple[str | int, ...]) -> tuple[str | int, ...]:

@@ -18,7 +18,7 @@ from kshot.evaluation.report.leaderboard import SEPARATE, board_table, boards_cs
 from kshot.evaluation.report.parts import Table
 from kshot.evaluation.report.sections import cost_pairs, rejection_pairs, result_table, tried_sentence
 from kshot.evaluation.report.verdict import inference_of, trust_of, verdict_of
-from kshot.files import write_text
+from kshot.files import check_writable, write_text
 
 TONES = {"good": "green", "fair": "yellow", "bad": "bold red"}
 STYLES = {"main": "bold", "": "", "muted": "dim"}
@@ -85,7 +85,7 @@ def print_summary(report: dict[str, Any], out: Path | None) -> None:
         text = f"FAILED {each['what']}: {each['error']}"
         console.print(text, style="bold red", highlight=False, markup=False, soft_wrap=True)
     if out is not None:
-        console.print(f"report: {out / 'report.html'}", highlight=False, soft_wrap=True)
+        console.print(f"report: {out / 'report.html'}", highlight=False, markup=False, soft_wrap=True)
 
 
 def _print_audits(report: dict[str, Any], console: Console) -> None:
@@ -111,6 +111,8 @@ def compare_runs(folders: Sequence[Path], csv_file: Path | None, html_file: Path
     for file in (csv_file, html_file):
         if file and compared & {file.resolve(), *file.resolve().parents}:
             raise ValueError(f"{file} is inside a folder that is compared; choose another place")
+        if file:
+            check_writable(file)
     boards = compare(folders)
     for board in boards:
         console.print(heading(board), style="bold", highlight=False, markup=False)

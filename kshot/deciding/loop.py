@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Annotated
 
+import torch
 from annotated_types import Ge
 
 from kshot.annotations import NonNegativeFloat, PositiveFloat, PositiveInt
@@ -216,7 +217,10 @@ class _RunState:
 
         val = {}
         if diverged is None:
-            val = evaluate(learner, source, split="val", num_tasks=num_tasks, observe=observe, audit=False).metrics
+            try:
+                val = evaluate(learner, source, split="val", num_tasks=num_tasks, observe=observe, audit=False).metrics
+            except torch.linalg.LinAlgError as error:  # of a head that solves a system of features that exploded
+                diverged = f"the validation after step {self.loop.step}: {error}"
         number, seconds = len(self.rounds) + 1, time.monotonic() - self.started
         train_loss = sum(self.losses) / len(self.losses) if self.losses else None
         settings, checkpoint = asdict(self.loop.settings), self.checkpoints.free(f"round-{number:04d}")

@@ -12,11 +12,11 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
-from annotated_types import Ge
+from annotated_types import Ge, Le
 from torch import Tensor
 
 from kshot import objectives
-from kshot.annotations import EMPTY, PositiveInt, Size
+from kshot.annotations import EMPTY, MOST, PositiveInt, Size
 from kshot.argument_checks import check_arguments
 from kshot.data.tables.columns import read_columns
 from kshot.data.tables.moments import moments
@@ -44,7 +44,7 @@ def series(
     series: str | None = None,
     value: str | None = None,
     covariates: Sequence[str] = (),
-    context_length: Annotated[int, Ge(2)] = 24,
+    context_length: Annotated[int, Ge(2), Le(MOST)] = 24,
     horizon: PositiveInt = 6,
     stride: PositiveInt | None = None,
     season: PositiveInt | None = None,
@@ -156,6 +156,13 @@ class SeriesTasks(GroupTasks):
 
     def pretraining_batch(self, step: int, size: int) -> Batch:
         return TaskSource.pretraining_batch(self, step, size)
+
+    def training_groups(self, most: int) -> list[Batch]:
+        """The windows of up to `most` training series, each scaled as a support set of all of its windows."""
+        groups = super().training_groups(most)
+        if self.scale == "global":
+            return groups
+        return [scaled(batch, *support_scale(batch, self.scale)) for batch in groups]
 
     def ordered_targets(self, split: Split) -> list[np.ndarray]:
         return []  # series are sorted by time, and may well rise throughout

@@ -98,6 +98,11 @@ class TabularPriors(TaskSource):
     seed: int
     objective: Objective
 
+    @property
+    def varying_width(self) -> bool:  # type: ignore[override]
+        """Whether tables differ in the number of their columns."""
+        return self.features.low < self.features.high
+
     def task(self, split: Split, index: int) -> Task:
         rows, features = self._sizes(split, index // GROUP)
         random = generator(self.seed, split, index)

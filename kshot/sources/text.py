@@ -40,6 +40,7 @@ log = logging.getLogger(__name__)
 
 NGRAMS: dict[str, tuple[int, int]] = {"words": (1, 2), "characters": (2, 4)}
 """Default sizes of n-grams."""
+MOST_NGRAM = 20
 WIDTH = 1024
 """Default number of features, or of ids."""
 SHOWN = 5  # cases listed in a warning
@@ -288,10 +289,10 @@ def _preprocessor(
         raise ValueError(f"encoder goes with features: encoder or tokens, got features: {features}")
     if ngrams is None:
         return TextPreprocessor(features, width or WIDTH, NGRAMS.get(features))
-    if features == "ids" or len(ngrams) != 2 or not 1 <= ngrams[0] <= ngrams[1]:
+    if features == "ids" or len(ngrams) != 2 or not 1 <= ngrams[0] <= ngrams[1] <= MOST_NGRAM:
         raise ValueError(
-            f"ngrams are the smallest and the largest n, such as [1, 2], of words or characters; got {list(ngrams)} "
-            f"with features: {features}"
+            f"ngrams are the smallest and the largest n, such as [1, 2], of words or characters, up to {MOST_NGRAM}; "
+            f"got {list(ngrams)} with features: {features}"
         )
     return TextPreprocessor(features, width or WIDTH, (ngrams[0], ngrams[1]))
 

@@ -73,6 +73,7 @@ class Mixture(TaskSource):
     def __init__(self, sources: Mapping[str, TaskSource], shares: Shares, seed: int) -> None:
         self.sources, self.shares, self.seed = dict(sources), shares, seed
         self.objective = next(iter(sources.values())).objective
+        self.varying_width = any(source.varying_width for source in sources.values())
         members = {source.member for source in sources.values()}
         self.member = members.pop() if len(members) == 1 else "unit"
         units = {source.unit or source.member for source in sources.values()}

@@ -35,6 +35,7 @@ class TaskSource(ABC):
         copies_are_errors: whether two examples of equal content are copies, which `kshot data check` reports.
         forecasts: whether inputs are windows of series, and targets the values that follow.
         weighted_queries: whether queries have weights other than 1, which are no padding; reports then say so.
+        varying_width: whether inputs are tables whose number of columns differs between tasks.
         understood: how each column of the file was understood, such as "number, money in $, 3 missing".
         notes: what was noticed when the files were read, each a sentence with its remedy; `kshot data check` and the
             report of a run repeat it.
@@ -49,6 +50,7 @@ class TaskSource(ABC):
     copies_are_errors: bool = True
     forecasts: bool = False
     weighted_queries: bool = False
+    varying_width: bool = False
     understood: Mapping[str, str] = EMPTY
     notes: Sequence[str] = ()
 

@@ -77,4 +77,10 @@ def fit_feature_statistics(
         features = torch.cat([learner.embed(each)[0] for each in examples])
         targets, weight = (torch.cat([getattr(each, name) for each in examples]) for name in ("targets", "weight"))
         for head in heads:
-            head.measure(features, targets, weight)
+            try:
+                head.measure(features, targets, weight)
+            except torch.linalg.LinAlgError as error:
+                raise ValueError(
+                    f"the features of the training examples have no statistics to use ({str(error).splitlines()[0]}): "
+                    "give more examples or classes, a model with fewer features, or take a learner such as protonet"
+                ) from error

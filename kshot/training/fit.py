@@ -148,8 +148,11 @@ class OuterLoop:
         batch = to(self.sample(self.step, self.settings.size), self.device)
         self.optimizer.zero_grad(set_to_none=True)
         set_progress(self.module, min(self.step / self.settings.horizon, 1.0))
-        with seeded(self.seed, self.step, device=self.device):
-            loss = float(self.backward(self.module, batch))
+        try:
+            with seeded(self.seed, self.step, device=self.device):
+                loss = float(self.backward(self.module, batch))
+        except torch.linalg.LinAlgError as error:  # of a head that solves a system of features that exploded
+            raise Diverged(f"step {self.step}: {error}; lower outer_lr or inner_lr, or normalise the inputs") from error
         if self.step == 0:
             self._warn_of_missing_grads()
         norm = float(nn.utils.clip_grad_norm_(self.parameters.values(), self.settings.clip or math.inf))

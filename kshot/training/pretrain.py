@@ -155,9 +155,12 @@ def pretraining_loop(
     # twice as fast for convolutions on a CPU
     module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
+    takes_names = not classify and isinstance(example.inputs, dict)
+
     def backward(module: nn.Module, batch: Batch) -> Tensor:
         with torch.autocast(batch.weight.device.type, torch.bfloat16, enabled=precision == "bfloat16"):
-            output = source.objective.scored(module(batch.inputs))
+            output = module(**batch.inputs) if takes_names else module(batch.inputs)
+            output = source.objective.scored(output)
             prediction = tree_map(lambda leaf: leaf.float() if leaf.dtype == torch.bfloat16 else leaf, output)
         if objective == "contrastive":
             loss = contrastive(prediction, batch.targets, batch.weight, temperature)

@@ -76,6 +76,14 @@ def test_a_full_disk_and_no_memory_have_a_code_of_their_own():
     assert exit_code(DamagedFile("weights are damaged")) == FAULT  # without a traceback it is nobody's
 
 
+def test_a_terminal_that_lacks_characters_does_not_end_the_command(tmp_path):
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "PYTHONIOENCODING": "ascii"}
+    words = [sys.executable, "-m", "kshot.app", "data", "check", "glyphs", "--set", "seed=1", "--tasks", "2"]
+    done = subprocess.run(words, capture_output=True, env=environment, cwd=tmp_path, check=False)
+    assert done.returncode == 0, done.stderr
+    assert b"\\u2588" in done.stdout  # a bar
+
+
 def test_a_reader_that_ends_does_not_end_the_command(tmp_path):
     code = (
         "import sys\nfrom kshot.app.errors import Patient\nsys.stdout = Patient(sys.stdout)\n"

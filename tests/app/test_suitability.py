@@ -81,7 +81,7 @@ def test_what_is_refused_would_diverge_and_what_is_not_trains(rows):
 
 def test_the_refusal_says_what_to_write_instead(rows):
     spec = spec_of(rows, "protonet", SOURCES["numbers"])
-    with pytest.raises(ValueError, match=r"learner protonet classifies.*such as maml.*target_type: classif"):
+    with pytest.raises(ValueError, match=r"learner protonet predicts.*such as maml.*target_type: classif"):
         refuse_unsuited(spec, build_source(spec))
     spec = spec_of(rows, "protonet", SOURCES["shared"])
     with pytest.raises(ValueError, match=r"gives a class without support examples no probability.*such as maml"):

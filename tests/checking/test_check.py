@@ -363,7 +363,7 @@ def test_the_command_writes_json_and_a_page_and_fails_on_an_error(tmp_path, monk
     assert "<script" not in page
     (tmp_path / "pictures" / "c3" / "1.png").write_bytes(b"no image")
     code, out, _ = call("t.yaml", "--json", "t.json", "--html", "t.html")
-    assert code == 1
+    assert code == 2
     assert json.loads((tmp_path / "t.json").read_text())["worst"] == "error"
     assert call("missing.yaml")[0] == 2
     code, _, err = call("t.yaml", "--json", "pictures")

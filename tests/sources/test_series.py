@@ -88,6 +88,15 @@ def test_the_support_alone_sets_the_scale(tmp_path):
         torch.testing.assert_close(task.query.inputs[..., 1], raw.query.inputs[..., 1])
 
 
+def test_training_groups_are_scaled_as_tasks_are(tmp_path):
+    source = open_points(tmp_path / "points.parquet")
+    groups = source.training_groups(5)
+    assert len(groups) == 5
+    for batch in groups:
+        assert batch.inputs.dtype == batch.targets.dtype == torch.float32
+        assert batch.inputs[..., 0].abs().max() < 10  # the values themselves are in the thousands
+
+
 def test_small_moves_at_a_high_level_are_kept(tmp_path):
     frame = points().with_columns(load=1e9 + pl.col("hour") / 100)
     task = open_points(tmp_path / "t.parquet", frame).task("train", 0)

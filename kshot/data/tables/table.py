@@ -216,6 +216,8 @@ class Table:
             text = series.cast(pl.String).str.strip_chars()
             markers = {"", *(MISSING if self.reading.missing is None else self.reading.missing)}
             text = text.set(text.is_in(list(markers)), None)
+        elif series.dtype == pl.Duration:
+            text = series.dt.total_seconds(fractional=True).cast(pl.String)
         else:
             text = series.cast(pl.String)
         return text.alias(name)

@@ -8,12 +8,12 @@ from __future__ import annotations
 from typing import Annotated, Any
 
 import torch
-from annotated_types import Ge
+from annotated_types import Ge, Le
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from kshot import objectives
-from kshot.annotations import PositiveInt
+from kshot.annotations import MOST, PositiveInt
 from kshot.inner.precision import at_least_float32, in_type_of
 from kshot.learner import Learner
 from kshot.learners.amortised.attention import Attention, perceptron
@@ -222,7 +222,7 @@ def _basis(z: Tensor) -> Tensor:
 def prior_fitted(
     *,
     objective: Objective = objectives.classification,
-    classes: Annotated[int, Ge(2)] = 10,
+    classes: Annotated[int, Ge(2), Le(MOST)] = 10,
     cell_width: PositiveInt = 32,
     width: PositiveInt = 96,
     heads: PositiveInt = 4,

@@ -152,8 +152,10 @@ def _of_dat(folder: Path) -> Tables:
 
 
 def _of_csv(folder: Path) -> Tables:
-    rated, films = (open_table(folder / name).frame for name in ("ratings.csv", "movies.csv"))
-    return _tables(folder / "ratings.csv", rated.rename(_NAMES), films.rename({"movieId": "item"}), None)
+    rated, films = (open_table(folder / name) for name in ("ratings.csv", "movies.csv"))
+    rated.need(*_NAMES, "rating")
+    films.need("movieId", "title", "genres")
+    return _tables(rated.path, rated.frame.rename(_NAMES), films.frame.rename({"movieId": "item"}), None)
 
 
 _FORMATS: dict[str, Callable[[Path], Tables]] = {"u.data": _of_100k, "ratings.dat": _of_dat, "ratings.csv": _of_csv}

@@ -187,6 +187,11 @@ def ratings(
     train = np.zeros(len(flat), bool)
     for side in pools["train"]:
         train[side.rows] = True
+    if not train.any():
+        few = " with cold: none each user's ratings are divided by the ratio of the split;" if cold == "none" else ""
+        raise ValueError(
+            f"{table.path}: no rating is left for training:{few} give users more ratings, or a larger share to train"
+        )
     scores = scores[flat]
     counts = np.bincount(item_of[train], minlength=len(by_item.names))
     known_items = np.flatnonzero(counts)
