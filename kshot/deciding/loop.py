@@ -167,7 +167,7 @@ class _RunState:
 
     def resume(self) -> bool:
         """Load the latest checkpoint, if there is one; returns whether it is at the end of a round."""
-        latest = self.checkpoints.latest()
+        latest = self.checkpoints.latest_for_training()
         if latest is None:
             return False
         meta = self.loop.load(latest)
@@ -241,6 +241,7 @@ class _RunState:
             "losses": self.losses,
             "complete": complete,
             "seconds": time.monotonic() - self.started,
+            "log": self.experience.mark(),
         }
         self.loop.save(self.checkpoints.folder / name, meta)
         self.checkpoints.restart_interval()
