@@ -272,7 +272,7 @@ def owned(folder: Path) -> Iterator[None]:
             f"{folder} is being written by {_owner(folder)}: wait for it, or choose another folder"
         ) from None
     try:
-        for left in folder.iterdir():
+        for left in folder.rglob(f".*{PART}"):
             if _LEFT.fullmatch(left.name) and left.is_file():  # of a process that was killed
                 left.unlink()
         about = {"process": os.getpid(), "host": platform.node(), "started": time.strftime("%Y-%m-%d %H:%M:%S")}

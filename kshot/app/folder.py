@@ -93,6 +93,8 @@ class RunFolder:
         if _hash(spec.to_yaml()) in self.known_files().get(self.spec.name, ()):
             return  # the same run, even if the file is damaged
         if not self.log.values and not self.spec.exists():
+            if self.events.exists() and not self.train.exists():
+                return  # a process was killed while it wrote its first line
             raise ValueError(f"{self.path} holds no run to resume")
         self.check_file(self.spec)
         before, after = read_spec(self.path).model_dump(), spec.model_dump()
@@ -121,7 +123,11 @@ class RunFolder:
         known = self.known_files()
         found = _hash_of(path, may_be_unsigned=True)
         if known and found not in known.get(path.name, {None}) and found != "":
-            raise DamagedFile(f"{path} is missing" if found is None else f"{path} is not the one of this run")
+            raise DamagedFile(
+                f"{path} is another the file that {self.events} tells of: one of the two is damaged, or of another run"
+                if found
+                else f"{path} is missing, of which {self.events} tells"
+            )
 
     def check_files(self) -> None:
         """Raise DamagedFile if a file that the learner is built from is damaged, missing or of another run."""

@@ -96,7 +96,11 @@ def _run(
     encoding = source.preprocessor.to_json() if source.preprocessor else None
     experience = (folder.resume if resume else folder.start)(spec, shapes, encoding)
     checked = _check_data(source, display)
-    source = watched(source, lambda phase, split: experience.record("read", phase=phase, split=split), folder.reads())
+    source = watched(
+        source,
+        lambda phase, split: experience.record("read", phase=phase, split=split),
+        folder.reads_before_evaluation(),
+    )
     started = time.monotonic()
     display.say(f"{spec.name}: {spec.about}" if spec.about else spec.name, "bold")
     pretrained, pretrain_seconds = [], 0.0

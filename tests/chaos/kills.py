@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from chaos.layer import Disk
-from chaos.runs import SINE, TABLE, command, differences, in_child, outcome, prepare, run_words, write_inputs
+from chaos.runs import SINE, TABLE, command, differences, in_child, last_line, outcome, prepare, run_words, write_inputs
 
 KILLED = -9
 WHEN = ("before", "after", "torn")
@@ -67,10 +67,10 @@ def kill_and_resume(folder: Path, whole: Reference, kills: list[tuple[int, str]]
         code = in_child(lambda: command(*words, disk=Disk(out, event, when)), log)  # noqa: B023
         taken += code == KILLED
         if code not in (KILLED, whole.code):
-            return taken, f"resumed process {number} ends with {code}: {_last_line(log)}"
+            return taken, f"resumed process {number} ends with {code}: {last_line(log)}"
     code = in_child(lambda: command(*run_words(whole.file, out, resume=True)), log)
     if code != whole.code:
-        return taken, f"stuck: --resume ends with {code}: {_last_line(log)}"
+        return taken, f"stuck: --resume ends with {code}: {last_line(log)}"
     differing = differences(outcome(out), whole.outcome)
     return taken, f"differs in {', '.join(differing)}" if differing else ""
 
@@ -114,10 +114,6 @@ def _check_one(folder: Path, whole: Reference, until: int, draw: random.Random, 
             equal += taken
             shutil.rmtree(folder / f"kill-{number - 1}")
     return Tally(kills, equal, faults, kinds)
-
-
-def _last_line(log: Path) -> str:
-    return (log.read_text().strip().splitlines() or [""])[-1]
 
 
 if __name__ == "__main__":

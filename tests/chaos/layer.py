@@ -34,6 +34,7 @@ class Disk:
         when: "before" or "after" the event, or "torn": in the middle, so that a write leaves half of its bytes.
         num_bytes, num_files: how much can be written, and how many files and folders made, before the disk is full.
         events: (kind, path below the folder) of all events so far.
+        written, made: bytes written, and files and folders made, so far.
     """
 
     root: Path
@@ -42,6 +43,8 @@ class Disk:
     num_bytes: int | None = None
     num_files: int | None = None
     events: list[tuple[str, str]] = field(default_factory=list)
+    written: int = 0
+    made: int = 0
 
     def change(self, kind: str, path: str, work: Callable[[], Any], half: Callable[[], Any] | None = None) -> Any:
         """Do an event, unless the process is killed at it; `half` does the half of it."""
@@ -61,21 +64,23 @@ class Disk:
 
     def take_bytes(self, path: str, wanted: int) -> int:
         """How many of some bytes can be written; an error if none."""
-        if self.num_bytes is None or not os.path.realpath(path).startswith(f"{os.path.realpath(self.root)}/"):
+        if not self._is_below(path):
             return wanted
-        taken = min(wanted, self.num_bytes)
-        self.num_bytes -= taken
+        taken = wanted if self.num_bytes is None else min(wanted, self.num_bytes - self.written)
+        self.written += taken
         if wanted and not taken:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), path)
         return taken
 
     def take_file(self, path: str) -> None:
         """Count a new file; an error if there can be no more."""
-        if self.num_files is None or not os.path.realpath(path).startswith(f"{os.path.realpath(self.root)}/"):
-            return
-        if not self.num_files:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), path)
-        self.num_files -= 1
+        if self._is_below(path):
+            if self.made == self.num_files:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), path)
+            self.made += 1
+
+    def _is_below(self, path: str) -> bool:
+        return os.path.realpath(path).startswith(f"{os.path.realpath(self.root)}/")
 
     def install(self) -> None:
         """Wrap the functions of this process."""
@@ -161,27 +166,24 @@ class Disk:
                 real_truncate(place, os.path.getsize(place) // 2)
 
             def work() -> None:
-                function(tensors, path, *args, **kwargs)
-                size, left = os.path.getsize(place), self.num_bytes
-                if left is not None and self._takes(place) and size > left:
-                    self.num_bytes = 0
-                    real_truncate(place, left)
-                    raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
-                self.take_bytes(place, size)
-
-            if not os.path.lexists(place):
+                new = not os.path.lexists(place)
                 try:
-                    self.take_file(place)
-                except OSError as error:
+                    if new:
+                        self.take_file(place)
+                    function(tensors, path, *args, **kwargs)
+                    size = os.path.getsize(place)
+                    taken = self.take_bytes(place, size)
+                    if taken < size:
+                        real_truncate(place, taken)
+                        self.take_bytes(place, size - taken)
+                except OSError as error:  # as safetensors says it
                     raise SafetensorError(
                         f"Error while serializing: I/O error: {error.strerror} (os error 28)"
                     ) from None
+
             return self.change("write", place, work, half)
 
         return wrapped
-
-    def _takes(self, path: str) -> bool:
-        return os.path.realpath(path).startswith(f"{os.path.realpath(self.root)}/")
 
 
 def _path(path: Any, folder: int | None = None) -> str:

@@ -30,7 +30,7 @@ from kshot.evaluation.report import report as reports
 from kshot.training.checkpoint import Checkpoints
 
 SECONDS = 60  # after which a child counts as stuck
-STUCK, TRACEBACK = -signal.SIGALRM, 70
+TRACEBACK = 70
 
 SINE = """
 name: sine
@@ -97,13 +97,23 @@ def write_inputs(folder: Path, text: str) -> Path:
     return file
 
 
-def in_child(work: Callable[[], object], log: Path, seconds: int = SECONDS) -> int:
+def in_child(work: Callable[[], object], log: Path) -> int:
     """Do something in a child process, and return its exit code, or minus the signal that killed it."""
+    return ended(started(work, log))
+
+
+def ended(pid: int) -> int:
+    """Wait for a child, and return its exit code, or minus the signal that killed it."""
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+def started(work: Callable[[], object], log: Path) -> int:
+    """Begin to do something in a child process, whose output goes to a file; returns the number of the process."""
     sys.stdout.flush()
     sys.stderr.flush()
     pid = os.fork()
     if not pid:
-        signal.alarm(seconds)
+        signal.alarm(SECONDS)
         code = TRACEBACK
         try:
             handle = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
@@ -120,7 +130,7 @@ def in_child(work: Callable[[], object], log: Path, seconds: int = SECONDS) -> i
             sys.stdout.flush()
             sys.stderr.flush()
             os._exit(code)
-    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    return pid
 
 
 def command(*words: object, disk: Disk | None = None) -> None:
@@ -133,6 +143,11 @@ def command(*words: object, disk: Disk | None = None) -> None:
 
 def run_words(file: Path, out: Path, *, resume: bool) -> list[object]:
     return ["run", file, "--out", out, *(["--resume"] if resume else [])]
+
+
+def last_line(log: Path) -> str:
+    """What a child said last."""
+    return (log.read_text(errors="replace").strip().splitlines() or [""])[-1]
 
 
 def outcome(out: Path) -> dict[str, Any]:
