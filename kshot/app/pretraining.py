@@ -142,7 +142,10 @@ def pretraining_of_baselines(
     """
     stored = folder.pretrain_baselines / STEPS
     known = [event["steps"] for event in read_lines(folder.events).values if event["kind"] == "pretrain_baselines"]
-    if stored.exists() or (known and seconds is None):
+    if known and seconds is not None:  # a resumed run
+        steps = known[-1]
+        write_json(stored, {"steps": steps, "seconds": seconds})
+    elif known or stored.exists():
         steps = read_json(stored)["steps"]
         if known and steps not in known:
             raise DamagedFile(f"{stored} is not the one of this run")

@@ -15,7 +15,7 @@ import re
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,7 +27,8 @@ from kshot.files import LOCK
 from kshot.training.checkpoint import load_state
 
 KINDS = ("flipped", "cut", "zeroed", "swapped", "deleted")
-USES = {"open": 0.45, "adapt": 0.2, "evaluate": 0.15, "resume": 0.1, "predict": 0.05, "compare": 0.05}
+USES = {"open": 0.6, "adapt": 0.15, "evaluate": 0.08, "resume": 0.07, "predict": 0.05, "compare": 0.05}
+ENDS = ("whole", "stopped")
 STATE = "state.safetensors"
 OTHER = {"seed: 0": "seed: 1", "mse <= 0.0001": "mse <= 0.0002", "num_test_tasks: 4": "num_test_tasks: 3"}
 
@@ -173,7 +174,7 @@ def judge(used: Used, expected: Used, file: Path) -> str:
     if used.code == 2:
         return "" if file.name in used.said else f"UNNAMED: {used.said[-300:]}"
     trust = [found for found in differences(used.figures, expected.figures) if not _is_of_trust(found)]
-    if not trust and (used.code == 3 or isinstance(used.figures, dict) and "reads" in used.figures):
+    if not trust and (used.code == 3 or (isinstance(used.figures, dict) and "reads" in used.figures)):
         told = used.said + repr(used.figures)
         return "" if file.name in told else f"UNNAMED: untrusted, {used.said[-300:]}"
     return f"SILENT: code {used.code}, {trust[:2]}, {used.said[-200:]}"
@@ -184,15 +185,15 @@ def _is_of_trust(difference: str) -> bool:
     return re.match(r"(/report)?/(audits|trusted|reads|trust)", difference) is not None
 
 
-def subjects(folder: Path) -> list[Subject]:
+def subjects(folder: Path, texts: Sequence[str] = (SINE, TABLE), ends: Sequence[str] = ENDS) -> list[Subject]:
     """The runs to damage, with their undamaged results: of each run file a finished and an interrupted one."""
     made = []
-    for text in (SINE, TABLE):
+    for text in texts:
         name = text.split()[1]
         other_text = text.replace("budget: {rounds", "seed: 0\nbudget: {rounds")
         for before, after in OTHER.items():
             other_text = other_text.replace(before, after)
-        for which in ("whole", "stopped"):
+        for which in ends:
             place = folder / f"{name}-{which}"
             file, out, other = write_inputs(place / "inputs", text), place / "a" / "run", place / "b" / "run"
             other_file = write_inputs(place / "others", other_text)
@@ -255,36 +256,48 @@ class Tally(NamedTuple):
 
 def check(count: int, seed: int, observe: Callable[[str], object] = lambda fault: None) -> Tally:
     """Damage random files of runs, one at a time, and use them."""
-    draw, done, equal, told, faults = random.Random(seed), 0, 0, 0, list[str]()
-    kinds: collections.Counter[str] = collections.Counter()
     scratch = Path(tempfile.mkdtemp(prefix="chaos-"))
     try:
-        runs = subjects(scratch)
-        while done < count:
-            subject = draw.choice(runs)
-            files = sorted(file for file in subject.folder.rglob("*") if file.is_file() and file.name != LOCK)
-            file, kind = draw.choice(files), draw.choice(KINDS)
-            how = draw.choices(list(USES), list(USES.values()))[0]
-            how = "predict" if file.name == STATE else how
-            if how not in subject.expected:
-                continue
-            with damaged(kind, file, subject.other / file.relative_to(subject.folder), draw) as changed:
-                if not changed:
-                    continue
-                used = use(how, subject, scratch)
-            done += 1
-            kinds[f"{kind} {file.name}"] += 1
-            expected = subject.expected[how]
-            if fault := judge(used, expected, file):
-                place = f"{subject.folder.parts[-3]} {file.relative_to(subject.folder)}"
-                faults.append(f"{how} of {place} {kind}: {fault}")
-                observe(faults[-1])
-            elif used.code == 2 or used.figures != expected.figures:
-                told += 1
-            else:
-                equal += 1
+        return damage_all(subjects(scratch), count, random.Random(seed), scratch, observe)
     finally:
         shutil.rmtree(scratch)
+
+
+def damage_all(
+    runs: Sequence[Subject],
+    count: int,
+    draw: random.Random,
+    scratch: Path,
+    observe: Callable[[str], object] = lambda fault: None,
+    names: str = ".*",
+) -> Tally:
+    """`check` of given runs, of the files whose names match a pattern."""
+    done, equal, told, faults, kinds = 0, 0, 0, list[str](), collections.Counter[str]()
+    while done < count:
+        subject = draw.choice(runs)
+        files = sorted(file for file in subject.folder.rglob("*") if file.is_file() and file.name != LOCK)
+        file, kind = draw.choice([file for file in files if re.fullmatch(names, file.name)]), draw.choice(KINDS)
+        how = draw.choices(list(USES), list(USES.values()))[0]
+        how = "predict" if file.name == STATE else how
+        if how not in subject.expected:
+            continue
+        with damaged(kind, file, subject.other / file.relative_to(subject.folder), draw) as changed:
+            if not changed:
+                continue
+            used = use(how, subject, scratch)
+        done += 1
+        if done % 500 == 0:
+            observe(f"({done} so far)")
+        kinds[f"{kind} {file.name}"] += 1
+        expected = subject.expected[how]
+        if fault := judge(used, expected, file):
+            place = f"{subject.folder.parts[-3]} {file.relative_to(subject.folder)}"
+            faults.append(f"{how} of {place} {kind}: {fault}")
+            observe(faults[-1])
+        elif used.code == 2 or differences(used.figures, expected.figures):
+            told += 1
+        else:
+            equal += 1
     return Tally(done, equal, told, faults, kinds)
 
 

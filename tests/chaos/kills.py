@@ -1,4 +1,4 @@
-"""Kill a run at every event of its file system, resume it, and compare with the undisturbed run: `python -m chaos.kills 500`."""
+"""Kill a run at every event of its file system, resume it and compare: `python -m chaos.kills 500`."""
 
 from __future__ import annotations
 
@@ -54,8 +54,10 @@ def reference(folder: Path, text: str) -> Reference:
     return Reference(file, code, events, outcome(out))  # type: ignore[arg-type]
 
 
-def kill_and_resume(folder: Path, whole: Reference, kills: list[tuple[int, str]]) -> tuple[int, str]:
+def kill_and_resume(folder: Path, whole: Reference, kills: list[tuple[int | str, str]]) -> tuple[int, str]:
     """Start a run, kill it and its resumed processes at (event, when), and resume it to its end.
+
+    An event is given by its number, or by a pattern of its kind and path, of which the first is taken.
 
     Returns:
         How many kills took place, and what is wrong in the end, if anything.

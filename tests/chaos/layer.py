@@ -9,8 +9,8 @@ from __future__ import annotations
 import builtins
 import errno
 import io
-import itertools
 import os
+import re
 import signal
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -30,7 +30,8 @@ class Disk:
 
     Attributes:
         root: the folder.
-        kill_at: number of the event, from 0, at which the process is killed; None never.
+        kill_at: number of the event, from 0, at which the process is killed, or a pattern of its kind and path; None
+            never.
         when: "before" or "after" the event, or "torn": in the middle, so that a write leaves half of its bytes.
         num_bytes, num_files: how much can be written, and how many files and folders made, before the disk is full.
         events: (kind, path below the folder) of all events so far.
@@ -38,7 +39,7 @@ class Disk:
     """
 
     root: Path
-    kill_at: int | None = None
+    kill_at: int | str | None = None
     when: str = "before"
     num_bytes: int | None = None
     num_files: int | None = None
@@ -51,8 +52,12 @@ class Disk:
         place = os.path.realpath(os.path.dirname(path)) + "/" + os.path.basename(path)
         if not place.startswith(f"{os.path.realpath(self.root)}/"):
             return work()
-        here = len(self.events) == self.kill_at
-        self.events.append((kind, os.path.relpath(place, os.path.realpath(self.root))))
+        below = os.path.relpath(place, os.path.realpath(self.root))
+        if isinstance(self.kill_at, str):
+            here = re.search(self.kill_at, f"{kind} {below}") is not None
+        else:
+            here = len(self.events) == self.kill_at
+        self.events.append((kind, below))
         if here and self.when == "torn" and half is not None:
             half()
         if here and self.when != "after":
