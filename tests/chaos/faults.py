@@ -182,7 +182,8 @@ def _plant_checksums_before_pixels() -> None:
         for row in images:
             self._files["checksums"].seek(4 * row)
             self._files["checksums"].write((1).to_bytes(4, "little"))
-        time.sleep(0.2)  # longer than others wait for the lock
+        if images:
+            time.sleep(0.2)  # longer than others wait for the lock
         for row, image in images.items():
             self._files["pixels"].seek(row * image.nbytes)
             self._files["pixels"].write(image.tobytes())
