@@ -9,8 +9,8 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
 
+from chaos.kills import Reference, reference
 from chaos.layer import Disk
 from chaos.runs import (
     SINE,
@@ -23,40 +23,13 @@ from chaos.runs import (
     prepare,
     run_words,
     started,
-    write_inputs,
 )
 
 FULL = 5
 PAGE = 4096
 
 
-class Whole(NamedTuple):
-    """A run on a disk that is large enough: its file, exit code, outcome, and what it wrote and made."""
-
-    file: Path
-    code: int
-    outcome: dict[str, Any]
-    num_bytes: int
-    num_files: int
-
-
-def whole_run(folder: Path, text: str = SINE) -> Whole:
-    """Run a run file on a disk without end."""
-    file, out, sizes = write_inputs(folder / "inputs", text), folder / "whole" / "run", folder / "sizes"
-    out.parent.mkdir()
-
-    def work() -> None:
-        disk = Disk(out)
-        try:
-            command(*run_words(file, out, resume=False), disk=disk)
-        finally:
-            sizes.write_text(f"{disk.written} {disk.made}")
-
-    code = in_child(work, folder / "log")
-    return Whole(file, code, outcome(out), *map(int, sizes.read_text().split()))
-
-
-def fill_and_free(folder: Path, whole: Whole, limits: dict[str, int]) -> str:
+def fill_and_free(folder: Path, whole: Reference, limits: dict[str, int]) -> str:
     """Run on a disk that gets full, then resume on a larger one; what is wrong, "" if nothing."""
     out, log = folder / "run", folder / "log"
     folder.mkdir()
@@ -65,14 +38,14 @@ def fill_and_free(folder: Path, whole: Whole, limits: dict[str, int]) -> str:
     return _judge_full(code, log, whole) or _judge_resumed(out, log, whole)
 
 
-def _judge_full(code: int, log: Path, whole: Whole) -> str:
+def _judge_full(code: int, log: Path, whole: Reference) -> str:
     said = log.read_text(errors="replace")
     if "Traceback" in said or code not in (FULL, whole.code) or (code == FULL and "is full" not in last_line(log)):
         return f"the full disk ends with {code}: {last_line(log)}"
     return ""
 
 
-def _judge_resumed(out: Path, log: Path, whole: Whole) -> str:
+def _judge_resumed(out: Path, log: Path, whole: Reference) -> str:
     code = in_child(lambda: command(*run_words(whole.file, out, resume=out.exists())), log)
     if code != whole.code:
         return f"lost: --resume ends with {code}: {last_line(log)}"
@@ -91,7 +64,7 @@ def small_disk(folder: Path, **limits: int) -> Iterator[Callable[[], None]]:
         subprocess.run(["umount", folder], check=True)
 
 
-def fill_mounted(folder: Path, whole: Whole, **limits: int) -> str:
+def fill_mounted(folder: Path, whole: Reference, **limits: int) -> str:
     """`fill_and_free` in a file system of its own."""
     log = folder.with_suffix(".log")
     with small_disk(folder, **limits) as enlarge:
@@ -102,12 +75,11 @@ def fill_mounted(folder: Path, whole: Whole, **limits: int) -> str:
         return fault or _judge_resumed(out, log, whole)
 
 
-def check(levels: int, *, mounted: bool = False) -> list[str]:
+def check(levels: int, whole: Reference, *, mounted: bool = False) -> list[str]:
     """Fill the disk at levels spread over all that a run writes, and over all files that it makes; the faults."""
     faults = []
     scratch = Path(tempfile.mkdtemp(prefix="chaos-"))
     try:
-        whole = whole_run(scratch)
         for level in range(levels):
             num_bytes, num_files = whole.num_bytes * level // levels, whole.num_files * level // levels
             if mounted:
@@ -129,7 +101,8 @@ def check(levels: int, *, mounted: bool = False) -> list[str]:
 if __name__ == "__main__":
     words = sys.argv[1:]
     prepare()
-    found = check(int(words[0]), mounted="--mount" in words)
+    with tempfile.TemporaryDirectory() as folder:
+        found = check(int(words[0]), reference(Path(folder), SINE), mounted="--mount" in words)
     print("\n".join(found))
     print(f"{words[0]} levels of bytes and {words[0]} of files: {len(found)} lost or untold")
     sys.exit(bool(found))

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import collections
+import json
 import random
 import shutil
 import sys
 import tempfile
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from chaos.layer import Disk
 from chaos.runs import SINE, TABLE, command, differences, in_child, last_line, outcome, prepare, run_words, write_inputs
@@ -27,12 +28,15 @@ class Tally(NamedTuple):
 
 
 class Reference(NamedTuple):
-    """An undisturbed run: its file, exit code, events and outcome."""
+    """An undisturbed run: its file and folder, exit code, events and outcome, and what it wrote and made."""
 
     file: Path
+    folder: Path
     code: int
     events: list[tuple[str, str]]
-    outcome: dict
+    outcome: dict[str, Any]
+    num_bytes: int
+    num_files: int
 
 
 def reference(folder: Path, text: str) -> Reference:
@@ -45,13 +49,13 @@ def reference(folder: Path, text: str) -> Reference:
         try:
             command(*run_words(file, out, resume=False), disk=disk)
         finally:
-            listing.write_text("\n".join(f"{kind} {path}" for kind, path in disk.events))
+            listing.write_text(json.dumps([disk.written, disk.made, disk.events]))
 
     out.parent.mkdir(parents=True, exist_ok=True)
     code = in_child(work, log)
     assert code == 1, log.read_text()  # the target is out of reach
-    events = [tuple(line.split(" ", 1)) for line in listing.read_text().splitlines()]
-    return Reference(file, code, events, outcome(out))  # type: ignore[arg-type]
+    num_bytes, num_files, events = json.loads(listing.read_text())
+    return Reference(file, out, code, [(kind, path) for kind, path in events], outcome(out), num_bytes, num_files)
 
 
 def kill_and_resume(folder: Path, whole: Reference, kills: list[tuple[int | str, str]]) -> tuple[int, str]:
@@ -78,20 +82,21 @@ def kill_and_resume(folder: Path, whole: Reference, kills: list[tuple[int | str,
 
 
 def check(num_kills: int, seed: int, texts: tuple[str, ...] = (SINE, TABLE)) -> Tally:
-    """Kill at events spread over all, of each run file, before, after and in the middle; some of them several times."""
+    """Kill runs of each run file at events spread over all, before, after and in the middle; some several times."""
     draw, tally = random.Random(seed), Tally(0, 0, [], collections.Counter())
     scratch = Path(tempfile.mkdtemp(prefix="chaos-"))
     try:
         for which, text in enumerate(texts):
             whole = reference(scratch / f"{which}", text)
-            tally = _check_one(scratch / f"{which}", whole, num_kills * (which + 1) // len(texts), draw, tally)
+            tally = check_one(scratch / f"{which}", whole, num_kills * (which + 1) // len(texts), draw, tally)
     finally:
         shutil.rmtree(scratch)
     return tally
 
 
-def _check_one(folder: Path, whole: Reference, until: int, draw: random.Random, tally: Tally) -> Tally:
-    kills, equal, faults, kinds = tally
+def check_one(folder: Path, whole: Reference, until: int, draw: random.Random, tally: Tally | None = None) -> Tally:
+    """Kill runs of one run file until a number of kills is reached."""
+    kills, equal, faults, kinds = tally or Tally(0, 0, [], collections.Counter())
     places = [
         (event, when)
         for event, (kind, _) in enumerate(whole.events)

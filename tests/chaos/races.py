@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from chaos.kills import Reference, reference
 from chaos.layer import Disk
 from chaos.runs import (
     SINE,
@@ -28,7 +29,6 @@ from chaos.runs import (
     prepare,
     run_words,
     started,
-    write_inputs,
 )
 
 from kshot.data.images.cache import DecodedImages
@@ -124,36 +124,32 @@ def check_caches(starts: int, readers: int = 8, *, vandal: bool = True) -> int:
         shutil.rmtree(scratch)
 
 
-def check_starts(rounds: int) -> list[str]:
+def check_starts(rounds: int, whole: Reference) -> list[str]:
     """Start 2 to 8 runs at once, without --out and into one; the faults."""
     faults = []
     scratch = Path(tempfile.mkdtemp(prefix="chaos-"))
     try:
-        file = write_inputs(scratch / "inputs", SINE)
-        alone = scratch / "alone" / "run"
-        assert in_child(lambda: command(*run_words(file, alone, resume=False)), scratch / "log") == 1
-        expected = outcome(alone)
         for number, one_folder in itertools.product(range(rounds), (True, False)):
             folder, count = scratch / f"{number}-{one_folder}", 2 + number % 7
-            faults += [f"{count} at once, {fault}" for fault in _start(file, folder, count, one_folder, expected)]
+            faults += [f"{count} at once, {fault}" for fault in _start(whole, folder, count, one_folder)]
     finally:
         shutil.rmtree(scratch)
     return faults
 
 
-def _start(file: Path, folder: Path, count: int, one_folder: bool, expected: dict[str, Any]) -> list[str]:
+def _start(whole: Reference, folder: Path, count: int, one_folder: bool) -> list[str]:
     folder.mkdir()
     begin = time.time() + 0.2
 
     def run() -> None:
         os.chdir(folder)
         time.sleep(max(0.0, begin - time.time()))
-        command("run", file, *(["--out", "runs/sine"] if one_folder else []))
+        command("run", whole.file, *(["--out", "runs/sine"] if one_folder else []))
 
     logs = [folder / f"log-{process}" for process in range(count)]
     codes = [ended(pid) for pid in [started(run, log) for log in logs]]
     runs = sorted(path for path in (folder / "runs").iterdir() if path.is_dir())
-    faults = [f"{run.name} differs" for run in runs if differences(outcome(run), expected)]
+    faults = [f"{run.name} differs" for run in runs if differences(outcome(run), whole.outcome)]
     if len(runs) != (1 if one_folder else count) or codes.count(1) != len(runs):
         faults.append(f"{len(runs)} folders, exit codes {codes}")
     for code, log in zip(codes, logs):
@@ -162,17 +158,14 @@ def _start(file: Path, folder: Path, count: int, one_folder: bool, expected: dic
     return faults
 
 
-def check_clocks(rounds: int) -> list[str]:
+def check_clocks(rounds: int, whole: Reference) -> list[str]:
     """Kill and resume runs while the clock jumps and the times of files change; the faults."""
     import kshot
 
     draw, faults, real = random.Random(0), [], time.time
     scratch = Path(tempfile.mkdtemp(prefix="chaos-"))
     try:
-        file = write_inputs(scratch / "inputs", SINE)
-        alone = scratch / "alone" / "run"
-        assert in_child(lambda: command(*run_words(file, alone, resume=False)), scratch / "log") == 1
-        expected, first = outcome(alone), kshot.load(alone)
+        first = kshot.load(whole.folder)
         for number in range(rounds):
             out, log = scratch / str(number) / "run", scratch / "log"
             out.parent.mkdir()
@@ -180,7 +173,7 @@ def check_clocks(rounds: int) -> list[str]:
 
                 def run(event: int | None = event, out: Path = out) -> None:
                     time.time = lambda: real() + draw.uniform(-1e8, 1e8)
-                    command(*run_words(file, out, resume=out.exists()), disk=Disk(out, event))
+                    command(*run_words(whole.file, out, resume=out.exists()), disk=Disk(out, event))
 
                 code = in_child(run, log)
                 for path in out.rglob("*"):
@@ -190,7 +183,7 @@ def check_clocks(rounds: int) -> list[str]:
                 faults.append(f"{number}: {code}: {last_line(log)}")
                 continue
             loaded = kshot.load(out)
-            faults += [f"{number}: {found}" for found in differences(outcome(out), expected)]
+            faults += [f"{number}: {found}" for found in differences(outcome(out), whole.outcome)]
             if (loaded.round, loaded.weights) != (first.round, first.weights):
                 faults.append(f"{number}: round {loaded.round} is opened and not {first.round}")
     finally:
@@ -203,7 +196,9 @@ if __name__ == "__main__":
     wrong = check_caches(number)
     print(f"8 processes on one fresh cache x {number} starts: {wrong} wrong readers", flush=True)
     prepare()
-    faults = [*check_starts(max(2, number // 20)), *check_clocks(max(2, number // 20))]
+    with tempfile.TemporaryDirectory() as folder:
+        whole = reference(Path(folder), SINE)
+        faults = [*check_starts(max(2, number // 20), whole), *check_clocks(max(2, number // 20), whole)]
     print("\n".join(faults))
     print(f"{max(2, number // 20)} x 2 starts at once, as many runs under jumping clocks: {len(faults)} faults")
     sys.exit(bool(faults or wrong))
