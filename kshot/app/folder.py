@@ -124,7 +124,7 @@ class RunFolder:
         found = _hash_of(path, may_be_unsigned=True)
         if known and found not in known.get(path.name, {None}) and found != "":
             raise DamagedFile(
-                f"{path} is another the file that {self.events} tells of: one of the two is damaged, or of another run"
+                f"{path} is another than the file that {self.events} tells of: one of the two is damaged, or of another run"
                 if found
                 else f"{path} is missing, of which {self.events} tells"
             )
