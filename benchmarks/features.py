@@ -117,8 +117,9 @@ def rows(source: ClassTasks, split: Split, num_tasks: int, num_val: int, meta_st
         )
         calibration = evaluation.calibration
         assert calibration is not None
+        less = "–" if name == REFERENCE else f"{gap.mean:+.4f} ± {gap.ci95:.4f}"
         yield (
-            f"| {name} | {mean.mean:.4f} ± {mean.ci95:.4f} | {gap.mean:+.4f} ± {gap.ci95:.4f} | "
+            f"| {name} | {mean.mean:.4f} ± {mean.ci95:.4f} | {less} | "
             f"{calibration.nll.mean:.3f} | {calibration.error:.3f} | {seconds:.0f} |"
         )
 

@@ -1,11 +1,13 @@
 """Compare the time of kshot's meta-gradient with that of another revision, in turns on one machine.
 
-    python benchmarks/step_speed.py REVISION [--only "sinusoid MLP, 1 step" …] [--rounds 5] [--threads 1]
+    python benchmarks/step_speed.py REVISION [--only Conv4] [--engines loop traced] [--rounds 15] [--threads 1]
 
-The problems are those of `benchmarks/peers.py`. In each round both revisions run in processes of their own, the order
-alternating, each for at least a second per problem and engine after six warm-up steps. The time of a round is its
-fastest step. Printed are the fastest times in ms, and the ratio new / old, of the fastest and as the median over the
-rounds; above 1 if this revision is slower.
+The problems are those of `benchmarks/peers.py`. Two processes live at the same time, one for each revision, and
+run alternately for a quarter of a second, so that the machine's other load affects both equally.
+
+Columns:
+    ms, before    time of a step, median over the rounds
+    × before      median over the rounds of (time before / time), with the quartiles; above 1 if this revision is faster
 """
 
 from __future__ import annotations
@@ -16,72 +18,95 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import time
-import warnings
 from pathlib import Path
 
+ROOT = Path(__file__).resolve().parents[1]
 ENGINES = ("loop", "vmap", "traced")
-SECONDS = 1.2
-ROOT = Path(__file__).parents[1]
 
-
-def measure(only: list[str]) -> None:
-    """Print the fastest step of each problem and engine, with the kshot that is on the path."""
-    import torch
-    from peers import kshot_step, works
-
-    for work in works():
-        for engine in ENGINES if work.title in only else ():
-            torch.manual_seed(0)
-            step = kshot_step(engine, work, work.model(), work.tasks())
+WORKER = """
+import sys, warnings
+warnings.simplefilter("ignore")
+import torch, peers
+torch.set_num_threads(int(sys.argv[1]))
+works = {work.title: work for work in peers.works()}
+for line in sys.stdin:
+    command, *rest = line.rstrip("\\n").split("\\t")
+    try:
+        if command == "prepare":
+            step = peers.prepare(works[rest[0]], rest[1])[1]
             for _ in range(6):  # replays 1, 2 and 5 of a recording are compared with plain steps
                 step()
-            times: list[float] = []
-            end = time.perf_counter() + SECONDS
-            while time.perf_counter() < end or len(times) < 4:
-                started = time.perf_counter()
-                step()
-                times.append(time.perf_counter() - started)
-            print(f"{work.title}, {engine}\t{1e3 * min(times)}")
+        print(1e3 * peers.seconds_per_step(step), flush=True)
+    except Exception as error:
+        print("failed", type(error).__name__, str(error).splitlines()[0], flush=True)
+"""
 
 
-def run(tree: Path, only: list[str], threads: int) -> dict[str, float]:
-    """Times by problem and engine, of the kshot in a folder."""
-    paths = os.pathsep.join([str(tree), str(Path(__file__).parent)])
-    environment = os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": str(threads)}
-    command = [sys.executable, __file__, "--measure", *only]
-    output = subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout
-    return {name: float(value) for name, value in (line.split("\t") for line in output.splitlines())}
+class Revision:
+    """A process that runs the steps of the kshot in a folder."""
+
+    def __init__(self, folder: Path, threads: int) -> None:
+        path = os.pathsep.join([str(folder), str(folder / "benchmarks")])
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", WORKER, str(threads)],
+            env=os.environ | {"PYTHONPATH": path},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+    def ms(self, *command: str) -> float:
+        """Milliseconds of a step. Raises RuntimeError with the reason if it fails."""
+        assert self.process.stdin
+        assert self.process.stdout
+        self.process.stdin.write("\t".join(command) + "\n")
+        self.process.stdin.flush()
+        answer = self.process.stdout.readline()
+        if not answer or answer.startswith("failed"):
+            raise RuntimeError(answer.removeprefix("failed").strip() or "the process ended")
+        return float(answer)
+
+
+def compare(title: str, engine: str, now: Revision, before: Revision, rounds: int) -> str:
+    """A row of the table."""
+    times: list[tuple[float, float]] = []
+    try:
+        now.ms("prepare", title, engine)
+        before.ms("prepare", title, engine)
+        for number in range(rounds):
+            first, second = (now, before) if number % 2 else (before, now)
+            one, two = first.ms("time"), second.ms("time")
+            times.append((one, two) if number % 2 else (two, one))
+    except RuntimeError as error:
+        return f"| {title} | {engine} | fails: {error} | | | |"
+    low, middle, high = statistics.quantiles([earlier / ms for ms, earlier in times], n=4)
+    ms, earlier = (statistics.median(column) for column in zip(*times))
+    return f"| {title} | {engine} | {ms:.2f} | {earlier:.2f} | {middle:.2f} | {low:.2f} to {high:.2f} |"
 
 
 def main() -> None:
+    from peers import works
+
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("revision")
-    parser.add_argument("--only", nargs="+", default=["sinusoid MLP, 1 step", "Conv4-64, 1 step"])
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--only", default="", help="only problems whose title contains this")
+    parser.add_argument("--engines", nargs="+", default=ENGINES)
+    parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()
+    titles = [work.title for work in works() if args.only.lower() in work.title.lower() and not work.long]
     with tempfile.TemporaryDirectory() as folder:
         old = Path(folder) / "old"
         subprocess.run(["git", "worktree", "add", "-q", "--detach", str(old), args.revision], cwd=ROOT, check=True)
         try:
-            rounds = []
-            for number in range(args.rounds):
-                trees = (old, ROOT) if number % 2 else (ROOT, old)
-                times = {tree: run(tree, args.only, args.threads) for tree in trees}
-                rounds.append((times[old], times[ROOT]))
+            now, before = Revision(ROOT, args.threads), Revision(old, args.threads)
+            print("| problem | engine | ms | before | × before | quartiles |\n|" + " --- |" * 6, flush=True)
+            for title in titles:
+                for engine in args.engines:
+                    print(compare(title, engine, now, before, args.rounds), flush=True)
         finally:
             subprocess.run(["git", "worktree", "remove", "--force", str(old)], cwd=ROOT, check=True)
-    print("| problem, engine | old ms | new ms | new / old | median over rounds |\n| --- | --- | --- | --- | --- |")
-    for name in rounds[0][0]:
-        before, after = [old[name] for old, _ in rounds], [new[name] for _, new in rounds]
-        paired = statistics.median(b / a for a, b in zip(before, after))
-        print(f"| {name} | {min(before):.2f} | {min(after):.2f} | {min(after) / min(before):.3f} | {paired:.3f} |")
 
 
 if __name__ == "__main__":
-    if sys.argv[1:2] == ["--measure"]:
-        warnings.simplefilter("ignore")
-        measure(sys.argv[2:])
-    else:
-        main()
+    main()

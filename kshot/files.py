@@ -294,6 +294,18 @@ def is_empty(folder: Path) -> bool:
     return folder.is_dir() and all(path.name in ignored or _LEFT.fullmatch(path.name) for path in folder.iterdir())
 
 
+def owner_of(folder: Path) -> str:
+    """The process that holds a folder by `owned`, such as "process 7 on host since …"; "" if none on this host does."""
+    import psutil
+
+    try:
+        about = read_json(folder / OWNER)
+        alive = about["host"] == platform.node() and psutil.pid_exists(about["process"])
+    except (DamagedFile, KeyError, TypeError):
+        return ""
+    return _owner(folder) if alive else ""
+
+
 def _owner(folder: Path) -> str:
     try:
         return "process {process} on {host} since {started}".format(**read_json(folder / OWNER))

@@ -249,6 +249,20 @@ def generate(
 
 
 @app.command()
+def doctor(
+    path: Annotated[Path, typer.Argument(metavar="RUN_DIR|STATE", help="Folder of a run, or a state of `adapt`.")],
+) -> None:
+    """Find what is damaged in a run folder, and say what can be saved. Nothing is changed.
+
+    Exit code: 0, 2 if something is damaged.
+    """
+    from kshot.app.doctor import doctor_run
+    from kshot.app.screen import Screen
+
+    raise typer.Exit(2 if doctor_run(path, Screen()) else 0)
+
+
+@app.command()
 def recipes(
     name: Annotated[
         str | None, typer.Argument(metavar="[RECIPE]", help="Print this one, to start your own from.")

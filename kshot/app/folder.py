@@ -75,7 +75,7 @@ class RunFolder:
     def _write(self, spec: Spec, shapes: Mapping[str, Any], encoding: Mapping[str, Any] | None) -> Experience:
         """Note the files in the log, then write those that are not there; a process killed in between is resumed."""
         experience = Experience(self.events)
-        if self._losses():
+        if self.losses():
             experience.record("damaged", what="lines of this log")  # to be known when newer lines follow
         contents: dict[Path, str | Mapping[str, Any]] = {self.spec: spec.to_yaml(), self.shapes: shapes}
         if encoding is not None:
@@ -123,11 +123,8 @@ class RunFolder:
         known = self.known_files()
         found = _hash_of(path, may_be_unsigned=True)
         if known and found not in known.get(path.name, {None}) and found != "":
-            raise DamagedFile(
-                f"{path} is another than the file that {self.events} tells of: one of the two is damaged, or of another run"
-                if found
-                else f"{path} is missing, of which {self.events} tells"
-            )
+            what = "is not the one" if found else "is missing, the one"
+            raise DamagedFile(f"{path} {what} that {self.events} tells of: either is damaged, or of another run")
 
     def check_files(self) -> None:
         """Raise DamagedFile if a file that the learner is built from is damaged, missing or of another run."""
@@ -151,7 +148,7 @@ class RunFolder:
 
     def reads(self) -> list[tuple[str, Split]]:
         """`logged_reads` of the log, also for lines that others know and that are lost."""
-        return logged_reads(self.events, self._losses())
+        return logged_reads(self.events, self.losses())
 
     def reads_before_evaluation(self) -> list[tuple[str, Split]]:
         """`reads`, without what else an evaluation read that was killed: it is done again, and reads that again."""
@@ -164,7 +161,7 @@ class RunFolder:
     def _of(self, kind: str) -> list[dict[str, Any]]:
         return [event for event in self.log.values if event["kind"] == kind]
 
-    def _losses(self) -> list[str]:
+    def losses(self) -> list[str]:
         """What is wrong with the log: for each of its losses, a phase as in `logged_reads`."""
         losses = [f"a damaged line of {self.events.name}"] * bool(self.log.damaged)
         for file in [self.report, *Checkpoints(self.train).manifests()]:

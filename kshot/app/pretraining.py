@@ -86,8 +86,8 @@ class Pretraining(NamedTuple):
                 losses.clear()
             if checkpoints.due() or progress.step == total:
                 name = checkpoints.free(f"step-{loop.step:07d}")
-                loop.save(checkpoints.folder / name, {"seconds": before + time.monotonic() - started})
-                checkpoints.restart_interval()
+                with checkpoints.saving():
+                    loop.save(checkpoints.folder / name, {"seconds": before + time.monotonic() - started})
                 checkpoints.prune()
             show(progress, total, self.stage)
 

@@ -310,7 +310,7 @@ def load(path: Path | str, overrides: Sequence[str] = ()) -> TrainedRun:
     best = best_round([Round.from_json(entry) for entry in rounds], Target.parse(spec.target))
     if best is None or not folder.shapes.exists():
         raise ValueError(
-            f"{path} holds no finished round yet; continue with `kshot run {spec.name} --out {path} --resume`"
+            f"{path} holds no finished round yet; continue with `kshot run {folder.spec} --out {path} --resume`"
         )
     folder.check_rounds(len(rounds))
     shapes = read_json(folder.shapes)

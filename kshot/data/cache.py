@@ -14,6 +14,11 @@ from pathlib import Path
 
 import numpy as np
 
+from kshot.files import DamagedFile, read_json, sha256_of, whole_file, write_json
+
+MANIFEST = "manifest.json"
+"""Name of the file that is written last into a cached folder."""
+
 
 def cache_folder() -> Path:
     """The folder of cached results: `$KSHOT_CACHE`, or the user's cache folder. It may be deleted at any time."""
@@ -34,15 +39,23 @@ def cached(name: str, compute: Callable[[], dict[str, np.ndarray]]) -> dict[str,
         ValueError: the cache folder cannot be written.
     """
     path = cache_folder() / f"{name}.npz"
-    if path.exists():
-        try:
-            with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
-                return dict(arrays)
-        except (zipfile.BadZipFile, zlib.error, ValueError, EOFError, OSError, KeyError):
-            pass  # incomplete or damaged, as the checksums of the zip tell: computed again
-    arrays = compute()
-    write_arrays(path, arrays)
+    arrays = _read_arrays(path)
+    if arrays is None:
+        with locked(path):  # one process computes, and those that waited read
+            arrays = _read_arrays(path)
+            if arrays is None:
+                arrays = compute()
+                write_arrays(path, arrays)
     return arrays
+
+
+def _read_arrays(path: Path) -> dict[str, np.ndarray] | None:
+    """The arrays of a file; None if it is missing, incomplete or damaged, as the checksums of its parts show."""
+    try:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+            return dict(arrays)
+    except (zipfile.BadZipFile, zlib.error, ValueError, EOFError, OSError, KeyError):
+        return None
 
 
 def is_cached(name: str) -> bool:
@@ -61,9 +74,52 @@ def texts_key(options: tuple[object, ...], texts: Iterable[str]) -> str:
 
 def write_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
     """Write arrays to an uncompressed `.npz` atomically: readers see the old file or the complete new one."""
-    with scratch_folder(path) as scratch:
-        np.savez(scratch / "arrays.npz", **arrays)  # type: ignore[arg-type]
-        (scratch / "arrays.npz").replace(path)
+    try:
+        with whole_file(path) as temporary, temporary.open("wb") as file:
+            np.savez(file, **arrays)  # type: ignore[arg-type]
+    except OSError as error:
+        raise _cannot_write(path.parent, error) from error
+
+
+def cached_folder(name: str, fill: Callable[[Path], object], table: str) -> Path:
+    """The folder `name` of the cache, filled by `fill` where the cache lacks it or its table is damaged.
+
+    Args:
+        name: must contain (a hash of) everything that the content depends on.
+        fill: writes the content into an empty folder.
+        table: name of the file by which all others are found; its checksum is compared at each call.
+
+    Raises:
+        ValueError: the cache folder cannot be written.
+    """
+    folder = cache_folder() / name
+    if not _is_filled(folder, table):
+        with locked(folder):
+            if not _is_filled(folder, table):
+                with scratch_folder(folder) as scratch:
+                    new = scratch / "new"
+                    new.mkdir()
+                    fill(new)
+                    write_json(new / MANIFEST, {"sha256": sha256_of(new / table)})
+                    replace_folder(new, folder, scratch)
+    return folder
+
+
+def _is_filled(folder: Path, table: str) -> bool:
+    try:
+        return read_json(folder / MANIFEST).get("sha256") == sha256_of(folder / table)
+    except DamagedFile:
+        return False
+
+
+def replace_folder(new: Path, folder: Path, scratch: Path) -> None:
+    """Rename `new` to `folder`, after renaming what is there into `scratch`."""
+    try:
+        if folder.exists():
+            folder.rename(scratch / "old")
+        new.rename(folder)
+    except OSError as error:
+        raise _cannot_write(folder, error) from error
 
 
 @contextmanager

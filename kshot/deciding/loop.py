@@ -105,7 +105,8 @@ def run_until(
         num_val_tasks: number of validation tasks after each round, the same in all rounds.
         policy: decides after each round; `rules(target, budget)` by default.
         folder: folder of the checkpoints; None writes none.
-        checkpoint_seconds: interval between checkpoints of a round; a killed run loses at most this much training.
+        checkpoint_seconds: interval between checkpoints of a round, up to tenfold where writing takes long; a killed
+            run loses at most this much training.
         experience, observer: log of the decisions, and callbacks.
         spent_seconds: time of the budget already spent, on pretraining.
 
@@ -243,5 +244,5 @@ class _RunState:
             "seconds": time.monotonic() - self.started,
             "log": self.experience.mark(),
         }
-        self.loop.save(self.checkpoints.folder / name, meta)
-        self.checkpoints.restart_interval()
+        with self.checkpoints.saving():
+            self.loop.save(self.checkpoints.folder / name, meta)

@@ -11,7 +11,7 @@ from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 from kshot.annotations import PartOfFile
-from kshot.data.cache import cache_folder, scratch_folder
+from kshot.data.cache import cached_folder
 from kshot.data.tables.table import Table, named_errors
 from kshot.data.text_files import read_json
 from kshot.sources.images import images
@@ -76,19 +76,13 @@ def from_hf(
     for file in files:
         status = file.path.stat()
         key.update(f"{file.path.resolve()}\0{file.part} {status.st_size} {status.st_mtime_ns} {file.names}\n".encode())
-    folder = cache_folder() / f"hf-{key.hexdigest()[:24]}"
-    table = folder / f"{path.resolve().name}.{'csv' if make is images else 'parquet'}"
-    if not table.is_file():
-        with scratch_folder(folder) as scratch:
-            converted = scratch / "converted"
-            converted.mkdir()
-            write = _write_images if make is images else _write_table
-            write((_read(file, by_part, columns or {}) for file in files), converted / table.name, path)
-            try:
-                converted.rename(folder)
-            except OSError as error:
-                if not folder.is_dir():  # else another process created it
-                    raise ValueError(f"cannot create {folder}: {error.strerror}") from error
+    name = f"{path.resolve().name}.{'csv' if make is images else 'parquet'}"
+
+    def convert(folder: Path) -> None:
+        write = _write_images if make is images else _write_table
+        write((_read(file, by_part, columns or {}) for file in files), folder / name, path)
+
+    table = cached_folder(f"hf-{key.hexdigest()[:24]}", convert, name) / name
     try:
         return make(table, **options)
     except ValueError as error:

@@ -17,7 +17,7 @@ import secrets
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,8 @@ from kshot.files import CHECKSUM, PART, DamagedFile, read_json, sha256_of, sync,
 from kshot.types import Tree
 
 WEIGHTS, OPTIMIZER, META = "weights.safetensors", "optimizer.safetensors", "meta.json"
+RARER, LONGEST = 40, 10
+"""Large checkpoints are rarer: a fortieth of the time goes to writing, unless tenfold intervals are too short."""
 KEPT = 2
 """Checkpoints, the latest, that are never deleted: if the last is damaged, a run resumes from the one before it."""
 
@@ -100,7 +102,8 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 
 
 class Checkpoints:
-    """The checkpoints of one run, as subfolders of a folder; one is due every so many seconds.
+    """The checkpoints of one run, as subfolders of a folder; one is due every so many seconds, or more
+    rarely where writing takes long.
 
     Folders and files that are no checkpoints are left alone. Nothing is written or deleted but by `prune` and by
     `save_checkpoint`.
@@ -108,19 +111,35 @@ class Checkpoints:
 
     def __init__(self, folder: Path, seconds: float = 30.0) -> None:
         self.folder, self.seconds = folder, seconds
-        self._last = time.monotonic()
+        self._last, self._interval = time.monotonic(), seconds
 
     def due(self) -> bool:
-        """Whether the interval has passed since `restart_interval`."""
-        return time.monotonic() - self._last >= self.seconds
+        """Whether the interval has passed since the last checkpoint."""
+        return time.monotonic() - self._last >= self._interval
 
-    def restart_interval(self) -> None:
+    @contextmanager
+    def saving(self) -> Iterator[None]:
+        """Measure the writing of a checkpoint, after which the interval begins anew.
+
+        It is `RARER` times the time of writing if that is longer, and at most `LONGEST` times as long as was asked for.
+        """
+        started = time.monotonic()
+        yield
         self._last = time.monotonic()
+        self._interval = min(max(self.seconds, RARER * (self._last - started)), LONGEST * self.seconds)
 
     def free(self, name: str) -> str:
         """The name, or one with a number if there is such a folder, as where a step is trained again."""
         names = (name if number == 1 else f"{name}-{number}" for number in itertools.count(1))
         return next(name for name in names if not (self.folder / name).exists())
+
+    def examine(self) -> Iterator[tuple[Path, dict[str, Any] | DamagedFile]]:
+        """Each checkpoint's folder, and its metadata or what is wrong with it; the latest ones first."""
+        for _, folder in sorted(_numbered(self.folder, damaged=True), reverse=True):
+            try:
+                yield folder, read_manifest(folder)
+            except DamagedFile as error:
+                yield folder, error
 
     def latest(self, *, may_go_back: bool = True) -> Path | None:
         """The checkpoint of the highest number, or None if there is none at all.
@@ -133,18 +152,15 @@ class Checkpoints:
             DamagedFile: all checkpoints are damaged, or the latest is and `may_go_back` is False.
         """
         error: DamagedFile | None = None
-        for _, folder in sorted(_numbered(self.folder, damaged=True), reverse=True):
-            try:
-                read_manifest(folder)
-            except DamagedFile as found:
-                error = found
-                if not may_go_back:
-                    raise DamagedFile(
-                        f"{found}; `kshot run` with --resume goes back to the checkpoint before it and trains on"
-                    ) from found
-                logger.warning("%s; going back to the checkpoint before it", found)
-            else:
+        for folder, found in self.examine():
+            if not isinstance(found, DamagedFile):
                 return folder
+            if not may_go_back:
+                raise DamagedFile(
+                    f"{found}; `kshot run` with --resume goes back to the checkpoint before it and trains on"
+                ) from found
+            error = found
+            logger.warning("%s; going back to the checkpoint before it", found)
         if error is not None:
             raise DamagedFile(f"no checkpoint in {self.folder} is undamaged; the oldest one: {error}") from error
         return None

@@ -149,7 +149,7 @@ def _plant_going_back() -> None:
 
 
 def _plant_forgotten_lines() -> None:
-    folder.RunFolder._losses = lambda self: []  # type: ignore[method-assign]
+    folder.RunFolder.losses = lambda self: []  # type: ignore[method-assign]
 
 
 def _plant_torn_lines_that_count() -> None:

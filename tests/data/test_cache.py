@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 
-from kshot.data.cache import cached, is_cached, write_arrays
+from kshot.data.cache import cached, cached_folder, is_cached, write_arrays
 
 
 def test_arrays_are_computed_once_and_again_where_the_file_is_damaged(monkeypatch, tmp_path):
@@ -41,3 +46,48 @@ def test_a_failed_write_leaves_the_old_arrays(tmp_path):
     with np.load(path) as arrays:
         assert arrays["a"].tolist() == [0, 1, 2]
     assert [p.name for p in tmp_path.iterdir() if p.name.startswith(".")] == []
+
+
+def test_processes_that_start_at_once_compute_once(tmp_path):
+    program = f"""
+import time, numpy as np
+from pathlib import Path
+from kshot.data.cache import cached
+def compute():
+    with open({str(tmp_path / "computed")!r}, "a") as file:
+        file.write("once ")
+    time.sleep(0.5)
+    return {{"a": np.arange(3)}}
+print(cached("numbers", compute)["a"].tolist())
+"""
+    command, environment = [sys.executable, "-c", program], os.environ | {"KSHOT_CACHE": str(tmp_path / "cache")}
+    readers = [subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) for _ in range(3)]
+    assert [reader.communicate()[0] for reader in readers] == ["[0, 1, 2]\n"] * 3
+    assert (tmp_path / "computed").read_text() == "once "
+
+
+def test_a_folder_is_filled_again_where_its_table_is_missing_changed_or_unconfirmed(monkeypatch, tmp_path):
+    monkeypatch.setenv("KSHOT_CACHE", str(tmp_path))
+    fills = []
+
+    def fill(folder):
+        fills.append(folder)
+        (folder / "table.csv").write_text("a,b\n1,2\n")
+
+    def table():
+        return cached_folder("set", fill, "table.csv") / "table.csv"
+
+    assert table().read_text() == table().read_text() == "a,b\n1,2\n"
+    assert len(fills) == 1
+    for damage in (
+        lambda: table().write_text("a,b\n1,3\n"),
+        lambda: table().unlink(),
+        lambda: (tmp_path / "set" / "manifest.json").unlink(),
+        lambda: (tmp_path / "set" / "manifest.json").write_text("{}"),
+        lambda: shutil.rmtree(tmp_path / "set"),
+    ):
+        count = len(fills)
+        damage()
+        assert table().read_text() == "a,b\n1,2\n"
+        assert len(fills) == count + 1
+    assert [path.name for path in tmp_path.iterdir()] in (["set", ".set.lock"], [".set.lock", "set"])

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kshot.data.cache import cache_folder, locked, scratch_folder
+from kshot.data.cache import cache_folder, locked, replace_folder, scratch_folder
 from kshot.data.dataset import ImageDataset
 from kshot.data.images.decode import CHANNELS, VERSION, BadImage, Colour, decode
 from kshot.data.images.index import ImageFile, shown
@@ -164,12 +164,7 @@ class DecodedImages:
                     file.truncate(size)  # sparse: takes no space
             about = {"root": str(self.root), "images": len(self.files), "size": self.size, "colour": self.colour}
             (folder / "about.json").write_text(json.dumps(about))  # for people who clean up
-            try:
-                if self._folder.exists():
-                    self._folder.rename(scratch / "damaged")
-                folder.rename(self._folder)
-            except OSError as error:
-                raise ValueError(f"cannot create {self._folder}: {error.strerror}") from error
+            replace_folder(folder, self._folder, scratch)
 
     def _is_complete(self) -> bool:
         try:
