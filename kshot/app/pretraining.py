@@ -132,7 +132,7 @@ def pretraining_of_baselines(
     Args:
         new_model: makes the model with its initial weights.
         seconds: the time; None for that of a finished run.
-        experience: the log, which is told the number of steps.
+        experience: the log, in which the number of steps is noted.
 
     Returns:
         None if the source has no examples to pretrain on, or that of the run file is about as long.
