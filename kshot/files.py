@@ -21,6 +21,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from kshot import bounded
+
 CHECKSUM = "content_sha256"
 """Key of the checksum in the JSON files of `write_json`."""
 LINE_CHECKSUM, AFTER = "check", "after"
@@ -91,8 +93,8 @@ def read_json(path: Path) -> dict[str, Any]:
 def parse_json(content: bytes, path: Path | str) -> Any:
     """Values of JSON; raises `DamagedFile` with the name of the file if it is none."""
     try:
-        return json.loads(content)
-    except (ValueError, RecursionError) as error:
+        return bounded.parse_json(content)
+    except ValueError as error:
         raise DamagedFile(f"{path} is damaged or cut short: {error}") from error
 
 
@@ -138,7 +140,7 @@ def digest(values: Mapping[str, Any]) -> str:
 def sha256_of(path: Path) -> str:
     """SHA-256 of the content of a file; raises `DamagedFile` if it cannot be read."""
     try:
-        with path.open("rb") as file:
+        with bounded.open_file(path) as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise _unreadable(path, error) from error
@@ -158,7 +160,7 @@ def sync(path: Path) -> None:
 
 def _bytes(path: Path) -> bytes:
     try:
-        return path.read_bytes()
+        return bounded.read_bytes(path)
     except OSError as error:
         raise _unreadable(path, error) from error
 
@@ -239,8 +241,8 @@ def read_lines(path: Path) -> Lines:
 def _checked_line(line: bytes) -> dict[str, Any] | None:
     """The values of a whole line of `append_line`; None if it is none."""
     try:
-        values = json.loads(line)
-    except (ValueError, RecursionError):
+        values = bounded.parse_json(line)
+    except ValueError:
         return None
     if not isinstance(values, dict) or AFTER not in values:
         return None

@@ -269,10 +269,9 @@ def recipes(
     ] = None,
 ) -> None:
     """List the recipes that come with kshot, or print one."""
-    import yaml
-
     from kshot.app.importing import nearest
     from kshot.app.spec import recipes as known
+    from kshot.yaml_files import parse_yaml
 
     texts = known()
     if name is not None:
@@ -281,7 +280,7 @@ def recipes(
         typer.echo(texts[name], nl=False)
         return
     for name, text in texts.items():
-        typer.echo(f"{name:<{max(map(len, texts))}}  {yaml.safe_load(text)['about']}")
+        typer.echo(f"{name:<{max(map(len, texts))}}  {parse_yaml(text, name).values['about']}")
 
 
 @data.command("list")

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from kshot.bounded import read_bytes
 from kshot.data.images.decode import HEIC, SUFFIXES, decode
 from kshot.data.tables.open import open_table
 from kshot.types import check_finite
@@ -130,7 +131,7 @@ def _image(path: Path, shape: list[int], *, resize: bool, invert: bool) -> Tenso
 
     channels, height, width = shape
     try:
-        content = path.read_bytes()
+        content = read_bytes(path)
     except FileNotFoundError:
         raise ValueError(f"there is no image {path}") from None
     pixels = decode(content, str(path), size=height, colour="grey" if channels == 1 else "rgb")

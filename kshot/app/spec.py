@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -14,6 +13,9 @@ from pydantic import Field, PlainValidator, ValidationError, model_validator
 from kshot.annotations import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, Supplied
 from kshot.app.importing import beside, make_importable, nearest
 from kshot.app.schema import Part, Strict, check_part, describe, factory_of, part, problem, section
+from kshot.data.text_files import read_text
+from kshot.limits import limits
+from kshot.yaml_files import parse_yaml
 
 AtLeastTwo = Annotated[int, Ge(2)]
 BASELINES: dict[str, str] = {
@@ -174,8 +176,8 @@ def load_spec(name: str, overrides: list[str] | None = None) -> Spec:
     if name in known:
         return parse_spec(known[name], f"recipe {name}", overrides)
     path = Path(name)
-    if path.is_file():
-        return parse_spec(path.read_text(), str(path), overrides, path.parent)
+    if path.exists():
+        return parse_spec(read_text(path, most=limits().yaml_bytes), str(path), overrides, path.parent)
     if path.suffix in (".yaml", ".yml") or path.parent != Path("."):
         raise ValueError(f"there is no run file {name}")
     raise ValueError(f"there is no recipe {name!r}{nearest(name, known)}; `kshot recipes` lists them")
@@ -191,13 +193,7 @@ def parse_spec(text: str, where: str, overrides: list[str] | None = None, folder
 
     Raises ValueError as `load_spec`.
     """
-    try:
-        data = yaml.safe_load(text)
-        lines = dict(_lines(yaml.compose(text)))
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f", line {mark.line + 1}" if mark else ""
-        raise ValueError(f"{where}{line}: this is not YAML: {getattr(error, 'problem', None) or error}") from None
+    data, lines = parse_yaml(text, where)
     if not isinstance(data, dict):
         raise ValueError(f"{where}: a run file holds keys and values, such as 'name: my-run'; this holds none")
     if folder is not None:
@@ -226,23 +222,8 @@ def _override(data: dict[str, Any], text: str) -> tuple[str, ...]:
         if node.get(key) is None:
             node[key] = {}
         node = node[key]
-    try:
-        node[keys[-1]] = yaml.safe_load(value)
-    except yaml.YAMLError:
-        raise ValueError(f"--set {text}: {value!r} is not a YAML value") from None
+    node[keys[-1]] = parse_yaml(value, f"--set {path}").values
     return tuple(keys)
-
-
-def _lines(node: yaml.Node | None, path: tuple[str | int, ...] = ()) -> Iterator[tuple[tuple[str | int, ...], int]]:
-    """Each key's path in the file, and its line counted from 1."""
-    if isinstance(node, yaml.MappingNode):
-        for key, value in node.value:
-            yield (*path, key.value), key.start_mark.line + 1
-            yield from _lines(value, (*path, key.value))
-    elif isinstance(node, yaml.SequenceNode):
-        for number, value in enumerate(node.value):
-            yield (*path, number), value.start_mark.line + 1
-            yield from _lines(value, (*path, number))
 
 
 def _explain(entry: Any, data: Any, lines: dict[tuple[str | int, ...], int], where: str) -> str:

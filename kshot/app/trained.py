@@ -20,6 +20,7 @@ from kshot.app.build import Shapes, build_learner, build_model, device_of, has_h
 from kshot.app.folder import RunFolder, read_spec
 from kshot.app.inputs import read_images, read_table, support_images, support_table
 from kshot.app.spec import Spec, parse_spec
+from kshot.bounded import parse_json
 from kshot.deciding.decisions import Round, best_round
 from kshot.evaluation.rejection import OUTSIDE, novelty
 from kshot.evaluation.target import Target
@@ -198,7 +199,7 @@ class TrainedRun:
             raise ValueError(
                 f"{path} was not adapted from the weights in {self.path}: adapt again with `kshot adapt {self.path}`"
             )
-        return Adapted(state, json.loads(meta["classes"]), json.loads(meta.get("kept", "{}")))
+        return Adapted(state, parse_json(meta["classes"]), parse_json(meta.get("kept", "{}")))
 
     def _support(self, path: Path, *, resize: bool, invert: bool) -> tuple[Tree, Tensor | list[str], dict[str, Any]]:
         if self.preprocessor:

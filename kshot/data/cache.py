@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 import shutil
 import tempfile
@@ -11,9 +12,11 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 
+from kshot.bounded import open_file
 from kshot.files import DamagedFile, read_json, sha256_of, whole_file, write_json
 
 MANIFEST = "manifest.json"
@@ -52,10 +55,30 @@ def cached(name: str, compute: Callable[[], dict[str, np.ndarray]]) -> dict[str,
 def _read_arrays(path: Path) -> dict[str, np.ndarray] | None:
     """The arrays of a file; None if it is missing, incomplete or damaged, as the checksums of its parts show."""
     try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
-            return dict(arrays)
-    except (zipfile.BadZipFile, zlib.error, ValueError, EOFError, OSError, KeyError):
+        with open_file(path) as file:
+            _check_stored(file)
+            with np.load(file, allow_pickle=False) as arrays:
+                return dict(arrays)
+    except (zipfile.BadZipFile, zlib.error, ValueError, EOFError, OSError, KeyError, NotImplementedError):
         return None
+
+
+def _check_stored(file: BinaryIO) -> None:
+    """Raise ValueError unless the arrays of a file are as `write_arrays` writes them: plain, of the size they name.
+
+    Memory for an array is allocated by what its header says, and only then read.
+    """
+    with zipfile.ZipFile(file) as archive:
+        for member in archive.infolist():
+            with archive.open(member) as stream:
+                readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+                shape, _, dtype = readers[np.lib.format.read_magic(stream)](stream)
+                size = math.prod(shape) * dtype.itemsize
+                if member.compress_type != zipfile.ZIP_STORED or stream.tell() + size != member.file_size:
+                    raise ValueError(f"{member.filename} does not have the bytes that it names")
+        if sum(member.file_size for member in archive.infolist()) > os.fstat(file.fileno()).st_size:
+            raise ValueError("its arrays have more bytes than the file")
+    file.seek(0)
 
 
 def is_cached(name: str) -> bool:

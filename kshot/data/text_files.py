@@ -5,12 +5,13 @@ Tables, running text, lists and JSON all come through here.
 
 from __future__ import annotations
 
-import gzip
-import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from kshot.bounded import parse_json, read_bytes, unpacked
+from kshot.limits import OverLimit
 
 _BOMS = {b"\xef\xbb\xbf": "utf-8", b"\xff\xfe\x00\x00": "utf-32", b"\x00\x00\xfe\xff": "utf-32",
          b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16"}  # fmt: skip
@@ -21,31 +22,34 @@ _NOT_TEXT = {b"PK\x03\x04": "a zip or an Excel workbook: name it .xlsx, or save 
              b"SQLite format 3": "an SQLite database: export the table as CSV", b"%PDF": "a PDF"}  # fmt: skip
 
 
-def read_text(path: Path, encoding: str | None = None) -> str:
+def read_text(path: Path, encoding: str | None = None, most: int | None = None) -> str:
     r"""Read a file as text, without byte order mark, line ends as `\n`.
 
     By default its encoding is what its byte order mark or the zeros of UTF-16 tell, else UTF-8. No other encoding is
     guessed, as a wrong guess would corrupt words silently.
 
     Raises:
+        OverLimit: it has more than `most` bytes, by default those of `kshot.limits`, also after unpacking.
         ValueError: the file cannot be read, is not text or has another encoding.
     """
-    return read_utf8(path, encoding).decode().replace("\r\n", "\n").replace("\r", "\n")
+    return read_utf8(path, encoding, most).decode().replace("\r\n", "\n").replace("\r", "\n")
 
 
 def read_json(path: Path, encoding: str | None = None) -> Any:
     """Read a JSON file; ValueError as `read_text`, or if the content is not JSON."""
     text = read_text(path, encoding)
     try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as error:
+        return parse_json(text)
+    except OverLimit as error:
+        raise OverLimit(f"{path}: {error}") from None
+    except ValueError as error:
         raise ValueError(f"{path} is not valid JSON: {error}") from None
 
 
-def read_utf8(path: Path, encoding: str | None = None) -> bytes:
+def read_utf8(path: Path, encoding: str | None = None, most: int | None = None) -> bytes:
     r"""Read a file as `read_text` does, but as UTF-8, with line ends `\n` or `\r\n`."""
     try:
-        content = path.read_bytes()
+        content = read_bytes(path, most)
     except OSError as error:
         raise ValueError(f"{path} cannot be read: {error.strerror}") from None
     return to_utf8(_unpacked(content, path), encoding, str(path))
@@ -53,21 +57,17 @@ def read_utf8(path: Path, encoding: str | None = None) -> bytes:
 
 def _unpacked(content: bytes, path: Path) -> bytes:
     """The content of a file, unpacked if its name ends in .gz or .zst."""
+    kind = path.suffix.lower().removeprefix(".")
     try:
-        if path.suffix.lower() == ".gz":
-            return gzip.decompress(content)
-        if path.suffix.lower() == ".zst":
-            import zstandard
-
-            with zstandard.ZstdDecompressor().stream_reader(content) as stream:
-                return stream.read()
+        return unpacked(content, kind, str(path)) if kind in ("gz", "zst") else content
+    except (OverLimit, MemoryError):
+        raise
     except ModuleNotFoundError:
         raise ValueError(
             f"{path}: zstd needs the package zstandard: pip install 'kshot[files]', or unpack the file"
         ) from None
     except Exception as error:  # each of these packages raises errors of its own
         raise ValueError(f"{path} cannot be unpacked: {error}; get it again, or unpack it") from None
-    return content
 
 
 def to_utf8(content: bytes, encoding: str | None, name: str) -> bytes:

@@ -92,7 +92,7 @@ def run_until(
     """Meta-train in rounds until a validation metric meets a target; a policy decides after each round.
 
     The learner ends with the weights of its best round. An interrupted run with a `folder` resumes bitwise from its
-    latest checkpoint.
+    latest checkpoint, with the engine that the mode "auto" chose before.
 
     Args:
         learner: changed in place.
@@ -165,9 +165,14 @@ class _RunState:
     started: float  # on the monotonic clock, minus the time that earlier processes spent
     rounds: list[Round] = field(default_factory=list)
     losses: list[float] = field(default_factory=list)  # of the unfinished round
+    engine_is_logged: bool = False
 
     def resume(self) -> bool:
         """Load the latest checkpoint, if there is one; returns whether it is at the end of a round."""
+        gradient = self.loop.gradient
+        if gradient is not None and (chosen := self.experience.of("engine")):
+            gradient.settle(chosen[0]["engine"])  # also where the checkpoint is from before the choice
+            self.engine_is_logged = True
         latest = self.checkpoints.latest_for_training()
         if latest is None:
             return False
@@ -185,6 +190,7 @@ class _RunState:
 
         def observe(progress: Progress) -> None:
             nonlocal logged
+            self._log_engine()
             self.losses.append(progress.loss)
             if len(self.losses) - logged >= 10:
                 self._log(logged)
@@ -224,13 +230,20 @@ class _RunState:
         self.experience.record("decision", round=last.to_json(), **decision_to_json(decision))
         if isinstance(decision, Rollback):
             step = self.loop.step
-            self.loop.load(self.checkpoints.folder / self.rounds[decision.to_round - 1].checkpoint)
+            self.loop.load(self.checkpoints.folder / self.rounds[decision.to_round - 1].checkpoint, engine=False)
             self.loop.step = step  # continue with new tasks
         if isinstance(decision, Change | Rollback):
             self.loop.settings = replace(self.loop.settings, **decision.settings)
         best = best_round(self.rounds, target)
         self.checkpoints.prune(*([best.checkpoint] if best else []))
         self.observer.decided(last, decision)
+
+    def _log_engine(self) -> None:
+        """Log the choice of the mode "auto", once in a run."""
+        gradient = self.loop.gradient
+        if gradient and gradient.mode == "auto" and gradient.engine and not self.engine_is_logged:
+            self.engine_is_logged = True
+            self.experience.record("engine", step=self.loop.step, engine=gradient.engine, choice=gradient.choice)
 
     def _log(self, since: int) -> None:
         if losses := self.losses[since:]:

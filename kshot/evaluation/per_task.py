@@ -6,11 +6,13 @@ import csv
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from io import TextIOWrapper
 from itertools import zip_longest
 from pathlib import Path
 
 import numpy as np
 
+from kshot.bounded import open_file, parse_json
 from kshot.evaluation.evaluate import Evaluation
 from kshot.evaluation.units import Units
 from kshot.files import csv_text, write_text
@@ -52,7 +54,7 @@ def write_tasks(path: Path, evaluation: PerTask, others: Mapping[str, PerTask], 
 def read_tasks(path: Path) -> tuple[Scores, dict[str, Scores]]:
     """The learner's figures in a file of `write_tasks`, and the others' by name; ValueError if it is none."""
     try:
-        with path.open(encoding="utf-8", newline="") as file:
+        with TextIOWrapper(open_file(path), encoding="utf-8", newline="") as file:
             header, *rows = csv.reader(file)
         columns = dict(zip(header, zip(*rows, strict=True), strict=True))
         episodes = list(columns.pop("episode"))
@@ -79,7 +81,7 @@ def _cell(units: Units, task: int) -> str:
 
 def _read_units(cells: Sequence[str], unit: str) -> Units:
     several = all(cell.startswith("[") for cell in cells)
-    of_tasks = [json.loads(cell) if several else [cell] for cell in cells]
+    of_tasks = [parse_json(cell) if several else [cell] for cell in cells]
     width = max(map(len, of_tasks))
     number = {name: position for position, name in enumerate(dict.fromkeys(n for names in of_tasks for n in names))}
     numbers = np.array([[number[name] for name in names] + [-1] * (width - len(names)) for names in of_tasks])

@@ -223,7 +223,11 @@ def causal_lm(folder: LanguageModelFolder, *, rank: PositiveInt | None = 8, rese
     try:
         # eager attention, since fused kernels have no second derivative
         model: nn.Module = AutoModelForCausalLM.from_pretrained(
-            str(folder), local_files_only=True, use_safetensors=True, attn_implementation="eager"
+            str(folder),
+            local_files_only=True,
+            trust_remote_code=False,
+            use_safetensors=True,
+            attn_implementation="eager",
         )
     except (OSError, ValueError) as error:
         reason = str(error).splitlines()[0]

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import importlib
 import inspect
-import json
 from collections.abc import Callable
 from typing import get_type_hints
 
+from kshot.bounded import parse_json
 from kshot.objectives.base import Objective, check_task_values, refuse_labels, weighted_mean
 from kshot.objectives.classification import (
     classes_present,
@@ -84,7 +84,7 @@ def from_name(name: str, *, allow_import: bool = False) -> Objective:
     # Only functions that declare to return an objective are called: a file must not choose any function at all.
     if not inspect.isfunction(value) or get_type_hints(value).get("return") is not Objective:
         raise ValueError(f"{name!r} is neither an Objective nor a function annotated to return one")
-    objective: Objective = value(**json.loads(options or "{}"))
+    objective: Objective = value(**parse_json(options or "{}"))
     return objective._replace(name=name) if colon else objective
 
 

@@ -5,6 +5,7 @@ Shape legend: n windows, L characters of a window (length).
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,7 @@ from kshot.argument_checks import check_arguments
 from kshot.data import library
 from kshot.data.tables.table import Reading, ReadingOptions
 from kshot.data.text.features import SpanDataset
+from kshot.data.text.files import files_of, notes_on_links
 from kshot.data.text.vocabulary import PADDING, UNKNOWN, Tokens, Vocabulary
 from kshot.data.text_files import read_text
 from kshot.objectives import Objective
@@ -37,6 +39,8 @@ Unit = Literal["characters", "bytes", "tokens"]
 
 UNITS = {"file": "file", "folder": "folder", "passage": "speaker", "voice": "speaker"}
 """The name of a unit, by what a task is."""
+
+log = logging.getLogger(__name__)
 
 IGNORED = -100
 """The target of a position that is not scored."""
@@ -65,6 +69,7 @@ def corpus(
     split: Mapping[str, Any] | None = None,
     on_too_few: OnTooFew = "error",
     bad_rows: BadRows = "error",
+    follow_links: bool = False,
     reading: ReadingOptions = EMPTY,
     seed: Seed = 0,
 ) -> Corpus:
@@ -104,6 +109,7 @@ def corpus(
         order: "given" takes consecutive windows, the support before the query; "random" any windows of the task.
         split: see `kshot.tasks.splitting`; by default the column split of a table, else by ratio 0.7, 0.15, 0.15.
         bad_rows: "error", or "drop" to leave out rows without a text or a task, and files in another encoding.
+        follow_links: whether to follow links that lead out of the folder.
         reading: format of text files if not UTF-8 with commas: encoding, delimiter, …; see `Reading`.
         on_too_few, seed: as in `GroupTasks`.
 
@@ -126,11 +132,14 @@ def corpus(
     if without and markup == "keep":
         raise ValueError(f"without names elements of markup that is dropped ({', '.join(without)}): set markup: drop")
     path = library.resolve_path(path)
+    notes: list[str] = []
     format, parser = Reading(**(reading or {})), MarkupReader(without or ()) if markup == "drop" else None
     if task in OF_FILES:
         with unpacked(path) as folder:
             drop = bad_rows == "drop"
-            read = texts_from_files(folder, task, pattern, files, parser, drop=drop, encoding=format.encoding)
+            names = [folder] if folder.is_file() else files_of(folder, files, follow_links=follow_links)
+            read = texts_from_files(folder, task, pattern, names, parser, drop=drop, encoding=format.encoding)
+            notes = notes_on_links(folder)
     else:
         read = texts_from_table(path, task, text, (split or {}).get("column"), parser, bad_rows, format)
     if parser is not None:
@@ -157,6 +166,9 @@ def corpus(
         name=f"corpus of {path.name}", left_out=if_any(**read.left_out),
     )  # fmt: skip
     tasks.unit = UNITS.get(task) or unit_name(task)
+    tasks.notes = notes
+    for note in notes:
+        log.warning("%s", note)
     return tasks
 
 

@@ -18,7 +18,7 @@ from kshot.data.library.archives import SUFFIXES as ARCHIVES
 from kshot.data.library.archives import unpack
 from kshot.data.tables.open import SUFFIXES, open_table
 from kshot.data.tables.table import Reading
-from kshot.data.text.files import column_of, files_of, texts_of, values_of, words_of
+from kshot.data.text.files import column_of, texts_of, values_of, words_of
 from kshot.data.text.markup import Markup, tidy
 from kshot.data.text_files import read_text
 from kshot.sources.rows import BadRows
@@ -103,9 +103,9 @@ def texts_from_table(
 
 
 def texts_from_files(
-    path: Path, task: str, pattern: str | None, files: str, markup: Parser, *, drop: bool, encoding: str | None
+    path: Path, task: str, pattern: str | None, files: list[Path], markup: Parser, *, drop: bool, encoding: str | None
 ) -> TextsOfTasks:
-    """The texts of a folder or file; `drop` leaves out files in another encoding."""
+    """The texts of the files of a folder, or of one file; `drop` leaves out files in another encoding."""
     try:
         expression = re.compile(pattern, re.MULTILINE) if pattern is not None else None
     except re.error as error:
@@ -117,7 +117,7 @@ def texts_from_files(
     root = path.parent if path.is_file() else path
     texts: dict[str, list[str]] = defaultdict(list)
     left_out = {UNREADABLE: 0, UNNAMED: 0}
-    for file in [path] if path.is_file() else files_of(path, files):
+    for file in files:
         try:
             content = read_text(file, encoding)
         except ValueError as error:

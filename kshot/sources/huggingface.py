@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import io
-import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 from kshot.annotations import PartOfFile
+from kshot.bounded import open_file, parse_json, read_bytes
 from kshot.data.cache import cached_folder
+from kshot.data.tables.extent import check_parquet, check_texts
 from kshot.data.tables.table import Table, named_errors
 from kshot.data.text_files import read_json
 from kshot.sources.images import images
@@ -169,8 +170,8 @@ def _names_in(path: Path) -> dict[str, list[str]]:
     with named_errors(path):
         text = pl.read_parquet_metadata(path).get("huggingface", "{}")
     try:
-        return _class_names(json.loads(text)["info"]["features"])
-    except (ValueError, RecursionError, KeyError, TypeError):
+        return _class_names(parse_json(text)["info"]["features"])
+    except (ValueError, KeyError, TypeError):
         return {}
 
 
@@ -210,9 +211,13 @@ def _read(file: HfFile, by_part: bool, columns: Mapping[str, str]) -> polars.Dat
 
     with named_errors(file.path):
         if file.path.suffix == ".parquet":
-            frame = pl.read_parquet(file.path, glob=False)
+            open_file(file.path).close()  # anything but a file, as a FIFO, is refused
+            lazy = pl.scan_parquet(file.path, glob=False)
+            check_parquet(file.path, lazy.select(pl.len()).collect().item(), len(lazy.collect_schema()))
+            frame = lazy.collect()
+            check_texts(file.path, frame)
         else:
-            content = file.path.read_bytes()
+            content = read_bytes(file.path)
             frame = (pl.read_ipc if content.startswith(b"ARROW1") else pl.read_ipc_stream)(io.BytesIO(content))
     for column, names in file.names.items():
         if column in frame.columns and frame.schema[column].is_integer():

@@ -11,11 +11,13 @@ import numpy as np
 
 from kshot.annotations import PathText, PositiveInt
 from kshot.argument_checks import check_arguments
+from kshot.bounded import read_bytes
 from kshot.data.dataset import Dataset
 from kshot.data.images.augment import Augment, AugmentOptions, Turned
 from kshot.data.images.cache import DecodedImages
 from kshot.data.images.decode import BadImage, Colour, colour_of
 from kshot.data.images.index import Listing, list_folder, list_table, shown
+from kshot.limits import OverLimit
 from kshot.tasks.class_tasks import ClassOptions, ClassTasks
 from kshot.tasks.splitting import DEFAULT_SPLIT, cut_rows
 from kshot.types import Split
@@ -138,8 +140,8 @@ def _log_conversion(listing: Listing, colour: Colour) -> None:
     colours = []
     for file in listing.files[:: max(1, len(listing.files) // _SAMPLED)][:_SAMPLED]:
         try:
-            colours.append(colour_of((listing.root / file.name).read_bytes(), file.name))
-        except (BadImage, OSError):
+            colours.append(colour_of(read_bytes(listing.root / file.name), file.name))
+        except (BadImage, OSError, OverLimit):
             continue  # reported when it is drawn
     other: Colour = "grey" if colour == "rgb" else "rgb"
     if other in colours:

@@ -19,11 +19,13 @@ import torch
 from kshot import objectives
 from kshot.annotations import PositiveInt
 from kshot.argument_checks import check_arguments
+from kshot.bounded import read_bytes
 from kshot.data import library
 from kshot.data.cache import cached
 from kshot.data.dataset import Dataset, ImageDataset
 from kshot.data.images.augment import Augment, AugmentOptions, Mirrored
 from kshot.data.library.archives import opened_zip
+from kshot.data.text_files import read_text
 from kshot.tasks.class_tasks import ClassOptions, ClassTasks
 from kshot.tasks.source import TaskSource
 from kshot.types import SPLITS, Batch, Split, Task, one_hot
@@ -126,7 +128,7 @@ def _split_list(folder: Path, split: Split) -> list[str]:
             "Alphabet/characterNN/rotRRR (github.com/jakesnell/prototypical-networks has them in "
             "data/omniglot/splits/vinyals)"
         )
-    lines = path.read_text(encoding="utf-8").splitlines()
+    lines = read_text(path).splitlines()
     for number, line in enumerate(lines, 1):
         if line.count("/") != 2 or line.rsplit("/", 1)[1] not in TURNS:
             expected = "Alphabet/characterNN/rot000 (090, 180, 270)"
@@ -151,7 +153,7 @@ def _key(parts: list[Path]) -> str:
     key = hashlib.sha256(f"{_VERSION}".encode())
     for part in parts:
         if part.is_file():
-            key.update(part.read_bytes())
+            key.update(read_bytes(part))
         for path in _pngs(part):
             facts = path.stat()
             key.update(f"{path.relative_to(part.parent)} {facts.st_size} {facts.st_mtime_ns}\n".encode())
@@ -171,7 +173,7 @@ def _drawings(part: Path, size: int) -> Iterator[tuple[str, np.ndarray]]:
     """Name `Alphabet/characterNN/file.png` and image (size, size) of each drawing of a half."""
     if part.is_dir():
         for path in _pngs(part):
-            yield "/".join(path.parts[-3:]), read_drawing(path.read_bytes(), str(path), size)
+            yield "/".join(path.parts[-3:]), read_drawing(read_bytes(path), str(path), size)
         return
     with opened_zip(part) as archive:
         for member in archive.namelist():
@@ -197,14 +199,19 @@ def read_drawing(content: bytes, place: str, size: int) -> np.ndarray:
     from PIL import Image, ImageOps, UnidentifiedImageError
 
     try:
-        with Image.open(io.BytesIO(content)) as image:
+        with Image.open(io.BytesIO(content), formats=["PNG"]) as image:  # others may start other programs
             if image.size != (SIDE, SIDE) or image.mode not in ("1", "L"):
                 raise ValueError(
                     f"{place} is {image.width}×{image.height} of mode {image.mode!r}, expected {SIDE}×{SIDE}, black on "
                     "white ('1' or 'L'); put the original drawing back"
                 )
             ink = ImageOps.invert(image.convert("L"))
-    except (UnidentifiedImageError, OSError, SyntaxError) as error:  # what Pillow raises for damaged files
+    except (
+        UnidentifiedImageError,
+        Image.DecompressionBombError,
+        OSError,
+        SyntaxError,
+    ) as error:  # what Pillow raises for damaged files
         raise ValueError(f"{place} cannot be read as an image ({error}); put the original drawing back") from error
     return np.asarray(ink.resize((size, size), Image.Resampling.LANCZOS))
 

@@ -62,6 +62,7 @@ def text(
     within: Literal["domain"] | None = None,
     out_of_scope_label: str | None = None,
     bad_rows: Literal["error", "drop"] = "error",
+    follow_links: bool = False,
     reading: ReadingOptions = EMPTY,
     **options: ClassOptions,
 ) -> TextTasks:
@@ -91,6 +92,7 @@ def text(
         out_of_scope_label: the label of texts that belong to no class, see `TaskSource.out_of_scope_inputs`. A column
             part or split that ends in val or test, such as oos_test, assigns them to these splits; else a hash does.
         bad_rows: "error", or "drop" to leave out rows without a text or a label, and files in another encoding.
+        follow_links: whether to follow links that lead out of the folder.
         reading: format of text files if not UTF-8 with commas: encoding, delimiter, …; see `Reading`.
         options: arguments of `ClassTasks`.
 
@@ -109,7 +111,7 @@ def text(
     """
     preprocessor = None if callable(features) else _preprocessor(features, encoder, ngrams, width)
     format = Reading(**(reading or {}))
-    table = open_labelled(library.resolve_path(path), format, text, label)
+    table = open_labelled(library.resolve_path(path), format, text, label, follow_links=follow_links)
     texts, labels = texts_of(table, text), words_of(table, label, "a text needs the name of its class")
     if split is None:
         split = {"column": "split"} if "split" in table.frame.columns else DEFAULT_SPLIT

@@ -17,6 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from kshot import objectives
+from kshot.bounded import parse_json
 from kshot.tasks.source import StackedSource, TaskSource, hash_into
 from kshot.types import SPLITS, Batch, Split, Task, Tree, tree_leaves, tree_map, unstack
 
@@ -224,7 +225,7 @@ def _header(path: Path) -> dict[str, Any]:
     if "kshot" not in meta:
         raise ValueError(f"{path} holds no episodes: expected a file that `kshot data freeze` wrote")
     try:
-        about = json.loads(meta["kshot"])
+        about = parse_json(meta["kshot"])
         if about["format"] != FORMAT:
             raise ValueError(f"its format is {about['format']!r}, expected {FORMAT!r}")
         kinds = {"tasks": int, "sha256": str, "objective": str, "seed": int, "source": dict}

@@ -27,6 +27,7 @@ import numpy as np
 
 from kshot.data import library
 from kshot.data.library.published_splits import PUBLISHED, read_lists
+from kshot.data.text_files import read_text
 from kshot.tasks.pool import plural
 from kshot.types import SPLITS, Split
 
@@ -355,12 +356,7 @@ def by_list(
 
 
 def _lines(path: Path) -> list[str]:
-    try:
-        return path.read_text(encoding="utf-8-sig").splitlines()
-    except OSError as error:
-        raise ValueError(f"{path} cannot be read ({error.strerror})") from None
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not UTF-8 text (byte {error.start}); save it as UTF-8") from None
+    return read_text(path).splitlines()
 
 
 def _suggestion(name: str, known: Iterable[str]) -> str:

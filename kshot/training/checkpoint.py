@@ -27,6 +27,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from kshot.bounded import open_file
 from kshot.files import CHECKSUM, PART, DamagedFile, read_json, sha256_of, sync, whole_file, write_json
 from kshot.types import Tree
 
@@ -291,6 +292,7 @@ def _save(tensors: dict[str, Tensor], path: Path, meta: dict[str, str] | None = 
 
 def _read(path: Path) -> dict[str, Tensor]:
     try:
+        open_file(path).close()  # anything but a file, as a FIFO, is refused
         return load_file(path)
     except FileNotFoundError as error:
         raise DamagedFile(f"{path} is missing") from error

@@ -79,6 +79,7 @@ class OuterLoop:
         accept: called after each step whose loss and gradient are finite.
         fixed: prefix of the names of parameters that are not trained.
         may_be_frozen: whether a module without parameters to train is accepted; `run` then takes no step.
+        gradient: what `backward` computes the gradient by, if its choices belong into checkpoints.
 
     Attributes:
         step: steps taken so far.
@@ -95,9 +96,10 @@ class OuterLoop:
         fixed: str | None = None,
         accept: Callable[[], None] = lambda: None,
         may_be_frozen: bool = False,
+        gradient: MetaGradient | None = None,
     ) -> None:
         self.module, self.sample, self.backward, self.settings, self.seed = module, sample, backward, settings, seed
-        self.accept = accept
+        self.accept, self.gradient = accept, gradient
         self.step, self.processor_seconds = 0, 0.0
         self.parameters = {
             name: parameter
@@ -172,11 +174,17 @@ class OuterLoop:
     def save(self, folder: Path, meta: dict[str, Any]) -> None:
         """Write a checkpoint of the module, the optimiser, the step and the settings, with `meta` added."""
         progress = {"step": self.step, "settings": asdict(self.settings), "processor_seconds": self.processor_seconds}
-        save_checkpoint(folder, self.module, self.optimizer, progress | meta)
+        engine = {"engine": self.gradient.state()} if self.gradient else {}
+        save_checkpoint(folder, self.module, self.optimizer, progress | engine | meta)
 
-    def load(self, folder: Path) -> dict[str, Any]:
-        """Restore a checkpoint of `save` bitwise, and return its metadata; raises as `load_checkpoint`."""
+    def load(self, folder: Path, *, engine: bool = True) -> dict[str, Any]:
+        """Restore a checkpoint of `save` bitwise, and return its metadata; raises as `load_checkpoint`.
+
+        Without `engine`, the engine of the gradient and what it has measured stay as they are.
+        """
         meta = load_checkpoint(folder, self.module, self.optimizer)
+        if self.gradient and engine and "engine" in meta:
+            self.gradient.restore(meta["engine"])
         self.step, self.settings = meta["step"], Settings(**meta["settings"])
         self.processor_seconds = meta["processor_seconds"]
         return meta
@@ -223,7 +231,10 @@ def meta_training_loop(
         return tasks
 
     backward = lambda module, tasks: gradient(tasks)  # noqa: E731
-    return OuterLoop(learner, sample, backward, settings, seed, accept=gradient.update_buffers, may_be_frozen=True)
+    return OuterLoop(
+        learner, sample, backward, settings, seed,
+        accept=gradient.update_buffers, may_be_frozen=True, gradient=gradient,
+    )  # fmt: skip
 
 
 def fit(

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,6 +16,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
+from kshot.free_memory import free_memory
 from kshot.inner.replica import substituted
 from kshot.learner import Learner
 from kshot.types import Task
@@ -75,13 +75,7 @@ def available_memory(device: torch.device) -> int:
         return torch.cuda.mem_get_info(device)[0] + unused
     if device.type == "mps":
         return torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory()
-    import psutil
-
-    free = psutil.virtual_memory().available
-    limit, used = (Path(f"/sys/fs/cgroup/memory.{name}") for name in ("max", "current"))
-    if limit.is_file() and used.is_file() and limit.read_text().strip().isdigit():  # the limit of a container
-        free = min(free, int(limit.read_text()) - int(used.read_text()))
-    return free
+    return free_memory()
 
 
 def memory_size(module: nn.Module, tasks: Task) -> int:

@@ -12,10 +12,10 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -40,6 +40,7 @@ from kshot.training.replay import (
     shapes_of,
     stacked,
 )
+from kshot.training.trials import Plan, Trials
 from kshot.types import Params, Task, tree_map, unstack
 
 Mode = Literal["auto", "loop", "vmap", "traced", "compiled"]
@@ -48,15 +49,8 @@ Engine = Literal["loop", "vmap", "traced", "compiled"]
 log = logging.getLogger(__name__)
 
 MEMORY_FRACTION = 0.8  # of the free memory, for one step
+BATCH_FRACTION = 0.5  # for a chunk of tasks: fragments of what earlier chunks freed take up to 0.7 of it again
 SMALL_STEP = 5_000  # a step needs no memory plan if its parameters and tasks fit this many times into memory
-NUM_TRIALS = 3  # steps that "auto" takes by each engine before it chooses; the first is a warm-up
-
-
-class Plan(NamedTuple):
-    """How a step stays within its memory: tasks in one pass (None: all), and whether inner steps are recomputed."""
-
-    chunk: int | None = None
-    recompute: bool = False
 
 
 class MetaGradient:
@@ -103,22 +97,22 @@ class MetaGradient:
         recompute: bool | None = None,
         trace_one_task: bool | None = None,
     ) -> None:
-        self.learner = learner
+        self.learner, self.mode = learner, mode
         self.engine: Engine | None = None if mode == "auto" else mode
         self.choice = ""
         self.plan = Plan()
         self._limits = memory, chunk, recompute
-        self._plans: dict[Any, Plan] = {}  # by engine and shapes of the tasks
-        self._seconds: dict[Engine, list[float]] = {"loop": [], "vmap": []}
+        self._plans: dict[str, Plan] = {}  # by engine and shapes of the tasks
+        self._restored: dict[str, Plan] = {}  # those of the process that this one continues, not used so far
+        self._trials: Trials[Engine] = Trials({"loop": [], "vmap": []})
         if trace_one_task is None:
             device = next((p.device.type for p in learner.parameters()), "cpu")
             trace_one_task = device == "cpu" and any(isinstance(part, torch.nn.Conv2d) for part in learner.modules())
         self._replayer = Replayer(learner, backend, trace_one_task)
-        self._failures: list[str] = []  # of engines that "auto" tried
         self._buffers: Params = {}  # those that the last step has changed
         self._named: dict[str, torch.nn.Parameter] = {}  # the parameters at the last call
         if not learner.annealed:
-            self._seconds["traced"] = []
+            self._trials.seconds["traced"] = []
         elif mode in ("traced", "compiled"):
             self._use("vmap", f"since this learner's loss changes in the course of training and cannot be {mode}")
 
@@ -171,9 +165,9 @@ class MetaGradient:
 
     def _step(self, engine: Engine, tasks: Task) -> Gradient:
         """Take one step by an engine, within memory."""
-        key = engine, shapes_of(tasks)
+        key = f"{engine} {shapes_of(tasks)}"
         if key not in self._plans:
-            self._plans[key] = self._make_plan(engine, tasks)
+            self._plans[key] = self._as_before(key, self._make_plan(engine, tasks))
         self.plan = self._plans[key]
         if engine == "loop":
             with recomputing(self.plan.recompute):
@@ -259,19 +253,22 @@ class MetaGradient:
         batched = not self._one_by_one(engine)
         if (chunk if batched else recompute) is not None:
             return Plan(chunk, bool(recompute) and not batched)
-        device = tasks.support.weight.device
-        limit = MEMORY_FRACTION * available_memory(device) if memory is None else memory
-        if memory is None and SMALL_STEP * memory_size(self.learner, tasks) < limit:
+        if memory is None and SMALL_STEP * memory_size(self.learner, tasks) < self._memory_limit(tasks):
             return Plan()
         try:
-            return self._fitting_plan(engine, tasks, limit)
+            return self._fitting_plan(engine, tasks)
         except MemoryError:
             raise
         except Exception as error:  # a step that runs may still not run on fake tensors
             log.info("the memory of a step is not predicted: %s", str(error).split("\n")[0])
             return Plan()
 
-    def _fitting_plan(self, engine: Engine, tasks: Task, limit: float) -> Plan:
+    def _memory_limit(self, tasks: Task, fraction: float = MEMORY_FRACTION) -> float:
+        """Bytes that a step may use now."""
+        memory = self._limits[0]
+        return fraction * available_memory(tasks.support.weight.device) if memory is None else memory
+
+    def _fitting_plan(self, engine: Engine, tasks: Task) -> Plan:
         num_tasks, batched = len(tasks.support.weight), not self._one_by_one(engine)
 
         def step(task_loss: Callable[[Task], Tensor], tasks: Task) -> None:
@@ -287,6 +284,7 @@ class MetaGradient:
 
         if batched:
             peak_all, needed = peak(num_tasks), peak(1)
+            limit = self._memory_limit(tasks, BATCH_FRACTION)  # after the prediction, which loads modules
             if peak_all <= limit:
                 return Plan()
             per_task = max((peak_all - needed) / max(num_tasks - 1, 1), 1)
@@ -298,6 +296,7 @@ class MetaGradient:
         else:
             parallel = min(torch.get_num_threads(), num_tasks) if engine == "traced" else 1
             stored = parallel * peak(1)
+            limit = self._memory_limit(tasks)
             if stored <= limit:
                 return Plan()
             needed = parallel * peak(1, recompute=True)
@@ -312,31 +311,55 @@ class MetaGradient:
 
     def _measure(self, tasks: Task) -> Gradient:
         """Take this step by the engine with the fewest trials; after the last trial choose the fastest."""
-        engine = min(self._seconds, key=lambda engine: len(self._seconds[engine]))
+        trials = self._trials
+        engine = trials.next()
         started = time.perf_counter()
         try:
             gradient = self._step(engine, tasks)
         except Exception as error:  # batching and tracing may raise anything
             if engine == "loop":
                 raise
-            del self._seconds[engine]
-            self._failures.append(f"{engine} does not run: {_reason(error)}")
-            if len(self._seconds) == 1:
-                self._use("loop", f"since {'; '.join(self._failures)}")
+            trials.drop(engine, _reason(error))
+            if len(trials.seconds) == 1:
+                self._use("loop", f"since {'; '.join(trials.failures)}")
             return self._step("loop", tasks)
         if gradient.loss.is_cuda:
             torch.cuda.synchronize(gradient.loss.device)
-        self._seconds[engine].append(time.perf_counter() - started)
-        if all(len(times) == NUM_TRIALS for times in self._seconds.values()):
-            best = {engine: min(times[1:]) for engine, times in self._seconds.items()}
-            _, fastest = min((seconds, engine) for engine, seconds in best.items())
-            timings = ", ".join(f"{engine} {1e3 * seconds:.0f} ms" for engine, seconds in best.items())
-            self._use(fastest, f"the fastest by measurement ({timings} per step)")
+        trials.seconds[engine].append(time.perf_counter() - started)
+        if choice := trials.choice():
+            self._use(*choice)
         return gradient
 
     def _use(self, engine: Engine, reason: str) -> None:
         self.engine, self.choice = engine, f"{engine}, {reason}"
         log.info("the meta-gradient is computed by %s", self.choice)
+
+    def state(self) -> dict[str, Any]:
+        """What was chosen so far, as JSON: with it a resumed run takes the same steps."""
+        plans = {key: [*plan] for key, plan in (self._restored | self._plans).items()}
+        chosen = {"mode": self.mode, "engine": self.engine, "choice": self.choice, "plans": plans}
+        return chosen | {"seconds": self._trials.seconds, "failures": self._trials.failures}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Keep what another process chose, by its `state`; that of another mode is ignored."""
+        if state["mode"] != self.mode:
+            return
+        self.engine, self.choice = state["engine"], state["choice"]
+        self._restored = {key: Plan(*plan) for key, plan in state["plans"].items()}
+        self._plans = {}
+        self._trials = Trials(dict(state["seconds"]), list(state["failures"]), self._trials.settled)
+
+    def settle(self, engine: Engine) -> None:
+        """Let the measurement of "auto" end with the engine that an earlier process of the run chose by it."""
+        self._trials.settled = engine
+
+    def _as_before(self, key: str, plan: Plan) -> Plan:
+        """The plan of the process that this one continues, unless it needs more memory than there is now."""
+        before = self._restored.pop(key, plan)
+        if before.fits_where(plan):
+            return before
+        log.warning("less memory is free than before the interruption: steps go on by %s instead of %s", plan, before)
+        return plan
 
 
 def _weighted_mean(parts: list[tuple[Gradient, float]]) -> Gradient:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import io
+import os
 import struct
+import subprocess
+import sys
 import zlib
 
 import numpy as np
@@ -123,8 +126,8 @@ def png_of(width: int, height: int) -> bytes:
         (saved(smooth(99, 99), "JPEG")[:900], r"cat\.png is damaged \(.*truncated"),
         (saved(smooth(99, 99))[:500], r"cat\.png is damaged"),
         (saved(smooth(9, 9))[:20], r"cat\.png is "),
-        (png_of(10_000, 10_000), r"cat\.png is too large: .*89478485.*Scale it down, or raise"),
-        (png_of(60_000, 60_000), r"cat\.png is too large: .*Scale it down"),
+        (png_of(10_000, 10_000), r"cat\.png is too large: .*; scale it down\. If you trust it, raise"),
+        (png_of(60_000, 60_000), r"cat\.png is too large: .*; scale it down\. If"),
         (saved(np.zeros((4, 4), np.float32), "TIFF"), r"cat\.png holds 32-bit numbers"),
     ],
 )
@@ -158,3 +161,46 @@ def test_any_damage_gives_an_image_or_a_sentence(content, changes, keep):
     except BadImage:
         return
     assert shape == (3, 4, 4)
+
+
+MEASURED = """
+import re, sys
+from pathlib import Path
+from kshot.data.images.decode import BadImage, decode
+decode(Path(sys.argv[2]).read_bytes(), "small.png", size=8, colour="rgb")
+def peak():  # of this program; that of getrusage is at least the size of the process that started it
+    return 1024 * int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1])
+before = peak()
+try:
+    decode(Path(sys.argv[1]).read_bytes(), "cat.png", size=8, colour="rgb")
+except BadImage as error:
+    print(error)
+print(peak() - before)
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="measures the memory of a process")
+@pytest.mark.parametrize(
+    ("mode", "width", "height", "copies"),
+    [("RGB", 1000, 4000, 3), ("RGBA", 1000, 4000, 5), ("LA", 1000, 4000, 5), ("L", 1, 4_000_000, 3)],
+)
+def test_an_image_is_decoded_in_the_memory_that_is_counted_for_it(tmp_path, mode, width, height, copies):
+    Image.new(mode, (width, height)).save(tmp_path / "cat.png")
+    Image.new(mode, (9, 9)).save(tmp_path / "small.png")
+    paths = tmp_path / "cat.png", tmp_path / "small.png"
+    done = subprocess.run([sys.executable, "-c", MEASURED, *paths], capture_output=True, text=True, check=True)
+    counted = copies * height * (4 * width + 8)
+    assert 0.15 * counted < int(done.stdout) < 1.1 * counted
+    refused = subprocess.run(
+        [sys.executable, "-c", MEASURED, *paths], capture_output=True, text=True, check=True,
+        env={**os.environ, "KSHOT_LIMITS": f"{0.9 * counted / (1 << 30)}"},
+    )  # fmt: skip
+    sentence, found = refused.stdout.splitlines()
+    assert sentence.startswith("cat.png is too large: ")
+    assert "KSHOT_LIMITS" in sentence
+    assert int(found) < 4 << 20
+
+
+def test_a_png_one_pixel_wide_and_89_million_high_is_refused_by_its_memory():
+    with pytest.raises(BadImage, match=r"1×89000000 pixels need 3 GiB of memory, of at most 1 GiB; scale it down\. If"):
+        decode(png_of(1, 89_000_000), "cat.png", size=8, colour="rgb")

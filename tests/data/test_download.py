@@ -9,6 +9,7 @@ import shutil
 import stat
 import tarfile
 import threading
+import time
 import zipfile
 from collections.abc import Iterator
 from functools import partial
@@ -28,6 +29,7 @@ from kshot.data.library import archives, download, store
 from kshot.data.library.archives import unpack
 from kshot.data.library.catalogue import File, catalogue
 from kshot.data.library.download import download as download_file
+from kshot.limits import Limits, OverLimit
 
 CHUNK = download._CHUNK  # a broken transfer keeps whole chunks
 CONTENT = np.random.default_rng(0).bytes(300_000)
@@ -235,8 +237,10 @@ def test_a_disk_that_is_full_is_a_sentence_before_and_while_it_fills(server, tmp
 
 
 def test_a_file_beyond_all_bounds_is_refused(server, tmp_path, monkeypatch):
-    monkeypatch.setattr(download, "MAX_BYTES", 1000)
-    with pytest.raises(ValueError, match=r"has 300,000 bytes or more, but at most 1,000 are downloaded"):
+    monkeypatch.setattr(download, "limits", lambda: Limits(download_bytes=1000))
+    with pytest.raises(
+        ValueError, match=r"has 300,000 bytes or more, but at most 1,000 are downloaded\. If you trust it, raise"
+    ):
         download_file(f"{server.address}/file", tmp_path / "file")
     server.sized = False
     with pytest.raises(ValueError, match=r"has .* bytes or more, but at most 1,000 are downloaded"):
@@ -326,7 +330,7 @@ def test_a_zip_that_lies_about_a_size_writes_no_more_than_it_said(tmp_path):
 
 
 def test_too_many_members_are_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(archives, "MAX_MEMBERS", 20)
+    monkeypatch.setattr(archives, "limits", lambda: Limits(members=20))
     path = zipped(tmp_path / "it.zip", {f"{number}": b"" for number in range(21)})
     with pytest.raises(ValueError, match=r"unpacks to more than .* or 20 files"):
         unpack(path, tmp_path / "out")
@@ -566,3 +570,88 @@ def test_bars_are_drawn_on_a_terminal():
         progress("a[b].zip", 5_000_000, 10_000_000)
     assert "a[b].zip" in console.file.getvalue()
     assert "5.0/10.0 MB" in console.file.getvalue()
+
+
+# servers without end -------------------------------------------------------------------------------------------------
+
+
+class Endless:
+    """A server whose answers never end: of content, of the body of a redirection, or of one byte now and then."""
+
+    def __init__(self, monkeypatch) -> None:
+        monkeypatch.setenv("no_proxy", "127.0.0.1")
+        self.stopped = threading.Event()
+        outer = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                self.send_response(302 if self.path == "/away" else 200)
+                if self.path == "/away":
+                    self.send_header("Location", "/file")
+                if self.path == "/sized":
+                    self.send_header("Content-Length", "100000000")
+                    self.send_header("ETag", '"1"')
+                self.end_headers()
+                with contextlib.suppress(OSError):
+                    while not outer.stopped.wait(0.05 if self.path in ("/slow", "/sized") else 0.0):
+                        self.wfile.write(bytes(1 if self.path == "/slow" else 1 << 14))
+
+            def log_message(self, *_: object) -> None:
+                pass
+
+        self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.http.daemon_threads = True
+        self.address = f"http://127.0.0.1:{self.http.server_port}"
+        threading.Thread(target=self.http.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
+
+
+@pytest.fixture
+def endless(monkeypatch) -> Iterator[Endless]:
+    served = Endless(monkeypatch)
+    yield served
+    served.stopped.set()
+    served.http.shutdown()
+    served.http.server_close()
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # the sockets that are left behind
+@pytest.mark.parametrize(
+    ("path", "bounds", "sentence", "left"),
+    [
+        ("file", Limits(download_bytes=1 << 20), r"has 1,0.* bytes or more, but at most 1,048,576 are downloaded", 0),
+        ("away", Limits(download_bytes=1 << 20), r"but at most 1,048,576 are downloaded", 0),
+        ("slow", Limits(seconds=1), r"took more than 1 seconds, in which 0 bytes came", 0),
+        ("sized", Limits(seconds=1), r"took more than 1 seconds, in which \d\d+,\d+ bytes came", 2),  # can be resumed
+    ],
+)
+def test_a_server_without_end_is_left_at_the_limit(endless, tmp_path, monkeypatch, path, bounds, sentence, left):
+    monkeypatch.setattr(download, "limits", lambda: bounds)
+    started = time.monotonic()
+    with pytest.raises(OverLimit, match=rf"{sentence}.*If you trust it, raise all limits tenfold"):
+        download_file(f"{endless.address}/{path}", tmp_path / "file")
+    assert time.monotonic() - started < 5
+    assert len(list(tmp_path.iterdir())) == left
+
+
+@pytest.mark.parametrize("to", ["file:///etc/passwd", "ftp://127.0.0.1/x", "gopher://x", "http://[::1"])
+def test_a_redirection_to_another_scheme_is_refused_at_once(server, tmp_path, to):
+    server.redirects = {"/file": to}
+    with pytest.raises(ValueError, match=r"redirects to .*, which is not http:// or https://"):
+        download_file(f"{server.address}/file", tmp_path / "file")
+    assert len(server.asked) == 1
+    assert not (tmp_path / "file").exists()
+
+
+def test_a_redirection_in_a_circle_is_refused_at_once(server, tmp_path):
+    server.redirects = {"/file": "/file"}
+    with pytest.raises(ValueError, match=r"/file redirects in a circle"):
+        download_file(f"{server.address}/file", tmp_path / "file")
+
+
+def test_a_file_of_unknown_size_leaves_room_on_the_disk(endless, tmp_path, monkeypatch):
+    monkeypatch.setattr(download, "_SPARE", 1 << 18)
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=1 << 18))
+    with pytest.raises(ValueError, match=r"the disk of .* is full: file needs more space"):
+        download_file(f"{endless.address}/file", tmp_path / "file")
+    assert (tmp_path / "file.part").stat().st_size <= 1 << 18

@@ -1,4 +1,5 @@
 import json
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given
@@ -13,6 +14,7 @@ from kshot.evaluation.intervals import Interval
 from kshot.evaluation.target import Target
 from kshot.sources import sinusoids
 from kshot.tasks import watched
+from kshot.training.step import MetaGradient
 
 
 def rounds(*means, ci=0.01, lrs=None, **last):
@@ -198,6 +200,55 @@ def test_a_killed_run_goes_on_bitwise(tmp_path, killer):
     assert strip(resumed) == strip(whole)
     assert [type(d) for d in resumed.decisions] == [type(d) for d in whole.decisions]
     assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+class Clock:
+    """A clock by which each engine takes as long as is told."""
+
+    def __init__(self, monkeypatch, **seconds):
+        self.now, self.seconds, plain = 0.0, seconds, MetaGradient._step
+        monkeypatch.setattr("kshot.training.step.time", SimpleNamespace(perf_counter=lambda: self.now))
+
+        def timed(gradient, engine, tasks):
+            self.now += self.seconds[engine]
+            return plain(gradient, engine, tasks)
+
+        monkeypatch.setattr(MetaGradient, "_step", timed)
+
+
+@pytest.mark.parametrize(
+    ("stop", "every"),
+    [(12, 1e-9), (12, 1e9), (4, 1e-9)],
+    ids=["after the choice", "without a checkpoint since the choice", "while it measures"],
+)
+def test_a_killed_run_goes_on_with_the_engine_that_auto_chose(tmp_path, monkeypatch, stop, every):
+    import torch
+
+    def go(folder, observer=None, mode="auto"):
+        torch.manual_seed(1)
+        network = torch.nn.Sequential(
+            torch.nn.Linear(1, 24), torch.nn.Dropout(0.2), torch.nn.Tanh(), torch.nn.Linear(24, 1)
+        )
+        ours = kshot.maml(network, inner_lr=0.01, steps=2, objective=kshot.objectives.mse)
+        run_until(
+            ours, sinusoids(), "mse <= 0", budget=Budget(rounds=2), steps_per_round=20, num_val_tasks=2, folder=folder,
+            checkpoint_seconds=every, observer=observer, mode=mode,
+            experience=Experience(tmp_path / f"{folder.name}.log"),
+        )  # fmt: skip
+        return ours.state_dict()
+
+    clock = Clock(monkeypatch, loop=1.0, vmap=2.0, traced=2.0)
+    expected = go(tmp_path / "whole")
+    assert [e["engine"] for e in Experience(tmp_path / "whole.log").of("engine")] == ["loop"]
+    with pytest.raises(Kill):
+        go(tmp_path / "cut", Killer(step=stop))
+    if stop > 9:  # measured again, it would be another one
+        clock.seconds = {"loop": 2.0, "vmap": 1.0, "traced": 2.0}
+    found = go(tmp_path / "cut")
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+    clock.seconds = {"loop": 2.0, "vmap": 1.0, "traced": 2.0}
+    other = go(tmp_path / "other")
+    assert not all(torch.equal(other[name], expected[name]) for name in expected), "the engines do not differ"
 
 
 def test_experience_survives_a_line_cut_short(tmp_path):

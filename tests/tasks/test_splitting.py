@@ -106,7 +106,7 @@ def test_files_list_one_name_a_line(tmp_path):
         (b"yak\ncats\n", r"test.txt, line 2: the data has no class 'cats'; did you mean 'cat'\?"),
         (b"yak\n\ncat\n", r"test.txt, line 3: class 'cat' is listed already in .*train.txt, line 1"),
         (b"yak\nyak\n", "test.txt, line 2: class 'yak' is listed already in .*test.txt, line 1"),
-        (b"yak\xff\n", r"test.txt is not UTF-8 text \(byte 3\)"),
+        (b"yak\xff\n", r"test.txt, line 1: byte 0xff is not UTF-8"),
         (b"\n", "test.txt lists no class"),
     ):
         (tmp_path / "test.txt").write_bytes(content)
@@ -186,8 +186,8 @@ def test_lists_are_read_in_each_of_their_formats(tmp_path):
         ({"test_json": '"a"'}, "test.json: expected lists of names, got 'a'"),
         ({"test_json": "[1, 2]"}, "test.json: expected lists of names"),
         ({"test_csv": "name\na\n"}, "test.csv, line 1: expected a column label, got name"),
-        ({"test_csv.gz": gzip.compress(b"label\na\n")[:-9]}, "test.csv.gz cannot be read"),
-        ({"test_csv.gz": b"label\na\n"}, "test.csv.gz cannot be read"),
+        ({"test_csv.gz": gzip.compress(b"label\na\n")[:-9]}, "test.csv.gz cannot be unpacked"),
+        ({"test_csv.gz": b"label\na\n"}, "test.csv.gz cannot be unpacked"),
         ({"test_txt": b"\xffx"}, "test.txt, line 1: byte 0xff is not UTF-8"),
         ({"test_txt": "b\na\n"}, "test.txt, line 2: 'a' is in train too"),
         ({}, "holds no test list: expected test with one of .csv, .csv.gz, .json, .txt"),

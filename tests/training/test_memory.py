@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
+import psutil
 import pytest
 import torch
 from torch import nn
 from zoo import ZOO, make_task
 
 import kshot
-from kshot import objectives
+from kshot import free_memory, objectives
 from kshot.inner.rules import Adam
 from kshot.inner.unrolling import recomputing, unroll
 from kshot.sources import sinusoids
@@ -155,6 +159,80 @@ def test_small_steps_are_not_planned(monkeypatch):
 
 def test_free_memory_is_that_of_this_machine():
     assert 16 * MIB < available_memory(torch.device("cpu")) < 2**46
+
+
+def _write(root, **files):
+    for name, content in files.items():
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(f"{content}\n")
+
+
+NONE = 9223372036854771712  # what version 1 writes for no limit
+
+
+@pytest.mark.parametrize(
+    ("cgroup", "files", "left"),
+    [
+        ("0::/", {"memory.max": 100, "memory.current": 30}, [70]),  # a container of its own
+        ("0::/", {"memory.max": "max", "memory.current": 30}, []),
+        ("0::/a/b", {"a/memory.max": 100, "a/memory.current": 90, "a/b/memory.max": 500, "a/b/memory.current": 20},
+         [10, 480]),
+        ("0::/a/b", {"a/b/memory.max": "max", "a/b/memory.current": 1, "a/memory.max": 64, "a/memory.current": 60,
+                     "a/memory.stat": "anon 4\ninactive_file 50"}, [54]),
+        ("0::/../other", {"memory.max": 100, "memory.current": 99}, [1]),  # outside of what is mounted
+        ("3:cpu:/x\n4:memory:/docker/1", {"memory/memory.limit_in_bytes": 9, "memory/memory.usage_in_bytes": 4}, [5]),
+        ("4:cpuset,memory:/j", {"memory/memory.limit_in_bytes": NONE, "memory/memory.usage_in_bytes": 40,
+                                "memory/j/memory.limit_in_bytes": 90, "memory/j/memory.usage_in_bytes": 40,
+                                "memory/j/memory.stat": "cache 9\ninactive_file 3\ntotal_inactive_file 5"}, [55]),
+        ("4:memory:/\n0::/s", {"unified/s/memory.max": 50, "unified/s/memory.current": 10}, [40]),
+        ("", {}, []),
+    ],
+)  # fmt: skip
+def test_the_limits_of_control_groups_of_both_versions_count(tmp_path, cgroup, files, left):
+    _write(tmp_path, **{"proc/cgroup": cgroup}, **{f"sys/{name}": content for name, content in files.items()})
+    assert list(free_memory._of_cgroups(tmp_path / "proc", tmp_path / "sys")) == left
+
+
+def test_where_there_are_no_control_groups_the_machine_alone_counts(tmp_path, monkeypatch):
+    assert list(free_memory._of_cgroups(tmp_path / "absent", tmp_path)) == []
+    machine = psutil.virtual_memory()._replace(available=1000)
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: machine)
+    monkeypatch.setattr(free_memory, "_of_cgroups", lambda: [900, 800])
+    monkeypatch.setattr(free_memory, "_of_process", list)
+    assert free_memory.free_memory() == 800
+    monkeypatch.setattr(free_memory, "_of_process", lambda: [-5])
+    assert free_memory.free_memory() == 0
+
+
+LIMITED = """
+import resource, sys
+import psutil, torch
+import kshot
+from kshot.free_memory import free_memory
+from kshot.training.step import MetaGradient
+
+torch.set_num_threads(1)
+learner = kshot.maml(kshot.models.mlp(1, 1, [64, 64]), inner_lr=0.01, steps=3, objective=kshot.objectives.mse)
+batch = kshot.Batch.of(torch.randn(2000, 1), torch.randn(2000, 1))
+tasks = kshot.types.stack([kshot.Task(batch, batch)] * 64)
+MetaGradient(learner, "vmap", chunk=1)(tasks)  # loads what a step needs
+room = 400 << 20
+resource.setrlimit(resource.{limit}, (psutil.Process().memory_info().{used} + room,) * 2)
+assert free_memory() <= room
+step = MetaGradient(learner, "vmap")
+step(tasks)
+print(step.plan.chunk)
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="limits of a process")
+@pytest.mark.parametrize(("limit", "used"), [("RLIMIT_AS", "vms"), ("RLIMIT_DATA", "data")])
+def test_a_step_stays_within_the_limit_of_its_process(limit, used):
+    code = LIMITED.format(limit=limit, used=used)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr[-1000:]
+    assert 1 <= int(done.stdout) < 64
 
 
 def few_drawings(count=4):

@@ -5,8 +5,8 @@ from torch import nn
 import kshot
 from kshot import objectives
 from kshot.sources import sinusoids
-from kshot.training import step
 from kshot.training.step import MetaGradient, meta_gradient
+from kshot.training.trials import NUM_TRIALS
 
 
 def learner(model=None):
@@ -35,7 +35,7 @@ def test_auto_measures_each_way_and_says_what_it_took():
     ours, tasks = learner(), sinusoids().stack("train", range(8))
     gradient = MetaGradient(ours)
     expected = gradients(ours, MetaGradient(ours, "loop"), tasks)
-    for _ in range(3 * step.NUM_TRIALS):
+    for _ in range(3 * NUM_TRIALS):
         assert gradient.engine is None
         for a, b in zip(gradients(ours, gradient, tasks), expected):
             torch.testing.assert_close(a, b)
@@ -149,6 +149,6 @@ def test_the_choice_is_logged(caplog):
     ours, tasks = learner(), sinusoids().stack("train", range(2))
     gradient = MetaGradient(ours)
     with caplog.at_level("INFO", logger="kshot"):
-        for _ in range(3 * step.NUM_TRIALS):
+        for _ in range(3 * NUM_TRIALS):
             gradient(tasks)
     assert gradient.choice in caplog.text

@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from kshot.bounded import open_file
 from kshot.data.cache import cache_folder, locked, replace_folder, scratch_folder
 from kshot.data.dataset import ImageDataset
 from kshot.data.images.decode import CHANNELS, VERSION, BadImage, Colour, decode
@@ -109,7 +110,7 @@ class DecodedImages:
         file = self.files[row]
         path = os.path.join(self.root, file.name)
         try:
-            with open(path, "rb") as opened:
+            with open_file(path) as opened:
                 status = os.fstat(opened.fileno())
                 content = opened.read()
         except OSError as error:

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import io
+import threading
+from contextlib import nullcontext
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
+
+from kshot.limits import Limits, limits, over, shown_bytes
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -24,7 +28,8 @@ VERSION = 1
 """Of the decoding below; part of the key of cached images."""
 
 _FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")  # others may make Pillow start other programs
-_TOO_LARGE = "Scale it down, or raise PIL.Image.MAX_IMAGE_PIXELS if you trust it"
+_LARGE = 1 << 27  # bytes; images that need more are decoded one at a time, whatever the number of threads
+_one_at_a_time = threading.Lock()
 _GREY_MODES = ("1", "L", "LA", "La", "I", "F")
 
 
@@ -45,8 +50,8 @@ def decode(content: bytes, name: str, *, size: int, colour: Colour) -> np.ndarra
         colour: "grey" for one channel, "rgb" for three.
 
     Raises:
-        BadImage: an empty or damaged file, something other than an image, 32-bit numbers, or more pixels than
-            `PIL.Image.MAX_IMAGE_PIXELS`.
+        BadImage: an empty or damaged file, something other than an image, 32-bit numbers, or more pixels, or more
+            memory for them, than the limits of `kshot.limits`.
 
     Example:
         >>> import io
@@ -61,8 +66,11 @@ def decode(content: bytes, name: str, *, size: int, colour: Colour) -> np.ndarra
     with _open(content, name) as image:
         try:
             image.draft("L" if colour == "grey" else None, (2 * size, 2 * size))
-            upright = ImageOps.exif_transpose(image)
-            fitted = ImageOps.fit(_converted(upright, colour), (size, size), Image.Resampling.LANCZOS)
+            with _one_at_a_time if _memory(image, name) > _LARGE else nullcontext():
+                upright = ImageOps.exif_transpose(image)
+                fitted = ImageOps.fit(_converted(upright, colour), (size, size), Image.Resampling.LANCZOS)
+        except (BadImage, MemoryError):
+            raise
         except Exception as error:  # Pillow raises many types of error on damaged files
             raise _damaged(name, error) from error
     return np.asarray(fitted).reshape(size, size, CHANNELS[colour]).transpose(2, 0, 1)
@@ -80,17 +88,21 @@ def _open(content: bytes, name: str) -> Image.Image:
 
     if not content:
         raise BadImage(f"{name} is empty (0 bytes)")
+    limit = limits().pixels
+    if limit > Limits.pixels and Image.MAX_IMAGE_PIXELS is not None:  # raised by KSHOT_LIMITS: Pillow's own follows
+        Image.MAX_IMAGE_PIXELS = max(Image.MAX_IMAGE_PIXELS, limit)
     try:
         image = Image.open(io.BytesIO(content), formats=_formats(name))
     except Image.UnidentifiedImageError as error:
         raise BadImage(f"{name} is not an image that can be read; it begins with {content[:8]!r}") from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise BadImage(f"{name} is too large: {error} {_TOO_LARGE}") from error
+        raise _too_large(f"{name} is too large: {str(error).rstrip('.')}; scale it down") from error
     except Exception as error:
         raise _damaged(name, error) from error
-    limit = Image.MAX_IMAGE_PIXELS
-    if limit is not None and image.width * image.height > limit:
-        raise BadImage(f"{name} is too large: {image.width}×{image.height} pixels, of at most {limit:,}. {_TOO_LARGE}")
+    if image.width * image.height > limit:
+        raise _too_large(
+            f"{name} is too large: {image.width}×{image.height} pixels, of at most {limit:,}; scale it down"
+        )
     if image.mode in ("I", "F"):
         raise BadImage(f"{name} holds 32-bit numbers, whose black and white are unknown; save it with 8 or 16 bits")
     return image
@@ -106,6 +118,23 @@ def _formats(name: str) -> tuple[str, ...]:
         raise ValueError("HEIC needs the package pillow-heif: pip install 'kshot[files]', or convert to JPEG") from None
     pillow_heif.register_heif_opener()
     return (*_FORMATS, "HEIF")
+
+
+def _memory(image: Image.Image, name: str) -> int:
+    """Bytes in which an image is decoded; raises `BadImage` if they are too many.
+
+    Pillow holds four bytes a pixel and eight a row, in three copies, or five where something is transparent.
+    """
+    copies = 5 if image.has_transparency_data else 3
+    needed, most = copies * image.height * (4 * image.width + 8), limits().image_bytes
+    if needed > most:
+        size = f"{image.width}×{image.height} pixels need {shown_bytes(needed)}"
+        raise _too_large(f"{name} is too large: {size} of memory, of at most {shown_bytes(most)}; scale it down")
+    return needed
+
+
+def _too_large(said: str) -> BadImage:
+    return BadImage(str(over(said)))
 
 
 def _damaged(name: str, error: Exception) -> BadImage:

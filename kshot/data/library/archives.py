@@ -11,19 +11,16 @@ import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
-from typing import IO, Literal, NamedTuple
+from typing import IO, BinaryIO, Literal, NamedTuple
+
+from kshot.bounded import check_unpacked, open_file, unpacking
+from kshot.limits import OverLimit, limits, over
 
 SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 """File name suffixes of archives."""
 
-MAX_BYTES = 8 << 30
-"""Largest unpacked size."""
-MAX_MEMBERS = 500_000
-"""Largest number of files and folders."""
-MAX_RATIO = 200
-"""Largest ratio of unpacked to packed size; text compresses to a tenth, a bomb to a thousandth."""
-ALWAYS_ALLOWED = 16 << 20
-"""Unpacked bytes that are allowed at any ratio."""
+_HEADER_BYTES = 1 << 20  # of a header that tar adds to a member, such as one with a long name
+_ZIP_METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # others are unpacked by zipfile in one go, whatever the size
 
 
 class _Refused(ValueError):
@@ -47,10 +44,11 @@ def unpack(archive: Path, folder: Path) -> None:
 
     Raises:
         ValueError: the file is not an archive, damaged or encrypted; a member is a link or a device, leads out of the
-            folder or occurs twice; the archive exceeds `MAX_BYTES`, `MAX_MEMBERS` or `MAX_RATIO`; or the disk is full.
-            The folder may then hold part of the content.
+            folder or occurs twice; the archive exceeds the limits of `kshot.limits`; or the disk is full. The folder
+            may then hold part of the content.
     """
-    limit = min(MAX_BYTES, max(ALWAYS_ALLOWED, MAX_RATIO * archive.stat().st_size))
+    bounds = limits()
+    limit = bounds.unpacked(archive.stat().st_size, bounds.disk_bytes)
     folder.mkdir(parents=True)
     total = 0
     with _members(archive) as members:
@@ -59,10 +57,10 @@ def unpack(archive: Path, folder: Path) -> None:
             if member.kind == "other" or _leads_out(member.name):
                 raise _Refused(f"{label} is a link or a device, or leads out of the archive; nothing was unpacked")
             total += member.size
-            if number > MAX_MEMBERS or total > limit:
-                raise _Refused(
-                    f"{archive} unpacks to more than {limit:,} bytes or {MAX_MEMBERS:,} files, as a decompression bomb "
-                    "does; if you trust it, unpack it yourself and give the folder"
+            if number > bounds.members or total > limit:
+                raise over(
+                    f"{archive} unpacks to more than {limit:,} bytes or {bounds.members:,} files, as a decompression "
+                    "bomb does"
                 )
             _write(member, folder / member.name, label)
 
@@ -96,19 +94,46 @@ def _leads_out(name: str) -> bool:
 def _members(path: Path) -> Iterator[Iterator[_Member]]:
     """The members of an archive, to be opened one after another."""
     try:
-        if zipfile.is_zipfile(path):
-            with zipfile.ZipFile(path) as archive:
-                yield (_zip_member(archive, info) for info in archive.infolist())
-        else:
-            with tarfile.open(path, "r|*") as stream:  # as a stream: no member is read before its turn
-                yield (_tar_member(stream, info) for info in stream)
-    except _Refused:
+        with open_file(path) as file:
+            if zipfile.is_zipfile(file):
+                with zipfile.ZipFile(file) as archive:
+                    yield (_zip_member(archive, info) for info in archive.infolist())
+            else:
+                # as a stream: no member is read before its turn
+                with _unpacked(file) as content, tarfile.open(fileobj=content, mode="r|", tarinfo=_Info) as stream:
+                    yield (_tar_member(stream, info) for info in stream)
+    except (_Refused, OverLimit, MemoryError):
         raise
     except Exception as error:  # the readers raise many types of error on damaged archives
         raise ValueError(f"{path} is damaged, or neither zip nor tar ({error}); download it again") from error
 
 
+@contextmanager
+def _unpacked(file: BinaryIO) -> Iterator[IO[bytes]]:
+    """The bytes that a gzip, bzip2 or xz file unpacks to, read piece by piece; those of another file."""
+    file.seek(0)
+    head = file.read(6)
+    file.seek(0)
+    kinds = {b"\x1f\x8b": "gz", b"BZh": "bz2", b"\xfd7zXZ\0": "xz"}
+    kind = next((kind for signature, kind in kinds.items() if head.startswith(signature)), None)
+    if kind is None:
+        yield file
+        return
+    with unpacking(file, kind) as content:
+        yield content
+
+
+class _Info(tarfile.TarInfo):
+    """A member of a tar whose additional headers, which are read into memory, are small."""
+
+    def _proc_member(self, archive: tarfile.TarFile) -> tarfile.TarInfo:
+        if not self.isreg() and not self.isdir() and self.size > _HEADER_BYTES:
+            raise ValueError(f"a member has a header of {self.size:,} bytes, of at most {_HEADER_BYTES:,}")
+        return super()._proc_member(archive)  # type: ignore[misc]
+
+
 def _zip_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> _Member:
+    _check_method(info)
     other = stat.S_IFMT(info.external_attr >> 16) not in (0, stat.S_IFREG, stat.S_IFDIR)
     kind: _Kind = "other" if other else "folder" if info.is_dir() else "file"
     return _Member(info.filename, kind, info.file_size, lambda: archive.open(info))
@@ -119,11 +144,30 @@ def _tar_member(archive: tarfile.TarFile, info: tarfile.TarInfo) -> _Member:
     return _Member(info.name, kind, info.size, lambda: archive.extractfile(info))
 
 
+def _check_method(info: zipfile.ZipInfo) -> None:
+    if info.compress_type not in _ZIP_METHODS:
+        raise _Refused(f"{info.filename!r} is compressed by another method than deflate; zip the files again")
+
+
 @contextmanager
 def opened_zip(path: Path) -> Iterator[zipfile.ZipFile]:
-    """Open a zip for reading; errors of damaged files become a `ValueError` that names the file."""
+    """Open a zip for reading its members into memory.
+
+    Raises:
+        OverLimit: its members have more bytes, or are more, than the limits of `kshot.limits`.
+        ValueError: it is damaged; also errors while reading a member become one that names the file.
+    """
+    bounds = limits()
     try:
-        with zipfile.ZipFile(path) as archive:
+        with open_file(path) as file, zipfile.ZipFile(file) as archive:
+            members = archive.infolist()
+            if len(members) > bounds.members:
+                raise over(f"{path} has {len(members):,} files, and at most {bounds.members:,} are read")
+            for member in members:
+                _check_method(member)
+            check_unpacked(sum(m.file_size for m in members), bounds.unpacked(path.stat().st_size), path)
             yield archive
+    except _Refused as error:
+        raise ValueError(f"{path}: {error}") from None
     except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as error:
         raise ValueError(f"{path} is damaged or not a zip ({error}); download it again") from error

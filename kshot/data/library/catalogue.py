@@ -62,9 +62,10 @@ class DataSet(NamedTuple):
 @cache
 def catalogue() -> dict[str, DataSet]:
     """The known data sets by name."""
-    import yaml
+    from kshot.yaml_files import parse_yaml
 
-    entries = yaml.safe_load((resources.files(__package__) / "catalogue.yaml").read_text(encoding="utf-8"))
+    text = (resources.files(__package__) / "catalogue.yaml").read_text(encoding="utf-8")
+    entries = parse_yaml(text, "catalogue.yaml").values
     for entry in entries.values():
         base, files = entry.pop("url", ""), entry.pop("files", {})
         entry["parts"] = tuple(entry.get("parts", ()))

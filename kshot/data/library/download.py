@@ -1,7 +1,7 @@
 """Downloads that resume after a broken connection and never join parts of two versions of a file.
 
-pooch transfers and hashes. Resuming, the limits on size and disk space, and redirects are checked here, on the headers
-of each response before its content is written.
+pooch transfers and hashes. Resuming, the limits on size, time and disk space, and redirects are checked here, on the
+headers of each response before its content is written.
 """
 
 from __future__ import annotations
@@ -10,11 +10,15 @@ import errno
 import io
 import json
 import shutil
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from urllib.parse import urljoin, urlsplit
+
+from kshot.bounded import parse_json, read_bytes
+from kshot.limits import OverLimit, limits, over
 
 Progress = Callable[[str, int, int | None], object]
 """Called with a file's name, its number of bytes received, and its size, None if the server does not tell it."""
@@ -24,9 +28,7 @@ BACKOFF = 1.0
 """Seconds before the second try; doubled for each further one."""
 TIMEOUT = 30.0
 """Seconds without data after which a connection counts as broken."""
-MAX_BYTES = 4 << 30
-"""Largest file that is downloaded."""
-
+_SPARE = 64 << 20  # bytes; a file of unknown size leaves twice as much of the disk free
 _CHUNK = 1 << 14  # bytes; what a broken connection loses at most
 
 
@@ -41,17 +43,26 @@ def download(url: str, target: Path, progress: Progress | None = None) -> None:
     starts again. `target`, in an existing folder, is written only when it is complete.
 
     Raises:
-        ValueError: invalid URL, unreachable or refusing server, a connection that broke `TRIES` times, a file larger
-            than `MAX_BYTES`, or a full disk.
+        OverLimit: the file is larger, or takes longer, than `kshot.limits` allow. What arrived is deleted, unless its
+            size is known, so that the next call can complete it.
+        ValueError: invalid URL, unreachable or refusing server, a connection that broke `TRIES` times, or a full disk.
     """
     _check_url(url)
     path = target.with_name(f"{target.name}.part")
+    seconds = limits().seconds
+    deadline = time.monotonic() + seconds
     for attempt in range(TRIES):
         if attempt:
             time.sleep(BACKOFF * 2 ** (attempt - 1))
         try:
             with _Part(url, path, progress) as part:
-                _transfer(part)
+                finished = _within(deadline - time.monotonic(), lambda part=part: _transfer(part))  # type: ignore[misc]
+                part.check_time(finished, seconds)
+        except OverLimit:
+            if part.total is None or part.version is None or part.total > limits().download_bytes:
+                path.unlink(missing_ok=True)
+                _note(path).unlink(missing_ok=True)
+            raise
         except _Broken as error:
             reason = error
         else:
@@ -62,6 +73,24 @@ def download(url: str, target: Path, progress: Progress | None = None) -> None:
         f"{url}: the connection broke {TRIES} times ({reason}); {path.stat().st_size:,} bytes were received, and the "
         "same command resumes from them"
     )
+
+
+def _within(seconds: float, transfer: Callable[[], None]) -> bool:
+    """Call a function in a thread, and return whether it ended in time; a late one ends when it next writes."""
+    errors: list[BaseException] = []
+
+    def call() -> None:
+        try:
+            transfer()
+        except BaseException as error:  # raised below, in the thread of the caller
+            errors.append(error)
+
+    thread = threading.Thread(target=call, daemon=True)
+    thread.start()
+    thread.join(max(seconds, 0.0))
+    if errors:
+        raise errors.pop()  # else it would hold itself, by the frames of its traceback
+    return not thread.is_alive()
 
 
 def _transfer(part: _Part) -> None:
@@ -75,6 +104,8 @@ def _transfer(part: _Part) -> None:
     hooks = {"response": part.accept}
     try:
         pooch.HTTPDownloader(chunk_size=_CHUNK, timeout=TIMEOUT, headers=headers, hooks=hooks)(part.url, part, None)
+    except requests.TooManyRedirects as error:
+        raise ValueError(f"{part.url} redirects in a circle; give another address by --from") from error
     except requests.RequestException as error:
         if error.args and isinstance(error.args[0], MaxRetryError):  # no connection was made
             raise ValueError(
@@ -107,7 +138,8 @@ class _Part(io.FileIO):
     def _check(self, response: Any) -> None:
         status = f"the server answers {response.status_code} {response.reason}"
         if response.is_redirect:
-            location = urljoin(response.url, response.headers["Location"])
+            response.close()  # before requests reads all that comes with the redirection
+            location = _redirection(response)
             if response.url.startswith("https:") and not location.startswith("https:"):
                 raise ValueError(
                     f"{response.url} redirects to {location}, which is not encrypted; give another address by --from"
@@ -129,16 +161,23 @@ class _Part(io.FileIO):
             raise _Broken("the file changed on the server")
         if not resumed:
             self._restart()
+            self.version = version
             _note(self.path).write_text(json.dumps({"address": self.url, "version": version}))
         length = response.headers.get("Content-Length")
         self.total = None if length is None else self.size + int(length)
         self._check_size(self.total or 0)
-        if (self.total or 0) - self.size > shutil.disk_usage(self.path.parent).free:
+        if (self.total or 0) - self.size > self._free():
             raise self._disk_full()
         self._report()
 
     def write(self, chunk: Any) -> int:
         self._check_size(self.size + len(chunk))
+        if (
+            self.total is None
+            and self.size // _SPARE != (self.size + len(chunk)) // _SPARE
+            and self._free() < 2 * _SPARE
+        ):
+            raise self._disk_full()
         try:
             written = super().write(chunk)
         except OSError as error:
@@ -157,8 +196,17 @@ class _Part(io.FileIO):
         self.size = 0
 
     def _check_size(self, size: int) -> None:
-        if size > MAX_BYTES:
-            raise ValueError(f"{self.url} has {size:,} bytes or more, but at most {MAX_BYTES:,} are downloaded")
+        most = limits().download_bytes
+        if size > most:
+            raise over(f"{self.url} has {size:,} bytes or more, but at most {most:,} are downloaded")
+
+    def check_time(self, finished: bool, seconds: float) -> None:
+        """Raise `OverLimit` unless the transfer finished in the seconds that it may take."""
+        if not finished:
+            raise over(f"{self.url} took more than {seconds:,} seconds, in which {self.size:,} bytes came")
+
+    def _free(self) -> int:
+        return shutil.disk_usage(self.path.parent).free
 
     def _disk_full(self) -> ValueError:
         needed = "more space" if self.total is None else f"{self.total:,} bytes in all"
@@ -183,10 +231,25 @@ def _check_url(url: str) -> None:
         )
 
 
+def _redirection(response: Any) -> str:
+    """The address that a response redirects to, which must be one of the web."""
+    try:
+        location = urljoin(response.url, response.headers["Location"])
+        scheme = urlsplit(location).scheme
+    except ValueError:
+        location, scheme = response.headers["Location"], ""
+    if scheme not in ("http", "https"):
+        raise ValueError(
+            f"{response.url} redirects to {location[:200]!r}, which is not http:// or https://; give another address "
+            "by --from"
+        )
+    return location
+
+
 def _recorded_version(url: str, part: Path) -> str | None:
     """The version that a part is of; None unless it is known, and the part came from this URL."""
     try:
-        note = json.loads(_note(part).read_text())
+        note = parse_json(read_bytes(_note(part)))
         return note["version"] if note["address"] == url else None
     except (OSError, ValueError, KeyError, TypeError):
         return None

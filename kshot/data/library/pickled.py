@@ -7,12 +7,14 @@ arrays of a pandas `DataFrame` are then looked up; everything else is an error.
 from __future__ import annotations
 
 import io
-import lzma
 import pickle
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+
+from kshot.bounded import read_bytes, unpacked
+from kshot.limits import OverLimit
 
 
 class _Call:
@@ -32,8 +34,11 @@ class _Call:
         self.states.append(state)
 
 
-class _Reader(pickle.Unpickler):
-    """Unpickles builtin containers, numbers and texts; every other object becomes a `_Call`."""
+class _Reader(pickle._Unpickler):
+    """Unpickles builtin containers, numbers and texts; every other object becomes a `_Call`.
+
+    This is the reader in Python: the one in C allocates as many objects as the largest number that a pickle names.
+    """
 
     def find_class(self, module: str, name: str) -> Any:
         return type("Call", (_Call,), {"name": f"{module}.{name}"})
@@ -43,10 +48,18 @@ class _Reader(pickle.Unpickler):
 
 
 def read_frame(path: Path) -> dict[str, np.ndarray]:
-    """The columns of a pandas `DataFrame` in a pickle file, maybe compressed by xz; anything else is a ValueError."""
-    data = path.read_bytes()
+    """The columns of a pandas `DataFrame` in a pickle file, maybe compressed by xz.
+
+    Raises:
+        OverLimit: it unpacks to more than the limits.
+        ValueError: it is anything else.
+    """
+    data = read_bytes(path)
     try:
-        return _columns(_Reader(io.BytesIO(lzma.decompress(data) if data[:6] == b"\xfd7zXZ\0" else data)).load())
+        data = unpacked(data, "xz", str(path)) if data[:6] == b"\xfd7zXZ\0" else data
+        return _columns(_Reader(io.BytesIO(data)).load())
+    except (OverLimit, MemoryError):
+        raise
     except Exception as error:  # invalid pickles raise any type
         raise ValueError(f"{path} is not a pandas table that can be read without running it: {error}") from None
 

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import csv
-import gzip
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from kshot.data.text_files import read_json, read_text, to_utf8
+from kshot.data.text_files import read_json, read_text
 from kshot.types import SPLITS, Split
 
 
@@ -66,7 +64,7 @@ def _names(path: Path) -> Iterator[tuple[str, str]]:
         nested = content.values() if isinstance(content, dict) else [content]
         yield from ((name, str(path)) for value in nested for name in _joined("", value, path))
         return
-    lines = (_unzipped(path) if path.suffix == ".gz" else read_text(path)).splitlines()
+    lines = read_text(path).splitlines()
     if path.suffix == ".txt":
         yield from ((line.strip(), f"{path}, line {number}") for number, line in enumerate(lines, 1) if line.strip())
         return
@@ -75,14 +73,6 @@ def _names(path: Path) -> Iterator[tuple[str, str]]:
         columns = ", ".join(rows.fieldnames or ()) or "nothing"
         raise ValueError(f"{path}, line 1: expected a column label, got {columns}")
     yield from ((row["label"], f"{path}, line {rows.line_num}") for row in rows if row["label"])
-
-
-def _unzipped(path: Path) -> str:
-    try:
-        content = gzip.decompress(path.read_bytes())
-    except (OSError, EOFError, zlib.error) as error:
-        raise ValueError(f"{path} cannot be read: {error}") from None
-    return to_utf8(content, None, str(path)).decode()
 
 
 def _joined(prefix: str, value: Any, path: Path) -> list[str]:

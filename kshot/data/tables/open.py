@@ -10,7 +10,9 @@ from typing import Any
 
 import numpy as np
 
+from kshot.bounded import open_file, parse_json
 from kshot.data.tables import csv
+from kshot.data.tables.extent import check_parquet, check_texts, check_workbook
 from kshot.data.tables.table import PLAIN, Reading, Table, missing_column, named_errors
 from kshot.data.text_files import read_json, read_utf8
 
@@ -51,7 +53,7 @@ def open_table(
     path = Path(path).expanduser()
     if path.is_dir():
         raise ValueError(f"{path} is a folder; give one file of {', '.join(SUFFIXES)}")
-    if not path.is_file():
+    if not path.exists():
         names = [other.name for other in path.parent.iterdir()] if path.parent.is_dir() else []
         similar = difflib.get_close_matches(path.name, names, 1)
         raise ValueError(f"there is no file {path}" + (f"; did you mean {similar[0]}?" if similar else ""))
@@ -72,6 +74,7 @@ def open_table(
         return selected
 
     with named_errors(path):
+        open_file(path).close()  # anything but a file, as a FIFO, is refused
         table = opener(path, reading, select)
     if not len(table) and not table.faults:
         raise ValueError(f"{path} has a header but no rows")
@@ -170,13 +173,14 @@ def _open_excel(path: Path, reading: Reading, select: Selection) -> Table:
 
     if not path.stat().st_size:
         raise ValueError(f"{path} is empty")
+    check_workbook(path)
     try:
         frame = pl.read_excel(path, sheet_id=1, infer_schema_length=None)
     except ModuleNotFoundError:
         raise ValueError(
             f"{path}: Excel files need the package fastexcel: pip install 'kshot[files]', or save the sheet as CSV"
         ) from None
-    except Exception as error:  # its reader raises errors of its own
+    except (Exception, pl.exceptions.PanicException) as error:  # its reader raises errors of its own
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ValueError(f"{path} cannot be read: {first}") from None
     frame = frame.select(select(_column_names(frame.columns, path, ",")))
@@ -190,8 +194,8 @@ def _parse_lines(text: bytes, path: Path) -> tuple[list[dict[str, Any]], list[in
         if not line.strip():
             continue
         try:
-            row = json.loads(line, parse_constant=lambda word: None if word == "NaN" else float(word))
-        except (ValueError, RecursionError) as error:
+            row = parse_json(line, parse_constant=lambda word: None if word == "NaN" else float(word))
+        except ValueError as error:
             lost.append(f"{path}, line {number}: not valid JSON: {error}")
             continue
         if not isinstance(row, dict):
@@ -218,4 +222,8 @@ def _open_parquet(path: Path, reading: Reading, select: Selection) -> Table:
     if not path.stat().st_size:
         raise ValueError(f"{path} is empty")
     lazy = pl.scan_parquet(path, glob=False)
-    return Table(path, lazy.select(select(lazy.collect_schema().names())).collect(), reading)
+    names = select(lazy.collect_schema().names())
+    check_parquet(path, lazy.select(pl.len()).collect().item(), len(names))
+    frame = lazy.select(names).collect()
+    check_texts(path, frame)
+    return Table(path, frame, reading)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter, defaultdict
 from fnmatch import fnmatch
 from pathlib import Path
@@ -17,14 +18,30 @@ FILE_MANAGERS = ("thumbs.db", "desktop.ini", "__macosx")
 """Names of files and folders that file managers leave."""
 
 
-def files_of(folder: Path, pattern: str) -> list[Path]:
+def files_of(folder: Path, pattern: str, *, follow_links: bool = False) -> list[Path]:
     """The files at any depth of a folder whose names match a pattern such as `*.txt`, in any case, sorted.
 
-    Hidden ones are ignored, such as the `._` files of macOS, and those of file managers.
+    Hidden ones are ignored, such as the `._` files of macOS, and those of file managers. Links to folders are not
+    followed.
+
+    Args:
+        folder, pattern: where to look, and for which names.
+        follow_links: whether links to files may lead out of the folder.
+
+    Raises:
+        ValueError: no such folder, no such file in it, or a link that leads out.
     """
     if not folder.is_dir():
         raise ValueError(f"there is no folder {folder}")
     files = [path for path in _files(folder) if _matches(path, pattern)]
+    root = os.path.realpath(folder)
+    for path in files:
+        target = os.path.realpath(path)
+        if path.is_symlink() and not follow_links and os.path.commonpath([root, target]) != root:
+            raise ValueError(
+                f"the link {path} leads out of {folder}, to {target}; put the file itself there, or follow such links "
+                "by follow_links: true"
+            )
     if not files:
         raise ValueError(f"{folder} and its subfolders contain no file that matches {pattern!r}")
     return files
@@ -38,11 +55,22 @@ def notes_on(folder: Path, pattern: str) -> list[str]:
         kinds = ", ".join(f"{count:,} {suffix or 'without a suffix'}" for suffix, count in others.most_common(5))
         notes.append(f"{folder} holds files that are not read as texts: {kinds}. Save those that are as {pattern}")
     full = {parent for path in files if _matches(path, pattern) for parent in path.parents}
-    empty = [path for path in _visible(folder) if path.is_dir() and path not in full]
+    empty = [path for path in _visible(folder) if path.is_dir() and not path.is_symlink() and path not in full]
     if empty:
         named = ", ".join(str(path.relative_to(folder)) for path in empty[:5]) + (", …" if len(empty) > 5 else "")
         notes.append(f"{folder}: {len(empty):,} folders hold no texts, and are no classes: {named}")
-    return notes
+    return notes + notes_on_links(folder)
+
+
+def notes_on_links(folder: Path) -> list[str]:
+    """A sentence about what is in a folder and is not read: links to folders or to nowhere, FIFOs, devices."""
+    odd = [path for path in _visible(folder) if not path.is_file() and (path.is_symlink() or not path.is_dir())]
+    if not odd:
+        return []
+    named = ", ".join(str(path.relative_to(folder)) for path in odd[:5]) + (", …" if len(odd) > 5 else "")
+    return [
+        f"{folder}: {len(odd):,} entries are links to folders or to nowhere, or no files, and are not read: {named}"
+    ]
 
 
 def _files(folder: Path) -> list[Path]:

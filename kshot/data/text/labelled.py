@@ -38,7 +38,7 @@ class LocatedTable(Table):
         return self._locations[row] + (f", {column}" if column else "")
 
 
-def open_labelled(path: Path | str, reading: Reading, text: str, label: str) -> Table:
+def open_labelled(path: Path | str, reading: Reading, text: str, label: str, *, follow_links: bool = False) -> Table:
     """Open a table, a folder with a folder of text files for each class, or a JSON file.
 
     A folder gives the columns text and label, and domain and split if there are folders for them. A JSON file holds a
@@ -47,20 +47,21 @@ def open_labelled(path: Path | str, reading: Reading, text: str, label: str) -> 
     Args:
         path, reading: the table, folder or JSON file, and the format of the files.
         text, label: names of the columns that pairs become.
+        follow_links: whether links in a folder may lead out of it.
 
     Raises:
         ValueError: as `open_table`, text files outside of class folders, or JSON of another structure.
     """
     path = Path(path).expanduser()
     if path.is_dir():
-        return _open_folder(path, reading)
+        return _open_folder(path, reading, follow_links)
     if path.is_file() and path.suffix.lower() == ".json":
         return _open_json(path, reading, text, label)
     return open_table(path, reading)
 
 
-def _open_folder(root: Path, reading: Reading) -> Table:
-    files = files_of(root, "*.txt")
+def _open_folder(root: Path, reading: Reading, follow_links: bool) -> Table:
+    files = files_of(root, "*.txt", follow_links=follow_links)
     parents = [path.relative_to(root).parts[:-1] for path in files]
     top_folders = {folders[0] for folders in parents if folders}
     has_splits = "train" in top_folders and top_folders <= set(SPLIT_FOLDERS)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
 from kshot.annotations import OptionsOf
 from kshot.argument_checks import check_arguments
+from kshot.bounded import read_bytes
 from kshot.data import library
 from kshot.data.library.pickled import read_frame
 from kshot.data.tables.open import open_table
@@ -186,7 +187,7 @@ def _lines(path: Path, separator: str, names: list[str]) -> polars.DataFrame:
 
     if not path.is_file():
         raise ValueError(f"there is no {path}, which belongs to the other files of its folder")
-    data = path.read_bytes()
+    data = read_bytes(path)
     try:
         text = data.decode()
     except UnicodeDecodeError:
