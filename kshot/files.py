@@ -12,23 +12,25 @@ import io
 import json
 import os
 import platform
+import re
 import secrets
 import shutil
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from kshot import bounded
 
 CHECKSUM = "content_sha256"
 """Key of the checksum in the JSON files of `write_json`."""
-LINE_CHECKSUM = "check"
-"""Key of the checksum in the lines of `append_line`."""
+LINE_CHECKSUM, AFTER = "check", "after"
+"""Keys of the checksum in the lines of `append_line`, and of that of the line before it."""
 PART = ".part"
 """Suffix of files that are being written; those of killed processes may be deleted."""
 _LINE = "# sha256: "
+_LEFT = re.compile(rf"\..+\.[0-9a-f]{{12}}{re.escape(PART)}")
 
 
 class DamagedFile(ValueError):
@@ -119,25 +121,31 @@ def parse_json(content: bytes, path: Path | str) -> Any:
 
 
 def write_signed(path: Path, text: str) -> None:
-    """Write a text file whole, with a checksum in a comment as its last line; see `read_signed`."""
-    write_text(path, f"{text}{_LINE}{hashlib.sha256(text.encode()).hexdigest()}\n")
+    """Write a text file whole, with a checksum in a comment as its first line; see `read_signed`."""
+    write_text(path, f"{_LINE}{hashlib.sha256(text.encode()).hexdigest()}\n{text}")
 
 
-def read_signed(path: Path) -> str:
-    """The text of a file of `write_signed`, or of one without a checksum; `DamagedFile` if they do not match."""
+def read_signed(path: Path) -> tuple[str, bool]:
+    """The text of a file of `write_signed`, and whether it has a checksum, without which every text is accepted.
+
+    The checksum comes first, so that a file that was cut short has one too.
+
+    Raises:
+        DamagedFile: the text does not match its checksum, or the file is missing or not UTF-8.
+    """
     try:
         text = _bytes(path).decode()
     except UnicodeDecodeError as error:
         raise DamagedFile(f"{path} is damaged: it is not UTF-8 ({error})") from error
-    body, mark, checksum = text.rpartition(_LINE)
-    if not mark:
-        return text
-    if checksum.strip() != hashlib.sha256(body.encode()).hexdigest():
+    first, _, body = text.partition("\n")
+    if not first.startswith(_LINE):
+        return text, False
+    if first.removeprefix(_LINE) != hashlib.sha256(body.encode()).hexdigest():
         raise DamagedFile(
-            f"{path} does not match the checksum in its last line: it is damaged, or was changed by hand; if you "
+            f"{path} does not match the checksum in its first line: it is damaged, or was changed by hand; if you "
             "changed it, delete that line"
         )
-    return body
+    return body, True
 
 
 def digest(values: Mapping[str, Any]) -> str:
@@ -184,45 +192,85 @@ def _unreadable(path: Path, error: OSError) -> DamagedFile:
     return DamagedFile(f"{path} is missing" if missing else f"{path} cannot be read: {error.strerror}")
 
 
-def append_line(path: Path, values: Mapping[str, Any]) -> None:
-    """Append values as a line of JSON with a checksum, on a line of its own even after one that was cut short."""
+class Lines(NamedTuple):
+    """What a file of `append_line` holds.
+
+    Attributes:
+        values, checks: the values of each whole line, and its checksum.
+        damaged: the numbers from 1 of lines that were damaged since they were written, or before which lines are lost.
+    """
+
+    values: list[dict[str, Any]]
+    checks: list[str]
+    damaged: list[int]
+
+
+def append_line(path: Path, values: Mapping[str, Any], after: str = "") -> str:
+    """Append values as a line of JSON, on a line of its own even after one that was cut short.
+
+    Args:
+        after: checksum of the last whole line, "" for the first; it tells a line that was lost or damaged from one
+            that was never written whole.
+
+    Returns:
+        The checksum of the line.
+    """
+    values = {**values, AFTER: after}
+    check = digest(values)[:16]
     with path.open("ab+") as file:
         start = b""
         if file.tell():
             file.seek(-1, os.SEEK_END)
             start = b"" if file.read(1) == b"\n" else b"\n"
-        file.write(start + json.dumps({**values, LINE_CHECKSUM: digest(values)[:16]}).encode() + b"\n")
+        file.write(start + json.dumps({**values, LINE_CHECKSUM: check}).encode() + b"\n")
+    return check
 
 
-def read_lines(path: Path) -> tuple[list[dict[str, Any]], list[int]]:
-    """The values of each line of `append_line`, and the numbers from 1 of those that were damaged since.
-
-    Lines that were cut short, as by a kill, are left out.
+def read_lines(path: Path) -> Lines:
+    """The lines of a file of `append_line`; those that a kill cut short are left out.
 
     Example:
         >>> import tempfile
         >>> path = Path(tempfile.mkdtemp()) / "log"
-        >>> append_line(path, {"step": 1})
+        >>> first = append_line(path, {"step": 1})
+        >>> _ = append_line(path, {"step": 2}, first)
         >>> _ = path.write_text(path.read_text()[:-9])  # as a killed process leaves it
-        >>> append_line(path, {"step": 2})
-        >>> read_lines(path)
-        ([{'step': 2}], [])
-        >>> _ = path.write_text(path.read_text().replace('2', '3', 1))
-        >>> read_lines(path)
-        ([], [2])
+        >>> _ = append_line(path, {"step": 2}, first)
+        >>> read_lines(path).values, read_lines(path).damaged
+        ([{'step': 1}, {'step': 2}], [])
+        >>> _ = path.write_text(path.read_text().replace('"step": 1', '"step": 3'))
+        >>> read_lines(path).values, read_lines(path).damaged
+        ([{'step': 2}], [1, 2])
     """
-    whole: list[dict[str, Any]] = []
-    damaged: list[int] = []
-    for number, line in enumerate(_bytes(path).splitlines() if path.exists() else (), 1):
-        try:
-            values = bounded.parse_json(line)
-        except ValueError:
-            values = None
-        if isinstance(values, dict) and values.pop(LINE_CHECKSUM, None) == digest(values)[:16]:
-            whole.append(values)
-        elif line.endswith(b"}"):
-            damaged.append(number)
-    return whole, damaged
+    found = Lines([], [], [])
+    lines = _bytes(path).split(b"\n") if path.exists() else []
+    unknown: list[int] = []  # lines that are none: cut short if the next whole line follows the one before them
+    for number, line in enumerate(lines, 1):
+        values = _checked_line(line)
+        if values is None:
+            unknown.append(number)
+            continue
+        check, last = values.pop(LINE_CHECKSUM), found.checks[-1] if found.checks else ""
+        if values.pop(AFTER) != last:
+            found.damaged.extend(unknown or [number])
+        unknown = []
+        found.values.append(values)
+        found.checks.append(check)
+    found.damaged.extend(number for number in unknown if number < len(lines) and lines[number - 1].endswith(b"}"))
+    return found
+
+
+def _checked_line(line: bytes) -> dict[str, Any] | None:
+    """The values of a whole line of `append_line`; None if it is none."""
+    try:
+        values = bounded.parse_json(line)
+    except ValueError:
+        return None
+    if not isinstance(values, dict) or AFTER not in values:
+        return None
+    check = values.get(LINE_CHECKSUM)
+    rest = {key: value for key, value in values.items() if key != LINE_CHECKSUM}
+    return values if check == digest(rest)[:16] else None
 
 
 LOCK, OWNER = ".lock", ".owner.json"
@@ -248,6 +296,9 @@ def owned(folder: Path) -> Iterator[None]:
             f"{folder} is being written by {_owner(folder)}: wait for it, or choose another folder"
         ) from None
     try:
+        for left in folder.rglob(f".*{PART}"):
+            if _LEFT.fullmatch(left.name) and left.is_file():  # of a process that was killed
+                left.unlink()
         about = {"process": os.getpid(), "host": platform.node(), "started": time.strftime("%Y-%m-%d %H:%M:%S")}
         write_json(folder / OWNER, about)
         yield
@@ -260,9 +311,11 @@ def owned(folder: Path) -> Iterator[None]:
 
 
 def is_empty(folder: Path) -> bool:
-    """Whether a folder is missing, or holds nothing but its lock and what file managers put there."""
+    """Whether a folder is missing, or holds nothing but its lock, what file managers put there, and half files."""
     ignored = {LOCK, OWNER, ".DS_Store"}
-    return not folder.exists() or (folder.is_dir() and all(path.name in ignored for path in folder.iterdir()))
+    if not folder.exists():
+        return True
+    return folder.is_dir() and all(path.name in ignored or _LEFT.fullmatch(path.name) for path in folder.iterdir())
 
 
 def owner_of(folder: Path) -> str:

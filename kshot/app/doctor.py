@@ -12,7 +12,7 @@ from kshot.app.screen import Screen
 from kshot.app.spec import Spec
 from kshot.deciding.decisions import Round, best_round
 from kshot.evaluation.target import Target
-from kshot.files import PART, DamagedFile, owner_of, read_json, read_lines, sha256_of
+from kshot.files import PART, DamagedFile, owner_of, read_json, sha256_of
 from kshot.training.checkpoint import Checkpoints, load_state
 
 
@@ -63,12 +63,13 @@ def diagnose(path: Path) -> Diagnosis:
     def read_run_file() -> str:
         nonlocal spec
         spec = read_spec(path)
+        folder.check_file(folder.spec)
         return f"run file of {spec.name!r}"
 
     findings = [_read("spec.yaml", read_run_file, path)]
     trained = dict(Checkpoints(folder.train).examine())
     rounds = any(isinstance(found, dict) and found.get("rounds") for found in trained.values())
-    findings += [*_values(folder, needed=rounds), _log(folder.events)]
+    findings += [*_values(folder, needed=rounds), _log(folder)]
     for part in (folder.pretrain, folder.pretrain_baselines):
         findings += [_checkpoint(path, each, found) for each, found in Checkpoints(part).examine()]
     findings += [_checkpoint(path, each, found) for each, found in trained.items()]
@@ -92,20 +93,22 @@ def _values(folder: RunFolder, needed: bool) -> Iterator[Finding]:
         folder.rejection: "the threshold for out-of-scope examples",
     }
     for path, what in about.items():
-        if path.exists() or (needed and path == folder.shapes):
-            yield _read(path.name, partial(_described, path, what), folder.path)
+        if path.exists() or path.name in folder.known_files() or (needed and path == folder.shapes):
+            yield _read(path.name, partial(_described, folder, path, what), folder.path)
 
 
-def _described(path: Path, what: str) -> str:
+def _described(folder: RunFolder, path: Path, what: str) -> str:
     read_json(path)
+    if path != folder.rejection:
+        folder.check_file(path)
     return what
 
 
-def _log(path: Path) -> Finding:
-    events, damaged = read_lines(path)
-    numbers = ", ".join(map(str, damaged[:5])) + (" …" if len(damaged) > 5 else "")
-    fault = f"damaged lines: {numbers}; a damaged line counts as a read of the test tasks by training"
-    return Finding(path.name, f"{len(events)} events", fault if damaged else "")
+def _log(folder: RunFolder) -> Finding:
+    numbers = ", ".join(map(str, folder.log.damaged[:5])) + (" …" if len(folder.log.damaged) > 5 else "")
+    what = f"damaged lines: {numbers}" if numbers else "; ".join(folder.losses())
+    fault = f"{what}; a damaged line counts as a read of the test tasks by training"
+    return Finding(folder.events.name, f"{len(folder.log.values)} events", fault if what else "")
 
 
 def _checkpoint(run: Path, folder: Path, found: dict[str, Any] | DamagedFile) -> Finding:

@@ -34,7 +34,7 @@ def exit_code(error: Exception) -> int:
     Errors that kshot raises itself, and those of files, are about the input. Other errors of other libraries are faults
     of kshot, which should have refused what it passed to them.
     """
-    if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno in _FULL) or _out_of_memory(error):
+    if _is_full(error):
         return FULL
     if isinstance(error, OSError | UnicodeError) or type(error).__module__.startswith(("polars.", "yaml.")):
         return INVALID
@@ -61,8 +61,14 @@ def sentence(error: Exception) -> str:
     return str(error) or said
 
 
-def _out_of_memory(error: Exception) -> bool:
-    return isinstance(error, RuntimeError) and ("can't allocate memory" in str(error) or "out of memory" in str(error))
+def _is_full(error: BaseException | None) -> bool:
+    """Whether an error, or the one that it was made of, says that there is no more disk or memory."""
+    if error is None:
+        return False
+    if isinstance(error, RuntimeError) and ("can't allocate memory" in str(error) or "out of memory" in str(error)):
+        return True
+    full = isinstance(error, OSError) and error.errno in _FULL
+    return full or isinstance(error, MemoryError) or _is_full(error.__cause__)
 
 
 def _is_ours(error: Exception) -> bool:

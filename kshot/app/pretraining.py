@@ -15,7 +15,7 @@ from kshot.app.folder import RunFolder
 from kshot.app.progress import Display
 from kshot.app.spec import PRETRAIN, Spec
 from kshot.deciding.decisions import Experience
-from kshot.files import read_json, write_json
+from kshot.files import DamagedFile, read_json, read_lines, write_json
 from kshot.tasks.read_log import during
 from kshot.tasks.source import TaskSource
 from kshot.training.checkpoint import Checkpoints
@@ -75,7 +75,7 @@ class Pretraining(NamedTuple):
         """Pretrain a model in place, resuming from the latest checkpoint; return the total seconds."""
         loop, total = self.loop(model, source), self.options.steps
         checkpoints = Checkpoints(self.folder, self.spec.train.checkpoint_seconds)
-        latest = checkpoints.latest()
+        latest = checkpoints.latest_for_training()
         before = loop.load(latest)["seconds"] if latest else 0.0
         started = time.monotonic()
         losses: list[float] = []
@@ -98,8 +98,12 @@ class Pretraining(NamedTuple):
         return before + time.monotonic() - started
 
     def load(self, model: nn.Module, source: TaskSource) -> nn.Module | None:
-        """Load the weights of a finished pretraining into a model; None if there is none."""
-        latest = Checkpoints(self.folder).latest() if self.folder.exists() else None
+        """Load the weights of a finished pretraining into a model; None if there is none.
+
+        Raises:
+            DamagedFile: the checkpoint is damaged.
+        """
+        latest = Checkpoints(self.folder).latest(may_go_back=False)
         if latest is None:
             return None
         loop = self.loop(model, source)
@@ -114,7 +118,12 @@ def pretraining_of_run(spec: Spec, folder: RunFolder) -> Pretraining | None:
 
 
 def pretraining_of_baselines(
-    spec: Spec, folder: RunFolder, new_model: Callable[[], nn.Module], source: TaskSource, seconds: float | None
+    spec: Spec,
+    folder: RunFolder,
+    new_model: Callable[[], nn.Module],
+    source: TaskSource,
+    seconds: float | None,
+    experience: Experience | None = None,
 ) -> Pretraining | None:
     """The pretraining of the baselines for a time, so that they may spend what the learner spent.
 
@@ -124,13 +133,23 @@ def pretraining_of_baselines(
     Args:
         new_model: makes the model with its initial weights.
         seconds: the time; None for that of a finished run.
+        experience: the log, in which the number of steps is noted.
 
     Returns:
         None if the source has no examples to pretrain on, or that of the run file is about as long.
+
+    Raises:
+        DamagedFile: the log has a number of steps that the run folder lacks, or another one.
     """
     stored = folder.pretrain_baselines / STEPS
-    if stored.exists():
+    known = [event["steps"] for event in read_lines(folder.events).values if event["kind"] == "pretrain_baselines"]
+    if known and seconds is not None:  # a resumed run
+        steps = known[-1]
+        write_json(stored, {"steps": steps, "seconds": seconds})
+    elif known or stored.exists():
         steps = read_json(stored)["steps"]
+        if known and steps not in known:
+            raise DamagedFile(f"{stored} is not the one of this run")
     elif seconds is None:
         return None
     else:
@@ -138,6 +157,8 @@ def pretraining_of_baselines(
             steps = int(seconds / _seconds_per_step(_with_steps(spec, folder, TIMED_STEPS), new_model(), source))
         except ValueError:  # the source cannot pretrain
             steps = 0
+        if experience is not None:
+            experience.record("pretrain_baselines", steps=steps)
         write_json(stored, {"steps": steps, "seconds": seconds})
     if steps < 1 or (spec.pretrain and steps < LONGER * spec.pretrain.steps):
         return None
@@ -151,9 +172,10 @@ def pretrain_baselines(
     source: TaskSource,
     seconds: float,
     display: Display,
+    experience: Experience,
 ) -> list[nn.Module]:
     """The model that was pretrained for a time, if that is longer than the run file's pretraining."""
-    pretraining = pretraining_of_baselines(spec, folder, new_model, source, seconds)
+    pretraining = pretraining_of_baselines(spec, folder, new_model, source, seconds, experience)
     if pretraining is None:
         return []
     model, steps = new_model(), pretraining.options.steps

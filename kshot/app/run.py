@@ -35,7 +35,7 @@ from kshot.app.build import (
 from kshot.app.failures import Failures
 from kshot.app.figures import make_figures
 from kshot.app.final_evaluation import TestResult, evaluate_with_baselines, protocol, report_entries, write_tables
-from kshot.app.folder import RunFolder, logged_reads
+from kshot.app.folder import RunFolder
 from kshot.app.pretraining import load_pretrained, pretrain_baselines, pretraining_of_run
 from kshot.app.progress import Display
 from kshot.app.screen import Screen
@@ -71,6 +71,7 @@ def run(
         ValueError: the folder already holds a run, data are missing or damaged, or the run file does not suit them.
     """
     target = Target.parse(spec.target)
+    resume = resume and not (out.exists() and is_empty(out))  # else it was killed before it wrote its run file
     with owned(out), Display(console or Screen(), target.metric) as display:  # shows each log message once
         return _run(spec, out, target, display, resume, init_from)
 
@@ -86,14 +87,13 @@ def _run(
     new_model = partial(_new_model, spec, shapes, device)
     model = new_model()
     folder = RunFolder(out)
-    (folder.open_again if resume else folder.open_new)(spec)
-    write_json(folder.shapes, shapes)
-    if source.preprocessor:
-        write_json(folder.preprocessor, source.preprocessor.to_json())
-    experience = Experience(folder.events)
+    encoding = source.preprocessor.to_json() if source.preprocessor else None
+    experience = (folder.resume if resume else folder.start)(spec, shapes, encoding)
     checked = _check_data(source, display)
     source = watched(
-        source, lambda phase, split: experience.record("read", phase=phase, split=split), logged_reads(folder.events)
+        source,
+        lambda phase, split: experience.record("read", phase=phase, split=split),
+        folder.reads_before_evaluation(),
     )
     started = time.monotonic()
     display.say(f"{spec.name}: {spec.about}" if spec.about else spec.name, "bold")
@@ -124,7 +124,7 @@ def _run(
         if pretrains_baselines:
             with failures.recorded("the pretraining of the baselines"):
                 seconds = spec.baselines.budget * result.rounds[-1].seconds
-                pretrained += pretrain_baselines(spec, folder, new_model, source, seconds, display)
+                pretrained += pretrain_baselines(spec, folder, new_model, source, seconds, display, experience)
         test = evaluate_with_baselines(learner, spec, source, pretrained, display.advance, checkpoint, failures)
         write_tables(out, test)
         if spec.reject and test.threshold is not None:
@@ -142,6 +142,7 @@ def _run(
         with failures.recorded("the charts of the test"):
             figures |= make_figures(report, test, spec, source, learner)
     report["failures"] = [failure._asdict() for failure in failures]
+    report["log"] = experience.mark()
     write_report(out, report, experience.events, figures)
     experience.record("finished", outcome=result.outcome.name)
     return report

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from kshot import objectives
 from kshot.app.build import Shapes, build_learner, build_model, device_of, has_head, shapes_of
-from kshot.app.folder import RunFolder, logged_reads, read_spec
+from kshot.app.folder import RunFolder, read_spec
 from kshot.app.inputs import read_images, read_table, support_images, support_table
 from kshot.app.spec import Spec, parse_spec
 from kshot.bounded import parse_json
@@ -88,9 +88,8 @@ class TrainedRun:
 
     @property
     def report(self) -> dict[str, Any] | None:
-        """The contents of report.json; None before the run has ended."""
-        file = RunFolder(self.path).report
-        return read_json(file) if file.exists() else None
+        """The contents of report.json; None before the run has ended. Raises DamagedFile if it is not this run's."""
+        return RunFolder(self.path).read_report()
 
     def check_shapes(self, source: TaskSource) -> None:
         """Raise ValueError if the tasks of a source have other shapes than the learner takes."""
@@ -306,13 +305,15 @@ def load(path: Path | str, overrides: Sequence[str] = ()) -> TrainedRun:
             if override.partition("=")[0].split(".")[0].strip() not in CHANGEABLE:
                 raise ValueError(f"--set {override}: a trained run takes changes of {', '.join(CHANGEABLE)} only")
         spec = parse_spec(spec.to_yaml(), str(folder.spec), list(overrides))
-    latest = Checkpoints(folder.train).latest() if folder.train.exists() else None
+    folder.check_files()
+    latest = Checkpoints(folder.train).latest(may_go_back=False)
     rounds = [] if latest is None else read_json(latest / META)["rounds"]
     best = best_round([Round.from_json(entry) for entry in rounds], Target.parse(spec.target))
     if best is None or not folder.shapes.exists():
         raise ValueError(
             f"{path} holds no finished round yet; continue with `kshot run {folder.spec} --out {path} --resume`"
         )
+    folder.check_rounds(len(rounds))
     shapes = read_json(folder.shapes)
     kept = read_json(folder.preprocessor) if folder.preprocessor.exists() else None
     learner = build_learner(spec, build_model(spec, shapes, head=has_head(spec)), shapes)
@@ -328,5 +329,5 @@ def load(path: Path | str, overrides: Sequence[str] = ()) -> TrainedRun:
         num_steps=best.step,
         weights=sha256_of(checkpoint / WEIGHTS),
         checkpoint=checkpoint,
-        reads=logged_reads(folder.events),
+        reads=folder.reads(),
     )

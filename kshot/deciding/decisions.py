@@ -12,7 +12,7 @@ from typing import Any
 
 from kshot.evaluation.intervals import Interval
 from kshot.evaluation.target import Target
-from kshot.files import append_line, read_lines
+from kshot.files import append_line, read_lines, sync
 
 logger = logging.getLogger(__name__)
 
@@ -125,8 +125,10 @@ class Experience:
     def __init__(self, path: Path | None = None) -> None:
         self.path = path
         self.events: list[dict[str, Any]] = []
+        self._last = ""
         if path is not None:
-            self.events, damaged = read_lines(path)
+            self.events, checks, damaged = read_lines(path)
+            self._last = checks[-1] if checks else ""
             if damaged:
                 logger.warning("line %s of %s is damaged and left out", ", ".join(map(str, damaged)), path)
 
@@ -135,7 +137,13 @@ class Experience:
         event = {"kind": kind, "time": round(time.time(), 3), **fields}
         self.events.append(event)
         if self.path is not None:
-            append_line(self.path, event)
+            self._last = append_line(self.path, event, self._last)
+
+    def mark(self) -> str:
+        """The checksum of the last line, once it is on the disk: by it, a later reader knows that none is lost."""
+        if self._last and self.path is not None:
+            sync(self.path)
+        return self._last
 
     def of(self, kind: str) -> list[dict[str, Any]]:
         """The events of one kind, in order."""

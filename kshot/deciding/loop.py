@@ -174,7 +174,7 @@ class _RunState:
         if gradient is not None and (chosen := self.experience.of("engine")):
             gradient.settle(chosen[0]["engine"])  # also where the checkpoint is from before the choice
             self.engine_is_logged = True
-        latest = self.checkpoints.latest()
+        latest = self.checkpoints.latest_for_training()
         if latest is None:
             return False
         meta = self.loop.load(latest)
@@ -259,6 +259,7 @@ class _RunState:
             "losses": self.losses,
             "complete": complete,
             "seconds": time.monotonic() - self.started,
+            "log": self.experience.mark(),
         }
         with self.checkpoints.saving():
             self.loop.save(self.checkpoints.folder / name, meta)

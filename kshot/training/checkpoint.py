@@ -11,6 +11,8 @@ import hashlib
 import itertools
 import json
 import logging
+import os
+import re
 import secrets
 import sys
 import time
@@ -54,7 +56,7 @@ def save_checkpoint(folder: Path, module: nn.Module, optimizer: Optimizer | None
     try:
         temporary.mkdir(parents=True)
         for name, of_file in tensors.items():
-            save_file(of_file, temporary / name)
+            _save(of_file, temporary / name)
             sync(temporary / name)
         files = {name: sha256_of(temporary / name) for name in tensors}
         write_json(temporary / META, meta | {"checkpoint": {"number": number, "name": folder.name, "files": files}})
@@ -94,7 +96,9 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     meta = read_json(folder / META)
     for name, expected in meta["checkpoint"]["files"].items():
         if sha256_of(folder / name) != expected:
-            raise DamagedFile(f"{folder / name} is damaged: its bytes are not those that were written")
+            raise DamagedFile(
+                f"{folder / name} is damaged: its bytes are not those that {folder / META} says were written"
+            )
     return meta
 
 
@@ -138,23 +142,44 @@ class Checkpoints:
             except DamagedFile as error:
                 yield folder, error
 
-    def latest(self) -> Path | None:
-        """The checkpoint of the highest number that is undamaged, or None if there is none at all.
+    def latest(self, *, may_go_back: bool = True) -> Path | None:
+        """The checkpoint of the highest number, or None if there is none at all.
 
-        Damaged ones are logged.
+        Args:
+            may_go_back: whether the one before it is taken if it is damaged, as where training goes on from there;
+                this is logged.
 
         Raises:
-            DamagedFile: there are checkpoints, and all are damaged.
+            DamagedFile: all checkpoints are damaged, or the latest is and `may_go_back` is False.
         """
         error: DamagedFile | None = None
         for folder, found in self.examine():
             if not isinstance(found, DamagedFile):
                 return folder
+            if not may_go_back:
+                raise DamagedFile(
+                    f"{found}; `kshot run` with --resume goes back to the checkpoint before it and trains on"
+                ) from found
             error = found
             logger.warning("%s; going back to the checkpoint before it", found)
         if error is not None:
             raise DamagedFile(f"no checkpoint in {self.folder} is undamaged; the oldest one: {error}") from error
         return None
+
+    def latest_for_training(self) -> Path | None:
+        """`latest`, after renaming the damaged ones after it, which are kept under hidden names."""
+        latest = self.latest()
+        for _, folder in sorted(_numbered(self.folder, damaged=True), reverse=True):
+            if folder == latest:
+                break
+            aside = folder.with_name(f".{folder.name}.{secrets.token_hex(6)}.damaged")
+            logger.warning("the damaged checkpoint %s is kept as %s", folder, aside.name)
+            folder.rename(aside)
+        return latest
+
+    def manifests(self) -> list[Path]:
+        """The manifests of all checkpoints but those whose manifest is damaged."""
+        return [folder / META for _, folder in _numbered(self.folder)]
 
     def prune(self, *keep: str) -> None:
         """Delete all checkpoints but those named and the latest `KEPT`, and what killed processes left of others."""
@@ -177,7 +202,7 @@ def _delete(folder: Path, names: list[str]) -> None:
 
 
 def _numbered(parent: Path, damaged: bool = False) -> Iterator[tuple[int, Path]]:
-    """The number and folder of each checkpoint in a folder; with `damaged`, those of a damaged manifest as the last."""
+    """The number and folder of each checkpoint in a folder; with `damaged`, those without a manifest as the last."""
     if not parent.is_dir():
         return
     for folder in parent.iterdir():
@@ -187,7 +212,8 @@ def _numbered(parent: Path, damaged: bool = False) -> Iterator[tuple[int, Path]]
             own = read_json(folder / META)["checkpoint"]
             number, name = int(own["number"]), own["name"]
         except (DamagedFile, KeyError, TypeError):
-            number, name = sys.maxsize, folder.name if damaged and (folder / META).exists() else ""
+            lost = damaged and ((folder / META).exists() or (folder / WEIGHTS).exists())
+            number, name = sys.maxsize, folder.name if lost else ""
         if name == folder.name:  # else a copy of another folder
             yield number, folder
 
@@ -214,7 +240,7 @@ def save_state(path: Path, state: Tree, meta: dict[str, str]) -> None:
     if CHECKSUM in meta:
         raise ValueError(f"the metadata of a state cannot have the key {CHECKSUM!r}, which is that of its checksum")
     with whole_file(path) as temporary:
-        save_file(tensors, temporary, meta | {CHECKSUM: _digest(tensors, meta)})
+        _save(tensors, temporary, meta | {CHECKSUM: _digest(tensors, meta)})
 
 
 def load_state(path: Path) -> tuple[Tree, dict[str, str]]:
@@ -251,6 +277,17 @@ def flatten(state: Tree, prefix: str = "") -> dict[str, Tensor]:
 def _copies(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """Copies without shared memory, as safetensors requires; tied weights are written under each of their names."""
     return {name: tensor.detach().clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()}
+
+
+def _save(tensors: dict[str, Tensor], path: Path, meta: dict[str, str] | None = None) -> None:
+    """Write a safetensors file; raises OSError if it cannot be written."""
+    try:
+        save_file(tensors, path, meta)
+    except SafetensorError as error:
+        number = re.search(r"os error (\d+)", str(error))
+        if number is None:
+            raise
+        raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from error
 
 
 def _read(path: Path) -> dict[str, Tensor]:

@@ -48,8 +48,9 @@ def test_siblings_on_the_same_data_are_counted(tmp_path):
 def test_training_after_a_test_counts_as_a_read_of_it(tmp_path):
     def log(*events):
         (tmp_path / "events.jsonl").unlink(missing_ok=True)
+        after = ""
         for event in events:
-            append_line(tmp_path / "events.jsonl", event)
+            after = append_line(tmp_path / "events.jsonl", event, after)
         return logged_reads(tmp_path / "events.jsonl")
 
     train, decision = {"kind": "train", "step": 1}, {"kind": "decision"}
@@ -63,9 +64,9 @@ def test_training_after_a_test_counts_as_a_read_of_it(tmp_path):
 
 
 def test_a_damaged_line_of_the_log_may_have_been_a_read_of_the_test(tmp_path):
-    path = tmp_path / "events.jsonl"
+    path, after = tmp_path / "events.jsonl", ""
     for split in ("train", "val", "test"):
-        append_line(path, {"kind": "read", "phase": "rounds", "split": split})
+        after = append_line(path, {"kind": "read", "phase": "rounds", "split": split}, after)
     content = path.read_text()
     path.write_text(content.replace('"test"', '"tesu"'))
     assert logged_reads(path) == [

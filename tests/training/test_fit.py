@@ -224,7 +224,9 @@ def test_a_checkpoint_cut_short_says_so_and_changes_nothing(tmp_path):
     file.write_bytes(file.read_bytes()[:-5])
     other = nn.Linear(2, 2)
     before = weights(other)
-    with pytest.raises(ValueError, match=r"weights.safetensors is damaged: its bytes are not those that were written"):
+    with pytest.raises(
+        ValueError, match=r"weights.safetensors is damaged: its bytes are not those that .*meta.json says"
+    ):
         load_checkpoint(tmp_path / "a", other)
     assert same(weights(other), before)
     with pytest.raises(ValueError, match="is missing"):
