@@ -26,6 +26,7 @@ PositiveInt = Annotated[int, Ge(1), Le(MOST)]
 NonNegativeInt = Annotated[int, Ge(0), Le(MOST_SEED)]
 PositiveFloat = Annotated[float, Gt(0), Le(MOST_FLOAT)]
 NonNegativeFloat = Annotated[float, Ge(0), Le(MOST_FLOAT)]
+PositiveOrInfinite = Annotated[float, Gt(0)]
 Fraction = Annotated[float, Ge(0), Le(1)]
 """0 to 1, both included."""
 PositiveFraction = Annotated[float, Gt(0), Le(1)]

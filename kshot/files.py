@@ -71,10 +71,13 @@ def check_writable(path: Path) -> None:
     Example:
         >>> check_writable(Path("/dev/null/state"))
         Traceback (most recent call last):
-        ValueError: /dev/null/state cannot be written (Not a directory): choose another place
+        ValueError: /dev/null/state cannot be written (/dev/null is no folder): choose another place
     """
     if path.is_dir():
         raise ValueError(f"{path} is a folder: name a file in it")
+    folder = next(each for each in path.parents if each.exists())
+    if not folder.is_dir():
+        raise ValueError(f"{path} cannot be written ({folder} is no folder): choose another place")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         probe = path.with_name(f".{path.name}.{secrets.token_hex(6)}{PART}")

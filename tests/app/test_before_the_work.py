@@ -53,7 +53,7 @@ def test_pretraining_that_diverges_ends_as_training_does(kshot):
     report = json.loads(Path("out/report.json").read_text())
     assert (report["outcome"], report["rounds"], report["test"]) == ("DIVERGED", [], None)
     assert "diverged" in Path("out/report.html").read_text()
-    events, damaged = read_lines(Path("out/events.jsonl"))
+    events, _, damaged = read_lines(Path("out/events.jsonl"))
     assert [event["outcome"] for event in events if event["kind"] == "decision"] == ["DIVERGED"]
     assert not damaged
     assert kshot("run", "run.yaml", "--out", "out", "--resume").code == 1

@@ -72,6 +72,6 @@ def test_a_learner_that_cannot_learn_the_tasks_is_refused_before_training(leaves
     (leaves / "numbers.yaml").write_text(text)
     from kshot.app.run import run
 
-    with pytest.raises(ValueError, match="learner protonet classifies"):
+    with pytest.raises(ValueError, match="learner protonet predicts classes .* and these tasks have numbers"):
         run(load_spec("project/numbers.yaml"), tmp_path / "refused")
     assert not (tmp_path / "refused").exists()

@@ -530,7 +530,7 @@ def test_a_text_of_nothing_and_a_state_of_another_run_are_refused(command, train
     ("change", "message"),
     [
         ({"model": {"kind": "mlp"}}, "which model causal_lm or language_model takes"),
-        ({"learner": {"kind": "protonet"}}, "compares features"),
+        ({"learner": {"kind": "protonet"}}, "predicts classes of each task's own"),
     ],
 )
 def test_what_fits_no_text_is_refused(command, trained, tmp_path, change, message):

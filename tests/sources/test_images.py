@@ -619,7 +619,7 @@ def test_the_run_file_and_the_function_have_the_same_options_and_defaults():
             ("ways: [2, 3]", "ways: [3, 2]"),
             r"it, line 2: source\.ways: .*rising range of two such as \[1, 5\], got \[3, 2\]",
         ),
-        (("queries: 1", "queries: 0"), r"it, line 2: source\.queries: .*at least 1"),
+        (("queries: 1", "queries: 0"), r"it, line 2: source\.queries: .*whole number from 1 to"),
         (("size: 16", "sise: 16"), r"it, line 2: unknown key 'source\.sise': did you mean 'size'\?"),
         (
             ("size: 16", "augment: {flop: true}"),

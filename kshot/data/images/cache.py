@@ -26,6 +26,7 @@ from kshot.data.dataset import ImageDataset
 from kshot.data.images.decode import CHANNELS, VERSION, BadImage, Colour, decode
 from kshot.data.images.index import ImageFile, shown
 
+_TRIES = 20  # to open files that others delete at the same time
 _CHUNK = 512  # images decoded between two writes; bounds their memory
 _CHECKSUM = np.dtype(np.uint32)
 
@@ -146,15 +147,29 @@ class DecodedImages:
         shape = (len(self.files), CHANNELS[self.colour], self.size, self.size)
         self._sizes = {"pixels": int(np.prod(shape)), "checksums": _CHECKSUM.itemsize * shape[0]}
         with locked(self._folder):
-            if not self._is_complete():
-                self._create()
+            files = next((files for _ in range(_TRIES) if (files := self._opened())), None)
+            if files is None:
+                raise ValueError(f"{self._folder} is deleted again and again while it is opened; let it be")
             self._close()
-            self._files = {name: (self._folder / name).open("r+b", buffering=0) for name in self._sizes}
-            self._close = weakref.finalize(self, _close, list(self._files.values()))
+            self._files = files
+            self._close = weakref.finalize(self, _close, list(files.values()))
         # Read through the maps, written through files: a full disk then raises an error instead of a bus error.
         self.images = np.memmap(self._files["pixels"], np.uint8, "r", shape=shape)
         self._checksums = np.memmap(self._files["checksums"], _CHECKSUM, "r", shape=shape[:1])
         self._verified = np.zeros(len(self.files), bool)
+
+    def _opened(self) -> dict[str, FileIO] | None:
+        """The files of the cache; None if they are deleted meanwhile, which takes no lock."""
+        files: dict[str, FileIO] = {}
+        try:
+            if not self._is_complete():
+                self._create()
+            for name in self._sizes:
+                files[name] = (self._folder / name).open("r+b", buffering=0)
+        except FileNotFoundError:
+            _close(list(files.values()))
+            return None
+        return files
 
     def _create(self) -> None:
         with scratch_folder(self._folder) as scratch:

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kshot.annotations import PositiveFloat
+from kshot.annotations import PositiveOrInfinite
 from kshot.argument_checks import check_arguments
 from kshot.checking.duplicates import content_hashes
 from kshot.inner.functional import Statistics
@@ -160,7 +160,7 @@ class NamedMeans(Opponent):
         head: Prepared,
         names: ClassNames,
         feat_KD: Tensor,
-        strength: PositiveFloat,
+        strength: PositiveOrInfinite,
         objective: Objective,
     ) -> None:
         super().__init__(embedding, head, objective)
