@@ -12,7 +12,7 @@ from pathlib import Path
 from chaos import corruptions, faults, full_disk, kills, races
 from chaos.runs import SINE, in_child, prepare
 
-KILLS, LEVELS, CORRUPTIONS, STARTS = 6, 2, 30, 8
+KILLS, LEVELS, CORRUPTIONS, STARTS = 4, 2, 20, 8
 
 
 def short(scratch: Path, seed: int) -> dict[str, list[str]]:

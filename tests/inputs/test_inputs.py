@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 from inputs import tiny
 from inputs.calls import Case, call
 from inputs.combinations import Combination, combinations, outcome
@@ -17,14 +19,22 @@ pytest.importorskip("transformers", reason="transformers is not installed; it is
 
 KEPT = sorted((Path(__file__).parent / "corpus").glob("*.json"))
 SHORT, LONG = 3, 300  # random inputs of each kind
-SAMPLE = 41  # every 41st combination, in another order of learners for each source
+SAMPLE = 101  # every 101st combination, in another order of learners for each source
 
 KINDS = list(kinds(Path()))
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return prepare(tmp_path_factory.mktemp("inputs"))
+def data(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
+    """The prepared data, which one process of pytest-xdist makes and the others copy."""
+    own = tmp_path_factory.mktemp("inputs") / "data"
+    if worker_id == "master":
+        return prepare(own)
+    made = tmp_path_factory.getbasetemp().parent / "inputs-prepared"
+    with FileLock(f"{made}.lock"):
+        if not made.exists():
+            prepare(made)
+    return Path(shutil.copytree(made, own))
 
 
 @pytest.mark.parametrize("file", KEPT, ids=[file.stem for file in KEPT])
