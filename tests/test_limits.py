@@ -179,10 +179,10 @@ def a_zip(path: Path, method: int) -> Path:
     return path
 
 
-LONG = [pytest.param(kind, marks=pytest.mark.slow) for kind in ("tar header", "zip lzma", "zip bzip2", "opened zip")]
+LONG = [pytest.param(kind, marks=pytest.mark.slow) for kind in ("tar.bz2", "zip lzma", "zip bzip2", "opened zip")]
 
 
-@pytest.mark.parametrize("kind", ["csv.gz", "pkl.xz", "tar.bz2", *LONG])
+@pytest.mark.parametrize("kind", ["csv.gz", "pkl.xz", "tar header", *LONG])
 def test_a_bomb_of_150_mib_takes_less_than_75(tmp_path, kind):
     """The limit of small files is 16 MiB; a process that unpacks all of it would need 150 or more."""
     folder, imports, says = tmp_path / "out", "from kshot.data.library.archives import unpack", "bomb does"

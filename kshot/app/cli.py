@@ -5,7 +5,6 @@ from __future__ import annotations
 import shutil
 import sys
 from contextlib import suppress
-from io import TextIOWrapper
 from pathlib import Path
 from typing import Annotated
 
@@ -259,9 +258,10 @@ def doctor(
     Exit code: 0, 2 if something is damaged.
     """
     from kshot.app.doctor import doctor_run
+    from kshot.app.errors import INVALID
     from kshot.app.screen import Screen
 
-    raise typer.Exit(2 if doctor_run(path, Screen()) else 0)
+    raise typer.Exit(INVALID if doctor_run(path, Screen()) else 0)
 
 
 @app.command()
@@ -390,13 +390,10 @@ def data_freeze(
 
 def main() -> None:
     """Run the command line; see `kshot.app.errors` for the exit codes. Errors are a sentence on standard error."""
-    from kshot.app.errors import Patient, exit_code, sentence
+    from kshot.app.errors import exit_code, prepare_streams, sentence
     from kshot.app.screen import visible
 
-    for stream in (sys.stdout, sys.stderr):  # what the terminal cannot show is no reason to end
-        if isinstance(stream, TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
-    sys.stdout = Patient(sys.stdout)
+    prepare_streams()
     try:
         app()
     except Exception as error:

@@ -20,6 +20,7 @@ import sys
 import tempfile
 import traceback
 from importlib.metadata import version
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -124,3 +125,11 @@ class Patient:
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, self._stream.fileno())
         os.close(nowhere)
+
+
+def prepare_streams() -> None:
+    """Let neither what the terminal cannot show, nor a reader of the output that ends, be a reason to end."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+    sys.stdout = Patient(sys.stdout)

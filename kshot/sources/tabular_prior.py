@@ -98,10 +98,8 @@ class TabularPriors(TaskSource):
     seed: int
     objective: Objective
 
-    @property
-    def varying_width(self) -> bool:  # type: ignore[override]
-        """Whether tables differ in the number of their columns."""
-        return self.features.low < self.features.high
+    def __post_init__(self) -> None:
+        self.varying_width = self.features.low < self.features.high
 
     def task(self, split: Split, index: int) -> Task:
         rows, features = self._sizes(split, index // GROUP)

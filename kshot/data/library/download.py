@@ -13,6 +13,7 @@ import shutil
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import urljoin, urlsplit
@@ -56,7 +57,7 @@ def download(url: str, target: Path, progress: Progress | None = None) -> None:
             time.sleep(BACKOFF * 2 ** (attempt - 1))
         try:
             with _Part(url, path, progress) as part:
-                finished = _within(deadline - time.monotonic(), lambda part=part: _transfer(part))  # type: ignore[misc]
+                finished = _within(deadline - time.monotonic(), partial(_transfer, part))
                 part.check_time(finished, seconds)
         except OverLimit:
             if part.total is None or part.version is None or part.total > limits().download_bytes:

@@ -14,6 +14,7 @@ from kshot.data.cache import scratch_folder
 from kshot.data.library import archives
 from kshot.data.library.catalogue import DataSet, File, catalogue
 from kshot.data.library.download import Progress, download
+from kshot.files import write_text
 
 Counts = dict[str, dict[str, int]]
 """Numbers of what a data set contains, by split or "files"."""
@@ -281,9 +282,7 @@ def _recorded_hashes(name: str) -> dict[str, str]:
 def _record_hashes(name: str, new_hashes: dict[str, str]) -> None:
     path = _hash_file(name)
     lines = [f"{value} {file}\n" for file, value in (_recorded_hashes(name) | new_hashes).items()]
-    with scratch_folder(path) as scratch:
-        (scratch / "hashes").write_text("".join(lines), encoding="utf-8")
-        (scratch / "hashes").replace(path)
+    write_text(path, "".join(lines))
 
 
 def _entry(name: str) -> DataSet:
