@@ -28,6 +28,18 @@ def free_memory() -> int:
     return max(0, min([psutil.virtual_memory().available, *_of_cgroups(), *_of_process()]))
 
 
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory could not be allocated, on the CPU or on a device.
+
+    Example:
+        >>> out_of_memory(RuntimeError("CUDA out of memory.")), out_of_memory(RuntimeError("shapes differ"))
+        (True, False)
+    """
+    said = str(error)  # PyTorch has an error of its own for devices alone
+    torch_ran_out = isinstance(error, RuntimeError) and ("can't allocate memory" in said or "out of memory" in said)
+    return torch_ran_out or isinstance(error, MemoryError)
+
+
 def _of_cgroups(proc: Path = PROC, mounted: Path = CGROUPS) -> Iterator[int]:
     """What each control group of the process leaves."""
     try:

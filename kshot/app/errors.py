@@ -24,6 +24,8 @@ from io import TextIOWrapper
 from pathlib import Path
 from typing import Any, TextIO
 
+from kshot.free_memory import out_of_memory
+
 INVALID, FAULT, FULL = 2, 4, 5
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.ENOMEM, errno.EFBIG}
 _PACKAGE = str(Path(__file__).resolve().parents[1])
@@ -66,10 +68,8 @@ def _is_full(error: BaseException | None) -> bool:
     """Whether an error, or the one that it was made of, says that there is no more disk or memory."""
     if error is None:
         return False
-    if isinstance(error, RuntimeError) and ("can't allocate memory" in str(error) or "out of memory" in str(error)):
-        return True
     full = isinstance(error, OSError) and error.errno in _FULL
-    return full or isinstance(error, MemoryError) or _is_full(error.__cause__)
+    return full or out_of_memory(error) or _is_full(error.__cause__)
 
 
 def _is_ours(error: Exception) -> bool:

@@ -4,8 +4,8 @@
 tasks in one batched pass. `traced` records the operations of a step once per shape of tasks and replays them without
 Python and autograd: those of the batched pass or, for convolutions on a CPU, those of one task, on as many tasks in
 parallel as there are cores. `compiled` compiles the trace of the batched pass. `auto` measures the real step and
-chooses. If a step does not fit into memory, the tasks are processed in chunks, and inner steps are recomputed. Only
-this file knows the engines.
+chooses. If a step does not fit into memory, by prediction or when it is taken, the tasks are processed in chunks, and
+inner steps are recomputed. Only this file knows the engines.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from torch import Tensor
 
 from kshot.annotations import PositiveInt
 from kshot.argument_checks import check_arguments
+from kshot.free_memory import out_of_memory
 from kshot.inner.functional import assume_equal_weights
 from kshot.inner.layer_errors import explain_missing_derivatives
 from kshot.inner.random_state import random_state, set_random_state
@@ -50,6 +51,7 @@ log = logging.getLogger(__name__)
 
 MEMORY_FRACTION = 0.8  # of the free memory, for one step
 BATCH_FRACTION = 0.5  # for a chunk of tasks: fragments of what earlier chunks freed take up to 0.7 of it again
+REMEDY = "use smaller images, fewer queries, a smaller model or order=1"
 SMALL_STEP = 5_000  # a step needs no memory plan if its parameters and tasks fit this many times into memory
 
 
@@ -75,7 +77,7 @@ class MetaGradient:
 
     Raises:
         ValueError: an unknown mode, or a chunk below 1.
-        MemoryError: in a call, if a single task does not fit into memory.
+        MemoryError: in a call, if a single task does not fit into memory, or the `chunk` or `recompute` asked for.
 
     Example:
         >>> learner = kshot.maml(torch.nn.Linear(1, 1), inner_lr=0.01, objective=kshot.objectives.mse)
@@ -168,7 +170,23 @@ class MetaGradient:
         key = f"{engine} {shapes_of(tasks)}"
         if key not in self._plans:
             self._plans[key] = self._as_before(key, self._make_plan(engine, tasks))
-        self.plan = self._plans[key]
+        state = random_state(tasks)
+        while True:
+            self.plan = self._plans[key]
+            try:
+                return self._by_plan(engine, tasks)
+            except (MemoryError, RuntimeError) as error:
+                if not out_of_memory(error) or self._limits[1:] != (None, None):
+                    raise
+                smaller = self.plan.smaller(len(tasks.support.weight), one_by_one=self._one_by_one(engine))
+                if smaller is None:
+                    raise MemoryError(f"the meta-gradient of one task does not fit into memory: {REMEDY}") from error
+            log.warning("a step ran out of memory by %s: steps go on by %s", self.plan, smaller)
+            self._plans[key] = smaller
+            set_random_state(state)
+
+    def _by_plan(self, engine: Engine, tasks: Task) -> Gradient:
+        """Take one step by an engine and the current plan."""
         if engine == "loop":
             with recomputing(self.plan.recompute):
                 return self._loop(tasks)
@@ -303,7 +321,7 @@ class MetaGradient:
             if needed <= limit:
                 log.info("inner steps are recomputed: %.1f GiB instead of %.1f", needed / GIB, stored / GIB)
                 return Plan(recompute=True)
-            remedy = "use smaller images, fewer queries, a smaller model or order=1"
+            remedy = REMEDY
         raise MemoryError(
             f"the meta-gradient of one task needs about {needed / GIB:.1f} GiB, "
             f"but the limit is {limit / GIB:.1f} GiB: {remedy}"

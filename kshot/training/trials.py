@@ -26,6 +26,13 @@ class Plan(NamedTuple):
             return False
         return other.chunk is None or (self.chunk is not None and self.chunk <= other.chunk)
 
+    def smaller(self, num_tasks: int, *, one_by_one: bool) -> Plan | None:
+        """The next plan that needs less memory for this number of tasks; None if there is none."""
+        if one_by_one:
+            return None if self.recompute else Plan(recompute=True)
+        chunk = min(self.chunk or num_tasks, num_tasks)
+        return Plan(chunk // 2) if chunk > 1 else None
+
 
 @dataclass
 class Trials(Generic[Name]):

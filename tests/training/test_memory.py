@@ -205,6 +205,54 @@ def test_where_there_are_no_control_groups_the_machine_alone_counts(tmp_path, mo
     assert free_memory.free_memory() == 0
 
 
+@pytest.mark.parametrize("mode", ["vmap", "compiled"])
+def test_a_step_that_runs_out_of_memory_is_taken_again_in_chunks(mode, monkeypatch, caplog):
+    """The prediction does not see fragments; dropout shows that the second attempt draws the same numbers."""
+    model = nn.Sequential(nn.Linear(1, 16), nn.Dropout(0.5), nn.Linear(16, 1))
+    learner, tasks = kshot.maml(model, inner_lr=0.01, objective=objectives.mse), waves(5)
+    torch.manual_seed(0)
+    _, expected = gradients(learner, tasks, mode=mode, chunk=2, backend="eager")
+    vmap = torch.vmap
+
+    def allocate(run):
+        def limited(tasks):
+            if len(tasks.support.weight) > 2:
+                torch.rand(3)
+                raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 14848000 bytes.")
+            return run(tasks)
+
+        return limited
+
+    monkeypatch.setattr(torch, "vmap", lambda *args, **options: allocate(vmap(*args, **options)))
+    torch.manual_seed(0)
+    step, found = gradients(learner, tasks, mode=mode, backend="eager")
+    assert step.plan == Plan(chunk=2)
+    assert step.engine == mode
+    assert "ran out of memory" in caplog.text
+    torch.testing.assert_close(found, expected, rtol=0, atol=0)
+    assert step.state()["plans"][next(iter(step.state()["plans"]))] == [2, False]
+
+
+def test_a_loop_that_runs_out_of_memory_recomputes_its_steps_and_then_says_so(monkeypatch):
+    learner, tasks = wide(), waves(2)
+    step = MetaGradient(learner, "loop")
+    run, kept = step._loop, []
+
+    def limited(tasks):
+        kept.append(step.plan.recompute)
+        if len(kept) in (1, 3, 4):
+            raise MemoryError
+        return run(tasks)
+
+    monkeypatch.setattr(step, "_loop", limited)
+    _, expected = gradients(learner, tasks, mode="loop")
+    learner.zero_grad()
+    torch.testing.assert_close([step(tasks), *(p.grad for p in learner.parameters())], expected)
+    assert kept == [False, True]
+    with pytest.raises(MemoryError, match="one task does not fit into memory: use smaller images"):
+        step(tasks)
+
+
 LIMITED = """
 import resource, sys
 import psutil, torch
