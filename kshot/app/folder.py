@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from kshot.app.spec import Spec, parse_spec
-from kshot.deciding.decisions import Experience
+from kshot.deciding.decisions import EventLog
 from kshot.evaluation.per_task import TASKS
 from kshot.files import (
     DamagedFile,
@@ -56,14 +56,14 @@ class RunFolder:
         self.report, self.tasks = path / "report.json", path / TASKS
         self.rejection, self.failures = path / "rejection.json", path / "failures.log"
 
-    def start(self, spec: Spec, shapes: Mapping[str, Any], encoding: Mapping[str, Any] | None) -> Experience:
+    def start(self, spec: Spec, shapes: Mapping[str, Any], encoding: Mapping[str, Any] | None) -> EventLog:
         """Write the files of a new run, and return its log; raises ValueError if the folder is not empty."""
         if not is_empty(self.path):
             what = "already holds a run" if self.spec.exists() else "already exists and is not empty"
             raise ValueError(f"{self.path} {what}: choose another --out, or resume it by --resume")
         return self._write(spec, shapes, encoding)
 
-    def resume(self, spec: Spec, shapes: Mapping[str, Any], encoding: Mapping[str, Any] | None) -> Experience:
+    def resume(self, spec: Spec, shapes: Mapping[str, Any], encoding: Mapping[str, Any] | None) -> EventLog:
         """Write the files of the run in the folder that are to change, and return its log.
 
         Raises:
@@ -72,21 +72,21 @@ class RunFolder:
         self.check(spec)
         return self._write(spec, shapes, encoding)
 
-    def _write(self, spec: Spec, shapes: Mapping[str, Any], encoding: Mapping[str, Any] | None) -> Experience:
+    def _write(self, spec: Spec, shapes: Mapping[str, Any], encoding: Mapping[str, Any] | None) -> EventLog:
         """Note the files in the log, then write those that are not there; a process killed in between is resumed."""
-        experience = Experience(self.events)
+        event_log = EventLog(self.events)
         if self.losses():
-            experience.record("damaged", what="lines of this log")  # to be known when newer lines follow
+            event_log.record("damaged", what="lines of this log")  # to be known when newer lines follow
         contents: dict[Path, str | Mapping[str, Any]] = {self.spec: spec.to_yaml(), self.shapes: shapes}
         if encoding is not None:
             contents[self.preprocessor] = encoding
         files = {path.name: _hash(content) for path, content in contents.items()}
-        if [event["sha256"] for event in experience.of("files")[-1:]] != [files]:
-            experience.record("files", sha256=files)
+        if [event["sha256"] for event in event_log.of("files")[-1:]] != [files]:
+            event_log.record("files", sha256=files)
         for path, content in contents.items():
             if not _holds(path, files[path.name]):
                 write_signed(path, content) if isinstance(content, str) else write_json(path, content)
-        return experience
+        return event_log
 
     def check(self, spec: Spec) -> None:
         """Raise ValueError if there is no run in the folder, or it has another run file."""

@@ -14,7 +14,7 @@ from torch import nn
 from kshot.app.folder import RunFolder
 from kshot.app.progress import Display
 from kshot.app.spec import PRETRAIN, Spec
-from kshot.deciding.decisions import Experience
+from kshot.deciding.decisions import EventLog
 from kshot.files import DamagedFile, read_json, read_lines, write_json
 from kshot.tasks.read_log import during
 from kshot.tasks.source import TaskSource
@@ -71,7 +71,7 @@ class Pretraining(NamedTuple):
         with during(source, "pretraining"):
             return pretraining_loop(model, source, settings, **kwargs, seed=self.spec.seed)
 
-    def run(self, model: nn.Module, source: TaskSource, experience: Experience | None, show: Step) -> float:
+    def run(self, model: nn.Module, source: TaskSource, event_log: EventLog | None, show: Step) -> float:
         """Pretrain a model in place, resuming from the latest checkpoint; return the total seconds."""
         loop, total = self.loop(model, source), self.options.steps
         checkpoints = Checkpoints(self.folder, self.spec.train.checkpoint_seconds)
@@ -82,8 +82,8 @@ class Pretraining(NamedTuple):
 
         def observe(progress: Progress) -> None:
             losses.append(progress.loss)
-            if experience is not None and (len(losses) == 10 or progress.step == total):
-                experience.record("pretrain", step=progress.step, loss=sum(losses) / len(losses))
+            if event_log is not None and (len(losses) == 10 or progress.step == total):
+                event_log.record("pretrain", step=progress.step, loss=sum(losses) / len(losses))
                 losses.clear()
             if checkpoints.due() or progress.step == total:
                 name = checkpoints.free(f"step-{loop.step:07d}")
@@ -123,7 +123,7 @@ def pretraining_of_baselines(
     new_model: Callable[[], nn.Module],
     source: TaskSource,
     seconds: float | None,
-    experience: Experience | None = None,
+    event_log: EventLog | None = None,
 ) -> Pretraining | None:
     """The pretraining of the baselines for a time, so that they may spend what the learner spent.
 
@@ -133,7 +133,7 @@ def pretraining_of_baselines(
     Args:
         new_model: makes the model with its initial weights.
         seconds: the time; None for that of a finished run.
-        experience: the log, in which the number of steps is noted.
+        event_log: the log, in which the number of steps is noted.
 
     Returns:
         None if the source has no examples to pretrain on, or that of the run file is about as long.
@@ -157,8 +157,8 @@ def pretraining_of_baselines(
             steps = int(seconds / _seconds_per_step(_with_steps(spec, folder, TIMED_STEPS), new_model(), source))
         except ValueError:  # the source cannot pretrain
             steps = 0
-        if experience is not None:
-            experience.record("pretrain_baselines", steps=steps)
+        if event_log is not None:
+            event_log.record("pretrain_baselines", steps=steps)
         write_json(stored, {"steps": steps, "seconds": seconds})
     if steps < 1 or (spec.pretrain and steps < LONGER * spec.pretrain.steps):
         return None
@@ -172,10 +172,10 @@ def pretrain_baselines(
     source: TaskSource,
     seconds: float,
     display: Display,
-    experience: Experience,
+    event_log: EventLog,
 ) -> list[nn.Module]:
     """The model that was pretrained for a time, if that is longer than the run file's pretraining."""
-    pretraining = pretraining_of_baselines(spec, folder, new_model, source, seconds, experience)
+    pretraining = pretraining_of_baselines(spec, folder, new_model, source, seconds, event_log)
     if pretraining is None:
         return []
     model, steps = new_model(), pretraining.options.steps

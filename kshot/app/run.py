@@ -47,7 +47,7 @@ from kshot.app.tried import tried
 from kshot.checking.check import check_for_report
 from kshot.checking.findings import Checked
 from kshot.data.cache import cache_folder
-from kshot.deciding.decisions import Experience, Outcome, Stop, decision_to_json
+from kshot.deciding.decisions import EventLog, Outcome, Stop, decision_to_json
 from kshot.deciding.loop import Run, run_until
 from kshot.deciding.policies import Budget
 from kshot.evaluation.report import run_charts
@@ -88,11 +88,11 @@ def _run(
     model = new_model()
     folder = RunFolder(out)
     encoding = source.preprocessor.to_json() if source.preprocessor else None
-    experience = (folder.resume if resume else folder.start)(spec, shapes, encoding)
+    event_log = (folder.resume if resume else folder.start)(spec, shapes, encoding)
     checked = _check_data(source, display)
     source = watched(
         source,
-        lambda phase, split: experience.record("read", phase=phase, split=split),
+        lambda phase, split: event_log.record("read", phase=phase, split=split),
         folder.reads_before_evaluation(),
     )
     started = time.monotonic()
@@ -100,7 +100,7 @@ def _run(
     pretrained, pretrain_seconds, diverged = [], 0.0, None
     if pretraining := pretraining_of_run(spec, folder):
         try:
-            pretrain_seconds = pretraining.run(model, source, experience, display.step)
+            pretrain_seconds = pretraining.run(model, source, event_log, display.step)
         except Diverged as error:
             diverged = f"pretraining, {error}"
         else:
@@ -110,11 +110,11 @@ def _run(
     learner = build_learner(spec, model, shapes).to(device)
     if init_from is not None and not resume:
         display.say(said := start_from(learner, init_from))
-        experience.record("init", run=str(init_from), about=said)
+        event_log.record("init", run=str(init_from), about=said)
     if diverged is None:
-        result = _train(spec, target, learner, source, folder, experience, display, pretrain_seconds)
+        result = _train(spec, target, learner, source, folder, event_log, display, pretrain_seconds)
     else:
-        experience.record("decision", **decision_to_json(Stop(Outcome.DIVERGED, diverged)))
+        event_log.record("decision", **decision_to_json(Stop(Outcome.DIVERGED, diverged)))
         display.say(diverged)
         result = Run(Outcome.DIVERGED, diverged, [], [], None)
     display.say(result.outcome.value)
@@ -124,7 +124,7 @@ def _run(
         if pretrains_baselines:
             with failures.recorded("the pretraining of the baselines"):
                 seconds = spec.baselines.budget * result.rounds[-1].seconds
-                pretrained += pretrain_baselines(spec, folder, new_model, source, seconds, display, experience)
+                pretrained += pretrain_baselines(spec, folder, new_model, source, seconds, display, event_log)
         test = evaluate_with_baselines(learner, spec, source, pretrained, display.advance, checkpoint, failures)
         write_tables(out, test)
         if spec.reject and test.threshold is not None:
@@ -137,14 +137,14 @@ def _run(
     with failures.recorded("the charts of the run"):
         best = best_baseline(report["baselines"], target.metric, target.at_least)
         figures["rounds"] = run_charts.rounds_chart(report["rounds"], report["target"], baseline=best)
-        figures["learning_curve"] = run_charts.learning_curve(experience.events)
+        figures["learning_curve"] = run_charts.learning_curve(event_log.events)
     if test:
         with failures.recorded("the charts of the test"):
             figures |= make_figures(report, test, spec, source, learner)
     report["failures"] = [failure._asdict() for failure in failures]
-    report["log"] = experience.mark()
-    write_report(out, report, experience.events, figures)
-    experience.record("finished", outcome=result.outcome.name)
+    report["log"] = event_log.mark()
+    write_report(out, report, event_log.events, figures)
+    event_log.record("finished", outcome=result.outcome.name)
     return report
 
 
@@ -154,7 +154,7 @@ def _train(
     learner: Learner,
     source: TaskSource,
     folder: RunFolder,
-    experience: Experience,
+    event_log: EventLog,
     display: Display,
     spent_seconds: float,
 ) -> Run:
@@ -171,7 +171,7 @@ def _train(
         num_val_tasks=spec.evaluate.num_val_tasks,
         seed=spec.seed,
         folder=folder.train,
-        experience=experience,
+        event_log=event_log,
         observer=display,
         spent_seconds=spent_seconds,
         **spec.train.model_dump(),

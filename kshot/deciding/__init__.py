@@ -1,6 +1,6 @@
 """Rounds of training and evaluation, and the policies that decide after each of them."""
 
-from kshot.deciding.decisions import Change, Continue, Decision, Experience, Outcome, Policy, Rollback, Round, Stop
+from kshot.deciding.decisions import Change, Continue, Decision, EventLog, Outcome, Policy, Rollback, Round, Stop
 from kshot.deciding.loop import Observer, Run, run_until
 from kshot.deciding.policies import Budget, rules
 
@@ -9,7 +9,7 @@ __all__ = [
     "Change",
     "Continue",
     "Decision",
-    "Experience",
+    "EventLog",
     "Observer",
     "Outcome",
     "Policy",

@@ -114,7 +114,7 @@ def best_round(rounds: Sequence[Round], target: Target) -> Round | None:
     return best(evaluated, key=lambda r: target.of(r.val).mean) if evaluated else None
 
 
-class Experience:
+class EventLog:
     """An append-only log, in memory and optionally in a file, which survives a killed run.
 
     Args:

@@ -17,7 +17,7 @@ from kshot.argument_checks import check_arguments
 from kshot.deciding.decisions import (
     Change,
     Decision,
-    Experience,
+    EventLog,
     Outcome,
     Policy,
     Rollback,
@@ -86,7 +86,7 @@ def run_until(
     seed: int = 0,
     folder: Path | None = None,
     checkpoint_seconds: PositiveFloat = 30.0,
-    experience: Experience | None = None,
+    event_log: EventLog | None = None,
     observer: Observer | None = None,
     spent_seconds: float = 0.0,
 ) -> Run:
@@ -108,7 +108,7 @@ def run_until(
         folder: folder of the checkpoints; None writes none.
         checkpoint_seconds: interval between checkpoints of a round, up to tenfold where writing takes long; a killed
             run loses at most this much training.
-        experience, observer: log of the decisions, and callbacks.
+        event_log, observer: log of the decisions, and callbacks.
         spent_seconds: time of the budget already spent, on pretraining.
 
     Raises:
@@ -132,7 +132,7 @@ def run_until(
         run = _RunState(
             loop=meta_training_loop(learner, source, settings, mode=mode, seed=seed),
             checkpoints=Checkpoints(folder or Path(scratch), checkpoint_seconds),
-            experience=experience or Experience(),
+            event_log=event_log or EventLog(),
             observer=observer or Observer(),
             started=time.monotonic() - spent_seconds,
         )
@@ -161,7 +161,7 @@ class _RunState:
 
     loop: OuterLoop
     checkpoints: Checkpoints
-    experience: Experience
+    event_log: EventLog
     observer: Observer
     started: float  # on the monotonic clock, minus the time that earlier processes spent
     rounds: list[Round] = field(default_factory=list)
@@ -171,7 +171,7 @@ class _RunState:
     def resume(self) -> bool:
         """Load the latest checkpoint, if there is one; returns whether it is at the end of a round."""
         gradient = self.loop.gradient
-        if gradient is not None and (chosen := self.experience.of("engine")):
+        if gradient is not None and (chosen := self.event_log.of("engine")):
             gradient.settle(chosen[0]["engine"])  # also where the checkpoint is from before the choice
             self.engine_is_logged = True
         latest = self.checkpoints.latest_for_training()
@@ -181,7 +181,7 @@ class _RunState:
         self.rounds = [Round.from_json(entry) for entry in meta["rounds"]]
         self.losses = meta["losses"]
         self.started = min(self.started, time.monotonic() - meta["seconds"])
-        self.experience.record("resumed", checkpoint=latest.name, step=self.loop.step)
+        self.event_log.record("resumed", checkpoint=latest.name, step=self.loop.step)
         return meta["complete"]
 
     def train(self, steps: int, deadline: float) -> str | None:
@@ -231,7 +231,7 @@ class _RunState:
     def apply(self, decision: Decision, target: Target) -> None:
         """Log a decision and apply it."""
         last = self.rounds[-1]
-        self.experience.record("decision", round=last.to_json(), **decision_to_json(decision))
+        self.event_log.record("decision", round=last.to_json(), **decision_to_json(decision))
         if isinstance(decision, Rollback):
             step = self.loop.step
             self.loop.load(self.checkpoints.folder / self.rounds[decision.to_round - 1].checkpoint, engine=False)
@@ -247,11 +247,11 @@ class _RunState:
         gradient = self.loop.gradient
         if gradient and gradient.mode == "auto" and gradient.engine and not self.engine_is_logged:
             self.engine_is_logged = True
-            self.experience.record("engine", step=self.loop.step, engine=gradient.engine, choice=gradient.choice)
+            self.event_log.record("engine", step=self.loop.step, engine=gradient.engine, choice=gradient.choice)
 
     def _log(self, since: int) -> None:
         if losses := self.losses[since:]:
-            self.experience.record("train", step=self.loop.step, loss=sum(losses) / len(losses))
+            self.event_log.record("train", step=self.loop.step, loss=sum(losses) / len(losses))
 
     def _save(self, name: str, *, complete: bool) -> None:
         meta = {
@@ -259,7 +259,7 @@ class _RunState:
             "losses": self.losses,
             "complete": complete,
             "seconds": time.monotonic() - self.started,
-            "log": self.experience.mark(),
+            "log": self.event_log.mark(),
         }
         with self.checkpoints.saving():
             self.loop.save(self.checkpoints.folder / name, meta)

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 import kshot
 from kshot import objectives
-from kshot.deciding.decisions import Change, Continue, Experience, Outcome, Rollback, Round, Stop
+from kshot.deciding.decisions import Change, Continue, EventLog, Outcome, Rollback, Round, Stop
 from kshot.deciding.loop import Observer, run_until
 from kshot.deciding.policies import Budget, rules
 from kshot.evaluation.intervals import Interval
@@ -136,11 +136,11 @@ def test_a_policy_of_ones_own_changes_and_rolls_back(tmp_path):
             return Rollback(1, "too loud", {"outer_lr": 0.01})
         return Stop(Outcome.NO_PROGRESS, "enough")
 
-    log = Experience(tmp_path / "events.jsonl")
-    run = run_until(learner(), sinusoids(), "mse <= 0", policy=policy, experience=log, folder=tmp_path / "c", **OPTIONS)
+    log = EventLog(tmp_path / "events.jsonl")
+    run = run_until(learner(), sinusoids(), "mse <= 0", policy=policy, event_log=log, folder=tmp_path / "c", **OPTIONS)
     assert [r.settings["outer_lr"] for r in run.rounds] == [1e-3, 0.5, 0.01]
     assert [r.step for r in run.rounds] == [3, 6, 9]
-    assert [e["action"] for e in Experience(tmp_path / "events.jsonl").of("decision")] == ["change", "rollback", "stop"]
+    assert [e["action"] for e in EventLog(tmp_path / "events.jsonl").of("decision")] == ["change", "rollback", "stop"]
     assert log.of("decision")[1]["reason"] == "too loud"
 
 
@@ -233,13 +233,13 @@ def test_a_killed_run_goes_on_with_the_engine_that_auto_chose(tmp_path, monkeypa
         run_until(
             ours, sinusoids(), "mse <= 0", budget=Budget(rounds=2), steps_per_round=20, num_val_tasks=2, folder=folder,
             checkpoint_seconds=every, observer=observer, mode=mode,
-            experience=Experience(tmp_path / f"{folder.name}.log"),
+            event_log=EventLog(tmp_path / f"{folder.name}.log"),
         )  # fmt: skip
         return ours.state_dict()
 
     clock = Clock(monkeypatch, loop=1.0, vmap=2.0, traced=2.0)
     expected = go(tmp_path / "whole")
-    assert [e["engine"] for e in Experience(tmp_path / "whole.log").of("engine")] == ["loop"]
+    assert [e["engine"] for e in EventLog(tmp_path / "whole.log").of("engine")] == ["loop"]
     with pytest.raises(Kill):
         go(tmp_path / "cut", Killer(step=stop))
     if stop > 9:  # measured again, it would be another one
@@ -253,9 +253,9 @@ def test_a_killed_run_goes_on_with_the_engine_that_auto_chose(tmp_path, monkeypa
 
 def test_experience_survives_a_line_cut_short(tmp_path):
     path = tmp_path / "events.jsonl"
-    Experience(path).record("a", value=1)
+    EventLog(path).record("a", value=1)
     with path.open("a") as file:
         file.write('{"kind": "b", "val')
-    again = Experience(path)
+    again = EventLog(path)
     again.record("c")
-    assert [event["kind"] for event in Experience(path).events] == ["a", "c"]
+    assert [event["kind"] for event in EventLog(path).events] == ["a", "c"]

@@ -23,7 +23,7 @@ def learning_curve(events: Sequence[Mapping[str, Any]]) -> Figure:
     """The loss over the steps of meta-training, and of pretraining in a panel beside it if there was any.
 
     Args:
-        events: events of a run's experience; those of kind "train" and "pretrain" have `step` and `loss`. A later event
+        events: events of a run's log; those of kind "train" and "pretrain" have `step` and `loss`. A later event
             replaces an earlier one of the same step, which a resumed run repeats.
 
     Example:
