@@ -30,7 +30,7 @@ from kshot.limits import OverLimit, over, shown_bytes
 
 PRIVATE = "(private)"
 """What replaces a value that may belong to the user."""
-PLAN_KEYS = ("learner", "model", "pretrain", "train", "policy")
+PLAN_KEYS = ("name", "learner", "model", "pretrain", "train", "policy")
 """The keys of a run file that a plan may have; others, such as the source, are left out."""
 LINE_BYTES = 1 << 18
 """Largest size of a trial as JSON."""
@@ -43,7 +43,7 @@ _SUFFIXES = (
     "csv|tsv|jsonl?|ndjson|parquet|feather|arrow|xlsx?|txt|xml|html?|ya?ml|zip|tar|gz|xz|bz2|zst|ptx?|pth|bin|ckpt|"
     "safetensors|png|jpe?g|npz|npy|mat|pkl|pickle|sqlite3?|db|py"
 )
-_LOOKS_PRIVATE = re.compile(rf"[/\\@]|^[~.]|(?:^|\s)[\w.]+:[A-Za-z_]|\.(?:{_SUFFIXES})$", re.IGNORECASE)
+_LOOKS_PRIVATE = re.compile(rf"[/\\@]|^[~.]|(?:^|\s)(?!kshot\.)[\w.]+:[A-Za-z_]|\.(?:{_SUFFIXES})$", re.IGNORECASE)
 _MOST_LETTERS = 100
 
 _Name = Annotated[str, Len(1, _MOST_LETTERS)]
@@ -113,7 +113,7 @@ class Trial:
     Args:
         descriptors: name -> number or word that describes the data and the task: "kind", "metric", "higher_is_better",
             "rows", "classes", "ways", "shots", … Numbers become floats, and those that are not finite are left out.
-        plan: the keys `PLAN_KEYS` of a run file; what may be the user's own, such as a path or `module:function`,
+        plan: the keys `PLAN_KEYS` of a run file, "name" being that of the plan; what may be the user's own, such as a path or `module:function`,
             becomes `PRIVATE`.
         figures: a `Figure` after each budget, in the order of time.
         baseline: the metric of the best simple method on the same validation tasks; None if there is none.

