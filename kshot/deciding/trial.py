@@ -16,7 +16,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime
-from functools import cache
+from functools import cache, cached_property, lru_cache
 from importlib.metadata import PackageNotFoundError, version
 from numbers import Real
 from pathlib import Path
@@ -176,13 +176,13 @@ class Trial:
         """The kind of task: the descriptor "kind", or "" if there is none."""
         return str(self.descriptors.get("kind", ""))
 
-    @property
+    @cached_property
     def content(self) -> str:
         """All but the time of creation as JSON, in which equal trials are equal."""
         values = {each.name: getattr(self, each.name) for each in fields(self) if each.compare}
         return json.dumps(values, sort_keys=True, allow_nan=False)
 
-    @property
+    @cached_property
     def sha256(self) -> str:
         """SHA-256 of the content, by which a trial is known on all machines."""
         return hashlib.sha256(self.content.encode()).hexdigest()
@@ -214,7 +214,7 @@ def _sentence(error: ValidationError) -> str:
 
 def _number(value: Any) -> Any:
     """A number as a finite float; None if it is not finite. Anything else is left for the check of types."""
-    if not isinstance(value, Real):
+    if type(value) is not float and not isinstance(value, Real):
         return value
     return float(value) if math.isfinite(value) else None
 
@@ -249,8 +249,12 @@ def _is_private(value: Any) -> bool:
 
 def _public(text: str) -> str:
     """A word, or `PRIVATE` if it may be a path, an address, `module:function`, or is long or not printable."""
-    private = len(text) > _MOST_LETTERS or not text.isprintable() or _LOOKS_PRIVATE.search(text)
-    return PRIVATE if private and text not in _PUBLIC else text
+    return PRIVATE if len(text) > _MOST_LETTERS or _looks_private(text) else text
+
+
+@lru_cache(maxsize=10_000)  # the names of descriptors recur in each trial
+def _looks_private(text: str) -> bool:
+    return text not in _PUBLIC and (not text.isprintable() or _LOOKS_PRIVATE.search(text) is not None)
 
 
 class Lines(NamedTuple):
