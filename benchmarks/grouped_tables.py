@@ -153,7 +153,7 @@ def read(table: Grouped, folder: Path) -> Path:
 
     package, item = table.item.split("/")
     columns = columns_of(package, item)
-    frame = pl.DataFrame({name: _plain(columns[name]) for name in [table.group, table.target, *table.inputs.split()]})
+    frame = pl.DataFrame({name: plain(columns[name]) for name in [table.group, table.target, *table.inputs.split()]})
     frame = frame.drop_nulls([table.group, table.target])
     if table.logarithm:
         frame = frame.with_columns(pl.col(table.target).log())
@@ -174,7 +174,7 @@ def read(table: Grouped, folder: Path) -> Path:
     return path
 
 
-def _plain(values: np.ndarray) -> Any:
+def plain(values: np.ndarray) -> Any:
     """A column for polars: NaN is null, and so is what is no word in a column of words."""
     import polars as pl
 

@@ -10,6 +10,8 @@ from typing import Annotated
 
 import typer
 
+from kshot.app.experience import experience
+
 app = typer.Typer(
     help="Meta-learning for real tasks: pretrain, adapt, evaluate, decide, repeat.",
     no_args_is_help=True,
@@ -17,6 +19,7 @@ app = typer.Typer(
 )
 data = typer.Typer(help="Data sets: list, add, check.", no_args_is_help=True)
 app.add_typer(data, name="data")
+app.add_typer(experience, name="experience")
 
 
 def _print_version(wanted: bool) -> None:
