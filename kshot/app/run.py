@@ -58,7 +58,7 @@ from kshot.evaluation.report.verdict import best_baseline, trust_of
 from kshot.evaluation.target import Target
 from kshot.files import check_writable, copy_folder, is_empty, owned, write_json
 from kshot.learner import Learner
-from kshot.tasks.read_log import watched
+from kshot.tasks.read_log import Watched, watched
 from kshot.tasks.source import TaskSource
 from kshot.training.checkpoint import Checkpoints
 from kshot.training.closed_form import fit_closed_form
@@ -76,7 +76,7 @@ class Trained:
     """
 
     folder: RunFolder
-    source: TaskSource
+    source: Watched
     new_model: Callable[[], nn.Module]
     event_log: EventLog
     learner: Learner
@@ -138,11 +138,8 @@ def train(
     folder = RunFolder(out)
     encoding = source.preprocessor.to_json() if source.preprocessor else None
     event_log = (folder.resume if resume else folder.start)(spec, shapes, encoding)
-    source = watched(
-        source,
-        lambda phase, split: event_log.record("read", phase=phase, split=split),
-        folder.reads_before_evaluation(),
-    )
+    reads = folder.reads_before_evaluation()
+    source = watched(source, lambda phase, split: event_log.record("read", phase=phase, split=split), reads)
     pretrained, pretrain_seconds, diverged = [], 0.0, None
     if pretraining := pretraining_of_run(spec, folder):
         if pretrained_in is not None and not folder.pretrain.exists():

@@ -113,8 +113,8 @@ class Trial:
     Args:
         descriptors: name -> number or word that describes the data and the task: "kind", "metric", "higher_is_better",
             "rows", "classes", "ways", "shots", … Numbers become floats, and those that are not finite are left out.
-        plan: the keys `PLAN_KEYS` of a run file, "name" being that of the plan; what may be the user's own, such as a path or `module:function`,
-            becomes `PRIVATE`.
+        plan: the keys `PLAN_KEYS` of a run file, "name" being that of the plan; what may be the user's own, such as a
+            path or `module:function`, becomes `PRIVATE`.
         figures: a `Figure` after each budget, in the order of time.
         baseline: the metric of the best simple method on the same validation tasks; None if there is none.
         cost: what the plan cost in all.

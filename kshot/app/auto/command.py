@@ -13,7 +13,7 @@ import logging
 import math
 import re
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ import yaml
 from rich.console import Console
 
 from kshot.app.auto.descriptors import default_target, describe_data, describe_simple
-from kshot.app.auto.plans import BASELINE, Plan, baseline_plan, plans_for
+from kshot.app.auto.plans import Plan, baseline_plan, plans_for
 from kshot.app.auto.race import Entrant, Race
 from kshot.app.auto.ranking import expect
 from kshot.app.build import build_source, shapes_of
@@ -37,7 +37,6 @@ from kshot.deciding.experience import Experience
 from kshot.deciding.trial import Cost, Figure, Trial
 from kshot.evaluation.baselines import Baseline, of_fields, without_model
 from kshot.evaluation.evaluate import evaluate
-from kshot.evaluation.intervals import Interval
 from kshot.evaluation.target import Target
 from kshot.files import copy_folder, is_empty, owned, whole_file
 from kshot.limits import limits
@@ -71,9 +70,9 @@ class _Question:
     target: str | None
 
     @classmethod
-    def of(cls, data: str | Path, overrides: Sequence[str]) -> _Question:
+    def of(cls, data: str | Path | Mapping[str, Any], overrides: Sequence[str]) -> _Question:
         """Read a recipe, a run file or a data set; ValueError if it is none."""
-        text, where, folder = _read(data)
+        text, where, folder = (yaml.safe_dump(dict(data)), "data", None) if isinstance(data, Mapping) else _read(data)
         values, _ = parse_yaml(text, where)
         given = dict(values) if isinstance(values, dict) else {}
         if isinstance(learner := given.get("learner"), dict) and Path(where).suffix:
@@ -81,6 +80,10 @@ class _Question:
         target = next((each.partition("=")[2] for each in overrides if each.startswith("target=")), given.get("target"))
         named = [] if "name" in given else [f"name={json.dumps(_name(where))}"]
         return cls(text, where, folder, (*named, *overrides), target)
+
+    def base(self) -> Spec:
+        """The run file before there is a plan."""
+        return self.spec(target=self.target or "loss <= 0")
 
     def spec(self, plan: Plan | None = None, **sections: Any) -> Spec:
         """The run file with a plan, and with other sections."""
@@ -115,48 +118,79 @@ def auto(
         ValueError: the data cannot be used, or `out` is not empty.
     """
     question, known = _Question.of(data, overrides), experience or Experience()
-    base = question.spec(target=question.target or "loss <= 0")
+    base = question.base()
     with owned(out), Display(console or Screen(), "") as display:
         if not resume and not is_empty(out):
             raise ValueError(f"{out} already exists and is not empty: choose another --out, or go on by --resume")
-        source = build_source(base)
-        shapes = shapes_of(source)
-        target = Target.parse(question.target) if question.target else default_target(source)
-        race = Race(
-            folder=out / "plans",
-            seconds=60 * minutes * (1 - FOR_TEST),
-            source=source,
-            target=target,
-            make_spec=lambda plan, budget: question.spec(plan, target=str(target), budget=budget),
-            log=EventLog(out / "choice.jsonl"),
-            say=display.say,
-        )
-        plans = plans_for(source.objective, shapes, forecasts=bool(source.forecasts))
-        race.restore(plans)
-        display.say(f"{base.name}: {minutes:g} minutes for simple baselines and {len(plans)} plans", "bold")
-        simple = _simple(race, base.evaluate.num_val_tasks)
-        descriptors = describe_data(source, shapes, target) | describe_simple(simple, target)
-        expected = expect([plan.name for plan in plans], descriptors, known.trials())
-        race.run(sorted(plans, key=lambda plan: -expected[plan.name].gain), expected)
-        kept, reason = _choose(race, simple)
+        race, descriptors = _start(question, base, out, 60 * minutes * (1 - FOR_TEST), display.say)
+        expected = expect([plan.name for plan in race.plans], descriptors, known.trials())
+        race.run(sorted(race.plans, key=lambda plan: -expected[plan.name].gain), expected)
+        kept, reason = _choose(race)
         display.say(reason, "bold")
-        for entrant in race.entrants.values():
-            if entrant.course:
-                known.add(_trial(entrant, descriptors))
-        bound = target if question.target or not simple else _level(simple, target)
+        known.merge(_trials(race, descriptors))
+        source, bound = race.source, race.target if question.target else _level(race)
         spec = question.spec(
             kept.plan,
             target=str(bound),
             budget={"rounds": kept.rounds, "minutes": None},
-            baselines=_tested_baselines(race, kept, simple, base, 60 * minutes * FOR_TEST),
+            baselines=_tested_baselines(race, kept, base, 60 * minutes * FOR_TEST),
         )
         folder = race.folder / kept.plan.slug
-        if kept.plan.learner["kind"] == BASELINE and not folder.exists():
-            RunFolder(folder).start(spec, shapes, source.preprocessor.to_json() if source.preprocessor else None)
+        if kept.simple and not folder.exists():
+            encoding = source.preprocessor.to_json() if source.preprocessor else None
+            RunFolder(folder).start(spec, shapes_of(source), encoding)
         _take_over(folder, out)
         race.log.record("kept", plan=kept.plan.name)
-    choice = _story(race, kept, simple, reason, minutes)
-    return run(spec, out, resume=True, console=console, choice=choice)
+    return run(spec, out, resume=True, console=console, choice=_story(race, kept, reason, minutes))
+
+
+def collect(
+    data: str | Path | Mapping[str, Any],
+    out: Path,
+    *,
+    minutes: float,
+    data_set: str,
+    overrides: Sequence[str] = (),
+    say: Callable[[str], None] = print,
+) -> list[Trial]:
+    """Try all plans on a data set, without a test, and return what experience keeps of them.
+
+    Args:
+        data, out, overrides: as in `auto`; what an interrupted call has tried in `out` is not tried again. `data` may
+            be the values of a run file.
+        minutes: time for all plans together.
+        data_set: name of the data set, which is published.
+    """
+    question = _Question.of(data, overrides)
+    with owned(out):
+        race, descriptors = _start(question, question.base(), out, 60 * minutes, say)
+        race.shortest = 0.0
+        race.run(race.plans, starters=len(race.plans))
+        return _trials(race, descriptors, data_set)
+
+
+def _start(
+    question: _Question, base: Spec, out: Path, seconds: float, say: Callable[[str], None]
+) -> tuple[Race, dict[str, float | str]]:
+    """A race, after the simple baselines, and the descriptors of the data."""
+    source = build_source(base)
+    shapes = shapes_of(source)
+    target = Target.parse(question.target) if question.target else default_target(source)
+    plans = plans_for(source.objective, shapes, forecasts=bool(source.forecasts))
+    race = Race(
+        folder=out / "plans",
+        seconds=seconds,
+        source=source,
+        target=target,
+        plans=plans,
+        make_spec=lambda plan, budget: question.spec(plan, target=str(target), budget=budget),
+        log=EventLog(out / "choice.jsonl"),
+        say=say,
+    )
+    race.restore()
+    say(f"{base.name}: {seconds / 60:.1f} minutes for simple baselines and {len(plans)} plans")
+    _measure_simple(race, base.evaluate.num_val_tasks)
+    return race, describe_data(source, shapes, target) | describe_simple(race.simple, target)
 
 
 def _read(data: str | Path) -> tuple[str, str, Path | None]:
@@ -176,13 +210,13 @@ def _name(where: str) -> str:
     return re.sub(r"[^A-Za-z0-9._-]+", "-", Path(where).stem).strip("-._") or "auto"
 
 
-def _simple(race: Race, num_tasks: int) -> dict[str, Interval]:
-    """The validation figures of the simple baselines, of which each that was tried is in the race, too."""
+def _measure_simple(race: Race, num_tasks: int) -> None:
+    """Measure the simple baselines on validation tasks, as long as a share of the time lasts."""
     source, candidates = race.source, without_model(race.source) | of_fields(race.source)
     limit = FOR_SIMPLE * race.seconds
     for name in candidates:
         if name in race.entrants:
-            continue  # before an interruption
+            continue  # measured before an interruption
         race.entrants[name] = Entrant(baseline_plan(name))
 
         def measure(name: str = name) -> dict[str, Any]:
@@ -196,29 +230,25 @@ def _simple(race: Race, num_tasks: int) -> dict[str, Interval]:
             return {"figure": figure._asdict(), "finished": True}
 
         race.time(race.entrants[name], measure, max(limit - race.spent, limit / len(candidates)))
-    figures = {name: race.entrants[name].figure for name in candidates if name in race.entrants}
-    return {name: figure for name, figure in figures.items() if figure is not None}
 
 
-def _choose(race: Race, simple: Mapping[str, Interval]) -> tuple[Entrant, str]:
+def _choose(race: Race) -> tuple[Entrant, str]:
     """The entrant to keep and the reason: a plan only if it is better than the best simple baseline."""
-    ranked = race.ranked()
-    if not ranked:
+    simple = race.ranked([each for each in race.entrants.values() if each.simple])
+    plans = race.ranked([each for each in race.entrants.values() if not each.simple])
+    if not simple and not plans:
         failures = "; ".join(f"{each.plan.name}: {each.failure}" for each in race.entrants.values())
         raise ValueError(f"no plan and no baseline suits these data: {failures}")
-    metric, best = race.target.metric, ranked[0]
-    baselines = [each for each in ranked if each.plan.name in simple]
-    if not baselines:
-        return best, f"kept: {best.plan.name}, validation {metric} {best.figure}; there is no simple baseline"
-    one = baselines[0]
-    if best.figure is not None and one.figure is not None and best.figure.mean == one.figure.mean:
-        best = one  # the simpler of equal ones
-    if best is one:
-        other = next((each for each in ranked if each.plan.name not in simple), None)
-        beside = f"; the best plan, {other.plan.name}, has {other.figure}" if other else ""
-        return one, f"kept: the simple baseline {one.plan.name}, validation {metric} {one.figure}{beside}"
-    beside = f"the best simple baseline, {one.plan.name}, has {one.figure}"
-    return best, f"kept: {best.plan.name}, validation {metric} {best.figure}; {beside}"
+    best = race.ranked([*simple[:1], *plans[:1]])[0]  # of equal ones the simple one
+    said = (
+        f"kept: {'the simple baseline ' * best.simple}{best.plan.name}, validation {race.target.metric} {best.figure}"
+    )
+    if not best.simple:
+        other = f"the best simple baseline, {simple[0].plan.name}" if simple else ""
+    else:
+        other = f"the best plan, {plans[0].plan.name}" if plans else ""
+    beside = (plans if best.simple else simple)[:1]
+    return best, f"{said}; {other}, has {beside[0].figure}" if beside else said
 
 
 def _take_over(plan: Path, out: Path) -> None:
@@ -233,11 +263,9 @@ def _take_over(plan: Path, out: Path) -> None:
                 shutil.copyfile(item, temporary)
 
 
-def _tested_baselines(
-    race: Race, kept: Entrant, simple: Mapping[str, Interval], base: Spec, seconds: float
-) -> dict[str, Any]:
+def _tested_baselines(race: Race, kept: Entrant, base: Spec, seconds: float) -> dict[str, Any]:
     """The section `baselines` of the final test: the best simple ones, on as many tasks as the time allows."""
-    names = [each.plan.name for each in race.ranked() if each.plan.name in simple][:TESTED]
+    names = [each.plan.name for each in race.ranked() if each.simple][:TESTED]
     per_task = sum(race.entrants[name].seconds for name in names) / base.evaluate.num_val_tasks
     most = max(int(seconds / max(per_task, 1e-9)), base.evaluate.num_val_tasks)
     num_tasks = min(base.evaluate.num_test_tasks, most)
@@ -245,31 +273,38 @@ def _tested_baselines(
     return {"names": names, "num_test_tasks": num_tasks, "budget": 0.0}
 
 
-def _level(simple: Mapping[str, Interval], target: Target) -> Target:
-    """The target to be as good as the best simple baseline on validation tasks."""
-    best = (max if target.at_least else min)(figure.mean for figure in simple.values())
-    return replace(target, value=float(f"{best:.4g}"))
+def _level(race: Race) -> Target:
+    """The target to be as good as the best simple baseline on validation tasks, if there is one."""
+    simple = race.simple.values()
+    if not simple:
+        return race.target
+    best = (max if race.target.at_least else min)(figure.mean for figure in simple)
+    return replace(race.target, value=float(f"{best:.4g}"))
 
 
-def _trial(entrant: Entrant, descriptors: Mapping[str, float | str]) -> Trial:
-    """What experience keeps of a plan."""
-    figures = [Figure(seconds, figure.mean, figure.ci95) for seconds, figure in entrant.course]
+def _trials(race: Race, descriptors: Mapping[str, float | str], data_set: str = "") -> list[Trial]:
+    """What experience keeps of a race."""
     simple = descriptors.get("simple_value")
-    return Trial(
-        descriptors=descriptors,
-        plan=entrant.plan.to_json(),
-        figures=figures,
-        baseline=simple if isinstance(simple, float) else None,
-        cost=Cost(entrant.seconds, entrant.parameters),
-    )
+    return [
+        Trial(
+            descriptors=descriptors,
+            plan=entrant.plan.to_json(),
+            figures=[Figure(seconds, figure.mean, figure.ci95) for seconds, figure in entrant.course],
+            baseline=simple if isinstance(simple, float) else None,
+            cost=Cost(entrant.seconds, entrant.parameters),
+            data_set=data_set,
+        )
+        for entrant in race.entrants.values()
+        if entrant.course
+    ]
 
 
-def _story(race: Race, kept: Entrant, simple: Mapping[str, Interval], reason: str, minutes: float) -> dict[str, Any]:
+def _story(race: Race, kept: Entrant, reason: str, minutes: float) -> dict[str, Any]:
     """The entry of the report on how the plan was chosen."""
     entrants = [
         {
             "name": each.plan.name,
-            "simple": each.plan.name in simple,
+            "simple": each.simple,
             "kept": each is kept,
             "seconds": each.seconds,
             "course": [[seconds, figure._asdict()] for seconds, figure in each.course],

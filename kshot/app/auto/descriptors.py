@@ -37,11 +37,11 @@ def describe_data(source: TaskSource, shapes: Shapes, target: Target) -> dict[st
     Example:
         >>> from kshot.app.build import shapes_of
         >>> source = kshot.sources.sinusoids()
-        >>> describe_data(source, shapes_of(source), default_target(source))["targets"]
+        >>> describe_data(source, shapes_of(source), default_target(source))["kind"]
         'numbers'
     """
     task, about = source.task("train", 0), source.describe()
-    sizes = {"support": len(task.support.weight), "query": len(task.query.weight)}
+    sizes: dict[str, float] = {"support": len(task.support.weight), "query": len(task.query.weight)}
     sizes["features"] = sum(math.prod(leaf.shape[1:]) for leaf in tree_leaves(task.support.inputs))
     sizes["outputs"] = math.prod(task.support.targets.shape[1:])
     for name in ("ways", "shots", "rows", "queries"):
@@ -51,7 +51,7 @@ def describe_data(source: TaskSource, shapes: Shapes, target: Target) -> dict[st
         if isinstance(about.get(name), Mapping) and "train" in about[name]:
             sizes["units"] = about[name]["train"]
     return {
-        "targets": targets_of(source.objective) or "other",
+        "kind": targets_of(source.objective) or "other",
         "inputs": sort_of(shapes),
         "dimensions": len(shapes["inputs"]) if isinstance(shapes["inputs"], list) else 0,
         "forecasts": int(bool(source.forecasts)),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +11,7 @@ from kshot.app.build import ONE_TENSOR, SORTS, Shapes, sort_of
 from kshot.app.goes_with import targets_of
 from kshot.objectives import Objective
 
-Section = Mapping[str, Any]
+Section = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -44,7 +43,7 @@ class Plan:
     def to_json(self) -> dict[str, Any]:
         """The plan as plain values."""
         sections = {"learner": self.learner, "model": self.model, "pretrain": self.pretrain, "train": self.train}
-        return {"name": self.name} | {name: dict(section) for name, section in sections.items() if section is not None}
+        return {"name": self.name} | {name: section for name, section in sections.items() if section is not None}
 
 
 BASELINE = "kshot.evaluation.baselines:baseline"

@@ -12,15 +12,17 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
 from kshot.annotations import Supplied
-from kshot.app.auto.plans import Plan, baseline_plan
+from kshot.app.auto.plans import BASELINE, Plan, baseline_plan
 from kshot.app.auto.ranking import Expectation
+from kshot.app.build import build_model, has_head, shapes_of
+from kshot.app.pretraining import Pretraining, seconds_per_step
 from kshot.app.progress import Display
 from kshot.app.run import Trained, train
 from kshot.app.schema import describe, our_factory
@@ -34,11 +36,12 @@ from kshot.tasks.source import TaskSource
 
 STARTERS, ETA = 9, 3
 """The number of plans that get time first, and the factor by which their number falls and their time grows."""
-SHORTEST = 15.0
-"""Seconds that a plan gets at least; where time is short, fewer plans start."""
 
 PATIENCE = 0.25
 """The share of all time after which a plan that is fitted as a whole, and not in steps, is interrupted."""
+
+FOR_PRETRAINING = 0.15
+"""The share of all time that the pretraining of a plan may take."""
 
 
 @contextmanager
@@ -83,6 +86,11 @@ class Entrant:
     failure: str = ""
 
     @property
+    def simple(self) -> bool:
+        """Whether it is a simple baseline."""
+        return self.plan.learner["kind"] == BASELINE
+
+    @property
     def figure(self) -> Interval | None:
         """The latest validation figure, of the best round."""
         return self.course[-1][1] if self.course else None
@@ -95,48 +103,55 @@ class Race:
     Attributes:
         folder: has a folder for each plan.
         seconds: the time for all plans together.
+        plans: those that may suit the data.
         make_spec: makes the run file of a plan with a budget.
         say: shows a line.
+        shortest: seconds that a plan gets at least; where time is short, fewer plans start.
     """
 
     folder: Path
     seconds: float
     source: TaskSource
     target: Target
+    plans: Sequence[Plan]
     make_spec: Callable[[Plan, Mapping[str, Any]], Spec]
     log: EventLog
     say: Callable[[str], None]
+    shortest: float = 15.0
     entrants: dict[str, Entrant] = field(default_factory=dict)
     spent: float = 0.0
 
-    def restore(self, plans: Sequence[Plan]) -> None:
-        """Take over what an interrupted race has logged."""
-        known = {plan.name: plan for plan in plans}
+    def restore(self) -> None:
+        """Take over what an interrupted race has logged, or shorten the pretraining of plans to the time."""
+        for event in self.log.of("pretraining"):
+            self._shorten(event["steps"])
+        if not self.log.events:
+            self.log.record("pretraining", steps=(steps := self._pretraining_steps()))
+            self._shorten(steps)
+        known = {plan.name: plan for plan in self.plans}
         for event in self.log.of("plan"):
             name = event["plan"]
             entrant = self.entrants.setdefault(name, Entrant(known.get(name) or baseline_plan(name)))
             self._note(entrant, event)
 
-    def run(self, plans: Sequence[Plan], expected: Mapping[str, Expectation] | None = None) -> None:
-        """Give the plans time, the first `STARTERS` that suit the data at first, until it is spent.
+    def run(
+        self, plans: Sequence[Plan], expected: Mapping[str, Expectation] | None = None, *, starters: int = STARTERS
+    ) -> None:
+        """Give the plans time until it is spent.
 
         Args:
             plans: the most promising first.
             expected: what experience expects of each.
+            starters: how many of those that suit the data get time at first, at most.
         """
         if not plans:
             return
         for plan in plans:
             self.entrants.setdefault(plan.name, Entrant(plan)).expected = (expected or {}).get(plan.name)
-        seconds = self.left
-        for starters in range(min(STARTERS, len(plans)), 0, -1):
-            sizes = _sizes(starters)
-            shares = [size * (ETA**rung - (ETA ** (rung - 1) if rung else 0)) for rung, size in enumerate(sizes)]
-            first = seconds / sum(shares)
-            if first >= SHORTEST:
-                break
-        running = self._start(plans, starters, first)
-        for rung, size in enumerate(sizes[1:], start=1):
+        available = self.seconds - sum(each.seconds for each in self.entrants.values() if each.simple)
+        count, first = _starters(min(starters, len(plans)), available, self.shortest)
+        running = self._start(plans, count, first)
+        for rung, size in enumerate(_sizes(count)[1:], start=1):
             running = self.ranked(running)[:size]
             for entrant in running:
                 self._train(entrant, min(first * ETA**rung, entrant.seconds + self.left))
@@ -144,6 +159,12 @@ class Race:
             best = next((each for each in self.ranked(running) if not each.finished), None)
             if best is not None:
                 self._train(best, best.seconds + self.left)
+
+    @property
+    def simple(self) -> dict[str, Interval]:
+        """The figures of the simple baselines."""
+        figures = {name: each.figure for name, each in self.entrants.items() if each.simple}
+        return {name: figure for name, figure in figures.items() if figure is not None}
 
     @property
     def left(self) -> float:
@@ -155,6 +176,33 @@ class Race:
         having = [each for each in (entrants or self.entrants.values()) if each.figure is not None]
         sign = -1 if self.target.at_least else 1
         return sorted(having, key=lambda each: sign * each.figure.mean)  # type: ignore[union-attr]
+
+    def _pretraining_steps(self) -> dict[str, int]:
+        """The steps that each plan can be pretrained for in a share of the time, which it need not share."""
+        steps: dict[str, int] = {}
+        seconds: dict[str, float] = {}
+        for plan in self.plans:
+            if plan.pretrain is None:
+                continue
+            key = json.dumps([plan.model, plan.pretrain])
+            if key not in seconds:
+                spec = self.make_spec(plan, {})
+                try:
+                    refuse_unsuited(spec, self.source)
+                    model = build_model(spec, shapes_of(self.source), head=has_head(spec))
+                    seconds[key] = seconds_per_step(Pretraining(spec, spec.pretrain, Path()), model, self.source)
+                except (ValueError, RuntimeError):
+                    continue  # it is refused, with the reason, when it is its turn
+            steps[plan.name] = min(plan.pretrain["steps"], int(FOR_PRETRAINING * self.seconds / seconds[key]))
+        return steps
+
+    def _shorten(self, steps: Mapping[str, int]) -> None:
+        self.plans = [
+            replace(plan, pretrain=plan.pretrain | {"steps": max(steps[plan.name], 1)})
+            if plan.name in steps and plan.pretrain is not None
+            else plan
+            for plan in self.plans
+        ]
 
     def _start(self, plans: Sequence[Plan], count: int, seconds: float) -> list[Entrant]:
         """Give the first time to the first `count` plans that suit the data."""
@@ -234,6 +282,15 @@ class Race:
             entrant.course.append((entrant.seconds, Interval(**event["figure"])))
         entrant.finished, entrant.rounds = event.get("finished", False), event.get("rounds", 1)
         entrant.parameters = event.get("parameters", 0)
+
+
+def _starters(most: int, seconds: float, shortest: float) -> tuple[int, float]:
+    """How many plans start, and the seconds that each gets first, so that the last one's time fits, too."""
+    for count in range(most, 0, -1):
+        shares = [size * (ETA**rung - (ETA ** (rung - 1) if rung else 0)) for rung, size in enumerate(_sizes(count))]
+        if seconds / sum(shares) >= shortest:
+            break
+    return count, seconds / sum(shares)
 
 
 def _sizes(starters: int) -> list[int]:

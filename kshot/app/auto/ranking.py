@@ -14,7 +14,7 @@ from kshot.evaluation.target import Target
 
 Descriptors = Mapping[str, float | str]
 
-SAME = ("targets", "inputs", "dimensions", "forecasts")
+SAME = ("kind", "inputs", "dimensions", "forecasts")
 """Descriptors of which data sets must have the same values to be compared."""
 PRIOR = 1.0
 """The weight of no improvement over the best simple method, in data sets as similar as can be."""

@@ -6,10 +6,12 @@ import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from kshot.evaluation.intervals import Interval
 from kshot.evaluation.report.formatting import format_figure, format_value
 from kshot.evaluation.report.parts import Column, Picture, Row, Section, Table
-from kshot.evaluation.report.style import BLUE, MUTED, canvas, empty, ends, quiet
+from kshot.evaluation.report.style import BLUE, MUTED, canvas, empty, ends, log_scale, quiet
 from kshot.evaluation.target import Target
 
 if TYPE_CHECKING:
@@ -70,6 +72,8 @@ def race_chart(choice: Mapping[str, Any], target: Target) -> Figure:
         axes.axhline(level, color=MUTED, linestyle=":", linewidth=1.2)
         labels.append((level, f"{best['name']} (simple{', kept' * best['kept']})", BLUE if best["kept"] else MUTED))
     axes.margins(x=0.03, y=0.1)
+    if not target.at_least:
+        log_scale(axes, "y", np.array([each["course"][-1][1]["mean"] for each in entrants]))
     _place(axes, labels)
     return figure
 
