@@ -39,7 +39,7 @@ class DamagedFile(ValueError):
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
-    """A temporary path beside `path`, for functions that write to a path; renamed to `path` if the block succeeds.
+    """A temporary path beside `path`, for a file or a folder to be made; renamed to `path` if the block succeeds.
 
     Raises:
         OSError: the file cannot be written; what was at `path` is unchanged.
@@ -52,9 +52,15 @@ def whole_file(path: Path) -> Iterator[Path]:
         temporary.replace(path)
     except BaseException:
         with suppress(OSError):
-            temporary.unlink()
+            shutil.rmtree(temporary) if temporary.is_dir() else temporary.unlink()
         raise
     sync(path.parent)
+
+
+def copy_folder(source: Path, target: Path) -> None:
+    """Copy a folder to a path that does not exist; the copy is there as a whole or not at all."""
+    with whole_file(target) as temporary:
+        shutil.copytree(source, temporary)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -108,6 +108,49 @@ def run(
 
 
 @app.command()
+def auto(
+    data_: Annotated[
+        str,
+        typer.Argument(
+            metavar="FILE.yaml|RECIPE|DATA",
+            help="A run file without a plan, a table, or a folder of images with a folder for each class.",
+        ),
+    ],
+    minutes: Annotated[float, typer.Option(help="Time for the whole.", min=0.1)] = 15.0,
+    set_: Override = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for the result; a new one under runs/ by default.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted call in --out.")] = False,
+) -> None:
+    """Choose a learner, a model and their settings within a time limit, and test the best once.
+
+    Simple baselines are tried first; then learners in the order that experience suggests, those that do better on
+    validation tasks for longer. If none is better than the best simple baseline, that one is kept.
+
+    Exit code: as of `kshot run`.
+    """
+    from kshot.app.auto.command import auto as find
+    from kshot.app.folder import free_folder
+    from kshot.app.terminal import print_summary
+    from kshot.evaluation.report.conclusion import conclude
+    from kshot.files import is_empty
+
+    if resume and out is None:
+        raise ValueError("--resume needs the folder of the call: --out DIR")
+    made = out is None
+    out = out or free_folder(Path("runs"), f"auto-{Path(data_).stem}")
+    try:
+        report = find(data_, out, minutes=minutes, overrides=set_ or (), resume=resume)
+    except KeyboardInterrupt:
+        typer.echo(f"\nInterrupted. Go on by the same command with --out {out} --resume", err=True)
+        raise typer.Exit(130) from None
+    finally:
+        if made and is_empty(out):  # the data were refused
+            shutil.rmtree(out, ignore_errors=True)
+    print_summary(report, out)
+    raise typer.Exit(conclude(report).exit_code)
+
+
+@app.command()
 def evaluate(
     run_dir: RunDir,
     tasks: Annotated[int, typer.Option(help="Number of tasks.", min=2)] = 600,

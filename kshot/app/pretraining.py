@@ -154,7 +154,7 @@ def pretraining_of_baselines(
         return None
     else:
         try:
-            steps = int(seconds / _seconds_per_step(_with_steps(spec, folder, TIMED_STEPS), new_model(), source))
+            steps = int(seconds / seconds_per_step(_with_steps(spec, folder, TIMED_STEPS), new_model(), source))
         except ValueError:  # the source cannot pretrain
             steps = 0
         if event_log is not None:
@@ -198,7 +198,8 @@ def _with_steps(spec: Spec, folder: RunFolder, steps: int) -> Pretraining:
     return Pretraining(spec, options, folder.pretrain_baselines, "pretrain baselines")
 
 
-def _seconds_per_step(pretraining: Pretraining, model: nn.Module, source: TaskSource) -> float:
+def seconds_per_step(pretraining: Pretraining, model: nn.Module, source: TaskSource) -> float:
+    """The time of the fastest of the first steps of a pretraining; the model is changed."""
     times: list[float] = [time.perf_counter()]
     loop = pretraining.loop(model, source)
     with during(source, "pretraining"):

@@ -11,7 +11,8 @@ import os
 import platform
 import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -50,55 +51,99 @@ from kshot.data.cache import cache_folder
 from kshot.deciding.decisions import EventLog, Outcome, Stop, decision_to_json
 from kshot.deciding.loop import Run, run_until
 from kshot.deciding.policies import Budget
-from kshot.evaluation.report import run_charts
+from kshot.evaluation.baselines import Baseline
+from kshot.evaluation.report import plan_charts, run_charts
 from kshot.evaluation.report.report import to_json, write_report
 from kshot.evaluation.report.verdict import best_baseline, trust_of
 from kshot.evaluation.target import Target
-from kshot.files import check_writable, is_empty, owned, write_json
+from kshot.files import check_writable, copy_folder, is_empty, owned, write_json
 from kshot.learner import Learner
-from kshot.tasks.read_log import watched
+from kshot.tasks.read_log import Watched, watched
 from kshot.tasks.source import TaskSource
+from kshot.training.checkpoint import Checkpoints
 from kshot.training.closed_form import fit_closed_form
 from kshot.training.fit import Diverged
 
 
+@dataclass(frozen=True)
+class Trained:
+    """A run after its training.
+
+    Attributes:
+        source: watched, so that its reads are in the log.
+        new_model: makes the base model with its initial weights.
+        pretrained, pretrain_seconds: the model after pretraining, if there was any, and how long that took.
+    """
+
+    folder: RunFolder
+    source: Watched
+    new_model: Callable[[], nn.Module]
+    event_log: EventLog
+    learner: Learner
+    pretrained: list[nn.Module]
+    pretrain_seconds: float
+    result: Run
+
+
 def run(
-    spec: Spec, out: Path, *, resume: bool = False, console: Console | None = None, init_from: Path | None = None
+    spec: Spec,
+    out: Path,
+    *,
+    resume: bool = False,
+    console: Console | None = None,
+    init_from: Path | None = None,
+    choice: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Execute a run file in the folder `out`, and return the report.
+
+    Args:
+        choice: how `kshot auto` chose the run file, for the report.
 
     Raises:
         ValueError: the folder already holds a run, data are missing or damaged, or the run file does not suit them.
     """
-    target = Target.parse(spec.target)
+    metric = Target.parse(spec.target).metric
     resume = resume and not (out.exists() and is_empty(out))  # else it was killed before it wrote its run file
-    with owned(out), Display(console or Screen(), target.metric) as display:  # shows each log message once
-        return _run(spec, out, target, display, resume, init_from)
+    with owned(out), Display(console or Screen(), metric) as display:  # shows each log message once
+        started = time.monotonic()
+        source = build_source(spec)
+        refuse_unsuited(spec, source, shapes_of(source))
+        checked = _check_data(source, display)
+        display.say(f"{spec.name}: {spec.about}" if spec.about else spec.name, "bold")
+        trained = train(spec, out, source, display, resume=resume, init_from=init_from)
+        display.say(trained.result.outcome.value)
+        return _finish(spec, out, trained, checked, display, started, choice)
 
 
-def _run(
-    spec: Spec, out: Path, target: Target, display: Display, resume: bool, init_from: Path | None
-) -> dict[str, Any]:
-    device = device_of(spec)
-    source = build_source(spec)
-    shapes = shapes_of(source)
-    refuse_unsuited(spec, source, shapes)
-    pretrains_baselines = need_pretraining(spec, source.objective)
+def train(
+    spec: Spec,
+    out: Path,
+    source: TaskSource,
+    display: Display,
+    *,
+    resume: bool,
+    init_from: Path | None = None,
+    pretrained_in: Path | None = None,
+) -> Trained:
+    """Pretrain and meta-train in a run folder, without the final evaluation.
+
+    Args:
+        source: as `build_source` makes it, and suited to the run file.
+        init_from: folder of another run, whose weights the learner starts from.
+        pretrained_in: folder of another run with the same model and pretraining, which is taken over.
+    """
+    device, shapes = device_of(spec), shapes_of(source)
     new_model = partial(_new_model, spec, shapes, device)
     model = new_model()
     folder = RunFolder(out)
     encoding = source.preprocessor.to_json() if source.preprocessor else None
     event_log = (folder.resume if resume else folder.start)(spec, shapes, encoding)
-    checked = _check_data(source, display)
-    source = watched(
-        source,
-        lambda phase, split: event_log.record("read", phase=phase, split=split),
-        folder.reads_before_evaluation(),
-    )
-    started = time.monotonic()
-    display.say(f"{spec.name}: {spec.about}" if spec.about else spec.name, "bold")
+    reads = folder.reads_before_evaluation()
+    source = watched(source, lambda phase, split: event_log.record("read", phase=phase, split=split), reads)
     pretrained, pretrain_seconds, diverged = [], 0.0, None
     if pretraining := pretraining_of_run(spec, folder):
+        if pretrained_in is not None and not folder.pretrain.exists():
+            copy_folder(RunFolder(pretrained_in).pretrain, folder.pretrain)
         try:
             pretrain_seconds = pretraining.run(model, source, event_log, display.step)
         except Diverged as error:
@@ -112,28 +157,53 @@ def _run(
         display.say(said := start_from(learner, init_from))
         event_log.record("init", run=str(init_from), about=said)
     if diverged is None:
+        target = Target.parse(spec.target)
         result = _train(spec, target, learner, source, folder, event_log, display, pretrain_seconds)
     else:
         event_log.record("decision", **decision_to_json(Stop(Outcome.DIVERGED, diverged)))
         display.say(diverged)
         result = Run(Outcome.DIVERGED, diverged, [], [], None)
-    display.say(result.outcome.value)
-    test, failures = None, Failures(folder.failures)
+    return Trained(folder, source, new_model, event_log, learner, pretrained, pretrain_seconds, result)
+
+
+def _finish(
+    spec: Spec,
+    out: Path,
+    trained: Trained,
+    checked: Checked,
+    display: Display,
+    started: float,
+    choice: Mapping[str, Any] | None,
+) -> dict[str, Any]:
+    """The final evaluation of a trained learner, and the report."""
+    target, failures = Target.parse(spec.target), Failures(trained.folder.failures)
+    source, learner, result, event_log = trained.source, trained.learner, trained.result, trained.event_log
+    test, pretrained = None, trained.pretrained
     if result.best is not None:
-        checkpoint = folder.train / result.best.checkpoint
-        if pretrains_baselines:
+        checkpoint = trained.folder.train / result.best.checkpoint
+        if need_pretraining(spec, source.objective):
             with failures.recorded("the pretraining of the baselines"):
                 seconds = spec.baselines.budget * result.rounds[-1].seconds
-                pretrained += pretrain_baselines(spec, folder, new_model, source, seconds, display, event_log)
+                longer = pretrain_baselines(
+                    spec, trained.folder, trained.new_model, source, seconds, display, event_log
+                )
+                pretrained = [*pretrained, *longer]
         test = evaluate_with_baselines(learner, spec, source, pretrained, display.advance, checkpoint, failures)
         write_tables(out, test)
         if spec.reject and test.threshold is not None:
-            write_json(folder.rejection, {"score": spec.reject.score, "threshold": test.threshold})
+            write_json(trained.folder.rejection, {"score": spec.reject.score, "threshold": test.threshold})
     report = to_json(_report(spec, out, source, result, test, learner, failures) | data_check_entry(checked))
     if test:
         report["trusted"] = trust_of(report).trusted
-    report["timing"] |= {"pretrain_seconds": pretrain_seconds, "this_process_seconds": time.monotonic() - started}
+    report["timing"] |= {
+        "pretrain_seconds": trained.pretrain_seconds,
+        "this_process_seconds": time.monotonic() - started,
+    }
     figures: dict[str, Any] = {}
+    if choice is not None:
+        report["choice"] = dict(choice)
+        with failures.recorded("the chart of the plans"):
+            figures["plans"] = plan_charts.race_chart(choice, target)
     with failures.recorded("the charts of the run"):
         best = best_baseline(report["baselines"], target.metric, target.at_least)
         figures["rounds"] = run_charts.rounds_chart(report["rounds"], report["target"], baseline=best)
@@ -159,7 +229,8 @@ def _train(
     spent_seconds: float,
 ) -> Run:
     """Fit a learner in closed form if it is to be, and meta-train it in rounds."""
-    fit_closed_form(learner, source)
+    if isinstance(learner, Baseline) or Checkpoints(folder.train).latest_for_training() is None:
+        fit_closed_form(learner, source)  # else a checkpoint has what was fitted
     budget = Budget(**spec.budget.model_dump())
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_folder() / "compiled"))  # kept between processes
     return run_until(

@@ -15,6 +15,7 @@ from kshot.app.folder import RunFolder
 from kshot.app.goes_with import TARGETS, advice_on, refuse_by_table, targets_of
 from kshot.app.pretraining import pretraining_of_run
 from kshot.app.spec import Spec
+from kshot.evaluation.baselines import Baseline
 from kshot.evaluation.target import Target
 from kshot.learner import Learner, evaluation_mode, predict_query
 from kshot.learners.heads.head_learner import FeatureStatistics
@@ -132,6 +133,8 @@ def unsuited(
         mode: engine of the step of training.
         failures: the errors that mean that it cannot; others are raised.
     """
+    if isinstance(learner, Baseline):
+        return ""  # it is fitted to the data, which says whether it suits them
     objective = source.objective
     of_numbers = objective.predicts in ("values", "distribution")
     try:

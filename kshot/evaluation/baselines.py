@@ -22,8 +22,11 @@ from kshot.learners.baselines import (
     tables,
 )
 from kshot.learners.baselines.simple import SupportMean, nearest_centroid
+from kshot.learners.pooling.fitted import FittedToTraining
+from kshot.objectives import Objective
 from kshot.tasks.read_log import during
 from kshot.tasks.source import TaskSource, check_source
+from kshot.types import Batch, Tree
 
 Candidates = Callable[[], Sequence[Learner]]
 """Fits a baseline to the training split, and gives the learners among which validation tasks choose."""
@@ -101,3 +104,63 @@ def baselines(source: TaskSource, *, num_val_tasks: int = 20) -> dict[str, Learn
         if ranked:
             chosen[name] = ranked[0]
     return chosen
+
+
+class Baseline(FittedToTraining):
+    """A baseline as the learner of a run file, so that it can be kept, adapted and served like any other.
+
+    It is fitted to the training split when a run starts, and again when a run folder is opened: its fitted values are
+    those of a library, and not in a checkpoint.
+
+    Args:
+        name: one of those that `baselines` gives for the source.
+        objective: objective of the tasks.
+        num_val_tasks: validation tasks on which its hyperparameters are chosen.
+
+    Raises:
+        ValueError: when fitted, no baseline for the source has this name, or none of its settings gives a finite loss.
+
+    Example:
+        >>> source = kshot.sources.sinusoids()
+        >>> learner = Baseline("support_mean", source.objective)
+        >>> learner.fit_to_training(source)
+        >>> learner(source.task("test", 0)).shape
+        torch.Size([])
+    """
+
+    def __init__(self, name: str, objective: Objective, num_val_tasks: int = 20) -> None:
+        super().__init__(objective)
+        self.name, self.num_val_tasks = name, num_val_tasks
+        self.register_buffer("fitted", torch.zeros(()))
+        self._chosen: tuple[Learner, ...] = ()  # no submodule, as it is not in a checkpoint
+
+    def fit_to_training(self, source: TaskSource) -> None:
+        """Fit the baseline, and choose its hyperparameters on validation tasks."""
+        known = of_fields(source) | without_model(source)
+        if self.name not in known:
+            raise ValueError(f"baseline {self.name!r} does not suit these tasks, which {', '.join(known)} do")
+        loss = Target("loss", at_least=False, value=0.0)
+        ranked = best_first(known[self.name](), source, loss, num_val_tasks=self.num_val_tasks)
+        if not ranked:
+            raise ValueError(f"no setting of baseline {self.name!r} gives a finite loss on these tasks")
+        chosen = ranked[0].to(self.fitted.device).eval()
+        self.transductive, self.ordered = chosen.transductive, chosen.ordered
+        self.causal_queries, self.num_members = chosen.causal_queries, chosen.num_members
+        self._chosen = (chosen,)
+        self.fitted.fill_(1)
+
+    def _adapt(self, support: Batch) -> Tree:
+        return self._fitted_one().adapt(support)
+
+    def predict(self, state: Tree, inputs: Tree) -> Tree:
+        return self._fitted_one().predict(state, inputs)
+
+    def _fitted_one(self) -> Learner:
+        if not self._chosen:
+            raise ValueError(f"baseline {self.name!r} is not fitted yet: call fit_to_training")
+        return self._chosen[0]
+
+
+def baseline(name: str, objective: Objective) -> Baseline:
+    """A `Baseline`, for run files: `learner: {kind: kshot.evaluation.baselines:baseline, name: mixed_model}`."""
+    return Baseline(name, objective)

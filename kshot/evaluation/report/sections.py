@@ -31,6 +31,7 @@ from kshot.evaluation.report.formatting import (
     read_figure,
 )
 from kshot.evaluation.report.parts import Badge, Column, Pairs, Picture, Row, Section, Table
+from kshot.evaluation.report.plan_charts import choice_section
 from kshot.evaluation.report.verdict import inference_of, trust_of
 from kshot.learners.ratings.coverage import Coverage
 
@@ -45,6 +46,8 @@ CAPTIONS = {
     "rounds": "Validation after each round, and below it the decision that followed. The target counts as met if "
     "the whole interval satisfies it. The best baseline, if any, is shown by its mean on the test tasks: as a dashed "
     "line, or as an arrow if it is off the chart.",
+    "plans": "Each point is a plan when its time was up; dashed, what experience expected of it; dotted, the best "
+    "simple baseline. More time went to the better third of the plans, and again to the better third of those.",
     "learning_curve": "The training loss as recorded (pale) and smoothed.",
     "classification_examples": "The first test tasks. Above: the support images by class; below: query images, "
     "marked ✓ if classified correctly, otherwise ✗ with the number of the predicted class.",
@@ -63,7 +66,19 @@ CAPTIONS = {
 PROTOCOL = ("source", "ways", "shots", "queries", "seed", "task_seed", "num_test_tasks", "num_val_tasks")
 """Protocol entries that come first, in this order."""
 
-PLACED = ("baselines", "tasks", "shots", "reliability", "rounds", "confusion", "units", "worst_1", "worst_2", "worst_3")
+PLACED = (
+    "plans",
+    "baselines",
+    "tasks",
+    "shots",
+    "reliability",
+    "rounds",
+    "confusion",
+    "units",
+    "worst_1",
+    "worst_2",
+    "worst_3",
+)
 """Figures that have a section of their own."""
 
 POOLED = (
@@ -112,6 +127,7 @@ def report_sections(
             ],
             table=finding_table(report),
         ),
+        choice_section(report, named.get("plans", [])),
         Section("Comparison with baselines", pictures=named.get("baselines", ()), table=result_table(report)),
         Section(
             "Seeds",

@@ -1,0 +1,317 @@
+"""`kshot auto`: describe the data, rank plans by experience, race them, keep the best or a simple baseline, test once.
+
+A folder of `kshot auto` is a run folder of the plan that was kept, with two things besides:
+
+plans/          a run folder for each plan, without a test
+choice.jsonl    the log of the race, from which it is resumed
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import re
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+from rich.console import Console
+
+from kshot.app.auto.descriptors import default_target, describe_data, describe_simple
+from kshot.app.auto.plans import Plan, baseline_plan, plans_for
+from kshot.app.auto.race import Entrant, Race
+from kshot.app.auto.ranking import expect
+from kshot.app.build import build_source, shapes_of
+from kshot.app.folder import RunFolder
+from kshot.app.progress import Display
+from kshot.app.run import run
+from kshot.app.screen import Screen
+from kshot.app.spec import Spec, parse_spec, recipes
+from kshot.data.text_files import read_text
+from kshot.deciding.decisions import EventLog
+from kshot.deciding.experience import Experience
+from kshot.deciding.trial import Cost, Figure, Trial
+from kshot.evaluation.baselines import Baseline, of_fields, without_model
+from kshot.evaluation.evaluate import evaluate
+from kshot.evaluation.target import Target
+from kshot.files import copy_folder, is_empty, owned, whole_file
+from kshot.limits import limits
+from kshot.tasks.read_log import during
+from kshot.yaml_files import parse_yaml
+
+log = logging.getLogger(__name__)
+
+FOR_SIMPLE, FOR_TEST = 0.2, 0.15
+"""Shares of the time: at most the former for the simple baselines; the latter is kept for the test."""
+TESTED = 3
+"""Simple baselines that are tested beside the plan that is kept: the best on validation tasks."""
+NOTHING = ["learner={kind: nearest_centroid}", "model=null", "pretrain=null", "train={}", "policy=null"]
+"""Overrides by which the rest of a run file can be checked before there is a plan."""
+
+
+@dataclass(frozen=True)
+class _Question:
+    """A run file without a plan.
+
+    Attributes:
+        text, where, folder: YAML, its name in errors, and the folder of the file.
+        overrides: `PATH=VALUE`, each set in the file.
+        target: target to be met; None if the file has none.
+    """
+
+    text: str
+    where: str
+    folder: Path | None
+    overrides: tuple[str, ...]
+    target: str | None
+
+    @classmethod
+    def of(cls, data: str | Path | Mapping[str, Any], overrides: Sequence[str]) -> _Question:
+        """Read a recipe, a run file or a data set; ValueError if it is none."""
+        text, where, folder = (yaml.safe_dump(dict(data)), "data", None) if isinstance(data, Mapping) else _read(data)
+        values, _ = parse_yaml(text, where)
+        given = dict(values) if isinstance(values, dict) else {}
+        if isinstance(learner := given.get("learner"), dict) and Path(where).suffix:
+            log.info("the learner %s of %s is one of many that may be tried", learner.get("kind"), where)
+        target = next((each.partition("=")[2] for each in overrides if each.startswith("target=")), given.get("target"))
+        named = [] if "name" in given else [f"name={json.dumps(_name(where))}"]
+        return cls(text, where, folder, (*named, *overrides), target)
+
+    def base(self) -> Spec:
+        """The run file before there is a plan."""
+        return self.spec(target=self.target or "loss <= 0")
+
+    def spec(self, plan: Plan | None = None, **sections: Any) -> Spec:
+        """The run file with a plan, and with other sections."""
+        overrides = [*self.overrides, *NOTHING, *(f"{name}={json.dumps(each)}" for name, each in sections.items())]
+        if plan is not None:
+            overrides += plan.overrides
+        return parse_spec(self.text, self.where, overrides, self.folder)
+
+
+def auto(
+    data: str | Path,
+    out: Path,
+    *,
+    minutes: float = 15.0,
+    overrides: Sequence[str] = (),
+    resume: bool = False,
+    console: Console | None = None,
+    experience: Experience | None = None,
+) -> dict[str, Any]:
+    """Find a learner for the tasks of a run file, or of a data set, within a time limit; return the report.
+
+    Args:
+        data: a run file or recipe, whose learner, model and training are left out of account; or a table, or a folder
+            of images in one folder for each class.
+        out: folder for the result.
+        minutes: time for all but the end of the final test.
+        overrides: `PATH=VALUE`, each sets a key of the run file.
+        resume: whether to go on with an interrupted call in `out`.
+        experience: what was tried on other data sets; by default the user's, and what comes with kshot.
+
+    Raises:
+        ValueError: the data cannot be used, or `out` is not empty.
+    """
+    question, known = _Question.of(data, overrides), experience or Experience()
+    base = question.base()
+    with owned(out), Display(console or Screen(), "") as display:
+        if not resume and not is_empty(out):
+            raise ValueError(f"{out} already exists and is not empty: choose another --out, or go on by --resume")
+        race, descriptors = _start(question, base, out, 60 * minutes * (1 - FOR_TEST), display.say)
+        expected = expect([plan.name for plan in race.plans], descriptors, known.trials())
+        race.run(sorted(race.plans, key=lambda plan: -expected[plan.name].gain), expected)
+        kept, reason = _choose(race)
+        display.say(reason, "bold")
+        known.merge(_trials(race, descriptors))
+        source, bound = race.source, race.target if question.target else _level(race)
+        spec = question.spec(
+            kept.plan,
+            target=str(bound),
+            budget={"rounds": kept.rounds, "minutes": None},
+            baselines=_tested_baselines(race, kept, base, 60 * minutes * FOR_TEST),
+        )
+        folder = race.folder / kept.plan.slug
+        if kept.simple and not folder.exists():
+            encoding = source.preprocessor.to_json() if source.preprocessor else None
+            RunFolder(folder).start(spec, shapes_of(source), encoding)
+        _take_over(folder, out)
+        race.log.record("kept", plan=kept.plan.name)
+    return run(spec, out, resume=True, console=console, choice=_story(race, kept, reason, minutes))
+
+
+def collect(
+    data: str | Path | Mapping[str, Any],
+    out: Path,
+    *,
+    minutes: float,
+    data_set: str,
+    overrides: Sequence[str] = (),
+    say: Callable[[str], None] = print,
+) -> list[Trial]:
+    """Try all plans on a data set, without a test, and return what experience keeps of them.
+
+    Args:
+        data, out, overrides: as in `auto`; what an interrupted call has tried in `out` is not tried again. `data` may
+            be the values of a run file.
+        minutes: time for all plans together.
+        data_set: name of the data set, which is published.
+    """
+    question = _Question.of(data, overrides)
+    with owned(out):
+        race, descriptors = _start(question, question.base(), out, 60 * minutes, say)
+        race.shortest = 0.0
+        race.run(race.plans, starters=len(race.plans))
+        return _trials(race, descriptors, data_set)
+
+
+def _start(
+    question: _Question, base: Spec, out: Path, seconds: float, say: Callable[[str], None]
+) -> tuple[Race, dict[str, float | str]]:
+    """A race, after the simple baselines, and the descriptors of the data."""
+    source = build_source(base)
+    shapes = shapes_of(source)
+    target = Target.parse(question.target) if question.target else default_target(source)
+    plans = plans_for(source.objective, shapes, forecasts=bool(source.forecasts))
+    race = Race(
+        folder=out / "plans",
+        seconds=seconds,
+        source=source,
+        target=target,
+        plans=plans,
+        make_spec=lambda plan, budget: question.spec(plan, target=str(target), budget=budget),
+        log=EventLog(out / "choice.jsonl"),
+        say=say,
+    )
+    race.restore()
+    say(f"{base.name}: {seconds / 60:.1f} minutes for simple baselines and {len(plans)} plans")
+    _measure_simple(race, base.evaluate.num_val_tasks)
+    return race, describe_data(source, shapes, target) | describe_simple(race.simple, target)
+
+
+def _read(data: str | Path) -> tuple[str, str, Path | None]:
+    """The text of a run file, its name in errors, and its folder."""
+    path = Path(data)
+    if str(data) in recipes():
+        return recipes()[str(data)], f"recipe {data}", None
+    if path.suffix in (".yaml", ".yml") and path.exists():
+        return read_text(path, most=limits().yaml_bytes), str(path), path.parent
+    if path.is_dir() or path.is_file():
+        kind = "images" if path.is_dir() else "table"
+        return yaml.safe_dump({"source": {"kind": kind, "path": str(path.resolve())}}), str(path), None
+    raise ValueError(f"there is no run file, recipe, table or folder of images {data}")
+
+
+def _name(where: str) -> str:
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", Path(where).stem).strip("-._") or "auto"
+
+
+def _measure_simple(race: Race, num_tasks: int) -> None:
+    """Measure the simple baselines on validation tasks, as long as a share of the time lasts."""
+    source, candidates = race.source, without_model(race.source) | of_fields(race.source)
+    limit = FOR_SIMPLE * race.seconds
+    for name in candidates:
+        if name in race.entrants:
+            continue  # measured before an interruption
+        race.entrants[name] = Entrant(baseline_plan(name))
+
+        def measure(name: str = name) -> dict[str, Any]:
+            learner = Baseline(name, source.objective)
+            with during(source, "tuning"):
+                learner.fit_to_training(source)
+                figures = evaluate(learner, source, split="val", num_tasks=num_tasks, audit=False).metrics
+            figure = race.target.of(figures)
+            if not math.isfinite(figure.mean):
+                raise ValueError(f"its {race.target.metric} is not finite")
+            return {"figure": figure._asdict(), "finished": True}
+
+        race.time(race.entrants[name], measure, max(limit - race.spent, limit / len(candidates)))
+
+
+def _choose(race: Race) -> tuple[Entrant, str]:
+    """The entrant to keep and the reason: a plan only if it is better than the best simple baseline."""
+    simple = race.ranked([each for each in race.entrants.values() if each.simple])
+    plans = race.ranked([each for each in race.entrants.values() if not each.simple])
+    if not simple and not plans:
+        failures = "; ".join(f"{each.plan.name}: {each.failure}" for each in race.entrants.values())
+        raise ValueError(f"no plan and no baseline suits these data: {failures}")
+    best = race.ranked([*simple[:1], *plans[:1]])[0]  # of equal ones the simple one
+    said = (
+        f"kept: {'the simple baseline ' * best.simple}{best.plan.name}, validation {race.target.metric} {best.figure}"
+    )
+    if not best.simple:
+        other = f"the best simple baseline, {simple[0].plan.name}" if simple else ""
+    else:
+        other = f"the best plan, {plans[0].plan.name}" if plans else ""
+    beside = (plans if best.simple else simple)[:1]
+    return best, f"{said}; {other}, has {beside[0].figure}" if beside else said
+
+
+def _take_over(plan: Path, out: Path) -> None:
+    """Copy the run folder of a plan into `out`, the run file last."""
+    for item in sorted(plan.iterdir(), key=lambda item: item.name == "spec.yaml"):
+        if item.name.startswith(".") or (out / item.name).exists():
+            continue
+        if item.is_dir():
+            copy_folder(item, out / item.name)
+        else:
+            with whole_file(out / item.name) as temporary:
+                shutil.copyfile(item, temporary)
+
+
+def _tested_baselines(race: Race, kept: Entrant, base: Spec, seconds: float) -> dict[str, Any]:
+    """The section `baselines` of the final test: the best simple ones, on as many tasks as the time allows."""
+    names = [each.plan.name for each in race.ranked() if each.simple][:TESTED]
+    per_task = sum(race.entrants[name].seconds for name in names) / base.evaluate.num_val_tasks
+    most = max(int(seconds / max(per_task, 1e-9)), base.evaluate.num_val_tasks)
+    num_tasks = min(base.evaluate.num_test_tasks, most)
+    names += ["pretrained_centroid"] * (kept.plan.pretrain is not None and race.target.metric == "accuracy")
+    return {"names": names, "num_test_tasks": num_tasks, "budget": 0.0}
+
+
+def _level(race: Race) -> Target:
+    """The target to be as good as the best simple baseline on validation tasks, if there is one."""
+    simple = race.simple.values()
+    if not simple:
+        return race.target
+    best = (max if race.target.at_least else min)(figure.mean for figure in simple)
+    return replace(race.target, value=float(f"{best:.4g}"))
+
+
+def _trials(race: Race, descriptors: Mapping[str, float | str], data_set: str = "") -> list[Trial]:
+    """What experience keeps of a race."""
+    simple = descriptors.get("simple_value")
+    return [
+        Trial(
+            descriptors=descriptors,
+            plan=entrant.plan.to_json(),
+            figures=[Figure(seconds, figure.mean, figure.ci95) for seconds, figure in entrant.course],
+            baseline=simple if isinstance(simple, float) else None,
+            cost=Cost(entrant.seconds, entrant.parameters),
+            data_set=data_set,
+        )
+        for entrant in race.entrants.values()
+        if entrant.course
+    ]
+
+
+def _story(race: Race, kept: Entrant, reason: str, minutes: float) -> dict[str, Any]:
+    """The entry of the report on how the plan was chosen."""
+    entrants = [
+        {
+            "name": each.plan.name,
+            "simple": each.simple,
+            "kept": each is kept,
+            "seconds": each.seconds,
+            "course": [[seconds, figure._asdict()] for seconds, figure in each.course],
+            "expected": each.expected.value(race.target) if each.expected else None,
+            "similar": each.expected.weight if each.expected else 0.0,
+            "failure": each.failure,
+        }
+        for each in race.entrants.values()
+    ]
+    return {"reason": reason, "minutes": minutes, "metric": race.target.metric, "entrants": entrants}

@@ -1,0 +1,158 @@
+"""The plans that `kshot auto` chooses among: partial run files with a learner, and a model and settings for it."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from typing import Any
+
+from kshot.app.build import ONE_TENSOR, SORTS, Shapes, sort_of
+from kshot.app.goes_with import targets_of
+from kshot.objectives import Objective
+
+Section = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A way to learn the tasks of a source.
+
+    Attributes:
+        name: its name, under which experience knows it.
+        learner, model, pretrain, train: sections of a run file; None leaves one out.
+    """
+
+    name: str
+    learner: Section
+    model: Section | None = None
+    pretrain: Section | None = None
+    train: Section | None = None
+
+    @property
+    def slug(self) -> str:
+        """The name as that of a folder and a run."""
+        return re.sub(r"[^a-z0-9_]+", "-", self.name.lower()).strip("-")
+
+    @property
+    def overrides(self) -> list[str]:
+        """The sections as `PATH=VALUE` of a run file."""
+        sections = {"learner": self.learner, "model": self.model, "pretrain": self.pretrain, "train": self.train or {}}
+        return [f"{name}={json.dumps(section)}" for name, section in sections.items()]
+
+    def to_json(self) -> dict[str, Any]:
+        """The plan as plain values."""
+        sections = {"learner": self.learner, "model": self.model, "pretrain": self.pretrain, "train": self.train}
+        return {"name": self.name} | {name: section for name, section in sections.items() if section is not None}
+
+
+BASELINE = "kshot.evaluation.baselines:baseline"
+
+
+def baseline_plan(name: str) -> Plan:
+    """The plan to keep a simple baseline."""
+    return Plan(name, {"kind": BASELINE, "name": name})
+
+
+def _train(steps: int, tasks: int, outer_lr: float, mode: str = "auto") -> Section:
+    return {
+        "steps_per_round": steps, "tasks_per_step": tasks, "outer_lr": outer_lr, "mode": mode, "schedule": "constant",
+    }  # fmt: skip
+
+
+CONV = {"kind": "conv4", "channels": 32}
+WIDE = {"kind": "conv4", "channels": 64}
+ON_CLASSES = {"steps": 600, "batch": 128, "outer_lr": 0.005}
+LONGER = {"steps": 2000, "batch": 128, "outer_lr": 0.005, "output": "cosine"}
+CONTRAST = {"steps": 60, "batch": 72, "outer_lr": 0.00005, "objective": "contrastive", "temperature": 0.1}
+MLP, DEEP, LINEAR = ({"kind": "mlp", "hidden": hidden} for hidden in ([64, 64], [128, 128, 128], []))
+PLDA = {"kind": "plda", "within": 0.9, "between": 0.6, "scale": 0.3}
+MAML = {"kind": "maml", "inner_lr": 0.05, "steps": 5}
+IMAGES, VECTORS = _train(50, 4, 0.001, "auto"), _train(200, 8, 0.001, "vmap")
+GENTLE = _train(50, 4, 0.0003)
+
+OF_IMAGES = (
+    Plan("protonet, pretrained", {"kind": "protonet"}, CONV, ON_CLASSES, GENTLE),
+    Plan("plda, pretrained", PLDA, CONV, ON_CLASSES, GENTLE),
+    Plan("feat, pretrained", {"kind": "feat"}, CONV, ON_CLASSES, GENTLE),
+    Plan("protonet, wide, pretrained longer", {"kind": "protonet", "batchnorm": "running"}, WIDE, LONGER, GENTLE),
+    Plan("logistic regression head, pretrained", {"kind": "logistic_regression"}, CONV, ON_CLASSES, GENTLE),
+    Plan("r2d2, pretrained", {"kind": "r2d2"}, CONV, ON_CLASSES, GENTLE),
+    Plan("frn, pretrained", {"kind": "frn"}, CONV, ON_CLASSES, GENTLE),
+    Plan("protonet", {"kind": "protonet"}, CONV, None, IMAGES),
+    Plan("maml, pretrained", MAML, CONV, ON_CLASSES, GENTLE),
+    Plan("proto_maml, pretrained", {"kind": "proto_maml", "inner_lr": 0.05}, CONV, ON_CLASSES, GENTLE),
+    Plan("anil, pretrained", {"kind": "anil", "inner_lr": 0.05, "steps": 5}, CONV, ON_CLASSES, GENTLE),
+    Plan("maml", MAML, CONV, None, IMAGES),
+)
+OF_VECTORS = (
+    Plan("protonet, linear", {"kind": "protonet"}, LINEAR, None, VECTORS),
+    Plan("plda", PLDA, LINEAR, None, VECTORS),
+    Plan("probe", {"kind": "probe"}, LINEAR, None, VECTORS),
+    Plan("logistic regression head", {"kind": "logistic_regression"}, MLP, None, VECTORS),
+    Plan("protonet", {"kind": "protonet"}, MLP, None, VECTORS),
+    Plan("r2d2", {"kind": "r2d2"}, MLP, None, VECTORS),
+    Plan("feat, linear", {"kind": "feat"}, LINEAR, None, VECTORS),
+    Plan("prior_fitted", {"kind": "prior_fitted"}, None, None, _train(100, 4, 0.0005, "vmap")),
+    Plan("matching network", {"kind": "matching_net"}, MLP, None, VECTORS),
+    Plan("maml", MAML, MLP, None, VECTORS),
+    Plan("proto_maml", {"kind": "proto_maml", "inner_lr": 0.05}, MLP, None, VECTORS),
+)
+OF_TEXTS = (
+    Plan("plda, tuned by contrast", PLDA, {"kind": "encoder", "tune": "full", "layers": 2}, CONTRAST, GENTLE),
+    Plan("plda, LoRA", PLDA, {"kind": "encoder"}, CONTRAST | {"outer_lr": 0.001}, GENTLE),
+    Plan("probe, tuned by contrast", {"kind": "probe"}, {"kind": "encoder", "tune": "full", "layers": 2}, CONTRAST,
+         GENTLE),
+    Plan("protonet, LoRA", {"kind": "protonet"}, {"kind": "encoder"}, None, GENTLE),
+)  # fmt: skip
+OF_GROUPS = (
+    Plan("boosted_residual", {"kind": "boosted_residual"}, None, None, VECTORS),
+    Plan("partial_pooling", {"kind": "partial_pooling"}, None, None, VECTORS),
+    Plan("cnp", {"kind": "cnp"}, None, None, VECTORS),
+    Plan("attentive_np", {"kind": "attentive_np"}, None, None, _train(100, 8, 0.0005, "vmap")),
+    Plan("tnp_d", {"kind": "tnp_d"}, None, None, _train(100, 8, 0.0005, "vmap")),
+    Plan("alpaca", {"kind": "alpaca"}, MLP, None, VECTORS),
+    Plan("r2d2", {"kind": "r2d2"}, MLP, None, VECTORS),
+    Plan("maml", {"kind": "maml", "inner_lr": 0.01, "steps": 5}, MLP, None, VECTORS),
+    Plan("meta_sgd", {"kind": "meta_sgd", "inner_lr": 0.01}, MLP, None, VECTORS),
+    Plan("reptile", {"kind": "reptile", "inner_lr": 0.01}, MLP, None, _train(200, 8, 0.1, "auto")),
+    Plan("anil", {"kind": "anil", "inner_lr": 0.05, "steps": 5}, DEEP, None, VECTORS),
+    Plan("prior_fitted", {"kind": "prior_fitted"}, None, None, _train(100, 4, 0.0005, "vmap")),
+)
+OF_SERIES = (Plan("forecast_ensemble", {"kind": "forecast_ensemble"}, None, None, VECTORS),)
+RATED = _train(100, 32, 0.001, "vmap")
+OF_RATINGS = (
+    Plan("item_similarity", {"kind": "item_similarity"}, None, None, RATED),
+    Plan("alpaca, 8 factors", {"kind": "alpaca", "item_penalty": 100}, {"kind": "factorisation", "factors": 8}, None,
+         RATED),
+    Plan("alpaca", {"kind": "alpaca"}, {"kind": "factorisation"}, None, RATED),
+    Plan("maml, two towers", {"kind": "maml", "inner_lr": 0.05}, {"kind": "two_tower"}, None, RATED),
+    Plan("melu", {"kind": "melu", "inner_lr": 0.05}, {"kind": "rating_mlp"}, None, RATED),
+)  # fmt: skip
+LSTM = {"kind": "language_model", "body": "lstm", "width": 128, "embedding": 64}
+READ = {"steps": 1000, "batch": 64, "outer_lr": 0.004}
+SLOW = _train(25, 2, 0.0001)
+OF_RUNNING_TEXT = (
+    Plan("dynamic evaluation, Adam", {"kind": "dynamic_evaluation", "inner_lr": 0.003, "rule": "adam", "rates": "one",
+         "passes": 2}, LSTM, READ, SLOW),
+    Plan("dynamic evaluation, one pass", {"kind": "dynamic_evaluation", "inner_lr": 0.001, "rule": "adam",
+         "rates": "one"}, LSTM, READ, SLOW),
+    Plan("maml", {"kind": "maml", "inner_lr": 0.1, "steps": 5, "order": 1}, LSTM, READ, SLOW),
+    Plan("meta_sgd", {"kind": "meta_sgd", "inner_lr": 0.1, "steps": 2, "order": 1}, LSTM, READ, SLOW),
+)  # fmt: skip
+
+
+def plans_for(objective: Objective, shapes: Shapes, *, forecasts: bool) -> tuple[Plan, ...]:
+    """The plans that may suit tasks, the most promising without experience first."""
+    targets, sort = targets_of(objective), sort_of(shapes)
+    if targets == "text":
+        return OF_RUNNING_TEXT
+    if sort == SORTS["counts"]:
+        return OF_RATINGS
+    if sort == SORTS["encoder"]:
+        return OF_TEXTS
+    if sort == ONE_TENSOR and len(shapes["inputs"]) == 3 and targets == "own":
+        return OF_IMAGES
+    if targets == "own":
+        return OF_VECTORS
+    return OF_SERIES * forecasts + OF_GROUPS

@@ -1,0 +1,313 @@
+"""The race of plans: time is given to them by successive halving on validation tasks.
+
+Jamieson & Talwalkar, "Non-stochastic best arm identification and hyperparameter optimization", 2016.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from kshot.annotations import Supplied
+from kshot.app.auto.plans import BASELINE, Plan, baseline_plan
+from kshot.app.auto.ranking import Expectation
+from kshot.app.build import build_model, has_head, shapes_of
+from kshot.app.pretraining import Pretraining, seconds_per_step
+from kshot.app.progress import Display
+from kshot.app.run import Trained, train
+from kshot.app.schema import describe, our_factory
+from kshot.app.spec import MODELS, Spec
+from kshot.app.suitability import refuse_unsuited
+from kshot.deciding.decisions import EventLog, Outcome
+from kshot.evaluation.intervals import Interval
+from kshot.evaluation.target import Target
+from kshot.files import is_empty, owned
+from kshot.tasks.source import TaskSource
+
+STARTERS, ETA = 9, 3
+"""The number of plans that get time first, and the factor by which their number falls and their time grows."""
+
+PATIENCE = 0.25
+"""The share of all time after which a plan that is fitted as a whole, and not in steps, is interrupted."""
+
+FOR_PRETRAINING = 0.15
+"""The share of all time that the pretraining of a plan may take."""
+
+
+@contextmanager
+def time_limit(seconds: float) -> Iterator[None]:
+    """A context that raises TimeoutError after a time, in the main thread of systems with timers by signals."""
+    if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "setitimer"):
+        yield
+        return
+
+    def interrupt(number: int, frame: Any) -> None:
+        raise TimeoutError
+
+    before = signal.signal(signal.SIGALRM, interrupt)
+    signal.setitimer(signal.ITIMER_REAL, max(seconds, 0.001))
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+@dataclass
+class Entrant:
+    """A plan in the race.
+
+    Attributes:
+        expected: what experience expects of it.
+        seconds: time spent on it.
+        course: (seconds, validation figure of the best round) each time that its time was up.
+        rounds, parameters: number of rounds so far, and of parameters of the learner.
+        finished: whether more time changes nothing.
+        failure: why it does not suit the data, as a sentence.
+    """
+
+    plan: Plan
+    expected: Expectation | None = None
+    seconds: float = 0.0
+    course: list[tuple[float, Interval]] = field(default_factory=list)
+    rounds: int = 1
+    parameters: int = 0
+    finished: bool = False
+    failure: str = ""
+
+    @property
+    def simple(self) -> bool:
+        """Whether it is a simple baseline."""
+        return self.plan.learner["kind"] == BASELINE
+
+    @property
+    def figure(self) -> Interval | None:
+        """The latest validation figure, of the best round."""
+        return self.course[-1][1] if self.course else None
+
+
+@dataclass
+class Race:
+    """The state of a race, which its log restores.
+
+    Attributes:
+        folder: has a folder for each plan.
+        seconds: the time for all plans together.
+        plans: those that may suit the data.
+        make_spec: makes the run file of a plan with a budget.
+        say: shows a line.
+        shortest: seconds that a plan gets at least; where time is short, fewer plans start.
+    """
+
+    folder: Path
+    seconds: float
+    source: TaskSource
+    target: Target
+    plans: Sequence[Plan]
+    make_spec: Callable[[Plan, Mapping[str, Any]], Spec]
+    log: EventLog
+    say: Callable[[str], None]
+    shortest: float = 15.0
+    entrants: dict[str, Entrant] = field(default_factory=dict)
+    spent: float = 0.0
+
+    def restore(self) -> None:
+        """Take over what an interrupted race has logged, or shorten the pretraining of plans to the time."""
+        for event in self.log.of("pretraining"):
+            self._shorten(event["steps"])
+        if not self.log.events:
+            self.log.record("pretraining", steps=(steps := self._pretraining_steps()))
+            self._shorten(steps)
+        known = {plan.name: plan for plan in self.plans}
+        for event in self.log.of("plan"):
+            name = event["plan"]
+            entrant = self.entrants.setdefault(name, Entrant(known.get(name) or baseline_plan(name)))
+            self._note(entrant, event)
+
+    def run(
+        self, plans: Sequence[Plan], expected: Mapping[str, Expectation] | None = None, *, starters: int = STARTERS
+    ) -> None:
+        """Give the plans time until it is spent.
+
+        Args:
+            plans: the most promising first.
+            expected: what experience expects of each.
+            starters: how many of those that suit the data get time at first, at most.
+        """
+        if not plans:
+            return
+        for plan in plans:
+            self.entrants.setdefault(plan.name, Entrant(plan)).expected = (expected or {}).get(plan.name)
+        available = self.seconds - sum(each.seconds for each in self.entrants.values() if each.simple)
+        count, first = _starters(min(starters, len(plans)), available, self.shortest)
+        running = self._start(plans, count, first)
+        for rung, size in enumerate(_sizes(count)[1:], start=1):
+            running = self.ranked(running)[:size]
+            for entrant in running:
+                self._train(entrant, min(first * ETA**rung, entrant.seconds + self.left))
+        if running and self.left > first / 2:  # others have left time
+            best = next((each for each in self.ranked(running) if not each.finished), None)
+            if best is not None:
+                self._train(best, best.seconds + self.left)
+
+    @property
+    def simple(self) -> dict[str, Interval]:
+        """The figures of the simple baselines."""
+        figures = {name: each.figure for name, each in self.entrants.items() if each.simple}
+        return {name: figure for name, figure in figures.items() if figure is not None}
+
+    @property
+    def left(self) -> float:
+        """Seconds that are left for all plans together."""
+        return max(self.seconds - self.spent, 0.0)
+
+    def ranked(self, entrants: Sequence[Entrant] | None = None) -> list[Entrant]:
+        """Those with a figure, the best first; the earlier of equal ones."""
+        having = [each for each in (entrants or self.entrants.values()) if each.figure is not None]
+        sign = -1 if self.target.at_least else 1
+        return sorted(having, key=lambda each: sign * each.figure.mean)  # type: ignore[union-attr]
+
+    def _pretraining_steps(self) -> dict[str, int]:
+        """The steps that each plan can be pretrained for in a share of the time, which it need not share."""
+        steps: dict[str, int] = {}
+        seconds: dict[str, float] = {}
+        for plan in self.plans:
+            if plan.pretrain is None:
+                continue
+            key = json.dumps([plan.model, plan.pretrain])
+            if key not in seconds:
+                spec = self.make_spec(plan, {})
+                try:
+                    refuse_unsuited(spec, self.source)
+                    model = build_model(spec, shapes_of(self.source), head=has_head(spec))
+                    seconds[key] = seconds_per_step(Pretraining(spec, spec.pretrain, Path()), model, self.source)
+                except (ValueError, RuntimeError):
+                    continue  # it is refused, with the reason, when it is its turn
+            steps[plan.name] = min(plan.pretrain["steps"], int(FOR_PRETRAINING * self.seconds / seconds[key]))
+        return steps
+
+    def _shorten(self, steps: Mapping[str, int]) -> None:
+        self.plans = [
+            replace(plan, pretrain=plan.pretrain | {"steps": max(steps[plan.name], 1)})
+            if plan.name in steps and plan.pretrain is not None
+            else plan
+            for plan in self.plans
+        ]
+
+    def _start(self, plans: Sequence[Plan], count: int, seconds: float) -> list[Entrant]:
+        """Give the first time to the first `count` plans that suit the data."""
+        started: list[Entrant] = []
+        for plan in plans:
+            if len(started) == count or (started and self.left <= 0):
+                break
+            entrant = self.entrants[plan.name]
+            if not entrant.failure:
+                self._train(entrant, seconds)
+            if not entrant.failure:
+                started.append(entrant)
+        return started
+
+    def _train(self, entrant: Entrant, until: float) -> None:
+        """Train a plan until it has had so many seconds, unless it had them before an interruption."""
+        if entrant.finished or entrant.failure or entrant.seconds >= 0.95 * until:
+            return
+
+        def measure() -> dict[str, Any]:
+            spec = self.make_spec(entrant.plan, {"rounds": None, "minutes": until / 60})
+            if not entrant.course:
+                refuse_unsuited(spec, self.source)
+            trained = self._run(spec, self.folder / entrant.plan.slug, entrant)
+            rounds, best = trained.result.rounds, trained.result.best
+            if best is None:
+                raise ValueError(trained.result.reason)
+            trainable = any(parameter.requires_grad for parameter in trained.learner.parameters())
+            return {
+                "figure": self.target.of(best.val)._asdict(),
+                "rounds": len(rounds),
+                "finished": not trainable or trained.result.outcome is not Outcome.BUDGET_SPENT,
+                "parameters": sum(parameter.numel() for parameter in trained.learner.parameters()),
+            }
+
+        self.time(entrant, measure, max(2 * (until - entrant.seconds), min(PATIENCE * self.seconds, self.left)))
+
+    def time(self, entrant: Entrant, measure: Callable[[], dict[str, Any]], most: float) -> None:
+        """Time a measurement, log it and show it; one that fails, or takes too long, leaves the entrant out.
+
+        Args:
+            most: seconds after which it is interrupted.
+        """
+        started = time.monotonic()
+        event: dict[str, Any] = {"plan": entrant.plan.name}
+        try:
+            with time_limit(most):
+                event |= measure()
+        except TimeoutError:
+            event["failure"] = f"it was not done after {most:.0f} s"
+        except (ValueError, RuntimeError, MemoryError) as error:
+            event["failure"] = (str(error) or type(error).__name__).splitlines()[0]
+        event["seconds"] = time.monotonic() - started
+        self.log.record("plan", **event)
+        self._note(entrant, event)
+        value = entrant.expected and entrant.expected.value(self.target)
+        expected = f", expected {value:.4g}" if value is not None else ""
+        figure = f"validation {self.target.metric} {entrant.figure}{expected}"
+        said = f"left out: {entrant.failure}" if entrant.failure else figure
+        self.say(f"{entrant.seconds:5.0f} s  {entrant.plan.name}: {said}")
+
+    def _run(self, spec: Spec, folder: Path, entrant: Entrant) -> Trained:
+        resume = folder.exists() and not is_empty(folder)
+        others = [
+            self.folder / each.plan.slug
+            for each in self.entrants.values()
+            if each is not entrant and each.course and _same_pretraining(each.plan, entrant.plan)
+        ]
+        with owned(folder), Display(Console(quiet=True), self.target.metric) as display:
+            return train(spec, folder, self.source, display, resume=resume, pretrained_in=others[0] if others else None)
+
+    def _note(self, entrant: Entrant, event: Mapping[str, Any]) -> None:
+        entrant.seconds += event["seconds"]
+        self.spent += event["seconds"]
+        entrant.failure = event.get("failure", "")
+        if "figure" in event:
+            entrant.course.append((entrant.seconds, Interval(**event["figure"])))
+        entrant.finished, entrant.rounds = event.get("finished", False), event.get("rounds", 1)
+        entrant.parameters = event.get("parameters", 0)
+
+
+def _starters(most: int, seconds: float, shortest: float) -> tuple[int, float]:
+    """How many plans start, and the seconds that each gets first, so that the last one's time fits, too."""
+    for count in range(most, 0, -1):
+        shares = [size * (ETA**rung - (ETA ** (rung - 1) if rung else 0)) for rung, size in enumerate(_sizes(count))]
+        if seconds / sum(shares) >= shortest:
+            break
+    return count, seconds / sum(shares)
+
+
+def _sizes(starters: int) -> list[int]:
+    """How many plans are given time, by rung."""
+    sizes = [starters]
+    while sizes[-1] > 1:
+        sizes.append(math.ceil(sizes[-1] / ETA))
+    return sizes
+
+
+def _same_pretraining(one: Plan, other: Plan) -> bool:
+    """Whether two plans start from the same pretrained model."""
+
+    def start(plan: Plan) -> str:
+        arguments = describe(our_factory("learner", plan.learner["kind"]))
+        model = next((each.supplied for each in arguments if each.supplied in MODELS), None)
+        taken = Supplied.EMBEDDING if model is Supplied.FROZEN_EMBEDDING else model
+        return json.dumps([plan.model, plan.pretrain, str(taken)])
+
+    return one.pretrain is not None and start(one) == start(other)

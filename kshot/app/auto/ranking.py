@@ -1,0 +1,95 @@
+"""What experience expects of plans on a data set: a weighted mean of what they achieved on similar ones."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from kshot.app.auto.descriptors import LOGARITHMIC, error_of
+from kshot.deciding.trial import Trial
+from kshot.evaluation.target import Target
+
+Descriptors = Mapping[str, float | str]
+
+SAME = ("kind", "inputs", "dimensions", "forecasts")
+"""Descriptors of which data sets must have the same values to be compared."""
+PRIOR = 1.0
+"""The weight of no improvement over the best simple method, in data sets as similar as can be."""
+WORST, BEST = -1.0, 2.0
+"""Bounds of a gain, so that one data set does not decide."""
+
+
+@dataclass(frozen=True)
+class Expectation:
+    """What is expected of a plan on a data set.
+
+    Attributes:
+        gain: by how much its log error is below that of the best simple method.
+        weight: the sum of the similarities of the data sets on which it was tried; 0 if there are none.
+        error: the expected error on the scale of `error_of`; None if the best simple method's is not known.
+    """
+
+    gain: float
+    weight: float
+    error: float | None
+
+    def value(self, target: Target) -> float | None:
+        """The expected value of the target's metric; None if it is not known."""
+        if self.error is None:
+            return None
+        if target.metric in LOGARITHMIC:
+            return -self.error if target.at_least else self.error
+        return 1.0 - math.exp(self.error) if target.at_least else math.exp(self.error)
+
+
+def expect(plans: Sequence[str], descriptors: Descriptors, trials: Sequence[Trial]) -> dict[str, Expectation]:
+    r"""The expectation of each plan on a data set with these descriptors.
+
+    The gain of a plan on a data set is $g_i = \log e_\text{simple} - \log e_\text{plan}$, with the best
+    validation error that it reached. Expected is the mean over data sets, shrunk to none:
+
+    $$ \hat g = \frac{\sum_i w_i g_i}{\lambda + \sum_i w_i}, \qquad w_i = \exp(-\tfrac12 d_i^2), $$
+
+    where $d_i^2$ is the mean squared difference of the descriptors, each divided by its standard deviation over the
+    data sets of the same kind, and $\lambda$ is `PRIOR`.
+    """
+    similar = [trial for trial in trials if all(trial.descriptors.get(key) == descriptors.get(key) for key in SAME)]
+    weights = _similarities(descriptors, [trial.descriptors for trial in similar])
+    baseline = descriptors.get("simple_error")
+    expected = {}
+    for plan in plans:
+        gains = [(weight, _gain(trial)) for weight, trial in zip(weights, similar) if trial.plan.get("name") == plan]
+        gains = [(weight, gain) for weight, gain in gains if math.isfinite(gain)]
+        total = sum(weight for weight, _ in gains)
+        gain = sum(weight * gain for weight, gain in gains) / (PRIOR + total)
+        error = baseline - gain if isinstance(baseline, float) and total else None
+        expected[plan] = Expectation(gain, total, error)
+    return expected
+
+
+def _gain(trial: Trial) -> float:
+    """By how much the log error of a trial is below that of the best simple method on its data set."""
+    target = Target(str(trial.descriptors["metric"]), bool(trial.descriptors["higher_is_better"]), 0.0)
+    errors = [error_of(figure.value, target) for figure in trial.figures if figure.value is not None]
+    if trial.baseline is None:
+        return math.nan
+    if not errors:
+        return WORST
+    return float(np.clip(error_of(trial.baseline, target) - min(errors), WORST, BEST))
+
+
+def _similarities(descriptors: Descriptors, others: Sequence[Descriptors]) -> np.ndarray:
+    """A weight in (0, 1] for each of the other data sets."""
+    names = sorted(name for name, value in descriptors.items() if isinstance(value, float))
+    if not others or not names:
+        return np.ones(len(others))
+    rows = np.array([[float(each.get(name, math.nan)) for name in names] for each in (descriptors, *others)])
+    with np.errstate(invalid="ignore"):
+        spread = np.nanstd(rows, axis=0)
+    differences = (rows[1:] - rows[0]) / np.where(spread > 0, spread, 1.0)
+    known = np.isfinite(differences)
+    squares = np.where(known, differences, 0.0) ** 2
+    return np.exp(-0.5 * squares.sum(1) / np.maximum(known.sum(1), 1))

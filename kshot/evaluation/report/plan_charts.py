@@ -1,0 +1,133 @@
+"""How a plan was chosen: the chart of the race and its table."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from kshot.evaluation.intervals import Interval
+from kshot.evaluation.report.formatting import format_figure, format_value
+from kshot.evaluation.report.parts import Column, Picture, Row, Section, Table
+from kshot.evaluation.report.style import BLUE, MUTED, canvas, empty, ends, log_scale, quiet
+from kshot.evaluation.target import Target
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+MOST_NAMED = 6
+"""Plans in colour and with a name in the chart; others are pale."""
+
+
+def race_chart(choice: Mapping[str, Any], target: Target) -> Figure:
+    """The validation figure of each plan over the time that it was given, what was expected of it dashed, and the best
+    simple baseline as a line.
+
+    Args:
+        choice: entry "choice" of a report: `entrants` with `name`, `simple`, `kept`, `course` (pairs of seconds and an
+            interval), and `expected`.
+        target: its metric and direction.
+
+    Example:
+        >>> course = [[10.0, {"mean": 0.5, "ci95": 0.1, "num_tasks": 20}]]
+        >>> entrant = {"name": "maml", "simple": False, "kept": True, "course": course, "expected": 0.6}
+        >>> len(race_chart({"entrants": [entrant]}, Target("accuracy", True, 0.9)).axes)
+        1
+    """
+    figure = canvas(3.6)
+    axes = figure.subplots()
+    quiet(axes, f"Validation {target.metric} of each plan over the time that it was given", xlabel="seconds")
+    sign = -1 if target.at_least else 1
+    entrants = [each for each in choice["entrants"] if each["course"] and not each.get("failure")]
+    entrants.sort(key=lambda each: sign * each["course"][-1][1]["mean"])
+    plans, simple = ([each for each in entrants if each["simple"] is which] for which in (False, True))
+    if not entrants:
+        empty(axes, "no plan has a figure")
+        return figure
+    labels: list[tuple[float, str, str]] = []
+    for number, entrant in reversed(list(enumerate(plans))):
+        seconds = [point[0] for point in entrant["course"]]
+        means = [point[1]["mean"] for point in entrant["course"]]
+        named = number < MOST_NAMED
+        colour = BLUE if entrant["kept"] else MUTED
+        style: dict[str, Any] = {
+            "color": colour,
+            "alpha": 1.0 if named else 0.35,
+            "zorder": 3 if entrant["kept"] else 2,
+        }
+        axes.plot(seconds, means, marker="o", markersize=4, linewidth=2 if entrant["kept"] else 1.2, **style)
+        if entrant["kept"]:
+            low, high = ends(Interval(**entrant["course"][-1][1]))
+            axes.plot([seconds[-1]] * 2, [low, high], **style)
+        if named:
+            expected = entrant.get("expected")
+            if expected is not None and math.isfinite(expected):
+                axes.plot([seconds[0], seconds[-1]], [expected] * 2, linestyle="--", linewidth=1, **style)
+            labels.append((means[-1], f"{entrant['name']}{' (kept)' * entrant['kept']}", colour))
+    if simple:
+        best = simple[0]
+        level = best["course"][-1][1]["mean"]
+        axes.axhline(level, color=MUTED, linestyle=":", linewidth=1.2)
+        labels.append((level, f"{best['name']} (simple{', kept' * best['kept']})", BLUE if best["kept"] else MUTED))
+    axes.margins(x=0.03, y=0.1)
+    if not target.at_least:
+        log_scale(axes, "y", np.array([each["course"][-1][1]["mean"] for each in entrants]))
+    _place(axes, labels)
+    return figure
+
+
+def _place(axes: Any, labels: list[tuple[float, str, str]]) -> None:
+    """Write the labels beside the chart at their heights, shifted apart where they would overlap."""
+    axes.get_ylim()  # fixes the scale
+    to_axes = (axes.transData + axes.transAxes.inverted()).transform
+    floor = 0.0
+    for value, text, colour in sorted(labels):
+        height = max(float(to_axes((0, value))[1]), floor)
+        floor = height + 0.075
+        axes.text(1.01, height, text, transform=axes.transAxes, va="center", fontsize=8.5, color=colour)
+
+
+def choice_section(report: Mapping[str, Any], pictures: list[Picture]) -> Section:
+    """The section of a report on the choice of its plan; without content if the plan was not chosen by kshot."""
+    choice = report.get("choice")
+    if not choice:
+        return Section("How this plan was chosen")
+    columns = [
+        Column("plan", "name"),
+        Column("validation"),
+        Column("expected"),
+        Column("time", "n"),
+        Column("", "text"),
+    ]
+    ranked = sorted(choice["entrants"], key=lambda each: (not each["course"], each["failure"] != ""))
+    higher = bool(report.get("higher_is_better"))
+    ranked.sort(key=lambda each: (-1 if higher else 1) * each["course"][-1][1]["mean"] if each["course"] else math.inf)
+    return Section(
+        "How this plan was chosen",
+        [
+            f"{choice['reason'][:1].upper()}{choice['reason'][1:]}.",
+            f"All were compared by {choice['metric']} on the same validation tasks in {choice['minutes']:g} minutes. "
+            "The best of several is a little worse on the test, which was read once, for the plan that was kept.",
+        ],
+        pictures,
+        Table(columns, [_row(each, choice["metric"]) for each in ranked]),
+        note="Expected: a mean over similar data sets in experience, relative to the best simple baseline here.",
+    )
+
+
+def _row(entrant: Mapping[str, Any], metric: str) -> Row:
+    figure = format_figure(Interval(**entrant["course"][-1][1])) if entrant["course"] else "–"
+    expected = entrant.get("expected")
+    kind = "kept" if entrant["kept"] else "simple baseline" if entrant["simple"] else ""
+    return Row(
+        [
+            entrant["name"].replace("_", " "),
+            figure,
+            "–" if expected is None else format_value(expected),
+            f"{entrant['seconds']:.0f} s",
+            entrant["failure"] or kind,
+        ],
+        "main" if entrant["kept"] else "muted" if entrant["failure"] else "",
+    )
