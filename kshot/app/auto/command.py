@@ -275,7 +275,7 @@ def _tested_baselines(race: Race, kept: Entrant, base: Spec, seconds: float) -> 
 
 
 def _level(race: Race) -> Target:
-    """The target where none is given: not to be worse than the interval of the best simple baseline, if there is one."""
+    """The target where none is given: to be no worse than the interval of the best simple baseline, if there is one."""
     simple = race.ranked([each for each in race.entrants.values() if each.simple])
     if not simple or simple[0].figure is None:
         return race.target
