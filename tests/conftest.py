@@ -28,6 +28,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("cache")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("KSHOT_CACHE", str(folder))
+        patch.setenv("KSHOT_EXPERIENCE", str(folder / "experience.sqlite"))
         yield folder
 
 

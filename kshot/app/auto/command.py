@@ -138,7 +138,8 @@ def auto(
         folder = race.folder / kept.plan.slug
         if kept.simple and not folder.exists():
             encoding = source.preprocessor.to_json() if source.preprocessor else None
-            RunFolder(folder).start(spec, shapes_of(source), encoding)
+            with owned(folder):
+                RunFolder(folder).start(spec, shapes_of(source), encoding)
         _take_over(folder, out)
         race.log.record("kept", plan=kept.plan.name)
     return run(spec, out, resume=True, console=console, choice=_story(race, kept, reason, minutes))
@@ -274,12 +275,16 @@ def _tested_baselines(race: Race, kept: Entrant, base: Spec, seconds: float) -> 
 
 
 def _level(race: Race) -> Target:
-    """The target to be as good as the best simple baseline on validation tasks, if there is one."""
-    simple = race.simple.values()
-    if not simple:
+    """The target where none is given: to be no worse than the interval of the best simple baseline, if there is one."""
+    simple = race.ranked([each for each in race.entrants.values() if each.simple])
+    if not simple or simple[0].figure is None:
         return race.target
-    best = (max if race.target.at_least else min)(figure.mean for figure in simple)
-    return replace(race.target, value=float(f"{best:.4g}"))
+    low, high = simple[0].figure.low, simple[0].figure.high
+    end, outward = (low, math.floor) if race.target.at_least else (high, math.ceil)
+    if not math.isfinite(end):
+        end = simple[0].figure.mean
+    unit = 10.0 ** (math.floor(math.log10(abs(end) or 1.0)) - 3)
+    return replace(race.target, value=float(f"{outward(end / unit) * unit:.6g}"))
 
 
 def _trials(race: Race, descriptors: Mapping[str, float | str], data_set: str = "") -> list[Trial]:

@@ -47,9 +47,12 @@ def describe_data(source: TaskSource, shapes: Shapes, target: Target) -> dict[st
     for name in ("ways", "shots", "rows", "queries"):
         if about.get(name) is not None:
             sizes[name] = _middle(about[name])
-    for name in ("classes", "groups", "users", "series", "units", "examples", "rows"):
-        if isinstance(about.get(name), Mapping) and "train" in about[name]:
-            sizes["units"] = about[name]["train"]
+    try:
+        per_unit = source.sizes("train")
+    except ValueError:  # tasks are drawn, and have no units
+        per_unit = {}
+    if per_unit:
+        sizes |= {"units": len(per_unit), "examples": sum(per_unit.values())}
     return {
         "kind": targets_of(source.objective) or "other",
         "inputs": sort_of(shapes),

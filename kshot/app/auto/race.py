@@ -128,16 +128,17 @@ class Race:
         for plan in plans:
             self.entrants.setdefault(plan.name, Entrant(plan)).expected = (expected or {}).get(plan.name)
         available = self.seconds - sum(each.seconds for each in self.entrants.values() if each.simple)
+        if available <= 0:
+            return
         count, first = _starters(min(starters, len(plans)), available, self.shortest)
-        running = self._start(plans, count, first)
+        started = running = self._start(plans, count, first)
         for rung, size in enumerate(_sizes(count)[1:], start=1):
             running = self.ranked(running)[:size]
             for entrant in running:
                 self._train(entrant, min(first * ETA**rung, entrant.seconds + self.left))
-        if running and self.left > first / 2:  # others have left time
-            best = next((each for each in self.ranked(running) if not each.finished), None)
-            if best is not None:
-                self._train(best, best.seconds + self.left)
+        for entrant in self.ranked(started):  # what others have left
+            if self.left > first / 2:
+                self._train(entrant, entrant.seconds + self.left)
 
     @property
     def simple(self) -> dict[str, Interval]:
