@@ -23,7 +23,7 @@ from kshot.learners.baselines import (
 )
 from kshot.learners.baselines.simple import SupportMean, nearest_centroid
 from kshot.learners.pooling.fitted import FittedToTraining
-from kshot.objectives import Objective
+from kshot.objectives import Objective, rates_items
 from kshot.tasks.read_log import during
 from kshot.tasks.source import TaskSource, check_source
 from kshot.types import Batch, Tree
@@ -49,8 +49,10 @@ def of_fields(source: TaskSource) -> dict[str, Candidates]:
 
 
 def without_model(source: TaskSource) -> dict[str, Candidates]:
-    """The baselines that need nothing but the support set, by name."""
+    """The baselines that need nothing but the support set, by name; {} for ratings, whose inputs are items."""
     objective = source.objective
+    if rates_items(objective):
+        return {}
     if objective.classifies:
         return {"centroid": lambda: [nearest_centroid(objective)]}
     if objective.predicts in ("values", "distribution", "labels"):

@@ -7,11 +7,8 @@ from __future__ import annotations
 
 import json
 import math
-import signal
-import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +18,7 @@ from rich.console import Console
 from kshot.annotations import Supplied
 from kshot.app.auto.plans import BASELINE, Plan, baseline_plan
 from kshot.app.auto.ranking import Expectation
+from kshot.app.auto.time_limit import time_limit
 from kshot.app.build import build_model, has_head, shapes_of
 from kshot.app.pretraining import Pretraining, seconds_per_step
 from kshot.app.progress import Display
@@ -42,25 +40,6 @@ PATIENCE = 0.25
 
 FOR_PRETRAINING = 0.15
 """The share of all time that the pretraining of a plan may take."""
-
-
-@contextmanager
-def time_limit(seconds: float) -> Iterator[None]:
-    """A context that raises TimeoutError after a time, in the main thread of systems with timers by signals."""
-    if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "setitimer"):
-        yield
-        return
-
-    def interrupt(number: int, frame: Any) -> None:
-        raise TimeoutError
-
-    before = signal.signal(signal.SIGALRM, interrupt)
-    signal.setitimer(signal.ITIMER_REAL, max(seconds, 0.001))
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
 
 
 @dataclass
