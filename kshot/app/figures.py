@@ -11,6 +11,7 @@ from kshot.app.build import build_source
 from kshot.app.final_evaluation import TestResult
 from kshot.app.spec import Spec
 from kshot.evaluation.report import breakdowns, charts, task_pictures
+from kshot.evaluation.report.formatting import learner_name
 from kshot.evaluation.report.verdict import best_baseline
 from kshot.evaluation.report.worst_pictures import picture_of
 from kshot.learner import Learner, predict_query
@@ -32,7 +33,7 @@ def make_figures(
 ) -> dict[str, Figure]:
     """The figures of a test by name, from its report as plain values and its result; moves the learner to the CPU."""
     test, metric, higher = result.test, result.target.metric, result.target.at_least
-    name = spec.learner.kind
+    name = learner_name(spec.learner.model_dump())
     figures: dict[str, Figure] = {}
     if result.baselines:
         figures["baselines"] = charts.baselines_chart(
@@ -72,7 +73,11 @@ def _pictures(spec: Spec, source: TaskSource, learner: Learner) -> dict[str, Fig
         tasks = [curves.task("test", index) for index in range(3)]
         if curves.objective == gaussian:
             predictions = [predict(curves, index) for index in range(3)]
-            return {"predictive_bands": task_pictures.predictive_bands(tasks, {spec.learner.kind: predictions})}
+            return {
+                "predictive_bands": task_pictures.predictive_bands(
+                    tasks, {learner_name(spec.learner.model_dump()): predictions}
+                )
+            }
         if not isinstance(learner, GradientLearner):
             return {}
         return {"regression_examples": task_pictures.regression_examples(learner, tasks, steps=(0, 1, 5))}

@@ -24,6 +24,7 @@ from kshot.evaluation.evaluate import Evaluation, Scored
 from kshot.evaluation.intervals import BOUNDS, Interval, interval
 from kshot.evaluation.per_task import TASKS, write_tasks
 from kshot.evaluation.rejection import Rejection, calibrate_threshold, rejection
+from kshot.evaluation.report.formatting import learner_name
 from kshot.evaluation.shots import Shots, over_shots
 from kshot.evaluation.target import Target
 from kshot.learner import Learner
@@ -195,7 +196,7 @@ def report_entries(
     descriptions = {name: describe(name, spec) for name in [*result.baselines, *failed]}
     options = ", ".join(f"{name} {value}" for name, value in spec.learner.model_dump(exclude={"kind"}).items())
     trained = f"meta-trained for {num_steps:,} steps on the training tasks" if num_steps else "not meta-trained"
-    descriptions["learner"] = f"{spec.learner.kind} ({options}), {trained}"
+    descriptions["learner"] = f"{learner_name(spec.learner.model_dump())} ({options}), {trained}"
     return {
         "metric": metric,
         "higher_is_better": result.target.at_least,

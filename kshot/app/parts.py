@@ -14,6 +14,7 @@ from kshot.app.screen import Screen
 from kshot.app.spec import Spec
 from kshot.evaluation.compare import read_report
 from kshot.evaluation.report import charts
+from kshot.evaluation.report.formatting import learner_name
 from kshot.evaluation.report.report import to_json, write_report
 from kshot.evaluation.report.verdict import best_baseline
 from kshot.files import is_empty, owned
@@ -45,7 +46,7 @@ def write_common_report(out: Path, spec: Spec, report: Mapping[str, Any]) -> dic
     figures = {}
     if plain["test"] and best_baseline(baselines, metric, higher):
         figures["baselines"] = charts.baselines_chart(
-            plain["test"], baselines, metric, higher_is_better=higher, learner=spec.learner.kind
+            plain["test"], baselines, metric, higher_is_better=higher, learner=learner_name(spec.learner.model_dump())
         )
     write_report(out, plain, [], figures)
     return plain

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from kshot.evaluation.intervals import Difference, OverSeeds, difference, holm, over_seeds
 from kshot.evaluation.moments import LEVEL
 from kshot.evaluation.per_task import REPORT, TASKS, PerTask, read_tasks
-from kshot.evaluation.report.formatting import Figures, format_setting, rank_key, read_figure
+from kshot.evaluation.report.formatting import Figures, format_setting, learner_name, rank_key, read_figure
 from kshot.files import DamagedFile, read_json, sha256_of
 
 
@@ -173,7 +173,7 @@ def read_entry(folder: Path) -> Entry:
             )
     return Entry(
         name=first["name"],
-        learner=(protocol.get("learner") or {}).get("kind") or "",
+        learner=learner_name(protocol.get("learner")),
         source=_source(protocol),
         metric=metric,
         higher_is_better=first["higher_is_better"],

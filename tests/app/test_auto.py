@@ -256,6 +256,7 @@ def test_a_better_simple_baseline_is_kept_and_serves_as_a_run(quick, kshot, tmp_
     assert "learner protonet predicts" in entrants["of classes"]["failure"]
     assert entrants["gaussian_process"]["course"][-1][1]["mean"] < entrants["small maml"]["course"][-1][1]["mean"]
     page = (tmp_path / "found" / "report.html").read_text()
+    assert "kshot.evaluation" not in done.out
     assert "How this plan was chosen" in page
     figure = Interval(**entrants["gaussian_process"]["course"][-1][1])
     assert figure.high <= Target.parse(report["target"]).value <= 1.001 * figure.high

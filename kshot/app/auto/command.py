@@ -215,8 +215,8 @@ def _read(data: str | Path) -> tuple[str, str, Path | None]:
     if path.suffix in (".yaml", ".yml") and path.exists():
         return read_text(path, most=limits().yaml_bytes), str(path), path.parent
     if path.is_dir() or path.is_file():
-        kind = "images" if path.is_dir() else "table"
-        return yaml.safe_dump({"source": {"kind": kind, "path": str(path.resolve())}}), str(path), None
+        source = {"kind": "images"} if path.is_dir() else {"kind": "table", "on_too_few": "shrink"}
+        return yaml.safe_dump({"source": source | {"path": str(path.resolve())}}), str(path), None
     raise ValueError(f"there is no run file, recipe, table or folder of images {data}")
 
 

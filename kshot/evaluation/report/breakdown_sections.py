@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from kshot.evaluation.report.formatting import capitalize, format_figure, format_value, read_figure
+from kshot.evaluation.report.formatting import capitalize, format_figure, format_value, learner_name, read_figure
 from kshot.evaluation.report.parts import Badge, Column, Picture, Row, Section, Table
 from kshot.evaluation.report.verdict import best_baseline
 
@@ -39,7 +39,7 @@ def finding_table(report: Mapping[str, Any]) -> Table:
 def pooled_table(report: Mapping[str, Any]) -> Table:
     """rmse and R² of the learner and the baselines over all queries, a row for each target."""
     pooled = report.get("pooled") or {}
-    kind = ((report.get("protocol") or {}).get("learner") or {}).get("kind") or "learner"
+    kind = learner_name((report.get("protocol") or {}).get("learner")) or "learner"
     several = any(len(targets) > 1 for targets in pooled.values())
     rows = []
     for name, targets in pooled.items():

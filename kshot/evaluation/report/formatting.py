@@ -24,6 +24,17 @@ def read_figure(figures: Figures | None, metric: str) -> Interval:
     return Interval(mean, ci95, int(figure.get("num_tasks") or 0), float(figure.get("shift") or 0.0), num_units, unit)
 
 
+def learner_name(learner: Mapping[str, Any] | None) -> str:
+    """The name of a run's learner from its section of the run file: its kind, or the name of a baseline.
+
+    Example:
+        >>> learner_name({"kind": "maml"}), learner_name({"kind": "kshot.evaluation.baselines:baseline", "name": "knn"})
+        ('maml', 'knn')
+    """
+    kind = (learner or {}).get("kind") or ""
+    return str((learner or {}).get("name") or kind) if kind.endswith(".baselines:baseline") else kind
+
+
 def rank_key(mean: float, higher_is_better: bool) -> float:
     """A sort key that puts the best mean first, and those that are not finite last."""
     return (-mean if higher_is_better else mean) if math.isfinite(mean) else math.inf

@@ -26,6 +26,7 @@ from kshot.evaluation.report.formatting import (
     format_sample,
     format_setting,
     format_value,
+    learner_name,
     plural,
     rank_key,
     read_figure,
@@ -216,7 +217,7 @@ def result_table(report: Mapping[str, Any]) -> Table:
         value = format_figure(read_figure(figures, metric))
         return Row([name, value, format_sample(figures, metric), difference, description], emphasis)
 
-    kind = ((report.get("protocol") or {}).get("learner") or {}).get("kind") or "learner"
+    kind = learner_name((report.get("protocol") or {}).get("learner")) or "learner"
     rows = [row(kind, test, about.get("learner") or "This run, meta-learned.", "", "main")] if test else []
     for name in sorted(baselines, key=lambda name: rank_key(read_figure(baselines[name], metric).mean, higher)):
         difference = format_difference(read_figure(paired, name), paired[name].get("p_holm")) if name in paired else ""
