@@ -311,7 +311,7 @@ def digits(place: Place) -> RunFile:
 
 
 def classes_of_table(item: str, classes: str, ignore: list[str], ways: int, shots: int) -> Maker:
-    """A table in which a task is some values of a column to tell apart."""
+    """A table in which a task is some values of a column as classes."""
 
     def make(place: Place) -> RunFile:
         def write(path: Path) -> None:

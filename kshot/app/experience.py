@@ -41,16 +41,17 @@ def show(
     import json as json_module
 
     from kshot.app.screen import visible
-    from kshot.deciding.experience import Experience
+    from kshot.deciding.experience import Experience, shipped_trials
 
     known = Experience(database)
-    trials = known.trials(kind=kind, shipped=shipped)
+    own = {trial.sha256: trial for trial in known.trials(kind=kind, shipped=False)}
+    others = [trial for trial in shipped_trials() if kind in (None, trial.kind) and trial.sha256 not in own]
+    trials = [*(others if shipped else []), *own.values()]
     if json:
         for trial in trials:
             typer.echo(json_module.dumps(trial.to_json()))
     else:
-        own = len(known.trials(kind=kind, shipped=False))
-        typer.echo(f"{known.place}: {own:,} trials" + (f", and {len(trials) - own:,} that come with kshot" * shipped))
+        typer.echo(f"{known.place}: {len(own):,} trials" + f", and {len(others):,} that come with kshot" * shipped)
         for row in summary(trials):
             learners = ", ".join(f"{name} {count}" for name, count in row["learners"].items())
             counts = f"{row['trials']:,} trials on {row['data_sets']:,} data sets, the latest of {row['latest'][:10]}"
