@@ -1,4 +1,5 @@
 from . import data, deciding, evaluation, inner, learners, models, objectives, sources, tasks, testing, training
+from .app.auto.command import auto
 from .app.trained import load
 from .deciding.loop import run_until
 from .deciding.policies import Budget
@@ -20,6 +21,7 @@ __all__ = [
     "Objective",
     "Task",
     "TaskSource",
+    "auto",
     "data",
     "deciding",
     "evaluate",

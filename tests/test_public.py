@@ -27,6 +27,7 @@ CORE = [
     "Objective",
     "Task",
     "TaskSource",
+    "auto",
     "evaluate",
     "fit",
     "load",

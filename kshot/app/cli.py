@@ -119,7 +119,7 @@ def auto(
     minutes: Annotated[float, typer.Option(help="Time for the whole.", min=0.1)] = 15.0,
     set_: Override = None,
     out: Annotated[Path | None, typer.Option(help="Folder for the result; a new one under runs/ by default.")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted call in --out.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue an interrupted call in --out.")] = False,
 ) -> None:
     """Choose a learner, a model and their settings within a time limit, and test the best once.
 
@@ -141,7 +141,7 @@ def auto(
     try:
         report = find(data_, out, minutes=minutes, overrides=set_ or (), resume=resume)
     except KeyboardInterrupt:
-        typer.echo(f"\nInterrupted. Go on by the same command with --out {out} --resume", err=True)
+        typer.echo(f"\nInterrupted. Continue by the same command with --out {out} --resume", err=True)
         raise typer.Exit(130) from None
     finally:
         if made and is_empty(out):  # the data were refused
