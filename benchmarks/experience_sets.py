@@ -498,6 +498,29 @@ MAKERS: dict[str, Maker] = {
 }  # fmt: skip
 
 
+SAME_DATA = [
+    {"omniglot_5w1s", "omniglot_5w5s", "omniglot_20w1s", "omniglot_alphabets"},
+    {"cifar_fs_5w1s", "cifar_fs_5w5s"},
+    {"glyphs_5w1s", "glyphs_20w5s", "glyph_pixels"},
+    {"clinc_words_5w1s", "clinc_words_5w5s", "clinc_characters_10w5s"},
+    {"tate_artists", "tate_media"},
+    {"addresses", "unions"},
+    {"countries", "fertility", "gapminder_series"},
+    {"homes", "txhousing_series"},
+    {"prenatal", "vaccines"},
+    {"spruces", "sitka"},
+    {"sines_5", "sines_20"},
+    {"gaussian_processes", "rough_functions", "periodic_functions"},
+    {"synthetic_tables", "synthetic_numbers"},
+]
+"""Data sets of the same rows, units or generator."""
+
+
+def relatives(name: str) -> set[str]:
+    """The data sets that are left out of experience together with one, so that it is new: itself, and `SAME_DATA`."""
+    return next((same for same in SAME_DATA if name in same), {name})
+
+
 class DataSets(Mapping[str, RunFile]):
     """The data sets by name. The run file of one has a source, a target that no learner meets, and the numbers of
     tasks; its files are written when it is looked up.

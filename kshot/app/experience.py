@@ -28,6 +28,8 @@ Database = Annotated[
     ),
 ]
 FILE = "JSON lines, .jsonl, .jsonl.gz or .jsonl.xz."
+MOST_PLANS = 8
+"""Plans that are shown of a kind of task, the most frequent ones."""
 
 
 @experience.command("show")
@@ -37,24 +39,26 @@ def show(
     json: Annotated[bool, typer.Option("--json", help="Print all trials as JSON lines.")] = False,
     database: Database = None,
 ) -> None:
-    """Show what is known: for each kind of task the number of trials, of data sets, and of plans by learner."""
+    """Show what is known: for each kind of task the numbers of trials, of data sets, and of each plan."""
     import json as json_module
 
     from kshot.app.screen import visible
-    from kshot.deciding.experience import Experience
+    from kshot.deciding.experience import Experience, shipped_trials
 
     known = Experience(database)
-    trials = known.trials(kind=kind, shipped=shipped)
+    own = {trial.sha256: trial for trial in known.trials(kind=kind, shipped=False)}
+    others = [trial for trial in shipped_trials() if kind in (None, trial.kind) and trial.sha256 not in own]
+    trials = [*(others if shipped else []), *own.values()]
     if json:
         for trial in trials:
             typer.echo(json_module.dumps(trial.to_json()))
     else:
-        own = len(known.trials(kind=kind, shipped=False))
-        typer.echo(f"{known.place}: {own:,} trials" + (f", and {len(trials) - own:,} that come with kshot" * shipped))
+        typer.echo(f"{known.place}: {len(own):,} trials" + f", and {len(others):,} that come with kshot" * shipped)
         for row in summary(trials):
-            learners = ", ".join(f"{name} {count}" for name, count in row["learners"].items())
+            plans = [f"{name} {count}" for name, count in row["plans"].items()]
+            more = f" and {len(plans) - MOST_PLANS} more plans" if len(plans) > MOST_PLANS else ""
             counts = f"{row['trials']:,} trials on {row['data_sets']:,} data sets, the latest of {row['latest'][:10]}"
-            typer.echo(visible(f"{row['kind'] or 'unknown'}: {counts}; {learners}"))
+            typer.echo(visible(f"{row['kind'] or 'unknown'}: {counts}; {', '.join(plans[:MOST_PLANS])}{more}"))
     _end(known)
 
 
@@ -123,7 +127,7 @@ def forget(
 
 
 def summary(trials: Iterable[Trial]) -> list[dict[str, Any]]:
-    """For each kind of task the numbers of trials, of data sets and of learners, and the time of the latest trial."""
+    """For each kind of task the numbers of trials, of data sets and of each plan, and the time of the latest trial."""
     kinds: dict[str, list[Trial]] = {}
     for trial in trials:
         kinds.setdefault(trial.kind, []).append(trial)
@@ -132,16 +136,17 @@ def summary(trials: Iterable[Trial]) -> list[dict[str, Any]]:
             "kind": kind,
             "trials": len(members),
             "data_sets": len({trial.data_set for trial in members}),
-            "learners": dict(Counter(_learner(trial) for trial in members).most_common()),
+            "plans": dict(Counter(_name(trial) for trial in members).most_common()),
             "latest": max(trial.created for trial in members),
         }
         for kind, members in sorted(kinds.items())
     ]
 
 
-def _learner(trial: Trial) -> str:
+def _name(trial: Trial) -> str:
+    """The name of a plan, or of its learner if it has none."""
     learner = trial.plan.get("learner", "")
-    return str(learner.get("kind", "") if isinstance(learner, dict) else learner)
+    return str(trial.plan.get("name") or (learner.get("kind", "") if isinstance(learner, dict) else learner))
 
 
 def _end(known: Experience) -> None:

@@ -37,6 +37,7 @@ def test_what_runs_too_long_is_interrupted_and_the_rest_not():
     assert sys.getprofile() is None
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # ignored in a callback, raised again
 def test_gradients_and_transforms_are_as_before_wherever_the_time_ends():
     """An exception in the middle of `no_grad().__exit__` would leave gradients switched off."""
     source = kshot.sources.sinusoids()

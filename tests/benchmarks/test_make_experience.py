@@ -38,6 +38,15 @@ def test_what_is_kept_for_a_final_check_is_not_among_them(module):
     assert len({(table.item, table.target) for table in tables.values()}) == len(tables), "none is there twice"
 
 
+def test_data_sets_of_the_same_rows_are_left_out_together(module):
+    sets = module("experience_sets")
+    named = [name for same in sets.SAME_DATA for name in same]
+    assert len(named) == len(set(named))
+    assert set(named) <= set(sets.MAKERS)
+    assert sets.relatives("sitka") == sets.relatives("spruces") == {"sitka", "spruces"}
+    assert sets.relatives("milk") == {"milk"}
+
+
 @pytest.mark.parametrize("name", DRAWN)
 def test_run_files_without_a_learner_are_opened(module, name, tmp_path):
     run_file = module("experience_sets").data_sets(tmp_path, tmp_path)[name]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import signal
 import sys
 import sysconfig
@@ -63,7 +64,9 @@ def time_limit(seconds: float) -> Iterator[None]:
 
 def _may_raise(frame: FrameType | None, outer: FrameType) -> bool:
     """Whether an exception in a frame, which was called from `outer`, leaves nothing half done."""
-    file = "" if frame is None else frame.f_code.co_filename
+    if frame is None or frame.f_code.co_flags & inspect.CO_GENERATOR:  # one that is deleted ignores exceptions
+        return False
+    file = frame.f_code.co_filename
     if file.startswith(_TORCH) or (file.startswith(_STANDARD) and "-packages" not in file):
         return False
     while frame is not None and frame is not outer:
