@@ -23,8 +23,6 @@ Share = Annotated[float, Ge(0), Le(1)]
 QUANTILES = np.linspace(0, 1, 65)
 """A feature's rank among earlier instances is a share of these quantiles, so that units do not matter."""
 TEMPERATURES = tuple(2.0**power for power in range(-6, 7))
-CAUTION = 0.5
-"""A selector gives way to the best single plan unless better by this many standard errors in cross-validation."""
 
 
 class Selector:
@@ -39,7 +37,7 @@ class Selector:
     One half of the trees predict by how much the plans' losses differ from their mean on the instance, the other half
     their ranks, which large losses do not dominate. The least size of a leaf and the shrinkage s are those whose choice
     loses least in cross-validation. With s = 1 it is the best single plan, the one of least mean loss. That is kept
-    where no other is better by half a standard error, and with a single instance or group.
+    unless another choice is better by more than a standard error, and with a single instance or group.
 
     `weights` are a softmin of the expected losses. Its temperature minimises, in cross-validation, the mix loss
     $-\ln \sum_j w_j \exp(-\ell_j / u)$, where u is the mean regret of the best single plan. It is the log loss of
@@ -120,7 +118,8 @@ class Selector:
     def _grow(self, x: Floats, y: Floats, leaf: int) -> _Forest:
         from scipy.stats import rankdata
 
-        targets = [y - y.mean(1, keepdims=True), rankdata(y, axis=1)]
+        differences = y - y.mean(1, keepdims=True)
+        targets = [differences / (differences.std() or 1.0), rankdata(y, axis=1)]
         return _Forest.grow(x, targets, leaf=leaf, trees=-(-self.trees // 2), seed=self.seed)
 
     def _cross_validate(self, x: Floats, y: Floats, fold: Ints) -> dict[tuple[int, float], Floats]:
@@ -240,7 +239,10 @@ class _Forest(NamedTuple):
 def _quantiles(x: Floats) -> Floats:
     """Quantiles of the known values of each feature, (d, 65)."""
     known = [column[np.isfinite(column)] for column in x.T]
-    grid = [np.quantile(values, QUANTILES) if len(values) else np.zeros(len(QUANTILES)) for values in known]
+    grid = [
+        np.quantile(values, QUANTILES, method="inverted_cdf") if len(values) else np.zeros(len(QUANTILES))
+        for values in known
+    ]
     return np.array(grid).reshape(-1, len(QUANTILES))
 
 
@@ -269,14 +271,12 @@ def _folds(n: int, groups: ArrayLike | None, folds: int, seed: int) -> Ints:
 
 
 def _least_loss(predicted: Mapping[tuple[int, float], Floats], y: Floats) -> tuple[int, float]:
-    """The key of the predictions whose choices lose least, or (1, 1) if none is clearly better."""
+    """The key of the predictions whose choices lose least; (1, 1) if not better by more than a standard error."""
     rows = np.arange(len(y))
-    single = y[rows, predicted[1, 1.0].argmin(1)]
-    score = {}
-    for key, values in predicted.items():
-        excess = y[rows, values.argmin(1)] - single
-        score[key] = excess.mean() + CAUTION * excess.std() / np.sqrt(len(y))
-    return min(score, key=lambda key: (score[key], -key[1]))
+    lost = {key: y[rows, values.argmin(1)] for key, values in predicted.items()}
+    best = min(lost, key=lambda key: lost[key].mean())
+    gain = lost[1, 1.0] - lost[best]
+    return best if gain.mean() > gain.std() / np.sqrt(len(y)) else (1, 1.0)
 
 
 def _softmin(values: Floats) -> Floats:
