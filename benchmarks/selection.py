@@ -17,7 +17,7 @@ Rows:
 - `selector`: `Selector().choose`, as it is.
 - `schedule`: the selector's weights of earlier instances (`Selector.neighbours`) weigh the run times of the training
   instances, and those choose a schedule: short runs before the features are computed, the same for all instances;
-  features, given up after a limit; runs of one or several algorithms, different for each instance. Of the policies
+  features, given up after a limit; a run of one algorithm, or of two in turn, chosen for each instance. Of the policies
   (`POLICIES`) the one that costs least in a cross-validation within the training folds is used. Where accuracy is
   scored, a policy is only a shrinkage.
 
@@ -34,7 +34,6 @@ import re
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import product
 from pathlib import Path
 from typing import NamedTuple
 
@@ -44,6 +43,8 @@ from numpy.typing import NDArray
 from kshot.learners.choosing.selector import Selector
 
 Floats = NDArray[np.float64]
+Floats32 = NDArray[np.float32]
+Run = tuple[int, float]  # an algorithm and the most time that it gets, a share of the limit
 PENALTY = 10  # of PAR10
 INNER_FOLDS = 5
 
@@ -140,7 +141,7 @@ class Policy(NamedTuple):
 
     Attributes:
         smoothing: standard deviation of the logarithm by which a run time may differ from that of an earlier instance.
-        runs: most runs after the features.
+        runs: most runs after the features, 1 or 2.
         before: time for runs before the features, a share of the limit.
         features: features that take longer are given up, a share of the limit; with 0 none are computed.
         shrinkage: share of all earlier instances, equally weighed, beside those that are near.
@@ -154,8 +155,9 @@ class Policy(NamedTuple):
 
 
 POLICIES = [
-    *(Policy(*values) for values in product((0.5, 1.0), (1, 2, 4), (0.0, 0.003, 0.01), (0.1, 1.0), (0.0, 0.2))),
-    *(Policy(*values, 0.0, 0.0, 1.0) for values in product((0.5, 1.0), (1, 2, 4))),  # a schedule without features
+    Policy(1.0, runs, 0.003, features, shrinkage)
+    for runs in (1, 2)
+    for features, shrinkage in ((1.0, 0.0), (1.0, 0.1), (0.1, 0.1), (0.0, 1.0))
 ]
 SHRINKAGES = [Policy(0.0, 1, 0.0, 1.0, shrinkage) for shrinkage in (0.0, 0.1, 0.25, 0.5, 1.0)]
 
@@ -167,63 +169,74 @@ class Times:
     """
 
     copies = np.array([-1.22, 0.0, 1.22])
-    durations = np.geomspace(1e-3, 1, 25)  # of a run, shares of the limit
+    durations = np.concatenate([np.geomspace(1e-3, 0.1, 14)[:-1], np.linspace(0.1, 1, 19)])  # shares of the limit
+    long = np.arange(13, 31)  # those of a run that one other run follows
 
     def __init__(self, times: Floats, smoothing: float) -> None:
         longer = np.exp(smoothing * np.tile(self.copies, len(times)))
         self.times = np.repeat(times, len(self.copies), axis=0) * longer[:, None]  # (N, p)
-        self.solved = (self.times[:, :, None] <= self.durations).astype(np.float32)  # (N, p, G)
+        self.solved = (self.times[:, :, None] <= self.durations + 1e-9).astype(np.float32)  # (N, p, G)
         self.spent = np.minimum(self.times[:, :, None], self.durations).astype(np.float32)
 
     def copied(self, weights: Floats) -> Floats:
         """The weights (m, n) of instances as weights (m, N) of copies."""
         return np.repeat(weights, len(self.copies), axis=1) / len(self.copies)
 
-    def unsolved(self, runs: Sequence[tuple[int, float]]) -> NDArray[np.bool_]:
+    def unsolved(self, runs: Sequence[Run]) -> NDArray[np.bool_]:
         """Which copies remain after the runs, (N,)."""
         return np.all([self.times[:, j] > duration for j, duration in runs], axis=0) | (not runs)
 
-    def schedules(self, weights: Floats, elapsed: Floats, most: int, end: float = 1.0, *, finish: bool = True) -> list:
-        """A schedule (algorithm, duration) of at most `most` runs for each of m instances, by weights (m, N).
+    def _after(self, left: Floats32, weights: Floats32) -> Floats32:
+        """The sums over copies of left (m, N) times weights (N, …), (m, …)."""
+        return (left @ weights.reshape(len(weights), -1)).reshape(len(left), *weights.shape[1:])
 
-        Each run is the one with the most solved for the time spent, given what the runs before it left unsolved. Of
-        these schedules' beginnings, each followed by one run that takes all that remains, the one of least PAR10 is
-        taken (`finish`), or the whole of it up to the time `end`.
-        """
-        m, p, rows = len(weights), self.times.shape[1], np.arange(len(weights))
-        left, elapsed, paid = weights.astype(np.float32), elapsed.copy(), np.zeros(m)
-        running: list[list[tuple[int, float]]] = [[] for _ in rows]
-        best: list[list[tuple[int, float]]] = [[] for _ in rows]
-        least, live = np.full(m, np.inf), elapsed < end
-        for step in range(most):
-            solved = (left @ self.solved.reshape(len(self.times), -1)).reshape(m, p, -1)
-            spent = (left @ self.spent.reshape(len(self.times), -1)).reshape(m, p, -1)
-            if finish:
-                remaining = np.searchsorted(self.durations, end - elapsed + 1e-9, side="right") - 1
-                remaining = np.maximum(remaining, 0)
-                unsolved = left.sum(1)[:, None] - solved[rows, :, remaining]
-                total = paid[:, None] + spent[rows, :, remaining] + unsolved * (PENALTY - 1)
-                last = total.argmin(1)
-                for i in np.flatnonzero(live & (total[rows, last] < least - 1e-9)):
-                    least[i], best[i] = total[i, last[i]], [*running[i], (int(last[i]), 1.0)]
-                if step == most - 1:
-                    break
-            fits = self.durations <= (end - elapsed)[:, None, None] + 1e-9
-            rate = np.where(fits, solved / np.maximum(spent, 1e-9), 0).reshape(m, -1)
-            chosen = rate.argmax(1)
-            live &= rate[rows, chosen] > 0
-            if not live.any():
+    def presolvers(self, weights: Floats, end: float, most: int = 3) -> list[Run]:
+        """Runs up to the time `end`, each the one that solves most for its time, for weights (N,)."""
+        runs: list[Run] = []
+        left, elapsed = weights[None].astype(np.float32), 0.0
+        while len(runs) < most:
+            rate = self._after(left, self.solved)[0] / np.maximum(self._after(left, self.spent)[0], 1e-9)
+            rate[:, self.durations > end - elapsed + 1e-9] = 0
+            j, q = np.unravel_index(rate.argmax(), rate.shape)
+            if rate[j, q] == 0:
                 break
-            j, q = np.divmod(chosen, len(self.durations))
-            for i in np.flatnonzero(live):
-                running[i].append((int(j[i]), float(self.durations[q[i]])))
-            paid += np.where(live, spent[rows, j, q], 0)
-            elapsed += np.where(live, self.durations[q], 0)
-            left *= np.where(live[:, None], 1 - self.solved[:, j, q].T, 1)
-        return best if finish else running
+            runs.append((int(j), float(self.durations[q])))
+            left, elapsed = left * (1 - self.solved[:, j, q]), elapsed + self.durations[q]
+        return runs
+
+    def schedules(self, weights: Floats, elapsed: Floats, most: int) -> list[list[Run]]:
+        """The schedule of one run, or of at most two, of least PAR10 for each of m instances, by weights (m, N)."""
+        best: list[list[Run]] = [[] for _ in elapsed]
+        remaining = np.searchsorted(self.durations, 1 - elapsed + 1e-9, side="right") - 1
+        for end in np.unique(remaining[remaining >= 0]):
+            rows = np.flatnonzero(remaining == end)
+            left = weights[rows].astype(np.float32)
+            last = self._unfinished(int(end))
+            total = self._after(left, last)  # (m, p)
+            for i, j in zip(rows, total.argmin(1)):
+                best[i] = [(int(j), 1.0)]
+            least = total.min(1)
+            for q in self.long[self.long < end] if most > 1 else ():
+                then = self._unfinished(
+                    int(np.searchsorted(self.durations, self.durations[end] - self.durations[q] + 1e-9) - 1)
+                )
+                pair = (1 - self.solved[:, :, q])[:, :, None] * then[:, None, :]  # (N, p, p)
+                total = (self._after(left, pair) + self._after(left, self.spent[:, :, q])[:, :, None]).reshape(
+                    len(rows), -1
+                )
+                chosen, value = total.argmin(1), total.min(1)
+                for i in np.flatnonzero(value < least - 1e-9):
+                    j, k = divmod(int(chosen[i]), then.shape[1])
+                    best[rows[i]] = [(j, float(self.durations[q])), (k, 1.0)]
+                least = np.minimum(least, value)
+        return best
+
+    def _unfinished(self, q: int) -> Floats32:
+        """The time and the penalty of a last run of the duration q, (N, p)."""
+        return self.spent[:, :, q] + (PENALTY - 1) * (1 - self.solved[:, :, q])
 
 
-def run(schedule: Sequence[tuple[int, float]], times: Floats, elapsed: float) -> tuple[float, bool]:
+def run(schedule: Sequence[Run], times: Floats, elapsed: float) -> tuple[float, bool]:
     """Run a schedule on an instance: the time elapsed, and whether it is solved within the limit."""
     for j, duration in schedule:
         allowed = min(duration, 1 - elapsed)
@@ -239,9 +252,9 @@ def losses_of(policy: Policy, earlier: Scenario, new: Scenario, near: Floats, ti
     if times is None:
         mixed = (1 - policy.shrinkage) * near + policy.shrinkage / n
         return new.losses[np.arange(m), (mixed @ earlier.losses).argmin(1)]
-    first: list[tuple[int, float]] = []
+    first: list[Run] = []
     if policy.before:
-        (first,) = times.schedules(times.copied(np.full((1, n), 1 / n)), np.zeros(1), 3, policy.before, finish=False)
+        first = times.presolvers(times.copied(np.full((1, n), 1 / n))[0], policy.before)
     outcomes = [run(first, row, 0.0) for row in new.values]
     elapsed, solved = np.array([o[0] for o in outcomes]), np.array([o[1] for o in outcomes])
     known = new.cost <= policy.features if policy.features else np.zeros(m, bool)
