@@ -16,10 +16,9 @@ Rows:
 
 - `selector`: `Selector().choose`, as it is.
 - `schedule`: the selector's weights of earlier instances (`Selector.neighbours`) weigh the run times of the training
-  instances, and those choose a schedule: short runs before the features are computed, the same for all instances;
-  features, given up after a limit; a run of one algorithm, or of two in turn, chosen for each instance. Of the policies
-  (`POLICIES`) the one that costs least in a cross-validation within the training folds is used. Where accuracy is
-  scored, a policy is only a shrinkage.
+  instances, and those choose a schedule: short runs before the features are computed, the same for all instances; then
+  features; then a run of one algorithm, chosen for each instance. Two algorithms in turn, or no features, take its
+  place where that is better, by more than a standard error, in a cross-validation within the training folds.
 
 Published closed gaps (`PUBLISHED`) are 1 − nPAR10 of files of results with the code of Run2Survive (Tornede et al.,
 ACML 2020, arXiv:2007.02816): github alexandertornede/algorithm_survival_analysis, survival_tests/results/normalized.csv
@@ -38,7 +37,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from kshot.learners.choosing.selector import Selector
 
@@ -47,6 +46,10 @@ Floats32 = NDArray[np.float32]
 Run = tuple[int, float]  # an algorithm and the most time that it gets, a share of the limit
 PENALTY = 10  # of PAR10
 INNER_FOLDS = 5
+PRESOLVE = 0.003  # time for runs before the features, a share of the limit
+SMOOTHING = 1.0  # standard deviation of the logarithm by which a run time may differ from that of an earlier instance
+SHRINKAGE = 0.1  # share of all earlier instances, equally weighed, beside those that are near
+SHORTEST_FIRST = 13  # among the durations that a schedule may use, the one of 10 % of the limit
 
 PUBLISHED = {
     "CSP-Minizinc-Time-2016": {
@@ -137,29 +140,13 @@ def by_instance(path: Path, place: dict[str, int]) -> list[list[str]]:
 
 
 class Policy(NamedTuple):
-    """How a schedule is chosen.
+    """What is done with an instance after the first runs: whether features are computed, and the most runs then."""
 
-    Attributes:
-        smoothing: standard deviation of the logarithm by which a run time may differ from that of an earlier instance.
-        runs: most runs after the features, 1 or 2.
-        before: time for runs before the features, a share of the limit.
-        features: features that take longer are given up, a share of the limit; with 0 none are computed.
-        shrinkage: share of all earlier instances, equally weighed, beside those that are near.
-    """
-
-    smoothing: float
+    features: bool
     runs: int
-    before: float
-    features: float
-    shrinkage: float
 
 
-POLICIES = [
-    Policy(1.0, runs, 0.003, features, shrinkage)
-    for runs in (1, 2)
-    for features, shrinkage in ((1.0, 0.0), (1.0, 0.1), (0.1, 0.1), (0.0, 1.0))
-]
-SHRINKAGES = [Policy(0.0, 1, 0.0, 1.0, shrinkage) for shrinkage in (0.0, 0.1, 0.25, 0.5, 1.0)]
+POLICIES = [Policy(features=True, runs=1), Policy(features=True, runs=2), Policy(features=False, runs=1)]
 
 
 class Times:
@@ -169,10 +156,9 @@ class Times:
     """
 
     copies = np.array([-1.22, 0.0, 1.22])
-    durations = np.concatenate([np.geomspace(1e-3, 0.1, 14)[:-1], np.linspace(0.1, 1, 19)])  # shares of the limit
-    long = np.arange(13, 31)  # those of a run that one other run follows
+    durations = np.concatenate([np.geomspace(1e-3, 0.1, SHORTEST_FIRST + 1)[:-1], np.linspace(0.1, 1, 19)])  # of a run
 
-    def __init__(self, times: Floats, smoothing: float) -> None:
+    def __init__(self, times: Floats, smoothing: float = SMOOTHING) -> None:
         longer = np.exp(smoothing * np.tile(self.copies, len(times)))
         self.times = np.repeat(times, len(self.copies), axis=0) * longer[:, None]  # (N, p)
         self.solved = (self.times[:, :, None] <= self.durations + 1e-9).astype(np.float32)  # (N, p, G)
@@ -185,10 +171,6 @@ class Times:
     def unsolved(self, runs: Sequence[Run]) -> NDArray[np.bool_]:
         """Which copies remain after the runs, (N,)."""
         return np.all([self.times[:, j] > duration for j, duration in runs], axis=0) | (not runs)
-
-    def _after(self, left: Floats32, weights: Floats32) -> Floats32:
-        """The sums over copies of left (m, N) times weights (N, …), (m, …)."""
-        return (left @ weights.reshape(len(weights), -1)).reshape(len(left), *weights.shape[1:])
 
     def presolvers(self, weights: Floats, end: float, most: int = 3) -> list[Run]:
         """Runs up to the time `end`, each the one that solves most for its time, for weights (N,)."""
@@ -205,34 +187,40 @@ class Times:
         return runs
 
     def schedules(self, weights: Floats, elapsed: Floats, most: int) -> list[list[Run]]:
-        """The schedule of one run, or of at most two, of least PAR10 for each of m instances, by weights (m, N)."""
+        """The schedule of one run, or of at most two, of least PAR10 for each of m instances, by weights (m, N).
+
+        The last run takes all the time that remains; of two, the first takes one of the durations from 10 % on.
+        """
         best: list[list[Run]] = [[] for _ in elapsed]
-        remaining = np.searchsorted(self.durations, 1 - elapsed + 1e-9, side="right") - 1
+        remaining = self._longest(1 - elapsed)
         for end in np.unique(remaining[remaining >= 0]):
             rows = np.flatnonzero(remaining == end)
             left = weights[rows].astype(np.float32)
-            last = self._unfinished(int(end))
-            total = self._after(left, last)  # (m, p)
+            total = self._after(left, self._last(end))  # (m, p)
+            least = total.min(1)
             for i, j in zip(rows, total.argmin(1)):
                 best[i] = [(int(j), 1.0)]
-            least = total.min(1)
-            for q in self.long[self.long < end] if most > 1 else ():
-                then = self._unfinished(
-                    int(np.searchsorted(self.durations, self.durations[end] - self.durations[q] + 1e-9) - 1)
-                )
-                pair = (1 - self.solved[:, :, q])[:, :, None] * then[:, None, :]  # (N, p, p)
-                total = (self._after(left, pair) + self._after(left, self.spent[:, :, q])[:, :, None]).reshape(
-                    len(rows), -1
-                )
-                chosen, value = total.argmin(1), total.min(1)
-                for i in np.flatnonzero(value < least - 1e-9):
-                    j, k = divmod(int(chosen[i]), then.shape[1])
+            for q in range(SHORTEST_FIRST, end) if most > 1 else ():
+                then = self._last(self._longest(self.durations[end] - self.durations[q]))
+                both = (1 - self.solved[:, :, q])[:, :, None] * then[:, None, :]  # (N, p, p)
+                total = self._after(left, both) + self._after(left, self.spent[:, :, q])[:, :, None]
+                flat = total.reshape(len(rows), -1)
+                for i in np.flatnonzero(flat.min(1) < least - 1e-9):
+                    j, k = divmod(int(flat[i].argmin()), total.shape[2])
                     best[rows[i]] = [(j, float(self.durations[q])), (k, 1.0)]
-                least = np.minimum(least, value)
+                least = np.minimum(least, flat.min(1))
         return best
 
-    def _unfinished(self, q: int) -> Floats32:
-        """The time and the penalty of a last run of the duration q, (N, p)."""
+    def _after(self, left: Floats32, values: Floats32) -> Floats32:
+        """The sums over copies of left (m, N) times values (N, …), (m, …)."""
+        return (left @ values.reshape(len(values), -1)).reshape(len(left), *values.shape[1:])
+
+    def _longest(self, time: ArrayLike) -> NDArray[np.int64]:
+        """The longest duration that fits into the time, −1 if none."""
+        return np.searchsorted(self.durations, np.asarray(time) + 1e-9, side="right") - 1
+
+    def _last(self, q: int) -> Floats32:
+        """The time, and the rest of the penalty, of a last run of the duration q, (N, p)."""
         return self.spent[:, :, q] + (PENALTY - 1) * (1 - self.solved[:, :, q])
 
 
@@ -249,22 +237,19 @@ def run(schedule: Sequence[Run], times: Floats, elapsed: float) -> tuple[float, 
 def losses_of(policy: Policy, earlier: Scenario, new: Scenario, near: Floats, times: Times | None) -> Floats:
     """What a policy loses on new instances, (m,), with weights of the earlier instances (m, n)."""
     m, n = near.shape
+    shrinkage = SHRINKAGE if policy.features else 1.0
+    weights = (1 - shrinkage) * near + shrinkage / n
     if times is None:
-        mixed = (1 - policy.shrinkage) * near + policy.shrinkage / n
-        return new.losses[np.arange(m), (mixed @ earlier.losses).argmin(1)]
-    first: list[Run] = []
-    if policy.before:
-        first = times.presolvers(times.copied(np.full((1, n), 1 / n))[0], policy.before)
+        return new.losses[np.arange(m), (weights @ earlier.losses).argmin(1)]
+    first = times.presolvers(times.copied(np.full((1, n), 1 / n))[0], PRESOLVE)
     outcomes = [run(first, row, 0.0) for row in new.values]
     elapsed, solved = np.array([o[0] for o in outcomes]), np.array([o[1] for o in outcomes])
-    known = new.cost <= policy.features if policy.features else np.zeros(m, bool)
-    after = elapsed + np.minimum(new.cost, policy.features)
-    now = ~solved & known & new.presolved & (after < 1)
-    elapsed, solved = np.where(solved, elapsed, after), solved | now
-    shrinkage = np.where(known, policy.shrinkage, 1.0)[:, None]
-    weights = times.copied((1 - shrinkage) * near + shrinkage / n) * times.unsolved(first)
-    open_ = np.flatnonzero(~solved & (elapsed < 1))
-    for i, schedule in zip(open_, times.schedules(weights[open_], elapsed[open_], policy.runs)):
+    if policy.features:
+        elapsed = np.where(solved, elapsed, elapsed + new.cost)
+        solved |= new.presolved & (elapsed < 1)
+    left = np.flatnonzero(~solved & (elapsed < 1))
+    remaining = times.copied(weights[left]) * times.unsolved(first)
+    for i, schedule in zip(left, times.schedules(remaining, elapsed[left], policy.runs)):
         elapsed[i], solved[i] = run(schedule, new.values[i], elapsed[i])
     return np.where(solved, elapsed, PENALTY)
 
@@ -274,21 +259,22 @@ def near_weights(earlier: Scenario, new: Scenario, seed: int, trees: int) -> Flo
     return selector.fit(earlier.features, earlier.losses).neighbours(new.features)
 
 
-def chosen_policy(earlier: Scenario, policies: Sequence[Policy], seed: int, trees: int) -> Policy:
-    """The policy of least loss in a cross-validation."""
+def chosen_policy(earlier: Scenario, seed: int, trees: int) -> Policy:
+    """The policy of least loss in a cross-validation, if better than the first by more than a standard error."""
     part = np.random.default_rng(seed).permutation(len(earlier.fold)) % INNER_FOLDS
-    total = np.zeros(len(policies))
+    lost = np.zeros((len(POLICIES), len(earlier.fold)))
     for k in range(INNER_FOLDS):
         rest, held = earlier.part(part != k), earlier.part(part == k)
-        near = near_weights(rest, held, seed, trees)
-        tables = {s: Times(rest.values, s) if rest.timed else None for s in {policy.smoothing for policy in policies}}
-        total += [losses_of(policy, rest, held, near, tables[policy.smoothing]).sum() for policy in policies]
-    return policies[int(total.argmin())]
+        near, times = near_weights(rest, held, seed, trees), Times(rest.values) if rest.timed else None
+        lost[:, part == k] = [losses_of(policy, rest, held, near, times) for policy in POLICIES]
+    best = int(lost.mean(1).argmin())
+    gain = lost[0] - lost[best]
+    return POLICIES[best if gain.mean() > gain.std() / np.sqrt(len(gain)) else 0]
 
 
 def evaluate(scenario: Scenario, seed: int, trees: int) -> dict[str, Floats]:
     """What each row, the single best and the virtual best lose on each instance, (n,)."""
-    losses, policies = scenario.losses, POLICIES if scenario.timed else SHRINKAGES
+    losses = scenario.losses
     result = {name: np.zeros(len(losses)) for name in ("single", "selector", "schedule")}
     for k in np.unique(scenario.fold):
         held = scenario.fold == k
@@ -300,8 +286,8 @@ def evaluate(scenario: Scenario, seed: int, trees: int) -> dict[str, Floats]:
             loss = np.where(new.presolved, 0, loss) + new.cost
             loss = np.where(loss < 1, loss, PENALTY)
         result["selector"][held] = loss
-        policy = chosen_policy(earlier, policies, seed, trees)
-        times = Times(earlier.values, policy.smoothing) if scenario.timed else None
+        policy = chosen_policy(earlier, seed, trees)
+        times = Times(earlier.values) if scenario.timed else None
         near = near_weights(earlier, new, seed, 3 * trees)
         result["schedule"][held] = losses_of(policy, earlier, new, near, times)
         print(f"  {scenario.name}, seed {seed}, fold {k}: {policy}", flush=True)

@@ -162,32 +162,52 @@ def test_other_features_than_those_fitted_are_an_error():
         Selector(trees=5).fit(x, losses).choose(x[:, :3])
 
 
-def test_a_schedule_runs_what_solves_most_for_its_time_and_then_the_best_of_the_rest(selection):
-    # Algorithm 0 solves half of the instances at once, and those only; algorithm 1 solves the others, slowly.
-    earlier = np.array([[0.001, 0.9], [0.001, np.inf], [np.inf, 0.5], [np.inf, 0.6]])
+def test_presolvers_are_what_solves_most_for_its_time(selection):
+    # Algorithm 0 solves half of the instances at once, and those only; algorithm 1 solves most, slowly.
+    earlier = np.array([[0.001, 0.9], [0.001, np.inf], [np.inf, 0.008], [np.inf, 0.6]])
+    times, weights = selection.Times(earlier, smoothing=0.0), np.full(12, 1 / 12)
+    assert times.presolvers(weights, 0.001) == [(0, pytest.approx(0.001))]
+    (first, second) = times.presolvers(weights, 0.02)
+    assert (first, second[0]) == ((0, pytest.approx(0.001)), 1)
+    assert 0.008 <= second[1] < 0.012
+    assert times.unsolved([first, second]).tolist() == [False] * 9 + [True] * 3
+    assert selection.run([first, second], earlier[2], 0.0) == (pytest.approx(0.009), True)
+    assert selection.run([first, second], earlier[3], 0.0) == (pytest.approx(0.001 + second[1]), False)
+
+
+@pytest.mark.parametrize("elapsed", [0.0, 0.3])
+def test_a_schedule_is_the_best_of_all_of_one_and_of_two_runs(selection, elapsed):
+    rng = np.random.default_rng(0)
+    earlier = rng.uniform(0.05, 1.6, size=(9, 4))
+    earlier[earlier > 1] = np.inf
     times = selection.Times(earlier, smoothing=0.0)
-    weights = times.copied(np.full((2, 4), 0.25))
-    assert times.schedules(weights, np.array([0.0, 0.0]), 1)[0] == [(1, 1.0)]
-    first, _ = times.schedules(weights, np.zeros(2), 2)
-    assert [j for j, _ in first] == [0, 1]
-    assert first[0][1] == pytest.approx(0.001)
-    assert selection.run(first, earlier[1], 0.0) == (0.001, True)
-    assert selection.run(first, earlier[2], 0.0) == (pytest.approx(0.501), True)
-    assert selection.run(first, earlier[3], 0.5)[1] is False
-    assert times.schedules(weights, np.array([1.0, 0.0]), 2)[0] == []
+
+    def cost(schedule):
+        outcomes = [selection.run(schedule, row, elapsed) for row in earlier]
+        return np.mean([end if solved else 10 for end, solved in outcomes])
+
+    one = [[(j, 1.0)] for j in range(4)]
+    two = [
+        [(j, d), (k, 1.0)] for j in range(4) for k in range(4) for d in times.durations[13:] if d < 1 - elapsed - 1e-6
+    ]
+    weights = times.copied(np.full((2, 9), 1 / 9))
+    for most, all_schedules in ((1, one), (2, one + two)):
+        (schedule, _) = times.schedules(weights, np.full(2, elapsed), most)
+        assert cost(schedule) == pytest.approx(min(map(cost, all_schedules)))
+    assert times.schedules(weights, np.array([0.9999, 1.0]), 2)[1] == []
 
 
 def test_features_are_paid_for_and_presolved_instances_solved(selection):
-    values = np.array([[0.2, 0.8], [0.95, np.inf], [np.inf, 0.3], [np.inf, np.inf]])
-    cost, presolved = np.array([0.1, 0.1, 0.4, 0.1]), np.array([False, False, False, True])
+    values = np.array([[0.2, 0.8], [0.85, np.inf], [np.inf, 0.3], [np.inf, np.inf]])
+    cost, presolved = np.array([0.1, 0.2, 0.1, 0.1]), np.array([False, False, False, True])
     scenario = selection.Scenario("s", True, values, np.zeros((4, 1)), cost, presolved, np.arange(4))
-    near = np.tile([[0.0, 1.0, 0.0, 0.0]], (4, 1))  # of instance 1, which algorithm 0 alone solves
+    near = np.tile([[0.0, 1.0, 0.0, 0.0]], (4, 1))  # instance 1, which algorithm 0 alone solves
     table = selection.Times(values, 0.0)
-    policy = selection.Policy(smoothing=0.0, runs=1, before=0.0, features=1.0, shrinkage=0.0)
+    policy = selection.Policy(features=True, runs=1)
     paid = selection.losses_of(policy, scenario, scenario, near, table)
     np.testing.assert_allclose(paid, [0.3, 10, 10, 0.1])  # the second exceeds the limit with its features
-    without = selection.losses_of(policy._replace(features=0.0, shrinkage=1.0), scenario, scenario, near, table)
-    np.testing.assert_allclose(without, [0.8, 10, 0.3, 10])  # algorithm 1 solves as many, and sooner
+    without = selection.losses_of(policy._replace(features=False), scenario, scenario, near, table)
+    np.testing.assert_allclose(without, [0.2, 0.85, 10, 10])
 
 
 def test_arff(selection, tmp_path):
@@ -208,6 +228,7 @@ def test_aslib_scenarios_are_read_as_published(selection):
     half = csp.fold <= 5
     earlier, new = csp.part(half), csp.part(~half)
     near = selection.near_weights(earlier, new, seed=0, trees=60)
-    policy = selection.Policy(smoothing=0.5, runs=1, before=0.0, features=1.0, shrinkage=0.0)
-    lost = selection.losses_of(policy, earlier, new, near, selection.Times(earlier.values, 0.5))
+    lost = selection.losses_of(
+        selection.Policy(features=True, runs=1), earlier, new, near, selection.Times(earlier.values)
+    )
     assert lost.mean() < new.losses[:, earlier.losses.mean(0).argmin()].mean()
