@@ -106,9 +106,10 @@ def test_what_is_unknown_is_a_feature():
     assert Selector(trees=40).fit(hidden, losses).choose([[np.nan], [0.0]]).tolist() == [1, 0]
 
 
-def test_arrays_give_bitwise_the_same_predictions(tmp_path):
+@pytest.mark.parametrize("shrinkages", [(0.0, 0.5), (1.0,)])
+def test_arrays_give_bitwise_the_same_predictions(shrinkages, tmp_path):
     x, losses = instances()
-    selector = Selector(trees=30, leaf_sizes=(2,)).fit(x, losses)
+    selector = Selector(trees=30, leaf_sizes=(2,), shrinkages=shrinkages).fit(x, losses)
     safetensors.numpy.save_file(selector.to_arrays(), tmp_path / "selector.safetensors")
     again = Selector.from_arrays(safetensors.numpy.load_file(tmp_path / "selector.safetensors"))
     for name in ("expected", "weights", "choose", "neighbours"):
