@@ -159,7 +159,7 @@ def _train(
     spent_seconds: float,
 ) -> Run:
     """Fit a learner in closed form if it is to be, and meta-train it in rounds."""
-    fit_closed_form(learner, source)
+    fit_closed_form(learner, source, after_training=False)
     budget = Budget(**spec.budget.model_dump())
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_folder() / "compiled"))  # kept between processes
     return run_until(

@@ -1,0 +1,339 @@
+"""A learner that chooses, or weighs, plans of adapting from the support set alone.
+
+Shape legend: n support rows, T tasks, P plans.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+import numpy as np
+import safetensors.numpy
+import torch
+from torch import Tensor, nn
+
+from kshot.annotations import FractionBelowOne, NonNegativeInt, PositiveInt
+from kshot.argument_checks import check_arguments
+from kshot.learner import Learner, evaluation_mode, predict_query
+from kshot.learners.choosing.descriptors import describe
+from kshot.learners.choosing.selector import Selector
+from kshot.learners.pooling.fitted import FittedToTraining
+from kshot.objectives import Objective
+from kshot.tasks.source import TaskSource, draw
+from kshot.types import Batch, Task, Tree, to, tree_map
+
+Policy = Literal["fixed", "cross_validated", "learned_choice", "learned_weights"]
+
+FIRST = 1_000_000
+"""The first training task that plans are compared on: meta-training begins at 0."""
+CHUNK = 16
+"""Tasks drawn at once."""
+FOLDS = 3
+"""Of the cross-validation within a support set, unless the arguments say otherwise."""
+CAP = 100.0
+"""Losses are bounded by this many interquartile ranges above the median, so that a plan that diverges is only bad."""
+
+
+class Choosing(FittedToTraining):
+    """Chooses among plans, see `choose`, which documents the arguments.
+
+    The state is `{"weights": {plan: ()}, "plans": {plan: state}}` of the plans that were taken.
+
+    Attributes:
+        among: the plans in alphabetical order, as `names`.
+        selector: what was learned about them; None for policies that learn nothing more than their mean losses.
+    """
+
+    after_training = True
+    mean_losses: Tensor
+
+    def __init__(
+        self,
+        among: Mapping[str, Learner],
+        objective: Objective,
+        *,
+        policy: Policy,
+        folds: int,
+        most: int,
+        least_weight: float,
+        num_tasks: int,
+    ) -> None:
+        super().__init__(objective)
+        self.policy, self.folds, self.most, self.least_weight, self.num_tasks = (
+            policy, folds, most, least_weight, num_tasks
+        )  # fmt: skip
+        self.names = sorted(among)
+        self.among = nn.ModuleList(among[name] for name in self.names)
+        self.selector: Selector | None = None
+        self.register_buffer("mean_losses", torch.zeros(len(self.names)))
+        self.register_buffer("fitted", torch.zeros(()))
+        plans = self.plans.values()
+        self.transductive, self.ordered, self.causal_queries, self.annealed = (
+            any(getattr(plan, name) for plan in plans)
+            for name in ("transductive", "ordered", "causal_queries", "annealed")
+        )
+        self.num_members = min(most, len(self.names)) if policy == "learned_weights" else 1
+
+    @property
+    def plans(self) -> dict[str, Learner]:
+        """The plans by name."""
+        return dict(zip(self.names, self.among))  # type: ignore[arg-type]
+
+    def forward(self, task: Task) -> Tensor:
+        """The mean of the outer losses of the plans that have parameters to train, ()."""
+        trained = [plan for plan in self.among if any(each.requires_grad for each in plan.parameters())]
+        return torch.stack([plan(task) for plan in trained or self.among]).mean()
+
+    def fit_to_training(self, source: TaskSource) -> None:
+        """Compare the plans on training tasks, and fit what chooses among them by their descriptors."""
+        device = self.mean_losses.device
+        indices = range(FIRST, FIRST + self.num_tasks)
+        features, losses = list[Tensor](), list[Tensor]()
+        with evaluation_mode(self), torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            for start in range(0, self.num_tasks, CHUNK):
+                for task in draw(source, "train", indices[start : start + CHUNK]):
+                    task = to(task, device)
+                    losses.append(self.losses(task))
+                    if self.policy.startswith("learned"):
+                        features.append(self.features(task.support))
+        bounded = _bounded(torch.stack(losses))
+        self.mean_losses.copy_(bounded.mean(0))
+        if features:
+            units = source.units("train", indices)
+            groups = units if units is None or units.ndim == 1 else units[:, 0]
+            self.selector = Selector().fit(torch.stack(features).numpy(), bounded.numpy(), groups)
+        self.fitted.fill_(1.0)
+
+    def losses(self, task: Task) -> Tensor:
+        """The query loss of each plan after it has adapted to a task, float64 (P,), on the CPU."""
+        found = [
+            self.objective.loss(predict_query(plan, plan.adapt(task.support), task.query), task.query)
+            for plan in self.plans.values()
+        ]
+        return torch.stack(found).detach().double().cpu()
+
+    def features(self, support: Batch) -> Tensor:
+        """The descriptors of a support set that the learned policies read, float64, on the CPU."""
+        found = describe(support, classes=self.objective.classifies)
+        if not self.folds:
+            return found
+        errors = self.cross_validate(support)
+        return torch.cat([found, errors - errors.mean(), errors.mean()[None]])
+
+    def cross_validate(self, support: Batch) -> Tensor:
+        """The mean loss of each plan on rows that it was not adapted to, (P,); NaN if there are too few rows.
+
+        Rows are dealt to `folds` folds by class and content, so that their order has no effect.
+        """
+        fold_n = folds_of(support, self.folds or FOLDS, classes=self.objective.classifies)
+        if fold_n is None:
+            return torch.full((len(self.names),), torch.nan, dtype=torch.float64)
+        total = torch.zeros(len(self.names), dtype=torch.float64)
+        for fold in range(int(fold_n.max()) + 1):
+            held = fold_n == fold
+            kept = support._replace(weight=torch.where(held, 0.0, support.weight))
+            total += self.losses(Task(kept, support.rows(held))) * int(held.sum())
+        return total / int((fold_n >= 0).sum())
+
+    @torch.no_grad()
+    def weigh(self, support: Batch) -> Tensor:
+        """The weights of the plans for a support set, (P,), on the CPU; of plans that are not taken, 0."""
+        single = self.mean_losses.cpu().double()
+        if self.policy == "cross_validated":
+            errors = self.cross_validate(support).nan_to_num(torch.inf)
+            single = errors if bool(errors.isfinite().any()) else single
+        elif self.selector is not None:
+            features = self.features(support)[None].numpy()
+            if self.policy == "learned_weights":
+                return self._largest(torch.from_numpy(self.selector.weights(features)[0]))
+            single = torch.from_numpy(self.selector.expected(features)[0])
+        elif self.policy == "learned_weights":
+            return self._largest(torch.full((len(self.names),), 1 / len(self.names), dtype=torch.float64))
+        return nn.functional.one_hot(single.argmin(), len(self.names)).double()
+
+    def _largest(self, weight_P: Tensor) -> Tensor:
+        """The weights of the `most` plans of largest weight, without those below the least, scaled to the sum 1."""
+        rank_P = weight_P.argsort(descending=True, stable=True).argsort()
+        kept_P = torch.where((rank_P < self.most) & ((weight_P >= self.least_weight) | (rank_P == 0)), weight_P, 0.0)
+        return kept_P / kept_P.sum()
+
+    def _adapt(self, support: Batch) -> Tree:
+        if torch._C._functorch.peek_interpreter_stack() is not None:
+            raise ValueError(
+                "choose adapts to one task at a time, since which plans run depends on the values of its support set: "
+                "call it outside vmap; meta-training needs no adaptation of choose itself"
+            )
+        weights = dict(zip(self.names, self.weigh(support)))
+        taken = {name: weight for name, weight in weights.items() if weight > 0}
+        like = support.weight
+        return {
+            "weights": {name: weight.to(like.device, like.dtype) for name, weight in taken.items()},
+            "plans": {name: plan.adapt(support) for name, plan in self.plans.items() if name in taken},
+        }
+
+    def predict(self, state: Tree, inputs: Tree) -> Tree:
+        weights, plans = state["weights"], state.get("plans", {})
+        predictions = [self.plans[name].predict(plans.get(name, {}), inputs) for name in sorted(weights)]
+        return mixed(self.objective, predictions, [weights[name] for name in sorted(weights)])
+
+    def oracle(self, support: Batch, judge: Batch) -> Tree:
+        """The state of the plan that loses least on `judge`, examples of the same task; for measuring only.
+
+        Judge it on other examples than it was chosen by, or it is better than any plan by luck.
+        """
+        best = int(self.losses(Task(support, judge)).nan_to_num(torch.inf).argmin())
+        name = self.names[best]
+        return {"weights": {name: support.weight.new_ones(())}, "plans": {name: self.plans[name].adapt(support)}}
+
+    def get_extra_state(self) -> Tensor:
+        """What was learned, as bytes in a tensor, so that checkpoints hold it."""
+        written = b"" if self.selector is None else safetensors.numpy.save(self.selector.to_arrays())
+        return torch.frombuffer(bytearray(written), dtype=torch.uint8) if written else torch.zeros(0, dtype=torch.uint8)
+
+    def set_extra_state(self, state: Tensor) -> None:
+        """Restore what `get_extra_state` returned."""
+        written = state.cpu().numpy().tobytes()
+        self.selector = Selector.from_arrays(safetensors.numpy.load(written)) if written else None
+
+
+def mixed(objective: Objective, predictions: Sequence[Tree], weights: Sequence[Tensor]) -> Tree:
+    r"""The mixture of predictions under weights that sum to 1, in the form that the objective takes.
+
+    Classes and tokens: $\log \sum_p w_p \, \mathrm{softmax}(\hat y_p)$; labels: the logit of $\sum_p w_p
+    \sigma(\hat y_p)$; values: $\sum_p w_p \hat y_p$; distributions: mean and standard deviation of the mixture. A
+    single prediction is returned as it is.
+
+    Example:
+        >>> logits = [torch.tensor([[0.0, 0.0]]), torch.tensor([[0.0, 100.0]])]
+        >>> mixed(kshot.objectives.classification, logits, [torch.tensor(0.5)] * 2).exp()
+        tensor([[0.2500, 0.7500]])
+    """
+    if len(predictions) == 1:
+        return predictions[0]
+    total = lambda trees: tree_map(lambda *leaves: sum(w * leaf for w, leaf in zip(weights, leaves)), *trees)  # noqa: E731
+    if objective.predicts in ("classes", "tokens"):
+        logs = torch.stack([each.log_softmax(-1) + weight.log() for each, weight in zip(predictions, weights)])
+        return logs.logsumexp(0).clamp_min(torch.finfo(logs.dtype).min)
+    if objective.predicts == "labels":
+        return torch.logit(total([each.sigmoid() for each in predictions]), eps=1e-7)
+    if objective.predicts == "distribution":
+        mean = total([each["mean"] for each in predictions])
+        variance = total([each["std"].square() + (each["mean"] - mean).square() for each in predictions])
+        return {"mean": mean, "std": variance.sqrt()}
+    return total(predictions)
+
+
+def folds_of(support: Batch, most: int, *, classes: bool) -> Tensor | None:
+    """The fold of each row (n,), -1 for rows of weight 0; None if fewer than two rows, or one of a class, are there.
+
+    There are `most` folds, or as many as there are rows (of the smallest class) if these are fewer.
+    """
+    real_n = support.weight > 0
+    target_nD = support.targets.detach().flatten(1).double().cpu().numpy()
+    class_n = target_nD.argmax(1) if classes else np.zeros(len(target_nD), np.int64)
+    rows = np.flatnonzero(real_n.cpu().numpy())
+    count = np.unique(class_n[rows], return_counts=True)[1]
+    folds = min(most, int(count.min(initial=len(rows))))
+    if folds < 2:
+        return None
+    inputs = [leaf.detach().flatten(1).double().cpu().numpy() for leaf in torch.utils._pytree.tree_leaves(support.inputs)]
+    keys = [key for leaf in inputs for key in (leaf.sum(1), leaf @ np.sqrt(np.arange(1, leaf.shape[1] + 1)))]
+    order = np.lexsort([key[rows] for key in (*keys, *target_nD.T, class_n)])
+    fold_n = np.full(len(real_n), -1)
+    fold_n[rows[order]] = np.arange(len(rows)) % folds
+    return torch.from_numpy(fold_n).to(real_n.device)
+
+
+def _bounded(losses_TP: Tensor) -> Tensor:
+    """Losses with those that are not finite, or far above the others, replaced by an upper bound."""
+    finite = losses_TP[losses_TP.isfinite()]
+    if not len(finite):
+        return torch.zeros_like(losses_TP)
+    low, middle, high = finite.quantile(torch.tensor([0.25, 0.5, 0.75], dtype=finite.dtype))
+    bound = middle + CAP * (high - low)
+    return losses_TP.nan_to_num(torch.inf, torch.inf).clamp_max(max(bound, finite.min()))
+
+
+@check_arguments
+def choose(
+    among: Mapping[str, Learner],
+    *,
+    policy: Policy = "learned_weights",
+    folds: NonNegativeInt = 0,
+    most: PositiveInt = 3,
+    least_weight: FractionBelowOne = 0.05,
+    num_tasks: PositiveInt = 300,
+) -> Choosing:
+    r"""Choose among plans of adapting, or weigh them, from the support set alone.
+
+    $$ \hat y = \sum_p w_p(\text{support}) \, \hat y_p, \qquad \sum_p w_p = 1 $$
+
+    A plan is any learner: another algorithm, or the same with other steps, rates or adaptable parameters. Once the
+    plans are trained, all of them adapt to training tasks, and a `Selector` learns what each loses on the queries from
+    `describe(support)`: sizes, statistics of the targets, and errors of simple fits for rows that are left out. Then
+    only the plans that are taken adapt to a new task. Predictions are mixed as probabilities of classes, means of
+    values, and mixtures of distributions.
+
+    Meta-training minimises the mean of the plans' outer losses. Plans may share a model, and in a run file those that
+    adapt the run's model do. `training.fit` and runs fit what chooses after the training, a run after each round;
+    `training.fit_closed_form(learner, source)` does so for plans that are not trained. Until then plans count as equal.
+
+    Args:
+        among: name to plan, two or more, of one objective.
+        policy: "fixed" takes the plan that is best in the mean over training tasks; "cross_validated" that which is
+            best in a cross-validation within the support set, where it has enough rows; "learned_choice" that of the
+            least expected loss; "learned_weights" weighs plans by their expected losses.
+        folds: of a cross-validation within the support set: 3 for "cross_validated" if this is 0. The learned policies
+            read the errors of all plans in it if it is not 0, so that adapting costs `folds` times all plans.
+        most: the most plans that are weighed; others get the weight 0, and do not run.
+        least_weight: so do plans of less weight.
+        num_tasks: number of training tasks on which plans are compared.
+
+    Returns:
+        A learner for tasks of any kind that all plans take.
+
+    Raises:
+        ValueError: fewer than two plans, a name with "/", plans of different objectives, or an objective whose
+            predictions cannot be mixed, with "learned_weights"; when adapting, a call under `vmap`.
+
+    Example:
+        >>> from kshot.learners.baselines.regressors import neighbours, ridge
+        >>> learner = choose({"near": neighbours(1), "line": ridge(0.1)}, policy="learned_choice", num_tasks=20)
+        >>> kshot.training.fit_closed_form(learner, kshot.sources.sinusoids())
+        True
+        >>> state = learner.adapt(kshot.sources.sinusoids().task("test", 0).support)
+        >>> list(state["weights"])
+        ['near']
+
+    References:
+        Rice: The algorithm selection problem, Advances in Computers 15, 1976. Montero-Manso, Athanasopoulos, Hyndman,
+        Talagala: FFORMA, International Journal of Forecasting 36, 2020 (weights learned from features of a series).
+
+    Deviations:
+        FFORMA learns the weights by boosted trees that minimise the mixed loss; here a forest weighs earlier tasks, as
+        `Selector` documents.
+    """
+    if len(among) < 2:
+        raise ValueError(f"choose needs at least two plans in `among`, got {', '.join(among) or 'none'}")
+    for name, plan in among.items():
+        if not name or "/" in name:
+            raise ValueError(f"the name of a plan must be text without '/', got {name!r}")
+        if not isinstance(plan, Learner):
+            raise ValueError(f"plan {name!r} must be a learner, got a {type(plan).__name__}")
+    (first, plan), *others = among.items()
+    for name, other in others:
+        if other.objective != plan.objective:
+            raise ValueError(
+                f"plans must share an objective: {first!r} has {plan.objective.name}, {name!r} {other.objective.name}"
+            )
+    if policy == "learned_weights" and plan.objective.predicts is None:
+        raise ValueError(
+            "the objective does not say what it `predicts`, so that predictions cannot be mixed: take policy "
+            "learned_choice"
+        )
+    return Choosing(
+        among, plan.objective,
+        policy=policy, folds=folds, most=most, least_weight=least_weight, num_tasks=num_tasks,
+    )  # fmt: skip
