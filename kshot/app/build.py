@@ -224,9 +224,7 @@ def build_learner(spec: Spec, model: nn.Module, shapes: Shapes, learner: Part | 
     features = partial(_features_of, base, shapes, learner.kind)
     supplies: Supplies = {
         **dict.fromkeys((Supplied.MODEL, Supplied.EMBEDDING, Supplied.MAP_EMBEDDING), lambda: base),
-        Supplied.FROZEN_EMBEDDING: lambda: (model if learner is spec.learner else copy.deepcopy(model)).requires_grad_(
-            False
-        ),
+        Supplied.FROZEN_EMBEDDING: lambda: model.requires_grad_(False),
         Supplied.TASK_ENCODER: lambda: build_model(
             spec, shapes | {"targets": [_declared(learner, Declared.TASK_DIM)]}, head=True
         ),
@@ -237,7 +235,7 @@ def build_learner(spec: Spec, model: nn.Module, shapes: Shapes, learner: Part | 
         Supplied.ITEM_FACTORS: lambda: _num_features(shapes, "item_factors"),
         Supplied.SEED: lambda: spec.seed,
         Objective: lambda: objectives.from_name(shapes["objective"], allow_import=True),
-        Learner: partial(build_learner, spec, model, shapes),
+        Learner: partial(_inner_learner, spec, model, shapes, learner),
     }
     # The weights of a head must not repeat those that the base model drew from the same seed.
     alone = all(each.optional for supplied, each in _supplied_arguments(learner).items() if supplied in MODELS)
@@ -249,6 +247,15 @@ def build_learner(spec: Spec, model: nn.Module, shapes: Shapes, learner: Part | 
             "its factory take objective: Objective"
         )
     return built
+
+
+def _inner_learner(spec: Spec, model: nn.Module, shapes: Shapes, outer: Part, part: Part) -> Learner:
+    """A learner among the options of another, with the same model, unless it keeps it fixed or takes another sort."""
+    if has_head(spec, part) != has_head(spec, outer):  # which it can do without: the run file was checked
+        spec, model = spec.model_copy(update={"model": None}), nn.Identity()
+    elif Supplied.FROZEN_EMBEDDING in _supplied_arguments(part):
+        model = copy.deepcopy(model)
+    return build_learner(spec, model, shapes, part)
 
 
 def build_policy(spec: Spec, target: Target, budget: Budget) -> Policy | None:

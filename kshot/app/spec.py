@@ -111,8 +111,10 @@ class BaselinesSpec(Strict):
 
 BUDGET = section("kshot.deciding.policies:Budget")
 PRETRAIN = section("kshot.training.pretrain:pretrain", "model", "source", "head", "seed")
-TRAIN = section("kshot.deciding.loop:run_until", "source", "target", "num_val_tasks", "seed", "folder", "spent_seconds")
-REJECT = section("kshot.evaluation.rejection:rejection", "source", "threshold", "split", "num_tasks")
+TRAIN = section(
+    "kshot.deciding.loop:run_until", "learner", "source", "target", "num_val_tasks", "seed", "folder", "spent_seconds"
+)
+REJECT = section("kshot.evaluation.rejection:rejection", "learner", "source", "threshold", "split", "num_tasks")
 
 
 class Spec(Strict):
@@ -144,10 +146,10 @@ class Spec(Strict):
             raise ValueError(f"learner {self.learner.kind} is a network of its own: leave out 'model'")
         if self.model is None and not all(each.optional for each in models):
             raise ValueError(f"learner {self.learner.kind} adapts a model: the key 'model' is missing")
-        if len({each.supplied is Supplied.MODEL for each in models}) > 1:
+        if len({each.supplied is Supplied.MODEL for each in models if not each.optional}) > 1:
             raise ValueError(
-                f"learner {self.learner.kind}: {', '.join(part.kind for part in parts[1:])} do not go together, as some "
-                "take the model with a last layer for the task's outputs, as maml, and some its features, as protonet"
+                f"learner {self.learner.kind}: {', '.join(part.kind for part in parts[1:])} do not go together, since "
+                "some take the model with its last layer, as maml does, and some without it, as protonet does"
             )
         needing = NEED_A_MODEL & {name for name in self.baselines.names or [] if isinstance(name, str)}
         if self.model is None and (self.pretrain or needing):

@@ -16,12 +16,12 @@ from torch import Tensor, nn
 from kshot.annotations import FractionBelowOne, NonNegativeInt, PositiveInt
 from kshot.argument_checks import check_arguments
 from kshot.learner import Learner, evaluation_mode, predict_query
-from kshot.learners.choosing.descriptors import describe
+from kshot.learners.choosing.descriptors import Floats, describe
 from kshot.learners.choosing.selector import Selector
 from kshot.learners.pooling.fitted import FittedToTraining
 from kshot.objectives import Objective
 from kshot.tasks.source import TaskSource, draw
-from kshot.types import Batch, Task, Tree, to, tree_map
+from kshot.types import Batch, Task, Tree, to, tree_leaves, tree_map
 
 Policy = Literal["fixed", "cross_validated", "learned_choice", "learned_weights"]
 
@@ -89,7 +89,7 @@ class Choosing(FittedToTraining):
         """Compare the plans on training tasks, and fit what chooses among them by their descriptors."""
         device = self.mean_losses.device
         indices = range(FIRST, FIRST + self.num_tasks)
-        features, losses = list[Tensor](), list[Tensor]()
+        features, losses = list[Floats](), list[Tensor]()
         with evaluation_mode(self), torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             for start in range(0, self.num_tasks, CHUNK):
@@ -103,7 +103,7 @@ class Choosing(FittedToTraining):
         if features:
             units = source.units("train", indices)
             groups = units if units is None or units.ndim == 1 else units[:, 0]
-            self.selector = Selector().fit(torch.stack(features).numpy(), bounded.numpy(), groups)
+            self.selector = Selector().fit(np.stack(features), bounded.numpy(), groups)
         self.fitted.fill_(1.0)
 
     def losses(self, task: Task) -> Tensor:
@@ -114,13 +114,13 @@ class Choosing(FittedToTraining):
         ]
         return torch.stack(found).detach().double().cpu()
 
-    def features(self, support: Batch) -> Tensor:
-        """The descriptors of a support set that the learned policies read, float64, on the CPU."""
+    def features(self, support: Batch) -> Floats:
+        """The descriptors of a support set that the learned policies read."""
         found = describe(support, classes=self.objective.classifies)
         if not self.folds:
             return found
-        errors = self.cross_validate(support)
-        return torch.cat([found, errors - errors.mean(), errors.mean()[None]])
+        errors = self.cross_validate(support).numpy()
+        return np.concatenate([found, errors - errors.mean(), [errors.mean()]])
 
     def cross_validate(self, support: Batch) -> Tensor:
         """The mean loss of each plan on rows that it was not adapted to, (P,); NaN if there are too few rows.
@@ -145,7 +145,7 @@ class Choosing(FittedToTraining):
             errors = self.cross_validate(support).nan_to_num(torch.inf)
             single = errors if bool(errors.isfinite().any()) else single
         elif self.selector is not None:
-            features = self.features(support)[None].numpy()
+            features = self.features(support)[None]
             if self.policy == "learned_weights":
                 return self._largest(torch.from_numpy(self.selector.weights(features)[0]))
             single = torch.from_numpy(self.selector.expected(features)[0])
@@ -189,8 +189,10 @@ class Choosing(FittedToTraining):
 
     def get_extra_state(self) -> Tensor:
         """What was learned, as bytes in a tensor, so that checkpoints hold it."""
-        written = b"" if self.selector is None else safetensors.numpy.save(self.selector.to_arrays())
-        return torch.frombuffer(bytearray(written), dtype=torch.uint8) if written else torch.zeros(0, dtype=torch.uint8)
+        if self.selector is None:
+            return torch.zeros(0, dtype=torch.uint8)
+        arrays = {name: np.ascontiguousarray(array) for name, array in self.selector.to_arrays().items()}
+        return torch.frombuffer(bytearray(safetensors.numpy.save(arrays)), dtype=torch.uint8)
 
     def set_extra_state(self, state: Tensor) -> None:
         """Restore what `get_extra_state` returned."""
@@ -231,14 +233,14 @@ def folds_of(support: Batch, most: int, *, classes: bool) -> Tensor | None:
     There are `most` folds, or as many as there are rows (of the smallest class) if these are fewer.
     """
     real_n = support.weight > 0
-    target_nD = support.targets.detach().flatten(1).double().cpu().numpy()
+    target_nD = support.targets.detach().reshape(len(real_n), -1).double().cpu().numpy()
     class_n = target_nD.argmax(1) if classes else np.zeros(len(target_nD), np.int64)
     rows = np.flatnonzero(real_n.cpu().numpy())
     count = np.unique(class_n[rows], return_counts=True)[1]
     folds = min(most, int(count.min(initial=len(rows))))
     if folds < 2:
         return None
-    inputs = [leaf.detach().flatten(1).double().cpu().numpy() for leaf in torch.utils._pytree.tree_leaves(support.inputs)]
+    inputs = [leaf.detach().reshape(len(leaf), -1).double().cpu().numpy() for leaf in tree_leaves(support.inputs)]
     keys = [key for leaf in inputs for key in (leaf.sum(1), leaf @ np.sqrt(np.arange(1, leaf.shape[1] + 1)))]
     order = np.lexsort([key[rows] for key in (*keys, *target_nD.T, class_n)])
     fold_n = np.full(len(real_n), -1)
@@ -262,9 +264,9 @@ def choose(
     *,
     policy: Policy = "learned_weights",
     folds: NonNegativeInt = 0,
-    most: PositiveInt = 3,
+    most: PositiveInt = 2,
     least_weight: FractionBelowOne = 0.05,
-    num_tasks: PositiveInt = 300,
+    num_tasks: PositiveInt = 500,
 ) -> Choosing:
     r"""Choose among plans of adapting, or weigh them, from the support set alone.
 

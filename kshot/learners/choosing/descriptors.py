@@ -5,28 +5,34 @@ Shape legend: n rows, F features of an input, D numbers of a target, K kernels.
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
+import numpy as np
+from numpy.typing import NDArray
 
 from kshot.types import Batch, Tree, tree_leaves
 
-WIDTHS = (4.0, 2.0, 1.0, 0.5, 0.25)
+Floats = NDArray[np.float64]
+
+WIDTHS = np.array([4.0, 2.0, 1.0, 0.5, 0.25])
 """Length scales of the Gaussian kernels, in standard deviations of an input times the root of their number."""
 RIDGE = 0.05
 EQUAL = 1e-3
 """Targets are equal if they differ by less, in standard deviations."""
+LEAST_ERROR = 1e-4
 KERNELS = ("linear", "quadratic", *(f"gaussian of width {width:g}" for width in WIDTHS))
-DESCRIPTORS = (
+SIZES = (
     "log number of examples", "log number of inputs", "log number of targets or classes", "log least shots of a class",
-    "log size of targets", "log spread of targets", "skewness of targets", "kurtosis of targets",
-    "share of examples with another of the same target", "error of the nearest example",
-    *(f"error of a {kernel} fit" for kernel in KERNELS),
 )  # fmt: skip
+MOMENTS = (
+    "log size of targets", "log spread of targets", "skewness of targets", "log kurtosis of targets",
+    "share of examples with another of the same target",
+)  # fmt: skip
+ERRORS = ("error of the nearest example", *(f"error of a {kernel} fit" for kernel in KERNELS))
+DESCRIPTORS = (*SIZES, *MOMENTS, *ERRORS)
 """Names of what `describe` returns. Errors are logarithms, relative to the mean of the other targets."""
 
 
-def describe(support: Batch, *, classes: bool) -> Tensor:
-    r"""Descriptors of a support set, float64 (len(DESCRIPTORS),), on the CPU; NaN where there are too few rows.
+def describe(support: Batch, *, classes: bool) -> Floats:
+    r"""Descriptors of a support set, (len(DESCRIPTORS),); NaN where there are too few rows, or they do not vary.
 
     The fits are kernel ridge regressions of standardised targets, and of one-hot labels, on standardised inputs. Their
     errors for each row, when it is left out, have a closed form, with the kernel matrix $k$:
@@ -37,74 +43,72 @@ def describe(support: Batch, *, classes: bool) -> Tensor:
     are integers, such as symbols, are left out.
 
     Args:
-        support: leaves (n, ...).
+        support: leaves (n, ...), on any device.
         classes: whether targets are one-hot.
 
     Example:
         >>> x = torch.linspace(-1, 1, 10)[:, None]
-        >>> found = dict(zip(DESCRIPTORS, describe(Batch.of(x, 3 * x), classes=False).tolist()))
-        >>> found["error of a linear fit"] < -4 < found["error of a gaussian of width 0.25 fit"]
+        >>> found = dict(zip(DESCRIPTORS, describe(Batch.of(x, 3 * x), classes=False)))
+        >>> bool(found["error of a linear fit"] < -4 < found["error of a gaussian of width 0.25 fit"])
         True
 
     References:
         Rasmussen, Williams: Gaussian Processes for Machine Learning, 2006, section 5.4.2 (leave-one-out errors).
-        Vanschoren: Meta-Learning: A Survey, arXiv:1810.03548, section 3 (such descriptors of data sets).
+        Vanschoren: Meta-Learning: A Survey, 2018, arXiv:1810.03548, section 3 (descriptors of data sets).
     """
-    real = (support.weight > 0).cpu()
-    target_nD = _columns(support.targets)[real]
-    input_nF = _columns(support.inputs)[real]
-    rows, (inputs, targets) = len(target_nD), (input_nF.shape[1], target_nD.shape[1])
+    real = support.weight.detach().cpu().numpy() > 0
+    target_nD, input_nF = _columns(support.targets)[real], _columns(support.inputs)[real]
+    found = np.full(len(DESCRIPTORS), np.nan)
     counts = target_nD.sum(0)
-    ways = float((counts > 0).sum()) if classes else targets
-    shots = float(counts[counts > 0].min()) if classes and (counts > 0).any() else rows
-    sizes = torch.tensor([rows, inputs, ways, shots], dtype=torch.float64).clamp_min(0.5).log()
-    if rows < 3:
-        return torch.cat([sizes, torch.full((len(DESCRIPTORS) - len(sizes),), torch.nan, dtype=torch.float64)])
-    target_nD = target_nD[:, target_nD.std(0, correction=0) > 1e-12 * target_nD.abs().amax(0)]
-    return torch.cat([sizes, _moments(target_nD), _errors(_standardised(input_nF), _standardised(target_nD))])
-
-
-def _columns(tree: Tree) -> Tensor:
-    """The floating-point numbers of a tree as rows (n, F), float64 on the CPU."""
-    leaves = [leaf.detach().cpu() for leaf in tree_leaves(tree)]
-    flat = [leaf.flatten(1) if leaf.ndim > 1 else leaf[:, None] for leaf in leaves]
-    numbers = [leaf.double() for leaf in flat if leaf.is_floating_point()]
-    return torch.cat(numbers, 1) if numbers else flat[0].double()[:, :0]
-
-
-def _standardised(rows_nF: Tensor) -> Tensor:
-    std_F = rows_nF.std(0, correction=0)
-    return (rows_nF - rows_nF.mean(0)) / torch.where(std_F > 0, std_F, 1.0)
-
-
-def _moments(target_nD: Tensor) -> Tensor:
-    """Size, spread, skewness, kurtosis and the share of equal targets, (5,); NaN if all targets are the same."""
-    if not target_nD.shape[1]:
-        return torch.full((5,), torch.nan, dtype=torch.float64)
+    ways = (counts > 0).sum() if classes else target_nD.shape[1]
+    shots = counts[counts > 0].min() if classes and ways else len(target_nD)
+    found[: len(SIZES)] = np.log(np.maximum([len(target_nD), input_nF.shape[1], ways, shots], 0.5))
     unit_nD = _standardised(target_nD)
-    apart_nn = (unit_nD[:, None] - unit_nD[None]).abs().amax(2)
-    apart_nn.fill_diagonal_(torch.inf)
-    size, spread = target_nD.square().mean().sqrt(), target_nD.var(0, correction=0).mean().sqrt()
-    equal = (apart_nn.amin(1) < EQUAL).double().mean()
-    return torch.stack([size.log(), spread.log(), unit_nD.pow(3).mean(), unit_nD.pow(4).mean().log(), equal])
+    if len(unit_nD) > 2 and unit_nD.shape[1]:
+        found[len(SIZES) : -len(ERRORS)] = _moments(target_nD, unit_nD)
+        if (standard_nF := _standardised(input_nF)).shape[1]:
+            found[-len(ERRORS) :] = _errors(standard_nF, unit_nD)
+    return found
 
 
-def _errors(input_nF: Tensor, target_nD: Tensor) -> Tensor:
-    """The logarithms of the leave-one-out errors of the nearest row and of each kernel, (1 + K,)."""
+def _columns(tree: Tree) -> Floats:
+    """The floating-point numbers of a tree as rows (n, F)."""
+    leaves = [leaf.detach().flatten(1) if leaf.ndim > 1 else leaf.detach()[:, None] for leaf in tree_leaves(tree)]
+    numbers = [leaf.cpu().double().numpy() for leaf in leaves if leaf.is_floating_point()]
+    return np.concatenate(numbers, 1) if numbers else np.zeros((len(leaves[0]), 0))
+
+
+def _standardised(rows_nF: Floats) -> Floats:
+    """The columns that vary, with mean 0 and variance 1."""
+    if not rows_nF.size:
+        return rows_nF[:, :0]
+    apart_nF = rows_nF - rows_nF.mean(0)
+    std_F = np.sqrt(np.square(apart_nF).mean(0))
+    varies_F = std_F > 1e-9 * np.abs(rows_nF).max(0)
+    return apart_nF[:, varies_F] / std_F[varies_F]
+
+
+def _moments(target_nD: Floats, unit_nD: Floats) -> list[float]:
+    """The values of `MOMENTS`."""
+    apart_nn = np.abs(unit_nD[:, None] - unit_nD).max(2)
+    np.fill_diagonal(apart_nn, np.inf)
+    size, spread = np.square(target_nD).mean(), np.square(target_nD - target_nD.mean(0)).mean()
+    skewness, kurtosis = (unit_nD**3).mean(), (unit_nD**4).mean()
+    return [np.log(size) / 2, np.log(spread) / 2, skewness, np.log(kurtosis), (apart_nn.min(1) < EQUAL).mean()]
+
+
+def _errors(input_nF: Floats, target_nD: Floats) -> Floats:
+    """The values of `ERRORS`."""
     rows = len(input_nF)
-    if not (input_nF.shape[1] and target_nD.shape[1]):
-        return torch.full((1 + len(KERNELS),), torch.nan, dtype=torch.float64)
-    product_nn = input_nF @ input_nF.mT / input_nF.shape[1]
-    diagonal_n = product_nn.diagonal()
-    square_nn = (diagonal_n[:, None] + diagonal_n - 2 * product_nn).clamp_min(0)
-    kernel_Knn = torch.stack(
-        [product_nn + 1, (product_nn + 1).square(), *(torch.exp(-square_nn / (2 * width**2)) for width in WIDTHS)]
-    )
-    inverse_Knn = torch.linalg.inv(kernel_Knn + RIDGE * torch.eye(rows, dtype=torch.float64))
-    left_KnD = (inverse_Knn @ target_nD) / inverse_Knn.diagonal(dim1=1, dim2=2)[..., None]
-    distance_nn = square_nn.clone()
-    distance_nn.fill_diagonal_(torch.inf)
-    near_nn = (distance_nn <= distance_nn.amin(1, keepdim=True) * (1 + 1e-9)).double()
-    near_nD = target_nD - near_nn @ target_nD / near_nn.sum(1, keepdim=True)
-    left = torch.cat([near_nD[None], left_KnD]).square().mean((1, 2))
-    return ((left + 1e-4) / (rows / (rows - 1)) ** 2).log()
+    product_nn = input_nF @ input_nF.T / input_nF.shape[1]
+    size_n = product_nn.diagonal()
+    square_nn = np.maximum(size_n[:, None] + size_n - 2 * product_nn, 0)
+    gaussian_Knn = np.exp(-square_nn / (2 * WIDTHS[:, None, None] ** 2))
+    kernel_Knn = np.concatenate([product_nn[None] + 1, (product_nn[None] + 1) ** 2, gaussian_Knn])
+    inverse_Knn = np.linalg.inv(kernel_Knn + RIDGE * np.eye(rows))
+    left_KnD = inverse_Knn @ target_nD / np.diagonal(inverse_Knn, axis1=1, axis2=2)[..., None]
+    np.fill_diagonal(square_nn, np.inf)
+    near_nn = square_nn <= square_nn.min(1, keepdims=True) * (1 + 1e-9)
+    near_nD = target_nD - near_nn @ target_nD / near_nn.sum(1, keepdims=True)
+    errors = [np.square(near_nD).mean(), *np.square(left_KnD).mean((1, 2))]
+    return np.log((np.array(errors) + LEAST_ERROR) / (rows / (rows - 1)) ** 2)

@@ -159,6 +159,9 @@ class _Forest(NamedTuple):
 
     def weights(self, x: Floats) -> Floats:
         """Weights of the earlier instances, (m, n)."""
+        if len(x) == 1:  # the sparse product would sort all leaves
+            same = self.leaves == self.apply(x)
+            return (same / same.sum(0)).mean(1)[None]
         from scipy.sparse import csr_array
 
         size, trees = len(self.feature), len(self.roots)
