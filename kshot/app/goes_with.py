@@ -48,8 +48,8 @@ LEARNERS: dict[str, tuple[Targets, ...]] = {
     "forecast_ensemble": ("numbers",),
     "item_similarity": ("clicks",),
 }
-"""What the tasks of each learner may predict; `choose` is as its plans. Those of `BY_HEAD` give a class without support examples no probability:
-they take shared classes where each task has examples of all of its classes."""
+"""What the tasks of each learner may predict; `choose` is as its plans. Those of `BY_HEAD` give a class without support
+examples no probability: they take shared classes where each task has examples of all of its classes."""
 
 NO_MODEL: dict[str, tuple[str, ...]] = {
     "item_similarity": (SORTS["counts"],),

@@ -175,7 +175,8 @@ def _problem(parameter: inspect.Parameter, hint: Any, supplied: bool, schema: An
         return "its argument 'kind' has the name of the key that chooses the factory; rename it"
     if supplied or not required:
         return None
-    if any(isinstance(each, type) and issubclass(each, load("torch.nn:Module")) for each in _leaves(hint)):
+    is_module = any(isinstance(each, type) and issubclass(each, load("torch.nn:Module")) for each in _leaves(hint))
+    if is_module and schema is None:
         return (
             f"its argument {name!r} is a network, and the annotation does not say which: annotate it as "
             "kshot.supplied.BaseModel, the model with a last layer for the task's outputs, or as "

@@ -1,6 +1,7 @@
 """Choosing among plans of adapting: what is chosen, how predictions are mixed, what checkpoints and run files hold."""
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -203,6 +204,16 @@ def test_plans_that_share_a_model_are_trained_on_the_mean_of_their_losses():
     torch.testing.assert_close(learner.mean_losses.double(), torch.stack(expected).mean(0), rtol=1e-5, atol=0)
 
 
+def test_plans_are_fitted_before_they_are_compared():
+    pooling = kshot.learners.partial_pooling(1, 1, knots=3, objective=objectives.mse)
+    learner = choose({"pooling": pooling, "mean": SupportMean(objectives.mse)}, policy="fixed", num_tasks=20)
+    assert kshot.training.fit_closed_form(learner, LinesAndWaves(), after_training=False)
+    assert (float(pooling.fitted), float(learner.fitted)) == (1, 0)
+    assert kshot.training.fit_closed_form(learner, LinesAndWaves())
+    expected = torch.stack([learner.losses(LinesAndWaves().task("train", 1_000_000 + index)) for index in range(20)])
+    torch.testing.assert_close(learner.mean_losses.double(), expected.mean(0), rtol=1e-5, atol=0)
+
+
 def test_a_plan_that_diverges_is_bad_and_no_error():
     learner = choose({"mean": SupportMean(objectives.mse), "wild": Constant(math.inf)}, num_tasks=12)
     kshot.training.fit_closed_form(learner, LinesAndWaves())
@@ -278,7 +289,34 @@ def test_a_run_file_that_is_wrong_is_said_to_be(old, new, message):
         parse_spec(RUN.replace(old, new), "run.yaml")
 
 
-def test_a_run_is_trained_resumed_and_loaded(tmp_path):
+class Doubled(Learner):
+    """Twice what another learner predicts."""
+
+    def __init__(self, inner):
+        super().__init__(inner.objective)
+        self.inner = inner
+
+    def _adapt(self, support):
+        return self.inner.adapt(support)
+
+    def predict(self, state, inputs):
+        return 2 * self.inner.predict(state, inputs)
+
+
+def doubled(inner: Learner) -> Doubled:
+    return Doubled(inner)
+
+
+def test_a_learner_of_ones_own_may_take_another(monkeypatch):
+    monkeypatch.syspath_prepend(Path(__file__).parent)
+    own = RUN.replace("kind: cnp, width: 8", 'kind: "test_choosing:doubled", inner: {kind: cnp, width: 8}')
+    spec, shapes = parse_spec(own, "run.yaml"), shapes_of(kshot.sources.sinusoids())
+    network = build_learner(spec, build_model(spec, shapes, head=True), shapes).plans["network"]
+    assert type(network).__name__ == "Doubled"
+    assert sum(each.numel() for each in network.inner.parameters()) > 0
+
+
+def test_a_run_is_trained_and_loaded(tmp_path):
     spec = parse_spec(RUN, "run.yaml")
     report = run(spec, tmp_path / "run")
     trained = kshot.load(tmp_path / "run")

@@ -266,7 +266,7 @@ def choose(
     folds: NonNegativeInt = 0,
     most: PositiveInt = 2,
     least_weight: FractionBelowOne = 0.05,
-    num_tasks: PositiveInt = 500,
+    num_tasks: PositiveInt = 300,
 ) -> Choosing:
     r"""Choose among plans of adapting, or weigh them, from the support set alone.
 
@@ -291,7 +291,8 @@ def choose(
             read the errors of all plans in it if it is not 0, so that adapting costs `folds` times all plans.
         most: the most plans that are weighed; others get the weight 0, and do not run.
         least_weight: so do plans of less weight.
-        num_tasks: number of training tasks on which plans are compared.
+        num_tasks: number of training tasks on which plans are compared. A plan that has memorised the training classes
+            looks better on them than it is.
 
     Returns:
         A learner for tasks of any kind that all plans take.
