@@ -322,6 +322,6 @@ def test_a_run_is_trained_and_loaded(tmp_path):
     trained = kshot.load(tmp_path / "run")
     assert float(trained.learner.fitted) == 1
     assert trained.learner.selector is not None
-    assert report["protocol"]["ensemble"] == 2
+    assert report["protocol"]["ensemble"] == 3
     again = kshot.evaluate(trained.learner, kshot.sources.sinusoids(), num_tasks=6, audit=False)
     assert again.metrics["mse"].mean == report["test"]["mse"]["mean"]

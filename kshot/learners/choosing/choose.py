@@ -31,6 +31,8 @@ CHUNK = 16
 """Tasks drawn at once."""
 FOLDS = 3
 """Of the cross-validation within a support set, unless the arguments say otherwise."""
+TREES, LEAF_SIZES = 100, (2, 5, 10)
+"""Of the selector: losses on the few queries of a task are noisy, and a choice must cost less than adapting."""
 CAP = 100.0
 """Losses are bounded by this many interquartile ranges above the median, so that a plan that diverges is only bad."""
 
@@ -103,7 +105,9 @@ class Choosing(FittedToTraining):
         if features:
             units = source.units("train", indices)
             groups = units if units is None or units.ndim == 1 else units[:, 0]
-            self.selector = Selector().fit(np.stack(features), bounded.numpy(), groups)
+            self.selector = Selector(trees=TREES, leaf_sizes=LEAF_SIZES).fit(
+                np.stack(features), bounded.numpy(), groups
+            )
         self.fitted.fill_(1.0)
 
     def losses(self, task: Task) -> Tensor:
@@ -264,8 +268,8 @@ def choose(
     *,
     policy: Policy = "learned_weights",
     folds: NonNegativeInt = 0,
-    most: PositiveInt = 2,
-    least_weight: FractionBelowOne = 0.05,
+    most: PositiveInt = 3,
+    least_weight: FractionBelowOne = 0.2,
     num_tasks: PositiveInt = 300,
 ) -> Choosing:
     r"""Choose among plans of adapting, or weigh them, from the support set alone.
