@@ -225,7 +225,7 @@ class _Forest(NamedTuple):
         if len(x) == 1:  # the sparse product would sort all leaves
             instance, tree = np.nonzero(self.leaves == self.apply(x))
             share = 1 / (len(self.roots) * np.bincount(tree))[tree]
-            return np.bincount(instance, share, len(self.leaves))[None]
+            return np.asarray(np.bincount(instance, share, len(self.leaves))[None], np.float64)
         from scipy.sparse import csr_array
 
         nodes, trees = len(self.feature), len(self.roots)
