@@ -24,6 +24,7 @@ from kshot.learners.baselines.regressors import neighbours, ridge
 from kshot.learners.choosing.choose import folds_of, mixed
 from kshot.learners.choosing.descriptors import DESCRIPTORS, RIDGE, describe
 from kshot.training.checkpoint import load_checkpoint, save_checkpoint
+from kshot.training.step import MetaGradient
 from kshot.types import one_hot
 
 
@@ -196,7 +197,10 @@ def test_plans_that_share_a_model_are_trained_on_the_mean_of_their_losses():
     among = {str(steps): kshot.maml(model, inner_lr=0.01, steps=steps, objective=objectives.mse) for steps in (1, 3)}
     learner = choose({**among, "mean": SupportMean(objectives.mse)}, num_tasks=12)
     task = source.task("train", 0)
-    torch.testing.assert_close(learner(task), (among["1"](task) + among["3"](task)) / 2)
+    expected = (among["1"](task) + among["3"](task)) / 2
+    torch.testing.assert_close(learner(task), expected)
+    stacked = source.stack("train", [0, 0])
+    torch.testing.assert_close(MetaGradient(learner, "vmap")(stacked), expected.detach())
     assert len(list(learner.parameters())) == len(list(model.parameters()))
     kshot.fit(learner, source, steps=2, mode="vmap")
     assert float(learner.fitted) == 1

@@ -44,6 +44,7 @@ class Choosing(FittedToTraining):
 
     Attributes:
         among: the plans in alphabetical order, as `names`.
+        trained: the names of those that have parameters to train, or of all if none has.
         selector: what was learned about them; None for policies that learn nothing more than their mean losses.
     """
 
@@ -70,6 +71,8 @@ class Choosing(FittedToTraining):
         self.selector: Selector | None = None
         self.register_buffer("mean_losses", torch.zeros(len(self.names)))
         self.register_buffer("fitted", torch.zeros(()))
+        trained = [name for name, plan in self.plans.items() if any(each.requires_grad for each in plan.parameters())]
+        self.trained = trained or self.names
         plans = self.plans.values()
         self.transductive, self.ordered, self.causal_queries, self.annealed = (
             any(getattr(plan, name) for plan in plans)
@@ -84,8 +87,8 @@ class Choosing(FittedToTraining):
 
     def forward(self, task: Task) -> Tensor:
         """The mean of the outer losses of the plans that have parameters to train, ()."""
-        trained = [plan for plan in self.among if any(each.requires_grad for each in plan.parameters())]
-        return torch.stack([plan(task) for plan in trained or self.among]).mean()
+        plans = self.plans
+        return torch.stack([plans[name](task) for name in self.trained]).mean()
 
     def fit_to_training(self, source: TaskSource) -> None:
         """Compare the plans on training tasks, and fit what chooses among them by their descriptors."""
@@ -104,10 +107,9 @@ class Choosing(FittedToTraining):
         self.mean_losses.copy_(bounded.mean(0))
         if features:
             units = source.units("train", indices)
-            groups = units if units is None or units.ndim == 1 else units[:, 0]
-            self.selector = Selector(trees=TREES, leaf_sizes=LEAF_SIZES).fit(
-                np.stack(features), bounded.numpy(), groups
-            )
+            groups = units if units is not None and units.ndim == 1 else None
+            selector = Selector(trees=TREES, leaf_sizes=LEAF_SIZES)
+            self.selector = selector.fit(np.stack(features), bounded.numpy(), groups)
         self.fitted.fill_(1.0)
 
     def losses(self, task: Task) -> Tensor:
