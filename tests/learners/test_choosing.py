@@ -108,7 +108,7 @@ def test_one_example_of_a_class_cannot_be_held_out():
 
 
 def test_plans_of_no_weight_do_not_run():
-    learner = fitted(most=2)
+    learner = fitted(max_plans=2)
     learner.plans["far"].calls = 0
     states = [learner.adapt(LinesAndWaves().task("test", index).support) for index in range(6)]
     assert learner.plans["far"].calls == 0
@@ -130,6 +130,11 @@ def test_weights_beat_the_best_fixed_plan_and_lose_to_the_oracle():
         oracle.append(float(objectives.mse.loss(learner.predict(state, judged.inputs), judged)))
     assert np.mean(oracle) < fixed
     assert weighed < fixed - 0.5 * (fixed - np.mean(oracle))
+
+
+def test_audits_of_an_evaluation_pass():
+    result = kshot.evaluate(fitted(), LinesAndWaves(), num_tasks=20)
+    assert result.trusted, result.trust
 
 
 def test_mixtures_are_those_of_probabilities_and_of_distributions():

@@ -58,13 +58,13 @@ class Choosing(FittedToTraining):
         *,
         policy: Policy,
         folds: int,
-        most: int,
+        max_plans: int,
         least_weight: float,
         num_tasks: int,
     ) -> None:
         super().__init__(objective)
-        self.policy, self.folds, self.most, self.least_weight, self.num_tasks = (
-            policy, folds, most, least_weight, num_tasks
+        self.policy, self.folds, self.max_plans, self.least_weight, self.num_tasks = (
+            policy, folds, max_plans, least_weight, num_tasks
         )  # fmt: skip
         self.names = sorted(among)
         self.among = nn.ModuleList(among[name] for name in self.names)
@@ -78,7 +78,7 @@ class Choosing(FittedToTraining):
             any(getattr(plan, name) for plan in plans)
             for name in ("transductive", "ordered", "causal_queries", "annealed")
         )
-        self.num_members = min(most, len(self.names)) if policy == "learned_weights" else 1
+        self.num_members = min(max_plans, len(self.names)) if policy == "learned_weights" else 1
 
     @property
     def plans(self) -> dict[str, Learner]:
@@ -160,9 +160,12 @@ class Choosing(FittedToTraining):
         return nn.functional.one_hot(single.argmin(), len(self.names)).double()
 
     def _largest(self, weight_P: Tensor) -> Tensor:
-        """The weights of the `most` plans of largest weight, without those below the least, scaled to the sum 1."""
-        rank_P = weight_P.argsort(descending=True, stable=True).argsort()
-        kept_P = torch.where((rank_P < self.most) & ((weight_P >= self.least_weight) | (rank_P == 0)), weight_P, 0.0)
+        """The largest `max_plans` weights without those below the least, scaled to the sum 1; the others 0."""
+        order_P = weight_P.argsort(descending=True, stable=True)
+        taken = [place for place in order_P[: self.max_plans] if weight_P[place] >= self.least_weight] or order_P[:1]
+        kept_P = torch.zeros_like(weight_P)
+        for place in taken:
+            kept_P[place] = weight_P[place]
         return kept_P / kept_P.sum()
 
     def _adapt(self, support: Batch) -> Tree:
@@ -270,7 +273,7 @@ def choose(
     *,
     policy: Policy = "learned_weights",
     folds: NonNegativeInt = 0,
-    most: PositiveInt = 3,
+    max_plans: PositiveInt = 3,
     least_weight: FractionBelowOne = 0.2,
     num_tasks: PositiveInt = 300,
 ) -> Choosing:
@@ -295,7 +298,7 @@ def choose(
             least expected loss; "learned_weights" weighs plans by their expected losses.
         folds: of a cross-validation within the support set: 3 for "cross_validated" if this is 0. The learned policies
             read the errors of all plans in it if it is not 0, so that adapting costs `folds` times all plans.
-        most: the most plans that are weighed; others get the weight 0, and do not run.
+        max_plans: the most plans that are weighed; others get the weight 0, and do not run.
         least_weight: so do plans of less weight.
         num_tasks: number of training tasks on which plans are compared. A plan that has memorised the training classes
             looks better on them than it is.
@@ -344,5 +347,5 @@ def choose(
         )
     return Choosing(
         among, plan.objective,
-        policy=policy, folds=folds, most=most, least_weight=least_weight, num_tasks=num_tasks,
+        policy=policy, folds=folds, max_plans=max_plans, least_weight=least_weight, num_tasks=num_tasks,
     )  # fmt: skip
