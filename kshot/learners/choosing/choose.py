@@ -9,21 +9,21 @@ from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import numpy as np
-import safetensors.numpy
 import torch
 from torch import Tensor, nn
 
 from kshot.annotations import FractionBelowOne, NonNegativeInt, PositiveInt
 from kshot.argument_checks import check_arguments
 from kshot.learner import Learner, evaluation_mode, predict_query
-from kshot.learners.choosing.descriptors import Floats, describe
-from kshot.learners.choosing.selector import Selector
+from kshot.learners.choosing.descriptors import DESCRIPTORS, describe
+from kshot.learners.choosing.gate import Gate
 from kshot.learners.pooling.fitted import FittedToTraining
 from kshot.objectives import Objective
 from kshot.tasks.source import TaskSource, draw
 from kshot.types import Batch, Task, Tree, to, tree_leaves, tree_map
 
 Policy = Literal["fixed", "cross_validated", "learned_choice", "learned_weights"]
+LEARNED: tuple[Policy, ...] = ("learned_choice", "learned_weights")
 
 FIRST = 1_000_000
 """The first training task that plans are compared on: meta-training begins at 0."""
@@ -31,8 +31,8 @@ CHUNK = 16
 """Tasks drawn at once."""
 FOLDS = 3
 """Of the cross-validation within a support set, unless the arguments say otherwise."""
-TREES, LEAF_SIZES = 100, (2, 5, 10)
-"""Of the selector: losses on the few queries of a task are noisy, and a choice must cost less than adapting."""
+MOST_NUMBERS = 2**27
+"""Of predictions that are kept to fit the gate; where they are more, as of texts, plans are compared on fewer tasks."""
 CAP = 100.0
 """Losses are bounded by this many interquartile ranges above the median, so that a plan that diverges is only bad."""
 
@@ -45,7 +45,7 @@ class Choosing(FittedToTraining):
     Attributes:
         among: the plans in alphabetical order, as `names`.
         trained: the names of those that have parameters to train, or of all if none has.
-        selector: what was learned about them; None for policies that learn nothing more than their mean losses.
+        gate: weighs them by descriptors; None for policies that learn nothing more than their mean losses.
     """
 
     after_training = True
@@ -68,7 +68,8 @@ class Choosing(FittedToTraining):
         )  # fmt: skip
         self.names = sorted(among)
         self.among = nn.ModuleList(among[name] for name in self.names)
-        self.selector: Selector | None = None
+        descriptors = len(DESCRIPTORS) + (len(self.names) + 1 if folds else 0)
+        self.gate = Gate(descriptors, len(self.names)) if policy in LEARNED else None
         self.register_buffer("mean_losses", torch.zeros(len(self.names)))
         self.register_buffer("fitted", torch.zeros(()))
         trained = [name for name, plan in self.plans.items() if any(each.requires_grad for each in plan.parameters())]
@@ -91,42 +92,64 @@ class Choosing(FittedToTraining):
         return torch.stack([plans[name](task) for name in self.trained]).mean()
 
     def fit_to_training(self, source: TaskSource) -> None:
-        """Compare the plans on training tasks, and fit what chooses among them by their descriptors."""
-        device = self.mean_losses.device
+        """Compare the plans on training tasks, and fit what weighs them by their descriptors."""
         indices = range(FIRST, FIRST + self.num_tasks)
-        features, losses = list[Floats](), list[Tensor]()
+        features, losses, tasks, numbers = list[Tensor](), list[Tensor](), list[Tree](), 0
         with evaluation_mode(self), torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             for start in range(0, self.num_tasks, CHUNK):
-                for task in draw(source, "train", indices[start : start + CHUNK]):
-                    task = to(task, device)
-                    losses.append(self.losses(task))
-                    if self.policy.startswith("learned"):
+                if numbers > MOST_NUMBERS:
+                    break
+                for task in to(draw(source, "train", indices[start : start + CHUNK]), self.mean_losses.device):
+                    predictions = self._predictions(task)
+                    losses.append(self._losses(predictions, task.query))
+                    if self.gate is not None:
                         features.append(self.features(task.support))
-        bounded = _bounded(torch.stack(losses))
-        self.mean_losses.copy_(bounded.mean(0))
-        if features:
-            units = source.units("train", indices)
-            groups = units if units is not None and units.ndim == 1 else None
-            selector = Selector(trees=TREES, leaf_sizes=LEAF_SIZES)
-            self.selector = selector.fit(np.stack(features), bounded.numpy(), groups)
+                        tasks.append((predictions, tuple(task.query)))
+                        numbers += sum(leaf.numel() for leaf in tree_leaves(predictions))
+            bounded_TP = _bounded(torch.stack(losses))
+            self.mean_losses.copy_(bounded_TP.mean(0))
+            if self.gate is not None:
+                self._fit_gate(torch.stack(features), tasks, torch.stack(losses), bounded_TP)
         self.fitted.fill_(1.0)
+
+    def _fit_gate(self, features_TD: Tensor, tasks: list[Tree], loss_TP: Tensor, bounded_TP: Tensor) -> None:
+        """Fit the gate to the losses of mixtures, in which a plan whose loss was bounded adds the bound."""
+        assert self.gate is not None
+        bound_TP = torch.where(loss_TP == bounded_TP, 0.0, bounded_TP).float()
+        of_tasks = list[Tree]()
+        for (predictions, query), bound_P, best in zip(tasks, bound_TP, bounded_TP.argmin(1)):
+            usable = [predictions[best] if bound > 0 else each for each, bound in zip(predictions, bound_P)]
+            of_tasks.append((usable, query, bound_P.to(self.mean_losses.device)))
+
+        def loss(weight_P: Tensor, task: Tree) -> Tensor:
+            predictions, query, bound_P = task
+            mixture = mixed(self.objective, predictions, list(weight_P))
+            return self.objective.loss(mixture, Batch(*query)) + (weight_P * bound_P).sum()
+
+        usable_T = (bound_TP == 0).any(1)
+        kept = [task for task, usable in zip(of_tasks, usable_T) if usable]
+        if kept:
+            self.gate.fit(features_TD[usable_T], kept, loss)
+
+    def _predictions(self, task: Task) -> list[Tree]:
+        """What each plan predicts for the queries after it has adapted to a task."""
+        return [predict_query(plan, plan.adapt(task.support), task.query) for plan in self.plans.values()]
+
+    def _losses(self, predictions: Sequence[Tree], query: Batch) -> Tensor:
+        return torch.stack([self.objective.loss(each, query) for each in predictions]).detach().double().cpu()
 
     def losses(self, task: Task) -> Tensor:
         """The query loss of each plan after it has adapted to a task, float64 (P,), on the CPU."""
-        found = [
-            self.objective.loss(predict_query(plan, plan.adapt(task.support), task.query), task.query)
-            for plan in self.plans.values()
-        ]
-        return torch.stack(found).detach().double().cpu()
+        return self._losses(self._predictions(task), task.query)
 
-    def features(self, support: Batch) -> Floats:
-        """The descriptors of a support set that the learned policies read."""
-        found = describe(support, classes=self.objective.classifies)
-        if not self.folds:
-            return found
-        errors = self.cross_validate(support).numpy()
-        return np.concatenate([found, errors - errors.mean(), [errors.mean()]])
+    def features(self, support: Batch) -> Tensor:
+        """The descriptors of a support set that the learned policies read, float32, on the CPU."""
+        found = torch.from_numpy(describe(support, classes=self.objective.classifies))
+        if self.folds:
+            errors = self.cross_validate(support)
+            found = torch.cat([found, errors - errors.mean(), errors.mean()[None]])
+        return found.float()
 
     def cross_validate(self, support: Batch) -> Tensor:
         """The mean loss of each plan on rows that it was not adapted to, (P,); NaN if there are too few rows.
@@ -146,23 +169,19 @@ class Choosing(FittedToTraining):
     @torch.no_grad()
     def weigh(self, support: Batch) -> Tensor:
         """The weights of the plans for a support set, (P,), on the CPU; of plans that are not taken, 0."""
+        if self.policy in LEARNED and self.gate is not None:
+            weight_P = self.gate(self.features(support)[None])[0].double().cpu()
+            return self._largest(weight_P, 1 if self.policy == "learned_choice" else self.max_plans)
         single = self.mean_losses.cpu().double()
         if self.policy == "cross_validated":
             errors = self.cross_validate(support).nan_to_num(torch.inf)
             single = errors if bool(errors.isfinite().any()) else single
-        elif self.selector is not None:
-            features = self.features(support)[None]
-            if self.policy == "learned_weights":
-                return self._largest(torch.from_numpy(self.selector.weights(features)[0]))
-            single = torch.from_numpy(self.selector.expected(features)[0])
-        elif self.policy == "learned_weights":
-            return self._largest(torch.full((len(self.names),), 1 / len(self.names), dtype=torch.float64))
         return nn.functional.one_hot(single.argmin(), len(self.names)).double()
 
-    def _largest(self, weight_P: Tensor) -> Tensor:
-        """The largest `max_plans` weights without those below the least, scaled to the sum 1; the others 0."""
+    def _largest(self, weight_P: Tensor, count: int) -> Tensor:
+        """The largest weights, at most `count`, without those below the least, scaled to the sum 1; the others 0."""
         order_P = weight_P.argsort(descending=True, stable=True)
-        taken = [place for place in order_P[: self.max_plans] if weight_P[place] >= self.least_weight] or order_P[:1]
+        taken = [place for place in order_P[:count] if weight_P[place] >= self.least_weight] or order_P[:1]
         kept_P = torch.zeros_like(weight_P)
         for place in taken:
             kept_P[place] = weight_P[place]
@@ -195,18 +214,6 @@ class Choosing(FittedToTraining):
         best = int(self.losses(Task(support, judge)).nan_to_num(torch.inf).argmin())
         name = self.names[best]
         return {"weights": {name: support.weight.new_ones(())}, "plans": {name: self.plans[name].adapt(support)}}
-
-    def get_extra_state(self) -> Tensor:
-        """What was learned, as bytes in a tensor, so that checkpoints hold it."""
-        if self.selector is None:
-            return torch.zeros(0, dtype=torch.uint8)
-        arrays = {name: np.ascontiguousarray(array) for name, array in self.selector.to_arrays().items()}
-        return torch.frombuffer(bytearray(safetensors.numpy.save(arrays)), dtype=torch.uint8)
-
-    def set_extra_state(self, state: Tensor) -> None:
-        """Restore what `get_extra_state` returned."""
-        written = state.cpu().numpy().tobytes()
-        self.selector = Selector.from_arrays(safetensors.numpy.load(written)) if written else None
 
 
 def mixed(objective: Objective, predictions: Sequence[Tree], weights: Sequence[Tensor]) -> Tree:
@@ -282,10 +289,10 @@ def choose(
     $$ \hat y = \sum_p w_p(\text{support}) \, \hat y_p, \qquad \sum_p w_p = 1 $$
 
     A plan is any learner: another algorithm, or the same with other steps, rates or adaptable parameters. Once the
-    plans are trained, all of them adapt to training tasks, and a `Selector` learns what each loses on the queries from
-    `describe(support)`: sizes, statistics of the targets, and errors of simple fits for rows that are left out. Then
-    only the plans that are taken adapt to a new task. Predictions are mixed as probabilities of classes, means of
-    values, and mixtures of distributions.
+    plans are trained, all of them adapt to training tasks, and a small network is fitted that gives the weights from
+    `describe(support)`: sizes, statistics of the targets, and errors of simple fits for rows that are left out. It
+    minimises the query loss of the mixture. Then only the plans that are taken adapt to a new task. Predictions are
+    mixed as probabilities of classes, means of values, and mixtures of distributions.
 
     Meta-training minimises the mean of the plans' outer losses. Plans may share a model, and in a run file those that
     adapt the run's model do. `training.fit` and runs fit what chooses after the training, a run after each round;
@@ -294,8 +301,8 @@ def choose(
     Args:
         among: name to plan, two or more, of one objective.
         policy: "fixed" takes the plan that is best in the mean over training tasks; "cross_validated" that which is
-            best in a cross-validation within the support set, where it has enough rows; "learned_choice" that of the
-            least expected loss; "learned_weights" weighs plans by their expected losses.
+            best in a cross-validation within the support set, where it has enough rows; "learned_weights" weighs
+            plans by their descriptors; "learned_choice" takes the plan of the largest weight.
         folds: of a cross-validation within the support set: 3 for "cross_validated" if this is 0. The learned policies
             read the errors of all plans in it if it is not 0, so that adapting costs `folds` times all plans.
         max_plans: the most plans that are weighed; others get the weight 0, and do not run.
@@ -308,7 +315,7 @@ def choose(
 
     Raises:
         ValueError: fewer than two plans, a name with "/", plans of different objectives, or an objective whose
-            predictions cannot be mixed, with "learned_weights"; when adapting, a call under `vmap`.
+            predictions cannot be mixed, with a learned policy; when adapting, a call under `vmap`.
 
     Example:
         >>> from kshot.learners.baselines.regressors import neighbours, ridge
@@ -324,8 +331,8 @@ def choose(
         Talagala: FFORMA, International Journal of Forecasting 36, 2020 (weights learned from features of a series).
 
     Deviations:
-        FFORMA learns the weights by boosted trees that minimise the mixed loss; here a forest weighs earlier tasks, as
-        `Selector` documents.
+        FFORMA learns the weights by boosted trees, and minimises the weighted mean of the losses; here a perceptron
+        minimises the loss of the mixture.
     """
     if len(among) < 2:
         raise ValueError(f"choose needs at least two plans in `among`, got {', '.join(among) or 'none'}")
@@ -340,10 +347,10 @@ def choose(
             raise ValueError(
                 f"plans must share an objective: {first!r} has {plan.objective.name}, {name!r} {other.objective.name}"
             )
-    if policy == "learned_weights" and plan.objective.predicts is None:
+    if policy in LEARNED and plan.objective.predicts is None:
         raise ValueError(
-            "the objective does not say what it `predicts`, so that predictions cannot be mixed: take policy "
-            "learned_choice"
+            "the objective does not say what it `predicts`, so that predictions cannot be mixed: take policy fixed or "
+            "cross_validated"
         )
     return Choosing(
         among, plan.objective,
