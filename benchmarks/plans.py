@@ -137,7 +137,7 @@ def trained(seed: int, families: Sequence[str], steps: int, out: Path) -> Choosi
     learner = kshot.learners.choose(plans(), num_tasks=1000)
     folder = out / f"{seed}-{steps}-{'-'.join(families)}"
     if not folder.exists():
-        source = mixture({family: Functions(family, seed=1000 * seed) for family in families}, seed=seed)
+        source = mixture({family: Functions(family, seed=1000 * seed) for family in families}, seed=seed + 1)
         kshot.fit(learner, source, steps=steps, tasks_per_step=8, outer_lr=2e-3, mode="vmap", seed=seed)
         save_checkpoint(folder, learner, None, {})
     load_checkpoint(folder, learner)
@@ -225,7 +225,7 @@ def main() -> None:
         for family in held:
             found.setdefault(f"{family}, not seen in training", []).append(score(learner, tested[family], args.tasks))
         if not held:
-            found.setdefault("all families", []).append(score(learner, mixture(tested, seed=seed), args.tasks))
+            found.setdefault("all families", []).append(score(learner, mixture(tested, seed=seed + 1), args.tasks))
     for title, parts in found.items():
         show(title, pooled(parts))
     if args.held_out:
