@@ -282,7 +282,7 @@ def choose(
     folds: NonNegativeInt = 0,
     max_plans: PositiveInt = 3,
     least_weight: FractionBelowOne = 0.2,
-    num_tasks: PositiveInt = 300,
+    num_tasks: PositiveInt = 500,
 ) -> Choosing:
     r"""Choose among plans of adapting, or weigh them, from the support set alone.
 
