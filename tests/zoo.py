@@ -75,6 +75,18 @@ def early(learner: Learner) -> Learner:
     return learner
 
 
+def rates(model: nn.Module) -> dict[str, Learner]:
+    """Two plans of adapting a model, which they share."""
+    objective = objectives.mse if isinstance(model[0], nn.Linear) else objectives.classification
+    return {str(rate): kshot.maml(model, inner_lr=rate, objective=objective) for rate in (0.02, 0.2)}
+
+
+def chosen(inputs: int, outputs: int, *, knots: int) -> Learner:
+    """A choice among plans of which one is fitted in closed form, and one has nothing to fit."""
+    pooling = kshot.learners.partial_pooling(inputs, outputs, knots=knots, objective=objectives.mse)
+    return kshot.learners.choose({"pooling": pooling, "mean": SupportMean(objectives.mse)}, num_tasks=12)
+
+
 @cache
 def fitted(make: Callable[..., Learner]) -> Learner:
     """A learner fitted in closed form to lines of random slopes with noise; callers copy it."""
@@ -199,6 +211,8 @@ ZOO = {
     ),
     "partial pooling, fitted": Row(lambda ways: copy.deepcopy(fitted(kshot.learners.partial_pooling))),
     "boosted residual": Row(lambda ways: copy.deepcopy(fitted(kshot.learners.boosted_residual))),
+    "choose": Row(lambda ways: kshot.learners.choose(rates(small_conv(ways)))),
+    "choose, fitted": Row(lambda ways: copy.deepcopy(fitted(chosen))),
     "melu": Row(
         lambda ways: kshot.learners.melu(wave(), inner_lr=0.05, steps=2, decision="2.*", objective=objectives.mse),
     ),

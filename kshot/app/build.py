@@ -6,6 +6,7 @@ options of the run file.
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -18,7 +19,18 @@ from torch import nn
 from kshot import objectives
 from kshot.annotations import EMPTY, Declared, Supplied
 from kshot.app.importing import load
-from kshot.app.schema import ROLES, Argument, Part, Strict, describe, factory_of, kinds, our_factory
+from kshot.app.schema import (
+    ROLES,
+    Argument,
+    Part,
+    Strict,
+    describe,
+    factory_of,
+    kinds,
+    learners_of,
+    our_factory,
+    role_of,
+)
 from kshot.app.spec import MODELS, Spec
 from kshot.data.text.vocabulary import RESERVED, Tokens
 from kshot.deciding.decisions import Policy
@@ -65,8 +77,9 @@ TAKES: dict[Any, str] = {
 }
 """The sort of inputs that a model takes, by the arguments of its factory."""
 
-Supplies = Mapping[Any, Callable[[], Any]]
-"""What a run supplies to a factory, by marker or type, each computed only if a factory takes it."""
+Supplies = Mapping[Any, Callable[..., Any]]
+"""What a run supplies to a factory, by marker or type, each computed only if a factory takes it; `Learner` is how the
+learners among its options are built, a function of their part."""
 
 
 def build_source(spec: Spec) -> TaskSource:
@@ -222,6 +235,7 @@ def build_learner(spec: Spec, model: nn.Module, shapes: Shapes, learner: Part | 
         Supplied.ITEM_FACTORS: lambda: _num_features(shapes, "item_factors"),
         Supplied.SEED: lambda: spec.seed,
         Objective: lambda: objectives.from_name(shapes["objective"], allow_import=True),
+        Learner: partial(_inner_learner, spec, model, shapes, learner),
     }
     # The weights of a head must not repeat those that the base model drew from the same seed.
     alone = all(each.optional for supplied, each in _supplied_arguments(learner).items() if supplied in MODELS)
@@ -233,6 +247,15 @@ def build_learner(spec: Spec, model: nn.Module, shapes: Shapes, learner: Part | 
             "its factory take objective: Objective"
         )
     return built
+
+
+def _inner_learner(spec: Spec, model: nn.Module, shapes: Shapes, outer: Part, part: Part) -> Learner:
+    """A learner among the options of another, with the same model, unless it keeps it fixed or takes another sort."""
+    if has_head(spec, part) != has_head(spec, outer):  # which it can do without: the run file was checked
+        spec, model = spec.model_copy(update={"model": None}), nn.Identity()
+    elif Supplied.FROZEN_EMBEDDING in _supplied_arguments(part):
+        model = copy.deepcopy(model)
+    return build_learner(spec, model, shapes, part)
 
 
 def build_policy(spec: Spec, target: Target, budget: Budget) -> Policy | None:
@@ -275,23 +298,29 @@ def _arguments(role: str, part: Part, supplies: Supplies) -> dict[str, Any]:
 
 
 def _built(value: Any, supplies: Supplies) -> Any:
-    """The value of an option as a factory takes it: a source for a part, plain values for a section."""
+    """The value of an option as a factory takes it: a source or learner for a part, plain values for a section."""
     if isinstance(value, Part):
-        return _call("source", value, supplies)
+        return supplies[Learner](value) if role_of(value) == "learner" else _call("source", value, supplies)
     if isinstance(value, dict):
         return {name: _built(each, supplies) for name, each in value.items()}
     return value.model_dump() if isinstance(value, Strict) else value
 
 
 def _supplied_arguments(part: Part) -> dict[Any, Argument]:
-    """The arguments of a part's factory by what they are supplied with."""
-    return {argument.supplied: argument for argument in describe(factory_of(part)) if argument.supplied is not None}
+    """The arguments of a part's factory, and of learners among its options, by what they are supplied with."""
+    found = [each for one in learners_of(part) for each in describe(factory_of(one)) if each.supplied is not None]
+    return {each.supplied: each for each in sorted(found, key=lambda each: each.optional, reverse=True)}
 
 
 def _declared(part: Part, what: Declared) -> Any:
     """The value of the option that says something of a run's models; None if there is none."""
-    keys = [argument.key for argument in describe(factory_of(part)) if argument.declared is what and argument.key]
-    return getattr(part, keys[0]) if keys else None
+    values = (
+        getattr(one, each.key)
+        for one in learners_of(part)
+        for each in describe(factory_of(one))
+        if each.declared is what and each.key
+    )
+    return next(values, None)
 
 
 def _num_features(shapes: Shapes, *names: str) -> int:

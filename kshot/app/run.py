@@ -230,7 +230,7 @@ def _train(
 ) -> Run:
     """Fit a learner in closed form if it is to be, and meta-train it in rounds."""
     if isinstance(learner, Baseline) or Checkpoints(folder.train).latest_for_training() is None:
-        fit_closed_form(learner, source)  # else a checkpoint has what was fitted
+        fit_closed_form(learner, source, after_training=False)  # else a checkpoint has what was fitted
     budget = Budget(**spec.budget.model_dump())
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_folder() / "compiled"))  # kept between processes
     return run_until(

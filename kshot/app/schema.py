@@ -78,10 +78,24 @@ class Part(Strict):
 
     kind: str
     _factory: ClassVar[Any] = None
+    _role: ClassVar[str] = ""
 
 
 def factory_of(part: Part) -> Callable[..., Any]:
     return part._factory
+
+
+def role_of(part: Part) -> str:
+    return part._role
+
+
+def learners_of(part: Part) -> Iterator[Part]:
+    """A learner of a run file, and those among its options, such as the plans of `choose`."""
+    yield part
+    for value in vars(part).values():
+        for option in value.values() if isinstance(value, dict) else [value]:
+            if isinstance(option, Part) and role_of(option) == "learner":
+                yield from learners_of(option)
 
 
 @dataclass(frozen=True)
@@ -161,7 +175,8 @@ def _problem(parameter: inspect.Parameter, hint: Any, supplied: bool, schema: An
         return "its argument 'kind' has the name of the key that chooses the factory; rename it"
     if supplied or not required:
         return None
-    if any(isinstance(each, type) and issubclass(each, load("torch.nn:Module")) for each in _leaves(hint)):
+    is_module = any(isinstance(each, type) and issubclass(each, load("torch.nn:Module")) for each in _leaves(hint))
+    if is_module and schema is None:
         return (
             f"its argument {name!r} is a network, and the annotation does not say which: annotate it as "
             "kshot.supplied.BaseModel, the model with a last layer for the task's outputs, or as "
@@ -223,9 +238,8 @@ def _schema(hint: Any) -> Any:
     if origin in (dict, abc.Mapping):
         inner = _schema(arguments[1])
         return None if inner is None else dict[arguments[0], inner]  # type: ignore[valid-type]
-    if hint is load(ROLES["source"].result):
-        return Annotated[Any, part("source")]
-    return None
+    role = next((role for role in ("source", "learner") if hint is load(ROLES[role].result)), None)
+    return None if role is None else Annotated[Any, part(role)]
 
 
 def _plain(default: Any) -> Any:
@@ -244,8 +258,8 @@ def _field(argument: Argument) -> Any:
 
 
 @cache
-def _model(factory: Any, kind: str | None = None, without: tuple[str, ...] = ()) -> type[Any]:
-    """The model of a factory's options; that of a part where it has a kind."""
+def _model(factory: Any, kind: str | None = None, without: tuple[str, ...] = (), role: str = "") -> type[Any]:
+    """The model of a factory's options; that of a part where it has a kind and a role."""
     fields = {argument.key: _field(argument) for argument in describe(factory) if argument.key}
     unknown = set(without) - {argument.name for argument in describe(factory)}
     assert not unknown, f"{factory} has no argument {unknown}"
@@ -256,7 +270,7 @@ def _model(factory: Any, kind: str | None = None, without: tuple[str, ...] = ())
             return create_model("Options", __base__=Strict, **fields)
         fields = {"kind": (Literal[kind], ...), **fields}
         model = create_model(kind, __base__=Part, **fields)
-    model._factory = staticmethod(factory)
+    model._factory, model._role = staticmethod(factory), role
     return model
 
 
@@ -297,13 +311,13 @@ def check_part(role: str, value: Any, *, without_path: bool = False) -> Part:
     if factory is None:
         raise problem(f"has no kind {kind!r}{nearest(kind, kinds(role))}")
     if not without_path:
-        return _model(factory, kind).model_validate(value)
+        return _model(factory, kind, role=role).model_validate(value)
     path = next(iter(arguments), None)
     if path is None or not path.required or str not in _leaves(path.schema) or any(a.passes_on for a in arguments):
         raise problem(f"takes a source that is opened by a path, which {kind} is not")
     if "path" in value:
         raise problem("takes no path of its own")
-    return _model(factory, kind, without=(path.name,)).model_validate(value)
+    return _model(factory, kind, without=(path.name,), role=role).model_validate(value)
 
 
 WITHOUT_PATH = Annotated[Any, PlainValidator(partial(check_part, "source", without_path=True))]

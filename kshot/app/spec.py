@@ -12,7 +12,7 @@ from pydantic import Field, PlainValidator, ValidationError, model_validator
 
 from kshot.annotations import MOST, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, Supplied
 from kshot.app.importing import beside, make_importable, nearest
-from kshot.app.schema import Part, Strict, check_part, describe, factory_of, part, problem, section
+from kshot.app.schema import Part, Strict, check_part, describe, factory_of, learners_of, part, problem, section
 from kshot.data.text_files import read_text
 from kshot.limits import limits
 from kshot.yaml_files import parse_yaml
@@ -111,8 +111,10 @@ class BaselinesSpec(Strict):
 
 BUDGET = section("kshot.deciding.policies:Budget")
 PRETRAIN = section("kshot.training.pretrain:pretrain", "model", "source", "head", "seed")
-TRAIN = section("kshot.deciding.loop:run_until", "source", "target", "num_val_tasks", "seed", "folder", "spent_seconds")
-REJECT = section("kshot.evaluation.rejection:rejection", "source", "threshold", "split", "num_tasks")
+TRAIN = section(
+    "kshot.deciding.loop:run_until", "learner", "source", "target", "num_val_tasks", "seed", "folder", "spent_seconds"
+)
+REJECT = section("kshot.evaluation.rejection:rejection", "learner", "source", "threshold", "split", "num_tasks")
 
 
 class Spec(Strict):
@@ -138,11 +140,17 @@ class Spec(Strict):
 
     @model_validator(mode="after")
     def _has_a_model_where_one_is_needed(self) -> Spec:
-        models = [each for each in describe(factory_of(self.learner)) if each.supplied in MODELS]
+        parts = list(learners_of(self.learner))
+        models = [each for part in parts for each in describe(factory_of(part)) if each.supplied in MODELS]
         if self.model is not None and not models:
             raise ValueError(f"learner {self.learner.kind} is a network of its own: leave out 'model'")
         if self.model is None and not all(each.optional for each in models):
             raise ValueError(f"learner {self.learner.kind} adapts a model: the key 'model' is missing")
+        if len({each.supplied is Supplied.MODEL for each in models if not each.optional}) > 1:
+            raise ValueError(
+                f"learner {self.learner.kind}: {', '.join(part.kind for part in parts[1:])} do not go together, since "
+                "some take the model with its last layer, as maml does, and some without it, as protonet does"
+            )
         needing = NEED_A_MODEL & {name for name in self.baselines.names or [] if isinstance(name, str)}
         if self.model is None and (self.pretrain or needing):
             needs = "pretrain" if self.pretrain else f"baseline {min(needing)}"

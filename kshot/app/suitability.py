@@ -14,6 +14,7 @@ from kshot.app.errors import FULL, exit_code
 from kshot.app.folder import RunFolder
 from kshot.app.goes_with import TARGETS, advice_on, refuse_by_table, targets_of
 from kshot.app.pretraining import pretraining_of_run
+from kshot.app.schema import learners_of
 from kshot.app.spec import Spec
 from kshot.evaluation.baselines import Baseline
 from kshot.evaluation.target import Target
@@ -57,7 +58,7 @@ def refuse_unsuited(spec: Spec, source: TaskSource, shapes: Shapes | None = None
 
 def _failures(spec: Spec) -> tuple[type[Exception], ...]:
     """The errors that refuse a run file: of parts of the user's own, all; any other of kshot's parts is its fault."""
-    parts = (spec.source, spec.objective, spec.model, spec.learner)
+    parts = (spec.source, spec.objective, spec.model, *learners_of(spec.learner))
     own = any(part is not None and ":" in part.kind for part in parts)
     return (Exception,) if own else (ValueError, RuntimeError)
 
@@ -167,7 +168,8 @@ def _reads_a_class(learner: Learner, source: TaskSource) -> bool:
 
 def _try_to_train(learner: Learner, source: TaskSource, mode: Mode) -> None:
     """Take a step of training, and look at the examples that a fit in closed form needs."""
-    if isinstance(learner, FittedToTraining) and len(source.training_groups(2)) < 2:
+    of_groups = [part for part in learner.modules() if isinstance(part, FittedToTraining) and not part.after_training]
+    if of_groups and len(source.training_groups(2)) < 2:
         raise ValueError("it is fitted to the differences of groups, and needs at least two in the training split")
     if any(isinstance(part, FeatureStatistics) for part in learner.modules()):
         source.pretraining_batch(0, SMALL_BATCH)

@@ -33,6 +33,7 @@ from kshot.learner import Learner
 from kshot.tasks.read_log import during
 from kshot.tasks.source import TaskSource
 from kshot.training.checkpoint import Checkpoints, load_checkpoint
+from kshot.training.closed_form import fit_closed_form
 from kshot.training.fit import Diverged, OuterLoop, Progress, Schedule, Settings, meta_training_loop
 from kshot.training.step import Mode
 
@@ -217,6 +218,7 @@ class _RunState:
 
         val = {}
         if diverged is None:
+            fit_closed_form(learner, source, after_training=True)
             try:
                 val = evaluate(learner, source, split="val", num_tasks=num_tasks, observe=observe, audit=False).metrics
             except torch.linalg.LinAlgError as error:  # of a head that solves a system of features that exploded

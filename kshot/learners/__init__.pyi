@@ -2,6 +2,7 @@ from .amortised.cnaps import Mahalanobis, cnaps
 from .amortised.neural_processes import attentive_np, cnp, tanp, tnp_d
 from .amortised.prior_fitted import prior_fitted
 from .baselines.simple import SupportMean, fine_tune, from_scratch, nearest_centroid
+from .choosing.choose import choose
 from .generation import generate
 from .gradient.cavia import cavia
 from .gradient.dynamic_evaluation import dynamic_evaluation
@@ -46,6 +47,7 @@ __all__ = [
     "boil",
     "boosted_residual",
     "cavia",
+    "choose",
     "cnaps",
     "cnp",
     "dynamic_evaluation",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from torch import nn
 
 from kshot.learner import Learner, evaluation_mode
 from kshot.learners.heads.head_learner import FeatureStatistics, HeadLearner
@@ -12,15 +13,17 @@ from kshot.tasks.source import TaskSource, check_source
 from kshot.types import to
 
 
-def fit_closed_form(learner: Learner, source: TaskSource) -> bool:
+def fit_closed_form(learner: Learner, source: TaskSource, *, after_training: bool | None = None) -> bool:
     """Fit in closed form whatever a learner estimates from the training split: the statistics of `FeatureStatistics` of
-    its head, and a learner that is `FittedToTraining`, such as `partial_pooling`.
+    its head, and a learner that is `FittedToTraining`, such as `partial_pooling`; and so for learners within it.
 
     `fit` calls it for a learner that is `FittedToTraining` and was not fitted yet; a run calls it for every learner.
 
     Args:
         learner: changed in place.
         source: source of the examples; only the split "train" is read.
+        after_training: True for those estimates alone that depend on trained parameters, such as those of `choose`;
+            False for the others alone.
 
     Returns:
         Whether the learner estimates anything so.
@@ -30,19 +33,35 @@ def fit_closed_form(learner: Learner, source: TaskSource) -> bool:
         False
     """
     check_source(source)
+    parts = [part for part in _estimating(learner) if after_training in (None, _after_training(part))]
     with during(source, "pretraining"):
-        if isinstance(learner, FittedToTraining):
-            learner.fit_to_training(source)
-            return True
-        if isinstance(learner, HeadLearner) and any(isinstance(part, FeatureStatistics) for part in learner.modules()):
-            fit_feature_statistics(learner, source)
-            return True
-    return False
+        for part in parts:
+            if isinstance(part, FittedToTraining):
+                part.fit_to_training(source)
+            else:
+                fit_feature_statistics(part, source)
+    return bool(parts)
 
 
 def is_unfitted(learner: Learner) -> bool:
-    """Whether a learner is to be fitted to the training split in closed form, and was not."""
-    return isinstance(learner, FittedToTraining) and not bool(learner.fitted)
+    """Whether a learner is to be fitted to the training split in closed form before it is trained, and was not."""
+    parts = [part for part in _estimating(learner) if isinstance(part, FittedToTraining)]
+    return any(not part.after_training and not bool(part.fitted) for part in parts)
+
+
+def _estimating(learner: Learner) -> list[FittedToTraining | HeadLearner]:
+    """The learner and those within it that estimate something in closed form, the innermost first."""
+    found = [part for part in learner.modules() if isinstance(part, FittedToTraining) or _has_statistics(part)]
+    return found[::-1]  # type: ignore[return-value]
+
+
+def _has_statistics(part: nn.Module) -> bool:
+    """Whether a module is a learner with a head that estimates statistics of training features."""
+    return isinstance(part, HeadLearner) and any(isinstance(each, FeatureStatistics) for each in part.modules())
+
+
+def _after_training(part: Learner) -> bool:
+    return isinstance(part, FittedToTraining) and part.after_training
 
 
 def fit_feature_statistics(

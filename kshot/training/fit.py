@@ -257,7 +257,8 @@ def fit(
     r"""Meta-train a learner, in place: Adam on $\frac1T \sum_t L_{\text{query}}(\theta)$.
 
     The learner is in evaluation mode afterwards, so that `predict` uses no dropout. A learner that is first fitted to
-    the training split in closed form, such as `partial_pooling`, is so unless it was (see `fit_closed_form`).
+    the training split in closed form, such as `partial_pooling`, is so unless it was (see `fit_closed_form`); one whose
+    estimates depend on trained parameters, such as `choose`, is fitted at the end.
     One without parameters to train, such as class means of frozen features, takes no step, and a warning says so.
 
     Args:
@@ -291,7 +292,7 @@ def fit(
     """
     settings = Settings(outer_lr, clip, schedule, steps, tasks_per_step, weight_decay)
     if is_unfitted(learner):
-        fit_closed_form(learner, source)
+        fit_closed_form(learner, source, after_training=False)
     with during(source, "training"):
         loop = meta_training_loop(learner, source, settings, mode=mode, seed=seed)
         if not loop.parameters:
@@ -300,4 +301,6 @@ def fit(
                 "step; evaluate the learner as it is",
                 stacklevel=2,
             )
-        return loop.run(steps, observe)
+        losses = loop.run(steps, observe)
+    fit_closed_form(learner, source, after_training=True)
+    return losses

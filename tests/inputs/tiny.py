@@ -137,6 +137,10 @@ MODELS: dict[str, Options | None] = {
 
 INNER = {"inner_lr": 0.01}
 SMALL: dict[str, Options] = {
+    "choose": {
+        "among": {"slow": {"kind": "maml", **INNER}, "fast": {"kind": "reptile", "inner_lr": 0.1}},
+        "num_tasks": 2,
+    },
     "cnaps": {"film": ["body.1"], "task_dim": 4},
     "attentive_np": {"width": 8, "heads": 2},
     "cnp": {"width": 8},

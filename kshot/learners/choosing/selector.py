@@ -222,6 +222,10 @@ class _Forest(NamedTuple):
 
     def weights(self, x: Floats) -> Floats:
         """How often instances share a leaf with the earlier ones, (m, n), rows that sum to 1."""
+        if len(x) == 1:  # the sparse product would sort all leaves
+            instance, tree = np.nonzero(self.leaves == self.apply(x))
+            share = 1 / (len(self.roots) * np.bincount(tree))[tree]
+            return np.asarray(np.bincount(instance, share, len(self.leaves))[None], np.float64)
         from scipy.sparse import csr_array
 
         nodes, trees = len(self.feature), len(self.roots)
@@ -248,12 +252,10 @@ def _quantiles(x: Floats) -> Floats:
 
 def _ranks(grid: Floats, x: Floats) -> NDArray[np.float32]:
     """The rank of each feature in [0, 1], 0.5 where unknown, and the share of features that are unknown, (m, d + 1)."""
-    known = np.isfinite(x)
+    known, value = np.isfinite(x), x[..., None]
+    below = (grid < value).sum(-1) + (grid <= value).sum(-1)
     ranks = np.full((len(x), len(grid) + 1), 0.5, np.float32)
-    for j, points in enumerate(grid):
-        value = x[known[:, j], j]
-        below = np.searchsorted(points, value) + np.searchsorted(points, value, side="right")
-        ranks[known[:, j], j] = below / (2 * len(points))
+    ranks[:, :-1] = np.where(known, below / (2 * len(QUANTILES)), 0.5)
     ranks[:, -1] = 1 - known.mean(1) if len(grid) else 0
     return ranks
 

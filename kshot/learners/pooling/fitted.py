@@ -15,9 +15,12 @@ class FittedToTraining(Learner):
 
     Attributes:
         fitted: buffer (), 1 once it was fitted, so that a checkpoint says so too.
+        after_training: True if the estimates depend on parameters that are trained. Then `training.fit` makes them
+            after the gradient steps, and a run before each validation.
     """
 
     fitted: Tensor
+    after_training: bool = False
 
     @abstractmethod
     def fit_to_training(self, source: TaskSource) -> None:
