@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from kshot.app.baselines import Setting, baselines_of
+from kshot.app.baselines import Setting, baselines_of, need_pretraining
 from kshot.app.build import Shapes, build_learner, build_model, device_of, has_head, shapes_of
 from kshot.app.errors import FULL, exit_code
 from kshot.app.folder import RunFolder
@@ -46,6 +46,7 @@ def refuse_unsuited(spec: Spec, source: TaskSource, shapes: Shapes | None = None
     shapes = shapes or shapes_of(source)
     refuse_by_table(spec, source, shapes)
     _refuse_other_metrics(spec, source)
+    need_pretraining(spec, source.objective)
     baselines_of(Setting(spec, source, shapes, device))
     if has_head(spec):
         _refuse_other_ways(spec, source)

@@ -362,6 +362,7 @@ def test_recipes_and_data_are_listed(kshot):
     assert "without end" in kshot("data", "check", "sinusoids").out
 
 
+@pytest.mark.slow
 def test_data_check_counts_omniglot(kshot, omniglot_data):
     lines = kshot("data", "check", "omniglot").out.splitlines()
     assert lines[0].split() == ["train", "4,112", "classes,", "82,240", "drawings"]
@@ -424,6 +425,7 @@ def test_tasks_frozen_from_a_run_file_can_be_run_on_and_scored(kshot, runs, tmp_
     assert kshot("adapt", "frozen", "--support", "new.csv", "--out", "new.safetensors").code == 0, "without its data"
 
 
+@pytest.mark.slow
 def test_a_run_on_a_mixture_of_ranged_tasks(kshot, tmp_path):
     sources = "{a: {kind: glyphs, ways: [2, 3], shots: [1, 3], queries: 2, imbalance: random}, "
     sources += "b: {kind: glyphs, ways: [2, 3], shots: [1, 3], queries: 2}}"
@@ -436,6 +438,7 @@ def test_a_run_on_a_mixture_of_ranged_tasks(kshot, tmp_path):
     assert {"scratch", "fine_tune", "pretrained_centroid", "centroid"} == set(report["baselines"])
 
 
+@pytest.mark.slow
 def test_proto_maml_is_a_learner_of_run_files(kshot, tmp_path):
     (tmp_path / "run.yaml").write_text(GLYPHS)
     learner = "learner={kind: proto_maml, inner_lr: 0.1}"

@@ -108,6 +108,7 @@ def test_an_observer_sees_each_task_with_what_was_made_of_it():
     assert len(set(found.episodes)) == 3
 
 
+@pytest.mark.slow
 def test_classes_are_calibrated_in_every_evaluation_and_numbers_are_not():
     source = kshot.sources.glyphs(ways=3, queries=4)
     found = kshot.evaluate(kshot.learners.nearest_centroid(), source, num_tasks=4)

@@ -93,6 +93,7 @@ def test_padding_does_not_count():
     assert meter.result()[0].rmse.mean == pytest.approx(0.5**0.5)
 
 
+@pytest.mark.slow
 def test_intervals_cover_the_truth():
     """In 400 simulations of 60 tasks; the truth is that of very many tasks: rmse 0.5, R² 1 − 0.25 / 5."""
     hits = np.zeros(2)

@@ -485,6 +485,7 @@ class Last(nn.Module):
         return self.rnn(x[:, None])[0][:, -1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SMALL)
 def test_a_thousand_steps_leave_nothing_behind(name):
     make, count = SMALL[name]

@@ -163,7 +163,12 @@ def test_bad_arguments_say_what_to_do(make, message):
 
 
 @pytest.mark.parametrize(
-    "learner", ["{kind: simpleshot}", "{kind: frn}", "{kind: laplacian_shot}", "{kind: pmf, inner_lr: 0.01, steps: 1}"]
+    "learner",
+    [
+        *(pytest.param(f"{{kind: {kind}}}", marks=pytest.mark.slow) for kind in ("simpleshot", "frn")),
+        "{kind: laplacian_shot}",
+        "{kind: pmf, inner_lr: 0.01, steps: 1}",
+    ],
 )
 def test_a_run_of_a_head_opens_again_as_it_was(learner, tmp_path):
     from rich.console import Console

@@ -165,6 +165,7 @@ def test_windows_that_do_not_join_leave_the_last_one():
     assert history["values"][history["known"] > 0].tolist() == windows[1].tolist()
 
 
+@pytest.mark.slow
 def test_training_beats_every_forecaster_of_the_mean():
     """Series with a slope, or with a season: no forecaster is the best of both."""
 

@@ -544,6 +544,7 @@ DEFAULT = RUN.replace("names: [centroid], ", "")
 OF_FEATURES = {"class_mean_cosine", "logistic_regression", "ridge", "knn", "zero_shot", "class_mean_and_name"}
 
 
+@pytest.mark.slow
 def test_an_encoder_that_can_be_tuned_is_tuned_by_contrast_for_its_baselines(folder, monkeypatch):
     monkeypatch.chdir(folder.parent)
     write_intents(Path("intents.json"))
@@ -589,6 +590,7 @@ def test_the_baselines_of_an_encoder_are_of_its_pretraining(folder, tune, pretra
     assert set(found) == {*OF_FEATURES, "centroid", *expected}
 
 
+@pytest.mark.slow
 def test_a_named_probe_needs_its_kind_of_pretraining(folder, monkeypatch):
     monkeypatch.chdir(folder.parent)
     write_intents(Path("intents.json"))

@@ -257,6 +257,7 @@ def test_missing_official_runs_say_where_they_are_to_be_had(tmp_path):
         omniglot_runs(tmp_path / "runs.zip", size=0)
 
 
+@pytest.mark.slow
 @real_data
 def test_the_real_official_runs_show_pairs_of_one_character_of_an_alphabet_that_background_only_never_saw():
     source = omniglot(path=REAL, background_only=True)

@@ -105,6 +105,7 @@ def test_contract(texts, strength):
         check()
 
 
+@pytest.mark.slow
 def test_they_are_among_the_baselines_of_texts_and_trusted(texts):
     watched = kshot.tasks.watched(texts)
     made = label_names.baselines(watched)

@@ -99,6 +99,7 @@ def test_a_row_of_weight_two_is_two_rows():
     torch.testing.assert_close(predicted(single, weighted, inputs), targets)
 
 
+@pytest.mark.slow
 def test_generated_tables_with_numbers_have_them_and_they_beat_the_mean():
     source = tabular_priors(target_type="regression", rows=40, features=(9, 12))
     found = of_fields(source)

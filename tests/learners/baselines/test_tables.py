@@ -116,6 +116,7 @@ def test_boosting_uses_the_support(kind):
         assert own < 0.8 * unhelpful
 
 
+@pytest.mark.slow
 def test_standard_deviations_are_calibrated():
     """95 % of the targets are in the interval, up to the variation between 10 groups."""
     for name in VALUES:
