@@ -145,6 +145,16 @@ def test_plans_that_fail_make_room_and_finished_ones_leave_their_time_to_others(
     assert made.ranked()[0].plan.name == "p1"
 
 
+def test_nothing_is_ranked_where_there_is_nothing(tmp_path, clock):
+    made = a_race(tmp_path, clock, [0.5, None], 80)
+    made.run(made.plans)
+    assert [each.plan.name for each in made.ranked()] == ["p0"]
+    assert made.ranked([]) == []
+    kept, reason = command._choose(made)
+    assert kept.plan.name == "p0"
+    assert "simple" not in reason
+
+
 def test_short_times_start_fewer_plans(tmp_path, clock):
     made = a_race(tmp_path, clock, [0.5] * 9, 80)
     made.run(made.plans)

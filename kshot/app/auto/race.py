@@ -153,7 +153,8 @@ class Race:
 
     def ranked(self, entrants: Sequence[Entrant] | None = None) -> list[Entrant]:
         """Those with a figure, the best first; the earlier of equal ones."""
-        having = [each for each in (entrants or self.entrants.values()) if each.figure is not None]
+        of = self.entrants.values() if entrants is None else entrants
+        having = [each for each in of if each.figure is not None]
         sign = -1 if self.target.at_least else 1
         return sorted(having, key=lambda each: sign * each.figure.mean)  # type: ignore[union-attr]
 

@@ -72,6 +72,7 @@ def race_chart(choice: Mapping[str, Any], target: Target) -> Figure:
         axes.axhline(level, color=MUTED, linestyle=":", linewidth=1.2)
         labels.append((level, f"{best['name']} (simple{', kept' * best['kept']})", BLUE if best["kept"] else MUTED))
     axes.margins(x=0.03, y=0.1)
+    axes.set_xlim(left=0)
     if not target.at_least:
         log_scale(axes, "y", np.array([each["course"][-1][1]["mean"] for each in entrants]))
     _place(axes, labels)
