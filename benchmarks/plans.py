@@ -110,9 +110,14 @@ class Functions(TaskSource):
 def plans() -> dict[str, Learner]:
     """The plans; those that adapt a model share it, and so do those that fit a head to features."""
     mse, one = objectives.mse, torch.ones(())
-    net = lambda: nn.Sequential(nn.Linear(1, 40), nn.Tanh(), nn.Linear(40, 40), nn.Tanh())  # noqa: E731
+
+    def net() -> nn.Module:
+        return nn.Sequential(nn.Linear(1, 40), nn.Tanh(), nn.Linear(40, 40), nn.Tanh())
+
+    def process(width: float) -> Learner:
+        return GaussianProcess(mse, width * torch.ones(1), one, 0.02 * one)
+
     model, features = nn.Sequential(net(), nn.Linear(40, 1)), net()
-    process = lambda width: GaussianProcess(mse, width * torch.ones(1), one, 0.02 * one)  # noqa: E731
     return {
         "maml, 1 step": kshot.maml(model, inner_lr=0.05, steps=1, objective=mse),
         "maml, 5 steps": kshot.maml(model, inner_lr=0.05, steps=5, objective=mse),
@@ -184,8 +189,11 @@ def pooled(parts: Sequence[Scores]) -> Scores:
 
 def closed(fixed: np.ndarray, policy: np.ndarray, oracle: np.ndarray) -> str:
     """The share of the gap that is closed, with a 95 % bootstrap interval over tasks."""
+
+    def share(rows: np.ndarray) -> np.ndarray:
+        return (fixed[rows] - policy[rows]).mean(-1) / (fixed[rows] - oracle[rows]).mean(-1)
+
     draws = np.random.default_rng(0).integers(0, len(fixed), (2000, len(fixed)))
-    share = lambda rows: (fixed[rows] - policy[rows]).mean(-1) / (fixed[rows] - oracle[rows]).mean(-1)  # noqa: E731
     low, high = np.quantile(share(draws), [0.025, 0.975])
     return f"{100 * share(np.arange(len(fixed))):.0f} % ({low * 100:.0f} to {high * 100:.0f})"
 

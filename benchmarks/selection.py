@@ -102,8 +102,8 @@ class Scenario:
 def read_scenario(folder: Path) -> Scenario:
     """Read the ARFF files of a scenario; repeated runs count by their mean."""
     description = (folder / "description.txt").read_text()
-    limit = float(re.search(r"algorithm_cutoff_time:\s*(\S+)", description)[1])  # type: ignore[index]
-    maximise = re.search(r"maximize:\s*-?\s*(\w+)", description)[1] == "true"  # type: ignore[index]
+    limit = float(re.search(r"algorithm_cutoff_time:\s*(\S+)", description)[1])
+    maximise = re.search(r"maximize:\s*-?\s*(\w+)", description)[1] == "true"
     fold = {row[0]: int(float(row[2])) for row in arff(folder / "cv.arff") if float(row[1]) == 1}
     place = {name: i for i, name in enumerate(fold)}
     runs = list(arff(folder / "algorithm_runs.arff"))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TypeGuard
+
 import torch
 from torch import nn
 
@@ -52,10 +54,10 @@ def is_unfitted(learner: Learner) -> bool:
 def _estimating(learner: Learner) -> list[FittedToTraining | HeadLearner]:
     """The learner and those within it that estimate something in closed form, the innermost first."""
     found = [part for part in learner.modules() if isinstance(part, FittedToTraining) or _has_statistics(part)]
-    return found[::-1]  # type: ignore[return-value]
+    return found[::-1]
 
 
-def _has_statistics(part: nn.Module) -> bool:
+def _has_statistics(part: nn.Module) -> TypeGuard[HeadLearner]:
     """Whether a module is a learner with a head that estimates statistics of training features."""
     return isinstance(part, HeadLearner) and any(isinstance(each, FeatureStatistics) for each in part.modules())
 

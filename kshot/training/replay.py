@@ -159,6 +159,21 @@ def stacked(buffers: list[Params]) -> Params:
     return {name: torch.stack([task[name] for task in buffers]) for name in buffers[0]} if buffers else {}
 
 
+def weighted_mean(parts: list[tuple[Gradient, float]]) -> Gradient:
+    """The gradient of the mean over all tasks from those of parts of them, which are fractions of the whole."""
+
+    def mean(values: list[Tensor]) -> Tensor:
+        if not values[0].is_floating_point():
+            return values[0]
+        return torch.stack([value * fraction for value, (_, fraction) in zip(values, parts)]).sum(0)
+
+    gradients = [gradient for gradient, _ in parts]
+    return Gradient(
+        mean([gradient.loss for gradient in gradients]),
+        *({n: mean([tree[n] for tree in trees]) for n in trees[0]} for trees in zip(*(g[1:] for g in gradients))),
+    )
+
+
 def mean_over_tasks(buffers: Params) -> Params:
     """Buffers (T, ...) as one value: the mean of floating-point numbers, of other types that of the first task."""
     return {name: b.mean(0) if b.is_floating_point() else b[0] for name, b in buffers.items()}

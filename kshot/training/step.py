@@ -40,6 +40,7 @@ from kshot.training.replay import (
     separate_grads,
     shapes_of,
     stacked,
+    weighted_mean,
 )
 from kshot.training.trials import Plan, Trials
 from kshot.types import Params, Task, tree_map, unstack
@@ -195,7 +196,7 @@ class MetaGradient:
         if self._one_by_one(engine) or chunk is None or chunk >= num_tasks:
             return run_chunk(tasks)
         chunks = [tree_map(lambda leaf, i=i: leaf[i : i + chunk], tasks) for i in range(0, num_tasks, chunk)]
-        return _weighted_mean([(run_chunk(part), len(part.support.weight) / num_tasks) for part in chunks])
+        return weighted_mean([(run_chunk(part), len(part.support.weight) / num_tasks) for part in chunks])
 
     def _loop(self, tasks: Task) -> Gradient:
         total, buffers = tasks.support.weight.new_zeros(()), []
@@ -378,21 +379,6 @@ class MetaGradient:
             return before
         log.warning("less memory is free than before the interruption: steps go on by %s instead of %s", plan, before)
         return plan
-
-
-def _weighted_mean(parts: list[tuple[Gradient, float]]) -> Gradient:
-    """The gradient of the mean over all tasks from those of parts of them, which are fractions of the whole."""
-
-    def mean(values: list[Tensor]) -> Tensor:
-        if not values[0].is_floating_point():
-            return values[0]
-        return torch.stack([value * fraction for value, (_, fraction) in zip(values, parts)]).sum(0)
-
-    gradients = [gradient for gradient, _ in parts]
-    return Gradient(
-        mean([gradient.loss for gradient in gradients]),
-        *({n: mean([tree[n] for tree in trees]) for n in trees[0]} for trees in zip(*(g[1:] for g in gradients))),
-    )
 
 
 def _reason(error: Exception) -> str:

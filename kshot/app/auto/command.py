@@ -9,7 +9,6 @@ choice.jsonl    the log of the race, from which it is resumed
 from __future__ import annotations
 
 import json
-import logging
 import math
 import re
 import shutil
@@ -45,8 +44,6 @@ from kshot.limits import limits
 from kshot.tasks.read_log import during
 from kshot.yaml_files import parse_yaml
 
-log = logging.getLogger(__name__)
-
 FOR_SIMPLE, FOR_TEST = 0.2, 0.15
 """Shares of the time: at most the former for the simple baselines; the latter is kept for the test."""
 TESTED = 3
@@ -77,8 +74,6 @@ class _Question:
         text, where, folder = (yaml.safe_dump(dict(data)), "data", None) if isinstance(data, Mapping) else _read(data)
         values, _ = parse_yaml(text, where)
         given = dict(values) if isinstance(values, dict) else {}
-        if isinstance(learner := given.get("learner"), dict) and Path(where).suffix:
-            log.info("the learner %s of %s is one of many that may be tried", learner.get("kind"), where)
         target = next((each.partition("=")[2] for each in overrides if each.startswith("target=")), given.get("target"))
         named = [] if "name" in given else [f"name={json.dumps(_name(where))}"]
         return cls(text, where, folder, (*named, *overrides), target)
@@ -178,8 +173,7 @@ def collect(
     question = _Question.of(data, overrides)
     with owned(out):
         race, descriptors = _start(question, question.base(), out, 60 * minutes, say)
-        race.shortest = 0.0
-        race.run(race.plans, starters=len(race.plans))
+        race.run(race.plans, starters=len(race.plans), shortest=0.0)
         return _trials(race, descriptors, data_set)
 
 

@@ -87,5 +87,12 @@ def error_of(value: float, target: Target) -> float:
     return math.log(max(error, 1e-3)) if math.isfinite(error) else math.inf
 
 
+def value_of(error: float, target: Target) -> float:
+    """The value of the target's metric with an error on the scale of `error_of`."""
+    if target.metric in LOGARITHMIC:
+        return -error if target.at_least else error
+    return 1.0 - math.exp(error) if target.at_least else math.exp(error)
+
+
 def _middle(value: Any) -> float:
     return sum(value) / len(value) if isinstance(value, list | tuple) else float(value)

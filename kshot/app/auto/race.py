@@ -34,6 +34,8 @@ from kshot.tasks.source import TaskSource
 
 STARTERS, ETA = 9, 3
 """The number of plans that get time first, and the factor by which their number falls and their time grows."""
+SHORTEST = 15.0
+"""Seconds that a plan gets at least."""
 
 PATIENCE = 0.25
 """The share of all time after which a plan that is fitted as a whole, and not in steps, is interrupted."""
@@ -85,7 +87,6 @@ class Race:
         plans: those that may suit the data.
         make_spec: makes the run file of a plan with a budget.
         say: shows a line.
-        shortest: seconds that a plan gets at least; where time is short, fewer plans start.
     """
 
     folder: Path
@@ -96,7 +97,6 @@ class Race:
     make_spec: Callable[[Plan, Mapping[str, Any]], Spec]
     log: EventLog
     say: Callable[[str], None]
-    shortest: float = 15.0
     entrants: dict[str, Entrant] = field(default_factory=dict)
     spent: float = 0.0
 
@@ -114,7 +114,12 @@ class Race:
             self._note(entrant, event)
 
     def run(
-        self, plans: Sequence[Plan], expected: Mapping[str, Expectation] | None = None, *, starters: int = STARTERS
+        self,
+        plans: Sequence[Plan],
+        expected: Mapping[str, Expectation] | None = None,
+        *,
+        starters: int = STARTERS,
+        shortest: float = SHORTEST,
     ) -> None:
         """Give the plans time until it is spent.
 
@@ -122,6 +127,7 @@ class Race:
             plans: the most promising first.
             expected: what experience expects of each.
             starters: how many of those that suit the data get time at first, at most.
+            shortest: seconds that a plan gets at least; where time is short, fewer plans start.
         """
         if not plans:
             return
@@ -130,7 +136,7 @@ class Race:
         available = self.seconds - sum(each.seconds for each in self.entrants.values() if each.simple)
         if available <= 0:
             return
-        count, first = _starters(min(starters, len(plans)), available, self.shortest)
+        count, first = _starters(min(starters, len(plans)), available, shortest)
         started = running = self._start(plans, count, first)
         for rung, size in enumerate(_sizes(count)[1:], start=1):
             running = self.ranked(running)[:size]
@@ -154,9 +160,8 @@ class Race:
     def ranked(self, entrants: Sequence[Entrant] | None = None) -> list[Entrant]:
         """Those with a figure, the best first; the earlier of equal ones."""
         of = self.entrants.values() if entrants is None else entrants
-        having = [each for each in of if each.figure is not None]
-        sign = -1 if self.target.at_least else 1
-        return sorted(having, key=lambda each: sign * each.figure.mean)  # type: ignore[union-attr]
+        means = [(each.figure.mean, each) for each in of if each.figure is not None]
+        return [each for _, each in sorted(means, key=lambda pair: pair[0], reverse=self.target.at_least)]
 
     def _pretraining_steps(self) -> dict[str, int]:
         """The steps that each plan can be pretrained for in a share of the time, which it need not share."""
@@ -169,7 +174,6 @@ class Race:
             if key not in seconds:
                 spec = self.make_spec(plan, {})
                 try:
-                    refuse_unsuited(spec, self.source)
                     model = build_model(spec, shapes_of(self.source), head=has_head(spec))
                     seconds[key] = seconds_per_step(Pretraining(spec, spec.pretrain, Path()), model, self.source)
                 except (ValueError, RuntimeError):

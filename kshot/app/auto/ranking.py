@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from kshot.app.auto.descriptors import LOGARITHMIC, error_of
+from kshot.app.auto.descriptors import error_of, value_of
 from kshot.deciding.trial import Trial
 from kshot.evaluation.target import Target
 
@@ -38,11 +38,7 @@ class Expectation:
 
     def value(self, target: Target) -> float | None:
         """The expected value of the target's metric; None if it is not known."""
-        if self.error is None:
-            return None
-        if target.metric in LOGARITHMIC:
-            return -self.error if target.at_least else self.error
-        return 1.0 - math.exp(self.error) if target.at_least else math.exp(self.error)
+        return None if self.error is None else value_of(self.error, target)
 
 
 def expect(plans: Sequence[str], descriptors: Descriptors, trials: Sequence[Trial]) -> dict[str, Expectation]:

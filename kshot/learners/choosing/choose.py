@@ -5,8 +5,8 @@ Shape legend: n support rows, T tasks, P plans.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Literal
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Literal, cast
 
 import numpy as np
 import torch
@@ -84,7 +84,7 @@ class Choosing(FittedToTraining):
     @property
     def plans(self) -> dict[str, Learner]:
         """The plans by name."""
-        return dict(zip(self.names, self.among))  # type: ignore[arg-type]
+        return dict(zip(self.names, cast("Iterable[Learner]", self.among)))
 
     def forward(self, task: Task) -> Tensor:
         """The mean of the outer losses of the plans that have parameters to train, ()."""
@@ -230,7 +230,10 @@ def mixed(objective: Objective, predictions: Sequence[Tree], weights: Sequence[T
     """
     if len(predictions) == 1:
         return predictions[0]
-    total = lambda trees: tree_map(lambda *leaves: sum(w * leaf for w, leaf in zip(weights, leaves)), *trees)  # noqa: E731
+
+    def total(trees: Sequence[Tree]) -> Tree:
+        return tree_map(lambda *leaves: sum(w * leaf for w, leaf in zip(weights, leaves)), *trees)
+
     if objective.predicts in ("classes", "tokens"):
         logs = torch.stack([each.log_softmax(-1) + weight.log() for each, weight in zip(predictions, weights)])
         return logs.logsumexp(0).clamp_min(torch.finfo(logs.dtype).min)
