@@ -132,8 +132,12 @@ def auto(
             raise ValueError(f"{out} already exists and is not empty: choose another --out, or continue by --resume")
         race, descriptors = _start(question, base, out, 60 * minutes * (1 - FOR_TEST), display.say)
         expected = expect([plan.name for plan in race.plans], descriptors, known.trials())
-        race.run(sorted(race.plans, key=lambda plan: -expected[plan.name].gain), expected)
+        if not race.log.of("kept"):  # else an interrupted call has chosen, and may have copied the plan
+            race.run(sorted(race.plans, key=lambda plan: -expected[plan.name].gain), expected)
+        for name, entrant in race.entrants.items():
+            entrant.expected = expected.get(name)
         kept, reason = _choose(race)
+        race.log.record("kept", plan=kept.plan.name)
         display.say(reason, "bold")
         known.merge(_trials(race, descriptors))
         source, bound = race.source, race.target if question.target else _level(race)
@@ -149,7 +153,6 @@ def auto(
             with owned(folder):
                 RunFolder(folder).start(spec, shapes_of(source), encoding)
         _take_over(folder, out)
-        race.log.record("kept", plan=kept.plan.name)
     return run(spec, out, resume=True, console=console, choice=_story(race, kept, reason, minutes))
 
 
