@@ -1,6 +1,6 @@
 """A trained run as an object: `kshot.load("runs/x")` opens its folder, without the data that it was trained on.
 
-Only a kept `Baseline` is fitted to the data again.
+Only a `Baseline` that `kshot auto` kept is fitted to the data again.
 
 Shape legend: n examples, C classes.
 """
@@ -24,7 +24,7 @@ from kshot.app.inputs import read_images, read_table, support_images, support_ta
 from kshot.app.spec import Spec, parse_spec
 from kshot.bounded import parse_json
 from kshot.deciding.decisions import Round, best_round
-from kshot.evaluation.baselines import Baseline
+from kshot.evaluation.baselines import fit_baselines
 from kshot.evaluation.rejection import OUTSIDE, novelty
 from kshot.evaluation.target import Target
 from kshot.files import read_json, sha256_of
@@ -322,8 +322,7 @@ def load(path: Path | str, overrides: Sequence[str] = ()) -> TrainedRun:
     learner = build_learner(spec, build_model(spec, shapes, head=has_head(spec)), shapes)
     checkpoint = folder.train / best.checkpoint
     load_checkpoint(checkpoint, learner)
-    if isinstance(learner, Baseline):
-        learner.fit_to_training(build_source(spec))
+    fit_baselines(learner, lambda: build_source(spec))
     return TrainedRun(
         path=path,
         spec=spec,

@@ -101,9 +101,10 @@ class OuterLoop:
         self.module, self.sample, self.backward, self.settings, self.seed = module, sample, backward, settings, seed
         self.accept, self.gradient = accept, gradient
         self.step, self.processor_seconds = 0, 0.0
+        trained = module.trained_parameters() if isinstance(module, Learner) else dict(module.named_parameters())
         self.parameters = {
             name: parameter
-            for name, parameter in module.named_parameters()
+            for name, parameter in trained.items()
             if parameter.requires_grad and not (fixed and name.startswith(fixed))
         }
         if not self.parameters and not may_be_frozen:

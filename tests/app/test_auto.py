@@ -261,7 +261,7 @@ def test_a_better_simple_baseline_is_kept_and_serves_as_a_run(quick, kshot, tmp_
     assert "kept: the simple baseline gaussian_process" in done.out
     report = json.loads((tmp_path / "found" / "report.json").read_text())
     entrants = {each["name"]: each for each in report["choice"]["entrants"]}
-    assert set(entrants) == {"support_mean", "gaussian_process", "small maml", "of classes"}
+    assert set(entrants) == {"support_mean", "gaussian_process", "small maml", "of classes", "mixture"}
     assert entrants["gaussian_process"]["kept"]
     assert "learner protonet predicts" in entrants["of classes"]["failure"]
     assert entrants["gaussian_process"]["course"][-1][1]["mean"] < entrants["small maml"]["course"][-1][1]["mean"]

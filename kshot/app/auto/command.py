@@ -22,7 +22,8 @@ from rich.console import Console
 
 from kshot.annotations import PositiveFloat
 from kshot.app.auto.descriptors import default_target, describe_data, describe_simple
-from kshot.app.auto.plans import Plan, baseline_plan, plans_for
+from kshot.app.auto.mixing import mix
+from kshot.app.auto.plans import MIXTURE, Plan, baseline_plan, plans_for
 from kshot.app.auto.race import Entrant, Race
 from kshot.app.auto.ranking import expect
 from kshot.app.build import build_source, shapes_of
@@ -44,8 +45,8 @@ from kshot.limits import limits
 from kshot.tasks.read_log import during
 from kshot.yaml_files import parse_yaml
 
-FOR_SIMPLE, FOR_TEST = 0.2, 0.15
-"""Shares of the time: at most the former for the simple baselines; the latter is kept for the test."""
+FOR_SIMPLE, FOR_MIXTURE, FOR_TEST = 0.2, 0.08, 0.15
+"""Shares of the time: for the simple baselines, at most; for a mixture, at most; and what is kept for the test."""
 TESTED = 3
 """Simple baselines that are tested beside the plan that is kept: the best on validation tasks."""
 NOTHING = ["learner={kind: nearest_centroid}", "model=null", "pretrain=null", "train={}", "policy=null"]
@@ -104,8 +105,9 @@ def auto(
     """Find a learner for the tasks of a run file, or of a data set, within a time limit; return the report.
 
     Simple baselines are measured first. The plans for the kind of task are then ranked by what experience expects of
-    them, and get time by successive halving on validation tasks. The best plan is kept if it is better than the best
-    simple baseline, otherwise that baseline is; what is kept is tested once.
+    them, and get time by successive halving on validation tasks. The best of them are mixed. The best plan, or the
+    mixture, is kept if it is better than the best simple baseline, otherwise that baseline is; what is kept is tested
+    once.
 
     Args:
         data: a run file, its values, or a recipe, whose learner, model and training are left out of account; or a
@@ -130,10 +132,11 @@ def auto(
     with owned(out), Display(console or Screen(), "") as display:
         if not resume and not is_empty(out):
             raise ValueError(f"{out} already exists and is not empty: choose another --out, or continue by --resume")
-        race, descriptors = _start(question, base, out, 60 * minutes * (1 - FOR_TEST), display.say)
+        race, descriptors = _start(question, base, out, 60 * minutes * (1 - FOR_MIXTURE - FOR_TEST), display.say)
         expected = expect([plan.name for plan in race.plans], descriptors, known.trials())
         if not race.log.of("kept"):  # else an interrupted call has chosen, and may have copied the plan
             race.run(sorted(race.plans, key=lambda plan: -expected[plan.name].gain), expected)
+            mix(race, base.evaluate.num_val_tasks, 60 * minutes * FOR_MIXTURE)
         for name, entrant in race.entrants.items():
             entrant.expected = expected.get(name)
         kept, reason = _choose(race)
@@ -252,7 +255,7 @@ def _choose(race: Race) -> tuple[Entrant, str]:
         raise ValueError(f"no plan and no baseline suits these data: {failures}")
     best = race.ranked([*simple[:1], *plans[:1]])[0]  # of equal ones the simple one
     said = (
-        f"kept: {'the simple baseline ' * best.simple}{best.plan.name}, validation {race.target.metric} {best.figure}"
+        f"kept: {'the simple baseline ' * best.simple}{best.plan.about}, validation {race.target.metric} {best.figure}"
     )
     if not best.simple:
         other = f"the best simple baseline, {simple[0].plan.name}" if simple else ""
@@ -298,7 +301,7 @@ def _level(race: Race) -> Target:
 
 
 def _trials(race: Race, descriptors: Mapping[str, float | str], data_set: str = "") -> list[Trial]:
-    """What experience keeps of a race."""
+    """What experience keeps of a race: the plans and simple baselines, and no mixture of them."""
     simple = descriptors.get("simple_value")
     return [
         Trial(
@@ -310,7 +313,7 @@ def _trials(race: Race, descriptors: Mapping[str, float | str], data_set: str = 
             data_set=data_set,
         )
         for entrant in race.entrants.values()
-        if entrant.course
+        if entrant.course and entrant.plan.learner["kind"] != MIXTURE
     ]
 
 
@@ -319,6 +322,7 @@ def _story(race: Race, kept: Entrant, reason: str, minutes: float) -> dict[str, 
     entrants = [
         {
             "name": each.plan.name,
+            "about": each.plan.about,
             "simple": each.simple,
             "kept": each is kept,
             "seconds": each.seconds,

@@ -277,6 +277,23 @@ def _bounded(losses_TP: Tensor) -> Tensor:
     return losses_TP.nan_to_num(torch.inf, torch.inf).clamp_max(max(bound, finite.min()))
 
 
+def check_parts(among: Mapping[str, Learner], what: str, part: str) -> None:
+    """Raise ValueError unless `among` names two learners or more, without "/", of one objective."""
+    if len(among) < 2:
+        raise ValueError(f"{what} needs at least two {part}s in `among`, got {', '.join(among) or 'none'}")
+    for name, learner in among.items():
+        if not name or "/" in name:
+            raise ValueError(f"the name of a {part} must be text without '/', got {name!r}")
+        if not isinstance(learner, Learner):
+            raise ValueError(f"{part} {name!r} must be a learner, got a {type(learner).__name__}")
+    (first, one), *others = among.items()
+    for name, other in others:
+        if other.objective != one.objective:
+            raise ValueError(
+                f"{part}s must share an objective: {first!r} has {one.objective.name}, {name!r} {other.objective.name}"
+            )
+
+
 @check_arguments
 def choose(
     among: Mapping[str, Learner],
@@ -337,19 +354,8 @@ def choose(
         FFORMA learns the weights by boosted trees, and minimises the weighted mean of the losses; here a perceptron
         minimises the loss of the mixture.
     """
-    if len(among) < 2:
-        raise ValueError(f"choose needs at least two plans in `among`, got {', '.join(among) or 'none'}")
-    for name, plan in among.items():
-        if not name or "/" in name:
-            raise ValueError(f"the name of a plan must be text without '/', got {name!r}")
-        if not isinstance(plan, Learner):
-            raise ValueError(f"plan {name!r} must be a learner, got a {type(plan).__name__}")
-    (first, plan), *others = among.items()
-    for name, other in others:
-        if other.objective != plan.objective:
-            raise ValueError(
-                f"plans must share an objective: {first!r} has {plan.objective.name}, {name!r} {other.objective.name}"
-            )
+    check_parts(among, "choose", "plan")
+    plan = next(iter(among.values()))
     if policy in LEARNED and plan.objective.predicts is None:
         raise ValueError(
             "the objective does not say what it `predicts`, so that predictions cannot be mixed: take policy fixed or "
