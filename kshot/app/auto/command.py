@@ -28,6 +28,7 @@ from kshot.app.auto.race import Entrant, Race
 from kshot.app.auto.ranking import expect
 from kshot.app.build import build_source, shapes_of
 from kshot.app.folder import RunFolder
+from kshot.app.in_memory import remember
 from kshot.app.progress import Display
 from kshot.app.run import run
 from kshot.app.screen import Screen
@@ -43,6 +44,7 @@ from kshot.evaluation.target import Target
 from kshot.files import copy_folder, is_empty, owned, whole_file
 from kshot.limits import limits
 from kshot.tasks.read_log import during
+from kshot.tasks.source import TaskSource
 from kshot.yaml_files import parse_yaml
 
 FOR_SIMPLE, FOR_MIXTURE, FOR_TEST = 0.2, 0.08, 0.15
@@ -70,8 +72,10 @@ class _Question:
     target: str | None
 
     @classmethod
-    def of(cls, data: str | Path | Mapping[str, Any], overrides: Sequence[str]) -> _Question:
+    def of(cls, data: str | Path | Mapping[str, Any] | TaskSource, overrides: Sequence[str]) -> _Question:
         """Read a recipe, a run file or a data set; ValueError if it is none."""
+        if isinstance(data, TaskSource):
+            data = {"source": remember(data)}
         text, where, folder = (yaml.safe_dump(dict(data)), "data", None) if isinstance(data, Mapping) else _read(data)
         values, _ = parse_yaml(text, where)
         given = dict(values) if isinstance(values, dict) else {}
@@ -93,7 +97,7 @@ class _Question:
 
 @check_arguments
 def auto(
-    data: str | Path | Mapping[str, Any],
+    data: str | Path | Mapping[str, Any] | TaskSource,
     out: str | Path,
     *,
     minutes: PositiveFloat = 15.0,
@@ -111,7 +115,7 @@ def auto(
 
     Args:
         data: a run file, its values, or a recipe, whose learner, model and training are left out of account; or a
-            table, or a folder of images with a folder for each class.
+            table, or a folder of images with a folder for each class; or any source of tasks.
         out: folder for the result, which `kshot.load` opens.
         minutes: time for all but the end of the final test.
         overrides: `PATH=VALUE`, each sets a key of the run file.
@@ -160,7 +164,7 @@ def auto(
 
 
 def collect(
-    data: str | Path | Mapping[str, Any],
+    data: str | Path | Mapping[str, Any] | TaskSource,
     out: Path,
     *,
     minutes: float,
