@@ -57,7 +57,7 @@ def expect(plans: Sequence[str], descriptors: Descriptors, trials: Sequence[Tria
     baseline = descriptors.get("simple_error")
     expected = {}
     for plan in plans:
-        gains = [(weight, _gain(trial)) for weight, trial in zip(weights, similar) if trial.plan.get("name") == plan]
+        gains = [(weight, gain_of(trial)) for weight, trial in zip(weights, similar) if trial.plan.get("name") == plan]
         gains = [(weight, gain) for weight, gain in gains if math.isfinite(gain)]
         total = sum(weight for weight, _ in gains)
         gain = sum(weight * gain for weight, gain in gains) / (PRIOR + total)
@@ -66,7 +66,7 @@ def expect(plans: Sequence[str], descriptors: Descriptors, trials: Sequence[Tria
     return expected
 
 
-def _gain(trial: Trial) -> float:
+def gain_of(trial: Trial) -> float:
     """By how much the log error of a trial is below that of the best simple method on its data set."""
     target = Target(str(trial.descriptors["metric"]), bool(trial.descriptors["higher_is_better"]), 0.0)
     errors = [error_of(figure.value, target) for figure in trial.figures if figure.value is not None]
