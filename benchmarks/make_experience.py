@@ -6,8 +6,8 @@
 Data sets are those of `experience_sets.py`. On each, `kshot auto` tries the simple baselines and all plans for the kind
 of its tasks: each for a while, the better third for three times as long, and so on. All figures are of validation
 tasks; test tasks are never read. The trials of a data set are written to the database in --out at once, and data sets
-that are there are left out: call it again after an interruption, which also resumes the data set that it was at. Minutes are
-of CPU time of one thread (`cpu_clock.py`), so that other jobs on the machine do not count.
+that are there are left out: call it again after an interruption, which also resumes the data set that it was at.
+Minutes are of CPU time of one thread (`cpu_clock.py`), so that other jobs on the machine do not count.
 """
 
 from __future__ import annotations

@@ -61,15 +61,23 @@ def test_similar_data_sets_count_more():
     assert near.gain == pytest.approx(weights @ gains / (PRIOR + weights.sum()))
 
 
+def test_errors_in_a_unit_do_not_make_data_sets_similar():
+    numbers = CLASSES | {"metric": "mse", "higher_is_better": 0}
+    for same, values, differs in ((numbers, (0.08, 0.05), False), (CLASSES, (0.9, 0.5), True)):
+        trials = [
+            trial("a", value, baseline=0.1, **same, simple_error=error) for value, error in zip(values, (0.0, 9.0))
+        ]
+        near, far = (expect(["a"], same | {"simple_error": error}, trials)["a"].gain for error in (0.0, 9.0))
+        assert (near == pytest.approx(far)) is not differs
+
+
 def test_errors_are_comparable_across_metrics():
     assert error_of(0.9, ACCURACY) == pytest.approx(math.log(0.1))
     assert error_of(0.25, MSE) == pytest.approx(math.log(0.25))
     assert error_of(-1.5, Target("log_likelihood", True, 0.0)) == 1.5
     assert error_of(math.nan, MSE) == math.inf
     said = describe_simple({"a": Interval(0.9, 0.1, 9), "b": Interval(0.8, 0.1, 9)}, ACCURACY)
-    assert said == pytest.approx(
-        {"simple_value": 0.9, "simple_error": math.log(0.1), "simple a": 0, "simple b": math.log(2)}
-    )
+    assert said == pytest.approx({"simple_error": math.log(0.1), "simple a": 0, "simple b": math.log(2)})
 
 
 class Clock:

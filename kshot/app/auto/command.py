@@ -306,13 +306,13 @@ def _level(race: Race) -> Target:
 
 def _trials(race: Race, descriptors: Mapping[str, float | str], data_set: str = "") -> list[Trial]:
     """What experience keeps of a race: the plans and simple baselines, and no mixture of them."""
-    simple = descriptors.get("simple_value")
+    simple = race.ranked([each for each in race.entrants.values() if each.simple])
     return [
         Trial(
             descriptors=descriptors,
             plan=entrant.plan.to_json(),
             figures=[Figure(seconds, figure.mean, figure.ci95) for seconds, figure in entrant.course],
-            baseline=simple if isinstance(simple, float) else None,
+            baseline=simple[0].figure.mean if simple and simple[0].figure else None,
             cost=Cost(entrant.seconds, entrant.parameters),
             data_set=data_set,
         )

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from kshot.app.auto.descriptors import error_of, value_of
+from kshot.app.auto.descriptors import WITHOUT_UNIT, error_of, value_of
 from kshot.deciding.trial import Trial
 from kshot.evaluation.target import Target
 
@@ -78,8 +78,10 @@ def gain_of(trial: Trial) -> float:
 
 
 def _similarities(descriptors: Descriptors, others: Sequence[Descriptors]) -> np.ndarray:
-    """A weight in (0, 1] for each of the other data sets."""
+    """A weight in (0, 1] for each of the other data sets, by the descriptors that do not depend on a unit."""
     names = sorted(name for name, value in descriptors.items() if isinstance(value, float))
+    if descriptors.get("metric") not in WITHOUT_UNIT:
+        names = [name for name in names if name != "simple_error"]
     if not others or not names:
         return np.ones(len(others))
     rows = np.array([[float(each.get(name, math.nan)) for name in names] for each in (descriptors, *others)])
