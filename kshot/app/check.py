@@ -57,8 +57,11 @@ def check_run_file(
     Raises:
         ValueError: a source that cannot be opened, or an output file that the run file reads.
     """
-    texts = [leaf for leaf in tree_leaves(spec.source.model_dump()) if isinstance(leaf, (str, Path))]
-    read = {Path(text).expanduser().resolve() for text in texts}
+    read = set()
+    for leaf in tree_leaves(spec.source.model_dump()):
+        if isinstance(leaf, (str, Path)):
+            with suppress(ValueError, RuntimeError):  # text that is no path, such as one with a null character
+                read.add(Path(leaf).expanduser().resolve())
     for file in (json_file, html_file):
         if file and file.resolve() in read:
             raise ValueError(f"{file} is data that the run file names, and is never written over; choose another file")

@@ -91,6 +91,23 @@ def test_weights_minimise_the_mean_loss_of_the_mixture(objective):
     np.testing.assert_allclose(found, expected / expected.sum(), atol=0.01)
 
 
+def test_shrinkage_draws_the_weights_to_equal_ones_whatever_the_unit_of_the_targets():
+    targets = torch.tensor([[1.0], [2.0], [4.0]])
+    for unit in (1.0, 1000.0):
+        y = unit * targets
+        each, query = [[y - unit, y + 3 * unit]], [Batch.of(y, y)]
+        w = np.linspace(0, 1, 10001)  # of the first: (w (-1) + (1 - w) 3)², over the least loss 1, and 2 λ 2 (w - 1/2)²
+        best = w[np.argmin((3 - 4 * w) ** 2 + 4 * 2.0 * (w - 0.5) ** 2)]
+        found = fit_weights(objectives.mse, each, query, shrinkage=2.0)
+        assert float(found[0]) == pytest.approx(best, abs=1e-3)
+
+
+def test_a_part_without_error_takes_all_weight():
+    y = torch.tensor([[1.0], [2.0]])
+    found = fit_weights(objectives.mse, [[y, y + 1]], [Batch.of(y, y)])
+    assert float(found[0]) > 0.98
+
+
 RUN = """\
 name: mixed
 source: {kind: sinusoids}

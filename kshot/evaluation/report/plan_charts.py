@@ -138,7 +138,8 @@ def regret_chart(
     last = np.array([value for value, _, _ in labels])
     if len(last) > 2 and np.isfinite(last).all():  # a part that fails on a task must not hide the others
         axes.set_ylim(min(0.0, ours.min(), last.min()), 1.15 * max(2 * float(np.median(last)), ours[-1]))
-    _place(axes, [(min(max(value, axes.get_ylim()[0]), axes.get_ylim()[1]), *rest) for value, *rest in labels])
+    low, high = axes.get_ylim()
+    _place(axes, [(min(max(value, low), high), name, colour) for value, name, colour in labels])
     return figure
 
 

@@ -75,17 +75,26 @@ class Mixture(Learner):
         return mixed(self.objective, predictions, list(self.weight_P))
 
 
-def fit_weights(objective: Objective, predictions: Sequence[Sequence[Tree]], queries: Sequence[Batch]) -> Tensor:
-    r"""The weights (P,) that minimise the mean loss of the mixture over tasks, as a softmax, by Adam.
+def fit_weights(
+    objective: Objective,
+    predictions: Sequence[Sequence[Tree]],
+    queries: Sequence[Batch],
+    *,
+    shrinkage: NonNegativeFloat = 0.0,
+) -> Tensor:
+    r"""The weights (P,) that minimise the mean loss of the mixture over tasks and a penalty, as a softmax, by Adam.
 
-    $$ \min_{w \ge 0,\, \sum_p w_p = 1} \; \frac1T \sum_t L\Big(\sum_p w_p\, \hat y_{t,p},\; y_t\Big) $$
+    $$ \min_{w \ge 0,\, \sum_p w_p = 1} \; \frac1{T\,s} \sum_t L\Big(\sum_p w_p\, \hat y_{t,p},\; y_t\Big)
+       + \lambda P \sum_p \big(w_p - \tfrac1P\big)^2 $$
 
-    with the sum as in `mixed`. The problem is convex for probabilities of classes with their log loss, and for values
+    with the sum as in `mixed`, and the scale $s$ of the loss: the least mean loss of a part for values, whose loss has
+    a unit, and 1 for others. The problem is convex for probabilities of classes with their log loss, and for values
     with the squared error.
 
     Args:
         predictions: what each part predicts, by task.
         queries: the query set of each task.
+        shrinkage: $\lambda$, which draws the weights to equal ones.
 
     Example:
         >>> targets = torch.tensor([[1.0], [2.0]])
@@ -99,14 +108,22 @@ def fit_weights(objective: Objective, predictions: Sequence[Sequence[Tree]], que
         of_task, query = task
         return objective.loss(mixed(objective, of_task, list(weight_P)), Batch(*query))
 
-    logit_P = torch.zeros(len(predictions[0]), requires_grad=True, device=tree_leaves(predictions[0])[0].device)
+    def mean_loss(weight_P: Tensor) -> Tensor:
+        return torch.cat([torch.func.vmap(loss, (None, 0))(weight_P, tasks) for _, tasks in stacks]).mean()
+
+    count, device = len(predictions[0]), tree_leaves(predictions[0])[0].device
+    scale = 1.0
+    if objective.predicts == "values":
+        alone = [float(mean_loss(one)) for one in torch.eye(count, device=device)]
+        scale = max(min(alone), 1e-6 * max(alone)) or 1.0
+    logit_P = torch.zeros(count, requires_grad=True, device=device)
     optimizer = torch.optim.Adam([logit_P], RATE)
     with torch.enable_grad():
         for _ in range(STEPS):
             weight_P = logit_P.softmax(0)
-            losses = [torch.func.vmap(loss, (None, 0))(weight_P, tasks) for _, tasks in stacks]
+            penalty = shrinkage * count * (weight_P - 1 / count).square().sum()
             optimizer.zero_grad()
-            torch.cat(losses).mean().backward()
+            (mean_loss(weight_P) / scale + penalty).backward()
             optimizer.step()
     return logit_P.detach().softmax(0).cpu()
 
