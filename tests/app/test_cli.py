@@ -16,7 +16,7 @@ import yaml
 from PIL import Image
 from run_files import GLYPHS, SINUSOID
 
-from kshot.app.folder import free_folder
+from kshot.app.folder import free_folder, run_folder
 from kshot.training.checkpoint import flatten, load_state
 
 SPEAKERS = """\
@@ -371,6 +371,23 @@ def test_data_check_counts_omniglot(kshot, omniglot_data):
 def test_run_folders_are_counted_up(tmp_path):
     assert free_folder(tmp_path, "a").name == "a"
     assert free_folder(tmp_path, "a").name == "a-2"
+
+
+def test_a_new_run_folder_that_stays_empty_is_removed_and_one_that_was_named_is_not(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    named = tmp_path / "named"
+    named.mkdir()
+    for out in (None, named):
+        with pytest.raises(ValueError, match="refused"), run_folder(out, "a"):
+            raise ValueError("refused")
+    assert list(tmp_path.iterdir()) == [named]
+    for name in ("a", "a-2"):
+        with run_folder(None, "a") as folder:
+            (folder / "spec.yaml").touch()
+        assert folder == Path("runs") / name
+    with run_folder(None, "a") as folder:
+        pass
+    assert sorted(path.name for path in Path("runs").iterdir()) == ["a", "a-2"]
 
 
 def test_bars_are_drawn_on_a_terminal_only(runs):
