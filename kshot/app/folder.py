@@ -138,6 +138,11 @@ class RunFolder:
         if decided > count:
             raise DamagedFile(f"{self.train} lacks the checkpoint of round {decided}, which {self.events} names")
 
+    def has_finished(self, spec: Spec) -> bool:
+        """Whether the run of this run file has ended: its report is written, and the log says so after the file."""
+        last = [event["kind"] for event in self.log.values if event["kind"] in ("files", "finished")][-1:]
+        return last == ["finished"] and self.report.exists() and read_spec(self.path) == spec
+
     def read_report(self) -> dict[str, Any] | None:
         """The contents of report.json; None before the run has ended. Raises DamagedFile if it is not this run's."""
         if not self.report.exists() and not self._of("finished"):
