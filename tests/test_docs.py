@@ -24,7 +24,8 @@ def test_python_blocks_run(document, capsys):
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / document).read_text(), re.DOTALL)
     assert blocks
     for block in blocks:
-        exec(compile(block, document, "exec"), {})
+        fewer = re.sub(r"\bsteps=\d\d\d", "steps=20", block)  # of training, which is not what is tested
+        exec(compile(fewer, document, "exec"), {})
     assert "100 tasks" in capsys.readouterr().out
 
 
