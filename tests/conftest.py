@@ -22,8 +22,12 @@ if TYPE_CHECKING:
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 
+gc.disable()
+
+
 def pytest_collection_finish() -> None:
-    gc.freeze()  # what the imports made stays: collections need not go through it again and again
+    gc.freeze()  # what is imported stays: garbage collections need not go through it again and again
+    gc.enable()
 
 
 @pytest.fixture(autouse=True)

@@ -12,7 +12,7 @@ from pathlib import Path
 from chaos import corruptions, faults, full_disk, kills, races
 from chaos.runs import CASES, SINE, in_child, prepare
 
-KILLS, LEVELS, CORRUPTIONS, STARTS = 4, 2, 20, 8
+KILLS, LEVELS, CORRUPTIONS, STARTS = 3, 2, 20, 8
 PLACES: list[tuple[int | str, str]] = [
     ("replace seed-0/report.json", "after"),
     ("replace seed-1/spec.yaml", "before"),
