@@ -37,7 +37,7 @@ def test_blocks_on_parts_and_on_migrating_run():
         blocks += re.findall(r"```python\n(.*?)```", (ROOT / "docs" / name).read_text(), re.DOTALL)
     for block in blocks:
         names: dict = {}
-        exec(compile(block, "documents", "exec"), names)
+        exec(compile(block.replace("num_tasks=100", "num_tasks=10"), "documents", "exec"), names)
         if "outer" in names:
             assert all(parameter.grad.abs().sum() > 0 for parameter in names["model"].parameters())
 
