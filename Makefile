@@ -21,7 +21,7 @@ demo: setup  ## the whole loop on real drawings, in minutes
 	$(BIN)/kshot run glyphs
 
 test: setup  # two processes of one thread each, as threads of both would wait for each other
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "not slow and not gpu" --doctest-modules --ignore=benchmarks --ignore=examples tests kshot
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow and not gpu" --doctest-modules --ignore=benchmarks --ignore=examples tests kshot
 
 slow: setup
 	$(BIN)/python -m pytest -m slow tests

@@ -1,15 +1,33 @@
 """What all tests share: one thread, no global randomness, a cache of their own, and where the real data lies."""
 
+from __future__ import annotations
+
+import gc
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
 
 from kshot.app import cli
+from kshot.evaluation.report import report
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from kshot.evaluation.report.parts import Picture
 
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
+
+
+gc.disable()
+
+
+def pytest_collection_finish() -> None:
+    gc.freeze()  # what is imported stays: garbage collections need not go through it again and again
+    gc.enable()
 
 
 @pytest.fixture(autouse=True)
@@ -30,6 +48,30 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
         patch.setenv("KSHOT_CACHE", str(folder))
         patch.setenv("KSHOT_EXPERIENCE", str(folder / "experience.sqlite"))
         yield folder
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _charts_drawn_once() -> Iterator[None]:
+    """A report shows a chart that an earlier one drew, since drawing takes most of the time of a tiny run.
+
+    Each chart is drawn for the first run that has it; tests/evaluation draws all charts, of ordinary and odd figures.
+    """
+    drawn: dict[tuple[str, int, bool], Picture] = {}
+    draw = report.picture
+
+    def once(name: str, figure: Figure) -> Picture:
+        key = name, len(figure.axes), any(axes.images for axes in figure.axes)
+        if key not in drawn:
+            drawn[key] = draw(name, figure)
+            return drawn[key]
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(report, "_uri", lambda figure: "")
+            patch.setattr(report, "make_narrow", lambda figure: figure)
+            return draw(name, figure)._replace(uri=drawn[key].uri, narrow=drawn[key].narrow)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(report, "picture", once)
+        yield
 
 
 @pytest.fixture

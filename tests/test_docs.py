@@ -24,7 +24,8 @@ def test_python_blocks_run(document, capsys):
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / document).read_text(), re.DOTALL)
     assert blocks
     for block in blocks:
-        exec(compile(block, document, "exec"), {})
+        fewer = re.sub(r"\bsteps=\d\d\d", "steps=20", block)  # of training, which is not what is tested
+        exec(compile(fewer, document, "exec"), {})
     assert "100 tasks" in capsys.readouterr().out
 
 
@@ -36,7 +37,7 @@ def test_blocks_on_parts_and_on_migrating_run():
         blocks += re.findall(r"```python\n(.*?)```", (ROOT / "docs" / name).read_text(), re.DOTALL)
     for block in blocks:
         names: dict = {}
-        exec(compile(block, "documents", "exec"), names)
+        exec(compile(block.replace("num_tasks=100", "num_tasks=10"), "documents", "exec"), names)
         if "outer" in names:
             assert all(parameter.grad.abs().sum() > 0 for parameter in names["model"].parameters())
 

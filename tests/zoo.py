@@ -31,12 +31,17 @@ class Row(NamedTuple):
     @property
     def objective(self) -> objectives.Objective:
         """Loss and metrics of the tasks."""
-        return self.make(3).objective
+        return _objective(self.make)
 
     @property
     def classes(self) -> bool:
         """Whether the tasks are classification."""
         return self.objective.task_specific_classes
+
+
+@cache
+def _objective(make: Callable[[int], Learner]) -> objectives.Objective:
+    return make(3).objective
 
 
 def small_conv(outputs: int | None, *, norm: bool = True, maps: bool = False) -> nn.Module:
@@ -132,7 +137,7 @@ ZOO = {
     "maml++, early in training": Row(
         lambda ways: early(kshot.learners.maml_pp(small_conv(ways), inner_lr=0.2, steps=2, first_order=0.0))
     ),
-    "imaml": Row(lambda ways: kshot.learners.imaml(small_conv(ways), inner_lr=0.2, steps=3), exact=False),
+    "imaml": Row(lambda ways: kshot.learners.imaml(small_conv(ways), inner_lr=0.2, steps=3, iterations=2), exact=False),
     "imaml, neumann": Row(
         lambda ways: kshot.learners.imaml(small_conv(ways), inner_lr=0.1, steps=3, proximity=2.0, method="neumann"),
         exact=False,

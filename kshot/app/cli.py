@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import shutil
 import sys
-from contextlib import suppress
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from kshot.app.arguments import Invert, Override, Resize, RunDir
+from kshot.app.data import data
 from kshot.app.experience import experience
 
 app = typer.Typer(
@@ -17,7 +17,6 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
-data = typer.Typer(help="Data sets: list, add, check.", no_args_is_help=True)
 app.add_typer(data, name="data")
 app.add_typer(experience, name="experience")
 
@@ -39,15 +38,6 @@ def options(
     """Meta-learning for real tasks: pretrain, adapt, evaluate, decide, repeat."""
 
 
-RunDir = Annotated[Path, typer.Argument(metavar="RUN_DIR", help="Folder of a run.")]
-Override = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="PATH=VALUE", help="Override a key, such as source.shots=5 or train.outer_lr=0.01."),
-]
-Resize = Annotated[bool, typer.Option("--resize", help="Scale images to the size that the run was trained on.")]
-Invert = Annotated[bool, typer.Option("--invert", help="Invert brightness, such as dark strokes on white.")]
-
-
 @app.command()
 def run(
     recipe: Annotated[str, typer.Argument(metavar="RECIPE|FILE.yaml", help="A recipe's name, or a run file.")],
@@ -67,43 +57,36 @@ def run(
     Exit code: 0 if the target was met (by every seed) and the test does not contradict, 1 if not, 2 for invalid input,
     3 if an audit failed and the test figure is not to be trusted, 130 if interrupted.
     """
-    from kshot.app.folder import free_folder
+    from kshot.app.folder import run_folder
     from kshot.app.spec import load_spec
-    from kshot.files import is_empty
 
     spec = load_spec(recipe, set_)
     if resume and out is None:
         raise ValueError("--resume needs the folder of the run: --out DIR")
-    made = out is None
-    out = out or free_folder(Path("runs"), spec.name)
-    from kshot.app.folds import run_folds
-    from kshot.app.run import run as run_spec
-    from kshot.app.seeds import parse_seeds, run_seeds
-
     if seeds is not None and spec.evaluate.folds:
         raise ValueError("--seeds and evaluate.folds are not combined: run the file once for each seed")
     if init_from is not None and (seeds is not None or spec.evaluate.folds):
         raise ValueError("--init-from is for one run: leave out --seeds and evaluate.folds")
-    try:
-        if spec.evaluate.folds:
-            report = run_folds(spec, out, resume=resume)
-        elif seeds is None:
-            report = run_spec(spec, out, resume=resume, init_from=init_from)
-        else:
-            report = run_seeds(spec, out, parse_seeds(seeds), resume=resume)
-    except KeyboardInterrupt:
-        options = f"--out {out}" + (f" --seeds {seeds}" if seeds else "")
-        typer.echo(f"\nInterrupted. Resume by: kshot run {recipe} {options} --resume", err=True)
-        raise typer.Exit(130) from None
-    finally:
-        if made and is_empty(out):  # the run file was refused
-            shutil.rmtree(out, ignore_errors=True)
-            with suppress(OSError):
-                out.parent.rmdir()
+    from kshot.app.folds import run_folds
+    from kshot.app.run import run as run_spec
+    from kshot.app.seeds import parse_seeds, run_seeds
+
+    with run_folder(out, spec.name) as folder:
+        try:
+            if spec.evaluate.folds:
+                report = run_folds(spec, folder, resume=resume)
+            elif seeds is None:
+                report = run_spec(spec, folder, resume=resume, init_from=init_from)
+            else:
+                report = run_seeds(spec, folder, parse_seeds(seeds), resume=resume)
+        except KeyboardInterrupt:
+            options = f"--out {folder}" + (f" --seeds {seeds}" if seeds else "")
+            typer.echo(f"\nInterrupted. Resume by: kshot run {recipe} {options} --resume", err=True)
+            raise typer.Exit(130) from None
     from kshot.app.terminal import print_summary
     from kshot.evaluation.report.conclusion import conclude
 
-    print_summary(report, out)
+    print_summary(report, folder)
     raise typer.Exit(conclude(report).exit_code)
 
 
@@ -129,24 +112,19 @@ def auto(
     Exit code: as of `kshot run`.
     """
     from kshot.app.auto.command import auto as find
-    from kshot.app.folder import free_folder
+    from kshot.app.folder import run_folder
     from kshot.app.terminal import print_summary
     from kshot.evaluation.report.conclusion import conclude
-    from kshot.files import is_empty
 
     if resume and out is None:
         raise ValueError("--resume needs the folder of the call: --out DIR")
-    made = out is None
-    out = out or free_folder(Path("runs"), f"auto-{Path(data_).stem}")
-    try:
-        report = find(data_, out, minutes=minutes, overrides=set_ or (), resume=resume)
-    except KeyboardInterrupt:
-        typer.echo(f"\nInterrupted. Continue by the same command with --out {out} --resume", err=True)
-        raise typer.Exit(130) from None
-    finally:
-        if made and is_empty(out):  # the data were refused
-            shutil.rmtree(out, ignore_errors=True)
-    print_summary(report, out)
+    with run_folder(out, f"auto-{Path(data_).stem}") as folder:
+        try:
+            report = find(data_, folder, minutes=minutes, overrides=set_ or (), resume=resume)
+        except KeyboardInterrupt:
+            typer.echo(f"\nInterrupted. Continue by the same command with --out {folder} --resume", err=True)
+            raise typer.Exit(130) from None
+    print_summary(report, folder)
     raise typer.Exit(conclude(report).exit_code)
 
 
@@ -329,109 +307,6 @@ def recipes(
         return
     for name, text in texts.items():
         typer.echo(f"{name:<{max(map(len, texts))}}  {parse_yaml(text, name).values['about']}")
-
-
-@data.command("list")
-def data_list() -> None:
-    """List the known data sets and where they are."""
-    from kshot.data import library
-
-    rows = library.known()
-    width = max(len(row.name) for row in rows)
-    for row in rows:
-        place = "built in" if row.built_in else row.folder or f"not found; `kshot data add {row.name}` fetches it"
-        opened = "" if row.has_factory else f"; files for source kind {row.kind}"
-        about = (f"{row.description}; {row.licence}; split {row.split}{opened}", row.homepage)
-        typer.echo("\n".join([f"{row.name:<{width}}  {place}", *(f"{'':<{width}}  {line}" for line in about if line)]))
-
-
-@data.command("add")
-def data_add(
-    name: Annotated[str, typer.Argument(help="A known set; see `kshot data list`.")],
-    from_: Annotated[
-        str | None,
-        typer.Option(
-            "--from",
-            metavar="PATH|URL",
-            help="Folder, archive or URL of the data set; by default $KSHOT_MIRROR/NAME if set, otherwise the "
-            "publisher's URL.",
-        ),
-    ] = None,
-) -> None:
-    """Download or copy a data set to where kshot looks for it, and check it; interrupted downloads are resumed."""
-    from kshot.app.known_sets import open_known
-    from kshot.app.progress import fetching
-    from kshot.app.screen import Screen
-    from kshot.data import library
-
-    try:
-        with fetching(Screen(stderr=True)) as progress:
-            added = library.add(name, from_, progress, open_tasks=open_known)
-    except KeyboardInterrupt:
-        typer.echo("\nInterrupted. The same command resumes.", err=True)
-        raise typer.Exit(130) from None
-    typer.echo(f"added {added.folder}\n{added.trust}")
-
-
-@data.command("check")
-def data_check(
-    name: Annotated[
-        str, typer.Argument(metavar="FILE.yaml|RECIPE|SET", help="A run file, a recipe, or a set of `kshot data list`.")
-    ],
-    set_: Override = None,
-    json: Annotated[Path | None, typer.Option(help="JSON file for the findings.")] = None,
-    html: Annotated[Path | None, typer.Option(help="HTML file for the findings, with pictures of a few tasks.")] = None,
-    examples: Annotated[int, typer.Option(help="Maximum number of examples to compare.", min=1)] = 50_000,
-    tasks: Annotated[int, typer.Option(help="Number of tasks of each split to check.", min=1)] = 100,
-) -> None:
-    """Find problems of the data before training: copies across splits, leaked targets, damaged images, and more.
-
-    For the name of a known data set, only its contents are counted. Exit code: 0, or 2 if there is an error among the
-    findings, or the data cannot be read.
-    """
-    from kshot.data import library
-
-    if not set_ and not json and not html and name in [row.name for row in library.known()]:
-        from kshot.app.known_sets import open_known
-
-        counts = library.check(name, open_known)
-        if not counts:
-            typer.echo(f"{name}: its tasks are drawn at run time, without end")
-        for split, numbers in counts.items():
-            typer.echo(f"{split:<6}" + ", ".join(f"{count:,} {what}" for what, count in numbers.items()))
-        return
-    from kshot.app.check import check_run_file
-    from kshot.app.errors import INVALID
-    from kshot.app.screen import Screen
-    from kshot.app.spec import load_spec
-
-    spec = load_spec(name, set_)
-    found = check_run_file(
-        spec, num_examples=examples, num_tasks=tasks, json_file=json, html_file=html, console=Screen()
-    )
-    raise typer.Exit(INVALID if found.worst == "error" else 0)
-
-
-@data.command("freeze")
-def data_freeze(
-    recipe: Annotated[str, typer.Argument(metavar="RECIPE|FILE.yaml", help="Run file with the source of the tasks.")],
-    out: Annotated[Path, typer.Option(help="File for the tasks, .safetensors.")],
-    split: Annotated[str, typer.Option(help="train, val or test.")] = "test",
-    tasks: Annotated[int, typer.Option(help="Number of tasks, from the first.", min=1)] = 600,
-    set_: Override = None,
-) -> None:
-    """Write tasks to a file, to share them exactly; a source of kind episodes reads it."""
-    from kshot.app.build import build_source
-    from kshot.app.spec import load_spec
-    from kshot.files import check_writable
-    from kshot.tasks import freeze
-
-    spec = load_spec(recipe, set_)
-    if out.exists():
-        raise ValueError(f"{out} exists and is never written over; choose another --out")
-    check_writable(out)
-    sha256 = freeze(build_source(spec), out, split=split, num_tasks=tasks)  # type: ignore[arg-type]
-    typer.echo(f"{out}: {tasks} {split} tasks, episodes {sha256}")
 
 
 def main() -> None:

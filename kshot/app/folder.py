@@ -17,8 +17,9 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-from collections.abc import Iterable, Mapping
-from contextlib import suppress
+import shutil
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -137,6 +138,11 @@ class RunFolder:
         if decided > count:
             raise DamagedFile(f"{self.train} lacks the checkpoint of round {decided}, which {self.events} names")
 
+    def has_finished(self, spec: Spec) -> bool:
+        """Whether the run of this run file has ended: its report is written, and the log says so after the file."""
+        last = [event["kind"] for event in self.log.values if event["kind"] in ("files", "finished")][-1:]
+        return last == ["finished"] and self.report.exists() and read_spec(self.path) == spec
+
     def read_report(self) -> dict[str, Any] | None:
         """The contents of report.json; None before the run has ended. Raises DamagedFile if it is not this run's."""
         if not self.report.exists() and not self._of("finished"):
@@ -202,6 +208,19 @@ def free_folder(parent: Path, stem: str) -> Path:
             path.mkdir()
             return path
     raise AssertionError("there are infinitely many names")
+
+
+@contextmanager
+def run_folder(out: Path | None, stem: str) -> Iterator[Path]:
+    """`out`, or a `free_folder` in runs/, which is removed again if it stays empty, as where a run file is refused."""
+    folder = out or free_folder(Path("runs"), stem)
+    try:
+        yield folder
+    finally:
+        if out is None and is_empty(folder):
+            shutil.rmtree(folder, ignore_errors=True)
+            with suppress(OSError):
+                folder.parent.rmdir()  # if it holds nothing else
 
 
 def read_spec(path: Path) -> Spec:

@@ -8,7 +8,7 @@ from typing import Any
 
 from rich.console import Console
 
-from kshot.app.folder import RunFolder, read_spec
+from kshot.app.folder import RunFolder
 from kshot.app.run import run
 from kshot.app.screen import Screen
 from kshot.app.spec import Spec
@@ -33,9 +33,9 @@ def run_parts(
             raise ValueError(f"{out} already exists and is not empty: choose another --out, or resume it by --resume")
         for name, (title, spec) in parts.items():
             folder = RunFolder(out / name)
-            if not (folder.report.exists() and read_spec(folder.path) == spec):
+            if not folder.has_finished(spec):
                 console.rule(title, align="left", style="dim")
-                run(spec, folder.path, resume=folder.spec.exists(), console=console)
+                run(spec, folder.path, resume=folder.path.exists(), console=console)
     return [read_report(out / name) for name in parts]
 
 

@@ -266,7 +266,7 @@ def quick(monkeypatch, tmp_path):
 
 
 def test_a_better_simple_baseline_is_kept_and_serves_as_a_run(quick, kshot, tmp_path):
-    done = kshot("auto", "waves.yaml", "--minutes", 0.15, "--out", "found")
+    done = kshot("auto", "waves.yaml", "--minutes", 0.1, "--out", "found")
     assert done.code == 0, done.err
     assert "kept: the simple baseline gaussian_process" in done.out
     report = json.loads((tmp_path / "found" / "report.json").read_text())
@@ -301,11 +301,11 @@ def test_a_better_plan_is_kept_and_resumes_where_it_was_interrupted(quick, kshot
         raise KeyboardInterrupt
 
     monkeypatch.setattr(command, "run", interrupted)
-    kshot("auto", "waves.yaml", "--minutes", 0.15, "--out", "found", "--set", "train={outer_lr: 7}")
+    kshot("auto", "waves.yaml", "--minutes", 0.1, "--out", "found", "--set", "train={outer_lr: 7}")
     before = (tmp_path / "found" / "choice.jsonl").read_text()
     monkeypatch.setattr(command, "run", final)
     assert kshot("auto", "waves.yaml", "--out", "found").code == 2  # not without --resume
-    done = kshot("auto", "waves.yaml", "--minutes", 0.15, "--out", "found", "--resume")
+    done = kshot("auto", "waves.yaml", "--minutes", 0.1, "--out", "found", "--resume")
     assert "kept: small maml" in done.out
     after = (tmp_path / "found" / "choice.jsonl").read_text()
     assert after.startswith(before)

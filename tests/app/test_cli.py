@@ -16,7 +16,7 @@ import yaml
 from PIL import Image
 from run_files import GLYPHS, SINUSOID
 
-from kshot.app.folder import free_folder
+from kshot.app.folder import free_folder, run_folder
 from kshot.training.checkpoint import flatten, load_state
 
 SPEAKERS = """\
@@ -103,15 +103,15 @@ def test_a_run_that_diverges_keeps_its_report_and_checkpoint(kshot, tmp_path):
     assert Path("a/checkpoints/train/round-0001/weights.safetensors").exists()
 
 
-def test_a_killed_run_goes_on_where_it_was(tmp_path):
+def test_a_killed_run_goes_on_where_it_was(kshot, tmp_path):
     """SIGKILL in the middle of training; the resumed run ends with the very weights of an unbroken one."""
-    text = SINUSOID.replace("steps_per_round: 4", "steps_per_round: 60, checkpoint_seconds: 0.001").replace(
+    text = SINUSOID.replace("steps_per_round: 4", "steps_per_round: 20, checkpoint_seconds: 0.001").replace(
         "<= 1000", "<= 0"
     )
     (tmp_path / "run.yaml").write_text(text)
-    command = [sys.executable, "-m", "kshot.app", "run", "run.yaml", "--out"]
-    subprocess.run([*command, "whole"], cwd=tmp_path, capture_output=True)
-    killed = subprocess.Popen([*command, "cut"], cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    kshot("run", "run.yaml", "--out", "whole")
+    command = [sys.executable, "-m", "kshot.app", "run", "run.yaml", "--out", "cut"]
+    killed = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     train = tmp_path / "cut" / "checkpoints" / "train"
     deadline = time.monotonic() + 60
     while not (train.exists() and any(train.glob("step-*"))) and time.monotonic() < deadline:
@@ -119,7 +119,7 @@ def test_a_killed_run_goes_on_where_it_was(tmp_path):
     killed.send_signal(signal.SIGKILL)
     killed.wait()
     assert not (tmp_path / "cut" / "report.json").exists()
-    subprocess.run([*command, "cut", "--resume"], cwd=tmp_path, capture_output=True)
+    kshot("run", "run.yaml", "--out", "cut", "--resume")
     both = [json.loads((tmp_path / name / "report.json").read_text()) for name in ("whole", "cut")]
     assert both[0]["test"] == both[1]["test"]
     assert [r["val"] for r in both[0]["rounds"]] == [r["val"] for r in both[1]["rounds"]]
@@ -371,6 +371,23 @@ def test_data_check_counts_omniglot(kshot, omniglot_data):
 def test_run_folders_are_counted_up(tmp_path):
     assert free_folder(tmp_path, "a").name == "a"
     assert free_folder(tmp_path, "a").name == "a-2"
+
+
+def test_a_new_run_folder_that_stays_empty_is_removed_and_one_that_was_named_is_not(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    named = tmp_path / "named"
+    named.mkdir()
+    for out in (None, named):
+        with pytest.raises(ValueError, match="refused"), run_folder(out, "a"):
+            raise ValueError("refused")
+    assert list(tmp_path.iterdir()) == [named]
+    for name in ("a", "a-2"):
+        with run_folder(None, "a") as folder:
+            (folder / "spec.yaml").touch()
+        assert folder == Path("runs") / name
+    with run_folder(None, "a") as folder:
+        pass
+    assert sorted(path.name for path in Path("runs").iterdir()) == ["a", "a-2"]
 
 
 def test_bars_are_drawn_on_a_terminal_only(runs):

@@ -10,9 +10,15 @@ import time
 from pathlib import Path
 
 from chaos import corruptions, faults, full_disk, kills, races
-from chaos.runs import SINE, in_child, prepare
+from chaos.runs import CASES, SINE, in_child, prepare
 
-KILLS, LEVELS, CORRUPTIONS, STARTS = 4, 2, 20, 8
+KILLS, LEVELS, CORRUPTIONS, STARTS = 3, 2, 20, 8
+PLACES: list[tuple[int | str, str]] = [
+    ("replace seed-0/report.json", "after"),
+    ("replace seed-1/spec.yaml", "before"),
+    ("^replace report.json", "before"),
+]
+"""Where a run of two seeds is killed: before the first is logged as finished, as the second starts, and at the end."""
 
 
 def short(scratch: Path, seed: int) -> dict[str, list[str]]:
@@ -23,6 +29,7 @@ def short(scratch: Path, seed: int) -> dict[str, list[str]]:
     return {
         "caches": [f"{wrong} wrong readers"] * bool(wrong),
         "kills": kills.check_one(scratch / "kills", made.whole, KILLS, random.Random(seed)).faults,
+        "kills of parts": kills.check_places(scratch / "parts", CASES["seeds"], PLACES),
         "full disks": full_disk.check(LEVELS, made.whole),
         "starts": races.check_starts(1, made.whole),
         "clocks": races.check_clocks(1, made.whole),
@@ -39,7 +46,7 @@ def planted(scratch: Path) -> dict[str, list[str]]:
 
 def _made(scratch: Path) -> faults.Made:
     """What the harnesses share."""
-    return faults.Made(scratch, kills.reference(scratch / "kills", SINE), _subjects(scratch / "runs"))
+    return faults.Made(scratch, kills.reference(scratch / "kills", CASES["one run"]), _subjects(scratch / "runs"))
 
 
 def _subjects(folder: Path) -> list[corruptions.Subject]:

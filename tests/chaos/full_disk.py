@@ -13,7 +13,7 @@ from pathlib import Path
 from chaos.kills import Reference, reference
 from chaos.layer import Disk
 from chaos.runs import (
-    SINE,
+    CASES,
     command,
     differences,
     ended,
@@ -102,7 +102,7 @@ if __name__ == "__main__":
     words = sys.argv[1:]
     prepare()
     with tempfile.TemporaryDirectory() as folder:
-        found = check(int(words[0]), reference(Path(folder), SINE), mounted="--mount" in words)
+        found = check(int(words[0]), reference(Path(folder), CASES["one run"]), mounted="--mount" in words)
     print("\n".join(found))
     print(f"{words[0]} levels of bytes and {words[0]} of files: {len(found)} lost or untold")
     sys.exit(bool(found))

@@ -1,4 +1,7 @@
-"""Kill a run at every event of its file system, resume it and compare: `python -m chaos.kills 500`."""
+"""Kill a run at every event of its file system, resume it and compare: `python -m chaos.kills 500`.
+
+`python -m chaos.kills 100 7 seeds folds` kills 100 runs of several seeds or folds, at events drawn from seed 7.
+"""
 
 from __future__ import annotations
 
@@ -8,11 +11,12 @@ import random
 import shutil
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from chaos.layer import Disk
-from chaos.runs import SINE, TABLE, command, differences, in_child, last_line, outcome, prepare, run_words, write_inputs
+from chaos.runs import CASES, Case, command, differences, in_child, last_line, outcome, prepare, run_words, write_inputs
 
 KILLED = -9
 WHEN = ("before", "after", "torn")
@@ -28,9 +32,10 @@ class Tally(NamedTuple):
 
 
 class Reference(NamedTuple):
-    """An undisturbed run: its file and folder, exit code, events and outcome, and what it wrote and made."""
+    """An undisturbed run: its file, options and folder, exit code, events and outcome, and what it wrote and made."""
 
     file: Path
+    options: tuple[str, ...]
     folder: Path
     code: int
     events: list[tuple[str, str]]
@@ -38,16 +43,20 @@ class Reference(NamedTuple):
     num_bytes: int
     num_files: int
 
+    def words(self, out: Path, *, resume: bool) -> list[object]:
+        """The command that runs it in another folder."""
+        return run_words(self.file, out, resume=resume, options=self.options)
 
-def reference(folder: Path, text: str) -> Reference:
-    """Run a run file without kills, and count the events."""
-    file, log = write_inputs(folder / "inputs", text), folder / "log"
+
+def reference(folder: Path, case: Case) -> Reference:
+    """Run a case without kills, and count the events."""
+    file, log = write_inputs(folder / "inputs", case.text), folder / "log"
     out, listing = folder / "whole" / "run", folder / "events"
 
     def work() -> None:
         disk = Disk(out)
         try:
-            command(*run_words(file, out, resume=False), disk=disk)
+            command(*run_words(file, out, resume=False, options=case.options), disk=disk)
         finally:
             listing.write_text(json.dumps([disk.written, disk.made, disk.events]))
 
@@ -55,7 +64,8 @@ def reference(folder: Path, text: str) -> Reference:
     code = in_child(work, log)
     assert code == 1, log.read_text()  # the target is out of reach
     num_bytes, num_files, events = json.loads(listing.read_text())
-    return Reference(file, out, code, [(kind, path) for kind, path in events], outcome(out), num_bytes, num_files)
+    events = [(kind, path) for kind, path in events]
+    return Reference(file, case.options, out, code, events, outcome(out), num_bytes, num_files)
 
 
 def kill_and_resume(folder: Path, whole: Reference, kills: list[tuple[int | str, str]]) -> tuple[int, str]:
@@ -69,33 +79,33 @@ def kill_and_resume(folder: Path, whole: Reference, kills: list[tuple[int | str,
     out, log, taken = folder / "run", folder / "log", 0
     folder.mkdir()
     for number, (event, when) in enumerate(kills):
-        words = run_words(whole.file, out, resume=number > 0)
+        words = whole.words(out, resume=number > 0)
         code = in_child(lambda: command(*words, disk=Disk(out, event, when)), log)  # noqa: B023
         taken += code == KILLED
         if code not in (KILLED, whole.code):
             return taken, f"resumed process {number} ends with {code}: {last_line(log)}"
-    code = in_child(lambda: command(*run_words(whole.file, out, resume=True)), log)
+    code = in_child(lambda: command(*whole.words(out, resume=True)), log)
     if code != whole.code:
         return taken, f"stuck: --resume ends with {code}: {last_line(log)}"
     differing = differences(outcome(out), whole.outcome)
     return taken, f"differs in {', '.join(differing)}" if differing else ""
 
 
-def check(num_kills: int, seed: int, texts: tuple[str, ...] = (SINE, TABLE)) -> Tally:
-    """Kill runs of each run file at events spread over all, before, after and in the middle; some several times."""
+def check(num_kills: int, seed: int, cases: Sequence[Case]) -> Tally:
+    """Kill runs of each case at events spread over all, before, after and in the middle; some several times."""
     draw, tally = random.Random(seed), Tally(0, 0, [], collections.Counter())
     scratch = Path(tempfile.mkdtemp(prefix="chaos-"))
     try:
-        for which, text in enumerate(texts):
-            whole = reference(scratch / f"{which}", text)
-            tally = check_one(scratch / f"{which}", whole, num_kills * (which + 1) // len(texts), draw, tally)
+        for which, case in enumerate(cases):
+            whole = reference(scratch / f"{which}", case)
+            tally = check_one(scratch / f"{which}", whole, num_kills * (which + 1) // len(cases), draw, tally)
     finally:
         shutil.rmtree(scratch)
     return tally
 
 
 def check_one(folder: Path, whole: Reference, until: int, draw: random.Random, tally: Tally | None = None) -> Tally:
-    """Kill runs of one run file until a number of kills is reached."""
+    """Kill runs of one case until a number of kills is reached."""
     kills, equal, faults, kinds = tally or Tally(0, 0, [], collections.Counter())
     places = [
         (event, when)
@@ -123,10 +133,17 @@ def check_one(folder: Path, whole: Reference, until: int, draw: random.Random, t
     return Tally(kills, equal, faults, kinds)
 
 
+def check_places(folder: Path, case: Case, places: list[tuple[int | str, str]]) -> list[str]:
+    """Kill a run of a case, and each process that resumes it, at the next of some places; the faults."""
+    taken, fault = kill_and_resume(folder / "run", reference(folder, case), places)
+    return [fault] if fault else [f"only {taken} kills took place"] * (taken < len(places))
+
+
 if __name__ == "__main__":
-    numbers = [int(word) for word in sys.argv[1:]]  # kills, and optionally the seed
+    kills, *more = sys.argv[1:]  # and optionally the seed, and names of cases
+    seed, *names = more or ["0"]
     prepare()
-    found = check(numbers[0], *(numbers[1:] or [0]))
+    found = check(int(kills), int(seed), [CASES[name] for name in names or CASES])
     print(
         f"{found.kills} kills: {found.equal} equal after the resume, {len(found.faults)} runs with faults; first kills "
         f"by event: {dict(found.kinds)}"

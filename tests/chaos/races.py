@@ -19,7 +19,7 @@ import numpy as np
 from chaos.kills import Reference, reference
 from chaos.layer import Disk
 from chaos.runs import (
-    SINE,
+    CASES,
     command,
     differences,
     ended,
@@ -197,7 +197,7 @@ if __name__ == "__main__":
     print(f"8 processes on one fresh cache x {number} starts: {wrong} wrong readers", flush=True)
     prepare()
     with tempfile.TemporaryDirectory() as folder:
-        whole = reference(Path(folder), SINE)
+        whole = reference(Path(folder), CASES["one run"])
         faults = [*check_starts(max(2, number // 20), whole), *check_clocks(max(2, number // 20), whole)]
     print("\n".join(faults))
     print(f"{max(2, number // 20)} x 2 starts at once, as many runs under jumping clocks: {len(faults)} faults")

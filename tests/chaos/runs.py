@@ -11,13 +11,13 @@ import re
 import signal
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import redirect_stdout, suppress
 from importlib import import_module
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -56,6 +56,33 @@ budget: {rounds: 3}
 evaluate: {num_val_tasks: 3, num_test_tasks: 4, shots: []}
 baselines: {names: []}
 """
+
+PARTS = """
+name: parts
+source: {kind: table, path: shops.csv, group: shop, target: sold, shots: 3, queries: 3}
+model: {kind: mlp, hidden: [4]}
+learner: {kind: maml, inner_lr: 0.01, steps: 1}
+train: {steps_per_round: 1, tasks_per_step: 2, outer_lr: 0.01, checkpoint_seconds: 1.0e-9}
+target: mse <= 0.0001
+budget: {rounds: 2}
+evaluate: {num_val_tasks: 3, num_test_tasks: 4, shots: [], FOLDS}
+baselines: {names: []}
+"""
+
+
+class Case(NamedTuple):
+    """A run file, and further options of `kshot run`."""
+
+    text: str
+    options: tuple[str, ...] = ()
+
+
+CASES = {
+    "one run": Case(SINE),
+    "a table": Case(TABLE),
+    "seeds": Case(PARTS.replace(", FOLDS", ""), ("--seeds", "0,1")),
+    "folds": Case(PARTS.replace("FOLDS", "folds: 3")),
+}
 
 _VOLATILE = {
     "time", "seconds", "timing", "environment", "command", "cost", "files", "processor_seconds", "started", "log",
@@ -141,8 +168,8 @@ def command(*words: object, disk: Disk | None = None) -> None:
     cli.main()
 
 
-def run_words(file: Path, out: Path, *, resume: bool) -> list[object]:
-    return ["run", file, "--out", out, *(["--resume"] if resume else [])]
+def run_words(file: Path, out: Path, *, resume: bool, options: Sequence[str] = ()) -> list[object]:
+    return ["run", file, "--out", out, *options, *(["--resume"] if resume else [])]
 
 
 def last_line(log: Path) -> str:
@@ -151,7 +178,20 @@ def last_line(log: Path) -> str:
 
 
 def outcome(out: Path) -> dict[str, Any]:
-    """All that matters of a finished run: the bytes of its weights and states, its figures, and its events."""
+    """All that matters of a finished run, or of one of several parts: the outcome of each, and the common figures."""
+    parts = sorted(spec.parent for spec in out.glob("*/spec.yaml"))
+    found: dict[str, Any] = {part.name: outcome_of_one(part) for part in parts} if parts else outcome_of_one(out)
+    folder = RunFolder(out)
+    found["report"] = _still(json.loads(folder.report.read_text()))
+    if folder.tasks.exists():
+        with folder.tasks.open(newline="") as table:
+            found["tasks"] = list(csv.reader(table))
+    found["left"] = sorted(str(path.relative_to(out)) for path in out.rglob("*.part"))
+    return found
+
+
+def outcome_of_one(out: Path) -> dict[str, Any]:
+    """The bytes of the weights and states of one run, its settings, and its events."""
     folder = RunFolder(out)
     found: dict[str, Any] = {}
     for parent in (folder.pretrain, folder.train):
@@ -162,15 +202,11 @@ def outcome(out: Path) -> dict[str, Any]:
     rounds = found["train/meta"]["rounds"]
     best = min(rounds, key=lambda entry: entry["val"]["mse"]["mean"])["checkpoint"]
     found["best"] = (folder.train / best / "weights.safetensors").read_bytes()
-    found["report"] = _still(json.loads(folder.report.read_text()))
-    with folder.tasks.open(newline="") as table:
-        found["tasks"] = list(csv.reader(table))
     found["shapes"] = _still(json.loads(folder.shapes.read_text()))
     found["encoding"] = _still(json.loads(folder.preprocessor.read_text())) if folder.preprocessor.exists() else None
     found["spec"] = re.sub("#.*\n", "", folder.spec.read_text())
     events = [json.dumps(_still(json.loads(line)), sort_keys=True) for line in _whole_lines(folder.events)]
     found["events"] = sorted(set(events))  # steps after the last checkpoint are taken, and logged, again
-    found["left"] = sorted(str(path.relative_to(out)) for path in out.rglob("*.part"))
     return found
 
 

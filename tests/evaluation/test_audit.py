@@ -364,7 +364,7 @@ def failed(evaluation):
 @pytest.mark.parametrize("bug", PLANTED)
 def test_each_bug_fails_its_audit_and_no_other(bug):
     make, source, expected = PLANTED[bug]
-    found = audited(make(), source())
+    found = audited(make(), source(), num_tasks=80 if bug == "tasks change" else 40)  # which comes late
     assert failed(found) == expected
     assert not found.trusted
 

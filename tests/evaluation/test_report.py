@@ -17,8 +17,9 @@ from reports import EVENTS, ROUNDS, image_figure, of, round_entry
 
 from kshot.evaluation.intervals import Interval
 from kshot.evaluation.report import charts, run_charts
+from kshot.evaluation.report import report as reporting
 from kshot.evaluation.report.formatting import format_figure
-from kshot.evaluation.report.report import to_json, write_report
+from kshot.evaluation.report.report import picture, to_json, write_report
 from kshot.evaluation.report.verdict import best_baseline, unlike, verdict
 
 HOSTILE = "<script>alert('x')</script> & \"quoted\""
@@ -76,6 +77,12 @@ REPORT |= {
     },
     "seeds": [],
 }
+
+
+@pytest.fixture(autouse=True)
+def _every_chart_is_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not only the first of each name, as in other tests."""
+    monkeypatch.setattr(reporting, "picture", picture)
 
 
 def all_figures(report: dict[str, Any] = REPORT) -> dict[str, Any]:

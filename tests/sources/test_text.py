@@ -265,6 +265,7 @@ train: {steps_per_round: 2, tasks_per_step: 2}
 target: accuracy >= 0.1
 budget: {rounds: 1}
 evaluate: {num_val_tasks: 3, num_test_tasks: 3}
+baselines: {steps: 2, num_val_tasks: 2}
 """
 
 

@@ -275,7 +275,9 @@ print(step.plan.chunk)
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="limits of a process")
-@pytest.mark.parametrize(("limit", "used"), [("RLIMIT_AS", "vms"), ("RLIMIT_DATA", "data")])
+@pytest.mark.parametrize(
+    ("limit", "used"), [("RLIMIT_AS", "vms"), pytest.param("RLIMIT_DATA", "data", marks=pytest.mark.slow)]
+)
 def test_a_step_stays_within_the_limit_of_its_process(limit, used):
     code = LIMITED.format(limit=limit, used=used)
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=200)

@@ -89,7 +89,7 @@ def test_every_method_has_its_name():
 
 
 def loss(learner, source, split="test"):
-    return kshot.evaluate(learner, source, split=split, num_tasks=60, audit=False).metrics["loss"].mean
+    return kshot.evaluate(learner, source, split=split, num_tasks=30, audit=False).metrics["loss"].mean
 
 
 def best(kind, name):
