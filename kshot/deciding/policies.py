@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
-from kshot.annotations import PositiveFloat, PositiveInt
+from kshot.annotations import NonNegativeInt, PositiveFloat, PositiveFraction, PositiveInt
+from kshot.deciding.adjusting import plain
 from kshot.deciding.decisions import Change, Continue, Decision, Outcome, Policy, Rollback, Round, Stop, best_round
 from kshot.evaluation.target import Target
 
@@ -36,28 +38,19 @@ class Budget:
         return None
 
 
-def rules(target: Target, budget: Budget, *, patience: int = 4, factor: float = 0.3, changes: int = 2) -> Policy:
-    """A rule-based policy: stop at the target or when the budget is spent, lower `outer_lr` if progress stalls.
+@dataclass(frozen=True)
+class Rules:
+    """The policy of `rules`, with its arguments as attributes."""
 
-    The first rule that applies decides:
+    target: Target
+    budget: Budget
+    patience: int
+    factor: float
+    changes: int
+    actions: Sequence[Mapping[str, Any]]
 
-    1. The round diverged: stop.
-    2. The whole validation interval meets the target: stop.
-    3. The budget is spent: stop.
-    4. The result is worse than the best, with disjoint intervals: roll back to the best round and multiply `outer_lr`
-       by `factor`.
-    5. No new best for `patience` rounds: multiply `outer_lr` by `factor`, or stop after `changes` such changes.
-    6. Otherwise: continue.
-
-    Example:
-        >>> from kshot.evaluation.intervals import Interval
-        >>> policy = rules(Target.parse("accuracy >= 0.9"), Budget(rounds=5))
-        >>> policy([Round(1, 100, 0.5, {"accuracy": Interval(0.95, 0.01, 100)}, {"outer_lr": 1e-3}, 9.0, "step-100")])
-        Stop(outcome=<Outcome.TARGET_MET: ...>, reason='validation accuracy 0.9500 ± 0.0100 (100 tasks) meets ...')
-    """
-
-    def policy(rounds: Sequence[Round]) -> Decision:
-        last = rounds[-1]
+    def __call__(self, rounds: Sequence[Round]) -> Decision:
+        target, last = self.target, rounds[-1]
         if last.diverged:
             return Stop(Outcome.DIVERGED, last.diverged)
         result = target.of(last.val)
@@ -66,12 +59,12 @@ def rules(target: Target, budget: Budget, *, patience: int = 4, factor: float = 
         best = best_round(rounds, target)
         assert best is not None  # the last round was evaluated
         best_result = target.of(best.val)
-        if spent := budget.spent(last):
+        if spent := self.budget.spent(last):
             return Stop(
                 Outcome.BUDGET_SPENT,
                 f"{spent} are spent; the best validation {target.metric} is {best_result} in round {best.number}",
             )
-        lowered = {"outer_lr": last.settings["outer_lr"] * factor}
+        lowered = {"outer_lr": last.settings["outer_lr"] * self.factor}
         if target.clearly_worse(result, best_result):
             return Rollback(
                 best.number,
@@ -79,18 +72,76 @@ def rules(target: Target, budget: Budget, *, patience: int = 4, factor: float = 
                 f"return to that round with outer_lr {lowered['outer_lr']:.2g}",
                 lowered,
             )
-        changed = [a.number for a, b in pairwise(rounds) if a.settings["outer_lr"] != b.settings["outer_lr"]]
-        stalled = last.number - max([best.number, *changed])
-        if stalled >= patience:
-            if len(changed) >= changes:
+        stalled = last.number - max(best.number, last_change(rounds))
+        if stalled >= self.patience:
+            if action := next(iter(self.left(rounds)), None):
+                return Change(action, f"no new best for {stalled} rounds: {described(action, last)}")
+            if _times_lowered(rounds) >= self.changes:
                 return Stop(
                     Outcome.NO_PROGRESS,
                     f"no better than {best_result} of round {best.number} for {last.number - best.number} rounds, "
-                    f"after lowering outer_lr {changes} times",
+                    f"after lowering outer_lr {self.changes} times",
                 )
             return Change(lowered, f"no new best for {stalled} rounds: outer_lr lowered to {lowered['outer_lr']:.2g}")
         if best is last:
             return Continue(f"validation {target.metric} {result} is the best so far, but does not meet {target}")
         return Continue(f"validation {target.metric} {result}, the best is {best_result} in round {best.number}")
 
-    return policy
+    def left(self, rounds: Sequence[Round]) -> list[Mapping[str, Any]]:
+        """The actions whose settings no round has had so far, in their order."""
+        return [
+            action
+            for action in self.actions
+            if not any(all(r.settings.get(name) == value for name, value in action.items()) for r in rounds)
+        ]
+
+
+def rules(
+    target: Target,
+    budget: Budget,
+    *,
+    patience: PositiveInt = 4,
+    factor: PositiveFraction = 0.3,
+    changes: NonNegativeInt = 2,
+    actions: Sequence[Mapping[str, Any]] = (),
+) -> Policy:
+    """A rule-based policy: stop at the target or when the budget is spent, change settings if progress stalls.
+
+    The first rule that applies decides:
+
+    1. The round diverged: stop.
+    2. The whole validation interval meets the target: stop.
+    3. The budget is spent: stop.
+    4. The result is worse than the best, with disjoint intervals: roll back to the best round and multiply `outer_lr`
+       by `factor`.
+    5. No new best for `patience` rounds: take the next of `actions`. After the last one, multiply `outer_lr` by
+       `factor`, or stop where it was changed `changes` times.
+    6. Otherwise: continue.
+
+    Args:
+        target, budget: of the run.
+        patience, factor, changes: as above.
+        actions: settings to change, each such as `{"learner.order": 2, "outer_lr": 3e-4}`, with the names of
+            `Adjustable`. They are checked before training.
+
+    Example:
+        >>> from kshot.evaluation.intervals import Interval
+        >>> policy = rules(Target.parse("accuracy >= 0.9"), Budget(rounds=5))
+        >>> policy([Round(1, 100, 0.5, {"accuracy": Interval(0.95, 0.01, 100)}, {"outer_lr": 1e-3}, 9.0, "step-100")])
+        Stop(outcome=<Outcome.TARGET_MET: ...>, reason='validation accuracy 0.9500 ± 0.0100 (100 tasks) meets ...')
+    """
+    return Rules(target, budget, patience, factor, changes, [plain(action) for action in actions])
+
+
+def last_change(rounds: Sequence[Round]) -> int:
+    """The number of the last round before a change of settings; 0 if there was none."""
+    return max((a.number for a, b in pairwise(rounds) if a.settings != b.settings), default=0)
+
+
+def described(action: Mapping[str, Any], last: Round) -> str:
+    """An action in words, with the values of before."""
+    return ", ".join(f"{name} from {last.settings.get(name)} to {value}" for name, value in action.items())
+
+
+def _times_lowered(rounds: Sequence[Round]) -> int:
+    return sum(a.settings["outer_lr"] != b.settings["outer_lr"] for a, b in pairwise(rounds))
