@@ -130,7 +130,7 @@ def decision_to_json(decision: Decision) -> dict[str, Any]:
 Policy = Callable[[Sequence[Round]], Decision]
 """A pure function from the rounds so far to the next decision.
 
-If it has an attribute `actions`, a sequence of the settings that it may set at a time, these are checked before training.
+If it has an attribute `actions`, a sequence of settings that it may set together, they are checked before training.
 """
 
 

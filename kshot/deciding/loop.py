@@ -202,7 +202,7 @@ class _RunState:
         return meta["complete"]
 
     def load(self, checkpoint: Path, *, engine: bool = True) -> dict[str, Any]:
-        """Restore a checkpoint with the settings of learner and source that it was trained with; as `OuterLoop.load`."""
+        """As `OuterLoop.load`, after restoring the settings of learner and source that it was trained with."""
         self._adjusted(lambda: self.adjustable.reset_to(read_manifest(checkpoint).get("changed", {})))
         return self.loop.load(checkpoint, engine=engine)
 
@@ -210,13 +210,11 @@ class _RunState:
         """Change settings of learner and source, and let the outer loop follow."""
         before = self.adjustable.changed
         change()
-        names = [
-            name for name in before | self.adjustable.changed if before.get(name) != self.adjustable.changed.get(name)
-        ]
-        if any(name.startswith("source.") for name in names):
-            assert self.adjustable.tasks is not None
+        after = self.adjustable.changed
+        changed = {name.split(".")[0] for name in before | after if before.get(name) != after.get(name)}
+        if "source" in changed and self.adjustable.tasks is not None:
             self.loop.sample = training_tasks(self.adjustable.learner, self.adjustable.tasks, self.loop.seed)
-        if any(name.startswith("learner.") for name in names):
+        if "learner" in changed:
             self.loop.select_parameters()
             if self.loop.gradient is not None:
                 self.loop.gradient.forget_learner()

@@ -2,14 +2,31 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
-from kshot.annotations import NonNegativeInt, PositiveFloat, PositiveFraction, PositiveInt
+import numpy as np
+
+from kshot.annotations import NonNegativeInt, OpenFraction, PositiveFloat, PositiveFraction, PositiveInt
 from kshot.deciding.adjusting import plain
-from kshot.deciding.decisions import Change, Continue, Decision, Outcome, Policy, Rollback, Round, Stop, best_round
+from kshot.deciding.curves import DRAWS, LEAST, predict
+from kshot.deciding.decisions import (
+    Change,
+    Continue,
+    Decision,
+    Outcome,
+    Policy,
+    Predicted,
+    Rollback,
+    Round,
+    Stop,
+    best_round,
+)
+from kshot.deciding.past import Past
+from kshot.evaluation.intervals import BOUNDS
 from kshot.evaluation.target import Target
 
 
@@ -36,6 +53,25 @@ class Budget:
         if self.minutes is not None and last.seconds >= 60 * self.minutes:
             return f"{last.seconds / 60:.1f} of {self.minutes:g} minutes"
         return None
+
+    def coming(self, rounds: Sequence[Round]) -> list[int]:
+        """The numbers of steps after each of the rounds that are left, if all are as long as the last one.
+
+        Without a limit, these are as many rounds as were trained.
+        """
+        last = rounds[-1]
+        per_round = last.step - (rounds[-2].step if len(rounds) > 1 else 0)
+        if per_round <= 0:
+            return []
+        rounds_left: list[float] = [] if self.rounds is None else [self.rounds - last.number]
+        if self.minutes is not None:
+            rounds_left.append((60 * self.minutes - last.seconds) * last.number / max(last.seconds, 1e-9))
+        end = math.inf if self.steps is None else self.steps
+        if rounds_left:
+            end = min(end, last.step + per_round * math.ceil(min(rounds_left)))
+        if math.isinf(end):
+            end = 2 * last.step
+        return [min(step, int(end)) for step in range(last.step + per_round, int(end) + per_round, per_round)]
 
 
 @dataclass(frozen=True)
@@ -131,6 +167,114 @@ def rules(
         Stop(outcome=<Outcome.TARGET_MET: ...>, reason='validation accuracy 0.9500 ± 0.0100 (100 tasks) meets ...')
     """
     return Rules(target, budget, patience, factor, changes, [plain(action) for action in actions])
+
+
+@dataclass(frozen=True)
+class Extrapolation:
+    """The policy of `extrapolation`, with its arguments as attributes."""
+
+    rules: Rules
+    past: Past
+    level: float
+
+    @property
+    def actions(self) -> Sequence[Mapping[str, Any]]:
+        return self.rules.actions
+
+    def __call__(self, rounds: Sequence[Round]) -> Decision:
+        decision = self.rules(rounds)
+        if not isinstance(decision, Continue):
+            return decision
+        draws_DF, steps = self._draws(rounds)
+        if not steps:
+            return decision
+        target, last = self.rules.target, rounds[-1]
+        half = target.of(last.val).half_width
+        reached_DF = draws_DF - half >= target.value if target.at_least else draws_DF + half <= target.value
+        probability = float(reached_DF.any(1).mean())
+        low_F, high_F = np.quantile(draws_DF, [0.025, 0.975], axis=0).tolist()
+        predicted = [Predicted(*each) for each in zip(steps, draws_DF.mean(0).tolist(), low_F, high_F)]
+        end = predicted[-1]
+        said = (
+            f"{target.metric} is predicted to be {end.mean:.4f} ({end.low:.4f} to {end.high:.4f}) after {end.step} "
+            f"steps, and to meet {target} by then with a probability of {probability:.2g}"
+        )
+        if probability >= self.level:
+            return replace(decision, reason=f"{decision.reason}; {said}", predicted=predicted)
+        left = self.rules.left(rounds)
+        if not left:
+            return Stop(Outcome.NOT_REACHABLE, said, predicted=predicted)
+        action = max(left, key=lambda action: self.past.gain(action, last.settings))  # the first of equal ones
+        return Change(action, f"{said}: {described(action, last)}", predicted=predicted)
+
+    def _draws(self, rounds: Sequence[Round]) -> tuple[np.ndarray, list[int]]:
+        """Draws of the figures of the rounds that the budget leaves (D, F), and the steps after them; none if unknown.
+
+        A curve begins where the settings were last changed.
+        """
+        first = last_change(rounds)
+        start = rounds[first - 1].step if first else 0
+        curve = [each for each in rounds[first:] if each.val]
+        x = [each.step - start for each in curve]
+        figures = [self.rules.target.of(each.val) for each in curve]
+        steps = self.rules.budget.coming(rounds)
+        known = len(curve) >= LEAST and all(a < b for a, b in pairwise([0, *x]))
+        if not known or not steps or not all(math.isfinite(figure.mean) for figure in figures):
+            return np.empty((DRAWS, 0)), []
+        error = figures[-1].half_width / 1.96
+        draws_DF = predict(
+            x, [f.mean for f in figures], [step - start for step in steps], error=error, exponents=self.past.exponents
+        )
+        low, high = BOUNDS.get(self.rules.target.metric, (-math.inf, math.inf))
+        return draws_DF.clip(low, high), steps
+
+
+def extrapolation(
+    target: Target,
+    budget: Budget,
+    past: Past,
+    *,
+    level: OpenFraction = 0.05,
+    patience: PositiveInt = 4,
+    factor: PositiveFraction = 0.3,
+    changes: NonNegativeInt = 2,
+    actions: Sequence[Mapping[str, Any]] = (),
+) -> Policy:
+    """`rules`, which also predicts the rest of the validation curve, and does not wait for what will not come.
+
+    Where `rules` continues, the rounds that the budget leaves are predicted from those since the last change of
+    settings, if there are at least four (see `kshot.deciding.curves`). If the probability that one of them meets the
+    target is below `level`:
+
+    1. Take one of the `actions` that were not taken: the one of which experience expects most, of equal ones the first.
+    2. After the last of them, stop: the target is not reachable.
+
+    Args:
+        target, budget, patience, factor, changes, actions: as in `rules`.
+        past: what experience knows of the same learner on the same kind of tasks; `Past()` is nothing.
+        level: smallest probability at which training goes on.
+
+    Example:
+        >>> from kshot.evaluation.intervals import Interval
+        >>> means = [0.5, 0.6, 0.63, 0.64]
+        >>> rounds = [
+        ...     Round(n, 100 * n, 0.5, {"accuracy": Interval(mean, 0.01, 100)}, {"outer_lr": 1e-3}, 9.0 * n, str(n))
+        ...     for n, mean in enumerate(means, 1)
+        ... ]
+        >>> policy = extrapolation(Target.parse("accuracy >= 0.9"), Budget(rounds=8), Past())
+        >>> decision = policy(rounds)
+        >>> decision.outcome, decision.predicted[-1].step
+        (<Outcome.NOT_REACHABLE: ...>, 800)
+
+    References:
+        Domhan, Springenberg, Hutter: Speeding up Automatic Hyperparameter Optimization of Deep Neural Networks by
+        Extrapolation of Learning Curves, IJCAI 2015.
+
+    Deviations:
+        The target takes the place of the best run so far, and rounds that of epochs; for the model see `curves`.
+    """
+    after = Rules(target, budget, patience, factor, changes, [plain(action) for action in actions])
+    return Extrapolation(after, past, level)
 
 
 def last_change(rounds: Sequence[Round]) -> int:
