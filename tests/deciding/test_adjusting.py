@@ -43,19 +43,21 @@ def thawed():
 
 
 @pytest.mark.parametrize(
-    ("settings", "make", "source", "outer"),
+    ("settings", "make", "source", "outer", "mode"),
     [
-        ({"learner.order": 1}, lambda: learner(order=1), sinusoids(), {}),
-        ({"learner.steps": 4}, lambda: learner(steps=4), sinusoids(), {}),
-        ({"learner.steps": 1, "learner.order": 1}, lambda: learner(steps=1, order=1), sinusoids(), {}),
-        ({"learner.unfrozen": "model.0.*"}, thawed, sinusoids(), {}),
-        ({"source.shots": 4}, learner, sinusoids(shots=4), {}),
-        ({"source.queries": 3, "outer_lr": 0.1}, learner, sinusoids(queries=3), {"outer_lr": 0.1}),
-        ({"size": 3}, learner, sinusoids(), {"size": 3}),
+        ({"learner.order": 1}, lambda: learner(order=1), sinusoids(), {}, "loop"),
+        ({"learner.order": 1}, lambda: learner(order=1), sinusoids(), {}, "vmap"),
+        ({"learner.order": 1}, lambda: learner(order=1), sinusoids(), {}, "traced"),
+        ({"learner.steps": 4}, lambda: learner(steps=4), sinusoids(), {}, "loop"),
+        ({"learner.steps": 1, "learner.order": 1}, lambda: learner(steps=1, order=1), sinusoids(), {}, "loop"),
+        ({"learner.unfrozen": "model.0.*"}, thawed, sinusoids(), {}, "loop"),
+        ({"learner.unfrozen": "model.0.*"}, thawed, sinusoids(), {}, "traced"),
+        ({"source.shots": 4}, learner, sinusoids(shots=4), {}, "vmap"),
+        ({"source.queries": 3, "outer_lr": 0.1}, learner, sinusoids(queries=3), {"outer_lr": 0.1}, "loop"),
+        ({"size": 3}, learner, sinusoids(), {"size": 3}, "loop"),
     ],
-    ids=lambda value: ", ".join(value) if isinstance(value, dict) else "",
+    ids=lambda value: ", ".join(value) if isinstance(value, dict) else value if isinstance(value, str) else "",
 )
-@pytest.mark.parametrize("mode", ["loop", "vmap", "traced"])
 def test_a_change_trains_on_as_if_the_setting_had_always_been_so(tmp_path, settings, make, source, outer, mode):
     ours = learner()
     checkpoints = []
@@ -271,6 +273,16 @@ def test_training_tasks_of_classes_have_other_sizes_and_augmentation():
     with pytest.raises(ValueError, match="lower shots or queries"):
         plain.with_training(shots=9)
     assert plain.with_training(shots=8).shots.high == 8  # validation classes need not suffice
+
+
+def test_ways_of_training_are_refused_where_the_model_has_a_fixed_number():
+    model = nn.Sequential(nn.Flatten(), nn.Linear(36, 3))
+    fixed = Adjustable(kshot.maml(model, inner_lr=0.1), class_tasks())
+    with pytest.raises(ValueError, match="a policy of this run cannot set source.ways: 4: "):
+        fixed.check([{"source.ways": 4}])
+    fixed.check([{"source.shots": 4}, {"source.augment": {"flip": True}}])
+    assert fixed.changed == {}
+    Adjustable(kshot.protonet(nn.Flatten()), class_tasks()).check([{"source.ways": 4}])
 
 
 def test_training_tasks_of_other_sources():
