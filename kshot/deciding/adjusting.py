@@ -24,7 +24,7 @@ class Adjustable:
 
     | name | what it sets |
     | --- | --- |
-    | `outer_lr`, `clip`, `weight_decay`, `size`, … | the outer optimisation, see `kshot.training.Settings` |
+    | `outer_lr`, `clip`, `weight_decay`, `size`, … | the outer optimisation, see `kshot.training.fit.Settings` |
     | `learner.steps`, `learner.order` | inner steps, and order of their derivatives, see `Learner.inner_settings` |
     | `learner.unfrozen` | shell patterns of the names of parameters that are frozen at the start, to be trained |
     | `source.shots`, `source.ways`, … | training tasks, see `TaskSource.training_settings` |

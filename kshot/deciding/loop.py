@@ -31,10 +31,11 @@ from kshot.deciding.decisions import (
 from kshot.deciding.policies import Budget, rules
 from kshot.evaluation.evaluate import Scored, evaluate
 from kshot.evaluation.target import Target
+from kshot.files import read_json
 from kshot.learner import Learner
 from kshot.tasks.read_log import during
 from kshot.tasks.source import TaskSource
-from kshot.training.checkpoint import Checkpoints, read_manifest
+from kshot.training.checkpoint import META, Checkpoints, load_checkpoint
 from kshot.training.closed_form import fit_closed_form
 from kshot.training.fit import (
     Diverged,
@@ -167,7 +168,8 @@ def run_until(
                 break
         best = best_round(run.rounds, target)
         if best is not None:
-            run.load(run.checkpoints.folder / best.checkpoint, engine=False)
+            run.adjust_to(run.checkpoints.folder / best.checkpoint)
+            load_checkpoint(run.checkpoints.folder / best.checkpoint, learner)
     return Run(decisions[-1].outcome, decisions[-1].reason, run.rounds, decisions, best)
 
 
@@ -202,9 +204,13 @@ class _RunState:
         return meta["complete"]
 
     def load(self, checkpoint: Path, *, engine: bool = True) -> dict[str, Any]:
-        """As `OuterLoop.load`, after restoring the settings of learner and source that it was trained with."""
-        self._adjusted(lambda: self.adjustable.reset_to(read_manifest(checkpoint).get("changed", {})))
+        """As `OuterLoop.load`, with the settings of learner and source that the checkpoint was trained with."""
+        self.adjust_to(checkpoint)
         return self.loop.load(checkpoint, engine=engine)
+
+    def adjust_to(self, checkpoint: Path) -> None:
+        """Restore the settings of learner and source that a checkpoint was trained with."""
+        self._adjusted(lambda: self.adjustable.reset_to(read_json(checkpoint / META).get("changed", {})))
 
     def _adjusted(self, change: Callable[[], None]) -> None:
         """Change settings of learner and source, and let the outer loop follow."""

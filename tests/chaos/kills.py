@@ -12,7 +12,19 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from chaos.layer import Disk
-from chaos.runs import SINE, TABLE, command, differences, in_child, last_line, outcome, prepare, run_words, write_inputs
+from chaos.runs import (
+    POLICY,
+    SINE,
+    TABLE,
+    command,
+    differences,
+    in_child,
+    last_line,
+    outcome,
+    prepare,
+    run_words,
+    write_inputs,
+)
 
 KILLED = -9
 WHEN = ("before", "after", "torn")
@@ -81,7 +93,7 @@ def kill_and_resume(folder: Path, whole: Reference, kills: list[tuple[int | str,
     return taken, f"differs in {', '.join(differing)}" if differing else ""
 
 
-def check(num_kills: int, seed: int, texts: tuple[str, ...] = (SINE, TABLE)) -> Tally:
+def check(num_kills: int, seed: int, texts: tuple[str, ...] = (SINE, TABLE, POLICY)) -> Tally:
     """Kill runs of each run file at events spread over all, before, after and in the middle; some several times."""
     draw, tally = random.Random(seed), Tally(0, 0, [], collections.Counter())
     scratch = Path(tempfile.mkdtemp(prefix="chaos-"))
