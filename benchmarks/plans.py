@@ -172,7 +172,7 @@ def score(learner: Choosing, source: TaskSource, num_tasks: int) -> Scores:
             known, judged = (query.rows(half) for half in HALF)
             for learner.policy in POLICIES:
                 add(learner.policy, learner, lambda support=support: learner.adapt(support), judged)
-            for name, plan in learner.plans.items():
+            for name, plan in learner.parts.items():
                 add(name, plan, lambda plan=plan, support=support: plan.adapt(support), judged)
             best = learner.oracle(support, known)
             (chosen,) = best["weights"]

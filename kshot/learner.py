@@ -90,6 +90,10 @@ class Learner(Scheduled, ABC):
         """What a prediction depends on: its own query alone, those before it as well, or any others."""
         return "causal" if self.causal_queries else "transductive" if self.transductive else "inductive"
 
+    def trained_parameters(self) -> dict[str, nn.Parameter]:
+        """The parameters that training changes, by name; by default those that require gradients."""
+        return {name: parameter for name, parameter in self.named_parameters() if parameter.requires_grad}
+
     @final
     def adapt(self, support: Batch, **options: Any) -> Tree:
         """Adapt to the examples of a task, leaves (n, ...): returns the state of the task, for `predict`.

@@ -212,6 +212,9 @@ ZOO = {
     "partial pooling, fitted": Row(lambda ways: copy.deepcopy(fitted(kshot.learners.partial_pooling))),
     "boosted residual": Row(lambda ways: copy.deepcopy(fitted(kshot.learners.boosted_residual))),
     "choose": Row(lambda ways: kshot.learners.choose(rates(small_conv(ways)))),
+    "mixture": Row(
+        lambda ways: kshot.learners.mixture(rates(small_conv(ways)), weights={"0.02": 1, "0.2": 3}, tune=True)
+    ),
     "choose, fitted": Row(lambda ways: copy.deepcopy(fitted(chosen))),
     "melu": Row(
         lambda ways: kshot.learners.melu(wave(), inner_lr=0.05, steps=2, decision="2.*", objective=objectives.mse),

@@ -28,6 +28,7 @@ from kshot.app.schema import (
     factory_of,
     kinds,
     learners_of,
+    model_of,
     our_factory,
     role_of,
 )
@@ -251,7 +252,13 @@ def build_learner(spec: Spec, model: nn.Module, shapes: Shapes, learner: Part | 
 
 
 def _inner_learner(spec: Spec, model: nn.Module, shapes: Shapes, outer: Part, part: Part) -> Learner:
-    """A learner among the options of another, with the same model, unless it keeps it fixed or takes another sort."""
+    """A learner among the options of another; it has a model of its own, or the same unless it takes another sort.
+
+    A model that it keeps fixed is copied.
+    """
+    if (own := model_of(part)) is not None:
+        spec = spec.model_copy(update={"model": own})
+        return build_learner(spec, build_model(spec, shapes, head=has_head(spec, part), learner=part), shapes, part)
     if has_head(spec, part) != has_head(spec, outer):  # which it can do without: the run file was checked
         spec, model = spec.model_copy(update={"model": None}), nn.Identity()
     elif Supplied.FROZEN_EMBEDDING in _supplied_arguments(part):
@@ -310,7 +317,12 @@ def _built(value: Any, supplies: Supplies) -> Any:
 
 def _supplied_arguments(part: Part) -> dict[Any, Argument]:
     """The arguments of a part's factory, and of learners among its options, by what they are supplied with."""
-    found = [each for one in learners_of(part) for each in describe(factory_of(one)) if each.supplied is not None]
+    found = [
+        each
+        for one in learners_of(part, of_run_model=True)
+        for each in describe(factory_of(one))
+        if each.supplied is not None
+    ]
     return {each.supplied: each for each in sorted(found, key=lambda each: each.optional, reverse=True)}
 
 
@@ -318,7 +330,7 @@ def _declared(part: Part, what: Declared) -> Any:
     """The value of the option that says something of a run's models; None if there is none."""
     values = (
         getattr(one, each.key)
-        for one in learners_of(part)
+        for one in learners_of(part, of_run_model=True)
         for each in describe(factory_of(one))
         if each.declared is what and each.key
     )

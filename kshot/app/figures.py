@@ -10,22 +10,27 @@ import torch
 from kshot.app.build import build_source
 from kshot.app.final_evaluation import TestResult
 from kshot.app.spec import Spec
-from kshot.evaluation.report import breakdowns, charts, task_pictures
+from kshot.evaluation.evaluate import evaluate
+from kshot.evaluation.report import breakdowns, charts, plan_charts, task_pictures
 from kshot.evaluation.report.formatting import learner_name
 from kshot.evaluation.report.verdict import best_baseline
 from kshot.evaluation.report.worst_pictures import picture_of
 from kshot.learner import Learner, predict_query
+from kshot.learners.choosing.choose import Choosing
+from kshot.learners.choosing.mixture import Mixture
 from kshot.learners.gradient.gradient_learner import GradientLearner
 from kshot.objectives import gaussian
 from kshot.sources.pixels import Pixels
 from kshot.tasks.read_log import Watched
 from kshot.tasks.source import TaskSource
-from kshot.types import Batch, Split, Tree
+from kshot.types import Batch, Split, Tree, to
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 COMPLETED = 7  # images in the picture of completions
+TASKS_OF_PARTS = 100
+"""Tasks on which the parts of a learner are shown."""
 
 
 def make_figures(
@@ -53,11 +58,33 @@ def make_figures(
         figures["units"] = breakdowns.units_chart(
             result.units, test.units.unit, metric, higher_is_better=higher, beside=best and best[0]
         )
+    if isinstance(learner, Choosing | Mixture):
+        figures |= _figures_of_parts(learner, source, result, metric, higher_is_better=higher)
     for number, task in enumerate(result.worst, 1):
         scored = task.scored
         if scored and (drawn := picture_of(scored.task, scored.prediction, task.classes, forecast=source.forecasts)):
             figures[f"worst_{number}"] = drawn
     return figures | _pictures(spec, source.source, learner.cpu().eval())
+
+
+def _figures_of_parts(
+    learner: Choosing | Mixture, source: TaskSource, result: TestResult, metric: str, *, higher_is_better: bool
+) -> dict[str, Figure]:
+    """The regret of a learner that chooses among parts, or mixes them, and the weights that it chose."""
+    count = min(len(result.test.per_task[metric]), TASKS_OF_PARTS)
+    options: dict[str, Any] = {"split": result.test.split, "num_tasks": count, "audit": False}
+    alone = {name: evaluate(part, source, **options).per_task[metric] for name, part in learner.parts.items()}
+    name = "choice" if isinstance(learner, Choosing) else "mixture"
+    regret = plan_charts.regret_chart(
+        result.test.per_task[metric][:count], alone, metric, higher_is_better=higher_is_better, learner=name
+    )
+    if not isinstance(learner, Choosing):
+        return {"regret": regret}
+    tasks = [source.task(result.test.split, index).support for index in range(count)]
+    device = learner.mean_losses.device
+    weight_TP = torch.stack([learner.weigh(to(support, device)) for support in tasks])
+    weights = dict(zip(learner.names, weight_TP.T.tolist()))
+    return {"regret": regret, "weights": plan_charts.weights_chart(weights)}
 
 
 @torch.no_grad()

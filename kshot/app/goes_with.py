@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from typing import Literal, TypeVar
 
 from kshot.app.build import ONE_TENSOR, SORTS, Shapes, has_head, models_of, sort_of
-from kshot.app.schema import describe, learners_of, our_factory
+from kshot.app.schema import describe, learners_of, model_of, our_factory
 from kshot.app.spec import MODELS, Spec
 from kshot.objectives import Objective, levels_of, rates_items
 from kshot.tasks.source import TaskSource
@@ -48,8 +48,10 @@ LEARNERS: dict[str, tuple[Targets, ...]] = {
     "forecast_ensemble": ("numbers",),
     "item_similarity": ("clicks",),
 }
-"""What the tasks of each learner may predict; `choose` is as its plans. Those of `BY_HEAD` give a class without support
-examples no probability: they take shared classes where each task has examples of all of its classes."""
+"""What the tasks of each learner may predict; `choose` and `mixture` are as their parts.
+
+Those of `BY_HEAD` give a class without support examples no probability: they take shared classes where each task has
+examples of all of its classes."""
 
 NO_MODEL: dict[str, tuple[str, ...]] = {
     "item_similarity": (SORTS["counts"],),
@@ -108,15 +110,16 @@ def refuse_by_table(spec: Spec, source: TaskSource, shapes: Shapes) -> None:
             f"{part} is for windows of series, which source {spec.source.kind} does not give: leave it out"
         )
     targets, sort = targets_of(objective), sort_of(shapes)
-    own_model = spec.model is not None and ":" in spec.model.kind  # which may predict a standard deviation
-    for kind in (part.kind for part in learners_of(spec.learner)):
+    for each in learners_of(spec.learner):
+        kind, model = each.kind, model_of(each) or spec.model
+        own_model = model is not None and ":" in model.kind  # which may predict a standard deviation
         fits = targets in LEARNERS.get(kind, TARGETS) or (targets == "spread" and own_model)
         if targets is not None and not fits:
             raise ValueError(
                 f"learner {kind} predicts {_listed(LEARNERS[kind])}, and these tasks have {TARGETS[targets]}: take a "
                 f"learner for those, such as {advice_on(targets)}"
             )
-        if spec.model is None and kind in LEARNERS and sort not in NO_MODEL.get(kind, (ONE_TENSOR,)):
+        if model is None and kind in LEARNERS and sort not in NO_MODEL.get(kind, (ONE_TENSOR,)):
             raise ValueError(
                 f"learner {kind} without a model takes {' or '.join(NO_MODEL.get(kind, (ONE_TENSOR,)))}, and these "
                 f"inputs are {sort}: {_taken_by(kind, sort)}"

@@ -53,7 +53,7 @@ from kshot.deciding.decisions import EventLog, Outcome, Stop, decision_to_json
 from kshot.deciding.loop import Run, run_until
 from kshot.deciding.past import Past
 from kshot.deciding.policies import Budget
-from kshot.evaluation.baselines import Baseline
+from kshot.evaluation.baselines import fit_baselines
 from kshot.evaluation.report import plan_charts, run_charts
 from kshot.evaluation.report.report import to_json, write_report
 from kshot.evaluation.report.verdict import best_baseline, trust_of
@@ -126,6 +126,7 @@ def train(
     resume: bool,
     init_from: Path | None = None,
     pretrained_in: Path | None = None,
+    fill: Callable[[Learner], None] | None = None,
 ) -> Trained:
     """Pretrain and meta-train in a run folder, without the final evaluation.
 
@@ -133,6 +134,7 @@ def train(
         source: as `build_source` makes it, and suited to the run file.
         init_from: folder of another run, whose weights the learner starts from.
         pretrained_in: folder of another run with the same model and pretraining, which is taken over.
+        fill: gives the learner all weights that it needs, in place of a fit in closed form.
     """
     device, shapes = device_of(spec), shapes_of(source)
     new_model = partial(_new_model, spec, shapes, device)
@@ -160,6 +162,13 @@ def train(
         event_log.record("init", run=str(init_from), about=said)
     if diverged is None:
         target = Target.parse(spec.target)
+        is_new = Checkpoints(folder.train).latest_for_training() is None  # else it has what was fitted
+        if is_new and fill is None:
+            fit_closed_form(learner, source, after_training=False)
+        else:
+            if is_new and fill is not None:
+                fill(learner)
+            fit_baselines(learner, lambda: source)
         result = _train(spec, target, learner, source, folder, event_log, display, pretrain_seconds)
     else:
         event_log.record("decision", **decision_to_json(Stop(Outcome.DIVERGED, diverged)))
@@ -230,9 +239,7 @@ def _train(
     display: Display,
     spent_seconds: float,
 ) -> Run:
-    """Fit a learner in closed form if it is to be, and meta-train it in rounds."""
-    if isinstance(learner, Baseline) or Checkpoints(folder.train).latest_for_training() is None:
-        fit_closed_form(learner, source, after_training=False)  # else a checkpoint has what was fitted
+    """Meta-train a learner in rounds."""
     budget = Budget(**spec.budget.model_dump())
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_folder() / "compiled"))  # kept between processes
     return run_until(

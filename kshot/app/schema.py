@@ -94,13 +94,25 @@ def role_of(part: Part) -> str:
     return part._role
 
 
-def learners_of(part: Part) -> Iterator[Part]:
-    """A learner of a run file, and those among its options, such as the plans of `choose`."""
+def model_of(part: Part) -> Part | None:
+    """The model that a learner among the options of another has for itself; None if it adapts the run's."""
+    model = getattr(part, "model", None)
+    return model if isinstance(model, Part) and role_of(model) == "model" else None
+
+
+def learners_of(part: Part, *, of_run_model: bool = False) -> Iterator[Part]:
+    """A learner of a run file, and those among its options, such as the plans of `choose`.
+
+    Args:
+        of_run_model: whether to leave out those among its options that have a model of their own.
+    """
     yield part
     for value in vars(part).values():
         for option in value.values() if isinstance(value, dict) else [value]:
-            if isinstance(option, Part) and role_of(option) == "learner":
-                yield from learners_of(option)
+            if not isinstance(option, Part) or role_of(option) != "learner":
+                continue
+            if not (of_run_model and model_of(option)):
+                yield from learners_of(option, of_run_model=of_run_model)
 
 
 @dataclass(frozen=True)
@@ -244,7 +256,7 @@ def _schema(hint: Any) -> Any:
         inner = _schema(arguments[1])
         return None if inner is None else dict[arguments[0], inner]  # type: ignore[valid-type]
     role = next((role for role in ("source", "learner") if hint is load(ROLES[role].result)), None)
-    return None if role is None else Annotated[Any, part(role)]
+    return None if role is None else Annotated[Any, part(role, nested=True)]
 
 
 def _plain(default: Any) -> Any:
@@ -263,8 +275,13 @@ def _field(argument: Argument) -> Any:
 
 
 @cache
-def _model(factory: Any, kind: str | None = None, without: tuple[str, ...] = (), role: str = "") -> type[Any]:
-    """The model of a factory's options; that of a part where it has a kind and a role."""
+def _model(
+    factory: Any, kind: str | None = None, without: tuple[str, ...] = (), role: str = "", nested: bool = False
+) -> type[Any]:
+    """The model of a factory's options; that of a part where it has a kind and a role.
+
+    A learner among the options of another, which is nested, takes a model of its own besides.
+    """
     fields = {argument.key: _field(argument) for argument in describe(factory) if argument.key}
     unknown = set(without) - {argument.name for argument in describe(factory)}
     assert not unknown, f"{factory} has no argument {unknown}"
@@ -273,7 +290,8 @@ def _model(factory: Any, kind: str | None = None, without: tuple[str, ...] = (),
         simplefilter("ignore", UserWarning)  # of arguments that are called like a method of BaseModel
         if kind is None:
             return create_model("Options", __base__=Strict, **fields)
-        fields = {"kind": (Literal[kind], ...), **fields}
+        own = {"model": (Annotated[Any, part("model")] | None, None)} if nested and role == "learner" else {}
+        fields = {"kind": (Literal[kind], ...), **own, **fields}
         model = create_model(kind, __base__=Part, **fields)
     model._factory, model._role = staticmethod(factory), role
     return model
@@ -284,17 +302,18 @@ def section(path: str, *without: str) -> PlainValidator:
     return PlainValidator(lambda value: _model(load(path), without=without).model_validate(value))
 
 
-def part(role: str) -> PlainValidator:
+def part(role: str, *, nested: bool = False) -> PlainValidator:
     """The check of a part of a run file."""
-    return PlainValidator(partial(check_part, role))
+    return PlainValidator(partial(check_part, role, nested=nested))
 
 
-def check_part(role: str, value: Any, *, without_path: bool = False) -> Part:
+def check_part(role: str, value: Any, *, without_path: bool = False, nested: bool = False) -> Part:
     """A checked part of a run file; a word stands for a part with that kind and no options.
 
     Args:
         role, value: a key of `ROLES`, and the value in the file.
         without_path: whether another part gives the path, which is the first argument.
+        nested: whether it is among the options of another part.
     """
     if isinstance(value, Part):
         return value
@@ -316,7 +335,7 @@ def check_part(role: str, value: Any, *, without_path: bool = False) -> Part:
     if factory is None:
         raise problem(f"has no kind {kind!r}{nearest(kind, kinds(role))}")
     if not without_path:
-        return _model(factory, kind, role=role).model_validate(value)
+        return _model(factory, kind, role=role, nested=nested).model_validate(value)
     path = next(iter(arguments), None)
     if path is None or not path.required or str not in _leaves(path.schema) or any(a.passes_on for a in arguments):
         raise problem(f"takes a source that is opened by a path, which {kind} is not")

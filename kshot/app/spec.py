@@ -12,7 +12,18 @@ from pydantic import Field, PlainValidator, ValidationError, model_validator
 
 from kshot.annotations import MOST, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, Supplied
 from kshot.app.importing import beside, make_importable, nearest
-from kshot.app.schema import Part, Strict, check_part, describe, factory_of, learners_of, part, problem, section
+from kshot.app.schema import (
+    Part,
+    Strict,
+    check_part,
+    describe,
+    factory_of,
+    learners_of,
+    model_of,
+    part,
+    problem,
+    section,
+)
 from kshot.data.text_files import read_text
 from kshot.limits import limits
 from kshot.yaml_files import parse_yaml
@@ -140,17 +151,10 @@ class Spec(Strict):
 
     @model_validator(mode="after")
     def _has_a_model_where_one_is_needed(self) -> Spec:
-        parts = list(learners_of(self.learner))
-        models = [each for part in parts for each in describe(factory_of(part)) if each.supplied in MODELS]
-        if self.model is not None and not models:
-            raise ValueError(f"learner {self.learner.kind} is a network of its own: leave out 'model'")
-        if self.model is None and not all(each.optional for each in models):
-            raise ValueError(f"learner {self.learner.kind} adapts a model: the key 'model' is missing")
-        if len({each.supplied is Supplied.MODEL for each in models if not each.optional}) > 1:
-            raise ValueError(
-                f"learner {self.learner.kind}: {', '.join(part.kind for part in parts[1:])} do not go together, since "
-                "some take the model with its last layer, as maml does, and some without it, as protonet does"
-            )
+        _check_models(self.learner, self.model)
+        for each in learners_of(self.learner):
+            if (own := model_of(each)) is not None:
+                _check_models(each, own)
         needing = NEED_A_MODEL & {name for name in self.baselines.names or [] if isinstance(name, str)}
         if self.model is None and (self.pretrain or needing):
             needs = "pretrain" if self.pretrain else f"baseline {min(needing)}"
@@ -160,6 +164,21 @@ class Spec(Strict):
     def to_yaml(self) -> str:
         """The whole file, defaults included."""
         return yaml.safe_dump(self.model_dump(), sort_keys=False)
+
+
+def _check_models(learner: Part, model: Part | None) -> None:
+    """Raise ValueError unless a learner, and those among its options that share its model, take that model."""
+    parts = list(learners_of(learner, of_run_model=True))
+    models = [each for part in parts for each in describe(factory_of(part)) if each.supplied in MODELS]
+    if model is not None and not models:
+        raise ValueError(f"learner {learner.kind} is a network of its own: leave out 'model'")
+    if model is None and not all(each.optional for each in models):
+        raise ValueError(f"learner {learner.kind} adapts a model: the key 'model' is missing")
+    if len({each.supplied is Supplied.MODEL for each in models if not each.optional}) > 1:
+        raise ValueError(
+            f"learner {learner.kind}: {', '.join(part.kind for part in parts[1:])} do not go together, since "
+            "some take the model with its last layer, as maml does, and some without it, as protonet does"
+        )
 
 
 def recipes() -> dict[str, str]:

@@ -18,7 +18,7 @@ from kshot.app.schema import learners_of
 from kshot.app.spec import Spec
 from kshot.deciding.adjusting import Adjustable
 from kshot.deciding.past import Past
-from kshot.evaluation.baselines import Baseline
+from kshot.evaluation.baselines import baselines_of as fitted_baselines
 from kshot.evaluation.target import Target
 from kshot.learner import Learner, evaluation_mode, predict_query
 from kshot.learners.heads.head_learner import FeatureStatistics
@@ -139,7 +139,7 @@ def unsuited(
         mode: engine of the step of training.
         failures: the errors that mean that it cannot; others are raised.
     """
-    if isinstance(learner, Baseline):
+    if fitted_baselines(learner):
         return ""  # it is fitted to the data, which says whether it suits them
     objective = source.objective
     of_numbers = objective.predicts in ("values", "distribution")

@@ -1,6 +1,6 @@
 """A trained run as an object: `kshot.load("runs/x")` opens its folder, without the data that it was trained on.
 
-Only a kept `Baseline` is fitted to the data again.
+Only a `Baseline` that `kshot auto` kept is fitted to the data again.
 
 Shape legend: n examples, C classes.
 """
@@ -25,7 +25,7 @@ from kshot.app.spec import Spec, parse_spec
 from kshot.bounded import parse_json
 from kshot.deciding.adjusting import set_learner
 from kshot.deciding.decisions import Round, best_round
-from kshot.evaluation.baselines import Baseline
+from kshot.evaluation.baselines import fit_baselines
 from kshot.evaluation.rejection import OUTSIDE, novelty
 from kshot.evaluation.target import Target
 from kshot.files import read_json, sha256_of
@@ -324,8 +324,7 @@ def load(path: Path | str, overrides: Sequence[str] = ()) -> TrainedRun:
     checkpoint = folder.train / best.checkpoint
     set_learner(learner, read_json(checkpoint / META).get("changed", {}))
     load_checkpoint(checkpoint, learner)
-    if isinstance(learner, Baseline):
-        learner.fit_to_training(build_source(spec))
+    fit_baselines(learner, lambda: build_source(spec))
     return TrainedRun(
         path=path,
         spec=spec,

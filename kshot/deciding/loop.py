@@ -136,7 +136,7 @@ def run_until(
     """
     target = Target.parse(target) if isinstance(target, str) else target
     budget = budget or Budget()
-    if not any(parameter.requires_grad for parameter in learner.parameters()):
+    if not learner.trained_parameters():
         budget = replace(budget, rounds=1)  # nothing is trained, and further rounds would be equal
     policy = policy or rules(target, budget)
     adjustable = Adjustable(learner, source)

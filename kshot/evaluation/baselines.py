@@ -163,6 +163,19 @@ class Baseline(FittedToTraining):
         return self._chosen[0]
 
 
+def fit_baselines(learner: Learner, source: Callable[[], TaskSource]) -> None:
+    """Fit the baselines that a learner is, or has among its parts; `source` is called if there are any."""
+    if of_learner := baselines_of(learner):
+        tasks = source()
+        for each in of_learner:
+            each.fit_to_training(tasks)
+
+
+def baselines_of(learner: Learner) -> list[Baseline]:
+    """The baselines that a learner is, or has among its parts."""
+    return [part for part in learner.modules() if isinstance(part, Baseline)]
+
+
 def baseline(name: str, objective: Objective) -> Baseline:
     """A `Baseline`, for run files: `learner: {kind: kshot.evaluation.baselines:baseline, name: mixed_model}`."""
     return Baseline(name, objective)

@@ -3,6 +3,7 @@ from .amortised.neural_processes import attentive_np, cnp, tanp, tnp_d
 from .amortised.prior_fitted import prior_fitted
 from .baselines.simple import SupportMean, fine_tune, from_scratch, nearest_centroid
 from .choosing.choose import choose
+from .choosing.mixture import mixture
 from .generation import generate
 from .gradient.cavia import cavia
 from .gradient.dynamic_evaluation import dynamic_evaluation
@@ -71,6 +72,7 @@ __all__ = [
     "meta_kfo",
     "meta_sgd",
     "metaoptnet",
+    "mixture",
     "nearest_centroid",
     "partial_pooling",
     "plda",

@@ -108,9 +108,11 @@ class OuterLoop:
 
     def select_parameters(self) -> None:
         """Train the parameters that now require a gradient; those that were trained before keep Adam's moments."""
+        module = self.module
+        trained = module.trained_parameters() if isinstance(module, Learner) else dict(module.named_parameters())
         self.parameters = {
             name: parameter
-            for name, parameter in self.module.named_parameters()
+            for name, parameter in trained.items()
             if parameter.requires_grad and not (self.fixed and name.startswith(self.fixed))
         }
         tensors = [*self.parameters.values()] or [nn.Parameter(torch.empty(0))]  # Adam refuses an empty list

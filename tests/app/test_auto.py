@@ -14,6 +14,7 @@ import yaml
 from inputs.tiny import SOURCES, write_data, write_encoder
 
 import kshot as package
+from kshot.app import in_memory
 from kshot.app.auto import command, plans, race
 from kshot.app.auto.command import auto, collect
 from kshot.app.auto.descriptors import default_target, describe_data, describe_simple, error_of
@@ -28,6 +29,7 @@ from kshot.deciding.experience import Cost, Experience, Figure, Trial
 from kshot.evaluation.baselines import Baseline
 from kshot.evaluation.intervals import Interval
 from kshot.evaluation.target import Target
+from kshot.objectives import Objective
 
 ACCURACY, MSE = Target("accuracy", True, 0.9), Target("mse", False, 0.1)
 CLASSES = {"kind": "own", "inputs": "one", "dimensions": 3, "forecasts": 0, "metric": "accuracy", "higher_is_better": 1}
@@ -59,15 +61,23 @@ def test_similar_data_sets_count_more():
     assert near.gain == pytest.approx(weights @ gains / (PRIOR + weights.sum()))
 
 
+def test_errors_in_a_unit_do_not_make_data_sets_similar():
+    numbers = CLASSES | {"metric": "mse", "higher_is_better": 0}
+    for same, values, differs in ((numbers, (0.08, 0.05), False), (CLASSES, (0.9, 0.5), True)):
+        trials = [
+            trial("a", value, baseline=0.1, **same, simple_error=error) for value, error in zip(values, (0.0, 9.0))
+        ]
+        near, far = (expect(["a"], same | {"simple_error": error}, trials)["a"].gain for error in (0.0, 9.0))
+        assert (near == pytest.approx(far)) is not differs
+
+
 def test_errors_are_comparable_across_metrics():
     assert error_of(0.9, ACCURACY) == pytest.approx(math.log(0.1))
     assert error_of(0.25, MSE) == pytest.approx(math.log(0.25))
     assert error_of(-1.5, Target("log_likelihood", True, 0.0)) == 1.5
     assert error_of(math.nan, MSE) == math.inf
     said = describe_simple({"a": Interval(0.9, 0.1, 9), "b": Interval(0.8, 0.1, 9)}, ACCURACY)
-    assert said == pytest.approx(
-        {"simple_value": 0.9, "simple_error": math.log(0.1), "simple a": 0, "simple b": math.log(2)}
-    )
+    assert said == pytest.approx({"simple_error": math.log(0.1), "simple a": 0, "simple b": math.log(2)})
 
 
 class Clock:
@@ -106,7 +116,7 @@ def a_race(tmp_path, clock, quality, seconds, *, stops=()):
             raise ValueError("no such learner\nat all")
         val = {"accuracy": Interval(best * (1 - 1 / until), 0.01, 100)}
         outcome = race.Outcome.NO_PROGRESS if entrant.plan.name in stops else race.Outcome.BUDGET_SPENT
-        learner = torch.nn.Linear(1, 1)
+        learner = package.protonet(torch.nn.Linear(1, 1))
         rounds = [SimpleNamespace(val=val)]
         return SimpleNamespace(
             learner=learner, result=SimpleNamespace(rounds=rounds, best=rounds[0], outcome=outcome, reason="")
@@ -261,7 +271,7 @@ def test_a_better_simple_baseline_is_kept_and_serves_as_a_run(quick, kshot, tmp_
     assert "kept: the simple baseline gaussian_process" in done.out
     report = json.loads((tmp_path / "found" / "report.json").read_text())
     entrants = {each["name"]: each for each in report["choice"]["entrants"]}
-    assert set(entrants) == {"support_mean", "gaussian_process", "small maml", "of classes"}
+    assert set(entrants) == {"support_mean", "gaussian_process", "small maml", "of classes", "mixture"}
     assert entrants["gaussian_process"]["kept"]
     assert "learner protonet predicts" in entrants["of classes"]["failure"]
     assert entrants["gaussian_process"]["course"][-1][1]["mean"] < entrants["small maml"]["course"][-1][1]["mean"]
@@ -303,6 +313,70 @@ def test_a_better_plan_is_kept_and_resumes_where_it_was_interrupted(quick, kshot
     report = json.loads((tmp_path / "found" / "report.json").read_text())
     assert report["baselines"].keys() == {"support_mean"}
     assert package.load(tmp_path / "found").spec.learner.kind == "maml"
+
+
+class Waves(package.TaskSource):
+    """Sinusoids as an object that no run file can name."""
+
+    def __init__(self):
+        self.inner = package.sources.sinusoids(shots=5)
+        self.objective, self.seed = self.inner.objective, self.inner.seed
+
+    def task(self, split, index):
+        return self.inner.task(split, index)
+
+
+def test_a_source_in_memory_is_learned_too(quick, tmp_path, monkeypatch):
+    monkeypatch.setattr(command, "of_fields", lambda source: {})  # the mean of the support is the only simple one
+    settings = ["evaluate={num_val_tasks: 6, num_test_tasks: 8, shots: []}"]
+    auto(Waves(), tmp_path / "found", minutes=0.15, overrides=settings)
+    learner = package.load(tmp_path / "found").learner
+    assert torch.isfinite(learner(Waves().task("test", 0)))
+    monkeypatch.setattr(in_memory, "_GIVEN", {})  # as in another process
+    opened = package.load(tmp_path / "found")
+    source = opened.spec.source
+    with pytest.raises(ValueError, match="given as an object in Python"):
+        in_memory.given(source.tasks)
+    assert in_memory.remember(Waves()) == source.model_dump()
+
+
+def test_a_mixture_is_kept_where_parts_err_differently(quick, kshot, tmp_path, monkeypatch):
+    """Of two constant predictions, too low and too high, the mixture is the mean of the targets."""
+    monkeypatch.setattr(command, "of_fields", lambda source: {})
+    monkeypatch.setattr(command, "without_model", lambda source: {})
+    too = {side: {"kind": f"{__name__}:constant", "value": value} for side, value in (("low", -1.0), ("high", 2.0))}
+    options = tuple(Plan(f"too {side}", learner) for side, learner in too.items())
+    monkeypatch.setattr(command, "plans_for", lambda *args, **options_: options)
+    done = kshot("auto", "waves.yaml", "--minutes", 1.5, "--out", "found", "--set", "baselines={names: []}")
+    assert "kept: mixture (0." in done.out, done.err
+    opened = package.load(tmp_path / "found")
+    weights = opened.spec.learner.weights
+    source = build_source(opened.spec)
+    targets = torch.cat([source.task("val", index).query.targets for index in range(6)])
+    best = float((2 - targets.mean()) / 3)  # of the lower one, by least squares
+    assert weights["too-low"] == pytest.approx(best, abs=0.01)
+    task = source.task("test", 0)
+    found = opened.learner.predict(opened.learner.adapt(task.support), task.query.inputs)
+    torch.testing.assert_close(found, torch.full_like(found, float(targets.mean())), atol=0.03, rtol=0)
+    entrants = {each["name"]: each for each in opened.report["choice"]["entrants"]}
+    assert entrants["mixture"]["kept"]
+    assert all(each.plan["name"] != "mixture" for each in Experience().trials(shipped=False))
+
+
+class Constant(package.Learner):
+    def __init__(self, value, objective):
+        super().__init__(objective)
+        self.value = torch.nn.Parameter(torch.tensor(value), requires_grad=False)
+
+    def _adapt(self, support):
+        return {}
+
+    def predict(self, state, inputs):
+        return self.value.expand(len(inputs), 1)
+
+
+def constant(value: float, objective: Objective) -> package.Learner:
+    return Constant(value, objective)
 
 
 def test_what_is_collected_has_the_name_of_the_data_and_every_plan_that_suits_them(quick, tmp_path):

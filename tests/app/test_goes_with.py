@@ -24,7 +24,7 @@ def data(tmp_path_factory):
 
 
 def test_the_tables_name_every_learner_and_source_and_the_documentation_shows_them():
-    assert set(LEARNERS) == set(kinds("learner")) - {"choose"}
+    assert set(LEARNERS) == set(kinds("learner")) - {"choose", "mixture"}
     assert set(SOURCES) == set(kinds("source")) - OF_PARTS
     assert markdown() in Path("docs/run-files.md").read_text(encoding="utf-8")
 

@@ -12,7 +12,8 @@ from reports import ROUNDS, image_task, of, round_entry
 from kshot import Batch, Task, maml, models, objectives, sources
 from kshot.evaluation.calibration import Calibration, Point
 from kshot.evaluation.intervals import Interval
-from kshot.evaluation.report import charts, run_charts, task_pictures
+from kshot.evaluation.report import charts, plan_charts, run_charts, task_pictures
+from kshot.evaluation.target import Target
 
 
 def texts(figure: Any) -> str:
@@ -256,3 +257,50 @@ def test_a_narrow_figure_has_its_panels_below_each_other_without_empty_ones():
     labels = [label.get_text() for label in make_narrow(chart).axes[0].get_yticklabels()]
     assert labels == ["a baseline of a\nvery long name\n0.800 ± 0.010", "learner\n0.900 ± 0.010"]
     assert not chart.axes[0].texts
+
+
+def test_race_chart_dashes_what_was_expected_and_names_what_was_kept() -> None:
+    def entrant(name: str, means: list[float], **more: Any) -> dict[str, Any]:
+        course = [[10.0 * 3**place, Interval(mean, 0.02, 50)._asdict()] for place, mean in enumerate(means)]
+        return {"name": name, "simple": False, "kept": False, "course": course, "expected": None} | more
+
+    entrants = [
+        entrant("maml", [0.5, 0.8], kept=True, expected=0.7),
+        entrant("protonet", [0.6]),
+        entrant("centroid", [0.4], simple=True),
+    ]
+    (axes,) = (figure := plan_charts.race_chart({"entrants": entrants}, Target("accuracy", True, 0.9))).axes
+    dashed = [line for line in axes.lines if line.get_linestyle() == "--"]
+    assert [list(line.get_ydata()) for line in dashed] == [[0.7, 0.7]]
+    courses = {tuple(line.get_ydata()) for line in axes.lines}
+    assert {(0.5, 0.8), (0.6,)} <= courses
+    said = texts(figure)
+    assert "maml (kept)" in said
+    assert "centroid (simple)" in said
+
+
+@pytest.mark.parametrize("higher", [True, False])
+def test_regret_is_the_mean_of_what_the_best_part_of_each_task_is_better_by(higher: bool) -> None:
+    parts = {"a": [0.9, 0.5, 0.7], "b": [0.6, 0.8, 0.9], "c": [0.1, 0.2, 0.3]}
+    ours = [0.8, 0.8, 1.0]
+    if not higher:
+        parts, ours = {name: [1 - each for each in values] for name, values in parts.items()}, [1 - x for x in ours]
+    figure = plan_charts.regret_chart(ours, parts, "accuracy", higher_is_better=higher, learner="choice")
+    *alone, level, mine = sorted(
+        figure.axes[0].lines, key=lambda line: (line.get_linewidth() == 2, line.get_linestyle() == ":")
+    )
+    assert list(mine.get_ydata()) == pytest.approx([0.1, 0.05, 0.0])  # less error than all parts on the last task
+    assert sorted(line.get_ydata()[-1] for line in alone) == pytest.approx([0.3 / 3, 0.5 / 3, 2.0 / 3])
+    assert set(level.get_ydata()) == {0}
+    assert "choice" in texts(figure)
+
+
+def test_weights_chart_stacks_the_parts_of_each_task_and_sums_up_small_ones() -> None:
+    figure = plan_charts.weights_chart({"a": [0.2, 1.0], "b": [0.8, 0.0]})
+    heights = [area.get_paths()[0].get_extents() for area in figure.axes[0].collections]
+    assert [end for each in heights for end in (each.y0, each.y1)] == pytest.approx([0, 1, 0.2, 1])
+    said = texts(figure)
+    assert "a: 0.60 in the mean" in said
+    assert "b: 0.40 in the mean" in said
+    many = {f"part_{number}": [0.1] for number in range(10)}
+    assert "others: 0.50 in the mean" in texts(plan_charts.weights_chart(many))

@@ -109,9 +109,9 @@ def test_one_example_of_a_class_cannot_be_held_out():
 
 def test_plans_of_no_weight_do_not_run():
     learner = fitted(max_plans=2)
-    learner.plans["far"].calls = 0
+    learner.parts["far"].calls = 0
     states = [learner.adapt(LinesAndWaves().task("test", index).support) for index in range(6)]
-    assert learner.plans["far"].calls == 0
+    assert learner.parts["far"].calls == 0
     for state in states:
         assert sum(map(float, state["weights"].values())) == pytest.approx(1)
         assert state["weights"].keys() == state["plans"].keys()
@@ -280,8 +280,8 @@ def test_a_run_file_names_the_plans(tmp_path):
     shapes = shapes_of(kshot.sources.sinusoids())
     model = build_model(spec, shapes, head=True)
     learner = build_learner(spec, model, shapes)
-    assert [learner.plans[name].model is model for name in ("one", "five")] == [True, True]
-    assert learner.plans["network"].embedding is None  # the model has a last layer
+    assert [learner.parts[name].model is model for name in ("one", "five")] == [True, True]
+    assert learner.parts["network"].embedding is None  # the model has a last layer
     assert learner.objective == objectives.mse
     changed = parse_spec(RUN, "run.yaml", ["learner.among.five.steps=7"])
     assert changed.learner.among["five"].steps == 7
@@ -324,7 +324,7 @@ def test_a_learner_of_ones_own_may_take_another(monkeypatch):
     monkeypatch.syspath_prepend(Path(__file__).parent)
     own = RUN.replace("kind: cnp, width: 8", 'kind: "test_choosing:doubled", inner: {kind: cnp, width: 8}')
     spec, shapes = parse_spec(own, "run.yaml"), shapes_of(kshot.sources.sinusoids())
-    network = build_learner(spec, build_model(spec, shapes, head=True), shapes).plans["network"]
+    network = build_learner(spec, build_model(spec, shapes, head=True), shapes).parts["network"]
     assert type(network).__name__ == "Doubled"
     assert sum(each.numel() for each in network.inner.parameters()) > 0
 
@@ -336,5 +336,8 @@ def test_a_run_is_trained_and_loaded(tmp_path):
     assert float(trained.learner.fitted) == 1
     assert float(trained.learner.gate.output.weight.abs().max()) > 0
     assert report["protocol"]["ensemble"] == 3
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert "Regret in mse" in page
+    assert "Weights of the parts on each task" in page
     again = kshot.evaluate(trained.learner, kshot.sources.sinusoids(), num_tasks=6, audit=False)
     assert again.metrics["mse"].mean == report["test"]["mse"]["mean"]

@@ -22,11 +22,13 @@ from rich.console import Console
 
 from kshot.annotations import PositiveFloat
 from kshot.app.auto.descriptors import default_target, describe_data, describe_simple
-from kshot.app.auto.plans import Plan, baseline_plan, plans_for
+from kshot.app.auto.mixing import mix
+from kshot.app.auto.plans import MIXTURE, Plan, baseline_plan, plans_for
 from kshot.app.auto.race import Entrant, Race
 from kshot.app.auto.ranking import expect
 from kshot.app.build import build_source, shapes_of
 from kshot.app.folder import RunFolder
+from kshot.app.in_memory import remember
 from kshot.app.progress import Display
 from kshot.app.run import run
 from kshot.app.screen import Screen
@@ -42,10 +44,11 @@ from kshot.evaluation.target import Target
 from kshot.files import copy_folder, is_empty, owned, whole_file
 from kshot.limits import limits
 from kshot.tasks.read_log import during
+from kshot.tasks.source import TaskSource
 from kshot.yaml_files import parse_yaml
 
-FOR_SIMPLE, FOR_TEST = 0.2, 0.15
-"""Shares of the time: at most the former for the simple baselines; the latter is kept for the test."""
+FOR_SIMPLE, FOR_MIXTURE, FOR_TEST = 0.2, 0.08, 0.15
+"""Shares of the time: for the simple baselines, at most; for a mixture, at most; and what is kept for the test."""
 TESTED = 3
 """Simple baselines that are tested beside the plan that is kept: the best on validation tasks."""
 NOTHING = ["learner={kind: nearest_centroid}", "model=null", "pretrain=null", "train={}", "policy=null"]
@@ -69,8 +72,10 @@ class _Question:
     target: str | None
 
     @classmethod
-    def of(cls, data: str | Path | Mapping[str, Any], overrides: Sequence[str]) -> _Question:
+    def of(cls, data: str | Path | Mapping[str, Any] | TaskSource, overrides: Sequence[str]) -> _Question:
         """Read a recipe, a run file or a data set; ValueError if it is none."""
+        if isinstance(data, TaskSource):
+            data = {"source": remember(data)}
         text, where, folder = (yaml.safe_dump(dict(data)), "data", None) if isinstance(data, Mapping) else _read(data)
         values, _ = parse_yaml(text, where)
         given = dict(values) if isinstance(values, dict) else {}
@@ -92,7 +97,7 @@ class _Question:
 
 @check_arguments
 def auto(
-    data: str | Path | Mapping[str, Any],
+    data: str | Path | Mapping[str, Any] | TaskSource,
     out: str | Path,
     *,
     minutes: PositiveFloat = 15.0,
@@ -104,12 +109,13 @@ def auto(
     """Find a learner for the tasks of a run file, or of a data set, within a time limit; return the report.
 
     Simple baselines are measured first. The plans for the kind of task are then ranked by what experience expects of
-    them, and get time by successive halving on validation tasks. The best plan is kept if it is better than the best
-    simple baseline, otherwise that baseline is; what is kept is tested once.
+    them, and get time by successive halving on validation tasks. The best of them are mixed. The best plan, or the
+    mixture, is kept if it is better than the best simple baseline, otherwise that baseline is; what is kept is tested
+    once.
 
     Args:
         data: a run file, its values, or a recipe, whose learner, model and training are left out of account; or a
-            table, or a folder of images with a folder for each class.
+            table, or a folder of images with a folder for each class; or any source of tasks.
         out: folder for the result, which `kshot.load` opens.
         minutes: time for all but the end of the final test.
         overrides: `PATH=VALUE`, each sets a key of the run file.
@@ -130,10 +136,11 @@ def auto(
     with owned(out), Display(console or Screen(), "") as display:
         if not resume and not is_empty(out):
             raise ValueError(f"{out} already exists and is not empty: choose another --out, or continue by --resume")
-        race, descriptors = _start(question, base, out, 60 * minutes * (1 - FOR_TEST), display.say)
+        race, descriptors = _start(question, base, out, 60 * minutes * (1 - FOR_MIXTURE - FOR_TEST), display.say)
         expected = expect([plan.name for plan in race.plans], descriptors, known.trials())
         if not race.log.of("kept"):  # else an interrupted call has chosen, and may have copied the plan
             race.run(sorted(race.plans, key=lambda plan: -expected[plan.name].gain), expected)
+            mix(race, base.evaluate.num_val_tasks, 60 * minutes * FOR_MIXTURE)
         for name, entrant in race.entrants.items():
             entrant.expected = expected.get(name)
         kept, reason = _choose(race)
@@ -157,7 +164,7 @@ def auto(
 
 
 def collect(
-    data: str | Path | Mapping[str, Any],
+    data: str | Path | Mapping[str, Any] | TaskSource,
     out: Path,
     *,
     minutes: float,
@@ -252,7 +259,7 @@ def _choose(race: Race) -> tuple[Entrant, str]:
         raise ValueError(f"no plan and no baseline suits these data: {failures}")
     best = race.ranked([*simple[:1], *plans[:1]])[0]  # of equal ones the simple one
     said = (
-        f"kept: {'the simple baseline ' * best.simple}{best.plan.name}, validation {race.target.metric} {best.figure}"
+        f"kept: {'the simple baseline ' * best.simple}{best.plan.about}, validation {race.target.metric} {best.figure}"
     )
     if not best.simple:
         other = f"the best simple baseline, {simple[0].plan.name}" if simple else ""
@@ -298,19 +305,19 @@ def _level(race: Race) -> Target:
 
 
 def _trials(race: Race, descriptors: Mapping[str, float | str], data_set: str = "") -> list[Trial]:
-    """What experience keeps of a race."""
-    simple = descriptors.get("simple_value")
+    """What experience keeps of a race: the plans and simple baselines, and no mixture of them."""
+    simple = race.ranked([each for each in race.entrants.values() if each.simple])
     return [
         Trial(
             descriptors=descriptors,
             plan=entrant.plan.to_json(),
             figures=[Figure(seconds, figure.mean, figure.ci95) for seconds, figure in entrant.course],
-            baseline=simple if isinstance(simple, float) else None,
+            baseline=simple[0].figure.mean if simple and simple[0].figure else None,
             cost=Cost(entrant.seconds, entrant.parameters),
             data_set=data_set,
         )
         for entrant in race.entrants.values()
-        if entrant.course
+        if entrant.course and entrant.plan.learner["kind"] != MIXTURE
     ]
 
 
@@ -319,6 +326,7 @@ def _story(race: Race, kept: Entrant, reason: str, minutes: float) -> dict[str, 
     entrants = [
         {
             "name": each.plan.name,
+            "about": each.plan.about,
             "simple": each.simple,
             "kept": each is kept,
             "seconds": each.seconds,

@@ -19,6 +19,9 @@ HIGHER = ("accuracy", "balanced_accuracy", "auc", "micro_f1", "ndcg_10", "log_li
 LOWER = ("mae", "mse", "rmse", "mase", "bits_per_character", "bits_per_byte", "loss")
 """The metrics that a choice is made by where no target names one; the first that the tasks report."""
 
+WITHOUT_UNIT = ("accuracy", "balanced_accuracy", "auc", "micro_f1", "ndcg_10", "mase")
+"""The metrics whose values are comparable across data sets."""
+
 LOGARITHMIC = ("log_likelihood", "loss")
 """The metrics that are logarithms already."""
 
@@ -65,17 +68,14 @@ def describe_data(source: TaskSource, shapes: Shapes, target: Target) -> dict[st
 
 
 def describe_simple(figures: Mapping[str, Interval], target: Target) -> dict[str, float]:
-    """Descriptors of what simple methods reach on validation tasks: the best figure, its error, and by how much the
-    errors of the others are larger."""
+    """Descriptors of what simple methods reach on validation tasks: the error of the best on the scale of `error_of`,
+    and by how much the errors of the others are larger."""
     errors = {name: error_of(figure.mean, target) for name, figure in figures.items()}
     errors = {name: error for name, error in errors.items() if math.isfinite(error)}
     if not errors:
         return {}
     best = min(errors.values())
-    best_value = (max if target.at_least else min)(figures[name].mean for name in errors)
-    return {"simple_value": best_value, "simple_error": best} | {
-        f"simple {name}": min(error - best, 3.0) for name, error in errors.items()
-    }
+    return {"simple_error": best} | {f"simple {name}": min(error - best, 3.0) for name, error in errors.items()}
 
 
 def error_of(value: float, target: Target) -> float:

@@ -40,12 +40,22 @@ class Plan:
         sections = {"learner": self.learner, "model": self.model, "pretrain": self.pretrain, "train": self.train or {}}
         return [f"{name}={json.dumps(section)}" for name, section in sections.items()]
 
+    @property
+    def about(self) -> str:
+        """The name, with the weights of a mixture."""
+        weights = self.learner.get("weights") if self.learner["kind"] == MIXTURE else None
+        if not weights:
+            return self.name
+        parts = sorted(weights.items(), key=lambda part: -part[1])
+        return f"{self.name} ({' + '.join(f'{weight:.2f} {name}' for name, weight in parts)})"
+
     def to_json(self) -> dict[str, Any]:
         """The plan as plain values."""
         sections = {"learner": self.learner, "model": self.model, "pretrain": self.pretrain, "train": self.train}
         return {"name": self.name} | {name: section for name, section in sections.items() if section is not None}
 
 
+MIXTURE = "mixture"
 BASELINE = "kshot.evaluation.baselines:baseline"
 
 

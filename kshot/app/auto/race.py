@@ -110,8 +110,8 @@ class Race:
         known = {plan.name: plan for plan in self.plans}
         for event in self.log.of("plan"):
             name = event["plan"]
-            entrant = self.entrants.setdefault(name, Entrant(known.get(name) or baseline_plan(name)))
-            self._note(entrant, event)
+            plan = Plan(name, event["learner"]) if "learner" in event else known.get(name) or baseline_plan(name)
+            self._note(self.entrants.setdefault(name, Entrant(plan)), event)
 
     def run(
         self,
@@ -215,11 +215,11 @@ class Race:
             rounds, best = trained.result.rounds, trained.result.best
             if best is None:
                 raise ValueError(trained.result.reason)
-            trainable = any(parameter.requires_grad for parameter in trained.learner.parameters())
             return {
                 "figure": self.target.of(best.val)._asdict(),
                 "rounds": len(rounds),
-                "finished": not trainable or trained.result.outcome is not Outcome.BUDGET_SPENT,
+                "finished": not trained.learner.trained_parameters()
+                or trained.result.outcome is not Outcome.BUDGET_SPENT,
                 "parameters": sum(parameter.numel() for parameter in trained.learner.parameters()),
             }
 

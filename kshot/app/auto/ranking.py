@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from kshot.app.auto.descriptors import error_of, value_of
+from kshot.app.auto.descriptors import WITHOUT_UNIT, error_of, value_of
 from kshot.deciding.trial import Trial
 from kshot.evaluation.target import Target
 
@@ -57,7 +57,7 @@ def expect(plans: Sequence[str], descriptors: Descriptors, trials: Sequence[Tria
     baseline = descriptors.get("simple_error")
     expected = {}
     for plan in plans:
-        gains = [(weight, _gain(trial)) for weight, trial in zip(weights, similar) if trial.plan.get("name") == plan]
+        gains = [(weight, gain_of(trial)) for weight, trial in zip(weights, similar) if trial.plan.get("name") == plan]
         gains = [(weight, gain) for weight, gain in gains if math.isfinite(gain)]
         total = sum(weight for weight, _ in gains)
         gain = sum(weight * gain for weight, gain in gains) / (PRIOR + total)
@@ -66,7 +66,7 @@ def expect(plans: Sequence[str], descriptors: Descriptors, trials: Sequence[Tria
     return expected
 
 
-def _gain(trial: Trial) -> float:
+def gain_of(trial: Trial) -> float:
     """By how much the log error of a trial is below that of the best simple method on its data set."""
     target = Target(str(trial.descriptors["metric"]), bool(trial.descriptors["higher_is_better"]), 0.0)
     errors = [error_of(figure.value, target) for figure in trial.figures if figure.value is not None]
@@ -78,8 +78,10 @@ def _gain(trial: Trial) -> float:
 
 
 def _similarities(descriptors: Descriptors, others: Sequence[Descriptors]) -> np.ndarray:
-    """A weight in (0, 1] for each of the other data sets."""
+    """A weight in (0, 1] for each of the other data sets, by the descriptors that do not depend on a unit."""
     names = sorted(name for name, value in descriptors.items() if isinstance(value, float))
+    if descriptors.get("metric") not in WITHOUT_UNIT:
+        names = [name for name in names if name != "simple_error"]
     if not others or not names:
         return np.ones(len(others))
     rows = np.array([[float(each.get(name, math.nan)) for name in names] for each in (descriptors, *others)])

@@ -17,6 +17,8 @@ import torch
 
 _TORCH, _STANDARD = str(Path(torch.__file__).parent), (sysconfig.get_path("stdlib"), "<frozen ")
 _HALF_DONE = {"__enter__", "__exit__", "__del__"}
+TIMER, SIGNAL = (signal.ITIMER_REAL, signal.SIGALRM) if hasattr(signal, "setitimer") else (0, 0)
+"""What measures the time: that of the clock."""
 _AGAIN = 5.0
 """Seconds after which it is raised again, as Python ignores exceptions in some places, such as callbacks."""
 
@@ -52,13 +54,13 @@ def time_limit(seconds: float) -> Iterator[None]:
             sys.setprofile(profile)
             raise TimeoutError
 
-    before = signal.signal(signal.SIGALRM, interrupt)
-    signal.setitimer(signal.ITIMER_REAL, max(seconds, 0.001), _AGAIN)
+    before = signal.signal(SIGNAL, interrupt)
+    signal.setitimer(TIMER, max(seconds, 0.001), _AGAIN)
     try:
         yield
     finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
+        signal.setitimer(TIMER, 0)
+        signal.signal(SIGNAL, before)
         sys.setprofile(profile)
 
 

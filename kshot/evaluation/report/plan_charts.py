@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,12 +11,26 @@ import numpy as np
 from kshot.evaluation.intervals import Interval
 from kshot.evaluation.report.formatting import format_figure, format_value
 from kshot.evaluation.report.parts import Column, Picture, Row, Section, Table
-from kshot.evaluation.report.style import BLUE, MUTED, canvas, empty, ends, log_scale, quiet
+from kshot.evaluation.report.style import (
+    BLUE,
+    GREEN,
+    MUTED,
+    ORANGE,
+    PURPLE,
+    RED,
+    canvas,
+    empty,
+    ends,
+    log_scale,
+    quiet,
+)
 from kshot.evaluation.target import Target
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+PARTS = (BLUE, ORANGE, GREEN, PURPLE, RED, MUTED)
+"""The colours of parts."""
 MOST_NAMED = 6
 """Plans in colour and with a name in the chart; others are pale."""
 
@@ -75,6 +89,90 @@ def race_chart(choice: Mapping[str, Any], target: Target) -> Figure:
     axes.set_xlim(left=0)
     if not target.at_least:
         log_scale(axes, "y", np.array([each["course"][-1][1]["mean"] for each in entrants]))
+    _place(axes, labels)
+    return figure
+
+
+def regret_chart(
+    values: Sequence[float], parts: Mapping[str, Sequence[float]], metric: str, *, higher_is_better: bool, learner: str
+) -> Figure:
+    r"""The mean regret over the tasks so far: of a learner that chooses among parts, or mixes them, and of each part.
+
+    $$ R_t = \frac1t \sum_{s \le t} \big(e_s - \min_p e_{s,p}\big) $$
+
+    with an error $e$, minus the metric if higher is better. A mixture may have less error than each of its parts, and
+    so a negative regret.
+
+    Args:
+        values: figure of the learner on each task.
+        parts: name to the figures of a part alone on the same tasks.
+        learner: name of the learner.
+
+    Example:
+        >>> figure = regret_chart([0.9, 0.8], {"a": [0.9, 0.5], "b": [0.6, 0.8]}, "accuracy", higher_is_better=True,
+        ...     learner="choose")
+        >>> [line.get_ydata().tolist()[-1] for line in figure.axes[0].lines][-1]  # the learner's
+        0.0
+    """
+    figure = canvas(3.2)
+    axes = figure.subplots()
+    quiet(
+        axes, f"Regret in {metric}: the mean over tasks of what the best part of each task is better by", xlabel="tasks"
+    )
+    sign = -1 if higher_is_better else 1
+    error_P = {name: sign * np.asarray(each, float) for name, each in parts.items()}
+    best_T = np.min(list(error_P.values()), axis=0)
+    count_T = np.arange(1, len(best_T) + 1)
+    courses = {name: np.cumsum(error - best_T) / count_T for name, error in error_P.items()}
+    order = sorted(courses, key=lambda name: courses[name][-1], reverse=True)
+    labels: list[tuple[float, str, str]] = []
+    for place, name in enumerate(order):
+        named = place >= len(order) - MOST_NAMED
+        axes.plot(count_T, courses[name], color=MUTED, linewidth=1.2, alpha=1.0 if named else 0.35)
+        if named:
+            labels.append((float(courses[name][-1]), name.replace("_", " "), MUTED))
+    ours = np.cumsum(sign * np.asarray(values, float) - best_T) / count_T
+    axes.plot(count_T, ours, color=BLUE, linewidth=2, zorder=3)
+    labels.append((float(ours[-1]), learner, BLUE))
+    axes.axhline(0, color=MUTED, linestyle=":", linewidth=1)
+    last = np.array([value for value, _, _ in labels])
+    if len(last) > 2 and np.isfinite(last).all():  # a part that fails on a task must not hide the others
+        axes.set_ylim(min(0.0, ours.min(), last.min()), 1.15 * max(2 * float(np.median(last)), ours[-1]))
+    _place(axes, [(min(max(value, axes.get_ylim()[0]), axes.get_ylim()[1]), *rest) for value, *rest in labels])
+    return figure
+
+
+def weights_chart(weights: Mapping[str, Sequence[float]]) -> Figure:
+    """The weights of the parts on each task, stacked; tasks in the order of their leading part.
+
+    Args:
+        weights: name to the weight of a part on each task; they sum to 1 over parts.
+
+    Example:
+        >>> len(weights_chart({"a": [1.0, 0.3], "b": [0.0, 0.7]}).axes[0].collections)
+        2
+    """
+    figure = canvas(2.9)
+    axes = figure.subplots()
+    quiet(axes, "Weights of the parts on each task", xlabel="tasks, by their leading part")
+    by_mean = sorted(weights, key=lambda name: -float(np.mean(weights[name])))
+    weight_PT = np.array([weights[name] for name in by_mean], float)
+    if len(by_mean) > len(PARTS):
+        by_mean = [*by_mean[: len(PARTS) - 1], "others"]
+        weight_PT = np.vstack([weight_PT[: len(PARTS) - 1], weight_PT[len(PARTS) - 1 :].sum(0, keepdims=True)])
+    lead_T = weight_PT.argmax(0)
+    order = np.lexsort((-weight_PT.max(0), lead_T))
+    edges = np.arange(weight_PT.shape[1] + 1)
+    stacked = np.vstack([np.zeros(weight_PT.shape[1]), weight_PT.cumsum(0)])[:, order]
+    labels = []
+    for number, name in enumerate(by_mean):
+        low, high = (np.append(each, each[-1]) for each in stacked[number : number + 2])
+        axes.fill_between(edges, low, high, step="post", color=PARTS[number], linewidth=0, alpha=0.85)
+        share = float(weight_PT[number].mean())
+        labels.append(
+            ((number + 0.5) / len(by_mean), f"{name.replace('_', ' ')}: {share:.2f} in the mean", PARTS[number])
+        )
+    axes.set(xlim=(0, weight_PT.shape[1]), ylim=(0, 1))
     _place(axes, labels)
     return figure
 

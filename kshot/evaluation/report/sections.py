@@ -49,6 +49,9 @@ CAPTIONS = {
     "line, or as an arrow if it is off the chart.",
     "plans": "Each point is a plan when its time was up; dashed, what experience expected of it; dotted, the best "
     "simple baseline. More time went to the better third of the plans, and again to the better third of those.",
+    "regret": "Of a learner that chooses among parts, or mixes them, and of each part alone, on the first test tasks. "
+    "Zero would be the best part of each task, which nobody knows beforehand; a mixture can be below it.",
+    "weights": "How much each part counts on each of the first test tasks, from its support set alone.",
     "learning_curve": "The training loss as recorded (pale) and smoothed.",
     "classification_examples": "The first test tasks. Above: the support images by class; below: query images, "
     "marked ✓ if classified correctly, otherwise ✗ with the number of the predicted class.",
@@ -75,6 +78,8 @@ PLACED = (
     "reliability",
     "rounds",
     "confusion",
+    "regret",
+    "weights",
     "units",
     "worst_1",
     "worst_2",
@@ -146,6 +151,7 @@ def report_sections(
             table=pooled_table(report),
             note=POOLED,
         ),
+        Section("Parts of the learner", pictures=[*named.get("regret", ()), *named.get("weights", ())]),
         *class_sections(report, named.get("confusion", ())),
         unit_section(report, named.get("units", ())),
         Section(

@@ -72,9 +72,9 @@ class Choosing(FittedToTraining):
         self.gate = Gate(descriptors, len(self.names)) if policy in LEARNED else None
         self.register_buffer("mean_losses", torch.zeros(len(self.names)))
         self.register_buffer("fitted", torch.zeros(()))
-        trained = [name for name, plan in self.plans.items() if any(each.requires_grad for each in plan.parameters())]
+        trained = [name for name, plan in self.parts.items() if any(each.requires_grad for each in plan.parameters())]
         self.trained = trained or self.names
-        plans = self.plans.values()
+        plans = self.parts.values()
         self.transductive, self.ordered, self.causal_queries, self.annealed = (
             any(getattr(plan, name) for plan in plans)
             for name in ("transductive", "ordered", "causal_queries", "annealed")
@@ -82,13 +82,13 @@ class Choosing(FittedToTraining):
         self.num_members = min(max_plans, len(self.names)) if policy == "learned_weights" else 1
 
     @property
-    def plans(self) -> dict[str, Learner]:
+    def parts(self) -> dict[str, Learner]:
         """The plans by name."""
         return dict(zip(self.names, cast("Iterable[Learner]", self.among)))
 
     def forward(self, task: Task) -> Tensor:
         """The mean of the outer losses of the plans that have parameters to train, ()."""
-        plans = self.plans
+        plans = self.parts
         return torch.stack([plans[name](task) for name in self.trained]).mean()
 
     def fit_to_training(self, source: TaskSource) -> None:
@@ -134,7 +134,7 @@ class Choosing(FittedToTraining):
 
     def _predictions(self, task: Task) -> list[Tree]:
         """What each plan predicts for the queries after it has adapted to a task."""
-        return [predict_query(plan, plan.adapt(task.support), task.query) for plan in self.plans.values()]
+        return [predict_query(plan, plan.adapt(task.support), task.query) for plan in self.parts.values()]
 
     def _losses(self, predictions: Sequence[Tree], query: Batch) -> Tensor:
         return torch.stack([self.objective.loss(each, query) for each in predictions]).detach().double().cpu()
@@ -198,12 +198,12 @@ class Choosing(FittedToTraining):
         like = support.weight
         return {
             "weights": {name: weight.to(like.device, like.dtype) for name, weight in taken.items()},
-            "plans": {name: plan.adapt(support) for name, plan in self.plans.items() if name in taken},
+            "plans": {name: plan.adapt(support) for name, plan in self.parts.items() if name in taken},
         }
 
     def predict(self, state: Tree, inputs: Tree) -> Tree:
         weights, plans = state["weights"], state.get("plans", {})
-        predictions = [self.plans[name].predict(plans.get(name, {}), inputs) for name in sorted(weights)]
+        predictions = [self.parts[name].predict(plans.get(name, {}), inputs) for name in sorted(weights)]
         return mixed(self.objective, predictions, [weights[name] for name in sorted(weights)])
 
     def oracle(self, support: Batch, judge: Batch) -> Tree:
@@ -213,7 +213,7 @@ class Choosing(FittedToTraining):
         """
         best = int(self.losses(Task(support, judge)).nan_to_num(torch.inf).argmin())
         name = self.names[best]
-        return {"weights": {name: support.weight.new_ones(())}, "plans": {name: self.plans[name].adapt(support)}}
+        return {"weights": {name: support.weight.new_ones(())}, "plans": {name: self.parts[name].adapt(support)}}
 
 
 def mixed(objective: Objective, predictions: Sequence[Tree], weights: Sequence[Tensor]) -> Tree:
@@ -277,6 +277,23 @@ def _bounded(losses_TP: Tensor) -> Tensor:
     return losses_TP.nan_to_num(torch.inf, torch.inf).clamp_max(max(bound, finite.min()))
 
 
+def check_parts(among: Mapping[str, Learner], what: str, part: str) -> None:
+    """Raise ValueError unless `among` names two learners or more, without "/", of one objective."""
+    if len(among) < 2:
+        raise ValueError(f"{what} needs at least two {part}s in `among`, got {', '.join(among) or 'none'}")
+    for name, learner in among.items():
+        if not name or "/" in name:
+            raise ValueError(f"the name of a {part} must be text without '/', got {name!r}")
+        if not isinstance(learner, Learner):
+            raise ValueError(f"{part} {name!r} must be a learner, got a {type(learner).__name__}")
+    (first, one), *others = among.items()
+    for name, other in others:
+        if other.objective != one.objective:
+            raise ValueError(
+                f"{part}s must share an objective: {first!r} has {one.objective.name}, {name!r} {other.objective.name}"
+            )
+
+
 @check_arguments
 def choose(
     among: Mapping[str, Learner],
@@ -337,19 +354,8 @@ def choose(
         FFORMA learns the weights by boosted trees, and minimises the weighted mean of the losses; here a perceptron
         minimises the loss of the mixture.
     """
-    if len(among) < 2:
-        raise ValueError(f"choose needs at least two plans in `among`, got {', '.join(among) or 'none'}")
-    for name, plan in among.items():
-        if not name or "/" in name:
-            raise ValueError(f"the name of a plan must be text without '/', got {name!r}")
-        if not isinstance(plan, Learner):
-            raise ValueError(f"plan {name!r} must be a learner, got a {type(plan).__name__}")
-    (first, plan), *others = among.items()
-    for name, other in others:
-        if other.objective != plan.objective:
-            raise ValueError(
-                f"plans must share an objective: {first!r} has {plan.objective.name}, {name!r} {other.objective.name}"
-            )
+    check_parts(among, "choose", "plan")
+    plan = next(iter(among.values()))
     if policy in LEARNED and plan.objective.predicts is None:
         raise ValueError(
             "the objective does not say what it `predicts`, so that predictions cannot be mixed: take policy fixed or "

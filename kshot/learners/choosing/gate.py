@@ -63,7 +63,7 @@ class Gate(nn.Module):
         self.hidden.reset_parameters()
         nn.init.zeros_(self.output.weight)
         nn.init.zeros_(self.output.bias)
-        stacks = _stacked(tasks)
+        stacks = stacked(tasks)
         share = torch.tensor([float(len(places)) for places, _ in stacks])
         optimizer = torch.optim.AdamW(self.requires_grad_().parameters(), RATE, weight_decay=DECAY)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, STEPS)
@@ -80,7 +80,7 @@ class Gate(nn.Module):
         self.requires_grad_(False)
 
 
-def _stacked(tasks: Sequence[Tree]) -> list[tuple[Tensor, Tree]]:
+def stacked(tasks: Sequence[Tree]) -> list[tuple[Tensor, Tree]]:
     """The tasks of each shape: their places (t,), and a tree with leaves (t, ...)."""
     groups: dict[tuple[Any, ...], list[int]] = {}
     for place, task in enumerate(tasks):

@@ -1,0 +1,177 @@
+"""What `kshot auto` reaches on data sets that its experience has not seen, beside other ways to spend the time.
+
+    python benchmarks/auto.py [--minutes 2] [--only exam radon] [--ways auto fixed long] [--seeds 0 1 2]
+    python benchmarks/auto.py --table
+
+Ways to spend the time, each tested once on the same test tasks:
+
+auto: `kshot auto` with the experience that comes with kshot, without the data set and others of the same data.
+cold: the same without any experience.
+fixed: the plan that is the best in the mean over the other data sets of experience, trained for the whole time.
+long: `auto` with ten times the minutes.
+
+Minutes are of CPU time of one thread (`cpu_clock.py`), so that other jobs on the machine do not count. What is done is
+written to --out, and not done again. The table has the mean over seeds of the log of the ratio of errors, for each data
+set, and its mean over data sets with a 95 % interval by the t distribution.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+from collections.abc import Iterable
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import numpy as np
+from cpu_clock import use_cpu_clock
+from experience_sets import data_sets, relatives
+from scipy import stats
+
+import kshot
+from kshot.app.auto import command
+from kshot.app.auto.descriptors import error_of
+from kshot.app.auto.plans import Plan, plans_for
+from kshot.app.auto.ranking import gain_of
+from kshot.deciding.experience import Experience, Trial
+from kshot.evaluation.target import Target
+
+SETS = ("exam", "radon", "wages", "storms", "homes", "hotels", "sines_20", "digits", "leaves", "births",
+        "glyphs_5w1s", "clinc_words_5w1s", "tate_artists", "films")  # fmt: skip
+WAYS = ("auto", "cold", "fixed", "long")
+
+
+class Others(Experience):
+    """What comes with kshot, without the trials on some data sets, in memory.
+
+    Args:
+        without: the data sets; None leaves out all.
+    """
+
+    def __init__(self, without: set[str] | None) -> None:
+        super().__init__("sqlite://")
+        self.without = without
+
+    def trials(self, *, kind: str | None = None, shipped: bool = True) -> list[Trial]:
+        known = super().trials(kind=kind, shipped=shipped)
+        return [] if self.without is None else [trial for trial in known if trial.data_set not in self.without]
+
+
+def best_fixed(plans: Iterable[str], trials: Iterable[Trial]) -> str:
+    """The plan with the largest mean gain over the data sets of experience; one that failed on one has the least."""
+    gains: dict[str, dict[str, float]] = {}
+    for trial in trials:
+        gains.setdefault(trial.data_set, {})[str(trial.plan.get("name"))] = gain_of(trial)
+    names = sorted(plans)
+    means = [np.mean([of.get(name, -1.0) for of in gains.values()]) if gains else 0.0 for name in names]
+    return names[int(np.argmax(means))]
+
+
+def measure(name: str, way: str, seed: int, options: argparse.Namespace) -> dict[str, Any]:
+    """The result of a way on a data set, which is written to a file."""
+    sets = data_sets(options.out / "data", options.shared)
+    values = sets[name] | {"seed": seed, "task_seed": seed}
+    folder, experience = options.out / "runs" / f"{name}-{way}-{seed}", Others(relatives(name))
+    minutes = options.minutes * (10 if way == "long" else 1)
+
+    def only_the_best(*args: Any, **kinds: Any) -> tuple[Plan, ...]:
+        plans = plans_for(*args, **kinds)
+        names = {plan.name for plan in plans}
+        chosen = best_fixed(names, [trial for trial in experience.trials() if trial.plan.get("name") in names])
+        return tuple(plan for plan in plans if plan.name == chosen)
+
+    with ExitStack() as stack:
+        if way == "fixed":  # no other plan, and no simple baseline that could be kept instead
+            stack.enter_context(patch.object(command, "plans_for", only_the_best))
+            for simple in ("of_fields", "without_model"):
+                stack.enter_context(patch.object(command, simple, lambda source: {}))
+        report = kshot.auto(
+            values, folder, minutes=minutes, resume=folder.exists(),
+            experience=Others(None) if way == "cold" else experience,
+        )  # fmt: skip
+    metric = report["metric"]
+    target = Target(metric, bool(report["higher_is_better"]), 0.0)
+    entrants = report["choice"]["entrants"]
+    result = {
+        "name": name, "way": way, "seed": seed, "minutes": minutes, "metric": metric,
+        "higher_is_better": target.at_least, "value": report["test"][metric]["mean"],
+        "kept": next(each["about"] for each in entrants if each["kept"]),
+        "trials": len(experience.trials()),
+    }  # fmt: skip
+    shutil.rmtree(folder / "plans", ignore_errors=True)
+    return result
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--minutes", type=float, default=2.0)
+    parser.add_argument("--only", nargs="+", default=SETS)
+    parser.add_argument("--ways", nargs="+", default=WAYS, choices=WAYS)
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--out", type=Path, default=Path("runs/auto"))
+    parser.add_argument("--shared", type=Path, default=Path("../shared/data"), help="folder of the large data sets")
+    parser.add_argument("--table", action="store_true", help="print the table of what is done, and do nothing")
+    options = parser.parse_args()
+    options.out.mkdir(parents=True, exist_ok=True)
+    results = options.out / "results.jsonl"
+    done = [json.loads(line) for line in results.read_text().splitlines()] if results.exists() else []
+    if not options.table:
+        use_cpu_clock()
+        known = {(each["name"], each["way"], each["seed"], each["minutes"]) for each in done}
+        for seed in options.seeds:
+            for name in options.only:
+                for way in options.ways:
+                    minutes = options.minutes * (10 if way == "long" else 1)
+                    if (name, way, seed, minutes) in known:
+                        continue
+                    result = measure(name, way, seed, options)
+                    done.append(result)
+                    with results.open("a") as file:
+                        file.write(json.dumps(result) + "\n")
+                    print(json.dumps(result), flush=True)
+    print_table(done)
+
+
+def print_table(results: list[dict[str, Any]]) -> None:
+    """Print the log ratios of errors of `auto` to the other ways; negative is better."""
+    errors: dict[tuple[str, str, int], float] = {}
+    for each in results:
+        target = Target(each["metric"], each["higher_is_better"], 0.0)
+        errors[each["name"], each["way"], each["seed"]] = error_of(each["value"], target)
+    names = list(dict.fromkeys(each["name"] for each in results))
+    others = [way for way in WAYS if way != "auto"]
+    print(f"| data set | seeds | {' | '.join(f'log error to {way}' for way in others)} |")
+    print("| --- " * (2 + len(others)) + "|")
+    means: dict[str, list[float]] = {way: [] for way in others}
+    for name in names:
+        cells = []
+        for way in others:
+            pairs = [
+                error - errors[other, way, seed]
+                for (other, mine, seed), error in errors.items()
+                if (other, mine) == (name, "auto") and (other, way, seed) in errors
+            ]
+            if pairs:
+                means[way].append(float(np.mean(pairs)))
+            half = _half_width(pairs)
+            cells.append(f"{np.mean(pairs):+.3f} ± {half:.3f}" if pairs else "–")
+        seeds = sum(1 for other, way, _ in errors if (other, way) == (name, "auto"))
+        print(f"| {name} | {seeds} | {' | '.join(cells)} |")
+    cells = [
+        f"**{np.mean(each):+.3f} ± {_half_width(each):.3f}** ({len(each)})" if each else "–" for each in means.values()
+    ]
+    print(f"| mean over data sets | | {' | '.join(cells)} |")
+
+
+def _half_width(values: list[float]) -> float:
+    """Half of a 95 % interval of the mean by the t distribution; NaN for fewer than two values."""
+    if len(values) < 2:
+        return float("nan")
+    return float(stats.t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / np.sqrt(len(values)))
+
+
+if __name__ == "__main__":
+    main()
