@@ -22,7 +22,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-EXPONENTS = np.geomspace(0.05, 4.0, 80)
+EXPONENTS = (np.arange(80) - 19.5) / 20
 """The grid of $c$."""
 NOISES = np.geomspace(0.05, 2.0, 12)
 """The grid of $\\sigma$, in standard errors of a figure."""

@@ -185,15 +185,14 @@ class Extrapolation:
         decision = self.rules(rounds)
         if not isinstance(decision, Continue):
             return decision
-        draws_DF, steps = self._draws(rounds)
+        target, last = self.rules.target, rounds[-1]
+        steps, means_DF, ends_DF = self._draws(rounds)
         if not steps:
             return decision
-        target, last = self.rules.target, rounds[-1]
-        half = target.of(last.val).half_width
-        reached_DF = draws_DF - half >= target.value if target.at_least else draws_DF + half <= target.value
+        reached_DF = ends_DF >= target.value if target.at_least else ends_DF <= target.value
         probability = float(reached_DF.any(1).mean())
-        low_F, high_F = np.quantile(draws_DF, [0.025, 0.975], axis=0).tolist()
-        predicted = [Predicted(*each) for each in zip(steps, draws_DF.mean(0).tolist(), low_F, high_F)]
+        low_F, high_F = np.quantile(means_DF, [0.025, 0.975], axis=0).tolist()
+        predicted = [Predicted(*each) for each in zip(steps, means_DF.mean(0).tolist(), low_F, high_F)]
         end = predicted[-1]
         said = (
             f"{target.metric} is predicted to be {end.mean:.4f} ({end.low:.4f} to {end.high:.4f}) after {end.step} "
@@ -207,26 +206,30 @@ class Extrapolation:
         action = max(left, key=lambda action: self.past.gain(action, last.settings))  # the first of equal ones
         return Change(action, f"{said}: {described(action, last)}", predicted=predicted)
 
-    def _draws(self, rounds: Sequence[Round]) -> tuple[np.ndarray, list[int]]:
-        """Draws of the figures of the rounds that the budget leaves (D, F), and the steps after them; none if unknown.
+    def _draws(self, rounds: Sequence[Round]) -> tuple[list[int], np.ndarray, np.ndarray]:
+        """The steps after the rounds that the budget leaves, and draws (D, F) of their figures, and of the ends of the
+        intervals that decide whether the target is met; no steps if too little is known.
 
         A curve begins where the settings were last changed.
         """
-        first = last_change(rounds)
+        first, target = last_change(rounds), self.rules.target
         start = rounds[first - 1].step if first else 0
         curve = [each for each in rounds[first:] if each.val]
         x = [each.step - start for each in curve]
-        figures = [self.rules.target.of(each.val) for each in curve]
+        figures = [target.of(each.val) for each in curve]
         steps = self.rules.budget.coming(rounds)
         known = len(curve) >= LEAST and all(a < b for a, b in pairwise([0, *x]))
-        if not known or not steps or not all(math.isfinite(figure.mean) for figure in figures):
-            return np.empty((DRAWS, 0)), []
-        error = figures[-1].half_width / 1.96
-        draws_DF = predict(
-            x, [f.mean for f in figures], [step - start for step in steps], error=error, exponents=self.past.exponents
+        if not known or not all(math.isfinite(figure.mean) for figure in figures):
+            return [], np.empty((DRAWS, 0)), np.empty((DRAWS, 0))
+        sign = -1 if target.at_least else 1
+        ends = [figure.mean + figure.shift + sign * figure.half_width for figure in figures]
+        error, future = figures[-1].half_width / 1.96, [step - start for step in steps]
+        bounds = BOUNDS.get(target.metric, (-math.inf, math.inf))
+        means_DF, ends_DF = (
+            predict(x, values, future, error=error, exponents=self.past.exponents).clip(*bounds)
+            for values in ([figure.mean for figure in figures], ends)
         )
-        low, high = BOUNDS.get(self.rules.target.metric, (-math.inf, math.inf))
-        return draws_DF.clip(low, high), steps
+        return steps, means_DF, ends_DF
 
 
 def extrapolation(
