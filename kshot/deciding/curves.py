@@ -1,12 +1,13 @@
 r"""The rest of a validation curve, predicted by power laws.
 
-The figure after $x$ outer steps, of which $x_n$ are taken, is modelled as
+The figure at time $x$, such as the number of outer steps, is after times up to $x_n$ modelled as
 
 $$ y(x) = v + b \, \frac{1 - (x / x_n)^{-c}}{c} + \epsilon, \qquad \epsilon \sim N(0, \sigma^2), $$
 
-a power law with the asymptote $v + b / c$ that tends to a logarithm for $c \to 0$; $v$ is the figure now, and $b$ its
-slope over the logarithm of the steps. $v$ and $b$ have a wide normal prior and are integrated out; $c$ and $\sigma$ are
-on a grid. All is a pure function of the figures: random numbers are drawn from a fixed seed.
+a power law with the asymptote $v + b / c$, which tends to a logarithm for $c \to 0$, and to a line for $c = -1$: curves
+that have not begun to flatten have no asymptote. $v$ is the figure now, and $b$ its slope over $\log x$. Both have a
+wide normal prior and are integrated out; $c$ and $\sigma$ are on a grid. All is a pure function of the figures: random
+numbers are drawn from a fixed seed.
 
 References:
     Domhan, Springenberg, Hutter: Speeding up Automatic Hyperparameter Optimization of Deep Neural Networks by
@@ -34,28 +35,28 @@ LEAST = 4
 
 
 def predict(
-    steps: Sequence[float],
+    times: Sequence[float],
     values: Sequence[float],
     future: Sequence[float],
     *,
     error: float,
     exponents: np.ndarray | None = None,
 ) -> np.ndarray:
-    """Draws of the figures (D, F) of a curve after the steps `future`.
+    """Draws of the figures (D, F) of a curve at the times `future`.
 
     Args:
-        steps, values: the points of the curve so far (n,), steps above 0 and rising.
-        future: steps (F,).
+        times, values: the points of the curve so far (n,), times above 0 and rising.
+        future: times (F,).
         error: standard error of a figure.
         exponents: weight of each of `EXPONENTS` (C,), equal by default; see `weigh_exponents`.
 
     Example:
         >>> steps = np.arange(1, 9) * 100.0
         >>> draws = predict(steps, 0.9 - 0.8 * (steps / 100) ** -0.7, [1600], error=0.01)
-        >>> abs(draws.mean() - (0.9 - 0.8 * 16**-0.7)) < 0.01
+        >>> bool(abs(draws.mean() - (0.9 - 0.8 * 16**-0.7)) < 0.01)
         True
     """
-    x = np.asarray(steps, float)
+    x = np.asarray(times, float)
     log_weight_CS, mean_CS2, factor_CS22, sigma_S = _posterior(x, np.asarray(values, float), error)
     if exponents is not None:
         with np.errstate(divide="ignore"):
@@ -71,13 +72,13 @@ def predict(
 
 
 def weigh_exponents(curves: Sequence[tuple[Sequence[float], Sequence[float], float]]) -> np.ndarray:
-    r"""The weight of each of `EXPONENTS` (C,) by earlier curves, each of steps or seconds, values and standard error:
+    r"""The weight of each of `EXPONENTS` (C,) by earlier curves, each of times, values and standard error:
 
     $$ p(c) = \frac{1}{k + 1} \Bigl(\frac1C + \sum_{i=1}^k p(c \mid \text{curve}_i)\Bigr). $$
     """
     weights = [np.full(len(EXPONENTS), 1 / len(EXPONENTS))]
-    for steps, values, error in curves:
-        log_weight_CS, *_ = _posterior(np.asarray(steps, float), np.asarray(values, float), error)
+    for times, values, error in curves:
+        log_weight_CS, *_ = _posterior(np.asarray(times, float), np.asarray(values, float), error)
         weight = np.exp(log_weight_CS - log_weight_CS.max()).sum(1)
         weights.append(weight / weight.sum())
     return np.mean(weights, axis=0)

@@ -215,7 +215,8 @@ class Extrapolation:
         first, target = last_change(rounds), self.rules.target
         start = rounds[first - 1].step if first else 0
         curve = [each for each in rounds[first:] if each.val]
-        x = [each.step - start for each in curve]
+        begin = _annealed(start, rounds[-1])
+        x = [_annealed(each.step, rounds[-1]) - begin for each in curve]
         figures = [target.of(each.val) for each in curve]
         steps = self.rules.budget.coming(rounds)
         known = len(curve) >= LEAST and all(a < b for a, b in pairwise([0, *x]))
@@ -223,7 +224,7 @@ class Extrapolation:
             return [], np.empty((DRAWS, 0)), np.empty((DRAWS, 0))
         sign = -1 if target.at_least else 1
         ends = [figure.mean + figure.shift + sign * figure.half_width for figure in figures]
-        error, future = figures[-1].half_width / 1.96, [step - start for step in steps]
+        error, future = figures[-1].half_width / 1.96, [_annealed(step, rounds[-1]) - begin for step in steps]
         bounds = BOUNDS.get(target.metric, (-math.inf, math.inf))
         means_DF, ends_DF = (
             predict(x, values, future, error=error, exponents=self.past.exponents).clip(*bounds)
@@ -246,8 +247,9 @@ def extrapolation(
     """`rules`, which also predicts the rest of the validation curve, and does not wait for what will not come.
 
     Where `rules` continues, the rounds that the budget leaves are predicted from those since the last change of
-    settings, if there are at least four (see `kshot.deciding.curves`). If the probability that one of them meets the
-    target is below `level`:
+    settings, if there are at least four (see `kshot.deciding.curves`). Time is the sum of the learning rates of the
+    steps, so that a curve flattens where its schedule ends. If the probability that one of the rounds meets the target
+    is below `level`:
 
     1. Take one of the `actions` that were not taken: the one of which experience expects most, of equal ones the first.
     2. After the last of them, stop: the target is not reachable.
@@ -271,7 +273,8 @@ def extrapolation(
 
     References:
         Domhan, Springenberg, Hutter: Speeding up Automatic Hyperparameter Optimization of Deep Neural Networks by
-        Extrapolation of Learning Curves, IJCAI 2015.
+        Extrapolation of Learning Curves, IJCAI 2015. Time as a sum of rates: Tissue, Wang, Wang: Scaling Law with
+        Learning Rate Annealing, arXiv:2408.11029, without its second term.
 
     Deviations:
         The target takes the place of the best run so far, and rounds that of epochs; for the model see `curves`.
@@ -288,6 +291,15 @@ def last_change(rounds: Sequence[Round]) -> int:
 def described(action: Mapping[str, Any], last: Round) -> str:
     """An action in words, with the values of before."""
     return ", ".join(f"{name} from {last.settings.get(name)} to {value}" for name, value in action.items())
+
+
+def _annealed(step: int, last: Round) -> float:
+    r"""The sum of the learning rates of the steps so far, in `outer_lr`: $\int_0^t \alpha(s) / \alpha \, ds$."""
+    schedule, horizon = last.settings.get("schedule", "constant"), last.settings.get("horizon", 1)
+    if schedule == "constant":
+        return float(step)
+    phase = math.pi * min(step / horizon, 1.0)
+    return 0.01 * step + 0.495 * (min(step, horizon) + horizon / math.pi * math.sin(phase))
 
 
 def _times_lowered(rounds: Sequence[Round]) -> int:

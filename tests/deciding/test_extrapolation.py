@@ -168,6 +168,21 @@ def test_seconds_matter_only_where_the_budget_has_minutes():
     assert decide(slow) == decide(fast)
 
 
+def test_a_curve_flattens_where_its_schedule_ends():
+    """By a curve that is linear in the sum of the rates: the rates of cosine sum up to 0.505 of those of constant."""
+    horizon, count = 1000, 5
+    of = {"schedule": "cosine", "horizon": horizon}
+    rate = lambda step: 0.01 + 0.99 * 0.5 * (1 + np.cos(np.pi * min(step / horizon, 1.0)))  # noqa: E731
+    summed = np.cumsum([rate(step) for step in range(horizon)])
+    means = [float(0.3 + 1e-3 * summed[100 * n - 1]) for n in range(1, 11)]
+    history = rounds(means, settings=[START | of] * 10, ci=0.002)
+    end = decide(history[:count], rounds_in_all=10).predicted[-1]
+    assert end.low < means[-1] < end.high
+    assert end.mean == pytest.approx(means[-1], abs=0.02)
+    constant = decide(rounds(means, ci=0.002)[:count], rounds_in_all=10).predicted[-1]
+    assert constant.mean > means[-1] + 0.1
+
+
 # experience
 
 
@@ -206,7 +221,7 @@ def test_earlier_curves_of_the_learner_give_the_exponent():
     seconds = np.arange(1.0, 13.0)
     figures = [Figure(s, 0.9 - 0.5 * s**-0.5, 0.002) for s in seconds]
     weights = Past((trial(None, "a", figures=figures), trial(0.5, "b"))).exponents
-    near = np.abs(np.log(EXPONENTS / 0.5)) < 0.3
+    near = np.abs(EXPONENTS - 0.5) < 0.2
     assert weights[near].sum() == pytest.approx(0.5 + near.mean() / 2, abs=0.02)
 
 
