@@ -1,9 +1,9 @@
-"""What `kshot auto` reaches on data sets that its experience has not seen, beside other ways to spend the time.
+"""What `kshot auto` reaches on data sets that its experience has not seen, beside other methods to spend the time.
 
-    python benchmarks/auto.py [--minutes 2] [--only exam radon] [--ways auto fixed long] [--seeds 0 1 2]
+    python benchmarks/auto.py [--minutes 2] [--only exam radon] [--methods auto fixed long] [--seeds 0 1 2]
     python benchmarks/auto.py --table
 
-Ways to spend the time, each tested once on the same test tasks:
+Methods to spend the time, each tested once on the same test tasks:
 
 auto: `kshot auto` with the experience that comes with kshot, without the data set and others of the same data.
 cold: the same without any experience.
@@ -41,7 +41,7 @@ from kshot.evaluation.target import Target
 
 SETS = ("exam", "radon", "wages", "storms", "homes", "hotels", "sines_20", "digits", "leaves", "births",
         "glyphs_5w1s", "clinc_words_5w1s", "tate_artists", "films")  # fmt: skip
-WAYS = ("auto", "cold", "fixed", "long")
+METHODS = ("auto", "cold", "fixed", "long")
 
 
 class Others(Experience):
@@ -70,12 +70,12 @@ def best_fixed(plans: Iterable[str], trials: Iterable[Trial]) -> str:
     return names[int(np.argmax(means))]
 
 
-def measure(name: str, way: str, seed: int, options: argparse.Namespace) -> dict[str, Any]:
-    """The result of a way on a data set, which is written to a file."""
+def measure(name: str, method: str, seed: int, options: argparse.Namespace) -> dict[str, Any]:
+    """The result of a method on a data set, which is written to a file."""
     sets = data_sets(options.out / "data", options.shared)
     values = sets[name] | {"seed": seed, "task_seed": seed}
-    folder, experience = options.out / "runs" / f"{name}-{way}-{seed}", Others(relatives(name))
-    minutes = options.minutes * (10 if way == "long" else 1)
+    folder, experience = options.out / "runs" / f"{name}-{method}-{seed}", Others(relatives(name))
+    minutes = options.minutes * (10 if method == "long" else 1)
 
     def only_the_best(*args: Any, **kinds: Any) -> tuple[Plan, ...]:
         plans = plans_for(*args, **kinds)
@@ -84,19 +84,19 @@ def measure(name: str, way: str, seed: int, options: argparse.Namespace) -> dict
         return tuple(plan for plan in plans if plan.name == chosen)
 
     with ExitStack() as stack:
-        if way == "fixed":  # no other plan, and no simple baseline that could be kept instead
+        if method == "fixed":  # no other plan, and no simple baseline that could be kept instead
             stack.enter_context(patch.object(command, "plans_for", only_the_best))
             for simple in ("of_fields", "without_model"):
                 stack.enter_context(patch.object(command, simple, lambda source: {}))
         report = kshot.auto(
             values, folder, minutes=minutes, resume=folder.exists(),
-            experience=Others(None) if way == "cold" else experience,
+            experience=Others(None) if method == "cold" else experience,
         )  # fmt: skip
     metric = report["metric"]
     target = Target(metric, bool(report["higher_is_better"]), 0.0)
     entrants = report["choice"]["entrants"]
     result = {
-        "name": name, "way": way, "seed": seed, "minutes": minutes, "metric": metric,
+        "name": name, "method": method, "seed": seed, "minutes": minutes, "metric": metric,
         "higher_is_better": target.at_least, "value": report["test"][metric]["mean"],
         "kept": next(each["about"] for each in entrants if each["kept"]),
         "trials": len(experience.trials()),
@@ -109,7 +109,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=2.0)
     parser.add_argument("--only", nargs="+", default=SETS)
-    parser.add_argument("--ways", nargs="+", default=WAYS, choices=WAYS)
+    parser.add_argument("--methods", nargs="+", default=METHODS, choices=METHODS)
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--out", type=Path, default=Path("runs/auto"))
     parser.add_argument("--shared", type=Path, default=Path("../shared/data"), help="folder of the large data sets")
@@ -120,14 +120,14 @@ def main() -> None:
     done = [json.loads(line) for line in results.read_text().splitlines()] if results.exists() else []
     if not options.table:
         use_cpu_clock()
-        known = {(each["name"], each["way"], each["seed"], each["minutes"]) for each in done}
+        known = {(each["name"], each["method"], each["seed"], each["minutes"]) for each in done}
         for seed in options.seeds:
             for name in options.only:
-                for way in options.ways:
-                    minutes = options.minutes * (10 if way == "long" else 1)
-                    if (name, way, seed, minutes) in known:
+                for method in options.methods:
+                    minutes = options.minutes * (10 if method == "long" else 1)
+                    if (name, method, seed, minutes) in known:
                         continue
-                    result = measure(name, way, seed, options)
+                    result = measure(name, method, seed, options)
                     done.append(result)
                     with results.open("a") as file:
                         file.write(json.dumps(result) + "\n")
@@ -136,29 +136,29 @@ def main() -> None:
 
 
 def print_table(results: list[dict[str, Any]]) -> None:
-    """Print the log ratios of errors of `auto` to the other ways; negative is better."""
+    """Print the log ratios of errors of `auto` to the other methods; negative is better."""
     errors: dict[tuple[str, str, int], float] = {}
     for each in results:
         target = Target(each["metric"], each["higher_is_better"], 0.0)
-        errors[each["name"], each["way"], each["seed"]] = error_of(each["value"], target)
+        errors[each["name"], each["method"], each["seed"]] = error_of(each["value"], target)
     names = list(dict.fromkeys(each["name"] for each in results))
-    others = [way for way in WAYS if way != "auto"]
-    print(f"| data set | seeds | {' | '.join(f'log error to {way}' for way in others)} |")
+    others = [method for method in METHODS if method != "auto"]
+    print(f"| data set | seeds | {' | '.join(f'log error to {method}' for method in others)} |")
     print("| --- " * (2 + len(others)) + "|")
-    means: dict[str, list[float]] = {way: [] for way in others}
+    means: dict[str, list[float]] = {method: [] for method in others}
     for name in names:
         cells = []
-        for way in others:
+        for method in others:
             pairs = [
-                error - errors[other, way, seed]
+                error - errors[other, method, seed]
                 for (other, mine, seed), error in errors.items()
-                if (other, mine) == (name, "auto") and (other, way, seed) in errors
+                if (other, mine) == (name, "auto") and (other, method, seed) in errors
             ]
             if pairs:
-                means[way].append(float(np.mean(pairs)))
+                means[method].append(float(np.mean(pairs)))
             half = _half_width(pairs)
             cells.append(f"{np.mean(pairs):+.3f} ± {half:.3f}" if pairs else "–")
-        seeds = sum(1 for other, way, _ in errors if (other, way) == (name, "auto"))
+        seeds = sum(1 for other, method, _ in errors if (other, method) == (name, "auto"))
         print(f"| {name} | {seeds} | {' | '.join(cells)} |")
     cells = [
         f"**{np.mean(each):+.3f} ± {_half_width(each):.3f}** ({len(each)})" if each else "–" for each in means.values()

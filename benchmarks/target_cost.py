@@ -104,8 +104,8 @@ def main() -> None:
     for name, share in shares.items():
         print(f"| {name} | {share['auto']:.2f} | {share['cold']:.2f} | {share['one']:.2f} |")
     cells = []
-    for way in ("auto", "cold", "one"):
-        logs = np.log([share[way] for share in shares.values()])
+    for method in ("auto", "cold", "one"):
+        logs = np.log([share[method] for share in shares.values()])
         half = stats.t.ppf(0.975, len(logs) - 1) * logs.std(ddof=1) / np.sqrt(len(logs)) if len(logs) > 1 else math.nan
         low, mean, high = np.exp([logs.mean() - half, logs.mean(), logs.mean() + half])
         cells.append(f"**{mean:.2f}** ({low:.2f} to {high:.2f})")

@@ -119,6 +119,15 @@ class Learner(Scheduled, ABC):
         unless `predict_query` calls it, as meta-training does.
         """
 
+    @property
+    def inner_settings(self) -> dict[str, Any]:
+        """The settings of adaptation that may change in the course of training, by name; by default none."""
+        return {}
+
+    def set_inner(self, *_: Any, **settings: Any) -> None:
+        """Set some of the `inner_settings`, with checked values; parameters keep their names and values."""
+        assert not settings, f"{type(self).__name__} has no inner settings"
+
     def extend(self, state: Tree, support: Batch) -> Tree:
         """Add examples, of known and of new classes, to a state without access to the earlier examples.
 

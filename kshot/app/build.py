@@ -35,6 +35,7 @@ from kshot.app.schema import (
 from kshot.app.spec import MODELS, Spec
 from kshot.data.text.vocabulary import RESERVED, Tokens
 from kshot.deciding.decisions import Policy
+from kshot.deciding.past import Past
 from kshot.deciding.policies import Budget
 from kshot.evaluation.target import Target
 from kshot.learner import Learner, evaluation_mode
@@ -265,9 +266,10 @@ def _inner_learner(spec: Spec, model: nn.Module, shapes: Shapes, outer: Part, pa
     return build_learner(spec, model, shapes, part)
 
 
-def build_policy(spec: Spec, target: Target, budget: Budget) -> Policy | None:
-    """The policy of a run file; None for the default."""
-    return spec.policy and _call("policy", spec.policy, {Target: lambda: target, Budget: lambda: budget})
+def build_policy(spec: Spec, target: Target, past: Callable[[], Past]) -> Policy | None:
+    """The policy of a run file; None for the default. `past` is called only if the policy uses experience."""
+    budget = Budget(**spec.budget.model_dump())
+    return spec.policy and _call("policy", spec.policy, {Target: lambda: target, Budget: lambda: budget, Past: past})
 
 
 def _call(role: str, part: Part, supplies: Supplies = EMPTY) -> Any:

@@ -19,11 +19,11 @@ FIRST = 8
 _GIVEN: dict[str, TaskSource] = {}
 
 
-def remember(source: TaskSource) -> dict[str, Any]:
+def register(source: TaskSource) -> dict[str, Any]:
     """Keep a source for `given`, and return how a run file names it; ValueError if it has too few tasks.
 
     Example:
-        >>> remember(kshot.sources.sinusoids())["kind"]
+        >>> register(kshot.sources.sinusoids())["kind"]
         'kshot.app.in_memory:given'
     """
     check_source(source)
@@ -45,6 +45,6 @@ def given(tasks: str) -> TaskSource:
     if tasks not in _GIVEN:
         raise ValueError(
             f"the tasks {tasks} of this run were given as an object in Python, which no file holds: give the same "
-            "source first by kshot.app.in_memory.remember(source)"
+            "source first by kshot.app.in_memory.register(source)"
         )
     return _GIVEN[tasks]

@@ -37,6 +37,7 @@ from kshot.app.failures import Failures
 from kshot.app.figures import make_figures
 from kshot.app.final_evaluation import TestResult, evaluate_with_baselines, protocol, report_entries, write_tables
 from kshot.app.folder import RunFolder
+from kshot.app.goes_with import targets_of
 from kshot.app.pretraining import load_pretrained, pretrain_baselines, pretraining_of_run
 from kshot.app.progress import Display
 from kshot.app.screen import Screen
@@ -50,6 +51,7 @@ from kshot.checking.findings import Checked
 from kshot.data.cache import cache_folder
 from kshot.deciding.decisions import EventLog, Outcome, Stop, decision_to_json
 from kshot.deciding.loop import Run, run_until
+from kshot.deciding.past import Past
 from kshot.deciding.policies import Budget
 from kshot.evaluation.baselines import fit_baselines
 from kshot.evaluation.report import plan_charts, run_charts
@@ -245,7 +247,7 @@ def _train(
         source,
         target,
         budget=budget,
-        policy=build_policy(spec, target, budget),
+        policy=build_policy(spec, target, lambda: _past(spec, target, source, event_log)),
         num_val_tasks=spec.evaluate.num_val_tasks,
         seed=spec.seed,
         folder=folder.train,
@@ -254,6 +256,18 @@ def _train(
         spent_seconds=spent_seconds,
         **spec.train.model_dump(),
     )
+
+
+def _past(spec: Spec, target: Target, source: TaskSource, event_log: EventLog) -> Past:
+    """What the policy knows of experience: what the log of the run says, or what the database does, which is logged."""
+    if logged := event_log.of("experience"):
+        return Past.from_json(logged[0]["trials"])
+    from kshot.deciding.experience import Experience  # imports SQLAlchemy
+
+    kind = targets_of(source.objective) or "other"
+    past = Past.of(Experience().trials(kind=kind), spec.learner.kind, kind, target.metric)
+    event_log.record("experience", trials=past.to_json())
+    return past
 
 
 def evaluate_run(

@@ -40,7 +40,12 @@ ROLES = {
     "policy": Role("kshot.deciding.policies", "kshot.deciding.decisions:Policy"),
     "baseline": Role("kshot.learners", "kshot.learner:Learner"),
 }
-BY_TYPE = ("kshot.objectives:Objective", "kshot.evaluation.target:Target", "kshot.deciding.policies:Budget")
+BY_TYPE = (
+    "kshot.objectives:Objective",
+    "kshot.evaluation.target:Target",
+    "kshot.deciding.policies:Budget",
+    "kshot.deciding.past:Past",
+)
 """The types of arguments that are supplied without a marker."""
 
 

@@ -9,13 +9,15 @@ from pathlib import Path
 import torch
 
 from kshot.app.baselines import Setting, baselines_of, need_pretraining
-from kshot.app.build import Shapes, build_learner, build_model, device_of, has_head, shapes_of
+from kshot.app.build import Shapes, build_learner, build_model, build_policy, device_of, has_head, shapes_of
 from kshot.app.errors import FULL, exit_code
 from kshot.app.folder import RunFolder
 from kshot.app.goes_with import TARGETS, advice_on, refuse_by_table, targets_of
 from kshot.app.pretraining import pretraining_of_run
 from kshot.app.schema import learners_of
 from kshot.app.spec import Spec
+from kshot.deciding.adjusting import Adjustable
+from kshot.deciding.past import Past
 from kshot.evaluation.baselines import baselines_of as fitted_baselines
 from kshot.evaluation.target import Target
 from kshot.learner import Learner, evaluation_mode, predict_query
@@ -55,6 +57,8 @@ def refuse_unsuited(spec: Spec, source: TaskSource, shapes: Shapes | None = None
     mode: Mode = "vmap" if spec.train.mode == "vmap" else "loop"  # others take long, or record anew
     if why := unsuited(learner, source, mode=mode, failures=_failures(spec)):
         raise ValueError(f"learner {spec.learner.kind} {why}")
+    policy = build_policy(spec, Target.parse(spec.target), Past)
+    Adjustable(learner, source).check(getattr(policy, "actions", ()))
 
 
 def _failures(spec: Spec) -> tuple[type[Exception], ...]:

@@ -23,6 +23,7 @@ from kshot.app.folder import RunFolder, read_spec
 from kshot.app.inputs import read_images, read_table, support_images, support_table
 from kshot.app.spec import Spec, parse_spec
 from kshot.bounded import parse_json
+from kshot.deciding.adjusting import set_learner
 from kshot.deciding.decisions import Round, best_round
 from kshot.evaluation.baselines import fit_baselines
 from kshot.evaluation.rejection import OUTSIDE, novelty
@@ -321,6 +322,7 @@ def load(path: Path | str, overrides: Sequence[str] = ()) -> TrainedRun:
     kept = read_json(folder.preprocessor) if folder.preprocessor.exists() else None
     learner = build_learner(spec, build_model(spec, shapes, head=has_head(spec)), shapes)
     checkpoint = folder.train / best.checkpoint
+    set_learner(learner, read_json(checkpoint / META).get("changed", {}))
     load_checkpoint(checkpoint, learner)
     fit_baselines(learner, lambda: build_source(spec))
     return TrainedRun(

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from kshot.evaluation.intervals import Interval
 from kshot.evaluation.target import Target
@@ -23,6 +23,10 @@ class Outcome(Enum):
     TARGET_MET = "The target is met on validation tasks."
     BUDGET_SPENT = "The budget was spent before the target was met; give it more rounds, steps or minutes."
     NO_PROGRESS = "Validation stopped improving before the target was met; change the model, the learner or the data."
+    NOT_REACHABLE = (
+        "The target is predicted to be missed within the budget; give more time, or change the model, the learner or "
+        "the data."
+    )
     DIVERGED = "The loss became infinite or NaN; the last good checkpoint is kept. Lower outer_lr or inner_lr."
 
 
@@ -34,7 +38,7 @@ class Round:
         number, step: number of the round, from 1, and total number of outer steps.
         train_loss: mean outer loss over the round; None if no step was taken.
         val: metric -> mean ± 95 % interval on validation tasks; empty if the round diverged.
-        settings: settings of the outer optimisation.
+        settings: settings of the round that a decision may change, see `Adjustable`.
         seconds: time since the start of the run.
         checkpoint: name of the checkpoint at the end of the round.
         diverged: error message, if the loss was not finite.
@@ -59,35 +63,53 @@ class Round:
         return cls(**entry | {"val": {name: Interval(**figure) for name, figure in entry["val"].items()}})
 
 
+class Predicted(NamedTuple):
+    """The validation figure that is predicted after some outer step, with its 95 % interval."""
+
+    step: int
+    mean: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class _MayPredict:
+    predicted: Sequence[Predicted] = field(default=(), repr=False)
+    """The rest of the validation curve, if the policy predicted it, under the settings of the round."""
+
+
 @dataclass(frozen=True)
-class Continue:
+class Continue(_MayPredict):
     """Train another round with the same settings."""
 
     reason: str
 
 
 @dataclass(frozen=True)
-class Change:
-    """Train another round with some outer settings replaced, such as `{"outer_lr": 3e-4}`."""
+class Change(_MayPredict):
+    """Train another round with some settings replaced, such as `{"outer_lr": 3e-4, "learner.steps": 5}`.
 
-    settings: dict[str, Any]
+    `Adjustable` lists the settings.
+    """
+
+    settings: Mapping[str, Any]
     reason: str
 
 
 @dataclass(frozen=True)
-class Rollback:
-    """Restore the weights of an earlier round, and continue with some settings replaced.
+class Rollback(_MayPredict):
+    """Restore the weights and settings of an earlier round, and continue with some settings replaced.
 
     The checkpoint of the best round is always available; those of other rounds may have been deleted.
     """
 
     to_round: int
     reason: str
-    settings: dict[str, Any] = field(default_factory=dict)
+    settings: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
-class Stop:
+class Stop(_MayPredict):
     """End the run."""
 
     outcome: Outcome
@@ -100,11 +122,16 @@ Decision = Continue | Change | Rollback | Stop
 def decision_to_json(decision: Decision) -> dict[str, Any]:
     """Convert a decision to plain values, with its kind as "action", for logs and reports."""
     fields = {name: value.name if isinstance(value, Outcome) else value for name, value in vars(decision).items()}
-    return {"action": type(decision).__name__.lower(), **fields}
+    del fields["predicted"]
+    predicted = {"predicted": [list(each) for each in decision.predicted]} if decision.predicted else {}
+    return {"action": type(decision).__name__.lower(), **fields, **predicted}
 
 
 Policy = Callable[[Sequence[Round]], Decision]
-"""A pure function from the rounds so far to the next decision."""
+"""A pure function from the rounds so far to the next decision.
+
+If it has an attribute `actions`, a sequence of settings that it may set together, they are checked before training.
+"""
 
 
 def best_round(rounds: Sequence[Round], target: Target) -> Round | None:

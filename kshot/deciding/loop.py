@@ -5,15 +5,17 @@ from __future__ import annotations
 import math
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 from annotated_types import Ge
 
 from kshot.annotations import NonNegativeFloat, PositiveFloat, PositiveInt
 from kshot.argument_checks import check_arguments
+from kshot.deciding.adjusting import Adjustable, outer_part
 from kshot.deciding.decisions import (
     Change,
     Decision,
@@ -29,12 +31,21 @@ from kshot.deciding.decisions import (
 from kshot.deciding.policies import Budget, rules
 from kshot.evaluation.evaluate import Scored, evaluate
 from kshot.evaluation.target import Target
+from kshot.files import read_json
 from kshot.learner import Learner
 from kshot.tasks.read_log import during
 from kshot.tasks.source import TaskSource
-from kshot.training.checkpoint import Checkpoints, load_checkpoint
+from kshot.training.checkpoint import META, Checkpoints, load_checkpoint
 from kshot.training.closed_form import fit_closed_form
-from kshot.training.fit import Diverged, OuterLoop, Progress, Schedule, Settings, meta_training_loop
+from kshot.training.fit import (
+    Diverged,
+    OuterLoop,
+    Progress,
+    Schedule,
+    Settings,
+    meta_training_loop,
+    training_tasks,
+)
 from kshot.training.step import Mode
 
 
@@ -105,7 +116,8 @@ def run_until(
         tasks_per_step, outer_lr, clip, weight_decay, mode, seed: as in `kshot.fit`.
         schedule: "cosine" over all steps that the budget allows, or "constant".
         num_val_tasks: number of validation tasks after each round, the same in all rounds.
-        policy: decides after each round; `rules(target, budget)` by default.
+        policy: decides after each round; `rules(target, budget)` by default. What it may change is listed at
+            `Adjustable`.
         folder: folder of the checkpoints; None writes none.
         checkpoint_seconds: interval between checkpoints of a round, up to tenfold where writing takes long; a killed
             run loses at most this much training.
@@ -113,7 +125,8 @@ def run_until(
         spent_seconds: time of the budget already spent, on pretraining.
 
     Raises:
-        ValueError: the metric of the target is unknown, or a checkpoint is of another model.
+        ValueError: the metric of the target is unknown, the learner or the source does not permit an action of the
+            policy, or a checkpoint is of another model.
 
     Example:
         >>> learner = kshot.maml(kshot.models.mlp(1, 1), inner_lr=0.01, objective=kshot.objectives.mse)
@@ -126,12 +139,15 @@ def run_until(
     if not learner.trained_parameters():
         budget = replace(budget, rounds=1)  # nothing is trained, and further rounds would be equal
     policy = policy or rules(target, budget)
+    adjustable = Adjustable(learner, source)
+    adjustable.check(getattr(policy, "actions", ()))
     limits = [budget.steps, budget.rounds and budget.rounds * steps_per_round]
     horizon = min((steps for steps in limits if steps), default=100 * steps_per_round)
     settings = Settings(outer_lr, clip, schedule, horizon, tasks_per_step, weight_decay)
     with tempfile.TemporaryDirectory() as scratch, during(source, "rounds"):
         run = _RunState(
             loop=meta_training_loop(learner, source, settings, mode=mode, seed=seed),
+            adjustable=adjustable,
             checkpoints=Checkpoints(folder or Path(scratch), checkpoint_seconds),
             event_log=event_log or EventLog(),
             observer=observer or Observer(),
@@ -152,6 +168,7 @@ def run_until(
                 break
         best = best_round(run.rounds, target)
         if best is not None:
+            run.adjust_to(run.checkpoints.folder / best.checkpoint)
             load_checkpoint(run.checkpoints.folder / best.checkpoint, learner)
     return Run(decisions[-1].outcome, decisions[-1].reason, run.rounds, decisions, best)
 
@@ -161,6 +178,7 @@ class _RunState:
     """The mutable state of a run, which checkpoints restore."""
 
     loop: OuterLoop
+    adjustable: Adjustable
     checkpoints: Checkpoints
     event_log: EventLog
     observer: Observer
@@ -178,12 +196,34 @@ class _RunState:
         latest = self.checkpoints.latest_for_training()
         if latest is None:
             return False
-        meta = self.loop.load(latest)
+        meta = self.load(latest)
         self.rounds = [Round.from_json(entry) for entry in meta["rounds"]]
         self.losses = meta["losses"]
         self.started = min(self.started, time.monotonic() - meta["seconds"])
         self.event_log.record("resumed", checkpoint=latest.name, step=self.loop.step)
         return meta["complete"]
+
+    def load(self, checkpoint: Path, *, engine: bool = True) -> dict[str, Any]:
+        """As `OuterLoop.load`, with the settings of learner and source that the checkpoint was trained with."""
+        self.adjust_to(checkpoint)
+        return self.loop.load(checkpoint, engine=engine)
+
+    def adjust_to(self, checkpoint: Path) -> None:
+        """Restore the settings of learner and source that a checkpoint was trained with."""
+        self._adjusted(lambda: self.adjustable.reset_to(read_json(checkpoint / META).get("changed", {})))
+
+    def _adjusted(self, change: Callable[[], None]) -> None:
+        """Change settings of learner and source, and let the outer loop follow."""
+        before = self.adjustable.changed
+        change()
+        after = self.adjustable.changed
+        changed = {name.split(".")[0] for name in before | after if before.get(name) != after.get(name)}
+        if "source" in changed and self.adjustable.tasks is not None:
+            self.loop.sample = training_tasks(self.adjustable.learner, self.adjustable.tasks, self.loop.seed)
+        if "learner" in changed:
+            self.loop.select_parameters()
+            if self.loop.gradient is not None:
+                self.loop.gradient.forget_learner()
 
     def train(self, steps: int, deadline: float) -> str | None:
         """Train to the end of the round; returns the error message if the loss was not finite."""
@@ -225,7 +265,8 @@ class _RunState:
                 diverged = f"the validation after step {self.loop.step}: {error}"
         number, seconds = len(self.rounds) + 1, time.monotonic() - self.started
         train_loss = sum(self.losses) / len(self.losses) if self.losses else None
-        settings, checkpoint = asdict(self.loop.settings), self.checkpoints.free(f"round-{number:04d}")
+        settings = asdict(self.loop.settings) | self.adjustable.values
+        checkpoint = self.checkpoints.free(f"round-{number:04d}")
         self.rounds.append(Round(number, self.loop.step, train_loss, val, settings, seconds, checkpoint, diverged))
         self.losses = []
         self._save(checkpoint, complete=True)
@@ -236,10 +277,11 @@ class _RunState:
         self.event_log.record("decision", round=last.to_json(), **decision_to_json(decision))
         if isinstance(decision, Rollback):
             step = self.loop.step
-            self.loop.load(self.checkpoints.folder / self.rounds[decision.to_round - 1].checkpoint, engine=False)
+            self.load(self.checkpoints.folder / self.rounds[decision.to_round - 1].checkpoint, engine=False)
             self.loop.step = step  # continue with new tasks
         if isinstance(decision, Change | Rollback):
-            self.loop.settings = replace(self.loop.settings, **decision.settings)
+            self._adjusted(lambda: self.adjustable.apply(decision.settings))
+            self.loop.settings = replace(self.loop.settings, **outer_part(decision.settings))
         best = best_round(self.rounds, target)
         self.checkpoints.prune(*([best.checkpoint] if best else []))
         self.observer.decided(last, decision)
@@ -260,6 +302,7 @@ class _RunState:
             "rounds": [r.to_json() for r in self.rounds],
             "losses": self.losses,
             "complete": complete,
+            "changed": self.adjustable.changed,
             "seconds": time.monotonic() - self.started,
             "log": self.event_log.mark(),
         }

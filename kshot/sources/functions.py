@@ -76,6 +76,15 @@ class Sinusoids(StackedSource):
             y = y + self.noise * np.stack([random.normal(size=num_points) for random in generators])
         return _tasks(x, y, np.ones(x.shape), self.shots)
 
+    @property
+    def training_settings(self) -> dict[str, Any]:
+        """The numbers of `shots` and `queries`."""
+        return {"shots": self.shots, "queries": self.queries}
+
+    @check_arguments
+    def with_training(self, *, shots: PositiveInt | None = None, queries: PositiveInt | None = None) -> Sinusoids:
+        return replace(self, shots=shots or self.shots, queries=queries or self.queries)
+
     def with_shots(self, shots: int) -> Sinusoids:
         return replace(self, shots=shots)
 
@@ -165,6 +174,16 @@ class GaussianProcesses(StackedSource):
         mean = half.T @ np.linalg.solve(factor, targets)
         std = np.sqrt(np.diag(covariance)[query] - (half**2).sum(0))
         return {name: torch.from_numpy(leaf).float()[:, None] for name, leaf in (("mean", mean), ("std", std))}
+
+    @property
+    def training_settings(self) -> dict[str, Any]:
+        """The numbers of `shots` and `queries`."""
+        return {"shots": self.shots.plain(), "queries": self.queries}
+
+    @check_arguments
+    def with_training(self, *, shots: Size | None = None, queries: PositiveInt | None = None) -> GaussianProcesses:
+        range_ = self.shots if shots is None else Range.of(shots, "shots", 1)
+        return replace(self, shots=range_, queries=queries or self.queries)
 
     def with_shots(self, shots: int) -> GaussianProcesses:
         return replace(self, shots=Range.of(shots, "shots", 1))

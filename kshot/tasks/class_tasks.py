@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from copy import copy
+from dataclasses import asdict
 from typing import Annotated, Any, Literal, Self
 
 import numpy as np
@@ -18,6 +19,7 @@ from kshot import objectives
 from kshot.annotations import FractionBelowOne, OptionsOf, Size, Ways
 from kshot.argument_checks import check_arguments
 from kshot.data.dataset import Dataset, ImageDataset
+from kshot.data.images.augment import Augment as ImageAugment
 from kshot.supplied import Seed
 from kshot.tasks.pool import OnTooFew, Pool, PooledSource, RowNumbers, Rows
 from kshot.tasks.preprocessor import Preprocessor
@@ -119,11 +121,8 @@ class ClassTasks(PooledSource):
             "val": ways,
             "test": ways if test_ways is None else test_ways,
         }
-        if "all" in self._asked.values() and within is not None:
-            raise ValueError("ways: all takes all classes of a split, and within those of a domain: give one of them")
         for which, asked in zip(("train_ways", "ways", "test_ways"), self._asked.values()):
-            if asked != "all":
-                Range.of(asked, which, 2)
+            _check_ways(asked, which, within)
         self.imbalance, self.label_noise, self.augment, self._within = imbalance, label_noise, augment, within
         self.same_classes = same_classes
         super().__init__(
@@ -150,6 +149,31 @@ class ClassTasks(PooledSource):
         even = copy(self)
         even.imbalance = None
         return super(ClassTasks, even).with_shots(shots)
+
+    @property
+    def training_settings(self) -> dict[str, Any]:
+        """The numbers of `ways`, `shots` and `queries`; and how images are augmented, as in `images`."""
+        settings = super().training_settings | {"ways": self.ways["train"].plain()}
+        if not self._has_images or not isinstance(self.augment, ImageAugment | None):
+            return settings
+        return settings | {"augment": asdict(self.augment) if self.augment else {}}
+
+    def with_training(
+        self, *, ways: Ways | None = None, augment: Mapping[str, Any] | None = None, **sizes: Any
+    ) -> Self:
+        other = copy(self)
+        if ways is not None:
+            _check_ways(ways, "ways", self._within)
+            other._asked = self._asked | {"train": ways}
+        if augment is not None:
+            other.augment = ImageAugment(**augment) if augment else None
+        return super(ClassTasks, other).with_training(**sizes)
+
+    @property
+    def _has_images(self) -> bool:
+        """Whether an example is one image (C, H, W)."""
+        example = self.examples.take(self._all_pools["train"].flat[:1])
+        return isinstance(example, Tensor) and example.ndim == 4
 
     def classes(self, split: Split) -> dict[str, np.ndarray]:
         """Class names of a split with the rows of their examples."""
@@ -305,6 +329,13 @@ ClassOptions = Annotated[
 ]
 """Arguments of `ClassTasks` that factories pass on: ways, shots, queries, train_ways, test_ways, train_queries,
 imbalance, label_noise, on_too_few and seed."""
+
+
+def _check_ways(ways: Ways, name: str, within: Mapping[str, str] | None) -> None:
+    if ways != "all":
+        Range.of(ways, name, 2)  # type: ignore[arg-type]
+    elif within is not None:
+        raise ValueError("ways: all takes all classes of a split, and within those of a domain: give one of them")
 
 
 def _one_hot(labels: np.ndarray, ways: int) -> Tensor:

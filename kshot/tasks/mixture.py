@@ -164,6 +164,19 @@ class Mixture(TaskSource):
                 parts[number] = part._replace(targets=torch.nn.functional.pad(part.targets, around))
         return Batch(*tree_map(lambda *leaves: torch.cat(leaves), *map(tuple, parts)))
 
+    @property
+    def training_settings(self) -> dict[str, Any]:
+        """Those that all training sources have; one that differs between them is a list of their values."""
+        first, *others = (self.sources[name].training_settings for name in self.shares["train"])
+        shared = {name: [each[name] for each in (first, *others)] for name in first if all(name in o for o in others)}
+        return {name: of[0] if all(each == of[0] for each in of) else of for name, of in shared.items()}
+
+    def with_training(self, **settings: Any) -> Mixture:
+        other = copy(self)
+        changed = {name: self.sources[name].with_training(**settings) for name in self.shares["train"]}
+        other.sources = self.sources | changed
+        return other
+
     def with_shots(self, shots: int) -> Mixture:
         other = copy(self)
         other.sources = {name: source.with_shots(shots) for name, source in self.sources.items()}

@@ -99,6 +99,19 @@ class PooledSource(StackedSource):
         other._set_shots(Range.of(shots, "shots", 1))
         return other
 
+    @property
+    def training_settings(self) -> dict[str, Any]:
+        """The numbers of `shots` and `queries`."""
+        return {"shots": self.shots.plain(), "queries": self.queries["train"].plain()}
+
+    def with_training(self, *, shots: Size | None = None, queries: Size | None = None) -> Self:
+        other = copy(self)
+        other._all_pools = {"train": self._all_pools["train"]}
+        if queries is not None:
+            other.queries = self.queries | {"train": Range.of(queries, "queries", 1)}
+        other._set_shots(self.shots if shots is None else Range.of(shots, "shots", 1))
+        return other
+
     def unit_names(self, split: Split) -> Sequence[str]:
         return self._pools[split].names if split in self._pools else ()
 

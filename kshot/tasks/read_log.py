@@ -6,6 +6,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from copy import copy
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
@@ -108,6 +109,16 @@ class Watched(TaskSource):
 
     def num_tasks(self, split: Split) -> int | None:
         return self.source.num_tasks(split)
+
+    @property
+    def training_settings(self) -> dict[str, Any]:
+        return self.source.training_settings
+
+    def with_training(self, **settings: Any) -> Watched:
+        """The source with other training tasks, whose reads are logged with those of this one."""
+        other = copy(self)
+        other.source = self.source.with_training(**settings)
+        return other
 
     def with_shots(self, shots: int) -> TaskSource:
         """The source with other shots, whose reads are not logged."""

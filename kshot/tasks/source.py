@@ -100,6 +100,19 @@ class TaskSource(ABC):
         """
         return self
 
+    @property
+    def training_settings(self) -> dict[str, Any]:
+        """The settings of training tasks that may change in the course of training, by name, as plain values."""
+        return {}
+
+    def with_training(self, *_: Any, **settings: Any) -> TaskSource:
+        """The same source with other `training_settings`; only its training tasks are to be used.
+
+        Raises:
+            ValueError: a value out of bounds, or too few examples exist.
+        """
+        raise ValueError(f"the training tasks of {type(self).__name__} are fixed")
+
     def with_shots(self, shots: int) -> TaskSource:
         """The same source with other shots, equal for all classes; ValueError if fixed, or too few examples exist."""
         raise ValueError(f"the number of shots of {type(self).__name__} is fixed")

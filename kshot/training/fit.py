@@ -99,18 +99,26 @@ class OuterLoop:
         gradient: MetaGradient | None = None,
     ) -> None:
         self.module, self.sample, self.backward, self.settings, self.seed = module, sample, backward, settings, seed
-        self.accept, self.gradient = accept, gradient
+        self.accept, self.gradient, self.fixed = accept, gradient, fixed
         self.step, self.processor_seconds = 0, 0.0
+        self.optimizer = torch.optim.Adam([torch.empty(0)])
+        self.select_parameters()
+        if not self.parameters and not may_be_frozen:
+            raise ValueError("there is nothing to train: no parameter of the module requires a gradient")
+
+    def select_parameters(self) -> None:
+        """Train the parameters that now require a gradient; those that were trained before keep Adam's moments."""
+        module = self.module
         trained = module.trained_parameters() if isinstance(module, Learner) else dict(module.named_parameters())
         self.parameters = {
             name: parameter
             for name, parameter in trained.items()
-            if parameter.requires_grad and not (fixed and name.startswith(fixed))
+            if parameter.requires_grad and not (self.fixed and name.startswith(self.fixed))
         }
-        if not self.parameters and not may_be_frozen:
-            raise ValueError("there is nothing to train: no parameter of the module requires a gradient")
         tensors = [*self.parameters.values()] or [nn.Parameter(torch.empty(0))]  # Adam refuses an empty list
-        self.optimizer = torch.optim.Adam(tensors, lr=settings.outer_lr)
+        moments = self.optimizer.state
+        self.optimizer = torch.optim.Adam(tensors, lr=self.settings.outer_lr)
+        self.optimizer.state.update({tensor: moments[tensor] for tensor in tensors if tensor in moments})
         self.device = tensors[0].device
 
     def run(
@@ -225,8 +233,18 @@ def meta_training_loop(
     learner: Learner, source: TaskSource, settings: Settings, *, mode: Mode = "loop", seed: int = 0
 ) -> OuterLoop:
     """The outer loop that meta-trains `learner` on the training tasks of `source`, from `first_task(seed)` on."""
+    gradient = MetaGradient(learner, mode)
+    backward = lambda module, tasks: gradient(tasks)  # noqa: E731
+    return OuterLoop(
+        learner, training_tasks(learner, source, seed), backward, settings, seed,
+        accept=gradient.update_buffers, may_be_frozen=True, gradient=gradient,
+    )  # fmt: skip
+
+
+def training_tasks(learner: Learner, source: TaskSource, seed: int) -> Callable[[int, int], Task]:
+    """The tasks of each step of meta-training, (step, size) -> a stack of tasks, from `first_task(seed)` on."""
     check_source(source)
-    gradient, first = MetaGradient(learner, mode), first_task(seed)
+    first = first_task(seed)
 
     def sample(step: int, size: int) -> Task:
         tasks = source.stack("train", range(first + step * size, first + (step + 1) * size))
@@ -234,11 +252,7 @@ def meta_training_loop(
             check_task_values(learner.objective, tasks)
         return tasks
 
-    backward = lambda module, tasks: gradient(tasks)  # noqa: E731
-    return OuterLoop(
-        learner, sample, backward, settings, seed,
-        accept=gradient.update_buffers, may_be_frozen=True, gradient=gradient,
-    )  # fmt: skip
+    return sample
 
 
 def fit(

@@ -368,6 +368,11 @@ class MetaGradient:
         self._plans = {}
         self._trials = Trials(dict(state["seconds"]), list(state["failures"]), self._trials.settled)
 
+    def forget_learner(self) -> None:
+        """Plan memory, and record programs, again: the learner's solver or the parameters to train have changed."""
+        self._plans, self._restored = {}, {}
+        self._replayer = Replayer(self.learner, self._replayer.backend, self._replayer.one_task)
+
     def settle(self, engine: Engine) -> None:
         """Let the measurement of "auto" end with the engine that an earlier process of the run chose by it."""
         self._trials.settled = engine

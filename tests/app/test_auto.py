@@ -219,7 +219,7 @@ KINDS = ("images", "text", "text, tokens", "table of groups", "table of groups, 
 @pytest.mark.parametrize("name", KINDS)
 def test_there_are_plans_and_a_metric_for_each_kind_of_source(name, data, monkeypatch):
     monkeypatch.chdir(data)
-    question = command._Question.of({"source": SOURCES[name]}, [])
+    question = command.Question.of({"source": SOURCES[name]}, [])
     source = build_source(question.base())
     target = default_target(source)
     shapes = shapes_of(source)
@@ -337,7 +337,7 @@ def test_a_source_in_memory_is_learned_too(quick, tmp_path, monkeypatch):
     source = opened.spec.source
     with pytest.raises(ValueError, match="given as an object in Python"):
         in_memory.given(source.tasks)
-    assert in_memory.remember(Waves()) == source.model_dump()
+    assert in_memory.register(Waves()) == source.model_dump()
 
 
 def test_a_mixture_is_kept_where_parts_err_differently(quick, kshot, tmp_path, monkeypatch):

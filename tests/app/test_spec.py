@@ -254,5 +254,5 @@ def test_a_word_stands_for_a_part_without_options():
 
 def test_the_kinds_are_those_that_kshot_has():
     assert {"sinusoids", "mixture", "from_hf", "episodes"} <= set(kinds("source"))
-    assert set(kinds("policy")) == {"rules"}
+    assert set(kinds("policy")) == {"extrapolation", "rules"}
     assert not {"SupportMean", "with_warps", "from_scratch"} & set(kinds("learner"))

@@ -69,6 +69,24 @@ evaluate: {num_val_tasks: 3, num_test_tasks: 4, shots: [], FOLDS}
 baselines: {names: []}
 """
 
+POLICY = """
+name: policy
+source: {kind: sinusoids, shots: 3, queries: 3}
+model: {kind: mlp, hidden: [4]}
+learner: {kind: maml, inner_lr: 0.01, steps: 1}
+train: {steps_per_round: 1, tasks_per_step: 2, outer_lr: 0.01, checkpoint_seconds: 1.0e-9}
+target: mse <= 0.0001
+budget: {rounds: 7}
+evaluate: {num_val_tasks: 3, num_test_tasks: 4, shots: []}
+baselines: {names: []}
+policy:
+  kind: extrapolation
+  patience: 2
+  level: 0.99
+  changes: 0
+  actions: [{learner.order: 1, source.shots: 5}, {learner.steps: 3}, {outer_lr: 0.001}]
+"""
+
 
 class Case(NamedTuple):
     """A run file, and further options of `kshot run`."""
@@ -80,6 +98,7 @@ class Case(NamedTuple):
 CASES = {
     "one run": Case(SINE),
     "a table": Case(TABLE),
+    "a policy": Case(POLICY),
     "seeds": Case(PARTS.replace(", FOLDS", ""), ("--seeds", "0,1")),
     "folds": Case(PARTS.replace("FOLDS", "folds: 3")),
 }
@@ -98,6 +117,7 @@ def prepare() -> None:
     run.run_charts = SimpleNamespace(rounds_chart=lambda *args, **kwargs: None, learning_curve=lambda *args: None)
     run._commit = lambda: None
     os.environ["COLUMNS"] = "300"
+    os.environ["KSHOT_EXPERIENCE"] = "sqlite://"
     with TemporaryDirectory() as scratch:  # imports what runs import when they need it, and warms up torch
         file, out = write_inputs(Path(scratch) / "inputs", SINE), Path(scratch) / "run"
         with redirect_stdout(io.StringIO()), suppress(SystemExit):

@@ -45,6 +45,34 @@ def test_rounds_chart_has_an_interval_a_round_and_a_mark_a_decision() -> None:
     assert [float(line.get_ydata()[0]) for line in dashed] == [0.5]
 
 
+def test_rounds_chart_draws_the_prediction_that_ended_the_run_beyond_its_rounds() -> None:
+    coming = [[400, 0.75, 0.7, 0.8], [500, 0.78, 0.72, 0.84]]
+    plain = {"action": "continue", "predicted": [[300, 0.7, 0.6, 0.8]]}
+    stop = {"action": "stop", "outcome": "NOT_REACHABLE", "predicted": coming}
+    rounds = [
+        {"number": number, "step": 100 * number, "val": of(0.5 + 0.1 * number), "decision": decision}
+        for number, decision in ((1, {"action": "continue"}), (2, plain), (3, stop))
+    ]
+    figure = run_charts.rounds_chart(rounds, "accuracy >= 0.95")
+    axes, strip = figure.axes
+    (dashed,) = [line for line in axes.lines if line.get_linestyle() == "--"]
+    assert dashed.get_xydata().tolist() == [[3, 0.8], [4, 0.75], [5, 0.78]]
+    (band,) = [each for each in axes.collections if each.get_gid() == "predicted"]
+    assert {0.7, 0.72, 0.8, 0.84} <= set(band.get_paths()[0].vertices[:, 1].tolist())
+    assert strip.get_xlim()[1] == 5.6
+    said = texts(figure)
+    assert "predicted after\nround 3" in said
+    assert "stop: not reachable" in said
+
+
+def test_rounds_chart_draws_the_first_prediction_where_none_decided() -> None:
+    decisions = [{"action": "continue", "predicted": [[2, mean, mean, mean]]} for mean in (0.6, 0.7)]
+    rounds = [{"number": n, "step": n, "val": of(0.5), "decision": decision} for n, decision in enumerate(decisions, 1)]
+    axes, _ = run_charts.rounds_chart(rounds, "accuracy >= 0.95").axes
+    (dashed,) = [line for line in axes.lines if line.get_linestyle() == "--"]
+    assert dashed.get_xydata().tolist() == [[1, 0.5], [2, 0.6]]
+
+
 def test_a_baseline_far_off_does_not_squash_the_rounds() -> None:
     figure = run_charts.rounds_chart(ROUNDS, "accuracy >= 0.9", baseline=("far", Interval(9.0, 0.01, 100)))
     assert "↑ 9.000" in texts(figure)

@@ -113,9 +113,9 @@ name: mixed
 source: {kind: sinusoids}
 learner:
   kind: mixture
-  weights: {small: 1, wide: 3, process: 1}
+  weights: {narrow: 1, wide: 3, process: 1}
   among:
-    small: {kind: maml, inner_lr: 0.01, model: {kind: mlp, hidden: [8]}}
+    narrow: {kind: maml, inner_lr: 0.01, model: {kind: mlp, hidden: [8]}}
     wide: {kind: r2d2, model: {kind: mlp, hidden: [16]}}
     process: {kind: "kshot.evaluation.baselines:baseline", name: gaussian_process}
 target: mse <= 0.001
@@ -128,7 +128,7 @@ def test_a_run_file_gives_each_part_a_model_of_its_own():
     shapes = shapes_of(kshot.sources.sinusoids())
     learner = build_learner(spec, build_model(spec, shapes, head=False), shapes)
     widths = {name: next(part.parameters()).shape[0] for name, part in learner.parts.items() if name != "process"}
-    assert widths == {"small": 8, "wide": 16}
+    assert widths == {"narrow": 8, "wide": 16}
     layers = [each for each in learner.parts["wide"].modules() if isinstance(each, nn.Linear)]
     assert layers[-1].out_features == 16  # features, and no last layer
     assert isinstance(learner.parts["process"], Baseline)
@@ -143,7 +143,7 @@ def test_a_run_file_gives_each_part_a_model_of_its_own():
         (
             "hidden: [8]",
             "hiden: [8]",
-            r"line 7: unknown key 'learner.among.small.model.hiden': did you mean 'hidden'\?",
+            r"line 7: unknown key 'learner.among.narrow.model.hiden': did you mean 'hidden'\?",
         ),
         (", model: {kind: mlp, hidden: [16]}", "", "learner mixture adapts a model: the key 'model' is missing"),
         ("name: gaussian_process}", "name: gaussian_process, model: {kind: mlp}}", "is a network of its own"),

@@ -28,7 +28,7 @@ from kshot.app.auto.race import Entrant, Race
 from kshot.app.auto.ranking import expect
 from kshot.app.build import build_source, shapes_of
 from kshot.app.folder import RunFolder
-from kshot.app.in_memory import remember
+from kshot.app.in_memory import register
 from kshot.app.progress import Display
 from kshot.app.run import run
 from kshot.app.screen import Screen
@@ -56,7 +56,7 @@ NOTHING = ["learner={kind: nearest_centroid}", "model=null", "pretrain=null", "t
 
 
 @dataclass(frozen=True)
-class _Question:
+class Question:
     """A run file without a plan.
 
     Attributes:
@@ -72,10 +72,10 @@ class _Question:
     target: str | None
 
     @classmethod
-    def of(cls, data: str | Path | Mapping[str, Any] | TaskSource, overrides: Sequence[str]) -> _Question:
+    def of(cls, data: str | Path | Mapping[str, Any] | TaskSource, overrides: Sequence[str]) -> Question:
         """Read a recipe, a run file or a data set; ValueError if it is none."""
         if isinstance(data, TaskSource):
-            data = {"source": remember(data)}
+            data = {"source": register(data)}
         text, where, folder = (yaml.safe_dump(dict(data)), "data", None) if isinstance(data, Mapping) else _read(data)
         values, _ = parse_yaml(text, where)
         given = dict(values) if isinstance(values, dict) else {}
@@ -131,12 +131,12 @@ def auto(
         'kept: boosted_residual, validation mse 0.412 ± 0.031 (100 tasks); the best simple baseline, mixed_model, has …'
     """
     out = Path(out)
-    question, known = _Question.of(data, overrides), experience or Experience()
+    question, known = Question.of(data, overrides), experience or Experience()
     base = question.base()
     with owned(out), Display(console or Screen(), "") as display:
         if not resume and not is_empty(out):
             raise ValueError(f"{out} already exists and is not empty: choose another --out, or continue by --resume")
-        race, descriptors = _start(question, base, out, 60 * minutes * (1 - FOR_MIXTURE - FOR_TEST), display.say)
+        race, descriptors = start(question, base, out, 60 * minutes * (1 - FOR_MIXTURE - FOR_TEST), display.say)
         expected = expect([plan.name for plan in race.plans], descriptors, known.trials())
         if not race.log.of("kept"):  # else an interrupted call has chosen, and may have copied the plan
             race.run(sorted(race.plans, key=lambda plan: -expected[plan.name].gain), expected)
@@ -180,15 +180,15 @@ def collect(
         minutes: time for all plans together.
         data_set: name of the data set, which is published.
     """
-    question = _Question.of(data, overrides)
+    question = Question.of(data, overrides)
     with owned(out):
-        race, descriptors = _start(question, question.base(), out, 60 * minutes, say)
+        race, descriptors = start(question, question.base(), out, 60 * minutes, say)
         race.run(race.plans, starters=len(race.plans), shortest=0.0)
         return _trials(race, descriptors, data_set)
 
 
-def _start(
-    question: _Question, base: Spec, out: Path, seconds: float, say: Callable[[str], None]
+def start(
+    question: Question, base: Spec, out: Path, seconds: float, say: Callable[[str], None]
 ) -> tuple[Race, dict[str, float | str]]:
     """A race, after the simple baselines, and the descriptors of the data."""
     source = build_source(base)

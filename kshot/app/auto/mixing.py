@@ -54,7 +54,7 @@ def mix(race: Race, num_tasks: int, seconds: float) -> None:
 def _measure(race: Race, entrant: Entrant, candidates: Sequence[Entrant], num_tasks: int) -> dict[str, Any]:
     """Find the weights of a mixture, make its run folder, and return its cross-validated figure; ValueError if it is no
     better than to choose one of the candidates."""
-    learners = [_learner(race, each) for each in candidates]
+    learners = [learner_of(race, each) for each in candidates]
     predictions, queries, alone = _predict(race, learners, num_tasks)
     unit_T, metric = _units(race, num_tasks), race.target.metric
     mixture, single = np.zeros(num_tasks), np.zeros(num_tasks)
@@ -106,7 +106,7 @@ def _measure(race: Race, entrant: Entrant, candidates: Sequence[Entrant], num_ta
     }
 
 
-def _learner(race: Race, entrant: Entrant) -> Learner:
+def learner_of(race: Race, entrant: Entrant) -> Learner:
     """The learner of an entrant, as its latest figure was measured."""
     if not entrant.simple:
         return load(race.folder / entrant.plan.slug).learner

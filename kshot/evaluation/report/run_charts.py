@@ -11,7 +11,7 @@ import numpy as np
 
 from kshot.evaluation.intervals import Interval
 from kshot.evaluation.report.formatting import format_figure, read_figure
-from kshot.evaluation.report.style import BLUE, GREEN, MARKS, MUTED, RED, canvas, empty, ends, log_scale, quiet
+from kshot.evaluation.report.style import BLUE, GREEN, MARKS, MUTED, PURPLE, RED, canvas, empty, ends, log_scale, quiet
 from kshot.evaluation.target import Target
 
 if TYPE_CHECKING:
@@ -74,7 +74,8 @@ def rounds_chart(
 
     Args:
         rounds: dicts with `number`, `val` {metric: {mean, ci95, num_tasks}}, `diverged`, and optionally `decision`
-            {action, settings, to_round, outcome}.
+            {action, settings, to_round, outcome, predicted [[step, mean, low, high], ...]}. One prediction is drawn:
+            the last that led to a decision other than "continue", otherwise the first.
         target: target, such as "accuracy >= 0.9"; ValueError if it cannot be parsed.
         baseline: name and figure of the best baseline for a dashed line; see `best_baseline`.
 
@@ -95,10 +96,14 @@ def rounds_chart(
     quiet(axes, f"Validation {metric} after each round{sample}")
     axes.tick_params(bottom=False, labelbottom=False)
 
-    bounds = [end for each in finite.values() for end in ends(each)]
+    made_in, coming = _prediction(rounds)
+    latest = max([*figures, *(each[0] for each in coming)], default=1)
+    bounds = [end for each in finite.values() for end in ends(each)] + [end for each in coming for end in each[2:]]
     levels = [_Level(value, f"target {'≥' if at_least else '≤'} {value:g}", GREEN, "-")]
     if baseline is not None and math.isfinite(baseline[1].mean):
         levels.append(_baseline_level(*baseline, [*bounds, value]))
+    if coming:
+        levels.append(_Level(coming[-1][1], f"predicted after\nround {made_in}", PURPLE, ""))
     for level in levels:
         if level.dash:
             axes.axhline(level.value, color=level.colour, linewidth=1.3, linestyle=level.dash, zorder=1)
@@ -107,13 +112,16 @@ def rounds_chart(
         halves = np.array([(each.mean - ends(each)[0], ends(each)[1] - each.mean) for each in finite.values()]).T
         axes.plot(numbers, means, color=BLUE, alpha=0.35, linewidth=1.2, zorder=2)
         axes.errorbar(numbers, means, halves, fmt="o", color=BLUE, markersize=5, elinewidth=1.6, capsize=0, zorder=3)
+        if coming:
+            _draw_prediction(axes, coming, made_in, finite[made_in].mean)
         best = (max if at_least else min)(finite, key=lambda number: finite[number].mean)
         ring: dict[str, Any] = {"facecolors": "none", "edgecolors": BLUE, "linewidths": 1.4}
         axes.scatter([best], [finite[best].mean], s=110, **ring, zorder=4, gid="best")
         above: dict[str, Any] = {"textcoords": "offset points", "fontsize": 9, "color": BLUE, "fontweight": "bold"}
-        above |= {"xytext": (0, 9), "va": "bottom"} if at_least else {"xytext": (0, -9), "va": "top"}
-        side = "right" if best > (min(figures) + max(figures)) / 2 else "left"
-        edge = ends(finite[best])[1 if at_least else 0]
+        upper = at_least != (best == made_in)  # on the other side than the prediction that begins there
+        above |= {"xytext": (0, 9), "va": "bottom"} if upper else {"xytext": (0, -9), "va": "top"}
+        side = "right" if best > (min(figures) + latest) / 2 else "left"
+        edge = ends(finite[best])[1 if upper else 0]
         axes.annotate(f"best: {format_figure(finite[best])}", (best, edge), **above, ha=side)
         if not at_least:
             drawn = [level.value for level in levels if level.dash]
@@ -127,8 +135,29 @@ def rounds_chart(
         spot: dict[str, Any] = {"transform": axes.get_xaxis_transform(), "rotation": 90, "ha": "center", "va": "bottom"}
         axes.text(number, 0.03, "diverged", **spot, color=RED, fontsize=9)
     _decisions(strip, rounds)
-    strip.set_xlim(min(figures, default=1) - 0.6, max(figures, default=1) + 0.6)
+    strip.set_xlim(min(figures, default=1) - 0.6, latest + 0.6)
     return figure
+
+
+def _prediction(rounds: Sequence[Mapping[str, Any]]) -> tuple[int, list[tuple[float, float, float, float]]]:
+    """The round after which the prediction that is drawn was made, and its points: round, mean, low and high."""
+    made = [entry for entry in rounds if (entry.get("decision") or {}).get("predicted")]
+    if not made:
+        return 0, []
+    deciding = [entry for entry in made if entry["decision"]["action"] != "continue"]
+    entry = deciding[-1] if deciding else made[0]
+    number, step, points = int(entry["number"]), entry["step"], entry["decision"]["predicted"]
+    per_round = step - next((each["step"] for each in rounds if int(each["number"]) == number - 1), 0)
+    return number, [(number + (at - step) / max(per_round, 1), *figures) for at, *figures in points]
+
+
+def _draw_prediction(
+    axes: Axes, coming: Sequence[tuple[float, float, float, float]], made_in: int, start: float
+) -> None:
+    """The predicted figures, dashed, with the band of their intervals, from the round that they were made in."""
+    numbers, means, low, high = np.array([(made_in, start, start, start), *coming]).T
+    axes.fill_between(numbers, low, high, color=PURPLE, alpha=0.13, linewidth=0, zorder=1, gid="predicted")
+    axes.plot(numbers, means, color=PURPLE, linewidth=1.4, linestyle="--", zorder=2)
 
 
 class _Level(NamedTuple):

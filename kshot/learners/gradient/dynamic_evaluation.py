@@ -49,6 +49,11 @@ class Reader(GradientLearner):
         self.context_windows, self.passes, self.causal_queries = context_windows, passes, causal_queries
         self.transductive = causal_queries
 
+    @property
+    def inner_settings(self) -> dict[str, Any]:
+        """The `order` alone: the number of steps is that of the windows."""
+        return {name: value for name, value in super().inner_settings.items() if name != "steps"}
+
     def _adapt(self, support: Batch, *, steps: int | None = None) -> Tree:
         extended, tail = self._prepend_context(support)
         return super()._adapt(extended, steps=self._num_steps(support, steps)) | {"tail": tail}

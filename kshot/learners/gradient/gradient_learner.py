@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from torch import Tensor, nn
 
-from kshot.annotations import DerivativeOrder, PositiveInt
+from kshot.annotations import DerivativeOrder, NonNegativeInt, PositiveInt
 from kshot.argument_checks import check_arguments
 from kshot.inner.functional import BatchNorm, Function
 from kshot.inner.per_parameter import Pattern, Rate, adaptable_params
@@ -24,6 +24,8 @@ from kshot.types import Batch, Params, Task, Tree
 
 Rule = Literal["sgd", "adam"]
 """Name of the update rule of an inner step."""
+ORDERS: dict[type[InnerSolver], DerivativeOrder] = {Unrolled: 2, FirstOrder: 1}
+"""The order of the derivatives of the solvers that differ in it alone."""
 
 
 class HeadInit(nn.Module, ABC):
@@ -96,6 +98,23 @@ class GradientLearner(Learner):
     def adaptable_params(self) -> Params:
         """The parameters that adapt, by name, at their meta-learned values."""
         return adaptable_params(self.model, self.adaptable)
+
+    @property
+    def inner_settings(self) -> dict[str, Any]:
+        """The number of `steps`, unless some parameters belong to single steps, and the `order` of the derivatives, 1
+        or 2, if the query loss is differentiated through all steps or none."""
+        parts = [self.per_step, *self.solver.rule.modules()]
+        of_steps = any(part is not None and getattr(part, "steps", None) is not None for part in parts)
+        order = ORDERS.get(type(self.solver)) if self.outer is query_loss else None
+        return ({} if of_steps else {"steps": self.solver.steps}) | ({} if order is None else {"order": order})
+
+    @check_arguments
+    def set_inner(self, *, steps: NonNegativeInt | None = None, order: DerivativeOrder | None = None) -> None:
+        """Set the number of inner steps, or the order of the derivatives; None leaves it."""
+        if steps is not None:
+            self.solver.steps = steps
+        if order is not None:
+            self.solver = make_solver(order, self.solver.rule, self.solver.steps).train(self.solver.training)
 
     def set_progress(self, progress: float) -> None:
         if self.annealed:
