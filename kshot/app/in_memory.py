@@ -27,13 +27,18 @@ def register(source: TaskSource) -> dict[str, Any]:
         'kshot.app.in_memory:given'
     """
     check_source(source)
+    name = hash_of(source)
+    _GIVEN[name] = source
+    return {"kind": f"{given.__module__}:{given.__name__}", "tasks": name}
+
+
+def hash_of(source: TaskSource) -> str:
+    """16 hexadecimal digits that say whether two sources have the same tasks."""
     digest = hashlib.sha256()
     for split in HASHED:
         for index in range(FIRST):
             hash_into(digest, source.task(split, index))
-    name = digest.hexdigest()[:16]
-    _GIVEN[name] = source
-    return {"kind": f"{given.__module__}:{given.__name__}", "tasks": name}
+    return digest.hexdigest()[:16]
 
 
 def given(tasks: str) -> TaskSource:

@@ -22,6 +22,7 @@ import torch
 from rich.console import Console
 from torch import nn
 
+from kshot.app.auto.descriptors import describe_data
 from kshot.app.baselines import need_pretraining
 from kshot.app.build import (
     Shapes,
@@ -38,6 +39,7 @@ from kshot.app.figures import make_figures
 from kshot.app.final_evaluation import TestResult, evaluate_with_baselines, protocol, report_entries, write_tables
 from kshot.app.folder import RunFolder
 from kshot.app.goes_with import targets_of
+from kshot.app.in_memory import hash_of
 from kshot.app.pretraining import load_pretrained, pretrain_baselines, pretraining_of_run
 from kshot.app.progress import Display
 from kshot.app.screen import Screen
@@ -53,6 +55,7 @@ from kshot.deciding.decisions import EventLog, Outcome, Stop, decision_to_json
 from kshot.deciding.loop import Run, run_until
 from kshot.deciding.past import Past
 from kshot.deciding.policies import Budget
+from kshot.deciding.trial import PLAN_KEYS, Cost, Figure, Trial
 from kshot.evaluation.baselines import fit_baselines
 from kshot.evaluation.report import plan_charts, run_charts
 from kshot.evaluation.report.report import to_json, write_report
@@ -114,6 +117,8 @@ def run(
         display.say(f"{spec.name}: {spec.about}" if spec.about else spec.name, "bold")
         trained = train(spec, out, source, display, resume=resume, init_from=init_from)
         display.say(trained.result.outcome.value)
+        if choice is None:  # else it is known to experience already
+            _keep_trial(spec, source, trained)
         return _finish(spec, out, trained, checked, display, started, choice)
 
 
@@ -175,6 +180,31 @@ def train(
         display.say(diverged)
         result = Run(Outcome.DIVERGED, diverged, [], [], None)
     return Trained(folder, source, new_model, event_log, learner, pretrained, pretrain_seconds, result)
+
+
+def _keep_trial(spec: Spec, source: TaskSource, trained: Trained) -> None:
+    """Add a run, with the validation figure of each round, to experience."""
+    from kshot.deciding.experience import Experience  # imports SQLAlchemy
+
+    target = Target.parse(spec.target)
+    figures = [
+        Figure(each.seconds, (figure := target.of(each.val)).mean, figure.ci95)
+        for each in trained.result.rounds
+        if each.val
+    ]
+    if not figures:
+        return
+    plan = {name: getattr(spec, name) for name in PLAN_KEYS if name != "name"}
+    parameters = sum(parameter.numel() for parameter in trained.learner.parameters())
+    trial = Trial(
+        descriptors=describe_data(source, shapes_of(source), target),
+        plan={name: part.model_dump() for name, part in plan.items() if part is not None},
+        figures=figures,
+        baseline=None,
+        cost=Cost(figures[-1].seconds, parameters),
+        data_set=hash_of(source),
+    )
+    Experience().add(trial)
 
 
 def _finish(

@@ -109,3 +109,31 @@ def test_help_needs_neither_torch_nor_sqlalchemy():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0
     assert "never data" in " ".join(done.stdout.split()).replace("│", "")
+
+
+RUN = """\
+name: secret-of-mine
+about: nobody's business
+source: {kind: sinusoids, shots: 5}
+model: {kind: mlp, hidden: [4]}
+learner: {kind: maml, inner_lr: 0.01}
+train: {steps_per_round: 1, tasks_per_step: 1, mode: loop}
+target: mse <= 0.001
+budget: {rounds: 2}
+evaluate: {num_val_tasks: 3, num_test_tasks: 3, shots: []}
+baselines: {names: []}
+"""
+
+
+def test_a_run_adds_a_trial_with_the_figure_of_each_round(kshot, database, tmp_path):
+    (tmp_path / "run.yaml").write_text(RUN)
+    assert kshot("run", "run.yaml", "--out", "out").code == 1
+    (trial,) = [each for each in own() if each.plan["learner"]["kind"] == "maml" and each.kind == "numbers"]
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert [(f.seconds, f.value) for f in trial.figures] == [
+        (each["seconds"], pytest.approx(each["val"]["mse"]["mean"])) for each in report["rounds"]
+    ]
+    assert trial.plan["model"]["hidden"] == [4]
+    assert trial.cost.parameters == 13
+    assert trial.descriptors["metric"] == "mse"
+    assert not {"secret-of-mine", "nobody's business"} & set(json.dumps(trial.to_json()).split('"'))

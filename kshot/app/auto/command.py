@@ -28,7 +28,7 @@ from kshot.app.auto.race import Entrant, Race
 from kshot.app.auto.ranking import expect
 from kshot.app.build import build_source, shapes_of
 from kshot.app.folder import RunFolder
-from kshot.app.in_memory import register
+from kshot.app.in_memory import hash_of, register
 from kshot.app.progress import Display
 from kshot.app.run import run
 from kshot.app.screen import Screen
@@ -314,7 +314,7 @@ def _trials(race: Race, descriptors: Mapping[str, float | str], data_set: str = 
             figures=[Figure(seconds, figure.mean, figure.ci95) for seconds, figure in entrant.course],
             baseline=simple[0].figure.mean if simple and simple[0].figure else None,
             cost=Cost(entrant.seconds, entrant.parameters),
-            data_set=data_set,
+            data_set=data_set or hash_of(race.source),
         )
         for entrant in race.entrants.values()
         if entrant.course and entrant.plan.learner["kind"] != MIXTURE
