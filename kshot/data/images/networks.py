@@ -158,8 +158,11 @@ def _timm_folder(folder: Path) -> Network:
     if not path.is_file():
         how = "timm.models.save_for_hf(model, folder, safe_serialization=True)"
         raise ValueError(f"{folder} holds no weights as model.safetensors: save them by {how}")
-    make = partial(_timm_network, about["architecture"], path, about.get("model_args") or {})
-    return Network(_timm_preparation(about.get("pretrained_cfg") or {}), (path,), make, about["architecture"])
+    name = str(about["architecture"])
+    if not _timm().is_model(name):
+        raise ValueError(f"{folder} holds a network {name!r}, which this version of timm does not know")
+    make = partial(_timm_network, name, path, about.get("model_args") or {})
+    return Network(_timm_preparation(about.get("pretrained_cfg") or {}), (folder / "config.json", path), make, name)
 
 
 def _timm_preparation(about: Mapping[str, Any]) -> Preparation:
@@ -176,7 +179,8 @@ def _timm_preparation(about: Mapping[str, Any]) -> Preparation:
 
 def _timm_network(architecture: str, weights: Path, options: Mapping[str, Any], size: int) -> nn.Module:
     with named_errors(weights, "network of timm"):
-        network = _timm().create_model(architecture, pretrained=False, num_classes=0, **options)
+        safe = {"pretrained": False, "checkpoint_path": "", "num_classes": 0}
+        network = _timm().create_model(architecture, **{**options, **safe})
         if hasattr(network, "set_input_size"):
             network.set_input_size((size, size))
         own, given = network.state_dict(), _state(weights)
