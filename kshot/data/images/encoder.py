@@ -197,7 +197,7 @@ def encode_files(
         ValueError: a file cannot be read or was modified after listing, or the cache cannot be written.
     """
     root, bad = Path(os.path.realpath(root)), dict[int, BadImage]()
-    told = _Told(encoder.name, progress)
+    announce = _Announced(encoder.name, progress)
 
     def encoded(rows: list[int]) -> dict[int, np.ndarray]:
         decoded = _decoded(rows, files, root, encoder)
@@ -210,7 +210,7 @@ def encode_files(
         keys = cached(f"digests-{listing_key(files, root)}", lambda: {"digests": _digests(files, root)})["digests"]
     else:
         name, keys = None, np.arange(len(files))[:, None]
-    features, known = cached_rows(name, [key.tobytes() for key in keys], encoded, chunk=CHUNK, progress=told)
+    features, known = cached_rows(name, [key.tobytes() for key in keys], encoded, chunk=CHUNK, progress=announce)
     features[~known] = 0
     return EncodedImages(features, files, bad)
 
@@ -238,7 +238,7 @@ def _digests(files: Sequence[ImageFile], root: Path) -> np.ndarray:
     return np.frombuffer(b"".join(digests), np.uint8).reshape(len(files), DIGEST)
 
 
-class _Told:
+class _Announced:
     """Tells how many images are encoded, and from time to time how long the rest takes."""
 
     def __init__(self, name: str, progress: Callable[[int, int], object] | None) -> None:
