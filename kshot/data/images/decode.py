@@ -31,6 +31,7 @@ VERSION = 1
 """Of the decoding below; part of the key of cached images."""
 
 _FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")  # others may make Pillow start other programs
+_HEIC_HEADS = tuple(b"ftyp" + brand for brand in (b"heic", b"heix", b"heim", b"heis", b"hevc", b"mif1", b"msf1"))
 _LARGE = 1 << 27  # bytes; images that need more are decoded one at a time, whatever the number of threads
 _one_at_a_time = threading.Lock()
 _GREY_MODES = ("1", "L", "LA", "La", "I", "F")
@@ -119,9 +120,14 @@ def _open(content: bytes, name: str) -> Image.Image:
     limit = limits().pixels
     if limit > Limits.pixels and Image.MAX_IMAGE_PIXELS is not None:  # raised by KSHOT_LIMITS: Pillow's own follows
         Image.MAX_IMAGE_PIXELS = max(Image.MAX_IMAGE_PIXELS, limit)
+    formats = _formats(name)
     try:
-        image = Image.open(io.BytesIO(content), formats=_formats(name))
+        image = Image.open(io.BytesIO(content), formats=formats)
     except Image.UnidentifiedImageError as error:
+        if content[4:12] in _HEIC_HEADS and not name.lower().endswith(HEIC):
+            raise BadImage(
+                f"{name} is a HEIC photo under another name: rename it to .heic, or save it as JPEG"
+            ) from error
         raise BadImage(f"{name} is not an image that can be read; it begins with {content[:8]!r}") from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise _too_large(f"{name} is too large: {str(error).rstrip('.')}; scale it down") from error
@@ -143,7 +149,8 @@ def _formats(name: str) -> tuple[str, ...]:
     try:
         import pillow_heif
     except ImportError:
-        raise ValueError("HEIC needs the package pillow-heif: pip install 'kshot[files]', or convert to JPEG") from None
+        needed = "needs the package pillow-heif: pip install 'kshot[files]', or save it as JPEG"
+        raise BadImage(f"{name} is a HEIC photo, which {needed}") from None
     pillow_heif.register_heif_opener()
     return (*_FORMATS, "HEIF")
 
