@@ -5,6 +5,7 @@ Shape legend: n images, S side in pixels, D features.
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import logging
 import os
@@ -94,18 +95,18 @@ class ImageEncoder:
         Features are not cached, as nothing tells whether the code of the module has changed.
 
         Args:
-            module: not changed, and used in evaluation mode.
+            module: copied, and used in evaluation mode.
             size, crop, resample, mean, std: as in `Preparation`.
             device: on which features are computed.
         """
         preparation, encoder = Preparation(size, crop, resample, tuple(mean), tuple(std)), cls.__new__(cls)
-        network = Network(preparation, (), lambda size: module, type(module).__name__)
+        network = Network(preparation, (), lambda size: copy.deepcopy(module), type(module).__name__)
         encoder._set("", network, None, device)
         return encoder
 
     @cached_property
     def sha256(self) -> str:
-        return digest_of(self._network.files, self.preparation)
+        return digest_of(self._network.files, self.preparation, self._network.architecture)
 
     def module(self) -> PreparedNetwork:
         """A new module of the encoder, in evaluation mode: images (n, 3, S, S) in 0 … 1 to features (n, D)."""
