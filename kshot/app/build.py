@@ -43,6 +43,7 @@ from kshot.models.encoder import Encoder
 from kshot.models.ratings import RatingModel
 from kshot.objectives import Objective
 from kshot.sources.corpus import CorpusPreprocessor
+from kshot.sources.images import ImagePreprocessor
 from kshot.sources.ratings.tasks import RatingTasks
 from kshot.sources.text import TextPreprocessor
 from kshot.tasks.source import TaskSource
@@ -57,7 +58,7 @@ from these and a run file. Where inputs are a dict, so are their shapes. Inputs 
 
 SORTS = {
     "counts": "ratings",
-    "encoder": "texts with features: tokens",
+    "encoder": "texts with features: tokens, or images with an encoder",
     "symbols": "running text (source corpus)",
     "ids": "numbers of symbols",
     "widths": "tables of any number of columns",
@@ -104,7 +105,9 @@ def shapes_of(source: TaskSource, split: Split = "train") -> Shapes:
     }
     if isinstance(source, RatingTasks):
         shapes["counts"] = list(source.preprocessor.counts)
-    elif isinstance(preprocessor, TextPreprocessor) and preprocessor.features == "tokens":
+    elif (isinstance(preprocessor, TextPreprocessor) and preprocessor.features == "tokens") or (
+        isinstance(preprocessor, ImagePreprocessor) and preprocessor.features == "pixels"
+    ):
         shapes["encoder"] = preprocessor.encoder
     elif isinstance(preprocessor, CorpusPreprocessor):
         shapes["symbols"] = len(preprocessor.vocabulary)
@@ -139,7 +142,7 @@ def build_model(spec: Spec, shapes: Shapes, *, head: bool, learner: Part | None 
         Supplied.NUM_OUTPUTS: lambda: shapes["targets"][-1] if head else None,
         Supplied.INPUT_SHAPE: lambda: inputs,
         Supplied.CHANNELS: lambda: inputs[0],
-        Supplied.IMAGE_SIZE: lambda: inputs[1],
+        Supplied.IMAGE_SIZE: lambda: None if isinstance(inputs, dict) else inputs[1],
         Supplied.FEATURE_MAPS: lambda: not head and Supplied.MAP_EMBEDDING in _supplied_arguments(learner),
         Supplied.NUM_SYMBOLS: lambda: shapes["symbols"],
         Supplied.CONTEXT_LENGTH: lambda: inputs[0] * (1 + (_declared(learner, Declared.CONTEXT_WINDOWS) or 0)),

@@ -61,8 +61,8 @@ NO_MODEL: dict[str, tuple[str, ...]] = {
 """The inputs of learners that have no model; of others one tensor of numbers."""
 
 SOURCES: dict[str, tuple[tuple[Targets, ...], tuple[str, ...]]] = {
-    **dict.fromkeys(("glyphs", "images", "omniglot", "omniglot_runs"), (("own",), (ONE_TENSOR,))),
-    "text": (("own",), (ONE_TENSOR, SORTS["encoder"])),
+    **dict.fromkeys(("glyphs", "omniglot", "omniglot_runs"), (("own",), (ONE_TENSOR,))),
+    **dict.fromkeys(("images", "text"), (("own",), (ONE_TENSOR, SORTS["encoder"]))),
     "table": (("own", "shared", "numbers"), (ONE_TENSOR,)),
     "tabular_priors": (("own", "spread"), (ONE_TENSOR, SORTS["widths"])),
     "series": (("numbers",), (ONE_TENSOR,)),

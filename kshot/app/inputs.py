@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import logging
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,14 +20,12 @@ from kshot.types import check_finite
 log = logging.getLogger(__name__)
 
 
-def support_images(path: Path, shape: list[int], *, resize: bool, invert: bool) -> tuple[Tensor, list[str]]:
-    """Read labelled images from a folder with a folder for each class, or a table with the columns path and label.
+Read = Callable[[Path], Tensor]
+"""Reads an image file as float32 (C, H, W) in 0 … 1."""
 
-    Args:
-        path: of the folder or table.
-        shape: (C, H, W) of the images that the run takes.
-        resize: whether images of another size or mode are converted.
-        invert: whether black and white are exchanged.
+
+def support_images(path: Path, read: Read) -> tuple[Tensor, list[str]]:
+    """Read labelled images from a folder with a folder for each class, or a table with the columns path and label.
 
     Returns:
         Images float32 (n, C, H, W) in 0 … 1, and n labels.
@@ -42,7 +41,7 @@ def support_images(path: Path, shape: list[int], *, resize: bool, invert: bool) 
         files = [(path.parent / name, label) for name, label in zip(paths, labels)]
     else:
         raise ValueError(f"there is no {path}; --support takes a folder or a table")
-    images = torch.stack([_image(file, shape, resize=resize, invert=invert) for file, _ in files])
+    images = torch.stack([read(file) for file, _ in files])
     return images, [label for _, label in files]
 
 
@@ -58,8 +57,8 @@ class Images(NamedTuple):
     errors: list[str]
 
 
-def read_images(paths: list[Path], shape: list[int], *, resize: bool, invert: bool) -> Images:
-    """Read images to predict from files, folders, or CSV files with a column path; options as in `support_images`.
+def read_images(paths: list[Path], read: Read) -> Images:
+    """Read images to predict from files, folders, or CSV files with a column path.
 
     A file that cannot be read does not stop the others: `errors` says why.
 
@@ -76,17 +75,17 @@ def read_images(paths: list[Path], shape: list[int], *, resize: bool, invert: bo
             files.append(path)
     if not files:
         raise ValueError(f"no images in {', '.join(map(str, paths))}; supported suffixes are {', '.join(SUFFIXES)}")
-    read: list[Tensor] = []
+    images: list[Tensor] = []
     errors: list[str] = []
     for file in files:
         try:
-            read.append(_image(file, shape, resize=resize, invert=invert))
+            images.append(read(file))
             errors.append("")
         except (ValueError, OSError) as error:
             errors.append(str(error))
-    if not read:
+    if not images:
         raise ValueError(f"none of {len(files)} images can be read; the first: {errors[0]}")
-    return Images([str(file) for file in files], torch.stack(read), errors)
+    return Images([str(file) for file in files], torch.stack(images), errors)
 
 
 def support_table(path: Path, inputs: list[int], targets: list[int]) -> tuple[Tensor, Tensor]:
@@ -125,8 +124,15 @@ def _is_image(path: Path) -> bool:
     return path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
 
 
-def _image(path: Path, shape: list[int], *, resize: bool, invert: bool) -> Tensor:
-    """An image as float32 (C, H, W) in 0 … 1, decoded as the images of training tasks are."""
+def read_image(path: Path, shape: list[int], *, resize: bool, invert: bool) -> Tensor:
+    """An image as float32 (C, H, W) in 0 … 1, decoded as the images of training tasks are.
+
+    Args:
+        path: of the file.
+        shape: (C, H, W) of the images that the run takes.
+        resize: whether images of another size or mode are converted.
+        invert: whether black and white are exchanged.
+    """
     from PIL import Image
 
     channels, height, width = shape

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,7 +21,7 @@ from torch import Tensor
 from kshot import objectives
 from kshot.app.build import Shapes, build_learner, build_model, build_source, device_of, has_head, shapes_of
 from kshot.app.folder import RunFolder, read_spec
-from kshot.app.inputs import read_images, read_table, support_images, support_table
+from kshot.app.inputs import read_image, read_images, read_table, support_images, support_table
 from kshot.app.spec import Spec, parse_spec
 from kshot.bounded import parse_json
 from kshot.deciding.adjusting import set_learner
@@ -32,6 +33,7 @@ from kshot.files import read_json, sha256_of
 from kshot.learner import Learner
 from kshot.learners.heads.head_learner import HeadLearner
 from kshot.sources.corpus import CorpusPreprocessor
+from kshot.sources.images import ImagePreprocessor
 from kshot.sources.preprocessors import preprocessor_from_json
 from kshot.tasks.preprocessor import Preprocessor
 from kshot.tasks.source import TaskSource
@@ -114,7 +116,8 @@ class TrainedRun:
         Args:
             support: a file or folder of examples with their targets, as the run's source takes it.
             before: a state to be extended by the examples; by default the learner adapts to them alone.
-            resize, invert: whether images of another size are resized, and whether brightness is inverted.
+            resize, invert: whether images of another size are resized, which they are in any case for a pretrained
+                encoder, and whether brightness is inverted.
 
         Raises:
             ValueError: examples that do not fit the run, or a state that cannot be extended.
@@ -164,9 +167,10 @@ class TrainedRun:
         preprocessor = self.preprocessor
         if isinstance(preprocessor, CorpusPreprocessor):
             return self._bits(preprocessor, adapted.state, paths)
-        if adapted.classes and not preprocessor:
-            names, images, errors = read_images(paths, self.shapes["inputs"], resize=resize, invert=invert)
-            read = self._labels(self.logits(adapted.state, images), adapted.classes)
+        if adapted.classes and (preprocessor is None or isinstance(preprocessor, ImagePreprocessor)):
+            names, images, errors = read_images(paths, self._reader(resize=resize, invert=invert))
+            encoded = preprocessor.encoded(images) if preprocessor else images
+            read = self._labels(self.logits(adapted.state, encoded), adapted.classes)
             return {"path": names} | _spread(read, errors)
         values = [
             preprocessor.inputs(path, adapted.kept) if preprocessor else read_table(path, self.shapes["inputs"][-1])
@@ -206,11 +210,20 @@ class TrainedRun:
         return Adapted(state, parse_json(meta["classes"]), parse_json(meta.get("kept", "{}")))
 
     def _support(self, path: Path, *, resize: bool, invert: bool) -> tuple[Tree, Tensor | list[str], dict[str, Any]]:
+        if isinstance(self.preprocessor, ImagePreprocessor):
+            images, labels = support_images(path, self._reader(resize=resize, invert=invert))
+            return self.preprocessor.encoded(images), labels, {}
         if self.preprocessor:
             return self.preprocessor.support(path)
         if objectives.from_name(self.shapes["objective"], allow_import=True).task_specific_classes:
-            return *support_images(path, self.shapes["inputs"], resize=resize, invert=invert), {}
+            return *support_images(path, self._reader(resize=resize, invert=invert)), {}
         return *support_table(path, self.shapes["inputs"], self.shapes["targets"]), {}
+
+    def _reader(self, *, resize: bool, invert: bool) -> Callable[[Path], Tensor]:
+        """How an image file is read: as the pretrained encoder needs it, if there is one."""
+        if isinstance(self.preprocessor, ImagePreprocessor):
+            return partial(self.preprocessor.image, invert=invert)
+        return partial(read_image, shape=self.shapes["inputs"], resize=resize, invert=invert)
 
     def _ways(self, classes: list[str]) -> int:
         """The width of the one-hot targets: that of the model's last layer if it has one, else one per class."""

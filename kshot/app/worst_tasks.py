@@ -12,6 +12,7 @@ from torch import Tensor
 
 from kshot.data.images.augment import Mirrored, Turned
 from kshot.data.images.cache import DecodedImages
+from kshot.data.images.encoder import EncodedImages
 from kshot.data.tables.shown import shown
 from kshot.evaluation.evaluate import Evaluation, Scored, score_again
 from kshot.learner import Learner
@@ -194,7 +195,7 @@ def described(
             columns = shown(examples.columns, examples.values.rows(rows))
             return {name: list(map(_short, columns[name])) for name in list(columns)[:COLUMNS]}
         images = examples.examples if isinstance(examples, Turned | Mirrored) else examples
-        if isinstance(images, DecodedImages):
+        if isinstance(images, DecodedImages | EncodedImages):
             return {"file": [_short(images.files[row % len(images)].name, LONGEST) for row in rows.tolist()]}
     if own.preprocessor is not None and isinstance(query.inputs, Tensor):
         texts = [own.preprocessor.show_input(query.inputs[row]) for row in order]

@@ -9,8 +9,8 @@ import shutil
 import tempfile
 import zipfile
 import zlib
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import BinaryIO
 
@@ -79,6 +79,83 @@ def _check_stored(file: BinaryIO) -> None:
         if sum(member.file_size for member in archive.infolist()) > os.fstat(file.fileno()).st_size:
             raise ValueError("its arrays have more bytes than the file")
     file.seek(0)
+
+
+def cached_rows(
+    name: str | None,
+    keys: Sequence[bytes],
+    compute: Callable[[list[int]], Mapping[int, np.ndarray]],
+    *,
+    chunk: int,
+    progress: Callable[[int, int], object] = lambda done, total: None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return a row of numbers for each key, from the cache; those that it lacks are computed and kept, in chunks.
+
+    The folder `name` of the cache has a file for each chunk that was ever computed, written whole and never changed.
+    An interruption loses one chunk at most, and rows that were computed for other data with the same key are found.
+
+    Args:
+        name: must contain (a hash of) everything that a row depends on besides its key; None to keep nothing.
+        keys: n of one length; each a hash of what its row is computed from.
+        compute: from positions in `keys` to their rows, all of one shape and type; it may leave some out.
+        chunk: number of rows that are computed before they are written.
+        progress: called with the numbers of computed rows and of those to compute, at first and after each chunk.
+
+    Returns:
+        The rows (n, ...), and which of them there are (n,), all but those that `compute` left out.
+
+    Raises:
+        ValueError: the cache folder cannot be written.
+    """
+    found = _Rows(keys)
+    folder = None if name is None else cache_folder() / name
+    found.read(folder)
+    if found.missing:
+        with nullcontext() if folder is None else locked(folder):  # those that waited for the lock read
+            found.read(folder)
+            pending = sorted(positions[0] for positions in found.missing.values())
+            progress(0, len(pending))
+            for start in range(0, len(pending), chunk):
+                rows = compute(pending[start : start + chunk])
+                if rows:
+                    of_rows = b"".join(keys[position] for position in rows)
+                    arrays = {
+                        "keys": np.frombuffer(of_rows, np.uint8).reshape(len(rows), -1),
+                        "rows": np.stack([*rows.values()]),
+                    }
+                    if folder is not None:
+                        write_arrays(folder / f"{hashlib.sha256(of_rows).hexdigest()[:24]}.npz", arrays)
+                    found.add(arrays)
+                progress(start + len(pending[start : start + chunk]), len(pending))
+    return found.rows, found.known
+
+
+class _Rows:
+    """Rows by key, as far as they were found.
+
+    Attributes:
+        rows, known: as `cached_rows` returns them.
+        missing: the keys without a row, and their positions.
+    """
+
+    def __init__(self, keys: Sequence[bytes]) -> None:
+        self.rows, self.known = np.empty((len(keys), 0), np.float32), np.zeros(len(keys), bool)
+        self.missing: dict[bytes, list[int]] = {}
+        for position, key in enumerate(keys):
+            self.missing.setdefault(key, []).append(position)
+
+    def read(self, folder: Path | None) -> None:
+        """Add the rows of a folder's files; those of a damaged file are computed again."""
+        for path in sorted(folder.glob("*.npz")) if folder else ():
+            if self.missing and (arrays := _read_arrays(path)) is not None:
+                self.add(arrays)
+
+    def add(self, arrays: Mapping[str, np.ndarray]) -> None:
+        for key, row in zip(arrays["keys"], arrays["rows"]):
+            if positions := self.missing.pop(key.tobytes(), None):
+                if not self.known.any():
+                    self.rows = np.empty((len(self.known), *row.shape), row.dtype)
+                self.rows[positions], self.known[positions] = row, True
 
 
 def is_cached(name: str) -> bool:

@@ -1,10 +1,13 @@
-"""A pretrained sentence encoder as a base model; trained are its head, all weights, its last layers or LoRA adapters.
+"""A pretrained encoder of texts or images as a base model: its head, all, its last layers or LoRA adapters are trained.
 
-Shape legend: n texts, L tokens, D features.
+Shape legend: n texts or images, L tokens, C channels, S side in pixels, D features.
 """
 
 from __future__ import annotations
 
+import hashlib
+import re
+from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
@@ -13,28 +16,31 @@ from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from kshot.annotations import PositiveInt
 from kshot.argument_checks import check_arguments
+from kshot.data.images.encoder import BATCH as IMAGES
+from kshot.data.images.encoder import ImageEncoder, PreparedNetwork
 from kshot.data.text.sentence_encoder import BATCH, Pooled, SentenceEncoder
-from kshot.models.pretrained import Pretrained, with_lora
-from kshot.supplied import EncoderName, NumOutputs
+from kshot.models.pretrained import Pretrained, fix_norms, lora_targets, with_lora
+from kshot.supplied import EncoderName, ImageSize, NumOutputs
 
 Tune = Literal["head", "full", "lora"]
 
-MAX_CACHED_TEXTS = 200_000
-
 
 class _Cache:
-    """The features of texts under some weights, shared by a module and its replicas, which copy lists and dicts."""
+    """The features of inputs under some weights, shared by a module and its replicas, which copy lists and dicts."""
 
     def __init__(self) -> None:
         self.entry: tuple[list[tuple[Tensor, int, int]], dict[bytes, Tensor]] = [], {}
 
-    def of(self, weights: list[tuple[Tensor, int, int]]) -> dict[bytes, Tensor]:
-        """The features under weights, each a tensor, its version and its address; none if others were asked before."""
+    def of(self, weights: list[tuple[Tensor, int, int]], most: int) -> dict[bytes, Tensor]:
+        """The features under weights, each a tensor, its version and its address; none if others were asked before.
+
+        At most so many are kept.
+        """
         cached_with, features = self.entry
         unchanged = len(weights) == len(cached_with) and all(
             a is b and version == cached for (a, *version), (b, *cached) in zip(weights, cached_with)
         )
-        if not unchanged or len(features) > MAX_CACHED_TEXTS:
+        if not unchanged or len(features) > most:
             features = {}
             self.entry = weights, features  # at once, for other threads
         return features
@@ -44,28 +50,27 @@ class _Cache:
 
 
 class Encoder(Pretrained):
-    """Token ids and mask (n, L), padded at the end, to features (n, D), or by a linear `head` to (n, outputs).
+    """A pretrained encoder, inputs to features (n, D), or by a linear `head` to (n, outputs).
 
-    If no gradient is needed and the weights are those of the module, the features of each text are cached until the
-    weights change, since many tasks contain the same texts.
+    If no gradient is needed and the weights are those of the module, the features of each input are cached until the
+    weights change, since many tasks contain the same inputs.
+
+    Attributes:
+        body: inputs to features; its attribute `features` is D.
     """
 
-    def __init__(self, body: Pooled, outputs: int | None, source: SentenceEncoder) -> None:
+    body: Pooled | PreparedNetwork
+    batch: int
+    most_cached: int
+
+    def __init__(
+        self, body: Pooled | PreparedNetwork, outputs: int | None, source: SentenceEncoder | ImageEncoder
+    ) -> None:
         super().__init__()
         self.body = body
         self.set_origin(source.name, source.sha256)
         self.head = None if outputs is None else nn.Linear(body.features, outputs)
         self._cache = _Cache()
-
-    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        if _values_unknown(input_ids):
-            features = self.body(input_ids, attention_mask)
-        elif self.body.training or (torch.is_grad_enabled() and any(p.requires_grad for p in self.body.parameters())):
-            longest = int(attention_mask.sum(1).max())
-            features = self.body(input_ids[:, :longest], attention_mask[:, :longest])
-        else:
-            features = self._cached_features(input_ids, attention_mask)
-        return features if self.head is None else self.head(features)
 
     def train(self, mode: bool = True) -> Encoder:
         """As `nn.Module.train`, but a frozen body stays in evaluation mode, without dropout."""
@@ -74,20 +79,62 @@ class Encoder(Pretrained):
             self.body.eval()
         return self
 
+    def _learns(self) -> bool:
+        return self.body.training or (torch.is_grad_enabled() and any(p.requires_grad for p in self.body.parameters()))
+
+    def _scored(self, features: Tensor) -> Tensor:
+        return features if self.head is None else self.head(features)
+
     @torch.no_grad()
-    def _cached_features(self, ids_nL: Tensor, mask_nL: Tensor) -> Tensor:
+    def _cached_features(self, keys: list[bytes], sizes: list[int], encode: Callable[[list[int]], Tensor]) -> Tensor:
+        """The features of rows by their keys; `encode` gives those of some rows, which come in the order of sizes."""
         weights: list[tuple[Tensor, int, int]] = [(p, p._version, p.data_ptr()) for p in self.body.parameters()]
-        cached = self._cache.of(weights)
-        lengths = mask_nL.sum(1).tolist()
-        keys = [row[:length].numpy().tobytes() for row, length in zip(ids_nL.cpu(), lengths)]
+        cached = self._cache.of(weights, self.most_cached)
         missing = {key: row for row, key in enumerate(keys) if key not in cached}
-        order = sorted(missing.values(), key=lambda row: lengths[row])
-        for start in range(0, len(order), BATCH):
-            rows = order[start : start + BATCH]
-            longest = lengths[rows[-1]]
-            for row, features in zip(rows, self.body(ids_nL[rows, :longest], mask_nL[rows, :longest])):
+        order = sorted(missing.values(), key=lambda row: sizes[row])
+        for start in range(0, len(order), self.batch):
+            rows = order[start : start + self.batch]
+            for row, features in zip(rows, encode(rows)):
                 cached[keys[row]] = features.clone()
         return torch.stack([cached[key] for key in keys])
+
+
+class SentenceModel(Encoder):
+    """Token ids and mask (n, L), padded at the end, to features (n, D) or outputs."""
+
+    batch, most_cached = BATCH, 200_000
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        if _values_unknown(input_ids):
+            return self._scored(self.body(input_ids, attention_mask))
+        lengths = attention_mask.sum(1).tolist()
+        if self._learns():
+            longest = int(max(lengths))
+            return self._scored(self.body(input_ids[:, :longest], attention_mask[:, :longest]))
+
+        def encode(rows: list[int]) -> Tensor:
+            longest = lengths[rows[-1]]
+            return self.body(input_ids[rows, :longest], attention_mask[rows, :longest])
+
+        keys = [row[:length].numpy().tobytes() for row, length in zip(input_ids.cpu(), lengths)]
+        return self._scored(self._cached_features(keys, lengths, encode))
+
+
+class ImageModel(Encoder):
+    """Images (n, C, S, S) in 0 … 1, C 1 or 3, to features (n, D) or outputs."""
+
+    batch, most_cached = IMAGES, 50_000
+
+    def forward(self, images: Tensor) -> Tensor:
+        if _values_unknown(images) or self._learns():
+            return self._scored(self.body(images))
+
+        def encode(rows: list[int]) -> Tensor:
+            return self.body(images[rows].contiguous(memory_format=torch.channels_last))
+
+        rows = (row.contiguous().numpy() for row in images.detach().cpu())
+        keys = [hashlib.blake2b(row, digest_size=16).digest() for row in rows]
+        return self._scored(self._cached_features(keys, [0] * len(keys), encode))
 
 
 def _values_unknown(ids: Tensor) -> bool:
@@ -105,51 +152,99 @@ def encoder(
     name: EncoderName,
     outputs: NumOutputs | None = None,
     *,
+    image_size: ImageSize | None = None,
     tune: Tune = "lora",
     layers: PositiveInt | None = None,
     rank: PositiveInt = 8,
 ) -> Encoder:
-    r"""A pretrained encoder as a base model, for tasks of `kshot.sources.text(…, features="tokens")`.
+    r"""A pretrained encoder as a base model: of texts, or of images where `image_size` is given.
 
-    With `tune="lora"` the weights of the attention's queries and values get LoRA adapters (see `pretrained.with_lora`);
-    only these and the head are trained and adapted.
+    Texts are those of `kshot.sources.text(…, features="tokens", encoder=name)`, and images those of
+    `kshot.sources.images(…, encoder=name)`. With `tune="lora"` layers of the encoder get LoRA adapters (see
+    `pretrained.with_lora`): those of the attention's queries and values in transformers that are known, and all linear
+    layers and 1×1 convolutions in other networks. Only these and the head are trained and adapted.
 
     Args:
-        name: a folder, `package:NAME` or a name of the Hugging Face hub, as in `SentenceEncoder`.
+        name: as in `SentenceEncoder` or `ImageEncoder`.
         outputs: outputs of a linear head on the pooled features; None for no head.
+        image_size: side of the images in pixels; None for texts.
         tune: "head", "full" or "lora". All other parameters have `requires_grad=False`.
-        layers: number of layers to tune, from the last; by default all.
+        layers: number of layers to tune, from the last, with what comes after them in a network of images; by default
+            all. Layers are the repeated blocks of a network.
         rank: r, rank of LoRA.
 
     Raises:
-        ValueError: the encoder does not exist or has no list of layers, or fewer than `layers`.
+        ValueError: the encoder does not exist or has no list of layers, or fewer than `layers`; one of an ONNX file.
     """
-    source = SentenceEncoder(name)
-    body = source.pooled()
-    transformer = body.transformer
-    path, count = _list_of_layers(transformer)
-    if layers is not None and layers > count:
-        raise ValueError(f"{name} has {count} layers, of which 1 … {count} can be tuned, got layers={layers}")
-    tuned = range(count - (count if layers is None else layers), count)
+    if image_size is None:
+        texts = SentenceEncoder(name)
+        pooled = texts.pooled()
+        pooled.transformer = _tuned(pooled.transformer, name, pooled.architecture, tune, layers, rank)
+        return SentenceModel(pooled, outputs, texts)
+    images = ImageEncoder(name, size=image_size)
+    prepared = images.module()
+    if not any(True for _ in prepared.parameters()):
+        raise ValueError(f"{name} gives features only and cannot be tuned: give the source features: encoder")
+    fix_norms(prepared)
+    prepared.network = _tuned(prepared.network, name, prepared.architecture, tune, layers, rank, and_after=True)
+    return ImageModel(prepared, outputs, images)
+
+
+def _tuned(
+    network: nn.Module,
+    name: str,
+    architecture: str,
+    tune: Tune,
+    layers: int | None,
+    rank: int,
+    *,
+    and_after: bool = False,
+) -> nn.Module:
+    """A network of which only what `encoder` says requires a gradient, with adapters if it gets any.
+
+    Args:
+        and_after: whether the parameters after the last layers are tuned with them.
+    """
+    blocks = _blocks(network)
+    if not blocks:
+        raise ValueError(f"{type(network).__name__} has no list of layers, which is needed to tune it")
+    if layers is not None and layers > len(blocks):
+        raise ValueError(
+            f"{name} has {len(blocks)} layers, of which 1 … {len(blocks)} can be tuned, got layers={layers}"
+        )
+    last = tuple(f"{path}." for path in blocks[-(layers or len(blocks)) :])
+    names = [parameter for parameter, _ in network.named_parameters()]
+    after = names[1 + max(n for n, parameter in enumerate(names) if parameter.startswith(last)) :] if and_after else []
     if tune == "lora":
-        selection: dict[str, Any] = {}
-        if layers is not None:
-            selection = {"layers_to_transform": list(tuned), "layers_pattern": path.rsplit(".", 1)[-1]}
-        body.transformer = with_lora(transformer, rank, body.architecture, **selection)
-    elif tune == "head" or layers is not None:
-        tuned_prefixes = tuple(f"{path}.{number}." for number in tuned) if tune == "full" else ()
-        for parameter_name, parameter in transformer.named_parameters():
-            parameter.requires_grad_(parameter_name.startswith(tuned_prefixes))  # never with an empty tuple
-    for parameter_name, parameter in transformer.named_parameters():
-        if parameter_name.startswith("pooler."):  # not used: it comes after the pooled layer
-            parameter.requires_grad_(False)
-    return Encoder(body, outputs, source)
+        return with_lora(network, rank, targets=_adapted(network, architecture, last if layers else ("",)))
+    for parameter_name, parameter in network.named_parameters():
+        tuned = tune == "full" and (layers is None or parameter_name.startswith(last) or parameter_name in after)
+        # A pooler is not used: it comes after the pooled layer.
+        parameter.requires_grad_(tuned and not re.search(r"(^|\.)pooler\.", parameter_name))
+    return network
 
 
-def _list_of_layers(transformer: nn.Module) -> tuple[str, int]:
-    """The name of the module list of an encoder's layers, and its length."""
-    lists = {name: len(part) for name, part in transformer.named_modules() if isinstance(part, nn.ModuleList)}
-    if not lists:
-        raise ValueError(f"{type(transformer).__name__} has no list of layers, which is needed to tune it")
-    name = max(lists, key=lambda name: (lists[name], -len(name)))
-    return name, lists[name]
+def _blocks(network: nn.Module) -> list[str]:
+    """The names of a network's layers in their order: the innermost modules with parts that are listed or in a row."""
+    listed = {
+        f"{path}.{name}".lstrip(".")
+        for path, module in network.named_modules()
+        if isinstance(module, nn.ModuleList | nn.Sequential)
+        for name, part in module.named_children()
+        if any(True for _ in part.children())
+    }
+    outer = {".".join(path.split(".")[:end]) for path in listed for end in range(1, path.count(".") + 1)}
+    return [path for path, _ in network.named_modules() if path in listed - outer]
+
+
+def _adapted(network: nn.Module, architecture: str, prefixes: tuple[str, ...]) -> list[str]:
+    """The names of the layers below some modules that get LoRA adapters."""
+    known = lora_targets(architecture)
+    return [
+        path
+        for path, module in network.named_modules()
+        if path.startswith(prefixes)
+        and (isinstance(module, nn.Linear) or (isinstance(module, nn.Conv2d) and set(module.kernel_size) == {1}))
+        and (known is None or path.rsplit(".", 1)[-1] in known)
+        and not re.search(r"(^|\.)pooler\.", f"{path}.")
+    ]

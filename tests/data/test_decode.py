@@ -107,14 +107,67 @@ def test_of_an_animation_the_first_frame_is_taken():
         assert decode(content, "it", size=2, colour="rgb")[:, 0, 0].tolist() == [255, 0, 0]
 
 
-def png_of(width: int, height: int) -> bytes:
-    """The head of a PNG that claims a size."""
+RED = Image.new("RGB", (8, 8), (200, 30, 40))
+
+
+def series() -> dict:
+    """Options of saving a second image behind the first."""
+    return {"save_all": True, "append_images": [Image.new("RGB", (8, 8), "blue")]}
+
+
+@pytest.mark.parametrize(
+    ("image", "kind", "options"),
+    [
+        (RED, "MPO", series()),  # what phones write for photos with a depth or a second picture
+        (RED, "PNG", series()),
+        (RED, "TIFF", series()),
+        (RED.convert("CMYK"), "JPEG", {}),
+        (RED.convert("CMYK"), "TIFF", {}),
+        (RED.convert("YCbCr"), "TIFF", {}),
+        (RED.convert("P"), "PNG", {}),
+        (RED.convert("P"), "GIF", {}),
+        (RED.convert("RGBA"), "WEBP", {"lossless": True}),
+    ],
+)
+def test_a_photo_keeps_its_colour_however_it_is_stored(image, kind, options):
+    found = decode(saved(image.copy(), kind, **options), "it", size=1, colour="rgb")[:, 0, 0].astype(int)
+    assert np.abs(found - [200, 30, 40]).max() <= 3
+
+
+@pytest.mark.parametrize(
+    ("colour", "samples"), [(2, (200, 30, 40)), (6, (200, 30, 40, 255)), (4, (200, 255)), (0, (200,))]
+)
+def test_sixteen_bits_of_every_kind_become_eight(colour, samples):
+    row = struct.pack(f">{len(samples)}H", *(257 * sample for sample in samples)) * 2
+    content = png_of(2, 2, depth=16, colour=colour, rows=(b"\0" + row) * 2)
+    expected = [200, 30, 40] if len(samples) > 2 else [200] * 3
+    assert decode(content, "it", size=2, colour="rgb")[:, 0, 0].tolist() == expected
+
+
+def test_a_photo_of_a_telephone_is_read_or_says_what_it_needs(monkeypatch):
+    head = b"\0\0\0\x1cftypheic\0\0\0\0"
+    with pytest.raises(BadImage, match=r"cat\.jpg is a HEIC photo under another name: rename it to \.heic, or save"):
+        decode(head, "cat.jpg", size=2, colour="rgb")
+    with monkeypatch.context() as without:
+        without.setitem(sys.modules, "pillow_heif", None)
+        with pytest.raises(BadImage, match=r"cat\.HEIC is a HEIC photo, which needs .*pip install 'kshot\[files\]'"):
+            decode(head, "cat.HEIC", size=2, colour="rgb")
+    heif = pytest.importorskip("pillow_heif", reason="pillow-heif is not installed; it is in the extra 'files'")
+    heif.register_heif_opener()
+    pixels, exif = np.zeros((16, 16, 3), np.uint8), Image.Exif()
+    pixels[:8], exif[0x0112] = 255, 6
+    found = decode(saved(pixels, "HEIF", quality=95, exif=exif.tobytes()), "cat.heic", size=2, colour="grey")[0]
+    assert (found > 128).tolist() == [[False, True]] * 2, "turned clockwise"
+
+
+def png_of(width: int, height: int, depth: int = 8, colour: int = 2, rows: bytes = b"") -> bytes:
+    """A PNG that claims a size, with no more than the given rows."""
 
     def chunk(name: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
 
-    head = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
+    head = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from io import FileIO
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,7 +24,7 @@ from torch import Tensor
 from kshot.bounded import open_file
 from kshot.data.cache import cache_folder, locked, replace_folder, scratch_folder
 from kshot.data.dataset import ImageDataset
-from kshot.data.images.decode import CHANNELS, VERSION, BadImage, Colour, decode
+from kshot.data.images.decode import CHANNELS, VERSION, BadImage, Colour, Resample, decode
 from kshot.data.images.index import ImageFile, shown
 
 _TRIES = 20  # to open files that others delete at the same time
@@ -47,7 +48,7 @@ class DecodedImages:
     Args:
         files: the images; row i is file i.
         root: folder to which their names are relative.
-        size, colour: as in `decode`.
+        size, colour, crop, resample: as in `decode`.
 
     Attributes:
         images: uint8 (n, C, size, size), a memory map; rows not decoded yet are undefined.
@@ -57,12 +58,23 @@ class DecodedImages:
         ValueError: the cache cannot be written.
     """
 
-    def __init__(self, files: Sequence[ImageFile], root: Path, *, size: int, colour: Colour) -> None:
+    def __init__(
+        self,
+        files: Sequence[ImageFile],
+        root: Path,
+        *,
+        size: int,
+        colour: Colour,
+        crop: float | None = 1.0,
+        resample: Resample = "lanczos",
+    ) -> None:
         self.files, self.root, self.size, self.colour = files, Path(os.path.realpath(root)), size, colour
+        self._fit: dict[str, Any] = {"crop": crop, "resample": resample}
         self.bad: dict[int, BadImage] = {}
         self._files: dict[str, FileIO] = {}
         self._close: Callable[[], object] = lambda: None
-        self._folder = cache_folder() / f"images-{_key(files, self.root, size, colour)}"
+        fit = () if (crop, resample) == (1.0, "lanczos") else (crop, resample)
+        self._folder = cache_folder() / f"images-{listing_key(files, self.root, size, colour, *fit)}"
         self._open()
 
     def __len__(self) -> int:
@@ -108,18 +120,9 @@ class DecodedImages:
             return dict(zip(rows, threads.map(self._decode_file, rows)))
 
     def _decode_file(self, row: int) -> np.ndarray | BadImage:
-        file = self.files[row]
-        path = os.path.join(self.root, file.name)
+        path, content = read_listed(self.files[row], self.root)
         try:
-            with open_file(path) as opened:
-                status = os.fstat(opened.fileno())
-                content = opened.read()
-        except OSError as error:
-            raise ValueError(f"{shown(path)} cannot be read: {error.strerror}") from error
-        if (status.st_size, status.st_mtime_ns) != (file.bytes, file.mtime):
-            raise ValueError(f"{shown(path)} was modified after it was listed; open the source again")
-        try:
-            return decode(content, shown(path), size=self.size, colour=self.colour)
+            return decode(content, path, size=self.size, colour=self.colour, **self._fit)
         except BadImage as error:
             return error
 
@@ -210,11 +213,25 @@ def _close(files: Sequence[FileIO]) -> None:
         file.close()
 
 
-def _key(files: Sequence[ImageFile], root: Path, size: int, colour: Colour) -> str:
-    """A hash of everything that the pixels depend on: the files, the options and version of decoding."""
+def read_listed(file: ImageFile, root: Path) -> tuple[str, bytes]:
+    """The path of a listed file, for messages, and its content; ValueError if it was modified or cannot be read."""
+    path = os.path.join(root, file.name)
+    try:
+        with open_file(path) as opened:
+            status = os.fstat(opened.fileno())
+            content = opened.read()
+    except OSError as error:
+        raise ValueError(f"{shown(path)} cannot be read: {error.strerror}") from error
+    if (status.st_size, status.st_mtime_ns) != (file.bytes, file.mtime):
+        raise ValueError(f"{shown(path)} was modified after it was listed; open the source again")
+    return shown(path), content
+
+
+def listing_key(files: Sequence[ImageFile], root: Path, *options: object) -> str:
+    """A hash of the files, of options of decoding and of its version: everything that the pixels depend on."""
     from PIL import __version__
 
-    key = hashlib.sha256(repr((VERSION, __version__, str(root), size, colour)).encode())
+    key = hashlib.sha256(repr((VERSION, __version__, str(root), *options)).encode())
     for file in files:
         key.update(os.fsencode(file.name) + f"\0{file.bytes} {file.mtime}\0".encode())
     return key.hexdigest()[:24]

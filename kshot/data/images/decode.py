@@ -6,7 +6,7 @@ import io
 import threading
 from contextlib import nullcontext
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, get_args
 
 import numpy as np
 
@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 Colour = Literal["grey", "rgb"]
 CHANNELS: dict[Colour, int] = {"grey": 1, "rgb": 3}
 
+Resample = Literal["nearest", "lanczos", "bilinear", "bicubic", "box", "hamming"]
+"""Filters of scaling, in the order of Pillow's numbers for them; all but "nearest" with antialiasing."""
+
 HEIC = (".heic", ".heif")
 """File name suffixes of photos of telephones, which need the package pillow-heif."""
 
@@ -28,6 +31,7 @@ VERSION = 1
 """Of the decoding below; part of the key of cached images."""
 
 _FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")  # others may make Pillow start other programs
+_HEIC_HEADS = tuple(b"ftyp" + brand for brand in (b"heic", b"heix", b"heim", b"heis", b"hevc", b"mif1", b"msf1"))
 _LARGE = 1 << 27  # bytes; images that need more are decoded one at a time, whatever the number of threads
 _one_at_a_time = threading.Lock()
 _GREY_MODES = ("1", "L", "LA", "La", "I", "F")
@@ -37,17 +41,27 @@ class BadImage(ValueError):
     """A file that is not a usable image; the message names it."""
 
 
-def decode(content: bytes, name: str, *, size: int, colour: Colour) -> np.ndarray:
+def decode(
+    content: bytes,
+    name: str,
+    *,
+    size: int,
+    colour: Colour,
+    crop: float | None = 1.0,
+    resample: Resample = "lanczos",
+) -> np.ndarray:
     """Decode an image file to uint8 (C, size, size), C channels.
 
     The first frame is rotated by its EXIF orientation, composed on white where it is transparent, reduced from 16 to 8
-    bits, converted to grey or RGB, scaled with antialiasing (Lanczos) and cropped to the central square. A JPEG much
-    larger than `size` is decoded at a half, a quarter or an eighth of its size, at least twice `size`, before scaling.
+    bits, converted to grey or RGB, cropped to the central square and scaled with antialiasing. A JPEG much larger than
+    `size` is decoded at a half, a quarter or an eighth of its size, at least twice what is needed, before scaling.
 
     Args:
         content, name: of the file; the name is for errors.
         size: side in pixels.
         colour: "grey" for one channel, "rgb" for three.
+        crop: side of the central square, as a part of the shorter side; None to squeeze the whole image into a square.
+        resample: filter of scaling.
 
     Raises:
         BadImage: an empty or damaged file, something other than an image, 32-bit numbers, or more pixels, or more
@@ -61,19 +75,34 @@ def decode(content: bytes, name: str, *, size: int, colour: Colour) -> np.ndarra
         >>> decode(file.getvalue(), "red.png", size=2, colour="rgb")[:, 0, 0].tolist()
         [255, 0, 0]
     """
-    from PIL import Image, ImageOps
+    from PIL import ImageOps
 
     with _open(content, name) as image:
         try:
-            image.draft("L" if colour == "grey" else None, (2 * size, 2 * size))
+            least = round(2 * size / (crop or 1.0))
+            image.draft("L" if colour == "grey" else None, (least, least))
             with _one_at_a_time if _memory(image, name) > _LARGE else nullcontext():
                 upright = ImageOps.exif_transpose(image)
-                fitted = ImageOps.fit(_converted(upright, colour), (size, size), Image.Resampling.LANCZOS)
+                fitted = _fitted(_converted(upright, colour), size, crop, get_args(Resample).index(resample))
         except (BadImage, MemoryError):
             raise
         except Exception as error:  # Pillow raises many types of error on damaged files
             raise _damaged(name, error) from error
     return np.asarray(fitted).reshape(size, size, CHANNELS[colour]).transpose(2, 0, 1)
+
+
+def _fitted(image: Image.Image, size: int, crop: float | None, resample: int) -> Image.Image:
+    """The central square of an image, or all of it, scaled to a square."""
+    from PIL import ImageOps
+
+    if crop is None:
+        return image.resize((size, size), resample)
+    if crop == 1:
+        return ImageOps.fit(image, (size, size), resample)
+    scale = int(size / crop + 1e-6) / min(image.size)  # scaled first: pixels beyond the square have a say at its edges
+    width, height = (max(size, round(scale * side)) for side in image.size)
+    left, top = (width - size) // 2, (height - size) // 2
+    return image.resize((width, height), resample).crop((left, top, left + size, top + size))
 
 
 def colour_of(content: bytes, name: str) -> Colour:
@@ -91,9 +120,14 @@ def _open(content: bytes, name: str) -> Image.Image:
     limit = limits().pixels
     if limit > Limits.pixels and Image.MAX_IMAGE_PIXELS is not None:  # raised by KSHOT_LIMITS: Pillow's own follows
         Image.MAX_IMAGE_PIXELS = max(Image.MAX_IMAGE_PIXELS, limit)
+    formats = _formats(name)
     try:
-        image = Image.open(io.BytesIO(content), formats=_formats(name))
+        image = Image.open(io.BytesIO(content), formats=formats)
     except Image.UnidentifiedImageError as error:
+        if content[4:12] in _HEIC_HEADS and not name.lower().endswith(HEIC):
+            raise BadImage(
+                f"{name} is a HEIC photo under another name: rename it to .heic, or save it as JPEG"
+            ) from error
         raise BadImage(f"{name} is not an image that can be read; it begins with {content[:8]!r}") from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise _too_large(f"{name} is too large: {str(error).rstrip('.')}; scale it down") from error
@@ -115,7 +149,8 @@ def _formats(name: str) -> tuple[str, ...]:
     try:
         import pillow_heif
     except ImportError:
-        raise ValueError("HEIC needs the package pillow-heif: pip install 'kshot[files]', or convert to JPEG") from None
+        needed = "needs the package pillow-heif: pip install 'kshot[files]', or save it as JPEG"
+        raise BadImage(f"{name} is a HEIC photo, which {needed}") from None
     pillow_heif.register_heif_opener()
     return (*_FORMATS, "HEIF")
 

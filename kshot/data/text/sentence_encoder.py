@@ -8,12 +8,9 @@ Shape legend: n texts, L tokens of a text, D features.
 
 from __future__ import annotations
 
-import hashlib
 import logging
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from functools import cached_property, partial
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,7 +21,7 @@ from torch.nn.functional import normalize
 
 from kshot.data.cache import cached, is_cached, texts_key
 from kshot.data.dataset import ArrayDataset
-from kshot.data.text_files import read_json
+from kshot.data.pretrained import LOCAL, config, digest_of, folder_of, named_errors, transformers_library
 
 log = logging.getLogger(__name__)
 
@@ -41,7 +38,6 @@ _TOKENIZERS = (
     "sentencepiece.bpe.model",
     "tokenizer.model",
 )
-_LOCAL = {"local_files_only": True, "trust_remote_code": False}
 _MODES = ("mean", "cls", "max", "mean_sqrt_len", "lasttoken")
 
 
@@ -102,13 +98,13 @@ class SentenceEncoder:
     def __init__(self, name: str | Path, *, length: int | None = None, device: torch.device | str = "cpu") -> None:
         self.name, self.device = str(name), device
         self._root = root = folder_of(self.name)
-        modules = _config(root / "modules.json") or []
+        modules = config(root / "modules.json") or []
         self.folder = root / next((str(row["path"]) for row in modules if _kind(row) == "Transformer"), "")
         _check(self.folder)
         self.pooling = _pooling(root, modules)
-        options = _config(root / "sentence_bert_config.json") or {}
+        options = config(root / "sentence_bert_config.json") or {}
         self._lower = bool(options.get("do_lower_case"))
-        defaults = _config(root / "config_sentence_transformers.json") or {}
+        defaults = config(root / "config_sentence_transformers.json") or {}
         self._prompt: str = (defaults.get("prompts") or {}).get(defaults.get("default_prompt_name")) or ""
         limit = int(options.get("max_seq_length") or _max_tokens(self.folder))
         if length is not None and not 3 <= length <= limit:
@@ -117,13 +113,9 @@ class SentenceEncoder:
 
     @cached_property
     def sha256(self) -> str:
-        digest = hashlib.sha256(repr((self.pooling, self._lower, self._prompt)).encode())
-        for path in sorted({*self.folder.iterdir(), self._root / "config_sentence_transformers.json"}):
-            if path.is_file() and path.suffix in (".json", ".txt", ".model", ".safetensors"):
-                digest.update(path.name.encode())
-                with path.open("rb") as file:
-                    digest.update(hashlib.file_digest(file, "sha256").digest())
-        return digest.hexdigest()
+        files = {*self.folder.iterdir(), self._root / "config_sentence_transformers.json"}
+        kept = (path for path in files if path.is_file() and path.suffix in (".json", ".txt", ".model", ".safetensors"))
+        return digest_of(kept, self.pooling, self._lower, self._prompt)
 
     def __call__(self, texts: Sequence[str]) -> ArrayDataset:
         """The features (n, D) of texts, from the cache if it has them."""
@@ -161,9 +153,9 @@ class SentenceEncoder:
 
     def pooled(self) -> Pooled:
         """A new module of the encoder and its pooling, in evaluation mode."""
-        with _transformers() as transformers, _named_errors(self.folder, "weights"):
+        with transformers_library() as transformers, named_errors(self.folder, "weights"):
             model, report = transformers.AutoModel.from_pretrained(
-                self.folder, use_safetensors=True, dtype=torch.float32, output_loading_info=True, **_LOCAL
+                self.folder, use_safetensors=True, dtype=torch.float32, output_loading_info=True, **LOCAL
             )
         missing = [name for name in report["missing_keys"] if not name.startswith("pooler.")]  # unused: `Pooling` pools
         if missing:
@@ -189,8 +181,8 @@ class SentenceEncoder:
 
     @cached_property
     def _tokenizer(self) -> Any:
-        with _transformers() as transformers, _named_errors(self.folder, "tokenizer"):
-            return transformers.AutoTokenizer.from_pretrained(self.folder, **_LOCAL)
+        with transformers_library() as transformers, named_errors(self.folder, "tokenizer"):
+            return transformers.AutoTokenizer.from_pretrained(self.folder, **LOCAL)
 
 
 class Pooled(nn.Module):
@@ -213,47 +205,9 @@ class Pooled(nn.Module):
         return self.pooling(output.last_hidden_state, attention_mask)
 
 
-def folder_of(name: str) -> Path:
-    """The folder of an encoder on this machine: itself, `package:NAME`, or a model's name in the cache of the hub."""
-    path = Path(name).expanduser()
-    if path.is_dir():
-        return path
-    if name.startswith("package:"):
-        return _package_folder(name.removeprefix("package:"))
-    if path.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1:
-        raise ValueError(f"there is no folder {name}; what was trained on an encoder needs it in the same place")
-    try:
-        from huggingface_hub import snapshot_download
-        from huggingface_hub.errors import HFValidationError
-    except ImportError:
-        raise _missing_extra() from None
-    try:
-        return Path(snapshot_download(name, local_files_only=True))
-    except (OSError, HFValidationError):
-        raise ValueError(
-            f"there is no encoder {name!r} on this machine: it is neither a folder nor in the local cache of the "
-            f"Hugging Face hub. Download it once by `hf download {name}`, or give the path of a folder, or "
-            "package:NAME for one in an installed package"
-        ) from None
-
-
-def _package_folder(package: str) -> Path:
-    spec = find_spec(package) if package.isidentifier() else None
-    if spec is None or not spec.submodule_search_locations:
-        raise ValueError(f"no package {package!r} is installed; package:NAME takes the name by which it is imported")
-    root = Path(spec.submodule_search_locations[0])
-    folders = sorted(path.parent for path in root.rglob("config.json") if any(path.parent.glob("*.safetensors")))
-    if len(folders) != 1:
-        raise ValueError(
-            f"the package {package!r} must hold one folder with config.json and *.safetensors, it holds {len(folders)}"
-            + (f": name one of {', '.join(map(str, folders))}" if folders else "")
-        )
-    return folders[0]
-
-
 def _check(folder: Path) -> None:
     """Raise ValueError unless a folder holds the files of an encoder."""
-    if _config(folder / "config.json") is None:
+    if config(folder / "config.json") is None:
         raise ValueError(f"{folder} is not an encoder: it holds no config.json")
     if not any((folder / name).is_file() for name in _TOKENIZERS):
         raise ValueError(
@@ -275,7 +229,7 @@ def _pooling(root: Path, modules: list[dict[str, Any]]) -> Pooling:
     for row in modules:
         kind = _kind(row)
         if kind == "Pooling":
-            options = _config(root / row["path"] / "config.json") or {}
+            options = config(root / row["path"] / "config.json") or {}
             modes = [key.removeprefix("pooling_mode_").removesuffix("_tokens").removesuffix("_token")
                      for key, on in options.items() if key.startswith("pooling_mode_") and on is True]  # fmt: skip
             modes = modes or [options.get("pooling_mode", "mean")]
@@ -298,15 +252,10 @@ def _kind(module: dict[str, Any]) -> str:
 
 def _max_tokens(folder: Path) -> int:
     """The tokens that an encoder reads, by its tokenizer or its positions, else 512."""
-    length = (_config(folder / "tokenizer_config.json") or {}).get("model_max_length")
+    length = (config(folder / "tokenizer_config.json") or {}).get("model_max_length")
     if isinstance(length, int) and length < 1_000_000:  # larger numbers mean "unlimited"
         return length
-    return int((_config(folder / "config.json") or {}).get("max_position_embeddings") or 512)
-
-
-def _config(path: Path) -> Any:
-    """The content of a JSON file; None if it does not exist."""
-    return read_json(path) if path.is_file() else None
+    return int((config(folder / "config.json") or {}).get("max_position_embeddings") or 512)
 
 
 def _padded(rows: Sequence[Sequence[int]]) -> dict[str, np.ndarray]:
@@ -316,36 +265,3 @@ def _padded(rows: Sequence[Sequence[int]]) -> dict[str, np.ndarray]:
     ids = np.zeros(mask.shape, np.int64)
     ids[mask] = np.concatenate([np.asarray(row, np.int64) for row in rows])
     return {"input_ids": ids, "attention_mask": mask.astype(np.int64)}
-
-
-@contextmanager
-def _named_errors(folder: Path, what: str) -> Iterator[None]:
-    """Turn any error of a library into a `ValueError` that names the folder."""
-    try:
-        yield
-    except Exception as error:  # libraries raise any type on invalid files
-        first = " ".join(str(error).split())[:300]
-        raise ValueError(f"the {what} in {folder} cannot be loaded: {type(error).__name__}: {first}") from error
-
-
-@contextmanager
-def _transformers() -> Iterator[Any]:
-    """The library `transformers`, without its progress bars and warnings."""
-    try:
-        import transformers
-        from transformers.utils import logging as settings
-    except ImportError:
-        raise _missing_extra() from None
-    bars, level = settings.is_progress_bar_enabled(), settings.get_verbosity()
-    settings.disable_progress_bar()
-    settings.set_verbosity_error()
-    try:
-        yield transformers
-    finally:
-        settings.set_verbosity(level)
-        if bars:
-            settings.enable_progress_bar()
-
-
-def _missing_extra() -> ValueError:
-    return ValueError("pretrained encoders need transformers, which is not installed: pip install 'kshot[text]'")
