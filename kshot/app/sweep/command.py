@@ -300,14 +300,14 @@ def _search(job: Job, study: Study, source: TaskSource, workers: int, tell: _Tel
     else:
         with _processes(job, workers) as processes:
             restarts = RESTARTS * workers
-            while running := [each for each in processes if each.poll() is None]:
+            while any(each.poll() is None for each in processes):
                 time.sleep(0.2)
                 tell()
                 for number, each in enumerate(processes):
                     if each.poll() in (None, 0):
                         continue
                     notes.give_up(study, {notes.PLACE: job.place, notes.PROCESS: each.pid})
-                    if restarts and len(running) < workers and not is_done(job, study):
+                    if restarts and not is_done(job, study):
                         restarts -= 1
                         processes[number] = _start(job, number)
     while True:  # until the last trials of other calls that share the study have ended
@@ -355,7 +355,8 @@ def _kept(study: Study, target: Target, about: Mapping[str, Any]) -> FrozenTrial
     best = notes.best_of(trials, target)
     if best is None:
         failures = dict.fromkeys(str(each.user_attrs.get(notes.FAILURE, "")) for each in trials)
-        raise ValueError(f"no trial has a validation figure: {'; '.join(filter(None, failures)) or 'the time was up'}")
+        reason = "; ".join(filter(None, failures)) or "the time was up, or all workers ended, see their logs in --out"
+        raise ValueError(f"no trial has a validation figure: {reason}")
     return best
 
 

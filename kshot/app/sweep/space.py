@@ -162,16 +162,13 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
-_JSON = "json:"
-
-
 def _encoded(value: Any) -> Any:
     """A value that Optuna can hold as a choice."""
-    return f"{_JSON}{json.dumps(value)}" if isinstance(value, list | dict) else value
+    return json.dumps(value) if isinstance(value, list | dict) else value
 
 
 def _decoded(value: Any) -> Any:
-    return json.loads(value.removeprefix(_JSON)) if isinstance(value, str) and value.startswith(_JSON) else value
+    return json.loads(value) if isinstance(value, str) and value[:1] in ("[", "{") else value  # no word begins so
 
 
 def _yaml(value: Any) -> str:
