@@ -2,10 +2,10 @@
 
     python benchmarks/sweep.py [--seeds 10] [--target 1.0] [--trials 60] [--out runs/sweep]
 
-Each way searches the same space of MAML on sinusoids with the same training seeds, from no experience and not from the
+Each method searches the same space of MAML on sinusoids with the same training seeds, from no experience and not from the
 settings of the run file. Its cost is the CPU time of one thread until a trial meets the target on validation tasks, or
 of all trials if none does, which is marked by ">". The last row is the geometric mean of the cost as a share of that of
-the last way, with a 95 % interval by the t distribution over seeds.
+the last method, with a 95 % interval by the t distribution over seeds.
 
 tpe + halving: TPE and successive halving, the default.
 tpe: TPE, all trials to their last round.
@@ -46,7 +46,7 @@ FILE = {
         "learner.kind": ["maml", "anil"],
     },
 }
-WAYS: dict[str, tuple[Any, Any]] = {
+METHODS: dict[str, tuple[Any, Any]] = {
     "tpe + halving": (None, None),
     "tpe": (None, optuna.pruners.NopPruner()),
     "random + halving": (optuna.samplers.RandomSampler, None),
@@ -54,14 +54,14 @@ WAYS: dict[str, tuple[Any, Any]] = {
 }
 
 
-def cost(way: str, seed: int, target: str, trials: int, folder: Path) -> tuple[float, bool, int]:
+def cost(method: str, seed: int, target: str, trials: int, folder: Path) -> tuple[float, bool, int]:
     """Seconds until a trial meets the target, whether one does, and the number of trials."""
-    sampler, pruner = WAYS[way]
+    sampler, pruner = METHODS[method]
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     text = yaml.safe_dump(FILE | {"target": target, "seed": seed})
     storage = f"sqlite:///{(folder / 'study.sqlite').absolute()}"
-    job = Job(text, "waves", None, (), str(folder.absolute()), way, storage, "study", trials, time.time() + 1e6)
+    job = Job(text, "waves", None, (), str(folder.absolute()), method, storage, "study", trials, time.time() + 1e6)
     source = build_source(job.base)
     study = notes.open_study(
         storage,
@@ -86,22 +86,22 @@ def main() -> None:
     parser.add_argument("--first", type=int, default=0, help="the first seed")
     parser.add_argument("--target", default="mse <= 1.0")
     parser.add_argument("--trials", type=int, default=60)
-    parser.add_argument("--ways", nargs="+", choices=[*WAYS], default=["tpe + halving", "random"])
+    parser.add_argument("--methods", nargs="+", choices=[*METHODS], default=["tpe + halving", "random"])
     parser.add_argument("--out", type=Path, default=Path("runs/sweep"))
     options = parser.parse_args()
     use_cpu_clock()
-    print(f"| seed | {' | '.join(options.ways)} |\n| --- |{' --- |' * len(options.ways)}", flush=True)
-    spent: dict[str, list[float]] = {way: [] for way in options.ways}
+    print(f"| seed | {' | '.join(options.methods)} |\n| --- |{' --- |' * len(options.methods)}", flush=True)
+    spent: dict[str, list[float]] = {method: [] for method in options.methods}
     for seed in range(options.first, options.first + options.seeds):
         cells = []
-        for way in options.ways:
-            seconds, met, count = cost(way, seed, options.target, options.trials, options.out / "trials")
-            spent[way].append(seconds)
+        for method in options.methods:
+            seconds, met, count = cost(method, seed, options.target, options.trials, options.out / "trials")
+            spent[method].append(seconds)
             cells.append(f"{'' if met else '> '}{seconds:.0f} s, {count} trials")
         print(f"| {seed} | {' | '.join(cells)} |", flush=True)
     cells = []
-    for way in options.ways:
-        logs = np.log(np.array(spent[way]) / np.array(spent[options.ways[-1]]))
+    for method in options.methods:
+        logs = np.log(np.array(spent[method]) / np.array(spent[options.methods[-1]]))
         half = stats.t.ppf(0.975, len(logs) - 1) * logs.std(ddof=1) / np.sqrt(len(logs)) if len(logs) > 1 else np.nan
         low, mean, high = np.exp([logs.mean() - half, logs.mean(), logs.mean() + half])
         cells.append(f"{mean:.2f} ({low:.2f} to {high:.2f})")

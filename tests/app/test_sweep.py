@@ -284,6 +284,17 @@ def test_an_interrupted_search_goes_on_and_repeats_the_trial_that_was_lost(tmp_p
     assert made.trials[3].user_attrs["again"] == 2
 
 
+def test_settings_are_tried_again_also_if_their_process_was_lost_before_it_noted_them():
+    with study.quiet():
+        made = optuna.create_study()
+        study.queue(made, {"a": 0.5})
+        made.tell(made.ask(), state=TrialState.FAIL)
+        study.try_again(made)
+        study.try_again(made)
+        assert [each.user_attrs["queued"] for each in made.trials] == [{"a": 0.5}] * 2
+        assert made.ask().suggest_float("a", 0, 1) == 0.5
+
+
 def test_settings_that_kill_their_process_are_not_tried_for_ever():
     with study.quiet():
         made = optuna.create_study(sampler=study.SeededByTrial(0))

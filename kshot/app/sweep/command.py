@@ -115,9 +115,9 @@ def sweep(
                 notes.give_up(
                     study, {notes.PLACE: job.place}
                 )  # of a call that was killed: nobody else holds the folder
-                _queue_known(study, job, source, target, known.trials())
+                _note_known(study, job, source, target, known.trials())
                 display.say(f"{base.name}: a study of {trials} trials, {notes.shown(job.storage)}")
-                _search(job, study, source, workers, _Teller(study, target, display.say))
+                _search(job, study, source, workers, _Announcer(study, target, display.say))
                 known.merge(_trials(study, job, source, target))
             kept = _kept(study, target, about)
         story = _story(study, job, kept, target)
@@ -215,18 +215,17 @@ def _about(job: Job, out: Path) -> dict[str, Any]:
     return about
 
 
-def _queue_known(study: Study, job: Job, source: TaskSource, target: Target, trials: Sequence[Trial]) -> None:
-    """Queue the settings of the run file, and the best that experience has within the space, in a new study."""
-    if study.get_trials(deepcopy=False):
+def _note_known(study: Study, job: Job, source: TaskSource, target: Target, trials: Sequence[Trial]) -> None:
+    """Note in a new study the settings of the run file, and the best that experience has within the space."""
+    if notes.KNOWN in study.user_attrs:
         return
     try:
         own = [job.space.within(job.spec({}).model_dump(mode="json"))]
     except ValueError:  # the run file leaves to the search what must be chosen
         own = []
     descriptors = describe_data(source, shapes_of(source), target)
-    for settings in [*own, *from_experience(job, descriptors, trials)]:
-        if settings:
-            study.enqueue_trial(settings, skip_if_exists=True)
+    first = [settings for settings in [*own, *from_experience(job, descriptors, trials)] if settings]
+    study.set_user_attr(notes.KNOWN, [each for number, each in enumerate(first) if each not in first[:number]])
 
 
 def from_experience(job: Job, descriptors: Mapping[str, float | str], trials: Sequence[Trial]) -> list[Settings]:
@@ -265,17 +264,17 @@ def _error(trial: Trial) -> float:
     return min(error_of(figure.value, target) for figure in trial.figures if figure.value is not None)
 
 
-class _Teller:
-    """Says of each trial what came of it, once."""
+class _Announcer:
+    """Says the result of each trial, once."""
 
     def __init__(self, study: Study, target: Target, say: Callable[[str], None]) -> None:
         self.study, self.target, self.say = study, target, say
-        self.told: set[int] = {trial.number for trial in study.get_trials(deepcopy=False) if trial.state.is_finished()}
+        self.seen: set[int] = {trial.number for trial in study.get_trials(deepcopy=False) if trial.state.is_finished()}
 
     def __call__(self) -> None:
         for trial in self.study.get_trials(deepcopy=False):
-            if trial.state.is_finished() and trial.number not in self.told:
-                self.told.add(trial.number)
+            if trial.state.is_finished() and trial.number not in self.seen:
+                self.seen.add(trial.number)
                 self.say(f"trial {trial.number}: {_outcome(trial, self.target)}; {_phrase(trial.params)}")
 
 
@@ -293,16 +292,16 @@ def _phrase(settings: Mapping[str, Any]) -> str:
     return ", ".join(f"{path} {shown_value(value)}" for path, value in settings.items())
 
 
-def _search(job: Job, study: Study, source: TaskSource, workers: int, tell: _Teller) -> None:
+def _search(job: Job, study: Study, source: TaskSource, workers: int, announce: _Announcer) -> None:
     """Train trials by one worker in this process, or by several in processes of their own."""
     if workers == 1:
-        work(job, study, source, tell)
+        work(job, study, source, announce)
     else:
         with _processes(job, workers) as processes:
             restarts = RESTARTS * workers
             while any(each.poll() is None for each in processes):
                 time.sleep(0.2)
-                tell()
+                announce()
                 for number, each in enumerate(processes):
                     if each.poll() in (None, 0):
                         continue
@@ -311,7 +310,7 @@ def _search(job: Job, study: Study, source: TaskSource, workers: int, tell: _Tel
                         restarts -= 1
                         processes[number] = _start(job, number)
     while True:  # until the last trials of other calls that share the study have ended
-        tell()
+        announce()
         elsewhere = study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
         if not elsewhere or time.time() >= job.until:
             return

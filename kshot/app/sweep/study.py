@@ -25,12 +25,13 @@ HEARTBEAT, GRACE = 10, 60
 """Seconds between the signs of life of a trial, and without one after which it counts as lost."""
 ATTEMPTS = 3
 """How often settings are tried whose process is lost each time."""
-AGAIN, PLACE, PROCESS = "again", "place", "process"
+QUEUED, AGAIN, PLACE, PROCESS = "queued", "again", "place", "process"
 FIGURE, COURSE, ROUNDS, SECONDS, PARAMETERS = "figure", "course", "rounds", "seconds", "parameters"
 FAILURE, MET = "failure", "met"
-"""Names of what is noted of a trial: the number of the lost one that it repeats, the folder and the process that it is
-trained in; the best validation figure, the same over time, rounds, seconds and parameters; why it failed, and whether
-it met the target."""
+KNOWN = "known"
+"""Names of what is noted of a trial: settings that it was queued with, the number of the lost one that it repeats, the
+folder and the process that it is trained in; the best validation figure, the same over time, rounds, seconds and
+parameters; why it failed, and whether it met the target. Of the study: the settings to try first."""
 
 
 class SeededByTrial(BaseSampler):
@@ -70,7 +71,9 @@ def open_study(
         ValueError: the database cannot be used.
     """
     place = shown(storage)
-    options: dict[str, Any] = {"connect_args": {"timeout": 60}} if storage.startswith("sqlite") else {}
+    options: dict[str, Any] = {}
+    if storage.startswith("sqlite"):  # wait for the writes of other processes, also of those that began as readers
+        options["connect_args"] = {"timeout": 60, "isolation_level": "IMMEDIATE"}
     try:
         with quiet(), warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)  # heartbeats
@@ -155,5 +158,19 @@ def try_again(study: Study) -> None:
     for trial in filter(is_lost, trials):
         first = trial.user_attrs.get(AGAIN, trial.number)
         attempts = [each.number for each in trials if first in (each.number, each.user_attrs.get(AGAIN))]
-        if trial.number == attempts[-1] and repeated.count(first) < ATTEMPTS - 1 and trial.params:
-            study.enqueue_trial(trial.params, user_attrs={AGAIN: first})
+        settings = trial.user_attrs.get(QUEUED, {}) | trial.params
+        if trial.number == attempts[-1] and repeated.count(first) < ATTEMPTS - 1 and settings:
+            queue(study, settings, {AGAIN: first})
+
+
+def queue_next(study: Study) -> None:
+    """Queue the next of the settings that are known, one at a time, so that those of lost trials come before them."""
+    trials, known = study.get_trials(deepcopy=False), study.user_attrs.get(KNOWN, [])
+    begun = sum(QUEUED in trial.user_attrs and AGAIN not in trial.user_attrs for trial in trials)
+    if begun < len(known) and all(trial.state is not TrialState.WAITING for trial in trials):
+        queue(study, known[begun])
+
+
+def queue(study: Study, settings: Mapping[str, Any], about: Mapping[str, Any] | None = None) -> None:
+    """Have settings tried next; those that are not given are proposed."""
+    study.enqueue_trial(dict(settings), user_attrs={QUEUED: dict(settings), **(about or {})})

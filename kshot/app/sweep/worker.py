@@ -112,11 +112,12 @@ def work(job: Job, study: Study, source: TaskSource, said: Callable[[], None] = 
                 notes.try_again(study)
                 if is_done(job, study):
                     return
+                notes.queue_next(study)
 
                 def objective(trial: Trial) -> float:
-                    settings = job.space.suggest(trial)
                     trial.set_user_attr(notes.PLACE, job.place)
                     trial.set_user_attr(notes.PROCESS, os.getpid())
+                    settings = job.space.suggest(trial)
                     lock.release(force=True)
                     return _try(job, study, trial, settings, source)
 
