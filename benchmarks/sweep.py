@@ -1,11 +1,11 @@
 """The cost to reach a target by search over settings: TPE with early stopping, as `kshot sweep`, against random search.
 
-    python benchmarks/sweep.py [--seeds 10] [--target 1.0] [--trials 60] [--out runs/sweep]
+    python benchmarks/sweep.py [--seeds 10] [--target "mse <= 1.0"] [--trials 60] [--out runs/sweep]
 
-Each method searches the same space of MAML on sinusoids with the same training seeds, from no experience and not from the
-settings of the run file. Its cost is the CPU time of one thread until a trial meets the target on validation tasks, or
-of all trials if none does, which is marked by ">". The last row is the geometric mean of the cost as a share of that of
-the last method, with a 95 % interval by the t distribution over seeds.
+Each method searches the same space of MAML on sinusoids with the same training seeds, without experience or the
+settings of the run file first. Its cost is the CPU time of one thread until a trial meets the target on validation
+tasks, or of all trials if none does, which is marked by ">". The last row is the geometric mean of the cost as a share
+of that of the last method, with a 95 % interval by the t distribution over seeds.
 
 tpe + halving: TPE and successive halving, the default.
 tpe: TPE, all trials to their last round.

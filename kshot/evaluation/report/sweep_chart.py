@@ -72,7 +72,7 @@ def sweep_section(report: Mapping[str, Any], pictures: list[Picture]) -> Section
     trials = sweep["trials"]
     paths = list(sweep["space"])
     columns = [
-        Column("trial", "name"),
+        Column("", "name"),
         Column("validation"),
         *(Column(path, "n") for path in paths),
         Column("rounds", "n"),
@@ -103,7 +103,7 @@ def _row(trial: Mapping[str, Any], paths: list[str]) -> Row:
     stopped = "stopped early" if trial["state"] == "PRUNED" else ""
     return Row(
         [
-            str(trial["number"]),
+            f"trial {trial['number']}",
             format_figure(Interval(**trial["figure"])) if trial["figure"] else "–",
             *(shown_value(trial["settings"].get(path)) for path in paths),
             str(trial["rounds"]),
