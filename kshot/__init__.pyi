@@ -1,5 +1,6 @@
 from . import data, deciding, evaluation, inner, learners, models, objectives, sources, tasks, testing, training
 from .app.auto.command import auto
+from .app.sweep.command import sweep
 from .app.trained import load
 from .deciding.loop import run_until
 from .deciding.policies import Budget
@@ -40,6 +41,7 @@ __all__ = [
     "run_until",
     "save_state",
     "sources",
+    "sweep",
     "tasks",
     "testing",
     "training",

@@ -129,6 +129,57 @@ def auto(
 
 
 @app.command()
+def sweep(
+    recipe: Annotated[
+        str, typer.Argument(metavar="FILE.yaml|RECIPE", help="A run file with a section 'search', or a recipe.")
+    ],
+    trials: Annotated[int, typer.Option(help="Number of trials, of all workers together.", min=1)] = 40,
+    minutes: Annotated[float, typer.Option(help="Time for the search.", min=0.01)] = 30.0,
+    workers: Annotated[int, typer.Option(help="Number of processes, of one thread each.", min=1)] = 2,
+    storage: Annotated[
+        str | None,
+        typer.Option(metavar="URL", help="Database that several calls share; a file in --out by default."),
+    ] = None,
+    set_: Override = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for the result; a new one under runs/ by default.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue an interrupted call in --out.")] = False,
+) -> None:
+    """Search over settings of a run file, on validation tasks, and test the best once.
+
+    The section 'search' has a range or choices for each setting, such as train.outer_lr: {low: 0.0001, high: 0.01, log:
+    true} or learner.kind: [maml, anil].
+
+    Exit code: as of `kshot run`; 0 if the best trial is of another call that shares the study, which tests it.
+    """
+    from kshot.app.folder import run_folder
+    from kshot.app.sweep.command import sweep as search
+    from kshot.app.terminal import print_summary
+    from kshot.evaluation.report.conclusion import conclude
+
+    if resume and out is None:
+        raise ValueError("--resume needs the folder of the call: --out DIR")
+    with run_folder(out, f"sweep-{Path(recipe).stem}") as folder:
+        try:
+            report = search(
+                recipe,
+                folder,
+                trials=trials,
+                minutes=minutes,
+                workers=workers,
+                storage=storage,
+                overrides=set_ or (),
+                resume=resume,
+            )
+        except KeyboardInterrupt:
+            typer.echo(f"\nInterrupted. Continue by the same command with --out {folder} --resume", err=True)
+            raise typer.Exit(130) from None
+    if "test" not in report:
+        raise typer.Exit
+    print_summary(report, folder)
+    raise typer.Exit(conclude(report).exit_code)
+
+
+@app.command()
 def evaluate(
     run_dir: RunDir,
     tasks: Annotated[int, typer.Option(help="Number of tasks.", min=2)] = 600,

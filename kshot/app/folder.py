@@ -30,11 +30,13 @@ from kshot.evaluation.per_task import TASKS
 from kshot.files import (
     DamagedFile,
     Lines,
+    copy_folder,
     digest,
     is_empty,
     read_json,
     read_lines,
     read_signed,
+    whole_file,
     write_json,
     write_signed,
 )
@@ -208,6 +210,18 @@ def free_folder(parent: Path, stem: str) -> Path:
             path.mkdir()
             return path
     raise AssertionError("there are infinitely many names")
+
+
+def take_over(run: Path, out: Path) -> None:
+    """Copy a run folder into `out`, the run file last, without what is there already."""
+    for item in sorted(run.iterdir(), key=lambda item: item.name == "spec.yaml"):
+        if item.name.startswith(".") or (out / item.name).exists():
+            continue
+        if item.is_dir():
+            copy_folder(item, out / item.name)
+        else:
+            with whole_file(out / item.name) as temporary:
+                shutil.copyfile(item, temporary)
 
 
 @contextmanager

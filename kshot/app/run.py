@@ -57,7 +57,7 @@ from kshot.deciding.past import Past
 from kshot.deciding.policies import Budget
 from kshot.deciding.trial import PLAN_KEYS, Cost, Figure, Trial
 from kshot.evaluation.baselines import fit_baselines
-from kshot.evaluation.report import plan_charts, run_charts
+from kshot.evaluation.report import plan_charts, run_charts, sweep_chart
 from kshot.evaluation.report.report import to_json, write_report
 from kshot.evaluation.report.verdict import best_baseline, trust_of
 from kshot.evaluation.target import Target
@@ -98,11 +98,12 @@ def run(
     console: Console | None = None,
     init_from: Path | None = None,
     choice: Mapping[str, Any] | None = None,
+    sweep: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Execute a run file in the folder `out`, and return the report.
 
     Args:
-        choice: how `kshot auto` chose the run file, for the report.
+        choice, sweep: how `kshot auto`, or `kshot sweep`, chose the run file, for the report.
 
     Raises:
         ValueError: the folder already holds a run, data are missing or damaged, or the run file does not suit them.
@@ -117,9 +118,9 @@ def run(
         display.say(f"{spec.name}: {spec.about}" if spec.about else spec.name, "bold")
         trained = train(spec, out, source, display, resume=resume, init_from=init_from)
         display.say(trained.result.outcome.value)
-        if choice is None:  # else it is known to experience already
+        if choice is None and sweep is None:  # else it is known to experience already
             _keep_trial(spec, source, trained)
-        return _finish(spec, out, trained, checked, display, started, choice)
+        return _finish(spec, out, trained, checked, display, started, choice, sweep)
 
 
 def train(
@@ -215,6 +216,7 @@ def _finish(
     display: Display,
     started: float,
     choice: Mapping[str, Any] | None,
+    sweep: Mapping[str, Any] | None,
 ) -> dict[str, Any]:
     """The final evaluation of a trained learner, and the report."""
     target, failures = Target.parse(spec.target), Failures(trained.folder.failures)
@@ -245,6 +247,10 @@ def _finish(
         report["choice"] = dict(choice)
         with failures.recorded("the chart of the plans"):
             figures["plans"] = plan_charts.race_chart(choice, target)
+    if sweep is not None:
+        report["sweep"] = dict(sweep)
+        with failures.recorded("the chart of the sweep"):
+            figures["sweep"] = sweep_chart.sweep_chart(sweep, target)
     with failures.recorded("the charts of the run"):
         best = best_baseline(report["baselines"], target.metric, target.at_least)
         figures["rounds"] = run_charts.rounds_chart(report["rounds"], report["target"], baseline=best)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -26,7 +27,7 @@ from kshot.app.schema import (
 )
 from kshot.data.text_files import read_text
 from kshot.limits import limits
-from kshot.yaml_files import parse_yaml
+from kshot.yaml_files import Parsed, parse_yaml
 
 AtLeastTwo = Annotated[int, Ge(2), Le(MOST)]
 BASELINES: dict[str, str] = {
@@ -84,6 +85,10 @@ NEED_A_MODEL = {"scratch", *NEED_PRETRAINING}
 
 MODELS = {Supplied.MODEL, Supplied.EMBEDDING, Supplied.FROZEN_EMBEDDING, Supplied.MAP_EMBEDDING}
 """What a learner's argument is supplied with where that is the model of the run file."""
+
+
+SEARCH = "search"
+"""The section of a run file that only `kshot sweep` reads."""
 
 
 class EvaluateSpec(Strict):
@@ -210,16 +215,36 @@ def load_spec(name: str, overrides: list[str] | None = None) -> Spec:
     raise ValueError(f"there is no recipe {name!r}{nearest(name, known)}; `kshot recipes` lists them")
 
 
-def parse_spec(text: str, where: str, overrides: list[str] | None = None, folder: Path | None = None) -> Spec:
+def parse_spec(
+    text: str,
+    where: str,
+    overrides: Sequence[str] | None = None,
+    folder: Path | None = None,
+    *,
+    without_search: bool = False,
+) -> Spec:
     """Check the text of a run file.
 
     Args:
         text, where: YAML, and the name of the file in errors.
         overrides: `PATH=VALUE`, each set in the file.
         folder: where modules of `package.module:factory` are looked for, besides the working directory.
+        without_search: whether to leave out the section `search`, which only `kshot sweep` reads.
 
     Raises ValueError as `load_spec`.
     """
+    data, lines = parse_values(text, where, overrides, folder)
+    if data.pop(SEARCH, None) is not None and not without_search:
+        raise ValueError(f"{where}: the section {SEARCH!r} is for `kshot sweep`: run that, or delete the section")
+    make_importable(*([folder] if folder else []), Path.cwd())
+    try:
+        return Spec.model_validate(data)
+    except ValidationError as error:
+        raise ValueError("\n".join(_explain(entry, data, lines, where) for entry in error.errors())) from None
+
+
+def parse_values(text: str, where: str, overrides: Sequence[str] | None = None, folder: Path | None = None) -> Parsed:
+    """The values of a run file with overrides, see `parse_spec`, and their lines, 0 for those of overrides."""
     data, lines = parse_yaml(text, where)
     if not isinstance(data, dict):
         raise ValueError(f"{where}: a run file holds keys and values, such as 'name: my-run'; this holds none")
@@ -229,11 +254,7 @@ def parse_spec(text: str, where: str, overrides: list[str] | None = None, folder
         overridden = _override(data, override)
         lines = {path: line for path, line in lines.items() if path[: len(overridden)] != overridden}
         lines[overridden] = 0
-    make_importable(*([folder] if folder else []), Path.cwd())
-    try:
-        return Spec.model_validate(data)
-    except ValidationError as error:
-        raise ValueError("\n".join(_explain(entry, data, lines, where) for entry in error.errors())) from None
+    return Parsed(data, lines)
 
 
 def _override(data: dict[str, Any], text: str) -> tuple[str, ...]:

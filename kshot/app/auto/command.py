@@ -11,7 +11,6 @@ from __future__ import annotations
 import json
 import math
 import re
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -27,7 +26,7 @@ from kshot.app.auto.plans import MIXTURE, Plan, baseline_plan, plans_for
 from kshot.app.auto.race import Entrant, Race
 from kshot.app.auto.ranking import expect
 from kshot.app.build import build_source, shapes_of
-from kshot.app.folder import RunFolder
+from kshot.app.folder import RunFolder, take_over
 from kshot.app.in_memory import hash_of, register
 from kshot.app.progress import Display
 from kshot.app.run import run
@@ -41,7 +40,7 @@ from kshot.deciding.trial import Cost, Figure, Trial
 from kshot.evaluation.baselines import Baseline, of_fields, without_model
 from kshot.evaluation.evaluate import evaluate
 from kshot.evaluation.target import Target
-from kshot.files import copy_folder, is_empty, owned, whole_file
+from kshot.files import is_empty, owned
 from kshot.limits import limits
 from kshot.tasks.read_log import during
 from kshot.tasks.source import TaskSource
@@ -159,7 +158,7 @@ def auto(
             encoding = source.preprocessor.to_json() if source.preprocessor else None
             with owned(folder):
                 RunFolder(folder).start(spec, shapes_of(source), encoding)
-        _take_over(folder, out)
+        take_over(folder, out)
     return run(spec, out, resume=True, console=console, choice=_story(race, kept, reason, minutes))
 
 
@@ -267,18 +266,6 @@ def _choose(race: Race) -> tuple[Entrant, str]:
         other = f"the best plan, {plans[0].plan.name}" if plans else ""
     beside = (plans if best.simple else simple)[:1]
     return best, f"{said}; {other}, has {beside[0].figure}" if beside else said
-
-
-def _take_over(plan: Path, out: Path) -> None:
-    """Copy the run folder of a plan into `out`, the run file last."""
-    for item in sorted(plan.iterdir(), key=lambda item: item.name == "spec.yaml"):
-        if item.name.startswith(".") or (out / item.name).exists():
-            continue
-        if item.is_dir():
-            copy_folder(item, out / item.name)
-        else:
-            with whole_file(out / item.name) as temporary:
-                shutil.copyfile(item, temporary)
 
 
 def _tested_baselines(race: Race, kept: Entrant, base: Spec, seconds: float) -> dict[str, Any]:

@@ -33,6 +33,7 @@ from kshot.evaluation.report.formatting import (
 )
 from kshot.evaluation.report.parts import Badge, Column, Pairs, Picture, Row, Section, Table
 from kshot.evaluation.report.plan_charts import choice_section
+from kshot.evaluation.report.sweep_chart import sweep_section
 from kshot.evaluation.report.verdict import inference_of, trust_of
 from kshot.learners.ratings.coverage import Coverage
 
@@ -49,6 +50,7 @@ CAPTIONS = {
     "line, or as an arrow if it is off the chart.",
     "plans": "Each point is a plan when its time was up; dashed, what experience expected of it; dotted, the best "
     "simple baseline. More time went to the better third of the plans, and again to the better third of those.",
+    "sweep": "Each point is a trial; hollow ones were stopped early, and the large one was kept.",
     "regret": "Of a learner that chooses among parts, or mixes them, and of each part alone, on the first test tasks. "
     "Zero would be the best part of each task, which nobody knows beforehand; a mixture can be below it.",
     "weights": "How much each part counts on each of the first test tasks, from its support set alone.",
@@ -72,6 +74,7 @@ PROTOCOL = ("source", "ways", "shots", "queries", "seed", "task_seed", "num_test
 
 PLACED = (
     "plans",
+    "sweep",
     "baselines",
     "tasks",
     "shots",
@@ -134,6 +137,7 @@ def report_sections(
             table=finding_table(report),
         ),
         choice_section(report, named.get("plans", [])),
+        sweep_section(report, named.get("sweep", [])),
         Section("Comparison with baselines", pictures=named.get("baselines", ()), table=result_table(report)),
         Section(
             "Seeds",
