@@ -89,6 +89,10 @@ def test_a_space_that_cannot_be_searched_is_a_sentence_before_any_training(secti
     assert not (tmp_path / "found").exists()
 
 
+def test_folds_are_refused(waves, kshot):
+    assert "evaluate.folds are for kshot run" in kshot("sweep", waves, "--set", "evaluate.folds=3").err
+
+
 def test_other_commands_say_whose_the_section_is(waves, kshot):
     assert "the section 'search' is for `kshot sweep`" in kshot("run", waves).err
     with pytest.raises(ValueError, match="is for `kshot sweep`"):

@@ -182,6 +182,8 @@ def _checked(job: Job) -> Spec:
         except ValueError as error:
             said = str(error).removeprefix("--set: ")
             raise ValueError(f"{job.where}: {SEARCH}: with {_phrase(settings)}: {said}") from None
+    if job.base.evaluate.folds:
+        raise ValueError(f"{job.where}: evaluate.folds are for kshot run: sweep without them, then run what is found")
     return job.base
 
 
