@@ -324,6 +324,7 @@ def test_calls_that_share_a_database_share_a_study_and_the_one_with_the_best_tes
     assert ("test" in second) == (next(each["number"] for each in second["sweep"]["trials"] if each["kept"]) >= 3)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="SIGKILL")
 def test_the_trial_of_a_killed_worker_is_tried_again_by_another(waves, tmp_path):
     """Two processes; one is killed while it trains."""
