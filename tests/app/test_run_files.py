@@ -33,7 +33,8 @@ def sources() -> dict[str, dict]:
 
 
 def test_the_documented_run_file_is_valid_and_names_every_key():
-    written = BLOCKS[0]
+    written = dict(BLOCKS[0])
+    assert written.pop("search") is None  # it is for `kshot sweep`, which takes it out
     spec = Spec.model_validate(written)
     assert set(written) == set(Spec.model_fields)
     for part in ("source", "learner", "pretrain", "train", "budget", "evaluate", "baselines"):
@@ -61,7 +62,11 @@ def test_models_and_learners_are_documented_with_their_defaults(role):
     assert set(written) == set(kinds(role))
     for kind, options in written.items():
         part = check_part(role, {"kind": kind} | options)
-        assert part.model_dump() == {"kind": kind} | options
+        dumped = part.model_dump()
+        for inner in dumped.get("among", {}).values():
+            if inner["model"] is None:  # it has the run's model, or none
+                del inner["model"]
+        assert dumped == {"kind": kind} | options
         for argument in describe(our_factory(role, kind)):
             if argument.key and not argument.required:
                 default = list(argument.default) if isinstance(argument.default, tuple) else argument.default
