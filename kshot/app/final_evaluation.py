@@ -187,6 +187,22 @@ def _with_most_shots(spec: Spec, source: TaskSource) -> tuple[TaskSource, list[i
     return None
 
 
+def _in_words(value: Any) -> str:
+    """The value of an option; learners among them as "name: kind (options)".
+
+    Example:
+        >>> _in_words({"a": {"kind": "maml", "model": None, "steps": 5}, "b": {"kind": "protonet"}})
+        'a: maml (steps 5); b: protonet'
+    """
+    if not isinstance(value, dict):
+        return str(value)
+    if "kind" not in value:
+        return "; ".join(f"{name}: {_in_words(each)}" for name, each in value.items())
+    options = {name: each for name, each in value.items() if name != "kind" and not (name == "model" and each is None)}
+    inside = ", ".join(f"{name} {_in_words(each)}" for name, each in options.items())
+    return learner_name(value) + f" ({inside})" * bool(inside)
+
+
 def report_entries(
     result: TestResult, spec: Spec, source: TaskSource, learner: Learner, failures: Failures, num_steps: int
 ) -> dict[str, Any]:
@@ -194,7 +210,7 @@ def report_entries(
     test, metric = result.test, result.target.metric
     failed = (each.what.removeprefix("baseline ") for each in failures if each.what.startswith("baseline "))
     descriptions = {name: describe(name, spec) for name in [*result.baselines, *failed]}
-    options = ", ".join(f"{name} {value}" for name, value in spec.learner.model_dump(exclude={"kind"}).items())
+    options = ", ".join(f"{name} {_in_words(each)}" for name, each in spec.learner.model_dump(exclude={"kind"}).items())
     trained = f"meta-trained for {num_steps:,} steps on the training tasks" if num_steps else "not meta-trained"
     descriptions["learner"] = f"{learner_name(spec.learner.model_dump())} ({options}), {trained}"
     return {
