@@ -12,15 +12,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import shutil
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from cpu_clock import use_cpu_clock
 from experience_sets import data_sets
-from scipy import stats
+from ratios import geometric_mean
 
 from kshot.app.auto import command
 from kshot.app.auto.mixing import learner_of, mix
@@ -85,21 +83,11 @@ def main() -> None:
         ratio = each.get("mixture_error", each["best_error"]) / each["best_error"]
         print(f"| {each['name']} | {each['best']} | {each['mixture']} | {ratio:.3f} |")
     for title, names in (("tuned on", TUNED), ("new", NEW)):
-        logs = np.log(
-            [
-                each.get("mixture_error", each["best_error"]) / each["best_error"]
-                for each in done
-                if each["name"] in names
-            ]
-        )
-        if len(logs):
-            half = (
-                stats.t.ppf(0.975, len(logs) - 1) * logs.std(ddof=1) / math.sqrt(len(logs))
-                if len(logs) > 1
-                else math.nan
-            )
-            low, mean, high = np.exp([logs.mean() - half, logs.mean(), logs.mean() + half])
-            print(f"| {title}, geometric mean of {len(logs)} | | | **{mean:.3f}** ({low:.3f} to {high:.3f}) |")
+        ratios = [
+            each.get("mixture_error", each["best_error"]) / each["best_error"] for each in done if each["name"] in names
+        ]
+        if ratios:
+            print(f"| {title}, geometric mean of {len(ratios)} | | | **{geometric_mean(ratios)}** |")
 
 
 if __name__ == "__main__":

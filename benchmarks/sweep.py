@@ -20,11 +20,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import optuna
 import yaml
 from cpu_clock import use_cpu_clock
-from scipy import stats
+from ratios import geometric_mean
 
 from kshot.app.build import build_source
 from kshot.app.sweep import study as notes
@@ -101,10 +100,8 @@ def main() -> None:
         print(f"| {seed} | {' | '.join(cells)} |", flush=True)
     cells = []
     for method in options.methods:
-        logs = np.log(np.array(spent[method]) / np.array(spent[options.methods[-1]]))
-        half = stats.t.ppf(0.975, len(logs) - 1) * logs.std(ddof=1) / np.sqrt(len(logs)) if len(logs) > 1 else np.nan
-        low, mean, high = np.exp([logs.mean() - half, logs.mean(), logs.mean() + half])
-        cells.append(f"{mean:.2f} ({low:.2f} to {high:.2f})")
+        last = spent[options.methods[-1]]
+        cells.append(geometric_mean([one / other for one, other in zip(spent[method], last)]))
     print(f"| share | {' | '.join(cells)} |")
 
 

@@ -25,7 +25,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 from experience_sets import relatives
-from scipy import stats
+from ratios import geometric_mean
 
 from kshot.app.auto.descriptors import error_of
 from kshot.app.auto.plans import BASELINE
@@ -73,7 +73,8 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=200)
     options = parser.parse_args()
     experience = Experience(options.trials or "sqlite://")
-    trials = [trial for trial in experience.trials(shipped=options.trials is None) if trial.data_set and trial.figures]
+    known = experience.trials(shipped=options.trials is None)
+    trials = [trial for trial in known if trial.data_set and trial.figures and "name" in trial.plan]  # plans of a list
     names = list(dict.fromkeys(trial.data_set for trial in trials))
     shares: dict[str, dict[str, float]] = {}
     for name in names:
@@ -103,12 +104,9 @@ def main() -> None:
     print("| data set | auto / random | cold / random | one / random |\n| --- | --- | --- | --- |")
     for name, share in shares.items():
         print(f"| {name} | {share['auto']:.2f} | {share['cold']:.2f} | {share['one']:.2f} |")
-    cells = []
-    for method in ("auto", "cold", "one"):
-        logs = np.log([share[method] for share in shares.values()])
-        half = stats.t.ppf(0.975, len(logs) - 1) * logs.std(ddof=1) / np.sqrt(len(logs)) if len(logs) > 1 else math.nan
-        low, mean, high = np.exp([logs.mean() - half, logs.mean(), logs.mean() + half])
-        cells.append(f"**{mean:.2f}** ({low:.2f} to {high:.2f})")
+    cells = [
+        f"**{geometric_mean([share[method] for share in shares.values()])}**" for method in ("auto", "cold", "one")
+    ]
     print(f"| geometric mean of {len(shares)} | {' | '.join(cells)} |")
 
 

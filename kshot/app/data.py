@@ -111,5 +111,5 @@ def data_freeze(
     if out.exists():
         raise ValueError(f"{out} exists and is never written over; choose another --out")
     check_writable(out)
-    sha256 = freeze(build_source(spec), out, split=split, num_tasks=tasks)  # type: ignore[arg-type]
+    sha256 = freeze(build_source(spec), out, split=split, num_tasks=tasks)  # type: ignore[arg-type]  # which refuses others
     typer.echo(f"{out}: {tasks} {split} tasks, episodes {sha256}")

@@ -193,6 +193,14 @@ def recipes() -> dict[str, str]:
     return {f.name.removesuffix(".yaml"): f.read_text() for f in files}
 
 
+def read_run_file(name: str) -> tuple[str, str, Path | None] | None:
+    """The text of a recipe or a file, its name in errors, and the folder of a file; None if there is none."""
+    known, path = recipes(), Path(name)
+    if name in known:
+        return known[name], f"recipe {name}", None
+    return (read_text(path, most=limits().yaml_bytes), str(path), path.parent) if path.exists() else None
+
+
 def load_spec(name: str, overrides: list[str] | None = None) -> Spec:
     """Read a recipe by its name or a run file by its path, with `PATH=VALUE` overrides.
 
@@ -204,12 +212,10 @@ def load_spec(name: str, overrides: list[str] | None = None) -> Spec:
         >>> load_spec("sinusoid", ["learner.steps=2"]).learner.steps
         2
     """
-    known = recipes()
-    if name in known:
-        return parse_spec(known[name], f"recipe {name}", overrides)
-    path = Path(name)
-    if path.exists():
-        return parse_spec(read_text(path, most=limits().yaml_bytes), str(path), overrides, path.parent)
+    if found := read_run_file(name):
+        text, where, folder = found
+        return parse_spec(text, where, overrides, folder)
+    path, known = Path(name), recipes()
     if path.suffix in (".yaml", ".yml") or path.parent != Path("."):
         raise ValueError(f"there is no run file {name}")
     raise ValueError(f"there is no recipe {name!r}{nearest(name, known)}; `kshot recipes` lists them")

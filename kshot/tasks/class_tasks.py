@@ -333,7 +333,7 @@ imbalance, label_noise, on_too_few and seed."""
 
 def _check_ways(ways: Ways, name: str, within: Mapping[str, str] | None) -> None:
     if ways != "all":
-        Range.of(ways, name, 2)  # type: ignore[arg-type]
+        Range.of(ways, name, 2)  # type: ignore[arg-type]  # another word than "all" is refused there
     elif within is not None:
         raise ValueError("ways: all takes all classes of a split, and within those of a domain: give one of them")
 

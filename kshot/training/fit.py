@@ -234,7 +234,10 @@ def meta_training_loop(
 ) -> OuterLoop:
     """The outer loop that meta-trains `learner` on the training tasks of `source`, from `first_task(seed)` on."""
     gradient = MetaGradient(learner, mode)
-    backward = lambda module, tasks: gradient(tasks)  # noqa: E731
+
+    def backward(module: nn.Module, tasks: Task) -> Tensor:
+        return gradient(tasks)
+
     return OuterLoop(
         learner, training_tasks(learner, source, seed), backward, settings, seed,
         accept=gradient.update_buffers, may_be_frozen=True, gradient=gradient,

@@ -261,6 +261,7 @@ def quick(monkeypatch, tmp_path):
     monkeypatch.setattr(race.time, "monotonic", lambda: next(clock))
     monkeypatch.setattr(race, "time_limit", lambda seconds: nullcontext())
     monkeypatch.setattr(command, "plans_for", lambda *args, **options: QUICK)
+    monkeypatch.setenv("KSHOT_EXPERIENCE", str(tmp_path / "own.sqlite"))  # without the trials of other tests
     (tmp_path / "waves.yaml").write_text(yaml.safe_dump(TINY))
     return tmp_path / "waves.yaml"
 

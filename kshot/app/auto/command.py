@@ -31,9 +31,8 @@ from kshot.app.in_memory import hash_of, register
 from kshot.app.progress import Display
 from kshot.app.run import run
 from kshot.app.screen import Screen
-from kshot.app.spec import Spec, parse_spec, recipes
+from kshot.app.spec import Spec, parse_spec, read_run_file, recipes
 from kshot.argument_checks import check_arguments
-from kshot.data.text_files import read_text
 from kshot.deciding.decisions import EventLog
 from kshot.deciding.experience import Experience
 from kshot.deciding.trial import Cost, Figure, Trial
@@ -41,7 +40,6 @@ from kshot.evaluation.baselines import Baseline, of_fields, without_model
 from kshot.evaluation.evaluate import evaluate
 from kshot.evaluation.target import Target
 from kshot.files import is_empty, owned
-from kshot.limits import limits
 from kshot.tasks.read_log import during
 from kshot.tasks.source import TaskSource
 from kshot.yaml_files import parse_yaml
@@ -213,10 +211,8 @@ def start(
 def _read(data: str | Path) -> tuple[str, str, Path | None]:
     """The text of a run file, its name in errors, and its folder."""
     path = Path(data)
-    if str(data) in recipes():
-        return recipes()[str(data)], f"recipe {data}", None
-    if path.suffix in (".yaml", ".yml") and path.exists():
-        return read_text(path, most=limits().yaml_bytes), str(path), path.parent
+    if (str(data) in recipes() or path.suffix in (".yaml", ".yml")) and (found := read_run_file(str(data))):
+        return found
     if path.is_dir() or path.is_file():
         source = {"kind": "images"} if path.is_dir() else {"kind": "table", "on_too_few": "shrink"}
         return yaml.safe_dump({"source": source | {"path": str(path.resolve())}}), str(path), None

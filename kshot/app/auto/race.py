@@ -16,7 +16,7 @@ from typing import Any
 from rich.console import Console
 
 from kshot.annotations import Supplied
-from kshot.app.auto.plans import BASELINE, Plan, baseline_plan
+from kshot.app.auto.plans import BASELINE, MIXTURE, Plan, baseline_plan
 from kshot.app.auto.ranking import Expectation
 from kshot.app.auto.time_limit import time_limit
 from kshot.app.build import build_model, has_head, shapes_of
@@ -110,7 +110,10 @@ class Race:
         known = {plan.name: plan for plan in self.plans}
         for event in self.log.of("plan"):
             name = event["plan"]
-            plan = Plan(name, event["learner"]) if "learner" in event else known.get(name) or baseline_plan(name)
+            if name == MIXTURE:
+                plan = Plan(name, event.get("learner", {"kind": MIXTURE}))
+            else:
+                plan = known.get(name) or baseline_plan(name)
             self._note(self.entrants.setdefault(name, Entrant(plan)), event)
 
     def run(

@@ -34,19 +34,17 @@ from kshot.app.in_memory import hash_of
 from kshot.app.progress import Display
 from kshot.app.run import run
 from kshot.app.screen import Screen
-from kshot.app.spec import SEARCH, Spec, parse_values, recipes
+from kshot.app.spec import SEARCH, Spec, parse_values, read_run_file
 from kshot.app.suitability import refuse_unsuited
 from kshot.app.sweep import study as notes
 from kshot.app.sweep.space import Settings
 from kshot.app.sweep.worker import Job, is_done, work
 from kshot.argument_checks import check_arguments
-from kshot.data.text_files import read_text
 from kshot.deciding.experience import Experience
 from kshot.deciding.trial import PLAN_KEYS, Cost, Figure, Trial
 from kshot.evaluation.report.sweep_chart import shown_value
 from kshot.evaluation.target import Target
 from kshot.files import digest, is_empty, owned, read_json, write_json
-from kshot.limits import limits
 from kshot.tasks.source import TaskSource
 
 FROM_EXPERIENCE = 5
@@ -147,21 +145,15 @@ def _job(
     storage: str | None,
 ) -> Job:
     """The job of all workers; ValueError if there is no such run file, or it has no section `search`."""
-    path = Path(str(data)) if not isinstance(data, Mapping) else None
-    folder = None
-    if isinstance(data, Mapping):
-        text, where = yaml.safe_dump(dict(data)), "data"
-    elif str(data) in recipes():
-        text, where = recipes()[str(data)], f"recipe {data}"
-    elif path is not None and path.is_file():
-        text, where, folder = read_text(path, most=limits().yaml_bytes), str(path), str(path.parent.absolute())
-    else:
+    found = (yaml.safe_dump(dict(data)), "data", None) if isinstance(data, Mapping) else read_run_file(str(data))
+    if found is None:
         raise ValueError(f"there is no run file or recipe {data}")
+    text, where, folder = found
     values = parse_values(text, where, overrides).values
     job = Job(
         text=text,
         where=where,
-        folder=folder,
+        folder=None if folder is None else str(folder.absolute()),
         overrides=tuple(overrides),
         out=str(out.absolute()),
         place="",

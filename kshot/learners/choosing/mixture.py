@@ -48,8 +48,10 @@ class Mixture(Learner):
     def parts(self) -> dict[str, Learner]:
         return dict(zip(self.names, cast("Iterable[Learner]", self.among)))
 
+    # The next three are attributes of other learners; here they are known once a baseline among the parts is fitted.
+
     @property
-    def transductive(self) -> bool:  # type: ignore[override]  # known once a baseline among the parts is fitted
+    def transductive(self) -> bool:  # type: ignore[override]
         """Whether a part is."""
         return any(part.transductive for part in self.parts.values())
 
