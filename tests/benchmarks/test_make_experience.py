@@ -71,6 +71,7 @@ def test_trials_are_kept_by_data_set_and_exported(module, tmp_path, monkeypatch,
     script = module("make_experience")
 
     def call(*words):
+        monkeypatch.setattr(script, "use_cpu_clock", lambda: None)  # it would stay for the tests that follow
         monkeypatch.setattr(sys, "argv", ["make_experience.py", "--out", str(tmp_path), *map(str, words)])
         script.main()
         return capsys.readouterr().out
