@@ -30,7 +30,8 @@ def time_limit(seconds: float) -> Iterator[None]:
     An exception from a signal may be raised at any place. It is raised only where nothing is left half done: not while
     a module is imported, not in the standard library or in PyTorch, and not while a context is entered or left, which
     could leave gradients switched off for the rest of the process. Where the time ends at such a place, the next
-    function that is called elsewhere raises it.
+    function that is called elsewhere raises it. Compiled code that called the interrupted function may turn it into an
+    exception of its own, as NumPy does; such a one is raised as TimeoutError, too.
 
     Example:
         >>> with time_limit(0.01):
@@ -43,8 +44,11 @@ def time_limit(seconds: float) -> Iterator[None]:
         yield
         return
     profile, outer = sys.getprofile(), sys._getframe(2)  # of the `with` statement, above that of contextlib
+    over = False
 
     def interrupt(number: int, frame: FrameType | None) -> None:
+        nonlocal over
+        over = True
         if _may_raise(frame, outer):
             raise TimeoutError
         sys.setprofile(raise_later)
@@ -58,6 +62,10 @@ def time_limit(seconds: float) -> Iterator[None]:
     signal.setitimer(TIMER, max(seconds, 0.001), _AGAIN)
     try:
         yield
+    except Exception as error:
+        if over and not isinstance(error, TimeoutError):
+            raise TimeoutError from error
+        raise
     finally:
         signal.setitimer(TIMER, 0)
         signal.signal(SIGNAL, before)
