@@ -1,5 +1,6 @@
 from . import data, deciding, evaluation, inner, learners, models, objectives, sources, tasks, testing, training
 from .app.auto.command import auto
+from .app.execute import run
 from .app.sweep.command import sweep
 from .app.trained import load
 from .deciding.loop import run_until
@@ -38,6 +39,7 @@ __all__ = [
     "one_hot",
     "pretrain",
     "protonet",
+    "run",
     "run_until",
     "save_state",
     "sources",

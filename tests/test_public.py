@@ -37,7 +37,7 @@ CORE = [
     "pretrain",
     "protonet",
 ]
-CORE += ["run_until", "save_state", "sweep"]
+CORE += ["run", "run_until", "save_state", "sweep"]
 
 
 def test_the_top_offers_the_core_and_the_packages():

@@ -63,22 +63,13 @@ def run(
     spec = load_spec(recipe, set_)
     if resume and out is None:
         raise ValueError("--resume needs the folder of the run: --out DIR")
-    if seeds is not None and spec.evaluate.folds:
-        raise ValueError("--seeds and evaluate.folds are not combined: run the file once for each seed")
-    if init_from is not None and (seeds is not None or spec.evaluate.folds):
-        raise ValueError("--init-from is for one run: leave out --seeds and evaluate.folds")
-    from kshot.app.folds import run_folds
-    from kshot.app.run import run as run_spec
-    from kshot.app.seeds import parse_seeds, run_seeds
+    from kshot.app.execute import execute
+    from kshot.app.seeds import parse_seeds
 
     with run_folder(out, spec.name) as folder:
         try:
-            if spec.evaluate.folds:
-                report = run_folds(spec, folder, resume=resume)
-            elif seeds is None:
-                report = run_spec(spec, folder, resume=resume, init_from=init_from)
-            else:
-                report = run_seeds(spec, folder, parse_seeds(seeds), resume=resume)
+            several = [] if seeds is None else parse_seeds(seeds)
+            report = execute(spec, folder, seeds=several, resume=resume, init_from=init_from)
         except KeyboardInterrupt:
             options = f"--out {folder}" + (f" --seeds {seeds}" if seeds else "")
             typer.echo(f"\nInterrupted. Resume by: kshot run {recipe} {options} --resume", err=True)

@@ -1,17 +1,24 @@
-"""Sources that are given as objects, and how a run file names them.
+"""Sources and tables that are given as objects, and how a run file names them.
 
-A run file is text, and cannot hold a source that was made in Python. It holds the hash of its first tasks, by which the
-source is found again in the process that gave it.
+A run file is text, and cannot hold what was made in Python. It holds a hash of the first tasks of a source, or of the
+content of a table, by which they are found again in the process that gave them.
 """
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping, Sequence
+from os import PathLike
 from typing import Any
 
+import yaml
+
+from kshot.data.tables.frames import is_path, keep
 from kshot.tasks.source import TaskSource, check_source, hash_into
 from kshot.types import Split
 
+TABLES = ("path", "users", "items")
+"""Keys of a source that may hold a table."""
 HASHED: tuple[Split, ...] = ("train", "val")
 FIRST = 8
 """The splits, and the number of the first tasks of each, that are hashed."""
@@ -30,6 +37,53 @@ def register(source: TaskSource) -> dict[str, Any]:
     name = hash_of(source)
     _GIVEN[name] = source
     return {"kind": f"{given.__module__}:{given.__name__}", "tasks": name}
+
+
+def as_text(values: Mapping[str, Any]) -> str:
+    """The values of a run file as YAML. Its source may be an object, and its tables may be in memory (`TableLike`).
+
+    Raises:
+        ValueError: an object that is neither; the source has too few tasks.
+
+    Example:
+        >>> print(as_text({"name": "ours", "source": {"kind": "table", "path": {"x": [1, 2], "y": [3, 4]}}}))
+        name: ours
+        source:
+          kind: table
+          path: memory:...
+    """
+    source = values.get("source")
+    named = register(source) if isinstance(source, TaskSource) else _named(source)
+    plain = _plain({**values, "source": named} if "source" in values else values)
+    return yaml.safe_dump(plain, sort_keys=False, allow_unicode=True)
+
+
+def _named(section: Any) -> Any:
+    """A section of a source in which tables are replaced by their names, also in the sources within it."""
+    if isinstance(section, Mapping):
+        return {
+            key: keep(value) if key in TABLES and not (value is None or is_path(value)) else _named(value)
+            for key, value in section.items()
+        }
+    return section
+
+
+def _plain(value: Any) -> Any:
+    """What YAML can write; ValueError for anything else."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(each) for key, each in value.items()}
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return [_plain(each) for each in value]
+    if isinstance(value, PathLike):
+        return str(value)
+    if hasattr(value, "item") and getattr(value, "ndim", None) == 0:  # a number of NumPy or torch
+        return value.item()
+    if value is None or isinstance(value, str | int | float):
+        return value
+    raise ValueError(
+        f"a run file holds numbers, words, lists and mappings, and this one has a {type(value).__name__}; only the "
+        f"source may be an object, and its {', '.join(TABLES)} a table in memory"
+    )
 
 
 def hash_of(source: TaskSource) -> str:

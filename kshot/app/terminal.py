@@ -51,9 +51,9 @@ def pooled_lines(report: dict[str, Any]) -> list[str]:
     ]
 
 
-def print_summary(report: dict[str, Any], out: Path | None) -> None:
+def print_summary(report: dict[str, Any], out: Path | None, console: Console | None = None) -> None:
     """Print the test figure with the baselines, the verdict, the protocol, and where the report is."""
-    console = Screen()
+    console = console or Screen()
     metric, test = report["metric"], report["test"]
     if test is None:
         console.print("No round could be evaluated, so there is no test figure.")

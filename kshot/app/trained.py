@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -24,6 +24,7 @@ from kshot.app.folder import RunFolder, read_spec
 from kshot.app.inputs import read_image, read_images, read_table, support_images, support_table
 from kshot.app.spec import Spec, parse_spec
 from kshot.bounded import parse_json
+from kshot.data.tables.frames import TableLike, is_path
 from kshot.deciding.adjusting import set_learner
 from kshot.deciding.decisions import Round, best_round
 from kshot.evaluation.baselines import fit_baselines
@@ -109,12 +110,17 @@ class TrainedRun:
             )
 
     def adapt(
-        self, support: Path | str, *, before: Adapted | None = None, resize: bool = False, invert: bool = False
+        self,
+        support: Path | str | TableLike,
+        *,
+        before: Adapted | None = None,
+        resize: bool = False,
+        invert: bool = False,
     ) -> Adapted:
         """Adapt to a user's examples, as `kshot adapt` does.
 
         Args:
-            support: a file or folder of examples with their targets, as the run's source takes it.
+            support: examples with their targets as the run's source takes them: a file, a folder or a table in memory.
             before: a state to be extended by the examples; by default the learner adapts to them alone.
             resize, invert: whether images of another size are resized, which they are in any case for a pretrained
                 encoder, and whether brightness is inverted.
@@ -122,7 +128,7 @@ class TrainedRun:
         Raises:
             ValueError: examples that do not fit the run, or a state that cannot be extended.
         """
-        inputs, targets, kept = self._support(Path(support), resize=resize, invert=invert)
+        inputs, targets, kept = self._support(self._located(support), resize=resize, invert=invert)
         classes: list[str] = []
         if isinstance(targets, list):
             known = before.classes if before else []
@@ -143,13 +149,18 @@ class TrainedRun:
         return Adapted(state, classes, kept, len(batch.weight))
 
     def predict(
-        self, adapted: Adapted, inputs: Sequence[Path | str], *, resize: bool = False, invert: bool = False
+        self,
+        adapted: Adapted,
+        inputs: Path | str | TableLike | Sequence[Path | str],
+        *,
+        resize: bool = False,
+        invert: bool = False,
     ) -> Columns:
-        """Predict for a user's files, as `kshot predict` does.
+        """Predict for a user's examples, as `kshot predict` does.
 
         Args:
             adapted: result of `adapt` or `load_state`.
-            inputs: files or folders, as the run's source takes them.
+            inputs: a file or folder, or several, as the run's source takes them, or a table in memory.
             resize, invert: as in `adapt`.
 
         Returns:
@@ -160,7 +171,9 @@ class TrainedRun:
         Raises:
             ValueError: a file that is missing or does not fit the run.
         """
-        paths = [Path(path) for path in inputs]
+        listed = isinstance(inputs, list | tuple) and all(map(is_path, inputs))
+        located = [self._located(each) for each in cast("Sequence[Any]", inputs if listed else [inputs])]
+        paths = [path for path in located if isinstance(path, Path)]
         for path in paths:
             if not path.exists():
                 raise ValueError(f"there is no {path}")
@@ -172,10 +185,10 @@ class TrainedRun:
             encoded = preprocessor.encoded(images) if preprocessor else images
             read = self._labels(self.logits(adapted.state, encoded), adapted.classes)
             return {"path": names} | _spread(read, errors)
-        values = [
-            preprocessor.inputs(path, adapted.kept) if preprocessor else read_table(path, self.shapes["inputs"][-1])
-            for path in paths
-        ]
+        if preprocessor:
+            values = [preprocessor.inputs(each, adapted.kept) for each in located]
+        else:
+            values = [read_table(path, self.shapes["inputs"][-1]) for path in paths]
         prediction = self.logits(adapted.state, tree_map(lambda *leaves: torch.cat(leaves), *values))
         return _tell_not_finite(prediction, self._columns(prediction, adapted))
 
@@ -209,7 +222,20 @@ class TrainedRun:
             )
         return Adapted(state, parse_json(meta["classes"]), parse_json(meta.get("kept", "{}")))
 
-    def _support(self, path: Path, *, resize: bool, invert: bool) -> tuple[Tree, Tensor | list[str], dict[str, Any]]:
+    def _located(self, data: Any) -> Path | TableLike:
+        """A path, or a table if the run reads tables; ValueError if it does not."""
+        if is_path(data):
+            return Path(data)
+        if self.preprocessor is None or not self.preprocessor.reads_tables:
+            raise ValueError(f"this run reads files, and was given a {type(data).__name__}: give the path of a file")
+        return cast(TableLike, data)
+
+    def _support(
+        self, path: Path | TableLike, *, resize: bool, invert: bool
+    ) -> tuple[Tree, Tensor | list[str], dict[str, Any]]:
+        if self.preprocessor and self.preprocessor.reads_tables:
+            return self.preprocessor.support(path)
+        assert isinstance(path, Path)
         if isinstance(self.preprocessor, ImagePreprocessor):
             images, labels = support_images(path, self._reader(resize=resize, invert=invert))
             return self.preprocessor.encoded(images), labels, {}

@@ -19,6 +19,7 @@ from kshot import objectives
 from kshot.annotations import EMPTY, PositiveInt, Size
 from kshot.argument_checks import check_arguments
 from kshot.data import library
+from kshot.data.tables.frames import TableLike
 from kshot.data.tables.table import Reading, ReadingOptions
 from kshot.data.text.features import SpanDataset
 from kshot.data.text.files import files_of, notes_on_links
@@ -196,6 +197,8 @@ class Corpus(GroupTasks):
 class CorpusPreprocessor(Preprocessor):
     """Converts texts into windows of symbols, and back."""
 
+    reads_tables = False
+
     unit: Unit
     length: int
     vocabulary: Vocabulary | Tokens
@@ -233,10 +236,12 @@ class CorpusPreprocessor(Preprocessor):
         examples, task_of_window = windows_of([self.encode(text)], self.length)
         return examples.take(np.arange(len(task_of_window)))
 
-    def support(self, path: Path) -> Support:
+    def support(self, path: Path | TableLike) -> Support:
+        assert isinstance(path, Path)
         return Support(*self.windows(path), {})
 
-    def inputs(self, path: Path, kept: dict[str, Any]) -> Tensor:
+    def inputs(self, path: Path | TableLike, kept: dict[str, Any]) -> Tensor:
+        assert isinstance(path, Path)
         return self.windows(path)[0]
 
     def answers(self, prediction: Tensor, kept: dict[str, Any]) -> dict[str, list[Any]]:

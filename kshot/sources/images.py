@@ -22,6 +22,7 @@ from kshot.data.images.cache import DecodedImages
 from kshot.data.images.decode import BadImage, Colour, colour_of
 from kshot.data.images.encoder import EncodedImages, ImageEncoder, encode_files
 from kshot.data.images.index import Listing, list_folder, list_table, shown
+from kshot.data.tables.frames import TableLike
 from kshot.limits import OverLimit
 from kshot.tasks.class_tasks import ClassOptions, ClassTasks
 from kshot.tasks.preprocessor import Preprocessor, Support
@@ -151,6 +152,8 @@ class ImagePreprocessor(Preprocessor):
         sha256: hash of all that the features depend on besides the images.
     """
 
+    reads_tables = False
+
     features: Features
     encoder: str
     size: int
@@ -176,15 +179,17 @@ class ImagePreprocessor(Preprocessor):
         """The inputs that images (n, 3, size, size) give."""
         return images if self.features == "pixels" else torch.from_numpy(self.opened.encode(images))
 
-    def support(self, path: Path) -> Support:
+    def support(self, path: Path | TableLike) -> Support:
         """Images with their classes, in a folder or a table as `images` takes them."""
+        assert isinstance(path, Path)
         listing = (list_table if path.is_file() else list_folder)(path)
         labels = {row: name for name, rows in listing.classes.items() for row in rows}
         images = torch.stack([self.image(listing.root / file.name) for file in listing.files])
         return Support(self.encoded(images), [labels[row] for row in range(len(images))], {})
 
-    def inputs(self, path: Path, kept: dict[str, Any]) -> Tree:
+    def inputs(self, path: Path | TableLike, kept: dict[str, Any]) -> Tree:
         """The input of an image file."""
+        assert isinstance(path, Path)
         return self.encoded(self.image(path)[None])
 
     def answers(self, prediction: Tree, kept: dict[str, Any]) -> dict[str, list[Any]]:

@@ -10,6 +10,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from kshot.data.tables.columns import Raw, read_columns
+from kshot.data.tables.frames import TableLike
 from kshot.data.tables.open import open_table
 from kshot.data.tables.table import Reading, Table
 from kshot.tasks.group_tasks import GroupTasks
@@ -139,15 +140,16 @@ def split_of_rows(split: Mapping[str, Any]) -> Mapping[str, Any]:
     return split
 
 
-def refuse_several_groups(path: Path, group: str, reading: Reading) -> None:
-    """Raise ValueError if a support file has the column of groups, and rows of several."""
+def refuse_several_groups(path: Path | TableLike, group: str, reading: Reading) -> None:
+    """Raise ValueError if a support set has the column of groups, and rows of several."""
     try:
-        groups = open_table(path, reading, columns=[group]).labels(group).drop_nulls().unique(maintain_order=True)
+        table = open_table(path, reading, columns=[group])
     except ValueError:  # it has no such column
         return
+    groups = table.labels(group).drop_nulls().unique(maintain_order=True)
     if len(groups) > 1:
         named = ", ".join(map(repr, groups[:4].to_list())) + (", …" if len(groups) > 4 else "")
         raise ValueError(
-            f"{path}: a support set is of one {group}, and these rows are of {len(groups)}: {named}. Write a file for "
-            "each, and adapt to each"
+            f"{table.path}: a support set is of one {group}, and these rows are of {len(groups)}: {named}. Adapt to "
+            "each by itself"
         )

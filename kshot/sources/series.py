@@ -19,6 +19,7 @@ from kshot import objectives
 from kshot.annotations import EMPTY, MOST, PositiveInt, Size
 from kshot.argument_checks import check_arguments
 from kshot.data.tables.columns import read_columns
+from kshot.data.tables.frames import TableLike
 from kshot.data.tables.moments import moments
 from kshot.data.tables.open import open_table
 from kshot.data.tables.table import Reading, ReadingOptions
@@ -38,7 +39,7 @@ Scale = Literal["support", "level", "global"]
 
 @check_arguments
 def series(
-    path: Path | str,
+    path: Path | str | TableLike,
     *,
     time: str | None = None,
     series: str | None = None,
@@ -70,7 +71,7 @@ def series(
     scale, else in variances of the support; see `kshot.objectives.forecast`.
 
     Args:
-        path: a CSV, TSV, NDJSON or Parquet file.
+        path: a table, in a file or in memory, as of `table`.
         time: the column of dates or numbers that orders a series. Without it each row is a series, as in the files of
             the M4 competition: `series` is the column that names it, if there is one, and the other columns hold its
             values in their order; empty cells were not observed.
@@ -251,8 +252,8 @@ class SeriesPreprocessor(Preprocessor):
             return ((values - mean) / std).astype(np.float32)
         return (values - np.r_[0.0, mean[1:]]) / np.r_[1.0, std[1:]]
 
-    def support(self, path: Path) -> Support:
-        """All windows of the one series in a file."""
+    def support(self, path: Path | TableLike) -> Support:
+        """All windows of one series."""
         values = self._read(path, self.context_length + self.horizon)
         starts, _ = _windows(np.array([len(values)]), self.context_length + self.horizon, self.stride)
         inputs, targets = WindowDataset(values, starts, self.context_length, self.horizon).take(np.arange(len(starts)))
@@ -263,8 +264,8 @@ class SeriesPreprocessor(Preprocessor):
         batch = scaled(batch, center, spread)
         return Support(batch.inputs, batch.targets, {"center": float(center), "spread": float(spread)})
 
-    def inputs(self, path: Path, kept: dict[str, Any]) -> Tensor:
-        """The last context of the one series in a file, (1, C, 1 + V)."""
+    def inputs(self, path: Path | TableLike, kept: dict[str, Any]) -> Tensor:
+        """The last context of one series, (1, C, 1 + V)."""
         inputs = torch.from_numpy(self._read(path, self.context_length)[None, -self.context_length :])
         if self.scale == "global":
             return inputs
@@ -296,7 +297,7 @@ class SeriesPreprocessor(Preprocessor):
         lists = {name: tuple(data[name]) for name in ("columns", "mean", "std")}
         return cls(**fields | lists | {"reading": Reading(**data["reading"])})
 
-    def _read(self, path: Path, least: int) -> np.ndarray:
+    def _read(self, path: Path | TableLike, least: int) -> np.ndarray:
         """The values (points, 1 + V) of the one series in a file, at least `least`, in the order of time."""
         if self.time is None:
             return self._read_row(path, least)
@@ -304,7 +305,7 @@ class SeriesPreprocessor(Preprocessor):
         names = list(self.columns) or [name for name in table.frame.columns if name != self.time]
         if len(names) != 1 and not self.columns:
             raise ValueError(
-                f"{path} must hold one series, {self.time} and a column of values; it has {', '.join(names)}"
+                f"{table.path} must hold one series, {self.time} and a column of values; it has {', '.join(names)}"
             )
         columns = read_columns(table, {self.time: self.format, **dict.fromkeys(names, "number")})
         for name, column in columns.items():
@@ -314,18 +315,20 @@ class SeriesPreprocessor(Preprocessor):
         repeated = order[1:][np.diff(columns[self.time].values[order]) == 0]
         table.bad(self.time, np.isin(np.arange(len(order)), repeated), "is there twice: give one series")
         table.settle()
-        return self._enough(path, np.stack([columns[name].values for name in names], 1)[order], least)
+        return self._enough(table.path, np.stack([columns[name].values for name in names], 1)[order], least)
 
-    def _read_row(self, path: Path, least: int) -> np.ndarray:
+    def _read_row(self, path: Path | TableLike, least: int) -> np.ndarray:
         """As `_read`, where each row of a file is a series."""
         table = open_table(path, self.reading)
         if len(table) != 1:
-            raise ValueError(f"{path} must hold one series, a row of values in the order of time; it has {len(table)}")
+            raise ValueError(
+                f"{table.path} must hold one series, a row of values in the order of time; it has {len(table)}"
+            )
         names = [name for name in table.frame.columns if name != self.series]
         columns = read_columns(table, dict.fromkeys(names, "number"))
         table.settle()
         values = np.concatenate([columns[name].values for name in names])
-        return self._enough(path, values[~np.isnan(values), None], least)
+        return self._enough(table.path, values[~np.isnan(values), None], least)
 
     def _enough(self, path: Path, values: np.ndarray, least: int) -> np.ndarray:
         if len(values) < least:

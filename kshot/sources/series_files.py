@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from kshot.data.tables.columns import read_columns
+from kshot.data.tables.frames import TableLike
 from kshot.data.tables.open import open_table
 from kshot.data.tables.table import Reading, Table
 from kshot.sources.rows import BadRows, Members, group_rows
@@ -52,7 +53,7 @@ class SeriesFile(NamedTuple):
 
 
 def read_series(
-    path: Path | str,
+    path: Path | str | TableLike,
     reading: Reading,
     *,
     time: str | None,

@@ -19,6 +19,7 @@ from kshot import objectives
 from kshot.annotations import EMPTY, FractionBelowOne, Size, Ways
 from kshot.argument_checks import check_arguments
 from kshot.data.tables.columns import Columns, Raw, Values, describe_raw, kind_of, missing_in, place_of, read_columns
+from kshot.data.tables.frames import TableLike
 from kshot.data.tables.moments import extremes, moments
 from kshot.data.tables.numerals import Style
 from kshot.data.tables.open import open_table
@@ -50,7 +51,7 @@ log = logging.getLogger(__name__)
 
 @check_arguments
 def table(
-    path: Path | str,
+    path: Path | str | TableLike,
     *,
     group: str | None = None,
     target: str | Sequence[str] | None = None,
@@ -75,7 +76,7 @@ def table(
     bad_rows: BadRows = "error",
     seed: Seed = 0,
 ) -> GroupTasks | ClassTasks:
-    r"""Tasks from a CSV, TSV, NDJSON or Parquet file.
+    r"""Tasks from a table: a file, a DataFrame of pandas or polars, or the result of an SQL query.
 
     With `target` alone, a task is `shots` and `queries` random rows of the table, each split having rows of its own.
     With `group` and `target`, a task is a group, such as a store, patient or school: predict the target of its rows
@@ -88,7 +89,8 @@ def table(
     code for unknown ones. Dates are linear and cyclic features.
 
     Args:
-        path: the file.
+        path: the file (CSV, TSV, NDJSON, JSON, Parquet, Excel), the table in memory (see `TableLike`), or the URL of a
+            database, with `reading: {query: …}`.
         group, target: the column that names the group of a row, and that to predict, or several numeric columns.
         classes: the column of classes, instead of `group` and `target`.
         target_type: "regression" or "classification"; by default according to the column of the target.
@@ -329,7 +331,7 @@ class TablePreprocessor(Preprocessor):
             return objectives.classification
         return objectives.shared_classification if self.classes else objectives.in_units(self.std, self.targets)
 
-    def support(self, path: Path) -> Support:
+    def support(self, path: Path | TableLike) -> Support:
         """Rows with their targets, or with the class of each in the column `label`."""
         columns = self.targets if self.label is None else (self.label,)
         table, inputs = self._read(path, columns)
@@ -347,7 +349,7 @@ class TablePreprocessor(Preprocessor):
         table.settle()
         return Support(inputs, torch.from_numpy(targets) if self.label is None else words.to_list(), {})
 
-    def inputs(self, path: Path, kept: dict[str, Any]) -> Tensor:
+    def inputs(self, path: Path | TableLike, kept: dict[str, Any]) -> Tensor:
         table, inputs = self._read(path, ())
         table.settle()
         return inputs
@@ -382,13 +384,13 @@ class TablePreprocessor(Preprocessor):
         columns, reading = Columns.from_json(data["columns"]), Reading(**data["reading"])
         return cls(columns=columns, reading=reading, label=data["label"], group=data.get("group"), **plain)
 
-    def _read(self, path: Path, others: Sequence[str]) -> tuple[Table, Tensor]:
-        """The table of a file, with further columns, and its inputs."""
+    def _read(self, path: Path | TableLike, others: Sequence[str]) -> tuple[Table, Tensor]:
+        """The table, with further columns, and its inputs."""
         kinds = self.columns.kinds
         table = open_table(path, self.reading, columns=[*kinds, *others])
         raw = read_columns(table, kinds)
         for name in self.columns.without_gaps:
             if count := missing_in(raw[name]):
-                log.warning("%s: %d missing values of %r are replaced by the training mean", path, count, name)
+                log.warning("%s: %d missing values of %r are replaced by the training mean", table.path, count, name)
         values = self.columns.encode(raw)
         return table, torch.from_numpy(self.columns.spread(values))

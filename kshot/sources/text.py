@@ -19,6 +19,7 @@ from kshot.annotations import EMPTY, PositiveInt, PositiveIntPair
 from kshot.argument_checks import check_arguments
 from kshot.data import library
 from kshot.data.dataset import ArrayDataset, Dataset
+from kshot.data.tables.frames import TableLike, is_path
 from kshot.data.tables.table import Reading, ReadingOptions, Table
 from kshot.data.text.features import Featuriser, character_ids, hashed_ngrams
 from kshot.data.text.files import column_of, texts_of, values_of, words_of
@@ -50,7 +51,7 @@ Features = Literal["words", "characters", "ids", "encoder", "tokens"]
 
 @check_arguments
 def text(
-    path: Path | str,
+    path: Path | str | TableLike,
     *,
     text: str = "text",
     label: str = "label",
@@ -75,7 +76,7 @@ def text(
     part, `{"train": [["hello", "greet"], …], …}`, where the part of each text becomes the column part.
 
     Args:
-        path: the table (CSV, TSV, NDJSON, Parquet), folder or JSON file; also a file of a data set of
+        path: the table, in a file or in memory, folder or JSON file; also a file of a data set of
             `kshot data list`, such as `clinc150/data_full.json`.
         text, label: the columns of texts and of classes.
         domain: the column with the domain of each class, for `within` and `split: {heldout: …}`; or a JSON file
@@ -112,7 +113,9 @@ def text(
     """
     preprocessor = None if callable(features) else _preprocessor(features, encoder, ngrams, width)
     format = Reading(**(reading or {}))
-    table = open_labelled(library.resolve_path(path), format, text, label, follow_links=follow_links)
+    table = open_labelled(
+        library.resolve_path(path) if is_path(path) else path, format, text, label, follow_links=follow_links
+    )
     texts, labels = texts_of(table, text), words_of(table, label, "a text needs the name of its class")
     if split is None:
         split = {"column": "split"} if "split" in table.frame.columns else DEFAULT_SPLIT
@@ -153,7 +156,7 @@ def text(
     else:
         train = np.concatenate(list(classes["train"].values())).tolist() if features == "ids" else []
         characters = Vocabulary.fit(strings[row] for row in train).characters
-        preprocessor = replace(preprocessor, characters=characters, text=text, label=label, reading=format)
+        preprocessor = replace(preprocessor, characters=characters, text=text, label=label, reading=table.reading)
         examples = preprocessor.examples(strings, keep=True)
     source = TextTasks(
         examples, classes, texts=strings, out_of_scope=out_of_scope_rows, **options, same_classes="rows" in split,
@@ -240,13 +243,13 @@ class TextPreprocessor(Preprocessor):
             )
         return encoder
 
-    def support(self, path: Path) -> Support:
+    def support(self, path: Path | TableLike) -> Support:
         """Texts with their classes, in any format that `text` reads."""
         table = open_labelled(path, self.reading, self.text, self.label)
         labels = words_of(table, self.label, "a support text needs its class")
         return Support(self._inputs(table), labels.to_list(), {})
 
-    def inputs(self, path: Path, kept: dict[str, Any]) -> Tree:
+    def inputs(self, path: Path | TableLike, kept: dict[str, Any]) -> Tree:
         """Texts to predict for; they need no labels."""
         return self._inputs(open_labelled(path, self.reading, self.text, self.label))
 

@@ -1,19 +1,20 @@
-"""Preprocessors: what a run keeps of its data, to read a user's files without the training data."""
+"""Preprocessors: what a run keeps of its data, to read a user's examples without the training data."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 from torch import Tensor
 
 from kshot.data.tables.columns import Columns
+from kshot.data.tables.frames import TableLike
 from kshot.types import Tree
 
 
 class Support(NamedTuple):
-    """A user's support set as read from a file: leaves (n, ...), or the class names if each task has its own classes.
+    """A user's support set as it was read: leaves (n, ...), or the class names if each task has its own classes.
 
     `kept` is what prediction needs to know about this support set, as JSON.
     """
@@ -24,22 +25,24 @@ class Support(NamedTuple):
 
 
 class Preprocessor(ABC):
-    """Fitted on training data: turns files into inputs and targets, and predictions into the units of the data.
+    """Fitted on training data: turns examples into inputs and targets, and predictions into the units of the data.
 
     Attributes:
         classes: names of the classes that all tasks share, if any.
         input_columns: the table columns of the inputs, if inputs are rows of a table.
+        reads_tables: whether examples are rows of a table, which may be in memory; else they are files.
     """
 
     classes: tuple[str, ...] = ()
     input_columns: Columns | None = None
+    reads_tables: ClassVar[bool] = True
 
     @abstractmethod
-    def support(self, path: Path) -> Support:
-        """Read a support set; raises ValueError if the file is unusable."""
+    def support(self, path: Path | TableLike) -> Support:
+        """Read a support set; raises ValueError if it is unusable."""
 
     @abstractmethod
-    def inputs(self, path: Path, kept: dict[str, Any]) -> Tree:
+    def inputs(self, path: Path | TableLike, kept: dict[str, Any]) -> Tree:
         """Read the inputs (n, ...) to predict for."""
 
     @abstractmethod

@@ -26,13 +26,15 @@ from kshot.app.auto.plans import MIXTURE, Plan, baseline_plan, plans_for
 from kshot.app.auto.race import Entrant, Race
 from kshot.app.auto.ranking import expect
 from kshot.app.build import build_source, shapes_of
-from kshot.app.folder import RunFolder, take_over
-from kshot.app.in_memory import hash_of, register
+from kshot.app.execute import Report
+from kshot.app.folder import RunFolder, run_folder, take_over
+from kshot.app.in_memory import as_text, hash_of
 from kshot.app.progress import Display
 from kshot.app.run import run
 from kshot.app.screen import Screen
 from kshot.app.spec import Spec, parse_spec, read_run_file, recipes
 from kshot.argument_checks import check_arguments
+from kshot.data.tables.frames import TableLike
 from kshot.deciding.decisions import EventLog
 from kshot.deciding.experience import Experience
 from kshot.deciding.trial import Cost, Figure, Trial
@@ -48,6 +50,9 @@ FOR_SIMPLE, FOR_MIXTURE, FOR_TEST = 0.2, 0.08, 0.15
 """Shares of the time: for the simple baselines, at most; for a mixture, at most; and what is kept for the test."""
 TESTED = 3
 """Simple baselines that are tested beside the plan that is kept: the best on validation tasks."""
+TABLE = {"kind": "table", "on_too_few": "shrink"}
+"""The source of a table that is given without a run file."""
+Data = str | Path | Mapping[str, Any] | TaskSource | TableLike
 NOTHING = ["learner={kind: nearest_centroid}", "model=null", "pretrain=null", "train={}", "policy=null"]
 """Overrides by which the rest of a run file can be checked before there is a plan."""
 
@@ -69,11 +74,13 @@ class Question:
     target: str | None
 
     @classmethod
-    def of(cls, data: str | Path | Mapping[str, Any] | TaskSource, overrides: Sequence[str]) -> Question:
+    def of(cls, data: Data, overrides: Sequence[str]) -> Question:
         """Read a recipe, a run file or a data set; ValueError if it is none."""
         if isinstance(data, TaskSource):
-            data = {"source": register(data)}
-        text, where, folder = (yaml.safe_dump(dict(data)), "data", None) if isinstance(data, Mapping) else _read(data)
+            data = {"source": data}
+        elif not isinstance(data, str | Path | Mapping):
+            data = {"source": TABLE | {"path": data}}
+        text, where, folder = (as_text(data), "data", None) if isinstance(data, Mapping) else _read(data)
         values, _ = parse_yaml(text, where)
         given = dict(values) if isinstance(values, dict) else {}
         target = next((each.partition("=")[2] for each in overrides if each.startswith("target=")), given.get("target"))
@@ -94,15 +101,15 @@ class Question:
 
 @check_arguments
 def auto(
-    data: str | Path | Mapping[str, Any] | TaskSource,
-    out: str | Path,
+    data: Data,
+    out: str | Path | None = None,
     *,
     minutes: PositiveFloat = 15.0,
     overrides: Sequence[str] = (),
     resume: bool = False,
     console: Console | None = None,
     experience: Experience | None = None,
-) -> dict[str, Any]:
+) -> Report:
     """Find a learner for the tasks of a run file, or of a data set, within a time limit; return the report.
 
     Simple baselines are measured first. The plans for the kind of task are then ranked by what experience expects of
@@ -112,8 +119,8 @@ def auto(
 
     Args:
         data: a run file, its values, or a recipe, whose learner, model and training are left out of account; or a
-            table, or a folder of images with a folder for each class; or any source of tasks.
-        out: folder for the result, which `kshot.load` opens.
+            table, in a file or a DataFrame, or a folder of images with a folder for each class; or any source of tasks.
+        out: folder for the result, which `kshot.load` opens; by default a new one in runs/.
         minutes: time for all but the end of the final test.
         overrides: `PATH=VALUE`, each sets a key of the run file.
         resume: whether to continue an interrupted call in `out`.
@@ -123,13 +130,30 @@ def auto(
         ValueError: the data cannot be used, or `out` is not empty.
 
     Example:
-        >>> report = auto("patients.yaml", "runs/patients", minutes=15)  # doctest: +SKIP
+        >>> report = auto("patients.yaml", minutes=15)  # doctest: +SKIP
         >>> report["choice"]["reason"]  # doctest: +SKIP
         'kept: boosted_residual, validation mse 0.412 ± 0.031 (100 tasks); the best simple baseline, mixed_model, has …'
     """
-    out = Path(out)
+    if resume and out is None:
+        raise ValueError("resume needs the folder of the interrupted call: out")
     question, known = Question.of(data, overrides), experience or Experience()
     base = question.base()
+    with run_folder(None if out is None else Path(out), f"auto-{base.name}") as folder:
+        spec, story = _find(question, base, folder, known, minutes=minutes, resume=resume, console=console)
+        return Report(run(spec, folder, resume=True, console=console, choice=story), folder)
+
+
+def _find(
+    question: Question,
+    base: Spec,
+    out: Path,
+    known: Experience,
+    *,
+    minutes: float,
+    resume: bool,
+    console: Console | None,
+) -> tuple[Spec, dict[str, Any]]:
+    """The run file of the plan that is kept, whose run in `out` is ready to be tested, and how it was chosen."""
     with owned(out), Display(console or Screen(), "") as display:
         if not resume and not is_empty(out):
             raise ValueError(f"{out} already exists and is not empty: choose another --out, or continue by --resume")
@@ -157,11 +181,11 @@ def auto(
             with owned(folder):
                 RunFolder(folder).start(spec, shapes_of(source), encoding)
         take_over(folder, out)
-    return run(spec, out, resume=True, console=console, choice=_story(race, kept, reason, minutes))
+    return spec, _story(race, kept, reason, minutes)
 
 
 def collect(
-    data: str | Path | Mapping[str, Any] | TaskSource,
+    data: Data,
     out: Path,
     *,
     minutes: float,
@@ -214,7 +238,7 @@ def _read(data: str | Path) -> tuple[str, str, Path | None]:
     if (str(data) in recipes() or path.suffix in (".yaml", ".yml")) and (found := read_run_file(str(data))):
         return found
     if path.is_dir() or path.is_file():
-        source = {"kind": "images"} if path.is_dir() else {"kind": "table", "on_too_few": "shrink"}
+        source = {"kind": "images"} if path.is_dir() else TABLE
         return yaml.safe_dump({"source": source | {"path": str(path.resolve())}}), str(path), None
     raise ValueError(f"there is no run file, recipe, table or folder of images {data}")
 

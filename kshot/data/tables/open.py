@@ -1,4 +1,4 @@
-"""Opening of tables: CSV, TSV, NDJSON, JSON, Parquet and Excel files; texts also compressed by gzip or zstd."""
+"""Opening of tables: CSV, TSV, NDJSON, JSON, Parquet and Excel files, results of SQL queries, and tables in memory."""
 
 from __future__ import annotations
 
@@ -6,15 +6,19 @@ import difflib
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
 from kshot.bounded import open_file, parse_json
 from kshot.data.tables import csv
 from kshot.data.tables.extent import check_parquet, check_texts, check_workbook
+from kshot.data.tables.frames import TableLike, is_path, opened
 from kshot.data.tables.table import PLAIN, Reading, Table, missing_column, named_errors
 from kshot.data.text_files import read_json, read_utf8
+
+if TYPE_CHECKING:
+    import polars
 
 SUFFIXES = {".csv": "csv", ".tsv": "csv", ".tab": "csv", ".txt": "csv",
             ".ndjson": "ndjson", ".jsonl": "ndjson", ".json": "json", ".parquet": "parquet", ".pq": "parquet",
@@ -27,20 +31,25 @@ Selection = Callable[[list[str]], list[str]]
 
 
 def open_table(
-    path: Path | str, reading: Reading = PLAIN, *, columns: Sequence[str] | None = None, ignore: Sequence[str] = ()
+    path: Path | str | TableLike,
+    reading: Reading = PLAIN,
+    *,
+    columns: Sequence[str] | None = None,
+    ignore: Sequence[str] = (),
 ) -> Table:
-    """Open a CSV, TSV, NDJSON, JSON, Parquet or Excel file, as its suffix says.
+    """Open a CSV, TSV, NDJSON, JSON, Parquet or Excel file, as its suffix says, a database, or a table in memory.
 
     A JSON file holds a list of objects, one for each row, or an object with a list for each column. Of an Excel file
-    the first sheet is read, which needs the package fastexcel.
+    the first sheet is read, which needs the package fastexcel. Texts may be compressed by gzip or zstd.
 
     Args:
-        path, reading: the file, and the format of a text file.
+        path, reading: the file, and the format of a text file; or the URL of a database with a query, see `of_query`;
+            or a table in memory, see `TableLike`.
         columns, ignore: columns to read, all by default; columns not to read.
 
     Raises:
         ValueError: no such file, an unknown suffix, a file that is empty, has only a header or cannot be read, or
-            missing or duplicate column names.
+            missing or duplicate column names; the errors of `of_query` and `of_memory`.
 
     Example:
         >>> import tempfile
@@ -50,7 +59,9 @@ def open_table(
         >>> table.kind("price"), table.numbers("price").tolist()
         ('number', [1.5, 2.0])
     """
-    path = Path(path).expanduser()
+    if not is_path(path):
+        return _of_frame(*opened(path, reading.query), reading, columns, ignore)
+    path = Path(cast("str", path)).expanduser()
     if path.is_dir():
         raise ValueError(f"{path} is a folder; give one file of {', '.join(SUFFIXES)}")
     if not path.exists():
@@ -68,10 +79,7 @@ def open_table(
     opener = openers[form]
 
     def select(names: list[str]) -> list[str]:
-        selected = [name for name in names if name not in ignore] if columns is None else list(dict.fromkeys(columns))
-        if missing := [name for name in (*selected, *ignore) if name not in names]:
-            raise missing_column(path, missing[0], names)
-        return selected
+        return _selected(path, names, columns, ignore)
 
     with named_errors(path):
         open_file(path).close()  # anything but a file, as a FIFO, is refused
@@ -79,6 +87,22 @@ def open_table(
     if not len(table) and not table.faults:
         raise ValueError(f"{path} has a header but no rows")
     return table
+
+
+def _selected(path: Path, names: list[str], columns: Sequence[str] | None, ignore: Sequence[str]) -> list[str]:
+    selected = [name for name in names if name not in ignore] if columns is None else list(dict.fromkeys(columns))
+    if missing := [name for name in (*selected, *ignore) if name not in names]:
+        raise missing_column(path, missing[0], names)
+    return selected
+
+
+def _of_frame(
+    name: str, frame: polars.DataFrame, reading: Reading, columns: Sequence[str] | None, ignore: Sequence[str]
+) -> Table:
+    path = Path(name)
+    if not frame.height:
+        raise ValueError(f"{path} has no rows")
+    return Table(path, frame.select(_selected(path, frame.columns, columns, ignore)), reading._replace(query=None))
 
 
 def suffix_of(path: Path) -> str:

@@ -28,13 +28,13 @@ Kind = Literal["number", "boolean", "category", "date", "set", "text"]
 MISSING = ("", "NA", "N/A", "n/a", "NaN", "nan", "null", "NULL", "None", "#N/A")
 """Markers of missing values in a text file."""
 
-WITHOUT_LINES = (".parquet", ".pq", ".json", ".xlsx", ".xls", ".xlsb", ".ods")
+WITH_LINES = (".csv", ".tsv", ".tab", ".txt", ".ndjson", ".jsonl", ".gz", ".zst")
 SHOWN = 5  # faults reported in full
 MIXED = 0.9  # a text column with this share of numbers is meant to hold numbers
 
 
 class Reading(NamedTuple):
-    """Format of a text file, where it cannot be detected.
+    """Format of a text file, where it cannot be detected, and the query of a database.
 
     Attributes:
         delimiter: between values; detected by default.
@@ -42,12 +42,14 @@ class Reading(NamedTuple):
         decimal: "." or ","; the other one may group thousands, as may spaces and apostrophes. By default what the
             numbers of a column tell.
         missing: markers of missing values, besides the empty one; `MISSING` by default.
+        query: in SQL, the rows to read where the path is the URL of a database.
     """
 
     delimiter: str | None = None
     encoding: str | None = None
     decimal: Literal[".", ","] | None = None
     missing: Sequence[str] | None = None
+    query: str | None = None
 
 
 PLAIN = Reading()
@@ -60,8 +62,8 @@ class Table:
     """A table and the faults found in its rows so far.
 
     Args:
-        path, frame, reading: the file, its rows, and the format in which it was read.
-        typed: whether the format has types (NDJSON, Parquet), so that text is never a number.
+        path, frame, reading: the file, or what is said instead of one; its rows; and the format in which it was read.
+        typed: whether the format has types (NDJSON, Parquet, in memory), so that text is never a number.
         lines: the line of each row (num_rows,); None if row r is line r + `offset`.
         offset: line of the first row.
         lost: descriptions of records that could not become rows.
@@ -84,7 +86,7 @@ class Table:
         self.path, self.frame, self.reading, self.typed = path, frame, reading, typed
         self.faults = list(lost[:SHOWN])
         self._lines, self._offset = lines, offset
-        self._unit = "row" if path.suffix.lower() in WITHOUT_LINES else "line"
+        self._unit = "line" if path.suffix.lower() in WITH_LINES else "row"
         self._bad = np.zeros(frame.height, bool)
         self._num_lost = len(lost)
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from kshot.data.images.index import SPLIT_FOLDERS
+from kshot.data.tables.frames import TableLike, is_path
 from kshot.data.tables.open import open_table
 from kshot.data.tables.table import Reading, Table
 from kshot.data.text.files import files_of, notes_on
@@ -38,7 +39,9 @@ class LocatedTable(Table):
         return self._locations[row] + (f", {column}" if column else "")
 
 
-def open_labelled(path: Path | str, reading: Reading, text: str, label: str, *, follow_links: bool = False) -> Table:
+def open_labelled(
+    path: Path | str | TableLike, reading: Reading, text: str, label: str, *, follow_links: bool = False
+) -> Table:
     """Open a table, a folder with a folder of text files for each class, or a JSON file.
 
     A folder gives the columns text and label, and domain and split if there are folders for them. A JSON file holds a
@@ -52,7 +55,9 @@ def open_labelled(path: Path | str, reading: Reading, text: str, label: str, *, 
     Raises:
         ValueError: as `open_table`, text files outside of class folders, or JSON of another structure.
     """
-    path = Path(path).expanduser()
+    if not is_path(path):
+        return open_table(path, reading)
+    path = Path(cast("str", path)).expanduser()
     if path.is_dir():
         return _open_folder(path, reading, follow_links)
     if path.is_file() and path.suffix.lower() == ".json":

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from kshot.data.tables.columns import Columns, Raw, Values, place_of, read_columns
+from kshot.data.tables.frames import TableLike
 from kshot.data.tables.open import open_table
 from kshot.data.tables.table import Reading, Table
 from kshot.data.text.files import words_of
@@ -135,7 +136,7 @@ class Features(NamedTuple):
         return place_of(pl.Series(members, dtype=pl.String), self.names.to_list())
 
 
-def opened(path: Path | str | Table, reading: Reading, columns: list[str] | None = None) -> Table:
+def opened(path: Path | str | Table | TableLike, reading: Reading, columns: list[str] | None = None) -> Table:
     """Open a table, unless it is open already."""
     if not isinstance(path, Table):
         return open_table(path, reading, columns=columns)

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from kshot import objectives
 from kshot.data.tables.columns import Columns, Raw, place_of, read_columns
+from kshot.data.tables.frames import TableLike
 from kshot.data.tables.open import open_table
 from kshot.data.tables.table import Reading, Table
 from kshot.data.text.files import words_of
@@ -154,8 +155,8 @@ class RatingPreprocessor(Preprocessor):
         """The inverse of `targets`."""
         return np.array(self.levels)[targets] if self.levels else targets * self.std + self.mean
 
-    def support(self, path: Path) -> Support:
-        """The ratings of one user; the signup time is kept if the file has a column of times."""
+    def support(self, path: Path | TableLike) -> Support:
+        """The ratings of one user; the signup time is kept if the table has a column of times."""
         table, inputs = self._read(path, [self.rating] if self.rating else [], {})
         kept = {} if self.signup_time is None else {"came": self._signup_time(table)}
         names = self._named(table.labels(self.item))
@@ -207,7 +208,7 @@ class RatingPreprocessor(Preprocessor):
         targets = torch.from_numpy(self.targets(scores))
         return torch.eye(len(self.levels))[targets.long()] if self.levels else targets[:, None]
 
-    def inputs(self, path: Path, kept: dict[str, Any]) -> Tree:
+    def inputs(self, path: Path | TableLike, kept: dict[str, Any]) -> Tree:
         """Items to predict for."""
         table, inputs = self._read(path, [], kept)
         table.settle()
@@ -314,8 +315,8 @@ class RatingPreprocessor(Preprocessor):
         table.missing(column, np.isnan(raw.values), "a rating needs its time, or leave the column out")
         return float(np.nanmin(raw.values, initial=np.inf))
 
-    def _read(self, path: Path, others: list[str], kept: dict[str, Any]) -> tuple[Table, Tree]:
-        """The items of a file with their features: columns of the file if it has them, else those of the catalogue."""
+    def _read(self, path: Path | TableLike, others: list[str], kept: dict[str, Any]) -> tuple[Table, Tree]:
+        """The items of a table with their features: its own columns, else those of the catalogue."""
         table = open_table(path, self.reading)
         table.need(self.item, *others)
         names = self._named(words_of(table, self.item, "a row needs its item"))

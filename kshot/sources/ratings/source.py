@@ -15,6 +15,7 @@ import numpy as np
 
 from kshot.annotations import EMPTY, Fraction, NonNegativeInt, PositiveInt, Size
 from kshot.argument_checks import check_arguments
+from kshot.data.tables.frames import TableLike
 from kshot.data.tables.moments import moments
 from kshot.data.tables.table import Reading, ReadingOptions, Table
 from kshot.sources.ratings.dataset import Features, RatingDataset, UserFeatures, opened
@@ -38,14 +39,14 @@ MOST_LEVELS = 32
 
 @check_arguments
 def ratings(
-    path: Path | str | Table,
+    path: Path | str | Table | TableLike,
     *,
     user: str = "user",
     item: str = "item",
     rating: str | None = "rating",
     time: str | None = None,
-    users: Path | str | Table | None = None,
-    items: Path | str | Table | None = None,
+    users: Path | str | Table | TableLike | None = None,
+    items: Path | str | Table | TableLike | None = None,
     title: str | None = None,
     target_type: TargetType = "regression",
     like: float | None = None,
@@ -99,7 +100,7 @@ def ratings(
     the second class being a click.
 
     Args:
-        path: a CSV, TSV, NDJSON or Parquet file with a row per rating.
+        path: a table, in a file or in memory, with a row per rating.
         user, item, rating, time: its columns; None for `rating` if rows are clicks.
         users, items: tables of features with a row per user or item, named by the same column.
         title: the column of `items` with display names, which is no feature.
@@ -215,7 +216,7 @@ def ratings(
         first_U = times.values[flat[by_user.sizes.cumsum() - by_user.sizes]]
         signup = SignupTime.fit(time, times.format or times.kind, first_U[train_users])
     preprocessor = RatingPreprocessor(
-        item=item, rating=rating, **scale, signup_time=signup, reading=format,
+        item=item, rating=rating, **scale, signup_time=signup, reading=table.reading,
         like=float(np.median(scores[train])) if like is None else float(like),
         items=tuple(by_item.names[number] for number in known_items),
         counts=tuple(counts[known_items].tolist()),
