@@ -31,6 +31,16 @@ _KINDS = {stat.S_IFIFO: "a FIFO (named pipe)", stat.S_IFCHR: "a device", stat.S_
 _STRING = re.compile(rb'"(?:[^"\\]|\\.)*"', re.DOTALL)
 
 
+def home_expanded(path: Path | str) -> Path:
+    """The path with the home folder for `~`; `~name` stays as it is if there is no user of the name.
+
+    Example:
+        >>> home_expanded("~no such user/x.csv").name
+        'x.csv'
+    """
+    return Path(os.path.expanduser(path))
+
+
 def open_file(path: Path | str) -> io.BufferedReader:
     """Open a regular file, or a link to one, for reading its bytes; never waits.
 

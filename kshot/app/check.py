@@ -21,6 +21,7 @@ from kshot.app.build import build_source
 from kshot.app.screen import Screen
 from kshot.app.spec import Spec
 from kshot.app.suitability import refuse_unsuited
+from kshot.bounded import home_expanded
 from kshot.checking.check import check
 from kshot.checking.duplicates import content_hashes
 from kshot.checking.findings import Checked, Finding, Sizes, parts_of
@@ -61,7 +62,7 @@ def check_run_file(
     for leaf in tree_leaves(spec.source.model_dump()):
         if isinstance(leaf, (str, Path)):
             with suppress(ValueError, RuntimeError):  # text that is no path, such as one with a null character
-                read.add(Path(leaf).expanduser().resolve())
+                read.add(home_expanded(leaf).resolve())
     for file in (json_file, html_file):
         if file and file.resolve() in read:
             raise ValueError(f"{file} is data that the run file names, and is never written over; choose another file")

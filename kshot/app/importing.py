@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 import pkgutil
 import sys
 import traceback
@@ -34,7 +35,7 @@ def beside(folder: Path, options: Any, key: str = "") -> Any:
     if isinstance(options, list):
         return [beside(folder, value, key) for value in options]
     is_path = isinstance(options, str) and (key in PATHS or (key == "domain" and options.endswith(".json")))
-    if is_path and options and not Path(options).expanduser().exists() and (folder / options).exists():
+    if is_path and options and not os.path.exists(os.path.expanduser(options)) and (folder / options).exists():
         return str(folder / options)
     return options
 

@@ -16,7 +16,7 @@ from typing import BinaryIO
 
 import numpy as np
 
-from kshot.bounded import open_file
+from kshot.bounded import home_expanded, open_file
 from kshot.files import DamagedFile, read_json, sha256_of, whole_file, write_json
 
 MANIFEST = "manifest.json"
@@ -28,7 +28,7 @@ def cache_folder() -> Path:
     from platformdirs import user_cache_path
 
     folder = os.environ.get("KSHOT_CACHE")
-    return Path(folder).expanduser() if folder else user_cache_path("kshot", appauthor=False)
+    return home_expanded(folder) if folder else user_cache_path("kshot", appauthor=False)
 
 
 def cached(name: str, compute: Callable[[], dict[str, np.ndarray]]) -> dict[str, np.ndarray]:

@@ -12,6 +12,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from kshot.bounded import home_expanded
 from kshot.data.text_files import read_json
 
 LOCAL = {"local_files_only": True, "trust_remote_code": False}
@@ -20,7 +21,7 @@ LOCAL = {"local_files_only": True, "trust_remote_code": False}
 
 def folder_of(name: str) -> Path:
     """The folder of an encoder on this machine: itself, `package:NAME`, or a model's name in the cache of the hub."""
-    path = Path(name).expanduser()
+    path = home_expanded(name)
     if path.is_dir():
         return path
     if name.startswith("package:"):

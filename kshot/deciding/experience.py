@@ -22,6 +22,7 @@ import sqlalchemy as sa
 from sqlalchemy.schema import CreateTable
 
 from kshot import bounded
+from kshot.bounded import home_expanded
 from kshot.deciding.trial import Cost, Figure, Lines, Trial, parse_trials, read_trials, write_trials
 
 __all__ = ["Cost", "Experience", "Figure", "Lines", "Trial", "shipped_trials"]
@@ -274,7 +275,7 @@ def _parsed(text: str) -> sa.URL:
             return sa.make_url(text)
         except ValueError as error:  # a port that is no number
             raise sa.exc.ArgumentError(str(error)) from None
-    return sa.URL.create("sqlite", database=str(Path(text).expanduser().absolute()))
+    return sa.URL.create("sqlite", database=str(home_expanded(text).absolute()))
 
 
 def _is_sqlite(url: sa.URL) -> bool:

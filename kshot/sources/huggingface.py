@@ -10,7 +10,7 @@ from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 from kshot.annotations import PartOfFile
-from kshot.bounded import open_file, parse_json, read_bytes
+from kshot.bounded import home_expanded, open_file, parse_json, read_bytes
 from kshot.data.cache import cached_folder
 from kshot.data.tables.extent import check_parquet, check_texts
 from kshot.data.tables.table import Table, named_errors
@@ -70,7 +70,7 @@ def from_hf(
         >>> source.task("train", 0).query.targets.shape
         torch.Size([6, 2])
     """
-    path = Path(path).expanduser()
+    path = home_expanded(path)
     files = _select(path, files_of(path), parts)
     by_part = (options.get("split") or {}).get("column") == "part"
     key = hashlib.sha256(repr((_VERSION, make is images, by_part, dict(columns or {}))).encode())

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple, get_args
 import torch
 from torch import Tensor, nn
 
+from kshot.bounded import home_expanded
 from kshot.data.images.decode import Resample
 from kshot.data.images.efficientnet import VARIANTS, from_state
 from kshot.data.pretrained import LOCAL, config, folder_of, named_errors, package_root, transformers_library
@@ -72,7 +73,7 @@ def find_network(name: str) -> Network:
         return _lite(package, lite)
     if name.startswith("timm:"):
         return _timm_named(name.removeprefix("timm:"))
-    path = Path(name).expanduser()
+    path = home_expanded(name)
     if path.suffix == ".onnx":
         return _onnx(path)
     if path.is_file():
@@ -123,14 +124,14 @@ def _timm_named(name: str) -> Network:
     """A network of timm, its weights in the local cache of the hub, or in a file after an equals sign."""
     name, _, file = name.partition("=")
     timm = _timm()
-    if Path(name).expanduser().is_dir():
-        return _timm_folder(Path(name).expanduser())
+    if home_expanded(name).is_dir():
+        return _timm_folder(home_expanded(name))
     if not timm.is_model(name):
         raise ValueError(f"timm has no network {name!r}: python -c 'import timm; print(timm.list_models())' lists them")
     about = timm.get_pretrained_cfg(name, allow_unregistered=True)
     preparation = _timm_preparation({} if about is None else about.to_dict())
     if file:
-        path = Path(file).expanduser()
+        path = home_expanded(file)
         if not path.is_file():
             raise ValueError(f"there is no file {file} with the weights of timm:{name}")
     else:

@@ -10,6 +10,7 @@ from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 from urllib.parse import urlsplit
 
+from kshot.bounded import home_expanded
 from kshot.data.cache import scratch_folder
 from kshot.data.library import archives
 from kshot.data.library.catalogue import DataSet, File, catalogue
@@ -38,7 +39,7 @@ def data_folders() -> list[Path]:
     from platformdirs import user_data_path
 
     folder = os.environ.get("KSHOT_DATA")
-    return [*([Path(folder).expanduser()] if folder else []), user_data_path("kshot", appauthor=False)]
+    return [*([home_expanded(folder)] if folder else []), user_data_path("kshot", appauthor=False)]
 
 
 def find(name: str) -> Path:
@@ -61,7 +62,7 @@ def resolve_path(path: Path | str) -> Path:
     Raises:
         ValueError: the set was not found.
     """
-    path = Path(path).expanduser()
+    path = home_expanded(path)
     if path.exists() or path.is_absolute() or not path.parts or path.parts[0] not in catalogue():
         return path
     return find(path.parts[0]).joinpath(*path.parts[1:])
@@ -129,7 +130,7 @@ def add(
         source = f"{mirror.rstrip('/')}/{name}"
     with scratch_folder(target) as scratch:
         if source is not None and "://" not in str(source):
-            local = content = Path(source).expanduser()
+            local = content = home_expanded(source)
             if not local.exists():
                 raise ValueError(f"{local} does not exist; give the folder or the archive that contains {name}")
             if not local.is_dir():

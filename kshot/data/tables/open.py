@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
-from kshot.bounded import open_file, parse_json
+from kshot.bounded import home_expanded, open_file, parse_json
 from kshot.data.tables import csv
 from kshot.data.tables.extent import check_parquet, check_texts, check_workbook
 from kshot.data.tables.frames import TableLike, is_path, opened
@@ -61,7 +61,7 @@ def open_table(
     """
     if not is_path(path):
         return _of_frame(*opened(path, reading.query), reading, columns, ignore)
-    path = Path(cast("str", path)).expanduser()
+    path = home_expanded(cast("str", path))
     if path.is_dir():
         raise ValueError(f"{path} is a folder; give one file of {', '.join(SUFFIXES)}")
     if not path.exists():

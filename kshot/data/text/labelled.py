@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, cast
 
+from kshot.bounded import home_expanded
 from kshot.data.images.index import SPLIT_FOLDERS
 from kshot.data.tables.frames import TableLike, is_path
 from kshot.data.tables.open import open_table
@@ -57,7 +58,7 @@ def open_labelled(
     """
     if not is_path(path):
         return open_table(path, reading)
-    path = Path(cast("str", path)).expanduser()
+    path = home_expanded(cast("str", path))
     if path.is_dir():
         return _open_folder(path, reading, follow_links)
     if path.is_file() and path.suffix.lower() == ".json":

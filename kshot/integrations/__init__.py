@@ -1,0 +1,1 @@
+"""Interfaces of other libraries, each in a module that imports its library."""
