@@ -127,6 +127,11 @@ ZOO = {
     "maml, multilabel": Row(
         lambda ways: kshot.maml(small_conv(ways), inner_lr=0.5, steps=3, objective=objectives.multilabel)
     ),
+    "protonet, multilabel": Row(lambda ways: kshot.protonet(small_conv(None), objective=objectives.multilabel)),
+    "r2d2, multilabel": Row(lambda ways: kshot.learners.r2d2(small_conv(None), objective=objectives.multilabel)),
+    "logistic regression, multilabel": Row(
+        lambda ways: kshot.learners.logistic_regression(small_conv(None), objective=objectives.multilabel)
+    ),
     "maml, regression": Row(lambda ways: kshot.maml(wave(), inner_lr=0.05, steps=3, objective=objectives.mse)),
     "fomaml": Row(lambda ways: kshot.learners.fomaml(small_conv(ways), inner_lr=0.2, steps=2), exact=False),
     "reptile": Row(lambda ways: kshot.learners.reptile(small_conv(ways), inner_lr=0.2, steps=3), exact=False),

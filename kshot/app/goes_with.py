@@ -31,6 +31,7 @@ TARGETS: dict[Targets, str] = {
 
 BY_STEPS: tuple[Targets, ...] = ("own", "shared", "labels", "levels", "clicks", "numbers", "text")
 BY_HEAD: tuple[Targets, ...] = ("own", "shared", "clicks")
+BY_EACH_LABEL: tuple[Targets, ...] = ("own", "shared", "labels", "clicks")
 OF_GROUPS: tuple[Targets, ...] = ("shared", "levels", "clicks", "numbers", "spread")
 
 LEARNERS: dict[str, tuple[Targets, ...]] = {
@@ -38,10 +39,11 @@ LEARNERS: dict[str, tuple[Targets, ...]] = {
     **dict.fromkeys(("meta_kfo", "meta_sgd", "reptile"), BY_STEPS),
     "imaml": ("own", "shared", "labels", "levels", "clicks", "numbers"),
     "dynamic_evaluation": ("text",),
-    **dict.fromkeys(("r2d2", "unicorn_maml"), ("own", "shared", "levels", "clicks", "numbers")),
-    **dict.fromkeys(("baseline_pp", "cnaps", "feat", "frn", "laplacian_shot", "logistic_regression"), BY_HEAD),
-    **dict.fromkeys(("matching_net", "metaoptnet", "nearest_centroid", "plda", "pmf", "probe", "proto_maml"), BY_HEAD),
-    **dict.fromkeys(("protonet", "relation_net", "simpleshot", "transductive_fine_tune"), BY_HEAD),
+    "r2d2": ("own", "shared", "labels", "levels", "clicks", "numbers"),
+    "unicorn_maml": ("own", "shared", "levels", "clicks", "numbers"),
+    **dict.fromkeys(("logistic_regression", "metaoptnet", "nearest_centroid", "pmf", "protonet"), BY_EACH_LABEL),
+    **dict.fromkeys(("baseline_pp", "cnaps", "feat", "frn", "laplacian_shot", "matching_net", "plda"), BY_HEAD),
+    **dict.fromkeys(("probe", "proto_maml", "relation_net", "simpleshot", "transductive_fine_tune"), BY_HEAD),
     **dict.fromkeys(("attentive_np", "cnp", "tanp", "tnp_d", "partial_pooling", "boosted_residual"), OF_GROUPS),
     "alpaca": ("levels", "clicks", "numbers", "spread"),
     "prior_fitted": ("own", "shared", "spread"),
@@ -50,7 +52,7 @@ LEARNERS: dict[str, tuple[Targets, ...]] = {
 }
 """What the tasks of each learner may predict; `choose` and `mixture` are as their parts.
 
-Those of `BY_HEAD` give a class without support examples no probability: they take shared classes where each task has
+Those of `BY_HEAD` and `BY_EACH_LABEL` give a class without support examples no probability: they take shared classes where each task has
 examples of all of its classes."""
 
 NO_MODEL: dict[str, tuple[str, ...]] = {
@@ -77,7 +79,7 @@ parts."""
 EXAMPLES: dict[Targets, str] = {
     "own": "protonet, r2d2 or maml",
     "shared": "maml, reptile, r2d2 or cnp",
-    "labels": "maml, anil or reptile",
+    "labels": "protonet, r2d2 or maml",
     "levels": "alpaca, maml or cnp",
     "clicks": "item_similarity, alpaca or maml",
     "numbers": "maml, reptile or cnp",
@@ -177,7 +179,8 @@ def markdown() -> str:
 def _cell(learners: list[str], targets: Targets) -> str:
     if "forecast_ensemble" in learners:
         return "of series"
-    return "if complete" if "protonet" in learners and targets != "own" else "yes"
+    by_head = any(LEARNERS[kind] in (BY_HEAD, BY_EACH_LABEL) for kind in learners)
+    return "if complete" if by_head and targets not in ("own", "labels") else "yes"
 
 
 def _needs_a_model(learner: str) -> bool:

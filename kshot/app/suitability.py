@@ -21,7 +21,7 @@ from kshot.deciding.past import Past
 from kshot.evaluation.baselines import baselines_of as fitted_baselines
 from kshot.evaluation.target import Target
 from kshot.learner import Learner, evaluation_mode, predict_query
-from kshot.learners.heads.head_learner import FeatureStatistics
+from kshot.learners.heads.head import FeatureStatistics
 from kshot.learners.pooling.fitted import FittedToTraining
 from kshot.objectives import Objective, classes_present
 from kshot.tasks.source import TaskSource

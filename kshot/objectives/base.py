@@ -87,7 +87,8 @@ def refuse_labels(objective: Objective, learner: str) -> None:
     if objective.predicts == "labels":
         raise ValueError(
             f"{learner} expects one class for each example, and {objective.name or 'this objective'} has any number of "
-            "labels: use a learner that adapts a model by gradient steps, such as maml, anil or fine_tune"
+            "labels: use a head that fits each label, as protonet, r2d2 and logistic_regression have, or a learner "
+            "that adapts a model by gradient steps, such as maml, anil or fine_tune"
         )
 
 

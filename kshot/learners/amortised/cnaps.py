@@ -21,7 +21,8 @@ from kshot.learner import Learner
 from kshot.learners.amortised.attention import perceptron, weighted_row_mean
 from kshot.learners.gradient.cavia import FiLM
 from kshot.learners.heads.distances import reference_point, relative
-from kshot.learners.heads.head_learner import Head, fit_head, predict_head
+from kshot.learners.heads.head import Head
+from kshot.learners.heads.head_learner import fit_head, predict_head
 from kshot.learners.heads.protonet import Prototypes
 from kshot.objectives import Objective, classes_present, only_present, refuse_labels
 from kshot.objectives.outputs import the_tensor
