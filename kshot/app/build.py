@@ -43,7 +43,7 @@ from kshot.models.encoder import Encoder
 from kshot.models.ratings import RatingModel
 from kshot.objectives import Objective
 from kshot.sources.corpus import CorpusPreprocessor
-from kshot.sources.images import ImagePreprocessor
+from kshot.sources.image_files import ImagePreprocessor
 from kshot.sources.ratings.tasks import RatingTasks
 from kshot.sources.text import TextPreprocessor
 from kshot.tasks.source import TaskSource
@@ -106,7 +106,7 @@ def shapes_of(source: TaskSource, split: Split = "train") -> Shapes:
     if isinstance(source, RatingTasks):
         shapes["counts"] = list(source.preprocessor.counts)
     elif (isinstance(preprocessor, TextPreprocessor) and preprocessor.features == "tokens") or (
-        isinstance(preprocessor, ImagePreprocessor) and preprocessor.features == "pixels"
+        isinstance(preprocessor, ImagePreprocessor) and preprocessor.features == "pixels" and preprocessor.encoder
     ):
         shapes["encoder"] = preprocessor.encoder
     elif isinstance(preprocessor, CorpusPreprocessor):

@@ -13,6 +13,7 @@ from kshot.app.spec import Spec
 from kshot.evaluation.evaluate import evaluate
 from kshot.evaluation.report import breakdowns, charts, plan_charts, task_pictures
 from kshot.evaluation.report.formatting import learner_name
+from kshot.evaluation.report.label_pictures import labelled
 from kshot.evaluation.report.verdict import best_baseline
 from kshot.evaluation.report.worst_pictures import picture_of
 from kshot.learner import Learner, predict_query
@@ -54,6 +55,8 @@ def make_figures(
         figures["reliability"] = charts.reliability_chart(test.calibration)
     if test.by_class is not None and len(test.by_class.matrix()[0]) <= breakdowns.MOST_CLASSES:
         figures["confusion"] = breakdowns.confusion_chart(test.by_class)
+    if test.by_label:
+        figures["labels"] = breakdowns.labels_chart(test.by_label)
     if result.units and test.units is not None:
         figures["units"] = breakdowns.units_chart(
             result.units, test.units.unit, metric, higher_is_better=higher, beside=best and best[0]
@@ -62,7 +65,8 @@ def make_figures(
         figures |= _figures_of_parts(learner, source, result, metric, higher_is_better=higher)
     for number, task in enumerate(result.worst, 1):
         scored = task.scored
-        if scored and (drawn := picture_of(scored.task, scored.prediction, task.classes, forecast=source.forecasts)):
+        options: dict[str, Any] = {"forecast": source.forecasts, "predicts": source.objective.predicts}
+        if scored and (drawn := picture_of(scored.task, scored.prediction, task.classes, **options)):
             figures[f"worst_{number}"] = drawn
     return figures | _pictures(spec, source.source, learner.cpu().eval())
 
@@ -113,6 +117,9 @@ def _pictures(spec: Spec, source: TaskSource, learner: Learner) -> dict[str, Fig
         return {"completions": draw_completions(learner, source, sorted({most // 10, 3 * most // 10, most}))}
     if getattr(source.task("test", 0).query.inputs, "ndim", 0) != 4:
         return {}  # not images
+    if source.objective.predicts == "labels":
+        (names,) = source.classes_of("test", [0]) or [[]]
+        return {"labelled_examples": labelled(source.task("test", 0), predict(source, 0), names)} if names else {}
     examples = [task_pictures.Example(source.task("test", index), predict(source, index)) for index in range(4)]
     return {"classification_examples": task_pictures.classification_examples(examples)}
 

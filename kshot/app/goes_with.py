@@ -52,8 +52,8 @@ LEARNERS: dict[str, tuple[Targets, ...]] = {
 }
 """What the tasks of each learner may predict; `choose` and `mixture` are as their parts.
 
-Those of `BY_HEAD` and `BY_EACH_LABEL` give a class without support examples no probability: they take shared classes where each task has
-examples of all of its classes."""
+Those of `BY_HEAD` and `BY_EACH_LABEL` give a class without support examples no probability: they take shared classes
+where each task has examples of all of its classes."""
 
 NO_MODEL: dict[str, tuple[str, ...]] = {
     "item_similarity": (SORTS["counts"],),
@@ -65,6 +65,7 @@ NO_MODEL: dict[str, tuple[str, ...]] = {
 SOURCES: dict[str, tuple[tuple[Targets, ...], tuple[str, ...]]] = {
     **dict.fromkeys(("glyphs", "omniglot", "omniglot_runs"), (("own",), (ONE_TENSOR,))),
     **dict.fromkeys(("images", "text"), (("own",), (ONE_TENSOR, SORTS["encoder"]))),
+    "multilabel_images": (("labels",), (ONE_TENSOR, SORTS["encoder"])),
     "table": (("own", "shared", "numbers"), (ONE_TENSOR,)),
     "tabular_priors": (("own", "spread"), (ONE_TENSOR, SORTS["widths"])),
     "series": (("numbers",), (ONE_TENSOR,)),

@@ -33,7 +33,7 @@ from kshot.files import read_json, sha256_of
 from kshot.learner import Learner
 from kshot.learners.heads.head_learner import HeadLearner
 from kshot.sources.corpus import CorpusPreprocessor
-from kshot.sources.images import ImagePreprocessor
+from kshot.sources.image_files import ImagePreprocessor
 from kshot.sources.preprocessors import preprocessor_from_json
 from kshot.tasks.preprocessor import Preprocessor
 from kshot.tasks.source import TaskSource
@@ -167,11 +167,12 @@ class TrainedRun:
         preprocessor = self.preprocessor
         if isinstance(preprocessor, CorpusPreprocessor):
             return self._bits(preprocessor, adapted.state, paths)
-        if adapted.classes and (preprocessor is None or isinstance(preprocessor, ImagePreprocessor)):
+        if isinstance(preprocessor, ImagePreprocessor) or (adapted.classes and preprocessor is None):
             names, images, errors = read_images(paths, self._reader(resize=resize, invert=invert))
-            encoded = preprocessor.encoded(images) if preprocessor else images
-            read = self._labels(self.logits(adapted.state, encoded), adapted.classes)
-            return {"path": names} | _spread(read, errors)
+            logits = self.logits(adapted.state, preprocessor.encoded(images) if preprocessor else images)
+            if preprocessor is None or adapted.classes:
+                return {"path": names} | _spread(self._labels(logits, adapted.classes), errors)
+            return {"path": names} | _spread(preprocessor.answers(logits, adapted.kept), errors)
         values = [
             preprocessor.inputs(path, adapted.kept) if preprocessor else read_table(path, self.shapes["inputs"][-1])
             for path in paths
@@ -210,7 +211,7 @@ class TrainedRun:
         return Adapted(state, parse_json(meta["classes"]), parse_json(meta.get("kept", "{}")))
 
     def _support(self, path: Path, *, resize: bool, invert: bool) -> tuple[Tree, Tensor | list[str], dict[str, Any]]:
-        if isinstance(self.preprocessor, ImagePreprocessor):
+        if type(self.preprocessor) is ImagePreprocessor:
             images, labels = support_images(path, self._reader(resize=resize, invert=invert))
             return self.preprocessor.encoded(images), labels, {}
         if self.preprocessor:

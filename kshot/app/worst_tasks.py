@@ -99,7 +99,9 @@ def with_examples(tasks: Sequence[WorstTask], learner: Learner, source: TaskSour
 def _examples(task: WorstTask, scored: Scored, source: TaskSource, split: Split) -> Examples | None:
     """The queries with the largest errors, worst first."""
     query, objective = scored.task.query, source.objective
-    if task.classes:
+    if objective.predicts == "labels" and task.classes:
+        errors, answers, what = _mislabelled(scored.prediction, query, task.classes)
+    elif task.classes:
         errors, answers, what = _mistaken(scored.prediction, query, task.classes)
     elif objective.predicts == "tokens":
         errors, answers, what = _surprising(scored.prediction, query)
@@ -129,6 +131,22 @@ def _mistaken(prediction: Tensor, query: Batch, names: Sequence[str]) -> tuple[n
         "with probability": [f"{value:.2f}" for value in most.tolist()],
     }
     return errors, answers, "Queries that were classified wrongly, the surest first"
+
+
+def _mislabelled(
+    prediction: Tensor, query: Batch, names: Sequence[str]
+) -> tuple[np.ndarray, dict[str, list[str]], str]:
+    """Errors (n,): the mean cross-entropy of labels, 0 if all are right."""
+    true, predicted = query.targets >= 0.5, prediction > 0
+    each = torch.nn.functional.binary_cross_entropy_with_logits(
+        prediction.double(), query.targets.double(), reduction="none"
+    )
+    errors = torch.where((true == predicted).all(1), 0.0, each.mean(1).nan_to_num(nan=math.inf)).numpy()
+    answers = {
+        column: [_short(", ".join(name for name, has in zip(names, row) if has) or "none") for row in rows.tolist()]
+        for column, rows in (("true", true), ("predicted", predicted))
+    }
+    return errors, answers, "Queries with wrong labels, the largest loss first"
 
 
 def _surprising(prediction: Tensor, query: Batch) -> tuple[np.ndarray, dict[str, list[str]], str]:

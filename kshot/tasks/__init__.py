@@ -3,6 +3,7 @@
 from kshot.tasks.class_tasks import ClassTasks
 from kshot.tasks.frozen import episodes, freeze
 from kshot.tasks.group_tasks import GroupTasks
+from kshot.tasks.label_tasks import LabelTasks
 from kshot.tasks.loader import from_loader
 from kshot.tasks.mixture import mixture
 from kshot.tasks.read_log import watched
@@ -11,6 +12,7 @@ from kshot.tasks.source import TaskSource, generator
 __all__ = [
     "ClassTasks",
     "GroupTasks",
+    "LabelTasks",
     "TaskSource",
     "episodes",
     "freeze",

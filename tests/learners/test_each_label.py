@@ -44,9 +44,8 @@ def test_ridge_is_that_of_scikit_learn_for_targets_of_1_and_minus_1():
 def test_logistic_regression_is_that_of_scikit_learn_at_half_the_penalty():
     """Two classes have weights w/2 and -w/2, whose squared length is half of that of w."""
     support, x, y, weight = task()
-    learner = kshot.learners.logistic_regression(
-        nn.Identity(), l2=1.0, scale=None, normalize=False, objective=objective
-    )
+    options = {"l2": 1.0, "scale": None, "normalize": False, "objective": objective}
+    learner = kshot.learners.logistic_regression(nn.Identity(), **options)
     logits = learner.double().predict(learner.adapt(support), support.inputs).detach()
     wide = np.c_[x, np.ones(len(x))]
     for label in range(LABELS):
