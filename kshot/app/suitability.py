@@ -115,7 +115,8 @@ def _refuse_other_ways(spec: Spec, source: TaskSource) -> None:
     ways = {}
     for split in SPLITS:
         with suppress(ValueError):  # no such split, which a run reports
-            ways[split] = source.task(split, 0).query.targets.shape[-1]
+            axis = 1 if source.objective.predicts == "masks" else -1
+            ways[split] = source.task(split, 0).query.targets.shape[axis]
     if len(set(ways.values())) > 1:
         counts = ", ".join(f"{count} in {split}" for split, count in ways.items())
         raise ValueError(

@@ -15,6 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -23,7 +24,7 @@ from kshot.app.build import Shapes, build_learner, build_model, build_source, de
 from kshot.app.folder import RunFolder, read_spec
 from kshot.app.inputs import read_image, read_images, read_table, support_images, support_table
 from kshot.app.spec import Spec, parse_spec
-from kshot.bounded import parse_json
+from kshot.bounded import parse_json, read_bytes
 from kshot.deciding.adjusting import set_learner
 from kshot.deciding.decisions import Round, best_round
 from kshot.evaluation.baselines import fit_baselines
@@ -34,6 +35,7 @@ from kshot.learner import Learner
 from kshot.learners.heads.head_learner import HeadLearner
 from kshot.sources.corpus import CorpusPreprocessor
 from kshot.sources.image_files import ImagePreprocessor
+from kshot.sources.masks import MaskPreprocessor
 from kshot.sources.preprocessors import preprocessor_from_json
 from kshot.tasks.preprocessor import Preprocessor
 from kshot.tasks.source import TaskSource
@@ -179,6 +181,24 @@ class TrainedRun:
         ]
         prediction = self.logits(adapted.state, tree_map(lambda *leaves: torch.cat(leaves), *values))
         return _tell_not_finite(prediction, self._columns(prediction, adapted))
+
+    def predict_masks(self, adapted: Adapted, images: Sequence[Path | str]) -> dict[Path, np.ndarray]:
+        """Predict a mask for each image file, as `kshot predict --masks` does: file -> uint8 (height, width).
+
+        The values are those of the masks of the support set, 0 for the background, and 255 for the margins of the image
+        that are cut off, as it is cropped to a square.
+
+        Raises:
+            ValueError: the run has no masks, or a file cannot be read.
+        """
+        preprocessor = self.preprocessor
+        if not isinstance(preprocessor, MaskPreprocessor):
+            raise ValueError(f"{self.path} predicts no masks: they are predicted by runs of source masks")
+        found: dict[Path, np.ndarray] = {}
+        for path in map(Path, images):
+            (logits,) = self.logits(adapted.state, preprocessor.inputs(path, adapted.kept))
+            found[path] = preprocessor.mask_of(logits, read_bytes(path), str(path), adapted.kept)
+        return found
 
     def _columns(self, prediction: Tensor, adapted: Adapted) -> Columns:
         preprocessor = self.preprocessor

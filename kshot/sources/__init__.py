@@ -5,6 +5,7 @@ from kshot.sources.functions import gaussian_processes, sinusoids
 from kshot.sources.glyphs import glyphs
 from kshot.sources.huggingface import from_hf
 from kshot.sources.images import images
+from kshot.sources.masks import masks
 from kshot.sources.multilabel_images import multilabel_images
 from kshot.sources.omniglot import omniglot, omniglot_runs
 from kshot.sources.pixels import pixels
@@ -24,6 +25,7 @@ __all__ = [
     "gaussian_processes",
     "glyphs",
     "images",
+    "masks",
     "mixture",
     "movielens",
     "multilabel_images",

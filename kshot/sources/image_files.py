@@ -87,7 +87,9 @@ class ImagePreprocessor(Preprocessor):
     @cached_property
     def opened(self) -> ImageEncoder:
         """The encoder; raises ValueError if its files have changed."""
-        encoder = ImageEncoder(self.encoder, size=self.size)
+        return self._same(ImageEncoder(self.encoder, size=self.size))
+
+    def _same(self, encoder: ImageEncoder) -> ImageEncoder:
         if encoder.sha256 != self.sha256:
             raise ValueError(
                 f"the encoder {self.encoder} has changed since: its files hash to {encoder.sha256[:16]}…, not "
@@ -135,9 +137,14 @@ class ImagePreprocessor(Preprocessor):
 
 
 def encoder_of(
-    features: Features | ImageEncoder, encoder: str | None, size: int | None, colour: Colour | None
+    features: Features | ImageEncoder,
+    encoder: str | None,
+    size: int | None,
+    colour: Colour | None,
+    *,
+    stride: int | None = None,
 ) -> ImageEncoder | None:
-    """The encoder that the arguments of `images` name, if any."""
+    """The encoder that the arguments of `images` name, if any; its features are maps if there is a stride."""
     own = isinstance(features, ImageEncoder)
     if features == "encoder" and encoder is None:
         raise ValueError(
@@ -150,7 +157,7 @@ def encoder_of(
         return None
     if colour == "grey":
         raise ValueError("a pretrained encoder takes images in colour: leave colour out; grey images are converted")
-    return features if isinstance(features, ImageEncoder) else ImageEncoder(str(encoder), size=size)
+    return features if isinstance(features, ImageEncoder) else ImageEncoder(str(encoder), size=size, stride=stride)
 
 
 def preprocessor_of(features: Features | ImageEncoder, encoder: ImageEncoder | None) -> ImagePreprocessor | None:

@@ -8,6 +8,7 @@ from typing import Any
 
 from kshot.sources.corpus import CorpusPreprocessor
 from kshot.sources.image_files import ImagePreprocessor
+from kshot.sources.masks import MaskPreprocessor
 from kshot.sources.multilabel_images import MultilabelPreprocessor
 from kshot.sources.ratings.preprocessor import RatingPreprocessor
 from kshot.sources.series import SeriesPreprocessor
@@ -18,6 +19,7 @@ from kshot.tasks.preprocessor import Preprocessor
 KINDS: dict[str, Any] = {
     "corpus": CorpusPreprocessor,
     "images": ImagePreprocessor,
+    "masks": MaskPreprocessor,
     "multilabel_images": MultilabelPreprocessor,
     "ratings": RatingPreprocessor,
     "series": SeriesPreprocessor,

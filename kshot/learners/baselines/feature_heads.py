@@ -89,7 +89,7 @@ class Prepared(Centred):
 
     def __init__(self, head: Head, features: int, kind: Preparation) -> None:
         super().__init__(head, features)
-        self.kind, self.fits_labels = kind, head.fits_labels
+        self.kind, self.fits_parts = kind, head.fits_parts
         self.register_buffer("deviation", torch.ones(features))
 
     def measure(self, feat_ND: Tensor, target_NC: Tensor, weight_N: Tensor) -> None:
@@ -113,7 +113,7 @@ class Prepared(Centred):
 class ClassMeans(Head):
     """The cosine to the mean of each class; the state is `{"means": (C, D)}`."""
 
-    fits_labels = True
+    fits_parts = True
 
     def fit(self, feat_ND: Tensor, target_NC: Tensor, weight_N: Tensor) -> Tree:
         return {"means": class_means(feat_ND, target_NC, weight_N)}
@@ -131,7 +131,7 @@ class Neighbours(Head):
         k: number of neighbours; all, if there are fewer.
     """
 
-    fits_labels = True
+    fits_parts = True
 
     @check_arguments
     def __init__(self, k: PositiveInt) -> None:
@@ -158,7 +158,7 @@ class ScikitLinear(Head):
     and saves time where D is above N.
     """
 
-    fits_labels = True
+    fits_parts = True
 
     @abstractmethod
     def make(self) -> Any:

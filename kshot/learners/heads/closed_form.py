@@ -117,7 +117,7 @@ class Linear(Head):
             of the support set, so that a strength means the same whatever their size.
     """
 
-    fits_labels = True
+    fits_parts = True
 
     def __init__(self, l2: float, scale: float | None, *, learned: bool = True, normalize: bool = False) -> None:
         super().__init__()

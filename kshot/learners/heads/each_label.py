@@ -27,7 +27,7 @@ class EachLabel(Head):
     labels have examples of both.
 
     Args:
-        head: fitted to one-hot targets (N, 2); `fits_labels` must be true.
+        head: fitted to one-hot targets (N, 2); `fits_parts` must be true.
 
     References:
         Tsoumakas, Katakis: Multi-Label Classification: An Overview, IJDWM 2007, where it is the transformation PT4.

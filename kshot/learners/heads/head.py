@@ -23,13 +23,14 @@ class Head(nn.Module, ABC):
         scores_absent: whether classes without support examples get a score too, as from a regression. They get no
             probability anyway where the objective has task-specific classes.
         transductive: whether a query's prediction depends on the other queries.
-        fits_labels: whether it may be fitted to each label of a multi-label task, see `each_label.EachLabel`.
+        fits_parts: whether it may be fitted to each label of a multi-label task (see `each_label.EachLabel`), and to
+            each pixel of a mask (`each_pixel.EachPixel`).
     """
 
     takes_maps: bool = False
     scores_absent: bool = False
     transductive: bool = False
-    fits_labels: bool = False
+    fits_parts: bool = False
 
     @abstractmethod
     def fit(self, feat_ND: Tensor, target_NC: Tensor, weight_N: Tensor) -> Tree:

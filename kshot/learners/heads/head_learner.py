@@ -14,10 +14,14 @@ from kshot.inner.functional import BatchNorm, Function, Statistics
 from kshot.inner.precision import at_least_float32, without_autocast
 from kshot.learner import Learner, query_loss
 from kshot.learners.heads.each_label import EachLabel
+from kshot.learners.heads.each_pixel import EachPixel
 from kshot.learners.heads.head import Head
-from kshot.objectives import Objective, classes_present, only_present, refuse_labels
+from kshot.objectives import Objective, classes_present, only_present, refuse_parts
 from kshot.objectives.outputs import the_tensor
 from kshot.types import Batch, Params, Task, Tree
+
+PARTS: dict[str | None, Callable[[Head], Head]] = {"labels": EachLabel, "masks": EachPixel}
+"""How a head is fitted where an example has no single class, by what the objective predicts."""
 
 
 def fit_head(head: Head, features: Tensor, support: Batch) -> Tree:
@@ -53,7 +57,7 @@ class HeadLearner(Learner):
 
     Args:
         embedding: any module that maps the task's inputs to features (n, ...).
-        head: the head to fit; for several labels of an example one that fits each of them, in an `EachLabel`.
+        head: the head to fit; for several labels of an example, or its pixels, one that fits each of them.
         objective: loss and metrics of the tasks.
         batchnorm: statistics that BatchNorm uses for a query (see `inner.functional.BatchNorm`).
         outer: (learner, task) -> (), the loss that meta-training minimises.
@@ -69,10 +73,10 @@ class HeadLearner(Learner):
         outer: Callable[[HeadLearner, Task], Tensor] = query_loss,
     ) -> None:
         super().__init__(objective)
-        if objective.predicts == "labels" and head.fits_labels:
-            head = EachLabel(head)
-        elif not isinstance(head, EachLabel):
-            refuse_labels(objective, f"a learner with the head {type(head).__name__}")
+        if objective.predicts in PARTS and head.fits_parts:
+            head = PARTS[objective.predicts](head)
+        elif not isinstance(head, EachLabel | EachPixel):
+            refuse_parts(objective, f"a learner with the head {type(head).__name__}")
         self.embedding, self.head, self.outer = embedding, head, outer
         self.function = Function(embedding, batchnorm)
         self.task_norm = self.function.task_norm

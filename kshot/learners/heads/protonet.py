@@ -40,7 +40,7 @@ class Prototypes(Head):
         distance: "euclidean" (squared), "cosine" with a scale that is learned, from 10, or a `Distance`.
     """
 
-    fits_labels = True
+    fits_parts = True
 
     def __init__(self, distance: Literal["euclidean", "cosine"] | Distance = "euclidean") -> None:
         super().__init__()
