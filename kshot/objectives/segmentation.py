@@ -80,7 +80,7 @@ def intersection_over_union(predicted: Tensor, true: Tensor, weight_n: Tensor) -
 
 def _metrics(logits: Tensor, batch: Batch) -> dict[str, Tensor]:
     logits, targets, weight_n = _at_masks(logits, batch.targets), batch.targets, batch.weight
-    scored = targets.sum(1, keepdim=True)
+    scored = targets.sum(1, keepdim=True).to(weight_n.dtype)
     number = targets.shape[1]
     predicted = F.one_hot(logits.argmax(1), number).movedim(-1, 1).to(weight_n.dtype) * scored
     true = F.one_hot(targets.argmax(1), number).movedim(-1, 1).to(weight_n.dtype) * scored

@@ -164,7 +164,8 @@ def to_original(mask: np.ndarray, width: int, height: int, crop: float | None) -
     if crop is None:
         top, left, down, across = 0, 0, height, width
     else:
-        down = across = max(1, round(crop * min(width, height)))
+        scaled = len(mask) if crop == 1 else int(len(mask) / crop + 1e-6)  # the shorter side, as `decode` scales it
+        down = across = max(1, round(min(width, height) * len(mask) / scaled))
         top, left = (height - down) // 2, (width - across) // 2
     found = np.full((height, width), IGNORED, np.uint8)
     rows, columns = (np.arange(count) * len(mask) // count for count in (down, across))
