@@ -116,8 +116,8 @@ class MultilabelPreprocessor(ImagePreprocessor):
     def answers(self, prediction: Tensor, kept: dict[str, Any]) -> dict[str, list[Any]]:
         """The labels of each image, and the probability of each label."""
         names, probability = kept["labels"], prediction.double().sigmoid()
-        told = [self.separator.join(np.array(names)[row.numpy() > 0.5].tolist()) for row in probability]
-        return {"labels": told} | {f"p({name})": column for name, column in zip(names, probability.T.tolist())}
+        predicted = [self.separator.join(np.array(names)[row.numpy() > 0.5].tolist()) for row in probability]
+        return {"labels": predicted} | {f"p({name})": column for name, column in zip(names, probability.T.tolist())}
 
     def to_json(self) -> dict[str, Any]:
         return {"kind": "multilabel_images", **asdict(self)}

@@ -36,8 +36,8 @@ def labelled(task: Task, prediction: Tensor, names: Sequence[str], *, wrong_only
         wrong_only: whether only queries with a wrong label are shown, the largest loss first.
     """
     support, query = task
-    true, told = query.targets >= 0.5, prediction > 0
-    wrong = (true != told).any(1) & (query.weight > 0)
+    true, predicted = query.targets >= 0.5, prediction > 0
+    wrong = (true != predicted).any(1) & (query.weight > 0)
     loss = torch.nn.functional.binary_cross_entropy_with_logits(prediction, query.targets, reduction="none").mean(1)
     rows = [row for row in loss.argsort(descending=True).tolist() if wrong[row]] if wrong_only else range(len(loss))
     known = [
@@ -47,7 +47,7 @@ def labelled(task: Task, prediction: Tensor, names: Sequence[str], *, wrong_only
     answers = []
     for row in rows[:MOST]:
         marks = {(True, True): "{}", (True, False): "[{}]", (False, True): "✗ {}"}
-        pairs = zip(names, zip(true[row].tolist(), told[row].tolist()))
+        pairs = zip(names, zip(true[row].tolist(), predicted[row].tolist()))
         words = _listed(marks[pair].format(name) for name, pair in pairs if pair in marks)
         answers.append((words, RED if wrong[row] else GREEN, query.inputs[row]))
     bands = [cells for cells in (known, answers) if cells]
