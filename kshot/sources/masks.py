@@ -15,7 +15,7 @@ from torch import Tensor
 from kshot.annotations import FractionBelowOne, PathText, PositiveInt
 from kshot.argument_checks import check_arguments
 from kshot.data.dataset import Dataset
-from kshot.data.images.decode import Colour, open_image
+from kshot.data.images.decode import Colour, upright_size
 from kshot.data.images.encoder import ImageEncoder
 from kshot.data.images.index import shown
 from kshot.data.images.masks import (
@@ -169,6 +169,10 @@ class MaskPreprocessor(ImagePreprocessor):
         if not classes:
             raise ValueError(f"the masks of {path} show no class: all their values are 0 or 255")
         values = [each.value for each in classes.values()]
+        if max(values) >= IGNORED:
+            raise ValueError(
+                f"{path} has {len(classes)} classes, and a mask holds at most {IGNORED - 1}; adapt to fewer"
+            )
         of_classes = np.stack([maps == value for value in values], 1)
         background = (maps >= 0)[:, None] & ~of_classes.any(1, keepdims=True)
         targets = torch.from_numpy(np.concatenate([background, of_classes], 1).astype(np.float32))
@@ -190,10 +194,7 @@ class MaskPreprocessor(ImagePreprocessor):
             kept: of the support set.
         """
         chosen = upsampled(prediction[None], (self.size, self.size)).argmax(1)[0].numpy()
-        with open_image(content, name) as image:
-            from PIL import ImageOps
-
-            width, height = ImageOps.exif_transpose(image).size
+        width, height = upright_size(content, name)
         mask = np.array([0, *kept["values"]], np.uint8)[chosen]
         return to_original(mask, width, height, self.crop)
 

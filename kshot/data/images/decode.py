@@ -116,6 +116,16 @@ def colour_of(content: bytes, name: str) -> Colour:
         return "grey" if image.mode in _GREY_MODES or image.mode.startswith("I;16") else "rgb"
 
 
+def upright_size(content: bytes, name: str) -> tuple[int, int]:
+    """Width and height of an image file when it is turned as its EXIF says; raises `BadImage` as `decode` does."""
+    with open_image(content, name) as image:
+        try:
+            turned = image.getexif().get(0x0112, 1) in (5, 6, 7, 8)  # orientations on the side
+        except Exception as error:  # Pillow raises many types of error on damaged files
+            raise _damaged(name, error) from error
+        return (image.height, image.width) if turned else image.size
+
+
 def open_image(content: bytes, name: str) -> Image.Image:
     """Read the header of an image, and check its size and depth."""
     from PIL import Image
