@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from kshot import objectives
-from kshot.annotations import NonNegativeInt, OptionsOf, PositiveInt
+from kshot.annotations import OptionsOf, PositiveInt
 from kshot.argument_checks import check_arguments
 from kshot.data.dataset import Dataset
 from kshot.supplied import Seed
@@ -55,7 +55,6 @@ class MaskTasks(TaskSource):
         train_queries: `queries` of training tasks, by default the same.
         on_too_few: treatment of a class with fewer than `shots + queries` images: "error", or "drop" to leave it out.
         seed, name, preprocessor: as in `ClassTasks`.
-        background: value of the background in the masks.
 
     Attributes:
         class_names: of each split.
@@ -98,7 +97,6 @@ class MaskTasks(TaskSource):
         seed: Seed = 0,
         name: str = "masks",
         preprocessor: Preprocessor | None = None,
-        background: NonNegativeInt = 0,
     ) -> None:
         if masks.ndim != 3 or masks.dtype.kind not in "iu" or len(masks) != len(examples):
             raise ValueError(
@@ -107,7 +105,7 @@ class MaskTasks(TaskSource):
         self.examples, self.masks, self.ways, self.shots = examples, masks, ways, shots
         self.queries = dict.fromkeys(SPLITS, queries) | {"train": train_queries or queries}
         self.on_too_few, self.seed, self.name = on_too_few, seed, name
-        self.preprocessor, self.background = preprocessor, background
+        self.preprocessor = preprocessor
         values = [each.value for of_split in classes.values() for each in of_split.values()]
         if twice := {value for value in values if values.count(value) > 1}:
             raise ValueError(f"{name}: two classes have the value {min(twice)} in the masks; give each its own")
@@ -147,11 +145,11 @@ class MaskTasks(TaskSource):
     def task(self, split: Split, index: int) -> Task:
         classes, *parts = self._drawn(split, index)
         names = self.class_names[split]
-        values = [self.background, *(self._given[split][names[number]].value for number in classes)]
+        values = [self._given[split][names[number]].value for number in classes]
         batches = []
         for rows in parts:
             masks = torch.from_numpy(self.masks[rows].astype(np.int64))
-            of_classes = torch.stack([masks == value for value in values[1:]], 1)
+            of_classes = torch.stack([masks == value for value in values], 1)
             background = (masks >= 0)[:, None] & ~of_classes.any(1, keepdim=True)
             targets = torch.cat([background, of_classes], 1).to(torch.float32)
             batches.append(Batch(self.examples.take(rows), targets, torch.ones(len(rows))))
@@ -231,7 +229,5 @@ class MaskTasks(TaskSource):
         return about | (self.preprocessor.describe() if self.preprocessor else {}) | if_any(dropped=self.dropped)
 
 
-MaskOptions = Annotated[
-    Any, OptionsOf(MaskTasks, without=("examples", "masks", "classes", "name", "preprocessor", "background"))
-]
+MaskOptions = Annotated[Any, OptionsOf(MaskTasks, without=("examples", "masks", "classes", "name", "preprocessor"))]
 """Arguments of `MaskTasks` that factories pass on: ways, shots, queries, train_queries, on_too_few and seed."""
