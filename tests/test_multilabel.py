@@ -163,15 +163,17 @@ def test_values_are_not_read_where_that_costs_or_fails():
 @pytest.mark.parametrize(
     "make",
     [
-        kshot.protonet,
-        kshot.learners.r2d2,
+        lambda embedding, **options: kshot.learners.plda(embedding, features=4, **options),
+        lambda embedding, **options: kshot.learners.laplacian_shot(embedding, features=4, **options),
         lambda embedding, **options: kshot.learners.cnaps(embedding, embedding, film=["0"], task_dim=4, **options),
         lambda embedding, **options: kshot.learners.transductive_fine_tune(embedding, inner_lr=0.1, **options),
         lambda embedding, **options: kshot.learners.alpaca(embedding, features=4, prior=1.0, noise=0.1, **options),
     ],
 )
 def test_learners_that_need_one_class_for_each_example_refuse_it(make):
-    with pytest.raises(ValueError, match="one class for each example, and multilabel .* such as maml"):
+    with pytest.raises(
+        ValueError, match="one class for each example, and multilabel .* as protonet, r2d2 .* such as maml"
+    ):
         make(nn.Sequential(nn.Linear(2, 4)), objective=objective)
 
 

@@ -53,6 +53,12 @@ def small_conv(outputs: int | None, *, norm: bool = True, maps: bool = False) ->
     return nn.Sequential(body, nn.Linear(16, outputs)) if outputs else body
 
 
+def small_segmenter(outputs: int | None) -> nn.Module:
+    """A smooth convolutional net to logits (n, outputs, 4, 4), or maps of 4 channels."""
+    layers = [nn.Conv2d(1, 4, 3, stride=2, padding=1), nn.BatchNorm2d(4), nn.Softplus()]
+    return nn.Sequential(*layers, nn.Conv2d(4, outputs, 1)) if outputs else nn.Sequential(*layers)
+
+
 def wave(inputs: int = 1, outputs: int = 1) -> nn.Module:
     return nn.Sequential(nn.Linear(inputs, 16), nn.Tanh(), nn.Linear(16, outputs))
 
@@ -126,6 +132,20 @@ ZOO = {
     "maml, head only": Row(lambda ways: kshot.maml(small_conv(ways), inner_lr=0.2, steps=2, adaptable="1.*")),
     "maml, multilabel": Row(
         lambda ways: kshot.maml(small_conv(ways), inner_lr=0.5, steps=3, objective=objectives.multilabel)
+    ),
+    "protonet, multilabel": Row(lambda ways: kshot.protonet(small_conv(None), objective=objectives.multilabel)),
+    "r2d2, multilabel": Row(lambda ways: kshot.learners.r2d2(small_conv(None), objective=objectives.multilabel)),
+    "logistic regression, multilabel": Row(
+        lambda ways: kshot.learners.logistic_regression(small_conv(None), objective=objectives.multilabel)
+    ),
+    "maml, segmentation": Row(
+        lambda ways: kshot.maml(small_segmenter(2), inner_lr=0.5, steps=3, objective=objectives.segmentation)
+    ),
+    "protonet, segmentation": Row(
+        lambda ways: kshot.protonet(small_segmenter(None), objective=objectives.segmentation)
+    ),
+    "r2d2, segmentation": Row(
+        lambda ways: kshot.learners.r2d2(small_segmenter(None), scale=5.0, objective=objectives.segmentation)
     ),
     "maml, regression": Row(lambda ways: kshot.maml(wave(), inner_lr=0.05, steps=3, objective=objectives.mse)),
     "fomaml": Row(lambda ways: kshot.learners.fomaml(small_conv(ways), inner_lr=0.2, steps=2), exact=False),

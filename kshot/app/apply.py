@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import sys
+from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from kshot.app.build import device_of
 from kshot.app.trained import load
 from kshot.data.text.vocabulary import UNKNOWN
-from kshot.files import check_writable, csv_text
+from kshot.files import check_writable, csv_text, whole_file
 from kshot.learners.generation import generate
 from kshot.sources.corpus import CorpusPreprocessor
 from kshot.types import to
@@ -33,14 +36,23 @@ def adapt_run(
     print(f"adapted to {adapted.num_examples} examples{of_classes}; state in {out}")
 
 
-def predict_run(run_dir: Path, state_file: Path, inputs: list[Path], *, resize: bool, invert: bool) -> int:
+def predict_run(
+    run_dir: Path, state_file: Path, inputs: list[Path], *, resize: bool, invert: bool, masks: Path | None = None
+) -> int:
     """Print predictions with an adapted state as CSV; for text, also its bits per symbol on standard error.
+
+    Args:
+        masks: folder for a predicted mask of each image, `STEM.png`, which is created.
 
     Returns:
         The number of inputs without a prediction; the column "error" says why.
     """
     run = load(run_dir)
-    columns = run.predict(run.load_state(state_file), inputs, resize=resize, invert=invert)
+    adapted = run.load_state(state_file)
+    columns = run.predict(adapted, inputs, resize=resize, invert=invert)
+    if masks is not None:
+        errors = columns.get("error", [""] * len(columns["path"]))
+        write_masks(masks, run.predict_masks(adapted, [p for p, error in zip(columns["path"], errors) if not error]))
     rows = zip(*columns.values())
     figures = ([float(f"{cell:.6g}") if isinstance(cell, float) else cell for cell in row] for row in rows)
     print(csv_text([list(columns), *figures]), end="")
@@ -52,6 +64,22 @@ def predict_run(run_dir: Path, state_file: Path, inputs: list[Path], *, resize: 
     if failed:
         print(f"kshot: no prediction for {len(failed)} of {len(columns['error'])}: {failed[0]}", file=sys.stderr)
     return len(failed)
+
+
+def write_masks(folder: Path, masks: Mapping[Path, np.ndarray]) -> None:
+    """Write masks as grey PNG files, named after their images; ValueError if two have one name, or a file exists."""
+    from PIL import Image
+
+    names = Counter(path.stem for path in masks)
+    for name, count in names.items():
+        if count > 1:
+            raise ValueError(f"{count} images are called {name}, and {folder} has one mask of each name: predict apart")
+        if (folder / f"{name}.png").exists():
+            raise ValueError(f"{folder / name}.png exists and is never overwritten; choose another --masks")
+    folder.mkdir(parents=True, exist_ok=True)
+    for path, mask in masks.items():
+        with whole_file(folder / f"{path.stem}.png") as temporary:
+            Image.fromarray(mask).save(temporary, "PNG")
 
 
 def generate_run(run_dir: Path, state_file: Path, prompt: str, **options: Any) -> None:

@@ -43,7 +43,7 @@ from kshot.models.encoder import Encoder
 from kshot.models.ratings import RatingModel
 from kshot.objectives import Objective
 from kshot.sources.corpus import CorpusPreprocessor
-from kshot.sources.images import ImagePreprocessor
+from kshot.sources.image_files import ImagePreprocessor
 from kshot.sources.ratings.tasks import RatingTasks
 from kshot.sources.text import TextPreprocessor
 from kshot.tasks.source import TaskSource
@@ -106,7 +106,7 @@ def shapes_of(source: TaskSource, split: Split = "train") -> Shapes:
     if isinstance(source, RatingTasks):
         shapes["counts"] = list(source.preprocessor.counts)
     elif (isinstance(preprocessor, TextPreprocessor) and preprocessor.features == "tokens") or (
-        isinstance(preprocessor, ImagePreprocessor) and preprocessor.features == "pixels"
+        isinstance(preprocessor, ImagePreprocessor) and preprocessor.features == "pixels" and preprocessor.encoder
     ):
         shapes["encoder"] = preprocessor.encoder
     elif isinstance(preprocessor, CorpusPreprocessor):
@@ -139,11 +139,13 @@ def build_model(spec: Spec, shapes: Shapes, *, head: bool, learner: Part | None 
     inputs = shapes["inputs"]
     supplies = {
         Supplied.SEED: lambda: spec.seed,
-        Supplied.NUM_OUTPUTS: lambda: shapes["targets"][-1] if head else None,
+        Supplied.NUM_OUTPUTS: lambda: shapes["targets"][0 if _of_masks(shapes) else -1] if head else None,
         Supplied.INPUT_SHAPE: lambda: inputs,
         Supplied.CHANNELS: lambda: inputs[0],
         Supplied.IMAGE_SIZE: lambda: None if isinstance(inputs, dict) else inputs[1],
-        Supplied.FEATURE_MAPS: lambda: not head and Supplied.MAP_EMBEDDING in _supplied_arguments(learner),
+        Supplied.FEATURE_MAPS: lambda: (
+            not head and (_of_masks(shapes) or Supplied.MAP_EMBEDDING in _supplied_arguments(learner))
+        ),
         Supplied.NUM_SYMBOLS: lambda: shapes["symbols"],
         Supplied.CONTEXT_LENGTH: lambda: inputs[0] * (1 + (_declared(learner, Declared.CONTEXT_WINDOWS) or 0)),
         Supplied.LANGUAGE_MODEL: lambda: shapes["causal_lm"],
@@ -159,6 +161,11 @@ def build_model(spec: Spec, shapes: Shapes, *, head: bool, learner: Part | None 
     }
     with seeded(spec.seed):
         return _call("model", spec.model, supplies)
+
+
+def _of_masks(shapes: Shapes) -> bool:
+    """Whether the targets are masks (classes, H, W)."""
+    return shapes["objective"] == "segmentation"
 
 
 def _check_fit(model: Part, learner: Part, shapes: Shapes, head: bool) -> None:

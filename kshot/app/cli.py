@@ -250,6 +250,7 @@ def predict(
     inputs: Annotated[list[Path], typer.Option(help="Images, folders of images, tables, or texts: one or more.")],
     resize: Resize = False,
     invert: Invert = False,
+    masks: Annotated[Path | None, typer.Option(help="Folder for a predicted mask of each image, as PNG.")] = None,
 ) -> None:
     """Predict with an adapted state; CSV on standard output. For texts: the bits of each window.
 
@@ -260,7 +261,7 @@ def predict(
     from kshot.app.errors import INVALID
 
     inputs = [*inputs, *map(Path, context.args)]  # all names after --inputs
-    raise typer.Exit(INVALID if predict_run(run_dir, state, inputs, resize=resize, invert=invert) else 0)
+    raise typer.Exit(INVALID if predict_run(run_dir, state, inputs, resize=resize, invert=invert, masks=masks) else 0)
 
 
 @app.command()

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 
 from kshot.app.build import build_source
 from kshot.app.final_evaluation import TestResult
@@ -13,6 +14,8 @@ from kshot.app.spec import Spec
 from kshot.evaluation.evaluate import evaluate
 from kshot.evaluation.report import breakdowns, charts, plan_charts, task_pictures
 from kshot.evaluation.report.formatting import learner_name
+from kshot.evaluation.report.label_pictures import labelled
+from kshot.evaluation.report.mask_pictures import Segmented, segmentations
 from kshot.evaluation.report.verdict import best_baseline
 from kshot.evaluation.report.worst_pictures import picture_of
 from kshot.learner import Learner, predict_query
@@ -20,15 +23,18 @@ from kshot.learners.choosing.choose import Choosing
 from kshot.learners.choosing.mixture import Mixture
 from kshot.learners.gradient.gradient_learner import GradientLearner
 from kshot.objectives import gaussian
+from kshot.sources.masks import ImageMasks
 from kshot.sources.pixels import Pixels
-from kshot.tasks.read_log import Watched
+from kshot.tasks.mask_tasks import MaskTasks
+from kshot.tasks.read_log import Watched, unwatched
 from kshot.tasks.source import TaskSource
-from kshot.types import Batch, Split, Tree, to
+from kshot.types import Batch, Split, Task, Tree, to
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 COMPLETED = 7  # images in the picture of completions
+SEGMENTED = 3  # tasks in the picture of segmentations
 TASKS_OF_PARTS = 100
 """Tasks on which the parts of a learner are shown."""
 
@@ -54,6 +60,8 @@ def make_figures(
         figures["reliability"] = charts.reliability_chart(test.calibration)
     if test.by_class is not None and len(test.by_class.matrix()[0]) <= breakdowns.MOST_CLASSES:
         figures["confusion"] = breakdowns.confusion_chart(test.by_class)
+    if test.by_label:
+        figures["labels"] = breakdowns.labels_chart(test.by_label)
     if result.units and test.units is not None:
         figures["units"] = breakdowns.units_chart(
             result.units, test.units.unit, metric, higher_is_better=higher, beside=best and best[0]
@@ -62,7 +70,11 @@ def make_figures(
         figures |= _figures_of_parts(learner, source, result, metric, higher_is_better=higher)
     for number, task in enumerate(result.worst, 1):
         scored = task.scored
-        if scored and (drawn := picture_of(scored.task, scored.prediction, task.classes, forecast=source.forecasts)):
+        options: dict[str, Any] = {"forecast": source.forecasts, "predicts": source.objective.predicts}
+        if scored and source.objective.predicts == "masks":
+            if example := _segmented(source, test.split, task.number, scored.task, scored.prediction):
+                figures[f"worst_{number}"] = segmentations([example])
+        elif scored and (drawn := picture_of(scored.task, scored.prediction, task.classes, **options)):
             figures[f"worst_{number}"] = drawn
     return figures | _pictures(spec, source.source, learner.cpu().eval())
 
@@ -113,8 +125,27 @@ def _pictures(spec: Spec, source: TaskSource, learner: Learner) -> dict[str, Fig
         return {"completions": draw_completions(learner, source, sorted({most // 10, 3 * most // 10, most}))}
     if getattr(source.task("test", 0).query.inputs, "ndim", 0) != 4:
         return {}  # not images
+    if source.objective.predicts == "masks":
+        numbers = range(SEGMENTED)
+        found = [_segmented(source, "test", k, source.task("test", k), predict(source, k)) for k in numbers]
+        drawable = [each for each in found if each is not None]
+        return {"segmentation_examples": segmentations(drawable)} if drawable else {}
+    if source.objective.predicts == "labels":
+        (names,) = source.classes_of("test", [0]) or [[]]
+        return {"labelled_examples": labelled(source.task("test", 0), predict(source, 0), names)} if names else {}
     examples = [task_pictures.Example(source.task("test", index), predict(source, index)) for index in range(4)]
     return {"classification_examples": task_pictures.classification_examples(examples)}
+
+
+def _segmented(source: TaskSource, split: Split, number: int, task: Task, prediction: Tensor) -> Segmented | None:
+    """A task of masks with its images as pixels; None if there are none."""
+    own = unwatched(source)
+    if not isinstance(own, MaskTasks):
+        return None
+    images = own.pictures if isinstance(own, ImageMasks) else own.examples
+    support, query = (images.take(rows) for rows in own.example_rows(split, number))
+    drawable = isinstance(query, Tensor) and query.ndim == 4 and query.shape[1] in (1, 3)
+    return Segmented(task, support, query, prediction) if drawable else None
 
 
 def draw_completions(

@@ -17,7 +17,15 @@ from kshot.app.spec import Spec
 from kshot.app.worst_tasks import WorstTask, with_examples, worst_tasks
 from kshot.evaluation.audit.run import UntrustedFigure
 from kshot.evaluation.by_class import ByClass
-from kshot.evaluation.by_unit import UNITS, UnitFigure, by_unit, write_by_class, write_by_unit
+from kshot.evaluation.by_unit import (
+    LABELS,
+    UNITS,
+    UnitFigure,
+    by_unit,
+    write_by_class,
+    write_by_label,
+    write_by_unit,
+)
 from kshot.evaluation.compare import differences
 from kshot.evaluation.cost import Cost, cost
 from kshot.evaluation.evaluate import Evaluation, Scored
@@ -151,6 +159,8 @@ def write_tables(folder: Path, result: TestResult) -> None:
         write_by_unit(folder / UNITS, result.units, test.units.unit, metric)
     if test.by_class is not None:
         write_by_class(folder, test.by_class)
+    if test.by_label:
+        write_by_label(folder / LABELS, test.by_label)
 
 
 def _evaluate_rejection(
@@ -227,6 +237,7 @@ def report_entries(
         "inference": {"learner": test.inference} | {name: each.inference for name, each in result.baselines.items()},
         "worst_tasks": [each.to_json(metric) for each in result.worst],
         "by_class": _classes_entry(test.by_class),
+        "by_label": list(test.by_label),
         "by_unit": units_entry(result.units, test.units.unit if test.units else ""),
         "pooled": {"learner": test.pooled} | {name: each.pooled for name, each in result.baselines.items()}
         if test.pooled

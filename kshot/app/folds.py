@@ -100,6 +100,7 @@ def _report(
         ],
         "worst_tasks": [],
         "by_class": None,
+        "by_label": None,
         "by_unit": {},
         "pooled": {},
         "shots": [],

@@ -15,12 +15,13 @@ from kshot.app.spec import MODELS, Spec
 from kshot.objectives import Objective, levels_of, rates_items
 from kshot.tasks.source import TaskSource
 
-Targets = Literal["own", "shared", "labels", "levels", "clicks", "numbers", "spread", "text"]
+Targets = Literal["own", "shared", "labels", "masks", "levels", "clicks", "numbers", "spread", "text"]
 
 TARGETS: dict[Targets, str] = {
     "own": "classes of each task's own",
     "shared": "classes that all tasks share",
     "labels": "any number of labels",
+    "masks": "masks of images",
     "levels": "ratings of a few levels",
     "clicks": "clicks",
     "numbers": "numbers",
@@ -29,8 +30,10 @@ TARGETS: dict[Targets, str] = {
 }
 """What the tasks of an objective predict, in words."""
 
-BY_STEPS: tuple[Targets, ...] = ("own", "shared", "labels", "levels", "clicks", "numbers", "text")
+BY_STEPS: tuple[Targets, ...] = ("own", "shared", "labels", "masks", "levels", "clicks", "numbers", "text")
 BY_HEAD: tuple[Targets, ...] = ("own", "shared", "clicks")
+BY_EACH_LABEL: tuple[Targets, ...] = ("own", "shared", "labels", "clicks")
+BY_PARTS: tuple[Targets, ...] = ("own", "shared", "labels", "masks", "clicks")
 OF_GROUPS: tuple[Targets, ...] = ("shared", "levels", "clicks", "numbers", "spread")
 
 LEARNERS: dict[str, tuple[Targets, ...]] = {
@@ -38,10 +41,12 @@ LEARNERS: dict[str, tuple[Targets, ...]] = {
     **dict.fromkeys(("meta_kfo", "meta_sgd", "reptile"), BY_STEPS),
     "imaml": ("own", "shared", "labels", "levels", "clicks", "numbers"),
     "dynamic_evaluation": ("text",),
-    **dict.fromkeys(("r2d2", "unicorn_maml"), ("own", "shared", "levels", "clicks", "numbers")),
-    **dict.fromkeys(("baseline_pp", "cnaps", "feat", "frn", "laplacian_shot", "logistic_regression"), BY_HEAD),
-    **dict.fromkeys(("matching_net", "metaoptnet", "nearest_centroid", "plda", "pmf", "probe", "proto_maml"), BY_HEAD),
-    **dict.fromkeys(("protonet", "relation_net", "simpleshot", "transductive_fine_tune"), BY_HEAD),
+    "r2d2": ("own", "shared", "labels", "masks", "levels", "clicks", "numbers"),
+    "unicorn_maml": ("own", "shared", "levels", "clicks", "numbers"),
+    **dict.fromkeys(("nearest_centroid", "pmf"), BY_EACH_LABEL),
+    **dict.fromkeys(("logistic_regression", "metaoptnet", "protonet"), BY_PARTS),
+    **dict.fromkeys(("baseline_pp", "cnaps", "feat", "frn", "laplacian_shot", "matching_net", "plda"), BY_HEAD),
+    **dict.fromkeys(("probe", "proto_maml", "relation_net", "simpleshot", "transductive_fine_tune"), BY_HEAD),
     **dict.fromkeys(("attentive_np", "cnp", "tanp", "tnp_d", "partial_pooling", "boosted_residual"), OF_GROUPS),
     "alpaca": ("levels", "clicks", "numbers", "spread"),
     "prior_fitted": ("own", "shared", "spread"),
@@ -50,8 +55,8 @@ LEARNERS: dict[str, tuple[Targets, ...]] = {
 }
 """What the tasks of each learner may predict; `choose` and `mixture` are as their parts.
 
-Those of `BY_HEAD` give a class without support examples no probability: they take shared classes where each task has
-examples of all of its classes."""
+Those of `BY_HEAD`, `BY_EACH_LABEL` and `BY_PARTS` give a class without support examples no probability: they take
+shared classes where each task has examples of all of its classes."""
 
 NO_MODEL: dict[str, tuple[str, ...]] = {
     "item_similarity": (SORTS["counts"],),
@@ -63,6 +68,8 @@ NO_MODEL: dict[str, tuple[str, ...]] = {
 SOURCES: dict[str, tuple[tuple[Targets, ...], tuple[str, ...]]] = {
     **dict.fromkeys(("glyphs", "omniglot", "omniglot_runs"), (("own",), (ONE_TENSOR,))),
     **dict.fromkeys(("images", "text"), (("own",), (ONE_TENSOR, SORTS["encoder"]))),
+    "masks": (("masks",), (ONE_TENSOR,)),
+    "multilabel_images": (("labels",), (ONE_TENSOR, SORTS["encoder"])),
     "table": (("own", "shared", "numbers"), (ONE_TENSOR,)),
     "tabular_priors": (("own", "spread"), (ONE_TENSOR, SORTS["widths"])),
     "series": (("numbers",), (ONE_TENSOR,)),
@@ -77,7 +84,8 @@ parts."""
 EXAMPLES: dict[Targets, str] = {
     "own": "protonet, r2d2 or maml",
     "shared": "maml, reptile, r2d2 or cnp",
-    "labels": "maml, anil or reptile",
+    "labels": "protonet, r2d2 or maml",
+    "masks": "protonet, r2d2 or maml with model segmenter",
     "levels": "alpaca, maml or cnp",
     "clicks": "item_similarity, alpaca or maml",
     "numbers": "maml, reptile or cnp",
@@ -95,6 +103,7 @@ def targets_of(objective: Objective) -> Targets | None:
         return "clicks" if len(levels) == 2 else "levels"
     named: dict[str, Targets] = {
         "classes": "shared", "labels": "labels", "values": "numbers", "distribution": "spread", "tokens": "text",
+        "masks": "masks",
     }  # fmt: skip
     return named.get(objective.predicts or "")
 
@@ -177,7 +186,8 @@ def markdown() -> str:
 def _cell(learners: list[str], targets: Targets) -> str:
     if "forecast_ensemble" in learners:
         return "of series"
-    return "if complete" if "protonet" in learners and targets != "own" else "yes"
+    by_head = any(LEARNERS[kind] in (BY_HEAD, BY_EACH_LABEL, BY_PARTS) for kind in learners)
+    return "if complete" if by_head and targets in ("shared", "clicks") else "yes"
 
 
 def _needs_a_model(learner: str) -> bool:

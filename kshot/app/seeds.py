@@ -75,6 +75,7 @@ def _report(spec: Spec, out: Path, seeds: list[int], reports: list[dict[str, Any
         "tried": _tried(seeds, reports),
         "worst_tasks": [],
         "by_class": None,
+        "by_label": None,
         "by_unit": {},
         "pooled": {},
         "shots": [],

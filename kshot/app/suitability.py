@@ -21,7 +21,7 @@ from kshot.deciding.past import Past
 from kshot.evaluation.baselines import baselines_of as fitted_baselines
 from kshot.evaluation.target import Target
 from kshot.learner import Learner, evaluation_mode, predict_query
-from kshot.learners.heads.head_learner import FeatureStatistics
+from kshot.learners.heads.head import FeatureStatistics
 from kshot.learners.pooling.fitted import FittedToTraining
 from kshot.objectives import Objective, classes_present
 from kshot.tasks.source import TaskSource
@@ -115,7 +115,8 @@ def _refuse_other_ways(spec: Spec, source: TaskSource) -> None:
     ways = {}
     for split in SPLITS:
         with suppress(ValueError):  # no such split, which a run reports
-            ways[split] = source.task(split, 0).query.targets.shape[-1]
+            axis = 1 if source.objective.predicts == "masks" else -1
+            ways[split] = source.task(split, 0).query.targets.shape[axis]
     if len(set(ways.values())) > 1:
         counts = ", ".join(f"{count} in {split}" for split, count in ways.items())
         raise ValueError(

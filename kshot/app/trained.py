@@ -15,6 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -23,7 +24,7 @@ from kshot.app.build import Shapes, build_learner, build_model, build_source, de
 from kshot.app.folder import RunFolder, read_spec
 from kshot.app.inputs import read_image, read_images, read_table, support_images, support_table
 from kshot.app.spec import Spec, parse_spec
-from kshot.bounded import parse_json
+from kshot.bounded import parse_json, read_bytes
 from kshot.data.tables.frames import TableLike, is_path
 from kshot.deciding.adjusting import set_learner
 from kshot.deciding.decisions import Round, best_round
@@ -34,7 +35,8 @@ from kshot.files import read_json, sha256_of
 from kshot.learner import Learner
 from kshot.learners.heads.head_learner import HeadLearner
 from kshot.sources.corpus import CorpusPreprocessor
-from kshot.sources.images import ImagePreprocessor
+from kshot.sources.image_files import ImagePreprocessor
+from kshot.sources.masks import MaskPreprocessor
 from kshot.sources.preprocessors import preprocessor_from_json
 from kshot.tasks.preprocessor import Preprocessor
 from kshot.tasks.source import TaskSource
@@ -180,17 +182,36 @@ class TrainedRun:
         preprocessor = self.preprocessor
         if isinstance(preprocessor, CorpusPreprocessor):
             return self._bits(preprocessor, adapted.state, paths)
-        if adapted.classes and (preprocessor is None or isinstance(preprocessor, ImagePreprocessor)):
+        if isinstance(preprocessor, ImagePreprocessor) or (adapted.classes and preprocessor is None):
             names, images, errors = read_images(paths, self._reader(resize=resize, invert=invert))
-            encoded = preprocessor.encoded(images) if preprocessor else images
-            read = self._labels(self.logits(adapted.state, encoded), adapted.classes)
-            return {"path": names} | _spread(read, errors)
+            logits = self.logits(adapted.state, preprocessor.encoded(images) if preprocessor else images)
+            if preprocessor is None or adapted.classes:
+                return {"path": names} | _spread(self._labels(logits, adapted.classes), errors)
+            return {"path": names} | _spread(preprocessor.answers(logits, adapted.kept), errors)
         if preprocessor:
             values = [preprocessor.inputs(each, adapted.kept) for each in located]
         else:
             values = [read_table(path, self.shapes["inputs"][-1]) for path in paths]
         prediction = self.logits(adapted.state, tree_map(lambda *leaves: torch.cat(leaves), *values))
         return _tell_not_finite(prediction, self._columns(prediction, adapted))
+
+    def predict_masks(self, adapted: Adapted, images: Sequence[Path | str]) -> dict[Path, np.ndarray]:
+        """Predict a mask for each image file, as `kshot predict --masks` does: file -> uint8 (height, width).
+
+        The values are those of the masks of the support set, 0 for the background, and 255 for the margins of the image
+        that are cut off, as it is cropped to a square.
+
+        Raises:
+            ValueError: the run has no masks, or a file cannot be read.
+        """
+        preprocessor = self.preprocessor
+        if not isinstance(preprocessor, MaskPreprocessor):
+            raise ValueError(f"{self.path} predicts no masks: they are predicted by runs of source masks")
+        found: dict[Path, np.ndarray] = {}
+        for path in map(Path, images):
+            (logits,) = self.logits(adapted.state, preprocessor.inputs(path, adapted.kept))
+            found[path] = preprocessor.mask_of(logits, read_bytes(path), str(path), adapted.kept)
+        return found
 
     def _columns(self, prediction: Tensor, adapted: Adapted) -> Columns:
         preprocessor = self.preprocessor
@@ -233,14 +254,12 @@ class TrainedRun:
     def _support(
         self, path: Path | TableLike, *, resize: bool, invert: bool
     ) -> tuple[Tree, Tensor | list[str], dict[str, Any]]:
-        if self.preprocessor and self.preprocessor.reads_tables:
+        if self.preprocessor and type(self.preprocessor) is not ImagePreprocessor:
             return self.preprocessor.support(path)
         assert isinstance(path, Path)
-        if isinstance(self.preprocessor, ImagePreprocessor):
+        if type(self.preprocessor) is ImagePreprocessor:
             images, labels = support_images(path, self._reader(resize=resize, invert=invert))
             return self.preprocessor.encoded(images), labels, {}
-        if self.preprocessor:
-            return self.preprocessor.support(path)
         if objectives.from_name(self.shapes["objective"], allow_import=True).task_specific_classes:
             return *support_images(path, self._reader(resize=resize, invert=invert)), {}
         return *support_table(path, self.shapes["inputs"], self.shapes["targets"]), {}

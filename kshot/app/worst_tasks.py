@@ -17,6 +17,7 @@ from kshot.data.tables.shown import shown
 from kshot.evaluation.evaluate import Evaluation, Scored, score_again
 from kshot.learner import Learner
 from kshot.objectives.numbers import as_numbers
+from kshot.objectives.segmentation import segmentation, upsampled
 from kshot.sources.table import TableDataset, TablePreprocessor
 from kshot.tasks.mixture import Mixture
 from kshot.tasks.read_log import unwatched
@@ -99,7 +100,11 @@ def with_examples(tasks: Sequence[WorstTask], learner: Learner, source: TaskSour
 def _examples(task: WorstTask, scored: Scored, source: TaskSource, split: Split) -> Examples | None:
     """The queries with the largest errors, worst first."""
     query, objective = scored.task.query, source.objective
-    if task.classes:
+    if objective.predicts == "labels" and task.classes:
+        errors, answers, what = _mislabelled(scored.prediction, query, task.classes)
+    elif objective.predicts == "masks":
+        errors, answers, what = _missegmented(scored.prediction, query)
+    elif task.classes:
         errors, answers, what = _mistaken(scored.prediction, query, task.classes)
     elif objective.predicts == "tokens":
         errors, answers, what = _surprising(scored.prediction, query)
@@ -129,6 +134,37 @@ def _mistaken(prediction: Tensor, query: Batch, names: Sequence[str]) -> tuple[n
         "with probability": [f"{value:.2f}" for value in most.tolist()],
     }
     return errors, answers, "Queries that were classified wrongly, the surest first"
+
+
+def _mislabelled(
+    prediction: Tensor, query: Batch, names: Sequence[str]
+) -> tuple[np.ndarray, dict[str, list[str]], str]:
+    """Errors (n,): the mean cross-entropy of labels, 0 if all are right."""
+    true, predicted = query.targets >= 0.5, prediction > 0
+    each = torch.nn.functional.binary_cross_entropy_with_logits(
+        prediction.double(), query.targets.double(), reduction="none"
+    )
+    errors = torch.where((true == predicted).all(1), 0.0, each.mean(1).nan_to_num(nan=math.inf)).numpy()
+    answers = {
+        column: [_short(", ".join(name for name, has in zip(names, row) if has) or "none") for row in rows.tolist()]
+        for column, rows in (("true", true), ("predicted", predicted))
+    }
+    return errors, answers, "Queries with wrong labels, the largest loss first"
+
+
+def _missegmented(prediction: Tensor, query: Batch) -> tuple[np.ndarray, dict[str, list[str]], str]:
+    """Errors (n,): 1 minus the mean intersection over union of the classes of an image."""
+    overlap = [
+        float(segmentation.metrics(prediction[row : row + 1], query.rows(slice(row, row + 1)))["mean_iou"])
+        for row in range(len(query.weight))
+    ]
+    scored = query.targets.sum(1) > 0
+    chosen = upsampled(prediction, (query.targets.shape[-2], query.targets.shape[-1])).argmax(1)
+    answers = {"intersection over union": [f"{value:.3f}" for value in overlap]}
+    for name, masks in (("marked", query.targets.argmax(1)), ("predicted", chosen)):
+        share = ((masks > 0) & scored).flatten(1).sum(1) / scored.flatten(1).sum(1).clamp_min(1)
+        answers[name] = [f"{value:.1%}" for value in share.tolist()]
+    return 1 - np.array(overlap), answers, "Images with the lowest overlap, and the share that is marked"
 
 
 def _surprising(prediction: Tensor, query: Batch) -> tuple[np.ndarray, dict[str, list[str]], str]:

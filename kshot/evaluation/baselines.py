@@ -16,6 +16,7 @@ from kshot.learners.baselines import (
     functions,
     label_names,
     language,
+    masks,
     plain_table,
     ratings,
     series,
@@ -39,6 +40,7 @@ FIELDS: Sequence[Callable[[TaskSource], Mapping[str, Candidates]]] = (
     clicks.baselines,
     lambda source: functions.baselines(source) or plain_table.baselines(source) or features.baselines(source),
     label_names.baselines,
+    masks.baselines,
 )
 """What an expert of each field would use, for the sources of that field."""
 

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
 from kshot.evaluation.by_class import ByClass
+from kshot.evaluation.by_label import LabelFigure
 from kshot.evaluation.intervals import BOUNDS, Interval, interval
 from kshot.evaluation.per_task import PerTask
 from kshot.files import csv_text, write_text
 
-UNITS, CLASSES, CONFUSIONS = "units.csv", "classes.csv", "confusions.csv"
+UNITS, CLASSES, CONFUSIONS, LABELS = "units.csv", "classes.csv", "confusions.csv", "labels.csv"
 """Names of the tables in a run folder."""
 
 
@@ -91,6 +92,16 @@ def write_by_class(folder: Path, by_class: ByClass) -> None:
     ]
     write_text(folder / CLASSES, _csv(header, rows))
     write_text(folder / CONFUSIONS, _csv(["true class", "predicted class", "times", "share"], by_class.confusions))
+
+
+def write_by_label(path: Path, labels: Sequence[LabelFigure]) -> None:
+    """Write a CSV with one row per label, the lowest average precision first."""
+    header = ["label", "tasks", "average precision", "low", "high", "share of queries", "found", "false"]
+    rows = [
+        [each.name, figure.num_tasks, figure.mean, figure.low, figure.high, each.share, each.found, each.false]
+        for each, figure in ((each, each.average_precision) for each in labels)
+    ]
+    write_text(path, _csv(header, rows))
 
 
 def _csv(header: list[str], rows: list) -> str:

@@ -16,6 +16,7 @@ import torch
 from kshot.evaluation.audit.findings import Audit, Evidence, Trust, real, stream, trust
 from kshot.evaluation.audit.run import FEW, UntrustedFigure, failures, fingerprint, run_audits
 from kshot.evaluation.by_class import ByClass, ByClassMeter
+from kshot.evaluation.by_label import ByLabelMeter, LabelFigure
 from kshot.evaluation.calibration import Calibration, CalibrationMeter
 from kshot.evaluation.intervals import BOUNDS, Interval, interval
 from kshot.evaluation.pooled import Pooled, PooledMeter
@@ -77,6 +78,7 @@ class Evaluation:
         inference: "inductive", "causal" or "transductive", as `Learner.inference`.
         num_members: 1, or the number of members of an ensemble.
         by_class: recall of each class, and which are confused; None if classes have no names.
+        by_label: average precision of each label, if an example may have several.
         pooled: rmse and R² over all queries, if targets are numbers.
     """
 
@@ -95,6 +97,7 @@ class Evaluation:
     inference: str = "inductive"
     num_members: int = 1
     by_class: ByClass | None = field(default=None, repr=False)
+    by_label: tuple[LabelFigure, ...] = field(default=(), repr=False)
     pooled: tuple[Pooled, ...] = ()
 
     @property
@@ -109,7 +112,7 @@ class Evaluation:
 
     def summary(self) -> dict[str, Any]:
         """The figures and their protocol, without those of single tasks."""
-        hidden = ("per_task", "episodes", "units", "by_class")
+        hidden = ("per_task", "episodes", "units", "by_class", "by_label")
         fields = {name: value for name, value in vars(self).items() if name not in hidden}
         return fields | {
             "audits": [audit.to_json() for audit in self.audits],
@@ -173,7 +176,8 @@ def evaluate(
     times: list[tuple[float, float]] = []
     audits: tuple[Audit, ...] = ()
     digest, episodes = hashlib.sha256(), list[str]()
-    calibration, by_class = CalibrationMeter(learner.objective), ByClassMeter()
+    calibration, by_class, by_label = CalibrationMeter(learner.objective), ByClassMeter(), ByLabelMeter()
+    of_names: ByClassMeter | ByLabelMeter = by_label if learner.objective.predicts == "labels" else by_class
     pooled, class_names = PooledMeter(learner.objective), source.classes_of(split, range(num_tasks))
     started = time.monotonic()
     with evaluation_mode(learner), during(source, EVALUATION):
@@ -190,7 +194,7 @@ def evaluate(
                 calibration.add(scored.prediction, scored.task.query)
             pooled.add(scored.prediction, scored.task.query)
             if class_names is not None:
-                by_class.add(scored.prediction, scored.task.query, class_names[number])
+                of_names.add(scored.prediction, scored.task.query, class_names[number])
             if number < FEW:
                 evidence.first.append((scored.task, scored.prediction))
             times.append((scored.adapt_seconds, scored.predict_seconds))
@@ -223,6 +227,7 @@ def evaluate(
         inference=learner.inference,
         num_members=learner.num_members,
         by_class=by_class.result(units),
+        by_label=by_label.result(),
         pooled=tuple(pooled.result(units)),
     )
 

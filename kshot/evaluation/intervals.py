@@ -18,7 +18,8 @@ import numpy as np
 from kshot.evaluation.moments import LEVEL, ends, moments_of, p_value, with_seeds
 from kshot.evaluation.units import Units, count_of
 
-BOUNDS = {"accuracy": (0.0, 1.0), "balanced_accuracy": (0.0, 1.0), "auc": (0.0, 1.0), "micro_f1": (0.0, 1.0)}
+BOUNDS = {"accuracy": (0.0, 1.0), "balanced_accuracy": (0.0, 1.0), "auc": (0.0, 1.0), "micro_f1": (0.0, 1.0),
+          "mean_iou": (0.0, 1.0), "fb_iou": (0.0, 1.0)}  # fmt: skip
 """Smallest and largest value of metrics that have them, by name."""
 
 

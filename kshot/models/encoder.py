@@ -18,6 +18,7 @@ from kshot.annotations import PositiveInt
 from kshot.argument_checks import check_arguments
 from kshot.data.images.encoder import BATCH as IMAGES
 from kshot.data.images.encoder import ImageEncoder, PreparedNetwork
+from kshot.data.images.feature_maps import blocks_of
 from kshot.data.text.sentence_encoder import BATCH, Pooled, SentenceEncoder
 from kshot.models.pretrained import Pretrained, fix_norms, lora_targets, with_lora
 from kshot.supplied import EncoderName, ImageSize, NumOutputs
@@ -205,7 +206,7 @@ def _tuned(
     Args:
         and_after: whether the parameters after the last layers are tuned with them.
     """
-    blocks = _blocks(network)
+    blocks = blocks_of(network)
     if not blocks:
         raise ValueError(f"{type(network).__name__} has no list of layers, which is needed to tune it")
     if layers is not None and layers > len(blocks):
@@ -222,19 +223,6 @@ def _tuned(
         # A pooler is not used: it comes after the pooled layer.
         parameter.requires_grad_(tuned and not re.search(r"(^|\.)pooler\.", parameter_name))
     return network
-
-
-def _blocks(network: nn.Module) -> list[str]:
-    """The names of a network's layers in their order: the innermost modules with parts that are listed or in a row."""
-    listed = {
-        f"{path}.{name}".lstrip(".")
-        for path, module in network.named_modules()
-        if isinstance(module, nn.ModuleList | nn.Sequential)
-        for name, part in module.named_children()
-        if any(True for _ in part.children())
-    }
-    outer = {".".join(path.split(".")[:end]) for path in listed for end in range(1, path.count(".") + 1)}
-    return [path for path, _ in network.named_modules() if path in listed - outer]
 
 
 def _adapted(network: nn.Module, architecture: str, prefixes: tuple[str, ...]) -> list[str]:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import get_type_hints
 
 from kshot.bounded import parse_json
-from kshot.objectives.base import Objective, check_task_values, refuse_labels, weighted_mean
+from kshot.objectives.base import Objective, check_task_values, refuse_parts, weighted_mean
 from kshot.objectives.classification import (
     classes_present,
     classification,
@@ -20,6 +20,7 @@ from kshot.objectives.classification import (
 from kshot.objectives.multilabel import multilabel
 from kshot.objectives.ratings import levels, levels_of, rates_items, rating
 from kshot.objectives.regression import forecast, gaussian, in_units, mse
+from kshot.objectives.segmentation import segmentation
 
 __all__ = [
     "Objective",
@@ -40,12 +41,13 @@ __all__ = [
     "only_present",
     "rates_items",
     "rating",
-    "refuse_labels",
+    "refuse_parts",
+    "segmentation",
     "shared_classification",
     "weighted_mean",
 ]
 
-_FIXED = (mse, classification, shared_classification, multilabel, gaussian, next_token)
+_FIXED = (mse, classification, shared_classification, multilabel, gaussian, next_token, segmentation)
 _WITH_OPTIONS = (next_token_of, in_units, forecast, rating, levels)
 _OBJECTIVES: dict[str, Objective | Callable[..., Objective]] = {
     **{str(objective.name): objective for objective in _FIXED},

@@ -30,7 +30,8 @@ class Objective(NamedTuple):
         as_prediction: targets -> the prediction, in the form that `loss` and `metrics` take, that is certain of them.
         predicts: what a prediction is: logits of classes (n, C), one of which is true; logits of labels (n, C), any
             number of which are true; values of the targets' shape; the mean and standard deviation of a normal
-            distribution; or logits of tokens (n, L, V). None if it is something else.
+            distribution; logits of tokens (n, L, V); or logits of the pixels of masks (n, K, h, w). None if it is
+            something else.
         check_targets: raises ValueError if the shape or dtype of targets does not suit the loss. It reads no values,
             so it also runs under `vmap` and in compiled code.
         check_values: raises ValueError if values of a batch's targets do not suit the loss, in rows of positive weight.
@@ -43,7 +44,7 @@ class Objective(NamedTuple):
     metrics: Callable[[Tree, Batch], dict[str, Tensor]]
     task_specific_classes: bool = False
     as_prediction: Callable[[Tree], Tree] = _same
-    predicts: Literal["classes", "labels", "values", "distribution", "tokens"] | None = None
+    predicts: Literal["classes", "labels", "values", "distribution", "tokens", "masks"] | None = None
     check_targets: Callable[[Tree], object] = _same
     check_values: Callable[[Batch], object] = _same
     name: str | None = None
@@ -82,12 +83,14 @@ def check_task_values(objective: Objective, task: Task) -> None:
             raise ValueError(f"{name} set: {error}") from None
 
 
-def refuse_labels(objective: Objective, learner: str) -> None:
-    """Raise ValueError if targets are multi-hot, for a learner that needs one class for each example."""
-    if objective.predicts == "labels":
+def refuse_parts(objective: Objective, learner: str) -> None:
+    """Raise ValueError if targets are multi-hot or masks, for a learner that needs one class for each example."""
+    if objective.predicts in ("labels", "masks"):
+        what = "any number of labels" if objective.predicts == "labels" else "a class for each pixel"
         raise ValueError(
-            f"{learner} expects one class for each example, and {objective.name or 'this objective'} has any number of "
-            "labels: use a learner that adapts a model by gradient steps, such as maml, anil or fine_tune"
+            f"{learner} expects one class for each example, and {objective.name or 'this objective'} has {what}: use a "
+            "head that fits each of them, as protonet, r2d2 and logistic_regression have, or a learner that adapts a "
+            "model by gradient steps, such as maml, anil or fine_tune"
         )
 
 

@@ -161,5 +161,6 @@ examples with all labels right; hamming_loss, the share of labels that are wrong
 nowhere true among the queries are left out of means over labels (see `f1` and `mean_average_precision`).
 
 A label without true support examples stays a label of the task: `task_specific_classes` is False. It suits learners
-that adapt a model with one output for each label by gradient steps, such as `maml` or `fine_tune`. Learners that fit a
-head to classes, such as `protonet` or `r2d2`, refuse it, because they expect one class for each example."""
+that adapt a model with one output for each label by gradient steps, such as `maml` or `fine_tune`, and those with a
+head that fits each label by itself, `protonet`, `r2d2`, `metaoptnet` and `logistic_regression` (see `EachLabel`).
+Others refuse it, because they expect one class for each example."""

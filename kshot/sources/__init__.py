@@ -5,6 +5,8 @@ from kshot.sources.functions import gaussian_processes, sinusoids
 from kshot.sources.glyphs import glyphs
 from kshot.sources.huggingface import from_hf
 from kshot.sources.images import images
+from kshot.sources.masks import masks
+from kshot.sources.multilabel_images import multilabel_images
 from kshot.sources.omniglot import omniglot, omniglot_runs
 from kshot.sources.pixels import pixels
 from kshot.sources.ratings.movielens import movielens
@@ -23,8 +25,10 @@ __all__ = [
     "gaussian_processes",
     "glyphs",
     "images",
+    "masks",
     "mixture",
     "movielens",
+    "multilabel_images",
     "omniglot",
     "omniglot_runs",
     "pixels",

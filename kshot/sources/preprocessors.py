@@ -7,7 +7,9 @@ from importlib import import_module
 from typing import Any
 
 from kshot.sources.corpus import CorpusPreprocessor
-from kshot.sources.images import ImagePreprocessor
+from kshot.sources.image_files import ImagePreprocessor
+from kshot.sources.masks import MaskPreprocessor
+from kshot.sources.multilabel_images import MultilabelPreprocessor
 from kshot.sources.ratings.preprocessor import RatingPreprocessor
 from kshot.sources.series import SeriesPreprocessor
 from kshot.sources.table import TablePreprocessor
@@ -17,6 +19,8 @@ from kshot.tasks.preprocessor import Preprocessor
 KINDS: dict[str, Any] = {
     "corpus": CorpusPreprocessor,
     "images": ImagePreprocessor,
+    "masks": MaskPreprocessor,
+    "multilabel_images": MultilabelPreprocessor,
     "ratings": RatingPreprocessor,
     "series": SeriesPreprocessor,
     "table": TablePreprocessor,

@@ -260,7 +260,7 @@ class _Contract:
                     expected = tuple(targets.shape)
                     require(shape == expected, f"{setting} must be logits (queries, ways) {expected}, got {shape}")
                 elif isinstance(targets, Tensor):
-                    expected = tuple(targets.shape)
+                    expected = tuple(targets.shape)[: 2 if self.objective.predicts == "masks" else None]
                     require(
                         shape[: len(expected)] == expected,
                         f"{setting} must begin with the shape {expected}, got {shape}",

@@ -32,7 +32,7 @@ def make_task(
     """A small task that a learner of the objective can solve.
 
     It follows what the objective predicts. Classes: a random pattern for each class, with noise. Labels: sums of such
-    patterns, each in half of the examples. Tokens: a text that
+    patterns, each in half of the examples. Masks: a square of each class on noise, (n, 2, 8, 8). Tokens: a text that
     counts modulo 6 in steps of a random size, windows (n, 3) of 8 symbols. Forecasts: windows (n, 12, 1) of a series
     with a season of 4 steps, each 3 steps after the one before, and the 3 values that follow. Else regression: a linear
     function of random slope, targets (n, 1).
@@ -55,6 +55,8 @@ def make_task(
         return _text(shots * ways, queries * ways, random, dtype)
     if objective.predicts == "labels":
         return _sums_of_patterns(ways, shots, queries, inputs or (1, 8, 8), random, dtype)
+    if objective.predicts == "masks":
+        return _squares(shots * ways, queries * ways, inputs or (1, 8, 8), random, dtype)
     if objective.classifies:
         return _patterns(ways, shots, queries, inputs or (1, 8, 8), random, dtype)
     if objective.name and objective.name.startswith("forecast"):
@@ -88,6 +90,18 @@ def _sums_of_patterns(
         return Batch(*(leaf.to(dtype) for leaf in Batch.of(inputs, labels)))
 
     return Task(batch(shots), batch(queries))
+
+
+def _squares(support: int, query: int, shape: tuple[int, ...], random: torch.Generator, dtype: torch.dtype) -> Task:
+    count, (_, height, width) = support + query, shape
+    y, x = (torch.randint(0, side // 2 + 1, (count, 1, 1), generator=random) for side in (height, width))
+    rows, columns = torch.arange(height)[:, None], torch.arange(width)
+    inside = (rows >= y) & (rows < y + height // 2) & (columns >= x) & (columns < x + width // 2)
+    shade = 2 * (torch.rand((), generator=random) < 0.5) - 1  # brighter or darker than the rest of this task's images
+    inputs = shade * inside[:, None] + 0.2 * torch.randn(count, *shape, generator=random)
+    targets = torch.stack([~inside, inside], 1)
+    examples = Batch(inputs.to(dtype), targets.to(dtype), torch.ones(count, dtype=dtype))
+    return Task(examples.rows(slice(support)), examples.rows(slice(support, None)))
 
 
 def _line(support: int, query: int, shape: tuple[int, ...], random: torch.Generator, dtype: torch.dtype) -> Task:

@@ -8,7 +8,8 @@ import torch
 from torch import nn
 
 from kshot.learner import Learner, evaluation_mode
-from kshot.learners.heads.head_learner import FeatureStatistics, HeadLearner
+from kshot.learners.heads.head import FeatureStatistics
+from kshot.learners.heads.head_learner import HeadLearner
 from kshot.learners.pooling.fitted import FittedToTraining
 from kshot.tasks.read_log import during
 from kshot.tasks.source import TaskSource, check_source

@@ -139,6 +139,27 @@ OF_RATINGS = (
     Plan("maml, two towers", {"kind": "maml", "inner_lr": 0.05}, {"kind": "two_tower"}, None, RATED),
     Plan("melu", {"kind": "melu", "inner_lr": 0.05}, {"kind": "rating_mlp"}, None, RATED),
 )  # fmt: skip
+OF_LABELLED_IMAGES = (
+    Plan("protonet", {"kind": "protonet"}, CONV, None, IMAGES),
+    Plan("r2d2", {"kind": "r2d2"}, CONV, None, IMAGES),
+    Plan("maml", MAML, CONV, None, IMAGES),
+)
+OF_LABELLED_VECTORS = (
+    Plan("r2d2, linear", {"kind": "r2d2"}, LINEAR, None, VECTORS),
+    Plan("protonet, linear", {"kind": "protonet"}, LINEAR, None, VECTORS),
+    Plan("logistic regression head, linear", {"kind": "logistic_regression"}, LINEAR, None, VECTORS),
+    Plan("maml", MAML, MLP, None, VECTORS),
+)
+PIXELS, AS_THEY_ARE = {"kind": "segmenter"}, {"kind": "segmenter", "channels": []}
+OF_MASKS = (
+    Plan("r2d2", {"kind": "r2d2"}, PIXELS, None, IMAGES),
+    Plan("protonet", {"kind": "protonet"}, PIXELS, None, IMAGES),
+    Plan("maml", MAML, PIXELS, None, IMAGES),
+)
+OF_MAPS = (
+    Plan("r2d2, frozen", {"kind": "r2d2"}, AS_THEY_ARE, None, IMAGES),
+    Plan("protonet, frozen", {"kind": "protonet"}, AS_THEY_ARE, None, IMAGES),
+)
 LSTM = {"kind": "language_model", "body": "lstm", "width": 128, "embedding": 64}
 READ = {"steps": 1000, "batch": 64, "outer_lr": 0.004}
 SLOW = _train(25, 2, 0.0001)
@@ -159,6 +180,10 @@ def plans_for(objective: Objective, shapes: Shapes, *, forecasts: bool) -> tuple
         return OF_RUNNING_TEXT
     if sort == SORTS["counts"]:
         return OF_RATINGS
+    if targets == "masks":
+        return OF_MASKS if shapes["inputs"][0] in (1, 3) else OF_MAPS
+    if targets == "labels" and sort == ONE_TENSOR:
+        return OF_LABELLED_IMAGES if len(shapes["inputs"]) == 3 else OF_LABELLED_VECTORS
     if sort == SORTS["encoder"]:
         return OF_TEXTS
     if sort == ONE_TENSOR and len(shapes["inputs"]) == 3 and targets == "own":

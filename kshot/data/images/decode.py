@@ -77,7 +77,7 @@ def decode(
     """
     from PIL import ImageOps
 
-    with _open(content, name) as image:
+    with open_image(content, name) as image:
         try:
             least = round(2 * size / (crop or 1.0))
             image.draft("L" if colour == "grey" else None, (least, least))
@@ -105,13 +105,28 @@ def _fitted(image: Image.Image, size: int, crop: float | None, resample: int) ->
     return image.resize((width, height), resample).crop((left, top, left + size, top + size))
 
 
+def fitted_nearest(image: Image.Image, size: int, crop: float | None) -> Image.Image:
+    """An image of numbers that are no colours, such as a mask, cropped and scaled to its nearest pixels."""
+    return _fitted(image, size, crop, get_args(Resample).index("nearest"))
+
+
 def colour_of(content: bytes, name: str) -> Colour:
     """The colour of an image file, from its header; raises `BadImage` as `decode` does."""
-    with _open(content, name) as image:
+    with open_image(content, name) as image:
         return "grey" if image.mode in _GREY_MODES or image.mode.startswith("I;16") else "rgb"
 
 
-def _open(content: bytes, name: str) -> Image.Image:
+def upright_size(content: bytes, name: str) -> tuple[int, int]:
+    """Width and height of an image file when it is turned as its EXIF says; raises `BadImage` as `decode` does."""
+    with open_image(content, name) as image:
+        try:
+            turned = image.getexif().get(0x0112, 1) in (5, 6, 7, 8)  # orientations on the side
+        except Exception as error:  # Pillow raises many types of error on damaged files
+            raise _damaged(name, error) from error
+        return (image.height, image.width) if turned else image.size
+
+
+def open_image(content: bytes, name: str) -> Image.Image:
     """Read the header of an image, and check its size and depth."""
     from PIL import Image
 

@@ -26,6 +26,7 @@ from kshot.data.cache import cached, cached_rows
 from kshot.data.dataset import ArrayDataset
 from kshot.data.images.cache import listing_key, read_listed
 from kshot.data.images.decode import VERSION, BadImage, Resample, decode
+from kshot.data.images.feature_maps import FeatureMaps
 from kshot.data.images.index import ImageFile
 from kshot.data.images.networks import IMAGENET, Network, Preparation, find_network
 from kshot.data.pretrained import digest_of
@@ -51,6 +52,7 @@ class ImageEncoder:
             of the Hugging Face hub, or `timm:NAME=FILE`, a file of them; a folder as `save_pretrained` of transformers
             or `save_for_hf` of timm writes it, or the name of one in the local cache of the hub; or a file `.onnx`.
         size: side of the images in pixels, S; by default that of the encoder's training.
+        stride: features are maps of this stride, (D, S / stride, S / stride), see `FeatureMaps`; by default vectors.
         device: on which features are computed.
 
     Attributes:
@@ -69,12 +71,19 @@ class ImageEncoder:
 
     @check_arguments
     def __init__(
-        self, name: str | Path, *, size: PositiveInt | None = None, device: torch.device | str = "cpu"
+        self,
+        name: str | Path,
+        *,
+        size: PositiveInt | None = None,
+        stride: PositiveInt | None = None,
+        device: torch.device | str = "cpu",
     ) -> None:
-        self._set(str(name), find_network(str(name)), size, device)
+        self._set(str(name), find_network(str(name)), size, stride, device)
 
-    def _set(self, name: str, network: Network, size: int | None, device: torch.device | str) -> None:
-        self.name, self.device, self._network = name, device, network
+    def _set(
+        self, name: str, network: Network, size: int | None, stride: int | None, device: torch.device | str
+    ) -> None:
+        self.name, self.stride, self.device, self._network = name, stride, device, network
         preparation = network.preparation
         self.preparation = preparation if size is None else preparation._replace(size=size)
 
@@ -88,6 +97,7 @@ class ImageEncoder:
         resample: Resample = "bicubic",
         mean: Sequence[float] = IMAGENET[0],
         std: Sequence[float] = IMAGENET[1],
+        stride: PositiveInt | None = None,
         device: torch.device | str = "cpu",
     ) -> ImageEncoder:
         """An encoder that is a module of your own: images (n, 3, S, S) to features (n, D) or maps (n, D, H, W).
@@ -97,20 +107,24 @@ class ImageEncoder:
         Args:
             module: copied, and used in evaluation mode.
             size, crop, resample, mean, std: as in `Preparation`.
+            stride: as above.
             device: on which features are computed.
         """
         preparation, encoder = Preparation(size, crop, resample, tuple(mean), tuple(std)), cls.__new__(cls)
         network = Network(preparation, (), lambda size: copy.deepcopy(module), type(module).__name__)
-        encoder._set("", network, None, device)
+        encoder._set("", network, None, stride, device)
         return encoder
 
     @cached_property
     def sha256(self) -> str:
-        return digest_of(self._network.files, self.preparation, self._network.architecture)
+        of_maps = () if self.stride is None else (self.stride,)
+        return digest_of(self._network.files, self.preparation, self._network.architecture, *of_maps)
 
     def module(self) -> PreparedNetwork:
         """A new module of the encoder, in evaluation mode: images (n, 3, S, S) in 0 … 1 to features (n, D)."""
         network = self._network.make(self.preparation.size)
+        if self.stride is not None:
+            network = FeatureMaps(network, self.stride)
         return PreparedNetwork(network, self.preparation, self._network.architecture).to(self.device).eval()
 
     @cached_property
@@ -118,7 +132,7 @@ class ImageEncoder:
         return self.module()
 
     def encode(self, images: np.ndarray | Tensor) -> np.ndarray:
-        """Compute the features (n, D) float32 of images (n, C, S, S), uint8 or float in 0 … 1, C 1 or 3."""
+        """Compute the features (n, D), or maps (n, D, h, h), of images (n, C, S, S), uint8 or in 0 … 1, C 1 or 3."""
         features: list[Tensor] = []
         for start in range(0, len(images), BATCH):
             rows = images[start : start + BATCH]
@@ -161,11 +175,13 @@ class PreparedNetwork(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         found = self.network((images - self.mean) / self.std)
+        if isinstance(self.network, FeatureMaps):
+            return found
         return found.mean((2, 3)) if found.ndim == 4 else found.flatten(1)
 
 
 class EncodedImages(ArrayDataset):
-    """The features of image files as `Dataset`: float32 (..., D).
+    """The features of image files as `Dataset`: float32 (..., D), or maps (..., D, h, h).
 
     Attributes:
         files: row i is file i.

@@ -114,7 +114,7 @@ def list_folder(root: Path, *, follow_links: bool = False) -> Listing:
         domains[label] = "/".join(names[:-1])
         if has_splits:
             splits[label].add(SPLIT_FOLDERS[parts[0]])
-    _warn_of_similar_names(classes)
+    warn_of_similar_names(classes)
     values = {"split": dict(splits)} if has_splits else {}
     return Listing(root, files, dict(classes), domains, values, dict(walk.skipped), empty)
 
@@ -201,19 +201,7 @@ def list_table(path: Path, *, follow_links: bool = False) -> Listing:
         if name in frame.columns:
             table.missing(name, (frame[name].str.strip_chars() == "").to_numpy(), f"each image needs a {name}")
     table.settle()
-    names: list[str] = []
-    first_rows: dict[str, int] = {}
-    for row, written in enumerate(frame["path"].to_list()):
-        name = os.path.normpath(written)
-        if (os.path.isabs(name) or name.split(os.sep)[0] == "..") and not follow_links:
-            raise ValueError(
-                f"{table.place(row)}: the path {shown(written)} leads out of {path.parent}; write it relative to that "
-                "folder, or allow such paths by follow_links: true"
-            )
-        if (first := first_rows.setdefault(name, row)) != row:
-            raise ValueError(f"{table.place(row)}: {shown(written)} is a duplicate of {table.place(first)}; keep one")
-        names.append(name)
-    files = list(_table_files(table, names, follow_links))
+    files = files_of(table, frame["path"].to_list(), follow_links)
     classes: dict[str, list[int]] = defaultdict(list)
     for row, label in enumerate(frame["label"].to_list()):
         classes[label].append(row)
@@ -226,8 +214,25 @@ def list_table(path: Path, *, follow_links: bool = False) -> Listing:
             raise ValueError(
                 f"{path}: class {label!r} has rows in the domains {' and '.join(sorted(labelled))}; keep one"
             )
-    _warn_of_similar_names(classes)
+    warn_of_similar_names(classes)
     return Listing(path.parent, files, dict(classes), domains, values, {})
+
+
+def files_of(table: Table, paths: Sequence[str], follow_links: bool) -> list[ImageFile]:
+    """The file of each row of a table; ValueError for a path that leads out, occurs twice or is not a file."""
+    names: list[str] = []
+    first_rows: dict[str, int] = {}
+    for row, written in enumerate(paths):
+        name = os.path.normpath(written)
+        if (os.path.isabs(name) or name.split(os.sep)[0] == "..") and not follow_links:
+            raise ValueError(
+                f"{table.place(row)}: the path {shown(written)} leads out of {table.path.parent}; write it relative "
+                "to that folder, or allow such paths by follow_links: true"
+            )
+        if (first := first_rows.setdefault(name, row)) != row:
+            raise ValueError(f"{table.place(row)}: {shown(written)} is a duplicate of {table.place(first)}; keep one")
+        names.append(name)
+    return list(_table_files(table, names, follow_links))
 
 
 def _table_files(table: Table, names: list[str], follow_links: bool) -> Iterator[ImageFile]:
@@ -275,7 +280,7 @@ def _is_inside(path: str, root: str) -> bool:
     return path == root or path.startswith(os.path.join(root, ""))
 
 
-def _warn_of_similar_names(names: Iterable[str]) -> None:
+def warn_of_similar_names(names: Iterable[str]) -> None:
     """Warn of classes whose names differ only in case or in the encoding of accents."""
     groups: dict[str, list[str]] = defaultdict(list)
     for name in names:

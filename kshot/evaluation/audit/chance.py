@@ -176,6 +176,8 @@ class ClassOrder:
 
 def _why_skip(learner: Learner, split: Split) -> str:
     """Why prior knowledge of labels cannot be tested; empty if it can."""
+    if learner.objective.predicts in ("labels", "masks"):
+        return "The examples have labels or masks, and no class each that could be guessed."
     if not learner.objective.task_specific_classes:
         return "All tasks share their targets, so that another task's support set may be informative."
     return "A learner may know the tasks that it was trained on." if split == "train" else ""

@@ -22,6 +22,12 @@ PAIRS = (
     "confusions.csv beside this page."
 )
 
+PRECISION = (
+    "The average precision of the queries of a task, ranked by the label, is a mean over the tasks with a query that "
+    "has it; guessing gives the share of such queries. Found and false are the shares of the queries with and without "
+    "the label for which it is predicted. All are in labels.csv beside this page."
+)
+
 RANKS = ("the worst", "the second worst", "the third worst")
 
 SEVERITY = {"warning": "fair", "error": "bad"}
@@ -95,6 +101,22 @@ def class_sections(report: Mapping[str, Any], pictures: Sequence[Picture]) -> li
         Section("Errors by class", [f"{most}, worst first. {RECALL}"], pictures, Table(columns, rows, "flow")),
         Section("Classes that were confused", [PAIRS], table=Table(of_pairs, pairs, "flow")),
     ]
+
+
+def label_section(report: Mapping[str, Any], pictures: Sequence[Picture]) -> Section:
+    """The labels with the lowest average precision, where an example may have several."""
+    labels = report.get("by_label") or []
+    rows = [
+        Row([
+            each["name"], format_figure(read_figure(each, "average_precision")), f"{each['share']:.1%}",
+            f"{each['found']:.1%}", f"{each['false']:.1%}", str(read_figure(each, "average_precision").num_tasks),
+        ])
+        for each in labels[:ROWS]
+    ]  # fmt: skip
+    columns = [Column("label", "name"), Column("average precision")]
+    columns += [Column(title, "n") for title in ("share", "found", "false", "tasks")]
+    most = f"The {len(rows)} labels with the lowest of {len(labels)}" if len(rows) < len(labels) else "All labels"
+    return Section("Errors by label", [f"{most}, worst first. {PRECISION}"], pictures, Table(columns, rows, "flow"))
 
 
 def unit_section(report: Mapping[str, Any], pictures: Sequence[Picture]) -> Section:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from kshot.evaluation.by_class import ByClass
+from kshot.evaluation.by_label import LabelFigure
 from kshot.evaluation.by_unit import UnitFigure
 from kshot.evaluation.report.formatting import better
 from kshot.evaluation.report.style import BLUE, INK, MUTED, canvas, ends, quiet
@@ -53,6 +54,32 @@ def confusion_chart(by_class: ByClass) -> Figure:
     axes.set_xlabel("predicted class", fontsize=9, color=MUTED)
     axes.set_ylabel("true class", fontsize=9, color=MUTED)
     axes.tick_params(labelcolor=INK)
+    return figure
+
+
+def labels_chart(labels: Sequence[LabelFigure]) -> Figure:
+    """The average precision of the labels with the lowest, the worst at the top, beside what guessing would give.
+
+    Args:
+        labels: worst first, from `ByLabelMeter`.
+    """
+    shown = labels[:MOST_UNITS][::-1]
+    figure = canvas(1.1 + 0.3 * max(len(shown), 2))
+    axes = figure.subplots()
+    worst = f"The {len(shown)} worst of {len(labels)}" if len(shown) < len(labels) else f"All {len(labels)}"
+    quiet(axes, f"{worst}, by label: average precision (higher is better)", "x", xlabel="average precision")
+    means = [each.average_precision.mean for each in shown]
+    bounds = [ends(each.average_precision) for each in shown]
+    bars = [(mean - max(low, 0.0), min(high, 1.0) - mean) for mean, (low, high) in zip(means, bounds)]
+    axes.errorbar(
+        means, range(len(shown)), xerr=np.array(bars).reshape(-1, 2).T, fmt="o", color=BLUE, markersize=5,
+        elinewidth=1.6, label="learner",
+    )  # fmt: skip
+    shares = [each.share for each in shown]
+    axes.scatter(shares, range(len(shown)), s=30, facecolors="white", edgecolors=INK, zorder=3, label="guessing")
+    axes.set_yticks(range(len(shown)), [each.name if len(each.name) <= 28 else f"{each.name[:27]}…" for each in shown])
+    axes.tick_params(axis="y", labelcolor=INK)
+    figure.legend(frameon=False, fontsize=9, labelcolor=INK, ncols=2, loc="outside lower left")
     return figure
 
 

@@ -12,6 +12,7 @@ from typing import Any
 from kshot.evaluation.report.breakdown_sections import (
     class_sections,
     finding_table,
+    label_section,
     pooled_table,
     unit_section,
     worst_sections,
@@ -58,6 +59,12 @@ CAPTIONS = {
     "classification_examples": "The first test tasks. Above: the support images by class; below: query images, "
     "marked ✓ if classified correctly, otherwise ✗ with the number of the predicted class.",
     "confusion": "Rows are true classes, columns predicted ones; the diagonal is the recall. A dash: no task has both.",
+    "labels": "The average precision of each label with its 95 % interval; the circle is the share of queries that "
+    "have it, which guessing would give.",
+    "labelled_examples": "Support images of the first test tasks with their labels; below query images: a label that "
+    "was found, one that was missed (in brackets), and one that is wrong (✗).",
+    "segmentation_examples": "The first test tasks: a support image with its mask, then query images with their true "
+    "mask, and with the predicted one.",
     "units": "The mean over the tasks of each unit, with its 95 % interval if it has several tasks, cut where it "
     "reaches far beyond all means. Circles are the best baseline on the same tasks.",
     "worst_1": "",
@@ -81,6 +88,7 @@ PLACED = (
     "reliability",
     "rounds",
     "confusion",
+    "labels",
     "regret",
     "weights",
     "units",
@@ -157,6 +165,7 @@ def report_sections(
         ),
         Section("Parts of the learner", pictures=[*named.get("regret", ()), *named.get("weights", ())]),
         *class_sections(report, named.get("confusion", ())),
+        label_section(report, named.get("labels", ())),
         unit_section(report, named.get("units", ())),
         Section(
             "Task by task",

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from torch import Tensor
 
+from kshot.evaluation.report.label_pictures import labelled
 from kshot.evaluation.report.narrow import CELLS
 from kshot.evaluation.report.style import BLUE, FAINT, INK, MUTED, RED, canvas, quiet
 from kshot.evaluation.report.task_pictures import draw_image
@@ -122,11 +123,16 @@ def curve(task: Task, prediction: Tree) -> Figure:
     return figure
 
 
-def picture_of(task: Task, prediction: Tree, names: Sequence[str], *, forecast: bool) -> Figure | None:
-    """The picture that suits a task; None if none does."""
+def picture_of(
+    task: Task, prediction: Tree, names: Sequence[str], *, forecast: bool, predicts: str | None = None
+) -> Figure | None:
+    """The picture that suits a task; None if none does. `predicts` is that of the objective."""
     inputs, targets = task.query.inputs, task.query.targets
     if not isinstance(inputs, Tensor):
         return None
+    if predicts == "labels":
+        drawable = inputs.ndim == 4 and inputs.shape[1] in (1, 3) and names
+        return labelled(task, prediction, names, wrong_only=True) if drawable else None
     if inputs.ndim == 4 and inputs.shape[1] in (1, 3) and names:
         return misclassified(task, prediction, names)
     if forecast and isinstance(prediction, Tensor):

@@ -21,9 +21,10 @@ from kshot.learner import Learner
 from kshot.learners.amortised.attention import perceptron, weighted_row_mean
 from kshot.learners.gradient.cavia import FiLM
 from kshot.learners.heads.distances import reference_point, relative
-from kshot.learners.heads.head_learner import Head, fit_head, predict_head
+from kshot.learners.heads.head import Head
+from kshot.learners.heads.head_learner import fit_head, predict_head
 from kshot.learners.heads.protonet import Prototypes
-from kshot.objectives import Objective, classes_present, only_present, refuse_labels
+from kshot.objectives import Objective, classes_present, only_present, refuse_parts
 from kshot.objectives.outputs import the_tensor
 from kshot.supplied import Embedding, TaskDim, TaskEncoder
 from kshot.types import Batch, Tree
@@ -110,7 +111,7 @@ class FilmLearner(Learner):
         batchnorm: BatchNorm = "support",
     ) -> None:
         super().__init__(objective)
-        refuse_labels(objective, "cnaps")
+        refuse_parts(objective, "cnaps")
         if not film:
             raise ValueError("film names no layer to modulate, as in film=['body.0', 'body.4']")
         self.backbone, self.encoder, self.head = FiLM(backbone, film, task_dim), encoder, head

@@ -19,7 +19,8 @@ from kshot.annotations import PositiveFloat, PositiveInt
 from kshot.argument_checks import check_arguments
 from kshot.learner import evaluation_mode
 from kshot.learners.heads.distances import class_means, cosine
-from kshot.learners.heads.head_learner import Head, HeadLearner, predict_head
+from kshot.learners.heads.head import Head
+from kshot.learners.heads.head_learner import HeadLearner, predict_head
 from kshot.learners.heads.simpleshot import Centred
 from kshot.objectives import Objective, only_present
 from kshot.tasks.read_log import during
@@ -48,7 +49,12 @@ class Opponent(HeadLearner):
         self.register_buffer("scale", torch.tensor(1.0))
 
     def score(self, state: Tree, features: Tensor) -> Tensor:
-        return only_present(self.scale * predict_head(self.head, state["head"], features), state["present"])
+        return _scored(self.scale * predict_head(self.head, state["head"], features), state)
+
+
+def _scored(logits: Tensor, state: Tree) -> Tensor:
+    """The logits, without those of classes that a support set lacks; labels have no such classes."""
+    return only_present(logits, state["present"]) if "present" in state else logits
 
 
 def with_temperature(learner: Opponent, source: TaskSource, *, num_tasks: PositiveInt = TASKS) -> Opponent:
@@ -63,7 +69,7 @@ def with_temperature(learner: Opponent, source: TaskSource, *, num_tasks: Positi
             state = learner.adapt(support)
             logits = predict_head(learner.head, state["head"], learner.embed_query(state, query.inputs))
             for number, scale in enumerate(SCALES):
-                losses[number] += float(learner.objective.loss(only_present(scale * logits, state["present"]), query))
+                losses[number] += float(learner.objective.loss(_scored(scale * logits, state), query))
         learner.scale.fill_(SCALES[int(losses.argmin())])
     return learner
 
@@ -83,7 +89,7 @@ class Prepared(Centred):
 
     def __init__(self, head: Head, features: int, kind: Preparation) -> None:
         super().__init__(head, features)
-        self.kind = kind
+        self.kind, self.fits_parts = kind, head.fits_parts
         self.register_buffer("deviation", torch.ones(features))
 
     def measure(self, feat_ND: Tensor, target_NC: Tensor, weight_N: Tensor) -> None:
@@ -107,6 +113,8 @@ class Prepared(Centred):
 class ClassMeans(Head):
     """The cosine to the mean of each class; the state is `{"means": (C, D)}`."""
 
+    fits_parts = True
+
     def fit(self, feat_ND: Tensor, target_NC: Tensor, weight_N: Tensor) -> Tree:
         return {"means": class_means(feat_ND, target_NC, weight_N)}
 
@@ -122,6 +130,8 @@ class Neighbours(Head):
     Args:
         k: number of neighbours; all, if there are fewer.
     """
+
+    fits_parts = True
 
     @check_arguments
     def __init__(self, k: PositiveInt) -> None:
@@ -147,6 +157,8 @@ class ScikitLinear(Head):
     It is fitted to the coordinates of the support rows in the space that they span, which changes no penalised solution
     and saves time where D is above N.
     """
+
+    fits_parts = True
 
     @abstractmethod
     def make(self) -> Any:

@@ -40,7 +40,7 @@ NEIGHBOURS = (1, 3, 5, 10)
 def baselines(
     source: TaskSource, embedding: nn.Module | None = None, *, contrast: Callable[[nn.Module], object] | None = None
 ) -> dict[str, Callable[[], list[Learner]]]:
-    """The baselines for tasks with classes of their own on features, by name; {} for a source of other tasks.
+    """The baselines for tasks with classes or labels of their own on features, by name; {} for other tasks.
 
     Each function fits to the training split and gives the candidates among which validation tasks choose.
 
@@ -57,7 +57,9 @@ def baselines(
         >>> baselines(kshot.sources.sinusoids())
         {}
     """
-    if not source.objective.task_specific_classes or (embedding is None and not has_features(source)):
+    of_labels = source.objective.predicts == "labels"
+    suits = source.objective.task_specific_classes or of_labels
+    if not suits or (embedding is None and not has_features(source)):
         return {}
     body = nn.Flatten() if embedding is None else embedding
     found: dict[str, Callable[[], list[Learner]]] = {

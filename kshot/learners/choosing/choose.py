@@ -234,8 +234,9 @@ def mixed(objective: Objective, predictions: Sequence[Tree], weights: Sequence[T
     def total(trees: Sequence[Tree]) -> Tree:
         return tree_map(lambda *leaves: sum(w * leaf for w, leaf in zip(weights, leaves)), *trees)
 
-    if objective.predicts in ("classes", "tokens"):
-        logs = torch.stack([each.log_softmax(-1) + weight.log() for each, weight in zip(predictions, weights)])
+    if objective.predicts in ("classes", "tokens", "masks"):
+        axis = 1 if objective.predicts == "masks" else -1
+        logs = torch.stack([each.log_softmax(axis) + weight.log() for each, weight in zip(predictions, weights)])
         return logs.logsumexp(0).clamp_min(torch.finfo(logs.dtype).min)
     if objective.predicts == "labels":
         return torch.logit(total([each.sigmoid() for each in predictions]), eps=1e-7)

@@ -20,7 +20,7 @@ from kshot.inner.solvers import InnerSolver
 from kshot.learner import Learner
 from kshot.learners.gradient.gradient_learner import make_solver
 from kshot.learners.gradient.proto_maml import Headed, PrototypeInit
-from kshot.objectives import Objective, classes_present, only_present, refuse_labels, weighted_mean
+from kshot.objectives import Objective, classes_present, only_present, refuse_parts, weighted_mean
 from kshot.query_weight import current_query_weight, query_weight
 from kshot.supplied import Embedding
 from kshot.types import Batch, Params, Tree, tree_leaves
@@ -53,7 +53,7 @@ class TransductiveTuner(Learner):
         batchnorm: BatchNorm,
     ) -> None:
         super().__init__(objective)
-        refuse_labels(objective, "transductive fine-tuning")
+        refuse_parts(objective, "transductive fine-tuning")
         self.model, self.solver, self.head_init, self.entropy = Headed(embedding), solver, PrototypeInit(), entropy
         self.function = Function(self.model, batchnorm)
         self.task_norm = self.function.task_norm

@@ -20,7 +20,8 @@ from kshot.inner.convex import Intercept, crammer_singer, logistic
 from kshot.inner.functional import BatchNorm
 from kshot.inner.precision import widest_float
 from kshot.learners.heads.distances import exp_as, log_parameter, reference_of, reference_point, relative
-from kshot.learners.heads.head_learner import Head, HeadLearner, sum_by_class
+from kshot.learners.heads.head import Head, sum_by_class
+from kshot.learners.heads.head_learner import HeadLearner
 from kshot.objectives import Objective
 from kshot.supplied import Embedding
 from kshot.types import Tree
@@ -115,6 +116,8 @@ class Linear(Head):
         normalize: whether features are divided by their spread, the root of their mean squared distance from the mean
             of the support set, so that a strength means the same whatever their size.
     """
+
+    fits_parts = True
 
     def __init__(self, l2: float, scale: float | None, *, learned: bool = True, normalize: bool = False) -> None:
         super().__init__()

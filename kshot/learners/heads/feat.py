@@ -15,7 +15,8 @@ from kshot.inner.functional import BatchNorm
 from kshot.inner.precision import at_least_float32, in_type_of
 from kshot.inner.vmap_overrides import layer_norm
 from kshot.learners.heads.distances import class_means, euclidean
-from kshot.learners.heads.head_learner import Head, HeadLearner
+from kshot.learners.heads.head import Head
+from kshot.learners.heads.head_learner import HeadLearner
 from kshot.objectives import Objective, classes_present, only_present
 from kshot.query_weight import query_weight
 from kshot.supplied import Embedding, FeatureCount

@@ -20,7 +20,8 @@ from kshot.inner.solvers import FirstOrder, InnerSolver
 from kshot.inner.unrolling import unroll
 from kshot.learner import Learner
 from kshot.learners.heads.distances import Distance, Scaled, class_means, cosine, unit
-from kshot.learners.heads.head_learner import Head, HeadLearner
+from kshot.learners.heads.head import Head
+from kshot.learners.heads.head_learner import HeadLearner
 from kshot.learners.heads.protonet import protonet
 from kshot.objectives import Objective, only_present
 from kshot.supplied import Embedding

@@ -14,7 +14,8 @@ from kshot.inner.functional import BatchNorm
 from kshot.inner.precision import widest_float
 from kshot.learners.heads.closed_form import solve_ridge
 from kshot.learners.heads.distances import exp_as, log_parameter
-from kshot.learners.heads.head_learner import Head, HeadLearner
+from kshot.learners.heads.head import Head
+from kshot.learners.heads.head_learner import HeadLearner
 from kshot.objectives import Objective
 from kshot.supplied import MapEmbedding
 from kshot.types import Tree

@@ -5,7 +5,6 @@ Shape legend: N support rows, M query rows, D features, C classes.
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Callable
 
 import torch
@@ -14,70 +13,15 @@ from torch import Tensor, nn
 from kshot.inner.functional import BatchNorm, Function, Statistics
 from kshot.inner.precision import at_least_float32, without_autocast
 from kshot.learner import Learner, query_loss
-from kshot.objectives import Objective, classes_present, only_present, refuse_labels
+from kshot.learners.heads.each_label import EachLabel
+from kshot.learners.heads.each_pixel import EachPixel
+from kshot.learners.heads.head import Head
+from kshot.objectives import Objective, classes_present, only_present, refuse_parts
 from kshot.objectives.outputs import the_tensor
 from kshot.types import Batch, Params, Task, Tree
 
-
-class Head(nn.Module, ABC):
-    """A predictor that is fitted to a support set's features. Its Parameters are meta-parameters.
-
-    It is given features, targets and weights in one type, float32 or wider, and never under `torch.autocast`.
-
-    Attributes:
-        takes_maps: whether features keep the embedding's shape (N, D, ...); else they are flattened to (N, D).
-        scores_absent: whether classes without support examples get a score too, as from a regression. They get no
-            probability anyway where the objective has task-specific classes.
-        transductive: whether a query's prediction depends on the other queries.
-    """
-
-    takes_maps: bool = False
-    scores_absent: bool = False
-    transductive: bool = False
-
-    @abstractmethod
-    def fit(self, feat_ND: Tensor, target_NC: Tensor, weight_N: Tensor) -> Tree:
-        """Fit to features, targets and row weights; rows of weight 0 have no effect."""
-
-    @abstractmethod
-    def predict(self, state: Tree, feat_MD: Tensor) -> Tensor:
-        """Predict (M, C) for features."""
-
-    def statistics(self, feat_ND: Tensor, target_NC: Tensor, weight_N: Tensor) -> Tree:
-        """Statistics of a support set from which the head can be fitted, alone or merged; by default the rows."""
-        return {"features": feat_ND, "targets": target_NC, "weight": weight_N}
-
-    def merge(self, old: Tree, new: Tree) -> Tree:
-        """Statistics of the union of two support sets; the new one may have more classes, placed last."""
-        added = new["targets"].shape[1] - old["targets"].shape[1]
-        old = old | {"targets": torch.nn.functional.pad(old["targets"], (0, added))}
-        return {name: torch.cat([old[name], new[name]]) for name in old}
-
-    def fit_statistics(self, statistics: Tree) -> Tree:
-        """The state that `fit` gives for the rows that the statistics describe."""
-        return self.fit(statistics["features"], statistics["targets"], statistics["weight"])
-
-
-class FeatureStatistics(Head):
-    """A head with constants that `training.pretrain.fit_feature_statistics` measures on the training classes.
-
-    Attributes:
-        batches: default number of batches of training examples to measure on.
-    """
-
-    batches: int = 16
-
-    @abstractmethod
-    def measure(self, feat_ND: Tensor, target_NC: Tensor, weight_N: Tensor) -> None:
-        """Set the constants, in place, from features of training examples, one-hot over the training classes."""
-
-
-def sum_by_class(old: Tree, new: Tree) -> Tree:
-    """The sum of two trees of statistics with leaves (C, ...); classes that only the new one has count 0 in the old."""
-    return {
-        name: leaf + torch.cat([old[name], leaf.new_zeros(len(leaf) - len(old[name]), *leaf.shape[1:])])
-        for name, leaf in new.items()
-    }
+PARTS: dict[str | None, Callable[[Head], Head]] = {"labels": EachLabel, "masks": EachPixel}
+"""How a head is fitted where an example has no single class, by what the objective predicts."""
 
 
 def fit_head(head: Head, features: Tensor, support: Batch) -> Tree:
@@ -113,7 +57,7 @@ class HeadLearner(Learner):
 
     Args:
         embedding: any module that maps the task's inputs to features (n, ...).
-        head: the head to fit.
+        head: the head to fit; for several labels of an example, or its pixels, one that fits each of them.
         objective: loss and metrics of the tasks.
         batchnorm: statistics that BatchNorm uses for a query (see `inner.functional.BatchNorm`).
         outer: (learner, task) -> (), the loss that meta-training minimises.
@@ -129,7 +73,10 @@ class HeadLearner(Learner):
         outer: Callable[[HeadLearner, Task], Tensor] = query_loss,
     ) -> None:
         super().__init__(objective)
-        refuse_labels(objective, f"a learner with the head {type(head).__name__}")
+        if objective.predicts in PARTS and head.fits_parts:
+            head = PARTS[objective.predicts](head)
+        elif not isinstance(head, EachLabel | EachPixel):
+            refuse_parts(objective, f"a learner with the head {type(head).__name__}")
         self.embedding, self.head, self.outer = embedding, head, outer
         self.function = Function(embedding, batchnorm)
         self.task_norm = self.function.task_norm

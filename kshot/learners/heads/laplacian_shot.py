@@ -17,7 +17,8 @@ from kshot.annotations import NonNegativeFloat, NonNegativeInt, PositiveInt
 from kshot.argument_checks import check_arguments
 from kshot.inner.functional import BatchNorm
 from kshot.learners.heads.distances import class_means, euclidean, reference_point, relative
-from kshot.learners.heads.head_learner import Head, HeadLearner
+from kshot.learners.heads.head import Head
+from kshot.learners.heads.head_learner import HeadLearner
 from kshot.learners.heads.simpleshot import Centred
 from kshot.objectives import Objective, only_present
 from kshot.query_weight import current_query_weight

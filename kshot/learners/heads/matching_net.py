@@ -14,7 +14,8 @@ from kshot.argument_checks import check_arguments
 from kshot.inner.functional import BatchNorm
 from kshot.inner.precision import in_type_of
 from kshot.learners.heads.distances import cosine, exp_as, log_parameter, log_weight, reference_point
-from kshot.learners.heads.head_learner import Head, HeadLearner
+from kshot.learners.heads.head import Head
+from kshot.learners.heads.head_learner import HeadLearner
 from kshot.objectives import Objective
 from kshot.supplied import Embedding, FeatureCount
 from kshot.types import Tree

@@ -14,7 +14,8 @@ from kshot.argument_checks import check_arguments
 from kshot.inner.functional import BatchNorm
 from kshot.inner.precision import widest_float
 from kshot.learners.heads.distances import exp_as, log_parameter
-from kshot.learners.heads.head_learner import FeatureStatistics, HeadLearner, sum_by_class
+from kshot.learners.heads.head import FeatureStatistics, sum_by_class
+from kshot.learners.heads.head_learner import HeadLearner
 from kshot.objectives import Objective
 from kshot.supplied import FeatureCount, FrozenEmbedding
 from kshot.types import Tree

@@ -22,7 +22,8 @@ from kshot.learners.heads.distances import (
     reference_point,
     relative,
 )
-from kshot.learners.heads.head_learner import Head, HeadLearner, sum_by_class
+from kshot.learners.heads.head import Head, sum_by_class
+from kshot.learners.heads.head_learner import HeadLearner
 from kshot.objectives import Objective
 from kshot.supplied import Embedding
 from kshot.types import Tree
@@ -38,6 +39,8 @@ class Prototypes(Head):
     Args:
         distance: "euclidean" (squared), "cosine" with a scale that is learned, from 10, or a `Distance`.
     """
+
+    fits_parts = True
 
     def __init__(self, distance: Literal["euclidean", "cosine"] | Distance = "euclidean") -> None:
         super().__init__()

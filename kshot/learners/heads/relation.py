@@ -18,7 +18,8 @@ from kshot.inner.functional import BatchNorm
 from kshot.inner.precision import in_type_of
 from kshot.learner import Learner, predict_query, query_loss
 from kshot.learners.heads.distances import class_means
-from kshot.learners.heads.head_learner import Head, HeadLearner
+from kshot.learners.heads.head import Head
+from kshot.learners.heads.head_learner import HeadLearner
 from kshot.objectives import Objective, weighted_mean
 from kshot.supplied import FeatureShape, MapEmbedding
 from kshot.types import Task, Tree

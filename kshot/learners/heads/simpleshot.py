@@ -14,7 +14,8 @@ from kshot.argument_checks import check_arguments
 from kshot.inner.functional import BatchNorm
 from kshot.inner.precision import widest_float
 from kshot.learners.heads.distances import Scaled, euclidean, unit
-from kshot.learners.heads.head_learner import FeatureStatistics, Head, HeadLearner
+from kshot.learners.heads.head import FeatureStatistics, Head
+from kshot.learners.heads.head_learner import HeadLearner
 from kshot.learners.heads.protonet import Prototypes
 from kshot.objectives import Objective
 from kshot.supplied import Embedding, FeatureCount

@@ -19,7 +19,7 @@ from kshot.inner.precision import at_least_float32, in_type_of, widest_float
 from kshot.learner import Learner
 from kshot.learners.heads.distances import exp_as, reference_point, relative
 from kshot.learners.pooling.posterior import posterior
-from kshot.objectives import Objective, levels_of, refuse_labels, weighted_mean
+from kshot.objectives import Objective, levels_of, refuse_parts, weighted_mean
 from kshot.objectives.outputs import the_tensor
 from kshot.supplied import Embedding, FeatureCount, UserFeatures
 from kshot.types import Batch, Task, Tree
@@ -48,7 +48,7 @@ class Alpaca(Learner):
         user_features: int,
     ) -> None:
         super().__init__(objective)
-        refuse_labels(objective, "alpaca")
+        refuse_parts(objective, "alpaca")
         values = levels_of(objective)
         size = features + 1
         self.item_penalty, self.user_features = item_penalty, user_features
