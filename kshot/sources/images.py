@@ -59,8 +59,8 @@ def images(
 
     Images lie in one folder per class, `flowers/rose/1.jpg`; in folders of such folders, `scripts/Greek/alpha/1.png`,
     where the folders above a class form its domain; below folders of the splits, `train/rose/1.jpg`; or they are listed
-    in a CSV with the columns path and label, and optionally domain and split. Formats are PNG, JPEG, WebP, BMP, GIF and
-    TIFF. Each is decoded at its first use and cached (see `DecodedImages`), so the first task is available at once.
+    in a CSV with the columns path and label, and optionally domain and split. Formats are PNG, JPEG, WebP, BMP, GIF,
+    TIFF, AVIF (with Pillow 11.3), and HEIC with the package pillow-heif. Each is decoded at its first use and cached (see `DecodedImages`), so the first task is available at once.
 
     Args:
         path: the folder, or the table, `.csv` or `.tsv`, whose paths are relative to its folder.
