@@ -127,8 +127,9 @@ def compare_views(name: str, folder: Path, train: Path | None, size: int, num_ta
             found[kind, shots, views] = evaluate(learner, source, split="val", num_tasks=num_tasks, audit=False)
             own = found[kind, shots, views]  # of the same images as with one view, which other features hide
             scores = [[found[kind, shots, number].per_task["accuracy"]] for number in (views, 1)]
-            minus = difference(*scores, own.units) if views > 1 else ""
-            print(f"| {kind} | {shots} | {views} | {own.metrics['accuracy']} | {minus} |", flush=True)
+            minus = difference(*scores, own.units)
+            shown = f"{minus.mean:+.4f} ± {minus.ci95:.4f}" if views > 1 else ""
+            print(f"| {kind} | {shots} | {views} | {own.metrics['accuracy']} | {shown} |", flush=True)
 
 
 def main() -> None:

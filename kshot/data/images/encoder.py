@@ -26,7 +26,7 @@ from kshot.annotations import PositiveFraction, PositiveInt
 from kshot.argument_checks import check_arguments
 from kshot.data.cache import cached, cached_rows
 from kshot.data.dataset import ArrayDataset
-from kshot.data.images.cache import listing_key, read_listed
+from kshot.data.images.cache import DecodedImages, listing_key, read_listed
 from kshot.data.images.decode import VERSION, BadImage, Resample, decode
 from kshot.data.images.index import ImageFile
 from kshot.data.images.networks import IMAGENET, Network, Preparation, find_network
@@ -43,6 +43,7 @@ DIGEST = 16  # bytes of an image file's hash
 
 VIEWS = ((0.5, 0.5, False), (0.5, 0.5, True), (0, 0, False), (0, 1, True), (1, 0, False), (1, 1, True))
 """Where the crop of each view lies, from the upper and left edge (0) to the others (1), and whether it is mirrored."""
+SMALL = 32  # side in pixels of the images that are compared with one another
 CROP = 0.875  # side of the crops, where the files of an encoder do not say it
 NumViews = Annotated[int, Ge(1), Le(len(VIEWS))]
 
@@ -210,9 +211,14 @@ class EncodedImages(ArrayDataset):
         bad: errors of the images that cannot be decoded, by row; their features are 0.
     """
 
-    def __init__(self, features: np.ndarray, files: Sequence[ImageFile], bad: dict[int, BadImage]) -> None:
+    def __init__(self, features: np.ndarray, files: Sequence[ImageFile], bad: dict[int, BadImage], root: Path) -> None:
         super().__init__(features)
-        self.files, self.bad = files, bad
+        self.files, self.bad, self._root = files, bad, root
+
+    @cached_property
+    def small(self) -> DecodedImages:
+        """The images themselves, whole and small, to tell which are copies of others; decoded when they are taken."""
+        return DecodedImages(self.files, self._root, size=SMALL, colour="rgb", crop=None, resample="box")
 
 
 def encode_files(
@@ -251,7 +257,7 @@ def encode_files(
         name, keys = None, np.arange(len(files))[:, None]
     features, known = cached_rows(name, [key.tobytes() for key in keys], encoded, chunk=CHUNK, progress=announce)
     features[~known] = 0
-    return EncodedImages(features, files, bad)
+    return EncodedImages(features, files, bad, root)
 
 
 def _decoded(
