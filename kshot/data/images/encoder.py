@@ -43,7 +43,7 @@ DIGEST = 16  # bytes of an image file's hash
 
 VIEWS = ((0.5, 0.5, False), (0.5, 0.5, True), (0, 0, False), (0, 1, True), (1, 0, False), (1, 1, True))
 """Where the crop of each view lies, from the upper and left edge (0) to the others (1), and whether it is mirrored."""
-SMALL = 32  # side in pixels of the images that are compared with one another
+SMALL = 32  # side in pixels of images that no encoder sees
 CROP = 0.875  # side of the crops, where the files of an encoder do not say it
 NumViews = Annotated[int, Ge(1), Le(len(VIEWS))]
 
@@ -209,16 +209,22 @@ class EncodedImages(ArrayDataset):
     Attributes:
         files: row i is file i.
         bad: errors of the images that cannot be decoded, by row; their features are 0.
+        root: folder to which the names of the files are relative.
     """
 
     def __init__(self, features: np.ndarray, files: Sequence[ImageFile], bad: dict[int, BadImage], root: Path) -> None:
         super().__init__(features)
-        self.files, self.bad, self._root = files, bad, root
+        self.files, self.bad, self.root = files, bad, root
 
     @cached_property
     def small(self) -> DecodedImages:
-        """The images themselves, whole and small, to tell which are copies of others; decoded when they are taken."""
-        return DecodedImages(self.files, self._root, size=SMALL, colour="rgb", crop=None, resample="box")
+        """The images themselves; see `small_images`."""
+        return small_images(self.files, self.root)
+
+
+def small_images(files: Sequence[ImageFile], root: Path) -> DecodedImages:
+    """Images, whole and small: to tell which are copies of others, and to train on without an encoder."""
+    return DecodedImages(files, root, size=SMALL, colour="rgb", crop=None, resample="box")
 
 
 def encode_files(
