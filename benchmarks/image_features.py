@@ -3,10 +3,15 @@
     OMP_NUM_THREADS=1 python benchmarks/image_features.py --speed [--encoder NAME] [--sizes 128 224]
     OMP_NUM_THREADS=1 python benchmarks/image_features.py --start DIR
     OMP_NUM_THREADS=1 python benchmarks/image_features.py --accuracy DIR [--size 128] [--tasks 1000] [--each 600]
+    OMP_NUM_THREADS=1 python benchmarks/image_features.py --memory 100000
+    OMP_NUM_THREADS=1 python benchmarks/image_features.py --adapt RUN SUPPORT
     OMP_NUM_THREADS=1 python benchmarks/image_features.py --views DIR [--train DIR] [--tasks 300] [--each 60]
 
 `--speed` measures the network alone: images a second of wall time and of CPU time, by layout, precision and batch.
 `--start` encodes a folder of images, and then opens it again in a new process with everything in the cache.
+`--memory` opens a folder of so many images, hard links to 512 generated ones that are encoded, and fits PLDA to 64 % of
+its 200 classes: the largest memory after each.
+`--adapt` times `kshot adapt` of a run to a folder of photos, after torch was imported: imports, encoding and all.
 `--accuracy` gives the cosine to frozen class means, 5-way 1-shot and 5-shot, on the classes of a folder of images,
 `--each` of a class: those of validation where kshot is developed, such as `cifar_fs/val`. Intervals are over classes.
 `--views` compares one view of each image with 2 and 6 by paired differences on the same tasks, for class means,
@@ -27,6 +32,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import nn
 
 import kshot
@@ -75,6 +81,48 @@ def start(name: str, folder: Path, size: int) -> None:
             command = [sys.executable, "-c", code, str(folder), name, str(size)]
             run = subprocess.run(command, env=os.environ | {"KSHOT_CACHE": cache}, check=True, capture_output=True)
             print(f"{which}: {run.stdout.decode().strip()}", flush=True)
+
+
+def memory(name: str, count: int) -> None:
+    """The largest memory of a process that opens a folder of images, encoded anew, and fits PLDA to its classes."""
+    code = (
+        "import resource, sys; import kshot; from torch import nn; "
+        "from kshot.training.closed_form import fit_closed_form; "
+        "peak = lambda: f'{resource.getrusage(0).ru_maxrss / 1024:,.0f} MiB'; "
+        "source = kshot.sources.images(sys.argv[1], features='encoder', encoder=sys.argv[2], size=32, "
+        "split={'ratio': [0.64, 0.16, 0.2]}); [source.task(split, 0) for split in ('train', 'val', 'test')]; "
+        "print(f'{len(source.examples):,} images: {peak()} after the first tasks, ', end=''); "
+        "fit_closed_form(kshot.learners.plda(nn.Flatten(), features=source.task('train', 0).support.inputs.shape[1]), "
+        "source); print(f'{peak()} after PLDA')"
+    )
+    with tempfile.TemporaryDirectory() as scratch:
+        first, random = Path(scratch, "own"), np.random.default_rng(0)
+        first.mkdir()
+        for number in range(512):
+            Image.fromarray(random.integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(first / f"{number}.png")
+        for number in range(count):
+            folder = Path(scratch, "images", f"class {number % 200}")
+            folder.mkdir(parents=True, exist_ok=True)
+            os.link(first / f"{number % 512}.png", folder / f"{number}.png")
+        environment = os.environ | {"KSHOT_CACHE": str(Path(scratch, "cache"))}
+        for which in ("encoded", "from the cache"):
+            command = [sys.executable, "-c", code, str(Path(scratch, "images")), name]
+            run = subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE)
+            print(f"{which}: {run.stdout.decode().strip()}", flush=True)
+
+
+def adapt(run: Path, support: Path) -> None:
+    """Seconds of `kshot adapt` from the command line, without the import of torch."""
+    code = (
+        "import sys, time, torch; began, cpu = time.perf_counter(), time.process_time(); from pathlib import Path; "
+        "from kshot.app.apply import adapt_run; adapt_run(*map(Path, sys.argv[1:]), resize=False, invert=False); "
+        "print(f'{time.perf_counter() - began:.2f} s, {time.process_time() - cpu:.2f} s of CPU')"
+    )
+    for number in range(3):
+        with tempfile.TemporaryDirectory() as scratch:
+            command = [sys.executable, "-c", code, str(run), str(support), str(Path(scratch, "state.safetensors"))]
+            done = subprocess.run(command, check=True, capture_output=True)
+            print(f"{number + 1}: {done.stdout.decode().strip()}", flush=True)
 
 
 def encoded(folder: Path, each: int, encoder: ImageEncoder) -> tuple[np.ndarray, dict[str, range]]:
@@ -138,6 +186,8 @@ def main() -> None:
     parser.add_argument("--speed", action="store_true")
     parser.add_argument("--sizes", type=int, nargs="+", default=[128])
     parser.add_argument("--start", type=Path)
+    parser.add_argument("--memory", type=int)
+    parser.add_argument("--adapt", type=Path, nargs=2)
     parser.add_argument("--accuracy", type=Path)
     parser.add_argument("--views", type=Path)
     parser.add_argument("--train", type=Path)
@@ -150,6 +200,10 @@ def main() -> None:
         speed(options.encoder, options.sizes)
     if options.start:
         start(options.encoder, options.start, options.size)
+    if options.memory:
+        memory(options.encoder, options.memory)
+    if options.adapt:
+        adapt(*options.adapt)
     if options.accuracy:
         accuracy(options.encoder, options.accuracy, options.size, options.tasks, options.each)
     if options.views:
