@@ -86,12 +86,13 @@ def start(name: str, folder: Path, size: int) -> None:
 def memory(name: str, count: int) -> None:
     """The largest memory of a process that opens a folder of images, encoded anew, and fits PLDA to its classes."""
     code = (
-        "import resource, sys; import kshot; from torch import nn; "
+        "import resource, sys, time; import kshot; from torch import nn; began = time.process_time(); "
         "from kshot.training.closed_form import fit_closed_form; "
         "peak = lambda: f'{resource.getrusage(0).ru_maxrss / 1024:,.0f} MiB'; "
         "source = kshot.sources.images(sys.argv[1], features='encoder', encoder=sys.argv[2], size=32, "
         "split={'ratio': [0.64, 0.16, 0.2]}); [source.task(split, 0) for split in ('train', 'val', 'test')]; "
-        "print(f'{len(source.examples):,} images: {peak()} after the first tasks, ', end=''); "
+        "took = time.process_time() - began; "
+        "print(f'{len(source.examples):,} images: {peak()}, {took:.1f} s of CPU to the first tasks, ', end=''); "
         "fit_closed_form(kshot.learners.plda(nn.Flatten(), features=source.task('train', 0).support.inputs.shape[1]), "
         "source); print(f'{peak()} after PLDA')"
     )

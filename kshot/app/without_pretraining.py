@@ -82,8 +82,12 @@ def evaluate_without_pretraining(
     """
     learner = _network(seed)
     steps = max(1, int(seconds / _seconds_per_step(learner, source)))
+
+    def show(progress: Progress) -> None:
+        training(progress.step, steps)
+
     learner, started = _network(seed), time.monotonic()
-    _fit(learner, source, steps, seed, lambda progress: training(progress.step, steps))
+    _fit(learner, source, steps, seed, show)
     taken = time.monotonic() - started
     found = evaluate(learner, source, split=test.split, num_tasks=num_tasks, audit=False, observe=observe)
     # The images are the same: only their hashes differ from those of the features.
