@@ -18,6 +18,7 @@ from kshot.app.failures import Failures
 from kshot.app.pretraining import options_of_baselines, tunes_encoder
 from kshot.app.schema import Part
 from kshot.app.spec import BASELINES, NEED_PRETRAINING, Spec
+from kshot.app.without_pretraining import NAME as WITHOUT
 from kshot.evaluation.baselines import Candidates, best_first, of_fields, without_model
 from kshot.evaluation.evaluate import Evaluation, Scored, evaluate
 from kshot.evaluation.target import Target
@@ -102,6 +103,8 @@ def baselines_of(setting: Setting) -> dict[str, Candidates]:
     known = _generic(setting) | known
     chosen: dict[str, Candidates] = {}
     for label, baseline in labels_of(named).items():
+        if label == WITHOUT:  # made of other inputs than the tasks have
+            continue
         if isinstance(baseline, Part):
             chosen[label] = partial(_configured, setting, baseline)
         elif baseline in known:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,10 @@ from kshot.app.baselines import Setting, describe, evaluate_baselines, evaluate_
 from kshot.app.build import device_of, shapes_of
 from kshot.app.failures import Failures
 from kshot.app.spec import Spec
+from kshot.app.without_pretraining import NAME as WITHOUT
+from kshot.app.without_pretraining import WithoutPretraining, evaluate_without_pretraining, images_of
 from kshot.app.worst_tasks import WorstTask, with_examples, worst_tasks
+from kshot.data.pretrained import trained_on
 from kshot.evaluation.audit.run import UntrustedFigure
 from kshot.evaluation.by_class import ByClass
 from kshot.evaluation.by_unit import (
@@ -59,6 +63,7 @@ class TestResult:
         rejection: performance in out-of-scope detection, if the source has out-of-scope examples too.
         worst: the tasks with the worst figures.
         units: the figures by unit, if each task has one.
+        external: the pretrained encoder, what it was trained on, and how a network without it was trained.
 
     What is missing because it failed is in the `failures` that were given.
     """
@@ -73,6 +78,7 @@ class TestResult:
     rejection: Rejection | None
     worst: list[WorstTask]
     units: list[UnitFigure]
+    external: dict[str, Any] | None
 
 
 def evaluate_with_baselines(
@@ -134,6 +140,13 @@ def evaluate_with_baselines(
                 coverage,
                 failures,
             )
+    external = _external(source)
+    if external is not None and with_baselines:
+        with failures.recorded(f"baseline {WITHOUT}"):
+            found = _without_pretraining(spec, source, test, num_beside, watch)
+            if found is not None:
+                baselines[WITHOUT] = found.evaluation
+                external |= {"steps": found.steps, "seconds": found.seconds, "without": found.about}
     shots, costs = list[Shots](), None
     with failures.recorded("the figures by number of shots"):
         if longer := _with_most_shots(spec, source):
@@ -148,7 +161,31 @@ def evaluate_with_baselines(
     with failures.recorded("the examples of the worst tasks"):
         worst = with_examples(worst, learner, source, split)
     units = by_unit(test, metric, baselines, **options)
-    return TestResult(target, test, baselines, shots, costs, coverage, threshold, rejected, worst, units)
+    return TestResult(target, test, baselines, shots, costs, coverage, threshold, rejected, worst, units, external)
+
+
+def _external(source: TaskSource) -> dict[str, Any] | None:
+    """The pretrained encoder of a run, and what it was trained on as far as that is known; None without an encoder."""
+    name = source.describe().get("encoder")
+    return {"encoder": name, "trained_on": trained_on(name)} if name else None
+
+
+def _without_pretraining(
+    spec: Spec, source: TaskSource, test: Evaluation, num_tasks: int, watch: Watch
+) -> WithoutPretraining | None:
+    """The baseline without the pretrained encoder; None if the run file asks for none or tasks are of no images."""
+    names, images = spec.baselines.names, images_of(source)
+    if images is None or not spec.baselines.scratch_seconds or (names is not None and WITHOUT not in names):
+        return None
+    return evaluate_without_pretraining(
+        images,
+        test,
+        seconds=spec.baselines.scratch_seconds,
+        num_tasks=num_tasks,
+        seed=spec.seed,
+        training=partial(watch, "train without the encoder"),
+        observe=lambda scored: watch("without the encoder", scored.number + 1, num_tasks),
+    )
 
 
 def write_tables(folder: Path, result: TestResult) -> None:
@@ -223,8 +260,11 @@ def report_entries(
     options = ", ".join(f"{name} {_in_words(each)}" for name, each in spec.learner.model_dump(exclude={"kind"}).items())
     trained = f"meta-trained for {num_steps:,} steps on the training tasks" if num_steps else "not meta-trained"
     descriptions["learner"] = f"{learner_name(spec.learner.model_dump())} ({options}), {trained}"
+    if WITHOUT in result.baselines and result.external:
+        descriptions[WITHOUT] = result.external["without"]
     return {
         "metric": metric,
+        "external": result.external,
         "higher_is_better": result.target.at_least,
         "split": test.split,
         "test": test.metrics,

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from kshot.bounded import read_bytes
-from kshot.data.images.decode import HEIC, SUFFIXES, decode
+from kshot.data.images.decode import AVIF, HEIC, SUFFIXES, decode
 from kshot.data.tables.open import open_table
 from kshot.types import check_finite
 
@@ -112,7 +112,7 @@ def _tell_other_files(folders: list[Path]) -> None:
     empty = [folder.name for folder in folders if not any(map(_is_image, folder.iterdir()))]
     if empty:
         log.warning("%d folders hold no images, and are no classes: %s", len(empty), ", ".join(empty[:5]))
-    others = [f.name for d in folders for f in d.iterdir() if not _is_image(f) and f.suffix.lower() in (*HEIC, ".avif")]
+    others = [f.name for d in folders for f in d.iterdir() if not _is_image(f) and f.suffix.lower() in (*HEIC, *AVIF)]
     if others:
         log.warning(
             "%d files are not read, the first %s; convert them, or pip install 'kshot[files]' for HEIC",

@@ -69,6 +69,7 @@ BASELINES: dict[str, str] = {
     "pixel_forest": "a random forest on colours and edges of single pixels, as in ilastik",
     "prototype": "the nearest mean of objects and background in the frozen feature maps, by the cosine",
     "contrast_then_probe": "logistic regression on features tuned by plain contrast on the training classes",
+    "without_pretraining": "a network that saw the training split alone, without the pretrained encoder",
     "n_grams": "n-grams with back-off, of the training texts and the support set",
     "n_grams_causal": "the same, which also count what they have read of the query, as a compressor does",
     "gaussian_process": "a Gaussian process whose kernel is fitted to the training split",
@@ -119,13 +120,15 @@ class BaselinesSpec(Strict):
     """`rule` is that of fine-tuning; `inner_lrs`, and several `steps`, are tuned on validation tasks for each baseline.
     The default `names` are those that suit the tasks. Pretrained ones train for `budget` times the time that the
     learner took, if that is longer than the run file's `pretrain`. All test tasks are scored unless `num_test_tasks` is
-    given."""
+    given. Beside a pretrained encoder of images, a network of random weights is trained for `scratch_seconds`, 0 for
+    none."""
 
     names: list[Annotated[Any, PlainValidator(_baseline)]] | None = None
     steps: PositiveInt | Annotated[list[PositiveInt], Len(1)] = 50
     rule: Literal["sgd", "adam"] = "sgd"
     inner_lrs: list[PositiveFloat] = Field([0.01, 0.1], min_length=1)
     budget: NonNegativeFloat = 1.0
+    scratch_seconds: NonNegativeFloat = 60.0
     num_val_tasks: AtLeastTwo = 20
     num_test_tasks: AtLeastTwo | None = None
 

@@ -44,7 +44,8 @@ def check(
         num_examples: largest number of examples to compare with one another.
         num_tasks: number of tasks of each split to check.
         progress: called as `progress(num_decoded, num_images)`.
-        decode: whether all images are decoded to find unusable ones.
+        decode: whether all images are decoded to find unusable ones, and those of which a source has features to find
+            near copies.
 
     Raises:
         ValueError: fewer than one example or task; images that cannot be read at all.
@@ -66,7 +67,7 @@ def check(
     by_split: dict[Split, list[Contents]] = defaultdict(list)
     parts = list(parts_of(source))
     looked_at = total = 0
-    for part in parts:
+    for part in (each._replace(pixels=decode) for each in parts):
         bad, found = _decode(part, progress) if decode else (set(), [])
         findings += found
         drawn: dict[Split, list[Task]] = {}

@@ -6,7 +6,7 @@ Shape legend: n examples.
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import combinations
 from typing import Any, NamedTuple
 
@@ -27,7 +27,7 @@ MOST_SKETCHED = 100_000
 PASSAGES = "passages"
 """The kind of examples that are windows of running text, in which refrains and headings repeat by nature."""
 
-LIKE = {"pictures": "resizing or re-encoding", "rows": "noise", "texts": "case, spacing or punctuation"}
+LIKE = {"pictures": "resizing, re-encoding or mirroring", "rows": "noise", "texts": "case, spacing or punctuation"}
 """What near copies differ by, by the kind of example."""
 
 
@@ -58,7 +58,7 @@ def sketcher_of(part: Part, rows: Mapping[Split, Mapping[str, np.ndarray]], draw
     of_split = [own for members in rows.values() for own in members.values() if len(own)]
     if of_split:
         flat = np.concatenate(of_split)
-        return Sketcher(source.examples.take(flat[:: max(1, len(flat) // CHUNK)]))
+        return Sketcher(part.examples.take(flat[:: max(1, len(flat) // CHUNK)]))
     first = [batch for tasks in drawn.values() for task in tasks[:8] for batch in task]
     if not first or not source.copies_are_errors:
         return None
@@ -80,7 +80,7 @@ def contents_of(
         flat = np.concatenate(list(rows.values()))
         some = np.sort(np.random.default_rng(0).permutation(len(flat))[:MOST_SKETCHED])
         for start in range(0, len(flat), CHUNK):
-            taken = source.examples.take(flat[start : start + CHUNK])
+            taken = part.examples.take(flat[start : start + CHUNK])
             keys += content_hashes(taken)
             inputs += content_hashes(taken[0]) if source.member == "group" and are_rows(drawn) else []
             blank += is_blank(taken[0] if source.member == "group" else taken)
@@ -109,7 +109,8 @@ def contents_of(
     for key, member in zip(keys, members):
         members_of[key].add(member)
     shared = sum(len(members_of[key]) > 1 for key in keys)
-    few_values = are_rows(drawn) and (shared > 0.02 * len(keys) or _by_chance(inputs, keys))
+    are_pictures = sketcher is not None and sketcher.kind == "pictures"
+    few_values = are_rows(drawn) and not are_pictures and (shared > 0.02 * len(keys) or _by_chance(inputs, keys))
     kind = PASSAGES if source.objective.predicts == "tokens" else "" if sketcher is None else sketcher.kind
     return Contents(keys, members, names, blank, few_values, _joined(sketches, places, sketcher), kind)
 
@@ -269,7 +270,7 @@ def shown_queries(part: Part, drawn: Drawn, contents: Mapping[Split, Contents]) 
     for split, tasks in drawn.items():
         num_shown, num_queries, repeated = 0, 0, contents[split].repeated
         nearly, task_specific = NearlyShown(), part.source.objective.task_specific_classes
-        for task in tasks:
+        for task in _compared(part, split, tasks):
             support, query = (_keys(batch, task_specific) for batch in task)
             known = set(support) if repeated is None else repeated.intersection(support)
             num_shown, num_queries = num_shown + sum(key in known for key in query), num_queries + len(query)
@@ -298,6 +299,17 @@ def shown_queries(part: Part, drawn: Drawn, contents: Mapping[Split, Contents]) 
             )
             findings.append(part.finding(severity, "support and query", sentence))
     return findings or [part.finding("ok", "support and query", "No query looked at is shown in its own support.")]
+
+
+def _compared(part: Part, split: Split, tasks: Sequence[Task]) -> Iterator[Task]:
+    """The first tasks of a split with what is compared as inputs: images in place of their features."""
+    for index, task in enumerate(tasks):
+        rows = part.source.example_rows(split, index) if part.encoded else None
+        if rows is None:
+            yield task
+            continue
+        support, query = (batch._replace(inputs=part.examples.take(own)) for batch, own in zip(task, rows))
+        yield Task(support, query)
 
 
 def blank(part: Part, contents: Mapping[Split, Contents]) -> list[Finding]:

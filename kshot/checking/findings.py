@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
+from kshot.data.dataset import Dataset
 from kshot.data.images.augment import Turned
 from kshot.data.images.cache import DecodedImages
+from kshot.data.images.encoder import EncodedImages
 from kshot.data.tables.columns import Columns
 from kshot.tasks.mixture import Mixture
 from kshot.tasks.source import TaskSource
@@ -56,21 +58,38 @@ class Checked(NamedTuple):
 
 
 class Part(NamedTuple):
-    """A source, its name in a mixture, and the splits in which it has tasks."""
+    """A source, its name in a mixture, and the splits in which it has tasks.
+
+    Attributes:
+        pixels: whether images of which the source has features are compared themselves, for which all are decoded.
+    """
 
     name: str
     source: TaskSource
     splits: tuple[Split, ...]
+    pixels: bool = False
 
     def finding(self, severity: Severity, check: str, sentence: str) -> Finding:
         return Finding(severity, check, f"{self.name}: {sentence}" if self.name else sentence)
 
     @property
     def images(self) -> DecodedImages | None:
-        """The image files of the source, if any."""
+        """The image files of the source, if any are looked at."""
         examples = getattr(self.source, "examples", None)
         examples = examples.examples if isinstance(examples, Turned) else examples
-        return examples if isinstance(examples, DecodedImages) else None
+        return self.encoded or (examples if isinstance(examples, DecodedImages) else None)
+
+    @property
+    def encoded(self) -> DecodedImages | None:
+        """The images of which the source has features, if they are compared themselves."""
+        examples = getattr(self.source, "examples", None)
+        return examples.small if self.pixels and isinstance(examples, EncodedImages) else None
+
+    @property
+    def examples(self) -> Dataset:
+        """What is compared: the examples of the source, or the images that they are features of."""
+        source: Any = self.source
+        return self.encoded or source.examples
 
     @property
     def columns(self) -> Columns | None:

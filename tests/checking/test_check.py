@@ -14,9 +14,10 @@ from PIL import Image
 from kshot import objectives, sources, tasks
 from kshot.checking.check import check, check_for_report
 from kshot.checking.findings import SEVERITIES
-from kshot.checking.near_copies import PICTURE_RADIUS, Sketcher, nearest, normalise, picture_sketches
+from kshot.checking.near_copies import PICTURE_RADIUS, Sketcher, mirrored, nearest, normalise, picture_sketches
 from kshot.checking.target_leakage import Rows, leaks
 from kshot.data import ArrayDataset
+from kshot.data.images.encoder import ImageEncoder
 from kshot.tasks import ClassTasks, GroupTasks
 
 CUT = {"train": range(12), "val": range(12, 22), "test": range(22, 32)}  # classes or groups
@@ -391,7 +392,11 @@ def resized(image):
     return np.asarray(Image.fromarray(image).resize((48, 48)).resize((32, 32), Image.Resampling.BILINEAR))
 
 
-@pytest.mark.parametrize("change", [encoded, resized], ids=["re-encoded", "resized"])
+def turned_over(image):
+    return encoded(image[:, ::-1])
+
+
+@pytest.mark.parametrize("change", [encoded, resized, turned_over], ids=["re-encoded", "resized", "mirrored"])
 def test_pictures_that_were_resized_or_encoded_again_are_copies(change):
     clean = photos()
     source = pictures(clean.transpose(0, 3, 1, 2))
@@ -400,13 +405,43 @@ def test_pictures_that_were_resized_or_encoded_again_are_copies(change):
     images[EACH * 25 : EACH * 25 + 4] = [change(own) for own in clean[:4]]
     severity, sentence = found(pictures(images.transpose(0, 3, 1, 2)), "two splits")
     assert severity == "error"
-    assert "4 of 80 test examples looked at equal one of train up to resizing or re-encoding" in sentence
+    assert "4 of 80 test examples looked at equal one of train up to resizing, re-encoding or mirroring" in sentence
     assert "'member 25'" in sentence
     images = clean.copy()
     images[1::2] = [change(own) for own in clean[::2]]
     source = pictures(images.transpose(0, 3, 1, 2))
     assert found(source, "copies")[0] == "warning"
     assert found(source, "support and query")[0] == "error"
+
+
+def test_the_sketch_of_a_mirror_image_is_the_mirrored_sketch_and_drawings_are_not_mirrored():
+    pixels = torch.from_numpy(photos().transpose(0, 3, 1, 2).astype(np.float32) / 255)
+    np.testing.assert_allclose(picture_sketches(pixels.flip(-1)), mirrored(picture_sketches(pixels)), atol=1e-5)
+    grey = pixels.mean(1, keepdim=True)
+    sketcher = Sketcher(grey)
+    assert (nearest(sketcher(grey.flip(-1)), sketcher(grey), sketcher.radius) < 0).all()
+
+
+@pytest.mark.parametrize("change", [encoded, turned_over], ids=["re-encoded", "mirrored"])
+def test_copies_of_photos_are_found_where_a_source_has_their_features(change, tmp_path, monkeypatch):
+    monkeypatch.setenv("KSHOT_CACHE", str(tmp_path / "cache"))
+    pictures_of = photos(classes=12)
+    pictures_of[EACH * 9 : EACH * 9 + 4] = [change(own) for own in pictures_of[:4]]  # of a test class, one of training
+    pictures_of[6] = change(pictures_of[5])
+    for number, own in enumerate(pictures_of):
+        split = "train" if number < 6 * EACH else "val" if number < 9 * EACH else "test"
+        folder = tmp_path / "photos" / split / f"member {number // EACH}"
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(own).resize((64, 64)).save(folder / f"{number}.png")
+    encoder = ImageEncoder.of(torch.nn.AvgPool2d(8), size=16)
+    source = sources.images(tmp_path / "photos", features=encoder, ways=2, shots=2, queries=2)
+    severity, sentence = found(source, "two splits")
+    assert severity == "error"
+    assert "4 of 24 test examples looked at equal one of train up to resizing, re-encoding or mirroring" in sentence
+    assert "test/member 9/72.png, which is train/member 0/0.png" in sentence
+    assert found(source, "copies")[0] == "warning"
+    assert found(source, "support and query")[0] in ("warning", "error")
+    assert found(source, "images") == ("ok", "All 96 images can be decoded.")
 
 
 def test_swatches_of_similar_colours_are_no_copies():

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, features
 
 from kshot.data.images.decode import BadImage, colour_of, decode
 
@@ -30,14 +30,17 @@ def smooth(height: int, width: int) -> np.ndarray:
     return (255 * np.stack([x, y, 0.5 + 0.5 * np.sin(3 * x + 2 * y)], -1)).astype(np.uint8)
 
 
-@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF"])
+AVIF = [pytest.param("AVIF", marks=pytest.mark.skipif(not features.check("avif"), reason="this Pillow lacks AVIF"))]
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", *AVIF])
 def test_every_format_is_cut_to_its_middle_and_scaled(kind):
     picture = smooth(60, 100)
     found = decode(saved(picture, kind), "it", size=15, colour="rgb")
     middle = picture[:, 20:80].reshape(15, 4, 15, 4, 3).mean((1, 3)).transpose(2, 0, 1)
     assert found.shape == (3, 15, 15)
     assert found.dtype == np.uint8
-    assert np.abs(found - middle).mean() < (4 if kind == "GIF" else 1.5)  # a GIF has 256 colours
+    assert np.abs(found - middle).mean() < {"GIF": 4, "AVIF": 2}.get(kind, 1.5)  # a GIF has 256 colours
 
 
 def test_a_large_jpeg_is_decoded_at_a_part_of_its_size_and_looks_the_same():
@@ -58,7 +61,7 @@ TURNED = {1: lambda a: a, 2: np.fliplr, 3: lambda a: np.rot90(a, 2), 4: np.flipu
 
 
 @pytest.mark.parametrize("orientation", TURNED)
-@pytest.mark.parametrize("kind", ["PNG", "JPEG"])
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "TIFF", *AVIF])
 def test_an_image_is_turned_as_its_exif_says(orientation, kind):
     stored = np.kron(np.array([[0, 85], [170, 255]], np.uint8), np.ones((16, 16), np.uint8))
     exif = Image.Exif()
@@ -144,6 +147,108 @@ def test_sixteen_bits_of_every_kind_become_eight(colour, samples):
     assert decode(content, "it", size=2, colour="rgb")[:, 0, 0].tolist() == expected
 
 
+def test_sixteen_bits_of_a_tiff_in_colour_become_eight():
+    samples = struct.pack("<12H", *[257 * sample for sample in (200, 30, 40)] * 4)
+    tags = {256: (3, 2), 257: (3, 2), 258: (3, 16), 259: (3, 1), 262: (3, 2), 273: (4, 8), 277: (3, 3), 278: (3, 2),
+            279: (4, len(samples))}  # fmt: skip
+    bits = 8 + len(samples) + 2 + 12 * len(tags) + 4
+    entries = [struct.pack("<HHI", tag, kind, 1) + struct.pack("<I", value) for tag, (kind, value) in tags.items()]
+    entries[2] = struct.pack("<HHII", 258, 3, 3, bits)
+    table = struct.pack("<H", len(tags)) + b"".join(entries) + bytes(4) + struct.pack("<3H", 16, 16, 16)
+    content = b"II*\0" + struct.pack("<I", 8 + len(samples)) + samples + table
+    assert decode(content, "it", size=2, colour="rgb")[:, 0, 0].tolist() == [200, 30, 40]
+
+
+def test_a_progressive_photo_is_read_and_one_that_was_cut_off_is_not():
+    picture = smooth(64, 64)
+    plain, progressive = (saved(picture, "JPEG", quality=95, progressive=each) for each in (False, True))
+    first, second = (decode(content, "it", size=16, colour="rgb") for content in (plain, progressive))
+    assert np.array_equal(first, second)
+    with pytest.raises(BadImage, match=r"cat\.jpg is damaged \(.*truncated"):
+        decode(progressive[: len(progressive) // 2], "cat.jpg", size=16, colour="rgb")
+
+
+def test_one_bit_is_black_and_white_and_one_level_of_a_palette_may_be_transparent():
+    one_bit = Image.fromarray(np.array([[0, 255], [255, 0]], np.uint8)).convert("1")
+    assert decode(saved(one_bit), "it", size=2, colour="rgb")[1].tolist() == [[0, 255], [255, 0]]
+    palette = Image.new("P", (2, 1))
+    palette.putpalette([200, 30, 40, 200, 30, 40])
+    palette.putpixel((1, 0), 1)
+    found = decode(saved(palette, transparency=bytes([255, 0])), "it", size=2, colour="rgb", crop=None)
+    assert found[:, 0].T.tolist() == [[200, 30, 40], [255, 255, 255]]
+    faint = Image.merge("LA", [Image.new("L", (2, 2), 0), Image.new("L", (2, 2), 51)])
+    assert decode(saved(faint), "it", size=2, colour="rgb")[:, 0, 0].tolist() == [204, 204, 204]
+
+
+def test_a_panorama_is_read_at_a_part_of_its_size():
+    wide = Image.new("RGB", (16_000, 2_000), (200, 30, 40))
+    found = decode(saved(wide, "JPEG"), "it", size=8, colour="rgb")
+    assert np.abs(found[:, 0, 0].astype(int) - [200, 30, 40]).max() <= 3
+
+
+def fixed(*values: float) -> bytes:
+    return struct.pack(f">{len(values)}i", *(round(65536 * value) for value in values))
+
+
+def display_p3() -> bytes:
+    """The colour profile of photos of phones: its published primaries, adapted to D50, and the curve of sRGB."""
+    primaries = {"r": (0.51512, 0.2412, -0.00105), "g": (0.29198, 0.69225, 0.04189), "b": (0.1571, 0.06657, 0.78407)}
+    curve = b"para" + bytes(4) + struct.pack(">HH", 3, 0) + fixed(2.4, 1 / 1.055, 0.055 / 1.055, 1 / 12.92, 0.04045)
+    tags = {b"wtpt": b"XYZ \0\0\0\0" + fixed(0.9642, 1.0, 0.8249)}
+    for name, place in primaries.items():
+        tags |= {f"{name}XYZ".encode(): b"XYZ \0\0\0\0" + fixed(*place), f"{name}TRC".encode(): curve}
+    first, entries, data = 128 + 4 + 12 * len(tags), b"", b""
+    for name, value in tags.items():
+        entries += name + struct.pack(">II", first + len(data), len(value))
+        data += value
+    length = struct.pack(">I", first + len(data))
+    head = length + bytes(4) + b"\x04\0\0\0mntrRGB XYZ " + bytes(12) + b"acsp" + bytes(28) + fixed(0.9642, 1.0, 0.8249)
+    return head.ljust(128, b"\0") + struct.pack(">I", len(tags)) + entries + data
+
+
+def srgb_of_p3(colour: list[int]) -> np.ndarray:
+    """By the matrix of CSS Color 4."""
+    matrix = np.array([[1.2249401, -0.2249404, 0], [-0.0420569, 1.0420571, 0], [-0.0196376, -0.0786361, 1.0982735]])
+    shares = np.array(colour) / 255
+    linear = matrix @ np.where(shares <= 0.04045, shares / 12.92, ((shares + 0.055) / 1.055) ** 2.4)
+    linear = linear.clip(0, 1)
+    return 255 * np.where(linear <= 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "TIFF", *AVIF])
+@pytest.mark.parametrize("colour", [[180, 120, 90], [90, 160, 80], [255, 255, 255], [255, 0, 0]])
+def test_colours_of_a_wide_gamut_become_those_of_srgb(kind, colour):
+    options = {"lossless": True} if kind == "WEBP" else {} if kind in ("PNG", "TIFF") else {"quality": 100}
+    content = saved(Image.new("RGB", (8, 8), tuple(colour)), kind, icc_profile=display_p3(), **options)
+    found = decode(content, "it", size=4, colour="rgb")[:, 0, 0].astype(float)
+    assert np.abs(found - srgb_of_p3(colour)).max() < (1.1 if kind in ("PNG", "TIFF", "WEBP") else 4)
+
+
+def test_a_damaged_profile_and_one_of_other_channels_are_ignored():
+    for profile in (b"no profile", display_p3()[:200]):
+        for image, options in ((RED, {}), (RED.convert("L"), {}), (RED.convert("CMYK"), {"kind": "TIFF"})):
+            plain, own = (saved(image, icc_profile=each, **options) for each in (b"", profile))
+            assert np.array_equal(*(decode(each, "it", size=2, colour="rgb") for each in (plain, own)))
+    grey = saved(RED.convert("L"), icc_profile=display_p3())
+    assert decode(grey, "it", size=1, colour="rgb")[:, 0, 0].tolist() == [RED.convert("L").getpixel((0, 0))] * 3
+
+
+def test_lab_colours_are_those_of_their_definition():
+    red = Image.new("LAB", (4, 4), (round(54.29 * 2.55), 128 + 81 - 256 * (81 > 127), 128 + 70))  # of sRGB, by D50
+    found = decode(saved(red, "TIFF"), "it", size=2, colour="rgb")[:, 0, 0].astype(int)
+    assert np.abs(found - [255, 0, 0]).max() <= 6
+
+
+def test_formats_that_are_not_read_are_named():
+    for head, sentence in (
+        (b"\xff\x0a\0\0", "is a JPEG XL image, which is not read: save it as JPEG or PNG"),
+        (b"\0\0\0\x0cJXL \r\n\x87\n", "is a JPEG XL image"),
+        (b"\0\0\0\x0cjP  \r\n\x87\n", "is a JPEG 2000 image"),
+    ):
+        with pytest.raises(BadImage, match=sentence):
+            decode(head, "cat.jpg", size=2, colour="rgb")
+
+
 def test_a_photo_of_a_telephone_is_read_or_says_what_it_needs(monkeypatch):
     head = b"\0\0\0\x1cftypheic\0\0\0\0"
     with pytest.raises(BadImage, match=r"cat\.jpg is a HEIC photo under another name: rename it to \.heic, or save"):
@@ -196,6 +301,7 @@ def test_many_pixels_are_refused_where_the_warning_is_ignored_too():
 
 
 FILES = [saved(smooth(12, 9), kind) for kind in ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")]
+FILES.append(saved(smooth(12, 9), "PNG", icc_profile=display_p3()))
 
 
 @pytest.mark.filterwarnings("ignore")  # Pillow's own on odd files; the reader of many files silences them
@@ -234,12 +340,15 @@ print(peak() - before)
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="measures the memory of a process")
 @pytest.mark.parametrize(
-    ("mode", "width", "height", "copies"),
-    [("RGB", 1000, 4000, 3), ("RGBA", 1000, 4000, 5), ("LA", 1000, 4000, 5), ("L", 1, 4_000_000, 3)],
-)
-def test_an_image_is_decoded_in_the_memory_that_is_counted_for_it(tmp_path, mode, width, height, copies):
-    Image.new(mode, (width, height)).save(tmp_path / "cat.png")
-    Image.new(mode, (9, 9)).save(tmp_path / "small.png")
+    ("kind", "mode", "width", "height", "copies"),
+    [
+        ("PNG", "RGB", 1000, 4000, 3), ("PNG", "RGBA", 1000, 4000, 5), ("PNG", "LA", 1000, 4000, 5),
+        ("PNG", "L", 1, 4_000_000, 3), ("WEBP", "RGB", 1000, 4000, 5),
+    ],
+)  # fmt: skip
+def test_an_image_is_decoded_in_the_memory_that_is_counted_for_it(tmp_path, kind, mode, width, height, copies):
+    Image.new(mode, (width, height)).save(tmp_path / "cat.png", kind)
+    Image.new(mode, (9, 9)).save(tmp_path / "small.png", kind)
     paths = tmp_path / "cat.png", tmp_path / "small.png"
     done = subprocess.run([sys.executable, "-c", MEASURED, *paths], capture_output=True, text=True, check=True)
     counted = copies * height * (4 * width + 8)

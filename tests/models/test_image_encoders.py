@@ -24,6 +24,7 @@ from kshot.data.images.networks import Preparation
 from kshot.models.encoder import encoder
 from kshot.models.pretrained import FixedNorm, fix_norms
 from kshot.sources import images
+from kshot.sources.images import ImagePreprocessor
 from kshot.training.checkpoint import load_checkpoint, save_checkpoint
 
 transformers = pytest.importorskip("transformers", reason="transformers is not installed; it is in the extra 'image'")
@@ -293,6 +294,37 @@ def test_an_image_is_encoded_once_whatever_folder_it_lies_in(tmp_path, folder, m
     assert sum(counts) == 1 + 16, "another size has features of its own"
 
 
+def test_features_of_several_views_are_the_mean_over_crops_and_mirror_images(tmp_path, folder):
+    root = make_pictures(tmp_path / "a", classes=3)
+    first, size = next(root.rglob("*.png")), 28
+    one, many = (ImageEncoder(folder, size=size, views=views) for views in (1, 6))
+    square = many.decoded(first.read_bytes(), "it")
+    assert square.shape == (3, size * 8 // 7, size * 8 // 7), "of a squeezed image, 7/8 of the side"
+    corners = [(2, 2, 1), (2, 2, -1), (0, 0, 1), (0, 4, -1), (4, 0, 1), (4, 4, -1)]
+    views = np.stack([square[:, y : y + size, x : x + size][..., ::side] for y, x, side in corners])
+    expected = one.encode(views).mean(0)
+    np.testing.assert_allclose(many.encode(square[None])[0], expected, atol=1e-5)
+    source = images(root, features="encoder", encoder=str(folder), size=size, views=6, ways=2, shots=1, queries=1,
+                    split={"ratio": [1, 0, 0]})  # fmt: skip
+    row = next(row for row, file in enumerate(source.examples.files) if (root / file.name) == first)
+    np.testing.assert_allclose(source.examples.arrays[row], expected, atol=1e-5)
+    kept = ImagePreprocessor.from_json(json.loads(json.dumps(source.preprocessor.to_json())))
+    np.testing.assert_allclose(kept.inputs(first, {})[0], expected, atol=1e-5)
+    assert kept.describe()["views"] == 6
+    assert one.sha256 != many.sha256
+    with pytest.raises(ValueError, match="it goes with features: encoder"):
+        images(root, encoder=str(folder), views=2)
+
+
+def test_the_first_view_is_what_the_files_of_an_encoder_say(tmp_path):
+    picture(3, size=(80, 80)).save(tmp_path / "it.png")
+    one, two = (ImageEncoder.of(nn.Flatten(), size=28, crop=0.7, views=views) for views in (1, 2))
+    content = (tmp_path / "it.png").read_bytes()
+    centre = one.encode(one.decoded(content, "it")[None]).reshape(3, 28, 28)
+    both = two.encode(two.decoded(content, "it")[None]).reshape(3, 28, 28)
+    np.testing.assert_allclose(both, (centre + centre[..., ::-1]) / 2, atol=1e-6)
+
+
 def test_an_interrupted_encoding_goes_on_where_it_was(tmp_path, folder, monkeypatch):
     counts = encoded_count(monkeypatch)
     monkeypatch.setattr(image_encoder, "CHUNK", 4)
@@ -348,7 +380,7 @@ def test_a_source_gives_features_or_images_for_an_encoder(tmp_path, folder):
         ({"features": "encoder", "encoder": "FOLDER", "augment": {"flip": True}}, "augment varies pixels"),
         ({"features": "encoder", "encoder": "FOLDER", "turned_classes": True}, "turned_classes turns pixels"),
         ({"encoder": "FOLDER", "colour": "grey"}, "takes images in colour"),
-        ({"features": ImageEncoder.of(nn.Identity(), size=8), "size": 9}, "a size of its own"),
+        ({"features": ImageEncoder.of(nn.Identity(), size=8), "size": 9}, "a size and views of its own"),
     ],
 )
 def test_options_that_do_not_go_with_an_encoder_are_refused(options, message, tmp_path, folder):

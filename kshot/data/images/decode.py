@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import threading
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Literal, get_args
 
@@ -21,17 +21,31 @@ CHANNELS: dict[Colour, int] = {"grey": 1, "rgb": 3}
 Resample = Literal["nearest", "lanczos", "bilinear", "bicubic", "box", "hamming"]
 """Filters of scaling, in the order of Pillow's numbers for them; all but "nearest" with antialiasing."""
 
-HEIC = (".heic", ".heif")
-"""File name suffixes of photos of telephones, which need the package pillow-heif."""
+HEIC = (".heic", ".heif", ".hif")
+"""File name suffixes of photos of phones and cameras, which need the package pillow-heif."""
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", *(HEIC * bool(find_spec("pillow_heif"))))
+AVIF = (".avif",)
+"""File name suffixes of AVIF, which Pillow reads from 11.3 on."""
+
+_HAS_AVIF = find_spec("PIL._avif") is not None
+_JPEG = (".jpg", ".jpeg", ".jpe", ".jfif", ".mpo")  # the last two: of Windows, and of photos with a second picture
+_OPTIONAL = (*(AVIF * _HAS_AVIF), *(HEIC * bool(find_spec("pillow_heif"))))
+SUFFIXES = (".png", *_JPEG, ".webp", ".bmp", ".gif", ".tif", ".tiff", *_OPTIONAL)
 """File name suffixes of images, in lower case."""
 
-VERSION = 1
+VERSION = 2
 """Of the decoding below; part of the key of cached images."""
 
-_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")  # others may make Pillow start other programs
+_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", *(("AVIF",) * _HAS_AVIF))  # others may start other programs
 _HEIC_HEADS = tuple(b"ftyp" + brand for brand in (b"heic", b"heix", b"heim", b"heis", b"hevc", b"mif1", b"msf1"))
+_UNREAD = {
+    b"\xff\x0a": "JPEG XL",
+    b"\0\0\0\x0cJXL ": "JPEG XL",
+    b"\0\0\0\x0cjP  ": "JPEG 2000",
+    b"\xff\x4f\xff\x51": "JPEG 2000",
+}
+"""Formats that are not read, by how their files begin."""
+_COPIES = {"WEBP": 5, "AVIF": 4, "HEIF": 5}  # in which an image is held while it is decoded; 3 in other formats
 _LARGE = 1 << 27  # bytes; images that need more are decoded one at a time, whatever the number of threads
 _one_at_a_time = threading.Lock()
 _GREY_MODES = ("1", "L", "LA", "La", "I", "F")
@@ -53,8 +67,10 @@ def decode(
     """Decode an image file to uint8 (C, size, size), C channels.
 
     The first frame is rotated by its EXIF orientation, composed on white where it is transparent, reduced from 16 to 8
-    bits, converted to grey or RGB, cropped to the central square and scaled with antialiasing. A JPEG much larger than
-    `size` is decoded at a half, a quarter or an eighth of its size, at least twice what is needed, before scaling.
+    bits, cropped to the central square, scaled with antialiasing, and converted to grey or to sRGB, from the colour
+    profile that the file contains, if any: photos of phones are in Display P3. A damaged profile is ignored. A JPEG
+    much larger than `size` is decoded at a half, a quarter or an eighth of its size, at least twice what is needed,
+    before scaling.
 
     Args:
         content, name: of the file; the name is for errors.
@@ -82,8 +98,9 @@ def decode(
             least = round(2 * size / (crop or 1.0))
             image.draft("L" if colour == "grey" else None, (least, least))
             with _one_at_a_time if _memory(image, name) > _LARGE else nullcontext():
-                upright = ImageOps.exif_transpose(image)
-                fitted = _fitted(_converted(upright, colour), size, crop, get_args(Resample).index(resample))
+                profile = image.info.get("icc_profile")
+                opaque = _opaque(ImageOps.exif_transpose(image), colour, bool(profile))
+                fitted = _coloured(_fitted(opaque, size, crop, get_args(Resample).index(resample)), colour, profile)
         except (BadImage, MemoryError):
             raise
         except Exception as error:  # Pillow raises many types of error on damaged files
@@ -143,6 +160,11 @@ def open_image(content: bytes, name: str) -> Image.Image:
             raise BadImage(
                 f"{name} is a HEIC photo under another name: rename it to .heic, or save it as JPEG"
             ) from error
+        if content[4:12] in (b"ftypavif", b"ftypavis") and not _HAS_AVIF:
+            raise BadImage(f"{name} is an AVIF image, which needs Pillow 11.3: pip install 'pillow>=11.3'") from error
+        for head, kind in _UNREAD.items():
+            if content.startswith(head):
+                raise BadImage(f"{name} is a {kind} image, which is not read: save it as JPEG or PNG") from error
         raise BadImage(f"{name} is not an image that can be read; it begins with {content[:8]!r}") from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise _too_large(f"{name} is too large: {str(error).rstrip('.')}; scale it down") from error
@@ -173,9 +195,10 @@ def _formats(name: str) -> tuple[str, ...]:
 def _memory(image: Image.Image, name: str) -> int:
     """Bytes in which an image is decoded; raises `BadImage` if they are too many.
 
-    Pillow holds four bytes a pixel and eight a row, in three copies, or five where something is transparent.
+    Pillow holds four bytes a pixel and eight a row, in three copies or more, and two more where something is
+    transparent.
     """
-    copies = 5 if image.has_transparency_data else 3
+    copies = _COPIES.get(image.format or "", 3) + 2 * image.has_transparency_data
     needed, most = copies * image.height * (4 * image.width + 8), limits().image_bytes
     if needed > most:
         size = f"{image.width}×{image.height} pixels need {shown_bytes(needed)}"
@@ -191,8 +214,8 @@ def _damaged(name: str, error: Exception) -> BadImage:
     return BadImage(f"{name} is damaged ({str(error) or type(error).__name__})")
 
 
-def _converted(image: Image.Image, colour: Colour) -> Image.Image:
-    """The image in 8 bits, opaque, grey or RGB."""
+def _opaque(image: Image.Image, colour: Colour, has_profile: bool) -> Image.Image:
+    """The image in 8 bits, opaque, grey or RGB, or as it is stored where its colours need more than that."""
     from PIL import Image
 
     if image.mode.startswith("I;16"):
@@ -200,4 +223,18 @@ def _converted(image: Image.Image, colour: Colour) -> Image.Image:
     if image.has_transparency_data:
         transparent = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", transparent.size, "white"), transparent)
+    if image.mode in ("CMYK", "LAB") or (image.mode == "L" and has_profile):
+        return image
+    return image.convert("L" if colour == "grey" else "RGB")
+
+
+def _coloured(image: Image.Image, colour: Colour, profile: bytes | None) -> Image.Image:
+    """An opaque image as grey or sRGB, from its colour profile if it has a valid one of its kind."""
+    from PIL import ImageCms
+
+    if profile or image.mode == "LAB":
+        with suppress(ImageCms.PyCMSError, OSError):
+            srgb = ImageCms.createProfile("sRGB")
+            own = ImageCms.ImageCmsProfile(io.BytesIO(profile)) if profile else ImageCms.createProfile("LAB")
+            image = ImageCms.profileToProfile(image, own, srgb, outputMode="RGB") or image
     return image.convert("L" if colour == "grey" else "RGB")

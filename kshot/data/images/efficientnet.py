@@ -9,6 +9,7 @@ import math
 from collections.abc import Mapping
 from typing import NamedTuple
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -117,7 +118,8 @@ def from_state(state: Mapping[str, Tensor], variant: Variant) -> EfficientNetLit
         ValueError: weights that are missing or have other shapes.
     """
     given = {".".join(part.lstrip("_") for part in name.split(".")): value for name, value in state.items()}
-    network = EfficientNetLite(variant.width, variant.depth)
+    with torch.device("meta"):  # random weights take longer than all the rest
+        network = EfficientNetLite(variant.width, variant.depth)
     folded: dict[str, Tensor] = {}
     try:
         for name, module in network.named_modules():
@@ -128,7 +130,7 @@ def from_state(state: Mapping[str, Tensor], variant: Variant) -> EfficientNetLit
                 factor = gamma / (var + EPSILON).sqrt()
                 folded[f"{name}.weight"] = given[f"{name}.weight"] * factor[:, None, None, None]
                 folded[f"{name}.bias"] = beta - mean * factor
-        network.load_state_dict(folded)
+        network.load_state_dict(folded, assign=True)
     except (KeyError, RuntimeError) as error:
         raise ValueError(f"these are not the weights of an EfficientNet-Lite: {str(error).splitlines()[0]}") from error
     return network

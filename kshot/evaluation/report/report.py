@@ -38,7 +38,8 @@ def write_report(
         report: `name`, `command`, `outcome`, `sentence`, `reason`, `target`, `metric`, `higher_is_better`, `rounds`,
             `best_round`, `val`, `test`, `baselines`, `baselines_about`, `paired`, `audits`, `worst_tasks`, `shots`,
             `calibration`, `coverage`, `cost`, `seeds`, `tried`, `inference`, `data_check`, `by_class`, `by_label`,
-            `by_unit`, `pooled`, `protocol`, `environment`, `timing`, `kshot`. All but `metric` may be missing or None.
+            `by_unit`, `pooled`, `external`, `protocol`, `environment`, `timing`, `kshot`. All but `metric` may be
+            missing or None.
         events: events of the run's log; those of kind "resumed" are counted.
         figures: figures by name; those of `CAPTIONS` have a place and caption, others follow.
 

@@ -17,6 +17,7 @@ from kshot.evaluation.report.breakdown_sections import (
     unit_section,
     worst_sections,
 )
+from kshot.evaluation.report.external_section import external_section
 from kshot.evaluation.report.formatting import (
     Figures,
     capitalize,
@@ -146,6 +147,7 @@ def report_sections(
         ),
         choice_section(report, named.get("plans", [])),
         sweep_section(report, named.get("sweep", [])),
+        external_section(report),
         Section("Comparison with baselines", pictures=named.get("baselines", ()), table=result_table(report)),
         Section(
             "Seeds",

@@ -15,7 +15,6 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from scipy.optimize import minimize
 from torch import Tensor
 
 SMALLEST = 1e-10
@@ -112,6 +111,8 @@ def fit_mixed_model(
 
     def deviance(theta: np.ndarray) -> tuple[float, np.ndarray]:
         return _with_gradient(lambda values: solve(factor_of(values))[0], theta)
+
+    from scipy.optimize import minimize
 
     start = np.eye(q).ravel()[where] * np.where(where == 0, 0.7, 0.3)
     found = minimize(deviance, start, jac=True, method="L-BFGS-B", options={"maxiter": 200})
@@ -256,6 +257,8 @@ def fit_logits(
         beta_pC = flat.reshape(shape)
         log_p = (offset_NC + fixed_Np @ beta_pC).log_softmax(1)
         return (0.5 * (penalty * beta_pC.square()).sum() - (target_NC * log_p).sum()) / len(target_NC)
+
+    from scipy.optimize import minimize
 
     start = np.zeros(shape).ravel() if start_pC is None else start_pC.numpy().ravel()
     found = minimize(lambda flat: _with_gradient(loss, flat), start, jac=True, method="L-BFGS-B")

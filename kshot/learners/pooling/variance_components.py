@@ -17,7 +17,6 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from scipy.optimize import minimize
 from torch import Tensor
 
 STEPS = 60
@@ -241,6 +240,8 @@ def fit_components(
         loss = penalty - value
         grads = torch.autograd.grad(loss, search.variables(), materialize_grads=True)
         return float(loss.detach()), torch.cat([grad.flatten() for grad in grads]).numpy()
+
+    from scipy.optimize import minimize
 
     bounds = search.bounds(noise is None)
     options = {"maxiter": steps, "maxcor": 20, "ftol": tolerance}
