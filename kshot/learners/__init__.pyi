@@ -15,6 +15,7 @@ from .gradient.maml_pp import maml_pp
 from .gradient.proto_maml import proto_maml, unicorn_maml
 from .gradient.transductive_fine_tuning import transductive_fine_tune
 from .gradient.warp import t_net, warp_maml, with_warps
+from .heads.bd_cspn import bd_cspn
 from .heads.closed_form import logistic_regression, metaoptnet, r2d2
 from .heads.feat import feat
 from .heads.finetuned import baseline_pp, pmf
@@ -25,8 +26,10 @@ from .heads.matching_net import matching_net
 from .heads.plda import plda
 from .heads.probe import probe
 from .heads.protonet import protonet
+from .heads.pt_map import pt_map
 from .heads.relation import relation_net
 from .heads.simpleshot import simpleshot
+from .heads.tim import tim
 from .pooling.boosted_residual import boosted_residual
 from .pooling.partial_pooling import partial_pooling
 from .ratings.alpaca import alpaca
@@ -45,6 +48,7 @@ __all__ = [
     "anil",
     "attentive_np",
     "baseline_pp",
+    "bd_cspn",
     "boil",
     "boosted_residual",
     "cavia",
@@ -81,12 +85,14 @@ __all__ = [
     "probe",
     "proto_maml",
     "protonet",
+    "pt_map",
     "r2d2",
     "relation_net",
     "reptile",
     "simpleshot",
     "t_net",
     "tanp",
+    "tim",
     "tnp_d",
     "transductive_fine_tune",
     "unicorn_maml",
