@@ -241,6 +241,8 @@ ZOO = {
     ),
     "frn": Row(lambda ways: kshot.learners.frn(small_conv(None, maps=True))),
     "frn, no maps": Row(lambda ways: kshot.learners.frn(small_conv(None))),
+    "deep-bdc": Row(lambda ways: kshot.learners.deep_bdc(small_conv(None, maps=True))),
+    "deep-bdc, no maps": Row(lambda ways: kshot.learners.deep_bdc(small_conv(None), metric="euclidean")),
     "metaoptnet, svm": Row(lambda ways: kshot.learners.metaoptnet(small_conv(None), l2=1.0)),
     "metaoptnet, ridge": Row(lambda ways: kshot.learners.metaoptnet(small_conv(None), base="ridge", l2=1.0)),
     "logistic regression": Row(lambda ways: kshot.learners.logistic_regression(small_conv(None), scale=2.0)),

@@ -17,6 +17,7 @@ from .gradient.transductive_fine_tuning import transductive_fine_tune
 from .gradient.warp import t_net, warp_maml, with_warps
 from .heads.bd_cspn import bd_cspn
 from .heads.closed_form import logistic_regression, metaoptnet, r2d2
+from .heads.deep_bdc import deep_bdc
 from .heads.feat import feat
 from .heads.finetuned import baseline_pp, pmf
 from .heads.frn import frn
@@ -55,6 +56,7 @@ __all__ = [
     "choose",
     "cnaps",
     "cnp",
+    "deep_bdc",
     "dynamic_evaluation",
     "feat",
     "fine_tune",
