@@ -166,6 +166,7 @@ ZOO = {
     ),
     "protonet": Row(lambda ways: kshot.protonet(small_conv(None))),
     "protonet, cosine": Row(lambda ways: kshot.protonet(small_conv(None, norm=False), distance="cosine")),
+    "caml": Row(lambda ways: kshot.learners.caml(small_conv(None), features=16, classes=6, width=16, layers=2)),
     "cnaps": Row(
         lambda ways: kshot.learners.cnaps(small_conv(None), small_conv(None), film=["0", "3"], task_dim=16),
     ),

@@ -39,7 +39,7 @@ LEARNERS: dict[str, tuple[Targets, ...]] = {
     "imaml": ("own", "shared", "labels", "levels", "clicks", "numbers"),
     "dynamic_evaluation": ("text",),
     **dict.fromkeys(("r2d2", "unicorn_maml"), ("own", "shared", "levels", "clicks", "numbers")),
-    **dict.fromkeys(("baseline_pp", "bd_cspn", "cnaps", "deep_bdc", "feat", "frn", "laplacian_shot"), BY_HEAD),
+    **dict.fromkeys(("baseline_pp", "bd_cspn", "caml", "cnaps", "deep_bdc", "feat", "frn", "laplacian_shot"), BY_HEAD),
     **dict.fromkeys(("logistic_regression", "matching_net", "metaoptnet", "nearest_centroid", "plda"), BY_HEAD),
     **dict.fromkeys(("pmf", "probe", "proto_maml", "protonet", "pt_map", "relation_net", "simpleshot"), BY_HEAD),
     **dict.fromkeys(("tim", "transductive_fine_tune"), BY_HEAD),

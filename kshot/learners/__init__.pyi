@@ -1,3 +1,4 @@
+from .amortised.caml import caml
 from .amortised.cnaps import Mahalanobis, cnaps
 from .amortised.neural_processes import attentive_np, cnp, tanp, tnp_d
 from .amortised.prior_fitted import prior_fitted
@@ -52,6 +53,7 @@ __all__ = [
     "bd_cspn",
     "boil",
     "boosted_residual",
+    "caml",
     "cavia",
     "choose",
     "cnaps",

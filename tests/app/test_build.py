@@ -28,7 +28,7 @@ def test_each_learner_of_a_run_file_is_built_as_its_factory_says(kind):
 
 HEADS = ["protonet", "r2d2", "logistic_regression", "metaoptnet", "matching_net", "relation_net", "feat", "frn", "pmf"]
 HEADS += ["simpleshot", "plda", "baseline_pp", "laplacian_shot", "tim", "bd_cspn", "pt_map"]
-HEADS += ["transductive_fine_tune", "deep_bdc"]
+HEADS += ["transductive_fine_tune", "deep_bdc", "caml"]
 
 
 @pytest.mark.parametrize("kind", HEADS)

@@ -296,6 +296,7 @@ PLAIN = {
     "feat": lambda e: kshot.learners.feat(e, features=6),
     "frn": kshot.learners.frn,
     "deep-bdc": kshot.learners.deep_bdc,
+    "caml": lambda e: kshot.learners.caml(e, features=6, width=8),
     "relation": lambda e: kshot.learners.relation_net(e, features=6),
     "baseline++": lambda e: kshot.learners.baseline_pp(e, inner_lr=0.1, steps=3),
     "mahalanobis": lambda e: HeadLearner(e, Mahalanobis(), objectives.classification),
