@@ -25,6 +25,7 @@ from .heads.frn import frn
 from .heads.head_learner import Head, HeadLearner
 from .heads.laplacian_shot import laplacian_shot
 from .heads.matching_net import matching_net
+from .heads.names import named_means, tip_adapter
 from .heads.plda import plda
 from .heads.probe import probe
 from .heads.protonet import protonet
@@ -81,6 +82,7 @@ __all__ = [
     "meta_sgd",
     "metaoptnet",
     "mixture",
+    "named_means",
     "nearest_centroid",
     "partial_pooling",
     "plda",
@@ -97,6 +99,7 @@ __all__ = [
     "t_net",
     "tanp",
     "tim",
+    "tip_adapter",
     "tnp_d",
     "transductive_fine_tune",
     "unicorn_maml",

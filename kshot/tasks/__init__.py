@@ -5,6 +5,7 @@ from kshot.tasks.frozen import episodes, freeze
 from kshot.tasks.group_tasks import GroupTasks
 from kshot.tasks.loader import from_loader
 from kshot.tasks.mixture import mixture
+from kshot.tasks.names import with_names
 from kshot.tasks.read_log import watched
 from kshot.tasks.source import TaskSource, generator
 
@@ -18,4 +19,5 @@ __all__ = [
     "generator",
     "mixture",
     "watched",
+    "with_names",
 ]

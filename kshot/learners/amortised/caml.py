@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from kshot import objectives
-from kshot.annotations import MOST, PositiveFloat, PositiveInt
+from kshot.annotations import MOST, FractionBelowOne, PositiveFloat, PositiveInt
 from kshot.inner.functional import BatchNorm
 from kshot.inner.precision import in_type_of
 from kshot.learners.amortised.neural_processes import TransformerBlock
@@ -37,12 +37,16 @@ class InContext(Head):
         heads: number of heads of each attention.
         layers: number of blocks.
         scale: initial value of the learned factor on the cosines to class means.
+        dropout: share of the features that the transformer does not see, in training.
     """
 
     labels: Tensor
 
-    def __init__(self, features: int, *, classes: int, width: int, heads: int, layers: int, scale: float) -> None:
+    def __init__(
+        self, features: int, *, classes: int, width: int, heads: int, layers: int, scale: float, dropout: float
+    ) -> None:
         super().__init__()
+        self.dropout = nn.Dropout(dropout)
         self.prototypes = Prototypes(Scaled(cosine, scale))
         self.image = nn.Linear(features, width)
         self.register_buffer("labels", equiangular(classes))
@@ -80,7 +84,7 @@ class InContext(Head):
     def _embed(self, state: Tree, feat_MD: Tensor) -> Tensor:
         """Rows (M, d) for features relative to the mean of the support, at one length."""
         length = feat_MD.shape[1] ** 0.5
-        return self.image(in_type_of(self.image, length * unit(feat_MD - state["centre"])))
+        return self.image(self.dropout(in_type_of(self.image, length * unit(feat_MD - state["centre"]))))
 
     def _blocks(self) -> list[TransformerBlock]:
         return list(self.blocks)  # type: ignore[arg-type]
@@ -104,6 +108,7 @@ def caml(
     heads: PositiveInt = 4,
     layers: PositiveInt = 3,
     scale: PositiveFloat = 10.0,
+    dropout: FractionBelowOne = 0.0,
     objective: Objective = objectives.classification,
     batchnorm: BatchNorm = "running",
 ) -> HeadLearner:
@@ -126,6 +131,8 @@ def caml(
         heads: number of heads of each attention.
         layers: number of blocks.
         scale: initial value of $s$.
+        dropout: share of the features that the transformer does not see, in training; with few training classes it
+            keeps the transformer from learning them by heart.
         objective, batchnorm: as in `simpleshot`.
 
     Returns:
@@ -149,5 +156,6 @@ def caml(
         set. Support rows do not attend to the query, so that a support set is encoded once for all queries; classes are
         scored by the inner product with their label vectors. The transformer is smaller than the paper's (ViT-Large).
     """
-    head = InContext(features, classes=classes, width=width, heads=heads, layers=layers, scale=scale)
+    sizes = {"classes": classes, "width": width, "heads": heads, "layers": layers}
+    head = InContext(features, **sizes, scale=scale, dropout=dropout)
     return HeadLearner(embedding, head, objective, batchnorm=batchnorm)
