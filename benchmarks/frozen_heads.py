@@ -37,6 +37,7 @@ from kshot.evaluation.compare import paired_difference
 from kshot.evaluation.evaluate import Evaluation, evaluate
 from kshot.learners import HeadLearner
 from kshot.tasks import ClassTasks
+from kshot.tasks.wrapped import Wrapped
 from kshot.training.fit import Settings, meta_training_loop
 from kshot.types import Split
 
@@ -96,11 +97,8 @@ def _omniglot() -> ClassTasks:
     return kshot.sources.omniglot(background_only=True)
 
 
-class Unbalanced(kshot.TaskSource):
+class Unbalanced(Wrapped):
     """The tasks of a source with other numbers of queries in each class: 15, 9, 5, 3 and 1, in random order."""
-
-    def __init__(self, source: ClassTasks) -> None:
-        self.source, self.objective, self.seed = source, source.objective, source.seed
 
     def task(self, split: Split, index: int) -> Task:
         task = self.source.task(split, index)
@@ -108,12 +106,6 @@ class Unbalanced(kshot.TaskSource):
         rank = (task.query.targets.cumsum(0) * task.query.targets).sum(1)
         kept = rank <= torch.from_numpy(most)[task.query.targets.argmax(1)]
         return task._replace(query=task.query._replace(weight=kept.float()))
-
-    def units(self, split: Split, indices: Sequence[int]) -> np.ndarray:
-        return self.source.units(split, indices)
-
-    def unit_names(self, split: Split) -> Sequence[str]:
-        return self.source.unit_names(split)
 
 
 def tasks_of(pool: Pool, split: Split, shots: int | Sequence[int], classes: slice = slice(None)) -> ClassTasks:
@@ -144,7 +136,7 @@ def measured(learner: HeadLearner, photos: ClassTasks) -> HeadLearner:
 
 
 def heads(pools: Mapping[str, Pool], num_tasks: int) -> None:
-    """The accuracy of heads on the validation classes, and the CPU milliseconds of a task."""
+    """The accuracy of heads on the validation classes, less that of frozen class means, and the CPU time of a task."""
     photos, width = tasks_of(pools["photos"], "train", 1), pools["val"][0].shape[1]
     learners = {
         "frozen class means, cosine": kshot.protonet(nn.Flatten(), distance="cosine"),
@@ -161,16 +153,18 @@ def heads(pools: Mapping[str, Pool], num_tasks: int) -> None:
     for name, learner in learners.items():
         if "not centred" not in name:
             measured(learner, photos)
-    print(
-        "| head | " + " | ".join(f"{shots} shot, {which}" for which in ("balanced", "unbalanced") for shots in (1, 5))
-    )
+    settings = [(which, shots) for which in ("balanced", "unbalanced") for shots in (1, 5)]
+    print(f"| head | | {' | '.join(f'{shots} shot, {which}' for which, shots in settings)} | CPU |")
+    print("| --- " * (3 + len(settings)) + "|")
+    reference = dict[tuple[str, int], Evaluation]()
     for name, learner in learners.items():
         cells, began = [], time.process_time()
-        for kind in (lambda source: source, Unbalanced):
-            for shots in (1, 5):
-                source = kind(tasks_of(pools["val"], "val", shots))
-                cells.append(str(evaluated(learner, source, num_tasks).metrics["accuracy"]))
-        milliseconds = 1000 * (time.process_time() - began) / (4 * num_tasks)
+        for which, shots in settings:
+            tasks = tasks_of(pools["val"], "val", shots)
+            found = evaluated(learner, Unbalanced(tasks) if which == "unbalanced" else tasks, num_tasks)
+            gap = paired_difference(found, reference.setdefault((which, shots), found), "accuracy")
+            cells.append(f"{found.metrics['accuracy'].mean:.3f} ({gap.mean:+.3f} ± {gap.ci95:.3f})")
+        milliseconds = 1000 * (time.process_time() - began) / (len(settings) * num_tasks)
         kind = "transductive" if learner.transductive else "inductive"
         print(f"| {name} | {kind} | {' | '.join(cells)} | {milliseconds:.0f} ms |", flush=True)
 
