@@ -144,8 +144,8 @@ def pt_map(
     logits are those of the last $P$.
 
     With the paper's `prior="uniform"` it is **assumed that the queries are of all classes in equal numbers**, as in
-    most benchmarks and hardly ever in use. Where they are not, it makes errors that other learners do not make. The mean of
-    the queries assumes it too, whatever the prior.
+    most benchmarks and hardly ever in use. Where they are not, it makes errors that other learners do not make. Taking
+    off the mean of the queries assumes it too, whatever the prior.
 
     Args:
         embedding: pretrained by `kshot.pretrain`: inputs (n, ...) to features (n, ...).
