@@ -182,19 +182,22 @@ def caml(pools: Mapping[str, Pool], keep: Path, minutes: float, num_tasks: int) 
     held_out = [tasks_of(pools["photos"], "val", shots, slice(HELD_OUT)) for shots in (1, 5)]
     settings = Settings(outer_lr=5e-4, horizon=3000, size=16, weight_decay=0.2)
     loop = meta_training_loop(learner, source, settings, mode="vmap")
-    rounds, done = list[float](), len([*keep.glob("[0-9]*")])
-    if done:
-        rounds = loop.load(keep / str(done - 1))["rounds"][:-1]  # the last one is scored again
-    loss = math.nan
-    while loop.processor_seconds < 60 * minutes and loop.step < settings.horizon:
+    rounds, loss, done = list[float](), math.nan, len([*keep.glob("[0-9]*")])
+
+    def finish_round() -> None:
         scores = [evaluated(learner, tasks, 100).metrics["accuracy"].mean for tasks in held_out]
-        rounds.append(sum(scores))
-        seconds = loop.processor_seconds
         found = f"{scores[0]:.3f} and {scores[1]:.3f} on held-out classes"
-        print(f"{loop.step} steps, {seconds:.0f} s: loss {loss:.3f}, {found}", flush=True)
-        if len(rounds) > done:
-            loop.save(keep / str(len(rounds) - 1), {"rounds": rounds})
+        print(f"{loop.step} steps, {loop.processor_seconds:.0f} s: loss {loss:.3f}, {found}", flush=True)
+        rounds.append(sum(scores))
+        loop.save(keep / str(len(rounds) - 1), {"rounds": rounds})
+
+    if done:
+        rounds += loop.load(keep / str(done - 1))["rounds"]
+    else:
+        finish_round()
+    while loop.processor_seconds < 60 * minutes and loop.step < settings.horizon:
         loss = float(np.mean(loop.run(150)))
+        finish_round()
     print(f"the best of {len(rounds)} rounds is number {rounds.index(max(rounds))}")
     loop.load(keep / str(rounds.index(max(rounds))))
     means = kshot.protonet(nn.Flatten(), distance="cosine")
