@@ -1,7 +1,7 @@
 """Heads on frozen features of an image encoder, and CAML, meta-trained over frozen features of several domains.
 
     OMP_NUM_THREADS=1 python benchmarks/frozen_heads.py DIR --features [--size 128] [--each 100]
-    OMP_NUM_THREADS=1 python benchmarks/frozen_heads.py DIR --heads [--tasks 300]
+    OMP_NUM_THREADS=1 python benchmarks/frozen_heads.py DIR --heads [NAME ...] [--tasks 300]
     OMP_NUM_THREADS=1 python benchmarks/frozen_heads.py DIR --caml --keep RUN [--minutes 20] [--tasks 600]
 
 DIR is a folder of images with the splits `train` and `val`, such as CIFAR-FS. `--features` encodes `--each` images of
@@ -135,7 +135,7 @@ def measured(learner: HeadLearner, photos: ClassTasks) -> HeadLearner:
     return learner
 
 
-def heads(pools: Mapping[str, Pool], num_tasks: int) -> None:
+def heads(pools: Mapping[str, Pool], num_tasks: int, only: Sequence[str]) -> None:
     """The accuracy of heads on the validation classes, less that of frozen class means, and the CPU time of a task."""
     photos, width = tasks_of(pools["photos"], "train", 1), pools["val"][0].shape[1]
     learners = {
@@ -147,9 +147,11 @@ def heads(pools: Mapping[str, Pool], num_tasks: int) -> None:
         "bd_cspn": kshot.learners.bd_cspn(nn.Flatten(), features=width),
         "tim, not centred": kshot.learners.tim(nn.Flatten(), features=width),
         "tim": kshot.learners.tim(nn.Flatten(), features=width),
+        "tim, marginal 0": kshot.learners.tim(nn.Flatten(), features=width, marginal=0),
         "pt_map": kshot.learners.pt_map(nn.Flatten()),
         "pt_map, no prior": kshot.learners.pt_map(nn.Flatten(), prior=None),
     }
+    learners = {name: each for name, each in learners.items() if name in only or not only or "means" in name}
     for name, learner in learners.items():
         if "not centred" not in name:
             measured(learner, photos)
@@ -217,7 +219,7 @@ def main() -> None:
     parser.add_argument("--features", action="store_true")
     parser.add_argument("--size", type=int, default=128)
     parser.add_argument("--each", type=int, default=100)
-    parser.add_argument("--heads", action="store_true")
+    parser.add_argument("--heads", nargs="*", help="names of the heads besides class means; all by default")
     parser.add_argument("--caml", action="store_true")
     parser.add_argument("--keep", type=Path, default=Path("runs/caml"))
     parser.add_argument("--minutes", type=float, default=20.0)
@@ -228,8 +230,8 @@ def main() -> None:
     if options.features:
         for name, (features, classes) in pools.items():
             print(f"{name}: {len(features)} images of {len(classes)} classes, {features.shape[1]} features")
-    if options.heads:
-        heads(pools, options.tasks)
+    if options.heads is not None:
+        heads(pools, options.tasks, options.heads)
     if options.caml:
         caml(pools, options.keep, options.minutes, options.tasks)
 

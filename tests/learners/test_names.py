@@ -13,6 +13,7 @@ from kshot import Batch
 from kshot.data.dataset import ArrayDataset
 from kshot.tasks import ClassTasks, with_names
 from kshot.testing import check_source, learner_checks, make_task
+from kshot.types import tree_map
 
 WIDTH, CLASSES = 8, 12
 
@@ -92,29 +93,30 @@ def test_a_name_counts_as_so_many_examples():
     torch.testing.assert_close(of_names, train.mean(0), rtol=1e-5, atol=1e-5)
     z = F.normalize(rows - torch.where(marks[:, None] > 0, of_names, centre), dim=1)
     label = task.support.targets.argmax(1)
-    means = []
+    means, strength = [], learner.head.log_strength.detach().exp()  # 1.5 but for the rounding of its logarithm
     for c in range(3):
         own = z[(label == c) & (marks == 0)]
-        means.append((own.sum(0) + 1.5 * z[(label == c) & (marks == 1)][0]) / (len(own) + 1.5))
+        means.append((own.sum(0) + strength * z[(label == c) & (marks == 1)][0]) / (len(own) + strength))
     query = task.query.inputs["example"].double() - centre
-    expected = 3 * F.cosine_similarity(query[:, None], torch.stack(means), dim=2)
+    expected = learner.head.log_scale.detach().exp() * F.cosine_similarity(query[:, None], torch.stack(means), dim=2)
     support = task.support._replace(inputs={"example": rows, "is_name": marks.double()})
     inputs = {"example": task.query.inputs["example"].double(), "is_name": task.query.inputs["is_name"].double()}
-    torch.testing.assert_close(learner.predict(learner.adapt(support), inputs), expected, rtol=1e-7, atol=1e-7)
+    torch.testing.assert_close(learner.predict(learner.adapt(support), inputs), expected, rtol=1e-12, atol=1e-12)
 
 
 def test_tip_adapter_adds_the_votes_of_a_cache_to_the_scores_of_names():
     task = with_names(examples(shots=2), names()).task("test", 0)
-    make = kshot.learners.tip_adapter
-    learner = make(nn.Flatten(), features=WIDTH, votes=0.7, sharpness=2.0, scale=3.0)
-    z = F.normalize(task.support.inputs["example"], dim=1)
-    query = F.normalize(task.query.inputs["example"], dim=1)
-    zero_shot = 3 * query @ z[6:].T
-    votes = torch.zeros(len(query), 3)
-    for row, target in zip(z[:6], task.support.targets[:6]):
-        votes += (-2 * (1 - query @ row)).exp()[:, None] * target
-    found = learner.predict(learner.adapt(task.support), task.query.inputs)
-    torch.testing.assert_close(found, zero_shot + 0.7 * votes, rtol=1e-5, atol=1e-5)
+    support, query = (tree_map(lambda leaf: leaf.double(), tuple(batch)) for batch in task)
+    learner = kshot.learners.tip_adapter(nn.Flatten(), features=WIDTH, votes=0.7, sharpness=2.0, scale=3.0).double()
+    votes, sharpness, scale = (
+        getattr(learner.head, f"log_{name}").detach().exp() for name in ("votes", "sharpness", "scale")
+    )
+    z, q = (F.normalize(inputs["example"], dim=1) for inputs in (support[0], query[0]))
+    expected = scale * q @ z[6:].T
+    for row, target in zip(z[:6], support[1][:6]):
+        expected = expected + votes * (-sharpness * (1 - q @ row)).exp()[:, None] * target
+    found = learner.predict(learner.adapt(Batch(*support)), query[0])
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("kind", LEARNERS)

@@ -4,18 +4,19 @@ It is transductive: a prediction depends on the other queries, so all queries of
 padding does not, unless its weight is given (see `kshot.query_weight`). Its figures are not comparable to inductive
 ones.
 
-Shape legend: N support rows, M query rows, D features, C classes.
+Shape legend: N support rows, M query rows, R = N + M, D features, C classes.
 """
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from kshot import objectives
 from kshot.annotations import NonNegativeFloat, NonNegativeInt, PositiveFloat
 from kshot.argument_checks import check_arguments
 from kshot.inner.functional import BatchNorm
-from kshot.learners.heads.distances import class_means, euclidean
 from kshot.learners.heads.head_learner import Head, HeadLearner
 from kshot.learners.heads.simpleshot import Centred
 from kshot.objectives import Objective, only_present
@@ -33,6 +34,7 @@ class MutualInformation(Head):
         temperature: $\tau$, the factor on squared distances.
         support: $\lambda$, the weight of the cross-entropy of the support set.
         conditional: $\alpha$, the weight of the entropy of each query's label.
+        marginal: $\eta$, the weight of the entropy of all queries' labels.
         steps: number of updates.
     """
 
@@ -44,44 +46,47 @@ class MutualInformation(Head):
         temperature: PositiveFloat,
         support: PositiveFloat,
         conditional: NonNegativeFloat,
+        marginal: NonNegativeFloat,
         steps: NonNegativeInt,
     ) -> None:
         super().__init__()
-        self.temperature, self.support, self.conditional, self.steps = temperature, support, conditional, steps
+        self.temperature, self.support, self.steps = temperature, support, steps
+        self.conditional, self.marginal = conditional, marginal
 
     def fit(self, feat_ND: Tensor, target_NC: Tensor, weight_N: Tensor) -> Tree:
         return self.statistics(feat_ND, target_NC, weight_N)
 
     def predict(self, state: Tree, feat_MD: Tensor) -> Tensor:
+        """Class weights are linear combinations of all rows R, which the inner products of the rows suffice to find."""
         feat_ND, weight_N, weight_M = state["features"], state["weight"], current_query_weight(len(feat_MD), feat_MD)
+        feat_RD = torch.cat([feat_ND, feat_MD])
+        gram_RR = feat_RD @ feat_RD.mT
         share_NC = state["targets"] * weight_N[:, None]
         present_C = share_NC.sum(0) > 0
         of_support = self.support / (1 + self.conditional)
         of_queries = weight_N.sum() / weight_M.sum().clamp_min(1e-12)
-        proto_CD = class_means(feat_ND, state["targets"], weight_N)
+        size_R1 = torch.cat([of_support * weight_N, of_queries * weight_M])[:, None]
+        part_CR = pad((share_NC / share_NC.sum(0).clamp_min(1e-12)).mT, (0, len(feat_MD)))
         for _ in range(self.steps):
-            prob_NC = weight_N[:, None] * self._probabilities(feat_ND, proto_CD, present_C)
-            prob_MC = self._probabilities(feat_MD, proto_CD, present_C)
-            label_MC = weight_M[:, None] * self._labels(prob_MC, weight_M)
-            prob_MC = weight_M[:, None] * prob_MC
-            total_CD = of_support * ((share_NC - prob_NC).mT @ feat_ND + prob_NC.sum(0)[:, None] * proto_CD)
-            total_CD = total_CD + of_queries * ((label_MC - prob_MC).mT @ feat_MD + prob_MC.sum(0)[:, None] * proto_CD)
-            count_C = of_support * share_NC.sum(0) + of_queries * label_MC.sum(0)
-            proto_CD = total_CD / count_C.clamp_min(1e-12)[:, None]
-        return self._logits(feat_MD, proto_CD)
+            prob_RC = only_present(self._logits(part_CR, gram_RR), present_C).softmax(1)
+            label_MC = self._labels(prob_RC[len(feat_ND) :], weight_M)
+            label_RC = size_R1 * torch.cat([state["targets"], label_MC])
+            prob_RC = size_R1 * prob_RC
+            total_CR = (label_RC - prob_RC).mT + prob_RC.sum(0)[:, None] * part_CR
+            part_CR = total_CR / label_RC.sum(0).clamp_min(1e-12)[:, None]
+        return self._logits(part_CR, gram_RR)[len(feat_ND) :]
 
     def _labels(self, prob_MC: Tensor, weight_M: Tensor) -> Tensor:
         """The soft labels of the queries that are best for the present class weights."""
         sharp_MC = prob_MC ** (1 + self.conditional)
         total_C = weight_M @ sharp_MC
-        label_MC = sharp_MC * total_C.where(total_C > 0, 1.0).rsqrt()
+        label_MC = sharp_MC * total_C.where(total_C > 0, 1.0) ** (-self.marginal / (1 + self.marginal))
         return label_MC / label_MC.sum(1, keepdim=True)
 
-    def _logits(self, feat_MD: Tensor, proto_CD: Tensor) -> Tensor:
-        return self.temperature / 2 * euclidean(feat_MD, proto_CD)
-
-    def _probabilities(self, feat_MD: Tensor, proto_CD: Tensor, present_C: Tensor) -> Tensor:
-        return only_present(self._logits(feat_MD, proto_CD), present_C).softmax(1)
+    def _logits(self, part_CR: Tensor, gram_RR: Tensor) -> Tensor:
+        near_CR = part_CR @ gram_RR
+        square_C, square_R1 = (near_CR * part_CR).sum(1), gram_RR.diagonal()[:, None]
+        return self.temperature / 2 * (2 * near_CR.mT - square_C - square_R1)
 
 
 def tim(
@@ -91,6 +96,7 @@ def tim(
     temperature: PositiveFloat = 15.0,
     support: PositiveFloat = 0.1,
     conditional: NonNegativeFloat = 0.1,
+    marginal: NonNegativeFloat = 1.0,
     steps: NonNegativeInt = 150,
     objective: Objective = objectives.classification,
     batchnorm: BatchNorm = "running",
@@ -98,26 +104,27 @@ def tim(
     r"""TIM, transductive: class weights that maximise the mutual information between the queries and their labels.
 
     $$ \min_W \; -\frac\lambda N \sum_{i \in \text{support}} \log p_{i y_i}
-       + \sum_c \bar p_c \log \bar p_c - \frac\alpha M \sum_m \sum_c p_{mc} \log p_{mc}, \qquad
+       + \eta \sum_c \bar p_c \log \bar p_c - \frac\alpha M \sum_m \sum_c p_{mc} \log p_{mc}, \qquad
        p_{mc} = \mathrm{softmax}_c\Bigl(-\frac\tau2 \lVert z_m - w_c \rVert^2\Bigr), \quad
        \bar p_c = \frac1M \sum_m p_{mc} $$
 
     for features $z$ that are centred and of unit length, as in `simpleshot`. From the class means on, each step finds
     the best soft labels $q$ of the queries, and then weights (the paper's alternating direction method):
 
-    $$ q_{mc} \propto \frac{p_{mc}^{1 + \alpha}}{\sqrt{\sum_m p_{mc}^{1 + \alpha}}}, \qquad
+    $$ q_{mc} \propto p_{mc}^{1 + \alpha} \Bigl(\sum_m p_{mc}^{1 + \alpha}\Bigr)^{-\frac{\eta}{1 + \eta}}, \qquad
        w_c \leftarrow \frac{\frac{\lambda}{1 + \alpha} \sum_i \bigl(y_{ic} z_i + p_{ic} (w_c - z_i)\bigr)
        + \frac NM \sum_m \bigl(q_{mc} z_m + p_{mc} (w_c - z_m)\bigr)}
        {\frac{\lambda}{1 + \alpha} \sum_i y_{ic} + \frac NM \sum_m q_{mc}} $$
 
-    The second term is least where the queries are of all classes in equal numbers: a set of queries of few classes is
-    spread over all.
+    The second term is least where the queries are of all classes in equal numbers, which is thereby **assumed**:
+    queries of few classes are spread over all. Where the numbers are not known to be equal, lower $\eta$.
 
     Args:
         embedding, features, objective, batchnorm: as in `simpleshot`.
         temperature: $\tau$.
         support: $\lambda$, the weight of the cross-entropy of the support set.
         conditional: $\alpha$, the weight of the entropy of each query's label.
+        marginal: $\eta$, the weight of the entropy of all queries' labels; the paper's is 1, and 0 assumes nothing.
         steps: number of steps.
 
     Returns:
@@ -137,5 +144,5 @@ def tim(
     Deviations:
         Features are centred on the training classes before they are normalised, which the paper does not do.
     """
-    head = Centred(MutualInformation(temperature, support, conditional, steps), features)
+    head = Centred(MutualInformation(temperature, support, conditional, marginal, steps), features)
     return HeadLearner(embedding, head, objective, batchnorm=batchnorm)
