@@ -117,14 +117,15 @@ def tim(
        {\frac{\lambda}{1 + \alpha} \sum_i y_{ic} + \frac NM \sum_m q_{mc}} $$
 
     The second term is least where the queries are of all classes in equal numbers, which is thereby **assumed**:
-    queries of few classes are spread over all. Where the numbers are not known to be equal, lower $\eta$.
+    queries of few classes are spread over all. A lower $\eta$ assumes less, and lets a class draw queries of others,
+    which with one example of each costs more than it gains.
 
     Args:
         embedding, features, objective, batchnorm: as in `simpleshot`.
         temperature: $\tau$.
         support: $\lambda$, the weight of the cross-entropy of the support set.
         conditional: $\alpha$, the weight of the entropy of each query's label.
-        marginal: $\eta$, the weight of the entropy of all queries' labels; the paper's is 1, and 0 assumes nothing.
+        marginal: $\eta$, the weight of the entropy of all queries' labels; the paper's is 1.
         steps: number of steps.
 
     Returns:
