@@ -143,18 +143,15 @@ def heads(pools: Mapping[str, Pool], num_tasks: int, only: Sequence[str]) -> Non
         "simpleshot": kshot.learners.simpleshot(nn.Flatten(), features=width),
         "plda": kshot.learners.plda(nn.Flatten(), features=width),
         "laplacian_shot": kshot.learners.laplacian_shot(nn.Flatten(), features=width),
-        "bd_cspn, not centred": kshot.learners.bd_cspn(nn.Flatten(), features=width),
-        "bd_cspn": kshot.learners.bd_cspn(nn.Flatten(), features=width),
-        "tim, not centred": kshot.learners.tim(nn.Flatten(), features=width),
-        "tim": kshot.learners.tim(nn.Flatten(), features=width),
-        "tim, marginal 0": kshot.learners.tim(nn.Flatten(), features=width, marginal=0),
+        "bd_cspn": kshot.learners.bd_cspn(nn.Flatten()),
+        "tim": kshot.learners.tim(nn.Flatten()),
+        "tim, marginal 0": kshot.learners.tim(nn.Flatten(), marginal=0),
         "pt_map": kshot.learners.pt_map(nn.Flatten()),
         "pt_map, no prior": kshot.learners.pt_map(nn.Flatten(), prior=None),
     }
     learners = {name: each for name, each in learners.items() if name in only or not only or "means" in name}
-    for name, learner in learners.items():
-        if "not centred" not in name:
-            measured(learner, photos)
+    for learner in learners.values():
+        measured(learner, photos)
     settings = [(which, shots) for which in ("balanced", "unbalanced") for shots in (1, 5)]
     print(f"| head | | {' | '.join(f'{shots} shot, {which}' for which, shots in settings)} | CPU |")
     print("| --- " * (3 + len(settings)) + "|")

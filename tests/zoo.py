@@ -262,8 +262,8 @@ ZOO = {
     "laplacian-shot": Row(
         lambda ways: kshot.learners.laplacian_shot(small_conv(None), features=16, steps=5, batchnorm="support"),
     ),
-    "tim": Row(lambda ways: kshot.learners.tim(small_conv(None), features=16, steps=4, batchnorm="support")),
-    "bd-cspn": Row(lambda ways: kshot.learners.bd_cspn(small_conv(None), features=16, batchnorm="support")),
+    "tim": Row(lambda ways: kshot.learners.tim(small_conv(None), steps=4, batchnorm="support")),
+    "bd-cspn": Row(lambda ways: kshot.learners.bd_cspn(small_conv(None), batchnorm="support")),
     "pt-map": Row(lambda ways: kshot.learners.pt_map(small_conv(None), sharpness=3.0, steps=2, batchnorm="support")),
     "transductive fine-tuning": Row(
         lambda ways: kshot.learners.transductive_fine_tune(

@@ -38,14 +38,11 @@ def squared(rows, centres):
 @pytest.mark.parametrize("marginal", [1.0, 0.25, 0.0])
 def test_tim_alternates_between_labels_and_weights(marginal):
     support, query = problem()
-    centre = torch.full((6,), 0.3)
     weights = {"support": 0.3, "conditional": 0.2, "marginal": marginal}
-    learner = kshot.learners.tim(nn.Flatten(), features=6, temperature=12, steps=4, **weights)
-    learner.head.centre.copy_(centre)
+    learner = kshot.learners.tim(nn.Flatten(), temperature=12, steps=4, **weights)
     found = learner.double().predict(learner.adapt(support), query)
     target, weight = support.targets.numpy(), support.weight.numpy()
-    shift = centre.double().numpy()
-    z, q = unit(support.inputs.numpy() - shift), unit(query.numpy() - shift)
+    z, q = unit(support.inputs.numpy()), unit(query.numpy())
     means = class_means(z, target, weight)
     for _ in range(4):
         of_z, of_q = (softmax(-6 * squared(rows, means), 1) for rows in (z, q))
@@ -66,7 +63,7 @@ def test_tim_raises_the_mutual_information_that_it_is_named_after():
     support, query = problem(queries=30)
 
     def objective(steps):
-        learner = kshot.learners.tim(nn.Flatten(), features=6, steps=steps).double()
+        learner = kshot.learners.tim(nn.Flatten(), steps=steps).double()
         state = learner.adapt(support)
         prob = learner.predict(state, query).softmax(1)
         marginal = prob.mean(0)
@@ -78,7 +75,7 @@ def test_tim_raises_the_mutual_information_that_it_is_named_after():
 
 def test_bd_cspn_rectifies_means_by_confident_queries():
     support, query = problem()
-    learner = kshot.learners.bd_cspn(nn.Flatten(), features=6, confident=2, sharpness=4, scale=3).double()
+    learner = kshot.learners.bd_cspn(nn.Flatten(), confident=2, sharpness=4, scale=3).double()
     found = learner.predict(learner.adapt(support), query)
     target, weight = support.targets.numpy(), support.weight.numpy()
     z, q = unit(support.inputs.numpy()), unit(query.numpy())
@@ -91,15 +88,13 @@ def test_bd_cspn_rectifies_means_by_confident_queries():
         assert len(own) > 2
         for m in own[np.argsort(-softmax(4 * near_q[own], 1)[:, c])[:2]]:
             sums[c] += np.exp(4 * near_q[m, c]) * unit(q)[m]
-    scale = learner.head.head.log_scale.detach().exp().numpy()  # 3 but for the rounding of its logarithm
+    scale = learner.head.log_scale.detach().exp().numpy()  # 3 but for the rounding of its logarithm
     np.testing.assert_allclose(found.detach(), scale * unit(q) @ unit(sums).T, **EXACT)
 
 
 def test_bd_cspn_with_more_confident_queries_than_there_are_takes_all():
     support, query = problem()
-    few, all_of_them = (
-        kshot.learners.bd_cspn(nn.Flatten(), features=6, confident=count).double() for count in (len(query), 1000)
-    )
+    few, all_of_them = (kshot.learners.bd_cspn(nn.Flatten(), confident=count).double() for count in (len(query), 1000))
     torch.testing.assert_close(
         few.predict(few.adapt(support), query), all_of_them.predict(all_of_them.adapt(support), query)
     )
@@ -162,8 +157,8 @@ def test_pt_map_says_that_its_prior_has_the_wrong_number_of_shares():
 
 
 LEARNERS = {
-    "tim": lambda: kshot.learners.tim(nn.Flatten(), features=6),
-    "bd_cspn": lambda: kshot.learners.bd_cspn(nn.Flatten(), features=6),
+    "tim": lambda: kshot.learners.tim(nn.Flatten()),
+    "bd_cspn": lambda: kshot.learners.bd_cspn(nn.Flatten()),
     "pt_map": lambda: kshot.learners.pt_map(nn.Flatten()),
 }
 
@@ -198,9 +193,9 @@ def test_narrow_features_and_many_padding_rows(kind):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: kshot.learners.tim(nn.Flatten(), features=2, temperature=0), "temperature must be above 0"),
-        (lambda: kshot.learners.tim(nn.Flatten(), features=2, support=0), "support must be above 0"),
-        (lambda: kshot.learners.bd_cspn(nn.Flatten(), features=2, confident=-1), "confident must be at least 0"),
+        (lambda: kshot.learners.tim(nn.Flatten(), temperature=0), "temperature must be above 0"),
+        (lambda: kshot.learners.tim(nn.Flatten(), support=0), "support must be above 0"),
+        (lambda: kshot.learners.bd_cspn(nn.Flatten(), confident=-1), "confident must be at least 0"),
         (lambda: kshot.learners.pt_map(nn.Flatten(), power=0), "power must be above 0"),
         (lambda: kshot.learners.pt_map(nn.Flatten(), prior="equal"), "prior must be"),
     ],

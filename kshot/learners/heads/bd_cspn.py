@@ -18,10 +18,9 @@ from kshot.argument_checks import check_arguments
 from kshot.inner.functional import BatchNorm
 from kshot.learners.heads.distances import class_means, cosine, exp_as, log_parameter, unit
 from kshot.learners.heads.head_learner import Head, HeadLearner
-from kshot.learners.heads.simpleshot import Centred
 from kshot.objectives import Objective, only_present
 from kshot.query_weight import current_query_weight
-from kshot.supplied import Embedding, FeatureCount
+from kshot.supplied import Embedding
 from kshot.types import Tree
 
 
@@ -48,16 +47,17 @@ class RectifiedPrototypes(Head):
         return self.statistics(feat_ND, target_NC, weight_N)
 
     def predict(self, state: Tree, feat_MD: Tensor) -> Tensor:
-        feat_ND, weight_N, weight_M = state["features"], state["weight"], current_query_weight(len(feat_MD), feat_MD)
+        feat_ND, feat_MD = unit(state["features"]), unit(feat_MD)
+        weight_N, weight_M = state["weight"], current_query_weight(len(feat_MD), feat_MD)
         share_NC = state["targets"] * weight_N[:, None]
         mean_D = weight_N @ feat_ND / weight_N.sum().clamp_min(1e-12)
         feat_MD = feat_MD + mean_D - weight_M @ feat_MD / weight_M.sum().clamp_min(1e-12)
-        proto_CD = class_means(unit(feat_ND), state["targets"], weight_N)
+        proto_CD = class_means(feat_ND, state["targets"], weight_N)
         near_NC, near_MC = cosine(feat_ND, proto_CD), cosine(feat_MD, proto_CD)
         share_MC = self._chosen(only_present(near_MC, share_NC.sum(0) > 0), weight_M)
         share_NC = share_NC * (self.sharpness * near_NC).exp()
         share_MC = share_MC * (self.sharpness * near_MC).exp()
-        total_CD = share_NC.mT @ unit(feat_ND) + share_MC.mT @ unit(feat_MD)  # a factor does not change its cosine
+        total_CD = share_NC.mT @ feat_ND + share_MC.mT @ unit(feat_MD)  # a factor does not change its cosine
         return exp_as(feat_MD, self.log_scale) * cosine(feat_MD, total_CD)
 
     def _chosen(self, near_MC: Tensor, weight_M: Tensor) -> Tensor:
@@ -74,7 +74,6 @@ class RectifiedPrototypes(Head):
 def bd_cspn(
     embedding: Embedding,
     *,
-    features: FeatureCount,
     confident: NonNegativeInt = 8,
     sharpness: NonNegativeFloat = 10.0,
     scale: PositiveFloat = 10.0,
@@ -89,21 +88,21 @@ def bd_cspn(
 
     $S_c$ are the support examples of c, and of the queries whose nearest class mean $p_c$ by the cosine is that of c
     the $Z$ most probable ones. The mean of the queries is shifted to that of the support, which diminishes the bias of
-    the few examples; it assumes that both have the classes in the same proportions. Features $f$ are centred on the
-    training classes and of unit length, as in `simpleshot`.
+    the few examples; it **assumes** that both have the classes in the same proportions. Features $f$ are of unit
+    length.
 
     Args:
-        embedding, features, objective, batchnorm: as in `simpleshot`.
+        embedding: pretrained by `kshot.pretrain`: inputs (n, ...) to features (n, ...).
         confident: $Z$; 0 shifts the queries alone.
         sharpness: $\varepsilon$.
         scale: initial value of $s$, which is learned if the learner is meta-trained.
+        objective, batchnorm: as in `simpleshot`.
 
     Returns:
-        A transductive learner for any number of ways and shots. The centre is 0 until `training.fit_feature_statistics`
-        measures it.
+        A transductive learner for any number of ways and shots.
 
     Example:
-        >>> learner = bd_cspn(nn.Flatten(), features=2)
+        >>> learner = bd_cspn(nn.Flatten())
         >>> support = kshot.Batch.of(torch.eye(2), torch.tensor([0, 1]), ways=2)
         >>> learner.predict(learner.adapt(support), torch.tensor([[3.0, 1.0], [1.0, 2.0]])).argmax(1)
         tensor([0, 1])
@@ -112,8 +111,6 @@ def bd_cspn(
         Liu, Song, Qin: Prototype Rectification for Few-Shot Learning, ECCV 2020, arXiv:1911.10713.
 
     Deviations:
-        Features are centred on the training classes, which the paper does not do. The scale, which the paper does not
-        need to choose a class, turns cosines into probabilities.
+        The scale, which the paper does not need to choose a class, turns cosines into probabilities.
     """
-    head = Centred(RectifiedPrototypes(confident, sharpness, scale), features)
-    return HeadLearner(embedding, head, objective, batchnorm=batchnorm)
+    return HeadLearner(embedding, RectifiedPrototypes(confident, sharpness, scale), objective, batchnorm=batchnorm)

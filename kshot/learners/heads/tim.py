@@ -17,11 +17,11 @@ from kshot import objectives
 from kshot.annotations import NonNegativeFloat, NonNegativeInt, PositiveFloat
 from kshot.argument_checks import check_arguments
 from kshot.inner.functional import BatchNorm
+from kshot.learners.heads.distances import unit
 from kshot.learners.heads.head_learner import Head, HeadLearner
-from kshot.learners.heads.simpleshot import Centred
 from kshot.objectives import Objective, only_present
 from kshot.query_weight import current_query_weight
-from kshot.supplied import Embedding, FeatureCount
+from kshot.supplied import Embedding
 from kshot.types import Tree
 
 
@@ -59,7 +59,7 @@ class MutualInformation(Head):
     def predict(self, state: Tree, feat_MD: Tensor) -> Tensor:
         """Class weights are linear combinations of all rows R, which the inner products of the rows suffice to find."""
         feat_ND, weight_N, weight_M = state["features"], state["weight"], current_query_weight(len(feat_MD), feat_MD)
-        feat_RD = torch.cat([feat_ND, feat_MD])
+        feat_RD = unit(torch.cat([feat_ND, feat_MD]))
         gram_RR = feat_RD @ feat_RD.mT
         share_NC = state["targets"] * weight_N[:, None]
         present_C = share_NC.sum(0) > 0
@@ -92,7 +92,6 @@ class MutualInformation(Head):
 def tim(
     embedding: Embedding,
     *,
-    features: FeatureCount,
     temperature: PositiveFloat = 15.0,
     support: PositiveFloat = 0.1,
     conditional: NonNegativeFloat = 0.1,
@@ -108,8 +107,8 @@ def tim(
        p_{mc} = \mathrm{softmax}_c\Bigl(-\frac\tau2 \lVert z_m - w_c \rVert^2\Bigr), \quad
        \bar p_c = \frac1M \sum_m p_{mc} $$
 
-    for features $z$ that are centred and of unit length, as in `simpleshot`. From the class means on, each step finds
-    the best soft labels $q$ of the queries, and then weights (the paper's alternating direction method):
+    for features $z$ of unit length. From the class means on, each step finds the best soft labels $q$ of the queries,
+    and then weights (the paper's alternating direction method):
 
     $$ q_{mc} \propto p_{mc}^{1 + \alpha} \Bigl(\sum_m p_{mc}^{1 + \alpha}\Bigr)^{-\frac{\eta}{1 + \eta}}, \qquad
        w_c \leftarrow \frac{\frac{\lambda}{1 + \alpha} \sum_i \bigl(y_{ic} z_i + p_{ic} (w_c - z_i)\bigr)
@@ -121,19 +120,19 @@ def tim(
     which with one example of each costs more than it gains.
 
     Args:
-        embedding, features, objective, batchnorm: as in `simpleshot`.
+        embedding: pretrained by `kshot.pretrain`: inputs (n, ...) to features (n, ...).
         temperature: $\tau$.
         support: $\lambda$, the weight of the cross-entropy of the support set.
         conditional: $\alpha$, the weight of the entropy of each query's label.
         marginal: $\eta$, the weight of the entropy of all queries' labels; the paper's is 1.
         steps: number of steps.
+        objective, batchnorm: as in `simpleshot`.
 
     Returns:
-        A transductive learner for any number of ways and shots. The centre is 0 until `training.fit_feature_statistics`
-        measures it.
+        A transductive learner for any number of ways and shots.
 
     Example:
-        >>> learner = tim(nn.Flatten(), features=2)
+        >>> learner = tim(nn.Flatten())
         >>> support = kshot.Batch.of(torch.eye(2), torch.tensor([0, 1]), ways=2)
         >>> learner.predict(learner.adapt(support), torch.tensor([[3.0, 1.0], [1.0, 1.5]])).argmax(1)
         tensor([0, 1])
@@ -141,9 +140,6 @@ def tim(
     References:
         Boudiaf, Ziko, Rony, Dolz, Piantanida, Ben Ayed: Transductive Information Maximization For Few-Shot Learning,
         NeurIPS 2020, arXiv:2008.11297 (TIM-ADM).
-
-    Deviations:
-        Features are centred on the training classes before they are normalised, which the paper does not do.
     """
-    head = Centred(MutualInformation(temperature, support, conditional, marginal, steps), features)
+    head = MutualInformation(temperature, support, conditional, marginal, steps)
     return HeadLearner(embedding, head, objective, batchnorm=batchnorm)
