@@ -176,10 +176,10 @@ def caml(pools: Mapping[str, Pool], keep: Path, minutes: float, num_tasks: int) 
     """Meta-train CAML, choose its checkpoint on held-out training classes, and compare it on the validation classes."""
     torch.manual_seed(0)
     width = pools["val"][0].shape[1]
-    learner = kshot.learners.caml(nn.Flatten(), features=width, classes=5, width=64, layers=2, dropout=0.7)
+    learner = kshot.learners.caml(nn.Flatten(), features=width, classes=5, width=64, layers=2, dropout=0.5)
     source = of_all_domains({name: pool for name, pool in pools.items() if name != "val"}, [1, 5])
     held_out = [tasks_of(pools["photos"], "val", shots, slice(HELD_OUT)) for shots in (1, 5)]
-    settings = Settings(outer_lr=5e-4, horizon=3000, size=16, weight_decay=0.2)
+    settings = Settings(outer_lr=2e-3, horizon=3000, size=16, weight_decay=0.02)
     loop = meta_training_loop(learner, source, settings, mode="vmap")
     rounds, loss, done = list[float](), math.nan, len([*keep.glob("[0-9]*")])
 

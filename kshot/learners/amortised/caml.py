@@ -121,7 +121,8 @@ def caml(
     Support rows are pairs of an image and its label, the query one of an image and the unknown label u. The label
     vectors $\phi$ are equal length and maximally equiangular (ELMES), so that no two classes are nearer to each other
     than others. Adapting is one pass over the support set, without a gradient: meta-trained on tasks of many domains,
-    as of a `mixture` of sources, the learner takes tasks of others as it is.
+    as of a `mixture` of sources, the learner takes tasks of others as it is. It needs very many training classes: some
+    hundred it learns by heart, and is then worse than class means on others; choose its checkpoint on other classes.
 
     Args:
         embedding: a pretrained frozen encoder: inputs (n, ...) to features (n, D).
@@ -131,8 +132,8 @@ def caml(
         heads: number of heads of each attention.
         layers: number of blocks.
         scale: initial value of $s$.
-        dropout: share of the features that the transformer does not see, in training; with few training classes it
-            keeps the transformer from learning them by heart.
+        dropout: share of the features that the transformer does not see, in training; it keeps the
+            transformer from learning the training classes by heart.
         objective, batchnorm: as in `simpleshot`.
 
     Returns:
