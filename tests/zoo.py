@@ -186,6 +186,7 @@ ZOO = {
     ),
     "protonet": Row(lambda ways: kshot.protonet(small_conv(None))),
     "protonet, cosine": Row(lambda ways: kshot.protonet(small_conv(None, norm=False), distance="cosine")),
+    "caml": Row(lambda ways: kshot.learners.caml(small_conv(None), features=16, classes=6, width=16, layers=2)),
     "cnaps": Row(
         lambda ways: kshot.learners.cnaps(small_conv(None), small_conv(None), film=["0", "3"], task_dim=16),
     ),
@@ -261,6 +262,8 @@ ZOO = {
     ),
     "frn": Row(lambda ways: kshot.learners.frn(small_conv(None, maps=True))),
     "frn, no maps": Row(lambda ways: kshot.learners.frn(small_conv(None))),
+    "deep-bdc": Row(lambda ways: kshot.learners.deep_bdc(small_conv(None, maps=True))),
+    "deep-bdc, no maps": Row(lambda ways: kshot.learners.deep_bdc(small_conv(None), metric="euclidean")),
     "metaoptnet, svm": Row(lambda ways: kshot.learners.metaoptnet(small_conv(None), l2=1.0)),
     "metaoptnet, ridge": Row(lambda ways: kshot.learners.metaoptnet(small_conv(None), base="ridge", l2=1.0)),
     "logistic regression": Row(lambda ways: kshot.learners.logistic_regression(small_conv(None), scale=2.0)),
@@ -279,6 +282,9 @@ ZOO = {
     "laplacian-shot": Row(
         lambda ways: kshot.learners.laplacian_shot(small_conv(None), features=16, steps=5, batchnorm="support"),
     ),
+    "tim": Row(lambda ways: kshot.learners.tim(small_conv(None), steps=4, batchnorm="support")),
+    "bd-cspn": Row(lambda ways: kshot.learners.bd_cspn(small_conv(None), batchnorm="support")),
+    "pt-map": Row(lambda ways: kshot.learners.pt_map(small_conv(None), sharpness=3.0, steps=2, batchnorm="support")),
     "transductive fine-tuning": Row(
         lambda ways: kshot.learners.transductive_fine_tune(
             small_conv(None), inner_lr=0.01, steps=3, batchnorm="support"

@@ -1,3 +1,4 @@
+from .amortised.caml import caml
 from .amortised.cnaps import Mahalanobis, cnaps
 from .amortised.neural_processes import attentive_np, cnp, tanp, tnp_d
 from .amortised.prior_fitted import prior_fitted
@@ -15,18 +16,24 @@ from .gradient.maml_pp import maml_pp
 from .gradient.proto_maml import proto_maml, unicorn_maml
 from .gradient.transductive_fine_tuning import transductive_fine_tune
 from .gradient.warp import t_net, warp_maml, with_warps
+from .heads.bd_cspn import bd_cspn
 from .heads.closed_form import logistic_regression, metaoptnet, r2d2
+from .heads.deep_bdc import deep_bdc
 from .heads.feat import feat
 from .heads.finetuned import baseline_pp, pmf
 from .heads.frn import frn
-from .heads.head_learner import Head, HeadLearner
+from .heads.head import Head
+from .heads.head_learner import HeadLearner
 from .heads.laplacian_shot import laplacian_shot
 from .heads.matching_net import matching_net
+from .heads.names import named_means, tip_adapter
 from .heads.plda import plda
 from .heads.probe import probe
 from .heads.protonet import protonet
+from .heads.pt_map import pt_map
 from .heads.relation import relation_net
 from .heads.simpleshot import simpleshot
+from .heads.tim import tim
 from .pooling.boosted_residual import boosted_residual
 from .pooling.partial_pooling import partial_pooling
 from .ratings.alpaca import alpaca
@@ -45,12 +52,15 @@ __all__ = [
     "anil",
     "attentive_np",
     "baseline_pp",
+    "bd_cspn",
     "boil",
     "boosted_residual",
+    "caml",
     "cavia",
     "choose",
     "cnaps",
     "cnp",
+    "deep_bdc",
     "dynamic_evaluation",
     "feat",
     "fine_tune",
@@ -73,6 +83,7 @@ __all__ = [
     "meta_sgd",
     "metaoptnet",
     "mixture",
+    "named_means",
     "nearest_centroid",
     "partial_pooling",
     "plda",
@@ -81,12 +92,15 @@ __all__ = [
     "probe",
     "proto_maml",
     "protonet",
+    "pt_map",
     "r2d2",
     "relation_net",
     "reptile",
     "simpleshot",
     "t_net",
     "tanp",
+    "tim",
+    "tip_adapter",
     "tnp_d",
     "transductive_fine_tune",
     "unicorn_maml",

@@ -7,6 +7,7 @@ from kshot.tasks.label_tasks import LabelTasks
 from kshot.tasks.loader import from_loader
 from kshot.tasks.mask_tasks import MaskClass, MaskTasks
 from kshot.tasks.mixture import mixture
+from kshot.tasks.names import with_names
 from kshot.tasks.read_log import watched
 from kshot.tasks.source import TaskSource, generator
 
@@ -23,4 +24,5 @@ __all__ = [
     "generator",
     "mixture",
     "watched",
+    "with_names",
 ]

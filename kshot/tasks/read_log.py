@@ -10,11 +10,11 @@ from copy import copy
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
-import numpy as np
 import torch
 from torch import nn
 
 from kshot.tasks.source import TaskSource
+from kshot.tasks.wrapped import Wrapped
 from kshot.types import Batch, Split, Task, Tree
 
 EVALUATION = "evaluation"
@@ -44,13 +44,11 @@ def watched(source: TaskSource, note: Note | None = None, before: Iterable[tuple
     return Watched(source, note, before)
 
 
-class Watched(TaskSource):
+class Watched(Wrapped):
     """A source whose reads are logged, see `watched`: `reads` is (phase, split) to the number of tasks read."""
 
     def __init__(self, source: TaskSource, note: Note | None, before: Iterable[tuple[str, Split]]) -> None:
-        self.source, self.objective, self.seed = source, source.objective, source.seed
-        for name in TaskSource.__annotations__:
-            setattr(self, name, getattr(source, name))
+        super().__init__(source)
         self.reads: Counter[tuple[str, Split]] = Counter(dict.fromkeys(before, 1))
         self._note, self._phase = note, ""
 
@@ -89,31 +87,6 @@ class Watched(TaskSource):
         raw = self.source.raw  # its reads are not logged: it holds no inputs
         return self if raw is self.source else raw
 
-    def units(self, split: Split, indices: Sequence[int]) -> np.ndarray | None:
-        return self.source.units(split, indices)
-
-    def unit_names(self, split: Split) -> Sequence[str]:
-        return self.source.unit_names(split)
-
-    def classes_of(self, split: Split, indices: Sequence[int]) -> list[list[str]] | None:
-        return self.source.classes_of(split, indices)
-
-    def example_rows(self, split: Split, index: int) -> tuple[np.ndarray, np.ndarray] | None:
-        return self.source.example_rows(split, index)
-
-    def members(self, split: Split) -> dict[str, np.ndarray]:
-        return self.source.members(split)
-
-    def sizes(self, split: Split) -> dict[str, int]:
-        return self.source.sizes(split)
-
-    def num_tasks(self, split: Split) -> int | None:
-        return self.source.num_tasks(split)
-
-    @property
-    def training_settings(self) -> dict[str, Any]:
-        return self.source.training_settings
-
     def with_training(self, **settings: Any) -> Watched:
         """The source with other training tasks, whose reads are logged with those of this one."""
         other = copy(self)
@@ -123,9 +96,6 @@ class Watched(TaskSource):
     def with_shots(self, shots: int) -> TaskSource:
         """The source with other shots, whose reads are not logged."""
         return self.source.with_shots(shots)
-
-    def describe(self) -> dict[str, Any]:
-        return self.source.describe()
 
     def log_read(self, split: Split, num_tasks: int) -> None:
         """Log that tasks of a split, or its rows, were read."""

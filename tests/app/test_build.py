@@ -27,7 +27,8 @@ def test_each_learner_of_a_run_file_is_built_as_its_factory_says(kind):
 
 
 HEADS = ["protonet", "r2d2", "logistic_regression", "metaoptnet", "matching_net", "relation_net", "feat", "frn", "pmf"]
-HEADS += ["simpleshot", "plda", "baseline_pp", "laplacian_shot", "transductive_fine_tune"]
+HEADS += ["simpleshot", "plda", "baseline_pp", "laplacian_shot", "tim", "bd_cspn", "pt_map"]
+HEADS += ["transductive_fine_tune", "deep_bdc", "caml"]
 
 
 @pytest.mark.parametrize("kind", HEADS)
@@ -89,7 +90,7 @@ def this_module_can_be_imported(monkeypatch):
     monkeypatch.setitem(sys.modules, __name__, sys.modules.get(__name__) or inspect.getmodule(no_maps))
 
 
-@pytest.mark.parametrize("learner", ["relation_net", "frn"])
+@pytest.mark.parametrize("learner", ["relation_net", "frn", "deep_bdc"])
 def test_a_backbone_without_maps_is_refused_by_a_learner_of_maps(learner):
     spec = load_spec("glyphs", [f"learner={learner}", f"model='{named(no_maps)}'"])
     with pytest.raises(ValueError, match=rf"learner {learner} compares feature maps, which .*:no_maps does not give"):

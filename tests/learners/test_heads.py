@@ -253,6 +253,31 @@ def test_frn_starts_from_the_constants_of_its_authors():
     assert [float(p.detach()) for p in (head.log_scale.exp(), head.alpha.exp(), head.beta.exp())] == [1.0, 1.0, 1.0]
 
 
+@pytest.mark.parametrize("metric", ["inner", "euclidean"])
+def test_deep_bdc_compares_centred_distances_of_channels(metric):
+    maps = torch.randn(9, 5, 2, 3, dtype=torch.float64) + 7
+    labels = torch.arange(6) % 3
+    learner = kshot.learners.deep_bdc(nn.Identity(), metric=metric, temperature=1.7).double()
+    found = learner.predict(learner.adapt(support_of(maps[:6], F.one_hot(labels).double())), maps[6:])
+    temperature = float(learner.head.log_temperature.detach().exp())
+
+    def triangle(image):
+        rows, distances = image.reshape(5, 6).numpy(), np.empty((5, 5))
+        for k in range(5):
+            for m in range(5):
+                distances[k, m] = math.sqrt(temperature / 12 * ((rows[k] - rows[m]) ** 2).sum() + 1e-5)
+        centring = np.eye(5) - 1 / 5
+        return (centring @ distances @ centring)[np.triu_indices(5)]
+
+    triangles = np.stack([triangle(image) for image in maps])
+    for c in range(3):
+        mean = triangles[:6][labels.numpy() == c].mean(0)
+        for m in range(3):
+            query = triangles[6 + m]
+            expected = query @ mean if metric == "inner" else -((query - mean) ** 2).sum()
+            assert float(found[m, c].detach()) == pytest.approx(expected, rel=1e-10)
+
+
 def test_metaoptnet_of_its_authors_is_twice_the_ridge():
     """Their quadratic program, min a (K + 50 I) a / 2 - 2 y a for each class, against `scale=2`."""
     feat, target, _ = features(8, 5, 3)

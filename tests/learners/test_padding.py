@@ -30,6 +30,9 @@ TRANSDUCTIVE = {
     "laplacian-shot, all neighbours": lambda: learners.laplacian_shot(
         small_conv(None), features=16, neighbours=30, **QUERY
     ),
+    "tim": lambda: learners.tim(small_conv(None), steps=4),
+    "bd-cspn": lambda: learners.bd_cspn(small_conv(None), confident=2),
+    "pt-map": lambda: learners.pt_map(small_conv(None), steps=3),
     "transductive fine-tuning": lambda: learners.transductive_fine_tune(small_conv(None), inner_lr=0.01, steps=2),
     "transductive fine-tuning, order 2": lambda: learners.transductive_fine_tune(
         small_conv(None), inner_lr=0.01, steps=2, order=2, **QUERY
