@@ -148,9 +148,9 @@ class ImageEncoder:
 
     @cached_property
     def sha256(self) -> str:
-        more = () if self.stride is None else (self.stride,)
-        more += () if self.views == 1 else (("views", self.views),)
-        return digest_of(self._network.files, self.preparation, self._network.architecture, *more)
+        of_maps = () if self.stride is None else (self.stride,)
+        views = () if self.views == 1 else (("views", self.views),)
+        return digest_of(self._network.files, self.preparation, self._network.architecture, *of_maps, *views)
 
     def module(self) -> PreparedNetwork:
         """A new module of the encoder, in evaluation mode: images (n, 3, S, S) in 0 … 1 to features (n, D)."""
