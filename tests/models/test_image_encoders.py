@@ -24,7 +24,7 @@ from kshot.data.images.networks import Preparation
 from kshot.models.encoder import encoder
 from kshot.models.pretrained import FixedNorm, fix_norms
 from kshot.sources import images
-from kshot.sources.images import ImagePreprocessor
+from kshot.sources.image_files import ImagePreprocessor
 from kshot.training.checkpoint import load_checkpoint, save_checkpoint
 
 transformers = pytest.importorskip("transformers", reason="transformers is not installed; it is in the extra 'image'")
