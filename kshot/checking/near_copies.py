@@ -202,18 +202,37 @@ def nearest(sketches: np.ndarray, others: np.ndarray | None, radius: float) -> n
 
 def _row_pairs(rows: np.ndarray, known: np.ndarray, same: bool, radius: float) -> tuple[np.ndarray, np.ndarray]:
     """Whether each row has a near copy, and its number; `same` if both are the same rows."""
-    from scipy.spatial import cKDTree
-
-    ranks = [1, 2, _CROWD]
-    distance, index = cKDTree(known).query(rows, k=ranks, distance_upper_bound=1000 * radius, p=np.inf)
-    crowded = distance[:, 2] <= 10 * radius
-    distance, index = _without_itself(distance, index) if same else (distance[:, 0], index[:, 0])
+    distance, index, crowded = _nearest_rows(rows, known, same, radius)
     near = distance <= radius
     count = int(near.sum())
     chance = _chance_of(
         count, [float((distance <= radius * 10**power).sum()) - count for power in (1, 2, 3)], len(rows)
     )
     return near & (chance <= _CHANCE and 2 * (near & crowded).sum() <= count), index
+
+
+def _nearest_rows(
+    rows: np.ndarray, known: np.ndarray, same: bool, radius: float
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Distance and number of the nearest other row within 1000 radii, and whether a crowd is within 10.
+
+    Equal rows are searched for as one, as the time that a k-d tree takes grows with the square of their number.
+    """
+    from scipy.spatial import cKDTree
+
+    kept, first, of_known, count = np.unique(known, axis=0, return_index=True, return_inverse=True, return_counts=True)
+    ranks, bound = list(range(1, _CROWD + 1)), 1000 * radius
+    distance, place = cKDTree(kept).query(rows, k=ranks, distance_upper_bound=bound, p=np.inf)
+    first, count = np.append(first, 0), np.append(count, 0)  # the place of a row that is missing is one beyond the end
+    crowded = (count[place] * (distance <= 10 * radius)).sum(1) >= _CROWD
+    if not same:
+        return distance[:, 0], first[place[:, 0]], crowded
+    own, number = place[:, 0], np.arange(len(rows))
+    last = np.zeros(len(kept), np.int64)
+    last[of_known.ravel()] = number
+    twin = np.where(first[own] == number, last[own], first[own])
+    has_twin = count[own] > 1
+    return np.where(has_twin, 0.0, distance[:, 1]), np.where(has_twin, twin, first[place[:, 1]]), crowded
 
 
 def _chance_of(count: int, wider: Sequence[float], num_rows: int) -> float:
@@ -254,13 +273,6 @@ def _nearest_pictures(rows: np.ndarray, known: np.ndarray, same: bool, radius: f
     best = distance.argmin(1)[:, None]
     distance, index = (np.take_along_axis(each, best, 1)[:, 0] for each in (distance, index))
     return distance, index
-
-
-def _without_itself(distance: np.ndarray, index: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Distance and number of the nearest other row, of the two nearest rows (n, 2)."""
-    itself = index[:, 0] == np.arange(len(index))
-    distance = np.where(itself, distance[:, 1], distance[:, 0])
-    return distance, np.where(itself, index[:, 1], index[:, 0])
 
 
 class Sketches(NamedTuple):
