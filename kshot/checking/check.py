@@ -25,6 +25,9 @@ from kshot.tasks.pool import plural
 from kshot.tasks.source import TaskSource, draw
 from kshot.types import SPLITS, Split, Task
 
+MOST_OF_TASK = 5_000
+"""Largest number of examples of a support or query set that are looked at: the first ones."""
+
 
 def check(
     source: TaskSource,
@@ -37,7 +40,7 @@ def check(
     """Look for errors that would make a run on these tasks fail, or its figures worthless.
 
     All images are decoded, unless that was done before. All other checks use a bounded number of random examples, and
-    the first tasks of each split.
+    the first tasks of each split; of very large tasks the first examples (`MOST_OF_TASK`).
 
     Args:
         source: any source.
@@ -72,7 +75,8 @@ def check(
         findings += found
         drawn: dict[Split, list[Task]] = {}
         for split in part.splits:
-            drawn[split], found = _draw(part, split, num_tasks, bad)
+            tasks, found = _draw(part, split, num_tasks, bad)
+            drawn[split] = [Task(*(batch.rows(slice(MOST_OF_TASK)) for batch in task)) for task in tasks]
             findings += found
         of_part = [_sizes(part, split) for split in part.splits if drawn[split]]
         sizes += of_part

@@ -530,3 +530,11 @@ def test_photos_and_drawings_of_different_things_are_no_copies(archive, size, mo
     changed = picture_sketches(torch.from_numpy(again.transpose(0, 3, 1, 2).astype(np.float32) / 255))
     index = nearest(changed, sketches, radius)
     assert (index == np.arange(300)).mean() > 0.95
+
+
+def test_of_huge_tasks_the_first_examples_are_looked_at(monkeypatch):
+    monkeypatch.setattr("kshot.checking.check.MOST_OF_TASK", 20)
+    seen = []
+    monkeypatch.setattr("kshot.checking.check.check_values", lambda part, drawn: seen.append(drawn) or [])
+    check(sources.sinusoids(shots=30, queries=10), num_tasks=2)
+    assert {len(batch.weight) for tasks_ in seen[0].values() for task in tasks_ for batch in task} == {20, 10}
