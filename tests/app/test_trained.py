@@ -10,6 +10,7 @@ from PIL import Image
 from rich.console import Console
 
 import kshot
+from kshot.app import inputs
 from kshot.app.build import build_learner, build_model, build_source, has_head
 from kshot.app.run import run
 from kshot.app.spec import parse_spec
@@ -107,7 +108,8 @@ def test_one_bad_image_stops_no_other(runs, tmp_path, monkeypatch, capsys):
         trained.predict(adapted, ["new/left/0.png"])
 
 
-def test_folders_without_images_are_no_classes_of_a_support_set(runs, tmp_path, caplog):
+def test_folders_without_images_are_no_classes_of_a_support_set(runs, tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(inputs, "SUFFIXES", (".png",))  # as where Pillow reads no AVIF
     save_images(tmp_path / "support", 2)
     (tmp_path / "support" / "empty").mkdir()
     (tmp_path / "support" / "left" / "2.avif").write_bytes(b"")
