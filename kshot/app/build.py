@@ -165,7 +165,7 @@ def build_model(spec: Spec, shapes: Shapes, *, head: bool, learner: Part | None 
 
 def _of_masks(shapes: Shapes) -> bool:
     """Whether the targets are masks (classes, H, W)."""
-    return shapes["objective"] == "segmentation"
+    return shapes.get("objective") == "segmentation"
 
 
 def _check_fit(model: Part, learner: Part, shapes: Shapes, head: bool) -> None:

@@ -66,6 +66,7 @@ ALL = [
     objectives.classification,
     objectives.shared_classification,
     objectives.multilabel,
+    objectives.segmentation,
     objectives.next_token,
     objectives.next_token_of([1, 2]),
     objectives.in_units([2.0], ["price"]),

@@ -612,7 +612,7 @@ def test_models_of_run_files_fit_their_inputs(folder, monkeypatch):
 
     for features, model, taker in (
         ("tokens", "{kind: mlp}", "encoder"),
-        ("encoder", "{kind: encoder}", "conv4 or mlp or resnet12"),
+        ("encoder", "{kind: encoder}", "conv4 or mlp or resnet12 or segmenter"),
     ):
         spec = parse_spec(RUN.format(features=features, model=model, learner="{kind: plda}", pretrain=""), "run.yaml")
         with pytest.raises(ValueError, match=rf"model \w+ does not fit these inputs.*: .*, which model {taker} takes"):
