@@ -47,13 +47,13 @@ def sentences(seed: int, count: int) -> list[str]:
         ("hub", {"parts": ["train"]}, sentences(0, 8)),
     ],
 )
-def test_what_datasets_wrote_is_read_whole_in_order_and_by_its_names(name, options, expected):
+def test_what_datasets_wrote_is_read_whole_in_order_and_by_its_names(name, options, expected, monkeypatch):
+    monkeypatch.setitem(sys.modules, "datasets", None)  # an import of it would fail
     source = from_hf(WRITTEN / name, text, **OPTIONS, **options)
     assert source.texts == expected
     assert source.class_names == {"train": tuple(sorted(NAMES))}
     for label, rows in source.classes("train").items():
         assert all(source.texts[row].startswith(label) for row in rows)
-    assert "datasets" not in sys.modules
 
 
 def test_images_keep_their_pixels_and_their_class_names():
