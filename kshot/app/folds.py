@@ -19,6 +19,7 @@ from kshot.evaluation.compare import differences
 from kshot.evaluation.intervals import BOUNDS, Interval, interval
 from kshot.evaluation.per_task import Scores, read_tasks, write_tasks
 from kshot.evaluation.units import joined
+from kshot.files import owned
 
 
 def spec_of_fold(spec: Spec, fold: int) -> Spec:
@@ -47,16 +48,17 @@ def run_folds(spec: Spec, out: Path, *, resume: bool = False, console: Console |
     """
     folds = range(spec.evaluate.folds or 0)
     parts = {f"fold-{fold}": (f"fold {fold + 1} of {len(folds)}", spec_of_fold(spec, fold)) for fold in folds}
-    reports = run_parts(out, parts, resume=resume, console=console)
-    complete = all(report.get("test") for report in reports)
-    tables = [read_tasks(RunFolder(out / f"fold-{fold}").tasks) for fold in folds] if complete else []
-    learner = _joined([scores for scores, _ in tables]) if complete else None
-    names = [name for name in tables[0][1] if all(name in table for _, table in tables)] if complete else []
-    others = {name: _joined([table[name] for _, table in tables]) for name in names}
-    report = _report(spec, out, reports, learner, others)
-    if learner is not None:
-        write_tasks(out / "tasks.csv", learner, others, report["metric"])
-    return write_common_report(out, spec, report)
+    with owned(out):
+        reports = run_parts(out, parts, resume=resume, console=console)
+        complete = all(report.get("test") for report in reports)
+        tables = [read_tasks(RunFolder(out / f"fold-{fold}").tasks) for fold in folds] if complete else []
+        learner = _joined([scores for scores, _ in tables]) if complete else None
+        names = [name for name in tables[0][1] if all(name in table for _, table in tables)] if complete else []
+        others = {name: _joined([table[name] for _, table in tables]) for name in names}
+        report = _report(spec, out, reports, learner, others)
+        if learner is not None:
+            write_tasks(out / "tasks.csv", learner, others, report["metric"])
+        return write_common_report(out, spec, report)
 
 
 def _joined(folds: Sequence[Scores]) -> Scores:

@@ -17,7 +17,7 @@ from kshot.evaluation.report import charts
 from kshot.evaluation.report.formatting import learner_name
 from kshot.evaluation.report.report import to_json, write_report
 from kshot.evaluation.report.verdict import best_baseline
-from kshot.files import is_empty, owned
+from kshot.files import is_empty
 
 
 def run_parts(
@@ -25,17 +25,17 @@ def run_parts(
 ) -> list[dict[str, Any]]:
     """Execute each part, folder name -> (title, run file), in its folder in `out`, and return their reports.
 
-    With `resume`, finished parts are not repeated. Raises ValueError as `run`, and if `out` is not empty otherwise.
+    The caller holds `out` (`owned`) until it has written the common report, so that no other process writes one. With
+    `resume`, finished parts are not repeated. Raises ValueError as `run`, and if `out` is not empty otherwise.
     """
     console = console or Screen()
-    with owned(out):
-        if not is_empty(out) and not resume:
-            raise ValueError(f"{out} already exists and is not empty: choose another --out, or resume it by --resume")
-        for name, (title, spec) in parts.items():
-            folder = RunFolder(out / name)
-            if not folder.has_finished(spec):
-                console.rule(title, align="left", style="dim")
-                run(spec, folder.path, resume=folder.path.exists(), console=console)
+    if not is_empty(out) and not resume:
+        raise ValueError(f"{out} already exists and is not empty: choose another --out, or resume it by --resume")
+    for name, (title, spec) in parts.items():
+        folder = RunFolder(out / name)
+        if not folder.has_finished(spec):
+            console.rule(title, align="left", style="dim")
+            run(spec, folder.path, resume=folder.path.exists(), console=console)
     return [read_report(out / name) for name in parts]
 
 

@@ -14,6 +14,7 @@ from kshot.app.run import environment
 from kshot.app.spec import Spec
 from kshot.evaluation.compare import differences, pooled
 from kshot.evaluation.per_task import Scores, read_tasks
+from kshot.files import owned
 
 
 def parse_seeds(text: str) -> list[int]:
@@ -41,8 +42,9 @@ def run_seeds(
     finished seeds are not repeated. Raises ValueError as `run`.
     """
     parts = {f"seed-{seed}": (f"seed {seed}", spec.model_copy(update={"seed": seed})) for seed in seeds}
-    reports = run_parts(out, parts, resume=resume, console=console)
-    return write_common_report(out, spec, _report(spec, out, seeds, reports))
+    with owned(out):
+        reports = run_parts(out, parts, resume=resume, console=console)
+        return write_common_report(out, spec, _report(spec, out, seeds, reports))
 
 
 def _report(spec: Spec, out: Path, seeds: list[int], reports: list[dict[str, Any]]) -> dict[str, Any]:
