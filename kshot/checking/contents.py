@@ -308,7 +308,10 @@ def _compared(part: Part, split: Split, tasks: Sequence[Task]) -> Iterator[Task]
         if rows is None:
             yield task
             continue
-        support, query = (batch._replace(inputs=part.examples.take(own)) for batch, own in zip(task, rows))
+        # a very large task has lost its last examples
+        support, query = (
+            batch._replace(inputs=part.examples.take(own[: len(batch.weight)])) for batch, own in zip(task, rows)
+        )
         yield Task(support, query)
 
 

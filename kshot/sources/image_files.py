@@ -172,12 +172,23 @@ def encoder_of(
     return ImageEncoder(str(encoder), size=size, stride=stride, views=views)
 
 
-def preprocessor_of(features: Features | ImageEncoder, encoder: ImageEncoder | None) -> ImagePreprocessor | None:
-    """What a run keeps of its encoder; None for a module of the user's own, which cannot be opened by a name."""
-    if encoder is None or not encoder.name:
+def kept_of(
+    features: Features | ImageEncoder, encoder: ImageEncoder | None, size: int | None, colour: Colour | None
+) -> dict[str, Any] | None:
+    """What a run keeps of the arguments of `encoder_of`, and of the encoder: the attributes of `ImagePreprocessor`.
+
+    None for a module of the user's own, which cannot be opened by a name.
+    """
+    if encoder is not None and not encoder.name:
         return None
-    kind: Features = "encoder" if isinstance(features, ImageEncoder) else features
-    return ImagePreprocessor(kind, encoder.name, encoder.preparation.size, encoder.sha256, views=encoder.views)
+    return {
+        "features": "pixels" if features == "pixels" else "encoder",
+        "encoder": encoder.name if encoder else "",
+        "size": encoder.preparation.size if encoder else size or SIZE,
+        "sha256": encoder.sha256 if encoder else "",
+        "colour": colour or "rgb",
+        "views": encoder.views if encoder else 1,
+    }
 
 
 def _log_conversion(files: Sequence[ImageFile], root: Path, colour: Colour) -> None:

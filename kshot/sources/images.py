@@ -16,7 +16,7 @@ from kshot.data.images.augment import Augment, AugmentOptions, Turned
 from kshot.data.images.decode import Colour
 from kshot.data.images.encoder import ImageEncoder, NumViews
 from kshot.data.images.index import Listing, list_folder, list_table, shown
-from kshot.sources.image_files import BadImages, Features, encoder_of, open_images, preprocessor_of
+from kshot.sources.image_files import BadImages, Features, ImagePreprocessor, encoder_of, kept_of, open_images
 from kshot.tasks.class_tasks import ClassOptions, ClassTasks
 from kshot.tasks.splitting import DEFAULT_SPLIT, cut_rows
 from kshot.types import Split
@@ -104,12 +104,13 @@ def images(
         turns = {f"{name}/rot{90 * turn:03}": (name, turn) for name in classes["train"] for turn in range(4)}
         classes["train"] = {turned: rows[name] + turn * len(files) for turned, (name, turn) in turns.items()}
         domains |= {turned: domains[name] for turned, (name, _) in turns.items()}
+    kept = kept_of(features, preparing, size, colour)
     source = ClassTasks(
         examples, classes, **options, same_classes="rows" in (split or {}), augment=augmentation,
         within=_within(listing, path, domains) if within else None,
         name=f"images of {shown(path.name)}",
         left_out={"images that cannot be used": len(files.bad)} if files.bad else {},
-        preprocessor=preprocessor_of(features, preparing),
+        preprocessor=ImagePreprocessor(**kept) if preparing and kept else None,
     )  # fmt: skip
     source.notes = listing.notes
     for note in source.notes:

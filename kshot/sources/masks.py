@@ -29,8 +29,8 @@ from kshot.data.images.masks import (
 )
 from kshot.data.tables.frames import TableLike
 from kshot.objectives.segmentation import upsampled
-from kshot.sources.image_files import SIZE, Features, ImagePreprocessor, encoder_of, open_images
-from kshot.tasks.mask_tasks import MaskClass, MaskOptions, MaskTasks
+from kshot.sources.image_files import SIZE, Features, ImagePreprocessor, encoder_of, kept_of, open_images
+from kshot.tasks.mask_tasks import MaskClass, MaskOptions, MaskTasks, one_hot_masks
 from kshot.tasks.preprocessor import Support
 from kshot.tasks.splitting import DEFAULT_SPLIT, cut
 
@@ -93,17 +93,9 @@ def masks(
     )  # fmt: skip
     maps, classes = _classes(listing, found, least)
     parts = cut(classes, split or DEFAULT_SPLIT)
-    preprocessor = None
-    if preparing is None or preparing.name:
-        preprocessor = MaskPreprocessor(
-            "pixels" if features == "pixels" else "encoder",
-            preparing.name if preparing else "",
-            side,
-            preparing.sha256 if preparing else "",
-            colour or "rgb",
-            stride=preparing.stride if preparing else None,
-            least=least,
-        )
+    kept = kept_of(features, preparing, size, colour)
+    stride_of = preparing.stride if preparing else None
+    preprocessor = None if kept is None else MaskPreprocessor(**kept, stride=stride_of, least=least)
     name = f"masks of {shown(path.name)}"
     of_parts = {part: {name: classes[name] for name in names} for part, names in parts.items()}
     return ImageMasks(examples, maps, of_parts, **options, name=name, preprocessor=preprocessor, listing=listing)
@@ -175,9 +167,7 @@ class MaskPreprocessor(ImagePreprocessor):
             raise ValueError(
                 f"{path} has {len(classes)} classes, and a mask holds at most {IGNORED - 1}; adapt to fewer"
             )
-        of_classes = np.stack([maps == value for value in values], 1)
-        background = (maps >= 0)[:, None] & ~of_classes.any(1, keepdims=True)
-        targets = torch.from_numpy(np.concatenate([background, of_classes], 1).astype(np.float32))
+        targets = one_hot_masks(maps, values)
         images = torch.stack([self.image(listing.root / file.name) for file in listing.images])
         return Support(self.encoded(images), targets, {"classes": [*classes], "values": values})
 

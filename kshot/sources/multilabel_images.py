@@ -19,7 +19,7 @@ from kshot.data.images.encoder import ImageEncoder
 from kshot.data.images.index import shown
 from kshot.data.images.labels import list_labels
 from kshot.data.tables.frames import TableLike
-from kshot.sources.image_files import SIZE, BadImages, Features, ImagePreprocessor, encoder_of, open_images
+from kshot.sources.image_files import BadImages, Features, ImagePreprocessor, encoder_of, kept_of, open_images
 from kshot.tasks.label_tasks import LabelOptions, LabelTasks
 from kshot.tasks.preprocessor import Support
 from kshot.tasks.splitting import DEFAULT_SPLIT, cut
@@ -77,17 +77,8 @@ def multilabel_images(
     if split and "rows" in split:
         raise ValueError("split by rows has the same labels in all splits; labels are split by ratio, files or folds")
     parts = cut(rows, split or DEFAULT_SPLIT, kind="label")
-    preprocessor = None
-    if preparing is None or preparing.name:
-        preprocessor = MultilabelPreprocessor(
-            "pixels" if features == "pixels" else "encoder",
-            preparing.name if preparing else "",
-            preparing.preparation.size if preparing else size or SIZE,
-            preparing.sha256 if preparing else "",
-            colour or "rgb",
-            labels=labels if isinstance(labels, str) else "",
-            separator=separator,
-        )
+    kept, column = kept_of(features, preparing, size, colour), labels if isinstance(labels, str) else ""
+    preprocessor = None if kept is None else MultilabelPreprocessor(**kept, labels=column, separator=separator)
     of_parts = {part: {name: rows[name] for name in names} for part, names in parts.items()}
     name = f"labelled images of {shown(path.name)}"
     return LabelTasks(examples, of_parts, **options, without=bad, name=name, preprocessor=preprocessor)

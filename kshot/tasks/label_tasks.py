@@ -6,8 +6,7 @@ Shape legend: C labels of a task, S support and Q query examples, P examples of 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from copy import copy
-from typing import Annotated, Any, Literal, NamedTuple, Self
+from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -17,13 +16,11 @@ from kshot.annotations import OptionsOf, PositiveInt
 from kshot.argument_checks import check_arguments
 from kshot.data.dataset import Dataset
 from kshot.supplied import Seed
+from kshot.tasks.overlapping import OverlappingTasks
 from kshot.tasks.pool import Rows
 from kshot.tasks.preprocessor import Preprocessor
-from kshot.tasks.source import TaskSource, generator, if_any
+from kshot.tasks.source import if_any
 from kshot.types import SPLITS, Batch, Split, Task
-
-TRIES = 100
-"""Choices of labels that are tried before a task is given up for which there are too few examples."""
 
 
 class _Labelled(NamedTuple):
@@ -34,7 +31,7 @@ class _Labelled(NamedTuple):
     has: np.ndarray
 
 
-class LabelTasks(TaskSource):
+class LabelTasks(OverlappingTasks):
     r"""Tell which of C labels are true of an example, from `shots` examples with each label and as many without.
 
     A task has `ways` labels of its split, chosen uniformly, in random order. Of its $S = 2 C \cdot \text{shots}$
@@ -43,8 +40,7 @@ class LabelTasks(TaskSource):
     counts for all of its labels, and the rest are random examples of the split. Thus labels occur together as they do
     in the data, and rare labels more often than there.
 
-    No label of a split occurs in the targets of another, and an example is in one split only: in test if it has a
-    label of test, else in val if it has one of val, else in train.
+    No label of a split occurs in the targets of another; which split an example is in says `OverlappingTasks`.
 
     Targets are multi-hot float32 (S, C) and (Q, C).
 
@@ -81,7 +77,7 @@ class LabelTasks(TaskSource):
     """
 
     objective = objectives.multilabel
-    member = "label"
+    member, members_called = "label", "labels"
 
     @check_arguments
     def __init__(
@@ -99,9 +95,10 @@ class LabelTasks(TaskSource):
         preprocessor: Preprocessor | None = None,
         without: Rows = (),
     ) -> None:
-        self.examples, self.ways, self.shots, self.on_too_few = examples, ways, shots, on_too_few
-        self.queries = dict.fromkeys(SPLITS, queries) | {"train": train_queries or queries}
-        self.seed, self.name, self.preprocessor = seed, name, preprocessor
+        super().__init__(
+            examples, ways=ways, shots=shots, queries=queries, train_queries=train_queries, on_too_few=on_too_few,
+            seed=seed, name=name, preprocessor=preprocessor,
+        )  # fmt: skip
         self._without = np.asarray(without, np.int64)
         self._given = {split: {label: np.unique(rows) for label, rows in of.items()} for split, of in labels.items()}
         names = [label for of_split in labels.values() for label in of_split]
@@ -110,13 +107,9 @@ class LabelTasks(TaskSource):
         self._choose()
 
     def _choose(self) -> None:
-        """The examples of each split, and its labels with enough of them."""
         self.dropped = if_any(**{"examples that cannot be used": len(self._without)})
         self._splits: dict[Split, _Labelled] = {}
-        split_of = np.full(len(self.examples), SPLITS.index("train"))
-        for split in ("val", "test"):
-            for rows in self._given.get(split, {}).values():
-                split_of[rows] = SPLITS.index(split)
+        split_of = self._split_of(self._given)
         split_of[self._without] = -1
         for split, of_split in self._given.items():
             rows = np.flatnonzero(split_of == SPLITS.index(split))
@@ -154,36 +147,22 @@ class LabelTasks(TaskSource):
             batches.append(Batch(self.examples.take(of_split.rows[places]), targets, torch.ones(len(places))))
         return Task(*batches)
 
-    def _drawn(self, split: Split, index: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """The labels (C,) of a task, and the places of its support (S,) and query (Q,) examples in the split."""
-        if split not in self._splits:
-            raise ValueError(
-                f"{self.name} has no {split!r} split, only {', '.join(self._splits)}; give it labels there"
-            )
-        random, of_split = generator(self.seed, split, index), self._splits[split]
-        for _ in range(TRIES):
-            labels = random.choice(len(of_split.names), self.ways, replace=False)
-            part = _parts(random, of_split.has[:, labels], (self.shots, self.queries[split]))
-            if part is not None:
-                support, query = (random.permutation(np.flatnonzero(part == number)) for number in (1, 2))
-                return labels, support, query
-        raise ValueError(
-            f"{self.name}: no {self.ways} of the {len(of_split.names)} labels in {split} were found that leave enough "
-            "examples with and without each; lower ways, shots or queries"
-        )
+    def _examples_of(
+        self, random: np.random.Generator, split: Split, labels: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray] | None:
+        """Their places among the examples of the split."""
+        part = _parts(random, self._splits[split].has[:, labels], (self.shots, self.queries[split]))
+        if part is None:
+            return None
+        support, query = (random.permutation(np.flatnonzero(part == number)) for number in (1, 2))
+        return support, query
 
-    def with_shots(self, shots: int) -> Self:
-        other = copy(self)
-        other.shots = shots
-        other._choose()
-        return other
+    def _names(self) -> Mapping[Split, Sequence[str]]:
+        return self.label_names
 
     def units(self, split: Split, indices: Sequence[int]) -> np.ndarray:
         """The labels (T, C) of each task, by position in `label_names`."""
         return np.stack([self._drawn(split, index)[0] for index in indices])
-
-    def unit_names(self, split: Split) -> Sequence[str]:
-        return self.label_names.get(split, ())
 
     def classes_of(self, split: Split, indices: Sequence[int]) -> list[list[str]]:
         """The labels of each task, in the order of its targets."""
@@ -205,15 +184,8 @@ class LabelTasks(TaskSource):
             return {}
         return dict(zip(self._splits[split].names, self._splits[split].has.sum(0).tolist()))
 
-    def pretraining_batch(self, step: int, size: int) -> Batch:
-        raise ValueError(f"{self.name} cannot pretrain: each task has labels of its own")
-
-    def describe(self) -> dict[str, Any]:
-        about = {"source": self.name, "ways": self.ways, "shots": self.shots, "queries": self.queries["test"]}
-        about |= {"train_queries": self.queries["train"], "seed": self.seed}
-        about |= {"labels": {split: len(names) for split, names in self.label_names.items()}}
-        about |= {"examples": {split: len(of_split.rows) for split, of_split in self._splits.items()}}
-        return about | (self.preprocessor.describe() if self.preprocessor else {}) | if_any(dropped=self.dropped)
+    def _described(self) -> dict[str, Any]:
+        return {"examples": {split: len(of_split.rows) for split, of_split in self._splits.items()}}
 
 
 def _parts(random: np.random.Generator, has: np.ndarray, least: tuple[int, int]) -> np.ndarray | None:

@@ -6,8 +6,7 @@ Shape legend: N classes of a task, K = N + 1 with the background, S support and 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from copy import copy
-from typing import Annotated, Any, Literal, NamedTuple, Self
+from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -17,13 +16,10 @@ from kshot.annotations import OptionsOf, PositiveInt
 from kshot.argument_checks import check_arguments
 from kshot.data.dataset import Dataset
 from kshot.supplied import Seed
+from kshot.tasks.overlapping import OverlappingTasks
 from kshot.tasks.pool import Pool, Rows
 from kshot.tasks.preprocessor import Preprocessor
-from kshot.tasks.source import TaskSource, generator, if_any
 from kshot.types import SPLITS, Batch, Split, Task
-
-TRIES = 100
-"""Choices of classes that are tried before a task is given up for which there are too few images."""
 
 
 class MaskClass(NamedTuple):
@@ -33,7 +29,7 @@ class MaskClass(NamedTuple):
     rows: Rows
 
 
-class MaskTasks(TaskSource):
+class MaskTasks(OverlappingTasks):
     r"""Segment images into N classes and the background, from `shots` images of each class with their masks.
 
     A task has `ways` classes of its split, chosen uniformly, in random order, and `shots + queries` distinct images of
@@ -43,8 +39,7 @@ class MaskTasks(TaskSource):
     Inputs are the images or their feature maps; targets are one-hot masks float32 (S, K, H, W), the background first,
     and 0 in all classes where a pixel is not scored.
 
-    An image is in one split only: in test if it shows a class of test, else in val if it shows one of val, else in
-    train. No pixel of a test class is thus seen in training, not even as background.
+    No pixel of a test class is seen in training, not even as background; see `OverlappingTasks`.
 
     Args:
         examples: inputs by row number, of all splits.
@@ -80,7 +75,7 @@ class MaskTasks(TaskSource):
     """
 
     objective = objectives.segmentation
-    member = "class"
+    member, members_called = "class", "classes"
 
     @check_arguments
     def __init__(
@@ -102,10 +97,11 @@ class MaskTasks(TaskSource):
             raise ValueError(
                 f"masks must be integers (num_images, H, W) for {len(examples)} images, got {masks.dtype} {masks.shape}"
             )
-        self.examples, self.masks, self.ways, self.shots = examples, masks, ways, shots
-        self.queries = dict.fromkeys(SPLITS, queries) | {"train": train_queries or queries}
-        self.on_too_few, self.seed, self.name = on_too_few, seed, name
-        self.preprocessor = preprocessor
+        super().__init__(
+            examples, ways=ways, shots=shots, queries=queries, train_queries=train_queries, on_too_few=on_too_few,
+            seed=seed, name=name, preprocessor=preprocessor,
+        )  # fmt: skip
+        self.masks = masks
         values = [each.value for of_split in classes.values() for each in of_split.values()]
         if twice := {value for value in values if values.count(value) > 1}:
             raise ValueError(f"{name}: two classes have the value {min(twice)} in the masks; give each its own")
@@ -113,15 +109,14 @@ class MaskTasks(TaskSource):
         self._choose()
 
     def _choose(self) -> None:
-        """The classes of each split with enough images in it."""
-        split_of = np.full(len(self.examples), SPLITS.index("train"))
-        for split in ("val", "test"):
-            for of_class in self._given.get(split, {}).values():
-                split_of[np.asarray(of_class.rows, np.int64)] = SPLITS.index(split)
-        self.dropped: dict[str, int] = {}
+        shown = {
+            split: {name: np.unique(np.asarray(each.rows, np.int64)) for name, each in of_split.items()}
+            for split, of_split in self._given.items()
+        }
+        split_of = self._split_of(shown)
+        self.dropped = {}
         self._pools: dict[Split, Pool] = {}
-        for split, of_split in self._given.items():
-            rows = {name: np.unique(np.asarray(each.rows, np.int64)) for name, each in of_split.items()}
+        for split, rows in shown.items():
             own = {name: of_class[split_of[of_class] == SPLITS.index(split)] for name, of_class in rows.items()}
             least = self.shots + self.queries[split]
             short = {name: len(of_class) for name, of_class in own.items() if len(of_class) < least}
@@ -148,36 +143,16 @@ class MaskTasks(TaskSource):
         values = [self._given[split][names[number]].value for number in classes]
         batches = []
         for rows in parts:
-            masks = torch.from_numpy(self.masks[rows].astype(np.int64))
-            of_classes = torch.stack([masks == value for value in values], 1)
-            background = (masks >= 0)[:, None] & ~of_classes.any(1, keepdim=True)
-            targets = torch.cat([background, of_classes], 1).to(torch.float32)
+            targets = one_hot_masks(self.masks[rows], values)
             batches.append(Batch(self.examples.take(rows), targets, torch.ones(len(rows))))
         return Task(*batches)
 
-    def _drawn(self, split: Split, index: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """The classes (N,) of a task, and the rows of its support (S,) and query (Q,) images."""
-        if split not in self._pools:
-            known = ", ".join(self._pools)
-            raise ValueError(f"{self.name} has no {split!r} split, only {known}; give it classes there")
-        random, pool = generator(self.seed, split, index), self._pools[split]
-        for _ in range(TRIES):
-            classes = random.choice(len(pool), self.ways, replace=False)
-            rows = [pool.flat[pool.starts[c] : pool.starts[c] + pool.sizes[c]] for c in classes]
-            chosen = self._images(random, rows, split)
-            if chosen is not None:
-                support, query = (random.permutation(np.concatenate(of_part)) for of_part in chosen)
-                return classes, support, query
-        raise ValueError(
-            f"{self.name}: no {self.ways} of the {len(pool)} classes in {split} were found that have enough different "
-            "images; lower ways, shots or queries"
-        )
-
-    def _images(
-        self, random: np.random.Generator, rows: Sequence[np.ndarray], split: Split
-    ) -> tuple[list[np.ndarray], list[np.ndarray]] | None:
-        """For each class the images of the support and of the query set, all distinct; None if there are too few."""
-        taken = np.empty(0, np.int64)
+    def _examples_of(
+        self, random: np.random.Generator, split: Split, labels: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray] | None:
+        """Their rows: for each class so many of the images that show it, all distinct."""
+        pool, taken = self._pools[split], np.empty(0, np.int64)
+        rows = [pool.flat[pool.starts[c] : pool.starts[c] + pool.sizes[c]] for c in labels]
         support, query = [], []
         for number in sorted(range(len(rows)), key=lambda number: len(rows[number])):
             free = np.setdiff1d(rows[number], taken)
@@ -187,21 +162,15 @@ class MaskTasks(TaskSource):
             support.append(chosen[: self.shots])
             query.append(chosen[self.shots :])
             taken = np.concatenate([taken, chosen])
-        return support, query
+        return random.permutation(np.concatenate(support)), random.permutation(np.concatenate(query))
 
-    def with_shots(self, shots: int) -> Self:
-        other = copy(self)
-        other.shots = shots
-        other._choose()
-        return other
+    def _names(self) -> Mapping[Split, Sequence[str]]:
+        return self.class_names
 
     def units(self, split: Split, indices: Sequence[int]) -> np.ndarray:
         """The class (T,) of each task, or the classes (T, N) of tasks of several, by position in `class_names`."""
         classes = np.stack([self._drawn(split, index)[0] for index in indices])
         return classes[:, 0] if self.ways == 1 else classes
-
-    def unit_names(self, split: Split) -> Sequence[str]:
-        return self.class_names.get(split, ())
 
     def example_rows(self, split: Split, index: int) -> tuple[np.ndarray, np.ndarray]:
         _, support, query = self._drawn(split, index)
@@ -215,18 +184,18 @@ class MaskTasks(TaskSource):
         """The number of images that show each class."""
         return dict(zip(self._pools[split].names, self._pools[split].sizes.tolist())) if split in self._pools else {}
 
-    def pretraining_batch(self, step: int, size: int) -> Batch:
-        raise ValueError(f"{self.name} cannot pretrain: each task has classes of its own")
-
     def training_groups(self, most: int) -> list[Batch]:
         raise ValueError(f"{self.name} has no groups: each task has classes of its own")
 
-    def describe(self) -> dict[str, Any]:
-        about = {"source": self.name, "ways": self.ways, "shots": self.shots, "queries": self.queries["test"]}
-        about |= {"train_queries": self.queries["train"], "seed": self.seed}
-        about |= {"classes": {split: len(names) for split, names in self.class_names.items()}}
-        about |= {"mask_size": list(self.masks.shape[1:])}
-        return about | (self.preprocessor.describe() if self.preprocessor else {}) | if_any(dropped=self.dropped)
+    def _described(self) -> dict[str, Any]:
+        return {"mask_size": list(self.masks.shape[1:])}
+
+
+def one_hot_masks(masks: np.ndarray, values: Sequence[int]) -> torch.Tensor:
+    """Masks (n, H, W) of integers as float32 (n, 1 + len(values), H, W), the background first, 0 where below 0."""
+    of_classes = np.stack([masks == value for value in values], 1)
+    background = (masks >= 0)[:, None] & ~of_classes.any(1, keepdims=True)
+    return torch.from_numpy(np.concatenate([background, of_classes], 1).astype(np.float32))
 
 
 MaskOptions = Annotated[Any, OptionsOf(MaskTasks, without=("examples", "masks", "classes", "name", "preprocessor"))]

@@ -21,7 +21,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import yaml
 from optuna import Study
 from optuna.trial import FrozenTrial, TrialState
 from rich.console import Console
@@ -30,7 +29,7 @@ from kshot.annotations import PositiveFloat, PositiveInt
 from kshot.app.auto.descriptors import describe_data, error_of
 from kshot.app.build import build_source, shapes_of
 from kshot.app.folder import RunFolder, take_over
-from kshot.app.in_memory import hash_of
+from kshot.app.in_memory import as_text, hash_of
 from kshot.app.progress import Display
 from kshot.app.run import run
 from kshot.app.screen import Screen
@@ -145,7 +144,7 @@ def _job(
     storage: str | None,
 ) -> Job:
     """The job of all workers; ValueError if there is no such run file, or it has no section `search`."""
-    found = (yaml.safe_dump(dict(data)), "data", None) if isinstance(data, Mapping) else read_run_file(str(data))
+    found = (as_text(data), "data", None) if isinstance(data, Mapping) else read_run_file(str(data))
     if found is None:
         raise ValueError(f"there is no run file or recipe {data}")
     text, where, folder = found

@@ -5,7 +5,7 @@ Shape legend: N support rows, M query rows, D features, C classes of a task, K l
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, cast
 
 import torch
 from annotated_types import Ge, Le
@@ -88,7 +88,7 @@ class InContext(Head):
         return self.image(self.dropout(in_type_of(self.image, length * unit(feat_MD - state["centre"]))))
 
     def _blocks(self) -> list[TransformerBlock]:
-        return list(self.blocks)  # type: ignore[arg-type]
+        return cast("list[TransformerBlock]", list(self.blocks))
 
 
 def equiangular(count: int) -> Tensor:

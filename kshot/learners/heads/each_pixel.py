@@ -65,11 +65,6 @@ class EachPixel(Head):
         n, _, h, w = feat_nDhw.shape
         return logits_NK.view(n, h, w, -1).movedim(-1, 1)
 
-    def merge(self, old: Tree, new: Tree) -> Tree:
-        added = new["targets"].shape[1] - old["targets"].shape[1]
-        old = old | {"targets": F.pad(old["targets"], (0, 0, 0, 0, 0, added))}
-        return {name: torch.cat([old[name], new[name]]) for name in old}
-
 
 def _check_maps(features: Tensor) -> None:
     if features.ndim != 4:

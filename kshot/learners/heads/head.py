@@ -46,13 +46,27 @@ class Head(nn.Module, ABC):
 
     def merge(self, old: Tree, new: Tree) -> Tree:
         """Statistics of the union of two support sets; the new one may have more classes, placed last."""
-        added = new["targets"].shape[1] - old["targets"].shape[1]
-        old = old | {"targets": torch.nn.functional.pad(old["targets"], (0, added))}
+        targets = old["targets"]
+        added = new["targets"].shape[1] - targets.shape[1]
+        old = old | {"targets": torch.nn.functional.pad(targets, (0, 0) * (targets.ndim - 2) + (0, added))}
         return {name: torch.cat([old[name], new[name]]) for name in old}
 
     def fit_statistics(self, statistics: Tree) -> Tree:
         """The state that `fit` gives for the rows that the statistics describe."""
         return self.fit(statistics["features"], statistics["targets"], statistics["weight"])
+
+
+class SumsByClass(Head):
+    """A head whose state, leaves (C, ...), is sums over the examples of each class, and its statistics too."""
+
+    def statistics(self, feat_ND: Tensor, target_NC: Tensor, weight_N: Tensor) -> Tree:
+        return self.fit(feat_ND, target_NC, weight_N)
+
+    def merge(self, old: Tree, new: Tree) -> Tree:
+        return sum_by_class(old, new)
+
+    def fit_statistics(self, statistics: Tree) -> Tree:
+        return statistics
 
 
 class FeatureStatistics(Head):

@@ -16,7 +16,7 @@ from kshot.argument_checks import check_arguments
 from kshot.inner.functional import BatchNorm
 from kshot.inner.precision import widest_float
 from kshot.learners.heads.distances import class_means, cosine, exp_as, log_parameter, unit
-from kshot.learners.heads.head import FeatureStatistics, sum_by_class
+from kshot.learners.heads.head import FeatureStatistics, SumsByClass
 from kshot.learners.heads.head_learner import HeadLearner
 from kshot.objectives import Objective
 from kshot.objectives.outputs import the_tensor
@@ -74,7 +74,7 @@ class Named(FeatureStatistics):
         return unit(feat_ND[:, :-1] - centre_ND), mark_N
 
 
-class NamedPrototypes(Named):
+class NamedPrototypes(SumsByClass, Named):
     r"""Class means in which the name of the class counts as a number of examples; see `named_means`.
 
     The state is `{"sum": (C, D), "count": (C,)}` of examples and `{"names": (C, D), "num_names": (C,)}` of names.
@@ -101,15 +101,6 @@ class NamedPrototypes(Named):
         kappa_C1 = exp_as(feat_MD, self.log_strength) * (state["num_names"] > 0)[:, None]
         total_CD = state["sum"] + kappa_C1 * unit(state["names"])  # a factor does not change its cosine
         return exp_as(feat_MD, self.log_scale) * cosine(feat_MD, total_CD)
-
-    def statistics(self, feat_ND: Tensor, target_NC: Tensor, weight_N: Tensor) -> Tree:
-        return self.fit(feat_ND, target_NC, weight_N)
-
-    def merge(self, old: Tree, new: Tree) -> Tree:
-        return sum_by_class(old, new)
-
-    def fit_statistics(self, statistics: Tree) -> Tree:
-        return statistics
 
 
 class Cache(Named):

@@ -14,7 +14,7 @@ from kshot.argument_checks import check_arguments
 from kshot.inner.functional import BatchNorm
 from kshot.inner.precision import widest_float
 from kshot.learners.heads.distances import exp_as, log_parameter
-from kshot.learners.heads.head import FeatureStatistics, sum_by_class
+from kshot.learners.heads.head import FeatureStatistics, SumsByClass
 from kshot.learners.heads.head_learner import HeadLearner
 from kshot.objectives import Objective
 from kshot.supplied import FeatureCount, FrozenEmbedding
@@ -76,7 +76,7 @@ class ClassCovariances(FeatureStatistics):
         return (feat_ND - self.centre.to(feat_ND.dtype)) @ self.axes.to(feat_ND.dtype)
 
 
-class Plda(ClassCovariances):
+class Plda(SumsByClass, ClassCovariances):
     r"""Probabilistic linear discriminant analysis; see `plda`.
 
     The state is `{"sum": (C, D), "count": (C,)}` of each class, in the axes where the covariance within classes is I.
@@ -103,15 +103,6 @@ class Plda(ClassCovariances):
         seen_MC = _log_normal(feat_MD, mean_CD, var_CD)
         unseen_M1 = _log_normal(feat_MD, torch.zeros_like(mean_CD[:1]), prior_D[None])
         return exp_as(feat_MD, self.log_scale) * (seen_MC - unseen_M1)
-
-    def statistics(self, feat_ND: Tensor, target_NC: Tensor, weight_N: Tensor) -> Tree:
-        return self.fit(feat_ND, target_NC, weight_N)
-
-    def merge(self, old: Tree, new: Tree) -> Tree:
-        return sum_by_class(old, new)
-
-    def fit_statistics(self, statistics: Tree) -> Tree:
-        return statistics
 
 
 def _shrink(covariance_DD: Tensor, share: float) -> Tensor:

@@ -1,0 +1,10 @@
+"""Estimators of scikit-learn: meta-train over groups of rows, and adapt to a new group.
+
+`MetaRegressor` and `MetaClassifier` are fitted to the rows of many groups. Their method `adapt` takes a few rows of a
+new group and returns an ordinary fitted estimator, a `KShotRegressor` or `KShotClassifier`, which open run folders too.
+"""
+
+from kshot.integrations.sklearn.adapted import KShotClassifier, KShotRegressor
+from kshot.integrations.sklearn.meta import MetaClassifier, MetaRegressor
+
+__all__ = ["KShotClassifier", "KShotRegressor", "MetaClassifier", "MetaRegressor"]
