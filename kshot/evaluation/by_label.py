@@ -67,6 +67,6 @@ class ByLabelMeter:
             if with_it:
                 true, found, false, total = (sum(task[part] for task in with_it) for part in range(1, 5))
                 precision = interval([task[0] for task in with_it], bounds=(0.0, 1.0))
-                missed = false / (total - true) if total > true else math.nan
-                figures.append(LabelFigure(name, precision, true / total, found / true, missed))
+                wrongly = false / (total - true) if total > true else math.nan
+                figures.append(LabelFigure(name, precision, true / total, found / true, wrongly))
         return tuple(sorted(figures, key=lambda each: each.average_precision.mean))

@@ -13,7 +13,8 @@ from PIL import Image
 
 from kshot import objectives, sources, tasks
 from kshot.checking.check import check, check_for_report
-from kshot.checking.findings import SEVERITIES
+from kshot.checking.contents import _compared
+from kshot.checking.findings import SEVERITIES, parts_of
 from kshot.checking.near_copies import PICTURE_RADIUS, Sketcher, mirrored, nearest, normalise, picture_sketches
 from kshot.checking.target_leakage import Rows, leaks
 from kshot.data import ArrayDataset
@@ -442,6 +443,9 @@ def test_copies_of_photos_are_found_where_a_source_has_their_features(change, tm
     assert found(source, "copies")[0] == "warning"
     assert found(source, "support and query")[0] in ("warning", "error")
     assert found(source, "images") == ("ok", "All 96 images can be decoded.")
+    part, first = next(iter(parts_of(source)))._replace(pixels=True), source.task("train", 0)
+    (task,) = _compared(part, "train", [type(first)(*(batch.rows(slice(3)) for batch in first))])
+    assert {len(batch.inputs) for batch in task} == {3}  # the images of those examples that are looked at
 
 
 def test_swatches_of_similar_colours_are_no_copies():
