@@ -151,7 +151,7 @@ def tasks_chart(
         title = f"{learner} − {name}".replace("_", " ")
         size = f": {format_figure(mean)}" if math.isfinite(mean.mean) else ""
         title += f"\n{size[2:]}" if len(title + size) > 40 and size else size
-        quiet(gap, title, xlabel=f"difference of {metric} on the same {len(theirs)} tasks")
+        quiet(gap, title, xlabel=f"difference on the same {len(theirs)} tasks")
         gap.axvline(0, color=INK, linewidth=1)
         _histogram(gap, differences, _edges(differences[np.isfinite(differences)]), color=PURPLE, alpha=0.6)
         if math.isfinite(mean.mean):

@@ -8,8 +8,8 @@ from typing import Any
 from kshot.evaluation.report.formatting import format_figure, format_sample, read_figure
 from kshot.evaluation.report.parts import Column, Row, Section, Table
 
-FROZEN, WITHOUT = "class_mean_cosine", "without_pretraining"
-"""The baselines that are shown beside the learner."""
+FROZEN, WITHOUT = ("class_mean_cosine", "prototype"), "without_pretraining"
+"""The baselines that are shown beside the learner: class means of features, or those of masks, and the network."""
 
 
 def external_section(report: Mapping[str, Any]) -> Section:
@@ -26,8 +26,9 @@ def external_section(report: Mapping[str, Any]) -> Section:
     ]
     metric, baselines, about = report["metric"], report.get("baselines") or {}, report.get("baselines_about") or {}
     beside = report.get("beside") or report.get("test")
+    frozen = next((name for name in FROZEN if name in baselines), "")
     cases = [
-        ("frozen encoder, class means", baselines.get(FROZEN), "no meta-learning: " + str(about.get(FROZEN) or "")),
+        ("frozen encoder, class means", baselines.get(frozen), f"no meta-learning: {about.get(frozen) or ''}"),
         ("this run", beside, about.get("learner") or ""),
         ("without the encoder", baselines.get(WITHOUT), about.get(WITHOUT) or ""),
     ]
@@ -39,4 +40,5 @@ def external_section(report: Mapping[str, Any]) -> Section:
         if figures
         for tone in ["main" if name == "this run" else ""]
     ]
-    return Section(title, text, table=Table(columns, rows), note="The same test tasks for all three.")
+    note = "The same test tasks for all." if WITHOUT in baselines else "No network was trained without the encoder."
+    return Section(title, text, table=Table(columns, rows), note=note)

@@ -40,7 +40,7 @@ def segmentations(tasks: Sequence[Segmented]) -> Figure:
     Pixels that are not scored are dark. Below each prediction is the intersection over union of its image.
     """
     across = min(QUERIES, max(len(each.query) for each in tasks))
-    figure = canvas(0.3 + 1.9 * len(tasks))
+    figure = canvas(0.3 + 3.1 * len(tasks))
     axes = figure.subplots()
     axes.set_axis_off()
     axes.set_aspect("equal")
