@@ -12,8 +12,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from kshot.bounded import home_expanded
+from kshot.bounded import home_expanded, read_bytes
 from kshot.data.text_files import read_json
+from kshot.limits import limits
 from kshot.yaml_files import parse_yaml
 
 LOCAL = {"local_files_only": True, "trust_remote_code": False}
@@ -63,7 +64,7 @@ def trained_on(name: str) -> str:
     if name.startswith("timm:"):
         tag = name.removeprefix("timm:").partition("=")[0].partition(".")[2]
         return f"what its tag {tag} names" if tag else ""
-    path = Path(name).expanduser()
+    path = home_expanded(name)
     try:
         folder = path.parent if path.suffix == ".onnx" else folder_of(name)
         card = read_card(folder / "README.md")
@@ -78,7 +79,9 @@ def read_card(path: Path) -> Any:
     """The fields of a model card, which stand between two lines of three hyphens; None if there are none."""
     if not path.is_file():
         return None
-    head, separator, _ = path.read_text("utf-8", errors="replace").removeprefix("---\n").partition("\n---")
+    head, separator, _ = (
+        read_bytes(path, limits().yaml_bytes).decode(errors="replace").removeprefix("---\n").partition("\n---")
+    )
     return parse_yaml(head, str(path)).values if separator else None
 
 

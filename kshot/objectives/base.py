@@ -99,6 +99,10 @@ def name_with_options(name: str, options: Mapping[str, Any]) -> str:
     return f"{name} {json.dumps(dict(options))}"
 
 
+CERTAIN_LOGIT = 100.0
+"""The logit of what is certain: it leaves a probability of e^-100 to anything else."""
+
+
 def weighted_mean(values: Tensor, weight: Tensor) -> Tensor:
     r"""$\sum_i w_i v_i / \sum_i w_i$ of values (n,) under weights (n,); 0 if all weights are 0."""
     return (values * weight).sum() / weight.sum().clamp_min(torch.finfo(weight.dtype).tiny)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from kshot.conversion import to_numpy
-from kshot.objectives.base import Objective, name_with_options, weighted_mean
+from kshot.objectives.base import CERTAIN_LOGIT, Objective, name_with_options, weighted_mean
 from kshot.objectives.outputs import the_tensor
 from kshot.types import Batch
 
@@ -102,9 +102,6 @@ one-hot or soft targets (n, C), which sum to 1 in each row. Metric: accuracy, in
 
 shared_classification = classification._replace(task_specific_classes=False, name="shared_classification")
 """As `classification`, with the same classes in all tasks, such as pass and fail; a support set may lack one."""
-
-
-CERTAIN_LOGIT = 100.0  # leaves a probability of e^-100 to all other symbols
 
 
 def check_symbols(targets: Tensor) -> None:

@@ -11,11 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kshot.conversion import to_numpy
-from kshot.objectives.base import Objective
+from kshot.objectives.base import CERTAIN_LOGIT, Objective
 from kshot.objectives.outputs import the_tensor
 from kshot.types import Batch
-
-CERTAIN_LOGIT = 100.0  # a probability of e^-100 that it is wrong
 
 
 def check_masks(targets: Tensor) -> None:

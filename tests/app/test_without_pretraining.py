@@ -61,6 +61,7 @@ def test_a_network_without_the_encoder_is_trained_and_tested_on_the_same_photos(
         ("timm:vit_tiny.augreg_in21k_ft_in1k", "what its tag augreg_in21k_ft_in1k names"),
         ("timm:resnet18=resnet18.pth", ""),
         ("no/such_encoder", ""),
+        ("~no such user/encoder", ""),
     ],
 )
 def test_what_an_encoder_was_trained_on_is_said_where_it_is_known(name, seen):
