@@ -100,7 +100,7 @@ def name_with_options(name: str, options: Mapping[str, Any]) -> str:
 
 
 CERTAIN_LOGIT = 100.0
-"""The logit of what is certain: it leaves a probability of e^-100 to anything else."""
+"""The logit of a certain event, which leaves a probability of e^-100 to anything else."""
 
 
 def weighted_mean(values: Tensor, weight: Tensor) -> Tensor:
