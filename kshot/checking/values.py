@@ -118,15 +118,16 @@ def _sorted_targets(part: Part) -> list[Finding]:
 
 
 def _columns(part: Part, drawn: Drawn) -> dict[str, list[int]]:
-    """The names of input columns with the indices of their features; empty if inputs are not rows of numbers."""
+    """The names of input columns with their features' indices; none where inputs are no rows, or tasks differ in them."""
     tasks = drawn.get("train", ())
     if not are_rows(tasks) or part.source.texts is not None:
         return {}
     if (table := part.columns) is not None:
         index = {name: number for number, name in enumerate(table.features)}
         return {column.name: [index[name] for name in column.features] for column in table.columns if column.features}
-    width = tasks[0].support.inputs.shape[1]
-    return {f"input {number + 1}": [number] for number in range(width)} if width <= MOST_COLUMNS else {}
+    widths = {task.support.inputs.shape[1] for task in tasks}  # several where each task has columns of its own
+    named = range(max(widths)) if len(widths) == 1 and max(widths) <= MOST_COLUMNS else ()
+    return {f"input {number + 1}": [number] for number in named}
 
 
 def are_rows(tasks: Sequence[Task]) -> bool:

@@ -293,7 +293,9 @@ def _save(tensors: dict[str, Tensor], path: Path, meta: dict[str, str] | None = 
 def _read(path: Path) -> dict[str, Tensor]:
     try:
         open_file(path).close()  # anything but a file, as a FIFO, is refused
-        return load_file(path)
+        # Copies have no part in the file, which may change, and begin where those of new tensors do, by which sums of
+        # some processors round.
+        return {name: tensor.clone() for name, tensor in load_file(path).items()}
     except FileNotFoundError as error:
         raise DamagedFile(f"{path} is missing") from error
     except (OSError, SafetensorError, ValueError, KeyError) as error:

@@ -97,6 +97,13 @@ def test_clean_tasks_have_no_findings(source):
     assert {finding.check for finding in checked.findings} >= {"values", "two splits", "support and query"}
 
 
+@pytest.mark.parametrize("target_type", ["classification", "regression"])
+def test_tasks_of_which_each_has_columns_of_its_own_are_checked(target_type):
+    source = sources.tabular_priors(rows=(8, 30), features=(2, 9), queries=4, target_type=target_type)
+    assert check(source, num_tasks=40).worst in ("ok", "note")
+    assert check_for_report(source, num_tasks=40).findings == []
+
+
 def test_copies_in_two_splits_are_an_error_that_names_both():
     images = raw()
     images[EACH * 25 : EACH * 25 + 4] = images[:4]

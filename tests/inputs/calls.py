@@ -23,8 +23,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 from kshot.app import cli, errors
+from kshot.learners.pooling import partial_pooling
 
 SECONDS = 10
+MOST_GROUPS, MOST_ROWS = 30, 600
+"""What `partial_pooling` is fitted to at most: its fit to the 1,000 groups it takes otherwise is long, and no hang."""
 CODES = {0, 1, errors.INVALID, 3, errors.FULL, 130}
 DATA = "@data@"
 """What stands for the folder of the prepared data in words and files of a case."""
@@ -83,6 +86,7 @@ def _call(words: list[str], folder: Path, limit: float) -> Outcome:
     try:
         with (
             _recorded(raised),
+            _short_fits(),
             _deadline(limit),
             _quiet(),
             contextlib.redirect_stdout(out),
@@ -153,6 +157,16 @@ def _recorded(raised: list[Exception]) -> Iterator[None]:
 def _restore(environment: Mapping[str, str]) -> None:
     for name in os.environ.keys() - environment.keys():
         del os.environ[name]
+
+
+@contextlib.contextmanager
+def _short_fits() -> Iterator[None]:
+    before = partial_pooling.MOST_GROUPS, partial_pooling.MOST_ROWS
+    partial_pooling.MOST_GROUPS, partial_pooling.MOST_ROWS = MOST_GROUPS, MOST_ROWS
+    try:
+        yield
+    finally:
+        partial_pooling.MOST_GROUPS, partial_pooling.MOST_ROWS = before
 
 
 @contextlib.contextmanager

@@ -131,8 +131,9 @@ class Linear(Head):
 
     def _unit(self, feat_ND: Tensor, weight_N: Tensor, reference_D: Tensor) -> Tensor:
         """What features are divided by, ()."""
-        square_N = (feat_ND - reference_D).square().sum(1)
-        return self._root(weight_N @ square_N / weight_N.sum().clamp_min(1e-12), reference_D)
+        g_ND, count = feat_ND - reference_D, weight_N.sum().clamp_min(1e-12)
+        off_D = weight_N @ g_ND / count  # the mean is not the reference, which is rounded
+        return self._root(weight_N @ g_ND.square().sum(1) / count - off_D.square().sum(), reference_D)
 
     def _root(self, variance: Tensor, reference_D: Tensor) -> Tensor:
         """The root of a variance, or 1 if it is no larger than rounding errors, as where all rows are equal."""

@@ -10,7 +10,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from kshot.inner.precision import at_least_float32
+from kshot.inner.precision import at_least_float32, widest_float
 from kshot.types import Tree
 
 Distance = Callable[[Tensor, Tensor], Tensor]
@@ -34,8 +34,9 @@ def reference_point(feat_ND: Tensor, weight_N: Tensor) -> Tensor:
     What does not depend on the choice of the point loses no digits then where features are far from the origin, and has
     the derivative that it has for a constant point.
     """
-    feat_ND, weight_N = feat_ND.detach(), weight_N.detach()
-    return weight_N @ feat_ND / weight_N.sum().clamp_min(1e-12)
+    wide = widest_float(feat_ND.device)
+    mean_D = weight_N.detach().to(wide) @ feat_ND.detach().to(wide) / weight_N.detach().sum().clamp_min(1e-12)
+    return mean_D.to(feat_ND.dtype)
 
 
 def relative(feat_ND: Tensor, state: Tree) -> Tensor:
