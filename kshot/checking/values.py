@@ -118,7 +118,7 @@ def _sorted_targets(part: Part) -> list[Finding]:
 
 
 def _columns(part: Part, drawn: Drawn) -> dict[str, list[int]]:
-    """The names of input columns with their features' indices; none where inputs are no rows, or tasks differ in them."""
+    """The names of input columns with their features' indices; empty if inputs are no rows, or differ in width."""
     tasks = drawn.get("train", ())
     if not are_rows(tasks) or part.source.texts is not None:
         return {}
