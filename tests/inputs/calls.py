@@ -26,7 +26,7 @@ from kshot.app import cli, errors
 from kshot.learners.pooling import partial_pooling
 
 SECONDS = 10
-MOST_GROUPS, MOST_ROWS = 10, 100
+MOST_GROUPS, MOST_ROWS = 30, 600
 """What `partial_pooling` is fitted to at most: its fit to the 1,000 groups it takes otherwise is long, and no hang."""
 CODES = {0, 1, errors.INVALID, 3, errors.FULL, 130}
 DATA = "@data@"
