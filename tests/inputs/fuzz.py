@@ -85,7 +85,7 @@ class _Tally:
         self.codes[outcome.code] += 1
         self.slowest = max(self.slowest, outcome.seconds)
         if outcome.leak:
-            place = outcome.leak.rpartition(" at ")[2] if " at " in outcome.leak else outcome.leak
+            place = outcome.leak.rpartition(" at ")[2] if " at " in outcome.leak else f"input {self.count}"
             key = f"{name.split(',')[0]}: {place}"
             if key not in self.leaks:
                 print(f"LEAK in chunk {self.number}, {name}: {outcome.leak[:700]}\n     {case.words}", flush=True)

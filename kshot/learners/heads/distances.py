@@ -35,8 +35,8 @@ def reference_point(feat_ND: Tensor, weight_N: Tensor) -> Tensor:
     the derivative that it has for a constant point.
     """
     wide = widest_float(feat_ND.device)
-    mean_D = weight_N.detach().to(wide) @ feat_ND.detach().to(wide) / weight_N.detach().sum().clamp_min(1e-12)
-    return mean_D.to(feat_ND.dtype)
+    wide_ND, wide_N = feat_ND.detach().to(wide), weight_N.detach().to(wide)
+    return (wide_N @ wide_ND / wide_N.sum().clamp_min(1e-12)).to(feat_ND.dtype)
 
 
 def relative(feat_ND: Tensor, state: Tree) -> Tensor:
