@@ -5,7 +5,8 @@ import copy
 import numpy as np
 import pytest
 import torch
-from scipy.stats import multivariate_t
+from scipy.optimize import approx_fprime
+from scipy.stats import multivariate_normal, multivariate_t
 from sklearn.ensemble import HistGradientBoostingClassifier, HistGradientBoostingRegressor
 from sklearn.linear_model import LogisticRegression
 
@@ -15,7 +16,8 @@ from kshot.data.dataset import ArrayDataset
 from kshot.learners.pooling.boosting import Boosting
 from kshot.learners.pooling.empirical_bayes import student_scales
 from kshot.learners.pooling.posterior import logistic_posterior, posterior
-from kshot.learners.pooling.variance_components import GroupedRows, fit_components
+from kshot.learners.pooling.principal_components import COMPONENTS, TABLE
+from kshot.learners.pooling.variance_components import Compressed, GroupedRows, Search, fit_components, log_marginal
 from kshot.tasks.group_tasks import GroupTasks
 from kshot.training.checkpoint import load_checkpoint, save_checkpoint
 
@@ -51,6 +53,55 @@ def test_without_priors_variance_components_are_those_of_reml():
     covariance = np.array([[0.8783281, 0.46737131], [0.46737131, 0.61853989]])
     np.testing.assert_allclose(fit.root_DD @ fit.root_DD.mT, covariance, **near)
     assert float(fit.noise) == pytest.approx(0.39538481, rel=1e-3)
+
+
+def test_the_marginal_density_is_that_of_one_normal_distribution_and_its_derivatives_are_differences():
+    rng = np.random.default_rng(2)
+    group = np.repeat([0, 1, 2], [1, 2, 7])  # fewer rows than features of the deviations, and more
+    mean, slope, y = rng.normal(size=(10, 2)), rng.normal(size=(10, 3)), rng.normal(size=10)
+    weight = rng.uniform(0.5, 2, 10)
+    arrays = (torch.from_numpy(each) for each in (mean, slope, y, weight, group, np.arange(2)))
+    rows = Compressed.of(GroupedRows(*arrays))
+    search = Search.first(3, 2, None)
+    vector = search.vector() + 0.3 * rng.normal(size=len(search.vector()))
+
+    def dense(vector):
+        at = search.at(vector)
+        root, spread = at.root().numpy(), at.log_spread_B.exp().numpy()
+        within = (group[:, None] == group) * (slope @ root @ root.T @ slope.T)
+        covariance = within + np.diag(float(at.log_noise.exp()) / weight) + mean @ np.diag(spread**2) @ mean.T
+        return multivariate_normal(cov=covariance).logpdf(y)
+
+    at = search.at(vector)
+    found = log_marginal(rows, at.root(), at.log_noise.exp(), at.log_spread_B.exp())
+    assert found.value == pytest.approx(dense(vector), rel=1e-10)
+    by = found.gradients
+    by_scale, by_mixing = at.chained(by.root_DD)
+    below = torch.tril_indices(3, 3, -1)
+    derivatives = torch.cat([by_scale, by_mixing[below[0], below[1]], by.log_noise[None], by.log_spread_P])
+    np.testing.assert_allclose(derivatives, approx_fprime(vector, dense, 1e-7), atol=1e-5)
+
+
+@pytest.mark.parametrize("factory", [kshot.learners.partial_pooling, kshot.learners.boosted_residual])
+def test_inputs_too_many_for_a_table_are_replaced_by_what_they_have_in_common(factory):
+    group, x, y = slopes(groups=60, rows=12)
+    rng = np.random.default_rng(4)
+    wide = x[:, None] * rng.normal(size=TABLE + 50) + 0.05 * rng.normal(size=(len(x), TABLE + 50))
+    narrow_tasks, wide_tasks = (source(group, each, y, held_out=20) for each in (x[:, None], wide))
+    errors = []
+    for tasks, inputs in ((narrow_tasks, 1), (wide_tasks, TABLE + 50)):
+        options = {"trees": 10} if factory is kshot.learners.boosted_residual else {}
+        learner = factory(inputs, 1, objective=objectives.mse, knots=0, **options)
+        kshot.training.fit_closed_form(learner, tasks)
+        assert learner.scale.shape[1] <= 2 + COMPONENTS + 1
+        losses = []
+        for rows in tasks.members("test").values():
+            inputs_nF, targets = tasks.examples.take(rows)
+            with torch.no_grad():
+                made = learner.predict(learner.adapt(Batch.of(inputs_nF[:6], targets[:6])), inputs_nF[6:])
+            losses.append(float((made - targets[6:]).square().mean()))
+        errors.append(np.mean(losses))
+    assert errors[1] < 1.1 * errors[0]
 
 
 def test_the_prior_of_slopes_removes_those_that_do_not_differ_and_keeps_those_that_do():

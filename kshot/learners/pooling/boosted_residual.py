@@ -50,8 +50,7 @@ def boosted_residual(
 
     Returns:
         A learner for any number of shots; $b$ is 0 until `training.fit_closed_form(learner, source)` fits the trees,
-        which
-        `training.fit` calls first.
+        which `training.fit` calls first. Trees see the principal components of more than 256 inputs.
 
     Raises:
         ValueError: an objective of task-specific classes; fewer than two training groups.

@@ -29,6 +29,7 @@ from kshot.learners.pooling.empirical_bayes import (
 )
 from kshot.learners.pooling.fitted import FittedToTraining
 from kshot.learners.pooling.posterior import logistic_posterior, posterior
+from kshot.learners.pooling.principal_components import TABLE, PrincipalComponents
 from kshot.objectives import Objective
 from kshot.objectives.outputs import the_tensor
 from kshot.supplied import Embedding, FeatureCount, NumOutputs
@@ -73,7 +74,9 @@ class PartialPooling(FittedToTraining):
         self.embedding, self.boosting = embedding, boosting
         self.function = None if embedding is None else Function(embedding, "running")
         self.free = 0 if boosting is None else outputs
-        self.basis = Basis(inputs + self.free, outputs, knots=knots)
+        self.components = PrincipalComponents(inputs) if inputs > TABLE else None
+        size_of_row, knots = (inputs, knots) if self.components is None else (self.components.size, 0)
+        self.basis = Basis(size_of_row + self.free, outputs, knots=knots)
         size, (P, D) = (outputs,), (self.basis.mean_size, self.basis.slope_size)
         # Estimates in closed form are buffers; parameters are steps from them, in units of their uncertainty.
         self.register_buffer("coefficients", torch.zeros(outputs, P))
@@ -111,10 +114,12 @@ class PartialPooling(FittedToTraining):
             data = data.only(torch.cat([batch.weight for batch in rows]).cpu() > 0)
             if len(data.group_N.unique()) < 2:
                 raise ValueError("partial pooling is fitted to the differences of groups: it needs two training groups")
+            if self.components is not None:
+                self.components.measure(data.x_NF)
+                data = data._replace(x_NF=self.components(data.x_NF))
             if self.boosting is not None:
                 data = data._replace(x_NF=torch.cat([data.x_NF, self._fit_boosting(data)], 1))
-            double = Basis(self.basis.inputs, len(self.coefficients), knots=self.basis.knots).double()
-            double.measure(data.x_NF, data.group_N)
+            double = self._measured(data)
             fits = (fit_classes if self.logistic else fit_numbers)(data, double, self.penalties, self.free)
             self.basis.load_state_dict(double.state_dict())
             norm_KD = fits.root.square().sum(-1).sqrt()
@@ -129,6 +134,13 @@ class PartialPooling(FittedToTraining):
                 step.zero_()
             self.fitted.fill_(1.0)
 
+    def _measured(self, data: Training) -> Basis:
+        basis = Basis(data.x_NF.shape[1], len(self.coefficients), knots=self.basis.knots).double()
+        basis.measure(data.x_NF, data.group_N)
+        if self.components is not None:
+            basis.scale[: self.components.size] = 1  # components keep their spread
+        return basis
+
     def _fit_boosting(self, data: Training) -> Tensor:
         """Fit the trees to what is left without the groups' deviations, and return predictions (N, K) for other groups.
 
@@ -137,9 +149,7 @@ class PartialPooling(FittedToTraining):
         assert self.boosting is not None
         target_NK = data.target_NK
         if not self.logistic:
-            plain = Basis(self.inputs, len(self.coefficients), knots=self.basis.knots).double()
-            plain.measure(data.x_NF, data.group_N)
-            target_NK = without_deviations(data, plain, self.penalties)
+            target_NK = without_deviations(data, self._measured(data), self.penalties)
         return self.boosting.fit(data.x_NF, target_NK, data.group_N, logistic=self.logistic)
 
     def _adapt(self, support: Batch) -> Tree:
@@ -187,6 +197,8 @@ class PartialPooling(FittedToTraining):
     def _shared(self, inputs: Tree) -> tuple[Tensor, Tensor]:
         """What groups share (K, n), and the features of their deviations (K, n, D), in the widest type."""
         x_nF = self._inputs(inputs)
+        if self.components is not None:
+            x_nF = self.components(x_nF)
         if self.boosting is not None:
             x_nF = torch.cat([x_nF, self.boosting(x_nF)], 1)
         wide = widest_float(x_nF.device)
@@ -248,6 +260,9 @@ def partial_pooling(
     narrows the predictive distribution. Classes have a logit each, $P(y_k = 1) = \mathrm{sigmoid}(\beta_k^\top z +
     u_k^\top \phi)$, with the normal approximation at the posterior's mode; the probabilities are scaled to sum to 1,
     which changes nothing for two.
+
+    More than 256 inputs, such as pixels or an encoder's features, are replaced by their first 64 principal components,
+    and $h$ is left out.
 
     $\beta$, the full covariance $\Sigma$, $\sigma^2$ and $\nu$ are estimated from the training groups by
     `training.fit_closed_form(learner, source)`, which `training.fit` calls first: restricted maximum likelihood with
