@@ -20,7 +20,7 @@ from functools import partial
 from pathlib import Path
 
 from hypothesis import HealthCheck, Phase, given, seed, settings
-from inputs.calls import Case, Outcome, call
+from inputs.calls import Case, call_twice_if_late
 from inputs.commands import kinds
 from inputs.prepared import remade
 
@@ -74,14 +74,15 @@ class _Tally:
 
     def __init__(self, keep: Path | None) -> None:
         self.number = 0
-        self.keep, self.count, self.started, self.slowest = keep, 0, time.monotonic(), 0.0
+        self.keep, self.count, self.late, self.started, self.slowest = keep, 0, 0, time.monotonic(), 0.0
         self.codes: collections.Counter[int] = collections.Counter()
         self.leaks: dict[str, int] = {}
 
     def add(self, data: Path, name: str, case: Case) -> None:
         """Call a case and count how it ended."""
-        outcome: Outcome = call(case, data)
+        outcome, late = call_twice_if_late(case, data)
         self.count += 1
+        self.late += late
         self.codes[outcome.code] += 1
         self.slowest = max(self.slowest, outcome.seconds)
         if outcome.leak:
@@ -89,11 +90,16 @@ class _Tally:
             key = f"{name.split(',')[0]}: {place}"
             if key not in self.leaks:
                 print(f"LEAK in chunk {self.number}, {name}: {outcome.leak[:700]}\n     {case.words}", flush=True)
-                if self.keep:
-                    self.keep.mkdir(parents=True, exist_ok=True)
-                    text = case.to_json()
-                    (self.keep / f"{hashlib.sha256(text.encode()).hexdigest()[:12]}.json").write_text(text)
+                self._write(case, "")
             self.leaks[key] = self.leaks.get(key, 0) + 1
+        elif late:
+            self._write(case, "late-")
+
+    def _write(self, case: Case, prefix: str) -> None:
+        if self.keep:
+            self.keep.mkdir(parents=True, exist_ok=True)
+            text = case.to_json()
+            (self.keep / f"{prefix}{hashlib.sha256(text.encode()).hexdigest()[:12]}.json").write_text(text)
 
     def print(self) -> None:
         """Print the figures."""
@@ -101,4 +107,5 @@ class _Tally:
         seconds = time.monotonic() - self.started
         leaks = f"{sum(self.leaks.values())} leaks at {len(self.leaks)} places"
         rate = f"{self.count / seconds:.1f} a second, slowest {self.slowest:.1f} s, peak {peak:.2f} GiB"
-        print(f"{self.count} inputs, {leaks}, {rate}, codes {dict(self.codes)}", flush=True)
+        again = f"{self.late} repeated since they were slow"
+        print(f"{self.count} inputs, {leaks}, {again}, {rate}, codes {dict(self.codes)}", flush=True)

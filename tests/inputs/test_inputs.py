@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 from inputs import tiny
-from inputs.calls import Case, call
+from inputs.calls import Case, call, call_twice_if_late
 from inputs.combinations import Combination, combinations, outcome
 from inputs.commands import kinds
 from inputs.fuzz import drawn
@@ -58,7 +58,7 @@ def leaks(kind: str, number: int, count: int, data: Path) -> list[str]:
     found: list[str] = []
 
     def judge(_: str, case: Case) -> None:
-        done = call(case, data)
+        done, _ = call_twice_if_late(case, data)
         found.extend([f"{done.leak} of {case.to_json()[:2000]}"] * bool(done.leak))
 
     drawn(number, count, data, judge, kind)
