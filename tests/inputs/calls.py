@@ -22,9 +22,12 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
+import typer
+
 from kshot.app import cli, errors
 from kshot.learners.pooling import partial_pooling
 
+cli.app = typer.main.get_command(cli.app)  # made once instead of in each call, which takes as long as most calls
 SECONDS = 10
 MOST_GROUPS, MOST_ROWS = 30, 600
 """What `partial_pooling` is fitted to at most: its fit to the 1,000 groups it takes otherwise is long, and no hang."""

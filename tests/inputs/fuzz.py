@@ -2,7 +2,8 @@
 
     PYTHONPATH=tests python -m inputs 100000 --keep tests/inputs/corpus
 
-The inputs of a seed are the same each time, as hypothesis draws them; `--first` starts at another one.
+The inputs of a seed are the same each time, as hypothesis draws them; `--first` starts at another one, such as the next
+one that an interrupted fuzz names.
 """
 
 from __future__ import annotations
@@ -108,4 +109,7 @@ class _Tally:
         leaks = f"{sum(self.leaks.values())} leaks at {len(self.leaks)} places"
         rate = f"{self.count / seconds:.1f} a second, slowest {self.slowest:.1f} s, peak {peak:.2f} GiB"
         again = f"{self.late} repeated since they were slow"
-        print(f"{self.count} inputs, {leaks}, {again}, {rate}, codes {dict(self.codes)}", flush=True)
+        print(
+            f"{self.count} inputs, next --first {self.number + 1}, {leaks}, {again}, {rate}, codes {dict(self.codes)}",
+            flush=True,
+        )
