@@ -26,6 +26,7 @@ from kshot.objectives import check_task_values
 from kshot.tasks.read_log import EVALUATION, during, note_test
 from kshot.tasks.source import TaskSource, check_source, hash_into, short_hash
 from kshot.training.fit import seeded
+from kshot.training.ranks import map_over_ranks
 from kshot.types import Split, Task, Tree, has_values, to
 
 CHUNK = 16  # tasks drawn at once; bounds the memory of an evaluation
@@ -135,7 +136,7 @@ def evaluate(
     """Adapt to each of the first `num_tasks` tasks of a split independently and score its query set.
 
     Tasks may differ in the sizes of their sets and in the number of classes: each is scored by itself, and padding of
-    the query set is removed before.
+    the query set is removed before. The processes of a process group share the tasks, and all must call this function.
 
     Args:
         learner: learner, used in evaluation mode and left unchanged.
@@ -181,17 +182,20 @@ def evaluate(
     pooled, class_names = PooledMeter(learner.objective), source.classes_of(split, range(num_tasks))
     started = time.monotonic()
     with evaluation_mode(learner), during(source, EVALUATION):
-        for number, task, raw in _with_raw(source, split, num_tasks):
-            hash_into(digest, raw)
-            episodes.append(short_hash(raw))
-            evidence.episodes.append(short_hash(task))
-            if not (task.query.weight > 0).all():  # a transductive learner would mistake padding for queries
-                task = task._replace(query=real(task.query))
+
+        def score(item: tuple[int, Task, Task]) -> Scored:
+            number, task, _ = item
+            task = _without_padding(task)
             if has_values(task.support.weight):
                 check_task_values(learner.objective, task)
             with seeded(source.seed, number, device=device):
-                scored = _score(learner, to(task, device), number)
-                calibration.add(scored.prediction, scored.task.query)
+                return _score(learner, to(task, device), number)
+
+        for (number, task, raw), scored in map_over_ranks(score, _with_raw(source, split, num_tasks)):
+            hash_into(digest, raw)
+            episodes.append(short_hash(raw))
+            evidence.episodes.append(short_hash(task))
+            calibration.add(scored.prediction, scored.task.query)
             pooled.add(scored.prediction, scored.task.query)
             if class_names is not None:
                 of_names.add(scored.prediction, scored.task.query, class_names[number])
@@ -246,6 +250,11 @@ def units_of(source: TaskSource, split: Split, num_tasks: int) -> Units | None:
     """The units of the first tasks of a split, with their names; None if each task is its own."""
     numbers = source.units(split, range(num_tasks))
     return None if numbers is None else Units(numbers, source.unit or source.member, list(source.unit_names(split)))
+
+
+def _without_padding(task: Task) -> Task:
+    """The task without padding of its query set, which a transductive learner would mistake for queries."""
+    return task if (task.query.weight > 0).all() else task._replace(query=real(task.query))
 
 
 def _with_raw(source: TaskSource, split: Split, num_tasks: int) -> Iterator[tuple[int, Task, Task]]:

@@ -22,6 +22,7 @@ from kshot.tasks.read_log import during, training
 from kshot.tasks.source import TaskSource, check_source
 from kshot.training.checkpoint import load_checkpoint, save_checkpoint
 from kshot.training.closed_form import fit_closed_form, is_unfitted
+from kshot.training.ranks import copy_from_first, failing_together, first_decides, ranks
 from kshot.training.step import MetaGradient, Mode
 from kshot.types import Task, has_values, to
 
@@ -138,11 +139,12 @@ class OuterLoop:
         if not self.parameters:
             self.module.eval()
             return losses
+        copy_from_first(self.module)
         self.module.train()
         started = time.monotonic()
         try:
             for number in range(steps):
-                if time.monotonic() >= deadline and number > 0:
+                if number > 0 and deadline < math.inf and first_decides(time.monotonic() >= deadline):
                     break
                 step_started = time.process_time()
                 losses.append(self._step())
@@ -154,11 +156,12 @@ class OuterLoop:
         return losses
 
     def _step(self) -> float:
-        batch = to(self.sample(self.step, self.settings.size), self.device)
+        with failing_together():
+            batch = to(self.sample(self.step, self.settings.size), self.device)
         self.optimizer.zero_grad(set_to_none=True)
         set_progress(self.module, min(self.step / self.settings.horizon, 1.0))
         try:
-            with seeded(self.seed, self.step, device=self.device):
+            with seeded(self.seed, self.step, *self._rank(), device=self.device):
                 loss = float(self.backward(self.module, batch))
         except torch.linalg.LinAlgError as error:  # of a head that solves a system of features that exploded
             raise Diverged(f"step {self.step}: {error}; lower outer_lr or inner_lr, or normalise the inputs") from error
@@ -182,6 +185,11 @@ class OuterLoop:
         self.accept()
         self.step += 1
         return loss
+
+    def _rank(self) -> tuple[int, ...]:
+        """The rank of this process as a part of the random seed; none for process 0, as for one process."""
+        rank = ranks().rank
+        return (rank,) if rank and self.gradient else ()
 
     def save(self, folder: Path, meta: dict[str, Any]) -> None:
         """Write a checkpoint of the module, the optimiser, the step and the settings, with `meta` added."""
@@ -250,7 +258,7 @@ def training_tasks(learner: Learner, source: TaskSource, seed: int) -> Callable[
     first = first_task(seed)
 
     def sample(step: int, size: int) -> Task:
-        tasks = source.stack("train", range(first + step * size, first + (step + 1) * size))
+        tasks = source.stack("train", ranks().part_of(range(first + step * size, first + (step + 1) * size)))
         if has_values(tasks.support.weight):
             check_task_values(learner.objective, tasks)
         return tasks
@@ -278,6 +286,9 @@ def fit(
     the training split in closed form, such as `partial_pooling`, is so unless it was (see `fit_closed_form`); one whose
     estimates depend on trained parameters, such as `choose`, is fitted at the end.
     One without parameters to train, such as class means of frozen features, takes no step, and a warning says so.
+
+    The processes of a process group (`torchrun`, `accelerate launch`) share the tasks of each step and end with the
+    same weights; all of them call this function.
 
     Args:
         learner: the learner to train.

@@ -30,6 +30,7 @@ from kshot.inner.unrolling import recomputing
 from kshot.learner import Learner
 from kshot.training.memory import GIB, available_memory, memory_size, predict_peak
 from kshot.training.programs import draws_random_numbers, task_loss
+from kshot.training.ranks import failing_together, mean_over_ranks, ranks
 from kshot.training.replay import (
     Gradient,
     Replayer,
@@ -120,27 +121,41 @@ class MetaGradient:
             self._use("vmap", f"since this learner's loss changes in the course of training and cannot be {mode}")
 
     def __call__(self, tasks: Task) -> Tensor:
-        """Add the gradient of the mean loss over a stack of T tasks; return that loss, (), detached."""
+        """Add the gradient of the mean loss over a stack of T tasks; return that loss, (), detached.
+
+        The processes of a process group each give some of the tasks, and get the mean over those of all.
+        """
+        with failing_together():
+            gradient = self._gradient(tasks)
+        gradient = self._over_ranks(gradient, len(tasks.support.weight))
+        for name, parameter in self._named.items():
+            if (grad := gradient.grads.get(name)) is not None:
+                parameter.grad = grad if parameter.grad is None else parameter.grad + grad
+        self._buffers = gradient.buffers
+        return gradient.loss
+
+    def _gradient(self, tasks: Task) -> Gradient:
+        """The gradient of this process's tasks, by an engine that can compute it."""
         self._named = dict(self.learner.named_parameters())
         hooked = next((name for name, parameter in self._named.items() if parameter._backward_hooks), None)
         if hooked is not None and self.engine != "loop":
             self._use("loop", f"since the parameter {hooked!r} has hooks, which apply to the gradient of each task")
         if self.engine is None:
-            return self._accept(self._measure(tasks))
+            return self._measure(tasks)
         try:
-            return self._accept(self._step(self.engine, tasks))
+            return self._step(self.engine, tasks)
         except Exception as error:  # tracing and compiling may raise anything: fall back to a plain engine
             if self.engine in ("loop", "vmap") or isinstance(error, MemoryError):
                 raise
             reason = f"the step could not be {self.engine}: {_reason(error)}"
             self._use(self._plain(self.engine), f"since {reason}")
         try:
-            return self._accept(self._step(self.engine, tasks))
+            return self._step(self.engine, tasks)
         except RuntimeError as error:
             if self.engine == "loop":
                 raise
             self._use("loop", f"since {reason}; and vmap does not run: {_reason(error)}")
-        return self._accept(self._step("loop", tasks))
+        return self._step("loop", tasks)
 
     @torch.no_grad()
     def update_buffers(self) -> None:
@@ -150,13 +165,22 @@ class MetaGradient:
                 buffer.copy_(self._buffers[name])
         self._buffers = {}
 
-    def _accept(self, gradient: Gradient) -> Tensor:
-        """Add a gradient to those of the parameters."""
-        for name, parameter in self._named.items():
-            if (grad := gradient.grads.get(name)) is not None:
-                parameter.grad = grad if parameter.grad is None else parameter.grad + grad
-        self._buffers = gradient.buffers
-        return gradient.loss
+    def _over_ranks(self, gradient: Gradient, num_tasks: int) -> Gradient:
+        """The mean over the tasks of all processes."""
+        if ranks().size == 1:
+            return gradient
+        trained = [name for name, parameter in self._named.items() if parameter.requires_grad]
+        has_grad = [float(name in gradient.grads) for name in trained]
+        grads = {f"grad {name}": gradient.grads.get(name, torch.zeros_like(self._named[name])) for name in trained}
+        averaged = {name for name, buffer in gradient.buffers.items() if buffer.is_floating_point()}
+        buffers = {f"buffer {name}": gradient.buffers[name] for name in averaged}
+        means = mean_over_ranks(
+            {"loss": gradient.loss, "has grad": gradient.loss.new_tensor(has_grad)} | grads | buffers, num_tasks
+        )
+        grads = {name: means[f"grad {name}"] for name, any_has in zip(trained, means["has grad"]) if any_has > 0}
+        return Gradient(
+            means["loss"], grads, {n: means.get(f"buffer {n}", buffer) for n, buffer in gradient.buffers.items()}
+        )
 
     def _one_by_one(self, engine: Engine) -> bool:
         """Whether an engine processes tasks one by one instead of in a batch."""

@@ -1,0 +1,139 @@
+"""Several processes that train one learner: each takes some of the tasks of a step, and gradients are averaged.
+
+The processes are those of `torch.distributed`, which `torchrun`, `accelerate launch` or `kshot run --processes` start.
+All run the same program. Tasks and decisions are pure functions of what all processes know, so that only gradients,
+results of single tasks, and what a clock or an error decides are sent. Without a process group there is one process.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from itertools import islice
+from typing import NamedTuple, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from kshot.types import Params
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+NONE, LINALG, OTHER = 0, 1, 2
+"""Errors, by how far they reach."""
+BLOCK = 8
+"""Items of each process between two exchanges of results."""
+
+
+class Ranks(NamedTuple):
+    """The number of this process, from 0 on, and that of all processes."""
+
+    rank: int
+    size: int
+
+    def part_of(self, numbers: range) -> range:
+        """Every `size`-th number, from that of this process on.
+
+        Raises:
+            ValueError: there are fewer numbers than processes.
+        """
+        if len(numbers) < self.size:
+            raise ValueError(
+                f"a step of {len(numbers)} tasks cannot be shared by {self.size} processes: set tasks_per_step to at "
+                f"least {self.size}, or start fewer processes"
+            )
+        return numbers[self.rank :: self.size]
+
+
+def ranks() -> Ranks:
+    """This process among those of the process group."""
+    if dist.is_available() and dist.is_initialized():
+        return Ranks(dist.get_rank(), dist.get_world_size())
+    return Ranks(0, 1)
+
+
+def mean_over_ranks(tensors: Mapping[str, Tensor], weight: float) -> Params:
+    r"""Means over processes, $\sum_r w_r x_r / \sum_r w_r$, bitwise the same in all of them.
+
+    One all-reduce for each type of number.
+
+    Args:
+        tensors: floating point; names and shapes are the same in all processes.
+        weight: $w$ of this process, such as its number of tasks.
+    """
+    found = dict(tensors)
+    if ranks().size == 1:
+        return found
+    for dtype in sorted({tensor.dtype for tensor in found.values()}, key=str):
+        names = [name for name, tensor in found.items() if tensor.dtype == dtype]
+        parts = [found[name].flatten() for name in names]
+        flat = torch.cat([*parts, parts[0].new_ones(1)]) * weight
+        dist.all_reduce(flat)
+        means = (flat[:-1] / flat[-1]).split([len(part) for part in parts])
+        found |= {name: mean.view_as(found[name]) for name, mean in zip(names, means)}
+    return found
+
+
+def copy_from_first(module: nn.Module) -> None:
+    """Set the parameters and buffers of a module to those of process 0, in place."""
+    if ranks().size > 1:
+        with torch.no_grad():
+            for tensor in [*module.parameters(), *module.buffers()]:
+                dist.broadcast(tensor, src=0)
+
+
+def first_decides(choice: bool) -> bool:
+    """The choice of process 0, such as whether its clock has passed a deadline."""
+    if ranks().size == 1:
+        return choice
+    held = [choice]
+    dist.broadcast_object_list(held, src=0)
+    return held[0]
+
+
+@contextmanager
+def failing_together() -> Iterator[None]:
+    """A context at whose end all processes raise an error if one did, so that none waits for another.
+
+    Raises:
+        LinAlgError: another process had one.
+        RuntimeError: another process had another error.
+    """
+    if ranks().size == 1:
+        yield
+        return
+    error: Exception | None = None
+    try:
+        yield
+    except Exception as raised:
+        error = raised
+    own = NONE if error is None else LINALG if isinstance(error, torch.linalg.LinAlgError) else OTHER
+    worst = torch.tensor(own)
+    dist.all_reduce(worst, dist.ReduceOp.MAX)
+    if error is not None:
+        raise error
+    if worst == LINALG:
+        raise torch.linalg.LinAlgError("a system of equations of another process could not be solved")
+    if worst == OTHER:
+        raise RuntimeError("another process failed, and its own message says why")
+
+
+def map_over_ranks(work: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[tuple[Item, Result]]:
+    """Each item with the result of `work`, in order; a process works on some of the items and receives all results.
+
+    Args:
+        work: a function whose results can be pickled, and that does not depend on the order of its calls.
+        items: the same in all processes.
+    """
+    rank, size = ranks()
+    if size == 1:
+        yield from ((item, work(item)) for item in items)
+        return
+    left = iter(items)
+    while block := list(islice(left, BLOCK * size)):
+        with failing_together():
+            own = [work(item) for item in block[rank::size]]
+        parts: list[list[Result]] = [[] for _ in range(size)]
+        dist.all_gather_object(parts, own)
+        yield from ((item, parts[number % size][number // size]) for number, item in enumerate(block))
