@@ -51,6 +51,7 @@ def run(
         str | None,
         typer.Option(metavar="0,1,2", help="Run once per seed, in folders seed-0, seed-1…, with a common report."),
     ] = None,
+    processes: Annotated[int, typer.Option(help="Processes that share the tasks of each step.", min=1)] = 1,
 ) -> None:
     """Pretrain, then train, evaluate and decide until the target is met; then test and report.
 
@@ -63,17 +64,30 @@ def run(
     spec = load_spec(recipe, set_)
     if resume and out is None:
         raise ValueError("--resume needs the folder of the run: --out DIR")
+    from rich.console import Console
+
+    from kshot.app import processes as group
     from kshot.app.execute import execute
     from kshot.app.seeds import parse_seeds
 
+    if (processes > 1 or group.is_member()) and (seeds or spec.evaluate.folds):
+        raise ValueError("several processes share one run: leave out --seeds and evaluate.folds, or --processes")
     with run_folder(out, spec.name) as folder:
         try:
+            if processes > 1:
+                words = ["run", recipe, "--out", str(folder), *(f"--set={each}" for each in set_ or ())]
+                words += ["--resume"] * resume + ([f"--init-from={init_from}"] if init_from else [])
+                raise typer.Exit(group.launch(words, processes))
             several = [] if seeds is None else parse_seeds(seeds)
-            report = execute(spec, folder, seeds=several, resume=resume, init_from=init_from)
+            with group.member(folder, resume) as (place, resume):
+                console = Console(quiet=True) if group.is_silent() else None
+                report = execute(spec, place, seeds=several, resume=resume, init_from=init_from, console=console)
         except KeyboardInterrupt:
             options = f"--out {folder}" + (f" --seeds {seeds}" if seeds else "")
             typer.echo(f"\nInterrupted. Resume by: kshot run {recipe} {options} --resume", err=True)
             raise typer.Exit(130) from None
+    if not report:
+        raise typer.Exit(0)  # of a process that only trained
     from kshot.app.terminal import print_summary
     from kshot.evaluation.report.conclusion import conclude
 
@@ -355,11 +369,16 @@ def recipes(
 def main() -> None:
     """Run the command line; see `kshot.app.errors` for the exit codes. Errors are a sentence on standard error."""
     from kshot.app.errors import exit_code, prepare_streams, sentence
+    from kshot.app.processes import is_silent, note_exit_code
     from kshot.app.screen import visible
 
     prepare_streams()
     try:
         app()
+    except SystemExit as stop:
+        sys.exit(note_exit_code(stop.code))
     except Exception as error:
-        typer.echo(f"kshot: {visible(sentence(error))}", err=True)
-        sys.exit(exit_code(error))
+        if not is_silent():
+            typer.echo(f"kshot: {visible(sentence(error))}", err=True)
+        code = exit_code(error)
+        sys.exit(code if isinstance(error, ConnectionError) else note_exit_code(code))

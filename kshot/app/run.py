@@ -41,6 +41,7 @@ from kshot.app.folder import RunFolder
 from kshot.app.goes_with import targets_of
 from kshot.app.in_memory import hash_of
 from kshot.app.pretraining import load_pretrained, pretrain_baselines, pretraining_of_run
+from kshot.app.processes import leave
 from kshot.app.progress import Display
 from kshot.app.screen import Screen
 from kshot.app.spec import Spec
@@ -100,7 +101,7 @@ def run(
     choice: Mapping[str, Any] | None = None,
     sweep: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Execute a run file in the folder `out`, and return the report.
+    """Execute a run file in the folder `out`, and return the report; nothing in the processes that only train.
 
     Args:
         choice, sweep: how `kshot auto`, or `kshot sweep`, chose the run file, for the report.
@@ -117,6 +118,8 @@ def run(
         checked = _check_data(source, display)
         display.say(f"{spec.name}: {spec.about}" if spec.about else spec.name, "bold")
         trained = train(spec, out, source, display, resume=resume, init_from=init_from)
+        if not leave():
+            return {}
         display.say(trained.result.outcome.value)
         if choice is None and sweep is None:  # else it is known to experience already
             _keep_trial(spec, source, trained)

@@ -26,6 +26,7 @@ from kshot.learners.pooling.fitted import FittedToTraining
 from kshot.objectives import Objective, classes_present
 from kshot.tasks.source import TaskSource
 from kshot.training.fit import Diverged, Settings, meta_training_loop
+from kshot.training.ranks import alone
 from kshot.training.step import Mode
 from kshot.types import SPLITS, Task
 
@@ -179,7 +180,7 @@ def _try_to_train(learner: Learner, source: TaskSource, mode: Mode) -> None:
         raise ValueError("it is fitted to the differences of groups, and needs at least two in the training split")
     if any(isinstance(part, FeatureStatistics) for part in learner.modules()):
         source.pretraining_batch(0, SMALL_BATCH)
-    with warnings.catch_warnings(), suppress(Diverged):
+    with warnings.catch_warnings(), suppress(Diverged), alone():
         warnings.simplefilter("ignore")  # training says it
         meta_training_loop(learner, source, Settings(size=1), mode=mode).run(1)
 

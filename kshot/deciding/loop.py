@@ -46,6 +46,7 @@ from kshot.training.fit import (
     meta_training_loop,
     training_tasks,
 )
+from kshot.training.ranks import from_first
 from kshot.training.step import Mode
 
 
@@ -154,7 +155,8 @@ def run_until(
             started=time.monotonic() - spent_seconds,
         )
         round_is_complete = run.resume()
-        decisions = [policy(run.rounds[:count]) for count in range(1, len(run.rounds) + (not round_is_complete))]
+        counts = range(1, len(run.rounds) + (not round_is_complete))
+        decisions = from_first([policy(run.rounds[:count]) for count in counts])
         while True:
             if not round_is_complete:
                 steps = steps_per_round if budget.steps is None else min(steps_per_round, budget.steps - run.loop.step)
@@ -162,7 +164,7 @@ def run_until(
                 diverged = run.train(steps, deadline)
                 run.validate(learner, source, num_val_tasks, diverged)
             round_is_complete = False
-            decisions.append(policy(tuple(run.rounds)))
+            decisions.append(from_first(policy(tuple(run.rounds))))
             run.apply(decisions[-1], target)
             if isinstance(decisions[-1], Stop):
                 break
@@ -263,7 +265,7 @@ class _RunState:
                 val = evaluate(learner, source, split="val", num_tasks=num_tasks, observe=observe, audit=False).metrics
             except torch.linalg.LinAlgError as error:  # of a head that solves a system of features that exploded
                 diverged = f"the validation after step {self.loop.step}: {error}"
-        number, seconds = len(self.rounds) + 1, time.monotonic() - self.started
+        number, seconds = len(self.rounds) + 1, from_first(time.monotonic() - self.started)
         train_loss = sum(self.losses) / len(self.losses) if self.losses else None
         settings = asdict(self.loop.settings) | self.adjustable.values
         checkpoint = self.checkpoints.free(f"round-{number:04d}")

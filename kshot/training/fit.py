@@ -22,7 +22,7 @@ from kshot.tasks.read_log import during, training
 from kshot.tasks.source import TaskSource, check_source
 from kshot.training.checkpoint import load_checkpoint, save_checkpoint
 from kshot.training.closed_form import fit_closed_form, is_unfitted
-from kshot.training.ranks import copy_from_first, failing_together, first_decides, ranks
+from kshot.training.ranks import copy_from_first, failing_together, from_first, ranks
 from kshot.training.step import MetaGradient, Mode
 from kshot.types import Task, has_values, to
 
@@ -144,7 +144,7 @@ class OuterLoop:
         started = time.monotonic()
         try:
             for number in range(steps):
-                if number > 0 and deadline < math.inf and first_decides(time.monotonic() >= deadline):
+                if number > 0 and deadline < math.inf and from_first(time.monotonic() >= deadline):
                     break
                 step_started = time.process_time()
                 losses.append(self._step())

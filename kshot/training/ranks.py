@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from contextvars import ContextVar
 from itertools import islice
 from typing import NamedTuple, TypeVar
 
@@ -20,8 +21,6 @@ from kshot.types import Params
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
-NONE, LINALG, OTHER = 0, 1, 2
-"""Errors, by how far they reach."""
 BLOCK = 8
 """Items of each process between two exchanges of results."""
 
@@ -48,7 +47,7 @@ class Ranks(NamedTuple):
 
 def ranks() -> Ranks:
     """This process among those of the process group."""
-    if dist.is_available() and dist.is_initialized():
+    if dist.is_available() and dist.is_initialized() and not _alone.get():
         return Ranks(dist.get_rank(), dist.get_world_size())
     return Ranks(0, 1)
 
@@ -69,7 +68,8 @@ def mean_over_ranks(tensors: Mapping[str, Tensor], weight: float) -> Params:
         names = [name for name, tensor in found.items() if tensor.dtype == dtype]
         parts = [found[name].flatten() for name in names]
         flat = torch.cat([*parts, parts[0].new_ones(1)]) * weight
-        dist.all_reduce(flat)
+        with _answered():
+            dist.all_reduce(flat)
         means = (flat[:-1] / flat[-1]).split([len(part) for part in parts])
         found |= {name: mean.view_as(found[name]) for name, mean in zip(names, means)}
     return found
@@ -78,18 +78,46 @@ def mean_over_ranks(tensors: Mapping[str, Tensor], weight: float) -> Params:
 def copy_from_first(module: nn.Module) -> None:
     """Set the parameters and buffers of a module to those of process 0, in place."""
     if ranks().size > 1:
-        with torch.no_grad():
+        with torch.no_grad(), _answered():
             for tensor in [*module.parameters(), *module.buffers()]:
                 dist.broadcast(tensor, src=0)
 
 
-def first_decides(choice: bool) -> bool:
-    """The choice of process 0, such as whether its clock has passed a deadline."""
+def from_first(value: Item) -> Item:
+    """The value of process 0, such as a decision, or whether its clock has passed a deadline."""
     if ranks().size == 1:
-        return choice
-    held = [choice]
-    dist.broadcast_object_list(held, src=0)
+        return value
+    held = [value]
+    with _answered():
+        dist.broadcast_object_list(held, src=0)
     return held[0]
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """A context in which this process works as if there was no other."""
+    token = _alone.set(True)
+    try:
+        yield
+    finally:
+        _alone.reset(token)
+
+
+_alone: ContextVar[bool] = ContextVar("alone", default=False)
+
+
+class LostProcess(ConnectionError):
+    """Another process ended, or does not answer."""
+
+
+@contextmanager
+def _answered() -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:  # of gloo and nccl, which have no errors of their own
+        raise LostProcess(
+            f"another process of the run ended, or did not answer in time: {str(error).splitlines()[0]}"
+        ) from error
 
 
 @contextmanager
@@ -98,7 +126,7 @@ def failing_together() -> Iterator[None]:
 
     Raises:
         LinAlgError: another process had one.
-        RuntimeError: another process had another error.
+        RuntimeError: another process had another error; the message is its message.
     """
     if ranks().size == 1:
         yield
@@ -108,15 +136,18 @@ def failing_together() -> Iterator[None]:
         yield
     except Exception as raised:
         error = raised
-    own = NONE if error is None else LINALG if isinstance(error, torch.linalg.LinAlgError) else OTHER
-    worst = torch.tensor(own)
-    dist.all_reduce(worst, dist.ReduceOp.MAX)
+    failed = torch.tensor(int(error is not None))
+    with _answered():
+        dist.all_reduce(failed)
+        if not failed:
+            return
+        said: list[tuple[bool, str] | None] = [None] * ranks().size
+        own = None if error is None else (isinstance(error, torch.linalg.LinAlgError), str(error))
+        dist.all_gather_object(said, own)
     if error is not None:
         raise error
-    if worst == LINALG:
-        raise torch.linalg.LinAlgError("a system of equations of another process could not be solved")
-    if worst == OTHER:
-        raise RuntimeError("another process failed, and its own message says why")
+    rank, (is_linalg, message) = next((rank, each) for rank, each in enumerate(said) if each is not None)
+    raise (torch.linalg.LinAlgError if is_linalg else RuntimeError)(f"process {rank}: {message}")
 
 
 def map_over_ranks(work: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[tuple[Item, Result]]:
@@ -135,5 +166,6 @@ def map_over_ranks(work: Callable[[Item], Result], items: Iterable[Item]) -> Ite
         with failing_together():
             own = [work(item) for item in block[rank::size]]
         parts: list[list[Result]] = [[] for _ in range(size)]
-        dist.all_gather_object(parts, own)
+        with _answered():
+            dist.all_gather_object(parts, own)
         yield from ((item, parts[number % size][number // size]) for number, item in enumerate(block))

@@ -1,6 +1,6 @@
 """A program for several processes: meta-train learners of the zoo together, and save what each process ends with.
 
-    torchrun --standalone --nproc-per-node 2 in_ranks.py NAMES OUT
+torchrun --standalone --nproc-per-node 2 in_ranks.py NAMES OUT
 """
 
 import copy
@@ -13,7 +13,6 @@ import torch.distributed as dist
 from zoo import ZOO, Row, make_task
 
 import kshot
-from kshot.learners.gradient.maml import maml
 
 STEPS, TASKS, MODES = 20, 5, ("loop", "vmap")
 

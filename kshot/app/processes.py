@@ -1,0 +1,105 @@
+"""`kshot run --processes`: one run by several processes, started by torch's `torchrun`, again where one was killed.
+
+Process 0 runs in the folder of the run. The others train, validate and decide as it does, in a
+temporary copy, and end after the training; the final evaluation and the report are by process 0.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from kshot.app.errors import FAULT
+
+CODE = "KSHOT_EXIT_CODE"
+"""Environment variable: the file for the exit code of process 0, since torchrun starts again after any but 0."""
+RESTARTS = 5
+
+
+def launch(words: Sequence[str], processes: int) -> int:
+    """Run `kshot WORDS` by several processes on this machine, and return the exit code of process 0.
+
+    All are started again, and resume from the last checkpoint, if one is killed, up to five times.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        code = Path(folder) / "code"
+        torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+        command = [sys.executable, *torchrun, f"--max-restarts={RESTARTS}", "-m", "kshot.app", *words]
+        subprocess.run(command, env=os.environ | {CODE: str(code)}, check=False)
+        if code.exists():
+            return int(code.read_text())
+        print(f"kshot: a process of the run was lost {RESTARTS + 1} times; its last words are above", file=sys.stderr)
+        return FAULT
+
+
+def is_member() -> bool:
+    """Whether this process was started by torchrun, or as it does, as one of several."""
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1 and "RANK" in os.environ
+
+
+@contextmanager
+def member(folder: Path, resume: bool) -> Iterator[tuple[Path, bool]]:
+    """Join the processes of a run: yields the folder that this one runs in, and whether it resumes."""
+    if not is_member():
+        yield folder, resume
+        return
+    import torch
+    import torch.distributed as dist
+
+    from kshot.training.ranks import from_first, ranks
+
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+    dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
+    try:
+        resume = resume or int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+        files = from_first(_files(folder) if ranks().rank == 0 and resume else {})
+        if ranks().rank == 0:
+            yield folder, resume
+            return
+        with tempfile.TemporaryDirectory(prefix="kshot-process-") as scratch:
+            for name, content in files.items():
+                path = Path(scratch) / name
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_bytes(content)
+            yield Path(scratch), resume
+    finally:
+        leave()
+
+
+def leave() -> bool:
+    """Leave the process group, if there is one; whether this process goes on alone, as process 0 does."""
+    import torch
+    import torch.distributed as dist
+
+    from kshot.training.ranks import ranks
+
+    rank = ranks().rank
+    if dist.is_initialized():
+        dist.destroy_process_group()
+        torch.set_num_threads(os.cpu_count() or 1)  # torchrun gave each process one
+    return rank == 0 and not is_silent()
+
+
+def note_exit_code(code: int | str | None) -> int | str | None:
+    """Tell the process that launched this one how the command ended, and return how this process shall end."""
+    if CODE not in os.environ or not is_member():
+        return code
+    if os.environ["RANK"] == "0":
+        Path(os.environ[CODE]).write_text(str(code or 0))
+    return 0  # torchrun shall start processes again only where one was lost
+
+
+def is_silent() -> bool:
+    """Whether another process says what this one would."""
+    return is_member() and os.environ["RANK"] != "0"
+
+
+def _files(folder: Path) -> dict[str, bytes]:
+    paths = [path for path in sorted(folder.rglob("*")) if path.is_file() and not path.name.startswith(".")]
+    return {str(path.relative_to(folder)): path.read_bytes() for path in paths}
