@@ -1,6 +1,6 @@
 """A program for several processes: meta-train learners of the zoo together, and save what each process ends with.
 
-torchrun --standalone --nproc-per-node 2 in_ranks.py NAMES OUT
+torchrun --nproc-per-node 2 tests/training/in_ranks.py '[["maml", "loop", 20]]' OUT
 """
 
 import copy
@@ -13,36 +13,51 @@ import torch.distributed as dist
 from zoo import ZOO, Row, make_task
 
 import kshot
+from kshot.types import tree_map
 
-STEPS, TASKS, MODES = 20, 5, ("loop", "vmap")
+TASKS = 5
 
 
 class Tasks(kshot.TaskSource):
-    """Small tasks that the learner of a row can solve, in float64."""
+    """Small tasks that the learner of a row can solve, in float64; that of a number cannot be read."""
 
-    def __init__(self, row: Row) -> None:
-        self.row, self.objective, self.seed = row, row.objective, 0
+    seed = 0
+
+    def __init__(self, row: Row, unreadable: int | None = None) -> None:
+        self.row, self.objective, self.unreadable = row, row.objective, unreadable
 
     def task(self, split: str, index: int) -> kshot.Task:
-        return kshot.types.tree_map(lambda leaf: leaf.double() if leaf.is_floating_point() else leaf,
-                                    make_task(self.row, seed=index % 1000))  # fmt: skip
+        if index == self.unreadable:
+            raise ValueError(f"task {index} is damaged")
+        task = make_task(self.row, seed=index)
+        return tree_map(lambda leaf: leaf.double() if leaf.is_floating_point() else leaf, task)
 
 
-def trained(name: str, mode: str) -> dict:
-    """The weights, buffers and losses after training, and an evaluation."""
-    row, torch.default = ZOO[name], None
+def trained(name: str, mode: str, steps: int) -> dict:
+    """The weights, buffers and losses after training, and the figures of test tasks."""
+    row = ZOO[name]
     torch.manual_seed(0)
     learner = copy.deepcopy(row.make(3)).double()
-    losses = kshot.fit(learner, Tasks(row), steps=STEPS, tasks_per_step=TASKS, outer_lr=1e-3, mode=mode)
+    losses = kshot.fit(learner, Tasks(row), steps=steps, tasks_per_step=TASKS, mode=mode)
     result = kshot.evaluate(learner, Tasks(row), num_tasks=7, audit=False)
     return {"weights": learner.state_dict(), "losses": losses, "per_task": result.per_task}
 
 
+def refused() -> str:
+    """The message of a training in which one process cannot read a task."""
+    row = ZOO["protonet"]
+    try:
+        kshot.fit(row.make(3).double(), Tasks(row, unreadable=6), steps=3, tasks_per_step=TASKS)
+    except (ValueError, RuntimeError) as error:
+        return f"{type(error).__name__}: {error}"
+    return ""
+
+
 def main() -> None:
-    names, out = json.loads(sys.argv[1]), Path(sys.argv[2])
+    trainings, out = json.loads(sys.argv[1]), Path(sys.argv[2])
     dist.init_process_group("gloo")
-    found = {f"{name}, {mode}": trained(name, mode) for name in names for mode in MODES}
-    torch.save(found, out / f"{dist.get_rank()}.pt")
+    found = [trained(*each) for each in trainings]
+    torch.save({"trained": found, "refused": refused()}, out / f"{dist.get_rank()}.pt")
     dist.destroy_process_group()
 
 

@@ -1,0 +1,79 @@
+"""`kshot run --processes`: as one process, also after one of them was killed."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+from run_files import SINUSOID
+from safetensors.torch import load_file
+
+import kshot
+
+REPOSITORY = Path(__file__).parents[2]
+LONGER = {"train.steps_per_round": 60, "train.tasks_per_step": 4, "evaluate.num_val_tasks": 8}
+
+
+def start(folder: Path, *words: str) -> subprocess.Popen:
+    settings = [f"--set={name}={value}" for name, value in LONGER.items()]
+    return subprocess.Popen(
+        [sys.executable, "-m", "kshot.app", "run", str(folder / "tiny.yaml"), *settings, *words],
+        env=os.environ | {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    )  # fmt: skip
+
+
+def final_weights(run: Path) -> dict[str, torch.Tensor]:
+    """Those of the last round."""
+    return load_file(sorted((run / "checkpoints" / "train").glob("round-*"))[-1] / "weights.safetensors")
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("processes")
+    (folder / "tiny.yaml").write_text(SINUSOID)
+    run = start(folder, "--out", str(folder / "two"), "--processes", "2")
+    said = run.communicate(timeout=400)[0]
+    assert run.returncode == 0, said
+    return folder
+
+
+def test_two_processes_run_a_run_file_as_one_does(undisturbed: Path) -> None:
+    alone = start(undisturbed, "--out", str(undisturbed / "one"))
+    said = alone.communicate(timeout=400)[0]
+    assert alone.returncode == 0, said
+    of_two, of_one = (final_weights(undisturbed / name) for name in ("two", "one"))
+    for name, weight in of_one.items():
+        torch.testing.assert_close(of_two[name], weight, rtol=1e-3, atol=1e-4)
+    figures = [kshot.load(undisturbed / name) for name in ("two", "one")]
+    assert type(figures[0].learner) is type(figures[1].learner)
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_killed_process_is_started_again_and_ends_with_the_same_weights(undisturbed: Path, rank: int) -> None:
+    run = start(undisturbed, "--out", str(undisturbed / f"killed-{rank}"), "--processes", "2")
+    killed = False
+    while run.poll() is None and not killed:
+        time.sleep(0.05)
+        if list((undisturbed / f"killed-{rank}").glob("checkpoints/train/round-0001/meta.json")):
+            for child in psutil.Process(run.pid).children(recursive=True):
+                if child.is_running() and child.environ().get("RANK") == str(rank):
+                    child.send_signal(signal.SIGKILL)
+                    killed = True
+    said = run.communicate(timeout=400)[0]
+    assert killed
+    assert run.returncode == 0, said
+    expected = final_weights(undisturbed / "two")
+    for name, weight in final_weights(undisturbed / f"killed-{rank}").items():
+        assert torch.equal(weight, expected[name]), name
+
+
+def test_several_seeds_are_refused(undisturbed: Path) -> None:
+    run = start(undisturbed, "--seeds", "0,1", "--processes", "2")
+    assert "several processes share one run" in run.communicate(timeout=100)[0]
+    assert run.returncode == 2
