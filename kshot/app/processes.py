@@ -55,9 +55,13 @@ def member(folder: Path, resume: bool) -> Iterator[tuple[Path, bool]]:
 
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-    dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
+    restarts = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
+    store, rank, size = next(dist.rendezvous("env://"))
+    store = dist.PrefixStore(f"start {restarts}", store)  # torchrun keeps the addresses of processes that are gone
+    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+    dist.init_process_group(backend, store=store, rank=rank, world_size=size)
     try:
-        resume = resume or int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+        resume = resume or restarts > 0
         files = from_first(_files(folder) if ranks().rank == 0 and resume else {})
         if ranks().rank == 0:
             yield folder, resume
