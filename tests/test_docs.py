@@ -42,6 +42,17 @@ def test_blocks_on_parts_and_on_migrating_run():
             assert all(parameter.grad.abs().sum() > 0 for parameter in names["model"].parameters())
 
 
+def test_blocks_on_hugging_face_run(tmp_path, monkeypatch):
+    pytest.importorskip("huggingface_hub", reason="the extra hub is not installed")
+    monkeypatch.chdir(tmp_path)
+    text = (ROOT / "docs" / "huggingface.md").read_text()
+    tiny = {'"num_test_tasks": 100': '"num_test_tasks": 8', '"rounds": 1}': '"rounds": 1}, "baselines": {"names": []}'}
+    for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL):
+        for given, smaller in tiny.items():
+            block = block.replace(given, smaller)
+        exec(compile(block, "huggingface.md", "exec"), {})
+
+
 def test_every_factory_stands_in_the_table():
     table = (ROOT / "docs" / "algorithms.md").read_text()
     parts = {"GradientLearner", "Head", "HeadLearner", "Mahalanobis", "SupportMean", "generate", "with_warps"}
