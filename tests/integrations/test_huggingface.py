@@ -1,6 +1,7 @@
 """A run goes to the Hub and back: the same predictions, checked files, nobody's code, and a card with its figures."""
 
 import json
+import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -97,6 +98,15 @@ def test_what_is_saved_can_be_saved_again(saved, tmp_path):
     for name in ("spec.yaml", "shapes.json", "encoding.json", "config.json"):
         assert (tmp_path / "again" / name).read_bytes() == (saved / name).read_bytes()
     assert "no report" in (tmp_path / "again" / "README.md").read_text()
+
+
+def test_a_threshold_goes_along_and_the_device_of_the_training_does_not(folder, tmp_path):
+    shutil.copytree(folder, tmp_path / "run")
+    write_json(tmp_path / "run" / "rejection.json", {"score": "energy", "threshold": 1.0})
+    run = kshot.load(tmp_path / "run")
+    HubRun(replace(run, spec=run.spec.model_copy(update={"device": "cuda:7"}))).save_pretrained(tmp_path / "hub")
+    assert read_json(tmp_path / "hub" / "rejection.json") == {"score": "energy", "threshold": 1.0}
+    assert HubRun.from_pretrained(tmp_path / "hub").run.spec.device == "auto"
 
 
 def test_a_folder_that_is_not_empty_is_left_alone(folder, tmp_path):

@@ -82,9 +82,10 @@ def open_run(folder: Path, *, allow_import: bool = False) -> TrainedRun:
 
 
 def published(spec: Spec) -> Spec:
-    """A run file without the places of the user's data."""
+    """A run file without the places of the user's data, and for any device."""
     values = spec.model_dump()
-    return parse_spec(yaml.safe_dump(values | {"source": without_places(values["source"])}), f"run file {spec.name}")
+    values |= {"source": without_places(values["source"]), "device": "auto"}
+    return parse_spec(yaml.safe_dump(values), f"run file {spec.name}")
 
 
 def without_places(options: Any, key: str = "") -> Any:
