@@ -76,7 +76,7 @@ def open_run(folder: Path, *, allow_import: bool = False) -> TrainedRun:
         return load(folder)
     shapes = RunFolder(folder).shapes
     if shapes.exists():
-        objectives.from_name(read_json(shapes)["objective"])  # which does not import
+        objectives.from_name(str(read_json(shapes).get("objective")))  # which does not import
     with refusing_imports():
         return load(folder)
 
