@@ -2,6 +2,7 @@
 
 import re
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
@@ -40,6 +41,31 @@ def test_blocks_on_parts_and_on_migrating_run():
         exec(compile(block.replace("num_tasks=100", "num_tasks=10"), "documents", "exec"), names)
         if "outer" in names:
             assert all(parameter.grad.abs().sum() > 0 for parameter in names["model"].parameters())
+
+
+HUGGING_FACE = dict(part.split("\n", 1) for part in (ROOT / "docs" / "huggingface.md").read_text().split("\n## ")[1:])
+NEEDED = {"The Hub": "huggingface_hub", "Lightning": "lightning", "accelerate": "accelerate"}
+SMALLER = {
+    '"num_test_tasks": 100': '"num_test_tasks": 8',
+    '"rounds": 1}': '"rounds": 1}, "baselines": {"names": []}',
+    "num_tasks=100": "num_tasks=10",
+    "split, 400": "split, 8",
+    "max_steps=100": "max_steps=2",
+    "in range(100)": "in range(2)",
+}
+
+
+@pytest.mark.parametrize("section", HUGGING_FACE)
+def test_each_example_on_hugging_face_runs(section, tmp_path, monkeypatch):
+    pytest.importorskip(NEEDED[section], reason=f"{NEEDED[section]} is not installed")
+    monkeypatch.chdir(tmp_path)
+    (block,) = re.findall(r"```python\n(.*?)```", HUGGING_FACE[section], re.DOTALL)
+    for given, smaller in SMALLER.items():
+        block = block.replace(given, smaller)
+    with warnings.catch_warnings():
+        if section == "Lightning":
+            warnings.simplefilter("ignore")  # of numbers of workers, and of what the machine has
+        exec(compile(block, "huggingface.md", "exec"), {})
 
 
 def test_every_factory_stands_in_the_table():

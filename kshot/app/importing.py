@@ -7,7 +7,9 @@ import os
 import pkgutil
 import sys
 import traceback
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import cache
 from importlib import import_module
 from pathlib import Path
@@ -40,9 +42,35 @@ def beside(folder: Path, options: Any, key: str = "") -> Any:
     return options
 
 
-@cache
+_refusing: ContextVar[bool] = ContextVar("refusing", default=False)
+
+
+@contextmanager
+def refusing_imports() -> Iterator[None]:
+    """A context in which `imported` imports nothing and raises ValueError, for run files of unknown origin.
+
+    Modules of kshot are refused too, since their functions would be called with any arguments; but for that of sources
+    that were given in Python (`app.in_memory`), which a learner is opened without.
+    """
+    token = _refusing.set(True)
+    try:
+        yield
+    finally:
+        _refusing.reset(token)
+
+
 def imported(path: str) -> Any:
     """The user's factory that `package.module:name` names; ValueError if there is none, or the module has an error."""
+    if _refusing.get() and path != "kshot.app.in_memory:given":
+        raise ValueError(
+            f"it would import and run code, {path.partition(':')[0]}, which a run file of others must not: read that "
+            "module, and say allow_import=True if you trust it"
+        )
+    return _imported(path)
+
+
+@cache
+def _imported(path: str) -> Any:
     module, _, name = path.partition(":")
     try:
         loaded = import_module(module)

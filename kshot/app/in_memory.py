@@ -1,7 +1,7 @@
 """Sources and tables that are given as objects, and how a run file names them.
 
 A run file is text, and cannot hold what was made in Python. It holds a hash of the first tasks of a source, or of the
-content of a table, by which they are found again in the process that gave them.
+content of a table, by which they are found again in the process that gave them; images are written into the cache.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ from typing import Any
 
 import yaml
 
-from kshot.data.tables.frames import is_path, keep
+from kshot.data.images.in_memory import kept_images
+from kshot.data.tables.frames import keep
 from kshot.tasks.source import TaskSource, check_source, hash_into
 from kshot.types import Split
 
@@ -59,13 +60,24 @@ def as_text(values: Mapping[str, Any]) -> str:
 
 
 def _named(section: Any) -> Any:
-    """A section of a source in which tables are replaced by their names, also in the sources within it."""
+    """A section of a source in which data in memory are replaced by their names, also in the sources within it."""
     if isinstance(section, Mapping):
         return {
-            key: keep(value) if key in TABLES and not (value is None or is_path(value)) else _named(value)
+            key: _kept(value, section.get("kind")) if key in TABLES and not _is_written(value) else _named(value)
             for key, value in section.items()
         }
     return section
+
+
+def _is_written(value: Any) -> bool:
+    """Whether it is what a run file holds: nothing, a path, the URL of a database, or several of them."""
+    several = isinstance(value, list | tuple) and all(isinstance(each, str | PathLike) for each in value)
+    return value is None or isinstance(value, str | PathLike) or several
+
+
+def _kept(data: Any, kind: Any) -> str:
+    """What names data in memory: a table's hash, or the path to which images are written."""
+    return str(kept_images(data)) if kind == "images" else keep(data)
 
 
 def _plain(value: Any) -> Any:

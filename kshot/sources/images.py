@@ -15,6 +15,7 @@ from kshot.data.dataset import Dataset
 from kshot.data.images.augment import Augment, AugmentOptions, Turned
 from kshot.data.images.decode import Colour
 from kshot.data.images.encoder import ImageEncoder, NumViews
+from kshot.data.images.in_memory import ImageData, kept_images
 from kshot.data.images.index import Listing, list_folder, list_table, shown
 from kshot.sources.image_files import BadImages, Features, ImagePreprocessor, encoder_of, kept_of, open_images
 from kshot.tasks.class_tasks import ClassOptions, ClassTasks
@@ -26,7 +27,7 @@ log = logging.getLogger(__name__)
 
 @check_arguments
 def images(
-    path: Path | PathText,
+    path: Path | PathText | ImageData,
     *,
     size: PositiveInt | None = None,
     colour: Colour | None = None,
@@ -51,7 +52,8 @@ def images(
     (see `DecodedImages`), so the first task is available at once.
 
     Args:
-        path: the folder, or the table, `.csv` or `.tsv`, whose paths are relative to its folder.
+        path: the folder, or the table, `.csv` or `.tsv`, whose paths are relative to its folder; or a Dataset of
+            PyTorch or of Hugging Face in memory, see `ImageData`, whose images are written into the cache.
         size: width and height in pixels: the central square of an image, resized; by default 84, or that of the
             encoder.
         colour: "rgb", the default, or "grey"; other images are converted.
@@ -81,7 +83,7 @@ def images(
         >>> source.task("test", 0).support.inputs.shape  # doctest: +SKIP
         torch.Size([5, 3, 84, 84])
     """
-    path = Path(path)
+    path = Path(path) if isinstance(path, str | Path) else kept_images(path)
     augmentation = Augment(**augment) if augment else None
     preparing = encoder_of(features, encoder, size, colour, views=views)
     if features != "pixels" and (augment or turned_classes):

@@ -5,7 +5,9 @@ import datetime as dt
 import numpy as np
 import polars as pl
 import pytest
+import yaml
 
+from kshot.app.in_memory import as_text
 from kshot.data.tables.frames import is_path, keep, of_memory
 from kshot.data.tables.open import open_table
 from kshot.data.tables.table import Reading
@@ -202,3 +204,10 @@ def test_a_password_is_neither_written_down_nor_shown(monkeypatch):
 def test_paths_are_told_from_other_data(tmp_path):
     assert all(map(is_path, ["sales.csv", tmp_path, "C:\\data\\sales.csv"]))
     assert not any(map(is_path, ["sqlite:///x.db", "$SALES", "memory:0", {"x": [1]}, np.eye(2)]))
+
+
+@pytest.mark.parametrize(
+    "path", ["$SALES", "postgresql://host/sales", "sales.csv", ["train.safetensors", "val.safetensors"]]
+)
+def test_what_a_run_file_can_hold_stays_as_it_is(path):
+    assert yaml.safe_load(as_text({"source": {"kind": "table", "path": path}}))["source"]["path"] == path
