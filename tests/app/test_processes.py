@@ -54,7 +54,8 @@ def test_two_processes_run_a_run_file_as_one_does(undisturbed: Path) -> None:
     assert type(figures[0].learner) is type(figures[1].learner)
 
 
-@pytest.mark.parametrize("rank", [pytest.param(0, marks=pytest.mark.slow), 1])
+@pytest.mark.slow
+@pytest.mark.parametrize("rank", [0, 1])
 def test_a_killed_process_is_started_again_and_ends_with_the_same_weights(undisturbed: Path, rank: int) -> None:
     run = start(undisturbed, "--out", str(undisturbed / f"killed-{rank}"), "--processes", "2")
     killed = False
