@@ -8,9 +8,13 @@ import sys
 import numpy as np
 import pytest
 import torch
+from rich.console import Console
 from torch import nn
 
 import kshot
+from kshot.app.export import export_run
+from kshot.app.run import run
+from kshot.app.spec import load_spec
 from kshot.files import read_json
 from kshot.integrations.keras import as_module, export_keras
 from kshot.integrations.keras.backend import import_keras
@@ -316,3 +320,45 @@ def test_files_that_would_miss_something_are_refused(tmp_path):
             export_keras(learner, tmp_path / name, state=state)
     assert not list(tmp_path.iterdir())
     assert read_json(export_keras(kshot.protonet(module), tmp_path / "a.keras"))["inner"] is None
+
+
+NETWORK = """
+from kshot.integrations.keras import as_module
+import keras
+from torch import nn
+from kshot.supplied import InputShape, NumOutputs
+
+def network(shape: InputShape, outputs: NumOutputs, *, width: int = 8) -> nn.Module:
+    layers = [keras.layers.Dense(width, activation="tanh"), keras.layers.Dense(outputs, name="head")]
+    return as_module(keras.Sequential([keras.Input((shape,) if isinstance(shape, int) else tuple(shape)), *layers]))
+"""
+RUN = """
+name: keras
+source: {kind: sinusoids}
+model: {kind: my_network:network, width: 16}
+learner: {kind: meta_sgd, inner_lr: 0.05, steps: 2}
+objective: mse
+target: mse <= 100
+budget: {rounds: 1}
+train: {steps_per_round: 2, tasks_per_step: 2}
+evaluate: {num_val_tasks: 2, num_test_tasks: 16}
+baselines: {names: []}
+"""
+
+
+def test_a_run_holds_a_keras_model_and_is_exported(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "my_network.py").write_text(NETWORK)
+    (tmp_path / "run.yaml").write_text(RUN)
+    assert run(load_spec("run.yaml"), tmp_path / "out", console=Console(quiet=True))["trusted"]
+    layers.Dense(1)  # the numbers that Keras counts in this process are not those of the run
+    learner = kshot.load("out").learner
+    export_run(tmp_path / "out", tmp_path / "model.keras")
+    assert "how it adapts in" in capsys.readouterr().out
+    inputs = torch.randn(5, 1)
+    assert torch.equal(keras.models.load_model("model.keras")(inputs), learner.model(inputs))
+    inner = read_json(tmp_path / "model.json")["inner"]
+    assert [each["name"] for each in inner["weights"]] == ["dense.kernel", "dense.bias", "head.kernel", "head.bias"]
+    assert np.allclose(inner["weights"][1]["inner_lr"], 0.05, atol=0.02)
+    sys.modules.pop("my_network")

@@ -174,10 +174,18 @@ def _save(model: Any, file: Path, suffix: str) -> None:
 
 @contextmanager
 def _values(module: KerasModule, values: Params) -> Iterator[None]:
-    """A context in which Keras reads other values of the weights; the model keeps its own."""
-    mapping = [(variable, values[name].detach()) for variable, name in module.structure.variables]
-    with keras.StatelessScope(mapping):
+    """A context in which the weights of the Keras model have other values."""
+    own = [(variable, variable.value.detach().clone()) for variable, _ in module.structure.variables]
+    try:
+        for variable, name in module.structure.variables:
+            value = values[name].detach().to(variable.value.device)
+            if not torch.equal(variable.value, value):
+                variable.assign(value)
         yield
+    finally:
+        for variable, value in own:
+            if not torch.equal(variable.value, value):
+                variable.assign(value)
 
 
 @contextmanager
