@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from kshot.argument_checks import check_arguments
-from kshot.inner.kernels import in_transform
+from kshot.inner.kernels import in_transform, twice_differentiable
 from kshot.inner.replica import NAME
 from kshot.integrations.keras.backend import keras
 from kshot.integrations.keras.names import weight_names
@@ -81,7 +81,6 @@ class KerasModule(nn.Module):
     Args:
         model: the Keras model, checked.
         converts: the order of the axes of images given, and that of the model; None converts nothing.
-
     """
 
     def __init__(self, model: Any, converts: tuple[str, str] | None) -> None:
@@ -91,6 +90,7 @@ class KerasModule(nn.Module):
         norms = {id(layer.moving_mean): layer for layer in layers if isinstance(layer, keras.layers.BatchNormalization)}
         paths = {name.rpartition(".")[0]: norms[id(v)] for v, name in variables if id(v) in norms}
         self.structure = _Structure(model, variables, [(id(layer), path) for path, layer in paths.items()])
+        self.recurrent = any(isinstance(layer, keras.layers.LSTM | keras.layers.GRU) for layer in layers)
         trainable = {id(variable) for layer in layers for variable in layer._trainable_variables}
         for variable, name in variables:
             path, _, key = name.rpartition(".")
@@ -117,7 +117,8 @@ class KerasModule(nn.Module):
         before = assigned(self.keras_model)
         device = next((str(tensor.device) for tensor in tensors.values()), "cpu")
         layout = _AnyLayout() if in_transform() else nullcontext()
-        with scope, chosen_statistics(norms), keras.device(device), layout:
+        kernels = twice_differentiable(recurrent=True) if in_learner and self.recurrent else nullcontext()
+        with scope, chosen_statistics(norms), keras.device(device), layout, kernels:
             output = self.keras_model(self._in_order(inputs, back=False), training=self.training)
         if (now := assigned(self.keras_model)) != before:
             layer, attribute = next(key for key in now if now[key] != before.get(key))
