@@ -39,7 +39,7 @@ def check_model(model: Any) -> None:
                 f"{named} holds a module of PyTorch, whose weights Keras does not pass to it: let a torch.nn.Module "
                 "hold both that module and as_module(the rest)"
             )
-        if isinstance(layer, keras.layers.BatchNormalization) and (layer.renorm or layer.axis == 0):
+        if isinstance(layer, keras.layers.BatchNormalization) and (getattr(layer, "renorm", False) or layer.axis == 0):
             raise ValueError(f"{named} has renorm=True or axis=0, whose statistics a learner cannot choose")
     for variable in model.variables:
         for kind in ("regularizer", "constraint"):
