@@ -30,11 +30,12 @@ def test_python_blocks_run(document, capsys):
     assert "100 tasks" in capsys.readouterr().out
 
 
-def test_blocks_on_parts_and_on_migrating_run():
+def test_blocks_on_parts_and_on_migrating_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # where they write files
     migrating = (ROOT / "docs" / "migrating.md").read_text()
     blocks = re.findall(r"\*\*After\*\*\n\n```python\n(.*?)```", migrating, re.DOTALL)
     assert len(blocks) == migrating.count("**Before**") == 3
-    for name in ("algorithms.md", "evaluation.md", "experience.md", "scikit-learn.md"):
+    for name in ("algorithms.md", "evaluation.md", "experience.md", "keras.md", "scikit-learn.md"):
         blocks += re.findall(r"```python\n(.*?)```", (ROOT / "docs" / name).read_text(), re.DOTALL)
     for block in blocks:
         names: dict = {}

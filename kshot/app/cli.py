@@ -331,6 +331,18 @@ def generate(
 
 
 @app.command()
+def export(
+    run_dir: RunDir,
+    keras: Annotated[Path, typer.Option(help="File to write: .keras, or .weights.h5 for the weights alone.")],
+    state: Annotated[Path | None, typer.Option(help="A state of `adapt`: write the model adapted to it.")] = None,
+) -> None:
+    """Write the Keras model of a run to a file that Keras opens on any backend, and a JSON file on its inner steps."""
+    from kshot.app.export import export_run
+
+    export_run(run_dir, keras, state)
+
+
+@app.command()
 def doctor(
     path: Annotated[Path, typer.Argument(metavar="RUN_DIR|STATE", help="Folder of a run, or a state of `adapt`.")],
 ) -> None:

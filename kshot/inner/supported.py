@@ -18,6 +18,7 @@ _WRAPPERS = {
     "torch.nn.parallel": "pass the module inside, its attribute .module; a meta-training step runs on one device",
     "torch.distributed": "pass the module inside; a meta-training step runs on one device",
     "torch._dynamo": "pass the module inside, its attribute ._orig_mod, and compile the step by mode='compiled'",
+    "keras.src": "pass kshot.integrations.keras.as_module(model), whose parameters are the weights of the Keras model",
     "torch.jit": "pass the nn.Module from which it was scripted or traced",
 }
 """Package of a class of modules: what to pass instead."""
