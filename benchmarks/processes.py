@@ -2,9 +2,9 @@
 
     python benchmarks/processes.py [--channels 64] [--tasks 8] [--steps 12] [--rounds 3]
 
-MAML of one inner step on 5-way 1-shot glyphs with a Conv4, 15 queries, `kshot.fit`. Each cell is a program of its own, and
-all cells are run once in each round, so that the machine's other load affects all. A time is the median over the steps
-of a program after the first four; of the rounds the table has the median and the range.
+MAML of one inner step on 5-way 1-shot glyphs with a Conv4, 15 queries, `kshot.fit`. Each cell is a program of its own,
+and all cells are run once in each round, so that the machine's other load affects all. A time is the median over the
+steps of a program after the first four; of the rounds the table has the median and the range.
 """
 
 from __future__ import annotations
