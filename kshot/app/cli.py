@@ -265,6 +265,24 @@ def predict(
 
 
 @app.command()
+def export(
+    run_dir: RunDir,
+    onnx: Annotated[
+        Path, typer.Option(help="A folder for predict.onnx and adapt.onnx, or a file NAME.onnx for predict alone.")
+    ],
+    state: Annotated[Path | None, typer.Option(help="State of `kshot adapt`, to be part of predict.")] = None,
+) -> None:
+    """Export a trained run to ONNX, to adapt and predict without torch.
+
+    A learner that adapts by gradient steps exports predict alone, and says so. Preprocessing is not part of the graphs.
+    """
+    from kshot.integrations.onnx import export_run
+
+    for sentence in export_run(run_dir, onnx, state=state):
+        typer.echo(sentence)
+
+
+@app.command()
 def recommend(
     run_dir: RunDir,
     user: Annotated[
