@@ -13,7 +13,6 @@ import contextlib
 import io
 import itertools
 import logging
-import math
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Set
@@ -22,14 +21,15 @@ from typing import Any, NamedTuple
 from unittest import mock
 
 import onnx
-import onnxruntime
 import torch
 from torch import Tensor, nn
 from torch.export import Dim
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import keystr, tree_flatten_with_path, tree_unflatten
 
 from kshot.inner.functional import assume_equal_weights
 from kshot.integrations.onnx.operators import OPSET, TRANSLATIONS
+from kshot.integrations.onnx.running import compute, difference, session
 from kshot.learner import Learner, evaluation_mode
 from kshot.training.checkpoint import flatten
 from kshot.types import Batch, Tree, tree_leaves, tree_map
@@ -40,11 +40,11 @@ TOLERANCE = 1e-4
 LARGEST = 2**31
 """Bytes of weights from which an ONNX file cannot hold them."""
 
-HUGE = 1e30
-"""Size from which a number is no prediction, as the scores of absent classes."""
-
 MANY = 40
 """Rows of the largest case that a graph is compared in, at least."""
+
+MOST_OPERATIONS = 2000
+"""Operations of PyTorch that are traced at most; some 2,000, with unrolled Newton steps, took over three minutes."""
 
 Tensors = dict[str, Tensor]
 
@@ -124,6 +124,16 @@ def adapt_model(learner: Learner, support: Batch, *, kind: str = "") -> onnx.Mod
     return _export(_Call(learner, adapt, f"adapt of {kind or type(learner).__name__}"), cases, "support")
 
 
+class _Operations(TorchDispatchMode):
+    """A context that counts the operations of PyTorch."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: Any = None) -> Any:
+        self.count += 1
+        return func(*args, **kwargs or {})
+
+
 class _Call(nn.Module):
     """A function of named tensors as a module that torch.export takes; `what` is what messages call it."""
 
@@ -145,6 +155,13 @@ def _export(call: _Call, cases: list[Case], needed: str) -> onnx.ModelProto:
             raise NotExportable(
                 f"{call.what} takes gradient steps, for which ONNX has no operators: let kshot "
                 + ("adapt, and export what predicts from the state" if needed == "support" else "predict")
+            )
+        with _Operations() as operations:
+            call.function(dict(cases[0].inputs))
+        if operations.count > MOST_OPERATIONS:
+            raise NotExportable(
+                f"{call.what} takes {operations.count:,} operations, and above {MOST_OPERATIONS:,} PyTorch takes too "
+                "long to trace them"
             )
         size = sum(each.numel() * each.element_size() for each in call.learner.state_dict().values())
         if size >= LARGEST:
@@ -337,38 +354,6 @@ def _name_axes(model: onnx.ModelProto, case: Case) -> None:
         for dim in value.type.tensor_type.shape.dim:
             if dim.dim_param in names:
                 dim.dim_param = names[dim.dim_param]
-
-
-def session(model: onnx.ModelProto) -> onnxruntime.InferenceSession:
-    """A session of onnxruntime that computes a graph on one thread of the processor."""
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level, options.intra_op_num_threads = 4, 1
-    return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-
-
-def compute(running: onnxruntime.InferenceSession, inputs: Mapping[str, Tensor]) -> Tensors:
-    """The outputs of a graph by name; inputs that it has not are left out."""
-    known = {value.name for value in running.get_inputs()}
-    given = {name: leaf.numpy() for name, leaf in inputs.items() if name in known}
-    names = [value.name for value in running.get_outputs()]
-    return {name: torch.as_tensor(value) for name, value in zip(names, running.run(names, given))}
-
-
-def difference(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> float:
-    """The largest difference of outputs, relative to the largest expected number of each, or to 1 if that is larger.
-
-    Numbers beyond `HUGE`, which are scores of classes that a task has not, have to be beyond it in both.
-    """
-    worst = 0.0
-    for name, leaf in expected.items():
-        a, b = found[name].double(), leaf.double()
-        huge = b.abs() > HUGE
-        if a.shape != b.shape or not torch.equal(huge * b.sign(), (a.abs() > HUGE) * a.sign()):
-            return math.inf
-        a, b = a[~huge], b[~huge]
-        if len(b):
-            worst = max(worst, float((a - b).abs().nan_to_num(nan=math.inf).max() / b.abs().max().clamp_min(1.0)))
-    return worst
 
 
 def _worst_difference(model: onnx.ModelProto, cases: list[Case], expected: list[Tensors]) -> float:
