@@ -25,6 +25,14 @@ from kshot.training.checkpoint import flatten
 DOCUMENT = (Path(__file__).resolve().parents[2] / "docs" / "onnx.md").read_text()
 TABLE = {row[1]: row for row in re.findall(r"^(\| (.+?) \| (.+?) \| (.+?) \|)$", DOCUMENT, re.MULTILINE)[1:]}
 """The rows of the document's table, by the name that a learner has in the zoo."""
+REASONS = {
+    "operations, and above": "too many operations",
+    "linalg_eigh": "no eigh",
+    ".numpy()": "NumPy",
+    "other sizes": "fixed sizes",
+    "translating": "no translation",
+}
+"""Part of the message about a learner without a graph: its cell in the table."""
 FAST = ["r2d2", "cnp"]
 LIMIT = 1e-4
 
@@ -37,8 +45,7 @@ def outcome(make):
         said = str(error)
         if "gradient steps" in said:
             return None, "gradient steps"
-        reasons = {"operations, and above": "too large", "linalg_eigh": "no eigh", "differs from": "differs"}
-        return None, next((cell for part, cell in reasons.items() if part in said), "other sizes")
+        return None, next((cell for part, cell in REASONS.items() if part in said), said)
     names = {dim.dim_param for value in graph.input for dim in value.type.tensor_type.shape.dim}
     return graph, "any ways" if "ways" in names else "yes"
 

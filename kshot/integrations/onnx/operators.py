@@ -58,9 +58,20 @@ def where(condition: Any, first: Any, second: Any) -> Any:
     return op.Or(op.And(condition, first), op.And(op.Not(condition), second))
 
 
+def matmul(first: Any, second: Any) -> Any:
+    """`torch.matmul`; a vector is a matrix, since onnxruntime 1.32 fuses a transposed matrix and a vector wrongly."""
+    ranks = len(first.shape or ()), len(second.shape or ())
+    if ranks[1] == 1 < ranks[0]:
+        return op.Squeeze(op.MatMul(first, op.Unsqueeze(second, [-1])), [-1])
+    if ranks[0] == 1 < ranks[1]:
+        return op.Squeeze(op.MatMul(op.Unsqueeze(first, [0]), second), [-2])
+    return op.MatMul(first, second)
+
+
 TRANSLATIONS: dict[Callable[..., Any], Callable[..., Any]] = {
     torch.ops.aten.linalg_solve.default: solve,
     torch.ops.aten.linalg_inv.default: inverse,
     torch.ops.aten.where.self: where,
+    torch.ops.aten.matmul.default: matmul,
 }
 """What `torch.onnx.export` translates an operator to."""
