@@ -35,7 +35,7 @@ def test_blocks_on_parts_and_on_migrating_run(tmp_path, monkeypatch):
     migrating = (ROOT / "docs" / "migrating.md").read_text()
     blocks = re.findall(r"\*\*After\*\*\n\n```python\n(.*?)```", migrating, re.DOTALL)
     assert len(blocks) == migrating.count("**Before**") == 3
-    for name in ("algorithms.md", "evaluation.md", "experience.md", "keras.md", "scikit-learn.md"):
+    for name in ("algorithms.md", "evaluation.md", "experience.md", "keras.md", "onnx.md", "scikit-learn.md"):
         blocks += re.findall(r"```python\n(.*?)```", (ROOT / "docs" / name).read_text(), re.DOTALL)
     for block in blocks:
         names: dict = {}

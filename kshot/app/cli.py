@@ -333,13 +333,24 @@ def generate(
 @app.command()
 def export(
     run_dir: RunDir,
-    keras: Annotated[Path, typer.Option(help="File to write: .keras, or .weights.h5 for the weights alone.")],
-    state: Annotated[Path | None, typer.Option(help="A state of `adapt`: write the model adapted to it.")] = None,
+    onnx: Annotated[
+        Path | None,
+        typer.Option(help="A folder for predict.onnx and adapt.onnx, or a file NAME.onnx for predict alone."),
+    ] = None,
+    keras: Annotated[
+        Path | None, typer.Option(help="A file .keras, or .weights.h5 for the weights alone, of a Keras model.")
+    ] = None,
+    state: Annotated[Path | None, typer.Option(help="State of `kshot adapt`, to be part of what is written.")] = None,
 ) -> None:
-    """Write the Keras model of a run to a file that Keras opens on any backend, and a JSON file on its inner steps."""
+    """Write a trained run for use without torch: as graphs of ONNX, or as a Keras model for any backend.
+
+    A learner that adapts by gradient steps exports predict alone to ONNX, and says so. A Keras model comes with its
+    inner steps as JSON. Preprocessing is not part of what is written.
+    """
     from kshot.app.export import export_run
 
-    export_run(run_dir, keras, state)
+    for sentence in export_run(run_dir, onnx=onnx, keras=keras, state=state):
+        typer.echo(sentence)
 
 
 @app.command()

@@ -160,8 +160,8 @@ class Function:
 
         leaves = [inputs] if isinstance(inputs, Tensor) else tree_leaves(inputs)
         shapes = tuple([leaf.shape for leaf in leaves if isinstance(leaf, Tensor)])
-        first = shapes not in self._checked and len(self._checked) < MAX_CHECKS
-        first = first and not torch.compiler.is_compiling() and _get_current_dispatch_mode() is None
+        first = not torch.compiler.is_compiling() and _get_current_dispatch_mode() is None  # not of symbolic shapes
+        first = first and shapes not in self._checked and len(self._checked) < MAX_CHECKS
         values = {n: p.detach().clone() for n, p in self.module.named_parameters()} if first else {}
         blend = None if self.task_norm is None else self._blend(self.task_norm, count)
 

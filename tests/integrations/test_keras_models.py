@@ -346,7 +346,7 @@ baselines: {names: []}
 """
 
 
-def test_a_run_holds_a_keras_model_and_is_exported(tmp_path, monkeypatch, capsys):
+def test_a_run_holds_a_keras_model_and_is_exported(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
     (tmp_path / "my_network.py").write_text(NETWORK)
@@ -354,8 +354,10 @@ def test_a_run_holds_a_keras_model_and_is_exported(tmp_path, monkeypatch, capsys
     assert run(load_spec("run.yaml"), tmp_path / "out", console=Console(quiet=True))["trusted"]
     layers.Dense(1)  # the numbers that Keras counts in this process are not those of the run
     learner = kshot.load("out").learner
-    export_run(tmp_path / "out", tmp_path / "model.keras")
-    assert "how it adapts in" in capsys.readouterr().out
+    said = export_run(tmp_path / "out", onnx=None, keras=tmp_path / "model.keras", state=None)
+    assert "how it adapts in" in said[0]
+    with pytest.raises(ValueError, match="name one format"):
+        export_run(tmp_path / "out", onnx=None, keras=None, state=None)
     inputs = torch.randn(5, 1)
     assert torch.equal(keras.models.load_model("model.keras")(inputs), learner.model(inputs))
     inner = read_json(tmp_path / "model.json")["inner"]
