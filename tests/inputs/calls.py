@@ -19,6 +19,7 @@ import time
 import traceback
 import warnings
 from collections.abc import Iterator, Mapping
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -27,7 +28,6 @@ import typer
 from kshot.app import cli, errors
 from kshot.learners.pooling import partial_pooling
 
-cli.app = typer.main.get_command(cli.app)  # made once instead of in each call, which takes as long as most calls
 SECONDS = 10
 MOST_GROUPS, MOST_ROWS = 30, 600
 """What `partial_pooling` is fitted to at most: its fit to the 1,000 groups it takes otherwise is long, and no hang."""
@@ -100,6 +100,7 @@ def _call(words: list[str], folder: Path, limit: float) -> Outcome:
         with (
             _recorded(raised),
             _short_fits(),
+            _made_once(),
             _deadline(limit),
             _quiet(),
             contextlib.redirect_stdout(out),
@@ -180,6 +181,20 @@ def _short_fits() -> Iterator[None]:
         yield
     finally:
         partial_pooling.MOST_GROUPS, partial_pooling.MOST_ROWS = before
+
+
+@contextlib.contextmanager
+def _made_once() -> Iterator[None]:
+    """Use one command line in all calls: to make it takes as long as most calls."""
+    app = cli.app
+    cli.app = _command_line(app)
+    try:
+        yield
+    finally:
+        cli.app = app
+
+
+_command_line = cache(typer.main.get_command)
 
 
 @contextlib.contextmanager
