@@ -220,7 +220,7 @@ class RidgeClassifier(ScikitLinear):
     def make(self) -> Any:
         from sklearn.linear_model import RidgeClassifier as Scikit
 
-        return _Quiet(Scikit(alpha=self.alpha))
+        return _Quiet(Scikit(alpha=self.alpha, solver="svd"))  # exact also for features of any size
 
     def of_two(self, second: np.ndarray) -> np.ndarray:
         return np.concatenate([-second, second])
