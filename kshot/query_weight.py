@@ -13,6 +13,8 @@ from contextvars import ContextVar
 import torch
 from torch import Tensor
 
+from kshot.context import holding
+
 _weight: ContextVar[Tensor | None] = ContextVar("query_weight", default=None)
 
 
@@ -27,11 +29,8 @@ def query_weight(weight: Tensor) -> Iterator[None]:
         ...     current_query_weight(2, like=torch.zeros(2, 5))
         tensor([1., 0.])
     """
-    token = _weight.set(weight)
-    try:
+    with holding(_weight, weight):
         yield
-    finally:
-        _weight.reset(token)
 
 
 def given_query_weight(count: int) -> Tensor | None:

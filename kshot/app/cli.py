@@ -403,5 +403,5 @@ def main() -> None:
     except Exception as error:
         if not is_silent():
             typer.echo(f"kshot: {visible(sentence(error))}", err=True)
-        code = exit_code(error)
-        sys.exit(code if isinstance(error, ConnectionError) else note_exit_code(code))
+        lost = isinstance(error, ConnectionError)  # another process, so that torchrun shall start all again
+        sys.exit(exit_code(error) if lost else note_exit_code(exit_code(error)))

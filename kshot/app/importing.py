@@ -15,6 +15,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from kshot.context import holding
+
 load = cache(pkgutil.resolve_name)
 """The object that "module:name" names."""
 
@@ -52,11 +54,8 @@ def refusing_imports() -> Iterator[None]:
     Modules of kshot are refused too, since their functions would be called with any arguments; but for that of sources
     that were given in Python (`app.in_memory`), which a learner is opened without.
     """
-    token = _refusing.set(True)
-    try:
+    with holding(_refusing, True):
         yield
-    finally:
-        _refusing.reset(token)
 
 
 def imported(path: str) -> Any:

@@ -1,7 +1,7 @@
 """`kshot run --processes`: one run by several processes, started by torch's `torchrun`, again where one was killed.
 
-Process 0 runs in the folder of the run. The others train, validate and decide as it does, in a
-temporary copy, and end after the training; the final evaluation and the report are by process 0.
+Process 0 runs in the folder of the run. The others train, validate and decide as it does, in a temporary copy, and end
+after the training; the final evaluation and the report are by process 0.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def member(folder: Path, resume: bool) -> Iterator[tuple[Path, bool]]:
     import torch
     import torch.distributed as dist
 
-    from kshot.training.ranks import from_first, ranks
+    from kshot.training.ranks import from_first
 
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
@@ -62,8 +62,8 @@ def member(folder: Path, resume: bool) -> Iterator[tuple[Path, bool]]:
     dist.init_process_group(backend, store=store, rank=rank, world_size=size)
     try:
         resume = resume or restarts > 0
-        files = from_first(_files(folder) if ranks().rank == 0 and resume else {})
-        if ranks().rank == 0:
+        files = from_first(_files(folder) if rank == 0 and resume else {})
+        if rank == 0:
             yield folder, resume
             return
         with tempfile.TemporaryDirectory(prefix="kshot-process-") as scratch:
@@ -76,18 +76,14 @@ def member(folder: Path, resume: bool) -> Iterator[tuple[Path, bool]]:
         leave()
 
 
-def leave() -> bool:
-    """Leave the process group, if there is one; whether this process goes on alone, as process 0 does."""
+def leave() -> None:
+    """Leave the process group, if there is one, and take over the threads of the other processes of this machine."""
     import torch
     import torch.distributed as dist
 
-    from kshot.training.ranks import ranks
-
-    rank = ranks().rank
     if dist.is_initialized():
         dist.destroy_process_group()
-        torch.set_num_threads(os.cpu_count() or 1)  # torchrun gave each process one
-    return rank == 0 and not is_silent()
+        torch.set_num_threads(torch.get_num_threads() * int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 
 def note_exit_code(code: int | str | None) -> int | str | None:

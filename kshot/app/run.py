@@ -41,7 +41,7 @@ from kshot.app.folder import RunFolder
 from kshot.app.goes_with import targets_of
 from kshot.app.in_memory import hash_of
 from kshot.app.pretraining import load_pretrained, pretrain_baselines, pretraining_of_run
-from kshot.app.processes import leave
+from kshot.app.processes import is_silent, leave
 from kshot.app.progress import Display
 from kshot.app.screen import Screen
 from kshot.app.spec import Spec
@@ -118,7 +118,8 @@ def run(
         checked = _check_data(source, display)
         display.say(f"{spec.name}: {spec.about}" if spec.about else spec.name, "bold")
         trained = train(spec, out, source, display, resume=resume, init_from=init_from)
-        if not leave():
+        leave()
+        if is_silent():
             return {}
         display.say(trained.result.outcome.value)
         if choice is None and sweep is None:  # else it is known to experience already

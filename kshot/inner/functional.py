@@ -28,6 +28,7 @@ from torch.utils._python_dispatch import _get_current_dispatch_mode
 from torch.utils._pytree import tree_leaves, tree_map
 
 from kshot.argument_checks import check_arguments
+from kshot.context import holding
 from kshot.inner.batch_norm import TaskNorm, along_channels
 from kshot.inner.call import Blend, Call, Choose, Moments, Statistics
 from kshot.inner.kernels import in_transform
@@ -231,11 +232,8 @@ def keeping_buffers() -> Iterator[BufferUpdates]:
     """A context, for one task, in which support and query passes start from the buffers of earlier ones, and keep
     theirs."""
     updates = BufferUpdates()
-    token = _updates.set(updates)
-    try:
+    with holding(_updates, updates):
         yield updates
-    finally:
-        _updates.reset(token)
 
 
 def _keep(module: nn.Module, changed: Mapping[str, Tensor]) -> None:
@@ -312,11 +310,8 @@ _equal_weights: ContextVar[bool | None] = ContextVar("equal_weights", default=No
 @contextmanager
 def assume_equal_weights(equal: bool) -> Iterator[None]:
     """A context that states whether all rows have equal weights, which a tracer cannot read from the tensors."""
-    token = _equal_weights.set(equal)
-    try:
+    with holding(_equal_weights, equal):
         yield
-    finally:
-        _equal_weights.reset(token)
 
 
 def _has_equal_weights(weight: Tensor) -> bool:

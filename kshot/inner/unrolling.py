@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_unflatten
 from torch.utils.checkpoint import checkpoint
 
+from kshot.context import holding
 from kshot.inner.kernels import in_transform, twice_differentiable
 from kshot.inner.rules import UpdateRule
 from kshot.types import Params
@@ -118,11 +119,8 @@ def recomputing(on: bool = True) -> Iterator[None]:
     References:
         Chen, Xu, Zhang, Guestrin: Training Deep Nets with Sublinear Memory Cost, arXiv:1604.06174.
     """
-    token = _recomputing.set(on)
-    try:
+    with holding(_recomputing, on):
         yield
-    finally:
-        _recomputing.reset(token)
 
 
 def _checkpointed(step: Callable[..., tuple], *states: Any) -> tuple:

@@ -250,14 +250,7 @@ def load_state(path: Path) -> tuple[Tree, dict[str, str]]:
         meta = file.metadata() or {}
     if meta.pop(CHECKSUM, None) != _digest(tensors, meta):
         raise DamagedFile(f"{path} is damaged, or no state of kshot: its values do not match its checksum")
-    state: dict[str, Any] = {}
-    for name, tensor in tensors.items():
-        *outer, last = name.split("/")
-        node = state
-        for key in outer:
-            node = node.setdefault(key, {})
-        node[last] = tensor
-    return state, meta
+    return unflatten(tensors), meta
 
 
 def flatten(state: Tree, prefix: str = "") -> dict[str, Tensor]:
@@ -272,6 +265,18 @@ def flatten(state: Tree, prefix: str = "") -> dict[str, Tensor]:
             raise TypeError(f"a state's keys must be strings without '/', got {key!r} at '{prefix}'")
         flat.update(flatten(value, f"{prefix}/{key}" if prefix else key))
     return flat
+
+
+def unflatten(flat: Mapping[str, Tensor]) -> Tree:
+    """The nested dicts of tensors that `flatten` has flattened."""
+    state: dict[str, Any] = {}
+    for name, tensor in flat.items():
+        *outer, last = name.split("/")
+        node = state
+        for key in outer:
+            node = node.setdefault(key, {})
+        node[last] = tensor
+    return state
 
 
 def _copies(tensors: dict[str, Tensor]) -> dict[str, Tensor]:

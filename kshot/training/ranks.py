@@ -15,8 +15,10 @@ from typing import NamedTuple, TypeVar
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import nn
 
+from kshot.context import holding
+from kshot.training.replay import Gradient
 from kshot.types import Params
 
 Item = TypeVar("Item")
@@ -52,26 +54,42 @@ def ranks() -> Ranks:
     return Ranks(0, 1)
 
 
-def mean_over_ranks(tensors: Mapping[str, Tensor], weight: float) -> Params:
+def mean_gradient(gradient: Gradient, parameters: Mapping[str, nn.Parameter], num_tasks: int) -> Gradient:
+    """The gradient of the mean loss over the tasks of all processes, from that over the tasks of this one.
+
+    A parameter has no gradient if it has none in all processes. Buffers are averaged if they are floating point.
+    """
+    if ranks().size == 1:
+        return gradient
+    trained = {name: parameter for name, parameter in parameters.items() if parameter.requires_grad}
+    has_grad = gradient.loss.new_tensor([float(name in gradient.grads) for name in trained])
+    tensors = {"loss": gradient.loss, "has grad": has_grad}
+    tensors |= {f"grad {name}": gradient.grads.get(name, torch.zeros_like(each)) for name, each in trained.items()}
+    tensors |= {f"buffer {name}": each for name, each in gradient.buffers.items() if each.is_floating_point()}
+    means = _means(tensors, num_tasks)
+    grads = {name: means[f"grad {name}"] for name, share in zip(trained, means["has grad"]) if share > 0}
+    buffers = {name: means.get(f"buffer {name}", each) for name, each in gradient.buffers.items()}
+    return Gradient(means["loss"], grads, buffers)
+
+
+def _means(tensors: Params, weight: float) -> Params:
     r"""Means over processes, $\sum_r w_r x_r / \sum_r w_r$, bitwise the same in all of them.
 
     One all-reduce for each type of number.
 
     Args:
         tensors: floating point; names and shapes are the same in all processes.
-        weight: $w$ of this process, such as its number of tasks.
+        weight: $w$ of this process.
     """
-    found = dict(tensors)
-    if ranks().size == 1:
-        return found
-    for dtype in sorted({tensor.dtype for tensor in found.values()}, key=str):
-        names = [name for name, tensor in found.items() if tensor.dtype == dtype]
-        parts = [found[name].flatten() for name in names]
-        flat = torch.cat([*parts, parts[0].new_ones(1)]) * weight
+    found: Params = {}
+    for dtype in sorted({tensor.dtype for tensor in tensors.values()}, key=str):
+        parts = {name: tensor for name, tensor in tensors.items() if tensor.dtype == dtype}
+        one = next(iter(parts.values())).new_ones(1)
+        flat = torch.cat([*(part.flatten() for part in parts.values()), one]) * weight
         with _answered():
             dist.all_reduce(flat)
-        means = (flat[:-1] / flat[-1]).split([len(part) for part in parts])
-        found |= {name: mean.view_as(found[name]) for name, mean in zip(names, means)}
+        means = (flat[:-1] / flat[-1]).split([part.numel() for part in parts.values()])
+        found |= {name: mean.view_as(part) for (name, part), mean in zip(parts.items(), means)}
     return found
 
 
@@ -96,11 +114,8 @@ def from_first(value: Item) -> Item:
 @contextmanager
 def alone() -> Iterator[None]:
     """A context in which this process works as if there was no other."""
-    token = _alone.set(True)
-    try:
+    with holding(_alone, True):
         yield
-    finally:
-        _alone.reset(token)
 
 
 _alone: ContextVar[bool] = ContextVar("alone", default=False)

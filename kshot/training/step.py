@@ -30,7 +30,7 @@ from kshot.inner.unrolling import recomputing
 from kshot.learner import Learner
 from kshot.training.memory import GIB, available_memory, memory_size, predict_peak
 from kshot.training.programs import draws_random_numbers, task_loss
-from kshot.training.ranks import failing_together, mean_over_ranks, ranks
+from kshot.training.ranks import failing_together, mean_gradient
 from kshot.training.replay import (
     Gradient,
     Replayer,
@@ -127,7 +127,7 @@ class MetaGradient:
         """
         with failing_together():
             gradient = self._gradient(tasks)
-        gradient = self._over_ranks(gradient, len(tasks.support.weight))
+        gradient = mean_gradient(gradient, self._named, len(tasks.support.weight))
         for name, parameter in self._named.items():
             if (grad := gradient.grads.get(name)) is not None:
                 parameter.grad = grad if parameter.grad is None else parameter.grad + grad
@@ -164,23 +164,6 @@ class MetaGradient:
             if name in self._buffers:
                 buffer.copy_(self._buffers[name])
         self._buffers = {}
-
-    def _over_ranks(self, gradient: Gradient, num_tasks: int) -> Gradient:
-        """The mean over the tasks of all processes."""
-        if ranks().size == 1:
-            return gradient
-        trained = [name for name, parameter in self._named.items() if parameter.requires_grad]
-        has_grad = [float(name in gradient.grads) for name in trained]
-        grads = {f"grad {name}": gradient.grads.get(name, torch.zeros_like(self._named[name])) for name in trained}
-        averaged = {name for name, buffer in gradient.buffers.items() if buffer.is_floating_point()}
-        buffers = {f"buffer {name}": gradient.buffers[name] for name in averaged}
-        means = mean_over_ranks(
-            {"loss": gradient.loss, "has grad": gradient.loss.new_tensor(has_grad)} | grads | buffers, num_tasks
-        )
-        grads = {name: means[f"grad {name}"] for name, any_has in zip(trained, means["has grad"]) if any_has > 0}
-        return Gradient(
-            means["loss"], grads, {n: means.get(f"buffer {n}", buffer) for n, buffer in gradient.buffers.items()}
-        )
 
     def _one_by_one(self, engine: Engine) -> bool:
         """Whether an engine processes tasks one by one instead of in a batch."""

@@ -19,9 +19,9 @@ from kshot.files import DamagedFile, read_json, sha256_of, write_json, write_sig
 
 huggingface_hub = pytest.importorskip("huggingface_hub", reason="the extra hub is not installed")
 
-from kshot.integrations.huggingface import HubRun  # noqa: E402
-from kshot.integrations.huggingface.card import model_card  # noqa: E402
-from kshot.integrations.huggingface.saved import without_places  # noqa: E402
+from kshot.integrations.huggingface import HubRun  # noqa: E402  after the check
+from kshot.integrations.huggingface.card import model_card  # noqa: E402  after the check
+from kshot.integrations.huggingface.saved import without_places  # noqa: E402  after the check
 
 TINY = {
     "train": {"steps_per_round": 2, "tasks_per_step": 2},

@@ -181,5 +181,7 @@ def test_examples_are_made_up_for_each_kind_of_target():
 def test_a_missing_package_is_said_with_the_command_that_installs_it(monkeypatch):
     package = importlib.import_module("kshot.integrations.onnx")
     monkeypatch.setitem(sys.modules, "onnxscript", None)
+    for name in [name for name in sys.modules if name.startswith("kshot.integrations.onnx.")]:
+        monkeypatch.delitem(sys.modules, name)
     with pytest.raises(ImportError, match=r"needs onnxscript, which is not installed: pip install 'kshot\[onnx\]'"):
         importlib.reload(package)

@@ -7,8 +7,10 @@ import pytest
 import torch
 from scipy.optimize import approx_fprime
 from scipy.stats import multivariate_normal, multivariate_t
+from sklearn.decomposition import PCA
 from sklearn.ensemble import HistGradientBoostingClassifier, HistGradientBoostingRegressor
 from sklearn.linear_model import LogisticRegression
+from sklearn.preprocessing import StandardScaler
 
 import kshot
 from kshot import Batch, objectives
@@ -16,7 +18,7 @@ from kshot.data.dataset import ArrayDataset
 from kshot.learners.pooling.boosting import Boosting
 from kshot.learners.pooling.empirical_bayes import student_scales
 from kshot.learners.pooling.posterior import logistic_posterior, posterior
-from kshot.learners.pooling.principal_components import COMPONENTS, TABLE
+from kshot.learners.pooling.principal_components import COMPONENTS, TABLE, PrincipalComponents
 from kshot.learners.pooling.variance_components import Compressed, GroupedRows, Search, fit_components, log_marginal
 from kshot.tasks.group_tasks import GroupTasks
 from kshot.training.checkpoint import load_checkpoint, save_checkpoint
@@ -102,6 +104,17 @@ def test_inputs_too_many_for_a_table_are_replaced_by_what_they_have_in_common(fa
             losses.append(float((made - targets[6:]).square().mean()))
         errors.append(np.mean(losses))
     assert errors[1] < 1.1 * errors[0]
+
+
+def test_components_of_few_rows_far_from_the_origin_are_exact_and_no_others_are_made_up():
+    rows = torch.randn(20, TABLE + 4) + 1e4
+    components = PrincipalComponents(TABLE + 4)
+    components.measure(rows.double())
+    peer = PCA(19).fit_transform(StandardScaler().fit_transform(rows.double().numpy()))
+    found = components(rows)[:, :19].double().numpy()
+    found -= found.mean(0)  # the centre is rounded to float32, in fits and in predictions alike
+    np.testing.assert_allclose(np.abs(found), np.abs(peer) / peer[:, 0].std(), atol=1e-4)
+    assert not components(torch.randn(5, TABLE + 4))[:, 19:].any()
 
 
 def test_the_prior_of_slopes_removes_those_that_do_not_differ_and_keeps_those_that_do():

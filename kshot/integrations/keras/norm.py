@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import wraps
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -13,9 +14,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from kshot.context import holding
 from kshot.integrations.keras.backend import keras
 
-_norms: ContextVar[Mapping[int, Norm]] = ContextVar("norms", default={})  # noqa: B039  nobody changes it
+_norms: ContextVar[Mapping[int, Norm]] = ContextVar("norms", default=MappingProxyType({}))
 
 
 class Norm(_BatchNorm):
@@ -45,11 +47,8 @@ class Norm(_BatchNorm):
 @contextmanager
 def chosen_statistics(norms: Mapping[int, Norm]) -> Iterator[None]:
     """A context in which layers of Keras, by id, are computed by a `Norm`; for one thread."""
-    token = _norms.set(norms)
-    try:
+    with holding(_norms, norms):
         yield
-    finally:
-        _norms.reset(token)
 
 
 def _delegate(call: Any) -> Any:

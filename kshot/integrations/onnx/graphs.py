@@ -31,7 +31,7 @@ from kshot.inner.functional import assume_equal_weights
 from kshot.integrations.onnx.operators import OPSET, TRANSLATIONS
 from kshot.integrations.onnx.running import compute, difference, session
 from kshot.learner import Learner, evaluation_mode
-from kshot.training.checkpoint import flatten
+from kshot.training.checkpoint import flatten, unflatten
 from kshot.types import Batch, Tree, tree_leaves, tree_map
 
 TOLERANCE = 1e-4
@@ -83,7 +83,7 @@ def predict_model(learner: Learner, support: Batch, inputs: Tree, *, kind: str =
     def predict(named: Tensors) -> Tensors:
         leaves = {name.removeprefix("state/"): leaf for name, leaf in named.items() if name.startswith("state/")}
         queries = [leaf for name, leaf in named.items() if not name.startswith("state/")]
-        return _named("prediction", learner.predict(_nested(leaves), tree_unflatten(queries, spec)))
+        return _named("prediction", learner.predict(unflatten(leaves), tree_unflatten(queries, spec)))
 
     return _export(_Call(learner, predict, f"predict of {kind or type(learner).__name__}"), cases, "queries")
 
@@ -269,18 +269,6 @@ def _named(name: str, tree: Tree) -> Tensors:
     """The leaves of a tree by name: `name`, or `name/key` for each of several."""
     leaves, _ = tree_flatten_with_path(tree)
     return {"/".join([name, *(keystr((key,)).strip("[].'") for key in path)]): leaf for path, leaf in leaves}
-
-
-def _nested(leaves: Tensors) -> Tree:
-    """The tree that `flatten` has flattened."""
-    tree: dict[str, Any] = {}
-    for name, leaf in leaves.items():
-        *outer, last = name.split("/")
-        node = tree
-        for key in outer:
-            node = node.setdefault(key, {})
-        node[last] = leaf
-    return tree
 
 
 @contextmanager

@@ -29,7 +29,7 @@ from kshot.learners.pooling.empirical_bayes import (
 )
 from kshot.learners.pooling.fitted import FittedToTraining
 from kshot.learners.pooling.posterior import logistic_posterior, posterior
-from kshot.learners.pooling.principal_components import TABLE, PrincipalComponents
+from kshot.learners.pooling.principal_components import COMPONENTS, TABLE, PrincipalComponents
 from kshot.objectives import Objective
 from kshot.objectives.outputs import the_tensor
 from kshot.supplied import Embedding, FeatureCount, NumOutputs
@@ -75,8 +75,8 @@ class PartialPooling(FittedToTraining):
         self.function = None if embedding is None else Function(embedding, "running")
         self.free = 0 if boosting is None else outputs
         self.components = PrincipalComponents(inputs) if inputs > TABLE else None
-        size_of_row, knots = (inputs, knots) if self.components is None else (self.components.size, 0)
-        self.basis = Basis(size_of_row + self.free, outputs, knots=knots)
+        columns, knots = (inputs, knots) if self.components is None else (COMPONENTS, 0)
+        self.basis = Basis(columns + self.free, outputs, knots=knots)
         size, (P, D) = (outputs,), (self.basis.mean_size, self.basis.slope_size)
         # Estimates in closed form are buffers; parameters are steps from them, in units of their uncertainty.
         self.register_buffer("coefficients", torch.zeros(outputs, P))
@@ -138,7 +138,7 @@ class PartialPooling(FittedToTraining):
         basis = Basis(data.x_NF.shape[1], len(self.coefficients), knots=self.basis.knots).double()
         basis.measure(data.x_NF, data.group_N)
         if self.components is not None:
-            basis.scale[: self.components.size] = 1  # components keep their spread
+            basis.scale[:COMPONENTS] = 1  # components keep their spread
         return basis
 
     def _fit_boosting(self, data: Training) -> Tensor:

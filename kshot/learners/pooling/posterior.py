@@ -33,8 +33,9 @@ def posterior(
     scaled_ND = root_N[..., None] * (feat_ND * prior if diagonal else feat_ND @ prior)
     column_N1 = (root_N * target_N)[..., None]
     rows, size = scaled_ND.shape[-2:]
-    one = torch.eye(rows if rows < size else size, dtype=feat_ND.dtype, device=feat_ND.device)
-    if rows < size:
+    fewer_rows = rows < size  # which a trace of symbolic sizes can decide, but not take the minimum of
+    one = torch.eye(rows if fewer_rows else size, dtype=feat_ND.dtype, device=feat_ND.device)
+    if fewer_rows:
         solved = torch.linalg.solve(scaled_ND @ scaled_ND.mT + noise * one, scaled_ND)
         inner_DD = torch.eye(size, dtype=one.dtype, device=one.device) - scaled_ND.mT @ solved
         mean_D = (solved.mT @ column_N1)[..., 0]
