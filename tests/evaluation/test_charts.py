@@ -259,6 +259,28 @@ def test_a_narrow_figure_has_its_panels_below_each_other_without_empty_ones():
     assert not chart.axes[0].texts
 
 
+def test_small_pictures_fill_rows_of_their_band_and_fewer_columns_on_a_phone():
+    from kshot.evaluation.report.cells import DOWN, Cell, draw_cells
+    from kshot.evaluation.report.narrow import NARROW, make_narrow
+
+    cells = [Cell(torch.zeros(1, 4, 4), str(number), "black", "black") for number in range(9)]
+    figure = draw_cells({"support": cells[:6], "wrong": cells[6:]})
+    (axes,) = figure.axes
+
+    def places() -> list[tuple[float, int]]:
+        left_and_top = [(image.get_extent()[0], image.get_extent()[3]) for image in axes.images]
+        assert left_and_top == [frame.get_xy() for frame in axes.patches]
+        return [(left, round(top / DOWN)) for left, top in left_and_top]
+
+    assert places() == [(0, 0), (1, 0), (2, 0), (3, 0), (4, 0), (0, 1), (0, 2), (1, 2), (2, 2)]
+    make_narrow(figure)
+    assert places() == [(0, 0), (1, 0), (2, 0), (0, 1), (1, 1), (2, 1), (0, 2), (1, 2), (2, 2)]
+    width, height = figure.get_size_inches()
+    (left, right), (bottom, top) = axes.get_xlim(), axes.get_ylim()
+    assert width == pytest.approx(NARROW)
+    assert height / width == pytest.approx((bottom - top) / (right - left))  # so that pixels are squares
+
+
 def test_race_chart_dashes_what_was_expected_and_names_what_was_kept() -> None:
     def entrant(name: str, means: list[float], **more: Any) -> dict[str, Any]:
         course = [[10.0 * 3**place, Interval(mean, 0.02, 50)._asdict()] for place, mean in enumerate(means)]

@@ -98,7 +98,7 @@ def test_a_picture_marks_found_missed_and_wrong_labels():
 
     def texts(logits, **options):
         figure = labelled(task, torch.tensor(logits), names, **options)
-        return [axes.texts[0].get_text() for axes in figure.axes if axes.texts][2:]
+        return [text.get_text() for text in figure.axes[0].texts][2:]
 
     assert texts([[1.0, -1.0, 1.0], [-1.0, -1.0, -1.0]]) == ["cat, [dog], ✗ owl", "none"]
     assert texts([[1.0, -1.0, 1.0], [-1.0, -1.0, 9.0]], wrong_only=True) == ["✗ owl", "cat, [dog], ✗ owl"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import textwrap
 from typing import TYPE_CHECKING, Any
 
+from kshot.evaluation.report.cells import CELLS, arrange
 from kshot.evaluation.report.style import WIDTH
 
 if TYPE_CHECKING:
@@ -16,24 +17,22 @@ TITLE, NAMED, LABEL = 42, 30, 18
 """Characters of a line of a title, of one above an axis with names, and of such a name."""
 BESIDE = "beside"
 """`gid` of a text to the right of an axis that belongs to the tick label of the same height."""
-CELLS, CELL = "cells", 1.85
-"""`label` of a figure of small pictures, whose axes have their band as label, and their height in inches."""
 COLUMNS = 3
 """Small pictures in a row."""
 
 
 def make_narrow(figure: Figure) -> Figure:
     """Change a figure in place: axes that are side by side are put below each other, and long texts are wrapped."""
+    if figure.get_label() == CELLS:
+        arrange(figure, COLUMNS, NARROW)
+        return figure
     grids: dict[Axes, Any] = {axes: spec.get_gridspec() for axes in figure.axes if (spec := axes.get_subplotspec())}
     panels, columns = list(grids), max((grid.ncols for grid in grids.values()), default=1)
     height = float(figure.get_size_inches()[1])
-    if figure.get_label() == CELLS:
-        height = _cells(figure, panels)
-    elif columns > 1:
+    if columns > 1:
         height = _stack(figure, panels, columns, height / grids[panels[0]].nrows)
-    if figure.get_label() != CELLS:
-        for axes in (axes for axes in panels if axes in figure.axes):
-            _wrap(axes)
+    for axes in (axes for axes in panels if axes in figure.axes):
+        _wrap(axes)
     for legend in list(figure.legends):
         handles: Any = legend.legend_handles
         texts = [text.get_text() for text in legend.get_texts()]
@@ -42,24 +41,6 @@ def make_narrow(figure: Figure) -> Figure:
         height += 0.2 * (len(texts) - 1)
     figure.set_size_inches(NARROW, height)
     return figure
-
-
-def _cells(figure: Figure, panels: list[Axes]) -> float:
-    """Put small pictures in fewer columns, each band from a new row on, and return the height of the figure."""
-    from matplotlib.gridspec import GridSpec
-
-    bands: dict[str, list[Axes]] = {}
-    for axes in panels:
-        if axes.images:
-            bands.setdefault(str(axes.get_label()), []).append(axes)
-        else:
-            axes.remove()
-    places = [(band, k) for band in bands for k in range(-(-len(bands[band]) // COLUMNS))]
-    grid = GridSpec(max(len(places), 1), COLUMNS, figure=figure)
-    for row, (band, k) in enumerate(places):
-        for column, axes in enumerate(bands[band][k * COLUMNS : (k + 1) * COLUMNS]):
-            axes.set_subplotspec(grid[row, column])
-    return CELL * max(len(places), 1)
 
 
 def _stack(figure: Figure, panels: list[Axes], columns: int, height: float) -> float:

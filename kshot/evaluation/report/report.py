@@ -165,12 +165,19 @@ def picture(name: str, figure: Figure) -> Picture:
     titles = [axes.get_title(loc="left") for axes in figure.axes]
     alt = "; ".join(title.replace("\n", " ") for title in titles if title.strip()) or name.replace("_", " ")
     caption = CAPTIONS[name] if name in CAPTIONS else _sentence(name.replace("_", " "))
-    return Picture(name, _uri(figure), alt, caption, _uri(make_narrow(figure)))
+    engine = figure.get_layout_engine()
+    wide = _uri(figure)
+    figure.set_layout_engine(engine)
+    return Picture(name, wide, alt, caption, _uri(make_narrow(figure)))
 
 
 def _uri(figure: Figure) -> str:
+    """A figure as a data URI. Its layout is made once, where `savefig` would draw everything a second time for it."""
     from matplotlib import rc_context
 
+    if (engine := figure.get_layout_engine()) is not None:
+        engine.execute(figure)
+    figure.set_layout_engine(None)
     raster = any(axes.images for axes in figure.axes)
     kind, mime = ("png", "image/png") if raster else ("svg", "image/svg+xml")
     buffer = io.BytesIO()

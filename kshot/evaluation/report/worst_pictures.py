@@ -5,25 +5,23 @@ Shape legend: n examples, C channels, H height, W width.
 
 from __future__ import annotations
 
-import math
 import textwrap
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from torch import Tensor
 
+from kshot.evaluation.report.cells import Cell, draw_cells
 from kshot.evaluation.report.label_pictures import labelled
-from kshot.evaluation.report.narrow import CELLS
 from kshot.evaluation.report.style import BLUE, FAINT, INK, MUTED, RED, canvas, quiet
-from kshot.evaluation.report.task_pictures import draw_image
 from kshot.types import Task, Tree
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-ACROSS, MOST_CLASSES, MOST_WRONG = 5, 10, 10
-"""Images in a row, and the largest numbers of classes and of queries shown."""
+MOST_CLASSES, MOST_WRONG = 10, 10
+"""The largest numbers of classes and of queries shown."""
 MOST_WINDOWS = 3
 
 
@@ -46,41 +44,18 @@ def misclassified(task: Task, prediction: Tensor, names: Sequence[str]) -> Figur
     ways = range(len(names)) if len(names) <= MOST_CLASSES else sorted(involved[:MOST_CLASSES])
     of_support = support.targets.argmax(1)
     shown = [(k, ((of_support == k) & (support.weight > 0)).nonzero()[:, 0].tolist()) for k in ways]
-    known = [(names[k], "", support.inputs[rows[0]]) for k, rows in shown if rows]
+    known = [Cell(support.inputs[rows[0]], _lines(names[k]), FAINT, INK) for k, rows in shown if rows]
     answers = [*names, *["none of them"] * (prediction.shape[1] - len(names))]
-    mistakes = [(f"is {answers[int(true[r])]}", f"✗ {answers[int(predicted[r])]}", query.inputs[r]) for r in wrong]
-    bands = [("support", known), ("wrong", mistakes)]
-    rows = [math.ceil(len(cells) / ACROSS) for _, cells in bands]
-    figure = canvas(2.1 * max(sum(rows), 1))
-    figure.set_label(CELLS)
-    grid = figure.subplots(max(sum(rows), 1), ACROSS, squeeze=False)
-    for axes in grid.flat:
-        axes.set_axis_off()
-    start = 0
-    for (band, cells), count in zip(bands, rows):
-        for position, (name, answer, image) in enumerate(cells):
-            axes = grid[start + position // ACROSS, position % ACROSS]
-            draw_image(axes, image, 0, 0)
-            axes.set_xlim(-0.02, 0.94)
-            axes.set_ylim(1.42, -0.02)
-            axes.set_label(band)
-            colour = {"color": RED} if band == "wrong" else {"color": FAINT}
-            axes.add_patch(_frame(**colour))
-            text = "\n".join(part for part in (_lines(name), _lines(answer)) if part)
-            axes.text(0.46, 0.97, text, va="top", ha="center", fontsize=7.5, color=RED if answer else INK, gid=band)
-        start += count
-    return figure
+    mistakes = []
+    for row in wrong:
+        name, answer = answers[int(true[row])], answers[int(predicted[row])]
+        mistakes.append(Cell(query.inputs[row], f"{_lines(f'is {name}')}\n{_lines(f'✗ {answer}')}", RED, RED))
+    return draw_cells({"support": known, "wrong": mistakes})
 
 
 def _lines(name: str, width: int = 20, most: int = 2) -> str:
     lines = textwrap.wrap(name.replace("_", " "), width, max_lines=most, placeholder="…")
     return "\n".join(lines)
-
-
-def _frame(**style: Any) -> Any:
-    from matplotlib.patches import Rectangle
-
-    return Rectangle((0, 0), 0.92, 0.92, fill=False, linewidth=1.5, **style)
 
 
 def forecasts(task: Task, prediction: Tree) -> Figure:
