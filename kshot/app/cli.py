@@ -223,6 +223,29 @@ def evaluate(
 
 
 @app.command()
+def transfer(
+    run_dirs: Annotated[list[Path], typer.Argument(metavar="RUN_DIR...", help="Folders of runs.")],
+    to: Annotated[list[Path], typer.Option(help="A folder or file of other data; give the option for each.")],
+    out: Annotated[Path, typer.Option(help="Folder for the table and the reports.")],
+    shots: Annotated[
+        list[int] | None,
+        typer.Option(help="Number of support examples, per class if any; give it for each. 1 and 5.", min=1),
+    ] = None,
+    tasks: Annotated[int, typer.Option(help="Number of tasks of each evaluation.", min=2)] = 600,
+    baselines: Annotated[bool, typer.Option(help="Whether to evaluate the baselines too.")] = True,
+    resume: Annotated[bool, typer.Option("--resume", help="Take the evaluations that --out holds already.")] = False,
+) -> None:
+    """Evaluate runs on the tasks of other data sets: a table over data sets and numbers of shots.
+
+    All classes or groups of the other data are test ones. Baselines are tuned on the run's own validation tasks.
+    """
+    from kshot.app.transfer import transfer_runs
+
+    counts = sorted(set(shots or (1, 5)))
+    transfer_runs(run_dirs, to, out, shots=counts, num_tasks=tasks, with_baselines=baselines, resume=resume)
+
+
+@app.command()
 def compare(
     run_dirs: Annotated[
         list[Path], typer.Argument(metavar="RUN_DIR...", help="Folders of runs, of several seeds, or of evaluations.")

@@ -186,11 +186,11 @@ class Mixture(TaskSource):
     def describe(self) -> dict[str, Any]:
         described = {name: source.describe() for name, source in self.sources.items()}
         first = next(iter(described.values()))
-        sizes = [key for key in ("ways", "shots", "queries", "train_queries") if key in first]
+        shared = [key for key in ("ways", "shots", "queries", "train_queries", "encoder") if key in first]
         share = {split: {name: round(value, 4) for name, value in of.items()} for split, of in self.shares.items()}
         return {
             "source": f"mixture of {', '.join(described)}",
-            **{key: first[key] for key in sizes if all(about.get(key) == first[key] for about in described.values())},
+            **{key: first[key] for key in shared if all(about.get(key) == first[key] for about in described.values())},
             "seed": self.seed,
             "share": share,
             "sources": described,

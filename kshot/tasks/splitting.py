@@ -9,6 +9,7 @@ A split is written in a run file as one of
     split: {heldout: {val: [kitchen], test: [garden, garage]}}         # whole domains; the rest is train
     split: {list: miniimagenet}                                        # as published; folder: where the list lies
     split: {folds: 5, fold: 0}                                         # one fifth is test, the next val, the rest train
+    split: {only: test}                                                # all names, if others are trained on
 """
 
 from __future__ import annotations
@@ -39,6 +40,7 @@ FORMS = {
     "heldout": ("heldout: {val: [NAME], test: [NAME]}", Mapping, set()),
     "list": ("list: NAME", str, {"folder"}),
     "folds": ("folds: 5, fold: 0", int, {"fold", "seed"}),
+    "only": ("only: test", str, set()),
 }
 """For each form an example, the type of its value, and further keys."""
 
@@ -109,6 +111,10 @@ def cut(
         parts = by_heldout(names, split["heldout"], domains)
     elif form == "folds":
         parts = by_folds(names, split["folds"], split.get("fold", 0), seed=split.get("seed", 0), kind=kind)
+    elif form == "only":
+        if split["only"] not in SPLITS:
+            raise ValueError(f"split by only takes train, val or test; got {split['only']!r}")
+        return {split["only"]: names}
     else:
         lists = Path(folder) / split["folder"] if "folder" in split else None
         parts = by_list(names, split["list"], folder=lists, domains=domains)

@@ -278,3 +278,9 @@ def test_rows_of_each_class_are_split_where_only_these_classes_matter(tmp_path):
         cut(["a", "b"], {"rows": [0.5, 0.25, 0.25]}, kind="group")
     with pytest.raises(ValueError, match="three shares that sum to 1"):
         sources.text(path, ways="all", split={"rows": [0.5, 0.25]})
+
+
+def test_only_assigns_all_names_to_one_split():
+    assert cut(["a", "b"], {"only": "test"}) == {"test": ["a", "b"]}
+    with pytest.raises(ValueError, match="split by only takes train, val or test; got 'tests'"):
+        cut(["a", "b"], {"only": "tests"})
