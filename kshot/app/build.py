@@ -45,7 +45,7 @@ from kshot.objectives import Objective
 from kshot.sources.corpus import CorpusPreprocessor
 from kshot.sources.image_files import ImagePreprocessor
 from kshot.sources.ratings.tasks import RatingTasks
-from kshot.sources.text import TextPreprocessor
+from kshot.sources.text_preprocessor import TextPreprocessor
 from kshot.tasks.source import TaskSource
 from kshot.training.fit import seeded
 from kshot.types import Split, tree_map

@@ -41,6 +41,7 @@ from kshot.evaluation.shots import Shots, over_shots
 from kshot.evaluation.target import Target
 from kshot.learner import Learner
 from kshot.learners.ratings.coverage import Coverage
+from kshot.tasks.names import without_names
 from kshot.tasks.read_log import EVALUATION, during, unwatched
 from kshot.tasks.source import TaskSource
 from kshot.types import Split
@@ -126,9 +127,10 @@ def evaluate_with_baselines(
         )
     baselines: dict[str, Evaluation] = {}
     if with_baselines:
-        with during(source, "tuning"):
-            shapes = shapes_of(source, "val")
-        setting, num_beside = Setting(spec, source, shapes, device_of(spec), pretrained), count
+        plain = without_names(source)
+        with during(plain, "tuning"):
+            shapes = shapes_of(plain, "val")
+        setting, num_beside = Setting(spec, plain, shapes, device_of(spec), pretrained), count
         if spec.baselines.num_test_tasks is not None:
             num_beside = min(spec.baselines.num_test_tasks, count)
         with failures.recorded("the baselines"):

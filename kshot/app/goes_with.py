@@ -13,6 +13,7 @@ from kshot.app.build import ONE_TENSOR, SORTS, Shapes, has_head, models_of, sort
 from kshot.app.schema import describe, learners_of, model_of, our_factory
 from kshot.app.spec import MODELS, Spec
 from kshot.objectives import Objective, levels_of, rates_items
+from kshot.tasks.names import without_names
 from kshot.tasks.source import TaskSource
 
 Targets = Literal["own", "shared", "labels", "masks", "levels", "clicks", "numbers", "spread", "text"]
@@ -53,11 +54,14 @@ LEARNERS: dict[str, tuple[Targets, ...]] = {
     "prior_fitted": ("own", "shared", "spread"),
     "forecast_ensemble": ("numbers",),
     "item_similarity": ("clicks",),
+    **dict.fromkeys(("named_means", "tip_adapter"), ("own",)),
 }
 """What the tasks of each learner may predict; `choose` and `mixture` are as their parts.
 
 Those of `BY_HEAD`, `BY_EACH_LABEL` and `BY_PARTS` give a class without support examples no probability: they take
 shared classes where each task has examples of all of its classes."""
+
+READ_NAMES = ("named_means", "tip_adapter")
 
 NO_MODEL: dict[str, tuple[str, ...]] = {
     "item_similarity": (SORTS["counts"],),
@@ -128,6 +132,11 @@ def refuse_by_table(spec: Spec, source: TaskSource, shapes: Shapes) -> None:
             raise ValueError(
                 f"learner {kind} predicts {_listed(LEARNERS[kind])}, and these tasks have {TARGETS[targets]}: take a "
                 f"learner for those, such as {advice_on(targets)}"
+            )
+        if kind in READ_NAMES and without_names(source) is source:
+            raise ValueError(
+                f"learner {kind} reads the names of classes, which these tasks lack: write names: labels in the "
+                "source, if it is of texts"
             )
         if model is None and kind in LEARNERS and sort not in NO_MODEL.get(kind, (ONE_TENSOR,)):
             raise ValueError(

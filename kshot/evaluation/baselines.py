@@ -25,6 +25,7 @@ from kshot.learners.baselines import (
 from kshot.learners.baselines.simple import SupportMean, nearest_centroid
 from kshot.learners.pooling.fitted import FittedToTraining
 from kshot.objectives import Objective, rates_items
+from kshot.tasks.names import without_names
 from kshot.tasks.read_log import during
 from kshot.tasks.source import TaskSource, check_source
 from kshot.types import Batch, Tree
@@ -102,6 +103,7 @@ def baselines(source: TaskSource, *, num_val_tasks: int = 20) -> dict[str, Learn
         True
     """
     check_source(source)
+    source = without_names(source)
     chosen, loss = dict[str, Learner](), Target("loss", at_least=False, value=0.0)
     for name, candidates in (of_fields(source) | without_model(source)).items():
         ranked = best_first(candidates(), source, loss, num_val_tasks=num_val_tasks)

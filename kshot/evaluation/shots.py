@@ -11,6 +11,7 @@ import torch
 from kshot.evaluation.evaluate import evaluate
 from kshot.evaluation.intervals import Interval
 from kshot.learner import Learner
+from kshot.tasks.names import NamedTasks
 from kshot.tasks.source import TaskSource
 from kshot.types import Split, Task
 
@@ -91,4 +92,11 @@ def over_shots(
         True
     """
     options: dict[str, Any] = {"split": split, "num_tasks": num_tasks, "audit": False}
-    return [Shots(count, evaluate(learner, FewerShots(source, count), **options).metrics) for count in shots]
+    return [Shots(count, evaluate(learner, _fewer(source, count), **options).metrics) for count in shots]
+
+
+def _fewer(source: TaskSource, shots: int) -> TaskSource:
+    """`FewerShots`, of the examples alone if the names of classes are support rows too."""
+    if isinstance(source, NamedTasks):
+        return source.over(FewerShots(source.source, shots))
+    return FewerShots(source, shots)

@@ -13,7 +13,8 @@ from kshot.sources.multilabel_images import MultilabelPreprocessor
 from kshot.sources.ratings.preprocessor import RatingPreprocessor
 from kshot.sources.series import SeriesPreprocessor
 from kshot.sources.table import TablePreprocessor
-from kshot.sources.text import TextPreprocessor
+from kshot.sources.text_names import NamedTextPreprocessor
+from kshot.sources.text_preprocessor import TextPreprocessor
 from kshot.tasks.preprocessor import Preprocessor
 
 KINDS: dict[str, Any] = {
@@ -21,6 +22,7 @@ KINDS: dict[str, Any] = {
     "images": ImagePreprocessor,
     "masks": MaskPreprocessor,
     "multilabel_images": MultilabelPreprocessor,
+    "named_text": NamedTextPreprocessor,
     "ratings": RatingPreprocessor,
     "series": SeriesPreprocessor,
     "table": TablePreprocessor,

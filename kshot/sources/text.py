@@ -9,27 +9,28 @@ import unicodedata
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from copy import copy
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from kshot.annotations import EMPTY, PositiveInt, PositiveIntPair
+from kshot.annotations import EMPTY, PathText, PositiveInt, PositiveIntPair
 from kshot.argument_checks import check_arguments
 from kshot.data import library
-from kshot.data.dataset import ArrayDataset, Dataset
+from kshot.data.dataset import ArrayDataset
 from kshot.data.tables.frames import TableLike, is_path
 from kshot.data.tables.table import Reading, ReadingOptions, Table
-from kshot.data.text.features import Featuriser, character_ids, hashed_ngrams
+from kshot.data.text.features import Featuriser
 from kshot.data.text.files import column_of, texts_of, values_of, words_of
 from kshot.data.text.labelled import open_labelled
-from kshot.data.text.sentence_encoder import SentenceEncoder
 from kshot.data.text.vocabulary import Vocabulary
 from kshot.data.text_files import read_json
 from kshot.sources.rows import group_rows
+from kshot.sources.text_names import named
+from kshot.sources.text_preprocessor import Features, text_preprocessor
 from kshot.tasks.class_tasks import ClassOptions, ClassTasks
-from kshot.tasks.preprocessor import Preprocessor, Support
+from kshot.tasks.names import NamedTasks
 from kshot.tasks.source import if_any
 from kshot.tasks.splitting import DEFAULT_SPLIT, cut_rows
 from kshot.types import SPLITS, Split, Tree
@@ -39,14 +40,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-NGRAMS: dict[str, tuple[int, int]] = {"words": (1, 2), "characters": (2, 4)}
-"""Default sizes of n-grams."""
-MOST_NGRAM = 20
-WIDTH = 1024
-"""Default number of features, or of ids."""
 SHOWN = 5  # cases listed in a warning
-
-Features = Literal["words", "characters", "ids", "encoder", "tokens"]
 
 
 @check_arguments
@@ -61,13 +55,14 @@ def text(
     ngrams: PositiveIntPair | None = None,
     width: PositiveInt | None = None,
     split: Mapping[str, Any] | None = None,
+    names: Literal["labels"] | PathText | None = None,
     within: Literal["domain"] | None = None,
     out_of_scope_label: str | None = None,
     bad_rows: Literal["error", "drop"] = "error",
     follow_links: bool = False,
     reading: ReadingOptions = EMPTY,
     **options: ClassOptions,
-) -> TextTasks:
+) -> TextTasks | NamedTasks:
     """Classify your own texts.
 
     Texts are a table with a column of texts and one of labels; or files in one folder per class, `sports/1.txt`, or in
@@ -90,6 +85,10 @@ def text(
         width: number of features, 1024 by default. Ids are truncated or padded to it. With an encoder, the number of
             tokens that are read of a text, by default that of the encoder.
         split: see `kshot.tasks.splitting`; by default the column split if there is one, else by ratio 0.7, 0.15, 0.15.
+        names: "labels" adds the label of each class, as words, to the support set, in a row that is marked; a JSON file
+            `{"greet": "the user says hello", …}` adds descriptions, one or a list for each class. It goes with features
+            of words, characters or an encoder. `learners.named_means` and `tip_adapter` read the mark, see
+            `kshot.tasks.with_names`.
         within: "domain" draws all classes of a task from one domain.
         out_of_scope_label: the label of texts that belong to no class, see `TaskSource.out_of_scope_inputs`. A column
             part or split that ends in val or test, such as oos_test, assigns them to these splits; else a hash does.
@@ -111,7 +110,9 @@ def text(
         >>> task.support.inputs.shape, task.query.inputs.shape
         (torch.Size([2, 64]), torch.Size([10, 64]))
     """
-    preprocessor = None if callable(features) else _preprocessor(features, encoder, ngrams, width)
+    if callable(features) and names is not None:
+        raise ValueError("names are read as the texts are: they go with features: encoder, words or characters")
+    preprocessor = None if callable(features) else text_preprocessor(features, encoder, ngrams, width)
     format = Reading(**(reading or {}))
     table = open_labelled(
         library.resolve_path(path) if is_path(path) else path, format, text, label, follow_links=follow_links
@@ -166,7 +167,9 @@ def text(
     source.notes = notes
     for note in notes:
         log.warning("%s", note)
-    return source
+    if names is None or preprocessor is None:
+        return source
+    return named(source, preprocessor, names, [name for of_split in classes.values() for name in of_split])
 
 
 class TextTasks(ClassTasks):
@@ -198,106 +201,6 @@ class TextTasks(ClassTasks):
     def describe(self) -> dict[str, Any]:
         counts = {split: len(rows) for split, rows in self.out_of_scope.items()}
         return super().describe() | if_any(out_of_scope=counts)
-
-
-@dataclass(frozen=True)
-class TextPreprocessor(Preprocessor):
-    """Converts texts into inputs.
-
-    Attributes:
-        features, width, ngrams, encoder, text, label, reading: as in `text`.
-        sha256: hash of the files of the encoder.
-        characters: the vocabulary of ids.
-    """
-
-    features: Features
-    width: int
-    ngrams: tuple[int, int] | None = None
-    encoder: str | None = None
-    sha256: str | None = None
-    characters: str = ""
-    text: str = "text"
-    label: str = "label"
-    reading: Reading = field(default_factory=Reading)
-
-    def examples(self, texts: Sequence[str], *, keep: bool = False) -> Dataset:
-        """Texts as a dataset; `keep` caches features that take long to compute."""
-        if self.features == "ids":
-            return character_ids(texts, vocabulary=Vocabulary(self.characters), width=self.width)
-        if self.features == "encoder":
-            encoder = self.opened()
-            return encoder(texts) if keep else ArrayDataset(encoder.encode(texts))
-        if self.features == "tokens":
-            return self.opened().tokens(texts)
-        assert self.ngrams is not None
-        return hashed_ngrams(texts, of=self.features, ngrams=self.ngrams, width=self.width, keep=keep)
-
-    def opened(self) -> SentenceEncoder:
-        """The encoder; raises ValueError if its files have changed."""
-        assert self.encoder is not None
-        encoder = SentenceEncoder(self.encoder, length=self.width)
-        if encoder.sha256 != self.sha256:
-            raise ValueError(
-                f"the encoder {self.encoder} has changed since: its files hash to {encoder.sha256[:16]}…, not "
-                f"{str(self.sha256)[:16]}…; features of different encoders are not comparable"
-            )
-        return encoder
-
-    def support(self, path: Path | TableLike) -> Support:
-        """Texts with their classes, in any format that `text` reads."""
-        table = open_labelled(path, self.reading, self.text, self.label)
-        labels = words_of(table, self.label, "a support text needs its class")
-        return Support(self._inputs(table), labels.to_list(), {})
-
-    def inputs(self, path: Path | TableLike, kept: dict[str, Any]) -> Tree:
-        """Texts to predict for; they need no labels."""
-        return self._inputs(open_labelled(path, self.reading, self.text, self.label))
-
-    def answers(self, prediction: Tree, kept: dict[str, Any]) -> dict[str, list[Any]]:
-        """Empty: predictions are classes of the support set."""
-        return {}
-
-    def describe(self) -> dict[str, Any]:
-        if self.encoder is not None:
-            return {"features": self.features, "encoder": self.encoder, "width": self.width}
-        sizes = {"symbols": len(self.characters) + 2} if self.features == "ids" else {"ngrams": list(self.ngrams or ())}
-        return {"features": self.features, "width": self.width, **sizes}
-
-    def to_json(self) -> dict[str, Any]:
-        return {"kind": "text", **asdict(self), "reading": self.reading._asdict()}
-
-    @classmethod
-    def from_json(cls, data: dict[str, Any]) -> TextPreprocessor:
-        fields = {name: value for name, value in data.items() if name != "kind"}
-        ngrams = tuple(data["ngrams"]) if data["ngrams"] else None
-        return cls(**fields | {"ngrams": ngrams, "reading": Reading(**data["reading"])})
-
-    def _inputs(self, table: Table) -> Tree:
-        texts = texts_of(table, self.text)
-        table.settle("error")
-        return self.examples(texts.to_list()).take(np.arange(len(texts)))
-
-
-def _preprocessor(
-    features: Features, encoder: str | None, ngrams: Sequence[int] | None, width: int | None
-) -> TextPreprocessor:
-    """The preprocessor for the arguments of `text`, with defaults filled in."""
-    if features in ("encoder", "tokens"):
-        if encoder is None or ngrams is not None:
-            needed = "an encoder, a folder or package:NAME, and no ngrams"
-            raise ValueError(f"features: {features} needs {needed}; got {encoder!r}")
-        opened = SentenceEncoder(encoder, length=width)
-        return TextPreprocessor(features, opened.length, encoder=encoder, sha256=opened.sha256)
-    if encoder is not None:
-        raise ValueError(f"encoder goes with features: encoder or tokens, got features: {features}")
-    if ngrams is None:
-        return TextPreprocessor(features, width or WIDTH, NGRAMS.get(features))
-    if features == "ids" or len(ngrams) != 2 or not 1 <= ngrams[0] <= ngrams[1] <= MOST_NGRAM:
-        raise ValueError(
-            f"ngrams are the smallest and the largest n, such as [1, 2], of words or characters, up to {MOST_NGRAM}; "
-            f"got {list(ngrams)} with features: {features}"
-        )
-    return TextPreprocessor(features, width or WIDTH, (ngrams[0], ngrams[1]))
 
 
 def _notes_on_bad_rows(table: Table) -> list[str]:

@@ -1,17 +1,17 @@
 """Names of classes as support rows: tasks that a learner may begin without any example.
 
-Shape legend: n rows, S support rows, C classes of a task, k rows for the name of a class.
+Shape legend: n rows, S support rows, D features, C classes of a task, k rows for the name of a class.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from copy import copy
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from kshot.tasks.source import TaskSource
 from kshot.tasks.wrapped import Wrapped
@@ -23,36 +23,42 @@ def with_names(
 ) -> NamedTasks:
     r"""The tasks of a source with the names of their classes as further support rows.
 
-    A name is a support row like any other, of its class and of weight 1, that is marked. Inputs become
-
-        {"example": (n, ...), "is_name": (n,)}
-
-    with the inputs of the source, or those of a name, and 1 where the row is a name, else 0. Queries are never names.
-    So a task may have no examples at all, a class can be added to a state by its name alone, and a learner that knows
-    of names needs nothing else: see `learners.named_means` and `learners.tip_adapter`.
+    A name is a support row like any other, of its class and of weight 1. Inputs (n, D) become (n, D + 1): the last
+    column is 1 where the row is a name, else 0. Queries are never names. So a task may have no examples at all, and a
+    class can be added to a state by its name alone. `learners.named_means` and `learners.tip_adapter` read the mark;
+    others take a name as one more example.
 
     Args:
-        source: of tasks whose classes have names (see `TaskSource.classes_of`) and whose inputs are one tensor, such as
-            features of an encoder.
-        names: the name of a class to the inputs that stand for it, (...) or (k, ...) in the shape of an example, such
-            as the features that the text tower of the same encoder gives for one or several descriptions of the class.
+        source: of tasks whose classes have names (see `TaskSource.classes_of`) and whose inputs are features, such as
+            those of an encoder.
+        names: the name of a class to the features (D,) or (k, D) that stand for it, such as those that the text tower
+            of the same encoder gives for one or several descriptions of the class.
         examples: False for a support set of the names alone: zero-shot tasks.
 
     Returns:
         A source. Hashes of its episodes are those of `source`, so that both are compared on equal tasks.
 
     Raises:
-        ValueError: the classes have no names or too few rows for them; a name has no inputs or those of another shape.
+        ValueError: the classes have no names or too few rows for them; a name has no features or those of another
+            width.
 
     Example:
-        >>> source = kshot.sources.glyphs(ways=3, shots=1)
-        >>> splits = ("train", "val", "test")
-        >>> names = {name: np.zeros((1, 28, 28)) for split in splits for name in source.classes(split)}
-        >>> support = with_names(source, names).task("test", 0).support
-        >>> support.inputs["example"].shape, support.inputs["is_name"].tolist()
-        (torch.Size([6, 1, 28, 28]), [0.0, 0.0, 0.0, 1.0, 1.0, 1.0])
+        >>> rows, classes = np.eye(12, 4, dtype=np.float32), {"cat": range(6), "dog": range(6, 12)}
+        >>> source = kshot.tasks.ClassTasks(kshot.data.ArrayDataset(rows), {"train": classes}, ways=2, queries=2)
+        >>> support = with_names(source, {"cat": np.ones(4), "dog": np.zeros(4)}).task("train", 0).support
+        >>> support.inputs.shape, support.inputs[:, -1].tolist()
+        (torch.Size([4, 5]), [0.0, 0.0, 1.0, 1.0])
     """
     return NamedTasks(source, names, examples)
+
+
+def without_names(source: TaskSource) -> TaskSource:
+    """The same tasks without the names of classes as support rows; a source without them unchanged."""
+    if isinstance(source, NamedTasks):
+        return source.source
+    if not isinstance(source, Wrapped) or (inner := without_names(source.source)) is source.source:
+        return source
+    return source.over(inner)
 
 
 class NamedTasks(Wrapped):
@@ -65,12 +71,22 @@ class NamedTasks(Wrapped):
         task = source.task("train", 0)
         if not isinstance(task.query.inputs, Tensor) or source.classes_of("train", [0]) is None:
             raise ValueError("names need tasks whose classes have names, and whose inputs are one tensor")
+        if task.query.inputs.ndim != 2:
+            raise ValueError(
+                f"names need inputs (n, D), the features of an encoder; those of these tasks are "
+                f"{tuple(task.query.inputs.shape)}"
+            )
         like, self.with_examples = task.query.inputs[0], examples
         if hasattr(source, "examples"):
             self.examples = source.examples  # whose rows are what `members` says
         self.names = {name: _rows(name, inputs, like) for name, inputs in names.items()}
         if len(counts := {len(rows) for rows in self.names.values()}) != 1:
             raise ValueError(f"all names must have the same number of rows, got {sorted(counts)}")
+
+    def over(self, source: TaskSource) -> Self:
+        other = super().over(source)
+        other.preprocessor = self.preprocessor  # which may name classes too
+        return other
 
     @property
     def raw(self) -> TaskSource:
@@ -89,21 +105,16 @@ class NamedTasks(Wrapped):
         return _joined(_marked(batch), self._batch(self.source.unit_names("train"), batch.targets.shape[1]))
 
     def out_of_scope_inputs(self, split: Split, index: int, count: int) -> Tree:
-        return _unnamed(self.source.out_of_scope_inputs(split, index, count))
+        return marked(self.source.out_of_scope_inputs(split, index, count), False)
 
-    def with_training(self, **settings: Any) -> NamedTasks:
-        return self._of(self.source.with_training(**settings))
+    def with_training(self, **settings: Any) -> TaskSource:
+        return self.over(self.source.with_training(**settings))
 
-    def with_shots(self, shots: int) -> NamedTasks:
-        return self._of(self.source.with_shots(shots))
+    def with_shots(self, shots: int) -> TaskSource:
+        return self.over(self.source.with_shots(shots))
 
     def describe(self) -> dict[str, Any]:
         return super().describe() | {"names": "of the classes, as support rows" + " alone" * (not self.with_examples)}
-
-    def _of(self, source: TaskSource) -> NamedTasks:
-        other = copy(self)
-        other.source = source
-        return other
 
     def _batch(self, classes: Sequence[str], columns: int) -> Batch:
         """The rows of names, those of columns without a class of weight 0."""
@@ -113,7 +124,7 @@ class NamedTasks(Wrapped):
         each = len(rows) // columns
         targets = torch.eye(columns).repeat_interleave(each, 0)
         weight = (torch.arange(columns) < len(classes)).float().repeat_interleave(each)
-        return Batch({"example": rows, "is_name": torch.ones(len(rows))}, targets, weight)
+        return Batch(marked(rows, True), targets, weight)
 
 
 def _rows(name: str, inputs: Tensor | np.ndarray | Sequence[Any], like: Tensor) -> Tensor:
@@ -128,11 +139,12 @@ def _rows(name: str, inputs: Tensor | np.ndarray | Sequence[Any], like: Tensor) 
 
 
 def _marked(batch: Batch) -> Batch:
-    return batch._replace(inputs=_unnamed(batch.inputs))
+    return batch._replace(inputs=marked(batch.inputs, False))
 
 
-def _unnamed(inputs: Tensor) -> Tree:
-    return {"example": inputs, "is_name": torch.zeros(len(inputs))}
+def marked(inputs: Tensor, is_name: bool) -> Tensor:
+    """Inputs (n, D) with the mark of names as a last column."""
+    return pad(inputs, (0, 1), value=float(is_name))
 
 
 def _joined(first: Batch, second: Batch) -> Batch:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from copy import copy
+from typing import Any, Self
 
 import numpy as np
 
@@ -18,6 +19,12 @@ class Wrapped(TaskSource):
         self.source, self.objective, self.seed = source, source.objective, source.seed
         for name in TaskSource.__annotations__:
             setattr(self, name, getattr(source, name))
+
+    def over(self, source: TaskSource) -> Self:
+        """The same wrapper around another source."""
+        other = copy(self)
+        Wrapped.__init__(other, source)
+        return other
 
     def pretraining_batch(self, step: int, size: int) -> Batch:
         return self.source.pretraining_batch(step, size)

@@ -5,7 +5,6 @@ import json
 import numpy as np
 import pytest
 import torch
-from torch import nn
 
 import kshot
 from kshot.data.dataset import ArrayDataset
@@ -75,12 +74,12 @@ def test_zero_shot_classification_of_images_from_names_alone(tmp_path):
     pools = {"train": {name: classes[name] for name in names[:2]}, "test": {name: classes[name] for name in names[2:]}}
     tasks = ClassTasks(ArrayDataset(features), pools, ways=2, shots=1, queries=4)
     of_names = dict(zip(names, text_features(folder, [f"a photo of a {name}" for name in names])))
-    learner = kshot.learners.tip_adapter(nn.Flatten(), features=features.shape[1], scale=100.0)
+    learner = kshot.learners.tip_adapter(features=features.shape[1] + 1, scale=100.0)
     task = with_names(tasks, of_names, examples=False).task("test", 0)
     (chosen,) = tasks.classes_of("test", [0])
     unit = torch.nn.functional.normalize
     towers = torch.from_numpy(np.stack([of_names[name] for name in chosen]))
-    expected = 100 * unit(task.query.inputs["example"], dim=1) @ unit(towers, dim=1).T
+    expected = 100 * unit(task.query.inputs[:, :-1], dim=1) @ unit(towers, dim=1).T
     torch.testing.assert_close(learner.predict(learner.adapt(task.support), task.query.inputs), expected)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -130,3 +131,14 @@ def _cells(entry: Any, text: str, label: str) -> Iterator[tuple[str, str | None]
         except UnicodeEncodeError as error:
             raise ValueError(f"{error.object[error.start]!r} is half of a character; correct the \\u escapes") from None
         yield name, word
+
+
+def phrase(name: str) -> str:
+    """The name of a class as words.
+
+    Example:
+        >>> phrase("freeze_account"), phrase("greatWhiteShark"), phrase("comp.sys.mac"), phrase("PDFFile")
+        ('freeze account', 'great White Shark', 'comp sys mac', 'PDF File')
+    """
+    parted = re.sub(r"(?<=[^\W\d_])(?<![A-Z])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", " ", name)
+    return " ".join(re.sub(r"[_\-./]+", " ", parted).split()) or name

@@ -6,7 +6,6 @@ Shape legend: N support rows, M query rows, D features, C classes of a task, K n
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Callable, Mapping, Sequence
 from itertools import product
 
@@ -18,6 +17,7 @@ from torch import Tensor, nn
 from kshot.annotations import PositiveOrInfinite
 from kshot.argument_checks import check_arguments
 from kshot.checking.duplicates import content_hashes
+from kshot.data.text.labelled import phrase
 from kshot.inner.functional import Statistics
 from kshot.learner import Learner, evaluation_mode
 from kshot.learners.baselines.feature_heads import (
@@ -32,7 +32,7 @@ from kshot.learners.baselines.feature_heads import (
 )
 from kshot.learners.baselines.pool import unwatched
 from kshot.objectives import Objective
-from kshot.sources.text import TextPreprocessor
+from kshot.sources.text_preprocessor import TextPreprocessor
 from kshot.tasks.class_tasks import ClassTasks
 from kshot.tasks.source import TaskSource
 from kshot.types import SPLITS, Batch, Tree, to, tree_map
@@ -40,17 +40,6 @@ from kshot.types import SPLITS, Batch, Tree, to, tree_map
 STRENGTHS = (0.5, 1.0, 2.0, 4.0)
 """Numbers of support rows that a name counts as."""
 CHUNK = 1024  # rows that are hashed at once
-
-
-def phrase(name: str) -> str:
-    """The name of a class as words.
-
-    Example:
-        >>> phrase("freeze_account"), phrase("greatWhiteShark"), phrase("comp.sys.mac"), phrase("PDFFile")
-        ('freeze account', 'great White Shark', 'comp sys mac', 'PDF File')
-    """
-    parted = re.sub(r"(?<=[^\W\d_])(?<![A-Z])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", " ", name)
-    return " ".join(re.sub(r"[_\-./]+", " ", parted).split()) or name
 
 
 def baselines(source: TaskSource, embedding: nn.Module | None = None) -> dict[str, Callable[[], list[Learner]]]:

@@ -1,6 +1,6 @@
 """Heads that read the names of classes: class means shrunken to them, and a cache of examples beside them.
 
-Their features have one column more than the embedding's: 1 in the rows of names, else 0 (see `tasks.with_names`).
+The last column of the features is 1 in the rows of names, else 0 (see `tasks.with_names`).
 
 Shape legend: N support rows, M query rows, D features, C classes.
 """
@@ -13,38 +13,20 @@ from torch import Tensor, nn
 from kshot import objectives
 from kshot.annotations import PositiveFloat, PositiveInt
 from kshot.argument_checks import check_arguments
-from kshot.inner.functional import BatchNorm
 from kshot.inner.precision import widest_float
 from kshot.learners.heads.distances import class_means, cosine, exp_as, log_parameter, unit
 from kshot.learners.heads.head import FeatureStatistics, SumsByClass
 from kshot.learners.heads.head_learner import HeadLearner
 from kshot.objectives import Objective
-from kshot.objectives.outputs import the_tensor
+from kshot.supplied import FeatureCount
 from kshot.types import Tree
-
-
-class WithMarks(nn.Module):
-    """An embedding for inputs with the names of classes: features (n, D + 1), the last column the mark of names."""
-
-    def __init__(self, embedding: nn.Module) -> None:
-        super().__init__()
-        self.embedding = embedding
-
-    def forward(self, example: Tensor, is_name: Tensor | None = None) -> Tensor:
-        features = the_tensor(self.embedding(example), "holds the features").flatten(1)
-        if is_name is None:
-            raise ValueError(
-                "this learner reads the names of classes, which these inputs lack: take a source made by "
-                "kshot.tasks.with_names"
-            )
-        return torch.cat([features, is_name[:, None].to(features.dtype)], 1)
 
 
 class Named(FeatureStatistics):
     r"""Prepares features of examples and of names: each less their mean over the training classes, at unit length.
 
     Args:
-        features: D, width of the embedding's output.
+        features: D, width of the features without the mark.
         scale: initial value of the learned factor on cosines.
 
     Attributes:
@@ -69,6 +51,11 @@ class Named(FeatureStatistics):
 
     def prepared(self, feat_ND: Tensor) -> tuple[Tensor, Tensor]:
         """Features (N, D) as above, and the marks (N,) of names."""
+        if feat_ND.shape[1] != self.centres.shape[1] + 1:
+            raise ValueError(
+                f"this learner reads the names of classes, and takes {self.centres.shape[1] + 1} columns, the last of "
+                f"which marks names; got {feat_ND.shape[1]}: take a source with names, see kshot.tasks.with_names"
+            )
         mark_N, centres = feat_ND[:, -1], self.centres.to(feat_ND.dtype)
         centre_ND = torch.where(mark_N[:, None] > 0, centres[1], centres[0])
         return unit(feat_ND[:, :-1] - centre_ND), mark_N
@@ -133,13 +120,11 @@ class Cache(Named):
 
 
 def named_means(
-    embedding: nn.Module,
     *,
-    features: PositiveInt,
+    features: FeatureCount,
     strength: PositiveFloat = 1.0,
     scale: PositiveFloat = 10.0,
     objective: Objective = objectives.classification,
-    batchnorm: BatchNorm = "running",
 ) -> HeadLearner:
     r"""Class means in which the name of the class counts as $\kappa$ examples; without examples, the name alone.
 
@@ -151,11 +136,10 @@ def named_means(
     the names of training classes, since the two lie in different parts of the space.
 
     Args:
-        embedding: a pretrained frozen encoder: examples (n, ...) to features (n, D), or any module for features.
-        features: D, width of the embedding's output.
+        features: width of the inputs, D + 1: the features of a pretrained encoder, and the mark.
         strength: initial value of $\kappa$.
         scale: initial value of $s$.
-        objective, batchnorm: as in `simpleshot`.
+        objective: as in `simpleshot`.
 
     Returns:
         A learner for any number of ways and shots, 0 included. The means are 0 until
@@ -163,13 +147,13 @@ def named_means(
         logarithms, if the learner is meta-trained, for which a rate of 0.02 suits.
 
     Raises:
-        ValueError: inputs without names.
+        ValueError: inputs of another width.
 
     Example:
-        >>> learner = named_means(nn.Flatten(), features=2)
-        >>> inputs = {"example": torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0]]), "is_name": torch.ones(3)}
+        >>> learner = named_means(features=3)
+        >>> inputs = torch.tensor([[1.0, 0.0, 1.0], [0.0, 1.0, 1.0], [1.0, 1.0, 1.0]])  # three rows of names
         >>> state = learner.adapt(kshot.Batch.of(inputs, torch.tensor([0, 1, 1]), ways=2))
-        >>> learner.predict(state, {"example": torch.eye(2), "is_name": torch.zeros(2)}).argmax(1)
+        >>> learner.predict(state, torch.tensor([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]])).argmax(1)
         tensor([0, 1])
 
     References:
@@ -180,18 +164,16 @@ def named_means(
     Deviations:
         The share of the name is a function of the number of examples, where the second paper predicts it from the name.
     """
-    return HeadLearner(WithMarks(embedding), NamedPrototypes(features, scale, strength), objective, batchnorm=batchnorm)
+    return HeadLearner(nn.Flatten(), NamedPrototypes(features - 1, scale, strength), objective)
 
 
 def tip_adapter(
-    embedding: nn.Module,
     *,
-    features: PositiveInt,
+    features: FeatureCount,
     votes: PositiveFloat = 1.0,
     sharpness: PositiveFloat = 5.5,
     scale: PositiveFloat = 10.0,
     objective: Objective = objectives.classification,
-    batchnorm: BatchNorm = "running",
 ) -> HeadLearner:
     r"""Tip-Adapter: zero-shot scores of the names of classes, and a cache of examples that vote by their similarity.
 
@@ -201,7 +183,7 @@ def tip_adapter(
     is zero-shot classification.
 
     Args:
-        embedding, features, objective, batchnorm: as in `named_means`.
+        features, objective: as in `named_means`.
         votes: initial value of $\alpha$.
         sharpness: initial value of $\beta$.
         scale: initial value of $s$; CLIP's is 100, for features that are not centred.
@@ -212,13 +194,13 @@ def tip_adapter(
         training tasks by meta-training the learner, which learns their logarithms, for which a rate of 0.02 suits.
 
     Raises:
-        ValueError: inputs without names.
+        ValueError: inputs of another width.
 
     Example:
-        >>> learner = tip_adapter(nn.Flatten(), features=2)
-        >>> inputs = {"example": torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0]]), "is_name": torch.tensor([1, 1, 0])}
+        >>> learner = tip_adapter(features=3)
+        >>> inputs = torch.tensor([[1.0, 0.0, 1.0], [0.0, 1.0, 1.0], [1.0, 1.0, 0.0]])  # two names and an example
         >>> state = learner.adapt(kshot.Batch.of(inputs, torch.tensor([0, 1, 1]), ways=2))
-        >>> learner.predict(state, {"example": torch.eye(2), "is_name": torch.zeros(2)}).argmax(1)
+        >>> learner.predict(state, torch.tensor([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]])).argmax(1)
         tensor([0, 1])
 
     References:
@@ -229,5 +211,4 @@ def tip_adapter(
         Features are centred, and $\alpha$ and $\beta$ are learned on training tasks, where the paper searches over them
         for each data set.
     """
-    head = Cache(features, scale, votes, sharpness)
-    return HeadLearner(WithMarks(embedding), head, objective, batchnorm=batchnorm)
+    return HeadLearner(nn.Flatten(), Cache(features - 1, scale, votes, sharpness), objective)

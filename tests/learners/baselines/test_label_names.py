@@ -11,6 +11,7 @@ from torch import nn
 
 import kshot
 from kshot import Batch, objectives
+from kshot.data.text.labelled import phrase
 from kshot.evaluation.baselines import baselines
 from kshot.learners.baselines import label_names
 from kshot.learners.baselines.feature_heads import ClassMeans, Opponent, Prepared
@@ -37,7 +38,7 @@ def texts(tmp_path_factory):
 
 def learner_of(source, strength):
     names = label_names.ClassNames(source)
-    inputs = source.preprocessor.examples([label_names.phrase(name) for name in names.names])
+    inputs = source.preprocessor.examples([phrase(name) for name in names.names])
     head = Prepared(ClassMeans(), 512, "unit")
     features = F.normalize(inputs.take(np.arange(len(inputs))), dim=1)
     return label_names.NamedMeans(nn.Flatten(), head, names, features, strength, objectives.classification)
@@ -138,4 +139,4 @@ def test_other_sources_have_none_of_them(texts):
     ],
 )
 def test_names_become_words(name, words):
-    assert label_names.phrase(name) == words
+    assert phrase(name) == words
