@@ -12,6 +12,7 @@ import platform
 import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
@@ -42,6 +43,7 @@ from kshot.app.goes_with import targets_of
 from kshot.app.in_memory import hash_of
 from kshot.app.pretraining import load_pretrained, pretrain_baselines, pretraining_of_run
 from kshot.app.processes import is_silent, leave
+from kshot.app.profile import profiled
 from kshot.app.progress import Display
 from kshot.app.screen import Screen
 from kshot.app.spec import Spec
@@ -100,11 +102,13 @@ def run(
     init_from: Path | None = None,
     choice: Mapping[str, Any] | None = None,
     sweep: Mapping[str, Any] | None = None,
+    profile: bool = False,
 ) -> dict[str, Any]:
     """Execute a run file in the folder `out`, and return the report; nothing in the processes that only train.
 
     Args:
         choice, sweep: how `kshot auto`, or `kshot sweep`, chose the run file, for the report.
+        profile: whether to measure where the time of a round goes, see `kshot.app.profile`.
 
     Raises:
         ValueError: the folder already holds a run, data are missing or damaged, or the run file does not suit them.
@@ -117,7 +121,8 @@ def run(
         refuse_unsuited(spec, source, shapes_of(source))
         checked = _check_data(source, display)
         display.say(f"{spec.name}: {spec.about}" if spec.about else spec.name, "bold")
-        trained = train(spec, out, source, display, resume=resume, init_from=init_from)
+        with profiled(out, display.console) if profile and not is_silent() else nullcontext():
+            trained = train(spec, out, source, display, resume=resume, init_from=init_from)
         leave()
         if is_silent():
             return {}
