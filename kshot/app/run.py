@@ -119,7 +119,7 @@ def run(
     metric = Target.parse(spec.target).metric
     resume = resume and not (out.exists() and is_empty(out))  # else it was killed before it wrote its run file
     for part in spec.track:
-        if part.kind in LIBRARIES:
+        if part.kind in LIBRARIES and choice is None and sweep is None:  # else the search would be lost
             require(part.kind)
     with (
         owned(out),

@@ -6,9 +6,13 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from app.signalling import PLACE, SENT
 from run_files import SINUSOID
 from safetensors.torch import load_file
+
+import kshot as library
+from kshot.sources.functions import Sinusoids
 
 RUN = SINUSOID.replace("kind: sinusoids", "kind: app.signalling:sinusoids") + "pretrain: {steps: 4, batch: 20}\n"
 
@@ -73,3 +77,24 @@ def test_a_run_ends_by_a_signal_and_resumes_to_the_same_end(run, kshot, tmp_path
     assert figures[0]["test"] == figures[1]["test"]
     assert [each["val"] for each in figures[0]["rounds"]] == [each["val"] for each in figures[1]["rounds"]]
     assert kshot("doctor", "out").code == 0
+
+
+def test_a_run_in_python_leaves_the_handlers_as_they_are(tmp_path):
+    found = set()
+
+    class Recording(Sinusoids):
+        def stack(self, split, indices):
+            found.add(signal.getsignal(signal.SIGTERM))
+            return super().stack(split, indices)
+
+    def of_the_user(number, frame):
+        pass
+
+    before = signal.signal(signal.SIGTERM, of_the_user)
+    try:
+        source = Recording(10, 10, 0.0, library.objectives.mse, 0)
+        library.run(yaml.safe_load(SINUSOID) | {"source": source, "baselines": {"names": []}}, tmp_path / "run")
+        found.add(signal.getsignal(signal.SIGTERM))
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert found == {of_the_user}

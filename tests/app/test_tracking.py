@@ -6,6 +6,7 @@ import sys
 import warnings
 from collections.abc import Iterator
 from importlib.util import find_spec
+from pathlib import Path
 
 import pytest
 from app.signalling import PLACE, SENT
@@ -13,9 +14,12 @@ from app.trackers import InMemory
 from run_files import SINUSOID
 
 from kshot.app import cli
+from kshot.app.build import build_tracker
 from kshot.app.schema import kinds
 from kshot.app.spec import parse_spec
 from kshot.app.tracking import follow
+from kshot.app.tracking.follow import Tracking
+from kshot.deciding.decisions import EventLog
 
 RUN = SINUSOID.replace("kind: sinusoids", "kind: app.signalling:sinusoids").replace("round: 4", "round: 15")
 RUN = RUN.replace("mse <= 1000", "mse <= 1.0e-4") + "pretrain: {steps: 20, batch: 20}\n"
@@ -79,8 +83,7 @@ def check(found: dict[str, list[tuple[int, float]]], expected: dict[str, dict[in
 
 
 def test_any_tracker_gets_each_point_once_and_the_run_file_and_the_report(folder, expected):
-    (tracker,) = InMemory.runs.values()
-    assert tracker.id == "memory of tiny"
+    tracker = InMemory.runs["memory of tiny"]
     found: dict[str, list] = {}
     for name, step, value in tracker.points:
         found.setdefault(name, []).append((step, value))
@@ -167,6 +170,66 @@ def test_a_tracker_that_fails_does_not_stop_a_run(kshot, tmp_path, at):
     sent = tmp_path / "out" / "trackers.json"
     last = json.loads(sent.read_text())[kind].get("train", -1) if at != "start" else -1
     assert last == (20 if at == "report" else -1)  # what failed is sent after --resume
+
+
+def tracked(log: EventLog, folder: Path, make=build_tracker) -> Tracking:
+    spec = parse_spec(f"{RUN}track: {{kind: 'app.trackers:in_memory', label: {folder.name}}}\n", "here")
+    tracking = Tracking(spec, folder, make, print)
+    tracking.follow(log)
+    return tracking
+
+
+def losses(tracker: InMemory) -> list[int]:
+    return [step for name, step, _ in tracker.points if name == "train/loss"]
+
+
+def test_a_tracker_gets_what_was_logged_before_it_and_nothing_twice(tmp_path):
+    log = EventLog()
+    for step in (10, 20):
+        log.record("train", step=step, loss=1.0)
+    first = tracked(log, tmp_path)
+    (tracker,) = first.open.values()
+    log.record("train", step=30, loss=1.0)
+    first.close()
+    resumed = EventLog()
+    resumed.events = [*log.events, {"kind": "resumed", "time": 0.0}]
+    second = tracked(resumed, tmp_path)
+    for step in (25, 30, 35):  # steps that are taken again, since the checkpoint was older
+        resumed.record("train", step=step, loss=1.0)
+    second.close()
+    assert list(second.open.values()) == []
+    assert losses(tracker) == [10, 20, 30, 35]
+
+
+def test_what_a_tracker_missed_is_sent_after_a_resume(tmp_path, capsys):
+    log, tracker, away = EventLog(), InMemory("one"), [True]
+
+    class Away(InMemory):
+        def metrics(self, values, step, time):
+            if step > 10 and away[0]:
+                raise ConnectionError("no route to host")
+            tracker.metrics(values, step, time)
+
+    log.record("train", step=10, loss=1.0)
+    tracking = tracked(log, tmp_path, lambda part, run: Away("one"))
+    for step in (20, 30):
+        log.record("train", step=step, loss=1.0)
+    tracking.close()
+    said = "app.trackers:in_memory failed, and the run goes on without it: ConnectionError: no route to host\n"
+    assert capsys.readouterr().out == said
+    away[0] = False
+    tracked(log, tmp_path, lambda part, run: Away("one")).close()
+    assert losses(tracker) == [10, 20, 30]
+
+
+@pytest.mark.parametrize("content", ["", "[1]", '{"app.trackers:in_memory": 3}', "{"])
+def test_a_damaged_file_of_what_was_sent_is_no_error(tmp_path, content, capsys):
+    (tmp_path / follow.SENT).write_text(content)
+    log = EventLog()
+    log.record("train", step=10, loss=1.0)
+    tracking = tracked(log, tmp_path, lambda part, run: InMemory(str(run.id)))
+    assert [losses(each) for each in tracking.open.values()] == [[10]]
+    assert not capsys.readouterr().out
 
 
 def test_what_cannot_be_tracked_is_refused_before_the_run(kshot, tmp_path, monkeypatch):

@@ -41,8 +41,7 @@ class Tracking:
 
     def follow(self, event_log: EventLog) -> None:
         """Open the trackers, and send them what the log says, and what it will say."""
-        with suppress(OSError, ValueError):  # missing, or damaged: what is known is sent again
-            self.sent = json.loads((self.folder / SENT).read_text(encoding="utf-8"))
+        self.sent = _read(self.folder / SENT)
         steps = self.spec.pretrain.steps if self.spec.pretrain else 0
         name = self.folder.name if self.folder.name.startswith(self.spec.name) else ""
         name = name or f"{self.spec.name} {self.folder.name}"
@@ -117,6 +116,15 @@ class Tracking:
         temporary = self.folder / f".{SENT}"
         temporary.write_text(json.dumps(self.sent), encoding="utf-8")
         os.replace(temporary, self.folder / SENT)
+
+
+def _read(path: Path) -> dict[str, dict[str, Any]]:
+    """What was sent; nothing, where the file is missing or damaged: then all is sent again."""
+    with suppress(OSError, ValueError):
+        found = json.loads(path.read_text(encoding="utf-8"))
+        if isinstance(found, dict) and all(isinstance(each, dict) and "id" in each for each in found.values()):
+            return found
+    return {}
 
 
 def _figures(event: Mapping[str, Any]) -> tuple[int, dict[str, float]] | None:
