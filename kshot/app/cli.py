@@ -84,8 +84,9 @@ def run(
         else:
             with group.member(folder, resume) as (place, resume):
                 console = Console(quiet=True) if group.is_silent() else None
-                options = {"seeds": several, "resume": resume, "init_from": init_from, "profile": profile}
-                report = execute(spec, place, **options, console=console)
+                report = execute(
+                    spec, place, seeds=several, resume=resume, init_from=init_from, profile=profile, console=console
+                )
     if not report:
         raise typer.Exit(code)  # of other processes, or of this one, which only trained
     from kshot.app.terminal import print_summary

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 import tempfile
 import time
 from collections import defaultdict
@@ -104,6 +105,7 @@ class Profile:
 
     def _record(self) -> None:
         device = [ProfilerActivity.CUDA] if torch.cuda.is_available() else []
+        os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # else it writes lines on standard error
         with self._left_out():
             self._profiler = profile(activities=[ProfilerActivity.CPU, *device])
             self._profiler.start()
