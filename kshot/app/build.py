@@ -33,6 +33,7 @@ from kshot.app.schema import (
     role_of,
 )
 from kshot.app.spec import MODELS, Spec
+from kshot.app.tracking.tracker import TrackedRun, Tracker
 from kshot.data.text.vocabulary import RESERVED, Tokens
 from kshot.deciding.decisions import Policy
 from kshot.deciding.past import Past
@@ -280,6 +281,11 @@ def build_policy(spec: Spec, target: Target, past: Callable[[], Past]) -> Policy
     """The policy of a run file; None for the default. `past` is called only if the policy uses experience."""
     budget = Budget(**spec.budget.model_dump())
     return spec.policy and _call("policy", spec.policy, {Target: lambda: target, Budget: lambda: budget, Past: past})
+
+
+def build_tracker(part: Part, run: TrackedRun) -> Tracker:
+    """A tracker of a run file; raises what its factory does, such as where a server is away."""
+    return _call("tracker", part, {TrackedRun: lambda: run})
 
 
 def _call(role: str, part: Part, supplies: Supplies = EMPTY) -> Any:

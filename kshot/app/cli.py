@@ -52,42 +52,43 @@ def run(
         typer.Option(metavar="0,1,2", help="Run once per seed, in folders seed-0, seed-1…, with a common report."),
     ] = None,
     processes: Annotated[int, typer.Option(help="Processes that share the tasks of each step.", min=1)] = 1,
+    profile: Annotated[bool, typer.Option("--profile", help="Measure where the time of a round goes.")] = False,
 ) -> None:
     """Pretrain, then train, evaluate and decide until the target is met; then test and report.
 
     Exit code: 0 if the target was met (by every seed) and the test does not contradict, 1 if not, 2 for invalid input,
-    3 if an audit failed and the test figure is not to be trusted, 130 if interrupted.
+    3 if an audit failed and the test figure is not to be trusted, 130 if interrupted, 143 if ended by SIGTERM or
+    SIGUSR1, after a checkpoint.
     """
-    from kshot.app.folder import run_folder
     from kshot.app.spec import load_spec
 
     spec = load_spec(recipe, set_)
-    if resume and out is None:
-        raise ValueError("--resume needs the folder of the run: --out DIR")
     from rich.console import Console
 
     from kshot.app import processes as group
     from kshot.app.execute import execute
+    from kshot.app.resumable import resumable
     from kshot.app.seeds import parse_seeds
 
     if (processes > 1 or group.is_member()) and (seeds or spec.evaluate.folds):
         raise ValueError("several processes share one run: leave out --seeds and evaluate.folds, or --processes")
-    with run_folder(out, spec.name) as folder:
-        try:
-            if processes > 1:
-                words = ["run", recipe, "--out", str(folder), *(f"--set={each}" for each in set_ or ())]
-                words += ["--resume"] * resume + ([f"--init-from={init_from}"] if init_from else [])
-                raise typer.Exit(group.launch(words, processes))
-            several = [] if seeds is None else parse_seeds(seeds)
+    several = [] if seeds is None else parse_seeds(seeds)
+    code, report = 0, None
+    with resumable(out, spec.name, resume=resume) as folder:
+        if processes > 1:
+            words = ["run", recipe, "--out", str(folder), *(f"--set={each}" for each in set_ or ())]
+            words += (
+                ["--resume"] * resume + ["--profile"] * profile + ([f"--init-from={init_from}"] if init_from else [])
+            )
+            code = group.launch(words, processes)
+        else:
             with group.member(folder, resume) as (place, resume):
                 console = Console(quiet=True) if group.is_silent() else None
-                report = execute(spec, place, seeds=several, resume=resume, init_from=init_from, console=console)
-        except KeyboardInterrupt:
-            options = f"--out {folder}" + (f" --seeds {seeds}" if seeds else "")
-            typer.echo(f"\nInterrupted. Resume by: kshot run {recipe} {options} --resume", err=True)
-            raise typer.Exit(130) from None
+                report = execute(
+                    spec, place, seeds=several, resume=resume, init_from=init_from, profile=profile, console=console
+                )
     if not report:
-        raise typer.Exit(0)  # of a process that only trained
+        raise typer.Exit(code)  # of other processes, or of this one, which only trained
     from kshot.app.terminal import print_summary
     from kshot.evaluation.report.conclusion import conclude
 
@@ -117,18 +118,12 @@ def auto(
     Exit code: as of `kshot run`.
     """
     from kshot.app.auto.command import auto as find
-    from kshot.app.folder import run_folder
+    from kshot.app.resumable import resumable
     from kshot.app.terminal import print_summary
     from kshot.evaluation.report.conclusion import conclude
 
-    if resume and out is None:
-        raise ValueError("--resume needs the folder of the call: --out DIR")
-    with run_folder(out, f"auto-{Path(data_).stem}") as folder:
-        try:
-            report = find(data_, folder, minutes=minutes, overrides=set_ or (), resume=resume)
-        except KeyboardInterrupt:
-            typer.echo(f"\nInterrupted. Continue by the same command with --out {folder} --resume", err=True)
-            raise typer.Exit(130) from None
+    with resumable(out, f"auto-{Path(data_).stem}", resume=resume) as folder:
+        report = find(data_, folder, minutes=minutes, overrides=set_ or (), resume=resume)
     print_summary(report, folder)
     raise typer.Exit(conclude(report).exit_code)
 
@@ -156,28 +151,22 @@ def sweep(
 
     Exit code: as of `kshot run`; 0 if the best trial is of another call that shares the study, which tests it.
     """
-    from kshot.app.folder import run_folder
+    from kshot.app.resumable import resumable
     from kshot.app.sweep.command import sweep as search
     from kshot.app.terminal import print_summary
     from kshot.evaluation.report.conclusion import conclude
 
-    if resume and out is None:
-        raise ValueError("--resume needs the folder of the call: --out DIR")
-    with run_folder(out, f"sweep-{Path(recipe).stem}") as folder:
-        try:
-            report = search(
-                recipe,
-                folder,
-                trials=trials,
-                minutes=minutes,
-                workers=workers,
-                storage=storage,
-                overrides=set_ or (),
-                resume=resume,
-            )
-        except KeyboardInterrupt:
-            typer.echo(f"\nInterrupted. Continue by the same command with --out {folder} --resume", err=True)
-            raise typer.Exit(130) from None
+    with resumable(out, f"sweep-{Path(recipe).stem}", resume=resume) as folder:
+        report = search(
+            recipe,
+            folder,
+            trials=trials,
+            minutes=minutes,
+            workers=workers,
+            storage=storage,
+            overrides=set_ or (),
+            resume=resume,
+        )
     if "test" not in report:
         raise typer.Exit
     print_summary(report, folder)

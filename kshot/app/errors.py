@@ -9,6 +9,7 @@
 | 4 | a fault of kshot; a file has what a report of it needs |
 | 5 | the disk or the memory is full |
 | 130 | interrupted |
+| 143 | ended by SIGTERM, as before a machine is taken away; `--resume` continues |
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from typing import Any, TextIO
 from kshot.free_memory import out_of_memory
 
 INVALID, FAULT, FULL = 2, 4, 5
+INTERRUPTED, STOPPED = 130, 143
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.ENOMEM, errno.EFBIG}
 _PACKAGE = str(Path(__file__).resolve().parents[1])
 

@@ -70,6 +70,7 @@ def execute(
     seeds: Sequence[int] = (),
     resume: bool = False,
     init_from: Path | None = None,
+    profile: bool = False,
     console: Console | None = None,
 ) -> Report:
     """Execute a run file in a folder.
@@ -78,20 +79,23 @@ def execute(
         seeds: two or more, for a run of each and a common report; by default the one of the run file.
         resume: whether to continue an interrupted run in the folder.
         init_from: folder of another run, whose weights the learner starts from.
+        profile: whether to measure where the time of a round goes, into the folder `profile`.
 
     Raises:
-        ValueError: seeds together with folds, or `init_from` with either; and as `run`.
+        ValueError: seeds together with folds, or `init_from` or `profile` with either; and as `run`.
     """
     if seeds and spec.evaluate.folds:
         raise ValueError("seeds and evaluate.folds are not combined: run the file once for each seed")
     if init_from is not None and (seeds or spec.evaluate.folds):
         raise ValueError("init_from is for one run: leave out seeds and evaluate.folds")
+    if profile and (seeds or spec.evaluate.folds):
+        raise ValueError("a profile is of one run: leave out seeds and evaluate.folds")
     if spec.evaluate.folds:
         values = run_folds(spec, folder, resume=resume, console=console)
     elif seeds:
         values = run_seeds(spec, folder, list(seeds), resume=resume, console=console)
     else:
-        values = run_once(spec, folder, resume=resume, init_from=init_from, console=console)
+        values = run_once(spec, folder, resume=resume, init_from=init_from, console=console, profile=profile)
     return Report(values, folder)
 
 
@@ -103,6 +107,7 @@ def run(
     seeds: Sequence[int] = (),
     resume: bool = False,
     init_from: str | Path | None = None,
+    profile: bool = False,
     console: Console | None = None,
 ) -> Report:
     """Execute a run file, as `kshot run` does: pretrain, meta-train in rounds, test once beside baselines.
@@ -112,7 +117,7 @@ def run(
             or another table in memory.
         out: folder of the run; by default a new one in runs/.
         overrides: `PATH=VALUE`, each sets a key of the run file.
-        seeds, resume, init_from: as in `execute`.
+        seeds, resume, init_from, profile: as in `execute`.
         console: where progress is shown; by default the terminal, or the output of a notebook.
 
     Returns:
@@ -141,5 +146,6 @@ def run(
             seeds=seeds,
             resume=resume,
             init_from=None if init_from is None else Path(init_from),
+            profile=profile,
             console=console,
         )

@@ -10,6 +10,7 @@ checkpoints/train/      the latest and the best round
 failures.log            what failed after the training, with tracebacks
 rejection.json          the novelty threshold for out-of-scope examples, if the run file has a `reject` section
 tasks.csv               the test figures of each task
+trackers.json           what the trackers of the run were sent; those of a library may have a folder beside it
 report.json, report.html
 """
 
@@ -44,7 +45,15 @@ from kshot.tasks.read_log import EVALUATION
 from kshot.training.checkpoint import Checkpoints
 from kshot.types import Split
 
-FREE_TO_CHANGE = {"target", "budget", "evaluate", "baselines", "about", "device"}  # keys that a resumed run may change
+FREE_TO_CHANGE = {
+    "target",
+    "budget",
+    "evaluate",
+    "baselines",
+    "about",
+    "track",
+    "device",
+}  # keys that a resumed run may change
 
 
 class RunFolder:

@@ -21,6 +21,7 @@ from kshot.tasks.source import TaskSource
 from kshot.training.checkpoint import Checkpoints
 from kshot.training.fit import OuterLoop, Progress, Settings
 from kshot.training.pretrain import finish_pretraining, pretraining_loop
+from kshot.training.stopping import Stopped
 
 TIMED_STEPS = 5  # of which the fastest gives the time of a step
 LONGER = 1.2  # the baselines are pretrained anew if that takes this many times the steps of the run file
@@ -86,14 +87,24 @@ class Pretraining(NamedTuple):
                 event_log.record("pretrain", step=progress.step, loss=sum(losses) / len(losses))
                 losses.clear()
             if checkpoints.due() or progress.step == total:
-                name = checkpoints.free(f"step-{loop.step:07d}")
-                with checkpoints.saving():
-                    loop.save(checkpoints.folder / name, {"seconds": before + time.monotonic() - started})
+                save()
                 checkpoints.prune()
             show(progress, total, self.stage)
 
-        with during(source, "pretraining"):
-            loop.run(total - loop.step, observe)
+        def save() -> str:
+            name = checkpoints.free(f"step-{loop.step:07d}")
+            with checkpoints.saving():
+                loop.save(checkpoints.folder / name, {"seconds": before + time.monotonic() - started})
+            return name
+
+        try:
+            with during(source, "pretraining"):
+                loop.run(total - loop.step, observe)
+        except Stopped as asked:
+            name = save()
+            if event_log is not None:
+                event_log.record("stopped", step=loop.step, checkpoint=name, signal=str(asked))
+            raise
         finish_pretraining(loop)
         return before + time.monotonic() - started
 

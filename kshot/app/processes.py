@@ -7,34 +7,66 @@ after the training; the final evaluation and the report are by process 0.
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from kshot.app.errors import FAULT
+from kshot.app.errors import FAULT, STOPPED
 
 CODE = "KSHOT_EXIT_CODE"
 """Environment variable: the file for the exit code of process 0, since torchrun starts again after any but 0."""
 RESTARTS = 5
+GRACE = {"PET_SIGNALS_TO_HANDLE": "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1", "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "120"}
+"""Environment variables: what torchrun passes on, and the seconds after which it kills what goes on."""
 
 
 def launch(words: Sequence[str], processes: int) -> int:
     """Run `kshot WORDS` by several processes on this machine, and return the exit code of process 0.
 
-    All are started again, and resume from the last checkpoint, if one is killed, up to five times.
+    All are started again, and resume from the last checkpoint, if one is killed, up to five times. A signal to end is
+    passed on; a second one kills them all.
+
+    Raises:
+        Stopped: the processes ended by such a signal.
     """
+    from kshot.training.stopping import SIGNALS, Stopped
+
     with tempfile.TemporaryDirectory() as folder:
         code = Path(folder) / "code"
-        torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
-        command = [sys.executable, *torchrun, f"--max-restarts={RESTARTS}", "-m", "kshot.app", *words]
-        subprocess.run(command, env=os.environ | {CODE: str(code)}, check=False)
-        if code.exists():
-            return int(code.read_text())
+        start = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+        command = [sys.executable, *start, f"--max-restarts={RESTARTS}", "-m", "kshot.app", *words]
+        asked: Stopped | None = None
+        with subprocess.Popen(command, env=GRACE | os.environ | {CODE: str(code)}) as torchrun:
+            try:
+                torchrun.wait()
+            except Stopped as error:
+                asked = error
+                for each in SIGNALS:
+                    signal.signal(each, lambda *_: _kill(torchrun.pid))
+                torchrun.terminate()
+            except BaseException:
+                torchrun.kill()
+                raise
+        ended = int(code.read_text()) if code.exists() else None
+        if ended == STOPPED or (asked and ended is None):
+            raise asked or Stopped("a signal")
+        if ended is not None:
+            return ended
         print(f"kshot: a process of the run was lost {RESTARTS + 1} times; its last words are above", file=sys.stderr)
         return FAULT
+
+
+def _kill(process: int) -> None:
+    """Kill a process and all that it started."""
+    import psutil
+
+    for each in [*psutil.Process(process).children(recursive=True), psutil.Process(process)]:
+        with suppress(psutil.NoSuchProcess):
+            each.kill()
 
 
 def is_member() -> bool:
@@ -88,7 +120,7 @@ def leave() -> None:
 
 def note_exit_code(code: int | str | None) -> int | str | None:
     """Tell the process that launched this one how the command ended, and return how this process shall end."""
-    if CODE not in os.environ or not is_member():
+    if not is_launched():
         return code
     if os.environ["RANK"] == "0":
         Path(os.environ[CODE]).write_text(str(code or 0))
@@ -98,6 +130,11 @@ def note_exit_code(code: int | str | None) -> int | str | None:
 def is_silent() -> bool:
     """Whether another process says what this one would."""
     return is_member() and os.environ["RANK"] != "0"
+
+
+def is_launched() -> bool:
+    """Whether `launch` started this process, and says how the run ended."""
+    return is_member() and CODE in os.environ
 
 
 def _files(folder: Path) -> dict[str, bytes]:

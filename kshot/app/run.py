@@ -12,6 +12,7 @@ import platform
 import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
@@ -30,6 +31,7 @@ from kshot.app.build import (
     build_model,
     build_policy,
     build_source,
+    build_tracker,
     device_of,
     has_head,
     shapes_of,
@@ -42,11 +44,14 @@ from kshot.app.goes_with import targets_of
 from kshot.app.in_memory import hash_of
 from kshot.app.pretraining import load_pretrained, pretrain_baselines, pretraining_of_run
 from kshot.app.processes import is_silent, leave
+from kshot.app.profile import profiled
 from kshot.app.progress import Display
 from kshot.app.screen import Screen
 from kshot.app.spec import Spec
 from kshot.app.suitability import refuse_unsuited
 from kshot.app.terminal import print_summary
+from kshot.app.tracking.follow import Tracking
+from kshot.app.tracking.tracker import LIBRARIES, require
 from kshot.app.trained import load, start_from
 from kshot.app.tried import tried
 from kshot.checking.check import check_for_report
@@ -100,31 +105,44 @@ def run(
     init_from: Path | None = None,
     choice: Mapping[str, Any] | None = None,
     sweep: Mapping[str, Any] | None = None,
+    profile: bool = False,
 ) -> dict[str, Any]:
     """Execute a run file in the folder `out`, and return the report; nothing in the processes that only train.
 
     Args:
         choice, sweep: how `kshot auto`, or `kshot sweep`, chose the run file, for the report.
+        profile: whether to measure where the time of a round goes, see `kshot.app.profile`.
 
     Raises:
         ValueError: the folder already holds a run, data are missing or damaged, or the run file does not suit them.
     """
     metric = Target.parse(spec.target).metric
     resume = resume and not (out.exists() and is_empty(out))  # else it was killed before it wrote its run file
-    with owned(out), Display(console or Screen(), metric) as display:  # shows each log message once
+    for part in spec.track:
+        if part.kind in LIBRARIES and choice is None and sweep is None:  # else the search would be lost
+            require(part.kind)
+    with (
+        owned(out),
+        Display(console or Screen(), metric) as display,  # shows each log message once
+        closing(Tracking(spec, out, build_tracker, display.say)) as tracking,
+    ):
         started = time.monotonic()
         source = build_source(spec)
         refuse_unsuited(spec, source, shapes_of(source))
         checked = _check_data(source, display)
         display.say(f"{spec.name}: {spec.about}" if spec.about else spec.name, "bold")
-        trained = train(spec, out, source, display, resume=resume, init_from=init_from)
+        follow = None if is_silent() else tracking.follow
+        with profiled(out, display.console) if profile and not is_silent() else nullcontext():
+            trained = train(spec, out, source, display, resume=resume, init_from=init_from, follow=follow)
         leave()
         if is_silent():
             return {}
         display.say(trained.result.outcome.value)
         if choice is None and sweep is None:  # else it is known to experience already
             _keep_trial(spec, source, trained)
-        return _finish(spec, out, trained, checked, display, started, choice, sweep)
+        report, figures = _finish(spec, out, trained, checked, display, started, choice, sweep)
+        tracking.finish(report, figures)
+        return report
 
 
 def train(
@@ -137,6 +155,7 @@ def train(
     init_from: Path | None = None,
     pretrained_in: Path | None = None,
     fill: Callable[[Learner], None] | None = None,
+    follow: Callable[[EventLog], None] | None = None,
 ) -> Trained:
     """Pretrain and meta-train in a run folder, without the final evaluation.
 
@@ -145,6 +164,7 @@ def train(
         init_from: folder of another run, whose weights the learner starts from.
         pretrained_in: folder of another run with the same model and pretraining, which is taken over.
         fill: gives the learner all weights that it needs, in place of a fit in closed form.
+        follow: called with the log of the run, before anything is trained.
     """
     device, shapes = device_of(spec), shapes_of(source)
     new_model = partial(_new_model, spec, shapes, device)
@@ -152,6 +172,8 @@ def train(
     folder = RunFolder(out)
     encoding = source.preprocessor.to_json() if source.preprocessor else None
     event_log = (folder.resume if resume else folder.start)(spec, shapes, encoding)
+    if follow is not None:
+        follow(event_log)
     reads = folder.reads_before_evaluation()
     source = watched(source, lambda phase, split: event_log.record("read", phase=phase, split=split), reads)
     pretrained, pretrain_seconds, diverged = [], 0.0, None
@@ -221,8 +243,8 @@ def _finish(
     started: float,
     choice: Mapping[str, Any] | None,
     sweep: Mapping[str, Any] | None,
-) -> dict[str, Any]:
-    """The final evaluation of a trained learner, and the report."""
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The final evaluation of a trained learner, and the report, with its figures by name."""
     target, failures = Target.parse(spec.target), Failures(trained.folder.failures)
     source, learner, result, event_log = trained.source, trained.learner, trained.result, trained.event_log
     test, pretrained = None, trained.pretrained
@@ -266,7 +288,7 @@ def _finish(
     report["log"] = event_log.mark()
     write_report(out, report, event_log.events, figures)
     event_log.record("finished", outcome=result.outcome.name)
-    return report
+    return report, figures
 
 
 def _train(

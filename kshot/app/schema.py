@@ -1,8 +1,8 @@
 """The schema of a run file's parts, made from the signatures of their factories.
 
-A part is a source, a model, a learner, an objective or a policy. Its `kind` names a factory: one of kshot's, or
-`package.module:factory`. The annotations of the factory's arguments say which of them are keys of the run file, within
-which bounds (`kshot.annotations`), and which the run supplies (`kshot.supplied`).
+A part is a source, a model, a learner, an objective, a policy or a tracker. Its `kind` names a factory: one of kshot's,
+or `package.module:factory`. The annotations of the factory's arguments say which of them are keys of the run file,
+within which bounds (`kshot.annotations`), and which the run supplies (`kshot.supplied`).
 """
 
 from __future__ import annotations
@@ -39,12 +39,14 @@ ROLES = {
     "objective": Role("kshot.objectives", "kshot.objectives:Objective"),
     "policy": Role("kshot.deciding.policies", "kshot.deciding.decisions:Policy"),
     "baseline": Role("kshot.learners", "kshot.learner:Learner"),
+    "tracker": Role("kshot.app.tracking", "kshot.app.tracking.tracker:Tracker"),
 }
 BY_TYPE = (
     "kshot.objectives:Objective",
     "kshot.evaluation.target:Target",
     "kshot.deciding.policies:Budget",
     "kshot.deciding.past:Past",
+    "kshot.app.tracking.tracker:TrackedRun",
 )
 """The types of arguments that are supplied without a marker."""
 

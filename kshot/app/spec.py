@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 import yaml
 from annotated_types import Ge, Le, Len
-from pydantic import Field, PlainValidator, ValidationError, model_validator
+from pydantic import BeforeValidator, Field, PlainValidator, ValidationError, model_validator
 
 from kshot.annotations import MOST, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, Supplied
 from kshot.app.importing import beside, make_importable, nearest
@@ -141,6 +141,10 @@ TRAIN = section(
 REJECT = section("kshot.evaluation.rejection:rejection", "learner", "source", "threshold", "split", "num_tasks")
 
 
+def _as_list(value: Any) -> Any:
+    return value if isinstance(value, list) else [] if value is None else [value]
+
+
 class Spec(Strict):
     """A run file. docs/run-files.md documents its keys; those of parts and sections are arguments of factories."""
 
@@ -160,6 +164,7 @@ class Spec(Strict):
     reject: Annotated[Any, REJECT] | None = None
     seed: NonNegativeInt = 0
     task_seed: NonNegativeInt = 0
+    track: Annotated[list[Annotated[Any, part("tracker")]], BeforeValidator(_as_list)] = Field([])
     device: str = "auto"
 
     @model_validator(mode="after")

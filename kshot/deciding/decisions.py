@@ -147,11 +147,15 @@ class EventLog:
     Args:
         path: a file of `kshot.files.append_line`; existing events are read, without lines that are damaged, and the
             file is only ever appended to.
+
+    Attributes:
+        listeners: called with each event that is recorded, after it is in the file.
     """
 
     def __init__(self, path: Path | None = None) -> None:
         self.path = path
         self.events: list[dict[str, Any]] = []
+        self.listeners: list[Callable[[dict[str, Any]], None]] = []
         self._last = ""
         if path is not None:
             self.events, checks, damaged = read_lines(path)
@@ -165,6 +169,8 @@ class EventLog:
         self.events.append(event)
         if self.path is not None:
             self._last = append_line(self.path, event, self._last)
+        for listener in self.listeners:
+            listener(event)
 
     def mark(self) -> str:
         """The checksum of the last line, once it is on the disk: by it, a later reader knows that none is lost."""

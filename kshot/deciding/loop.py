@@ -48,6 +48,8 @@ from kshot.training.fit import (
 )
 from kshot.training.ranks import from_first
 from kshot.training.step import Mode
+from kshot.training.stopping import Stopped
+from kshot.training.timing import named
 
 
 class Observer:
@@ -248,6 +250,13 @@ class _RunState:
             self.loop.run(steps - done, observe, deadline)
         except Diverged as error:
             return str(error)
+        except Stopped as asked:
+            self._log(logged)
+            logged = len(self.losses)
+            name = self.checkpoints.free(f"step-{self.loop.step:07d}")
+            self._save(name, complete=False)
+            self.event_log.record("stopped", step=self.loop.step, checkpoint=name, signal=str(asked))
+            raise
         finally:
             self._log(logged)
         return None
@@ -262,7 +271,9 @@ class _RunState:
         if diverged is None:
             fit_closed_form(learner, source, after_training=True)
             try:
-                val = evaluate(learner, source, split="val", num_tasks=num_tasks, observe=observe, audit=False).metrics
+                with named("validation"):
+                    found = evaluate(learner, source, split="val", num_tasks=num_tasks, observe=observe, audit=False)
+                val = found.metrics
             except torch.linalg.LinAlgError as error:  # of a head that solves a system of features that exploded
                 diverged = f"the validation after step {self.loop.step}: {error}"
         number, seconds = len(self.rounds) + 1, from_first(time.monotonic() - self.started)
@@ -308,5 +319,5 @@ class _RunState:
             "seconds": time.monotonic() - self.started,
             "log": self.event_log.mark(),
         }
-        with self.checkpoints.saving():
+        with self.checkpoints.saving(), named("checkpoint"):
             self.loop.save(self.checkpoints.folder / name, meta)

@@ -27,6 +27,7 @@ from kshot.tasks.read_log import EVALUATION, during, note_test
 from kshot.tasks.source import TaskSource, check_source, hash_into, short_hash
 from kshot.training.fit import seeded
 from kshot.training.ranks import map_over_ranks
+from kshot.training.timing import named
 from kshot.types import Split, Task, Tree, has_values, to
 
 CHUNK = 16  # tasks drawn at once; bounds the memory of an evaluation
@@ -188,7 +189,7 @@ def evaluate(
             task = _without_padding(task)
             if has_values(task.support.weight):
                 check_task_values(learner.objective, task)
-            with seeded(source.seed, number, device=device):
+            with named("validation task"), seeded(source.seed, number, device=device):
                 return _score(learner, to(task, device), number)
 
         for (number, task, raw), scored in map_over_ranks(score, _with_raw(source, split, num_tasks)):
@@ -286,11 +287,13 @@ def _check_hash(source: TaskSource, split: Split, num_tasks: int, expected: str)
 
 def _score(learner: Learner, task: Task, number: int) -> Scored:
     started = time.perf_counter()
-    state = learner.adapt(task.support)
-    _synchronize(task)
+    with named("adapt"):
+        state = learner.adapt(task.support)
+        _synchronize(task)
     adapted = time.perf_counter()
-    prediction = predict_query(learner, state, task.query)
-    _synchronize(task)
+    with named("predict"):
+        prediction = predict_query(learner, state, task.query)
+        _synchronize(task)
     predicted = time.perf_counter()
     objective = learner.objective
     figures = {"loss": objective.loss(prediction, task.query)} | objective.metrics(prediction, task.query)

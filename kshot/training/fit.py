@@ -24,6 +24,8 @@ from kshot.training.checkpoint import load_checkpoint, save_checkpoint
 from kshot.training.closed_form import fit_closed_form, is_unfitted
 from kshot.training.ranks import copy_from_first, failing_together, from_first, ranks
 from kshot.training.step import MetaGradient, Mode
+from kshot.training.stopping import is_stopping, step_by_step, stop
+from kshot.training.timing import named
 from kshot.types import Task, has_values, to
 
 Schedule = Literal["cosine", "constant"]
@@ -129,9 +131,10 @@ class OuterLoop:
 
         The module is in training mode during the steps, and in evaluation mode afterwards, also after an error.
 
-        Raises `Diverged` if the loss or its gradient is not finite.
+        Raises `Diverged` if the loss or its gradient is not finite, and `Stopped`, between two steps, after a signal
+        to end.
         """
-        with training(self.module) if isinstance(self.module, Learner) else nullcontext():
+        with training(self.module) if isinstance(self.module, Learner) else nullcontext(), step_by_step():
             return self._run(steps, observe, deadline)
 
     def _run(self, steps: int, observe: Callable[[Progress], None] | None, deadline: float) -> list[float]:
@@ -147,17 +150,24 @@ class OuterLoop:
                 if number > 0 and deadline < math.inf and from_first(time.monotonic() >= deadline):
                     break
                 step_started = time.process_time()
-                losses.append(self._step())
+                with named("outer step"):
+                    losses.append(self._step())
                 self.processor_seconds += time.process_time() - step_started
                 if observe is not None:
                     observe(Progress(self.step, losses[-1], len(losses) / (time.monotonic() - started)))
+            with failing_together(asks=is_stopping()) as stops:
+                pass
+            if stops.by_any:
+                stop()
         finally:
             self.module.eval()
         return losses
 
     def _step(self) -> float:
-        with failing_together():
+        with failing_together(asks=is_stopping()) as stops, named("tasks"):
             batch = to(self.sample(self.step, self.settings.size), self.device)
+        if stops.by_any:
+            stop()
         self.optimizer.zero_grad(set_to_none=True)
         set_progress(self.module, min(self.step / self.settings.horizon, 1.0))
         try:
@@ -167,6 +177,12 @@ class OuterLoop:
             raise Diverged(f"step {self.step}: {error}; lower outer_lr or inner_lr, or normalise the inputs") from error
         if self.step == 0:
             self._warn_of_missing_grads()
+        with named("optimizer"):
+            self._update(loss)
+        return loss
+
+    def _update(self, loss: float) -> None:
+        """Take the step of the optimizer, by the gradients of the parameters."""
         norm = float(nn.utils.clip_grad_norm_(self.parameters.values(), self.settings.clip or math.inf))
         if not (math.isfinite(loss) and math.isfinite(norm)):
             raise Diverged(
@@ -184,7 +200,6 @@ class OuterLoop:
         self.optimizer.step()
         self.accept()
         self.step += 1
-        return loss
 
     def _rank(self) -> tuple[int, ...]:
         """The rank of this process as a part of the random seed; none for process 0, as for one process."""

@@ -19,6 +19,7 @@ from torch import nn
 
 from kshot.context import holding
 from kshot.training.replay import Gradient
+from kshot.training.timing import named
 from kshot.types import Params
 
 Item = TypeVar("Item")
@@ -128,32 +129,50 @@ class LostProcess(ConnectionError):
 @contextmanager
 def _answered() -> Iterator[None]:
     try:
-        yield
+        with named("all-reduce"):
+            yield
     except RuntimeError as error:  # of gloo and nccl, which have no errors of their own
         raise LostProcess(
             f"another process of the run ended, or did not answer in time: {str(error).splitlines()[0]}"
         ) from error
 
 
+class Asked:
+    """What `failing_together` yields.
+
+    Attributes:
+        by_any: whether one of the processes asks, once the context has ended.
+    """
+
+    def __init__(self, by_this: bool) -> None:
+        self.by_any = by_this
+
+
 @contextmanager
-def failing_together() -> Iterator[None]:
+def failing_together(asks: bool = False) -> Iterator[Asked]:
     """A context at whose end all processes raise an error if one did, so that none waits for another.
+
+    Args:
+        asks: whether this process asks all for something, such as to stop. It is sent with what is sent anyway.
 
     Raises:
         LinAlgError: another process had one.
         RuntimeError: another process had another error; the message is its message.
     """
+    asked = Asked(asks)
     if ranks().size == 1:
-        yield
+        yield asked
         return
     error: Exception | None = None
     try:
-        yield
+        yield asked
     except Exception as raised:
         error = raised
-    failed = torch.tensor(int(error is not None))
+    counts = torch.tensor([error is not None, asks], dtype=torch.int64)
     with _answered():
-        dist.all_reduce(failed)
+        dist.all_reduce(counts)
+        failed, asking = counts.tolist()
+        asked.by_any = asking > 0
         if not failed:
             return
         said: list[tuple[bool, str] | None] = [None] * ranks().size

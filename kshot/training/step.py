@@ -43,6 +43,7 @@ from kshot.training.replay import (
     stacked,
     weighted_mean,
 )
+from kshot.training.timing import named
 from kshot.training.trials import Plan, Trials
 from kshot.types import Params, Task, tree_map, unstack
 
@@ -211,8 +212,10 @@ class MetaGradient:
         with separate_grads(self._named) as grads:
             for task in singles:
                 with explain_missing_derivatives(self.learner, lambda task=task: self.learner(task)):  # type: ignore[misc]
-                    loss, changed = task_loss(self.learner, task)
-                    (loss / len(singles)).backward()
+                    with named("inner loop"):
+                        loss, changed = task_loss(self.learner, task)
+                    with named("backward"):
+                        (loss / len(singles)).backward()
                 total += loss.detach() / len(singles)
                 buffers.append(changed)
         return Gradient(total, grads, mean_over_tasks(stacked(buffers)))
@@ -222,12 +225,18 @@ class MetaGradient:
         explained = explain_missing_derivatives(self.learner, lambda: self.learner(unstack(tasks)[0]))
         equal = have_equal_weights(tasks)
         with separate_grads(self._named) as grads, explained, assume_equal_weights(equal):
-            losses, buffers = torch.vmap(partial(task_loss, self.learner), randomness="different")(tasks)
-            losses.mean().backward()
+            with named("inner loop"):
+                losses, buffers = torch.vmap(partial(task_loss, self.learner), randomness="different")(tasks)
+            with named("backward"):
+                losses.mean().backward()
         return Gradient(losses.detach().mean(), grads, mean_over_tasks(buffers))
 
     def _replay(self, engine: Literal["traced", "compiled"], tasks: Task) -> Gradient:
         """Replay a program; at replays that thin out, take the plain step too, and raise an error if they differ."""
+        with named("recorded step"):
+            return self._checked_replay(engine, tasks)
+
+    def _checked_replay(self, engine: Literal["traced", "compiled"], tasks: Task) -> Gradient:
         entry = self._replayer.entry(engine, tasks, recompute=self.plan.recompute)
         entry.replays += 1
         replay = partial(self._replayer, entry, tasks)

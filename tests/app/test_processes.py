@@ -1,5 +1,6 @@
 """`kshot run --processes`: as one process, also after one of them was killed."""
 
+import json
 import os
 import signal
 import subprocess
@@ -10,6 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
+from app.signalling import PLACE, SENT
 from run_files import SINUSOID
 from safetensors.torch import load_file
 
@@ -19,11 +21,12 @@ REPOSITORY = Path(__file__).parents[2]
 LONGER = {"train.steps_per_round": 60, "train.tasks_per_step": 4, "evaluate.num_val_tasks": 8}
 
 
-def start(folder: Path, *words: str) -> subprocess.Popen:
+def start(folder: Path, *words: str, **environment: str) -> subprocess.Popen:
     settings = [f"--set={name}={value}" for name, value in LONGER.items()]
+    paths = os.pathsep.join([str(REPOSITORY), str(REPOSITORY / "tests")])
     return subprocess.Popen(
         [sys.executable, "-m", "kshot.app", "run", str(folder / "tiny.yaml"), *settings, *words],
-        env=os.environ | {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"},
+        env=os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1"} | environment,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
     )  # fmt: skip
 
@@ -71,6 +74,63 @@ def test_a_killed_process_is_started_again_and_ends_with_the_same_weights(undist
     assert run.returncode == 0, said
     expected = final_weights(undisturbed / "two")
     for name, weight in final_weights(undisturbed / f"killed-{rank}").items():
+        assert torch.equal(weight, expected[name]), name
+
+
+def members(run: subprocess.Popen) -> list[psutil.Process]:
+    """The process that was started, torchrun, and its processes, as far as they run."""
+    return [psutil.Process(run.pid), *psutil.Process(run.pid).children(recursive=True)]
+
+
+def wait_for(run: subprocess.Popen, pattern: str, folder: Path) -> None:
+    while run.poll() is None and not list(folder.glob(pattern)):
+        time.sleep(0.05)
+
+
+def stopped_in(run: Path) -> list[int]:
+    """The steps after which the run was stopped."""
+    lines = map(json.loads, (run / "events.jsonl").read_text().splitlines())
+    return [event["step"] for event in lines if event["kind"] == "stopped"]
+
+
+def test_a_signal_stops_all_processes_after_the_same_step(undisturbed: Path) -> None:
+    out = undisturbed / "stopped"
+    run = start(undisturbed, "--out", str(out), "--processes", "2")
+    wait_for(run, "checkpoints/train/round-0001/meta.json", out)
+    processes = members(run)
+    run.terminate()
+    said = run.communicate(timeout=400)[0]
+    assert run.returncode == 143, said
+    words = f"run {undisturbed / 'tiny.yaml'} {' '.join(f'--set={name}={value}' for name, value in LONGER.items())}"
+    assert f"Ended by SIGTERM. Resume by: kshot {words} --out {out} --processes 2 --resume" in said
+    assert said.count("Resume by") == 1
+    assert [step > 0 for step in stopped_in(out)] in ([True], [])  # [] for a signal during a validation
+    psutil.wait_procs(processes, timeout=5)
+    assert not any(each.is_running() for each in processes)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("to", ["process 1", "all, repeatedly"])
+def test_stopped_processes_resume_to_the_same_weights(undisturbed: Path, to: str) -> None:
+    (undisturbed / "tiny.yaml").write_text(SINUSOID.replace("kind: sinusoids", "kind: app.signalling:sinusoids"))
+    out = undisturbed / to.replace(" ", "-")
+    words = ["--out", str(out), "--processes", "2"]
+    if to == "process 1":  # in step 3, whose task 14 is of process 0
+        run = start(undisturbed, *words, **{PLACE: "train 13-15", SENT: str(undisturbed / "sent")})
+    else:  # as SLURM does
+        run = start(undisturbed, *words)
+        wait_for(run, "checkpoints/train/round-0001/meta.json", out)
+        for each in [*members(run), *members(run)[1:]]:
+            each.terminate()
+    said = run.communicate(timeout=400)[0]
+    assert run.returncode == 143, said
+    if to == "process 1":
+        assert stopped_in(out) == [4]
+    resumed = start(undisturbed, *words, "--resume")
+    said = resumed.communicate(timeout=400)[0]
+    assert resumed.returncode == 0, said
+    expected = final_weights(undisturbed / "two")
+    for name, weight in final_weights(out).items():
         assert torch.equal(weight, expected[name]), name
 
 

@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import optuna
+import psutil
 import pytest
 import torch
 import yaml
@@ -355,6 +356,27 @@ def test_the_trial_of_a_killed_worker_is_tried_again_by_another(waves, tmp_path)
     assert repeated.params == killed.params
     assert repeated.state in (TrialState.COMPLETE, TrialState.PRUNED)
     assert {each.user_attrs["process"] for each in trials} > {killed.user_attrs["process"]}
+
+
+@pytest.mark.slow
+def test_a_signal_ends_a_search_with_its_workers(waves, tmp_path):
+    words = ["sweep", str(waves), "--trials", "9", "--workers", "2", "--out", str(tmp_path / "found")]
+    options = {"PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path]), "OMP_NUM_THREADS": "1"}
+    started = subprocess.Popen(
+        [sys.executable, "-m", "kshot.app", *words, "--set", "train.steps_per_round=2000"],
+        env=os.environ | options, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    while started.poll() is None and not list(tmp_path.glob("found/trials/*/events.jsonl")):
+        time.sleep(0.05)
+    workers = psutil.Process(started.pid).children(recursive=True)
+    started.terminate()
+    said = started.communicate(timeout=120)[1]
+    assert started.returncode == 143
+    assert said.endswith(
+        f"Ended by SIGTERM. Resume by: kshot {' '.join(words)} --set train.steps_per_round=2000 --resume\n"
+    )
+    assert len(workers) >= 2
+    assert psutil.wait_procs(workers, timeout=10)[1] == []
 
 
 def test_the_best_is_the_first_of_equal_ones():

@@ -84,7 +84,7 @@ def open_run(folder: Path, *, allow_import: bool = False) -> TrainedRun:
 def published(spec: Spec) -> Spec:
     """A run file without the places of the user's data, and for any device."""
     values = spec.model_dump()
-    values |= {"source": without_places(values["source"]), "device": "auto"}
+    values |= {"source": without_places(values["source"]), "track": [], "device": "auto"}
     return parse_spec(yaml.safe_dump(values), f"run file {spec.name}")
 
 
