@@ -45,15 +45,8 @@ from kshot.tasks.read_log import EVALUATION
 from kshot.training.checkpoint import Checkpoints
 from kshot.types import Split
 
-FREE_TO_CHANGE = {
-    "target",
-    "budget",
-    "evaluate",
-    "baselines",
-    "about",
-    "track",
-    "device",
-}  # keys that a resumed run may change
+FREE_TO_CHANGE = {"target", "budget", "evaluate", "baselines", "about", "track", "device"}
+"""Keys that a resumed run may change."""
 
 
 class RunFolder:
