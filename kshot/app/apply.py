@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from kshot.app.build import device_of
+from kshot.app.inputs import image_files
 from kshot.app.trained import load
 from kshot.data.text.vocabulary import UNKNOWN
 from kshot.files import check_writable, csv_text, whole_file
@@ -49,10 +50,8 @@ def predict_run(
     """
     run = load(run_dir)
     adapted = run.load_state(state_file)
-    columns = run.predict(adapted, inputs, resize=resize, invert=invert)
-    if masks is not None:
-        errors = columns.get("error", [""] * len(columns["path"]))
-        write_masks(masks, run.predict_masks(adapted, [p for p, error in zip(columns["path"], errors) if not error]))
+    keep = None if masks is None else mask_writer(masks, image_files(inputs))
+    columns = run.predict(adapted, inputs, resize=resize, invert=invert, masks=keep)
     rows = zip(*columns.values())
     figures = ([float(f"{cell:.6g}") if isinstance(cell, float) else cell for cell in row] for row in rows)
     print(csv_text([list(columns), *figures]), end="")
@@ -66,20 +65,26 @@ def predict_run(
     return len(failed)
 
 
-def write_masks(folder: Path, masks: Mapping[Path, np.ndarray]) -> None:
-    """Write masks as grey PNG files, named after their images; ValueError if two have one name, or a file exists."""
+def mask_writer(folder: Path, files: Iterable[Path]) -> Callable[[Path, np.ndarray], None]:
+    """A function that writes the mask of an image file as a grey PNG of its name in a folder, which is made.
+
+    Raises:
+        ValueError: two of the files have one name, or a mask exists.
+    """
     from PIL import Image
 
-    names = Counter(path.stem for path in masks)
-    for name, count in names.items():
+    for name, count in Counter(path.stem for path in files).items():
         if count > 1:
             raise ValueError(f"{count} images are called {name}, and {folder} has one mask of each name: predict apart")
         if (folder / f"{name}.png").exists():
             raise ValueError(f"{folder / name}.png exists and is never overwritten; choose another --masks")
-    folder.mkdir(parents=True, exist_ok=True)
-    for path, mask in masks.items():
-        with whole_file(folder / f"{path.stem}.png") as temporary:
+
+    def write(file: Path, mask: np.ndarray) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        with whole_file(folder / f"{file.stem}.png") as temporary:
             Image.fromarray(mask).save(temporary, "PNG")
+
+    return write
 
 
 def generate_run(run_dir: Path, state_file: Path, prompt: str, **options: Any) -> None:

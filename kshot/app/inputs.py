@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import io
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -45,26 +44,8 @@ def support_images(path: Path, read: Read) -> tuple[Tensor, list[str]]:
     return images, [label for _, label in files]
 
 
-class Images(NamedTuple):
-    """Images to predict: the path of each file, those that can be read (n, C, H, W) in 0 … 1, and other files' errors.
-
-    Attributes:
-        errors: for each path the reason why its image cannot be read, or an empty text.
-    """
-
-    paths: list[str]
-    images: Tensor
-    errors: list[str]
-
-
-def read_images(paths: list[Path], read: Read) -> Images:
-    """Read images to predict from files, folders, or CSV files with a column path.
-
-    A file that cannot be read does not stop the others: `errors` says why.
-
-    Raises:
-        ValueError: no file at all, or none that can be read.
-    """
+def image_files(paths: Sequence[Path]) -> list[Path]:
+    """The image files among files, folders, and CSV files with a column path; ValueError if there are none."""
     files: list[Path] = []
     for path in paths:
         if path.is_dir():
@@ -75,6 +56,11 @@ def read_images(paths: list[Path], read: Read) -> Images:
             files.append(path)
     if not files:
         raise ValueError(f"no images in {', '.join(map(str, paths))}; supported suffixes are {', '.join(SUFFIXES)}")
+    return files
+
+
+def read_images(files: Sequence[Path], read: Read) -> tuple[list[Tensor], list[str]]:
+    """The images that can be read, and for each file the reason why it cannot, or an empty text."""
     images: list[Tensor] = []
     errors: list[str] = []
     for file in files:
@@ -83,9 +69,7 @@ def read_images(paths: list[Path], read: Read) -> Images:
             errors.append("")
         except (ValueError, OSError) as error:
             errors.append(str(error))
-    if not images:
-        raise ValueError(f"none of {len(files)} images can be read; the first: {errors[0]}")
-    return Images([str(file) for file in files], torch.stack(images), errors)
+    return images, errors
 
 
 def support_table(path: Path, inputs: list[int], targets: list[int]) -> tuple[Tensor, Tensor]:

@@ -22,7 +22,7 @@ from torch import Tensor
 from kshot import objectives
 from kshot.app.build import Shapes, build_learner, build_model, build_source, device_of, has_head, shapes_of
 from kshot.app.folder import RunFolder, read_spec
-from kshot.app.inputs import read_image, read_images, read_table, support_images, support_table
+from kshot.app.inputs import image_files, read_image, read_images, read_table, support_images, support_table
 from kshot.app.spec import Spec, parse_spec
 from kshot.bounded import parse_json, read_bytes
 from kshot.data.tables.frames import TableLike, is_path
@@ -45,6 +45,8 @@ from kshot.types import Batch, Split, Tree, to, tree_map
 
 CHANGEABLE = ("source", "target", "evaluate", "baselines", "device")
 """Keys of the run file that may be changed when a trained run is evaluated."""
+
+IMAGES_AT_ONCE = 64
 
 Columns = dict[str, list[Any]]
 """A table: the name of each column, and its cells."""
@@ -157,6 +159,7 @@ class TrainedRun:
         *,
         resize: bool = False,
         invert: bool = False,
+        masks: Callable[[Path, np.ndarray], object] | None = None,
     ) -> Columns:
         """Predict for a user's examples, as `kshot predict` does.
 
@@ -164,6 +167,9 @@ class TrainedRun:
             adapted: result of `adapt` or `load_state`.
             inputs: a file or folder, or several, as the run's source takes them, or a table in memory.
             resize, invert: as in `adapt`.
+            masks: called with each image file and its predicted mask, uint8 (height, width), of a run of source masks:
+                the values of the masks of the support set, 0 for the background, and 255 for the margins that are cut
+                off, as an image is cropped to a square.
 
         Returns:
             A list for each column: "label" and the probability of each class for classification, with "novelty" if the
@@ -171,8 +177,10 @@ class TrainedRun:
             A column "error" is there if an image cannot be read or a prediction is not finite; it says why.
 
         Raises:
-            ValueError: a file that is missing or does not fit the run.
+            ValueError: a file that is missing or does not fit the run, or masks of a run that predicts none.
         """
+        if masks is not None and not isinstance(self.preprocessor, MaskPreprocessor):
+            raise ValueError(f"{self.path} predicts no masks: they are predicted by runs of source masks")
         listed = isinstance(inputs, list | tuple) and all(map(is_path, inputs))
         located = [self._located(each) for each in cast("Sequence[Any]", inputs if listed else [inputs])]
         paths = [path for path in located if isinstance(path, Path)]
@@ -183,11 +191,7 @@ class TrainedRun:
         if isinstance(preprocessor, CorpusPreprocessor):
             return self._bits(preprocessor, adapted.state, paths)
         if isinstance(preprocessor, ImagePreprocessor) or (adapted.classes and preprocessor is None):
-            names, images, errors = read_images(paths, self._reader(resize=resize, invert=invert))
-            logits = self.logits(adapted.state, preprocessor.encoded(images) if preprocessor else images)
-            if preprocessor is None or adapted.classes:
-                return {"path": names} | _spread(self._labels(logits, adapted.classes), errors)
-            return {"path": names} | _spread(preprocessor.answers(logits, adapted.kept), errors)
+            return self._predict_images(adapted, image_files(paths), self._reader(resize=resize, invert=invert), masks)
         if preprocessor:
             values = [preprocessor.inputs(each, adapted.kept) for each in located]
         else:
@@ -195,23 +199,38 @@ class TrainedRun:
         prediction = self.logits(adapted.state, tree_map(lambda *leaves: torch.cat(leaves), *values))
         return _tell_not_finite(prediction, self._columns(prediction, adapted))
 
-    def predict_masks(self, adapted: Adapted, images: Sequence[Path | str]) -> dict[Path, np.ndarray]:
-        """Predict a mask for each image file, as `kshot predict --masks` does: file -> uint8 (height, width).
-
-        The values are those of the masks of the support set, 0 for the background, and 255 for the margins of the image
-        that are cut off, as it is cropped to a square.
-
-        Raises:
-            ValueError: the run has no masks, or a file cannot be read.
-        """
+    def _predict_images(
+        self,
+        adapted: Adapted,
+        files: list[Path],
+        read: Callable[[Path], Tensor],
+        masks: Callable[[Path, np.ndarray], object] | None,
+    ) -> Columns:
+        """The columns for image files, of which few are in memory at once, unless all are needed to predict each."""
         preprocessor = self.preprocessor
-        if not isinstance(preprocessor, MaskPreprocessor):
-            raise ValueError(f"{self.path} predicts no masks: they are predicted by runs of source masks")
-        found: dict[Path, np.ndarray] = {}
-        for path in map(Path, images):
-            (logits,) = self.logits(adapted.state, preprocessor.inputs(path, adapted.kept))
-            found[path] = preprocessor.mask_of(logits, read_bytes(path), str(path), adapted.kept)
-        return found
+        assert preprocessor is None or isinstance(preprocessor, ImagePreprocessor)
+        columns, errors = Columns(), list[str]()
+        at_once = IMAGES_AT_ONCE if self.learner.inference == "inductive" else len(files)
+        for chunk in (files[start : start + at_once] for start in range(0, len(files), at_once)):
+            images, failed = read_images(chunk, read)
+            errors += failed
+            if not images:
+                continue
+            inputs = torch.stack(images)
+            logits = self.logits(adapted.state, preprocessor.encoded(inputs) if preprocessor else inputs)
+            if preprocessor is None or adapted.classes:
+                found = self._labels(logits, adapted.classes)
+            else:
+                found = preprocessor.answers(logits, adapted.kept)
+            for name, cells in found.items():
+                columns.setdefault(name, []).extend(cells)
+            if masks is not None and isinstance(preprocessor, MaskPreprocessor):
+                readable = (file for file, error in zip(chunk, failed) if not error)
+                for file, of_one in zip(readable, logits):
+                    masks(file, preprocessor.mask_of(of_one, read_bytes(file), str(file), adapted.kept))
+        if not columns:
+            raise ValueError(f"none of {len(files)} images can be read; the first: {errors[0]}")
+        return {"path": [str(file) for file in files]} | _spread(columns, errors)
 
     def _columns(self, prediction: Tensor, adapted: Adapted) -> Columns:
         preprocessor = self.preprocessor

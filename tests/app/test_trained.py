@@ -98,6 +98,8 @@ def test_one_bad_image_stops_no_other(runs, tmp_path, monkeypatch, capsys):
     alone = trained.predict(adapted, ["new/left/1.png", "new/right/1.png"])
     assert "error" not in alone
     assert columns["p(left)"][1:] == pytest.approx(alone["p(left)"])
+    monkeypatch.setattr("kshot.app.trained.IMAGES_AT_ONCE", 1)
+    assert trained.predict(adapted, ["new"])["p(left)"] == [None, *map(pytest.approx, columns["p(left)"][1:])]
     trained.save_state("state", adapted)
     count = predict_run(runs / "glyphs", tmp_path / "state", [tmp_path / "new"], resize=False, invert=False)
     printed = capsys.readouterr()

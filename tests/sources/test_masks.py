@@ -1,6 +1,7 @@
 """Segmentation of image files: both layouts, feature maps, baselines, and a run from end to end."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from torch import nn
 
 import kshot
 from kshot import objectives, sources
-from kshot.app.apply import write_masks
+from kshot.app.apply import mask_writer
 from kshot.app.run import run
 from kshot.app.spec import parse_spec
 from kshot.data.images.encoder import ImageEncoder
@@ -170,16 +171,17 @@ evaluate: {{num_val_tasks: 4, num_test_tasks: 4, shots: [1, 2]}}
     adapted = trained.adapt(tmp_path / "mine")
     assert adapted.kept == {"classes": ["class 5"], "values": [5]}
     image = together / "images/10.png"
-    told = trained.predict(adapted, [image])
-    mask = trained.predict_masks(adapted, [image])[image]
+    masks: dict[Path, np.ndarray] = {}
+    told = trained.predict(adapted, [image], masks=masks.__setitem__)
+    mask = masks[image]
     assert mask.shape == (20, 28)
     assert (mask[:, :4] == 255).all()
     assert set(np.unique(mask)) <= {0, 5, 255}
     assert (mask == 5).sum() / (mask != 255).sum() == pytest.approx(told["share(class 5)"][0], abs=0.06)
-    write_masks(tmp_path / "out", {image: mask})
+    mask_writer(tmp_path / "out", [image])(image, mask)
     np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "out/10.png")), mask)
     with pytest.raises(ValueError, match="exists and is never overwritten"):
-        write_masks(tmp_path / "out", {image: mask})
+        mask_writer(tmp_path / "out", [image])(image, mask)
 
 
 def test_its_preprocessor_is_kept(together):
