@@ -36,7 +36,7 @@ MISSING = [
 ]
 FEW = {"num_val_tasks": 5, "num_test_tasks": 5}
 BRIEF = {"evaluate": FEW, "baselines": {"names": []}, "budget": {"rounds": 1}}
-ABOUT = {"name": "<i>run</i>", "learner": "protonet", "outside": "out of scope", "reject": None}
+ABOUT = {"name": "<i>run</i>", "learner": "protonet", "out_of_scope": "out of scope", "reject": None}
 IMAGES = {"kind": "images", "channels": 1, "size": 28, "paper": "black"}
 TARGETS = {"kind": "classes", "ways": None, "classes": [], "columns": ["label"]}
 

@@ -31,7 +31,7 @@ def describe(run: TrainedRun, adapted: Adapted | None = None) -> dict[str, Any]:
     Raises:
         ValueError: a run whose inputs or targets a page does not read; the message says why.
     """
-    about = {"name": run.spec.name, "learner": run.spec.learner.kind, "outside": OUTSIDE}
+    about = {"name": run.spec.name, "learner": run.spec.learner.kind, "out_of_scope": OUTSIDE}
     reject = read_json(RunFolder(run.path).rejection) if run.spec.reject is not None else None
     targets = _targets(run, adapted)
     return about | {"inputs": _inputs(run, targets["kind"]), "targets": targets, "reject": reject}

@@ -18,7 +18,7 @@ function answerOf(logits, classes) {
   const total = sizes.reduce((sum, each) => sum + each, 0);
   const probabilities = sizes.map((each) => each / total);
   const outside = about.reject && novelty(used, about.reject.score) > about.reject.threshold;
-  return { label: outside ? about.outside : classes[used.indexOf(most)], probabilities };
+  return { label: outside ? about.out_of_scope : classes[used.indexOf(most)], probabilities };
 }
 
 /** What a prediction says: of classes as `answerOf`, of numbers their values in the units of the data. */

@@ -57,6 +57,6 @@ function oneHot(numbers, width) {
 function widthFor(classes) {
   const ways = about.targets.ways;
   if (classes.length < 2) throw new Error("Give examples of at least two classes.");
-  if (ways && classes.length > ways) throw new Error(`This model tells ${ways} classes apart, and there are ${classes.length}.`);
+  if (ways && classes.length > ways) throw new Error(`This model is for ${ways} classes at most, and there are ${classes.length}.`);
   return ways || classes.length;
 }
