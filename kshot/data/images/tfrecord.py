@@ -132,7 +132,7 @@ def example(content: bytes) -> dict[str, list[bytes] | list[int]]:
         ValueError: it is no such message.
 
     Example:
-        >>> example(bytes.fromhex("0a 0f 0a 0d 0a 05 6c 61 62 65 6c 12 04 1a 02 0a 00"))
+        >>> example(bytes.fromhex("0a 10 0a 0e 0a 05 6c 61 62 65 6c 12 05 1a 03 0a 01 00"))
         {'label': [0]}
     """
     features: dict[str, list[bytes] | list[int]] = {}
