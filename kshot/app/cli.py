@@ -349,19 +349,27 @@ def export(
         Path | None,
         typer.Option(help="A folder for predict.onnx and adapt.onnx, or a file NAME.onnx for predict alone."),
     ] = None,
+    browser: Annotated[
+        Path | None,
+        typer.Option(metavar="PAGE.html", help="One page that adapts and predicts in a browser, without a network."),
+    ] = None,
     keras: Annotated[
         Path | None, typer.Option(help="A file .keras, or .weights.h5 for the weights alone, of a Keras model.")
     ] = None,
     state: Annotated[Path | None, typer.Option(help="State of `kshot adapt`, to be part of what is written.")] = None,
+    onnxruntime_web: Annotated[
+        Path | None,
+        typer.Option(help="For --browser: onnxruntime-web of npm, packed or as a folder; by default in the cache."),
+    ] = None,
 ) -> None:
-    """Write a trained run for use without torch: as graphs of ONNX, or as a Keras model for any backend.
+    """Write a trained run for use without torch: graphs of ONNX, a page for browsers, or a Keras model for any backend.
 
     A learner that adapts by gradient steps exports predict alone to ONNX, and says so. A Keras model comes with its
-    inner steps as JSON. Preprocessing is not part of what is written.
+    inner steps as JSON. Preprocessing is part of a page, and not of the others.
     """
     from kshot.app.export import export_run
 
-    for sentence in export_run(run_dir, onnx=onnx, keras=keras, state=state):
+    for sentence in export_run(run_dir, onnx=onnx, browser=browser, keras=keras, state=state, runtime=onnxruntime_web):
         typer.echo(sentence)
 
 

@@ -8,16 +8,28 @@ from kshot.app.importing import load as named
 from kshot.app.trained import load
 
 
-def export_run(run_dir: Path, *, onnx: Path | None, keras: Path | None, state: Path | None) -> list[str]:
-    """Write the graphs or the Keras model of a run, and say in a sentence each what was written and what was not.
+def export_run(
+    run_dir: Path,
+    *,
+    onnx: Path | None = None,
+    browser: Path | None = None,
+    keras: Path | None = None,
+    state: Path | None = None,
+    runtime: Path | None = None,
+) -> list[str]:
+    """Write the graphs, the page or the Keras model of a run, and say in a sentence each what was written or not.
 
     Integrations are found by name, since they import this package and not the other way round.
 
     Raises:
-        ValueError: neither or both of the formats; and as the export of each.
+        ValueError: not one of the formats; and as the export of each.
     """
-    if (onnx is None) == (keras is None):
-        raise ValueError("name one format to export to: --onnx FOLDER, or --keras FILE")
+    if [onnx, browser, keras].count(None) != 2:
+        raise ValueError("name one format to export to: --onnx FOLDER, --browser PAGE.html, or --keras FILE")
+    if runtime is not None and browser is None:
+        raise ValueError("--onnxruntime-web is a part of the page that --browser writes: name both, or leave it out")
+    if browser is not None:
+        return named("kshot.integrations.browser:export_page")(run_dir, browser, state=state, runtime=runtime)
     if onnx is not None:
         return named("kshot.integrations.onnx:export_run")(run_dir, onnx, state=state)
     assert keras is not None  # as onnx is None

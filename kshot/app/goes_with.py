@@ -72,7 +72,7 @@ NO_MODEL: dict[str, tuple[str, ...]] = {
 
 SOURCES: dict[str, tuple[tuple[Targets, ...], tuple[str, ...]]] = {
     **dict.fromkeys(("glyphs", "omniglot", "omniglot_runs"), (("own",), (ONE_TENSOR,))),
-    **dict.fromkeys(("images", "text"), (("own",), (ONE_TENSOR, SORTS["encoder"]))),
+    **dict.fromkeys(("images", "text", "tfrecord"), (("own",), (ONE_TENSOR, SORTS["encoder"]))),
     "masks": (("masks",), (ONE_TENSOR,)),
     "multilabel_images": (("labels",), (ONE_TENSOR, SORTS["encoder"])),
     "table": (("own", "shared", "numbers"), (ONE_TENSOR,)),

@@ -13,7 +13,7 @@ from typing import Any
 
 import yaml
 
-from kshot.data.images.in_memory import kept_images
+from kshot.data.images.in_memory import kept_images, kept_labelled_images, kept_masks
 from kshot.data.tables.frames import keep
 from kshot.tasks.source import TaskSource, check_source, hash_into
 from kshot.types import Split
@@ -63,7 +63,7 @@ def _named(section: Any) -> Any:
     """A section of a source in which data in memory are replaced by their names, also in the sources within it."""
     if isinstance(section, Mapping):
         return {
-            key: _kept(value, section.get("kind")) if key in TABLES and not _is_written(value) else _named(value)
+            key: _kept(value, section) if key in TABLES and not _is_written(value) else _named(value)
             for key, value in section.items()
         }
     return section
@@ -75,9 +75,12 @@ def _is_written(value: Any) -> bool:
     return value is None or isinstance(value, str | PathLike) or several
 
 
-def _kept(data: Any, kind: Any) -> str:
+def _kept(data: Any, section: Mapping[str, Any]) -> str:
     """What names data in memory: a table's hash, or the path to which images are written."""
-    return str(kept_images(data)) if kind == "images" else keep(data)
+    if section.get("kind") == "multilabel_images":
+        return str(kept_labelled_images(data, section.get("separator", ";")))
+    images = {"images": kept_images, "masks": kept_masks}
+    return str(images.get(str(section.get("kind")), keep)(data))
 
 
 def _plain(value: Any) -> Any:

@@ -15,6 +15,7 @@ from kshot.sources.series import series
 from kshot.sources.table import table
 from kshot.sources.tabular_prior import tabular_priors
 from kshot.sources.text import text
+from kshot.sources.tfrecord import tfrecord
 from kshot.tasks.frozen import episodes
 from kshot.tasks.mixture import mixture
 
@@ -38,4 +39,5 @@ __all__ = [
     "table",
     "tabular_priors",
     "text",
+    "tfrecord",
 ]

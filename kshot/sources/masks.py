@@ -17,6 +17,7 @@ from kshot.argument_checks import check_arguments
 from kshot.data.dataset import Dataset
 from kshot.data.images.decode import Colour, upright_size
 from kshot.data.images.encoder import ImageEncoder
+from kshot.data.images.in_memory import ImageData, kept_masks
 from kshot.data.images.index import shown
 from kshot.data.images.masks import (
     IGNORED,
@@ -37,7 +38,7 @@ from kshot.tasks.splitting import DEFAULT_SPLIT, cut
 
 @check_arguments
 def masks(
-    path: Path | PathText,
+    path: Path | PathText | ImageData,
     *,
     size: PositiveInt | None = None,
     colour: Colour | None = None,
@@ -57,7 +58,8 @@ def masks(
     Classes are split, never images of one class; see `MaskTasks`.
 
     Args:
-        path: the folder.
+        path: the folder; or a Dataset of PyTorch or of Hugging Face in memory, see `kept_masks`, whose images and masks
+            are written into the cache.
         size: side of images and masks in pixels: the central square, resized; by default 84, or that of the encoder.
         colour: as in `images`.
         features: inputs of the model: "pixels", or "encoder", the feature maps of a pretrained frozen encoder, computed
@@ -78,7 +80,7 @@ def masks(
         >>> source.task("test", 0).support.targets.shape  # doctest: +SKIP
         torch.Size([1, 2, 128, 128])
     """
-    path = Path(path)
+    path = Path(path) if isinstance(path, str | Path) else kept_masks(path)
     if isinstance(features, ImageEncoder) and features.stride is None:
         raise ValueError("segmentation needs feature maps: give the ImageEncoder a stride, such as 16")
     if features == "pixels" and encoder is not None:

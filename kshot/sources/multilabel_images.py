@@ -16,6 +16,7 @@ from kshot.annotations import PathText, PositiveInt
 from kshot.argument_checks import check_arguments
 from kshot.data.images.decode import Colour
 from kshot.data.images.encoder import ImageEncoder
+from kshot.data.images.in_memory import ImageData, kept_labelled_images
 from kshot.data.images.index import shown
 from kshot.data.images.labels import list_labels
 from kshot.data.tables.frames import TableLike
@@ -29,7 +30,7 @@ log = logging.getLogger(__name__)
 
 @check_arguments
 def multilabel_images(
-    path: Path | PathText,
+    path: Path | PathText | ImageData,
     *,
     labels: str | Sequence[str] = "labels",
     separator: str = ";",
@@ -50,7 +51,8 @@ def multilabel_images(
     in training; see `LabelTasks`.
 
     Args:
-        path: the table, whose paths are relative to its folder.
+        path: the table, whose paths are relative to its folder; or a Dataset of PyTorch or of Hugging Face in memory,
+            see `kept_labelled_images`, whose images are written into the cache.
         labels: the column with the labels of an image, or a list of columns, one for each label.
         separator: between the labels in one column.
         size, colour, features, encoder, bad_images, follow_links, progress: as in `images`.
@@ -65,6 +67,10 @@ def multilabel_images(
         >>> source.task("test", 0).support.targets.shape  # doctest: +SKIP
         torch.Size([12, 3])
     """
+    if not isinstance(path, str | Path):
+        if labels != "labels":
+            raise ValueError("labels names columns of a table; items in memory have their labels: leave it out")
+        path = kept_labelled_images(path, separator)
     path = Path(path)
     preparing = encoder_of(features, encoder, size, colour)
     listing = list_labels(path, labels, separator=separator, follow_links=follow_links)

@@ -26,6 +26,7 @@ from kshot.data.cache import cache_folder, locked, replace_folder, scratch_folde
 from kshot.data.dataset import ImageDataset
 from kshot.data.images.decode import CHANNELS, VERSION, BadImage, Colour, Resample, decode
 from kshot.data.images.index import ImageFile, shown
+from kshot.data.images.tfrecord import image_of
 
 _TRIES = 20  # to open files that others delete at the same time
 _CHUNK = 512  # images decoded between two writes; bounds their memory
@@ -120,8 +121,8 @@ class DecodedImages:
             return dict(zip(rows, threads.map(self._decode_file, rows)))
 
     def _decode_file(self, row: int) -> np.ndarray | BadImage:
-        path, content = read_listed(self.files[row], self.root)
         try:
+            path, content = read_listed(self.files[row], self.root)
             return decode(content, path, size=self.size, colour=self.colour, **self._fit)
         except BadImage as error:
             return error
@@ -214,15 +215,24 @@ def _close(files: Sequence[FileIO]) -> None:
 
 
 def read_listed(file: ImageFile, root: Path) -> tuple[str, bytes]:
-    """The path of a listed file, for messages, and its content; ValueError if it was modified or cannot be read."""
-    path = os.path.join(root, file.name)
+    """The path of a listed file, for messages, and its content, or that of the image in a record.
+
+    Raises:
+        BadImage: a damaged record.
+        ValueError: the file was modified or cannot be read.
+    """
+    path = os.path.join(root, file.name if file.record is None else file.record.file)
     try:
         with open_file(path) as opened:
             status = os.fstat(opened.fileno())
-            content = opened.read()
+            is_same = (status.st_size, status.st_mtime_ns) == (file.bytes, file.mtime)
+            if file.record is None:
+                content = opened.read()
+            elif is_same:
+                content, path = image_of(opened, file.record, path), os.path.join(root, file.name)
     except OSError as error:
         raise ValueError(f"{shown(path)} cannot be read: {error.strerror}") from error
-    if (status.st_size, status.st_mtime_ns) != (file.bytes, file.mtime):
+    if not is_same:
         raise ValueError(f"{shown(path)} was modified after it was listed; open the source again")
     return shown(path), content
 

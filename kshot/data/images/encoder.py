@@ -291,8 +291,8 @@ def _decoded(
     """The image of each row, or its error."""
 
     def image(row: int) -> np.ndarray | BadImage:
-        path, content = read_listed(files[row], root)
         try:
+            path, content = read_listed(files[row], root)
             return encoder.decoded(content, path)
         except BadImage as error:
             return error
@@ -303,8 +303,15 @@ def _decoded(
 
 
 def _digests(files: Sequence[ImageFile], root: Path) -> np.ndarray:
-    """A hash of the content of each file, (n, DIGEST) uint8."""
-    digests = (hashlib.sha256(read_listed(file, root)[1]).digest()[:DIGEST] for file in files)
+    """A hash of the content of each file, (n, DIGEST) uint8; of its error for a damaged record."""
+
+    def content(file: ImageFile) -> bytes:
+        try:
+            return read_listed(file, root)[1]
+        except BadImage as error:
+            return str(error).encode()
+
+    digests = (hashlib.sha256(content(file)).digest()[:DIGEST] for file in files)
     return np.frombuffer(b"".join(digests), np.uint8).reshape(len(files), DIGEST)
 
 

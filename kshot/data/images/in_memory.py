@@ -7,7 +7,8 @@ is named by their content, with a table of their paths and labels, which is open
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from io import BytesIO
 from pathlib import Path, PurePath
 from typing import Any, NamedTuple, Protocol
@@ -17,6 +18,9 @@ from torch import Tensor
 
 from kshot.bounded import read_bytes
 from kshot.data.cache import cache_folder, cached_folder, scratch_folder
+
+CLASSES = "classes.txt"
+"""Name of the file that names the classes of masks."""
 
 _AS_THEY_ARE = ("1", "L", "LA", "P", "RGB", "RGBA", "I;16")  # modes that PNG has
 
@@ -37,7 +41,8 @@ class ImageData(Protocol):
 class _Example(NamedTuple):
     content: bytes
     suffix: str
-    label: str
+    label: str = ""
+    mask: bytes | None = None
 
 
 def kept_images(data: ImageData) -> Path:
@@ -53,26 +58,130 @@ def kept_images(data: ImageData) -> Path:
         >>> kept_images(data) == kept_images(list(data))
         True
     """
-    import polars as pl
+    name = _checked(data)
+    examples = _of_hugging_face(data) if _is_of_hugging_face(data) else _of_items(data, name)
+    return _kept(examples, name, f"{name}.parquet", partial(_write_table, column="label", table=f"{name}.parquet"))
 
-    name = type(data).__name__
+
+def kept_labelled_images(data: ImageData, separator: str = ";") -> Path:
+    """As `kept_images`, of a data set whose images have several labels: the table has the columns path and labels.
+
+    Items are (image, labels), or a row has one column of images, and a column labels or one of lists: a list of numbers
+    or words, or a tensor or array of 0 and 1, one for each class.
+
+    Args:
+        data: the data set.
+        separator: between the labels of an image in the table, which none of them may contain.
+
+    Raises:
+        ValueError: as `kept_images`, and a label that contains the separator.
+
+    Example:
+        >>> data = [(torch.zeros(3, 8, 8), ["dark", "blue"]), (torch.ones(3, 8, 8), [])]
+        >>> kept_labelled_images(data).suffix
+        '.parquet'
+    """
+    name, names = _checked(data), _names_of(data)
+    hugging: Any = data
+
+    def joined(labels: Any, names: Any, where: str) -> str:
+        words = [_label(each, names, where) for each in _listed(labels, where)]
+        if bad := [word for word in words if separator in word]:
+            raise ValueError(f"{where}: the label {bad[0]!r} contains the separator {separator!r}; choose another one")
+        return separator.join(words)
+
+    if _is_of_hugging_face(data):
+        image, labels = _columns(
+            data, "labels", lambda feature: isinstance(feature, list) or hasattr(feature, "feature")
+        )
+        feature = hugging.features[labels]
+        names = getattr(feature[0] if isinstance(feature, list) else feature.feature, "names", None)
+        rows = _rows(data, image, labels)
+        examples = (
+            _Example(content, suffix, joined(row[labels], names, where)) for content, suffix, row, where in rows
+        )
+    else:
+        examples = (
+            _Example(_png(item[0], where), ".png", joined(item[1], names, where))
+            for item, where in _pairs(data, name, "(image, labels)")
+        )
+    return _kept(
+        examples,
+        f"{name} {separator}",
+        f"{name}.parquet",
+        partial(_write_table, column="labels", table=f"{name}.parquet"),
+    )
+
+
+def kept_masks(data: ImageData) -> Path:
+    """As `kept_images`, of a data set whose items are (image, mask): the folder that `masks` takes.
+
+    A mask is an image of Pillow, grey or with a palette, or a tensor or array (H, W) of whole numbers: classes, 0 for
+    the background and 255 for pixels that are not scored. The attribute `classes`, if there is one, names them from 0
+    on. A Dataset of Hugging Face has two columns of images, of which one is called image.
+
+    Raises:
+        ValueError: as `kept_images`, and a mask of other values.
+
+    Example:
+        >>> kept_masks([(torch.zeros(3, 8, 8), torch.ones(8, 8, dtype=torch.int64))]).is_dir()
+        True
+    """
+    name = _checked(data)
+    hugging: Any = data
+    if _is_of_hugging_face(data):
+        found = [column for column, feature in hugging.features.items() if type(feature).__name__ == "Image"]
+        if len(found) != 2 or "image" not in found:
+            raise ValueError(
+                f"the Hugging Face Dataset must have two columns of images, image and that of masks; it has "
+                f"{', '.join(found) or 'none'}: name them by rename_column, and leave others out by remove_columns"
+            )
+        (mask,) = {*found} - {"image"}
+        named = hugging.select_columns(["image", mask]).with_format(None)
+        pairs = ((row["image"], row[mask], f"row {number} of the Dataset") for number, row in enumerate(named))
+    else:
+        pairs = ((item[0], item[1], where) for item, where in _pairs(data, name, "(image, mask)"))
+    examples = (_Example(_png(image, where), ".png", mask=_mask_png(mask, where)) for image, mask, where in pairs)
+    classes = [str(each) for each in list(_names_of(data) or [])[1:]]
+
+    def write_names(folder: Path, rows: list[tuple[str, str]]) -> None:
+        (folder / CLASSES).write_text("".join(f"{each}\n" for each in classes), encoding="utf-8")
+
+    return _kept(examples, f"{name} {classes}", CLASSES, write_names).parent
+
+
+def _checked(data: Any) -> str:
+    """The name of the type of a data set; ValueError if it is none."""
     if isinstance(data, str) or not (hasattr(data, "__len__") and hasattr(data, "__getitem__")):
         raise ValueError(
             "images are a folder, a table, or a Dataset of PyTorch or Hugging Face with a length and numbered items; "
-            f"got {type(data).__module__}.{name}"
+            f"got {type(data).__module__}.{type(data).__name__}"
         )
-    of_hugging_face = hasattr(data, "features") and hasattr(data, "cast_column")
-    examples = _of_hugging_face(data) if of_hugging_face else _of_items(data, name)
-    table, digest, rows = f"{name}.parquet", hashlib.sha256(name.encode()), []
+    return type(data).__name__
+
+
+def _is_of_hugging_face(data: Any) -> bool:
+    return hasattr(data, "features") and hasattr(data, "cast_column")
+
+
+def _kept(
+    examples: Iterable[_Example], key: str, table: str, write: Callable[[Path, list[tuple[str, str]]], None]
+) -> Path:
+    """Write examples into a folder of the cache, and return the path of its table, which `write` makes of the rows."""
+    digest, rows = hashlib.sha256(key.encode()), []
     with scratch_folder(cache_folder() / "image-data") as scratch:
         (scratch / "images").mkdir()
         for number, example in enumerate(examples):
             rows.append((f"images/{number:07}{example.suffix}", example.label))
             (scratch / rows[-1][0]).write_bytes(example.content)
             digest.update(repr((example.label, hashlib.sha256(example.content).digest())).encode())
+            if example.mask is not None:
+                (scratch / "masks").mkdir(exist_ok=True)
+                (scratch / "masks" / f"{number:07}.png").write_bytes(example.mask)
+                digest.update(hashlib.sha256(example.mask).digest())
         if not rows:
-            raise ValueError(f"the {name} is empty")
-        pl.DataFrame(rows, schema=["path", "label"], orient="row").write_parquet(scratch / table)
+            raise ValueError(f"the {key.split()[0]} is empty")
+        write(scratch, rows)
 
         def fill(folder: Path) -> None:
             for each in list(scratch.iterdir()):
@@ -81,37 +190,101 @@ def kept_images(data: ImageData) -> Path:
         return cached_folder(f"image-data-{digest.hexdigest()[:24]}", fill, table) / table
 
 
-def _of_items(data: Any, name: str) -> Iterator[_Example]:
-    """The examples of a data set whose items are (image, label)."""
+def _write_table(folder: Path, rows: list[tuple[str, str]], *, column: str, table: str) -> None:
+    import polars as pl
+
+    pl.DataFrame(rows, schema=["path", column], orient="row").write_parquet(folder / table)
+
+
+def _pairs(data: Any, name: str, form: str) -> Iterator[tuple[Any, str]]:
+    """The items of a data set, each a pair, and what messages call it."""
     if hasattr(data, "values") and hasattr(data, "keys"):
         raise ValueError(f"a {name} of several data sets ({', '.join(map(str, data))}): give one of them")
-    names, within = getattr(data, "classes", None), data
-    while names is None and hasattr(within, "dataset"):  # a Subset has the classes of what it is a part of
-        within = within.dataset
-        names = getattr(within, "classes", None)
     for number in range(len(data)):
         item, where = data[number], f"item {number} of the {name}"
         if not isinstance(item, tuple | list) or len(item) != 2:
-            raise ValueError(f"{where} must be (image, label), got {_shown(item)}")
+            raise ValueError(f"{where} must be {form}, got {_shown(item)}")
+        yield item, where
+
+
+def _names_of(data: Any) -> Any:
+    """The names of the classes of a data set, or None; a Subset has those of what it is a part of."""
+    names, within = getattr(data, "classes", None), data
+    while names is None and hasattr(within, "dataset"):
+        within = within.dataset
+        names = getattr(within, "classes", None)
+    return names
+
+
+def _listed(labels: Any, where: str) -> list[Any]:
+    """The labels of an image: a list, or the places of the ones in a tensor or array."""
+    if isinstance(labels, list | tuple | set | frozenset):
+        return list(labels)
+    values = np.asarray(labels.detach().cpu() if isinstance(labels, Tensor) else labels)
+    if values.ndim != 1 or values.dtype.kind not in "biuf" or not np.isin(values, (0, 1)).all():
+        raise ValueError(
+            f"{where}: the labels must be a list of numbers or words, or a tensor of 0 and 1 for each class, got "
+            f"{_shown(labels)}"
+        )
+    return [int(place) for place in np.flatnonzero(values)]
+
+
+def _mask_png(mask: Any, where: str) -> bytes:
+    """A mask as a PNG file of one channel."""
+    from PIL import Image
+
+    if not isinstance(mask, Image.Image):
+        values = np.asarray(mask.detach().cpu() if isinstance(mask, Tensor) else mask)
+        if values.ndim != 2 or values.dtype.kind not in "biu" or values.min() < 0 or values.max() > 255:
+            raise ValueError(
+                f"{where}: the mask must be an image of Pillow, or a tensor (H, W) of whole numbers from 0 to 255, got "
+                f"{_shown(mask)}"
+            )
+        mask = Image.fromarray(values.astype(np.uint8))
+    if mask.mode not in ("L", "P", "1"):
+        raise ValueError(f"{where}: the mask is an image of mode {mask.mode}; it must be grey or have a palette")
+    if mask.mode == "P":  # the numbers without their colours: Pillow would leave out those that the palette has not
+        mask = Image.fromarray(np.asarray(mask))
+    file = BytesIO()
+    mask.save(file, "PNG", compress_level=1)
+    return file.getvalue()
+
+
+def _of_items(data: Any, name: str) -> Iterator[_Example]:
+    """The examples of a data set whose items are (image, label)."""
+    names = _names_of(data)
+    for item, where in _pairs(data, name, "(image, label)"):
         yield _Example(_png(item[0], where), ".png", _label(item[1], names, where))
 
 
 def _of_hugging_face(data: Any) -> Iterator[_Example]:
     """The examples of a Dataset of Hugging Face; images that are encoded stay so."""
-    features, what = dict(data.features or {}), "the Hugging Face Dataset"
+    image, label = _columns(data, "label", lambda feature: hasattr(feature, "int2str"))
+    names = getattr(data.features[label], "names", None)
+    for content, suffix, row, where in _rows(data, image, label):
+        yield _Example(content, suffix, _label(row[label], names, where))
+
+
+def _columns(data: Any, label: str, is_label: Callable[[Any], bool]) -> tuple[str, str]:
+    """The column of images and that of labels of a Dataset of Hugging Face."""
+    features = dict(data.features or {})
     images = [name for name, feature in features.items() if type(feature).__name__ == "Image"]
-    labels = ["label"] if "label" in features else [name for name, each in features.items() if hasattr(each, "int2str")]
+    labels = [label] if label in features else [name for name, each in features.items() if is_label(each)]
     if len(images) != 1 or len(labels) != 1:
+        of = "class labels" if label == "label" else "lists"
         raise ValueError(
-            f"{what} must have one column of images and a column label, or one of class labels; it has "
+            f"the Hugging Face Dataset must have one column of images and a column {label}, or one of {of}; it has "
             f"{', '.join(features)}: leave the right ones by select_columns, and name them by rename_column"
         )
-    image, label = images[0], labels[0]
-    names = getattr(features[label], "names", None)
+    return images[0], labels[0]
+
+
+def _rows(data: Any, image: str, label: str) -> Iterator[tuple[bytes, str, Any, str]]:
+    """The encoded image of each row of a Dataset of Hugging Face, its suffix, the row, and what messages call it."""
     encoded = data.select_columns([image, label]).with_format(None)
-    encoded = encoded.cast_column(image, type(features[image])(decode=False))
+    encoded = encoded.cast_column(image, type(data.features[image])(decode=False))
     for number, row in enumerate(encoded):
-        where, stored = f"row {number} of {what}", row[image] or {}
+        where, stored = f"row {number} of the Hugging Face Dataset", row[image] or {}
         content, path = stored.get("bytes"), stored.get("path")
         if content is None and not path:
             raise ValueError(f"{where} has no image")
@@ -119,7 +292,7 @@ def _of_hugging_face(data: Any) -> Iterator[_Example]:
             content = read_bytes(str(path)) if content is None else content
         except OSError as error:
             raise ValueError(f"{where}: {path} cannot be read: {error.strerror}") from error
-        yield _Example(content, PurePath(path or "").suffix or ".png", _label(row[label], names, where))
+        yield content, PurePath(path or "").suffix or ".png", row, where
 
 
 def _label(label: Any, names: Any, where: str) -> str:

@@ -24,12 +24,25 @@ SPLIT_FOLDERS: dict[str, Split] = {"train": "train", "val": "val", "valid": "val
 """Names of folders that hold the classes of a split."""
 
 
+class Place(NamedTuple):
+    """A record: its file, relative to the root, its first byte, its number, and the label that it should have."""
+
+    file: str
+    start: int
+    number: int
+    label: int
+
+
 class ImageFile(NamedTuple):
-    """An image file: its path relative to the root, its size in bytes, and its modification time in ns."""
+    """An image file: its path relative to the root, its size in bytes, and its modification time in ns.
+
+    Or a record of a TFRecord file that holds an image: the name then ends in its number, and the others are the file's.
+    """
 
     name: str
     bytes: int
     mtime: int
+    record: Place | None = None
 
 
 class Listing(NamedTuple):

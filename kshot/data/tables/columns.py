@@ -142,7 +142,7 @@ class Columns:
         self._dates = [column for column in used if column.kind == "date"]
         self._derived = [column for column in used if column.kind in ("set", "text")]
         self._gaps = np.array([column.gaps for column in self._numbers], bool)
-        self._tables = [_word_table(column) for column in self._words]
+        self._tables = [word_table(column) for column in self._words]
 
     @property
     def kinds(self) -> dict[str, str]:
@@ -347,13 +347,13 @@ def _set_or_text(column: Column, values: Any) -> np.ndarray:
     row = np.repeat(np.arange(len(lists)), lists.list.len().to_numpy())
     word = place_of(lists.explode(), column.words)
     known = word < len(column.words)
-    table = _word_table(column)[: len(column.words), : min(len(column.words), ONE_HOT)]
+    table = word_table(column)[: len(column.words), : min(len(column.words), ONE_HOT)]
     features = np.zeros((len(lists), table.shape[1]), np.float32)
     np.add.at(features, row[known], table[word[known]])
     return features if len(column.words) > ONE_HOT else np.minimum(features, 1)
 
 
-def _word_table(column: Column) -> np.ndarray:
+def word_table(column: Column) -> np.ndarray:
     r"""The features of each index: of every word, of an unknown one, of a missing one.
 
     Few words are one-hot. Many get codes: signs $\pm 1 / \sqrt{32}$ given by a hash of the word. They are a random

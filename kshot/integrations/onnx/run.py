@@ -99,14 +99,20 @@ def _targets(objective: objectives.Objective, shapes: Shapes, count: int, random
 
 def _write(file: Path, model: onnx.ModelProto, run: TrainedRun, adapted: Adapted | None = None) -> str:
     """Write a graph with its metadata, and return a sentence on it."""
+    largest = {each.key: each.value for each in model.metadata_props}["largest_difference"]
+    with whole_file(file) as temporary:
+        temporary.write_bytes(finished(model, run, adapted).SerializeToString())
+    inputs = ", ".join(_shown(value) for value in model.graph.input if not value.name.startswith("state/"))
+    return f"{file}: {inputs}; differs from kshot by at most {largest}"
+
+
+def finished(model: onnx.ModelProto, run: TrainedRun, adapted: Adapted | None = None) -> onnx.ModelProto:
+    """A graph with its metadata and the name of its maker; it is changed."""
     known = {each.key: each.value for each in model.metadata_props}
     del model.metadata_props[:]
     onnx.helper.set_model_props(model, known | metadata(run, adapted))
     model.producer_name, model.producer_version = "kshot", version("kshot")
-    with whole_file(file) as temporary:
-        temporary.write_bytes(model.SerializeToString())
-    inputs = ", ".join(_shown(value) for value in model.graph.input if not value.name.startswith("state/"))
-    return f"{file}: {inputs}; differs from kshot by at most {known['largest_difference']}"
+    return model
 
 
 def metadata(run: TrainedRun, adapted: Adapted | None = None) -> dict[str, str]:
