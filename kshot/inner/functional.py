@@ -72,7 +72,7 @@ class Function:
         self.module, self.batchnorm = module, batchnorm
         norms = [name for name, part in module.named_modules() if isinstance(part, _BatchNorm)]
         has_norms = len(norms) > 0
-        self.norms = {name: number for number, name in enumerate(norms)}
+        self.norms: dict[str, int] = {name: number for number, name in enumerate(norms)}
         new_task_norm = has_norms and batchnorm == "tasknorm" and task_norm is None
         self.task_norm = TaskNorm(len(norms)) if new_task_norm else task_norm
         self.transductive = has_norms and batchnorm == "query"

@@ -20,7 +20,9 @@ from kshot.models.layers import DropBlock
 from kshot.supplied import Channels, FeatureMaps, ImageSize, InputShape, NumOutputs
 
 
-def mlp(inputs: InputShape, outputs: NumOutputs | None, hidden: Sequence[PositiveInt] = (40, 40)) -> nn.Sequential:
+def mlp(
+    inputs: int | InputShape, outputs: NumOutputs | None, hidden: Sequence[PositiveInt] = (40, 40)
+) -> nn.Sequential:
     """A perceptron with ReLU: (n, inputs) to (n, outputs), or to the features (n, hidden[-1]) if `outputs` is None.
 
     Inputs with several axes are flattened. The default is the sinusoid network of the MAML paper.

@@ -23,7 +23,7 @@ from kshot.data.images.augment import Augment as ImageAugment
 from kshot.supplied import Seed
 from kshot.tasks.pool import OnTooFew, Pool, PooledSource, RowNumbers, Rows
 from kshot.tasks.preprocessor import Preprocessor
-from kshot.tasks.sampling import Range, distinct
+from kshot.tasks.sampling import BySplit, Range, distinct
 from kshot.tasks.source import generator, if_any
 from kshot.types import Batch, Split, Task
 
@@ -97,7 +97,7 @@ class ClassTasks(PooledSource):
     def __init__(
         self,
         examples: np.ndarray | Dataset,
-        classes: Mapping[Split, Mapping[str, Rows]],
+        classes: BySplit[Mapping[str, Rows]],
         *,
         ways: Ways = 5,
         shots: Size = 1,

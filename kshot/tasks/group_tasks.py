@@ -18,7 +18,7 @@ from kshot.data.dataset import Dataset
 from kshot.objectives import Objective
 from kshot.tasks.pool import OnTooFew, PooledSource, RowNumbers, Rows
 from kshot.tasks.preprocessor import Preprocessor
-from kshot.tasks.sampling import distinct
+from kshot.tasks.sampling import BySplit, distinct
 from kshot.tasks.source import generator
 from kshot.types import Batch, Split, Task
 
@@ -69,7 +69,7 @@ class GroupTasks(PooledSource):
     def __init__(
         self,
         examples: Dataset,
-        groups: Mapping[Split, Mapping[str, Rows]],
+        groups: BySplit[Mapping[str, Rows]],
         *,
         objective: Objective,
         shots: Size,

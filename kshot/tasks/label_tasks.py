@@ -19,6 +19,7 @@ from kshot.supplied import Seed
 from kshot.tasks.overlapping import OverlappingTasks
 from kshot.tasks.pool import Rows
 from kshot.tasks.preprocessor import Preprocessor
+from kshot.tasks.sampling import BySplit, of_splits
 from kshot.tasks.source import if_any
 from kshot.types import SPLITS, Batch, Split, Task
 
@@ -83,7 +84,7 @@ class LabelTasks(OverlappingTasks):
     def __init__(
         self,
         examples: Dataset,
-        labels: Mapping[Split, Mapping[str, Rows]],
+        labels: BySplit[Mapping[str, Rows]],
         *,
         ways: PositiveInt = 5,
         shots: PositiveInt = 1,
@@ -100,7 +101,8 @@ class LabelTasks(OverlappingTasks):
             seed=seed, name=name, preprocessor=preprocessor,
         )  # fmt: skip
         self._without = np.asarray(without, np.int64)
-        self._given = {split: {label: np.unique(rows) for label, rows in of.items()} for split, of in labels.items()}
+        given = of_splits(labels, name)
+        self._given = {split: {label: np.unique(rows) for label, rows in of.items()} for split, of in given.items()}
         names = [label for of_split in labels.values() for label in of_split]
         if twice := {label for label in names if names.count(label) > 1}:
             raise ValueError(f"{name}: label {min(twice)!r} is in two splits; keep it in one of them")

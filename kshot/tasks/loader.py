@@ -11,6 +11,7 @@ from kshot.annotations import PositiveInt
 from kshot.argument_checks import check_arguments
 from kshot.conversion import to_tensors
 from kshot.objectives import Objective, classification
+from kshot.tasks.sampling import BySplit, of_splits
 from kshot.tasks.source import TaskSource
 from kshot.types import Batch, Split, Task, tree_leaves, tree_map
 
@@ -23,15 +24,15 @@ PAIRS = (("support", "query"), ("train", "test"))
 
 @check_arguments
 def from_loader(
-    train: Iterable | None = None,
+    train: Iterable[Any] | None = None,
     *,
-    val: Iterable | None = None,
-    test: Iterable | None = None,
+    val: Iterable[Any] | None = None,
+    test: Iterable[Any] | None = None,
     objective: Objective = classification,
     ways: PositiveInt | None = None,
     shots: PositiveInt | None = None,
     stacked: bool | None = None,
-    units: Mapping[Split, Sequence[Hashable]] | None = None,
+    units: BySplit[Sequence[Hashable]] | None = None,
     unit: str | None = None,
     seed: int = 0,
 ) -> LoaderTasks:
@@ -75,7 +76,7 @@ def from_loader(
                 [0., 1.]])
     """
     given = {"train": train, "val": val, "test": test}
-    loaders: dict[Any, Iterable] = {split: loader for split, loader in given.items() if loader is not None}
+    loaders: dict[Any, Iterable[Any]] = {split: loader for split, loader in given.items() if loader is not None}
     if not loaders:
         raise ValueError("give at least one iterable of tasks: train, val or test")
     if unknown := [split for split in units or () if split not in loaders]:
@@ -90,19 +91,20 @@ class LoaderTasks(TaskSource):
 
     def __init__(
         self,
-        loaders: Mapping[Split, Iterable],
+        loaders: Mapping[Split, Iterable[Any]],
         objective: Objective,
         ways: int | None,
         shots: int | None,
         stacked: bool | None,
         seed: int,
-        units: Mapping[Split, Sequence[Hashable]] | None = None,
+        units: BySplit[Sequence[Hashable]] | None = None,
     ) -> None:
         self.loaders, self.objective, self.seed = dict(loaders), objective, seed
         self.ways, self.shots, self.stacked = ways, shots, stacked
         self._streams: dict[tuple[Split, int], _Stream] = {}
-        self._names = {split: list(dict.fromkeys(map(_plain, names))) for split, names in (units or {}).items()}
-        self._units = {split: _positions(self._names[split], names) for split, names in (units or {}).items()}
+        given = of_splits(units or {}, "units")
+        self._names = {split: list(dict.fromkeys(map(_plain, names))) for split, names in given.items()}
+        self._units = {split: _positions(self._names[split], names) for split, names in given.items()}
 
     def task(self, split: Split, index: int) -> Task:
         if split not in self.loaders:

@@ -19,6 +19,7 @@ from kshot.supplied import Seed
 from kshot.tasks.overlapping import OverlappingTasks
 from kshot.tasks.pool import Pool, Rows
 from kshot.tasks.preprocessor import Preprocessor
+from kshot.tasks.sampling import BySplit, of_splits
 from kshot.types import SPLITS, Batch, Split, Task
 
 
@@ -82,7 +83,7 @@ class MaskTasks(OverlappingTasks):
         self,
         examples: Dataset,
         masks: np.ndarray,
-        classes: Mapping[Split, Mapping[str, MaskClass]],
+        classes: BySplit[Mapping[str, MaskClass]],
         *,
         ways: PositiveInt = 1,
         shots: PositiveInt = 1,
@@ -105,7 +106,7 @@ class MaskTasks(OverlappingTasks):
         values = [each.value for of_split in classes.values() for each in of_split.values()]
         if twice := {value for value in values if values.count(value) > 1}:
             raise ValueError(f"{name}: two classes have the value {min(twice)} in the masks; give each its own")
-        self._given = classes
+        self._given = of_splits(classes, name)
         self._choose()
 
     def _choose(self) -> None:

@@ -12,7 +12,7 @@ import torch
 from kshot.annotations import Size
 from kshot.data.dataset import Dataset
 from kshot.tasks.preprocessor import Preprocessor
-from kshot.tasks.sampling import Range, by_split
+from kshot.tasks.sampling import BySplit, Range, by_split, of_splits
 from kshot.tasks.source import StackedSource, if_any
 from kshot.types import SPLITS, Split, Tree
 
@@ -65,7 +65,7 @@ class PooledSource(StackedSource):
     def __init__(
         self,
         examples: Dataset,
-        members: Mapping[Split, Mapping[str, Rows]],
+        members: BySplit[Mapping[str, Rows]],
         *,
         shots: Size,
         queries: Size,
@@ -80,7 +80,8 @@ class PooledSource(StackedSource):
         self.queries = by_split(queries, train_queries, "queries")
         self.examples, self.on_too_few, self.seed, self.name, self.gap = examples, on_too_few, seed, name, gap
         self.preprocessor, self._left_out = preprocessor, dict(left_out or {})
-        self._all_pools = {split: Pool.of(rows, f"{name}: {self.member}") for split, rows in members.items()}
+        given = of_splits(members, name)
+        self._all_pools = {split: Pool.of(rows, f"{name}: {self.member}") for split, rows in given.items()}
         check_disjoint(self._all_pools, len(examples), name, self.member, same_names=self.same_classes)
         self._set_shots(Range.of(shots, "shots", 1))
 

@@ -2,13 +2,32 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from numbers import Integral
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar, cast
 
 import numpy as np
 
 from kshot.annotations import Size
 from kshot.types import SPLITS, Split
+
+T = TypeVar("T")
+
+BySplit = Mapping[Split, T] | Mapping[str, T]
+"""Something for each split, as arguments take it: the names of splits may have been computed."""
+
+
+def of_splits(given: BySplit[T], where: str) -> dict[Split, T]:
+    """What is given for each split; ValueError for a name that is none.
+
+    Example:
+        >>> of_splits({"valid": 3}, "classes")
+        Traceback (most recent call last):
+        ValueError: classes: there is no split 'valid'; the splits are train, val and test
+    """
+    if unknown := [name for name in given if name not in SPLITS]:
+        raise ValueError(f"{where}: there is no split {unknown[0]!r}; the splits are train, val and test")
+    return cast("dict[Split, T]", dict(given))
 
 
 class Range(NamedTuple):

@@ -33,25 +33,25 @@ class Head(nn.Module, ABC):
     fits_parts: bool = False
 
     @abstractmethod
-    def fit(self, feat_ND: Tensor, target_NC: Tensor, weight_N: Tensor) -> Tree:
+    def fit(self, feat_ND: Tensor, target_NC: Tensor, weight_N: Tensor, /) -> Tree:
         """Fit to features, targets and row weights; rows of weight 0 have no effect."""
 
     @abstractmethod
-    def predict(self, state: Tree, feat_MD: Tensor) -> Tensor:
+    def predict(self, state: Tree, feat_MD: Tensor, /) -> Tensor:
         """Predict (M, C) for features."""
 
-    def statistics(self, feat_ND: Tensor, target_NC: Tensor, weight_N: Tensor) -> Tree:
+    def statistics(self, feat_ND: Tensor, target_NC: Tensor, weight_N: Tensor, /) -> Tree:
         """Statistics of a support set from which the head can be fitted, alone or merged; by default the rows."""
         return {"features": feat_ND, "targets": target_NC, "weight": weight_N}
 
-    def merge(self, old: Tree, new: Tree) -> Tree:
+    def merge(self, old: Tree, new: Tree, /) -> Tree:
         """Statistics of the union of two support sets; the new one may have more classes, placed last."""
         targets = old["targets"]
         added = new["targets"].shape[1] - targets.shape[1]
         old = old | {"targets": torch.nn.functional.pad(targets, (0, 0) * (targets.ndim - 2) + (0, added))}
         return {name: torch.cat([old[name], new[name]]) for name in old}
 
-    def fit_statistics(self, statistics: Tree) -> Tree:
+    def fit_statistics(self, statistics: Tree, /) -> Tree:
         """The state that `fit` gives for the rows that the statistics describe."""
         return self.fit(statistics["features"], statistics["targets"], statistics["weight"])
 

@@ -96,7 +96,9 @@ class RatingTasks(StackedSource):
         self.dropped |= self._left_out
         weights = self._sides["train"].query.sizes[self._users["train"]] ** self._user_sampling_power
         self._cumulative = weights.cumsum() / weights.sum() if self._user_sampling_power else None
-        self.user_names = {split: tuple(self._names[user] for user in users) for split, users in self._users.items()}
+        self.user_names: dict[str, tuple[Any, ...]] = {
+            split: tuple(self._names[user] for user in users) for split, users in self._users.items()
+        }
 
     def with_shots(self, shots: int) -> RatingTasks:
         """The same tasks with other shots, except in training if `train_shots` was given."""
