@@ -28,7 +28,7 @@ from kshot.evaluation.report.verdict import best_baseline
 from kshot.files import check_writable, csv_text, read_json, write_text
 
 OWN, OTHER = "own", "other"
-FILES = ("images", "table", "text")  # kinds of sources that read other files of their kind
+FILES = ("images", "table", "text", "tfrecord")  # kinds of sources that read other files of their kind
 DRAWN = ("glyphs", "omniglot")  # kinds whose runs read images
 NOTE = (
     "Baselines are tuned on the validation tasks of the run's own data, since no others may be seen before the test. "

@@ -104,5 +104,7 @@ def test_a_run_on_drawn_characters_reads_images_of_their_size(tmp_path):
 
 def test_a_run_on_sine_waves_reads_no_files(tmp_path):
     RunFolder(tmp_path).start(load_spec("sinusoid"), {"inputs": [1]}, None)
-    with pytest.raises(ValueError, match="is a run on sinusoids, and transfer takes runs on images, table, text"):
+    with pytest.raises(
+        ValueError, match="is a run on sinusoids, and transfer takes runs on images, table, text, tfrecord"
+    ):
         other_files(tmp_path)

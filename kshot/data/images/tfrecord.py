@@ -16,12 +16,12 @@ import numpy as np
 
 from kshot.bounded import open_file
 from kshot.data.cache import cached
-from kshot.data.images.crc32c import masked_crc32c
 from kshot.data.images.decode import BadImage
 from kshot.data.images.index import ImageFile, Place, shown
 
 _HEAD = struct.Struct("<QI")  # length of the content, and the checksum of its 8 bytes
 _TAIL = struct.Struct("<I")  # checksum of the content
+_MASK_DELTA = 0xA282EAD8
 _VERSION = 1  # of the index, part of the cache key
 
 
@@ -81,6 +81,22 @@ def _starts(path: str) -> list[int]:
             starts.append(at)
             at = end
     return starts
+
+
+def masked_crc32c(content: bytes) -> int:
+    """The CRC-32C of bytes as TFRecord files have it: rotated, and moved by a constant.
+
+    Raises:
+        ValueError: the package google-crc32c is not installed.
+    """
+    try:
+        from google_crc32c import value
+    except ImportError:
+        raise ValueError(
+            "TFRecord files are checked by the package google-crc32c, which is missing: pip install 'kshot[files]'"
+        ) from None
+    crc = value(content)
+    return ((crc >> 15 | crc << 17) + _MASK_DELTA) & 0xFFFFFFFF
 
 
 def _length(head: bytes, path: str, number: int) -> int:
