@@ -206,7 +206,7 @@ def evaluate(
     --set changes keys of source, target, evaluate and baselines, such as source.ways=20; the learner stays as it is.
     Exit code: 0, 2 for invalid input, 3 if an audit failed and the figures are not to be trusted.
     """
-    from kshot.app.run import evaluate_run
+    from kshot.app.evaluate import evaluate_run
 
     report = evaluate_run(
         run_dir,

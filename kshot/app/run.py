@@ -1,17 +1,13 @@
-"""`kshot run`: pretraining, rounds of training, evaluation and decision, the final evaluation, and the report.
-
-`kshot evaluate`: the final evaluation of a run again, on other tasks that it has not seen.
-"""
+"""`kshot run`: pretraining, rounds of training, evaluation and decision, the final evaluation, and the report."""
 
 from __future__ import annotations
 
 import copy
-import json
 import os
 import platform
 import subprocess
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import closing, nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -42,17 +38,16 @@ from kshot.app.final_evaluation import TestResult, evaluate_with_baselines, prot
 from kshot.app.folder import RunFolder
 from kshot.app.goes_with import targets_of
 from kshot.app.in_memory import hash_of
-from kshot.app.pretraining import load_pretrained, pretrain_baselines, pretraining_of_run
+from kshot.app.pretraining import pretrain_baselines, pretraining_of_run
 from kshot.app.processes import is_silent, leave
 from kshot.app.profile import profiled
 from kshot.app.progress import Display
 from kshot.app.screen import Screen
 from kshot.app.spec import Spec
 from kshot.app.suitability import refuse_unsuited
-from kshot.app.terminal import print_summary
 from kshot.app.tracking.follow import Tracking
 from kshot.app.tracking.tracker import LIBRARIES, require
-from kshot.app.trained import load, start_from
+from kshot.app.trained import start_from
 from kshot.app.tried import tried
 from kshot.checking.check import check_for_report
 from kshot.checking.findings import Checked
@@ -67,7 +62,7 @@ from kshot.evaluation.report import plan_charts, run_charts, sweep_chart
 from kshot.evaluation.report.report import to_json, write_report
 from kshot.evaluation.report.verdict import best_baseline, trust_of
 from kshot.evaluation.target import Target
-from kshot.files import check_writable, copy_folder, is_empty, owned, write_json
+from kshot.files import copy_folder, is_empty, owned, write_json
 from kshot.learner import Learner
 from kshot.tasks.read_log import Watched, watched
 from kshot.tasks.source import TaskSource
@@ -129,7 +124,7 @@ def run(
         started = time.monotonic()
         source = build_source(spec)
         refuse_unsuited(spec, source, shapes_of(source))
-        checked = _check_data(source, display)
+        checked = check_data(source, display)
         display.say(f"{spec.name}: {spec.about}" if spec.about else spec.name, "bold")
         follow = None if is_silent() else tracking.follow
         with profiled(out, display.console) if profile and not is_silent() else nullcontext():
@@ -167,8 +162,8 @@ def train(
         follow: called with the log of the run, before anything is trained.
     """
     device, shapes = device_of(spec), shapes_of(source)
-    new_model = partial(_new_model, spec, shapes, device)
-    model = new_model()
+    make_model = partial(new_model, spec, shapes, device)
+    model = make_model()
     folder = RunFolder(out)
     encoding = source.preprocessor.to_json() if source.preprocessor else None
     event_log = (folder.resume if resume else folder.start)(spec, shapes, encoding)
@@ -206,7 +201,7 @@ def train(
         event_log.record("decision", **decision_to_json(Stop(Outcome.DIVERGED, diverged)))
         display.say(diverged)
         result = Run(Outcome.DIVERGED, diverged, [], [], None)
-    return Trained(folder, source, new_model, event_log, learner, pretrained, pretrain_seconds, result)
+    return Trained(folder, source, make_model, event_log, learner, pretrained, pretrain_seconds, result)
 
 
 def _keep_trial(spec: Spec, source: TaskSource, trained: Trained) -> None:
@@ -332,83 +327,7 @@ def _past(spec: Spec, target: Target, source: TaskSource, event_log: EventLog) -
     return past
 
 
-def evaluate_run(
-    run_dir: Path,
-    *,
-    num_tasks: int,
-    split: str,
-    as_json: bool,
-    out: Path | None,
-    episodes_sha256: str | None,
-    with_baselines: bool,
-    overrides: Sequence[str] | None = None,
-) -> dict[str, Any]:
-    """Evaluate the best round of a run with its baselines, print the report, write it to `out` if given, and return it.
-
-    Raises:
-        ValueError: a split other than "val" and "test", episodes without the expected hash, or `out` is not empty.
-    """
-    if split not in ("val", "test"):
-        raise ValueError(f"--split is 'test' or 'val', got {split!r}")
-    if out is not None and not is_empty(out):
-        raise ValueError(f"{out} is not empty; choose another --out")
-    if out is not None:
-        check_writable(out / "report.json")
-    run = load(run_dir, overrides or ())
-    spec, source, device = run.spec, build_source(run.spec), device_of(run.spec)
-    run.check_shapes(source)
-    learner = run.learner.to(device)
-    target = Target.parse(spec.target)
-    failures = Failures(out / "failures.log" if out else None)
-    with Display(Screen(stderr=as_json), target.metric) as display:
-        checked = _check_data(source, display)
-        source = watched(source, before=run.reads)
-        new_model = partial(_new_model, spec, run.shapes, device)
-        pretrained = load_pretrained(spec, RunFolder(run_dir), new_model, source) if with_baselines else []
-        result = evaluate_with_baselines(
-            learner,
-            spec,
-            source,
-            pretrained,
-            display.advance,
-            run.checkpoint,
-            failures,
-            split=split,  # type: ignore[arg-type]
-            num_tasks=num_tasks,
-            episodes_sha256=episodes_sha256,
-            with_baselines=with_baselines,
-        )
-    report = to_json(
-        {
-            "kshot": version("kshot"),
-            "name": spec.name,
-            "command": f"kshot evaluate {run_dir} --tasks {num_tasks} --split {split}",
-            "sentence": f"An evaluation of the best round of {run_dir}.",
-            "best_round": run.round,
-            "weights_sha256": run.weights,
-            "tried": tried(run_dir, spec),
-            **report_entries(result, spec, source, learner, failures, run.num_steps),
-            "environment": environment(),
-            "timing": {"seconds": result.test.seconds},
-            **data_check_entry(checked),
-        }
-    )
-    report["trusted"] = trust_of(report).trusted
-    if out is not None:
-        write_tables(out, result)
-        figures = {}
-        with failures.recorded("the charts of the test"):
-            figures = make_figures(report, result, spec, source, learner)
-        report["failures"] = [failure._asdict() for failure in failures]
-        write_report(out, report, [], figures)
-    if as_json:
-        print(json.dumps(report, indent=1))
-    else:
-        print_summary(report, out)
-    return report
-
-
-def _check_data(source: TaskSource, display: Display) -> Checked:
+def check_data(source: TaskSource, display: Display) -> Checked:
     """A short check of the data, whose errors are shown at once; they do not end a run."""
     checked = check_for_report(source)
     for finding in checked.findings:
@@ -422,7 +341,7 @@ def data_check_entry(checked: Checked) -> dict[str, Any]:
     return {"data_check": {"looked_at": checked.looked_at, "findings": checked.findings}}
 
 
-def _new_model(spec: Spec, shapes: Shapes, device: torch.device) -> nn.Module:
+def new_model(spec: Spec, shapes: Shapes, device: torch.device) -> nn.Module:
     """The base model of a run file, with its initial weights."""
     return build_model(spec, shapes, head=has_head(spec)).to(device)
 

@@ -8,8 +8,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from kshot.app.evaluate import evaluate_run
 from kshot.app.folder import RunFolder, read_spec
-from kshot.app.run import evaluate_run
 from kshot.app.screen import Screen
 from kshot.app.terminal import print_table
 from kshot.evaluation.compare import read_report

@@ -548,7 +548,8 @@ OF_FEATURES = {"class_mean_cosine", "logistic_regression", "ridge", "knn", "zero
 def test_an_encoder_that_can_be_tuned_is_tuned_by_contrast_for_its_baselines(folder, monkeypatch):
     monkeypatch.chdir(folder.parent)
     write_intents(Path("intents.json"))
-    from kshot.app.run import evaluate_run, run
+    from kshot.app.evaluate import evaluate_run
+    from kshot.app.run import run
 
     model = "{kind: encoder, tune: full, layers: 1}"
     text = DEFAULT.format(features="tokens", model=model, learner="{kind: protonet}", pretrain="")
