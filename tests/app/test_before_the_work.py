@@ -21,7 +21,7 @@ def too_early(*_, **__):
     ("words", "work"),
     [
         (["adapt", "run", "--support", "s.csv", "--out", NOWHERE], "kshot.app.apply.load"),
-        (["evaluate", "run", "--out", NOWHERE], "kshot.app.run.load"),
+        (["evaluate", "run", "--out", NOWHERE], "kshot.app.evaluate.load"),
         (["compare", "run", "--csv", NOWHERE], "kshot.app.terminal.compare"),
         (["compare", "run", "--html", NOWHERE], "kshot.app.terminal.compare"),
         (["recommend", "run", "--interview", "2", "--out", NOWHERE], "kshot.app.recommend.load"),

@@ -429,7 +429,7 @@ def test_what_is_no_image_is_passed_over_or_counted(folder):
         (lambda p: shutil.rmtree(p), r"there is no folder"),
         (lambda p: [shutil.rmtree(p / name) for name in NINE], r"holds no images in folders; it needs a folder"),
         (lambda p: [shutil.rmtree(p / n) for n in NINE] and draw(p / "a.png", 9), r"holds no images in folders"),
-        (lambda p: [shutil.rmtree(p / n) for n in NINE] and [(p / "a").mkdir(), (p / "a" / "b.heic").write_text("")], r"it holds 1 \.heic"),  # noqa: E501
+        (lambda p: [shutil.rmtree(p / n) for n in NINE] and [(p / "a").mkdir(), (p / "a" / "b.psd").write_text("")], r"it holds 1 \.psd"),  # noqa: E501
         (lambda p: draw(p / "stray.png", 9), r"holds images, such as stray\.png, beside folders, such as class0"),
         (lambda p: draw(p / NINE[3] / "more" / "a.png", 9), r"class3/ holds images, such as 0\.png, beside folders, such as more"),  # noqa: E501
         (lambda p: draw(p / "single" / "a.png", 9), r"class 'single' in train has 1 examples.*on_too_few: drop"),

@@ -13,7 +13,17 @@ from kshot.sources.preprocessors import KINDS, preprocessor_from_json
 def test_known_kinds_are_rebuilt():
     kept = CorpusPreprocessor("bytes", 8, BYTES)
     assert preprocessor_from_json(kept.to_json()) == kept
-    assert set(KINDS) == {"corpus", "images", "masks", "multilabel_images", "ratings", "series", "table", "text"}
+    assert set(KINDS) == {
+        "corpus",
+        "images",
+        "masks",
+        "multilabel_images",
+        "named_text",
+        "ratings",
+        "series",
+        "table",
+        "text",
+    }
 
 
 def test_classes_come_from_modules_of_the_run_file_alone():
