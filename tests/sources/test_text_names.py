@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from named_texts import NAMES, write_named_texts
 
 import kshot
 from kshot.app.run import run
@@ -19,23 +20,13 @@ from kshot.sources.preprocessors import preprocessor_from_json
 from kshot.tasks.names import without_names
 from kshot.testing import check_source
 
-NAMES = [f"{first}_{second}" for first in ("open", "close", "find") for second in ("account", "card", "bill", "loan")]
-FILLER = ["please", "could", "you", "now", "would", "like", "to", "my", "the", "a", "today", "quickly"]
 SPLIT = {"ratio": [0.34, 0.33, 0.33], "exact": True}
 OPTIONS = {"width": 256, "ngrams": [1, 1], "ways": 3, "shots": 2, "queries": 6, "split": SPLIT}
 
 
 @pytest.fixture(scope="module")
 def path(tmp_path_factory):
-    random = np.random.default_rng(0)
-    rows = []
-    for name in NAMES:
-        for number in range(12):
-            words = name.split("_") if number % 2 else [random.choice(name.split("_"))]
-            rows.append([" ".join(random.permutation([*words, *random.choice(FILLER, 3)])) + f" {number}", name])
-    path = tmp_path_factory.mktemp("texts") / "texts.json"
-    path.write_text(json.dumps(rows))
-    return path
+    return write_named_texts(tmp_path_factory.mktemp("texts"))
 
 
 def test_names_are_rows_of_the_same_features_as_texts(path):

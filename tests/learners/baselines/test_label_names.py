@@ -1,12 +1,12 @@
 """Baselines that read class names: closed forms, the learner's contract, and names that are odd or not known."""
 
-import json
 import math
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from named_texts import write_named_texts
 from torch import nn
 
 import kshot
@@ -17,21 +17,10 @@ from kshot.learners.baselines import label_names
 from kshot.learners.baselines.feature_heads import ClassMeans, Opponent, Prepared
 from kshot.testing import learner_checks
 
-NAMES = [f"{first}_{second}" for first in ("open", "close", "find") for second in ("account", "card", "bill", "loan")]
-FILLER = ["please", "could", "you", "now", "would", "like", "to", "my", "the", "a", "today", "quickly"]
-
 
 @pytest.fixture(scope="module")
 def texts(tmp_path_factory):
-    """Texts of which every second one holds the words of its class, the others one of them."""
-    random = np.random.default_rng(0)
-    rows = []
-    for name in NAMES:
-        for number in range(12):
-            words = name.split("_") if number % 2 else [random.choice(name.split("_"))]
-            rows.append([" ".join(random.permutation([*words, *random.choice(FILLER, 3)])) + f" {number}", name])
-    path = tmp_path_factory.mktemp("texts") / "texts.json"
-    path.write_text(json.dumps(rows))
+    path = write_named_texts(tmp_path_factory.mktemp("texts"))
     split = {"ratio": [0.34, 0.33, 0.33], "exact": True}
     return kshot.sources.text(path, width=512, ngrams=[1, 1], ways=3, shots=2, queries=6, split=split)
 
