@@ -52,7 +52,8 @@ def main() -> None:
     )
     print(report)
     for each in report["shots"]:
-        print(f"{each['shots']} shots: {each['metrics']['accuracy']}")
+        accuracy = each["metrics"]["accuracy"]
+        print(f"{each['shots']} shots: {accuracy['mean']:.3f} ± {accuracy['ci95']:.3f}, {accuracy['num_tasks']} tasks")
     print(f"{(time.process_time() - started) / 60:.1f} CPU minutes in this process, tests and baselines included")
 
 
