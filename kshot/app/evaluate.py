@@ -69,7 +69,7 @@ def evaluate_run(
             display.advance,
             run.checkpoint,
             failures,
-            split=split,  # type: ignore[arg-type]
+            split=split,  # type: ignore[arg-type]  # checked above
             num_tasks=num_tasks,
             episodes_sha256=episodes_sha256,
             with_baselines=with_baselines,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import reprlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kshot.data.dataset import Dataset
 from kshot.data.library import resolve_path
 from kshot.data.tables.frames import TableLike
 from kshot.data.text.files import column_of, words_of
@@ -90,13 +89,11 @@ class NamedTextPreprocessor(TextPreprocessor):
 
     descriptions: Mapping[str, list[str]] = field(default_factory=dict)
 
-    def names_of(self, classes: Iterable[str]) -> np.ndarray:
+    def names_of(self, classes: Iterable[str]) -> Tensor:
         """The features (classes, D) of names: the mean over the descriptions of a class, or its label as words."""
         texts = [self.descriptions.get(name) or [phrase(name)] for name in classes]
-        flat = self.examples([text for of_one in texts for text in of_one], keep=False)
-        features = np.asarray(flat.take(np.arange(len(flat))))
-        ends = np.cumsum([len(of_one) for of_one in texts])
-        return np.stack([part.mean(0) for part in np.split(features, ends[:-1])])
+        features = self._features([text for of_one in texts for text in of_one])
+        return torch.stack([part.mean(0) for part in features.split([len(of_one) for of_one in texts])])
 
     def support(self, path: Path | TableLike) -> Support:
         """Texts with their classes, and a row for the name of each class; a row without a text is a class alone."""
@@ -111,9 +108,9 @@ class NamedTextPreprocessor(TextPreprocessor):
         table.settle("error")
         has_text = ((texts.str.strip_chars() != "").fill_null(False)).to_numpy()
         classes = labels.unique(maintain_order=True).to_list()
-        rows = [marked(torch.as_tensor(self.names_of(classes)), True)]
+        rows = [marked(self.names_of(classes), True)]
         if has_text.any():
-            rows.insert(0, self._of_texts(self.examples(texts.filter(has_text).to_list())))
+            rows.insert(0, marked(self._features(texts.filter(has_text).to_list()), False))
         return Support(torch.cat(rows), [*labels.filter(has_text).to_list(), *classes], {})
 
     def inputs(self, path: Path | TableLike, kept: dict[str, Any]) -> Tree:
@@ -128,8 +125,7 @@ class NamedTextPreprocessor(TextPreprocessor):
     def to_json(self) -> dict[str, Any]:
         return super().to_json() | {"kind": "named_text", "descriptions": dict(self.descriptions)}
 
-    @staticmethod
-    def _of_texts(examples: Dataset) -> Tensor:
-        inputs = examples.take(np.arange(len(examples)))
-        assert isinstance(inputs, Tensor)
-        return marked(inputs, False)
+    def _features(self, texts: Sequence[str]) -> Tensor:
+        features = self.examples(texts).take(np.arange(len(texts)))
+        assert isinstance(features, Tensor)
+        return features

@@ -40,6 +40,17 @@ _requests: list[_Request] = []  # that of the innermost `stopping` is the last
 
 
 @contextmanager
+def _errors_after(request: _Request) -> Iterator[None]:
+    """A context whose errors, if a signal came, are effects of it, and raise `Stopped`."""
+    try:
+        yield
+    except Exception as error:
+        if request.signal:
+            raise Stopped(request.signal) from error
+        raise
+
+
+@contextmanager
 def stopping(again: Callable[[int, FrameType | None], Any] | signal.Handlers = signal.SIG_DFL) -> Iterator[None]:
     """A context in which a signal to end raises `Stopped`: at once, or after the step of a loop that waits for its end.
 
@@ -76,11 +87,8 @@ def stopping(again: Callable[[int, FrameType | None], Any] | signal.Handlers = s
     before = {each: signal.signal(each, handle) for each in SIGNALS}
     _requests.append(request)
     try:
-        yield
-    except Exception as error:
-        if request.signal:
-            raise Stopped(request.signal) from error
-        raise
+        with _errors_after(request):
+            yield
     finally:
         _requests.remove(request)
         for each, handler in before.items():
@@ -106,11 +114,8 @@ def step_by_step() -> Iterator[None]:
     request = _requests[-1] if _requests else _Request()
     request.waiting += 1
     try:
-        yield
-    except Exception as error:
-        if request.signal:
-            raise Stopped(request.signal) from error
-        raise
+        with _errors_after(request):
+            yield
     finally:
         request.waiting -= 1
     if request.signal and not request.waiting:

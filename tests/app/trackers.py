@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from kshot.app.tracking import TrackedRun, Tracker
 
 
 class InMemory(Tracker):
     """Keeps what it is sent; a resumed run has the same again, by its id."""
 
-    runs: dict[str, InMemory] = {}  # noqa: RUF012
+    runs: ClassVar[dict[str, InMemory]] = {}
 
     def __init__(self, name: str) -> None:
         self.id, self.points, self.closed, self.known = name, [], [], []
