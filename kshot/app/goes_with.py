@@ -13,7 +13,6 @@ from kshot.app.build import ONE_TENSOR, SORTS, Shapes, has_head, models_of, sort
 from kshot.app.schema import describe, learners_of, model_of, our_factory
 from kshot.app.spec import MODELS, Spec
 from kshot.objectives import Objective, levels_of, rates_items
-from kshot.tasks.names import without_names
 from kshot.tasks.source import TaskSource
 
 Targets = Literal["own", "shared", "labels", "masks", "levels", "clicks", "numbers", "spread", "text"]
@@ -133,7 +132,7 @@ def refuse_by_table(spec: Spec, source: TaskSource, shapes: Shapes) -> None:
                 f"learner {kind} predicts {_listed(LEARNERS[kind])}, and these tasks have {TARGETS[targets]}: take a "
                 f"learner for those, such as {advice_on(targets)}"
             )
-        if kind in READ_NAMES and without_names(source) is source:
+        if kind in READ_NAMES and not source.has_names:
             raise ValueError(
                 f"learner {kind} reads the names of classes, which these tasks lack: write names: labels in the "
                 "source, if it is of texts"

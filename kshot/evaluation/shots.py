@@ -11,7 +11,6 @@ import torch
 from kshot.evaluation.evaluate import evaluate
 from kshot.evaluation.intervals import Interval
 from kshot.learner import Learner
-from kshot.tasks.names import NamedTasks
 from kshot.tasks.source import TaskSource
 from kshot.types import Split, Task
 
@@ -27,8 +26,8 @@ class FewerShots(TaskSource):
     """The tasks of a source with at most `shots` support examples (per class if tasks have classes of their own).
 
     The last examples are kept: in an ordered support set they are the nearest to the query, as in a shorter one. All
-    queries are kept. A smaller support set is padded by rows of weight 0. Unlike `TaskSource.with_shots`, which draws
-    tasks anew, the support set is a subset of the source's.
+    queries are kept, and names of classes. A smaller support set is padded by rows of weight 0. Unlike
+    `TaskSource.with_shots`, which draws tasks anew, the support set is a subset of the source's.
 
     Example:
         >>> FewerShots(kshot.sources.sinusoids(shots=10), 3).task("test", 0).support.weight
@@ -41,6 +40,7 @@ class FewerShots(TaskSource):
         self.source, self.shots = source, shots
         self.objective, self.seed = source.objective, source.seed
         self.member, self.unit, self.preprocessor = source.member, source.unit, source.preprocessor
+        self.has_names = source.has_names
 
     @property
     def raw(self) -> TaskSource:
@@ -63,10 +63,14 @@ class FewerShots(TaskSource):
             of_class = support.targets.argmax(1)[:, None] == torch.arange(support.targets.shape[1])  # (n, C)
         else:
             of_class = torch.ones(len(real), 1, dtype=torch.bool)
-        of_class = of_class & real[:, None]
-        rank = (of_class.flip(0).cumsum(0).flip(0) * of_class).sum(1)  # 1 for the last of its class
+        is_name = torch.zeros_like(real)
+        if self.has_names:
+            is_name = task.support.inputs[:, -1] > 0
+        of_class = of_class & (real & ~is_name)[:, None]
+        rank = (of_class.flip(0).cumsum(0).flip(0) * of_class).sum(1)  # 1 for the last of its class, 0 for a name
         keep = real & (rank <= self.shots)
-        first = keep.to(torch.int8).argsort(descending=True, stable=True)[: self.shots * of_class.shape[1]]
+        count = self.shots * of_class.shape[1] + int(is_name.sum())
+        first = keep.to(torch.int8).argsort(descending=True, stable=True)[:count]
         rows = support.rows(first)
         return task._replace(support=rows._replace(weight=rows.weight * keep[first]))
 
@@ -92,11 +96,4 @@ def over_shots(
         True
     """
     options: dict[str, Any] = {"split": split, "num_tasks": num_tasks, "audit": False}
-    return [Shots(count, evaluate(learner, _fewer(source, count), **options).metrics) for count in shots]
-
-
-def _fewer(source: TaskSource, shots: int) -> TaskSource:
-    """`FewerShots`, of the examples alone if the names of classes are support rows too."""
-    if isinstance(source, NamedTasks):
-        return source.over(FewerShots(source.source, shots))
-    return FewerShots(source, shots)
+    return [Shots(count, evaluate(learner, FewerShots(source, count), **options).metrics) for count in shots]

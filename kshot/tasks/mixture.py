@@ -74,6 +74,7 @@ class Mixture(TaskSource):
         self.sources, self.shares, self.seed = dict(sources), shares, seed
         self.objective = next(iter(sources.values())).objective
         self.varying_width = any(source.varying_width for source in sources.values())
+        self.has_names = any(source.has_names for source in sources.values())
         members = {source.member for source in sources.values()}
         self.member = members.pop() if len(members) == 1 else "unit"
         units = {source.unit or source.member for source in sources.values()}

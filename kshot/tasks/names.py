@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from kshot.tasks.mixture import Mixture
 from kshot.tasks.source import TaskSource
 from kshot.tasks.wrapped import Wrapped
 from kshot.types import Batch, Split, Task, Tree, tree_map
@@ -54,11 +55,13 @@ def with_names(
 
 def without_names(source: TaskSource) -> TaskSource:
     """The same tasks without the names of classes as support rows; a source without them unchanged."""
-    if isinstance(source, NamedTasks):
-        return source.source
-    if not isinstance(source, Wrapped) or (inner := without_names(source.source)) is source.source:
+    if not source.has_names:
         return source
-    return source.over(inner)
+    if isinstance(source, Mixture):
+        inner = {name: without_names(each) for name, each in source.sources.items()}
+        return Mixture(inner, source.shares, source.seed)
+    assert isinstance(source, Wrapped)
+    return source.source if isinstance(source, NamedTasks) else source.over(without_names(source.source))
 
 
 class NamedTasks(Wrapped):
@@ -68,8 +71,10 @@ class NamedTasks(Wrapped):
         self, source: TaskSource, names: Mapping[str, Tensor | np.ndarray | Sequence[Any]], examples: bool
     ) -> None:
         super().__init__(source)
-        task = source.task("train", 0)
-        if not isinstance(task.query.inputs, Tensor) or source.classes_of("train", [0]) is None:
+        self.has_names = True
+        split = next(iter(getattr(source, "class_names", {"train": ()})))
+        task = source.task(split, 0)
+        if not isinstance(task.query.inputs, Tensor) or source.classes_of(split, [0]) is None:
             raise ValueError("names need tasks whose classes have names, and whose inputs are one tensor")
         if task.query.inputs.ndim != 2:
             raise ValueError(
@@ -85,7 +90,7 @@ class NamedTasks(Wrapped):
 
     def over(self, source: TaskSource) -> Self:
         other = super().over(source)
-        other.preprocessor = self.preprocessor  # which may name classes too
+        other.preprocessor, other.has_names = self.preprocessor, True  # the former may name classes too
         return other
 
     @property

@@ -36,6 +36,7 @@ class TaskSource(ABC):
         forecasts: whether inputs are windows of series, and targets the values that follow.
         weighted_queries: whether queries have weights other than 1, which are no padding; reports then say so.
         varying_width: whether inputs are tables whose number of columns differs between tasks.
+        has_names: whether names of classes are support rows too, marked by the last column of the inputs.
         understood: how each column of the file was understood, such as "number, money in $, 3 missing".
         notes: what was noticed when the files were read, each a sentence with its remedy; `kshot data check` and the
             report of a run repeat it.
@@ -51,6 +52,7 @@ class TaskSource(ABC):
     forecasts: bool = False
     weighted_queries: bool = False
     varying_width: bool = False
+    has_names: bool = False
     understood: Mapping[str, str] = EMPTY
     notes: Sequence[str] = ()
 

@@ -15,7 +15,7 @@ import kshot
 from kshot.app.run import run
 from kshot.app.spec import parse_spec
 from kshot.data.text.labelled import phrase
-from kshot.evaluation.shots import over_shots
+from kshot.evaluation.shots import FewerShots, over_shots
 from kshot.sources.preprocessors import preprocessor_from_json
 from kshot.tasks.names import without_names
 from kshot.testing import check_source
@@ -69,6 +69,22 @@ def test_fewer_shots_keep_the_names(path):
         examples=False,
     )
     assert kshot.evaluate(learner, zero_shot, num_tasks=20).metrics["accuracy"].mean > 0.5
+
+
+def test_a_mixture_of_named_texts_keeps_its_names_at_fewer_shots_and_can_be_without(path):
+    def mixed(**options):
+        own, other = (
+            kshot.sources.text(path, **OPTIONS | {"split": split}, **options) for split in (SPLIT, {"only": "test"})
+        )
+        return kshot.tasks.mixture({"own": own, "other": other}, heldout={"test": ["other"]})
+
+    named, plain = mixed(names="labels"), mixed()
+    assert torch.equal(without_names(named).task("test", 1).support.inputs, plain.task("test", 1).support.inputs)
+    support, whole = FewerShots(named, 1).task("test", 1).support, named.task("test", 1).support
+    assert support.inputs[:, -1].tolist() == [0.0] * 3 + [1.0] * 3
+    assert torch.equal(support.inputs[3:], whole.inputs[6:])
+    assert sorted(support.targets[:3].argmax(1).tolist()) == [0, 1, 2]
+    assert support.weight.tolist() == [1.0] * 6
 
 
 @pytest.mark.parametrize(
