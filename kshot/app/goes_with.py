@@ -135,7 +135,7 @@ def refuse_by_table(spec: Spec, source: TaskSource, shapes: Shapes) -> None:
         if kind in READ_NAMES and not source.has_names:
             raise ValueError(
                 f"learner {kind} reads the names of classes, which these tasks lack: write names: labels in the "
-                "source, if it is of texts"
+                "source, if it is of texts, or of images with an encoder that reads texts"
             )
         if model is None and kind in LEARNERS and sort not in NO_MODEL.get(kind, (ONE_TENSOR,)):
             raise ValueError(

@@ -132,6 +132,7 @@ class TrainedRun:
         Raises:
             ValueError: examples that do not fit the run, or a state that cannot be extended.
         """
+        self._check_invert(invert)
         inputs, targets, kept = self._support(self._located(support), resize=resize, invert=invert)
         classes: list[str] = []
         if isinstance(targets, list):
@@ -181,6 +182,7 @@ class TrainedRun:
         """
         if masks is not None and not isinstance(self.preprocessor, MaskPreprocessor):
             raise ValueError(f"{self.path} predicts no masks: they are predicted by runs of source masks")
+        self._check_invert(invert)
         listed = isinstance(inputs, list | tuple) and all(map(is_path, inputs))
         located = [self._located(each) for each in cast("Sequence[Any]", inputs if listed else [inputs])]
         paths = [path for path in located if isinstance(path, Path)]
@@ -261,6 +263,12 @@ class TrainedRun:
                 f"{path} was not adapted from the weights in {self.path}: adapt again with `kshot adapt {self.path}`"
             )
         return Adapted(state, parse_json(meta["classes"]), parse_json(meta.get("kept", "{}")))
+
+    def _check_invert(self, invert: bool) -> None:
+        shape = self.shapes["inputs"]
+        images = self.preprocessor is None and isinstance(shape, list) and len(shape) == 3
+        if invert and not images and type(self.preprocessor) is not ImagePreprocessor:
+            raise ValueError(f"{self.path} classifies no images by examples alone: leave out invert")
 
     def _located(self, data: Any) -> Path | TableLike:
         """A path, or a table if the run reads tables; ValueError if it does not."""

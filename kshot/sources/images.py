@@ -14,8 +14,10 @@ from kshot.data.images.encoder import ImageEncoder, NumViews
 from kshot.data.images.in_memory import ImageData, kept_images
 from kshot.data.images.index import list_folder, list_table
 from kshot.sources.image_files import BadImages, Features
+from kshot.sources.image_names import check_reads_names, named_images
 from kshot.sources.image_tasks import image_tasks
 from kshot.tasks.class_tasks import ClassOptions, ClassTasks
+from kshot.tasks.names import NamedTasks
 
 
 @check_arguments
@@ -31,11 +33,12 @@ def images(
     within: Literal["domain"] | None = None,
     augment: AugmentOptions | None = None,
     turned_classes: bool = False,
+    names: Literal["labels"] | PathText | None = None,
     bad_images: BadImages = "error",
     follow_links: bool = False,
     progress: Callable[[int, int], object] | None = None,
     **options: ClassOptions,
-) -> ClassTasks:
+) -> ClassTasks | NamedTasks:
     """Classify your own images.
 
     Images lie in one folder per class, `flowers/rose/1.jpg`; in folders of such folders, `scripts/Greek/alpha/1.png`,
@@ -61,6 +64,10 @@ def images(
         within: "domain" draws all classes of a task from one domain.
         augment: augmentation of training tasks such as `{"flip": True, "shift": 8, "jitter": 0.4}`, see `Augment`.
         turned_classes: use each training class in four rotations as four classes.
+        names: "labels" adds the name of each class to the support set, "a photo of a {label}." as features of the
+            encoder's text tower, in a row that is marked; a JSON file `{"rose": "a red flower", …}` adds descriptions,
+            one or a list for each class. It goes with features: "encoder" and an encoder of images and texts, such as
+            CLIP or SigLIP. `learners.named_means` and `tip_adapter` read the mark, see `kshot.tasks.with_names`.
         bad_images: "error" raises when an unusable image is drawn, or encoded; "drop" decodes all images at once, and
             leaves out unusable ones, which `source.examples.bad` and the log list.
         follow_links: whether to follow links and paths that lead out of the folder.
@@ -76,9 +83,13 @@ def images(
         >>> source.task("test", 0).support.inputs.shape  # doctest: +SKIP
         torch.Size([5, 3, 84, 84])
     """
+    if names is not None:
+        check_reads_names(features, encoder)
     path = Path(path) if isinstance(path, str | Path) else kept_images(path)
-    return image_tasks(
+    tasks = image_tasks(
         lambda: (list_table if path.is_file() else list_folder)(path, follow_links=follow_links), path,
         size=size, colour=colour, features=features, encoder=encoder, views=views, split=split, within=within,
-        augment=augment, turned_classes=turned_classes, bad_images=bad_images, progress=progress, options=options,
+        augment=augment, turned_classes=turned_classes, bad_images=bad_images, progress=progress,
+        options=options,
     )  # fmt: skip
+    return tasks if names is None else named_images(tasks, names)

@@ -8,6 +8,7 @@ from typing import Any
 
 from kshot.sources.corpus import CorpusPreprocessor
 from kshot.sources.image_files import ImagePreprocessor
+from kshot.sources.image_names import NamedImagePreprocessor
 from kshot.sources.masks import MaskPreprocessor
 from kshot.sources.multilabel_images import MultilabelPreprocessor
 from kshot.sources.ratings.preprocessor import RatingPreprocessor
@@ -22,6 +23,7 @@ KINDS: dict[str, Any] = {
     "images": ImagePreprocessor,
     "masks": MaskPreprocessor,
     "multilabel_images": MultilabelPreprocessor,
+    "named_images": NamedImagePreprocessor,
     "named_text": NamedTextPreprocessor,
     "ratings": RatingPreprocessor,
     "series": SeriesPreprocessor,

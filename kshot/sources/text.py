@@ -26,8 +26,9 @@ from kshot.data.text.files import column_of, texts_of, values_of, words_of
 from kshot.data.text.labelled import open_labelled
 from kshot.data.text.vocabulary import Vocabulary
 from kshot.data.text_files import read_json
+from kshot.sources.class_names import named
 from kshot.sources.rows import group_rows
-from kshot.sources.text_names import named
+from kshot.sources.text_names import named_text_preprocessor
 from kshot.sources.text_preprocessor import Features, text_preprocessor
 from kshot.tasks.class_tasks import ClassOptions, ClassTasks
 from kshot.tasks.names import NamedTasks
@@ -169,7 +170,8 @@ def text(
         log.warning("%s", note)
     if names is None or preprocessor is None:
         return source
-    return named(source, preprocessor, names, [name for of_split in classes.values() for name in of_split])
+    all_classes = [name for of_split in classes.values() for name in of_split]
+    return named(source, named_text_preprocessor(preprocessor, names, all_classes), all_classes)
 
 
 class TextTasks(ClassTasks):

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import reprlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,26 +11,22 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kshot.data.library import resolve_path
 from kshot.data.tables.frames import TableLike
 from kshot.data.text.files import column_of, words_of
 from kshot.data.text.labelled import open_labelled, phrase
-from kshot.data.text_files import read_json
+from kshot.sources.class_names import LABELS, Descriptions, NamesClasses, descriptions_of, mean_features
 from kshot.sources.text_preprocessor import TextPreprocessor
-from kshot.tasks.names import NamedTasks, marked, with_names
+from kshot.tasks.names import marked
 from kshot.tasks.preprocessor import Support
-from kshot.tasks.source import TaskSource
 from kshot.types import Tree
 
-LABELS = "labels"
-"""The option `names` for classes that go by their labels."""
 
-
-def named(source: TaskSource, preprocessor: TextPreprocessor, names: str, classes: Iterable[str]) -> NamedTasks:
-    """The tasks of a source of texts with the names of their classes as support rows.
+def named_text_preprocessor(
+    preprocessor: TextPreprocessor, names: str, classes: Iterable[str]
+) -> NamedTextPreprocessor:
+    """The preprocessor for texts and the names of their classes.
 
     Args:
-        preprocessor: of the texts, as features.
         names: "labels", or the JSON file of `read_descriptions`.
         classes: all classes.
 
@@ -43,57 +38,22 @@ def named(source: TaskSource, preprocessor: TextPreprocessor, names: str, classe
             "names are read as the texts are: they go with features: encoder, words or characters, got features: "
             f"{preprocessor.features}"
         )
-    classes = list(classes)
-    descriptions = {} if names == LABELS else read_descriptions(resolve_path(names), classes)
-    own = NamedTextPreprocessor(**vars(preprocessor), descriptions=descriptions)
-    tasks = with_names(source, dict(zip(classes, own.names_of(classes))))
-    tasks.preprocessor = own
-    return tasks
-
-
-def read_descriptions(path: Path, classes: Iterable[str]) -> dict[str, list[str]]:
-    """Read a JSON file of descriptions, `{"greet": "the user says hello", "pay": ["…", "…"]}`: class -> texts.
-
-    Classes that the file lacks go by their labels.
-
-    Raises:
-        ValueError: another structure, an empty description, or a class that is not in the data.
-    """
-    content, known = read_json(path), set(classes)
-    if not isinstance(content, dict):
-        raise ValueError(f'{path} must hold the descriptions of classes, as in {{"greet": "the user says hello"}}')
-    found: dict[str, list[str]] = {}
-    for name, given in content.items():
-        texts = [given] if isinstance(given, str) else given
-        if (
-            not isinstance(texts, list)
-            or not texts
-            or not all(isinstance(each, str) and each.strip() for each in texts)
-        ):
-            raise ValueError(
-                f"{path}: class {name!r} needs a description, or a list of them, got {reprlib.repr(given)}"
-            )
-        if name not in known:
-            raise ValueError(f"{path}: the data has no class {name!r}; classes are called as in the data")
-        found[name] = texts
-    return found
+    return NamedTextPreprocessor(**vars(preprocessor), descriptions=descriptions_of(names, classes))
 
 
 @dataclass(frozen=True)
-class NamedTextPreprocessor(TextPreprocessor):
+class NamedTextPreprocessor(TextPreprocessor, NamesClasses):
     """Texts and the names of their classes as features, with the mark of names as a last column.
 
     Attributes:
         descriptions: class -> texts; other classes, such as new ones of a user, go by their labels.
     """
 
-    descriptions: Mapping[str, list[str]] = field(default_factory=dict)
+    descriptions: Descriptions = field(default_factory=dict)
 
     def names_of(self, classes: Iterable[str]) -> Tensor:
         """The features (classes, D) of names: the mean over the descriptions of a class, or its label as words."""
-        texts = [self.descriptions.get(name) or [phrase(name)] for name in classes]
-        features = self._features([text for of_one in texts for text in of_one])
-        return torch.stack([part.mean(0) for part in features.split([len(of_one) for of_one in texts])])
+        return mean_features(classes, self.descriptions, phrase, self._features)
 
     def support(self, path: Path | TableLike) -> Support:
         """Texts with their classes, and a row for the name of each class; a row without a text is a class alone."""

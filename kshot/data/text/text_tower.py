@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -14,11 +15,50 @@ import torch
 from kshot.data.pretrained import LOCAL, config, folder_of, named_errors, transformers_library
 
 BATCH = 64  # texts in one forward pass
-TOWERS: Mapping[str, tuple[str, str, bool | str]] = {
-    "clip": ("CLIPTextModelWithProjection", "text_embeds", True),
-    "siglip": ("SiglipTextModel", "pooler_output", "max_length"),
+
+
+class TextTower(NamedTuple):
+    """The text tower of a kind of encoder.
+
+    Attributes:
+        made: the class of `transformers`.
+        output: the name of its features.
+        padding: how texts were padded in training.
+    """
+
+    made: str
+    output: str
+    padding: bool | str
+
+
+TOWERS: Mapping[str, TextTower] = {
+    "clip": TextTower("CLIPTextModelWithProjection", "text_embeds", True),
+    "siglip": TextTower("SiglipTextModel", "pooler_output", "max_length"),
 }
-"""Of each kind of encoder: the class of `transformers` for its text tower, the output, and how texts were padded."""
+"""The text tower of each kind of encoder of images and texts."""
+
+
+def find_text_tower(name: str) -> tuple[Path, TextTower]:
+    """The folder of an encoder and its text tower; ValueError if it is not on this machine or has none."""
+    if name.startswith(("package:", "timm:")) or name.endswith(".onnx"):
+        raise ValueError(f"{name} reads no texts: the names of classes need a folder of {' or '.join(TOWERS)}")
+    folder = folder_of(name)
+    architecture = str((config(folder / "config.json") or {}).get("model_type"))
+    if architecture not in TOWERS:
+        raise ValueError(
+            f"{folder} holds an encoder of the kind {architecture!r}, which has no text tower that kshot knows: take "
+            f"one of {', '.join(TOWERS)}, or give the features of names yourself"
+        )
+    return folder, TOWERS[architecture]
+
+
+def has_text_tower(name: str) -> bool:
+    """Whether an encoder reads texts, too."""
+    try:
+        find_text_tower(name)
+    except ValueError:
+        return False
+    return True
 
 
 def text_features(name: str | Path, texts: Sequence[str]) -> np.ndarray:
@@ -36,14 +76,7 @@ def text_features(name: str | Path, texts: Sequence[str]) -> np.ndarray:
     """
     if not texts:
         raise ValueError("there is no text to encode")
-    folder = folder_of(str(name))
-    architecture = str((config(folder / "config.json") or {}).get("model_type"))
-    if architecture not in TOWERS:
-        raise ValueError(
-            f"{folder} holds an encoder of the kind {architecture!r}, which has no text tower that kshot knows: take "
-            f"one of {', '.join(TOWERS)}, or give the features of names yourself"
-        )
-    made, output, padding = TOWERS[architecture]
+    folder, (made, output, padding) = find_text_tower(str(name))
     with transformers_library() as transformers:
         with named_errors(folder, "tokenizer"):
             tokenizer = transformers.AutoTokenizer.from_pretrained(folder, **LOCAL)

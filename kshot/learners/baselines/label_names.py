@@ -18,6 +18,7 @@ from kshot.annotations import PositiveOrInfinite
 from kshot.argument_checks import check_arguments
 from kshot.checking.duplicates import content_hashes
 from kshot.data.text.labelled import phrase
+from kshot.data.text.text_tower import has_text_tower, text_features
 from kshot.inner.functional import Statistics
 from kshot.learner import Learner, evaluation_mode
 from kshot.learners.baselines.feature_heads import (
@@ -32,8 +33,11 @@ from kshot.learners.baselines.feature_heads import (
 )
 from kshot.learners.baselines.pool import unwatched
 from kshot.objectives import Objective
+from kshot.sources.image_files import ImagePreprocessor
+from kshot.sources.image_names import prompt
 from kshot.sources.text_preprocessor import TextPreprocessor
 from kshot.tasks.class_tasks import ClassTasks
+from kshot.tasks.preprocessor import Preprocessor
 from kshot.tasks.source import TaskSource
 from kshot.types import SPLITS, Batch, Tree, to, tree_map
 
@@ -43,16 +47,15 @@ CHUNK = 1024  # rows that are hashed at once
 
 
 def baselines(source: TaskSource, embedding: nn.Module | None = None) -> dict[str, Callable[[], list[Learner]]]:
-    """The baselines that compare texts with the names of their classes, by name; {} for a source of other tasks.
+    """The baselines that compare examples with the names of their classes, by name; {} for a source of other tasks.
 
     Args:
-        source: of texts by class, as features, or as the inputs of the embedding.
+        source: of texts by class, as features, or as the inputs of the embedding; or of images as features of an
+            encoder that has a text tower.
         embedding: inputs (n, ...) to features (n, D), not changed; None if the inputs are features.
     """
     tasks = unwatched(source)
-    if not isinstance(tasks, ClassTasks) or not isinstance(tasks.preprocessor, TextPreprocessor):
-        return {}
-    if embedding is None and tasks.preprocessor.features in ("ids", "tokens"):
+    if not isinstance(tasks, ClassTasks) or not _reads_names(tasks.preprocessor, embedding):
         return {}
     body = nn.Flatten() if embedding is None else embedding
     return {
@@ -65,11 +68,9 @@ def named_candidates(source: TaskSource, embedding: nn.Module, strengths: Sequen
     """Class means shrunken to the names of the classes, for each strength and preparation of the features."""
     tasks, prepared = unwatched(source), Preparer(source, embedding)
     assert isinstance(tasks, ClassTasks)
-    assert isinstance(tasks.preprocessor, TextPreprocessor)
     names = ClassNames(tasks)
-    texts = tasks.preprocessor.examples([phrase(name) for name in names.names])
-    inputs = to(texts.take(np.arange(len(texts))), device_of(embedding))
-    blank = torch.ones(len(texts), device=device_of(embedding))
+    inputs = to(_inputs_of(names.names, tasks.preprocessor), device_of(embedding))
+    blank = torch.ones(len(names.names), device=device_of(embedding))
     with evaluation_mode(embedding):
         feat_KD = features_of(embedding, Batch(inputs, F.one_hot(blank.long(), 2).float(), blank))
     train = names.of_split("train")
@@ -83,6 +84,23 @@ def named_candidates(source: TaskSource, embedding: nn.Module, strengths: Sequen
         learner = NamedMeans(embedding, head, names, like._normalize(feat_KD), strength, source.objective)
         learners.append(with_temperature(learner.to(feat_KD.device).eval(), source))
     return list(learners)
+
+
+def _reads_names(preprocessor: Preprocessor | None, embedding: nn.Module | None) -> bool:
+    """Whether names become inputs as texts do, or features of the text tower of the encoder of images."""
+    if isinstance(preprocessor, TextPreprocessor):
+        return embedding is not None or preprocessor.features not in ("ids", "tokens")
+    if not isinstance(preprocessor, ImagePreprocessor) or preprocessor.features != "encoder" or embedding is not None:
+        return False
+    return has_text_tower(preprocessor.encoder)
+
+
+def _inputs_of(names: Sequence[str], preprocessor: Preprocessor | None) -> Tree:
+    """The inputs (K, ...) of the names of classes."""
+    if isinstance(preprocessor, ImagePreprocessor):
+        return torch.from_numpy(text_features(preprocessor.encoder, [prompt(name) for name in names]))
+    assert isinstance(preprocessor, TextPreprocessor)
+    return preprocessor.examples([phrase(name) for name in names]).take(np.arange(len(names)))
 
 
 class ClassNames:
