@@ -25,6 +25,7 @@ from kshot.app.folder import RunFolder, read_spec
 from kshot.app.inputs import image_files, read_image, read_images, read_table, support_images, support_table
 from kshot.app.spec import Spec, parse_spec
 from kshot.bounded import parse_json, read_bytes
+from kshot.data.images.in_memory import ImageData, kept_images, kept_pictures
 from kshot.data.tables.frames import TableLike, is_path
 from kshot.deciding.adjusting import set_learner
 from kshot.deciding.decisions import Round, best_round
@@ -115,7 +116,7 @@ class TrainedRun:
 
     def adapt(
         self,
-        support: Path | str | TableLike,
+        support: Path | str | TableLike | ImageData,
         *,
         before: Adapted | None = None,
         resize: bool = False,
@@ -124,7 +125,8 @@ class TrainedRun:
         """Adapt to a user's examples, as `kshot adapt` does.
 
         Args:
-            support: examples with their targets as the run's source takes them: a file, a folder or a table in memory.
+            support: examples with their targets as the run's source takes them: a file, a folder, or a table or images
+                in memory.
             before: a state to be extended by the examples; by default the learner adapts to them alone.
             resize, invert: whether images of another size are resized, which they are in any case for a pretrained
                 encoder, and whether brightness is inverted.
@@ -156,7 +158,7 @@ class TrainedRun:
     def predict(
         self,
         adapted: Adapted,
-        inputs: Path | str | TableLike | Sequence[Path | str],
+        inputs: Path | str | TableLike | Sequence[Path | str] | Sequence[Any],
         *,
         resize: bool = False,
         invert: bool = False,
@@ -166,7 +168,8 @@ class TrainedRun:
 
         Args:
             adapted: result of `adapt` or `load_state`.
-            inputs: a file or folder, or several, as the run's source takes them, or a table in memory.
+            inputs: a file or folder, or several, as the run's source takes them; a table in memory; or images in
+                memory, of Pillow or tensors (C, H, W), one or several.
             resize, invert: as in `adapt`.
             masks: called with each image file and its predicted mask, uint8 (height, width), of a run of source masks:
                 the values of the masks of the support set, 0 for the background, and 255 for the margins that are cut
@@ -184,7 +187,10 @@ class TrainedRun:
             raise ValueError(f"{self.path} predicts no masks: they are predicted by runs of source masks")
         self._check_invert(invert)
         listed = isinstance(inputs, list | tuple) and all(map(is_path, inputs))
-        located = [self._located(each) for each in cast("Sequence[Any]", inputs if listed else [inputs])]
+        in_memory = self._reads_images and not listed and not is_path(inputs)
+        if in_memory:
+            inputs = kept_pictures(inputs if isinstance(inputs, list | tuple) else [inputs])
+        located = [self._located(each) for each in cast("Sequence[Any]", inputs if listed or in_memory else [inputs])]
         paths = [path for path in located if isinstance(path, Path)]
         for path in paths:
             if not path.exists():
@@ -193,7 +199,11 @@ class TrainedRun:
         if isinstance(preprocessor, CorpusPreprocessor):
             return self._bits(preprocessor, adapted.state, paths)
         if isinstance(preprocessor, ImagePreprocessor) or (adapted.classes and preprocessor is None):
-            return self._predict_images(adapted, image_files(paths), self._reader(resize=resize, invert=invert), masks)
+            read = self._reader(resize=resize, invert=invert)
+            columns = self._predict_images(adapted, image_files(paths), read, masks)
+            if in_memory:
+                columns = {"row": list(range(1, len(columns.pop("path")) + 1))} | columns
+            return columns
         if preprocessor:
             values = [preprocessor.inputs(each, adapted.kept) for each in located]
         else:
@@ -264,16 +274,23 @@ class TrainedRun:
             )
         return Adapted(state, parse_json(meta["classes"]), parse_json(meta.get("kept", "{}")))
 
-    def _check_invert(self, invert: bool) -> None:
+    @property
+    def _reads_images(self) -> bool:
         shape = self.shapes["inputs"]
-        images = self.preprocessor is None and isinstance(shape, list) and len(shape) == 3
-        if invert and not images and type(self.preprocessor) is not ImagePreprocessor:
+        pixels = self.preprocessor is None and isinstance(shape, list) and len(shape) == 3
+        return pixels or isinstance(self.preprocessor, ImagePreprocessor)
+
+    def _check_invert(self, invert: bool) -> None:
+        if invert and not (self._reads_images and type(self.preprocessor) in (ImagePreprocessor, type(None))):
             raise ValueError(f"{self.path} classifies no images by examples alone: leave out invert")
 
     def _located(self, data: Any) -> Path | TableLike:
-        """A path, or a table if the run reads tables; ValueError if it does not."""
+        """A path, that of images in memory, or a table if the run reads tables; ValueError if it reads neither."""
         if is_path(data):
             return Path(data)
+        if self._reads_images:
+            images = self.preprocessor
+            return images.kept_support(data) if isinstance(images, ImagePreprocessor) else kept_images(data)
         if self.preprocessor is None or not self.preprocessor.reads_tables:
             raise ValueError(f"this run reads files, and was given a {type(data).__name__}: give the path of a file")
         return cast(TableLike, data)

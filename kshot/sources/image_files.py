@@ -17,6 +17,7 @@ from kshot.bounded import read_bytes
 from kshot.data.images.cache import DecodedImages
 from kshot.data.images.decode import BadImage, Colour, colour_of, decode
 from kshot.data.images.encoder import EncodedImages, ImageEncoder, encode_files
+from kshot.data.images.in_memory import ImageData, kept_images
 from kshot.data.images.index import ImageFile, list_folder, list_table
 from kshot.data.tables.frames import TableLike
 from kshot.limits import OverLimit
@@ -113,6 +114,10 @@ class ImagePreprocessor(Preprocessor):
     def encoded(self, images: Tensor) -> Tensor:
         """The inputs that images (n, C, B, B) give."""
         return images if self.features == "pixels" else torch.from_numpy(self.opened.encode(images))
+
+    def kept_support(self, data: ImageData) -> Path:
+        """A support set in memory as files, which `support` takes; ValueError if it is unusable."""
+        return kept_images(data)
 
     def support(self, path: Path | TableLike) -> Support:
         """Images with their classes, in a folder or a table as `images` takes them."""

@@ -157,6 +157,9 @@ class MaskPreprocessor(ImagePreprocessor):
         """The part of an image that is seen, as in `decode`."""
         return self.opened.preparation.crop if self.encoder else 1.0
 
+    def kept_support(self, data: ImageData) -> Path:
+        return kept_masks(data)
+
     def support(self, path: Path | TableLike) -> Support:
         """The images of a folder with their masks, all of whose classes are those of the task."""
         assert isinstance(path, Path)

@@ -102,6 +102,13 @@ class MultilabelPreprocessor(ImagePreprocessor):
     labels: str = "labels"
     separator: str = ";"
 
+    def kept_support(self, data: ImageData) -> Path:
+        if not self.labels:
+            raise ValueError(
+                "this run reads a table with a column for each label: give such a table instead of a data set in memory"
+            )
+        return kept_labelled_images(data, self.separator, self.labels)
+
     def support(self, path: Path | TableLike) -> Support:
         """The images of a table, whose labels are those of the task."""
         assert isinstance(path, Path)

@@ -79,6 +79,27 @@ def test_a_run_on_images_adapts_and_predicts_as_the_command_line(runs, tmp_path,
     assert all(torch.equal(saved[name], own[name]) for name in own)
 
 
+def test_images_in_memory_are_those_of_files(runs, tmp_path):
+    save_images(tmp_path / "support", 2)
+    save_images(tmp_path / "new", 3)
+    trained = kshot.load(runs / "glyphs")
+    files = {name: Image.open(tmp_path / "support" / name / "1.png") for name in ("left", "right")}
+    adapted = trained.adapt([(image, name) for name, image in files.items()])
+    other = trained.adapt(tmp_path / "support")
+    assert (adapted.classes, adapted.num_examples) == (["left", "right"], 2)
+    assert all(torch.equal(leaf, flatten(other.state)[name]) for name, leaf in flatten(adapted.state).items())
+    new = [Image.open(tmp_path / "new" / name / "1.png") for name in ("left", "right")]
+    expected = trained.predict(other, tmp_path / "new")
+    del expected["path"]
+    columns = trained.predict(adapted, [new[0], torch.from_numpy(np.array(new[1]))])
+    assert columns == {"row": [1, 2]} | expected
+    assert trained.predict(adapted, new[1])["label"] == ["right"]
+    with pytest.raises(ValueError, match=r"image 0: the image must be one of Pillow, or a tensor \(C, H, W\), got a int"):
+        trained.predict(adapted, [3])
+    with pytest.raises(ValueError, match=r"item 0 of the list must be \(image, label\)"):
+        trained.adapt([new[0], new[1]])
+
+
 def test_one_bad_image_stops_no_other(runs, tmp_path, monkeypatch, capsys):
     from kshot.app.apply import predict_run
 

@@ -14,6 +14,8 @@ from kshot.app.in_memory import as_text
 from kshot.app.spec import parse_spec
 from kshot.data.images.in_memory import kept_labelled_images, kept_masks
 from kshot.sources import masks, multilabel_images
+from kshot.sources.masks import MaskPreprocessor
+from kshot.sources.multilabel_images import MultilabelPreprocessor
 from kshot.types import SPLITS
 
 NAMES = [f"label {number}" for number in range(6)]
@@ -193,3 +195,36 @@ def test_data_sets_of_hugging_face_give_the_tasks_of_files(datasets, table, fold
     assert_equal_tasks(masks(data, **MASKS), masks(folder, **MASKS))
     with pytest.raises(ValueError, match="must have two columns of images, image and that of masks; it has annotation"):
         masks(data.remove_columns("image"), **MASKS)
+
+
+@pytest.mark.parametrize("column", ["labels", "tags"])
+def test_a_support_set_of_several_labels_in_memory_is_that_of_a_table(column, tmp_path):
+    for number in range(6):
+        Image.fromarray(pixels(number)).save(tmp_path / f"{number}.png")
+    joined = [";".join(NAMES[each] for each in labels(number)) for number in range(6)]
+    paths = [f"{number}.png" for number in range(6)]
+    pl.DataFrame({"path": paths, column: joined}).write_csv(tmp_path / "mine.csv")
+    preprocessor = MultilabelPreprocessor("pixels", "", 8, "", labels=column)
+    support = preprocessor.support(preprocessor.kept_support(Subset(Data(labels), range(6))))
+    of_table = preprocessor.support(tmp_path / "mine.csv")
+    assert torch.equal(support.inputs, of_table.inputs)
+    assert torch.equal(support.targets, of_table.targets)
+    assert support.kept == of_table.kept
+
+
+def test_a_support_set_of_masks_in_memory_is_that_of_a_folder(tmp_path):
+    for part in ("images", "masks"):
+        (tmp_path / part).mkdir()
+    for number in range(3):
+        Image.fromarray(pixels(number)).save(tmp_path / "images" / f"{number}.png")
+        Image.fromarray(mask(number)).save(tmp_path / "masks" / f"{number}.png")
+    preprocessor = MaskPreprocessor("pixels", "", 8, "")
+    kept = preprocessor.support(preprocessor.kept_support([(pixels_tensor(n), mask(n)) for n in range(3)]))
+    files = preprocessor.support(tmp_path)
+    assert torch.equal(kept.inputs, files.inputs)
+    assert torch.equal(kept.targets, files.targets)
+    assert kept.kept["values"] == files.kept["values"]
+
+
+def pixels_tensor(number):
+    return torch.from_numpy(pixels(number)).permute(2, 0, 1)

@@ -63,8 +63,8 @@ def kept_images(data: ImageData) -> Path:
     return _kept(examples, name, f"{name}.parquet", partial(_write_table, column="label", table=f"{name}.parquet"))
 
 
-def kept_labelled_images(data: ImageData, separator: str = ";") -> Path:
-    """As `kept_images`, of a data set whose images have several labels: the table has the columns path and labels.
+def kept_labelled_images(data: ImageData, separator: str = ";", column: str = "labels") -> Path:
+    """As `kept_images`, of a data set whose images have several labels: the table has the columns path and `column`.
 
     Items are (image, labels), or a row has one column of images, and a column labels or one of lists: a list of numbers
     or words, or a tensor or array of 0 and 1, one for each class.
@@ -72,6 +72,7 @@ def kept_labelled_images(data: ImageData, separator: str = ";") -> Path:
     Args:
         data: the data set.
         separator: between the labels of an image in the table, which none of them may contain.
+        column: of the labels in the table.
 
     Raises:
         ValueError: as `kept_images`, and a label that contains the separator.
@@ -107,9 +108,9 @@ def kept_labelled_images(data: ImageData, separator: str = ";") -> Path:
         )
     return _kept(
         examples,
-        f"{name} {separator}",
+        f"{name} {separator} {column}",
         f"{name}.parquet",
-        partial(_write_table, column="labels", table=f"{name}.parquet"),
+        partial(_write_table, column=column, table=f"{name}.parquet"),
     )
 
 
@@ -148,6 +149,28 @@ def kept_masks(data: ImageData) -> Path:
         (folder / CLASSES).write_text("".join(f"{each}\n" for each in classes), encoding="utf-8")
 
     return _kept(examples, f"{name} {classes}", CLASSES, write_names).parent
+
+
+def kept_pictures(images: Iterable[Any]) -> list[Path]:
+    """Write images without labels into the cache, and return the path of each.
+
+    Args:
+        images: of Pillow, or tensors (C, H, W) or (H, W) of uint8 or of floats in 0 … 1.
+
+    Raises:
+        ValueError: no images, or something else among them.
+
+    Example:
+        >>> len(kept_pictures([torch.zeros(3, 8, 8), torch.ones(3, 8, 8)]))
+        2
+    """
+    examples = (_Example(_png(image, f"image {number}"), ".png") for number, image in enumerate(images))
+
+    def write_names(folder: Path, rows: list[tuple[str, str]]) -> None:
+        (folder / "images.txt").write_text("".join(f"{path}\n" for path, _ in rows), encoding="utf-8")
+
+    listed = _kept(examples, "list of images", "images.txt", write_names)
+    return [listed.parent / line for line in listed.read_text(encoding="utf-8").splitlines()]
 
 
 def _checked(data: Any) -> str:
