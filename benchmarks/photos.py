@@ -1,6 +1,6 @@
 """The recipe `photos` on folders of images: kshot's learner beside the frozen class means of the same encoder.
 
-    OMP_NUM_THREADS=1 python benchmarks/photos.py --shared ../shared/data [--only cifar_fs omniglot glyphs] [--seeds 0 1]
+    OMP_NUM_THREADS=1 python benchmarks/photos.py --shared ../shared/data [--only cifar_fs …] [--seeds 0 1]
         [--each 200] [--set KEY=VALUE ...]
 
 Three sets of images are written as folders, at most `--each` images of a class:

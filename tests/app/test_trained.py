@@ -94,7 +94,7 @@ def test_images_in_memory_are_those_of_files(runs, tmp_path):
     columns = trained.predict(adapted, [new[0], torch.from_numpy(np.array(new[1]))])
     assert columns == {"row": [1, 2]} | expected
     assert trained.predict(adapted, new[1])["label"] == ["right"]
-    with pytest.raises(ValueError, match=r"image 0: the image must be one of Pillow, or a tensor \(C, H, W\), got a int"):
+    with pytest.raises(ValueError, match=r"must be one of Pillow, or a tensor \(C, H, W\), got a int"):
         trained.predict(adapted, [3])
     with pytest.raises(ValueError, match=r"item 0 of the list must be \(image, label\)"):
         trained.adapt([new[0], new[1]])
