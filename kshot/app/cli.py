@@ -57,6 +57,9 @@ def run(
     ] = None,
     processes: Annotated[int, typer.Option(help="Processes that share the tasks of each step.", min=1)] = 1,
     profile: Annotated[bool, typer.Option("--profile", help="Measure where the time of a round goes.")] = False,
+    mirror: Annotated[
+        str | None, typer.Option(metavar="URL", help="Copy the folder to s3://…, gs://… or file://…; see --resume.")
+    ] = None,
 ) -> None:
     """Pretrain, then train, evaluate and decide until the target is met; then test and report.
 
@@ -71,26 +74,34 @@ def run(
 
     from kshot.app import processes as group
     from kshot.app.execute import execute
+    from kshot.app.mirror import take_from_mirror
     from kshot.app.resumable import resumable
     from kshot.app.seeds import parse_seeds
 
     if (processes > 1 or group.is_member()) and (seeds or spec.evaluate.folds):
         raise ValueError("several processes share one run: leave out --seeds and evaluate.folds, or --processes")
+    if mirror and group.is_member() and not group.is_launched():
+        raise ValueError(
+            "--mirror goes with one process, or with --processes: torchrun's have no common folder to fill"
+        )
     several = [] if seeds is None else parse_seeds(seeds)
     code, report = 0, None
     with resumable(out, spec.name, resume=resume) as folder:
         if processes > 1:
             words = ["run", recipe, "--out", str(folder), *(f"--set={each}" for each in set_ or ())]
-            words += (
-                ["--resume"] * resume + ["--profile"] * profile + ([f"--init-from={init_from}"] if init_from else [])
-            )
+            words += ["--resume"] * resume + ["--profile"] * profile
+            words += [f"--init-from={init_from}"] if init_from else []
+            if mirror is not None:
+                take_from_mirror(mirror, folder, resume=resume)
+                words.append(f"--mirror={mirror}")
             code = group.launch(words, processes)
         else:
             with group.member(folder, resume) as (place, resume):
                 console = Console(quiet=True) if group.is_silent() else None
                 report = execute(
-                    spec, place, seeds=several, resume=resume, init_from=init_from, profile=profile, console=console
-                )
+                    spec, place, seeds=several, resume=resume, init_from=init_from, profile=profile, mirror=mirror,
+                    console=console,
+                )  # fmt: skip
     if not report:
         raise typer.Exit(code)  # of other processes, or of this one, which only trained
     from kshot.app.terminal import print_summary

@@ -13,6 +13,8 @@ from rich.console import Console
 from kshot.app.folder import run_folder
 from kshot.app.folds import run_folds
 from kshot.app.in_memory import as_text
+from kshot.app.mirror import take_from_mirror
+from kshot.app.processes import is_silent
 from kshot.app.run import run as run_once
 from kshot.app.screen import Screen
 from kshot.app.seeds import run_seeds
@@ -71,6 +73,7 @@ def execute(
     resume: bool = False,
     init_from: Path | None = None,
     profile: bool = False,
+    mirror: str | None = None,
     console: Console | None = None,
 ) -> Report:
     """Execute a run file in a folder.
@@ -80,22 +83,27 @@ def execute(
         resume: whether to continue an interrupted run in the folder.
         init_from: folder of another run, whose weights the learner starts from.
         profile: whether to measure where the time of a round goes, into the folder `profile`.
+        mirror: URL of an object store, such as s3://bucket/run, to which the folder is copied while the run goes on.
+            With `resume`, an empty folder is filled from there, and a new run starts where nothing is there.
 
     Raises:
-        ValueError: seeds together with folds, or `init_from` or `profile` with either; and as `run`.
+        ValueError: seeds together with folds, or `init_from`, `profile` or `mirror` with either; and as `run`.
     """
     if seeds and spec.evaluate.folds:
         raise ValueError("seeds and evaluate.folds are not combined: run the file once for each seed")
-    if init_from is not None and (seeds or spec.evaluate.folds):
-        raise ValueError("init_from is for one run: leave out seeds and evaluate.folds")
-    if profile and (seeds or spec.evaluate.folds):
-        raise ValueError("a profile is of one run: leave out seeds and evaluate.folds")
+    for name, given in {"init_from": init_from, "profile": profile or None, "mirror": mirror}.items():
+        if given is not None and (seeds or spec.evaluate.folds):
+            raise ValueError(f"{name} is for one run: leave out seeds and evaluate.folds")
+    if mirror is not None and not is_silent():
+        take_from_mirror(mirror, folder, resume=resume)
     if spec.evaluate.folds:
         values = run_folds(spec, folder, resume=resume, console=console)
     elif seeds:
         values = run_seeds(spec, folder, list(seeds), resume=resume, console=console)
     else:
-        values = run_once(spec, folder, resume=resume, init_from=init_from, console=console, profile=profile)
+        values = run_once(
+            spec, folder, resume=resume, init_from=init_from, console=console, profile=profile, mirror=mirror
+        )
     return Report(values, folder)
 
 
@@ -108,6 +116,7 @@ def run(
     resume: bool = False,
     init_from: str | Path | None = None,
     profile: bool = False,
+    mirror: str | None = None,
     console: Console | None = None,
 ) -> Report:
     """Execute a run file, as `kshot run` does: pretrain, meta-train in rounds, test once beside baselines.
@@ -117,7 +126,7 @@ def run(
             or another table in memory.
         out: folder of the run; by default a new one in runs/.
         overrides: `PATH=VALUE`, each sets a key of the run file.
-        seeds, resume, init_from, profile: as in `execute`.
+        seeds, resume, init_from, profile, mirror: as in `execute`.
         console: where progress is shown; by default the terminal, or the output of a notebook.
 
     Returns:
@@ -147,5 +156,6 @@ def run(
             resume=resume,
             init_from=None if init_from is None else Path(init_from),
             profile=profile,
+            mirror=mirror,
             console=console,
         )

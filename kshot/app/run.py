@@ -38,6 +38,7 @@ from kshot.app.final_evaluation import TestResult, evaluate_with_baselines, prot
 from kshot.app.folder import RunFolder
 from kshot.app.goes_with import targets_of
 from kshot.app.in_memory import hash_of
+from kshot.app.mirror import mirrored
 from kshot.app.pretraining import pretrain_baselines, pretraining_of_run
 from kshot.app.processes import is_silent, leave
 from kshot.app.profile import profiled
@@ -101,12 +102,14 @@ def run(
     choice: Mapping[str, Any] | None = None,
     sweep: Mapping[str, Any] | None = None,
     profile: bool = False,
+    mirror: str | None = None,
 ) -> dict[str, Any]:
     """Execute a run file in the folder `out`, and return the report; nothing in the processes that only train.
 
     Args:
         choice, sweep: how `kshot auto`, or `kshot sweep`, chose the run file, for the report.
         profile: whether to measure where the time of a round goes, see `kshot.app.profile`.
+        mirror: URL to which the folder is copied while the run goes on, see `kshot.app.mirror`.
 
     Raises:
         ValueError: the folder already holds a run, data are missing or damaged, or the run file does not suit them.
@@ -119,6 +122,7 @@ def run(
     with (
         owned(out),
         Display(console or Screen(), metric) as display,  # shows each log message once
+        mirrored(None if is_silent() else mirror, out) as keep_mirror,
         closing(Tracking(spec, out, build_tracker, display.say)) as tracking,
     ):
         started = time.monotonic()
@@ -126,7 +130,12 @@ def run(
         refuse_unsuited(spec, source, shapes_of(source))
         checked = check_data(source, display)
         display.say(f"{spec.name}: {spec.about}" if spec.about else spec.name, "bold")
-        follow = None if is_silent() else tracking.follow
+
+        def follow(event_log: EventLog) -> None:
+            if not is_silent():
+                tracking.follow(event_log)
+                keep_mirror(event_log)
+
         with profiled(out, display.console) if profile and not is_silent() else nullcontext():
             trained = train(spec, out, source, display, resume=resume, init_from=init_from, follow=follow)
         leave()
