@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, cast
 
 import typer
 
@@ -156,7 +156,8 @@ def sweep(
     ],
     trials: Annotated[int, typer.Option(help="Number of trials, of all workers together.", min=1)] = 40,
     minutes: Annotated[float, typer.Option(help="Time for the search.", min=0.01)] = 30.0,
-    workers: Annotated[int, typer.Option(help="Number of processes, of one thread each.", min=1)] = 2,
+    workers: Annotated[int, typer.Option(help="Number of workers, of one thread each.", min=1)] = 2,
+    launcher: Annotated[str, typer.Option(metavar="processes|ray", help="Where the workers are.")] = "processes",
     storage: Annotated[
         str | None,
         typer.Option(metavar="URL", help="Database that several calls share; a file in --out by default."),
@@ -184,6 +185,7 @@ def sweep(
             trials=trials,
             minutes=minutes,
             workers=workers,
+            launcher=cast("Any", launcher),
             storage=storage,
             overrides=set_ or (),
             resume=resume,

@@ -5,21 +5,17 @@ A folder of `kshot sweep` is a run folder of the best trial, with these things b
 trials/       a run folder for each trial that was trained here, without a test
 study.sqlite  the study, unless --storage names another database
 sweep.json    which study the folder belongs to, and which trial was kept
-worker-0.log  what the processes of workers printed, where there are several
+worker-0.log  what the processes of workers printed, where there are several on this machine
 """
 
 from __future__ import annotations
 
-import os
 import secrets
-import subprocess
-import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from optuna import Study
 from optuna.trial import FrozenTrial, TrialState
@@ -36,8 +32,10 @@ from kshot.app.screen import Screen
 from kshot.app.spec import SEARCH, Spec, parse_values, read_run_file
 from kshot.app.suitability import refuse_unsuited
 from kshot.app.sweep import study as notes
+from kshot.app.sweep.on_ray import ray_workers
+from kshot.app.sweep.processes import process_workers
 from kshot.app.sweep.space import Settings
-from kshot.app.sweep.worker import Job, is_done, work
+from kshot.app.sweep.worker import Job, work
 from kshot.argument_checks import check_arguments
 from kshot.deciding.experience import Experience
 from kshot.deciding.trial import PLAN_KEYS, Cost, Figure, Trial
@@ -50,8 +48,8 @@ FROM_EXPERIENCE = 5
 """Settings of experience that are tried first, at most."""
 TRIED_ON_TASKS = 16
 """Combinations of choices whose learner is tried on a few tasks before the search, at most."""
-RESTARTS = 3
-"""How often a worker that was killed is started again, in the mean."""
+Launcher = Literal["processes", "ray"]
+"""Where workers are."""
 
 
 @check_arguments
@@ -62,6 +60,7 @@ def sweep(
     trials: PositiveInt = 40,
     minutes: PositiveFloat = 30.0,
     workers: PositiveInt = 2,
+    launcher: Launcher = "processes",
     storage: str | None = None,
     overrides: Sequence[str] = (),
     resume: bool = False,
@@ -79,7 +78,9 @@ def sweep(
         out: folder for the result, which `kshot.load` opens.
         trials: number of trials, of all workers that share the study together.
         minutes: time for the search of this call; a trial that is trained then ends after its round.
-        workers: number of processes, of one thread each; one trains in this process.
+        workers: number of workers, of one thread each.
+        launcher: "processes" of this machine, where a single worker is this process; or "ray", tasks of Ray on this
+            machine, or on the cluster that `RAY_ADDRESS` names.
         storage: URL of a database that several calls share, such as "postgresql://host/name"; by default a file in
             `out`.
         overrides: `PATH=VALUE`, each sets a key of the run file.
@@ -115,7 +116,7 @@ def sweep(
                 )  # of a call that was killed: nobody else holds the folder
                 _note_known(study, job, source, target, known.trials())
                 display.say(f"{base.name}: a study of {trials} trials, {notes.shown(job.storage)}")
-                _search(job, study, source, workers, _Announcer(study, target, display.say))
+                _search(job, study, source, workers, launcher, _Announcer(study, target, display.say))
                 known.merge(_trials(study, job, source, target))
             kept = _kept(study, target, about)
         story = _story(study, job, kept, target)
@@ -286,23 +287,16 @@ def _phrase(settings: Mapping[str, Any]) -> str:
     return ", ".join(f"{path} {shown_value(value)}" for path, value in settings.items())
 
 
-def _search(job: Job, study: Study, source: TaskSource, workers: int, announce: _Announcer) -> None:
-    """Train trials by one worker in this process, or by several in processes of their own."""
-    if workers == 1:
+def _search(
+    job: Job, study: Study, source: TaskSource, workers: int, launcher: Launcher, announce: Callable[[], None]
+) -> None:
+    """Train trials by one worker in this process, or by several elsewhere."""
+    if workers == 1 and launcher == "processes":
         work(job, study, source, announce)
     else:
-        with _processes(job, workers) as processes:
-            restarts = RESTARTS * workers
-            while any(each.poll() is None for each in processes):
-                time.sleep(0.2)
+        with ray_workers(job, workers) if launcher == "ray" else process_workers(job, study, workers) as team:
+            while team.wait():
                 announce()
-                for number, each in enumerate(processes):
-                    if each.poll() in (None, 0):
-                        continue
-                    notes.give_up(study, {notes.PLACE: job.place, notes.PROCESS: each.pid})
-                    if restarts and not is_done(job, study):
-                        restarts -= 1
-                        processes[number] = _start(job, number)
     while True:  # until the last trials of other calls that share the study have ended
         announce()
         elsewhere = study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
@@ -310,34 +304,6 @@ def _search(job: Job, study: Study, source: TaskSource, workers: int, announce: 
             return
         time.sleep(1)
         notes.fail_stale(study)
-
-
-@contextmanager
-def _processes(job: Job, workers: int) -> Iterator[list[subprocess.Popen[str]]]:
-    processes = [_start(job, number) for number in range(workers)]
-    try:
-        yield processes
-    finally:
-        for each in processes:
-            each.kill()
-            each.communicate()
-
-
-def _start(job: Job, number: int) -> subprocess.Popen[str]:
-    """A worker in a process of its own, with one thread."""
-    with (Path(job.out) / f"worker-{number}.log").open("a") as log:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "kshot.app.sweep.worker"],
-            stdin=subprocess.PIPE,
-            stdout=log,
-            stderr=log,
-            text=True,
-            env=os.environ | {"OMP_NUM_THREADS": "1"},
-        )
-    assert process.stdin is not None
-    process.stdin.write(job.to_json() + "\n")
-    process.stdin.flush()
-    return process
 
 
 def _kept(study: Study, target: Target, about: Mapping[str, Any]) -> FrozenTrial:

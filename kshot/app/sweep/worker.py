@@ -208,6 +208,14 @@ def _pretrained(job: Job, study: Study, spec: Spec) -> Path | None:
     return next((folder for folder in folders if RunFolder(folder).pretrain.exists()), None)
 
 
+def work_alone(job: Job) -> None:
+    """Train trials by one thread, in a process that does nothing else."""
+    torch.set_num_threads(1)
+    base = job.base
+    study = notes.open_study(job.storage, job.study, Target.parse(base.target), base.seed)
+    work(job, study, build_source(base))
+
+
 def main() -> None:
     """Do the job of standard input."""
     job = Job.from_json(sys.stdin.readline())
@@ -217,10 +225,7 @@ def main() -> None:
         os._exit(1)
 
     threading.Thread(target=end_with_parent, daemon=True).start()
-    torch.set_num_threads(1)
-    base = job.base
-    study = notes.open_study(job.storage, job.study, Target.parse(base.target), base.seed)
-    work(job, study, build_source(base))
+    work_alone(job)
 
 
 if __name__ == "__main__":
