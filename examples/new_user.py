@@ -46,7 +46,7 @@ run_file = {
     "budget": {"rounds": 1 if QUICK else 3},
     "evaluate": {
         "num_val_tasks": 20 if QUICK else 99,
-        "num_test_tasks": 60 if QUICK else 220,
+        "num_test_tasks": 40 if QUICK else 220,
         "shots": [1, 20] if QUICK else [1, 2, 5, 10, 20],
     },
     "baselines": {

@@ -118,9 +118,9 @@ def embedding() -> nn.Module:
 
 
 learners = {"prototypes": kshot.protonet(embedding()), "shrunken": ShrunkenPrototypes(embedding(), width=64)}
-num_val_tasks, found = 50 if QUICK else 300, {}
+num_val_tasks, found = 30 if QUICK else 300, {}
 for name, learner in learners.items():
-    plt.plot(train(learner, steps=50 if QUICK else 600), label=name, linewidth=0.8)
+    plt.plot(train(learner, steps=40 if QUICK else 600), label=name, linewidth=0.8)
     found[name] = kshot.evaluate(learner, tasks, split="val", num_tasks=num_val_tasks)
     print(name, found[name].metrics["accuracy"])
 difference = paired_difference(found["shrunken"], found["prototypes"], "accuracy")
@@ -137,7 +137,7 @@ plt.show()
 
 # %%
 best = max(found, key=lambda name: found[name].metrics["accuracy"].mean)
-num_test_tasks = 50 if QUICK else 300
+num_test_tasks = 30 if QUICK else 300
 pixels = kshot.evaluate(kshot.protonet(nn.Flatten()), tasks, num_tasks=num_test_tasks)
 test = kshot.evaluate(learners[best], tasks, num_tasks=num_test_tasks)
 print(f"{best}, test: {test.metrics['accuracy']}; class means of pixels: {pixels.metrics['accuracy']}")
