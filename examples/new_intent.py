@@ -87,6 +87,9 @@ class Intents:
         return torch.from_numpy(self.encoder.encode(sentences))
 
 
+# %% [markdown]
+# Two of the four sentences fit an intent. The other two should be left alone.
+
 # %%
 intents = Intents(SentenceEncoder(ENCODER), EXAMPLES)
 print("intents:", ", ".join(intents.names))

