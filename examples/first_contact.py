@@ -45,7 +45,7 @@ def network() -> nn.Module:
 torch.manual_seed(0)
 learner = kshot.maml(network(), inner_lr=0.05, steps=3, objective=kshot.objectives.mse)
 untrained = kshot.maml(network(), inner_lr=0.05, steps=3, objective=kshot.objectives.mse)
-kshot.fit(learner, tasks, steps=80 if QUICK else 1000, tasks_per_step=10, outer_lr=3e-3, mode="vmap")
+kshot.fit(learner, tasks, steps=120 if QUICK else 1000, tasks_per_step=10, outer_lr=3e-3, mode="vmap")
 
 # %% [markdown]
 # ## Adapting to a new curve
@@ -74,7 +74,7 @@ plt.show()
 
 # %%
 errors = {
-    name: kshot.evaluate(each, tasks, num_tasks=30 if QUICK else 100).metrics["mse"]
+    name: kshot.evaluate(each, tasks, num_tasks=100).metrics["mse"]
     for name, each in {"meta-trained": learner, "random initial weights": untrained}.items()
 }
 for name, error in errors.items():
@@ -96,8 +96,8 @@ run_file = {
     "train": {"steps_per_round": 30 if QUICK else 400, "tasks_per_step": 10, "outer_lr": 3e-3, "mode": "vmap"},
     "target": "mse <= 0.5",
     "budget": {"rounds": 1 if QUICK else 2},
-    "evaluate": {"num_val_tasks": 20 if QUICK else 50, "num_test_tasks": 20 if QUICK else 100},
-    "baselines": {"steps": 5 if QUICK else 30, "num_val_tasks": 5 if QUICK else 10},
+    "evaluate": {"num_val_tasks": 10 if QUICK else 50, "num_test_tasks": 16 if QUICK else 100},
+    "baselines": {"steps": 3 if QUICK else 30, "num_val_tasks": 3 if QUICK else 10},
 }
 report = kshot.run(run_file)
 print(report)

@@ -124,7 +124,7 @@ for name, learner in learners.items():
     found[name] = kshot.evaluate(learner, tasks, split="val", num_tasks=num_val_tasks)
     print(name, found[name].metrics["accuracy"])
 difference = paired_difference(found["shrunken"], found["prototypes"], "accuracy")
-print("shrunken - prototypes, on the same tasks:", difference)
+print(f"shrunken - prototypes, task by task: {difference.mean:+.4f} ± {difference.ci95:.4f} (p = {difference.p:.2g})")
 plt.xlabel("step")
 plt.ylabel("query loss of training tasks")
 plt.legend()
