@@ -45,7 +45,8 @@ def network() -> nn.Module:
 torch.manual_seed(0)
 learner = kshot.maml(network(), inner_lr=0.05, steps=3, objective=kshot.objectives.mse)
 untrained = kshot.maml(network(), inner_lr=0.05, steps=3, objective=kshot.objectives.mse)
-kshot.fit(learner, tasks, steps=120 if QUICK else 1000, tasks_per_step=10, outer_lr=3e-3, mode="vmap")
+losses = kshot.fit(learner, tasks, steps=120 if QUICK else 1000, tasks_per_step=10, outer_lr=3e-3, mode="vmap")
+print(f"query loss: {sum(losses[:20]) / 20:.2f} in the first 20 steps, {sum(losses[-20:]) / 20:.2f} in the last 20")
 
 # %% [markdown]
 # ## Adapting to a new curve
@@ -56,7 +57,7 @@ kshot.fit(learner, tasks, steps=120 if QUICK else 1000, tasks_per_step=10, outer
 
 # %%
 x = torch.linspace(-5, 5, 200)[:, None]
-figure, axes = plt.subplots(1, 2, figsize=(10, 3.5), sharey=True)
+figure, axes = plt.subplots(1, 2, figsize=(10, 4), sharey=True, layout="constrained")
 for axis, each, title in ((axes[0], learner, "meta-trained"), (axes[1], untrained, "random initial weights")):
     with torch.no_grad():
         before = each.predict(each.adapt(task.support, steps=0), x)
@@ -66,7 +67,7 @@ for axis, each, title in ((axes[0], learner, "meta-trained"), (axes[1], untraine
     axis.plot(task.query.inputs, task.query.targets, ".", color="tab:green", label="queries, not seen")
     axis.plot(task.support.inputs, task.support.targets, "o", color="black", label="the 5 points")
     axis.set_title(title)
-axes[0].legend(fontsize="small")
+figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
 plt.show()
 
 # %% [markdown]

@@ -42,8 +42,8 @@ run_file = {
     "model": {"kind": "factorisation", "factors": 8},
     "learner": {"kind": "alpaca", "item_penalty": 100},
     "train": {"steps_per_round": 30 if QUICK else 100, "tasks_per_step": 64, "outer_lr": 1e-3, "mode": "vmap"},
-    "target": "mae <= 0.65",
-    "budget": {"rounds": 1 if QUICK else 3},
+    "target": "mae <= 0.7",
+    "budget": {"rounds": 1 if QUICK else 2},
     "evaluate": {
         "num_val_tasks": 20 if QUICK else 99,
         "num_test_tasks": 40 if QUICK else 220,
@@ -77,7 +77,7 @@ plt.show()
 #
 # A trained run and the ratings of one person are enough. Nothing is trained: adapting takes milliseconds. Expected
 # ratings alone are mostly the films' means, so the order also counts what this person's ratings change in them. The
-# reasons come from leaving out each rating in turn: how the expected rating changes without it.
+# reasons come from leaving out each rating in turn: what it adds to the expected rating, in stars.
 
 # %%
 run = report.trained

@@ -33,7 +33,7 @@ run_file = {
     "train": {"steps_per_round": 50 if QUICK else 400, "tasks_per_step": 4, "outer_lr": 2e-3, "mode": "vmap"},
     "target": "accuracy >= 0.8",
     "budget": {"rounds": 1 if QUICK else 3},
-    "evaluate": {"num_val_tasks": 20 if QUICK else 100, "num_test_tasks": 20 if QUICK else 200},
+    "evaluate": {"num_val_tasks": 10 if QUICK else 100, "num_test_tasks": 16 if QUICK else 200},
     "baselines": {"names": ["centroid"]},
 }
 report = kshot.run(run_file)

@@ -118,7 +118,7 @@ def embedding() -> nn.Module:
 
 
 learners = {"prototypes": kshot.protonet(embedding()), "shrunken": ShrunkenPrototypes(embedding(), width=64)}
-num_val_tasks, found = 30 if QUICK else 300, {}
+num_val_tasks, found = 20 if QUICK else 300, {}
 for name, learner in learners.items():
     plt.plot(train(learner, steps=40 if QUICK else 600), label=name, linewidth=0.8)
     found[name] = kshot.evaluate(learner, tasks, split="val", num_tasks=num_val_tasks)

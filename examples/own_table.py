@@ -41,6 +41,7 @@ print(cows)
 source = {"kind": "table", "path": cows, "group": "Cow", "target": "protein", "shots": 4, "on_too_few": "shrink"}
 source["split"] = {"ratio": [0.5, 0.2, 0.3]}
 settings = {"train": {"steps_per_round": 10 if QUICK else 100}, "budget": {"rounds": 1}}
+settings["baselines"] = {"num_val_tasks": 5 if QUICK else 20}
 settings["evaluate"] = {"num_val_tasks": 10 if QUICK else 50, "num_test_tasks": 16 if QUICK else 200}
 report = kshot.run({"name": "cows", "source": source, "learner": "partial_pooling", "target": "mse <= 0.1", **settings})
 print(report)
