@@ -87,8 +87,8 @@ learner.eval()
 with torch.no_grad():
     expected = learner.predict(learner.adapt(task.support), task.query.inputs).log_softmax(1).numpy()
 largest_difference = np.abs(log_softmax(logits, axis=1) - expected).max()
-print("accuracy on this task:", (logits.argmax(1) == task.query.targets.argmax(1).numpy()).mean())
-print("largest difference of log-probabilities:", largest_difference)
+print(f"accuracy on this task: {(logits.argmax(1) == task.query.targets.argmax(1).numpy()).mean():.2f}")
+print(f"largest difference of log-probabilities: {largest_difference:.1e}")
 
 # %% [markdown]
 # A learner that adapts by gradient steps, such as `kshot.maml`, exports its initial weights, and beside them as JSON

@@ -77,7 +77,7 @@ learner = report.trained.learner.eval()
 with torch.no_grad():
     expected = learner.predict(learner.adapt(task.support), task.query.inputs).numpy()
 largest_difference = np.abs(logits - expected).max()
-print("largest difference of the logits:", largest_difference)
+print(f"largest difference of the logits: {largest_difference:.1e}")
 
 # %% [markdown]
 # Below, one of the two drawings of each character that `adapt` was given, and a query that was taken for it, red

@@ -79,7 +79,7 @@ def test_own_table(example, form):
     report = made["report"]
     assert all(paired["mean"] < 0 for paired in report["paired"].values())
     assert {"mixed_model", "pooled_boosting", "shrunken_mean"} <= set(report["baselines"])
-    errors = [(made["comparison"][name] - made["comparison"]["protein"]).abs().mean() for name in ("kshot", "diet")]
+    errors = [(made["comparison"][name] - made["comparison"]["protein"]).abs().mean() for name in ("kshot", "others")]
     assert errors[0] < errors[1]
 
 
