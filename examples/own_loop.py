@@ -21,7 +21,7 @@ QUICK = False
 # %% [markdown]
 # ## Tasks
 #
-# Five characters of a script that no training task has, one drawing of each, and 75 others to be told apart. A batch
+# Five characters of a script that no training task has, one drawing of each, and 75 others to be classified. A batch
 # is a named tuple of `inputs`, `targets` (one-hot) and `weight`; a task is a tuple of two batches.
 
 # %%

