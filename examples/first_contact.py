@@ -4,7 +4,7 @@
 # **Shows** what meta-learning is: a network that fits a new curve from five points after three gradient steps,
 # because it was trained to. First in plain Python, then by a run file, which also compares it with other methods.
 #
-# **Needs** `pip install kshot`. **Takes** about a minute on two cores; with `QUICK = True` some seconds, with worse
+# **Needs** `pip install kshot`. **Takes** a minute or two on two cores; with `QUICK = True` some seconds, with worse
 # figures.
 
 # %%
