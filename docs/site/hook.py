@@ -61,6 +61,28 @@ def with_links(text: str, path: str) -> str:
     return "".join(part if odd % 2 else LINK.sub(replaced, part) for odd, part in enumerate(parts))
 
 
+def notebook(text: str) -> str:
+    """A notebook in the percent format as Markdown: its cells of text as they are, those of code as blocks.
+
+    Example:
+        >>> print(notebook("# %% [markdown]\\n# # Title\\n#\\n# Text.\\n\\n# %%\\nx = 1\\n"))
+        # Title
+        <BLANKLINE>
+        Text.
+        <BLANKLINE>
+        ```python
+        x = 1
+        ```
+    """
+    cells = [cell.partition("\n") for cell in re.split(r"^# %%", text, flags=re.MULTILINE)[1:]]
+    return "\n\n".join(
+        re.sub(r"^# ?", "", body.strip(), flags=re.MULTILINE)
+        if "[markdown]" in head
+        else f"```python\n{body.strip()}\n```"
+        for head, _, body in cells
+    )
+
+
 def linked_code(documents: dict[str, str]) -> set[str]:
     """The Python files that documents, by their paths, link to."""
     links = {
@@ -120,7 +142,8 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     inside = {f"docs/{file.src_uri}": file.content_string for file in files.documentation_pages()}
     made = {PAGES[path]: with_links(text, path) for path, text in documents.items()}
     for path in linked_code(documents | inside):
-        made[page_of(path)] = f"# {path}\n\n```python\n{(ROOT / path).read_text(encoding='utf-8')}```\n"
+        code = (ROOT / path).read_text(encoding="utf-8")
+        made[page_of(path)] = notebook(code) if code.startswith("# %%") else f"# {path}\n\n```python\n{code}```\n"
     for path, text in (made | references()).items():
         files.append(File.generated(config, path, content=text))
     return files

@@ -50,7 +50,7 @@ class Report(dict[str, Any]):
 
     def __str__(self) -> str:
         text = StringIO()
-        print_summary(self, self.folder, Screen(file=text, width=120))
+        print_summary(self, self.folder, Screen(file=text, width=120, force_jupyter=False))
         return text.getvalue().rstrip()
 
     def _repr_html_(self) -> str:

@@ -140,7 +140,7 @@ class Profile:
             json.dump(trace, file)
         text = StringIO()
         for table in (self._shares(), self._most_expensive()):
-            Console(file=text, width=110).print(table)
+            Console(file=text, width=110, force_jupyter=False).print(table)
             self.console.print(table)
         write_text(self.folder / "table.txt", text.getvalue())
         self.console.print(f"trace: {self.folder / 'trace.json.gz'}", highlight=False, markup=False, soft_wrap=True)

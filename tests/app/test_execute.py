@@ -28,7 +28,7 @@ RUN = {
 }
 
 
-def test_a_frame_is_meta_trained_on_and_predicts_for_a_new_group(tmp_path):
+def test_a_frame_is_meta_trained_on_and_predicts_for_a_new_group(tmp_path, monkeypatch):
     source = {
         "kind": "table",
         "path": pl.DataFrame(shops()),
@@ -42,6 +42,9 @@ def test_a_frame_is_meta_trained_on_and_predicts_for_a_new_group(tmp_path):
     assert report.folder == tmp_path / "run"
     assert "report.html" in str(report)
     assert f"{report['test']['mse']['mean']:.3g}"[:3] in str(report)
+    in_terminal = str(report)
+    monkeypatch.setattr("rich.console._is_jupyter", lambda: True)
+    assert str(report) == in_terminal  # and not an output of the cell
     shown = report._repr_html_()
     assert shown.count("<table>") == 1
     assert "partial_pooling" in shown

@@ -124,6 +124,19 @@ def test_verdict_goes_by_the_intervals(test: Any, baseline: Any, higher: bool, c
     assert claim in verdict(test, {"plain": baseline}, "accuracy", higher).lower()
 
 
+@pytest.mark.parametrize(
+    ("ours", "higher", "p", "claim"),
+    [
+        (0.40, False, 0.01, "beats the best baseline without meta-learning by 0.300 (0.200 to 0.600)"),
+        (0.40, False, 0.30, "the difference of 0.300 (0.200 to 0.600)"),
+        (0.40, True, 0.01, "is worse than the best baseline without meta-learning by 0.300 (0.200 to 0.600)"),
+    ],
+)
+def test_the_interval_of_the_verdict_is_mirrored_with_its_difference(ours, higher, p, claim):
+    paired = {"mean": -0.3, "ci95": 0.2, "shift": -0.1, "num_tasks": 50, "p_holm": p}  # -0.6 to -0.2
+    assert claim in verdict(of(ours), {"plain": of(0.70)}, "accuracy", higher, {"plain": paired})
+
+
 def test_verdict_without_baselines_claims_nothing() -> None:
     assert "not known" in verdict(of(0.95), {}, "accuracy", True)
     assert "not known" in verdict(of(0.95), None, "accuracy", True)

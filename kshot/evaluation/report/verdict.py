@@ -167,10 +167,15 @@ def verdict(
     if not conclusive:
         few = "There are too few tasks to compare the learner with the best baseline"
         return f"{few}: {figures}, without an interval.{rest}"
-    gain = difference.mean if higher_is_better else -difference.mean
+    gain = _signed(difference, 1 if higher_is_better else -1)
     if significant:
-        by = format_figure(difference._replace(mean=abs(gain)))
-        beats = "beats" if gain > 0 else "is worse than"
-        return f"The learner {beats} the best baseline without meta-learning by {by}{where}: {figures}.{rest}"
-    size = format_figure(difference._replace(mean=gain))
+        beats, by = ("beats", gain) if gain.mean > 0 else ("is worse than", _signed(gain, -1))
+        size = format_figure(by)
+        return f"The learner {beats} the best baseline without meta-learning by {size}{where}: {figures}.{rest}"
+    size = format_figure(gain)
     return f"The simple baseline is as good here: {figures}; the difference of {size}{where} is not significant.{rest}"
+
+
+def _signed(figure: Interval, sign: int) -> Interval:
+    """A figure, or with the sign -1 its negative, whose interval is mirrored."""
+    return figure._replace(mean=sign * figure.mean, shift=sign * figure.shift)
