@@ -4,7 +4,7 @@ import itertools
 import json
 import math
 import time
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from types import SimpleNamespace
 
 import numpy as np
@@ -312,6 +312,22 @@ def test_a_better_simple_baseline_is_kept_and_serves_as_a_run(quick, kshot, tmp_
     known = Experience().trials(shipped=False)
     assert {each.plan["name"] for each in known} >= {"gaussian_process", "small maml"}
     assert all(each.descriptors["kind"] == "numbers" and each.baseline is not None for each in known)
+
+
+def test_one_simple_baseline_is_measured_however_short_the_time_is(quick, kshot, tmp_path, monkeypatch):
+    @contextmanager
+    def limit(seconds):
+        if seconds < 1:
+            raise TimeoutError
+        yield
+
+    monkeypatch.setattr(race, "time_limit", limit)
+    assert kshot("auto", "waves.yaml", "--minutes", 0.1, "--out", "found").code == 0
+    report = json.loads((tmp_path / "found" / "report.json").read_text())
+    simple = {each["name"]: each for each in report["choice"]["entrants"] if each["simple"]}
+    assert [name for name, each in simple.items() if each["course"]] == ["support_mean"]
+    assert simple["support_mean"]["failure"] == ""
+    assert simple["gaussian_process"]["failure"] == "it was not done after 1 s"
 
 
 def test_a_better_plan_is_kept_and_resumes_where_it_was_interrupted(quick, kshot, tmp_path, monkeypatch):

@@ -257,25 +257,31 @@ def _name(where: str) -> str:
 
 
 def _measure_simple(race: Race, num_tasks: int) -> None:
-    """Measure the simple baselines on validation tasks, as long as a share of the time lasts."""
+    """Measure the simple baselines on validation tasks, as long as a share of the time lasts; one at least."""
     source, candidates = race.source, without_model(race.source) | of_fields(race.source)
     limit = FOR_SIMPLE * race.seconds
-    for name in candidates:
-        if name in race.entrants:
-            continue  # measured before an interruption
-        race.entrants[name] = Entrant(baseline_plan(name))
 
-        def measure(name: str = name) -> dict[str, Any]:
+    def measure(name: str, seconds: float) -> None:
+        def figures() -> dict[str, Any]:
             learner = Baseline(name, source.objective)
             with during(source, "tuning"):
                 learner.fit_to_training(source)
-                figures = evaluate(learner, source, split="val", num_tasks=num_tasks, audit=False).metrics
-            figure = race.target.of(figures)
+                found = evaluate(learner, source, split="val", num_tasks=num_tasks, audit=False).metrics
+            figure = race.target.of(found)
             if not math.isfinite(figure.mean):
                 raise ValueError(f"its {race.target.metric} is not finite")
             return {"figure": figure._asdict(), "finished": True}
 
-        race.time(race.entrants[name], measure, max(limit - race.spent, limit / len(candidates)))
+        race.time(race.entrants[name], figures, seconds)
+
+    for name in candidates:
+        if name not in race.entrants:  # else it was measured before an interruption
+            race.entrants[name] = Entrant(baseline_plan(name))
+            measure(name, max(limit - race.spent, limit / len(candidates)))
+    for name in candidates:  # where time is so short that none was done: what is chosen must be compared with one
+        if race.simple or not race.left:
+            break
+        measure(name, race.left)
 
 
 def _choose(race: Race) -> tuple[Entrant, str]:
