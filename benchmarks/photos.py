@@ -1,7 +1,7 @@
-"""The recipe `photos` on folders of images: kshot's learner beside the frozen class means of the same encoder.
+"""The recipes `photos` and `photos-tuned` on folders of images: beside the frozen class means of the same encoder.
 
     OMP_NUM_THREADS=1 python benchmarks/photos.py --shared ../shared/data [--only cifar_fs …] [--seeds 0 1]
-        [--each 200] [--set KEY=VALUE ...]
+        [--recipe photos-tuned] [--each 200] [--set KEY=VALUE ...]
 
 Three sets of images are written as folders, at most `--each` images of a class:
 
@@ -86,6 +86,7 @@ def main() -> None:
     parser.add_argument("--shared", type=Path, default=Path("../shared/data"), help="folder of the large data sets")
     parser.add_argument("--only", nargs="+", default=list(SETS), choices=SETS)
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
+    parser.add_argument("--recipe", default="photos", choices=["photos", "photos-tuned"])
     parser.add_argument("--each", type=int, default=200)
     parser.add_argument("--out", type=Path, default=Path("runs/photos"))
     parser.add_argument("--set", nargs="*", default=[], help="PATH=VALUE, each sets a key of the recipe")
@@ -95,7 +96,7 @@ def main() -> None:
         for seed in options.seeds:
             started = time.process_time()
             overrides = [f"source.path={path}", f"seed={seed}", f"task_seed={seed}", *options.set]
-            report = kshot.run("photos", overrides=overrides)
+            report = kshot.run(options.recipe, overrides=overrides)
             print(f"{name}, seed {seed}, {(time.process_time() - started) / 60:.1f} CPU minutes\n{report}", flush=True)
 
 
