@@ -73,8 +73,9 @@ class Mirror:
         if not files:
             return False
         with scratch_folder(folder) as scratch:
+            run = scratch / "run"  # with the permissions of any new folder, which a scratch folder has not
             for name, sha256 in files.items():
-                path = scratch / _safe(name)
+                path = run / _safe(name)
                 path.parent.mkdir(parents=True, exist_ok=True)
                 try:
                     self.store.get_file(f"{self.objects}/{sha256}", str(path))
@@ -83,7 +84,7 @@ class Mirror:
                 if sha256_of(path) != sha256:
                     raise ValueError(f"{self.url}: the content of {name} is damaged in snapshot {number}")
             shutil.rmtree(folder, ignore_errors=True)
-            scratch.rename(folder)
+            run.rename(folder)
         return True
 
     def send(self, number: int, files: Mapping[str, Path], known: set[str]) -> set[str]:
@@ -136,15 +137,20 @@ def take_from_mirror(url: str, folder: Path, *, resume: bool) -> None:
     """Prepare the folder of a run that is mirrored: with `resume`, an empty one is filled from the mirror.
 
     Raises:
-        ValueError: the mirror holds a run, and a new one is to be started.
+        ValueError: the mirror holds a run, and a new one is to be started; or it cannot be read.
     """
     mirror = Mirror(url)
     if not is_empty(folder):
         return
-    if not resume and mirror.latest()[0]:
+    try:
+        found = mirror.restore(folder) if resume else mirror.latest()[0] > 0
+    except ValueError:
+        raise
+    except Exception as error:  # of any store, or of the network
+        raise ValueError(f"the mirror {url} cannot be read: {error}") from error
+    if found and not resume:
         raise ValueError(f"{url} already holds a run: choose another --mirror, or continue it by --resume")
-    if not resume or not mirror.restore(folder):
-        folder.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
 
 
 class Mirroring:

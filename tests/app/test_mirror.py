@@ -104,6 +104,15 @@ def test_a_mirror_that_fails_does_not_stop_a_run(spec, tmp_path, url, monkeypatc
     assert Mirror(url).latest() == (0, {})
 
 
+def test_a_mirror_that_cannot_be_read_is_a_sentence(tmp_path, url, monkeypatch):
+    def denied(*args, **kwargs):
+        raise PermissionError("access denied")
+
+    monkeypatch.setattr(LocalFileSystem, "ls", denied)
+    with pytest.raises(ValueError, match=f"the mirror {url} cannot be read: access denied"):
+        take_from_mirror(url, tmp_path / "run", resume=True)
+
+
 def snapshot(folder, url):
     """Send a folder as a run would."""
     with mirrored(url, folder) as follow:
