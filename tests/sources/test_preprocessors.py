@@ -18,6 +18,7 @@ def test_known_kinds_are_rebuilt():
         "images",
         "masks",
         "multilabel_images",
+        "named_images",
         "named_text",
         "ratings",
         "series",
