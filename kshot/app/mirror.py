@@ -56,11 +56,9 @@ class Mirror:
 
     def latest(self) -> tuple[int, Files]:
         """The number of the latest whole snapshot and its files; 0 and none if there is no snapshot."""
-        for number in sorted(self._numbers(), reverse=True):
-            with suppress(ValueError, KeyError, TypeError):
-                content = json.loads(self.store.cat_file(self._path(number)))
-                if digest({"files": content["files"]}) == content["sha256"]:
-                    return number, content["files"]
+        for number in sorted(self.numbers(), reverse=True):
+            if files := self._files_of(number):
+                return number, files
         return 0, {}
 
     def restore(self, folder: Path) -> bool:
@@ -108,22 +106,30 @@ class Mirror:
         content = {"files": hashes, "sha256": digest({"files": hashes})}
         self.store.pipe_file(self._path(number), json.dumps(content).encode())
         needed = set(hashes.values())
-        for other in self._numbers():
+        for other in self.numbers():
             if other <= number - KEPT:
                 self.store.rm_file(self._path(other))
-            elif other != number:
-                with suppress(ValueError, KeyError):
-                    needed |= set(json.loads(self.store.cat_file(self._path(other)))["files"].values())
+            else:
+                needed |= set(self._files_of(other).values())
         for left in self._names(self.objects) - needed:
             self.store.rm_file(f"{self.objects}/{left}")
         return needed
 
-    def _path(self, number: int) -> str:
-        return f"{self.snapshots}/{number:08}.json"
-
-    def _numbers(self) -> list[int]:
+    def numbers(self) -> list[int]:
+        """The numbers of all snapshots, also of one that is torn."""
         names = (PurePosixPath(name) for name in self._names(self.snapshots))
         return [int(name.stem) for name in names if name.suffix == ".json" and name.stem.isdecimal()]
+
+    def _files_of(self, number: int) -> Files:
+        """The files of a snapshot; none of one that is torn."""
+        with suppress(ValueError, KeyError, TypeError):
+            content = json.loads(self.store.cat_file(self._path(number)))
+            if digest({"files": content["files"]}) == content["sha256"]:
+                return content["files"]
+        return {}
+
+    def _path(self, number: int) -> str:
+        return f"{self.snapshots}/{number:08}.json"
 
     def _names(self, folder: str) -> set[str]:
         self.store.invalidate_cache()
@@ -154,18 +160,13 @@ def take_from_mirror(url: str, folder: Path, *, resume: bool) -> None:
 
 
 class Mirroring:
-    """Sends a run folder to a mirror while the run goes on; where the mirror fails, the run goes on without it.
+    """Sends a run folder to a mirror while the run goes on; where that fails, the run goes on without it.
 
     What is sent is the folder as a process that is killed would leave it: it is taken between two writes.
-
-    Args:
-        mirror: None to send nothing.
-        folder: of the run.
-        seconds: between two snapshots, at least.
     """
 
-    def __init__(self, mirror: Mirror | None, folder: Path, seconds: float = SECONDS) -> None:
-        self.mirror, self.folder, self.seconds = mirror, folder, seconds
+    def __init__(self, mirror: Mirror, folder: Path) -> None:
+        self.mirror, self.folder = mirror, folder
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="kshot-mirror")
         self._sending: Future[None] | None = None
         self._number, self._known = 0, set[str]()
@@ -174,44 +175,47 @@ class Mirroring:
 
     def follow(self, event_log: EventLog) -> None:
         """Send the folder from time to time, when the log has another event."""
-        if self.mirror is not None:
-            event_log.listeners.append(self._event)
+        event_log.listeners.append(self._event)
 
     def close(self) -> None:
         """Send the folder as it is at last, and wait until it is there."""
-        try:
-            if self.mirror is not None and not is_empty(self.folder):
-                self._wait()
-                self._stage()
-                self._wait()
-        finally:
-            self._thread.shutdown()
+        if not is_empty(self.folder):
+            self._wait()
+            self._stage()
+        self._wait()
+        self._thread.shutdown()
 
     def _event(self, event: Mapping[str, Any]) -> None:
         idle = self._sending is None or self._sending.done()
-        if idle and time.monotonic() - self._last >= self.seconds:
+        if idle and time.monotonic() - self._last >= SECONDS:
             self._stage()
 
     def _stage(self) -> None:
         """Keep the files as they are now, and send them in the background."""
-        files = _staged(self.folder)
         self._last = time.monotonic()
-        self._sending = self._thread.submit(self._send, files)
+        with self._going_on():
+            files = _staged(self.folder)
+            self._sending = self._thread.submit(self._send, files)
 
     def _send(self, files: Mapping[str, Path]) -> None:
-        assert self.mirror is not None
-        try:
+        with self._going_on():
             if not self._number:
-                self._number, before = self.mirror.latest()
-                self._known = set(before.values())
+                self._number = max(self.mirror.numbers(), default=0)  # the last one may be torn
+                self._known = set(self.mirror.latest()[1].values())
             self._known = self.mirror.send(self._number + 1, files, self._known)
             self._number += 1
             self._failed = ""
-        except Exception as error:  # of any store, or of the network
+            shutil.rmtree(self.folder / STAGED, ignore_errors=True)
+
+    @contextmanager
+    def _going_on(self) -> Iterator[None]:
+        """A context whose errors are told, each once, and go no further: they are of a full disk, a store or a net."""
+        try:
+            yield
+        except Exception as error:
             if str(error) != self._failed:
                 log.warning("the mirror %s is not up to date: %s", self.mirror.url, error)
             self._failed = str(error)
-        finally:
             shutil.rmtree(self.folder / STAGED, ignore_errors=True)
 
     def _wait(self) -> None:
@@ -222,7 +226,10 @@ class Mirroring:
 @contextmanager
 def mirrored(url: str | None, folder: Path) -> Iterator[Callable[[EventLog], None]]:
     """A context in which a run folder is sent to a mirror; yields what is to be called with the log of the run."""
-    mirroring = Mirroring(Mirror(url) if url else None, folder)
+    if url is None:
+        yield lambda event_log: None
+        return
+    mirroring = Mirroring(Mirror(url), folder)
     try:
         yield mirroring.follow
     finally:

@@ -60,13 +60,13 @@ def test_each_snapshot_of_a_run_is_one_from_which_it_goes_on_to_the_same_end(spe
         staged.append(self._number)
 
     monkeypatch.setattr(Mirroring, "_stage", waited)
-    monkeypatch.setattr(Mirroring.__init__, "__defaults__", (0.0,))
+    monkeypatch.setattr(mirror, "SECONDS", 0.0)
     execute(spec, tmp_path / "run", mirror=url)
     assert len(staged) > 8
     monkeypatch.undo()
     expected, known = weights(tmp_path / "run"), Mirror(url)
-    for number in sorted(known._numbers())[1:-1:3]:
-        monkeypatch.setattr(Mirror, "_numbers", lambda self, number=number: [number])
+    for number in sorted(known.numbers())[1:-1:3]:
+        monkeypatch.setattr(Mirror, "numbers", lambda self, number=number: [number])
         folder = tmp_path / f"from-{number}"
         assert Mirror(url).restore(folder)
         assert RunFolder(folder).losses() == []
@@ -132,6 +132,11 @@ def test_two_snapshots_are_kept_and_a_torn_one_is_left_out(tmp_path, url):
     assert Mirror(url).latest()[0] == 3
     assert Mirror(url).restore(tmp_path / "again")
     assert (tmp_path / "again" / "spec.yaml").read_text() == "number 3"
+    snapshot(folder, url)  # of a process that follows the one that was killed in its fourth snapshot
+    assert Mirror(url).latest()[0] == 5
+    shutil.rmtree(tmp_path / "again")
+    assert Mirror(url).restore(tmp_path / "again")
+    assert (tmp_path / "again" / "spec.yaml").read_text() == "number 4"
 
 
 def test_damage_of_a_mirror_is_told_and_leaves_nothing(tmp_path, url):
@@ -160,6 +165,17 @@ def test_two_processes_on_one_mirror_are_told(tmp_path, url, caplog):
         (tmp_path / "store/run/snapshots/00000002.json").write_text("{}")
         mirroring.close()
     assert "is not up to date: another process writes to it" in caplog.text
+
+
+def test_a_full_disk_does_not_stop_a_run_that_has_room_for_itself(spec, tmp_path, url, monkeypatch, caplog):
+    def full(*args):
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(mirror, "SECONDS", 0.0)
+    monkeypatch.setattr(mirror, "_staged", full)
+    with caplog.at_level(logging.WARNING):
+        assert execute(spec, tmp_path / "run", mirror=url)["test"]
+    assert f"the mirror {url} is not up to date: No space left on device" in caplog.text
 
 
 @pytest.mark.parametrize("name", ["/etc/passwd", "../spec.yaml", "a/../../b"])
