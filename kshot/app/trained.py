@@ -158,7 +158,7 @@ class TrainedRun:
     def predict(
         self,
         adapted: Adapted,
-        inputs: Path | str | TableLike | Sequence[Path | str] | Sequence[Any],
+        inputs: Path | str | TableLike | Sequence[Any],
         *,
         resize: bool = False,
         invert: bool = False,
@@ -188,9 +188,11 @@ class TrainedRun:
         self._check_invert(invert)
         listed = isinstance(inputs, list | tuple) and all(map(is_path, inputs))
         in_memory = self._reads_images and not listed and not is_path(inputs)
+        located: list[Path | TableLike]
         if in_memory:
-            inputs = kept_pictures(inputs if isinstance(inputs, list | tuple) else [inputs])
-        located = [self._located(each) for each in cast("Sequence[Any]", inputs if listed or in_memory else [inputs])]
+            located = [*kept_pictures(inputs if isinstance(inputs, list | tuple) else [inputs])]
+        else:
+            located = [self._located(each) for each in cast("Sequence[Any]", inputs if listed else [inputs])]
         paths = [path for path in located if isinstance(path, Path)]
         for path in paths:
             if not path.exists():

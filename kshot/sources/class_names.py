@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import reprlib
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -23,11 +23,27 @@ Descriptions = Mapping[str, list[str]]
 
 
 class NamesClasses(Preprocessor):
-    """A preprocessor that reads the names of classes as it reads examples."""
+    """A preprocessor that reads the names of classes as it reads examples.
+
+    Attributes:
+        descriptions: class -> texts; other classes, such as new ones of a user, go by their labels.
+    """
+
+    descriptions: Descriptions
 
     @abstractmethod
+    def sentence(self, label: str) -> str:
+        """The text for a class without descriptions."""
+
+    @abstractmethod
+    def features_of(self, texts: Sequence[str]) -> Tensor:
+        """The features (n, D) of texts."""
+
     def names_of(self, classes: Iterable[str]) -> Tensor:
-        """The features (classes, D) of names."""
+        """The features (classes, D) of names: the mean over the descriptions of a class, or those of its label."""
+        texts = [self.descriptions.get(name) or [self.sentence(name)] for name in classes]
+        found = self.features_of([text for of_one in texts for text in of_one])
+        return torch.stack([part.mean(0) for part in found.split([len(of_one) for of_one in texts])])
 
 
 def named(source: TaskSource, preprocessor: NamesClasses, classes: Sequence[str]) -> NamedTasks:
@@ -44,23 +60,6 @@ def descriptions_of(names: str, classes: Iterable[str]) -> Descriptions:
         ValueError: errors of `read_descriptions`.
     """
     return {} if names == LABELS else read_descriptions(resolve_path(names), classes)
-
-
-def mean_features(
-    classes: Iterable[str],
-    descriptions: Descriptions,
-    label: Callable[[str], str],
-    features: Callable[[Sequence[str]], Tensor],
-) -> Tensor:
-    """The features (classes, D) of names: the mean over the descriptions of a class, or those of its label.
-
-    Args:
-        label: the text for a class without descriptions.
-        features: of texts.
-    """
-    texts = [descriptions.get(name) or [label(name)] for name in classes]
-    found = features([text for of_one in texts for text in of_one])
-    return torch.stack([part.mean(0) for part in found.split([len(of_one) for of_one in texts])])
 
 
 def read_descriptions(path: Path, classes: Iterable[str]) -> dict[str, list[str]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from kshot.data.images.encoder import ImageEncoder
 from kshot.data.tables.frames import TableLike
 from kshot.data.text.labelled import phrase
 from kshot.data.text.text_tower import find_text_tower, text_features
-from kshot.sources.class_names import LABELS, Descriptions, NamesClasses, descriptions_of, mean_features, named
+from kshot.sources.class_names import LABELS, Descriptions, NamesClasses, descriptions_of, named
 from kshot.sources.image_files import Features, ImagePreprocessor
 from kshot.tasks.class_tasks import ClassTasks
 from kshot.tasks.names import NamedTasks, marked
@@ -59,22 +59,15 @@ def named_images(source: ClassTasks, names: str) -> NamedTasks:
 
 @dataclass(frozen=True)
 class NamedImagePreprocessor(ImagePreprocessor, NamesClasses):
-    """Images and the names of their classes as features of one space, with the mark of names as a last column.
-
-    Attributes:
-        descriptions: class -> texts; other classes, such as new ones of a user, go by their labels.
-    """
+    """Images and the names of their classes as features of one space, with the mark of names as a last column."""
 
     descriptions: Descriptions = field(default_factory=dict)
 
-    def names_of(self, classes: Iterable[str]) -> Tensor:
-        """The features (classes, D) of names: the mean over the descriptions of a class, or its `prompt`."""
-        return mean_features(
-            classes,
-            self.descriptions,
-            prompt,
-            lambda texts: torch.from_numpy(text_features(self.encoder, texts)),
-        )
+    def sentence(self, label: str) -> str:
+        return prompt(label)
+
+    def features_of(self, texts: Sequence[str]) -> Tensor:
+        return torch.from_numpy(text_features(self.encoder, texts))
 
     def encoded(self, images: Tensor) -> Tensor:
         return marked(super().encoded(images), False)

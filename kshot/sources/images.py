@@ -89,7 +89,6 @@ def images(
     tasks = image_tasks(
         lambda: (list_table if path.is_file() else list_folder)(path, follow_links=follow_links), path,
         size=size, colour=colour, features=features, encoder=encoder, views=views, split=split, within=within,
-        augment=augment, turned_classes=turned_classes, bad_images=bad_images, progress=progress,
-        options=options,
+        augment=augment, turned_classes=turned_classes, bad_images=bad_images, progress=progress, options=options,
     )  # fmt: skip
     return tasks if names is None else named_images(tasks, names)

@@ -14,7 +14,7 @@ from torch import Tensor
 from kshot.data.tables.frames import TableLike
 from kshot.data.text.files import column_of, words_of
 from kshot.data.text.labelled import open_labelled, phrase
-from kshot.sources.class_names import LABELS, Descriptions, NamesClasses, descriptions_of, mean_features
+from kshot.sources.class_names import LABELS, Descriptions, NamesClasses, descriptions_of
 from kshot.sources.text_preprocessor import TextPreprocessor
 from kshot.tasks.names import marked
 from kshot.tasks.preprocessor import Support
@@ -43,17 +43,17 @@ def named_text_preprocessor(
 
 @dataclass(frozen=True)
 class NamedTextPreprocessor(TextPreprocessor, NamesClasses):
-    """Texts and the names of their classes as features, with the mark of names as a last column.
-
-    Attributes:
-        descriptions: class -> texts; other classes, such as new ones of a user, go by their labels.
-    """
+    """Texts and the names of their classes as features, with the mark of names as a last column."""
 
     descriptions: Descriptions = field(default_factory=dict)
 
-    def names_of(self, classes: Iterable[str]) -> Tensor:
-        """The features (classes, D) of names: the mean over the descriptions of a class, or its label as words."""
-        return mean_features(classes, self.descriptions, phrase, self._features)
+    def sentence(self, label: str) -> str:
+        return phrase(label)
+
+    def features_of(self, texts: Sequence[str]) -> Tensor:
+        features = self.examples(texts).take(np.arange(len(texts)))
+        assert isinstance(features, Tensor)
+        return features
 
     def support(self, path: Path | TableLike) -> Support:
         """Texts with their classes, and a row for the name of each class; a row without a text is a class alone."""
@@ -70,7 +70,7 @@ class NamedTextPreprocessor(TextPreprocessor, NamesClasses):
         classes = labels.unique(maintain_order=True).to_list()
         rows = [marked(self.names_of(classes), True)]
         if has_text.any():
-            rows.insert(0, marked(self._features(texts.filter(has_text).to_list()), False))
+            rows.insert(0, marked(self.features_of(texts.filter(has_text).to_list()), False))
         return Support(torch.cat(rows), [*labels.filter(has_text).to_list(), *classes], {})
 
     def inputs(self, path: Path | TableLike, kept: dict[str, Any]) -> Tree:
@@ -84,8 +84,3 @@ class NamedTextPreprocessor(TextPreprocessor, NamesClasses):
 
     def to_json(self) -> dict[str, Any]:
         return super().to_json() | {"kind": "named_text", "descriptions": dict(self.descriptions)}
-
-    def _features(self, texts: Sequence[str]) -> Tensor:
-        features = self.examples(texts).take(np.arange(len(texts)))
-        assert isinstance(features, Tensor)
-        return features
