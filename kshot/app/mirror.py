@@ -209,7 +209,7 @@ class Mirroring:
 
     @contextmanager
     def _going_on(self) -> Iterator[None]:
-        """A context whose errors are told, each once, and go no further: they are of a full disk, a store or a net."""
+        """A context that warns of each of its errors once and goes on: they come from a full disk, a store or a net."""
         try:
             yield
         except Exception as error:
