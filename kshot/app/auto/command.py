@@ -39,7 +39,7 @@ from kshot.data.tables.frames import TableLike
 from kshot.deciding.decisions import EventLog
 from kshot.deciding.experience import Experience
 from kshot.deciding.trial import Cost, Figure, Trial
-from kshot.evaluation.baselines import Baseline, of_fields, without_model
+from kshot.evaluation.baselines import of_fields, without_model
 from kshot.evaluation.evaluate import evaluate
 from kshot.evaluation.target import Target
 from kshot.files import is_empty, owned
@@ -263,9 +263,8 @@ def _measure_simple(race: Race, num_tasks: int) -> None:
 
     def measure(name: str, seconds: float) -> None:
         def figures() -> dict[str, Any]:
-            learner = Baseline(name, source.objective)
+            learner = race.baseline(name)
             with during(source, "tuning"):
-                learner.fit_to_training(source)
                 found = evaluate(learner, source, split="val", num_tasks=num_tasks, audit=False).metrics
             figure = race.target.of(found)
             if not math.isfinite(figure.mean):

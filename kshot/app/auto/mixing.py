@@ -16,7 +16,6 @@ from kshot.app.auto.race import Entrant, Race
 from kshot.app.progress import Display
 from kshot.app.run import train
 from kshot.app.trained import load
-from kshot.evaluation.baselines import Baseline
 from kshot.evaluation.evaluate import Scored, evaluate, units_of
 from kshot.evaluation.intervals import BOUNDS, interval
 from kshot.files import owned
@@ -110,10 +109,7 @@ def learner_of(race: Race, entrant: Entrant) -> Learner:
     """The learner of an entrant, as its latest figure was measured."""
     if not entrant.simple:
         return load(race.folder / entrant.plan.slug).learner
-    learner = Baseline(entrant.plan.learner["name"], race.source.objective)
-    with during(race.source, "tuning"):
-        learner.fit_to_training(race.source)
-    return learner
+    return race.baseline(entrant.plan.learner["name"])
 
 
 def _predict(

@@ -27,14 +27,17 @@ from kshot.app.schema import describe, our_factory
 from kshot.app.spec import MODELS, Spec
 from kshot.app.suitability import refuse_unsuited
 from kshot.deciding.decisions import EventLog, Outcome
+from kshot.evaluation.baselines import Baseline
 from kshot.evaluation.intervals import Interval
 from kshot.evaluation.target import Target
 from kshot.files import is_empty, owned
+from kshot.learner import Learner
+from kshot.tasks.read_log import during
 from kshot.tasks.source import TaskSource
 
 STARTERS, ETA = 9, 3
 """The number of plans that get time first, and the factor by which their number falls and their time grows."""
-SHORTEST = 15.0
+SHORTEST = 8.0
 """Seconds that a plan gets at least."""
 
 PATIENCE = 0.25
@@ -87,6 +90,7 @@ class Race:
         plans: those that may suit the data.
         make_spec: makes the run file of a plan with a budget.
         say: shows a line.
+        fitted: simple baselines by name, see `baseline`.
     """
 
     folder: Path
@@ -99,6 +103,7 @@ class Race:
     say: Callable[[str], None]
     entrants: dict[str, Entrant] = field(default_factory=dict)
     spent: float = 0.0
+    fitted: dict[str, Learner] = field(default_factory=dict)
 
     def restore(self) -> None:
         """Take over what an interrupted race has logged, or shorten the pretraining of plans to the time."""
@@ -165,6 +170,15 @@ class Race:
         of = self.entrants.values() if entrants is None else entrants
         means = [(each.figure.mean, each) for each in of if each.figure is not None]
         return [each for _, each in sorted(means, key=lambda pair: pair[0], reverse=self.target.at_least)]
+
+    def baseline(self, name: str) -> Learner:
+        """A simple baseline, fitted to the training split; once in each process."""
+        if name not in self.fitted:
+            learner = Baseline(name, self.source.objective)
+            with during(self.source, "tuning"):
+                learner.fit_to_training(self.source)
+            self.fitted[name] = learner
+        return self.fitted[name]
 
     def _pretraining_steps(self) -> dict[str, int]:
         """The steps that each plan can be pretrained for in a share of the time, which it need not share."""

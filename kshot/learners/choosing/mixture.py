@@ -19,8 +19,8 @@ from kshot.learners.choosing.gate import stacked
 from kshot.objectives import Objective
 from kshot.types import Batch, Tree, tree_leaves
 
-STEPS, RATE = 300, 0.1
-"""Of Adam, which fits the weights."""
+STEPS = 100
+"""Of L-BFGS, at most, which fits the weights."""
 
 
 class Mixture(Learner):
@@ -84,7 +84,7 @@ def fit_weights(
     *,
     shrinkage: NonNegativeFloat = 0.0,
 ) -> Tensor:
-    r"""The weights (P,) that minimise the mean loss of the mixture over tasks and a penalty, as a softmax, by Adam.
+    r"""The weights (P,) that minimise the mean loss of the mixture over tasks and a penalty, as a softmax, by L-BFGS.
 
     $$ \min_{w \ge 0,\, \sum_p w_p = 1} \; \frac1{T\,s} \sum_t L\Big(\sum_p w_p\, \hat y_{t,p},\; y_t\Big)
        + \lambda P \sum_p \big(w_p - \tfrac1P\big)^2 $$
@@ -119,14 +119,18 @@ def fit_weights(
         alone = [float(mean_loss(one)) for one in torch.eye(count, device=device)]
         scale = max(min(alone), 1e-6 * max(alone)) or 1.0
     logit_P = torch.zeros(count, requires_grad=True, device=device)
-    optimizer = torch.optim.Adam([logit_P], RATE)
+    optimizer = torch.optim.LBFGS([logit_P], max_iter=STEPS, line_search_fn="strong_wolfe")
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        weight_P = logit_P.softmax(0)
+        penalty = shrinkage * count * (weight_P - 1 / count).square().sum()
+        total = mean_loss(weight_P) / scale + penalty
+        total.backward()
+        return total
+
     with torch.enable_grad():
-        for _ in range(STEPS):
-            weight_P = logit_P.softmax(0)
-            penalty = shrinkage * count * (weight_P - 1 / count).square().sum()
-            optimizer.zero_grad()
-            (mean_loss(weight_P) / scale + penalty).backward()
-            optimizer.step()
+        optimizer.step(closure)
     return logit_P.detach().softmax(0).cpu()
 
 
