@@ -94,6 +94,20 @@ class AveragedOverViews(nn.Sequential):
         return features / 5
 
 
+class AveragedOverMirror(nn.Sequential):
+    r"""Layers whose features are, in evaluation mode, the mean over an image and its mirror image.
+
+    The cost is two forward passes. In training mode this is a plain `Sequential`: images (n, C, H, W) to features
+    (n, D).
+    """
+
+    ignores_layout = True
+
+    def forward(self, x: Tensor) -> Tensor:
+        features = super().forward(x)
+        return features if self.training else (features + super().forward(x.flip(-1))) / 2
+
+
 @check_arguments
 def conv4(
     channels_in: Channels,
@@ -103,7 +117,7 @@ def conv4(
     size: ImageSize = 28,
     downsample: Literal["pool", "pool_first", "stride"] = "pool",
     length: PositiveFloat | None = None,
-    views: Literal[1, 5] = 1,
+    views: Literal[1, 2, 5] = 1,
     maps: FeatureMaps = False,
 ) -> nn.Sequential:
     """Four blocks of 3×3 convolution, BatchNorm, ReLU and halving: (n, channels_in, size, size) to (n, outputs).
@@ -117,8 +131,8 @@ def conv4(
             about a quarter of the cost, as in the Omniglot network of the MAML paper; "pool_first" pools before
             BatchNorm and ReLU, which then have a quarter of the work.
         length: length to which features are scaled (see `FixedLength`); None for no scaling.
-        views: 5 averages the features, in evaluation mode, over the image and four warped copies (see
-            `AveragedOverViews`).
+        views: 2 averages the features, in evaluation mode, over the image and its mirror image, before they are scaled
+            to `length`; 5 over the image and four warped copies, after that (see `AveragedOverViews`).
         maps: return the feature maps (n, channels, h, w) of the last block, without a head.
 
     Raises:
@@ -150,7 +164,10 @@ def conv4(
             raise ValueError("length and views apply to features; omit them with maps=True")
         return with_maps(layers, outputs)
     end = [nn.Flatten()] if length is None else [nn.Flatten(), FixedLength(length)]
-    body = AveragedOverViews(*layers, *end) if views == 5 else nn.Sequential(*layers, *end)
+    if views == 2:
+        body: nn.Module = nn.Sequential(AveragedOverMirror(*layers, nn.Flatten()), *end[1:])
+    else:
+        body = AveragedOverViews(*layers, *end) if views == 5 else nn.Sequential(*layers, *end)
     return with_head(body, widths[-1] * side * side, outputs)
 
 

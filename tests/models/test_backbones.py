@@ -226,6 +226,18 @@ def test_lengths_and_channels_of_conv4_are_checked():
         kshot.models.conv4(1, downsample="pooling")
 
 
+def test_mirrored_features_are_a_mean_over_both_images_in_evaluation_alone():
+    plain = kshot.models.conv4(3, 5, channels=4, size=32)
+    mirrored = kshot.models.conv4(3, 5, channels=4, size=32, length=2.0, views=2)
+    mirrored.load_state_dict(dict(zip(mirrored.state_dict(), plain.state_dict().values())))
+    x = torch.rand(3, 3, 32, 32)
+    for model in (plain, mirrored):
+        model.train()(x)  # statistics of BatchNorm
+    mean = (plain.eval().body(x) + plain.body(torch.from_numpy(x.numpy()[..., ::-1].copy()))) / 2
+    torch.testing.assert_close(mirrored.eval().body(x), 2 * F.normalize(mean, dim=1))
+    torch.testing.assert_close(mirrored.train().body(x), 2 * F.normalize(plain.train().body(x), dim=1))
+
+
 def test_viewed_features_are_a_mean_over_warped_images_in_evaluation_alone():
     plain = kshot.models.conv4(1, None, channels=4)
     viewed = kshot.models.conv4(1, None, channels=4, views=5)
@@ -244,7 +256,7 @@ def test_viewed_features_are_a_mean_over_warped_images_in_evaluation_alone():
     torch.testing.assert_close(viewed(x), torch.stack([plain(copy) for copy in copies]).mean(0), rtol=1e-3, atol=1e-4)
     plain.train(), viewed.train()
     assert torch.equal(viewed(x), plain(x))
-    with pytest.raises(ValueError, match="views must be one of 1, 5, got 3"):
+    with pytest.raises(ValueError, match="views must be one of 1, 2, 5, got 3"):
         kshot.models.conv4(1, views=3)
 
 
