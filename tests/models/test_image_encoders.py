@@ -574,6 +574,36 @@ def test_a_run_refuses_an_encoder_that_has_changed(tmp_path, monkeypatch):
         kshot.load("out").adapt("photos")
 
 
+def test_a_resumed_run_trains_the_network_without_the_encoder_for_the_same_steps(folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    from kshot.app import without_pretraining
+    from kshot.app.evaluate import evaluate_run
+    from kshot.app.run import run
+
+    make_pictures(Path("photos"))
+    Path("vit").symlink_to(folder)
+    spec = run_of("encoder", NO_MODEL, "{kind: plda}", "names: [without_pretraining], scratch_seconds: 0.03, ")
+
+    def killed(*args, **options):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(without_pretraining, "_seconds_per_step", lambda learner, source: 0.01)
+        patched.setattr(without_pretraining, "evaluate", killed)
+        with pytest.raises(KeyboardInterrupt):
+            run(spec, Path("out"))
+    monkeypatch.setattr(without_pretraining, "_seconds_per_step", lambda learner, source: pytest.fail("it is known"))
+    report = run(spec, Path("out"), resume=True)
+    assert report["external"]["steps"] == 3
+    assert not report["failures"]
+    again = evaluate_run(
+        Path("out"), num_tasks=report["test"]["accuracy"]["num_tasks"], split="test", as_json=False, out=None,
+        episodes_sha256=None, with_baselines=True,
+    )  # fmt: skip
+    assert again["external"]["steps"] == 3
+    assert again["baselines"]["without_pretraining"] == report["baselines"]["without_pretraining"]
+
+
 # The real one
 
 
