@@ -346,6 +346,30 @@ def test_an_interrupted_encoding_goes_on_where_it_was(tmp_path, folder, monkeypa
     assert sum(counts) == 8 + 12
 
 
+def test_maps_are_kept_by_the_content_of_files_and_computed_again_where_the_cache_is_damaged(
+    tmp_path, folder, monkeypatch
+):
+    counts = encoded_count(monkeypatch)
+    monkeypatch.setattr(image_encoder, "CHUNK", 4)
+    root, encoder = make_pictures(tmp_path / "a", classes=4), ImageEncoder(folder, stride=8)
+    files = list_folder(root).files
+    images = np.stack([encoder.decoded((root / file.name).read_bytes(), "") for file in files])
+    expected = np.concatenate([encoder.encode(images[start : start + 4]) for start in range(0, 16, 4)])
+    counts.clear()
+    rows = np.array([[15, 0], [7, 7]])
+    np.testing.assert_array_equal(encode_files(files, root, encoder).take(rows), expected[rows])
+    assert counts == [4, 4, 4, 4]
+    for file in (tmp_path / "cache").glob("features-*/*.npz"):
+        content = bytearray(file.read_bytes())
+        content[len(content) // 2] ^= 1
+        file.write_bytes(content)
+    copy = make_pictures(tmp_path / "b", classes=4)
+    found = encode_files(list_folder(copy).files, copy, encoder)
+    assert counts == [4, 4, 4, 4], "nothing is read yet"
+    np.testing.assert_array_equal(found.take(np.arange(16)), expected)
+    assert counts == [4] * 8
+
+
 def test_a_long_encoding_says_how_long_it_takes(tmp_path, folder, monkeypatch, caplog):
     for name, value in (("CHUNK", 4), ("WORTH_LOGGING", 10), ("OFTEN", 0.0)):
         monkeypatch.setattr(image_encoder, name, value)
