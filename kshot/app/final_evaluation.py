@@ -16,9 +16,10 @@ from kshot.app.build import device_of, shapes_of
 from kshot.app.failures import Failures
 from kshot.app.spec import Spec
 from kshot.app.without_pretraining import NAME as WITHOUT
-from kshot.app.without_pretraining import WithoutPretraining, evaluate_without_pretraining, images_of
+from kshot.app.without_pretraining import WithoutPretraining, evaluate_without_pretraining, images_of, steps_of_run
 from kshot.app.worst_tasks import WorstTask, with_examples, worst_tasks
 from kshot.data.pretrained import trained_on
+from kshot.deciding.decisions import EventLog
 from kshot.evaluation.audit.run import UntrustedFigure
 from kshot.evaluation.by_class import ByClass
 from kshot.evaluation.by_unit import (
@@ -90,6 +91,7 @@ def evaluate_with_baselines(
     watch: Watch,
     checkpoint: Path,
     failures: Failures,
+    event_log: EventLog,
     *,
     split: Split = "test",
     num_tasks: int | None = None,
@@ -102,6 +104,7 @@ def evaluate_with_baselines(
         pretrained: models before meta-training, for the baselines that need one; see `Setting`.
         watch: called after each task.
         failures: receives what fails after the learner is evaluated.
+        event_log: of the run; it says for how many steps the network without pretraining is trained.
         split, num_tasks, checkpoint, episodes_sha256: as in `evaluate`; by default the tasks of the run file.
         with_baselines: whether the baselines are evaluated.
     """
@@ -145,7 +148,7 @@ def evaluate_with_baselines(
     external = _external(source)
     if external is not None and with_baselines:
         with failures.recorded(f"baseline {WITHOUT}"):
-            found = _without_pretraining(spec, source, test, num_beside, watch)
+            found = _without_pretraining(spec, source, test, num_beside, watch, event_log)
             if found is not None:
                 baselines[WITHOUT] = found.evaluation
                 external |= {"steps": found.steps, "seconds": found.seconds, "without": found.about}
@@ -173,7 +176,7 @@ def _external(source: TaskSource) -> dict[str, Any] | None:
 
 
 def _without_pretraining(
-    spec: Spec, source: TaskSource, test: Evaluation, num_tasks: int, watch: Watch
+    spec: Spec, source: TaskSource, test: Evaluation, num_tasks: int, watch: Watch, event_log: EventLog
 ) -> WithoutPretraining | None:
     """The baseline without the pretrained encoder; None if the run file asks for none or tasks are of no images."""
     names, images = spec.baselines.names, images_of(source)
@@ -182,7 +185,7 @@ def _without_pretraining(
     return evaluate_without_pretraining(
         images,
         test,
-        seconds=spec.baselines.scratch_seconds,
+        steps=steps_of_run(images, spec.baselines.scratch_seconds, spec.seed, event_log),
         num_tasks=num_tasks,
         seed=spec.seed,
         training=partial(watch, "train without the encoder"),

@@ -261,7 +261,9 @@ def _finish(
                     spec, trained.folder, trained.new_model, source, seconds, display, event_log
                 )
                 pretrained = [*pretrained, *longer]
-        test = evaluate_with_baselines(learner, spec, source, pretrained, display.advance, checkpoint, failures)
+        test = evaluate_with_baselines(
+            learner, spec, source, pretrained, display.advance, checkpoint, failures, event_log
+        )
         write_tables(out, test)
         if spec.reject and test.threshold is not None:
             write_json(trained.folder.rejection, {"score": spec.reject.score, "threshold": test.threshold})

@@ -18,6 +18,7 @@ import torch
 from kshot import learners, models
 from kshot.data.images.cache import DecodedImages
 from kshot.data.images.encoder import SMALL, EncodedImages, small_images
+from kshot.deciding.decisions import EventLog
 from kshot.evaluation.evaluate import Evaluation, Scored, evaluate
 from kshot.evaluation.report.formatting import format_duration
 from kshot.learner import Learner
@@ -27,7 +28,7 @@ from kshot.tasks.source import TaskSource
 from kshot.training.fit import Progress, fit
 
 NAME = "without_pretraining"
-"""The name among baselines."""
+"""The name among baselines, and of the event that notes the steps."""
 TIMED_STEPS = 3  # of which the fastest gives the time of a step
 TASKS_PER_STEP = 2
 CHANNELS = 32  # a wider network learns more slowly, of minutes less
@@ -59,29 +60,44 @@ def images_of(source: TaskSource) -> ClassTasks | None:
     return plain
 
 
+def steps_of_run(source: ClassTasks, seconds: float, seed: int, event_log: EventLog) -> int:
+    """The number of training steps that take about a time on this machine, at least one; of a resumed run, the same.
+
+    Args:
+        source: of `images_of`.
+        seconds: of training.
+        seed: of the initial weights.
+        event_log: the log of the run, in which the number is noted.
+    """
+    for event in event_log.of(NAME):
+        if event["seconds"] == seconds:
+            return int(event["steps"])
+    steps = max(1, int(seconds / _seconds_per_step(_network(seed), source)))
+    event_log.record(NAME, seconds=seconds, steps=steps)
+    return steps
+
+
 def evaluate_without_pretraining(
     source: ClassTasks,
     test: Evaluation,
     *,
-    seconds: float,
+    steps: int,
     num_tasks: int,
     seed: int,
     training: Callable[[int, int], object],
     observe: Callable[[Scored], None],
 ) -> WithoutPretraining:
-    """Meta-train a prototypical network with four layers of convolution for a time, and evaluate it.
+    """Meta-train a prototypical network with four layers of convolution, and evaluate it.
 
     Args:
         source: of `images_of`.
         test: the evaluation of the learner, whose tasks are the same, image by image.
-        seconds: roughly, of training; the number of steps is that which fits, of at least one.
+        steps: of training.
         num_tasks: number of tasks, the first of those of `test`.
         seed: of the initial weights and of the choice of training tasks.
         training: called after each step with their number so far and in all.
         observe: as in `evaluate`.
     """
-    learner = _network(seed)
-    steps = max(1, int(seconds / _seconds_per_step(learner, source)))
 
     def show(progress: Progress) -> None:
         training(progress.step, steps)

@@ -6,11 +6,14 @@ import hashlib
 import math
 import os
 import shutil
+import struct
 import tempfile
+import weakref
 import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
@@ -52,6 +55,9 @@ def cached(name: str, compute: Callable[[], dict[str, np.ndarray]]) -> dict[str,
     return arrays
 
 
+_DAMAGE = (zipfile.BadZipFile, zlib.error, ValueError, EOFError, OSError, KeyError, NotImplementedError)
+
+
 def _read_arrays(path: Path) -> dict[str, np.ndarray] | None:
     """The arrays of a file; None if it is missing, incomplete or damaged, as the checksums of its parts show."""
     try:
@@ -59,103 +65,183 @@ def _read_arrays(path: Path) -> dict[str, np.ndarray] | None:
             _check_stored(file)
             with np.load(file, allow_pickle=False) as arrays:
                 return dict(arrays)
-    except (zipfile.BadZipFile, zlib.error, ValueError, EOFError, OSError, KeyError, NotImplementedError):
+    except _DAMAGE:
         return None
 
 
-def _check_stored(file: BinaryIO) -> None:
-    """Raise ValueError unless the arrays of a file are as `write_arrays` writes them: plain, of the size they name.
+def _check_stored(file: BinaryIO) -> dict[str, tuple[int, tuple[int, ...], np.dtype]]:
+    """Where in the file each of its arrays begins, its shape and its type.
 
-    Memory for an array is allocated by what its header says, and only then read.
+    Raises ValueError unless the arrays are as `write_arrays` writes them: plain, of the size they name. Memory for an
+    array is allocated by what its header says, and only then read.
     """
+    found = {}
     with zipfile.ZipFile(file) as archive:
         for member in archive.infolist():
             with archive.open(member) as stream:
                 readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
                 shape, _, dtype = readers[np.lib.format.read_magic(stream)](stream)
-                size = math.prod(shape) * dtype.itemsize
-                if member.compress_type != zipfile.ZIP_STORED or stream.tell() + size != member.file_size:
-                    raise ValueError(f"{member.filename} does not have the bytes that it names")
+                size, header = math.prod(shape) * dtype.itemsize, stream.tell()
+            if member.compress_type != zipfile.ZIP_STORED or header + size != member.file_size:
+                raise ValueError(f"{member.filename} does not have the bytes that it names")
+            file.seek(member.header_offset + 26)  # the lengths of the name and of the extra field, which precede it
+            lengths = struct.unpack("<HH", file.read(4))
+            found[member.filename] = member.header_offset + 30 + sum(lengths) + header, shape, dtype
         if sum(member.file_size for member in archive.infolist()) > os.fstat(file.fileno()).st_size:
             raise ValueError("its arrays have more bytes than the file")
     file.seek(0)
+    return found
 
 
-def cached_rows(
-    name: str | None,
-    keys: Sequence[bytes],
-    compute: Callable[[list[int]], Mapping[int, np.ndarray]],
-    *,
-    chunk: int,
-    progress: Callable[[int, int], object] = lambda done, total: None,
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return a row of numbers for each key, from the cache; those that it lacks are computed and kept, in chunks.
+class CachedRows:
+    """Rows of numbers, each computed once for its key: an array (n, ...) that is read by row from files of the cache.
 
     The folder `name` of the cache has a file for each chunk that was ever computed, written whole and never changed.
-    An interruption loses one chunk at most, and rows that were computed for other data with the same key are found.
+    An interruption loses one chunk at most, and rows that were computed for other data with the same key are found. The
+    checksum of a file is compared before the first of its rows is read; what is damaged then, or was deleted meanwhile,
+    is computed again.
 
     Args:
-        name: must contain (a hash of) everything that a row depends on besides its key; None to keep nothing.
+        name: must contain (a hash of) everything that a row depends on besides its key; None for files that are deleted
+            with this object.
         keys: n of one length; each a hash of what its row is computed from.
-        compute: from positions in `keys` to their rows, all of one shape and type; it may leave some out.
+        compute: from positions in `keys` to their rows, all of one shape and type; it may leave some out, which are 0.
         chunk: number of rows that are computed before they are written.
         progress: called with the numbers of computed rows and of those to compute, at first and after each chunk.
 
-    Returns:
-        The rows (n, ...), and which of them there are (n,), all but those that `compute` left out.
+    Attributes:
+        shape, dtype: of the array; (n, 0) if no row could be computed.
+        known: which rows there are, bool (n,): all but those that `compute` left out.
 
     Raises:
         ValueError: the cache folder cannot be written.
     """
-    found = _Rows(keys)
-    folder = None if name is None else cache_folder() / name
-    found.read(folder)
-    if found.missing:
-        with nullcontext() if folder is None else locked(folder):  # those that waited for the lock read
-            found.read(folder)
-            pending = sorted(positions[0] for positions in found.missing.values())
-            progress(0, len(pending))
-            for start in range(0, len(pending), chunk):
-                rows = compute(pending[start : start + chunk])
+
+    def __init__(
+        self,
+        name: str | None,
+        keys: Sequence[bytes],
+        compute: Callable[[list[int]], Mapping[int, np.ndarray]],
+        *,
+        chunk: int,
+        progress: Callable[[int, int], object] = lambda done, total: None,
+    ) -> None:
+        self._keys, self._compute, self._chunk, self._progress = keys, compute, chunk, progress
+        self.shape: tuple[int, ...] = (len(keys), 0)
+        self.dtype = np.dtype(np.float32)
+        self.known = np.ones(len(keys), bool)
+        self._files: list[_RowFile] = []
+        self._file, self._row = np.full(len(keys), -1), np.zeros(len(keys), np.int64)
+        if name is None:
+            scratch = ExitStack()
+            self._folder = scratch.enter_context(scratch_folder(cache_folder() / "rows")) / "rows"
+            weakref.finalize(self, scratch.close)
+        else:
+            self._folder = cache_folder() / name
+        self._find()
+
+    def __len__(self) -> int:
+        return len(self._keys)
+
+    def __getitem__(self, rows: np.ndarray) -> np.ndarray:
+        """The rows of positions, int (...), as (..., *row shape)."""
+        while (found := self._taken(rows.ravel())) is None:
+            self._find()
+        return found.reshape(*rows.shape, *self.shape[1:])
+
+    def _taken(self, positions: np.ndarray) -> np.ndarray | None:
+        """The rows of positions; None if some are to be found first, as their files are lost."""
+        numbers = self._file[positions]
+        is_lost = bool((self.known[positions] & (numbers < 0)).any())
+        found = np.zeros((len(positions), *self.shape[1:]), self.dtype)
+        for number in np.unique(numbers[numbers >= 0]).tolist():
+            own = numbers == number
+            taken = self._files[number].take(self._row[positions[own]])
+            if taken is None:
+                self._file[self._file == number] = -1
+                is_lost = True
+            else:
+                found[own] = taken
+        return None if is_lost else found
+
+    def _find(self) -> None:
+        """Find the rows whose files are not known, computing those that the cache lacks."""
+        missing: dict[bytes, list[int]] = {}
+        for position in np.flatnonzero(self.known & (self._file < 0)).tolist():
+            missing.setdefault(self._keys[position], []).append(position)
+        self._read(missing)
+        if not missing:
+            return
+        with locked(self._folder):  # those that waited for the lock read
+            self._read(missing)
+            pending = sorted(positions[0] for positions in missing.values())
+            self._progress(0, len(pending))
+            for start in range(0, len(pending), self._chunk):
+                chunk = pending[start : start + self._chunk]
+                rows = self._compute(chunk)
+                for position in set(chunk) - rows.keys():
+                    self.known[missing.pop(self._keys[position])] = False
                 if rows:
-                    of_rows = b"".join(keys[position] for position in rows)
-                    arrays = {
-                        "keys": np.frombuffer(of_rows, np.uint8).reshape(len(rows), -1),
-                        "rows": np.stack([*rows.values()]),
-                    }
-                    if folder is not None:
-                        write_arrays(folder / f"{hashlib.sha256(of_rows).hexdigest()[:24]}.npz", arrays)
-                    found.add(arrays)
-                progress(start + len(pending[start : start + chunk]), len(pending))
-    return found.rows, found.known
+                    of_rows = b"".join(self._keys[position] for position in rows)
+                    path = self._folder / f"{hashlib.sha256(of_rows).hexdigest()[:24]}.npz"
+                    keys = np.frombuffer(of_rows, np.uint8).reshape(len(rows), -1)
+                    write_arrays(path, {"keys": keys, "rows": np.stack([*rows.values()])})
+                    self._add(path, missing)
+                self._progress(start + len(chunk), len(pending))
+
+    def _read(self, missing: dict[bytes, list[int]]) -> None:
+        for path in sorted(self._folder.glob("*.npz")):
+            if missing:
+                self._add(path, missing)
+
+    def _add(self, path: Path, missing: dict[bytes, list[int]]) -> None:
+        """Note which of the missing rows a file has; none if it is damaged."""
+        if (opened := _open_rows(path)) is None:
+            return
+        keys, file = opened
+        self.shape, self.dtype = (len(self), *file.shape[1:]), file.dtype
+        for row, key in enumerate(keys):
+            if positions := missing.pop(key.tobytes(), None):
+                self._file[positions], self._row[positions] = len(self._files), row
+        self._files.append(file)
 
 
-class _Rows:
-    """Rows by key, as far as they were found.
+@dataclass
+class _RowFile:
+    """The rows of one file of `CachedRows`: an array at an offset, of which no checksum was compared at first."""
 
-    Attributes:
-        rows, known: as `cached_rows` returns them.
-        missing: the keys without a row, and their positions.
-    """
+    path: Path
+    offset: int
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    verified: bool = False
 
-    def __init__(self, keys: Sequence[bytes]) -> None:
-        self.rows, self.known = np.empty((len(keys), 0), np.float32), np.zeros(len(keys), bool)
-        self.missing: dict[bytes, list[int]] = {}
-        for position, key in enumerate(keys):
-            self.missing.setdefault(key, []).append(position)
+    def take(self, rows: np.ndarray) -> np.ndarray | None:
+        """Some rows; None if the file is gone, or damaged, in which case it is deleted."""
+        try:
+            if self.verified:
+                return np.asarray(np.memmap(self.path, self.dtype, "r", self.offset, self.shape))[rows]
+            if (arrays := _read_arrays(self.path)) is not None:
+                self.verified = True
+                return arrays["rows"][rows]
+        except (FileNotFoundError, ValueError):
+            pass  # deleted or cut short since it was verified
+        try:
+            self.path.unlink(missing_ok=True)
+        except OSError as error:
+            raise _cannot_write(self.path.parent, error) from error
+        return None
 
-    def read(self, folder: Path | None) -> None:
-        """Add the rows of a folder's files; those of a damaged file are computed again."""
-        for path in sorted(folder.glob("*.npz")) if folder else ():
-            if self.missing and (arrays := _read_arrays(path)) is not None:
-                self.add(arrays)
 
-    def add(self, arrays: Mapping[str, np.ndarray]) -> None:
-        for key, row in zip(arrays["keys"], arrays["rows"]):
-            if positions := self.missing.pop(key.tobytes(), None):
-                if not self.known.any():
-                    self.rows = np.empty((len(self.known), *row.shape), row.dtype)
-                self.rows[positions], self.known[positions] = row, True
+def _open_rows(path: Path) -> tuple[np.ndarray, _RowFile] | None:
+    """The keys of a file of `CachedRows`, and its rows, which are not read; None if it is missing or damaged."""
+    try:
+        with open_file(path) as file:
+            rows = _check_stored(file)["rows.npy"]
+            with np.load(file, allow_pickle=False) as arrays:
+                return arrays["keys"], _RowFile(path, *rows)
+    except _DAMAGE:
+        return None
 
 
 def is_cached(name: str) -> bool:

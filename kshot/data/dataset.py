@@ -21,6 +21,24 @@ class Dataset(Protocol):
         """The examples of rows, int64 (...), as tensors (..., *example shape); a pure function."""
 
 
+class RowArray(Protocol):
+    """An array of which rows are read: that of NumPy, a memory map, or rows of files."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(n, *row shape)."""
+
+    @property
+    def dtype(self) -> np.dtype:
+        """Of the elements."""
+
+    def __len__(self) -> int:
+        """The number of rows."""
+
+    def __getitem__(self, rows: np.ndarray, /) -> np.ndarray:
+        """The rows of positions, int64 (...), as (..., *row shape)."""
+
+
 class ImageDataset:
     """Images as float32 in 0 … 1.
 
@@ -56,7 +74,7 @@ class ArrayDataset:
     """A tree of arrays: floats are taken as float32, integers as int64, booleans unchanged.
 
     Args:
-        arrays: leaves (n, ...) for n examples, arrays or memory maps.
+        arrays: leaves (n, ...) for n examples, arrays, memory maps or others that are a `RowArray`.
 
     Raises:
         ValueError: the leaves differ in length, or are not numeric.

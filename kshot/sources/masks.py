@@ -21,12 +21,11 @@ from kshot.data.images.in_memory import ImageData, kept_masks
 from kshot.data.images.index import shown
 from kshot.data.images.masks import (
     IGNORED,
+    DecodedMasks,
     MaskListing,
     class_names,
     list_masks,
-    read_masks,
     to_original,
-    values_in,
 )
 from kshot.data.tables.frames import TableLike
 from kshot.objectives.segmentation import upsampled
@@ -88,7 +87,7 @@ def masks(
     preparing = encoder_of(features, encoder, size, colour, stride=stride if features == "encoder" else None)
     side, crop = (preparing.preparation[:2]) if preparing else (size or SIZE, 1.0)
     listing = list_masks(path)
-    found = read_masks(listing, size=side, crop=crop)
+    found = DecodedMasks(listing, size=side, crop=crop)
     examples = open_images(
         listing.images, listing.root, preparing, features=features, size=side, colour=colour, bad_images="error",
         progress=progress,
@@ -122,22 +121,44 @@ class ImageMasks(MaskTasks):
         )
 
 
-def _classes(listing: MaskListing, found: np.ndarray, least: float) -> tuple[np.ndarray, dict[str, MaskClass]]:
-    """The masks with a value for each class, -1 where they are not scored, and the classes."""
-    shows = values_in(found, least)
-    maps = found.astype(np.int16)
-    maps[found == IGNORED] = -1
+class ClassMasks:
+    """Masks as an array int16 (n, S, S) that is read by row: a value for each class, -1 where nothing is scored.
+
+    Args:
+        masks: values of classes, or, with folders of classes, 0, 1 and 255.
+        values: with folders of classes, that of each row; else empty.
+    """
+
+    def __init__(self, masks: DecodedMasks, values: np.ndarray) -> None:
+        self._masks, self._values = masks, values
+        self.shape, self.dtype = masks.shape, np.dtype(np.int16)
+
+    def __len__(self) -> int:
+        return len(self._masks)
+
+    def __getitem__(self, rows: np.ndarray) -> np.ndarray:
+        found = self._masks[rows]
+        maps = found.astype(np.int16)
+        maps[found == IGNORED] = -1
+        if not len(self._values):
+            return maps
+        return np.where(maps == 1, self._values[rows][..., None, None], maps)
+
+
+def _classes(listing: MaskListing, masks: DecodedMasks, least: float) -> tuple[ClassMasks, dict[str, MaskClass]]:
+    """The masks with a value for each class, and the classes."""
+    shows = masks.shows(least)
     if not listing.folders:
         values = [value for value in np.flatnonzero(shows.any(0)).tolist() if 0 < value < IGNORED]
         names = class_names(listing.root, values)
-        return maps, {names[value]: MaskClass(value, np.flatnonzero(shows[:, value])) for value in values}
-    classes: dict[str, MaskClass] = {}
-    folders = np.array(listing.folders)
-    for value, name in enumerate(dict.fromkeys(listing.folders), 1):
-        of_class = folders == name
-        maps[of_class] = np.where(maps[of_class] == 1, np.int16(value), maps[of_class])
-        classes[name] = MaskClass(value, np.flatnonzero(of_class & shows[:, 1]))
-    return maps, classes
+        classes = {names[value]: MaskClass(value, np.flatnonzero(shows[:, value])) for value in values}
+        return ClassMasks(masks, np.empty(0, np.int16)), classes
+    value_of = {name: value for value, name in enumerate(dict.fromkeys(listing.folders), 1)}
+    of_rows = np.array([value_of[name] for name in listing.folders], np.int16)
+    classes = {
+        name: MaskClass(value, np.flatnonzero((of_rows == value) & shows[:, 1])) for name, value in value_of.items()
+    }
+    return ClassMasks(masks, of_rows), classes
 
 
 @dataclass(frozen=True)
@@ -164,7 +185,7 @@ class MaskPreprocessor(ImagePreprocessor):
         """The images of a folder with their masks, all of whose classes are those of the task."""
         assert isinstance(path, Path)
         listing = list_masks(path)
-        maps, classes = _classes(listing, read_masks(listing, size=self.size, crop=self.crop), self.least)
+        maps, classes = _classes(listing, DecodedMasks(listing, size=self.size, crop=self.crop), self.least)
         if not classes:
             raise ValueError(f"the masks of {path} show no class: all their values are 0 or 255")
         values = [each.value for each in classes.values()]
@@ -172,7 +193,7 @@ class MaskPreprocessor(ImagePreprocessor):
             raise ValueError(
                 f"{path} has {len(classes)} classes, and a mask holds at most {IGNORED - 1}; adapt to fewer"
             )
-        targets = one_hot_masks(maps, values)
+        targets = one_hot_masks(maps[np.arange(len(maps))], values)
         images = torch.stack([self.image(listing.root / file.name) for file in listing.images])
         return Support(self.encoded(images), targets, {"classes": [*classes], "values": values})
 

@@ -14,7 +14,7 @@ import torch
 from kshot import objectives
 from kshot.annotations import OptionsOf, PositiveInt
 from kshot.argument_checks import check_arguments
-from kshot.data.dataset import Dataset
+from kshot.data.dataset import Dataset, RowArray
 from kshot.supplied import Seed
 from kshot.tasks.overlapping import OverlappingTasks
 from kshot.tasks.pool import Pool, Rows
@@ -44,7 +44,7 @@ class MaskTasks(OverlappingTasks):
 
     Args:
         examples: inputs by row number, of all splits.
-        masks: integers (num_images, H, W), an array or a memory map; -1 marks pixels that are not scored.
+        masks: integers (num_images, H, W), an array or another `RowArray`; -1 marks pixels that are not scored.
         classes: name to class, of each split. The values of the splits differ.
         ways: N; 1 is the usual protocol, of one class against the background.
         shots, queries: images of each class in the support and in the query set.
@@ -82,7 +82,7 @@ class MaskTasks(OverlappingTasks):
     def __init__(
         self,
         examples: Dataset,
-        masks: np.ndarray,
+        masks: RowArray,
         classes: BySplit[Mapping[str, MaskClass]],
         *,
         ways: PositiveInt = 1,
@@ -94,7 +94,7 @@ class MaskTasks(OverlappingTasks):
         name: str = "masks",
         preprocessor: Preprocessor | None = None,
     ) -> None:
-        if masks.ndim != 3 or masks.dtype.kind not in "iu" or len(masks) != len(examples):
+        if len(masks.shape) != 3 or masks.dtype.kind not in "iu" or len(masks) != len(examples):
             raise ValueError(
                 f"masks must be integers (num_images, H, W) for {len(examples)} images, got {masks.dtype} {masks.shape}"
             )

@@ -8,9 +8,11 @@ import torch
 from PIL import Image
 
 import kshot
-from kshot.app.without_pretraining import evaluate_without_pretraining, images_of
+from kshot.app import without_pretraining
+from kshot.app.without_pretraining import evaluate_without_pretraining, images_of, steps_of_run
 from kshot.data.images.encoder import ImageEncoder
 from kshot.data.pretrained import trained_on
+from kshot.deciding.decisions import EventLog
 from kshot.evaluation.intervals import Interval
 from kshot.evaluation.report.external_section import external_section
 from kshot.sources import images
@@ -42,9 +44,10 @@ def test_a_network_without_the_encoder_is_trained_and_tested_on_the_same_photos(
     test = kshot.evaluate(kshot.protonet(torch.nn.Flatten()), photos, num_tasks=8, audit=False)
     seen = []
     found = evaluate_without_pretraining(
-        plain, test, seconds=0.5, num_tasks=4, seed=0, training=lambda *done: seen.append(done),
+        plain, test, steps=5, num_tasks=4, seed=0, training=lambda *done: seen.append(done),
         observe=lambda scored: None,
     )  # fmt: skip
+    assert found.steps == 5
     assert found.evaluation.episodes == test.episodes[:4]
     assert seen[-1] == (found.steps, found.steps)
     assert f"for {found.steps:,} steps in" in found.about
@@ -52,6 +55,19 @@ def test_a_network_without_the_encoder_is_trained_and_tested_on_the_same_photos(
     difference = kshot.evaluation.paired_difference(test, found.evaluation, "accuracy")
     assert difference.num_tasks == 4
     assert images_of(kshot.sources.glyphs()) is None
+
+
+def test_the_number_of_steps_is_noted_and_the_same_in_a_resumed_run(photos, tmp_path, monkeypatch):
+    plain, path = images_of(photos), tmp_path / "events.jsonl"
+    assert steps_of_run(plain, 0.5, 0, EventLog(path)) >= 1
+    monkeypatch.setattr(without_pretraining, "_seconds_per_step", lambda learner, source: 0.03)
+    assert steps_of_run(plain, 6.0, 0, EventLog(path)) == 200, "another time has steps of its own"
+    assert steps_of_run(plain, 0.001, 0, EventLog(path)) == 1
+    noted = EventLog(path).of("without_pretraining")
+    assert [event["seconds"] for event in noted] == [0.5, 6.0, 0.001]
+    monkeypatch.setattr(without_pretraining, "_seconds_per_step", lambda learner, source: pytest.fail("it is known"))
+    for event in noted:
+        assert steps_of_run(plain, event["seconds"], 0, EventLog(path)) == event["steps"]
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import sys
 import numpy as np
 import pytest
 
-from kshot.data.cache import cached, cached_folder, cached_rows, is_cached, write_arrays
+from kshot.data.cache import CachedRows, cached, cached_folder, is_cached, write_arrays
 
 
 def test_arrays_are_computed_once_and_again_where_the_file_is_damaged(monkeypatch, tmp_path):
@@ -35,7 +35,8 @@ def test_a_row_is_computed_once_for_its_key_whatever_else_is_asked_with_it(monke
             asked.extend(keys[position] for position in positions)
             return {p: np.array([keys[p][0], 7.0]) for p in positions if keys[p] != b"bad"}
 
-        return cached_rows(name, keys, compute, chunk=2)
+        found = CachedRows(name, keys, compute, chunk=2)
+        return found[np.arange(len(keys))], found.known
 
     found, known = rows([b"abc", b"bad", b"abc", b"cde"])
     assert asked == [b"abc", b"bad", b"cde"]
@@ -50,6 +51,74 @@ def test_a_row_is_computed_once_for_its_key_whatever_else_is_asked_with_it(monke
     rows([b"abc"], name=None)
     rows([b"abc"], name="others")
     assert asked == [b"abc", b"abc"]
+
+
+def test_rows_are_read_by_position_and_computed_again_where_their_file_is_damaged_or_gone(monkeypatch, tmp_path):
+    monkeypatch.setenv("KSHOT_CACHE", str(tmp_path))
+    asked: list[int] = []
+
+    def compute(positions):
+        asked.extend(positions)
+        return {p: np.full((2, 3), p + 0.5, np.float32) for p in positions if p != 4}
+
+    keys = [bytes([number]) for number in range(7)]
+    expected = np.arange(7, dtype=np.float32) + 0.5
+    expected[4] = 0  # left out
+
+    def check(rows):
+        for taken in (np.arange(7), np.array([[6, 0], [4, 6]]), np.array([], np.int64)):
+            found = rows[taken]
+            assert (found.dtype, found.shape) == (np.float32, (*taken.shape, 2, 3))
+            np.testing.assert_array_equal(found, np.broadcast_to(expected[taken][..., None, None], found.shape))
+
+    rows = CachedRows("rows", keys, compute, chunk=3)
+    assert (rows.shape, rows.dtype, len(rows)) == ((7, 2, 3), np.float32, 7)
+    check(rows)
+    asked.clear()
+
+    def flip(path):
+        content = bytearray(path.read_bytes())
+        content[content.index(np.float32(1.5).tobytes())] ^= 1
+        path.write_bytes(content)
+
+    files = sorted((tmp_path / "rows").glob("*.npz"))
+    second = next(path for path in files if np.float32(1.5).tobytes() in path.read_bytes())
+    for damage, opened_before in (
+        (flip, False),
+        (lambda path: path.write_bytes(path.read_bytes()[:-9]), False),
+        (lambda path: path.write_bytes(path.read_bytes()[:200]), True),
+        (lambda path: path.unlink(), True),
+        (lambda path: shutil.rmtree(path.parent), True),
+    ):
+        opened = CachedRows("rows", keys, compute, chunk=3)
+        if opened_before:
+            check(opened)
+        asked.clear()
+        damage(second)
+        check(opened if opened_before else CachedRows("rows", keys, compute, chunk=3))
+        assert {0, 1, 2} <= set(asked)
+        asked.clear()
+        check(CachedRows("rows", keys, compute, chunk=3))
+        assert asked == [4], "the file is whole again"
+    asked.clear()
+    deleted = []
+
+    def delete(done, total):
+        if done and not deleted:
+            deleted.append(shutil.rmtree(tmp_path / "gone"))
+
+    check(CachedRows("gone", keys, compute, chunk=3, progress=delete))
+    assert deleted
+    assert asked == [0, 1, 2, 3, 4, 5, 6, 0, 1, 2]
+
+
+def test_rows_without_a_name_are_deleted_with_their_object(monkeypatch, tmp_path):
+    monkeypatch.setenv("KSHOT_CACHE", str(tmp_path))
+    rows = CachedRows(None, [b"a", b"b"], lambda positions: {p: np.full(2, p) for p in positions}, chunk=1)
+    assert rows[np.array([1, 0])].tolist() == [[1, 1], [0, 0]]
+    assert len(list(tmp_path.rglob("*.npz"))) == 2
+    del rows
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_folder_that_cannot_be_written_is_named(monkeypatch, tmp_path):

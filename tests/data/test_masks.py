@@ -1,22 +1,24 @@
 """Masks: their files, their place on the image, and the feature maps beside them."""
 
 import io
+import shutil
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import nn
 
+from kshot.data.images import masks as masks_module
 from kshot.data.images.decode import BadImage, decode
 from kshot.data.images.encoder import ImageEncoder
 from kshot.data.images.feature_maps import FeatureMaps
 from kshot.data.images.masks import (
+    DecodedMasks,
     class_names,
     decode_mask,
     list_masks,
     of_one_class,
-    read_masks,
     to_original,
     values_in,
 )
@@ -67,14 +69,14 @@ def test_a_folder_of_images_and_one_of_masks(tmp_path):
         (tmp_path / f"masks/{number}.png").write_bytes(png(np.full((8, 8), number)))
     listing = list_masks(tmp_path)
     assert [file.name for file in listing.masks] == ["masks/0.png", "masks/1.png", "masks/2.png"]
-    masks = read_masks(listing, size=4, crop=1.0)
+    masks = DecodedMasks(listing, size=4, crop=1.0)[np.arange(3)]
     assert masks[:, 0, 0].tolist() == [0, 1, 2]
     assert np.argwhere(values_in(masks, 0.1)).tolist() == [[0, 0], [1, 1], [2, 2]]
     (tmp_path / "classes.txt").write_text("cat\ndog\n")
     assert class_names(tmp_path, [1, 2, 3]) == {1: "cat", 2: "dog", 3: "class 3"}
     (tmp_path / "masks/1.png").write_bytes(png(np.zeros((8, 20))))
     with pytest.raises(BadImage, match="is a mask of 8×20 pixels, and its image has 8×8"):
-        read_masks(list_masks(tmp_path), size=4, crop=1.0)
+        DecodedMasks(list_masks(tmp_path), size=4, crop=1.0).shows(0.1)
     (tmp_path / "masks/1.png").unlink()
     with pytest.raises(ValueError, match=r"1 has 1 images and 0 masks, masks/1.png; each image needs one mask"):
         list_masks(tmp_path)
@@ -87,9 +89,101 @@ def test_a_folder_for_each_class(tmp_path):
         (tmp_path / name / "1.png").write_bytes(png(np.repeat([[0, 255]], 8, 0).repeat(4, 1)))
     listing = list_masks(tmp_path)
     assert listing.folders == ["cat", "dog"]
-    assert read_masks(listing, size=8, crop=1.0)[:, 0].tolist() == [[0] * 4 + [1] * 4] * 2
+    assert DecodedMasks(listing, size=8, crop=1.0)[np.arange(2)][:, 0].tolist() == [[0] * 4 + [1] * 4] * 2
     with pytest.raises(ValueError, match="holds no images with masks; it needs the folders images and masks"):
         list_masks(tmp_path / "cat")
+
+
+@pytest.fixture
+def scenes(tmp_path):
+    """Five images with masks of the values 0 to 3 and 255."""
+    random = np.random.default_rng(0)
+    for name in ("images", "masks"):
+        (tmp_path / "scenes" / name).mkdir(parents=True)
+    for number in range(5):
+        Image.new("RGB", (17, 12)).save(tmp_path / f"scenes/images/{number}.jpg")
+        mask = random.choice(np.array([0, 1, 2, 3, 255]), (12, 17))
+        (tmp_path / f"scenes/masks/{number}.png").write_bytes(png(mask))
+    return tmp_path / "scenes"
+
+
+@pytest.fixture
+def own_cache(monkeypatch, tmp_path):
+    monkeypatch.setenv("KSHOT_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def counted(monkeypatch):
+    """The masks that are decoded."""
+    names = []
+
+    def decode(content, name, **options):
+        names.append(name.rpartition("/")[2])
+        return decode_mask(content, name, **options)
+
+    monkeypatch.setattr(masks_module, "decode_mask", decode)
+    return names
+
+
+def by_pillow(root, size):
+    """The masks of a folder, each fitted by Pillow alone."""
+    files = sorted((root / "masks").iterdir())
+    return np.stack(
+        [np.asarray(ImageOps.fit(Image.open(file), (size, size), Image.Resampling.NEAREST)) for file in files]
+    )
+
+
+def test_masks_are_decoded_once_and_read_by_row(scenes, own_cache, counted):
+    expected = by_pillow(scenes, 8)
+    masks = DecodedMasks(list_masks(scenes), size=8, crop=1.0)
+    assert (masks.shape, len(masks), counted) == ((5, 8, 8), 5, [])
+    rows = np.array([[3, 1], [1, 0]])
+    np.testing.assert_array_equal(masks[rows], expected[rows])
+    assert sorted(counted) == ["0.png", "1.png", "3.png"], "those that are read"
+    shares = np.stack([(expected == value).mean((1, 2)) for value in range(256)], 1)
+    for _ in range(2):
+        masks = DecodedMasks(list_masks(scenes), size=8, crop=1.0)
+        np.testing.assert_array_equal(masks.shows(0.2), shares >= 0.2)
+        np.testing.assert_array_equal(masks.shows(0.1), shares >= 0.1)
+    assert sorted(counted) == [f"{number}.png" for number in range(5)], "each once"
+
+
+def test_masks_half_written_or_damaged_in_the_cache_are_decoded_again(scenes, own_cache, counted):
+    expected, rows = by_pillow(scenes, 8), np.arange(5)
+
+    def check(masks):
+        np.testing.assert_array_equal(masks[rows], expected)
+
+    check(DecodedMasks(list_masks(scenes), size=8, crop=1.0))
+    (pixels,) = own_cache.glob("masks-*/pixels")
+    content = bytearray(pixels.read_bytes())
+    content[2 * 64 + 5] ^= 1
+    pixels.write_bytes(content)
+    counted.clear()
+    masks = DecodedMasks(list_masks(scenes), size=8, crop=1.0)
+    check(masks)
+    assert counted == ["2.png"]
+    shutil.rmtree(own_cache)
+    check(masks)
+    assert counted == ["2.png"], "what was opened stays"
+    check(DecodedMasks(list_masks(scenes), size=8, crop=1.0))
+    (checksums,) = own_cache.glob("masks-*/checksums")
+    checksums.write_bytes(checksums.read_bytes()[:-4] + bytes(4))  # killed before the last was confirmed
+    counted.clear()
+    check(DecodedMasks(list_masks(scenes), size=8, crop=1.0))
+    assert counted == ["4.png"]
+    first, values = masks.shows(0.1), own_cache / f"{masks.name}-values-0.1.npz"
+    values.write_bytes(values.read_bytes()[:-20])
+    np.testing.assert_array_equal(DecodedMasks(list_masks(scenes), size=8, crop=1.0).shows(0.1), first)
+
+
+def test_a_damaged_mask_is_named(scenes, own_cache):
+    (scenes / "masks/3.png").write_bytes(b"")
+    masks = DecodedMasks(list_masks(scenes), size=8, crop=1.0)
+    assert masks[np.array([0])].shape == (1, 8, 8)
+    with pytest.raises(BadImage, match=r"masks/3\.png is empty \(0 bytes\); replace it"):
+        masks.shows(0.1)
 
 
 def test_a_mask_of_black_and_white_has_no_ignored_pixels():

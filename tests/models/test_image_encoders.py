@@ -155,7 +155,7 @@ def test_a_module_of_ones_own_is_an_encoder(tmp_path):
         make_pictures(tmp_path / "photos"), features=own, ways=2, split={"ratio": [0.5, 0.25, 0.25]}, queries=2
     )
     assert source.task("train", 0).support.inputs.shape == (2, 5)
-    assert not (tmp_path / "cache").exists(), "nothing tells whether the code of a module has changed"
+    assert not [*(tmp_path / "cache").iterdir()], "nothing tells whether the code of a module has changed"
 
 
 # Names
@@ -344,6 +344,30 @@ def test_an_interrupted_encoding_goes_on_where_it_was(tmp_path, folder, monkeypa
     encode_files(listing.files, root, ImageEncoder(folder), progress=lambda done, total: seen.append((done, total)))
     assert seen[2:] == [(4, 12), (8, 12), (12, 12)], "a damaged file of the cache is computed again"
     assert sum(counts) == 8 + 12
+
+
+def test_maps_are_kept_by_the_content_of_files_and_computed_again_where_the_cache_is_damaged(
+    tmp_path, folder, monkeypatch
+):
+    counts = encoded_count(monkeypatch)
+    monkeypatch.setattr(image_encoder, "CHUNK", 4)
+    root, encoder = make_pictures(tmp_path / "a", classes=4), ImageEncoder(folder, stride=8)
+    files = list_folder(root).files
+    images = np.stack([encoder.decoded((root / file.name).read_bytes(), "") for file in files])
+    expected = np.concatenate([encoder.encode(images[start : start + 4]) for start in range(0, 16, 4)])
+    counts.clear()
+    rows = np.array([[15, 0], [7, 7]])
+    np.testing.assert_array_equal(encode_files(files, root, encoder).take(rows), expected[rows])
+    assert counts == [4, 4, 4, 4]
+    for file in (tmp_path / "cache").glob("features-*/*.npz"):
+        content = bytearray(file.read_bytes())
+        content[len(content) // 2] ^= 1
+        file.write_bytes(content)
+    copy = make_pictures(tmp_path / "b", classes=4)
+    found = encode_files(list_folder(copy).files, copy, encoder)
+    assert counts == [4, 4, 4, 4], "nothing is read yet"
+    np.testing.assert_array_equal(found.take(np.arange(16)), expected)
+    assert counts == [4] * 8
 
 
 def test_a_long_encoding_says_how_long_it_takes(tmp_path, folder, monkeypatch, caplog):
@@ -572,6 +596,36 @@ def test_a_run_refuses_an_encoder_that_has_changed(tmp_path, monkeypatch):
     (Path("vit") / "preprocessor_config.json").write_text(json.dumps(settings(size=SIDE, resample=2)))
     with pytest.raises(ValueError, match="the encoder vit has changed since"):
         kshot.load("out").adapt("photos")
+
+
+def test_a_resumed_run_trains_the_network_without_the_encoder_for_the_same_steps(folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    from kshot.app import without_pretraining
+    from kshot.app.evaluate import evaluate_run
+    from kshot.app.run import run
+
+    make_pictures(Path("photos"))
+    Path("vit").symlink_to(folder)
+    spec = run_of("encoder", NO_MODEL, "{kind: plda}", "names: [without_pretraining], scratch_seconds: 0.03, ")
+
+    def killed(*args, **options):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(without_pretraining, "_seconds_per_step", lambda learner, source: 0.01)
+        patched.setattr(without_pretraining, "evaluate", killed)
+        with pytest.raises(KeyboardInterrupt):
+            run(spec, Path("out"))
+    monkeypatch.setattr(without_pretraining, "_seconds_per_step", lambda learner, source: pytest.fail("it is known"))
+    report = run(spec, Path("out"), resume=True)
+    assert report["external"]["steps"] == 3
+    assert not report["failures"]
+    again = evaluate_run(
+        Path("out"), num_tasks=report["test"]["accuracy"]["num_tasks"], split="test", as_json=False, out=None,
+        episodes_sha256=None, with_baselines=True,
+    )  # fmt: skip
+    assert again["external"]["steps"] == 3
+    assert again["baselines"]["without_pretraining"] == report["baselines"]["without_pretraining"]
 
 
 # The real one

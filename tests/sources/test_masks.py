@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import nn
 
 import kshot
@@ -72,6 +72,30 @@ def test_the_contract_of_its_tasks(layout, request):
     assert names == {f"shape{n}" for n in range(6)} if layout == "by_class" else {f"kind{n}" for n in range(1, 7)}
 
 
+def in_memory(root, layout):
+    """All masks of a folder as Pillow reads them, with a value for each class, and -1 where they are not scored."""
+    folders = sorted(path for path in root.iterdir() if path.is_dir()) if layout == "by_class" else [root / "masks"]
+    maps = []
+    for number, folder in enumerate(folders, 1):
+        for file in sorted(folder.glob("*.png")):
+            mask = np.asarray(ImageOps.fit(Image.open(file), (16, 16), Image.Resampling.NEAREST)).astype(np.int16)
+            maps.append(number * (mask > 0) if layout == "by_class" else np.where(mask == 255, -1, mask))
+    return np.stack(maps)
+
+
+@pytest.mark.parametrize("layout", ["by_class", "together"])
+def test_targets_are_the_masks_that_pillow_reads(layout, request):
+    root = request.getfixturevalue(layout)
+    source, maps = sources.masks(root, **SMALL), in_memory(root, layout)
+    np.testing.assert_array_equal(source.masks[np.arange(36)], maps)
+    for index in range(6):
+        (name,) = [source.class_names["test"][number] for number in source.units("test", [index])]
+        value = int(name.lstrip("shapekind")) + (layout == "by_class")
+        for batch, rows in zip(source.task("test", index), source.example_rows("test", index)):
+            expected = np.stack([(maps[rows] >= 0) & (maps[rows] != value), maps[rows] == value], 1)
+            np.testing.assert_array_equal(batch.targets, expected.astype(np.float32))
+
+
 def test_pixels_that_are_not_scored_are_in_no_class(together):
     query = sources.masks(together, **SMALL).task("test", 0).query
     assert (query.targets[..., 0] == 0).all()
@@ -91,6 +115,19 @@ def test_frozen_feature_maps(by_class):
     assert figure > 0.5
     with pytest.raises(ValueError, match="segmentation needs feature maps: give the ImageEncoder a stride"):
         sources.masks(by_class, features=ImageEncoder.of(network, size=16), **options)
+
+
+def test_feature_maps_are_read_by_row_from_the_cache(by_class, tmp_path, monkeypatch):
+    monkeypatch.setenv("KSHOT_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("kshot.data.images.encoder.CHUNK", 7)
+    network = nn.Sequential(nn.Sequential(nn.AvgPool2d(2), nn.Identity()), nn.Flatten())
+    encoder = ImageEncoder.of(network, size=16, stride=2, mean=(0, 0, 0), std=(1, 1, 1))
+    source = sources.masks(by_class, features=encoder, shots=1, queries=2, split=FOLDS)
+    files = [source.examples.root / file.name for file in source.examples.files]
+    images = np.stack([encoder.decoded(file.read_bytes(), file.name) for file in files])
+    assert len([*(tmp_path / "cache").glob(".rows-*/rows/*.npz")]) == 6, "36 images by 7"
+    rows = np.array([[35, 0], [8, 8]])
+    np.testing.assert_array_equal(source.examples.take(rows), encoder.encode(images)[rows])
 
 
 def test_the_baselines_of_an_expert(together):

@@ -1,17 +1,19 @@
-"""Images decoded on demand and cached as one memory-mapped array.
+"""Image files decoded on demand and cached as one memory-mapped array.
 
-Shape legend: n images, C channels.
+Shape legend: n files, C channels.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import warnings
 import weakref
 import zlib
-from collections.abc import Callable, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from io import FileIO
 from pathlib import Path
@@ -29,60 +31,68 @@ from kshot.data.images.index import ImageFile, shown
 from kshot.data.images.tfrecord import image_of
 
 _TRIES = 20  # to open files that others delete at the same time
-_CHUNK = 512  # images decoded between two writes; bounds their memory
+CHUNK = 512  # files decoded between two writes; bounds their memory
 _CHECKSUM = np.dtype(np.uint32)
 
 
-class DecodedImages:
-    """Image files as `Dataset`: float32 (..., C, size, size) in 0 … 1, each decoded when it is first taken.
+class DecodedFiles(ABC):
+    """What is decoded of image files, uint8 (*shape) of each, decoded when it is first taken.
 
-    Decoded images are cached: a sparse file of all pixels (n, C, size, size) uint8, and a checksum for each image,
-    written after its pixels. The name of the cache folder is a hash of the names, sizes and times of the files and of
-    the options of decoding; it is created by one process at a time. Several processes may fill it at once: they write
-    the same bytes to the same offsets. A process uses an image of the cache after verifying its checksum, so that an
-    image half-written in a crash is decoded again. It reads and writes the files that it has opened: if the folder is
-    deleted or replaced meanwhile, its own images stay right, and what it decodes next goes to the new folder.
-
-    The first tasks come at once, however many files there are: a run decodes only the images that it draws, and a
-    second run decodes none.
+    It is cached: a sparse file of all pixels (n, *shape), and a checksum for each row, written after its pixels. The
+    name of the cache folder is a hash of the names, sizes and times of the files and of the options of decoding; it is
+    created by one process at a time. Several processes may fill it at once: they write the same bytes to the same
+    offsets. A process uses a row of the cache after verifying its checksum, so that one half-written in a crash is
+    decoded again. It reads and writes the files that it has opened: if the folder is deleted or replaced meanwhile, its
+    own rows stay right, and what it decodes next goes to the new folder.
 
     Args:
-        files: the images; row i is file i.
+        kind: first part of the name of the cache folder.
+        files: row i is file i.
         root: folder to which their names are relative.
-        size, colour, crop, resample: as in `decode`.
+        shape: of a row.
+        options: everything that a row depends on besides its file.
+        about: for people who clean up the cache.
 
     Attributes:
-        images: uint8 (n, C, size, size), a memory map; rows not decoded yet are undefined.
-        bad: errors of the images that could not be decoded so far, by row.
+        name: of the cache folder.
+        pixels: uint8 (n, *shape), a memory map; rows not decoded yet are undefined.
+        bad: errors of the files that could not be decoded so far, by row.
 
     Raises:
         ValueError: the cache cannot be written.
     """
 
+    remedy = "replace it"
+    """What to do about a bad file."""
+
     def __init__(
         self,
+        kind: str,
         files: Sequence[ImageFile],
         root: Path,
-        *,
-        size: int,
-        colour: Colour,
-        crop: float | None = 1.0,
-        resample: Resample = "lanczos",
+        shape: tuple[int, ...],
+        options: tuple[object, ...],
+        about: Mapping[str, object],
     ) -> None:
-        self.files, self.root, self.size, self.colour = files, Path(os.path.realpath(root)), size, colour
-        self._fit: dict[str, Any] = {"crop": crop, "resample": resample}
+        self.files, self.root = files, Path(os.path.realpath(root))
         self.bad: dict[int, BadImage] = {}
+        self.name = f"{kind}-{listing_key(files, self.root, *options)}"
+        self._folder = cache_folder() / self.name
+        self._shape = (len(files), *shape)
+        self._about = {"root": str(self.root), kind: len(files), **about}
         self._files: dict[str, FileIO] = {}
         self._close: Callable[[], object] = lambda: None
-        fit = () if (crop, resample) == (1.0, "lanczos") else (crop, resample)
-        self._folder = cache_folder() / f"images-{listing_key(files, self.root, size, colour, *fit)}"
         self._open()
 
     def __len__(self) -> int:
         return len(self.files)
 
-    def take(self, rows: np.ndarray) -> Tensor:
-        """The images of rows, int64 (...), as float32 (..., C, size, size) in 0 … 1.
+    @abstractmethod
+    def _decoded(self, row: int) -> np.ndarray:
+        """The row of a file; raises BadImage."""
+
+    def complete(self, rows: np.ndarray) -> None:
+        """Decode the files of rows, int64 (...), unless cached.
 
         Raises:
             BadImage: a file is damaged or not an image.
@@ -91,19 +101,18 @@ class DecodedImages:
         while not self._verified[rows].all():  # once, unless the cache is deleted meanwhile
             self.decode(rows)
             for row in self.bad.keys() & set(rows.ravel().tolist()):
-                raise BadImage(f"{self.bad[row]}; replace it, or have such images left out by bad_images: drop")
-        return ImageDataset(self.images).take(rows)
+                raise BadImage(f"{self.bad[row]}; {self.remedy}")
 
     def decode(self, rows: np.ndarray, progress: Callable[[int, int], object] | None = None) -> None:
-        """Decode the images of rows, int64 (...), unless cached; `BadImage` is stored in `bad`, not raised.
+        """Decode the files of rows, int64 (...), unless cached; `BadImage` is stored in `bad`, not raised.
 
-        `progress` is called with the numbers of processed images and of all.
+        `progress` is called with the numbers of processed files and of all.
         """
         pending = np.unique(rows[~self._verified[rows]])
-        for start in range(0, len(pending), _CHUNK):
-            chunk = pending[start : start + _CHUNK]
+        for start in range(0, len(pending), CHUNK):
+            chunk = pending[start : start + CHUNK]
             self._verified[chunk] = [
-                checksum != 0 and checksum == _checksum(self.images[row])
+                checksum != 0 and checksum == _checksum(self.pixels[row])
                 for row, checksum in zip(chunk, self._checksums[chunk])
             ]
             results = self._decode_files(chunk[~self._verified[chunk]].tolist())
@@ -122,8 +131,7 @@ class DecodedImages:
 
     def _decode_file(self, row: int) -> np.ndarray | BadImage:
         try:
-            path, content = read_listed(self.files[row], self.root)
-            return decode(content, path, size=self.size, colour=self.colour, **self._fit)
+            return self._decoded(row)
         except BadImage as error:
             return error
 
@@ -148,8 +156,7 @@ class DecodedImages:
 
     def _open(self) -> None:
         """Map the files of the cache, creating them if they are missing or incomplete."""
-        shape = (len(self.files), CHANNELS[self.colour], self.size, self.size)
-        self._sizes = {"pixels": int(np.prod(shape)), "checksums": _CHECKSUM.itemsize * shape[0]}
+        self._sizes = {"pixels": math.prod(self._shape), "checksums": _CHECKSUM.itemsize * len(self)}
         with locked(self._folder):
             files = next((files for _ in range(_TRIES) if (files := self._opened())), None)
             if files is None:
@@ -158,8 +165,8 @@ class DecodedImages:
             self._files = files
             self._close = weakref.finalize(self, _close, list(files.values()))
         # Read through the maps, written through files: a full disk then raises an error instead of a bus error.
-        self.images = np.memmap(self._files["pixels"], np.uint8, "r", shape=shape)
-        self._checksums = np.memmap(self._files["checksums"], _CHECKSUM, "r", shape=shape[:1])
+        self.pixels = np.memmap(self._files["pixels"], np.uint8, "r", shape=self._shape)
+        self._checksums = np.memmap(self._files["checksums"], _CHECKSUM, "r", shape=self._shape[:1])
         self._verified = np.zeros(len(self.files), bool)
 
     def _opened(self) -> dict[str, FileIO] | None:
@@ -182,8 +189,7 @@ class DecodedImages:
             for name, size in self._sizes.items():
                 with (folder / name).open("wb") as file:
                     file.truncate(size)  # sparse: takes no space
-            about = {"root": str(self.root), "images": len(self.files), "size": self.size, "colour": self.colour}
-            (folder / "about.json").write_text(json.dumps(about))  # for people who clean up
+            (folder / "about.json").write_text(json.dumps(self._about))
             replace_folder(folder, self._folder, scratch)
 
     def _is_complete(self) -> bool:
@@ -201,6 +207,53 @@ class DecodedImages:
             )
         except OSError:
             return False
+
+
+class DecodedImages(DecodedFiles):
+    """Image files as `Dataset`: float32 (..., C, size, size) in 0 … 1, each decoded when it is first taken.
+
+    The first tasks come at once, however many files there are: a run decodes only the images that it draws, and a
+    second run decodes none.
+
+    Args:
+        files, root: as in `DecodedFiles`.
+        size, colour, crop, resample: as in `decode`.
+
+    Raises:
+        ValueError: the cache cannot be written.
+    """
+
+    remedy = "replace it, or have such images left out by bad_images: drop"
+
+    def __init__(
+        self,
+        files: Sequence[ImageFile],
+        root: Path,
+        *,
+        size: int,
+        colour: Colour,
+        crop: float | None = 1.0,
+        resample: Resample = "lanczos",
+    ) -> None:
+        self.size, self.colour = size, colour
+        self._fit: dict[str, Any] = {"crop": crop, "resample": resample}
+        fit = () if (crop, resample) == (1.0, "lanczos") else (crop, resample)
+        shape, about = (CHANNELS[colour], size, size), {"size": size, "colour": colour}
+        super().__init__("images", files, root, shape, (size, colour, *fit), about)
+
+    @property
+    def images(self) -> np.ndarray:
+        """The images as uint8 (n, C, size, size), a memory map; rows not decoded yet are undefined."""
+        return self.pixels
+
+    def _decoded(self, row: int) -> np.ndarray:
+        path, content = read_listed(self.files[row], self.root)
+        return decode(content, path, size=self.size, colour=self.colour, **self._fit)
+
+    def take(self, rows: np.ndarray) -> Tensor:
+        """The images of rows, int64 (...), as float32 (..., C, size, size) in 0 … 1; errors of `complete`."""
+        self.complete(rows)
+        return ImageDataset(self.images).take(rows)
 
 
 def _write_all(file: FileIO, content: bytes) -> None:

@@ -24,8 +24,8 @@ from torch import Tensor, nn
 
 from kshot.annotations import PositiveFraction, PositiveInt
 from kshot.argument_checks import check_arguments
-from kshot.data.cache import cached, cached_rows
-from kshot.data.dataset import ArrayDataset
+from kshot.data.cache import CachedRows, cached
+from kshot.data.dataset import ArrayDataset, RowArray
 from kshot.data.images.cache import DecodedImages, listing_key, read_listed
 from kshot.data.images.decode import VERSION, BadImage, Resample, decode
 from kshot.data.images.feature_maps import FeatureMaps
@@ -223,7 +223,7 @@ class PreparedNetwork(nn.Module):
 
 
 class EncodedImages(ArrayDataset):
-    """The features of image files as `Dataset`: float32 (..., D), or maps (..., D, h, h).
+    """The features of image files as `Dataset`: float32 (..., D), or maps (..., D, h, h), which are read by row.
 
     Attributes:
         files: row i is file i.
@@ -231,7 +231,7 @@ class EncodedImages(ArrayDataset):
         root: folder to which the names of the files are relative.
     """
 
-    def __init__(self, features: np.ndarray, files: Sequence[ImageFile], bad: dict[int, BadImage], root: Path) -> None:
+    def __init__(self, features: RowArray, files: Sequence[ImageFile], bad: dict[int, BadImage], root: Path) -> None:
         super().__init__(features)
         self.files, self.bad, self.root = files, bad, root
 
@@ -280,9 +280,8 @@ def encode_files(
         keys = cached(f"digests-{listing_key(files, root)}", lambda: {"digests": _digests(files, root)})["digests"]
     else:
         name, keys = None, np.arange(len(files))[:, None]
-    features, known = cached_rows(name, [key.tobytes() for key in keys], encoded, chunk=CHUNK, progress=announce)
-    features[~known] = 0
-    return EncodedImages(features, files, bad, root)
+    rows = CachedRows(name, [key.tobytes() for key in keys], encoded, chunk=CHUNK, progress=announce)
+    return EncodedImages(rows[np.arange(len(rows))] if encoder.stride is None else rows, files, bad, root)
 
 
 def _decoded(

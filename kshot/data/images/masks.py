@@ -7,12 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from kshot.data.cache import cached
-from kshot.data.images.cache import listing_key, read_listed
+from kshot.data.images.cache import CHUNK, DecodedFiles, read_listed
 from kshot.data.images.decode import SUFFIXES, BadImage, fitted_nearest, open_image
 from kshot.data.images.index import ImageFile, shown
 
@@ -123,28 +123,57 @@ def decode_mask(content: bytes, name: str, *, size: int, crop: float | None = 1.
     return array.astype(np.uint8)
 
 
-def read_masks(listing: MaskListing, *, size: int, crop: float | None) -> np.ndarray:
-    """The masks of a listing, uint8 (n, S, S), decoded once and cached; with folders of classes they hold 0, 1, 255."""
+class DecodedMasks(DecodedFiles):
+    """The masks of a listing: an array uint8 (n, S, S) that is read by row; with folders of classes it has 0, 1, 255.
 
-    def decoded() -> dict[str, np.ndarray]:
-        pairs = zip(listing.images, listing.masks)
-        return {"masks": np.stack([_decoded(image, mask, listing.root, size, crop) for image, mask in pairs])}
+    A mask is compared with the shape of its image, and decoded, when it is first read.
 
-    masks = cached(f"masks-{listing_key(listing.masks, listing.root, size, crop)}", decoded)["masks"]
-    return np.stack([of_one_class(mask) for mask in masks]) if listing.folders else masks
+    Args:
+        listing: of `list_masks`.
+        size, crop: as in `decode_mask`.
 
+    Raises:
+        ValueError: the cache cannot be written.
+    """
 
-def _decoded(image: ImageFile, mask: ImageFile, root: Path, size: int, crop: float | None) -> np.ndarray:
-    """A mask that has been compared with the shape of its image; `BadImage` if that is another."""
-    sides = []
-    for file in (image, mask):
-        path, content = read_listed(file, root)
-        with open_image(content, path) as opened:
-            sides.append(sorted(opened.size))
-    (short, long), (of_mask, other) = sides
-    if abs(short * other - long * of_mask) > max(long, other):  # apart from rounding
-        raise BadImage(f"{path} is a mask of {of_mask}×{other} pixels, and its image has {short}×{long}")
-    return decode_mask(content, path, size=size, crop=crop)
+    def __init__(self, listing: MaskListing, *, size: int, crop: float | None) -> None:
+        self._listing = listing
+        self._fit: dict[str, Any] = {"size": size, "crop": crop}
+        super().__init__("masks", listing.masks, listing.root, (size, size), (size, crop), self._fit)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(n, S, S)."""
+        return self._shape
+
+    def __getitem__(self, rows: np.ndarray) -> np.ndarray:
+        """The masks of rows, int64 (...), as uint8 (..., S, S); errors of `complete`."""
+        self.complete(rows)
+        masks: np.ndarray = self.pixels[rows]
+        if self._listing.folders:
+            return np.stack([of_one_class(mask) for mask in masks.reshape(-1, *self.shape[1:])]).reshape(masks.shape)
+        return masks
+
+    def shows(self, least: float) -> np.ndarray:
+        """Which of the values 0 … 255 at least a share of the pixels of each mask has, bool (n, 256)."""
+
+        def counted() -> dict[str, np.ndarray]:
+            rows, parts = np.arange(len(self)), range(0, len(self), CHUNK)
+            shows = [values_in(self[rows[start : start + CHUNK]], least) for start in parts]
+            return {"shows": np.packbits(np.concatenate(shows), axis=1)}
+
+        return np.unpackbits(cached(f"{self.name}-values-{least}", counted)["shows"], axis=1).astype(bool)
+
+    def _decoded(self, row: int) -> np.ndarray:
+        sides = []
+        for file in (self._listing.images[row], self._listing.masks[row]):
+            path, content = read_listed(file, self.root)
+            with open_image(content, path) as opened:
+                sides.append(sorted(opened.size))
+        (short, long), (of_mask, other) = sides
+        if abs(short * other - long * of_mask) > max(long, other):  # apart from rounding
+            raise BadImage(f"{path} is a mask of {of_mask}×{other} pixels, and its image has {short}×{long}")
+        return decode_mask(content, path, **self._fit)
 
 
 def of_one_class(mask: np.ndarray) -> np.ndarray:
