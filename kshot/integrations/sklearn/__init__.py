@@ -6,5 +6,13 @@ new group and returns an ordinary fitted estimator, a `KShotRegressor` or `KShot
 
 from kshot.integrations.sklearn.adapted import KShotClassifier, KShotRegressor
 from kshot.integrations.sklearn.meta import MetaClassifier, MetaRegressor
+from kshot.integrations.sklearn.tabular import TabularClassifier, TabularRegressor
 
-__all__ = ["KShotClassifier", "KShotRegressor", "MetaClassifier", "MetaRegressor"]
+__all__ = [
+    "KShotClassifier",
+    "KShotRegressor",
+    "MetaClassifier",
+    "MetaRegressor",
+    "TabularClassifier",
+    "TabularRegressor",
+]
