@@ -39,10 +39,8 @@ def load_weights(path: str | Path) -> PriorFitted:
         learner = prior_fitted(objective=objectives.from_name(arguments.pop("objective")), **arguments)
         learner.load_state_dict(tensors)
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
-        reason = str(error).split("\n")[0]
-        raise DamagedFile(
-            f"{path} does not hold the weights of a learner prior_fitted of this version: {reason}"
-        ) from None
+        reason = " ".join(str(error).split())[:200]
+        raise DamagedFile(f"{path} holds no weights of a learner prior_fitted of this version: {reason}") from None
     return learner.eval().requires_grad_(False)
 
 
