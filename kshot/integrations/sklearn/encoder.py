@@ -58,7 +58,7 @@ class Encoder:
     def _numbers(self, read: Columns) -> Numbers:
         for name in self.numbers:
             if read[name].dtype.kind != "f":
-                word = next(each for each in read[name] if each)
+                word = max(read[name])
                 raise ValueError(f"X has the word {word!r} in column {name!r}, which had numbers when it was fitted")
         numbers = np.stack([read[name] for name in self.numbers], 1)
         assert_all_finite(numbers, allow_nan=True, input_name="X")
