@@ -265,6 +265,8 @@ def test_the_smallest_tables():
     constant = TabularClassifier(learner=untrained).fit(np.ones((30, 2)), np.arange(30) % 3 == 0)
     assert constant.classes_.tolist() == [False, True]
     assert constant.predict_proba([[1.0, 1.0]]) == pytest.approx(np.array([[2, 1]]) / 3, abs=0.1)
+    names = TabularClassifier(learner=untrained).fit([["Ann"], ["Bob"], ["Cy"], ["Di"]], [0, 0, 0, 1])
+    assert names.predict([["Di"], ["Ed"]]).tolist() == [0, 0]
     assert constant.predict_proba([[1e300, -5.0]]).tolist() == constant.predict_proba([[1.0, 1.0]]).tolist()
 
 

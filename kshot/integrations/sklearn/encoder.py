@@ -41,7 +41,8 @@ class Encoder:
             self.imputer.fit(self._numbers(read))
         x = self._features(read)
         varies = (x != x[0]).any(0)
-        self.kept = np.flatnonzero(varies) if varies.any() else np.array([0])
+        varies[-1] |= not varies.any()
+        self.kept = np.flatnonzero(varies)
 
     def __call__(self, columns: Columns) -> Numbers:
         return self._features(self._read(columns))[:, self.kept]
@@ -53,7 +54,8 @@ class Encoder:
     def _features(self, read: Columns) -> Numbers:
         parts = [self.imputer.transform(self._numbers(read))] if self.numbers else []
         parts += [levels.encode(_as_words(read[name])) for name, levels in self.levels.items()]
-        return np.concatenate(parts, 1)
+        constant = np.zeros((len(read[self.names[0]]), 1))  # for tables without any other feature
+        return np.concatenate([*parts, constant], 1)
 
     def _numbers(self, read: Columns) -> Numbers:
         for name in self.numbers:
