@@ -33,6 +33,9 @@ class PriorFitted(Learner):
 
     Features are standardised by the support set; those that are constant there, such as padding, are ignored. The state
     holds the constants of the standardisation, the fits of `KernelRidges`, and the keys and values of each block.
+
+    Attributes:
+        sizes: the arguments of `prior_fitted` but the objective.
     """
 
     def __init__(
@@ -42,6 +45,8 @@ class PriorFitted(Learner):
         self.classifies = objective in (objectives.classification, objectives.shared_classification)
         if not self.classifies and objective != objectives.gaussian:
             raise ValueError("a prior-fitted learner takes the objectives classification and gaussian")
+        self.sizes = {"classes": classes, "cell_width": cell_width, "width": width, "heads": heads}
+        self.sizes |= {"cell_layers": layers[0], "layers": layers[1]}
         self.targets = targets = classes if self.classifies else 1
         self.fits = KernelRidges()
         self.cell = perceptron(6, cell_width, cell_width)
@@ -121,7 +126,7 @@ class PriorFitted(Learner):
             return entry["key"], entry["value"]
 
         varies = pad((state["scale"] > 0).to(z.dtype), (0, 1), value=1.0)
-        columns, weight = log_weight(varies), log_weight(state["weight"])
+        columns, weight = (log_weight(in_type_of(self.cell, each)) for each in (varies, state["weight"]))
         cells = torch.cat(
             [self.cell(in_type_of(self.cell, _basis(z))), target_cells[:, None]], 1
         )  # (m, F + 1, d), the target last
