@@ -1,19 +1,21 @@
-"""Compare in-context learning with logistic regression and gradient boosting on small real tables.
+"""Compare the in-context estimators with those of scikit-learn on small real tables.
 
-    kshot run tabular --out runs/tabular                          # train on synthetic tables; --resume continues
-    kshot run tabular-regression --out runs/tabular-regression
-    OMP_NUM_THREADS=1 python benchmarks/tabular.py [--rows 30 100] [--splits 20] [--school ../shared/data/school]
+    OMP_NUM_THREADS=1 python benchmarks/tabular.py [--rows 30 100 1000] [--splits 5] [--task classification]
+    OMP_NUM_THREADS=1 python benchmarks/tabular.py --task regression [--school ../shared/data/school]
 
-The tables are from scikit-learn, and from single schools of London if `--school` exists. Each split samples `--rows`
-rows of a table for training, stratified by class, and up to 300 others for testing; all methods use the same rows. A
-score is the mean over splits. The difference to the in-context learner is paired by split, then averaged within tables,
-and its interval is over tables. Scores are saved in `--out` and reused.
+Tables with classes are those of `small_tables.compared`, of R's packages and scikit-learn, on none of which the weights
+that come with kshot were trained. Tables with a numeric target are from scikit-learn, and from single schools of London
+if `--school` exists. Each split samples `--rows` rows of a table for training, stratified by class, and up to 300
+others for testing; all methods use the same rows, and tables of fewer than 1.5 times the rows are left out. A score is
+the mean over splits. The difference to the in-context estimator is paired by split, then averaged within tables, and
+its interval is over tables. Scores are saved in `--out` and reused.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import re
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -21,66 +23,49 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
+import pandas as pd
 from scipy.stats import rankdata
 from sklearn import datasets
-from sklearn.decomposition import PCA
+from sklearn.compose import make_column_selector, make_column_transformer
 from sklearn.ensemble import (
-    GradientBoostingClassifier,
     GradientBoostingRegressor,
     HistGradientBoostingClassifier,
     HistGradientBoostingRegressor,
+    RandomForestClassifier,
+    RandomForestRegressor,
 )
+from sklearn.impute import SimpleImputer
 from sklearn.linear_model import LogisticRegression, LogisticRegressionCV, RidgeCV
 from sklearn.metrics import log_loss, r2_score, roc_auc_score
 from sklearn.model_selection import GridSearchCV, KFold, StratifiedKFold, train_test_split
 from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
+from sklearn.preprocessing import OneHotEncoder, StandardScaler
+from small_tables import compared
 
 import kshot
 from kshot.evaluation.evaluate import interval
+from kshot.integrations.sklearn import TabularClassifier, TabularRegressor
 
-Table = tuple[np.ndarray, np.ndarray]
-Method = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
+Table = tuple[pd.DataFrame, np.ndarray]
+Method = Callable[[pd.DataFrame, np.ndarray, pd.DataFrame], np.ndarray]
 """Maps training inputs, training targets and test inputs to probabilities (m, classes) or values (m,)."""
 
 GRID = {"learning_rate": [0.05, 0.2], "min_samples_leaf": [3, 10]}
-OURS, UNTRAINED = "in-context", "untrained"
+OURS, UNTRAINED = "in-context", "in-context, untrained"
 
 
-def classification_tables(schools: Path | None) -> dict[str, Table]:
+def classification_tables() -> dict[str, Table]:
     """Tables with class labels 0 … C-1."""
-    tables = {
-        name: load(return_X_y=True)
-        for name, load in (
-            ("iris", datasets.load_iris),
-            ("wine", datasets.load_wine),
-            ("breast cancer", datasets.load_breast_cancer),
-            ("digits", datasets.load_digits),
-        )
+    return {
+        name: (pd.DataFrame(columns), np.unique(classes, return_inverse=True)[1])
+        for name, columns, classes in compared()
     }
-    x, y = tables["breast cancer"]
-    tables["breast cancer, means"] = x[:, :10], y
-    x, y = tables["iris"]
-    tables["iris, sepals"] = x[:, :2], y
-    x, y = tables["wine"]
-    tables["wine, 4 columns"] = x[:, :4], y
-    x, y = tables["digits"]
-    tables["digits, 10 components"] = PCA(10, random_state=0).fit_transform(x), y
-    for a, b in ((3, 8), (1, 7), (4, 9)):
-        of_pair = (y == a) | (y == b)
-        tables[f"digits {a} or {b}"] = x[of_pair], (y[of_pair] == b).astype(int)
-    tables["digits, odd"] = x, y % 2
-    x, y = datasets.load_diabetes(return_X_y=True)
-    tables["diabetes above median"] = x, (y > np.median(y)).astype(int)
-    for number, (x, y) in pupils(schools):
-        tables[f"school {number} above median"] = x, (y > np.median(y)).astype(int)
-    return tables
 
 
 def regression_tables(schools: Path | None) -> dict[str, Table]:
     """Tables with a numeric target."""
-    tables = {"diabetes": datasets.load_diabetes(return_X_y=True)}
+    x, y = datasets.load_diabetes(return_X_y=True)
+    tables: dict[str, Table] = {"diabetes": (pd.DataFrame(x), y)}
     for name, load, column in (
         ("iris petal width", datasets.load_iris, 3),
         ("iris sepal width", datasets.load_iris, 1),
@@ -90,7 +75,7 @@ def regression_tables(schools: Path | None) -> dict[str, Table]:
         ("breast cancer smoothness", datasets.load_breast_cancer, 4),
     ):
         x = load().data
-        tables[name] = np.delete(x, column, 1), x[:, column]
+        tables[name] = pd.DataFrame(np.delete(x, column, 1)), x[:, column]
     return tables | {f"school {number}": table for number, table in pupils(schools)}
 
 
@@ -103,76 +88,87 @@ def pupils(schools: Path | None) -> Iterator[tuple[int, Table]]:
     content = loadmat(schools / "school.mat")
     sizes = [len(y) for y in content["Y"][0]]
     for number in sorted(np.argsort(sizes)[-5:].tolist()):
-        yield number + 1, (content["X"][0, number][:, :-1].astype(float), content["Y"][0, number][:, 0].astype(float))
+        x, y = content["X"][0, number][:, :-1], content["Y"][0, number][:, 0]
+        yield number + 1, (pd.DataFrame(x.astype(float)), y.astype(float))
 
 
-def standardized(model: Any) -> Any:
-    return make_pipeline(StandardScaler(), model)
+def numbers(model: Any) -> Any:
+    """A model on standardised numbers, with indicators of missing ones, and on one-hot categories."""
+    words = make_column_selector(dtype_exclude="number")
+    encoded = make_column_transformer(
+        (
+            make_pipeline(SimpleImputer(add_indicator=True), StandardScaler()),
+            make_column_selector(dtype_include="number"),
+        ),
+        (OneHotEncoder(handle_unknown="infrequent_if_exist", min_frequency=2), words),
+    )
+    return make_pipeline(encoded, model)
 
 
 def classifiers() -> dict[str, Method]:
-    """The classifiers to compare with; hyperparameters are tuned by cross-validation on the training rows."""
+    """The classifiers; hyperparameters are tuned by cross-validation on the training rows."""
 
     def folds(y: np.ndarray) -> StratifiedKFold:
-        return StratifiedKFold(min(3, np.bincount(y).min()), shuffle=True, random_state=0)
+        return StratifiedKFold(min(3, max(2, np.bincount(y).min())), shuffle=True, random_state=0)
 
     def method(make: Callable[[np.ndarray], Any]) -> Method:
         return lambda x, y, test_x: make(y).fit(x, y).predict_proba(test_x)
 
     return {
-        "logistic regression": method(lambda y: standardized(LogisticRegression(max_iter=1000))),
+        OURS: method(lambda y: TabularClassifier()),
+        UNTRAINED: method(lambda y: TabularClassifier(learner=kshot.learners.prior_fitted())),
+        "logistic regression": method(lambda y: numbers(LogisticRegression(max_iter=2000))),
         "logistic regression, tuned": method(
-            lambda y: standardized(
+            lambda y: numbers(
                 LogisticRegressionCV(
-                    Cs=np.logspace(-3, 2, 6), cv=folds(y), max_iter=1000, scoring="neg_log_loss", l1_ratios=(0.0,)
+                    Cs=np.logspace(-3, 2, 6), cv=folds(y), max_iter=2000, scoring="neg_log_loss", l1_ratios=(0.0,)
                 )
             )
         ),
-        "gradient boosting": method(lambda y: GradientBoostingClassifier(random_state=0)),
-        "histogram boosting": method(lambda y: HistGradientBoostingClassifier(random_state=0)),
+        "random forest": method(lambda y: numbers(RandomForestClassifier(random_state=0))),
+        "random forest, tuned": method(
+            lambda y: GridSearchCV(
+                numbers(RandomForestClassifier(random_state=0)),
+                {"randomforestclassifier__min_samples_leaf": [1, 3, 10]},
+                cv=folds(y),
+                scoring="neg_log_loss",
+            )
+        ),
+        "histogram boosting": method(lambda y: numbers(HistGradientBoostingClassifier(random_state=0))),
         "histogram boosting, tuned": method(
             lambda y: GridSearchCV(
-                HistGradientBoostingClassifier(max_iter=50, random_state=0), GRID, cv=folds(y), scoring="neg_log_loss"
+                numbers(HistGradientBoostingClassifier(max_iter=50, random_state=0)),
+                {f"histgradientboostingclassifier__{name}": values for name, values in GRID.items()},
+                cv=folds(y),
+                scoring="neg_log_loss",
             )
         ),
     }
 
 
 def regressors() -> dict[str, Method]:
-    """The regressors to compare with."""
+    """The regressors."""
 
     def method(make: Callable[[], Any]) -> Method:
         return lambda x, y, test_x: make().fit(x, y).predict(test_x)
 
     folds = KFold(3, shuffle=True, random_state=0)
+    untrained = kshot.learners.prior_fitted(objective=kshot.objectives.gaussian)
     return {
-        "ridge, tuned": method(lambda: standardized(RidgeCV(np.logspace(-2, 3, 11)))),
-        "gradient boosting": method(lambda: GradientBoostingRegressor(random_state=0)),
-        "histogram boosting": method(lambda: HistGradientBoostingRegressor(random_state=0)),
+        OURS: method(lambda: TabularRegressor()),
+        UNTRAINED: method(lambda: TabularRegressor(learner=untrained)),
+        "ridge, tuned": method(lambda: numbers(RidgeCV(np.logspace(-2, 3, 11)))),
+        "random forest": method(lambda: numbers(RandomForestRegressor(random_state=0))),
+        "gradient boosting": method(lambda: numbers(GradientBoostingRegressor(random_state=0))),
+        "histogram boosting": method(lambda: numbers(HistGradientBoostingRegressor(random_state=0))),
         "histogram boosting, tuned": method(
-            lambda: GridSearchCV(HistGradientBoostingRegressor(max_iter=50, random_state=0), GRID, cv=folds)
+            lambda: GridSearchCV(
+                numbers(HistGradientBoostingRegressor(max_iter=50, random_state=0)),
+                {f"histgradientboostingregressor__{name}": values for name, values in GRID.items()},
+                cv=folds,
+            )
         ),
     }
-
-
-def ours(learner: kshot.Learner) -> Method:
-    """An in-context learner as a method: it adapts to the training rows and predicts the test rows."""
-
-    def predict(x: np.ndarray, y: np.ndarray, test_x: np.ndarray) -> np.ndarray:
-        rows = torch.from_numpy(x).float()
-        is_classification = learner.objective.task_specific_classes
-        support = (
-            kshot.Batch.of(rows, torch.from_numpy(y), ways=int(y.max()) + 1)
-            if is_classification
-            else kshot.Batch.of(rows, torch.from_numpy(y).float()[:, None])
-        )
-        with torch.no_grad():
-            prediction = learner.predict(learner.adapt(support), torch.from_numpy(test_x).float())
-        if is_classification:
-            return prediction.double().softmax(1).numpy()
-        return prediction["mean"][:, 0].numpy()
-
-    return predict
 
 
 def score(prediction: np.ndarray, y: np.ndarray) -> dict[str, float]:
@@ -189,7 +185,7 @@ def score(prediction: np.ndarray, y: np.ndarray) -> dict[str, float]:
     }
 
 
-def split(table: Table, rows: int, number: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+def split(table: Table, rows: int, number: int) -> Any:
     """Split `number` of a table: training and test inputs, training and test targets."""
     x, y = table
     classes = y if y.dtype.kind == "i" else None
@@ -203,9 +199,11 @@ def measure(
     """Table name to method name to the metrics of each split."""
     scores: dict[str, dict[str, list[dict[str, float]]]] = {}
     for name, table in tables.items():
+        if len(table[1]) < 1.5 * rows:
+            continue
         scores[name] = {}
         for method, predict in methods.items():
-            path = out / f"{name}, {method}, {rows} rows, {splits} splits.json".replace(" ", "-")
+            path = out / re.sub(r"[^\w,.]+", "-", f"{name}, {method}, {rows} rows, {splits} splits.json")
             if not path.exists():
                 figures = []
                 for number in range(splits):
@@ -262,44 +260,27 @@ def each_table(scores: dict[str, dict[str, list[dict[str, float]]]], metric: str
         print(f"| {name} | {' | '.join(f'{cell.mean:.3f} ± {cell.ci95:.3f}' for cell in cells)} |")
 
 
-def fitted(path: Path, recipe: str) -> dict[str, Method]:
-    """The in-context learner of a run, and the untrained one: the mean of its closed-form fits."""
-    if not path.exists():
-        raise SystemExit(f"{path} does not exist; first train the learner with `kshot run {recipe} --out {path}`")
-    learner = kshot.load(path).learner.eval()
-    untrained = kshot.learners.prior_fitted(objective=learner.objective).eval()
-    return {OURS: ours(learner), UNTRAINED: ours(untrained)}
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--classification", type=Path, default=Path("runs/tabular"), help="run folder, or 'none'")
-    parser.add_argument(
-        "--regression", type=Path, default=Path("runs/tabular-regression"), help="run folder, or 'none'"
-    )
+    parser.add_argument("--task", choices=["classification", "regression"], default="classification")
     parser.add_argument("--rows", type=int, nargs="+", default=[30, 100])
-    parser.add_argument("--splits", type=int, default=20)
+    parser.add_argument("--splits", type=int, default=5)
+    parser.add_argument("--only", nargs="+", help="methods")
     parser.add_argument("--school", type=Path, default=Path("../shared/data/school"))
     parser.add_argument("--out", type=Path, default=Path("runs/tabular-scores"))
     options = parser.parse_args()
-    warnings.filterwarnings("ignore", category=UserWarning)  # from scikit-learn, about folds with few rows of a class
-    warnings.filterwarnings("ignore", category=FutureWarning)
+    warnings.filterwarnings("ignore")  # from scikit-learn, about folds with few rows of a class
+    classifies = options.task == "classification"
+    tables = classification_tables() if classifies else regression_tables(options.school)
+    methods = classifiers() if classifies else regressors()
+    if options.only:
+        methods = {name: methods[name] for name in options.only}
     for rows in options.rows:
-        out = options.out / str(rows)
-        if options.classification != Path("none"):
-            methods = fitted(options.classification, "tabular") | classifiers()
-            scores = measure(classification_tables(options.school), methods, rows, options.splits, out)
-            print(f"\n## Classification, {rows} rows, {options.splits} splits")
-            report(scores, "accuracy")
-            report(scores, "auc")
-            report(scores, "log_loss", higher=False)
-            each_table(scores, "accuracy")
-        if options.regression != Path("none"):
-            methods = fitted(options.regression, "tabular-regression") | regressors()
-            scores = measure(regression_tables(options.school), methods, rows, options.splits, out)
-            print(f"\n## Regression, {rows} rows, {options.splits} splits")
-            report(scores, "r2")
-            each_table(scores, "r2")
+        scores = measure(tables, methods, rows, options.splits, options.out / str(rows))
+        print(f"\n## {options.task}, {rows} rows, {options.splits} splits")
+        for metric in ("accuracy", "auc", "log_loss") if classifies else ("r2",):
+            report(scores, metric, higher=metric != "log_loss")
+        each_table(scores, "auc" if classifies else "r2")
 
 
 if __name__ == "__main__":
