@@ -7,8 +7,8 @@ Methods to spend the time, each tested once on the same test tasks:
 
 auto: `kshot auto` with the experience that comes with kshot, without the data set and others of the same data.
 cold: the same without any experience.
-fixed: the plan that is the best in the mean over the other data sets of experience, trained for the whole time. A
-    data set on which it is not done in the time is left out of the mean.
+fixed: the plan that is the best in the mean over the other data sets of experience with the same kind of targets,
+    trained for the whole time. A data set on which it is not done in the time is left out of the mean.
 long: `auto` with ten times the minutes.
 
 Minutes are of CPU time of one thread (`cpu_clock.py`), so that other jobs on the machine do not count. What is done is
@@ -37,6 +37,7 @@ from kshot.app.auto import command
 from kshot.app.auto.descriptors import error_of
 from kshot.app.auto.plans import Plan, plans_for
 from kshot.app.auto.ranking import gain_of
+from kshot.app.goes_with import targets_of
 from kshot.deciding.experience import Experience, Trial
 from kshot.evaluation.target import Target
 
@@ -81,7 +82,9 @@ def measure(name: str, method: str, seed: int, options: argparse.Namespace) -> d
     def only_the_best(*args: Any, **kinds: Any) -> tuple[Plan, ...]:
         plans = plans_for(*args, **kinds)
         names = {plan.name for plan in plans}
-        chosen = best_fixed(names, [trial for trial in experience.trials() if trial.plan.get("name") in names])
+        known = [trial for trial in experience.trials() if trial.plan.get("name") in names]
+        kind = targets_of(args[0])
+        chosen = best_fixed(names, [trial for trial in known if trial.descriptors["kind"] == kind])
         return tuple(plan for plan in plans if plan.name == chosen)
 
     with ExitStack() as stack:

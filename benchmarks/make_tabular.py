@@ -1,18 +1,20 @@
 """Train the in-context learner that comes with kshot, on synthetic tables and on real ones that nothing is compared on.
 
     OMP_NUM_THREADS=1 python benchmarks/make_tabular.py --steps 4000 [--start WEIGHTS] [--out DIR] [--resume]
-    OMP_NUM_THREADS=1 python benchmarks/make_tabular.py --steps 4000 --start WEIGHTS --export WEIGHTS
+    OMP_NUM_THREADS=1 python benchmarks/make_tabular.py --task regression --steps 4000 --export WEIGHTS
 
 A step is the mean loss of 16 tables; the rate falls to zero over `--steps`. `--start` goes on from weights, `--resume`
 from the latest checkpoint of the same call. It runs on a GPU where there is one. Printed, on tables of packages of R
-that are not trained on and on synthetic ones, each of 24 to 160 rows: the mean log-loss of the queries, and its paired
-difference to the untrained learner, with a 95 % interval over tasks.
+that are not trained on and on synthetic ones, each of 24 to 160 rows: the mean loss of the queries (log-loss, or the
+negative log-likelihood of standardised targets), and its paired difference to the untrained learner, with a 95 %
+interval over tasks.
 """
 
 from __future__ import annotations
 
 import argparse
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -37,6 +39,7 @@ def losses(learner: Learner, source: RealTables, num_tasks: int, device: torch.d
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--task", choices=["classification", "regression"], default="classification")
     parser.add_argument("--steps", type=int, default=4000)
     parser.add_argument("--tables", type=int, default=16, help="tables of a step")
     parser.add_argument("--outer-lr", type=float, default=1e-3)
@@ -49,13 +52,15 @@ def main() -> None:
     parser.add_argument("--export", type=Path)
     options = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    objective = kshot.objectives.classification if options.task == "classification" else kshot.objectives.gaussian
+    new = partial(kshot.learners.prior_fitted, objective=objective)
     torch.manual_seed(options.seed)
-    learner = load_weights(options.start) if options.start else kshot.learners.prior_fitted()
+    learner = load_weights(options.start) if options.start else new()
     learner = learner.requires_grad_(True).to(device)
-    source = RealTables(seed=options.seed)
-    judged = {name: RealTables(seed=1, rows=(24, 160), real=share, tables=source.tables)
+    source = RealTables(options.task, seed=options.seed)
+    judged = {name: RealTables(options.task, seed=1, rows=(24, 160), real=share, tables=source.tables)
               for name, share in (("real", 1.0), ("synthetic", 0.0))}  # fmt: skip
-    untrained = kshot.learners.prior_fitted().to(device)
+    untrained = new().to(device)
     known = {name: losses(untrained, each, options.validate, device) for name, each in judged.items()}
     settings = Settings(options.outer_lr, 1.0, "cosine", options.steps, options.tables, weight_decay=0.01)
     loop = meta_training_loop(learner, source, settings, mode="vmap", seed=options.seed)

