@@ -10,7 +10,7 @@ import tempfile
 import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
@@ -41,15 +41,36 @@ def cached(name: str, compute: Callable[[], dict[str, np.ndarray]]) -> dict[str,
     Raises:
         ValueError: the cache folder cannot be written.
     """
-    path = cache_folder() / f"{name}.npz"
-    arrays = _read_arrays(path)
-    if arrays is None:
-        with locked(path):  # one process computes, and those that waited read
-            arrays = _read_arrays(path)
-            if arrays is None:
-                arrays = compute()
-                write_arrays(path, arrays)
-    return arrays
+    return cached_each([name], lambda number: compute())[0]
+
+
+def cached_each(names: Sequence[str], compute: Callable[[int], dict[str, np.ndarray]]) -> list[dict[str, np.ndarray]]:
+    """As `cached` for each of some names, by their numbers; processes that call this at once share the work."""
+    paths = [cache_folder() / f"{name}.npz" for name in names]
+    found = [_read_arrays(path) for path in paths]
+    missing = [number for number, arrays in enumerate(found) if arrays is None]
+    for turn in in_turns([paths[number] for number in missing]):
+        number = missing[turn]
+        arrays = _read_arrays(paths[number])
+        if arrays is None:
+            arrays = compute(number)
+            write_arrays(paths[number], arrays)
+        found[number] = arrays
+    return [arrays for arrays in found if arrays is not None]
+
+
+def in_turns(paths: Sequence[Path]) -> Iterator[int]:
+    """The numbers of files that several processes make, each under its lock; first those that no other one makes."""
+    taken = []
+    for number, path in enumerate(paths):
+        with locked(path, wait=False) as free:
+            if free:
+                yield number
+            else:
+                taken.append(number)
+    for number in taken:
+        with locked(paths[number]):  # the other process has made it, or was killed
+            yield number
 
 
 def _read_arrays(path: Path) -> dict[str, np.ndarray] | None:
@@ -91,6 +112,7 @@ def cached_rows(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return a row of numbers for each key, from the cache; those that it lacks are computed and kept, in chunks.
 
+    Processes that call this at once, such as those of one run, compute different chunks.
     The folder `name` of the cache has a file for each chunk that was ever computed, written whole and never changed.
     An interruption loses one chunk at most, and rows that were computed for other data with the same key are found.
 
@@ -110,24 +132,34 @@ def cached_rows(
     found = _Rows(keys)
     folder = None if name is None else cache_folder() / name
     found.read(folder)
-    if found.missing:
-        with nullcontext() if folder is None else locked(folder):  # those that waited for the lock read
-            found.read(folder)
-            pending = sorted(positions[0] for positions in found.missing.values())
-            progress(0, len(pending))
-            for start in range(0, len(pending), chunk):
-                rows = compute(pending[start : start + chunk])
-                if rows:
-                    of_rows = b"".join(keys[position] for position in rows)
-                    arrays = {
-                        "keys": np.frombuffer(of_rows, np.uint8).reshape(len(rows), -1),
-                        "rows": np.stack([*rows.values()]),
-                    }
-                    if folder is not None:
-                        write_arrays(folder / f"{hashlib.sha256(of_rows).hexdigest()[:24]}.npz", arrays)
-                    found.add(arrays)
-                progress(start + len(pending[start : start + chunk]), len(pending))
+    pending = sorted(positions[0] for positions in found.missing.values())
+    chunks = [pending[start : start + chunk] for start in range(0, len(pending), chunk)]
+    names = [_name_of(keys, each) for each in chunks]
+    left_out = 0
+    if pending:
+        progress(0, len(pending))
+    for turn in range(len(chunks)) if folder is None else in_turns([folder / each for each in names]):
+        found.read(folder)
+        missing = [position for position in chunks[turn] if keys[position] in found.missing]
+        rows = compute(missing) if missing else {}
+        left_out += len(missing) - len(rows)
+        if rows:
+            of_rows = b"".join(keys[position] for position in rows)
+            arrays = {
+                "keys": np.frombuffer(of_rows, np.uint8).reshape(len(rows), -1),
+                "rows": np.stack([*rows.values()]),
+            }
+            if folder is not None:
+                path = folder / f"{_name_of(keys, rows)}.npz"
+                write_arrays(path, arrays)
+                found.files.add(path.name)
+            found.add(arrays)
+        progress(len(pending) - len(found.missing) + left_out, len(pending))
     return found.rows, found.known
+
+
+def _name_of(keys: Sequence[bytes], positions: Iterable[int]) -> str:
+    return hashlib.sha256(b"".join(keys[position] for position in positions)).hexdigest()[:24]
 
 
 class _Rows:
@@ -136,17 +168,22 @@ class _Rows:
     Attributes:
         rows, known: as `cached_rows` returns them.
         missing: the keys without a row, and their positions.
+        files: names of the files that were read.
     """
 
     def __init__(self, keys: Sequence[bytes]) -> None:
         self.rows, self.known = np.empty((len(keys), 0), np.float32), np.zeros(len(keys), bool)
         self.missing: dict[bytes, list[int]] = {}
+        self.files: set[str] = set()
         for position, key in enumerate(keys):
             self.missing.setdefault(key, []).append(position)
 
     def read(self, folder: Path | None) -> None:
-        """Add the rows of a folder's files; those of a damaged file are computed again."""
-        for path in sorted(folder.glob("*.npz")) if folder else ():
+        """Add the rows of a folder's new files; those of a damaged file are computed again."""
+        for path in sorted(folder.glob("*.npz")) if folder and self.missing else ():
+            if path.name in self.files:
+                continue
+            self.files.add(path.name)
             if self.missing and (arrays := _read_arrays(path)) is not None:
                 self.add(arrays)
 
@@ -223,18 +260,25 @@ def replace_folder(new: Path, folder: Path, scratch: Path) -> None:
 
 
 @contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Hold the lock of a file or folder of the cache, `.NAME.lock` beside it; waits while another process has it."""
-    from filelock import FileLock
+def locked(path: Path, *, wait: bool = True) -> Iterator[bool]:
+    """Hold the lock of a file or folder of the cache, `.NAME.lock` beside it, and yield True.
+
+    Args:
+        wait: whether to wait while another process has it; else this yields False then.
+    """
+    from filelock import FileLock, Timeout
 
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         lock = FileLock(path.with_name(f".{path.name}.lock"))
-        lock.acquire()
+        lock.acquire(blocking=wait)
+    except Timeout:
+        yield False
+        return
     except OSError as error:
         raise _cannot_write(path.parent, error) from error
     try:
-        yield
+        yield True
     finally:
         lock.release()
 
