@@ -2,6 +2,7 @@
 
     make bench                                   # create an environment with the peers, and run this in it
     python benchmarks/peers.py [--only sinusoid] [--repeats 7] [--threads 1 2] [--json FILE] [--compile-all] [--long]
+                               [--modes loop vmap] [--device cuda] [--tasks 32]
 
 All methods are interleaved in one process, so that other load on the machine affects them equally; the order rotates
 with each round. A round runs each method for a quarter of a second, at least one step: in training, a step follows a
@@ -16,7 +17,7 @@ Columns:
     ms            time of a step, median over the rounds, after one or more warm-up steps (tracing, compiling)
     × peer        median over the rounds of the peer's time / this method's time; above 1 if this method is faster
     peak MiB      peak resident memory of a step above that before it, in a separate process, after a warm-up step
-                  (Linux only)
+                  (Linux only); on a GPU, of what PyTorch allocates there
     Δ32, Δ64      max |g - g'| / max |g'| over all parameters, g' the meta-gradient of the first peer; float32, float64
     rounding      the same for g in float32 and g' in float64: a Δ32 of this size is rounding
 
@@ -113,12 +114,14 @@ def episodes(*shape: int, count: int = 4, ways: int = 5, shots: int = 1, queries
     return stack([Task(batch(prototype, shots), batch(prototype, queries)) for prototype in prototypes])
 
 
-def works() -> list[Work]:
+def works(num_tasks: int | None = None) -> list[Work]:
+    """The problems; by default of 25 tasks of the MLP, and 4 of others."""
     mlp, conv = partial(kshot.models.mlp, 1, 1), partial(kshot.models.conv4, 1, 5)
-    waves = partial(kshot.sources.sinusoids().stack, "train", range(25))
+    waves = partial(kshot.sources.sinusoids().stack, "train", range(num_tasks or 25))
     resnet = partial(kshot.models.resnet12, 3, 5, widths=(16, 40, 80, 160), keep_prob=1.0)
-    images, pictures = partial(episodes, 1, 28, 28), partial(episodes, 3, 32, 32)
-    sequences = partial(episodes, 16, 8)
+    drawn = partial(episodes, count=num_tasks or 4)
+    images, pictures = partial(drawn, 1, 28, 28), partial(drawn, 3, 32, 32)
+    sequences = partial(drawn, 16, 8)
     return [
         *(Work("sinusoid MLP", mlp, waves, 0.01, k, small=True, classes=False) for k in STEPS),
         *(Work("Conv4-64", conv, images, 0.01, k) for k in STEPS),
@@ -203,11 +206,13 @@ PEERS = {"higher": higher_step, "torchopt": torchopt_step, "learn2learn": learn2
 OURS = ("loop", "vmap", "traced", "compiled")
 
 
-def prepare(work: Work, method: str, dtype: torch.dtype = torch.float32) -> tuple[list[nn.Parameter], Step]:
+def prepare(
+    work: Work, method: str, dtype: torch.dtype = torch.float32, device: str = "cpu"
+) -> tuple[list[nn.Parameter], Step]:
     """The parameters, and a step that puts the meta-gradient into their `.grad`."""
     torch.manual_seed(0)
-    model = work.model().to(dtype).train()
-    tasks = tree_map(lambda leaf: leaf.to(dtype), work.tasks())
+    model = work.model().to(device, dtype).train()
+    tasks = tree_map(lambda leaf: leaf.to(device, dtype), work.tasks())
     parameters = list(model.parameters())
     if method in OURS:
         add_gradient = kshot_step(method, work, model, tasks)
@@ -222,6 +227,8 @@ def prepare(work: Work, method: str, dtype: torch.dtype = torch.float32) -> tupl
         for parameter in parameters:
             parameter.grad = None
         add_gradient()
+        if device != "cpu":
+            torch.accelerator.synchronize(device)
 
     return parameters, step
 
@@ -234,14 +241,26 @@ def difference(value: Tensor, reference: Tensor) -> float:
     return float((value - reference).abs().max() / reference.abs().max())
 
 
-def peak_mib(work: Work, method: str) -> float | None:
-    """Growth of resident memory by one step, measured in a separate process."""
+def peak_mib(work: Work, method: str, device: str, num_tasks: int | None) -> float | None:
+    """Growth of resident memory by one step, measured in a separate process; on a GPU, of its memory in this one."""
+    if device != "cpu":
+        return gpu_peak_mib(prepare(work, method, device=device)[1])
     if not Path("/proc/self/clear_refs").exists():
         return None
     fixed = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}  # return freed memory at once
     command = [sys.executable, __file__, "--memory", work.title, method, "--threads", str(torch.get_num_threads())]
+    command += [] if num_tasks is None else ["--tasks", str(num_tasks)]
     done = subprocess.run(command, env=os.environ | fixed, capture_output=True, text=True)
     return float(done.stdout.split()[-1]) if done.returncode == 0 else None
+
+
+def gpu_peak_mib(step: Step) -> float:
+    """Growth of the memory that PyTorch allocates on the GPU by one step."""
+    step()
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    step()
+    return (torch.cuda.max_memory_allocated() - before) / 2**20
 
 
 def print_memory(work: Work, method: str) -> None:
@@ -266,7 +285,7 @@ def seconds_per_step(step: Step) -> float:
     return (time.perf_counter() - started) / count
 
 
-def measure(work: Work, methods: list[str], repeats: int) -> list[dict[str, Any]]:
+def measure(work: Work, methods: list[str], repeats: int, device: str, num_tasks: int | None) -> list[dict[str, Any]]:
     """A row for each method, in the order of `methods`, peers first. The row of a method that fails has the reason."""
     steps: dict[str, Step] = {}
     failures: dict[str, str] = {}
@@ -277,7 +296,7 @@ def measure(work: Work, methods: list[str], repeats: int) -> list[dict[str, Any]
             for dtype in (torch.float64, torch.float32):
                 if dtype == torch.float64 and method == "compiled":
                     continue  # the same graph as vmap's
-                parameters, step = prepare(work, method, dtype)
+                parameters, step = prepare(work, method, dtype, device)
                 step()
                 gradients[method][dtype] = gradient(parameters)
             step()
@@ -307,7 +326,7 @@ def measure(work: Work, methods: list[str], repeats: int) -> list[dict[str, Any]
             "ms": statistics.median(values),
             "ms_all": values,
             "faster_than": {peer: statistics.median(ratios) for peer, ratios in peers.items()},
-            "peak_mib": peak_mib(work, method),
+            "peak_mib": peak_mib(work, method, device, num_tasks),
             "difference": {
                 str(dtype).removeprefix("torch."): difference(value, reference[dtype])
                 for dtype, value in gradients[method].items()
@@ -363,24 +382,30 @@ def main() -> None:
     parser.add_argument("--compile-all", action="store_true", help="compile the larger models as well: minutes each")
     parser.add_argument("--long", action="store_true", help="20 inner steps of the larger models as well")
     parser.add_argument("--threads", type=int, nargs="+", default=[torch.get_num_threads()])
+    parser.add_argument("--modes", nargs="+", choices=OURS, default=OURS, help="kshot's modes; by default all")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda")
+    parser.add_argument("--tasks", type=int, help="number of tasks of each problem; by default 25 of the MLP, else 4")
     parser.add_argument("--memory", nargs=2, metavar=("TITLE", "METHOD"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     warnings.simplefilter("ignore")
     if arguments.memory:
         torch.set_num_threads(*arguments.threads)
         title, method = arguments.memory
-        return print_memory(next(work for work in works() if work.title == title), method)
+        return print_memory(next(work for work in works(arguments.tasks) if work.title == title), method)
     peers = [peer for peer in PEERS if installed(peer)]
     versions = {name: metadata.version(name) for name in ("torch", "kshot", *peers)}
     print(", ".join(f"{name} {version}" for name, version in versions.items()))
-    print(f"median of {arguments.repeats}, {platform.platform()}", flush=True)
+    machine = platform.platform() if arguments.device == "cpu" else torch.cuda.get_device_name(arguments.device)
+    print(f"median of {arguments.repeats}, {machine}", flush=True)
     rows: list[dict[str, Any]] = []
     for threads in arguments.threads:
         torch.set_num_threads(threads)
-        for work in works():
+        for work in works(arguments.tasks):
             if arguments.only.lower() in work.title.lower() and (arguments.long or not work.long):
-                ours = [method for method in OURS if method != "compiled" or work.small or arguments.compile_all]
-                rows += measure(work, peers + ours, arguments.repeats)
+                ours = [
+                    method for method in arguments.modes if method != "compiled" or work.small or arguments.compile_all
+                ]
+                rows += measure(work, peers + ours, arguments.repeats, arguments.device, arguments.tasks)
                 print(f"{work.title}, {threads} threads: done", file=sys.stderr, flush=True)
     print("\n".join(table(rows, peers)))
     for row in rows:
