@@ -1,4 +1,4 @@
-"""Compare kshot's meta-gradient with those of higher, TorchOpt and learn2learn: time, memory and agreement.
+"""Compare kshot's meta-gradient with those of other libraries: time, memory and agreement.
 
     make bench                                   # create an environment with the peers, and run this in it
     python benchmarks/peers.py [--only sinusoid] [--repeats 7] [--threads 1 2] [--json FILE] [--compile-all] [--long]
@@ -11,7 +11,7 @@ differentiate the same function to second order: the same module and initial wei
 same rate, float32. Peers call a plain `nn.Module` in train mode, so that BatchNorm normalises queries by query
 statistics; kshot uses `batchnorm="query"` to match. Each peer is used as documented: `higher.innerloop_ctx`,
 `torchopt.MetaSGD` with the state recovered between tasks, `MAML.clone` and `adapt`. Where a peer would use an attention
-kernel without a second derivative, the plain kernel is selected.
+kernel without a second derivative, the plain kernel is selected. metalearn is parallel-metalearn, by its `MAML.step`.
 
 Columns:
     ms            time of a step, median over the rounds, after one or more warm-up steps (tracing, compiling)
@@ -41,12 +41,14 @@ import warnings
 from collections.abc import Callable
 from functools import partial
 from importlib import import_module, metadata
+from itertools import repeat
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.func import replace_all_batch_norm_modules_
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._pytree import tree_map
 
@@ -202,7 +204,51 @@ def learn2learn_step(work: Work, model: nn.Module, tasks: Task) -> Step:
     return step
 
 
-PEERS = {"higher": higher_step, "torchopt": torchopt_step, "learn2learn": learn2learn_step}
+def metalearn_step(work: Work, model: nn.Module, tasks: Task) -> Step:
+    """Of parallel-metalearn, whose backbones take keywords, and whose step is also one of the outer optimizer."""
+    from metalearn.algorithms import MAML
+    from metalearn.inner_optimizers import InnerSGD
+    from metalearn.model_wrappers import MAML_Model
+
+    class Plain(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = model
+
+        def forward(self, x: Tensor, **_: Any) -> Tensor:
+            return self.model(x)
+
+    class Loss(nn.Module):
+        def forward(self, out_dict: Any, targets: Any, **_: Any) -> tuple[Tensor, Tensor]:
+            value = loss(out_dict["logits"], targets["labels"])
+            return value, value.detach()
+
+    class Identity(nn.Module):
+        def forward(self, x: Tensor, **_: Any) -> Tensor:
+            return x
+
+    examples, loss = pairs(work, tasks)
+    x, y, query_x, query_y = (torch.stack(parts) for parts in zip(*examples))
+    replace_all_batch_norm_modules_(model)  # running statistics are no part of the gradient, and vmap refuses them
+    wrapped = MAML_Model(Plain(), head=Identity())
+    inner = InnerSGD(wrapped.get_fast_weights(), inner_lr=work.inner_lr, learn_lr=False)
+    for rate in inner.parameters():
+        rate.data = torch.full_like(rate, work.inner_lr, dtype=x.dtype)
+    maml = MAML(
+        model=wrapped, optimizer=torch.optim.SGD(model.parameters(), lr=0.0), inner_optimizer=inner,
+        support_loss_fn=Loss(), inner_steps=work.steps, chunk_size=len(x), device=x.device,
+    )  # fmt: skip
+    batches = repeat((x, {"labels": y}, query_x, {"labels": query_y}))
+    return lambda: maml.step(batches)
+
+
+PEERS = {
+    "higher": higher_step,
+    "torchopt": torchopt_step,
+    "learn2learn": learn2learn_step,
+    "metalearn": metalearn_step,
+}
+DISTRIBUTIONS = {"metalearn": "parallel-metalearn"}
 OURS = ("loop", "vmap", "traced", "compiled")
 
 
@@ -393,7 +439,7 @@ def main() -> None:
         title, method = arguments.memory
         return print_memory(next(work for work in works(arguments.tasks) if work.title == title), method)
     peers = [peer for peer in PEERS if installed(peer)]
-    versions = {name: metadata.version(name) for name in ("torch", "kshot", *peers)}
+    versions = {name: metadata.version(DISTRIBUTIONS.get(name, name)) for name in ("torch", "kshot", *peers)}
     print(", ".join(f"{name} {version}" for name, version in versions.items()))
     machine = platform.platform() if arguments.device == "cpu" else torch.cuda.get_device_name(arguments.device)
     print(f"median of {arguments.repeats}, {machine}", flush=True)
