@@ -11,7 +11,8 @@ differentiate the same function to second order: the same module and initial wei
 same rate, float32. Peers call a plain `nn.Module` in train mode, so that BatchNorm normalises queries by query
 statistics; kshot uses `batchnorm="query"` to match. Each peer is used as documented: `higher.innerloop_ctx`,
 `torchopt.MetaSGD` with the state recovered between tasks, `MAML.clone` and `adapt`. Where a peer would use an attention
-kernel without a second derivative, the plain kernel is selected. metalearn is parallel-metalearn, by its `MAML.step`.
+kernel without a second derivative, the plain kernel is selected. metalearn is parallel-metalearn, by its `MAML.step`
+and with its own BatchNorm.
 
 Columns:
     ms            time of a step, median over the rounds, after one or more warm-up steps (tracing, compiling)
@@ -48,7 +49,6 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.func import replace_all_batch_norm_modules_
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._pytree import tree_map
 
@@ -204,6 +204,19 @@ def learn2learn_step(work: Work, model: nn.Module, tasks: Task) -> Step:
     return step
 
 
+def _with_batchnorm_of_metalearn(module: nn.Module) -> None:
+    """Replace BatchNorms, in place: the second derivative of PyTorch's is wrong under `vmap` and `torch.func.grad`."""
+    from metalearn.nn_models.basic_layers.BatchNormalization import BatchNorm
+
+    for name, part in module.named_children():
+        if isinstance(part, nn.BatchNorm2d):
+            norm = BatchNorm(part.num_features, eps=part.eps, track_running_stats=False)
+            norm.weight, norm.bias = part.weight, part.bias
+            setattr(module, name, norm)
+        else:
+            _with_batchnorm_of_metalearn(part)
+
+
 def metalearn_step(work: Work, model: nn.Module, tasks: Task) -> Step:
     """Of parallel-metalearn, whose backbones take keywords, and whose step is also one of the outer optimizer."""
     from metalearn.algorithms import MAML
@@ -229,7 +242,7 @@ def metalearn_step(work: Work, model: nn.Module, tasks: Task) -> Step:
 
     examples, loss = pairs(work, tasks)
     x, y, query_x, query_y = (torch.stack(parts) for parts in zip(*examples))
-    replace_all_batch_norm_modules_(model)  # running statistics are no part of the gradient, and vmap refuses them
+    _with_batchnorm_of_metalearn(model)
     wrapped = MAML_Model(Plain(), head=Identity())
     inner = InnerSGD(wrapped.get_fast_weights(), inner_lr=work.inner_lr, learn_lr=False)
     for rate in inner.parameters():
