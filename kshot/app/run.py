@@ -70,7 +70,7 @@ from kshot.tasks.source import TaskSource
 from kshot.training.checkpoint import Checkpoints
 from kshot.training.closed_form import fit_closed_form
 from kshot.training.fit import Diverged
-from kshot.training.ranks import help_first, leading
+from kshot.training.ranks import help_first, leading, others
 
 
 @dataclass(frozen=True)
@@ -115,6 +115,7 @@ def run(
     Raises:
         ValueError: the folder already holds a run, data are missing or damaged, or the run file does not suit them.
     """
+    those = others()
     metric = Target.parse(spec.target).metric
     resume = resume and not (out.exists() and is_empty(out))  # else it was killed before it wrote its run file
     for part in spec.track:
@@ -140,9 +141,9 @@ def run(
         with profiled(out, display.console) if profile and not is_silent() else nullcontext():
             trained = train(spec, out, source, display, resume=resume, init_from=init_from, follow=follow)
         if is_silent():
-            help_first()
+            help_first(those)
             return {}
-        with leading():
+        with leading(those):
             display.say(trained.result.outcome.value)
             if choice is None and sweep is None:  # else it is known to experience already
                 _keep_trial(spec, source, trained)

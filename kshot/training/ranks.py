@@ -225,16 +225,16 @@ def map_over_ranks(
 
 
 @contextmanager
-def leading() -> Iterator[None]:
+def leading(others: Others | None) -> Iterator[None]:
     """In process 0, a context in which it runs the program alone, and `map_over_ranks` has items done by the others.
 
     They call `help_first`, which ends with the context. Process 0 has the threads of all processes of its machine,
     except while items are shared.
     """
-    if ranks().size == 1:
+    if others is None:
         yield
         return
-    others, threads = _Others(), torch.get_num_threads()
+    threads = torch.get_num_threads()
     torch.set_num_threads(threads * int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
     try:
         with holding(_alone, True), holding(_others, others):
@@ -250,15 +250,14 @@ def leading() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-def help_first() -> None:
+def help_first(others: Others | None) -> None:
     """In a process other than 0, do the items that process 0 sends until its `leading` ends.
 
     Raises:
         LostProcess: process 0 ended otherwise, as by a signal.
     """
-    if ranks().size == 1:
+    if others is None:
         return
-    others = _Others()
     work: Callable[[Any], Any] | None = None
     while others.is_called():
         received: list[Any] = [None]
@@ -278,8 +277,11 @@ def help_first() -> None:
             dist.gather_object(found, dst=0)
 
 
-class _Others:
-    """The processes that help process 0, as each of them and process 0 see it."""
+class Others:
+    """The processes that help process 0, as each of them and process 0 see it.
+
+    All make it at once, and early: it waits for all, even for one that has ended.
+    """
 
     def __init__(self) -> None:
         self.size, self.threads, self.busy = dist.get_world_size(), torch.get_num_threads(), False
@@ -348,7 +350,12 @@ class _Others:
         return [own, *(None if part is None else _unpacked(part) for part in found[1:])]
 
 
-_others: ContextVar[_Others | None] = ContextVar("others", default=None)
+def others() -> Others | None:
+    """What `leading` and `help_first` need; None for one process."""
+    return Others() if ranks().size > 1 else None
+
+
+_others: ContextVar[Others | None] = ContextVar("others", default=None)
 
 
 def _packed(tree: object) -> bytes:

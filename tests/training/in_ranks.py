@@ -15,7 +15,7 @@ import torch.distributed as dist
 from zoo import ZOO, Row, make_task
 
 import kshot
-from kshot.training.ranks import help_first, leading, map_over_ranks
+from kshot.training.ranks import help_first, leading, map_over_ranks, others
 from kshot.types import tree_map
 
 TASKS = 5
@@ -85,10 +85,11 @@ def mapped(work: Callable[[int], tuple[int, int]], items: range, **options: bool
 
 def led(names: list[str]) -> dict:
     """What process 0 computes with the help of the others; {} in them."""
+    those = others()
     if dist.get_rank() > 0:
-        help_first()
+        help_first(those)
         return {}
-    with leading():
+    with leading(those):
         found = {
             "shared": mapped(rank_for, range(-1, 10)),
             "failing": mapped(rank_for, range(-5, 35, 3)),
