@@ -50,7 +50,7 @@ build/notebooks/%.ipynb: examples/%.py
 $(PEERS)/.ready: pyproject.toml constraints.txt  # the libraries kshot is measured against, in a place of their own
 	test -x $(PEERS)/bin/python || $(PYTHON) -m venv $(PEERS)
 	$(PEERS)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e . \
-		higher==0.2.1 torchopt==0.7.3
+		higher==0.2.1 torchopt==0.7.3 parallel-metalearn==0.5.6
 	touch $@
 
 bench: setup $(PEERS)/.ready

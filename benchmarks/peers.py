@@ -1,7 +1,8 @@
-"""Compare kshot's meta-gradient with those of higher, TorchOpt and learn2learn: time, memory and agreement.
+"""Compare kshot's meta-gradient with those of other libraries: time, memory and agreement.
 
     make bench                                   # create an environment with the peers, and run this in it
     python benchmarks/peers.py [--only sinusoid] [--repeats 7] [--threads 1 2] [--json FILE] [--compile-all] [--long]
+                               [--modes loop vmap] [--device cuda] [--tasks 32]
 
 All methods are interleaved in one process, so that other load on the machine affects them equally; the order rotates
 with each round. A round runs each method for a quarter of a second, at least one step: in training, a step follows a
@@ -10,13 +11,14 @@ differentiate the same function to second order: the same module and initial wei
 same rate, float32. Peers call a plain `nn.Module` in train mode, so that BatchNorm normalises queries by query
 statistics; kshot uses `batchnorm="query"` to match. Each peer is used as documented: `higher.innerloop_ctx`,
 `torchopt.MetaSGD` with the state recovered between tasks, `MAML.clone` and `adapt`. Where a peer would use an attention
-kernel without a second derivative, the plain kernel is selected.
+kernel without a second derivative, the plain kernel is selected. metalearn is parallel-metalearn, by its `MAML.step`
+and with its own BatchNorm.
 
 Columns:
     ms            time of a step, median over the rounds, after one or more warm-up steps (tracing, compiling)
     × peer        median over the rounds of the peer's time / this method's time; above 1 if this method is faster
     peak MiB      peak resident memory of a step above that before it, in a separate process, after a warm-up step
-                  (Linux only)
+                  (Linux only); on a GPU, of what PyTorch allocates there
     Δ32, Δ64      max |g - g'| / max |g'| over all parameters, g' the meta-gradient of the first peer; float32, float64
     rounding      the same for g in float32 and g' in float64: a Δ32 of this size is rounding
 
@@ -40,6 +42,7 @@ import warnings
 from collections.abc import Callable
 from functools import partial
 from importlib import import_module, metadata
+from itertools import repeat
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -113,12 +116,14 @@ def episodes(*shape: int, count: int = 4, ways: int = 5, shots: int = 1, queries
     return stack([Task(batch(prototype, shots), batch(prototype, queries)) for prototype in prototypes])
 
 
-def works() -> list[Work]:
+def works(num_tasks: int | None = None) -> list[Work]:
+    """The problems; by default of 25 tasks of the MLP, and 4 of others."""
     mlp, conv = partial(kshot.models.mlp, 1, 1), partial(kshot.models.conv4, 1, 5)
-    waves = partial(kshot.sources.sinusoids().stack, "train", range(25))
+    waves = partial(kshot.sources.sinusoids().stack, "train", range(num_tasks or 25))
     resnet = partial(kshot.models.resnet12, 3, 5, widths=(16, 40, 80, 160), keep_prob=1.0)
-    images, pictures = partial(episodes, 1, 28, 28), partial(episodes, 3, 32, 32)
-    sequences = partial(episodes, 16, 8)
+    drawn = partial(episodes, count=num_tasks or 4)
+    images, pictures = partial(drawn, 1, 28, 28), partial(drawn, 3, 32, 32)
+    sequences = partial(drawn, 16, 8)
     return [
         *(Work("sinusoid MLP", mlp, waves, 0.01, k, small=True, classes=False) for k in STEPS),
         *(Work("Conv4-64", conv, images, 0.01, k) for k in STEPS),
@@ -199,15 +204,74 @@ def learn2learn_step(work: Work, model: nn.Module, tasks: Task) -> Step:
     return step
 
 
-PEERS = {"higher": higher_step, "torchopt": torchopt_step, "learn2learn": learn2learn_step}
+def _with_batchnorm_of_metalearn(module: nn.Module) -> None:
+    """Replace BatchNorms, in place: the second derivative of PyTorch's is wrong under `vmap` and `torch.func.grad`."""
+    from metalearn.nn_models.basic_layers.BatchNormalization import BatchNorm
+
+    for name, part in module.named_children():
+        if isinstance(part, nn.BatchNorm2d):
+            norm = BatchNorm(part.num_features, eps=part.eps, track_running_stats=False)
+            norm.weight, norm.bias = part.weight, part.bias
+            setattr(module, name, norm)
+        else:
+            _with_batchnorm_of_metalearn(part)
+
+
+def metalearn_step(work: Work, model: nn.Module, tasks: Task) -> Step:
+    """Of parallel-metalearn, whose backbones take keywords, and whose step is also one of the outer optimizer."""
+    from metalearn.algorithms import MAML
+    from metalearn.inner_optimizers import InnerSGD
+    from metalearn.model_wrappers import MAML_Model
+
+    class Plain(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = model
+
+        def forward(self, x: Tensor, **_: Any) -> Tensor:
+            return self.model(x)
+
+    class Loss(nn.Module):
+        def forward(self, out_dict: Any, targets: Any, **_: Any) -> tuple[Tensor, Tensor]:
+            value = loss(out_dict["logits"], targets["labels"])
+            return value, value.detach()
+
+    class Identity(nn.Module):
+        def forward(self, x: Tensor, **_: Any) -> Tensor:
+            return x
+
+    examples, loss = pairs(work, tasks)
+    x, y, query_x, query_y = (torch.stack(parts) for parts in zip(*examples))
+    _with_batchnorm_of_metalearn(model)
+    wrapped = MAML_Model(Plain(), head=Identity())
+    inner = InnerSGD(wrapped.get_fast_weights(), inner_lr=work.inner_lr, learn_lr=False)
+    for rate in inner.parameters():
+        rate.data = torch.full_like(rate, work.inner_lr, dtype=x.dtype)
+    maml = MAML(
+        model=wrapped, optimizer=torch.optim.SGD(model.parameters(), lr=0.0), inner_optimizer=inner,
+        support_loss_fn=Loss(), inner_steps=work.steps, chunk_size=len(x), device=x.device,
+    )  # fmt: skip
+    batches = repeat((x, {"labels": y}, query_x, {"labels": query_y}))
+    return lambda: maml.step(batches)
+
+
+PEERS = {
+    "higher": higher_step,
+    "torchopt": torchopt_step,
+    "learn2learn": learn2learn_step,
+    "metalearn": metalearn_step,
+}
+DISTRIBUTIONS = {"metalearn": "parallel-metalearn"}
 OURS = ("loop", "vmap", "traced", "compiled")
 
 
-def prepare(work: Work, method: str, dtype: torch.dtype = torch.float32) -> tuple[list[nn.Parameter], Step]:
+def prepare(
+    work: Work, method: str, dtype: torch.dtype = torch.float32, device: str = "cpu"
+) -> tuple[list[nn.Parameter], Step]:
     """The parameters, and a step that puts the meta-gradient into their `.grad`."""
     torch.manual_seed(0)
-    model = work.model().to(dtype).train()
-    tasks = tree_map(lambda leaf: leaf.to(dtype), work.tasks())
+    model = work.model().to(device, dtype).train()
+    tasks = tree_map(lambda leaf: leaf.to(device, dtype), work.tasks())
     parameters = list(model.parameters())
     if method in OURS:
         add_gradient = kshot_step(method, work, model, tasks)
@@ -222,6 +286,8 @@ def prepare(work: Work, method: str, dtype: torch.dtype = torch.float32) -> tupl
         for parameter in parameters:
             parameter.grad = None
         add_gradient()
+        if device != "cpu":
+            torch.accelerator.synchronize(device)
 
     return parameters, step
 
@@ -234,14 +300,26 @@ def difference(value: Tensor, reference: Tensor) -> float:
     return float((value - reference).abs().max() / reference.abs().max())
 
 
-def peak_mib(work: Work, method: str) -> float | None:
-    """Growth of resident memory by one step, measured in a separate process."""
+def peak_mib(work: Work, method: str, device: str, num_tasks: int | None) -> float | None:
+    """Growth of resident memory by one step, measured in a separate process; on a GPU, of its memory in this one."""
+    if device != "cpu":
+        return gpu_peak_mib(prepare(work, method, device=device)[1])
     if not Path("/proc/self/clear_refs").exists():
         return None
     fixed = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}  # return freed memory at once
     command = [sys.executable, __file__, "--memory", work.title, method, "--threads", str(torch.get_num_threads())]
+    command += [] if num_tasks is None else ["--tasks", str(num_tasks)]
     done = subprocess.run(command, env=os.environ | fixed, capture_output=True, text=True)
     return float(done.stdout.split()[-1]) if done.returncode == 0 else None
+
+
+def gpu_peak_mib(step: Step) -> float:
+    """Growth of the memory that PyTorch allocates on the GPU by one step."""
+    step()
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    step()
+    return (torch.cuda.max_memory_allocated() - before) / 2**20
 
 
 def print_memory(work: Work, method: str) -> None:
@@ -266,7 +344,7 @@ def seconds_per_step(step: Step) -> float:
     return (time.perf_counter() - started) / count
 
 
-def measure(work: Work, methods: list[str], repeats: int) -> list[dict[str, Any]]:
+def measure(work: Work, methods: list[str], repeats: int, device: str, num_tasks: int | None) -> list[dict[str, Any]]:
     """A row for each method, in the order of `methods`, peers first. The row of a method that fails has the reason."""
     steps: dict[str, Step] = {}
     failures: dict[str, str] = {}
@@ -277,7 +355,7 @@ def measure(work: Work, methods: list[str], repeats: int) -> list[dict[str, Any]
             for dtype in (torch.float64, torch.float32):
                 if dtype == torch.float64 and method == "compiled":
                     continue  # the same graph as vmap's
-                parameters, step = prepare(work, method, dtype)
+                parameters, step = prepare(work, method, dtype, device)
                 step()
                 gradients[method][dtype] = gradient(parameters)
             step()
@@ -307,7 +385,7 @@ def measure(work: Work, methods: list[str], repeats: int) -> list[dict[str, Any]
             "ms": statistics.median(values),
             "ms_all": values,
             "faster_than": {peer: statistics.median(ratios) for peer, ratios in peers.items()},
-            "peak_mib": peak_mib(work, method),
+            "peak_mib": peak_mib(work, method, device, num_tasks),
             "difference": {
                 str(dtype).removeprefix("torch."): difference(value, reference[dtype])
                 for dtype, value in gradients[method].items()
@@ -363,24 +441,30 @@ def main() -> None:
     parser.add_argument("--compile-all", action="store_true", help="compile the larger models as well: minutes each")
     parser.add_argument("--long", action="store_true", help="20 inner steps of the larger models as well")
     parser.add_argument("--threads", type=int, nargs="+", default=[torch.get_num_threads()])
+    parser.add_argument("--modes", nargs="+", choices=OURS, default=OURS, help="kshot's modes; by default all")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda")
+    parser.add_argument("--tasks", type=int, help="number of tasks of each problem; by default 25 of the MLP, else 4")
     parser.add_argument("--memory", nargs=2, metavar=("TITLE", "METHOD"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     warnings.simplefilter("ignore")
     if arguments.memory:
         torch.set_num_threads(*arguments.threads)
         title, method = arguments.memory
-        return print_memory(next(work for work in works() if work.title == title), method)
+        return print_memory(next(work for work in works(arguments.tasks) if work.title == title), method)
     peers = [peer for peer in PEERS if installed(peer)]
-    versions = {name: metadata.version(name) for name in ("torch", "kshot", *peers)}
+    versions = {name: metadata.version(DISTRIBUTIONS.get(name, name)) for name in ("torch", "kshot", *peers)}
     print(", ".join(f"{name} {version}" for name, version in versions.items()))
-    print(f"median of {arguments.repeats}, {platform.platform()}", flush=True)
+    machine = platform.platform() if arguments.device == "cpu" else torch.cuda.get_device_name(arguments.device)
+    print(f"median of {arguments.repeats}, {machine}", flush=True)
     rows: list[dict[str, Any]] = []
     for threads in arguments.threads:
         torch.set_num_threads(threads)
-        for work in works():
+        for work in works(arguments.tasks):
             if arguments.only.lower() in work.title.lower() and (arguments.long or not work.long):
-                ours = [method for method in OURS if method != "compiled" or work.small or arguments.compile_all]
-                rows += measure(work, peers + ours, arguments.repeats)
+                ours = [
+                    method for method in arguments.modes if method != "compiled" or work.small or arguments.compile_all
+                ]
+                rows += measure(work, peers + ours, arguments.repeats, arguments.device, arguments.tasks)
                 print(f"{work.title}, {threads} threads: done", file=sys.stderr, flush=True)
     print("\n".join(table(rows, peers)))
     for row in rows:

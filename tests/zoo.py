@@ -72,7 +72,7 @@ class Causal(nn.Module):
 
     def forward(self, symbols: torch.Tensor) -> torch.Tensor:
         embedded = self.embedding(symbols)
-        means = embedded.cumsum(1) / torch.arange(1, symbols.shape[1] + 1)[:, None]
+        means = embedded.cumsum(1) / torch.arange(1, symbols.shape[1] + 1, device=symbols.device)[:, None]
         return self.head(torch.tanh(embedded + means))
 
 

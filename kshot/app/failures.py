@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
+from kshot.training.ranks import LostProcess
+
 
 class Failure(NamedTuple):
     """What failed, and the error in a sentence."""
@@ -37,9 +39,11 @@ class Failures(list[Failure]):
 
     @contextmanager
     def recorded(self, what: str) -> Iterator[None]:
-        """A context whose errors are recorded instead of raised."""
+        """A context whose errors are recorded instead of raised, except that another process of the run was lost."""
         try:
             yield
+        except LostProcess:
+            raise
         except Exception as error:  # a part of any package can raise anything; the run's figures must not be lost
             plain = isinstance(error, ValueError) and str(error)
             self.add(what, str(error) if plain else f"{type(error).__name__}: {error}")

@@ -1,7 +1,7 @@
 """`kshot run --processes`: one run by several processes, started by torch's `torchrun`, again where one was killed.
 
-Process 0 runs in the folder of the run. The others train, validate and decide as it does, in a temporary copy, and end
-after the training; the final evaluation and the report are by process 0.
+Process 0 runs in the folder of the run. The others train, validate and decide as it does, in a temporary copy. The
+final evaluation and the report are by process 0, which has test tasks scored by the others too.
 """
 
 from __future__ import annotations
@@ -105,17 +105,7 @@ def member(folder: Path, resume: bool) -> Iterator[tuple[Path, bool]]:
                 path.write_bytes(content)
             yield Path(scratch), resume
     finally:
-        leave()
-
-
-def leave() -> None:
-    """Leave the process group, if there is one, and take over the threads of the other processes of this machine."""
-    import torch
-    import torch.distributed as dist
-
-    if dist.is_initialized():
         dist.destroy_process_group()
-        torch.set_num_threads(torch.get_num_threads() * int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 
 def note_exit_code(code: int | str | None) -> int | str | None:

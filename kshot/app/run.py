@@ -40,7 +40,7 @@ from kshot.app.goes_with import targets_of
 from kshot.app.in_memory import hash_of
 from kshot.app.mirror import mirrored
 from kshot.app.pretraining import pretrain_baselines, pretraining_of_run
-from kshot.app.processes import is_silent, leave
+from kshot.app.processes import is_silent
 from kshot.app.profile import profiled
 from kshot.app.progress import Display
 from kshot.app.screen import Screen
@@ -70,6 +70,7 @@ from kshot.tasks.source import TaskSource
 from kshot.training.checkpoint import Checkpoints
 from kshot.training.closed_form import fit_closed_form
 from kshot.training.fit import Diverged
+from kshot.training.ranks import help_first, leading, others
 
 
 @dataclass(frozen=True)
@@ -104,7 +105,7 @@ def run(
     profile: bool = False,
     mirror: str | None = None,
 ) -> dict[str, Any]:
-    """Execute a run file in the folder `out`, and return the report; nothing in the processes that only train.
+    """Execute a run file in the folder `out`, and return the report; nothing in processes other than the first.
 
     Args:
         choice, sweep: how `kshot auto`, or `kshot sweep`, chose the run file, for the report.
@@ -114,6 +115,7 @@ def run(
     Raises:
         ValueError: the folder already holds a run, data are missing or damaged, or the run file does not suit them.
     """
+    those = others()
     metric = Target.parse(spec.target).metric
     resume = resume and not (out.exists() and is_empty(out))  # else it was killed before it wrote its run file
     for part in spec.track:
@@ -138,13 +140,14 @@ def run(
 
         with profiled(out, display.console) if profile and not is_silent() else nullcontext():
             trained = train(spec, out, source, display, resume=resume, init_from=init_from, follow=follow)
-        leave()
         if is_silent():
+            help_first(those)
             return {}
-        display.say(trained.result.outcome.value)
-        if choice is None and sweep is None:  # else it is known to experience already
-            _keep_trial(spec, source, trained)
-        report, figures = _finish(spec, out, trained, checked, display, started, choice, sweep)
+        with leading(those):
+            display.say(trained.result.outcome.value)
+            if choice is None and sweep is None:  # else it is known to experience already
+                _keep_trial(spec, source, trained)
+            report, figures = _finish(spec, out, trained, checked, display, started, choice, sweep)
         tracking.finish(report, figures)
         return report
 

@@ -44,15 +44,36 @@ def cached(name: str, compute: Callable[[], dict[str, np.ndarray]]) -> dict[str,
     Raises:
         ValueError: the cache folder cannot be written.
     """
-    path = cache_folder() / f"{name}.npz"
-    arrays = _read_arrays(path)
-    if arrays is None:
-        with locked(path):  # one process computes, and those that waited read
-            arrays = _read_arrays(path)
-            if arrays is None:
-                arrays = compute()
-                write_arrays(path, arrays)
-    return arrays
+    return cached_each([name], lambda number: compute())[0]
+
+
+def cached_each(names: Sequence[str], compute: Callable[[int], dict[str, np.ndarray]]) -> list[dict[str, np.ndarray]]:
+    """As `cached` for each of some names, by their numbers; processes that call this at once share the work."""
+    paths = [cache_folder() / f"{name}.npz" for name in names]
+    found = [_read_arrays(path) for path in paths]
+    missing = [number for number, arrays in enumerate(found) if arrays is None]
+    for turn in in_turns([paths[number] for number in missing]):
+        number = missing[turn]
+        arrays = _read_arrays(paths[number])
+        if arrays is None:
+            arrays = compute(number)
+            write_arrays(paths[number], arrays)
+        found[number] = arrays
+    return [arrays for arrays in found if arrays is not None]
+
+
+def in_turns(paths: Sequence[Path]) -> Iterator[int]:
+    """The numbers of files that several processes make, each under its lock; first those that no other one makes."""
+    taken = []
+    for number, path in enumerate(paths):
+        with locked(path, wait=False) as free:
+            if free:
+                yield number
+            else:
+                taken.append(number)
+    for number in taken:
+        with locked(paths[number]):  # the other process has made it, or was killed
+            yield number
 
 
 _DAMAGE = (zipfile.BadZipFile, zlib.error, ValueError, EOFError, OSError, KeyError, NotImplementedError)
@@ -96,6 +117,7 @@ def _check_stored(file: BinaryIO) -> dict[str, tuple[int, tuple[int, ...], np.dt
 class CachedRows:
     """Rows of numbers, each computed once for its key: an array (n, ...) that is read by row from files of the cache.
 
+    Processes that call this at once, such as those of one run, compute different chunks.
     The folder `name` of the cache has a file for each chunk that was ever computed, written whole and never changed.
     An interruption loses one chunk at most, and rows that were computed for other data with the same key are found. The
     checksum of a file is compared before the first of its rows is read; what is damaged then, or was deleted meanwhile,
@@ -131,6 +153,7 @@ class CachedRows:
         self.dtype = np.dtype(np.float32)
         self.known = np.ones(len(keys), bool)
         self._files: list[_RowFile] = []
+        self._seen: set[str] = set()
         self._file, self._row = np.full(len(keys), -1), np.zeros(len(keys), np.int64)
         if name is None:
             scratch = ExitStack()
@@ -158,6 +181,7 @@ class CachedRows:
             own = numbers == number
             taken = self._files[number].take(self._row[positions[own]])
             if taken is None:
+                self._seen.discard(self._files[number].path.name)
                 self._file[self._file == number] = -1
                 is_lost = True
             else:
@@ -170,34 +194,41 @@ class CachedRows:
         for position in np.flatnonzero(self.known & (self._file < 0)).tolist():
             missing.setdefault(self._keys[position], []).append(position)
         self._read(missing)
-        if not missing:
+        pending = sorted(positions[0] for positions in missing.values())
+        if not pending:
             return
-        with locked(self._folder):  # those that waited for the lock read
-            self._read(missing)
-            pending = sorted(positions[0] for positions in missing.values())
-            self._progress(0, len(pending))
-            for start in range(0, len(pending), self._chunk):
-                chunk = pending[start : start + self._chunk]
-                rows = self._compute(chunk)
-                for position in set(chunk) - rows.keys():
-                    self.known[missing.pop(self._keys[position])] = False
-                if rows:
-                    of_rows = b"".join(self._keys[position] for position in rows)
-                    path = self._folder / f"{hashlib.sha256(of_rows).hexdigest()[:24]}.npz"
-                    keys = np.frombuffer(of_rows, np.uint8).reshape(len(rows), -1)
-                    write_arrays(path, {"keys": keys, "rows": np.stack([*rows.values()])})
-                    self._add(path, missing)
-                self._progress(start + len(chunk), len(pending))
+        chunks = [pending[start : start + self._chunk] for start in range(0, len(pending), self._chunk)]
+        self._progress(0, len(pending))
+        for turn in in_turns([self._path(chunk) for chunk in chunks]):
+            self._read(missing)  # what other processes have computed meanwhile
+            chunk = [position for position in chunks[turn] if self._keys[position] in missing]
+            rows = self._compute(chunk) if chunk else {}
+            for position in set(chunk) - rows.keys():
+                self.known[missing.pop(self._keys[position])] = False
+            if rows:
+                path = self._path(rows)
+                keys = np.frombuffer(self._joined(rows), np.uint8).reshape(len(rows), -1)
+                write_arrays(path, {"keys": keys, "rows": np.stack([*rows.values()])})
+                self._add(path, missing)
+            self._progress(len(pending) - len(missing), len(pending))
+
+    def _joined(self, positions: Iterable[int]) -> bytes:
+        return b"".join(self._keys[position] for position in positions)
+
+    def _path(self, positions: Iterable[int]) -> Path:
+        """The file of the rows of positions."""
+        return self._folder / f"{hashlib.sha256(self._joined(positions)).hexdigest()[:24]}.npz"
 
     def _read(self, missing: dict[bytes, list[int]]) -> None:
-        for path in sorted(self._folder.glob("*.npz")):
-            if missing:
+        for path in sorted(self._folder.glob("*.npz")) if missing else ():
+            if path.name not in self._seen:
                 self._add(path, missing)
 
     def _add(self, path: Path, missing: dict[bytes, list[int]]) -> None:
         """Note which of the missing rows a file has; none if it is damaged."""
         if (opened := _open_rows(path)) is None:
             return
+        self._seen.add(path.name)
         keys, file = opened
         self.shape, self.dtype = (len(self), *file.shape[1:]), file.dtype
         for row, key in enumerate(keys):
@@ -309,18 +340,25 @@ def replace_folder(new: Path, folder: Path, scratch: Path) -> None:
 
 
 @contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Hold the lock of a file or folder of the cache, `.NAME.lock` beside it; waits while another process has it."""
-    from filelock import FileLock
+def locked(path: Path, *, wait: bool = True) -> Iterator[bool]:
+    """Hold the lock of a file or folder of the cache, `.NAME.lock` beside it, and yield True.
+
+    Args:
+        wait: whether to wait while another process has it; else this yields False then.
+    """
+    from filelock import FileLock, Timeout
 
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         lock = FileLock(path.with_name(f".{path.name}.lock"))
-        lock.acquire()
+        lock.acquire(blocking=wait)
+    except Timeout:
+        yield False
+        return
     except OSError as error:
         raise _cannot_write(path.parent, error) from error
     try:
-        yield
+        yield True
     finally:
         lock.release()
 

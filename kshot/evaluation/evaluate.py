@@ -22,6 +22,8 @@ from kshot.evaluation.intervals import BOUNDS, Interval, interval
 from kshot.evaluation.pooled import Pooled, PooledMeter
 from kshot.evaluation.units import Units
 from kshot.learner import Learner, evaluation_mode, predict_query
+from kshot.learners.gradient.gradient_learner import GradientLearner
+from kshot.models.encoder import Encoder
 from kshot.objectives import check_task_values
 from kshot.tasks.read_log import EVALUATION, during, note_test
 from kshot.tasks.source import TaskSource, check_source, hash_into, short_hash
@@ -52,6 +54,16 @@ class Scored(NamedTuple):
 
     number: int
     task: Task
+    state: Tree
+    prediction: Tree
+    figures: dict[str, float]
+    adapt_seconds: float
+    predict_seconds: float
+
+
+class _Result(NamedTuple):
+    """What `Scored` has besides the number and the task."""
+
     state: Tree
     prediction: Tree
     figures: dict[str, float]
@@ -182,20 +194,21 @@ def evaluate(
     of_names: ByClassMeter | ByLabelMeter = by_label if learner.objective.predicts == "labels" else by_class
     pooled, class_names = PooledMeter(learner.objective), source.classes_of(split, range(num_tasks))
     started = time.monotonic()
-    with evaluation_mode(learner), during(source, EVALUATION):
 
-        def score(item: tuple[int, Task, Task]) -> Scored:
-            number, task, _ = item
-            task = _without_padding(task)
-            if has_values(task.support.weight):
-                check_task_values(learner.objective, task)
-            with named("validation task"), seeded(source.seed, number, device=device):
-                return _score(learner, to(task, device), number)
-
-        for (number, task, raw), scored in map_over_ranks(score, _with_raw(source, split, num_tasks)):
+    def tasks() -> Iterator[tuple[int, Task]]:
+        for number, task, raw in _with_raw(source, split, num_tasks):
             hash_into(digest, raw)
             episodes.append(short_hash(raw))
             evidence.episodes.append(short_hash(task))
+            task = _without_padding(task)
+            if has_values(task.support.weight):
+                check_task_values(learner.objective, task)
+            yield number, to(task, device)
+
+    with evaluation_mode(learner), during(source, EVALUATION):
+        score, led = _Scoring(learner, source.seed), not _keeps_features(learner)
+        for (number, task), result in map_over_ranks(score, tasks(), led=led):
+            scored = Scored(number, task, *result)
             calibration.add(scored.prediction, scored.task.query)
             pooled.add(scored.prediction, scored.task.query)
             if class_names is not None:
@@ -237,14 +250,33 @@ def evaluate(
     )
 
 
+class _Scoring:
+    """Adapts to a task and scores its query set; can be sent to other processes."""
+
+    def __init__(self, learner: Learner, seed: int) -> None:
+        self.learner, self.seed = learner, seed
+
+    def __call__(self, item: tuple[int, Task]) -> _Result:
+        number, task = item
+        with torch.no_grad(), seeded(self.seed, number, device=task.support.weight.device), named("validation task"):
+            return _score(self.learner, task)
+
+
+def _keeps_features(learner: Learner) -> bool:
+    """Whether a pretrained encoder in a learner keeps the features of inputs for tasks to come."""
+    bodies = {id(each) for part in learner.modules() if isinstance(part, Encoder) for each in part.body.parameters()}
+    adapted = learner.adaptable_params().values() if isinstance(learner, GradientLearner) else ()
+    return bool(bodies) and bodies.isdisjoint(map(id, adapted))
+
+
 def score_again(learner: Learner, source: TaskSource, split: Split, number: int) -> Scored:
     """Adapt to one task and score its query set, as `evaluate` does with the same random numbers; on the CPU."""
     device = next((p.device for p in learner.parameters()), None)
     with evaluation_mode(learner), during(source, EVALUATION), seeded(source.seed, number, device=device):
         task = source.task(split, number)
         task = task._replace(query=real(task.query))
-        scored = _score(learner, to(task, device), number)
-    return scored._replace(task=task, prediction=to(scored.prediction, torch.device("cpu")))
+        result = _score(learner, to(task, device))
+    return Scored(number, task, *result._replace(prediction=to(result.prediction, torch.device("cpu"))))
 
 
 def units_of(source: TaskSource, split: Split, num_tasks: int) -> Units | None:
@@ -285,7 +317,7 @@ def _check_hash(source: TaskSource, split: Split, num_tasks: int, expected: str)
         )
 
 
-def _score(learner: Learner, task: Task, number: int) -> Scored:
+def _score(learner: Learner, task: Task) -> _Result:
     started = time.perf_counter()
     with named("adapt"):
         state = learner.adapt(task.support)
@@ -298,7 +330,7 @@ def _score(learner: Learner, task: Task, number: int) -> Scored:
     objective = learner.objective
     figures = {"loss": objective.loss(prediction, task.query)} | objective.metrics(prediction, task.query)
     values = {name: float(value) for name, value in figures.items()}
-    return Scored(number, task, state, prediction, values, adapted - started, predicted - adapted)
+    return _Result(state, prediction, values, adapted - started, predicted - adapted)
 
 
 def _synchronize(task: Task) -> None:

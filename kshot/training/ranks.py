@@ -1,21 +1,29 @@
 """Several processes that train one learner: each takes some of the tasks of a step, and gradients are averaged.
 
 The processes are those of `torch.distributed`, which `torchrun`, `accelerate launch` or `kshot run --processes` start.
-All run the same program. Tasks and decisions are pure functions of what all processes know, so that only gradients,
-results of single tasks, and what a clock or an error decides are sent. Without a process group there is one process.
+In training, all run the same program. Tasks and decisions are pure functions of what all processes know, so that only
+gradients, results of single tasks, and what a clock or an error decides are sent. Where errors are recorded and the
+program goes on, process 0 runs it alone, in `leading`, and the others score the tasks that it sends (`help_first`).
+Without a process group there is one process.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+import io
+import os
+import pickle
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
+from datetime import timedelta
 from itertools import islice
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 import torch.distributed as dist
-from torch import nn
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
 
 from kshot.context import holding
 from kshot.training.replay import Gradient
@@ -26,6 +34,10 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 BLOCK = 8
 """Items of each process between two exchanges of results."""
+WORTH_SENDING = 3.0
+"""An item is sent to another process if it costs so many times what it costs to turn it into bytes."""
+PATIENCE = timedelta(days=30)
+"""How long the others wait for what process 0 does alone."""
 
 
 class Ranks(NamedTuple):
@@ -115,7 +127,7 @@ def from_first(value: Item) -> Item:
 @contextmanager
 def alone() -> Iterator[None]:
     """A context in which this process works as if there was no other."""
-    with holding(_alone, True):
+    with holding(_alone, True), holding(_others, None):
         yield
 
 
@@ -184,13 +196,20 @@ def failing_together(asks: bool = False) -> Iterator[Asked]:
     raise (torch.linalg.LinAlgError if is_linalg else RuntimeError)(f"process {rank}: {message}")
 
 
-def map_over_ranks(work: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[tuple[Item, Result]]:
+def map_over_ranks(
+    work: Callable[[Item], Result], items: Iterable[Item], *, led: bool = True
+) -> Iterator[tuple[Item, Result]]:
     """Each item with the result of `work`, in order; a process works on some of the items and receives all results.
 
     Args:
-        work: a function whose results can be pickled, and that does not depend on the order of its calls.
+        work: a function whose results can be pickled, and that does not depend on the order of its calls. In `leading`,
+            the items are pickled too, and the function, or process 0 does all of them.
         items: the same in all processes.
+        led: whether the items are shared in `leading` too.
     """
+    if (others := _others.get()) is not None and led:
+        yield from others.map(work, items)
+        return
     rank, size = ranks()
     if size == 1:
         yield from ((item, work(item)) for item in items)
@@ -203,3 +222,153 @@ def map_over_ranks(work: Callable[[Item], Result], items: Iterable[Item]) -> Ite
         with _answered():
             dist.all_gather_object(parts, own)
         yield from ((item, parts[number % size][number // size]) for number, item in enumerate(block))
+
+
+@contextmanager
+def leading(others: Others | None) -> Iterator[None]:
+    """In process 0, a context in which it runs the program alone, and `map_over_ranks` has items done by the others.
+
+    They call `help_first`, which ends with the context. Process 0 has the threads of all processes of its machine,
+    except while items are shared.
+    """
+    if others is None:
+        yield
+        return
+    threads = torch.get_num_threads()
+    torch.set_num_threads(threads * int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    try:
+        with holding(_alone, True), holding(_others, others):
+            yield
+    except LostProcess:
+        raise
+    except Exception:
+        others.call(False)
+        raise
+    else:
+        others.call(False)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def help_first(others: Others | None) -> None:
+    """In a process other than 0, do the items that process 0 sends until its `leading` ends.
+
+    Raises:
+        LostProcess: process 0 ended otherwise, as by a signal.
+    """
+    if others is None:
+        return
+    work: Callable[[Any], Any] | None = None
+    while others.is_called():
+        received: list[Any] = [None]
+        with _answered():
+            dist.scatter_object_list(received, None, src=0)
+        packed_work, packed_items = received[0]
+        try:
+            if packed_work is not None:
+                work = None  # no longer that of before, if this one fails
+                work = _unpacked(packed_work)
+            assert work is not None
+            with alone():
+                found = _packed([work(item) for item in _unpacked(packed_items)])
+        except Exception:  # process 0 does these items itself, where the error is what it is in one process
+            found = None
+        with _answered():
+            dist.gather_object(found, dst=0)
+
+
+class Others:
+    """The processes that help process 0, as each of them and process 0 see it.
+
+    All make it at once, and early: it waits for all, even for one that has ended.
+    """
+
+    def __init__(self) -> None:
+        self.size, self.threads, self.busy = dist.get_world_size(), torch.get_num_threads(), False
+        with _answered():
+            self._calls = dist.new_group(timeout=PATIENCE, backend="gloo")
+
+    def call(self, comes: bool) -> None:
+        """Tell the others whether items come, or the context ends."""
+        with _answered():
+            dist.broadcast(torch.tensor([comes]), src=0, group=self._calls)
+
+    def is_called(self) -> bool:
+        """Wait for a call of process 0; whether items come."""
+        comes = torch.tensor([False])
+        with _answered():
+            dist.broadcast(comes, src=0, group=self._calls)
+        return bool(comes)
+
+    def map(self, work: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[tuple[Item, Result]]:
+        """As `map_over_ranks`, in process 0; a call within another one is not shared."""
+        left, threads = iter(items), torch.get_num_threads()
+        packed = None
+        with suppress(Exception):  # of the pickling of any object
+            packed = _packed(work)
+        if packed is None or self.busy:
+            yield from ((item, work(item)) for item in left)
+            return
+        self.busy = True
+        torch.set_num_threads(self.threads)
+        try:
+            yield from ((item, work(item)) for item in islice(left, 1))  # which may compile, or fill a cache
+            for item in islice(left, 1):
+                started = time.perf_counter()
+                result = work(item)
+                worked = time.perf_counter()
+                _packed(item)
+                costs_less = worked - started < WORTH_SENDING * (time.perf_counter() - worked)
+                yield item, result
+                if costs_less:
+                    yield from ((item, work(item)) for item in left)
+            while block := list(islice(left, BLOCK * self.size)):
+                parts = self._parts(work, packed, block)
+                packed = None  # the others have it
+                for number, item in enumerate(block):
+                    part = parts[number % self.size]
+                    yield item, work(item) if part is None else part[number // self.size]
+        finally:
+            self.busy = False
+            torch.set_num_threads(threads)
+
+    def _parts(
+        self, work: Callable[[Item], Result], packed: bytes | None, block: Sequence[Item]
+    ) -> list[list[Result] | None]:
+        """The results of each process, of process 0 first; None for one that failed."""
+        sent = [(packed, _packed(block[rank :: self.size])) for rank in range(1, self.size)]
+        self.call(True)
+        with _answered():
+            dist.scatter_object_list([None], [None, *sent], src=0)
+        try:
+            own = [work(item) for item in block[:: self.size]]
+        except Exception:  # it comes again where the item is done in its turn
+            own = None
+        found: list[bytes | None] = [None] * self.size
+        with _answered():
+            dist.gather_object(None, found, dst=0)
+        return [own, *(None if part is None else _unpacked(part) for part in found[1:])]
+
+
+def others() -> Others | None:
+    """What `leading` and `help_first` need; None for one process."""
+    return Others() if ranks().size > 1 else None
+
+
+_others: ContextVar[Others | None] = ContextVar("others", default=None)
+
+
+def _packed(tree: object) -> bytes:
+    """An object as bytes; of a tensor that is a view, no more than what it shows."""
+    file = io.BytesIO()
+    torch.save(tree_map_only(Tensor, torch.clone, tree), file, pickle_protocol=pickle.HIGHEST_PROTOCOL)
+    return file.getvalue()
+
+
+def _unpacked(content: bytes) -> Any:
+    """The object of `_packed` by another process of the run, on the GPU of this process if it was on one."""
+
+    def place(storage: Any, device: str) -> Any:
+        return storage.cuda() if device.startswith("cuda") else storage
+
+    return torch.load(io.BytesIO(content), map_location=place, weights_only=False)

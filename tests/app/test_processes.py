@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,8 +12,9 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
+from app.noting import NOTED
 from app.signalling import PLACE, SENT
-from run_files import SINUSOID
+from run_files import GLYPHS, SINUSOID
 from safetensors.torch import load_file
 
 import kshot
@@ -75,6 +77,61 @@ def test_a_killed_process_is_started_again_and_ends_with_the_same_weights(undist
     expected = final_weights(undisturbed / "two")
     for name, weight in final_weights(undisturbed / f"killed-{rank}").items():
         assert torch.equal(weight, expected[name]), name
+
+
+REGRESSION = SINUSOID.replace("num_test_tasks: 6", "num_test_tasks: 19, shots: [2, 5]").replace(
+    "[scratch, support_mean]", "[scratch, support_mean, {kind: app.noting:support_mean}]"
+)
+CLASSIFICATION = GLYPHS.replace("num_test_tasks: 4", "num_test_tasks: 19") + "reject: {}\n"
+OF_THE_CALL = {"command", "tried", "log", "content_sha256", "environment", "timing", "data_check"}
+"""Entries of a report on the call, such as what a check of the data had time for; all others are on the run."""
+
+
+def figures_of(run: Path) -> dict:
+    report = json.loads((run / "report.json").read_text())
+    for name in ("adapt_ms", "predict_ms"):
+        del report["cost"][name]
+    for audit in report["audits"]:  # by process 0, with the threads of both, which round differently
+        del audit["finding"], audit["figure"]
+    return {name: entry for name, entry in report.items() if name not in OF_THE_CALL}
+
+
+def check_noted(folder: Path, words: list[str]) -> None:
+    """Test tasks were shared, and a process that is lost meanwhile ends nothing."""
+    assert [path.name for path in (folder / "by one").iterdir()] == ["alone"]
+    assert {path.name for path in (folder / "by two").iterdir()} == {"0", "1"}
+    (folder / "killed").mkdir()
+    run = start(folder, *words, **{NOTED: str(folder / "killed")})
+    wait_for(run, "1", folder / "killed")
+    for child in psutil.Process(run.pid).children(recursive=True):
+        if child.environ().get("RANK") == "1":
+            child.send_signal(signal.SIGKILL)
+    said = run.communicate(timeout=400)[0]
+    assert run.returncode == 0, said
+    assert (folder / "run" / "tasks.csv").read_text() == (folder / "one" / "tasks.csv").read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("run_file", [REGRESSION, CLASSIFICATION], ids=["regression", "classification"])
+def test_two_processes_report_the_figures_of_one(run_file: str, tmp_path: Path) -> None:
+    """The weights are the same: two processes resume what one has trained."""
+    (tmp_path / "tiny.yaml").write_text(run_file)
+    for name, words in {"one": [], "two": ["--processes", "2", "--resume"]}.items():
+        (tmp_path / f"by {name}").mkdir()
+        words += ["--out", str(tmp_path / "run"), "--set=train.steps_per_round=4", "--set=train.mode=loop"]
+        run = start(tmp_path, *words, **{NOTED: str(tmp_path / f"by {name}")})
+        said = run.communicate(timeout=400)[0]
+        assert run.returncode in (0, 1), said  # 1 for a target that is missed
+        shutil.copytree(tmp_path / "run", tmp_path / name)
+    one, two = tmp_path / "one", tmp_path / "two"
+    assert one.joinpath("tasks.csv").read_text() == two.joinpath("tasks.csv").read_text()
+    expected, found = figures_of(one), figures_of(two)
+    assert expected["failures"] == []
+    assert len(expected["baselines"]) >= 3
+    for entry, value in expected.items():
+        assert found[entry] == value, entry
+    if run_file == REGRESSION:
+        check_noted(tmp_path, words)
 
 
 def members(run: subprocess.Popen) -> list[psutil.Process]:

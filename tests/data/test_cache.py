@@ -161,6 +161,43 @@ print(cached("numbers", compute)["a"].tolist())
     assert (tmp_path / "computed").read_text() == "once "
 
 
+@pytest.mark.parametrize("kind", ["rows", "each"])
+def test_processes_that_start_at_once_share_the_chunks(kind, tmp_path):
+    program = f"""
+import os, sys, time, numpy as np
+from pathlib import Path
+from kshot.data.cache import CachedRows, cached_each
+here, name = Path({str(tmp_path)!r}), sys.argv[1]
+def log(numbers):
+    with open(here / "computed", "a") as file:
+        file.writelines(f"{{name}} {{number}}\\n" for number in numbers)
+    time.sleep(0.2)
+def rows(numbers):
+    log(numbers)
+    return {{number: np.array([number]) for number in numbers if number != 3}}
+def array(number):
+    log([number])
+    return {{"a": np.array([number])}}
+(here / f"{{name}} is ready").touch()
+while len([*here.glob("* is ready")]) < 2:
+    time.sleep(0.01)
+if {kind!r} == "rows":
+    found = CachedRows("rows", [bytes([number]) for number in range(8)], rows, chunk=1)
+    print(found[np.flatnonzero(found.known)][:, 0].tolist())
+else:
+    print([int(each["a"][0]) for each in cached_each([f"number-{{number}}" for number in range(8)], array)])
+"""
+    environment = os.environ | {"KSHOT_CACHE": str(tmp_path / "cache")}
+    commands = [[sys.executable, "-c", program, name] for name in "ab"]
+    both = [subprocess.Popen(each, env=environment, stdout=subprocess.PIPE, text=True) for each in commands]
+    expected = [number for number in range(8) if kind == "each" or number != 3]
+    assert [each.communicate()[0] for each in both] == [f"{expected}\n"] * 2
+    computed = [line.split() for line in (tmp_path / "computed").read_text().splitlines()]
+    assert {name for name, _ in computed} == {"a", "b"}
+    numbers = sorted(int(number) for _, number in computed)
+    assert numbers == (list(range(8)) if kind == "each" else [0, 1, 2, 3, 3, 4, 5, 6, 7]), "3 cannot be computed"
+
+
 def test_a_folder_is_filled_again_where_its_table_is_missing_changed_or_unconfirmed(monkeypatch, tmp_path):
     monkeypatch.setenv("KSHOT_CACHE", str(tmp_path))
     fills = []

@@ -6,6 +6,8 @@ torchrun --nproc-per-node 2 tests/training/in_ranks.py '[["maml", "loop", 20]]' 
 import copy
 import json
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -13,6 +15,7 @@ import torch.distributed as dist
 from zoo import ZOO, Row, make_task
 
 import kshot
+from kshot.training.ranks import help_first, leading, map_over_ranks, others
 from kshot.types import tree_map
 
 TASKS = 5
@@ -53,11 +56,62 @@ def refused() -> str:
     return ""
 
 
+def evaluated(name: str) -> kshot.evaluation.Evaluation:
+    """The evaluation of a learner with its initial weights."""
+    torch.manual_seed(0)
+    return kshot.evaluate(copy.deepcopy(ZOO[name].make(3)).double(), Tasks(ZOO[name]), num_tasks=19, audit=False)
+
+
+def rank_for(item: int) -> tuple[int, int]:
+    """An item with the process that does it; process 1 does no multiples of 10, and takes 0.01 s for others."""
+    time.sleep(0.01)
+    if dist.get_rank() == 1 and item % 10 == 0:
+        raise ValueError(f"item {item} is damaged")
+    return item, dist.get_rank()
+
+
+def rank_at_once(item: int) -> tuple[int, int]:
+    return item, dist.get_rank()
+
+
+def rank_with_others(item: int) -> tuple[int, int]:
+    """As `rank_for`, by way of several items."""
+    return mapped(rank_for, range(item + 1, item + 4))[0]
+
+
+def mapped(work: Callable[[int], tuple[int, int]], items: range, **options: bool) -> list[tuple[int, int]]:
+    return [result for _, result in map_over_ranks(work, items, **options)]
+
+
+def led(names: list[str]) -> dict:
+    """What process 0 computes with the help of the others; {} in them."""
+    those = others()
+    if dist.get_rank() > 0:
+        help_first(those)
+        return {}
+    with leading(those):
+        found = {
+            "shared": mapped(rank_for, range(-1, 10)),
+            "failing": mapped(rank_for, range(-5, 35, 3)),
+            "not sent": mapped(lambda item: rank_for(item), range(4)),
+            "nested": mapped(rank_with_others, range(5)),
+            "cheap": mapped(rank_at_once, range(4)),
+            "not led": mapped(rank_for, range(4), led=False),
+            "evaluated": {name: evaluated(name) for name in names},
+        }
+        try:
+            kshot.evaluate(ZOO["protonet"].make(3).double(), Tasks(ZOO["protonet"], unreadable=6), num_tasks=8)
+        except ValueError as error:
+            found["refused"] = str(error)
+        return found
+
+
 def main() -> None:
     trainings, out = json.loads(sys.argv[1]), Path(sys.argv[2])
     dist.init_process_group("gloo")
-    found = [trained(*each) for each in trainings]
-    torch.save({"trained": found, "refused": refused()}, out / f"{dist.get_rank()}.pt")
+    found = {"trained": [trained(*each) for each in trainings], "refused": refused()}
+    found |= {"led": led(sys.argv[3:])}
+    torch.save(found, out / f"{dist.get_rank()}.pt")
     dist.destroy_process_group()
 
 

@@ -8,25 +8,28 @@ from pathlib import Path
 
 import pytest
 import torch
-from training.in_ranks import trained
-from zoo import ZOO
+from training.in_ranks import evaluated, trained
+from zoo import ZOO, make_task
 
 import kshot
-from kshot.training.ranks import Ranks
+from kshot.learner import predict_query
+from kshot.training.fit import seeded
+from kshot.training.ranks import Ranks, _packed, _unpacked
 
 TESTS = Path(__file__).parents[1]
 RANDOM = ("p>m>f",)
 """Learners that draw random numbers, of which each process has its own."""
 
 
-def by_two(trainings: list[tuple[str, str, int]], out: Path) -> list[dict]:
+def by_two(trainings: list[tuple[str, str, int]], out: Path, *evaluated: str) -> list[dict]:
     """What two processes end with."""
     torchrun = ["-W", "ignore", "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     command = [sys.executable, *torchrun, str(TESTS / "training" / "in_ranks.py"), json.dumps(trainings), str(out)]
+    command += evaluated
     paths = {"PYTHONPATH": os.pathsep.join([str(TESTS.parent), str(TESTS)]), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, env=os.environ | paths, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
-    return [torch.load(out / f"{rank}.pt") for rank in range(2)]
+    return [torch.load(out / f"{rank}.pt", weights_only=False) for rank in range(2)]
 
 
 def check_equal(trainings: list[tuple[str, str, int]], ends: list[dict]) -> None:
@@ -44,10 +47,29 @@ def check_equal(trainings: list[tuple[str, str, int]], ends: list[dict]) -> None
 
 def test_two_processes_train_as_one_and_fail_together(tmp_path: Path) -> None:
     trainings = [("maml, running BatchNorm", "loop", 3), ("cnp", "vmap", 20)]
-    ends = by_two(trainings, tmp_path)
+    names = ["maml, running BatchNorm", "protonet", "cnp"]
+    ends = by_two(trainings, tmp_path, *names)
     check_equal(trainings, ends)
     refused = [end["refused"] for end in ends]  # task 6 is the second of step 1, and so of process 1
     assert refused == ["RuntimeError: process 1: task 6 is damaged", "ValueError: task 6 is damaged"]
+    check_led(names, ends[0]["led"])
+
+
+def check_led(names: list[str], led: dict) -> None:
+    """Process 0 has what it would compute alone, of which process 1 has computed its part."""
+    assert led["shared"] == [(-1, 0), (0, 0), *((item, (item - 1) % 2) for item in range(1, 10))]
+    alone = [(item, 0) for item in range(-5, 35, 3)]
+    assert led["failing"] == alone, "item 10 is of process 1, whose part process 0 does then"
+    assert led["nested"] == [(1, 0), (2, 0), (3, 0), (4, 1), (5, 0)]
+    assert led["not sent"] == led["not led"] == led["cheap"] == [(item, 0) for item in range(4)]
+    assert led["refused"] == "task 6 is damaged"
+    for name in names:
+        alone, shared = evaluated(name), led["evaluated"][name]
+        assert shared.per_task == alone.per_task, name
+        assert shared.metrics == alone.metrics
+        assert shared.episodes_sha256 == alone.episodes_sha256
+        assert shared.episodes == alone.episodes
+        assert shared.calibration == alone.calibration
 
 
 @pytest.mark.slow
@@ -55,6 +77,29 @@ def test_two_processes_train_every_learner_as_one(tmp_path: Path) -> None:
     names = [name for name, row in ZOO.items() if row.make(3).trained_parameters() and name not in RANDOM]
     trainings = [(name, mode, 20) for name in names for mode in ("loop", "vmap")]
     check_equal(trainings, by_two(trainings, tmp_path))
+
+
+@pytest.mark.parametrize("name", ZOO)
+def test_every_learner_can_be_sent_to_another_process(name: str) -> None:
+    row = ZOO[name]
+    learner, task = row.make(3).eval(), make_task(row, seed=1)
+    again = _unpacked(_packed(learner))
+    with torch.no_grad():
+        expected, found = (figures_of(each, task) for each in (learner, again))
+    assert found == pytest.approx(expected, rel=0, abs=0, nan_ok=True)
+
+
+def figures_of(learner: kshot.Learner, task: kshot.Task) -> dict[str, float]:
+    with seeded(0):
+        prediction = predict_query(learner, learner.adapt(task.support), task.query)
+    return {name: float(value) for name, value in learner.objective.metrics(prediction, task.query).items()}
+
+
+def test_a_view_is_sent_without_what_it_does_not_show() -> None:
+    whole = torch.randn(1000, 100)
+    content = _packed({"row": whole[3]})
+    assert len(content) < 10_000
+    assert torch.equal(_unpacked(content)["row"], whole[3])
 
 
 def test_a_step_of_fewer_tasks_than_processes_is_refused() -> None:

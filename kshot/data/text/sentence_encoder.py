@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from kshot.data.cache import cached, is_cached, texts_key
+from kshot.data.cache import cached_each, is_cached, texts_key
 from kshot.data.dataset import ArrayDataset
 from kshot.data.pretrained import LOCAL, config, digest_of, folder_of, named_errors, transformers_library
 
@@ -124,11 +124,8 @@ class SentenceEncoder:
         num_missing = sum(len(chunk) for chunk, name in zip(chunks, names) if not is_cached(name))
         if num_missing >= WORTH_LOGGING:
             log.warning("%s encodes %d texts, once: their features are cached", self.name, num_missing)
-
-        def features(chunk: Sequence[str], name: str) -> np.ndarray:
-            return cached(name, lambda: {"features": self.encode(chunk)})["features"]
-
-        return ArrayDataset(np.concatenate([*map(features, chunks, names)]))
+        found = cached_each(names, lambda number: {"features": self.encode(chunks[number])})
+        return ArrayDataset(np.concatenate([arrays["features"] for arrays in found]))
 
     def encode(self, texts: Sequence[str]) -> np.ndarray:
         """Compute the features (n, D) float32 of texts, of which none may be blank, without the cache."""
