@@ -136,14 +136,14 @@ def pretraining_of_baselines(
     seconds: float | None,
     event_log: EventLog | None = None,
 ) -> Pretraining | None:
-    """The pretraining of the baselines for a time, so that they may spend what the learner spent.
+    """The pretraining of the baselines, so that they may spend what the learner spent, times the budget of baselines.
 
-    The options are those of `options_of_baselines`, with as many steps as fit the time; their number is kept in the run
-    folder, so that a resumed run takes the same.
+    The options are those of `options_of_baselines`. The steps are those of the learner's pretraining, and as many more
+    as fit the time of its meta-training; their number is kept in the run folder, so that a resumed run takes the same.
 
     Args:
         new_model: makes the model with its initial weights.
-        seconds: the time; None for that of a finished run.
+        seconds: the time of the meta-training; None for that of a finished run.
         event_log: the log, in which the number of steps is noted.
 
     Returns:
@@ -165,7 +165,9 @@ def pretraining_of_baselines(
         return None
     else:
         try:
-            steps = int(seconds / seconds_per_step(_with_steps(spec, folder, TIMED_STEPS), new_model(), source))
+            each = seconds_per_step(_with_steps(spec, folder, TIMED_STEPS), new_model(), source)
+            before = spec.pretrain.steps if spec.pretrain else 0
+            steps = int(spec.baselines.budget * (before + seconds / each))
         except ValueError:  # the source cannot pretrain
             steps = 0
         if event_log is not None:
@@ -185,7 +187,7 @@ def pretrain_baselines(
     display: Display,
     event_log: EventLog,
 ) -> list[nn.Module]:
-    """The model that was pretrained for a time, if that is longer than the run file's pretraining."""
+    """The model of `pretraining_of_baselines`, pretrained, if that is longer than the run file's pretraining."""
     pretraining = pretraining_of_baselines(spec, folder, new_model, source, seconds, event_log)
     if pretraining is None:
         return []

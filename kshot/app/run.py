@@ -259,7 +259,7 @@ def _finish(
         checkpoint = trained.folder.train / result.best.checkpoint
         if need_pretraining(spec, source.objective):
             with failures.recorded("the pretraining of the baselines"):
-                seconds = spec.baselines.budget * result.rounds[-1].seconds
+                seconds = result.rounds[-1].seconds - trained.pretrain_seconds
                 longer = pretrain_baselines(
                     spec, trained.folder, trained.new_model, source, seconds, display, event_log
                 )

@@ -49,6 +49,23 @@ def test_baselines_are_pretrained_for_the_time_of_the_learner_and_kept_for_later
     assert again["baselines"]["pretrained_centroid"] == report["baselines"]["pretrained_centroid"]
 
 
+def test_the_pretraining_of_the_learner_counts_by_its_steps_however_slow_they_were(tmp_path, monkeypatch):
+    from kshot.app import pretraining
+    from kshot.app.build import build_model, build_source, shapes_of
+    from kshot.app.folder import RunFolder
+    from kshot.app.spec import parse_spec
+
+    spec = parse_spec(GLYPHS.replace("num_test_tasks: 3", "budget: 2.0"), "test")
+    source = build_source(spec)
+    shapes = shapes_of(source)
+    monkeypatch.setattr(pretraining, "seconds_per_step", lambda *_: 0.5)
+    found = pretraining.pretraining_of_baselines(
+        spec, RunFolder(tmp_path), lambda: build_model(spec, shapes, head=True), source, seconds=2.0
+    )
+    assert spec.pretrain.steps == 3
+    assert found.options.steps == 2 * (3 + 2.0 / 0.5)
+
+
 def test_a_failing_baseline_is_reported_and_costs_nothing_else(kshot, tmp_path, monkeypatch):
     from kshot.learners import SupportMean
 

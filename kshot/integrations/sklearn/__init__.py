@@ -2,7 +2,7 @@
 
 `MetaRegressor` and `MetaClassifier` are fitted to the rows of many groups. Their method `adapt` takes a few rows of a
 new group and returns an ordinary fitted estimator, a `KShotRegressor` or `KShotClassifier`, which open run folders too.
-`TabularRegressor` and `TabularClassifier` need no groups: their network was trained before, on synthetic tables.
+`TabularRegressor` and `TabularClassifier` need no groups: their network was trained before, on other tables.
 """
 
 from kshot.integrations.sklearn.adapted import KShotClassifier, KShotRegressor

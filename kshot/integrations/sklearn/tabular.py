@@ -196,9 +196,10 @@ class Tabular(Rows):
 
 
 class TabularClassifier(Classifying, Tabular):
-    """A classifier of one small table, whose network was trained on synthetic tables; `fit` only reads the rows.
+    """A classifier of one small table, whose network was trained on other tables; `fit` only reads the rows.
 
-    The network, `learners.prior_fitted`, predicts a row from all rows that it reads, in one pass. The members of an
+    The network, `learners.prior_fitted`, was trained on synthetic tables and on those of R's packages, each with a
+    random column as the target. It predicts a row from all rows that it reads, in one pass. The members of an
     ensemble read them with other transforms of the features (as they are, or by a power transform that makes them
     symmetric) and with another order of the classes; the probabilities are the geometric mean of theirs, normalised.
     Of a table of more classes than the network has, 10, each member reads random groups of classes instead; a class
@@ -264,7 +265,7 @@ class TabularClassifier(Classifying, Tabular):
 
 
 class TabularRegressor(Regressing, Tabular):
-    """A regressor of one small table, whose network was trained on synthetic tables; `fit` only reads the rows.
+    """A regressor of one small table, whose network was trained on other tables; `fit` only reads the rows.
 
     It predicts a mean and a standard deviation. The members of the ensemble read the rows with other transforms of the
     features, and with the targets or their negative; the prediction is that of the mixture of their distributions.
