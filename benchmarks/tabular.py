@@ -100,7 +100,7 @@ def numbers(model: Any) -> Any:
             make_pipeline(SimpleImputer(add_indicator=True), StandardScaler()),
             make_column_selector(dtype_include="number"),
         ),
-        (OneHotEncoder(handle_unknown="infrequent_if_exist", min_frequency=2), words),
+        (OneHotEncoder(handle_unknown="infrequent_if_exist", min_frequency=2, sparse_output=False), words),
     )
     return make_pipeline(encoded, model)
 
