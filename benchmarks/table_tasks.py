@@ -26,6 +26,8 @@ MOST_LEVELS = 10
 HELD_OUT = 8
 """Every eighth package of R is for validation; a package's tables are often alike."""
 MOST_FEATURES, MOST_CLASSES = 32, 10
+LEAST_SPREAD = 0.2
+"""Of the support set's numbers, as a share of that of all, so that no query is hundreds of standard deviations away."""
 
 
 class Encoded(NamedTuple):
@@ -138,7 +140,7 @@ class RealTables(TaskSource):
             n = min(rows, len(known) * 2 // 3)
             chosen = random.permutation(known)[: n + self.queries]
             y = target[chosen]
-            if len(np.unique(y[:n])) < 2:
+            if len(np.unique(y[:n])) < 2 or (not self.classifies and y[:n].std() < LEAST_SPREAD * y.std()):
                 continue
             x = _features(random, [part for number, part in enumerate(table.parts) if number != column], chosen)
             if not (x[:n].std(0) > 0).any():
