@@ -6,7 +6,7 @@
 Tables with classes are those of `small_tables.compared`, of R's packages and scikit-learn, on none of which the weights
 that come with kshot were trained. Tables with a numeric target are from scikit-learn, and from single schools of London
 if `--school` exists. Each split samples `--rows` rows of a table for training, stratified by class, and up to 300
-others for testing; all methods use the same rows, and tables of fewer than 1.5 times the rows are left out. A score is
+others for testing; all methods use the same rows, and tables of fewer than 1.25 times the rows are left out. A score is
 the mean over splits. The difference to the in-context estimator is paired by split, then averaged within tables, and
 its interval is over tables. Scores are saved in `--out` and reused.
 """
@@ -199,7 +199,7 @@ def measure(
     """Table name to method name to the metrics of each split."""
     scores: dict[str, dict[str, list[dict[str, float]]]] = {}
     for name, table in tables.items():
-        if len(table[1]) < 1.5 * rows:
+        if len(table[1]) < 1.25 * rows:
             continue
         scores[name] = {}
         for method, predict in methods.items():
