@@ -5,7 +5,6 @@ Shape legend: n rows, F features, C classes.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -13,9 +12,9 @@ import numpy as np
 import torch
 from small_tables import Columns, others
 
-from kshot import objectives, types
+from kshot import objectives
 from kshot.sources import tabular_priors
-from kshot.sources.tabular_prior import TargetType
+from kshot.sources.tabular_prior import TabularPriors, TargetType
 from kshot.tasks.source import TaskSource, generator
 from kshot.types import Batch, Split, Task
 
@@ -112,15 +111,7 @@ class RealTables(TaskSource):
         low, high = np.log(self.rows[0]), np.log(self.rows[1] + 1)
         return self._real(random, self.tables[split], int(np.exp(group.uniform(low, high))))
 
-    def stack(self, split: Split, indices: Sequence[int]) -> Task:
-        tasks = [self.task(split, index) for index in indices]
-        rows, features = (max(task.support.inputs.shape[axis] for task in tasks) for axis in (0, 1))
-        return types.stack(
-            [
-                Task(*(_padded(batch, size, features) for batch, size in zip(task, (rows, self.queries))))
-                for task in tasks
-            ]
-        )
+    stack = TabularPriors.stack  # which pads rows and columns alike
 
     def describe(self) -> dict[str, Any]:
         return {"source": "real tables", "rows": list(self.rows), "queries": self.queries, "real": self.real}
@@ -195,13 +186,3 @@ def _features(random: np.random.Generator, parts: list[np.ndarray], rows: np.nda
         order = order[: int(np.exp(random.uniform(0, np.log(len(parts) + 0.99)))) or 1]
     x = np.concatenate([parts[number][rows] for number in order], 1)[:, :MOST_FEATURES]
     return (x - x.mean(0)) / (x.std(0) + 1e-9)
-
-
-def _padded(batch: Batch, rows: int, features: int) -> Batch:
-    more = rows - len(batch.weight)
-    inputs = torch.nn.functional.pad(batch.inputs, (0, features - batch.inputs.shape[1], 0, more))
-    return Batch(
-        inputs,
-        torch.nn.functional.pad(batch.targets, (0, 0, 0, more)),
-        torch.nn.functional.pad(batch.weight, (0, more)),
-    )

@@ -77,6 +77,7 @@ def in_turns(paths: Sequence[Path]) -> Iterator[int]:
 
 
 _DAMAGE = (zipfile.BadZipFile, zlib.error, ValueError, EOFError, OSError, KeyError, NotImplementedError)
+"""What reading a damaged file of arrays raises."""
 
 
 def _read_arrays(path: Path) -> dict[str, np.ndarray] | None:
