@@ -118,11 +118,10 @@ def _check_stored(file: BinaryIO) -> dict[str, tuple[int, tuple[int, ...], np.dt
 class CachedRows:
     """Rows of numbers, each computed once for its key: an array (n, ...) that is read by row from files of the cache.
 
-    Processes that call this at once, such as those of one run, compute different chunks.
     The folder `name` of the cache has a file for each chunk that was ever computed, written whole and never changed.
     An interruption loses one chunk at most, and rows that were computed for other data with the same key are found. The
     checksum of a file is compared before the first of its rows is read; what is damaged then, or was deleted meanwhile,
-    is computed again.
+    is computed again. Processes that make one at once, such as those of a run, compute different chunks.
 
     Args:
         name: must contain (a hash of) everything that a row depends on besides its key; None for files that are deleted

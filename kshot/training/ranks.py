@@ -239,9 +239,9 @@ def leading(others: Others | None) -> Iterator[None]:
     try:
         with holding(_alone, True), holding(_others, others):
             yield
-    except LostProcess:
+    except LostProcess:  # nobody is left to be called
         raise
-    except Exception:
+    except Exception:  # the others wait for a call, however it ends
         others.call(False)
         raise
     else:
