@@ -16,6 +16,7 @@ from kshot.inner.functional import assume_equal_weights
 from kshot.inner.layer_errors import explain_missing_derivatives
 from kshot.inner.unrolling import recomputing
 from kshot.learner import Learner
+from kshot.training.cuda_graph import CudaGraph
 from kshot.training.programs import (
     Program,
     compile_program,
@@ -94,6 +95,8 @@ class Replayer:
             ):
                 traced = trace(self.learner, example)
             program = compile_program(traced, self.backend) if engine == "compiled" else traced
+            if not one_task and on_gpu(example) and not draws_random_numbers(traced):
+                program = CudaGraph(program)
             self._entries[key, state] = Entry(program, traced, one_task)
         return self._entries[key, state]
 
@@ -205,6 +208,11 @@ def have_equal_weights(tasks: Task) -> bool:
 def shapes_of(tasks: Task) -> tuple:
     """Shapes and dtypes of the tensors of tasks."""
     return tuple((leaf.shape, leaf.dtype) for leaf in tree_leaves(tasks))
+
+
+def on_gpu(tree: Any) -> bool:
+    """Whether all tensors of a tree are on a GPU of CUDA."""
+    return all(leaf.is_cuda for leaf in tree_leaves(tree))
 
 
 def _single_core_threads(count: int) -> ThreadPoolExecutor:

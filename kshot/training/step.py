@@ -3,9 +3,9 @@
 `loop` processes the tasks one by one and frees the graph of each before the next: the least memory. `vmap` runs all
 tasks in one batched pass. `traced` records the operations of a step once per shape of tasks and replays them without
 Python and autograd: those of the batched pass or, for convolutions on a CPU, those of one task, on as many tasks in
-parallel as there are cores. `compiled` compiles the trace of the batched pass. `auto` measures the real step and
-chooses. If a step does not fit into memory, by prediction or when it is taken, the tasks are processed in chunks, and
-inner steps are recomputed. Only this file knows the engines.
+parallel as there are cores. `compiled` compiles the trace of the batched pass. On a GPU, both are launched as CUDA
+graphs. `auto` measures the real step and chooses. If a step does not fit into memory, by prediction or when it is
+taken, the tasks are processed in chunks, and inner steps are recomputed. Only this file knows the engines.
 """
 
 from __future__ import annotations

@@ -13,6 +13,7 @@ from zoo import ZOO
 
 import kshot
 from kshot.models import conv4
+from kshot.training.cuda_graph import CudaGraph
 from kshot.training.fit import Settings
 from kshot.training.pretrain import pretraining_loop
 from kshot.training.ranks import _packed, _unpacked
@@ -52,6 +53,28 @@ def gradient(name: str, device: str, mode: str) -> list[torch.Tensor]:
 def test_each_mode_has_the_gradient_of_the_cpu(name: str, mode: str) -> None:
     for found, expected in zip(gradient(name, DEVICE, mode), gradient(name, "cpu", "loop")):
         torch.testing.assert_close(found, expected, rtol=1e-8, atol=1e-10)
+
+
+@pytest.mark.skipif(DEVICE == "cpu", reason="CUDA graphs need a GPU")
+@pytest.mark.parametrize("mode", ["traced", pytest.param("compiled", marks=pytest.mark.slow)])
+def test_recorded_steps_are_cuda_graphs_that_read_new_weights_and_tasks(mode: str) -> None:
+    learner = make("maml", DEVICE)
+    step, plain = MetaGradient(learner, mode), MetaGradient(learner, "vmap")
+    for number in range(6):
+        tasks = to(Tasks(ZOO["maml"]).stack("train", range(3 * number, 3 * number + 3)), DEVICE)
+        found = []
+        for gradient_of in (step, plain):
+            learner.zero_grad()
+            loss = gradient_of(tasks)
+            found.append([loss, *(p.grad for p in learner.parameters() if p.grad is not None)])
+        for mine, other in zip(*found, strict=True):
+            torch.testing.assert_close(mine, other, rtol=1e-8, atol=1e-10)
+        with torch.no_grad():
+            for p in learner.parameters():
+                p.mul_(1.01)
+    (entry,) = step._replayer._entries.values()
+    assert isinstance(entry.program, CudaGraph)
+    assert entry.program._recorded is not None
 
 
 @pytest.mark.parametrize("name", [name for name in ZOO if name not in RANDOM])
