@@ -1,4 +1,4 @@
-"""A program whose kernels are launched together, as one CUDA graph: small kernels take less time than their launches."""
+"""A program as one CUDA graph, for small kernels, which take less time than their launches."""
 
 from __future__ import annotations
 
