@@ -131,7 +131,7 @@ def auto(
     Simple baselines are tried first; then learners in the order that experience suggests, those that do better on
     validation tasks for longer. If none is better than the best simple baseline, that one is kept.
 
-    Exit code: as of `kshot run`.
+    Exit code: as of `kshot run`; 0 where no target is given.
     """
     from kshot.app.auto.command import auto as find
     from kshot.app.resumable import resumable

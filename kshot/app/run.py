@@ -72,6 +72,8 @@ from kshot.training.closed_form import fit_closed_form
 from kshot.training.fit import Diverged
 from kshot.training.ranks import help_first, leading, others
 
+NO_TARGET = "No target was given: what was best on validation tasks has been tested."
+
 
 @dataclass(frozen=True)
 class Trained:
@@ -144,7 +146,8 @@ def run(
             help_first(those)
             return {}
         with leading(those):
-            display.say(trained.result.outcome.value)
+            if not _lacks_target(choice):
+                display.say(trained.result.outcome.value)
             if choice is None and sweep is None:  # else it is known to experience already
                 _keep_trial(spec, source, trained)
             report, figures = _finish(spec, out, trained, checked, display, started, choice, sweep)
@@ -280,6 +283,8 @@ def _finish(
     figures: dict[str, Any] = {}
     if choice is not None:
         report["choice"] = dict(choice)
+        if _lacks_target(choice):  # that of the run file is the level of the best simple baseline
+            report |= {"target": None, "sentence": NO_TARGET, "reason": choice["reason"]}
         with failures.recorded("the chart of the plans"):
             figures["plans"] = plan_charts.race_chart(choice, target)
     if sweep is not None:
@@ -288,7 +293,7 @@ def _finish(
             figures["sweep"] = sweep_chart.sweep_chart(sweep, target)
     with failures.recorded("the charts of the run"):
         best = best_baseline(report["baselines"], target.metric, target.at_least)
-        figures["rounds"] = run_charts.rounds_chart(report["rounds"], report["target"], baseline=best)
+        figures["rounds"] = run_charts.rounds_chart(report["rounds"], str(target), baseline=best)
         figures["learning_curve"] = run_charts.learning_curve(event_log.events)
     if test:
         with failures.recorded("the charts of the test"):
@@ -298,6 +303,11 @@ def _finish(
     write_report(out, report, event_log.events, figures)
     event_log.record("finished", outcome=result.outcome.name)
     return report, figures
+
+
+def _lacks_target(choice: Mapping[str, Any] | None) -> bool:
+    """Whether the run file was chosen for data without a target."""
+    return choice is not None and choice["target"] is None
 
 
 def _train(

@@ -48,6 +48,11 @@ from kshot.types import Tree
 
 log = logging.getLogger(__name__)
 
+MOST_SHOTS = 10
+"""Shots of a table that are not given, where half of the rows of a typical group are not fewer."""
+FEWEST_NUMBERED = 20
+"""Rows of a table in which a column that numbers them is recognised."""
+
 
 @check_arguments
 def table(
@@ -66,7 +71,7 @@ def table(
     ways: Ways = 5,
     train_ways: Ways | None = None,
     test_ways: Ways | None = None,
-    shots: Size = 10,
+    shots: Size | None = None,
     queries: Size = 10,
     train_queries: Size | None = None,
     imbalance: Imbalance | None = None,
@@ -94,7 +99,7 @@ def table(
         group, target: the column that names the group of a row, and that to predict, or several numeric columns.
         classes: the column of classes, instead of `group` and `target`.
         target_type: "regression" or "classification"; by default according to the column of the target.
-        inputs: the columns to predict from; by default all others, but for `ignore`.
+        inputs: the columns to predict from; by default all others, but for `ignore`, and one that numbers the rows.
         kinds: types of columns that are not detected correctly: number, boolean, category, date, or a format of dates
             such as "%d/%m/%Y".
         time: a column of dates or numbers; the support of a group then precedes its query.
@@ -102,7 +107,8 @@ def table(
             task come from one domain.
         split: see `kshot.tasks.splitting`; by default 70, 15 and 15 % of the groups or classes; of the rows with a
             target alone, where it is always {rows: …}.
-        shots, queries, train_queries: number of rows of a task, or of each class.
+        shots, queries, train_queries: number of rows of a task, or of each class; shots are by default 10, or half the
+            rows of the median group or class if these are fewer.
         ways, train_ways, test_ways, imbalance, label_noise: as in `ClassTasks`; for `classes` only.
         on_too_few, seed: as in `ClassTasks`.
         reading: format of text files: delimiter, encoding, decimal, missing; see `Reading`.
@@ -160,8 +166,16 @@ def table(
     raw = read_columns(opened, input_kinds)
     understood |= {name: describe_raw(column) for name, column in raw.items()}
     notes = _notes(opened, raw, input_kinds, kinds)
+    if inputs is None:
+        for name in [name for name, column in raw.items() if name not in (time, *kinds) and _numbers_the_rows(column)]:
+            del raw[name]
+            notes.append(
+                f"{opened.path}, column {name!r} numbers the rows, and is left out: list it in inputs to keep it"
+            )
     members = members.only(opened.settle(bad_rows))
     opened.release(*(name for name in special if name not in (key, *names)))
+    if shots is None:
+        shots = min(MOST_SHOTS, max(int(np.median(members.sizes)) // 2, 1)) if len(members) else MOST_SHOTS
     if is_whole:
         parts = by_rows({"": members.flat}, split["rows"], seed=split.get("seed", 0))
         parts = {part: {f"rows of {part}": rows[""]} for part, rows in parts.items()}
@@ -207,6 +221,13 @@ def table(
     for note in notes:
         log.warning("%s", note)
     return source
+
+
+def _numbers_the_rows(column: Raw) -> bool:
+    """Whether a column is 0, 1, 2, … or 1, 2, 3, …, as that which a DataFrame writes as its index."""
+    if column.kind != "number" or len(column.values) < FEWEST_NUMBERED:
+        return False
+    return column.values[0] in (0, 1) and bool((np.diff(column.values) == 1).all())
 
 
 def _notes(table: Table, raw: Mapping[str, Raw], kinds: Mapping[str, str], given: Mapping[str, str]) -> list[str]:

@@ -97,7 +97,7 @@ class GroupTasks(PooledSource):
     def _check_pools(self) -> None:
         for split, pool in self._pools.items():
             if not len(pool):
-                left_out = f"; left out were {'; '.join(self.dropped)}" if self.dropped else ""
+                left_out = f"; left out were {'; '.join(self.dropped)}: give fewer shots" if self.dropped else ""
                 raise ValueError(f"{self.name}: the {split} split has no groups{left_out}")
         self.group_names = {split: pool.names for split, pool in self._pools.items()}
 

@@ -156,6 +156,13 @@ def test_plans_that_fail_make_room_and_finished_ones_leave_their_time_to_others(
     assert made.ranked()[0].plan.name == "p1"
 
 
+def test_no_plan_starts_after_the_time_if_there_is_a_simple_baseline(tmp_path, clock):
+    made = a_race(tmp_path, clock, [None] * 9, 100)
+    made.entrants["simple"] = Entrant(plans.baseline_plan("simple"), course=[(1.0, Interval(0.3, 0.1, 100))])
+    made.run(made.plans, shortest=60.0)  # each fails after 100 s, as one that is fitted as a whole
+    assert made.given == [("p0", 100)]
+
+
 def test_nothing_is_ranked_where_there_is_nothing(tmp_path, clock):
     made = a_race(tmp_path, clock, [0.5, None], 80)
     made.run(made.plans)
@@ -300,7 +307,12 @@ def test_a_better_simple_baseline_is_kept_and_serves_as_a_run(quick, kshot, tmp_
     assert "kshot.evaluation" not in done.out
     assert "How this plan was chosen" in page
     figure = Interval(**entrants["gaussian_process"]["course"][-1][1])
-    assert figure.high <= Target.parse(report["target"]).value <= 1.001 * figure.high
+    spec = yaml.safe_load((tmp_path / "found" / "spec.yaml").read_text())
+    assert figure.high <= Target.parse(spec["target"]).value <= 1.001 * figure.high
+    assert report["target"] is None
+    assert report["reason"] == report["choice"]["reason"]
+    assert "No target was given" in page
+    assert not any("target is met" in text or "before the target" in text for text in (done.out, page))
 
     opened, source = package.load(tmp_path / "found"), package.sources.sinusoids(shots=5)
     task = source.task("test", 0)
@@ -322,6 +334,7 @@ def test_one_simple_baseline_is_measured_however_short_the_time_is(quick, kshot,
         yield
 
     monkeypatch.setattr(race, "time_limit", limit)
+    monkeypatch.setattr(command, "LEAST_FOR_SIMPLE", 0.0)
     assert kshot("auto", "waves.yaml", "--minutes", 0.1, "--out", "found").code == 0
     report = json.loads((tmp_path / "found" / "report.json").read_text())
     simple = {each["name"]: each for each in report["choice"]["entrants"] if each["simple"]}

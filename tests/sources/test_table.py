@@ -54,6 +54,32 @@ def open_shops(path: Path, **options):
     return table(path, **{"group": "shop", "target": "sales", "split": SPLIT, "shots": 4, "queries": 3} | options)
 
 
+def inputs_of(source) -> set[str]:
+    return {column.name for column in source.preprocessor.columns.columns}
+
+
+@pytest.mark.parametrize("first", [0, 1])
+def test_a_column_that_numbers_the_rows_is_left_out_unless_it_is_listed(first):
+    frame = shops().with_row_index("rownames", first)
+    source = open_shops(frame)
+    assert "rownames" not in inputs_of(source)
+    assert [note for note in source.notes if "'rownames' numbers the rows, and is left out" in note]
+    for kept in ({"inputs": ["rownames", "visitors"]}, {"kinds": {"rownames": "number"}}, {"time": "rownames"}):
+        assert "rownames" in inputs_of(open_shops(frame, **kept))
+    for others in (
+        frame.with_columns(pl.col("rownames").shuffle(0)),
+        frame[2:],
+        frame.with_columns(pl.col("rownames") * 2),
+    ):
+        assert "rownames" in inputs_of(open_shops(others))
+
+
+@pytest.mark.parametrize(("days", "shots"), [(12, 6), (5, 2), (2, 1), (40, 10)])
+def test_by_default_half_of_the_rows_of_a_typical_group_are_shots(days, shots):
+    frame = pl.concat([shops(days=days), shops(count=1, days=200).with_columns(shop=pl.lit("large"))])
+    assert table(frame, group="shop", target="sales", split=SPLIT, queries=1).shots.plain() == shots
+
+
 def test_a_task_is_the_rows_of_one_group(tmp_path):
     frame = shops().with_row_index("number")
     frame.write_csv(tmp_path / "t.csv")

@@ -49,6 +49,8 @@ from kshot.yaml_files import parse_yaml
 
 FOR_SIMPLE, FOR_MIXTURE, FOR_TEST = 0.2, 0.08, 0.15
 """Shares of the time: for the simple baselines, at most; for a mixture, at most; and what is kept for the test."""
+LEAST_FOR_SIMPLE = 4.0
+"""Seconds that each simple baseline may take, within half of the time: what is chosen is compared with the best."""
 TESTED = 3
 """Simple baselines that are tested beside the plan that is kept: the best on validation tasks."""
 TABLE = {"kind": "table", "on_too_few": "shrink"}
@@ -184,7 +186,7 @@ def _find(
             with owned(folder):
                 RunFolder(folder).start(spec, shapes_of(source), encoding)
         take_over(folder, out)
-    return spec, _story(race, kept, reason, minutes)
+    return spec, _story(race, kept, reason, minutes, targeted=question.target is not None)
 
 
 def collect(
@@ -260,6 +262,7 @@ def _measure_simple(race: Race, num_tasks: int) -> None:
     """Measure the simple baselines on validation tasks, as long as a share of the time lasts; one at least."""
     source, candidates = race.source, without_model(race.source) | of_fields(race.source)
     limit = FOR_SIMPLE * race.seconds
+    least = max(limit, min(LEAST_FOR_SIMPLE * len(candidates), race.seconds / 2)) / max(len(candidates), 1)
 
     def measure(name: str, seconds: float) -> None:
         def figures() -> dict[str, Any]:
@@ -276,7 +279,7 @@ def _measure_simple(race: Race, num_tasks: int) -> None:
     for name in candidates:
         if name not in race.entrants:  # else it was measured before an interruption
             race.entrants[name] = Entrant(baseline_plan(name))
-            measure(name, max(limit - race.spent, limit / len(candidates)))
+            measure(name, max(limit - race.spent, least))
     for name in candidates:  # where time is so short that none was done: what is chosen must be compared with one
         if race.simple or not race.left:
             break
@@ -342,7 +345,7 @@ def _trials(race: Race, descriptors: Mapping[str, float | str], data_set: str = 
     ]
 
 
-def _story(race: Race, kept: Entrant, reason: str, minutes: float) -> dict[str, Any]:
+def _story(race: Race, kept: Entrant, reason: str, minutes: float, *, targeted: bool) -> dict[str, Any]:
     """The entry of the report on how the plan was chosen."""
     entrants = [
         {
@@ -358,4 +361,5 @@ def _story(race: Race, kept: Entrant, reason: str, minutes: float) -> dict[str, 
         }
         for each in race.entrants.values()
     ]
-    return {"reason": reason, "minutes": minutes, "metric": race.target.metric, "entrants": entrants}
+    story = {"reason": reason, "minutes": minutes, "metric": race.target.metric, "entrants": entrants}
+    return story | {"target": str(race.target) if targeted else None}

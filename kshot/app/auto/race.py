@@ -210,7 +210,7 @@ class Race:
         """Give the first time to the first `count` plans that suit the data."""
         started: list[Entrant] = []
         for plan in plans:
-            if len(started) == count or (started and self.left <= 0):
+            if len(started) == count or (self.left <= 0 and (started or self.simple)):
                 break
             entrant = self.entrants[plan.name]
             if not entrant.failure:

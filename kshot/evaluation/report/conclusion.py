@@ -19,7 +19,8 @@ class Conclusion(NamedTuple):
         headline: a few words.
         tone: colour of the headline, a CSS class.
         sentence: the same as a sentence.
-        exit_code: 0 if the target is met, 1 if not, 3 if the test figure is not to be trusted.
+        exit_code: 0 if the target is met, or `kshot auto` was given none, 1 if not, 3 if the test figure is not to be
+            trusted.
     """
 
     headline: str
@@ -40,6 +41,8 @@ def conclude(report: Mapping[str, Any]) -> Conclusion:
     sentence, outcome = report.get("sentence") or "", report.get("outcome") or ""
     if failed(report) or report.get("trusted") is False:
         return Conclusion("not to be trusted", "bad", f"{sentence} The test figure is not to be trusted.", UNTRUSTED)
+    if outcome != "DIVERGED" and (report.get("choice") or {}).get("target", outcome) is None:
+        return Conclusion("tested", "good", sentence, MET)
     if outcome != "TARGET_MET":
         tone: Literal["fair", "bad"] = "bad" if outcome == "DIVERGED" else "fair"
         return Conclusion(outcome.replace("_", " ").lower(), tone, sentence, MISSED)
