@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_map_only
 
 from kshot.context import holding
 from kshot.types import Params
@@ -84,15 +86,42 @@ def loss_scales() -> Scales:
     return _scales.get() or Scales()
 
 
-def autocast(device: torch.device) -> AbstractContextManager[None]:
+@contextmanager
+def autocast(device: torch.device) -> Iterator[None]:
     """A context of `torch.autocast` to the precision of `mixing`; none for float32.
 
     It keeps no rounded copies of weights: one that was made where gradients are not recorded, as in a first-order inner
     step, would have none later.
     """
     if (precision := _precision.get()) == "float32":
-        return nullcontext()
-    return torch.autocast(device.type, getattr(torch, precision), cache_enabled=False)
+        yield
+        return
+    with torch.autocast(device.type, getattr(torch, precision), cache_enabled=False), _Convolutions():
+        yield
+
+
+class _Convolutions(TorchFunctionMode):
+    """Rounds the operands of convolutions, which `torch.autocast` leaves in float32 under `vmap` (PyTorch 2.13)."""
+
+    def __torch_function__(
+        self, func: Callable, types: Any, args: tuple = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        if func in _CONVOLUTIONS:
+            args, kwargs = tree_map_only(Tensor, _rounded, (args, dict(kwargs or {})))
+        return func(*args, **(kwargs or {}))
+
+
+_CONVOLUTIONS = {
+    *(torch.conv1d, torch.conv2d, torch.conv3d),
+    *(torch.conv_transpose1d, torch.conv_transpose2d, torch.conv_transpose3d),
+}
+
+
+def _rounded(operand: Tensor) -> Tensor:
+    """An operand as `torch.autocast` rounds it."""
+    kind = operand.device.type
+    cast = torch.is_autocast_enabled(kind) and operand.dtype in (torch.float32, torch.bfloat16, torch.float16)
+    return operand.to(torch.get_autocast_dtype(kind)) if cast else operand
 
 
 def scaled(loss: Tensor, scale: Tensor | None) -> Tensor:

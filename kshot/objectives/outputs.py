@@ -78,12 +78,12 @@ def scored_part(output: Any, *, distribution: bool) -> Tree:
     return fields[SCORED_FIELD]
 
 
-def in_float32(prediction: Tree) -> Tree:
-    """Under `torch.autocast`, a prediction in at least float32, the type in which losses are computed."""
+def in_float32(output: Tree) -> Tree:
+    """Under `torch.autocast`, an output in at least float32, the type in which losses and heads are computed."""
 
     def wide(leaf: Any) -> Any:
         if not isinstance(leaf, Tensor) or leaf.dtype not in (torch.bfloat16, torch.float16):
             return leaf
         return leaf.float() if torch.is_autocast_enabled(leaf.device.type) else leaf
 
-    return wide(prediction) if isinstance(prediction, Tensor) else tree_map(wide, prediction)
+    return wide(output) if isinstance(output, Tensor) else tree_map(wide, output)
