@@ -270,7 +270,7 @@ class MetaGradient:
         if distance > bound:
             set_random_state(state)
             with self._rounded_weights():  # how far a rounding of the weights goes, as between any two computations
-                bound += 30 * difference(plain(tasks), expected)
+                bound += (30 if self.precision == "float32" else 5) * difference(plain(tasks), expected)
         if distance > bound:
             set_random_state(state)
             raise RuntimeError(
