@@ -90,8 +90,7 @@ def loss_scales() -> Scales:
 def autocast(device: torch.device) -> Iterator[None]:
     """A context of `torch.autocast` to the precision of `mixing`; none for float32.
 
-    It keeps no rounded copies of weights: one that was made where gradients are not recorded, as in a first-order inner
-    step, would have none later.
+    It keeps no rounded copies of weights, since those of each inner step would stay until the task ends.
     """
     if (precision := _precision.get()) == "float32":
         yield
