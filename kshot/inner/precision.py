@@ -134,7 +134,7 @@ def unscaled(grads: Params, scale: Tensor | None) -> Params:
 
 
 def check_master_weights(parameters: Mapping[str, Tensor], precision: Precision) -> None:
-    """Raise ValueError unless the parameters to train are float32, if a precision narrower than that is asked for."""
+    """Raise ValueError unless the parameters to train are float32, for a precision narrower than that."""
     for name, parameter in parameters.items():
         if precision != "float32" and parameter.requires_grad and parameter.dtype != torch.float32:
             raise ValueError(
