@@ -263,7 +263,8 @@ class MetaGradient:
         plain = self._loop if self._one_by_one(engine) else self._vmap
         expected = plain(tasks)
         if self.scale is not None and not (is_finite(recorded) and is_finite(expected)):
-            return found  # too large a scale: the next replay is compared instead
+            set_random_state(after)
+            return found  # the scale is too large: the next replay is compared instead
         entry.replays += 1
         bound = 1e-8 if expected.loss.dtype == torch.float64 else max(1e-3, 4 * self._rounding())
         distance = difference(recorded, expected)
