@@ -204,6 +204,23 @@ def test_a_step_that_overflows_is_taken_again_with_half_the_scale():
         assert torch.equal(state[0]["exp_avg"], state[1]["exp_avg"])
 
 
+def test_a_recorded_step_follows_the_scale_and_survives_an_overflow():
+    learner = maml("mlp")
+    tasks = tasks_of(learner)
+    gradient = MetaGradient(learner, "traced", trace_one_task=False, precision="float16")
+    found = []
+    for exponent in (50, 16, 10, 16):
+        learner.zero_grad()
+        gradient.scale.exponent = exponent
+        gradient(tasks)
+        found.append(torch.cat([parameter.grad.flatten() for parameter in learner.parameters()]))
+    assert gradient.engine == "traced", gradient.choice
+    assert len(gradient._replayer._entries) == 1
+    assert not found[0].isfinite().all()
+    assert torch.equal(found[1], found[3])
+    assert distance(found[2], found[1]) < eps("float16")
+
+
 def test_what_no_scale_makes_finite_stops_with_a_sentence_and_the_weights_of_before():
     learner = kshot.maml(wave(), inner_lr=1e30, objective=objectives.mse)
     before = copy.deepcopy(learner.state_dict())
