@@ -1,25 +1,28 @@
-"""Two measurements on a GPU, each of which prints a row for RESULTS.md; `benchmarks/gpu.sh` has them all.
+"""Measurements on a GPU, each of which prints rows for RESULTS.md; `benchmarks/gpu.sh` has them all.
 
     python benchmarks/gpu.py omniglot FOLDER [--device cuda] [--minutes 1.5] [--set KEY=VALUE ...]
     python benchmarks/gpu.py largest [--device cuda] [--most 1024] [--size 84]
+    python benchmarks/gpu.py precisions [--device cuda] [--tasks 32] [--size 84]
 
 omniglot: the time until 98 % of the queries of 5-way 1-shot validation tasks are right, with pretraining, by the recipe
     omniglot-quick in FOLDER, and the figure of the test.
 largest: the largest power of two of tasks whose second-order meta-gradient fits at once: MAML of five steps, Conv4-64,
     5-way 1-shot, 15 queries, colour images; and the tasks that kshot would take at once of twice as many.
+precisions: the time and memory of such a step, of 32 tasks, in float32, bfloat16 and float16.
 """
 
 from __future__ import annotations
 
 import argparse
 import time
-from functools import partial
 from pathlib import Path
+from typing import Any, get_args
 
 import torch
 from peers import episodes
 
 import kshot
+from kshot.inner.precision import Precision
 from kshot.training.step import MetaGradient
 from kshot.types import to
 
@@ -41,34 +44,50 @@ def omniglot(options: argparse.Namespace) -> str:
     return f"| Omniglot 5-way 1-shot to 98 % | {name_of(options.device)} | {reached} | {tested} |"
 
 
+def step(options: argparse.Namespace, count: int, **settings: Any) -> MetaGradient:
+    """Take a second-order step of Conv4-64 over so many tasks."""
+    torch.manual_seed(0)
+    model = kshot.models.conv4(3, 5, size=options.size)
+    gradient = MetaGradient(kshot.maml(model, inner_lr=0.01, steps=5).to(options.device), "vmap", **settings)
+    gradient(to(episodes(3, options.size, options.size, count=count), options.device))
+    if options.device != "cpu":
+        torch.cuda.synchronize()
+    return gradient
+
+
+def measured(options: argparse.Namespace, count: int, **settings: Any) -> tuple[float, float]:
+    """The seconds and GiB of a step."""
+    step(options, count, **settings)  # which chooses algorithms
+    if options.device != "cpu":
+        torch.cuda.reset_peak_memory_stats()
+    started = time.perf_counter()
+    step(options, count, **settings)
+    seconds = time.perf_counter() - started
+    return seconds, float("nan") if options.device == "cpu" else torch.cuda.max_memory_allocated() / 2**30
+
+
+def precisions(options: argparse.Namespace) -> str:
+    """A row for each precision: the time and memory of a step."""
+    rows = []
+    for precision in get_args(Precision):
+        seconds, peak = measured(options, options.tasks, precision=precision)
+        what = f"{options.tasks} tasks of {options.size} px in {precision}"
+        rows.append(f"| {what} | {name_of(options.device)} | {1e3 * seconds:.0f} ms, {peak:.1f} GiB | |")
+    return "\n".join(rows)
+
+
 def largest(options: argparse.Namespace) -> str:
     """A row: the largest number of tasks, its time and memory, and what kshot takes at once of twice as many."""
     device, fits, seconds, peak = options.device, 0, float("nan"), float("nan")
-    make = partial(episodes, 3, options.size, options.size)
-
-    def step(count: int, chunk: int | None) -> MetaGradient:
-        torch.manual_seed(0)
-        learner = kshot.maml(kshot.models.conv4(3, 5, size=options.size), inner_lr=0.01, steps=5).to(device)
-        gradient = MetaGradient(learner, "vmap", chunk=chunk)
-        gradient(to(make(count=count), device))
-        if device != "cpu":
-            torch.cuda.synchronize()
-        return gradient
-
     count = 1
     while count <= options.most:
         try:
-            step(count, count)  # which chooses algorithms
-            if device != "cpu":
-                torch.cuda.reset_peak_memory_stats()
-            started = time.perf_counter()
-            step(count, count)
+            seconds, peak = measured(options, count, chunk=count)
         except (MemoryError, torch.OutOfMemoryError):
             break
-        fits, seconds = count, time.perf_counter() - started
-        peak = float("nan") if device == "cpu" else torch.cuda.max_memory_allocated() / 2**30
+        fits = count
         count *= 2
-    chunk = step(2 * fits, None).plan.chunk
+    chunk = step(options, 2 * fits).plan.chunk
     return (
         f"| {fits} tasks of {options.size} px at once | {name_of(device)} | {1e3 * seconds:.0f} ms, {peak:.1f} GiB "
         f"| of {2 * fits}, kshot takes {chunk or 'all'} at once |"
@@ -78,7 +97,7 @@ def largest(options: argparse.Namespace) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parts = parser.add_subparsers(required=True)
-    for function in (omniglot, largest):
+    for function in (omniglot, largest, precisions):
         part = parts.add_parser(function.__name__)
         part.set_defaults(function=function)
         part.add_argument("--device", default="cuda")
@@ -87,8 +106,11 @@ def main() -> None:
             part.add_argument("--minutes", type=float, default=1.5)
             part.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="further keys of the run file")
         else:
-            part.add_argument("--most", type=int, default=1024)
             part.add_argument("--size", type=int, default=84)
+        if function is largest:
+            part.add_argument("--most", type=int, default=1024)
+        if function is precisions:
+            part.add_argument("--tasks", type=int, default=32)
     options = parser.parse_args()
     print(options.function(options))
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Tests and measurements of a machine with a CUDA GPU, in at most six minutes; the last lines are rows for RESULTS.md.
+# Tests and measurements of a machine with a CUDA GPU, in at most seven minutes; the last lines are rows for RESULTS.md.
 #
 #     benchmarks/gpu.sh                 # its files go to runs/gpu, or to $OUT
 #     DEVICE=cpu benchmarks/gpu.sh      # tries the same commands on small problems without a GPU
@@ -17,9 +17,9 @@ if [ "$device" = cuda ] && ! "$python" -c 'import sys, torch; sys.exit(not torch
     exit 1
 fi
 
-peers=(--only "Conv4-64, 5" --tasks 32 --repeats 5) omniglot=(--minutes 1.5) largest=() tests=()
+peers=(--only "Conv4-64, 5" --tasks 32 --repeats 5) omniglot=(--minutes 1.5) largest=() precisions=() tests=()
 if [ "$device" = cpu ]; then
-    tests=(-k protonet) largest=(--most 1 --size 28)
+    tests=(-k protonet) largest=(--most 1 --size 28) precisions=(--tasks 1 --size 28)
     peers=(--only "MLP, 1" --tasks 2 --repeats 1 --modes loop vmap)
     omniglot=(--minutes 0.2 --set "source={kind: glyphs, ways: 5, shots: 1, queries: 5}" pretrain.steps=2)
     omniglot+=(train.steps_per_round=2 evaluate.num_val_tasks=2 evaluate.num_test_tasks=2)
@@ -41,6 +41,7 @@ part tests 110 "$python" -m pytest -q -p no:cacheprovider -m "gpu and not slow" 
 part peers 90 "$python" benchmarks/peers.py --device "$device" --json "$out/peers.json" "${peers[@]}"
 rows+=("" "| what | device | measured | |" "| --- | --- | --- | --- |")
 part largest 40 "$python" benchmarks/gpu.py largest --device "$device" "${largest[@]}"
+part precisions 40 "$python" benchmarks/gpu.py precisions --device "$device" "${precisions[@]}"
 part omniglot 120 "$python" benchmarks/gpu.py omniglot "$run/run" --device "$device" "${omniglot[@]}"
 echo "== rows"
 printf '%s\n' "${rows[@]}"

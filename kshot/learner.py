@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from kshot.objectives import Objective
+from kshot.objectives.outputs import in_float32
 from kshot.query_weight import query_weight
 from kshot.types import Batch, Task, Tree, has_values, tree_leaves, tree_map
 
@@ -178,4 +179,4 @@ def predict_query(learner: Learner, state: Tree, query: Batch) -> Tree:
     `predict(state, query.inputs)` does not know the weights, which matters if the learner is transductive.
     """
     with query_weight(query.weight):
-        return learner.predict(state, query.inputs)
+        return in_float32(learner.predict(state, query.inputs))

@@ -32,6 +32,7 @@ from kshot.deciding.policies import Budget, rules
 from kshot.evaluation.evaluate import Scored, evaluate
 from kshot.evaluation.target import Target
 from kshot.files import read_json
+from kshot.inner.precision import Precision
 from kshot.learner import Learner
 from kshot.tasks.read_log import during
 from kshot.tasks.source import TaskSource
@@ -96,6 +97,7 @@ def run_until(
     schedule: Schedule = "cosine",
     weight_decay: NonNegativeFloat = 0.0,
     mode: Mode = "loop",
+    precision: Precision = "float32",
     num_val_tasks: Annotated[int, Ge(2)] = 100,
     policy: Policy | None = None,
     seed: int = 0,
@@ -116,7 +118,7 @@ def run_until(
         target: such as "accuracy >= 0.95"; met if the whole 95 % interval meets it.
         budget: limits of rounds, steps and minutes; 20 rounds by default.
         steps_per_round: outer steps per round.
-        tasks_per_step, outer_lr, clip, weight_decay, mode, seed: as in `kshot.fit`.
+        tasks_per_step, outer_lr, clip, weight_decay, mode, precision, seed: as in `kshot.fit`.
         schedule: "cosine" over all steps that the budget allows, or "constant".
         num_val_tasks: number of validation tasks after each round, the same in all rounds.
         policy: decides after each round; `rules(target, budget)` by default. What it may change is listed at
@@ -149,7 +151,7 @@ def run_until(
     settings = Settings(outer_lr, clip, schedule, horizon, tasks_per_step, weight_decay)
     with tempfile.TemporaryDirectory() as scratch, during(source, "rounds"):
         run = _RunState(
-            loop=meta_training_loop(learner, source, settings, mode=mode, seed=seed),
+            loop=meta_training_loop(learner, source, settings, mode=mode, precision=precision, seed=seed),
             adjustable=adjustable,
             checkpoints=Checkpoints(folder or Path(scratch), checkpoint_seconds),
             event_log=event_log or EventLog(),

@@ -20,6 +20,7 @@ from kshot.inner.batch_norm import along_channels, batch_norm
 from kshot.inner.kernels import in_transform, twice_differentiable
 from kshot.inner.layer_errors import is_batched
 from kshot.inner.memory_format import channels_last, dropout
+from kshot.inner.precision import without_autocast
 from kshot.inner.replica import NAME, Kind, Replica
 from kshot.inner.vmap_overrides import (
     DERIVATIVE_OVERRIDES,
@@ -138,13 +139,16 @@ class Call:
     ) -> Tensor:
         """As `torch.nn.functional.batch_norm`, by the chosen statistics; running statistics are not updated."""
         self.normalized = True
+        given, wide = input.dtype, torch.float32 if weight is None else weight.dtype
+        input = input.to(torch.promote_types(given, wide))  # torch.autocast rounds inputs, not parameters
         same_dtype = weight is None or weight.dtype == input.dtype
         if self.by_batch and self.blend is None and same_dtype and not is_batched(input):
             if in_transform():
-                return torch.batch_norm(input, weight, bias, None, None, True, 0.0, eps, cudnn.enabled)
-            return batch_norm(input, weight, bias, eps)
+                return torch.batch_norm(input, weight, bias, None, None, True, 0.0, eps, cudnn.enabled).to(given)
+            return batch_norm(input, weight, bias, eps).to(given)
         key = self.key()
-        mean, var = self.choose(key, input, running_mean, running_var)
+        with without_autocast(input.device):
+            mean, var = self.choose(key, input, running_mean, running_var)
         self.used[key] = {"mean": mean, "var": var}
         if self.blend is not None:
             mean, var = self.blend(self.layers[-1], input, mean, var)
@@ -153,7 +157,7 @@ class Call:
         scale, shift = along_channels(scale, input), along_channels(shift, input)
         # with moments per example the input comes first, so that a compiler takes its layout for the sum
         normed = torch.addcmul(shift, input, scale) if self.blend is None else input * scale + shift
-        return normed.to(input.dtype)  # parameters of another dtype than the input's do not change it, as in PyTorch
+        return normed.to(given)  # parameters of another dtype than the input's do not change it, as in PyTorch
 
     def refuse_original(self, tensor: Tensor) -> None:
         """Raise an error for a tensor of the module that the replica has replaced."""

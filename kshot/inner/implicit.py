@@ -13,6 +13,7 @@ from kshot.annotations import NonNegativeFloat, NonNegativeInt, PositiveFloat, P
 from kshot.argument_checks import check_arguments
 from kshot.inner.hyperparameters import Number, Positive, check_hyperparameters, keep_hyperparameters, refuse_tensor
 from kshot.inner.linear_solvers import GeneralMethod, Method, Product, solve
+from kshot.inner.precision import loss_scales, scaled, unscaled
 from kshot.inner.rules import Optimizer, UpdateRule
 from kshot.inner.solvers import InnerSolver
 from kshot.inner.transforms import Chain, Transform
@@ -158,7 +159,9 @@ class Implicit(InnerSolver):
         last, state = path[-1]
         batch = (state, *(loss_arguments(steps) or [()])[-1])
         minimum = {name: value.detach() for name, value in last.items()}
-        gradient = torch.func.grad(lambda params, *batch: loss(params, *batch)[0])
+        scale = loss_scales().inner
+        of_scaled = torch.func.grad(lambda params, *batch: scaled(loss(params, *batch)[0], scale))
+        gradient = lambda params, *batch: unscaled(of_scaled(params, *batch), scale)  # noqa: E731
         residual = {n: g + self.proximity * (minimum[n] - params[n]) for n, g in gradient(minimum, *batch).items()}
         return [*path[:-1], (_differentiable(gradient, minimum, residual, batch, self._solve), state)]
 

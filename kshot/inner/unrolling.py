@@ -15,6 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 from kshot.context import holding
 from kshot.inner.kernels import in_transform, twice_differentiable
+from kshot.inner.precision import loss_scales, scaled, unscaled, without_autocast
 from kshot.inner.rules import UpdateRule
 from kshot.types import Params
 
@@ -87,14 +88,17 @@ def stateful_trajectory(
 ) -> Iterator[tuple[Params, Any]]:
     """As `trajectory`, with a state of the loss that goes from step to step, such as the buffers of a module."""
     rule_state = rule.init(params)
+    scale = loss_scales().inner  # read here, since a backward pass may repeat steps outside of the context
+    device = next((value.device for value in params.values()), torch.device("cpu"))
     yield params, state
     for step, batch in enumerate(loss_arguments(steps)):
 
         def one_step(
             params: Params, rule_state: Any, state: Any, batch: tuple = batch, exact: bool = exact(step)
         ) -> tuple[Params, Any, Any]:
-            grads, state = gradient(lambda leaves: loss_fn(leaves, state, *batch), params, exact=exact)
-            return *rule.update(grads, rule_state, params), state
+            grads, state = gradient(lambda leaves: loss_fn(leaves, state, *batch), params, exact=exact, scale=scale)
+            with without_autocast(device):
+                return *rule.update(grads, rule_state, params), state
 
         take = partial(_checkpointed, one_step) if _recomputing.get() else one_step
         params, rule_state, state = take(params, rule_state, state)
@@ -139,11 +143,13 @@ def _checkpointed(step: Callable[..., tuple], *states: Any) -> tuple:
     return tree_unflatten(list(outputs), structures[0])
 
 
-def gradient(loss_fn: Callable[[Params], tuple[Tensor, Any]], params: Params, *, exact: bool) -> tuple[Params, Any]:
+def gradient(
+    loss_fn: Callable[[Params], tuple[Tensor, Any]], params: Params, *, exact: bool, scale: Tensor | None = None
+) -> tuple[Params, Any]:
     """The gradient of a loss by its parameters, and what the loss returns besides.
 
     A parameter that the loss does not use has no gradient, as in PyTorch: its name is left out. If `exact`, outer
-    derivatives go through the gradient.
+    derivatives go through the gradient. The loss is multiplied by `scale` before, and the gradient divided by it after.
 
     Under a transform of `torch.func`, and for tensors that autograd does not track, only `torch.func.grad` is correct.
     Elsewhere `torch.autograd.grad` gives the same in two thirds of the time.
@@ -151,6 +157,14 @@ def gradient(loss_fn: Callable[[Params], tuple[Tensor, Any]], params: Params, *,
     Raises:
         ValueError: the loss depends on none of the parameters.
     """
+    if scale is not None:
+
+        def scaled_loss(leaves: Params) -> tuple[Tensor, Any]:
+            loss, state = loss_fn(leaves)
+            return scaled(loss, scale), state
+
+        grads, state = gradient(scaled_loss, params, exact=exact)
+        return unscaled(grads, scale), state
     exact = exact and torch.is_grad_enabled()
     if in_transform() or (exact and not all(p.requires_grad for p in params.values())):
         unused: set[str] = set()

@@ -12,7 +12,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from kshot.objectives.outputs import scored_part
+from kshot.objectives.outputs import in_float32, scored_part
 from kshot.types import Batch, Task, Tree
 
 
@@ -59,7 +59,7 @@ class Objective(NamedTuple):
 
         Of a mapping (such as the `ModelOutput` of `transformers`), a dataclass or a NamedTuple it is the field
         "logits"; for a normal distribution the fields "mean" and "std". An objective that does not declare what it
-        `predicts` scores the output as it is.
+        `predicts` scores the output as it is. Under `torch.autocast` it is in at least float32.
 
         Raises:
             ValueError: another output of several parts; `models.select` says which part is scored.
@@ -70,8 +70,8 @@ class Objective(NamedTuple):
             torch.Size([2, 3])
         """
         if isinstance(output, Tensor) or self.predicts is None:
-            return output
-        return scored_part(output, distribution=self.predicts == "distribution")
+            return in_float32(output)
+        return in_float32(scored_part(output, distribution=self.predicts == "distribution"))
 
 
 def check_task_values(objective: Objective, task: Task) -> None:

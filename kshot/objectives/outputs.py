@@ -6,9 +6,10 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from kshot.types import Tree
+from kshot.types import Tree, tree_map
 
 SCORED_FIELD = "logits"
 """The field that the outputs of `transformers`, and of many other models, score."""
@@ -75,3 +76,14 @@ def scored_part(output: Any, *, distribution: bool) -> Tree:
     if distribution:
         return {name: fields[name] for name in names} if type(output) is not dict else output
     return fields[SCORED_FIELD]
+
+
+def in_float32(output: Tree) -> Tree:
+    """Under `torch.autocast`, an output in at least float32, the type in which losses and heads are computed."""
+
+    def wide(leaf: Any) -> Any:
+        if not isinstance(leaf, Tensor) or leaf.dtype not in (torch.bfloat16, torch.float16):
+            return leaf
+        return leaf.float() if torch.is_autocast_enabled(leaf.device.type) else leaf
+
+    return wide(output) if isinstance(output, Tensor) else tree_map(wide, output)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 import warnings
@@ -16,12 +17,14 @@ from torch import Tensor, nn
 
 from kshot.annotations import NonNegativeFloat, PositiveFloat, PositiveInt
 from kshot.argument_checks import check_values
+from kshot.inner.precision import Precision
 from kshot.learner import Learner, set_progress
 from kshot.objectives import check_task_values
 from kshot.tasks.read_log import during, training
 from kshot.tasks.source import TaskSource, check_source
 from kshot.training.checkpoint import load_checkpoint, save_checkpoint
 from kshot.training.closed_form import fit_closed_form, is_unfitted
+from kshot.training.loss_scale import LossScale
 from kshot.training.ranks import copy_from_first, failing_together, from_first, ranks
 from kshot.training.step import MetaGradient, Mode
 from kshot.training.stopping import is_stopping, step_by_step, stop
@@ -29,6 +32,8 @@ from kshot.training.timing import named
 from kshot.types import Task, has_values, to
 
 Schedule = Literal["cosine", "constant"]
+
+log = logging.getLogger(__name__)
 
 
 class Diverged(ArithmeticError):
@@ -83,6 +88,8 @@ class OuterLoop:
         fixed: prefix of the names of parameters that are not trained.
         may_be_frozen: whether a module without parameters to train is accepted; `run` then takes no step.
         gradient: what `backward` computes the gradient by, if its choices belong into checkpoints.
+        scale: that of the losses which `backward` differentiates in float16; a step whose loss or gradient is not
+            finite is taken again, with half the scale.
 
     Attributes:
         step: steps taken so far.
@@ -100,9 +107,10 @@ class OuterLoop:
         accept: Callable[[], None] = lambda: None,
         may_be_frozen: bool = False,
         gradient: MetaGradient | None = None,
+        scale: LossScale | None = None,
     ) -> None:
         self.module, self.sample, self.backward, self.settings, self.seed = module, sample, backward, settings, seed
-        self.accept, self.gradient, self.fixed = accept, gradient, fixed
+        self.accept, self.gradient, self.scale, self.fixed = accept, gradient, scale, fixed
         self.step, self.processor_seconds = 0, 0.0
         self.optimizer = torch.optim.Adam([torch.empty(0)])
         self.select_parameters()
@@ -168,15 +176,31 @@ class OuterLoop:
             batch = to(self.sample(self.step, self.settings.size), self.device)
         if stops.by_any:
             stop()
-        self.optimizer.zero_grad(set_to_none=True)
         set_progress(self.module, min(self.step / self.settings.horizon, 1.0))
+        while True:
+            try:
+                loss = self._attempt(batch)
+            except Diverged as error:
+                if self.scale is None:
+                    raise
+                if not self.scale.halve():
+                    raise Diverged(f"{error}; or take precision='bfloat16', whose range is that of float32") from error
+                log.info(
+                    "step %d: a number of float16 is not finite: again, with a scale of %g", self.step, self.scale.value
+                )
+            else:
+                if self.scale is not None:
+                    self.scale.count()
+                return loss
+
+    def _attempt(self, batch: Any) -> float:
+        """Take the step, unless the loss or its gradient is not finite."""
+        self.optimizer.zero_grad(set_to_none=True)
         try:
             with seeded(self.seed, self.step, *self._rank(), device=self.device):
                 loss = float(self.backward(self.module, batch))
         except torch.linalg.LinAlgError as error:  # of a head that solves a system of features that exploded
             raise Diverged(f"step {self.step}: {error}; lower outer_lr or inner_lr, or normalise the inputs") from error
-        if self.step == 0:
-            self._warn_of_missing_grads()
         with named("optimizer"):
             self._update(loss)
         return loss
@@ -189,6 +213,8 @@ class OuterLoop:
                 f"step {self.step}: the loss is {loss} and the norm of its gradient {norm}; "
                 "lower outer_lr or inner_lr, clip the gradient, or look for extreme values in the data"
             )
+        if self.step == 0:
+            self._warn_of_missing_grads()
         rate = self.settings.rate(self.step)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
@@ -210,7 +236,8 @@ class OuterLoop:
         """Write a checkpoint of the module, the optimiser, the step and the settings, with `meta` added."""
         progress = {"step": self.step, "settings": asdict(self.settings), "processor_seconds": self.processor_seconds}
         engine = {"engine": self.gradient.state()} if self.gradient else {}
-        save_checkpoint(folder, self.module, self.optimizer, progress | engine | meta)
+        scale = {"scale": self.scale.state()} if self.scale else {}
+        save_checkpoint(folder, self.module, self.optimizer, progress | engine | scale | meta)
 
     def load(self, folder: Path, *, engine: bool = True) -> dict[str, Any]:
         """Restore a checkpoint of `save` bitwise, and return its metadata; raises as `load_checkpoint`.
@@ -220,6 +247,8 @@ class OuterLoop:
         meta = load_checkpoint(folder, self.module, self.optimizer)
         if self.gradient and engine and "engine" in meta:
             self.gradient.restore(meta["engine"])
+        if self.scale and "scale" in meta:
+            self.scale.restore(meta["scale"])
         self.step, self.settings = meta["step"], Settings(**meta["settings"])
         self.processor_seconds = meta["processor_seconds"]
         return meta
@@ -229,7 +258,7 @@ class OuterLoop:
             warnings.warn(
                 f"{len(names)} parameters get no gradient and stay as they are: {', '.join(names[:5])}"
                 + (", …" if len(names) > 5 else ""),
-                stacklevel=4,
+                stacklevel=6,
             )
 
 
@@ -253,17 +282,23 @@ def first_task(seed: int) -> int:
 
 
 def meta_training_loop(
-    learner: Learner, source: TaskSource, settings: Settings, *, mode: Mode = "loop", seed: int = 0
+    learner: Learner,
+    source: TaskSource,
+    settings: Settings,
+    *,
+    mode: Mode = "loop",
+    precision: Precision = "float32",
+    seed: int = 0,
 ) -> OuterLoop:
     """The outer loop that meta-trains `learner` on the training tasks of `source`, from `first_task(seed)` on."""
-    gradient = MetaGradient(learner, mode)
+    gradient = MetaGradient(learner, mode, precision=precision)
 
     def backward(module: nn.Module, tasks: Task) -> Tensor:
         return gradient(tasks)
 
     return OuterLoop(
         learner, training_tasks(learner, source, seed), backward, settings, seed,
-        accept=gradient.update_buffers, may_be_frozen=True, gradient=gradient,
+        accept=gradient.update_buffers, may_be_frozen=True, gradient=gradient, scale=gradient.scale,
     )  # fmt: skip
 
 
@@ -292,6 +327,7 @@ def fit(
     schedule: Schedule = "cosine",
     weight_decay: float = 0.0,
     mode: Mode = "loop",
+    precision: Precision = "float32",
     seed: int = 0,
     observe: Callable[[Progress], None] | None = None,
 ) -> list[float]:
@@ -318,6 +354,10 @@ def fit(
         mode: engine of the meta-gradient: "loop", "vmap", "traced", "compiled", or "auto", which times the first steps
             with each of the first three and keeps the fastest. Gradients are equal up to rounding; since "auto" depends
             on timing, only the others give bitwise the same weights each time.
+        precision: of convolutions and matrix products, by `torch.autocast`: "bfloat16", or "float16" for GPUs without
+            it. Weights, inner updates, losses, BatchNorm and heads in closed form stay float32. In float16, losses are
+            scaled by `LossScale`, and a step whose gradient is not finite is taken again with half the scale.
+            Evaluation stays in float32.
         seed: random seed of dropout and of the choice of training tasks, not of validation and test tasks.
         observe: called with a `Progress` after each step.
 
@@ -325,9 +365,10 @@ def fit(
         The loss of each step.
 
     Raises:
-        Diverged: the loss or its gradient is not finite.
+        Diverged: the loss or its gradient is not finite, in float16 with any scale from 1 on.
         TypeError: the source is no source of tasks.
-        ValueError: targets that do not suit the objective, such as multi-hot rows for `objectives.classification`.
+        ValueError: targets that do not suit the objective, such as multi-hot rows for `objectives.classification`; a
+            precision other than float32 for parameters that are not float32.
 
     Example:
         >>> learner = kshot.maml(kshot.models.mlp(1, 1), inner_lr=0.01, objective=kshot.objectives.mse)
@@ -338,7 +379,7 @@ def fit(
     if is_unfitted(learner):
         fit_closed_form(learner, source, after_training=False)
     with during(source, "training"):
-        loop = meta_training_loop(learner, source, settings, mode=mode, seed=seed)
+        loop = meta_training_loop(learner, source, settings, mode=mode, precision=precision, seed=seed)
         if not loop.parameters:
             warnings.warn(
                 "there is nothing to train: no parameter of the learner requires a gradient, so that fit takes no "

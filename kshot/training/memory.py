@@ -24,11 +24,10 @@ from kshot.types import Task
 GIB = 2**30
 
 
-def predict_peak(learner: Learner, tasks: Task, step: Callable[[Callable[[Task], torch.Tensor], Task], Any]) -> int:
+def predict_peak(learner: Learner, tasks: Task, step: Callable[[Learner, Task], Any]) -> int:
     """The peak memory of a step in bytes, without the learner, the tasks and temporary workspaces of kernels.
 
-    `step` takes the step, given a function from one task to its loss, and a stack of tasks. Raises RuntimeError if its
-    shapes depend on values.
+    `step` takes the step, given the learner and a stack of tasks. Raises RuntimeError if its shapes depend on values.
     """
     with FakeTensorMode(allow_non_fake_inputs=True) as mode:
 

@@ -13,17 +13,18 @@ from torch import Tensor, nn
 
 from kshot.annotations import PositiveFloat, PositiveInt
 from kshot.argument_checks import check_arguments
+from kshot.inner.precision import Precision, Scales, autocast, check_master_weights, mixing, scaled
 from kshot.learner import evaluation_mode
 from kshot.learners.heads.distances import cosine
 from kshot.objectives.outputs import the_tensor
 from kshot.tasks.read_log import during
 from kshot.tasks.source import TaskSource, check_source
 from kshot.training.fit import OuterLoop, Progress, Settings, first_task, seeded
-from kshot.types import Batch, Tree, to, tree_map
+from kshot.training.loss_scale import LossScale
+from kshot.types import Batch, Tree, to
 
 Output = Literal["linear", "cosine"]
 PretrainingObjective = Literal["classification", "contrastive"]
-Precision = Literal["float32", "bfloat16"]
 
 SCALE = 20.0  # of cosine logits, so that probabilities can approach 0 and 1
 
@@ -140,6 +141,7 @@ def pretraining_loop(
     seed: int = 0,
 ) -> OuterLoop:
     """The outer loop of `pretrain`, with its arguments; call `finish_pretraining` after the last step."""
+    check_master_weights(dict(model.named_parameters()), precision)
     classify = source.objective.task_specific_classes
     if objective == "contrastive" and not classify:
         raise ValueError(
@@ -155,24 +157,29 @@ def pretraining_loop(
     # twice as fast for convolutions on a CPU
     module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
+    scale = LossScale() if precision == "float16" else None
     takes_names = not classify and isinstance(example.inputs, dict)
 
     def backward(module: nn.Module, batch: Batch) -> Tensor:
-        with torch.autocast(batch.weight.device.type, torch.bfloat16, enabled=precision == "bfloat16"):
+        scales = Scales() if scale is None else scale.scales(batch.weight.device)
+        with mixing(precision, scales), autocast(batch.weight.device):
             output = module(**batch.inputs) if takes_names else module(batch.inputs)
-            output = source.objective.scored(output)
-            prediction = tree_map(lambda leaf: leaf.float() if leaf.dtype == torch.bfloat16 else leaf, output)
+            prediction = source.objective.scored(output)
         if objective == "contrastive":
             loss = contrastive(prediction, batch.targets, batch.weight, temperature)
         else:
             loss = source.objective.loss(prediction, batch)
-        loss.backward()
+        scaled(loss, scales.outer).backward()
+        for parameter in module.parameters():
+            if scales.outer is not None and parameter.grad is not None:
+                parameter.grad /= scales.outer
         return loss.detach()
 
     first, fixed = first_task(seed), f"model.{head}." if classify else None
     return OuterLoop(
-        module, lambda step, size: source.pretraining_batch(first + step, size), backward, settings, seed, fixed
-    )
+        module, lambda step, size: source.pretraining_batch(first + step, size), backward, settings, seed, fixed,
+        scale=scale,
+    )  # fmt: skip
 
 
 def finish_pretraining(loop: OuterLoop) -> None:
@@ -214,8 +221,8 @@ def pretrain(
         output: the new layer: "linear", or "cosine", the cosine similarity to a weight vector of each class, for
             learners that compare features by their angle.
         temperature: of the contrastive loss; at low values the nearest examples of other classes dominate.
-        precision: of convolutions and matrix products; "bfloat16" is up to twice as fast on processors that support it.
-            Weights, losses and the new layer stay float32.
+        precision: of convolutions and matrix products, as in `fit`; "bfloat16" is up to twice as fast on processors
+            that support it. Weights, losses and the new layer stay float32.
         seed: random seed of the new layer, the choice of training examples and dropout.
         observe: called with a `Progress` after each step.
 
@@ -223,7 +230,8 @@ def pretrain(
         The loss of each step.
 
     Raises:
-        ValueError: an unknown objective, output or precision; a contrastive loss for tasks without classes.
+        ValueError: an unknown objective, output or precision; a precision other than float32 for parameters that are
+            not; a contrastive loss for tasks without classes.
 
     Example:
         >>> len(pretrain(kshot.models.mlp(1, 1), kshot.sources.sinusoids(), steps=2, batch=40))

@@ -16,14 +16,18 @@ from torch.fx import GraphModule
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from kshot.inner.functional import keeping_buffers
+from kshot.inner.precision import Scales, autocast, rescaling, scaled, unscaled
 from kshot.inner.replica import substituted
 from kshot.inner.unrolling import unused_leaves
 from kshot.learner import Learner
 from kshot.types import Params, Task
 
 Program = Callable[[Params, Params, Task], tuple[Params, Tensor, Params]]
-"""(trained parameters, fixed ones, task or stack of tasks) -> (gradients, loss, changed buffers of each task); runs
-without autograd."""
+"""(trained parameters, fixed ones and `SCALES`, task or stack of tasks) -> (gradients, loss, changed buffers of each
+task); runs without autograd."""
+
+SCALES = tuple(f"{name} scale" for name in Scales._fields)
+"""Names of the scales of losses among the fixed parameters of a program."""
 
 _FIXED_TYPES = frozenset((bool, int, float, str))
 _aten = torch.ops.aten
@@ -39,11 +43,11 @@ def trace_task(learner: Learner, example: tuple[Params, Params, Task]) -> GraphM
 
     def gradient(trained: Params, fixed: Params, task: Task) -> tuple[Params, Tensor, Params]:
         leaves = {name: p.detach().requires_grad_() for name, p in trained.items()}
-        with torch.enable_grad(), substituted(learner, leaves | fixed):
+        with torch.enable_grad(), substituted(learner, leaves | fixed), rescaling(scales := _scales_among(fixed)):
             loss, buffers = task_loss(learner, task)
-            loss.backward()
+            scaled(loss, scales.outer).backward()
         grads = {name: leaf.grad for name, leaf in leaves.items() if leaf.grad is not None}
-        return grads, loss.detach(), buffers
+        return unscaled(grads, scales.outer), loss.detach(), buffers
 
     return _trace(gradient, example)
 
@@ -52,25 +56,30 @@ def trace_stack(learner: Learner, example: tuple[Params, Params, Task]) -> Graph
     """Trace the gradient of the mean loss over a stack of tasks, by `vmap`; otherwise as `trace_task`."""
     unused: set[str] = set()
 
-    def mean_loss(trained: Params, fixed: Params, tasks: Task) -> tuple[Tensor, Params]:
-        with substituted(learner, trained | fixed):
+    def scaled_loss(trained: Params, fixed: Params, tasks: Task) -> tuple[Tensor, tuple[Tensor, Params]]:
+        with substituted(learner, trained | fixed), rescaling(scales := _scales_among(fixed)):
             losses, buffers = torch.vmap(partial(task_loss, learner), randomness="different")(tasks)
         loss = losses.mean()
         unused.update(unused_leaves(loss, trained))
-        return loss, buffers
+        return scaled(loss, scales.outer), (loss, buffers)
 
     def gradient(trained: Params, fixed: Params, tasks: Task) -> tuple[Params, Tensor, Params]:
-        grads, (loss, buffers) = torch.func.grad_and_value(mean_loss, has_aux=True)(trained, fixed, tasks)
-        return {name: grad for name, grad in grads.items() if name not in unused}, loss, buffers
+        grads, (loss, buffers) = torch.func.grad(scaled_loss, has_aux=True)(trained, fixed, tasks)
+        used = {name: grad for name, grad in grads.items() if name not in unused}
+        return unscaled(used, _scales_among(fixed).outer), loss, buffers
 
     return _trace(gradient, example)
 
 
 def task_loss(learner: Learner, task: Task) -> tuple[Tensor, Params]:
     """The outer loss of one task, (), and the buffers that the learner's modules have changed, by name."""
-    with keeping_buffers() as updates:
+    with keeping_buffers() as updates, autocast(task.support.weight.device):
         loss = learner(task)
         return loss, updates.of(learner)
+
+
+def _scales_among(fixed: Params) -> Scales:
+    return Scales(*(fixed.get(name) for name in SCALES))
 
 
 def compile_program(program: GraphModule, backend: str) -> Program:

@@ -14,10 +14,12 @@ from torch.fx import GraphModule
 
 from kshot.inner.functional import assume_equal_weights
 from kshot.inner.layer_errors import explain_missing_derivatives
+from kshot.inner.precision import loss_scales
 from kshot.inner.unrolling import recomputing
 from kshot.learner import Learner
 from kshot.training.cuda_graph import CudaGraph
 from kshot.training.programs import (
+    SCALES,
     Program,
     compile_program,
     draws_random_numbers,
@@ -133,9 +135,10 @@ class Replayer:
         )
 
     def _parameters(self) -> tuple[Params, Params]:
-        """The trained parameters, and the fixed ones with the buffers, detached, by name."""
+        """The trained parameters, and the fixed ones with the buffers and the scales of losses, detached, by name."""
         trained: Params = {}
-        fixed: Params = dict(self.learner.named_buffers())
+        fixed: Params = {name: scale for name, scale in zip(SCALES, loss_scales()) if scale is not None}
+        fixed |= dict(self.learner.named_buffers())
         for name, parameter in self.learner.named_parameters():
             (trained if parameter.requires_grad else fixed)[name] = parameter.detach()
         return trained, fixed
@@ -197,6 +200,11 @@ def difference(found: Gradient, expected: Gradient) -> float:
     pairs = [(torch.cat([a.flatten() for a, _ in pairs]), torch.cat([b.flatten() for _, b in pairs]))] if pairs else []
     pairs.append((found.loss.double()[None], expected.loss.double()[None]))
     return max(float((a - b).norm() / b.norm().clamp_min(1e-30)) for a, b in pairs)
+
+
+def is_finite(gradient: Gradient) -> bool:
+    """Whether the loss and its gradient have neither infinities nor NaN."""
+    return all(bool(tensor.isfinite().all()) for tensor in (gradient.loss, *gradient.grads.values()))
 
 
 def have_equal_weights(tasks: Task) -> bool:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from typing import Any, Literal
@@ -25,9 +25,11 @@ from kshot.argument_checks import check_arguments
 from kshot.free_memory import out_of_memory
 from kshot.inner.functional import assume_equal_weights
 from kshot.inner.layer_errors import explain_missing_derivatives
+from kshot.inner.precision import Precision, Scales, check_master_weights, loss_scales, mixing, scaled, unscaled
 from kshot.inner.random_state import random_state, set_random_state
 from kshot.inner.unrolling import recomputing
 from kshot.learner import Learner
+from kshot.training.loss_scale import LossScale
 from kshot.training.memory import GIB, available_memory, memory_size, predict_peak
 from kshot.training.programs import draws_random_numbers, task_loss
 from kshot.training.ranks import failing_together, mean_gradient
@@ -37,6 +39,7 @@ from kshot.training.replay import (
     difference,
     have_equal_weights,
     is_due,
+    is_finite,
     mean_over_tasks,
     separate_grads,
     shapes_of,
@@ -72,14 +75,18 @@ class MetaGradient:
             default only if the step does not fit otherwise.
         trace_one_task: whether "traced" records one task and replays it for each, instead of the batched pass; by
             default where convolutions run on a CPU, which are slower in a batch.
+        precision: as in `fit`.
 
     Attributes:
         engine: the engine of the next step; None while "auto" is measuring.
         choice: why the engine was chosen, unless it is the requested one.
         plan: how the last step stayed within memory.
+        scale: that of losses in float16, else None. Who takes the steps calls its `halve` where a gradient is not
+            finite, and its `count` where one is, as `fit` does.
 
     Raises:
-        ValueError: an unknown mode, or a chunk below 1.
+        ValueError: an unknown mode or precision, a chunk below 1, or a precision other than float32 for parameters that
+            are not float32.
         MemoryError: in a call, if a single task does not fit into memory, or the `chunk` or `recompute` asked for.
 
     Example:
@@ -101,8 +108,11 @@ class MetaGradient:
         chunk: PositiveInt | None = None,
         recompute: bool | None = None,
         trace_one_task: bool | None = None,
+        precision: Precision = "float32",
     ) -> None:
-        self.learner, self.mode = learner, mode
+        self.learner, self.mode, self.precision = learner, mode, precision
+        check_master_weights(learner.trained_parameters(), precision)
+        self.scale = LossScale() if precision == "float16" else None
         self.engine: Engine | None = None if mode == "auto" else mode
         self.choice = ""
         self.plan = Plan()
@@ -126,7 +136,8 @@ class MetaGradient:
 
         The processes of a process group each give some of the tasks, and get the mean over those of all.
         """
-        with failing_together():
+        scales = Scales() if self.scale is None else self.scale.scales(tasks.support.weight.device)
+        with failing_together(), mixing(self.precision, scales):
             gradient = self._gradient(tasks)
         gradient = mean_gradient(gradient, self._named, len(tasks.support.weight))
         for name, parameter in self._named.items():
@@ -215,10 +226,10 @@ class MetaGradient:
                     with named("inner loop"):
                         loss, changed = task_loss(self.learner, task)
                     with named("backward"):
-                        (loss / len(singles)).backward()
+                        scaled(loss / len(singles), loss_scales().outer).backward()
                 total += loss.detach() / len(singles)
                 buffers.append(changed)
-        return Gradient(total, grads, mean_over_tasks(stacked(buffers)))
+        return Gradient(total, unscaled(grads, loss_scales().outer), mean_over_tasks(stacked(buffers)))
 
     def _vmap(self, tasks: Task) -> Gradient:
         """Process a stack of tasks in one batch."""
@@ -228,8 +239,8 @@ class MetaGradient:
             with named("inner loop"):
                 losses, buffers = torch.vmap(partial(task_loss, self.learner), randomness="different")(tasks)
             with named("backward"):
-                losses.mean().backward()
-        return Gradient(losses.detach().mean(), grads, mean_over_tasks(buffers))
+                scaled(losses.mean(), loss_scales().outer).backward()
+        return Gradient(losses.detach().mean(), unscaled(grads, loss_scales().outer), mean_over_tasks(buffers))
 
     def _replay(self, engine: Literal["traced", "compiled"], tasks: Task) -> Gradient:
         """Replay a program; at replays that thin out, take the plain step too, and raise an error if they differ."""
@@ -238,9 +249,9 @@ class MetaGradient:
 
     def _checked_replay(self, engine: Literal["traced", "compiled"], tasks: Task) -> Gradient:
         entry = self._replayer.entry(engine, tasks, recompute=self.plan.recompute)
-        entry.replays += 1
         replay = partial(self._replayer, entry, tasks)
-        if not is_due(entry.replays):
+        if not is_due(entry.replays + 1):
+            entry.replays += 1
             return replay()
         state = random_state(tasks)
         found = recorded = replay()
@@ -251,12 +262,16 @@ class MetaGradient:
         set_random_state(state)
         plain = self._loop if self._one_by_one(engine) else self._vmap
         expected = plain(tasks)
-        bound = 1e-8 if expected.loss.dtype == torch.float64 else 1e-3
+        if self.scale is not None and not (is_finite(recorded) and is_finite(expected)):
+            set_random_state(after)
+            return found  # the scale is too large: the next replay is compared instead
+        entry.replays += 1
+        bound = 1e-8 if expected.loss.dtype == torch.float64 else max(1e-3, 4 * self._rounding())
         distance = difference(recorded, expected)
         if distance > bound:
             set_random_state(state)
             with self._rounded_weights():  # how far a rounding of the weights goes, as between any two computations
-                bound += 30 * difference(plain(tasks), expected)
+                bound += (30 if self.precision == "float32" else 5) * difference(plain(tasks), expected)
         if distance > bound:
             set_random_state(state)
             raise RuntimeError(
@@ -269,18 +284,22 @@ class MetaGradient:
 
     @contextmanager
     def _rounded_weights(self) -> Iterator[None]:
-        """A context in which each weight is larger or smaller by one rounding."""
+        """A context in which each weight is larger or smaller by one rounding of the precision."""
         weights = [parameter for parameter in self.learner.parameters() if parameter.is_floating_point()]
         before = [weight.detach().clone() for weight in weights]
         with torch.no_grad():
             for number, weight in enumerate(weights):
-                weight.mul_(1 + (-1) ** number * torch.finfo(weight.dtype).eps)
+                weight.mul_(1 + (-1) ** number * max(torch.finfo(weight.dtype).eps, self._rounding()))
         try:
             yield
         finally:
             with torch.no_grad():
                 for weight, value in zip(weights, before):
                     weight.copy_(value)
+
+    def _rounding(self) -> float:
+        """The relative size of one rounding in narrow types; 0 where there is none."""
+        return 0.0 if self.precision == "float32" else torch.finfo(getattr(torch, self.precision)).eps
 
     def _make_plan(self, engine: Engine, tasks: Task) -> Plan:
         """The first plan that fits: all tasks at once, then fewer or with recomputed inner steps."""
@@ -306,11 +325,11 @@ class MetaGradient:
     def _fitting_plan(self, engine: Engine, tasks: Task) -> Plan:
         num_tasks, batched = len(tasks.support.weight), not self._one_by_one(engine)
 
-        def step(task_loss: Callable[[Task], Tensor], tasks: Task) -> None:
+        def step(learner: Learner, tasks: Task) -> None:
             if batched:
-                loss = torch.vmap(task_loss, randomness="different")(tasks).mean()
+                loss = torch.vmap(partial(task_loss, learner), randomness="different")(tasks)[0].mean()
             else:
-                loss = task_loss(unstack(tasks)[0])
+                loss, _ = task_loss(learner, unstack(tasks)[0])
             loss.backward()
 
         def peak(count: int, *, recompute: bool = False) -> int:

@@ -15,6 +15,7 @@ import torch.distributed as dist
 from zoo import ZOO, Row, make_task
 
 import kshot
+from kshot.training.fit import Settings, meta_training_loop
 from kshot.training.ranks import help_first, leading, map_over_ranks, others
 from kshot.types import tree_map
 
@@ -22,18 +23,18 @@ TASKS = 5
 
 
 class Tasks(kshot.TaskSource):
-    """Small tasks that the learner of a row can solve, in float64; that of a number cannot be read."""
+    """Small tasks that the learner of a row can solve; that of a number cannot be read."""
 
     seed = 0
 
-    def __init__(self, row: Row, unreadable: int | None = None) -> None:
-        self.row, self.objective, self.unreadable = row, row.objective, unreadable
+    def __init__(self, row: Row, unreadable: int | None = None, dtype: torch.dtype = torch.float64) -> None:
+        self.row, self.objective, self.unreadable, self.dtype = row, row.objective, unreadable, dtype
 
     def task(self, split: str, index: int) -> kshot.Task:
         if index == self.unreadable:
             raise ValueError(f"task {index} is damaged")
         task = make_task(self.row, seed=index)
-        return tree_map(lambda leaf: leaf.double() if leaf.is_floating_point() else leaf, task)
+        return tree_map(lambda leaf: leaf.to(self.dtype) if leaf.is_floating_point() else leaf, task)
 
 
 def trained(name: str, mode: str, steps: int) -> dict:
@@ -44,6 +45,17 @@ def trained(name: str, mode: str, steps: int) -> dict:
     losses = kshot.fit(learner, Tasks(row), steps=steps, tasks_per_step=TASKS, mode=mode)
     result = kshot.evaluate(learner, Tasks(row), num_tasks=7, audit=False)
     return {"weights": learner.state_dict(), "losses": losses, "per_task": result.per_task}
+
+
+def in_float16() -> dict:
+    """The weights, losses and scale after a training that begins with too large a scale."""
+    row = ZOO["maml, regression"]
+    torch.manual_seed(0)
+    learner, settings = copy.deepcopy(row.make(3)), Settings(size=TASKS)
+    loop = meta_training_loop(learner, Tasks(row, dtype=torch.float32), settings, precision="float16")
+    loop.scale.exponent = 40
+    losses = loop.run(3)
+    return {"weights": learner.state_dict(), "losses": losses, "scale": loop.scale.state()}
 
 
 def refused() -> str:
@@ -110,7 +122,7 @@ def main() -> None:
     trainings, out = json.loads(sys.argv[1]), Path(sys.argv[2])
     dist.init_process_group("gloo")
     found = {"trained": [trained(*each) for each in trainings], "refused": refused()}
-    found |= {"led": led(sys.argv[3:])}
+    found |= {"in float16": in_float16(), "led": led(sys.argv[3:])}
     torch.save(found, out / f"{dist.get_rank()}.pt")
     dist.destroy_process_group()
 

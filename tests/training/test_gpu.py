@@ -119,6 +119,17 @@ def test_autocast_with_a_scaled_loss_has_about_the_loss_and_gradient_of_float32(
     assert (found - expected).norm() < 0.1 * expected.norm()
 
 
+@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
+@pytest.mark.parametrize("mode", MODES)
+def test_training_in_narrower_types_has_about_the_losses_of_float32(mode: str, precision: str) -> None:
+    def losses(precision: str) -> list[float]:
+        learner = make("maml", DEVICE).float()
+        source = Tasks(ZOO["maml"], dtype=torch.float32)
+        return kshot.fit(learner, source, steps=6, tasks_per_step=3, mode=mode, precision=precision)
+
+    assert losses(precision) == pytest.approx(losses("float32"), rel=0.05)
+
+
 def test_pretraining_in_bfloat16_has_about_the_losses_of_float32() -> None:
     def losses(precision: str) -> list[float]:
         torch.manual_seed(0)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from training.in_ranks import evaluated, trained
+from training.in_ranks import evaluated, in_float16, trained
 from zoo import ZOO, make_task
 
 import kshot
@@ -53,6 +53,18 @@ def test_two_processes_train_as_one_and_fail_together(tmp_path: Path) -> None:
     refused = [end["refused"] for end in ends]  # task 6 is the second of step 1, and so of process 1
     assert refused == ["RuntimeError: process 1: task 6 is damaged", "ValueError: task 6 is damaged"]
     check_led(names, ends[0]["led"])
+    check_scaled(*(end["in float16"] for end in ends))
+
+
+def check_scaled(first: dict, second: dict) -> None:
+    """Both processes halve the scale of float16 together, and have the losses of one process."""
+    alone = in_float16()
+    for name, value in first["weights"].items():
+        assert torch.equal(second["weights"][name], value), name
+    assert first["losses"] == second["losses"] == pytest.approx(alone["losses"], rel=0.01)
+    assert first["scale"] == second["scale"]
+    assert 10 < first["scale"]["exponent"] < 40
+    assert first["scale"]["finite"] >= 1
 
 
 def check_led(names: list[str], led: dict) -> None:

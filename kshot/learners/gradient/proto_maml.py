@@ -14,12 +14,13 @@ from kshot.annotations import DerivativeOrder, NonNegativeInt, PositiveFloat, Po
 from kshot.argument_checks import check_arguments
 from kshot.inner.functional import BatchNorm, Function
 from kshot.inner.per_parameter import Pattern
+from kshot.inner.precision import without_autocast
 from kshot.inner.rules import SGD
 from kshot.inner.solvers import InnerSolver
 from kshot.learners.gradient.gradient_learner import GradientLearner, HeadInit, make_solver
 from kshot.learners.heads.distances import class_means
 from kshot.objectives import Objective
-from kshot.objectives.outputs import the_tensor
+from kshot.objectives.outputs import in_float32, the_tensor
 from kshot.supplied import Embedding, FeatureCount
 from kshot.types import Batch, Params, Tree
 
@@ -50,8 +51,10 @@ class PrototypeInit(HeadInit):
     r"""The head that classifies by squared distance to class means: $W_c = 2 p_c$, $b_c = -\lVert p_c \rVert^2$."""
 
     def forward(self, function: Function, support: Batch) -> Params:
-        features, _ = function.of("embedding").support({}, support)
-        proto_CD = class_means(the_tensor(features, "holds the features").flatten(1), support.targets, support.weight)
+        output, _ = function.of("embedding").support({}, support)
+        features = in_float32(the_tensor(output, "holds the features")).flatten(1)
+        with without_autocast(features.device):
+            proto_CD = class_means(features, support.targets, support.weight)
         return {"weight": 2 * proto_CD, "bias": -proto_CD.square().sum(1)}
 
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from kshot.annotations import NonNegativeFloat, PositiveInt
 from kshot.argument_checks import check_arguments
-from kshot.inner.precision import at_least_float32
+from kshot.inner.precision import at_least_float32, without_autocast
 from kshot.learner import Learner
 from kshot.learners.series import classical
 from kshot.learners.series.history import Past, history_of, past_of_queries, past_of_windows
@@ -71,15 +71,20 @@ class ForecastEnsemble(Learner):
     def forward(self, task: Task) -> Tensor:
         """The mase of the query after adapting, plus `member_loss` times the mean one of the two global forecasters."""
         state, query = self.adapt(task.support), task.query
-        past = past_of_queries(state, at_least_float32(query.inputs))
-        members_RFH, scale_R = self._members(past, query.inputs)
-        predictions = [self._combine(state, past, members_RFH, scale_R), members_RFH[:, -2], members_RFH[:, -1]]
+        with without_autocast(query.weight.device):
+            past = past_of_queries(state, at_least_float32(query.inputs))
+            members_RFH, scale_R = self._members(past, query.inputs)
+            predictions = [self._combine(state, past, members_RFH, scale_R), members_RFH[:, -2], members_RFH[:, -1]]
         errors = [(each - query.targets).abs().mean(1) for each in predictions]
         scale = weighted_mean(scale_R, query.weight)
         whole, linear, network = (weighted_mean(each, query.weight) / scale for each in errors)
         return whole + self.member_loss * (linear + network) / 2
 
     def _adapt(self, support: Batch) -> Tree:
+        with without_autocast(support.weight.device):
+            return self._state_of(support)
+
+    def _state_of(self, support: Batch) -> Tree:
         inputs, targets = at_least_float32(support.inputs), at_least_float32(support.targets)
         weight = (support.weight > 0).to(inputs.dtype)
         inputs = torch.where(weight[:, None, None] > 0, inputs, 0.0)
@@ -92,8 +97,9 @@ class ForecastEnsemble(Learner):
         return state | {"error": weight @ error_nF / count.clamp_min(1), "windows": count}
 
     def predict(self, state: Tree, inputs: Tree) -> Tree:
-        past = past_of_queries(state, at_least_float32(inputs))
-        return self._combine(state, past, *self._members(past, inputs))
+        with without_autocast(inputs.device):
+            past = past_of_queries(state, at_least_float32(inputs))
+            return self._combine(state, past, *self._members(past, inputs))
 
     def _members(self, past: Past, inputs: Tensor) -> tuple[Tensor, Tensor]:
         """The forecasts of each forecaster (R, F, H), and the scale of the error of each row (R,)."""
