@@ -164,14 +164,14 @@ def table(
     members = group_rows(keys, opened.good, order)  # before the inputs are read, to free the memory of the keys
     del keys
     raw = read_columns(opened, input_kinds)
-    understood |= {name: describe_raw(column) for name, column in raw.items()}
     notes = _notes(opened, raw, input_kinds, kinds)
     if inputs is None:
-        for name in [name for name, column in raw.items() if name not in (time, *kinds) and _numbers_the_rows(column)]:
+        for name in sorted(_row_numbers(raw).difference({time, *kinds})):
             del raw[name]
-            notes.append(
-                f"{opened.path}, column {name!r} numbers the rows, and is left out: list it in inputs to keep it"
-            )
+            notes.append(f"{opened.path}, column {name!r} numbers the rows: it is left out, unless inputs list it")
+    understood |= {name: describe_raw(column) for name, column in raw.items()}
+    if targets is not None and "mean" in encoding and target_type is None:
+        notes += _notes_on_targets(opened, names, targets)
     members = members.only(opened.settle(bad_rows))
     opened.release(*(name for name in special if name not in (key, *names)))
     if shots is None:
@@ -223,11 +223,26 @@ def table(
     return source
 
 
-def _numbers_the_rows(column: Raw) -> bool:
-    """Whether a column is 0, 1, 2, … or 1, 2, 3, …, as that which a DataFrame writes as its index."""
-    if column.kind != "number" or len(column.values) < FEWEST_NUMBERED:
-        return False
-    return column.values[0] in (0, 1) and bool((np.diff(column.values) == 1).all())
+def _row_numbers(raw: Mapping[str, Raw]) -> set[str]:
+    """The columns that are 0, 1, 2, … or 1, 2, 3, …, as that which a DataFrame writes as its index."""
+    numbers = {name: column.values for name, column in raw.items() if column.kind == "number"}
+    return {
+        name
+        for name, values in numbers.items()
+        if len(values) >= FEWEST_NUMBERED and values[0] in (0, 1) and (np.diff(values) == 1).all()
+    }
+
+
+def _notes_on_targets(table: Table, names: Sequence[str], targets: np.ndarray) -> list[str]:
+    """Sentences about numeric targets that are perhaps classes."""
+    notes = []
+    for name, column in zip(names, targets.T):
+        if len(values := np.unique(column[~np.isnan(column)])) == 2:
+            notes.append(
+                f"{table.path}, target {name!r}: it has two values, {values[0]:g} and {values[1]:g}, and is predicted "
+                "as a number. If they are classes, write target_type: classification, else target_type: regression"
+            )
+    return notes
 
 
 def _notes(table: Table, raw: Mapping[str, Raw], kinds: Mapping[str, str], given: Mapping[str, str]) -> list[str]:

@@ -326,6 +326,19 @@ def test_a_better_simple_baseline_is_kept_and_serves_as_a_run(quick, kshot, tmp_
     assert all(each.descriptors["kind"] == "numbers" and each.baseline is not None for each in known)
 
 
+def test_one_simple_baseline_is_measured_after_the_time_if_none_was_before(quick, kshot, tmp_path, monkeypatch):
+    @contextmanager
+    def limit(seconds):
+        if seconds < command.LONGEST_FOR_SIMPLE:
+            raise TimeoutError
+        yield
+
+    monkeypatch.setattr(race, "time_limit", limit)
+    done = kshot("auto", "waves.yaml", "--minutes", 0.1, "--out", "found")
+    assert done.code == 0, done.err
+    assert "kept: the simple baseline support_mean" in done.out
+
+
 def test_one_simple_baseline_is_measured_however_short_the_time_is(quick, kshot, tmp_path, monkeypatch):
     @contextmanager
     def limit(seconds):

@@ -63,7 +63,7 @@ def test_a_column_that_numbers_the_rows_is_left_out_unless_it_is_listed(first):
     frame = shops().with_row_index("rownames", first)
     source = open_shops(frame)
     assert "rownames" not in inputs_of(source)
-    assert [note for note in source.notes if "'rownames' numbers the rows, and is left out" in note]
+    assert [note for note in source.notes if "'rownames' numbers the rows: it is left out" in note]
     for kept in ({"inputs": ["rownames", "visitors"]}, {"kinds": {"rownames": "number"}}, {"time": "rownames"}):
         assert "rownames" in inputs_of(open_shops(frame, **kept))
     for others in (
@@ -72,6 +72,21 @@ def test_a_column_that_numbers_the_rows_is_left_out_unless_it_is_listed(first):
         frame.with_columns(pl.col("rownames") * 2),
     ):
         assert "rownames" in inputs_of(open_shops(others))
+
+
+def test_a_target_of_two_numbers_is_perhaps_of_two_classes():
+    frame = shops().with_columns(sold=(pl.col("sales") > 2500).cast(int))
+
+    def notes_on(**options):
+        return [note for note in open_shops(frame, **options).notes if "it has two values, 0 and 1" in note]
+
+    assert len(notes_on(target="sold")) == 1
+    for known in (
+        {"target": "sold", "target_type": "regression"},
+        {"target": "sold", "target_type": "classification"},
+        {},
+    ):
+        assert not notes_on(**known)
 
 
 @pytest.mark.parametrize(("days", "shots"), [(12, 6), (5, 2), (2, 1), (40, 10)])

@@ -51,6 +51,8 @@ FOR_SIMPLE, FOR_MIXTURE, FOR_TEST = 0.2, 0.08, 0.15
 """Shares of the time: for the simple baselines, at most; for a mixture, at most; and what is kept for the test."""
 LEAST_FOR_SIMPLE = 4.0
 """Seconds that each simple baseline may take, within half of the time: what is chosen is compared with the best."""
+LONGEST_FOR_SIMPLE = 60.0
+"""Seconds that a simple baseline may take where none was done in the time."""
 TESTED = 3
 """Simple baselines that are tested beside the plan that is kept: the best on validation tasks."""
 TABLE = {"kind": "table", "on_too_few": "shrink"}
@@ -281,9 +283,9 @@ def _measure_simple(race: Race, num_tasks: int) -> None:
             race.entrants[name] = Entrant(baseline_plan(name))
             measure(name, max(limit - race.spent, least))
     for name in candidates:  # where time is so short that none was done: what is chosen must be compared with one
-        if race.simple or not race.left:
+        if race.simple:
             break
-        measure(name, race.left)
+        measure(name, max(race.left, LONGEST_FOR_SIMPLE))
 
 
 def _choose(race: Race) -> tuple[Entrant, str]:
@@ -291,7 +293,7 @@ def _choose(race: Race) -> tuple[Entrant, str]:
     simple = race.ranked([each for each in race.entrants.values() if each.simple])
     plans = race.ranked([each for each in race.entrants.values() if not each.simple])
     if not simple and not plans:
-        failures = "; ".join(f"{each.plan.name}: {each.failure}" for each in race.entrants.values())
+        failures = "; ".join(f"{each.plan.name}: {each.failure}" for each in race.entrants.values() if each.failure)
         raise ValueError(f"no plan and no baseline suits these data: {failures}")
     best = race.ranked([*simple[:1], *plans[:1]])[0]  # of equal ones the simple one
     said = (
