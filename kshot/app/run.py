@@ -66,11 +66,11 @@ from kshot.evaluation.target import Target
 from kshot.files import copy_folder, is_empty, owned, write_json
 from kshot.learner import Learner
 from kshot.tasks.read_log import Watched, watched
-from kshot.tasks.source import TaskSource
+from kshot.tasks.source import TaskSource, short_hash
 from kshot.training.checkpoint import Checkpoints
 from kshot.training.closed_form import fit_closed_form
 from kshot.training.fit import Diverged
-from kshot.training.ranks import help_first, leading, others
+from kshot.training.ranks import failing_together, from_all, help_first, leading, others
 
 
 @dataclass(frozen=True)
@@ -128,9 +128,12 @@ def run(
         closing(Tracking(spec, out, build_tracker, display.say)) as tracking,
     ):
         started = time.monotonic()
-        source = build_source(spec)
-        refuse_unsuited(spec, source, shapes_of(source))
-        checked = check_data(source, display)
+        with failing_together():
+            source = build_source(spec)
+            refuse_unsuited(spec, source, shapes_of(source))
+            checked = check_data(source, display)
+        if those is not None:
+            _check_same_data(source)
         display.say(f"{spec.name}: {spec.about}" if spec.about else spec.name, "bold")
 
         def follow(event_log: EventLog) -> None:
@@ -348,6 +351,15 @@ def check_data(source: TaskSource, display: Display) -> Checked:
         if finding.severity == "error":
             display.say(f"ERROR in the data, {finding.check}: {finding.sentence}", "bold red")
     return checked
+
+
+def _check_same_data(source: TaskSource) -> None:
+    """Raise ValueError in all processes if one has other data, as where machines have different copies of a file."""
+    hashes = from_all([short_hash(source.task(split, 0)) for split in ("train", "val")])
+    if other := next((rank for rank, each in enumerate(hashes) if each != hashes[0]), None):
+        raise ValueError(
+            f"process {other} of the run reads other data than process 0: copy the same files to each machine"
+        )
 
 
 def data_check_entry(checked: Checked) -> dict[str, Any]:

@@ -116,12 +116,27 @@ def copy_from_first(module: nn.Module) -> None:
 
 def from_first(value: Item) -> Item:
     """The value of process 0, such as a decision, or whether its clock has passed a deadline."""
+    return from_rank(0, value)
+
+
+def from_rank(rank: int, value: Item) -> Item:
+    """The value of one process."""
     if ranks().size == 1:
         return value
     held = [value]
     with _answered():
-        dist.broadcast_object_list(held, src=0)
+        dist.broadcast_object_list(held, src=rank)
     return held[0]
+
+
+def from_all(value: Item) -> list[Item]:
+    """The values of all processes, in their order."""
+    if ranks().size == 1:
+        return [value]
+    held = [value] * ranks().size
+    with _answered():
+        dist.all_gather_object(held, value)
+    return held
 
 
 @contextmanager
