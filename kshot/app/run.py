@@ -71,6 +71,7 @@ from kshot.training.checkpoint import Checkpoints
 from kshot.training.closed_form import fit_closed_form
 from kshot.training.fit import Diverged
 from kshot.training.ranks import failing_together, from_all, help_first, leading, others
+from kshot.training.shards import num_parameters, require_others
 
 
 @dataclass(frozen=True)
@@ -115,6 +116,8 @@ def run(
     Raises:
         ValueError: the folder already holds a run, data are missing or damaged, or the run file does not suit them.
     """
+    if spec.shard_frozen:
+        require_others()
     those = others()
     metric = Target.parse(spec.target).metric
     resume = resume and not (out.exists() and is_empty(out))  # else it was killed before it wrote its run file
@@ -130,7 +133,9 @@ def run(
         started = time.monotonic()
         with failing_together():
             source = build_source(spec)
-            refuse_unsuited(spec, source, shapes_of(source))
+            shapes = shapes_of(source)
+        with failing_together():
+            refuse_unsuited(spec, source, shapes)
             checked = check_data(source, display)
         if those is not None:
             _check_same_data(source)
@@ -232,7 +237,7 @@ def _keep_trial(spec: Spec, source: TaskSource, trained: Trained) -> None:
     if not figures:
         return
     plan = {name: getattr(spec, name) for name in PLAN_KEYS if name != "name"}
-    parameters = sum(parameter.numel() for parameter in trained.learner.parameters())
+    parameters = num_parameters(trained.learner)
     trial = Trial(
         descriptors=describe_data(source, shapes_of(source), target),
         plan={name: part.model_dump() for name, part in plan.items() if part is not None},

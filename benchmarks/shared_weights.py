@@ -1,0 +1,156 @@
+"""Memory of each process for the frozen weights of a causal language model, whole and shared, and the time of a step.
+
+    python benchmarks/shared_weights.py [--width 768] [--layers 12] [--steps 4]
+
+MAML of one inner step on LoRA adapters of a GPT-2 of random weights and 1,000 symbols, on random texts of 32 symbols,
+4 tasks a step, `kshot.fit` by processes of one thread. Memory is how much the resident set grew since before the model
+was loaded: once it was loaded and, if so, shared, and at most during the steps, which need activations too. Where the
+model is loaded, each process holds all weights for a moment. "weights" is what a process holds of them by arithmetic:
+what is not shared, its part of the blocks, and one whole block.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+import psutil
+import torch
+import torch.distributed as dist
+
+import kshot
+from kshot.training import shards
+from kshot.types import Batch, Split, Task
+
+MIB = 2**20
+SYMBOLS, LENGTH, TASKS = 1000, 32, 4
+
+
+class Texts(kshot.TaskSource):
+    """Random symbols to continue."""
+
+    seed, objective = 0, kshot.objectives.next_token
+
+    def task(self, split: Split, index: int) -> Task:
+        """A task of two texts for support and query."""
+        random = torch.Generator().manual_seed(index)
+        sets = torch.randint(0, SYMBOLS, (2, 2, LENGTH + 1), generator=random)
+        return Task(*(Batch.of(each[:, :-1], each[:, 1:]) for each in sets))
+
+
+class Peak:
+    """The largest resident set of this process while it is watched, as far as samples every 2 ms see it."""
+
+    def __init__(self) -> None:
+        self.bytes, self._over = 0, threading.Event()
+        self._thread = threading.Thread(target=self._watch)
+
+    def _watch(self) -> None:
+        process = psutil.Process()
+        while not self._over.wait(0.002):
+            self.bytes = max(self.bytes, process.memory_info().rss)
+
+    def __enter__(self) -> Peak:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self._thread.join()
+
+
+def worker(options: argparse.Namespace) -> None:
+    """Train, and write what this process measured."""
+    if dist.is_torchelastic_launched():
+        dist.init_process_group("gloo")
+    import peft  # noqa: F401
+    import transformers  # noqa: F401
+
+    resident = psutil.Process().memory_info
+    before = resident().rss
+    model = kshot.models.causal_lm(options.folder, rank=8)
+    whole = sum(p.nbytes for p in model.parameters())
+    if options.shared:
+        shards.shard_frozen(model)
+    gc.collect()
+    loaded = resident().rss - before
+    weights = sum(p.nbytes for p in model.parameters())
+    parts = [block.part.nbytes for block in shards._blocks.values()]
+    if parts:
+        weights += sum(parts) + max(parts) * dist.get_world_size()
+    learner = kshot.maml(model, inner_lr=0.01, objective=kshot.objectives.next_token)
+    ends = [time.perf_counter()]
+    with Peak() as peak:
+        kshot.fit(
+            learner, Texts(), steps=options.steps, tasks_per_step=TASKS,
+            observe=lambda progress: ends.append(time.perf_counter()),
+        )  # fmt: skip
+    steps = [1e3 * (after - start) for start, after in zip(ends[1:], ends[2:])]
+    found = {"whole": whole, "weights": weights, "loaded": loaded, "peak": peak.bytes - before}
+    found |= {"ms": statistics.median(steps)}
+    if not dist.is_initialized() or dist.get_rank() == 0:
+        Path(options.worker).write_text(json.dumps(found))
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def write_model(folder: Path, width: int, layers: int) -> None:
+    """Write a GPT-2 of random weights."""
+    import transformers
+
+    sizes = {
+        "n_positions": LENGTH,
+        "n_embd": width,
+        "n_layer": layers,
+        "n_head": 4,
+        "bos_token_id": 0,
+        "eos_token_id": 0,
+    }
+    transformers.GPT2LMHeadModel(transformers.GPT2Config(vocab_size=SYMBOLS, **sizes)).save_pretrained(folder)
+
+
+def main() -> None:
+    """Run each cell once, and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--width", type=int, default=768)
+    parser.add_argument("--layers", type=int, default=12)
+    parser.add_argument("--steps", type=int, default=4)
+    parser.add_argument("--processes", type=int, default=2)
+    parser.add_argument("--worker", help=argparse.SUPPRESS)
+    parser.add_argument("--folder", help=argparse.SUPPRESS)
+    parser.add_argument("--shared", action="store_true", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.worker:
+        worker(options)
+        return
+    print("processes  weights  MiB of weights  MiB once loaded  MiB at most in steps  ms a step")
+    with tempfile.TemporaryDirectory() as folder:
+        write_model(Path(folder), options.width, options.layers)
+        for processes, shared in ((1, False), (options.processes, False), (options.processes, True)):
+            out = Path(folder) / "found"
+            words = [__file__, f"--worker={out}", f"--folder={folder}", f"--steps={options.steps}"] + [
+                "--shared"
+            ] * shared
+            launch = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+            command = [sys.executable, "-W", "ignore", *(launch if processes > 1 else []), *words]
+            subprocess.run(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, check=True, capture_output=True)
+            found = json.loads(out.read_text())
+            numbers = [found[name] / MIB for name in ("weights", "loaded", "peak")]
+            print(
+                f"{processes:9}  {'shared' if shared else 'whole':7}" + "{:16.0f}{:17.0f}{:22.0f}".format(*numbers),
+                end="",
+            )
+            print(f"{found['ms']:11.0f}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
