@@ -176,7 +176,7 @@ def _configured(setting: Setting, part: Part) -> list[Learner]:
 
 def _scratch(setting: Setting) -> list[Learner]:
     objective, seed = setting.source.objective, setting.spec.seed
-    whole = setting.spec.model_copy(update={"shard_frozen": False})  # frozen weights are drawn anew, too
+    whole = setting.spec.model_copy(update={"shard_frozen": False})  # it draws the frozen weights too
     model = build_model(whole, setting.shapes, head=True)
     return [learners.from_scratch(model, **each, objective=objective, seed=seed) for each in setting.rates()]
 
