@@ -24,19 +24,23 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="module")
-def ends(folder: Path) -> list[dict]:
+def by_two(folder: Path, *kinds: str) -> list[dict]:
     """What two processes end with."""
     torchrun = ["-W", "ignore", "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    command = [sys.executable, *torchrun, str(TESTS / "training" / "in_shards.py"), str(folder)]
+    command = [sys.executable, *torchrun, str(TESTS / "training" / "in_shards.py"), str(folder), *kinds]
     paths = {"PYTHONPATH": os.pathsep.join([str(TESTS.parent), str(TESTS)]), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, env=os.environ | paths, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
     return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(2)]
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_processes_that_share_frozen_weights_train_as_one(kind: str, folder: Path, ends: list[dict]) -> None:
+@pytest.fixture(scope="module")
+def ends(folder: Path) -> list[dict]:
+    return by_two(folder, KINDS[0])
+
+
+def check_equal(kind: str, folder: Path, ends: list[dict]) -> None:
+    """Both processes end with the same bits, and with what one process ends with but for rounding."""
     alone, (first, second) = trained(kind, folder, shared=False), (end["trained"][kind] for end in ends)
     assert first["weights"].keys() == alone["weights"].keys(), "checkpoints hold what those of one process do"
     for name, weight in alone["weights"].items():
@@ -48,11 +52,19 @@ def test_processes_that_share_frozen_weights_train_as_one(kind: str, folder: Pat
         assert first["per_task"][metric] == pytest.approx(values, abs=1e-9), metric
 
 
-@pytest.mark.parametrize("kind", LED)
-def test_process_0_evaluates_alone_with_the_weights_of_all(kind: str, folder: Path, ends: list[dict]) -> None:
-    alone, found = evaluated(kind, folder, shared=False), ends[0]["led"][kind]
-    assert found.per_task == alone.per_task
-    assert [audit.result for audit in found.audits] == [audit.result for audit in alone.audits]
+def test_processes_that_share_frozen_weights_train_as_one(folder: Path, ends: list[dict]) -> None:
+    check_equal(KINDS[0], folder, ends)
+
+
+@pytest.mark.slow
+def test_they_do_so_by_other_learners_and_models_and_process_0_evaluates_with_the_weights_of_all(folder: Path) -> None:
+    ends = by_two(folder, *KINDS[1:])
+    for kind in KINDS[1:]:
+        check_equal(kind, folder, ends)
+    for kind in LED:
+        alone, found = evaluated(kind, folder, shared=False), ends[0]["led"][kind]
+        assert found.per_task == alone.per_task
+        assert [audit.result for audit in found.audits] == [audit.result for audit in alone.audits]
 
 
 def test_a_process_keeps_its_part_of_each_block_and_one_whole_block_at_a_time(folder: Path, ends: list[dict]) -> None:
