@@ -122,8 +122,9 @@ def _suitable(setting: Setting) -> dict[str, Candidates]:
     generic = _generic(setting)
     of_field = of_fields(setting.source) | _of_features(setting)
     names: list[str] = []
-    # The models of a run file predict no standard deviation, and an encoder is pretrained.
-    if spec.model is not None and spec.model.kind != "encoder" and objective.predicts != "distribution":
+    # The models of a run file predict no standard deviation, an encoder is pretrained, and what is shared may be large.
+    suits = spec.model is not None and spec.model.kind != "encoder" and not spec.shard_frozen
+    if suits and objective.predicts != "distribution":
         names.append("scratch")
     if setting.pretrained:
         # fine-tuning an encoder on each of hundreds of tasks takes hours; it is tuned once, by contrast
@@ -174,7 +175,9 @@ def _configured(setting: Setting, part: Part) -> list[Learner]:
 
 
 def _scratch(setting: Setting) -> list[Learner]:
-    model, objective, seed = setting.model(head=True), setting.source.objective, setting.spec.seed
+    objective, seed = setting.source.objective, setting.spec.seed
+    whole = setting.spec.model_copy(update={"shard_frozen": False})  # it draws the frozen weights too
+    model = build_model(whole, setting.shapes, head=True)
     return [learners.from_scratch(model, **each, objective=objective, seed=seed) for each in setting.rates()]
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from functools import partial
 from math import prod
 from typing import Any
@@ -49,6 +50,8 @@ from kshot.sources.ratings.tasks import RatingTasks
 from kshot.sources.text_preprocessor import TextPreprocessor
 from kshot.tasks.source import TaskSource
 from kshot.training.fit import seeded
+from kshot.training.ranks import failing_together
+from kshot.training.shards import has_others, shard_frozen
 from kshot.types import Split, tree_map
 
 Shapes = dict[str, Any]
@@ -124,6 +127,8 @@ def shapes_of(source: TaskSource, split: Split = "train") -> Shapes:
 def build_model(spec: Spec, shapes: Shapes, *, head: bool, learner: Part | None = None) -> nn.Module:
     """The base model, with weights drawn from the run's seed; an empty module if the run file has none.
 
+    Its frozen weights are shared where the run file says so and there are other processes, which build it too.
+
     Args:
         head: whether to add the layer that gives the task's outputs.
         learner: learner that the model is for; by default that of the run file.
@@ -160,8 +165,10 @@ def build_model(spec: Spec, shapes: Shapes, *, head: bool, learner: Part | None 
             shapes, "item_features", "item_factors", "user_features", "item_mean"
         ),
     }
-    with seeded(spec.seed):
-        return _call("model", spec.model, supplies)
+    shares = spec.shard_frozen and has_others()
+    with failing_together() if shares else nullcontext(), seeded(spec.seed):
+        built = _call("model", spec.model, supplies)
+    return shard_frozen(built) if shares else built
 
 
 def _of_masks(shapes: Shapes) -> bool:

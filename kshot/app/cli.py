@@ -436,7 +436,7 @@ def recipes(
 def main() -> None:
     """Run the command line; see `kshot.app.errors` for the exit codes. Errors are a sentence on standard error."""
     from kshot.app.errors import exit_code, prepare_streams, sentence
-    from kshot.app.processes import is_silent, note_exit_code
+    from kshot.app.processes import note_exit_code, says_errors
     from kshot.app.screen import visible
 
     prepare_streams()
@@ -445,7 +445,7 @@ def main() -> None:
     except SystemExit as stop:
         sys.exit(note_exit_code(stop.code))
     except Exception as error:
-        if not is_silent():
+        if says_errors():
             typer.echo(f"kshot: {visible(sentence(error))}", err=True)
         lost = isinstance(error, ConnectionError)  # another process, so that torchrun shall start all again
         sys.exit(exit_code(error) if lost else note_exit_code(exit_code(error)))

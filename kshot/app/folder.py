@@ -45,7 +45,7 @@ from kshot.tasks.read_log import EVALUATION
 from kshot.training.checkpoint import Checkpoints
 from kshot.types import Split
 
-FREE_TO_CHANGE = {"target", "budget", "evaluate", "baselines", "about", "track", "device"}
+FREE_TO_CHANGE = {"target", "budget", "evaluate", "baselines", "about", "track", "device", "shard_frozen"}
 """Keys that a resumed run may change."""
 
 

@@ -66,11 +66,12 @@ from kshot.evaluation.target import Target
 from kshot.files import copy_folder, is_empty, owned, write_json
 from kshot.learner import Learner
 from kshot.tasks.read_log import Watched, watched
-from kshot.tasks.source import TaskSource
+from kshot.tasks.source import TaskSource, short_hash
 from kshot.training.checkpoint import Checkpoints
 from kshot.training.closed_form import fit_closed_form
 from kshot.training.fit import Diverged
-from kshot.training.ranks import help_first, leading, others
+from kshot.training.ranks import failing_together, from_all, help_first, leading, others
+from kshot.training.shards import num_parameters, require_others
 
 NO_TARGET = "No target was given: what was best on validation tasks has been tested."
 
@@ -117,6 +118,8 @@ def run(
     Raises:
         ValueError: the folder already holds a run, data are missing or damaged, or the run file does not suit them.
     """
+    if spec.shard_frozen:
+        require_others()
     those = others()
     metric = Target.parse(spec.target).metric
     resume = resume and not (out.exists() and is_empty(out))  # else it was killed before it wrote its run file
@@ -130,9 +133,14 @@ def run(
         closing(Tracking(spec, out, build_tracker, display.say)) as tracking,
     ):
         started = time.monotonic()
-        source = build_source(spec)
-        refuse_unsuited(spec, source, shapes_of(source))
-        checked = check_data(source, display)
+        with failing_together():
+            source = build_source(spec)
+            shapes = shapes_of(source)
+        with failing_together():
+            refuse_unsuited(spec, source, shapes)
+            checked = check_data(source, display)
+        if those is not None:
+            _check_same_data(source)
         display.say(f"{spec.name}: {spec.about}" if spec.about else spec.name, "bold")
 
         def follow(event_log: EventLog) -> None:
@@ -232,7 +240,7 @@ def _keep_trial(spec: Spec, source: TaskSource, trained: Trained) -> None:
     if not figures:
         return
     plan = {name: getattr(spec, name) for name in PLAN_KEYS if name != "name"}
-    parameters = sum(parameter.numel() for parameter in trained.learner.parameters())
+    parameters = num_parameters(trained.learner)
     trial = Trial(
         descriptors=describe_data(source, shapes_of(source), target),
         plan={name: part.model_dump() for name, part in plan.items() if part is not None},
@@ -358,6 +366,15 @@ def check_data(source: TaskSource, display: Display) -> Checked:
         if finding.severity == "error":
             display.say(f"ERROR in the data, {finding.check}: {finding.sentence}", "bold red")
     return checked
+
+
+def _check_same_data(source: TaskSource) -> None:
+    """Raise ValueError in all processes if one has other data, as where machines have different copies of a file."""
+    hashes = from_all([short_hash(source.task(split, 0)) for split in ("train", "val")])
+    if other := next((rank for rank, each in enumerate(hashes) if each != hashes[0]), None):
+        raise ValueError(
+            f"process {other} of the run reads other data than process 0: copy the same files to each machine"
+        )
 
 
 def data_check_entry(checked: Checked) -> dict[str, Any]:

@@ -166,6 +166,7 @@ class Spec(Strict):
     task_seed: NonNegativeInt = 0
     track: Annotated[list[Annotated[Any, part("tracker")]], BeforeValidator(_as_list)] = Field([])
     device: str = "auto"
+    shard_frozen: bool = False
 
     @model_validator(mode="after")
     def _has_a_model_where_one_is_needed(self) -> Spec:
@@ -173,6 +174,8 @@ class Spec(Strict):
         for each in learners_of(self.learner):
             if (own := model_of(each)) is not None:
                 _check_models(each, own)
+        if self.model is None and self.shard_frozen:
+            raise ValueError(f"shard_frozen shares weights of a model, and learner {self.learner.kind} has none")
         needing = NEED_A_MODEL & {name for name in self.baselines.names or [] if isinstance(name, str)}
         if self.model is None and (self.pretrain or needing):
             needs = "pretrain" if self.pretrain else f"baseline {min(needing)}"

@@ -55,7 +55,8 @@ def refuse_unsuited(spec: Spec, source: TaskSource, shapes: Shapes | None = None
         _refuse_other_ways(spec, source)
     _try_to_pretrain(spec, source, shapes)
     learner = build_learner(spec, build_model(spec, shapes, head=has_head(spec)), shapes)
-    mode: Mode = "vmap" if spec.train.mode == "vmap" else "loop"  # others take long, or record anew
+    batched = spec.train.mode == "vmap" and not spec.shard_frozen
+    mode: Mode = "vmap" if batched else "loop"  # others take long, or record anew
     if why := unsuited(learner, source, mode=mode, failures=_failures(spec)):
         raise ValueError(f"learner {spec.learner.kind} {why}")
     policy = build_policy(spec, Target.parse(spec.target), Past)

@@ -9,6 +9,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from kshot.learner import Learner, evaluation_mode
+from kshot.training.shards import num_parameters
 from kshot.types import Task, to, tree_leaves
 
 
@@ -55,7 +56,7 @@ def cost(learner: Learner, task: Task) -> Cost:
             learner.predict(state, task.query.inputs)
     leaves = tree_leaves(state)
     return Cost(
-        num_parameters=sum(parameter.numel() for parameter in learner.parameters()),
+        num_parameters=num_parameters(learner),
         state_size=sum(leaf.numel() for leaf in leaves),
         state_bytes=sum(leaf.numel() * leaf.element_size() for leaf in leaves),
         adapt_flops=adapting.flops,

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from datetime import timedelta
+from functools import partial
 from itertools import islice
 from typing import Any, NamedTuple, TypeVar
 
@@ -27,6 +28,7 @@ from torch.utils._pytree import tree_map_only
 
 from kshot.context import holding
 from kshot.training.replay import Gradient
+from kshot.training.shards import calling, give, serve
 from kshot.training.timing import named
 from kshot.types import Params
 
@@ -38,6 +40,8 @@ WORTH_SENDING = 3.0
 """An item is sent to another process if it costs so many times what it costs to turn it into bytes."""
 PATIENCE = timedelta(days=30)
 """How long the others wait for what process 0 does alone."""
+END, ITEMS, WEIGHTS = range(3)
+"""The calls of process 0."""
 
 
 class Ranks(NamedTuple):
@@ -116,12 +120,27 @@ def copy_from_first(module: nn.Module) -> None:
 
 def from_first(value: Item) -> Item:
     """The value of process 0, such as a decision, or whether its clock has passed a deadline."""
+    return from_rank(0, value)
+
+
+def from_rank(rank: int, value: Item) -> Item:
+    """The value of one process."""
     if ranks().size == 1:
         return value
     held = [value]
     with _answered():
-        dist.broadcast_object_list(held, src=0)
+        dist.broadcast_object_list(held, src=rank)
     return held[0]
+
+
+def from_all(value: Item) -> list[Item]:
+    """The values of all processes, in their order."""
+    if ranks().size == 1:
+        return [value]
+    held = [value] * ranks().size
+    with _answered():
+        dist.all_gather_object(held, value)
+    return held
 
 
 @contextmanager
@@ -180,6 +199,8 @@ def failing_together(asks: bool = False) -> Iterator[Asked]:
         yield asked
     except Exception as raised:
         error = raised
+    with _answered():
+        serve()
     counts = torch.tensor([error is not None, asks], dtype=torch.int64)
     with _answered():
         dist.all_reduce(counts)
@@ -237,21 +258,21 @@ def leading(others: Others | None) -> Iterator[None]:
     threads = torch.get_num_threads()
     torch.set_num_threads(threads * int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
     try:
-        with holding(_alone, True), holding(_others, others):
+        with holding(_alone, True), holding(_others, others), holding(calling, partial(others.call, WEIGHTS)):
             yield
     except LostProcess:  # nobody is left to be called
         raise
     except Exception:  # the others wait for a call, however it ends
-        others.call(False)
+        others.call(END)
         raise
     else:
-        others.call(False)
+        others.call(END)
     finally:
         torch.set_num_threads(threads)
 
 
 def help_first(others: Others | None) -> None:
-    """In a process other than 0, do the items that process 0 sends until its `leading` ends.
+    """In a process other than 0, do the items that process 0 sends, and give weights, until its `leading` ends.
 
     Raises:
         LostProcess: process 0 ended otherwise, as by a signal.
@@ -259,7 +280,11 @@ def help_first(others: Others | None) -> None:
     if others is None:
         return
     work: Callable[[Any], Any] | None = None
-    while others.is_called():
+    while (call := others.next_call()) != END:
+        if call == WEIGHTS:
+            with _answered():
+                give()
+            continue
         received: list[Any] = [None]
         with _answered():
             dist.scatter_object_list(received, None, src=0)
@@ -288,17 +313,17 @@ class Others:
         with _answered():
             self._calls = dist.new_group(timeout=PATIENCE, backend="gloo")
 
-    def call(self, comes: bool) -> None:
-        """Tell the others whether items come, or the context ends."""
+    def call(self, what: int) -> None:
+        """Tell the others whether items come, weights that they share are wanted, or the context ends."""
         with _answered():
-            dist.broadcast(torch.tensor([comes]), src=0, group=self._calls)
+            dist.broadcast(torch.tensor([what]), src=0, group=self._calls)
 
-    def is_called(self) -> bool:
-        """Wait for a call of process 0; whether items come."""
-        comes = torch.tensor([False])
+    def next_call(self) -> int:
+        """Wait for a call of process 0."""
+        what = torch.tensor([END])
         with _answered():
-            dist.broadcast(comes, src=0, group=self._calls)
-        return bool(comes)
+            dist.broadcast(what, src=0, group=self._calls)
+        return int(what)
 
     def map(self, work: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[tuple[Item, Result]]:
         """As `map_over_ranks`, in process 0; a call within another one is not shared."""
@@ -337,7 +362,7 @@ class Others:
     ) -> list[list[Result] | None]:
         """The results of each process, of process 0 first; None for one that failed."""
         sent = [(packed, _packed(block[rank :: self.size])) for rank in range(1, self.size)]
-        self.call(True)
+        self.call(ITEMS)
         with _answered():
             dist.scatter_object_list([None], [None, *sent], src=0)
         try:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import Any, Literal
 
@@ -46,6 +46,7 @@ from kshot.training.replay import (
     stacked,
     weighted_mean,
 )
+from kshot.training.shards import is_sharded, packed_weights
 from kshot.training.timing import named
 from kshot.training.trials import Plan, Trials
 from kshot.types import Params, Task, tree_map, unstack
@@ -85,8 +86,8 @@ class MetaGradient:
             finite, and its `count` where one is, as `fit` does.
 
     Raises:
-        ValueError: an unknown mode or precision, a chunk below 1, or a precision other than float32 for parameters that
-            are not float32.
+        ValueError: an unknown mode or precision, a mode that does not go with `shard_frozen`, a chunk below 1, or a
+            precision other than float32 for parameters that are not float32.
         MemoryError: in a call, if a single task does not fit into memory, or the `chunk` or `recompute` asked for.
 
     Example:
@@ -115,6 +116,13 @@ class MetaGradient:
         self.scale = LossScale() if precision == "float16" else None
         self.engine: Engine | None = None if mode == "auto" else mode
         self.choice = ""
+        if is_sharded(learner):
+            if mode not in ("loop", "auto"):
+                raise ValueError(
+                    f"weights that processes share (shard_frozen) are gathered as the tasks are processed one by one, "
+                    f"which mode {mode} does not do: set mode to loop"
+                )
+            self.engine, recompute = "loop", False  # a prediction of memory would gather weights
         self.plan = Plan()
         self._limits = memory, chunk, recompute
         self._plans: dict[str, Plan] = {}  # by engine and shapes of the tasks
@@ -220,7 +228,7 @@ class MetaGradient:
     def _loop(self, tasks: Task) -> Gradient:
         total, buffers = tasks.support.weight.new_zeros(()), []
         singles = unstack(tasks)
-        with separate_grads(self._named) as grads:
+        with separate_grads(self._named) as grads, packed_weights() if is_sharded(self.learner) else nullcontext():
             for task in singles:
                 with explain_missing_derivatives(self.learner, lambda task=task: self.learner(task)):  # type: ignore[misc]
                     with named("inner loop"):

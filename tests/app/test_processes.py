@@ -12,12 +12,15 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
+import yaml
 from app.noting import NOTED
 from app.signalling import PLACE, SENT
+from learners.test_dynamic_evaluation import RUN, phrases, small_gpt
 from run_files import GLYPHS, SINUSOID
 from safetensors.torch import load_file
 
 import kshot
+from kshot.app.spec import load_spec
 
 REPOSITORY = Path(__file__).parents[2]
 LONGER = {"train.steps_per_round": 60, "train.tasks_per_step": 4, "evaluate.num_val_tasks": 8}
@@ -189,6 +192,44 @@ def test_stopped_processes_resume_to_the_same_weights(undisturbed: Path, to: str
     expected = final_weights(undisturbed / "two")
     for name, weight in final_weights(out).items():
         assert torch.equal(weight, expected[name]), name
+
+
+@pytest.mark.slow
+def test_processes_that_share_frozen_weights_run_as_those_that_do_not(tmp_path: Path) -> None:
+    small_gpt(tmp_path / "gpt")
+    phrases(tmp_path / "letters")
+    source = RUN["source"] | {"unit": "tokens", "tokenizer": "gpt", "length": 8}
+    run_file = RUN | {"source": source, "model": {"kind": "causal_lm", "rank": 2}, "pretrain": None}
+    run_file |= {"baselines": {"names": ["scratch"], "num_test_tasks": 2}, "budget": {"rounds": 2}}
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(run_file))
+    words = ["--processes", "2", "--set=train.steps_per_round=4", "--set=train.tasks_per_step=3"]
+    for name, shared in {"whole": "false", "shared": "true"}.items():
+        run = start(
+            tmp_path, *words, "--set=train.mode=loop", f"--set=shard_frozen={shared}", "--out", f"{tmp_path / name}"
+        )
+        said = run.communicate(timeout=400)[0]
+        assert run.returncode == 1, said
+        assert "FAILED" not in said
+    expected = final_weights(tmp_path / "whole")
+    for name, weight in final_weights(tmp_path / "shared").items():
+        assert torch.equal(weight, expected[name]), name
+    assert (tmp_path / "shared" / "tasks.csv").read_text() == (tmp_path / "whole" / "tasks.csv").read_text()
+    reports = [json.loads((tmp_path / name / "report.json").read_text()) for name in ("whole", "shared")]
+    assert reports[0]["cost"]["num_parameters"] == reports[1]["cost"]["num_parameters"]
+    words[:2] = ["--resume", "--set=budget.rounds=3"]
+    run = start(
+        tmp_path, *words, "--set=train.mode=loop", "--set=shard_frozen=false", "--out", str(tmp_path / "shared")
+    )
+    said = run.communicate(timeout=400)[0]
+    assert run.returncode == 1, said
+    assert len(list((tmp_path / "shared" / "checkpoints" / "train").glob("round-0003"))) == 1
+
+
+def test_what_one_process_would_share_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="among several processes, and there is one: start several, as by kshot run"):
+        kshot.run(load_spec("sinusoid", ["shard_frozen=true"]).model_dump(), out=tmp_path / "run")
+    with pytest.raises(ValueError, match="shard_frozen shares weights of a model, and learner cnp has none"):
+        load_spec("sinusoid", ["shard_frozen=true", "learner={kind: cnp}", "model=null", "baselines={names: []}"])
 
 
 def test_several_seeds_are_refused(undisturbed: Path) -> None:
