@@ -292,7 +292,7 @@ def _opened(text: str) -> sa.Engine:
         return engine
     in_memory = url.database in (None, "", ":memory:")
     path = Path(url.database or "")
-    if not in_memory and not path.name.startswith("file:"):
+    if not in_memory and not str(url.database).startswith("file:"):  # a URI, which only opens what is there
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.exists():
             bounded.open_file(path).close()  # SQLite would wait for a FIFO

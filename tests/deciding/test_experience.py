@@ -197,7 +197,9 @@ def test_a_database_of_another_program_is_never_touched(file):
     assert list(file.parent.iterdir()) == [file]
 
 
-def test_what_is_read_only_is_read(file):
+def test_what_is_read_only_is_read(file, tmp_path, monkeypatch):
+    (empty := tmp_path / "empty").mkdir()
+    monkeypatch.chdir(empty)
     Experience(str(file)).add(a_trial())
     experience = Experience(f"sqlite:///file:{file}?mode=ro&uri=true")
     assert own(experience) == [a_trial()]
@@ -205,6 +207,7 @@ def test_what_is_read_only_is_read(file):
     assert "readonly" in experience.problem
     assert own(experience) == [a_trial(), a_trial(1)]
     assert own(Experience(str(file))) == [a_trial()]
+    assert not list(empty.iterdir())
 
 
 @pytest.mark.parametrize(
