@@ -16,7 +16,6 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from kshot.app.errors import FAULT, STOPPED
-from kshot.files import is_empty
 
 CODE = "KSHOT_EXIT_CODE"
 """Environment variable: the file for the exit code of process 0, since torchrun starts again after any but 0."""
@@ -164,6 +163,8 @@ def is_launched() -> bool:
 
 
 def _holds_run(folder: Path) -> bool:
+    from kshot.files import is_empty
+
     return folder.exists() and not is_empty(folder)
 
 

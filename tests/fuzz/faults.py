@@ -161,7 +161,7 @@ def plant_lost_attributes(monkeypatch: pytest.MonkeyPatch) -> None:
 def plant_zeros_for_missing_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
     """A parameter, or a whole loss, without a graph has gradient zero instead of none, and inference mode stays on."""
 
-    def gradient(loss_fn: Callable, params: dict, *, exact: bool) -> tuple[dict, Any]:
+    def gradient(loss_fn: Callable, params: dict, *, exact: bool, scale: None = None) -> tuple[dict, Any]:
         with torch.enable_grad():
             leaves = {name: p.view_as(p) if exact else p.detach().requires_grad_() for name, p in params.items()}
             loss, state = loss_fn(leaves)
