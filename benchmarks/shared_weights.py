@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import gc
+import importlib
 import json
 import os
 import statistics
@@ -79,9 +80,8 @@ def worker(options: argparse.Namespace) -> None:
     """Train, and write what this process measured."""
     if dist.is_torchelastic_launched():
         dist.init_process_group("gloo")
-    import peft  # noqa: F401
-    import transformers  # noqa: F401
-
+    for package in ("peft", "transformers"):  # whose memory is not that of the model
+        importlib.import_module(package)
     before = anonymous()
     model = kshot.models.causal_lm(options.folder, rank=8)
     if options.shared:

@@ -161,7 +161,10 @@ class Implicit(InnerSolver):
         minimum = {name: value.detach() for name, value in last.items()}
         scale = loss_scales().inner
         of_scaled = torch.func.grad(lambda params, *batch: scaled(loss(params, *batch)[0], scale))
-        gradient = lambda params, *batch: unscaled(of_scaled(params, *batch), scale)  # noqa: E731
+
+        def gradient(params: Params, *batch: Any) -> Params:
+            return unscaled(of_scaled(params, *batch), scale)
+
         residual = {n: g + self.proximity * (minimum[n] - params[n]) for n, g in gradient(minimum, *batch).items()}
         return [*path[:-1], (_differentiable(gradient, minimum, residual, batch, self._solve), state)]
 

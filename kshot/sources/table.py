@@ -21,6 +21,7 @@ from kshot.argument_checks import check_arguments
 from kshot.data.tables.columns import Columns, Raw, Values, describe_raw, kind_of, missing_in, place_of, read_columns
 from kshot.data.tables.frames import TableLike
 from kshot.data.tables.moments import extremes, moments
+from kshot.data.tables.notes import notes_on_columns, notes_on_targets, row_numbers
 from kshot.data.tables.numerals import Style
 from kshot.data.tables.open import open_table
 from kshot.data.tables.table import Reading, ReadingOptions, Table
@@ -50,8 +51,6 @@ log = logging.getLogger(__name__)
 
 MOST_SHOTS = 10
 """Shots of a table that are not given, where half of the rows of a typical group are not fewer."""
-FEWEST_NUMBERED = 20
-"""Rows of a table in which a column that numbers them is recognised."""
 
 
 @check_arguments
@@ -164,14 +163,14 @@ def table(
     members = group_rows(keys, opened.good, order)  # before the inputs are read, to free the memory of the keys
     del keys
     raw = read_columns(opened, input_kinds)
-    notes = _notes(opened, raw, input_kinds, kinds)
+    notes = notes_on_columns(opened, raw, input_kinds, kinds)
     if inputs is None:
-        for name in sorted(_row_numbers(raw).difference({time, *kinds})):
+        for name in sorted(row_numbers(raw).difference({time, *kinds})):
             del raw[name]
             notes.append(f"{opened.path}, column {name!r} numbers the rows: it is left out, unless inputs list it")
     understood |= {name: describe_raw(column) for name, column in raw.items()}
     if targets is not None and "mean" in encoding and target_type is None:
-        notes += _notes_on_targets(opened, names, targets)
+        notes += notes_on_targets(opened, names, targets)
     members = members.only(opened.settle(bad_rows))
     opened.release(*(name for name in special if name not in (key, *names)))
     if shots is None:
@@ -221,47 +220,6 @@ def table(
     for note in notes:
         log.warning("%s", note)
     return source
-
-
-def _row_numbers(raw: Mapping[str, Raw]) -> set[str]:
-    """The columns that are 0, 1, 2, … or 1, 2, 3, …, as that which a DataFrame writes as its index."""
-    numbers = {name: column.values for name, column in raw.items() if column.kind == "number"}
-    return {
-        name
-        for name, values in numbers.items()
-        if len(values) >= FEWEST_NUMBERED and values[0] in (0, 1) and (np.diff(values) == 1).all()
-    }
-
-
-def _notes_on_targets(table: Table, names: Sequence[str], targets: np.ndarray) -> list[str]:
-    """Sentences about numeric targets that are perhaps classes."""
-    notes = []
-    for name, column in zip(names, targets.T):
-        if len(values := np.unique(column[~np.isnan(column)])) == 2:
-            notes.append(
-                f"{table.path}, target {name!r}: it has two values, {values[0]:g} and {values[1]:g}, and is predicted "
-                "as a number. If they are classes, write target_type: classification, else target_type: regression"
-            )
-    return notes
-
-
-def _notes(table: Table, raw: Mapping[str, Raw], kinds: Mapping[str, str], given: Mapping[str, str]) -> list[str]:
-    """Sentences about columns that were perhaps not understood as they are meant."""
-    notes = []
-    for name, column in raw.items():
-        if column.kind == "number" and (far := extremes(column.values, ~np.isnan(column.values))).any():
-            value, place = column.values[far][0], table.place(int(far.argmax()), name)
-            notes.append(
-                f"{place}: {value:g} is more than 100 times as far from the median as the other values are; it is left "
-                f"out of their scale and clipped ({far.sum():,} such). Correct it if it is an error"
-            )
-        share = table.share_of_numbers(name) if kinds[name] == "category" and name not in given else 0.0
-        if share > 0.5:
-            notes.append(
-                f"{table.path}, column {name!r}: it is treated as words, though {share:.0%} of its values are numbers. "
-                f"Correct the others or list them in reading.missing, or confirm by kinds: {{{name}: category}}"
-            )
-    return notes
 
 
 def _targets(

@@ -31,6 +31,12 @@ def is_permitted() -> bool:
     return True
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _permitted() -> None:
+    if not is_permitted():
+        pytest.skip("network namespaces cannot be added here: that needs `ip netns` and its permission")
+
+
 def start(folder: Path, *words: str) -> subprocess.Popen:
     """Start a run by two machines; its files are in `folder / "kshot-a"` and `folder / "kshot-b"`."""
     for name in ("kshot-a", "kshot-b"):
@@ -70,8 +76,6 @@ def kill_process(rank: int, script: subprocess.Popen) -> None:
 
 @pytest.mark.slow
 def test_two_machines_run_a_run_file_as_one_does(tmp_path: Path) -> None:
-    if not is_permitted():
-        pytest.skip("network namespaces cannot be added here: that needs `ip netns` and its permission")
     (together := tmp_path / "together").mkdir()
     script = start(together)
     assert script.wait(timeout=300) == 0, logs(together)
@@ -103,8 +107,6 @@ def test_two_machines_run_a_run_file_as_one_does(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_machines_with_other_data_or_without_any_are_refused(tmp_path: Path) -> None:
-    if not is_permitted():
-        pytest.skip("network namespaces cannot be added here: that needs `ip netns` and its permission")
     rows = "shop,x,y\n" + "".join(f"s{row % 9},{row * row % 7},{row % 5}\n" for row in range(450))
     words = [
         "--set=source={kind: table, path: my.csv, group: shop, target: y, shots: 5, queries: 5}",

@@ -188,7 +188,7 @@ def _find(
             with owned(folder):
                 RunFolder(folder).start(spec, shapes_of(source), encoding)
         take_over(folder, out)
-    return spec, _story(race, kept, reason, minutes, targeted=question.target is not None)
+    return spec, _story(race, kept, reason, minutes, question.target)
 
 
 def collect(
@@ -347,7 +347,7 @@ def _trials(race: Race, descriptors: Mapping[str, float | str], data_set: str = 
     ]
 
 
-def _story(race: Race, kept: Entrant, reason: str, minutes: float, *, targeted: bool) -> dict[str, Any]:
+def _story(race: Race, kept: Entrant, reason: str, minutes: float, target: str | None) -> dict[str, Any]:
     """The entry of the report on how the plan was chosen."""
     entrants = [
         {
@@ -363,5 +363,5 @@ def _story(race: Race, kept: Entrant, reason: str, minutes: float, *, targeted: 
         }
         for each in race.entrants.values()
     ]
-    story = {"reason": reason, "minutes": minutes, "metric": race.target.metric, "entrants": entrants}
-    return story | {"target": str(race.target) if targeted else None}
+    about = {"reason": reason, "minutes": minutes, "target": target, "metric": race.target.metric}
+    return about | {"entrants": entrants}

@@ -41,7 +41,7 @@ def conclude(report: Mapping[str, Any]) -> Conclusion:
     sentence, outcome = report.get("sentence") or "", report.get("outcome") or ""
     if failed(report) or report.get("trusted") is False:
         return Conclusion("not to be trusted", "bad", f"{sentence} The test figure is not to be trusted.", UNTRUSTED)
-    if outcome != "DIVERGED" and (report.get("choice") or {}).get("target", outcome) is None:
+    if outcome != "DIVERGED" and report.get("choice") and not report.get("target"):
         return Conclusion("tested", "good", sentence, MET)
     if outcome != "TARGET_MET":
         tone: Literal["fair", "bad"] = "bad" if outcome == "DIVERGED" else "fair"
