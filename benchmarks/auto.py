@@ -72,12 +72,17 @@ def best_fixed(plans: Iterable[str], trials: Iterable[Trial]) -> str:
     return names[int(np.argmax(means))]
 
 
+def minutes_of(method: str, options: argparse.Namespace) -> float:
+    """The minutes that a method has."""
+    return float(options.minutes * (10 if method == "long" else 1))
+
+
 def measure(name: str, method: str, seed: int, options: argparse.Namespace) -> dict[str, Any]:
     """The result of a method on a data set, which is written to a file."""
     sets = data_sets(options.out / "data", options.shared)
     values = sets[name] | {"seed": seed, "task_seed": seed}
-    folder, experience = options.out / "runs" / f"{name}-{method}-{seed}", Others(relatives(name))
-    minutes = options.minutes * (10 if method == "long" else 1)
+    minutes = minutes_of(method, options)
+    folder, experience = options.out / "runs" / f"{name}-{method}-{seed}-{minutes:g}", Others(relatives(name))
 
     def only_the_best(*args: Any, **kinds: Any) -> tuple[Plan, ...]:
         plans = plans_for(*args, **kinds)
@@ -133,15 +138,14 @@ def main() -> None:
         for seed in options.seeds:
             for name in options.only:
                 for method in options.methods:
-                    minutes = options.minutes * (10 if method == "long" else 1)
-                    if (name, method, seed, minutes) in known:
+                    if (name, method, seed, minutes_of(method, options)) in known:
                         continue
                     result = measure(name, method, seed, options)
                     done.append(result)
                     with results.open("a") as file:
                         file.write(json.dumps(result) + "\n")
                     print(json.dumps(result), flush=True)
-    print_table(done)
+    print_table([each for each in done if each["minutes"] == minutes_of(each["method"], options)])
 
 
 def print_table(results: list[dict[str, Any]]) -> None:
