@@ -97,8 +97,11 @@ def clock(monkeypatch):
     return clock
 
 
-def a_race(tmp_path, clock, quality, seconds, *, stops=()):
-    """A race whose plans take their whole time, those of `stops` but a second, and reach `quality`·(1 − 1/time)."""
+def a_race(tmp_path, clock, quality, seconds, *, stops=(), rises=None):
+    """A race whose plans take their whole time, those of `stops` but a second, and reach `quality`·(1 − 1/time).
+
+    Those of `rises` have ten rounds, whose distance from where the curve ends falls with the root of the steps.
+    """
     tmp_path.mkdir(exist_ok=True)
     options = [Plan(f"p{number}", {"kind": "protonet"}) for number in range(len(quality))]
     said = []
@@ -115,12 +118,17 @@ def a_race(tmp_path, clock, quality, seconds, *, stops=()):
         best = quality[int(entrant.plan.name[1:])]
         if best is None:
             raise ValueError("no such learner\nat all")
-        val = {"accuracy": Interval(best * (1 - 1 / until), 0.01, 100)}
+        best *= 1 - 1 / until
+        rise = (rises or {}).get(entrant.plan.name)
+        last = 1 if rise is None else 10
+        means = {step: best - (rise or 0.0) * (step**-0.5 - last**-0.5) for step in range(1, last + 1)}
+        rounds = [
+            SimpleNamespace(step=step, val={"accuracy": Interval(mean, 0.01, 100)}) for step, mean in means.items()
+        ]
         outcome = race.Outcome.NO_PROGRESS if entrant.plan.name in stops else race.Outcome.BUDGET_SPENT
         learner = package.protonet(torch.nn.Linear(1, 1))
-        rounds = [SimpleNamespace(val=val)]
         return SimpleNamespace(
-            learner=learner, result=SimpleNamespace(rounds=rounds, best=rounds[0], outcome=outcome, reason="")
+            learner=learner, result=SimpleNamespace(rounds=rounds, best=rounds[-1], outcome=outcome, reason="")
         )
 
     made._run = train
@@ -143,6 +151,16 @@ def test_the_better_third_gets_three_times_the_time(tmp_path, clock):
     assert made.spent == pytest.approx(2100)
     assert made.ranked()[0].plan.name == "p1"
     assert [seconds for seconds, _ in made.ranked()[0].course] == pytest.approx([100, 300, 900])
+
+
+def test_a_plan_that_still_rises_is_ranked_by_what_its_curve_predicts(tmp_path, clock):
+    made = a_race(tmp_path, clock, [0.8, 0.7, 0.1, 0.1], 900, rises={"p1": 0.9, "p2": 0.0})
+    made.run(made.plans)
+    assert [name for name, _ in made.given[4:]] == ["p1", "p0", "p1"]
+    assert made.entrants["p0"].predicted is None  # of too few rounds
+    at_first = next(json.loads(line) for line in (tmp_path / "log").read_text().splitlines() if '"p1"' in line)
+    assert at_first["predicted"] == pytest.approx(at_first["figure"]["mean"] + 0.9 * (10**-0.5 - 30**-0.5), abs=0.01)
+    assert made.entrants["p2"].predicted == pytest.approx(made.entrants["p2"].figure.mean, abs=1e-3)
 
 
 def test_plans_that_fail_make_room_and_finished_ones_leave_their_time_to_others(tmp_path, clock):

@@ -1,6 +1,8 @@
 """The race of plans: time is given to them by successive halving on validation tasks.
 
-Jamieson & Talwalkar, "Non-stochastic best arm identification and hyperparameter optimization", 2016.
+Jamieson & Talwalkar, "Non-stochastic best arm identification and hyperparameter optimization", 2016. As plans that
+learn from scratch begin below pretrained ones, and may pass them, they are ranked by the figures that their validation
+curves predict for the end of the next rung.
 """
 
 from __future__ import annotations
@@ -26,9 +28,10 @@ from kshot.app.run import Trained, train
 from kshot.app.schema import describe, our_factory
 from kshot.app.spec import MODELS, Spec
 from kshot.app.suitability import refuse_unsuited
-from kshot.deciding.decisions import EventLog, Outcome
+from kshot.deciding.curves import LEAST, predict
+from kshot.deciding.decisions import EventLog, Outcome, Round
 from kshot.evaluation.baselines import Baseline
-from kshot.evaluation.intervals import Interval
+from kshot.evaluation.intervals import BOUNDS, Interval
 from kshot.evaluation.target import Target
 from kshot.files import is_empty, owned
 from kshot.learner import Learner
@@ -54,6 +57,7 @@ class Entrant:
     Attributes:
         expected: what experience expects of it.
         seconds: time spent on it.
+        predicted: the figure after `ETA` times the steps, see `_predicted`; None if it is not known.
         course: (seconds, validation figure of the best round) each time that its time was up.
         rounds, parameters: number of rounds so far, and of parameters of the learner.
         finished: whether more time changes nothing.
@@ -64,6 +68,7 @@ class Entrant:
     expected: Expectation | None = None
     seconds: float = 0.0
     course: list[tuple[float, Interval]] = field(default_factory=list)
+    predicted: float | None = None
     rounds: int = 1
     parameters: int = 0
     finished: bool = False
@@ -147,7 +152,7 @@ class Race:
         count, first = _starters(min(starters, len(plans)), available, shortest)
         started = running = self._start(plans, count, first)
         for rung, size in enumerate(_sizes(count)[1:], start=1):
-            running = self.ranked(running)[:size]
+            running = self._promising(running)[:size]
             for entrant in running:
                 self._train(entrant, min(first * ETA**rung, entrant.seconds + self.left))
         for entrant in self.ranked(started):  # what others have left
@@ -170,6 +175,16 @@ class Race:
         of = self.entrants.values() if entrants is None else entrants
         means = [(each.figure.mean, each) for each in of if each.figure is not None]
         return [each for _, each in sorted(means, key=lambda pair: pair[0], reverse=self.target.at_least)]
+
+    def _promising(self, entrants: Sequence[Entrant]) -> list[Entrant]:
+        """As `ranked`, but those that can be trained further by the figure that is predicted, if that is better."""
+        better = max if self.target.at_least else min
+
+        def promise(entrant: Entrant) -> float:
+            mean = entrant.figure.mean if entrant.figure else math.nan
+            return mean if entrant.finished or entrant.predicted is None else better(mean, entrant.predicted)
+
+        return sorted(self.ranked(entrants), key=promise, reverse=self.target.at_least)
 
     def baseline(self, name: str) -> Learner:
         """A simple baseline, fitted to the training split; once in each process."""
@@ -234,6 +249,7 @@ class Race:
                 raise ValueError(trained.result.reason)
             return {
                 "figure": self.target.of(best.val)._asdict(),
+                "predicted": _predicted(rounds, self.target),
                 "rounds": len(rounds),
                 "finished": not trained.learner.trained_parameters()
                 or trained.result.outcome is not Outcome.BUDGET_SPENT,
@@ -283,7 +299,18 @@ class Race:
         if "figure" in event:
             entrant.course.append((entrant.seconds, Interval(**event["figure"])))
         entrant.finished, entrant.rounds = event.get("finished", False), event.get("rounds", 1)
+        entrant.predicted = event.get("predicted")
         entrant.parameters = event.get("parameters", 0)
+
+
+def _predicted(rounds: Sequence[Round], target: Target) -> float | None:
+    """The validation figure after `ETA` times the steps of some rounds, by a power law; None for too few rounds."""
+    curve = [(each.step, target.of(each.val)) for each in rounds if each.val]
+    if len(curve) < LEAST or not all(math.isfinite(figure.mean) for _, figure in curve):
+        return None
+    steps, error = [step for step, _ in curve], curve[-1][1].half_width / 1.96
+    draws = predict(steps, [figure.mean for _, figure in curve], [ETA * steps[-1]], error=error)
+    return float(draws.clip(*BOUNDS.get(target.metric, (-math.inf, math.inf))).mean())
 
 
 def _starters(most: int, seconds: float, shortest: float) -> tuple[int, float]:
