@@ -29,7 +29,7 @@ train: {steps_per_round: 4, tasks_per_step: 4}
 target: accuracy >= 0.99
 budget: {rounds: 1}
 evaluate: {num_val_tasks: 20, num_test_tasks: TASKS, shots: []}
-baselines: {names: [fine_tune, centroid], inner_lrs: [0.01, 0.05], steps: [10], num_val_tasks: 10, num_test_tasks: TASKS}
+baselines: {names: [fine_tune, centroid], inner_lrs: [0.01], steps: [10], num_val_tasks: 10, num_test_tasks: TASKS}
 """
 
 
