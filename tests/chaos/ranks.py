@@ -1,7 +1,7 @@
 """Kill a run of two processes at random moments, resume it and compare: `python -m chaos.ranks 20 [SEED]`.
 
 Killed is process 0, process 1, or the whole run, as if its machine had lost power. A lost process is started again by
-the run itself, a lost run by `--resume`. The same is done to that run until it is done, at most three times.
+the run itself, a lost run by `--resume`. The same is done to that run again, at most three times.
 """
 
 from __future__ import annotations
@@ -85,13 +85,16 @@ def check(runs: int, seed: int, scratch: Path) -> list[str]:
     expected = outcome(scratch / "whole")
     if not any("weights" in name for name in expected) or "tasks.csv" not in expected:
         return [f"the undisturbed run ended with {code}: {(scratch / 'whole.txt').read_text()[-2000:]}"]
-    for number in range(runs):
-        out = scratch / f"killed-{number}"
+    number = 0
+    while number < runs:
+        out = scratch / f"run-{len(list(scratch.iterdir()))}"
         victims, found = killed(file, out, seconds, generator)
+        if not victims:  # it ended before
+            continue
+        number += 1
         same = outcome(out) == expected
-        print(
-            f"{number}: killed {', '.join(victims) or 'nobody'}: {'equal' if same else 'DIFFERENT'}, exit code {found}"
-        )
+        said = "equal" if same else "DIFFERENT"
+        print(f"{number}: killed {', '.join(victims)}: {said}, exit code {found}", flush=True)
         if not same or found != code:
             said = out.with_suffix(".txt").read_text()[-2000:]
             faults.append(f"run {number}, killed {victims}: exit code {found}, equal {same}\n{said}")

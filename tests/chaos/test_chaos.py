@@ -37,7 +37,9 @@ def test_every_planted_fault_is_found(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "words", ["kills 500", "full_disk 50", "races 1000", "corruptions 10000"], ids=lambda words: words.split()[0]
+    "words",
+    ["kills 500", "full_disk 50", "races 1000", "corruptions 10000", "ranks 20"],
+    ids=lambda words: words.split()[0],
 )
 def test_for_a_long_time(tmp_path, words):
     check(tmp_path, *f"chaos.{words}".split())
