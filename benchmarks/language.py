@@ -26,7 +26,8 @@ from torch import nn
 
 import kshot
 from kshot.app.build import build_source
-from kshot.app.run import environment, run
+from kshot.app.environment import environment
+from kshot.app.run import run
 from kshot.app.spec import Spec, load_spec
 from kshot.data import library
 from kshot.evaluation.evaluate import evaluate

@@ -28,8 +28,9 @@ from torch import nn
 import kshot
 from kshot import sources
 from kshot.app.build import build_source, device_of, has_head
+from kshot.app.environment import environment
 from kshot.app.folder import RunFolder, read_spec
-from kshot.app.run import environment, run
+from kshot.app.run import run
 from kshot.app.spec import Spec, load_spec
 from kshot.data import ArrayDataset
 from kshot.evaluation.evaluate import evaluate

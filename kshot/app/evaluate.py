@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from kshot.app.build import build_source, device_of
+from kshot.app.environment import environment
 from kshot.app.failures import Failures
 from kshot.app.figures import make_figures
 from kshot.app.final_evaluation import evaluate_with_baselines, report_entries, write_tables
 from kshot.app.folder import RunFolder
 from kshot.app.pretraining import load_pretrained
 from kshot.app.progress import Display
-from kshot.app.run import check_data, data_check_entry, environment, new_model
+from kshot.app.run import check_data, data_check_entry, new_model
 from kshot.app.screen import Screen
 from kshot.app.terminal import print_summary
 from kshot.app.trained import load

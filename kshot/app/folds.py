@@ -10,9 +10,9 @@ from typing import Any
 
 from rich.console import Console
 
+from kshot.app.environment import environment
 from kshot.app.folder import RunFolder
 from kshot.app.parts import audits_of, run_parts, write_common_report
-from kshot.app.run import environment
 from kshot.app.schema import Part
 from kshot.app.spec import Spec
 from kshot.evaluation.compare import differences

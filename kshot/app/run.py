@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import copy
 import os
-import platform
-import subprocess
 import time
 from collections.abc import Callable, Mapping
 from contextlib import closing, nullcontext
@@ -19,7 +17,6 @@ import torch
 from rich.console import Console
 from torch import nn
 
-from kshot.app.auto.descriptors import describe_data
 from kshot.app.baselines import need_pretraining
 from kshot.app.build import (
     Shapes,
@@ -32,12 +29,12 @@ from kshot.app.build import (
     has_head,
     shapes_of,
 )
+from kshot.app.environment import environment
+from kshot.app.experience_of_runs import keep_trial, past_of
 from kshot.app.failures import Failures
 from kshot.app.figures import make_figures
 from kshot.app.final_evaluation import TestResult, evaluate_with_baselines, protocol, report_entries, write_tables
 from kshot.app.folder import RunFolder
-from kshot.app.goes_with import targets_of
-from kshot.app.in_memory import hash_of
 from kshot.app.mirror import mirrored
 from kshot.app.pretraining import pretrain_baselines, pretraining_of_run
 from kshot.app.processes import is_silent
@@ -55,9 +52,7 @@ from kshot.checking.findings import Checked
 from kshot.data.cache import cache_folder
 from kshot.deciding.decisions import EventLog, Outcome, Stop, decision_to_json
 from kshot.deciding.loop import Run, run_until
-from kshot.deciding.past import Past
 from kshot.deciding.policies import Budget
-from kshot.deciding.trial import PLAN_KEYS, Cost, Figure, Trial
 from kshot.evaluation.baselines import fit_baselines
 from kshot.evaluation.report import plan_charts, run_charts, sweep_chart
 from kshot.evaluation.report.report import to_json, write_report
@@ -157,7 +152,7 @@ def run(
             if not _lacks_target(choice):
                 display.say(trained.result.outcome.value)
             if choice is None and sweep is None:  # else it is known to experience already
-                _keep_trial(spec, source, trained)
+                keep_trial(spec, source, trained.result.rounds, num_parameters(trained.learner))
             report, figures = _finish(spec, out, trained, checked, display, started, choice, sweep)
         tracking.finish(report, figures)
         return report
@@ -225,31 +220,6 @@ def train(
         display.say(diverged)
         result = Run(Outcome.DIVERGED, diverged, [], [], None)
     return Trained(folder, source, make_model, event_log, learner, pretrained, pretrain_seconds, result)
-
-
-def _keep_trial(spec: Spec, source: TaskSource, trained: Trained) -> None:
-    """Add a run, with the validation figure of each round, to experience."""
-    from kshot.deciding.experience import Experience  # imports SQLAlchemy
-
-    target = Target.parse(spec.target)
-    figures = [
-        Figure(each.seconds, (figure := target.of(each.val)).mean, figure.ci95)
-        for each in trained.result.rounds
-        if each.val
-    ]
-    if not figures:
-        return
-    plan = {name: getattr(spec, name) for name in PLAN_KEYS if name != "name"}
-    parameters = num_parameters(trained.learner)
-    trial = Trial(
-        descriptors=describe_data(source, shapes_of(source), target),
-        plan={name: part.model_dump() for name, part in plan.items() if part is not None},
-        figures=figures,
-        baseline=None,
-        cost=Cost(figures[-1].seconds, parameters),
-        data_set=hash_of(source),
-    )
-    Experience().add(trial)
 
 
 def _finish(
@@ -336,7 +306,7 @@ def _train(
         source,
         target,
         budget=budget,
-        policy=build_policy(spec, target, lambda: _past(spec, target, source, event_log)),
+        policy=build_policy(spec, target, lambda: past_of(spec, target, source, event_log)),
         num_val_tasks=spec.evaluate.num_val_tasks,
         seed=spec.seed,
         folder=folder.train,
@@ -345,18 +315,6 @@ def _train(
         spent_seconds=spent_seconds,
         **spec.train.model_dump(),
     )
-
-
-def _past(spec: Spec, target: Target, source: TaskSource, event_log: EventLog) -> Past:
-    """What the policy knows of experience: what the log of the run says, or what the database does, which is logged."""
-    if logged := event_log.of("experience"):
-        return Past.from_json(logged[0]["trials"])
-    from kshot.deciding.experience import Experience  # imports SQLAlchemy
-
-    kind = targets_of(source.objective) or "other"
-    past = Past.of(Experience().trials(kind=kind), spec.learner.kind, kind, target.metric)
-    event_log.record("experience", trials=past.to_json())
-    return past
 
 
 def check_data(source: TaskSource, display: Display) -> Checked:
@@ -422,27 +380,3 @@ def _report(
         "environment": environment(),
         "timing": {"seconds": result.rounds[-1].seconds if result.rounds else None},
     }
-
-
-def environment() -> dict[str, Any]:
-    """Versions and machine, for the reproduction of figures."""
-    return {
-        "python": platform.python_version(),
-        **{name: version(name) for name in ("torch", "numpy", "pillow", "matplotlib")},
-        "platform": platform.platform(),
-        "threads": torch.get_num_threads(),
-        "accelerator": str(torch.accelerator.current_accelerator() or "none"),
-        "commit": _commit(),
-    }
-
-
-def _commit() -> str | None:
-    """The commit of the checkout that kshot is imported from, if any."""
-    checkout = Path(__file__).parents[2]
-    if not (checkout / ".git").exists():
-        return None
-    command = ["git", "-C", str(checkout), "describe", "--always", "--dirty"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, timeout=10).stdout.strip() or None
-    except (OSError, subprocess.TimeoutExpired):
-        return None

@@ -8,9 +8,9 @@ from typing import Any
 
 from rich.console import Console
 
+from kshot.app.environment import environment
 from kshot.app.folder import RunFolder
 from kshot.app.parts import audits_of, run_parts, write_common_report
-from kshot.app.run import environment
 from kshot.app.spec import Spec
 from kshot.evaluation.compare import differences, pooled
 from kshot.evaluation.per_task import Scores, read_tasks

@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from chaos.layer import Disk
 
-from kshot.app import cli, run
+from kshot.app import cli, environment, run
 from kshot.app.folder import RunFolder
 from kshot.app.trained import load
 from kshot.evaluation.report import report as reports
@@ -115,7 +115,7 @@ def prepare() -> None:
     reports._draw = lambda figures: ({}, [])
     run.make_figures = lambda *args: {}
     run.run_charts = SimpleNamespace(rounds_chart=lambda *args, **kwargs: None, learning_curve=lambda *args: None)
-    run._commit = lambda: None
+    environment._commit = lambda: None
     os.environ["COLUMNS"] = "300"
     os.environ["KSHOT_EXPERIENCE"] = "sqlite://"
     with TemporaryDirectory() as scratch:  # imports what runs import when they need it, and warms up torch
