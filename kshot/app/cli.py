@@ -117,7 +117,7 @@ def auto(
         str,
         typer.Argument(
             metavar="FILE.yaml|RECIPE|DATA",
-            help="A run file without a plan, a table, or a folder of images with a folder for each class.",
+            help="A run file without a plan, a table, or a folder with a folder of images or texts for each class.",
             autocompletion=run_files,
         ),
     ],

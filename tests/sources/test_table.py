@@ -277,13 +277,16 @@ def test_dates_are_linear_and_cyclic(tmp_path):
 
 def test_columns_that_tell_nothing_are_left_out_and_the_report_says_why(tmp_path):
     frame = shops().with_columns(
-        same=pl.lit(1.0), note=pl.Series([f"note {n}" for n in range(360)]), empty=pl.lit(None, pl.Float64)
-    )
+        same=pl.lit(1.0), note=pl.Series([f"note {n}" for n in range(360)]), empty=pl.lit(None, pl.Float64),
+        said=pl.Series([f"customer {n} was not at home" for n in range(360)]),
+    )  # fmt: skip
     frame.write_parquet(tmp_path / "t.parquet")
     source = open_shops(tmp_path / "t.parquet")
     told = source.describe()["inputs"]
     assert told["same"] == "left out: the same in every training row"
     assert told["note"].startswith("left out: nearly every row has a different word")
+    assert told["said"].startswith("left out: nearly every row has a different text")
+    assert "kinds: {said: text}" in told["said"]
     assert told["empty"] == "left out: no training row has a value"
     assert told["kind"] == "category: 3 words, one-hot, and a feature for unknown ones"
     assert told["advertising"].startswith("number: (x − ")

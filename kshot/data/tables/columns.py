@@ -24,6 +24,8 @@ from kshot.data.tables.table import Kind, Table
 
 HASHED = 64
 """Features of a text."""
+SPACES = 2.0
+"""Mean number of spaces from which different words are called texts."""
 ONE_HOT = 32
 """Largest number of words that are one-hot encoded; more are encoded by codes of this length."""
 FARTHEST = 10.0
@@ -315,7 +317,11 @@ def _fit_words(name: str, words: Any, train: np.ndarray, requested: bool) -> Col
     gaps = bool(in_train.null_count())
     left_out = ""
     if not requested and counts.height > ONE_HOT and counts.height > len(in_train) / 2:
-        left_out = f"nearly every row has a different word ({counts.height:,} in {len(in_train):,} training rows)"
+        spaces = in_train.str.count_matches(" ").mean() or 0.0
+        what = "word" if spaces < SPACES else "text"
+        left_out = f"nearly every row has a different {what} ({counts.height:,} in {len(in_train):,} training rows)"
+        if what == "text":
+            left_out += f"; kinds: {{{name}: text}} makes it an input, and texts with labels are a source of kind: text"
     elif counts.height < 2 and not (gaps and counts.height):
         left_out = "the same in every training row"
     elif not known:
