@@ -29,6 +29,9 @@ from kshot.data.text_files import read_text
 from kshot.limits import limits
 from kshot.yaml_files import Parsed, parse_yaml
 
+TABLES = (".csv", ".tsv", ".parquet", ".ndjson", ".jsonl", ".xlsx")
+"""Suffixes of tables that are given in place of a run file."""
+
 AtLeastTwo = Annotated[int, Ge(2), Le(MOST)]
 BASELINES: dict[str, str] = {
     "scratch": "the same model, trained on the support set alone from random weights",
@@ -210,10 +213,19 @@ def recipes() -> dict[str, str]:
 
 
 def read_run_file(name: str) -> tuple[str, str, Path | None] | None:
-    """The text of a recipe or a file, its name in errors, and the folder of a file; None if there is none."""
+    """The text of a recipe or a file, its name in errors, and the folder of a file; None if there is none.
+
+    Raises:
+        ValueError: it is a table.
+    """
     known, path = recipes(), Path(name)
     if name in known:
         return known[name], f"recipe {name}", None
+    if path.suffix.lower() in TABLES and path.exists():
+        raise ValueError(
+            f"{name} is a table, and no run file: `kshot auto {name}` takes tables; a run file names one by "
+            f"source: {{kind: table, path: {path.name}}}"
+        )
     return (read_text(path, most=limits().yaml_bytes), str(path), path.parent) if path.exists() else None
 
 

@@ -256,3 +256,9 @@ def test_the_kinds_are_those_that_kshot_has():
     assert {"sinusoids", "mixture", "from_hf", "episodes"} <= set(kinds("source"))
     assert set(kinds("policy")) == {"extrapolation", "rules"}
     assert not {"SupportMean", "with_warps", "from_scratch"} & set(kinds("learner"))
+
+
+def test_a_table_in_place_of_a_run_file_is_refused_with_what_takes_it(tmp_path):
+    (tmp_path / "shops.csv").write_text("shop,sold\na,1\n")
+    with pytest.raises(ValueError, match=r"`kshot auto .*shops\.csv` takes tables; .* path: shops\.csv}"):
+        load_spec(str(tmp_path / "shops.csv"))
