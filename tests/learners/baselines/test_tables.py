@@ -27,7 +27,7 @@ IGNORE_SUPPORT = ("pooled_ridge", "pooled_logistic")
 def few_trees():
     """Fewer trees than by default, for speed."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tables, "ITERATIONS", (20, 60))
+        patch.setattr(tables, "ITERATIONS", (10, 40))
         yield
 
 
