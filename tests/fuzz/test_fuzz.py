@@ -55,7 +55,9 @@ def check_recorded(case: Case, mode: str) -> None:
     assert all(" since " in sentence for sentence in outcome.fallbacks)
 
 
-@pytest.mark.parametrize("seed", [*RECORDED[:6], *(pytest.param(seed, marks=pytest.mark.slow) for seed in RECORDED[6:])])
+@pytest.mark.parametrize(
+    "seed", [*RECORDED[:6], *(pytest.param(seed, marks=pytest.mark.slow) for seed in RECORDED[6:])]
+)
 def test_recorded_steps(seed):
     check_recorded(replace(draw(seed), steps=1), "traced")
 
