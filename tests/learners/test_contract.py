@@ -6,7 +6,7 @@ from zoo import ZOO
 from kshot.testing import learner_checks
 
 ENGINES = {
-    "maml", "protonet", "r2d2", "cnp", "cnaps", "partial pooling", "fold-in",
+    "maml", "imaml", "learned optimizer, lstm", "protonet", "r2d2", "cnp", "cnaps", "partial pooling", "fold-in",
 }  # fmt: skip
 """Rows, of each means of adaptation, whose engines are compared in every run of the tests; the others are slow."""
 
