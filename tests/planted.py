@@ -1,5 +1,7 @@
 """Tasks with room for planted faults, and what `kshot data check` finds in them."""
 
+from functools import lru_cache
+
 import numpy as np
 
 from kshot import objectives
@@ -34,8 +36,11 @@ def numbers(inputs=None, targets=None, **options):
     return GroupTasks(ArrayDataset((inputs, targets)), pool(), **asked)
 
 
+check_once = lru_cache(maxsize=1)(check)
+
+
 def found(source, check_name, **options):
     """The severity of the worst finding of a kind, and all its sentences."""
-    own = [finding for finding in check(source, **options).findings if finding.check == check_name]
+    own = [finding for finding in check_once(source, **options).findings if finding.check == check_name]
     worst = max((finding.severity for finding in own), key=SEVERITIES.index, default=None)
     return worst, " ".join(finding.sentence for finding in own)

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from functools import cache
 from typing import NamedTuple
 
+import pytest
 import torch
 from torch import nn
 
@@ -306,6 +307,22 @@ ZOO = {
     "nearest centroid": Row(lambda ways: kshot.learners.nearest_centroid()),
     "support mean": Row(lambda ways: SupportMean(objectives.mse)),
 }
+
+
+REPRESENTATIVES = {
+    "maml", "maml, transductive", "maml, multilabel", "maml, segmentation", "maml, regression", "reptile", "boil",
+    "maml++", "imaml", "cavia", "alfa", "learned optimizer, lstm", "protonet", "feat", "frn", "cnp", "cnaps", "tnp-d",
+    "prior-fitted", "r2d2", "fold-in", "partial pooling", "partial pooling, classes", "choose", "metaoptnet, svm",
+    "p>m>f", "tim", "dynamic evaluation", "dynamic evaluation, each query by itself", "forecast ensemble",
+    "support mean",
+}  # fmt: skip
+"""Rows of each means of adaptation and each kind of task; where a test takes long for all rows, the others are slow."""
+
+
+def names(rows: set[str] = REPRESENTATIVES) -> list:
+    """The names of all rows as parameters of a test that is slow for all but some."""
+    assert rows <= set(ZOO), rows - set(ZOO)
+    return [pytest.param(name, marks=[pytest.mark.slow] * (name not in rows)) for name in ZOO]
 
 
 def make_task(row: Row, ways: int = 3, shots: int = 2, queries: int = 3, *, seed: int = 0) -> Task:

@@ -320,7 +320,8 @@ class _Contract:
 
 
 def _query_loss(learner: Learner, support: Batch, query: Batch) -> float:
-    return float(learner.objective.loss(learner.predict(learner.adapt(support), query.inputs), query).detach())
+    with torch.no_grad():
+        return float(learner.objective.loss(learner.predict(learner.adapt(support), query.inputs), query))
 
 
 def _copy(tree: Tree) -> Tree:

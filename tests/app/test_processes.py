@@ -23,6 +23,9 @@ import kshot
 from kshot.app.spec import load_spec
 
 REPOSITORY = Path(__file__).parents[2]
+TINY = SINUSOID.replace("num_test_tasks: 6", "num_test_tasks: 6, shots: []").replace(
+    "names: [scratch, support_mean]", "names: [support_mean]"
+)
 LONGER = {"train.steps_per_round": 60, "train.tasks_per_step": 4, "evaluate.num_val_tasks": 8}
 
 
@@ -44,7 +47,7 @@ def final_weights(run: Path) -> dict[str, torch.Tensor]:
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("processes")
-    (folder / "tiny.yaml").write_text(SINUSOID)
+    (folder / "tiny.yaml").write_text(TINY)
     run = start(folder, "--out", str(folder / "two"), "--processes", "2")
     said = run.communicate(timeout=400)[0]
     assert run.returncode == 0, said
@@ -172,7 +175,7 @@ def test_a_signal_stops_all_processes_after_the_same_step(undisturbed: Path) -> 
 @pytest.mark.slow
 @pytest.mark.parametrize("to", ["process 1", "all, repeatedly"])
 def test_stopped_processes_resume_to_the_same_weights(undisturbed: Path, to: str) -> None:
-    (undisturbed / "tiny.yaml").write_text(SINUSOID.replace("kind: sinusoids", "kind: app.signalling:sinusoids"))
+    (undisturbed / "tiny.yaml").write_text(TINY.replace("kind: sinusoids", "kind: app.signalling:sinusoids"))
     out = undisturbed / to.replace(" ", "-")
     words = ["--out", str(out), "--processes", "2"]
     if to == "process 1":  # in step 3, whose task 14 is of process 0

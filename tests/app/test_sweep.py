@@ -151,7 +151,9 @@ def test_the_best_on_validation_tasks_is_tested_once(waves, kshot, tmp_path):
 
 
 def test_a_sweep_of_one_worker_depends_on_its_seed_alone(tmp_path):
-    first, second, other = (search(tmp_path / name, overrides=[f"seed={seed}"]) for name, seed in zip("abc", (1, 1, 2)))
+    first, second, other = (
+        search(tmp_path / name, trials=3, overrides=[f"seed={seed}"]) for name, seed in zip("abc", (1, 1, 2))
+    )
     assert settings(first) == settings(second) != settings(other)
     figures = [[each["figure"] for each in report["sweep"]["trials"]] for report in (first, second)]
     assert figures[0] == figures[1]

@@ -342,8 +342,9 @@ print(peak() - before)
 @pytest.mark.parametrize(
     ("kind", "mode", "width", "height", "copies"),
     [
-        ("PNG", "RGB", 1000, 4000, 3), ("PNG", "RGBA", 1000, 4000, 5), ("PNG", "LA", 1000, 4000, 5),
-        ("PNG", "L", 1, 4_000_000, 3), ("WEBP", "RGB", 1000, 4000, 5),
+        ("PNG", "RGB", 1000, 4000, 3), ("PNG", "L", 1, 4_000_000, 3), ("WEBP", "RGB", 1000, 4000, 5),
+        pytest.param("PNG", "RGBA", 1000, 4000, 5, marks=pytest.mark.slow),
+        pytest.param("PNG", "LA", 1000, 4000, 5, marks=pytest.mark.slow),
     ],
 )  # fmt: skip
 def test_an_image_is_decoded_in_the_memory_that_is_counted_for_it(tmp_path, kind, mode, width, height, copies):

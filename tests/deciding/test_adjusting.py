@@ -51,7 +51,7 @@ def thawed():
         ({"learner.steps": 4}, lambda: learner(steps=4), sinusoids(), {}, "loop"),
         ({"learner.steps": 1, "learner.order": 1}, lambda: learner(steps=1, order=1), sinusoids(), {}, "loop"),
         ({"learner.unfrozen": "model.0.*"}, thawed, sinusoids(), {}, "loop"),
-        ({"learner.unfrozen": "model.0.*"}, thawed, sinusoids(), {}, "traced"),
+        pytest.param({"learner.unfrozen": "model.0.*"}, thawed, sinusoids(), {}, "traced", marks=pytest.mark.slow),
         ({"source.shots": 4}, learner, sinusoids(shots=4), {}, "vmap"),
         ({"source.queries": 3, "outer_lr": 0.1}, learner, sinusoids(queries=3), {"outer_lr": 0.1}, "loop"),
         ({"size": 3}, learner, sinusoids(), {"size": 3}, "loop"),

@@ -1,6 +1,8 @@
 """Choosing among plans of adapting: what is chosen, how predictions are mixed, what checkpoints and run files hold."""
 
+import copy
 import math
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -62,6 +64,12 @@ def plans():
 
 
 def fitted(**options):
+    """A fitted choice of one's own, since tests count calls of its plans."""
+    return copy.deepcopy(_fitted(**options))
+
+
+@cache
+def _fitted(**options):
     learner = choose(plans(), num_tasks=60, **options)
     assert kshot.training.fit_closed_form(learner, LinesAndWaves())
     return learner

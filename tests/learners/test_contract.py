@@ -6,8 +6,7 @@ from zoo import ZOO
 from kshot.testing import learner_checks
 
 ENGINES = {
-    "maml", "imaml", "anil", "meta-sgd", "learned optimizer, lstm", "dynamic evaluation",
-    "protonet", "r2d2", "feat", "cnp", "cnaps", "partial pooling", "fold-in",
+    "maml", "imaml", "learned optimizer, lstm", "protonet", "r2d2", "cnp", "cnaps", "partial pooling", "fold-in",
 }  # fmt: skip
 """Rows, of each means of adaptation, whose engines are compared in every run of the tests; the others are slow."""
 

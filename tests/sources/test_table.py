@@ -355,7 +355,7 @@ FIELDS = st.sampled_from(["shop 1", "shop 2", "", "1", "2.5", "x", "é", "inf", 
 FILES = st.lists(st.lists(FIELDS, min_size=3, max_size=4).map(",".join), max_size=12)
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(FILES, st.sampled_from(["error", "drop"]), st.sampled_from([None, "x"]))
 def test_any_table_gives_tasks_or_a_sentence(tmp_path, lines, bad_rows, time):
     path = tmp_path / "t.csv"

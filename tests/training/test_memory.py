@@ -54,8 +54,14 @@ def two_threads():
     torch.set_num_threads(before)
 
 
-@pytest.mark.parametrize("mode", ["vmap", "compiled"])
-@pytest.mark.parametrize("chunk", [1, 4, 6, 9])
+@pytest.mark.parametrize(
+    ("mode", "chunk"),
+    [
+        *(("vmap", chunk) for chunk in (1, 4, 6, 9)),
+        ("compiled", 4),
+        *(pytest.param("compiled", chunk, marks=pytest.mark.slow) for chunk in (1, 6, 9)),
+    ],
+)
 def test_chunks_add_up_to_the_whole(mode, chunk):
     learner, tasks = wide(), waves()
     _, expected = gradients(learner, tasks, mode="loop")
@@ -95,9 +101,9 @@ def test_memory_for_each_further_step_is_the_parameters_alone():
     for recompute in (False, True):
         peaks = [
             peak(kshot.maml(kshot.models.conv4(1, 5), inner_lr=0.1, steps=steps), tasks, recompute=recompute)
-            for steps in (2, 4)
+            for steps in (2, 3)
         ]
-        growth[recompute] = (peaks[1] - peaks[0]) / 2
+        growth[recompute] = peaks[1] - peaks[0]
     parameters = sum(4 * p.numel() for p in kshot.models.conv4(1, 5).parameters())
     assert growth[True] <= 1.1 * parameters
     assert growth[True] <= growth[False] / 5
@@ -136,8 +142,8 @@ def test_a_step_that_would_not_fit_goes_in_chunks():
 
 def test_a_loop_that_would_not_fit_recomputes_and_one_that_never_fits_says_what_it_needs():
     """Large support sets on a small network: activations weigh more than parameters."""
-    learner = wide(steps=8, width=32)
-    batch = kshot.Batch.of(torch.randn(2000, 1), torch.randn(2000, 1))
+    learner = wide(steps=6, width=32)
+    batch = kshot.Batch.of(torch.randn(500, 1), torch.randn(500, 1))
     tasks = kshot.types.stack([kshot.Task(batch, batch)] * 2)
     kept, again = (peak(learner, tasks, recompute=on) for on in (False, True))
     assert again < 0.6 * kept
@@ -263,8 +269,9 @@ from kshot.training.step import MetaGradient
 torch.set_num_threads(1)
 learner = kshot.maml(kshot.models.mlp(1, 1, [64, 64]), inner_lr=0.01, steps=3, objective=kshot.objectives.mse)
 batch = kshot.Batch.of(torch.randn(2000, 1), torch.randn(2000, 1))
-tasks = kshot.types.stack([kshot.Task(batch, batch)] * 64)
-MetaGradient(learner, "vmap", chunk=1)(tasks)  # loads what a step needs
+task = kshot.Task(batch, batch)
+tasks = kshot.types.stack([task] * 64)
+MetaGradient(learner, "vmap", chunk=1)(kshot.types.stack([task] * 2))  # loads what a step needs
 room = 400 << 20
 resource.setrlimit(resource.{limit}, (psutil.Process().memory_info().{used} + room,) * 2)
 assert free_memory() <= room

@@ -90,7 +90,13 @@ def check(learner, tasks, precision, **options):
     return gradient
 
 
-@pytest.mark.parametrize(("engine", "precision", "kind", "order"), CASES)
+@pytest.mark.parametrize(
+    ("engine", "precision", "kind", "order"),
+    [
+        pytest.param(*case, marks=[pytest.mark.slow] * (case[0] not in ("loop", "vmap") and case[1] == "float16"))
+        for case in CASES
+    ],
+)
 def test_each_engine_has_the_gradient_up_to_roundings(engine, precision, kind, order):
     learner = maml(kind, order=order)
     check(learner, tasks_of(learner), precision, **ENGINES[engine])

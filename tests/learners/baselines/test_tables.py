@@ -27,7 +27,7 @@ IGNORE_SUPPORT = ("pooled_ridge", "pooled_logistic")
 def few_trees():
     """Fewer trees than by default, for speed."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tables, "ITERATIONS", (20, 60))
+        patch.setattr(tables, "ITERATIONS", (10, 40))
         yield
 
 
@@ -88,12 +88,12 @@ def test_every_method_has_its_name():
     assert list(baselines(watched(SOURCES["gaussian"]))) == VALUES
 
 
-def loss(learner, source, split="test"):
-    return kshot.evaluate(learner, source, split=split, num_tasks=30, audit=False).metrics["loss"].mean
+def loss(learner, source, split="test", num_tasks=30):
+    return kshot.evaluate(learner, source, split=split, num_tasks=num_tasks, audit=False).metrics["loss"].mean
 
 
 def best(kind, name):
-    losses = [loss(learner, SOURCES[kind], "val") for learner in candidates(kind, name)]
+    losses = [loss(learner, SOURCES[kind], "val", 15) for learner in candidates(kind, name)]
     return candidates(kind, name)[int(np.argmin(losses))]
 
 
