@@ -93,9 +93,19 @@ def _ranking(tasks: Sequence[Rows], columns: Mapping[str, Sequence[int]]) -> lis
 
 def _spearman(features: np.ndarray, targets: np.ndarray) -> np.ndarray:
     """Spearman's rank correlation (F, D) of features (n, F) and targets (n, D); NaN for constant ones."""
-    from scipy.stats import rankdata
+    return _pearson(_ranks(features), _ranks(targets))
 
-    return _pearson(rankdata(features, axis=0), rankdata(targets, axis=0))
+
+def _ranks(columns: np.ndarray) -> np.ndarray:
+    """The rank of each entry in its column, the mean rank of equal ones; NaN in a column with a NaN.
+
+    As by scipy.stats.rankdata, whose module takes a second to import.
+    """
+    ranks = np.full(columns.shape, np.nan)
+    for i in np.flatnonzero(~np.isnan(columns).any(0)):
+        _, place, counts = np.unique(columns[:, i], return_inverse=True, return_counts=True)
+        ranks[:, i] = (counts.cumsum() - (counts - 1) / 2)[place]
+    return ranks
 
 
 def _pearson(features: np.ndarray, targets: np.ndarray) -> np.ndarray:
