@@ -52,7 +52,10 @@ def milliseconds(options: argparse.Namespace, processes: int, threads: int, mode
         words.append(f"--channels={options.channels}")
         launch = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
         command = [sys.executable, "-W", "ignore", *(launch if processes > 1 else []), *words]
-        subprocess.run(command, env=os.environ | {"OMP_NUM_THREADS": str(threads)}, check=True, capture_output=True)
+        environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
+        done = subprocess.run(command, env=environment, check=False, capture_output=True, text=True)
+        if done.returncode:
+            raise RuntimeError(f"{' '.join(command)}\n{done.stderr}")
         return float(out.read_text())
 
 

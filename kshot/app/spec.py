@@ -25,12 +25,10 @@ from kshot.app.schema import (
     problem,
     section,
 )
+from kshot.data.tables.open import SUFFIXES, suffix_of
 from kshot.data.text_files import read_text
 from kshot.limits import limits
 from kshot.yaml_files import Parsed, parse_yaml
-
-TABLES = (".csv", ".tsv", ".parquet", ".ndjson", ".jsonl", ".xlsx")
-"""Suffixes of tables that are given in place of a run file."""
 
 AtLeastTwo = Annotated[int, Ge(2), Le(MOST)]
 BASELINES: dict[str, str] = {
@@ -221,7 +219,7 @@ def read_run_file(name: str) -> tuple[str, str, Path | None] | None:
     known, path = recipes(), Path(name)
     if name in known:
         return known[name], f"recipe {name}", None
-    if path.suffix.lower() in TABLES and path.exists():
+    if suffix_of(path) in SUFFIXES.keys() - {".json", ".txt"} and path.exists():  # YAML may have these
         raise ValueError(
             f"{name} is a table, and no run file: `kshot auto {name}` takes tables; a run file names one by "
             f"source: {{kind: table, path: {path.name}}}"

@@ -242,7 +242,7 @@ def _chance_of(count: int, wider: Sequence[float], num_rows: int) -> float:
     $10^k$ radii at most a share of $10^{-k}$ is near by chance; a quarter is added for uneven densities. A number that
     an eighth of the rows have reached no longer grows so, and bounds nothing: without a bound, all may be by chance.
     """
-    from scipy.special import betainc  # the distribution function of the binomial distribution, without scipy.stats
+    from scipy.special import betainc  # the binomial distribution's, without the import of scipy.stats
 
     powers = [power for power, number in zip((1, 2, 3), wider) if number < num_rows / 8]
     chances = [float(betainc(count, wider[power - 1] + 1, 1.25 * 10.0**-power)) for power in powers]

@@ -12,7 +12,7 @@ import numpy as np
 
 from kshot.annotations import NonNegativeInt, OpenFraction, PositiveFloat, PositiveFraction, PositiveInt
 from kshot.deciding.adjusting import plain
-from kshot.deciding.curves import DRAWS, LEAST, predict
+from kshot.deciding.curves import LEAST, predict
 from kshot.deciding.decisions import (
     Change,
     Continue,
@@ -186,9 +186,11 @@ class Extrapolation:
         if not isinstance(decision, Continue):
             return decision
         target, last = self.rules.target, rounds[-1]
-        steps, means_DF, ends_DF = self._draws(rounds)
-        if not steps:
+        steps = self.rules.budget.coming(rounds)
+        draws = predict_rounds(rounds, target, steps, self.past)
+        if not steps or draws is None:
             return decision
+        means_DF, ends_DF = draws
         reached_DF = ends_DF >= target.value if target.at_least else ends_DF <= target.value
         probability = float(reached_DF.any(1).mean())
         low_F, high_F = np.quantile(means_DF, [0.025, 0.975], axis=0).tolist()
@@ -206,31 +208,33 @@ class Extrapolation:
         action = max(left, key=lambda action: self.past.gain(action, last.settings))  # the first of equal ones
         return Change(action, f"{said}: {described(action, last)}", predicted=predicted)
 
-    def _draws(self, rounds: Sequence[Round]) -> tuple[list[int], np.ndarray, np.ndarray]:
-        """The steps after the rounds that the budget leaves, and draws (D, F) of their figures, and of the ends of the
-        intervals that decide whether the target is met; no steps if too little is known.
 
-        A curve begins where the settings were last changed.
-        """
-        first, target = last_change(rounds), self.rules.target
-        start = rounds[first - 1].step if first else 0
-        curve = [each for each in rounds[first:] if each.val]
-        begin = _annealed(start, rounds[-1])
-        x = [_annealed(each.step, rounds[-1]) - begin for each in curve]
-        figures = [target.of(each.val) for each in curve]
-        steps = self.rules.budget.coming(rounds)
-        known = len(curve) >= LEAST and all(a < b for a, b in pairwise([0, *x]))
-        if not known or not all(math.isfinite(figure.mean) for figure in figures):
-            return [], np.empty((DRAWS, 0)), np.empty((DRAWS, 0))
-        sign = -1 if target.at_least else 1
-        ends = [figure.mean + figure.shift + sign * figure.half_width for figure in figures]
-        error, future = figures[-1].half_width / 1.96, [_annealed(step, rounds[-1]) - begin for step in steps]
-        bounds = BOUNDS.get(target.metric, (-math.inf, math.inf))
-        means_DF, ends_DF = (
-            predict(x, values, future, error=error, exponents=self.past.exponents).clip(*bounds)
-            for values in ([figure.mean for figure in figures], ends)
-        )
-        return steps, means_DF, ends_DF
+def predict_rounds(
+    rounds: Sequence[Round], target: Target, steps: Sequence[int], past: Past
+) -> tuple[np.ndarray, np.ndarray] | None:
+    """Draws (D, F) of the validation figures after so many steps, and of the ends of the intervals that decide whether
+    the target is met; None if too little is known.
+
+    A curve begins where the settings were last changed.
+    """
+    first = last_change(rounds)
+    start = rounds[first - 1].step if first else 0
+    curve = [each for each in rounds[first:] if each.val]
+    begin = _annealed(start, rounds[-1])
+    x = [_annealed(each.step, rounds[-1]) - begin for each in curve]
+    figures = [target.of(each.val) for each in curve]
+    known = len(curve) >= LEAST and all(a < b for a, b in pairwise([0, *x]))
+    if not known or not all(math.isfinite(figure.mean) for figure in figures):
+        return None
+    sign = -1 if target.at_least else 1
+    ends = [figure.mean + figure.shift + sign * figure.half_width for figure in figures]
+    error, future = figures[-1].half_width / 1.96, [_annealed(step, rounds[-1]) - begin for step in steps]
+    bounds = BOUNDS.get(target.metric, (-math.inf, math.inf))
+    means_DF, ends_DF = (
+        predict(x, values, future, error=error, exponents=past.exponents).clip(*bounds)
+        for values in ([figure.mean for figure in figures], ends)
+    )
+    return means_DF, ends_DF
 
 
 def extrapolation(

@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 
 import psutil
-from chaos.runs import SINE
+from chaos.runs import SINE, run_words
 
 TEXT = SINE.replace("steps_per_round: 2, tasks_per_step: 2", "steps_per_round: 40, tasks_per_step: 4")
 VICTIMS = ("0", "1", "all")
@@ -26,10 +26,10 @@ SECONDS = 300  # after which a run counts as stuck
 
 def start(file: Path, out: Path, *, resume: bool) -> subprocess.Popen[str]:
     """Start a run of two processes; its output goes to a file beside it."""
-    words = ["--out", str(out), "--processes", "2", *(["--resume"] if resume else [])]
+    words = map(str, run_words(file, out, resume=resume, options=("--processes", "2")))
     with out.with_suffix(".txt").open("a") as said:
         return subprocess.Popen(
-            [sys.executable, "-m", "kshot.app", "run", str(file), *words],
+            [sys.executable, "-m", "kshot.app", *words],
             env=os.environ | {"KSHOT_EXPERIENCE": "sqlite://", "OMP_NUM_THREADS": "1"},
             stdout=said, stderr=subprocess.STDOUT, text=True,
         )  # fmt: skip

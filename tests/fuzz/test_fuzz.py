@@ -41,7 +41,7 @@ def test_random_modules():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("first", range(1_000_000, 1_000_000 + SLOW_SEEDS, SLOW_SHARD))
+@pytest.mark.parametrize("first", [SEEDS, *range(1_000_000, 1_000_000 + SLOW_SEEDS, SLOW_SHARD)])
 def test_many_random_modules(first):
     check_seeds(range(first, first + SLOW_SHARD))
 

@@ -91,7 +91,7 @@ class Question:
         if isinstance(data, TaskSource):
             data = {"source": data}
         elif not isinstance(data, str | Path | Mapping):
-            data = {"source": _source_of(data, overrides)}
+            data = {"source": _source_of(data, overrides) | {"path": data}}
         text, where, folder = (as_text(data), "data", None) if isinstance(data, Mapping) else _read(data, overrides)
         values, _ = parse_yaml(text, where)
         given = dict(values) if isinstance(values, dict) else {}
@@ -257,17 +257,18 @@ def _read(data: str | Path, overrides: Sequence[str]) -> tuple[str, str, Path | 
 
 
 def _source_of(data: Path | TableLike, overrides: Sequence[str]) -> dict[str, Any]:
-    """The source of a folder or table that is given without a run file; its kind may be among the overrides."""
+    """The source of a folder or table that is given without a run file, without its path."""
     given = dict(each.partition("=")[::2] for each in overrides)
-    if isinstance(data, Path) and data.is_dir():
+    if "source.kind" in given:
+        kind = given["source.kind"]
+    elif isinstance(data, Path) and data.is_dir():
         files = [each.suffix.lower() for each in islice(data.rglob("*"), 1000) if each.is_file()]
         kind = "text" if files.count(".txt") > len(files) / 2 else "images"
-    elif given.keys() & {"source.kind", "source.group", "source.classes", "source.target"}:
+    elif given.keys() & {"source.group", "source.classes", "source.target"}:
         kind = "table"
     else:
         kind = "text" if {"text", "label"} <= set(open_table(data).frame.columns) else "table"
-    kind = given.get("source.kind", kind)
-    return (TABLE if kind == "table" else {"kind": kind} | _encoded(kind)) | {"path": data}
+    return TABLE if kind == "table" else {"kind": kind} | _encoded(kind)
 
 
 def _encoded(kind: str) -> dict[str, Any]:

@@ -28,10 +28,11 @@ from kshot.app.run import Trained, train
 from kshot.app.schema import describe, our_factory
 from kshot.app.spec import MODELS, Spec
 from kshot.app.suitability import refuse_unsuited
-from kshot.deciding.curves import LEAST, predict
 from kshot.deciding.decisions import EventLog, Outcome, Round
+from kshot.deciding.past import Past
+from kshot.deciding.policies import predict_rounds
 from kshot.evaluation.baselines import Baseline
-from kshot.evaluation.intervals import BOUNDS, Interval
+from kshot.evaluation.intervals import Interval
 from kshot.evaluation.target import Target
 from kshot.files import is_empty, owned
 from kshot.learner import Learner
@@ -304,13 +305,9 @@ class Race:
 
 
 def _predicted(rounds: Sequence[Round], target: Target) -> float | None:
-    """The validation figure after `ETA` times the steps of some rounds, by a power law; None for too few rounds."""
-    curve = [(each.step, target.of(each.val)) for each in rounds if each.val]
-    if len(curve) < LEAST or not all(math.isfinite(figure.mean) for _, figure in curve):
-        return None
-    steps, error = [step for step, _ in curve], curve[-1][1].half_width / 1.96
-    draws = predict(steps, [figure.mean for _, figure in curve], [ETA * steps[-1]], error=error)
-    return float(draws.clip(*BOUNDS.get(target.metric, (-math.inf, math.inf))).mean())
+    """The validation figure that the rounds so far predict for `ETA` times their steps; None if too little is known."""
+    draws = predict_rounds(rounds, target, [ETA * rounds[-1].step], Past())
+    return None if draws is None else float(draws[0].mean())
 
 
 def _starters(most: int, seconds: float, shortest: float) -> tuple[int, float]:

