@@ -4,10 +4,12 @@ import json
 import os
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 from training.in_ranks import evaluated, in_float16, trained
 from zoo import ZOO, make_task
 
@@ -17,11 +19,12 @@ from kshot.training.fit import seeded
 from kshot.training.ranks import Ranks, _packed, _unpacked
 
 TESTS = Path(__file__).parents[1]
-BOUNDS = {"partial pooling": 1e-6}
-"""Differences of weights that rounding makes, over 1e-9.
+BOUNDS = {"partial pooling": 1e-6, "partial pooling, an embedding": 1e-8, "metaoptnet, svm": 1e-9}
+"""Differences that rounding makes, over 1e-10.
 
-Adam divides gradients by their size, also one that is nothing but rounding, as of a bias before BatchNorm, on which no
-prediction depends.
+The tasks of partial pooling have no noise, so that the covariance of a task is nearly singular: in one process, too,
+the meta-gradient at the fit changes by 1e-5 of itself if the tasks are stacked in two parts. The SVM is solved in 20
+steps.
 """
 RANDOM = ("p>m>f",)
 """Learners that draw random numbers, of which each process has its own."""
@@ -38,17 +41,30 @@ def by_two(trainings: list[tuple[str, str, int]], out: Path, *evaluated: str) ->
     return [torch.load(out / f"{rank}.pt", weights_only=False) for rank in range(2)]
 
 
+def without_gradient(model: nn.Module) -> set[str]:
+    """The biases before a BatchNorm: their gradient is rounding alone, which Adam divides by its size."""
+    return {
+        f"{place}.{before}.bias"
+        for place, layers in model.named_modules()
+        if isinstance(layers, nn.Sequential)
+        for (before, _), (_, layer) in pairwise(layers.named_children())
+        if isinstance(layer, nn.BatchNorm2d)
+    }
+
+
 def check_equal(trainings: list[tuple[str, str, int]], ends: list[dict]) -> None:
     """Both processes end with the same bits, and with what one process ends with but for rounding."""
     for training, first, second in zip(trainings, *(end["trained"] for end in ends)):
-        alone, bound = trained(*training), BOUNDS.get(training[0], 1e-9)
+        alone, most = trained(*training), BOUNDS.get(training[0], 1e-10)
+        loose = without_gradient(ZOO[training[0]].make(3))
         for name, value in alone["weights"].items():
             assert torch.equal(first["weights"][name], second["weights"][name]), (training, name)
-            torch.testing.assert_close(first["weights"][name], value, rtol=bound, atol=bound)
-        assert first["losses"] == second["losses"] == pytest.approx(alone["losses"], rel=bound)
+            bound = 1e-9 if name in loose else most
+            torch.testing.assert_close(first["weights"][name], value, rtol=bound, atol=bound, msg=f"{training} {name}")
+        assert first["losses"] == second["losses"] == pytest.approx(alone["losses"], rel=most)
         assert first["per_task"] == second["per_task"]
         for metric, values in alone["per_task"].items():
-            assert first["per_task"][metric] == pytest.approx(values, abs=bound), (training, metric)
+            assert first["per_task"][metric] == pytest.approx(values, abs=max(most, 1e-9)), (training, metric)
 
 
 def test_two_processes_train_as_one_and_fail_together(tmp_path: Path) -> None:
