@@ -40,6 +40,7 @@ from kshot.evaluation.rejection import Rejection, calibrate_threshold, rejection
 from kshot.evaluation.report.formatting import learner_name
 from kshot.evaluation.shots import Shots, over_shots
 from kshot.evaluation.target import Target
+from kshot.evaluation.units import describe_units
 from kshot.learner import Learner
 from kshot.learners.ratings.coverage import Coverage
 from kshot.tasks.names import without_names
@@ -296,7 +297,7 @@ def report_entries(
         | {"adapt_ms": test.adapt_ms, "predict_ms": test.predict_ms},
         "protocol": protocol(spec, source, learner)
         | {"episodes_sha256": test.episodes_sha256, "num_test_tasks": len(test.episodes)}
-        | ({} if test.units is None else {"unit": test.units.unit, "test_units": test.metrics[metric].num_units}),
+        | describe_units(test.units),
     }
 
 

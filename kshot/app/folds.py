@@ -18,7 +18,7 @@ from kshot.app.spec import Spec
 from kshot.evaluation.compare import differences
 from kshot.evaluation.intervals import BOUNDS, Interval, interval
 from kshot.evaluation.per_task import Scores, read_tasks, write_tasks
-from kshot.evaluation.units import joined
+from kshot.evaluation.units import describe_units, joined
 from kshot.files import owned
 
 
@@ -113,7 +113,8 @@ def _report(
             | {key: report.get(key) for key in ("test", "best_round", "outcome")}
             for fold, report in enumerate(reports)
         ],
-        "protocol": first["protocol"]
+        "protocol": {key: value for key, value in first["protocol"].items() if key != "same_units_in_all_tasks"}
+        | describe_units(learner.units if learner is not None else None)
         | {
             "folds": len(reports),
             "episodes_sha256": hashlib.sha256(" ".join(learner.episodes if learner else ()).encode()).hexdigest(),

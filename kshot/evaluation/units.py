@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -29,6 +29,16 @@ class Units(NamedTuple):
         """The names of the units of a task; their numbers if they have none."""
         numbers = [number for number in np.atleast_1d(self.numbers[task]).tolist() if number >= 0]
         return [self.names[number] if self.names else str(number) for number in numbers]
+
+
+def describe_units(units: Units | None) -> dict[str, Any]:
+    """What a report says of the units of its test tasks: their name, how many, and whether each task has all."""
+    if units is None:
+        return {}
+    present = units.numbers[units.numbers >= 0]
+    count = len(np.unique(present))
+    every = units.numbers.ndim == 2 and len(present) == count * len(units.numbers)
+    return {"unit": units.unit, "test_units": count} | ({"same_units_in_all_tasks": True} if every else {})
 
 
 def joined(parts: Sequence[Units]) -> Units | None:

@@ -67,7 +67,7 @@ def table(
     time: str | None = None,
     domain: str | None = None,
     split: Mapping[str, Any] = DEFAULT_SPLIT,
-    ways: Ways = 5,
+    ways: Ways | None = None,
     train_ways: Ways | None = None,
     test_ways: Ways | None = None,
     shots: Size | None = None,

@@ -30,6 +30,8 @@ from kshot.types import Batch, Split, Task
 Augment = Callable[[Tensor, np.random.Generator], Tensor]
 """Varies the inputs (n, ...) of a training task; a function of the generator."""
 
+DEFAULT_WAYS = 5
+
 Imbalance = Literal["random", "linear", "step"]
 """Shots over the classes of a task: drawn for each class, evenly spaced, or half of the classes low and half high."""
 
@@ -50,7 +52,8 @@ class ClassTasks(PooledSource):
         ways, shots, queries: number of classes of a task, and of support and query examples of each class. Ranges
             (low, high) are drawn uniformly for each task. Shapes are then those of the largest task; smaller ones are
             padded with copies of their first row of weight 0, and have the first labels.
-            Ways may also be "all": all classes of the split.
+            Ways are by default 5, or the classes of the smallest split if these are fewer; "all" are all classes of the
+            split.
         train_ways, test_ways: number of classes of a training or test task, `ways` by default, for learners that accept
             any number. More ways make harder tasks, which improve prototypical networks.
         train_queries: number of query examples in training tasks, `queries` by default. Fewer make a training step
@@ -99,7 +102,7 @@ class ClassTasks(PooledSource):
         examples: np.ndarray | Dataset,
         classes: BySplit[Mapping[str, Rows]],
         *,
-        ways: Ways = 5,
+        ways: Ways | None = None,
         shots: Size = 1,
         queries: Size = 15,
         train_ways: Ways | None = None,
@@ -136,10 +139,11 @@ class ClassTasks(PooledSource):
             raise ValueError(f"imbalance {self.imbalance!r} needs shots as a range like [1, 9], got {self.shots.low}")
         if self.label_noise and self.shots.high == 1:
             raise ValueError("label_noise needs at least 2 shots: one example of each class keeps its label")
+        sizes = {split: max(2, len(pool)) for split, pool in self._pools.items()}
+        default = min(DEFAULT_WAYS, *sizes.values()) if self._within is None else DEFAULT_WAYS
+        self._asked = {split: default if asked is None else asked for split, asked in self._asked.items()}
         self.ways = {
-            split: Range(*[max(2, len(self._pools.get(split, ())))] * 2)
-            if asked == "all"
-            else Range.of(asked, "ways", 2)
+            split: Range(*[sizes.get(split, 2)] * 2) if asked == "all" else Range.of(asked, "ways", 2)
             for split, asked in self._asked.items()
         }
         self._domains = {split: self._domain_pool(split) for split in self._pools}
@@ -331,7 +335,9 @@ ClassOptions = Annotated[
 imbalance, label_noise, on_too_few and seed."""
 
 
-def _check_ways(ways: Ways, name: str, within: Mapping[str, str] | None) -> None:
+def _check_ways(ways: Ways | None, name: str, within: Mapping[str, str] | None) -> None:
+    if ways is None:
+        return
     if ways != "all":
         Range.of(ways, name, 2)  # type: ignore[arg-type]  # another word than "all" is refused there
     elif within is not None:

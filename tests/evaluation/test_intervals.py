@@ -11,7 +11,7 @@ from scipy import stats
 
 from kshot.evaluation import Target
 from kshot.evaluation.intervals import Interval, difference, holm, interval, over_seeds
-from kshot.evaluation.units import Units, joined
+from kshot.evaluation.units import Units, describe_units, joined
 
 
 def test_an_interval_is_students():
@@ -206,6 +206,16 @@ def test_units_of_folds_are_joined_without_mixing_them():
     assert both.of_task(3) == ["c"]
     wide = joined([Units(np.array([[0, 1], [1, -1]]), "class", ["x", "y"]), Units(np.array([[0, 1, 2]]), "class")])
     assert wide.numbers.tolist() == [[0, 1, -1], [1, -1, -1], [2, 3, 4]]
+
+
+def test_a_report_says_whether_each_task_has_all_units():
+    assert describe_units(None) == {}
+    assert describe_units(Units(np.array([0, 1, 0]), "school")) == {"unit": "school", "test_units": 2}
+    some = Units(np.array([[0, 1], [1, 2], [0, -1]]), "class")
+    assert describe_units(some) == {"unit": "class", "test_units": 3}
+    every = Units(np.array([[0, 1], [1, 0]]), "class")
+    assert describe_units(every) == {"unit": "class", "test_units": 2, "same_units_in_all_tasks": True}
+    assert describe_units(joined([every, every])) == {"unit": "class", "test_units": 4}
 
 
 @pytest.mark.parametrize("number", [3, 4, 10, 12, 16, 18, 21])

