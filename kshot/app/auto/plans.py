@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from dataclasses import dataclass
 from typing import Any
@@ -185,6 +186,10 @@ OF_RUNNING_TEXT = (
 )  # fmt: skip
 
 
+MOST_FEATURES = 400
+"""Of tasks for `prior_fitted`, whose time grows with their square: with 384 a task takes a second, with 1,280 13."""
+
+
 def plans_for(objective: Objective, shapes: Shapes, *, forecasts: bool) -> tuple[Plan, ...]:
     """The plans that may suit tasks, the most promising without experience first."""
     targets, sort = targets_of(objective), sort_of(shapes)
@@ -200,6 +205,6 @@ def plans_for(objective: Objective, shapes: Shapes, *, forecasts: bool) -> tuple
         return OF_ENCODED_IMAGES if isinstance(shapes["inputs"], list) and len(shapes["inputs"]) == 3 else OF_TEXTS
     if sort == ONE_TENSOR and len(shapes["inputs"]) == 3 and targets == "own":
         return OF_IMAGES
-    if targets == "own":
-        return OF_VECTORS
-    return OF_SERIES * forecasts + OF_GROUPS
+    plans = OF_VECTORS if targets == "own" else OF_SERIES * forecasts + OF_GROUPS
+    wide = isinstance(shapes["inputs"], list) and math.prod(shapes["inputs"]) > MOST_FEATURES
+    return tuple(plan for plan in plans if not (wide and plan.learner["kind"] == "prior_fitted"))

@@ -47,6 +47,9 @@ SHORTEST = 8.0
 PATIENCE = 0.25
 """The share of all time after which a plan that is fitted as a whole, and not in steps, is interrupted."""
 
+OVERTIME = 1.25
+"""The share of the time that is left after which any plan is interrupted; those that learn in steps end before."""
+
 FOR_PRETRAINING = 0.15
 """The share of all time that the pretraining of a plan may take."""
 
@@ -257,7 +260,8 @@ class Race:
                 "parameters": sum(parameter.numel() for parameter in trained.learner.parameters()),
             }
 
-        self.time(entrant, measure, max(2 * (until - entrant.seconds), min(PATIENCE * self.seconds, self.left)))
+        most = max(2 * (until - entrant.seconds), PATIENCE * self.seconds)
+        self.time(entrant, measure, min(most, max(OVERTIME * self.left, SHORTEST)))
 
     def time(self, entrant: Entrant, measure: Callable[[], dict[str, Any]], most: float) -> None:
         """Time a measurement, log it and show it; one that fails, or takes too long, leaves the entrant out.
@@ -311,8 +315,11 @@ def _predicted(rounds: Sequence[Round], target: Target) -> float | None:
 
 
 def _starters(most: int, seconds: float, shortest: float) -> tuple[int, float]:
-    """How many plans start, and the seconds that each gets first, so that the last one's time fits, too."""
-    for count in range(most, 0, -1):
+    """How many plans start, and the seconds that each gets first, so that the last one's time fits, too.
+
+    They are two at least, if there are two: the first may be one that is not done in the time.
+    """
+    for count in range(most, min(most, 2) - 1, -1):
         shares = [size * (ETA**rung - (ETA ** (rung - 1) if rung else 0)) for rung, size in enumerate(_sizes(count))]
         if seconds / sum(shares) >= shortest:
             break

@@ -55,6 +55,16 @@ def test_an_encoder_of_images_is_tuned_by_plans_of_its_own():
     assert of_images[0].model["layers"] == 4
 
 
+@pytest.mark.parametrize("objective", [objectives.classification, objectives.gaussian])
+def test_wide_features_have_no_plan_whose_time_grows_with_their_square(objective):
+    shapes = {"targets": [5], "objective": objective.name}
+    names = [
+        {plan.name for plan in plans_for(objective, shapes | {"inputs": [inputs]}, forecasts=False)}
+        for inputs in (384, 1280)
+    ]
+    assert names[0] - names[1] == {"prior_fitted"}
+
+
 def _is_suited(question, plan, target, source):
     if plan.pretrain is not None:
         plan = race.replace(plan, pretrain=plan.pretrain | {"batch": 8})

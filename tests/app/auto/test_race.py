@@ -2,6 +2,7 @@
 
 import json
 import time
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import pytest
@@ -115,8 +116,17 @@ def test_plans_that_fail_make_room_and_finished_ones_leave_their_time_to_others(
 def test_no_plan_starts_after_the_time_if_there_is_a_simple_baseline(tmp_path, clock):
     made = a_race(tmp_path, clock, [None] * 9, 100)
     made.entrants["simple"] = Entrant(plans.baseline_plan("simple"), course=[(1.0, Interval(0.3, 0.1, 100))])
-    made.run(made.plans, shortest=60.0)  # each fails after 100 s, as one that is fitted as a whole
-    assert made.given == [("p0", 100)]
+    made.run(made.plans, shortest=60.0)  # each fails at the end of its time, as one that is fitted as a whole
+    assert made.given == [("p0", 25), ("p1", 25), ("p2", 25), ("p3", 25)]
+
+
+def test_a_plan_is_interrupted_soon_after_the_time_of_all(tmp_path, clock, monkeypatch):
+    limits = []
+    monkeypatch.setattr(race, "time_limit", lambda seconds: limits.append(seconds) or nullcontext())
+    made = a_race(tmp_path, clock, [0.5, 0.9], 40)
+    made.run(made.plans)
+    assert [name for name, _ in made.given] == ["p0", "p1", "p1"]
+    assert limits == [20, 20, 25]  # twice the time of a first turn; a quarter more than what is left
 
 
 def test_nothing_is_ranked_where_there_is_nothing(tmp_path, clock):
