@@ -23,7 +23,7 @@ from kshot.evaluation.baselines import Candidates, best_first, of_fields, withou
 from kshot.evaluation.evaluate import Evaluation, Scored, evaluate
 from kshot.evaluation.target import Target
 from kshot.learner import Learner
-from kshot.learners.baselines import features, label_names
+from kshot.learners.baselines import features, known_classes, label_names
 from kshot.learners.heads.head_learner import HeadLearner
 from kshot.learners.heads.protonet import Prototypes
 from kshot.learners.ratings.coverage import Coverage, CoverageMeter
@@ -140,7 +140,8 @@ def _of_features(setting: Setting) -> dict[str, Candidates]:
     source, found = setting.source, dict[str, Candidates]()
     if setting.spec.model is not None and setting.spec.model.kind == "encoder":
         encoder = setting.model(head=False).requires_grad_(False)
-        found |= features.baselines(source, encoder) | label_names.baselines(source, encoder)
+        for of_encoder in (features, label_names, known_classes):
+            found |= of_encoder.baselines(source, encoder)
     by_contrast = options_of_baselines(setting.spec).get("objective") == "contrastive"
     for body in setting.pretrained_bodies() if setting.pretrained else ():
         for name, candidates in features.pretrained_baselines(source, body, contrast=by_contrast).items():

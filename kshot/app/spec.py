@@ -64,6 +64,8 @@ BASELINES: dict[str, str] = {
     "knn": "the nearest neighbours, by the cosine of features or in standardised columns",
     "zero_shot": "the class whose name has the features of the largest cosine, without the support set",
     "class_mean_and_name": "class means of the features, shrunken to the features of the class names",
+    "supervised_logistic": "logistic regression of all training examples, where all splits have the same classes",
+    "supervised_forest": "a random forest of all training examples, where all splits have the same classes",
     "all_background": "background everywhere",
     "mean_mask": "the mean of the support set's masks, pixel by pixel, whatever the image",
     "pixel_logistic": "logistic regression on colours and edges of single pixels of the support images",

@@ -14,6 +14,7 @@ from kshot.learners.baselines import (
     clicks,
     features,
     functions,
+    known_classes,
     label_names,
     language,
     masks,
@@ -41,6 +42,7 @@ FIELDS: Sequence[Callable[[TaskSource], Mapping[str, Candidates]]] = (
     clicks.baselines,
     lambda source: functions.baselines(source) or plain_table.baselines(source) or features.baselines(source),
     label_names.baselines,
+    known_classes.baselines,
     masks.baselines,
 )
 """What an expert of each field would use, for the sources of that field."""
