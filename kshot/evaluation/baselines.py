@@ -34,6 +34,8 @@ from kshot.types import Batch, Tree
 Candidates = Callable[[], Sequence[Learner]]
 """Fits a baseline to the training split, and gives the learners among which validation tasks choose."""
 
+LOSS = Target("loss", at_least=False, value=0.0)
+
 FIELDS: Sequence[Callable[[TaskSource], Mapping[str, Candidates]]] = (
     tables.baselines,
     series.baselines,
@@ -106,9 +108,9 @@ def baselines(source: TaskSource, *, num_val_tasks: int = 20) -> dict[str, Learn
     """
     check_source(source)
     source = without_names(source)
-    chosen, loss = dict[str, Learner](), Target("loss", at_least=False, value=0.0)
+    chosen = dict[str, Learner]()
     for name, candidates in (of_fields(source) | without_model(source)).items():
-        ranked = best_first(candidates(), source, loss, num_val_tasks=num_val_tasks)
+        ranked = best_first(candidates(), source, LOSS, num_val_tasks=num_val_tasks)
         if ranked:
             chosen[name] = ranked[0]
     return chosen
@@ -123,10 +125,11 @@ class Baseline(FittedToTraining):
     Args:
         name: one of those that `baselines` gives for the source.
         objective: objective of the tasks.
-        num_val_tasks: validation tasks on which its hyperparameters are chosen.
+        target: metric by which its hyperparameters are chosen, and its direction, as the target of a run.
+        num_val_tasks: validation tasks on which they are.
 
     Raises:
-        ValueError: when fitted, no baseline for the source has this name, or none of its settings gives a finite loss.
+        ValueError: when fitted, no baseline for the source has this name, or no setting of it gives a finite figure.
 
     Example:
         >>> source = kshot.sources.sinusoids()
@@ -136,9 +139,9 @@ class Baseline(FittedToTraining):
         torch.Size([])
     """
 
-    def __init__(self, name: str, objective: Objective, num_val_tasks: int = 20) -> None:
+    def __init__(self, name: str, objective: Objective, *, target: Target = LOSS, num_val_tasks: int = 20) -> None:
         super().__init__(objective)
-        self.name, self.num_val_tasks = name, num_val_tasks
+        self.name, self.target, self.num_val_tasks = name, target, num_val_tasks
         self.register_buffer("fitted", torch.zeros(()))
         self._chosen: tuple[Learner, ...] = ()  # no submodule, as it is not in a checkpoint
 
@@ -147,10 +150,9 @@ class Baseline(FittedToTraining):
         known = of_fields(source) | without_model(source)
         if self.name not in known:
             raise ValueError(f"baseline {self.name!r} does not suit these tasks, which {', '.join(known)} do")
-        loss = Target("loss", at_least=False, value=0.0)
-        ranked = best_first(known[self.name](), source, loss, num_val_tasks=self.num_val_tasks)
+        ranked = best_first(known[self.name](), source, self.target, num_val_tasks=self.num_val_tasks)
         if not ranked:
-            raise ValueError(f"no setting of baseline {self.name!r} gives a finite loss on these tasks")
+            raise ValueError(f"no setting of baseline {self.name!r} gives a finite {self.target.metric} on these tasks")
         chosen = ranked[0].to(self.fitted.device).eval()
         self.transductive, self.ordered = chosen.transductive, chosen.ordered
         self.causal_queries, self.num_members = chosen.causal_queries, chosen.num_members
@@ -182,6 +184,6 @@ def baselines_of(learner: Learner) -> list[Baseline]:
     return [part for part in learner.modules() if isinstance(part, Baseline)]
 
 
-def baseline(name: str, objective: Objective) -> Baseline:
+def baseline(name: str, objective: Objective, *, target: str = str(LOSS)) -> Baseline:
     """A `Baseline`, for run files: `learner: {kind: kshot.evaluation.baselines:baseline, name: mixed_model}`."""
-    return Baseline(name, objective)
+    return Baseline(name, objective, target=Target.parse(target))

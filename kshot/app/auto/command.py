@@ -271,7 +271,7 @@ def _measure_simple(race: Race, num_tasks: int) -> None:
 
     for name in candidates:
         if name not in race.entrants:  # else it was measured before an interruption
-            race.entrants[name] = Entrant(baseline_plan(name))
+            race.entrants[name] = Entrant(baseline_plan(name, race.target))
             measure(name, max(limit - race.spent, least))
     for name in candidates:  # where time is so short that none was done: what is chosen must be compared with one
         if race.simple:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import math
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from kshot.app.build import ONE_TENSOR, SORTS, Shapes, sort_of
 from kshot.app.goes_with import targets_of
+from kshot.evaluation.target import Target
 from kshot.objectives import Objective
 
 Section = dict[str, Any]
@@ -60,9 +61,9 @@ MIXTURE = "mixture"
 BASELINE = "kshot.evaluation.baselines:baseline"
 
 
-def baseline_plan(name: str) -> Plan:
-    """The plan to keep a simple baseline."""
-    return Plan(name, {"kind": BASELINE, "name": name})
+def baseline_plan(name: str, target: Target) -> Plan:
+    """The plan to keep a simple baseline, whose settings are chosen by the metric of a target."""
+    return Plan(name, {"kind": BASELINE, "name": name, "target": str(replace(target, value=0.0))})
 
 
 def _train(steps: int, tasks: int, outer_lr: float, mode: str = "auto") -> Section:

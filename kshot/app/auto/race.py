@@ -127,7 +127,7 @@ class Race:
             if name == MIXTURE:
                 plan = Plan(name, event.get("learner", {"kind": MIXTURE}))
             else:
-                plan = known.get(name) or baseline_plan(name)
+                plan = known.get(name) or baseline_plan(name, self.target)
             self._note(self.entrants.setdefault(name, Entrant(plan)), event)
 
     def run(
@@ -193,7 +193,7 @@ class Race:
     def baseline(self, name: str) -> Learner:
         """A simple baseline, fitted to the training split; once in each process."""
         if name not in self.fitted:
-            learner = Baseline(name, self.source.objective)
+            learner = Baseline(name, self.source.objective, target=self.target)
             with during(self.source, "tuning"):
                 learner.fit_to_training(self.source)
             self.fitted[name] = learner

@@ -23,6 +23,10 @@ _AGAIN = 5.0
 """Seconds after which it is raised again, as Python ignores exceptions in some places, such as callbacks."""
 
 
+class _TimeIsUp(BaseException):
+    """Raised in the code that is interrupted: none that catches any `Exception` keeps it."""
+
+
 @contextmanager
 def time_limit(seconds: float) -> Iterator[None]:
     """A context that raises TimeoutError after a time, in the main thread of systems with timers by signals.
@@ -50,20 +54,22 @@ def time_limit(seconds: float) -> Iterator[None]:
         nonlocal over
         over = True
         if _may_raise(frame, outer):
-            raise TimeoutError
+            raise _TimeIsUp
         sys.setprofile(raise_later)
 
     def raise_later(frame: FrameType, event: str, argument: Any) -> None:
         if event == "call" and _may_raise(frame, outer):
             sys.setprofile(profile)
-            raise TimeoutError
+            raise _TimeIsUp
 
     before = signal.signal(SIGNAL, interrupt)
     signal.setitimer(TIMER, max(seconds, 0.001), _AGAIN)
     try:
         yield
+    except _TimeIsUp:
+        raise TimeoutError from None
     except Exception as error:
-        if over and not isinstance(error, TimeoutError):
+        if over:
             raise TimeoutError from error
         raise
     finally:

@@ -115,7 +115,7 @@ def test_plans_that_fail_make_room_and_finished_ones_leave_their_time_to_others(
 
 def test_no_plan_starts_after_the_time_if_there_is_a_simple_baseline(tmp_path, clock):
     made = a_race(tmp_path, clock, [None] * 9, 100)
-    made.entrants["simple"] = Entrant(plans.baseline_plan("simple"), course=[(1.0, Interval(0.3, 0.1, 100))])
+    made.entrants["simple"] = Entrant(plans.baseline_plan("simple", ACCURACY), course=[(1.0, Interval(0.3, 0.1, 100))])
     made.run(made.plans, shortest=60.0)  # each fails at the end of its time, as one that is fitted as a whole
     assert made.given == [("p0", 25), ("p1", 25), ("p2", 25), ("p3", 25)]
 
