@@ -178,7 +178,10 @@ def _check_sizes(part: Part, sizes: Sequence[Sizes]) -> list[Finding]:
             )
             findings.append(part.finding("note", "sizes", sentence))
         if split.split != "train" and len(split.counts) < 10 and part.source.unit != "row":  # of one plain table
-            sentence = f"{split.split} has only {len(split.counts)} {members}; add more for figures that generalise."
+            sentence = (
+                f"{split.split} has only {len(split.counts)} {members}, too few for figures that generalise; add more, "
+                "or test each once by evaluate: {folds: 5}."
+            )
             findings.append(part.finding("note", "sizes", sentence))
     if findings or not any(size.counts for size in sizes):
         return findings
