@@ -57,6 +57,7 @@ BASELINES: dict[str, str] = {
     "ets": "exponential smoothing, with trend and season chosen by AICc",
     "theta": "the Theta method, seasonally adjusted",
     "global_ridge": "ridge regression on lags, over all training series",
+    "global_boosting": "histogram boosting on lags, over all training series",
     "pretrained_probe": "logistic regression on the features of the model, pretrained on the training split",
     "class_mean_cosine": "the nearest class mean of the features by the cosine",
     "logistic_regression": "scikit-learn's logistic regression, with C tuned",

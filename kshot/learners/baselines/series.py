@@ -1,4 +1,4 @@
-"""What a forecaster would use for a single series, or for many: naive, seasonal naive, drift, ETS, Theta, global ridge.
+"""What a forecaster would use for a single series, or for many: naive methods, ETS, Theta, global ridge and boosting.
 
 Each predicts from all that a task shows of the past: the history that its support windows make, and a query's context.
 
@@ -35,7 +35,11 @@ L2 = (1e-3, 0.1, 1.0, 10.0)
 """Penalties of the global ridge, per training window."""
 SUPPORT_WEIGHTS = (0.0, 10.0)
 """Weights of a support window against a training window in the global ridge."""
+ITERATIONS = (50, 200)
+"""Trees of the global boosting, at a learning rate of 0.1."""
 MAX_WINDOWS = 50_000
+MAX_BOOSTED = 100_000
+"""Rows of the global boosting, one for each step ahead of a training window."""
 LARGEST = 20.0
 """Scaled values beyond which a training window counts less, so that series that hardly move do not decide."""
 MOMENTS = (("mean", 0.0), ("std", 1.0))
@@ -193,22 +197,84 @@ def ridge_rows(
     return feat_RD, (targets - naive_RH) / scale_R[:, None], scale_R
 
 
-def training_sums(source: TaskSource, season: int) -> tuple[Tensor, Tensor, float]:
-    """$Z^T Z$, $Z^T E$ and the number of the windows of the training series, at most `MAX_WINDOWS` of them."""
+class GlobalBoosting(_Forecaster):
+    """One model of boosted trees for all series, as LightGBM is used, which predicts each step ahead by itself.
+
+    Its features are those of the ridge, the step, and the seasonal naive forecast of that step; it predicts the scaled
+    error of that forecast.
+
+    Args:
+        objective, horizon, stride: as in `ClassicalForecaster`.
+        model: of scikit-learn, fitted to `boosting_rows`.
+        season: steps of a season.
+    """
+
+    def __init__(self, objective: Objective, model: Any, *, horizon: int, season: int, stride: int) -> None:
+        super().__init__(objective, horizon, stride)
+        self.model, self.season = model, season
+
+    def forecast(self, state: Tree, past: Past, inputs: Tensor) -> Tensor:
+        feat_RD, naive_RH, scale_R = ridge_rows(inputs, None, self.season, self.horizon)
+        rows = boosting_rows(feat_RD, _scaled_naive(inputs, naive_RH, scale_R, self.season))
+        error_RH = torch.from_numpy(self.model.predict(rows)).to(naive_RH).reshape(naive_RH.shape)
+        return naive_RH + scale_R[:, None] * error_RH
+
+
+def boosting_rows(feat_RD: Tensor, naive_RH: Tensor) -> np.ndarray:
+    """Rows (R H, D + 1): the features of the ridge but the constant, the step ahead, and its scaled naive forecast."""
+    num_rows, horizon = naive_RH.shape
+    steps = torch.arange(horizon, dtype=feat_RD.dtype).repeat(num_rows)
+    lags = feat_RD[:, :-1].cpu().repeat_interleave(horizon, 0)
+    return torch.cat([lags, steps[:, None], naive_RH.cpu().reshape(-1, 1)], 1).numpy()
+
+
+def _scaled_naive(inputs: Tensor, naive_RH: Tensor, scale_R: Tensor, season: int) -> Tensor:
+    level_R1 = inputs[..., 0][:, -season:].mean(1, keepdim=True)
+    return (naive_RH - level_R1) / scale_R[:, None]
+
+
+def boosted(source: TaskSource, season: int) -> list[Any]:
+    """scikit-learn's histogram boosting of the windows of the training series, for each number of trees."""
+    from sklearn.ensemble import HistGradientBoostingRegressor
+
+    batches = training_windows(source)
+    share = min(1.0, MAX_BOOSTED / sum(targets.numel() for _, targets in batches))
+    rows, errors = [], []
+    for inputs, targets in batches:
+        count = max(int(share * len(inputs)), 1)
+        chosen = torch.linspace(0, len(inputs) - 1, count).long()
+        wide, known = _finite(inputs[chosen].double()), targets[chosen].double()
+        feat, error, scale = ridge_rows(wide, known, season)
+        naive = _scaled_naive(wide, known - scale[:, None] * error, scale, season)
+        good = (_less_if_large(feat, error)[:, 0] == 1) & error.isfinite().all(1)
+        rows.append(boosting_rows(feat[good], naive[good]))
+        errors.append(error[good].reshape(-1).numpy())
+    options: dict[str, Any] = {"learning_rate": 0.1, "early_stopping": False, "random_state": 0}
+    return [
+        HistGradientBoostingRegressor(max_iter=count, **options).fit(np.concatenate(rows), np.concatenate(errors))
+        for count in ITERATIONS
+    ]
+
+
+def training_windows(source: TaskSource) -> list[tuple[Tensor, Tensor]]:
+    """Batches of the inputs and targets of windows of the training series, at most `MAX_WINDOWS` of them."""
     with during(source, "training"):
         rows = list(source.members("train").values())
         examples = getattr(source, "examples", None)
         if rows and examples is not None:
             all_rows = np.concatenate(rows)
             all_rows = all_rows[np.linspace(0, len(all_rows) - 1, min(len(all_rows), MAX_WINDOWS)).astype(np.int64)]
-            batches = [examples.take(part) for part in np.array_split(all_rows, -(-len(all_rows) // 2048))]
-        else:
-            sets = [each for task in draw(source, "train", range(256)) for each in task]
-            batches = [(each.inputs[each.weight > 0], each.targets[each.weight > 0]) for each in sets]
+            return [examples.take(part) for part in np.array_split(all_rows, -(-len(all_rows) // 2048))]
+        sets = [each for task in draw(source, "train", range(256)) for each in task]
+        return [(each.inputs[each.weight > 0], each.targets[each.weight > 0]) for each in sets]
+
+
+def training_sums(source: TaskSource, season: int) -> tuple[Tensor, Tensor, float]:
+    """$Z^T Z$, $Z^T E$ and the number of the windows of the training series."""
     gram: Tensor | float = 0.0
     moment: Tensor | float = 0.0
     count = 0.0
-    for inputs, targets in batches:
+    for inputs, targets in training_windows(source):
         feat, error, _ = ridge_rows(_finite(inputs.double()), targets.double(), season)
         root = _less_if_large(feat, error)
         feat, error = root * feat, root * error
@@ -261,12 +327,17 @@ def baselines(source: TaskSource) -> dict[str, Callable[[], list[Learner]]]:
             for weight in SUPPORT_WEIGHTS
         ]
 
+    def boosting() -> list[Learner]:
+        options: dict[str, Any] = {"horizon": horizon, "season": season, "stride": stride}
+        return [GlobalBoosting(objective, model, **options) for model in boosted(source, season)]
+
     found: dict[str, Callable[[], list[Learner]]] = {
         "last_value": lambda: candidates([classical.last_value], [False]),
         "drift": lambda: candidates([classical.drift], logarithms),
         "ets": lambda: candidates([partial(ets, season=season)], logarithms),
         "theta": lambda: candidates([partial(seasonal_theta, season=each) for each in seasons], logarithms),
         "global_ridge": ridge,
+        "global_boosting": boosting,
     }
     if season > 1:
         naive: list[Method] = [partial(classical.seasonal_naive, season=each) for each in seasons]

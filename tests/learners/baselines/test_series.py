@@ -4,6 +4,7 @@ import numpy as np
 import polars as pl
 import pytest
 import torch
+from sklearn.ensemble import HistGradientBoostingRegressor
 from sklearn.linear_model import Ridge
 
 import kshot
@@ -11,7 +12,7 @@ from kshot import Batch, objectives
 from kshot.learners.baselines.series import GlobalRidge, baselines, ridge_rows, training_sums
 from kshot.sources import series
 
-NAMES = {"last_value", "seasonal_naive", "drift", "ets", "theta", "global_ridge"}
+NAMES = {"last_value", "seasonal_naive", "drift", "ets", "theta", "global_ridge", "global_boosting"}
 
 
 def waves(path, **options):
@@ -76,6 +77,49 @@ def test_the_ridge_is_that_of_scikit_learn(source):
     weight = (20 / torch.cat(both, 1).abs().amax(1).clamp_min(20)).square()
     theirs = Ridge(alpha=0.1 * count + 1e-9, fit_intercept=False).fit(*(each.numpy() for each in both), weight.numpy())
     np.testing.assert_allclose(repeated.adapt(support)["weights"].T.numpy(), theirs.coef_, atol=1e-8)
+
+
+def test_boosting_finds_what_is_not_linear(tmp_path):
+    """The logistic map, whose next value is a parabola of the last."""
+    random, columns = np.random.default_rng(0), {}
+    for k in range(30):
+        values = [random.uniform(0.2, 0.8)]
+        for _ in range(60):
+            values.append(3.8 * values[-1] * (1 - values[-1]))
+        columns[f"series {k}"] = values
+    pl.DataFrame({"step": range(61)} | columns).write_csv(tmp_path / "map.csv")
+    source = series(tmp_path / "map.csv", time="step", context_length=8, horizon=2, season=1, shots=2, queries=4)
+    mase = {
+        name: min(
+            kshot.evaluate(each, source, num_tasks=20, audit=False).metrics["mase"].mean
+            for each in baselines(source)[name]()
+        )
+        for name in ("global_ridge", "global_boosting")
+    }
+    assert mase["global_boosting"] < 0.9 * mase["global_ridge"]
+
+
+def test_the_boosting_is_that_of_scikit_learn(source):
+    learner = baselines(source)["global_boosting"]()[0]
+
+    def rows(inputs, feat, naive, scale):
+        """A row for each window and step: scaled lags, the step, and the scaled naive forecast."""
+        level = inputs[:, -6:, 0].double().mean(1, keepdim=True)
+        scaled = (naive - level) / scale[:, None]
+        steps = [torch.cat([feat[:, :-1], torch.full((len(feat), 1), h), scaled[:, h : h + 1]], 1) for h in range(4)]
+        return torch.stack(steps, 1).flatten(0, 1).numpy()
+
+    inputs, targets = source.examples.take(np.concatenate(list(source.members("train").values())))
+    feat, error, scale = ridge_rows(inputs.double(), targets.double(), 6)
+    good = torch.cat([feat, error], 1).abs().amax(1) <= 20
+    theirs = HistGradientBoostingRegressor(max_iter=50, early_stopping=False, random_state=0)
+    naive = inputs[:, -6:-2, 0].double()
+    theirs.fit(rows(inputs[good], feat[good], naive[good], scale[good]), error[good].reshape(-1).numpy())
+    support, query = source.task("test", 0)
+    feat, naive, scale = ridge_rows(query.inputs.double(), None, 6, 4)
+    expected = theirs.predict(rows(query.inputs, feat, naive, scale)).reshape(-1, 4) * scale.numpy()[:, None]
+    ahead = learner.predict(learner.adapt(support), query.inputs)
+    np.testing.assert_allclose(ahead.numpy(), naive.numpy() + expected, rtol=1e-5, atol=1e-5)
 
 
 def test_a_shift_and_a_scale_of_the_series_shift_and_scale_the_forecasts(source):
