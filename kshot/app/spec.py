@@ -46,6 +46,7 @@ BASELINES: dict[str, str] = {
     "shrunken_ridge": "ridge regression of the support set, shrunken to the coefficients of all training rows",
     "shrunken_logistic": "logistic regression of the support set, shrunken to that of all training rows",
     "mixed_model": "a mixed model: shared coefficients, with intercepts and slopes that vary by group",
+    "mixed_model_ar1": "the same, plus a share of the residual of the latest support row",
     "pooled_boosting": "histogram boosting of all training rows, with statistics of the support set as features",
     "pooled_boosting_residual": "histogram boosting of all training rows, and the support's residuals by a mixed model",
     "target_encoded_boosting": "the same, with categories encoded by the target",

@@ -29,7 +29,7 @@ from kshot.learners.baselines.group_effects import Basis, GroupEffects, Predicto
 from kshot.learners.baselines.mixed_model import MixedModel, fit_logits, fit_mixed_logits, fit_mixed_model
 from kshot.learners.baselines.pool import TrainingRows, float_rows, training_rows, unwatched
 from kshot.tasks.source import TaskSource
-from kshot.types import Batch
+from kshot.types import Batch, Tree
 
 NUM_SLOPES, NUM_SLOPES_OF_CLASSES = (0, 1, 3, 8), (0, 1, 4)
 """Numbers of features whose slopes vary by group in a mixed model: those of the largest pooled coefficients."""
@@ -38,6 +38,8 @@ MOST_INPUTS = 64
 PENALTIES = (0.1, 1.0, 10.0, 100.0)
 """Of ridge regression and logistic regression on standardised inputs."""
 POOLED_PENALTIES = (1.0, 30.0, 1000.0)
+SHARES = (0.25, 0.5, 0.75, 1.0)
+"""Of the residual of the latest support row in the predictions that follow it."""
 ITERATIONS = (40, 160)
 """Number of trees of boosting, at a learning rate of 0.1."""
 
@@ -53,6 +55,7 @@ def baselines(source: TaskSource, *, max_rows: PositiveInt = 20_000) -> dict[str
     | group_ridge, group_logistic | linear model of the support alone |
     | shrunken_ridge, shrunken_logistic | the same, shrunken to the pooled coefficients |
     | mixed_model | mixed model: shared coefficients, intercepts and slopes of the group |
+    | mixed_model_ar1 | the same, plus a share of the residual of the latest support row: for numbers in order of time |
     | pooled_boosting | boosting of inputs and statistics of the support |
     | pooled_boosting_residual | boosting of inputs alone, plus the support's residuals by a mixed model |
     | target_encoded_boosting | the same, with target encoding of categories that the source encodes by random codes |
@@ -100,9 +103,49 @@ def baselines(source: TaskSource, *, max_rows: PositiveInt = 20_000) -> dict[str
         "pooled_boosting": methods.pooled_boosting,
         "pooled_boosting_residual": methods.boosting_residual,
     }
+    if not objective.classifies and getattr(inner, "order", None) == "given":
+        found["mixed_model_ar1"] = methods.mixed_model_ar1
     if methods.codes:
         found["target_encoded_boosting"] = methods.encoded_residual
     return found
+
+
+class CarriedForward(Learner):
+    r"""A learner's prediction plus a share of its residual at the latest support row, as residuals in time are alike.
+
+    $$ \hat y(x) + \rho \, (y_N - \hat y(x_N)) $$
+
+    The rows of a support set are in the order of time. The state is `{"learner": its state, "residual": (1, D)}`.
+
+    Args:
+        learner: of numbers or of a distribution of them.
+        share: $\rho$; the residual of an AR(1) process decays by it at each step, here at the first one alone.
+
+    References:
+        Chi, Reinsel: Models for longitudinal data with random effects and AR(1) errors, JASA 84, 1989.
+    """
+
+    ordered = True
+
+    def __init__(self, learner: Learner, share: float) -> None:
+        super().__init__(learner.objective)
+        self.learner, self.share = learner, share
+
+    def _adapt(self, support: Batch) -> Tree:
+        state = self.learner.adapt(support)
+        known = (support.weight > 0).nonzero()
+        last = slice(int(known.max()), int(known.max()) + 1) if len(known) else slice(0, 0)
+        mean = self._mean(self.learner.predict(state, support.inputs[last]))
+        return {"learner": state, "residual": support.targets[last] - mean}
+
+    def predict(self, state: Tree, inputs: Tree) -> Tree:
+        prediction = self.learner.predict(state["learner"], inputs)
+        moved = self._mean(prediction) + self.share * state["residual"].sum(0)  # 0 without a support row
+        return prediction | {"mean": moved} if isinstance(prediction, dict) else moved
+
+    def _mean(self, prediction: Tree) -> Tensor:
+        mean: Tensor = prediction["mean"] if isinstance(prediction, dict) else prediction
+        return mean
 
 
 class _Methods:
@@ -150,6 +193,13 @@ class _Methods:
         return [self._penalised(basis, pooled, 1 / ridge**0.5, 1.0) for ridge in PENALTIES]
 
     def mixed_model(self) -> list[Learner]:
+        return self._mixed_models
+
+    def mixed_model_ar1(self) -> list[Learner]:
+        return [CarriedForward(model, share) for model, share in product(self._mixed_models, SHARES)]
+
+    @cached_property
+    def _mixed_models(self) -> list[Learner]:
         learners = [self._mixed(self._varying(*each)) for each in product((1, 2), self.num_slopes)]
         return (
             learners if self.classifies else [*learners, self._mixed(self._varying(1, NUM_SLOPES[-1]), diagonal=True)]

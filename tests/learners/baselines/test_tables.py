@@ -260,3 +260,56 @@ def test_deviations_reach_levels_beyond_the_training_groups():
         prediction = learner.predict(learner.adapt(far), task.query.inputs)
         errors[form] = float((prediction - task.query.targets - 100).abs().mean())
     assert errors["deviations"] < 20 < 80 < errors["levels"]
+
+
+@pytest.fixture(scope="module")
+def in_time():
+    """Groups whose residuals are an AR(1) process."""
+    random, count = np.random.default_rng(0), 60
+    residual = np.zeros((count, SIZE))
+    for step in range(1, SIZE):
+        residual[:, step] = 0.8 * residual[:, step - 1] + 0.6 * random.normal(size=count)
+    inputs = random.normal(size=(count * SIZE, 2))
+    targets = inputs[:, :1] + residual.reshape(-1, 1) + random.normal(size=(count, 1)).repeat(SIZE, 0)
+    rows = {f"group {number}": range(number * SIZE, (number + 1) * SIZE) for number in range(count)}
+    parts = {"train": list(rows)[:36], "val": list(rows)[36:48], "test": list(rows)[48:]}
+    members = {split: {name: rows[name] for name in part} for split, part in parts.items()}
+
+    def source(order, objective=objectives.mse):
+        examples = ArrayDataset((inputs, targets))
+        return GroupTasks(examples, members, objective=objective, shots=5, queries=2, order=order)
+
+    return source
+
+
+@pytest.mark.parametrize("objective", [objectives.mse, objectives.gaussian])
+def test_in_order_of_time_the_latest_residual_is_carried_forward(in_time, objective):
+    assert "mixed_model_ar1" not in baselines(in_time("random"))
+    source = in_time("given", objective)
+    found = baselines(source)
+    plain, carried = found["mixed_model"](), found["mixed_model_ar1"]()
+    assert len(carried) == 4 * len(plain)
+    assert min(loss(each, source) for each in carried) < min(loss(each, source) for each in plain) - 0.05
+    support, query = source.task("test", 0)
+    padded = Batch(*(torch.cat([leaf, leaf[:2]]) for leaf in support[:2]), torch.tensor([1.0] * 5 + [0.0] * 2))
+    state = plain[0].adapt(support)
+    predictions = [plain[0].predict(state, inputs) for inputs in (support.inputs, query.inputs)]
+    at_support, at_query = (each["mean"] if isinstance(each, dict) else each for each in predictions)
+    expected = at_query + 0.25 * (support.targets[-1] - at_support[-1])
+    for batch in (support, padded):
+        prediction = carried[0].predict(carried[0].adapt(batch), query.inputs)
+        mean = prediction["mean"] if isinstance(prediction, dict) else prediction
+        torch.testing.assert_close(mean, expected)
+
+
+def test_the_latest_residual_keeps_the_contract(in_time):
+    source = in_time("given")
+    learner = baselines(source)["mixed_model_ar1"]()[0]
+
+    def make_task(*, ways, shots, seed, dtype):
+        return tree_map(lambda leaf: leaf.to(dtype), source.task("test", seed))
+
+    for _, check in learner_checks(lambda ways: learner, make_task=make_task):
+        check()
+    empty = source.task("test", 0).support._replace(weight=torch.zeros(5))
+    assert torch.isfinite(learner.predict(learner.adapt(empty), source.task("test", 0).query.inputs)).all()
