@@ -24,8 +24,8 @@ from kshot.tasks.class_tasks import ClassTasks
 from kshot.tasks.source import TaskSource
 from kshot.types import SPLITS, Batch, Tree, to
 
-MOST_ROWS = 20_000
-"""Training examples that are read, as many of each class."""
+MOST_ROWS, MOST_EMBEDDED = 20_000, 5_000
+"""Training examples that are read, as many of each class: as they are, and through a module."""
 CHUNK = 256
 """Examples that are embedded at once."""
 SIDE = 32
@@ -56,7 +56,7 @@ def baselines(source: TaskSource, embedding: nn.Module | None = None) -> dict[st
     readable = embedding is not None or (isinstance(inputs, Tensor) and inputs.is_floating_point())
     if len(train) < 2 or not readable or not all(train >= set(tasks.members(split)) for split in SPLITS):
         return {}
-    features = _Features(nn.Flatten() if embedding is None else embedding, shrinks=embedding is None)
+    features = _Features(embedding)
     return {
         "supervised_logistic": lambda: logistic_candidates(tasks, features),
         "supervised_forest": lambda: forest_candidates(tasks, features),
@@ -92,15 +92,15 @@ class _Features:
     """The features of inputs as float64 rows (n, D); missing and infinite values count as 0.
 
     Args:
-        embedding: inputs to features.
-        shrinks: whether images are first averaged to `SIDE` pixels.
+        embedding: inputs to features; None for the inputs themselves, of images averages of `SIDE` by `SIDE`.
     """
 
-    def __init__(self, embedding: nn.Module, *, shrinks: bool) -> None:
-        self.embedding, self.shrinks = embedding, shrinks
+    def __init__(self, embedding: nn.Module | None) -> None:
+        self.embedding, self.averages = (nn.Flatten() if embedding is None else embedding), embedding is None
+        self.most_rows = MOST_ROWS if embedding is None else MOST_EMBEDDED
 
     def __call__(self, inputs: Tree) -> np.ndarray:
-        if self.shrinks and inputs.ndim == 4 and max(inputs.shape[2:]) > SIDE:
+        if self.averages and inputs.ndim == 4 and max(inputs.shape[2:]) > SIDE:
             inputs = F.adaptive_avg_pool2d(inputs, SIDE)
         count = len(inputs) if isinstance(inputs, Tensor) else len(next(iter(inputs.values())))
         blank = torch.ones(count)
@@ -112,7 +112,7 @@ class _Features:
     def of_training(self, tasks: ClassTasks) -> tuple[np.ndarray, np.ndarray]:
         """The features (N, D) of training examples, and the numbers (N,) of their classes."""
         members = list(tasks.members("train").values())
-        random, most = np.random.default_rng(0), max(MOST_ROWS // len(members), 1)
+        random, most = np.random.default_rng(0), max(self.most_rows // len(members), 1)
         chosen = [rows if len(rows) <= most else random.choice(rows, most, replace=False) for rows in members]
         rows, label_N = np.concatenate(chosen), np.repeat(np.arange(len(chosen)), [len(each) for each in chosen])
         parts = [self(tasks.examples.take(rows[start : start + CHUNK])) for start in range(0, len(rows), CHUNK)]

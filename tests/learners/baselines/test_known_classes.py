@@ -92,6 +92,29 @@ def test_large_images_are_averaged_and_modules_give_features():
     assert baselines(source, halves)["supervised_forest"]()[0].classifier.n_features_in_ == 4
 
 
+class Tokens:
+    """Examples that are dicts, as of an encoder of texts."""
+
+    def __len__(self):
+        return 60
+
+    def take(self, rows):
+        ids = torch.from_numpy(np.asarray(rows)[..., None] % 3 + np.arange(4))
+        return {"ids": ids, "mask": torch.ones_like(ids)}
+
+
+class Sums(torch.nn.Module):
+    def forward(self, ids, mask):
+        return (ids * mask).sum(-1, keepdim=True).float()
+
+
+def test_inputs_of_several_parts_go_through_a_module():
+    source = of_rows(Tokens(), np.arange(60) % 3, ("train", "val", "test"), shots=1)
+    assert baselines(source) == {}
+    learner = baselines(source, Sums())["supervised_logistic"]()[-1]
+    assert kshot.evaluate(learner, source, num_tasks=5, audit=False).metrics["accuracy"].mean == 1
+
+
 def test_classes_that_training_has_not_have_no_such_baseline():
     rows = ArrayDataset(np.random.default_rng(0).normal(size=(120, 3)).astype(np.float32))
     pools = {"train": {str(c): range(20 * c, 20 * c + 20) for c in range(3)}}
