@@ -16,6 +16,8 @@ from .training.fit import fit
 from .training.pretrain import pretrain
 from .types import Batch, Task, one_hot
 
+__version__: str
+
 __all__ = [
     "Batch",
     "Budget",

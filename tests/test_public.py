@@ -1,6 +1,7 @@
 """The public names: the core at the top, everything else in its package, all importable by attribute."""
 
 import importlib
+import importlib.metadata
 from types import ModuleType
 
 import pytest
@@ -51,3 +52,9 @@ def test_a_package_offers_what_it_says_and_no_module_in_its_place(package):
     module = importlib.import_module(f"kshot.{package}")
     for name in module.__all__:
         assert not isinstance(getattr(module, name), ModuleType) or package == "data", name
+
+
+def test_the_version_is_that_of_the_package():
+    assert kshot.__version__ == importlib.metadata.version("kshot")
+    with pytest.raises(AttributeError, match="no_such_name"):
+        kshot.no_such_name  # noqa: B018
