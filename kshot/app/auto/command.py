@@ -166,8 +166,9 @@ def _find(
         if not race.log.of("kept"):  # else an interrupted call has chosen, and may have copied the plan
             race.run(sorted(race.plans, key=lambda plan: -expected[plan.name].gain), expected)
             mix(race, base.evaluate.num_val_tasks, 60 * minutes * FOR_MIXTURE)
-        for name, entrant in race.entrants.items():
-            entrant.expected = expected.get(name)
+        for name, expectation in expected.items():
+            if name in race.entrants:
+                race.entrants[name].expected = expectation
         kept, reason = _choose(race)
         race.log.record("kept", plan=kept.plan.name)
         display.say(reason, "bold")
@@ -295,7 +296,11 @@ def _choose(race: Race) -> tuple[Entrant, str]:
     else:
         other = f"the best plan, {plans[0].plan.name}" if plans else ""
     beside = (plans if best.simple else simple)[:1]
-    return best, f"{said}; {other}, has {beside[0].figure}" if beside else said
+    said += f"; {other}, has {beside[0].figure}" if beside else ""
+    better = [each for each in plans if race.improves(each, best) and each not in beside]
+    if better:
+        said += f"; {better[0].plan.name} has {better[0].figure}, which experience expects not to hold on other tasks"
+    return best, said
 
 
 def _tested_baselines(race: Race, kept: Entrant, base: Spec, seconds: float) -> dict[str, Any]:

@@ -88,6 +88,12 @@ def error_of(value: float, target: Target) -> float:
     return math.log(max(error, 1e-3)) if math.isfinite(error) else math.inf
 
 
+def noise_of(figure: Interval, target: Target) -> float:
+    """The standard error of `error_of` of a figure, to first order; 0 if it is not known."""
+    error = figure.half_width / 2
+    return error if target.metric in LOGARITHMIC else error / math.exp(error_of(figure.mean, target))
+
+
 def value_of(error: float, target: Target) -> float:
     """The value of the target's metric with an error on the scale of `error_of`."""
     if target.metric in LOGARITHMIC:

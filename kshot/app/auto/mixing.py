@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from kshot.app.auto.plans import MIXTURE, Plan
 from kshot.app.auto.race import Entrant, Race
+from kshot.app.auto.ranking import UNKNOWN, Expectation
 from kshot.app.progress import Display
 from kshot.app.run import train
 from kshot.app.trained import load
@@ -102,7 +104,16 @@ def _measure(race: Race, entrant: Entrant, candidates: Sequence[Entrant], num_ta
         "finished": True,
         "parameters": sum(parameter.numel() for parameter in trained.learner.parameters()),
         "learner": entrant.plan.learner,
+        "expected": asdict(_expected(race, [candidates[number] for number in taken], weight_P.numpy()[taken])),
     }
+
+
+def _expected(race: Race, parts: Sequence[Entrant], weight_P: np.ndarray) -> Expectation:
+    """What is expected of a mixture: the mean over its parts, of which the simple baselines have their measured gain."""
+    known = [each.expected or UNKNOWN for each in parts]
+    gains = [race.gain(part) if part.simple else each.gain for part, each in zip(parts, known)]
+    share_P = weight_P / weight_P.sum()
+    return Expectation(float(share_P @ gains), 0.0, None, float(share_P @ [each.spread for each in known]))
 
 
 def learner_of(race: Race, entrant: Entrant) -> Learner:

@@ -18,8 +18,9 @@ from typing import Any
 from rich.console import Console
 
 from kshot.annotations import Supplied
+from kshot.app.auto.descriptors import error_of, noise_of
 from kshot.app.auto.plans import BASELINE, MIXTURE, Plan, baseline_plan
-from kshot.app.auto.ranking import Expectation
+from kshot.app.auto.ranking import UNKNOWN, Expectation, gain_after
 from kshot.app.auto.time_limit import time_limit
 from kshot.app.build import build_model, has_head, shapes_of
 from kshot.app.pretraining import Pretraining, seconds_per_step
@@ -174,21 +175,45 @@ class Race:
         """Seconds that are left for all plans together."""
         return max(self.seconds - self.spent, 0.0)
 
+    def gain(self, entrant: Entrant, mean: float | None = None) -> float:
+        """By how much the log error of an entrant is expected to be below that of the best simple baseline.
+
+        That of a simple baseline is as measured, that of a plan is between its figure and what experience expects, the
+        nearer to the latter the fewer the validation units: the best of several figures is better by chance.
+
+        Args:
+            entrant: with a figure.
+            mean: taken instead of its figure's.
+        """
+        assert entrant.figure is not None
+        error = error_of(entrant.figure.mean if mean is None else mean, self.target)
+        simple = min((error_of(figure.mean, self.target) for figure in self.simple.values()), default=0.0)
+        if entrant.simple or not self.simple or not math.isfinite(error):
+            return simple - error
+        return gain_after(entrant.expected or UNKNOWN, error, noise_of(entrant.figure, self.target), simple)
+
+    def improves(self, entrant: Entrant, other: Entrant) -> bool:
+        """Whether the figure of an entrant, as it was measured, is better than that of another one."""
+        assert entrant.figure is not None
+        assert other.figure is not None
+        apart = entrant.figure.mean - other.figure.mean
+        return apart > 0 if self.target.at_least else apart < 0
+
     def ranked(self, entrants: Sequence[Entrant] | None = None) -> list[Entrant]:
-        """Those with a figure, the best first; the earlier of equal ones."""
+        """Those with a figure, the largest gain first; the earlier of equal ones."""
         of = self.entrants.values() if entrants is None else entrants
-        means = [(each.figure.mean, each) for each in of if each.figure is not None]
-        return [each for _, each in sorted(means, key=lambda pair: pair[0], reverse=self.target.at_least)]
+        return sorted((each for each in of if each.figure is not None), key=self.gain, reverse=True)
 
     def _promising(self, entrants: Sequence[Entrant]) -> list[Entrant]:
         """As `ranked`, but those that can be trained further by the figure that is predicted, if that is better."""
-        better = max if self.target.at_least else min
 
         def promise(entrant: Entrant) -> float:
-            mean = entrant.figure.mean if entrant.figure else math.nan
-            return mean if entrant.finished or entrant.predicted is None else better(mean, entrant.predicted)
+            gain = self.gain(entrant)
+            if entrant.finished or entrant.predicted is None:
+                return gain
+            return max(gain, self.gain(entrant, entrant.predicted))
 
-        return sorted(self.ranked(entrants), key=promise, reverse=self.target.at_least)
+        return sorted(self.ranked(entrants), key=promise, reverse=True)
 
     def baseline(self, name: str) -> Learner:
         """A simple baseline, fitted to the training split; once in each process."""
@@ -305,6 +330,8 @@ class Race:
             entrant.course.append((entrant.seconds, Interval(**event["figure"])))
         entrant.finished, entrant.rounds = event.get("finished", False), event.get("rounds", 1)
         entrant.predicted = event.get("predicted")
+        if "expected" in event:  # of a mixture, which experience does not know
+            entrant.expected = Expectation(**event["expected"])
         entrant.parameters = event.get("parameters", 0)
 
 
