@@ -109,7 +109,7 @@ def _measure(race: Race, entrant: Entrant, candidates: Sequence[Entrant], num_ta
 
 
 def _expected(race: Race, parts: Sequence[Entrant], weight_P: np.ndarray) -> Expectation:
-    """What is expected of a mixture: the mean over its parts, of which the simple baselines have their measured gain."""
+    """What is expected of a mixture: the mean over its parts, of which simple baselines have their measured gain."""
     known = [each.expected or UNKNOWN for each in parts]
     gains = [race.gain(part) if part.simple else each.gain for part, each in zip(parts, known)]
     share_P = weight_P / weight_P.sum()

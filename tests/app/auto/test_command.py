@@ -15,6 +15,7 @@ from kshot.app import in_memory
 from kshot.app.auto import command, race
 from kshot.app.auto.command import auto, collect
 from kshot.app.auto.plans import Plan
+from kshot.app.auto.ranking import SPREAD
 from kshot.app.build import build_source
 from kshot.deciding.experience import Experience
 from kshot.evaluation.baselines import Baseline
@@ -176,6 +177,9 @@ def test_a_mixture_is_kept_where_parts_err_differently(quick, kshot, tmp_path, m
     torch.testing.assert_close(found, torch.full_like(found, 2 - 3 * weights["too-low"]), atol=1e-3, rtol=0)
     entrants = {each["name"]: each for each in opened.report["choice"]["entrants"]}
     assert entrants["mixture"]["kept"]
+    events = [json.loads(line) for line in (tmp_path / "found" / "choice.jsonl").read_text().splitlines()]
+    (mixture,) = [event for event in events if event.get("plan") == "mixture" and "expected" in event]
+    assert mixture["expected"] == {"gain": 0.0, "weight": 0.0, "error": None, "spread": SPREAD}  # two unknown plans
     assert all(each.plan["name"] != "mixture" for each in Experience().trials(shipped=False))
 
 

@@ -12,6 +12,7 @@ import kshot as package
 from kshot.app.auto import command, plans, race
 from kshot.app.auto.plans import Plan
 from kshot.app.auto.race import Entrant, Race, time_limit
+from kshot.app.auto.ranking import Expectation
 from kshot.deciding.decisions import EventLog, Round
 from kshot.evaluation.intervals import Interval
 from kshot.evaluation.target import Target
@@ -111,6 +112,36 @@ def test_plans_that_fail_make_room_and_finished_ones_leave_their_time_to_others(
     assert made.given[4] == ("p3", pytest.approx(100 + made.seconds - 301))  # 100 of them for p0
     assert len(made.given) == 5
     assert made.ranked()[0].plan.name == "p1"
+
+
+def entrant(name, mean, ci95, gain=0.0, spread=0.1, *, simple=False):
+    plan = plans.baseline_plan(name, ACCURACY) if simple else Plan(name, {"kind": "protonet"})
+    found = Entrant(plan, None if simple else Expectation(gain, 5.0, None, spread), 1.0)
+    found.course.append((1.0, Interval(mean, ci95, 100, num_units=9, unit="class")))
+    return found
+
+
+@pytest.mark.parametrize(("ci95", "first"), [(0.001, "lucky"), (0.3, "known")])
+def test_what_experience_expects_decides_where_figures_are_noisy(tmp_path, clock, ci95, first):
+    made = a_race(tmp_path, clock, [], 100)
+    of = [
+        entrant("simple", 0.80, ci95, simple=True),
+        entrant("known", 0.82, ci95, 0.3),
+        entrant("lucky", 0.84, ci95, -0.3),
+    ]
+    made.entrants = {each.plan.name: each for each in of}
+    assert made.ranked(of[1:])[0].plan.name == first
+    kept, reason = command._choose(made)
+    assert kept.plan.name == first
+    assert ("lucky has 0.8400" in reason) is (first == "known")
+
+
+def test_a_plan_that_is_better_by_chance_alone_does_not_replace_a_simple_baseline(tmp_path, clock):
+    made = a_race(tmp_path, clock, [], 100)
+    made.entrants = {"simple": entrant("simple", 0.80, 0.3, simple=True), "lucky": entrant("lucky", 0.81, 0.3, -0.3)}
+    kept, reason = command._choose(made)
+    assert kept.plan.name == "simple"
+    assert "the best plan, lucky, has 0.8100" in reason
 
 
 def test_no_plan_starts_after_the_time_if_there_is_a_simple_baseline(tmp_path, clock):

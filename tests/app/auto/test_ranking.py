@@ -5,8 +5,8 @@ import math
 import numpy as np
 import pytest
 
-from kshot.app.auto.descriptors import describe_simple, error_of
-from kshot.app.auto.ranking import PRIOR, expect
+from kshot.app.auto.descriptors import describe_simple, error_of, noise_of
+from kshot.app.auto.ranking import PAIRED, PRIOR, SPREAD, Expectation, expect, gain_after
 from kshot.deciding.experience import Cost, Figure, Trial
 from kshot.evaluation.intervals import Interval
 from kshot.evaluation.target import Target
@@ -28,6 +28,33 @@ def test_an_expectation_is_a_shrunken_mean_of_log_errors_relative_to_the_best_si
     assert found["c"].gain == found["c"].weight == 0
     assert found["c"].error is None
     assert found["a"].value(ACCURACY) == pytest.approx(1 - 0.5 * math.exp(-found["a"].gain))
+
+
+def test_the_spread_of_gains_is_shrunken_to_that_of_all_plans():
+    found = expect(["a", "b"], CLASSES, [trial("a", 0.9), trial("a", 0.95)])
+    gains = np.log([0.2 / 0.1, 0.2 / 0.05])
+    squares = PRIOR * SPREAD**2 + ((gains - found["a"].gain) ** 2).sum()
+    assert found["a"].spread == pytest.approx(math.sqrt(squares / (PRIOR + 2)))
+    assert found["b"].spread == SPREAD
+
+
+@pytest.mark.parametrize("noise", [0.0, 0.1, 1.0])
+def test_a_measured_gain_is_moved_to_the_expected_one_as_by_integration(noise):
+    expected, simple, error = Expectation(-0.25, 3.0, None, spread=0.2), -1.0, -1.1
+    gain = np.linspace(-3, 3, 60_001)
+    density = np.exp(-0.5 * ((gain - expected.gain) / expected.spread) ** 2)
+    if noise:
+        density *= np.exp(-0.5 * ((simple - error - gain) / (PAIRED * noise)) ** 2)
+    mean = (gain * density).sum() / density.sum() if noise else simple - error
+    assert gain_after(expected, error, noise, simple) == pytest.approx(mean, abs=1e-6)
+
+
+@pytest.mark.parametrize(("target", "mean"), [(ACCURACY, 0.8), (MSE, 3.0), (Target("log_likelihood", True, 0.0), -2.0)])
+def test_the_noise_of_an_error_is_that_of_its_figure_to_first_order(target, mean):
+    step = 1e-6
+    slope = abs(error_of(mean + step, target) - error_of(mean - step, target)) / (2 * step)
+    assert noise_of(Interval(mean, 0.06, 100), target) == pytest.approx(0.03 * slope, rel=1e-4)
+    assert noise_of(Interval(mean, math.nan, 100), target) == 0
 
 
 def test_similar_data_sets_count_more():
