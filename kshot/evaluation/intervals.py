@@ -64,9 +64,15 @@ class Interval(NamedTuple):
         return f"{count_of(self.num_tasks, 'task')}{units}"
 
     def __str__(self) -> str:
+        digits = _decimals(max(abs(self.mean), self.half_width))
         if abs(self.shift) > SYMMETRIC * self.ci95:
-            return f"{self.mean:.4f} ({self.low:.4f} to {self.high:.4f}; {self.sample})"
-        return f"{self.mean:.4f} ± {self.ci95:.4f} ({self.sample})"
+            return f"{self.mean:.{digits}f} ({self.low:.{digits}f} to {self.high:.{digits}f}; {self.sample})"
+        return f"{self.mean:.{digits}f} ± {self.ci95:.{digits}f} ({self.sample})"
+
+
+def _decimals(size: float) -> int:
+    """The decimals of figures of a size: 4, or more where these would leave fewer than three digits."""
+    return min(3 - math.floor(math.log10(size)), 12) if 0 < size < 0.01 else 4
 
 
 SYMMETRIC = 0.2  # the largest shift, in half-widths, at which an interval is written as mean ± half-width

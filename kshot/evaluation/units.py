@@ -57,6 +57,8 @@ def joined(parts: Sequence[Units]) -> Units | None:
 
 
 def count_of(number: int, unit: str) -> str:
-    """A number with its unit: "1 task", "600 tasks", "6 classes"."""
+    """A number with its unit: "1 task", "600 tasks", "6 classes", "20 countries"."""
     plural = f"{unit}es" if unit.endswith(("s", "x", "ch")) and unit != "series" else f"{unit}s"
+    if unit.endswith("y") and unit[-2:-1] not in tuple("aeiou"):
+        plural = f"{unit[:-1]}ies"
     return f"{number} {unit if number == 1 or unit == 'series' else plural}"

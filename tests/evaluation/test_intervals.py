@@ -208,6 +208,17 @@ def test_units_of_folds_are_joined_without_mixing_them():
     assert wide.numbers.tolist() == [[0, 1, -1], [1, -1, -1], [2, 3, 4]]
 
 
+def test_figures_are_written_with_digits_that_say_something():
+    assert str(Interval(0.95312, 0.0041, 600, num_units=20, unit="city")) == "0.9531 ± 0.0041 (600 tasks of 20 cities)"
+    assert (
+        str(Interval(1.2345e-5, 6.7e-6, 100, num_units=2, unit="day"))
+        == "0.00001234 ± 0.00000670 (100 tasks of 2 days)"
+    )
+    assert str(Interval(0.0, 0.0, 1)) == "0.0000 ± 0.0000 (1 task)"
+    assert str(Interval(1e-30, 0.0, 1)) == "0.000000000000 ± 0.000000000000 (1 task)"
+    assert str(Interval(0.002, 0.5, 9)) == "0.0020 ± 0.5000 (9 tasks)"
+
+
 def test_a_report_says_whether_each_task_has_all_units():
     assert describe_units(None) == {}
     assert describe_units(Units(np.array([0, 1, 0]), "school")) == {"unit": "school", "test_units": 2}
