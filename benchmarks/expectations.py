@@ -38,9 +38,8 @@ def main() -> None:
     gain, mean, spread = np.array(rows).T
     apart = (gain - mean) / spread
     print(f"{len(rows)} plans on data sets; correlation {np.corrcoef(gain, mean)[0, 1]:.2f}")
-    print(
-        f"root mean squared error {np.sqrt(np.mean((gain - mean) ** 2)):.3f}, of no gain {np.sqrt(np.mean(gain**2)):.3f}"
-    )
+    errors = (np.sqrt(np.mean(each**2)) for each in (gain - mean, gain))
+    print("root mean squared error {:.3f}, of no gain {:.3f}".format(*errors))
     print(f"deviations in spreads: mean {apart.mean():.2f}, standard deviation {apart.std():.2f}", end=", ")
     print(f"{np.mean(np.abs(apart) < 2):.1%} within 2; median spread {np.median(spread):.2f}")
 
