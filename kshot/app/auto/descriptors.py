@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -24,6 +25,9 @@ WITHOUT_UNIT = ("accuracy", "balanced_accuracy", "auc", "micro_f1", "ndcg_10", "
 
 LOGARITHMIC = ("log_likelihood", "loss")
 """The metrics that are logarithms already."""
+
+LEAST_SHARE = 1e-3
+"""Of errors, such as 1 - accuracy, which are 0 where a few tasks are easy."""
 
 
 def default_target(source: TaskSource) -> Target:
@@ -84,8 +88,8 @@ def error_of(value: float, target: Target) -> float:
     $1 - \text{accuracy}$ or a squared error; $-\ell$ of a log-likelihood $\ell$."""
     if target.metric in LOGARITHMIC:
         return -value if target.at_least else value
-    error = 1.0 - value if target.at_least else value
-    return math.log(max(error, 1e-3)) if math.isfinite(error) else math.inf
+    error = max(1.0 - value, LEAST_SHARE) if target.at_least else max(value, sys.float_info.min)
+    return math.log(error) if math.isfinite(value) else math.inf
 
 
 def noise_of(figure: Interval, target: Target) -> float:

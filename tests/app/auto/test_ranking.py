@@ -82,6 +82,9 @@ def test_errors_are_comparable_across_metrics():
     assert error_of(0.9, ACCURACY) == pytest.approx(math.log(0.1))
     assert error_of(0.25, MSE) == pytest.approx(math.log(0.25))
     assert error_of(-1.5, Target("log_likelihood", True, 0.0)) == 1.5
-    assert error_of(math.nan, MSE) == math.inf
+    assert error_of(math.nan, MSE) == error_of(math.inf, MSE) == math.inf
+    assert error_of(1.0, ACCURACY) == pytest.approx(math.log(1e-3))
+    assert error_of(2e-7, MSE) - error_of(1e-7, MSE) == pytest.approx(math.log(2))  # of small units
+    assert math.isfinite(error_of(0.0, MSE))
     said = describe_simple({"a": Interval(0.9, 0.1, 9), "b": Interval(0.8, 0.1, 9)}, ACCURACY)
     assert said == pytest.approx({"simple_error": math.log(0.1), "simple a": 0, "simple b": math.log(2)})
