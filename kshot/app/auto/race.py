@@ -175,29 +175,22 @@ class Race:
         """Seconds that are left for all plans together."""
         return max(self.seconds - self.spent, 0.0)
 
-    def gain(self, entrant: Entrant, mean: float | None = None) -> float:
-        """By how much the log error of an entrant is expected to be below that of the best simple baseline.
-
-        That of a simple baseline is as measured, that of a plan is between its figure and what experience expects, the
-        nearer to the latter the fewer the validation units: the best of several figures is better by chance.
-
-        Args:
-            entrant: with a figure.
-            mean: taken instead of its figure's.
-        """
+    def measured_gain(self, entrant: Entrant, mean: float | None = None) -> float:
+        """By how much the log error of an entrant, or of another mean, is below that of the best simple baseline."""
         assert entrant.figure is not None
-        error = error_of(entrant.figure.mean if mean is None else mean, self.target)
         simple = min((error_of(figure.mean, self.target) for figure in self.simple.values()), default=0.0)
-        if entrant.simple or not self.simple or not math.isfinite(error):
-            return simple - error
-        return gain_after(entrant.expected or UNKNOWN, error, noise_of(entrant.figure, self.target), simple)
+        return simple - error_of(entrant.figure.mean if mean is None else mean, self.target)
 
-    def improves(self, entrant: Entrant, other: Entrant) -> bool:
-        """Whether the figure of an entrant, as it was measured, is better than that of another one."""
-        assert entrant.figure is not None
-        assert other.figure is not None
-        apart = entrant.figure.mean - other.figure.mean
-        return apart > 0 if self.target.at_least else apart < 0
+    def gain(self, entrant: Entrant, mean: float | None = None) -> float:
+        """The gain that is expected of an entrant: the measured one if it is a simple baseline, or there is none.
+
+        That of a plan is between its measured gain and what experience expects, the nearer to the latter the fewer the
+        validation units: the best of several figures is better by chance.
+        """
+        measured = self.measured_gain(entrant, mean)
+        if entrant.simple or not self.simple or entrant.figure is None or not math.isfinite(measured):
+            return measured
+        return gain_after(entrant.expected or UNKNOWN, measured, noise_of(entrant.figure, self.target))
 
     def ranked(self, entrants: Sequence[Entrant] | None = None) -> list[Entrant]:
         """Those with a figure, the largest gain first; the earlier of equal ones."""

@@ -80,26 +80,26 @@ def expect(plans: Sequence[str], descriptors: Descriptors, trials: Sequence[Tria
     return expected
 
 
-def gain_after(expected: Expectation, error: float, noise: float, simple: float) -> float:
-    r"""The gain of a plan that is expected after its error was measured, by Bayes' theorem for normal distributions:
+def gain_after(expected: Expectation, measured: float, noise: float) -> float:
+    r"""The gain of a plan that is expected after it was measured, by Bayes' theorem for normal distributions:
 
-    $$ \frac{\tau^2 (\log e_\text{simple} - \log e) + s^2 \hat g}{\tau^2 + s^2} $$
+    $$ \frac{\tau^2 g + s^2 \hat g}{\tau^2 + s^2} $$
 
-    with the spread $\tau$ and the gain $\hat g$ of the expectation, and the standard error $s$ of the difference.
+    with the spread $\tau$ and the gain $\hat g$ of the expectation, the measured gain $g$, and its standard error $s$.
 
     Args:
-        error, simple: log errors of the plan, and of the best simple method on the same tasks.
-        noise: standard error of the former, of which that of the difference is taken to be the part `PAIRED`.
+        noise: standard error of the log error of the plan, of which that of the gain, as both are measured on the same
+            tasks, is taken to be the part `PAIRED`.
 
     Example:
         >>> nothing_known = Expectation(0.0, 0.0, None, spread=0.3)
-        >>> round(gain_after(nothing_known, error=-1.2, noise=0.0, simple=-1.0), 3)
+        >>> round(gain_after(nothing_known, measured=0.2, noise=0.0), 3)
         0.2
-        >>> round(gain_after(nothing_known, error=-1.2, noise=0.3 / PAIRED, simple=-1.0), 3)
+        >>> round(gain_after(nothing_known, measured=0.2, noise=0.3 / PAIRED), 3)
         0.1
     """
     between, within = expected.spread**2, (PAIRED * noise) ** 2
-    return (between * (simple - error) + within * expected.gain) / (between + within)
+    return (between * measured + within * expected.gain) / (between + within)
 
 
 def gain_of(trial: Trial) -> float:

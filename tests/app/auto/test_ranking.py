@@ -40,13 +40,13 @@ def test_the_spread_of_gains_is_shrunken_to_that_of_all_plans():
 
 @pytest.mark.parametrize("noise", [0.0, 0.1, 1.0])
 def test_a_measured_gain_is_moved_to_the_expected_one_as_by_integration(noise):
-    expected, simple, error = Expectation(-0.25, 3.0, None, spread=0.2), -1.0, -1.1
+    expected, measured = Expectation(-0.25, 3.0, None, spread=0.2), 0.1
     gain = np.linspace(-3, 3, 60_001)
     density = np.exp(-0.5 * ((gain - expected.gain) / expected.spread) ** 2)
     if noise:
-        density *= np.exp(-0.5 * ((simple - error - gain) / (PAIRED * noise)) ** 2)
-    mean = (gain * density).sum() / density.sum() if noise else simple - error
-    assert gain_after(expected, error, noise, simple) == pytest.approx(mean, abs=1e-6)
+        density *= np.exp(-0.5 * ((measured - gain) / (PAIRED * noise)) ** 2)
+    mean = (gain * density).sum() / density.sum() if noise else measured
+    assert gain_after(expected, measured, noise) == pytest.approx(mean, abs=1e-6)
 
 
 @pytest.mark.parametrize(("target", "mean"), [(ACCURACY, 0.8), (MSE, 3.0), (Target("log_likelihood", True, 0.0), -2.0)])
