@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import psutil
@@ -54,10 +55,9 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_two_processes_run_a_run_file_as_one_does(undisturbed: Path) -> None:
-    alone = start(undisturbed, "--out", str(undisturbed / "one"))
-    said = alone.communicate(timeout=400)[0]
-    assert alone.returncode == 0, said
+def test_two_processes_run_a_run_file_as_one_does(undisturbed: Path, command: Callable[..., str]) -> None:
+    settings = [f"--set={name}={value}" for name, value in LONGER.items()]
+    command("run", str(undisturbed / "tiny.yaml"), *settings, "--out", str(undisturbed / "one"))
     of_two, of_one = (final_weights(undisturbed / name) for name in ("two", "one"))
     for name, weight in of_one.items():
         torch.testing.assert_close(of_two[name], weight, rtol=1e-3, atol=1e-4)
@@ -235,7 +235,6 @@ def test_what_one_process_would_share_is_refused(tmp_path: Path) -> None:
         load_spec("sinusoid", ["shard_frozen=true", "learner={kind: cnp}", "model=null", "baselines={names: []}"])
 
 
-def test_several_seeds_are_refused(undisturbed: Path) -> None:
-    run = start(undisturbed, "--seeds", "0,1", "--processes", "2")
-    assert "several processes share one run" in run.communicate(timeout=100)[0]
-    assert run.returncode == 2
+def test_several_seeds_are_refused(command: Callable[..., str]) -> None:
+    said = command("run", "sinusoid", "--seeds", "0,1", "--processes", "2")
+    assert "several processes share one run" in said

@@ -1,6 +1,6 @@
-"""A program for several processes: meta-train learners of the zoo together, and save what each process ends with.
+"""Two processes meta-train learners of the zoo together, and save what each process ends with.
 
-torchrun --nproc-per-node 2 tests/training/in_ranks.py '[["maml", "loop", 20]]' OUT
+python -m training.in_ranks '[["maml", "loop", 20]]' OUT     # in the folder of the tests
 """
 
 import copy
@@ -8,10 +8,12 @@ import json
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
+from training.forked import by_processes
 from zoo import ZOO, Row, make_task
 
 import kshot
@@ -118,14 +120,12 @@ def led(names: list[str]) -> dict:
         return found
 
 
-def main() -> None:
-    trainings, out = json.loads(sys.argv[1]), Path(sys.argv[2])
-    dist.init_process_group("gloo")
+def main(trainings: list[list], out: Path, names: list[str]) -> None:
     found = {"trained": [trained(*each) for each in trainings], "refused": refused()}
-    found |= {"in float16": in_float16(), "led": led(sys.argv[3:])}
+    found |= {"in float16": in_float16(), "led": led(names)}
     torch.save(found, out / f"{dist.get_rank()}.pt")
-    dist.destroy_process_group()
 
 
 if __name__ == "__main__":
-    main()
+    place = Path(sys.argv[2])
+    by_processes(partial(main, json.loads(sys.argv[1]), place, sys.argv[3:]), place)

@@ -18,10 +18,11 @@ from kshot.evaluation.audit.run import UntrustedFigure
 
 def test_shares_are_shares():
     source = SortedLabels()
-    for audit in audited(Centroid(), source).audits:
+    found = audited(Centroid(), source, num_tasks=40)
+    for audit in found.audits:
         shares = [float(share) for share in re.findall(r"([0-9.]+) ?%", audit.finding)]
         assert all(0 <= share <= 100 for share in shares), audit.finding
-    (audit,) = [audit for audit in audited(Centroid(), source).audits if audit.name == "label order"]
+    (audit,) = [audit for audit in found.audits if audit.name == "label order"]
     assert audit.tolerance < audit.figure <= 1
 
 
@@ -29,8 +30,8 @@ def test_a_learner_that_uses_the_order_of_classes_is_caught_and_the_same_learner
     bright = pool(pictures(step=7))
     for source, expected in ((SortedLabels(bright), {"label order", "class order", "chance"}), (bright, set())):
         learner = maml()
-        kshot.fit(learner, source, steps=60, tasks_per_step=8, outer_lr=6e-3, mode="vmap")
-        found = audited(learner, source)
+        kshot.fit(learner, source, steps=30, tasks_per_step=8, outer_lr=1e-2, mode="vmap")
+        found = audited(learner, source, num_tasks=40)
         assert failed(found) == expected
         accuracy = found.metrics["accuracy"]
         assert accuracy.mean - accuracy.ci95 > 0.25  # it learns: chance is 0.25
@@ -54,7 +55,7 @@ def test_guessing_knows_mean_and_variance_of_every_dealing_of_labels(classes, se
     assert guessing.hits == pytest.approx(all_[0])
 
 
-@pytest.mark.parametrize("tasks", [5, 30])
+@pytest.mark.parametrize("tasks", [5, pytest.param(30, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("answers", ["one", "all", "noise"])
 def test_luck_fails_no_more_often_than_is_said(tasks, answers):
     random = np.random.default_rng(tasks)
@@ -88,9 +89,9 @@ def test_tasks_with_inputs_of_other_shapes_are_no_evidence_and_no_error():
     learner = learners.prior_fitted(
         objective=source.objective, classes=3, cell_width=8, width=16, heads=2, cell_layers=1, layers=1
     )
-    widths = {source.task("test", index).support.inputs.shape[1] for index in range(40)}
+    widths = {source.task("test", index).support.inputs.shape[1] for index in range(20)}
     assert len(widths) > 2
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UntrustedFigure)  # small synthetic tables can repeat a row
-        evaluation = kshot.evaluate(learner, source, num_tasks=40)
+        evaluation = kshot.evaluate(learner, source, num_tasks=20)
     assert {audit.name for audit in evaluation.audits} >= {"chance"}
