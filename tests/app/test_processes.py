@@ -30,11 +30,11 @@ TINY = SINUSOID.replace("num_test_tasks: 6", "num_test_tasks: 6, shots: []").rep
 LONGER = {"train.steps_per_round": 60, "train.tasks_per_step": 4, "evaluate.num_val_tasks": 8}
 
 
-def start(folder: Path, *words: str, **environment: str) -> subprocess.Popen:
+def start(folder: Path, *words: str, by: str = "kshot.app", **environment: str) -> subprocess.Popen:
     settings = [f"--set={name}={value}" for name, value in LONGER.items()]
     paths = os.pathsep.join([str(REPOSITORY), str(REPOSITORY / "tests")])
     return subprocess.Popen(
-        [sys.executable, "-m", "kshot.app", "run", str(folder / "tiny.yaml"), *settings, *words],
+        [sys.executable, "-m", by, "run", str(folder / "tiny.yaml"), *settings, *words],
         env=os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1"} | environment,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
     )  # fmt: skip
@@ -49,7 +49,7 @@ def final_weights(run: Path) -> dict[str, torch.Tensor]:
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("processes")
     (folder / "tiny.yaml").write_text(TINY)
-    run = start(folder, "--out", str(folder / "two"), "--processes", "2")
+    run = start(folder, "--out", str(folder / "two"), by="app.in_group")
     said = run.communicate(timeout=400)[0]
     assert run.returncode == 0, said
     return folder

@@ -1,25 +1,27 @@
-"""A group of processes that one process forks, which has imported everything."""
+"""Processes as torchrun starts them, forked by one that has imported everything."""
 
 import multiprocessing
+import os
+import socket
+import sys
 from collections.abc import Callable
-from pathlib import Path
-
-import torch.distributed as dist
 
 
-def by_processes(work: Callable[[], object], folder: Path, count: int = 2) -> None:
-    """Do something in several processes that are a group, as torchrun starts them; the folder is for their meeting."""
+def by_processes(work: Callable[[], object], count: int = 2) -> None:
+    """Do something in several processes, each with the environment variables of a member of a group."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        shared = {"MASTER_ADDR": "localhost", "MASTER_PORT": str(free.getsockname()[1]), "WORLD_SIZE": str(count)}
     context = multiprocessing.get_context("fork")
-    processes = [context.Process(target=_member, args=(work, folder, rank, count)) for rank in range(count)]
+    own = ({"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(count))
+    processes = [context.Process(target=_work_with, args=(work, shared | each)) for each in own]
     for process in processes:
         process.start()
     for process in processes:
         process.join()
-    if any(process.exitcode for process in processes):
-        raise SystemExit(1)
+    sys.exit(max(abs(process.exitcode or 0) for process in processes))
 
 
-def _member(work: Callable[[], object], folder: Path, rank: int, count: int) -> None:
-    dist.init_process_group("gloo", init_method=(folder / "meeting").as_uri(), rank=rank, world_size=count)
+def _work_with(work: Callable[[], object], environment: dict[str, str]) -> None:
+    os.environ.update(environment)
     work()
-    dist.destroy_process_group()

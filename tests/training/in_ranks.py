@@ -8,7 +8,6 @@ import json
 import sys
 import time
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -120,12 +119,14 @@ def led(names: list[str]) -> dict:
         return found
 
 
-def main(trainings: list[list], out: Path, names: list[str]) -> None:
+def main() -> None:
+    trainings, out = json.loads(sys.argv[1]), Path(sys.argv[2])
+    dist.init_process_group("gloo")
     found = {"trained": [trained(*each) for each in trainings], "refused": refused()}
-    found |= {"in float16": in_float16(), "led": led(names)}
+    found |= {"in float16": in_float16(), "led": led(sys.argv[3:])}
     torch.save(found, out / f"{dist.get_rank()}.pt")
+    dist.destroy_process_group()
 
 
 if __name__ == "__main__":
-    place = Path(sys.argv[2])
-    by_processes(partial(main, json.loads(sys.argv[1]), place, sys.argv[3:]), place)
+    by_processes(main)

@@ -6,7 +6,6 @@ python -m training.in_shards FOLDER KINDS…     # in the folder of the tests, w
 from __future__ import annotations
 
 import sys
-from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -155,16 +154,18 @@ def refused(folder: Path) -> list[str]:
     return said
 
 
-def main(folder: Path, kinds: list[str]) -> None:
+def main() -> None:
+    folder, kinds = Path(sys.argv[1]), sys.argv[2:]
+    dist.init_process_group("gloo")
     found = {"trained": {kind: trained(kind, folder, shared=True) for kind in kinds}}
     learner = shards.shard_frozen(learner_of(KINDS[0], folder)[0])
     found |= {"blocks": [block.part.numel() for block in shards._blocks.values()]}
     found |= {"numbers": shards.num_parameters(learner), "own": sum(p.numel() for p in learner.parameters())}
     found |= {"alive": blocks_alive(folder), "refused": refused(folder), "led": led(folder, kinds)}
     torch.save(tree_map(lambda leaf: leaf, found), folder / f"{dist.get_rank()}.pt")
+    dist.destroy_process_group()
 
 
 if __name__ == "__main__":
     import_module("peft")  # with transformers, before there are two processes
-    place = Path(sys.argv[1])
-    by_processes(partial(main, place, sys.argv[2:]), place)
+    by_processes(main)
