@@ -16,6 +16,7 @@ from safetensors import SafetensorError
 from kshot.app.errors import FAULT, FULL, INVALID, exit_code, sentence
 from kshot.files import DamagedFile, read_json
 from kshot.inner.functional import Function
+from kshot.sources import glyphs
 
 
 def raised(function):
@@ -77,6 +78,7 @@ def test_a_full_disk_and_no_memory_have_a_code_of_their_own():
 
 
 def test_a_terminal_that_lacks_characters_does_not_end_the_command(tmp_path):
+    glyphs()  # draws them into the cache that the command reads
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "PYTHONIOENCODING": "ascii"}
     words = [sys.executable, "-m", "kshot.app", "data", "check", "glyphs", "--set", "seed=1", "--tasks", "2"]
     done = subprocess.run(words, capture_output=True, env=environment, cwd=tmp_path, check=False)

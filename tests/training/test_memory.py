@@ -62,8 +62,8 @@ def two_threads():
     ("mode", "chunk"),
     [
         *(("vmap", chunk) for chunk in (1, 4, 6, 9)),
-        ("compiled", 4),
-        *(pytest.param("compiled", chunk, marks=pytest.mark.slow) for chunk in (1, 6, 9)),
+        ("compiled", 3),
+        *(pytest.param("compiled", chunk, marks=pytest.mark.slow) for chunk in (1, 4, 6, 9)),
     ],
 )
 def test_chunks_add_up_to_the_whole(mode, chunk):
@@ -105,7 +105,7 @@ def test_memory_for_each_further_step_is_the_parameters_alone():
     for recompute in (False, True):
         peaks = [
             peak(kshot.maml(kshot.models.conv4(1, 5), inner_lr=0.1, steps=steps), tasks, recompute=recompute)
-            for steps in (2, 3)
+            for steps in (1, 2)
         ]
         growth[recompute] = peaks[1] - peaks[0]
     parameters = sum(4 * p.numel() for p in kshot.models.conv4(1, 5).parameters())
@@ -146,7 +146,7 @@ def test_a_step_that_would_not_fit_goes_in_chunks():
 
 def test_a_loop_that_would_not_fit_recomputes_and_one_that_never_fits_says_what_it_needs():
     """Large support sets on a small network: activations weigh more than parameters."""
-    learner = wide(steps=6, width=32)
+    learner = wide(steps=4, width=32)
     batch = kshot.Batch.of(torch.randn(500, 1), torch.randn(500, 1))
     tasks = kshot.types.stack([kshot.Task(batch, batch)] * 2)
     kept, again = (peak(learner, tasks, recompute=on) for on in (False, True))
