@@ -5,14 +5,17 @@ from __future__ import annotations
 import gc
 import inspect
 import os
+import sqlite3
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 import torch
+from sqlalchemy import event
+from sqlalchemy.engine import Engine
 
 from kshot.app import cli
 from kshot.data.cache import cached
@@ -43,6 +46,21 @@ def _seeded():
 @pytest.fixture(scope="session", autouse=True)
 def _one_thread():
     torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_wait_for_the_disk() -> Iterator[None]:
+    """What tests write need not outlive a power cut; tests/chaos runs in processes of its own."""
+
+    def in_memory_first(connection: Any, record: object) -> None:
+        if isinstance(connection, sqlite3.Connection):
+            connection.execute("PRAGMA synchronous=OFF")
+
+    event.listen(Engine, "connect", in_memory_first)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda handle: None)
+        yield
+    event.remove(Engine, "connect", in_memory_first)
 
 
 @pytest.fixture(scope="session", autouse=True)

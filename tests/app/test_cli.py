@@ -105,7 +105,7 @@ def test_a_run_that_diverges_keeps_its_report_and_checkpoint(kshot, tmp_path):
 
 @pytest.mark.slow
 def test_a_killed_run_goes_on_where_it_was(kshot, tmp_path):
-    """SIGKILL in the middle of training, as in tests/chaos but of a process of its own; the resumed run ends with the very weights of an unbroken one."""
+    """SIGKILL in the middle of training; the resumed run ends with the very weights of an unbroken one."""
     text = SINUSOID.replace("steps_per_round: 4", "steps_per_round: 20, checkpoint_seconds: 0.001").replace(
         "<= 1000", "<= 0"
     )

@@ -17,16 +17,13 @@ import yaml
 from app.noting import NOTED
 from app.signalling import PLACE, SENT
 from learners.test_dynamic_evaluation import RUN, phrases, small_gpt
-from run_files import GLYPHS, SINUSOID
+from run_files import GLYPHS, SHORT, SINUSOID
 from safetensors.torch import load_file
 
 import kshot
 from kshot.app.spec import load_spec
 
 REPOSITORY = Path(__file__).parents[2]
-TINY = SINUSOID.replace("num_test_tasks: 6", "num_test_tasks: 6, shots: []").replace(
-    "names: [scratch, support_mean]", "names: [support_mean]"
-)
 LONGER = {"train.steps_per_round": 60, "train.tasks_per_step": 4, "evaluate.num_val_tasks": 8}
 
 
@@ -48,7 +45,7 @@ def final_weights(run: Path) -> dict[str, torch.Tensor]:
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("processes")
-    (folder / "tiny.yaml").write_text(TINY)
+    (folder / "tiny.yaml").write_text(SHORT)
     run = start(folder, "--out", str(folder / "two"), by="app.in_group")
     said = run.communicate(timeout=400)[0]
     assert run.returncode == 0, said
@@ -175,7 +172,7 @@ def test_a_signal_stops_all_processes_after_the_same_step(undisturbed: Path) -> 
 @pytest.mark.slow
 @pytest.mark.parametrize("to", ["process 1", "all, repeatedly"])
 def test_stopped_processes_resume_to_the_same_weights(undisturbed: Path, to: str) -> None:
-    (undisturbed / "tiny.yaml").write_text(TINY.replace("kind: sinusoids", "kind: app.signalling:sinusoids"))
+    (undisturbed / "tiny.yaml").write_text(SHORT.replace("kind: sinusoids", "kind: app.signalling:sinusoids"))
     out = undisturbed / to.replace(" ", "-")
     words = ["--out", str(out), "--processes", "2"]
     if to == "process 1":  # in step 3, whose task 14 is of process 0

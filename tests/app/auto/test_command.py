@@ -23,6 +23,8 @@ from kshot.evaluation.intervals import Interval
 from kshot.evaluation.target import Target
 from kshot.objectives import Objective
 
+pytestmark = pytest.mark.usefixtures("without_charts")
+
 
 def test_a_folder_of_photos_is_encoded_where_an_encoder_is_installed(tmp_path, monkeypatch):
     monkeypatch.setattr(command, "find_spec", lambda package: object())
