@@ -74,11 +74,10 @@ def task_of(kind):
 
 
 KINDS = [(kind, name) for kind in SOURCES for name in (CLASSES if kind == "classes" else VALUES)]
+FAST_KINDS = [pytest.param(*each, marks=[pytest.mark.slow] * (each[0] == "mse")) for each in KINDS]
 
 
-@pytest.mark.parametrize(
-    ("kind", "name"), [pytest.param(*each, marks=[pytest.mark.slow] * (each[0] == "mse")) for each in KINDS]
-)
+@pytest.mark.parametrize(("kind", "name"), FAST_KINDS)
 def test_it_keeps_the_contract_of_learners(kind, name):
     learner = candidates(kind, name)[-1]
     for check_name, check in learner_checks(lambda ways: learner, make_task=task_of(kind)):
@@ -151,7 +150,7 @@ def test_a_mean_is_shrunken_by_the_ratio_of_variances():
     assert 0.5 < share < 1
 
 
-@pytest.mark.parametrize(("kind", "name"), KINDS)
+@pytest.mark.parametrize(("kind", "name"), FAST_KINDS)
 def test_degenerate_support_sets_give_finite_predictions(kind, name):
     support, query = SOURCES[kind].task("test", 0)
     none = support._replace(weight=torch.zeros_like(support.weight))
@@ -167,7 +166,10 @@ def test_degenerate_support_sets_give_finite_predictions(kind, name):
         assert len(tree_leaves(learner.predict(learner.adapt(one), query.inputs[:0]))[0]) == 0
 
 
-@pytest.mark.parametrize("objective", [objectives.mse, objectives.gaussian, objectives.shared_classification])
+@pytest.mark.parametrize(
+    "objective",
+    [pytest.param(objectives.mse, marks=pytest.mark.slow), objectives.gaussian, objectives.shared_classification],
+)
 @pytest.mark.parametrize("targets", ["constant", "two groups"])
 def test_degenerate_training_sets_give_finite_predictions(objective, targets):
     random = np.random.default_rng(0)
