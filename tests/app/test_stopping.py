@@ -8,7 +8,7 @@ import pytest
 import torch
 import yaml
 from app.signalling import PLACE, SENT
-from run_files import SHORT, SINUSOID
+from run_files import SINUSOID
 from safetensors.torch import load_file
 
 import kshot as library
@@ -16,7 +16,10 @@ from kshot.sources.functions import Sinusoids
 
 pytestmark = pytest.mark.usefixtures("without_charts")
 
-RUN = SHORT.replace("kind: sinusoids", "kind: app.signalling:sinusoids") + "pretrain: {steps: 4, batch: 20}\n"
+RUN = (
+    SINUSOID.replace("scratch, ", "").replace("kind: sinusoids", "kind: app.signalling:sinusoids")
+    + "pretrain: {steps: 4, batch: 20}\n"
+)
 
 
 def weights(run: Path, stage: str = "train", pattern: str = "round-*") -> dict[str, torch.Tensor]:

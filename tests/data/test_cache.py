@@ -146,7 +146,9 @@ def test_a_failed_write_leaves_the_old_arrays(tmp_path):
 def said_by(names, program, folder):
     """What processes say that call `read` of a program at once, each with its name; the lines of all."""
     forked = """
-import multiprocessing
+import multiprocessing, os
+def say(words):  # a whole line at once
+    os.write(1, f"{words}\\n".encode())
 context = multiprocessing.get_context("fork")
 processes = [context.Process(target=read, args=(name,)) for name in sys.argv[1]]
 for process in processes:
@@ -171,7 +173,7 @@ def compute():
     time.sleep(0.5)
     return {{"a": np.arange(3)}}
 def read(name):
-    print(cached("numbers", compute)["a"].tolist(), flush=True)
+    say(cached("numbers", compute)["a"].tolist())
 """
     assert said_by("abc", program, tmp_path) == ["[0, 1, 2]"] * 3
     assert (tmp_path / "computed").read_text() == "once "
@@ -200,10 +202,10 @@ def read(name):
         time.sleep(0.01)
     if {kind!r} == "rows":
         found = CachedRows("rows", [bytes([number]) for number in range(8)], rows, chunk=1)
-        print(found[np.flatnonzero(found.known)][:, 0].tolist(), flush=True)
+        say(found[np.flatnonzero(found.known)][:, 0].tolist())
     else:
         found = cached_each([f"number-{{number}}" for number in range(8)], array)
-        print([int(each["a"][0]) for each in found], flush=True)
+        say([int(each["a"][0]) for each in found])
 """
     expected = [number for number in range(8) if kind == "each" or number != 3]
     assert said_by("ab", program, tmp_path) == [f"{expected}"] * 2
