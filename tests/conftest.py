@@ -52,15 +52,15 @@ def _one_thread():
 def _no_wait_for_the_disk() -> Iterator[None]:
     """What tests write need not outlive a power cut; tests/chaos runs in processes of its own."""
 
-    def in_memory_first(connection: Any, record: object) -> None:
+    def without_waiting(connection: Any, record: object) -> None:
         if isinstance(connection, sqlite3.Connection):
             connection.execute("PRAGMA synchronous=OFF")
 
-    event.listen(Engine, "connect", in_memory_first)
+    event.listen(Engine, "connect", without_waiting)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "fsync", lambda handle: None)
         yield
-    event.remove(Engine, "connect", in_memory_first)
+    event.remove(Engine, "connect", without_waiting)
 
 
 @pytest.fixture(scope="session", autouse=True)
