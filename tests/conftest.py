@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import gc
+import inspect
+import os
+import sqlite3
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pytest
 import torch
+from sqlalchemy import event
+from sqlalchemy.engine import Engine
 
 from kshot.app import cli
+from kshot.data.cache import cached
 from kshot.evaluation.report import report
+from kshot.sources import glyphs
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -41,13 +49,46 @@ def _one_thread():
 
 
 @pytest.fixture(scope="session", autouse=True)
+def _no_wait_for_the_disk() -> Iterator[None]:
+    """What tests write need not outlive a power cut; tests/chaos runs in processes of its own."""
+
+    def without_waiting(connection: Any, record: object) -> None:
+        if isinstance(connection, sqlite3.Connection):
+            connection.execute("PRAGMA synchronous=OFF")
+
+    event.listen(Engine, "connect", without_waiting)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda handle: None)
+        yield
+    event.remove(Engine, "connect", without_waiting)
+
+
+@pytest.fixture(scope="session", autouse=True)
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An empty cache folder; glyphs and Omniglot are made once for all tests."""
+    """An empty cache folder; Omniglot is read once for all tests."""
     folder = tmp_path_factory.mktemp("cache")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("KSHOT_CACHE", str(folder))
         patch.setenv("KSHOT_EXPERIENCE", str(folder / "experience.sqlite"))
         yield folder
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _glyphs_drawn_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """The processes of one run of the tests share a drawing of all glyphs, which takes ten seconds."""
+    names = inspect.unwrap(glyphs).__globals__
+    draw, folder = names["_draw_all"], tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent
+
+    def once() -> dict[str, np.ndarray]:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("KSHOT_CACHE", str(folder / "glyphs"))
+            return cached("glyphs", draw)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(names, "_draw_all", once)
+        yield
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -11,6 +11,8 @@ budget: {rounds: 2}
 evaluate: {num_val_tasks: 4, num_test_tasks: 6}
 baselines: {names: [scratch, support_mean], steps: 2, num_val_tasks: 2, num_test_tasks: 4}
 """
+SHORT = SINUSOID.replace("num_test_tasks: 6", "num_test_tasks: 6, shots: []").replace("scratch, ", "")
+"""The same with one baseline, and without a figure for each number of shots."""
 GLYPHS = """\
 name: tiny-glyphs
 source: {kind: glyphs, ways: 3, queries: 2}

@@ -25,9 +25,18 @@ def test_python_blocks_run(document, capsys):
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / document).read_text(), re.DOTALL)
     assert blocks
     for block in blocks:
-        fewer = re.sub(r"\bsteps=\d\d\d", "steps=20", block)  # of training, which is not what is tested
-        exec(compile(fewer, document, "exec"), {})
-    assert "100 tasks" in capsys.readouterr().out
+        fewer = re.sub(r"\bsteps=\d\d\d", "steps=2", block)  # of training, which is not what is tested
+        exec(compile(fewer.replace("num_tasks=100", "num_tasks=10"), document, "exec"), {})
+    assert "10 tasks" in capsys.readouterr().out
+
+
+FEWER = {
+    "num_tasks=100": "num_tasks=3",
+    "num_tasks=20": "num_tasks=3",
+    "steps=20, tasks_per_step=10": "steps=2, tasks_per_step=2",
+    "GroupKFold(5)": "GroupKFold(2)",
+    "cv=4": "cv=2",
+}
 
 
 def test_blocks_on_parts_and_on_migrating_run(tmp_path, monkeypatch):
@@ -39,7 +48,9 @@ def test_blocks_on_parts_and_on_migrating_run(tmp_path, monkeypatch):
         blocks += re.findall(r"```python\n(.*?)```", (ROOT / "docs" / name).read_text(), re.DOTALL)
     for block in blocks:
         names: dict = {}
-        exec(compile(block.replace("num_tasks=100", "num_tasks=10"), "documents", "exec"), names)
+        for given, smaller in FEWER.items():
+            block = block.replace(given, smaller)
+        exec(compile(block, "documents", "exec"), names)
         if "outer" in names:
             assert all(parameter.grad.abs().sum() > 0 for parameter in names["model"].parameters())
 
@@ -82,7 +93,7 @@ TINY = [
     "budget.rounds=1",
     "train.steps_per_round=2",
     "train.tasks_per_step=2",
-    "evaluate={num_val_tasks: 2, num_test_tasks: 16}",
+    "evaluate={num_val_tasks: 2, num_test_tasks: 16, shots: []}",
 ]
 TINY += ["baselines={names: []}"]
 

@@ -102,7 +102,7 @@ def baselines(source: TaskSource, *, num_val_tasks: int = 20) -> dict[str, Learn
 
     Example:
         >>> tasks = kshot.sources.sinusoids(shots=3)
-        >>> found = {name: kshot.evaluate(each, tasks, num_tasks=50) for name, each in baselines(tasks).items()}
+        >>> found = {name: kshot.evaluate(each, tasks, num_tasks=20) for name, each in baselines(tasks).items()}
         >>> found["gaussian_process"].metrics["mse"].mean < found["support_mean"].metrics["mse"].mean
         True
     """

@@ -12,6 +12,8 @@ from functools import partial
 
 import torch
 from torch import Tensor, nn
+from torch._guards import TracingContext, tracing
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx import GraphModule
 from torch.fx.experimental.proxy_tensor import make_fx
 
@@ -104,7 +106,8 @@ def python_state(module: nn.Module) -> tuple:
 
 def _trace(function: Program, example: tuple[Params, Params, Task]) -> GraphModule:
     devices = [example[2].support.weight.device] if example[2].support.weight.is_cuda else []
-    with torch.random.fork_rng(devices):  # tracing runs the step, which must not advance the random state
+    described = TracingContext(FakeTensorMode(allow_fallback_kernels=True))  # else each result gets a mode of its own
+    with torch.random.fork_rng(devices), tracing(described):  # tracing runs the step: the random state must stay
         program = make_fx(function)(*example)
     for node in list(program.graph.nodes):  # operations that return their input take a tenth of the time
         same_shape = node.target in _RESHAPES and _shape_and_stride(node) == _shape_and_stride(node.args[0])

@@ -4,7 +4,17 @@ import sys
 
 import pytest
 
-from kshot.app import cli
+from kshot.app import cli, run
+from kshot.evaluation.report import report, run_charts
+
+
+@pytest.fixture
+def without_charts(monkeypatch):
+    """Runs whose reports have no charts, which are a quarter of the time of a tiny run."""
+    monkeypatch.setattr(run, "make_figures", lambda *args: {})
+    monkeypatch.setattr(run_charts, "rounds_chart", lambda *args, **options: None)
+    monkeypatch.setattr(run_charts, "learning_curve", lambda events: None)
+    monkeypatch.setattr(report, "_draw", lambda figures: ({}, []))
 
 
 class Result:

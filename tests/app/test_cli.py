@@ -103,6 +103,7 @@ def test_a_run_that_diverges_keeps_its_report_and_checkpoint(kshot, tmp_path):
     assert Path("a/checkpoints/train/round-0001/weights.safetensors").exists()
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_where_it_was(kshot, tmp_path):
     """SIGKILL in the middle of training; the resumed run ends with the very weights of an unbroken one."""
     text = SINUSOID.replace("steps_per_round: 4", "steps_per_round: 20, checkpoint_seconds: 0.001").replace(
@@ -126,7 +127,25 @@ def test_a_killed_run_goes_on_where_it_was(kshot, tmp_path):
     assert '"resumed"' in (tmp_path / "cut" / "events.jsonl").read_text()
 
 
-def test_an_interrupt_says_how_to_go_on(tmp_path):
+def test_an_interrupt_says_how_to_go_on(kshot, tmp_path, monkeypatch):
+    from kshot.sources.functions import Sinusoids
+
+    stack = Sinusoids.stack
+
+    def interrupted(source, split, indices):
+        if split == "val" and list(tmp_path.glob("a/checkpoints/train/*")):
+            raise KeyboardInterrupt
+        return stack(source, split, indices)
+
+    (tmp_path / "run.yaml").write_text(SINUSOID)
+    monkeypatch.setattr(Sinusoids, "stack", interrupted)
+    done = kshot("run", "run.yaml", "--out", "a")
+    assert done.code == 130
+    assert "Resume by: kshot run run.yaml --out a --resume" in done.err
+
+
+@pytest.mark.slow
+def test_an_interrupted_process_says_how_to_go_on(tmp_path):
     text = SINUSOID.replace("steps_per_round: 4", "steps_per_round: 100000")
     (tmp_path / "run.yaml").write_text(text)
     command = [sys.executable, "-m", "kshot.app", "run", "run.yaml", "--out", "a"]

@@ -13,6 +13,8 @@ from kshot.app.cli import app
 from kshot.app.doctor import diagnose
 from kshot.files import owned
 
+pytestmark = pytest.mark.usefixtures("without_charts")
+
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory) -> Path:

@@ -77,8 +77,12 @@ def test_a_full_disk_and_no_memory_have_a_code_of_their_own():
 
 
 def test_a_terminal_that_lacks_characters_does_not_end_the_command(tmp_path):
+    rows = [f"p{number},{dose},{number + 2 * dose}" for number in range(13) for dose in range(7)]
+    (tmp_path / "patients.csv").write_text("\n".join(["patient,dose,pressure", *rows]))
+    source = "{kind: table, path: patients.csv, group: patient, target: pressure, shots: 3, queries: 3}"
+    (tmp_path / "run.yaml").write_text(f"name: it\nsource: {source}\nlearner: {{kind: cnp}}\ntarget: mse <= 1\n")
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "PYTHONIOENCODING": "ascii"}
-    words = [sys.executable, "-m", "kshot.app", "data", "check", "glyphs", "--set", "seed=1", "--tasks", "2"]
+    words = [sys.executable, "-m", "kshot.app", "data", "check", "run.yaml", "--tasks", "2"]
     done = subprocess.run(words, capture_output=True, env=environment, cwd=tmp_path, check=False)
     assert done.returncode == 0, done.stderr
     assert b"\\u2588" in done.stdout  # a bar

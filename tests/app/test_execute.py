@@ -23,7 +23,7 @@ RUN = {
     "learner": {"kind": "partial_pooling"},
     "target": "mse <= 100",
     "budget": {"rounds": 1},
-    "evaluate": {"num_val_tasks": 5, "num_test_tasks": 5},
+    "evaluate": {"num_val_tasks": 5, "num_test_tasks": 5, "shots": []},
     "baselines": {"names": []},
 }
 

@@ -62,7 +62,11 @@ def test_steps_replace_one_line_in_a_notebook(shown, monkeypatch):
 
 
 def test_a_run_in_a_notebook_shows_its_rounds_below_the_line(shown, tmp_path):
-    overrides = ["train.steps_per_round=4", "budget={rounds: 2}", "evaluate={num_val_tasks: 4, num_test_tasks: 4}"]
+    overrides = [
+        "train.steps_per_round=4",
+        "budget={rounds: 2}",
+        "evaluate={num_val_tasks: 4, num_test_tasks: 4, shots: []}",
+    ]
     spec = load_spec("sinusoid", [*overrides, "baselines={names: [support_mean]}"])
     run(spec, tmp_path / "run", console=Console(force_jupyter=True))
     (line,) = [area for area in shown.areas if set(area) == {"text/plain"}]

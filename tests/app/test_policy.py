@@ -16,6 +16,8 @@ from kshot.deciding.experience import Cost, Experience, Figure, Trial
 from kshot.files import owned
 from kshot.training.checkpoint import load_file
 
+pytestmark = pytest.mark.usefixtures("without_charts")
+
 SINE = """\
 name: sine
 source: {kind: sinusoids, shots: 5}

@@ -7,14 +7,14 @@ import time
 
 import pytest
 from rich.console import Console
-from run_files import SINUSOID
+from run_files import SHORT
 
 from kshot.app.profile import PREFIX, RECORDED, profiled
 from kshot.training.timing import NAMES, named
 
 
 def test_a_run_is_profiled_for_a_round(kshot, tmp_path):
-    (tmp_path / "run.yaml").write_text(SINUSOID.replace("steps_per_round: 4", "steps_per_round: 14"))
+    (tmp_path / "run.yaml").write_text(SHORT.replace("steps_per_round: 4", "steps_per_round: 14"))
     result = kshot("run", "run.yaml", "--out", "out", "--profile", "--set", "train.mode=loop")
     assert result.code == 0, result.err
     with gzip.open(tmp_path / "out" / "profile" / "trace.json.gz", "rt") as file:

@@ -14,7 +14,12 @@ from safetensors.torch import load_file
 import kshot as library
 from kshot.sources.functions import Sinusoids
 
-RUN = SINUSOID.replace("kind: sinusoids", "kind: app.signalling:sinusoids") + "pretrain: {steps: 4, batch: 20}\n"
+pytestmark = pytest.mark.usefixtures("without_charts")
+
+RUN = (
+    SINUSOID.replace("scratch, ", "").replace("kind: sinusoids", "kind: app.signalling:sinusoids")
+    + "pretrain: {steps: 4, batch: 20}\n"
+)
 
 
 def weights(run: Path, stage: str = "train", pattern: str = "round-*") -> dict[str, torch.Tensor]:
@@ -50,9 +55,9 @@ def run(kshot, tmp_path, undisturbed, monkeypatch):
     ("place", "checkpoint"),
     [
         ("pretrain 2", "pretrain/step-0000003"),
-        ("train 4-5", "train/step-0000003"),
+        pytest.param("train 4-5", "train/step-0000003", marks=pytest.mark.slow),
         ("train 6-7", "train/step-0000004"),  # in the last step of a round
-        ("val 2", None),
+        pytest.param("val 2", None, marks=pytest.mark.slow),
         ("test 3", None),
     ],
 )

@@ -24,6 +24,8 @@ from kshot.evaluation.target import Target
 from kshot.files import read_lines
 from kshot.objectives import Objective
 
+pytestmark = pytest.mark.usefixtures("without_charts")
+
 ROOT = Path(__file__).resolve().parents[2]
 TINY = {
     "name": "tiny",

@@ -25,7 +25,7 @@ learner: {kind: protonet}
 train: {steps_per_round: 2, tasks_per_step: 2}
 target: accuracy >= 0.99
 budget: {rounds: 1}
-evaluate: {num_val_tasks: 3, num_test_tasks: 4}
+evaluate: {num_val_tasks: 3, num_test_tasks: 4, shots: []}
 baselines: {names: []}
 """
 SINE = """\
@@ -36,7 +36,7 @@ learner: {kind: maml, inner_lr: 0.01}
 train: {steps_per_round: 2, tasks_per_step: 2}
 target: mse <= 1000
 budget: {rounds: 1}
-evaluate: {num_val_tasks: 4, num_test_tasks: 4}
+evaluate: {num_val_tasks: 4, num_test_tasks: 4, shots: []}
 baselines: {names: []}
 """
 

@@ -76,7 +76,7 @@ def test_trials_are_kept_by_data_set_and_exported(module, tmp_path, monkeypatch,
         script.main()
         return capsys.readouterr().out
 
-    words = ("--only", "sines_5", "no_such_set", "--minutes", 0.1)
+    words = ("--only", "sines_5", "no_such_set", "--minutes", 0.05)
     said = call(*words)
     assert re.search(r"sines_5: \d+ trials", said)
     assert "no_such_set: KeyError" in said

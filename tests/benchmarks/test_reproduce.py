@@ -21,7 +21,7 @@ pretrain: {steps: 2, batch: 8}
 train: {steps_per_round: 1, tasks_per_step: 1}
 target: accuracy >= 0.999
 budget: {rounds: 1}
-evaluate: {num_val_tasks: 2, num_test_tasks: 2}
+evaluate: {num_val_tasks: 2, num_test_tasks: 2, shots: []}
 """
 
 

@@ -1,4 +1,4 @@
-"""All harnesses for some seconds, `python -m chaos short`, or all planted faults, `python -m chaos faults`."""
+"""The harnesses: `python -m chaos brief` takes seconds, `short` a minute, and `faults` plants all faults."""
 
 from __future__ import annotations
 
@@ -21,7 +21,22 @@ PLACES: list[tuple[int | str, str]] = [
 """Where a run of two seeds is killed: before the first is logged as finished, as the second starts, and at the end."""
 
 
-def short(scratch: Path, seed: int) -> dict[str, list[str]]:
+def brief(scratch: Path, seed: int = 0) -> dict[str, list[str]]:
+    """The faults of one kill, one full disk, two starts at once and a few readers, and a planted one not found."""
+    wrong = races.check_caches(1, readers=3)
+    prepare()
+    made = faults.Made(scratch, kills.reference(scratch / "kills", CASES["one run"]), [])
+    half = {"num_bytes": made.whole.num_bytes // 2}
+    return {
+        "caches": [f"{wrong} wrong readers"] * bool(wrong),
+        "kills": kills.check_one(scratch / "kills", made.whole, 1, random.Random(seed)).faults,
+        "full disks": list(filter(None, [full_disk.fill_and_free(scratch / "full", made.whole, half)])),
+        "starts": races.check_start(made.whole, scratch / "starts", 2, one_folder=True),
+        "planted and not found": faults.unfound(made, ["half files that make a folder full"]),
+    }
+
+
+def short(scratch: Path, seed: int = 0) -> dict[str, list[str]]:
     """The faults that each harness finds in a few seconds, and some planted ones that are not found."""
     wrong = races.check_caches(STARTS)
     prepare()
@@ -60,9 +75,9 @@ def _subjects(folder: Path) -> list[corruptions.Subject]:
 
 
 if __name__ == "__main__":
-    words, started = sys.argv[1:], time.monotonic()
+    (word, *seed), started = sys.argv[1:], time.monotonic()
     with tempfile.TemporaryDirectory(prefix="chaos-") as folder:
-        results = planted(Path(folder)) if words[0] == "faults" else short(Path(folder), int([*words, 0][1]))
+        results = {"brief": brief, "short": short, "faults": planted}[word](Path(folder), *map(int, seed))
     for name, found in results.items():
         print(f"{name}: {len(found)} faults", *found, sep="\n  ")
     print(f"{time.monotonic() - started:.0f} s")

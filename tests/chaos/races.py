@@ -131,13 +131,15 @@ def check_starts(rounds: int, whole: Reference) -> list[str]:
     try:
         for number, one_folder in itertools.product(range(rounds), (True, False)):
             folder, count = scratch / f"{number}-{one_folder}", 2 + number % 7
-            faults += [f"{count} at once, {fault}" for fault in _start(whole, folder, count, one_folder)]
+            found = check_start(whole, folder, count, one_folder=one_folder)
+            faults += [f"{count} at once, {fault}" for fault in found]
     finally:
         shutil.rmtree(scratch)
     return faults
 
 
-def _start(whole: Reference, folder: Path, count: int, one_folder: bool) -> list[str]:
+def check_start(whole: Reference, folder: Path, count: int, *, one_folder: bool) -> list[str]:
+    """Start some runs at once, without --out or into one folder; the faults."""
     folder.mkdir()
     begin = time.time() + 0.2
 

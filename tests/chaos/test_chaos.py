@@ -26,8 +26,9 @@ def check(tmp_path, *words):
     assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
 
 
-def test_nothing_is_lost_or_wrong_and_planted_faults_are_found(tmp_path):
-    check(tmp_path, "chaos", "short")
+@pytest.mark.parametrize("length", ["brief", pytest.param("short", marks=pytest.mark.slow)])
+def test_nothing_is_lost_or_wrong_and_planted_faults_are_found(tmp_path, length):
+    check(tmp_path, "chaos", length)
 
 
 @pytest.mark.slow

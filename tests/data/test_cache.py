@@ -143,6 +143,25 @@ def test_a_failed_write_leaves_the_old_arrays(tmp_path):
     assert [p.name for p in tmp_path.iterdir() if p.name.startswith(".")] == []
 
 
+def said_by(names, program, folder):
+    """What processes say that call `read` of a program at once, each with its name; the lines of all."""
+    forked = """
+import multiprocessing, os
+def say(words):  # a whole line at once
+    os.write(1, f"{words}\\n".encode())
+context = multiprocessing.get_context("fork")
+processes = [context.Process(target=read, args=(name,)) for name in sys.argv[1]]
+for process in processes:
+    process.start()
+for process in processes:
+    process.join()
+"""
+    environment = os.environ | {"KSHOT_CACHE": str(folder / "cache")}
+    command = [sys.executable, "-c", f"import sys\n{program}{forked}", names]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    return done.stdout.splitlines()
+
+
 def test_processes_that_start_at_once_compute_once(tmp_path):
     program = f"""
 import time, numpy as np
@@ -153,24 +172,23 @@ def compute():
         file.write("once ")
     time.sleep(0.5)
     return {{"a": np.arange(3)}}
-print(cached("numbers", compute)["a"].tolist())
+def read(name):
+    say(cached("numbers", compute)["a"].tolist())
 """
-    command, environment = [sys.executable, "-c", program], os.environ | {"KSHOT_CACHE": str(tmp_path / "cache")}
-    readers = [subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) for _ in range(3)]
-    assert [reader.communicate()[0] for reader in readers] == ["[0, 1, 2]\n"] * 3
+    assert said_by("abc", program, tmp_path) == ["[0, 1, 2]"] * 3
     assert (tmp_path / "computed").read_text() == "once "
 
 
 @pytest.mark.parametrize("kind", ["rows", "each"])
 def test_processes_that_start_at_once_share_the_chunks(kind, tmp_path):
     program = f"""
-import os, sys, time, numpy as np
+import os, time, numpy as np
 from pathlib import Path
 from kshot.data.cache import CachedRows, cached_each
-here, name = Path({str(tmp_path)!r}), sys.argv[1]
+here = Path({str(tmp_path)!r})
 def log(numbers):
     with open(here / "computed", "a") as file:
-        file.writelines(f"{{name}} {{number}}\\n" for number in numbers)
+        file.writelines(f"{{os.getpid()}} {{number}}\\n" for number in numbers)
     time.sleep(0.2)
 def rows(numbers):
     log(numbers)
@@ -178,22 +196,21 @@ def rows(numbers):
 def array(number):
     log([number])
     return {{"a": np.array([number])}}
-(here / f"{{name}} is ready").touch()
-while len([*here.glob("* is ready")]) < 2:
-    time.sleep(0.01)
-if {kind!r} == "rows":
-    found = CachedRows("rows", [bytes([number]) for number in range(8)], rows, chunk=1)
-    print(found[np.flatnonzero(found.known)][:, 0].tolist())
-else:
-    print([int(each["a"][0]) for each in cached_each([f"number-{{number}}" for number in range(8)], array)])
+def read(name):
+    (here / f"{{name}} is ready").touch()
+    while len([*here.glob("* is ready")]) < 2:
+        time.sleep(0.01)
+    if {kind!r} == "rows":
+        found = CachedRows("rows", [bytes([number]) for number in range(8)], rows, chunk=1)
+        say(found[np.flatnonzero(found.known)][:, 0].tolist())
+    else:
+        found = cached_each([f"number-{{number}}" for number in range(8)], array)
+        say([int(each["a"][0]) for each in found])
 """
-    environment = os.environ | {"KSHOT_CACHE": str(tmp_path / "cache")}
-    commands = [[sys.executable, "-c", program, name] for name in "ab"]
-    both = [subprocess.Popen(each, env=environment, stdout=subprocess.PIPE, text=True) for each in commands]
     expected = [number for number in range(8) if kind == "each" or number != 3]
-    assert [each.communicate()[0] for each in both] == [f"{expected}\n"] * 2
+    assert said_by("ab", program, tmp_path) == [f"{expected}"] * 2
     computed = [line.split() for line in (tmp_path / "computed").read_text().splitlines()]
-    assert {name for name, _ in computed} == {"a", "b"}
+    assert len({process for process, _ in computed}) == 2
     numbers = sorted(int(number) for _, number in computed)
     assert numbers == (list(range(8)) if kind == "each" else [0, 1, 2, 3, 3, 4, 5, 6, 7]), "3 cannot be computed"
 

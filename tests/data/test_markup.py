@@ -44,7 +44,7 @@ def marked(draw, depth: int = 3) -> tuple[str, str]:
     return source, words
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(marked())
 def test_the_words_of_well_formed_markup(given_and_wanted):
     source, wanted = given_and_wanted

@@ -158,7 +158,7 @@ def whole(tmp_path_factory):
 
 
 @pytest.mark.parametrize("place", ["last step", "validation", "decision", "decided", "first step"])
-@pytest.mark.parametrize("after_round", [1, 2, 3, 4, 5])
+@pytest.mark.parametrize("after_round", [1, 3, 5, *(pytest.param(number, marks=pytest.mark.slow) for number in (2, 4))])
 def test_a_run_killed_before_or_after_each_action_goes_on_bitwise(tmp_path, whole, place, after_round):
     rounds, decisions, expected, _ = whole
     with pytest.raises(Kill):

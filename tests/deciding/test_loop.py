@@ -126,7 +126,9 @@ def test_the_learner_ends_with_the_weights_of_its_best_round(tmp_path):
     assert run.outcome is Outcome.BUDGET_SPENT
     assert len(run.decisions) == len(run.rounds) == 5
     assert run.best.val["mse"].mean == min(means)
-    assert kshot.evaluate(ours, source, split="val", num_tasks=4).metrics["mse"].mean == pytest.approx(min(means))
+    assert kshot.evaluate(ours, source, split="val", num_tasks=4, audit=False).metrics["mse"].mean == pytest.approx(
+        min(means)
+    )
 
 
 def test_a_policy_of_ones_own_changes_and_rolls_back(tmp_path):

@@ -341,7 +341,7 @@ objective: mse
 target: mse <= 100
 budget: {rounds: 1}
 train: {steps_per_round: 2, tasks_per_step: 2}
-evaluate: {num_val_tasks: 2, num_test_tasks: 16}
+evaluate: {num_val_tasks: 2, num_test_tasks: 16, shots: []}
 baselines: {names: []}
 """
 

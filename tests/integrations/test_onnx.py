@@ -34,7 +34,7 @@ REASONS = {
     "translating": "no translation",
 }
 """Part of the message about a learner without a graph: its cell in the table."""
-FAST = ["r2d2", "cnp"]
+FAST = ["r2d2"]
 LIMIT = 1e-4
 
 

@@ -165,7 +165,7 @@ def test_the_run_folder_of_a_table_opens_as_an_estimator(tmp_path):
         {
             "source": {**source, "target": "sales", "shots": 4, "queries": 6}, "learner": "partial_pooling",
             "target": "mse <= 100", "budget": {"rounds": 1}, "baselines": {"names": []},
-            "evaluate": {"num_val_tasks": 4, "num_test_tasks": 4},
+            "evaluate": {"num_val_tasks": 4, "num_test_tasks": 4, "shots": []},
         },
         tmp_path / "run",
     )  # fmt: skip
@@ -190,7 +190,7 @@ def test_tasks_with_classes_of_their_own_take_any_labels(tmp_path):
             "source": {**source, "ways": 3, "shots": 3, "queries": 4, "split": {"ratio": [0.5, 0.25, 0.25]}},
             "learner": "nearest_centroid", "target": "accuracy >= 0",
             "budget": {"rounds": 1}, "train": {"steps_per_round": 1, "tasks_per_step": 1},
-            "evaluate": {"num_val_tasks": 4, "num_test_tasks": 4}, "baselines": {"names": []},
+            "evaluate": {"num_val_tasks": 4, "num_test_tasks": 4, "shots": []}, "baselines": {"names": []},
         },
         tmp_path / "run",
     )  # fmt: skip

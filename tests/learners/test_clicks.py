@@ -268,7 +268,7 @@ learner: {kind: item_similarity, hidden: 4}
 train: {steps_per_round: 20, tasks_per_step: 8, mode: vmap, outer_lr: 0.01}
 target: auc >= 0.99
 budget: {rounds: 1}
-evaluate: {num_val_tasks: 8, num_test_tasks: 8}
+evaluate: {num_val_tasks: 8, num_test_tasks: 8, shots: []}
 baselines: {names: [popularity, ease], num_val_tasks: 4, num_test_tasks: 8}
 """
 

@@ -178,7 +178,7 @@ def test_a_run_of_a_head_opens_again_as_it_was(learner, tmp_path):
 
     small = ["pretrain.steps=2", "pretrain.batch=8", "train={steps_per_round: 1, tasks_per_step: 1}", "budget.rounds=1"]
     small += [
-        "evaluate={num_val_tasks: 2, num_test_tasks: 2}",
+        "evaluate={num_val_tasks: 2, num_test_tasks: 2, shots: []}",
         "baselines={names: []}",
         "model={kind: conv4, channels: 4}",
     ]

@@ -114,9 +114,9 @@ def test_an_untrained_learner_starts_from_the_fits(load, least):
 def test_training_on_synthetic_tables_makes_unseen_ones_likelier():
     source = tabular_priors(target_type="regression", rows=20, features=4, queries=16)
     learner = kshot.learners.prior_fitted(cell_width=16, width=32, layers=1, objective=objectives.gaussian)
-    before = kshot.evaluate(learner, source, split="val", num_tasks=64)
+    before = kshot.evaluate(learner, source, split="val", num_tasks=64, audit=False)
     kshot.fit(learner, source, steps=40, tasks_per_step=16, outer_lr=3e-3, mode="vmap")
-    after = kshot.evaluate(learner, source, split="val", num_tasks=64)
+    after = kshot.evaluate(learner, source, split="val", num_tasks=64, audit=False)
     gain = kshot.evaluation.interval(list(np.subtract(before.per_task["loss"], after.per_task["loss"])))
     assert gain.low > 0
 

@@ -398,7 +398,7 @@ learner: {kind: alpaca, hidden: 4}
 train: {steps_per_round: 20, tasks_per_step: 4, mode: vmap, outer_lr: 0.01, weight_decay: 0.01}
 target: mae <= 0
 budget: {rounds: 1}
-evaluate: {num_val_tasks: 4, num_test_tasks: 4}
+evaluate: {num_val_tasks: 4, num_test_tasks: 4, shots: []}
 baselines: {names: [bias, matrix_factorisation, popularity], num_val_tasks: 2, num_test_tasks: 4}
 """
 

@@ -494,7 +494,7 @@ learner: {learner}
 train: {{steps_per_round: 2, tasks_per_step: 2}}
 target: accuracy >= 0.1
 budget: {{rounds: 1}}
-evaluate: {{num_val_tasks: 3, num_test_tasks: 3}}
+evaluate: {{num_val_tasks: 3, num_test_tasks: 3, shots: []}}
 baselines: {{names: [centroid], num_test_tasks: 3}}
 """
 

@@ -572,7 +572,7 @@ learner: {kind: protonet}
 train: {steps_per_round: 2, tasks_per_step: 2}
 target: accuracy >= 0
 budget: {rounds: 1}
-evaluate: {num_val_tasks: 3, num_test_tasks: 3}
+evaluate: {num_val_tasks: 3, num_test_tasks: 3, shots: []}
 baselines: {names: [centroid], num_test_tasks: 3}
 """
 

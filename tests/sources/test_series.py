@@ -310,7 +310,7 @@ learner: {{kind: maml, inner_lr: 0.01, steps: 2}}
 train: {{steps_per_round: 5, tasks_per_step: 4, mode: vmap}}
 target: mase <= 0.01
 budget: {{rounds: 1}}
-evaluate: {{num_val_tasks: 4, num_test_tasks: 4}}
+evaluate: {{num_val_tasks: 4, num_test_tasks: 4, shots: []}}
 baselines: {{names: [support_mean], num_test_tasks: 4}}
 """
 

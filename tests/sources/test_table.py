@@ -417,7 +417,7 @@ learner: {{kind: {learner}}}
 train: {{steps_per_round: 5, tasks_per_step: 4, mode: vmap, outer_lr: 0.01}}
 target: {target}
 budget: {{rounds: 1}}
-evaluate: {{num_val_tasks: 4, num_test_tasks: 6}}
+evaluate: {{num_val_tasks: 4, num_test_tasks: 6, shots: []}}
 baselines: {{names: [{baselines}], steps: 2, inner_lrs: [0.1], num_test_tasks: 4}}
 """
 MAML = "maml, inner_lr: 0.05, steps: 2"

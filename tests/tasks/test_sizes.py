@@ -290,7 +290,7 @@ def test_training_on_tasks_of_many_sizes():
     ):
         kshot.fit(learner, tasks, steps=20, tasks_per_step=4, outer_lr=0.03, mode="vmap")
         assert all(torch.isfinite(parameter).all() for parameter in learner.parameters())
-        assert kshot.evaluate(learner, tasks, split="train", num_tasks=30).metrics["accuracy"].mean > 0.9
+        assert kshot.evaluate(learner, tasks, split="train", num_tasks=30, audit=False).metrics["accuracy"].mean > 0.9
 
 
 def test_a_minibatch_of_padding_alone_has_no_effect():

@@ -1,6 +1,6 @@
-"""A program for several processes: meta-train learners of the zoo together, and save what each process ends with.
+"""Two processes meta-train learners of the zoo together, and save what each process ends with.
 
-torchrun --nproc-per-node 2 tests/training/in_ranks.py '[["maml", "loop", 20]]' OUT
+python -m training.in_ranks '[["maml", "loop", 20]]' OUT     # in the folder of the tests
 """
 
 import copy
@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
+from training.forked import by_processes
 from zoo import ZOO, Row, make_task
 
 import kshot
@@ -128,4 +129,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    by_processes(main)

@@ -1,17 +1,19 @@
-"""A program for two processes: meta-train with frozen weights that they share, and save what each process ends with.
+"""Two processes meta-train with frozen weights that they share, and save what each process ends with.
 
-torchrun --nproc-per-node 2 tests/training/in_shards.py FOLDER KINDS…     # with the models of `write_models` in it
+python -m training.in_shards FOLDER KINDS…     # in the folder of the tests, with the models of `write_models` in FOLDER
 """
 
 from __future__ import annotations
 
 import sys
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch.multiprocessing.reductions import StorageWeakRef
+from training.forked import by_processes
 
 import kshot
 from kshot.objectives import next_token
@@ -165,4 +167,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    import_module("peft")  # with transformers, before there are two processes
+    by_processes(main)

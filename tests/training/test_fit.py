@@ -60,9 +60,9 @@ def test_one_outer_step_is_adam_on_the_mean_query_loss():
 
 def test_training_learns():
     ours, source = kshot.maml(kshot.models.mlp(1, 1), inner_lr=0.02, steps=3, objective=objectives.mse), sinusoids()
-    before = kshot.evaluate(ours, source, num_tasks=50).metrics["mse"].mean
+    before = kshot.evaluate(ours, source, num_tasks=50, audit=False).metrics["mse"].mean
     kshot.fit(ours, source, steps=150, tasks_per_step=10, outer_lr=0.005, mode="vmap")
-    assert kshot.evaluate(ours, source, num_tasks=50).metrics["mse"].mean < 0.8 * before
+    assert kshot.evaluate(ours, source, num_tasks=50, audit=False).metrics["mse"].mean < 0.8 * before
 
 
 def test_the_gradient_is_clipped():

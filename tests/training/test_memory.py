@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from contextlib import contextmanager
 
 import psutil
 import pytest
@@ -46,20 +47,23 @@ def peak(learner, tasks, *, recompute=False):
     return predict_peak(learner, tasks, loop)
 
 
-@pytest.fixture
+@contextmanager
 def two_threads():
+    """A context only for what needs two: where other processes use the cores, threads wait long for each other."""
     before = torch.get_num_threads()
     torch.set_num_threads(2)
-    yield
-    torch.set_num_threads(before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize(
     ("mode", "chunk"),
     [
         *(("vmap", chunk) for chunk in (1, 4, 6, 9)),
-        ("compiled", 4),
-        *(pytest.param("compiled", chunk, marks=pytest.mark.slow) for chunk in (1, 6, 9)),
+        ("compiled", 3),
+        *(pytest.param("compiled", chunk, marks=pytest.mark.slow) for chunk in (1, 4, 6, 9)),
     ],
 )
 def test_chunks_add_up_to_the_whole(mode, chunk):
@@ -101,7 +105,7 @@ def test_memory_for_each_further_step_is_the_parameters_alone():
     for recompute in (False, True):
         peaks = [
             peak(kshot.maml(kshot.models.conv4(1, 5), inner_lr=0.1, steps=steps), tasks, recompute=recompute)
-            for steps in (2, 3)
+            for steps in (1, 2)
         ]
         growth[recompute] = peaks[1] - peaks[0]
     parameters = sum(4 * p.numel() for p in kshot.models.conv4(1, 5).parameters())
@@ -142,7 +146,7 @@ def test_a_step_that_would_not_fit_goes_in_chunks():
 
 def test_a_loop_that_would_not_fit_recomputes_and_one_that_never_fits_says_what_it_needs():
     """Large support sets on a small network: activations weigh more than parameters."""
-    learner = wide(steps=6, width=32)
+    learner = wide(steps=4, width=32)
     batch = kshot.Batch.of(torch.randn(500, 1), torch.randn(500, 1))
     tasks = kshot.types.stack([kshot.Task(batch, batch)] * 2)
     kept, again = (peak(learner, tasks, recompute=on) for on in (False, True))
@@ -296,29 +300,32 @@ def few_drawings(count=4):
     return stack([make_task(ZOO["maml"], seed=seed) for seed in range(count)])
 
 
-def test_cores_give_the_gradient_of_the_loop_time_after_time(two_threads):
-    learner, tasks = ZOO["maml"].make(3), few_drawings(5)
+def test_cores_give_the_gradient_of_the_loop_time_after_time():
+    learner, tasks = ZOO["maml"].make(3), few_drawings(3)
     _, expected = gradients(learner, tasks, mode="loop")
     step = MetaGradient(learner, "traced")
     runs = []
-    for _ in range(4):
-        learner.zero_grad()
-        runs.append([step(tasks), *(p.grad.clone() for p in learner.parameters())])
-        torch.testing.assert_close(runs[-1], expected)
-        assert all(torch.equal(a, b) for a, b in zip(runs[-1], runs[0]))
+    with two_threads():
+        for _ in range(4):
+            learner.zero_grad()
+            runs.append([step(tasks), *(p.grad.clone() for p in learner.parameters())])
+        assert torch.get_num_threads() == 2
+    for run in runs:
+        torch.testing.assert_close(run, expected)
+        assert all(torch.equal(a, b) for a, b in zip(run, runs[0]))
     assert step.engine == "traced"
-    assert torch.get_num_threads() == 2
 
 
-def test_a_record_follows_the_weights_and_recomputes_steps(two_threads):
-    learner, tasks = ZOO["maml"].make(3), few_drawings()
+def test_a_record_follows_the_weights_and_recomputes_steps():
+    learner, tasks = ZOO["maml"].make(3), few_drawings(2)
     step = MetaGradient(learner, "traced", recompute=True)
     step(tasks)
     with torch.no_grad():
         for parameter in learner.parameters():
             parameter.mul_(0.5)
     learner.zero_grad()
-    found = [step(tasks), *(p.grad.clone() for p in learner.parameters())]
+    with two_threads():
+        found = [step(tasks), *(p.grad.clone() for p in learner.parameters())]
     assert step.engine == "traced"
     _, expected = gradients(learner, tasks, mode="loop")
     torch.testing.assert_close(found, expected)
@@ -338,15 +345,16 @@ def test_a_record_of_even_rows_is_not_taken_for_tasks_with_padding():
     assert step.engine == "traced"
 
 
-def test_a_record_draws_new_random_numbers_each_time_and_the_same_from_the_same_seed(two_threads):
+def test_a_record_draws_new_random_numbers_each_time_and_the_same_from_the_same_seed():
     model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten(), nn.Dropout(), nn.Linear(72, 3))
     step = MetaGradient(kshot.maml(model, inner_lr=0.1), "traced")
     losses = []
-    for seed in (0, 0, 1):
-        torch.manual_seed(seed)
-        losses.append(float(step(few_drawings())))
+    with two_threads():
+        for seed in (0, 0, 1):
+            torch.manual_seed(seed)
+            losses.append(float(step(few_drawings(3))))
     torch.manual_seed(0)
-    losses.append(float(MetaGradient(kshot.maml(model, inner_lr=0.1), "loop")(few_drawings())))
+    losses.append(float(MetaGradient(kshot.maml(model, inner_lr=0.1), "loop")(few_drawings(3))))
     assert step.engine == "traced"
     assert losses[0] == losses[1] != losses[2]
     assert losses[0] == pytest.approx(losses[3], rel=1e-6)

@@ -32,9 +32,7 @@ RANDOM = ("p>m>f",)
 
 def by_two(trainings: list[tuple[str, str, int]], out: Path, *evaluated: str) -> list[dict]:
     """What two processes end with."""
-    torchrun = ["-W", "ignore", "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    command = [sys.executable, *torchrun, str(TESTS / "training" / "in_ranks.py"), json.dumps(trainings), str(out)]
-    command += evaluated
+    command = [sys.executable, "-m", "training.in_ranks", json.dumps(trainings), str(out), *evaluated]
     paths = {"PYTHONPATH": os.pathsep.join([str(TESTS.parent), str(TESTS)]), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, env=os.environ | paths, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]

@@ -26,8 +26,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def by_two(folder: Path, *kinds: str) -> list[dict]:
     """What two processes end with."""
-    torchrun = ["-W", "ignore", "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    command = [sys.executable, *torchrun, str(TESTS / "training" / "in_shards.py"), str(folder), *kinds]
+    command = [sys.executable, "-m", "training.in_shards", str(folder), *kinds]
     paths = {"PYTHONPATH": os.pathsep.join([str(TESTS.parent), str(TESTS)]), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, env=os.environ | paths, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]

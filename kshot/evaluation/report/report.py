@@ -7,6 +7,7 @@ import io
 import logging
 import math
 from collections.abc import Mapping, Sequence
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +24,7 @@ from kshot.evaluation.units import count_of
 from kshot.files import sha256_of, write_json, write_text
 
 if TYPE_CHECKING:
+    from jinja2 import Environment
     from matplotlib.figure import Figure
 
 logger = logging.getLogger(__name__)
@@ -153,11 +155,16 @@ def render_sections(name: str, title: str, text: Sequence[str], sections: Sequen
 
 def render(template: Path, page: Mapping[str, Any]) -> str:
     """Render a template, which may extend `page.html.j2` or include `page.css`."""
+    return _environment(template.parent).get_template(template.name).render(page)
+
+
+@cache
+def _environment(folder: Path) -> Environment:
+    """What compiles the templates of a folder, once."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-    loader = FileSystemLoader([template.parent, Path(__file__).parent])
-    environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True)
-    return environment.get_template(template.name).render(page)
+    loader = FileSystemLoader([folder, Path(__file__).parent])
+    return Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True)
 
 
 def picture(name: str, figure: Figure) -> Picture:

@@ -1,6 +1,6 @@
 """What an expert would use to learn a function of a few inputs from a few points: a Gaussian process.
 
-Shape legend: n rows, F inputs, D targets.
+Shape legend: T tasks, n rows, F inputs, D targets.
 """
 
 from __future__ import annotations
@@ -135,6 +135,7 @@ def gaussian_process(
     length, amplitude, noise = scale.log(), variance.log(), (0.01 * variance).log()
     logs = [each.clone().requires_grad_() for each in (length, amplitude, noise)]
     optimizer = torch.optim.LBFGS(logs, max_iter=steps, line_search_fn="strong_wolfe")
+    stacks = [tree_map(lambda leaf: leaf.to("cpu", wide), each) for each in _stacks_of_equal_size(tasks)]
 
     def parameters() -> tuple[Tensor, Tensor, Tensor]:
         length, amplitude, noise = (each.exp() for each in logs)
@@ -144,13 +145,14 @@ def gaussian_process(
         optimizer.zero_grad()
         length, amplitude, noise = parameters()
         total, count = torch.zeros((), dtype=wide), 0.0
-        for task in tasks:
-            x, y, root = task.inputs.to("cpu", wide), task.targets.to("cpu", wide), task.weight.to("cpu", wide).sqrt()
+        for x, y, weight in stacks:
+            root, outputs = weight.sqrt(), y.shape[-1]
             factor = cholesky(covariance(x, x, length, amplitude, kernel), root, noise)
-            explained = torch.linalg.solve_triangular(factor, root[:, None] * y, upper=False)
-            total = total + 0.5 * explained.square().sum() + y.shape[1] * factor.diagonal().log().sum()
-            total = total - 0.5 * y.shape[1] * (root == 0).sum() * noise.log()  # padding adds nothing
-            count += float(root.square().sum()) * y.shape[1]
+            explained = torch.linalg.solve_triangular(factor, root[..., None] * y, upper=False)
+            log_det = factor.diagonal(dim1=-2, dim2=-1).log().sum()
+            total = total + 0.5 * explained.square().sum() + outputs * log_det
+            total = total - 0.5 * outputs * (root == 0).sum() * noise.log()  # padding adds nothing
+            count += float(weight.sum()) * outputs
         mean = total / count + 1e-3 * sum((each - start).square().mean() for each, start in zip(logs, starts))
         mean.backward()
         return mean
@@ -161,6 +163,14 @@ def gaussian_process(
     finite = all(math.isfinite(float(each.detach().sum())) for each in logs)
     fitted = parameters() if finite else [each.exp() for each in starts]
     return GaussianProcess(objective, *(each.to(torch.float32) for each in fitted), kernel=kernel)
+
+
+def _stacks_of_equal_size(tasks: Sequence[Batch]) -> list[Batch]:
+    """The tasks with n rows each as one batch (T, n, ...), for each n."""
+    by_size: dict[int, list[Batch]] = {}
+    for task in tasks:
+        by_size.setdefault(len(task.weight), []).append(task)
+    return [tree_map(lambda *leaves: torch.stack(leaves), *same) for same in by_size.values()]
 
 
 def baselines(source: TaskSource) -> dict[str, Callable[[], list[Learner]]]:

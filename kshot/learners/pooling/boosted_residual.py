@@ -56,7 +56,7 @@ def boosted_residual(
         ValueError: an objective of task-specific classes; fewer than two training groups.
 
     Example:
-        >>> learner = boosted_residual(1, 1, trees=10, objective=objectives.mse)
+        >>> learner = boosted_residual(1, 1, trees=10, knots=0, objective=objectives.mse)
         >>> kshot.training.fit_closed_form(learner, kshot.sources.sinusoids())
         True
         >>> task = kshot.sources.sinusoids().task("test", 0)

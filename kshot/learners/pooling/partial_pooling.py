@@ -292,7 +292,7 @@ def partial_pooling(
         ValueError: an objective of task-specific classes; fewer than two training groups.
 
     Example:
-        >>> learner = partial_pooling(1, 1)
+        >>> learner = partial_pooling(1, 1, knots=0)
         >>> kshot.training.fit_closed_form(learner, kshot.sources.sinusoids())
         True
         >>> state = learner.adapt(Batch.of(torch.zeros(3, 1), torch.full((3, 1), 2.0)))

@@ -23,6 +23,8 @@ from kshot.evaluation.intervals import Interval
 from kshot.evaluation.target import Target
 from kshot.objectives import Objective
 
+pytestmark = pytest.mark.usefixtures("without_charts")
+
 QUICK = (
     Plan("of classes", {"kind": "protonet"}, {"kind": "mlp", "hidden": [8]}),
     Plan("small maml", {"kind": "maml", "inner_lr": 0.01}, {"kind": "mlp", "hidden": [8]}, None, {"mode": "vmap"}),

@@ -347,8 +347,8 @@ def failed(evaluation):
     return {audit.name for audit in evaluation.audits if audit.result is Result.FAILED}
 
 
-def maml():
-    return kshot.maml(nn.Sequential(nn.Flatten(), kshot.models.mlp(64, 4, [32])), inner_lr=1.0, steps=3)
+def maml(steps=3):
+    return kshot.maml(nn.Sequential(nn.Flatten(), kshot.models.mlp(64, 4, [32])), inner_lr=1.0, steps=steps)
 
 
 def results(evaluation):

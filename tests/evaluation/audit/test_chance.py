@@ -18,10 +18,11 @@ from kshot.evaluation.audit.run import UntrustedFigure
 
 def test_shares_are_shares():
     source = SortedLabels()
-    for audit in audited(Centroid(), source).audits:
+    found = audited(Centroid(), source, num_tasks=40)
+    for audit in found.audits:
         shares = [float(share) for share in re.findall(r"([0-9.]+) ?%", audit.finding)]
         assert all(0 <= share <= 100 for share in shares), audit.finding
-    (audit,) = [audit for audit in audited(Centroid(), source).audits if audit.name == "label order"]
+    (audit,) = [audit for audit in found.audits if audit.name == "label order"]
     assert audit.tolerance < audit.figure <= 1
 
 
@@ -54,7 +55,7 @@ def test_guessing_knows_mean_and_variance_of_every_dealing_of_labels(classes, se
     assert guessing.hits == pytest.approx(all_[0])
 
 
-@pytest.mark.parametrize("tasks", [5, 30])
+@pytest.mark.parametrize("tasks", [5, pytest.param(30, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("answers", ["one", "all", "noise"])
 def test_luck_fails_no_more_often_than_is_said(tasks, answers):
     random = np.random.default_rng(tasks)

@@ -11,7 +11,7 @@ from kshot.evaluation.audit.invariance import Pair, compare_distributions
 
 
 def test_learners_that_draw_random_numbers_skip_no_audit():
-    found = kshot.evaluate(Noisy(), pool(), num_tasks=80)
+    found = kshot.evaluate(Noisy(), pool(), num_tasks=40)
     assert found.trusted
     assert {name for name, result in results(found).items() if result is not Result.PASSED} == {"test reads"}
     (audit,) = [audit for audit in found.audits if audit.name == "other queries"]

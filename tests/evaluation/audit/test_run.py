@@ -81,10 +81,10 @@ def test_most_audits_idle_is_no_trust():
 def test_weights_other_than_those_of_the_checkpoint_are_told(tmp_path):
     learner = Centroid()
     save_checkpoint(tmp_path / "round-1", learner, None, {})
-    assert audited(learner, pool(), checkpoint=tmp_path / "round-1").trusted
+    assert audited(learner, pool(), num_tasks=20, checkpoint=tmp_path / "round-1").trusted
     with torch.no_grad():
         learner.scale.mul_(1.01)
-    assert failed(audited(learner, pool(), checkpoint=tmp_path / "round-1")) == {"one checkpoint"}
+    assert failed(audited(learner, pool(), num_tasks=20, checkpoint=tmp_path / "round-1")) == {"one checkpoint"}
 
 
 class OfTheZoo(TaskSource):
@@ -118,7 +118,7 @@ def test_every_row_of_the_zoo_passes(name):
     assert never <= idle <= never | {"chance"}  # a learner that gives one answer to all is at chance by arithmetic
 
 
-@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("seed", [0, 1, *(pytest.param(seed, marks=pytest.mark.slow) for seed in (2, 3, 4))])
 def test_honest_tasks_of_all_sizes_pass(seed):
     source = pool(ways=[2, 5], shots=[1, 4], queries=[1, 4], on_too_few="shrink", label_noise=0.2, seed=seed)
     found = kshot.evaluate(Centroid(), source, num_tasks=80)

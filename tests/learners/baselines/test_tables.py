@@ -54,6 +54,8 @@ SOURCES = {
     "gaussian": grouped(objectives.gaussian, outputs=2),
     "classes": grouped(objectives.shared_classification),
 }
+FAST = [pytest.param(kind, marks=[pytest.mark.slow] * (kind == "mse")) for kind in SOURCES]
+"""Squared error is slow: it is the mean of a Gaussian, which is tested with two outputs."""
 FITTED: dict[tuple[str, str], list[kshot.Learner]] = {}
 
 
@@ -72,9 +74,10 @@ def task_of(kind):
 
 
 KINDS = [(kind, name) for kind in SOURCES for name in (CLASSES if kind == "classes" else VALUES)]
+FAST_KINDS = [pytest.param(*each, marks=[pytest.mark.slow] * (each[0] == "mse")) for each in KINDS]
 
 
-@pytest.mark.parametrize(("kind", "name"), KINDS)
+@pytest.mark.parametrize(("kind", "name"), FAST_KINDS)
 def test_it_keeps_the_contract_of_learners(kind, name):
     learner = candidates(kind, name)[-1]
     for check_name, check in learner_checks(lambda ways: learner, make_task=task_of(kind)):
@@ -97,7 +100,7 @@ def best(kind, name):
     return candidates(kind, name)[int(np.argmin(losses))]
 
 
-@pytest.mark.parametrize("kind", SOURCES)
+@pytest.mark.parametrize("kind", FAST)
 def test_a_mixed_model_beats_no_pooling_and_complete_pooling(kind):
     linear = "logistic" if kind == "classes" else "ridge"
     partial = loss(best(kind, "mixed_model"), SOURCES[kind])
@@ -105,7 +108,7 @@ def test_a_mixed_model_beats_no_pooling_and_complete_pooling(kind):
         assert partial < loss(best(kind, other), SOURCES[kind]), other
 
 
-@pytest.mark.parametrize("kind", SOURCES)
+@pytest.mark.parametrize("kind", FAST)
 def test_boosting_uses_the_support(kind):
     for name in ("pooled_boosting", "pooled_boosting_residual"):
         learner, source, unhelpful = best(kind, name), SOURCES[kind], 0.0
@@ -147,7 +150,7 @@ def test_a_mean_is_shrunken_by_the_ratio_of_variances():
     assert 0.5 < share < 1
 
 
-@pytest.mark.parametrize(("kind", "name"), KINDS)
+@pytest.mark.parametrize(("kind", "name"), FAST_KINDS)
 def test_degenerate_support_sets_give_finite_predictions(kind, name):
     support, query = SOURCES[kind].task("test", 0)
     none = support._replace(weight=torch.zeros_like(support.weight))
@@ -163,7 +166,10 @@ def test_degenerate_support_sets_give_finite_predictions(kind, name):
         assert len(tree_leaves(learner.predict(learner.adapt(one), query.inputs[:0]))[0]) == 0
 
 
-@pytest.mark.parametrize("objective", [objectives.mse, objectives.gaussian, objectives.shared_classification])
+@pytest.mark.parametrize(
+    "objective",
+    [pytest.param(objectives.mse, marks=pytest.mark.slow), objectives.gaussian, objectives.shared_classification],
+)
 @pytest.mark.parametrize("targets", ["constant", "two groups"])
 def test_degenerate_training_sets_give_finite_predictions(objective, targets):
     random = np.random.default_rng(0)
