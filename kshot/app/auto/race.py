@@ -193,9 +193,11 @@ class Race:
         return gain_after(entrant.expected or UNKNOWN, measured, noise_of(entrant.figure, self.target))
 
     def ranked(self, entrants: Sequence[Entrant] | None = None) -> list[Entrant]:
-        """Those with a figure, the largest gain first; the earlier of equal ones."""
+        """Those with a figure, the largest gain first; of equal ones the better figure, then the earlier one."""
         of = self.entrants.values() if entrants is None else entrants
-        return sorted((each for each in of if each.figure is not None), key=self.gain, reverse=True)
+        means = [(each.figure.mean, each) for each in of if each.figure is not None]
+        by_mean = [each for _, each in sorted(means, key=lambda pair: pair[0], reverse=self.target.at_least)]
+        return sorted(by_mean, key=self.gain, reverse=True)
 
     def _promising(self, entrants: Sequence[Entrant]) -> list[Entrant]:
         """As `ranked`, but those that can be trained further by the figure that is predicted, if that is better."""

@@ -152,6 +152,12 @@ def test_a_plan_that_is_better_by_chance_alone_does_not_replace_a_simple_baselin
     assert "; the figure of lucky is better, but" in reason
 
 
+def test_shares_of_errors_that_experience_takes_for_equal_are_ranked_by_their_figures(tmp_path, clock):
+    made = a_race(tmp_path, clock, [], 100)
+    of = [entrant("a", 0.9991, 0.001), entrant("b", 0.9999, 0.001), entrant("c", 0.9991, 0.001)]
+    assert [each.plan.name for each in made.ranked(of)] == ["b", "a", "c"]
+
+
 def test_no_plan_starts_after_the_time_if_there_is_a_simple_baseline(tmp_path, clock):
     made = a_race(tmp_path, clock, [None] * 9, 100)
     made.entrants["simple"] = Entrant(plans.baseline_plan("simple", ACCURACY), course=[(1.0, Interval(0.3, 0.1, 100))])
