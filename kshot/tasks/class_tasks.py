@@ -319,7 +319,7 @@ class ClassTasks(PooledSource):
             todo = "lower ways or add classes" if count > 1 else "add classes"
             if within:
                 todo += ", or leave such domains out by on_too_few: drop"
-            elif count < 2:
+            elif count < 2 and not left_out:
                 todo += (
                     ", or, if only these classes matter, split the examples of each: split: {rows: [0.5, 0.25, 0.25]}"
                 )

@@ -243,7 +243,7 @@ def test_ids_know_the_characters_of_training_classes_alone(tmp_path):
     (tmp_path / "train").write_text("x\ny\n")
     (tmp_path / "test").write_text("z\n")
     files = {"train": tmp_path / "train", "test": tmp_path / "test"}
-    with pytest.raises(ValueError, match="the test split has 1 classes, fewer than the 2 ways"):
+    with pytest.raises(ValueError, match="the test split has 1 class, fewer than the 2 ways"):
         text(path, ways=2, queries=1, split={"files": files})
     rows += [(words.replace("z", "w"), "w", "d") for words, name, _ in rows if name == "z"]
     write(path, rows)

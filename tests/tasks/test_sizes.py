@@ -177,7 +177,7 @@ def test_domains_are_equally_likely_and_a_task_stays_in_one():
 
 def test_a_domain_that_is_missing_or_too_small_is_named():
     domains = {f"class {c}": "ab"[c == 7] for c in range(8)}
-    with pytest.raises(ValueError, match="domain 'b' of the train split has 1 classes, fewer than the 2 ways"):
+    with pytest.raises(ValueError, match="domain 'b' of the train split has 1 class, fewer than the 2 ways"):
         source(ways=2, within=domains)
     kept = source(ways=2, within=domains, on_too_few="drop")
     assert kept.dropped == {"domains in train with fewer than 2 classes": 1}
@@ -191,7 +191,7 @@ def test_small_classes_are_an_error_dropped_or_shrunk():
     mixed = [20, 5, 3, 1, 2]
     with pytest.raises(ValueError, match=r"class 'class 1' in train has 5 examples, .* need 6.* \(4 in train\)"):
         source(mixed)
-    with pytest.raises(ValueError, match=r"has 1 classes, fewer than the 3 ways.*classes in train with fewer than 6"):
+    with pytest.raises(ValueError, match=r"has 1 class, fewer than the 3 ways.*classes in train with fewer than 6"):
         source(mixed, on_too_few="drop")
     dropped = source([20, 5, 6, 9], on_too_few="drop")
     assert dropped.describe()["dropped"] == {"classes in train with fewer than 6 examples": 1}
