@@ -21,7 +21,7 @@ from kshot.argument_checks import check_arguments
 from kshot.data.dataset import Dataset, ImageDataset
 from kshot.data.images.augment import Augment as ImageAugment
 from kshot.supplied import Seed
-from kshot.tasks.pool import OnTooFew, Pool, PooledSource, RowNumbers, Rows
+from kshot.tasks.pool import OnTooFew, Pool, PooledSource, RowNumbers, Rows, plural
 from kshot.tasks.preprocessor import Preprocessor
 from kshot.tasks.sampling import BySplit, Range, distinct
 from kshot.tasks.source import generator, if_any
@@ -324,8 +324,8 @@ class ClassTasks(PooledSource):
                     ", or, if only these classes matter, split the examples of each: split: {rows: [0.5, 0.25, 0.25]}"
                 )
             raise ValueError(
-                f"{self.name}: {what} {split} split has {count} {'class' if count == 1 else 'classes'}, fewer than "
-                f"the {least} ways of a task{left_out}; {todo}"
+                f"{self.name}: {what} {split} split has {count} {self.member if count == 1 else plural(self.member)}, "
+                f"fewer than the {least} ways of a task{left_out}; {todo}"
             )
         return domains
 
