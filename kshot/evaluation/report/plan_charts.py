@@ -208,7 +208,8 @@ def choice_section(report: Mapping[str, Any], pictures: list[Picture]) -> Sectio
         "How this plan was chosen",
         [
             f"{choice['reason'][:1].upper()}{choice['reason'][1:]}.",
-            f"All were compared by {choice['metric']} on the same validation tasks in {choice['minutes']:g} minutes. "
+            f"All were compared by {choice['metric']} on the same validation tasks in {choice['minutes']:g} minutes, "
+            "and plans also by what experience expects of them, the more the noisier their figures are. "
             "The best of several is a little worse on the test, which was read once, for the plan that was kept.",
         ],
         pictures,
