@@ -18,7 +18,7 @@ from kshot.deciding.decisions import EventLog
 from kshot.files import DamagedFile, read_json, read_lines, write_json
 from kshot.tasks.read_log import during
 from kshot.tasks.source import TaskSource
-from kshot.training.checkpoint import Checkpoints
+from kshot.training.checkpoint import Checkpoints, Snapshot
 from kshot.training.fit import OuterLoop, Progress, Settings
 from kshot.training.pretrain import finish_pretraining, pretraining_loop
 from kshot.training.stopping import Stopped
@@ -86,25 +86,29 @@ class Pretraining(NamedTuple):
             if event_log is not None and (len(losses) == 10 or progress.step == total):
                 event_log.record("pretrain", step=progress.step, loss=sum(losses) / len(losses))
                 losses.clear()
-            if checkpoints.due() or progress.step == total:
-                save()
+            if progress.step == total:
+                checkpoints.save(*snapshot())
                 checkpoints.prune()
+            elif checkpoints.due():
+                checkpoints.save_in_background(*snapshot())
             show(progress, total, self.stage)
 
-        def save() -> str:
-            name = checkpoints.free(f"step-{loop.step:07d}")
-            with checkpoints.saving():
-                loop.save(checkpoints.folder / name, {"seconds": before + time.monotonic() - started})
-            return name
+        def snapshot() -> tuple[str, Snapshot]:
+            seconds = before + time.monotonic() - started
+            return checkpoints.free(f"step-{loop.step:07d}"), loop.snapshot({"seconds": seconds})
 
         try:
             with during(source, "pretraining"):
                 loop.run(total - loop.step, observe)
         except Stopped as asked:
-            name = save()
+            checkpoints.wait()
+            name, last = snapshot()
+            checkpoints.save(name, last)
             if event_log is not None:
                 event_log.record("stopped", step=loop.step, checkpoint=name, signal=str(asked))
             raise
+        finally:
+            checkpoints.wait()
         finish_pretraining(loop)
         return before + time.monotonic() - started
 

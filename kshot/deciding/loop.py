@@ -36,7 +36,7 @@ from kshot.inner.precision import Precision
 from kshot.learner import Learner
 from kshot.tasks.read_log import during
 from kshot.tasks.source import TaskSource
-from kshot.training.checkpoint import META, Checkpoints, load_checkpoint
+from kshot.training.checkpoint import META, Checkpoints, Snapshot, load_checkpoint
 from kshot.training.closed_form import fit_closed_form
 from kshot.training.fit import (
     Diverged,
@@ -244,8 +244,10 @@ class _RunState:
                 self._log(logged)
                 logged = len(self.losses)
             if self.checkpoints.due():
-                self._save(self.checkpoints.free(f"step-{progress.step:07d}"), complete=False)
-                self.checkpoints.prune(*(r.checkpoint for r in self.rounds))
+                with named("checkpoint"):
+                    name = self.checkpoints.free(f"step-{progress.step:07d}")
+                    keep = [r.checkpoint for r in self.rounds]
+                    self.checkpoints.save_in_background(name, self._snapshot(complete=False), *keep)
             self.observer.step(progress, end)
 
         try:
@@ -255,12 +257,14 @@ class _RunState:
         except Stopped as asked:
             self._log(logged)
             logged = len(self.losses)
+            self.checkpoints.wait()
             name = self.checkpoints.free(f"step-{self.loop.step:07d}")
-            self._save(name, complete=False)
+            self.checkpoints.save(name, self._snapshot(complete=False))
             self.event_log.record("stopped", step=self.loop.step, checkpoint=name, signal=str(asked))
             raise
         finally:
             self._log(logged)
+            self.checkpoints.wait()
         return None
 
     def validate(self, learner: Learner, source: TaskSource, num_tasks: int, diverged: str | None) -> None:
@@ -284,7 +288,8 @@ class _RunState:
         checkpoint = self.checkpoints.free(f"round-{number:04d}")
         self.rounds.append(Round(number, self.loop.step, train_loss, val, settings, seconds, checkpoint, diverged))
         self.losses = []
-        self._save(checkpoint, complete=True)
+        with named("checkpoint"):
+            self.checkpoints.save(checkpoint, self._snapshot(complete=True))
 
     def apply(self, decision: Decision, target: Target) -> None:
         """Log a decision and apply it."""
@@ -312,7 +317,7 @@ class _RunState:
         if losses := self.losses[since:]:
             self.event_log.record("train", step=self.loop.step, loss=sum(losses) / len(losses))
 
-    def _save(self, name: str, *, complete: bool) -> None:
+    def _snapshot(self, *, complete: bool) -> Snapshot:
         meta = {
             "rounds": [r.to_json() for r in self.rounds],
             "losses": self.losses,
@@ -321,5 +326,4 @@ class _RunState:
             "seconds": time.monotonic() - self.started,
             "log": self.event_log.mark(),
         }
-        with self.checkpoints.saving(), named("checkpoint"):
-            self.loop.save(self.checkpoints.folder / name, meta)
+        return self.loop.snapshot(meta)

@@ -7,6 +7,7 @@ manifest is complete. Of a folder that is deleted, the manifest goes first.
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import itertools
 import json
@@ -17,7 +18,9 @@ import secrets
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -33,11 +36,50 @@ from kshot.types import Tree
 
 WEIGHTS, OPTIMIZER, META = "weights.safetensors", "optimizer.safetensors", "meta.json"
 RARER, LONGEST = 40, 10
-"""Large checkpoints are rarer: a fortieth of the time goes to writing, unless tenfold intervals are too short."""
+"""Large checkpoints are rarer: they are written for a fortieth of the time, unless tenfold intervals are too short."""
 KEPT = 2
 """Checkpoints, the latest, that are never deleted: if the last is damaged, a run resumes from the one before it."""
 
 logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """What a checkpoint holds, copied from a module and an optimiser, which may change while it is written.
+
+    Attributes:
+        tensors: by name, for each file.
+        meta: to be written as JSON.
+    """
+
+    tensors: Mapping[str, dict[str, Tensor]]
+    meta: dict[str, Any]
+
+    @classmethod
+    def of(cls, module: nn.Module, optimizer: Optimizer | None, meta: dict[str, Any]) -> Snapshot:
+        """Copy weights, the state of the optimiser, and `meta`."""
+        tensors = {WEIGHTS: _copies(module.state_dict())}
+        if optimizer is not None:
+            tensors[OPTIMIZER] = _copies(_optimizer_tensors(optimizer))
+        return cls(tensors, copy.deepcopy(meta))
+
+    def write(self, folder: Path) -> None:
+        """Write it as the new folder `folder`, see `save_checkpoint`."""
+        number = 1 + max((number for number, _ in _numbered(folder.parent)), default=0)
+        temporary = folder.with_name(f".{folder.name}.{secrets.token_hex(6)}{PART}")
+        try:
+            temporary.mkdir(parents=True)
+            for name, of_file in self.tensors.items():
+                _save(of_file, temporary / name)
+                sync(temporary / name)
+            files = {name: sha256_of(temporary / name) for name in self.tensors}
+            about = {"number": number, "name": folder.name, "files": files}
+            write_json(temporary / META, self.meta | {"checkpoint": about})
+            temporary.rename(folder)  # fails if it is there, as it is not empty
+        except BaseException:
+            _delete(temporary, [*self.tensors, META])
+            raise
+        sync(folder.parent)
 
 
 def save_checkpoint(folder: Path, module: nn.Module, optimizer: Optimizer | None, meta: dict[str, Any]) -> None:
@@ -48,23 +90,7 @@ def save_checkpoint(folder: Path, module: nn.Module, optimizer: Optimizer | None
     Raises:
         OSError: the folder exists, or cannot be written, as where the disk is full; nothing of it is left then.
     """
-    tensors = {WEIGHTS: _copies(module.state_dict())}
-    if optimizer is not None:
-        tensors[OPTIMIZER] = _copies(_optimizer_tensors(optimizer))
-    number = 1 + max((number for number, _ in _numbered(folder.parent)), default=0)
-    temporary = folder.with_name(f".{folder.name}.{secrets.token_hex(6)}{PART}")
-    try:
-        temporary.mkdir(parents=True)
-        for name, of_file in tensors.items():
-            _save(of_file, temporary / name)
-            sync(temporary / name)
-        files = {name: sha256_of(temporary / name) for name in tensors}
-        write_json(temporary / META, meta | {"checkpoint": {"number": number, "name": folder.name, "files": files}})
-        temporary.rename(folder)  # fails if it is there, as it is not empty
-    except BaseException:
-        _delete(temporary, [*tensors, META])
-        raise
-    sync(folder.parent)
+    Snapshot.of(module, optimizer, meta).write(folder)
 
 
 def load_checkpoint(folder: Path, module: nn.Module, optimizer: Optimizer | None = None) -> dict[str, Any]:
@@ -106,26 +132,52 @@ class Checkpoints:
     """The checkpoints of one run, as subfolders of a folder; one is due every so many seconds, or more
     rarely where writing takes long.
 
-    Folders and files that are no checkpoints are left alone. Nothing is written or deleted but by `prune` and by
-    `save_checkpoint`.
+    Folders and files that are no checkpoints are left alone. Nothing is written or deleted but by `save` and `prune`.
     """
 
     def __init__(self, folder: Path, seconds: float = 30.0) -> None:
         self.folder, self.seconds = folder, seconds
         self._last, self._interval = time.monotonic(), seconds
+        self._writing: Future[None] | None = None
 
     def due(self) -> bool:
-        """Whether the interval has passed since the last checkpoint."""
-        return time.monotonic() - self._last >= self._interval
+        """Whether the interval has passed since the last checkpoint; raises OSError if that could not be written."""
+        if self._writing is not None and self._writing.done():
+            self.wait()
+        return self._writing is None and time.monotonic() - self._last >= self._interval
 
-    @contextmanager
-    def saving(self) -> Iterator[None]:
-        """Measure the writing of a checkpoint, after which the interval begins anew.
+    def save(self, name: str, snapshot: Snapshot) -> None:
+        """Write a checkpoint, after which the interval begins anew.
 
         It is `RARER` times the time of writing if that is longer, and at most `LONGEST` times as long as was asked for.
+
+        Raises:
+            OSError: this checkpoint, or the one that is being written, cannot be written.
         """
+        self.wait()
+        self._write(name, snapshot)
+
+    def save_in_background(self, name: str, snapshot: Snapshot, *keep: str) -> None:
+        """As `save`, by a thread, and `prune` after it; what fails is raised by the next call of `due` or `wait`."""
+
+        def write() -> None:
+            self._write(name, snapshot)
+            self.prune(*keep)
+
+        self.wait()
+        thread = ThreadPoolExecutor(1, "checkpoint")
+        self._writing = thread.submit(write)
+        thread.shutdown(wait=False)  # it ends after this
+
+    def wait(self) -> None:
+        """Wait until nothing is being written; raises OSError if it could not be."""
+        writing, self._writing = self._writing, None
+        if writing is not None:
+            writing.result()
+
+    def _write(self, name: str, snapshot: Snapshot) -> None:
         started = time.monotonic()
-        yield
+        snapshot.write(self.folder / name)
         self._last = time.monotonic()
         self._interval = min(max(self.seconds, RARER * (self._last - started)), LONGEST * self.seconds)
 
@@ -280,8 +332,11 @@ def unflatten(flat: Mapping[str, Tensor]) -> Tree:
 
 
 def _copies(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Copies without shared memory, as safetensors requires; tied weights are written under each of their names."""
-    return {name: tensor.detach().clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()}
+    """Copies in the memory of the CPU, each its own, as safetensors requires; tied weights have one for each name."""
+    return {
+        name: tensor.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
+        for name, tensor in tensors.items()
+    }
 
 
 def _save(tensors: dict[str, Tensor], path: Path, meta: dict[str, str] | None = None) -> None:

@@ -22,7 +22,7 @@ from kshot.learner import Learner, set_progress
 from kshot.objectives import check_task_values
 from kshot.tasks.read_log import during, training
 from kshot.tasks.source import TaskSource, check_source
-from kshot.training.checkpoint import load_checkpoint, save_checkpoint
+from kshot.training.checkpoint import Snapshot, load_checkpoint
 from kshot.training.closed_form import fit_closed_form, is_unfitted
 from kshot.training.loss_scale import LossScale
 from kshot.training.ranks import copy_from_first, failing_together, from_first, ranks
@@ -232,15 +232,15 @@ class OuterLoop:
         rank = ranks().rank
         return (rank,) if rank and self.gradient else ()
 
-    def save(self, folder: Path, meta: dict[str, Any]) -> None:
-        """Write a checkpoint of the module, the optimiser, the step and the settings, with `meta` added."""
+    def snapshot(self, meta: dict[str, Any]) -> Snapshot:
+        """A copy of the module, the optimiser, the step and the settings for a checkpoint, with `meta` added."""
         progress = {"step": self.step, "settings": asdict(self.settings), "processor_seconds": self.processor_seconds}
         engine = {"engine": self.gradient.state()} if self.gradient else {}
         scale = {"scale": self.scale.state()} if self.scale else {}
-        save_checkpoint(folder, self.module, self.optimizer, progress | engine | scale | meta)
+        return Snapshot.of(self.module, self.optimizer, progress | engine | scale | meta)
 
     def load(self, folder: Path, *, engine: bool = True) -> dict[str, Any]:
-        """Restore a checkpoint of `save` bitwise, and return its metadata; raises as `load_checkpoint`.
+        """Restore a checkpoint of a snapshot bitwise, and return its metadata; raises as `load_checkpoint`.
 
         Without `engine`, the engine of the gradient and what it has measured stay as they are.
         """

@@ -74,16 +74,15 @@ def under_another_clock(made: Made, place: Path) -> list[str]:
 
 
 def _plant_manifest_first() -> None:
-    def save(place: Path, module: Any, optimizer: Any, meta: dict[str, Any]) -> None:
+    def write(self: checkpoint.Snapshot, place: Path) -> None:
         place.mkdir(parents=True)
         number = 1 + max((number for number, _ in checkpoint._numbered(place.parent)), default=0)
         own = {"number": number, "name": place.name, "files": {}}
-        files.write_json(place / checkpoint.META, meta | {"checkpoint": own})
-        checkpoint.save_file(checkpoint._copies(module.state_dict()), place / checkpoint.WEIGHTS)
-        tensors = checkpoint._copies(checkpoint._optimizer_tensors(optimizer))
-        checkpoint.save_file(tensors, place / checkpoint.OPTIMIZER)
+        files.write_json(place / checkpoint.META, self.meta | {"checkpoint": own})
+        for name, tensors in self.tensors.items():
+            checkpoint.save_file(tensors, place / name)
 
-    fit.save_checkpoint = save
+    checkpoint.Snapshot.write = write
 
 
 def _plant_lines_that_run_on() -> None:

@@ -1,7 +1,8 @@
-"""Kill a run of two processes at random moments, resume it and compare: `python -m chaos.ranks 20 [SEED]`.
+"""Kill runs at random moments, resume them and compare: `python -m chaos.ranks 20 [SEED] [PROCESSES]`.
 
-Killed is process 0, process 1, or the whole run, as if its machine had lost power. A lost process is started again by
-the run itself, a lost run by `--resume`. The same is done to that run again, at most three times.
+Killed is process 0, process 1, or the whole run, as if its machine had lost power; of a run of one process (PROCESSES
+is 2 by default), it. A lost process is started again by the run itself, a lost run by `--resume`. The same is done to
+that run again, at most three times.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from itertools import zip_longest
 from pathlib import Path
 
 import psutil
@@ -24,9 +26,10 @@ MOST_KILLS = 3
 SECONDS = 300  # after which a run counts as stuck
 
 
-def start(file: Path, out: Path, *, resume: bool) -> subprocess.Popen[str]:
-    """Start a run of two processes; its output goes to a file beside it."""
-    words = map(str, run_words(file, out, resume=resume, options=("--processes", "2")))
+def start(file: Path, out: Path, processes: int, *, resume: bool) -> subprocess.Popen[str]:
+    """Start a run; its output goes to a file beside it."""
+    options = ("--processes", str(processes)) if processes > 1 else ()
+    words = map(str, run_words(file, out, resume=resume, options=options))
     with out.with_suffix(".txt").open("a") as said:
         return subprocess.Popen(
             [sys.executable, "-m", "kshot.app", *words],
@@ -50,20 +53,20 @@ def kill(run: subprocess.Popen[str], victim: str) -> bool:
     return bool(chosen)
 
 
-def killed(file: Path, out: Path, seconds: float, generator: random.Random) -> tuple[list[str], int]:
+def killed(file: Path, out: Path, processes: int, seconds: float, generator: random.Random) -> tuple[list[str], int]:
     """Who was killed in a run that took so many seconds from its first file, and the run's last exit code."""
     victims: list[str] = []
-    run = start(file, out, resume=False)
+    run = start(file, out, processes, resume=False)
     for _ in range(MOST_KILLS):
         while run.poll() is None and not (out / "events.jsonl").exists():
             time.sleep(0.02)
         time.sleep(generator.uniform(0, seconds))
-        victim = generator.choice(VICTIMS)
+        victim = generator.choice(VICTIMS if processes > 1 else ("all",))
         if run.poll() is None and kill(run, victim):
             victims.append(victim)
             if victim == "all":
                 run.wait()
-                run = start(file, out, resume=True)
+                run = start(file, out, processes, resume=True)
     return victims, run.wait(SECONDS)
 
 
@@ -73,11 +76,11 @@ def outcome(out: Path) -> dict[str, bytes]:
     return {str(path.relative_to(out)): path.read_bytes() for path in paths if path.exists()}
 
 
-def check(runs: int, seed: int, scratch: Path) -> list[str]:
+def check(runs: int, seed: int, processes: int, scratch: Path) -> list[str]:
     """Sentences on the runs that did not end as an undisturbed one does."""
     generator, faults = random.Random(seed), []
     (file := scratch / "sine.yaml").write_text(TEXT)
-    whole = start(file, scratch / "whole", resume=False)
+    whole = start(file, scratch / "whole", processes, resume=False)
     while whole.poll() is None and not (scratch / "whole" / "events.jsonl").exists():
         time.sleep(0.02)
     begun = time.monotonic()
@@ -88,7 +91,7 @@ def check(runs: int, seed: int, scratch: Path) -> list[str]:
     number = 0
     while number < runs:
         out = scratch / f"run-{len(list(scratch.iterdir()))}"
-        victims, found = killed(file, out, seconds, generator)
+        victims, found = killed(file, out, processes, seconds, generator)
         if not victims:  # it ended before
             continue
         number += 1
@@ -102,9 +105,9 @@ def check(runs: int, seed: int, scratch: Path) -> list[str]:
 
 
 def main() -> None:
-    runs, seed = int(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else 0
+    runs, seed, processes = (int(given or default) for given, default in zip_longest(sys.argv[1:4], (20, 0, 2)))
     with tempfile.TemporaryDirectory() as scratch:
-        faults = check(runs, seed, Path(scratch))
+        faults = check(runs, seed, processes, Path(scratch))
     print("\n".join(faults) or f"{runs} runs were killed and ended as an undisturbed one")
     sys.exit(bool(faults))
 

@@ -110,8 +110,16 @@ _VOLATILE = {
 
 
 def prepare() -> None:
-    """Make the process a server of children: one thread, and no drawing, which no figure depends on."""
+    """Make the process a server of children: one thread, no drawing, which no figure depends on, and no step before a
+    checkpoint is written, so that the changes of files have an order."""
     torch.set_num_threads(1)
+    in_background = Checkpoints.save_in_background
+
+    def save_and_wait(self: Checkpoints, *args: Any) -> None:
+        in_background(self, *args)
+        self.wait()
+
+    Checkpoints.save_in_background = save_and_wait  # type: ignore[method-assign]
     reports._draw = lambda figures: ({}, [])
     run.make_figures = lambda *args: {}
     run.run_charts = SimpleNamespace(rounds_chart=lambda *args, **kwargs: None, learning_curve=lambda *args: None)

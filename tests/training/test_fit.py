@@ -101,7 +101,7 @@ def test_a_resumed_training_is_bitwise_the_uninterrupted_one(tmp_path):
     losses = whole.run(20)
     first = fresh()
     head = first.run(8)
-    first.save(tmp_path / "step-8", {"note": 1})
+    first.snapshot({"note": 1}).write(tmp_path / "step-8")
     second = fresh()
     assert second.load(tmp_path / "step-8")["note"] == 1
     torch.rand(3)  # global random numbers must not matter
@@ -208,7 +208,7 @@ def test_a_resumed_pretraining_is_bitwise_the_uninterrupted_one(tmp_path):
     whole, first, second = fresh(), fresh(), fresh()
     whole.run(6)
     first.run(2)
-    first.save(tmp_path / "a", {})
+    first.snapshot({}).write(tmp_path / "a")
     second.load(tmp_path / "a")
     second.run(4)
     assert same(weights(second.module), weights(whole.module))

@@ -255,7 +255,7 @@ def test_a_resumed_training_in_float16_is_bitwise_the_uninterrupted_one(tmp_path
     whole, first, second = fresh(), fresh(), fresh()
     losses = whole.run(16)
     head = first.run(7)
-    first.save(tmp_path / "step-7", {})
+    first.snapshot({}).write(tmp_path / "step-7")
     second.load(tmp_path / "step-7")
     assert second.scale.state() == first.scale.state()
     assert second.scale.finite == 1
