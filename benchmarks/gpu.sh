@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Tests and measurements of a machine with a CUDA GPU, in at most seven minutes; the last lines are rows for RESULTS.md.
+# Tests and measurements of a machine with a CUDA GPU, in at most six minutes; the last lines are rows for RESULTS.md.
 #
 #     benchmarks/gpu.sh                 # its files go to runs/gpu, or to $OUT
 #     DEVICE=cpu benchmarks/gpu.sh      # tries the same commands on small problems without a GPU
@@ -17,7 +17,8 @@ if [ "$device" = cuda ] && ! "$python" -c 'import sys, torch; sys.exit(not torch
     exit 1
 fi
 
-peers=(--only "Conv4-64, 5" --tasks 32 --repeats 5) omniglot=(--minutes 1.5) largest=() precisions=() tests=()
+peers=(--only "Conv4-64, 5" "sinusoid MLP, 5" --tasks 32 --repeats 5)
+omniglot=(--minutes 1.2) largest=() precisions=() tests=()
 if [ "$device" = cpu ]; then
     tests=(-k protonet) largest=(--most 1 --size 28) precisions=(--tasks 1 --size 28)
     peers=(--only "MLP, 1" --tasks 2 --repeats 1 --modes loop vmap)
@@ -37,12 +38,12 @@ part() { # NAME SECONDS COMMAND...: print what a command says, note whether it e
 
 mkdir -p "$out"
 run=$(mktemp -d "$out/omniglot-XXXX")
-part tests 110 "$python" -m pytest -q -p no:cacheprovider -m "gpu and not slow" tests/training/test_gpu.py "${tests[@]}"
-part peers 90 "$python" benchmarks/peers.py --device "$device" --json "$out/peers.json" "${peers[@]}"
+part tests 95 "$python" -m pytest -q -p no:cacheprovider -m "gpu and not slow" tests/training/test_gpu.py "${tests[@]}"
+part peers 80 "$python" benchmarks/peers.py --device "$device" --json "$out/peers.json" "${peers[@]}"
 rows+=("" "| what | device | measured | |" "| --- | --- | --- | --- |")
-part largest 40 "$python" benchmarks/gpu.py largest --device "$device" "${largest[@]}"
-part precisions 40 "$python" benchmarks/gpu.py precisions --device "$device" "${precisions[@]}"
-part omniglot 120 "$python" benchmarks/gpu.py omniglot "$run/run" --device "$device" "${omniglot[@]}"
+part largest 35 "$python" benchmarks/gpu.py largest --device "$device" "${largest[@]}"
+part precisions 35 "$python" benchmarks/gpu.py precisions --device "$device" "${precisions[@]}"
+part omniglot 115 "$python" benchmarks/gpu.py omniglot "$run/run" --device "$device" "${omniglot[@]}"
 echo "== rows"
 printf '%s\n' "${rows[@]}"
 exit $failed

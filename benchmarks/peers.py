@@ -435,7 +435,7 @@ def installed(peer: str) -> bool:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", default="", help="only problems whose title contains this")
+    parser.add_argument("--only", nargs="+", default=[""], help="only problems whose title contains one of these")
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--json", type=Path, help="also write all results to this file")
     parser.add_argument("--compile-all", action="store_true", help="compile the larger models as well: minutes each")
@@ -460,7 +460,7 @@ def main() -> None:
     for threads in arguments.threads:
         torch.set_num_threads(threads)
         for work in works(arguments.tasks):
-            if arguments.only.lower() in work.title.lower() and (arguments.long or not work.long):
+            if any(part.lower() in work.title.lower() for part in arguments.only) and (arguments.long or not work.long):
                 ours = [
                     method for method in arguments.modes if method != "compiled" or work.small or arguments.compile_all
                 ]

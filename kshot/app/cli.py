@@ -55,7 +55,12 @@ def run(
         str | None,
         typer.Option(metavar="0,1,2", help="Run once per seed, in folders seed-0, seed-1…, with a common report."),
     ] = None,
-    processes: Annotated[int, typer.Option(help="Processes that share the tasks of each step.", min=1)] = 1,
+    processes: Annotated[
+        str,
+        typer.Option(
+            metavar="N|auto", help="Processes that share the tasks of each step; auto: as many as are fastest."
+        ),
+    ] = "1",
     profile: Annotated[bool, typer.Option("--profile", help="Measure where the time of a round goes.")] = False,
     mirror: Annotated[
         str | None, typer.Option(metavar="URL", help="Copy the folder to s3://…, gs://… or file://…; see --resume.")
@@ -75,10 +80,13 @@ def run(
     from kshot.app import processes as group
     from kshot.app.execute import execute
     from kshot.app.mirror import take_from_mirror
+    from kshot.app.process_count import count_of, fastest_count
     from kshot.app.resumable import resumable
+    from kshot.app.screen import Screen
     from kshot.app.seeds import parse_seeds
 
-    if (processes > 1 or group.is_member()) and (seeds or spec.evaluate.folds):
+    count = count_of(processes)
+    if (count != 1 or group.is_member()) and (seeds or spec.evaluate.folds):
         raise ValueError("several processes share one run: leave out --seeds and evaluate.folds, or --processes")
     if mirror and group.is_member() and not group.is_launched():
         raise ValueError(
@@ -87,14 +95,16 @@ def run(
     several = [] if seeds is None else parse_seeds(seeds)
     code, report = 0, None
     with resumable(out, spec.name, resume=resume) as folder:
-        if processes > 1:
+        if count is None:
+            count = fastest_count(spec, recipe, set_ or (), folder, resume=resume, say=Screen().print)
+        if count > 1:
             words = ["run", recipe, "--out", str(folder), *(f"--set={each}" for each in set_ or ())]
             words += ["--resume"] * resume + ["--profile"] * profile
             words += [f"--init-from={init_from}"] if init_from else []
             if mirror is not None:
                 take_from_mirror(mirror, folder, resume=resume)
                 words.append(f"--mirror={mirror}")
-            code = group.launch(words, processes)
+            code = group.launch(words, count)
         else:
             with group.member(folder, resume) as (place, resume):
                 console = Console(quiet=True) if group.is_silent() else None

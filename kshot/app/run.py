@@ -37,7 +37,8 @@ from kshot.app.final_evaluation import TestResult, evaluate_with_baselines, prot
 from kshot.app.folder import RunFolder
 from kshot.app.mirror import mirrored
 from kshot.app.pretraining import pretrain_baselines, pretraining_of_run
-from kshot.app.processes import is_silent
+from kshot.app.process_count import EVENT
+from kshot.app.processes import is_member, is_silent
 from kshot.app.profile import profiled
 from kshot.app.progress import Display
 from kshot.app.screen import Screen
@@ -65,7 +66,7 @@ from kshot.tasks.source import TaskSource, short_hash
 from kshot.training.checkpoint import Checkpoints
 from kshot.training.closed_form import fit_closed_form
 from kshot.training.fit import Diverged
-from kshot.training.ranks import failing_together, from_all, help_first, leading, others
+from kshot.training.ranks import failing_together, from_all, help_first, leading, others, ranks
 from kshot.training.shards import num_parameters, require_others
 
 NO_TARGET = "No target was given: what was best on validation tasks has been tested."
@@ -187,6 +188,8 @@ def train(
     event_log = (folder.resume if resume else folder.start)(spec, shapes, encoding)
     if follow is not None:
         follow(event_log)
+    if is_member():
+        event_log.record(EVENT, count=ranks().size)
     reads = folder.reads_before_evaluation()
     source = watched(source, lambda phase, split: event_log.record("read", phase=phase, split=split), reads)
     pretrained, pretrain_seconds, diverged = [], 0.0, None
