@@ -76,6 +76,13 @@ def test_a_full_disk_and_no_memory_have_a_code_of_their_own():
     assert exit_code(DamagedFile("weights are damaged")) == FAULT  # without a traceback it is nobody's
 
 
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="/proc, in which nobody can make a folder, is not there")
+def test_a_folder_that_cannot_be_made_is_named(kshot):
+    result = kshot("run", "sinusoid", "--out", "/proc/run")
+    assert result.code == INVALID
+    assert result.err.strip().startswith("kshot: /proc/run: ")
+
+
 def test_a_terminal_that_lacks_characters_does_not_end_the_command(tmp_path):
     rows = [f"p{number},{dose},{number + 2 * dose}" for number in range(13) for dose in range(7)]
     (tmp_path / "patients.csv").write_text("\n".join(["patient,dose,pressure", *rows]))

@@ -8,6 +8,7 @@ import json
 import sys
 import time
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 
 import torch
@@ -69,6 +70,20 @@ def refused() -> str:
     return ""
 
 
+def hung() -> str:
+    """What process 0 says where process 1 does not answer in the second that the group waits."""
+    dist.destroy_process_group()
+    dist.init_process_group("gloo", timeout=timedelta(seconds=1))
+    if dist.get_rank() == 1:
+        time.sleep(3)
+        return ""
+    try:
+        kshot.fit(ZOO["protonet"].make(3).double(), Tasks(ZOO["protonet"]), steps=1, tasks_per_step=TASKS)
+    except ConnectionError as error:
+        return str(error)
+    return ""
+
+
 def evaluated(name: str) -> kshot.evaluation.Evaluation:
     """The evaluation of a learner with its initial weights."""
     torch.manual_seed(0)
@@ -123,7 +138,7 @@ def main() -> None:
     trainings, out = json.loads(sys.argv[1]), Path(sys.argv[2])
     dist.init_process_group("gloo")
     found = {"trained": [trained(*each) for each in trainings], "refused": refused()}
-    found |= {"in float16": in_float16(), "led": led(sys.argv[3:])}
+    found |= {"in float16": in_float16(), "led": led(sys.argv[3:]), "hung": hung()}
     torch.save(found, out / f"{dist.get_rank()}.pt")
     dist.destroy_process_group()
 

@@ -73,6 +73,7 @@ def test_two_processes_train_as_one_and_fail_together(tmp_path: Path) -> None:
     refused = [end["refused"] for end in ends]  # task 6 is the second of step 1, and so of process 1
     assert refused == ["RuntimeError: process 1: task 6 is damaged", "ValueError: task 6 is damaged"]
     check_led(names, ends[0]["led"])
+    assert ends[0]["hung"].startswith("another process of the run ended, or did not answer in time: ")
     check_scaled(*(end["in float16"] for end in ends))
 
 
