@@ -46,13 +46,15 @@ def fastest_count(
 
     Args:
         spec, recipe, overrides: the run file, and by which words it is read.
-        folder: of the run; one that is resumed has as many as before.
+        folder: of the run; one that is resumed has as many as before, and a process of torchrun starts no others.
 
     Raises:
         ValueError: the run is not on a CPU.
     """
     from kshot.app.build import device_of
 
+    if is_member():
+        return 1
     if resume and (events := folder / "events.jsonl").exists():
         before = [event["count"] for event in read_lines(events)[0] if event["kind"] == EVENT]
         return int(before[-1]) if before else 1

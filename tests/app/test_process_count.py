@@ -71,6 +71,13 @@ def test_one_core_or_one_task_a_step_is_not_measured(run_file, monkeypatch):
     assert fastest(run_file, "train.tasks_per_step=4") == (1, [])
 
 
+def test_a_process_of_torchrun_starts_no_others(run_file, monkeypatch):
+    monkeypatch.setattr(process_count, "_seconds_per_step", None)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "1")
+    assert fastest(run_file, "train.tasks_per_step=4") == (1, [])
+
+
 @pytest.mark.parametrize(("counts", "expected"), [([], 1), ([4], 4), ([4, 2], 2)])
 def test_a_resumed_run_has_as_many_processes_as_before(run_file, counts, expected):
     (run_file.parent / "run").mkdir()
