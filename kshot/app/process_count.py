@@ -18,7 +18,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kshot.app.processes import is_member
+from kshot.app.processes import EVENT, is_member
 from kshot.files import read_lines
 
 if TYPE_CHECKING:
@@ -26,8 +26,6 @@ if TYPE_CHECKING:
 
 SECONDS, LEAST_STEPS = 10.0, 8
 """How long steps are taken in each way, and how many at least; the last half of them counts."""
-EVENT = "processes"
-"""Kind of the event by which a resumed run has as many processes as before."""
 
 
 def count_of(text: str) -> int | None:

@@ -19,6 +19,8 @@ from kshot.app.errors import FAULT, STOPPED
 
 CODE = "KSHOT_EXIT_CODE"
 """Environment variable: the file for the exit code of process 0, since torchrun starts again after any but 0."""
+EVENT = "processes"
+"""Kind of the event of a run that tells how many processes it has."""
 RESTARTS = 5
 NEW_STORE = "TORCH_DISABLE_SHARE_RDZV_TCP_STORE"
 """Environment variable: whether torchrun keeps no addresses of processes that are gone for those that follow them."""

@@ -37,8 +37,7 @@ from kshot.app.final_evaluation import TestResult, evaluate_with_baselines, prot
 from kshot.app.folder import RunFolder
 from kshot.app.mirror import mirrored
 from kshot.app.pretraining import pretrain_baselines, pretraining_of_run
-from kshot.app.process_count import EVENT
-from kshot.app.processes import is_member, is_silent
+from kshot.app.processes import EVENT, is_member, is_silent
 from kshot.app.profile import profiled
 from kshot.app.progress import Display
 from kshot.app.screen import Screen

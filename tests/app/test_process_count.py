@@ -11,7 +11,8 @@ import pytest
 from run_files import SHORT
 
 from kshot.app import process_count
-from kshot.app.process_count import EVENT, count_of, fastest_count
+from kshot.app.process_count import count_of, fastest_count
+from kshot.app.processes import EVENT
 from kshot.app.spec import load_spec
 from kshot.deciding.decisions import EventLog
 
