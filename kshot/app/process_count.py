@@ -6,7 +6,6 @@ steps as the run will, without its pretraining, and writes how long one takes.
 
 from __future__ import annotations
 
-import json
 import os
 import statistics
 import subprocess
@@ -79,7 +78,7 @@ def _seconds_per_step(processes: int, recipe: str, overrides: Sequence[str]) -> 
         group = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
         command = [sys.executable, *(group if processes > 1 else []), "-m", __name__, str(out), recipe, *overrides]
         subprocess.run(command, check=False, capture_output=True)
-        return float(json.loads(out.read_text())) if out.exists() else None
+        return float(out.read_text()) if out.exists() else None
 
 
 def main(out: Path, recipe: str, overrides: list[str]) -> None:
@@ -106,7 +105,7 @@ def main(out: Path, recipe: str, overrides: list[str]) -> None:
     loop.run(sys.maxsize, lambda progress: times.append(time.monotonic()), started + SECONDS)
     steps = [after - before for before, after in pairwise(times)]
     if not is_member() or dist.get_rank() == 0:
-        out.write_text(json.dumps(statistics.median(steps[len(steps) // 2 :])))
+        out.write_text(str(statistics.median(steps[len(steps) // 2 :])))
     if is_member():
         dist.destroy_process_group()
 

@@ -12,20 +12,16 @@ from kshot.training import checkpoint
 from kshot.training.checkpoint import Checkpoints, Snapshot, load_checkpoint
 
 
-class Slow(Snapshot):
-    """A snapshot that is written when it may."""
-
-    may_write: Event
-
-    def write(self, folder):
-        assert self.may_write.wait(60)
-        super().write(folder)
-
-
 def slow_snapshot(model):
-    snapshot = Slow.of(model, None, {})
-    object.__setattr__(snapshot, "may_write", Event())
-    return snapshot
+    """A snapshot, and an event after which it can be written."""
+    may_write = Event()
+
+    class Slow(Snapshot):
+        def write(self, folder):
+            assert may_write.wait(60)
+            super().write(folder)
+
+    return Slow.of(model, None, {}), may_write
 
 
 @pytest.mark.parametrize(
@@ -60,13 +56,13 @@ def test_a_checkpoint_in_the_background_has_what_was_there_when_it_was_due(tmp_p
     model = nn.Linear(2, 1)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     checkpoints = Checkpoints(tmp_path, 1e-9)
-    snapshot = slow_snapshot(model)
+    snapshot, may_write = slow_snapshot(model)
     checkpoints.save_in_background("a", snapshot)
     with torch.no_grad():
         model.weight.add_(1)
     assert not checkpoints.due()
     assert checkpoints.latest() is None
-    snapshot.may_write.set()
+    may_write.set()
     checkpoints.wait()
     assert checkpoints.due()
     load_checkpoint(tmp_path / "a", model)
@@ -74,11 +70,11 @@ def test_a_checkpoint_in_the_background_has_what_was_there_when_it_was_due(tmp_p
 
 
 def test_a_checkpoint_waits_for_the_one_in_the_background_and_then_follows_it(tmp_path):
-    checkpoints, snapshot = Checkpoints(tmp_path), slow_snapshot(nn.Linear(1, 1))
+    checkpoints, (snapshot, may_write) = Checkpoints(tmp_path), slow_snapshot(nn.Linear(1, 1))
     for name in "abc":
         checkpoints.save(name, Snapshot.of(nn.Linear(1, 1), None, {}))
     checkpoints.save_in_background("d", snapshot, "a")
-    snapshot.may_write.set()
+    may_write.set()
     checkpoints.save("e", Snapshot.of(nn.Linear(1, 1), None, {}))
     assert [folder.name for folder, _ in checkpoints.examine()] == ["e", "d", "c", "a"]
 
@@ -87,10 +83,10 @@ def test_a_checkpoint_waits_for_the_one_in_the_background_and_then_follows_it(tm
 def test_a_checkpoint_that_fails_in_the_background_says_so_and_is_due_again(tmp_path, ask):
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "theirs").touch()
-    checkpoints, snapshot = Checkpoints(tmp_path, 1e-9), slow_snapshot(nn.Linear(1, 1))
+    checkpoints, (snapshot, may_write) = Checkpoints(tmp_path, 1e-9), slow_snapshot(nn.Linear(1, 1))
     checkpoints.save_in_background("a", snapshot)
     writing = checkpoints._writing
-    snapshot.may_write.set()
+    may_write.set()
     assert isinstance(writing.exception(60), OSError)
     with pytest.raises(OSError, match="not empty"):
         ask(checkpoints)
