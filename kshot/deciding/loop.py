@@ -179,6 +179,17 @@ def run_until(
     return Run(decisions[-1].outcome, decisions[-1].reason, run.rounds, decisions, best)
 
 
+def finished_rounds(folder: Path) -> list[Round]:
+    """The rounds in a folder of checkpoints, without what was trained after the last one, which is deleted."""
+    checkpoints = Checkpoints(folder)
+    while (latest := checkpoints.latest_for_training()) is not None:
+        meta = read_json(latest / META)
+        if meta["complete"]:
+            return [Round.from_json(entry) for entry in meta["rounds"]]
+        checkpoints.delete(latest)
+    return []
+
+
 @dataclass
 class _RunState:
     """The mutable state of a run, which checkpoints restore."""

@@ -18,9 +18,12 @@ import numpy as np
 from kshot.evaluation.moments import LEVEL, ends, moments_of, p_value, with_seeds
 from kshot.evaluation.units import Units, count_of
 
-BOUNDS = {"accuracy": (0.0, 1.0), "balanced_accuracy": (0.0, 1.0), "auc": (0.0, 1.0), "micro_f1": (0.0, 1.0),
-          "mean_iou": (0.0, 1.0), "fb_iou": (0.0, 1.0)}  # fmt: skip
-"""Smallest and largest value of metrics that have them, by name."""
+SHARES = ("accuracy", "balanced_accuracy", "auc", "micro_f1", "macro_f1", "mean_average_precision",
+          "label_ranking_average_precision", "subset_accuracy", "hamming_loss", "mean_iou", "fb_iou", "pixel_accuracy",
+          "ndcg_1", "ndcg_3", "ndcg_5", "ndcg_10", "precision_5", "recall_10")  # fmt: skip
+ERRORS = ("mae", "mse", "rmse", "mase", "bits_per_character", "bits_per_byte")
+BOUNDS = dict.fromkeys(SHARES, (0.0, 1.0)) | dict.fromkeys(ERRORS, (0.0, math.inf))
+"""Smallest and largest value of metrics that have them, by name; an interval does not go beyond them."""
 
 
 class Interval(NamedTuple):
@@ -135,8 +138,8 @@ def interval(
     $(\sum_u n_u^2)^2 / \sum_u n_u^4$, at most $U - 1$. A task may have K units, such as its classes; see
     `moments.of_members`.
 
-    If all values are equal, their spread is not known, and `ci95` is NaN, unless the metric is bounded: at most a share
-    $1 - 0.025^{1/U}$ of units then has other values, at worst the bound.
+    If all values are equal, their spread is not known, and `ci95` is NaN, unless the metric has both bounds: at most a
+    share $1 - 0.025^{1/U}$ of units then has other values, at worst the bound.
 
     Args:
         values: (T,) figure of each task.
@@ -155,7 +158,7 @@ def interval(
     moments = moments_of(array, units)
     mean, num_units = moments.mean, moments.num_units if units is not None else None
     low, high = ends(moments)
-    if moments.variance == 0 and bounds is not None:
+    if moments.variance == 0 and bounds is not None and math.isfinite(bounds[1] - bounds[0]):
         share = 1 - (LEVEL / 2) ** (1 / moments.num_units)
         low, high = mean - share * (mean - bounds[0]), mean + share * (bounds[1] - mean)
     elif bounds is not None and math.isfinite(low):

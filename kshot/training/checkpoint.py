@@ -132,7 +132,8 @@ class Checkpoints:
     """The checkpoints of one run, as subfolders of a folder; one is due every so many seconds, or more
     rarely where writing takes long.
 
-    Folders and files that are no checkpoints are left alone. Nothing is written or deleted but by `save` and `prune`.
+    Folders and files that are no checkpoints are left alone. Nothing is written or deleted but by `save`, `delete` and
+    `prune`.
     """
 
     def __init__(self, folder: Path, seconds: float = 30.0) -> None:
@@ -233,12 +234,17 @@ class Checkpoints:
         """The manifests of all checkpoints but those whose manifest is damaged."""
         return [folder / META for _, folder in _numbered(self.folder)]
 
+    def delete(self, folder: Path) -> None:
+        """Delete a checkpoint; where this is interrupted, `prune` deletes the rest."""
+        doomed = folder.with_name(f".{folder.name}.{secrets.token_hex(6)}{PART}")
+        folder.rename(doomed)
+        _delete(doomed, [META, WEIGHTS, OPTIMIZER])
+
     def prune(self, *keep: str) -> None:
         """Delete all checkpoints but those named and the latest `KEPT`, and what killed processes left of others."""
         for _, folder in sorted(_numbered(self.folder))[:-KEPT]:
             if folder.name not in keep:
-                doomed = folder.with_name(f".{folder.name}.{secrets.token_hex(6)}{PART}")
-                folder.rename(doomed)
+                self.delete(folder)
         for left in self.folder.glob(f".*{PART}"):
             _delete(left, [META, WEIGHTS, OPTIMIZER])
 

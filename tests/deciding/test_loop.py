@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 import kshot
 from kshot import objectives
 from kshot.deciding.decisions import Change, Continue, EventLog, Outcome, Rollback, Round, Stop
-from kshot.deciding.loop import Observer, run_until
+from kshot.deciding.loop import Observer, finished_rounds, run_until
 from kshot.deciding.policies import Budget, rules
 from kshot.evaluation.intervals import Interval
 from kshot.evaluation.target import Target
@@ -201,6 +201,26 @@ def test_a_killed_run_goes_on_bitwise(tmp_path, killer):
     assert strip(resumed) == strip(whole)
     assert [type(d) for d in resumed.decisions] == [type(d) for d in whole.decisions]
     assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+def test_what_was_trained_after_the_last_round_is_left_out(tmp_path):
+    def go(folder, rounds, observer=None):
+        torch.manual_seed(1)
+        ours = learner()
+        run_until(
+            ours, sinusoids(), "mse <= 0", budget=Budget(rounds=rounds), outer_lr=0.05, folder=folder,
+            checkpoint_seconds=1e-9, schedule="constant", observer=observer, **OPTIONS,
+        )  # fmt: skip
+        return ours.state_dict()
+
+    expected = go(tmp_path / "whole", 2)
+    with pytest.raises(Kill):
+        go(tmp_path / "cut", 4, Killer(step=8))
+    assert [each.number for each in finished_rounds(tmp_path / "cut")] == [1, 2]
+    assert not list((tmp_path / "cut").glob("step-*")), "of the third round"
+    found = go(tmp_path / "cut", 2)
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+    assert finished_rounds(tmp_path / "none") == []
 
 
 class Clock:

@@ -12,7 +12,7 @@ from reports import ROUNDS, of
 
 from kshot.evaluation.by_class import ByClass, ClassFigure, Confusion
 from kshot.evaluation.by_unit import by_unit, write_by_class, write_by_unit
-from kshot.evaluation.intervals import Interval, interval
+from kshot.evaluation.intervals import BOUNDS, Interval, interval
 from kshot.evaluation.per_task import Scores
 from kshot.evaluation.report import breakdowns
 from kshot.evaluation.report.conclusion import UNTRUSTED, conclude
@@ -35,7 +35,7 @@ def test_units_are_worst_first_with_their_intervals_and_a_baseline_beside():
         ("Ann", 3.0, 3.0),
         ("Cid", 3.0, 9.0),
     ]
-    assert found[0].figure == interval([5.0, 7.0])
+    assert found[0].figure == interval([5.0, 7.0], bounds=BOUNDS["mae"])
     assert math.isnan(found[2].figure.ci95)
     best_last = by_unit(ours, "mae", {}, higher_is_better=True)
     assert [each.name for each in best_last] == ["Ann", "Cid", "Bob"]

@@ -10,7 +10,7 @@ import pytest
 from scipy import stats
 
 from kshot.evaluation import Target
-from kshot.evaluation.intervals import Interval, difference, holm, interval, over_seeds
+from kshot.evaluation.intervals import BOUNDS, Interval, difference, holm, interval, over_seeds
 from kshot.evaluation.units import Units, describe_units, joined
 
 
@@ -157,6 +157,17 @@ def test_equal_values_have_no_interval_unless_the_metric_is_bounded(values):
     assert bounded.high == pytest.approx(values[0] + share * (1 - values[0]))
     assert not Target.parse("accuracy >= 0.9").met(interval(values))
     assert not Target.parse("accuracy >= 0.95").met(bounded)
+
+
+def test_no_interval_goes_beyond_what_a_metric_can_be():
+    values = [0.1, 0.1, 0.2, 3.0]
+    plain, found = interval(values), interval(values, bounds=BOUNDS["mse"])
+    assert plain.low < 0 == found.low
+    assert found.high == pytest.approx(plain.high)
+    assert "(0.0000 to" in str(found)
+    assert math.isnan(interval([0.7, 0.7], bounds=BOUNDS["mse"]).ci95), "an error has no largest value"
+    assert interval([0.9, 1.0, 1.0], bounds=BOUNDS["ndcg_10"]).high == 1
+    assert interval([-1.0, 2.0, -3.0], bounds=BOUNDS["mae"]).low == pytest.approx(-2 / 3), "of another metric named so"
 
 
 def test_600_tasks_of_6_patients_are_6():

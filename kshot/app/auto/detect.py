@@ -10,6 +10,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import polars as pl
+
 from kshot.data.tables.frames import TableLike
 from kshot.data.tables.open import open_table
 from kshot.data.tables.table import Table
@@ -42,6 +44,8 @@ MOST_LABELS = 20
 """Values of a column of words that may be the target."""
 SHOWN = 20
 """Names of columns that are shown."""
+FOR_EXAMPLES = 10_000
+"""Rows that are read for the examples."""
 
 
 def detect_source(data: Path | TableLike, overrides: Sequence[str]) -> dict[str, Any]:
@@ -102,12 +106,12 @@ def _examples(table: Table) -> str:
     distinct = {name: frame[name].n_unique() for name in frame.columns}
     numbers = [name for name, kind in kinds.items() if kind == "number"]
     few = [name for name in kinds if 1 < distinct[name] <= MOST_LABELS]
-    target = max(numbers[-1:] + few[-1:] or frame.columns[-1:], key=frame.columns.index)
-    repeated = [name for name in kinds if name != target and FEWEST <= distinct[name] < MOST_OF_ROWS * len(table)]
+    last = max(numbers[-1:] + few[-1:] or frame.columns[-1:], key=frame.columns.index)
+    repeated = [name for name in kinds if name != last and FEWEST <= distinct[name] < MOST_OF_ROWS * len(table)]
     words = [name for name in repeated if kinds[name] == "category"]
     numbered = [name for name in repeated if frame[name].cast(str, strict=False).str.contains(r"^\d+$").all()]
-    group = next((name for name in (*words, *numbered) if name.lower().endswith("id")), None)
-    group = group or next(iter((*words, *numbered)), None)
+    group = _group_of(frame.head(FOR_EXAMPLES), [*words, *numbered])
+    target = last if group is None else _target_within(frame.head(FOR_EXAMPLES), group, last, numbers)
     time = next((name for name, kind in kinds.items() if kind == "date"), None)
     found: list[tuple[dict[str, str], str]] = []
     if group is not None:
@@ -125,6 +129,25 @@ def _examples(table: Table) -> str:
     return (
         f"Name it by overrides, each after --set on the command line. With the columns {shown}, for example: {examples}"
     )
+
+
+def _group_of(frame: pl.DataFrame, candidates: Sequence[str]) -> str | None:
+    """The column that seems to name the groups: an id, or one in whose groups the most columns have a single value."""
+    named = [name for name in candidates if name.lower().endswith("id")]
+    return max(named or candidates, key=lambda name: len(_constant_within(frame, name)), default=None)
+
+
+def _target_within(frame: pl.DataFrame, group: str, last: str, numbers: Sequence[str]) -> str:
+    """The last column; or, if groups have a single value of it, as children have of sex, the number of most values."""
+    constant = _constant_within(frame, group)
+    others = [name for name in numbers if name not in (group, last, *constant)]
+    return last if last not in constant else max(others, key=lambda name: frame[name].n_unique(), default=last)
+
+
+def _constant_within(frame: pl.DataFrame, group: str) -> list[str]:
+    """The other columns with a single value in each group."""
+    values = frame.group_by(group).agg(pl.exclude(group).n_unique())
+    return [name for name in values.columns if name != group and values[name].max() == 1]
 
 
 def _kind(table: Table, name: str) -> str:

@@ -23,13 +23,16 @@ from kshot.app.auto.plans import BASELINE, MIXTURE, Plan, baseline_plan
 from kshot.app.auto.ranking import UNKNOWN, Expectation, gain_after
 from kshot.app.auto.time_limit import time_limit
 from kshot.app.build import build_model, has_head, shapes_of
+from kshot.app.folder import RunFolder
 from kshot.app.pretraining import Pretraining, seconds_per_step
 from kshot.app.progress import Display
 from kshot.app.run import Trained, train
 from kshot.app.schema import describe, our_factory
 from kshot.app.spec import MODELS, Spec
 from kshot.app.suitability import refuse_unsuited
-from kshot.deciding.decisions import EventLog, Outcome, Round
+from kshot.app.trained import load
+from kshot.deciding.decisions import EventLog, Outcome, Round, best_round
+from kshot.deciding.loop import finished_rounds
 from kshot.deciding.past import Past
 from kshot.deciding.policies import predict_rounds
 from kshot.evaluation.baselines import Baseline
@@ -267,44 +270,68 @@ class Race:
             spec = self.make_spec(entrant.plan, {"rounds": None, "minutes": until / 60})
             if not entrant.course:
                 refuse_unsuited(spec, self.source)
-            trained = self._run(spec, self.folder / entrant.plan.slug, entrant)
-            rounds, best = trained.result.rounds, trained.result.best
-            if best is None:
+            trained = self._run(spec, folder, entrant)
+            if trained.result.best is None:
                 raise ValueError(trained.result.reason)
-            return {
-                "figure": self.target.of(best.val)._asdict(),
-                "predicted": _predicted(rounds, self.target),
-                "rounds": len(rounds),
-                "finished": not trained.learner.trained_parameters()
-                or trained.result.outcome is not Outcome.BUDGET_SPENT,
-                "parameters": sum(parameter.numel() for parameter in trained.learner.parameters()),
-            }
+            done = not trained.learner.trained_parameters() or trained.result.outcome is not Outcome.BUDGET_SPENT
+            return self._reached(trained.result.rounds, trained.learner, finished=done)
 
+        def so_far() -> dict[str, Any]:
+            rounds = finished_rounds(RunFolder(folder).train)
+            if best_round(rounds, self.target) is None:
+                return {}
+            return self._reached(rounds, load(folder).learner, finished=True)
+
+        folder = self.folder / entrant.plan.slug
         most = max(2 * (until - entrant.seconds), PATIENCE * self.seconds)
-        self.time(entrant, measure, min(most, max(OVERTIME * self.left, SHORTEST)))
+        self.time(entrant, measure, min(most, max(OVERTIME * self.left, SHORTEST)), so_far)
 
-    def time(self, entrant: Entrant, measure: Callable[[], dict[str, Any]], most: float) -> None:
-        """Time a measurement, log it and show it; one that fails, or takes too long, leaves the entrant out.
+    def _reached(self, rounds: Sequence[Round], learner: Learner, *, finished: bool) -> dict[str, Any]:
+        """What is logged of a training with at least one round that was evaluated."""
+        best = best_round(rounds, self.target)
+        assert best is not None
+        return {
+            "figure": self.target.of(best.val)._asdict(),
+            "predicted": _predicted(rounds, self.target),
+            "rounds": len(rounds),
+            "finished": finished,
+            "parameters": sum(parameter.numel() for parameter in learner.parameters()),
+        }
+
+    def time(
+        self,
+        entrant: Entrant,
+        measure: Callable[[], dict[str, Any]],
+        most: float,
+        so_far: Callable[[], dict[str, Any]] = dict,
+    ) -> None:
+        """Time a measurement, log it and show it.
+
+        One that fails, or takes too long, leaves the entrant out, unless it has reached something before.
 
         Args:
             most: seconds after which it is interrupted.
+            so_far: what it has reached when it ended early, if anything.
         """
         started = time.monotonic()
         event: dict[str, Any] = {"plan": entrant.plan.name}
+        ended = ""
         try:
             with time_limit(most):
                 event |= measure()
         except TimeoutError:
-            event["failure"] = f"it was not done after {most:.0f} s"
+            ended = f"it was not done after {most:.0f} s"
         except (ValueError, RuntimeError, MemoryError) as error:
-            event["failure"] = (str(error) or type(error).__name__).splitlines()[0]
+            ended = (str(error) or type(error).__name__).splitlines()[0]
+        if ended:
+            event |= so_far() or {"failure": ended}
         event["seconds"] = time.monotonic() - started
         self.log.record("plan", **event)
         self._note(entrant, event)
         value = entrant.expected and entrant.expected.value(self.target)
         expected = f", expected {value:.4g}" if value is not None else ""
         figure = f"validation {self.target.metric} {entrant.figure}{expected}"
-        said = f"left out: {entrant.failure}" if entrant.failure else figure
+        said = f"left out: {ended}" if entrant.failure else figure + (f"; no more time, as {ended}" if ended else "")
         self.say(f"{entrant.seconds:5.0f} s  {entrant.plan.name}: {said}")
 
     def _run(self, spec: Spec, folder: Path, entrant: Entrant) -> Trained:
@@ -323,11 +350,11 @@ class Race:
         entrant.failure = event.get("failure", "")
         if "figure" in event:
             entrant.course.append((entrant.seconds, Interval(**event["figure"])))
-        entrant.finished, entrant.rounds = event.get("finished", False), event.get("rounds", 1)
+        entrant.finished, entrant.rounds = event.get("finished", False), event.get("rounds", entrant.rounds)
         entrant.predicted = event.get("predicted")
         if "expected" in event:  # of a mixture, which experience does not know
             entrant.expected = Expectation(**event["expected"])
-        entrant.parameters = event.get("parameters", 0)
+        entrant.parameters = event.get("parameters", entrant.parameters)
 
 
 def _predicted(rounds: Sequence[Round], target: Target) -> float | None:

@@ -132,6 +132,30 @@ def test_a_better_plan_is_kept_and_resumes_where_it_was_interrupted(quick, kshot
     assert package.load(tmp_path / "found").spec.learner.kind == "maml"
 
 
+def test_a_plan_that_is_interrupted_later_keeps_what_it_reached(quick, kshot, tmp_path, monkeypatch):
+    monkeypatch.setattr(command, "of_fields", lambda source: {})
+    step, cut = race.Display.step, []
+
+    def interrupted(display, progress, end, stage="train"):
+        step(display, progress, end, stage)
+        if not cut and list((tmp_path / "found" / "plans").glob("*/checkpoints/train/round-0001")):
+            cut.append(progress.step)
+            raise TimeoutError
+
+    monkeypatch.setattr(race.Display, "step", interrupted)
+    done = kshot("auto", "waves.yaml", "--minutes", 0.1, "--out", "found")
+    assert cut
+    assert "small maml: validation mse" in done.out
+    assert "; no more time, as it was not done after" in done.out
+    assert "kept: small maml" in done.out
+    report = json.loads((tmp_path / "found" / "report.json").read_text())
+    assert len(report["rounds"]) == 1
+    (kept,) = [each for each in report["choice"]["entrants"] if each["kept"]]
+    assert kept["failure"] == ""
+    assert kept["course"][-1][1]["mean"] == pytest.approx(report["val"]["mse"]["mean"])
+    assert package.load(tmp_path / "found").num_steps == report["rounds"][0]["step"] < cut[0]
+
+
 class Waves(package.TaskSource):
     """Sinusoids as an object that no run file can name."""
 

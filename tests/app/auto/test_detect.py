@@ -101,6 +101,17 @@ def test_the_examples_of_the_refusal_are_sources(overrides):
             pl.DataFrame({"shop name": list("xyz") * 4, "level": [n / 7 for n in range(12)]}),
             "'source.group=shop name' source.target=level",
         ),
+        (
+            pl.DataFrame(
+                {
+                    "weight": [20 + n % 7 for n in range(24)],
+                    "day": list(range(4)) * 6,
+                    "chick": [n // 4 for n in range(24)],
+                    "diet": [n // 12 for n in range(24)],
+                }
+            ),
+            "source.group=chick source.target=weight",
+        ),
         (pl.DataFrame({"rate": [0.1, 0.2, 0.3] * 4, "level": range(12)}), "for example: source.target=level"),
         (pl.DataFrame({"a": [None, None]}), "source.target=a"),
         (pl.DataFrame({"a": [[1], [2]], "b": [1.0, 2.0]}), "source.target=b"),
