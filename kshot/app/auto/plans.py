@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from kshot.app.build import ONE_TENSOR, SORTS, Shapes, sort_of
-from kshot.app.goes_with import targets_of
+from kshot.app.goes_with import LEARNERS, Targets, targets_of
 from kshot.evaluation.target import Target
 from kshot.objectives import Objective
 
@@ -193,7 +193,20 @@ MOST_FEATURES = 400
 
 def plans_for(objective: Objective, shapes: Shapes, *, forecasts: bool) -> tuple[Plan, ...]:
     """The plans that may suit tasks, the most promising without experience first."""
-    targets, sort = targets_of(objective), sort_of(shapes)
+    targets, wide = targets_of(objective), False
+    if isinstance(shapes["inputs"], list):
+        wide = math.prod(shapes["inputs"]) > MOST_FEATURES
+    return tuple(
+        plan
+        for plan in _of_kind(targets, shapes, forecasts=forecasts)
+        if (targets is None or targets in LEARNERS[plan.learner["kind"]])
+        and not (wide and plan.learner["kind"] == "prior_fitted")
+    )
+
+
+def _of_kind(targets: Targets | None, shapes: Shapes, *, forecasts: bool) -> tuple[Plan, ...]:
+    """The plans for a kind of inputs and targets."""
+    sort = sort_of(shapes)
     if targets == "text":
         return OF_RUNNING_TEXT
     if sort == SORTS["counts"]:
@@ -206,6 +219,4 @@ def plans_for(objective: Objective, shapes: Shapes, *, forecasts: bool) -> tuple
         return OF_ENCODED_IMAGES if isinstance(shapes["inputs"], list) and len(shapes["inputs"]) == 3 else OF_TEXTS
     if sort == ONE_TENSOR and len(shapes["inputs"]) == 3 and targets == "own":
         return OF_IMAGES
-    plans = OF_VECTORS if targets == "own" else OF_SERIES * forecasts + OF_GROUPS
-    wide = isinstance(shapes["inputs"], list) and math.prod(shapes["inputs"]) > MOST_FEATURES
-    return tuple(plan for plan in plans if not (wide and plan.learner["kind"] == "prior_fitted"))
+    return OF_VECTORS if targets == "own" else OF_SERIES * forecasts + OF_GROUPS

@@ -11,6 +11,7 @@ from kshot.app.auto.command import auto
 from kshot.app.auto.descriptors import default_target, describe_data
 from kshot.app.auto.plans import plans_for
 from kshot.app.build import build_source, shapes_of
+from kshot.app.goes_with import refuse_by_table
 from kshot.app.spec import parse_spec
 from kshot.app.suitability import refuse_unsuited
 
@@ -39,8 +40,9 @@ def test_there_are_plans_and_a_metric_for_each_kind_of_source(name, data, monkey
     options = plans_for(source.objective, shapes, forecasts=bool(source.forecasts))
     assert len(options) >= 4
     assert len({plan.slug for plan in options}) == len(options)
-    for plan in options:  # each is a valid run file
-        parse_spec(question.text, "test", [*question.overrides, f"target={target}", *plan.overrides], data)
+    for plan in options:  # each is a valid run file, of a learner for such tasks
+        spec = parse_spec(question.text, "test", [*question.overrides, f"target={target}", *plan.overrides], data)
+        refuse_by_table(spec, source, shapes)
     suited = [plan for plan in options[:3] if _is_suited(question, plan, target, source)]
     assert suited
 
