@@ -172,8 +172,8 @@ def verdict(
         beats, by = ("beats", gain) if gain.mean > 0 else ("is worse than", _signed(gain, -1))
         size = format_figure(by)
         return f"The learner {beats} the best baseline without meta-learning by {size}{where}: {figures}.{rest}"
-    size = format_figure(gain)
-    return f"The simple baseline is as good here: {figures}; the difference of {size}{where} is not significant.{rest}"
+    known = "The simple baseline is as good here, as far as these tasks tell"
+    return f"{known}: {figures}; the difference of {format_figure(gain)}{where} is not significant.{rest}"
 
 
 def _signed(figure: Interval, sign: int) -> Interval:
