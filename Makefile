@@ -21,8 +21,8 @@ $(READY): pyproject.toml constraints.txt
 demo: setup  ## the whole loop on real drawings, in minutes
 	$(BIN)/kshot run glyphs
 
-test: setup  # two processes of one thread each; threads that wait for others leave them their core
-	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow and not gpu" --doctest-modules --ignore=benchmarks --ignore=examples tests kshot
+test: setup  # two processes of one thread each; threads that wait for others leave them their core; bytecode is kept for processes that tests start
+	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow and not gpu" --doctest-modules --ignore=benchmarks --ignore=examples tests kshot
 
 slow: setup
 	$(BIN)/python -m pytest -m slow tests

@@ -154,8 +154,8 @@ print(peak() - before)
 """
 
 
-def zeros(opener, path: Path, mib: int) -> Path:
-    with opener(path, "wb") as file:
+def zeros(opener, path: Path, mib: int, **options: int) -> Path:
+    with opener(path, "wb", **options) as file:
         for _ in range(mib):
             file.write(bytes(MIB))
     return path
@@ -165,7 +165,7 @@ def a_tar(path: Path, kind: bytes, size: int) -> Path:
     """A tar.xz whose first member has a long header, as of a name."""
     info = tarfile.TarInfo("x")
     info.type, info.size = kind, size
-    with lzma.open(path, "wb") as file:
+    with lzma.open(path, "wb", preset=0) as file:
         file.write(info.tobuf(tarfile.GNU_FORMAT))
         for _ in range(size // MIB):
             file.write(bytes(MIB))
@@ -191,7 +191,8 @@ def test_a_bomb_of_150_mib_takes_less_than_75(tmp_path, kind):
         path, imports = zeros(gzip.open, tmp_path / "t.csv.gz", 150), "from kshot.data.text_files import read_text"
         call = "read_text(Path(sys.argv[1]))"
     elif kind == "pkl.xz":
-        path, imports = zeros(lzma.open, tmp_path / "t.pkl", 150), "from kshot.data.library.pickled import read_frame"
+        path = zeros(lzma.open, tmp_path / "t.pkl", 150, preset=0)
+        imports = "from kshot.data.library.pickled import read_frame"
         call = "read_frame(Path(sys.argv[1]))"
     elif kind == "tar.bz2":
         info = tarfile.TarInfo("x")
