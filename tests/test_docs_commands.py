@@ -95,4 +95,4 @@ def test_the_example_of_the_choice_runs(folder, capsys):
 def test_the_example_of_processes_runs_in_one(capsys):
     (code,) = blocks("processes", "python")
     exec(compile(code, "processes.md", "exec"), {})
-    assert "(4 tasks)" in capsys.readouterr().out
+    assert "4 tasks)" in capsys.readouterr().out

@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import kshot
-from kshot.evaluation.intervals import interval
+from kshot.evaluation.intervals import BOUNDS, interval
 from kshot.evaluation.per_task import read_tasks, write_tasks
 from kshot.models import rating_mlp
 from kshot.sources import ratings
@@ -275,7 +275,8 @@ def test_intervals_are_over_users(rated, start, tmp_path):
     learner = kshot.learners.SupportMean(source.objective)
     found = kshot.evaluate(learner, kshot.tasks.watched(source), num_tasks=tasks, audit=False)
     assert 1 < len(set(found.units.numbers.tolist())) <= len(users)
-    assert found.metrics["mae"] == interval(found.per_task["mae"], found.units) != interval(found.per_task["mae"])
+    over_users, over_tasks = (interval(found.per_task["mae"], of, bounds=BOUNDS["mae"]) for of in (found.units, None))
+    assert found.metrics["mae"] == over_users != over_tasks
     write_tasks(tmp_path / "tasks.csv", found, {"mean": found}, "mae")
     mine, others = read_tasks(tmp_path / "tasks.csv")
     for each in (mine, others["mean"]):
