@@ -166,6 +166,9 @@ class Race:
         for entrant in self.ranked(started):  # what others have left
             if self.left > first / 2:
                 self._train(entrant, entrant.seconds + self.left)
+        for plan in plans:  # where all of those have finished
+            if self.left > first and not self.entrants[plan.name].course:
+                self._start([plan], 1, first)
 
     @property
     def simple(self) -> dict[str, Interval]:

@@ -115,6 +115,16 @@ def test_plans_that_fail_make_room_and_finished_ones_leave_their_time_to_others(
     assert made.ranked()[0].plan.name == "p1"
 
 
+def test_time_that_is_left_goes_to_plans_that_had_none(tmp_path, clock):
+    names = [f"p{number}" for number in range(12)]
+    made = a_race(tmp_path, clock, [0.5] * 11 + [None], 2100, stops=names)
+    made.run(made.plans)
+    assert made.given == [(name, 100) for name in names]
+    short = a_race(tmp_path / "short", clock, [0.5] * 11, 2100, stops=names[:8])  # p8 takes all that is left
+    short.run(short.plans)
+    assert {name for name, _ in short.given} == set(names[:9])
+
+
 def entrant(name, mean, ci95, gain=0.0, spread=0.1, *, simple=False):
     plan = plans.baseline_plan(name, ACCURACY) if simple else Plan(name, {"kind": "protonet"})
     found = Entrant(plan, None if simple else Expectation(gain, 5.0, None, spread), 1.0)
