@@ -301,6 +301,24 @@ def test_race_chart_dashes_what_was_expected_and_names_what_was_kept() -> None:
     assert "centroid (simple)" in said
 
 
+def test_the_table_of_a_choice_says_what_became_of_each_plan():
+    def entrant(name, mean=None, **about):
+        course = [] if mean is None else [[2.0, Interval(mean, 0.1, 20)._asdict()]]
+        about = {"kept": False, "simple": False, "failure": "", "expected": None, "seconds": 2.0} | about
+        return {"name": name, "course": course} | about
+
+    entrants = [
+        entrant("late"), entrant("unsuited", failure="its loss is not finite"), entrant("centroid", 0.7, simple=True),
+        entrant("protonet", 0.8, kept=True), entrant("maml", 0.75),
+    ]  # fmt: skip
+    choice = {"entrants": entrants, "reason": "kept", "metric": "accuracy", "minutes": 15.0}
+    section = plan_charts.choice_section({"choice": choice, "higher_is_better": True}, [])
+    assert [(row.cells[0], row.cells[-1], row.emphasis) for row in section.table.rows] == [
+        ("protonet", "kept", "main"), ("maml", "", ""), ("centroid", "simple baseline", ""),
+        ("late", "not tried, as the time was over", "muted"), ("unsuited", "its loss is not finite", "muted"),
+    ]  # fmt: skip
+
+
 @pytest.mark.parametrize("higher", [True, False])
 def test_regret_is_the_mean_of_what_the_best_part_of_each_task_is_better_by(higher: bool) -> None:
     parts = {"a": [0.9, 0.5, 0.7], "b": [0.6, 0.8, 0.9], "c": [0.1, 0.2, 0.3]}

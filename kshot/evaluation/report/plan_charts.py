@@ -209,7 +209,7 @@ def choice_section(report: Mapping[str, Any], pictures: list[Picture]) -> Sectio
         [
             f"{choice['reason'][:1].upper()}{choice['reason'][1:]}.",
             f"All were compared by {choice['metric']} on the same validation tasks in {choice['minutes']:g} minutes, "
-            "and plans also by what experience expects of them, the more the noisier their figures are. "
+            "and plans also by what experience expects of them, which counts more where figures are noisier. "
             "The best of several is a little worse on the test, which was read once, for the plan that was kept.",
         ],
         pictures,
@@ -222,13 +222,14 @@ def _row(entrant: Mapping[str, Any], metric: str) -> Row:
     figure = format_figure(Interval(**entrant["course"][-1][1])) if entrant["course"] else "–"
     expected = entrant.get("expected")
     kind = "kept" if entrant["kept"] else "simple baseline" if entrant["simple"] else ""
+    untried = not entrant["course"] and not entrant["failure"]
     return Row(
         [
             entrant["name"].replace("_", " "),
             figure,
             "–" if expected is None else format_value(expected),
             f"{entrant['seconds']:.0f} s",
-            entrant["failure"] or kind,
+            "not tried, as the time was over" if untried else entrant["failure"] or kind,
         ],
-        "main" if entrant["kept"] else "muted" if entrant["failure"] else "",
+        "main" if entrant["kept"] else "muted" if untried or entrant["failure"] else "",
     )
