@@ -183,10 +183,12 @@ def compare_splits(mine: Sequence[Contents], theirs: Sequence[Contents]) -> Acro
 def copies_across(contents: Mapping[Split, Sequence[Contents]]) -> list[Finding]:
     """Examples that occur in two splits."""
     findings = []
+    few_values = any(
+        of_part.few_values for parts in contents.values() for of_part in parts
+    )  # small splits do not show it
     for other, split in combinations(SPLITS, 2):
         mine, theirs = contents.get(split, ()), contents.get(other, ())
         found = compare_splits(mine, theirs)
-        few_values = any(of_part.few_values for of_part in (*mine, *theirs))
         like = next((LIKE[of_part.kind] for of_part in mine if of_part.kind in LIKE), "")
         passages = any(of_part.kind == PASSAGES for of_part in mine)
         cases = [(found.exact, f"have the same content as one of {other}")]

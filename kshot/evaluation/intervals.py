@@ -68,6 +68,8 @@ class Interval(NamedTuple):
 
     def __str__(self) -> str:
         digits = _decimals(max(abs(self.mean), self.half_width))
+        if not math.isfinite(self.ci95):
+            return f"{self.mean:.{digits}f}, without an interval ({self.sample})"
         if abs(self.shift) > SYMMETRIC * self.ci95:
             return f"{self.mean:.{digits}f} ({self.low:.{digits}f} to {self.high:.{digits}f}; {self.sample})"
         return f"{self.mean:.{digits}f} ± {self.ci95:.{digits}f} ({self.sample})"

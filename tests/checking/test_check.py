@@ -8,11 +8,12 @@ import pytest
 from PIL import Image
 from planted import CUT, EACH, found, numbers, pictures, pool, raw
 
-from kshot import sources, tasks
+from kshot import objectives, sources, tasks
 from kshot.checking.check import check, check_for_report
 from kshot.checking.findings import SEVERITIES
 from kshot.checking.target_leakage import Rows, leaks
-from kshot.tasks import ClassTasks
+from kshot.data.dataset import ArrayDataset
+from kshot.tasks import ClassTasks, GroupTasks
 
 
 def table_of(tmp_path, **columns):
@@ -104,6 +105,17 @@ def test_rows_with_few_values_are_no_copies():
     few = numbers(random.integers(0, 3, (32 * EACH, 2)).astype(float), random.integers(0, 2, (32 * EACH, 1)) * 1.0)
     assert found(few, "two splits")[0] == "note"
     assert found(few, "support and query")[0] == "note"
+
+
+def test_rows_that_are_equal_by_chance_in_small_splits_are_no_copies():
+    """Of six chicks that are 41 g heavy on day 0; one chick alone does not show that equal days have other weights."""
+    day = np.tile(np.arange(12.0), 6)
+    weight = np.round(41 + np.repeat([5.0, 7.0, 9.0, 11.0, 6.0, 8.0], 12) * day)
+    rows = {split: {f"chick {n}": range(12 * n, 12 * n + 12) for n in of} for split, of in
+            (("train", range(4)), ("val", [4]), ("test", [5]))}  # fmt: skip
+    examples = ArrayDataset((day[:, None], weight[:, None]))
+    source = GroupTasks(examples, rows, objective=objectives.mse, shots=4, queries=4)
+    assert found(source, "two splits")[0] == "note"
 
 
 def test_copied_rows_of_a_table_are_an_error():

@@ -311,8 +311,10 @@ def test_the_table_of_a_choice_says_what_became_of_each_plan():
         entrant("late"), entrant("unsuited", failure="its loss is not finite"), entrant("centroid", 0.7, simple=True),
         entrant("protonet", 0.8, kept=True), entrant("maml", 0.75),
     ]  # fmt: skip
+    entrants[-1]["course"][0][1]["ci95"] = None  # NaN in JSON, as for a single unit
     choice = {"entrants": entrants, "reason": "kept", "metric": "accuracy", "minutes": 15.0}
     section = plan_charts.choice_section({"choice": choice, "higher_is_better": True}, [])
+    assert section.table.rows[1].cells[1] == "0.750"
     assert [(row.cells[0], row.cells[-1], row.emphasis) for row in section.table.rows] == [
         ("protonet", "kept", "main"), ("maml", "", ""), ("centroid", "simple baseline", ""),
         ("late", "not tried, as the time was over", "muted"), ("unsuited", "its loss is not finite", "muted"),

@@ -305,6 +305,8 @@ def _choose(race: Race) -> tuple[Entrant, str]:
             f"; the figure of {seeming.plan.name}{figure} is better, but with what experience knows of similar data "
             f"sets {best.plan.name} is expected to have {less:.0%} less error"
         )
+    if best.figure is not None and best.figure.num_units == 1:
+        said += f"; all validation tasks are of one {best.figure.unit}, so that plans were compared by experience alone"
     return best, said
 
 

@@ -93,7 +93,10 @@ def error_of(value: float, target: Target) -> float:
 
 
 def noise_of(figure: Interval, target: Target) -> float:
-    """The standard error of `error_of` of a figure, to first order; 0 if it is not known."""
+    """The standard error of `error_of` of a figure, to first order; infinite for a single unit, which tells nothing of
+    others, and 0 if all tasks have the same figure."""
+    if (figure.num_units or figure.num_tasks) == 1:
+        return math.inf
     error = figure.half_width / 2
     return error if target.metric in LOGARITHMIC else error / math.exp(error_of(figure.mean, target))
 

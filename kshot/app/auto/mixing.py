@@ -55,9 +55,11 @@ def mix(race: Race, num_tasks: int, seconds: float) -> None:
 def _measure(race: Race, entrant: Entrant, candidates: Sequence[Entrant], num_tasks: int) -> dict[str, Any]:
     """Find the weights of a mixture, make its run folder, and return its cross-validated figure; ValueError if it is no
     better than to choose one of the candidates."""
+    unit_T, metric = _units(race, num_tasks), race.target.metric
+    if len(np.unique(unit_T)) < 2:
+        raise ValueError("all validation tasks are of one unit, by which weights cannot be compared")
     learners = [learner_of(race, each) for each in candidates]
     predictions, queries, alone = _predict(race, learners, num_tasks)
-    unit_T, metric = _units(race, num_tasks), race.target.metric
     mixture, single = np.zeros(num_tasks), np.zeros(num_tasks)
     for fold in range(FOLDS):
         held, others = np.flatnonzero(unit_T % FOLDS == fold), np.flatnonzero(unit_T % FOLDS != fold)

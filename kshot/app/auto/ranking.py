@@ -85,7 +85,8 @@ def gain_after(expected: Expectation, measured: float, noise: float) -> float:
 
     $$ \frac{\tau^2 g + s^2 \hat g}{\tau^2 + s^2} $$
 
-    with the spread $\tau$ and the gain $\hat g$ of the expectation, the measured gain $g$, and its standard error $s$.
+    with the spread $\tau$ and the gain $\hat g$ of the expectation, the measured gain $g$, and its standard error $s$;
+    the expected gain if that is infinite.
 
     Args:
         noise: standard error of the log error of the plan, of which that of the gain, as both are measured on the same
@@ -98,6 +99,8 @@ def gain_after(expected: Expectation, measured: float, noise: float) -> float:
         >>> round(gain_after(nothing_known, measured=0.2, noise=0.3 / PAIRED), 3)
         0.1
     """
+    if math.isinf(noise):
+        return expected.gain
     between, within = expected.spread**2, (PAIRED * noise) ** 2
     return (between * measured + within * expected.gain) / (between + within)
 

@@ -18,7 +18,12 @@ Figures = Mapping[str, Mapping[str, Any]]
 
 def read_figure(figures: Figures | None, metric: str) -> Interval:
     """One metric's figure as an `Interval`; NaN over 0 tasks if it is missing."""
-    figure = (figures or {}).get(metric) or {}
+    return as_interval((figures or {}).get(metric))
+
+
+def as_interval(figure: Mapping[str, Any] | None) -> Interval:
+    """A figure of a report as an `Interval`: what is None in it is NaN; NaN over 0 tasks for None."""
+    figure = figure or {}
     mean, ci95 = (math.nan if figure.get(name) is None else float(figure[name]) for name in ("mean", "ci95"))
     num_units, unit = figure.get("num_units"), figure.get("unit") or "task"
     return Interval(mean, ci95, int(figure.get("num_tasks") or 0), float(figure.get("shift") or 0.0), num_units, unit)

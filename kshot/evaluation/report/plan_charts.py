@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from kshot.evaluation.intervals import Interval
-from kshot.evaluation.report.formatting import format_figure, format_value
+from kshot.evaluation.report.formatting import as_interval, format_figure, format_value, rank_key
 from kshot.evaluation.report.parts import Column, Picture, Row, Section, Table
 from kshot.evaluation.report.style import (
     BLUE,
@@ -73,7 +72,7 @@ def race_chart(choice: Mapping[str, Any], target: Target) -> Figure:
         }
         axes.plot(seconds, means, marker="o", markersize=4, linewidth=2 if entrant["kept"] else 1.2, **style)
         if entrant["kept"]:
-            low, high = ends(Interval(**entrant["course"][-1][1]))
+            low, high = ends(as_interval(entrant["course"][-1][1]))
             axes.plot([seconds[-1]] * 2, [low, high], **style)
         if named:
             expected = entrant.get("expected")
@@ -203,7 +202,9 @@ def choice_section(report: Mapping[str, Any], pictures: list[Picture]) -> Sectio
     ]
     ranked = sorted(choice["entrants"], key=lambda each: (not each["course"], each["failure"] != ""))
     higher = bool(report.get("higher_is_better"))
-    ranked.sort(key=lambda each: (-1 if higher else 1) * each["course"][-1][1]["mean"] if each["course"] else math.inf)
+    ranked.sort(
+        key=lambda each: rank_key(as_interval(each["course"][-1][1]).mean, higher) if each["course"] else math.inf
+    )
     return Section(
         "How this plan was chosen",
         [
@@ -219,7 +220,7 @@ def choice_section(report: Mapping[str, Any], pictures: list[Picture]) -> Sectio
 
 
 def _row(entrant: Mapping[str, Any], metric: str) -> Row:
-    figure = format_figure(Interval(**entrant["course"][-1][1])) if entrant["course"] else "–"
+    figure = format_figure(as_interval(entrant["course"][-1][1])) if entrant["course"] else "–"
     expected = entrant.get("expected")
     kind = "kept" if entrant["kept"] else "simple baseline" if entrant["simple"] else ""
     untried = not entrant["course"] and not entrant["failure"]

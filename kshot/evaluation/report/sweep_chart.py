@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from kshot.evaluation.intervals import Interval
-from kshot.evaluation.report.formatting import format_duration, format_figure, format_setting
+from kshot.evaluation.report.formatting import as_interval, format_duration, format_figure, format_setting, rank_key
 from kshot.evaluation.report.parts import Column, Picture, Row, Section, Table
 from kshot.evaluation.report.style import BLUE, MUTED, canvas, empty, log_scale, quiet
 from kshot.evaluation.target import Target
@@ -79,8 +78,8 @@ def sweep_section(report: Mapping[str, Any], pictures: list[Picture]) -> Section
         Column("time", "n"),
         Column("", "text"),
     ]
-    sign = -1 if report.get("higher_is_better") else 1
-    ranked = sorted(trials, key=lambda each: sign * _mean(each["figure"]) if each["figure"] else math.inf)
+    higher = bool(report.get("higher_is_better"))
+    ranked = sorted(trials, key=lambda each: rank_key(as_interval(each["figure"]).mean, higher))
     left_out = len(ranked) - MOST_ROWS
     return Section(
         "How these settings were found",
@@ -95,16 +94,12 @@ def sweep_section(report: Mapping[str, Any], pictures: list[Picture]) -> Section
     )
 
 
-def _mean(figure: Mapping[str, Any]) -> float:
-    return math.inf if figure["mean"] is None else float(figure["mean"])
-
-
 def _row(trial: Mapping[str, Any], paths: list[str]) -> Row:
     stopped = "stopped early" if trial["state"] == "PRUNED" else ""
     return Row(
         [
             f"trial {trial['number']}",
-            format_figure(Interval(**trial["figure"])) if trial["figure"] else "–",
+            format_figure(as_interval(trial["figure"])) if trial["figure"] else "–",
             *(shown_value(trial["settings"].get(path)) for path in paths),
             str(trial["rounds"]),
             format_duration(trial["seconds"]),

@@ -132,6 +132,28 @@ def test_a_better_plan_is_kept_and_resumes_where_it_was_interrupted(quick, kshot
     assert package.load(tmp_path / "found").spec.learner.kind == "maml"
 
 
+def test_six_groups_have_one_for_validation_which_decides_nothing(quick, kshot, tmp_path):
+    random = np.random.default_rng(0)
+    rows = [f"{name},{x:.3f},{place + x + 0.1 * random.normal():.3f}"
+            for place, name in enumerate("abcdef") for x in random.normal(size=12)]  # fmt: skip
+    (tmp_path / "patients.csv").write_text("\n".join(["patient,dose,response", *rows]))
+    settings = [
+        "--set",
+        "source.group=patient",
+        "--set",
+        "source.target=response",
+        "--set",
+        "evaluate.num_test_tasks=9",
+    ]
+    done = kshot("auto", "patients.csv", "--minutes", 0.2, "--out", "found", *settings)
+    assert done.code == 0, done.err
+    assert "without an interval (100 tasks of 1 patient)" in done.out
+    assert "all validation tasks are of one patient, so that plans were compared by experience alone" in done.out
+    assert "mixture: left out: all validation tasks are of one unit" in done.out
+    assert "nan" not in done.out
+    assert "How this plan was chosen" in (tmp_path / "found" / "report.html").read_text()
+
+
 def test_a_plan_that_is_interrupted_later_keeps_what_it_reached(quick, kshot, tmp_path, monkeypatch):
     monkeypatch.setattr(command, "of_fields", lambda source: {})
     step, cut = race.Display.step, []

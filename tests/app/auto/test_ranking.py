@@ -55,6 +55,8 @@ def test_the_noise_of_an_error_is_that_of_its_figure_to_first_order(target, mean
     slope = abs(error_of(mean + step, target) - error_of(mean - step, target)) / (2 * step)
     assert noise_of(Interval(mean, 0.06, 100), target) == pytest.approx(0.03 * slope, rel=1e-4)
     assert noise_of(Interval(mean, math.nan, 100), target) == 0
+    one = noise_of(Interval(mean, math.nan, 100, num_units=1, unit="patient"), target)
+    assert gain_after(Expectation(0.2, 5.0, None), 0.9, one) == 0.2, "one patient tells nothing of others"
 
 
 def test_similar_data_sets_count_more():
