@@ -203,7 +203,9 @@ def copies_across(contents: Mapping[Split, Sequence[Contents]]) -> list[Finding]
                 continue
             first = f"the first {pairs[0][0]}, which is {pairs[0][1]}" if pairs[0][0] != "a task" else "in their tasks"
             todo = "Test examples are then trained on: remove one of each pair, or put both into one split"
-            severity: Severity = "error" if len(pairs) > 0.01 * found.num_examples and not passages else "warning"
+            least = 1 if all(of_part.kind == "rows" for of_part in mine) else 0  # two flowers may have the same sizes
+            many = len(pairs) > max(least, 0.01 * found.num_examples)
+            severity: Severity = "error" if many and not passages else "warning"
             if passages:
                 todo = (
                     "Passages repeat in running text, and are easy to predict then; no error unless texts were copied"

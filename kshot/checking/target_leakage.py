@@ -19,11 +19,20 @@ _MOST = 1000  # rows compared with one another
 
 
 class Rows(NamedTuple):
-    """The rows of one task without padding: features (n, F), targets (n, D), one-hot for classes; support first."""
+    """The rows of one task without padding, the support first.
+
+    Attributes:
+        features, targets: (n, F) and (n, D), one-hot for classes.
+        shots: number of rows of the support.
+        group: number of the group that the rows are of, which several tasks may show; None if that is not known.
+        numbers: (n,) of the rows in the data, for tasks that are all of the same rows.
+    """
 
     features: np.ndarray
     targets: np.ndarray
     shots: int
+    group: int | None = None
+    numbers: np.ndarray | None = None
 
 
 class Leak(NamedTuple):
@@ -40,7 +49,7 @@ def leaks(tasks: Sequence[Rows], columns: Mapping[str, Sequence[int]], target_ki
     Numbers: $|\text{mean over tasks of Spearman's } \rho|$ of a feature and a target is at least 0.99; the column is
     the target under another name if Pearson's correlation over all rows is 1 to four digits. Classes: the nearest row
     in this column alone has the right class in 99 % of cases; it is searched in the support if each task has its own
-    classes, and in every other task if tasks share them.
+    classes, and in other groups, tasks or rows, whichever there are, if tasks share them.
 
     Args:
         tasks: training tasks.
@@ -125,13 +134,23 @@ def _within_task(task: Rows) -> Pair:
 
 
 def _across_tasks(tasks: Sequence[Rows]) -> Pair:
-    """The rows of every other task, and those of the others."""
-    if len(tasks) < 2:
-        return (np.empty((0, 0)), np.empty(0, np.int64)) * 2
-    known, known_targets, query, query_targets = (
-        np.concatenate(arrays)[:_MOST] for half in (tasks[::2], tasks[1::2]) for arrays in list(zip(*half))[:2]
+    """The rows of half of the groups and those of the others, so that no row is in both.
+
+    Without groups, each task is one; of tasks that all have the same rows, half of the rows.
+    """
+    features, targets = (
+        (np.concatenate(arrays) for arrays in list(zip(*tasks))[:2]) if tasks else (np.empty((0, 0)),) * 2
     )
-    return known, known_targets.argmax(1), query, query_targets.argmax(1)
+    group_N = np.repeat(
+        [place if task.group is None else task.group for place, task in enumerate(tasks)],
+        [len(task.targets) for task in tasks],
+    )
+    if tasks and tasks[0].numbers is not None:
+        group_N = np.concatenate([task.numbers for task in tasks if task.numbers is not None])
+    _, place_N = np.unique(group_N, return_inverse=True)
+    known, query = (np.flatnonzero(place_N % 2 == half)[:_MOST] for half in (0, 1))
+    labels = targets.argmax(1) if len(query) else np.empty(0, np.int64)
+    return features[known], labels[known], features[query], labels[query]
 
 
 def _nearest(pair: Pair, indices: Sequence[int]) -> np.ndarray:

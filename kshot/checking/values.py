@@ -87,7 +87,10 @@ def check_leakage(part: Part, drawn: Drawn) -> list[Finding]:
     if not columns:
         return []
     findings = []
-    for leak in leaks(_rows(drawn.get("train", ())), columns, part.target_kind):
+    rows = _rows(drawn.get("train", ()))
+    if part.target_kind == "shared classes":
+        rows = _with_origin(part, drawn.get("train", ()), rows)
+    for leak in leaks(rows, columns, part.target_kind):
         what = f"alone tells the target in {leak.score:.1%} of cases"
         if leak.same:
             what = "is the target under another name"
@@ -147,3 +150,19 @@ def _rows(tasks: Sequence[Task], *, inputs: bool = True) -> list[Rows]:
         values = [batch.inputs[mask] for batch, mask in zip(task, real)] if inputs else [targets[:, :0]]
         rows.append(Rows(torch.cat(values).numpy(), targets.numpy(), int(real[0].sum())))
     return rows
+
+
+def _with_origin(part: Part, tasks: Sequence[Task], rows: Sequence[Rows]) -> list[Rows]:
+    """Training tasks with the number of their group; or, of tasks that share rows, with those of their rows."""
+    units = part.source.units("train", range(len(tasks)))
+    if units is not None and units.ndim == 1:
+        return [own._replace(group=unit) for own, unit in zip(rows, units.tolist())]
+    found = []
+    for index, (task, own) in enumerate(zip(tasks, rows)):
+        of_task = None if units is None else part.source.example_rows("train", index)
+        if of_task is not None:  # a very large task has lost its last examples
+            pairs = zip(of_task, task)
+            numbers = [numbers[: len(batch.weight)][batch.weight.numpy() > 0] for numbers, batch in pairs]
+            own = own._replace(numbers=np.concatenate(numbers))
+        found.append(own)
+    return found

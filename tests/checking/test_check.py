@@ -118,11 +118,32 @@ def test_rows_that_are_equal_by_chance_in_small_splits_are_no_copies():
     assert found(source, "two splits")[0] == "note"
 
 
+@pytest.mark.parametrize("group", [None, "worker"])
+def test_rows_that_several_tasks_show_are_no_sign_of_leakage(tmp_path, group):
+    """Of few rows, each task shows most: the nearest row in a column of noise is the row itself."""
+    random = np.random.default_rng(0)
+    state = random.random(63) < 0.4
+    frame = pl.DataFrame({
+        "worker": np.repeat([f"w{n}" for n in range(7)], 9), "heat": random.normal(size=63),
+        "code": 3.0 * state + 0.01 * random.normal(size=63), "state": np.where(state, "bad", "ok"),
+    })  # fmt: skip
+    frame.write_csv(tmp_path / "shop.csv")
+    split = {"group": group, "split": {"ratio": [0.6, 0.2, 0.2]}} if group else {"ignore": ["worker"]}
+    source = sources.table(tmp_path / "shop.csv", target="state", shots=4, queries=4, **split)
+    severity, sentence = found(source, "leakage")
+    assert severity == "warning"
+    assert "'code' alone tells the target" in sentence
+    assert "heat" not in sentence
+
+
 def test_copied_rows_of_a_table_are_an_error():
     random = np.random.default_rng(3)
     inputs, targets = random.normal(size=(32 * EACH, 3)), random.normal(size=(32 * EACH, 1))
     inputs[-EACH:], targets[-EACH:] = inputs[:EACH], targets[:EACH]
     assert found(numbers(inputs, targets), "two splits")[0] == "error"
+    inputs[1 - EACH :] += 1
+    assert found(numbers(inputs, targets), "two splits")[0] == "warning", "one row of a few may be equal by chance"
+    inputs[1 - EACH :] -= 1
     targets[-EACH:] += 1  # the same inputs with other targets are no copies
     assert found(numbers(inputs, targets), "two splits")[0] == "ok"
 
