@@ -24,15 +24,14 @@ class Rows(NamedTuple):
     Attributes:
         features, targets: (n, F) and (n, D), one-hot for classes.
         shots: number of rows of the support.
-        group: number of the group that the rows are of, which several tasks may show; None if that is not known.
-        numbers: (n,) of the rows in the data, for tasks that are all of the same rows.
+        origin: (n,) number of the group of each row, or of the row itself if all tasks are of the same rows, by which
+            what several tasks show is known; None if each task is of rows of its own.
     """
 
     features: np.ndarray
     targets: np.ndarray
     shots: int
-    group: int | None = None
-    numbers: np.ndarray | None = None
+    origin: np.ndarray | None = None
 
 
 class Leak(NamedTuple):
@@ -134,23 +133,15 @@ def _within_task(task: Rows) -> Pair:
 
 
 def _across_tasks(tasks: Sequence[Rows]) -> Pair:
-    """The rows of half of the groups and those of the others, so that no row is in both.
-
-    Without groups, each task is one; of tasks that all have the same rows, half of the rows.
-    """
-    features, targets = (
-        (np.concatenate(arrays) for arrays in list(zip(*tasks))[:2]) if tasks else (np.empty((0, 0)),) * 2
-    )
-    group_N = np.repeat(
-        [place if task.group is None else task.group for place, task in enumerate(tasks)],
-        [len(task.targets) for task in tasks],
-    )
-    if tasks and tasks[0].numbers is not None:
-        group_N = np.concatenate([task.numbers for task in tasks if task.numbers is not None])
-    _, place_N = np.unique(group_N, return_inverse=True)
-    known, query = (np.flatnonzero(place_N % 2 == half)[:_MOST] for half in (0, 1))
-    labels = targets.argmax(1) if len(query) else np.empty(0, np.int64)
-    return features[known], labels[known], features[query], labels[query]
+    """The rows of half of the origins and those of the others, so that no row is in both."""
+    if not tasks:
+        return (np.empty((0, 0)), np.empty(0, np.int64)) * 2
+    own = [np.full(len(task.targets), place) for place, task in enumerate(tasks)]
+    origins = [place if task.origin is None else task.origin for place, task in zip(own, tasks)]
+    _, origin_N = np.unique(np.concatenate(origins), return_inverse=True)
+    features, targets = map(np.concatenate, list(zip(*tasks))[:2])
+    known, query = (np.flatnonzero(origin_N % 2 == half)[:_MOST] for half in (0, 1))
+    return features[known], targets[known].argmax(1), features[query], targets[query].argmax(1)
 
 
 def _nearest(pair: Pair, indices: Sequence[int]) -> np.ndarray:

@@ -153,16 +153,16 @@ def _rows(tasks: Sequence[Task], *, inputs: bool = True) -> list[Rows]:
 
 
 def _with_origin(part: Part, tasks: Sequence[Task], rows: Sequence[Rows]) -> list[Rows]:
-    """Training tasks with the number of their group; or, of tasks that share rows, with those of their rows."""
+    """Training tasks with the origin of their rows."""
     units = part.source.units("train", range(len(tasks)))
     if units is not None and units.ndim == 1:
-        return [own._replace(group=unit) for own, unit in zip(rows, units.tolist())]
+        return [own._replace(origin=np.full(len(own.targets), unit)) for own, unit in zip(rows, units)]
     found = []
     for index, (task, own) in enumerate(zip(tasks, rows)):
         of_task = None if units is None else part.source.example_rows("train", index)
         if of_task is not None:  # a very large task has lost its last examples
             pairs = zip(of_task, task)
             numbers = [numbers[: len(batch.weight)][batch.weight.numpy() > 0] for numbers, batch in pairs]
-            own = own._replace(numbers=np.concatenate(numbers))
+            own = own._replace(origin=np.concatenate(numbers))
         found.append(own)
     return found

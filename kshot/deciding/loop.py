@@ -179,8 +179,8 @@ def run_until(
     return Run(decisions[-1].outcome, decisions[-1].reason, run.rounds, decisions, best)
 
 
-def finished_rounds(folder: Path) -> list[Round]:
-    """The rounds in a folder of checkpoints, without what was trained after the last one, which is deleted."""
+def back_to_last_round(folder: Path) -> list[Round]:
+    """Delete what was trained after the last round in a folder of checkpoints, and return the rounds."""
     checkpoints = Checkpoints(folder)
     while (latest := checkpoints.latest_for_training()) is not None:
         meta = read_json(latest / META)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 import kshot
 from kshot import objectives
 from kshot.deciding.decisions import Change, Continue, EventLog, Outcome, Rollback, Round, Stop
-from kshot.deciding.loop import Observer, finished_rounds, run_until
+from kshot.deciding.loop import Observer, back_to_last_round, run_until
 from kshot.deciding.policies import Budget, rules
 from kshot.evaluation.intervals import Interval
 from kshot.evaluation.target import Target
@@ -216,11 +216,11 @@ def test_what_was_trained_after_the_last_round_is_left_out(tmp_path):
     expected = go(tmp_path / "whole", 2)
     with pytest.raises(Kill):
         go(tmp_path / "cut", 4, Killer(step=8))
-    assert [each.number for each in finished_rounds(tmp_path / "cut")] == [1, 2]
+    assert [each.number for each in back_to_last_round(tmp_path / "cut")] == [1, 2]
     assert not list((tmp_path / "cut").glob("step-*")), "of the third round"
     found = go(tmp_path / "cut", 2)
     assert all(torch.equal(found[name], expected[name]) for name in expected)
-    assert finished_rounds(tmp_path / "none") == []
+    assert back_to_last_round(tmp_path / "none") == []
 
 
 class Clock:

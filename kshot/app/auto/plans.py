@@ -193,9 +193,8 @@ MOST_FEATURES = 400
 
 def plans_for(objective: Objective, shapes: Shapes, *, forecasts: bool) -> tuple[Plan, ...]:
     """The plans that may suit tasks, the most promising without experience first."""
-    targets, wide = targets_of(objective), False
-    if isinstance(shapes["inputs"], list):
-        wide = math.prod(shapes["inputs"]) > MOST_FEATURES
+    targets = targets_of(objective)
+    wide = isinstance(shapes["inputs"], list) and math.prod(shapes["inputs"]) > MOST_FEATURES
     return tuple(
         plan
         for plan in _of_kind(targets, shapes, forecasts=forecasts)

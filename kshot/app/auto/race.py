@@ -32,7 +32,7 @@ from kshot.app.spec import MODELS, Spec
 from kshot.app.suitability import refuse_unsuited
 from kshot.app.trained import load
 from kshot.deciding.decisions import EventLog, Outcome, Round, best_round
-from kshot.deciding.loop import finished_rounds
+from kshot.deciding.loop import back_to_last_round
 from kshot.deciding.past import Past
 from kshot.deciding.policies import predict_rounds
 from kshot.evaluation.baselines import Baseline
@@ -280,7 +280,7 @@ class Race:
             return self._reached(trained.result.rounds, trained.learner, finished=done)
 
         def so_far() -> dict[str, Any]:
-            rounds = finished_rounds(RunFolder(folder).train)
+            rounds = back_to_last_round(RunFolder(folder).train)
             if best_round(rounds, self.target) is None:
                 return {}
             return self._reached(rounds, load(folder).learner, finished=True)

@@ -137,14 +137,7 @@ def test_six_groups_have_one_for_validation_which_decides_nothing(quick, kshot, 
     rows = [f"{name},{x:.3f},{place + x + 0.1 * random.normal():.3f}"
             for place, name in enumerate("abcdef") for x in random.normal(size=12)]  # fmt: skip
     (tmp_path / "patients.csv").write_text("\n".join(["patient,dose,response", *rows]))
-    settings = [
-        "--set",
-        "source.group=patient",
-        "--set",
-        "source.target=response",
-        "--set",
-        "evaluate.num_test_tasks=9",
-    ]
+    settings = ["--set=source.group=patient", "--set=source.target=response", "--set=evaluate.num_test_tasks=9"]
     done = kshot("auto", "patients.csv", "--minutes", 0.2, "--out", "found", *settings)
     assert done.code == 0, done.err
     assert "without an interval (100 tasks of 1 patient)" in done.out
