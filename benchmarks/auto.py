@@ -12,16 +12,18 @@ fixed: the plan that is the best in the mean over the other data sets of experie
 long: `auto` with ten times the minutes.
 
 Minutes are of CPU time of one thread (`cpu_clock.py`), so that other jobs on the machine do not count. What is done is
-written to --out, and not done again. The table has the mean over seeds of the log of the ratio of errors, for each data
-set, and its mean over data sets with a 95 % interval by the t distribution.
+written to --out, and not done again. The table has the log of the ratio of errors of `auto` to each other method, its
+mean over seeds, with two 95 % intervals: over seeds, and over the units of the test tasks, such as patients, which are
+the same for all seeds; and the mean over data sets.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -30,16 +32,19 @@ from unittest.mock import patch
 import numpy as np
 from cpu_clock import use_cpu_clock
 from experience_sets import data_sets, relatives
-from scipy import stats
 
 import kshot
 from kshot.app.auto import command
-from kshot.app.auto.descriptors import error_of
+from kshot.app.auto.descriptors import LOGARITHMIC, error_of
 from kshot.app.auto.plans import Plan, plans_for
 from kshot.app.auto.ranking import gain_of
+from kshot.app.folder import RunFolder
 from kshot.app.goes_with import targets_of
 from kshot.deciding.experience import Experience, Trial
+from kshot.evaluation.intervals import Interval, interval
+from kshot.evaluation.per_task import read_tasks
 from kshot.evaluation.target import Target
+from kshot.evaluation.units import Units
 
 SETS = ("exam", "radon", "wages", "storms", "homes", "hotels", "sines_20", "digits", "leaves", "births",
         "glyphs_5w1s", "clinc_words_5w1s", "tate_artists", "films")  # fmt: skip
@@ -82,7 +87,8 @@ def measure(name: str, method: str, seed: int, options: argparse.Namespace) -> d
     sets = data_sets(options.out / "data", options.shared)
     values = sets[name] | {"seed": seed, "task_seed": seed}
     minutes = minutes_of(method, options)
-    folder, experience = options.out / "runs" / f"{name}-{method}-{seed}-{minutes:g}", Others(relatives(name))
+    result = {"name": name, "method": method, "seed": seed, "minutes": minutes}
+    folder, experience = _folder(options.out, result), Others(relatives(name))
 
     def only_the_best(*args: Any, **kinds: Any) -> tuple[Plan, ...]:
         plans = plans_for(*args, **kinds)
@@ -105,13 +111,12 @@ def measure(name: str, method: str, seed: int, options: argparse.Namespace) -> d
         except ValueError as error:
             if method != "fixed":
                 raise
-            return {"name": name, "method": method, "seed": seed, "minutes": minutes, "failure": str(error)}
+            return result | {"failure": str(error)}
     metric = report["metric"]
     target = Target(metric, bool(report["higher_is_better"]), 0.0)
     entrants = report["choice"]["entrants"]
-    result = {
-        "name": name, "method": method, "seed": seed, "minutes": minutes, "metric": metric,
-        "higher_is_better": target.at_least, "value": report["test"][metric]["mean"],
+    result |= {
+        "metric": metric, "higher_is_better": target.at_least, "value": report["test"][metric]["mean"],
         "kept": next(each["about"] for each in entrants if each["kept"]),
         "trials": len(experience.trials()),
     }  # fmt: skip
@@ -145,46 +150,71 @@ def main() -> None:
                     with results.open("a") as file:
                         file.write(json.dumps(result) + "\n")
                     print(json.dumps(result), flush=True)
-    print_table([each for each in done if each["minutes"] == minutes_of(each["method"], options)])
+    print_table([each for each in done if each["minutes"] == minutes_of(each["method"], options)], options.out)
 
 
-def print_table(results: list[dict[str, Any]]) -> None:
+def print_table(results: list[dict[str, Any]], out: Path) -> None:
     """Print the log ratios of errors of `auto` to the other methods; negative is better."""
-    errors: dict[tuple[str, str, int], float] = {}
-    results = [each for each in results if "failure" not in each]
-    for each in results:
-        target = Target(each["metric"], each["higher_is_better"], 0.0)
-        errors[each["name"], each["method"], each["seed"]] = error_of(each["value"], target)
-    names = list(dict.fromkeys(each["name"] for each in results))
-    others = [method for method in METHODS if method != "auto"]
-    print(f"| data set | seeds | {' | '.join(f'log error to {method}' for method in others)} |")
-    print("| --- " * (2 + len(others)) + "|")
-    means: dict[str, list[float]] = {method: [] for method in others}
-    for name in names:
-        cells = []
-        for method in others:
-            pairs = [
-                error - errors[other, method, seed]
-                for (other, mine, seed), error in errors.items()
-                if (other, mine) == (name, "auto") and (other, method, seed) in errors
-            ]
-            if pairs:
-                means[method].append(float(np.mean(pairs)))
-            half = _half_width(pairs)
-            cells.append(f"{np.mean(pairs):+.3f} ± {half:.3f}" if pairs else "–")
-        seeds = sum(1 for other, method, _ in errors if (other, method) == (name, "auto"))
-        print(f"| {name} | {seeds} | {' | '.join(cells)} |")
-    cells = [
-        f"**{np.mean(each):+.3f} ± {_half_width(each):.3f}** ({len(each)})" if each else "–" for each in means.values()
-    ]
-    print(f"| mean over data sets | | {' | '.join(cells)} |")
+    of = {(each["name"], each["method"], each["seed"]): each for each in results if "failure" not in each}
+    print("| data set | other method | seeds | log error of auto to it | over test units |")
+    print("| --- | --- | --- | --- | --- |")
+    for method in METHODS[1:]:
+        means = []
+        for name in dict.fromkeys(each["name"] for each in results):
+            seeds = [seed for (other, mine, seed) in of if (other, mine) == (name, method)]
+            pairs = [(of[name, "auto", seed], of[name, method, seed]) for seed in seeds if (name, "auto", seed) in of]
+            if not pairs:
+                continue
+            ratios = [_error(ours) - _error(theirs) for ours, theirs in pairs]
+            means.append(float(np.mean(ratios)))
+            over_units = interval(*per_test_task(pairs, out))
+            intervals = f"{_short(interval(ratios))} | {_short(over_units)}, {over_units.sample}"
+            print(f"| {name} | {method} | {len(pairs)} | {intervals} |")
+        if means:
+            print(f"| {len(means)} data sets | {method} | | **{_short(interval(means))}** | |")
 
 
-def _half_width(values: list[float]) -> float:
-    """Half of a 95 % interval of the mean by the t distribution; NaN for fewer than two values."""
-    if len(values) < 2:
-        return float("nan")
-    return float(stats.t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / np.sqrt(len(values)))
+def per_test_task(
+    pairs: Sequence[tuple[dict[str, Any], dict[str, Any]]], out: Path
+) -> tuple[list[float], Units | None]:
+    """For each test task of the results of two methods, of each seed, the log ratio of their errors to first order in
+    the figures of the task; and the units of the tasks, those of one name being the same for all seeds."""
+    values, members, unit = list[float](), list[list[str]](), ""
+    for ours, theirs in pairs:
+        first, second = (read_tasks(RunFolder(_folder(out, each)).tasks)[0] for each in (ours, theirs))
+        if first.episodes != second.episodes:
+            raise ValueError(f"{ours['name']}: the two methods were tested on different tasks")
+        terms = []
+        for result, scores in ((ours, first), (theirs, second)):
+            figures = np.array(scores.per_task[result["metric"]])
+            sign = -1.0 if result["higher_is_better"] else 1.0
+            slope = sign if result["metric"] in LOGARITHMIC else sign / math.exp(_error(result))
+            terms.append(_error(result) + slope * (figures - figures.mean()))
+        values += (terms[0] - terms[1]).tolist()
+        if first.units is not None:
+            members += [first.units.of_task(task) for task in range(len(first.episodes))]
+            unit = first.units.unit
+    if not members:
+        return values, None
+    number = {name: place for place, name in enumerate(dict.fromkeys(name for each in members for name in each))}
+    width = max(map(len, members))
+    numbers = np.array([[number[name] for name in each] + [-1] * (width - len(each)) for each in members])
+    return values, Units(numbers if width > 1 else numbers[:, 0], unit, list(number))
+
+
+def _folder(out: Path, result: dict[str, Any]) -> Path:
+    return out / "runs" / "{name}-{method}-{seed}-{minutes:g}".format_map(result)
+
+
+def _error(result: dict[str, Any]) -> float:
+    """The test error of a result on the scale of `error_of`."""
+    return error_of(result["value"], Target(result["metric"], result["higher_is_better"], 0.0))
+
+
+def _short(figure: Interval) -> str:
+    """A mean with its interval."""
+    between = f" ({figure.low:+.3f} to {figure.high:+.3f})" if math.isfinite(figure.ci95) else ""
+    return f"{figure.mean:+.3f}{between}"
 
 
 if __name__ == "__main__":

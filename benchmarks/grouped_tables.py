@@ -32,6 +32,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import polars as pl
 import torch
 from of_r import columns_of
 from sklearn.metrics import roc_auc_score
@@ -147,10 +148,8 @@ GRIDS: Mapping[str, Sequence[Mapping[str, Any]]] = {
 """The settings of a learner among which validation groups choose; one without arguments by default."""
 
 
-def read(table: Grouped, folder: Path) -> Path:
-    """Write a table as Parquet, with the fold of each group in the column "fold", without rows that lack the target."""
-    import polars as pl
-
+def read(table: Grouped) -> pl.DataFrame:
+    """A table with the fold of each group in the column "fold", without rows that lack the target."""
     package, item = table.item.split("/")
     columns = columns_of(package, item)
     frame = pl.DataFrame({name: plain(columns[name]) for name in [table.group, table.target, *table.inputs.split()]})
@@ -168,16 +167,11 @@ def read(table: Grouped, folder: Path) -> Path:
     chosen = np.random.default_rng(0).permutation(len(large))[:MOST_GROUPS]
     fold = {large[number]: place % FOLDS for place, number in enumerate(chosen)}
     frame = frame.filter(pl.col(table.group).is_in(list(fold)))
-    frame = frame.with_columns(pl.col(table.group).replace_strict(fold).cast(pl.Int64).alias("fold"))
-    path = folder / f"{table.item.replace('/', '-')}.parquet"
-    frame.write_parquet(path)
-    return path
+    return frame.with_columns(pl.col(table.group).replace_strict(fold).cast(pl.Int64).alias("fold"))
 
 
 def plain(values: np.ndarray) -> Any:
     """A column for polars: NaN is null, and so is what is no word in a column of words."""
-    import polars as pl
-
     if values.dtype == object:
         return pl.Series([value if isinstance(value, str) else None for value in values], dtype=pl.String)
     return pl.Series(values.astype(values.dtype.newbyteorder("=")), nan_to_null=True)
@@ -185,8 +179,6 @@ def plain(values: np.ndarray) -> Any:
 
 def source_of(table: Grouped, path: Path, fold: int, rows: int) -> GroupTasks:
     """The tasks of a table with a fold as the test split and the next as the validation split."""
-    import polars as pl
-
     parts = {fold: "test", (fold + 1) % FOLDS: "val"}
     frame = pl.read_parquet(path)
     part = pl.Series("fold", [parts.get(number, "train") for number in frame["fold"].to_list()])
@@ -260,7 +252,8 @@ def trained(name: str, source: GroupTasks, steps: int) -> list[Learner]:
 def measure(table: Grouped, rows: Sequence[int], names: Sequence[str], steps: int, known: dict[str, Any]) -> None:
     """Add the figures of all methods that `known` lacks: rows -> method -> figures."""
     with tempfile.TemporaryDirectory() as folder:
-        path = read(table, Path(folder))
+        path = Path(folder) / "table.parquet"
+        read(table).write_parquet(path)
         for fold in range(FOLDS):
             fitted: dict[str, list[Learner]] = {}
             for count in rows:
