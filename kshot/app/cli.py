@@ -141,6 +141,8 @@ def auto(
     Simple baselines are tried first; then learners in the order that experience suggests, those that do better on
     validation tasks for longer. If none is better than the best simple baseline, that one is kept.
 
+    With few classes or groups, --set evaluate.folds=5 chooses and tests in five folds, so that each is tested once.
+
     Exit code: as of `kshot run`; 0 where no target is given.
     """
     from kshot.app.auto.command import auto as find

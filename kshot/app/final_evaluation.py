@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -34,8 +34,7 @@ from kshot.evaluation.by_unit import (
 from kshot.evaluation.compare import differences
 from kshot.evaluation.cost import Cost, cost
 from kshot.evaluation.evaluate import Evaluation, Scored
-from kshot.evaluation.intervals import BOUNDS, Interval, interval
-from kshot.evaluation.per_task import TASKS, write_tasks
+from kshot.evaluation.per_task import TASKS, figures_beside, write_tasks
 from kshot.evaluation.rejection import Rejection, calibrate_threshold, rejection
 from kshot.evaluation.report.formatting import learner_name
 from kshot.evaluation.shots import Shots, over_shots
@@ -274,7 +273,7 @@ def report_entries(
         "higher_is_better": result.target.at_least,
         "split": test.split,
         "test": test.metrics,
-        "beside": _on_the_first(test, result.baselines),
+        "beside": figures_beside(test, result.baselines),
         "baselines": {name: baseline.metrics for name, baseline in result.baselines.items()},
         "baselines_about": descriptions,
         "paired": differences(test, result.baselines, metric),
@@ -299,15 +298,6 @@ def report_entries(
         | {"episodes_sha256": test.episodes_sha256, "num_test_tasks": len(test.episodes)}
         | describe_units(test.units),
     }
-
-
-def _on_the_first(test: Evaluation, baselines: Mapping[str, Evaluation]) -> dict[str, Interval] | None:
-    """The learner's figures on the tasks that the baselines were scored on, if these are fewer."""
-    count = min((len(each.episodes) for each in baselines.values()), default=len(test.episodes))
-    if count == len(test.episodes):
-        return None
-    units = test.units and test.units.first(count)
-    return {name: interval(values[:count], units, bounds=BOUNDS.get(name)) for name, values in test.per_task.items()}
 
 
 def protocol(spec: Spec, source: TaskSource, learner: Learner) -> dict[str, Any]:

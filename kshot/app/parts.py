@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
@@ -18,6 +18,9 @@ from kshot.evaluation.report.formatting import learner_name
 from kshot.evaluation.report.report import to_json, write_report
 from kshot.evaluation.report.verdict import best_baseline
 from kshot.files import is_empty
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 def run_parts(
@@ -39,14 +42,17 @@ def run_parts(
     return [read_report(out / name) for name in parts]
 
 
-def write_common_report(out: Path, spec: Spec, report: Mapping[str, Any]) -> dict[str, Any]:
-    """Write the report on all parts, with the chart of the baselines, and return it as it is written."""
+def write_common_report(
+    out: Path, report: Mapping[str, Any], figures: Mapping[str, Figure] | None = None
+) -> dict[str, Any]:
+    """Write the report on all parts, with the chart of the baselines and others, and return it as it is written."""
     plain: dict[str, Any] = to_json(report)
     metric, baselines, higher = plain["metric"], plain["baselines"], plain["higher_is_better"]
-    figures = {}
+    figures = dict(figures or {})
     if plain["test"] and best_baseline(baselines, metric, higher):
+        learner = learner_name(plain["protocol"].get("learner"))
         figures["baselines"] = charts.baselines_chart(
-            plain["test"], baselines, metric, higher_is_better=higher, learner=learner_name(spec.learner.model_dump())
+            plain["test"], baselines, metric, higher_is_better=higher, learner=learner
         )
     write_report(out, plain, [], figures)
     return plain
@@ -61,3 +67,12 @@ def audits_of(part: str, numbers: Iterable[int], reports: Sequence[Mapping[str, 
             audit["name"]: audit | {"finding": f"{part.capitalize()} {number}: {audit['finding']}"} for audit in failed
         }
     return list(audits.values())
+
+
+def failures_of(part: str, numbers: Iterable[int], reports: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """What failed after the training of each of several parts (`part` is "seed" or "fold")."""
+    return [
+        {"what": f"{part} {number}: {each['what']}", "error": each["error"]}
+        for number, report in zip(numbers, reports)
+        for each in report.get("failures") or []
+    ]

@@ -8,7 +8,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from types import TracebackType
-from typing import Any
+from typing import Any, ClassVar
+from weakref import WeakKeyDictionary
 
 from rich.console import Console
 from rich.filesize import decimal
@@ -161,14 +162,19 @@ def _clock(seconds: float) -> str:
 
 
 class _Notes(logging.Handler):
-    """Shows kshot's log messages, each once, among the lines of a run."""
+    """Shows kshot's log messages among the lines of a run: warnings once, and others once on each console."""
+
+    on_consoles: ClassVar[WeakKeyDictionary[Console, set[str]]] = WeakKeyDictionary()
 
     def __init__(self, display: Display) -> None:
         super().__init__(logging.INFO)
         self.display = display
-        self.seen: set[str] = set()
+        self.warned: set[str] = set()
 
     def emit(self, record: logging.LogRecord) -> None:
-        if (text := record.getMessage()) not in self.seen:
-            self.seen.add(text)
+        seen = (
+            self.warned if record.levelno > logging.INFO else self.on_consoles.setdefault(self.display.console, set())
+        )
+        if (text := record.getMessage()) not in seen:
+            seen.add(text)
             self.display.say(text, "dim")

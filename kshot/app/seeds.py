@@ -10,7 +10,7 @@ from rich.console import Console
 
 from kshot.app.environment import environment
 from kshot.app.folder import RunFolder
-from kshot.app.parts import audits_of, run_parts, write_common_report
+from kshot.app.parts import audits_of, failures_of, run_parts, write_common_report
 from kshot.app.spec import Spec
 from kshot.evaluation.compare import differences, pooled
 from kshot.evaluation.per_task import Scores, read_tasks
@@ -44,10 +44,10 @@ def run_seeds(
     parts = {f"seed-{seed}": (f"seed {seed}", spec.model_copy(update={"seed": seed})) for seed in seeds}
     with owned(out):
         reports = run_parts(out, parts, resume=resume, console=console)
-        return write_common_report(out, spec, _report(spec, out, seeds, reports))
+        return write_common_report(out, _report(out, seeds, reports))
 
 
-def _report(spec: Spec, out: Path, seeds: list[int], reports: list[dict[str, Any]]) -> dict[str, Any]:
+def _report(out: Path, seeds: list[int], reports: list[dict[str, Any]]) -> dict[str, Any]:
     """The report of all seeds: like that of one, with intervals over seeds."""
     first = reports[0]
     tested = [(seed, report) for seed, report in zip(seeds, reports) if report.get("test")]
@@ -58,7 +58,7 @@ def _report(spec: Spec, out: Path, seeds: list[int], reports: list[dict[str, Any
     sentence = f"The target is met by {num_met} of {len(seeds)} seeds."
     reason = f"{len(seeds) - len(tested)} seeds gave no usable round, so there is no common figure"
     tables = [read_tasks(RunFolder(out / f"seed-{seed}").tasks) for seed, _ in tested] if complete else []
-    names = first["baselines"] if complete else {}
+    names = [name for name in first["baselines"] if all(name in rest for _, rest in tables)] if complete else []
     others: dict[str, list[Scores]] = {name: [table[1][name] for table in tables] for name in names}
     return first | {
         "kshot": version("kshot"),
@@ -70,10 +70,12 @@ def _report(spec: Spec, out: Path, seeds: list[int], reports: list[dict[str, Any
         "best_round": None,
         "val": pooled([report["val"] for report in reports]) if complete else None,
         "test": pooled([report["test"] for report in reports]) if complete else None,
+        "beside": pooled([report["beside"] for report in reports]) if complete and first.get("beside") else None,
         "baselines": {name: pooled([report["baselines"][name] for report in reports]) for name in names},
         "paired": differences([table[0] for table in tables], others, first["metric"]) if complete else {},
         "audits": audits_of("seed", seeds, reports),
         "trusted": all(report["trusted"] for report in reports) if complete else None,
+        "failures": failures_of("seed", seeds, reports),
         "tried": _tried(seeds, reports),
         "worst_tasks": [],
         "by_class": None,

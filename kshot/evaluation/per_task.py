@@ -1,4 +1,4 @@
-"""The CSV table of an evaluation's figures task by task, beside its report."""
+"""An evaluation's figures task by task: the CSV table beside its report, and their means."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ import numpy as np
 
 from kshot.bounded import open_file, parse_json
 from kshot.evaluation.evaluate import Evaluation
+from kshot.evaluation.intervals import BOUNDS, Interval, interval
 from kshot.evaluation.units import Units
 from kshot.files import csv_text, write_text
 
@@ -32,6 +33,20 @@ class Scores:
 
 
 PerTask = Evaluation | Scores
+
+
+def figures_of(scores: PerTask, num_tasks: int | None = None) -> dict[str, Interval]:
+    """The figure of each metric over all tasks, or over the first ones, with its interval over units."""
+    units = scores.units and scores.units.first(len(scores.episodes) if num_tasks is None else num_tasks)
+    return {
+        name: interval(values[:num_tasks], units, bounds=BOUNDS.get(name)) for name, values in scores.per_task.items()
+    }
+
+
+def figures_beside(scores: PerTask, others: Mapping[str, PerTask]) -> dict[str, Interval] | None:
+    """The figures on the tasks that others were evaluated on; None if these are all."""
+    count = min((len(each.episodes) for each in others.values()), default=len(scores.episodes))
+    return figures_of(scores, count) if count < len(scores.episodes) else None
 
 
 def write_tasks(path: Path, evaluation: PerTask, others: Mapping[str, PerTask], metric: str) -> None:
@@ -65,7 +80,8 @@ def read_tasks(path: Path) -> tuple[Scores, dict[str, Scores]]:
         others = {}
         for name in [name for name in figures if OF in name]:
             metric, _, other = name.partition(OF)
-            others[other] = Scores(episodes[: len(figures[name])], {metric: figures.pop(name)}, units)
+            values = figures.pop(name)
+            others[other] = Scores(episodes[: len(values)], {metric: values}, units and units.first(len(values)))
         return Scores(episodes, figures, units), others
     except FileNotFoundError:
         raise ValueError(f"there is no {path}: the run is not finished, or was made by an older version") from None

@@ -2,10 +2,14 @@
 
 import csv
 import json
+import shlex
 
+import numpy as np
 import pytest
 import yaml
 from run_files import SHORT, SINUSOID
+
+from kshot.evaluation.per_task import read_tasks
 
 pytestmark = pytest.mark.usefixtures("without_charts")
 
@@ -58,6 +62,44 @@ def test_folds_test_each_group_once_and_share_one_report(kshot, tmp_path):
     assert kshot("run", "run.yaml", "--out", "a", "--resume").code == 0
     assert (tmp_path / "a" / "fold-2" / "report.json").stat().st_mtime_ns == kept
     assert "13 groups" not in kshot("compare", "a").err
+
+
+def test_baselines_with_fewer_tasks_are_compared_on_the_same_ones_in_all_folds(kshot, tmp_path):
+    rows = [f"p{number:02},{dose},{80 + number + 2 * dose}" for number in range(13) for dose in range(7)]
+    (tmp_path / "patients.csv").write_text("patient,dose,pressure\n" + "\n".join(rows))
+    (tmp_path / "run.yaml").write_text(PATIENTS)
+    change = ["--set", "baselines.num_test_tasks=2", "--set", "baselines.names=[support_mean]"]
+    assert kshot("run", "run.yaml", "--out", "a", "--set", "evaluate.num_test_tasks=20", *change).code == 0
+    report = json.loads((tmp_path / "a" / "report.json").read_text())
+    tables = [read_tasks(tmp_path / "a" / f"fold-{fold}" / "tasks.csv") for fold in range(4)]
+    ours = [x for scores, _ in tables for x in scores.per_task["mse"][:2]]
+    theirs = [x for _, others in tables for x in others["support_mean"].per_task["mse"]]
+    assert (len(ours), len(theirs), report["test"]["mse"]["num_tasks"]) == (8, 8, 20)
+    assert report["beside"]["mse"]["mean"] == pytest.approx(np.mean(ours))
+    assert report["baselines"]["support_mean"]["mse"]["mean"] == pytest.approx(np.mean(theirs))
+    assert report["paired"]["support_mean"]["mean"] == pytest.approx(np.mean(ours) - np.mean(theirs))
+    joined, others = read_tasks(tmp_path / "a" / "tasks.csv")
+    assert joined.per_task["mse"][:8] == ours
+    assert others["support_mean"].per_task["mse"] == theirs
+    units = {each["name"]: each["figure"]["mean"] for each in report["by_unit"]["units"]}
+    patients = [scores.units.of_task(task)[0] for scores, _ in tables for task in range(5)]
+    figures = [x for scores, _ in tables for x in scores.per_task["mse"]]
+    of_patient = {name: [x for x, other in zip(figures, patients) if other == name] for name in patients}
+    assert units == pytest.approx({name: np.mean(values) for name, values in of_patient.items()})
+    page = (tmp_path / "a" / "report.html").read_text()
+    assert "One checkpoint for each fold" in page
+    again = shlex.split(report["command"])
+    assert kshot(*again[1:], "--out", "again").code == 0
+    assert json.loads((tmp_path / "again" / "report.json").read_text())["test"] == report["test"]
+
+
+def test_baselines_with_fewer_tasks_are_compared_on_the_same_ones_of_all_seeds(kshot, tmp_path):
+    (tmp_path / "run.yaml").write_text(SHORT)
+    change = ["--set", "baselines={names: [support_mean], num_test_tasks: 2}"]
+    assert kshot("run", "run.yaml", "--out", "both", "--seeds", "0,1", *change).code == 0
+    report = json.loads((tmp_path / "both" / "report.json").read_text())
+    first = [read_tasks(tmp_path / "both" / f"seed-{seed}" / "tasks.csv")[0].per_task["mse"][:2] for seed in (0, 1)]
+    assert report["beside"]["mse"]["mean"] == pytest.approx(np.mean(first))
 
 
 @pytest.mark.parametrize(

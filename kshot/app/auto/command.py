@@ -4,48 +4,47 @@ A folder of `kshot auto` is a run folder of the plan that was kept, with two thi
 
 plans/          a run folder for each plan, without a test
 choice.jsonl    the log of the race, from which it is resumed
+
+With `evaluate: {folds: 5}` there is such a folder for each fold.
 """
 
 from __future__ import annotations
 
-import json
 import math
-import re
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import yaml
 from rich.console import Console
 
 from kshot.annotations import PositiveFloat
 from kshot.app.auto.descriptors import default_target, describe_data, describe_simple
-from kshot.app.auto.detect import detect_source
 from kshot.app.auto.mixing import mix
-from kshot.app.auto.plans import MIXTURE, Plan, baseline_plan, plans_for
+from kshot.app.auto.plans import MIXTURE, baseline_plan, plans_for
+from kshot.app.auto.question import Data, Question
 from kshot.app.auto.race import Entrant, Race
 from kshot.app.auto.ranking import expect
 from kshot.app.build import build_source, shapes_of
 from kshot.app.execute import Report
 from kshot.app.folder import RunFolder, run_folder, take_over
-from kshot.app.in_memory import as_text, hash_of
+from kshot.app.folds import kept_in, report_on_folds, title_of_fold
+from kshot.app.in_memory import hash_of
 from kshot.app.progress import Display
-from kshot.app.run import run
+from kshot.app.run import NO_TARGET, run
 from kshot.app.screen import Screen
-from kshot.app.spec import Spec, parse_spec, read_run_file, recipes
+from kshot.app.spec import Spec
 from kshot.argument_checks import check_arguments
-from kshot.data.tables.frames import TableLike
 from kshot.deciding.decisions import EventLog
-from kshot.deciding.experience import Experience
+from kshot.deciding.experience import Experience, shipped_trials
 from kshot.deciding.trial import Cost, Figure, Trial
 from kshot.evaluation.baselines import of_fields, without_model
 from kshot.evaluation.evaluate import evaluate
 from kshot.evaluation.target import Target
+from kshot.evaluation.units import count_of
 from kshot.files import is_empty, owned
 from kshot.tasks.read_log import during
-from kshot.tasks.source import TaskSource
-from kshot.yaml_files import parse_yaml
 
 FOR_SIMPLE, FOR_MIXTURE, FOR_TEST = 0.2, 0.08, 0.15
 """Shares of the time: for the simple baselines, at most; for a mixture, at most; and what is kept for the test."""
@@ -55,51 +54,6 @@ LONGEST_FOR_SIMPLE = 60.0
 """Seconds that a simple baseline may take where none was done in the time."""
 TESTED = 3
 """Simple baselines that are tested beside the plan that is kept: the best on validation tasks."""
-Data = str | Path | Mapping[str, Any] | TaskSource | TableLike
-NOTHING = ["learner={kind: nearest_centroid}", "model=null", "pretrain=null", "train={}", "policy=null"]
-"""Overrides by which the rest of a run file can be checked before there is a plan."""
-
-
-@dataclass(frozen=True)
-class Question:
-    """A run file without a plan.
-
-    Attributes:
-        text, where, folder: YAML, its name in errors, and the folder of the file.
-        overrides: `PATH=VALUE`, each set in the file.
-        target: target to be met; None if the file has none.
-    """
-
-    text: str
-    where: str
-    folder: Path | None
-    overrides: tuple[str, ...]
-    target: str | None
-
-    @classmethod
-    def of(cls, data: Data, overrides: Sequence[str]) -> Question:
-        """Read a recipe, a run file or a data set; ValueError if it is none."""
-        if isinstance(data, TaskSource):
-            data = {"source": data}
-        elif not isinstance(data, str | Path | Mapping):
-            data = {"source": detect_source(data, overrides) | {"path": data}}
-        text, where, folder = (as_text(data), "data", None) if isinstance(data, Mapping) else _read(data, overrides)
-        values, _ = parse_yaml(text, where)
-        given = dict(values) if isinstance(values, dict) else {}
-        target = next((each.partition("=")[2] for each in overrides if each.startswith("target=")), given.get("target"))
-        named = [] if "name" in given else [f"name={json.dumps(_name(where))}"]
-        return cls(text, where, folder, (*named, *overrides), target)
-
-    def base(self) -> Spec:
-        """The run file before there is a plan."""
-        return self.spec(target=self.target or "loss <= 0")
-
-    def spec(self, plan: Plan | None = None, **sections: Any) -> Spec:
-        """The run file with a plan, and with other sections."""
-        overrides = [*self.overrides, *NOTHING, *(f"{name}={json.dumps(each)}" for name, each in sections.items())]
-        if plan is not None:
-            overrides += plan.overrides
-        return parse_spec(self.text, self.where, overrides, self.folder)
 
 
 @check_arguments
@@ -118,7 +72,8 @@ def auto(
     Simple baselines are measured first. The plans for the kind of task are then ranked by what experience expects of
     them, and get time by successive halving on validation tasks. The best of them are mixed. The best plan, or the
     mixture, is kept if it is better than the best simple baseline, otherwise that baseline is; what is kept is tested
-    once.
+    once. With `evaluate: {folds: 5}` in the run file, or as an override, all of that is done once for each fold of the
+    classes or groups, in a fifth of the time, and each of them is tested once.
 
     Args:
         data: a run file, its values, or a recipe, whose learner, model and training are left out of account; or a
@@ -143,26 +98,79 @@ def auto(
     question, known = Question.of(data, overrides), experience or Experience()
     base = question.base()
     with run_folder(None if out is None else Path(out), f"auto-{base.name}") as folder:
-        spec, story = _find(question, base, folder, known, minutes=minutes, resume=resume, console=console)
-        return Report(run(spec, folder, resume=True, console=console, choice=story), folder)
+        find = _auto_in_folds if base.evaluate.folds else _auto
+        screen = console or Screen()
+        return Report(find(question, folder, known, minutes=minutes, resume=resume, console=screen), folder)
 
 
-def _find(
+def _auto(
     question: Question,
-    base: Spec,
     out: Path,
     known: Experience,
     *,
     minutes: float,
     resume: bool,
-    console: Console | None,
+    console: Console,
+    fold: bool = False,
+) -> dict[str, Any]:
+    """Choose, test what is kept, and return the report.
+
+    In a fold, what the user has tried is not asked, as it may be of these data, and of what is tested here; and all
+    simple baselines are tested, as another fold may have others as the best.
+    """
+    trials, tested = (shipped_trials(), None) if fold else (known.trials(), TESTED)
+    spec, story = _find(question, out, known, trials, tested, minutes=minutes, resume=resume, console=console)
+    return run(spec, out, resume=True, console=console, choice=story)
+
+
+def _auto_in_folds(
+    question: Question, out: Path, known: Experience, *, minutes: float, resume: bool, console: Console
+) -> dict[str, Any]:
+    """A choice and a test in each fold, with an equal share of the time, and a report on all of them."""
+    base, reports = question.base(), list[dict[str, Any]]()
+    count = base.evaluate.folds or 0
+    questions = [question.of_fold(fold) for fold in range(count)]
+    with owned(out):
+        _check_empty(out, resume)
+        for fold, each in enumerate(questions):
+            folder = RunFolder(out / f"fold-{fold}")
+            if (report := folder.read_report()) is None:
+                console.rule(title_of_fold(fold, count), align="left", style="dim")
+                report = _auto(
+                    each, folder.path, known, minutes=minutes / count, resume=True, console=console, fold=True
+                )
+            reports.append(report)
+        counts = Counter(kept_in(report) for report in reports).most_common()
+        reason = "kept: " + ", ".join(f"{name} in {count_of(number, 'fold')}" for name, number in counts)
+        about = {"reason": reason, "minutes": minutes, "target": question.target, "metric": reports[0]["metric"]}
+        changes: dict[str, Any] = {"choice": about | {"entrants": []}, "cost": {}}
+        if question.target is None:
+            changes |= {"reason": reason, "sentence": NO_TARGET, "target": None}
+        return report_on_folds(base, out, reports, ["kshot", "auto", "--minutes", f"{minutes:g}"], changes)
+
+
+def _find(
+    question: Question,
+    out: Path,
+    known: Experience,
+    trials: Sequence[Trial],
+    tested: int | None,
+    *,
+    minutes: float,
+    resume: bool,
+    console: Console,
 ) -> tuple[Spec, dict[str, Any]]:
-    """The run file of the plan that is kept, whose run in `out` is ready to be tested, and how it was chosen."""
-    with owned(out), Display(console or Screen(), "") as display:
-        if not resume and not is_empty(out):
-            raise ValueError(f"{out} already exists and is not empty: choose another --out, or continue by --resume")
+    """The run file of the plan that is kept, whose run in `out` is ready to be tested, and how it was chosen.
+
+    Args:
+        trials: the experience to choose by.
+        tested: number of simple baselines that are tested; None for all.
+    """
+    base = question.base()
+    with owned(out), Display(console, "") as display:
+        _check_empty(out, resume)
         race, descriptors = start(question, base, out, 60 * minutes * (1 - FOR_MIXTURE - FOR_TEST), display.say)
-        expected = expect([plan.name for plan in race.plans], descriptors, known.trials())
+        expected = expect([plan.name for plan in race.plans], descriptors, trials)
         if not race.log.of("kept"):  # else an interrupted call has chosen, and may have copied the plan
             race.run(sorted(race.plans, key=lambda plan: -expected[plan.name].gain), expected)
             mix(race, base.evaluate.num_val_tasks, 60 * minutes * FOR_MIXTURE)
@@ -178,7 +186,7 @@ def _find(
             kept.plan,
             target=str(bound),
             budget={"rounds": kept.rounds, "minutes": None},
-            baselines=_tested_baselines(race, kept, base, 60 * minutes * FOR_TEST),
+            baselines=_tested_baselines(race, kept, base, 60 * minutes * FOR_TEST, tested),
         )
         folder = race.folder / kept.plan.slug
         if kept.simple and not folder.exists():
@@ -187,6 +195,11 @@ def _find(
                 RunFolder(folder).start(spec, shapes_of(source), encoding)
         take_over(folder, out)
     return spec, _story(race, kept, reason, minutes, question.target)
+
+
+def _check_empty(out: Path, resume: bool) -> None:
+    if not resume and not is_empty(out):
+        raise ValueError(f"{out} already exists and is not empty: choose another --out, or continue by --resume")
 
 
 def collect(
@@ -235,21 +248,6 @@ def start(
     say(f"{base.name}: {seconds / 60:.1f} minutes for simple baselines and {len(plans)} plans")
     _measure_simple(race, base.evaluate.num_val_tasks)
     return race, describe_data(source, shapes, target) | describe_simple(race.simple, target)
-
-
-def _read(data: str | Path, overrides: Sequence[str]) -> tuple[str, str, Path | None]:
-    """The text of a run file, its name in errors, and its folder."""
-    path = Path(data)
-    if (str(data) in recipes() or path.suffix in (".yaml", ".yml")) and (found := read_run_file(str(data))):
-        return found
-    if path.is_dir() or path.is_file():
-        source = detect_source(path, overrides) | {"path": str(path.resolve())}
-        return yaml.safe_dump({"source": source}), str(path), None
-    raise ValueError(f"there is no run file, recipe, table, or folder of images or texts {data}")
-
-
-def _name(where: str) -> str:
-    return re.sub(r"[^A-Za-z0-9._-]+", "-", Path(where).stem).strip("-._") or "auto"
 
 
 def _measure_simple(race: Race, num_tasks: int) -> None:
@@ -310,9 +308,9 @@ def _choose(race: Race) -> tuple[Entrant, str]:
     return best, said
 
 
-def _tested_baselines(race: Race, kept: Entrant, base: Spec, seconds: float) -> dict[str, Any]:
+def _tested_baselines(race: Race, kept: Entrant, base: Spec, seconds: float, count: int | None) -> dict[str, Any]:
     """The section `baselines` of the final test: the best simple ones, on as many tasks as the time allows."""
-    names = [each.plan.name for each in race.ranked() if each.simple][:TESTED]
+    names = [each.plan.name for each in race.ranked() if each.simple][:count]
     per_task = sum(race.entrants[name].seconds for name in names) / base.evaluate.num_val_tasks
     most = max(int(seconds / max(per_task, 1e-9)), base.evaluate.num_val_tasks)
     num_tasks = min(base.evaluate.num_test_tasks, most)

@@ -39,6 +39,10 @@ from kshot.evaluation.report.sweep_chart import sweep_section
 from kshot.evaluation.report.verdict import inference_of, trust_of
 from kshot.learners.ratings.coverage import Coverage
 
+OF_CHOICES = (
+    "In each fold a plan was chosen on its validation tasks, for its test alone, so that the figures are of the "
+    "choice. For a learner to use on new data, choose once more without folds."
+)
 CAPTIONS = {
     "baselines": "The learner and baselines without meta-learning, on the first of the same test tasks. The band is "
     "the learner's interval. Whether two differ is decided by the paired differences below, which are more sensitive.",
@@ -156,7 +160,10 @@ def report_sections(
         ),
         Section(
             "Folds",
-            ["A run for each fold: its classes or groups are tested by a learner that was trained on the others."],
+            [
+                "A run for each fold: its classes or groups are tested by a learner that was trained on the others.",
+                OF_CHOICES if report.get("choice") else "",
+            ],
             table=part_table(report, "fold"),
         ),
         Section(
@@ -252,12 +259,15 @@ def part_table(report: Mapping[str, Any], part: str) -> Table:
     """A row for each seed or fold (`part`) of a report on several."""
     metric, split = report["metric"], report.get("split") or "test"
     titles = {part: "n", f"{split} {metric}": "figure", "best round": "n", "time": "n", "outcome": "text"}
-    rows = []
-    for each in report.get(f"{part}s") or []:
+    parts, rows = report.get(f"{part}s") or [], []
+    if chosen := any(each.get("kept") for each in parts):
+        titles["kept"] = titles.pop("outcome")
+    for each in parts:
         figure = format_figure(read_figure(each.get("test"), metric))
         best = "–" if each.get("best_round") is None else str(each["best_round"])
         outcome = (each.get("outcome") or "").replace("_", " ").lower()
-        rows.append(Row([str(each[part]), figure, best, format_duration(each.get("seconds")), outcome]))
+        last = (each.get("kept") or "–").replace("_", " ") if chosen else outcome
+        rows.append(Row([str(each[part]), figure, best, format_duration(each.get("seconds")), last]))
     return Table([Column(*column) for column in titles.items()], rows)
 
 
@@ -384,8 +394,9 @@ def tried_sentence(report: Mapping[str, Any]) -> str:
 def _selection(report: Mapping[str, Any]) -> str:
     members = (report.get("protocol") or {}).get("ensemble")
     kind = f"an ensemble of {members}" if members else "no ensemble"
-    if report.get("seeds"):
-        return f"One checkpoint for each seed, {kind}: the best of its rounds on validation tasks."
+    for part in ("seed", "fold"):
+        if report.get(f"{part}s"):
+            return f"One checkpoint for each {part}, {kind}: the best of its rounds on validation tasks."
     number = report.get("best_round")
     if number is None:
         return "No round gave a usable checkpoint." + ("" if report.get("test") else " The test tasks were not used.")

@@ -94,7 +94,8 @@ def target_on_test(target: str | None, metric: str, test: Interval) -> str:
 def verdict_of(report: Mapping[str, Any]) -> str:
     """`verdict` of a report as plain values, on the tasks that the baselines were scored on; and `unlike`, if it is."""
     metric, baselines = report["metric"], report.get("baselines") or {}
-    missing = [each["what"].removeprefix("baseline ") for each in report.get("failures") or []]
+    failures = report.get("failures") or []  # "baseline knn", or "fold 2: baseline knn"
+    missing = list(dict.fromkeys(each["what"].rpartition("baseline ")[2] for each in failures))
     missing = [name for name in missing if not math.isfinite(read_figure(baselines.get(name), metric).mean)]
     sentence = verdict(
         report.get("beside") or report.get("test"),

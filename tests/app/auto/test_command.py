@@ -147,6 +147,46 @@ def test_six_groups_have_one_for_validation_which_decides_nothing(quick, kshot, 
     assert "How this plan was chosen" in (tmp_path / "found" / "report.html").read_text()
 
 
+def test_folds_test_each_group_once_by_what_was_chosen_without_it(quick, kshot, tmp_path, monkeypatch):
+    random = np.random.default_rng(0)
+    rows = [f"p{place},{x:.3f},{place + x + 0.1 * random.normal():.3f}"
+            for place in range(9) for x in random.normal(size=12)]  # fmt: skip
+    (tmp_path / "patients.csv").write_text("\n".join(["patient,dose,response", *rows]))
+    words = ["auto", "patients.csv", "--minutes", 0.3, "--out", "found", "--set=source.group=patient"]
+    words += [
+        "--set=source.target=response",
+        "--set=evaluate={folds: 3, num_val_tasks: 6, num_test_tasks: 18, shots: []}",
+    ]
+    final, calls = command.run, []
+
+    def interrupted(spec, out, **options):
+        calls.append(out.name)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return final(spec, out, **options)
+
+    monkeypatch.setattr(command, "run", interrupted)
+    asked = []
+    monkeypatch.setattr(Experience, "trials", lambda self, **options: asked.append(self) or [])
+    kshot(*words)
+    assert kshot(*words).code == 2  # not without --resume
+    done = kshot(*words, "--resume")
+    assert done.code == 0, done.err
+    assert calls == ["fold-0", "fold-1", "fold-1", "fold-2"]
+    assert not asked  # what the user has tried may be of the groups that are tested here
+    assert done.out.count("dose: number") == 1
+    report = json.loads((tmp_path / "found" / "report.json").read_text())
+    own = [json.loads((tmp_path / "found" / f"fold-{fold}" / "report.json").read_text()) for fold in range(3)]
+    metric = report["metric"]
+    assert {each["name"] for each in report["by_unit"]["units"]} == {f"p{place}" for place in range(9)}
+    assert report["test"][metric]["mean"] == pytest.approx(np.mean([each["test"][metric]["mean"] for each in own]))
+    kept = [next(each["name"] for each in one["choice"]["entrants"] if each["kept"]) for one in own]
+    assert [each["kept"] for each in report["folds"]] == kept
+    assert all(name in report["reason"] for name in kept)
+    assert report["target"] is None
+    assert "what kshot auto kept in each fold" in (tmp_path / "found" / "report.html").read_text()
+
+
 def test_a_plan_that_is_interrupted_later_keeps_what_it_reached(quick, kshot, tmp_path, monkeypatch):
     monkeypatch.setattr(command, "of_fields", lambda source: {})
     step, cut = race.Display.step, []
