@@ -34,7 +34,7 @@ from cpu_clock import use_cpu_clock
 from experience_sets import data_sets, relatives
 
 import kshot
-from kshot.app.auto import command
+from kshot.app.auto import command, simple
 from kshot.app.auto.descriptors import LOGARITHMIC, error_of
 from kshot.app.auto.plans import Plan, plans_for
 from kshot.app.auto.ranking import gain_of
@@ -101,8 +101,8 @@ def measure(name: str, method: str, seed: int, options: argparse.Namespace) -> d
     with ExitStack() as stack:
         if method == "fixed":  # no other plan, and no simple baseline that could be kept instead
             stack.enter_context(patch.object(command, "plans_for", only_the_best))
-            for simple in ("of_fields", "without_model"):
-                stack.enter_context(patch.object(command, simple, lambda source: {}))
+            for names in ("of_fields", "without_model"):
+                stack.enter_context(patch.object(simple, names, lambda source: {}))
         try:
             report = kshot.auto(
                 values, folder, minutes=minutes, resume=folder.exists(),

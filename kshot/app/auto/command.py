@@ -20,12 +20,14 @@ from typing import Any
 from rich.console import Console
 
 from kshot.annotations import PositiveFloat
+from kshot.app.auto.cross_validation import cross_validate, further_splits
 from kshot.app.auto.descriptors import default_target, describe_data, describe_simple
 from kshot.app.auto.mixing import mix
-from kshot.app.auto.plans import MIXTURE, baseline_plan, plans_for
+from kshot.app.auto.plans import MIXTURE, plans_for
 from kshot.app.auto.question import Data, Question
 from kshot.app.auto.race import Entrant, Race
 from kshot.app.auto.ranking import expect
+from kshot.app.auto.simple import measure_simple
 from kshot.app.build import build_source, shapes_of
 from kshot.app.execute import Report
 from kshot.app.folder import RunFolder, run_folder, take_over
@@ -39,19 +41,12 @@ from kshot.argument_checks import check_arguments
 from kshot.deciding.decisions import EventLog
 from kshot.deciding.experience import Experience, shipped_trials
 from kshot.deciding.trial import Cost, Figure, Trial
-from kshot.evaluation.baselines import of_fields, without_model
-from kshot.evaluation.evaluate import evaluate
 from kshot.evaluation.target import Target
 from kshot.evaluation.units import count_of
 from kshot.files import is_empty, owned
-from kshot.tasks.read_log import during
 
-FOR_SIMPLE, FOR_MIXTURE, FOR_TEST = 0.2, 0.08, 0.15
-"""Shares of the time: for the simple baselines, at most; for a mixture, at most; and what is kept for the test."""
-LEAST_FOR_SIMPLE = 4.0
-"""Seconds that each simple baseline may take, within half of the time: what is chosen is compared with the best."""
-LONGEST_FOR_SIMPLE = 60.0
-"""Seconds that a simple baseline may take where none was done in the time."""
+FOR_SPLITS, FOR_MIXTURE, FOR_TEST = 0.3, 0.08, 0.15
+"""Shares of the time: for a cross-validation, if there are few groups; for a mixture, at most; and for the test."""
 TESTED = 3
 """Simple baselines that are tested beside the plan that is kept: the best on validation tasks."""
 
@@ -171,9 +166,15 @@ def _find(
         _check_empty(out, resume)
         race, descriptors = start(question, base, out, 60 * minutes * (1 - FOR_MIXTURE - FOR_TEST), display.say)
         expected = expect([plan.name for plan in race.plans], descriptors, trials)
-        if not race.log.of("kept"):  # else an interrupted call has chosen, and may have copied the plan
+        chosen, num_tasks = bool(race.log.of("kept")), base.evaluate.num_val_tasks
+        splits = further_splits(base, race.source) if len(race.plans) + len(race.simple) > 1 else []
+        for_splits = 60 * minutes * FOR_SPLITS if splits else 0.0
+        if not chosen:  # else an interrupted call has chosen, and may have copied the plan
+            race.seconds -= for_splits
             race.run(sorted(race.plans, key=lambda plan: -expected[plan.name].gain), expected)
-            mix(race, base.evaluate.num_val_tasks, 60 * minutes * FOR_MIXTURE)
+        cross_validate(race, splits, question, num_tasks, 0.0 if chosen else for_splits)
+        if not chosen:
+            mix(race, num_tasks, 60 * minutes * FOR_MIXTURE)
         for name, expectation in expected.items():
             if name in race.entrants:
                 race.entrants[name].expected = expectation
@@ -246,42 +247,14 @@ def start(
     )
     race.restore()
     say(f"{base.name}: {seconds / 60:.1f} minutes for simple baselines and {len(plans)} plans")
-    _measure_simple(race, base.evaluate.num_val_tasks)
+    measure_simple(race, base.evaluate.num_val_tasks)
     return race, describe_data(source, shapes, target) | describe_simple(race.simple, target)
-
-
-def _measure_simple(race: Race, num_tasks: int) -> None:
-    """Measure the simple baselines on validation tasks, as long as a share of the time lasts; one at least."""
-    source, candidates = race.source, without_model(race.source) | of_fields(race.source)
-    limit = FOR_SIMPLE * race.seconds
-    least = max(limit, min(LEAST_FOR_SIMPLE * len(candidates), race.seconds / 2)) / max(len(candidates), 1)
-
-    def measure(name: str, seconds: float) -> None:
-        def figures() -> dict[str, Any]:
-            learner = race.baseline(name)
-            with during(source, "tuning"):
-                found = evaluate(learner, source, split="val", num_tasks=num_tasks, audit=False).metrics
-            figure = race.target.of(found)
-            if not math.isfinite(figure.mean):
-                raise ValueError(f"its {race.target.metric} is not finite")
-            return {"figure": figure._asdict(), "finished": True}
-
-        race.time(race.entrants[name], figures, seconds)
-
-    for name in candidates:
-        if name not in race.entrants:  # else it was measured before an interruption
-            race.entrants[name] = Entrant(baseline_plan(name, race.target))
-            measure(name, max(limit - race.spent, least))
-    for name in candidates:  # where time is so short that none was done: what is chosen must be compared with one
-        if race.simple:
-            break
-        measure(name, max(race.left, LONGEST_FOR_SIMPLE))
 
 
 def _choose(race: Race) -> tuple[Entrant, str]:
     """The entrant to keep and the reason: a plan only if it is better than the best simple baseline."""
-    simple = race.ranked([each for each in race.entrants.values() if each.simple])
-    plans = race.ranked([each for each in race.entrants.values() if not each.simple])
+    simple = [each for each in race.ranked() if each.simple]
+    plans = [each for each in race.ranked() if not each.simple]
     if not simple and not plans:
         failures = "; ".join(f"{each.plan.name}: {each.failure}" for each in race.entrants.values() if each.failure)
         raise ValueError(f"no plan and no baseline suits these data: {failures}")
@@ -310,7 +283,8 @@ def _choose(race: Race) -> tuple[Entrant, str]:
 
 def _tested_baselines(race: Race, kept: Entrant, base: Spec, seconds: float, count: int | None) -> dict[str, Any]:
     """The section `baselines` of the final test: the best simple ones, on as many tasks as the time allows."""
-    names = [each.plan.name for each in race.ranked() if each.simple][:count]
+    others = race.ranked([each for each in race.entrants.values() if each.simple and each not in race.compared])
+    names = [each.plan.name for each in (*race.ranked(), *others) if each.simple][:count]
     per_task = sum(race.entrants[name].seconds for name in names) / base.evaluate.num_val_tasks
     most = max(int(seconds / max(per_task, 1e-9)), base.evaluate.num_val_tasks)
     num_tasks = min(base.evaluate.num_test_tasks, most)
@@ -320,7 +294,7 @@ def _tested_baselines(race: Race, kept: Entrant, base: Spec, seconds: float, cou
 
 def _level(race: Race) -> Target:
     """The target where none is given: to be no worse than the interval of the best simple baseline, if there is one."""
-    simple = race.ranked([each for each in race.entrants.values() if each.simple])
+    simple = [each for each in race.ranked() if each.simple]
     if not simple or simple[0].figure is None:
         return race.target
     low, high = simple[0].figure.low, simple[0].figure.high
@@ -333,13 +307,14 @@ def _level(race: Race) -> Target:
 
 def _trials(race: Race, descriptors: Mapping[str, float | str], data_set: str = "") -> list[Trial]:
     """What experience keeps of a race: the plans and simple baselines, and no mixture of them."""
-    simple = race.ranked([each for each in race.entrants.values() if each.simple])
+    simple = [each.course[-1][1].mean for each in race.entrants.values() if each.simple and each.course]
+    best = max if race.target.at_least else min
     return [
         Trial(
             descriptors=descriptors,
             plan=entrant.plan.to_json(),
             figures=[Figure(seconds, figure.mean, figure.ci95) for seconds, figure in entrant.course],
-            baseline=simple[0].figure.mean if simple and simple[0].figure else None,
+            baseline=best(simple, default=None),
             cost=Cost(entrant.seconds, entrant.parameters),
             data_set=data_set or hash_of(race.source),
         )
@@ -357,6 +332,8 @@ def _story(race: Race, kept: Entrant, reason: str, minutes: float, target: str |
             "simple": each.simple,
             "kept": each is kept,
             "seconds": each.seconds,
+            "figure": each.figure and each.figure._asdict(),
+            "splits": 1 + len(each.on_splits),
             "course": [[seconds, figure._asdict()] for seconds, figure in each.course],
             "expected": each.expected.value(race.target) if each.expected else None,
             "similar": each.expected.weight if each.expected else 0.0,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Sequence
 from dataclasses import asdict
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -20,6 +20,7 @@ from kshot.app.run import train
 from kshot.app.trained import load
 from kshot.evaluation.evaluate import Scored, evaluate, units_of
 from kshot.evaluation.intervals import BOUNDS, interval
+from kshot.evaluation.units import Units, joined
 from kshot.files import owned
 from kshot.learner import Learner
 from kshot.learners.choosing.choose import mixed
@@ -52,14 +53,32 @@ def mix(race: Race, num_tasks: int, seconds: float) -> None:
     race.time(entrant, lambda: _measure(race, entrant, candidates, num_tasks), seconds)
 
 
+class _Tasks(NamedTuple):
+    """Validation tasks of all splits.
+
+    Attributes:
+        predictions: of each candidate for the queries, by task.
+        queries: of each task.
+        alone: the candidates' figures (P, T).
+        unit_T: the unit of each task as a number from 0; its own where tasks have none, or several.
+        units: of the tasks, for intervals.
+    """
+
+    predictions: list[list[Tree]]
+    queries: list[Batch]
+    alone: np.ndarray
+    unit_T: np.ndarray
+    units: Units | None
+
+
 def _measure(race: Race, entrant: Entrant, candidates: Sequence[Entrant], num_tasks: int) -> dict[str, Any]:
     """Find the weights of a mixture, make its run folder, and return its cross-validated figure; ValueError if it is no
     better than to choose one of the candidates."""
-    unit_T, metric = _units(race, num_tasks), race.target.metric
+    metric = race.target.metric
+    predictions, queries, alone, unit_T, units = _predict([race, *race.splits], candidates, num_tasks)
+    num_tasks = len(queries)
     if len(np.unique(unit_T)) < 2:
         raise ValueError("all validation tasks are of one unit, by which weights cannot be compared")
-    learners = [learner_of(race, each) for each in candidates]
-    predictions, queries, alone = _predict(race, learners, num_tasks)
     mixture, single = np.zeros(num_tasks), np.zeros(num_tasks)
     for fold in range(FOLDS):
         held, others = np.flatnonzero(unit_T % FOLDS == fold), np.flatnonzero(unit_T % FOLDS != fold)
@@ -70,7 +89,6 @@ def _measure(race: Race, entrant: Entrant, candidates: Sequence[Entrant], num_ta
         single[held] = alone[mean_P.argmax() if race.target.at_least else mean_P.argmin(), held]
         for number in held:
             mixture[number] = _figure(race, predictions[number], queries[number], weight_P)
-    units = units_of(race.source, "val", num_tasks)
     figure, other = (interval(each.tolist(), units, bounds=BOUNDS.get(metric)) for each in (mixture, single))
     if not (figure.mean > other.mean if race.target.at_least else figure.mean < other.mean):
         raise ValueError(f"it is no better than to choose the best: {figure} and {other}, cross-validated")
@@ -90,13 +108,14 @@ def _measure(race: Race, entrant: Entrant, candidates: Sequence[Entrant], num_ta
             "weights": {slug: round(float(weight_P[number]), 4) for slug, number in of_slug.items()},
         },
     )
+    learners = {each.plan.slug: learner_of(race, each) for each in candidates}
     folder = race.folder / entrant.plan.slug
     shutil.rmtree(folder, ignore_errors=True)  # of an interrupted call
 
     def fill(learner: Learner) -> None:
         assert isinstance(learner, Mixture)
         for slug, part in learner.parts.items():
-            part.load_state_dict(learners[of_slug[slug]].state_dict())
+            part.load_state_dict(learners[slug].state_dict())
 
     with owned(folder), Display(Console(quiet=True), metric) as display:
         spec = race.make_spec(entrant.plan, {"rounds": 1, "minutes": None})
@@ -125,28 +144,33 @@ def learner_of(race: Race, entrant: Entrant) -> Learner:
     return race.baseline(entrant.plan.learner["name"])
 
 
-def _predict(
-    race: Race, learners: Sequence[Learner], num_tasks: int
-) -> tuple[list[list[Tree]], list[Batch], np.ndarray]:
-    """What the learners predict for the queries of validation tasks, by task; the queries; and the learners' figures
-    (P, T)."""
-    predictions: list[list[Tree]] = [[] for _ in range(num_tasks)]
-    queries, alone, numbers = list[Batch](), list[list[float]](), 0
+def _predict(races: Sequence[Race], candidates: Sequence[Entrant], num_tasks: int) -> _Tasks:
+    """What the candidates predict for the queries of the validation tasks of each split."""
+    predictions, queries, numbers = list[list[Tree]](), list[Batch](), 0
+    alone, unit_T, units = list[np.ndarray](), list[np.ndarray](), list[Units]()
 
     def keep(scored: Scored) -> None:
         nonlocal numbers
         numbers += sum(leaf.numel() for leaf in tree_leaves(scored.prediction))
         if numbers > MOST_NUMBERS:
             raise ValueError("the predictions are too large to be mixed")
-        predictions[scored.number].append(scored.prediction)
-        if not alone:
+        if (place := first + scored.number) == len(queries):
             queries.append(scored.task.query)
+            predictions.append([])
+        predictions[place].append(scored.prediction)
 
-    with during(race.source, "tuning"):
-        for learner in learners:
-            result = evaluate(learner, race.source, split="val", num_tasks=num_tasks, audit=False, observe=keep)
-            alone.append(result.per_task[race.target.metric])
-    return predictions, queries, np.array(alone)
+    for race in races:
+        first, figures = len(queries), []
+        for each in candidates:
+            learner = learner_of(race, race.entrants[each.plan.name])
+            with during(race.source, "tuning"):
+                result = evaluate(learner, race.source, split="val", num_tasks=num_tasks, audit=False, observe=keep)
+            figures.append(result.per_task[race.target.metric])
+        alone.append(np.array(figures))
+        own = _units(race, num_tasks)
+        unit_T.append(own + sum(len(np.unique(each)) for each in unit_T))
+        units += [found] if (found := units_of(race.source, "val", num_tasks)) is not None else []
+    return _Tasks(predictions, queries, np.concatenate(alone, 1), np.concatenate(unit_T), joined(units))
 
 
 def _units(race: Race, num_tasks: int) -> np.ndarray:

@@ -67,9 +67,12 @@ class Question:
             "evaluate.folds": None,
             "evaluate.num_test_tasks": spec.evaluate.num_test_tasks,
         }
-        return replace(
-            self, overrides=(*self.overrides, *(f"{key}={json.dumps(each)}" for key, each in changed.items()))
-        )
+        return self.with_changes(changed)
+
+    def with_changes(self, values: Mapping[str, Any]) -> Question:
+        """The same with other values of some keys of the run file."""
+        overrides = (f"{key}={json.dumps(value)}" for key, value in values.items())
+        return replace(self, overrides=(*self.overrides, *overrides))
 
     def spec(self, plan: Plan | None = None, **sections: Any) -> Spec:
         """The run file with a plan, and with other sections."""

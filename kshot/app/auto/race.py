@@ -36,7 +36,7 @@ from kshot.deciding.loop import back_to_last_round
 from kshot.deciding.past import Past
 from kshot.deciding.policies import predict_rounds
 from kshot.evaluation.baselines import Baseline
-from kshot.evaluation.intervals import Interval
+from kshot.evaluation.intervals import Interval, interval
 from kshot.evaluation.target import Target
 from kshot.files import is_empty, owned
 from kshot.learner import Learner
@@ -58,6 +58,19 @@ FOR_PRETRAINING = 0.15
 """The share of all time that the pretraining of a plan may take."""
 
 
+def over_splits(figures: Sequence[Interval]) -> Interval:
+    """The mean of figures on as many tasks of other units each, with its interval."""
+    if len(figures) == 1:
+        return figures[0]
+    mean = sum(figure.mean for figure in figures) / len(figures)
+    if all(math.isfinite(figure.ci95) for figure in figures):
+        ci95 = math.hypot(*(figure.ci95 for figure in figures)) / len(figures)
+    else:  # one unit each
+        ci95 = interval([figure.mean for figure in figures]).ci95
+    num_units = sum(figure.num_units or figure.num_tasks for figure in figures)
+    return Interval(mean, ci95, sum(figure.num_tasks for figure in figures), 0.0, num_units, figures[0].unit)
+
+
 @dataclass
 class Entrant:
     """A plan in the race.
@@ -67,6 +80,7 @@ class Entrant:
         seconds: time spent on it.
         predicted: the figure after `ETA` times the steps, see `_predicted`; None if it is not known.
         course: (seconds, validation figure of the best round) each time that its time was up.
+        on_splits: figures on further splits of the groups, see `cross_validation.py`.
         rounds, parameters: number of rounds so far, and of parameters of the learner.
         finished: whether more time changes nothing.
         failure: why it does not suit the data, as a sentence.
@@ -76,6 +90,7 @@ class Entrant:
     expected: Expectation | None = None
     seconds: float = 0.0
     course: list[tuple[float, Interval]] = field(default_factory=list)
+    on_splits: list[Interval] = field(default_factory=list)
     predicted: float | None = None
     rounds: int = 1
     parameters: int = 0
@@ -89,8 +104,8 @@ class Entrant:
 
     @property
     def figure(self) -> Interval | None:
-        """The latest validation figure, of the best round."""
-        return self.course[-1][1] if self.course else None
+        """The latest validation figure, of the best round, over all splits."""
+        return over_splits([self.course[-1][1], *self.on_splits]) if self.course else None
 
 
 @dataclass
@@ -104,6 +119,7 @@ class Race:
         make_spec: makes the run file of a plan with a budget.
         say: shows a line.
         fitted: simple baselines by name, see `baseline`.
+        splits: races on further splits of the groups, on which the best of this one are compared.
     """
 
     folder: Path
@@ -117,6 +133,7 @@ class Race:
     entrants: dict[str, Entrant] = field(default_factory=dict)
     spent: float = 0.0
     fitted: dict[str, Learner] = field(default_factory=dict)
+    splits: list[Race] = field(default_factory=list)
 
     def restore(self) -> None:
         """Take over what an interrupted race has logged, or shorten the pretraining of plans to the time."""
@@ -162,19 +179,30 @@ class Race:
         for rung, size in enumerate(_sizes(count)[1:], start=1):
             running = self._promising(running)[:size]
             for entrant in running:
-                self._train(entrant, min(first * ETA**rung, entrant.seconds + self.left))
+                self.train(entrant, min(first * ETA**rung, entrant.seconds + self.left))
         for entrant in self.ranked(started):  # what others have left
             if self.left > first / 2:
-                self._train(entrant, entrant.seconds + self.left)
+                self.train(entrant, entrant.seconds + self.left)
         for plan in plans:  # where all of those have finished
             if self.left > first and not self.entrants[plan.name].course:
                 self._start([plan], 1, first)
 
     @property
     def simple(self) -> dict[str, Interval]:
-        """The figures of the simple baselines."""
-        figures = {name: each.figure for name, each in self.entrants.items() if each.simple}
-        return {name: figure for name, figure in figures.items() if figure is not None}
+        """The figures of the simple baselines that are compared."""
+        return {each.plan.name: each.figure for each in self.compared if each.simple and each.figure is not None}
+
+    @property
+    def compared(self) -> list[Entrant]:
+        """Those with a figure; after a cross-validation those that were in it, and their mixture."""
+        found = [each for each in self.entrants.values() if each.course]
+        return [each for each in found if each.plan.name == MIXTURE or len(each.on_splits) == len(self.splits)]
+
+    def compare_on(self, other: Race, names: Sequence[str]) -> None:
+        """Compare some of the entrants from now on by their figures in another race, on other groups, too."""
+        self.splits.append(other)
+        for name in names:
+            self.entrants[name].on_splits += [figure for _, figure in other.entrants[name].course[-1:]]
 
     @property
     def left(self) -> float:
@@ -200,7 +228,7 @@ class Race:
 
     def ranked(self, entrants: Sequence[Entrant] | None = None) -> list[Entrant]:
         """Those with a figure, the largest gain first; of equal ones the better figure, then the earlier one."""
-        of = self.entrants.values() if entrants is None else entrants
+        of = self.compared if entrants is None else entrants
         means = [(each.figure.mean, each) for each in of if each.figure is not None]
         by_mean = [each for _, each in sorted(means, key=lambda pair: pair[0], reverse=self.target.at_least)]
         return sorted(by_mean, key=self.gain, reverse=True)
@@ -259,12 +287,12 @@ class Race:
                 break
             entrant = self.entrants[plan.name]
             if not entrant.failure:
-                self._train(entrant, seconds)
+                self.train(entrant, seconds)
             if not entrant.failure:
                 started.append(entrant)
         return started
 
-    def _train(self, entrant: Entrant, until: float) -> None:
+    def train(self, entrant: Entrant, until: float) -> None:
         """Train a plan until it has had so many seconds, unless it had them before an interruption."""
         if entrant.finished or entrant.failure or entrant.seconds >= 0.95 * until:
             return

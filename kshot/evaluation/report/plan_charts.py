@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from kshot.evaluation.intervals import Interval
 from kshot.evaluation.report.formatting import as_interval, format_figure, format_value, rank_key
 from kshot.evaluation.report.parts import Column, Picture, Row, Section, Table
 from kshot.evaluation.report.style import (
@@ -202,9 +203,9 @@ def choice_section(report: Mapping[str, Any], pictures: list[Picture]) -> Sectio
     ]
     ranked = sorted(choice["entrants"], key=lambda each: (not each["course"], each["failure"] != ""))
     higher = bool(report.get("higher_is_better"))
-    ranked.sort(
-        key=lambda each: rank_key(as_interval(each["course"][-1][1]).mean, higher) if each["course"] else math.inf
-    )
+    ranked.sort(key=lambda each: rank_key(_figure(each).mean, higher) if each["course"] else math.inf)
+    splits = max((each.get("splits") or 1 for each in ranked), default=1)
+    among = [each["name"].replace("_", " ") for each in ranked if (each.get("splits") or 1) == splits]
     return Section(
         "How this plan was chosen",
         [
@@ -212,6 +213,10 @@ def choice_section(report: Mapping[str, Any], pictures: list[Picture]) -> Sectio
             f"All were compared by {choice['metric']} on the same validation tasks in {choice['minutes']:g} minutes, "
             "and plans also by what experience expects of them, which counts more where figures are noisier. "
             "The best of several is a little worse on the test, which was read once, for the plan that was kept.",
+            f"As the validation tasks are of few groups, the best ({', '.join(among)}) were compared on {splits} "
+            "splits of the groups into training and validation, apart from those of the test; other figures are of one."
+            if splits > 1
+            else "",
         ],
         pictures,
         Table(columns, [_row(each, choice["metric"]) for each in ranked]),
@@ -219,8 +224,13 @@ def choice_section(report: Mapping[str, Any], pictures: list[Picture]) -> Sectio
     )
 
 
+def _figure(entrant: Mapping[str, Any]) -> Interval:
+    """The validation figure by which an entrant was compared."""
+    return as_interval(entrant.get("figure") or entrant["course"][-1][1])
+
+
 def _row(entrant: Mapping[str, Any], metric: str) -> Row:
-    figure = format_figure(as_interval(entrant["course"][-1][1])) if entrant["course"] else "–"
+    figure = format_figure(_figure(entrant)) if entrant["course"] else "–"
     expected = entrant.get("expected")
     kind = "kept" if entrant["kept"] else "simple baseline" if entrant["simple"] else ""
     untried = not entrant["course"] and not entrant["failure"]

@@ -13,6 +13,7 @@ from inputs.tiny import write_data
 import kshot as package
 from kshot.app import in_memory
 from kshot.app.auto import command, race
+from kshot.app.auto import simple as baselines
 from kshot.app.auto.command import auto, collect
 from kshot.app.auto.plans import Plan
 from kshot.app.auto.ranking import SPREAD
@@ -83,7 +84,7 @@ def test_a_better_simple_baseline_is_kept_and_serves_as_a_run(quick, kshot, tmp_
 def test_one_simple_baseline_is_measured_after_the_time_if_none_was_before(quick, kshot, tmp_path, monkeypatch):
     @contextmanager
     def limit(seconds):
-        if seconds < command.LONGEST_FOR_SIMPLE:
+        if seconds < baselines.LONGEST:
             raise TimeoutError
         yield
 
@@ -101,7 +102,7 @@ def test_one_simple_baseline_is_measured_however_short_the_time_is(quick, kshot,
         yield
 
     monkeypatch.setattr(race, "time_limit", limit)
-    monkeypatch.setattr(command, "LEAST_FOR_SIMPLE", 0.0)
+    monkeypatch.setattr(baselines, "LEAST", 0.0)
     assert kshot("auto", "waves.yaml", "--minutes", 0.1, "--out", "found").code == 0
     report = json.loads((tmp_path / "found" / "report.json").read_text())
     simple = {each["name"]: each for each in report["choice"]["entrants"] if each["simple"]}
@@ -111,7 +112,7 @@ def test_one_simple_baseline_is_measured_however_short_the_time_is(quick, kshot,
 
 
 def test_a_better_plan_is_kept_and_resumes_where_it_was_interrupted(quick, kshot, tmp_path, monkeypatch):
-    monkeypatch.setattr(command, "of_fields", lambda source: {})  # the mean of the support is the only simple one
+    monkeypatch.setattr(baselines, "of_fields", lambda source: {})  # the mean of the support is the only simple one
     final = command.run
 
     def interrupted(*args, **options):
@@ -188,7 +189,7 @@ def test_folds_test_each_group_once_by_what_was_chosen_without_it(quick, kshot, 
 
 
 def test_a_plan_that_is_interrupted_later_keeps_what_it_reached(quick, kshot, tmp_path, monkeypatch):
-    monkeypatch.setattr(command, "of_fields", lambda source: {})
+    monkeypatch.setattr(baselines, "of_fields", lambda source: {})
     step, cut = race.Display.step, []
 
     def interrupted(display, progress, end, stage="train"):
@@ -223,7 +224,7 @@ class Waves(package.TaskSource):
 
 
 def test_a_source_in_memory_is_learned_too(quick, tmp_path, monkeypatch):
-    monkeypatch.setattr(command, "of_fields", lambda source: {})  # the mean of the support is the only simple one
+    monkeypatch.setattr(baselines, "of_fields", lambda source: {})  # the mean of the support is the only simple one
     settings = ["evaluate={num_val_tasks: 6, num_test_tasks: 8, shots: []}"]
     auto(Waves(), tmp_path / "found", minutes=0.15, overrides=settings)
     learner = package.load(tmp_path / "found").learner
@@ -238,8 +239,8 @@ def test_a_source_in_memory_is_learned_too(quick, tmp_path, monkeypatch):
 
 def test_a_mixture_is_kept_where_parts_err_differently(quick, kshot, tmp_path, monkeypatch):
     """Of two constant predictions, too low and too high, the mixture lies between."""
-    monkeypatch.setattr(command, "of_fields", lambda source: {})
-    monkeypatch.setattr(command, "without_model", lambda source: {})
+    monkeypatch.setattr(baselines, "of_fields", lambda source: {})
+    monkeypatch.setattr(baselines, "without_model", lambda source: {})
     too = {side: {"kind": f"{__name__}:constant", "value": value} for side, value in (("low", -1.0), ("high", 2.0))}
     options = tuple(Plan(f"too {side}", learner) for side, learner in too.items())
     monkeypatch.setattr(command, "plans_for", lambda *args, **options_: options)
