@@ -171,6 +171,25 @@ def interval(
     return Interval(mean, ci95, len(array), shift, num_units, units.unit if units is not None else "task")
 
 
+def over_splits(figures: Sequence[Interval]) -> Interval:
+    """The mean of figures on as many tasks each, of other units, with its interval over all units.
+
+    Example:
+        >>> print(over_splits([Interval(0.4, 0.06, 100), Interval(0.6, 0.08, 100)]))
+        0.5000 ± 0.0500 (200 tasks)
+    """
+    if len(figures) == 1:
+        return figures[0]
+    mean = sum(figure.mean for figure in figures) / len(figures)
+    if all(math.isfinite(figure.ci95) for figure in figures):
+        ci95 = math.hypot(*(figure.ci95 for figure in figures)) / len(figures)
+    else:  # one unit each
+        ci95 = interval([figure.mean for figure in figures]).ci95
+    known = [figure.num_units for figure in figures if figure.num_units is not None]
+    num_units = sum(known) if known else None
+    return Interval(mean, ci95, sum(figure.num_tasks for figure in figures), 0.0, num_units, figures[0].unit)
+
+
 def over_seeds(figures: Sequence[Interval]) -> OverSeeds:
     r"""Pool the figures of several seeds: the mean with its interval over seeds and its interval over tasks.
 

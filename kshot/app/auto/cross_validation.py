@@ -43,11 +43,6 @@ class GroupSplit(NamedTuple):
 def further_splits(spec: Spec, source: TaskSource) -> list[GroupSplit]:
     """Splits of the groups of training and validation other than the source's; none if its split is not random, a task
     is not a group, or there are `FEW` validation groups or more.
-
-    Example:
-        >>> from kshot.app.spec import parse_spec
-        >>> further_splits(parse_spec("source: {kind: sinusoids}", "waves.yaml"), kshot.sources.sinusoids())
-        []
     """
     units, split = source.units("val", range(1)), getattr(spec.source, "split", None)
     train, val = (list(source.members(part)) for part in ("train", "val"))

@@ -36,7 +36,7 @@ from kshot.deciding.loop import back_to_last_round
 from kshot.deciding.past import Past
 from kshot.deciding.policies import predict_rounds
 from kshot.evaluation.baselines import Baseline
-from kshot.evaluation.intervals import Interval, interval
+from kshot.evaluation.intervals import Interval, over_splits
 from kshot.evaluation.target import Target
 from kshot.files import is_empty, owned
 from kshot.learner import Learner
@@ -56,19 +56,6 @@ OVERTIME = 1.25
 
 FOR_PRETRAINING = 0.15
 """The share of all time that the pretraining of a plan may take."""
-
-
-def over_splits(figures: Sequence[Interval]) -> Interval:
-    """The mean of figures on as many tasks of other units each, with its interval."""
-    if len(figures) == 1:
-        return figures[0]
-    mean = sum(figure.mean for figure in figures) / len(figures)
-    if all(math.isfinite(figure.ci95) for figure in figures):
-        ci95 = math.hypot(*(figure.ci95 for figure in figures)) / len(figures)
-    else:  # one unit each
-        ci95 = interval([figure.mean for figure in figures]).ci95
-    num_units = sum(figure.num_units or figure.num_tasks for figure in figures)
-    return Interval(mean, ci95, sum(figure.num_tasks for figure in figures), 0.0, num_units, figures[0].unit)
 
 
 @dataclass
