@@ -42,15 +42,16 @@ class GroupSplit(NamedTuple):
 
 def further_splits(spec: Spec, source: TaskSource) -> list[GroupSplit]:
     """Splits of the groups of training and validation other than the source's; none if its split is not random, a task
-    is not a group, or there are `FEW` validation groups or more.
-    """
+    is not a group, or there are `FEW` validation groups or more."""
     units, split = source.units("val", range(1)), getattr(spec.source, "split", None)
     train, val = (list(source.members(part)) for part in ("train", "val"))
     if units is None or units.ndim > 1 or not 0 < len(val) < FEW or (split and not set(split) <= RANDOM):
         return []
     if any(name != name.strip() or len(name.splitlines()) != 1 for name in (*train, *val)):
         return []  # a file with a name in each line cannot hold them
-    order = [train[place] for place in np.random.default_rng(0).permutation(len(train))]
+    sizes, least = source.sizes("train"), min(source.sizes("val").values())  # validation may need more examples
+    large = [name for name in train if sizes[name] >= least]
+    order = [large[place] for place in np.random.default_rng(0).permutation(len(large))]
     parts = [order[start : start + len(val)] for start in range(0, len(order), len(val))][: SPLITS - 1]
     whole = [part for part in parts if len(part) == len(val)]
     return [GroupSplit([*(name for name in train if name not in set(part)), *val], part) for part in whole]
@@ -75,7 +76,11 @@ def cross_validate(
     spent = 0.0
     for number, split in enumerate(splits, 1):
         cost = sum(_needed(race.entrants[name]) for name in finalists)
-        other = _on(race, split, question, race.folder / f"split-{number}", 2 * cost + SHORTEST)
+        try:
+            other = _on(race, split, question, race.folder / f"split-{number}", 2 * cost + SHORTEST)
+        except ValueError as error:  # such as values of a column that are in validation groups alone
+            race.say(f"no further cross-validation: {error}")
+            break
         missing = [name for name in finalists if name not in other.entrants]  # others were tried before an interruption
         spent += other.spent
         if missing and spent + cost > seconds:

@@ -129,6 +129,21 @@ def test_a_mixture_is_learned_on_all_splits_and_found_again_by_resume(groups, ks
     assert f"({5 * 8} tasks of {5 * len(groups['val'])} patients)" in kept
 
 
+def test_only_groups_that_are_large_enough_are_held_out(groups, tmp_path):
+    small = {"p0", "p1", "p2", "p3"}
+    rows = [f"p{patient},{dose},{dose}" for patient in range(20) for dose in range(5 if f"p{patient}" in small else 9)]
+    (tmp_path / "patients.csv").write_text("\n".join(["patient,dose,y", *rows]))
+    run_file = RUN_FILE.replace("queries: 3", "queries: 6, train_queries: 2") + LEARNER
+    parts = {"train": [*small, *(f"p{patient}" for patient in range(4, 14))], "val": ["p14", "p15"], "test": ["p16"]}
+    for part, names in parts.items():
+        (tmp_path / f"{part}.txt").write_text("\n".join(names))
+    files = ["source.split={files: {train: train.txt, val: val.txt, test: test.txt}}"]
+    source = build_source(parse_spec(run_file, "patients.yaml", files, tmp_path))
+    found = further_splits(parse_spec(run_file, "patients.yaml", [], tmp_path), source)
+    assert len(found) == 4
+    assert not small & {name for split in found for name in split.val}
+
+
 TABLE = "path: patients.csv, group: patient, target: y, shots: 3, queries: 3"
 
 
