@@ -108,13 +108,8 @@ def _auto(
     console: Console,
     fold: bool = False,
 ) -> dict[str, Any]:
-    """Choose, test what is kept, and return the report.
-
-    In a fold, what the user has tried is not asked, as it may be of these data, and of what is tested here; and all
-    simple baselines are tested, as another fold may have others as the best.
-    """
-    trials, tested = (shipped_trials(), None) if fold else (known.trials(), TESTED)
-    spec, story = _find(question, out, known, trials, tested, minutes=minutes, resume=resume, console=console)
+    """Choose, test what is kept, and return the report; see `_find`."""
+    spec, story = _find(question, out, known, minutes=minutes, resume=resume, console=console, fold=fold)
     return run(spec, out, resume=True, console=console, choice=story)
 
 
@@ -148,24 +143,22 @@ def _find(
     question: Question,
     out: Path,
     known: Experience,
-    trials: Sequence[Trial],
-    tested: int | None,
     *,
     minutes: float,
     resume: bool,
     console: Console,
+    fold: bool,
 ) -> tuple[Spec, dict[str, Any]]:
     """The run file of the plan that is kept, whose run in `out` is ready to be tested, and how it was chosen.
 
-    Args:
-        trials: the experience to choose by.
-        tested: number of simple baselines that are tested; None for all.
+    In a fold, what the user has tried is not asked, as it may be of these data, and of what is tested here; and all
+    simple baselines are tested, as another fold may have others as the best.
     """
     base = question.base()
     with owned(out), Display(console, "") as display:
         _check_empty(out, resume)
         race, descriptors = start(question, base, out, 60 * minutes * (1 - FOR_MIXTURE - FOR_TEST), display.say)
-        expected = expect([plan.name for plan in race.plans], descriptors, trials)
+        expected = expect([plan.name for plan in race.plans], descriptors, shipped_trials() if fold else known.trials())
         chosen, num_tasks = bool(race.log.of("kept")), base.evaluate.num_val_tasks
         splits = further_splits(base, race.source) if len(race.plans) + len(race.simple) > 1 else []
         for_splits = 60 * minutes * FOR_SPLITS if splits else 0.0
@@ -187,7 +180,7 @@ def _find(
             kept.plan,
             target=str(bound),
             budget={"rounds": kept.rounds, "minutes": None},
-            baselines=_tested_baselines(race, kept, base, 60 * minutes * FOR_TEST, tested),
+            baselines=_tested_baselines(race, kept, base, 60 * minutes * FOR_TEST, None if fold else TESTED),
         )
         folder = race.folder / kept.plan.slug
         if kept.simple and not folder.exists():

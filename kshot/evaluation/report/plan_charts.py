@@ -205,7 +205,6 @@ def choice_section(report: Mapping[str, Any], pictures: list[Picture]) -> Sectio
     higher = bool(report.get("higher_is_better"))
     ranked.sort(key=lambda each: rank_key(_figure(each).mean, higher) if each["course"] else math.inf)
     splits = max((each.get("splits") or 1 for each in ranked), default=1)
-    among = [each["name"].replace("_", " ") for each in ranked if (each.get("splits") or 1) == splits]
     return Section(
         "How this plan was chosen",
         [
@@ -213,8 +212,8 @@ def choice_section(report: Mapping[str, Any], pictures: list[Picture]) -> Sectio
             f"All were compared by {choice['metric']} on the same validation tasks in {choice['minutes']:g} minutes, "
             "and plans also by what experience expects of them, which counts more where figures are noisier. "
             "The best of several is a little worse on the test, which was read once, for the plan that was kept.",
-            f"As the validation tasks are of few groups, the best ({', '.join(among)}) were compared on {splits} "
-            "splits of the groups into training and validation, apart from those of the test; other figures are of one."
+            f"As the validation tasks are of few groups, the best were compared on {splits} splits of the groups into "
+            "training and validation, apart from those of the test. Figures of one split are not comparable with theirs."
             if splits > 1
             else "",
         ],
@@ -232,7 +231,9 @@ def _figure(entrant: Mapping[str, Any]) -> Interval:
 def _row(entrant: Mapping[str, Any], metric: str) -> Row:
     figure = format_figure(_figure(entrant)) if entrant["course"] else "–"
     expected = entrant.get("expected")
-    kind = "kept" if entrant["kept"] else "simple baseline" if entrant["simple"] else ""
+    splits = entrant.get("splits") or 1
+    notes = ["kept" if entrant["kept"] else "", "simple baseline" if entrant["simple"] else ""]
+    notes.append(f"on {splits} splits" if splits > 1 else "")
     untried = not entrant["course"] and not entrant["failure"]
     return Row(
         [
@@ -240,7 +241,7 @@ def _row(entrant: Mapping[str, Any], metric: str) -> Row:
             figure,
             "–" if expected is None else format_value(expected),
             f"{entrant['seconds']:.0f} s",
-            "not tried, as the time was over" if untried else entrant["failure"] or kind,
+            "not tried, as the time was over" if untried else entrant["failure"] or ", ".join(filter(None, notes)),
         ],
         "main" if entrant["kept"] else "muted" if untried or entrant["failure"] else "",
     )
