@@ -326,7 +326,7 @@ def _story(race: Race, kept: Entrant, reason: str, minutes: float, target: str |
             "kept": each is kept,
             "seconds": each.seconds,
             "figure": each.figure and each.figure._asdict(),
-            "splits": 1 + len(each.on_splits),
+            "splits": 1 + len(race.splits) if each in race.compared else 1,
             "course": [[seconds, figure._asdict()] for seconds, figure in each.course],
             "expected": each.expected.value(race.target) if each.expected else None,
             "similar": each.expected.weight if each.expected else 0.0,

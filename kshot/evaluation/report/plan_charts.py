@@ -213,7 +213,7 @@ def choice_section(report: Mapping[str, Any], pictures: list[Picture]) -> Sectio
             "and plans also by what experience expects of them, which counts more where figures are noisier. "
             "The best of several is a little worse on the test, which was read once, for the plan that was kept.",
             f"As the validation tasks are of few groups, the best were compared on {splits} splits of the groups into "
-            "training and validation, apart from those of the test. Figures of one split are not comparable with theirs."
+            "training and validation, apart from those of the test. Figures of one split do not compare with theirs."
             if splits > 1
             else "",
         ],

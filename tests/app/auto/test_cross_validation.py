@@ -110,6 +110,7 @@ def test_the_best_are_compared_on_each_group_once(groups, kshot, tmp_path, monke
         assert each["course"][-1][1]["mean"] == pytest.approx(means[0])
     page = (tmp_path / "found" / "report.html").read_text()
     assert "were compared on 5 splits of the groups into training and validation" in page
+    assert "kept, on 5 splits" in page
 
 
 def test_a_mixture_is_learned_on_all_splits_and_found_again_by_resume(groups, kshot, tmp_path, monkeypatch):
@@ -127,6 +128,8 @@ def test_a_mixture_is_learned_on_all_splits_and_found_again_by_resume(groups, ks
     assert kept in again.out.splitlines()
     assert "kept: mixture (0.5" in kept  # by the validation groups alone, "high" would have nearly all the weight
     assert f"({5 * 8} tasks of {5 * len(groups['val'])} patients)" in kept
+    entrants = json.loads((tmp_path / "found" / "report.json").read_text())["choice"]["entrants"]
+    assert {each["name"]: each["splits"] for each in entrants} == {"low": 5, "high": 5, "mixture": 5}
 
 
 def test_only_groups_that_are_large_enough_are_held_out(groups, tmp_path):
