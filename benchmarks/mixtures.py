@@ -23,6 +23,7 @@ from ratios import geometric_mean
 from kshot.app.auto import command
 from kshot.app.auto.mixing import learner_of, mix
 from kshot.app.auto.plans import MIXTURE
+from kshot.app.auto.question import Question
 from kshot.app.auto.ranking import Expectation
 from kshot.evaluation.evaluate import evaluate
 from kshot.files import owned
@@ -41,7 +42,7 @@ def measure(name: str, seed: int, options: argparse.Namespace) -> dict[str, Any]
     folder = options.out / "runs" / f"{name}-{seed}"
     shutil.rmtree(folder, ignore_errors=True)
     with owned(folder):
-        question = command.Question.of(values, [])
+        question = Question.of(values, [])
         race, _ = command.start(question, question.base(), folder, 60 * options.minutes, lambda line: None)
         race.plans = [plan for plan in race.plans if plan.name in CLOSED_FORM]
         race.run(race.plans, dict.fromkeys(CLOSED_FORM, Expectation(0.0, 0.0, None)), shortest=1.0)

