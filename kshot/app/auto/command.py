@@ -108,48 +108,7 @@ def _auto(
     console: Console,
     fold: bool = False,
 ) -> dict[str, Any]:
-    """Choose, test what is kept, and return the report; see `_find`."""
-    spec, story = _find(question, out, known, minutes=minutes, resume=resume, console=console, fold=fold)
-    return run(spec, out, resume=True, console=console, choice=story)
-
-
-def _auto_in_folds(
-    question: Question, out: Path, known: Experience, *, minutes: float, resume: bool, console: Console
-) -> dict[str, Any]:
-    """A choice and a test in each fold, with an equal share of the time, and a report on all of them."""
-    base, reports = question.base(), list[dict[str, Any]]()
-    count = base.evaluate.folds or 0
-    questions = [question.of_fold(fold) for fold in range(count)]
-    with owned(out):
-        _check_empty(out, resume)
-        for fold, each in enumerate(questions):
-            folder = RunFolder(out / f"fold-{fold}")
-            if (report := folder.read_report()) is None:
-                console.rule(title_of_fold(fold, count), align="left", style="dim")
-                report = _auto(
-                    each, folder.path, known, minutes=minutes / count, resume=True, console=console, fold=True
-                )
-            reports.append(report)
-        counts = Counter(kept_in(report) for report in reports).most_common()
-        reason = "kept: " + ", ".join(f"{name} in {count_of(number, 'fold')}" for name, number in counts)
-        about = {"reason": reason, "minutes": minutes, "target": question.target, "metric": reports[0]["metric"]}
-        changes: dict[str, Any] = {"choice": about | {"entrants": []}, "cost": {}}
-        if question.target is None:
-            changes |= {"reason": reason, "sentence": NO_TARGET, "target": None}
-        return report_on_folds(base, out, reports, ["kshot", "auto", "--minutes", f"{minutes:g}"], changes)
-
-
-def _find(
-    question: Question,
-    out: Path,
-    known: Experience,
-    *,
-    minutes: float,
-    resume: bool,
-    console: Console,
-    fold: bool,
-) -> tuple[Spec, dict[str, Any]]:
-    """The run file of the plan that is kept, whose run in `out` is ready to be tested, and how it was chosen.
+    """Choose, test what is kept, and return the report.
 
     In a fold, what the user has tried is not asked, as it may be of these data, and of what is tested here; and all
     simple baselines are tested, as another fold may have others as the best.
@@ -188,7 +147,34 @@ def _find(
             with owned(folder):
                 RunFolder(folder).start(spec, shapes_of(source), encoding)
         take_over(folder, out)
-    return spec, _story(race, kept, reason, minutes, question.target)
+    story = _story(race, kept, reason, minutes, question.target)
+    return run(spec, out, resume=True, console=console, choice=story)
+
+
+def _auto_in_folds(
+    question: Question, out: Path, known: Experience, *, minutes: float, resume: bool, console: Console
+) -> dict[str, Any]:
+    """A choice and a test in each fold, with an equal share of the time, and a report on all of them."""
+    base, reports = question.base(), list[dict[str, Any]]()
+    count = base.evaluate.folds or 0
+    questions = [question.of_fold(fold) for fold in range(count)]
+    with owned(out):
+        _check_empty(out, resume)
+        for fold, each in enumerate(questions):
+            folder = RunFolder(out / f"fold-{fold}")
+            if (report := folder.read_report()) is None:
+                console.rule(title_of_fold(fold, count), align="left", style="dim")
+                report = _auto(
+                    each, folder.path, known, minutes=minutes / count, resume=True, console=console, fold=True
+                )
+            reports.append(report)
+        counts = Counter(kept_in(report) for report in reports).most_common()
+        reason = "kept: " + ", ".join(f"{name} in {count_of(number, 'fold')}" for name, number in counts)
+        about = {"reason": reason, "minutes": minutes, "target": question.target, "metric": reports[0]["metric"]}
+        changes: dict[str, Any] = {"choice": about | {"entrants": []}, "cost": {}}
+        if question.target is None:
+            changes |= {"reason": reason, "sentence": NO_TARGET, "target": None}
+        return report_on_folds(base, out, reports, ["kshot", "auto", "--minutes", f"{minutes:g}"], changes)
 
 
 def _check_empty(out: Path, resume: bool) -> None:

@@ -22,7 +22,6 @@ from kshot.deciding.experience import Experience
 from kshot.evaluation.baselines import Baseline
 from kshot.evaluation.intervals import Interval
 from kshot.evaluation.target import Target
-from kshot.objectives import Objective
 
 pytestmark = pytest.mark.usefixtures("without_charts")
 
@@ -241,7 +240,7 @@ def test_a_mixture_is_kept_where_parts_err_differently(quick, kshot, tmp_path, m
     """Of two constant predictions, too low and too high, the mixture lies between."""
     monkeypatch.setattr(baselines, "of_fields", lambda source: {})
     monkeypatch.setattr(baselines, "without_model", lambda source: {})
-    too = {side: {"kind": f"{__name__}:constant", "value": value} for side, value in (("low", -1.0), ("high", 2.0))}
+    too = {side: {"kind": "constants:constant", "value": value} for side, value in (("low", -1.0), ("high", 2.0))}
     options = tuple(Plan(f"too {side}", learner) for side, learner in too.items())
     monkeypatch.setattr(command, "plans_for", lambda *args, **options_: options)
     done = kshot("auto", "waves.yaml", "--minutes", 1.5, "--out", "found", "--set", "baselines={names: []}")
@@ -263,22 +262,6 @@ def test_a_mixture_is_kept_where_parts_err_differently(quick, kshot, tmp_path, m
     (mixture,) = [event for event in events if event.get("plan") == "mixture" and "expected" in event]
     assert mixture["expected"] == {"gain": 0.0, "weight": 0.0, "error": None, "spread": SPREAD}  # two unknown plans
     assert all(each.plan["name"] != "mixture" for each in Experience().trials(shipped=False))
-
-
-class Constant(package.Learner):
-    def __init__(self, value, objective):
-        super().__init__(objective)
-        self.value = torch.nn.Parameter(torch.tensor(value), requires_grad=False)
-
-    def _adapt(self, support):
-        return {}
-
-    def predict(self, state, inputs):
-        return self.value.expand(len(inputs), 1)
-
-
-def constant(value: float, objective: Objective) -> package.Learner:
-    return Constant(value, objective)
 
 
 def test_what_is_collected_has_the_name_of_the_data_and_every_plan_that_suits_them(quick, tmp_path):

@@ -6,9 +6,7 @@ from contextlib import nullcontext
 
 import numpy as np
 import pytest
-import torch
 
-import kshot as package
 from kshot.app.auto import command, race
 from kshot.app.auto import simple as baselines
 from kshot.app.auto.cross_validation import FEW, further_splits
@@ -16,7 +14,6 @@ from kshot.app.auto.plans import Plan
 from kshot.app.build import build_source
 from kshot.app.spec import parse_spec
 from kshot.evaluation.intervals import Interval, interval, over_splits
-from kshot.objectives import Objective
 
 pytestmark = pytest.mark.usefixtures("without_charts")
 RUN_FILE = """\
@@ -25,22 +22,6 @@ source: {kind: table, path: patients.csv, group: patient, target: y, shots: 3, q
 evaluate: {num_val_tasks: 8, num_test_tasks: 8, shots: []}
 """
 LEARNER = "learner: {kind: nearest_centroid}\ntarget: mse <= 1\n"
-
-
-class Constant(package.Learner):
-    def __init__(self, value, objective):
-        super().__init__(objective)
-        self.value = torch.nn.Parameter(torch.tensor(value), requires_grad=False)
-
-    def _adapt(self, support):
-        return {}
-
-    def predict(self, state, inputs):
-        return self.value.expand(len(inputs), 1)
-
-
-def constant(value: float, objective: Objective) -> package.Learner:
-    return Constant(value, objective)
 
 
 def write_patients(folder, level_of, number=20):
@@ -60,7 +41,7 @@ def groups(monkeypatch, tmp_path):
     for name in ("of_fields", "without_model"):
         monkeypatch.setattr(baselines, name, lambda source: {})
     values = {"low": -1.0, "high": 1.0}
-    plans = tuple(Plan(name, {"kind": f"{__name__}:constant", "value": value}) for name, value in values.items())
+    plans = tuple(Plan(name, {"kind": "constants:constant", "value": value}) for name, value in values.items())
     monkeypatch.setattr(command, "plans_for", lambda *args, **options: plans)
     monkeypatch.setenv("KSHOT_EXPERIENCE", str(tmp_path / "own.sqlite"))
     monkeypatch.chdir(tmp_path)
