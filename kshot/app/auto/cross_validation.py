@@ -67,11 +67,11 @@ def cross_validate(
         num_tasks: number of validation tasks.
         seconds: time for all of it; a split of which something is missing when it is over does not count.
     """
-    names = [event["plans"] for event in race.log.of("finalists")][-1:]
-    finalists = names[0] if names else _best(race)
+    logged = race.log.of("finalists")
+    finalists = logged[-1]["plans"] if logged else _best(race)
     if not splits or len(finalists) < 2:
         return
-    if not names:
+    if not logged:
         race.log.record("finalists", plans=finalists)
     spent = 0.0
     for number, split in enumerate(splits, 1):
@@ -82,19 +82,17 @@ def cross_validate(
             race.say(f"no further cross-validation: {error}")
             break
         missing = [name for name in finalists if name not in other.entrants]  # others were tried before an interruption
-        spent += other.spent
-        if missing and spent + cost > seconds:
+        if missing and spent + other.spent + cost > seconds:
             break
         if missing:
             race.say(f"cross-validation: {number + 1} of {len(splits) + 1} splits of the groups")
-        before = other.spent
         for name in missing:
             entrant = race.entrants[name]
             if entrant.simple:
                 measure_baseline(other, name, num_tasks, max(3 * _needed(entrant), SHORTEST))
             else:
                 other.train(other.entrants.setdefault(name, Entrant(entrant.plan)), _needed(entrant))
-        spent += other.spent - before
+        spent += other.spent
         finalists = [name for name in finalists if other.entrants[name].course]
         if not finalists:
             break

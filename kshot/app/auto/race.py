@@ -189,7 +189,7 @@ class Race:
         """Compare some of the entrants from now on by their figures in another race, on other groups, too."""
         self.splits.append(other)
         for name in names:
-            self.entrants[name].on_splits += [figure for _, figure in other.entrants[name].course[-1:]]
+            self.entrants[name].on_splits.append(other.entrants[name].course[-1][1])
 
     @property
     def left(self) -> float:
