@@ -71,7 +71,7 @@ class Interval(NamedTuple):
         if not math.isfinite(self.ci95):
             return f"{self.mean:.{digits}f}, without an interval ({self.sample})"
         if abs(self.shift) > SYMMETRIC * self.ci95:
-            return f"{self.mean:.{digits}f} ({self.low:.{digits}f} to {self.high:.{digits}f}; {self.sample})"
+            return f"{self.mean:.{digits}f} ({self.low:z.{digits}f} to {self.high:z.{digits}f}; {self.sample})"
         return f"{self.mean:.{digits}f} ± {self.ci95:.{digits}f} ({self.sample})"
 
 
@@ -174,6 +174,8 @@ def interval(
 def over_splits(figures: Sequence[Interval]) -> Interval:
     """The mean of figures on as many tasks each, of other units, with its interval over all units.
 
+    The distances of each end from the means are added in squares, so that skewed intervals, and bounds, are kept.
+
     Example:
         >>> print(over_splits([Interval(0.4, 0.06, 100), Interval(0.6, 0.08, 100)]))
         0.5000 ± 0.0500 (200 tasks)
@@ -182,12 +184,14 @@ def over_splits(figures: Sequence[Interval]) -> Interval:
         return figures[0]
     mean = sum(figure.mean for figure in figures) / len(figures)
     if all(math.isfinite(figure.ci95) for figure in figures):
-        ci95 = math.hypot(*(figure.ci95 for figure in figures)) / len(figures)
+        below = math.hypot(*(figure.mean - figure.low for figure in figures)) / len(figures)
+        above = math.hypot(*(figure.high - figure.mean for figure in figures)) / len(figures)
     else:  # one unit each
-        ci95 = interval([figure.mean for figure in figures]).ci95
+        below = above = interval([figure.mean for figure in figures]).ci95
     known = [figure.num_units for figure in figures if figure.num_units is not None]
     num_units = sum(known) if known else None
-    return Interval(mean, ci95, sum(figure.num_tasks for figure in figures), 0.0, num_units, figures[0].unit)
+    num_tasks = sum(figure.num_tasks for figure in figures)
+    return Interval(mean, (below + above) / 2, num_tasks, (above - below) / 2, num_units, figures[0].unit)
 
 
 def over_seeds(figures: Sequence[Interval]) -> OverSeeds:

@@ -226,10 +226,11 @@ def padding(probe: Probe) -> Audit:
     pairs = []
     for number, (task, state, prediction) in enumerate(probe):
         support, query = (_padded(batch, junk) for batch, junk in zip(task, probe.tasks[number - 1]))
-        longer = tree_map(lambda leaf: torch.cat([leaf, leaf[:2].flip(0)]), prediction)
+        added = len(query.weight) - len(task.query.weight)
+        longer = tree_map(lambda leaf, added=added: torch.cat([leaf, leaf[:added].flip(0)]), prediction)
         figures, padded = (_figures(probe.learner, *each) for each in ((prediction, task.query), (longer, query)))
         if (worst := gap(figures, padded)) > probe.tolerance:
-            finding = f"With two rows of weight 0 added to a query set, its loss or metrics change by {_size(worst)}."
+            finding = f"With rows of weight 0 added to a query set, its loss or metrics change by {_size(worst)}."
             return PADDING.judge(worst, probe.tolerance, finding, probe.reason)
         pairs.append(_pair(probe, task, state, prediction, support=support))
     if probe.learner.ordered:
@@ -263,7 +264,7 @@ def _pair(
 
 
 def _padded(batch: Batch, junk: Batch) -> Batch:
-    """A batch with two rows of another one appended at weight 0."""
+    """A batch with up to two rows of another one appended at weight 0."""
     rows = min(2, len(batch.weight), len(junk.weight))
     inputs, targets = tree_map(
         lambda leaf, other: torch.cat([leaf, _like(other, leaf)[:rows]]), tuple(batch[:2]), tuple(junk[:2])

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import math
 from contextlib import nullcontext
 
 import numpy as np
@@ -164,3 +165,13 @@ def test_figures_of_several_splits_have_the_interval_of_all_their_units():
     assert over_splits(single).ci95 == pytest.approx(interval([1.0, 2.0, 6.0]).ci95)
     assert str(over_splits(single)).endswith("(30 tasks of 3 patients)")
     assert over_splits(parts[:1]) is parts[0]
+
+
+def test_figures_of_several_splits_keep_the_skewness_and_the_bounds_of_their_intervals():
+    values = np.random.default_rng(1).exponential(size=(4, 12)) ** 3
+    parts = [interval(list(each), bounds=(0.0, math.inf)) for each in values]
+    assert min(each.low for each in parts) == pytest.approx(0.0)
+    together, whole = over_splits(parts), interval(list(values.ravel()), bounds=(0.0, math.inf))
+    assert 0 <= together.low < together.mean - together.low < together.high - together.mean
+    assert together.mean == pytest.approx(whole.mean)
+    assert together.high - together.mean > whole.mean - whole.low > 0

@@ -126,6 +126,27 @@ def test_honest_tasks_of_all_sizes_pass(seed):
     assert {name for name, result in results(found).items() if result is not Result.PASSED} == {"test reads"}
 
 
+class OfFewRows(TaskSource):
+    """Groups of a table that have from one to three rows of support and of query."""
+
+    objective, seed = objectives.mse, 0
+
+    def task(self, split, index):
+        random = generator(self.seed, split, index)
+        return kshot.Task(*(self.rows(random, count) for count in random.integers(1, 4, 2)))
+
+    def rows(self, random, count):
+        inputs = torch.from_numpy(random.normal(size=(count, 2))).float()
+        return kshot.Batch.of(inputs, inputs.sum(1, keepdim=True))
+
+
+def test_tasks_of_one_query_beside_longer_ones_are_audited():
+    source, learner = OfFewRows(), kshot.maml(torch.nn.Linear(2, 1), inner_lr=0.1, objective=objectives.mse)
+    counts = {len(source.task("test", index).query.weight) for index in range(20)}
+    assert counts == {1, 2, 3}
+    assert kshot.evaluate(learner, source, num_tasks=20).trusted
+
+
 class MeanAndSpread(Learner):
     """Predicts a tree."""
 
