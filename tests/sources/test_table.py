@@ -66,12 +66,37 @@ def test_a_column_that_numbers_the_rows_is_left_out_unless_it_is_listed(first):
     assert [note for note in source.notes if "'rownames' numbers the rows: it is left out" in note]
     for kept in ({"inputs": ["rownames", "visitors"]}, {"kinds": {"rownames": "number"}}, {"time": "rownames"}):
         assert "rownames" in inputs_of(open_shops(frame, **kept))
-    for others in (
-        frame.with_columns(pl.col("rownames").shuffle(0)),
-        frame[2:],
-        frame.with_columns(pl.col("rownames") * 2),
+    for same in (
+        frame[5:],
+        frame.sample(fraction=1.0, shuffle=True, seed=0),
+        frame.rename({"rownames": "Unnamed: 0"})[::-1],
     ):
+        assert open_shops(same).preprocessor.columns.columns == open_shops(same[:, 1:]).preprocessor.columns.columns
+    for others in (frame.with_columns(rownames=pl.col("rownames") // 2), frame.with_columns(rownames=0.5)):
         assert "rownames" in inputs_of(open_shops(others))
+
+
+def test_numbers_of_rows_of_which_some_were_left_out_are_recognised_without_their_name():
+    frame = shops().with_row_index("n")
+    some = frame.filter(pl.int_range(pl.len()).shuffle(0) < 0.7 * pl.len())
+    assert "n" not in inputs_of(open_shops(some, on_too_few="drop"))
+    for others in (
+        frame.with_columns(pl.col("n").shuffle(0)),
+        frame[24:],
+        frame.with_columns(pl.col("n") * 2),
+        frame.with_columns(n=pl.int_range(pl.len()).over("shop")),
+    ):
+        assert "n" in inputs_of(open_shops(others))
+
+
+def test_a_file_of_pandas_with_its_index_is_as_one_without(tmp_path):
+    rows = shops().to_pandas()
+    rows.to_csv(tmp_path / "with.csv")
+    rows.sample(frac=1.0, random_state=0).to_csv(tmp_path / "shuffled.csv")
+    for name in ("with", "shuffled"):
+        source = open_shops(tmp_path / f"{name}.csv")
+        assert inputs_of(source) == inputs_of(open_shops(shops()))
+        assert [note for note in source.notes if "'index' numbers the rows: it is left out" in note]
 
 
 def test_a_target_of_two_numbers_is_perhaps_of_two_classes():

@@ -13,15 +13,27 @@ from kshot.data.tables.table import Table
 FEWEST_NUMBERED = 20
 """Rows of a table in which a column that numbers them is recognised."""
 
+NUMBERINGS = {"index", "row", "rowid", "row_id", "rowname", "rownames", "row_names", "row.names", "__index_level_0__"}
+"""Names of columns, in small letters, that number the rows of the table from which these were taken."""
+
 
 def row_numbers(raw: Mapping[str, Raw]) -> set[str]:
-    """The columns that are 0, 1, 2, … or 1, 2, 3, …, as that which a DataFrame writes as its index."""
+    """The columns that number the rows, as the index that pandas or R writes, of this table or of one with more rows.
+
+    That is a column of whole numbers from about 0, that increases from row to row, mostly by 1; or one of different
+    whole numbers in any order that has one of the `NUMBERINGS` as a name, or one that pandas gives to a column without.
+    """
     numbers = {name: column.values for name, column in raw.items() if column.kind == "number"}
-    return {
-        name
-        for name, values in numbers.items()
-        if len(values) >= FEWEST_NUMBERED and values[0] in (0, 1) and (np.diff(values) == 1).all()
-    }
+    return {name for name, values in numbers.items() if _numbers_rows(name.casefold(), values)}
+
+
+def _numbers_rows(name: str, values: np.ndarray) -> bool:
+    if len(values) < FEWEST_NUMBERED or not (values == np.floor(values)).all():
+        return False
+    if name in NUMBERINGS or name.startswith("unnamed:"):
+        return len(np.unique(values)) == len(values)
+    steps = np.diff(values)
+    return bool(0 <= values[0] < FEWEST_NUMBERED and (steps > 0).all() and (steps == 1).mean() >= 0.5)
 
 
 def notes_on_targets(table: Table, names: Sequence[str], targets: np.ndarray) -> list[str]:

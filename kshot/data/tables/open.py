@@ -134,6 +134,8 @@ def _open_csv(path: Path, reading: Reading, select: Selection) -> Table:
 
 def _column_names(header: list[str], path: Path, delimiter: str) -> list[str]:
     names = [name.strip() for name in header]
+    if len(names) > 1 and not names[0]:  # as pandas and R write the index
+        names[0] = "index"
     if "" in names:
         raise ValueError(f"{path}, line 1: column {names.index('') + 1} has no name; name each column in the header")
     duplicates = [name for name in dict.fromkeys(names) if names.count(name) > 1]
