@@ -74,7 +74,8 @@ def contents_of(
     blank: list[bool] = []
     sketches: list[np.ndarray] = []
     places: list[np.ndarray] = []
-    inputs: list[bytes] = []  # hashes without targets
+    inputs: list[bytes] = []  # hashes of these and of targets alone, where rows may be equal by chance
+    targets: list[bytes] = []
     members = [name for name, of_member in rows.items() for _ in of_member]
     if rows:
         flat = np.concatenate(list(rows.values()))
@@ -82,7 +83,9 @@ def contents_of(
         for start in range(0, len(flat), CHUNK):
             taken = part.examples.take(flat[start : start + CHUNK])
             keys += content_hashes(taken)
-            inputs += content_hashes(taken[0]) if source.member == "group" and are_rows(drawn) else []
+            if source.member == "group" and are_rows(drawn):
+                inputs += content_hashes(taken[0])
+                targets += content_hashes(taken[1])
             blank += is_blank(taken[0] if source.member == "group" else taken)
             if sketcher is not None and sketcher.kind:
                 own = some[some.searchsorted(start) : some.searchsorted(start + CHUNK)]
@@ -103,29 +106,35 @@ def contents_of(
                 sketches.append(sketcher(_example(_real(batch), source.objective.task_specific_classes)))
                 places.append(np.arange(len(keys), len(keys) + len(of_batch)))
             keys, blank = keys + of_batch, blank + blank_of_batch
-            inputs += [] if source.objective.task_specific_classes else content_hashes(_real(batch).inputs)
+            if not source.objective.task_specific_classes:
+                inputs += content_hashes(_real(batch).inputs)
+                targets += content_hashes(_real(batch).targets)
         members = names = ["a task"] * len(keys)
     members_of: dict[bytes, set[str]] = defaultdict(set)
     for key, member in zip(keys, members):
         members_of[key].add(member)
     shared = sum(len(members_of[key]) > 1 for key in keys)
     are_pictures = sketcher is not None and sketcher.kind == "pictures"
-    few_values = are_rows(drawn) and not are_pictures and (shared > 0.02 * len(keys) or _by_chance(inputs, keys))
+    few_values = are_rows(drawn) and not are_pictures and (shared > 0.02 * len(keys) or _by_chance(inputs, targets))
     kind = PASSAGES if source.objective.predicts == "tokens" else "" if sketcher is None else sketcher.kind
     return Contents(keys, members, names, blank, few_values, _joined(sketches, places, sketcher), kind)
 
 
-def _by_chance(inputs: Sequence[bytes], keys: Sequence[bytes]) -> bool:
-    """Whether inputs (n,) that are equal often have different targets, so that whole rows (n,) are equal by chance.
+def _by_chance(inputs: Sequence[bytes], targets: Sequence[bytes]) -> bool:
+    r"""Whether inputs (n,) that are equal often have different targets (n,), so that whole rows are equal by chance.
 
-    Copies have equal targets. The ratio of both does not depend on how many rows were drawn.
+    Copies have equal targets. Of $c$ rows with equal inputs, $\sum_k (1 - (1 - p_k)^c)$ different targets are expected if
+    these are independent of the inputs and have the shares $p_k$; it is chance if there are a third as many, beside the
+    first of each. The ratio does not depend on how many rows were drawn.
     """
-    num_rows, targets_of = Counter(inputs), defaultdict[bytes, set[bytes]](set)
-    for one, key in zip(inputs, keys):
-        targets_of[one].add(key)
-    num_equal = sum(count - 1 for count in num_rows.values())
-    num_different = sum(len(targets) - 1 for targets in targets_of.values())
-    return num_different > 0 and num_different >= (num_equal - num_different) / 2
+    targets_of = defaultdict[bytes, set[bytes]](set)
+    for one, target in zip(inputs, targets):
+        targets_of[one].add(target)
+    num_different = sum(len(of_one) - 1 for of_one in targets_of.values())
+    shares = np.array(list(Counter(targets).values())) / max(len(targets), 1)
+    num_rows = Counter(Counter(inputs).values())  # how many inputs occur so many times
+    expected = sum(num * ((1 - (1 - shares) ** count).sum() - 1) for count, num in num_rows.items() if count > 1)
+    return num_different > 0 and num_different >= expected / 3
 
 
 def _joined(sketches: list[np.ndarray], places: list[np.ndarray], sketcher: Sketcher | None) -> Sketches:

@@ -107,6 +107,21 @@ def test_rows_with_few_values_are_no_copies():
     assert found(few, "support and query")[0] == "note"
 
 
+@pytest.mark.parametrize("num_answers", [2, 3, 12])
+def test_rows_of_a_group_that_are_equal_by_chance_are_no_copies(num_answers):
+    """Pupils of a class say how they like a subject on a scale: only rows of one class can be equal."""
+    random = np.random.default_rng(4)
+    answers = random.integers(0, num_answers, 32 * EACH)
+    inputs = np.stack([random.normal(size=32).repeat(EACH), answers], 1)
+    targets = random.integers(0, 2, (32 * EACH, 1)) * 1.0
+    assert found(numbers(inputs, targets), "support and query")[0] == "note"
+    assert found(numbers(inputs, targets), "copies")[0] is None
+    inputs[:, 1] = random.normal(size=len(inputs))
+    inputs[1::2], targets[1::2] = inputs[::2], targets[::2]  # these are copies, though there are but two targets
+    assert found(numbers(inputs, targets), "support and query")[0] == "error"
+    assert found(numbers(inputs, targets), "copies")[0] == "warning"
+
+
 def test_rows_that_are_equal_by_chance_in_small_splits_are_no_copies():
     """Of six chicks that are 41 g heavy on day 0; one chick alone does not show that equal days have other weights."""
     day = np.tile(np.arange(12.0), 6)
