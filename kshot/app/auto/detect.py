@@ -18,7 +18,9 @@ from kshot.data.tables.table import Table
 
 log = logging.getLogger(__name__)
 
-TABLE = {"kind": "table", "on_too_few": "shrink"}
+SHRINK = {"on_too_few": "shrink"}
+"""Classes, groups and users with too few examples have fewer queries."""
+TABLE = {"kind": "table"} | SHRINK
 SPLIT = {"split": {"ratio": [0.6, 0.2, 0.2]}}
 """Of groups or classes: plans are compared on those of validation, of which small data have few."""
 ENCODERS: dict[str, dict[str, Any]] = {
@@ -61,11 +63,11 @@ def detect_source(data: Path | TableLike, overrides: Sequence[str]) -> dict[str,
     if given.get("source.kind", "table" if named else None) == "table":
         return TABLE | (SPLIT if named - {"source.target"} else {})
     if "source.kind" in given:
-        return {"kind": given["source.kind"]} | _encoded(given["source.kind"])
+        return {"kind": given["source.kind"]} | _settings(given["source.kind"])
     if isinstance(data, Path) and data.is_dir():
         files = [each.suffix.lower() for each in islice(data.rglob("*"), 1000) if each.is_file()]
         kind = "text" if files.count(".txt") > len(files) / 2 else "images"
-        return {"kind": kind} | _encoded(kind)
+        return {"kind": kind} | _settings(kind)
     table = open_table(data)
     names = {_plain(name): name for name in reversed(table.frame.columns)}
     for kind, columns in KNOWN.items():
@@ -76,18 +78,16 @@ def detect_source(data: Path | TableLike, overrides: Sequence[str]) -> dict[str,
             found["time"] = time
         about = ", ".join(f"{column}: {name}" for column, name in found.items())
         log.warning("%s is read as %s (%s); source.kind says otherwise", table.path, kind, about)
-        if kind == "ratings":
-            found["on_too_few"] = "shrink"
-        return {"kind": kind} | ({} if kind == "images" else found) | _encoded(kind)  # images need these very names
+        return {"kind": kind} | ({} if kind == "images" else found) | _settings(kind)  # images need these very names
     raise ValueError(f"{table.path}: which column is to be predicted? {_examples(table)}")
 
 
-def _encoded(kind: str) -> dict[str, Any]:
-    """The settings of a source of images or texts for their features by a pretrained encoder, if it is installed."""
-    settings = ENCODERS.get(kind)
-    if settings is None or not find_spec(settings["encoder"].removeprefix("package:")):
-        return {}
-    return {"features": "encoder"} | settings
+def _settings(kind: str) -> dict[str, Any]:
+    """The settings of a source: of images or texts by the features of a pretrained encoder, if it is installed."""
+    settings, encoder = SHRINK if kind in KNOWN else {}, ENCODERS.get(kind)
+    if encoder is None or not find_spec(encoder["encoder"].removeprefix("package:")):
+        return settings
+    return settings | {"features": "encoder"} | encoder
 
 
 def _plain(name: str) -> str:

