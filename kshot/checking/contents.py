@@ -123,9 +123,9 @@ def contents_of(
 def _by_chance(inputs: Sequence[bytes], targets: Sequence[bytes]) -> bool:
     r"""Whether inputs (n,) that are equal often have different targets (n,), so that whole rows are equal by chance.
 
-    Copies have equal targets. Of $c$ rows with equal inputs, $\sum_k (1 - (1 - p_k)^c)$ different targets are expected if
-    these are independent of the inputs and have the shares $p_k$; it is chance if there are a third as many, beside the
-    first of each. The ratio does not depend on how many rows were drawn.
+    Copies have equal targets. Of $c$ rows with equal inputs, $\sum_k (1 - (1 - p_k)^c)$ different targets are expected
+    if these are independent of the inputs and have the shares $p_k$; it is chance if there are a third as many, beside
+    the first of each. The ratio does not depend on how many rows were drawn.
     """
     targets_of = defaultdict[bytes, set[bytes]](set)
     for one, target in zip(inputs, targets):
